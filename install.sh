@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One command from a fresh Debian, Ubuntu, Fedora or RHEL to a running gateway: `sudo ./install.sh` (see --help).
 # This script checks the arguments, installs packages and builds the virtual environment. It ends in `squidkeeper setup`
-# (helpers/squidkeeper/setup), which plans the rest, applies it, and puts back what was there if that fails.
+# (helpers/squidkeeper/operate/setup), which plans the rest, applies it, and puts back what was there if that fails.
 set -euo pipefail
 umask 022 && unset PYTHONPATH PYTHONHOME
 export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
@@ -59,7 +59,7 @@ read_arguments() {
         --uninstall) check="" ACTION=uninstall && ARGUMENTS+=("$1") ;;
         --demo) check="" ACTION=demo ;;
         --install-package) check="" && ACTION="install_these ${2-}" && shift ;; # for `squidkeeper setup`
-        --help | -h) cat "$SOURCE/helpers/squidkeeper/setup/usage.txt" && exit ;;
+        --help | -h) cat "$SOURCE/helpers/squidkeeper/operate/setup/usage.txt" && exit ;;
         *) bad_usage "unknown argument: $1" ;;
         esac
         if [ -n "$check" ]; then

@@ -10,11 +10,11 @@ from pathlib import Path
 import duckdb
 import msgspec
 
-from squidkeeper.archive.archiver import Archiver
-from squidkeeper.archive.retention import ArchiveBounds
-from squidkeeper.chain.chain import read_chain
-from squidkeeper.table.columns import COLUMNS, FIELDS
-from squidkeeper.table.lines import record_of
+from squidkeeper.record.archive.archiver import Archiver
+from squidkeeper.record.archive.retention import ArchiveBounds
+from squidkeeper.record.chain.chain import read_chain
+from squidkeeper.record.table.columns import COLUMNS, FIELDS
+from squidkeeper.record.table.lines import record_of
 
 STEPS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.truncate", "fcntl.flock")
 NAMES = [column.name for column in COLUMNS]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import duckdb
 
-from squidkeeper.chain.chain import append_entry
-from squidkeeper.chain.entries import ArchivedPart, ArchivedSource, ChainEntry, EntryKind
-from squidkeeper.chain.keys import ArchiveKey
+from squidkeeper.record.chain.chain import append_entry
+from squidkeeper.record.chain.entries import ArchivedPart, ArchivedSource, ChainEntry, EntryKind
+from squidkeeper.record.chain.keys import ArchiveKey
 
 
 def write_part(folder: Path, number: int, day: str, content: bytes) -> ArchivedPart:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from squidkeeper.layout import SOCKETS_OF_WORKERS
+from squidkeeper.base.layout import SOCKETS_OF_WORKERS
 from tests.ports import free_port
 from tests.waiting import wait_for
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from squidkeeper.engine import CompiledPolicy, Decision, decide
-from squidkeeper.policy_store.loading import load
-from squidkeeper.protocol.request import Malformed, Request, request_to
+from squidkeeper.policy.engine import CompiledPolicy, Decision, decide
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.policy.protocol.request import Malformed, Request, request_to
 
 # Without a deadline: what is slow here may be somebody else's load. `--hypothesis-profile thorough` tries much more.
 settings.register_profile("every run", deadline=None, max_examples=50)

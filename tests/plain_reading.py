@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from squidkeeper.errors import InvalidRecord
-from squidkeeper.protocol.request import CONNECT
-from squidkeeper.record.log_file import LINE_LIMIT
-from squidkeeper.record.record import CLIENT_ERRORS, NONE, Record, is_spliced, parse_record, parse_time
-from squidkeeper.record.urls import host_of
+from squidkeeper.base.errors import InvalidRecord
+from squidkeeper.policy.protocol.request import CONNECT
+from squidkeeper.record.log.log_file import LINE_LIMIT
+from squidkeeper.record.log.record import CLIENT_ERRORS, NONE, Record, is_spliced, parse_record, parse_time
+from squidkeeper.record.log.urls import host_of
 
 WAIT = timedelta(seconds=10)
 LONG_AGO = datetime.min.replace(tzinfo=UTC)

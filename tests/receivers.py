@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from squidkeeper.demo.authority import Authority
+from squidkeeper.operate.demo.authority import Authority
 from tests.waiting import wait_for
 
 RSYSLOGD = Path("/usr/sbin/rsyslogd")

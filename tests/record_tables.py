@@ -7,10 +7,10 @@ from typing import Any
 import duckdb
 import msgspec
 
-from squidkeeper.record.record import NONE, Record, parse_time
-from squidkeeper.record.urls import host_of
-from squidkeeper.table.columns import FIELDS
-from squidkeeper.table.judging import insert
+from squidkeeper.record.log.record import NONE, Record, parse_time
+from squidkeeper.record.log.urls import host_of
+from squidkeeper.record.table.columns import FIELDS
+from squidkeeper.record.table.judging import insert
 
 
 def insert_records(connection: duckdb.DuckDBPyConnection, table: str, records: list[Record]) -> None:

@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from squidkeeper.record.record import NONE, VERSION, Record, format_time
+from squidkeeper.record.log.record import NONE, VERSION, Record, format_time
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 USUAL: dict[str, Any] = {

@@ -12,8 +12,8 @@ from typing import Any
 
 from s3fs import S3FileSystem
 
-from squidkeeper.chain.store_settings import StoreKeys, StoreSettings
-from squidkeeper.demo.authority import Authority
+from squidkeeper.operate.demo.authority import Authority
+from squidkeeper.record.chain.store_settings import StoreKeys, StoreSettings
 
 KEYS = StoreKeys(access_key_id="AKIATEST", secret_access_key="canary-secret-key")
 

@@ -24,8 +24,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from squidkeeper.demo.gateway import DemoGateway, installed  # noqa: E402 - the path above is for the tests' modules
-from squidkeeper.demo.network import VirtualMachine, internet, run  # noqa: E402
+from squidkeeper.operate.demo.gateway import DemoGateway, installed  # noqa: E402 - the path above is for the tests' modules
+from squidkeeper.operate.demo.network import VirtualMachine, internet, run  # noqa: E402
 from tests.e2e.origin import Answer, Origins, Seen  # noqa: E402
 
 PAGES = REPOSITORY / "squid/observe"

@@ -17,7 +17,7 @@ from ocsf_json_schema import OcsfJsonSchemaEmbedded, get_ocsf_schema
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
-from squidkeeper.export import ocsf
+from squidkeeper.record.export import ocsf
 
 VERSION = "1.2.3"  # of squidkeeper, as the tests have it
 ECS = yaml.safe_load((Path(__file__).parent / "data/ecs_fields.yaml").read_text())

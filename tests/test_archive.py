@@ -21,20 +21,20 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from squidkeeper.archive import archiver
-from squidkeeper.archive.archiver import Archiver, RunReport
-from squidkeeper.archive.part_writer import NewPart, PartWriter
-from squidkeeper.archive.retention import ArchiveBounds, days_of
-from squidkeeper.archive_status import read_archive_status
-from squidkeeper.chain.chain import read_chain, write_lock
-from squidkeeper.chain.entries import EntryKind
-from squidkeeper.chain.keys import ArchiveKey
-from squidkeeper.chain.places import FolderPlace
-from squidkeeper.chain.verification import verify
+from squidkeeper.base.errors import ArchiveInUse
+from squidkeeper.base.rotated_logs import rotated
+from squidkeeper.base.squid_runs import SquidSample, format_samples
 from squidkeeper.cli import main
-from squidkeeper.errors import ArchiveInUse
-from squidkeeper.rotated_logs import rotated
-from squidkeeper.squid_runs import SquidSample, format_samples
+from squidkeeper.record.archive import archiver
+from squidkeeper.record.archive.archiver import Archiver, RunReport
+from squidkeeper.record.archive.part_writer import NewPart, PartWriter
+from squidkeeper.record.archive.retention import ArchiveBounds, days_of
+from squidkeeper.record.archive_status import read_archive_status
+from squidkeeper.record.chain.chain import read_chain, write_lock
+from squidkeeper.record.chain.entries import EntryKind
+from squidkeeper.record.chain.keys import ArchiveKey
+from squidkeeper.record.chain.places import FolderPlace
+from squidkeeper.record.chain.verification import verify
 from tests.archived import CHUNK_BYTES, archived_lines
 from tests.records import record_line
 from tests.waiting import WAIT_SECONDS

@@ -17,28 +17,28 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from squidkeeper.approvals import remove_grant
-from squidkeeper.approvals.answers import Approval, approve_ticket, deny_ticket
-from squidkeeper.approvals.decisions import DecisionLog
-from squidkeeper.approvals.scopes import ApprovalScope, approved_fields, clients_that_asked, reach
-from squidkeeper.approvals.waiting import find_ticket, note_decision, waiting_tickets
+from squidkeeper.base.errors import EditRefused
+from squidkeeper.change.approvals import remove_grant
+from squidkeeper.change.approvals.answers import Approval, approve_ticket, deny_ticket
+from squidkeeper.change.approvals.decisions import DecisionLog
+from squidkeeper.change.approvals.scopes import ApprovalScope, approved_fields, clients_that_asked, reach
+from squidkeeper.change.approvals.waiting import find_ticket, note_decision, waiting_tickets
 from squidkeeper.cli import main
-from squidkeeper.engine.own_host import _PATH
-from squidkeeper.errors import EditRefused
-from squidkeeper.grant_uses import GrantUses
-from squidkeeper.helpers.asking import Asking
-from squidkeeper.policy_store.loading import load
-from squidkeeper.policy_store.revisions import mark_in_force, store_revision
-from squidkeeper.policy_store.sources import read_sources
-from squidkeeper.protocol import lines
-from squidkeeper.protocol.lines import Reply
-from squidkeeper.protocol.request import request_to
-from squidkeeper.quotas.local_counts import LocalCounts
-from squidkeeper.quotas.meter import Meter
-from squidkeeper.table.questions import Question
-from squidkeeper.tickets.holders import Holder
-from squidkeeper.tickets.store import FOLDER, Ticket, TicketState, TicketStore
-from squidkeeper.tickets.ticket import NUMBER, AskedRequest, ticket_number
+from squidkeeper.policy.engine.own_host import _PATH
+from squidkeeper.policy.grant_uses import GrantUses
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
+from squidkeeper.policy.policy_store.sources import read_sources
+from squidkeeper.policy.protocol import lines
+from squidkeeper.policy.protocol.lines import Reply
+from squidkeeper.policy.protocol.request import request_to
+from squidkeeper.record.table.questions import Question
+from squidkeeper.serving.helpers.asking import Asking
+from squidkeeper.serving.quotas.local_counts import LocalCounts
+from squidkeeper.serving.quotas.meter import Meter
+from squidkeeper.serving.tickets.holders import Holder
+from squidkeeper.serving.tickets.store import FOLDER, Ticket, TicketState, TicketStore
+from squidkeeper.serving.tickets.ticket import NUMBER, AskedRequest, ticket_number
 
 from .conftest import NOW, decided, write_policy
 
@@ -257,7 +257,7 @@ def test_a_disk_that_fills_takes_an_approval_back(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("squidkeeper.approvals.decisions.DecisionLog.keep", full)
+    monkeypatch.setattr("squidkeeper.change.approvals.decisions.DecisionLog.keep", full)
     number = asked(state)
     done = run(directory, state, "approve", number, "--for", "2h", "--yes")
     assert done.exit_code == 1
@@ -276,7 +276,7 @@ def lock(state: Path) -> Connection:
 def test_an_approval_is_told_and_kept_while_the_tickets_are_locked(
     directory: Path, state: Path, monkeypatch: pytest.MonkeyPatch, opened_before: bool
 ) -> None:
-    monkeypatch.setattr("squidkeeper.approvals.waiting._WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("squidkeeper.change.approvals.waiting._WAIT_SECONDS", 0.01)
     number = asked(state)
     approve = ("approve", number, "--for", "2h", "--yes")
     if opened_before:
@@ -298,7 +298,7 @@ def test_an_approval_is_told_and_kept_while_the_tickets_are_locked(
 def test_a_denial_that_is_kept_and_not_in_force_says_so(
     directory: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.approvals.waiting._WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("squidkeeper.change.approvals.waiting._WAIT_SECONDS", 0.01)
     number = asked(state)
     with closing(lock(state)):
         done = run(directory, state, "deny", number, "--reason", "No.")

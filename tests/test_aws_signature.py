@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squidkeeper.credentials.aws_signature import AwsKeys, AwsScope, load_signer, sign
-from squidkeeper.errors import SigningRefused
+from squidkeeper.base.errors import SigningRefused
+from squidkeeper.serving.credentials.aws_signature import AwsKeys, AwsScope, load_signer, sign
 
 from . import aws
 

@@ -20,8 +20,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squidkeeper.certificates.authority import make_ca
-from squidkeeper.certificates.leaf import (
+from squidkeeper.base.errors import LeafRefused
+from squidkeeper.serving.certificates.authority import make_ca
+from squidkeeper.serving.certificates.leaf import (
     Leaf,
     LeafKey,
     Signer,
@@ -32,7 +33,6 @@ from squidkeeper.certificates.leaf import (
     load_signer,
     sign_leaf,
 )
-from squidkeeper.errors import LeafRefused
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.chain.chain import CHAIN, HEAD, append_entry, read_chain, seal_head, unknown_parts, write_lock
-from squidkeeper.chain.entries import FIRST_PREVIOUS, ArchivedPart, ArchivedSource, ChainEntry, EntryKind, digest
-from squidkeeper.chain.keys import ArchiveKey
-from squidkeeper.errors import ArchiveInUse
+from squidkeeper.base.errors import ArchiveInUse
+from squidkeeper.record.chain.chain import CHAIN, HEAD, append_entry, read_chain, seal_head, unknown_parts, write_lock
+from squidkeeper.record.chain.entries import FIRST_PREVIOUS, ArchivedPart, ArchivedSource, ChainEntry, EntryKind, digest
+from squidkeeper.record.chain.keys import ArchiveKey
 
 KEY = ArchiveKey.new()
 

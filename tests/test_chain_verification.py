@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from squidkeeper.chain.chain import CHAIN, HEAD, append_entry, read_chain, seal_head
-from squidkeeper.chain.entries import ChainEntry, EntryKind, format_entry
-from squidkeeper.chain.keys import ArchiveKey
-from squidkeeper.chain.places import PLACING, FolderPlace
-from squidkeeper.chain.verification import KeptHead, Verification
-from squidkeeper.chain.verification import verify as verify_archive
 from squidkeeper.cli import main
+from squidkeeper.record.chain.chain import CHAIN, HEAD, append_entry, read_chain, seal_head
+from squidkeeper.record.chain.entries import ChainEntry, EntryKind, format_entry
+from squidkeeper.record.chain.keys import ArchiveKey
+from squidkeeper.record.chain.places import PLACING, FolderPlace
+from squidkeeper.record.chain.verification import KeptHead, Verification
+from squidkeeper.record.chain.verification import verify as verify_archive
 from tests.archives import add_source, make_archive, write_part
 
 KEY, ATTACKERS = ArchiveKey.new(), ArchiveKey.new()

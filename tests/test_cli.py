@@ -22,11 +22,11 @@ import pytest
 from click.testing import CliRunner
 
 from squidkeeper.cli import main
-from squidkeeper.parts import needed_keys
-from squidkeeper.policy_store.loading import load
-from squidkeeper.policy_store.policy_watcher import PolicyWatcher
-from squidkeeper.policy_store.revisions import mark_in_force, store_revision
-from squidkeeper.policy_store.sources import read_sources
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
+from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
+from squidkeeper.policy.policy_store.sources import read_sources
+from squidkeeper.serving.parts import needed_keys
 
 from .conftest import write_policy
 from .records import record_line

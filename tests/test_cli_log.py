@@ -16,15 +16,15 @@ from click.testing import CliRunner
 
 from squidkeeper.cli import main
 from squidkeeper.cli.log import chosen_filters, log
-from squidkeeper.policy_store.loading import load
-from squidkeeper.policy_store.revisions import store_revision
-from squidkeeper.policy_store.sources import read_sources
-from squidkeeper.record import filters
-from squidkeeper.record.record import parse_record
-from squidkeeper.table import listing
-from squidkeeper.table.selection import select_rows
-from squidkeeper.table.sources import TableSources
-from squidkeeper.table.table import Table, open_table
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.policy.policy_store.revisions import store_revision
+from squidkeeper.policy.policy_store.sources import read_sources
+from squidkeeper.record.log import filters
+from squidkeeper.record.log.record import parse_record
+from squidkeeper.record.table import listing
+from squidkeeper.record.table.selection import select_rows
+from squidkeeper.record.table.sources import TableSources
+from squidkeeper.record.table.table import Table, open_table
 
 from .records import NOON, after_noon, record, record_line
 from .waiting import wait_for
@@ -204,9 +204,9 @@ def test_a_long_log_is_shown_in_several_periods_as_in_one(path: Path, monkeypatc
         return open_table(sources, *period, **given)  # type: ignore[arg-type] # what it was called with
 
     monkeypatch.setattr("squidkeeper.cli.log_table.open_table", noted)
-    monkeypatch.setattr("squidkeeper.table.windows._FIRST_BYTES", 500)
-    monkeypatch.setattr("squidkeeper.table.windows._GROWTH", 2)
-    monkeypatch.setattr("squidkeeper.table.windows._LINE_BYTES", 200)
+    monkeypatch.setattr("squidkeeper.record.table.windows._FIRST_BYTES", 500)
+    monkeypatch.setattr("squidkeeper.record.table.windows._GROWTH", 2)
+    monkeypatch.setattr("squidkeeper.record.table.windows._LINE_BYTES", 200)
     split = run(path)
     assert len(opened) == 4
     without_errors = [

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from squidkeeper.change.replay.replay import SET_APART
 from squidkeeper.cli import main
-from squidkeeper.policy_store.loading import load_sources
-from squidkeeper.policy_store.revisions import mark_in_force, store_revision
-from squidkeeper.policy_store.sources import grants_file, read_sources
-from squidkeeper.replay.replay import SET_APART
+from squidkeeper.policy.policy_store.loading import load_sources
+from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
+from squidkeeper.policy.policy_store.sources import grants_file, read_sources
 
 from .conftest import NOW
 from .markup import HOSTILE, keys_in, keys_told
@@ -78,7 +78,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    monkeypatch.setattr("squidkeeper.table.database.yield_to_squid", lambda: None)  # of this process
+    monkeypatch.setattr("squidkeeper.record.table.database.yield_to_squid", lambda: None)  # of this process
     found = Site(tmp_path)
     found.logged(*REQUESTS)
     return found

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from squidkeeper.base.errors import EditRefused
+from squidkeeper.change.tightening.edit import edited_documents
 from squidkeeper.cli import main
-from squidkeeper.errors import EditRefused
-from squidkeeper.policy_store.loading import load, load_sources
-from squidkeeper.policy_store.revisions import mark_in_force, store_revision
-from squidkeeper.policy_store.sources import read_sources
-from squidkeeper.tightening.edit import edited_documents
+from squidkeeper.policy.policy_store.loading import load, load_sources
+from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
+from squidkeeper.policy.policy_store.sources import read_sources
 
 from .conftest import NOW
 from .markup import HOSTILE
@@ -132,7 +132,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    monkeypatch.setattr("squidkeeper.table.database.yield_to_squid", lambda: None)  # of this process
+    monkeypatch.setattr("squidkeeper.record.table.database.yield_to_squid", lambda: None)  # of this process
     return Site(tmp_path)
 
 

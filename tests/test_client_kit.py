@@ -21,17 +21,17 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from squidkeeper.certificates.authority import make_ca
+from squidkeeper.base.errors import InvalidSetting
+from squidkeeper.base.layout import Layout
 from squidkeeper.cli import main
-from squidkeeper.client_kit.brief import write_brief
-from squidkeeper.client_kit.client import KitClient, allowed_url, client_of, denied_url
-from squidkeeper.client_kit.environment import VARIABLES, ClientSettings, parse_proxy, variables
-from squidkeeper.client_kit.formats import ClientEnvironment, EnvironmentForm, write_environment
-from squidkeeper.client_kit.probe import ClientProbe, ProbeForm, write_probe
-from squidkeeper.client_kit.probe_table import PROGRAMS
-from squidkeeper.errors import InvalidSetting
-from squidkeeper.layout import Layout
-from squidkeeper.policy.model import Token
+from squidkeeper.operate.client_kit.brief import write_brief
+from squidkeeper.operate.client_kit.client import KitClient, allowed_url, client_of, denied_url
+from squidkeeper.operate.client_kit.environment import VARIABLES, ClientSettings, parse_proxy, variables
+from squidkeeper.operate.client_kit.formats import ClientEnvironment, EnvironmentForm, write_environment
+from squidkeeper.operate.client_kit.probe import ClientProbe, ProbeForm, write_probe
+from squidkeeper.operate.client_kit.probe_table import PROGRAMS
+from squidkeeper.policy.language.model import Token
+from squidkeeper.serving.certificates.authority import make_ca
 
 from .conftest import compiled_of, write_policy
 
@@ -503,7 +503,7 @@ def test_the_probe_finds_nothing_to_fix_where_all_is_as_it_has_to_be(
 def test_what_a_policy_says_is_no_part_of_the_probe(form: ProbeForm, tmp_path: Path, tools: Path) -> None:
     """Each value holds the names of others, and what a shell takes for a command, for a word or for a file's name."""
     names = re.findall(
-        "@[A-Z_]+@", Path(str(resources.files("squidkeeper.client_kit") / "templates/probe.sh")).read_text()
+        "@[A-Z_]+@", Path(str(resources.files("squidkeeper.operate.client_kit") / "templates/probe.sh")).read_text()
     )
     ends = f"{{proxy}}{{export_proxy}}{{set_roots}}{{set_proxy}}{{ca_path}}{''.join(dict.fromkeys(names))}"
     paths = [f"/ -o;{ends}", f"/$(touch${{IFS}}{tmp_path}/run);touch {tmp_path}/run;'`touch {tmp_path}/run`\\n{ends}"]

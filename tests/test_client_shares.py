@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.helpers import client_shares
-from squidkeeper.helpers.client_shares import BURST_SECONDS, SHARE, ClientShares
+from squidkeeper.serving.helpers import client_shares
+from squidkeeper.serving.helpers.client_shares import BURST_SECONDS, SHARE, ClientShares
 
 POLICY = "version: 1\nrules:\n" + "".join(
     f'  - {{name: path-{number}, action: allow, hosts: [open.example], paths: ["/**/{number}/*.js"]}}\n'

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.exporter.counts import RequestCounter, RequestCounts
-from squidkeeper.metrics import NONE as NONE_OF_POLICY
-from squidkeeper.record import filters
-from squidkeeper.record.record import CLIENT_ERRORS, NONE, Record
-from squidkeeper.record.requests import asks_splice, was_used
-from squidkeeper.record.tunnels import is_answered_inside, is_opened_tunnel, is_served, is_tunnel
-from squidkeeper.table import conditions
-from squidkeeper.table.conditions import time_literal
-from squidkeeper.table.sources import TableSources
-from squidkeeper.table.table import open_table
+from squidkeeper.base.metrics import NONE as NONE_OF_POLICY
+from squidkeeper.record.log import filters
+from squidkeeper.record.log.record import CLIENT_ERRORS, NONE, Record
+from squidkeeper.record.log.requests import asks_splice, was_used
+from squidkeeper.record.log.tunnels import is_answered_inside, is_opened_tunnel, is_served, is_tunnel
+from squidkeeper.record.table import conditions
+from squidkeeper.record.table.conditions import time_literal
+from squidkeeper.record.table.sources import TableSources
+from squidkeeper.record.table.table import open_table
+from squidkeeper.services.exporter.counts import RequestCounter, RequestCounts
 from tests.records import record, record_line
 
 VALUES: dict[str, tuple[object, ...]] = {

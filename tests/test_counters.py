@@ -18,16 +18,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.counters.layout import COUNTER_FILES, HelperStatus, Key, histogram_keys, make_key
-from squidkeeper.counters.reader import CounterFile, Totals, read_counter_files
-from squidkeeper.counters.writer import CounterWriter
+from squidkeeper.serving.counters.layout import COUNTER_FILES, HelperStatus, Key, histogram_keys, make_key
+from squidkeeper.serving.counters.reader import CounterFile, Totals, read_counter_files
+from squidkeeper.serving.counters.writer import CounterWriter
 
 # A process that takes a counter file and counts: each line is a JSON list of [key, amount]; it answers each.
 WRITER = """
 import json, os, sys, time
 from pathlib import Path
-from squidkeeper.counters.layout import HelperStatus
-from squidkeeper.counters.writer import CounterWriter
+from squidkeeper.serving.counters.layout import HelperStatus
+from squidkeeper.serving.counters.writer import CounterWriter
 writer = CounterWriter(Path(sys.argv[1]), {"rule": "other"})
 def beat(): writer.beat(HelperStatus("host", os.getpid(), time.time(), time.time(), "0123456789ab", True))
 beat()
@@ -41,8 +41,8 @@ for line in sys.stdin:
 FOREVER = """
 import os, sys, time
 from pathlib import Path
-from squidkeeper.counters.layout import HelperStatus
-from squidkeeper.counters.writer import CounterWriter
+from squidkeeper.serving.counters.layout import HelperStatus
+from squidkeeper.serving.counters.writer import CounterWriter
 writer = CounterWriter(Path(sys.argv[1]), {})
 writer.beat(HelperStatus("host", os.getpid(), 0, 0))
 number = 0
@@ -179,7 +179,7 @@ def test_a_reader_never_takes_a_counter_file_from_a_process_that_starts(tmp_path
         [
             sys.executable,
             "-c",
-            "import sys\nfrom pathlib import Path\nfrom squidkeeper.counters.reader import read_counter_files\n"
+            "import sys\nfrom pathlib import Path\nfrom squidkeeper.serving.counters.reader import read_counter_files\n"
             "while True: list(read_counter_files(Path(sys.argv[1])))",
             str(tmp_path),
         ]
@@ -446,8 +446,8 @@ def test_on_a_read_only_disk_counting_goes_on_in_memory(tmp_path: Path, writer: 
 LIMITED = """
 import os, resource, sys
 from pathlib import Path
-from squidkeeper.counters.layout import HelperStatus
-from squidkeeper.counters.writer import CounterWriter
+from squidkeeper.serving.counters.layout import HelperStatus
+from squidkeeper.serving.counters.writer import CounterWriter
 writer, status = CounterWriter(Path(sys.argv[1]), {}), HelperStatus("host", os.getpid(), 0, 0)
 writer.beat(status)
 writer.add({("hits",): 1})

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from squidkeeper.change.difference import comparison as comparison_module
+from squidkeeper.change.difference.comparison import compare
+from squidkeeper.change.difference.consequences import Change
+from squidkeeper.change.difference.groups import RequestDifference
+from squidkeeper.change.difference.languages import texts_of
+from squidkeeper.change.difference.naming import named
+from squidkeeper.change.difference.report import DifferenceReport, report
+from squidkeeper.change.difference.url_comparison import Doubt
 from squidkeeper.cli import main
 from squidkeeper.cli.diff_output import as_text, scope_text
-from squidkeeper.difference import comparison as comparison_module
-from squidkeeper.difference.comparison import compare
-from squidkeeper.difference.consequences import Change
-from squidkeeper.difference.groups import RequestDifference
-from squidkeeper.difference.languages import texts_of
-from squidkeeper.difference.naming import named
-from squidkeeper.difference.report import DifferenceReport, report
-from squidkeeper.difference.url_comparison import Doubt
-from squidkeeper.policy.paths import IN_SEGMENT, OVER_SEGMENTS
-from squidkeeper.policy_store.sources import grants_file, read_sources
+from squidkeeper.policy.language.paths import IN_SEGMENT, OVER_SEGMENTS
+from squidkeeper.policy.policy_store.sources import grants_file, read_sources
 
 from .conftest import NOW, compiled_of
 from .markup import keys_in, keys_told

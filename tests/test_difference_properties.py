@@ -18,28 +18,39 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
+from squidkeeper.base.errors import InvalidUrl
+from squidkeeper.change.difference.ceiling import wider
+from squidkeeper.change.difference.comparison import CellDifference, Comparison, compare
+from squidkeeper.change.difference.consequences import Change
+from squidkeeper.change.difference.report import report
+from squidkeeper.change.difference.url_comparison import Doubt
 from squidkeeper.cli.diff import confirm
 from squidkeeper.cli.diff_output import as_json, as_markdown, as_text
-from squidkeeper.difference.ceiling import wider
-from squidkeeper.difference.comparison import CellDifference, Comparison, compare
-from squidkeeper.difference.consequences import Change
-from squidkeeper.difference.report import report
-from squidkeeper.difference.url_comparison import Doubt
-from squidkeeper.engine import CompiledPolicy, Decision, decide
-from squidkeeper.engine.explain import explain
-from squidkeeper.errors import InvalidUrl
-from squidkeeper.policy.exact_urls import parse_exact_url
-from squidkeeper.policy.forms import Headers, values_of
-from squidkeeper.policy.hosts import parse_host_pattern
-from squidkeeper.policy.model import Action, Client, Credential, Match, Parent, Policy, Route, Rule, Strip, Token
-from squidkeeper.policy.paths import parse_path_pattern
-from squidkeeper.policy.queries import parse_query
-from squidkeeper.policy.quotas import Counted, Quota, QuotaUnit, Window
-from squidkeeper.policy.schedules import Hours, Schedule
-from squidkeeper.policy.secret_sources import EnvironmentSource, NamedSecret
-from squidkeeper.protocol.request import CONNECT, Malformed, Request, request_to
-from squidkeeper.quotas.identity import holder
-from squidkeeper.url import Host, ReadPath, Url, parse_url, readings
+from squidkeeper.policy.engine import CompiledPolicy, Decision, decide
+from squidkeeper.policy.engine.explain import explain
+from squidkeeper.policy.language.exact_urls import parse_exact_url
+from squidkeeper.policy.language.forms import Headers, values_of
+from squidkeeper.policy.language.hosts import parse_host_pattern
+from squidkeeper.policy.language.model import (
+    Action,
+    Client,
+    Credential,
+    Match,
+    Parent,
+    Policy,
+    Route,
+    Rule,
+    Strip,
+    Token,
+)
+from squidkeeper.policy.language.paths import parse_path_pattern
+from squidkeeper.policy.language.queries import parse_query
+from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
+from squidkeeper.policy.language.schedules import Hours, Schedule
+from squidkeeper.policy.language.secret_sources import EnvironmentSource, NamedSecret
+from squidkeeper.policy.protocol.request import CONNECT, Malformed, Request, request_to
+from squidkeeper.policy.url import Host, ReadPath, Url, parse_url, readings
+from squidkeeper.serving.quotas.identity import holder
 
 from .conftest import NOW
 from .test_engine_properties import (

@@ -21,33 +21,33 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from squidkeeper.certificates.authority import CertificateAuthority, make_ca
+from squidkeeper.base.layout import Layout
+from squidkeeper.base.squid_account import Account, squid_account
 from squidkeeper.cli import main
-from squidkeeper.credentials.fetch_status import FetchStatus, SecretStatus, format_fetch_report
-from squidkeeper.doctor import machine
-from squidkeeper.doctor.check import CHECKS, Found
-from squidkeeper.doctor.examination import as_text, examine
-from squidkeeper.doctor.inspection import Inspection, inspect
-from squidkeeper.doctor.table import ALL_CHECKS
-from squidkeeper.drained import drain
-from squidkeeper.exporter.conditions import CONDITIONS, Severity
-from squidkeeper.exporter.stopped_watchdog import StoppedWatchdog
-from squidkeeper.layout import Layout
-from squidkeeper.maintenance_status import MaintenanceStatus
-from squidkeeper.parts import Part, needed_keys
-from squidkeeper.policy_store.loading import build_sources
-from squidkeeper.policy_store.reload_gate import GateVerdict, force, write_verdict
-from squidkeeper.policy_store.revisions import mark_in_force, store_revision
-from squidkeeper.policy_store.sources import read_sources
-from squidkeeper.rendering import Values
-from squidkeeper.setup.configuration import Configuration
-from squidkeeper.setup.entries import write_entry
-from squidkeeper.setup.machine import Machine
-from squidkeeper.setup.processes import InstalledService, InstalledSquid
-from squidkeeper.setup.rendering import put_rendered, read_templates, template_folder
-from squidkeeper.squid_account import Account, squid_account
-from squidkeeper.squid_conf import Macros, Problem, SquidConf, read_squid_conf
-from squidkeeper.squid_crashes import note_crash
+from squidkeeper.operate.doctor import machine
+from squidkeeper.operate.doctor.check import CHECKS, Found
+from squidkeeper.operate.doctor.examination import as_text, examine
+from squidkeeper.operate.doctor.inspection import Inspection, inspect
+from squidkeeper.operate.doctor.table import ALL_CHECKS
+from squidkeeper.operate.setup.configuration import Configuration
+from squidkeeper.operate.setup.entries import write_entry
+from squidkeeper.operate.setup.machine import Machine
+from squidkeeper.operate.setup.processes import InstalledService, InstalledSquid
+from squidkeeper.operate.setup.rendering import put_rendered, read_templates, template_folder
+from squidkeeper.policy.policy_store.loading import build_sources
+from squidkeeper.policy.policy_store.reload_gate import GateVerdict, force, write_verdict
+from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
+from squidkeeper.policy.policy_store.sources import read_sources
+from squidkeeper.services.exporter.conditions import CONDITIONS, Severity
+from squidkeeper.services.exporter.stopped_watchdog import StoppedWatchdog
+from squidkeeper.services.maintenance_status import MaintenanceStatus
+from squidkeeper.serving.certificates.authority import CertificateAuthority, make_ca
+from squidkeeper.serving.credentials.fetch_status import FetchStatus, SecretStatus, format_fetch_report
+from squidkeeper.serving.drained import drain
+from squidkeeper.serving.parts import Part, needed_keys
+from squidkeeper.serving.rendering import Values
+from squidkeeper.serving.squid_conf import Macros, Problem, SquidConf, read_squid_conf
+from squidkeeper.serving.squid_crashes import note_crash
 from tests.ports import free_port
 from tests.valkey_server import GATEWAYS, ValkeyServer
 from tests.waiting import wait_for
@@ -1068,7 +1068,7 @@ def test_the_file_that_cannot_be_read_is_named(layout: Layout, monkeypatch: pyte
     def unreadable(folder: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(folder))
 
-    monkeypatch.setattr("squidkeeper.doctor.inspection.read_sources", unreadable)
+    monkeypatch.setattr("squidkeeper.operate.doctor.inspection.read_sources", unreadable)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     said = f"{layout.policy} cannot be read (Permission denied): name the gateway by --root DIR, or run this as root\n"
     assert doctor("--root", layout.conf.parents[1]) == (2, f"squidkeeper doctor: {said}")

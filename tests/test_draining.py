@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from squidkeeper.base.layout import Layout
 from squidkeeper.cli import main
-from squidkeeper.drained import FILE, drain, drained_since, undrain
-from squidkeeper.layout import Layout
-from squidkeeper.setup.draining import open_connections, wait_until_idle
+from squidkeeper.operate.setup.draining import open_connections, wait_until_idle
+from squidkeeper.serving.drained import FILE, drain, drained_since, undrain
 
 
 def test_a_gateway_is_drained_once_and_until_that_is_cancelled(tmp_path: Path) -> None:

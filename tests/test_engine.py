@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.bounded_cache import BoundedCache
-from squidkeeper.engine import Decision, Stage, decide
-from squidkeeper.policy.hosts import parse_host_pattern
-from squidkeeper.protocol.request import parse_request, request_to
-from squidkeeper.url import Host
+from squidkeeper.base.bounded_cache import BoundedCache
+from squidkeeper.policy.engine import Decision, Stage, decide
+from squidkeeper.policy.language.hosts import parse_host_pattern
+from squidkeeper.policy.protocol.request import parse_request, request_to
+from squidkeeper.policy.url import Host
 
 from .conftest import NOW, Ask, compiled_of, decided
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from squidkeeper.engine import CompiledPolicy
-from squidkeeper.engine.explain import Resolved, WebSocket, grant, not_reached, passed_over, resolved, websocket
-from squidkeeper.policy.model import Action, Rule
-from squidkeeper.protocol.request import request_to
+from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.engine.explain import Resolved, WebSocket, grant, not_reached, passed_over, resolved, websocket
+from squidkeeper.policy.language.model import Action, Rule
+from squidkeeper.policy.protocol.request import request_to
 
 from .conftest import NOW, compiled_of, decided
 from .test_engine_properties import Drawn, DrawnRewrites, defaults, methods, policy_of, rewrites, rules, urls

@@ -16,28 +16,28 @@ import marisa_trie
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.credentials import SecretStore
-from squidkeeper.engine import CompiledPolicy, Decision, Stage, decide
-from squidkeeper.errors import InvalidUrl
-from squidkeeper.grant_uses import GrantUses
-from squidkeeper.helpers import credential, host_matches, rewrite
-from squidkeeper.helpers.acl import HostScope, RequestScope, answer_host, answer_url
-from squidkeeper.helpers.credential import Injector
-from squidkeeper.helpers.rewrite import Rewriter
-from squidkeeper.policy.faults import Location
-from squidkeeper.policy.forms import Headers, values_of
-from squidkeeper.policy.host_lists import HostList, stored_key
-from squidkeeper.policy.hosts import parse_host_pattern
-from squidkeeper.policy.model import Action, Client, Credential, Match, Policy, Rewrite, Rule
-from squidkeeper.policy.paths import parse_path_pattern
-from squidkeeper.policy.queries import QueryPattern
-from squidkeeper.policy.schedules import Hours, Schedule
-from squidkeeper.policy.secret_sources import EnvironmentSource, NamedSecret
-from squidkeeper.policy.targets import parse_target
-from squidkeeper.protocol.lines import Reply, Result
-from squidkeeper.protocol.request import parse_request, request_to, stated_tokens
-from squidkeeper.replies import header_annotation
-from squidkeeper.url import Reading, Url, normalize_escapes, parse_url, read, readings
+from squidkeeper.base.errors import InvalidUrl
+from squidkeeper.base.faults import Location
+from squidkeeper.policy.engine import CompiledPolicy, Decision, Stage, decide
+from squidkeeper.policy.grant_uses import GrantUses
+from squidkeeper.policy.language.forms import Headers, values_of
+from squidkeeper.policy.language.host_lists import HostList, stored_key
+from squidkeeper.policy.language.hosts import parse_host_pattern
+from squidkeeper.policy.language.model import Action, Client, Credential, Match, Policy, Rewrite, Rule
+from squidkeeper.policy.language.paths import parse_path_pattern
+from squidkeeper.policy.language.queries import QueryPattern
+from squidkeeper.policy.language.schedules import Hours, Schedule
+from squidkeeper.policy.language.secret_sources import EnvironmentSource, NamedSecret
+from squidkeeper.policy.language.targets import parse_target
+from squidkeeper.policy.protocol.lines import Reply, Result
+from squidkeeper.policy.protocol.request import parse_request, request_to, stated_tokens
+from squidkeeper.policy.url import Reading, Url, normalize_escapes, parse_url, read, readings
+from squidkeeper.serving.credentials import SecretStore
+from squidkeeper.serving.helpers import credential, host_matches, rewrite
+from squidkeeper.serving.helpers.acl import HostScope, RequestScope, answer_host, answer_url
+from squidkeeper.serving.helpers.credential import Injector
+from squidkeeper.serving.helpers.rewrite import Rewriter
+from squidkeeper.serving.replies import header_annotation
 
 from .conftest import NOW, decided
 

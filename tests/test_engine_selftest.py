@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.errors import PolicyError
+from squidkeeper.base.errors import PolicyError
 
 from .conftest import compiled_of
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.setup.error_pages import (
+from squidkeeper.operate.setup.error_pages import (
     DENIALS,
     FAILURES,
     DenialPage,

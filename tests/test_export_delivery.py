@@ -28,22 +28,22 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
     ExportLogsServiceResponse,
 )
 
-from squidkeeper.chain.chain import HEAD
-from squidkeeper.chain.head import Head, format_head
-from squidkeeper.chain.keys import ArchiveKey
+from squidkeeper.base.errors import DeliveryFailed, InvalidExport, StateInUse
 from squidkeeper.cli import main
-from squidkeeper.demo.authority import Authority
-from squidkeeper.destination import parse_destination
-from squidkeeper.errors import DeliveryFailed, InvalidExport, StateInUse
-from squidkeeper.export import delivery, syslog
-from squidkeeper.export import store as store_module
-from squidkeeper.export.backoff import LAST_SECONDS, Backoff
-from squidkeeper.export.messages import Message, MessageKind
-from squidkeeper.export.process import ExportProcess, delivery_of, run_exports
-from squidkeeper.export.store import ExportStore
-from squidkeeper.export.syslog import MESSAGE_BYTES
-from squidkeeper.export.targets import ExportTarget, make_target, read_targets
-from squidkeeper.export_status import ExportState, read_exports
+from squidkeeper.operate.demo.authority import Authority
+from squidkeeper.policy.destination import parse_destination
+from squidkeeper.record.chain.chain import HEAD
+from squidkeeper.record.chain.head import Head, format_head
+from squidkeeper.record.chain.keys import ArchiveKey
+from squidkeeper.record.export import delivery, syslog
+from squidkeeper.record.export import store as store_module
+from squidkeeper.record.export.backoff import LAST_SECONDS, Backoff
+from squidkeeper.record.export.messages import Message, MessageKind
+from squidkeeper.record.export.process import ExportProcess, delivery_of, run_exports
+from squidkeeper.record.export.store import ExportStore
+from squidkeeper.record.export.syslog import MESSAGE_BYTES
+from squidkeeper.record.export.targets import ExportTarget, make_target, read_targets
+from squidkeeper.record.export_status import ExportState, read_exports
 from tests.ports import free_port
 from tests.receivers import (
     HttpsReceiver,
@@ -58,7 +58,7 @@ from tests.waiting import wait_for
 
 FORKER = """
 import os, sys
-import squidkeeper.export.process
+import squidkeeper.record.export.process
 from squidkeeper.cli.export import export
 for line in sys.stdin:
     pid = os.fork()

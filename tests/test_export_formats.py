@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
-from squidkeeper.export import cef, ecs, ocsf, otlp
-from squidkeeper.export.facts import clean, facts_of
-from squidkeeper.export.formats import FORMATS, MessageEncoder
-from squidkeeper.export.notices import ArchiveHead, Gap
-from squidkeeper.export.options import ExportOptions
-from squidkeeper.record.record import LENGTHS, NONE, Record, parse_record
+from squidkeeper.record.export import cef, ecs, ocsf, otlp
+from squidkeeper.record.export.facts import clean, facts_of
+from squidkeeper.record.export.formats import FORMATS, MessageEncoder
+from squidkeeper.record.export.notices import ArchiveHead, Gap
+from squidkeeper.record.export.options import ExportOptions
+from squidkeeper.record.log.record import LENGTHS, NONE, Record, parse_record
 from tests.documents import mapping_table
 from tests.records import record
 from tests.siem_formats import (
@@ -509,8 +509,8 @@ def test_the_document_names_every_format() -> None:
 
 def test_no_other_format_imports_the_protobufs() -> None:
     code = (
-        "import sys; from squidkeeper.export.formats import MessageEncoder; from tests.records import record;"
-        "from squidkeeper.export.options import ExportOptions;"
+        "import sys; from squidkeeper.record.export.formats import MessageEncoder; from tests.records import record;"
+        "from squidkeeper.record.export.options import ExportOptions;"
         "one = MessageEncoder('ocsf', ExportOptions(version='1', gateway='g')); one.body([one.record(record())]);"
         "sys.exit('google.protobuf' in sys.modules)"
     )

@@ -24,32 +24,32 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from squidkeeper.certificates.authority import make_ca, make_intermediate
+from squidkeeper.base.faults import Fault, FaultCode, Location
+from squidkeeper.base.metrics import DECISION_DURATION, METRICS
+from squidkeeper.base.squid_counters import SquidCounters, parse_counters, read_counters
 from squidkeeper.cli import main
-from squidkeeper.counters.layout import HelperStatus, Key, histogram_keys, make_key
-from squidkeeper.counters.reader import CounterFile
-from squidkeeper.export.store import ExportStore
-from squidkeeper.export_status import ExportState, read_exports
-from squidkeeper.exporter import server
-from squidkeeper.exporter.cache_manager import families
-from squidkeeper.exporter.certificate import Certificate, read_certificate
-from squidkeeper.exporter.checkpoint import Checkpoint
-from squidkeeper.exporter.collector import GatewayCollector, expected_series, observed_series
-from squidkeeper.exporter.conditions import CONDITIONS, active_conditions
-from squidkeeper.exporter.counts import SERIES_LIMIT, RequestCounter, RequestCounts
-from squidkeeper.exporter.disks import Disk, read_disks
-from squidkeeper.exporter.recent import Denial, RecentAnswer
-from squidkeeper.exporter.server import Application
-from squidkeeper.exporter.snapshot import HELPER_PATIENCE_SECONDS, Snapshot
-from squidkeeper.exporter.status_page import page
-from squidkeeper.exporter.status_rows import helper_rows, rule_rows, secret_rows
-from squidkeeper.maintenance_status import Heartbeat, MaintenanceStatus
-from squidkeeper.metrics import DECISION_DURATION, METRICS
-from squidkeeper.policy.faults import Fault, FaultCode, Location
-from squidkeeper.policy_store.loading import load
-from squidkeeper.policy_store.policy_watcher import PolicyState, PolicyWatcher
-from squidkeeper.record.record import format_time
-from squidkeeper.squid_counters import SquidCounters, parse_counters, read_counters
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.policy.policy_store.policy_watcher import PolicyState, PolicyWatcher
+from squidkeeper.record.export.store import ExportStore
+from squidkeeper.record.export_status import ExportState, read_exports
+from squidkeeper.record.log.record import format_time
+from squidkeeper.services.exporter import server
+from squidkeeper.services.exporter.cache_manager import families
+from squidkeeper.services.exporter.certificate import Certificate, read_certificate
+from squidkeeper.services.exporter.checkpoint import Checkpoint
+from squidkeeper.services.exporter.collector import GatewayCollector, expected_series, observed_series
+from squidkeeper.services.exporter.conditions import CONDITIONS, active_conditions
+from squidkeeper.services.exporter.counts import SERIES_LIMIT, RequestCounter, RequestCounts
+from squidkeeper.services.exporter.disks import Disk, read_disks
+from squidkeeper.services.exporter.recent import Denial, RecentAnswer
+from squidkeeper.services.exporter.server import Application
+from squidkeeper.services.exporter.snapshot import HELPER_PATIENCE_SECONDS, Snapshot
+from squidkeeper.services.exporter.status_page import page
+from squidkeeper.services.exporter.status_rows import helper_rows, rule_rows, secret_rows
+from squidkeeper.services.maintenance_status import Heartbeat, MaintenanceStatus
+from squidkeeper.serving.certificates.authority import make_ca, make_intermediate
+from squidkeeper.serving.counters.layout import HelperStatus, Key, histogram_keys, make_key
+from squidkeeper.serving.counters.reader import CounterFile
 
 from .conftest import compiled_of
 from .ports import free_port
@@ -896,7 +896,7 @@ def test_the_warnings_of_a_policy_are_on_the_status_page_but_not_those_of_secret
 def test_what_lacks_an_extra_is_unavailable_and_no_mere_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.extras.find_spec", lambda _: None)
+    monkeypatch.setattr("squidkeeper.policy.extras.find_spec", lambda _: None)
     policy = compiled_of(tmp_path, "secrets: {key: {file: key}}\nsealed_tokens: {keys: [key]}\n").source
     found = {one.condition.code: one for one in active_conditions(replace(view(None), policy=policy))}
     assert "run ./install.sh --extras sealed" in found["secret-unavailable"].detail

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.exporter.process import _bound
+from squidkeeper.services.exporter.process import _bound
 
 from .test_exporter import policy, running
 from .test_log_counter import line

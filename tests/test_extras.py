@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper import extras
-from squidkeeper.credentials import SecretStore
-from squidkeeper.credentials.sealed_tokens import SealedTokens
-from squidkeeper.credentials.sealing import SealingPrivateKey
-from squidkeeper.errors import ExtraMissing, InvalidExport, SealedTokenRefused
-from squidkeeper.export.targets import make_target
-from squidkeeper.extras import EXTRAS, extra_problem, missing_extras, require
-from squidkeeper.policy.faults import FaultCode
+from squidkeeper.base.errors import ExtraMissing, InvalidExport, SealedTokenRefused
+from squidkeeper.base.faults import FaultCode
+from squidkeeper.policy import extras
+from squidkeeper.policy.extras import EXTRAS, extra_problem, missing_extras, require
+from squidkeeper.record.export.targets import make_target
+from squidkeeper.serving.credentials import SecretStore
+from squidkeeper.serving.credentials.sealed_tokens import SealedTokens
+from squidkeeper.serving.credentials.sealing import SealingPrivateKey
 
 from .conftest import compiled_of
 

@@ -21,18 +21,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from squidkeeper.credentials import SecretStore
-from squidkeeper.credentials.fetch_status import SecretStatus, read_fetch_status
-from squidkeeper.credentials.fetched_values import FetchedValue, format_value, parse_value, value_file
-from squidkeeper.errors import SecretUnavailable, SourceFailed
-from squidkeeper.fetching.command import checked_program, parse_output
-from squidkeeper.fetching.oauth2 import parse_token
-from squidkeeper.fetching.process import Fetching
-from squidkeeper.fetching.renewal import FetchedSecret, Renewal, renewal_seconds, retry_seconds
-from squidkeeper.fetching.times import parse_expires_at, parse_expires_in
-from squidkeeper.policy.faults import Location
-from squidkeeper.policy.model import Policy
-from squidkeeper.policy.secret_sources import (
+from squidkeeper.base.errors import SecretUnavailable, SourceFailed
+from squidkeeper.base.faults import Location
+from squidkeeper.policy.language.model import Policy
+from squidkeeper.policy.language.secret_sources import (
     ClientAuth,
     CommandSource,
     FetchedSource,
@@ -42,7 +34,15 @@ from squidkeeper.policy.secret_sources import (
     OAuth2Source,
     source_key,
 )
-from squidkeeper.policy_store.loading import load
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.services.fetching.command import checked_program, parse_output
+from squidkeeper.services.fetching.oauth2 import parse_token
+from squidkeeper.services.fetching.process import Fetching
+from squidkeeper.services.fetching.renewal import FetchedSecret, Renewal, renewal_seconds, retry_seconds
+from squidkeeper.services.fetching.times import parse_expires_at, parse_expires_in
+from squidkeeper.serving.credentials import SecretStore
+from squidkeeper.serving.credentials.fetch_status import SecretStatus, read_fetch_status
+from squidkeeper.serving.credentials.fetched_values import FetchedValue, format_value, parse_value, value_file
 
 from .conftest import write_policy
 from .token_server import CANARY, Respond, TokenServer, response, token
@@ -457,7 +457,7 @@ def test_what_fails_in_the_folder_is_logged_once_whatever_else_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("_REMOVE_AFTER_SECONDS", "_REPORT_EVERY_SECONDS"):
-        monkeypatch.setattr(f"squidkeeper.fetching.process.{name}", 0.0)
+        monkeypatch.setattr(f"squidkeeper.services.fetching.process.{name}", 0.0)
     (tmp_path / "former.value").mkdir()
     fetching = Fetching(tmp_path, tmp_path)
     for _ in range(3):

@@ -11,15 +11,15 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from squidkeeper.base.errors import FleetFailed
+from squidkeeper.base.formatting import substitute
 from squidkeeper.cli import main
-from squidkeeper.errors import FleetFailed
-from squidkeeper.fleet import installation
-from squidkeeper.fleet.fleet_file import FleetGateway, read_fleet
-from squidkeeper.fleet.haproxy import MARK, render
-from squidkeeper.fleet.installation import BalancerPaths
-from squidkeeper.formatting import substitute
-from squidkeeper.setup.configuration import substitute_once
-from squidkeeper.setup.packages import HAPROXY
+from squidkeeper.operate.fleet import installation
+from squidkeeper.operate.fleet.fleet_file import FleetGateway, read_fleet
+from squidkeeper.operate.fleet.haproxy import MARK, render
+from squidkeeper.operate.fleet.installation import BalancerPaths
+from squidkeeper.operate.setup.configuration import substitute_once
+from squidkeeper.operate.setup.packages import HAPROXY
 from tests.ports import free_port
 from tests.waiting import wait_for
 
@@ -352,4 +352,4 @@ def test_a_template_that_lacks_a_text_or_has_it_twice_is_a_fault(template: str) 
 def test_the_template_is_the_one_of_a_gateway_with_tls() -> None:
     """Both are made of one file: what clients meet is the same."""
     repository = Path(__file__).parents[1]
-    assert (repository / "squid/haproxy.cfg").readlink() == Path("../helpers/squidkeeper/setup/haproxy.cfg")
+    assert (repository / "squid/haproxy.cfg").readlink() == Path("../helpers/squidkeeper/operate/setup/haproxy.cfg")

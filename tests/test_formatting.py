@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from squidkeeper import formatting
+from squidkeeper.base import formatting
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 

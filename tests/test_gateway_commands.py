@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 import pytest
 
+from squidkeeper.base.gateway_commands import FILES, OPTIONS, PLACES, command, with_commands
+from squidkeeper.base.layout import Layout
 from squidkeeper.cli import main
-from squidkeeper.gateway_commands import FILES, OPTIONS, PLACES, command, with_commands
-from squidkeeper.layout import Layout
-from squidkeeper.setup.error_pages import files
+from squidkeeper.operate.setup.error_pages import files
 
 REPOSITORY = Path(__file__).parents[1]
 USUAL = Layout.of(None)

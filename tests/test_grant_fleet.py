@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from squidkeeper.cli import main
-from squidkeeper.policy_store.loading import load
-from squidkeeper.pulling.git_command import what_git_told
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.services.pulling.git_command import what_git_told
 
 from .pull_servers import GIT_ENVIRONMENT, Repository, allowed_signer, make_key
 

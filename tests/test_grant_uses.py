@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.grant_uses import GrantUses
-from squidkeeper.helpers.acl import RequestScope, answer_url
-from squidkeeper.policy.faults import Location
-from squidkeeper.policy.model import Action, Match, Rule
-from squidkeeper.protocol.lines import Result
+from squidkeeper.base.faults import Location
+from squidkeeper.policy.grant_uses import GrantUses
+from squidkeeper.policy.language.model import Action, Match, Rule
+from squidkeeper.policy.protocol.lines import Result
+from squidkeeper.serving.helpers.acl import RequestScope, answer_url
 
 from .conftest import NOW, compiled_of
 
@@ -55,9 +55,9 @@ WORKER = """
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from squidkeeper.grant_uses import GrantUses
-from squidkeeper.policy.faults import Location
-from squidkeeper.policy.model import Action, Match, Rule
+from squidkeeper.policy.grant_uses import GrantUses
+from squidkeeper.base.faults import Location
+from squidkeeper.policy.language.model import Action, Match, Rule
 uses = GrantUses(Path(sys.argv[1]))
 grant = Rule("g", Location("grants.yaml"), Action.ALLOW, Match(), uses=50, made=datetime(2026, 11, 24, 12, tzinfo=UTC))
 sys.stdin.readline()
@@ -85,7 +85,7 @@ def test_a_use_that_another_process_took_meanwhile_is_not_given(
     uses, write = GrantUses(tmp_path), os.write
     assert uses.take(GRANT)
     assert uses.take(GRANT)
-    monkeypatch.setattr("squidkeeper.grant_uses.os.write", lambda file, one: write(file, one) + write(file, one))
+    monkeypatch.setattr("squidkeeper.policy.grant_uses.os.write", lambda file, one: write(file, one) + write(file, one))
     assert not uses.take(GRANT)
 
 

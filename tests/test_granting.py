@@ -16,17 +16,17 @@ from click.testing import CliRunner
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.approvals import NewGrant, add_grant, prune_grants, remove_grant
-from squidkeeper.approvals.effect import Effect, effect_of
-from squidkeeper.approvals.new_grant import parse_target
+from squidkeeper.base.errors import EditRefused, PatternError
+from squidkeeper.change.approvals import NewGrant, add_grant, prune_grants, remove_grant
+from squidkeeper.change.approvals.effect import Effect, effect_of
+from squidkeeper.change.approvals.new_grant import parse_target
 from squidkeeper.cli import main
-from squidkeeper.errors import EditRefused, PatternError
-from squidkeeper.grant_uses import GrantUses
-from squidkeeper.policy.lint import lint
-from squidkeeper.policy_store.loading import load
-from squidkeeper.policy_store.revisions import mark_in_force, store_revision
-from squidkeeper.policy_store.sources import grants_file, read_sources
-from squidkeeper.protocol.request import request_to
+from squidkeeper.policy.grant_uses import GrantUses
+from squidkeeper.policy.language.lint import lint
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
+from squidkeeper.policy.policy_store.sources import grants_file, read_sources
+from squidkeeper.policy.protocol.request import request_to
 
 from .conftest import NOW, decided, write_policy
 
@@ -73,7 +73,7 @@ def test_a_file_that_was_changed_meanwhile_is_not_replaced(
         grants_file(directory).write_text("# by hand\n")
         return effect_of(*given)
 
-    monkeypatch.setattr("squidkeeper.approvals.granting.effect_of", edit_meanwhile)
+    monkeypatch.setattr("squidkeeper.change.approvals.granting.effect_of", edit_meanwhile)
     with pytest.raises(EditRefused, match="was changed meanwhile: try again"):
         add_grant(directory, new("docs.example"), NOW)
     assert grants_file(directory).read_text() == "# by hand\n"
@@ -251,7 +251,7 @@ ADD = """
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from squidkeeper.approvals import NewGrant, add_grant
+from squidkeeper.change.approvals import NewGrant, add_grant
 now = datetime(2026, 11, 24, 12, tzinfo=UTC)
 for number in range(4):
     hosts = (f"h{number}.{sys.argv[2]}.example",)

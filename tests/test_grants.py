@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.engine import CompiledPolicy, Decision, Stage, decide
-from squidkeeper.errors import PatternError, PolicyError
-from squidkeeper.helpers.acl import HostScope
-from squidkeeper.policy.exact_urls import parse_exact_url
-from squidkeeper.policy.model import Action, Match, Rule
-from squidkeeper.protocol.request import request_to
-from squidkeeper.url import parse_url
+from squidkeeper.base.errors import PatternError, PolicyError
+from squidkeeper.policy.engine import CompiledPolicy, Decision, Stage, decide
+from squidkeeper.policy.language.exact_urls import parse_exact_url
+from squidkeeper.policy.language.model import Action, Match, Rule
+from squidkeeper.policy.protocol.request import request_to
+from squidkeeper.policy.url import parse_url
+from squidkeeper.serving.helpers.acl import HostScope
 
 from .conftest import NOW, Ask, compiled_of, decided
 from .test_engine_properties import PLACE, Drawn, defaults, methods, policy_of, rules, urls

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.engine import CompiledPolicy
-from squidkeeper.errors import PolicyError
-from squidkeeper.policy_store.loading import load, load_stored_revision
-from squidkeeper.policy_store.policy_watcher import PolicyWatcher
-from squidkeeper.policy_store.revisions import revision_in_force, store_revision
-from squidkeeper.policy_store.sources import fingerprint, grants_file, policy_files, read_sources
-from squidkeeper.protocol.request import request_to
+from squidkeeper.base.errors import PolicyError
+from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.policy_store.loading import load, load_stored_revision
+from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
+from squidkeeper.policy.policy_store.revisions import revision_in_force, store_revision
+from squidkeeper.policy.policy_store.sources import fingerprint, grants_file, policy_files, read_sources
+from squidkeeper.policy.protocol.request import request_to
 
 from .conftest import NOW, decided, write_policy
 from .waiting import wait_for

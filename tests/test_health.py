@@ -12,10 +12,10 @@ from threading import Thread
 
 import pytest
 
-from squidkeeper.drained import drain
-from squidkeeper.exporter import health
-from squidkeeper.exporter.health import Health, HealthServer
-from squidkeeper.exporter.process import _bound
+from squidkeeper.services.exporter import health
+from squidkeeper.services.exporter.health import Health, HealthServer
+from squidkeeper.services.exporter.process import _bound
+from squidkeeper.serving.drained import drain
 from tests.waiting import wait_for
 
 LOOPBACK = (ip_network("127.0.0.1/32"), ip_network("::1/128"))

@@ -16,11 +16,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-from squidkeeper.certificates.authority import CertificateAuthority, make_ca
-from squidkeeper.counters.reader import read_counter_files
-from squidkeeper.helpers.certificate import Certificates
-from squidkeeper.protocol.certificate_request import REQUEST_LIMIT, LeafReply
-from squidkeeper.protocol.lines import Result
+from squidkeeper.policy.protocol.certificate_request import REQUEST_LIMIT, LeafReply
+from squidkeeper.policy.protocol.lines import Result
+from squidkeeper.serving.certificates.authority import CertificateAuthority, make_ca
+from squidkeeper.serving.counters.reader import read_counter_files
+from squidkeeper.serving.helpers.certificate import Certificates
 
 from .waiting import wait_for
 
@@ -272,7 +272,7 @@ def test_a_torn_request_has_no_answer_and_ends_the_program_in_order(start: Start
 HANGS = """
 import sys, time
 from pathlib import Path
-from squidkeeper.helpers import certificate
+from squidkeeper.serving.helpers import certificate
 
 certificate.Certificates.answer = lambda self, request: time.sleep(600)
 certificate.run(Path(sys.argv[1]))

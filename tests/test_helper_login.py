@@ -8,15 +8,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from squidkeeper.engine import CompiledPolicy
-from squidkeeper.helpers.acl import HostScope
-from squidkeeper.helpers.login import Logins, answer
-from squidkeeper.metrics import LOGIN_RESULTS
-from squidkeeper.policy.model import Token
-from squidkeeper.protocol.lines import Result
-from squidkeeper.protocol.request import parse_request, request_to
-from squidkeeper.record.drift import DriftChecker
-from squidkeeper.record.record import NONE
+from squidkeeper.base.metrics import LOGIN_RESULTS
+from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.language.model import Token
+from squidkeeper.policy.protocol.lines import Result
+from squidkeeper.policy.protocol.request import parse_request, request_to
+from squidkeeper.record.log.drift import DriftChecker
+from squidkeeper.record.log.record import NONE
+from squidkeeper.serving.helpers.acl import HostScope
+from squidkeeper.serving.helpers.login import Logins, answer
 
 from . import records
 from .conftest import NOW, compiled_of, decided

@@ -25,24 +25,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.atomic_write import replace as replace_file
-from squidkeeper.counters.layout import HelperStatus
-from squidkeeper.counters.reader import read_counter_files
-from squidkeeper.credentials.fetched_values import FetchedValue, format_value, value_file
-from squidkeeper.credentials.sealing import SealingPrivateKey
-from squidkeeper.helpers import cache_log, credential, host_matches
-from squidkeeper.helpers.acl import HostScope, answer_host
-from squidkeeper.helpers.credential import Injector
-from squidkeeper.helpers.host_matches import HostMatches
-from squidkeeper.helpers.rewrite import Rewriter
-from squidkeeper.metrics import DECISION_DURATION
-from squidkeeper.parts import Part
-from squidkeeper.policy.secret_sources import source_key
-from squidkeeper.policy_store.loading import load
-from squidkeeper.policy_store.revisions import stored_revisions
-from squidkeeper.protocol.lines import LINE_LIMIT, Result
-from squidkeeper.protocol.request_headers import READ_HEADERS
-from squidkeeper.url import recorded_url
+from squidkeeper.base.atomic_write import replace as replace_file
+from squidkeeper.base.metrics import DECISION_DURATION
+from squidkeeper.policy.language.secret_sources import source_key
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.policy.policy_store.revisions import stored_revisions
+from squidkeeper.policy.protocol.lines import LINE_LIMIT, Result
+from squidkeeper.policy.protocol.request_headers import READ_HEADERS
+from squidkeeper.policy.url import recorded_url
+from squidkeeper.serving.counters.layout import HelperStatus
+from squidkeeper.serving.counters.reader import read_counter_files
+from squidkeeper.serving.credentials.fetched_values import FetchedValue, format_value, value_file
+from squidkeeper.serving.credentials.sealing import SealingPrivateKey
+from squidkeeper.serving.helpers import cache_log, credential, host_matches
+from squidkeeper.serving.helpers.acl import HostScope, answer_host
+from squidkeeper.serving.helpers.credential import Injector
+from squidkeeper.serving.helpers.host_matches import HostMatches
+from squidkeeper.serving.helpers.rewrite import Rewriter
+from squidkeeper.serving.parts import Part
 
 from .conftest import write_policy
 from .waiting import wait_for
@@ -759,7 +759,9 @@ def test_claims_of_what_is_said_are_bounded(tmp_path: Path) -> None:
     once.open(tmp_path)
     for number in range(300):
         assert once.filter(
-            logging.makeLogRecord({"name": "squidkeeper.policy_store.policy_watcher", "msg": f"revision {number}"})
+            logging.makeLogRecord(
+                {"name": "squidkeeper.policy.policy_store.policy_watcher", "msg": f"revision {number}"}
+            )
         )
     held = [one for one in Path("/proc/locks").read_text().splitlines() if f" {os.getpid()} " in one]
     inode = f":{(tmp_path / 'announced').stat().st_ino} "
@@ -833,8 +835,8 @@ def test_what_is_known_of_places_takes_no_more_than_its_room(policy: Path, monke
     """Each port that a client makes up is a place that holds all rules of its host."""
     rule = "  - {{name: r{}, action: deny, hosts: [a.example], ports: [1]}}\n"
     write_policy(policy, "rules:\n" + "".join(map(rule.format, range(500))))
-    monkeypatch.setattr("squidkeeper.helpers.host_matches._CACHE_BYTES", 300_000)
-    monkeypatch.setattr("squidkeeper.engine.compiled_policy._CACHE_BYTES", 100_000)
+    monkeypatch.setattr("squidkeeper.serving.helpers.host_matches._CACHE_BYTES", 300_000)
+    monkeypatch.setattr("squidkeeper.policy.engine.compiled_policy._CACHE_BYTES", 100_000)
     places = HostMatches(load(policy, datetime.now(UTC)).compiled)
     tracemalloc.start()
     for port in range(300):

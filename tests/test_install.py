@@ -26,9 +26,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from squidkeeper.doctor.table import ALL_CHECKS
-from squidkeeper.layout import Layout
-from squidkeeper.setup.error_pages import files
+from squidkeeper.base.layout import Layout
+from squidkeeper.operate.doctor.table import ALL_CHECKS
+from squidkeeper.operate.setup.error_pages import files
 from tests.pull_servers import Repository, allowed_signer, make_key, serving
 from tests.waiting import wait_for
 

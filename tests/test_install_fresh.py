@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.layout import SOCKETS_OF_WORKERS, Layout
+from squidkeeper.base.layout import SOCKETS_OF_WORKERS, Layout
 from tests.records import record_line
 from tests.waiting import wait_for
 
@@ -652,7 +652,7 @@ def test_a_gateway_that_the_internet_can_use_is_asked_for_and_told(
 def test_public_addresses_are_those_that_lead_to_where_squid_listens(listen: str, reached: str) -> None:
     addresses = f"{PUBLIC}/32", "2606:4700::1111/128", "192.168.137.1/24", "100.64.0.1/32", "fd00::1/64"
     made = "".join(f"ip address add {address} dev lo && " for address in addresses)
-    asked = f"from squidkeeper.setup.checks import public_addresses; print(public_addresses('{listen}'))"
+    asked = f"from squidkeeper.operate.setup.checks import public_addresses; print(public_addresses('{listen}'))"
     script = f'ip link set lo up && {made}{sys.executable} -c "{asked}"'
     done = subprocess.run(["unshare", "--net", "bash", "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{reached}\n", "")

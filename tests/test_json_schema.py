@@ -12,10 +12,10 @@ from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
 from squidkeeper.cli import main
-from squidkeeper.editor.json_schema import descriptions, json_schema
-from squidkeeper.policy import schema
-from squidkeeper.policy.document import Document, Unquoted, parse_document
-from squidkeeper.presets import preset_names, read_preset
+from squidkeeper.policy.editor.json_schema import descriptions, json_schema
+from squidkeeper.policy.language import schema
+from squidkeeper.policy.language.document import Document, Unquoted, parse_document
+from squidkeeper.policy.presets import preset_names, read_preset
 from tests.documents.field_tables import MATCHING, render, tables_of
 from tests.test_documents import EXAMPLES
 

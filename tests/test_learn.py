@@ -18,22 +18,22 @@ from click.testing import CliRunner, Result
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from squidkeeper.change.learning.askers import Askers
+from squidkeeper.change.learning.draft import Draft, LearnedRule, Unproposed
+from squidkeeper.change.learning.draft_text import yaml_of
+from squidkeeper.change.learning.learner import Support, learn
+from squidkeeper.change.learning.preset_cover import PresetCover, newest_presets
+from squidkeeper.change.learning.uses import Use
 from squidkeeper.cli import main
-from squidkeeper.engine import CompiledPolicy, decide
-from squidkeeper.learning.askers import Askers
-from squidkeeper.learning.draft import Draft, LearnedRule, Unproposed
-from squidkeeper.learning.draft_text import yaml_of
-from squidkeeper.learning.learner import Support, learn
-from squidkeeper.learning.preset_cover import PresetCover, newest_presets
-from squidkeeper.learning.uses import Use
-from squidkeeper.policy.document import parse_document
-from squidkeeper.policy.hosts import parse_host_pattern
-from squidkeeper.policy.public_suffixes import registrable_domain
-from squidkeeper.policy_store.loading import load, load_sources
-from squidkeeper.policy_store.sources import sources_of
-from squidkeeper.protocol.request import request_to
-from squidkeeper.record.record import decode_field
-from squidkeeper.record.urls import host_of
+from squidkeeper.policy.engine import CompiledPolicy, decide
+from squidkeeper.policy.language.document import parse_document
+from squidkeeper.policy.language.hosts import parse_host_pattern
+from squidkeeper.policy.language.public_suffixes import registrable_domain
+from squidkeeper.policy.policy_store.loading import load, load_sources
+from squidkeeper.policy.policy_store.sources import sources_of
+from squidkeeper.policy.protocol.request import request_to
+from squidkeeper.record.log.record import decode_field
+from squidkeeper.record.log.urls import host_of
 from tests.conftest import compiled_of
 from tests.records import after_noon, record_line
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.errors import InvalidUrl
-from squidkeeper.learning.evidence import Evidence
-from squidkeeper.learning.host_shapes import host_patterns, is_address_like, is_shared
-from squidkeeper.learning.path_shapes import (
+from squidkeeper.base.errors import InvalidUrl
+from squidkeeper.change.learning.evidence import Evidence
+from squidkeeper.change.learning.host_shapes import host_patterns, is_address_like, is_shared
+from squidkeeper.change.learning.path_shapes import (
     PATTERNS_LISTED,
     VALUES_LISTED,
     PathShapes,
@@ -22,10 +22,10 @@ from squidkeeper.learning.path_shapes import (
     pattern_of,
     shape_of,
 )
-from squidkeeper.policy.hosts import parse_host_pattern
-from squidkeeper.policy.paths import parse_path_pattern
-from squidkeeper.policy.public_suffixes import registrable_domain
-from squidkeeper.url import Host, parse_host, parse_url, readings
+from squidkeeper.policy.language.hosts import parse_host_pattern
+from squidkeeper.policy.language.paths import parse_path_pattern
+from squidkeeper.policy.language.public_suffixes import registrable_domain
+from squidkeeper.policy.url import Host, parse_host, parse_url, readings
 
 AT = datetime(2026, 11, 25, 12, tzinfo=UTC)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.chain.chain import append_entry, read_chain
-from squidkeeper.chain.entries import ArchivedSource, ChainEntry, EntryKind
-from squidkeeper.chain.keys import ArchiveKey
-from squidkeeper.chain.line_counts import compare_lines, samples_for
-from squidkeeper.chain.places import FolderPlace
-from squidkeeper.squid_runs import SquidSample
+from squidkeeper.base.squid_runs import SquidSample
+from squidkeeper.record.chain.chain import append_entry, read_chain
+from squidkeeper.record.chain.entries import ArchivedSource, ChainEntry, EntryKind
+from squidkeeper.record.chain.keys import ArchiveKey
+from squidkeeper.record.chain.line_counts import compare_lines, samples_for
+from squidkeeper.record.chain.places import FolderPlace
 from tests.archives import write_parquet
 
 KEY = ArchiveKey.new()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.record.record import format_time
+from squidkeeper.record.log.record import format_time
 
 from .records import record_line
 

@@ -13,21 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from squidkeeper.base.errors import PatternError, PolicyError
+from squidkeeper.base.faults import FaultCode
 from squidkeeper.cli import main
-from squidkeeper.engine import CompiledPolicy
-from squidkeeper.errors import PatternError, PolicyError
-from squidkeeper.policy import schema
-from squidkeeper.policy.faults import FaultCode
-from squidkeeper.policy.hosts import parse_host_pattern
-from squidkeeper.policy.local_setup import LOCAL_DEFAULTS, LOCAL_SECTIONS
-from squidkeeper.policy.model import ReloadGate
-from squidkeeper.policy.secret_sources import FileSource
-from squidkeeper.policy_store.loading import load, load_stored_revision
-from squidkeeper.policy_store.policy_watcher import PolicyWatcher
-from squidkeeper.policy_store.reload_gate import GateVerdict, write_verdict
-from squidkeeper.policy_store.revisions import read_revision, revision_in_force, store_revision
-from squidkeeper.policy_store.sources import local_file, policy_files, read_sources
-from squidkeeper.url import Host
+from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.language import schema
+from squidkeeper.policy.language.hosts import parse_host_pattern
+from squidkeeper.policy.language.local_setup import LOCAL_DEFAULTS, LOCAL_SECTIONS
+from squidkeeper.policy.language.model import ReloadGate
+from squidkeeper.policy.language.secret_sources import FileSource
+from squidkeeper.policy.policy_store.loading import load, load_stored_revision
+from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
+from squidkeeper.policy.policy_store.reload_gate import GateVerdict, write_verdict
+from squidkeeper.policy.policy_store.revisions import read_revision, revision_in_force, store_revision
+from squidkeeper.policy.policy_store.sources import local_file, policy_files, read_sources
+from squidkeeper.policy.url import Host
 
 from .conftest import NOW, write_policy
 from .waiting import wait_for

@@ -15,14 +15,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.errors import StateInUse
-from squidkeeper.exporter.checkpoint import Checkpoint, CheckpointStore
-from squidkeeper.exporter.counts import RULES_LIMIT, SERIES_LIMIT, RequestCounter, RequestCounts
-from squidkeeper.exporter.log_counter import LogCounter
-from squidkeeper.metrics import OTHER, REQUEST_DURATION
-from squidkeeper.record.drift import DriftChecker
-from squidkeeper.record.follower import Follower
-from squidkeeper.record.record import Record, parse_record
+from squidkeeper.base.errors import StateInUse
+from squidkeeper.base.metrics import OTHER, REQUEST_DURATION
+from squidkeeper.record.log.drift import DriftChecker
+from squidkeeper.record.log.follower import Follower
+from squidkeeper.record.log.record import Record, parse_record
+from squidkeeper.services.exporter.checkpoint import Checkpoint, CheckpointStore
+from squidkeeper.services.exporter.counts import RULES_LIMIT, SERIES_LIMIT, RequestCounter, RequestCounts
+from squidkeeper.services.exporter.log_counter import LogCounter
 
 from .conftest import compiled_of
 from .records import USUAL, record_line
@@ -455,9 +455,8 @@ def test_a_second_exporter_is_refused_and_never_overwrites(world: World) -> None
 
 
 def test_the_folder_is_given_back_by_the_kernel_when_its_exporter_is_killed(world: World) -> None:
-    program = (
-        "from squidkeeper.exporter.checkpoint import CheckpointStore; import sys, time; from pathlib import Path\n"
-    )
+    program = "from squidkeeper.services.exporter.checkpoint import CheckpointStore\n"
+    program += "import sys, time; from pathlib import Path\n"
     program += "CheckpointStore(Path(sys.argv[1])).open(); print('taken', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", program, str(world.state)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -11,19 +11,19 @@ from typing import Any
 import duckdb
 import pytest
 
-from squidkeeper.engine import CompiledPolicy
-from squidkeeper.policy_store.loading import load
-from squidkeeper.record import filters
-from squidkeeper.record.drift import DriftChecker
-from squidkeeper.record.listing import RequestRow, request_row
-from squidkeeper.record.past_policies import Effective, PastPolicies
-from squidkeeper.record.record import NONE, Record, format_time, parse_record
-from squidkeeper.table import groups, listing
-from squidkeeper.table.columns import JUDGED
-from squidkeeper.table.drift import DriftTable
-from squidkeeper.table.selection import select_rows
-from squidkeeper.table.sources import TableSources
-from squidkeeper.table.table import Table, open_table
+from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.record.log import filters
+from squidkeeper.record.log.drift import DriftChecker
+from squidkeeper.record.log.listing import RequestRow, request_row
+from squidkeeper.record.log.past_policies import Effective, PastPolicies
+from squidkeeper.record.log.record import NONE, Record, format_time, parse_record
+from squidkeeper.record.table import groups, listing
+from squidkeeper.record.table.columns import JUDGED
+from squidkeeper.record.table.drift import DriftTable
+from squidkeeper.record.table.selection import select_rows
+from squidkeeper.record.table.sources import TableSources
+from squidkeeper.record.table.table import Table, open_table
 
 from .plain_reading import counted, fold, read_lines
 from .records import NOON, after_noon, record_line

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from squidkeeper.errors import UnreadableLog
-from squidkeeper.record import log_file
-from squidkeeper.record.follower import Follower, Position
-from squidkeeper.record.log_files import files_since, read_log_lines, sorted_by_time
-from squidkeeper.rotated_logs import next_name, rotated
+from squidkeeper.base.errors import UnreadableLog
+from squidkeeper.base.rotated_logs import next_name, rotated
+from squidkeeper.record.log import log_file
+from squidkeeper.record.log.follower import Follower, Position
+from squidkeeper.record.log.log_files import files_since, read_log_lines, sorted_by_time
 
 
 def lines(start: int, end: int) -> list[bytes]:
@@ -72,7 +72,7 @@ def test_what_unpacks_to_gigabytes_takes_no_memory(tmp_path: Path) -> None:
         for _ in range(20):  # members of 20 MB each, one after the other
             file.write(gzip.compress((b"y" * 999 + b"\n") * 20_000, 9))
     program = (
-        "from pathlib import Path; from squidkeeper.record.log_files import read_log_lines\n"
+        "from pathlib import Path; from squidkeeper.record.log.log_files import read_log_lines\n"
         f"print(sum(1 for _ in read_log_lines([Path({str(path)!r})])))\n"
         "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )

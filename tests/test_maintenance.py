@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from squidkeeper.atomic_write import replace
+from squidkeeper.base.atomic_write import replace
 from squidkeeper.cli import main
-from squidkeeper.maintenance.process import TaskRunner
-from squidkeeper.maintenance.resolver import configuration, name_servers
-from squidkeeper.maintenance_status import Heartbeat, MaintenanceStatus, read_maintenance_status
+from squidkeeper.services.maintenance.process import TaskRunner
+from squidkeeper.services.maintenance.resolver import configuration, name_servers
+from squidkeeper.services.maintenance_status import Heartbeat, MaintenanceStatus, read_maintenance_status
 
 
 class Flaky:

@@ -14,11 +14,11 @@ from typing import cast
 import psutil
 import pytest
 
-from squidkeeper.maintenance.rate_limit import RateLimit
-from squidkeeper.maintenance.squid_crash import SquidCrashes
-from squidkeeper.maintenance.squid_process import GivenUpWorkers, SquidProcess, SquidRun, coordinator_alone
-from squidkeeper.setup.sockets import has_ended
-from squidkeeper.squid_crashes import read_crashes
+from squidkeeper.operate.setup.sockets import has_ended
+from squidkeeper.services.maintenance.rate_limit import RateLimit
+from squidkeeper.services.maintenance.squid_crash import SquidCrashes
+from squidkeeper.services.maintenance.squid_process import GivenUpWorkers, SquidProcess, SquidRun, coordinator_alone
+from squidkeeper.serving.squid_crashes import read_crashes
 from tests.bare_squid import bare_squid
 from tests.waiting import wait_for
 

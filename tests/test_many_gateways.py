@@ -19,20 +19,20 @@ import pytest
 from click import Context
 from click.testing import CliRunner, Result
 
-from squidkeeper.archive.archiver import Archiver
-from squidkeeper.archive.retention import ArchiveBounds
-from squidkeeper.chain import mirror as mirror_module
-from squidkeeper.chain.chain import CHAIN, append_entry
-from squidkeeper.chain.entries import ChainEntry, EntryKind
-from squidkeeper.chain.keys import ArchiveKey
-from squidkeeper.chain.places import archives_in, gateway_of
-from squidkeeper.chain.store_settings import StoreKeys, StoreSettings
-from squidkeeper.chain.stores import ObjectStore, copy_archive
+from squidkeeper.base.errors import StoreFailed
+from squidkeeper.base.squid_account import Account
 from squidkeeper.cli import main
-from squidkeeper.errors import StoreFailed
-from squidkeeper.squid_account import Account
-from squidkeeper.table.sources import TableSources
-from squidkeeper.table.table import open_table
+from squidkeeper.record.archive.archiver import Archiver
+from squidkeeper.record.archive.retention import ArchiveBounds
+from squidkeeper.record.chain import mirror as mirror_module
+from squidkeeper.record.chain.chain import CHAIN, append_entry
+from squidkeeper.record.chain.entries import ChainEntry, EntryKind
+from squidkeeper.record.chain.keys import ArchiveKey
+from squidkeeper.record.chain.places import archives_in, gateway_of
+from squidkeeper.record.chain.store_settings import StoreKeys, StoreSettings
+from squidkeeper.record.chain.stores import ObjectStore, copy_archive
+from squidkeeper.record.table.sources import TableSources
+from squidkeeper.record.table.table import open_table
 from tests.archives import write_part
 from tests.iam import Gate
 from tests.records import after_noon, record_line

@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
-from squidkeeper.exporter.cache_manager import COUNTERS
-from squidkeeper.metrics import METRICS, OTHER, Metric, MetricKind, method_class, status_class
+from squidkeeper.base.metrics import METRICS, OTHER, Metric, MetricKind, method_class, status_class
+from squidkeeper.services.exporter.cache_manager import COUNTERS
 
 LABELS = {
     *("client", "rule", "verdict", "helper", "credential", "method_class", "status_class", "revision", "wait", "code"),

@@ -20,10 +20,10 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from squidkeeper.base.metrics import METRICS, MetricKind
 from squidkeeper.cli import main
-from squidkeeper.exporter.cache_manager import COUNTERS
-from squidkeeper.exporter.conditions import CONDITIONS
-from squidkeeper.metrics import METRICS, MetricKind
+from squidkeeper.services.exporter.cache_manager import COUNTERS
+from squidkeeper.services.exporter.conditions import CONDITIONS
 
 OBSERVE = Path(__file__).parent.parent / "squid/observe"
 RULES = [

@@ -15,16 +15,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.engine import CompiledPolicy, Decision, HostMatch, Stage, decide
-from squidkeeper.errors import InvalidUrl, PolicyError
-from squidkeeper.grant_uses import GrantUses
-from squidkeeper.helpers import host_matches
-from squidkeeper.helpers.acl import RequestScope, answer_host, answer_url
-from squidkeeper.policy.faults import FaultCode
-from squidkeeper.policy.model import Action, Policy, Rule
-from squidkeeper.protocol.lines import Result
-from squidkeeper.protocol.request import request_to
-from squidkeeper.url import is_unusual, parse_url, readings
+from squidkeeper.base.errors import InvalidUrl, PolicyError
+from squidkeeper.base.faults import FaultCode
+from squidkeeper.policy.engine import CompiledPolicy, Decision, HostMatch, Stage, decide
+from squidkeeper.policy.grant_uses import GrantUses
+from squidkeeper.policy.language.model import Action, Policy, Rule
+from squidkeeper.policy.protocol.lines import Result
+from squidkeeper.policy.protocol.request import request_to
+from squidkeeper.policy.url import is_unusual, parse_url, readings
+from squidkeeper.serving.helpers import host_matches
+from squidkeeper.serving.helpers.acl import RequestScope, answer_host, answer_url
 
 from .conftest import NOW, Ask, compiled_of
 from .test_engine_properties import (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.policy_store.open_writes import OpenWrites, UnfinishedFile
+from squidkeeper.policy.policy_store.open_writes import OpenWrites, UnfinishedFile
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_file_that_is_replaced_while_it_is_written_is_complete(policy: Path) -
 def test_others_learn_of_an_unfinished_file_and_of_its_end(
     policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.policy_store.open_writes._QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.0)
     first = watching(policy, tmp_path / "lock")
     with policy.open("a") as file:
         file.write("# more")
@@ -112,7 +112,9 @@ def test_others_learn_of_an_unfinished_file_and_of_its_end(
 def test_after_lost_reports_a_file_is_unfinished_until_it_is_quiet(
     policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.policy_store.open_writes._QUIET_SECONDS", 600.0)  # longer than this test takes
+    monkeypatch.setattr(
+        "squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 600.0
+    )  # longer than this test takes
     writes = watching(policy)
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     others = [policy.with_name(f"other{number}") for number in range(2)]
@@ -124,7 +126,7 @@ def test_after_lost_reports_a_file_is_unfinished_until_it_is_quiet(
         file.write("# a write that is not reported")
         file.flush()
         assert is_known(writes.find([policy])) is False
-        monkeypatch.setattr("squidkeeper.policy_store.open_writes._QUIET_SECONDS", 0.0)
+        monkeypatch.setattr("squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.0)
         assert writes.find([policy]) is None
         file.write("# one that is")
         file.flush()
@@ -134,7 +136,7 @@ def test_after_lost_reports_a_file_is_unfinished_until_it_is_quiet(
 
 def test_a_helper_starts_no_other_program_to_use_inotify() -> None:
     script = (
-        "import sys; from squidkeeper.policy_store.open_writes import OpenWrites; started = []; "
+        "import sys; from squidkeeper.policy.policy_store.open_writes import OpenWrites; started = []; "
         "sys.addaudithook(lambda event, _: started.append(event) if event == 'subprocess.Popen' else None); "
         "print(repr(OpenWrites().problem), started)"
     )

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.maintenance.own_addresses import FILE, OwnAddresses, answers_at, prepare_own_addresses
-from squidkeeper.maintenance.rate_limit import RateLimit
-from squidkeeper.maintenance.squid_process import SquidProcess
+from squidkeeper.services.maintenance.own_addresses import FILE, OwnAddresses, answers_at, prepare_own_addresses
+from squidkeeper.services.maintenance.rate_limit import RateLimit
+from squidkeeper.services.maintenance.squid_process import SquidProcess
 from tests.bare_squid import BareSquid, bare_squid
 from tests.e2e.network import internet, run
 from tests.waiting import wait_for

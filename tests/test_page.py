@@ -7,11 +7,11 @@ from importlib import resources
 
 import pytest
 
-from squidkeeper.pages import page
-from squidkeeper.pages.drawing import split_bar
-from squidkeeper.record.urls import redacted_url
+from squidkeeper.record.log.urls import redacted_url
+from squidkeeper.record.pages import page
+from squidkeeper.record.pages.drawing import split_bar
 
-STYLE = resources.files("squidkeeper.pages").joinpath("templates/style.css").read_text("utf-8")
+STYLE = resources.files("squidkeeper.record.pages").joinpath("templates/style.css").read_text("utf-8")
 
 # On each of these, each of those is text.
 READABLE = {

@@ -9,13 +9,21 @@ from urllib.parse import quote
 
 import pytest
 
-from squidkeeper.engine import Decision
-from squidkeeper.engine.decision import Outlook
-from squidkeeper.helpers.acl import HostScope
-from squidkeeper.parts import NEEDED, NOT_RENDERED, Part, PartsInForce, needed_keys, parse_in_force, read_in_force
-from squidkeeper.policy.model import Action, Policy, Strip
-from squidkeeper.policy_store.loading import load
-from squidkeeper.protocol.request import TunnelMode, tunnel_tag
+from squidkeeper.policy.engine import Decision
+from squidkeeper.policy.engine.decision import Outlook
+from squidkeeper.policy.language.model import Action, Policy, Strip
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.policy.protocol.request import TunnelMode, tunnel_tag
+from squidkeeper.serving.helpers.acl import HostScope
+from squidkeeper.serving.parts import (
+    NEEDED,
+    NOT_RENDERED,
+    Part,
+    PartsInForce,
+    needed_keys,
+    parse_in_force,
+    read_in_force,
+)
 from tests.conftest import write_policy
 
 SQUID = Path(__file__).parents[1] / "squid"

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.errors import PolicyError
-from squidkeeper.policy import schema
-from squidkeeper.policy.builder import build
-from squidkeeper.policy.contents import FileProblem, PolicyContents, SecretFile
-from squidkeeper.policy.document import Unquoted, parse_document
-from squidkeeper.policy.faults import Fault, FaultCode, Location
-from squidkeeper.policy.schema import PolicyFile
+from squidkeeper.base.errors import PolicyError
+from squidkeeper.base.faults import Fault, FaultCode, Location
+from squidkeeper.policy.language import schema
+from squidkeeper.policy.language.builder import build
+from squidkeeper.policy.language.contents import FileProblem, PolicyContents, SecretFile
+from squidkeeper.policy.language.document import Unquoted, parse_document
+from squidkeeper.policy.language.schema import PolicyFile
 
 PATH = Path("policy.yaml")
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.errors import EditRefused
-from squidkeeper.policy.model import Client, Token
-from squidkeeper.policy_edit import add_token, remove_tokens
-from squidkeeper.policy_store.loading import load
+from squidkeeper.base.errors import EditRefused
+from squidkeeper.policy.language.model import Client, Token
+from squidkeeper.policy.policy_edit import add_token, remove_tokens
+from squidkeeper.policy.policy_store.loading import load
 
 from .conftest import NOW
 

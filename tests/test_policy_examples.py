@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.policy.document import parse_document
-from squidkeeper.policy.faults import FaultCode
-from squidkeeper.policy_store.loading import load
+from squidkeeper.base.faults import FaultCode
+from squidkeeper.policy.language.document import parse_document
+from squidkeeper.policy.policy_store.loading import load
 from tests.test_json_schema import problems
 
 FOLDER = Path(__file__).parents[1] / "policy/examples"

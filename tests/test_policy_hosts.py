@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from squidkeeper.errors import PatternError
-from squidkeeper.policy.hosts import HostForm, host_keys, parse_host_pattern, parse_network
-from squidkeeper.url import Host, parse_host
+from squidkeeper.base.errors import PatternError
+from squidkeeper.policy.language.hosts import HostForm, host_keys, parse_host_pattern, parse_network
+from squidkeeper.policy.url import Host, parse_host
 
 HOSTS = {
     "example.com": (["example.com", "EXAMPLE.COM."], ["www.example.com", "example.org", "xexample.com"]),

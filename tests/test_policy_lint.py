@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.policy.lint import lint, open_to_any_client
-from squidkeeper.policy_store.loading import build_sources
-from squidkeeper.policy_store.sources import read_sources
+from squidkeeper.policy.language.lint import lint, open_to_any_client
+from squidkeeper.policy.policy_store.loading import build_sources
+from squidkeeper.policy.policy_store.sources import read_sources
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 

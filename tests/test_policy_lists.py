@@ -14,13 +14,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.errors import PatternError
-from squidkeeper.policy.host_lists import HostList, ListLine
-from squidkeeper.policy.hosts import parse_network
-from squidkeeper.policy_store import list_compiler
-from squidkeeper.policy_store.list_compiler import ListChangedError, list_digest, load_list, prune_cache
-from squidkeeper.policy_store.list_lines import LineReader
-from squidkeeper.url import Host, parse_host
+from squidkeeper.base.errors import PatternError
+from squidkeeper.policy.language.host_lists import HostList, ListLine
+from squidkeeper.policy.language.hosts import parse_network
+from squidkeeper.policy.policy_store import list_compiler
+from squidkeeper.policy.policy_store.list_compiler import ListChangedError, list_digest, load_list, prune_cache
+from squidkeeper.policy.policy_store.list_lines import LineReader
+from squidkeeper.policy.url import Host, parse_host
 from tests.waiting import wait_for
 
 LINES = """\ufeff# a list\r
@@ -521,8 +521,8 @@ def _compile_and_die(path: Path, digest: str, cache: Path, patch: str) -> None:
 @pytest.mark.parametrize(
     ("patch", "left"),
     [
-        ("squidkeeper.policy_store.list_compiler._Compiler.summary", 0),
-        ("squidkeeper.policy_store.list_compiler.zlib.crc32", 1),
+        ("squidkeeper.policy.policy_store.list_compiler._Compiler.summary", 0),
+        ("squidkeeper.policy.policy_store.list_compiler.zlib.crc32", 1),
     ],
 )
 def test_a_process_that_dies_while_it_compiles_leaves_it_to_the_next(tmp_path: Path, patch: str, left: int) -> None:

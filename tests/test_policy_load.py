@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.errors import PolicyError
-from squidkeeper.policy.builder import BuiltPolicy
-from squidkeeper.policy.faults import FaultCode, Location
-from squidkeeper.policy.forms import Headers
-from squidkeeper.policy.model import Action, Policy
-from squidkeeper.policy.secret_sources import EnvironmentSource, FileSource, NamedSecret
-from squidkeeper.policy_store.loading import build_sources
-from squidkeeper.policy_store.sources import Fingerprint, fingerprint, read_sources
-from squidkeeper.url import parse_host
+from squidkeeper.base.errors import PolicyError
+from squidkeeper.base.faults import FaultCode, Location
+from squidkeeper.policy.language.builder import BuiltPolicy
+from squidkeeper.policy.language.forms import Headers
+from squidkeeper.policy.language.model import Action, Policy
+from squidkeeper.policy.language.secret_sources import EnvironmentSource, FileSource, NamedSecret
+from squidkeeper.policy.policy_store.loading import build_sources
+from squidkeeper.policy.policy_store.sources import Fingerprint, fingerprint, read_sources
+from squidkeeper.policy.url import parse_host
 
 DATA = Path(__file__).parent / "data"
 BAD = sorted((DATA / "bad").glob("*.yaml"))
@@ -615,7 +615,7 @@ def state(directory: Path) -> Fingerprint:
 
 @pytest.fixture(autouse=True)
 def nothing_is_hot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squidkeeper.policy_store.sources._HOT_NANOSECONDS", -1)
+    monkeypatch.setattr("squidkeeper.policy.policy_store.sources._HOT_NANOSECONDS", -1)
 
 
 def edit_in_place(directory: Path) -> None:
@@ -699,7 +699,7 @@ def test_what_a_broken_policy_names_is_watched_too(policy: Path) -> None:
 
 
 def test_a_file_written_a_moment_ago_equals_no_reading(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squidkeeper.policy_store.sources._HOT_NANOSECONDS", 60_000_000_000)
+    monkeypatch.setattr("squidkeeper.policy.policy_store.sources._HOT_NANOSECONDS", 60_000_000_000)
     (policy / "policy.yaml").write_text("version: 1\n")
     assert fingerprint(policy) != fingerprint(policy)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squidkeeper.policy.parameters import add_parameters
+from squidkeeper.policy.language.parameters import add_parameters
 
 ODD = 'a b&c=d;e?f#g%41+"\\{}/'
 

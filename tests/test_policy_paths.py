@@ -7,9 +7,9 @@ import re2
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from squidkeeper.errors import PatternError
-from squidkeeper.policy.paths import parse_path_pattern
-from squidkeeper.url import Reading, ReadPath, readings, sent
+from squidkeeper.base.errors import PatternError
+from squidkeeper.policy.language.paths import parse_path_pattern
+from squidkeeper.policy.url import Reading, ReadPath, readings, sent
 
 PATHS = {
     "/acme/**": (["/acme/", "/acme/x", "/acme/x/y"], ["/acme", "/acmex/", "/x/acme/"]),

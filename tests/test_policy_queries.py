@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squidkeeper.policy import queries
-from squidkeeper.policy.queries import QueryPattern, QueryValues, parse_query
+from squidkeeper.policy.language import queries
+from squidkeeper.policy.language.queries import QueryPattern, QueryValues, parse_query
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from squidkeeper.errors import PatternError
-from squidkeeper.policy.paths import parse_path_pattern
-from squidkeeper.policy.targets import check_target, parse_target
-from squidkeeper.policy.templates import parse_template
+from squidkeeper.base.errors import PatternError
+from squidkeeper.policy.language.paths import parse_path_pattern
+from squidkeeper.policy.language.targets import check_target, parse_target
+from squidkeeper.policy.language.templates import parse_template
 
 TARGETS = {
     "https://registry.internal/python{path}{query}": ("https", "registry.internal", "/python{path}", "{query}"),

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.engine import CompiledPolicy
-from squidkeeper.policy_store.file_watch import FileWatch
-from squidkeeper.policy_store.loading import load_stored_revision
-from squidkeeper.policy_store.policy_watcher import PolicyWatcher
-from squidkeeper.policy_store.revisions import revision_in_force, stored_revisions
+from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.policy_store.file_watch import FileWatch
+from squidkeeper.policy.policy_store.loading import load_stored_revision
+from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
+from squidkeeper.policy.policy_store.revisions import revision_in_force, stored_revisions
 
 from .conftest import write_policy
 from .waiting import wait_for
@@ -151,7 +151,7 @@ def test_a_look_does_not_wait_for_the_keeping(tmp_path: Path) -> None:
 def test_a_disk_that_takes_nothing_costs_one_line_in_the_log_and_no_verdict(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.policy_store.revisions._TRY_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("squidkeeper.policy.policy_store.revisions._TRY_AGAIN_SECONDS", 0.0)
     caplog.set_level(logging.WARNING)
     disk = tmp_path / "state"
     disk.mkdir()
@@ -297,7 +297,7 @@ def test_a_half_written_list_is_not_loaded_until_it_is_closed(tmp_path: Path) ->
 def test_an_edit_waits_for_a_list_that_is_written_unless_it_does_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.policy_store.open_writes._QUIET_SECONDS", 0.1)
+    monkeypatch.setattr("squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.1)
     ads = listed(tmp_path)
     live = started(tmp_path, LISTED)
     with ads.open("w") as file:
@@ -328,7 +328,7 @@ def test_a_list_that_an_edit_names_is_not_loaded_while_it_is_still_written(tmp_p
 def test_a_file_that_stays_open_is_reported_and_loads_once_it_is_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.policy_store.policy_watcher._WRITE_SECONDS", 0.2)
+    monkeypatch.setattr("squidkeeper.policy.policy_store.policy_watcher._WRITE_SECONDS", 0.2)
     live = started(tmp_path)
     file = tmp_path / "policy/policy.yaml"
     with file.open("w") as writer:
@@ -404,7 +404,7 @@ def test_a_policy_that_was_put_back_is_what_was_in_force_last(tmp_path: Path) ->
 def test_a_process_that_starts_goes_by_the_others_for_as_long_as_the_file_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.policy_store.open_writes._QUIET_SECONDS", 0.2)
+    monkeypatch.setattr("squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.2)
     first = started(tmp_path)
     with (tmp_path / "policy/policy.yaml").open("w") as file:
         file.write(HALF)
@@ -422,11 +422,11 @@ def test_a_process_that_starts_alone_waits_until_the_file_is_quiet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started(tmp_path)
-    monkeypatch.setattr("squidkeeper.policy_store.open_writes._QUIET_SECONDS", 600.0)
+    monkeypatch.setattr("squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 600.0)
     write_policy(tmp_path / "policy", "rules: [{name: later, action: deny}]")
     alone = make(tmp_path)
     comes_in_force(alone, "open")
-    monkeypatch.setattr("squidkeeper.policy_store.open_writes._QUIET_SECONDS", 0.1)
+    monkeypatch.setattr("squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.1)
     comes_in_force(alone, "later")
 
 
@@ -473,7 +473,7 @@ def test_what_was_in_force_of_another_directory_is_not_taken(tmp_path: Path) -> 
 
 WITHOUT_INOTIFY = """
 import logging, pathlib, sys, time
-from squidkeeper.policy_store.policy_watcher import PolicyWatcher
+from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
 
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 policy = pathlib.Path(sys.argv[1])

@@ -13,22 +13,22 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from squidkeeper.base.errors import PolicyError
 from squidkeeper.cli import main
-from squidkeeper.client_kit.brief import write_brief
-from squidkeeper.client_kit.client import client_of
-from squidkeeper.engine import CompiledPolicy
-from squidkeeper.engine.decide import decide
-from squidkeeper.errors import PolicyError
-from squidkeeper.policy.document import parse_document
-from squidkeeper.policy.hosts import HostForm
-from squidkeeper.policy.lint import lint, open_to_any_client
-from squidkeeper.policy.model import VERDICT_NAMES, Action, Rule
-from squidkeeper.policy_store.loading import build_sources, load, load_preset, load_stored_revision
-from squidkeeper.policy_store.revisions import store_revision
-from squidkeeper.policy_store.sources import read_sources, sources_of
-from squidkeeper.presets import preset_names, preset_text, read_preset
-from squidkeeper.presets.summary import summarize
-from squidkeeper.protocol.request import request_to
+from squidkeeper.operate.client_kit.brief import write_brief
+from squidkeeper.operate.client_kit.client import client_of
+from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.engine.decide import decide
+from squidkeeper.policy.language.document import parse_document
+from squidkeeper.policy.language.hosts import HostForm
+from squidkeeper.policy.language.lint import lint, open_to_any_client
+from squidkeeper.policy.language.model import VERDICT_NAMES, Action, Rule
+from squidkeeper.policy.policy_store.loading import build_sources, load, load_preset, load_stored_revision
+from squidkeeper.policy.policy_store.revisions import store_revision
+from squidkeeper.policy.policy_store.sources import read_sources, sources_of
+from squidkeeper.policy.presets import preset_names, preset_text, read_preset
+from squidkeeper.policy.presets.summary import summarize
+from squidkeeper.policy.protocol.request import request_to
 from tests.documents.preset_tables import render
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
@@ -87,7 +87,7 @@ def ship(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, host: str) ->
     folder.mkdir()
     rule = f"{{name: {name}/x, action: allow, hosts: [{host}]}}"
     (folder / f"{name}.yaml").write_text(f"version: 1\nrules: [{rule}]\n")
-    monkeypatch.setattr("squidkeeper.presets.files._FOLDER", folder)
+    monkeypatch.setattr("squidkeeper.policy.presets.files._FOLDER", folder)
 
 
 def rules_of(name: str) -> tuple[Rule, ...]:
@@ -391,7 +391,7 @@ def test_what_is_no_preset_is_a_fault(directory: Path, text: str) -> None:
 def test_a_preset_whose_file_is_broken_is_a_fault_and_loads_nothing(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.presets.files._FOLDER", tmp_path)
+    monkeypatch.setattr("squidkeeper.policy.presets.files._FOLDER", tmp_path)
     (tmp_path / "half@1.yaml").write_text("version: 1\nrules: [{name: half@1/x, action: all")
     (tmp_path / "lost@1.yaml").symlink_to(tmp_path / "nowhere")
     (tmp_path / "wide@1.yaml").write_text("version: 1\nrules: [{name: wide@1/x, action: allow, hosts: ['*.com']}]\n")
@@ -484,7 +484,7 @@ def test_a_revision_does_not_depend_on_where_the_program_is(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "npm@1.yaml").write_text(preset_text("npm@1"))
-    monkeypatch.setattr("squidkeeper.presets.files._FOLDER", elsewhere)
+    monkeypatch.setattr("squidkeeper.policy.presets.files._FOLDER", elsewhere)
     assert compiled(directory, "presets: [npm@1]").revision == before
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squidkeeper.errors import InvalidLine
-from squidkeeper.protocol.certificate_request import (
+from squidkeeper.base.errors import InvalidLine
+from squidkeeper.policy.protocol.certificate_request import (
     REQUEST_LIMIT,
     LeafReply,
     LeafRequest,
@@ -20,7 +20,7 @@ from squidkeeper.protocol.certificate_request import (
     leaf_channel,
     parse_leaf_request,
 )
-from squidkeeper.protocol.lines import Result
+from squidkeeper.policy.protocol.lines import Result
 
 CERTIFICATE = b"-----BEGIN CERTIFICATE-----\nMIIB+/09==\n-----END CERTIFICATE-----\n"
 KEY = b"-----BEGIN PRIVATE KEY-----\nMIGH\n-----END PRIVATE KEY-----\n"

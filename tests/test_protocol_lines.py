@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squidkeeper.errors import InvalidLine, ReplyTooLong
-from squidkeeper.protocol.lines import (
+from squidkeeper.base.errors import InvalidLine, ReplyTooLong
+from squidkeeper.policy.protocol.lines import (
     IN_FLIGHT_LIMIT,
     LINE_LIMIT,
     LONGEST_CHANNEL,

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.parts import Part
-from squidkeeper.policy.headers import INJECTABLE_HEADERS
-from squidkeeper.protocol.request_headers import HEADER_GROUPS, READ_HEADERS, parse_headers
-from squidkeeper.rendering.renderer import part_file, render
-from squidkeeper.rendering.values import Values
+from squidkeeper.policy.language.headers import INJECTABLE_HEADERS
+from squidkeeper.policy.protocol.request_headers import HEADER_GROUPS, READ_HEADERS, parse_headers
+from squidkeeper.serving.parts import Part
+from squidkeeper.serving.rendering.renderer import part_file, render
+from squidkeeper.serving.rendering.values import Values
 
 SQUID = Path(__file__).parents[1] / "squid"
 NONE = [b"-"] * len(READ_HEADERS)

@@ -25,21 +25,21 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from squidkeeper.base.errors import PullRefused
 from squidkeeper.cli import main
-from squidkeeper.errors import PullRefused
-from squidkeeper.policy_store.loading import load
-from squidkeeper.policy_store.reload_gate import GateVerdict, write_verdict
-from squidkeeper.policy_store.revisions import mark_in_force, store_revision
-from squidkeeper.policy_store.sources import read_sources
-from squidkeeper.pull_settings import read_pull_settings
-from squidkeeper.pull_status import PullStatus, read_pull_status
-from squidkeeper.pulling import bundle, git_repository, judgement, policy_files, programs, puller, reading
-from squidkeeper.pulling.commits import split_commit
-from squidkeeper.pulling.judgement import Used
-from squidkeeper.pulling.policy_files import Version
-from squidkeeper.pulling.puller import Puller, WhatCounts, what_counts
-from squidkeeper.pulling.reading import VersionToRead, read_version, read_version_apart
-from squidkeeper.pulling.versions import Versions
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.policy.policy_store.reload_gate import GateVerdict, write_verdict
+from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
+from squidkeeper.policy.policy_store.sources import read_sources
+from squidkeeper.services.pull_settings import read_pull_settings
+from squidkeeper.services.pull_status import PullStatus, read_pull_status
+from squidkeeper.services.pulling import bundle, git_repository, judgement, policy_files, programs, puller, reading
+from squidkeeper.services.pulling.commits import split_commit
+from squidkeeper.services.pulling.judgement import Used
+from squidkeeper.services.pulling.policy_files import Version
+from squidkeeper.services.pulling.puller import Puller, WhatCounts, what_counts
+from squidkeeper.services.pulling.reading import VersionToRead, read_version, read_version_apart
+from squidkeeper.services.pulling.versions import Versions
 
 from .conftest import NOW
 from .pull_servers import GIT_ENVIRONMENT, Repository, WebServer, allowed_signer, make_key, serving, ssh_server
@@ -820,7 +820,7 @@ def reader_of(service: int) -> psutil.Process | None:
     """Find the process that reads a version for the one that pulls."""
     for one in psutil.Process(service).children():
         with suppress(psutil.Error):
-            if "squidkeeper.pulling.reading" in one.cmdline():
+            if "squidkeeper.services.pulling.reading" in one.cmdline():
                 return one
     return None
 
@@ -1312,7 +1312,7 @@ def test_a_version_that_we_fail_on_does_not_end_the_process(gateway: Gateway, mo
     def fail(*_: object) -> None:
         raise RecursionError("secret text")
 
-    monkeypatch.setattr("squidkeeper.pulling.judgement.judge", fail)
+    monkeypatch.setattr("squidkeeper.services.pulling.judgement.judge", fail)
     status = gateway.pull()
     assert status.refused == tip
     assert status.reason.startswith("squidkeeper itself failed on it: RecursionError")

@@ -20,13 +20,13 @@ from typing import Any
 
 import pytest
 
-from squidkeeper.errors import QueryRefused
-from squidkeeper.table.database import open_database
-from squidkeeper.table.guard import lock
-from squidkeeper.table.rows import as_csv, as_json, as_table
-from squidkeeper.table.sources import TableSources
-from squidkeeper.table.statement import parse_select
-from squidkeeper.table.table import open_table
+from squidkeeper.base.errors import QueryRefused
+from squidkeeper.record.table.database import open_database
+from squidkeeper.record.table.guard import lock
+from squidkeeper.record.table.rows import as_csv, as_json, as_table
+from squidkeeper.record.table.sources import TableSources
+from squidkeeper.record.table.statement import parse_select
+from squidkeeper.record.table.table import open_table
 from tests.records import after_noon, record_line
 
 AS_PARQUET = ("--format", "parquet", "--output")
@@ -396,7 +396,7 @@ def test_what_a_killed_query_left_is_removed_by_the_next_one_and_nothing_else(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_ends_a_table_as_an_exit_does(parent: Path, number: signal.Signals) -> None:
     code = f"""if True:
-    from squidkeeper.table.database import open_database
+    from squidkeeper.record.table.database import open_database
     with open_database(threads=1) as database:
         database.connection.execute({BUSY!r}).fetchall()
     """
@@ -448,8 +448,8 @@ def test_a_parquet_file_without_the_columns_of_a_part_is_refused(tmp_path: Path)
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another account")
 RIGHTS = """
 import os, sys
-from squidkeeper.table.database import open_database
-from squidkeeper.table.guard import drop_rights
+from squidkeeper.record.table.database import open_database
+from squidkeeper.record.table.guard import drop_rights
 from pathlib import Path
 with open_database(threads=1) as database:
     drop_rights(database, [Path(one) for one in sys.argv[1:]])

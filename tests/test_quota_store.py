@@ -22,20 +22,20 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from valkey.exceptions import NoPermissionError, ResponseError
 
+from squidkeeper.base.errors import CountsUnavailable
+from squidkeeper.base.faults import Location
 from squidkeeper.cli import main
-from squidkeeper.errors import CountsUnavailable
-from squidkeeper.exporter.certificate import StoreCertificate
-from squidkeeper.policy.faults import Location
-from squidkeeper.policy.quotas import Counted, Quota, QuotaUnit, Window
-from squidkeeper.quotas import valkey_counts
-from squidkeeper.quotas.counts import LEASE_AT_MOST, QuotaCount, share
-from squidkeeper.quotas.local_counts import LocalCounts
-from squidkeeper.quotas.meter import Meter
-from squidkeeper.quotas.opening import GatewayCounts
-from squidkeeper.quotas.shared_counts import AWAY_SECONDS, SharedCounts
-from squidkeeper.quotas.store_problem import StoreProblem, read_store_problem
-from squidkeeper.quotas.store_settings import FILE, OnUnavailable, read_quota_store
-from squidkeeper.quotas.valkey_counts import ValkeyCounts
+from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
+from squidkeeper.services.exporter.certificate import StoreCertificate
+from squidkeeper.serving.quotas import valkey_counts
+from squidkeeper.serving.quotas.counts import LEASE_AT_MOST, QuotaCount, share
+from squidkeeper.serving.quotas.local_counts import LocalCounts
+from squidkeeper.serving.quotas.meter import Meter
+from squidkeeper.serving.quotas.opening import GatewayCounts
+from squidkeeper.serving.quotas.shared_counts import AWAY_SECONDS, SharedCounts
+from squidkeeper.serving.quotas.store_problem import StoreProblem, read_store_problem
+from squidkeeper.serving.quotas.store_settings import FILE, OnUnavailable, read_quota_store
+from squidkeeper.serving.quotas.valkey_counts import ValkeyCounts
 
 from .receivers import dripping_server
 from .valkey_server import GATEWAYS, OPERATOR, PASSWORD, LossyRelay, ValkeyServer, rights
@@ -253,10 +253,10 @@ quotas: [{name: per-vm, per: client, requests: 50, every: day}]
 WORKER = """
 import sys
 from pathlib import Path
-from squidkeeper.policy.faults import Location
-from squidkeeper.policy.quotas import Counted, Quota, QuotaUnit, Window
-from squidkeeper.quotas.meter import Meter
-from squidkeeper.quotas.opening import GatewayCounts
+from squidkeeper.base.faults import Location
+from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
+from squidkeeper.serving.quotas.meter import Meter
+from squidkeeper.serving.quotas.opening import GatewayCounts
 quota = Quota("q", Location("p"), QuotaUnit.REQUESTS, 2000, Window.DAY, Counted.ALL)
 folder = Path(sys.argv[1])
 meter = Meter(GatewayCounts(folder / "policy", folder))

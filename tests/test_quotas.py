@@ -19,25 +19,25 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from squidkeeper.base.errors import CountsUnavailable, PatternError
+from squidkeeper.base.faults import FaultCode, Location
 from squidkeeper.cli import main
-from squidkeeper.engine import Stage, decide
-from squidkeeper.engine.explain import explain
-from squidkeeper.engine.quotas import counting, ticket_quotas
-from squidkeeper.errors import CountsUnavailable, PatternError
-from squidkeeper.helpers.acl import HostScope, answer_host
-from squidkeeper.helpers.meter import QuotaScope, answer
-from squidkeeper.policy.faults import FaultCode, Location
-from squidkeeper.policy.lint import lint
-from squidkeeper.policy.quotas import Counted, Quota, QuotaUnit, Window, parse_size
-from squidkeeper.protocol.lines import Reply, Result
-from squidkeeper.protocol.request import request_to
-from squidkeeper.quotas.counts import LEASE_AT_MOST, SHARE, QuotaCount, Taken, share
-from squidkeeper.quotas.identity import holder
-from squidkeeper.quotas.local_counts import LocalCounts
-from squidkeeper.quotas.meter import Announced, Meter
-from squidkeeper.quotas.shared_counts import SharedCounts
-from squidkeeper.quotas.store_settings import OnUnavailable, QuotaStoreSettings
-from squidkeeper.url import parse_address
+from squidkeeper.policy.engine import Stage, decide
+from squidkeeper.policy.engine.explain import explain
+from squidkeeper.policy.engine.quotas import counting, ticket_quotas
+from squidkeeper.policy.language.lint import lint
+from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window, parse_size
+from squidkeeper.policy.protocol.lines import Reply, Result
+from squidkeeper.policy.protocol.request import request_to
+from squidkeeper.policy.url import parse_address
+from squidkeeper.serving.helpers.acl import HostScope, answer_host
+from squidkeeper.serving.helpers.meter import QuotaScope, answer
+from squidkeeper.serving.quotas.counts import LEASE_AT_MOST, SHARE, QuotaCount, Taken, share
+from squidkeeper.serving.quotas.identity import holder
+from squidkeeper.serving.quotas.local_counts import LocalCounts
+from squidkeeper.serving.quotas.meter import Announced, Meter
+from squidkeeper.serving.quotas.shared_counts import SharedCounts
+from squidkeeper.serving.quotas.store_settings import OnUnavailable, QuotaStoreSettings
 
 from .conftest import NOW, compiled_of
 
@@ -453,12 +453,12 @@ def test_no_number_of_processes_that_end_at_any_time_passes_a_limit(
 WORKER = """
 import sys
 from pathlib import Path
-from squidkeeper.policy.faults import Location
-from squidkeeper.policy.quotas import Counted, Quota, QuotaUnit, Window
-from squidkeeper.quotas.local_counts import LocalCounts
-from squidkeeper.quotas.meter import Announced, Meter
-from squidkeeper.quotas.shared_counts import SharedCounts
-from squidkeeper.quotas.store_settings import OnUnavailable, QuotaStoreSettings
+from squidkeeper.base.faults import Location
+from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
+from squidkeeper.serving.quotas.local_counts import LocalCounts
+from squidkeeper.serving.quotas.meter import Announced, Meter
+from squidkeeper.serving.quotas.shared_counts import SharedCounts
+from squidkeeper.serving.quotas.store_settings import OnUnavailable, QuotaStoreSettings
 quota = Quota("q", Location("p"), QuotaUnit.REQUESTS, 2000, Window.DAY, Counted.ALL)
 meter = Meter(LocalCounts(Path(sys.argv[1])))
 sys.stdin.readline()

@@ -7,8 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from squidkeeper.errors import InvalidRecord
-from squidkeeper.record.record import (
+from squidkeeper.base.errors import InvalidRecord
+from squidkeeper.operate.setup.log_format import log_formats
+from squidkeeper.policy.url import LONG_URL, RECORDED_URL_LENGTH, is_unusual, recorded_url
+from squidkeeper.record.log.record import (
     GATEWAY_LENGTH,
     LENGTHS,
     LINE_LENGTH,
@@ -19,10 +21,8 @@ from squidkeeper.record.record import (
     parse_record,
     truncated_fields,
 )
-from squidkeeper.rendering.lines import PLACEHOLDERS
-from squidkeeper.rendering.values import Values
-from squidkeeper.setup.log_format import log_formats
-from squidkeeper.url import LONG_URL, RECORDED_URL_LENGTH, is_unusual, recorded_url
+from squidkeeper.serving.rendering.lines import PLACEHOLDERS
+from squidkeeper.serving.rendering.values import Values
 
 REPOSITORY = Path(__file__).parents[1]
 FIELDS = {field.name: field.type for field in msgspec.structs.fields(Record)}

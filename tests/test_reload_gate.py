@@ -14,12 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.engine import CompiledPolicy
-from squidkeeper.policy.faults import FaultCode
-from squidkeeper.policy.model import ReloadGate
-from squidkeeper.policy_store import reload_gate
-from squidkeeper.policy_store.policy_watcher import PolicyWatcher
-from squidkeeper.policy_store.reload_gate import (
+from squidkeeper.base.faults import FaultCode
+from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.language.model import ReloadGate
+from squidkeeper.policy.policy_store import reload_gate
+from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
+from squidkeeper.policy.policy_store.reload_gate import (
     Edit,
     GatedDenial,
     GateVerdict,
@@ -31,8 +31,8 @@ from squidkeeper.policy_store.reload_gate import (
     read_verdict,
     write_verdict,
 )
-from squidkeeper.policy_store.revisions import revision_in_force
-from squidkeeper.policy_store.sources import read_sources
+from squidkeeper.policy.policy_store.revisions import revision_in_force
+from squidkeeper.policy.policy_store.sources import read_sources
 
 from .test_policy_watcher import BAD, make, rule_names
 from .waiting import wait_for
@@ -53,9 +53,9 @@ LOST = GatedDenial(
 @pytest.fixture(autouse=True)
 def _at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each edit is a rename, so none has to come to rest."""
-    monkeypatch.setattr("squidkeeper.policy_store.policy_watcher._SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr("squidkeeper.policy_store.sources._HOT_NANOSECONDS", 0)
-    monkeypatch.setattr("squidkeeper.policy_store.open_writes._QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("squidkeeper.policy.policy_store.policy_watcher._SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr("squidkeeper.policy.policy_store.sources._HOT_NANOSECONDS", 0)
+    monkeypatch.setattr("squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.0)
 
 
 def write_policy(directory: Path, text: str) -> None:

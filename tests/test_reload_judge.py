@@ -17,13 +17,14 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from squidkeeper.base.faults import FaultCode, Location
+from squidkeeper.change.replay.gate import bound_of_client, verdict
+from squidkeeper.change.replay.result import Example, Flip, FlipGroup, FlipKind
 from squidkeeper.cli import main
 from squidkeeper.cli.maintain import judging
-from squidkeeper.maintenance.reload_judge import ReloadJudge
-from squidkeeper.policy.faults import FaultCode, Location
-from squidkeeper.policy.machines import Machines
-from squidkeeper.policy.model import Client, ReloadGate
-from squidkeeper.policy_store.reload_gate import (
+from squidkeeper.policy.language.machines import Machines
+from squidkeeper.policy.language.model import Client, ReloadGate
+from squidkeeper.policy.policy_store.reload_gate import (
     Edit,
     GateVerdict,
     ask_for_verdict,
@@ -31,9 +32,8 @@ from squidkeeper.policy_store.reload_gate import (
     read_verdict,
     write_verdict,
 )
-from squidkeeper.record.record import format_time
-from squidkeeper.replay.gate import bound_of_client, verdict
-from squidkeeper.replay.result import Example, Flip, FlipGroup, FlipKind
+from squidkeeper.record.log.record import format_time
+from squidkeeper.services.maintenance.reload_judge import ReloadJudge
 
 from .records import record_line
 from .test_policy_watcher import BAD, rule_names
@@ -181,7 +181,7 @@ def leave(tmp_path: Path) -> Callable[[Edit], list[str]]:
     """A judge that accepts, and counts its runs."""
     text = (
         "import time; from pathlib import Path;"
-        " from squidkeeper.policy_store.reload_gate import *;"
+        " from squidkeeper.policy.policy_store.reload_gate import *;"
         f" Path({str(tmp_path / 'runs')!r}).open('a').write('run\\n');"
         f" write_verdict(Path({str(folder(tmp_path))!r}), GateVerdict({EDIT.old!r}, {EDIT.new!r}, time.time()))"
     )
@@ -353,7 +353,7 @@ def test_where_force_cannot_be_written_the_message_says_what_to_do(
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("squidkeeper.policy_store.reload_gate.replace", refuse)
+    monkeypatch.setattr("squidkeeper.policy.policy_store.reload_gate.replace", refuse)
     assert reload(tmp_path, "--force") == (1, "Error: reload-forced: Permission denied: run this as root\n")
 
 
@@ -385,7 +385,7 @@ def judge_log(tmp_path: Path, edit: Edit, log: Path) -> GateVerdict | None:
 def _unbound(monkeypatch: pytest.MonkeyPatch) -> None:
     """The judge bounds its own process, which here is that of the tests."""
     monkeypatch.setattr("signal.alarm", lambda _: 0)
-    monkeypatch.setattr("squidkeeper.table.own_process.bound_memory", lambda *_: None)
+    monkeypatch.setattr("squidkeeper.record.table.own_process.bound_memory", lambda *_: None)
     monkeypatch.setattr("squidkeeper.cli.reload.end_first", lambda: None)
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from squidkeeper.layout import Layout
-from squidkeeper.maintenance.render_request import RenderRequest
+from squidkeeper.base.layout import Layout
+from squidkeeper.services.maintenance.render_request import RenderRequest
 from tests.conftest import write_policy
 from tests.waiting import wait_for
 

@@ -15,21 +15,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from squidkeeper.credentials import SecretStore
-from squidkeeper.layout import Layout
-from squidkeeper.parts import Part, needed_keys
-from squidkeeper.policy.headers import INJECTABLE_HEADERS
-from squidkeeper.policy_store.loading import load
-from squidkeeper.rendering import Values, decode_values, encode_values, fill, merge, part_file, render, values_of
-from squidkeeper.rendering.lines import PLACEHOLDERS
-from squidkeeper.rendering.values import Peer
-from squidkeeper.replies import header_annotation
-from squidkeeper.setup.addition import add_parts
-from squidkeeper.setup.entries import File
-from squidkeeper.setup.error_pages import files, placeholders
-from squidkeeper.setup.log_format import log_formats
-from squidkeeper.setup.rendering import named_values, template_folder
-from squidkeeper.squid_account import Account
+from squidkeeper.base.layout import Layout
+from squidkeeper.base.squid_account import Account
+from squidkeeper.operate.setup.addition import add_parts
+from squidkeeper.operate.setup.entries import File
+from squidkeeper.operate.setup.error_pages import files, placeholders
+from squidkeeper.operate.setup.log_format import log_formats
+from squidkeeper.operate.setup.rendering import named_values, template_folder
+from squidkeeper.policy.language.headers import INJECTABLE_HEADERS
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.serving.credentials import SecretStore
+from squidkeeper.serving.parts import Part, needed_keys
+from squidkeeper.serving.rendering import (
+    Values,
+    decode_values,
+    encode_values,
+    fill,
+    merge,
+    part_file,
+    render,
+    values_of,
+)
+from squidkeeper.serving.rendering.lines import PLACEHOLDERS
+from squidkeeper.serving.rendering.values import Peer
+from squidkeeper.serving.replies import header_annotation
 from tests.conftest import write_policy
 
 SQUID = Path(__file__).parents[1] / "squid"
@@ -252,12 +261,18 @@ def test_each_acl_that_is_defined_is_used() -> None:
     assert {name for name in defined if name.startswith("sk_")} - used == set()
 
 
-WRITES = ("replies.py", "helpers/asking.py", "helpers/login.py", "helpers/throttle.py", "protocol/lines.py")
+WRITES = (
+    "serving/replies.py",
+    "serving/helpers/asking.py",
+    "serving/helpers/login.py",
+    "serving/helpers/throttle.py",
+    "policy/protocol/lines.py",
+)
 PACKAGE = SQUID.parent / "helpers/squidkeeper"
 
 
 def annotations_written() -> set[str]:
-    texts = [(PACKAGE / name).read_text() for name in WRITES if (PACKAGE / name).exists()]
+    texts = [(PACKAGE / name).read_text() for name in WRITES]
     return {name for text in texts for name in re.findall(r'"([a-z][a-z_]*_)"', text)}
 
 
@@ -336,7 +351,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 @given(data=ANSWERS)
 def test_root_refuses_what_is_malformed_and_changes_nothing(gateway: Layout, data: bytes) -> None:
     before = contents(gateway.prefix)
-    with patch("squidkeeper.squid_account._answer", answering(data)):
+    with patch("squidkeeper.base.squid_account._answer", answering(data)):
         try:
             named = named_values(ACCOUNT, gateway, gateway.policy, gateway.state)
         except (OSError, ValueError):
@@ -353,5 +368,5 @@ def test_an_answer_without_an_end_is_not_read_to_its_end(gateway: Layout) -> Non
         while True:
             os.write(sender, b"[" * 65_536)
 
-    with patch("squidkeeper.squid_account._answer", answer), pytest.raises(OSError, match="no answer of the kind"):
+    with patch("squidkeeper.base.squid_account._answer", answer), pytest.raises(OSError, match="no answer of the kind"):
         named_values(ACCOUNT, gateway, gateway.policy, gateway.state)

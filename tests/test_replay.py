@@ -16,18 +16,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.engine import CompiledPolicy, Decision, decide
-from squidkeeper.policy.model import Action, Policy
-from squidkeeper.policy_store.loading import load
-from squidkeeper.protocol.request import CONNECT, Malformed, Request
-from squidkeeper.record.record import NONE, Record, format_time, parse_time
-from squidkeeper.record.requests import request_of, was_used
-from squidkeeper.record.urls import authority_of, host_of
-from squidkeeper.replay.replay import COLUMNS, SET_APART, replay
-from squidkeeper.replay.result import FlipKind, ReplayResult, Total
-from squidkeeper.table.sources import TableSources
-from squidkeeper.table.table import open_table
-from squidkeeper.url import recorded_url
+from squidkeeper.change.replay.replay import COLUMNS, SET_APART, replay
+from squidkeeper.change.replay.result import FlipKind, ReplayResult, Total
+from squidkeeper.policy.engine import CompiledPolicy, Decision, decide
+from squidkeeper.policy.language.model import Action, Policy
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.policy.protocol.request import CONNECT, Malformed, Request
+from squidkeeper.policy.url import recorded_url
+from squidkeeper.record.log.record import NONE, Record, format_time, parse_time
+from squidkeeper.record.log.requests import request_of, was_used
+from squidkeeper.record.log.urls import authority_of, host_of
+from squidkeeper.record.table.sources import TableSources
+from squidkeeper.record.table.table import open_table
 
 from .conftest import NOW
 from .record_tables import insert_records

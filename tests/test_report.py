@@ -19,18 +19,18 @@ import pytest
 from click.testing import CliRunner
 
 from squidkeeper.cli import main
-from squidkeeper.policy_store.loading import load_sources
-from squidkeeper.policy_store.revisions import store_revision
-from squidkeeper.policy_store.sources import read_sources
-from squidkeeper.record.drift import DriftChecker
-from squidkeeper.record.past_policies import PastPolicies
-from squidkeeper.record.record import parse_record
-from squidkeeper.report import figures
-from squidkeeper.report.builder import COLUMNS, build_report
-from squidkeeper.report.page import page
-from squidkeeper.report.period import Period
-from squidkeeper.table.sources import TableSources
-from squidkeeper.table.table import open_table
+from squidkeeper.policy.policy_store.loading import load_sources
+from squidkeeper.policy.policy_store.revisions import store_revision
+from squidkeeper.policy.policy_store.sources import read_sources
+from squidkeeper.record.log.drift import DriftChecker
+from squidkeeper.record.log.past_policies import PastPolicies
+from squidkeeper.record.log.record import parse_record
+from squidkeeper.record.report import figures
+from squidkeeper.record.report.builder import COLUMNS, build_report
+from squidkeeper.record.report.page import page
+from squidkeeper.record.report.period import Period
+from squidkeeper.record.table.sources import TableSources
+from squidkeeper.record.table.table import open_table
 
 from .conftest import write_policy
 from .markup import ATTRIBUTES, HOSTILE, INVISIBLE, TAGS, Page

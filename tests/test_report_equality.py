@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.record.record import NONE, Record
-from squidkeeper.report import figures
-from squidkeeper.report.builder import COLUMNS, build_report
-from squidkeeper.report.period import Period
-from squidkeeper.table.sources import TableSources
-from squidkeeper.table.table import open_table
+from squidkeeper.record.log.record import NONE, Record
+from squidkeeper.record.report import figures
+from squidkeeper.record.report.builder import COLUMNS, build_report
+from squidkeeper.record.report.period import Period
+from squidkeeper.record.table.sources import TableSources
+from squidkeeper.record.table.table import open_table
 
 from .markup import HOSTILE
 from .plain_reading import read_lines

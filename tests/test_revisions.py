@@ -14,19 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.engine import CompiledPolicy
-from squidkeeper.errors import PolicyError
-from squidkeeper.policy_store import revisions
-from squidkeeper.policy_store.loading import load_sources, load_stored_revision
-from squidkeeper.policy_store.revisions import (
+from squidkeeper.base.errors import PolicyError
+from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.policy_store import revisions
+from squidkeeper.policy.policy_store.loading import load_sources, load_stored_revision
+from squidkeeper.policy.policy_store.revisions import (
     compiled_lists,
     read_revision,
     revision_in_force,
     store_revision,
     stored_revisions,
 )
-from squidkeeper.policy_store.sources import grants_file, read_sources
-from squidkeeper.protocol.request import request_to
+from squidkeeper.policy.policy_store.sources import grants_file, read_sources
+from squidkeeper.policy.protocol.request import request_to
 
 from .conftest import NOW, decided, write_policy
 
@@ -193,7 +193,7 @@ def test_the_newest_fifty_are_kept_and_those_loaded_again_are_new(tmp_path: Path
 
 
 def test_grants_push_no_edit_out(tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squidkeeper.policy_store.revisions._REVISIONS_AT_MOST", 5)
+    monkeypatch.setattr("squidkeeper.policy.policy_store.revisions._REVISIONS_AT_MOST", 5)
     directory, loaded = tmp_path / "policy", []
     for number in range(5):
         write_policy(directory, f"rules: [{{name: r{number}, action: allow, hosts: [r.example]}}]")
@@ -249,10 +249,10 @@ KEEPER = """
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from squidkeeper.errors import PolicyError
-from squidkeeper.policy_store.loading import load_sources
-from squidkeeper.policy_store.revisions import store_revision
-from squidkeeper.policy_store.sources import grants_file, read_sources
+from squidkeeper.base.errors import PolicyError
+from squidkeeper.policy.policy_store.loading import load_sources
+from squidkeeper.policy.policy_store.revisions import store_revision
+from squidkeeper.policy.policy_store.sources import grants_file, read_sources
 directory, folder = map(Path, sys.argv[1:3])
 sources = read_sources(directory)
 revision = load_sources(sources, datetime.now(UTC), folder / "lists").compiled.revision

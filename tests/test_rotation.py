@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from squidkeeper.archive_status import ArchiveStatus, DeletedLogs, FileOnDisk, read_deleted_logs
-from squidkeeper.maintenance.rate_limit import RateLimit
-from squidkeeper.maintenance.rotation import Rotation
-from squidkeeper.maintenance.squid_process import SquidProcess
-from squidkeeper.rotated_logs import rotated
+from squidkeeper.base.rotated_logs import rotated
+from squidkeeper.record.archive_status import ArchiveStatus, DeletedLogs, FileOnDisk, read_deleted_logs
+from squidkeeper.services.maintenance.rate_limit import RateLimit
+from squidkeeper.services.maintenance.rotation import Rotation
+from squidkeeper.services.maintenance.squid_process import SquidProcess
 from tests.bare_squid import BareSquid, bare_squid
 from tests.e2e.network import run
 from tests.waiting import wait_for

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.engine.timetable import Timed, Timetable, times_of_each
-from squidkeeper.errors import PatternError, PolicyError
-from squidkeeper.policy.faults import FaultCode
-from squidkeeper.policy.lint import lint
-from squidkeeper.policy.model import Action
-from squidkeeper.policy.schedules import (
+from squidkeeper.base.errors import PatternError, PolicyError
+from squidkeeper.base.faults import FaultCode
+from squidkeeper.policy.engine.timetable import Timed, Timetable, times_of_each
+from squidkeeper.policy.language.lint import lint
+from squidkeeper.policy.language.model import Action
+from squidkeeper.policy.language.schedules import (
     EVERY_DAY,
     WEEK_DAYS,
     WHOLE_DAY,
@@ -28,7 +28,7 @@ from squidkeeper.policy.schedules import (
     parse_hours,
     parse_zone,
 )
-from squidkeeper.policy_store.loading import load
+from squidkeeper.policy.policy_store.loading import load
 
 from .conftest import NOW, Ask, compiled_of, write_policy
 

@@ -17,25 +17,31 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from squidkeeper.base.errors import PatternError, SealedTokenRefused
+from squidkeeper.base.faults import Location
+from squidkeeper.base.squid_account import Account
 from squidkeeper.cli import main
-from squidkeeper.credentials import SecretStore
-from squidkeeper.credentials.sealed_tokens import SealedTokens, presented_token
-from squidkeeper.credentials.sealing import LONGEST_TOKEN, SealingPrivateKey, SealingPublicKey, open_bytes, seal_bytes
-from squidkeeper.credentials.secret import Secret
-from squidkeeper.credentials.store import filled
-from squidkeeper.engine import decide
-from squidkeeper.engine.fields import HostFacts
-from squidkeeper.engine.sealed_guards import failing_guard
-from squidkeeper.errors import PatternError, SealedTokenRefused
-from squidkeeper.helpers.fetched_request import FetchedRequest
-from squidkeeper.helpers.unsealing import Unsealer
-from squidkeeper.policy.faults import Location
-from squidkeeper.policy.forms import InjectedValue
-from squidkeeper.policy.sealed_tokens import SealedEntry, format_content, parse_content
-from squidkeeper.policy.secret_sources import FileSource, NamedSecret
-from squidkeeper.protocol.request import request_to
-from squidkeeper.squid_account import Account
-from squidkeeper.url import parse_url
+from squidkeeper.policy.engine import decide
+from squidkeeper.policy.engine.fields import HostFacts
+from squidkeeper.policy.engine.sealed_guards import failing_guard
+from squidkeeper.policy.language.forms import InjectedValue
+from squidkeeper.policy.language.sealed_tokens import SealedEntry, format_content, parse_content
+from squidkeeper.policy.language.secret_sources import FileSource, NamedSecret
+from squidkeeper.policy.protocol.request import request_to
+from squidkeeper.policy.url import parse_url
+from squidkeeper.serving.credentials import SecretStore
+from squidkeeper.serving.credentials.sealed_tokens import SealedTokens, presented_token
+from squidkeeper.serving.credentials.sealing import (
+    LONGEST_TOKEN,
+    SealingPrivateKey,
+    SealingPublicKey,
+    open_bytes,
+    seal_bytes,
+)
+from squidkeeper.serving.credentials.secret import Secret
+from squidkeeper.serving.credentials.store import filled
+from squidkeeper.serving.helpers.fetched_request import FetchedRequest
+from squidkeeper.serving.helpers.unsealing import Unsealer
 
 from .conftest import compiled_of
 
@@ -367,7 +373,7 @@ def test_a_key_that_cannot_be_used_has_no_token_opened_again(
         opened.append(token)
         return open_bytes(token, keys)
 
-    monkeypatch.setattr("squidkeeper.credentials.sealed_tokens.open_bytes", counted)
+    monkeypatch.setattr("squidkeeper.serving.credentials.sealed_tokens.open_bytes", counted)
     new.write_text(unusable)
     assert [tokens.open(TOKEN).secret for _ in range(3)] == [SECRET] * 3
     assert opened == [TOKEN]
@@ -415,7 +421,7 @@ def test_the_command_makes_a_key_and_seals_for_it(tmp_path: Path) -> None:
 def test_a_new_key_can_be_read_by_squids_group_and_nobody_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, account: Account | None, mode: int, group: int
 ) -> None:
-    monkeypatch.setattr("squidkeeper.squid_account.squid_account", lambda: account)
+    monkeypatch.setattr("squidkeeper.base.squid_account.squid_account", lambda: account)
     file = tmp_path / "key"
     run("--new-key", str(file))
     status = file.stat()

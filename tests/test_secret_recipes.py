@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.fetching import command
-from squidkeeper.fetching.command import run_command
-from squidkeeper.policy.model import Policy
-from squidkeeper.policy.secret_sources import CommandSource, FileSource
+from squidkeeper.policy.language.model import Policy
+from squidkeeper.policy.language.secret_sources import CommandSource, FileSource
+from squidkeeper.services.fetching import command
+from squidkeeper.services.fetching.command import run_command
 
 from .conftest import compiled_of
 

@@ -15,7 +15,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
-from squidkeeper.certificates.authority import (
+from squidkeeper.base.errors import SetupFailed
+from squidkeeper.base.layout import Layout
+from squidkeeper.operate.setup.ca_files import CaFiles, ca_files
+from squidkeeper.operate.setup.entries import Entry, remove, write_entry
+from squidkeeper.operate.setup.options import SetupOptions
+from squidkeeper.serving.certificates.authority import (
     CertificateAuthority,
     certificate_of,
     is_due,
@@ -24,11 +29,6 @@ from squidkeeper.certificates.authority import (
     make_intermediate,
     strict_faults,
 )
-from squidkeeper.errors import SetupFailed
-from squidkeeper.layout import Layout
-from squidkeeper.setup.ca_files import CaFiles, ca_files
-from squidkeeper.setup.entries import Entry, remove, write_entry
-from squidkeeper.setup.options import SetupOptions
 
 pytestmark = pytest.mark.system  # files of two owners
 

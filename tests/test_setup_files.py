@@ -13,17 +13,13 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
-from squidkeeper.certificates.authority import CertificateAuthority, check_ca, make_ca
-from squidkeeper.certificates.server import issue_server_certificate
-from squidkeeper.chain.keys import read_archive_key, read_public_keys
-from squidkeeper.errors import SetupFailed
-from squidkeeper.formatting import substitute
-from squidkeeper.layout import Layout
-from squidkeeper.parts import Part
-from squidkeeper.rendering import part_file
-from squidkeeper.setup import apparmor
-from squidkeeper.setup.archive_keys import archive_keys
-from squidkeeper.setup.configuration import (
+from squidkeeper.base.errors import SetupFailed
+from squidkeeper.base.formatting import substitute
+from squidkeeper.base.layout import Layout
+from squidkeeper.base.squid_account import Account
+from squidkeeper.operate.setup import apparmor
+from squidkeeper.operate.setup.archive_keys import archive_keys
+from squidkeeper.operate.setup.configuration import (
     FRAGMENT,
     MARK,
     Configuration,
@@ -44,10 +40,14 @@ from squidkeeper.setup.configuration import (
     without_login,
     workers_of,
 )
-from squidkeeper.setup.entries import File
-from squidkeeper.setup.machine import Machine
-from squidkeeper.setup.options import MOST_WORKERS, reachable
-from squidkeeper.squid_account import Account
+from squidkeeper.operate.setup.entries import File
+from squidkeeper.operate.setup.machine import Machine
+from squidkeeper.operate.setup.options import MOST_WORKERS, reachable
+from squidkeeper.record.chain.keys import read_archive_key, read_public_keys
+from squidkeeper.serving.certificates.authority import CertificateAuthority, check_ca, make_ca
+from squidkeeper.serving.certificates.server import issue_server_certificate
+from squidkeeper.serving.parts import Part
+from squidkeeper.serving.rendering import part_file
 
 REPOSITORY = Path(__file__).parents[1]
 NOW = datetime.now(UTC)

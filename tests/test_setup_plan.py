@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.layout import Layout
-from squidkeeper.setup.configuration import MARK
-from squidkeeper.setup.entries import Entry, File, Folder, Link
-from squidkeeper.setup.plan import Plan, Present, SetupStep, StepKind, Wanted, plan
+from squidkeeper.base.layout import Layout
+from squidkeeper.operate.setup.configuration import MARK
+from squidkeeper.operate.setup.entries import Entry, File, Folder, Link
+from squidkeeper.operate.setup.plan import Plan, Present, SetupStep, StepKind, Wanted, plan
 
 LAYOUT = Layout.of(Path("/srv/gateway"))
 EXPORTER, MAINTENANCE, SECRETS, TLS, EXPORT = (

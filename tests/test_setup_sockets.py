@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from squidkeeper.setup.sockets import has_ended, is_free, process_listens, wait_until
+from squidkeeper.operate.setup.sockets import has_ended, is_free, process_listens, wait_until
 
 LISTENING = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)"
 

@@ -15,15 +15,15 @@ from typing import Any, cast
 import psutil
 import pytest
 
-from squidkeeper.errors import SetupFailed
-from squidkeeper.layout import Layout
-from squidkeeper.setup.configuration import MARK
-from squidkeeper.setup.entries import File, Folder, Link, read_entry, read_source, text_at, write_entry
-from squidkeeper.setup.machine import Machine
-from squidkeeper.setup.plan import SetupStep, StepKind
-from squidkeeper.setup.processes import InstalledSquid
-from squidkeeper.setup.transaction import Transaction
-from squidkeeper.squid_account import Account
+from squidkeeper.base.errors import SetupFailed
+from squidkeeper.base.layout import Layout
+from squidkeeper.base.squid_account import Account
+from squidkeeper.operate.setup.configuration import MARK
+from squidkeeper.operate.setup.entries import File, Folder, Link, read_entry, read_source, text_at, write_entry
+from squidkeeper.operate.setup.machine import Machine
+from squidkeeper.operate.setup.plan import SetupStep, StepKind
+from squidkeeper.operate.setup.processes import InstalledSquid
+from squidkeeper.operate.setup.transaction import Transaction
 from tests.waiting import wait_for
 
 ACCOUNT = Account("root", 0, 0)
@@ -218,7 +218,7 @@ def break_one(patch: pytest.MonkeyPatch, gateway: Gateway, call: str) -> None:
         raise OSError("No space left on device")
 
     if call == "write_entry":
-        patch.setattr("squidkeeper.setup.transaction.write_entry", fail)
+        patch.setattr("squidkeeper.operate.setup.transaction.write_entry", fail)
     elif call == "rename":
         patch.setattr(Path, "rename", fail)
     else:

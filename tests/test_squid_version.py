@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from squidkeeper import squid_version as module
-from squidkeeper.squid_version import SquidVersion, squid_version
+from squidkeeper.base import squid_version as module
+from squidkeeper.base.squid_version import SquidVersion, squid_version
 
 
 def said(monkeypatch: pytest.MonkeyPatch, package: str | None, squid: str = "") -> SquidVersion | None:

@@ -13,36 +13,36 @@ from typing import Any
 import msgspec
 import pytest
 
-from squidkeeper.archive_status import ArchiveStatus, DeletedLogs
-from squidkeeper.counters.layout import HelperStatus
-from squidkeeper.counters.reader import CounterFile
-from squidkeeper.credentials.fetch_status import FetchStatus, SecretStatus
-from squidkeeper.credentials.fetched_values import FetchedValue, format_value, value_file
-from squidkeeper.export_status import ExportState, ExportStatus
-from squidkeeper.exporter.certificate import Certificate
-from squidkeeper.exporter.checkpoint import Checkpoint
-from squidkeeper.exporter.conditions import CONDITIONS, active_conditions
-from squidkeeper.exporter.counts import RequestCounts
-from squidkeeper.exporter.disks import Disk
-from squidkeeper.exporter.process import program_called
-from squidkeeper.exporter.recent import DENIALS_LIMIT, Denial, DriftSeen, RecentAnswer, RecentDenials
-from squidkeeper.exporter.snapshot import Snapshot
-from squidkeeper.exporter.status_page import explain_command, page
-from squidkeeper.layout import Layout
-from squidkeeper.maintenance.own_addresses import OwnAddresses
-from squidkeeper.maintenance.resolver import Resolver
-from squidkeeper.maintenance.rotation import Rotation
-from squidkeeper.maintenance_status import MaintenanceStatus
-from squidkeeper.policy.faults import Fault, FaultCode, Location
-from squidkeeper.policy.model import Action, Match, Policy, Rule, Strip
-from squidkeeper.policy.secret_sources import FileSource, NamedSecret, source_key
-from squidkeeper.policy_store.policy_watcher import PolicyState
-from squidkeeper.pull_status import PullStatus
-from squidkeeper.record.record import Record, parse_record
-from squidkeeper.squid_counters import SquidCounters
-from squidkeeper.squid_crashes import SquidCrash
-from squidkeeper.squid_runs import COUNTER
-from squidkeeper.squid_version import SquidVersion
+from squidkeeper.base.faults import Fault, FaultCode, Location
+from squidkeeper.base.layout import Layout
+from squidkeeper.base.squid_counters import SquidCounters
+from squidkeeper.base.squid_runs import COUNTER
+from squidkeeper.base.squid_version import SquidVersion
+from squidkeeper.policy.language.model import Action, Match, Policy, Rule, Strip
+from squidkeeper.policy.language.secret_sources import FileSource, NamedSecret, source_key
+from squidkeeper.policy.policy_store.policy_watcher import PolicyState
+from squidkeeper.record.archive_status import ArchiveStatus, DeletedLogs
+from squidkeeper.record.export_status import ExportState, ExportStatus
+from squidkeeper.record.log.record import Record, parse_record
+from squidkeeper.services.exporter.certificate import Certificate
+from squidkeeper.services.exporter.checkpoint import Checkpoint
+from squidkeeper.services.exporter.conditions import CONDITIONS, active_conditions
+from squidkeeper.services.exporter.counts import RequestCounts
+from squidkeeper.services.exporter.disks import Disk
+from squidkeeper.services.exporter.process import program_called
+from squidkeeper.services.exporter.recent import DENIALS_LIMIT, Denial, DriftSeen, RecentAnswer, RecentDenials
+from squidkeeper.services.exporter.snapshot import Snapshot
+from squidkeeper.services.exporter.status_page import explain_command, page
+from squidkeeper.services.maintenance.own_addresses import OwnAddresses
+from squidkeeper.services.maintenance.resolver import Resolver
+from squidkeeper.services.maintenance.rotation import Rotation
+from squidkeeper.services.maintenance_status import MaintenanceStatus
+from squidkeeper.services.pull_status import PullStatus
+from squidkeeper.serving.counters.layout import HelperStatus
+from squidkeeper.serving.counters.reader import CounterFile
+from squidkeeper.serving.credentials.fetch_status import FetchStatus, SecretStatus
+from squidkeeper.serving.credentials.fetched_values import FetchedValue, format_value, value_file
+from squidkeeper.serving.squid_crashes import SquidCrash
 
 from .conftest import compiled_of
 from .markup import ATTRIBUTES, HOSTILE, INVISIBLE, TAGS, Page

@@ -21,19 +21,19 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
-from squidkeeper.archive_status import read_archive_status
-from squidkeeper.chain import stores
-from squidkeeper.chain.chain import CHAIN, HEAD, append_entry, read_chain, seal_head
-from squidkeeper.chain.entries import ArchivedSource, ChainEntry, EntryKind
-from squidkeeper.chain.keys import ArchiveKey
-from squidkeeper.chain.places import FolderPlace
-from squidkeeper.chain.store_settings import StoreKeys, StoreSettings, is_store, read_store_settings, revealed
-from squidkeeper.chain.stores import Copied, ObjectStore, copy_archive, fetched_archive
-from squidkeeper.chain.verification import verify
+from squidkeeper.base.errors import ObjectTooLarge, StoreFailed, UnreadableLog
 from squidkeeper.cli import main
-from squidkeeper.errors import ObjectTooLarge, StoreFailed, UnreadableLog
-from squidkeeper.table.sources import TableSources
-from squidkeeper.table.table import open_table
+from squidkeeper.record.archive_status import read_archive_status
+from squidkeeper.record.chain import stores
+from squidkeeper.record.chain.chain import CHAIN, HEAD, append_entry, read_chain, seal_head
+from squidkeeper.record.chain.entries import ArchivedSource, ChainEntry, EntryKind
+from squidkeeper.record.chain.keys import ArchiveKey
+from squidkeeper.record.chain.places import FolderPlace
+from squidkeeper.record.chain.store_settings import StoreKeys, StoreSettings, is_store, read_store_settings, revealed
+from squidkeeper.record.chain.stores import Copied, ObjectStore, copy_archive, fetched_archive
+from squidkeeper.record.chain.verification import verify
+from squidkeeper.record.table.sources import TableSources
+from squidkeeper.record.table.table import open_table
 from tests.archives import add_source, make_archive, write_parquet, write_part
 from tests.records import record_line
 from tests.s3_server import KEYS, Application, S3Server, s3_server
@@ -219,7 +219,7 @@ def test_a_chain_or_a_head_that_is_too_large_is_not_read(
     store: ObjectStore, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy_archive(archive, store)
-    monkeypatch.setattr("squidkeeper.chain.stores._READ_AT_MOST", 400)
+    monkeypatch.setattr("squidkeeper.record.chain.stores._READ_AT_MOST", 400)
     with pytest.raises(ObjectTooLarge, match=r"/chain is too large to be read: expected 400 B at most"):
         store.read(CHAIN)
     assert ("line-damaged", CHAIN) in faults(store), "it keeps nothing else from being verified"
@@ -234,7 +234,7 @@ def test_objects_are_listed_by_pages_and_not_without_end(
 ) -> None:
     server.files.pipe({f"{settings.root}/a/{number:04}": b"" for number in range(1100)})
     assert len(store.sizes()) == 1100
-    monkeypatch.setattr("squidkeeper.chain.stores._OBJECTS_AT_MOST", 1099)
+    monkeypatch.setattr("squidkeeper.record.chain.stores._OBJECTS_AT_MOST", 1099)
     with pytest.raises(ObjectTooLarge, match=r"/gateway-\d+ has more than 1,099 objects"):
         store.sizes()
     assert ("part-unknown", str(store)) in faults(store), "it keeps nothing else from being verified"

@@ -23,16 +23,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.errors import UnreadableLog
-from squidkeeper.record.log_file import LINE_LIMIT
-from squidkeeper.record.record import Record, format_time
-from squidkeeper.record.urls import host_of
-from squidkeeper.table.columns import COLUMNS, FIELDS
-from squidkeeper.table.database import open_database
-from squidkeeper.table.folding import standing
-from squidkeeper.table.lines import LineTable, Loaded, record_of
-from squidkeeper.table.sources import TableSources
-from squidkeeper.table.table import Table, open_table
+from squidkeeper.base.errors import UnreadableLog
+from squidkeeper.record.log.log_file import LINE_LIMIT
+from squidkeeper.record.log.record import Record, format_time
+from squidkeeper.record.log.urls import host_of
+from squidkeeper.record.table.columns import COLUMNS, FIELDS
+from squidkeeper.record.table.database import open_database
+from squidkeeper.record.table.folding import standing
+from squidkeeper.record.table.lines import LineTable, Loaded, record_of
+from squidkeeper.record.table.sources import TableSources
+from squidkeeper.record.table.table import Table, open_table
 from tests.plain_reading import Reading, fold, read_lines, time_of
 from tests.records import NOON, USUAL, after_noon, record_line
 
@@ -494,7 +494,7 @@ def test_what_spills_takes_half_of_the_free_space_at_most(
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     usage = shutil.disk_usage(tmp_path)._replace(free=free_megabytes * 1024**2)
-    monkeypatch.setattr("squidkeeper.table.database.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("squidkeeper.record.table.database.shutil.disk_usage", lambda _: usage)
     large = "SELECT max(n) FROM (SELECT n FROM (SELECT hash(range) AS n FROM range(8_000_000)) ORDER BY n OFFSET 1)"
     told = nullcontext() if fits else pytest.raises(UnreadableLog, match="half of the free space")
     with told, open_database(threads=1, memory_limit="40MB") as database:
@@ -511,7 +511,9 @@ def test_a_spill_folder_may_have_any_name(tmp_path: Path, monkeypatch: pytest.Mo
         assert (len(records_in(table)), table.skipped.count) == (3, 0)
 
 
-@pytest.mark.parametrize("module", ["squidkeeper.helpers.acl", "squidkeeper.exporter.process", "squidkeeper.cli.log"])
+@pytest.mark.parametrize(
+    "module", ["squidkeeper.serving.helpers.acl", "squidkeeper.services.exporter.process", "squidkeeper.cli.log"]
+)
 def test_helpers_and_exporter_do_not_import_duckdb(module: str) -> None:
     code = f"import sys, {module}; sys.exit('duckdb' in sys.modules or '_duckdb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -21,15 +21,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from squidkeeper.chain.chain import append_entry, write_lock
-from squidkeeper.chain.entries import ArchivedPart, ArchivedSource, ChainEntry, EntryKind
+from squidkeeper.base.squid_account import squid_account
 from squidkeeper.cli import main
-from squidkeeper.squid_account import squid_account
-from squidkeeper.table.columns import NAMES
-from squidkeeper.table.database import open_database
-from squidkeeper.table.lines import LineTable, decode_line
-from squidkeeper.table.sources import TableSources
-from squidkeeper.table.table import Table, open_table
+from squidkeeper.record.chain.chain import append_entry, write_lock
+from squidkeeper.record.chain.entries import ArchivedPart, ArchivedSource, ChainEntry, EntryKind
+from squidkeeper.record.table.columns import NAMES
+from squidkeeper.record.table.database import open_database
+from squidkeeper.record.table.lines import LineTable, decode_line
+from squidkeeper.record.table.sources import TableSources
+from squidkeeper.record.table.table import Table, open_table
 from tests.records import record_line
 
 MIDNIGHT = datetime(2026, 11, 26, tzinfo=UTC)

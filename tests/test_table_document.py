@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from squidkeeper.record.record import Record
-from squidkeeper.table.columns import COLUMNS, POSITION
-from squidkeeper.table.sources import TableSources
-from squidkeeper.table.statement import parse_select
-from squidkeeper.table.table import Table, open_table
+from squidkeeper.record.log.record import Record
+from squidkeeper.record.table.columns import COLUMNS, POSITION
+from squidkeeper.record.table.sources import TableSources
+from squidkeeper.record.table.statement import parse_select
+from squidkeeper.record.table.table import Table, open_table
 from tests.records import after_noon, record_line
 
 DOCUMENT = (Path(__file__).parents[1] / "squid/observe/TABLE.md").read_text()

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squidkeeper.counters.reader import read_counter_files
-from squidkeeper.helpers.throttle import (
+from squidkeeper.policy.protocol.lines import Result, format_reply, reply_limit
+from squidkeeper.serving.counters.reader import read_counter_files
+from squidkeeper.serving.helpers.throttle import (
     SPARE_LOOKUPS,
     SURPLUS_SECONDS,
     Clients,
@@ -24,8 +25,7 @@ from squidkeeper.helpers.throttle import (
     Throttle,
     answer_surplus,
 )
-from squidkeeper.protocol.lines import Result, format_reply, reply_limit
-from squidkeeper.quotas.identity import client_network
+from squidkeeper.serving.quotas.identity import client_network
 
 LIMITS = Limits(per_second=8, burst=5, longest_seconds=2)  # an eighth of a second is exact in binary
 NOW = 1000.0

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squidkeeper.engine import CompiledPolicy
-from squidkeeper.shared_database import _PAGES_AT_MOST
-from squidkeeper.tickets.holders import PLACES, Holder, holder_of
-from squidkeeper.tickets.judgement import settle
-from squidkeeper.tickets.store import (
+from squidkeeper.base.shared_database import _PAGES_AT_MOST
+from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.serving.tickets.holders import PLACES, Holder, holder_of
+from squidkeeper.serving.tickets.judgement import settle
+from squidkeeper.serving.tickets.store import (
     FOLDER,
     KEPT_DAYS,
     LONGEST_URL,
@@ -27,7 +27,7 @@ from squidkeeper.tickets.store import (
     TicketState,
     TicketStore,
 )
-from squidkeeper.tickets.ticket import NUMBER, AskedRequest, ticket_key, ticket_number
+from squidkeeper.serving.tickets.ticket import NUMBER, AskedRequest, ticket_key, ticket_number
 from tests.conftest import compiled_of
 from tests.waiting import wait_for
 
@@ -194,7 +194,7 @@ def test_however_many_addresses_one_network_has_clients_of_others_get_tickets(
 
 
 def test_a_network_takes_half_of_the_places_and_the_next_one_half_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squidkeeper.tickets.holders.PLACES", 16)
+    monkeypatch.setattr("squidkeeper.serving.tickets.holders.PLACES", 16)
     taken = set[str]()
     for network in ("a", "b", "c"):
         for n in range(100):
@@ -205,7 +205,7 @@ def test_a_network_takes_half_of_the_places_and_the_next_one_half_of_the_rest(mo
 
 
 def test_a_machine_that_has_a_place_keeps_it(store: TicketStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squidkeeper.tickets.holders.PLACES", 4)
+    monkeypatch.setattr("squidkeeper.serving.tickets.holders.PLACES", 4)
     clients = [f"192.168.137.{n}" for n in (10, 11, 12)]
     assert [ask(store, asked(client=client)) in list(NoTicket) for client in clients] == [False, False, True]
     assert ask(store, asked(client=clients[2])) is NoTicket.NO_PLACE
@@ -241,7 +241,7 @@ def test_what_the_policy_decides_by_now_waits_no_longer_and_gives_room(store: Ti
 def test_what_the_policy_decides_pushes_out_nothing_that_people_have_denied(
     store: TicketStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.tickets.store._DECIDED_AT_MOST", 3)
+    monkeypatch.setattr("squidkeeper.serving.tickets.store._DECIDED_AT_MOST", 3)
     numbers = [str(ask(store, asked(f"https://a.example/{n}"))) for n in range(8)]
     store.decide(numbers[0], TicketState.DENIED, NOW, 0, "No.")
     store.settle(numbers[1:], NOW + 1)
@@ -289,7 +289,7 @@ def test_an_approved_question_that_is_still_denied_waits_again_and_is_told_again
 
 
 def test_decided_questions_of_a_client_are_bounded(store: TicketStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squidkeeper.tickets.store._DECIDED_AT_MOST", 3)
+    monkeypatch.setattr("squidkeeper.serving.tickets.store._DECIDED_AT_MOST", 3)
     for n in range(6):
         number = str(ask(store, asked(f"https://a.example/{n}"), NOW + n))
         store.decide(number, TicketState.DENIED, NOW + n, 0, "No.")
@@ -306,7 +306,7 @@ def test_the_clients_at_their_bound_do_not_fill_the_file(store: TicketStore) -> 
 
 
 def test_a_full_file_gives_no_new_ticket_and_keeps_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squidkeeper.shared_database._PAGES_AT_MOST", 20)
+    monkeypatch.setattr("squidkeeper.base.shared_database._PAGES_AT_MOST", 20)
     with closing(TicketStore(tmp_path)) as store:
         with pytest.raises(OSError, match="full"):
             fill(store, length=490)

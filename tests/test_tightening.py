@@ -14,22 +14,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.engine import CompiledPolicy
-from squidkeeper.engine.decision import Decision
-from squidkeeper.engine.explain import quotas_in
-from squidkeeper.policy.faults import Location
-from squidkeeper.policy.model import Action, Policy
-from squidkeeper.policy.quotas import Counted, Quota, QuotaUnit, Window
-from squidkeeper.policy_store.loading import load
-from squidkeeper.record.record import NONE, Record, parse_time
-from squidkeeper.record.urls import host_of
-from squidkeeper.table.columns import FIELDS
-from squidkeeper.table.judging import insert
-from squidkeeper.tightening.edits import Edits, proposed_edits, with_edits
-from squidkeeper.tightening.findings import Findings, KeptFor, findings
-from squidkeeper.tightening.narrowing import Field, Narrowing
-from squidkeeper.tightening.proof import proven
-from squidkeeper.tightening.usage import measure
+from squidkeeper.base.faults import Location
+from squidkeeper.change.tightening.edits import Edits, proposed_edits, with_edits
+from squidkeeper.change.tightening.findings import Findings, KeptFor, findings
+from squidkeeper.change.tightening.narrowing import Field, Narrowing
+from squidkeeper.change.tightening.proof import proven
+from squidkeeper.change.tightening.usage import measure
+from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.engine.decision import Decision
+from squidkeeper.policy.engine.explain import quotas_in
+from squidkeeper.policy.language.model import Action, Policy
+from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.record.log.record import NONE, Record, parse_time
+from squidkeeper.record.log.urls import host_of
+from squidkeeper.record.table.columns import FIELDS
+from squidkeeper.record.table.judging import insert
 
 from .conftest import NOW
 from .test_engine_properties import GRANT, HOSTS, NOTHING, TIMES, credentials, matches, policy_of, rewrites, urls

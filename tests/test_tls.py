@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
-from squidkeeper.certificates.authority import CertificateAuthority, make_ca
-from squidkeeper.certificates.server import is_server_certificate_due, issue_server_certificate
-from squidkeeper.errors import InvalidUrl, TlsPortFailed
-from squidkeeper.maintenance.rate_limit import RateLimit
-from squidkeeper.maintenance.tls import ServerCertificate, TlsPort, parse_server_names, server_names
+from squidkeeper.base.errors import InvalidUrl, TlsPortFailed
+from squidkeeper.services.maintenance.rate_limit import RateLimit
+from squidkeeper.services.maintenance.tls import ServerCertificate, TlsPort, parse_server_names, server_names
+from squidkeeper.serving.certificates.authority import CertificateAuthority, make_ca
+from squidkeeper.serving.certificates.server import is_server_certificate_due, issue_server_certificate
 
 NOW = datetime.now(UTC)
 CA = make_ca(NOW - timedelta(days=400))

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.engine import CompiledPolicy, Stage, checked_tunnel, decide, mode_in_force
-from squidkeeper.policy.methods import BODILESS
-from squidkeeper.policy.model import Action
-from squidkeeper.protocol.request import Request, TunnelMode, authority_of, parse_request, read_tag, tunnel_tag
+from squidkeeper.policy.engine import CompiledPolicy, Stage, checked_tunnel, decide, mode_in_force
+from squidkeeper.policy.language.methods import BODILESS
+from squidkeeper.policy.language.model import Action
+from squidkeeper.policy.protocol.request import Request, TunnelMode, authority_of, parse_request, read_tag, tunnel_tag
 
 from .conftest import NOW, compiled_of
 from .test_engine_properties import (

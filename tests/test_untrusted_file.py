@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.archive_status import DELETED, DeletedLogs, read_deleted_logs
-from squidkeeper.errors import CountsUnavailable, PullFailed, WebhookFailed
-from squidkeeper.exporter.certificate import read_certificate
-from squidkeeper.pull_settings import read_token
-from squidkeeper.quotas.store_settings import read_quota_store
-from squidkeeper.squid_runs import FILE, read_samples
-from squidkeeper.untrusted_file import read_regular, read_untrusted
-from squidkeeper.webhook_settings import read_webhook_settings
+from squidkeeper.base.errors import CountsUnavailable, PullFailed, WebhookFailed
+from squidkeeper.base.squid_runs import FILE, read_samples
+from squidkeeper.base.untrusted_file import read_regular, read_untrusted
+from squidkeeper.record.archive_status import DELETED, DeletedLogs, read_deleted_logs
+from squidkeeper.services.exporter.certificate import read_certificate
+from squidkeeper.services.pull_settings import read_token
+from squidkeeper.services.webhook_settings import read_webhook_settings
+from squidkeeper.serving.quotas.store_settings import read_quota_store
 
 
 def put_link(file: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squidkeeper.errors import InvalidUrl
-from squidkeeper.url import (
+from squidkeeper.base.errors import InvalidUrl
+from squidkeeper.policy.url import (
     Host,
     Reading,
     ReadPath,

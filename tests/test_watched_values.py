@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squidkeeper.credentials.watched_values import WatchedValues, percent_decoded
+from squidkeeper.serving.credentials.watched_values import WatchedValues, percent_decoded
 
 VALUE = "s3cret-Value/of+the=gateway_%41"
 FORMS: dict[str, Callable[[str], str]] = {

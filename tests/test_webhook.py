@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from squidkeeper.errors import WebhookFailed
-from squidkeeper.maintenance_status import read_maintenance_status
-from squidkeeper.notifying.messages import webhook_body
-from squidkeeper.notifying.webhook import Webhook
-from squidkeeper.tickets.holders import Holder
-from squidkeeper.tickets.store import Ticket, TicketStore
-from squidkeeper.tickets.ticket import AskedRequest
-from squidkeeper.webhook_settings import WebhookFormat, read_webhook_settings
+from squidkeeper.base.errors import WebhookFailed
+from squidkeeper.services.maintenance_status import read_maintenance_status
+from squidkeeper.services.notifying.messages import webhook_body
+from squidkeeper.services.notifying.webhook import Webhook
+from squidkeeper.services.webhook_settings import WebhookFormat, read_webhook_settings
+from squidkeeper.serving.tickets.holders import Holder
+from squidkeeper.serving.tickets.store import Ticket, TicketStore
+from squidkeeper.serving.tickets.ticket import AskedRequest
 from tests.receivers import HttpsReceiver, dripping_receiver, https_receiver
 from tests.waiting import wait_for
 
@@ -40,7 +40,7 @@ def receiver(tmp_path: Path) -> Iterator[HttpsReceiver]:
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squidkeeper.export.backoff.FIRST_SECONDS", 0.01)
+    monkeypatch.setattr("squidkeeper.record.export.backoff.FIRST_SECONDS", 0.01)
 
 
 def write(folder: Path, *lines: str, mode: int = 0o640) -> Path:
@@ -169,7 +169,7 @@ DRIPS = {
 def test_a_receiver_that_drips_its_answer_holds_no_message_for_longer_than_the_deadline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: tuple[bytes, bytes]
 ) -> None:
-    monkeypatch.setattr("squidkeeper.export.https._SECONDS", 0.3)
+    monkeypatch.setattr("squidkeeper.record.export.https._SECONDS", 0.3)
     ask(tmp_path, "https://a.example/x")
     with dripping_receiver(tmp_path, *parts) as receiver:
         told = failure_of(Webhook(configure(tmp_path, receiver), tmp_path))
@@ -196,7 +196,7 @@ def test_the_file_is_taken_up_without_a_restart_and_told_while_it_is_faulty(
     ask(tmp_path, "https://a.example/x")
     receiver.answer = lambda _: (500, {}, b"")
     configure(tmp_path, receiver)
-    monkeypatch.setattr("squidkeeper.export.backoff.FIRST_SECONDS", 3600)
+    monkeypatch.setattr("squidkeeper.record.export.backoff.FIRST_SECONDS", 3600)
     task._backoff.reset()
     assert "status 500" in failure_of(task)
     file.write_text("url: [")

@@ -17,20 +17,20 @@ import pytest
 from click.testing import CliRunner, Result
 
 from squidkeeper.cli import main
-from squidkeeper.policy.model import OPENS_NONE, SEALED, VERDICT_NAMES
-from squidkeeper.record.record import NONE, Record
-from squidkeeper.record.requests import request_of
-from squidkeeper.record.urls import endpoint_of
-from squidkeeper.setup.error_pages import FAILURES
-from squidkeeper.tickets.holders import Holder
-from squidkeeper.tickets.store import TicketState, TicketStore
-from squidkeeper.tickets.ticket import AskedRequest
-from squidkeeper.url import parse_address
-from squidkeeper.why import CAUSES, facts_of, judge
-from squidkeeper.why.cache_log import CacheLog, parse_lines
-from squidkeeper.why.details import Surroundings, detail_of
-from squidkeeper.why.failures import Failure, failures_among, group
-from squidkeeper.why.proposal import Proposal, propose
+from squidkeeper.operate.setup.error_pages import FAILURES
+from squidkeeper.policy.language.model import OPENS_NONE, SEALED, VERDICT_NAMES
+from squidkeeper.policy.url import parse_address
+from squidkeeper.record.log.record import NONE, Record
+from squidkeeper.record.log.requests import request_of
+from squidkeeper.record.log.urls import endpoint_of
+from squidkeeper.record.why import CAUSES, facts_of, judge
+from squidkeeper.record.why.cache_log import CacheLog, parse_lines
+from squidkeeper.record.why.details import Surroundings, detail_of
+from squidkeeper.record.why.failures import Failure, failures_among, group
+from squidkeeper.record.why.proposal import Proposal, propose
+from squidkeeper.serving.tickets.holders import Holder
+from squidkeeper.serving.tickets.store import TicketState, TicketStore
+from squidkeeper.serving.tickets.ticket import AskedRequest
 
 from .conftest import NOW, compiled_of, decided, write_policy
 from .markup import HOSTILE
@@ -721,7 +721,7 @@ def test_what_is_no_url_is_refused(log: Path, url: str) -> None:
 
 def test_only_what_is_shown_is_explained(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     explained: list[str] = []
-    monkeypatch.setattr("squidkeeper.why.details.propose", lambda one, _: explained.append(one.url))
+    monkeypatch.setattr("squidkeeper.record.why.details.propose", lambda one, _: explained.append(one.url))
     for number in range(5):
         add(
             log,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs
 
-from squidkeeper.demo.authority import Authority
+from squidkeeper.operate.demo.authority import Authority
 
 CANARY = "canary-of-the-source"  # in the first line of each answer: nothing of an answer may be shown
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from signal import SIGKILL, Signals
 from typing import Self
 
-from squidkeeper.quotas.store_settings import FILE, OnUnavailable, QuotaStoreSettings
+from squidkeeper.serving.quotas.store_settings import FILE, OnUnavailable, QuotaStoreSettings
 from tests.ports import free_port
 from tests.waiting import wait_for
 

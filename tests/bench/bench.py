@@ -98,9 +98,9 @@ RENDER = """
 import sys
 from pathlib import Path
 from pwd import getpwuid
-from squidkeeper.layout import Layout
-from squidkeeper.setup.rendering import named_values, put_rendered, read_templates, read_values, rendered_files
-from squidkeeper.squid_account import Account
+from squidkeeper.base.layout import Layout
+from squidkeeper.operate.setup.rendering import named_values, put_rendered, read_templates, read_values, rendered_files
+from squidkeeper.base.squid_account import Account
 import msgspec
 
 layout = Layout.of(Path(sys.argv[1]))

@@ -20,16 +20,16 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from squidkeeper import url
-from squidkeeper.bounded_cache import BoundedCache
-from squidkeeper.certificates.authority import CertificateAuthority, make_ca
-from squidkeeper.engine import CompiledPolicy, fields
-from squidkeeper.helpers import credential
-from squidkeeper.helpers.acl import HostScope, RequestScope, answer_host, answer_url
-from squidkeeper.helpers.certificate import Certificates
-from squidkeeper.policy_store.loading import load
-from squidkeeper.protocol import request
-from squidkeeper.protocol.lines import Reply, format_reply
+from squidkeeper.base.bounded_cache import BoundedCache
+from squidkeeper.policy import url
+from squidkeeper.policy.engine import CompiledPolicy, fields
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.policy.protocol import request
+from squidkeeper.policy.protocol.lines import Reply, format_reply
+from squidkeeper.serving.certificates.authority import CertificateAuthority, make_ca
+from squidkeeper.serving.helpers import credential
+from squidkeeper.serving.helpers.acl import HostScope, RequestScope, answer_host, answer_url
+from squidkeeper.serving.helpers.certificate import Certificates
 
 ROUNDS, LINES, WARM = 7, 3000, 20
 RULES = "".join(f"  - {{name: r{n}, action: allow, hosts: [h{n}.example], paths: [/a/**]}}\n" for n in range(10))

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from command import at_least_one, written  # type: ignore[import-not-found] # beside this script
 
-from squidkeeper.engine import CompiledPolicy, decide
-from squidkeeper.policy_store.loading import load
-from squidkeeper.protocol.request import request_to
+from squidkeeper.policy.engine import CompiledPolicy, decide
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.policy.protocol.request import request_to
 
 ASKED = {
     "a prefix": "paths: [/private-{}/**]",

@@ -13,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from squidkeeper.policy.quotas import QuotaUnit, Window
-from squidkeeper.quotas.counts import LEASE_AT_MOST, QuotaCount
-from squidkeeper.quotas.valkey_counts import ValkeyCounts
+from squidkeeper.policy.language.quotas import QuotaUnit, Window
+from squidkeeper.serving.quotas.counts import LEASE_AT_MOST, QuotaCount
+from squidkeeper.serving.quotas.valkey_counts import ValkeyCounts
 from tests.valkey_server import ValkeyServer
 
 LIMIT = 1_000_000

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from command import at_least_one, written  # type: ignore[import-not-found] # beside this script
 
-from squidkeeper.policy_store.list_compiler import list_digest, load_list
-from squidkeeper.url import Host
+from squidkeeper.policy.policy_store.list_compiler import list_digest, load_list
+from squidkeeper.policy.url import Host
 
 FORMATS: dict[str, tuple[str, str]] = {
     "host patterns": ("# a list\n", ".{}\n"),

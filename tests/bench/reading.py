@@ -25,9 +25,9 @@ from pathlib import Path
 from access_logs import write_log  # type: ignore[import-not-found] # beside this script
 from command import at_least_one, show, written  # type: ignore[import-not-found]
 
-from squidkeeper.policy_store.loading import load_sources
-from squidkeeper.policy_store.revisions import store_revision
-from squidkeeper.policy_store.sources import read_sources
+from squidkeeper.policy.policy_store.loading import load_sources
+from squidkeeper.policy.policy_store.revisions import store_revision
+from squidkeeper.policy.policy_store.sources import read_sources
 
 NEW = str(Path(sys.executable).with_name("squidkeeper"))
 POLICIES = {  # a policy of which the host decides, and one of which the URL decides

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.demo.network import internet, run
+from squidkeeper.operate.demo.network import internet, run
 from tests.e2e.dns import Names
 from tests.e2e.gateway import NAMESERVER
 from tests.e2e.origin import Origins

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from squidkeeper.editor.json_schema import json_schema
-from squidkeeper.policy import schema
+from squidkeeper.policy.editor.json_schema import json_schema
+from squidkeeper.policy.language import schema
 
 MATCHING: Final = "MatchFields"  # the fields by which entries match stand in one table, as a rule has them
 _TABLE: Final = re.compile(r"(?<=<!-- rendered: )([\w+]+) -->\n.*?(?=<!-- end -->)", re.DOTALL)

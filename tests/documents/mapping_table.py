@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from squidkeeper.export import cef, ecs, ocsf, otlp
-from squidkeeper.record.record import Record
+from squidkeeper.record.export import cef, ecs, ocsf, otlp
+from squidkeeper.record.log.record import Record
 
 DERIVED: Final = {  # facts that are no field of a record
     "time_ms": "`time`, in milliseconds since 1970",

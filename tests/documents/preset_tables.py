@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from squidkeeper.presets.files import preset_names
-from squidkeeper.presets.summary import PresetSummary, ShippedRule, summarize
+from squidkeeper.policy.presets.files import preset_names
+from squidkeeper.policy.presets.summary import PresetSummary, ShippedRule, summarize
 
 _BEGIN, _END = "<!-- rendered: presets -->\n", "<!-- end -->"
 _SECTION: Final = re.compile(f"(?<={_BEGIN}).*?(?={_END})", re.DOTALL)

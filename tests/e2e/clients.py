@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from uuid import uuid4
 
-from squidkeeper.client_kit.probe_table import PROGRAMS
+from squidkeeper.operate.client_kit.probe_table import PROGRAMS
 from tests.waiting import wait_for
 
 from .gateway import Gateway

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from squidkeeper.layout import Layout
+from squidkeeper.base.layout import Layout
 
 from .canaries import VARIABLE
 from .gateway import Gateway

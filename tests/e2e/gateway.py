@@ -18,19 +18,25 @@ from urllib.parse import quote, unquote
 
 from msgspec.structs import replace
 
-from squidkeeper.counters.reader import read_counter_files
-from squidkeeper.credentials import SecretStore
-from squidkeeper.errors import PolicyError
-from squidkeeper.layout import Layout
-from squidkeeper.metrics import LOADS_POLICY
-from squidkeeper.parts import Part
-from squidkeeper.policy_store.loading import build_sources, load
-from squidkeeper.policy_store.sources import read_sources
-from squidkeeper.rendering import Values, decode_values, encode_values, merge, part_file, values_of
-from squidkeeper.setup.configuration import has_own_login, without_login
-from squidkeeper.setup.entries import File
-from squidkeeper.setup.rendering import put_rendered, read_templates, read_values, rendered_files, template_folder
-from squidkeeper.squid_account import Account
+from squidkeeper.base.errors import PolicyError
+from squidkeeper.base.layout import Layout
+from squidkeeper.base.metrics import LOADS_POLICY
+from squidkeeper.base.squid_account import Account
+from squidkeeper.operate.setup.configuration import has_own_login, without_login
+from squidkeeper.operate.setup.entries import File
+from squidkeeper.operate.setup.rendering import (
+    put_rendered,
+    read_templates,
+    read_values,
+    rendered_files,
+    template_folder,
+)
+from squidkeeper.policy.policy_store.loading import build_sources, load
+from squidkeeper.policy.policy_store.sources import read_sources
+from squidkeeper.serving.counters.reader import read_counter_files
+from squidkeeper.serving.credentials import SecretStore
+from squidkeeper.serving.parts import Part
+from squidkeeper.serving.rendering import Values, decode_values, encode_values, merge, part_file, values_of
 from tests.bare_squid import remove_leftovers
 from tests.conftest import DOCUMENTED, WORKERS
 from tests.waiting import wait_for

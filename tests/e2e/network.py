@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from squidkeeper.demo.network import VirtualMachine, internet, run
+from squidkeeper.operate.demo.network import VirtualMachine, internet, run
 
 __all__ = ["VirtualMachine", "filter_vm", "internet", "run", "unfilter_vm"]
 

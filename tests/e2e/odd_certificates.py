@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from squidkeeper.demo.authority import Authority
+from squidkeeper.operate.demo.authority import Authority
 
 PEM = serialization.Encoding.PEM
 DAY = timedelta(days=1)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from squidkeeper.demo.authority import Authority
+from squidkeeper.operate.demo.authority import Authority
 
 T = TypeVar("T")
 TLS_PORTS = (443, 444, 8443)

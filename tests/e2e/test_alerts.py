@@ -22,10 +22,10 @@ import msgspec
 import pytest
 import yaml
 
-from squidkeeper.archive_status import ArchiveStatus, DeletedLogs
-from squidkeeper.certificates.authority import CertificateAuthority, make_intermediate
-from squidkeeper.export.store import ExportStore
-from squidkeeper.export_status import ExportState
+from squidkeeper.record.archive_status import ArchiveStatus, DeletedLogs
+from squidkeeper.record.export.store import ExportStore
+from squidkeeper.record.export_status import ExportState
+from squidkeeper.serving.certificates.authority import CertificateAuthority, make_intermediate
 from tests.waiting import wait_for
 
 from .curl import CurlFailed, curl

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from squidkeeper.gateway_commands import with_commands
-from squidkeeper.tickets.store import PENDING_AT_MOST, Ticket, TicketStore
+from squidkeeper.base.gateway_commands import with_commands
+from squidkeeper.serving.tickets.store import PENDING_AT_MOST, Ticket, TicketStore
 from tests.waiting import wait_for
 
 from .curl import curl

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
-from squidkeeper.policy.headers import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS, spellings
+from squidkeeper.policy.language.headers import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS, spellings
 from tests.conftest import DOCUMENTED
 from tests.waiting import wait_for
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.policy.model import Token
+from squidkeeper.policy.language.model import Token
 
 from .clients import IN_EVERY_RUN, ON_REQUEST, Client, Machine, gateway_variables, log_in, logins_table
 from .gateway import Gateway, NewGateway

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from squidkeeper.client_kit.probe_table import PROGRAMS
+from squidkeeper.operate.client_kit.probe_table import PROGRAMS
 
 from .clients import (
     GENERATORS,

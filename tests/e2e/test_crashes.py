@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.archive.archiver import Archiver
-from squidkeeper.chain.chain import read_chain
-from squidkeeper.squid_crashes import read_crashes
+from squidkeeper.record.archive.archiver import Archiver
+from squidkeeper.record.chain.chain import read_chain
+from squidkeeper.serving.squid_crashes import read_crashes
 from tests.waiting import wait_for
 
 from .curl import CurlFailed, curl

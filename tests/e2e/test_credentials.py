@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from squidkeeper.policy.headers import INJECTABLE_HEADERS, spellings
+from squidkeeper.policy.language.headers import INJECTABLE_HEADERS, spellings
 from tests.waiting import wait_for
 
 from .curl import curl

@@ -12,19 +12,19 @@ from functools import partial
 
 import pytest
 
-from squidkeeper.engine import CompiledPolicy, decide
-from squidkeeper.policy_store.loading import load
-from squidkeeper.protocol.request import request_to
-from squidkeeper.record.drift import DriftChecker, was_served
-from squidkeeper.record.log_files import read_log_lines
-from squidkeeper.record.past_policies import PastPolicies
-from squidkeeper.record.record import NONE, Record, parse_record
-from squidkeeper.record.requests import request_of, unexplained
-from squidkeeper.replay.replay import COLUMNS
-from squidkeeper.replay.replay import replay as replayed
-from squidkeeper.replay.result import FlipKind
-from squidkeeper.table.sources import TableSources
-from squidkeeper.table.table import open_table
+from squidkeeper.change.replay.replay import COLUMNS
+from squidkeeper.change.replay.replay import replay as replayed
+from squidkeeper.change.replay.result import FlipKind
+from squidkeeper.policy.engine import CompiledPolicy, decide
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.policy.protocol.request import request_to
+from squidkeeper.record.log.drift import DriftChecker, was_served
+from squidkeeper.record.log.log_files import read_log_lines
+from squidkeeper.record.log.past_policies import PastPolicies
+from squidkeeper.record.log.record import NONE, Record, parse_record
+from squidkeeper.record.log.requests import request_of, unexplained
+from squidkeeper.record.table.sources import TableSources
+from squidkeeper.record.table.table import open_table
 from tests.waiting import wait_for
 
 from . import test_attacks as attacks

@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 import pytest
 
-from squidkeeper.gateway_commands import command, with_commands
-from squidkeeper.record.urls import endpoint_of
-from squidkeeper.setup.error_pages import NO_CONTACT, Form
+from squidkeeper.base.gateway_commands import command, with_commands
+from squidkeeper.operate.setup.error_pages import NO_CONTACT, Form
+from squidkeeper.record.log.urls import endpoint_of
 from tests.waiting import wait_for
 
 from .curl import clean, curl

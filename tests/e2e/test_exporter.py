@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from squidkeeper.exporter.cache_manager import COUNTERS as COUNTERS_OF_SQUID
-from squidkeeper.metrics import METRICS, MetricKind
+from squidkeeper.base.metrics import METRICS, MetricKind
+from squidkeeper.services.exporter.cache_manager import COUNTERS as COUNTERS_OF_SQUID
 from tests.waiting import wait_for
 
 from .curl import curl

@@ -14,9 +14,9 @@ from ipaddress import ip_address
 
 import pytest
 
-from squidkeeper.drained import drain, undrain
-from squidkeeper.setup.draining import open_connections
-from squidkeeper.squid_counters import read_counters
+from squidkeeper.base.squid_counters import read_counters
+from squidkeeper.operate.setup.draining import open_connections
+from squidkeeper.serving.drained import drain, undrain
 from tests.waiting import wait_for
 
 from .balancer import Balancer

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from squidkeeper.approvals import NewGrant, add_grant, remove_grant
+from squidkeeper.change.approvals import NewGrant, add_grant, remove_grant
 from tests.waiting import wait_for
 
 from .curl import curl

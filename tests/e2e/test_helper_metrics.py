@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from squidkeeper.counters.layout import HelperStatus, Key, make_key
-from squidkeeper.counters.reader import Totals, read_counter_files
-from squidkeeper.policy_store.loading import load_stored_revision
-from squidkeeper.policy_store.revisions import stored_revisions
+from squidkeeper.policy.policy_store.loading import load_stored_revision
+from squidkeeper.policy.policy_store.revisions import stored_revisions
+from squidkeeper.serving.counters.layout import HelperStatus, Key, make_key
+from squidkeeper.serving.counters.reader import Totals, read_counter_files
 from tests.waiting import wait_for
 
 from .curl import curl

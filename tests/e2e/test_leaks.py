@@ -18,9 +18,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from squidkeeper.credentials.sealing import SealingPrivateKey, seal_bytes
-from squidkeeper.policy.model import Token
-from squidkeeper.policy.sealed_tokens import format_content
+from squidkeeper.policy.language.model import Token
+from squidkeeper.policy.language.sealed_tokens import format_content
+from squidkeeper.serving.credentials.sealing import SealingPrivateKey, seal_bytes
 from tests.leak_hunt import Hunt
 from tests.waiting import wait_for
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from squidkeeper.policy.model import Token
-from squidkeeper.record.record import NONE
+from squidkeeper.policy.language.model import Token
+from squidkeeper.record.log.record import NONE
 from tests.waiting import wait_for
 
 from .curl import CurlFailed, curl

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from squidkeeper.squid_counters import PAGE, read_counters
+from squidkeeper.base.squid_counters import PAGE, read_counters
 from tests.waiting import wait_for
 
 from .curl import curl

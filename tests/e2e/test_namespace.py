@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.client_kit.probe import ProbeForm
+from squidkeeper.operate.client_kit.probe import ProbeForm
 
 from .clients import IN_EVERY_RUN, OURS, RULES, Case, Client, Machine, ask, gateway_variables
 from .gateway import Gateway, NewGateway

@@ -18,13 +18,13 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 from websockets.sync.server import Server, ServerConnection, serve
 
-from squidkeeper.counters.reader import read_counter_files
-from squidkeeper.engine.explain import explain
-from squidkeeper.metrics import HOST
-from squidkeeper.policy_store.loading import load
-from squidkeeper.record.past_policies import PastPolicies
-from squidkeeper.record.record import NONE, parse_time
-from squidkeeper.record.requests import request_of, unexplained
+from squidkeeper.base.metrics import HOST
+from squidkeeper.policy.engine.explain import explain
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.record.log.past_policies import PastPolicies
+from squidkeeper.record.log.record import NONE, parse_time
+from squidkeeper.record.log.requests import request_of, unexplained
+from squidkeeper.serving.counters.reader import read_counter_files
 from tests.waiting import wait_for
 
 from .dns import PUBLIC, Names

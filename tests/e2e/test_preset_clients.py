@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.policy_store.sources import read_sources
-from squidkeeper.presets import preset_names
+from squidkeeper.policy.policy_store.sources import read_sources
+from squidkeeper.policy.presets import preset_names
 from tests.waiting import wait_for
 
 from . import registries

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.quotas.local_counts import LocalCounts
+from squidkeeper.serving.quotas.local_counts import LocalCounts
 from tests.valkey_server import GATEWAYS, OPERATOR, ValkeyServer
 from tests.valkey_server import PASSWORD as VALKEY_PASSWORD
 from tests.waiting import wait_for

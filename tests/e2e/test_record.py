@@ -25,20 +25,20 @@ from urllib.parse import unquote, unquote_to_bytes
 
 import pytest
 
-from squidkeeper.archive.archiver import Archiver
-from squidkeeper.archive.retention import days_of
-from squidkeeper.chain.chain import read_chain
-from squidkeeper.export.formats import FORMATS, MessageEncoder
-from squidkeeper.export.options import ExportOptions
-from squidkeeper.maintenance.rotation import Rotation
-from squidkeeper.maintenance.squid_process import SquidProcess
-from squidkeeper.record.follower import Follower
-from squidkeeper.record.log_files import read_log_lines
-from squidkeeper.record.record import LENGTHS, LINE_LENGTH, NONE, Record, parse_record
-from squidkeeper.record.urls import redacted_url
-from squidkeeper.rotated_logs import rotated
-from squidkeeper.squid_counters import read_counters
-from squidkeeper.url import recorded_url
+from squidkeeper.base.rotated_logs import rotated
+from squidkeeper.base.squid_counters import read_counters
+from squidkeeper.policy.url import recorded_url
+from squidkeeper.record.archive.archiver import Archiver
+from squidkeeper.record.archive.retention import days_of
+from squidkeeper.record.chain.chain import read_chain
+from squidkeeper.record.export.formats import FORMATS, MessageEncoder
+from squidkeeper.record.export.options import ExportOptions
+from squidkeeper.record.log.follower import Follower
+from squidkeeper.record.log.log_files import read_log_lines
+from squidkeeper.record.log.record import LENGTHS, LINE_LENGTH, NONE, Record, parse_record
+from squidkeeper.record.log.urls import redacted_url
+from squidkeeper.services.maintenance.rotation import Rotation
+from squidkeeper.services.maintenance.squid_process import SquidProcess
 from tests.archived import archived_lines
 from tests.siem_formats import CHECKS, VERSION
 from tests.waiting import wait_for

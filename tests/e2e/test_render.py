@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.rendering import decode_values
+from squidkeeper.serving.rendering import decode_values
 from tests.waiting import wait_for
 
 from .curl import CurlFailed, curl

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from squidkeeper.credentials.sealing import SealingPrivateKey, seal_bytes
-from squidkeeper.policy.sealed_tokens import format_content
+from squidkeeper.policy.language.sealed_tokens import format_content
+from squidkeeper.serving.credentials.sealing import SealingPrivateKey, seal_bytes
 from tests.waiting import wait_for
 
 from .curl import curl

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.chain.keys import ArchiveKey
-from squidkeeper.maintenance.squid_process import SquidProcess
-from squidkeeper.maintenance.squid_sampler import SquidSampler
-from squidkeeper.record.record import parse_record
-from squidkeeper.squid_runs import FILE, SquidSample, format_samples, read_samples
+from squidkeeper.base.squid_runs import FILE, SquidSample, format_samples, read_samples
+from squidkeeper.record.chain.keys import ArchiveKey
+from squidkeeper.record.log.record import parse_record
+from squidkeeper.services.maintenance.squid_process import SquidProcess
+from squidkeeper.services.maintenance.squid_sampler import SquidSampler
 from tests.waiting import wait_for
 
 from .curl import curl

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import pytest
 
-from squidkeeper.policy.headers import spellings
+from squidkeeper.policy.language.headers import spellings
 from tests.waiting import wait_for
 
 from .curl import CurlFailed, curl

@@ -17,8 +17,8 @@ from statistics import median
 
 import pytest
 
-from squidkeeper.counters.reader import read_counter_files
-from squidkeeper.metrics import THROTTLED
+from squidkeeper.base.metrics import THROTTLED
+from squidkeeper.serving.counters.reader import read_counter_files
 from tests.ports import free_port
 from tests.waiting import wait_for
 

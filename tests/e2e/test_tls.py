@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.certificates.authority import CertificateAuthority, make_ca
-from squidkeeper.certificates.server import issue_server_certificate
-from squidkeeper.setup.configuration import CLIENT_SHARE
-from squidkeeper.squid_counters import read_counters
+from squidkeeper.base.squid_counters import read_counters
+from squidkeeper.operate.setup.configuration import CLIENT_SHARE
+from squidkeeper.serving.certificates.authority import CertificateAuthority, make_ca
+from squidkeeper.serving.certificates.server import issue_server_certificate
 from tests.waiting import wait_for
 
 from .gateway import Gateway, NewGateway, Site

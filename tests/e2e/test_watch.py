@@ -18,8 +18,8 @@ from urllib.parse import quote
 
 import pytest
 
-from squidkeeper.protocol.request_headers import FIRST_COPY_HEADERS as FIRST_COPY
-from squidkeeper.protocol.request_headers import READ_HEADERS
+from squidkeeper.policy.protocol.request_headers import FIRST_COPY_HEADERS as FIRST_COPY
+from squidkeeper.policy.protocol.request_headers import READ_HEADERS
 from tests.waiting import wait_for
 
 from .curl import curl

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from squidkeeper.gateway_commands import with_commands
-from squidkeeper.policy.model import Token
-from squidkeeper.record.urls import endpoint_of
-from squidkeeper.tickets.store import TicketStore
+from squidkeeper.base.gateway_commands import with_commands
+from squidkeeper.policy.language.model import Token
+from squidkeeper.record.log.urls import endpoint_of
+from squidkeeper.serving.tickets.store import TicketStore
 from tests.waiting import wait_for
 
 from .curl import clean, curl

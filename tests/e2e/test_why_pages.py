@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from squidkeeper.credentials.sealing import SealingPrivateKey, seal_bytes
-from squidkeeper.policy.model import Token
-from squidkeeper.policy.sealed_tokens import format_content
-from squidkeeper.setup.error_pages import DENIALS
+from squidkeeper.operate.setup.error_pages import DENIALS
+from squidkeeper.policy.language.model import Token
+from squidkeeper.policy.language.sealed_tokens import format_content
+from squidkeeper.serving.credentials.sealing import SealingPrivateKey, seal_bytes
 from tests.waiting import wait_for
 
 from .curl import curl

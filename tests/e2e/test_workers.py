@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from squidkeeper.approvals.answers import deny_ticket
-from squidkeeper.counters.reader import read_counter_files
-from squidkeeper.squid_counters import read_counters
-from squidkeeper.tickets.store import PENDING_AT_MOST, Ticket, TicketStore
+from squidkeeper.base.squid_counters import read_counters
+from squidkeeper.change.approvals.answers import deny_ticket
+from squidkeeper.serving.counters.reader import read_counter_files
+from squidkeeper.serving.tickets.store import PENDING_AT_MOST, Ticket, TicketStore
 from tests.waiting import wait_for
 
 from .curl import curl

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from squidkeeper.policy_store.revisions import revision_in_force
+from squidkeeper.policy.policy_store.revisions import revision_in_force
 from tests.e2e.curl import curl
 from tests.e2e.gateway import Gateway
 from tests.e2e.maintained import maintained

@@ -9,10 +9,10 @@ from pathlib import Path
 ASK = """
 import sys
 from pathlib import Path
-from squidkeeper.errors import SecretUnavailable
-from squidkeeper.policy.faults import Location
-from squidkeeper.policy.secret_sources import FileSource, NamedSecret
-from squidkeeper.credentials import SecretStore
+from squidkeeper.base.errors import SecretUnavailable
+from squidkeeper.base.faults import Location
+from squidkeeper.policy.language.secret_sources import FileSource, NamedSecret
+from squidkeeper.serving.credentials import SecretStore
 secret = NamedSecret("token", Location("policy.yaml"), FileSource(Path(sys.argv[1])))
 store = SecretStore({"token": secret}, {})
 try:

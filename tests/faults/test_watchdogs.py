@@ -10,25 +10,25 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.counters.layout import HelperStatus
-from squidkeeper.counters.reader import CounterFile
-from squidkeeper.exporter.stopped_watchdog import (
+from squidkeeper.services.exporter.stopped_watchdog import (
     STOPPED_CHECKS,
     StoppedWatchdog,
     helper_processes,
     uncounted_helpers,
 )
+from squidkeeper.serving.counters.layout import HelperStatus
+from squidkeeper.serving.counters.reader import CounterFile
 from tests.waiting import wait_for
 
 LOOP = """
 import os, re, sys, time
 from pathlib import Path
-from squidkeeper.helpers.helper_counters import HelperCounters
-from squidkeeper.helpers.cache_log import write_to_cache_log
-from squidkeeper.helpers.loop import serve, take_output
-from squidkeeper.helpers.stuck_watchdog import StuckWatchdog
-from squidkeeper.policy_store.policy_watcher import PolicyState
-from squidkeeper.protocol.lines import Reply, Result
+from squidkeeper.serving.helpers.helper_counters import HelperCounters
+from squidkeeper.serving.helpers.cache_log import write_to_cache_log
+from squidkeeper.serving.helpers.loop import serve, take_output
+from squidkeeper.serving.helpers.stuck_watchdog import StuckWatchdog
+from squidkeeper.policy.policy_store.policy_watcher import PolicyState
+from squidkeeper.policy.protocol.lines import Reply, Result
 
 def answer(request):
     {at_line}

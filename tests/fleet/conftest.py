@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.certificates.authority import make_ca
+from squidkeeper.serving.certificates.authority import make_ca
 from tests.e2e.balancer import Balancer
 from tests.e2e.conftest import all_origins, folder, internet, names, origins, prototype, site
 from tests.e2e.dns import Names

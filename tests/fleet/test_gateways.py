@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.drained import drained_since
+from squidkeeper.serving.drained import drained_since
 from tests.e2e.gateway import install
 from tests.e2e.network import run
 from tests.e2e.observer import fetch

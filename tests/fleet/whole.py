@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from squidkeeper.layout import Layout
+from squidkeeper.base.layout import Layout
 from tests.e2e.gateway import Gateway
 from tests.e2e.observer import Prometheus
 from tests.pull_servers import Repository, WebServer, allowed_signer

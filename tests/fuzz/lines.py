@@ -11,8 +11,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from html import unescape
 
-from squidkeeper.errors import InvalidLine, ReplyTooLong
-from squidkeeper.protocol.lines import (
+from squidkeeper.base.errors import InvalidLine, ReplyTooLong
+from squidkeeper.policy.protocol.lines import (
     LINE_LIMIT,
     LineBuffer,
     Reply,

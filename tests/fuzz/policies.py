@@ -18,15 +18,15 @@ from typing import Any
 
 import yaml
 
-from squidkeeper.engine import CompiledPolicy, Stage, decide
-from squidkeeper.engine.explain import by_reading, not_applied, not_reached, passed_over, websocket
-from squidkeeper.errors import InvalidUrl, PolicyError
-from squidkeeper.policy.builder import build  # noqa: F401 - loading imports it late, and atheris only follows what it has seen
-from squidkeeper.policy.lint import lint
-from squidkeeper.policy.model import Policy
-from squidkeeper.policy_store.loading import LoadedPolicy, load
-from squidkeeper.protocol.request import Malformed, Request, request_to
-from squidkeeper.url import bracketed, parse_host
+from squidkeeper.base.errors import InvalidUrl, PolicyError
+from squidkeeper.policy.engine import CompiledPolicy, Stage, decide
+from squidkeeper.policy.engine.explain import by_reading, not_applied, not_reached, passed_over, websocket
+from squidkeeper.policy.language.builder import build  # noqa: F401 - loading imports it late, and atheris only follows what it has seen
+from squidkeeper.policy.language.lint import lint
+from squidkeeper.policy.language.model import Policy
+from squidkeeper.policy.policy_store.loading import LoadedPolicy, load
+from squidkeeper.policy.protocol.request import Malformed, Request, request_to
+from squidkeeper.policy.url import bracketed, parse_host
 
 from .target import Target
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import msgspec
 
-from squidkeeper.errors import InvalidRecord, UnreadableLog
-from squidkeeper.record.follower import Follower
-from squidkeeper.record.log_files import read_log_lines, sorted_by_time
-from squidkeeper.record.record import VERSION, Record, decode_field, parse_record
-from squidkeeper.rotated_logs import rotated
+from squidkeeper.base.errors import InvalidRecord, UnreadableLog
+from squidkeeper.base.rotated_logs import rotated
+from squidkeeper.record.log.follower import Follower
+from squidkeeper.record.log.log_files import read_log_lines, sorted_by_time
+from squidkeeper.record.log.record import VERSION, Record, decode_field, parse_record
 from tests.records import record_line
 
 from .target import Target

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from squidkeeper import url
-from squidkeeper.policy import document
-from squidkeeper.protocol import lines as helper_lines
-from squidkeeper.record import follower, log_files
-from squidkeeper.url import Reading
+from squidkeeper.policy import url
+from squidkeeper.policy.language import document
+from squidkeeper.policy.protocol import lines as helper_lines
+from squidkeeper.policy.url import Reading
+from squidkeeper.record.log import follower, log_files
 
 from . import lines, policies, records, urls
 from .target import Target

@@ -13,9 +13,9 @@ from contextlib import contextmanager, suppress
 from unittest.mock import patch
 from urllib.parse import unquote_to_bytes
 
-from squidkeeper import url as urls
-from squidkeeper.errors import InvalidUrl
-from squidkeeper.url import Host, Reading, Url, bracketed, parse_authority, parse_host, parse_url, readings, sent
+from squidkeeper.base.errors import InvalidUrl
+from squidkeeper.policy import url as urls
+from squidkeeper.policy.url import Host, Reading, Url, bracketed, parse_authority, parse_host, parse_url, readings, sent
 
 from .target import Target
 

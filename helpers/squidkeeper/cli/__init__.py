@@ -1,4 +1,4 @@
-"""The command line (floor 9): one command per file, imported when it is called, so that helpers start fast."""
+"""The command line: one command per file, imported when it is called, so that helpers start fast."""
 
 from importlib import import_module
 from typing import Any

@@ -1,4 +1,4 @@
-"""`squidkeeper acl` (floor 9)."""
+"""`squidkeeper acl`."""
 
 from pathlib import Path
 
@@ -25,14 +25,14 @@ def acl(scope: str, lane: str, in_force: frozenset[str], directory: Path, state:
     """
     from functools import partial
 
-    from squidkeeper.grant_uses import GrantUses
-    from squidkeeper.helpers.acl import HostScope, RequestScope, answer_host, answer_url
-    from squidkeeper.helpers.asking import Asking
-    from squidkeeper.helpers.loop import Lane, run
-    from squidkeeper.metrics import HOST
-    from squidkeeper.parts import Part
-    from squidkeeper.quotas.opening import open_meter
-    from squidkeeper.squid_crashes import LastAsked
+    from squidkeeper.base.metrics import HOST
+    from squidkeeper.policy.grant_uses import GrantUses
+    from squidkeeper.serving.helpers.acl import HostScope, RequestScope, answer_host, answer_url
+    from squidkeeper.serving.helpers.asking import Asking
+    from squidkeeper.serving.helpers.loop import Lane, run
+    from squidkeeper.serving.parts import Part
+    from squidkeeper.serving.quotas.opening import open_meter
+    from squidkeeper.serving.squid_crashes import LastAsked
 
     if scope == HOST:
         last = LastAsked(state)

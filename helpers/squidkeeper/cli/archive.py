@@ -1,4 +1,4 @@
-"""`squidkeeper archive` (floor 9): rotated logs as Parquet, sealed."""
+"""`squidkeeper archive`: rotated logs as Parquet, sealed."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from squidkeeper.archive import KEEP_DAYS
+from squidkeeper.base.errors import ArchiveInUse, InvalidArchiveKey, StoreFailed
+from squidkeeper.base.formatting import byte_size, quantity
 from squidkeeper.cli import options
 from squidkeeper.cli.archive_fetch import fetch
 from squidkeeper.cli.archive_verify import failure, verify
 from squidkeeper.cli.maintain import Size
-from squidkeeper.errors import ArchiveInUse, InvalidArchiveKey, StoreFailed
-from squidkeeper.formatting import byte_size, quantity
+from squidkeeper.record.archive import KEEP_DAYS
 
 if TYPE_CHECKING:
-    from squidkeeper.archive.archiver import RunReport
-    from squidkeeper.chain.keys import ArchiveKey
-    from squidkeeper.chain.stores import ObjectStore
+    from squidkeeper.record.archive.archiver import RunReport
+    from squidkeeper.record.chain.keys import ArchiveKey
+    from squidkeeper.record.chain.stores import ObjectStore
 
 
 @click.group()
@@ -90,9 +90,9 @@ def run(
         _repeat(_without_every(sys.argv[sys.argv.index("run") + 1 :]), every)
     import duckdb  # noqa: F401 - while this process may still read where it is installed
 
-    from squidkeeper.archive.archiver import Archiver
-    from squidkeeper.archive.retention import ArchiveBounds
-    from squidkeeper.squid_account import become_owner
+    from squidkeeper.base.squid_account import become_owner
+    from squidkeeper.record.archive.archiver import Archiver
+    from squidkeeper.record.archive.retention import ArchiveBounds
 
     if not os.path.isdir(archive):  # Path.is_dir raises in a folder that cannot be read
         raise click.ClickException(f"{archive}: there is no such folder: make it, with mode 0750 and Squid's group")
@@ -125,7 +125,7 @@ def _own_key(archive: Path) -> Path | None:
 
 
 def _key(file: Path | None) -> ArchiveKey | None:
-    from squidkeeper.chain.keys import read_archive_key
+    from squidkeeper.record.chain.keys import read_archive_key
 
     try:
         return read_archive_key(file) if file else None
@@ -135,7 +135,7 @@ def _key(file: Path | None) -> ArchiveKey | None:
 
 def _refuse_unsealed(archive: Path) -> None:
     """Refuse to add an entry without a signature to an archive that is sealed: it would not verify any more."""
-    from squidkeeper.chain.chain import HEAD, read_chain
+    from squidkeeper.record.chain.chain import HEAD, read_chain
 
     if os.path.lexists(archive / HEAD) or any(entry.key for entry in read_chain(archive).entries):
         text = f"{archive} is sealed: add --key FILE, the private key of its service ({options.DEFAULT_ARCHIVE_KEY})"
@@ -144,8 +144,8 @@ def _refuse_unsealed(archive: Path) -> None:
 
 def _store(copy_to: str | None) -> ObjectStore | None:
     """Find the store; an operator who wants none has no file of its settings."""
-    from squidkeeper.chain.store_settings import is_store, read_store_settings
-    from squidkeeper.chain.stores import ObjectStore
+    from squidkeeper.record.chain.store_settings import is_store, read_store_settings
+    from squidkeeper.record.chain.stores import ObjectStore
 
     if copy_to is None or (not copy_to.startswith("s3://") and not Path(copy_to).exists()):
         return None
@@ -173,7 +173,7 @@ def _show(report: RunReport) -> None:
 
 
 def _show_left(report: RunReport) -> None:
-    from squidkeeper.archive.archiver import MOST_NAMED
+    from squidkeeper.record.archive.archiver import MOST_NAMED
 
     for refused in report.refused[:MOST_NAMED]:
         click.echo(f"left as it is: {refused}", err=True)
@@ -195,8 +195,8 @@ def _show_copy(report: RunReport) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array of days.")
 def list_days(archive: Path, as_json: bool) -> None:
     """List the days of an archive."""
-    from squidkeeper.archive.retention import days_of
-    from squidkeeper.chain.chain import read_chain
+    from squidkeeper.record.archive.retention import days_of
+    from squidkeeper.record.chain.chain import read_chain
 
     options.check_archive(archive)
     try:

@@ -1,13 +1,13 @@
-"""`squidkeeper archive fetch` (floor 9)."""
+"""`squidkeeper archive fetch`."""
 
 from datetime import datetime
 from pathlib import Path
 
 import click
 
+from squidkeeper.base.errors import ArchiveInUse, ExtraMissing, StoreFailed
+from squidkeeper.base.formatting import byte_size, printable, quantity
 from squidkeeper.cli.options import since_option
-from squidkeeper.errors import ArchiveInUse, ExtraMissing, StoreFailed
-from squidkeeper.formatting import byte_size, printable, quantity
 
 
 @click.command()
@@ -29,10 +29,10 @@ def fetch(store: str, folder: Path, since: datetime | None) -> None:
     Exit status:
       1  Something could not be fetched.
     """
-    from squidkeeper.chain.mirror import fetch_archives
-    from squidkeeper.chain.store_settings import read_store_settings
-    from squidkeeper.chain.stores import ObjectStore
-    from squidkeeper.record.record import format_time
+    from squidkeeper.record.chain.mirror import fetch_archives
+    from squidkeeper.record.chain.store_settings import read_store_settings
+    from squidkeeper.record.chain.stores import ObjectStore
+    from squidkeeper.record.log.record import format_time
 
     failed = False
     try:

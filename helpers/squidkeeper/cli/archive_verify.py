@@ -1,4 +1,4 @@
-"""`squidkeeper archive verify` (floor 9)."""
+"""`squidkeeper archive verify`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from squidkeeper.base.errors import ExtraMissing, InvalidArchiveKey, InvalidEntry, StoreFailed
+from squidkeeper.base.formatting import printable, quantity
+from squidkeeper.base.layout import Layout
 from squidkeeper.cli.options import DEFAULT_ARCHIVE, json_option, since_option
-from squidkeeper.errors import ExtraMissing, InvalidArchiveKey, InvalidEntry, StoreFailed
-from squidkeeper.formatting import printable, quantity
-from squidkeeper.layout import Layout
 
 if TYPE_CHECKING:
-    from squidkeeper.chain.keys import ArchivePublicKey
-    from squidkeeper.chain.places import ArchivePlace
-    from squidkeeper.chain.verification import KeptHead, Verification
+    from squidkeeper.record.chain.keys import ArchivePublicKey
+    from squidkeeper.record.chain.places import ArchivePlace
+    from squidkeeper.record.chain.verification import KeptHead, Verification
 
 _NUMBER = re.compile(r"(\d{1,12})(?::([0-9a-f]{64}))?", re.ASCII)
 _KEYS = click.Path(path_type=Path, exists=True)
@@ -80,9 +80,9 @@ def verify(archive: str, key: Path | None, heads: tuple[str, ...], since: dateti
 def _verified(
     place: ArchivePlace, key: Path, heads: tuple[str, ...], archive: Path, since: datetime | None
 ) -> Verification:
-    from squidkeeper.chain.keys import read_public_keys
-    from squidkeeper.chain.verification import verify as verify_archive
-    from squidkeeper.record.record import format_time
+    from squidkeeper.record.chain.keys import read_public_keys
+    from squidkeeper.record.chain.verification import verify as verify_archive
+    from squidkeeper.record.log.record import format_time
 
     file = key / f"{place.gateway}.pub" if key.is_dir() else key
     _refuse_a_key_inside(file, archive)
@@ -92,7 +92,7 @@ def _verified(
 
 
 def _missing(archive: str, keys: Path, there: Collection[str]) -> Iterator[tuple[str, Verification]]:
-    from squidkeeper.chain.verification import ArchiveFault, ArchiveFaultCode, Verification
+    from squidkeeper.record.chain.verification import ArchiveFault, ArchiveFaultCode, Verification
 
     for file in sorted(keys.glob("*.pub")) if keys.is_dir() else ():
         if file.stem not in there:
@@ -116,11 +116,11 @@ def failure(archive: str | Path, error: OSError) -> str:
 
 
 def _places(archive: str) -> tuple[ArchivePlace, ...]:
-    from squidkeeper.chain.places import FolderPlace, archives_in
-    from squidkeeper.chain.store_settings import is_store, read_store_settings
+    from squidkeeper.record.chain.places import FolderPlace, archives_in
+    from squidkeeper.record.chain.store_settings import is_store, read_store_settings
 
     if is_store(archive):
-        from squidkeeper.chain.stores import ObjectStore
+        from squidkeeper.record.chain.stores import ObjectStore
 
         return ObjectStore(read_store_settings(archive)).archives()
     if not Path(archive).is_dir():
@@ -130,8 +130,8 @@ def _places(archive: str) -> tuple[ArchivePlace, ...]:
 
 def _with_lines(place: ArchivePlace, result: Verification, since: datetime | None) -> Verification:
     """Add what the lines themselves show: how many there are, compared with Squid's own counter."""
-    from squidkeeper.chain.line_counts import compare_lines
-    from squidkeeper.record.record import format_time
+    from squidkeeper.record.chain.line_counts import compare_lines
+    from squidkeeper.record.log.record import format_time
 
     begin = format_time(since) if since else ""
     left = [part.path for entry in result.entries for part in entry.parts if not part.is_of(begin, "")]
@@ -157,10 +157,10 @@ def _is_same(path: Path, inode: int, device: int) -> bool:
 
 def _kept_head(text: str, keys: tuple[ArchivePublicKey, ...], gateway: str) -> KeptHead:
     """Parse a head that was kept: its number, perhaps with its SHA-256, or a signed copy, which is verified."""
-    from squidkeeper.chain.chain import HEAD
-    from squidkeeper.chain.head import parse_head
-    from squidkeeper.chain.store_settings import is_store
-    from squidkeeper.chain.verification import KeptHead
+    from squidkeeper.record.chain.chain import HEAD
+    from squidkeeper.record.chain.head import parse_head
+    from squidkeeper.record.chain.store_settings import is_store
+    from squidkeeper.record.chain.verification import KeptHead
 
     if match := _NUMBER.fullmatch(text):
         return KeptHead(int(match[1]), match[2])

@@ -1,4 +1,4 @@
-"""`squidkeeper ask` (floor 9): questions of clients that wait for a person."""
+"""`squidkeeper ask`: questions of clients that wait for a person."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from squidkeeper.base.errors import InvalidUrl, PolicyError, UnreadableLog
+from squidkeeper.base.formatting import ago, printable, quantity, utc_seconds
 from squidkeeper.cli import options
 from squidkeeper.cli.edit_refusals import shown_refusals
-from squidkeeper.errors import InvalidUrl, PolicyError, UnreadableLog
-from squidkeeper.formatting import ago, printable, quantity, utc_seconds
 
 if TYPE_CHECKING:
-    from squidkeeper.approvals import Granted
-    from squidkeeper.approvals.answers import Approval
-    from squidkeeper.approvals.scopes import ApprovalScope
-    from squidkeeper.engine import CompiledPolicy
-    from squidkeeper.tickets.store import Ticket
+    from squidkeeper.change.approvals import Granted
+    from squidkeeper.change.approvals.answers import Approval
+    from squidkeeper.change.approvals.scopes import ApprovalScope
+    from squidkeeper.policy.engine import CompiledPolicy
+    from squidkeeper.serving.tickets.store import Ticket
 
 _SCOPES: Final = ("url", "path", "host")
 _DAY: Final = timedelta(days=1)
@@ -43,7 +43,7 @@ class _Terms:
 
     def approval(self) -> Approval:
         """Make the approval."""
-        from squidkeeper.approvals.answers import Approval
+        from squidkeeper.change.approvals.answers import Approval
 
         return Approval(_scope(self.scope), self.valid, self.uses, self.clients, self.any_client, self.reason)
 
@@ -59,7 +59,7 @@ class _Place:
 
     def policy_now(self) -> CompiledPolicy:
         """Load the policy that helpers go by, which the one on disk may not be."""
-        from squidkeeper.approvals.held_up import policies_now
+        from squidkeeper.change.approvals.held_up import policies_now
 
         try:
             return policies_now(self.directory, self.state, datetime.now(UTC))[0]
@@ -68,11 +68,11 @@ class _Place:
 
     def reach(self, policy: CompiledPolicy, waiting: Sequence[Ticket]) -> Mapping[str, Counter[ApprovalScope]]:
         """Read the access log for what else approvals would have let through; nothing where it cannot be read."""
-        from squidkeeper.approvals.scopes import hosts_of, reach
-        from squidkeeper.table.file_names import quoted
-        from squidkeeper.table.questions import COLUMNS, QuestionTable
-        from squidkeeper.table.sources import TableSources
-        from squidkeeper.table.table import open_table
+        from squidkeeper.change.approvals.scopes import hosts_of, reach
+        from squidkeeper.record.table.file_names import quoted
+        from squidkeeper.record.table.questions import COLUMNS, QuestionTable
+        from squidkeeper.record.table.sources import TableSources
+        from squidkeeper.record.table.table import open_table
 
         if not waiting or options.is_missing(self.access_log):
             return {}
@@ -115,7 +115,7 @@ def ask(context: click.Context, as_json: bool, place: _Place) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from squidkeeper.approvals.waiting import waiting_tickets
+    from squidkeeper.change.approvals.waiting import waiting_tickets
 
     with shown_refusals():
         policy, found = place.policy_now(), waiting_tickets(place.state)
@@ -158,12 +158,12 @@ def approve(number: str, terms: _Terms, yes: bool, as_json: bool, place: _Place)
     The request is allowed within 3 seconds, for the client that asked: of several, the one with the fewest addresses.
     An approval never overrides a rule that denies.
     """
-    from squidkeeper.approvals.answers import approve_ticket
-    from squidkeeper.approvals.granting import preview_grant
-    from squidkeeper.approvals.held_up import waits_for_edit
-    from squidkeeper.approvals.waiting import find_ticket
-    from squidkeeper.approvals.wording import granted_lines
-    from squidkeeper.grant_uses import GrantUses
+    from squidkeeper.change.approvals.answers import approve_ticket
+    from squidkeeper.change.approvals.granting import preview_grant
+    from squidkeeper.change.approvals.held_up import waits_for_edit
+    from squidkeeper.change.approvals.waiting import find_ticket
+    from squidkeeper.change.approvals.wording import granted_lines
+    from squidkeeper.policy.grant_uses import GrantUses
 
     now, approval = datetime.now(UTC).replace(microsecond=0), terms.approval()
     with shown_refusals():
@@ -183,7 +183,7 @@ def approve(number: str, terms: _Terms, yes: bool, as_json: bool, place: _Place)
 
 
 def _show_planned(ticket: Ticket, planned: Granted, more: str, now: datetime) -> None:
-    from squidkeeper.approvals.wording import described
+    from squidkeeper.change.approvals.wording import described
 
     click.echo(f"Ticket {ticket.number}, asked {_often(ticket, now)}:")
     for name, text in (*described(planned.grant), ("also opens", more)):
@@ -206,7 +206,7 @@ def _granted_object(ticket: Ticket, granted: Granted) -> dict[str, object]:
 @_state_option
 def deny(number: str, reason: str, directory: Path, state: Path) -> None:
     """Deny a question: its client reads the reason, and the request stays denied."""
-    from squidkeeper.approvals.answers import deny_ticket
+    from squidkeeper.change.approvals.answers import deny_ticket
 
     with shown_refusals():
         ticket = deny_ticket(directory, state, number, reason)
@@ -214,8 +214,8 @@ def deny(number: str, reason: str, directory: Path, state: Path) -> None:
 
 
 def _is_asked_about(policy: CompiledPolicy, state: Path, ticket: Ticket) -> bool:
-    from squidkeeper.grant_uses import GrantUses
-    from squidkeeper.tickets.judgement import decide_again, waits
+    from squidkeeper.policy.grant_uses import GrantUses
+    from squidkeeper.serving.tickets.judgement import decide_again, waits
 
     return waits(decide_again(policy, GrantUses(state).is_spent, ticket.asked, datetime.now(UTC)))
 
@@ -251,7 +251,7 @@ class _Shown:
 
 
 def _clients(policy: CompiledPolicy, ticket: Ticket) -> tuple[str, ...]:
-    from squidkeeper.approvals.scopes import clients_that_asked
+    from squidkeeper.change.approvals.scopes import clients_that_asked
 
     return clients_that_asked(policy, ticket)
 
@@ -263,13 +263,13 @@ def _more(found: Mapping[ApprovalScope, int] | None, scope: str) -> str:
 
 
 def _scope(text: str) -> ApprovalScope:
-    from squidkeeper.approvals.scopes import ApprovalScope
+    from squidkeeper.change.approvals.scopes import ApprovalScope
 
     return ApprovalScope(text)
 
 
 def _request(ticket: Ticket) -> str:
-    from squidkeeper.url import parse_url
+    from squidkeeper.policy.url import parse_url
 
     try:
         return printable(f"{ticket.method} {parse_url(ticket.url)}")

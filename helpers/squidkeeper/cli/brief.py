@@ -1,4 +1,4 @@
-"""`squidkeeper brief` (floor 9): what a client may reach, for the instructions of its agent."""
+"""`squidkeeper brief`: what a client may reach, for the instructions of its agent."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def brief(client: str | None, user: str | None, root: Path | None, directory: Pa
     Example:
       squidkeeper brief --client agents > gateway.md
     """
-    from squidkeeper.client_kit.brief import write_brief
+    from squidkeeper.operate.client_kit.brief import write_brief
 
     found = read_client(client, user, root, directory)
     click.echo(write_brief(found.policy.source, found.client, found.now), nl=False)

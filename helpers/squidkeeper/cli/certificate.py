@@ -1,4 +1,4 @@
-"""`squidkeeper certificate` (floor 9)."""
+"""`squidkeeper certificate`."""
 
 from pathlib import Path
 
@@ -15,6 +15,6 @@ def certificate(state: Path) -> None:
     Squid starts this helper (sslcrtd_program). It answers each request with a certificate and its key, which stay in
     memory.
     """
-    from squidkeeper.helpers.certificate import run
+    from squidkeeper.serving.helpers.certificate import run
 
     run(state)

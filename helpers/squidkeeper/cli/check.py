@@ -1,4 +1,4 @@
-"""`squidkeeper check` (floor 9)."""
+"""`squidkeeper check`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from squidkeeper.base.errors import PolicyError, PullFailed
+from squidkeeper.base.faults import Fault, FaultCode, Location
+from squidkeeper.base.formatting import age, duration, quantity
+from squidkeeper.base.layout import Layout
+from squidkeeper.base.squid_account import Account, account_of, group_name, squid_account, unreadable_for
 from squidkeeper.cli.options import DEFAULT_POLICY, fragment_option, json_option, policy_option, state_option
-from squidkeeper.errors import PolicyError, PullFailed
-from squidkeeper.formatting import age, duration, quantity
-from squidkeeper.layout import Layout
-from squidkeeper.policy.faults import Fault, FaultCode, Location
-from squidkeeper.policy.model import SHORTEST_WATCHED
-from squidkeeper.policy.secret_sources import EnvironmentSource, FileSource, SecretSource
-from squidkeeper.squid_account import Account, account_of, group_name, squid_account, unreadable_for
+from squidkeeper.policy.language.model import SHORTEST_WATCHED
+from squidkeeper.policy.language.secret_sources import EnvironmentSource, FileSource, SecretSource
 
 if TYPE_CHECKING:
-    from squidkeeper.policy.host_lists import HostList
-    from squidkeeper.policy.model import Policy, ReloadGate, Rewrite, Rule
-    from squidkeeper.policy_store.revisions import InForce
-    from squidkeeper.policy_store.sources import Sources
+    from squidkeeper.policy.language.host_lists import HostList
+    from squidkeeper.policy.language.model import Policy, ReloadGate, Rewrite, Rule
+    from squidkeeper.policy.policy_store.revisions import InForce
+    from squidkeeper.policy.policy_store.sources import Sources
 
 
 @click.command()
@@ -56,7 +56,7 @@ def check(
       1  The policy does not load, Squid's account cannot read a file of it,
          or --require-clients found a rule that allows any client.
     """
-    from squidkeeper.policy_store.sources import read_sources
+    from squidkeeper.policy.policy_store.sources import read_sources
 
     sources = read_sources(directory)
     in_force = _in_force(directory, state)
@@ -123,10 +123,10 @@ def _report(
     fragment: Path,
     state: Path,
 ) -> CheckReport:
-    from squidkeeper.extras import missing_extras
-    from squidkeeper.parts import named_parts, not_in_force
-    from squidkeeper.policy.lint import lint, open_to_any_client
-    from squidkeeper.policy_store.loading import load_sources
+    from squidkeeper.policy.extras import missing_extras
+    from squidkeeper.policy.language.lint import lint, open_to_any_client
+    from squidkeeper.policy.policy_store.loading import load_sources
+    from squidkeeper.serving.parts import named_parts, not_in_force
 
     now = datetime.now(UTC)
     try:
@@ -164,7 +164,7 @@ def _report(
 
 def _without_ceiling(policy: Policy, directory: Path) -> Iterator[Fault]:
     """Warn about what opens private addresses in a policy that is pulled without a ceiling."""
-    from squidkeeper.pull_settings import SETTINGS, read_pull_settings
+    from squidkeeper.services.pull_settings import SETTINGS, read_pull_settings
 
     try:
         settings = read_pull_settings(directory.absolute().parent / SETTINGS)
@@ -180,7 +180,7 @@ def _without_ceiling(policy: Policy, directory: Path) -> Iterator[Fault]:
 
 def _in_force(directory: Path, state: Path) -> InForce | None:
     """Read which revision of this folder is in force; None where another folder's is, or the state cannot be read."""
-    from squidkeeper.policy_store.revisions import revision_in_force
+    from squidkeeper.policy.policy_store.revisions import revision_in_force
 
     found = revision_in_force(state / "revisions")
     return found if found and found.directory == directory.absolute() else None
@@ -231,8 +231,8 @@ def _unreadable_text(place: _NamedFile, closed: Path, account: Account) -> str:
 
 
 def _places(sources: Sources) -> Iterator[_NamedFile]:
-    from squidkeeper.policy.document import file_entries
-    from squidkeeper.policy_store.sources import policy_files
+    from squidkeeper.policy.language.document import file_entries
+    from squidkeeper.policy.policy_store.sources import policy_files
 
     for path in policy_files(sources.directory):
         yield _NamedFile(path, Location(str(path)), "this file", _NOTHING_LOADS)
@@ -261,7 +261,7 @@ _NAMED_FILES = (
 
 def _unusable_secrets(policy: Policy, sources: Sources) -> Iterator[Fault]:
     """Read the secrets as the credential helper does; those that loading has reported are left out."""
-    from squidkeeper.credentials import SecretStore
+    from squidkeeper.serving.credentials import SecretStore
 
     for kind, named in (("secret", policy.secrets), ("canary", policy.canaries)):
         store = SecretStore(named, os.environ)
@@ -289,7 +289,7 @@ def _is_read(source: SecretSource, sources: Sources) -> bool:
 
 def _rendered(fragment: Path) -> frozenset[str] | None:
     """Read which parts are in force; None where that cannot be read: a draft may be on another machine."""
-    from squidkeeper.parts import read_in_force
+    from squidkeeper.serving.parts import read_in_force
 
     try:
         return read_in_force(fragment.read_text())
@@ -298,14 +298,14 @@ def _rendered(fragment: Path) -> frozenset[str] | None:
 
 
 def _to_install(policy: Policy, directory: Path, state: Path) -> tuple[str, ...]:
-    from squidkeeper.policy.secret_sources import fetched_secrets
+    from squidkeeper.policy.language.secret_sources import fetched_secrets
 
     service = Layout.around(directory.absolute(), state).service("secrets").unit
     return ("fetched secrets",) if any(fetched_secrets(policy.secrets)) and not service.exists() else ()
 
 
 def _list_reports(sources: Sources, lists: Mapping[str, HostList], now: datetime) -> Iterator[ListReport]:
-    from squidkeeper.policy.document import file_entries
+    from squidkeeper.policy.language.document import file_entries
 
     for _, name, path in file_entries(sources.documents, "lists"):
         summary = lists[name].summary

@@ -1,4 +1,4 @@
-"""`squidkeeper client` (floor 9): the tokens with which clients log in."""
+"""`squidkeeper client`: the tokens with which clients log in."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from squidkeeper.base.errors import EditRefused, PolicyError
+from squidkeeper.base.formatting import ago
+from squidkeeper.base.layout import Layout
 from squidkeeper.cli.options import DEFAULT_POLICY, Duration, json_option, policy_option
-from squidkeeper.errors import EditRefused, PolicyError
-from squidkeeper.formatting import ago
-from squidkeeper.layout import Layout
 
 if TYPE_CHECKING:
-    from squidkeeper.policy.model import Client, Token
+    from squidkeeper.policy.language.model import Client, Token
 
 _TOKEN_BYTES = 32  # twice the 128 random bits for which a plain SHA-256 is enough
 _PREFIX = "sqk_"  # so that scanners for secrets can tell what it is
@@ -44,8 +44,8 @@ def add(name: str, valid: timedelta | None, networks: tuple[str, ...], directory
     Example:
       sudo squidkeeper client add agents --for 30d
     """
-    from squidkeeper.policy.model import Token
-    from squidkeeper.policy_edit import add_token
+    from squidkeeper.policy.language.model import Token
+    from squidkeeper.policy.policy_edit import add_token
 
     now = datetime.now(UTC).replace(microsecond=0)
     text = _PREFIX + secrets.token_urlsafe(_TOKEN_BYTES)
@@ -64,7 +64,7 @@ def add(name: str, valid: timedelta | None, networks: tuple[str, ...], directory
 @json_option
 def show(directory: Path, as_json: bool) -> None:
     """List the clients with tokens, and when the tokens expire."""
-    from squidkeeper.policy_store.loading import load
+    from squidkeeper.policy.policy_store.loading import load
 
     now = datetime.now(UTC)
     try:
@@ -90,7 +90,7 @@ def remove(name: str, token_id: str | None, directory: Path) -> None:
 
     They are refused within 3 seconds, in open tunnels too. The client stays in the policy, because rules can name it.
     """
-    from squidkeeper.policy_edit import remove_tokens
+    from squidkeeper.policy.policy_edit import remove_tokens
 
     try:
         removed = remove_tokens(directory, name, token_id, datetime.now(UTC))

@@ -1,4 +1,4 @@
-"""What `env`, `probe` and `brief` share: the gateway, its policy, one client of it, and the proxy's URL (floor 9)."""
+"""What `env`, `probe` and `brief` share: the gateway, its policy, one client of it, and the proxy's URL."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from squidkeeper.base.errors import InvalidSetting, PolicyError
+from squidkeeper.base.layout import Layout
 from squidkeeper.cli.options import root_option, shown_option
-from squidkeeper.errors import InvalidSetting, PolicyError
-from squidkeeper.layout import Layout
 
 if TYPE_CHECKING:
-    from squidkeeper.client_kit.client import KitClient
-    from squidkeeper.client_kit.environment import ClientSettings, Proxy
-    from squidkeeper.engine import CompiledPolicy
+    from squidkeeper.operate.client_kit.client import KitClient
+    from squidkeeper.operate.client_kit.environment import ClientSettings, Proxy
+    from squidkeeper.policy.engine import CompiledPolicy
 
 F = TypeVar("F", bound=Callable[..., Any])
 _PATH = click.Path(path_type=Path)
@@ -41,7 +41,7 @@ def client_options(command: F) -> F:
 
 def setting_options(command: F) -> F:
     """Add the options that the variables of a client are made from."""
-    from squidkeeper.client_kit import environment
+    from squidkeeper.operate.client_kit import environment
 
     for option in reversed(
         (
@@ -77,8 +77,8 @@ class ClientOfGateway:
 
 def read_client(client: str | None, user: str | None, root: Path | None, directory: Path | None) -> ClientOfGateway:
     """Load the policy and find the client; a usage error where that is not possible."""
-    from squidkeeper.client_kit.client import client_of
-    from squidkeeper.policy_store.loading import load
+    from squidkeeper.operate.client_kit.client import client_of
+    from squidkeeper.policy.policy_store.loading import load
 
     layout, now = Layout.of(root), datetime.now(UTC)
     folder = directory or layout.policy
@@ -95,7 +95,7 @@ def read_settings(
     found: ClientOfGateway, proxy: str | None, no_proxy: tuple[str, ...], token: str | None = None, **paths: str
 ) -> ClientSettings:
     """Check what the variables are made from; a usage error that says what was expected."""
-    from squidkeeper.client_kit.environment import ClientSettings, parse_proxy
+    from squidkeeper.operate.client_kit.environment import ClientSettings, parse_proxy
 
     try:
         url = parse_proxy(proxy) if proxy else _proxy_of(found)
@@ -106,7 +106,7 @@ def read_settings(
 
 def read_token(found: ClientOfGateway, file: Path | None) -> str | None:
     """Read a token of the client from a file, `-` for standard input; a usage error where it is none."""
-    from squidkeeper.client_kit.client import parse_token
+    from squidkeeper.operate.client_kit.client import parse_token
 
     if file is None:
         return None
@@ -134,10 +134,10 @@ def read_root(file: Path) -> str:
 
 def _proxy_of(found: ClientOfGateway) -> Proxy:
     """Read where the gateway listens: its own address in the client's networks where it listens on every address."""
-    from squidkeeper.client_kit.environment import parse_proxy
-    from squidkeeper.maintenance.own_addresses import interface_addresses
-    from squidkeeper.setup.configuration import listen_of, listen_of_haproxy
-    from squidkeeper.setup.entries import text_at
+    from squidkeeper.operate.client_kit.environment import parse_proxy
+    from squidkeeper.operate.setup.configuration import listen_of, listen_of_haproxy
+    from squidkeeper.operate.setup.entries import text_at
+    from squidkeeper.services.maintenance.own_addresses import interface_addresses
 
     layout = found.layout
     listen = listen_of_haproxy(text_at(layout.haproxy)) or listen_of(text_at(layout.conf))

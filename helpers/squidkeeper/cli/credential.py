@@ -1,4 +1,4 @@
-"""`squidkeeper credential` (floor 9)."""
+"""`squidkeeper credential`."""
 
 from functools import partial
 from pathlib import Path
@@ -36,10 +36,10 @@ def credential(
     Squid starts this helper (external_acl_type at adapted_http_access). It answers each line with headers, which hold
     secrets. Never run it by hand: `squidkeeper explain` names the credentials.
     """
-    from squidkeeper.credentials.fetched_values import FOLDER
-    from squidkeeper.helpers.credential import Injector, answer
-    from squidkeeper.helpers.loop import run as run_helper
-    from squidkeeper.metrics import CREDENTIAL
+    from squidkeeper.base.metrics import CREDENTIAL
+    from squidkeeper.serving.credentials.fetched_values import FOLDER
+    from squidkeeper.serving.helpers.credential import Injector, answer
+    from squidkeeper.serving.helpers.loop import run as run_helper
 
     answers = partial(answer, concurrency=concurrency, with_headers=with_headers)
     prepare = partial(Injector, fetched=run / FOLDER, wait_seconds=wait_seconds, in_force=in_force)

@@ -1,4 +1,4 @@
-"""`squidkeeper demo` (floor 9)."""
+"""`squidkeeper demo`."""
 
 import signal
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.errors import DemoFailed
+from squidkeeper.base.errors import DemoFailed
 
 
 @click.command()
@@ -37,7 +37,7 @@ def demo(source: Path, port: int, keep: bool) -> None:
     Exit status:
       1  A step failed.
     """
-    from squidkeeper.demo.demonstration import demonstrate
+    from squidkeeper.operate.demo.demonstration import demonstrate
 
     wait = _until_enter if sys.stdin.isatty() and not keep else _until_interrupted
     try:

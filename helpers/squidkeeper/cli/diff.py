@@ -1,4 +1,4 @@
-"""`squidkeeper diff` (floor 9)."""
+"""`squidkeeper diff`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from squidkeeper.cli.named_policies import policy_named
 from squidkeeper.cli.options import json_option, state_option
 
 if TYPE_CHECKING:
-    from squidkeeper.difference.groups import RequestDifference
-    from squidkeeper.engine import CompiledPolicy
+    from squidkeeper.change.difference.groups import RequestDifference
+    from squidkeeper.policy.engine import CompiledPolicy
 
 _DIFFERS = 1
 
@@ -50,8 +50,8 @@ def diff(ceiling: str | None, as_json: bool, as_markdown: bool, state: Path, pol
       1  They differ, or something is unproven.
       2  A policy does not load.
     """
+    from squidkeeper.change.difference import report
     from squidkeeper.cli import diff_output
-    from squidkeeper.difference import report
 
     if as_json and as_markdown:
         raise click.UsageError("--json and --markdown are two forms: give one of them")
@@ -76,8 +76,8 @@ def _pair(ceiling: str | None, policies: tuple[str, ...]) -> tuple[str, str]:
 
 def confirm(policies: tuple[CompiledPolicy, CompiledPolicy], differences: tuple[RequestDifference, ...]) -> None:
     """Check each example before it is printed: `explain` shows what the difference claims."""
-    from squidkeeper.engine.explain import explain
-    from squidkeeper.protocol.request import request_to
+    from squidkeeper.policy.engine.explain import explain
+    from squidkeeper.policy.protocol.request import request_to
 
     for one in differences:
         if one.example is None:

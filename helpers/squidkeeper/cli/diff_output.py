@@ -1,4 +1,4 @@
-"""The difference of two policies as text, JSON or Markdown (floor 9)."""
+"""The difference of two policies as text, JSON or Markdown."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from squidkeeper.difference.asked import Asked
-from squidkeeper.difference.consequences import Change, Consequence
-from squidkeeper.difference.url_comparison import Doubt
-from squidkeeper.formatting import printable, quantity, utc_time
+from squidkeeper.base.formatting import printable, quantity, utc_time
+from squidkeeper.change.difference.asked import Asked
+from squidkeeper.change.difference.consequences import Change, Consequence
+from squidkeeper.change.difference.url_comparison import Doubt
 
 if TYPE_CHECKING:
-    from squidkeeper.difference.groups import RequestDifference, Scope
-    from squidkeeper.difference.report import DifferenceReport
+    from squidkeeper.change.difference.groups import RequestDifference, Scope
+    from squidkeeper.change.difference.report import DifferenceReport
 
 _SHOWN = 6
 _LONGEST = 240  # characters, as of a list of exceptions

@@ -1,13 +1,13 @@
-"""`squidkeeper doctor` (floor 9)."""
+"""`squidkeeper doctor`."""
 
 import os
 from pathlib import Path
 
 import click
 
+from squidkeeper.base.errors import NotInstalled
+from squidkeeper.base.layout import Layout
 from squidkeeper.cli.options import json_option, root_option
-from squidkeeper.errors import NotInstalled
-from squidkeeper.layout import Layout
 
 
 @click.command()
@@ -28,9 +28,9 @@ def doctor(root: Path | None, strict: bool, as_json: bool) -> None:
       1  A critical finding is not accepted; with --strict, also a warning.
       2  There is no gateway, or its squid.conf cannot be read.
     """
-    from squidkeeper.doctor.examination import as_json as json_of
-    from squidkeeper.doctor.examination import as_text, examine
-    from squidkeeper.doctor.inspection import inspect
+    from squidkeeper.operate.doctor.examination import as_json as json_of
+    from squidkeeper.operate.doctor.examination import as_text, examine
+    from squidkeeper.operate.doctor.inspection import inspect
 
     layout = Layout.of(root.resolve() if root else None)
     try:

@@ -1,4 +1,4 @@
-"""`squidkeeper drain` (floor 9)."""
+"""`squidkeeper drain`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from squidkeeper.cli.named_policies import UnusableInput
 from squidkeeper.cli.options import root_option, shown_option
 
 if TYPE_CHECKING:
-    from squidkeeper.layout import Layout
+    from squidkeeper.base.layout import Layout
 
 _PATIENCE = re.compile(r"([1-9]\d{0,4})([smh])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
@@ -61,8 +61,8 @@ def drain(patience: int, stop: bool, cancel: bool, root: Path | None) -> None:
       1  Connections are still open at the end of --for.
       2  There is no gateway, or it cannot be drained.
     """
-    from squidkeeper.errors import NotInstalled
-    from squidkeeper.layout import Layout
+    from squidkeeper.base.errors import NotInstalled
+    from squidkeeper.base.layout import Layout
 
     if cancel and stop:
         raise click.UsageError("--cancel and --stop exclude each other")
@@ -81,9 +81,9 @@ def drain(patience: int, stop: bool, cancel: bool, root: Path | None) -> None:
 
 
 def _cancel(layout: Layout) -> None:
-    from squidkeeper.drained import undrain
-    from squidkeeper.setup.machine import uses_systemd
-    from squidkeeper.setup.processes import InstalledSquid
+    from squidkeeper.operate.setup.machine import uses_systemd
+    from squidkeeper.operate.setup.processes import InstalledSquid
+    from squidkeeper.serving.drained import undrain
 
     squid = InstalledSquid(layout, uses_systemd(layout.root))
     was_drained = undrain(layout.run)
@@ -95,12 +95,12 @@ def _cancel(layout: Layout) -> None:
 
 
 def _drain(layout: Layout, patience: int, *, stop: bool) -> int:
-    from squidkeeper.drained import drain, drained_since
-    from squidkeeper.formatting import duration, quantity
-    from squidkeeper.setup.configuration import listen_of
-    from squidkeeper.setup.draining import wait_until_idle
-    from squidkeeper.setup.machine import uses_systemd
-    from squidkeeper.setup.processes import InstalledSquid
+    from squidkeeper.base.formatting import duration, quantity
+    from squidkeeper.operate.setup.configuration import listen_of
+    from squidkeeper.operate.setup.draining import wait_until_idle
+    from squidkeeper.operate.setup.machine import uses_systemd
+    from squidkeeper.operate.setup.processes import InstalledSquid
+    from squidkeeper.serving.drained import drain, drained_since
 
     listen = listen_of(layout.conf.read_text())
     if not listen:

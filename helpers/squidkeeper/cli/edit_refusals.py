@@ -1,12 +1,12 @@
-"""Edits of the policy that are refused (floor 9): what a command says, in place of a traceback."""
+"""Edits of the policy that are refused: what a command says, in place of a traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
 
-from squidkeeper.errors import EditRefused
-from squidkeeper.formatting import printable
+from squidkeeper.base.errors import EditRefused
+from squidkeeper.base.formatting import printable
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`squidkeeper env` (floor 9): the environment of a client."""
+"""`squidkeeper env`: the environment of a client."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from squidkeeper.cli.client_options import (
     read_token,
     setting_options,
 )
-from squidkeeper.client_kit.formats import ClientEnvironment, EnvironmentForm, write_environment
+from squidkeeper.operate.client_kit.formats import ClientEnvironment, EnvironmentForm, write_environment
 
 _HOLD_THE_ROOT = (EnvironmentForm.CLOUD_INIT, EnvironmentForm.DOCKERFILE)
 

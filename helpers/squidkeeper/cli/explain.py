@@ -1,4 +1,4 @@
-"""`squidkeeper explain` (floor 9)."""
+"""`squidkeeper explain`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import click
 
+from squidkeeper.base.errors import InvalidRecord, InvalidUrl, PolicyError
+from squidkeeper.base.faults import Location
+from squidkeeper.base.formatting import quantity
 from squidkeeper.cli.options import ABSOLUTE_URL, HOST_AND_PORT, Moment, fragment_option, json_option, policy_option
-from squidkeeper.errors import InvalidRecord, InvalidUrl, PolicyError
-from squidkeeper.formatting import quantity
-from squidkeeper.policy.faults import Location
 
 if TYPE_CHECKING:
-    from squidkeeper.engine import CompiledPolicy, Decision
-    from squidkeeper.engine.explain import Explanation, PassedOver, Resolved, WebSocket
-    from squidkeeper.engine.fields import Entry
-    from squidkeeper.engine.tunnels import TunnelUse
-    from squidkeeper.policy.model import Credential, Policy, Route, Rule
-    from squidkeeper.protocol.request import Malformed, Request
+    from squidkeeper.policy.engine import CompiledPolicy, Decision
+    from squidkeeper.policy.engine.explain import Explanation, PassedOver, Resolved, WebSocket
+    from squidkeeper.policy.engine.fields import Entry
+    from squidkeeper.policy.engine.tunnels import TunnelUse
+    from squidkeeper.policy.language.model import Credential, Policy, Route, Rule
+    from squidkeeper.policy.protocol.request import Malformed, Request
 
 _CANNOT_SAY = 2
 _NOT_REACHED_AT_MOST = 5
@@ -88,7 +88,7 @@ def explain(
       1  Denied.
       2  Unknown: the policy does not load, or URL or line cannot be read.
     """
-    from squidkeeper.engine import explain as engine
+    from squidkeeper.policy.engine import explain as engine
 
     asked, request, now, revision = (
         _of_record(line, method, client, user, at) if line else _of_arguments(method, url, client, user, at)
@@ -116,7 +116,7 @@ class _Squid(NamedTuple):
 
 
 def _read_squid(fragment: Path, directory: Path) -> _Squid | None:
-    from squidkeeper.parts import is_draft, read_in_force
+    from squidkeeper.serving.parts import is_draft, read_in_force
 
     try:
         text = fragment.read_text()
@@ -127,7 +127,7 @@ def _read_squid(fragment: Path, directory: Path) -> _Squid | None:
 
 def _not_rendered(policy: Policy, found: Explanation, squid: _Squid) -> str | None:
     """Say what Squid's configuration lacks: a request to what is in force is denied; None where it lacks nothing."""
-    from squidkeeper.parts import PartsInForce
+    from squidkeeper.serving.parts import PartsInForce
 
     in_force = PartsInForce(policy, squid.keys)
     decision = replace(found.decision, upstream=found.upstream)
@@ -141,8 +141,8 @@ def _not_rendered(policy: Policy, found: Explanation, squid: _Squid) -> str | No
 
 def _tunnel_in_force(found: TunnelUse | None, squid: _Squid) -> TunnelUse | None:
     """Say which connection a request takes where Squid shares none; a draft may bring that."""
-    from squidkeeper.engine.tunnels import TunnelUse
-    from squidkeeper.protocol.request import TunnelMode
+    from squidkeeper.policy.engine.tunnels import TunnelUse
+    from squidkeeper.policy.protocol.request import TunnelMode
 
     if found is None or found.mode is not TunnelMode.SHARED or squid.shares or squid.draft:
         return found
@@ -155,8 +155,8 @@ Question = tuple[str, "Request | Malformed", datetime, str | None]  # the last: 
 def _of_arguments(
     method: str | None, url: str | None, client: str | None, user: str | None, at: datetime | None
 ) -> Question:
-    from squidkeeper.protocol.request import request_to
-    from squidkeeper.url import RECORDED_URL_LENGTH
+    from squidkeeper.policy.protocol.request import request_to
+    from squidkeeper.policy.url import RECORDED_URL_LENGTH
 
     if method is None or url is None:
         raise click.UsageError("give METHOD URL, or --record FILE")
@@ -172,8 +172,8 @@ def _of_arguments(
 
 
 def _of_record(line: BinaryIO, *given: object) -> Question:
-    from squidkeeper.record.record import NONE, parse_record, parse_time
-    from squidkeeper.record.requests import request_of, unexplained
+    from squidkeeper.record.log.record import NONE, parse_record, parse_time
+    from squidkeeper.record.log.requests import request_of, unexplained
 
     if any(given):
         raise click.UsageError("--record goes without METHOD, URL, --client, --user and --at: the record has them")
@@ -204,7 +204,7 @@ def _compare(on_record: str | None, explained: str, directory: Path) -> None:
 
 
 def _load(directory: Path) -> CompiledPolicy:
-    from squidkeeper.policy_store.loading import load
+    from squidkeeper.policy.policy_store.loading import load
 
     try:
         return load(directory, datetime.now(UTC)).compiled
@@ -225,7 +225,7 @@ def _check_target(method: str, url: str) -> None:
 
 
 def _check_address(client: str | None) -> None:
-    from squidkeeper.url import parse_address
+    from squidkeeper.policy.url import parse_address
 
     try:
         if client is not None:
@@ -302,7 +302,7 @@ def _not_reached_texts(rules: list[Rule]) -> Iterator[str]:
 
 
 def _upstream_text(found: Route | None) -> str | None:
-    from squidkeeper.url import format_authority
+    from squidkeeper.policy.url import format_authority
 
     if found is None or not found.location.file:
         return "the parent of install.sh --upstream, or none" if found else None
@@ -339,7 +339,7 @@ def _connection_text(found: Explanation, squid: _Squid | None) -> str | None:
 
 
 def _websocket_text(found: Explanation) -> str | None:
-    from squidkeeper.engine.explain import rule_to_change
+    from squidkeeper.policy.engine.explain import rule_to_change
 
     if found.websocket is None:
         return None

@@ -1,4 +1,4 @@
-"""`squidkeeper export` (floor 9)."""
+"""`squidkeeper export`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from squidkeeper.base.errors import InvalidExport, StateInUse
 from squidkeeper.cli.options import DEFAULT_LOG, archive_option, file_option, state_option
-from squidkeeper.errors import InvalidExport, StateInUse
 
 if TYPE_CHECKING:
-    from squidkeeper.export.targets import ExportTarget
+    from squidkeeper.record.export.targets import ExportTarget
 
 _PATH = click.Path(path_type=Path, readable=False)
 
@@ -80,7 +80,7 @@ def export(
     Exit status:
       1  It could not start.
     """
-    from squidkeeper.export.process import ExportProcess, run_exports
+    from squidkeeper.record.export.process import ExportProcess, run_exports
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
     try:
@@ -98,8 +98,8 @@ def export(
 
 
 def _check_places(targets: tuple[ExportTarget, ...], access_log: Path, state: Path) -> None:
-    from squidkeeper.destination import Transport
-    from squidkeeper.export_status import FOLDER
+    from squidkeeper.policy.destination import Transport
+    from squidkeeper.record.export_status import FOLDER
 
     access_log.open("rb").close()
     folders = [Path(one.destination.target).parent for one in targets if one.destination.transport is Transport.FILE]
@@ -118,7 +118,7 @@ def _targets(
     name: str | None,
     config: Path | None,
 ) -> tuple[ExportTarget, ...]:
-    from squidkeeper.export.targets import make_target, read_targets
+    from squidkeeper.record.export.targets import make_target, read_targets
 
     if config:
         if format_name or to or ca or headers or name or urls == "full":

@@ -1,4 +1,4 @@
-"""`squidkeeper exporter` (floor 9)."""
+"""`squidkeeper exporter`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from squidkeeper.base.errors import InvalidUrl, ListenFailed, PatternError, StateInUse
 from squidkeeper.cli.options import (
     DEFAULT_LOG,
     archive_option,
@@ -20,10 +21,9 @@ from squidkeeper.cli.options import (
     shown_option,
     written_state_option,
 )
-from squidkeeper.errors import InvalidUrl, ListenFailed, PatternError, StateInUse
 
 if TYPE_CHECKING:
-    from squidkeeper.policy.hosts import Network
+    from squidkeeper.policy.language.hosts import Network
 
 
 class Address(click.ParamType):  # type: ignore[type-arg] # generic in newer releases of click alone
@@ -33,7 +33,7 @@ class Address(click.ParamType):  # type: ignore[type-arg] # generic in newer rel
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
         """Parse the value; fail with click's error."""
-        from squidkeeper.url import parse_authority
+        from squidkeeper.policy.url import parse_authority
 
         if isinstance(value, tuple):
             return value
@@ -53,7 +53,7 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Network:
         """Parse the value; fail with click's error."""
-        from squidkeeper.policy.hosts import parse_network
+        from squidkeeper.policy.language.hosts import parse_network
 
         try:
             return parse_network(value)
@@ -132,7 +132,7 @@ def exporter(**given: Any) -> None:
     Exit status:
       1  It cannot listen, or another exporter uses the state folder.
     """
-    from squidkeeper.exporter.process import ExporterOptions, run_exporter
+    from squidkeeper.services.exporter.process import ExporterOptions, run_exporter
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
     try:

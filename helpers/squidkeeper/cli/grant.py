@@ -1,4 +1,4 @@
-"""`squidkeeper grant` (floor 9): allows for a time."""
+"""`squidkeeper grant`: allows for a time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from squidkeeper.base.errors import PatternError, PolicyError
+from squidkeeper.base.formatting import printable, quantity
 from squidkeeper.cli.edit_refusals import shown_refusals
 from squidkeeper.cli.grant_fleet import (
     Change,
@@ -23,13 +25,11 @@ from squidkeeper.cli.grant_fleet import (
     revoked,
 )
 from squidkeeper.cli.options import Duration, json_option, packed, policy_option, state_option
-from squidkeeper.errors import PatternError, PolicyError
-from squidkeeper.formatting import printable, quantity
 
 if TYPE_CHECKING:
-    from squidkeeper.approvals import Granted, NewGrant
-    from squidkeeper.grant_uses import GrantUses
-    from squidkeeper.policy.model import Rule
+    from squidkeeper.change.approvals import Granted, NewGrant
+    from squidkeeper.policy.grant_uses import GrantUses
+    from squidkeeper.policy.language.model import Rule
 
 _AN_HOUR: Final = timedelta(hours=1)
 
@@ -117,9 +117,9 @@ def _change(new: NewGrant | None, revoke: str | None, now: datetime, *, lists: b
 
 
 def _new_grant(target: str, wanted: _Wanted, now: datetime) -> NewGrant:
-    from squidkeeper.approvals import NewGrant
-    from squidkeeper.approvals.decisions import who_decides
-    from squidkeeper.approvals.new_grant import parse_target
+    from squidkeeper.change.approvals import NewGrant
+    from squidkeeper.change.approvals.decisions import who_decides
+    from squidkeeper.change.approvals.new_grant import parse_target
 
     if bool(wanted.clients) == wanted.any_client:
         raise click.UsageError("expected --client NAME, or --any-client")
@@ -140,10 +140,10 @@ def _new_grant(target: str, wanted: _Wanted, now: datetime) -> NewGrant:
 
 
 def _grant(directory: Path, state: Path, new: NewGrant, now: datetime, *, as_json: bool) -> None:
-    from squidkeeper.approvals import add_grant
-    from squidkeeper.approvals.held_up import waits_for_edit
-    from squidkeeper.approvals.wording import granted_lines
-    from squidkeeper.grant_uses import GrantUses
+    from squidkeeper.change.approvals import add_grant
+    from squidkeeper.change.approvals.held_up import waits_for_edit
+    from squidkeeper.change.approvals.wording import granted_lines
+    from squidkeeper.policy.grant_uses import GrantUses
 
     now = now.replace(microsecond=0)
     granted = add_grant(directory, new, now, GrantUses(state))
@@ -155,8 +155,8 @@ def _grant(directory: Path, state: Path, new: NewGrant, now: datetime, *, as_jso
 
 
 def _show(directory: Path, state: Path, now: datetime, *, as_json: bool) -> None:
-    from squidkeeper.approvals.wording import described, until
-    from squidkeeper.grant_uses import GrantUses
+    from squidkeeper.change.approvals.wording import described, until
+    from squidkeeper.policy.grant_uses import GrantUses
 
     grants, counts = _grants(directory, state, now), GrantUses(state)
     if as_json:
@@ -173,8 +173,8 @@ def _show(directory: Path, state: Path, now: datetime, *, as_json: bool) -> None
 
 def _grants(directory: Path, state: Path, now: datetime) -> tuple[Rule, ...]:
     """Give the grants of the policy on disk; if that does not load, those in force."""
-    from squidkeeper.approvals.held_up import policy_in_force
-    from squidkeeper.policy_store.loading import load
+    from squidkeeper.change.approvals.held_up import policy_in_force
+    from squidkeeper.policy.policy_store.loading import load
 
     try:
         return load(directory, now).compiled.source.grants
@@ -195,9 +195,9 @@ def _left(one: Rule, counts: GrantUses) -> str:
 
 
 def _revoke(directory: Path, state: Path, name: str, now: datetime, *, as_json: bool) -> None:
-    from squidkeeper.approvals import remove_grant
-    from squidkeeper.approvals.held_up import waits_for_edit
-    from squidkeeper.approvals.wording import WAITS
+    from squidkeeper.change.approvals import remove_grant
+    from squidkeeper.change.approvals.held_up import waits_for_edit
+    from squidkeeper.change.approvals.wording import WAITS
 
     waits = not remove_grant(directory, name, now) or waits_for_edit(directory, state)
     if as_json:
@@ -208,9 +208,9 @@ def _revoke(directory: Path, state: Path, name: str, now: datetime, *, as_json: 
 
 
 def _prune(directory: Path, state: Path, now: datetime, *, as_json: bool) -> None:
-    from squidkeeper.approvals import prune_grants
-    from squidkeeper.approvals.held_up import policy_in_force
-    from squidkeeper.grant_uses import GrantUses
+    from squidkeeper.change.approvals import prune_grants
+    from squidkeeper.change.approvals.held_up import policy_in_force
+    from squidkeeper.policy.grant_uses import GrantUses
 
     lapsed, left = prune_grants(directory, now)
     in_force = policy_in_force(directory, state)
@@ -239,8 +239,8 @@ def _granted_object(granted: Granted) -> dict[str, object]:
 
 
 def _object(one: Rule, counts: GrantUses, now: datetime) -> dict[str, object]:
-    from squidkeeper.approvals.new_grant import spelled
-    from squidkeeper.approvals.wording import port_text
+    from squidkeeper.change.approvals.new_grant import spelled
+    from squidkeeper.change.approvals.wording import port_text
 
     match, left = one.match, None
     with suppress(OSError):

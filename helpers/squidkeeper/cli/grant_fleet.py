@@ -1,4 +1,4 @@
-"""`squidkeeper grant --fleet` (floor 9): grants for all gateways that pull from a repository."""
+"""`squidkeeper grant --fleet`: grants for all gateways that pull from a repository."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from squidkeeper.errors import EditRefused
-from squidkeeper.formatting import printable, quantity
-from squidkeeper.policy.grants import FLEET_GRANTS
-from squidkeeper.policy_store.sources import grants_file
+from squidkeeper.base.errors import EditRefused
+from squidkeeper.base.formatting import printable, quantity
+from squidkeeper.policy.language.grants import FLEET_GRANTS
+from squidkeeper.policy.policy_store.sources import grants_file
 
 if TYPE_CHECKING:
-    from squidkeeper.approvals import NewGrant
-    from squidkeeper.fleet.fleet_grants import Checkout
+    from squidkeeper.change.approvals import NewGrant
+    from squidkeeper.operate.fleet.fleet_grants import Checkout
 
 _IN_FORCE = "Each gateway whose ceiling allows it has it in force once it has pulled this commit."
 
@@ -76,7 +76,7 @@ def fleet_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def change_for_fleet(options: FleetOptions, change: Change, now: datetime, *, as_json: bool) -> None:
     """Change the grants of all gateways, and tell what was done; `EditRefused` if nothing was."""
-    from squidkeeper.fleet.fleet_grants import FleetRepository, checked_out
+    from squidkeeper.operate.fleet.fleet_grants import FleetRepository, checked_out
 
     repository = FleetRepository(
         options.fleet or "", options.branch, options.folder, options.key, options.allowed_signers
@@ -98,8 +98,8 @@ def change_for_fleet(options: FleetOptions, change: Change, now: datetime, *, as
 
 def granted(new: NewGrant, now: datetime) -> Change:
     """Make a grant."""
-    from squidkeeper.approvals import add_grant
-    from squidkeeper.approvals.wording import granted_lines
+    from squidkeeper.change.approvals import add_grant
+    from squidkeeper.change.approvals.wording import granted_lines
 
     def change(checkout: Checkout) -> tuple[str, list[str]]:
         made = add_grant(checkout.policy, replace(new, by=checkout.person), now)
@@ -111,7 +111,7 @@ def granted(new: NewGrant, now: datetime) -> Change:
 
 def revoked(name: str, now: datetime) -> Change:
     """Revoke a grant."""
-    from squidkeeper.approvals import remove_grant
+    from squidkeeper.change.approvals import remove_grant
 
     def change(checkout: Checkout) -> tuple[str, list[str]]:
         remove_grant(checkout.policy, name, now)
@@ -122,7 +122,7 @@ def revoked(name: str, now: datetime) -> Change:
 
 def pruned(now: datetime) -> Change:
     """Remove the grants that have lapsed."""
-    from squidkeeper.approvals import prune_grants
+    from squidkeeper.change.approvals import prune_grants
 
     def change(checkout: Checkout) -> tuple[str, list[str]]:
         lapsed, left = prune_grants(checkout.policy, now)
@@ -134,9 +134,9 @@ def pruned(now: datetime) -> Change:
 
 def listed(now: datetime) -> Change:
     """List the grants."""
-    from squidkeeper.approvals.wording import described, until
-    from squidkeeper.policy_edit import load_or_refuse
-    from squidkeeper.policy_store.sources import read_sources
+    from squidkeeper.change.approvals.wording import described, until
+    from squidkeeper.policy.policy_edit import load_or_refuse
+    from squidkeeper.policy.policy_store.sources import read_sources
 
     def change(checkout: Checkout) -> tuple[str, list[str]]:
         loaded = load_or_refuse(read_sources(checkout.policy), now, "does not load")

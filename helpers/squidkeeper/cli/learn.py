@@ -1,4 +1,4 @@
-"""`squidkeeper learn` (floor 9)."""
+"""`squidkeeper learn`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from squidkeeper.base.errors import UnreadableLog
+from squidkeeper.base.formatting import quantity
 from squidkeeper.cli.named_policies import UnusableInput
 from squidkeeper.cli.new_file import check_new_file, open_new_file
 from squidkeeper.cli.options import json_option, policy_option
 from squidkeeper.cli.table_options import table_options
-from squidkeeper.errors import UnreadableLog
-from squidkeeper.formatting import quantity
 
 if TYPE_CHECKING:
+    from squidkeeper.change.learning.askers import Askers
+    from squidkeeper.change.learning.draft import Draft
+    from squidkeeper.change.learning.learner import Support
+    from squidkeeper.change.learning.uses import UseTable
     from squidkeeper.cli.table_options import TableOptions
-    from squidkeeper.engine import CompiledPolicy
-    from squidkeeper.learning.askers import Askers
-    from squidkeeper.learning.draft import Draft
-    from squidkeeper.learning.learner import Support
-    from squidkeeper.learning.uses import UseTable
+    from squidkeeper.policy.engine import CompiledPolicy
 
 
 _OF_ALL: Final = 2  # so that no client learns itself anything
@@ -84,10 +84,10 @@ def learn(
     Exit status:
       2  There is nothing to propose, or a log cannot be read.
     """
-    from squidkeeper.learning.askers import Askers
-    from squidkeeper.learning.draft_text import json_of, yaml_of
-    from squidkeeper.learning.learner import Support
-    from squidkeeper.record.listing import printable
+    from squidkeeper.change.learning.askers import Askers
+    from squidkeeper.change.learning.draft_text import json_of, yaml_of
+    from squidkeeper.change.learning.learner import Support
+    from squidkeeper.record.log.listing import printable
 
     askers = Askers(_policy(directory, client), client)
     support = Support(min_days, min_clients or (_OF_ALL if client is None else _OF_ONE))
@@ -127,7 +127,7 @@ def _beside(draft: Draft, folder: Path) -> tuple[Draft, tuple[str, ...]]:
 
 
 def _policy_file(folder: Path) -> os.stat_result | None:
-    from squidkeeper.policy_store.sources import own_files
+    from squidkeeper.policy.policy_store.sources import own_files
 
     return next((path.stat() for path in own_files(folder)), None)
 
@@ -156,9 +156,9 @@ def _policy(directory: Path, client: str | None) -> CompiledPolicy | None:
 
 
 def _learned(read: TableOptions, askers: Askers, support: Support, *, presets: bool) -> tuple[Draft, tuple[str, ...]]:
-    from squidkeeper.learning.learner import learn as learned
-    from squidkeeper.learning.preset_cover import PresetCover, newest_presets
-    from squidkeeper.learning.uses import COLUMNS, UseTable
+    from squidkeeper.change.learning.learner import learn as learned
+    from squidkeeper.change.learning.preset_cover import PresetCover, newest_presets
+    from squidkeeper.change.learning.uses import COLUMNS, UseTable
 
     cover = PresetCover(newest_presets() if presets else ())
     with read.open(COLUMNS, with_earlier=True) as table:
@@ -170,7 +170,7 @@ def _learned(read: TableOptions, askers: Askers, support: Support, *, presets: b
 
 
 def _notes(uses: UseTable) -> Iterator[str]:
-    from squidkeeper.table.questions import SET_APART
+    from squidkeeper.record.table.questions import SET_APART
 
     if not uses.tells_new:
         yield "The access log is too short to tell which hosts are new: that takes two days."
@@ -179,7 +179,7 @@ def _notes(uses: UseTable) -> Iterator[str]:
 
 
 def _few(draft: Draft, support: Support) -> Iterator[str]:
-    from squidkeeper.learning.draft import Unproposed
+    from squidkeeper.change.learning.draft import Unproposed
 
     few = sum(one.evidence.count for one in draft.listed if one.reason is Unproposed.FEW_CLIENTS)
     if few:

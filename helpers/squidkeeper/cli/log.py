@@ -1,4 +1,4 @@
-"""`squidkeeper log` (floor 9): its options. `log_table.py` reads files, `log_follow.py` follows one."""
+"""`squidkeeper log`: its options. `log_table.py` reads files, `log_follow.py` follows one."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from squidkeeper.base.errors import PatternError, UnreadableLog
+from squidkeeper.base.formatting import quantity
+from squidkeeper.base.rotated_logs import rotated
 from squidkeeper.cli import options
 from squidkeeper.cli.log_output import WantedRequests
 from squidkeeper.cli.named_policies import UnusableInput
 from squidkeeper.cli.policy_clients import REVISIONS, clients_named, past_policies
-from squidkeeper.errors import PatternError, UnreadableLog
-from squidkeeper.formatting import quantity
-from squidkeeper.record import filters
-from squidkeeper.record.drift import DriftChecker
-from squidkeeper.record.filters import Selecting
-from squidkeeper.record.follower import Follower, beginning
-from squidkeeper.record.listing import printable
-from squidkeeper.record.log_file import STDIN
-from squidkeeper.record.log_files import files_since, sorted_by_time
-from squidkeeper.rotated_logs import rotated
-from squidkeeper.table.groups import KEYS
-from squidkeeper.table.sources import TableSources
+from squidkeeper.record.log import filters
+from squidkeeper.record.log.drift import DriftChecker
+from squidkeeper.record.log.filters import Selecting
+from squidkeeper.record.log.follower import Follower, beginning
+from squidkeeper.record.log.listing import printable
+from squidkeeper.record.log.log_file import STDIN
+from squidkeeper.record.log.log_files import files_since, sorted_by_time
+from squidkeeper.record.table.groups import KEYS
+from squidkeeper.record.table.sources import TableSources
 
 if TYPE_CHECKING:
-    from squidkeeper.chain.store_settings import StoreSettings
-    from squidkeeper.record.past_policies import PastPolicies
+    from squidkeeper.record.chain.store_settings import StoreSettings
+    from squidkeeper.record.log.past_policies import PastPolicies
 
 
 @click.command()

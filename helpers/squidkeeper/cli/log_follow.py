@@ -1,4 +1,4 @@
-"""`squidkeeper log --follow` (floor 9): each request as it ends. It reads lines one by one, and needs no table."""
+"""`squidkeeper log --follow`: each request as it ends. It reads lines one by one, and needs no table."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from squidkeeper.base.errors import InvalidRecord, UnreadableLog
 from squidkeeper.cli.log_output import WantedRequests, report_invalid, write
-from squidkeeper.errors import InvalidRecord, UnreadableLog
-from squidkeeper.record import listing
-from squidkeeper.record.filters import of_period
-from squidkeeper.record.log_file import open_log
-from squidkeeper.record.log_files import read_failure
-from squidkeeper.record.record import Record, parse_timed_record
-from squidkeeper.record.tunnels import is_opened_tunnel
+from squidkeeper.record.log import listing
+from squidkeeper.record.log.filters import of_period
+from squidkeeper.record.log.log_file import open_log
+from squidkeeper.record.log.log_files import read_failure
+from squidkeeper.record.log.record import Record, parse_timed_record
+from squidkeeper.record.log.tunnels import is_opened_tunnel
 
 if TYPE_CHECKING:
-    from squidkeeper.record.drift import DriftChecker, Finding
-    from squidkeeper.record.follower import Follower
-    from squidkeeper.record.record import Record
+    from squidkeeper.record.log.drift import DriftChecker, Finding
+    from squidkeeper.record.log.follower import Follower
+    from squidkeeper.record.log.record import Record
 
 
 _POLL_SECONDS = 0.25

@@ -1,4 +1,4 @@
-"""What both ways of `squidkeeper log` share (floor 9): what is wanted, how it is written, what was left out."""
+"""What both ways of `squidkeeper log` share: what is wanted, how it is written, what was left out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.formatting import quantity
-from squidkeeper.record.filters import Selecting
-from squidkeeper.record.listing import printable
+from squidkeeper.base.formatting import quantity
+from squidkeeper.record.log.filters import Selecting
+from squidkeeper.record.log.listing import printable
 
 if TYPE_CHECKING:
-    from squidkeeper.table.lines import Skipped
+    from squidkeeper.record.table.lines import Skipped
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What `squidkeeper log` reads from files, by the table (floor 9). `--follow` has no table: `log_follow.py`."""
+"""What `squidkeeper log` reads from files, by the table. `--follow` has no table: `log_follow.py`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING
 
 import click
 
+from squidkeeper.base.formatting import quantity, timestamp
 from squidkeeper.cli.log_output import WantedRequests, report_skipped, write
-from squidkeeper.formatting import quantity, timestamp
-from squidkeeper.record.listing import FindingTable, RequestTable, json_finding, json_line, printable
-from squidkeeper.table import listing
-from squidkeeper.table.columns import JUDGED
-from squidkeeper.table.database import yield_to_squid
-from squidkeeper.table.drift import DriftTable
-from squidkeeper.table.groups import KEY_FIELDS, Group, Groups
-from squidkeeper.table.lines import Skipped
-from squidkeeper.table.selection import fields_of, select_rows
-from squidkeeper.table.table import Table, open_table
-from squidkeeper.table.windows import early_times, late_times
+from squidkeeper.record.log.listing import FindingTable, RequestTable, json_finding, json_line, printable
+from squidkeeper.record.table import listing
+from squidkeeper.record.table.columns import JUDGED
+from squidkeeper.record.table.database import yield_to_squid
+from squidkeeper.record.table.drift import DriftTable
+from squidkeeper.record.table.groups import KEY_FIELDS, Group, Groups
+from squidkeeper.record.table.lines import Skipped
+from squidkeeper.record.table.selection import fields_of, select_rows
+from squidkeeper.record.table.table import Table, open_table
+from squidkeeper.record.table.windows import early_times, late_times
 
 if TYPE_CHECKING:
-    from squidkeeper.record.drift import DriftChecker
-    from squidkeeper.record.past_policies import Effective
-    from squidkeeper.table.sources import TableSources
+    from squidkeeper.record.log.drift import DriftChecker
+    from squidkeeper.record.log.past_policies import Effective
+    from squidkeeper.record.table.sources import TableSources
 
 
 class TableLog:

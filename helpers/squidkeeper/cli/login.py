@@ -1,4 +1,4 @@
-"""`squidkeeper login` (floor 9)."""
+"""`squidkeeper login`."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ def login(directory: Path, state: Path, concurrency: int) -> None:
     Squid starts this helper (auth_param). It answers each line with OK and the token's ID, or ERR. Its input holds
     tokens. Never run it by hand: `squidkeeper client list` shows who has which token.
     """
-    from squidkeeper.helpers.login import Logins, answer
-    from squidkeeper.helpers.loop import run
-    from squidkeeper.metrics import LOGIN
+    from squidkeeper.base.metrics import LOGIN
+    from squidkeeper.serving.helpers.login import Logins, answer
+    from squidkeeper.serving.helpers.loop import run
 
     run(LOGIN, Logins, answer, directory, state, concurrency)

@@ -1,4 +1,4 @@
-"""`squidkeeper maintain` (floor 9)."""
+"""`squidkeeper maintain`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from squidkeeper.base.errors import InvalidUrl
+from squidkeeper.base.layout import Layout
 from squidkeeper.cli.exporter import Address
 from squidkeeper.cli.options import DEFAULT_LOG, archive_option, file_option, proxy_header_option, written_state_option
-from squidkeeper.errors import InvalidUrl
-from squidkeeper.layout import Layout
 
 if TYPE_CHECKING:
-    from squidkeeper.maintenance.process import Task
-    from squidkeeper.policy_store.reload_gate import Edit
+    from squidkeeper.policy.policy_store.reload_gate import Edit
+    from squidkeeper.services.maintenance.process import Task
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -50,7 +50,7 @@ def _loopback(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 
 
 def _server_names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    from squidkeeper.maintenance.tls import parse_server_names
+    from squidkeeper.services.maintenance.tls import parse_server_names
 
     try:
         return parse_server_names(value) if value else ()
@@ -139,18 +139,18 @@ def maintain(
     Run it beside Squid, as Squid's account. A failed task is logged and tried again every second. The exporter
     reports failed tasks, and whether this process runs.
     """
-    from squidkeeper.maintenance.own_addresses import OwnAddresses
-    from squidkeeper.maintenance.process import run
-    from squidkeeper.maintenance.reload_judge import ReloadJudge
-    from squidkeeper.maintenance.render_request import RenderRequest
-    from squidkeeper.maintenance.resolver import Resolver
-    from squidkeeper.maintenance.rotation import Rotation
-    from squidkeeper.maintenance.squid_crash import SquidCrashes
-    from squidkeeper.maintenance.squid_process import GivenUpWorkers, SquidProcess
-    from squidkeeper.maintenance.squid_sampler import SquidSampler
-    from squidkeeper.maintenance.tls import CERTIFICATE, ServerCertificate, TlsPort, server_names
-    from squidkeeper.maintenance_status import Heartbeat
-    from squidkeeper.notifying.webhook import Webhook
+    from squidkeeper.services.maintenance.own_addresses import OwnAddresses
+    from squidkeeper.services.maintenance.process import run
+    from squidkeeper.services.maintenance.reload_judge import ReloadJudge
+    from squidkeeper.services.maintenance.render_request import RenderRequest
+    from squidkeeper.services.maintenance.resolver import Resolver
+    from squidkeeper.services.maintenance.rotation import Rotation
+    from squidkeeper.services.maintenance.squid_crash import SquidCrashes
+    from squidkeeper.services.maintenance.squid_process import GivenUpWorkers, SquidProcess
+    from squidkeeper.services.maintenance.squid_sampler import SquidSampler
+    from squidkeeper.services.maintenance.tls import CERTIFICATE, ServerCertificate, TlsPort, server_names
+    from squidkeeper.services.maintenance_status import Heartbeat
+    from squidkeeper.services.notifying.webhook import Webhook
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
     squid = SquidProcess(squid_pid)

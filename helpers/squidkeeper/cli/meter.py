@@ -1,4 +1,4 @@
-"""`squidkeeper meter` (floor 9)."""
+"""`squidkeeper meter`."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ def meter(directory: Path, state: Path, concurrency: int) -> None:
     """
     from functools import partial
 
-    from squidkeeper.helpers.loop import run
-    from squidkeeper.helpers.meter import QuotaScope, answer
-    from squidkeeper.metrics import METER
-    from squidkeeper.quotas.opening import open_meter
+    from squidkeeper.base.metrics import METER
+    from squidkeeper.serving.helpers.loop import run
+    from squidkeeper.serving.helpers.meter import QuotaScope, answer
+    from squidkeeper.serving.quotas.opening import open_meter
 
     prepare = partial(QuotaScope, meter=open_meter(directory, state))
     run(METER, prepare, answer, directory, state, concurrency)

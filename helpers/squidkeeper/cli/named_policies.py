@@ -1,4 +1,4 @@
-"""Policies that a command's arguments name (floor 9): a folder, a stored revision, or the one in force."""
+"""Policies that a command's arguments name: a folder, a stored revision, or the one in force."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.errors import PolicyError, UnreadableLog
-from squidkeeper.formatting import printable
+from squidkeeper.base.errors import PolicyError, UnreadableLog
+from squidkeeper.base.formatting import printable
 
 if TYPE_CHECKING:
     from squidkeeper.cli.table_options import TableOptions
-    from squidkeeper.engine import CompiledPolicy
-    from squidkeeper.policy.document import Document
-    from squidkeeper.table.table import Table
+    from squidkeeper.policy.engine import CompiledPolicy
+    from squidkeeper.policy.language.document import Document
+    from squidkeeper.record.table.table import Table
 
 
 class UnusableInput(click.ClickException):
@@ -66,8 +66,8 @@ def policy_named(text: str, state: Path, lender: NamedPolicy | None = None) -> N
     """
     if not os.path.isdir(text):  # Path.is_dir raises in a folder that cannot be read
         return _revision(text, state, f"revision {text}")
-    from squidkeeper.policy_store.loading import load_sources
-    from squidkeeper.policy_store.sources import read_sources
+    from squidkeeper.policy.policy_store.loading import load_sources
+    from squidkeeper.policy.policy_store.sources import read_sources
 
     sources, lent = read_sources(Path(text)), ""
     if lender and lender.granted and sources.granted is None:
@@ -78,7 +78,7 @@ def policy_named(text: str, state: Path, lender: NamedPolicy | None = None) -> N
 
 def policy_in_force(state: Path) -> NamedPolicy:
     """Load the policy that the helpers loaded last; `UnusableInput` if the state folder does not tell."""
-    from squidkeeper.policy_store.revisions import revision_in_force
+    from squidkeeper.policy.policy_store.revisions import revision_in_force
 
     found = revision_in_force(state / "revisions")
     if found is None:
@@ -87,8 +87,8 @@ def policy_in_force(state: Path) -> NamedPolicy:
 
 
 def _revision(text: str, state: Path, name: str) -> NamedPolicy:
-    from squidkeeper.policy_store.loading import load_stored_revision
-    from squidkeeper.policy_store.revisions import read_revision
+    from squidkeeper.policy.policy_store.loading import load_stored_revision
+    from squidkeeper.policy.policy_store.revisions import read_revision
 
     folder = state / "revisions"
     try:

@@ -1,4 +1,4 @@
-"""The new file of --output (floor 9): it never replaces one, and is as closed as the access log."""
+"""The new file of --output: it never replaces one, and is as closed as the access log."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Options that several commands share (floor 9)."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from squidkeeper.layout import Layout
+from squidkeeper.base.layout import Layout
 
 if TYPE_CHECKING:
-    from squidkeeper.chain.store_settings import StoreSettings
-    from squidkeeper.table.live_gateways import LiveGateways
-    from squidkeeper.table.sources import TableSources
+    from squidkeeper.record.chain.store_settings import StoreSettings
+    from squidkeeper.record.table.live_gateways import LiveGateways
+    from squidkeeper.record.table.sources import TableSources
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,7 +47,7 @@ class Moment(click.ParamType):  # type: ignore[type-arg] # generic in newer rele
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         """Parse the value."""
-        from squidkeeper.record.filters import parse_time_option
+        from squidkeeper.record.log.filters import parse_time_option
 
         try:
             return parse_time_option(str(value), datetime.now(UTC))
@@ -144,7 +144,7 @@ def written_state_option(text: str = _STATE) -> Callable[[F], F]:
 
 def _not_as_root(_context: click.Context, _option: click.Parameter, state: Path) -> Path:
     if os.geteuid() == 0:
-        from squidkeeper.squid_account import refused_to_root  # a helper starts faster without it
+        from squidkeeper.base.squid_account import refused_to_root  # a helper starts faster without it
 
         if refused := refused_to_root(state):
             raise click.BadParameter(refused)
@@ -178,8 +178,8 @@ class ArchiveType(click.ParamType):  # type: ignore[type-arg] # as above
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse the value."""
-        from squidkeeper.chain.store_settings import is_store, read_store_settings
-        from squidkeeper.errors import FleetFailed, StoreFailed
+        from squidkeeper.base.errors import FleetFailed, StoreFailed
+        from squidkeeper.record.chain.store_settings import is_store, read_store_settings
 
         try:
             if not isinstance(value, str) or not is_store(value):
@@ -190,8 +190,8 @@ class ArchiveType(click.ParamType):  # type: ignore[type-arg] # as above
 
 
 def _fleet(file: Path) -> LiveGateways | None:
-    from squidkeeper.fleet.fleet_file import read_fleet
-    from squidkeeper.table.live_gateways import LiveGateways
+    from squidkeeper.operate.fleet.fleet_file import read_fleet
+    from squidkeeper.record.table.live_gateways import LiveGateways
 
     if not file.is_file() or not re.search("^gateways:", file.read_text(errors="replace"), re.MULTILINE):
         return None
@@ -231,8 +231,8 @@ def table_sources(
     Of these, what the `gateways` served; without one, all.
     `click.BadParameter` where no archive is in the folder that is named.
     """
-    from squidkeeper.table.live_gateways import LiveGateways
-    from squidkeeper.table.sources import TableSources
+    from squidkeeper.record.table.live_gateways import LiveGateways
+    from squidkeeper.record.table.sources import TableSources
 
     named = archive if archive != DEFAULT_ARCHIVE else None
     if isinstance(named, LiveGateways):
@@ -250,7 +250,7 @@ def table_sources(
 
 def check_archive(folder: Path) -> None:
     """Refuse a folder that is no archive; what keeps this account out shows where it is read."""
-    from squidkeeper.chain.chain import is_archive
+    from squidkeeper.record.chain.chain import is_archive
 
     try:
         found = is_archive(folder)
@@ -283,7 +283,7 @@ fragment_option = shown_option(
 
 
 def _keys(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> frozenset[str]:
-    from squidkeeper.parts import parse_in_force
+    from squidkeeper.serving.parts import parse_in_force
 
     return parse_in_force(value)
 

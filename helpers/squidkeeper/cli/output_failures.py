@@ -1,4 +1,4 @@
-"""Errors of the output (floor 9): what a command that cannot write, or reach a file, says in place of a traceback."""
+"""Errors of the output: what a command that cannot write, or reach a file, says in place of a traceback."""
 
 import errno
 import os
@@ -29,6 +29,6 @@ def told_output_failures() -> Iterator[None]:
 
 
 def _of_file(error: OSError) -> str:
-    from squidkeeper.record.listing import printable
+    from squidkeeper.record.log.listing import printable
 
     return printable(f"{os.fsdecode(error.filename)}: {(error.strerror or str(error)).lower()}")

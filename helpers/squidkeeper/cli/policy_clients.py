@@ -1,4 +1,4 @@
-"""The policy on disk, its clients that --client names, and past policies (floor 9): for readers of the access log."""
+"""The policy on disk, its clients that --client names, and past policies: for readers of the access log."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.errors import PolicyError
-from squidkeeper.record.filters import network_of
-from squidkeeper.record.listing import printable
-from squidkeeper.record.past_policies import PastPolicies
+from squidkeeper.base.errors import PolicyError
+from squidkeeper.record.log.filters import network_of
+from squidkeeper.record.log.listing import printable
+from squidkeeper.record.log.past_policies import PastPolicies
 
 if TYPE_CHECKING:
-    from squidkeeper.engine import CompiledPolicy
-    from squidkeeper.policy.model import Client
+    from squidkeeper.policy.engine import CompiledPolicy
+    from squidkeeper.policy.language.model import Client
 
 REVISIONS = "revisions"  # of the state folder
 
 
 def policy_on_disk(directory: Path) -> CompiledPolicy | None:
     """Load the policy; None if it does not load: `check` reports why, and the stored revisions decide."""
-    from squidkeeper.policy_store.loading import load
+    from squidkeeper.policy.policy_store.loading import load
 
     try:
         return load(directory, datetime.now(UTC)).compiled

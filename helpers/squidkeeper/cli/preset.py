@@ -1,4 +1,4 @@
-"""`squidkeeper preset` (floor 9)."""
+"""`squidkeeper preset`."""
 
 import json
 
@@ -6,7 +6,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from squidkeeper.cli.options import json_option
-from squidkeeper.presets import preset_names, preset_text
+from squidkeeper.policy.presets import preset_names, preset_text
 
 
 def _matching(_: click.Context, __: click.Parameter, beginning: str) -> list[CompletionItem]:
@@ -25,7 +25,7 @@ def preset() -> None:
 @json_option
 def list_presets(as_json: bool) -> None:
     """List the presets, and what each opens."""
-    from squidkeeper.presets.summary import summarize
+    from squidkeeper.policy.presets.summary import summarize
 
     opens = {name: summarize(name).opens for name in sorted(preset_names())}
     if as_json:

@@ -1,12 +1,12 @@
-"""`squidkeeper probe` (floor 9): one file that runs in the VM of a client, and tells what works there."""
+"""`squidkeeper probe`: one file that runs in the VM of a client, and tells what works there."""
 
 from pathlib import Path
 
 import click
 
+from squidkeeper.base.errors import InvalidSetting
 from squidkeeper.cli.client_options import client_options, read_client, read_root, read_settings, setting_options
-from squidkeeper.client_kit.probe import ClientProbe, ProbeForm, write_probe
-from squidkeeper.errors import InvalidSetting
+from squidkeeper.operate.client_kit.probe import ClientProbe, ProbeForm, write_probe
 
 
 @click.command()
@@ -47,7 +47,7 @@ def probe(
     In the VM:
       python3 probe.py
     """
-    from squidkeeper.client_kit.client import allowed_url, denied_url, parse_probed_url
+    from squidkeeper.operate.client_kit.client import allowed_url, denied_url, parse_probed_url
 
     found = read_client(client, user, root, directory)
     settings = read_settings(found, proxy, no_proxy, **paths)

@@ -1,4 +1,4 @@
-"""`squidkeeper pull` (floor 9)."""
+"""`squidkeeper pull`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
+from squidkeeper.base.errors import PullRefused
+from squidkeeper.base.formatting import ago, printable
+from squidkeeper.base.gateway_commands import with_commands
+from squidkeeper.base.layout import Layout
 from squidkeeper.cli.options import DEFAULT_LAYOUT, DEFAULT_POLICY, json_option, shown_option, state_option
-from squidkeeper.errors import PullRefused
-from squidkeeper.formatting import ago, printable
-from squidkeeper.gateway_commands import with_commands
-from squidkeeper.layout import Layout
 
 if TYPE_CHECKING:
-    from squidkeeper.pull_status import PullStatus
+    from squidkeeper.services.pull_status import PullStatus
 
 DEFAULT_SETTINGS: Final = DEFAULT_LAYOUT.pull_settings
 DEFAULT_FOLDER: Final = DEFAULT_LAYOUT.pulled
@@ -114,7 +114,7 @@ def bundle(folder: Path, number: int, output: Path) -> None:
       squidkeeper pull bundle policy --number 41 --output policy.bundle
       ssh-keygen -Y sign -f KEY -n squidkeeper-policy policy.bundle
     """
-    from squidkeeper.pulling.bundle_making import make_bundle
+    from squidkeeper.services.pulling.bundle_making import make_bundle
 
     try:
         content = make_bundle(folder, number)
@@ -126,9 +126,9 @@ def bundle(folder: Path, number: int, output: Path) -> None:
 
 
 def _pull(config: Path, folder: Path, policy: Path, accept: str, write: Write, *, once: bool, as_json: bool) -> None:
-    from squidkeeper.pulling.puller import Puller
-    from squidkeeper.pulling.service import run_pulling
-    from squidkeeper.squid_account import become_owner
+    from squidkeeper.base.squid_account import become_owner
+    from squidkeeper.services.pulling.puller import Puller
+    from squidkeeper.services.pulling.service import run_pulling
 
     become_owner(folder)  # what a stranger sends is never read as root
     puller = Puller(config, folder, policy)
@@ -143,7 +143,7 @@ def _pull(config: Path, folder: Path, policy: Path, accept: str, write: Write, *
 
 
 def _show_status(folder: Path, policy: Path, state: Path, write: Write, *, as_json: bool) -> None:
-    from squidkeeper.pull_status import CURRENT, read_pull_status
+    from squidkeeper.services.pull_status import CURRENT, read_pull_status
 
     status = read_pull_status(folder)
     if status is None:
@@ -170,7 +170,7 @@ def _in_force(policy: Path, state: Path) -> tuple[bool | None, str]:
 
 
 def _tell(status: PullStatus, write: Write, in_force: bool | None = None, told: str = "", *, as_json: bool) -> NoReturn:
-    from squidkeeper.pulling.service import outcome
+    from squidkeeper.services.pulling.service import outcome
 
     if as_json:
         click.echo(json.dumps({**asdict(status), "in_force": in_force}, indent=2))

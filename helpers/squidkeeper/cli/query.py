@@ -1,4 +1,4 @@
-"""`squidkeeper query` (floor 9)."""
+"""`squidkeeper query`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
+from squidkeeper.base.errors import QueryRefused, UnreadableLog
 from squidkeeper.cli.new_file import open_new_file
 from squidkeeper.cli.table_options import table_options
-from squidkeeper.errors import QueryRefused, UnreadableLog
 
 if TYPE_CHECKING:
     from squidkeeper.cli.table_options import TableOptions
-    from squidkeeper.table.rows import QueryFormat
-    from squidkeeper.table.table import Table
+    from squidkeeper.record.table.rows import QueryFormat
+    from squidkeeper.record.table.table import Table
 
 _FETCHED = 1_000  # rows at once
 _FORMATS = ("table", "csv", "json", "parquet")
@@ -56,10 +56,10 @@ def query(sql: str, read: TableOptions, form: str, output: Path | None) -> None:
     Exit status:
       1  The SELECT was refused or failed, or a log cannot be read.
     """
-    from squidkeeper.record.listing import printable
-    from squidkeeper.table.database import spare_threads, yield_to_squid
-    from squidkeeper.table.own_process import bound_memory, continue_as_child
-    from squidkeeper.table.rows import QueryFormat
+    from squidkeeper.record.log.listing import printable
+    from squidkeeper.record.table.database import spare_threads, yield_to_squid
+    from squidkeeper.record.table.own_process import bound_memory, continue_as_child
+    from squidkeeper.record.table.rows import QueryFormat
 
     if form == QueryFormat.PARQUET and output is None:
         raise click.UsageError("--format parquet needs --output FILE")
@@ -82,9 +82,9 @@ def _remove(output: Path | None) -> None:
 
 def _run(sql: str, read: TableOptions, form: QueryFormat, file: IO[bytes]) -> None:
     from squidkeeper.cli.log_output import report_skipped
-    from squidkeeper.table.guard import drop_rights, lock
-    from squidkeeper.table.statement import parse_select
-    from squidkeeper.table.table import open_table
+    from squidkeeper.record.table.guard import drop_rights, lock
+    from squidkeeper.record.table.statement import parse_select
+    from squidkeeper.record.table.table import open_table
 
     statement = parse_select(sql)
     with open_table(read.sources, *read.period, read.threads, statement.columns) as table:
@@ -98,7 +98,7 @@ def _run(sql: str, read: TableOptions, form: QueryFormat, file: IO[bytes]) -> No
 def _write(table: Table, sql: str, form: QueryFormat, file: IO[bytes]) -> None:
     import duckdb
 
-    from squidkeeper.table.rows import QueryFormat
+    from squidkeeper.record.table.rows import QueryFormat
 
     try:
         if form is QueryFormat.PARQUET:
@@ -115,8 +115,8 @@ def _write(table: Table, sql: str, form: QueryFormat, file: IO[bytes]) -> None:
 
 
 def _write_text(table: Table, sql: str, form: QueryFormat, file: IO[bytes]) -> None:
-    from squidkeeper.record.listing import printable
-    from squidkeeper.table.rows import ROWS_SHOWN, WRITERS, QueryFormat
+    from squidkeeper.record.log.listing import printable
+    from squidkeeper.record.table.rows import ROWS_SHOWN, WRITERS, QueryFormat
 
     result = table.connection.execute(sql)
     names = [column[0] for column in result.description or ()]

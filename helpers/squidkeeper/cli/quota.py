@@ -1,4 +1,4 @@
-"""`squidkeeper quota` (floor 9): what is used of each quota, and by whom."""
+"""`squidkeeper quota`: what is used of each quota, and by whom."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from squidkeeper.base.errors import CountsUnavailable, PolicyError
+from squidkeeper.base.formatting import duration, printable, quantity
 from squidkeeper.cli.options import json_option, policy_option, state_option
-from squidkeeper.errors import CountsUnavailable, PolicyError
-from squidkeeper.formatting import duration, printable, quantity
 
 if TYPE_CHECKING:
-    from squidkeeper.policy.quotas import Quota
-    from squidkeeper.quotas.local_counts import LocalCounts
-    from squidkeeper.quotas.valkey_counts import ValkeyCounts
+    from squidkeeper.policy.language.quotas import Quota
+    from squidkeeper.serving.quotas.local_counts import LocalCounts
+    from squidkeeper.serving.quotas.valkey_counts import ValkeyCounts
 
 Row = dict[str, Any]
 _SHOWN: Final = 10
@@ -62,8 +62,8 @@ def quota(top: int, reset: str | None, as_json: bool, directory: Path, state: Pa
 
 
 def _quotas(directory: Path) -> Sequence[Quota]:
-    from squidkeeper.policy_store.loading import build_sources
-    from squidkeeper.policy_store.sources import read_sources
+    from squidkeeper.policy.policy_store.loading import build_sources
+    from squidkeeper.policy.policy_store.sources import read_sources
 
     try:
         return build_sources(read_sources(directory)).policy.quotas
@@ -73,8 +73,8 @@ def _quotas(directory: Path) -> Sequence[Quota]:
 
 
 def _of_all_gateways(store: Path, reset: str | None) -> list[Row]:
-    from squidkeeper.quotas.store_settings import read_quota_store
-    from squidkeeper.quotas.valkey_counts import ValkeyCounts
+    from squidkeeper.serving.quotas.store_settings import read_quota_store
+    from squidkeeper.serving.quotas.valkey_counts import ValkeyCounts
 
     try:
         settings = read_quota_store(store)
@@ -84,8 +84,8 @@ def _of_all_gateways(store: Path, reset: str | None) -> list[Row]:
 
 
 def _of_this_gateway(directory: Path, state: Path, reset: str | None) -> list[Row]:
-    from squidkeeper.quotas.store_settings import quota_store_file
-    from squidkeeper.squid_account import call_as_owner
+    from squidkeeper.base.squid_account import call_as_owner
+    from squidkeeper.serving.quotas.store_settings import quota_store_file
 
     if (file := quota_store_file(directory)).exists():
         expected = "list them by --store FILE, with the settings of the operator's user (squid/FLEET.md)"
@@ -99,7 +99,7 @@ def _of_this_gateway(directory: Path, state: Path, reset: str | None) -> list[Ro
 
 
 def _local_rows(state: Path, reset: str | None) -> list[Row]:
-    from squidkeeper.quotas.local_counts import LocalCounts
+    from squidkeeper.serving.quotas.local_counts import LocalCounts
 
     try:
         return _rows(LocalCounts(state), reset)
@@ -144,7 +144,7 @@ def _as_object(one: Quota, used: Sequence[Row], top: int) -> Row:
 
 
 def _lines(one: Quota, used: Sequence[Row], top: int) -> Iterator[str]:
-    from squidkeeper.policy.quotas import shown_amount
+    from squidkeeper.policy.language.quotas import shown_amount
 
     yield f"{printable(one.name)}: {one.text}"
     for row in used[:top]:

@@ -1,4 +1,4 @@
-"""`squidkeeper reload` (floor 9)."""
+"""`squidkeeper reload`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from squidkeeper.base.errors import PolicyError
+from squidkeeper.base.faults import Fault
 from squidkeeper.cli import options
 from squidkeeper.cli.named_policies import UnusableInput
-from squidkeeper.errors import PolicyError
-from squidkeeper.policy.faults import Fault
 
 if TYPE_CHECKING:
-    from squidkeeper.policy_store.reload_gate import GateVerdict
-    from squidkeeper.policy_store.revisions import InForce
+    from squidkeeper.policy.policy_store.reload_gate import GateVerdict
+    from squidkeeper.policy.policy_store.revisions import InForce
 
 _PATH = click.Path(path_type=Path, readable=False)
 
@@ -95,9 +95,9 @@ class ReloadReport:
 
 def how_it_stands(directory: Path, state: Path) -> ReloadReport:
     """Tell whether the policy on disk is in force; `UnusableInput` where the state does not tell what is."""
-    from squidkeeper.policy_store.loading import load_sources
-    from squidkeeper.policy_store.reload_gate import Edit, is_forced, read_verdict
-    from squidkeeper.policy_store.sources import read_sources
+    from squidkeeper.policy.policy_store.loading import load_sources
+    from squidkeeper.policy.policy_store.reload_gate import Edit, is_forced, read_verdict
+    from squidkeeper.policy.policy_store.sources import read_sources
 
     before = _in_force(directory, state)
     old, sources = before.revision, read_sources(directory)
@@ -119,7 +119,7 @@ def how_it_stands(directory: Path, state: Path) -> ReloadReport:
 
 def _in_force(directory: Path, state: Path) -> InForce:
     """Find the revision in force of this policy: without it nothing is known about a gate."""
-    from squidkeeper.policy_store.revisions import revision_in_force
+    from squidkeeper.policy.policy_store.revisions import revision_in_force
 
     found = revision_in_force(state / "revisions")
     if found is None:
@@ -131,7 +131,7 @@ def _in_force(directory: Path, state: Path) -> InForce:
 
 
 def _force(directory: Path, found: ReloadReport) -> ReloadReport:
-    from squidkeeper.policy_store.reload_gate import force, forced_file
+    from squidkeeper.policy.policy_store.reload_gate import force, forced_file
 
     try:
         force(directory, found.on_disk or "")
@@ -142,7 +142,7 @@ def _force(directory: Path, found: ReloadReport) -> ReloadReport:
 
 
 def _text(directory: Path, found: ReloadReport) -> str:
-    from squidkeeper.policy_store.reload_gate import verdict_texts
+    from squidkeeper.policy.policy_store.reload_gate import verdict_texts
 
     said = f"{directory}: {found.told}"
     if found.standing is Standing.FAULTY:
@@ -182,12 +182,12 @@ def _json(found: ReloadReport) -> str:
 
 def _judge(directory: Path, state: Path, edit_named: str, access_log: Path, archive: Path | None) -> None:
     """Leave a verdict about an edit; nothing if the policy's files hold another one by now."""
-    from squidkeeper.policy_store.loading import load, load_stored_revision
-    from squidkeeper.policy_store.reload_gate import PATIENCE_SECONDS, parse_edit, write_verdict
-    from squidkeeper.replay.gate import JUDGE_BYTES, judge_edit
-    from squidkeeper.table.database import spare_threads
-    from squidkeeper.table.own_process import bound_memory
-    from squidkeeper.table.sources import TableSources
+    from squidkeeper.change.replay.gate import JUDGE_BYTES, judge_edit
+    from squidkeeper.policy.policy_store.loading import load, load_stored_revision
+    from squidkeeper.policy.policy_store.reload_gate import PATIENCE_SECONDS, parse_edit, write_verdict
+    from squidkeeper.record.table.database import spare_threads
+    from squidkeeper.record.table.own_process import bound_memory
+    from squidkeeper.record.table.sources import TableSources
 
     signal.alarm(int(PATIENCE_SECONDS))  # ends this process: later the edit is in force
     end_first()

@@ -1,4 +1,4 @@
-"""`squidkeeper render` (floor 9)."""
+"""`squidkeeper render`."""
 
 import logging
 import os
@@ -9,9 +9,9 @@ from typing import NoReturn
 
 import click
 
+from squidkeeper.base.errors import SetupFailed
+from squidkeeper.base.layout import Layout
 from squidkeeper.cli.options import DEFAULT_LAYOUT
-from squidkeeper.errors import SetupFailed
-from squidkeeper.layout import Layout
 
 _POLL_SECONDS = 0.5
 _PAUSE_SECONDS = 10.0  # after a failure that left its request in place
@@ -68,8 +68,8 @@ def _request(layout: Layout) -> int:
 def _add(layout: Layout) -> int:
     import fcntl
 
-    from squidkeeper.setup.addition import add_parts
-    from squidkeeper.squid_account import squid_account
+    from squidkeeper.base.squid_account import squid_account
+    from squidkeeper.operate.setup.addition import add_parts
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
     account = squid_account()

@@ -1,4 +1,4 @@
-"""`squidkeeper replay` (floor 9)."""
+"""`squidkeeper replay`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from squidkeeper.cli.options import DEFAULT_POLICY, shown_option, state_option
 from squidkeeper.cli.table_options import table_options
 
 if TYPE_CHECKING:
+    from squidkeeper.change.replay.result import ReplayResult
     from squidkeeper.cli.named_policies import NamedPolicy
     from squidkeeper.cli.table_options import TableOptions
-    from squidkeeper.replay.result import ReplayResult
 
 
 @click.command()
@@ -58,8 +58,8 @@ def replay(
       1  More used requests would be denied than --allow-denials.
       2  A policy or log cannot be used, or no request was judged.
     """
+    from squidkeeper.change.replay import text
     from squidkeeper.cli.log_output import write
-    from squidkeeper.replay import text
 
     if as_json and markdown:
         raise click.UsageError("give one of --json and --markdown")
@@ -77,7 +77,7 @@ def replay(
 
 
 def _replayed(read: TableOptions, old: NamedPolicy, new: NamedPolicy) -> ReplayResult:
-    from squidkeeper.replay.replay import COLUMNS, replay
+    from squidkeeper.change.replay.replay import COLUMNS, replay
 
     with judged_table(read, COLUMNS) as table:
         return replay(table.connection, old.compiled, new.compiled)

@@ -1,4 +1,4 @@
-"""`squidkeeper report` (floor 9)."""
+"""`squidkeeper report`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from squidkeeper.base.errors import PolicyError, UnreadableLog
 from squidkeeper.cli.named_policies import UnusableInput
 from squidkeeper.cli.options import policy_option, state_option
 from squidkeeper.cli.table_options import table_options
-from squidkeeper.errors import PolicyError, UnreadableLog
 
 if TYPE_CHECKING:
     from squidkeeper.cli.table_options import TableOptions
-    from squidkeeper.record.past_policies import PastPolicies
-    from squidkeeper.report.figures import Report
-    from squidkeeper.report.period import Period
-    from squidkeeper.table.sources import TableSources
+    from squidkeeper.record.log.past_policies import PastPolicies
+    from squidkeeper.record.report.figures import Report
+    from squidkeeper.record.report.period import Period
+    from squidkeeper.record.table.sources import TableSources
 
 _STDOUT = Path("-")
 
@@ -48,8 +48,8 @@ def report(read: TableOptions, html: Path | None, as_json: bool, directory: Path
     Exit status:
       2  A log cannot be read.
     """
-    from squidkeeper.record.listing import printable
-    from squidkeeper.report.period import Period
+    from squidkeeper.record.log.listing import printable
+    from squidkeeper.record.report.period import Period
 
     if html is not None and as_json:
         raise click.UsageError("give one of --html PAGE and --json")
@@ -84,13 +84,13 @@ def _build(
     reasons: Mapping[str, str | None],
 ) -> Report:
     from squidkeeper.cli.log_output import report_skipped
-    from squidkeeper.record.drift import DriftChecker
-    from squidkeeper.report.builder import COLUMNS, build_report
-    from squidkeeper.report.drift import drift
-    from squidkeeper.table.columns import JUDGED
-    from squidkeeper.table.database import yield_to_squid
-    from squidkeeper.table.live_gateways import LiveGateways
-    from squidkeeper.table.table import open_table
+    from squidkeeper.record.log.drift import DriftChecker
+    from squidkeeper.record.report.builder import COLUMNS, build_report
+    from squidkeeper.record.report.drift import drift
+    from squidkeeper.record.table.columns import JUDGED
+    from squidkeeper.record.table.database import yield_to_squid
+    from squidkeeper.record.table.live_gateways import LiveGateways
+    from squidkeeper.record.table.table import open_table
 
     yield_to_squid()
     since = period.since if isinstance(sources.archive, LiveGateways) else None  # else all that was before it, too
@@ -111,7 +111,7 @@ def _build(
 
 
 def _past_policies(state: Path | None) -> PastPolicies | None:
-    from squidkeeper.record.past_policies import PastPolicies
+    from squidkeeper.record.log.past_policies import PastPolicies
 
     if state is None:
         return None
@@ -122,8 +122,8 @@ def _past_policies(state: Path | None) -> PastPolicies | None:
 
 
 def _reasons(directory: Path) -> Mapping[str, str | None]:
-    from squidkeeper.policy.model import BUILT_IN_REASONS
-    from squidkeeper.policy_store.loading import load
+    from squidkeeper.policy.language.model import BUILT_IN_REASONS
+    from squidkeeper.policy.policy_store.loading import load
 
     try:
         policy = load(directory, datetime.now(UTC)).compiled.source
@@ -136,13 +136,13 @@ def _reasons(directory: Path) -> Mapping[str, str | None]:
 
 def _write(found: Report, html: Path | None, *, as_json: bool) -> None:
     if html is None:
-        from squidkeeper.report.figures import as_json as json_of
-        from squidkeeper.report.text import text
+        from squidkeeper.record.report.figures import as_json as json_of
+        from squidkeeper.record.report.text import text
 
         click.echo(json_of(found) if as_json else text(found), nl=as_json)
         return
 
-    from squidkeeper.report.page import page  # Jinja, which takes longer to import than a small log to read
+    from squidkeeper.record.report.page import page  # Jinja, which takes longer to import than a small log to read
 
     if html == _STDOUT:
         click.echo(page(found), nl=False)
@@ -152,7 +152,7 @@ def _write(found: Report, html: Path | None, *, as_json: bool) -> None:
 
 def _replace(html: Path, content: bytes) -> None:
     """Replace the page whole, with the mode and owner that it has; a new one is as closed as the access log."""
-    from squidkeeper.atomic_write import replace
+    from squidkeeper.base.atomic_write import replace
 
     if not html.exists():
         replace(html, content, 0o640)

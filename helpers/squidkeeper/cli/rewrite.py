@@ -1,4 +1,4 @@
-"""`squidkeeper rewrite` (floor 9)."""
+"""`squidkeeper rewrite`."""
 
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,9 @@ def rewrite(directory: Path, state: Path, run: Path, concurrency: int) -> None:
     Squid starts this helper (url_rewrite_program). It answers each line with the URL to fetch, which can hold
     secrets. Never run it by hand: use `squidkeeper explain`.
     """
-    from squidkeeper.credentials.fetched_values import FOLDER
-    from squidkeeper.helpers.loop import run as run_helper
-    from squidkeeper.helpers.rewrite import Rewriter, answer
-    from squidkeeper.metrics import REWRITE
+    from squidkeeper.base.metrics import REWRITE
+    from squidkeeper.serving.credentials.fetched_values import FOLDER
+    from squidkeeper.serving.helpers.loop import run as run_helper
+    from squidkeeper.serving.helpers.rewrite import Rewriter, answer
 
     run_helper(REWRITE, partial(Rewriter, fetched=run / FOLDER), answer, directory, state, concurrency)

@@ -1,4 +1,4 @@
-"""`squidkeeper schema` (floor 9)."""
+"""`squidkeeper schema`."""
 
 import json
 
@@ -11,6 +11,6 @@ def schema() -> None:
 
     `squidkeeper check` finds more.
     """
-    from squidkeeper.editor.json_schema import json_schema
+    from squidkeeper.policy.editor.json_schema import json_schema
 
     click.echo(json.dumps(json_schema(), indent=2))

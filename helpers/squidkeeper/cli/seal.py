@@ -1,4 +1,4 @@
-"""`squidkeeper seal` (floor 9)."""
+"""`squidkeeper seal`."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.errors import ExtraMissing, PatternError
+from squidkeeper.base.errors import ExtraMissing, PatternError
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _OPTIONS = {  # of the fields of a token, for messages
@@ -75,8 +75,8 @@ def seal(
 
 def _make_key(file: Path) -> str:
     """Make a private key that Squid's account can read, and nobody else but root."""
-    from squidkeeper.credentials.sealing import SealingPrivateKey
-    from squidkeeper.squid_account import squid_account
+    from squidkeeper.base.squid_account import squid_account
+    from squidkeeper.serving.credentials.sealing import SealingPrivateKey
 
     key = SealingPrivateKey.new()
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # never over a key that is in use
@@ -90,7 +90,7 @@ def _make_key(file: Path) -> str:
 
 
 def _public_key(file: Path) -> str:
-    from squidkeeper.credentials.sealing import SealingPrivateKey
+    from squidkeeper.serving.credentials.sealing import SealingPrivateKey
 
     try:
         return str(SealingPrivateKey.parse(file.read_text("utf-8", "replace")).public)
@@ -99,8 +99,8 @@ def _public_key(file: Path) -> str:
 
 
 def _sealed(to: str, file: Path | None, days: int | None, fields: dict[str, str | tuple[str, ...] | None]) -> str:
-    from squidkeeper.credentials.sealing import SealingPublicKey, seal_bytes
-    from squidkeeper.policy.sealed_tokens import format_content
+    from squidkeeper.policy.language.sealed_tokens import format_content
+    from squidkeeper.serving.credentials.sealing import SealingPublicKey, seal_bytes
 
     if not fields["hosts"]:
         raise click.UsageError("--host is required: name the hosts that the token is for")

@@ -1,4 +1,4 @@
-"""`squidkeeper secrets` (floor 9)."""
+"""`squidkeeper secrets`."""
 
 import logging
 import sys
@@ -26,7 +26,7 @@ def secrets(directory: Path, state: Path, run: Path, commands: Path) -> None:
     Run it beside Squid until SIGTERM, as an account of its own in Squid's group. It writes values into files of the
     run folder, for Squid's account. `secrets/status.json` there has the results.
     """
-    from squidkeeper.fetching.process import FetchingOptions, run_fetching
+    from squidkeeper.services.fetching.process import FetchingOptions, run_fetching
 
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="squidkeeper: %(message)s")
     logging.getLogger("squidkeeper").setLevel(logging.INFO)  # libraries log words of a source's answer at this level

@@ -1,4 +1,4 @@
-"""`squidkeeper setup` (floor 9): what install.sh ends in."""
+"""`squidkeeper setup`: what install.sh ends in."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -9,9 +9,17 @@ from typing import Any, Final, NoReturn
 import click
 from click.core import ParameterSource
 
-from squidkeeper.errors import FleetFailed, InvalidUrl, PatternError, SetupFailed
-from squidkeeper.layout import Layout
-from squidkeeper.setup.options import BUMPS, GENERATORS, MOST_WORKERS, NO_UPSTREAM, NOT_BEHIND, NOT_SHOWN, SetupOptions
+from squidkeeper.base.errors import FleetFailed, InvalidUrl, PatternError, SetupFailed
+from squidkeeper.base.layout import Layout
+from squidkeeper.operate.setup.options import (
+    BUMPS,
+    GENERATORS,
+    MOST_WORKERS,
+    NO_UPSTREAM,
+    NOT_BEHIND,
+    NOT_SHOWN,
+    SetupOptions,
+)
 
 _FOLDER = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path, dir_okay=False, resolve_path=True)
@@ -22,7 +30,7 @@ _HEARTBEAT_SECONDS = 5.0  # within which a process that has just started gives o
 
 
 def _server_names(value: str) -> tuple[str, ...]:
-    from squidkeeper.maintenance.tls import parse_server_names
+    from squidkeeper.services.maintenance.tls import parse_server_names
 
     try:
         return parse_server_names(value) if value else ()
@@ -31,7 +39,7 @@ def _server_names(value: str) -> tuple[str, ...]:
 
 
 def _upstream(value: str) -> str:
-    from squidkeeper.policy.upstreams import parse_upstream_url
+    from squidkeeper.policy.language.upstreams import parse_upstream_url
 
     try:
         if value not in ("", NO_UPSTREAM):
@@ -54,8 +62,8 @@ def _bump(value: str) -> str:
 
 
 def _gateway_name(value: str) -> str:
-    from squidkeeper.record.record import GATEWAY_LENGTH
-    from squidkeeper.setup.configuration import is_gateway_name
+    from squidkeeper.operate.setup.configuration import is_gateway_name
+    from squidkeeper.record.log.record import GATEWAY_LENGTH
 
     if value and not is_gateway_name(value):
         raise click.BadParameter(
@@ -73,7 +81,7 @@ def _balancers(value: str) -> tuple[str, ...]:
 
 
 def _networks(value: str) -> tuple[str, ...]:
-    from squidkeeper.policy.hosts import parse_network
+    from squidkeeper.policy.language.hosts import parse_network
 
     try:
         return NOT_SHOWN if value == "none" else tuple(str(parse_network(one)) for one in value.split(",") if value)
@@ -182,8 +190,8 @@ def _refuse_options_of_a_gateway(context: click.Context) -> None:
 
 
 def _set_up_fleet(file: Path, cfg: Path, state: Path, pid_file: Path, *, dry_run: bool) -> int:
-    from squidkeeper.fleet.fleet_file import read_fleet
-    from squidkeeper.fleet.installation import BalancerPaths, set_up_fleet
+    from squidkeeper.operate.fleet.fleet_file import read_fleet
+    from squidkeeper.operate.fleet.installation import BalancerPaths, set_up_fleet
 
     try:
         set_up_fleet(read_fleet(file), BalancerPaths(cfg, state, pid_file), dry_run=dry_run)
@@ -200,7 +208,7 @@ def _set_up_fleet(file: Path, cfg: Path, state: Path, pid_file: Path, *, dry_run
 
 
 def _set_up_gateway(given: Mapping[str, Any]) -> NoReturn:
-    from squidkeeper.setup.run import remove_prepared, run_setup
+    from squidkeeper.operate.setup.run import remove_prepared, run_setup
 
     try:
         options = SetupOptions(**{**given, **_parsed(given)})
@@ -216,12 +224,12 @@ def _set_up_gateway(given: Mapping[str, Any]) -> NoReturn:
 
 def _examine(options: SetupOptions) -> None:
     """Print what `doctor` finds. That fails no installation: the gateway in place is at least as good as before."""
-    from squidkeeper.credentials.fetch_status import read_fetch_status
-    from squidkeeper.doctor.examination import as_text, examine
-    from squidkeeper.doctor.inspection import inspect
-    from squidkeeper.maintenance_status import read_maintenance_status
-    from squidkeeper.setup.console import say, show
-    from squidkeeper.setup.sockets import wait_until
+    from squidkeeper.operate.doctor.examination import as_text, examine
+    from squidkeeper.operate.doctor.inspection import inspect
+    from squidkeeper.operate.setup.console import say, show
+    from squidkeeper.operate.setup.sockets import wait_until
+    from squidkeeper.services.maintenance_status import read_maintenance_status
+    from squidkeeper.serving.credentials.fetch_status import read_fetch_status
 
     layout = Layout.of(options.root)
     if not options.no_start:

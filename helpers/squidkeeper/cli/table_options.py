@@ -1,4 +1,4 @@
-"""What a command reads as a table (floor 9): its options, and the table of them."""
+"""What a command reads as a table: its options, and the table of them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from squidkeeper.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from squidkeeper.table.sources import TableSources
-    from squidkeeper.table.table import Table
+    from squidkeeper.record.table.sources import TableSources
+    from squidkeeper.record.table.table import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ class TableOptions:
         `with_earlier` reads records of all times, which tell what is new in the period.
         """
         from squidkeeper.cli.log_output import report_skipped
-        from squidkeeper.table.database import yield_to_squid
-        from squidkeeper.table.table import open_table
+        from squidkeeper.record.table.database import yield_to_squid
+        from squidkeeper.record.table.table import open_table
 
         yield_to_squid()
         period = (None, None) if with_earlier else self.period

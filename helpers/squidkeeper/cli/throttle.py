@@ -1,4 +1,4 @@
-"""`squidkeeper throttle` (floor 9)."""
+"""`squidkeeper throttle`."""
 
 from pathlib import Path
 
@@ -48,9 +48,9 @@ def throttle(scope: str, rate: float, burst: int, longest: float, state: Path, c
 
     Squid starts this helper (external_acl_type). It answers each line when it is due.
     """
-    from squidkeeper.helpers.delayed_replies import ReleaseChannel, run
-    from squidkeeper.helpers.throttle import Limits, Throttle, answer_surplus
-    from squidkeeper.metrics import THROTTLE
+    from squidkeeper.base.metrics import THROTTLE
+    from squidkeeper.serving.helpers.delayed_replies import ReleaseChannel, run
+    from squidkeeper.serving.helpers.throttle import Limits, Throttle, answer_surplus
 
     releases = ReleaseChannel(listens=scope == "surplus")
     if scope == "client":

@@ -1,4 +1,4 @@
-"""`squidkeeper tighten` (floor 9)."""
+"""`squidkeeper tighten`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 
 import click
 
+from squidkeeper.base.errors import EditRefused
 from squidkeeper.cli.named_policies import UnusableInput, check_judged, judged_table, policy_in_force, policy_named
 from squidkeeper.cli.new_file import check_new_file
 from squidkeeper.cli.options import json_option, shown_option, state_option
 from squidkeeper.cli.table_options import table_options
-from squidkeeper.errors import EditRefused
 
 if TYPE_CHECKING:
+    from squidkeeper.change.tightening.edits import Edits
+    from squidkeeper.change.tightening.findings import Findings
     from squidkeeper.cli.named_policies import NamedPolicy
     from squidkeeper.cli.table_options import TableOptions
-    from squidkeeper.policy.document import Document
-    from squidkeeper.policy_store.sources import Sources
-    from squidkeeper.tightening.edits import Edits
-    from squidkeeper.tightening.findings import Findings
+    from squidkeeper.policy.language.document import Document
+    from squidkeeper.policy.policy_store.sources import Sources
 
 
 @click.command()
@@ -66,8 +66,8 @@ def tighten(
       1  The access log is too short for --diff or --output.
       2  A policy or log cannot be used, or no request was judged.
     """
+    from squidkeeper.change.tightening import text
     from squidkeeper.cli.log_output import write
-    from squidkeeper.tightening import text
 
     if as_json and as_diff:
         raise click.UsageError("give one of --json and --diff")
@@ -88,10 +88,10 @@ def tighten(
 
 
 def _found(read: TableOptions, policy: NamedPolicy) -> tuple[Findings, Edits]:
-    from squidkeeper.tightening.edits import proposed_edits
-    from squidkeeper.tightening.findings import findings
-    from squidkeeper.tightening.proof import proven
-    from squidkeeper.tightening.usage import COLUMNS, measure
+    from squidkeeper.change.tightening.edits import proposed_edits
+    from squidkeeper.change.tightening.findings import findings
+    from squidkeeper.change.tightening.proof import proven
+    from squidkeeper.change.tightening.usage import COLUMNS, measure
 
     source, now = policy.compiled.source, datetime.now(UTC)
     with judged_table(read, COLUMNS) as table:
@@ -101,7 +101,7 @@ def _found(read: TableOptions, policy: NamedPolicy) -> tuple[Findings, Edits]:
 
 
 def _write_edit(policy: NamedPolicy, named: str | None, state: Path, edits: Edits, output: Path | None) -> str:
-    from squidkeeper.tightening.edit import edited_documents, unified_diff
+    from squidkeeper.change.tightening.edit import edited_documents, unified_diff
 
     sources, lists = _sources(policy, named, state)
     try:
@@ -115,8 +115,8 @@ def _write_edit(policy: NamedPolicy, named: str | None, state: Path, edits: Edit
 
 def _sources(policy: NamedPolicy, named: str | None, state: Path) -> tuple[Sources, Path | None]:
     """Read the files that a policy was loaded from, and where its lists are compiled."""
-    from squidkeeper.policy_store.revisions import compiled_lists, read_revision
-    from squidkeeper.policy_store.sources import read_sources
+    from squidkeeper.policy.policy_store.revisions import compiled_lists, read_revision
+    from squidkeeper.policy.policy_store.sources import read_sources
 
     revision, folder = policy.compiled.revision, state / "revisions"
     if named is not None and os.path.isdir(named):

@@ -1,4 +1,4 @@
-"""`squidkeeper watch` (floor 9)."""
+"""`squidkeeper watch`."""
 
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,11 @@ def watch(lane: str, directory: Path, state: Path, concurrency: int, run: Path) 
 
     Squid starts this helper (external_acl_type). It answers each line with OK, or with ERR, the rule and the reason.
     """
-    from squidkeeper.credentials.fetched_values import FOLDER
-    from squidkeeper.credentials.watched_values import WatchedValues
-    from squidkeeper.helpers import loop
-    from squidkeeper.helpers.watch import Watch, answer
-    from squidkeeper.metrics import WATCH
+    from squidkeeper.base.metrics import WATCH
+    from squidkeeper.serving.credentials.fetched_values import FOLDER
+    from squidkeeper.serving.credentials.watched_values import WatchedValues
+    from squidkeeper.serving.helpers import loop
+    from squidkeeper.serving.helpers.watch import Watch, answer
 
     prepare = partial(Watch, values=WatchedValues(), fetched=run / FOLDER)
     loop.run(WATCH, prepare, answer, directory, state, concurrency, loop.Lane(lane))

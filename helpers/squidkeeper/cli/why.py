@@ -1,4 +1,4 @@
-"""`squidkeeper why` (floor 9)."""
+"""`squidkeeper why`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from squidkeeper.base.errors import EditRefused, InvalidUrl, PatternError, UnreadableLog
+from squidkeeper.base.formatting import quantity
+from squidkeeper.base.gateway_commands import with_commands
+from squidkeeper.base.layout import Layout
 from squidkeeper.cli.options import (
     ABSOLUTE_URL,
     HOST_AND_PORT,
@@ -29,25 +33,21 @@ from squidkeeper.cli.options import (
     state_option,
     table_sources,
 )
-from squidkeeper.errors import EditRefused, InvalidUrl, PatternError, UnreadableLog
-from squidkeeper.formatting import quantity
-from squidkeeper.gateway_commands import with_commands
-from squidkeeper.layout import Layout
 
 if TYPE_CHECKING:
-    from squidkeeper.chain.store_settings import StoreSettings
     from squidkeeper.cli.why_table import ReadRecords
-    from squidkeeper.engine import CompiledPolicy
-    from squidkeeper.record.filters import Filter
-    from squidkeeper.table.live_gateways import LiveGateways
-    from squidkeeper.table.sources import TableSources
-    from squidkeeper.tickets.store import Ticket
-    from squidkeeper.tickets.ticket import AskedRequest
-    from squidkeeper.url import Address
-    from squidkeeper.why.answer import Explained
-    from squidkeeper.why.details import Surroundings
-    from squidkeeper.why.failures import FailureGroup
-    from squidkeeper.why.search import Search
+    from squidkeeper.policy.engine import CompiledPolicy
+    from squidkeeper.policy.url import Address
+    from squidkeeper.record.chain.store_settings import StoreSettings
+    from squidkeeper.record.log.filters import Filter
+    from squidkeeper.record.table.live_gateways import LiveGateways
+    from squidkeeper.record.table.sources import TableSources
+    from squidkeeper.record.why.answer import Explained
+    from squidkeeper.record.why.details import Surroundings
+    from squidkeeper.record.why.failures import FailureGroup
+    from squidkeeper.record.why.search import Search
+    from squidkeeper.serving.tickets.store import Ticket
+    from squidkeeper.serving.tickets.ticket import AskedRequest
 
 # The gateway, seconds, milliseconds, the number of the request, the client's port: REQUEST_ID of setup/error_pages.py.
 # Squid writes `-` for what it does not have. Former versions wrote no gateway.
@@ -137,10 +137,10 @@ def why(
       1  A request failed.
       2  Nothing can be read, or no request has the ID.
     """
-    from squidkeeper.record.listing import printable
-    from squidkeeper.record.record import format_time
-    from squidkeeper.table.live_gateways import LiveGateways
-    from squidkeeper.why.search import Inquiry, Search
+    from squidkeeper.record.log.listing import printable
+    from squidkeeper.record.log.record import format_time
+    from squidkeeper.record.table.live_gateways import LiveGateways
+    from squidkeeper.record.why.search import Inquiry, Search
 
     ids, files = _ids_and_files(given)
     if isinstance(archive, LiveGateways):
@@ -184,7 +184,7 @@ def _ask_fleet(fleet: LiveGateways, names: Collection[str], words: list[str], *,
 
 
 def _ids_and_files(given: tuple[str, ...]) -> tuple[frozenset[str], tuple[Path, ...]]:
-    from squidkeeper.record.log_file import STDIN
+    from squidkeeper.record.log.log_file import STDIN
 
     ids = frozenset(one for one in given if _REQUEST_ID.fullmatch(one))
     files = tuple(Path(one) for one in given if one not in ids)
@@ -205,7 +205,7 @@ def _start(ids: frozenset[str], files: tuple[Path, ...]) -> datetime | None:
 
 def _filters(client: tuple[str, ...], hosts: tuple[str, ...], policies: _Policies) -> Iterator[Filter]:
     from squidkeeper.cli.policy_clients import clients_named
-    from squidkeeper.record.filters import of_client, of_host
+    from squidkeeper.record.log.filters import of_client, of_host
 
     if client:
         yield of_client(client, clients_named(policies.directory, client))
@@ -221,7 +221,7 @@ class _Policies:
 
     def __init__(self, directory: Path, state: Path) -> None:
         from squidkeeper.cli.policy_clients import policy_on_disk
-        from squidkeeper.record.past_policies import PastPolicies
+        from squidkeeper.record.log.past_policies import PastPolicies
 
         self.directory = directory
         self.state = state
@@ -230,7 +230,7 @@ class _Policies:
 
     def in_force(self) -> str:
         """Name the revision that helpers have loaded last; empty where it is unknown."""
-        from squidkeeper.policy_store.revisions import revision_in_force
+        from squidkeeper.policy.policy_store.revisions import revision_in_force
 
         found = revision_in_force(self.state / "revisions")
         return found.revision if found and found.directory == self.directory.absolute() else ""
@@ -249,10 +249,10 @@ def _beside(sources: TableSources) -> Path | None:
 
 
 def _surroundings(policies: _Policies, run: Path, cache_log: Path | None, search: Search) -> Surroundings:
-    from squidkeeper.quotas.store_settings import quota_store_file
-    from squidkeeper.squid_crashes import read_crashes
-    from squidkeeper.why.cache_log import CacheLog, read_cache_log
-    from squidkeeper.why.details import Surroundings
+    from squidkeeper.record.why.cache_log import CacheLog, read_cache_log
+    from squidkeeper.record.why.details import Surroundings
+    from squidkeeper.serving.quotas.store_settings import quota_store_file
+    from squidkeeper.serving.squid_crashes import read_crashes
 
     log = read_cache_log(cache_log, search.since) if cache_log else CacheLog()
     secret_problem, ticket_of = partial(_secret_problem, run), partial(_ticket_of, policies.state)
@@ -266,8 +266,8 @@ class _Answer:
     """One call of the command: what was read, and what was found. Only what is shown is explained."""
 
     def __init__(self, search: Search, read: ReadRecords, known: Surroundings) -> None:
-        from squidkeeper.record.record import format_time
-        from squidkeeper.why.answer import crashes, without_record
+        from squidkeeper.record.log.record import format_time
+        from squidkeeper.record.why.answer import crashes, without_record
 
         self._search = search
         self._read = read
@@ -279,23 +279,23 @@ class _Answer:
 
     def newest(self, number: int, layout: Layout) -> list[Explained]:
         """Explain the newest causes, the newest first; `layout` is the gateway whose commands they name."""
-        from squidkeeper.why.answer import newest_first
+        from squidkeeper.record.why.answer import newest_first
 
         found = [self._explained(group) for group in self._groups[:number]]
         newest = newest_first([*found, *self._unrecorded])[:number]
         return [replace(one, remedy=with_commands(one.remedy, layout)) for one in newest]
 
     def _explained(self, group: FailureGroup) -> Explained:
-        from squidkeeper.why.answer import explained
-        from squidkeeper.why.details import detail_of
-        from squidkeeper.why.search import is_unsure_of_user
+        from squidkeeper.record.why.answer import explained
+        from squidkeeper.record.why.details import detail_of
+        from squidkeeper.record.why.search import is_unsure_of_user
 
         one = explained(group, detail_of(group.newest[0], self._known), self._known.cache_log)
         return replace(one, likely=True) if is_unsure_of_user(self._search.question, one.cause.code) else one
 
     def as_text(self, shown: list[Explained], sources: TableSources) -> str:
         """Write the answer for people."""
-        from squidkeeper.why.answer import as_text
+        from squidkeeper.record.why.answer import as_text
 
         read = quantity(self._read.requests, "request")
         since = f" since {self._since}" * bool(self._since)
@@ -307,7 +307,7 @@ class _Answer:
         return f"{causes}\n" * bool(shown) + "".join(f"{_printable(one)}\n" for one in told)
 
     def _about_ids(self, sources: TableSources) -> Iterator[str]:
-        from squidkeeper.why.search import about_other
+        from squidkeeper.record.why.search import about_other
 
         yield from map(about_other, self._search.others.values())
         for one in sorted(self._search.unknown_ids):
@@ -317,7 +317,7 @@ class _Answer:
             )
 
     def _left_out(self, shown: int) -> Iterator[str]:
-        from squidkeeper.why.answer import totals
+        from squidkeeper.record.why.answer import totals
 
         left = self._causes - shown
         if left:
@@ -342,8 +342,8 @@ class _Answer:
 
     def as_json(self, shown: list[Explained]) -> str:
         """Write the answer for programs."""
-        from squidkeeper.why.answer import as_json
-        from squidkeeper.why.search import about_other
+        from squidkeeper.record.why.answer import as_json
+        from squidkeeper.record.why.search import about_other
 
         search = self._search
         return as_json(
@@ -371,15 +371,15 @@ def _described(sources: TableSources) -> str:
 
 
 def _printable(text: str) -> str:
-    from squidkeeper.record.listing import printable
+    from squidkeeper.record.log.listing import printable
 
     return printable(text)
 
 
 def _secret_problem(run: Path, policy: CompiledPolicy, name: str) -> str | None:
     """Tell why a secret is unavailable now; None for a variable, which is set for Squid alone."""
-    from squidkeeper.credentials import SecretStore
-    from squidkeeper.policy.secret_sources import EnvironmentSource
+    from squidkeeper.policy.language.secret_sources import EnvironmentSource
+    from squidkeeper.serving.credentials import SecretStore
 
     secrets = policy.source.secrets
     if isinstance(secrets[name].source, EnvironmentSource):
@@ -389,7 +389,7 @@ def _secret_problem(run: Path, policy: CompiledPolicy, name: str) -> str | None:
 
 
 def _ticket_of(state: Path, asked: AskedRequest) -> Ticket | None:
-    from squidkeeper.approvals.waiting import ticket_of
+    from squidkeeper.change.approvals.waiting import ticket_of
 
     try:
         return ticket_of(state, asked)
@@ -422,7 +422,7 @@ def _resolve(name: str) -> tuple[Address, ...]:
 def _addresses(name: str) -> tuple[Address, ...]:
     import socket
 
-    from squidkeeper.url import parse_address
+    from squidkeeper.policy.url import parse_address
 
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)

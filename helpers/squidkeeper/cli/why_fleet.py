@@ -1,4 +1,4 @@
-"""`squidkeeper why --fleet` (floor 9): each gateway answers for itself, with its policy, secrets and cache.log."""
+"""`squidkeeper why --fleet`: each gateway answers for itself, with its policy, secrets and cache.log."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from squidkeeper.record.listing import printable
+from squidkeeper.record.log.listing import printable
 
 if TYPE_CHECKING:
-    from squidkeeper.table.live_gateways import Answer, LiveGateways
+    from squidkeeper.record.table.live_gateways import Answer, LiveGateways
 
 _SHOWN_BYTES: Final = 1_000_000  # of each gateway
 _NOTHING_TO_SAY: Final = 2
@@ -21,7 +21,7 @@ _NOTHING_TO_SAY: Final = 2
 
 def ask_fleet(fleet: LiveGateways, names: Collection[str], words: Sequence[str], *, as_json: bool) -> int:
     """Show what `why` tells on gateways, of `names` if there are any; return the exit status."""
-    from squidkeeper.table.live_gateways import ask
+    from squidkeeper.record.table.live_gateways import ask
 
     with TemporaryDirectory(prefix="squidkeeper-why-") as folder:
         answers = [*ask(fleet.of(names), ("why", *words), Path(folder))]

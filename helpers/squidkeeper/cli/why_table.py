@@ -1,4 +1,4 @@
-"""What `squidkeeper why` reads of the access log, by the table (floor 9): records that can belong to a failure."""
+"""What `squidkeeper why` reads of the access log, by the table: records that can belong to a failure."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from squidkeeper.record.tunnels import WAIT
-from squidkeeper.table.columns import POSITION, TIME
-from squidkeeper.table.conditions import time_literal
-from squidkeeper.table.database import yield_to_squid
-from squidkeeper.table.folding import standing
-from squidkeeper.table.lines import record_of
-from squidkeeper.table.sources import TableSources
-from squidkeeper.table.table import open_table
-from squidkeeper.why.causes import SERVER_ERROR
+from squidkeeper.record.log.tunnels import WAIT
+from squidkeeper.record.table.columns import POSITION, TIME
+from squidkeeper.record.table.conditions import time_literal
+from squidkeeper.record.table.database import yield_to_squid
+from squidkeeper.record.table.folding import standing
+from squidkeeper.record.table.lines import record_of
+from squidkeeper.record.table.sources import TableSources
+from squidkeeper.record.table.table import open_table
+from squidkeeper.record.why.causes import SERVER_ERROR
 
 if TYPE_CHECKING:
-    from squidkeeper.record.record import Record
-    from squidkeeper.table.lines import Skipped
-    from squidkeeper.table.table import Table
+    from squidkeeper.record.log.record import Record
+    from squidkeeper.record.table.lines import Skipped
+    from squidkeeper.record.table.table import Table
 
 NEWEST: Final = 50_000  # records that are judged; older ones are left out
 _COLUMNS: Final = (  # that a cause, its sentence and the policy's decision need

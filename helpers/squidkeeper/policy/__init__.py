@@ -1,1 +1,1 @@
-"""The policy language (floor 2): YAML with positions, the checked model, the frozen `Policy`, every fault at once."""
+"""A policy: from its text to a decision, and its files on disk."""

@@ -1,1 +1,1 @@
-"""Requests from the access log (floor 5)."""
+"""The access log, and what shows it."""

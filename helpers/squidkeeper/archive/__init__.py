@@ -1,8 +1,0 @@
-"""The archive of the access log (floor 7): rotated logs as Parquet by UTC day, each of them once, whatever happens.
-
-`chain/` commits and seals what is written here.
-"""
-
-from typing import Final
-
-KEEP_DAYS: Final = 90  # here, as the command line imports nothing that is heavy

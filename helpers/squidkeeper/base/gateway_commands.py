@@ -1,0 +1,98 @@
+"""How the commands of one gateway are written.
+
+Texts name commands as they are for the gateway of the system: `squidkeeper check`, `./install.sh`, `squid -k rotate`,
+`systemctl status squid`. A gateway in other places, such as one below a root, needs options that name these, and has no
+systemd.
+"""
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from squidkeeper.base.layout import SERVICES, Layout
+
+PLACES: Final[Mapping[str, str]] = {  # options, and the fields of a layout that they name
+    "--policy": "policy",
+    "--state": "state",
+    "--run": "run",
+    "--fragment": "fragment",
+    "--access-log": "access_log",
+    "--config": "pull_settings",
+    "--folder": "pulled",
+    "--root": "root",
+}
+FILES: Final = "[FILE]..."  # the access log and its rotated files
+OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {  # of the commands that texts name
+    "ask": ("--policy", "--state", "--access-log"),
+    "ask approve": ("--policy", "--state", "--access-log"),
+    "ask deny": ("--policy", "--state"),
+    "check": ("--policy", "--state", "--fragment"),
+    "client add": ("--policy",),
+    "doctor": ("--root",),
+    "drain": ("--root",),
+    "explain": ("--policy", "--fragment"),
+    "log": ("--policy", "--state", FILES),
+    "pull": ("--policy", "--state", "--config", "--folder"),
+    "quota": ("--policy", "--state"),
+    "reload": ("--policy", "--state"),
+    "why": ("--policy", "--state", "--run", FILES),
+}
+_USUAL: Final = Layout.of(None)
+_COMMANDS: Final = "|".join(sorted(OPTIONS, key=len, reverse=True))
+_NAMED: Final = re.compile(
+    rf"(?<![\w/.-])(?:squidkeeper (?P<name>{_COMMANDS})(?![\w-])"
+    r"|(?P<squid>squid) -k(?= )"
+    r"|(?P<install>\./install\.sh)(?![\w-])"
+    rf"|systemctl (?P<verb>[a-z]+) (?P<unit>squid|squidkeeper-(?:{'|'.join(SERVICES)}))(?![\w.-])"
+    rf"|journalctl -u squidkeeper-(?P<logged>{'|'.join(SERVICES)})(?: -n (?P<lines>[0-9]+))?)"
+)
+_NAMES_A_FILE: Final = re.compile(r"[^`\n]* FILE\b")  # the text has a log of its own
+
+
+def with_commands(text: str, layout: Layout, program: str = "squidkeeper") -> str:
+    """Write the commands in a text as they are for a gateway; `program` is how the system's is called."""
+
+    def written(found: re.Match[str]) -> str:
+        if name := found["name"]:
+            return command(name, layout, program, with_log=not _NAMES_A_FILE.match(text, found.end()))
+        return _without_systemd(found, layout) if layout.root else found[0]
+
+    return _NAMED.sub(written, text)
+
+
+def command(name: str, layout: Layout, program: str = "squidkeeper", *, with_log: bool = True) -> str:
+    """Write a command of squidkeeper with the options that name this gateway's places, where they are not the usual."""
+    words = [shlex.quote(str(layout.program) if layout.root else program), name]
+    for option in OPTIONS[name]:
+        place, usual = (getattr(one, PLACES.get(option, "access_log")) for one in (layout, _USUAL))
+        if option == FILES:
+            words += [f"{shlex.quote(str(place))}*"] if with_log and place != usual else []
+        elif place != usual:
+            words += [option, shlex.quote(str(place))]
+    return " ".join(words)
+
+
+def _without_systemd(found: re.Match[str], layout: Layout) -> str:
+    if found["squid"]:
+        return f"{layout.squid_command} -k"
+    if found["install"]:
+        return layout.install_command
+    if logged := found["logged"]:
+        shows = f"tail -n {lines}" if (lines := found["lines"]) else "cat"
+        return f"{shows} {layout.service(logged).log}"
+    return _of_process(found["verb"], found["unit"], layout)
+
+
+def _of_process(verb: str, unit: str, layout: Layout) -> str:
+    pid_file = layout.pid_file if unit == "squid" else _pid_file(unit, layout)
+    if verb == "status":
+        return f'ps -fp "$(cat {pid_file})"'
+    if unit != "squid":
+        return f'pkill -P "$(cat {pid_file})"'  # what supervises it starts it again
+    return f'kill "$(cat {layout.squid_supervisor})"' if verb == "stop" else layout.install_command
+
+
+def _pid_file(unit: str, layout: Layout) -> Path:
+    return layout.service(unit.removeprefix("squidkeeper-")).pid_file

@@ -1,0 +1,107 @@
+"""A SQLite file that several processes of one account write.
+
+A process that is killed leaves no lock and no half-written row. No process waits for another one for longer than
+`wait_seconds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import sqlite3
+
+WAIT_SECONDS: Final = 0.2
+_PAGES_AT_MOST: Final = 65_536  # of 4 KB: 256 MB
+_SETTINGS: Final = ("trusted_schema = OFF", "journal_mode = WAL", "synchronous = NORMAL")
+
+
+class SharedDatabase:
+    """A file of SQLite, opened when it is first used, and opened again after a failure or when it was replaced.
+
+    `mode` is that of its folder. `prepare` is called each time ahead of opening it, when the folder is there.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        schema: str,
+        mode: int,
+        *,
+        wait_seconds: float = WAIT_SECONDS,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._file = file
+        self._schema = schema
+        self._mode = mode
+        self._wait_seconds = wait_seconds
+        self._prepare = prepare
+        self._inode = 0
+        self._connection: sqlite3.Connection | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether a process has made the file."""
+        return self._file.exists()
+
+    @contextmanager
+    def opened(self) -> Iterator[sqlite3.Connection]:
+        """Give the open file. OSError: it cannot be used, and nothing has changed."""
+        import sqlite3  # late: most helpers never need it
+
+        try:
+            yield self._current()
+        except (sqlite3.Error, OSError, ValueError) as error:
+            self.close()
+            raise OSError(f"{self._file.parent}: {error}") from error
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Give the open file, for changes of which all happen, or none. OSError as from `opened`."""
+        with self.opened() as database:
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                yield database
+            except BaseException:
+                database.execute("ROLLBACK")
+                raise
+            database.execute("COMMIT")
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _current(self) -> sqlite3.Connection:
+        is_there = self.exists and self._file.stat().st_ino == self._inode  # else somebody has removed the folder
+        if self._connection is None or not is_there:
+            self.close()
+            self._connection = self._open()
+        return self._connection
+
+    def _open(self) -> sqlite3.Connection:
+        import sqlite3
+
+        self._file.parent.mkdir(mode=self._mode, exist_ok=True)
+        self._prepare()
+        connection = sqlite3.connect(
+            self._file, timeout=self._wait_seconds, isolation_level=None, check_same_thread=False
+        )
+        connection.text_factory = _decoded
+        try:
+            for setting in (*_SETTINGS, f"max_page_count = {_PAGES_AT_MOST}"):
+                connection.execute(f"PRAGMA {setting}")
+            connection.executescript(self._schema)
+        except sqlite3.Error:
+            connection.close()
+            raise
+        self._inode = self._file.stat().st_ino
+        return connection
+
+
+def _decoded(stored: bytes) -> str:
+    return stored.decode("utf-8", "backslashreplace")

@@ -1,1 +1,0 @@
-"""Certificates: the CA of a gateway, and what it signs (floor 1)."""

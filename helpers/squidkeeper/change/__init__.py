@@ -1,0 +1,1 @@
+"""What an edit of a policy means, learned from what was recorded."""

@@ -1,0 +1,1 @@
+"""The difference of meaning between two policies. Pure: policies in, differences out."""

@@ -1,0 +1,228 @@
+"""What one policy does with the requests of a cell: of one kind of client, scheme, port, method and host."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from hashlib import sha256
+
+from squidkeeper.change.difference import consequences
+from squidkeeper.change.difference.languages import Matched
+from squidkeeper.change.difference.url_cells import Held, path_holds, query_holds
+from squidkeeper.policy.engine import CompiledPolicy, HostMatch, Stage, decide
+from squidkeeper.policy.engine.decision import Decision
+from squidkeeper.policy.engine.explain import quotas_in
+from squidkeeper.policy.engine.fields import Entry, is_deny
+from squidkeeper.policy.engine.precedence import Applied, Holds, applied_entries, first_rule
+from squidkeeper.policy.language.model import Action, Credential, Match, Policy, Rewrite, Rule
+from squidkeeper.policy.protocol.request import Request
+from squidkeeper.policy.url import DEFAULT_PORTS, Host, parse_authority
+
+_HOST = "{host}"
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One policy and a cell of requests at one time: the entries that can hold, whatever the URL.
+
+    `denial` where all of them are denied before a rule is asked. `unrestricted` lets WebSockets pass.
+    """
+
+    policy: CompiledPolicy
+    match: HostMatch
+    rules: tuple[Rule, ...]
+    grants: tuple[Rule, ...]
+    observing: tuple[Rule, ...]
+    denial: consequences.Consequence | None
+    unrestricted: bool
+
+    @property
+    def key(self) -> Hashable:
+        """What the consequences for all URLs depend on, of one policy."""
+        candidates, host = self.match.candidates, self.match.facts.host
+        kept = (self.rules, self.grants, self.observing, candidates.rewrites)
+        names = (tuple(one.name for one in entries) for entries in kept)
+        credentials = tuple(one.name for one in candidates.credentials)
+        upstream = candidates.upstream and candidates.upstream.name
+        facts = self.match.facts if candidates.rewrites else self.match.facts.method == "GET"
+        private = (host.private, host.address is not None)
+        default = (candidates.default.allowed, candidates.default.asks, candidates.default.observed)
+        clients = self.match.facts.clients
+        quotas = tuple(one.name for one in self.policy.source.quotas if one.holds_for(clients))
+        return (self.denial, *names, quotas, credentials, upstream, private, self.unrestricted, facts, *default)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The entries that can tell URLs apart."""
+        candidates = self.match.candidates
+        rules = (*self.rules, *self.grants, *self.observing)
+        return (*rules, *candidates.rewrites, *candidates.credentials)
+
+
+def side_of(policy: CompiledPolicy, request: Request, at: datetime) -> Side:
+    """Look up what a policy holds for the requests of a cell."""
+    match = policy.match(request)
+    if match.denial is not None:
+        return Side(policy, match, (), (), (), consequences.denied(match.denial.rule), unrestricted=False)
+    if match.lapses is not None and at >= match.lapses:
+        return Side(policy, match, (), (), (), consequences.denied("login-refused"), unrestricted=False)
+    unrestricted = decide(policy, match, at, Stage.HOST).outlook.unrestricted if request.method == "GET" else False
+    now = policy.rules_in_force(match.candidates, at)
+    return Side(policy, match, now.rules, now.grants, now.observing or (), None, unrestricted)
+
+
+def consequence_in(side: Side, matched: Matched, held: Held) -> tuple[consequences.Consequence, tuple[Hashable, ...]]:
+    """Give what becomes of the requests of a cell of URLs, and keys: of two keys, a path is ambiguous.
+
+    The first key is that of now, each other one of the time when one more grant is spent. That of a denial is a bool.
+    """
+    first, key, grant = _consequence_now(side, matched, held)
+    stages, grants, keys = [first], list[Rule](), [key]
+    while grant is not None:
+        grants.append(grant)
+        side = replace(side, grants=tuple(one for one in side.grants if one is not grants[-1]))
+        stage, key, grant = _consequence_now(side, matched, held)
+        stages.append(stage)
+        keys.append(key)
+    return consequences.counted(stages, grants), tuple(keys)
+
+
+def _consequence_now(
+    side: Side, matched: Matched, held: Held
+) -> tuple[consequences.Consequence, Hashable, Rule | None]:
+    """Give the same while all grants of a side have uses left, and the grant whose uses it takes."""
+    if side.denial is not None:
+        return side.denial, False, None
+    holds = partial(_holds, matched=matched, held=held)
+    applied = applied_entries(side.match.candidates, side.rules, side.grants, holds)
+    decision, host = _decision(side, applied.rule), side.match.facts.host
+    observed = _observed(side, holds)
+    if host.private and not decision.private and (decision.allowed or decision.asks):
+        return consequences.denied("private-address", observed=observed), False, None
+    if not decision.allowed:
+        refused = replace(consequences.denied_by(decision, host), observed=observed, quotas=_quotas(side, decision))
+        return refused, decision.asks, None
+    grant, rewrite, names = decision.counted, applied.rewrite, [one.name for one in applied.credentials]
+    forwarded = (decision.websocket, decision.connections, decision.strip)
+    key = (decision.private, forwarded, grant and grant.name, rewrite and rewrite.name, *names)
+    consequence = _allowed(side, decision, applied, observed)
+    return consequence, key, grant if consequence.allowed else None
+
+
+def _allowed(side: Side, decision: Decision, applied: Applied, observed: str) -> consequences.Consequence:
+    consequence = consequences.Consequence(
+        True,
+        decision.rule,
+        decision.location,
+        decision.private and side.match.facts.host.address is None,
+        websocket=side.match.facts.method == "GET" and (decision.websocket or side.unrestricted),
+        credentials=consequences.credential_texts(applied.credentials),
+        strip=decision.strip.headers if decision.strip else (),
+        connections=decision.connections,
+        upstream=consequences.route_text(side.match.candidates.upstream),
+        observed=observed,
+        quotas=_quotas(side, decision),
+    )
+    if applied.rewrite is None:
+        return consequence
+    return _rewritten(side, consequence, applied.rewrite, decision.counted)
+
+
+def _quotas(side: Side, decision: Decision) -> tuple[frozenset[str]]:
+    return consequences.quota_counts(quotas_in(side.policy, side.match, decision), decision.rule)
+
+
+def _observed(side: Side, holds: Holds) -> str:
+    """Give the verdict that is observed: that of the first rule that matches, where it observes."""
+    default = side.match.candidates.default
+    if side.match.candidates.observing is None:
+        return ""
+    rule = first_rule(side.observing, side.grants, holds)
+    if rule is None:
+        return "" if side.match.facts.host.private else consequences.observed_verdict(default.observed)
+    if not rule.observe or (rule.action is Action.ALLOW and side.match.facts.host.private and not rule.private):
+        return ""
+    return rule.verdict
+
+
+def _decision(side: Side, rule: Rule | None) -> Decision:
+    return side.match.candidates.default if rule is None else side.policy.decision_by(rule)
+
+
+def _holds(entry: Entry, matched: Matched, held: Held) -> bool:
+    """Tell whether an entry holds in a cell. A grant for exact URLs never does: these are compared one by one."""
+    if entry.match.urls is not None:
+        return False
+    return path_holds(entry.match, matched) and query_holds(entry.match, held, one=is_deny(entry))
+
+
+# --- what is fetched after a rewrite ------------------------------------------------------------------------------
+
+
+def _rewritten(
+    side: Side, consequence: consequences.Consequence, rewrite: Rewrite, grant: Rule | None
+) -> consequences.Consequence:
+    """Add a rewrite. The credentials are those for the target: their text says all that could choose among them.
+
+    A request that is for the target already is not rewritten; what becomes of it is compared too.
+    """
+    target = _target_host(side, rewrite)
+    itself = target == side.match.facts.host and rewrite.target.scheme == side.match.facts.scheme
+    otherwise = _otherwise(side, consequence, grant) if itself else ""
+    if target is not None and target.private and not (rewrite.private or rewrite.redirect):
+        return replace(consequences.denied("private-address", observed=consequence.observed), otherwise=otherwise)
+    credentials, upstream = _fetched(side, rewrite)
+    rewritten = replace(
+        consequence,
+        private=rewrite.private and (target is None or target.address is None),
+        rewrite=consequences.rewrite_key(rewrite),
+        credentials=(credentials,),
+        upstream=upstream,
+        otherwise=otherwise,
+    )
+    if rewrite.redirect is None:
+        return rewritten
+    return consequences.not_fetched(rewritten)
+
+
+def _target_host(side: Side, rewrite: Rewrite) -> Host | None:
+    authority = rewrite.target.authority
+    if _HOST in authority:
+        return side.match.facts.host if authority == _HOST else None
+    return parse_authority(authority)[0]
+
+
+def _otherwise(side: Side, consequence: consequences.Consequence, grant: Rule | None) -> str:
+    credentials = " ".join(map(_credential_key, side.match.candidates.credentials))
+    forwarded = (consequence.websocket, consequence.connections, consequence.strip)
+    kept = (consequence.private, forwarded, consequence.upstream)
+    return f"{kept} {credentials} {grant and (grant.name, grant.made, grant.uses)}"
+
+
+def _fetched(side: Side, rewrite: Rewrite) -> tuple[str, str]:
+    facts, target, policy = side.match.facts, rewrite.target, side.policy
+    if target.authority != _HOST and _HOST in target.authority:  # which host is fetched depends on the request
+        source = policy.source
+        return (
+            " ".join(f"{_match_key(one.match, source)} {_credential_key(one)}" for one in source.credentials),
+            " ".join(f"{_match_key(one.match, source)} {consequences.route_text(one)}" for one in source.upstreams),
+        )
+    host, port = (facts.host, None) if target.authority == _HOST else parse_authority(target.authority)
+    fetched = facts._replace(scheme=target.scheme, host=host, port=port or DEFAULT_PORTS[target.scheme])
+    return " ".join(map(_credential_key, policy.injectable(fetched))), consequences.route_text(policy.upstream(fetched))
+
+
+def _credential_key(credential: Credential) -> str:
+    match = credential.match
+    patterns = sorted(pattern.text for pattern in match.paths or ())
+    query = sorted((pattern.key, pattern.pattern) for pattern in match.query or ())
+    return f"[{consequences.form_texts(credential.form)} {patterns} {query}]"
+
+
+def _match_key(match: Match, policy: Policy) -> str:
+    """Write matching fields, so that equal texts mean the same."""
+    lists = {name: sha256(policy.lists[name].trie.tobytes()).hexdigest() for name in match.lists or ()}
+    clients = [one for one in policy.clients if one.name in (match.clients or ())]
+    members = [(one.networks, sorted(one.users or ()), one.tokens) for one in clients]
+    fields = (match.hosts, lists, match.schemes and sorted(match.schemes), match.ports)
+    return f"{fields} {match.methods and sorted(match.methods)} {members if match.clients else None}"

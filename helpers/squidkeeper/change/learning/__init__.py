@@ -1,0 +1,1 @@
+"""From what was used to the rules that allow it."""

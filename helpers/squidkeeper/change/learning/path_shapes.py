@@ -1,0 +1,258 @@
+"""Path shapes: from the paths that were used to few patterns that match them.
+
+A segment that looks like an identifier becomes `*`. So do the values at one place of a path where more than a few
+differ. Where too many patterns remain, those with the same beginning become `/beginning/**`. The work is bounded,
+whatever paths a client makes up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from squidkeeper.base.errors import InvalidUrl, PatternError
+from squidkeeper.change.learning.evidence import Evidence, add_to, total, without_loudest
+from squidkeeper.policy.language.paths import parse_path_pattern
+from squidkeeper.policy.url import ReadPath, readings
+
+Shape = tuple[str, ...]  # the segments of a pattern: text, `*`, text with one `*`; `**` only as the last
+Shapes = dict[Shape, Evidence]
+
+ANY: Final = "*"
+REST: Final = "**"
+VALUES_LISTED: Final = 5  # more values than these at one place are any value
+PATTERNS_LISTED: Final = 12  # of a host and its methods
+_LONGEST_SEGMENT: Final = 100
+_LONGEST_PATH: Final = 500
+_MASKS_AT_MOST: Final = 32
+_NO_REST: Final = 1 << 16
+_DEPTHS: Final = (12, 4, 2, 1, 0)  # segments that are told apart; fewer where a client makes up many
+_SHAPES_AT_MOST: Final = 2000
+
+_DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T_][0-9:.Z+-]*)?"
+_DOTS = re.compile(r"/\.{1,2}(?:/|\Z)")
+_UUID = r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
+_HASH = r"(?=[a-f]*[0-9])[0-9a-f]{7,}|(?=[A-F]*[0-9])[0-9A-F]{7,}|[a-z][a-z0-9]{1,9}:[0-9a-f]{32,}"
+_RANDOM = r"(?=[0-9]*[A-Za-z])(?=[A-Za-z]*[0-9])[A-Za-z0-9]{16,}"
+_RANDOM_WITH_DASHES = r"(?=[^a-z]*[a-z])(?=[^A-Z]*[A-Z])(?=[^0-9]*[0-9])[A-Za-z0-9_-]{24,}=*"
+_IDENTIFIER = re.compile(rf"(?:[0-9]+|{_DATE}|{_UUID}|{_HASH}|{_RANDOM}|{_RANDOM_WITH_DASHES})")
+_WITH_PREFIX = re.compile(rf"([A-Za-z]{{1,12}}[_-])(?:[0-9]{{4,}}|{_UUID}|{_HASH}|{_RANDOM}|{_RANDOM_WITH_DASHES})")
+_WITH_ENDING = re.compile(r"(.+)(\.[a-z][a-z0-9]{1,4})")
+
+
+def shape_of(path: str, *, keep_first: bool = False) -> Shape | None:
+    """Give the shape of one path, as `Url.path` has it: identifiers are `*`. None where no pattern can have its shape.
+
+    That is where servers find other segments in the path: with a dot segment, an escaped slash, a parameter (`;`).
+    """
+    first, *rest = path.split("/")[1:]
+    shape = (first if keep_first else _generalised(first), *map(_generalised, rest))
+    if keep_first and ANY in first:
+        return None
+    read = _read(path)
+    same = len({one.path.count("/") for one in read}) == 1
+    return shape if same and _is_matched(pattern_of(shape), read) else None
+
+
+def literal_shape(path: str) -> Shape | None:
+    """Give the segments of one path as a shape that matches it and no other; None where there is none."""
+    is_odd = "*" in path or "//" in path or _DOTS.search(path) or len(path) > _LONGEST_PATH
+    return None if is_odd or not _is_matched(path, _read(path)) else tuple(path.split("/")[1:])
+
+
+def is_regular(shape: Shape) -> bool:
+    """Tell whether every server finds the same segments in the paths of a shape, so that it can be generalised."""
+    return len({one.path.count("/") for one in readings(pattern_of(shape))}) == 1
+
+
+def pattern_of(shape: Shape) -> str:
+    """Write a shape as a pattern of the policy's language."""
+    return "/" + "/".join(shape)
+
+
+def covers(wide: Shape, narrow: Shape) -> bool:
+    """Tell whether a shape matches every path that another one matches, however servers read them."""
+    return wide == narrow or (_covers_segments(wide, narrow) and is_regular(narrow))
+
+
+def _covers_segments(wide: Shape, narrow: Shape) -> bool:
+    if wide[-1:] == (REST,):
+        own = wide[:-1]
+        return len(narrow) > len(own) and _covers_segments(own, narrow[: len(own)])
+    if len(wide) != len(narrow) or REST in narrow:
+        return False
+    return all(map(_covers_segment, wide, narrow))
+
+
+class PathShapes:
+    """The shapes of many paths. With `keep_first` the first segment names an owner, and is never generalised."""
+
+    def __init__(self, *, keep_first: bool = False) -> None:
+        self._shapes: Shapes = {}
+        self._depth = 0
+        self._keep_first = keep_first
+
+    def add(self, shape: Shape, evidence: Evidence) -> None:
+        """Add a shape, however often it was added before."""
+        add_to(self._shapes, _cut(shape, _DEPTHS[self._depth]), evidence)
+        while len(self._shapes) > _SHAPES_AT_MOST and self._depth < len(_DEPTHS) - 1:
+            self._depth += 1
+            self._shapes = _merged(self._shapes, lambda one: _cut(one, _DEPTHS[self._depth]))
+
+    def result(self) -> Shapes:
+        """Give few shapes that match all that were added; none where even the first segments are too many to list."""
+        if not self._keep_first:
+            return _few(_without_covered(_generalise(self._shapes)))
+        tenants: dict[str, Shapes] = {}
+        for shape, evidence in self._shapes.items():
+            add_to(tenants.setdefault(shape[0], {}), shape[1:], evidence)
+        if REST in tenants or without_loudest(total(one.values()) for one in tenants.values()) > PATTERNS_LISTED:
+            return {}
+        return {
+            (tenant, *shape): evidence
+            for tenant, shapes in sorted(tenants.items())
+            for shape, evidence in _few(_without_covered(_generalise(shapes))).items()
+        }
+
+
+# --- one path -------------------------------------------------------------------------------------------------------
+
+
+def _generalised(segment: str) -> str:
+    if "*" in segment or len(segment) > _LONGEST_SEGMENT or _IDENTIFIER.fullmatch(segment):
+        return ANY
+    prefixed = _WITH_PREFIX.fullmatch(segment)
+    if prefixed:
+        return f"{prefixed[1]}{ANY}"
+    named = _WITH_ENDING.fullmatch(segment)
+    return f"{ANY}{named[2]}" if named and _IDENTIFIER.fullmatch(named[1]) else segment
+
+
+def _read(path: str) -> tuple[ReadPath, ...]:
+    try:
+        return readings(path)
+    except InvalidUrl:
+        return ()
+
+
+def _is_matched(pattern: str, read: tuple[ReadPath, ...]) -> bool:
+    if len(read) <= 1:
+        return bool(read)
+    try:
+        parsed = parse_path_pattern(pattern)
+    except PatternError:
+        return False
+    return all(parsed.match(one) is not None for one in read)
+
+
+def _cut(shape: Shape, depth: int) -> Shape:
+    return shape if len(shape) <= depth else (*shape[:depth], REST)
+
+
+def _covers_segment(wide: str, narrow: str) -> bool:
+    if wide in (ANY, narrow):
+        return True
+    before, star, after = wide.partition(ANY)
+    return bool(star) and len(narrow) >= len(wide) and narrow.startswith(before) and narrow.endswith(after)
+
+
+# --- many paths -----------------------------------------------------------------------------------------------------
+
+
+def _merged(shapes: Mapping[Shape, Evidence], into: Callable[[Shape], Shape]) -> Shapes:
+    merged: Shapes = {}
+    for shape, evidence in shapes.items():
+        add_to(merged, into(shape), evidence)
+    return merged
+
+
+def _generalise(shapes: Mapping[Shape, Evidence]) -> Shapes:
+    """Write `*` for the values at a place where more differ than are listed, from the first segment to the last."""
+    heads: dict[str, Shapes] = {}
+    result: Shapes = {}
+    for shape, evidence in shapes.items():
+        if len(shape) > 0 and shape[0] != REST:
+            add_to(heads.setdefault(shape[0], {}), shape[1:], evidence)
+        else:
+            result[shape] = evidence
+    if without_loudest(total(rest.values()) for head, rest in heads.items() if head) > VALUES_LISTED:
+        heads = _joined(heads)
+    for head, rest in sorted(heads.items()):
+        for shape, evidence in _generalise(rest).items():
+            result[(head, *shape)] = evidence
+    return result
+
+
+def _joined(heads: Mapping[str, Shapes]) -> dict[str, Shapes]:
+    joined: dict[str, Shapes] = {}
+    for head, rest in heads.items():
+        for shape, evidence in rest.items():
+            add_to(joined.setdefault(head and ANY, {}), shape, evidence)  # the end of a path stays what it is
+    return joined
+
+
+def _few(shapes: Shapes) -> Shapes:
+    """Write `/beginning/**` for the patterns with one beginning, the longest beginnings first, until few remain."""
+    for depth in range(max(map(len, shapes), default=0) - 1, -1, -1):
+        if without_loudest(shapes.values()) <= PATTERNS_LISTED:
+            return shapes
+        shapes = _without_covered(_with_beginnings(shapes, depth))
+    return shapes
+
+
+def _with_beginnings(shapes: Shapes, depth: int) -> Shapes:
+    under: dict[Shape, int] = {}
+    for shape in shapes:
+        under[shape[:depth]] = under.get(shape[:depth], 0) + (len(shape) > depth)
+    return _merged(shapes, lambda shape: _cut(shape, depth) if under[shape[:depth]] > 1 else shape)
+
+
+def _used_by_all(wide: Evidence, narrow: Evidence) -> bool:
+    return wide.machines >= narrow.machines
+
+
+def without_covered(shapes: Mapping[Shape, Evidence]) -> Shapes:
+    """Leave out what another shape covers, whoever used it."""
+    return _without_covered(shapes, lambda _wide, _narrow: True)
+
+
+def _without_covered(shapes: Mapping[Shape, Evidence], may: _MayOwn = _used_by_all) -> Shapes:
+    """Leave out what another shape covers that was used by all who used it, and perhaps by others.
+
+    So what one machine made wide takes in nothing of the others. Only shapes with `*` cover others, and few have it at
+    the same places.
+    """
+    masks = sorted({_mask(shape) for shape in shapes if ANY in shape or REST in shape})[:_MASKS_AT_MOST]
+    owners: dict[Shape, Shape] = {}
+    for shape, evidence in shapes.items():
+        wide = (one for one in _candidates(shape, masks, shapes) if covers(one, shape))
+        owners[shape] = next((one for one in wide if may(shapes[one], evidence)), shape)
+    result: Shapes = {}
+    for shape, evidence in shapes.items():
+        add_to(result, _last_owner(shape, owners), evidence)
+    return dict(sorted(result.items()))
+
+
+_MayOwn = Callable[[Evidence, Evidence], bool]
+_Mask = tuple[int, tuple[int, ...]]  # the length before `**`, and the places with `*`
+
+
+def _mask(shape: Shape) -> _Mask:
+    rest = len(shape) - 1 if shape[-1:] == (REST,) else _NO_REST
+    return rest, tuple(place for place, segment in enumerate(shape) if segment == ANY)
+
+
+def _candidates(shape: Shape, masks: Iterable[_Mask], shapes: Mapping[Shape, Evidence]) -> Iterable[Shape]:
+    """Give the other shapes that are this one with `*` and `**` at the places of a mask."""
+    for rest, stars in masks:
+        cut = _cut(shape, rest)
+        wide = tuple(ANY if place in stars else segment for place, segment in enumerate(cut))
+        if wide != shape and wide in shapes:
+            yield wide
+
+
+def _last_owner(shape: Shape, owners: Mapping[Shape, Shape]) -> Shape:
+    while owners[shape] != shape:
+        shape = owners[shape]
+    return shape

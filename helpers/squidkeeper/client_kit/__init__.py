@@ -1,1 +1,0 @@
-"""What a client needs: its environment, a probe that runs inside its VM, a brief for its agent (floor 4). Pure."""

@@ -1,1 +1,0 @@
-"""`squidkeeper doctor`: what is wrong with an installed gateway, in one table of checks (floor 8)."""

@@ -1,1 +1,0 @@
-"""What editors need to know of the language (floor 4)."""

@@ -1,1 +1,0 @@
-"""The process beside Squid that fetches secrets (floor 5)."""

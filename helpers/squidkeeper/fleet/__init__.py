@@ -1,1 +1,0 @@
-"""Several gateways behind one address (floor 8)."""

@@ -1,1 +1,0 @@
-"""The programs that Squid starts (floor 5)."""

@@ -1,1 +1,0 @@
-"""From what was used to the rules that allow it (floor 7)."""

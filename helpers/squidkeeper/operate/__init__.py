@@ -1,0 +1,1 @@
+"""Installing, examining and running a gateway."""

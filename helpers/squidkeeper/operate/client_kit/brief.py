@@ -1,0 +1,244 @@
+"""What one client may reach, as Markdown for the instructions of its agent.
+
+It holds what the policy says about this client, no value of a secret, and nothing about other clients.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import TypeVar
+
+from squidkeeper.base.formatting import quantity
+from squidkeeper.operate.client_kit.client import ANY_CLIENT, KitClient
+from squidkeeper.policy.language.forms import QueryParameters
+from squidkeeper.policy.language.headers import UNKNOWN_HEADERS
+from squidkeeper.policy.language.model import Action, Credential, Match, Policy, Rewrite, Rule
+from squidkeeper.policy.url import OWN_HOST
+
+_ITEMS_SHOWN = 20  # of one field: hosts, paths
+_ENTRIES_SHOWN = 150  # of one list
+_LONGEST = 300  # characters of one text
+_SPECIAL = re.compile(r"([\\`*_\[\]<>~&])")
+_SPACE = re.compile(r"\s+")
+ItemT = TypeVar("ItemT")
+
+_HEAD = """\
+# Network access
+
+All network traffic of this machine goes through an HTTP proxy that enforces a policy. The variables `http_proxy` and
+`HTTPS_PROXY` name it. There is no other way out: names do not resolve here, and direct connections fail.
+This is the policy{who}, revision `{revision}`, of {day}. It can change at any time; the gateway's answer counts.
+
+"""
+_IN_QUERY = ", and parameters such as `?name=` to the query"
+_RULES = """\
+## What you may reach
+
+The first rule that matches a request decides. A rule matches if all that it names holds.
+
+"""
+_NO_RULE = """\
+## What you may reach
+
+No rule of the policy is for this client.
+"""
+_DENIED = """\
+## When a request is denied
+
+- The answer has status 403 and says which rule denied it, and why. For `Accept: application/json` it is a JSON object
+  (`application/problem+json`) with `rule`, `reason`, `retryable` and `request_id`.
+- Do not repeat the request, and do not look for another way to the same data: the answer stays the same until the
+  operator changes the policy.
+- If the task needs it, say so in your answer, with the URL, the rule and the request ID of the page, so that somebody
+  can ask {contact}.
+- A status of 502, 503 or 504 with a page of the gateway is no denial: the host does not exist, does not answer, or has
+  a bad certificate. The page says whether to retry (`retryable` in JSON).
+
+"""
+_TICKETS = f"""\
+## When the answer has a ticket
+
+The request waits for a person, who may answer in minutes or in days. Stop repeating it, and go on with other work.
+
+- The page names the ticket and the address of its state; in JSON these are `ticket` and `ticket_state`.
+- Read `http://{OWN_HOST}/tickets/TICKET` at most every 10 seconds, from this machine and with the same login.
+- `pending`: nobody has answered yet. `approved`: send exactly the same request again, before `until`. `denied`: the
+  answer is no, and `reason` says why. `lapsed`: the approval has ended; the same request asks again.
+- If you end before there is an answer, name the ticket and the URL in your answer.
+
+"""
+_LIMITS = """\
+## Also
+
+- Only `http://` and `https://` URLs work, on ports 80 and 443 unless a rule names others. No ssh, no `git://`.
+  Node's `fetch` reaches `https://` URLs only: for plain `http://` use `http.get`, or `curl`.
+  HTTP/2 and gRPC work only where a rule says "not decrypted", WebSockets where a rule says so or opens a whole host.
+- Use host names. An `https://` URL with an address in place of the name fails, unless a rule says "not decrypted".
+- Private addresses are closed, also those that a name resolves to, except where a rule opens them.
+- The gateway reads https, except where a rule says "not decrypted": certificates here are signed by its own CA, which
+  the variables of this machine name. If a program reports an unknown issuer, give it that CA. Never turn verification
+  off.
+"""
+
+
+def write_brief(policy: Policy, client: KitClient, at: datetime) -> str:
+    """Write the brief of one client."""
+    who = "" if client.name == ANY_CLIENT else f" for {code(client.name)}"
+    contact = escape(policy.contact) if policy.contact else "the operator of the gateway"
+    rules = [rule for rule in policy.rules if client.concerns(rule) and not rule.lapsed(at) and not rule.observe]
+    grants = [grant for grant in policy.grants if client.concerns(grant) and not grant.lapsed(at)]
+    asks = policy.ask_default or any(rule.action is Action.ASK for rule in rules)
+    reaches = policy.default is Action.ALLOW or any(rule.action is Action.ALLOW for rule in (*rules, *grants))
+    credentials = [one for one in policy.credentials if reaches and client.concerns(one)]
+    rewrites = [one for one in policy.rewrites if reaches and client.concerns(one)]
+    parts = [
+        _HEAD.format(who=who, revision=policy.revision, day=f"{at:%Y-%m-%d}"),
+        _RULES if rules else _NO_RULE,
+        *_bounded(rules, "rule", lambda rule: _rule(rule, policy)),
+        _default(policy, len(rules)),
+        *_grants(grants, policy),
+        *_credentials(credentials, policy),
+        *_rewrites(rewrites, policy),
+        _DENIED.format(contact=contact),
+        _TICKETS * asks,
+        _LIMITS,
+    ]
+    return "".join(parts)
+
+
+def escape(text: str) -> str:
+    """Write a text so that Markdown and HTML show it as it is, on one line."""
+    short = _shorten(_SPACE.sub(" ", text).strip())
+    return _SPECIAL.sub(r"\\\1", short)
+
+
+def code(text: str) -> str:
+    """Write a text as a code span, whatever backquotes it holds."""
+    short = _shorten(text)
+    longest = max(map(len, re.findall("`+", short)), default=0)
+    fence = "`" * (longest + 1)
+    space = " " if longest or short != short.strip() else ""
+    return f"{fence}{space}{short}{space}{fence}"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _bounded(entries: Sequence[ItemT], noun: str, line: Callable[[ItemT], str]) -> Iterator[str]:
+    yield from (f"{number}. {line(entry)}\n" for number, entry in enumerate(entries[:_ENTRIES_SHOWN], 1))
+    left = len(entries) - _ENTRIES_SHOWN
+    if left > 0:
+        yield f"\n{quantity(left, noun)} more, not shown here.\n"
+
+
+def _rule(rule: Rule, policy: Policy) -> str:
+    until = f", until {rule.expires:%Y-%m-%d %H:%M} UTC" if rule.expires else ""
+    until += f", {rule.when}" if rule.when else ""
+    reason = f". {escape(rule.reason)}" if rule.reason else ""
+    what = "; ".join([_match(rule.match, policy), *_effects(rule)])
+    return f"{_VERDICTS[rule.action]} (rule {code(rule.name)}){until}: {what}{reason}"
+
+
+_ASKED = "**denied until a person allows it**"
+_VERDICTS = {Action.ALLOW: "**Allowed**", Action.DENY: "**Denied**", Action.ASK: "**Denied until a person allows it**"}
+
+
+def _grants(grants: Sequence[Rule], policy: Policy) -> Iterator[str]:
+    """Write what is granted for a time, without the reasons, which are for the gateway's operators."""
+    if grants:
+        yield "## Granted for a time\n\nWhere no rule above denies it:\n\n"
+        yield from _bounded(grants, "grant", lambda grant: _granted(grant, policy))
+        yield "\n"
+
+
+def _granted(grant: Rule, policy: Policy) -> str:
+    times = f", {quantity(grant.uses, 'request')} at most" if grant.uses is not None else ""
+    return f"{_match(grant.match, policy)} (grant {code(grant.name)}), until {grant.expires:%Y-%m-%d %H:%M} UTC{times}"
+
+
+def _effects(rule: Rule) -> Iterator[str]:
+    if rule.private:
+        yield "also at private addresses"
+    if rule.passthrough:
+        yield "not decrypted: the origin's own certificate arrives, and HTTP/2 works"
+    if rule.websocket:
+        yield "WebSockets too"
+    if rule.strip and (named := [header for header in rule.strip.headers if header != UNKNOWN_HEADERS]):
+        yield f"without the headers {_items(named)}, which the gateway removes"
+    if rule.strip and UNKNOWN_HEADERS in rule.strip.headers:
+        yield "with usual headers alone: the gateway removes those that it does not know"
+
+
+def _default(policy: Policy, rules: int) -> str:
+    rest = "Everything else" if rules else "Everything"
+    if policy.observe_default:
+        for_now = "for now, and recorded: it will be denied later. It gets no credential"
+        return f"\n{rest} is **allowed** {for_now} (rule `default`), on port 80 for http and 443 for https.\n\n"
+    if policy.default_action is Action.ALLOW:
+        return f"\n{rest} is **allowed** (rule `default`), on port 80 for http and 443 for https.\n\n"
+    reason = f" {escape(policy.default_reason)}" if policy.default_reason else ""
+    return f"\n{rest} is {_ASKED if policy.ask_default else '**denied**'} (rule `default`).{reason}\n\n"
+
+
+def _match(match: Match, policy: Policy) -> str:
+    fields = (
+        _hosts(match, policy),
+        _field("schemes", sorted(match.schemes or ())),
+        _field("ports", [_port(one) for one in match.ports or ()]),
+        _field("methods", sorted(match.methods or ())),
+        _field("paths", [one.text for one in match.paths or ()]),
+        _field("query", [f"{one.key}={one.pattern}" for one in match.query or ()]),
+        _field("URL", [one.text for one in match.urls or ()]),
+    )
+    return "; ".join(field for field in fields if field)
+
+
+def _hosts(match: Match, policy: Policy) -> str:
+    lists = [policy.lists[name] for name in match.lists or ()]
+    known = _items([pattern.text for pattern in match.hosts or ()])
+    listed = [f"{quantity(sum(one.summary.patterns for one in lists), 'host')} of a list"] if lists else []
+    return " and ".join(filter(None, [known, *listed])) or "every host"
+
+
+def _field(name: str, texts: Sequence[str]) -> str:
+    return f"{name} {_items(texts)}" if texts else ""
+
+
+def _items(texts: Sequence[str]) -> str:
+    shown = ", ".join(map(code, texts[:_ITEMS_SHOWN]))
+    left = len(texts) - _ITEMS_SHOWN
+    return f"{shown} and {left:,} more" if left > 0 else shown
+
+
+def _port(ports: range) -> str:
+    return str(ports[0]) if len(ports) == 1 else f"{ports[0]}-{ports[-1]}"
+
+
+def _credentials(credentials: Sequence[Credential], policy: Policy) -> Iterable[str]:
+    if not credentials:
+        return
+    in_query = any(isinstance(one.form, QueryParameters) for one in credentials)
+    yield f"## Credentials\n\nThe gateway adds these headers{_IN_QUERY if in_query else ''}. "
+    yield "Send none of your own: it is removed.\n\n"
+    yield from _bounded(credentials, "credential", lambda one: f"{_places(one)}: {_match(one.match, policy)}")
+    yield "\n"
+
+
+def _places(credential: Credential) -> str:
+    return ", ".join(map(code, credential.form.places))
+
+
+def _rewrites(rewrites: Sequence[Rewrite], policy: Policy) -> Iterable[str]:
+    if not rewrites:
+        return
+    yield "## Requests that are answered from another place\n\n"
+    yield from _bounded(rewrites, "rewrite", lambda one: _rewrite(one, policy))
+    yield "\n"
+
+
+def _rewrite(rewrite: Rewrite, policy: Policy) -> str:
+    """Write a rewrite; path and query of its target stay with the operator."""
+    target = code(f"{rewrite.target.scheme}://{rewrite.target.authority}")
+    how = f"redirected ({rewrite.redirect}) to" if rewrite.redirect else "fetched from"
+    return f"{_match(rewrite.match, policy)}: {how} {target}"

@@ -1,0 +1,1 @@
+"""`squidkeeper doctor`: what is wrong with an installed gateway, in one table of checks."""

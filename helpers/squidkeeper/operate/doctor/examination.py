@@ -1,0 +1,151 @@
+"""All checks of a gateway, as text and as JSON."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import psutil
+
+from squidkeeper.base.errors import PatternError
+from squidkeeper.base.formatting import quantity
+from squidkeeper.base.gateway_commands import with_commands
+from squidkeeper.base.layout import Layout
+from squidkeeper.operate.doctor.check import Check, Found
+from squidkeeper.operate.doctor.inspection import Inspection
+from squidkeeper.operate.doctor.machine import accepted_findings
+from squidkeeper.operate.doctor.table import ALL_CHECKS
+from squidkeeper.services.exporter.conditions import Severity
+from squidkeeper.serving.parts import named_parts
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What was found: the worst first, what is accepted last.
+
+    `directives`: how many there are in squidkeeper.conf, in its parts, and in squid.conf with its other files.
+    `accepted`: codes that the operator accepts, each with the reason. `not_checked`: codes of checks that only root can
+    make. `not_read`: files of Squid's configuration that this process may not read.
+    """
+
+    layout: Layout
+    made: int
+    directives: Mapping[str, int]
+    found: tuple[tuple[Check, tuple[Found, ...]], ...]
+    accepted: Mapping[str, str] = field(default_factory=dict)
+    not_checked: tuple[str, ...] = ()
+    not_read: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()  # of squidkeeper.conf, in force
+
+    def failed(self, *, strict: bool = False) -> bool:
+        """Tell whether anything critical was found that is not accepted; `strict`: a warning counts too."""
+        counted = (Severity.CRITICAL, Severity.WARNING) if strict else (Severity.CRITICAL,)
+        return any(check.severity in counted and check.code not in self.accepted for check, _ in self.found)
+
+
+def examine(one: Inspection, *, running: bool = True, in_setup: bool = False) -> Diagnosis:
+    """Make each check; without `running` none that concerns processes, and in a setup none that it has made itself."""
+    wanted = [check for check in ALL_CHECKS if (running or not check.running) and not (in_setup and check.in_setup)]
+    made = [check for check in wanted if one.reads_everything or not check.as_root]
+    found = [(check, found) for check in made if (found := _made(check, one))]
+    accepted = _accepted(one)
+    severities = [*Severity]
+    return Diagnosis(
+        one.layout,
+        len(made),
+        _directives(one),
+        tuple(sorted(found, key=lambda pair: (pair[0].code in accepted, severities.index(pair[0].severity)))),
+        accepted,
+        tuple(check.code for check in wanted if check not in made),
+        tuple(f"{problem.place} {problem.text}" for problem in one.conf.problems if problem.denied),
+        named_parts(path.stem for path in one.conf.files if path.parent == one.layout.parts),
+    )
+
+
+def _directives(one: Inspection) -> dict[str, int]:
+    counts = {"squidkeeper.conf": 0, "parts": 0, "squid.conf": 0}
+    for directive in one.conf.directives:
+        is_core, is_part = directive.file == one.layout.fragment, directive.file.parent == one.layout.parts
+        counts["squidkeeper.conf" if is_core else "parts" if is_part else "squid.conf"] += 1
+    return counts
+
+
+def _accepted(one: Inspection) -> dict[str, str]:
+    """Read what the operator accepts. A file with a fault accepts nothing; `accepted-unusable` tells that."""
+    try:
+        return accepted_findings(one.layout.accepted)
+    except PatternError:
+        return {}
+
+
+def _made(check: Check, one: Inspection) -> tuple[Found, ...]:
+    """Make a check. One that fails is a finding: what it is for may be there."""
+    try:
+        return tuple(check.find(one))
+    except (OSError, psutil.Error) as error:
+        return (Found(f"this cannot be checked: {error}"),)
+    except Exception as error:  # noqa: BLE001 - what is not foreseen may show a value, and must end no installation
+        return (Found(f"this cannot be checked: {type(error).__name__}, a fault of squidkeeper's"),)
+
+
+def as_text(diagnosis: Diagnosis) -> str:
+    """Write what was found: by severity, each check with its cases, and what to do."""
+    lines: list[str] = []
+    for check, found in diagnosis.found:
+        lines.append(f"{check.severity}: {check.summary} ({check.code})")
+        lines += [with_commands(_case(one), diagnosis.layout) for one in found if one.place or one.detail]
+        reason = diagnosis.accepted.get(check.code)
+        lines += [
+            f"    accepted: {reason}" if reason else f"    fix: {with_commands(check.remedy, diagnosis.layout)}",
+            "",
+        ]
+    lines += [_summary(diagnosis), f"Parts in force: {', '.join(diagnosis.parts) or 'none'}."]
+    lines += [f"Not read: {text}." for text in diagnosis.not_read]
+    if diagnosis.not_checked:
+        lines.append(f"Not checked, as only root can: {', '.join(diagnosis.not_checked)}.")
+    return "\n".join(lines)
+
+
+def as_json(diagnosis: Diagnosis) -> str:
+    """Write the same as one object."""
+    findings = [
+        {
+            "code": check.code,
+            "severity": check.severity,
+            "summary": check.summary,
+            "place": one.place,
+            "detail": one.detail,
+            "remedy": with_commands(check.remedy, diagnosis.layout),
+            "accepted": diagnosis.accepted.get(check.code),
+        }
+        for check, found in diagnosis.found
+        for one in found
+    ]
+    not_made = {"not_checked": diagnosis.not_checked, "not_read": diagnosis.not_read}
+    return json.dumps(
+        {
+            "checks": diagnosis.made,
+            "directives": diagnosis.directives,
+            "parts": diagnosis.parts,
+            "findings": findings,
+            **not_made,
+        }
+    )
+
+
+def _case(found: Found) -> str:
+    return f"    {found.place}: {found.detail}" if found.place else f"    {found.detail}"
+
+
+def _summary(diagnosis: Diagnosis) -> str:
+    directives = quantity(sum(diagnosis.directives.values()), "directive")
+    by_file = ", ".join(f"{number} in {where}" for where, number in diagnosis.directives.items())
+    checked = f"{quantity(diagnosis.made, 'check')} of {diagnosis.layout.conf} ({directives}: {by_file})"
+    return f"{', '.join(_counts(diagnosis)) or 'No findings'}: {checked}, its policy, processes and machine."
+
+
+def _counts(diagnosis: Diagnosis) -> Iterator[str]:
+    numbers = Counter(
+        "accepted" if check.code in diagnosis.accepted else check.severity for check, _ in diagnosis.found
+    )
+    yield from (f"{numbers[kind]} {kind}" for kind in (*Severity, "accepted") if numbers[kind])

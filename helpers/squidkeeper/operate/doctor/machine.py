@@ -1,0 +1,546 @@
+"""What is wrong around Squid: files, accounts, processes, clock, logrotate."""
+
+import os
+import re
+import signal
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import psutil
+from cryptography import x509
+
+from squidkeeper.base.errors import CountsUnavailable, InvalidExport, PatternError, PullFailed, WebhookFailed
+from squidkeeper.base.formatting import quantity
+from squidkeeper.base.layout import ACCOUNTS, SERVICES
+from squidkeeper.base.squid_account import Account, account_of, call_as, changed_by_others, unreadable_for
+from squidkeeper.operate.doctor.check import Found, critical, info, warning
+from squidkeeper.operate.doctor.inspection import Inspection
+from squidkeeper.operate.setup.configuration import CLIENT_SHARE
+from squidkeeper.operate.setup.entries import text_at
+from squidkeeper.operate.setup.options import NO_EXPORTER, port_of
+from squidkeeper.operate.setup.processes import InstalledService
+from squidkeeper.operate.setup.sockets import process_listens
+from squidkeeper.policy.extras import missing_extras
+from squidkeeper.policy.language.lint import open_to_any_client
+from squidkeeper.record.export.tls import tls_context
+from squidkeeper.services.exporter.status_rows import secret_rows
+from squidkeeper.services.maintenance.own_addresses import reached_at
+from squidkeeper.services.pull_settings import read_pull_settings
+from squidkeeper.services.webhook_settings import read_webhook_settings
+from squidkeeper.serving.credentials.fetched_values import VALUE_SUFFIX
+from squidkeeper.serving.quotas.opening import try_quota_store
+from squidkeeper.serving.quotas.store_settings import quota_store_file, read_quota_store
+
+_ANSWER_SECONDS: Final = 20.0  # on a busy machine
+_STOPPED_SECONDS: Final = 60.0  # the exporter ends a stopped helper within 15, on a very busy machine within 30
+_CLOCK_SECONDS: Final = 60.0
+_FEW_DAYS: Final = 7
+_PERIODS: Final = {"hourly": 1 / 24, "daily": 1, "weekly": 7, "monthly": 30, "yearly": 365}
+_URL: Final = "https://squidkeeper.invalid/"
+# What a helper is asked for each token of its format; `-` for others. Nothing is fetched, and any answer will do.
+_ASKED: Final = {
+    "%#>a": "127.0.0.1",
+    "%#>rm": "GET",
+    "%#>rs": "https",
+    "%#>rd": "squidkeeper.invalid",
+    "%#>rP": "443",
+    "%#ssl::>sni": "squidkeeper.invalid",
+    "%#note{clt_conn_tag}": "squidkeeper.invalid%3A443",
+    "%#URI": _URL,
+    "%#note{final_url_}": _URL,
+}
+# Of root's environment nothing else is handed on: it can hold secrets that Squid's account must not read.
+_ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+_LOGIN: Final = re.compile(r'\blogin(=|":")[^"]')  # of a parent
+_BLOCK: Final = re.compile(r"^([^\n{}#][^{}]*?)\s*\{([^}]*)\}", re.MULTILINE)
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+
+def _secret_files(one: Inspection) -> Iterator[tuple[Path, str]]:
+    layout = one.layout
+    yield from ((path, "the CA's key") for path in (layout.signing_key, layout.ca_key))
+    yield from ((path, "passwords of parent proxies") for path in (layout.rendered, layout.parts / "upstreams.conf"))
+    yield layout.webhook, "the URL of the webhook"
+    yield from ((path, "a secret of the policy") for path in one.sources.secrets)
+    yield from ((path, "a secret that was fetched") for path in sorted(one.layout.secrets.glob(f"*{VALUE_SUFFIX}")))
+
+
+def unavailable_secrets(one: Inspection) -> Iterator[Found]:
+    """Find secrets without a value. `secrets-not-fetched` names them where nothing fetches them."""
+    fetched = {} if one.view.fetching.runs else one.view.fetched_secrets
+    yield from (Found(row.problem) for row in secret_rows(one.view) if row.problem and row.name not in fetched)
+    yield from (Found(str(fault)) for fault in (missing_extras(one.view.policy) if one.view.policy else ()))
+
+
+def webhook_failing(one: Inspection) -> Iterator[Found]:
+    """Find what is wrong with webhook.yaml, as Squid's account reads it; else what the process that uses it reports."""
+    file = one.layout.webhook
+    if not file.exists():
+        return
+    check, reported = partial(_webhook_problem, file), one.view.maintenance.failures.get("webhook")
+    problem = call_as(one.account, check) if one.account and one.is_root else check()
+    if problem := problem or (one.view.maintenance.runs and reported):
+        yield Found(problem, str(file))
+
+
+def _webhook_problem(file: Path) -> str:
+    try:
+        settings = read_webhook_settings(file)
+        if settings:
+            tls_context(settings.ca_file)
+    except (WebhookFailed, InvalidExport) as error:
+        return str(error)
+    return ""
+
+
+def accepted_findings(file: Path) -> dict[str, str]:
+    """Read which findings the operator accepts: each code, with the reason. `PatternError` says what is wrong."""
+    try:
+        text = file.read_bytes() if file.exists() else b"{}"
+        accepted = msgspec.yaml.decode(text, type=dict[str, str] | None) or {}
+    except OSError as error:
+        raise PatternError(f"{error.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise PatternError(f"{error}: expected lines of CODE: REASON") from None
+    if unexplained := [code for code, reason in accepted.items() if not reason.strip()]:
+        raise PatternError(f"{unexplained[0]} has no reason: write why it is accepted")
+    return accepted
+
+
+def acceptance_unusable(one: Inspection, codes: Collection[str]) -> Iterator[Found]:
+    """Find what is wrong with the file of accepted findings. `codes` are those that there are."""
+    file = one.layout.accepted
+    try:
+        unknown = [code for code in accepted_findings(file) if code not in codes]
+    except PatternError as error:
+        yield Found(str(error), str(file))
+        return
+    yield from (Found(f"{code} is no code of a finding", str(file)) for code in unknown)
+
+
+@critical(
+    "quota-store-unusable",
+    "The store of quotas cannot be used",
+    "Fix quota-store.yaml, and let the group of Squid's account read it. Until then the last good one counts; where"
+    " a process has read none, no quota gives anything.",
+    as_root=True,
+)
+def _quota_store_unusable(one: Inspection) -> Iterator[Found]:
+    yield from _settings_faults(quota_store_file(one.layout.policy), read_quota_store, one, one.account)
+
+
+def quota_store_unavailable(one: Inspection) -> Iterator[Found]:
+    """Ask the store of all gateways, as Squid's account: what is wrong with its settings is another finding."""
+    file = quota_store_file(one.layout.policy)
+    if file.exists() and not any(_quota_store_unusable(one)):
+        yield from _settings_faults(file, lambda file: try_quota_store(read_quota_store(file)), one, one.account)
+
+
+@critical(
+    "pull-settings-unusable",
+    "The settings of `squidkeeper pull` cannot be used",
+    "Fix pull.yaml, and let the account squidkeeper-pull read it. Until then no new policy is pulled.",
+    as_root=True,
+)
+def _pull_settings_unusable(one: Inspection) -> Iterator[Found]:
+    """Find what is wrong with pull.yaml, as the account that pulls reads it, where there is one.
+
+    Its unit gives it the group of Squid's account, and keeps its own.
+    """
+    account = account_of(ACCOUNTS["pull"])
+    if account and one.account:
+        account = replace(account, group=one.account.group)
+    yield from _settings_faults(one.layout.pull_settings, read_pull_settings, one, account)
+
+
+@info(
+    "pull-without-ceiling",
+    "Whoever signs the pulled policy may open everything",
+    "Name a `ceiling` in pull.yaml: a policy that says what may be open at most. See policy/PULL.md.",
+    as_root=True,
+)
+def _pull_without_ceiling(one: Inspection) -> Iterator[Found]:
+    file = one.layout.pull_settings
+    with suppress(PullFailed):  # another check tells that
+        if read_pull_settings(file).ceiling is None:
+            yield Found("it names no ceiling", str(file))
+
+
+def _settings_faults(
+    file: Path, read: Callable[[Path], object], one: Inspection, account: Account | None
+) -> Iterator[Found]:
+    if not file.exists():
+        return
+    check = partial(_settings_problem, file, read)
+    if problem := call_as(account, check) if account and one.is_root else check():
+        yield Found(problem, str(file))
+
+
+def _settings_problem(file: Path, read: Callable[[Path], object]) -> str:
+    try:
+        read(file)
+    except (CountsUnavailable, PullFailed) as error:
+        return str(error)
+    return ""
+
+
+@critical(
+    "secret-file-open",
+    "Other accounts can read or replace a file with a secret",
+    "Run `chown root:GROUP FILE` (the group of Squid's account) and `chmod 0640 FILE`; for a folder `chown root`"
+    " and `chmod go-w`.",
+    as_root=True,
+)
+def _exposed_files(one: Inspection) -> Iterator[Found]:
+    folders: dict[Path, str] = {}
+    secrets = one.layout.secrets.resolve()  # of what fetches
+    for path, what in _secret_files(one):
+        if not path.exists() or (path.parent == one.layout.parts and not _LOGIN.search(text_at(path))):
+            continue
+        if problem := _exposed(path, one.account, fetched=path.parent == one.layout.secrets):
+            yield Found(f"{what}: {problem}", str(path))
+        folders |= dict.fromkeys(path.resolve().parents, what)
+    for folder, what in folders.items():
+        owners = {*_owners(one.account), *([folder.stat().st_uid] if folder == secrets else ())}
+        if other := changed_by_others(folder, owners):
+            mode = stat.S_IMODE(folder.stat().st_mode)
+            yield Found(f"above {what}: {other} can replace files in it (mode {mode:04o})", str(folder))
+
+
+def _owners(account: Account | None) -> set[int]:
+    return {0, account.user} if account else {0}
+
+
+def _exposed(path: Path, account: Account | None, *, fetched: bool) -> str:
+    found = path.stat()
+    mode, others = stat.S_IMODE(found.st_mode), {0, account.group if account else 0}
+    if found.st_uid not in _owners(account) and not fetched:  # what was fetched belongs to what has fetched it
+        return f"it belongs to user {found.st_uid}, neither root nor Squid's account"
+    if mode & 0o007:
+        return f"every account can read or write it (mode {mode:04o})"
+    if mode & 0o020 or (mode & 0o070 and found.st_gid not in others):
+        return f"group {found.st_gid} can read or write it (mode {mode:04o})"
+    return ""
+
+
+@critical(
+    "squid-cannot-read",
+    "Squid's account cannot read a file that it needs",
+    "Run `chgrp GROUP FILE` and `chmod g+r FILE`, with the group of Squid's account; `chmod o+x` for a folder.",
+    as_root=True,
+)
+def _squid_cannot_read(one: Inspection) -> Iterator[Found]:
+    if one.account is None:
+        return
+    own = (one.layout.signing_cert, one.layout.signing_key, one.layout.program)
+    files = [*one.conf.files, *own, *one.layout.policy.rglob("*"), *one.sources.named]
+    for path, closed in unreadable_for(one.account, files).items():
+        yield Found(f"closed at {closed}", str(path))
+
+
+@critical(
+    "clock-off", "The clock is behind", "Set the clock, such as by an NTP client. Certificates and `expires` go by it."
+)
+def _clock_off(one: Inspection) -> Iterator[Found]:
+    """Compare the clock with the CA, and with what the gateway wrote: a machine may have no NTP client to ask."""
+    now = one.view.now
+    try:
+        [first, *_] = x509.load_pem_x509_certificates(one.layout.signing_cert.read_bytes())
+    except (OSError, ValueError):
+        first = None
+    if first and first.not_valid_before_utc.timestamp() > now:
+        yield Found(f"the CA begins at {first.not_valid_before_utc:%Y-%m-%d %H:%M} UTC", str(one.layout.signing_cert))
+    for path in (one.layout.access_log, one.layout.cache_log, one.layout.applied, one.layout.conf):
+        ahead = path.stat().st_mtime - now if path.exists() else 0
+        if ahead > _CLOCK_SECONDS:
+            written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+            yield Found(f"it was written at {written:%Y-%m-%d %H:%M} UTC", str(path))
+
+
+# --- logrotate -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RotationRule:
+    """A block of logrotate's that names the access log, with what logrotate.conf says ahead of all blocks."""
+
+    place: str
+    body: str
+    usual: str
+
+    def has(self, word: str) -> bool:
+        """Tell whether it has an option."""
+        return re.search(rf"^\s*{word}\b", self.body, re.MULTILINE) is not None
+
+    @property
+    def days(self) -> float:
+        """How many days of records it keeps, the current one left out."""
+        number = int(self._last(r"rotate\s+(-?\d+)") or 0)
+        return float("inf") if number == -1 else number * _PERIODS[self._last(rf"({'|'.join(_PERIODS)})\b") or "weekly"]
+
+    def _last(self, option: str) -> str:
+        found = (re.findall(rf"^\s*{option}", text, re.MULTILINE) for text in (self.body, self.usual))
+        return next((values[-1] for values in found if values), "")
+
+
+def _rotation_rules(one: Inspection) -> Iterator[RotationRule]:
+    ignores_others = False
+    usual = re.split(r"^\s*include\b", text_at(one.logrotate.with_suffix(".conf")), maxsplit=1, flags=re.MULTILINE)[0]
+    for path in sorted(one.logrotate.glob("*")):
+        text = text_at(path)
+        for found in _BLOCK.finditer(text):
+            if any(fnmatch(str(one.layout.access_log), glob.strip("\"'")) for glob in found[1].split()):
+                rule = RotationRule(f"{path}:{text.count(chr(10), 0, found.start()) + 1}", found[2], usual)
+                if not ignores_others:
+                    yield rule
+                ignores_others = ignores_others or rule.has("ignoreduplicates")
+
+
+@critical(
+    "logrotate-loses-records",
+    "logrotate loses lines of the access log",
+    "Rotate by renaming: remove copytruncate, and run `squid -k rotate` in postrotate.",
+)
+def _lost_by_logrotate(one: Inspection) -> Iterator[Found]:
+    for rule in _rotation_rules(one):
+        if rule.has("copytruncate"):
+            yield Found("copytruncate: what is logged between the copy and the cut is lost", rule.place)
+        elif not re.search(r"squid\b.*-k\s*rotate|systemctl .*squid", rule.body):
+            yield Found("it does not run `squid -k rotate`: Squid writes on into the file that is deleted", rule.place)
+        if rule.days == 0:
+            yield Found("rotate 0: the log is deleted, not kept", rule.place)
+
+
+@info(
+    "logrotate-keeps-few-days",
+    "logrotate deletes records within a week",
+    "If the log is your audit, raise `rotate`: see squid/observe/RECORD.md.",
+)
+def _few_days_kept(one: Inspection) -> Iterator[Found]:
+    for rule in _rotation_rules(one):
+        if 0 < rule.days < _FEW_DAYS:
+            yield Found(f"{quantity(round(rule.days), 'day')} of records", rule.place)
+
+
+# --- Processes -------------------------------------------------------------------------------------------------------
+
+
+@critical(
+    "service-not-running",
+    "A service beside Squid does not work",
+    "Run `./install.sh`, which starts it again. Its log: `journalctl -u`, or beside access.log.",
+    as_root=True,
+    running=True,
+)
+def _service_not_running(one: Inspection) -> Iterator[Found]:
+    """Find an installed service beside Squid that does not work; conditions tell about those with a heartbeat."""
+    listens = text_at(one.layout.service("exporter").applied).split(" ")[0]
+    for name in sorted({*SERVICES} - {"maintenance", "secrets", "export"}):
+        paths = one.layout.service(name)
+        exporter = listens if name == "exporter" and listens != NO_EXPORTER else ""
+        service = InstalledService(name, one.layout, one.squid.systemd, port=port_of(exporter) if exporter else None)
+        if paths.unit.exists() and not service.works():
+            yield Found(
+                f"squidkeeper-{name}" + (f" does not answer on {exporter}" if exporter else ""), str(paths.unit)
+            )
+        elif name == "exporter":
+            yield from _unanswered(paths.unit, service.pid())
+
+
+def _unanswered(unit: Path, exporter: int | None) -> Iterator[Found]:
+    listens = re.search(r"^ExecStart=.* --health-listen (\S+)", text_at(unit), re.MULTILINE)
+    if listens and not process_listens(exporter, port_of(listens[1])):
+        yield Found(f"squidkeeper-exporter does not answer load balancers on {listens[1]}", str(unit))
+
+
+@warning(
+    "few-descriptors-granted",
+    "Squid runs with fewer descriptors than it is configured for",
+    "Raise LimitNOFILE of Squid's unit, or the hard limit (`ulimit -Hn`) of what starts it, and restart Squid.",
+    as_root=True,
+    running=True,
+)
+def _few_descriptors_granted(one: Inspection) -> Iterator[Found]:
+    wanted, pid = one.last("max_filedescriptors"), one.squid.pid()
+    if wanted is None or wanted.number is None or pid is None:
+        return
+    for process in psutil.Process(pid).children():
+        if process.name() == "squid":
+            granted = _descriptors(process.pid)
+            if granted < wanted.number:
+                yield Found(f"process {process.pid} has {granted} of {wanted.first}", wanted.place)
+
+
+@warning(
+    "client-fills-descriptors",
+    "One machine can have nearly all connections",
+    "Raise the descriptors: LimitNOFILE of the unit, or `ulimit -Hn` of what starts it. Or lower the limit of a"
+    " client: `./install.sh` gives each its share of HAProxy's.",
+    as_root=True,
+    running=True,
+)
+def _client_fills_descriptors(one: Inspection) -> Iterator[Found]:
+    """Find a limit of connections by which one machine, of three addresses, can have nearly all descriptors."""
+    most, own = one.last("client_ip_max_connections"), one.last("max_filedescriptors")
+    if own and own.number and (most is None or not 0 < 3 * 2 * (most.number or 0) < 0.8 * own.number):
+        limit = most.first if most else "missing"
+        place = most.place if most else str(one.layout.conf)
+        yield Found(f"client_ip_max_connections is {limit}, and a worker has {own.number} descriptors", place)
+    limits = re.search(r"sc0_conn_cur gt (\d+) ", text_at(one.layout.haproxy))
+    pid = InstalledService("tls", one.layout, one.squid.systemd).pid()
+    if limits and pid is not None:
+        granted = min((_descriptors(process.pid) for process in _with_children(pid)), default=0)
+        if granted and int(limits[1]) > granted // CLIENT_SHARE:
+            text = f"HAProxy lets a client have {limits[1]} connections, and has {granted} descriptors"
+            yield Found(text, str(one.layout.haproxy))
+
+
+def _with_children(pid: int) -> Iterator[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        yield from (process, *process.children())
+
+
+def _descriptors(pid: int) -> int:
+    """Give the limit of a process: psutil asks for one by a call that containers can forbid."""
+    found = re.search(r"^Max open files +(\d+)", Path(f"/proc/{pid}/limits").read_text(), re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+@critical(
+    "open-proxy",
+    "The internet reaches the gateway, and any client is allowed",
+    "Name `clients` in the rules, or let Squid listen on an inner address: `./install.sh --listen ADDRESS:PORT`.",
+)
+def _open_proxy(one: Inspection) -> Iterator[Found]:
+    """Find a gateway that the internet reaches, and whose policy allows any client.
+
+    A port that requires a PROXY header serves load balancers alone: `proxy-protocol-open` finds one that serves others.
+    """
+    open_to = open_to_any_client(one.policy, str(one.layout.policy), one.view.at) if one.policy else ()
+    balanced = {port.first for port in one.named("http_port") if "require-proxy-header" in port.words}
+    for listen in one.listens if open_to else ():
+        if listen not in balanced and (reached := ", ".join(map(str, reached_at(listen)))):
+            yield Found(f"Squid listens on {listen}, reached at {reached}; {open_to[0].text}", str(open_to[0].location))
+
+
+# --- Helpers ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AskedHelper:
+    """A command of ours that Squid runs, and a question in its protocol."""
+
+    place: str
+    command: tuple[str, ...]
+    question: str
+
+    @property
+    def name(self) -> str:
+        """The command without its path and most of its options."""
+        return f"squidkeeper {' '.join(self.command[1:4])}"
+
+
+@critical(
+    "helper-silent",
+    "A helper does not answer",
+    "Run its command as Squid's account, and read what it says. Where the program is damaged, run `./install.sh`.",
+    as_root=True,
+    running=True,
+    in_setup=True,
+)
+def _silent_helpers(one: Inspection) -> Iterator[Found]:
+    """Ask each helper of ours a question, all at a time, as Squid's account, with a state folder of their own."""
+    helpers = [*_helpers(one)]
+    with tempfile.TemporaryDirectory(prefix="squidkeeper-doctor-") as folder, ThreadPoolExecutor() as pool:
+        if one.account and one.is_root:
+            os.chown(folder, one.account.user, one.account.group)
+        problems = pool.map(lambda helper: _problem(helper, folder, one.account), helpers)
+        for helper, problem in zip(helpers, problems, strict=True):
+            if problem:
+                yield Found(f"{helper.name}: {problem}", helper.place)
+
+
+@critical(
+    "stopped-helper-stays",
+    "A helper that is stopped is not ended, and its clients wait for ever",
+    "Run `systemctl restart squidkeeper-exporter`, or install.sh again: the exporter ends such helpers. Its log"
+    " says why it does not.",
+    as_root=True,
+    running=True,
+    in_setup=True,
+)
+def _stopped_helper_stays(one: Inspection) -> Iterator[Found]:
+    """Start a helper as Squid does, stop it before it does anything, and see whether the exporter ends it."""
+    helper = next((helper for helper in _helpers(one) if "--state" in helper.command), None)
+    if helper is None or not InstalledService("exporter", one.layout, one.squid.systemd).works():
+        return
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    with subprocess.Popen(helper.command, **pipes, **_started_as(one.account)) as process:  # noqa: S603 - Squid's command
+        process.send_signal(signal.SIGSTOP)
+        try:
+            process.wait(_STOPPED_SECONDS)
+        except subprocess.TimeoutExpired:
+            yield Found(f"{helper.name}: nothing ended a process that was stopped for {_STOPPED_SECONDS:.0f} s")
+        finally:
+            process.kill()
+
+
+def _helpers(one: Inspection) -> Iterator[AskedHelper]:
+    extras = one.last("url_rewrite_extras")
+    questions: dict[str, Callable[[Sequence[str]], str]] = {
+        "external_acl_type": lambda words: f"1 {_values(words)} -",
+        "url_rewrite_program": lambda _: f"{_URL} {_values(' '.join(extras.words).split() if extras else ())}",
+        "auth_param": lambda _: "1 squidkeeper-doctor - 127.0.0.1 -",
+        "sslcrtd_program": lambda _: "new_certificate 1 x",  # names no host: it answers ERR
+    }
+    for directive in one.named(*questions):
+        words = directive.words
+        start = next((at for at, word in enumerate(words) if Path(word).name == "squidkeeper"), None)
+        if start is not None:
+            yield AskedHelper(directive.place, words[start:], questions[directive.name](words[1:start]) + "\n")
+
+
+def _values(format_: Sequence[str]) -> str:
+    return " ".join(_ASKED.get(token, "-") for token in format_ if token.startswith("%"))
+
+
+def _problem(helper: AskedHelper, folder: str, account: Account | None) -> str:
+    """Ask a helper; give what is wrong with it. The end of its input ends it, once it has answered."""
+    pairs = zip(("", *helper.command), helper.command, strict=False)
+    try:
+        done = subprocess.run(  # noqa: S603 - the command that Squid runs
+            [folder if before == "--state" else word for before, word in pairs],
+            input=helper.question.encode(),
+            stdout=subprocess.PIPE,
+            timeout=_ANSWER_SECONDS,
+            check=False,
+            **_started_as(account),
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {_ANSWER_SECONDS:.0f} s"
+    except OSError as error:
+        return f"it cannot be started ({error.strerror})"
+    return "" if done.stdout.strip() else f"it ends without an answer, with status {done.returncode}"
+
+
+def _started_as(account: Account | None) -> dict[str, Any]:
+    """Give the options of a process that runs as an account, where this one may choose."""
+    options: dict[str, Any] = {"cwd": "/", "env": _ENVIRONMENT, "stderr": subprocess.DEVNULL}
+    if account is None or os.geteuid() != 0:
+        return options
+    groups = os.getgrouplist(account.name, account.group)
+    return {**options, "user": account.user, "group": account.group, "extra_groups": groups}

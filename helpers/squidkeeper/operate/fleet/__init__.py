@@ -1,0 +1,1 @@
+"""Several gateways behind one address."""

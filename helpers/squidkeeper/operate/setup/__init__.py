@@ -1,0 +1,1 @@
+"""The installation: its plan, its transaction, and the templates of `squid/`."""

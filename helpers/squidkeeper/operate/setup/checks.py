@@ -1,0 +1,149 @@
+"""What is checked before anything is replaced: as Squid's account, and by Squid itself."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from ipaddress import ip_address
+from pathlib import Path
+from shutil import which
+from typing import Final
+
+from squidkeeper.base.errors import SetupFailed
+from squidkeeper.base.faults import FaultCode
+from squidkeeper.base.squid_account import call_as, unreadable_for
+from squidkeeper.operate.setup.machine import Machine, run
+from squidkeeper.operate.setup.options import port_of
+from squidkeeper.operate.setup.sockets import is_free, process_listens
+from squidkeeper.services.maintenance.own_addresses import answers_at, reached_at
+
+PROGRAM = Path(sys.prefix) / "bin/squidkeeper"  # of the environment that this process runs from
+_QUESTION = "1 127.0.0.1 - CONNECT - squidkeeper.invalid 443 - - -\n"
+_LOGIN = re.compile(r"login=\S+")
+_PARENT_SECONDS = 2.0
+_LEAVES_DUPLICATES: Final = (3, 21)  # the version of logrotate
+_FAULTY = re.compile(r".*(?:\| (?:FATAL|ERROR): |unrecognized: ).*")
+
+
+def check_way_to(machine: Machine, folder: Path) -> None:
+    """Check that Squid's account can enter a folder and what is above it: helpers never are root."""
+    ways = [str(one) for one in (*reversed(folder.parents), folder) if one.is_dir()]
+    closed = call_as(machine.account, lambda: next((one for one in ways if not os.access(one, os.X_OK)), ""))
+    if closed:
+        raise SetupFailed(
+            f"Squid's account {machine.account.name} cannot enter {closed}",
+            f"chmod o+x {closed}, or choose another --root, such as /srv/gateway",
+        )
+
+
+def check_readable(machine: Machine, venv: Path) -> None:
+    """Check that Squid's account can read the program: modes may have been changed since it was built."""
+    closed = unreadable_for(machine.account, [venv, *venv.rglob("*")])
+    if closed:
+        first = next(iter(closed.values()))
+        raise SetupFailed(f"Squid's account {machine.account.name} cannot read {first}", f"chmod -R go+rX {venv}")
+
+
+def check_answer(machine: Machine, policy: Path, state: Path) -> None:
+    """Ask a new program a question as Squid asks it; any verdict will do."""
+    command = (PROGRAM, "acl", "--scope", "host", "--concurrency", "16", "--policy", policy, "--state", state)
+    told = machine.run_as_squid(*command, input=_QUESTION).stdout
+    answer = next((line for line in told.splitlines() if line.startswith("1 ")), "")
+    if not re.match("1 (OK|ERR) ", answer):
+        raise SetupFailed(f"the program does not answer: expected '1 OK …' or '1 ERR …', got '{answer}'", details=told)
+
+
+def check_policy(machine: Machine, policy: Path, state: Path) -> tuple[bool, str]:
+    """Run `squidkeeper check` as Squid's account; give whether the policy loads, and what the command says."""
+    command = (PROGRAM, "check", "--policy", policy, "--state", state, "--fragment", "")  # it is rendered next
+    done = machine.run_as_squid(*command)
+    return done.returncode == 0, done.stdout
+
+
+def check_exports(folder: Path) -> tuple[bool, str]:
+    """Check the files of the exports; give whether they are good, and what the command says."""
+    done = run(PROGRAM, "export", "--config", folder, "--check")
+    return done.returncode == 0, done.stdout
+
+
+def open_rules(machine: Machine, policy: Path, state: Path) -> list[str]:
+    """List the rules of a policy that allow any client, each with its place."""
+    command = (PROGRAM, "check", "--json", "--require-clients", "--policy", policy, "--state", state)
+    found = json.loads(machine.run_as_squid(*command, stderr=subprocess.DEVNULL).stdout)["warnings"]
+    line = "{file}:{line}:{column}: {message}"
+    return [line.format(**warning) for warning in found if warning["code"] == FaultCode.ANY_CLIENT]
+
+
+def squid_parses(service: str, conf: Path) -> tuple[bool, str]:
+    """Have Squid parse a configuration; it reports some faults, such as a missing program, and exits with 0."""
+    done = run("squid", "-n", service, "-k", "parse", "-f", conf)
+    said = _LOGIN.sub("login=…", done.stdout)  # it repeats every line, passwords of parent proxies included
+    return done.returncode == 0 and re.search(r"\| (FATAL|ERROR): ", said) is None, said
+
+
+def unsafe_directives(parsed: str) -> list[str]:
+    """List directives of the operator's, as Squid repeats them, that take requests past the closing of addresses."""
+    found = re.findall(r"\| Processing: ((?:cache_peer|always_direct) .*)", parsed)
+    return [directive for directive in found if " name=sk_" not in directive]
+
+
+def faults_of(parsed: str) -> str:
+    """Give the lines about faults of what Squid said while it parsed."""
+    return "".join(f"{line}\n" for line in _FAULTY.findall(parsed))
+
+
+def leaves_duplicates() -> bool:
+    """Tell whether logrotate is installed and knows `ignoreduplicates`."""
+    found = re.search(r"logrotate (\d+)\.(\d+)", run("logrotate", "--version").stdout) if which("logrotate") else None
+    return found is not None and (int(found[1]), int(found[2])) >= _LEAVES_DUPLICATES
+
+
+def check_listener(address: str, option: str, *pids: int | None) -> None:
+    """Check that a process of ours can listen, unless one does so already: a Squid that cannot ends at once."""
+    other = f"choose another {option}"
+    try:
+        free = is_free(address)
+    except OSError as error:
+        what = f"{address} is not an address of this machine (yet)"
+        raise SetupFailed(what, f"set the network up first, {other}, or install with --no-start") from error
+    if not free and not any(process_listens(pid, port_of(address)) for pid in pids):
+        raise SetupFailed(f"something else listens on {address} already", f"end it, or {other}")
+
+
+def check_parent(name: str, host: str, port: int, *listens: str) -> str:
+    """Check that a parent is not this gateway, which would send itself each request; give what keeps it from answering.
+
+    `listens` is where the gateway listens. The text is empty where the parent takes connections.
+    """
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        return f"its name does not resolve on this machine ({error.strerror})"
+    addresses = {ip_address(str(one[4][0]).partition("%")[0]) for one in found}
+    if any(port_of(listen) == port and addresses & answers_at(listen) for listen in listens):
+        raise SetupFailed(f"the parent proxy {name}, {host}:{port}, is this gateway", "name another proxy")
+    try:
+        socket.create_connection((host.strip("[]"), port), _PARENT_SECONDS).close()
+    except OSError as error:
+        return f"nothing answers there now ({error.strerror or error})"
+    return ""
+
+
+def check_resolver(address: str, pid: int | None, local: Path) -> None:
+    """Check that the resolver can listen. dns_nameservers takes no port, so it must be 53."""
+    listen = f"{address}:53"
+    if process_listens(pid, 53) or (is_free(listen) and is_free(listen, socket.SOCK_DGRAM)):
+        return
+    others = " ".join(run("ss", "-Hlnup", "sport = :53").stdout.split())
+    raise SetupFailed(
+        f"something else listens on port 53 of every address, or of {address}: {others}",
+        "let it listen on its own addresses alone (dnsmasq: bind-interfaces; BIND: listen-on), or name it in"
+        f" {local}, by dns_nameservers",
+    )
+
+
+def public_addresses(listen: str) -> str:
+    """Give the addresses at which the internet reaches what listens there, joined by commas."""
+    return ", ".join(map(str, reached_at(listen)))

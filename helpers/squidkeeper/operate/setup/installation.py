@@ -1,0 +1,820 @@
+"""One run of an installation: prepare and check beside what is installed, plan, and apply.
+
+Everything is tried before anything is replaced: the program as Squid's account, the policy by `squidkeeper check`, the
+configuration by `squid -k parse`. A run that fails after that puts back what it replaced.
+"""
+
+import os
+import re
+import shutil
+import socket
+import stat
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import psutil
+
+from squidkeeper.base.errors import PullFailed, SetupFailed
+from squidkeeper.base.gateway_commands import command
+from squidkeeper.base.layout import ACCOUNTS, SERVICES, SOCKETS_OF_WORKERS, Layout
+from squidkeeper.base.squid_account import call_as
+from squidkeeper.base.squid_version import squid_version
+from squidkeeper.operate.setup import checks, entries, rendering
+from squidkeeper.operate.setup.apparmor import additions_of, apparmor_confines, lines_at, with_lines
+from squidkeeper.operate.setup.archive_keys import archive_keys
+from squidkeeper.operate.setup.ca_files import ca_files
+from squidkeeper.operate.setup.configuration import (
+    NO_RESOLVER,
+    Configuration,
+    behind_of,
+    gateway_of,
+    generator_of,
+    has_own_login,
+    is_ours,
+    listen_of,
+    listen_of_haproxy,
+    names,
+    status_from_of,
+    unique_name,
+    usual_exporter,
+    usual_gateway_name,
+    usual_health,
+    workers_of,
+)
+from squidkeeper.operate.setup.console import SetupStage, say, show
+from squidkeeper.operate.setup.machine import check, quietly, read_machine
+from squidkeeper.operate.setup.options import (
+    DOCUMENTED,
+    NO_EXPORTER,
+    NO_UPSTREAM,
+    NOT_BEHIND,
+    NOT_SHOWN,
+    SQUID,
+    SetupOptions,
+    port_of,
+    reachable,
+)
+from squidkeeper.operate.setup.packages import HAPROXY, UNBOUND, install_haproxy, install_unbound
+from squidkeeper.operate.setup.plan import Present, SetupStep, StepKind, Wanted, plan
+from squidkeeper.operate.setup.processes import InstalledService, InstalledSquid
+from squidkeeper.operate.setup.transaction import Transaction
+from squidkeeper.policy.language.upstreams import DEFAULT
+from squidkeeper.services.maintenance.own_addresses import own_addresses, prepare_own_addresses
+from squidkeeper.services.maintenance.tls import CERTIFICATE, ServerCertificate
+from squidkeeper.services.pull_settings import read_pull_settings
+from squidkeeper.services.pull_status import CURRENT
+from squidkeeper.serving.parts import Part
+from squidkeeper.serving.rendering import Values, render
+from squidkeeper.serving.squid_conf import Macros, read_squid_conf
+
+_MACHINE_ID: Final = Path("/etc/machine-id")  # machine-id(5); text_at reads nothing where it is missing
+_DEFAULT_LISTEN: Final = "3129"
+_LONGEST_TLS_FOLDER: Final = 80  # the path of a socket has 107 characters, of which HAProxy needs some for itself
+_PARENT_ADVICE: Final = (
+    "store it in that file: one line of printable ASCII, which Squid's account can read (mode 0640, its group)"
+)
+_OPEN_ADVICE: Final = (
+    "--listen ADDRESS:PORT with the address that the VMs reach, such as 192.168.137.1:3129; or clients in those rules"
+    " (--policy DIR); or --open where a firewall keeps others out"
+)
+
+
+class Installation:
+    """The installation of one gateway."""
+
+    def __init__(self, options: SetupOptions, layout: Layout, stage: SetupStage) -> None:
+        self._options = options
+        self._layout = layout
+        self._stage = stage
+        self._work = options.work
+        stage.name, stage.advices = "directories", _advices(options, layout)
+        self._machine = read_machine(layout.root)
+        self._conf = entries.text_at(layout.conf)
+        self._yours = not is_ours(self._conf) and names(self._conf, layout.fragment)
+        self._files: dict[Path, entries.Entry] = {}
+        self._configuration = self._configure()
+        self._squid = InstalledSquid(layout, self._machine.systemd)
+        store = self._work / "store/ssl_db"
+        certificate = self._work / "tls" / CERTIFICATE
+        self._transaction = Transaction(layout, self._machine, self._squid, store, say, certificate)
+        self._fetches = False  # the policy has secrets that are fetched
+        self._values = Values()  # of the policy, in Squid's configuration
+        self._gone: tuple[Path, ...] = ()  # files of Squid's configuration that the policy does not need
+        self._exports = b""  # the files of the exports
+        self._pulls = layout.pull_settings.exists()  # the policy comes from elsewhere
+        self._confined = False  # AppArmor keeps Squid from what is prepared
+
+    def roll_back(self) -> list[str]:
+        """Put back what was replaced; list what could not be."""
+        return self._transaction.roll_back()
+
+    def run(self) -> None:
+        """Install; `SetupFailed`, or an OSError, where a stage fails."""
+        checks.check_way_to(self._machine, self._layout.prefix)
+        self._stage.name = "program"
+        checks.check_readable(self._machine, Path(sys.prefix))
+        self._prepare_ca()
+        new_store = self._prepare_store()
+        self._prepare_policy()
+        self._try_program()
+        self._open_apparmor("squid")
+        self._prepare_configuration()
+        self._prepare_resolver()
+        self._prepare_tls()
+        self._prepare_exports()
+        self._prepare_pull()
+        self._prepare_files()
+        self._check_listen()
+        self._former = self._layout.program.resolve().parent.parent
+        self._apply(new_store=new_store)
+
+    def finish(self) -> None:
+        """Remove what was kept for a rollback, and explain how to try the gateway."""
+        if self._options.dry_run:
+            say("dry run", "nothing was changed")
+            return
+        self._transaction.commit()
+        _remove_old_venvs(self._layout.prefix, {self._options.venv, self._former})
+        self._explain_how_to_try()
+
+    # The CA, the policy and the program
+
+    def _prepare_ca(self) -> None:
+        self._stage.name = "CA"
+        layout = self._layout
+        if self._yours and names(self._conf, layout.ca_key):
+            what = f"{layout.conf} names {layout.ca_key}, which is no longer for Squid"
+            raise SetupFailed(what, f"name {layout.signing_cert} and {layout.signing_key} there")
+        self._ca = ca_files(self._options, layout, self._machine.owner, datetime.now(UTC))
+        self._files.update(self._ca.read_by_squid)
+        for label, text in self._ca.said:
+            say(label, text)
+        self._say_whose_certificates()
+
+    def _prepare_store(self) -> bool:
+        """Prepare the store of Squid's own certificate program, where that is used and another CA's is in place."""
+        if not self._keeps_store:
+            return False
+        # A leaf is signed by what signed then, whose certificate lies in the store: another one may have been put in
+        # place by hand.
+        in_store, signs = entries.read_entry(self._layout.ssl_db / "ca.crt"), self._ca.signing.certificate
+        if isinstance(in_store, entries.File) and in_store.content == signs:
+            return False
+        store = self._own_folder("store") / "ssl_db"
+        check(self._machine.run_as_squid(self._machine.certgen, "-c", "-s", store, "-M", "4MB"))
+        call_as(self._machine.account, lambda: (store / "ca.crt").write_bytes(signs))
+        return True
+
+    @property
+    def _keeps_store(self) -> bool:
+        """Tell whether Squid's own certificate program is used: as asked for, or by a squid.conf of yours."""
+        if self._yours:
+            return names(self._conf, self._layout.ssl_db)
+        return self._configuration.certificates == SQUID
+
+    @property
+    def _drops_store(self) -> bool:
+        """Tell whether a store in place is of no use, also to a squid.conf of yours; it holds the CA's key."""
+        confs = (entries.text_at(self._layout.former_conf), "" if is_ours(self._conf) else self._conf)
+        return not self._keeps_store and not any(names(conf, self._layout.ssl_db) for conf in confs)
+
+    def _own_folder(self, name: str) -> Path:
+        entries.write_entry(self._work / name, entries.Folder({}, 0o755, self._machine.owner))
+        return self._work / name
+
+    def _prepare_policy(self) -> None:
+        self._stage.name = "policy"
+        layout, given, source = self._layout, self._options.policy, self._policy_source
+        if layout.policy.exists():
+            say("policy", f"kept: {layout.policy}")
+            if given and _contents(given) != _contents(layout.policy):
+                say("", f"it differs from {given}, and one in place is never overwritten: move it away, or edit it")
+            self._policy = layout.policy
+        else:
+            say("policy", f"from {source}: {layout.policy}")
+            self._files[layout.policy] = self._policy_of(source)
+            self._policy = self._work / "policy"
+            entries.write_entry(self._policy, self._files[layout.policy])
+        in_place = layout.state.is_dir() and not self._options.dry_run  # check stores compiled lists there
+        state = layout.state if in_place else self._own_folder("compiled")
+        self._compiled = state / "lists"
+        good, told = checks.check_policy(self._machine, self._policy, state)
+        if not good:
+            what = f"the policy does not load, as Squid's account {self._machine.account.name} reads it"
+            raise SetupFailed(what, details=self._as_given(told))
+        for line in self._as_given(told).splitlines():
+            say("", line)
+
+    def _policy_of(self, source: Path) -> entries.Folder:
+        """Read the policy to install: the example without its documents, which an upgrade would leave as they are.
+
+        A file that is copied into the folder gets its group, so that Squid's account can read it.
+        """
+        owner = (0, self._machine.account.group)
+        paths = (path for path in source.iterdir() if self._options.policy or path.suffix != ".md")
+        return entries.Folder({path.name: entries.read_source(path, 0o750, owner) for path in paths}, 0o2750, owner)
+
+    @property
+    def _has_example(self) -> bool:
+        return _contents(self._layout.policy) == _contents(self._options.source / "policy")
+
+    @property
+    def _policy_source(self) -> Path:
+        return self._options.policy or self._options.source / "policy"
+
+    def _as_given(self, text: str) -> str:
+        return text.replace(str(self._work / "policy"), str(self._policy_source))
+
+    def _try_program(self) -> None:
+        self._stage.name = "program"
+        answered = Path(sys.prefix) / "answered"
+        if not answered.exists():
+            checks.check_answer(self._machine, self._policy, self._own_folder("try"))
+            if not self._options.dry_run and os.access(sys.prefix, os.W_OK):
+                answered.touch()
+
+    def _open_apparmor(self, program: str) -> None:
+        if not apparmor_confines(program):
+            return
+        path = additions_of(program)
+        entry = with_lines(lines_at(path), self._layout.prefix, self._configuration.apparmor(program))
+        if entries.read_entry(path) == entry:
+            return
+        self._do(SetupStep(StepKind.OPEN_APPARMOR, path, entry))
+        self._confined = self._options.dry_run
+        if not self._confined:
+            say("AppArmor", f"lets {program} use {self._layout.prefix} ({path})")
+
+    # The configuration
+
+    def _configure(self) -> Configuration:
+        layout, options = self._layout, self._options
+        haproxy = listen_of_haproxy(
+            entries.text_at(layout.haproxy)
+        )  # where there is none, Squid itself takes the clients
+        before = haproxy or (listen_of(self._conf) if is_ours(self._conf) else _first_word(layout.applied))
+        listen = options.listen or before or _DEFAULT_LISTEN
+        told = _first_word(layout.service("exporter").applied)
+        tls = not options.no_tls and (options.tls or bool(haproxy))
+        self._check_tls(tls=tls)
+        behind = () if options.behind == NOT_BEHIND else options.behind or behind_of(self._conf)
+        exporter = options.exporter or told or usual_exporter(layout, listen)
+        self._check_behind(behind, exporter, tls=tls)
+        self._check_status_from(exporter)
+        shown_before = status_from_of(entries.text_at(layout.service("exporter").unit))
+        health = options.health_listen or self._started_with("exporter", "health-listen")
+        return Configuration(
+            source=options.source,
+            layout=layout,
+            machine=self._machine,
+            listen=listen,
+            squid=listen_of(self._conf) if self._yours else listen,
+            exporter=exporter,
+            certificates=options.certificates or generator_of(self._conf),
+            unique_name=unique_name(layout.root, f"{socket.gethostname()} {entries.text_at(_MACHINE_ID)}"),
+            gateway=options.gateway
+            or gateway_of(entries.text_at(layout.logformat))
+            or usual_gateway_name(socket.gethostname()),
+            workers=int(options.workers or workers_of(entries.text_at(layout.fragment))),
+            log_bytes=options.log_bytes or self._maintained("log-bytes"),
+            archive_days=options.archive_days or self._started_with("archive", "keep-days"),
+            archive_bytes=options.archive_bytes or self._started_with("archive", "keep-bytes"),
+            archive_is_copied=layout.archive_store.exists(),
+            tls=tls,
+            behind=behind,
+            status_from=() if options.status_from == NOT_SHOWN else options.status_from or shown_before,
+            health=health or usual_health(layout, listen),
+            tls_names=options.tls_name or (*filter(None, self._maintained("tls-name").split(",")),),
+        )
+
+    def _maintained(self, option: str) -> str:
+        return self._started_with("maintenance", option)
+
+    def _started_with(self, service: str, option: str) -> str:
+        unit = entries.text_at(self._layout.service(service).unit)
+        found = re.search(rf"^ExecStart=.* --{option} (\S+)", unit, re.MULTILINE)
+        return found[1] if found else ""
+
+    def _check_status_from(self, exporter: str) -> None:
+        shown, host = self._options.status_from, exporter.rpartition(":")[0].strip("[]")
+        if shown and shown != NOT_SHOWN and (exporter == NO_EXPORTER or ip_address(host).is_loopback):
+            raise SetupFailed(
+                f"--status-from shows the status page to other machines, and the exporter listens on {exporter}",
+                "add --exporter-listen ADDRESS:9129, with an address that these machines reach",
+            )
+
+    def _check_tls(self, *, tls: bool) -> None:
+        if self._options.tls_name and not tls:
+            raise SetupFailed("--tls-name is for the certificate of the TLS port, which is off", "add --tls")
+        if tls and self._yours:
+            raise SetupFailed(
+                f"--tls replaces the http_port of {self._layout.conf}, which is yours",
+                "--no-tls; squid/INSTALL.md says which lines of yours put HAProxy in front",
+            )
+        if tls and len(str(self._layout.tls)) > _LONGEST_TLS_FOLDER:
+            raise SetupFailed(
+                f"{self._layout.tls} is too long for the path of a socket",
+                f"with --tls, choose a --root that is shorter by {len(str(self._layout.tls)) - _LONGEST_TLS_FOLDER}",
+            )
+
+    def _check_behind(self, behind: tuple[str, ...], exporter: str, *, tls: bool) -> None:
+        if self._options.health_listen and not behind:
+            raise SetupFailed("--health-listen is for load balancers, and there is none", "add --behind ADDRESS")
+        if not behind:
+            return
+        if tls:
+            raise SetupFailed(
+                "--behind and --tls exclude each other: the load balancer takes the clients, with TLS or without",
+                "add --no-tls; squid/FLEET.md says how the load balancer gets its certificate",
+            )
+        if self._yours:
+            raise SetupFailed(
+                f"--behind replaces the http_port of {self._layout.conf}, which is yours",
+                "--behind none; squid/FLEET.md says which lines of yours take clients from a load balancer",
+            )
+        if exporter == NO_EXPORTER:
+            raise SetupFailed(
+                "--behind needs the exporter, which tells the load balancer that the gateway is healthy",
+                "add --exporter-listen 9129",
+            )
+
+    def _prepare_configuration(self) -> None:
+        self._stage.name = "configuration"
+        layout, ours, files = self._layout, self._configuration, self._files
+        files[layout.errors] = entries.Folder({name: _file(text) for name, text in ours.pages().items()})
+        with_logformat = self._yours and not names(self._conf, layout.logformat)
+        self._values = self._policy_values()
+        if not layout.local.exists():
+            files[layout.local] = _file(ours.local_conf())
+        if self._confined:
+            parsed = ""
+            say("configuration", "not checked: AppArmor does not let Squid read it yet")
+        else:
+            parsed = self._parse()
+            whose = "the fragment in our squid.conf" if self._yours else "squid.conf"
+            unchecked = "; yours was not checked" if self._yours else ""
+            say("configuration", f"squid -k parse accepts {whose}, listening on {ours.listen}{unchecked}")
+        self._say_workers()
+        for warning in re.findall(r"\| (WARNING: .*)", parsed):
+            say("", warning)
+        for directive in checks.unsafe_directives(parsed):
+            say("WARNING", f"{directive} takes requests past what closes private addresses: see squid/INSTALL.md")
+        if (version := squid_version()) and version.remark:
+            say("WARNING" if version.problem else "", version.remark)
+        self._leave_to_operator(parsed)
+        self._prepare_parts(with_logformat=with_logformat)
+
+    def _prepare_parts(self, *, with_logformat: bool) -> None:
+        """Render Squid's configuration, and keep the templates: an edit of the policy can need other parts."""
+        layout, files, account = self._layout, self._files, self._machine.account
+        templates = self._configuration.templates(with_logformat=with_logformat)
+        if self._configuration.own_login:
+            self._values = msgspec.structs.replace(self._values, keys=self._values.keys | {Part.LOGIN})
+        files |= rendering.rendered_files(layout, templates, self._values, account)
+        files[layout.templates] = rendering.template_folder(templates)
+        here = layout.parts.glob("*") if layout.parts.is_dir() else ()
+        self._gone = tuple(path for path in here if path not in files)
+
+    def _say_workers(self) -> None:
+        workers = self._configuration.workers
+        if workers > 1:
+            yours = "; add `worker-queues` to your http_port lines, and restart Squid" if self._yours else ""
+            say("workers", f"{workers} processes of Squid serve{yours}")
+
+    def _leave_to_operator(self, parsed: str) -> None:
+        """Do without our resolver and our logins where the operator's own configuration has them, or what it includes.
+
+        Squid has read local.conf. It has not read a squid.conf of yours, which may not include local.conf.
+        """
+        layout, resolver = self._layout, self._layout.resolver
+        reads_local = not self._yours or names(self._conf, layout.local)
+        if reads_local and "| Processing: dns_nameservers " in parsed:
+            resolver = NO_RESOLVER
+            say("resolver", f"as {layout.local} says, by dns_nameservers")
+        yours = read_squid_conf(layout.conf, Macros(layout.squid_service)).directives if self._yours else ()
+        read = [*([parsed, entries.text_at(layout.local)] if reads_local else []), *(line.text for line in yours)]
+        own_login = any(map(has_own_login, read))
+        if own_login:
+            say("login", "by your own auth_param basic program: no client can log in by a token of the policy")
+        self._configuration = replace(self._configuration, resolver=resolver, own_login=own_login)
+
+    def _policy_values(self) -> Values:
+        """Have Squid's account name what of the policy goes into Squid's configuration."""
+        layout, before = self._layout, rendering.default_upstream(self._layout)
+        given = self._options.upstream or before
+        named = rendering.named_values(self._machine.account, self._layout, self._policy, self._compiled)
+        if named.problems:
+            raise SetupFailed(f"the password of a parent proxy is unavailable: {named.problems[0]}", _PARENT_ADVICE)
+        self._fetches = named.fetches
+        documented = self._options.bump == DOCUMENTED or (
+            not self._options.bump and rendering.read_values(layout).documented
+        )
+        values = named.values.with_default("" if given == NO_UPSTREAM else given)
+        values = msgspec.structs.replace(values, documented=documented)
+        self._check_parents(values)
+        return values
+
+    def _check_parents(self, values: Values) -> None:
+        """Name each parent, and warn about one that does not answer: it may start later."""
+        ours, kept = self._configuration, "" if self._options.upstream else ", as installed before"
+        listens = set(filter(None, {ours.listen, ours.squid, ours.squid_listen}))
+        for peer in (*values.peers, *filter(None, [values.default])):
+            whose = f"by --upstream{kept}" if peer.name == DEFAULT else f"upstream {peer.name} of the policy"
+            say("upstream", f"http://{peer.host}:{peer.port} ({whose})")
+            if problem := checks.check_parent(peer.name, peer.host, peer.port, *listens):
+                say(
+                    "WARNING", f"http://{peer.host}:{peer.port}: {problem}; requests that need it fail until it answers"
+                )
+
+    def _parse(self) -> str:
+        """Have Squid parse the same files, which name each other where they are prepared; give what it says."""
+        layout, folder, own = self._layout, self._work / "parse", self._own_folder("state") / "own-addresses"
+        call_as(self._machine.account, lambda: prepare_own_addresses(own.parent))
+        files = {path: entry for path, entry in self._files.items() if path != layout.policy}
+        entries.write_entry(folder, entries.Folder({path.name: entry for path, entry in files.items()}))
+        (folder / layout.parts.name).mkdir()
+        places = (*files, layout.conf, layout.fragment, layout.logformat, layout.parts)
+        prepared = {path: folder / path.name for path in places} | {layout.program: checks.PROGRAM}
+        moved = {name: str(prepared.get(Path(place), place)) for name, place in layout.replacements().items()}
+        moved["/var/lib/squidkeeper/own-addresses"] = str(own)
+        texts = render(self._configuration.templates(moved), self._values, entries.text_at(layout.local))
+        texts["squid.conf"] = self._configuration.render("squid.conf", moved)
+        for name, text in texts.items():
+            (folder / name).write_text(text)
+        good, told = checks.squid_parses(layout.squid_service, folder / "squid.conf")
+        if not good:
+            faults = checks.faults_of(told).replace(f"{folder}/", "prepared ")
+            raise SetupFailed("squid -k parse does not accept the configuration", details=faults)
+        return told
+
+    def _prepare_resolver(self) -> None:
+        self._stage.name = "resolver"
+        if self._configuration.resolver != NO_RESOLVER and not UNBOUND.exists():
+            if self._options.dry_run:
+                say("would", "install the package unbound, its own service disabled")
+            else:
+                install_unbound(self._options.source / "install.sh")
+                say("resolver", "the package unbound is installed, its own service disabled")
+        self._open_apparmor("unbound")
+
+    def _prepare_tls(self) -> None:
+        self._stage.name = "TLS"
+        layout, ours = self._layout, self._configuration
+        if not ours.tls:
+            return
+        self._files[layout.haproxy] = _file(ours.haproxy())
+        self._files[layout.service("tls").unit] = _file(ours.unit("tls"))
+        folder = self._own_folder("tls")
+        for path in (layout.signing_cert, layout.signing_key):
+            entries.write_entry(folder / path.name, self._files[path])
+        call_as(self._machine.account, self._server_certificate_at(folder).issue)
+        say("TLS", f"HAProxy on {ours.listen}, with a certificate for {', '.join(ours.server_names)}")
+        if HAPROXY.exists() or self._install_haproxy():
+            (folder / "haproxy.cfg").write_text(ours.haproxy({"/var/lib/squidkeeper/tls": str(folder)}))
+            quietly(HAPROXY, "-c", "-f", folder / "haproxy.cfg")
+
+    def _install_haproxy(self) -> bool:
+        if self._options.dry_run:
+            say("would", "install the package haproxy, its own service disabled")
+        else:
+            install_haproxy(self._options.source / "install.sh")
+            say("TLS", "the package haproxy is installed, its own service disabled")
+        return not self._options.dry_run
+
+    def _needs_server_certificate(self) -> bool:
+        """Tell whether the one in place is due. It is in a folder of Squid's account, who could put a pipe there."""
+        in_place = entries.text_at(self._layout.tls / CERTIFICATE)
+        return self._server_certificate_at(self._layout.tls).replaces(in_place.encode())
+
+    def _server_certificate_at(self, folder: Path) -> ServerCertificate:
+        prepared, layout, names = self._work / "tls", self._layout, self._configuration.server_names
+        ca, key = (prepared / path.name for path in (layout.signing_cert, layout.signing_key))
+        return ServerCertificate(folder / CERTIFICATE, ca, key, lambda: names)
+
+    def _prepare_exports(self) -> None:
+        self._stage.name = "export"
+        folder = self._layout.exports
+        self._exports = b"".join(file.read_bytes() for file in sorted(folder.glob("*.yaml")))
+        good, told = checks.check_exports(folder) if self._exports else (True, "")
+        if not good:
+            raise SetupFailed("an export cannot be started", details=told)
+        for line in told.splitlines():
+            say("export", line)
+
+    def _prepare_pull(self) -> None:
+        self._stage.name = "pull"
+        layout = self._layout
+        if not self._pulls:
+            return
+        try:
+            settings = read_pull_settings(layout.pull_settings)
+        except PullFailed as error:
+            raise SetupFailed("the policy cannot be pulled", details=str(error)) from None
+        say("pull", f"from {settings.source}")
+        if settings.ceiling is None:
+            say("WARNING", f"{layout.pull_settings} names no ceiling: whoever signs may open everything")
+        if os.path.realpath(layout.policy) != os.path.realpath(layout.pulled / CURRENT):
+            say("", f"{layout.policy} is no link to {layout.pulled / CURRENT} yet: policy/PULL.md says how to make it")
+
+    def _prepare_files(self) -> None:
+        layout, ours = self._layout, self._configuration
+        files = self._files = {**self._ca.first, **self._files, **self._ca.last}
+        source = self._options.source / "squid"
+        if not self._yours:
+            files[layout.conf] = _file(ours.squid_conf())
+        program = self._options.venv / "bin/squidkeeper"
+        files[layout.program] = entries.Link(os.path.relpath(program, layout.program.parent))
+        if not self._machine.systemd:
+            files[layout.supervise] = entries.File((source / "supervise").read_bytes(), 0o755)
+        elif layout.squid_dropin:
+            files[layout.squid_dropin] = _file(ours.render("squid.service.conf"))
+        needed = {
+            "maintenance": True,
+            "render": True,
+            "secrets": self._fetches,
+            "export": bool(self._exports),
+            "pull": self._pulls,
+        }
+        files |= {layout.service(name).unit: _file(ours.unit(name)) for name, is_needed in needed.items() if is_needed}
+        self._prepare_archive()
+        if accounts := self._accounts():
+            files[layout.account] = _file(accounts)
+        if ours.exporter != NO_EXPORTER:
+            observe = {"alerts.yaml": ours.alerts(), "prometheus.yaml": ours.prometheus()}
+            observe |= {name: (source / "observe" / name).read_text() for name in ("recording.yaml", "dashboard.json")}
+            files[layout.service("exporter").unit] = _file(ours.unit("exporter"))
+            files[layout.observe] = entries.Folder({name: _file(text) for name, text in observe.items()})
+        if layout.command and entries.read_entry(layout.command) in (None, entries.Link(str(layout.program))):
+            files[layout.command] = entries.Link(str(layout.program))
+        elif layout.command:
+            say("command", f"{layout.command} is not squidkeeper's and stays: the program is {layout.program}")
+
+    def _prepare_archive(self) -> None:
+        """Prepare the runs of the archive, its key, which stays, and the rule by which logrotate deletes nothing."""
+        layout, ours = self._layout, self._configuration
+        self._files.update(archive_keys(layout, entries.ROOT if self._machine.systemd else (layout.archiver, 0)))
+        public = self._files[layout.archive_pub]
+        told = public.content.decode().rstrip("\n") if isinstance(public, entries.File) else ""
+        if told != entries.text_at(layout.archive_pub) and not self._options.dry_run:
+            say("archive", f"sealed by a new key. Keep a copy of {layout.archive_pub} elsewhere, to verify it:")
+            show(told)
+        self._files[layout.service("archive").unit] = _file(ours.unit("archive"))
+        if self._machine.systemd:
+            self._files[layout.render_path] = _file(ours.render("squidkeeper-render.path"))
+            self._files[layout.archive_timer] = _file(ours.render("squidkeeper-archive.timer"))
+        if layout.logrotate and layout.logrotate.parent.is_dir():
+            if checks.leaves_duplicates():
+                self._files[layout.logrotate] = _file(ours.render("logrotate"))
+            else:
+                say("WARNING", "logrotate is older than 3.21: its rule for Squid deletes logs, archived or not")
+
+    def _accounts(self) -> str:
+        if not self._machine.systemd:
+            return ""
+        needed = {"secrets": self._fetches, "archive": True, "export": bool(self._exports), "pull": self._pulls}
+        names = (name for name, is_needed in needed.items() if is_needed)
+        return "".join(f'u {ACCOUNTS[name]} - "squidkeeper {name}"\n' for name in names)
+
+    # Where things listen
+
+    @property
+    def _starts_squid(self) -> bool:
+        return not self._options.no_start and not self._yours
+
+    def _check_listen(self) -> None:
+        self._stage.name = "listen"
+        ours, services, starts = self._configuration, self._services(), not self._options.no_start
+        self._transaction.services = services
+        if self._starts_squid:
+            checks.check_listener(ours.listen, "--listen", self._squid.pid(), services["tls"].pid())
+        if self._starts_squid and ours.tls:
+            checks.check_listener(ours.squid_listen, "--root, or install without --tls", self._squid.pid())
+        if starts and ours.resolver != NO_RESOLVER:
+            checks.check_resolver(ours.resolver, services["maintenance"].pid(), self._layout.local)
+        if starts and ours.exporter != NO_EXPORTER:
+            checks.check_listener(ours.exporter, "--exporter-listen", services["exporter"].pid())
+        if starts and ours.behind:
+            checks.check_listener(ours.health, "--health-listen", services["exporter"].pid())
+        public = "" if ours.behind else checks.public_addresses(ours.squid)
+        if public:
+            self._check_open(public)
+
+    def _check_open(self, public: str) -> None:
+        """Refuse a new open proxy, unless it was asked for; one in place goes on with a warning."""
+        found = checks.open_rules(self._machine, self._policy, self._layout.state)
+        rules = [self._as_given(rule) for rule in found]
+        if not rules:
+            return
+        reached = f"Squid listens on {self._configuration.squid}, which the internet reaches at {public}"
+        what = f"an open proxy: {reached}, and the policy allows any client"
+        asked_for = self._options.open or ":" in self._options.listen
+        if not asked_for and not self._layout.fragment.exists() and not self._yours:
+            raise SetupFailed(f"{what} (see the lines above)", _OPEN_ADVICE, "\n".join([*rules, ""]))
+        say("WARNING", what)
+        for rule in rules:
+            say("", rule)
+
+    # Plan and transaction
+
+    def _services(self) -> dict[str, InstalledService]:
+        ours, systemd, owner = self._configuration, self._machine.systemd, self._machine.owner
+        ports = {
+            "maintenance": None if ours.resolver == NO_RESOLVER else 53,
+            "tls": port_of(ours.listen),
+            "exporter": None if ours.exporter == NO_EXPORTER else port_of(ours.exporter),
+        }
+        found = {name: InstalledService(name, self._layout, systemd, owner, port) for name, port in ports.items()}
+        group = self._machine.account.group
+        others = {
+            "secrets": self._fetcher,
+            "archive": (self._layout.archiver, group),
+            "export": (self._layout.sender, group),
+            "pull": (self._layout.puller, group),
+            "render": entries.ROOT,
+        }
+        return found | {name: InstalledService(name, self._layout, systemd, who) for name, who in others.items()}
+
+    @property
+    def _fetcher(self) -> entries.Owner:
+        """The user and group that fetch secrets without systemd: Squid's account must not change what runs there."""
+        return self._layout.fetcher, self._machine.account.group
+
+    def _do(self, step: SetupStep) -> None:
+        self._stage.name = step.stage
+        if self._options.dry_run:
+            say("would", str(step))
+        else:
+            self._transaction.apply(step)
+
+    def _apply(self, *, new_store: bool) -> None:
+        self._stage.name = "put in place"
+        layout, owner, ours = self._layout, self._machine.owner, self._configuration
+        folders = {path: entries.Folder({}, 0o750, owner) for path in (layout.access_log.parent, layout.state)}
+        folders[layout.commands] = folders[layout.exports] = folders[layout.parts] = entries.Folder({})
+        run = entries.Folder({}, 0o755)
+        if not self._machine.systemd:
+            run = folders[layout.run] = entries.Folder({}, 0o1775, (0, owner[1]))
+            folders[layout.archive] = entries.Folder({}, 0o750, (layout.archiver, owner[1]))
+            if ours.workers > 1:
+                folders[SOCKETS_OF_WORKERS] = entries.Folder({}, 0o755, owner)
+            if self._pulls:
+                folders[layout.pulled] = entries.Folder({}, 0o750, (layout.puller, owner[1]))
+            if self._fetches:
+                folders[layout.secrets] = entries.Folder({}, 0o2750, self._fetcher)
+        wanted = Wanted(
+            files={path: entries.as_owned_here(entry) for path, entry in self._files.items()},
+            gone=(*self._ca.gone, *self._gone),
+            folders={path: replace(folder, owner=entries.owner_here(folder.owner)) for path, folder in folders.items()},
+            run=replace(run, owner=entries.owner_here(run.owner)),
+            listen=ours.squid_listen,
+            exporter=ours.exporter,
+            fetches=self._fetches,
+            exports=self._exports,
+            pulls=self._pulls,
+            tls=ours.tls,
+            certificate=ours.tls and self._needs_server_certificate(),
+            own_addresses=own_addresses().encode(),
+            store=new_store,
+            drop_store=self._drops_store,
+            start_squid=self._starts_squid,
+            start_services=not self._options.no_start,
+            selinux=self._machine.selinux,
+        )
+        planned = plan(layout, wanted, self._present(wanted))
+        for label, text in planned.notes:
+            say(label, text)
+        if not self._options.dry_run:
+            self._transaction.remove_leftovers(layout.signing_key, layout.ca_key, layout.ssl_db)
+        for step in planned.steps:
+            self._do(step)
+
+    def _present(self, wanted: Wanted) -> Present:
+        layout, services = self._layout, self._transaction.services
+        units = (layout.service(name).unit for name in SERVICES)
+        paths = {*wanted.files, *wanted.gone, layout.conf, layout.former_conf, layout.observe, layout.supervise}
+        paths |= {
+            layout.local,
+            *units,
+            layout.haproxy,
+            *(layout.service(name).applied for name in ("tls", "secrets", "archive", "export", "pull", "render")),
+        }
+        files = {path: entries.read_entry(path) for path in (*paths, layout.own_addresses)}
+        ours = {layout.run, layout.counts, layout.secrets, layout.export_state, layout.tls, layout.ssl_db}
+        for folder in {*wanted.folders, *ours}:
+            if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+                raise SetupFailed(f"{folder} is not a folder", "move it away")
+            files[folder] = _without_entries(folder) if folder.exists() else None
+        told = {name: entries.text_at(layout.service(name).applied) for name in SERVICES}
+        return Present(
+            files={path: entry for path, entry in files.items() if entry},
+            yours=self._yours,
+            squid_runs=self._squid.runs() and self._squid.is_supervised(),
+            squid_told=entries.text_at(layout.applied),
+            changed_since_told=self._changed_since_told(),
+            services_work=frozenset(name for name, service in services.items() if service.works()),
+            service_told=told,
+            closed=self._closed(layout.state, *(() if wanted.exporter == NO_EXPORTER else (layout.counts,))),
+        )
+
+    def _closed(self, *folders: Path) -> tuple[Path, ...]:
+        """List the folders that are there and that Squid's account cannot write, or something below them."""
+        here = [folder for folder in folders if folder.is_dir()]
+        closed = call_as(self._machine.account, lambda: [str(one) for one in here if not os.access(one, entries.RWX)])
+        return tuple(one for one in here if str(one) in closed or entries.root_owns_below(one))
+
+    def _changed_since_told(self) -> bool:
+        """Tell whether a file was written since Squid was told, which may have been told what it held in between."""
+        layout = self._layout
+        told = layout.applied.stat().st_mtime if layout.applied.exists() else 0.0
+        paths = (*layout.read_by_squid, *layout.parts.glob("*"), *layout.errors.glob("*"))
+        return any(path.lstat().st_ctime > told for path in paths if path.exists())
+
+    def _say_whose_certificates(self) -> None:
+        whose = f"Squid's own program, which stores them in {self._layout.ssl_db}"
+        made = f"made by {whose if self._keeps_store else 'squidkeeper'}"
+        say("certificates", f"made as {self._layout.conf} says, by sslcrtd_program" if self._yours else made)
+
+    def _explain_how_to_try(self) -> None:
+        layout, ours = self._layout, self._configuration
+        sudo = "sudo " if "SUDO_USER" in os.environ else ""
+        code = r"-sS -o /dev/null -w '%{http_code}\n'"
+        proxy = f"LOAD-BALANCER:{port_of(ours.listen)}" if ours.behind else reachable(ours.squid)
+        curl = f"curl --proxy http://{proxy} --cacert {layout.ca_cert} {code}"
+        on_path = layout.command in self._files and shutil.which("squidkeeper") == str(layout.command)
+        program = "squidkeeper" if on_path else str(layout.program)
+        explain, log = (command(name, layout, program) for name in ("explain", "log"))
+        example = " (200 and 403 with the example policy)"
+        expected = example if self._has_example else ", with hosts that the policy allows and denies in place of these"
+        show(
+            f"\nTry it{expected}:\n"
+            f"  {curl} https://example.com/\n"
+            f"  {curl} https://en.wikipedia.org/\n"
+            "Which rule decided, and why:\n"
+            f"  {sudo}{log}\n"
+            f"  {sudo}{explain} GET https://en.wikipedia.org/\n"
+            f"{self._where_to_edit()} Lines of your own for Squid: {layout.local}"
+        )
+        if ours.exporter != NO_EXPORTER:
+            status = f"http://{reachable(ours.exporter)}/"
+            show(f"Status: {status}  metrics: /metrics there  alerts, dashboard: {layout.observe}")
+
+    def _where_to_edit(self) -> str:
+        layout = self._layout
+        if self._pulls:
+            return f"Edit the policy where it is pulled from: an edit of {layout.policy} is put back."
+        return f"Edit {layout.policy}: an edit is in force within 3 seconds."
+
+
+def _advices(options: SetupOptions, layout: Layout) -> Mapping[str, str]:
+    return {
+        "directories": "make the directory, or choose another --root",
+        "program": f"see the lines above; with {options.venv} moved away, it is built again",
+        "CA": "give the folder of slicer's ca.crt and ca.key by --ca-dir, or an empty folder for a new CA",
+        "policy": "fix it where the lines above name it, and run this again"
+        f" (of one in place, {command('check', layout, str(layout.program))} shows every fault)",
+        "AppArmor": "see the lines above; squid/apparmor holds what is added",
+        "configuration": f"fix the line, most likely in {layout.local}, and run this again",
+        "resolver": f"install the package unbound by hand, or name other name servers in {layout.local}",
+        "TLS": "see the lines above; --no-tls does without it",
+        "listen": "end what listens there, or choose another --listen",
+        "secrets": "see the lines above; policy/REFERENCE.md explains the sources of secrets",
+        "exporter": "see the lines above; --no-exporter does without it",
+        "pull": f"fix {layout.pull_settings}, as policy/PULL.md describes it; without it nothing is pulled",
+        "export": f"see the lines above, and EXPORT.md; without {layout.exports}/*.yaml none is started",
+    }
+
+
+def _file(text: str) -> entries.File:
+    return entries.File(text.encode())
+
+
+def _first_word(file: Path) -> str:
+    return entries.text_at(file).split(" ")[0]
+
+
+def _without_entries(folder: Path) -> entries.Folder:
+    about = folder.stat()
+    return entries.Folder({}, stat.S_IMODE(about.st_mode), (about.st_uid, about.st_gid))
+
+
+def _contents(folder: Path) -> dict[Path, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md")
+    return {path.relative_to(folder): path.read_bytes() for path in files}
+
+
+def _remove_old_venvs(prefix: Path, keep: set[Path]) -> None:
+    """Remove old environments, but not the former one nor one that a process runs from.
+
+    Squid may not have been told of the new one yet (--no-start, a squid.conf of yours), and its helpers load modules
+    as they need them.
+    """
+    commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    for venv in prefix.glob("venv-*"):
+        if venv not in keep and not any(f"{venv}/bin/" in command for command in commands):
+            entries.remove(venv)

@@ -1,0 +1,69 @@
+"""What the caller of install.sh asked for; install.sh has checked the values."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+NO_EXPORTER: Final = "none"
+SQUID: Final = "squid"
+SQUIDKEEPER: Final = "squidkeeper"
+GENERATORS: Final = (SQUIDKEEPER, SQUID)  # whose program makes the certificates of hosts; the first is the default
+NO_UPSTREAM: Final = "none"
+NOT_BEHIND: Final = ("none",)
+NOT_SHOWN: Final = ("none",)  # the status page, to no other machine
+SHARED, DOCUMENTED = BUMPS = ("shared", "documented")  # whether tunnels share connections to origins
+MOST_WORKERS: Final = 16  # one exporter reads the log of all, and one process on two cores takes 12,000 lines a second
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetupOptions:
+    """The options of one run; an empty text means: as installed before, else the default."""
+
+    source: Path  # a checkout, with squid/ and policy/
+    venv: Path  # the environment that the program's link leads to
+    work: Path  # a folder for what is prepared, which Squid's account can read; it is removed at the end
+    made: tuple[Path, ...] = ()  # what install.sh has made in this run, for a failed run to remove
+    root: Path | None = None
+    listen: str = ""
+    open: bool = False
+    policy: Path | None = None
+    ca_dir: Path | None = None
+    ca: str = ""  # direct or intermediate
+    intermediate_days: str = ""  # a number, or auto: as long as the CA
+    certificates: str = ""  # one of GENERATORS
+    exporter_listen: str = ""
+    no_exporter: bool = False
+    status_from: tuple[str, ...] = ()  # networks, or NOT_SHOWN
+    log_bytes: str = ""
+    archive_days: str = ""  # a number, or auto
+    archive_bytes: str = ""
+    tls: bool = False
+    no_tls: bool = False
+    tls_name: tuple[str, ...] = ()
+    behind: tuple[str, ...] = ()  # addresses of load balancers, or NOT_BEHIND
+    health_listen: str = ""
+    upstream: str = ""
+    bump: str = ""  # one of BUMPS
+    gateway: str = ""  # its name in records
+    workers: str = ""  # a number: Squid's processes that serve
+    no_start: bool = False
+    dry_run: bool = False
+    uninstall: bool = False
+
+    @property
+    def exporter(self) -> str:
+        """Where the exporter listens, `none`, or empty for as before."""
+        if self.no_exporter:
+            return NO_EXPORTER
+        return f"127.0.0.1:{self.exporter_listen}" if self.exporter_listen.isdecimal() else self.exporter_listen
+
+
+def reachable(listen: str) -> str:
+    """Give the ADDRESS:PORT at which this machine reaches what listens on PORT or ADDRESS:PORT."""
+    host, _, port = listen.rpartition(":")
+    return f"127.0.0.1:{port}" if host in ("", "0.0.0.0", "[::]") else listen  # noqa: S104 - compared, not bound
+
+
+def port_of(listen: str) -> int:
+    """Give the port of PORT or ADDRESS:PORT."""
+    return int(listen.rpartition(":")[2])

@@ -1,0 +1,370 @@
+"""The plan of an installation, pure: from what is and what should be to the steps between them.
+
+Nothing to do makes no step. A step says what it does, for `--dry-run`, and the stage that it fails in.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from squidkeeper.base.layout import Layout
+from squidkeeper.operate.setup.configuration import is_ours, listen_of, workers_of
+from squidkeeper.operate.setup.entries import Entry, File, Folder, Link
+from squidkeeper.operate.setup.options import NO_EXPORTER
+
+
+class StepKind(StrEnum):
+    """What a step does, as a phrase that the path completes. Squid's account acts in the folders that it owns."""
+
+    MAKE = "make"
+    PUT = "write"
+    REMOVE = "remove"
+    OPEN_APPARMOR = "load the AppArmor profile with"
+    MAKE_AS_SQUID = "make, as Squid's account,"
+    GIVE_TO_ROOT = "give to root, as the way to secrets that are fetched,"
+    GIVE_TO_SQUID = "give to Squid's account"
+    GIVE_BACK = "give to the account that works there"
+    PUT_STORE = "make the certificate store"
+    WRITE_OWN_ADDRESSES = "write the gateway's own addresses below"
+    LABEL = "label for SELinux, with what it reads,"
+    STOP_SERVICE = "stop the service of"
+    START_MAINTENANCE = "start the maintenance process, and note it in"
+    START_SECRETS = "start the process that fetches secrets, and note it in"
+    START_SQUID = "start Squid, and note it in"
+    RESTART_SQUID = "restart Squid, and note it in"
+    RECONFIGURE_SQUID = "reconfigure Squid, and note it in"
+    MAKE_SERVER_CERTIFICATE = "make the certificate of the TLS port in"
+    START_TLS = "start HAProxy, and note it in"
+    START_EXPORTER = "start the exporter, and note it in"
+    START_ARCHIVE = "start the runs of the archive, and note them in"
+    MAKE_SHARED = "make, as Squid's account and for its group,"
+    START_EXPORT = "start the process that sends records to SIEMs, and note it in"
+    START_PULL = "start the process that pulls the policy, and note it in"
+    START_RENDER = "start what renders Squid's configuration after an edit, and note it in"
+
+
+_STAGES: Final = {
+    StepKind.OPEN_APPARMOR: "AppArmor",
+    StepKind.START_MAINTENANCE: "maintenance",
+    StepKind.START_SECRETS: "secrets",
+    StepKind.START_SQUID: "start",
+    StepKind.RESTART_SQUID: "start",
+    StepKind.RECONFIGURE_SQUID: "start",
+    StepKind.MAKE_SERVER_CERTIFICATE: "TLS",
+    StepKind.START_TLS: "TLS",
+    StepKind.START_EXPORTER: "exporter",
+    StepKind.START_ARCHIVE: "archive",
+    StepKind.START_EXPORT: "export",
+    StepKind.START_PULL: "pull",
+    StepKind.START_RENDER: "render",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SetupStep:
+    """One change: to what is at a path, or to a process, of which the path holds a note about what it has read."""
+
+    action: StepKind
+    path: Path
+    entry: Entry | None = None
+
+    @property
+    def stage(self) -> str:
+        """The stage that it fails in."""
+        return _STAGES.get(self.action, "put in place")
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.path}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What should be."""
+
+    files: Mapping[Path, Entry]
+    gone: tuple[Path, ...] = ()  # what must not be there
+    folders: Mapping[Path, Folder] = field(default_factory=dict)  # made where they are missing
+    run: Folder | None = None  # how the run folder is where it is there: nobody replaces the folder of secrets in it
+    listen: str
+    exporter: str
+    own_addresses: bytes = b""
+    fetches: bool = False  # the policy has secrets that are fetched
+    exports: bytes = b""  # the files of the exports; empty: there is none
+    pulls: bool = False  # the policy is pulled
+    tls: bool = False  # HAProxy takes the clients
+    certificate: bool = False  # the one of the TLS port is due
+    store: bool = False  # the certificate store in place is another CA's
+    drop_store: bool = False
+    start_squid: bool = True
+    start_services: bool = True
+    selinux: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Present:
+    """What is."""
+
+    files: Mapping[Path, Entry] = field(default_factory=dict)  # without what is missing
+    yours: bool = False  # squid.conf is the operator's, and includes the fragment
+    squid_runs: bool = False
+    squid_told: str = ""
+    changed_since_told: bool = False  # a file that Squid reads
+    services_work: frozenset[str] = frozenset()
+    service_told: Mapping[str, str] = field(default_factory=dict)
+    closed: tuple[Path, ...] = ()  # folders of the state that Squid's account cannot write
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Steps in their order, and notes about what stays as it is, each with its label."""
+
+    steps: tuple[SetupStep, ...]
+    notes: tuple[tuple[str, str], ...]
+
+
+def plan(layout: Layout, wanted: Wanted, present: Present) -> Plan:
+    """Plan what leads from what is present to what is wanted."""
+    return _Planner(layout, wanted, present).plan()
+
+
+class _Planner:
+    def __init__(self, layout: Layout, wanted: Wanted, present: Present) -> None:
+        self._layout = layout
+        self._wanted = wanted
+        self._present = present
+        self._here = present.files
+        kept = {path: entry for path, entry in present.files.items() if path not in wanted.gone}
+        self._after = {**kept, **wanted.files}
+        self._conf = _text(present.files.get(layout.conf))
+        self._notes: list[tuple[str, str]] = []
+
+    def plan(self) -> Plan:
+        steps = [*self._folders(), *self._former(), *self._files(), *self._state()]
+        if steps and self._wanted.selinux:
+            steps.append(SetupStep(StepKind.LABEL, self._layout.state))
+        for process in self._processes():
+            steps += process()
+        return Plan(tuple(steps), tuple(self._notes))
+
+    def _processes(self) -> Iterator[Callable[[], Iterator[SetupStep]]]:
+        """Yield what plans each process, in the order of their start: Squid needs the resolver and the secrets.
+
+        Maintenance and exporter ask Squid for its counters, behind a load balancer with a PROXY header. A Squid that
+        takes none records it as a client's request, so none is sent before Squid takes it, nor after.
+        """
+        ahead: list[Callable[[], Iterator[SetupStep]]] = [self._maintenance]
+        after: list[Callable[[], Iterator[SetupStep]]] = [self._exporter]
+        before, then = self._sends_header(self._here), self._sends_header(self._after)
+        if self._present.squid_runs and before != then:
+            ahead, after = ([], [*ahead, *after]) if then else ([*ahead, *after], [])
+        yield from (*ahead, self._secrets, self._squid, self._store, self._tls, *after)
+        yield from (self._archive, self._export, self._pull, self._render)
+
+    def _sends_header(self, files: Mapping[Path, Entry]) -> bool:
+        unit = files.get(self._layout.service("maintenance").unit)
+        return b" --proxy-header" in _content(unit)
+
+    def _folders(self) -> Iterator[SetupStep]:
+        folders = self._wanted.folders.items()
+        yield from (SetupStep(StepKind.MAKE, path, folder) for path, folder in folders if path not in self._here)
+        for path in (self._layout.archive, self._layout.pulled):  # root's are of no use, such as after a restore
+            folder, here = self._wanted.folders.get(path), self._here.get(path)
+            if folder and isinstance(here, Folder) and here.owner[0] == 0 != folder.owner[0]:
+                self._notes.append(("state", f"given to user {folder.owner[0]}: {path}"))
+                yield SetupStep(StepKind.GIVE_BACK, path, folder)
+        if self._wanted.run and self._here.get(self._layout.run, self._wanted.run) != self._wanted.run:
+            yield SetupStep(StepKind.GIVE_TO_ROOT, self._layout.run, self._wanted.run)
+
+    def _former(self) -> Iterator[SetupStep]:
+        """Keep what is replaced: the operator's squid.conf, and one of ours that was edited."""
+        conf, former = self._layout.conf, self._layout.former_conf
+        if self._present.yours:
+            self._notes.append(("squid.conf", f"yours, which includes {self._layout.fragment}, stays in force"))
+        elif conf in self._here and not is_ours(self._conf):
+            if former in self._here and _text(self._here[former]) != self._conf:
+                yield from self._keep(former)
+            yield from self._put({former: self._here[conf]})
+            self._notes.append(("squid.conf", f"the one that was there is kept as {former}"))
+        elif self._here.get(conf) != self._wanted.files.get(conf):
+            yield from self._keep(conf)
+
+    def _keep(self, path: Path) -> Iterator[SetupStep]:
+        return self._put({path.with_name(f"{path.name}.previous"): self._here[path]} if path in self._here else {})
+
+    def _put(self, entries: Mapping[Path, Entry]) -> Iterator[SetupStep]:
+        return (
+            SetupStep(StepKind.PUT, path, entry) for path, entry in entries.items() if self._here.get(path) != entry
+        )
+
+    def _files(self) -> Iterator[SetupStep]:
+        yield from self._put(self._wanted.files)
+        yield from (SetupStep(StepKind.REMOVE, path) for path in self._wanted.gone if path in self._here)
+        if self._wanted.store:
+            yield SetupStep(StepKind.PUT_STORE, self._layout.ssl_db)
+        layout = self._layout
+        if self._wanted.exporter == NO_EXPORTER:
+            yield from self._without("exporter", layout.observe)
+        if not self._wanted.fetches:
+            yield from self._without("secrets", layout.service("secrets").applied, layout.secrets)
+        if not self._wanted.exports:
+            yield from self._without("export", layout.service("export").applied, layout.export_state)
+        if not self._wanted.pulls:
+            yield from self._without("pull", layout.service("pull").applied)
+        if not self._wanted.tls:
+            yield from self._without("tls", layout.service("tls").applied, layout.haproxy, layout.tls)
+
+    def _without(self, service: str, *others: Path) -> Iterator[SetupStep]:
+        unit = self._layout.service(service).unit
+        if unit in self._here:
+            yield SetupStep(StepKind.STOP_SERVICE, unit)
+        yield from (SetupStep(StepKind.REMOVE, path) for path in (unit, *others) if path in self._here)
+
+    def _state(self) -> Iterator[SetupStep]:
+        yield from (SetupStep(StepKind.GIVE_TO_SQUID, path) for path in self._present.closed)
+        if self._wanted.exporter != NO_EXPORTER and self._layout.counts not in self._here:
+            yield SetupStep(StepKind.MAKE_AS_SQUID, self._layout.counts)
+        if self._wanted.exports and self._layout.export_state not in self._here:
+            yield SetupStep(StepKind.MAKE_SHARED, self._layout.export_state)
+        if _content(self._here.get(self._layout.own_addresses)) != self._wanted.own_addresses:
+            yield SetupStep(StepKind.WRITE_OWN_ADDRESSES, self._layout.state)
+        if self._wanted.certificate:
+            yield SetupStep(StepKind.MAKE_SERVER_CERTIFICATE, self._layout.tls)
+
+    def _maintenance(self) -> Iterator[SetupStep]:
+        reads = self._service_reads("maintenance")
+        if self._goes_on("maintenance", reads):
+            yield _noting(StepKind.START_MAINTENANCE, self._layout.service("maintenance").applied, reads)
+
+    def _secrets(self) -> Iterator[SetupStep]:
+        reads = self._service_reads("secrets")
+        if self._wanted.fetches and self._goes_on("secrets", reads):
+            yield _noting(StepKind.START_SECRETS, self._layout.service("secrets").applied, reads)
+
+    def _tls(self) -> Iterator[SetupStep]:
+        paths = self._layout.service("tls")
+        reads = self._hash((paths.unit, self._layout.supervise, self._layout.haproxy))
+        if self._wanted.tls and self._goes_on("tls", reads):
+            yield _noting(StepKind.START_TLS, paths.applied, reads)
+
+    def _exporter(self) -> Iterator[SetupStep]:
+        """Start the exporter. The note about it begins with where it listens, which a later run uses again."""
+        note, listen = self._layout.service("exporter").applied, self._wanted.exporter
+        told, reads = self._present.service_told.get("exporter", ""), f"{listen} {self._service_reads('exporter')}"
+        if listen == NO_EXPORTER:
+            self._notes.append(("exporter", "none (--no-exporter)"))
+            reads = NO_EXPORTER
+        elif self._goes_on("exporter", reads):
+            yield _noting(StepKind.START_EXPORTER, note, reads)
+            return
+        elif not self._wanted.start_services:
+            reads = listen
+        if told.split(" ")[0] != listen:
+            yield _noting(StepKind.PUT, note, reads)
+
+    def _archive(self) -> Iterator[SetupStep]:
+        layout = self._layout
+        unit = layout.service("archive").unit
+        reads = self._hash((unit, layout.archive_timer, layout.supervise, layout.program, layout.archive_pub))
+        if unit in self._wanted.files and self._goes_on("archive", reads):
+            yield _noting(StepKind.START_ARCHIVE, layout.service("archive").applied, reads)
+
+    def _export(self) -> Iterator[SetupStep]:
+        paths = self._layout.service("export")
+        reads = self._hash((paths.unit, self._layout.supervise, self._layout.program), self._wanted.exports)
+        if self._wanted.exports and self._goes_on("export", reads):
+            yield _noting(StepKind.START_EXPORT, paths.applied, reads)
+
+    def _pull(self) -> Iterator[SetupStep]:
+        reads = self._service_reads("pull")
+        if self._wanted.pulls and self._goes_on("pull", reads):
+            yield _noting(StepKind.START_PULL, self._layout.service("pull").applied, reads)
+
+    def _render(self) -> Iterator[SetupStep]:
+        layout = self._layout
+        unit = layout.service("render").unit
+        reads = self._hash((unit, layout.render_path, layout.supervise, layout.program))
+        if unit in self._wanted.files and self._goes_on("render", reads):
+            yield _noting(StepKind.START_RENDER, layout.service("render").applied, reads)
+
+    def _goes_on(self, service: str, reads: str) -> bool:
+        if not self._wanted.start_services:
+            self._notes.append((service, "not started (--no-start)"))
+        elif service in self._present.services_work and self._present.service_told.get(service) == reads:
+            self._notes.append((service, "runs, unchanged"))
+        else:
+            return True
+        return False
+
+    def _service_reads(self, name: str) -> str:
+        return self._hash((self._layout.service(name).unit, self._layout.supervise, self._layout.program))
+
+    def _squid(self) -> Iterator[SetupStep]:
+        told, reads, note = self._told(), self._squid_reads(), self._layout.applied
+        if self._present.yours:
+            how = "squid -k parse && squid -k reconfigure (or start it)"
+            self._notes.append(("squid", f"not told yet, as its squid.conf is yours: {how}"))
+        elif not self._wanted.start_squid:
+            self._notes.append(("squid", "not started (--no-start)"))
+            if told.split(" ")[0] != self._wanted.listen or told != self._present.squid_told:
+                yield _noting(StepKind.PUT, note, self._wanted.listen)  # for a later run to use
+        elif not self._present.squid_runs:
+            yield _noting(StepKind.START_SQUID, note, reads)
+        elif told.rpartition(" ")[0] != reads.rpartition(" ")[0]:
+            yield _noting(StepKind.RESTART_SQUID, note, reads)
+        elif told != reads or self._present.changed_since_told or self._changes_what_squid_reads():
+            yield _noting(StepKind.RECONFIGURE_SQUID, note, reads)
+        else:
+            self._notes.append(("squid", "runs, unchanged"))
+
+    def _store(self) -> Iterator[SetupStep]:
+        """Remove the certificate store that nothing uses, once Squid uses it no more."""
+        if self._wanted.drop_store and self._layout.ssl_db in self._here:
+            yield SetupStep(StepKind.REMOVE, self._layout.ssl_db)
+
+    def _changes_what_squid_reads(self) -> bool:
+        parts = {*self._parts(self._here), *self._parts(self._after)}
+        return any(self._after.get(path) != self._here.get(path) for path in (*self._layout.read_by_squid, *parts))
+
+    def _parts(self, files: Mapping[Path, Entry]) -> list[Path]:
+        return sorted(path for path in files if path.parent == self._layout.parts and path.suffix == ".conf")
+
+    def _told(self) -> str:
+        """Give what Squid was told. Where an operator's squid.conf is replaced, only the port is known."""
+        told, foreign = self._present.squid_told, self._layout.conf in self._here and not is_ours(self._conf)
+        return told.split(" ")[0] if foreign else told
+
+    def _squid_reads(self) -> str:
+        """Give where Squid listens, and two hashes: of what else only a restart changes, and of all it reads."""
+        layout, pages = self._layout, self._after.get(self._layout.errors)
+        ours = sorted(pages.entries.items()) if isinstance(pages, Folder) else []
+        texts = b"".join(_content(entry) for name, entry in ours if name.startswith("ERR_"))
+        read = [layout.conf, layout.fragment, *self._parts(self._after), layout.logformat, layout.local]
+        read += filter(None, [layout.squid_dropin])
+        listen = listen_of(_text(self._after.get(layout.conf)))
+        workers = workers_of(_text(self._after.get(layout.fragment)))
+        number = b"" if workers == 1 else b"%d" % workers
+        rest = self._hash(read, texts + self._content_at(layout.program))
+        return f"{listen} {self._hash((layout.signing_cert,), number)} {rest}"
+
+    def _content_at(self, path: Path) -> bytes:
+        return _content(self._after.get(path))
+
+    def _hash(self, paths: Iterable[Path], more: bytes = b"") -> str:
+        return sha256(b"".join(map(self._content_at, paths)) + more).hexdigest()[:16]
+
+
+def _noting(action: StepKind, note: Path, reads: str) -> SetupStep:
+    return SetupStep(action, note, File(f"{reads}\n".encode()))
+
+
+def _content(entry: Entry | None) -> bytes:
+    if isinstance(entry, Link):
+        return f"{entry.target}\n".encode()
+    return entry.content if isinstance(entry, File) else b""
+
+
+def _text(entry: Entry | None) -> str:
+    return _content(entry).decode(errors="replace")

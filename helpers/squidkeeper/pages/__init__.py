@@ -1,1 +1,0 @@
-"""Parts that the status page and the report share (floor 6)."""

@@ -1,0 +1,121 @@
+"""The matching fields, each with what makes it hold.
+
+One table serves deciding and explaining.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from squidkeeper.policy.language.model import Action, Credential, Match, Rewrite, Route, Rule
+from squidkeeper.policy.language.queries import parse_query
+from squidkeeper.policy.url import DEFAULT_PORTS, Host, ReadPath
+
+Entry = Rule | Rewrite | Credential
+
+
+class HostFacts(NamedTuple):  # cheaper to make than a dataclass, and made for each line
+    """What the fields that need no URL are matched with.
+
+    `method` is None for the CONNECT of a tunnel, where any may follow, and empty for one that no entry names;
+    one that differs from a named one only in its case is in lower case.
+    """
+
+    clients: tuple[str, ...]
+    method: str | None
+    scheme: str
+    host: Host
+    port: int
+
+
+class UrlFacts(NamedTuple):  # cheaper to make than a dataclass, and made for each line
+    """What the fields that need the URL are matched with: the path in one reading, the query, and the path as sent."""
+
+    path: ReadPath
+    query: str | None
+    sent: str
+
+
+def is_deny(entry: Entry) -> bool:
+    """Tell whether an entry is a deny: left out, `ports` then holds for more ports than in an allow."""
+    return isinstance(entry, Rule) and entry.action is Action.DENY
+
+
+def covers_every_port(entry: Entry | Route) -> bool:
+    """Tell whether `ports`, left out, holds for every port: no request gets past a parent by its port."""
+    return isinstance(entry, Route) or is_deny(entry)
+
+
+def covers_default_port(scheme: str, port: int) -> bool:
+    """Tell whether a port is the one that an allow without `ports` opens."""
+    return DEFAULT_PORTS[scheme] == port
+
+
+def _clients(match: Match, facts: HostFacts, _deny: bool) -> bool:
+    return match.clients is None or not match.clients.isdisjoint(facts.clients)
+
+
+def _schemes(match: Match, facts: HostFacts, _deny: bool) -> bool:
+    return match.schemes is None or facts.scheme in match.schemes
+
+
+def _ports(match: Match, facts: HostFacts, deny: bool) -> bool:
+    if match.ports is None:
+        return deny or covers_default_port(facts.scheme, facts.port)
+    return any(facts.port in ports for ports in match.ports)
+
+
+def _methods(match: Match, facts: HostFacts, deny: bool) -> bool:
+    if match.methods is None or facts.method is None or facts.method in match.methods:
+        return True
+    return deny and facts.method.upper() in match.methods  # some servers take `patch` for PATCH
+
+
+def _paths(match: Match, url: UrlFacts, _deny: bool) -> bool:
+    if match.paths is None:
+        return True
+    return any(pattern.match(url.path) is not None for pattern in match.paths)
+
+
+def _query(match: Match, url: UrlFacts, deny: bool) -> bool:
+    if match.query is None:
+        return True
+    values = parse_query(url.query)
+    if deny:
+        return all(pattern.matches_one(values) for pattern in match.query)
+    return all(pattern.matches_all(values) for pattern in match.query)
+
+
+def _urls(match: Match, url: UrlFacts, _deny: bool) -> bool:
+    return match.urls is None or any(one.matches(url.sent, url.query) for one in match.urls)
+
+
+HOST_FIELDS: dict[str, Callable[[Match, HostFacts, bool], bool]] = {
+    "clients": _clients,
+    "schemes": _schemes,
+    "ports": _ports,
+    "methods": _methods,
+}
+URL_FIELDS: dict[str, Callable[[Match, UrlFacts, bool], bool]] = {"paths": _paths, "query": _query, "urls": _urls}
+
+
+def holds_for_host(entry: Entry | Route, facts: HostFacts) -> bool:
+    """Tell whether every field that needs no URL holds; `HostIndex` matches the host."""
+    deny = covers_every_port(entry)
+    return all(holds(entry.match, facts, deny) for holds in HOST_FIELDS.values())
+
+
+def holds_for_url(entry: Entry, url: UrlFacts) -> bool:
+    """Tell whether every field that needs the URL holds."""
+    match, deny = entry.match, is_deny(entry)
+    for holds in URL_FIELDS.values():  # noqa: SIM110 - all() costs as much again, for each entry of each line
+        if not holds(match, url, deny):
+            return False
+    return True
+
+
+def failing_fields(entry: Entry, facts: HostFacts, url: UrlFacts | None) -> Iterator[str]:
+    """Name the fields that do not hold."""
+    deny = is_deny(entry)
+    yield from (name for name, holds in HOST_FIELDS.items() if not holds(entry.match, facts, deny))
+    if url is not None:
+        yield from (name for name, holds in URL_FIELDS.items() if not holds(entry.match, url, deny))

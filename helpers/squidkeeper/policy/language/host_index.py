@@ -1,0 +1,101 @@
+"""The entries of a policy by the hosts they match: the cost does not depend on their number."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from squidkeeper.policy.language.host_lists import HostList
+from squidkeeper.policy.language.hosts import HostForm, HostPattern, Network, host_keys
+from squidkeeper.policy.language.model import Match
+from squidkeeper.policy.url import Host
+
+
+class Matching(Protocol):
+    """A rule, a rewrite or a credential."""
+
+    @property
+    def match(self) -> Match:
+        """The fields it matches by."""
+
+
+class HostIndex:
+    """Entries by their position and the hosts they match. A lookup costs the labels of the host, not the entries."""
+
+    def __init__(self, entries: Sequence[Matching], lists: Mapping[str, HostList]) -> None:
+        self._by_key: dict[str, list[int]] = {}
+        self._by_network: list[tuple[Network, int]] = []
+        self._by_list: dict[str, list[int]] = {}
+        self._lists = lists
+        self._is_empty = True
+        self._has_wildcards = False
+        for position, entry in enumerate(entries):
+            self.add(position, entry.match)
+
+    def add(self, position: int, match: Match) -> None:
+        """Add the entry at a position."""
+        self._is_empty = False
+        if match.any_host:
+            self._by_key.setdefault(HostForm.ANY, []).append(position)
+        for pattern in match.hosts or ():
+            if pattern.network is not None:
+                self._by_network.append((pattern.network, position))
+            else:
+                self._by_key.setdefault(pattern.key, []).append(position)
+                self._has_wildcards |= pattern.form in _WILDCARDS
+        for name in match.lists or ():
+            self._by_list.setdefault(name, []).append(position)
+            self._has_wildcards |= self._lists[name].has_wildcards
+
+    def positions(self, host: Host) -> tuple[int, ...]:
+        """List, in the policy's order, the positions of the entries whose `hosts` and `lists` hold for a host."""
+        if self._is_empty:
+            return ()
+        keys = host_keys(host, wildcards=self._has_wildcards)
+        found = self._with_keys(keys)
+        if host.address is not None:
+            found += (position for network, position in self._by_network if host.address in network)
+        for name, positions in self._by_list.items():
+            if self._lists[name].holds(host, keys):
+                found += positions
+        return tuple(sorted(set(found))) if found else ()  # most hosts have no entry in most sections
+
+    def covering(self, match: Match) -> list[int]:
+        """List, in the policy's order, the positions of the entries that hold for every host which `match` holds for.
+
+        Of entries that only together cover a host list or two patterns, none is listed.
+        """
+        patterns = (HostPattern("*", HostForm.ANY),) if match.any_host else match.hosts or ()
+        groups = [self._covering_pattern(pattern) for pattern in patterns]
+        groups += [{*self._by_list.get(name, ()), *self._with_keys([HostForm.ANY])} for name in match.lists or ()]
+        return sorted(set.intersection(*groups))
+
+    def _with_keys(self, keys: Iterable[str]) -> list[int]:
+        by_key = self._by_key
+        return [position for key in keys if key in by_key for position in by_key[key]]
+
+    def _covering_pattern(self, pattern: HostPattern) -> set[int]:
+        keys, network = _wider_keys(pattern), pattern.network
+        found = set(self._with_keys(keys))
+        if network is not None:
+            found.update(position for wider, position in self._by_network if _contains(wider, network))
+        for name, positions in self._by_list.items():
+            hosts = self._lists[name]
+            if hosts.has_key(keys) or (network is not None and hosts.covers_network(network)):
+                found.update(positions)
+        return found
+
+
+def _wider_keys(pattern: HostPattern) -> Sequence[str]:
+    if pattern.network is not None or pattern.form is HostForm.ANY:
+        return [HostForm.ANY]
+    if pattern.form is HostForm.EXACT:
+        return host_keys(Host(pattern.name))
+    itself = {HostForm.TREE: (".",), HostForm.LABEL: ("*.", ".", "**."), HostForm.UNDER: (".", "**.")}[pattern.form]
+    above = [key for key in host_keys(Host(pattern.name)) if key.startswith((".", "**.")) and key != f".{pattern.name}"]
+    return [*(f"{form}{pattern.name}" for form in itself), *above, HostForm.ANY]
+
+
+def _contains(wider: Network, network: Network) -> bool:
+    return wider.version == network.version and wider.supernet_of(network)  # type: ignore[arg-type] # the same version
+
+
+_WILDCARDS = (HostForm.LABEL, HostForm.UNDER)

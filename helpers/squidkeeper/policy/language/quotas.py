@@ -1,0 +1,138 @@
+"""What a quota counts: how much, of what, for whom and in which time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from squidkeeper.base.errors import PatternError
+from squidkeeper.base.faults import Fault, FaultCode, Location
+from squidkeeper.base.formatting import byte_size, quantity
+
+if TYPE_CHECKING:
+    from squidkeeper.policy.language.model import Policy, Rule
+
+DEFAULT_RULE: Final = "default"  # in `rules`: what no rule decides
+UNCOUNTED: Final = "quota-unavailable"  # in `found` of a record: how a quota that could not be counted is named
+LARGEST_COUNT: Final = 999_999_999  # YAML of a policy takes longer numbers as text alone
+LARGEST_SIZE: Final = 10**15  # bytes; a number in Lua is exact up to nine times that
+_SIZE = re.compile(r"([1-9][0-9]{0,15})(KB|MB|GB|TB)")
+_BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+class QuotaUnit(StrEnum):
+    """What is counted."""
+
+    REQUESTS = "requests"
+    TUNNELS = "tunnels"
+    TICKETS = "tickets"
+    BYTES_OUT = "bytes_out"
+    BYTES_IN = "bytes_in"
+
+    @property
+    def is_size(self) -> bool:
+        """Whether it is counted at the end of a request, in bytes."""
+        return self in (QuotaUnit.BYTES_OUT, QuotaUnit.BYTES_IN)
+
+
+class Counted(StrEnum):
+    """For whom one count is kept."""
+
+    CLIENT = "client"
+    RULE = "rule"
+    ALL = "all"
+
+
+class Window(StrEnum):
+    """The time after which a count begins again: by the clock, in UTC."""
+
+    MINUTE = "minute"
+    HOUR = "hour"
+    DAY = "day"
+
+    @property
+    def seconds(self) -> int:
+        """Its length."""
+        return {"minute": 60, "hour": 3600, "day": 86400}[self.value]
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """A quota. `rules` and `clients` name what it is for: the rule that allowed, and who asked. None: all."""
+
+    name: str
+    location: Location
+    unit: QuotaUnit
+    limit: int
+    window: Window
+    per: Counted
+    rules: frozenset[str] | None = None
+    clients: frozenset[str] | None = None
+
+    def holds_for(self, clients: tuple[str, ...]) -> bool:
+        """Tell whether it is for a request of these clients."""
+        return self.clients is None or not self.clients.isdisjoint(clients)
+
+    def counts(self, rule: str) -> bool:
+        """Tell whether it is for what a rule allows; rules of no policy of its own are named as they are recorded."""
+        return self.rules is None or rule in self.rules
+
+    @property
+    def text(self) -> str:
+        """The quota as people read it: `600 requests a minute for each client`."""
+        return f"{self.amount} {_EVERY[self.window]} {_FOR[self.per]}"
+
+    @property
+    def amount(self) -> str:
+        """The limit with its unit."""
+        return shown_amount(self.unit, self.limit)
+
+
+def shown_amount(unit: QuotaUnit, count: int) -> str:
+    """Write how much of a unit was used: `12 requests`, `1.5 GB out`."""
+    if unit.is_size:
+        return f"{byte_size(count)} {'out' if unit is QuotaUnit.BYTES_OUT else 'in'}"
+    return quantity(count, unit.removesuffix("s"))
+
+
+def parse_size(text: str) -> int:
+    """Parse a number of bytes, such as 500MB; `PatternError` with the bounds."""
+    match = _SIZE.fullmatch(text)
+    size = int(match[1]) * _BYTES[match[2]] if match else 0
+    if not 0 < size <= LARGEST_SIZE:
+        raise PatternError(f"{text!r} is not a size of at most 1000TB, expected one such as 500KB, 20MB or 1GB")
+    return size
+
+
+def never_used(policy: Policy) -> Iterator[Fault]:
+    """Warn about quotas that count nothing: what their rules decide is not what they count."""
+    rules = {rule.name: rule for rule in policy.rules}
+    for quota in policy.quotas:
+        named = [rules.get(name) for name in sorted(quota.rules or ())]
+        if named and not any(_counts_some(quota.unit, rule) for rule in named):
+            message = f"quota {quota.name!r} counts no {quota.unit}: {_NEVER[quota.unit]}"
+            yield Fault(quota.location, FaultCode.QUOTA_NEVER, message)
+
+
+def _counts_some(unit: QuotaUnit, rule: Rule | None) -> bool:
+    if rule is None:
+        return True
+    if unit is QuotaUnit.TICKETS:
+        return rule.action == "ask"
+    if rule.passthrough and unit is QuotaUnit.REQUESTS:
+        return False
+    return rule.action != "deny"
+
+
+_EVERY = {Window.MINUTE: "a minute", Window.HOUR: "an hour", Window.DAY: "a day"}
+_FOR = {Counted.CLIENT: "for each client", Counted.RULE: "for each rule", Counted.ALL: "for all together"}
+_NEVER = {
+    QuotaUnit.REQUESTS: "its rules deny, or pass tunnels through, whose requests are not seen",
+    QuotaUnit.TUNNELS: "its rules deny",
+    QuotaUnit.TICKETS: "none of its rules asks",
+    QuotaUnit.BYTES_OUT: "its rules deny",
+    QuotaUnit.BYTES_IN: "its rules deny",
+}

@@ -1,0 +1,330 @@
+"""The policy in force: watch its files, load them, replace it whole, keep the last good one."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from squidkeeper.base.errors import PolicyError, describe
+from squidkeeper.base.faults import Fault, FaultCode, Location
+from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.policy_store.file_watch import FileWatch
+from squidkeeper.policy.policy_store.loading import LoadedPolicy, load_sources, load_stored_revision
+from squidkeeper.policy.policy_store.open_writes import UnfinishedFile
+from squidkeeper.policy.policy_store.reload_gate import PATIENCE_SECONDS, Edit, EditGate, Passage, gate_faults
+from squidkeeper.policy.policy_store.revisions import InForce, RevisionWriter, marked_in_force, revision_in_force
+from squidkeeper.policy.policy_store.sources import Sources
+
+_FIRST_LOAD_SECONDS = 8
+_CHECK_EVERY_SECONDS = 0.2
+_SETTLE_SECONDS = 0.05
+_WRITE_SECONDS = 5.0  # a file that is open for writing for longer is reported
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyState:
+    """The state of the policy on disk, at the last check that found it changed.
+
+    `revision` is in force since `loaded` (seconds since 1970); None if no policy has loaded. `ok`: it is the policy on
+    disk; else `faults` tell why not, or `held` is the revision on disk, for which the reload gate has no verdict yet.
+    `warnings` are those of the revision in force.
+    """
+
+    revision: str | None = None
+    loaded: float | None = None
+    ok: bool = False
+    faults: tuple[Fault, ...] = ()
+    warnings: tuple[Fault, ...] = ()
+    held: str | None = None
+
+    @property
+    def problem(self) -> str:
+        """The faults as text, one a line."""
+        return "\n".join(map(str, self.faults))
+
+    @property
+    def gated(self) -> bool:
+        """Whether the reload gate refuses the policy on disk; every helper then has the revision in force."""
+        return not self.ok and bool(self.faults) and self.faults[0].code is FaultCode.RELOAD_GATED
+
+
+class PolicyWatcher(Generic[T]):
+    """The policy in force, as what `prepare` makes of it; None until one has loaded.
+
+    `current` and `state` are replaced whole: take `current` once for each line, and use that until the line is done.
+    The watching thread stores what was loaded in the folder `revisions`; nobody waits for that.
+    A file that is being written is not loaded. A process that starts meanwhile, or while an edit replaces another,
+    starts with the revision that was in force before, until the files are complete.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        list_cache: Path | None,
+        prepare: Callable[[CompiledPolicy], T],
+        revisions: Path | None = None,
+        *,
+        follows: Path | None = None,
+        without_policy: str = "everything is denied",
+    ) -> None:
+        self.current: T | None = None
+        self._not_read = PolicyState(
+            faults=(Fault(Location(str(directory)), FaultCode.NOT_READ, "the policy is not read yet"),)
+        )
+        self.state = self._not_read
+        self._directory = directory
+        self._list_cache = list_cache
+        self._prepare = prepare
+        self._revisions = revisions
+        self._without_policy = without_policy  # what this process does until a policy loads, for its log
+        self._writer = RevisionWriter(revisions, list_cache)
+        self._gate = EditGate(directory, revisions or follows, follows=revisions is None)
+        self._files: FileWatch | None = None
+        self._watch_problem = self._store_problem = self._gate_problem = ""
+        self._refused = ""
+        self._previous: InForce | None = None
+        self._started_with_previous = False
+        self._followed: object = None
+
+    def start(self) -> None:
+        """Load the policy and watch it, in a thread that ends with the process; wait for the first load, up to 8 s.
+
+        A process without a policy denies. So a directory on a file system that hangs does not hold up its requests.
+        """
+        checked = threading.Event()
+        threading.Thread(target=self._watch, args=(checked,), name="policy watch", daemon=True).start()
+        if not checked.wait(_FIRST_LOAD_SECONDS):
+            _log.error("%s: not read after %d s; reading goes on", self._directory, _FIRST_LOAD_SECONDS)
+
+    def check(self) -> None:
+        """Load the policy if it has changed since the last check, and is complete."""
+        try:
+            self._check()
+        except PolicyError as error:
+            self._drop_previous()
+            self._refuse(error.faults)
+        except Exception as error:  # noqa: BLE001 - a policy that we fail on must not end the watch, nor the helper
+            self._drop_previous()
+            message = f"squidkeeper itself failed on it: {describe(error)}"
+            self._refuse((Fault(Location(str(self._directory)), FaultCode.INTERNAL_ERROR, message),))
+
+    def store(self) -> None:
+        """Store the revision that was loaded last, if that is still to be done. A failure is logged once."""
+        problem = ""
+        try:
+            self._writer.write()
+        except Exception as error:  # noqa: BLE001 - nor may a revision that we fail to store end the watch
+            problem = str(error) if isinstance(error, OSError) else describe(error)
+            if problem != self._store_problem:
+                why = "is not stored, so requests cannot be checked against it"
+                _log.warning("revision %s %s: %s", self.state.revision, why, problem)
+            self._store_problem = problem
+
+    def _watch(self, checked: threading.Event) -> None:
+        self.check()
+        checked.set()
+        while True:
+            self.store()
+            time.sleep(_CHECK_EVERY_SECONDS)
+            self.check()
+
+    def _check(self) -> None:
+        self._follow()
+        files = self._files or self._begin()
+        edited = files.changed()
+        if not edited and not self._ends_hold():
+            return
+        unfinished = self._unfinished(files, edited=True)
+        if self.current is not None and self._waits(unfinished):
+            return
+        settled = time.monotonic() + _SETTLE_SECONDS
+        sources = files.read()
+        loaded = self._load(sources)
+        time.sleep(max(0.0, settled - time.monotonic()))
+        if not files.is_current(sources):  # an edit is under way; the next check finds it complete
+            if self.current is None:
+                self._start_with_previous("being edited")
+            return
+        if not self._is_previous(loaded) and self._waits(self._unfinished(files, edited=False)):
+            return
+        files.take(sources)
+        if isinstance(loaded, PolicyError):
+            self._gate.release()
+            self._refused = ""
+            raise loaded
+        passage = self._passage(loaded.compiled.revision, sources.revision_without_granted, again=edited)
+        if passage in (Passage.ACCEPTED, Passage.UNJUDGED):
+            self._refused = ""
+            self._gate.release()
+            self._put_in_force(sources, loaded, unjudged=passage is Passage.UNJUDGED)
+
+    def _begin(self) -> FileWatch:
+        self._files = files = FileWatch(self._directory, self._revisions and self._revisions / "being-written.lock")
+        self._previous = self._marked()
+        return files
+
+    def _marked(self) -> InForce | None:
+        found = revision_in_force(self._revisions) if self._revisions else None
+        return found if found and found.directory == self._directory.absolute() else None
+
+    def _load(self, sources: Sources) -> LoadedPolicy | PolicyError:
+        ended = self._previous.ended if self._previous else frozenset()
+        try:
+            return load_sources(sources, datetime.now(UTC), self._list_cache, ended)
+        except PolicyError as error:
+            return error
+
+    def _put_in_force(self, sources: Sources, loaded: LoadedPolicy, *, unjudged: bool) -> None:
+        compiled, revision = loaded.compiled, loaded.compiled.revision
+        warnings = (*loaded.warnings, self._unjudged(revision)) if unjudged else loaded.warnings
+        self.current = self._prepare(compiled)
+        self.state = PolicyState(revision, time.time(), ok=True, warnings=warnings)
+        self._writer.loaded(sources, revision)
+        ungranted = sources.revision_without_granted
+        self._previous = InForce(revision, self._directory.absolute(), sources.ended, sources.gated, ungranted)
+        self._started_with_previous = False
+        _log.info("%s: revision %s is in force", self._directory, revision)
+        for warning in warnings:
+            _log.warning("%s", warning)
+
+    def _refuse(self, faults: tuple[Fault, ...]) -> None:
+        self.state = replace(self.state, ok=False, faults=faults, held=None)
+        problem = self.state.problem
+        if problem == self._refused:
+            return
+        self._refused = problem
+        effect = self._without_policy if self.current is None else "the last good policy goes on"
+        _log.error("%s does not load, %s:\n%s", self._directory, effect, problem)
+
+    # --- edits that a reload gate holds back ----------------------------------------------------------------------
+
+    def _passage(self, revision: str, ungranted: str, *, again: bool) -> Passage:
+        """Ask the reload gate of the policy in force about the revision on disk; not about what commands grant."""
+        previous = self._previous
+        if previous is None or not previous.gated or previous.revision == revision:
+            return Passage.ACCEPTED
+        if previous.ungranted == ungranted:
+            return Passage.ACCEPTED
+        is_start = self.current is None
+        if is_start and self._revisions:
+            self._start_with_previous("an edit waits for the reload gate")
+        if self.current is None:
+            return Passage.ACCEPTED  # there is nothing that could go on
+        self._started_with_previous = False
+        passage = self._ask(Edit(previous.revision, revision), again=again and not is_start)
+        if passage is Passage.HELD:
+            self.state = replace(self.state, ok=False, faults=(), held=revision)
+            limit = f"{PATIENCE_SECONDS:.0f} s"
+            _log.info("%s: the reload gate judges revision %s, for %s at most", self._directory, revision, limit)
+        elif passage is Passage.REFUSED:
+            self._refuse(self._gated())
+        return passage
+
+    def _ask(self, edit: Edit, *, again: bool) -> Passage:
+        problem = ""
+        try:
+            passage = self._gate.ask(edit, again=again)
+        except OSError as error:
+            passage, problem = Passage.HELD, error.strerror or str(error)
+            if problem != self._gate_problem:
+                _log.warning("%s: the reload gate cannot be asked: %s", self._directory, problem)
+        self._gate_problem = problem
+        return passage
+
+    def _ends_hold(self) -> bool:
+        if self._gate.held is None:
+            return False
+        passage = self._gate.answer()
+        if passage is Passage.REFUSED:
+            self._refuse(self._gated())
+        return passage in (Passage.ACCEPTED, Passage.UNJUDGED)
+
+    def _gated(self) -> tuple[Fault, ...]:
+        verdict = self._gate.verdict
+        return gate_faults(self._directory, verdict) if verdict else ()
+
+    def _unjudged(self, revision: str) -> Fault:
+        message = (
+            f"revision {revision} is in force without a verdict of the reload gate, which gave none within"
+            f" {PATIENCE_SECONDS:.0f} s: does `squidkeeper maintain` run, with --policy?"
+        )
+        return Fault(Location(str(self._directory)), FaultCode.RELOAD_UNJUDGED, message)
+
+    # --- files that are being written -----------------------------------------------------------------------------
+
+    def _unfinished(self, files: FileWatch, *, edited: bool) -> UnfinishedFile | None:
+        found = files.unfinished(edited=edited)
+        if files.problem != self._watch_problem:
+            _log.warning("%s: %s", self._directory, files.problem)
+        self._watch_problem = files.problem
+        return found
+
+    def _waits(self, unfinished: UnfinishedFile | None) -> bool:
+        if unfinished is None:
+            return False
+        if self.current is None:
+            self._start_with_previous("being written")
+        if self.current is None and not unfinished.known:
+            return False  # the first policy of all: there is nothing that could go on
+        if time.time() - unfinished.since > _WRITE_SECONDS:
+            self._refuse((_still_open(unfinished),))
+        return True
+
+    def _is_previous(self, loaded: LoadedPolicy | PolicyError) -> bool:
+        previous = self._previous.revision if self._previous else None
+        return isinstance(loaded, LoadedPolicy) and loaded.compiled.revision == previous
+
+    def _follow(self) -> None:
+        """Take what another process has loaded since, where the files do not load: it saw an edit before this one.
+
+        Otherwise two helpers would go on with two policies.
+        """
+        if self.current is None or self._revisions is None or not self.state.faults or self.state.gated:
+            return
+        marked = marked_in_force(self._revisions)
+        if marked is None or marked == self._followed or marked[1] <= (self.state.loaded or 0) * 1e9:
+            return
+        self._followed = marked
+        found = self._marked()
+        if found and found.revision != self.state.revision:
+            self._previous, faults = found, self.state.faults
+            self._load_previous("does not load, and another process has loaded an edit before it")
+            self.state = replace(self.state, ok=False, faults=faults)
+
+    def _start_with_previous(self, why: str) -> None:
+        self._started_with_previous = self._load_previous(why)
+
+    def _load_previous(self, why: str) -> bool:
+        """Put the revision in force that another process, or one before this, has loaded; tell whether it loads."""
+        if self._previous is None or self._revisions is None:
+            return False
+        revision = self._previous.revision
+        try:
+            compiled = load_stored_revision(self._revisions, revision)
+        except (OSError, PolicyError) as error:
+            _log.warning("revision %s, which was in force before, cannot be loaded: %s", revision, error)
+            return False
+        self.current = self._prepare(compiled)
+        self.state = PolicyState(revision, time.time(), ok=True)
+        _log.info("%s: %s, so revision %s goes on", self._directory, why, revision)
+        return True
+
+    def _drop_previous(self) -> None:
+        """Deny everything if the files are complete and do not load, as in a process that starts then."""
+        if self._started_with_previous:
+            self.current, self.state, self._started_with_previous = None, self._not_read, False
+
+
+def _still_open(unfinished: UnfinishedFile) -> Fault:
+    since = datetime.fromtimestamp(unfinished.since, UTC).strftime("%H:%M:%S UTC")
+    message = (
+        f"open for writing since {since}, so it is not loaded: "
+        "close it, or replace it by a file that is complete (mv); touch declares it complete as it is"
+    )
+    return Fault(Location(str(unfinished.path)), FaultCode.BEING_WRITTEN, message)

@@ -1,0 +1,353 @@
+"""Stores the revisions that were in force, so that past requests can be decided again.
+
+A revision is a folder with its name: its documents and what was granted, the presets that they name, its compiled
+lists, and `sources.json`, which tells where they came from. So it decides the same under a program that ships other
+presets. A secret is never stored: the documents only name it. Documents and lists that an earlier revision has too are
+hard links. The newest revisions are stored, as many as fit; those that a grant has made are bounded apart, so grants
+take no place of the edits of people. A folder is written under another name and renamed, so that
+several processes can store the same revision at once.
+
+The symbolic link `in-force` names the revision that was loaded last. A process that starts while a file of the policy
+is being written starts with it.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from squidkeeper.base.untrusted_file import read_untrusted
+from squidkeeper.policy.language.contents import SecretFile
+from squidkeeper.policy.language.document import Document, file_entries, parse_document
+from squidkeeper.policy.policy_store.list_compiler import ListChangedError, load_list
+from squidkeeper.policy.policy_store.sources import ListFile, Sources, grants_file, local_file
+from squidkeeper.policy.presets import parse_preset
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRevision:
+    """A stored revision, and when it was last loaded (seconds since 1970)."""
+
+    revision: str
+    loaded: float
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """The revision that was loaded last, its directory, and which of its files ended with `end: true`.
+
+    `gated` tells whether it has a reload gate. `ungranted` is the revision without what commands grant.
+    """
+
+    revision: str
+    directory: Path
+    ended: frozenset[str]
+    gated: bool = False
+    ungranted: str = ""
+
+
+class RevisionWriter:
+    """Stores the revision that was loaded last, and marks it as in force."""
+
+    def __init__(self, folder: Path | None, list_cache: Path | None) -> None:
+        self._folder = folder
+        self._list_cache = list_cache
+        self._pending: tuple[Sources, str] | None = None
+        self._try_at = 0.0
+
+    def loaded(self, sources: Sources, revision: str) -> None:
+        """Note a revision that was loaded; `write` stores it."""
+        self._pending = (sources, revision)
+
+    def write(self) -> None:
+        """Store what was loaded last, if that is still to be done; after an error, not again for some seconds."""
+        if self._pending is None or self._folder is None or time.monotonic() < self._try_at:
+            return
+        sources, revision = self._pending
+        self._try_at = time.monotonic() + _TRY_AGAIN_SECONDS
+        store_revision(sources, revision, self._folder, self._list_cache)
+        mark_in_force(self._folder, revision)
+        self._pending, self._try_at = None, 0.0
+
+
+def mark_in_force(folder: Path, revision: str) -> None:
+    """Mark a stored revision as the one that was loaded last; OSError if that cannot be written."""
+    new = folder / f".{_IN_FORCE}.{os.getpid()}{_UNFINISHED}"
+    with suppress(FileNotFoundError):
+        new.unlink()
+    new.symlink_to(revision)
+    new.rename(folder / _IN_FORCE)
+
+
+def marked_in_force(folder: Path) -> tuple[str, int] | None:
+    """Find the revision that was loaded last, whether it is stored or not, and when it was marked, in nanoseconds."""
+    try:
+        return os.readlink(folder / _IN_FORCE), os.lstat(folder / _IN_FORCE).st_mtime_ns
+    except OSError:
+        return None
+
+
+def revision_in_force(folder: Path) -> InForce | None:
+    """Find the revision that was loaded last; None if there is none, or it is not stored completely."""
+    try:
+        revision = os.readlink(folder / _IN_FORCE)
+        if not _REVISION.fullmatch(revision):
+            return None
+        raw = json.loads(read_untrusted(folder / revision / _MANIFEST, _BYTES_OF_A_FILE))
+        gated = raw.get("gated", False) is True
+        ended, ungranted = frozenset(raw.get("ended", ())), str(raw.get("ungranted", ""))
+        return InForce(revision, Path(raw["directory"]), ended, gated, ungranted)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def store_revision(sources: Sources, revision: str, folder: Path, list_cache: Path | None = None) -> None:
+    """Store the files of a revision; OSError if they cannot be written.
+
+    Its lists are linked from the cache of compiled lists, or compiled if they are not in it.
+    """
+    place = folder / revision
+    if _is_complete(place, sources):
+        with suppress(OSError):
+            os.utime(place)  # the newest are those loaded last
+        return
+    folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+    unfinished = folder / f".{revision}.{os.getpid()}{_UNFINISHED}"
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _write(sources, unfinished, folder, list_cache)
+        _put(unfinished, place)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    _prune(folder, revision)
+
+
+def read_revision(folder: Path, revision: str) -> Sources:
+    """Read the files of a stored revision; OSError if it is not stored, or not completely.
+
+    Whether its secrets were available is not stored: decisions do not depend on it.
+    """
+    if not _REVISION.fullmatch(revision):
+        raise FileNotFoundError(errno.ENOENT, "no revision has such a name", revision)
+    place = folder / revision
+    try:
+        raw = json.loads(read_untrusted(place / _MANIFEST, _BYTES_OF_A_FILE))
+        directory = Path(raw["directory"])
+        documents = tuple(
+            _read_document(place / _DOCUMENTS / name, directory / name, digest)
+            for name, digest in raw["documents"].items()
+        )
+        digest = raw.get("granted")
+        granted = None if digest is None else _read_document(place / _GRANTED, grants_file(directory), digest)
+        digest = raw.get("local")
+        local = None if digest is None else _read_document(place / _LOCAL, local_file(directory), digest)
+        presets = {
+            name: parse_preset(name, _read(place / _PRESETS / name, digest))
+            for name, digest in raw.get("presets", {}).items()
+        }
+        lists = {Path(path): ListFile(digest) for path, digest in raw["lists"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise OSError(errno.EIO, "this revision is not stored completely", str(place)) from error
+    read = Sources(directory, documents, lists, {}, presets=presets, granted=granted, local=local)
+    secrets = {path: SecretFile() for *_, path in file_entries(read.with_local, "secrets", "canaries")}
+    return replace(read, secrets=secrets)
+
+
+def compiled_lists(folder: Path, revision: str) -> Path:
+    """Name the folder that holds the compiled lists of a stored revision."""
+    return folder / revision / _LISTS
+
+
+def stored_revisions(folder: Path) -> list[StoredRevision]:
+    """List the stored revisions, the newest first."""
+    return sorted(_stored(folder), key=lambda one: one.loaded, reverse=True)
+
+
+def _stored(folder: Path) -> Iterator[StoredRevision]:
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    for name in filter(_REVISION.fullmatch, names):
+        with suppress(FileNotFoundError):  # pruned by another process
+            yield StoredRevision(name, os.stat(folder / name).st_mtime)
+
+
+def _read_document(file: Path, path: Path, digest: str) -> Document:
+    return parse_document(path, _read(file, digest))
+
+
+def _read(file: Path, digest: str) -> bytes:
+    content = read_untrusted(file, _BYTES_OF_A_FILE)
+    if _digest(content) != digest:
+        raise ValueError(f"{file} is not what was stored")
+    return content
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# --- storing ------------------------------------------------------------------------------------------------------
+
+
+def _is_complete(place: Path, sources: Sources) -> bool:
+    """Tell whether a revision is stored, and no crash of the machine has left a file of it empty."""
+    try:
+        documents = json.loads((place / _MANIFEST).read_bytes())["documents"]
+        contents = [(place / _DOCUMENTS / one.path.name).read_bytes() for one in sources.documents]
+        contents += [(place / _PRESETS / name).read_bytes() for name in sources.presets]
+        contents += [(place / name).read_bytes() for name, _ in _beside(sources)]
+        lists = [(place / _LISTS / name).stat().st_size for name in _list_names(sources)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    beside = (document for _, document in _beside(sources))
+    expected = [one.content for one in (*sources.documents, *sources.presets.values(), *beside)]
+    return documents == _digests(_documents(sources)) and contents == expected and all(lists)
+
+
+def _manifest(sources: Sources) -> str:
+    raw = {
+        "directory": str(sources.directory.absolute()),
+        "documents": _digests(_documents(sources)),
+        "granted": _digest(sources.granted.content) if sources.granted else None,
+        "local": _digest(sources.local.content) if sources.local else None,
+        "ungranted": sources.revision_without_granted,
+        "presets": _digests(sources.presets),
+        "ended": sorted(sources.ended),
+        "gated": sources.gated,
+        "lists": {str(path.absolute()): file.digest for path, file in sources.lists.items()},
+    }
+    return json.dumps(raw, indent=2)
+
+
+def _documents(sources: Sources) -> dict[str, Document]:
+    return {document.path.name: document for document in sources.documents}
+
+
+def _beside(sources: Sources) -> Iterator[tuple[str, Document]]:
+    beside = ((_GRANTED, sources.granted), (_LOCAL, sources.local))
+    return ((name, document) for name, document in beside if document is not None)
+
+
+def _digests(documents: Mapping[str, Document]) -> dict[str, str]:
+    return {name: _digest(document.content) for name, document in documents.items()}
+
+
+def _list_names(sources: Sources) -> set[str]:
+    return {f"{file.digest}{_LIST_SUFFIX}" for file in sources.lists.values()}
+
+
+def _write(sources: Sources, place: Path, folder: Path, list_cache: Path | None) -> None:
+    earlier = [folder / one.revision for one in stored_revisions(folder)]
+    (place / _DOCUMENTS).mkdir(mode=0o750, parents=True)
+    (place / _LISTS).mkdir(mode=0o750)
+    (place / _PRESETS).mkdir(mode=0o750)
+    for folder_name, documents in ((_DOCUMENTS, _documents(sources)), (_PRESETS, sources.presets)):
+        for name, document in documents.items():
+            _write_document(document, place / folder_name / name, earlier[:1])
+    for name, document in _beside(sources):
+        _write_document(document, place / name, [])
+    for path, file in sources.lists.items():
+        _write_list(path, file.digest or "", place / _LISTS, [*(one / _LISTS for one in earlier), list_cache])
+    (place / _MANIFEST).write_text(_manifest(sources))
+
+
+def _write_document(document: Document, to: Path, earlier: list[Path]) -> None:
+    for one in earlier:
+        same = one / to.parent.name / to.name
+        with suppress(OSError):
+            if same.stat().st_size == len(document.content) and same.read_bytes() == document.content:
+                return os.link(same, to)
+    to.write_bytes(document.content)
+    return None
+
+
+def _write_list(path: Path, digest: str, to: Path, places: list[Path | None]) -> None:
+    name = f"{digest}{_LIST_SUFFIX}"
+    for place in filter(None, places):
+        with suppress(OSError):  # not there, or on another disk
+            return os.link(place / name, to / name)
+    try:
+        load_list(path, digest, to)
+    except ListChangedError as error:
+        raise OSError(errno.ESTALE, "the list has changed since it was loaded", str(path)) from error
+    if not (to / name).exists():
+        raise OSError(errno.ENOSPC, "the compiled list cannot be written", str(path))
+    return None
+
+
+def _put(unfinished: Path, place: Path) -> None:
+    """Rename a revision to its name, unless another process has just done so."""
+    try:
+        unfinished.rename(place)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        shutil.rmtree(place, ignore_errors=True)  # it is incomplete, or the same
+        with suppress(OSError):
+            unfinished.rename(place)
+
+
+def _prune(folder: Path, newest: str) -> None:
+    room = _BYTES_AT_MOST
+    seen: set[tuple[int, int]] = set()
+    edits: set[str] = set()
+    places: Counter[bool] = Counter()
+    for one in stored_revisions(folder):
+        edit = _edit_of(folder, one.revision)
+        is_grant = edit in edits  # a newer revision differs from it by grants alone
+        edits.add(edit)
+        places[is_grant] += 1
+        room -= _new_bytes(folder / one.revision, seen)
+        if one.revision != newest and (places[is_grant] > _REVISIONS_AT_MOST or room < 0):
+            shutil.rmtree(folder / one.revision, ignore_errors=True)
+    for path in folder.glob(f".*{_UNFINISHED}"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < time.time() - _UNFINISHED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _edit_of(folder: Path, revision: str) -> str:
+    """Name what a revision is without its grants; one that cannot be read is itself."""
+    try:
+        raw = json.loads(read_untrusted(folder / revision / _MANIFEST, _BYTES_OF_A_FILE))
+        return str(raw["ungranted"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return revision
+
+
+def _new_bytes(place: Path, seen: set[tuple[int, int]]) -> int:
+    total = 0
+    for directory, _, names in os.walk(place):
+        for name in names:
+            with suppress(FileNotFoundError):
+                state = os.stat(os.path.join(directory, name))
+                total += 0 if (state.st_dev, state.st_ino) in seen else state.st_size
+                seen.add((state.st_dev, state.st_ino))
+    return total
+
+
+_TRY_AGAIN_SECONDS = 10.0
+_REVISION = re.compile(r"[0-9a-f]{12}")
+_MANIFEST = "sources.json"
+_BYTES_OF_A_FILE = 16 << 20  # as of a policy file
+_IN_FORCE = "in-force"
+_DOCUMENTS = "policy"
+_PRESETS = "presets"
+_GRANTED = "grants.yaml"
+_LOCAL = "local.yaml"
+_LISTS = "lists"
+_LIST_SUFFIX = ".hosts"  # as list_compiler.py names its files
+_UNFINISHED = ".part"
+_UNFINISHED_SECONDS = 3600
+_REVISIONS_AT_MOST = 50  # of edits, and of grants
+_BYTES_AT_MOST = 256 << 20

@@ -1,0 +1,1 @@
+"""Squid's helper lines, and the requests in them."""

@@ -1,1 +1,0 @@
-"""The policy on disk: read, watched, compiled, stored (floor 4)."""

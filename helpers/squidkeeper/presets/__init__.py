@@ -1,8 +1,0 @@
-"""Rules that are shipped with the program (floor 3), one file for each preset and version: `npm@1.yaml`.
-
-A version never changes once it is shipped: another content is another version. tests/test_presets.py has their hashes.
-"""
-
-from squidkeeper.presets.files import parse_preset, preset_location, preset_names, preset_text, read_preset
-
-__all__ = ["parse_preset", "preset_location", "preset_names", "preset_text", "read_preset"]

@@ -1,1 +1,0 @@
-"""Squid's helper lines, and the requests in them (floor 2)."""

@@ -1,1 +1,0 @@
-"""How much of each quota is used: the counts, and who takes from them (floor 4)."""

@@ -1,0 +1,1 @@
+"""Records to a SIEM: in its format, at least once, and with a record of what was lost."""

@@ -1,0 +1,213 @@
+"""The delivery of one export: from the access log to its receiver, each record at least once.
+
+The position on disk is moved on only after the receiver has taken the records. Before records leave, the file says how
+many: whoever continues after a crash knows how many may arrive twice. After a failure everything since the position is
+read from the log again, so that no more than one batch is in memory, however long a receiver is away.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Final
+
+from msgspec.structs import replace
+
+from squidkeeper.base.errors import DeliveryFailed, MessagesRefused
+from squidkeeper.base.formatting import quantity
+from squidkeeper.record.chain.head import Head
+from squidkeeper.record.export.backoff import Backoff
+from squidkeeper.record.export.log_batches import Batch, Encoder, LogBatches, first_position
+from squidkeeper.record.export.messages import Message, Sender, count_records
+from squidkeeper.record.export.notices import Gap
+from squidkeeper.record.export.store import ExportStore
+
+_PAUSE_SECONDS: Final = 0.5  # what comes in that time leaves together
+_UNREADABLE_SECONDS: Final = 10.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """What has been sent since the position on disk, and how much of the batch that is under way."""
+
+    last: Batch | None = None
+    messages: int = 0  # of whole batches
+    records: int = 0  # among them, without those that were given up
+    gaps: int = 0
+    lost: int = 0
+    under_way: int = 0  # messages of a batch, from its announcement until the receiver has it
+    taken: int = 0  # of them
+
+    @property
+    def left(self) -> int:
+        """How many messages have left, or may have."""
+        return self.messages + self.under_way
+
+
+class Delivery:
+    """Sends what the access log holds, and what is written to it, until `ending` is set."""
+
+    def __init__(
+        self,
+        log: Path,
+        store: ExportStore,
+        encoder: Encoder,
+        sender: Sender,
+        ending: Event,
+        head: Callable[[], Head | None] = lambda: None,
+    ) -> None:
+        self._log_file = log
+        self._store = store
+        self._encoder = encoder
+        self._sender = sender
+        self._ending = ending
+        self._head = head
+        self._backoff = Backoff()
+        self._readable_at = time.monotonic()
+        self._attempt = _Attempt()
+        self._batches = self._from_position()
+
+    def run(self) -> None:
+        """Deliver until the end; what has left is confirmed by then, if the receiver answers."""
+        before = self._store.state
+        self._note(doubled=before.doubled + before.unconfirmed, unconfirmed=0)
+        while not self._ending.is_set():
+            self._try(self._advance)
+        self._try(self._confirm)
+        self._sender.close()
+        self._batches.close()
+
+    def _try(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except DeliveryFailed as error:
+            self._fall_back(error)
+        except OSError as error:  # of the log, or of the file of this export
+            self._fall_back(DeliveryFailed(f"{error.filename}: {error.strerror or error}"))
+
+    def _advance(self) -> None:
+        if not self._store.state.position.first_line_digest:
+            self._begin()
+        batch = self._batches.read()
+        if batch:
+            self._deliver(batch)
+        self._check_readable()
+        if self._attempt.last and self._sender.is_due(time.monotonic()):
+            self._confirm()
+        if not batch or not batch.full:
+            self._write(backlog_bytes=self._batches.backlog_bytes)
+            self._ending.wait(_PAUSE_SECONDS)
+
+    def _check_readable(self) -> None:
+        """Fail if the log cannot be read for a while; between a rename and Squid's new file there is none."""
+        now = time.monotonic()
+        if self._batches.readable:
+            self._readable_at = now
+        elif now >= self._readable_at + _UNREADABLE_SECONDS:
+            raise DeliveryFailed(f"{self._log_file}: cannot be read, or is not there")
+
+    def _begin(self) -> None:
+        """Write down where to begin, before anything is sent or fails: the log may be rotated until then."""
+        self._write(position=first_position(self._log_file))
+        self._batches.close()
+        self._batches = self._from_position()
+
+    def _deliver(self, batch: Batch) -> None:
+        """Send a batch. That it may leave is on disk before it does."""
+        self._sender.open()
+        attempt = self._attempt
+        attempt.under_way, attempt.taken = len(batch.messages), 0
+        waiting = self._store.state.waiting_since or time.time()
+        self._write(unconfirmed=attempt.left, waiting_since=waiting, backlog_bytes=self._batches.backlog_bytes)
+        self._hand_over(batch.messages)
+        attempt.messages, attempt.under_way = attempt.left, 0
+        attempt.records += batch.records
+        attempt.gaps += batch.gaps
+        attempt.lost += batch.lost
+        attempt.last = batch
+
+    def _hand_over(self, messages: Sequence[Message]) -> None:
+        """Send messages. Where the receiver refuses some, find them, and send a notice instead of each."""
+        if not messages:
+            return
+        try:
+            rejected = self._sender.send(messages)
+        except MessagesRefused as refusal:
+            if len(messages) == 1:
+                self._send_gap(messages, 1, str(refusal))
+            else:
+                middle = len(messages) // 2
+                self._hand_over(messages[:middle])
+                self._hand_over(messages[middle:])
+            return
+        if rejected:
+            self._send_gap(messages, rejected, f"the receiver has rejected {rejected} of {len(messages)} messages")
+        self._attempt.taken += len(messages)
+
+    def _send_gap(self, messages: Sequence[Message], number: int, reason: str) -> None:
+        """Give messages up, but only if the receiver takes the notice: else it refuses everything, and that may end."""
+        records = min(number, count_records(messages))
+        notice = self._batches.of_gap(Gap(messages[0].time, messages[-1].time, records, reason))
+        try:
+            rejected = self._sender.send([notice])
+        except MessagesRefused as refusal:
+            raise DeliveryFailed(f"{refusal}; it takes not even a notice about that") from refusal
+        if rejected:
+            raise DeliveryFailed(f"{reason}; it takes not even a notice about that", uncertain=True)
+        _log.warning("%s: %s given up: %s", self._store.name, quantity(records, "record"), reason)
+        self._attempt.records -= records
+        self._attempt.gaps += 1
+        self._attempt.lost += records
+
+    def _confirm(self) -> None:
+        """Wait until the receiver has what was sent, and move the position on."""
+        attempt, batch, state = self._attempt, self._attempt.last, self._store.state
+        if batch is None:
+            return
+        self._sender.confirm()
+        self._backoff.reset()
+        self._write(
+            position=batch.end,
+            unconfirmed=0,
+            sent=state.sent + attempt.records,
+            gaps=state.gaps + attempt.gaps,
+            lost=state.lost + attempt.lost,
+            until=batch.until,
+            archive_head=batch.archive_head,
+            last_success=time.time(),
+            waiting_since=None,
+            failure="",
+        )
+        self._attempt = _Attempt()
+
+    def _fall_back(self, error: DeliveryFailed) -> None:
+        """Go back to the position on disk, and wait before the next attempt."""
+        attempt, state = self._attempt, self._store.state
+        self._sender.close()
+        self._batches.close()
+        again = attempt.left if error.uncertain else attempt.messages + attempt.taken
+        self._attempt = _Attempt()
+        self._batches = self._from_position()
+        if str(error) != state.failure:
+            _log.error("%s: %s: trying again", self._store.name, error)
+        waiting = state.waiting_since or time.time()
+        self._note(doubled=state.doubled + again, unconfirmed=0, waiting_since=waiting, failure=str(error))
+        end = time.monotonic() + self._backoff.seconds(error.retry_seconds)
+        while time.monotonic() < end and not self._ending.wait(min(1.0, max(0.0, end - time.monotonic()))):
+            self._store.beat()
+
+    def _from_position(self) -> LogBatches:
+        return LogBatches(self._log_file, self._store.state, self._encoder, self._head)
+
+    def _write(self, **changes: object) -> None:
+        self._store.write(replace(self._store.state, **changes))
+
+    def _note(self, **changes: object) -> None:
+        """Write it down, if it can be written; else what is written next holds it: nothing leaves before that."""
+        self._store.state = replace(self._store.state, **changes)
+        with suppress(OSError):
+            self._write()

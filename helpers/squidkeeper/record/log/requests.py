@@ -1,0 +1,91 @@
+"""The request of a record: made of the record's fields as the helpers make it of Squid's tokens."""
+
+from typing import Final
+from urllib.parse import unquote
+
+from squidkeeper.policy.protocol import request
+from squidkeeper.record.log.record import NONE, Record, decode_field, is_spliced, truncated_fields
+from squidkeeper.record.log.urls import host_of
+
+FRAGMENT: Final = "fragment"
+USERINFO: Final = "userinfo"
+SUCCESSES: Final = range(100, 400)  # statuses
+CLIENT_GONE: Final = "ERR_CLIENT_GONE"  # as a client ends a stream
+_SNI: Final = 6  # the place of its token; the tunnel's comes next
+_DENIED, _OK = "TCP_DENIED", 200
+NOT_BY_THE_POLICY: Final = {  # rules whose denials do not follow from record and policy
+    NONE: "no helper was asked: Squid refused the request, or a line of the operator's own decided",
+    "policy-unavailable": "no helper answered, or none had a policy",
+    "credential-unavailable": "a secret was unavailable",
+    "sealed-token-refused": "it presented a sealed token, and the record holds no headers",
+    "secret-leaving": "it held a secret, and the record withholds what it was",
+    "placeholder-misdirected": "it held a placeholder, and the record holds no headers",
+    "ticket-page": "only the gateway's tickets tell whether there was one for this client",
+    "quota": "a quota was used up, and the record does not hold what was used",
+    "header-too-long": "its headers were too long, and the record holds none",
+    "login-refused": "the token of the login was revoked or had expired, and the record does not hold the token",
+    "not-rendered": "Squid's configuration lacked lines that the policy needs: run `squidkeeper doctor`",
+    "tunnel-outdated": "the policy had changed since the tunnel was opened",
+}
+
+
+def request_of(record: Record) -> request.Request | request.Malformed:
+    """Make the request."""
+    user, tunnel = token(record.user), token(record.tunnel)
+    of_splice = asks_splice(record)
+    tokens, url = request.stated_tokens(token(record.method) or "", as_sent(record), record.client, user)
+    if record.method != request.CONNECT:
+        tokens[_SNI : _SNI + 2] = token(record.sni), tunnel
+    elif tunnel is not None and (
+        of_splice or record.revision == NONE
+    ):  # else the reply to this CONNECT named the tunnel
+        tokens[_SNI : _SNI + 2] = token(record.sni), tunnel_of(record)
+    return request.parse_request(tokens, url)
+
+
+def tunnel_of(record: Record) -> str:
+    """Give `host:port` of the CONNECT around a request; `-` without one. How the tunnel was opened follows it."""
+    return (decode_field(record.tunnel) or NONE).partition(" ")[0]
+
+
+def asks_splice(record: Record) -> bool:
+    """Tell whether a record is of the second question about a CONNECT: whether its tunnel passes through.
+
+    Squid answers a denied CONNECT with 200, and the second question with the status of the denial.
+    """
+    is_denied = record.squid.startswith(_DENIED) and record.status != _OK
+    return is_spliced(record) or (is_denied and record.method == request.CONNECT)
+
+
+def was_used(record: Record) -> bool:
+    """Tell whether a request was allowed and got an answer of status 1xx to 3xx, or the beginning of one."""
+    answered = record.error in (NONE, CLIENT_GONE) and record.status in SUCCESSES
+    return record.verdict == "allow" and answered
+
+
+def unexplained(record: Record) -> str | None:
+    """Give the reason why the verdict does not follow from the record and the policy alone; None where it does."""
+    cut = truncated_fields(record)
+    if cut:
+        whole = "" if record.cut == NONE else f" (length and SHA-256 of the whole URL: {record.cut})"
+        return f"the record holds only the beginning of {', '.join(cut)}{whole}"
+    if record.rule == "private-address" and host_of(record.url).address is None:
+        return (
+            "the name, or the name that a rewrite led to, had a private address, which only Squid knew;"
+            " `squidkeeper explain METHOD URL` names the rule or rewrite that does not open it"
+        )
+    if record.rule == "authority-mismatch" and record.revision == NONE:
+        return "the server's certificate did not cover the host, which only Squid knew"
+    return NOT_BY_THE_POLICY.get(record.rule)
+
+
+def token(value: str) -> str | None:
+    """Decode a field as helpers decode a token; bytes that are not UTF-8 become surrogates."""
+    return None if value == NONE else unquote(value, errors="surrogateescape")
+
+
+def as_sent(record: Record) -> str:
+    """Give the URL with what `hidden` names put back. Where in the URL does not matter: it is denied."""
+    if record.hidden == FRAGMENT:
+        return f"{record.url}#"
+    return record.url.replace("//", "//_@", 1) if record.hidden == USERINFO else record.url

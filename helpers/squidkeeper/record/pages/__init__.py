@@ -1,0 +1,1 @@
+"""Parts that the status page and the report share."""

@@ -1,0 +1,91 @@
+"""Builds the report from the table of records. Each section has a module, with its SQL beside its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+
+from squidkeeper.record.report import figures, sections
+from squidkeeper.record.report.denials import denials
+from squidkeeper.record.report.period import Period, RecordCounts, utc
+from squidkeeper.record.report.timeline import Steps, timeline
+from squidkeeper.record.report.traffic import traffic
+from squidkeeper.record.report.upstreams import upstreams
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+COLUMNS: Final = (  # of the table, that the report reads
+    *("time", "client", "user", "host", "method", "url", "status", "bytes", "duration_ms", "verdict", "rule", "error"),
+    *("credential", "fetched", "upstream", "upstream_ms", "squid", "observed", "page"),
+)
+_FIRST_AND_LAST: Final = "SELECT min(first), max(last) FROM pairs"
+_LEFT_OUT: Final = "SELECT reason, count(*) FROM left_out GROUP BY ALL"
+
+
+def build_report(
+    connection: DuckDBPyConnection,
+    period: Period,
+    *,
+    files: Iterable[str],
+    now: datetime,
+    reasons: Mapping[str, str | None],
+    invalid: int = 0,
+    damaged: Iterable[str] = (),
+    drift: figures.DriftFigures | None = None,
+) -> figures.Report:
+    """Build the report of a period from the views `requests` and `records`.
+
+    Records from before the period show which hosts are new. `reasons` are those of rules, `invalid` the lines that
+    are no records, `damaged` the files that were read in part.
+    """
+    records = period.count_records(connection)
+    period.load(connection)
+    sections.load_new_hosts(connection, period)
+    sections.load_answered(connection)
+    since, until = _period(connection, period)
+    sums = sections.summary(connection, records)
+    over_time, denials_over_time = timeline(connection, Steps.of(since, until))
+    return figures.Report(
+        format=figures.FORMAT,
+        made_at=now,
+        files=tuple(files),
+        since=since,
+        until=until,
+        summary=sums,
+        timeline=over_time,
+        traffic=traffic(connection),
+        denials=denials(connection, reasons, denials_over_time),
+        observed=sections.observed(connection),
+        credentials=sections.credentials(connection),
+        first_seen=sections.first_seen(connection, records),
+        upstreams=upstreams(connection),
+        client_errors=sections.client_errors(connection),
+        drift=drift,
+        left_out=tuple(
+            sorted(_left_out(connection, records, sums.requests, invalid), key=lambda one: (-one.count, one.name))
+        ),
+        damaged=tuple(damaged),
+    )
+
+
+def _period(connection: DuckDBPyConnection, given: Period) -> tuple[datetime | None, datetime | None]:
+    ((first, last),) = connection.execute(_FIRST_AND_LAST).fetchall()
+    return given.since or (utc(first) if first else None), given.until or (utc(last) if last else None)
+
+
+def _left_out(
+    connection: DuckDBPyConnection, records: RecordCounts, requests: int, invalid: int
+) -> Iterator[figures.Count]:
+    reasons = dict(connection.execute(_LEFT_OUT).fetchall())
+    counts = {
+        "invalid lines": invalid,
+        "records before the period": records.before,
+        "records after the period": records.after,
+        "CONNECTs and requests that count with another": (
+            records.within - records.opened - requests - sum(reasons.values())
+        ),
+        **reasons,
+    }
+    return (figures.Count(name, count) for name, count in counts.items() if count)

@@ -1,0 +1,137 @@
+"""A user's SQL: one SELECT of DuckDB that only reads, and the columns that it needs.
+
+DuckDB parses it. That it is a SELECT for DuckDB is not enough: its WITH can hold INSERT, DELETE or COPY, and functions
+such as `query` run text as SQL. So each node of the parsed statement has to be known here.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from squidkeeper.base.errors import QueryRefused
+from squidkeeper.record.table.columns import NAMES
+
+_NODES: Final = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+_FUNCTIONS: Final = {  # that give rows, and read no file
+    *("range", "generate_series", "unnest", "json_each", "json_tree", "histogram", "histogram_values", "summary")
+}
+_KINDS: Final = {"MULTI": "a PIVOT without IN (…), which is several statements"}
+_TABLES: Final = frozenset({"requests", "records"})
+_TABLE_FUNCTION: Final = "TABLE_FUNCTION"
+_TABLE: Final = "BASE_TABLE"
+_RECURSIVE: Final = "RECURSIVE_CTE_NODE"
+_WHOLE_ROWS: Final = {"STAR", "POSITIONAL_REFERENCE"}  # `*`, and `#2`, the second column
+_NODE: Final = "_NODE"
+
+
+@dataclass(frozen=True, slots=True)
+class SelectStatement:
+    """A statement that may run. `columns` are those that it can need; None: all."""
+
+    text: str
+    columns: frozenset[str] | None
+
+
+def parse_select(text: str) -> SelectStatement:
+    """Parse one SELECT that only reads; raise `QueryRefused`."""
+    import duckdb
+
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise QueryRefused(f"the SQL is not UTF-8 at character {error.start + 1}: expected text") from error
+    with duckdb.connect() as connection:
+        try:
+            statements = connection.extract_statements(text)
+        except duckdb.Error as error:
+            raise QueryRefused(str(error)) from error
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+            kinds = ", ".join(_KINDS.get(one.type.name, one.type.name) for one in statements) or "nothing"
+            raise QueryRefused(f"{kinds}: expected one SELECT; it may begin with WITH, FROM, DESCRIBE or SUMMARIZE")
+        serialized = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [text]).fetchall()[0][0]
+    try:
+        return SelectStatement(text, _checked(json.loads(serialized)))
+    except RecursionError as error:
+        raise QueryRefused("nested too deeply: expected fewer levels of SELECT in SELECT") from error
+
+
+def _checked(tree: dict[str, object]) -> frozenset[str] | None:
+    if tree.get("error"):
+        raise QueryRefused(f"{tree.get('error_message')}: expected a SELECT that only reads")
+    nodes = list(_nodes(tree))
+    for node in nodes:
+        _check(node)
+    _check_tables(tree, _TABLES)
+    return _columns(nodes)
+
+
+def _nodes(tree: object) -> Iterator[dict[str, object]]:
+    waiting = [tree]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            yield one
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+
+
+def _check(node: dict[str, object]) -> None:
+    kind = str(node.get("type", ""))
+    if kind.endswith(_NODE) and kind not in _NODES:
+        raise QueryRefused(f"{kind.removesuffix('_QUERY_NODE')} in WITH: expected a SELECT that only reads")
+    if kind == _TABLE_FUNCTION:
+        function = node.get("function")
+        name = str(function.get("function_name", "")).lower() if isinstance(function, dict) else ""
+        if name not in _FUNCTIONS:
+            expected = ", ".join(sorted(_FUNCTIONS))
+            raise QueryRefused(f"{name}(): a query reads the tables requests and records, and {expected}")
+
+
+def _check_tables(tree: object, known: frozenset[str]) -> None:
+    """Check that each table is one of `known`, or of a WITH around it, after its definition.
+
+    Other tables are DuckDB's own, and ours with lines from outside of the period.
+    """
+    if isinstance(tree, list):
+        for one in tree:
+            _check_tables(one, known)
+    if not isinstance(tree, dict):
+        return
+    named = str(tree.get("table_name") or "")
+    if named and (tree.get("schema_name") or tree.get("catalog_name") or named.lower() not in known):
+        raise QueryRefused(f"{named}: a query reads the tables requests and records")
+    for one in tree.get("cte_map", {}).get("map", ()):
+        _check_tables(one["value"], known)
+        known |= {one["key"].lower()}
+    recursive = {tree["cte_name"].lower()} if tree.get("type") == _RECURSIVE else set()
+    for name, value in tree.items():
+        if name != "cte_map":
+            _check_tables(value, known | recursive if name == "right" else known)
+
+
+def _columns(nodes: list[dict[str, object]]) -> frozenset[str] | None:
+    """Find the columns that a statement can need: all where it takes whole rows, else each that it names anywhere."""
+    tables = {name.lower() for node in nodes if node.get("type") == _TABLE for name in _names_of(node)}
+    last = {names[-1].lower() for node in nodes if (names := _texts(node.get("column_names")))}
+    if last & tables or any(map(_takes_whole_rows, nodes)):
+        return None
+    named = {text.lower() for node in nodes for value in node.values() for text in _texts(value)}
+    return frozenset(named & set(NAMES))
+
+
+def _takes_whole_rows(node: dict[str, object]) -> bool:
+    """Tell whether a node means columns that it does not name: by their place, or those that two tables share."""
+    renames = node.get("type") == _TABLE and bool(node.get("column_name_alias"))
+    return renames or node.get("type") in _WHOLE_ROWS or node.get("ref_type") == "NATURAL"
+
+
+def _names_of(table: dict[str, object]) -> list[str]:
+    return [*_texts(table.get("alias")), *_texts(table.get("table_name"))]
+
+
+def _texts(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []

@@ -1,0 +1,188 @@
+"""The table: `records`, one row a line, and `requests`, one row a request, over everything there is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Container, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from squidkeeper.base.errors import UnreadableLog
+from squidkeeper.record.chain.places import gateway_of
+from squidkeeper.record.log.record import NONE
+from squidkeeper.record.log.tunnels import WAIT
+from squidkeeper.record.table.columns import FOLDED, KIND, POSITION, TIME, Column, selected
+from squidkeeper.record.table.conditions import time_literal
+from squidkeeper.record.table.database import MEMORY_LIMIT, Database, open_database
+from squidkeeper.record.table.file_names import quoted, quoted_literally
+from squidkeeper.record.table.folding import fold
+from squidkeeper.record.table.lines import Bounds, LineTable, Skipped
+from squidkeeper.record.table.log_loader import LogChanged, LogLoader
+from squidkeeper.record.table.sources import PARQUET, OpenSources, TableSources, open_sources, with_local_archive
+
+if TYPE_CHECKING:
+    import duckdb
+
+_ATTEMPTS: Final = 3
+_GATEWAY: Final = "gateway"
+_EVERY: Final = "every_record"  # also those of the margin
+_ESSENTIAL: Final = (TIME, "client", "method", "status")  # columns of parts of every release
+_LOGS_FROM: Final = 2**60  # positions of lines of logs; archived parts are older
+_PART_ROWS: Final = 2**40
+# DuckDB's own functions end the whole query at bytes of a client that are not UTF-8.
+_DECODERS: Final = (
+    "CREATE MACRO url_decode(text) AS coalesce(TRY(system.main.url_decode(text)), text)",
+    "CREATE MACRO decode(bytes) AS coalesce(TRY(system.main.decode(bytes)), bytes::VARCHAR)",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The views `records` and `requests`, and what could not be read. `paths` are what was read, `parts` Parquet files.
+
+    A part is read by each query, a log once, into memory.
+    """
+
+    database: Database
+    skipped: Skipped
+    paths: tuple[Path, ...]
+    parts: tuple[Path, ...] = ()
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """The connection that has the views."""
+        return self.database.connection
+
+
+@contextmanager
+def open_table(
+    sources: TableSources,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    threads: int | None = None,
+    columns: Collection[str] | None = None,
+    *,
+    folds: bool = True,
+    memory_limit: str = MEMORY_LIMIT,
+) -> Iterator[Table]:
+    """Read the sources; `UnreadableLog` if one cannot be read.
+
+    The views hold `columns` (None: all) and those that folding needs. Without `folds`, there is no view `requests`.
+    """
+    needed = (*(FOLDED if folds else KIND), *([_GATEWAY] if sources.gateways else []))
+    chosen = selected(None if columns is None else {*columns, *needed})
+    around = (_moved(since, -WAIT), _moved(until, WAIT))  # a CONNECT, or its request, can be outside of the period
+    with (
+        open_database(threads, memory_limit) as database,
+        with_local_archive(sources, database.spill, *around) as local,
+    ):
+        table = _read(database, local, around, chosen)
+        period = _in_period(since, until)
+        for macro in _DECODERS:
+            database.connection.execute(macro)
+        database.connection.execute(f"CREATE VIEW records AS SELECT * FROM {_EVERY}{period}")
+        if folds:
+            requests = fold(database, _EVERY, chosen)
+            database.connection.execute(f"CREATE VIEW requests AS SELECT * FROM ({requests}){period}")
+        yield table
+
+
+def _read(
+    database: Database,
+    sources: TableSources,
+    period: tuple[datetime | None, datetime | None],
+    columns: tuple[Column, ...],
+) -> Table:
+    for _ in range(_ATTEMPTS):
+        with open_sources(sources, *period) as found:
+            skipped = Skipped(damaged=list(found.damaged))
+            lines = LineTable(database, columns, Bounds.of(*period))
+            loader = LogLoader(database, lines, skipped)
+            try:
+                for log in found.logs:
+                    loader.load(log)
+            except LogChanged:
+                continue
+            _check_named(database, sources.files)
+            rows = f"SELECT * FROM ({_everything(database, found, lines, columns)}){_of_gateways(sources.gateways)}"
+            database.connection.execute(f"CREATE VIEW {_EVERY} AS {rows}")
+            return Table(database, skipped, tuple(found.paths), found.parts)
+    raise UnreadableLog(f"{sources.log or sources.files[0]}: was cut each time while it was read: try again")
+
+
+def _moved(at: datetime | None, by: timedelta) -> datetime | None:
+    try:
+        return at and at + by
+    except OverflowError:
+        return at
+
+
+def _everything(database: Database, found: OpenSources, lines: LineTable, columns: tuple[Column, ...]) -> str:
+    names = ", ".join(column.name for column in columns)
+    logs = f"SELECT {names}, ({POSITION} + {_LOGS_FROM})::BIGINT AS {POSITION} FROM ({lines.relation()})"
+    if not found.parts:
+        return logs
+    return f"{_archived(database, found.parts, columns)} UNION ALL {logs}"
+
+
+def _archived(database: Database, parts: tuple[Path, ...], columns: tuple[Column, ...]) -> str:
+    """Read parts in place. A part of an earlier release lacks columns; lines that are no records have no time."""
+    files = ", ".join(map(quoted_literally, parts))
+    read = f"read_parquet([{files}], union_by_name=true, hive_partitioning=false)"
+    there = {row[0] for row in database.connection.execute(f"DESCRIBE SELECT * FROM {read}").fetchall()}
+    values = ", ".join(
+        f"{_gateways(parts, there)} AS {_GATEWAY}"
+        if column.name == _GATEWAY
+        else column.name
+        if column.name in there
+        else _absent(column)
+        for column in columns
+    )
+    position = f"(file_index * {_PART_ROWS} + file_row_number)::BIGINT AS {POSITION}"
+    return f"SELECT {values}, {position} FROM {read} WHERE {TIME} IS NOT NULL"
+
+
+def _gateways(parts: Iterable[Path], there: Container[str]) -> str:
+    """Tell the gateway of each row: the one in whose archive it is, whatever it says itself; else what it says."""
+    said = _GATEWAY if _GATEWAY in there else "NULL"
+    cases, end = "", 0
+    for gateway, group in groupby(gateway_of(part.parent.parent.name) for part in parts):
+        end += sum(1 for _ in group)
+        value = f"'{gateway}'" if gateway else said
+        cases += f" WHEN file_index < {end} THEN {value}"
+    return f"(CASE{cases} END)::VARCHAR"
+
+
+def _check_named(database: Database, files: Iterable[Path]) -> None:
+    """Check that the Parquet files that a user names are archived parts, or have all of their rows' columns."""
+    import duckdb
+
+    for file in files:
+        if file.suffix != PARQUET:
+            continue
+        read = f"DESCRIBE SELECT * FROM read_parquet([{quoted_literally(file)}])"
+        try:
+            there = {row[0] for row in database.connection.execute(read).fetchall()}
+        except duckdb.Error as error:
+            raise UnreadableLog(f"{file}: {str(error).splitlines()[0]}") from error
+        missing = [column for column in _ESSENTIAL if column not in there]
+        if missing:
+            what = f"its columns are not those of an archived part: there is no {', no '.join(missing)}"
+            raise UnreadableLog(f"{file}: {what}: name a file of an archive, or the result of SELECT * FROM records")
+
+
+def _absent(column: Column) -> str:
+    return f"{'0' if column.is_number else 'NULL'}::{column.sql_type} AS {column.name}"
+
+
+def _of_gateways(names: Collection[str]) -> str:
+    return f" WHERE coalesce({_GATEWAY}, '{NONE}') IN ({', '.join(map(quoted, names))})" if names else ""
+
+
+def _in_period(since: datetime | None, until: datetime | None) -> str:
+    tests = [f"{TIME} >= {time_literal(since)}"] if since else []
+    tests += [f"{TIME} < {time_literal(until)}"] if until else []
+    return f" WHERE {' AND '.join(tests)}" if tests else ""

@@ -1,0 +1,158 @@
+"""Groups of failures as text and as JSON. Both are safe for a terminal, and hold no query of a URL."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from squidkeeper.base.formatting import quantity, thousands
+from squidkeeper.record.log.listing import printable
+from squidkeeper.record.log.record import NONE, Record, decode_field, format_time
+from squidkeeper.record.why.cache_log import CacheLine, CacheLog
+from squidkeeper.record.why.causes import BY_CODE, KnownCause, shown, shown_url
+from squidkeeper.record.why.details import Detail
+from squidkeeper.record.why.failures import FailureGroup
+from squidkeeper.serving.squid_crashes import SquidCrash
+
+_CLIENTS_SHOWN: Final = 3
+_WITHOUT_RECORD: Final = ("no-descriptors", "squid-ended")
+_EVIDENCE: Final = ("no-helper", "no-policy", "parent-failed")  # causes whose newest line of cache.log is shown
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A group of failures with one cause: its sentence, what to do, and the newest requests."""
+
+    cause: KnownCause
+    sentence: str
+    remedy: str
+    likely: bool
+    count: int
+    first: str
+    last: str
+    clients: tuple[str, ...] = ()
+    newest: tuple[Record, ...] = ()
+    values: Mapping[str, object] | None = None
+    cache_line: CacheLine | None = None
+
+    @property
+    def heading(self) -> str:
+        """The line above the sentence."""
+        times = "once" if self.count == 1 else f"{thousands(self.count)} times"
+        clients = ", ".join(map(shown, self.clients[:_CLIENTS_SHOWN]))
+        more = len(self.clients) - _CLIENTS_SHOWN
+        by = f", by {clients}" + (f" and {quantity(more, 'other')}" if more > 0 else "") if clients else ""
+        return f"{self.cause.code}{' (likely)' if self.likely else ''}: {times}, last {self.last}{by}"
+
+
+def explained(group: FailureGroup, detail: Detail, log: CacheLog) -> Explained:
+    """Explain a group by its newest failure."""
+    cause, newest = group.cause, group.newest[0].record
+    known = {**group.facts, **detail.facts}
+    sentence = cause.say(known)
+    if newest.method == "CONNECT" and cause.code != "ca-not-trusted" and (alert := log.alert(newest)):
+        sentence += f" The client did not see that: it does not trust the gateway's CA (alert `{alert}`)."
+    return Explained(
+        cause,
+        sentence,
+        cause.advise(known),
+        cause.likely and not detail.is_sure,
+        group.count,
+        group.first,
+        group.last,
+        tuple(group.clients),
+        tuple(one.record for one in group.newest),
+        detail.values,
+        log.near(cause.code, newest) if cause.code in _EVIDENCE else None,
+    )
+
+
+def without_record(log: CacheLog, since: str) -> Iterator[Explained]:
+    """Explain what is in cache.log alone, from a time on."""
+    for code in _WITHOUT_RECORD:
+        lines = [line for line in log.of(code) if format_time(line.at) >= since]
+        if lines:
+            newest, cause = lines[0], BY_CODE[code]
+            facts = {name: shown(value).rstrip(".") for name, value in newest.parts.items() if value}
+            times = format_time(lines[-1].at), format_time(newest.at)
+            yield Explained(cause, cause.say(facts), cause.advise(facts), False, len(lines), *times, cache_line=newest)
+
+
+def crashes(known: Iterable[SquidCrash], since: str) -> Iterator[Explained]:
+    """Explain the crashes of Squid from a time on, the newest first."""
+    cause = BY_CODE["squid-crashed"]
+    for crash in known:
+        at = format_time(datetime.fromtimestamp(crash.at, UTC))
+        if at >= since:
+            names = {"origins": ", ".join(crash.origins) or "unknown", "clients": ", ".join(crash.clients) or "unknown"}
+            facts = {"told": crash.told, **names}
+            yield Explained(cause, cause.say(facts), cause.advise(facts), False, 1, at, at, crash.clients)
+
+
+def newest_first(groups: Iterable[Explained]) -> list[Explained]:
+    """Sort groups by their newest failure."""
+    return sorted(groups, key=lambda one: one.last, reverse=True)
+
+
+def totals(groups: Iterable[FailureGroup | Explained]) -> str:
+    """Count failures by cause, the most first."""
+    counts: Counter[str] = Counter()
+    for one in groups:
+        counts[one.cause.code] += one.count
+    return ", ".join(f"{code} {thousands(count)}" for code, count in counts.most_common())
+
+
+def as_text(groups: Iterable[Explained], *, with_gateways: bool = False) -> str:
+    """Write groups, each with its newest requests; of many gateways, name that of each request."""
+    return "\n".join(_text(one, with_gateways=with_gateways) for one in groups)
+
+
+def as_json(groups: Iterable[Explained], more: Mapping[str, object]) -> str:
+    """Write groups as one JSON object in ASCII."""
+    return json.dumps({**more, "causes": [_object(one) for one in groups]}, indent=2)
+
+
+def _text(one: Explained, *, with_gateways: bool) -> str:
+    lines = [one.heading, f"  {one.sentence}", f"  To do: {one.remedy}"]
+    lines += [f"  {_row(record, with_gateway=with_gateways)}" for record in one.newest]
+    if one.cache_line:
+        lines.append(f"  cache.log: {shown(one.cache_line.text)}")
+    return "".join(f"{printable(line)}\n" for line in lines)
+
+
+def _row(record: Record, *, with_gateway: bool) -> str:
+    method = shown(decode_field(record.method) or NONE)
+    gateway = f"{shown(record.gateway)}  " if with_gateway else ""
+    request = f"{record.status}  {method} {shown_url(record)}  ({record.request_id})"
+    return f"{record.time}  {gateway}{record.client}  {request}"
+
+
+def _object(one: Explained) -> dict[str, object]:
+    return {
+        "cause": one.cause.code,
+        "likely": one.likely,
+        "sentence": one.sentence,
+        "remedy": one.remedy,
+        "count": one.count,
+        "first": one.first,
+        "last": one.last,
+        "clients": list(one.clients),
+        "details": dict(one.values or {}),
+        "cache_log": shown(one.cache_line.text) if one.cache_line else None,
+        "newest": [_request(record) for record in one.newest],
+    }
+
+
+def _request(record: Record) -> dict[str, object]:
+    return {
+        "time": record.time,
+        "client": record.client,
+        "user": decode_field(record.user),
+        "method": shown(decode_field(record.method) or NONE),
+        "url": shown_url(record),
+        "status": record.status,
+        "request_id": record.request_id,
+        "gateway": shown(record.gateway),
+    }

@@ -1,0 +1,101 @@
+"""Which failures are asked about: by ID, client, user, host, URL and time."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Final
+
+from squidkeeper.policy.protocol.request import CONNECT
+from squidkeeper.record.log.filters import Filter
+from squidkeeper.record.log.record import NONE, Record, decode_field, parse_time
+from squidkeeper.record.log.urls import endpoint_of, redacted_url
+from squidkeeper.record.why.failures import Failure, FailureGroup, failures_among, group
+
+_LOGIN_REFUSED: Final = "login-refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """What is asked: all of these hold. Empty ones hold for everything.
+
+    `filters` are of the client and the host. A URL without a query stands for each query. A refused login is asked
+    about with every user: the access log does not tell whose it was.
+    """
+
+    ids: frozenset[str] = frozenset()
+    filters: tuple[Filter, ...] = ()
+    users: frozenset[str] = frozenset()
+    url: str | None = None
+
+    def is_about(self, failure: Failure) -> bool:
+        """Tell whether a failure is asked about."""
+        record = failure.record
+        return (
+            (not self.ids or record.request_id in self.ids)
+            and all(one.holds(record) for one in self.filters)
+            and (self._has_user(record) or (bool(self.users) and failure.cause.code == _LOGIN_REFUSED))
+            and self._has_url(record)
+        )
+
+    def _has_user(self, record: Record) -> bool:
+        return not self.users or decode_field(record.user) in self.users
+
+    def _has_url(self, record: Record) -> bool:
+        if self.url is None:
+            return True
+        if record.method == CONNECT:  # no request came, so the URL is not known
+            return record.url == endpoint_of(self.url)
+        return self.url in (record.url, redacted_url(record.url))
+
+
+@dataclass(slots=True)
+class Search:
+    """The failures that are asked about, as far as they were read.
+
+    `others` are the requests with an ID that did not fail, `unknown_ids` the IDs that no request has.
+    """
+
+    question: Inquiry
+    since: datetime | None = None
+    failed: int = 0
+    beyond: int = 0
+    others: dict[str, Record] = field(default_factory=dict)
+    unknown_ids: frozenset[str] = frozenset()
+
+    def groups(self, records: Iterable[Record], standing: Mapping[str, str] = {}) -> list[FailureGroup]:
+        """Group the failures among records, which come in the order of time.
+
+        `standing` are the IDs of records that stand for others that are asked about.
+        """
+        self.question = replace(self.question, ids=frozenset(standing.get(one, one) for one in self.question.ids))
+        self.unknown_ids = self.question.ids
+        groups, self.beyond = group(self._asked(records))
+        return groups
+
+    def _asked(self, records: Iterable[Record]) -> Iterator[Failure]:
+        for failure in filter(self._is_asked, failures_among(self._noted(records))):
+            self.failed += 1
+            self.others.pop(failure.record.request_id, None)
+            yield failure
+
+    def _is_asked(self, failure: Failure) -> bool:
+        is_late = self.since is None or self.question.ids or parse_time(failure.record) >= self.since
+        return bool(is_late) and self.question.is_about(failure)
+
+    def _noted(self, records: Iterable[Record]) -> Iterator[Record]:
+        for record in records:
+            if record.request_id in self.question.ids:
+                self.others[record.request_id] = record
+                self.unknown_ids -= {record.request_id}
+            yield record
+
+
+def is_unsure_of_user(question: Inquiry, code: str) -> bool:
+    """Tell whether a cause is shown although the access log does not name its user."""
+    return bool(question.users) and code == _LOGIN_REFUSED
+
+
+def about_other(record: Record) -> str:
+    """Say what became of a request that did not fail."""
+    rule = decode_field(record.rule) or NONE
+    return f"{record.request_id} did not fail: {record.method}, status {record.status}, {record.verdict} by {rule}."

@@ -1,1 +1,0 @@
-"""`squidkeeper report`: a period of the access log as figures, and these as a page (floor 7)."""

@@ -1,0 +1,1 @@
+"""The processes beside Squid, and their settings and status."""

@@ -1,0 +1,1 @@
+"""`squidkeeper exporter`: metrics, /healthz and the status page of one gateway."""

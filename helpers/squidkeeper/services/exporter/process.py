@@ -1,0 +1,271 @@
+"""The exporter process: it counts the access log, and serves metrics, /healthz and the status page."""
+
+import logging
+import os
+import resource
+import shutil
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from threading import Thread
+from typing import Final, NoReturn
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+from squidkeeper.base.errors import ListenFailed
+from squidkeeper.base.rotated_logs import oldest_write, rotated
+from squidkeeper.base.squid_counters import SquidCounters, read_counters
+from squidkeeper.base.squid_version import squid_version
+from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.language.hosts import Network
+from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
+from squidkeeper.record.archive_status import read_archive_status, read_deleted_logs
+from squidkeeper.record.export_status import read_exports
+from squidkeeper.record.log.drift import DriftChecker
+from squidkeeper.record.log.past_policies import PastPolicies
+from squidkeeper.services.exporter.certificate import StoreCertificate, read_certificate
+from squidkeeper.services.exporter.checkpoint import CheckpointStore
+from squidkeeper.services.exporter.collector import GatewayCollector
+from squidkeeper.services.exporter.conditions import ActiveCondition, active_conditions
+from squidkeeper.services.exporter.disks import read_disks
+from squidkeeper.services.exporter.log_counter import LogCounter
+from squidkeeper.services.exporter.questions import WaitingQuestions
+from squidkeeper.services.exporter.server import Application, serve
+from squidkeeper.services.exporter.snapshot import Snapshot
+from squidkeeper.services.exporter.status_page import page
+from squidkeeper.services.exporter.stopped_watchdog import StoppedWatchdog, uncounted_helpers
+from squidkeeper.services.exporter.used_bytes import UsedBytes
+from squidkeeper.services.maintenance_status import read_maintenance_status
+from squidkeeper.services.pull_status import read_pull_status
+from squidkeeper.serving.counters.layout import FOLDER
+from squidkeeper.serving.counters.reader import CounterFile, read_counter_files
+from squidkeeper.serving.credentials.fetch_status import read_fetch_status
+from squidkeeper.serving.credentials.fetched_values import FOLDER as FETCHED
+from squidkeeper.serving.drained import drained_since
+from squidkeeper.serving.quotas.opening import GatewayCounts
+from squidkeeper.serving.quotas.store_problem import read_store_problem
+from squidkeeper.serving.quotas.store_settings import quota_store_file
+from squidkeeper.serving.squid_crashes import read_crashes
+
+CATCH_UP_SECONDS: Final = 60.0
+_LOOPBACK: Final = "127.0.0.1"
+_NICENESS = 10  # Squid and its helpers go first
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ExporterOptions:
+    """The options of the command. `squid` is the address and port of Squid's proxy port."""
+
+    listen: tuple[str, int]
+    directory: Path
+    access_log: Path
+    state: Path
+    ca: Path
+    fragment: Path
+    squid: tuple[str, int]
+    status_from: tuple[Network, ...]
+    tls_certificate: Path | None
+    run: Path
+    archive: Path | None = None
+    pulled: Path | None = None
+    proxy_header: bool = False  # Squid's port requires a PROXY header
+    health_listen: tuple[str, int] | None = None
+    health_from: tuple[Network, ...] = ()
+    workers: int = 1
+
+
+def run_exporter(options: ExporterOptions) -> None:
+    """Run until SIGTERM; `StateInUse` or `ListenFailed` if it cannot start."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it reads secrets, to tell whether they are available
+    with suppress(OSError):
+        os.nice(_NICENESS)
+    Exporter(options).run()
+
+
+class Exporter:
+    """The exporter of one gateway."""
+
+    def __init__(self, options: ExporterOptions) -> None:
+        self._options = options
+        self._helpers = options.state / FOLDER
+        self._questions = WaitingQuestions(options.state)
+        self._store = CheckpointStore(options.state / "exporter")
+        self._store_certificate = StoreCertificate(options.directory)
+        self._watcher: PolicyWatcher[CompiledPolicy] = PolicyWatcher(
+            options.directory, options.state / "lists", lambda compiled: compiled, options.state / "revisions"
+        )
+
+    def run(self) -> None:
+        """Count what the log holds, then serve until the end."""
+        with _bound(self._options.listen) as listener:
+            self._store.open()
+            StoppedWatchdog(self._options.state).start()
+            self._watcher.start()
+            self._store_certificate.start()
+            self._start_health()
+            past = PastPolicies(self._options.state / "revisions", self._current)
+            drift = DriftChecker(past, self._current, past.replacing)
+            options = self._options
+            used_bytes = UsedBytes(options.state, self._current, GatewayCounts(options.directory, options.state))
+            self._log_counter = LogCounter(options.access_log, self._store, drift, used_bytes)
+            try:
+                self._log_counter.start(CATCH_UP_SECONDS)
+                server = serve(self._application(self._options.listen[0]), listener)
+                self._start_on_loopback()
+                _log.info("metrics, health and status page are on %s:%d", *listener.getsockname()[:2])
+                server.run()
+            finally:
+                self._log_counter.stop()
+                self._store.close()
+
+    def _start_health(self) -> None:
+        """Answer load balancers, where there are any, ahead of the count of the log, which can take a minute."""
+        options = self._options
+        if options.health_listen is None:
+            return
+        from squidkeeper.services.exporter.health import Health, HealthServer  # other gateways do without it
+
+        health = Health(lambda: self._squid().answers, lambda: self._watcher.current is not None, options.run)
+        HealthServer(_bound(options.health_listen), options.health_from, health).start()
+        _log.info("load balancers ask for /healthz on %s:%d", *options.health_listen)
+
+    def _start_on_loopback(self) -> None:
+        """Answer this machine too, where the exporter listens on another address, unless something has the port."""
+        host, port = ip_address(self._options.listen[0]), self._options.listen[1]
+        if host.is_loopback or host.is_unspecified:
+            return
+        try:
+            listener = _bound((_LOOPBACK, port))
+        except ListenFailed as error:
+            _log.warning("%s", error)
+            return
+        Thread(target=serve(self._application(_LOOPBACK), listener).run, daemon=True).start()
+
+    def _squid(self) -> SquidCounters:
+        return read_counters(*self._options.squid, proxy_header=self._options.proxy_header)
+
+    def _application(self, host: str) -> Application:
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        registry.register(GatewayCollector(self.collect))
+        return Application(
+            registry, self.health, self.page, self._options.status_from, on_loopback=ip_address(host).is_loopback
+        )
+
+    def collect(self, *, save: bool = True) -> Snapshot:
+        """Collect everything that is served. A count is saved before it is served, or a restart could lower it."""
+        options, log = self._options, self._log_counter
+        counter_files = self._read_counter_files()
+        totals = log.add_up(counter_files)
+        host, port = options.squid
+        compiled = self._watcher.current
+        now = time.time()
+        archive = read_archive_status(options.archive) if options.archive else None
+        return Snapshot(
+            now=now,
+            directory=options.directory,
+            access_log=options.access_log,
+            state=options.state,
+            squid_address=f"{host}:{port}",
+            workers=options.workers,
+            checkpoint=log.save() if save else log.checkpoint(),
+            log_readable=log.readable,
+            backlog_bytes=log.backlog_bytes,
+            state_writable=self._store.writable,
+            policy=compiled.source if compiled else None,
+            policy_state=self._watcher.state,
+            counter_files=counter_files,
+            totals=totals,
+            certificate=read_certificate(options.ca),
+            squid=self._squid(),
+            answers=log.answers,
+            disks=tuple(read_disks(self._folders())),
+            tls_certificate=read_certificate(options.tls_certificate) if options.tls_certificate else None,
+            maintenance=read_maintenance_status(options.state, now),
+            exports=read_exports(options.state, now),
+            fetched=options.run / FETCHED,
+            fetching=read_fetch_status(options.run / FETCHED, now),
+            squid_version=squid_version(),
+            fragment=_text_of(options.fragment),
+            fragment_file=options.fragment,
+            archive=archive,
+            unarchived_since=oldest_write(archive.unarchived(rotated(options.access_log))) if archive else None,
+            deleted_logs=read_deleted_logs(options.state),
+            pull=read_pull_status(options.pulled) if options.pulled else None,
+            drained_since=drained_since(options.run),
+            quota_store_problem=self._quota_store_problem(now),
+            quota_store_not_after=self._store_certificate.not_after,
+            uncounted_helpers=uncounted_helpers(options.state, os.geteuid(), counter_files, now),
+            crashes=read_crashes(options.state),
+            questions_waiting=self._questions.count(self._watcher.current, now),
+        )
+
+    def _folders(self) -> dict[str, Path]:
+        options = self._options
+        folders = {"log": options.access_log.parent, "state": options.state}
+        return folders | ({"archive": options.archive} if options.archive else {})
+
+    def health(self) -> tuple[ActiveCondition, ...]:
+        """List the conditions that make the gateway unhealthy."""
+        return active_conditions(self.collect(save=False), unhealthy_only=True)
+
+    def page(self) -> str:
+        """Make the status page."""
+        return page(self.collect(), program_called(sys.argv[0], shutil.which("squidkeeper")))
+
+    def _current(self) -> CompiledPolicy | None:
+        return self._watcher.current
+
+    def _quota_store_problem(self, now: float) -> str | None:
+        if not quota_store_file(self._options.directory).exists():
+            return None
+        return read_store_problem(self._options.state, now)
+
+    def _read_counter_files(self) -> tuple[CounterFile, ...]:
+        try:
+            return tuple(read_counter_files(self._helpers))
+        except OSError as error:
+            _log.warning("the counter files of the helpers cannot be read: %s", error)
+            return ()
+
+
+def program_called(started: str, on_path: str | None) -> str:
+    """Tell how an operator calls this program: by its name if PATH finds it, else by its path."""
+    path = Path(started)
+    if path.name != "squidkeeper" or (on_path and path.exists() and path.samefile(on_path)):
+        return "squidkeeper"
+    return started
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
+
+
+def _bound(listen: tuple[str, int]) -> socket.socket:
+    """Bind the port now, so that a mistake shows at once. The server listens after the log is counted."""
+    host, port = listen
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+        # While it is set, anybody can take the port until the server listens, which sets it again.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    except OSError as error:
+        bound.close()
+        raise ListenFailed(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+    return bound
+
+
+def _end(*_: object) -> NoReturn:
+    raise SystemExit(0)

@@ -1,0 +1,102 @@
+"""The gateway at one moment, for metrics, conditions and the status page."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from squidkeeper.base.metrics import LOADS_POLICY
+from squidkeeper.base.squid_counters import SquidCounters
+from squidkeeper.base.squid_version import SquidVersion
+from squidkeeper.policy.language.model import Policy
+from squidkeeper.policy.language.secret_sources import fetched_secrets
+from squidkeeper.policy.policy_store.policy_watcher import PolicyState
+from squidkeeper.record.archive_status import ArchiveStatus, DeletedLogs
+from squidkeeper.record.export_status import ExportStatus
+from squidkeeper.services.exporter.certificate import Certificate
+from squidkeeper.services.exporter.checkpoint import Checkpoint
+from squidkeeper.services.exporter.disks import Disk
+from squidkeeper.services.exporter.recent import RecentAnswer
+from squidkeeper.services.maintenance_status import NOT_RUNNING, MaintenanceStatus
+from squidkeeper.services.pull_status import PullStatus
+from squidkeeper.serving.counters.layout import HelperStatus, Key
+from squidkeeper.serving.counters.reader import CounterFile
+from squidkeeper.serving.credentials.fetch_status import FetchStatus, SecretStatus
+from squidkeeper.serving.squid_crashes import SquidCrash
+
+NOTHING_FETCHED: Final = FetchStatus(runs=False)
+NOTHING_DELETED: Final = DeletedLogs()
+HELPER_PATIENCE_SECONDS: Final = 10.0  # for a heartbeat, for a reply, and for an edit to reach every helper
+LAST_MINUTES: Final = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The gateway at one moment. `now` is in seconds since 1970; the paths and the address are the exporter's options.
+
+    `policy` and `policy_state` are those of the exporter, which reads the same directory as the helpers.
+    """
+
+    now: float
+    directory: Path
+    access_log: Path
+    state: Path
+    squid_address: str
+    checkpoint: Checkpoint
+    log_readable: bool
+    backlog_bytes: int
+    state_writable: bool
+    policy: Policy | None
+    policy_state: PolicyState
+    counter_files: tuple[CounterFile, ...]
+    totals: Mapping[Key, float]
+    certificate: Certificate
+    squid: SquidCounters
+    workers: int = 1  # processes of Squid that serve
+    answers: tuple[RecentAnswer, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    maintenance: MaintenanceStatus = NOT_RUNNING
+    fetched: Path | None = None  # the folder of the secrets that are fetched
+    fetching: FetchStatus = NOTHING_FETCHED
+    exports: Mapping[str, ExportStatus] = MappingProxyType({})  # by name
+    tls_certificate: Certificate | None = None  # of the TLS port; None: there is none
+    squid_version: SquidVersion | None = None
+    fragment: str = ""  # squidkeeper.conf, which names the parts in force
+    fragment_file: Path | None = None  # where it is
+    archive: ArchiveStatus | None = None  # None: there is no archive
+    unarchived_since: float | None = None  # when the oldest rotated log that is not archived was last written to
+    deleted_logs: DeletedLogs = NOTHING_DELETED
+    pull: PullStatus | None = None  # None: the policy is not pulled, or has not been yet
+    drained_since: float | None = None  # None: clients may come
+    quota_store_problem: str | None = None  # None: no store is shared with other gateways
+    quota_store_not_after: datetime | None = None  # when its certificate expires; None: unknown, or there is none
+    uncounted_helpers: tuple[int, ...] = ()  # processes that write no counter file
+    crashes: tuple[SquidCrash, ...] = ()
+    questions_waiting: int | None = None  # None: no client has ever asked, or that cannot be read
+
+    @property
+    def at(self) -> datetime:
+        """The moment, in UTC."""
+        return datetime.fromtimestamp(self.now, UTC)
+
+    @property
+    def helpers(self) -> tuple[HelperStatus, ...]:
+        """The status of each helper process that runs."""
+        return tuple(file.status for file in self.counter_files if file.running and file.status)
+
+    @property
+    def fetched_secrets(self) -> Mapping[str, SecretStatus | None]:
+        """The secrets of the policy that are fetched, with what the process that fetches them reports."""
+        secrets = self.policy.secrets if self.policy else {}
+        return {name: self.fetching.secrets.get(name) for name, _ in fetched_secrets(secrets)}
+
+    def is_outdated(self, helper: HelperStatus) -> bool:
+        """Tell whether a helper decides by another revision than the exporter has."""
+        return helper.helper in LOADS_POLICY and helper.revision != self.policy_state.revision
+
+    def is_stuck(self, helper: HelperStatus) -> bool:
+        """Tell whether a helper gives no heartbeat, or has not answered the same lines for too long."""
+        since = helper.beat if helper.busy_since is None else min(helper.beat, helper.busy_since)
+        return self.now - since > HELPER_PATIENCE_SECONDS

@@ -1,0 +1,1 @@
+"""The process beside Squid that fetches secrets."""

@@ -1,0 +1,1 @@
+"""The maintenance process beside Squid, with one module for each task."""

@@ -1,0 +1,86 @@
+"""Notes crashes of Squid: a process that serves has ended, and has not said in cache.log that it exits."""
+
+import logging
+import re
+import time
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+from squidkeeper.base.formatting import printable
+from squidkeeper.base.untrusted_file import open_untrusted
+from squidkeeper.services.maintenance.squid_process import SquidProcess, SquidRun
+from squidkeeper.serving.squid_crashes import note_crash
+
+_LOOKS_BACK: Final = 10  # checks, each second: Squid says that it exits a while before it has ended
+_LONGEST: Final = 1024 * 1024  # bytes of cache.log that are read
+_STARTS: Final = b"| Starting Squid Cache version"
+_EXITS: Final = b"Exiting normally"
+_TOLD: Final = re.compile(rb"\| (?:FATAL: (?=assertion))?((?:assertion failed|FATAL): [^\n]{1,300})")
+_log = logging.getLogger(__name__)
+
+
+class SquidCrashes:
+    """Follows the processes of one Squid; `port` is its proxy port."""
+
+    name = "squid-crashes"
+
+    def __init__(self, state: Path, cache_log: Path, squid: SquidProcess, port: int) -> None:
+        self._state = state
+        self._cache_log = cache_log
+        self._squid = squid
+        self._port = port
+        self._run: SquidRun | None = None
+        self._end: tuple[float, int, int] | None = None
+        self._connections = 0
+        self._sizes: deque[int] = deque(maxlen=_LOOKS_BACK)  # of cache.log at the last checks
+
+    def check(self) -> None:
+        """Look for an end; what is known about it is read a check later, when helpers and log have it."""
+        if self._end:
+            self._judge(*self._end)
+        ended = self._run.ended() if self._run else 0
+        self._end = (time.time(), ended, self._connections) if ended else None
+        self._connections = _connections(self._port)
+        self._sizes.append(_size(self._cache_log))
+        run = self._squid.run()
+        self._run = run if ended else run or self._run  # a master that is killed ends before the processes that serve
+
+    def _judge(self, at: float, pid: int, connections: int) -> None:
+        said = _said_by(pid, self._written())
+        if _EXITS not in said:
+            told = [match.decode(errors="replace") for match in _TOLD.findall(said)]
+            what = printable(told[-1]) if told else "it was killed"
+            crash = note_crash(self._state, at, what, connections)
+            _log.error("%s; %s", crash.unrecorded, crash.served)
+
+    def _written(self) -> bytes:
+        start = self._sizes[0] if self._sizes else 0
+        try:
+            with open_untrusted(self._cache_log) as file:
+                end = file.seek(0, 2)
+                file.seek(max(end - _LONGEST, start if start <= end else 0))
+                return file.read(_LONGEST)
+        except OSError:
+            return b""
+
+
+def _said_by(pid: int, text: bytes) -> bytes:
+    """Give what one process wrote: after its start, or ahead of the first start, if its own is not in the text."""
+    own = re.search(rb"( kid\d+)?\| Process ID %d\n" % pid, text)
+    start, kid = (own.end(), own[1] or b"") if own else (0, b"")
+    end = text.find(kid + _STARTS, start)
+    return text[start : None if end < 0 else end]
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+def _connections(port: int) -> int:
+    """Count the connections to a port of this machine, where a client can leave tens of thousands that have ended."""
+    established = re.compile(rb":%04X [0-9A-F]+:[0-9A-F]{4} 01 " % port)
+    return sum(len(established.findall(table.read_bytes())) for table in Path("/proc/net").glob("tcp*"))

@@ -1,0 +1,166 @@
+"""Where a policy is pulled from, and whose signature counts: `pull.yaml`, which is the operator's."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from squidkeeper.base.errors import PatternError, PullFailed
+from squidkeeper.base.untrusted_file import read_regular
+from squidkeeper.policy.language.secret_sources import parse_period
+
+SETTINGS: Final = "pull.yaml"  # beside the policy's folder
+EVERY_SECONDS: Final = 30
+_EVERY: Final = (5, 86400)
+_URL: Final = re.compile(
+    r"(https|ssh)://(?:([A-Za-z0-9._-]{1,64})@)?([A-Za-z0-9.-]{1,253}|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/[!-~]*)"
+)
+_REFERENCE: Final = re.compile(r"(?!.*(?:\.\.|\.lock$|//|/\.))[A-Za-z0-9_][A-Za-z0-9._/-]{0,199}(?<![./])")
+_FOLDER: Final = re.compile(r"(?!.*(?:^|/)\.\.?(?:/|$))[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*")
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+
+
+@dataclass(frozen=True, slots=True)
+class GitSource:
+    """A folder of a git repository, at the tip of a branch or at a tag."""
+
+    url: str
+    reference: str  # refs/heads/… or refs/tags/…
+    folder: str = ""  # empty: the whole tree
+    since: str = ""  # a commit that each tip descends from
+    key: Path | None = None
+    known_hosts: Path | None = None
+    ca: Path | None = None
+    token_file: Path | None = None
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.url, self.reference.split("/", 2)[2], self.folder)))
+
+
+@dataclass(frozen=True, slots=True)
+class BundleSource:
+    """A signed file at an https URL, with its signature beside it: `URL.sig`."""
+
+    url: str
+    since: int = 0  # the lowest number
+    ca: Path | None = None
+    token_file: Path | None = None
+
+    def __str__(self) -> str:
+        return self.url
+
+
+@dataclass(frozen=True, slots=True)
+class PullSettings:
+    """The settings of `squidkeeper pull`. Without a ceiling, a signed policy may open everything."""
+
+    source: GitSource | BundleSource
+    allowed_signers: Path
+    every_seconds: int = EVERY_SECONDS
+    ceiling: Path | None = None
+
+
+def read_pull_settings(file: Path) -> PullSettings:
+    """Read the settings; `PullFailed` says what is wrong with them."""
+    try:
+        read = msgspec.yaml.decode(file.read_bytes(), type=_PullFile, dec_hook=_as_path)
+        return _settings(read)
+    except OSError as error:
+        raise PullFailed(f"{file}: {error.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise PullFailed(f"{file}: {error}") from None
+    except PatternError as error:
+        raise PullFailed(f"{file}: {error}") from None
+
+
+def read_token(file: Path) -> str:
+    """Read the token of a `token_file`; `PullFailed` says what is wrong with the file, and shows nothing of it."""
+    try:
+        token = read_regular(file).decode().strip()
+    except OSError as error:
+        raise PullFailed(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        token = ""
+    if not token or not token.isascii() or not token.isprintable():
+        raise PullFailed(f"{file} holds no token, expected one line")
+    return token
+
+
+def _as_path(kind: type, value: object) -> Path:
+    if kind is not Path or not isinstance(value, str):
+        raise ValueError("expected the path of a file")
+    return Path(value)
+
+
+class _SourceInFile(msgspec.Struct, forbid_unknown_fields=True):
+    git: str = ""
+    bundle: str = ""
+    branch: str = ""
+    tag: str = ""
+    path: str = ""
+    since: str | int = ""
+    key: Path | None = None
+    known_hosts: Path | None = None
+    ca: Path | None = None
+    token_file: Path | None = None
+
+
+class _PullFile(msgspec.Struct, forbid_unknown_fields=True):
+    source: _SourceInFile
+    allowed_signers: Path
+    every: str = f"{EVERY_SECONDS}s"
+    ceiling: Path | None = None
+
+
+def _settings(read: _PullFile) -> PullSettings:
+    one = read.source
+    if bool(one.git) == bool(one.bundle):
+        raise PatternError("source: expected exactly one of git and bundle")
+    source = _git(one) if one.git else _bundle(one)
+    paths = (read.allowed_signers, read.ceiling, one.key, one.known_hosts, one.ca, one.token_file)
+    if relative := next((path for path in paths if path and not path.is_absolute()), None):
+        raise PatternError(f"{relative} is a relative path, expected one that begins with /")
+    return PullSettings(source, read.allowed_signers, parse_period(read.every, *_EVERY), read.ceiling)
+
+
+def _git(one: _SourceInFile) -> GitSource:
+    scheme = _scheme(one.git)
+    if bool(one.branch) == bool(one.tag):
+        raise PatternError("source: expected exactly one of branch and tag")
+    reference = f"refs/heads/{one.branch}" if one.branch else f"refs/tags/{one.tag}"
+    _check(_REFERENCE, one.branch or one.tag, "the name of a branch or tag")
+    _check(_FOLDER, one.path or "policy", "a folder of the repository, such as policy")
+    _check(_COMMIT, str(one.since or "0" * 40), "the whole hash of a commit")
+    if scheme == "ssh" and one.known_hosts is None:
+        raise PatternError("source: known_hosts is missing, expected the file with the server's host key")
+    if scheme == "ssh" and (one.ca or one.token_file):
+        raise PatternError("source: ca and token_file are for https, expected key and known_hosts with ssh")
+    if scheme == "https" and (one.key or one.known_hosts):
+        raise PatternError("source: key and known_hosts are for ssh, expected ca or token_file with https")
+    access = (one.key, one.known_hosts, one.ca, one.token_file)
+    return GitSource(one.git, reference, one.path, str(one.since), *access)
+
+
+def _bundle(one: _SourceInFile) -> BundleSource:
+    if _scheme(one.bundle) != "https":
+        raise PatternError("source: a bundle is read over https, expected https://HOST/…")
+    if any((one.branch, one.tag, one.path, one.key, one.known_hosts)):
+        raise PatternError("source: a bundle has url, since, ca and token_file alone")
+    since = one.since or 0
+    if not isinstance(since, int):
+        raise PatternError("source: since is the lowest number of a bundle, expected a number")
+    return BundleSource(one.bundle, since, one.ca, one.token_file)
+
+
+def _scheme(url: str) -> str:
+    found = _URL.fullmatch(url)
+    if found is None or (found[1] == "https" and found[2]):
+        raise PatternError(f"{url!r} is no source, expected https://HOST/PATH or ssh://USER@HOST/PATH")
+    return found[1]
+
+
+def _check(pattern: re.Pattern[str], text: str, expected: str) -> None:
+    if pattern.fullmatch(text) is None:
+        raise PatternError(f"source: {text!r} is not {expected}")

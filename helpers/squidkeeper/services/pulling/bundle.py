@@ -1,0 +1,83 @@
+"""A policy as a signed bundle: one JSON file with a number that rises, and its signature beside it."""
+
+import re
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from squidkeeper.base.errors import PullRefused
+from squidkeeper.services.pull_settings import BundleSource
+from squidkeeper.services.pulling import policy_files
+from squidkeeper.services.pulling.download import Download, download
+from squidkeeper.services.pulling.signatures import BUNDLE_NAMESPACE, signer_of
+
+_LONGEST: Final = 2 * policy_files.BYTES_AT_MOST  # JSON escapes
+_SIGNATURE_BYTES: Final = 64 << 10
+_SECONDS: Final = 60  # for each of the two files
+_DIGITS: Final = 12
+_HIGHEST: Final = 10**15 - 1
+_NAME: Final = re.compile(r"bundle-([0-9]{1,15})-[0-9a-f]{12}")
+
+
+class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a bundle holds: the number, and the files by their paths."""
+
+    number: int
+    files: dict[str, str]
+
+
+class BundleServer:
+    """Where bundles are published; the one that was fetched last is in `file`, once it is known who has signed it."""
+
+    def __init__(self, source: BundleSource, file: Path, allowed_signers: Path) -> None:
+        self._source = source
+        self._file = file
+        self._allowed_signers = allowed_signers
+        self._content = self._signature = b""
+
+    def tip(self) -> str:
+        """Fetch, and name what is published by its hash; `PullFailed` if the source cannot be read."""
+        self._content = self._get(self._source.url, _LONGEST)
+        self._signature = self._get(f"{self._source.url}.sig", _SIGNATURE_BYTES)
+        return sha256(self._content).hexdigest()[:_DIGITS]
+
+    def signer(self, tip: str) -> str:  # noqa: ARG002 - of what was fetched
+        """Find who has signed what was fetched, and keep it; `PullRefused` if that is no allowed signer now."""
+        signer = signer_of(self._content, self._signature, self._allowed_signers, BUNDLE_NAMESPACE)
+        self._file.write_bytes(self._content)
+        return signer
+
+    def version(self, tip: str, before: policy_files.PlacedVersion, *, rewound: bool = False) -> policy_files.Version:
+        """Read what was kept, if its number is higher than before; else `PullRefused`."""
+        try:
+            bundle = msgspec.json.decode(self._file.read_bytes(), type=Bundle)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise PullRefused(f"it is no bundle: {error}") from None
+        files = {path: text.encode("utf-8", "surrogatepass") for path, text in bundle.files.items()}
+        self._check_number(bundle.number, tip, before.name, rewound=rewound)
+        _check(files)
+        named = policy_files.listed_paths(files)
+        used = {path: content for path, content in files.items() if policy_files.is_policy_file(path) or path in named}
+        return policy_files.Version(f"bundle-{bundle.number}-{tip}", used, source=str(self._source))
+
+    def _check_number(self, number: int, tip: str, before: str, *, rewound: bool) -> None:
+        last = _NAME.fullmatch(before)
+        if not 0 < number <= _HIGHEST:
+            raise PullRefused(f"its number is {number}, expected one from 1 to {_HIGHEST:,}")
+        if number < self._source.since:
+            raise PullRefused(f"its number is {number}, expected {self._source.since} at least ('since' in pull.yaml)")
+        if last is None or rewound or number > int(last[1]) or before.endswith(f"-{number}-{tip}"):
+            return
+        again = f"`squidkeeper pull --once --accept {tip}` takes it all the same"
+        raise PullRefused(f"its number is {number}, expected more than {last[1]}, which is in place; {again}")
+
+    def _get(self, url: str, longest: int) -> bytes:
+        ca, token_file = (str(file or "") for file in (self._source.ca, self._source.token_file))
+        return download(Download(url, longest, _SECONDS, ca, token_file))
+
+
+def _check(files: Mapping[str, bytes]) -> None:
+    policy_files.check_files({path: len(content) for path, content in files.items()})

@@ -1,0 +1,44 @@
+"""Whose signature a version has: `ssh-keygen -Y`, with the operator's file of allowed signers.
+
+The clock of the gateway counts, not a time that whoever signs has written: a key whose time is over signs nothing that
+a gateway does not have yet, whatever date its commit has.
+"""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from squidkeeper.base.errors import PullFailed, PullRefused
+from squidkeeper.services.pulling.programs import UNNAMED, ChildBounds, run_bounded
+
+GIT_NAMESPACE: Final = "git"
+BUNDLE_NAMESPACE: Final = "squidkeeper-policy"
+_ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TZ": "UTC"}
+_BOUNDS: Final = ChildBounds(seconds=10.0)
+_LONGEST: Final = 64 << 10
+
+
+def signer_of(content: bytes, signature: bytes, allowed_signers: Path, namespace: str) -> str:
+    """Find who has signed a content; `PullRefused` if that is no allowed signer now."""
+    if not signature:
+        raise PullRefused("it is not signed, expected the SSH signature of an allowed signer")
+    if len(signature) > _LONGEST or not signature.startswith(b"-----BEGIN SSH SIGNATURE-----"):
+        raise PullRefused("its signature is not an SSH signature, expected one by `gpg.format ssh`")
+    if not allowed_signers.is_file():
+        raise PullRefused(f"{allowed_signers} cannot be read: nobody's signature counts")
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "signature"
+        file.write_bytes(signature)
+        keygen = ("ssh-keygen", "-Y")
+        files = ("-f", str(allowed_signers), "-s", str(file))
+        found = run_bounded((*keygen, "find-principals", *files), _ENVIRONMENT, bounds=_BOUNDS)
+        if found.messages.startswith(UNNAMED):
+            raise PullFailed(f"ssh-keygen cannot run as an account without a name: {found.messages}")
+        names = found.output.decode("utf-8", "replace").splitlines() if found.status == 0 else []
+        for name in names:
+            verify = (*keygen, "verify", *files, "-I", name, "-n", namespace)
+            if run_bounded(verify, _ENVIRONMENT, given=content, bounds=_BOUNDS).status == 0:
+                return name
+    if names:
+        raise PullRefused(f"the signature by the key of {names[0]!r} does not hold: for other content, use or time")
+    raise PullRefused("it is signed by a key that is none of an allowed signer, or whose time is over")

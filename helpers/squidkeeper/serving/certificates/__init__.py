@@ -1,0 +1,1 @@
+"""Certificates: the CA of a gateway, and what it signs."""

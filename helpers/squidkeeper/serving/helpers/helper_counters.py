@@ -1,0 +1,81 @@
+"""What a helper process counts, and its heartbeat."""
+
+import os
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from squidkeeper.base.metrics import DECISION_DURATION, HELPER_STARTS, OTHER
+from squidkeeper.policy.policy_store.policy_watcher import PolicyState
+from squidkeeper.serving.counters.layout import FOLDER, HelperStatus, Key, counter_key, histogram_keys
+from squidkeeper.serving.counters.writer import CounterWriter
+
+_OVERFLOW = {"rule": OTHER, "credential": OTHER, "quota": OTHER}
+_BEAT_EVERY_SECONDS = 1.0
+
+
+class HelperCounters:
+    """Counts what a helper does in a counter file, and writes its heartbeat there once a second."""
+
+    def __init__(self, helper: str, state: Path, policy_state: Callable[[], PolicyState]) -> None:
+        self.helper = helper
+        self._policy_state = policy_state
+        self._started = time.time()
+        self.busy_since: float | None = None
+        self._answered: Sequence[bytes] = ()
+        *self._buckets, self._sum = histogram_keys(
+            DECISION_DURATION.name, {"helper": helper}, DECISION_DURATION.buckets
+        )
+        self._writer = CounterWriter(state / FOLDER, _OVERFLOW)
+        self._writer.add({counter_key(HELPER_STARTS, helper): 1.0})
+
+    def start(self) -> None:
+        """Count the start, and write heartbeats from now on, in a thread that ends with the process."""
+        self._writer.beat(None)
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+
+    def ready(self) -> None:
+        """Note that the start is done, once a heartbeat says so."""
+        self._write_heartbeat(None)
+        self.busy_since = None
+
+    def _write_heartbeat(self, busy_since: float | None) -> None:
+        now, state = time.time(), self._policy_state()
+        self._writer.beat(
+            HelperStatus(
+                helper=self.helper,
+                pid=os.getpid(),
+                started=self._started,
+                beat=now,
+                revision=state.revision,
+                reload_ok=state.ok,
+                reloaded=state.loaded,
+                faults=len(state.faults),
+                busy_since=None if busy_since is None else now - (time.monotonic() - busy_since),
+            )
+        )
+
+    @property
+    def at(self) -> tuple[float, int] | None:
+        """The line that is being answered: when it was read, and its number among those read with it; None: no line."""
+        return None if self.busy_since is None else (self.busy_since, len(self._answered))
+
+    def begin(self, answered: Sequence[bytes] = ()) -> None:
+        """Note that lines were read: `busy_since` is the time, until `end`. `answered` grows with each answer."""
+        self._answered = answered
+        self.busy_since = time.monotonic()
+
+    def end(self, lines: int, counted: list[Key]) -> None:
+        """Count the lines of a batch, and what their replies add; each line took as long as the whole batch."""
+        if lines and self.busy_since is not None:
+            seconds = time.monotonic() - self.busy_since
+            bucket = self._buckets[bisect_left(DECISION_DURATION.buckets, seconds)]
+            self._writer.add({bucket: lines, self._sum: lines * seconds}, counted)
+        self.busy_since = None  # not before: the heartbeat shows a disk that hangs
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(_BEAT_EVERY_SECONDS)
+            self._write_heartbeat(self.busy_since)

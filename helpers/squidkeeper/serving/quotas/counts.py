@@ -1,0 +1,76 @@
+"""The counts of quotas: what every store of them does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from squidkeeper.policy.language.quotas import Quota, QuotaUnit, Window
+
+SHARE = 16  # a lease is at most this part of what is left, so that the last units are given one by one
+LEASE_AT_MOST = 32
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaCount:
+    """One count: of a quota, for one holder. Another unit or window of the quota has another count."""
+
+    quota: str
+    unit: QuotaUnit
+    window: Window
+    holder: str
+
+    @classmethod
+    def of(cls, quota: Quota, holder: str) -> QuotaCount:
+        """Name the count of a quota for a holder."""
+        return cls(quota.name, quota.unit, quota.window, holder)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a store has given of a count, what is used of it and left, that included, and when the window ends.
+
+    `left` goes by the limit that held: this gateway's part where the store of all gateways is away. `ends_in` is in
+    seconds.
+    """
+
+    given: int
+    used: int
+    left: int
+    ends_in: float
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaUse:
+    """How much of a count is used in its window, for people."""
+
+    count: QuotaCount
+    used: int
+    ends_in: float
+
+
+class CountStore(Protocol):
+    """Keeps counts. Every method raises `CountsUnavailable` where it cannot, within a quarter of a second or so."""
+
+    def take(self, count: QuotaCount, limit: int, asked: int) -> Taken:
+        """Give up to so many units of what is left, in one step for all who ask. None asked: tell what is used."""
+
+    def add(self, count: QuotaCount, amount: int) -> None:
+        """Add what was used already."""
+
+
+class HoldingStore(CountStore, Protocol):
+    """Holds what requests are about to send, on this gateway."""
+
+    def hold(self, request: str, count: QuotaCount, limit: int, size: int | None) -> Taken:
+        """Hold a size, or all that is left, until the request has ended. None given: it is more than is left."""
+
+    def release(self, requests: Iterable[str]) -> None:
+        """Hold nothing any more for these requests."""
+
+
+def share(limit: int, used: int, asked: int) -> int:
+    """Give how many units somebody gets: what was asked, less where little is left, and never more than is left."""
+    left = limit - used
+    return min(asked, max(1, left // SHARE)) if left > 0 else 0

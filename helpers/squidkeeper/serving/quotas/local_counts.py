@@ -1,0 +1,185 @@
+"""Counts on one gateway: one SQLite file in the state folder, which every helper writes.
+
+It survives restarts. A count never goes back with the clock: a window that
+has begun goes on until the clock has reached its end, unless it is more than one window away.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from squidkeeper.base.errors import CountsUnavailable
+from squidkeeper.base.shared_database import SharedDatabase
+from squidkeeper.policy.language.quotas import QuotaUnit, Window
+from squidkeeper.serving.quotas.counts import QuotaCount, QuotaUse, Taken, share
+
+if TYPE_CHECKING:
+    import sqlite3
+
+FOLDER: Final = "quotas"  # of the state folder
+_TIDY_EVERY_SECONDS: Final = 60.0
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS counts (
+    quota TEXT NOT NULL, unit TEXT NOT NULL, every TEXT NOT NULL, holder TEXT NOT NULL,
+    began INTEGER NOT NULL, ends INTEGER NOT NULL, used INTEGER NOT NULL,
+    PRIMARY KEY (quota, unit, every, holder)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS by_end ON counts (ends);
+CREATE TABLE IF NOT EXISTS held (
+    request TEXT NOT NULL, quota TEXT NOT NULL, unit TEXT NOT NULL, every TEXT NOT NULL, holder TEXT NOT NULL,
+    amount INTEGER NOT NULL, ends INTEGER NOT NULL,
+    PRIMARY KEY (quota, unit, every, holder, request)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS by_request ON held (request);
+"""
+_FIND: Final = "SELECT began, used FROM counts WHERE quota = ? AND unit = ? AND every = ? AND holder = ?"
+_HOLD: Final = "INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?, ?, ?, ?)"
+_HELD: Final = (
+    "SELECT coalesce(sum(amount), 0) FROM held WHERE quota = ? AND unit = ? AND every = ? AND holder = ? AND ends > ?"
+)
+_USES: Final = """
+SELECT quota, unit, every, holder, sum(used), max(ends) FROM (
+    SELECT quota, unit, every, holder, used, ends FROM counts
+    UNION ALL SELECT quota, unit, every, holder, amount, ends FROM held
+) WHERE ends > ? GROUP BY quota, unit, every, holder
+"""
+_WRITE: Final = "INSERT OR REPLACE INTO counts VALUES (?, ?, ?, ?, ?, ?, ?)"
+
+
+class LocalCounts:
+    """The counts below a state folder, for the processes of Squid's account."""
+
+    def __init__(self, state: Path, clock: Callable[[], float] = time.time) -> None:
+        self._database = SharedDatabase(state / FOLDER / "counts.db", _SCHEMA, 0o750)
+        self._clock = clock
+        self._tidied = 0.0
+
+    def take(self, count: QuotaCount, limit: int, asked: int) -> Taken:
+        """Give up to so many units of what is left."""
+        if not asked:
+            with self._opened() as database:
+                now = self._clock()
+                began, used = _current(database, count, now)
+                return Taken(0, used, max(0, limit - used), began + count.window.seconds - now)
+        with self._changing() as database:
+            now = self._clock()
+            began, used = _current(database, count, now)
+            given = share(limit, used, asked)
+            if given:
+                _write(database, count, began, used + given)
+                self._tidy(database, now)
+        used += given
+        return Taken(given, used, max(0, limit - used), began + count.window.seconds - now)
+
+    def hold(self, request: str, count: QuotaCount, limit: int, size: int | None, used: int | None = None) -> Taken:
+        """Hold what a request is about to send, until `release`: a size, or all that is left. None given: too little.
+
+        `used` is what the store of all gateways has; else what is counted here. `left` leaves out what is held. Held
+        units count until the window ends.
+        """
+        with self._changing() as database:
+            now = self._clock()
+            began, here = _current(database, count, now)
+            ends = began + count.window.seconds
+            [held] = database.execute(_HELD, (*_key(count), now)).fetchone()
+            used = here if used is None else used
+            left = max(0, limit - used)
+            given = left - held if size is None else size
+            if not 0 < given <= left - held:
+                return Taken(0, used, left, ends - now)
+            database.execute(_HOLD, (request, *_key(count), given, ends))
+            return Taken(given, used, left, ends - now)
+
+    def release(self, requests: Iterable[str]) -> None:
+        """Hold nothing any more for these requests."""
+        if self._database.exists:
+            with self._changing() as database:
+                database.executemany("DELETE FROM held WHERE request = ?", ((request,) for request in requests))
+
+    def holding(self) -> set[str]:
+        """List the requests for which something is held."""
+        if not self._database.exists:
+            return set()
+        with self._opened() as database:
+            return {request for (request,) in database.execute("SELECT DISTINCT request FROM held")}
+
+    def add(self, count: QuotaCount, amount: int) -> None:
+        """Add what was used already."""
+        self.add_all({count: amount})
+
+    def add_all(self, amounts: dict[QuotaCount, int]) -> None:
+        """Add to several counts, all or none."""
+        with self._changing() as database:
+            now = self._clock()
+            for count, amount in amounts.items():
+                began, used = _current(database, count, now)
+                _write(database, count, began, used + amount)
+            self._tidy(database, now)
+
+    def uses(self) -> list[QuotaUse]:
+        """List what is used in the windows of now."""
+        if not self._database.exists:
+            return []
+        with self._opened() as database:
+            now = self._clock()
+            rows = database.execute(_USES, (now,))
+            return [
+                QuotaUse(QuotaCount(quota, QuotaUnit(unit), Window(every), holder), used, ends - now)
+                for quota, unit, every, holder, used, ends in rows
+            ]
+
+    def forget(self, quota: str) -> int:
+        """Forget the counts of a quota."""
+        if not self._database.exists:
+            return 0
+        with self._opened() as database:
+            database.execute("DELETE FROM held WHERE quota = ?", (quota,))
+            return database.execute("DELETE FROM counts WHERE quota = ?", (quota,)).rowcount
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def _tidy(self, database: sqlite3.Connection, now: float) -> None:
+        if abs(now - self._tidied) >= _TIDY_EVERY_SECONDS:
+            self._tidied = now
+            for table in ("counts", "held"):
+                database.execute(f"DELETE FROM {table} WHERE ends < ?", (now - Window.DAY.seconds,))  # noqa: S608 - ours
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with self._database.opened() as database:
+                yield database
+        except OSError as error:
+            raise CountsUnavailable(str(error)) from error
+
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with self._database.transaction() as database:
+                yield database
+        except OSError as error:
+            raise CountsUnavailable(str(error)) from error
+
+
+def _current(database: sqlite3.Connection, count: QuotaCount, now: float) -> tuple[int, int]:
+    seconds = count.window.seconds
+    began = int(now // seconds) * seconds
+    row = database.execute(_FIND, _key(count)).fetchone()
+    if row is None or not began <= row[0] <= began + seconds:
+        return began, 0
+    return row[0], row[1]
+
+
+def _write(database: sqlite3.Connection, count: QuotaCount, began: int, used: int) -> None:
+    ends = began + count.window.seconds
+    database.execute(_WRITE, (*_key(count), began, ends, used))
+
+
+def _key(count: QuotaCount) -> tuple[str, str, str, str]:
+    return count.quota, count.unit, count.window, count.holder

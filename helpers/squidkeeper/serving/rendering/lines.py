@@ -1,0 +1,201 @@
+"""The lines that placeholders expand to: from values of the program and of a policy."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from ipaddress import IPv4Network, IPv6Network
+from textwrap import wrap
+from typing import Final
+
+from squidkeeper.policy.language.headers import (
+    HOST_HEADERS,
+    INJECTABLE_HEADERS,
+    METHOD_HEADERS,
+    PATH_HEADERS,
+    UNKNOWN_HEADERS,
+    spellings,
+)
+from squidkeeper.policy.protocol.request_headers import FIRST_COPY_HEADERS, READ_HEADERS
+from squidkeeper.policy.url import LONG_URL, PRIVATE_NETWORKS, UNUSUAL_CHARACTER
+from squidkeeper.serving.parts import Part
+from squidkeeper.serving.rendering.values import Peer, Values
+from squidkeeper.serving.replies import header_annotation
+
+_WIDTH: Final = 110
+_KEYS_A_LINE: Final = 40  # a line of Squid's configuration ends at 8 KB, and a key has up to 100 characters
+# What a client has sent with its CONNECT would go to the parent with ours. It could take that for the gateway's.
+_PASSED_IN_CONNECT: Final = ("Host", "Proxy-Authorization", "Via")
+# Squid's own, or of no use to whoever wants to send a text. Beside these, only what helpers read passes.
+_UNREAD: Final = ("Host", "Content-Length", "Transfer-Encoding", "Connection", "Expect", "Max-Forwards")
+# No query of any kind: a peer is used where it is chosen. Squid gives up a connection to one after three seconds.
+_PEER_OPTIONS: Final = "no-query no-digest no-netdb-exchange connect-timeout=3"
+
+
+def _in_force(values: Values) -> str:
+    keys = values.in_force
+    lines = (",".join(keys[start : start + _KEYS_A_LINE]) for start in range(0, len(keys), _KEYS_A_LINE))
+    return " \\\n    --in-force ".join(lines)
+
+
+def _private_networks(_: Values) -> Iterator[str]:
+    ipv4 = sorted(network for network in PRIVATE_NETWORKS if isinstance(network, IPv4Network))
+    ipv6 = sorted(network for network in PRIVATE_NETWORKS if isinstance(network, IPv6Network))
+    for networks in (ipv4, ipv6):
+        yield from (f"acl sk_private dst {line}" for line in wrap(" ".join(map(str, networks)), _WIDTH - 19))
+
+
+def _read_headers(_: Values) -> str:
+    headers = " ".join(f"%#{{{header}}}>h" for header in READ_HEADERS)
+    return _continued(wrap(headers, _WIDTH, break_on_hyphens=False))
+
+
+def _override_headers(_: Values) -> Iterator[str]:
+    yield from _removed((*METHOD_HEADERS, *PATH_HEADERS), "!sk_may_override")
+    yield from _removed(HOST_HEADERS, "all")
+
+
+def _inject(values: Values) -> Iterator[str]:
+    headers = {name.lower(): name for name in (*INJECTABLE_HEADERS, *values.injects)}
+    for number, header in enumerate(headers.values()):
+        annotation = header_annotation(header)
+        yield from _removed([header], "sk_takes_injectable")
+        yield f"acl sk_injects_{number} note {annotation}"
+        yield f"""request_header_add {header} "%'{{{annotation}}}note" sk_https !sk_final sk_injects_{number}"""
+
+
+def _signatures(values: Values) -> Iterator[str]:
+    """Let no header pass beside a signature that no helper reads.
+
+    Servers take more names than X-Amz-Copy-Source for it, such as X_Amz_Copy_Source. `Other` are the headers that
+    Squid does not know and that have no line of their own.
+    """
+    if not values.signs:
+        return
+    yield f"acl sk_signs note {header_annotation('X-Amz-Date')}"
+    yield "request_header_access Other deny sk_signs"
+    yield "request_header_access Other deny CONNECT"
+    yield from (f"request_header_access {one} deny CONNECT" for one in sorted({*READ_HEADERS} - {*_PASSED_IN_CONNECT}))
+    removed = {name for header in values.strips if header != _UNKNOWN for name in spellings(header)}
+    yield from (f"request_header_access {one} deny sk_signs" for one in sorted(removed) if one not in _READ)
+
+
+def _watched_headers(values: Values) -> Iterator[str]:
+    if values.searches:
+        yield from _only_read_headers(values, "sk_watching")
+
+
+def _only_read_headers(values: Values, acl: str) -> Iterator[str]:
+    """Remove each header that no helper reads from the requests of an ACL.
+
+    `All` are the headers without lines of their own, `Other` those of them that Squid does not know.
+    """
+    yield f"request_header_access All deny {acl}"
+    yield f"request_header_access Other deny {acl}"
+    for name in _PASSED_IN_CONNECT:
+        yield f"request_header_access {name} allow all"
+    passing = {*READ_HEADERS, *_UNREAD} - {*_PASSED_IN_CONNECT}
+    yield from (f"request_header_access {name} deny CONNECT" for name in sorted(passing))
+    others = {name for header in {*INJECTABLE_HEADERS, *values.strips, *values.injects} for name in spellings(header)}
+    known = {name.lower() for name in passing} | {_UNKNOWN}
+    yield from (f"request_header_access {one} deny {acl}" for one in sorted(others) if one.lower() not in known)
+
+
+def _first_copies(values: Values) -> Iterator[str]:
+    """Forward no copy of a header but the one that helpers have read.
+
+    A header that a rule removes, or that a credential replaces, is not added again.
+    """
+    injects = Part.CREDENTIALS in values.parts
+    injectable = {name.lower() for name in (*INJECTABLE_HEADERS, *values.injects)}
+    for number, name in enumerate(FIRST_COPY_HEADERS):
+        # Without the first, Squid would add `-` where the header is absent.
+        acls = [f"sk_sends_{number}", "sk_reads_headers"]
+        yield f"acl sk_sends_{number} req_header {name} ."
+        if injects and name.lower() in injectable:
+            acls.append("!sk_injected")
+        if name.lower() in values.strips:
+            acls.append(f"!sk_removes_{number}")
+            yield f"acl sk_removes_{number} note strip_header_ {values.strips[name.lower()]}"
+        yield f"request_header_access {name} deny sk_reads_headers"
+        yield f"request_header_access {name} deny CONNECT"
+        yield f"""request_header_add {name} "%'{{{name}}}>h" !CONNECT {" ".join(acls)}"""
+
+
+def _strip(values: Values) -> Iterator[str]:
+    """Write one ACL for each header, by its own key: a request that is under way loses what it has to."""
+    for number, (header, key) in enumerate(sorted(values.strips.items())):
+        if header == _UNKNOWN:
+            yield f"acl sk_keeps_known note strip_header_ {key}"
+            yield from _only_read_headers(values, "sk_keeps_known")
+            continue
+        yield f"acl sk_strip_{number} note strip_header_ {key}"
+        yield from _removed([header], f"sk_strip_{number}")
+        if Part.UPSTREAMS in values.parts:
+            yield from _removed([header], "CONNECT")
+
+
+def _body_bound(values: Values) -> Iterator[str]:
+    """Bound the body of one request where a quota counts the bytes that leave: they are counted when it ends."""
+    if values.bytes_out:
+        yield f"{BODY_BOUND} {values.bytes_out} bytes"
+
+
+def _content_type(values: Values) -> str:
+    """Write how the record tells the media type of an answer: the part of the credentials decides whether it may."""
+    return "%.128{type_}note" if Part.CREDENTIALS in values.parts else "%#.128mt"
+
+
+def _upstreams(values: Values) -> Iterator[str]:
+    yield " ".join(["acl sk_upstream_rendered note upstream_ default direct", *(peer.key for peer in values.peers)])
+    # A client can hold a tunnel back until its parent is there no more.
+    yield "never_direct allow sk_chooses_upstream !sk_upstream_rendered"
+    if Part.CREDENTIALS in values.parts:
+        yield "acl sk_takes_injectable any-of CONNECT"
+    for peer in values.peers:
+        name = peer.key.replace(":", "_")
+        yield f"acl sk_to_{name} note upstream_ {peer.key}"
+        yield from _peer_lines(name, peer)
+    if values.default:
+        yield "acl sk_upstream_is_default note upstream_ default"
+        yield "acl sk_to_default any-of !sk_chooses_upstream sk_upstream_is_default"
+        yield from _peer_lines("default", values.default)
+
+
+def _peer_lines(name: str, peer: Peer) -> Iterator[str]:
+    """Write a peer for the requests of one ACL; what may not be fetched directly may not be fetched by it either."""
+    options = f"{_PEER_OPTIONS} login={peer.login}" if peer.login else _PEER_OPTIONS
+    yield f"cache_peer {peer.host} parent {peer.port} 0 name=sk_{name} {options}"
+    yield f"cache_peer_access sk_{name} allow sk_to_{name} !sk_closed !sk_bumped_first"
+    yield f"cache_peer_access sk_{name} deny all"
+    yield f"never_direct allow sk_to_{name}"
+    denied = f"sk_own_connection sk_to_{name} sk_through_parent sk_page_denied sk_answer"
+    yield f"adapted_http_access deny !CONNECT sk_is_https {denied}"
+
+
+def _removed(headers: Iterable[str], acl: str) -> Iterator[str]:
+    return (f"request_header_access {name} deny {acl}" for header in headers for name in spellings(header))
+
+
+def _continued(lines: Iterable[str]) -> str:
+    return " \\\n    ".join(lines)
+
+
+_UNKNOWN: Final = UNKNOWN_HEADERS.lower()
+_READ: Final = {name.lower() for name in READ_HEADERS}
+BODY_BOUND: Final = "request_body_max_size"
+# What each placeholder of squid/squidkeeper.conf and squid/parts/ expands to; setup/configuration.py has those of a
+# gateway.
+PLACEHOLDERS: Final[Mapping[str, Callable[[Values], str | Iterator[str]]]] = {
+    "IN_FORCE": _in_force,
+    "PRIVATE_NETWORKS": _private_networks,
+    "OVERRIDE_HEADERS": _override_headers,
+    "LONG_URL": lambda _: str(LONG_URL),
+    "UNUSUAL_URL": lambda _: f"^(.*{UNUSUAL_CHARACTER.pattern}|.{{{LONG_URL}}})",
+    "READ_HEADERS": _read_headers,
+    "INJECT": _inject,
+    "SIGNATURES": _signatures,
+    "WATCHED_HEADERS": _watched_headers,
+    "FIRST_COPIES": _first_copies,
+    "STRIP": _strip,
+    "BODY_BOUND": _body_bound,
+    "CONTENT_TYPE": _content_type,
+    "UPSTREAMS": _upstreams,
+}

@@ -1,0 +1,1 @@
+"""Tickets: questions that wait for a person, numbered, and where they are kept."""

@@ -1,1 +1,0 @@
-"""The installation: its plan, its transaction, and the templates of `squid/` (floor 7)."""

@@ -1,4 +1,0 @@
-"""A policy made narrower (floor 8): what of it nobody used, and what of each rule.
-
-`usage.py` measures, `narrowing.py` and `findings.py` propose, `proof.py` replays it, `edit.py` writes it.
-"""

@@ -1,5 +1,0 @@
-"""Why requests failed (floor 6): the cause of each, as one sentence, and what to do."""
-
-from squidkeeper.why.causes import CAUSES, KnownCause, facts_of, judge
-
-__all__ = ["CAUSES", "KnownCause", "facts_of", "judge"]
