@@ -20,8 +20,8 @@ from squidkeeper.operate.demo.network import internet, run
 from tests.e2e.dns import Names
 from tests.e2e.gateway import NAMESERVER
 from tests.e2e.origin import Origins
+from tests.operate.test_container_files import pins
 from tests.pull_servers import WebServer, allowed_signer, make_key, serving
-from tests.test_container_files import pins
 from tests.waiting import wait_for
 
 from .podman import REPOSITORY, Podman

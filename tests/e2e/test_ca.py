@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_setup_ca import KINDS, folder_of, given_ca
+from tests.operate.test_setup_ca import KINDS, folder_of, given_ca
 
 from .curl import curl
 from .gateway import NewGateway

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_policy_examples import FOLDER
+from tests.policy.test_policy_examples import FOLDER
 from tests.waiting import wait_for
 
 from .curl import curl

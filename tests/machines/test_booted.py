@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.containers.podman import REPOSITORY, Podman
-from tests.test_install import base, source
+from tests.operate.test_install import base, source
 from tests.waiting import wait_for
 
 from .machine import PACKAGES, BootedMachine

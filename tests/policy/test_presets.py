@@ -1,0 +1,529 @@
+"""Presets: which there are, what is in them, and how a policy takes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from squidkeeper.base.errors import PolicyError
+from squidkeeper.cli import main
+from squidkeeper.operate.client_kit.brief import write_brief
+from squidkeeper.operate.client_kit.client import client_of
+from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.engine.decide import decide
+from squidkeeper.policy.language.document import parse_document
+from squidkeeper.policy.language.hosts import HostForm
+from squidkeeper.policy.language.lint import lint, open_to_any_client
+from squidkeeper.policy.language.model import VERDICT_NAMES, Action, Rule
+from squidkeeper.policy.policy_store.loading import build_sources, load, load_preset, load_stored_revision
+from squidkeeper.policy.policy_store.revisions import store_revision
+from squidkeeper.policy.policy_store.sources import read_sources, sources_of
+from squidkeeper.policy.presets import preset_names, preset_text, read_preset
+from squidkeeper.policy.presets.summary import summarize
+from squidkeeper.policy.protocol.request import request_to
+from tests.documents.preset_tables import render
+
+NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
+NAMES = sorted(preset_names())
+DOCUMENT = Path(__file__).parents[2] / "policy/PRESETS.md"
+# What is shipped never changes. A preset that has to change gets another version, in a file of its own.
+SHIPPED: dict[str, str] = {
+    "anthropic@1": "6643489d6964975eba944f2478731298499a1207a211fb986b4519d088eb1158",
+    "crates@1": "1f26bbfab108c4a35427fe5f4d49f77c256ea4e5ad9edae0eeb2168d621b1e4d",
+    "debian@1": "e9eef14f4ce0270d213c00326524a87d9fb23a5d51f0040dd872053c69f0539b",
+    "github-read@1": "1f4304d759c859e741f5822a1b96b7f6beed709f17a56c18d0540f8513cc92ee",
+    "go@1": "2c26b3d59f727a1a18005be2ef1310f9324f13306e11d3f40d180cf1a08e950c",
+    "npm@1": "0ba20aaf4588ade154661604811275babab24f5abed8be6960ae7bc2eba564a1",
+    "openai@1": "ca332eaf0d771f95e7509dea812a74fb4cf270b0d0223b36097b7b8ce12f7528",
+    "pypi@1": "5f7a7c718401c69090cfc4a1b42d7afd0d2f0574024aa5c808b8e4254867e133",
+}
+SHARED_STORAGE = ("amazonaws.com", "blob.core.windows.net", "cloudfront.net", "googleapis.com", "r2.dev")
+EVERY_PRESET = f"presets: [{', '.join(NAMES)}]\n"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    directory = tmp_path / "policy"
+    directory.mkdir()
+    return directory
+
+
+def write(directory: Path, text: str) -> Path:
+    (directory / "policy.yaml").write_text(f"version: 1\n{text}")
+    return directory
+
+
+def compiled(directory: Path, text: str) -> CompiledPolicy:
+    return load(write(directory, text), NOW).compiled
+
+
+def faults(directory: Path, text: str) -> list[str]:
+    with pytest.raises(PolicyError) as raised:
+        load(write(directory, text), NOW)
+    return [str(fault).replace(f"{directory}/", "") for fault in raised.value.faults]
+
+
+def warnings(directory: Path, text: str) -> list[str]:
+    policy = compiled(directory, text).source
+    return [str(fault).replace(f"{directory}/", "") for fault in lint(policy, NOW)]
+
+
+def judged(policy: CompiledPolicy, request: str, client: str = "192.0.2.1") -> tuple[str, str]:
+    method, url = request.split(" ")
+    decision = decide(policy, policy.match(request_to(method, url, client)), NOW)
+    return decision.action, decision.rule
+
+
+def ship(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, host: str) -> None:
+    """Let the program ship one other preset."""
+    folder.mkdir()
+    rule = f"{{name: {name}/x, action: allow, hosts: [{host}]}}"
+    (folder / f"{name}.yaml").write_text(f"version: 1\nrules: [{rule}]\n")
+    monkeypatch.setattr("squidkeeper.policy.presets.files._FOLDER", folder)
+
+
+def rules_of(name: str) -> tuple[Rule, ...]:
+    return load_preset(name).source.rules
+
+
+# --- what is shipped ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_version_never_changes(name: str) -> None:
+    content = read_preset(name).content
+    assert hashlib.sha256(content).hexdigest() == SHIPPED.get(name), f"{name} has changed: make another version of it"
+
+
+def test_no_shipped_version_is_missing() -> None:
+    assert set(SHIPPED) == preset_names()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_holds_rules_of_its_own_name_alone(name: str) -> None:
+    assert read_preset(name).data.keys() == {"version", "rules"}
+    assert all(re.fullmatch(rf"{re.escape(name)}/[a-z]+", rule.name) for rule in rules_of(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_only_opens_and_opens_named_hosts_and_methods_at_default_ports(name: str) -> None:
+    """No rule closes, is for private addresses, is unseen, or opens whatever somebody else may have at a host."""
+    for rule in rules_of(name):
+        match = rule.match
+        assert rule.action is Action.ALLOW, rule.name
+        assert not any((rule.private, rule.passthrough, rule.websocket, rule.strip, rule.observe)), rule.name
+        assert (rule.expires, rule.when) == (None, None), rule.name
+        assert match.hosts
+        assert all(pattern.form is HostForm.EXACT for pattern in match.hosts), rule.name
+        assert match.methods
+        assert match.methods <= {"GET", "HEAD", "POST"}, rule.name
+        assert match.ports is None
+        assert match.lists is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_storage_that_others_share_is_open_for_one_bucket_alone(name: str) -> None:
+    shared = [
+        rule for rule in rules_of(name) if any(host.text.endswith(SHARED_STORAGE) for host in rule.match.hosts or ())
+    ]
+    for rule in shared:
+        assert all(re.match(r"/[a-z0-9-]+/", path.text) for path in rule.match.paths or ()), rule.name
+        assert rule.match.paths
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_sent_has_paths(name: str) -> None:
+    """A POST carries data out: each is for paths that the provider's documents name."""
+    assert all(rule.match.paths for rule in rules_of(name) if "POST" in (rule.match.methods or ()))
+
+
+def test_no_preset_has_a_warning_of_its_own(directory: Path) -> None:
+    assert warnings(directory, EVERY_PRESET) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_names_its_documents_and_the_day(name: str) -> None:
+    summary = summarize(name)
+    assert summary.opens.endswith(".")
+    assert summary.leaves_out.endswith(".")
+    assert summary.documents
+    assert all(url.startswith("https://") for url in summary.documents)
+    assert date.fromisoformat(summary.read) >= date(2026, 11, 26)
+    assert [rule.name for rule in summary.rules] == [rule.name for rule in rules_of(name)]
+
+
+def test_the_document_has_the_tables() -> None:
+    page = DOCUMENT.read_text()
+    assert render(page) == page
+
+
+CASES = """
+pypi@1        allow index     GET https://pypi.org/simple/
+pypi@1        allow index     GET https://pypi.org/simple/requests/
+pypi@1        allow index     GET https://pypi.org/pypi/requests/json
+pypi@1        allow index     GET https://pypi.org/pypi/requests/2.32.0/json
+pypi@1        allow index     GET https://pypi.org/integrity/requests/2.32.0/requests-2.32.0.tar.gz/provenance
+pypi@1        allow files     HEAD https://files.pythonhosted.org/packages/6f/be/99dc/requests-2.32.0.tar.gz
+pypi@1        deny  default   POST https://upload.pypi.org/legacy/
+pypi@1        deny  default   POST https://pypi.org/pypi
+pypi@1        deny  default   GET https://pypi.org/manage/account/
+pypi@1        deny  default   GET http://pypi.org/simple/requests/
+npm@1         allow packages  GET https://registry.npmjs.org/left-pad
+npm@1         allow packages  GET https://registry.npmjs.org/@types%2Fnode
+npm@1         allow packages  GET https://registry.npmjs.org/left-pad/-/left-pad-1.3.0.tgz
+npm@1         allow packages  GET https://registry.npmjs.org/-/v1/search?text=pad
+npm@1         allow audit     POST https://registry.npmjs.org/-/npm/v1/security/advisories/bulk
+npm@1         deny  default   PUT https://registry.npmjs.org/left-pad
+npm@1         deny  default   PUT https://registry.npmjs.org/-/user/org.couchdb.user:me
+npm@1         deny  default   POST https://registry.npmjs.org/-/v1/login
+npm@1         deny  default   DELETE https://registry.npmjs.org/left-pad/-rev/1
+debian@1      allow archive   GET http://deb.debian.org/debian/dists/trixie/InRelease
+debian@1      allow archive   GET https://deb.debian.org/debian-security/dists/trixie-security/InRelease
+debian@1      allow security  GET http://security.debian.org/debian-security/dists/trixie-security/InRelease
+debian@1      deny  default   POST http://deb.debian.org/debian/
+debian@1      deny  default   GET http://ftp.debian.org/debian/
+crates@1      allow index     GET https://index.crates.io/se/rd/serde
+crates@1      allow index     GET https://index.crates.io/config.json
+crates@1      allow files     GET https://static.crates.io/crates/serde/serde-1.0.0.crate
+crates@1      allow files     GET https://static.crates.io/crates/serde/1.0.0/download
+crates@1      allow api       GET https://crates.io/api/v1/crates?q=serde
+crates@1      allow api       GET https://crates.io/api/v1/crates/serde/1.0.0/download
+crates@1      deny  default   PUT https://crates.io/api/v1/crates/new
+crates@1      deny  default   DELETE https://crates.io/api/v1/crates/serde/1.0.0/yank
+crates@1      deny  default   GET https://crates.io/api/v1/me
+go@1          allow modules   GET https://proxy.golang.org/golang.org/x/text/@v/list
+go@1          allow modules   GET https://proxy.golang.org/github.com/!burnt!sushi/toml/@v/v1.0.0.zip
+go@1          allow checksums GET https://sum.golang.org/lookup/golang.org/x/text@v0.3.0
+go@1          allow archives  GET https://storage.googleapis.com/proxy-golang-org-prod/1a2b-x.zip?Expires=1&Signature=s
+go@1          deny  default   GET https://storage.googleapis.com/somebody-else/x.zip
+go@1          deny  ambiguous-path GET https://storage.googleapis.com/proxy-golang-org-prod/../somebody-else/x
+go@1          deny  ambiguous-path GET https://storage.googleapis.com/proxy-golang-org-prod/%2e%2e/somebody-else/x
+go@1          deny  default   PUT https://storage.googleapis.com/proxy-golang-org-prod/x
+go@1          deny  default   POST https://storage.googleapis.com/upload/storage/v1/b/proxy-golang-org-prod/o
+github-read@1 allow refs      GET https://github.com/acme/app.git/info/refs?service=git-upload-pack
+github-read@1 allow fetch     POST https://github.com/acme/app.git/git-upload-pack
+github-read@1 allow pages     GET https://github.com/acme/app
+github-read@1 allow pages     GET https://github.com/acme/app/issues/7
+github-read@1 allow pages     GET https://github.com/acme/app/releases/download/v1/app.tar.gz
+github-read@1 allow api       GET https://api.github.com/repos/acme/app/contents/README.md
+github-read@1 allow files     GET https://raw.githubusercontent.com/acme/app/main/README.md
+github-read@1 allow files     GET https://codeload.github.com/acme/app/tar.gz/refs/heads/main
+github-read@1 allow files     GET https://objects.githubusercontent.com/github-production-release-asset-2e65be/1/2
+github-read@1 allow files     GET https://release-assets.githubusercontent.com/github-production-release-asset/1/2?sp=r
+github-read@1 deny  default   GET https://github.com/acme/app.git/info/refs?service=git-receive-pack
+github-read@1 deny  default   GET https://github.com/acme/app.git/info/refs?service=git-upload-pack&service=git-receive-pack
+github-read@1 deny  default   POST https://github.com/acme/app.git/git-receive-pack
+github-read@1 deny  default   POST https://github.com/acme/app.git/info/lfs/objects/batch
+github-read@1 deny  default   POST https://api.github.com/graphql
+github-read@1 deny  default   POST https://api.github.com/repos/acme/app/issues
+github-read@1 deny  default   PATCH https://api.github.com/repos/acme/app
+github-read@1 deny  default   POST https://uploads.github.com/repos/acme/app/releases/1/assets?name=x
+github-read@1 deny  default   POST https://api.github.com/gists
+anthropic@1   allow messages  POST https://api.anthropic.com/v1/messages
+anthropic@1   allow messages  POST https://api.anthropic.com/v1/messages?beta=true
+anthropic@1   allow messages  POST https://api.anthropic.com/v1/messages/count_tokens
+anthropic@1   allow models    GET https://api.anthropic.com/v1/models?limit=1000
+anthropic@1   deny  default   POST https://api.anthropic.com/v1/files
+anthropic@1   deny  default   POST https://api.anthropic.com/v1/messages/batches
+anthropic@1   deny  default   GET https://api.anthropic.com/v1/organizations/users
+openai@1      allow requests  POST https://api.openai.com/v1/chat/completions
+openai@1      allow requests  POST https://api.openai.com/v1/responses
+openai@1      allow requests  POST https://api.openai.com/v1/responses/resp_1/cancel
+openai@1      allow requests  POST https://api.openai.com/v1/embeddings
+openai@1      allow models    GET https://api.openai.com/v1/models
+openai@1      allow models    GET https://api.openai.com/v1/responses/resp_1
+openai@1      deny  default   POST https://api.openai.com/v1/files
+openai@1      deny  default   POST https://api.openai.com/v1/uploads
+openai@1      deny  default   GET https://api.openai.com/v1/files
+openai@1      deny  default   DELETE https://api.openai.com/v1/models/ft:1
+openai@1      deny  default   POST https://api.openai.com/v1/images/edits
+"""
+
+
+@pytest.mark.parametrize("case", CASES.strip().splitlines())
+def test_a_preset_opens_this_and_not_that(case: str) -> None:
+    name, action, rule, request = case.split(maxsplit=3)
+    expected = rule if rule in VERDICT_NAMES else f"{name}/{rule}"
+    assert judged(load_preset(name), request) == (action, expected)
+
+
+# --- a policy that names presets ----------------------------------------------------------------------------------
+
+
+def test_the_rules_of_presets_stand_below_those_of_the_operator_whatever_the_files(directory: Path) -> None:
+    (directory / "10-presets.yaml").write_text("version: 1\npresets: [pypi@1, npm@1]\n")
+    policy = compiled(directory, "rules: [{name: closed, action: deny, hosts: [pypi.org], paths: [/simple/evil/]}]")
+    names = [rule.name for rule in policy.source.rules]
+    assert names == ["closed", "pypi@1/index", "pypi@1/files", "npm@1/packages", "npm@1/audit"]
+    assert judged(policy, "GET https://pypi.org/simple/evil/") == ("deny", "closed")
+    assert judged(policy, "GET https://pypi.org/simple/good/") == ("allow", "pypi@1/index")
+
+
+REQUESTS = [case.split(maxsplit=3)[3] for case in CASES.strip().splitlines() if "ambiguous" not in case]
+HOSTS = sorted({request.split("/")[2] for request in REQUESTS})
+OPERATORS_RULES = st.lists(
+    st.fixed_dictionaries(
+        {"action": st.sampled_from(["allow", "deny"]), "hosts": st.lists(st.sampled_from(HOSTS), min_size=1)},
+        optional={
+            "methods": st.lists(st.sampled_from(["GET", "POST", "PUT"]), min_size=1),
+            "paths": st.just(["/simple/**", "/v1/**", "/acme/**"]),
+        },
+    ),
+    max_size=4,
+)
+
+
+def test_a_preset_decides_where_no_rule_of_the_operator_does_and_nowhere_else() -> None:
+    preset_decides(50)
+
+
+@pytest.mark.long
+def test_a_preset_decides_where_no_rule_of_the_operator_does_at_length() -> None:
+    preset_decides(3_000)
+
+
+def preset_decides(examples: int) -> None:
+    alone = {name: load_preset(name) for name in NAMES}
+    opened = {(name, request): judged(alone[name], request) for name in NAMES for request in REQUESTS}
+
+    @settings(max_examples=examples, deadline=None)
+    @given(OPERATORS_RULES, st.lists(st.sampled_from(NAMES), unique=True), st.lists(st.sampled_from(REQUESTS)))
+    def check(rules: list[dict[str, object]], named: list[str], requests: list[str]) -> None:
+        own: dict[str, object] = (
+            {"rules": [{"name": f"own {number}", **rule} for number, rule in enumerate(rules)]} if rules else {}
+        )
+        of_presets: dict[str, object] = {"presets": named} if named else {}
+        without, together = of_data(own), of_data({**own, **of_presets})
+        for request in requests:
+            action, rule = judged(without, request)
+            if not rule.startswith("own "):
+                verdicts = (opened[name, request] for name in named)
+                action, rule = next((one for one in verdicts if one[0] == "allow"), (action, rule))
+            assert judged(together, request) == (action, rule), request
+
+    check()
+
+
+def of_data(data: dict[str, object]) -> CompiledPolicy:
+    document = parse_document(Path("policy.yaml"), json.dumps({"version": 1, **data}).encode())
+    return CompiledPolicy(build_sources(sources_of((document,))).policy)
+
+
+def test_the_brief_of_a_client_has_the_presets_that_are_for_it(directory: Path) -> None:
+    clients = "clients: {a: {networks: [10.0.0.0/8]}, b: {networks: [192.0.2.0/24]}}"
+    policy = compiled(directory, f"{clients}\npresets: [{{preset: npm@1, clients: [a]}}, pypi@1]").source
+    for_each = {"pypi@1/index", "pypi@1/files"}
+    for name, shown in (("a", {"npm@1/packages", "npm@1/audit", *for_each}), ("b", for_each)):
+        brief = write_brief(policy, client_of(policy, name), NOW)
+        assert set(re.findall(r"rule `(\w+@1/\w+)`", brief)) == shown
+
+
+def test_a_rule_of_a_preset_stands_where_it_is_shipped(directory: Path) -> None:
+    policy = compiled(directory, "presets: [pypi@1]").source
+    assert [(str(rule.location), rule.preset) for rule in policy.rules] == [
+        ("preset pypi@1:9:5", "pypi@1"),
+        ("preset pypi@1:16:5", "pypi@1"),
+    ]
+
+
+def test_a_preset_is_for_the_clients_that_are_named_with_it(directory: Path) -> None:
+    text = "clients: {agents: {networks: [10.0.0.0/8]}}\npresets: [{preset: npm@1, clients: [agents]}, pypi@1]"
+    policy = compiled(directory, text)
+    assert judged(policy, "GET https://registry.npmjs.org/x", "10.0.0.1") == ("allow", "npm@1/packages")
+    assert judged(policy, "GET https://registry.npmjs.org/x", "192.0.2.1") == ("deny", "default")
+    assert judged(policy, "GET https://pypi.org/simple/x/", "192.0.2.1") == ("allow", "pypi@1/index")
+    assert warnings(directory, text) == []  # the client is used
+
+
+def test_a_test_of_the_policy_can_name_a_rule_of_a_preset(directory: Path) -> None:
+    test = "tests: [{request: GET https://pypi.org/simple/x/, expect: allow, rule: %s}]"
+    compiled(directory, f"presets: [pypi@1]\n{test % 'pypi@1/index'}")
+    assert len(faults(directory, f"presets: [pypi@1]\n{test % 'pypi@1/files'}")) == 1
+    assert "there is no rule or verdict 'pypi@1/index'" in faults(directory, test % "pypi@1/index")[0]
+
+
+THERE_ARE = f"expected one of {', '.join(NAMES)} [unknown-name]"
+FAULTS = {
+    "presets: [npm@9]": [f"policy.yaml:2:11: there is no preset 'npm@9', {THERE_ARE}"],
+    "presets: [npm]": [f"policy.yaml:2:11: there is no preset 'npm', {THERE_ARE}"],
+    "presets: [../presets/npm@1]": [f"policy.yaml:2:11: there is no preset '../presets/npm@1', {THERE_ARE}"],
+    "presets: [{preset: NPM@1}]": [f"policy.yaml:2:20: there is no preset 'NPM@1', {THERE_ARE}"],
+    "presets: [npm@1, {preset: npm@1}]": [
+        "policy.yaml:2:18: preset 'npm@1' is named twice, first at policy.yaml:2:11; "
+        "expected it once, with all its clients [duplicate-name]"
+    ],
+    "presets: npm@1": ["policy.yaml:2:10: 'presets' is 'npm@1', expected a list, such as [one, two] [wrong-type]"],
+    "presets: [1]": [
+        "policy.yaml:2:11: an entry of 'presets' is the number 1, expected a mapping (key: value) [wrong-type]"
+    ],
+    "presets: [{clients: [a]}]": [
+        "policy.yaml:2:11: key 'preset' is missing, expected one such as npm@1 (`squidkeeper preset list`) "
+        "[missing-key]",
+        "policy.yaml:2:22: there is no client 'a', expected one that is defined in the section 'clients' of any file "
+        "of the policy [unknown-name]",
+    ],
+    "presets: [{preset: npm@1, host: x}]": [
+        "policy.yaml:2:27: unknown key 'host', expected one of clients, preset [unknown-key]"
+    ],
+    "presets: [npm@1]\nrules: [{name: npm@1/audit, action: deny}]": [
+        "policy.yaml:3:16: rule 'npm@1/audit' is defined twice, first at preset npm@1:15:11 [duplicate-name]"
+    ],
+    # a test that names a rule of a preset that there is not: one fault, not two
+    "presets: [no@1]\ntests: [{request: GET http://a.example/, expect: deny, rule: no@1/x}]": [
+        f"policy.yaml:2:11: there is no preset 'no@1', {THERE_ARE}"
+    ],
+}
+
+
+@pytest.mark.parametrize("text", FAULTS)
+def test_what_is_no_preset_is_a_fault(directory: Path, text: str) -> None:
+    assert faults(directory, text) == FAULTS[text]
+
+
+def test_a_preset_whose_file_is_broken_is_a_fault_and_loads_nothing(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("squidkeeper.policy.presets.files._FOLDER", tmp_path)
+    (tmp_path / "half@1.yaml").write_text("version: 1\nrules: [{name: half@1/x, action: all")
+    (tmp_path / "lost@1.yaml").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "wide@1.yaml").write_text("version: 1\nrules: [{name: wide@1/x, action: allow, hosts: ['*.com']}]\n")
+    shown = faults(directory, "presets: [half@1, lost@1, wide@1]")
+    assert [(one.partition(":")[0], one.rpartition(" ")[2]) for one in shown] == [
+        ("preset half@1", "[not-yaml]"),
+        ("preset lost@1", "[unreadable]"),
+        ("preset wide@1", "[too-wide]"),
+    ]
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def preset_command(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["preset", *arguments])
+
+
+def test_the_list_names_each_preset_and_what_it_opens() -> None:
+    result = preset_command("list")
+    assert result.exit_code == 0
+    assert [line.split("  ")[0] for line in result.output.splitlines()] == NAMES
+    assert "Packages of the npm registry, for npm and pnpm." in result.output
+    listed = json.loads(preset_command("list", "--json").output)["presets"]
+    assert [f"{one['name']}  {one['opens']}" for one in listed] == [
+        re.sub("  +", "  ", line) for line in result.output.splitlines()
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_shown_of_a_preset_is_a_policy_that_opens_the_same(directory: Path, name: str) -> None:
+    result = preset_command("show", name)
+    assert result.output == preset_text(name)
+    (directory / "policy.yaml").write_text(result.output)
+    assert [rule.match for rule in load(directory, NOW).compiled.source.rules] == [
+        rule.match for rule in rules_of(name)
+    ]
+
+
+@pytest.mark.parametrize("name", ["npm", "npm@9", "../__init__", "npm@1.yaml"])
+def test_the_command_names_what_there_is_instead_of_an_unknown_preset(name: str) -> None:
+    result = preset_command("show", name)
+    assert result.exit_code == 2
+    assert f"there is no preset {name!r}, expected one of {', '.join(NAMES)}" in " ".join(result.output.split())
+
+
+# --- lint ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_rule_of_a_preset_may_be_closed_above_it(directory: Path) -> None:
+    deny = "{name: no-audit, action: deny, hosts: [registry.npmjs.org], methods: [POST]}"
+    assert warnings(directory, f"presets: [npm@1]\nrules: [{deny}]") == []
+
+
+def test_a_preset_that_can_never_decide_is_shown_where_it_is_named(directory: Path) -> None:
+    deny = "{name: no-npm, action: deny, hosts: [registry.npmjs.org]}"
+    assert warnings(directory, f"rules: [{deny}]\npresets: [pypi@1, npm@1]") == [
+        "policy.yaml:3:19: preset 'npm@1' can never decide: rules above it decide all it could match [rule-unreachable]"
+    ]
+
+
+def test_a_rule_of_the_operator_is_never_reached_too_late_because_of_a_preset(directory: Path) -> None:
+    deny = "{name: no-x, action: deny, hosts: [pypi.org], paths: [/simple/x/]}"
+    assert warnings(directory, f"presets: [pypi@1]\nrules: [{deny}]") == []
+
+
+def test_a_preset_for_any_client_is_shown_once_where_it_is_named(directory: Path) -> None:
+    text = "clients: {a: {networks: [10.0.0.0/8]}}\npresets: [npm@1, {preset: pypi@1, clients: [a]}]"
+    found = open_to_any_client(compiled(directory, text).source, str(directory), NOW)
+    assert [str(one).replace(f"{directory}/", "") for one in found] == [
+        "policy.yaml:3:11: preset 'npm@1' allows any client, expected {preset: npm@1, clients: [...]} [any-client]"
+    ]
+
+
+# --- revisions ----------------------------------------------------------------------------------------------------
+
+
+def test_the_presets_of_a_policy_are_part_of_its_revision(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = compiled(directory, "presets: [npm@1]").revision
+    ship(tmp_path / "shipped", monkeypatch, "npm@1", "registry.npmjs.org")
+    assert compiled(directory, "presets: [npm@1]").revision != before
+
+
+def test_a_revision_does_not_depend_on_where_the_program_is(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = compiled(directory, "presets: [npm@1]").revision
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "npm@1.yaml").write_text(preset_text("npm@1"))
+    monkeypatch.setattr("squidkeeper.policy.presets.files._FOLDER", elsewhere)
+    assert compiled(directory, "presets: [npm@1]").revision == before
+
+
+def test_a_stored_revision_decides_as_it_did_when_its_presets_are_no_longer_shipped(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "clients: {agents: {networks: [10.0.0.0/8]}}\npresets: [{preset: npm@1, clients: [agents]}]"
+    policy = compiled(directory, text)
+    store_revision(read_sources(directory), policy.revision, tmp_path / "revisions")
+    ship(tmp_path / "shipped", monkeypatch, "other@1", "other.example")
+    stored = load_stored_revision(tmp_path / "revisions", policy.revision)
+    for client in ("10.0.0.1", "192.0.2.1"):
+        request = "GET https://registry.npmjs.org/x"
+        assert judged(stored, request, client) == judged(policy, request, client)
+
+
+def test_a_stored_preset_that_was_changed_or_lost_is_not_decided_by(directory: Path, tmp_path: Path) -> None:
+    policy = compiled(directory, "presets: [npm@1]")
+    store_revision(read_sources(directory), policy.revision, tmp_path / "revisions")
+    stored = tmp_path / "revisions" / policy.revision / "presets" / "npm@1"
+    stored.write_bytes(stored.read_bytes().replace(b"[GET, HEAD]", b"[GET, PUT]"))
+    with pytest.raises(OSError, match="not stored completely"):
+        load_stored_revision(tmp_path / "revisions", policy.revision)
+    store_revision(read_sources(directory), policy.revision, tmp_path / "revisions")  # as at the next load
+    assert load_stored_revision(tmp_path / "revisions", policy.revision).revision == policy.revision
+    stored.unlink()
+    store_revision(read_sources(directory), policy.revision, tmp_path / "revisions")
+    assert load_stored_revision(tmp_path / "revisions", policy.revision).revision == policy.revision
+
+
+def test_a_policy_without_presets_has_the_revision_that_it_had(directory: Path) -> None:
+    """Requests of earlier releases are judged by their stored revisions, which keep their names."""
+    assert compiled(directory, "defaults: {action: allow}").revision == "532bc6b53ea3"
+
+
+def test_explain_advises_no_edit_of_a_rule_of_a_preset(directory: Path) -> None:
+    write(directory, "presets: [github-read@1]\n")
+    url = "https://github.com/acme/app/info/refs?service=git-upload-pack"
+    done = CliRunner().invoke(main, ["explain", "--policy", str(directory), "GET", url])
+    own = "on an allow of your own above the rule github-read@1/refs would"
+    assert f"(private: true {own} allow it)" in done.output
+    assert f"(websocket: true {own} let it pass)" in done.output

@@ -1,0 +1,1036 @@
+"""The exporter as a process without a gateway, and its parts: pages, checks, metrics, what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from http.client import HTTPConnection
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from squidkeeper.base.faults import Fault, FaultCode, Location
+from squidkeeper.base.metrics import DECISION_DURATION, METRICS
+from squidkeeper.base.squid_counters import SquidCounters, parse_counters, read_counters
+from squidkeeper.cli import main
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.policy.policy_store.policy_watcher import PolicyState, PolicyWatcher
+from squidkeeper.record.export.store import ExportStore
+from squidkeeper.record.export_status import ExportState, read_exports
+from squidkeeper.record.log.record import format_time
+from squidkeeper.services.exporter import server
+from squidkeeper.services.exporter.cache_manager import families
+from squidkeeper.services.exporter.certificate import Certificate, read_certificate
+from squidkeeper.services.exporter.checkpoint import Checkpoint
+from squidkeeper.services.exporter.collector import GatewayCollector, expected_series, observed_series
+from squidkeeper.services.exporter.conditions import CONDITIONS, active_conditions
+from squidkeeper.services.exporter.counts import SERIES_LIMIT, RequestCounter, RequestCounts
+from squidkeeper.services.exporter.disks import Disk, read_disks
+from squidkeeper.services.exporter.recent import Denial, RecentAnswer
+from squidkeeper.services.exporter.server import Application
+from squidkeeper.services.exporter.snapshot import HELPER_PATIENCE_SECONDS, Snapshot
+from squidkeeper.services.exporter.status_page import page
+from squidkeeper.services.exporter.status_rows import helper_rows, rule_rows, secret_rows
+from squidkeeper.services.maintenance_status import Heartbeat, MaintenanceStatus
+from squidkeeper.serving.certificates.authority import make_ca, make_intermediate
+from squidkeeper.serving.counters.layout import HelperStatus, Key, histogram_keys, make_key
+from squidkeeper.serving.counters.reader import CounterFile
+
+from ..conftest import compiled_of
+from ..ports import free_port
+from ..waiting import wait_for
+from .test_log_counter import line, record
+
+NOW = 1_800_000_000.0
+POLICY = """
+clients: {lab: {networks: [192.0.2.7]}, ops: {networks: [192.0.2.8]}}
+secrets: {token: {file: token}, gone: {file: gone}, from-env: {env: SQUIDKEEPER_TEST_NOT_SET}}
+rules:
+  - {name: open, action: allow, hosts: [a.example]}
+  - {name: closed, action: deny, hosts: [b.example], clients: [ops], expires: 2030-01-01T00:00:00Z}
+credentials:
+  - {name: api, hosts: [a.example], bearer: token}
+"""
+SECRET = "never-to-be-shown-in-any-page"
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    folder = tmp_path / "policy"
+    folder.mkdir()
+    (folder / "token").write_text(SECRET)
+    (folder / "token").chmod(0o600)
+    (folder / "policy.yaml").write_text("version: 1\n" + POLICY.replace(", gone: {file: gone}", ""))
+    return folder
+
+
+# ── The process ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+
+class Process:
+    """An exporter that was started by the command."""
+
+    def __init__(self, folder: Path, *options: str, inside: Sequence[str] = ()) -> None:
+        self.port = free_port()
+        self.log = folder / "access.log"
+        self.state = folder / "state"
+        command = [sys.executable, "-m", "squidkeeper", "exporter", "--listen", f"127.0.0.1:{self.port}"]
+        command += ["--policy", str(folder / "policy"), "--access-log", str(self.log), "--state", str(self.state)]
+        command += ["--run", str(folder / "run"), "--ca", str(folder / "ca.crt"), "--squid", "127.0.0.1:1", *options]
+        self.process = subprocess.Popen([*inside, *command], stderr=subprocess.PIPE, text=True)
+
+    def wait(self) -> Process:
+        """Wait until it answers."""
+        wait_for(self._answers, "the first answer")
+        return self
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.process.communicate(timeout=60)
+        try:
+            return self.get("/healthz").status > 0
+        except OSError:
+            return False
+
+    def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        with closing(HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
+            connection.request(method, path, headers=headers)
+            response = connection.getresponse()
+            return Answer(response.status, dict(response.getheaders()), response.read().decode())
+
+    def unhealthy(self) -> set[str]:
+        """The codes of /healthz, with a maintenance process that runs."""
+        if self.state.is_dir():
+            Heartbeat(self.state).write({})
+        answer = self.get("/healthz")
+        codes = {row["code"] for row in json.loads(answer.text)["conditions"]}
+        assert answer.status == (503 if codes else 200)
+        return codes
+
+    def value(self, series: str) -> float:
+        lines = self.get("/metrics").text.splitlines()
+        return next(float(one.rpartition(" ")[2]) for one in lines if one.startswith(f"{series} "))
+
+    def wait_for_value(self, series: str, value: float) -> None:
+        wait_for(lambda: self.value(series) == value, f"{series} to be {value}")
+
+    def end(self, by: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+        self.process.send_signal(by)
+        _, told = self.process.communicate(timeout=60)
+        return self.process.returncode, told
+
+
+@contextmanager
+def running(folder: Path, *options: str) -> Iterator[Process]:
+    process = Process(folder, *options)
+    try:
+        yield process.wait()
+    finally:
+        if process.process.poll() is None:
+            process.end(signal.SIGKILL)
+
+
+ALWAYS = {"squid-down"}  # no Squid runs here
+REQUESTS = 'squidkeeper_requests_total{client="lab",method_class="read",rule="open",status_class="2xx",verdict="allow"}'
+
+
+def test_it_starts_with_nothing_there_and_takes_up_what_comes(tmp_path: Path) -> None:
+    with running(tmp_path) as exporter:
+        assert exporter.unhealthy() == {"no-policy", "policy-not-loaded", "access-log-unreadable", *ALWAYS}
+        assert [exporter.value(f"squidkeeper_{name}") for name in ("record_readable", "policy_rules")] == [0, 0]
+        assert [exporter.value(name) for name in ("squid_up", "squidkeeper_policy_last_reload_successful")] == [0, 0]
+        assert "\nsquidkeeper_ca_certificate_expiry_timestamp_seconds " not in exporter.get("/metrics").text
+        assert exporter.get("/").status == 200
+        (tmp_path / "policy").mkdir()
+        (tmp_path / "policy/policy.yaml").write_text(
+            "version: 1\nclients: {lab: {networks: [192.0.2.7]}}\n"
+            "rules: [{name: open, action: allow, hosts: [a.example]}]\n"
+        )
+        exporter.wait_for_value("squidkeeper_policy_rules", 1)
+        exporter.log.write_bytes(line())
+        exporter.wait_for_value("squidkeeper_record_readable", 1)
+        exporter.wait_for_value(REQUESTS, 1)
+        assert exporter.unhealthy() == ALWAYS
+        assert exporter.end() == (0, exporter_log(exporter, tmp_path))
+
+
+def exporter_log(exporter: Process, folder: Path) -> str:
+    revision = judge_revision(folder)
+    return (
+        f"squidkeeper: {folder}/policy does not load, everything is denied:\n"
+        f"{folder}/policy: the policy directory cannot be read: no such file or directory [unreadable]\n"
+        f"squidkeeper: metrics, health and status page are on 127.0.0.1:{exporter.port}\n"
+        f"squidkeeper: {folder}/policy: revision {revision} is in force\n"
+    )
+
+
+def judge_revision(folder: Path) -> str:
+    return load(folder / "policy", datetime.now(UTC)).compiled.revision
+
+
+def test_told_to_end_it_keeps_its_counts_and_is_killed_it_loses_none(tmp_path: Path, policy: Path) -> None:
+    (tmp_path / "access.log").write_bytes(line() * 3)
+    for number, by in enumerate((signal.SIGTERM, signal.SIGKILL, signal.SIGINT)):
+        with running(tmp_path) as exporter:
+            exporter.wait_for_value(REQUESTS, 3 + number)
+            with exporter.log.open("ab") as log:
+                log.write(line())
+            exporter.wait_for_value(REQUESTS, 4 + number)
+            status, _ = exporter.end(by)
+            assert status == (-signal.SIGKILL if by is signal.SIGKILL else 0)
+    assert (
+        sum(
+            number
+            for _, number in json.loads((tmp_path / "state/exporter/counts.json").read_bytes())["counts"]["requests"]
+        )
+        == 6
+    )
+
+
+def test_what_was_served_never_goes_back_even_when_killed_and_the_log_is_gone(tmp_path: Path, policy: Path) -> None:
+    (tmp_path / "access.log").write_bytes(line() * 30)
+    with running(tmp_path) as exporter:
+        exporter.log.write_bytes(exporter.log.read_bytes() + line() * 12)
+        exporter.wait_for_value(REQUESTS, 42)
+        exporter.end(signal.SIGKILL)
+    (tmp_path / "access.log").write_bytes(line(connection="2"))
+    with running(tmp_path) as exporter:
+        assert exporter.value(REQUESTS) == 43
+        assert exporter.value("squidkeeper_record_lost_total") == 1
+
+
+def test_a_read_only_state_costs_its_counts_alone(tmp_path: Path, policy: Path) -> None:
+    (tmp_path / "state").write_text("not a folder")
+    (tmp_path / "access.log").write_bytes(line())
+    with running(tmp_path) as exporter:
+        exporter.wait_for_value(REQUESTS, 1)
+        assert exporter.value("squidkeeper_exporter_state_writable") == 0
+        assert exporter.unhealthy() == {"maintenance-not-running", *ALWAYS}
+        _, told = exporter.end()
+    assert told.count("counts cannot be saved for a restart") == 1
+
+
+def test_a_second_one_is_refused_by_name(tmp_path: Path, policy: Path) -> None:
+    (tmp_path / "access.log").write_bytes(line())
+    with running(tmp_path) as exporter:
+        second = Process(tmp_path)
+        _, told = second.process.communicate(timeout=60)
+        assert second.process.returncode == 1
+        assert told.endswith(
+            f"Error: {tmp_path}/state/exporter: another exporter uses this folder: stop it or choose another\n"
+        )
+        assert exporter.unhealthy() == ALWAYS
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path, policy: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        done = Process(tmp_path, "--listen", f"127.0.0.1:{port}").process
+        _, told = done.communicate(timeout=60)
+    assert (done.returncode, told) == (
+        1,
+        f"Error: cannot listen on 127.0.0.1 port {port}: Address already in use: stop it or choose another\n",
+    )
+
+
+@pytest.mark.parametrize("listen", ["9129", "localhost:9129", "127.0.0.1", "127.0.0.1:x", "::1:9129"])
+def test_an_address_that_is_none_is_refused(listen: str) -> None:
+    done = CliRunner().invoke(main, ["exporter", "--listen", listen])
+    assert done.exit_code == 2
+    assert f"Invalid value for '--listen': {listen!r}" in done.output
+
+
+def test_no_secret_and_no_query_is_on_any_page(tmp_path: Path, policy: Path) -> None:
+    denied = line(verdict="deny", rule="closed", status=403, url=f"http://u:{SECRET}@b.example/seen?key={SECRET}")
+    (tmp_path / "access.log").write_bytes(denied)
+    with running(tmp_path) as exporter:
+        pages = [exporter.get(path).text for path in ("/", "/metrics", "/healthz")]
+        _, told = exporter.end()
+    assert "b.example/seen" in pages[0]
+    assert [text for text in (*pages, told) if SECRET in text] == []
+
+
+def test_the_page_is_for_this_machine_unless_it_is_opened(tmp_path: Path, policy: Path) -> None:
+    with running(tmp_path, "--status-from", "192.0.2.0/24") as exporter:
+        answer = exporter.get("/")
+        assert (answer.status, answer.text) == (
+            403,
+            "The status page is for 192.0.2.0/24 only. --status-from NETWORK opens it to others.\n",
+        )
+        assert exporter.get("/metrics").status == 200
+
+
+@pytest.mark.system
+def test_an_address_of_the_network_leaves_the_one_of_this_machine(tmp_path: Path, policy: Path) -> None:
+    """In a network of its own. Only who was named sees the page there; without a name, nobody does."""
+    network = ("unshare", "--net", "sh", "-c", 'ip link set lo up; ip address add 192.0.2.7 dev lo; exec "$@"', "sh")
+    code = ("curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}")
+    for named, shown in ((), "403"), (("--status-from", "127.0.0.0/8", "--status-from", "192.0.2.0/24"), "200"):
+        exporter = Process(tmp_path, "--listen", "192.0.2.7:9129", *named, inside=network)
+        asked = ("nsenter", "--net", "--target", str(exporter.process.pid), *code)
+
+        def answer(host: str, path: str = "", asked: tuple[str, ...] = asked) -> str:
+            url = f"http://{host}:9129/{path}"
+            return subprocess.run([*asked, url], capture_output=True, text=True, check=False).stdout
+
+        try:
+            wait_for(lambda: answer("192.0.2.7", "metrics") == "200", "the first answer")
+            assert (answer("127.0.0.1"), answer("127.0.0.1", "metrics"), answer("192.0.2.7")) == ("200", "200", shown)
+        finally:
+            assert exporter.end()[0] == 0
+
+
+def test_connections_that_say_nothing_keep_nobody_out(tmp_path: Path, policy: Path) -> None:
+    with running(tmp_path) as exporter:
+        idle = [socket.create_connection(("127.0.0.1", exporter.port)) for _ in range(50)]
+        for one in idle[::2]:
+            one.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n")
+        try:
+            assert exporter.get("/metrics").status == 200
+            assert int(Path(f"/proc/{exporter.process.pid}/status").read_text().split("Threads:")[1].split()[0]) < 12
+        finally:
+            for one in idle:
+                one.close()
+
+
+def test_a_request_that_trickles_in_does_not_keep_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_IDLE_SECONDS", 1)
+    monkeypatch.setattr(server, "_CLEANUP_SECONDS", 1)
+    bound = socket.create_server(("127.0.0.1", 0))
+    serving = server.serve(Application(CollectorRegistry(), lambda: (), str, ()), bound)
+    threading.Thread(target=serving.run, daemon=True).start()
+    with socket.create_connection(bound.getsockname()) as client, pytest.raises(ConnectionError):
+        trickle(client)
+    serving.close()
+
+
+def trickle(client: socket.socket) -> None:
+    client.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+    for _ in range(50):
+        client.sendall(b"x")
+        time.sleep(0.1)
+
+
+# ── The pages ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def answer(
+    peer: str = "127.0.0.1",
+    path: str = "/",
+    method: str = "GET",
+    host: str = "127.0.0.1:9129",
+    headers: dict[str, str] | None = None,
+    *,
+    on_loopback: bool = True,
+    about: Snapshot | None = None,
+) -> Answer:
+    """Ask an application as a WSGI server does."""
+    registry = CollectorRegistry()
+    registry.register(GatewayCollector(lambda: view(None)))
+    networks = tuple(map(ip_network, ("127.0.0.0/8", "::1/128", "192.0.2.0/24")))
+    application = Application(
+        registry,
+        lambda: active_conditions(about or seen(), unhealthy_only=True),
+        lambda: "<html>",
+        networks,
+        on_loopback,
+    )
+    told: list[tuple[str, dict[str, str]]] = []
+
+    def start(status: str, given: list[tuple[str, str]], *_: object) -> object:
+        told.append((status, dict(given)))
+        return None
+
+    environ = {"PATH_INFO": path, "REQUEST_METHOD": method, "REMOTE_ADDR": peer, "HTTP_HOST": host, **(headers or {})}
+    body = b"".join(application(environ, start))  # type: ignore[arg-type] # a write that nobody calls
+    ((status, given),) = told
+    return Answer(int(status[:3]), given, body.decode())
+
+
+def view(policy: Path | None) -> Snapshot:
+    compiled = compiled_of(policy.parent / "judged", POLICY) if policy else None
+    return Snapshot(
+        now=NOW,
+        directory=Path("/policy"),
+        access_log=Path("/access.log"),
+        state=Path("/state"),
+        squid_address="127.0.0.1:3129",
+        checkpoint=Checkpoint(since="2026-11-25T12:00:00.000+00:00"),
+        log_readable=True,
+        backlog_bytes=0,
+        state_writable=True,
+        policy=compiled.source if compiled else None,
+        policy_state=PolicyState(compiled.revision if compiled else None, NOW - 100, ok=True),
+        counter_files=(),
+        totals={},
+        certificate=Certificate(Path("/ca.crt")),
+        squid=SquidCounters({}, "refused"),
+    )
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "192.0.2.77"])
+def test_the_page_is_shown_to_whom_it_is_opened(peer: str) -> None:
+    assert answer(peer).text == "<html>"
+
+
+@pytest.mark.parametrize("peer", ["192.0.3.1", "::2", "::ffff:192.0.3.1", "fe80::1%eth0"])
+def test_the_page_is_shown_to_nobody_else(peer: str) -> None:
+    assert answer(peer).status == 403
+    assert "--status-from NETWORK opens it" in answer(peer).text
+    assert answer(peer, "/metrics").status == answer(peer, "/healthz").status == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:9129", "LOCALHOST", "127.0.0.1", "[::1]:9129", "192.0.2.1:9129"]
+)
+def test_the_page_is_shown_under_an_address(host: str) -> None:
+    assert answer(host=host).status == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["", "evil.example", "evil.example:9129", "127.0.0.1.evil.example", "localhost.evil.example", "x@y"]
+)
+def test_the_page_is_not_shown_under_a_name_that_could_be_anybodys(host: str) -> None:
+    assert answer(host=host, on_loopback=False).status == 403
+    assert answer(host=host, path="/metrics", on_loopback=False).status == 200  # from elsewhere it is scraped by name
+    for path in ("/", "/metrics", "/healthz"):
+        assert answer(host=host, path=path).status == 403
+
+
+@pytest.mark.parametrize("header", ["HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_FORWARDED_FOR"])
+def test_the_page_is_not_shown_through_a_proxy_that_could_be_open_to_anybody(header: str) -> None:
+    assert answer(headers={header: "192.0.2.9"}).status == 403
+    assert answer(path="/metrics", headers={header: "192.0.2.9"}).status == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/nothing"])
+def test_every_answer_lets_nothing_in(path: str) -> None:
+    headers = answer(path=path).headers
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'; style-src 'unsafe-inline';")
+    assert (headers["X-Content-Type-Options"], headers["Cache-Control"]) == ("nosniff", "no-store")
+
+
+def test_other_paths_and_methods_are_refused() -> None:
+    assert answer(path="/metrics/").status == answer(path="/../etc/passwd").status == 404
+    for method in ("POST", "PUT", "DELETE", "OPTIONS", "TRACE", "get"):
+        assert answer(path="/metrics", method=method).status == 405
+        assert answer(path="/metrics", method=method).headers["Allow"] == "GET, HEAD"
+
+
+def test_head_is_answered_without_a_body() -> None:
+    whole, head = answer(path="/healthz"), answer(path="/healthz", method="HEAD")
+    assert (head.text, head.headers) == ("", whole.headers)
+
+
+def test_metrics_are_served_as_text_and_as_openmetrics() -> None:
+    plain = answer(path="/metrics")
+    assert plain.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    wanted = {"HTTP_ACCEPT": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"}
+    opened = answer(path="/metrics", headers=wanted)
+    assert opened.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert opened.text.endswith("# EOF\n")
+    families = parse_openmetrics(opened.text)  # type: ignore[no-untyped-call] # the library has no types for it
+    assert {family.name for family in families} == {family.name for family in parse_text(plain.text)}
+
+
+@pytest.mark.parametrize("version", ["x.y", "\xff", "1", "", "1.0.0.0.0"])
+def test_metrics_are_served_whatever_is_asked_for(version: str) -> None:
+    for kind in ("application/openmetrics-text", "text/plain"):
+        assert answer(path="/metrics", headers={"HTTP_ACCEPT": f"{kind};version={version};escaping=x"}).status == 200
+
+
+# ── Health ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+BAD = Fault(Location("x.yaml", 1, 1), FaultCode.UNKNOWN_KEY, "bad")
+GOOD = PolicyState("aaaa", NOW - 100, ok=True)
+HELPER = HelperStatus("host", 77, NOW - 50, NOW - 1, "aaaa", reload_ok=True, reloaded=NOW - 50)
+
+
+def seen(state: PolicyState = GOOD, *helpers: HelperStatus, running: bool = True) -> Snapshot:
+    """A gateway with these helpers, and with nothing else wrong."""
+    files = tuple(CounterFile(number, running, "x", status) for number, status in enumerate(helpers))
+    squid, maintenance = SquidCounters({}, answers=True), MaintenanceStatus(runs=True)
+    return replace(view(None), policy_state=state, counter_files=files, squid=squid, maintenance=maintenance)
+
+
+def wrong(about: Snapshot) -> dict[str, str]:
+    return {one.condition.code: one.detail for one in active_conditions(about, unhealthy_only=True)}
+
+
+def test_all_is_well_with_helpers_and_without() -> None:
+    assert wrong(seen(GOOD, HELPER)) == wrong(seen()) == {}
+    healthy = answer(path="/healthz")
+    assert (healthy.status, json.loads(healthy.text)) == (200, {"healthy": True, "conditions": []})
+
+
+def test_health_gives_each_condition_with_its_code() -> None:
+    ill = answer(path="/healthz", about=replace(seen(), maintenance=MaintenanceStatus(runs=False)))
+    assert ill.status == 503
+    assert json.loads(ill.text) == {
+        "healthy": False,
+        "conditions": [
+            {
+                "code": "maintenance-not-running",
+                "severity": "critical",
+                "detail": "The maintenance process does not run.",
+            }
+        ],
+    }
+
+
+def test_health_is_bad_for_what_stops_requests_and_for_nothing_else() -> None:
+    assert {condition.code for condition in CONDITIONS if condition.unhealthy} == {
+        "disk-full",
+        "squid-down",
+        "drained",
+        "no-policy",
+        "policy-not-loaded",
+        "policy-lines-outdated",
+        "no-helper",
+        "helper-stuck",
+        "helper-outdated",
+        "helper-uncounted",
+        "ca-expired",
+        "access-log-unreadable",
+        "maintenance-not-running",
+        "resolver-failing",
+        "own-addresses-failing",
+        "tls-failing",
+    }
+
+
+def test_an_edit_that_the_reload_gate_refuses_leaves_every_helper_its_policy() -> None:
+    gated = Fault(Location("/etc/squidkeeper/policy"), FaultCode.RELOAD_GATED, "refused")
+    assert wrong(seen(PolicyState("aaaa", NOW, faults=(gated,)), HELPER)) == {}  # so no load balancer leaves it
+
+
+def test_a_helper_that_needs_no_policy_is_not_asked_for_its_revision() -> None:
+    throttle = replace(HELPER, helper="throttle", revision=None, reload_ok=True)
+    assert wrong(seen(GOOD, throttle)) == {}
+    assert wrong(seen(GOOD, replace(throttle, beat=NOW - 11))) == {
+        "helper-stuck": "helper throttle, process 77: no heartbeat for 11 s"
+    }
+
+
+def test_a_helper_that_has_ended_is_idle_whatever_it_left() -> None:
+    assert wrong(seen(GOOD, replace(HELPER, beat=0.0, revision="old", reload_ok=False), running=False)) == {}
+
+
+@pytest.mark.parametrize(
+    ("helper", "code", "detail"),
+    [
+        (replace(HELPER, beat=NOW - HELPER_PATIENCE_SECONDS - 1), "helper-stuck", "no heartbeat for 11 s"),
+        (replace(HELPER, busy_since=NOW - 12), "helper-stuck", "no reply for 12 s"),
+        (
+            replace(HELPER, reload_ok=False),
+            "helper-outdated",
+            "the policy on disk does not load there, revision aaaa is in force",
+        ),
+        (
+            replace(HELPER, revision=None, reload_ok=False),
+            "helper-outdated",
+            "the policy on disk does not load there, everything is denied",
+        ),
+        (replace(HELPER, revision="bbbb"), "helper-outdated", "revision bbbb is in force there, and aaaa here"),
+        (replace(HELPER, revision=None), "helper-outdated", "everything is denied there, and aaaa here"),
+    ],
+)
+def test_a_helper_that_is_ill_is_named(helper: HelperStatus, code: str, detail: str) -> None:
+    assert wrong(seen(GOOD, HELPER, helper)) == {code: f"helper host, process 77: {detail}"}
+
+
+def test_a_helper_has_time_to_answer_and_to_take_up_an_edit() -> None:
+    assert wrong(seen(GOOD, replace(HELPER, beat=NOW - 9, busy_since=NOW - 9))) == {}
+    assert wrong(seen(replace(GOOD, loaded=NOW - 9), replace(HELPER, revision="bbbb"))) == {}
+
+
+def test_a_policy_that_does_not_load_is_reported_with_its_first_fault() -> None:
+    older, none = (PolicyState(one, NOW, faults=(BAD,)) for one in ("aaaa", None))
+    assert wrong(seen(older)) == {
+        "policy-not-loaded": "1 fault; x.yaml:1:1: bad [unknown-key]; "
+        "revision aaaa stays in force in helpers that run; one that starts now has none"
+    }
+    assert wrong(seen(none)) == {
+        "no-policy": "everything is denied",
+        "policy-not-loaded": "1 fault; x.yaml:1:1: bad [unknown-key]",
+    }
+
+
+def test_an_access_log_that_cannot_be_read_is_reported() -> None:
+    assert wrong(replace(seen(), log_readable=False)) == {"access-log-unreadable": "/access.log"}
+
+
+# ── The metrics ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def samples(about: Snapshot) -> dict[str, float]:
+    """Every sample that is served, by its series as text."""
+    registry = CollectorRegistry()
+    registry.register(GatewayCollector(lambda: about))
+    lines = generate_latest(registry).decode().splitlines()
+    return {series: float(value) for series, _, value in (one.rpartition(" ") for one in lines if one[0] != "#")}
+
+
+def test_each_entry_of_the_table_is_served_by_its_name_kind_and_meaning(policy: Path) -> None:
+    registry = CollectorRegistry()
+    registry.register(GatewayCollector(lambda: view(policy)))
+    told = generate_latest(registry).decode().splitlines()
+    for metric in METRICS:
+        assert f"# TYPE {metric.name} {metric.kind}" in told
+        assert f"# HELP {metric.name} {metric.help}" in told
+
+
+def test_the_questions_that_wait_are_a_number_once_a_client_has_asked() -> None:
+    asked = samples(replace(seen(), questions_waiting=3))
+    assert asked["squidkeeper_questions_waiting"] == 3
+    assert "squidkeeper_questions_waiting" not in samples(seen())
+
+
+def test_what_the_policy_names_is_there_before_it_counts(policy: Path) -> None:
+    found = samples(view(policy))
+    for client in ("lab", "ops", "none"):
+        series = f'client="{client}",method_class="read",rule="open",status_class="2xx",verdict="allow"'
+        assert found[f"squidkeeper_requests_total{{{series}}}"] == 0
+        assert found[f'squidkeeper_enforcement_drift_total{{client="{client}",rule="default"}}'] == 0
+    closed = [series for series in found if 'rule="closed"' in series and "requests_total" in series]
+    assert closed == [
+        'squidkeeper_requests_total{client="ops",method_class="read",rule="closed",status_class="4xx",verdict="deny"}'
+    ]
+    tunnels = {one for one in found if one.startswith("squidkeeper_tunnels_total")}
+    expected = {f'squidkeeper_tunnels_total{{client="{one}",rule="open"}}' for one in ("lab", "ops", "none")}
+    assert tunnels == expected
+    assert found['squidkeeper_rule_last_matched_timestamp_seconds{rule="closed"}'] == 0
+    assert (
+        found['squidkeeper_rule_expiry_timestamp_seconds{rule="closed"}']
+        == datetime(2030, 1, 1, tzinfo=UTC).timestamp()
+    )
+    assert found['squidkeeper_credential_failures_total{credential="api"}'] == 0
+    assert [found[f'squidkeeper_helper_processes{{helper="{one}"}}'] for one in ("host", "request")] == [0, 0]
+
+
+def test_a_grant_and_an_ask_have_series_and_a_grant_no_expiry_to_be_warned_about(tmp_path: Path) -> None:
+    text = """
+    defaults: {ask: true}
+    rules: [{name: asks, action: ask, hosts: [a.example]}]
+    grants: [{name: granted, any_client: true, hosts: [a.example], expires: 2030-01-01T00:00:00Z, reason: x}]
+    """
+    found = samples(replace(view(None), policy=compiled_of(tmp_path / "granted", text).source))
+    labels = 'client="none",method_class="read",rule="{}",status_class="{}",verdict="{}"'
+    assert found[f"squidkeeper_requests_total{{{labels.format('granted', '2xx', 'allow')}}}"] == 0
+    assert found[f"squidkeeper_requests_total{{{labels.format('asks', '4xx', 'deny')}}}"] == 0
+    assert found[f"squidkeeper_requests_total{{{labels.format('default', '4xx', 'deny')}}}"] == 0
+    assert found['squidkeeper_rule_last_matched_timestamp_seconds{rule="granted"}'] == 0
+    assert [series for series in found if series.startswith("squidkeeper_rule_expiry")] == []
+
+
+def test_a_policy_of_thousands_makes_no_series_without_end(tmp_path: Path) -> None:
+    clients = "".join(f"  c{number}: {{networks: [10.0.{number}.0/24]}}\n" for number in range(200))
+    rules = "".join(f"  - {{name: r{number}, action: allow, hosts: [h{number}.example]}}\n" for number in range(3000))
+    policy = compiled_of(tmp_path / "many", f"clients:\n{clients}rules:\n{rules}").source
+    assert 0 < len(expected_series(policy)) <= SERIES_LIMIT // 2
+
+
+def test_counts_of_the_record_are_served(policy: Path) -> None:
+    counter = RequestCounter(RequestCounts())
+    for milliseconds in (5, 6, 400_000):
+        counter.count(record(duration_ms=milliseconds), "lab")
+    counter.count_drift("lab", "closed")
+    checkpoint = Checkpoint(since="2026-11-25T12:00:00.000+00:00", counts=counter.counts())
+    found = samples(
+        replace(view(policy), checkpoint=checkpoint, backlog_bytes=7, log_readable=False, state_writable=False)
+    )
+    assert found[REQUESTS] == 3
+    assert found['squidkeeper_response_bytes_total{client="lab",rule="open",verdict="allow"}'] == 300
+    bucket = 'squidkeeper_request_duration_seconds_bucket{le="%s",method_class="read",verdict="allow"}'
+    assert [found[bucket % bound] for bound in ("0.005", "0.01", "300.0", "+Inf")] == [1, 2, 2, 3]
+    assert found['squidkeeper_request_duration_seconds_sum{method_class="read",verdict="allow"}'] == 400.011
+    assert found['squidkeeper_enforcement_drift_total{client="lab",rule="closed"}'] == 1
+    at = datetime(2026, 11, 25, 12, tzinfo=UTC).timestamp()
+    assert found['squidkeeper_rule_last_matched_timestamp_seconds{rule="open"}'] == at
+    assert found["squidkeeper_record_last_line_timestamp_seconds"] == at
+    assert [
+        found[f"squidkeeper_{name}"] for name in ("record_backlog_bytes", "record_readable", "exporter_state_writable")
+    ] == [7, 0, 0]
+
+
+def test_what_an_export_reports_is_served_as_its_file_has_it(policy: Path, tmp_path: Path) -> None:
+    with ExportStore(tmp_path, "siem") as store:
+        store.write(ExportState(sent=7, doubled=6, gaps=5, lost=4, backlog_bytes=3, waiting_since=1000.0))
+    (tmp_path / "export/other.json").write_text("no state")
+    now = view(policy).now
+    os.utime(tmp_path / "export/siem.json", (now, now))
+    found = samples(replace(view(policy), exports=read_exports(tmp_path, now)))
+    values = {name: value for name, value in found.items() if name.startswith("squidkeeper_export_")}
+    expected: dict[str, float] = {
+        "up": 1,
+        "records_total": 7,
+        "doubled_total": 6,
+        "gaps_total": 5,
+        "lost_records_total": 4,
+    }
+    expected |= {"backlog_bytes": 3, "waiting_seconds": now - 1000}
+    assert values == {f'squidkeeper_export_{name}{{export="siem"}}': value for name, value in expected.items()}
+    assert not read_exports(tmp_path, now + 121)["siem"].runs
+
+
+def test_the_room_on_disk_is_served_of_each_folder_that_is_there(policy: Path, tmp_path: Path) -> None:
+    """As df(1) has it, for an account that is not root's."""
+    disks = tuple(read_disks({"log": tmp_path, "state": tmp_path / "missing"}))
+    found = samples(replace(view(policy), disks=disks))
+    shown = subprocess.run(["df", "-B1", "--output=size", tmp_path], capture_output=True, text=True, check=True)
+    assert found['squidkeeper_filesystem_size_bytes{folder="log"}'] == int(shown.stdout.split()[-1])
+    assert 0 < found['squidkeeper_filesystem_avail_bytes{folder="log"}'] < int(shown.stdout.split()[-1])
+    assert not any('folder="state"' in name for name in found)
+
+
+@pytest.mark.parametrize(
+    ("available", "size", "low"),
+    [(1e9, 1e10, False), (9.9e8, 1e10, True), (1e10, 1e12, False), (9.9e9, 1e12, True), (0, 1e6, True)],
+)
+def test_a_disk_is_low_with_a_tenth_of_it_left_and_little_by_itself(available: int, size: int, low: bool) -> None:
+    assert Disk("log", Path("/var/log/squid"), available, size).is_low is low
+
+
+def test_the_maintenance_process_is_served_with_each_of_its_tasks(policy: Path) -> None:
+    about = replace(
+        view(policy),
+        maintenance=MaintenanceStatus(runs=True, failures={"resolver": "unbound is silent", "rotation": ""}),
+    )
+    found = samples(about)
+    assert found["squidkeeper_maintenance_up"] == 1
+    assert found['squidkeeper_maintenance_task_success{task="resolver"}'] == 0
+    assert found['squidkeeper_maintenance_task_success{task="rotation"}'] == 1
+    assert samples(view(policy))["squidkeeper_maintenance_up"] == 0
+
+
+DENIED_AT = datetime.fromtimestamp(NOW - 20, UTC)
+DENIED = Denial(DENIED_AT, "192.0.2.1", None, "GET", "http://closed.example/", 0, "closed")
+THROTTLE_HELPER = replace(HELPER, helper="throttle", revision=None)
+
+
+@pytest.mark.parametrize(
+    ("denial", "helpers", "missing"),
+    [
+        (DENIED, (HELPER,), True),
+        (DENIED, (HELPER, THROTTLE_HELPER), False),
+        (DENIED, (), False),  # Squid has just ended
+        (DENIED, (replace(HELPER, started=NOW - 19),), False),  # Squid has restarted since
+        (replace(DENIED, time=datetime.fromtimestamp(NOW - 2, UTC)), (HELPER,), False),  # it takes a moment to start
+        (replace(DENIED, time=datetime.fromtimestamp(NOW - 301, UTC)), (replace(HELPER, started=0.0),), False),
+        (replace(DENIED, rule="policy-unavailable"), (HELPER,), False),
+        (replace(DENIED, rule="not-rendered"), (HELPER,), False),
+    ],
+)
+def test_denials_without_a_throttle_are_on_the_status_page(
+    policy: Path, denial: Denial, helpers: tuple[HelperStatus, ...], missing: bool
+) -> None:
+    files = tuple(CounterFile(number, True, "x", status) for number, status in enumerate(helpers))
+    about = replace(view(policy), checkpoint=Checkpoint(since="", denials=(denial,)), counter_files=files)
+    found = {one.condition.code: one.detail for one in active_conditions(about)}
+    assert found.get("throttle-not-running") == ("a denial asked for it 20 s ago" if missing else None)
+
+
+def test_what_helpers_count_is_served(policy: Path) -> None:
+    *buckets, total = histogram_keys(DECISION_DURATION.name, {"helper": "host"}, DECISION_DURATION.buckets)
+    totals: dict[Key, float] = {
+        make_key("squidkeeper_decisions_total", {"helper": "host", "rule": "open", "verdict": "allow"}): 5,
+        make_key("squidkeeper_protocol_errors_total", {"helper": "rewrite"}): 2,
+        make_key("squidkeeper_credential_injections_total", {"credential": "api"}): 3,
+        make_key("squidkeeper_helper_starts_total", {"what": "of another release"}): 9,
+        make_key("unknown_total", {}): 9,
+        buckets[0]: 4,
+        buckets[-1]: 1,
+        total: 2.5,
+    }
+    about = replace(view(policy), totals=totals)
+    stuck = replace(HELPER, beat=NOW - 20, revision=about.policy_state.revision)
+    found = samples(
+        replace(
+            about,
+            counter_files=(
+                CounterFile(0, True, "x", HELPER),
+                CounterFile(1, True, "y", stuck),
+                CounterFile(2, False, "z", stuck),
+            ),
+        )
+    )
+    assert found['squidkeeper_decisions_total{helper="host",rule="open",verdict="allow"}'] == 5
+    assert found['squidkeeper_protocol_errors_total{helper="rewrite"}'] == 2
+    assert found['squidkeeper_credential_injections_total{credential="api"}'] == 3
+    assert found['squidkeeper_helper_starts_total{helper="host"}'] == 0
+    duration = "squidkeeper_decision_duration_seconds"
+    assert [found[f'{duration}_bucket{{helper="host",le="{bound}"}}'] for bound in ("1e-05", "1.0", "+Inf")] == [
+        4,
+        4,
+        5,
+    ]
+    assert (found[f'{duration}_count{{helper="host"}}'], found[f'{duration}_sum{{helper="host"}}']) == (5, 2.5)
+    processes = [found[f'squidkeeper_helper_processes{more}{{helper="host"}}'] for more in ("", "_outdated", "_stuck")]
+    assert processes == [2, 1, 1]
+
+
+def test_each_condition_that_the_exporter_sees_is_served(policy: Path) -> None:
+    found = {series: value for series, value in samples(view(policy)).items() if series.startswith("squidkeeper_cond")}
+    names = {
+        condition.code: f'squidkeeper_condition{{code="{condition.code}",severity="{condition.severity}"}}'
+        for condition in CONDITIONS
+    }
+    assert found.keys() == {names[condition.code] for condition in CONDITIONS if condition.find}
+    active = {"squid-down", "ca-unreadable", "maintenance-not-running", "secret-unavailable", "policy-warning"}
+    assert {series for series, value in found.items() if value} == {names[code] for code in active}
+    well = {series: value for series, value in samples(seen()).items() if series.startswith("squidkeeper_cond")}
+    assert [series for series, value in well.items() if value] == [names["ca-unreadable"]]
+
+
+def test_no_series_is_served_twice(policy: Path) -> None:
+    counter = RequestCounter(RequestCounts())
+    for rule in ("open", "closed", "default", "gone"):
+        counter.count(record(rule=rule), "lab")
+    registry = CollectorRegistry()
+    registry.register(
+        GatewayCollector(lambda: replace(view(policy), checkpoint=Checkpoint(since="x", counts=counter.counts())))
+    )
+    series = [one.rpartition(" ")[0] for one in generate_latest(registry).decode().splitlines() if one[0] != "#"]
+    assert len(series) == len(set(series))
+
+
+# ── The status page ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_status_page_is_filled(policy: Path) -> None:
+    counter = RequestCounter(RequestCounts())
+    counter.count(record(), "lab")
+    counter.count(record(verdict="deny", rule="default"), "lab")
+    checkpoint = Checkpoint(since="2026-11-25T12:00:00.000+00:00", counts=counter.counts())
+    about = replace(
+        view(policy),
+        checkpoint=checkpoint,
+        counter_files=(CounterFile(0, True, "x", HELPER, (("squidkeeper_decisions_total", {}, 5.0),)),),
+    )
+    at = datetime(2026, 11, 25, 12, tzinfo=UTC)
+    rows = [(row.name, row.action, row.allowed, row.denied, row.last_matched, row.built_in) for row in rule_rows(about)]
+    assert rows == [
+        ("open", "allow", 1, 0, at, False),
+        ("closed", "deny", 0, 0, None, False),
+        ("default", "deny", 0, 1, at, True),
+    ]
+    (helper,) = helper_rows(about)
+    assert (helper.kind, helper.outdated, helper.stuck, helper.answered) == ("host", True, False, 5)
+    secrets = tuple(secret_rows(about))
+    assert {secret.name: secret.problem is None for secret in secrets} == {
+        "token": False,
+        "gone": False,
+        "from-env": True,  # of Squid's environment this process knows nothing
+    }
+    assert secrets[0].used_by == ("api",)
+    assert "127.0.0.1:3129" in page(about, "squidkeeper")
+
+
+def test_allowed_tunnels_stand_apart_from_a_rules_hits_on_the_status_page(policy: Path) -> None:
+    counter = RequestCounter(RequestCounts())
+    for verdict, rule, times in (("allow", "open", 36), ("deny", "closed", 2)):
+        for _ in range(times):
+            counter.count(record(method="CONNECT", verdict=verdict, rule=rule), "lab")
+    counter.count(record(), "lab")
+    checkpoint = Checkpoint(since="2026-11-25T12:00:00.000+00:00", counts=counter.counts())
+    about = replace(view(policy), checkpoint=checkpoint)
+    rows = [(row.name, row.allowed, row.denied, row.tunnels) for row in rule_rows(about)]
+    assert rows == [("open", 1, 0, 36), ("closed", 0, 2, 0)]
+
+
+def test_what_is_observed_is_counted_by_rule_and_verdict_without_tunnels(tmp_path: Path) -> None:
+    rules = "[{name: no-push, action: deny, observe: true}, {name: later, action: allow, observe: true}]"
+    policy = compiled_of(tmp_path, f"rules: {rules}\n    defaults: {{observe: true}}".replace("\n    ", "\n")).source
+    counter = RequestCounter(RequestCounts())
+    for observed in ("deny:no-push", "deny:no-push", "deny:default", "-"):
+        counter.count(record(observed=observed), "lab")
+    counter.count(record(method="CONNECT", observed="deny:no-push"), "lab")  # an allowed tunnel
+    counter.count(record(method="CONNECT", verdict="deny", observed="allow:other%20one"), "lab")
+    counts = RequestCounter(counter.counts()).counts()  # as after a restart
+    assert sorted(counts.observed) == [(("default", "deny"), 1), (("no-push", "deny"), 2), (("other one", "allow"), 1)]
+    assert observed_series(policy) == [("no-push", "deny"), ("later", "allow"), ("default", "deny")]
+
+
+def warnings(about: Snapshot) -> tuple[str, ...]:
+    found = {one.condition.code: one.details for one in active_conditions(about)}
+    return found["policy-warning"]
+
+
+def test_the_warnings_of_a_policy_are_on_the_status_page_but_not_those_of_secrets(policy: Path) -> None:
+    (policy / "empty").touch()
+    (policy / "list.yaml").write_text(
+        "version: 1\nlists: {none: {file: empty}}\nrules: [{name: listed, action: deny, lists: [none]}]\n"
+    )
+    watcher = PolicyWatcher(policy, None, lambda compiled: compiled)
+    while not watcher.state.ok:
+        watcher.check()
+    assert len(watcher.state.warnings) == 2
+    about = replace(view(None), policy_state=watcher.state)
+    (warning,) = warnings(about)
+    assert warning == (
+        f"{policy}/empty: the list holds no host pattern, so an entry that names it matches nothing [list-empty]"
+    )
+
+
+def test_what_lacks_an_extra_is_unavailable_and_no_mere_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("squidkeeper.policy.extras.find_spec", lambda _: None)
+    policy = compiled_of(tmp_path, "secrets: {key: {file: key}}\nsealed_tokens: {keys: [key]}\n").source
+    found = {one.condition.code: one for one in active_conditions(replace(view(None), policy=policy))}
+    assert "run ./install.sh --extras sealed" in found["secret-unavailable"].detail
+    assert "policy-warning" not in found
+
+
+def test_the_warnings_of_check_are_on_the_status_page(policy: Path) -> None:
+    (policy / "more.yaml").write_text(
+        "version: 1\nclients: {idle: {networks: [192.0.2.0/24]}}\n"
+        "rules: [{name: lapsed, action: allow, hosts: [l.example], expires: 2020-01-01T00:00:00Z}]\n"
+    )
+    loaded = load(policy, datetime.fromtimestamp(NOW, UTC))
+    about = replace(view(policy), policy=loaded.compiled.source)
+    checked = CliRunner().invoke(main, ["check", "--json", "--account", "root", "--policy", str(policy)])
+    lines = {
+        (f"{one['file']}:{one['line']}:{one['column']}", f"{one['message']} [{one['code']}]")
+        for one in json.loads(checked.stdout)["warnings"]
+    }
+    secrets = {one for one in lines if "unavailable" in one[1]}
+    assert set(warnings(about)) == {": ".join(one) for one in lines - secrets}
+    assert any("client 'idle' is not used" in warning for warning in warnings(about))
+    assert "All is well" not in page(about, "squidkeeper")
+
+
+def test_only_answers_of_the_last_minutes_count() -> None:
+    old, new = (format_time(datetime.fromtimestamp(NOW - seconds, UTC)) for seconds in (301, 299))
+    failing = [RecentAnswer(new, True)] * 6 + [RecentAnswer(new, False)] * 4
+    for answers, detail in (
+        ([*failing, *[RecentAnswer(old, False)] * 9], "6 of the last 10 that were allowed"),
+        ([RecentAnswer(old, True)] * 20, None),
+    ):
+        found = {one.condition.code: one.detail for one in active_conditions(replace(seen(), answers=tuple(answers)))}
+        assert found.get("requests-failing") == detail
+
+
+# ── The CA and Squid ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_end_of_the_ca_is_read_from_its_certificate(tmp_path: Path) -> None:
+    file = tmp_path / "ca.crt"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-keyout", str(tmp_path / "ca.key"), "-out", str(file), "-days", "10", "-subj", "/CN=Tests"]
+    subprocess.run(command, check=True, capture_output=True)
+    found = read_certificate(file)
+    assert found.subject == "CN=Tests"
+    assert found.not_after is not None
+    assert 9 <= (found.not_after - datetime.now(UTC)).days <= 10
+    assert samples(replace(view(None), certificate=found))["squidkeeper_ca_certificate_expiry_timestamp_seconds"] == (
+        found.not_after.timestamp()
+    )
+
+
+def test_of_an_intermediate_and_its_ca_the_one_that_expires_first_is_reported(tmp_path: Path) -> None:
+    file, ca, now = tmp_path / "signing.crt", make_ca(datetime.now(UTC)), datetime.now(UTC)
+    for days, subject in ((90, "CN=squidkeeper intermediate CA "), (None, "CN=squidkeeper egress CA")):
+        file.write_bytes(make_intermediate(ca, now, days).certificate)
+        found = read_certificate(file)
+        assert str(found.subject).startswith(subject)
+        assert found.not_after is not None
+        assert (found.not_after - now).days in ((90, 89) if days else (3650, 3649))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(None, "no such file or directory"), (b"x", "it is not a certificate"), (b"", "it is not a certificate")],
+)
+def test_a_ca_that_cannot_be_read_says_why(tmp_path: Path, content: bytes | None, problem: str) -> None:
+    if content is not None:
+        (tmp_path / "ca.crt").write_bytes(content)
+    found = read_certificate(tmp_path / "ca.crt")
+    assert found.not_after is None
+    assert problem in str(found.problem)
+
+
+def test_counters_are_parsed_and_the_rest_is_passed_over() -> None:
+    others = b"sample_time = 1.5 (Wed, 25 Nov)\nx = nan\ny = -1\nz\n\xff = 1e9\n = \n"
+    assert parse_counters(b"client_http.requests = 12\ncpu_time = 0.25\n" + others) == {
+        "client_http.requests": 12,
+        "cpu_time": 0.25,
+    }
+
+
+@pytest.mark.parametrize(
+    ("told", "problem"),
+    [
+        (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", "is answered 403: does squid.conf open it"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "holds no counters"),
+        (b"SSH-2.0-OpenSSH\r\n", "SSH-2.0"),
+        (b"", "closed connection"),
+    ],
+)
+def test_what_is_no_squid_says_why(told: bytes, problem: str) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        thread = threading.Thread(target=answer_once, args=(server, told))
+        thread.start()
+        found = read_counters("127.0.0.1", server.getsockname()[1])
+        thread.join()
+    assert found.values == {}
+    assert problem in str(found.problem)
+    assert found.answers is told.startswith(b"HTTP/1.")
+    assert [sample.value for metric in families(found) for sample in metric.samples] == [found.answers]
+
+
+def answer_once(server: socket.socket, told: bytes) -> None:
+    connection, _ = server.accept()
+    with closing(connection):
+        connection.recv(4096)
+        connection.sendall(told)
+
+
+@pytest.mark.parametrize(
+    "told", [b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\nswap.ins = 1", b"HTTP/1.1 200 OK\r\nA: "]
+)
+def test_a_squid_that_answers_byte_by_byte_is_not_waited_for(told: bytes) -> None:
+    ended = threading.Event()
+
+    def answer(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with closing(connection), suppress(OSError):
+            connection.recv(4096)
+            connection.sendall(told)
+            while not ended.wait(0.2):
+                connection.sendall(b"2")
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        thread = threading.Thread(target=answer, args=(server,))
+        thread.start()
+        found = read_counters("127.0.0.1", server.getsockname()[1])
+        ended.set()
+        thread.join()
+    assert (found.values, found.problem) == ({}, "timed out")
+
+
+def test_a_squid_that_hangs_is_not_waited_for() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        found = read_counters("127.0.0.1", server.getsockname()[1])
+    assert found.problem == "timed out"

@@ -1,0 +1,610 @@
+"""Counts that gateways share: a real Valkey with TLS, the users of the documentation, and everything that can fail."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from cryptography import x509
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from valkey.exceptions import NoPermissionError, ResponseError
+
+from squidkeeper.base.errors import CountsUnavailable
+from squidkeeper.base.faults import Location
+from squidkeeper.cli import main
+from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
+from squidkeeper.services.exporter.certificate import StoreCertificate
+from squidkeeper.serving.quotas import valkey_counts
+from squidkeeper.serving.quotas.counts import LEASE_AT_MOST, QuotaCount, share
+from squidkeeper.serving.quotas.local_counts import LocalCounts
+from squidkeeper.serving.quotas.meter import Meter
+from squidkeeper.serving.quotas.opening import GatewayCounts
+from squidkeeper.serving.quotas.shared_counts import AWAY_SECONDS, SharedCounts
+from squidkeeper.serving.quotas.store_problem import StoreProblem, read_store_problem
+from squidkeeper.serving.quotas.store_settings import FILE, OnUnavailable, read_quota_store
+from squidkeeper.serving.quotas.valkey_counts import ValkeyCounts
+
+from ..receivers import dripping_server
+from ..valkey_server import GATEWAYS, OPERATOR, PASSWORD, LossyRelay, ValkeyServer, rights
+
+QUOTA = Quota("per vm:1", Location("p"), QuotaUnit.REQUESTS, 2000, Window.DAY, Counted.ALL)
+COUNT = QuotaCount.of(QUOTA, "2001:db8::/64")
+CountsOf = Callable[..., ValkeyCounts]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    server = ValkeyServer(tmp_path_factory.mktemp("valkey")).start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[ValkeyServer]:
+    server = ValkeyServer(tmp_path / "valkey", saves=True).start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def counts_of() -> Iterator[CountsOf]:
+    made: list[ValkeyCounts] = []
+
+    def make(server: ValkeyServer, user: str = GATEWAYS[0]) -> ValkeyCounts:
+        made.append(ValkeyCounts(server.settings(user=user)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def counts(server: ValkeyServer, counts_of: CountsOf) -> ValkeyCounts:
+    server.command("FLUSHALL")
+    return counts_of(server)
+
+
+@pytest.fixture
+def operator(server: ValkeyServer, counts_of: CountsOf) -> ValkeyCounts:
+    return counts_of(server, OPERATOR)
+
+
+def test_a_server_that_drips_holds_no_look_up(server: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(valkey_counts, "_ANSWER_SECONDS", 0.3)
+    with dripping_server(lambda connection: connection.sendall(b"$100000\r\n")) as port:
+        counts = ValkeyCounts(replace(server.settings(), port=port, tls_ca=None))
+        begun = time.monotonic()
+        with pytest.raises(CountsUnavailable, match="none that is whole within"):
+            counts.take(COUNT, 10, 1)
+    assert time.monotonic() - begun < 5
+
+
+def test_a_ca_that_is_a_pipe_holds_no_look_up(server: ValkeyServer, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ca.crt")
+    counts = ValkeyCounts(replace(server.settings(), tls_ca=tmp_path / "ca.crt"))
+    with pytest.raises(CountsUnavailable, match="not a regular file"):
+        counts.take(COUNT, 10, 1)
+
+
+def test_the_exporter_reads_when_the_certificate_of_the_store_expires(own_server: ValkeyServer, tmp_path: Path) -> None:
+    own_server.write_settings(tmp_path, "deny", 3, GATEWAYS[0])
+    certificate = StoreCertificate(tmp_path / "policy")
+    certificate.ask()
+    [served] = x509.load_pem_x509_certificates((tmp_path / "valkey/server.crt").read_bytes())
+    assert certificate.not_after == served.not_valid_after_utc
+    own_server.kill()
+    certificate.ask()
+    assert certificate.not_after == served.not_valid_after_utc, "what it has shown"
+    (tmp_path / "quota-store.yaml").unlink()
+    certificate.ask()
+    assert certificate.not_after is None
+
+
+# --- the users and the function -----------------------------------------------------------------------------------
+
+
+def test_gateways_count_together_and_the_operator_lists_and_forgets(
+    server: ValkeyServer, counts: ValkeyCounts, operator: ValkeyCounts, counts_of: CountsOf
+) -> None:
+    other = QuotaCount("other", QuotaUnit.BYTES_IN, Window.HOUR, "all")
+    counts.add(COUNT, 5)
+    counts_of(server, GATEWAYS[1]).add(COUNT, 3)
+    taken = counts.take(COUNT, 10, 1)
+    assert (taken.given, taken.used, taken.left) == (1, 9, 1)
+    assert counts_of(server, GATEWAYS[2]).take(COUNT, 9, 1).given == 0
+    counts.add(other, 10**15)
+    hostile = counts_of(server, GATEWAYS[1])._connected()
+    for odd in (b"\xff:\xff:\xff:\xff:\xff:\xff", b"requests:day:q", b"requests:day:\xff:all:2000000000"):
+        hostile.incrby(b"squidkeeper:quota:gw-2:" + odd, 5)
+    assert {(one.count, one.used) for one in operator.uses()} == {(COUNT, 9), (other, 10**15)}
+    assert operator.forget(COUNT.quota) == 1
+    assert [one.count for one in operator.uses()] == [other]
+
+
+OWN, OTHERS = (f"squidkeeper:quota:{name}:requests:day:q:all" for name in GATEWAYS[:2])
+REFUSED = (
+    *("KEYS *", "SCAN 0", "RANDOMKEY", "DBSIZE", "MONITOR"),
+    *("FLUSHALL", f"DEL {OWN}", f"UNLINK {OWN}", f"RENAME {OTHERS} {OWN}", f"SET {OWN} 0", f"GETDEL {OTHERS}"),
+    *(f"INCRBY {OTHERS} -5", f"EXPIREAT {OTHERS} 1", "MGET elsewhere", "INCRBY elsewhere 1"),
+    *("EVAL x 0", "EVAL_RO x 0", "EVALSHA x 0", "EVALSHA_RO x 0", "SCRIPT LOAD x", "SCRIPT FLUSH", "SCRIPT KILL"),
+    *("FUNCTION LOAD x", "FUNCTION DELETE squidkeeper", "FUNCTION FLUSH", "FUNCTION RESTORE x", "FUNCTION LIST"),
+    *("CONFIG GET *", "CONFIG SET maxmemory 1", "ACL LIST", "ACL SETUSER x", "CLIENT KILL ID 1", "CLIENT PAUSE 9"),
+    *("SHUTDOWN", "REPLICAOF NO ONE", "SAVE", "BGREWRITEAOF", "SELECT 1", "SUBSCRIBE x", "PUBLISH x x", "MULTI"),
+)
+
+
+def test_a_gateway_that_was_taken_over_may_do_nothing_but_count_for_itself(counts: ValkeyCounts) -> None:
+    raw = counts._connected()
+    for command in REFUSED:
+        with pytest.raises(NoPermissionError):
+            raw.execute_command(*command.split())
+
+
+def test_the_default_user_who_has_all_rights_cannot_log_in(server: ValkeyServer) -> None:
+    assert server.command_as(None, "PING") == "NOAUTH Authentication required."
+    for password in ("", "x", PASSWORD):
+        assert server.command_as(None, "AUTH", "default", password).startswith("WRONGPASS ")
+
+
+def test_a_gateway_that_was_taken_over_cannot_let_others_give_more_than_the_limit(
+    server: ValkeyServer, counts: ValkeyCounts, counts_of: CountsOf
+) -> None:
+    assert counts.take(COUNT, 2, 1).given == 1
+    [own] = server.command("--scan").splitlines()
+    another = own.replace(GATEWAYS[0], GATEWAYS[1])
+    hostile = counts_of(server, GATEWAYS[1])._connected()
+    with pytest.raises(ResponseError, match="No permissions to access a key"):
+        hostile.fcall("squidkeeper_take", 0, GATEWAYS[0], "requests:day:q:all", 86_400, 9, 1, 0)
+    for amount in (-(2**53), -(2**62), 2**62, 2**62, 2**62 - 1 + 2**53, -10):  # to the smallest number, and the largest
+        hostile.incrby(another, amount)
+        taken = counts.take(COUNT, 10**15, 0)
+        assert (taken.used > 0, taken.left) == (True, max(0, 10**15 - taken.used))
+    assert counts.take(COUNT, 2, 1).given == 0
+    hostile.expireat(another, 1)
+    assert [counts.take(COUNT, 2, 1).given for _ in range(2)] == [1, 0]
+
+
+@pytest.mark.parametrize("right", rights())
+def test_each_right_is_needed_and_one_that_is_missing_is_named(own_server: ValkeyServer, right: str) -> None:
+    store = ValkeyCounts(own_server.settings())
+    own_server.command("ACL", "SETUSER", GATEWAYS[0], f"-{right}")
+    with pytest.raises(CountsUnavailable) as caught:
+        store.take(COUNT, 10, 1)
+    assert f"User gw-1 has no permissions to run the '{right}' command" in str(caught.value)
+    assert str(caught.value).endswith(": give the user gw-1 the rights that squid/FLEET.md lists")
+    store.close()
+
+
+def test_rights_on_keys_and_a_function_that_are_missing_are_told_with_what_to_do(own_server: ValkeyServer) -> None:
+    store = ValkeyCounts(own_server.settings())
+    breaks = {
+        (
+            "ACL",
+            "SETUSER",
+            GATEWAYS[0],
+            "resetkeys",
+        ): "access a key.*: give the user gw-1 the rights that squid/",
+        ("FUNCTION", "FLUSH"): "Function not found: load squid/quotas.lua as squid/FLEET.md shows$",
+    }
+    for command, problem in breaks.items():
+        own_server.command(*command)
+        with pytest.raises(CountsUnavailable, match=problem):
+            store.take(COUNT, 10, 1)
+    own_server.load_function()
+    unknown = ValkeyCounts(own_server.settings(user=OPERATOR))
+    own_server.command("ACL", "SETUSER", OPERATOR, "+fcall")
+    expected = "the function counts no user operator: load squid/quotas.lua with the names of all users, as"
+    with pytest.raises(CountsUnavailable, match=expected):
+        unknown.take(COUNT, 10, 1)
+    unknown.close()
+    store.close()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.integers(1, 10**15), st.integers(0, 10**15), st.integers(1, LEASE_AT_MOST))
+@example(480, 0, LEASE_AT_MOST)  # less than a lease, and more than one unit
+def test_the_function_gives_what_a_store_gives(
+    counts: ValkeyCounts, operator: ValkeyCounts, limit: int, used: int, asked: int
+) -> None:
+    operator.forget(COUNT.quota)
+    if used:
+        counts.add(COUNT, used)
+    taken = counts.take(COUNT, limit, asked)
+    assert (taken.given, taken.used) == (share(limit, used, asked), used + share(limit, used, asked))
+    assert 0 < taken.ends_in <= 86_400
+    assert counts.take(COUNT, limit, 0).used == taken.used
+
+
+def test_a_window_goes_by_the_clock_of_the_server_and_has_a_count_of_its_own(
+    server: ValkeyServer, counts: ValkeyCounts, operator: ValkeyCounts
+) -> None:
+    count = QuotaCount("q", QuotaUnit.REQUESTS, Window.DAY, "all")
+    now = int(server.command("TIME").split()[0])
+    ends = now - now % 86_400 + 86_400
+    before, current, after = (f"squidkeeper:quota:gw-2:requests:day:q:all:{ends + day * 86_400}" for day in (-1, 0, 1))
+    for key, used in ((before, "5"), (current, "1"), (after, "6")):  # as a clock that was set back leaves them
+        server.command("INCRBY", key, used)
+    assert [counts.take(count, 2, 1).given for _ in range(2)] == [1, 0]
+    assert [(one.count, one.used, one.ends_in <= 86_400) for one in operator.uses()] == [(count, 2, True)]
+    assert server.command("MGET", before, current, after).split() == ["5", "1", "6"]
+    kept = int(server.command("EXPIRETIME", current.replace("gw-2", "gw-1")))
+    assert kept == ends + 86_400
+
+
+POLICY = """
+version: 1
+rules: [{name: all, action: allow, hosts: [.example]}]
+quotas: [{name: per-vm, per: client, requests: 50, every: day}]
+"""
+WORKER = """
+import sys
+from pathlib import Path
+from squidkeeper.base.faults import Location
+from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
+from squidkeeper.serving.quotas.meter import Meter
+from squidkeeper.serving.quotas.opening import GatewayCounts
+quota = Quota("q", Location("p"), QuotaUnit.REQUESTS, 2000, Window.DAY, Counted.ALL)
+folder = Path(sys.argv[1])
+meter = Meter(GatewayCounts(folder / "policy", folder))
+sys.stdin.readline()
+while True:
+    refused = meter.take([(quota, "all")])
+    print("-" if refused and not refused.unavailable else refused.unavailable if refused else "+", flush=True)
+    if refused:
+        break
+"""
+
+
+def gateway(
+    folder: Path, server: ValkeyServer, on_unavailable: str = "deny", gateways: int = 2, user: str = GATEWAYS[0]
+) -> Path:
+    """Write what one gateway has of its own."""
+    folder.mkdir()
+    server.write_settings(folder, on_unavailable, gateways, user)
+    return folder
+
+
+@pytest.mark.long
+def test_helpers_of_several_gateways_that_are_killed_at_random_never_take_more_than_the_limit(
+    server: ValkeyServer, counts: ValkeyCounts, tmp_path: Path
+) -> None:
+    folders = [gateway(tmp_path / name, server, user=name) for name in GATEWAYS]
+    workers = [_worker(folder) for folder in folders for _ in range(2)]
+    for worker in workers:
+        assert worker.stdin
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+    killed = random.Random().choice(workers)
+    assert killed.stdout
+    first = [killed.stdout.readline() for _ in range(50)]
+    killed.send_signal(signal.SIGKILL)
+    taken = [*first, killed.stdout.read(), *(one.communicate()[0] for one in workers if one is not killed)]
+    killed.communicate()
+    passed = sum(one.count("+") for one in taken)
+    assert set("".join(taken)) <= set("+-\n")
+    assert 2000 - LEASE_AT_MOST * len(workers) <= passed <= 2000
+
+
+def _worker(folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WORKER, str(folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_the_command_lists_and_resets_with_the_operators_settings(
+    server: ValkeyServer, counts: ValkeyCounts, tmp_path: Path
+) -> None:
+    counts.add(QuotaCount("per-vm", QuotaUnit.REQUESTS, Window.DAY, "192.0.2.7"), 5)
+    folder = gateway(tmp_path / "gateway", server)
+    (folder / "policy").mkdir()
+    (folder / "policy/policy.yaml").write_text(POLICY)
+
+    def quota(*options: str) -> str:
+        places = ("--policy", str(folder / "policy"), "--state", str(folder))
+        return CliRunner().invoke(main, ["quota", *places, *options]).output
+
+    refused = f"Error: {folder}/quota-store.yaml: all gateways share the counts, and this one may not list them: "
+    assert quota() == f"{refused}list them by --store FILE, with the settings of the operator's user (squid/FLEET.md)\n"
+    shown = quota("--store", str(gateway(tmp_path / "operator", server, user=OPERATOR) / FILE))
+    assert "192.0.2.7  5 requests, resets in " in shown
+    assert "nothing is used" in quota("--store", str(tmp_path / "operator" / FILE), "--reset", "per-vm")
+    assert "User gw-1 has no permissions to run the 'scan' command" in quota("--store", str(folder / FILE))
+
+
+# --- what can fail ------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def fill(server: ValkeyServer) -> None:
+    server.command("CONFIG", "SET", "maxmemory", "1")
+
+
+FAULTS: dict[str, tuple[Callable[[ValkeyServer], object], Callable[[ValkeyServer], object], str]] = {
+    "killed": (ValkeyServer.kill, ValkeyServer.start, "refused|Connection"),
+    "hanging": (lambda s: s.signal(signal.SIGSTOP), lambda s: s.signal(signal.SIGCONT), "[Tt]ime"),
+    "read-only": (
+        lambda s: s.command("REPLICAOF", "127.0.0.1", "1"),
+        lambda s: s.command("REPLICAOF", "NO", "ONE"),
+        "read only",
+    ),
+    "out of memory": (fill, lambda s: s.command("CONFIG", "SET", "maxmemory", "0"), "maxmemory"),
+    "another password": (
+        lambda s: ended(s, "ACL", "SETUSER", GATEWAYS[0], "resetpass", ">another"),
+        lambda s: s.command("ACL", "SETUSER", GATEWAYS[0], f">{PASSWORD}"),
+        "WRONGPASS|invalid username-password",
+    ),
+}
+
+
+def ended(server: ValkeyServer, *command: str) -> None:
+    """Change a setting, and end the connections of the gateways."""
+    server.command(*command)
+    server.command("CLIENT", "KILL", "USER", GATEWAYS[0])
+
+
+@pytest.mark.parametrize("on_unavailable", OnUnavailable)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_store_that_fails_gives_nothing_or_this_gateways_part_and_is_asked_again(
+    own_server: ValkeyServer,
+    tmp_path: Path,
+    fault: str,
+    on_unavailable: OnUnavailable,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    breaks, fixes, problem = FAULTS[fault]
+    clock, told = Clock(), list[str]()
+    own_server.command("FLUSHALL")
+    chosen = own_server.settings(on_unavailable, gateways=3)
+    store, local = ValkeyCounts(chosen), LocalCounts(tmp_path)
+    shared = SharedCounts(store, local, chosen, told.append, clock)
+    quota = replace(QUOTA, limit=10)
+    assert shared.take(COUNT, quota.limit, 1).given == 1
+    breaks(own_server)
+    meter = Meter(shared, clock)
+    first = [meter.take([(quota, COUNT.holder)]) for _ in range(5)]
+    if on_unavailable is OnUnavailable.DENY:
+        assert all(one is not None and one.unavailable for one in first)
+    else:
+        assert [one is None for one in first] == [True] * 3 + [False] * 2  # a third of the limit
+    failures = [one for one in told if one]
+    assert len(failures) == 1  # then it counts as away
+    assert re.search(problem, failures[0])
+    assert PASSWORD not in failures[0]
+    if fault == "killed":
+        clock.now += AWAY_SECONDS + 1
+        meter.take([(quota, COUNT.holder)])  # it fails as before, and is not logged again
+    logged = f"quotas are counted on this gateway alone, up to 1/3 of each limit: {failures[0]}"
+    assert caplog.messages == ([logged] if on_unavailable is OnUnavailable.LOCAL else [])  # else whoever asks logs it
+    fixes(own_server)
+    clock.now += AWAY_SECONDS + 1
+    assert meter.take([(quota, COUNT.holder)]) is None
+    assert told[-1] == ""
+    unread = 1 if fault == "hanging" else 0  # what it did when it went on, for nobody
+    assert shared.take(COUNT, quota.limit, 0).used == 2 + unread  # appendonly has kept what was used before
+    store.close()
+    local.close()
+
+
+def test_a_store_that_hangs_holds_a_request_for_no_longer_than_its_time_and_the_next_ones_not_at_all(
+    own_server: ValkeyServer, tmp_path: Path
+) -> None:
+    asked: list[int] = []
+    chosen = own_server.settings(OnUnavailable.DENY)
+    store = ValkeyCounts(chosen)
+
+    class Noted:
+        def __getattr__(self, name: str) -> object:
+            asked.append(1)
+            return getattr(store, name)
+
+    clock = Clock()
+    shared = SharedCounts(Noted(), LocalCounts(tmp_path), chosen, clock=clock)  # type: ignore[arg-type] # it has all of its methods
+    own_server.signal(signal.SIGSTOP)
+    for _ in range(50):
+        with pytest.raises(CountsUnavailable):
+            shared.take(COUNT, 10, 1)
+    assert len(asked) == 1
+    pauses = []
+    for _ in range(5):
+        clock.now = shared._away_until
+        with pytest.raises(CountsUnavailable):
+            shared.take(COUNT, 10, 1)
+        pauses.append(shared._away_until - clock.now)
+    assert pauses == [2, 4, AWAY_SECONDS, AWAY_SECONDS, AWAY_SECONDS]
+    store.close()
+
+
+def test_a_store_that_would_forget_counts_when_it_is_full_is_refused(own_server: ValkeyServer) -> None:
+    store = ValkeyCounts(own_server.settings())
+    assert store.take(COUNT, 10, 1).given == 1
+    own_server.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    store._check_at = 0.0  # a minute later
+    expected = "its maxmemory-policy is allkeys-lru, expected noeviction"
+    for _ in range(2):
+        with pytest.raises(CountsUnavailable, match=expected):
+            store.take(COUNT, 10, 1)
+    own_server.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    assert store.take(COUNT, 10, 1).given == 1
+    store.close()
+
+
+def test_a_store_that_is_restarted_empty_begins_again(own_server: ValkeyServer) -> None:
+    store = ValkeyCounts(own_server.settings())
+    assert store.take(COUNT, 1, 1).given == 1
+    own_server.command("FLUSHALL")
+    assert store.take(COUNT, 1, 1).given == 1  # one limit more in this window, as documented
+    store.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_of_the_server_keeps_counts_and_costs_no_request(
+    own_server: ValkeyServer, number: signal.Signals
+) -> None:
+    store = ValkeyCounts(own_server.settings())
+    assert store.take(COUNT, 10, 1).given == 1
+    own_server.kill(number)
+    own_server.start()
+    assert store.take(COUNT, 10, 1).used == 2
+    store.close()
+    assert "NOPERM" not in (own_server.folder / "log.txt").read_text()
+
+
+def test_what_is_added_is_never_sent_twice_although_the_answer_is_lost(own_server: ValkeyServer) -> None:
+    """The server has counted it by then: bytes would count twice."""
+    relay = LossyRelay((own_server.address, own_server.port))
+    with relay, closing(ValkeyCounts(replace(own_server.settings(), port=relay.port))) as store:
+        store.add(COUNT, 5)
+        relay.lose_next_answer()
+        with pytest.raises(CountsUnavailable):
+            store.add(COUNT, 5)
+        assert store.take(COUNT, 100, 0).used == 10
+        relay.lose_next_answer()
+        assert store.take(COUNT, 100, 1).used == 12, "a lease is asked for again, and one is wasted"
+
+
+def test_a_certificate_of_another_ca_or_for_another_address_is_refused(
+    server: ValkeyServer, own_server: ValkeyServer, counts: ValkeyCounts
+) -> None:
+    wrong = ValkeyCounts(replace(server.settings(), tls_ca=own_server.ca))
+    with pytest.raises(CountsUnavailable, match="certificate"):
+        wrong.take(COUNT, 10, 1)
+    wrong.close()
+    other = ValkeyCounts(replace(server.settings(), address=type(server.settings().address)("127.0.0.2")))
+    with pytest.raises(CountsUnavailable, match="not valid for"):
+        other.take(COUNT, 10, 1)
+    other.close()
+
+
+def test_threads_of_two_gateways_share_one_limit(server: ValkeyServer, counts: ValkeyCounts, tmp_path: Path) -> None:
+    passed: list[int] = []
+    quota = replace(QUOTA, limit=300)
+
+    def use(user: str) -> None:
+        store = ValkeyCounts(server.settings(user=user))
+        meter = Meter(SharedCounts(store, LocalCounts(tmp_path), server.settings(user=user)))
+        passed.append(sum(meter.take([(quota, "all")]) is None for _ in range(400)))
+        store.close()
+
+    threads = [threading.Thread(target=use, args=[name]) for name in GATEWAYS[:2] * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 300 - 4 * LEASE_AT_MOST <= sum(passed) <= 300
+
+
+# --- the settings -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("address: 127.0.0.1", "address: valkey.example", "is not ADDRESS:PORT"),
+        ("address: 127.0.0.1", "address: 192.0.2.7", "without TLS the store must be on this machine"),
+        ("gateways: 2", "gateways: 0", "expected the number of gateways"),
+        ("on_unavailable: deny", "on_unavailable: allow", "on_unavailable"),
+        ("user: gw-1", "users: gw-1", "expected address, user, password_file"),
+        ("password_file: ", "password_file: /nowhere", "cannot be read"),
+    ],
+)
+def test_settings_that_are_wrong_make_every_count_unavailable(tmp_path: Path, old: str, new: str, problem: str) -> None:
+    server = ValkeyServer(tmp_path / "valkey", tls=False)
+    folder = gateway(tmp_path / "gateway", server)
+    file = folder / FILE
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(CountsUnavailable, match=problem):
+        read_quota_store(file)
+    counts = GatewayCounts(folder / "policy", folder)
+    for asked in (lambda: counts.take(COUNT, 10, 1), lambda: counts.add(COUNT, 1)):
+        with pytest.raises(CountsUnavailable, match=problem):
+            asked()
+    assert problem.split(" ")[0] in read_store_problem(folder, (folder / "quotas/store-away").stat().st_mtime)
+
+
+def test_a_password_that_everybody_can_read_is_refused_and_never_shown(tmp_path: Path) -> None:
+    folder = gateway(tmp_path / "gateway", ValkeyServer(tmp_path / "valkey", tls=False))
+    (folder / "quota-store.password").chmod(0o644)
+    with pytest.raises(CountsUnavailable, match="chmod 0640") as caught:
+        read_quota_store(folder / FILE)
+    assert PASSWORD not in str(caught.value)
+    (folder / "quota-store.password").chmod(0o640)
+    assert PASSWORD not in repr(read_quota_store(folder / FILE))
+
+
+def test_without_the_file_a_gateway_counts_by_itself(tmp_path: Path) -> None:
+    assert read_quota_store(tmp_path / FILE) is None
+    assert GatewayCounts(tmp_path / "policy", tmp_path).are_local
+
+
+def test_a_change_of_the_settings_is_in_force_within_a_second(
+    tmp_path: Path, own_server: ValkeyServer, server: ValkeyServer
+) -> None:
+    """Also of the password alone. One that cannot be used leaves the last good one in force, and is told."""
+    now = [100.0]
+    server.command("FLUSHALL")
+    folder = gateway(tmp_path / "gateway", own_server)
+    file, password = folder / FILE, folder / "quota-store.password"
+    with closing(GatewayCounts(folder / "policy", folder, clock=lambda: now[0])) as counts:
+
+        def used() -> int:
+            """Take a unit; a second later the file is read again."""
+            now[0] += 1
+            return counts.take(COUNT, 10, 1).used
+
+        def told() -> str:
+            return read_store_problem(folder, (folder / "quotas/store-away").stat().st_mtime)
+
+        first = file.read_text()
+        assert [used(), used()] == [1, 2]
+        file.write_text(
+            first.replace(str(own_server.port), str(server.port)).replace(str(own_server.ca), str(server.ca))
+        )
+        assert used() == 1, "of the other server"
+        good = file.read_text()
+        file.write_text("address: ")
+        assert (used(), "expected" in told()) == (2, True)
+        file.write_text(good)
+        password.write_text("another")
+        with pytest.raises(CountsUnavailable, match=r"WRONGPASS|invalid username-password"):
+            used()
+        password.write_text(PASSWORD)
+        assert used() == 3
+        assert not (folder / "quotas/store-away").exists()
+        file.unlink()
+        assert (used(), counts.are_local) == (1, True)
+
+
+def test_a_store_that_is_away_is_reported_until_it_answers_or_nobody_asks(tmp_path: Path) -> None:
+    now = 1_800_000_000.0
+    assert read_store_problem(tmp_path, now) == ""
+    problem = StoreProblem(tmp_path)
+    problem.note("no route\nto it")
+    at = (tmp_path / "quotas/store-away").stat().st_mtime
+    assert read_store_problem(tmp_path, at) == "no route\nto it"
+    assert read_store_problem(tmp_path, at + 60) == ""
+    StoreProblem(tmp_path).note("")  # of another process, which has seen nothing
+    assert read_store_problem(tmp_path, at) != ""
+    problem.note("")
+    assert read_store_problem(tmp_path, at) == ""
+    (tmp_path / "quotas/store-away").symlink_to("/etc/hostname")
+    assert read_store_problem(tmp_path, at) == ""

@@ -1,0 +1,563 @@
+"""Quotas: which requests they count, and that no number of processes takes more than a limit."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from squidkeeper.base.errors import CountsUnavailable, PatternError
+from squidkeeper.base.faults import FaultCode, Location
+from squidkeeper.cli import main
+from squidkeeper.policy.engine import Stage, decide
+from squidkeeper.policy.engine.explain import explain
+from squidkeeper.policy.engine.quotas import counting, ticket_quotas
+from squidkeeper.policy.language.lint import lint
+from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window, parse_size
+from squidkeeper.policy.protocol.lines import Reply, Result
+from squidkeeper.policy.protocol.request import request_to
+from squidkeeper.policy.url import parse_address
+from squidkeeper.serving.helpers.acl import HostScope, answer_host
+from squidkeeper.serving.helpers.meter import QuotaScope, answer
+from squidkeeper.serving.quotas.counts import LEASE_AT_MOST, SHARE, QuotaCount, Taken, share
+from squidkeeper.serving.quotas.identity import holder
+from squidkeeper.serving.quotas.local_counts import LocalCounts
+from squidkeeper.serving.quotas.meter import Announced, Meter
+from squidkeeper.serving.quotas.shared_counts import SharedCounts
+from squidkeeper.serving.quotas.store_settings import OnUnavailable, QuotaStoreSettings
+
+from ..conftest import NOW, compiled_of
+
+PLACE = Location("policy.yaml", 1, 1)
+REQUESTS = Quota("q", PLACE, QuotaUnit.REQUESTS, 100, Window.DAY, Counted.CLIENT)
+COUNT = QuotaCount.of(REQUESTS, "192.0.2.1")
+POLICY = """
+clients:
+  agents: {networks: [192.0.2.0/24]}
+rules:
+  - {name: closed, action: deny, hosts: [closed.example]}
+  - {name: pinned, action: allow, hosts: [pinned.example], tls: passthrough}
+  - {name: llm, action: allow, hosts: [llm.example], paths: [/v1/**]}
+  - {name: rest, action: allow, hosts: [llm.example, open.example]}
+  - {name: asked, action: ask, hosts: [asked.example]}
+quotas:
+  - {name: per-vm, per: client, clients: [agents], requests: 5, every: minute}
+  - {name: tunnels, per: client, clients: [agents], tunnels: 3, every: hour}
+  - {name: uploads, per: client, rules: [llm], bytes_out: 1GB, every: day}
+  - {name: pinned-bytes, per: rule, rules: [pinned], bytes_in: 1GB, every: day}
+  - {name: questions, per: client, rules: [asked], tickets: 2, every: day}
+"""
+
+
+def line(
+    host: str,
+    rule: str,
+    *,
+    client: str = "192.0.2.7",
+    user: str = "-",
+    length: str = "-",
+    encoding: str = "-",
+    number: int = 1,
+) -> bytes:
+    return f"{client} {user} GET http {host} 80 - - - {rule} {length} {encoding} 1.001 {number} 5 -".encode()
+
+
+def connect(host: str, rule: str) -> bytes:
+    """What Squid says about a CONNECT whose tunnel has got its name."""
+    return f"192.0.2.7 - CONNECT - {host} 443 - {host}%3A443 - {rule} - - 1.001 1 5 -".encode()
+
+
+@pytest.fixture(autouse=True)
+def _closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close every file of counts that a test has opened."""
+    made: list[LocalCounts] = []
+    make = LocalCounts.__init__
+
+    def noted(self: LocalCounts, *arguments: Any) -> None:
+        make(self, *arguments)
+        made.append(self)
+
+    monkeypatch.setattr(LocalCounts, "__init__", noted)
+    yield
+    for counts in made:
+        counts.close()
+
+
+@pytest.fixture
+def scope(tmp_path: Path) -> QuotaScope:
+    return QuotaScope(compiled_of(tmp_path / "policy", POLICY), Meter(LocalCounts(tmp_path)))
+
+
+# --- which requests are under a quota -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "client", "is_counted"),
+    [
+        ("GET http://open.example/", "192.0.2.7", True),
+        ("GET http://open.example/", "198.51.100.7", False),  # no client that a quota is for
+        ("GET https://llm.example/v1/x", "198.51.100.7", True),  # by the rule, which its URL may match
+        ("CONNECT open.example:443", "192.0.2.7", True),
+        ("CONNECT llm.example:443", "198.51.100.7", False),  # its requests are seen, and counted themselves
+        ("CONNECT pinned.example:443", "198.51.100.7", True),  # its bytes are those of the tunnel
+        ("GET http://closed.example/", "192.0.2.7", False),
+        ("GET http://asked.example/", "198.51.100.7", False),
+    ],
+)
+def test_only_requests_that_a_quota_may_count_are_asked_about(
+    tmp_path: Path, asked: str, client: str, *, is_counted: bool
+) -> None:
+    policy = compiled_of(tmp_path / "policy", POLICY)
+    method, _, target = asked.partition(" ")
+    decision = decide(policy, policy.match(request_to(method, target, client)), NOW, Stage.HOST)
+    assert decision.outlook.under_quota is is_counted
+    assert not (decision.final and is_counted)
+
+
+def test_a_policy_without_quotas_puts_nothing_under_one(tmp_path: Path) -> None:
+    policy = compiled_of(tmp_path / "policy", POLICY.partition("quotas:")[0])
+    match = policy.match(request_to("GET", "http://open.example/", "192.0.2.7"))
+    decision = decide(policy, match, NOW, Stage.HOST)
+    assert (match.candidates.quotas, decision.outlook.under_quota, decision.final) == ((), False, True)
+
+
+def test_a_request_counts_by_the_rule_that_allowed_it(tmp_path: Path) -> None:
+    policy = compiled_of(tmp_path / "policy", POLICY)
+    match = policy.match(request_to("POST", "https://llm.example/v1/x", "192.0.2.7"))
+    by_rule = {
+        rule: [one.name for one in counting(match.candidates.quotas, rule, is_tunnel=False, passthrough=False)]
+        for rule in ("llm", "rest")
+    }
+    assert by_rule == {"llm": ["per-vm", "uploads"], "rest": ["per-vm"]}
+    assert [one.name for one in ticket_quotas(policy.source, (), "asked")] == ["questions"]
+    assert ticket_quotas(policy.source, (), "default") == ()
+
+
+@pytest.mark.parametrize(
+    ("per", "address", "user", "named"),
+    [
+        (Counted.CLIENT, "192.0.2.7", None, "192.0.2.7"),
+        (Counted.CLIENT, "2001:db8:1:2:3::4", None, "2001:db8:1:2::/64"),
+        (Counted.CLIENT, "192.0.2.7", "ci-bot", "user:ci-bot"),
+        (Counted.RULE, "192.0.2.7", "ci-bot", "rule:llm"),
+        (Counted.ALL, "192.0.2.7", None, "all"),
+    ],
+)
+def test_a_count_belongs_to_a_login_an_address_a_network_or_a_rule(
+    per: Counted, address: str, user: str | None, named: str
+) -> None:
+    assert holder(Quota("q", PLACE, QuotaUnit.REQUESTS, 1, Window.DAY, per), address, user, "llm") == named
+
+
+@pytest.mark.parametrize(("text", "size"), [("1GB", 10**9), ("500KB", 500_000), ("1000TB", 10**15)])
+def test_a_size_is_read_in_powers_of_a_thousand(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["1GiB", "0MB", "1.5GB", "1 GB", "1001TB", "12", "MB", "1gb"])
+def test_no_other_text_is_a_size(text: str) -> None:
+    with pytest.raises(PatternError):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("quota", "warned"),
+    [
+        ("rules: [closed], requests: 5", True),
+        ("rules: [closed], bytes_out: 5MB", True),
+        ("rules: [pinned], requests: 5", True),
+        ("rules: [pinned], tunnels: 5", False),
+        ("rules: [rest], tickets: 5", True),
+        ("rules: [asked, rest], tickets: 5", False),
+        ("rules: [default], requests: 5", False),
+        ("requests: 5", False),
+    ],
+)
+def test_a_quota_that_never_counts_anything_is_warned_about(tmp_path: Path, quota: str, *, warned: bool) -> None:
+    rules = POLICY.partition("quotas:")[0]
+    text = f"{rules}quotas:\n  - {{name: q, per: client, every: day, {quota}}}\n"
+    found = {fault.code for fault in lint(compiled_of(tmp_path / "policy", text).source, NOW)}
+    assert (FaultCode.QUOTA_NEVER in found) is warned
+
+
+@pytest.mark.parametrize(
+    ("asked", "client", "named"),
+    [
+        ("GET http://open.example/", "192.0.2.7", ["per-vm"]),
+        ("GET https://llm.example/v1/x", "198.51.100.7", ["uploads"]),
+        ("GET https://llm.example/other", "198.51.100.7", []),
+        ("CONNECT pinned.example:443", "192.0.2.7", ["tunnels", "pinned-bytes"]),
+        ("CONNECT open.example:443", "192.0.2.7", ["tunnels"]),
+        ("GET http://asked.example/", "192.0.2.7", ["questions"]),
+        ("GET http://closed.example/", "192.0.2.7", []),
+    ],
+)
+def test_explain_names_the_quotas_that_count_a_request(
+    tmp_path: Path, asked: str, client: str, named: list[str]
+) -> None:
+    method, _, target = asked.partition(" ")
+    found = explain(compiled_of(tmp_path / "policy", POLICY), request_to(method, target, client), NOW)
+    assert [one.name for one in found.quotas] == named
+
+
+# --- what the helper answers --------------------------------------------------------------------------------------
+
+
+def result(reply: Reply) -> tuple[Result, str]:
+    found = dict(reply.annotations)
+    return reply.result, found.get("found_", found["rule_"])
+
+
+def test_each_line_counts_once_and_what_is_used_up_is_denied_with_its_reason(scope: QuotaScope) -> None:
+    replies = [answer(scope, line("open.example", "rest")) for _ in range(7)]
+    assert [result(reply) for reply in replies] == [(Result.OK, "rest")] * 5 + [(Result.ERR, "quota:per-vm")] * 2
+    denied = dict(replies[-1].annotations)
+    assert (denied["rule_"], denied["verdict_"]) == ("quota", "deny")
+    assert replies[-1].message == "The quota per-vm (5 requests a minute for each client) is used up."
+    assert 0 < int(denied["resets_in_"]) <= 60
+    assert ("squidkeeper_quota_denials_total", "quota", "per-vm") in replies[-1].counts
+    assert result(answer(scope, line("open.example", "rest", client="192.0.2.8"))) == (Result.OK, "rest")
+    assert result(answer(scope, line("open.example", "rest", user="ci"))) == (Result.OK, "rest")
+
+
+def test_a_tunnel_counts_when_it_opens_and_not_when_it_is_spliced(scope: QuotaScope) -> None:
+    spliced = b"192.0.2.7 - CONNECT - pinned.example 443 pinned.example pinned.example%3A443 - -"
+    assert dict(answer_host(HostScope(scope.policy), spliced).annotations)["quota_"] == "no"
+    for _ in range(3):
+        assert answer(scope, connect("pinned.example", "pinned")).result is Result.OK
+    denied = answer(scope, connect("open.example", "rest"))
+    assert result(denied) == (Result.ERR, "quota:tunnels")
+    tag = dict(denied.annotations)["clt_conn_tag"]
+    line_in = b"192.0.2.7 - GET https open.example 443 open.example %b -"
+    inside = (line_in % quote(one).encode() for one in (tag, "open.example:443"))
+    answers = [result(answer_host(HostScope(scope.policy), asked)) for asked in inside]
+    assert answers == [(Result.ERR, "authority-mismatch"), (Result.OK, "rest")]  # nothing inside passes
+
+
+def test_no_unit_of_one_quota_is_used_where_another_refuses(tmp_path: Path) -> None:
+    quotas = """quotas:
+  - {name: wide, per: all, requests: 3, every: day}
+  - {name: narrow, per: client, requests: 1, every: day}
+"""
+    policy = compiled_of(tmp_path / "policy", POLICY.partition("quotas:")[0] + quotas)
+    scope = QuotaScope(policy, Meter(LocalCounts(tmp_path)))
+    first = [answer(scope, line("open.example", "rest")).result for _ in range(4)]
+    second = [answer(scope, line("open.example", "rest", client="192.0.2.8")).result for _ in range(2)]
+    third = [answer(scope, line("open.example", "rest", client="192.0.2.9")).result for _ in range(2)]
+    assert [one.count(Result.OK) for one in (first, second, third)] == [1, 1, 1]
+    assert result(answer(scope, line("open.example", "rest", client="192.0.2.10"))) == (Result.ERR, "quota:wide")
+
+
+def test_a_request_without_a_policy_is_denied() -> None:
+    assert result(answer(None, line("open.example", "rest"))) == (Result.ERR, "policy-unavailable")
+
+
+class Broken:
+    """A store that is away."""
+
+    def take(self, count: QuotaCount, limit: int, asked: int) -> Taken:
+        raise CountsUnavailable("no store")
+
+    def add(self, count: QuotaCount, amount: int) -> None:
+        raise CountsUnavailable("no store")
+
+    def hold(self, request: str, count: QuotaCount, limit: int, size: int | None) -> Taken:
+        raise CountsUnavailable("no store")
+
+    def release(self, requests: Iterable[str]) -> None:
+        raise CountsUnavailable("no store")
+
+
+def test_what_cannot_be_counted_is_denied_and_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scope = QuotaScope(compiled_of(tmp_path / "policy", POLICY), Meter(Broken()))
+    for _ in range(2):
+        reply = answer(scope, line("open.example", "rest"))
+        assert result(reply) == (Result.ERR, "quota-unavailable:per-vm")
+        assert (
+            reply.message == "The quota per-vm (5 requests a minute for each client) cannot be counted at the moment."
+        )
+    assert [one.message for one in caplog.records] == [
+        "quotas cannot be counted, so requests under quota are denied: no store"
+    ]
+
+
+@pytest.mark.parametrize(("length", "passes"), [("999999999", True), ("1000000001", False), ("x", True), ("-", True)])
+def test_a_request_that_would_send_more_than_is_left_is_denied(scope: QuotaScope, length: str, *, passes: bool) -> None:
+    reply = answer(scope, line("llm.example", "llm", client="198.51.100.7", length=length))
+    assert (reply.result is Result.OK) is passes
+    if not passes:
+        assert reply.message == (
+            "The quota uploads (1.0 GB out a day for each client) has less left than this request would send."
+        )
+
+
+def passes(scope: QuotaScope, number: int, *, length: str = "-", encoding: str = "-") -> bool:
+    asked = line("llm.example", "llm", client="198.51.100.7", length=length, encoding=encoding, number=number)
+    return answer(scope, asked).result is Result.OK
+
+
+def test_announced_bytes_are_taken_at_the_beginning_and_settled_at_the_end(scope: QuotaScope, tmp_path: Path) -> None:
+    counts = LocalCounts(tmp_path)
+    assert passes(scope, 1, length="600000000")
+    assert not passes(scope, 2, length="600000000")
+    assert passes(scope, 3, length="400000000")
+    assert passes(scope, 4)  # without a body it needs nothing of what is held
+    assert [use.used for use in counts.uses()] == [1_000_000_000]
+    counts.release(["1.001.1.5"])
+    assert not passes(scope, 5, length="600000001")
+    assert passes(scope, 5, length="600000000")
+
+
+def test_a_request_with_chunks_takes_all_that_is_left_until_it_ends(scope: QuotaScope, tmp_path: Path) -> None:
+    assert passes(scope, 1, encoding="chunked")
+    assert not passes(scope, 2, encoding="chunked")
+    assert not passes(scope, 3, length="1")
+    LocalCounts(tmp_path).release(["1.001.1.5"])
+    assert passes(scope, 3, length="1")
+
+
+@pytest.mark.parametrize("length", ["0000000000000000001", "1,1", "1%2C%201"])
+def test_a_length_that_is_no_plain_number_takes_all_that_is_left(scope: QuotaScope, length: str) -> None:
+    assert passes(scope, 1, length=length)
+    assert not passes(scope, 2, length="1")
+
+
+def test_what_is_held_ends_with_its_window_and_with_a_reset(tmp_path: Path) -> None:
+    clock = Clock(1_800_000_000.0)
+    counts = LocalCounts(tmp_path, clock)
+    count = QuotaCount("q", QuotaUnit.BYTES_OUT, Window.HOUR, "all")
+    assert counts.hold("1", count, 100, 100).given == 100
+    assert counts.hold("2", count, 100, 1).given == 0
+    clock.now += 3600
+    assert counts.hold("2", count, 100, None).given == 100
+    counts.forget("q")
+    assert counts.hold("3", count, 100, 100).given == 100
+
+
+def test_nothing_is_held_for_a_request_that_another_quota_refuses(tmp_path: Path) -> None:
+    counts = LocalCounts(tmp_path)
+    small, large = (Quota(f"q{n}", PLACE, QuotaUnit.BYTES_OUT, n, Window.DAY, Counted.ALL) for n in (10, 100))
+    assert Meter(counts).take([(large, "all"), (small, "all")], Announced("1", 50)) is not None
+    assert counts.uses() == []
+
+
+# --- the counts ---------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@given(st.integers(1, 10**9), st.integers(0, 10**9), st.integers(1, LEASE_AT_MOST))
+def test_a_share_is_never_more_than_is_left_and_shrinks_to_one(limit: int, used: int, asked: int) -> None:
+    given_units = share(limit, used, asked)
+    left = max(0, limit - used)
+    assert given_units <= min(left, asked)
+    assert given_units >= (left > 0)
+    if left < 2 * SHARE:
+        assert given_units <= 1
+
+
+def test_a_count_begins_again_with_its_window_by_the_clock_in_utc(tmp_path: Path) -> None:
+    clock = Clock(datetime(2026, 11, 26, 23, 59, 50, tzinfo=UTC).timestamp())
+    counts = LocalCounts(tmp_path, clock)
+    assert counts.take(COUNT, 2, 9) == Taken(1, 1, 1, 10)
+    assert counts.take(COUNT, 2, 1).given == 1
+    assert counts.take(COUNT, 2, 1) == Taken(0, 2, 0, 10)
+    clock.now += 11
+    assert counts.take(COUNT, 2, 1) == Taken(1, 1, 1, 86_399)
+
+
+def test_a_clock_that_is_set_back_gives_nothing_again(tmp_path: Path) -> None:
+    clock = Clock(datetime(2026, 11, 26, 0, 0, 5, tzinfo=UTC).timestamp())
+    counts = LocalCounts(tmp_path, clock)
+    assert [counts.take(COUNT, 2, 1).given for _ in range(3)] == [1, 1, 0]
+    clock.now -= 3600
+    assert counts.take(COUNT, 2, 1) == Taken(0, 2, 0, 86_400 + 3595)
+    clock.now -= 30 * 86_400  # the clock was wrong before
+    assert counts.take(COUNT, 2, 1).given == 1
+
+
+def test_counts_survive_a_restart_and_old_ones_are_removed(tmp_path: Path) -> None:
+    clock = Clock(1_800_000_000.0)
+    LocalCounts(tmp_path, clock).take(COUNT, 100, 1)
+    assert [one.used for one in LocalCounts(tmp_path, clock).uses()] == [1]
+    clock.now += 3 * 86_400
+    counts = LocalCounts(tmp_path, clock)
+    assert counts.uses() == []
+    other = QuotaCount("other", QuotaUnit.BYTES_IN, Window.HOUR, "all")
+    counts.add(other, 10**15)
+    assert [(one.count, one.used) for one in counts.uses()] == [(other, 10**15)]
+    with closing(sqlite3.connect(tmp_path / "quotas/counts.db")) as database:
+        assert database.execute("SELECT quota FROM counts").fetchall() == [("other",)]
+
+
+def test_a_quota_is_forgotten_alone(tmp_path: Path) -> None:
+    counts = LocalCounts(tmp_path)
+    assert counts.forget("q") == 0
+    counts.add(COUNT, 5)
+    counts.add(QuotaCount("other", QuotaUnit.REQUESTS, Window.DAY, "all"), 7)
+    assert counts.forget("q") == 1
+    assert [one.used for one in counts.uses()] == [7]
+
+
+def test_another_limit_goes_on_from_what_was_used(tmp_path: Path) -> None:
+    counts = LocalCounts(tmp_path)
+    counts.add(COUNT, 5)
+    assert counts.take(COUNT, 5, 1).given == 0
+    assert counts.take(COUNT, 6, 1).given == 1
+    assert counts.take(COUNT, 3, 1).given == 0
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 200),
+    st.lists(st.tuples(st.sampled_from(["take", "die", "tick"]), st.integers(0, 3)), max_size=400),
+)
+def test_no_number_of_processes_that_end_at_any_time_passes_a_limit(
+    tmp_path_factory: pytest.TempPathFactory, limit: int, steps: list[tuple[str, int]]
+) -> None:
+    quota = Quota("q", PLACE, QuotaUnit.REQUESTS, limit, Window.MINUTE, Counted.CLIENT)
+    clock = Clock(1_800_000_000.0)
+    counts = LocalCounts(tmp_path_factory.mktemp("counts"), clock)
+    meters = [Meter(counts, clock) for _ in range(4)]
+    passed: dict[int, int] = {}
+    for step, which in steps:
+        if step == "die":
+            meters[which] = Meter(counts, clock)
+        elif step == "tick":
+            clock.now += 7
+        elif meters[which].take([(quota, "all")]) is None:
+            window = int(clock.now // 60)
+            passed[window] = passed.get(window, 0) + 1
+    assert max(passed.values(), default=0) <= limit
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from squidkeeper.base.faults import Location
+from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
+from squidkeeper.serving.quotas.local_counts import LocalCounts
+from squidkeeper.serving.quotas.meter import Announced, Meter
+from squidkeeper.serving.quotas.shared_counts import SharedCounts
+from squidkeeper.serving.quotas.store_settings import OnUnavailable, QuotaStoreSettings
+quota = Quota("q", Location("p"), QuotaUnit.REQUESTS, 2000, Window.DAY, Counted.ALL)
+meter = Meter(LocalCounts(Path(sys.argv[1])))
+sys.stdin.readline()
+while True:
+    refused = meter.take([(quota, "all")])
+    print("-" if refused and not refused.unavailable else "!" if refused else "+", flush=True)
+    if refused:
+        break
+"""
+
+
+def test_processes_that_are_killed_at_random_never_take_more_than_the_limit(tmp_path: Path) -> None:
+    workers = [_worker(tmp_path) for _ in range(6)]
+    for worker in workers:
+        assert worker.stdin
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+    killed = random.Random().choice(workers)
+    assert killed.stdout
+    first = [killed.stdout.readline() for _ in range(50)]
+    killed.send_signal(signal.SIGKILL)
+    taken = [*first, killed.stdout.read(), *(one.communicate()[0] for one in workers if one is not killed)]
+    killed.communicate()
+    passed = sum(one.count("+") for one in taken)
+    assert "!" not in "".join(taken)
+    lost = LEASE_AT_MOST * len(workers)
+    assert 2000 - lost <= passed <= 2000
+
+
+def _worker(state: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WORKER, str(state)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_process_that_is_stopped_in_the_middle_holds_up_no_other(tmp_path: Path) -> None:
+    with _worker(tmp_path) as worker:
+        worker.send_signal(signal.SIGSTOP)
+        assert Meter(LocalCounts(tmp_path)).take([(REQUESTS, "all")]) is None
+        worker.kill()
+
+
+def test_the_last_units_are_given_one_by_one_and_a_used_up_count_is_asked_about_once_a_second(tmp_path: Path) -> None:
+    clock, asked = Clock(1_800_000_000.0), []
+    counts = LocalCounts(tmp_path, clock)
+
+    class Noted(Broken):
+        def take(self, count: QuotaCount, limit: int, asked_units: int) -> Taken:
+            asked.append(asked_units)
+            return counts.take(count, limit, asked_units)
+
+    meter = Meter(Noted(), clock)
+    take: Callable[[], bool] = lambda: meter.take([(REQUESTS, "all")]) is None  # noqa: E731
+    assert sum(take() for _ in range(200)) == 100
+    in_first_lookups, after = asked[:4], len(asked)
+    assert in_first_lookups == [1, 2, 4, 8]
+    assert sum(take() for _ in range(50)) == 0
+    assert len(asked) == after
+    counts.forget("q")
+    clock.now += 1
+    assert take()
+
+
+class Away:
+    """A store of all gateways that is away."""
+
+    def take(self, *_: object) -> Taken:
+        raise CountsUnavailable("away")
+
+    add = uses = forget = take
+
+
+def test_of_bytes_too_a_gateway_gives_its_part_alone_while_the_store_is_away(tmp_path: Path) -> None:
+    chosen = QuotaStoreSettings(parse_address("127.0.0.1"), 1, "u", "p", None, OnUnavailable.LOCAL, gateways=4)
+    quota = Quota("q", PLACE, QuotaUnit.BYTES_OUT, 1000, Window.DAY, Counted.CLIENT)
+    with closing(LocalCounts(tmp_path)) as local:
+        local.add(QuotaCount.of(quota, "192.0.2.1"), 200)
+        meter = Meter(SharedCounts(cast("Any", Away()), local, chosen))
+        refused = meter.take([(quota, "192.0.2.1")], Announced("1", 51))
+        assert refused is not None
+        assert refused.left == 50
+        assert meter.take([(quota, "192.0.2.1")], Announced("2", 50)) is None
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ("policy", "the policy does not load: {}: the policy directory cannot be read"),
+        ("state", "the counts cannot be read: [Errno 2] No such file or directory: '{}'"),
+    ],
+)
+def test_a_place_that_cannot_be_read_is_named_with_its_option(tmp_path: Path, wrong: str, expected: str) -> None:
+    (tmp_path / "here/policy").mkdir(parents=True)
+    (tmp_path / "here/policy/policy.yaml").write_text("version: 1\n")
+    (tmp_path / "here/state").mkdir()
+    places = {name: tmp_path / "here" / name for name in ("policy", "state")} | {wrong: tmp_path / "nowhere"}
+    done = CliRunner().invoke(main, ["quota", "--policy", str(places["policy"]), "--state", str(places["state"])])
+    assert done.exit_code == 1
+    assert expected.format(tmp_path / "nowhere") in done.output
+    assert f" by --{wrong} DIR" in done.output

@@ -1,0 +1,372 @@
+"""Squid's configuration from templates and typed values: no text of a policy becomes a directive."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from squidkeeper.base.layout import Layout
+from squidkeeper.base.squid_account import Account
+from squidkeeper.operate.setup.addition import add_parts
+from squidkeeper.operate.setup.entries import File
+from squidkeeper.operate.setup.error_pages import files, placeholders
+from squidkeeper.operate.setup.log_format import log_formats
+from squidkeeper.operate.setup.rendering import named_values, template_folder
+from squidkeeper.policy.language.headers import INJECTABLE_HEADERS
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.serving.credentials import SecretStore
+from squidkeeper.serving.parts import Part, needed_keys
+from squidkeeper.serving.rendering import (
+    Values,
+    decode_values,
+    encode_values,
+    fill,
+    merge,
+    part_file,
+    render,
+    values_of,
+)
+from squidkeeper.serving.rendering.lines import PLACEHOLDERS
+from squidkeeper.serving.rendering.values import Peer
+from squidkeeper.serving.replies import header_annotation
+from tests.conftest import write_policy
+
+SQUID = Path(__file__).parents[2] / "squid"
+CORE = "squidkeeper.conf"
+TEMPLATES = {CORE: (SQUID / CORE).read_text()} | {
+    part_file(Part(path.stem)): path.read_text() for path in (SQUID / "parts").glob("*.conf")
+}
+GATEWAYS = {"WORKERS", "RATE", "BURST", "SQUID_ERRORS"}  # setup/configuration.py fills them in
+PEER = Peer("corp:0123456789ab", "proxy.example", 3128, "user:pass%20word")
+FULL = Values(
+    keys=frozenset(Part) | {"core", "strip.x-debug", "inject.x-own", "upstream.corp:0123456789ab", "watch.secrets"},
+    strips={"x-debug": "0a1b2c3d", "all": "5ef5ef03"},
+    injects=("X-Own",),
+    peers=(PEER,),
+    signs=True,
+    searches=True,
+    bytes_out=5_000_000,
+    default=Peer("default", "[2001:db8::1]", 8080),
+)
+
+
+def rendered(values: Values, own: str = "", *, pages: bool = False) -> dict[str, str]:
+    given = placeholders() if pages else {}
+    texts = {name: fill(text, dict.fromkeys(_gateways(text), "") | given) for name, text in TEMPLATES.items()}
+    return render(texts, values, own)
+
+
+def _gateways(text: str) -> set[str]:
+    return {name for name in re.findall(r"@([A-Za-z_]+)@", text) if name in GATEWAYS or name.startswith("PAGE_")}
+
+
+def test_each_placeholder_of_the_committed_files_is_known_and_each_known_one_is_used() -> None:
+    named = {name for text in TEMPLATES.values() for name in re.findall(r"@([A-Za-z_]+)@", text)}
+    named |= {"CONTENT_TYPE"}  # in the format of the log
+    assert {name for name in named if name not in GATEWAYS and not name.startswith("PAGE_")} == {*PLACEHOLDERS}
+    assert all("@" not in line for text in rendered(FULL).values() for line in text.splitlines() if line[:1] != "#")
+
+
+def test_only_the_parts_that_are_needed_are_there_and_included_in_their_order() -> None:
+    texts = rendered(Values(keys=frozenset({"core", Part.STRIP, Part.WATCH})))
+    assert texts.keys() == {CORE, part_file(Part.STRIP), part_file(Part.WATCH)}
+    included = re.findall(r"^include /etc/squid/(squidkeeper\.d/\S+)$", texts[CORE], re.MULTILINE)
+    assert included == [part_file(Part.WATCH), part_file(Part.STRIP)]
+    everything = re.findall(r"^include /etc/squid/(squidkeeper\.d/\S+)$", rendered(FULL)[CORE], re.MULTILINE)
+    assert {*everything} == {part_file(part) for part in Part if part is not Part.SHARED}  # FULL has a parent
+
+
+def test_with_a_default_parent_no_connection_is_shared() -> None:
+    values = Values(keys=frozenset({"core", Part.SHARED}))
+    assert Part.SHARED in values.in_force
+    assert Part.SHARED not in values.with_default("http://parent.example:3128").in_force
+
+
+def test_the_helpers_are_told_what_is_in_force() -> None:
+    texts = rendered(FULL)
+    stated = re.findall(r" --in-force (\S+)", texts[CORE])
+    assert stated == [",".join(FULL.in_force)] * 3
+    assert ",".join(FULL.in_force) in texts[part_file(Part.CREDENTIALS)]
+
+
+def test_many_keys_do_not_make_a_line_longer_than_squid_reads() -> None:
+    keys = frozenset(f"strip.{'x' * 60}-{number}" for number in range(500))
+    longest = max(len(line) for line in rendered(Values(keys=keys))[CORE].splitlines())
+    assert longest < 8192
+
+
+HOSTILE = st.text(alphabet="\n\r\t \"'#\\${}@%,;=aZ-_.:/\0é", min_size=1, max_size=12) | st.sampled_from(
+    [
+        "X\nhttp_access allow all",
+        "x allow all",
+        "@UPSTREAMS@",
+        "${process_name}",
+        'a"b',
+        "a#b",
+        "a\\",
+        "all\n",
+        "proxy.example login=x",
+        "a b",
+    ]
+)
+NAMES = re.compile(r"[A-Za-z0-9_.:%~\[\]-]*\Z")
+
+
+def json_with(path: str, value: str) -> str:
+    """The full values as JSON, with one text of them replaced."""
+    found = json.loads(encode_values(FULL))
+    match path:
+        case "key":
+            found["keys"] = [value]
+        case "strip":
+            found["strips"] = {value: "0a"}
+        case "strip key":
+            found["strips"] = {"x-a": value}
+        case "inject":
+            found["injects"] = [value]
+        case "default":
+            found["default"]["host"] = value
+        case name:
+            found["peers"][0][name] = value
+    return json.dumps(found)
+
+
+PLACES = ("key", "strip", "strip key", "inject", "key", "host", "login", "default")
+
+
+@given(place=st.sampled_from(PLACES), value=HOSTILE)
+def test_no_text_of_a_policy_becomes_a_directive(place: str, value: str) -> None:
+    """A hostile text is refused. One that is not stands in as many directives of the same kind as a plain text does."""
+    try:
+        values = decode_values(json_with(place, value))
+    except ValueError:
+        return
+    assert NAMES.match(value), f"{value!r} was taken for {place}"
+    plain = {line.split(" ")[0] for text in rendered(FULL).values() for line in text.splitlines()}
+    for name, text in rendered(values).items():
+        assert {line.split(" ")[0] for line in text.splitlines()} <= plain, name
+
+
+@pytest.mark.parametrize("place", sorted({*PLACES}))
+@pytest.mark.parametrize("value", ["x\n", "x\nhttp_access allow all", "x y", 'x"', "x#", "x\\", "${x}", "@X@", "x'"])
+def test_each_text_with_a_meaning_for_squid_is_refused(place: str, value: str) -> None:
+    with pytest.raises(ValueError, match="what may stand in Squid's configuration"):
+        decode_values(json_with(place, value))
+
+
+@pytest.mark.parametrize("text", ['{"port": 1}', "[]", "", '{"keys": ["core"], "more": 1}', '{"bytes_out": 0}'])
+def test_what_is_not_values_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="Squid's configuration"):
+        decode_values(text)
+
+
+def test_values_survive_their_writing() -> None:
+    assert decode_values(encode_values(FULL)) == FULL
+    assert "pass%20word" not in repr(FULL)
+
+
+POLICY = """
+secrets: {pass: {file: pass}, gone: {file: gone}}
+rules: [{name: a, action: allow, hosts: [a.example], strip: [X-Debug], headers: known}]
+upstreams:
+  - {name: corp, hosts: [a.example], url: "http://proxy.example:3128", basic: {username: u, password: pass}}
+  - {name: shut, hosts: [b.example], url: "http://proxy.example:3129", basic: {username: u, password: gone}}
+"""
+
+
+def test_a_policy_gives_its_values_and_a_parent_without_its_password_is_left_out(tmp_path: Path) -> None:
+    directory = write_policy(tmp_path / "policy", POLICY)
+    (directory / "pass").write_text("p:#\n")
+    (directory / "pass").chmod(0o640)
+    policy = load(directory, datetime.now(UTC)).compiled.source
+    values, problems = values_of(policy, SecretStore(policy.secrets, {}))
+    assert [(peer.name, peer.login) for peer in values.peers] == [("corp", "u:p%3A%23")]
+    assert len(problems) == 1
+    assert "gone" in problems[0]
+    [left_out] = needed_keys(policy) - values.keys
+    assert left_out.startswith("upstream.shut:")
+    assert values.strips.keys() == {"x-debug", "all"}
+    assert decode_values(encode_values(values)) == values
+
+
+def test_nothing_is_removed_while_squid_runs_and_an_edit_that_is_taken_back_changes_nothing() -> None:
+    less = Values(keys=frozenset({"core"}), bytes_out=5_000_000)
+    both = merge(FULL, less)
+    assert both == merge(both, less) == merge(both, replace(FULL, default=None))
+    assert (both.keys, both.peers, both.default) == (FULL.keys, FULL.peers, FULL.default)
+
+
+def test_a_password_and_a_bound_are_replaced() -> None:
+    new = replace(FULL, peers=(replace(PEER, login="user:other"),), bytes_out=7)
+    assert merge(FULL, new).peers == new.peers
+    assert merge(FULL, new).bytes_out == 7
+    old = Values(keys=frozenset({"quotas.bytes_out-5"}))
+    assert merge(old, Values(keys=frozenset({"quotas.bytes_out-7"}))).keys == {"quotas.bytes_out-7"}
+
+
+def test_the_bound_of_a_body_is_left_to_the_operators_own_line() -> None:
+    assert "request_body_max_size 5000000 bytes\n" in rendered(FULL)[part_file(Part.QUOTAS)]
+    own = rendered(FULL, "request_body_max_size 1 KB\n")[part_file(Part.QUOTAS)]
+    assert "request_body_max_size" not in own
+
+
+# --- what the files name -----------------------------------------------------------------------------------------
+
+TOGETHER = {  # what a policy that needs a part needs too
+    Part.CREDENTIALS_BY_HEADERS: {Part.CREDENTIALS, Part.READ_HEADERS},
+    Part.REWRITES: {Part.CREDENTIALS},
+    Part.WATCH: {Part.READ_HEADERS},
+}
+ALWAYS = {Part.CERTIFICATES, Part.OVERRIDE_HEADERS, Part.PAGES}
+
+
+def whole(values: Values) -> str:
+    """All lines of a gateway, without comments and with continued lines joined."""
+    others = ((SQUID / name).read_text() for name in ("squid.conf", "squidkeeper-logformat.conf"))
+    formats = "\n".join(log_formats().values())
+    text = "\n".join((*others, formats, *rendered(values, pages=True).values()))
+    return "\n".join(line for line in text.replace("\\\n", " ").splitlines() if not line.startswith("#"))
+
+
+def acls_of(text: str) -> tuple[set[str], set[str]]:
+    """The ACLs that are defined, and those that are named elsewhere."""
+    defined = {*re.findall(r"^acl (\S+)", text, re.MULTILINE)}
+    types = {*re.findall(r"^(?:external_acl_type|icap_service) (\S+)", text, re.MULTILINE)}
+    rest = re.sub(r"^(acl \S+ external \S+|acl \S+|external_acl_type.*)", "", text, flags=re.MULTILINE)
+    return defined, {*re.findall(r"(?<![\w=/])!?(sk_\w+)", rest)} - types - {*re.findall(r" name=(sk_\w+)", text)}
+
+
+@pytest.mark.parametrize("part", Part)
+def test_each_acl_that_a_part_names_is_defined_where_the_part_is(part: Part) -> None:
+    parts = ALWAYS | {part} | TOGETHER.get(part, set())
+    values = replace(FULL, keys=(FULL.keys - {*Part}) | parts, default=None)
+    defined, used = acls_of(whole(values))
+    peers = {name for name in used if name.startswith("sk_corp")}
+    tags = {*re.findall(r"tag ((?:sk_\w+ ?)+)", whole(values))}
+    assert used - defined - peers - {name for names in tags for name in names.split()} == set()
+
+
+def test_each_acl_that_is_defined_is_used() -> None:
+    defined, used = acls_of(whole(FULL))
+    assert {name for name in defined if name.startswith("sk_")} - used == set()
+
+
+WRITES = (
+    "serving/replies.py",
+    "serving/helpers/asking.py",
+    "serving/helpers/login.py",
+    "serving/helpers/throttle.py",
+    "policy/protocol/lines.py",
+)
+PACKAGE = SQUID.parent / "helpers/squidkeeper"
+
+
+def annotations_written() -> set[str]:
+    texts = [(PACKAGE / name).read_text() for name in WRITES]
+    return {name for text in texts for name in re.findall(r'"([a-z][a-z_]*_)"', text)}
+
+
+def test_squid_reads_each_annotation_that_helpers_write_and_no_others() -> None:
+    text = whole(FULL) + "\n".join(page for _, page in files())
+    noted = {*re.findall(r"(?<= )([a-z][a-z_]*_)=", text)}
+    read = {*re.findall(r"note\{([a-z_]+_)\}", text), *re.findall(r"\{([a-z_]+_)\}note", text)}
+    read |= {*re.findall(r"^acl \S+ note ([a-z_]+_)", text, re.MULTILINE)}
+    headers = {header_annotation(name) for name in (*INJECTABLE_HEADERS, "X-Own", "X-Amz-Date")}
+    assert read - headers - annotations_written() - noted == set()
+    assert annotations_written() - read == set()
+
+
+def test_no_part_shares_connections_with_bump_documented_or_a_default_parent() -> None:
+    shares = Values(keys=frozenset({"core", Part.SHARED}))
+    assert Part.SHARED in shares.parts
+    for other in (replace(shares, documented=True), shares.with_default("http://proxy.example:3128")):
+        assert (Part.SHARED in other.parts, Part.SHARED in other.in_force) == (False, False)
+        assert part_file(Part.SHARED) not in rendered(other)
+        assert merge(other, shares).parts == other.parts
+
+
+# --- what Squid's account may answer to root ------------------------------------------------------------------------
+
+ACCOUNT = Account("squid", 13, 13)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | HOSTILE,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(HOSTILE, inner, max_size=4),
+)
+FIELDS = sorted(Values.__struct_fields__)
+ANSWERS = (
+    st.binary(max_size=64)
+    | st.builds(lambda one: json.dumps(one).encode(), JSON)
+    | st.builds(lambda one: json.dumps([one, None]).encode(), JSON)
+    | st.builds(lambda text, problems: json.dumps([[text, problems, False], None]).encode(), JSON, JSON)
+    | st.builds(
+        lambda name, value: json.dumps([[json.dumps({name: value}), [], False], None]).encode(),
+        st.sampled_from(FIELDS) | HOSTILE,
+        JSON,
+    )
+    | st.sampled_from(
+        [b"[" * 100_000, b'[["' + b"[" * 100_000 + b'", [], false], null]', b"[null, 5]", b"[null, null]"]
+    )
+)
+
+
+def answering(data: bytes) -> Callable[[object, object, int], None]:
+    """What takes the place of the child: it has the account, so it can write anything."""
+
+    def answer(_: object, __: object, sender: int) -> None:
+        with open(sender, "wb") as file:
+            file.write(data)
+        os._exit(0)
+
+    return answer
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """The files of a gateway, without a Squid."""
+    layout = Layout.of(tmp_path_factory.mktemp("gateway"))
+    for folder in (layout.templates, layout.parts, layout.state):
+        folder.mkdir(parents=True)
+    for name, file in template_folder(TEMPLATES).entries.items():
+        assert isinstance(file, File)
+        (layout.templates / name).write_bytes(file.content)
+    layout.rendered.parent.mkdir(parents=True, exist_ok=True)
+    layout.rendered.write_text(encode_values(FULL))
+    return layout
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@given(data=ANSWERS)
+def test_root_refuses_what_is_malformed_and_changes_nothing(gateway: Layout, data: bytes) -> None:
+    before = contents(gateway.prefix)
+    with patch("squidkeeper.base.squid_account._answer", answering(data)):
+        try:
+            named = named_values(ACCOUNT, gateway, gateway.policy, gateway.state)
+        except (OSError, ValueError):
+            with pytest.raises((OSError, ValueError)):
+                add_parts(gateway, ACCOUNT)
+        else:
+            assert decode_values(encode_values(named.values)) == named.values
+            assert all(problem.isprintable() for problem in named.problems)
+    assert contents(gateway.prefix) == before
+
+
+def test_an_answer_without_an_end_is_not_read_to_its_end(gateway: Layout) -> None:
+    def answer(_: object, __: object, sender: int) -> None:
+        while True:
+            os.write(sender, b"[" * 65_536)
+
+    with patch("squidkeeper.base.squid_account._answer", answer), pytest.raises(OSError, match="no answer of the kind"):
+        named_values(ACCOUNT, gateway, gateway.policy, gateway.state)
