@@ -549,6 +549,7 @@ def test_explain_says_whether_a_tunnel_passes_through(policy: Path) -> None:
         assert "tls " not in run("explain", "--policy", policy, "GET", target)[1]
     said = json.loads(run("explain", "--policy", policy, "--json", "GET", "https://pinned.example/")[1])
     assert said["passthrough"] is True
+    assert "websocket" not in run("explain", "--policy", policy, "GET", "https://pinned.example/")[1]
 
 
 def test_explain_exits_by_the_verdict(policy: Path) -> None:

@@ -52,6 +52,10 @@ def test_what_is_not_used_is_shown_where_it_is_defined(directory: Path) -> None:
     ]
 
 
+def test_a_secret_that_requests_are_searched_for_is_used(directory: Path) -> None:
+    assert warnings(directory, "defaults: {watch_secrets: true}\nsecrets: {s: {env: S}}\n") == []
+
+
 def test_a_passthrough_of_every_host_is_shown(directory: Path) -> None:
     text = "rules: [{name: r, action: allow, hosts: ['*'], tls: passthrough}]\n"
     expected = "policy.yaml:2:9: rule 'r' passes the tunnels to every host through, unseen: "

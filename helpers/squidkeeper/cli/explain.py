@@ -341,7 +341,7 @@ def _connection_text(found: Explanation, squid: _Squid | None) -> str | None:
 def _websocket_text(found: Explanation) -> str | None:
     from squidkeeper.policy.engine.explain import rule_to_change
 
-    if found.websocket is None:
+    if found.websocket is None or found.passthrough:
         return None
     if found.websocket.passes:
         return "yes"

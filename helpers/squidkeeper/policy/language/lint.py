@@ -110,7 +110,7 @@ def _unused(policy: Policy) -> Iterator[Fault]:
     secrets = _all(credential.form.secrets for credential in policy.credentials)
     secrets |= {one.parent.password for one in policy.upstreams if one.parent and one.parent.password}
     secrets |= _all(needed_secrets(secret.source) for secret in policy.secrets.values())
-    secrets |= {*policy.sealing_keys}
+    secrets |= {*policy.sealing_keys} | ({*policy.secrets} if policy.watch else set())
     clients = _all(m.clients for m in matches) | _all(quota.clients for quota in policy.quotas)
     sections: tuple[tuple[str, Mapping[str, Location], set[str]], ...] = (
         ("client", {client.name: client.location for client in policy.clients}, clients),
