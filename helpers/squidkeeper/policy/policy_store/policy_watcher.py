@@ -135,10 +135,10 @@ class PolicyWatcher(Generic[T]):
             self.check()
 
     def _check(self) -> None:
-        self._follow()
         files = self._files or self._begin()
         edited = files.changed()
         if not edited and not self._ends_hold():
+            self._follow()
             return
         unfinished = self._unfinished(files, edited=True)
         if self.current is not None and self._waits(unfinished):
