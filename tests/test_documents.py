@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from click import Context
 from click.testing import CliRunner
 
 from squidkeeper.cli import main
@@ -97,12 +96,6 @@ def test_the_glossary_has_30_rows_at_most_and_no_term_twice() -> None:
     terms = [term for row in rows for term in re.findall(r"\*\*(.+?)\*\*", row)]
     assert 20 < len(rows) <= 30
     assert len(set(terms)) == len(terms)
-
-
-def test_each_command_is_in_the_first_table_of_the_programs_document() -> None:
-    table = (REPOSITORY / "helpers/README.md").read_text().split("\n## ")[0]
-    commands = {*main.list_commands(Context(main))} - {"setup"}  # which install.sh alone runs
-    assert {*re.findall(r"`([a-z]+)`", table)} >= commands
 
 
 def test_each_option_of_the_installer_has_its_row() -> None:
