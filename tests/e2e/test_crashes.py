@@ -38,6 +38,7 @@ def gateway(new_gateway: NewGateway) -> Iterator[Gateway]:
         yield made
 
 
+@pytest.mark.one_worker("it ends the worker that holds the connection")
 def test_after_a_crash_what_squid_said_and_whom_it_served_are_one_condition_one_page_and_an_entry(
     gateway: Gateway, origins: Origins, tmp_path: Path
 ) -> None:

@@ -152,3 +152,26 @@ def test_each_of_two_crashes_within_two_checks_is_noted(tmp_path: Path) -> None:
     assert len(read_crashes(tmp_path)) == 2
     worker.kill()
     worker.wait()
+
+
+def test_a_worker_that_exits_soon_after_another_one_has_crashed_has_not(tmp_path: Path) -> None:
+    squid, log = Runs(), tmp_path / "cache.log"
+    crashes = SquidCrashes(tmp_path, log, cast("SquidProcess", squid), 3128)
+    worker = squid.start()
+    text = f"2026/11/30 11:00:00 kid2| Process ID {worker.pid}\n" + "".join(
+        f"2026/11/30 11:00:00 kid1| line {number}\n" for number in range(50)
+    )
+    log.write_text(text)
+    for _ in range(12):
+        crashes.check()
+    log.write_text(
+        text + "2026/11/30 11:00:01 kid1| assertion failed: stmem.cc\n"
+        "2026/11/30 11:00:02 kid1| Starting Squid Cache version 6.13\n"
+        "2026/11/30 11:00:03 kid2| Squid Cache (Version 6.13): Exiting normally.\n"
+    )
+    worker.kill()
+    worker.wait()
+    squid.now = None
+    crashes.check()
+    crashes.check()
+    assert read_crashes(tmp_path) == ()

@@ -47,30 +47,35 @@ class SquidCrashes:
         self._run = run if ended else run or self._run  # a master that is killed ends before the processes that serve
 
     def _judge(self, at: float, pid: int, connections: int) -> None:
-        said = _said_by(pid, self._written())
+        said = _said_by(pid, *self._written())
         if _EXITS not in said:
             told = [match.decode(errors="replace") for match in _TOLD.findall(said)]
             what = printable(told[-1]) if told else "it was killed"
             crash = note_crash(self._state, at, what, connections)
             _log.error("%s; %s", crash.unrecorded, crash.served)
 
-    def _written(self) -> bytes:
-        start = self._sizes[0] if self._sizes else 0
+    def _written(self) -> tuple[bytes, int]:
+        """Read the end of cache.log, and tell where in it the last checks begin."""
+        written = self._sizes[0] if self._sizes else 0
         try:
             with open_untrusted(self._cache_log) as file:
                 end = file.seek(0, 2)
-                file.seek(max(end - _LONGEST, start if start <= end else 0))
-                return file.read(_LONGEST)
+                begin = file.seek(max(0, end - _LONGEST))
+                return file.read(_LONGEST), max(0, written - begin) if written <= end else 0
         except OSError:
-            return b""
+            return b"", 0
 
 
-def _said_by(pid: int, text: bytes) -> bytes:
-    """Give what one process wrote: after its start, or ahead of the first start, if its own is not in the text."""
-    own = re.search(rb"( kid\d+)?\| Process ID %d\n" % pid, text)
-    start, kid = (own.end(), own[1] or b"") if own else (0, b"")
-    end = text.find(kid + _STARTS, start)
-    return text[start : None if end < 0 else end]
+def _said_by(pid: int, text: bytes, recent: int) -> bytes:
+    """Give what one process wrote from `recent` on, and ahead of a start after it.
+
+    Squid names its worker in each line, where there are several. Which one a process was stands beside its start.
+    """
+    own = [*re.finditer(rb"( kid\d+)?\| Process ID %d\n" % pid, text)]
+    begin, kid = (max(own[-1].end(), recent), own[-1][1] or b"") if own else (recent, b"")
+    end = text.find(kid + _STARTS, begin)
+    lines = text[begin : None if end < 0 else end].splitlines(keepends=True)
+    return b"".join(line for line in lines if kid + b"|" in line)
 
 
 def _size(file: Path) -> int:
