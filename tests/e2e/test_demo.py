@@ -84,7 +84,9 @@ def test_the_tour_shows_the_walkthrough_and_leaves_nothing(internet: None, proto
     assert "Rule: no-wikipedia\n    Reason: Wikipedia is closed to sandboxes.\n" in printed
     [token] = re.findall(r"Authorization: Bearer (demo-[0-9a-f]+)", printed)
     assert token not in status
-    assert re.search(r"deny +default +403 +GET +\d+ +https://git\.example/other/app\n", printed)
+    assert re.search(
+        r"deny +default +403 +GET +\d+ +403:ERR_SQUIDKEEPER_TEXT +https://git\.example/other/app\n", printed
+    )
     assert "no-wikipedia" in status
     assert is_clean(folder)
 
