@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 import pytest
 
 from squidkeeper.base.layout import SOCKETS_OF_WORKERS, Layout
@@ -402,8 +403,10 @@ def test_uninstall_tells_when_the_former_squid_conf_does_not_parse(empty: Gatewa
 def test_uninstall_leaves_a_squid_with_the_operators_squid_conf_running(empty: Gateway) -> None:
     assert empty.install(*empty.listen).returncode == 0
     port, pid = use_another_squid_conf(empty), empty.pid
-    theirs = empty.place("etc/squid.conf").read_text()
+    theirs, supervisor = empty.place("etc/squid.conf").read_text(), psutil.Process(pid).parent()
     done, goes_on = empty.install("--uninstall"), listens(port)
+    assert supervisor
+    supervisor.kill()  # else it would start Squid again
     os.kill(pid, signal.SIGINT)
     assert done.returncode == 0, done.stderr
     assert goes_on
