@@ -1,4 +1,4 @@
-"""Every error of squidkeeper, on the ground floor so that each room can raise them. Each says what its text holds.
+"""Every error of squidkeeper. Each says what its text holds.
 
 A denial is not an error: it is a `Decision` with its reason.
 """

@@ -118,7 +118,9 @@ def _edit(
         sources = read_sources(directory)
         if sources.local is not None:
             raise EditRefused(f"others write {directory} ({sources.local.path} is there): edit it where it comes from")
-        loaded = load_or_refuse(sources, now, "does not load: fix it first (squidkeeper check)")
+        loaded = load_or_refuse(
+            sources, now, "does not load: fix it first (squidkeeper check). Add a client before a rule names it"
+        )
         document = _document_of(sources.documents, name)
         new = parse_document(document.path, _with_clients(document, change, comments_may_go=comments_may_go))
         documents = tuple(new if one is document else one for one in sources.documents)

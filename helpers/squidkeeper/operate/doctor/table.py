@@ -1,4 +1,4 @@
-"""Every check of `squidkeeper doctor`, in one table: those of this room, and the exporter's conditions.
+"""Every check of `squidkeeper doctor`, in one table: those of this package, and the exporter's conditions.
 
 A check of what the exporter reports has no row of its own: doctor runs the finder of the condition.
 """
@@ -11,7 +11,7 @@ from squidkeeper.operate.doctor.check import CHECKS, Check, FindFaults, Found, w
 from squidkeeper.operate.doctor.inspection import Inspection
 from squidkeeper.services.exporter.conditions import CONDITIONS, Condition, Severity
 
-# What only the exporter can tell, over time, or what a check of this room tells better.
+# What only the exporter can tell, over time, or what a check of this package tells better.
 _EXPORTERS_ALONE: Final = frozenset({"access-log-behind", "requests-failing", "state-not-writable"})
 _OF_A_RUNNING_GATEWAY: Final = frozenset(
     {

@@ -301,7 +301,7 @@ def _lint(policy: Policy, at: datetime) -> tuple[Fault, ...]:
     " the requests that need them are denied.",
     unhealthy=True,
 )
-def _policy_lines_outdated(view: Snapshot) -> Iterator[str]:
+def _not_rendered(view: Snapshot) -> Iterator[str]:
     if view.policy and view.fragment:
         place = str(view.fragment_file or "squidkeeper.conf")
         yield from map(str, not_in_force(view.policy, read_in_force(view.fragment), place))
