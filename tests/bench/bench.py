@@ -108,9 +108,9 @@ owner = layout.state.stat()
 account = Account(getpwuid(owner.st_uid).pw_name, owner.st_uid, owner.st_gid)
 named = named_values(account, layout, layout.policy, layout.state / "lists").values
 values = msgspec.structs.replace(named, default=read_values(layout).default)
-templates = read_templates(layout)
-put_rendered(layout, templates, values, account)
-for path in {*layout.parts.iterdir()} - {*rendered_files(layout, templates, values, account)}:
+files = rendered_files(layout, read_templates(layout), values, account)
+put_rendered(files)
+for path in {*layout.parts.iterdir()} - {*files}:
     path.unlink()
 """
 SQUIDGUARD = """

@@ -223,10 +223,10 @@ class Gateway:
     def _put(self, values: Values) -> None:
         entry = getpwnam("proxy")
         account = Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
-        templates = read_templates(self.layout)
-        for path in {*self.layout.parts.iterdir()} - {*rendered_files(self.layout, templates, values, account)}:
+        files = rendered_files(self.layout, read_templates(self.layout), values, account)
+        for path in {*self.layout.parts.iterdir()} - {*files}:
             path.unlink()
-        put_rendered(self.layout, templates, values, account)
+        put_rendered(files)
 
     def _render_new_parts(self) -> None:
         """Render what an edit needs and Squid does not have, as the service does within seconds."""

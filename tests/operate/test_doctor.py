@@ -33,7 +33,7 @@ from squidkeeper.operate.setup.configuration import Configuration
 from squidkeeper.operate.setup.entries import write_entry
 from squidkeeper.operate.setup.machine import Machine
 from squidkeeper.operate.setup.processes import InstalledService, InstalledSquid
-from squidkeeper.operate.setup.rendering import put_rendered, read_templates, template_folder
+from squidkeeper.operate.setup.rendering import put_rendered, read_templates, rendered_files, template_folder
 from squidkeeper.policy.policy_store.loading import build_sources
 from squidkeeper.policy.policy_store.reload_gate import GateVerdict, force, write_verdict
 from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
@@ -85,7 +85,7 @@ def install(root: Path, ca: CertificateAuthority = CA, **options: Any) -> Layout
     write_entry(layout.templates, template_folder(ours.templates()))
     layout.parts.mkdir()
     keys = frozenset(Part) | needed_keys(build_sources(read_sources(layout.policy)).policy)
-    put_rendered(layout, read_templates(layout), Values(keys=keys), ACCOUNT)
+    put_rendered(rendered_files(layout, read_templates(layout), Values(keys=keys), ACCOUNT))
     layout.own_addresses.write_text("")
     layout.errors.mkdir()
     layout.signing_cert.write_bytes(ca.certificate)
@@ -928,7 +928,8 @@ def test_an_installed_gateway_has_few_directives_and_doctor_counts_them(layout: 
     policy = build_sources(read_sources(REPOSITORY / "policy")).policy  # which a new gateway has
     shutil.rmtree(layout.parts)
     layout.parts.mkdir()
-    put_rendered(layout, read_templates(layout), Values(keys=needed_keys(policy)), ACCOUNT)
+    values = Values(keys=needed_keys(policy))
+    put_rendered(rendered_files(layout, read_templates(layout), values, ACCOUNT))
     counts = json.loads(doctor("--root", layout.conf.parents[1], "--json")[1])["directives"]
     assert sum(counts.values()) <= 350
     assert counts["parts"] < whole["parts"]

@@ -61,12 +61,11 @@ def _needed(layout: Layout, account: Account, former: Values) -> Values:
 
 def _put(layout: Layout, values: Values, account: Account) -> None:
     """Put the files in place that Squid accepts, and have it read them; put back what was there if it fails."""
-    templates = read_templates(layout)
-    files = rendered_files(layout, templates, values, account)
+    files = rendered_files(layout, read_templates(layout), values, account)
     _parse(layout, files)
     before = {path: read_entry(path) for path in files}
     try:
-        put_rendered(layout, templates, values, account)
+        put_rendered(files)
         _reconfigure(layout)
     except BaseException:
         for path, entry in reversed(before.items()):  # the core first: it names no part that is gone

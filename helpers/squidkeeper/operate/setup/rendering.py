@@ -63,9 +63,9 @@ def rendered_files(layout: Layout, templates: Mapping[str, str], values: Values,
     return files
 
 
-def put_rendered(layout: Layout, templates: Mapping[str, str], values: Values, account: Account) -> None:
+def put_rendered(files: Mapping[Path, File]) -> None:
     """Write the files, the core last: it names the parts, which are there by then."""
-    for path, file in rendered_files(layout, templates, values, account).items():
+    for path, file in files.items():
         replace(path, file.content, file.mode, owner_here(file.owner))
 
 
