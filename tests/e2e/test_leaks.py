@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -487,11 +488,18 @@ HELPERS = (
 
 def test_no_process_that_has_secrets_may_dump_core(told: Told, exporter: Exporter, fetcher: Fetching) -> None:
     assert "0" not in core_size(told.gateway.pid), "Squid, which starts the helpers, may"
-    processes = {kind: told.gateway.helpers(kind) for kind in HELPERS}
+    processes = wait_for(lambda: asked_helpers(told), "every helper")  # a rotation of the logs starts them again
     processes |= {"exporter": [exporter.pid], "secrets": [fetcher.pid]}
     limits = {kind: [core_size(pid) for pid in pids] for kind, pids in processes.items()}
     assert limits == {kind: [["0", "0"]] * len(pids) for kind, pids in processes.items()}
-    assert all(processes.values()), processes
+
+
+def asked_helpers(told: Told) -> dict[str, list[int]] | None:
+    """Ask each helper; give their processes, once all are there."""
+    told.get(f"https://front.{DOMAIN}/%22")
+    told.get("http://login.example/", "--proxy-user", f"{time.monotonic_ns()}:wrong")
+    processes = {kind: told.gateway.helpers(kind) for kind in HELPERS}
+    return processes if all(processes.values()) else None
 
 
 def test_a_helper_that_aborts_leaves_no_core_dump(told: Told) -> None:
