@@ -123,7 +123,7 @@ def values() -> dict[str, str]:
 
 
 def asked(policy: CompiledPolicy, line: bytes) -> Reply:
-    """What `explain` says of a method and a target."""
+    """Decide a method and a target as `explain` does."""
     return acl_reply(decided(policy, request_to(*line.decode().split(" ")), NOW), "", policy)
 
 
