@@ -11,9 +11,8 @@ from datetime import UTC, datetime, timedelta
 
 from squidkeeper.base.errors import InvalidRecord
 from squidkeeper.policy.protocol.request import CONNECT
-from squidkeeper.record.log.log_file import LINE_LIMIT
-from squidkeeper.record.log.record import CLIENT_ERRORS, NONE, Record, is_spliced, parse_record, parse_time
-from squidkeeper.record.log.urls import host_of
+from squidkeeper.record.log.log_files import LINE_LIMIT
+from squidkeeper.record.log.record import CLIENT_ERRORS, NONE, Record, host_of, is_spliced, parse_record, parse_time
 
 WAIT = timedelta(seconds=10)
 LONG_AGO = datetime.min.replace(tzinfo=UTC)

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from squidkeeper.record.log.record import CLIENT_ERRORS, NONE, Record, decode_field, is_unseen
-from squidkeeper.record.log.urls import host_of, redacted_url
+from squidkeeper.record.log.record import CLIENT_ERRORS, NONE, Record, decode_field, host_of, is_unseen, redacted_url
 from squidkeeper.record.report import figures
-from squidkeeper.record.report.timeline import STEPS_SECONDS
+from squidkeeper.record.report.traffic import STEPS_SECONDS
 
 from .plain_reading import fold, is_opened, is_tunnel, time_of
 

@@ -7,8 +7,7 @@ from typing import Any
 import duckdb
 import msgspec
 
-from squidkeeper.record.log.record import NONE, Record, parse_time
-from squidkeeper.record.log.urls import host_of
+from squidkeeper.record.log.record import NONE, Record, host_of, parse_time
 from squidkeeper.record.table.columns import FIELDS
 from squidkeeper.record.table.judging import insert
 

@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 from squidkeeper.change.difference import comparison as comparison_module
 from squidkeeper.change.difference.comparison import compare
 from squidkeeper.change.difference.consequences import Change
+from squidkeeper.change.difference.descriptions import named
 from squidkeeper.change.difference.groups import RequestDifference
 from squidkeeper.change.difference.languages import texts_of
-from squidkeeper.change.difference.naming import named
 from squidkeeper.change.difference.report import DifferenceReport, report
 from squidkeeper.change.difference.url_comparison import Doubt
 from squidkeeper.cli import main

@@ -19,10 +19,9 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.base.errors import InvalidUrl
-from squidkeeper.change.difference.ceiling import wider
 from squidkeeper.change.difference.comparison import CellDifference, Comparison, compare
 from squidkeeper.change.difference.consequences import Change
-from squidkeeper.change.difference.report import report
+from squidkeeper.change.difference.report import report, wider
 from squidkeeper.change.difference.url_comparison import Doubt
 from squidkeeper.cli.diff import confirm
 from squidkeeper.cli.diff_output import as_json, as_markdown, as_text

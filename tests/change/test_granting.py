@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from squidkeeper.base.errors import EditRefused, PatternError
 from squidkeeper.change.approvals import NewGrant, add_grant, prune_grants, remove_grant
-from squidkeeper.change.approvals.effect import Effect, effect_of
-from squidkeeper.change.approvals.new_grant import parse_target
+from squidkeeper.change.approvals.new_grant import Effect, effect_of, parse_target
 from squidkeeper.cli import main
 from squidkeeper.policy.grant_uses import GrantUses
 from squidkeeper.policy.language.lint import lint

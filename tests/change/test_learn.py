@@ -19,11 +19,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.change.learning.askers import Askers
-from squidkeeper.change.learning.draft import Draft, LearnedRule, Unproposed
-from squidkeeper.change.learning.draft_text import yaml_of
+from squidkeeper.change.learning.draft import Draft, LearnedRule, Unproposed, yaml_of
 from squidkeeper.change.learning.learner import Support, learn
-from squidkeeper.change.learning.preset_cover import PresetCover, newest_presets
-from squidkeeper.change.learning.uses import Use
+from squidkeeper.change.learning.uses import PresetCover, Use, newest_presets
 from squidkeeper.cli import main
 from squidkeeper.policy.engine import CompiledPolicy, decide
 from squidkeeper.policy.language.document import parse_document
@@ -32,8 +30,7 @@ from squidkeeper.policy.language.public_suffixes import registrable_domain
 from squidkeeper.policy.policy_store.loading import load, load_sources
 from squidkeeper.policy.policy_store.sources import sources_of
 from squidkeeper.policy.protocol.request import request_to
-from squidkeeper.record.log.record import decode_field
-from squidkeeper.record.log.urls import host_of
+from squidkeeper.record.log.record import decode_field, host_of
 from tests.conftest import compiled_of
 from tests.records import after_noon, record_line
 

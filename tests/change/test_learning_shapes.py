@@ -11,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.base.errors import InvalidUrl
-from squidkeeper.change.learning.evidence import Evidence
-from squidkeeper.change.learning.host_shapes import host_patterns, is_address_like, is_shared
 from squidkeeper.change.learning.path_shapes import (
     PATTERNS_LISTED,
     VALUES_LISTED,
+    Evidence,
     PathShapes,
     covers,
+    host_patterns,
+    is_address_like,
+    is_shared,
     literal_shape,
     pattern_of,
     shape_of,

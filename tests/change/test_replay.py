@@ -23,9 +23,8 @@ from squidkeeper.policy.language.model import Action, Policy
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.protocol.request import CONNECT, Malformed, Request
 from squidkeeper.policy.url import recorded_url
-from squidkeeper.record.log.record import NONE, Record, format_time, parse_time
+from squidkeeper.record.log.record import NONE, Record, authority_of, format_time, host_of, parse_time
 from squidkeeper.record.log.requests import request_of, was_used
-from squidkeeper.record.log.urls import authority_of, host_of
 from squidkeeper.record.table.sources import TableSources
 from squidkeeper.record.table.table import open_table
 

@@ -26,8 +26,7 @@ from squidkeeper.policy.engine.explain import quotas_in
 from squidkeeper.policy.language.model import Action, Policy
 from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
 from squidkeeper.policy.policy_store.loading import load
-from squidkeeper.record.log.record import NONE, Record, parse_time
-from squidkeeper.record.log.urls import host_of
+from squidkeeper.record.log.record import NONE, Record, host_of, parse_time
 from squidkeeper.record.table.columns import FIELDS
 from squidkeeper.record.table.judging import insert
 

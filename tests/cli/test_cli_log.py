@@ -22,7 +22,7 @@ from squidkeeper.policy.policy_store.sources import read_sources
 from squidkeeper.record.log import filters
 from squidkeeper.record.log.record import parse_record
 from squidkeeper.record.table import listing
-from squidkeeper.record.table.selection import select_rows
+from squidkeeper.record.table.listing import select_rows
 from squidkeeper.record.table.sources import TableSources
 from squidkeeper.record.table.table import Table, open_table
 
@@ -204,9 +204,9 @@ def test_a_long_log_is_shown_in_several_periods_as_in_one(path: Path, monkeypatc
         return open_table(sources, *period, **given)  # type: ignore[arg-type] # what it was called with
 
     monkeypatch.setattr("squidkeeper.cli.log_table.open_table", noted)
-    monkeypatch.setattr("squidkeeper.record.table.windows._FIRST_BYTES", 500)
-    monkeypatch.setattr("squidkeeper.record.table.windows._GROWTH", 2)
-    monkeypatch.setattr("squidkeeper.record.table.windows._LINE_BYTES", 200)
+    monkeypatch.setattr("squidkeeper.record.table.listing._FIRST_BYTES", 500)
+    monkeypatch.setattr("squidkeeper.record.table.listing._GROWTH", 2)
+    monkeypatch.setattr("squidkeeper.record.table.listing._LINE_BYTES", 200)
     split = run(path)
     assert len(opened) == 4
     without_errors = [

@@ -23,8 +23,7 @@ import pytest
 import yaml
 
 from squidkeeper.record.archive_status import ArchiveStatus, DeletedLogs
-from squidkeeper.record.export.store import ExportStore
-from squidkeeper.record.export_status import ExportState
+from squidkeeper.record.export_status import ExportState, ExportStore
 from squidkeeper.serving.certificates.authority import CertificateAuthority, make_intermediate
 from tests.waiting import wait_for
 

@@ -18,9 +18,8 @@ from squidkeeper.change.replay.result import FlipKind
 from squidkeeper.policy.engine import CompiledPolicy, decide
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.protocol.request import request_to
-from squidkeeper.record.log.drift import DriftChecker, was_served
+from squidkeeper.record.log.drift import DriftChecker, PastPolicies, was_served
 from squidkeeper.record.log.log_files import read_log_lines
-from squidkeeper.record.log.past_policies import PastPolicies
 from squidkeeper.record.log.record import NONE, Record, parse_record
 from squidkeeper.record.log.requests import request_of, unexplained
 from squidkeeper.record.table.sources import TableSources

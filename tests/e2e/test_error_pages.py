@@ -17,7 +17,7 @@ import pytest
 
 from squidkeeper.base.gateway_commands import command, with_commands
 from squidkeeper.operate.setup.error_pages import NO_CONTACT, Form
-from squidkeeper.record.log.urls import endpoint_of
+from squidkeeper.record.log.record import endpoint_of
 from tests.waiting import wait_for
 
 from .curl import clean, curl

@@ -21,7 +21,7 @@ from websockets.sync.server import Server, ServerConnection, serve
 from squidkeeper.base.metrics import HOST
 from squidkeeper.policy.engine.explain import explain
 from squidkeeper.policy.policy_store.loading import load
-from squidkeeper.record.log.past_policies import PastPolicies
+from squidkeeper.record.log.drift import PastPolicies
 from squidkeeper.record.log.record import NONE, parse_time
 from squidkeeper.record.log.requests import request_of, unexplained
 from squidkeeper.serving.counters.reader import read_counter_files

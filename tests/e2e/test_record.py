@@ -31,12 +31,11 @@ from squidkeeper.policy.url import recorded_url
 from squidkeeper.record.archive.archiver import Archiver
 from squidkeeper.record.archive.retention import days_of
 from squidkeeper.record.chain.chain import read_chain
+from squidkeeper.record.export.facts import ExportOptions
 from squidkeeper.record.export.formats import FORMATS, MessageEncoder
-from squidkeeper.record.export.options import ExportOptions
 from squidkeeper.record.log.follower import Follower
 from squidkeeper.record.log.log_files import read_log_lines
-from squidkeeper.record.log.record import LENGTHS, LINE_LENGTH, NONE, Record, parse_record
-from squidkeeper.record.log.urls import redacted_url
+from squidkeeper.record.log.record import LENGTHS, LINE_LENGTH, NONE, Record, parse_record, redacted_url
 from squidkeeper.services.maintenance.rotation import Rotation
 from squidkeeper.services.maintenance.squid_process import SquidProcess
 from tests.archived import archived_lines

@@ -18,7 +18,7 @@ from cryptography import x509
 
 from squidkeeper.base.gateway_commands import with_commands
 from squidkeeper.policy.language.model import Token
-from squidkeeper.record.log.urls import endpoint_of
+from squidkeeper.record.log.record import endpoint_of
 from squidkeeper.serving.tickets.store import TicketStore
 from tests.waiting import wait_for
 

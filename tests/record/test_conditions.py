@@ -12,10 +12,16 @@ import pytest
 from squidkeeper.base.metrics import NONE as NONE_OF_POLICY
 from squidkeeper.record.log import filters
 from squidkeeper.record.log.record import CLIENT_ERRORS, NONE, Record
-from squidkeeper.record.log.requests import asks_splice, was_used
-from squidkeeper.record.log.tunnels import is_answered_inside, is_opened_tunnel, is_served, is_tunnel
-from squidkeeper.record.table import conditions
-from squidkeeper.record.table.conditions import time_literal
+from squidkeeper.record.log.requests import (
+    asks_splice,
+    is_answered_inside,
+    is_opened_tunnel,
+    is_served,
+    is_tunnel,
+    was_used,
+)
+from squidkeeper.record.table import columns
+from squidkeeper.record.table.columns import time_literal
 from squidkeeper.record.table.sources import TableSources
 from squidkeeper.record.table.table import open_table
 from squidkeeper.services.exporter.counts import RequestCounter, RequestCounts
@@ -41,18 +47,18 @@ def is_refused(one: Record) -> bool:
 
 
 BOTH: dict[str, Callable[[Record], bool]] = {
-    conditions.IS_TUNNEL: is_tunnel,
-    conditions.IS_OPENED_TUNNEL: is_opened_tunnel,
-    conditions.IS_ANSWERED_INSIDE: is_answered_inside,
-    conditions.IS_SERVED: is_served,
-    f"{conditions.IS_SERVED} AND {conditions.IS_REQUEST_IF_SERVED}": (
+    columns.IS_TUNNEL: is_tunnel,
+    columns.IS_OPENED_TUNNEL: is_opened_tunnel,
+    columns.IS_ANSWERED_INSIDE: is_answered_inside,
+    columns.IS_SERVED: is_served,
+    f"{columns.IS_SERVED} AND {columns.IS_REQUEST_IF_SERVED}": (
         lambda one: is_served(one) and not is_opened_tunnel(one)
     ),
-    conditions.ENDED_BY_CLIENT: lambda one: one.error in CLIENT_ERRORS,
-    conditions.IS_REFUSED: is_refused,
-    conditions.ASKS_SPLICE: asks_splice,
-    conditions.WAS_USED: was_used,
-    f"{conditions.HAS_FAILED} AND NOT {conditions.IS_REFUSED} AND NOT ({NO_REQUEST})": filters.failed().holds,
+    columns.ENDED_BY_CLIENT: lambda one: one.error in CLIENT_ERRORS,
+    columns.IS_REFUSED: is_refused,
+    columns.ASKS_SPLICE: asks_splice,
+    columns.WAS_USED: was_used,
+    f"{columns.HAS_FAILED} AND NOT {columns.IS_REFUSED} AND NOT ({NO_REQUEST})": filters.failed().holds,
 }
 
 

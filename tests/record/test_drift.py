@@ -17,8 +17,7 @@ from squidkeeper.policy.policy_store.loading import load, load_sources
 from squidkeeper.policy.policy_store.revisions import store_revision
 from squidkeeper.policy.policy_store.sources import read_sources
 from squidkeeper.policy.protocol.request import request_to
-from squidkeeper.record.log.drift import DriftChecker, DriftKind, Finding, was_served
-from squidkeeper.record.log.past_policies import PastPolicies
+from squidkeeper.record.log.drift import DriftChecker, DriftKind, Finding, PastPolicies, was_served
 from squidkeeper.record.log.record import NONE, Record, format_time
 
 from .. import records
@@ -326,7 +325,7 @@ def test_revisions_that_are_kept_are_judged_by_and_others_looked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: CompiledPolicy, record: Callable[..., Record]
 ) -> None:
     clock = [100.0]
-    monkeypatch.setattr("squidkeeper.record.log.past_policies.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("squidkeeper.record.log.drift.time.monotonic", lambda: clock[0])
     write_policy(tmp_path / "policy", POLICY)
     sources = read_sources(tmp_path / "policy")
     revision = load_sources(sources, datetime(2026, 11, 25, tzinfo=UTC)).compiled.revision

@@ -32,18 +32,16 @@ from squidkeeper.base.errors import DeliveryFailed, InvalidExport, StateInUse
 from squidkeeper.cli import main
 from squidkeeper.operate.demo.authority import Authority
 from squidkeeper.policy.destination import parse_destination
+from squidkeeper.record import export_status
 from squidkeeper.record.chain.chain import HEAD
-from squidkeeper.record.chain.head import Head, format_head
+from squidkeeper.record.chain.entries import Head, format_head
 from squidkeeper.record.chain.keys import ArchiveKey
 from squidkeeper.record.export import delivery, syslog
-from squidkeeper.record.export import store as store_module
-from squidkeeper.record.export.backoff import LAST_SECONDS, Backoff
-from squidkeeper.record.export.messages import Message, MessageKind
+from squidkeeper.record.export.messages import LAST_SECONDS, Backoff, Message, MessageKind
 from squidkeeper.record.export.process import ExportProcess, delivery_of, run_exports
-from squidkeeper.record.export.store import ExportStore
 from squidkeeper.record.export.syslog import MESSAGE_BYTES
 from squidkeeper.record.export.targets import ExportTarget, make_target, read_targets
-from squidkeeper.record.export_status import ExportState, read_exports
+from squidkeeper.record.export_status import ExportState, ExportStore, read_exports
 from tests.ports import free_port
 from tests.receivers import (
     HttpsReceiver,
@@ -382,7 +380,7 @@ def test_an_export_whose_file_cannot_be_written_tries_again_and_names_it(
     out = tmp_path / "out.ndjson"
     gateway.write(3)
     with monkeypatch.context() as disk:
-        disk.setattr(store_module, "replace", full)
+        disk.setattr(export_status, "replace", full)
         start(f"file:{out}")
         message = f"x: {gateway.state}/export/x.json: No space left on device: trying again"
         wait_for(lambda: message in caplog.messages)
@@ -399,7 +397,7 @@ def test_what_left_before_a_crash_counts_although_the_disk_is_full_then(
     with ExportStore(gateway.state, "x") as store:
         store.write(ExportState(unconfirmed=2))
     with monkeypatch.context() as disk:
-        disk.setattr(store_module, "replace", full)
+        disk.setattr(export_status, "replace", full)
         start(f"file:{tmp_path}/out")
         wait_for(lambda: "trying again" in caplog.text)
     gateway.wait_for_all()
@@ -409,7 +407,7 @@ def test_what_left_before_a_crash_counts_although_the_disk_is_full_then(
 def test_an_export_whose_file_was_removed_makes_it_again(
     gateway: Gateway, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(export_status, "_BEAT_SECONDS", 0.0)
     gateway.write(1)
     start(f"file:{tmp_path}/out")
     gateway.wait_for_all()

@@ -17,10 +17,9 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 from squidkeeper.record.export import cef, ecs, ocsf, otlp
-from squidkeeper.record.export.facts import clean, facts_of
+from squidkeeper.record.export.facts import ExportOptions, clean, facts_of
 from squidkeeper.record.export.formats import FORMATS, MessageEncoder
-from squidkeeper.record.export.notices import ArchiveHead, Gap
-from squidkeeper.record.export.options import ExportOptions
+from squidkeeper.record.export.messages import ArchiveHead, Gap
 from squidkeeper.record.log.record import LENGTHS, NONE, Record, parse_record
 from tests.documents import mapping_table
 from tests.records import record
@@ -510,7 +509,7 @@ def test_the_document_names_every_format() -> None:
 def test_no_other_format_imports_the_protobufs() -> None:
     code = (
         "import sys; from squidkeeper.record.export.formats import MessageEncoder; from tests.records import record;"
-        "from squidkeeper.record.export.options import ExportOptions;"
+        "from squidkeeper.record.export.facts import ExportOptions;"
         "one = MessageEncoder('ocsf', ExportOptions(version='1', gateway='g')); one.body([one.record(record())]);"
         "sys.exit('google.protobuf' in sys.modules)"
     )

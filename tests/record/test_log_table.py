@@ -14,14 +14,13 @@ import pytest
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.record.log import filters
-from squidkeeper.record.log.drift import DriftChecker
+from squidkeeper.record.log.drift import DriftChecker, Effective, PastPolicies
 from squidkeeper.record.log.listing import RequestRow, request_row
-from squidkeeper.record.log.past_policies import Effective, PastPolicies
 from squidkeeper.record.log.record import NONE, Record, format_time, parse_record
-from squidkeeper.record.table import groups, listing
+from squidkeeper.record.table import listing
 from squidkeeper.record.table.columns import JUDGED
 from squidkeeper.record.table.drift import DriftTable
-from squidkeeper.record.table.selection import select_rows
+from squidkeeper.record.table.listing import select_rows
 from squidkeeper.record.table.sources import TableSources
 from squidkeeper.record.table.table import Table, open_table
 
@@ -201,7 +200,7 @@ def test_each_filter_and_each_form_is_that_of_the_plain_reading(
         both = [FILTERS["hosts"](policy), FILTERS["status"](policy)]
         view = select_rows(table.connection, "requests", both)
         assert shown(table, view) == [one for one in requests if all(holding.holds(one) for holding in both)]
-        for by in groups.KEYS:
+        for by in listing.KEYS:
             assert by_key(table, by) == [
                 (key, one.requests, one.denied, one.tunnels, one.bytes, format_time(one.last))
                 for key, one in sorted(
@@ -229,7 +228,7 @@ def rows(table: Table, view: str) -> list[RequestRow]:
 
 
 def by_key(table: Table, by: str) -> list[tuple[str, int, int, int, int, str]]:
-    counts = groups.Groups.count(table.connection, "requests", "records", by).most_first()
+    counts = listing.Groups.count(table.connection, "requests", "records", by).most_first()
     return [(one.key, one.requests, one.denied, one.tunnels, one.bytes, one.last) for one in counts]
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from squidkeeper.base.errors import UnreadableLog
 from squidkeeper.base.rotated_logs import next_name, rotated
-from squidkeeper.record.log import log_file
+from squidkeeper.record.log import log_files
 from squidkeeper.record.log.follower import Follower, Position
 from squidkeeper.record.log.log_files import files_since, read_log_lines, sorted_by_time
 
@@ -62,7 +62,7 @@ def test_of_an_endless_line_no_more_than_the_limit_is_kept(tmp_path: Path) -> No
     path = tmp_path / "access.log.1.gz"
     path.write_bytes(gzip.compress(b"x" * 50_000_000 + b"\nnext\n"))  # 50 KB on disk
     first, second = read(path)
-    assert len(first) == log_file.LINE_LIMIT + 1
+    assert len(first) == log_files.LINE_LIMIT + 1
     assert second == b"next"
 
 
@@ -379,7 +379,7 @@ def test_an_endless_line_takes_no_memory(path: Path, follower: Follower) -> None
     with path.open("ab") as file:
         file.write(b"x\nline 1\n")
     long, after = everything(follower)
-    assert (len(long), after) == (log_file.LINE_LIMIT + 1, b"line 1")
+    assert (len(long), after) == (log_files.LINE_LIMIT + 1, b"line 1")
 
 
 # ── Gone on with, by another process ──────────────────────────────────────────────────────────────────────────────

@@ -24,7 +24,7 @@ from squidkeeper.base.squid_account import Account
 from squidkeeper.cli import main
 from squidkeeper.record.archive.archiver import Archiver
 from squidkeeper.record.archive.retention import ArchiveBounds
-from squidkeeper.record.chain import mirror as mirror_module
+from squidkeeper.record.chain import stores as stores_module
 from squidkeeper.record.chain.chain import CHAIN, append_entry
 from squidkeeper.record.chain.entries import ChainEntry, EntryKind
 from squidkeeper.record.chain.keys import ArchiveKey
@@ -343,7 +343,7 @@ def test_what_root_fetches_has_the_group_of_its_mirror(
         [folder] = mirror.glob("gateway=gw-1")
         return {path.stat().st_gid for path in (folder, *folder.rglob("*"))}
 
-    monkeypatch.setattr(mirror_module, "squid_account", lambda: Account("squid", 4321, 4321))
+    monkeypatch.setattr(stores_module, "squid_account", lambda: Account("squid", 4321, 4321))
     assert run("archive", "fetch", store, mirror).exit_code == 0
     assert groups() == {4321}
     for path in (mirror, *mirror.rglob("*")):  # as a mirror that an operator has given to another group

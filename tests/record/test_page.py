@@ -7,9 +7,9 @@ from importlib import resources
 
 import pytest
 
-from squidkeeper.record.log.urls import redacted_url
+from squidkeeper.record.log.record import redacted_url
 from squidkeeper.record.pages import page
-from squidkeeper.record.pages.drawing import split_bar
+from squidkeeper.record.pages.page import split_bar
 
 STYLE = resources.files("squidkeeper.record.pages").joinpath("templates/style.css").read_text("utf-8")
 

@@ -22,10 +22,9 @@ import pytest
 
 from squidkeeper.base.errors import QueryRefused
 from squidkeeper.record.table.database import open_database
-from squidkeeper.record.table.guard import lock
 from squidkeeper.record.table.rows import as_csv, as_json, as_table
 from squidkeeper.record.table.sources import TableSources
-from squidkeeper.record.table.statement import parse_select
+from squidkeeper.record.table.statement import lock, parse_select
 from squidkeeper.record.table.table import open_table
 from tests.records import after_noon, record_line
 
@@ -449,7 +448,7 @@ AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become ano
 RIGHTS = """
 import os, sys
 from squidkeeper.record.table.database import open_database
-from squidkeeper.record.table.guard import drop_rights
+from squidkeeper.record.table.statement import drop_rights
 from pathlib import Path
 with open_database(threads=1) as database:
     drop_rights(database, [Path(one) for one in sys.argv[1:]])

@@ -15,9 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.policy.protocol.request import CONNECT
-from squidkeeper.record.log.record import NONE, Record, is_spliced
+from squidkeeper.record.log.record import NONE, Record, host_of, is_spliced
 from squidkeeper.record.log.requests import NOT_BY_THE_POLICY, request_of
-from squidkeeper.record.log.urls import host_of
 from squidkeeper.record.table.questions import COLUMNS, SET_APART, Question, QuestionTable
 from squidkeeper.record.table.sources import TableSources
 from squidkeeper.record.table.table import open_table

@@ -22,8 +22,7 @@ from squidkeeper.cli import main
 from squidkeeper.policy.policy_store.loading import load_sources
 from squidkeeper.policy.policy_store.revisions import store_revision
 from squidkeeper.policy.policy_store.sources import read_sources
-from squidkeeper.record.log.drift import DriftChecker
-from squidkeeper.record.log.past_policies import PastPolicies
+from squidkeeper.record.log.drift import DriftChecker, PastPolicies
 from squidkeeper.record.log.record import parse_record
 from squidkeeper.record.report import figures
 from squidkeeper.record.report.builder import COLUMNS, build_report

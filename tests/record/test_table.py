@@ -24,15 +24,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.base.errors import UnreadableLog
-from squidkeeper.record.log.log_file import LINE_LIMIT
-from squidkeeper.record.log.record import Record, format_time
-from squidkeeper.record.log.urls import host_of
+from squidkeeper.record.log.log_files import LINE_LIMIT
+from squidkeeper.record.log.record import Record, format_time, host_of
 from squidkeeper.record.table.columns import COLUMNS, FIELDS
 from squidkeeper.record.table.database import open_database
-from squidkeeper.record.table.folding import standing
 from squidkeeper.record.table.lines import LineTable, Loaded, record_of
 from squidkeeper.record.table.sources import TableSources
-from squidkeeper.record.table.table import Table, open_table
+from squidkeeper.record.table.table import Table, open_table, standing
 from tests.plain_reading import Reading, fold, read_lines, time_of
 from tests.records import NOON, USUAL, after_noon, record_line
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.base.errors import DamagedLog
-from squidkeeper.record.log.log_file import open_log
+from squidkeeper.record.log.log_files import open_log
 
 CONTENT = b"".join(os.urandom(30).hex().encode() + b"\n" for _ in range(20_000))
 PACKS: dict[str, Callable[[bytes], bytes]] = {

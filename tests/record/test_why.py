@@ -20,14 +20,13 @@ from squidkeeper.cli import main
 from squidkeeper.operate.setup.error_pages import FAILURES
 from squidkeeper.policy.language.model import OPENS_NONE, SEALED, VERDICT_NAMES
 from squidkeeper.policy.url import parse_address
-from squidkeeper.record.log.record import NONE, Record
+from squidkeeper.record.log.record import NONE, Record, endpoint_of
 from squidkeeper.record.log.requests import request_of
-from squidkeeper.record.log.urls import endpoint_of
 from squidkeeper.record.why import CAUSES, facts_of, judge
 from squidkeeper.record.why.cache_log import CacheLog, parse_lines
 from squidkeeper.record.why.details import Surroundings, detail_of
-from squidkeeper.record.why.failures import Failure, failures_among, group
 from squidkeeper.record.why.proposal import Proposal, propose
+from squidkeeper.record.why.search import Failure, failures_among, group
 from squidkeeper.serving.tickets.holders import Holder
 from squidkeeper.serving.tickets.store import TicketState, TicketStore
 from squidkeeper.serving.tickets.ticket import AskedRequest

@@ -30,8 +30,7 @@ from squidkeeper.base.squid_counters import SquidCounters, parse_counters, read_
 from squidkeeper.cli import main
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.policy_store.policy_watcher import PolicyState, PolicyWatcher
-from squidkeeper.record.export.store import ExportStore
-from squidkeeper.record.export_status import ExportState, read_exports
+from squidkeeper.record.export_status import ExportState, ExportStore, read_exports
 from squidkeeper.record.log.record import format_time
 from squidkeeper.services.exporter import server
 from squidkeeper.services.exporter.cache_manager import families

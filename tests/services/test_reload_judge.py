@@ -385,7 +385,7 @@ def judge_log(tmp_path: Path, edit: Edit, log: Path) -> GateVerdict | None:
 def _unbound(monkeypatch: pytest.MonkeyPatch) -> None:
     """The judge bounds its own process, which here is that of the tests."""
     monkeypatch.setattr("signal.alarm", lambda _: 0)
-    monkeypatch.setattr("squidkeeper.record.table.own_process.bound_memory", lambda *_: None)
+    monkeypatch.setattr("squidkeeper.record.table.database.bound_memory", lambda *_: None)
     monkeypatch.setattr("squidkeeper.cli.reload.end_first", lambda: None)
 
 

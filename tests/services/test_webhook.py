@@ -40,7 +40,7 @@ def receiver(tmp_path: Path) -> Iterator[HttpsReceiver]:
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squidkeeper.record.export.backoff.FIRST_SECONDS", 0.01)
+    monkeypatch.setattr("squidkeeper.record.export.messages.FIRST_SECONDS", 0.01)
 
 
 def write(folder: Path, *lines: str, mode: int = 0o640) -> Path:
@@ -196,7 +196,7 @@ def test_the_file_is_taken_up_without_a_restart_and_told_while_it_is_faulty(
     ask(tmp_path, "https://a.example/x")
     receiver.answer = lambda _: (500, {}, b"")
     configure(tmp_path, receiver)
-    monkeypatch.setattr("squidkeeper.record.export.backoff.FIRST_SECONDS", 3600)
+    monkeypatch.setattr("squidkeeper.record.export.messages.FIRST_SECONDS", 3600)
     task._backoff.reset()
     assert "status 500" in failure_of(task)
     file.write_text("url: [")

@@ -29,9 +29,8 @@ def fetch(store: str, folder: Path, since: datetime | None) -> None:
     Exit status:
       1  Something could not be fetched.
     """
-    from squidkeeper.record.chain.mirror import fetch_archives
     from squidkeeper.record.chain.store_settings import read_store_settings
-    from squidkeeper.record.chain.stores import ObjectStore
+    from squidkeeper.record.chain.stores import ObjectStore, fetch_archives
     from squidkeeper.record.log.record import format_time
 
     failed = False

@@ -158,7 +158,7 @@ def _is_same(path: Path, inode: int, device: int) -> bool:
 def _kept_head(text: str, keys: tuple[ArchivePublicKey, ...], gateway: str) -> KeptHead:
     """Parse a head that was kept: its number, perhaps with its SHA-256, or a signed copy, which is verified."""
     from squidkeeper.record.chain.chain import HEAD
-    from squidkeeper.record.chain.head import parse_head
+    from squidkeeper.record.chain.entries import parse_head
     from squidkeeper.record.chain.store_settings import is_store
     from squidkeeper.record.chain.verification import KeptHead
 

@@ -59,7 +59,7 @@ class _Place:
 
     def policy_now(self) -> CompiledPolicy:
         """Load the policy that helpers go by, which the one on disk may not be."""
-        from squidkeeper.change.approvals.held_up import policies_now
+        from squidkeeper.change.approvals.decisions import policies_now
 
         try:
             return policies_now(self.directory, self.state, datetime.now(UTC))[0]
@@ -69,7 +69,7 @@ class _Place:
     def reach(self, policy: CompiledPolicy, waiting: Sequence[Ticket]) -> Mapping[str, Counter[ApprovalScope]]:
         """Read the access log for what else approvals would have let through; nothing where it cannot be read."""
         from squidkeeper.change.approvals.scopes import hosts_of, reach
-        from squidkeeper.record.table.file_names import quoted
+        from squidkeeper.record.table.database import quoted
         from squidkeeper.record.table.questions import COLUMNS, QuestionTable
         from squidkeeper.record.table.sources import TableSources
         from squidkeeper.record.table.table import open_table
@@ -159,8 +159,8 @@ def approve(number: str, terms: _Terms, yes: bool, as_json: bool, place: _Place)
     An approval never overrides a rule that denies.
     """
     from squidkeeper.change.approvals.answers import approve_ticket
+    from squidkeeper.change.approvals.decisions import waits_for_edit
     from squidkeeper.change.approvals.granting import preview_grant
-    from squidkeeper.change.approvals.held_up import waits_for_edit
     from squidkeeper.change.approvals.waiting import find_ticket
     from squidkeeper.change.approvals.wording import granted_lines
     from squidkeeper.policy.grant_uses import GrantUses

@@ -10,8 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from squidkeeper.base.formatting import printable, quantity, utc_time
-from squidkeeper.change.difference.asked import Asked
-from squidkeeper.change.difference.consequences import Change, Consequence
+from squidkeeper.change.difference.consequences import Asked, Change, Consequence
 from squidkeeper.change.difference.url_comparison import Doubt
 
 if TYPE_CHECKING:

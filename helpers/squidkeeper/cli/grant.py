@@ -141,7 +141,7 @@ def _new_grant(target: str, wanted: _Wanted, now: datetime) -> NewGrant:
 
 def _grant(directory: Path, state: Path, new: NewGrant, now: datetime, *, as_json: bool) -> None:
     from squidkeeper.change.approvals import add_grant
-    from squidkeeper.change.approvals.held_up import waits_for_edit
+    from squidkeeper.change.approvals.decisions import waits_for_edit
     from squidkeeper.change.approvals.wording import granted_lines
     from squidkeeper.policy.grant_uses import GrantUses
 
@@ -173,7 +173,7 @@ def _show(directory: Path, state: Path, now: datetime, *, as_json: bool) -> None
 
 def _grants(directory: Path, state: Path, now: datetime) -> tuple[Rule, ...]:
     """Give the grants of the policy on disk; if that does not load, those in force."""
-    from squidkeeper.change.approvals.held_up import policy_in_force
+    from squidkeeper.change.approvals.decisions import policy_in_force
     from squidkeeper.policy.policy_store.loading import load
 
     try:
@@ -196,7 +196,7 @@ def _left(one: Rule, counts: GrantUses) -> str:
 
 def _revoke(directory: Path, state: Path, name: str, now: datetime, *, as_json: bool) -> None:
     from squidkeeper.change.approvals import remove_grant
-    from squidkeeper.change.approvals.held_up import waits_for_edit
+    from squidkeeper.change.approvals.decisions import waits_for_edit
     from squidkeeper.change.approvals.wording import WAITS
 
     waits = not remove_grant(directory, name, now) or waits_for_edit(directory, state)
@@ -209,7 +209,7 @@ def _revoke(directory: Path, state: Path, name: str, now: datetime, *, as_json: 
 
 def _prune(directory: Path, state: Path, now: datetime, *, as_json: bool) -> None:
     from squidkeeper.change.approvals import prune_grants
-    from squidkeeper.change.approvals.held_up import policy_in_force
+    from squidkeeper.change.approvals.decisions import policy_in_force
     from squidkeeper.policy.grant_uses import GrantUses
 
     lapsed, left = prune_grants(directory, now)

@@ -85,7 +85,7 @@ def learn(
       2  There is nothing to propose, or a log cannot be read.
     """
     from squidkeeper.change.learning.askers import Askers
-    from squidkeeper.change.learning.draft_text import json_of, yaml_of
+    from squidkeeper.change.learning.draft import json_of, yaml_of
     from squidkeeper.change.learning.learner import Support
     from squidkeeper.record.log.listing import printable
 
@@ -157,8 +157,7 @@ def _policy(directory: Path, client: str | None) -> CompiledPolicy | None:
 
 def _learned(read: TableOptions, askers: Askers, support: Support, *, presets: bool) -> tuple[Draft, tuple[str, ...]]:
     from squidkeeper.change.learning.learner import learn as learned
-    from squidkeeper.change.learning.preset_cover import PresetCover, newest_presets
-    from squidkeeper.change.learning.uses import COLUMNS, UseTable
+    from squidkeeper.change.learning.uses import COLUMNS, PresetCover, UseTable, newest_presets
 
     cover = PresetCover(newest_presets() if presets else ())
     with read.open(COLUMNS, with_earlier=True) as table:

@@ -23,14 +23,13 @@ from squidkeeper.record.log.drift import DriftChecker
 from squidkeeper.record.log.filters import Selecting
 from squidkeeper.record.log.follower import Follower, beginning
 from squidkeeper.record.log.listing import printable
-from squidkeeper.record.log.log_file import STDIN
-from squidkeeper.record.log.log_files import files_since, sorted_by_time
-from squidkeeper.record.table.groups import KEYS
+from squidkeeper.record.log.log_files import STDIN, files_since, sorted_by_time
+from squidkeeper.record.table.listing import KEYS
 from squidkeeper.record.table.sources import TableSources
 
 if TYPE_CHECKING:
     from squidkeeper.record.chain.store_settings import StoreSettings
-    from squidkeeper.record.log.past_policies import PastPolicies
+    from squidkeeper.record.log.drift import PastPolicies
 
 
 @click.command()

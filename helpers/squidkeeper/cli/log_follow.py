@@ -14,10 +14,9 @@ from squidkeeper.base.errors import InvalidRecord, UnreadableLog
 from squidkeeper.cli.log_output import WantedRequests, report_invalid, write
 from squidkeeper.record.log import listing
 from squidkeeper.record.log.filters import of_period
-from squidkeeper.record.log.log_file import open_log
-from squidkeeper.record.log.log_files import read_failure
+from squidkeeper.record.log.log_files import open_log, read_failure
 from squidkeeper.record.log.record import Record, parse_timed_record
-from squidkeeper.record.log.tunnels import is_opened_tunnel
+from squidkeeper.record.log.requests import is_opened_tunnel
 
 if TYPE_CHECKING:
     from squidkeeper.record.log.drift import DriftChecker, Finding

@@ -19,15 +19,12 @@ from squidkeeper.record.table import listing
 from squidkeeper.record.table.columns import JUDGED
 from squidkeeper.record.table.database import yield_to_squid
 from squidkeeper.record.table.drift import DriftTable
-from squidkeeper.record.table.groups import KEY_FIELDS, Group, Groups
 from squidkeeper.record.table.lines import Skipped
-from squidkeeper.record.table.selection import fields_of, select_rows
+from squidkeeper.record.table.listing import KEY_FIELDS, Group, Groups, early_times, fields_of, late_times, select_rows
 from squidkeeper.record.table.table import Table, open_table
-from squidkeeper.record.table.windows import early_times, late_times
 
 if TYPE_CHECKING:
-    from squidkeeper.record.log.drift import DriftChecker
-    from squidkeeper.record.log.past_policies import Effective
+    from squidkeeper.record.log.drift import DriftChecker, Effective
     from squidkeeper.record.table.sources import TableSources
 
 

@@ -17,8 +17,7 @@ from squidkeeper.base.layout import Layout
 
 if TYPE_CHECKING:
     from squidkeeper.record.chain.store_settings import StoreSettings
-    from squidkeeper.record.table.live_gateways import LiveGateways
-    from squidkeeper.record.table.sources import TableSources
+    from squidkeeper.record.table.sources import LiveGateways, TableSources
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -191,7 +190,7 @@ class ArchiveType(click.ParamType):  # type: ignore[type-arg] # as above
 
 def _fleet(file: Path) -> LiveGateways | None:
     from squidkeeper.operate.fleet.fleet_file import read_fleet
-    from squidkeeper.record.table.live_gateways import LiveGateways
+    from squidkeeper.record.table.sources import LiveGateways
 
     if not file.is_file() or not re.search("^gateways:", file.read_text(errors="replace"), re.MULTILINE):
         return None
@@ -231,8 +230,7 @@ def table_sources(
     Of these, what the `gateways` served; without one, all.
     `click.BadParameter` where no archive is in the folder that is named.
     """
-    from squidkeeper.record.table.live_gateways import LiveGateways
-    from squidkeeper.record.table.sources import TableSources
+    from squidkeeper.record.table.sources import LiveGateways, TableSources
 
     named = archive if archive != DEFAULT_ARCHIVE else None
     if isinstance(named, LiveGateways):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from squidkeeper.base.errors import PolicyError
+from squidkeeper.record.log.drift import PastPolicies
 from squidkeeper.record.log.filters import network_of
 from squidkeeper.record.log.listing import printable
-from squidkeeper.record.log.past_policies import PastPolicies
 
 if TYPE_CHECKING:
     from squidkeeper.policy.engine import CompiledPolicy

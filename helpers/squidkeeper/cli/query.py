@@ -57,8 +57,7 @@ def query(sql: str, read: TableOptions, form: str, output: Path | None) -> None:
       1  The SELECT was refused or failed, or a log cannot be read.
     """
     from squidkeeper.record.log.listing import printable
-    from squidkeeper.record.table.database import spare_threads, yield_to_squid
-    from squidkeeper.record.table.own_process import bound_memory, continue_as_child
+    from squidkeeper.record.table.database import bound_memory, continue_as_child, spare_threads, yield_to_squid
     from squidkeeper.record.table.rows import QueryFormat
 
     if form == QueryFormat.PARQUET and output is None:
@@ -82,8 +81,7 @@ def _remove(output: Path | None) -> None:
 
 def _run(sql: str, read: TableOptions, form: QueryFormat, file: IO[bytes]) -> None:
     from squidkeeper.cli.log_output import report_skipped
-    from squidkeeper.record.table.guard import drop_rights, lock
-    from squidkeeper.record.table.statement import parse_select
+    from squidkeeper.record.table.statement import drop_rights, lock, parse_select
     from squidkeeper.record.table.table import open_table
 
     statement = parse_select(sql)

@@ -185,8 +185,7 @@ def _judge(directory: Path, state: Path, edit_named: str, access_log: Path, arch
     from squidkeeper.change.replay.gate import JUDGE_BYTES, judge_edit
     from squidkeeper.policy.policy_store.loading import load, load_stored_revision
     from squidkeeper.policy.policy_store.reload_gate import PATIENCE_SECONDS, parse_edit, write_verdict
-    from squidkeeper.record.table.database import spare_threads
-    from squidkeeper.record.table.own_process import bound_memory
+    from squidkeeper.record.table.database import bound_memory, spare_threads
     from squidkeeper.record.table.sources import TableSources
 
     signal.alarm(int(PATIENCE_SECONDS))  # ends this process: later the edit is in force

@@ -18,7 +18,7 @@ from squidkeeper.cli.table_options import table_options
 
 if TYPE_CHECKING:
     from squidkeeper.cli.table_options import TableOptions
-    from squidkeeper.record.log.past_policies import PastPolicies
+    from squidkeeper.record.log.drift import PastPolicies
     from squidkeeper.record.report.figures import Report
     from squidkeeper.record.report.period import Period
     from squidkeeper.record.table.sources import TableSources
@@ -85,11 +85,10 @@ def _build(
 ) -> Report:
     from squidkeeper.cli.log_output import report_skipped
     from squidkeeper.record.log.drift import DriftChecker
-    from squidkeeper.record.report.builder import COLUMNS, build_report
-    from squidkeeper.record.report.drift import drift
+    from squidkeeper.record.report.builder import COLUMNS, build_report, drift
     from squidkeeper.record.table.columns import JUDGED
     from squidkeeper.record.table.database import yield_to_squid
-    from squidkeeper.record.table.live_gateways import LiveGateways
+    from squidkeeper.record.table.sources import LiveGateways
     from squidkeeper.record.table.table import open_table
 
     yield_to_squid()
@@ -111,7 +110,7 @@ def _build(
 
 
 def _past_policies(state: Path | None) -> PastPolicies | None:
-    from squidkeeper.record.log.past_policies import PastPolicies
+    from squidkeeper.record.log.drift import PastPolicies
 
     if state is None:
         return None

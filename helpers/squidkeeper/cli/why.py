@@ -40,12 +40,10 @@ if TYPE_CHECKING:
     from squidkeeper.policy.url import Address
     from squidkeeper.record.chain.store_settings import StoreSettings
     from squidkeeper.record.log.filters import Filter
-    from squidkeeper.record.table.live_gateways import LiveGateways
-    from squidkeeper.record.table.sources import TableSources
+    from squidkeeper.record.table.sources import LiveGateways, TableSources
     from squidkeeper.record.why.answer import Explained
     from squidkeeper.record.why.details import Surroundings
-    from squidkeeper.record.why.failures import FailureGroup
-    from squidkeeper.record.why.search import Search
+    from squidkeeper.record.why.search import FailureGroup, Search
     from squidkeeper.serving.tickets.store import Ticket
     from squidkeeper.serving.tickets.ticket import AskedRequest
 
@@ -139,7 +137,7 @@ def why(
     """
     from squidkeeper.record.log.listing import printable
     from squidkeeper.record.log.record import format_time
-    from squidkeeper.record.table.live_gateways import LiveGateways
+    from squidkeeper.record.table.sources import LiveGateways
     from squidkeeper.record.why.search import Inquiry, Search
 
     ids, files = _ids_and_files(given)
@@ -184,7 +182,7 @@ def _ask_fleet(fleet: LiveGateways, names: Collection[str], words: list[str], *,
 
 
 def _ids_and_files(given: tuple[str, ...]) -> tuple[frozenset[str], tuple[Path, ...]]:
-    from squidkeeper.record.log.log_file import STDIN
+    from squidkeeper.record.log.log_files import STDIN
 
     ids = frozenset(one for one in given if _REQUEST_ID.fullmatch(one))
     files = tuple(Path(one) for one in given if one not in ids)
@@ -221,7 +219,7 @@ class _Policies:
 
     def __init__(self, directory: Path, state: Path) -> None:
         from squidkeeper.cli.policy_clients import policy_on_disk
-        from squidkeeper.record.log.past_policies import PastPolicies
+        from squidkeeper.record.log.drift import PastPolicies
 
         self.directory = directory
         self.state = state

@@ -13,7 +13,7 @@ import click
 from squidkeeper.record.log.listing import printable
 
 if TYPE_CHECKING:
-    from squidkeeper.record.table.live_gateways import Answer, LiveGateways
+    from squidkeeper.record.table.sources import Answer, LiveGateways
 
 _SHOWN_BYTES: Final = 1_000_000  # of each gateway
 _NOTHING_TO_SAY: Final = 2
@@ -21,7 +21,7 @@ _NOTHING_TO_SAY: Final = 2
 
 def ask_fleet(fleet: LiveGateways, names: Collection[str], words: Sequence[str], *, as_json: bool) -> int:
     """Show what `why` tells on gateways, of `names` if there are any; return the exit status."""
-    from squidkeeper.record.table.live_gateways import ask
+    from squidkeeper.record.table.sources import ask
 
     with TemporaryDirectory(prefix="squidkeeper-why-") as folder:
         answers = [*ask(fleet.of(names), ("why", *words), Path(folder))]

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from squidkeeper.record.log.tunnels import WAIT
-from squidkeeper.record.table.columns import POSITION, TIME
-from squidkeeper.record.table.conditions import time_literal
+from squidkeeper.record.log.requests import WAIT
+from squidkeeper.record.table.columns import POSITION, TIME, time_literal
 from squidkeeper.record.table.database import yield_to_squid
-from squidkeeper.record.table.folding import standing
 from squidkeeper.record.table.lines import record_of
 from squidkeeper.record.table.sources import TableSources
-from squidkeeper.record.table.table import open_table
+from squidkeeper.record.table.table import open_table, standing
 from squidkeeper.record.why.causes import SERVER_ERROR
 
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ from shlex import quote
 
 from squidkeeper.base.errors import EditRefused, PolicyError
 from squidkeeper.base.formatting import utc_time
-from squidkeeper.change.approvals.decisions import DecisionLog, TicketDecision, who_decides
+from squidkeeper.change.approvals.decisions import DecisionLog, TicketDecision, policies_now, who_decides
 from squidkeeper.change.approvals.granting import Granted, add_grant, remove_grant
-from squidkeeper.change.approvals.held_up import policies_now
 from squidkeeper.change.approvals.new_grant import NewGrant
 from squidkeeper.change.approvals.scopes import ApprovalScope, approved_fields, clients_that_asked
 from squidkeeper.change.approvals.waiting import find_ticket, note_decision

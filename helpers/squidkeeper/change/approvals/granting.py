@@ -18,8 +18,7 @@ from typing import Any
 from squidkeeper.base.atomic_write import replace as write_file
 from squidkeeper.base.errors import EditRefused, PolicyError
 from squidkeeper.base.faults import Location
-from squidkeeper.change.approvals.effect import Effect, effect_of
-from squidkeeper.change.approvals.new_grant import NewGrant
+from squidkeeper.change.approvals.new_grant import Effect, NewGrant, effect_of
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.grant_uses import GrantUses
 from squidkeeper.policy.language.document import Document, entries, parse_document

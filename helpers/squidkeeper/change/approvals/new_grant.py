@@ -4,16 +4,23 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import count
+from itertools import count, product
 from typing import Any
 
 from squidkeeper.base.errors import PatternError
 from squidkeeper.base.formatting import utc_time
+from squidkeeper.policy.engine import CompiledPolicy, Decision, decide
 from squidkeeper.policy.language.exact_urls import parse_exact_url
-from squidkeeper.policy.language.hosts import HostPattern, parse_host_pattern
+from squidkeeper.policy.language.hosts import HostPattern, parse_host_pattern, sample_host
+from squidkeeper.policy.language.model import Action, Client, Policy, Rule
+from squidkeeper.policy.language.paths import sample_path
+from squidkeeper.policy.protocol.request import request_to
+from squidkeeper.policy.url import DEFAULT_PORTS, parse_host
 
 _WITH_PORT = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*):(?P<port>[0-9]{1,5})")
 _STEM_LENGTH = 60
+_METHODS = ("GET", "POST")
+_PATHS = ("/", "/any")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +89,70 @@ def _split(authority: str) -> tuple[str, str]:
 def spelled(pattern: HostPattern) -> str:
     """Write a host pattern as it is compared."""
     return pattern.text if pattern.network is not None else pattern.key
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What was found by requests that a grant is for: whether it opens one, and what decides the others.
+
+    Of a grant that no request can be made up for, as of an expression, it is taken to open some.
+    """
+
+    opens: bool
+    deniers: tuple[Decision, ...]
+    openers: tuple[Decision, ...]  # that open it without the grant
+    credentials: tuple[str, ...]  # of the policy, that requests it opens get
+    closing: tuple[Rule, ...]  # denies for the same host and clients, of which each may close a part
+
+
+def effect_of(policy: CompiledPolicy, grant: Rule, at: datetime) -> Effect:
+    """Try a grant of a policy."""
+    decisions = [decide(policy, policy.match(request_to(*asked)), at) for asked in _requests(policy.source, grant)]
+    opened = [one for one in decisions if one.allowed and one.location == grant.location]
+    others = {one.rule: one for one in decisions if one.location != grant.location}.values()
+    return Effect(
+        opens=bool(opened) or not decisions,
+        deniers=tuple(one for one in others if not one.allowed),
+        openers=tuple(one for one in others if one.allowed),
+        credentials=tuple(dict.fromkeys(credential.name for one in opened for credential in one.credentials)),
+        closing=() if grant.match.urls else tuple(_closing(policy, grant, at)),
+    )
+
+
+def _requests(policy: Policy, grant: Rule) -> Iterator[tuple[str, str, str | None, str | None]]:
+    """Give a request of each kind that the grant is for: method, URL, client and user."""
+    clients = [_asker(one) for one in policy.clients if one.name in (grant.match.clients or ())] or [(None, None)]
+    for method, url, (address, user) in product(sorted(grant.match.methods or _METHODS), _urls(grant), clients):
+        yield method, url, address, user
+
+
+def _asker(client: Client) -> tuple[str | None, str | None]:
+    networks, users = client.networks or (), sorted(client.users or ())
+    address = str(networks[0][min(1, networks[0].num_addresses - 1)]) if networks else None
+    return address, client.name if client.tokens is not None else next(iter(users), None)
+
+
+def _urls(grant: Rule) -> Iterator[str]:
+    match = grant.match
+    if match.urls:
+        yield from (one.text for one in match.urls)
+        return
+    paths = [sample_path(pattern.text) for pattern in match.paths or ()] or _PATHS
+    for scheme, pattern, path in product(sorted(match.schemes or DEFAULT_PORTS), match.hosts or (), paths):
+        ports = [DEFAULT_PORTS[scheme]] if match.ports is None else [ports[0] for ports in match.ports]
+        host = sample_host(pattern)
+        if host and path:
+            yield from (f"{scheme}://{host}:{port}{path}" for port in ports)
+
+
+def _closing(policy: CompiledPolicy, grant: Rule, at: datetime) -> Iterator[Rule]:
+    hosts = [parse_host(host) for pattern in grant.match.hosts or () if (host := sample_host(pattern))]
+    positions = {position for host in hosts for position in policy.rules.positions(host)}
+    for rule in (policy.source.rules[position] for position in sorted(positions)):
+        if rule.action is Action.DENY and not rule.observe and not rule.lapsed(at) and _shares_a_client(rule, grant):
+            yield rule
+
+
+def _shares_a_client(rule: Rule, grant: Rule) -> bool:
+    one, two = rule.match.clients, grant.match.clients
+    return one is None or two is None or not one.isdisjoint(two)

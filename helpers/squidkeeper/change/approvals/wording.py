@@ -5,9 +5,8 @@ from datetime import UTC, datetime
 from typing import Final
 
 from squidkeeper.base.formatting import duration, printable, quantity
-from squidkeeper.change.approvals.effect import Effect
 from squidkeeper.change.approvals.granting import Granted
-from squidkeeper.change.approvals.new_grant import spelled
+from squidkeeper.change.approvals.new_grant import Effect, spelled
 from squidkeeper.policy.language.model import Rule
 
 _CLOSING_AT_MOST: Final = 5

@@ -11,8 +11,7 @@ from functools import partial
 from itertools import product
 from typing import NamedTuple
 
-from squidkeeper.change.difference.asked import Asked, judge
-from squidkeeper.change.difference.consequences import Change, Consequence, changes
+from squidkeeper.change.difference.consequences import Asked, Change, Consequence, changes, judge
 from squidkeeper.change.difference.dimensions import (
     AnyEntry,
     ClientKind,
@@ -26,9 +25,8 @@ from squidkeeper.change.difference.dimensions import (
     ports_key,
 )
 from squidkeeper.change.difference.hosts import HostClass, TooManyHostsError, host_classes
-from squidkeeper.change.difference.languages import Matched
+from squidkeeper.change.difference.languages import Held, Matched, UrlCells
 from squidkeeper.change.difference.sides import Side, side_of
-from squidkeeper.change.difference.url_cells import Held, UrlCells
 from squidkeeper.change.difference.url_comparison import Doubt, UrlComparison, UrlDifference, sample_paths
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.engine.timetable import times_of_each

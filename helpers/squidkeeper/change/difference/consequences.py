@@ -9,11 +9,13 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from squidkeeper.base.faults import Location
-from squidkeeper.policy.engine import Decision
+from squidkeeper.policy.engine import CompiledPolicy, Decision, HostMatch, Stage, decide, decide_until_spent
 from squidkeeper.policy.engine.decision import Rewritten
+from squidkeeper.policy.engine.explain import quotas_in, upstream
 from squidkeeper.policy.language.forms import AwsSigV4, Form, Headers, InjectedValue, QueryParameters
 from squidkeeper.policy.language.model import Credential, Rewrite, Route, Rule
 from squidkeeper.policy.language.quotas import Counted, Quota
+from squidkeeper.policy.protocol.request import Malformed, Request, request_to
 from squidkeeper.policy.url import Host, format_authority
 
 _FETCHED = "fetched from"
@@ -252,3 +254,41 @@ def route_text(route: Route | None) -> str:
     login = f" as {parent.username} with {parent.password}" if parent.username else ""
     resolve = ", resolve: upstream" if route.resolve else ""
     return f"http://{format_authority(parent.host, parent.port)}{login}{resolve}"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request, as `squidkeeper explain` takes it."""
+
+    method: str
+    target: str
+    client: str | None
+    user: str | None
+    at: datetime
+
+
+def judge(policy: CompiledPolicy, asked: Asked) -> Consequence:
+    """Give what becomes of a request: now, and once the grants that allow it are spent."""
+    request = request_to(asked.method, asked.target, asked.client, asked.user)
+    match = policy.match(request)
+    decisions = list(decide_until_spent(policy, match, asked.at))
+    stages = [_consequence(policy, match, request, asked.at, decision) for decision in decisions]
+    return counted(stages, [decision.counted for decision in decisions if decision.counted is not None])
+
+
+def _consequence(
+    policy: CompiledPolicy, match: HostMatch, request: Request | Malformed, at: datetime, decision: Decision
+) -> Consequence:
+    consequence = _uncounted(policy, match, request, at, decision)
+    return replace(consequence, quotas=quota_counts(quotas_in(policy, match, decision), decision.rule))
+
+
+def _uncounted(
+    policy: CompiledPolicy, match: HostMatch, request: Request | Malformed, at: datetime, decision: Decision
+) -> Consequence:
+    if isinstance(request, Malformed):
+        return consequence_of(decision, match.facts.host, websocket=False, upstream=None)
+    websocket = request.method == "GET" and (
+        decision.websocket or decide(policy, match, at, Stage.HOST).outlook.unrestricted
+    )
+    return consequence_of(decision, request.host, websocket=websocket, upstream=upstream(policy, request, decision))

@@ -4,10 +4,9 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 
 from squidkeeper.change.difference import descriptions
-from squidkeeper.change.difference.asked import Asked
 from squidkeeper.change.difference.comparison import Cell, CellDifference, Comparison
-from squidkeeper.change.difference.consequences import Change, Consequence
-from squidkeeper.change.difference.host_descriptions import host_texts
+from squidkeeper.change.difference.consequences import Asked, Change, Consequence
+from squidkeeper.change.difference.descriptions import host_texts
 from squidkeeper.change.difference.url_comparison import Doubt
 
 

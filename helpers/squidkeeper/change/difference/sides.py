@@ -7,8 +7,7 @@ from functools import partial
 from hashlib import sha256
 
 from squidkeeper.change.difference import consequences
-from squidkeeper.change.difference.languages import Matched
-from squidkeeper.change.difference.url_cells import Held, path_holds, query_holds
+from squidkeeper.change.difference.languages import Held, Matched, path_holds, query_holds
 from squidkeeper.policy.engine import CompiledPolicy, HostMatch, Stage, decide
 from squidkeeper.policy.engine.decision import Decision
 from squidkeeper.policy.engine.explain import quotas_in

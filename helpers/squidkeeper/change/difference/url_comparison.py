@@ -7,9 +7,8 @@ from enum import StrEnum
 
 from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.change.difference.consequences import Change, Consequence, changes
-from squidkeeper.change.difference.languages import Matched, TooManyStatesError
+from squidkeeper.change.difference.languages import Held, Matched, TooManyStatesError, UrlCells, url_cells
 from squidkeeper.change.difference.sides import Side, consequence_in
-from squidkeeper.change.difference.url_cells import Held, UrlCells, url_cells
 from squidkeeper.policy.engine.fields import is_deny
 from squidkeeper.policy.language.model import Match, PolicyTest
 from squidkeeper.policy.protocol.request import Request

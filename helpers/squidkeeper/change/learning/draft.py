@@ -1,12 +1,23 @@
 """A draft: what is proposed, and what is only listed."""
 
-from collections.abc import Mapping
+import json
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
+from squidkeeper.base.formatting import quantity, thousands, utc_time
 from squidkeeper.change.learning.askers import Asker
-from squidkeeper.change.learning.evidence import Evidence
+from squidkeeper.change.learning.path_shapes import Evidence
+from squidkeeper.policy.language.hosts import Network
 from squidkeeper.policy.language.model import Client
+from squidkeeper.record.log.record import format_time
+
+_WIDTH: Final = 116
+_CLIENTS_SHOWN: Final = 3
+_LINES_LISTED: Final = 20  # of one reason; JSON has more
 
 
 class Unproposed(StrEnum):
@@ -23,6 +34,21 @@ class Unproposed(StrEnum):
     MANY_HOSTS = "many-hosts"
     FEW_CLIENTS = "few-clients"
     FEW_DAYS = "few-days"
+
+
+_EXPLAINED: Final[Mapping[Unproposed, str]] = {
+    Unproposed.NEW: "first used within the last day",
+    Unproposed.ADDRESS: "the host is an address, or its name holds one",
+    Unproposed.PRIVATE: "the server had a private address: a rule needs `private: true`",
+    Unproposed.UPLOADS: "much more was sent than came back",
+    Unproposed.DENIED: "a rule that observes would deny it",
+    Unproposed.TUNNEL: "tunnels that were not decrypted: a rule needs `tls: passthrough`",
+    Unproposed.UNUSUAL: "no pattern matches the path, or the method cannot be listed",
+    Unproposed.MANY_PATHS: "too many different paths to list them",
+    Unproposed.MANY_HOSTS: "one client used too many hosts; these had the fewest requests",
+    Unproposed.FEW_CLIENTS: "too few clients asked for it (--min-clients)",
+    Unproposed.FEW_DAYS: "it was asked for on too few days (--min-days)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +99,207 @@ class Draft:
     listed: tuple[Listed, ...]
     placed: int
     used: Evidence | None
+
+
+# A draft as a policy file, and as JSON.
+#
+# Clients chose the hosts, paths and user names. In YAML each text stands in double quotes, in ASCII; a comment holds
+# nothing that ends its line.
+
+
+def yaml_of(draft: Draft, notes: Iterable[str] = ()) -> str:
+    """Write a draft as a file of a policy, with what is only listed as comments at its end."""
+    sections = (_head(draft, notes), _clients(draft), _presets(draft), _rules(draft), _listed(draft))
+    return "\n".join("".join(f"{line}\n" for line in section) for section in map(tuple, sections) if section)
+
+
+def json_of(draft: Draft, notes: Iterable[str] = ()) -> str:
+    """Write a draft as one JSON object."""
+    return json.dumps(
+        {
+            "used": _evidence(draft.used) if draft.used else None,
+            "placed": draft.placed,
+            "notes": list(notes),
+            "presets": [
+                {"preset": one.name, "clients": one.clients, **_evidence(one.evidence)} for one in draft.presets
+            ],
+            "rules": [{**dict(_fields(one)), **_evidence(one.evidence)} for one in draft.rules],
+            "listed": [
+                {
+                    "reason": one.reason,
+                    "host": one.host,
+                    "detail": one.detail,
+                    "clients": one.clients,
+                    **_evidence(one.evidence),
+                }
+                for one in draft.listed
+            ],
+        },
+        indent=2,
+    )
+
+
+def _evidence(one: Evidence) -> dict[str, object]:
+    return {
+        "requests": one.count,
+        "first": format_time(one.first),
+        "last": format_time(one.last),
+        "days": len(one.days),
+        "clients": one.clients,
+    }
+
+
+# --- the file -------------------------------------------------------------------------------------------------------
+
+
+def _head(draft: Draft, notes: Iterable[str]) -> Iterator[str]:
+    yield from _comment("A draft of `squidkeeper learn`: what was used, or asked for while the policy observed.")
+    yield from _comment("Used: allowed, and answered with a status of 1xx to 3xx.")
+    if draft.used:
+        left = thousands(draft.used.count - draft.placed)
+        yield from _comment(f"{_told(draft.used)}: {thousands(draft.placed)} are allowed here, {left} listed below.")
+    yield from _comment("Read it, and replay it before it is in force: squidkeeper replay --policy DIR")
+    for note in notes:
+        yield from _comment(note)
+    yield "version: 1"
+
+
+def _clients(draft: Draft) -> Iterator[str]:
+    if not draft.defined:
+        return
+    yield "clients: # leave out those that another file of the policy has"
+    for name, one in draft.defined.items():
+        yield f"  {_text(name)}:"
+        yield from _client(one) if isinstance(one, Client) else _asker(one)
+
+
+def _client(one: Client) -> Iterator[str]:
+    if one.networks is not None:
+        yield from _list("    networks", map(_network, one.networks))
+    if one.users is not None:
+        yield from _list("    users", sorted(one.users))
+    if one.tokens is not None:
+        tokens = (f"{{sha256: {_text(token.sha256)}{_until(token.expires)}}}" for token in one.tokens)
+        yield f"    token_sha256: [{', '.join(tokens)}]"
+
+
+def _network(network: Network) -> str:
+    return str(network.network_address if network.num_addresses == 1 else network)
+
+
+def _until(expires: datetime | None) -> str:
+    return "" if expires is None else f", expires: {utc_time(expires)}"
+
+
+def _asker(one: Asker) -> Iterator[str]:
+    if one.network is not None:
+        yield from _list("    networks", [_network(one.network)])
+    if one.login is not None:
+        yield from _list("    users", [one.login])
+
+
+def _presets(draft: Draft) -> Iterator[str]:
+    if not draft.presets:
+        return
+    yield "presets:"
+    for one in draft.presets:
+        yield f"  # {_told(one.evidence)}"
+        yield f"  - preset: {_text(one.name)}"
+        yield from _list("    clients", one.clients)
+
+
+def _rules(draft: Draft) -> Iterator[str]:
+    if not draft.rules:
+        return
+    yield "rules:"
+    for number, one in enumerate(draft.rules):
+        yield from ([""] if number else [])
+        yield f"  # {_told(one.evidence)}"
+        (_, name), *fields = _fields(one)
+        yield f"  - name: {_text(str(name))}"
+        for field, value in fields:
+            if isinstance(value, tuple):
+                yield from _list(f"    {field}", value, quoted=field in _QUOTED)
+            else:
+                yield f"    {field}: {str(value).lower()}"
+
+
+_QUOTED: Final = frozenset({"clients", "hosts", "paths"})
+
+
+def _fields(one: LearnedRule) -> Iterator[tuple[str, object]]:
+    yield "name", one.name
+    yield "action", "allow"
+    yield "clients", one.clients
+    yield "hosts", one.hosts
+    yield "schemes", one.schemes
+    if one.port is not None:
+        yield "ports", (one.port,)
+    yield "methods", one.methods
+    yield "paths", one.paths
+    if one.websocket:
+        yield "websocket", True
+
+
+def _listed(draft: Draft) -> Iterator[str]:
+    if not draft.listed:
+        return
+    yield from _comment("Listed, not proposed:")
+    reasons: dict[Unproposed, list[Listed]] = {}
+    for one in draft.listed:
+        reasons.setdefault(one.reason, []).append(one)
+    for reason, some in reasons.items():
+        yield "#"
+        yield from _comment(f"{reason}: {_EXPLAINED[reason]}")
+        for one in some[:_LINES_LISTED]:
+            what = " ".join(filter(None, (one.host, one.detail)))
+            yield f"#   {_shown(what)}: {_told(one.evidence)}, by {_shown(_some(one.clients))}"
+        left = some[_LINES_LISTED:]
+        if left:
+            requests = sum(one.evidence.count for one in left)
+            yield f"#   and {thousands(len(left))} more, with {quantity(requests, 'request')}"
+
+
+# --- texts ----------------------------------------------------------------------------------------------------------
+
+
+def _told(one: Evidence) -> str:
+    first, last = (f"{at:%Y-%m-%d %H:%M}" for at in (one.first, one.last))
+    period = first if first == last else f"{first} to {last[11:] if first[:10] == last[:10] else last}"
+    return f"{quantity(one.count, 'request')}, {quantity(one.clients, 'client')}, {period}"
+
+
+def _some(clients: tuple[str, ...]) -> str:
+    more = len(clients) - _CLIENTS_SHOWN
+    return ", ".join((*clients[:_CLIENTS_SHOWN], *([f"and {more} more"] if more > 0 else [])))
+
+
+def _text(text: str) -> str:
+    """Write a text in double quotes, in ASCII. JSON's pairs of escapes for one character are not YAML's."""
+    return "".join(one if " " <= one <= "~" else _escape(one) for one in json.dumps(text, ensure_ascii=False))
+
+
+def _escape(one: str) -> str:
+    return f"\\u{ord(one):04x}" if one <= "\uffff" else f"\\U{ord(one):08x}"
+
+
+def _shown(text: str) -> str:
+    """Write a text for a comment: ASCII, without a character that ends a line."""
+    return _text(text)[1:-1]
+
+
+def _comment(text: str) -> Iterator[str]:
+    yield from (f"# {line}" for line in textwrap.wrap(_shown(text), _WIDTH))
+
+
+def _list(key: str, values: Iterable[str], *, quoted: bool = True) -> Iterator[str]:
+    *written, last = [_text(value) if quoted else str(value) for value in values]
+    line = f"{key}: ["
+    indent = " " * (len(key) - len(key.lstrip()) + 4)
+    for one in (*(f"{value}," for value in written), f"{last}]"):
+        space = "" if line.endswith(("[", " ")) else " "
+        if len(line) + len(space) + len(one) > _WIDTH and line.strip():
+            yield line
+            line, space = indent, ""
+        line += f"{space}{one}"
+    yield line

@@ -1,7 +1,7 @@
 """What one client of a draft used of one host: gathered use by use, in bounded memory."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -9,11 +9,11 @@ from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.change.learning import path_shapes
 from squidkeeper.change.learning.askers import Asker
 from squidkeeper.change.learning.draft import Unproposed
-from squidkeeper.change.learning.evidence import Evidence, add_to
-from squidkeeper.change.learning.host_shapes import is_address_like, is_shared
+from squidkeeper.change.learning.path_shapes import Evidence, add_to, is_address_like, is_shared, pattern_of
 from squidkeeper.change.learning.uses import Use
+from squidkeeper.policy.language.public_suffixes import registrable_domain
 from squidkeeper.policy.protocol.request import CONNECT
-from squidkeeper.policy.url import Host, Url, parse_url, unrecorded_url
+from squidkeeper.policy.url import DEFAULT_PORTS, Host, Url, parse_url, unrecorded_url
 
 READ: Final = ("GET", "HEAD")
 LITERAL_PATHS_LISTED: Final = path_shapes.PATTERNS_LISTED
@@ -23,6 +23,7 @@ _UPLOADED_BYTES: Final = 1_000_000  # and this many times what came back
 _UPLOADED_TIMES: Final = 10
 _METHOD = re.compile(r"[A-Z][A-Z-]{0,30}")
 _NEVER_LISTED: Final = frozenset({CONNECT, "TRACE", "TRACK"})
+_NAME_LENGTH: Final = 80
 
 
 class Place(NamedTuple):
@@ -160,3 +161,88 @@ def _parsed(url: str) -> Url | None:
         return parse_url(unrecorded_url(url))
     except InvalidUrl:
         return None
+
+
+class Row(NamedTuple):
+    """A rule to be: it opens each combination of what its fields list. `port` is None for the schemes' own."""
+
+    clients: tuple[str, ...]
+    hosts: tuple[str, ...]
+    schemes: tuple[str, ...]
+    port: int | None
+    methods: tuple[str, ...]
+    websocket: bool
+    paths: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """A name that tells people what it opens, whichever host is first; other rows may have the same."""
+        methods = [method.lower() for method in self.methods if method not in READ]
+        return "-".join(
+            [self._sites[:_NAME_LENGTH], *(["read"] if set(READ) & set(self.methods) else []), *methods[:3]]
+        )
+
+    @property
+    def _sites(self) -> str:
+        """The host, else the domain of the one owner; where hosts have several owners, the client that uses them."""
+        hosts = [re.sub(r"^\*+\.", "", host) for host in self.hosts]
+        owners = {registrable_domain(host) or host for host in hosts}
+        if len(hosts) == 1:
+            return hosts[0]
+        if len(owners) == 1:
+            return owners.pop()
+        return f"{self.clients[0]}-sites" if len(self.clients) == 1 else "sites"
+
+
+Rows = dict[Row, Evidence]
+
+
+def rows(of_clients: Iterable[tuple[str, Openings]]) -> Rows:
+    """Give the fewest rows that open to each client what it is given, and nothing else; the widely used first."""
+    of_hosts: dict[str, Rows] = {}
+    for client, openings in of_clients:
+        for (place, shape), evidence in openings.items():
+            port = None if place.port == DEFAULT_PORTS[place.scheme] else place.port
+            paths = (pattern_of(shape),)
+            row = Row((client,), (place.host,), (place.scheme,), port, place.methods, place.websocket, paths)
+            of_hosts.setdefault(place.host, {})[row] = evidence
+    merged: Rows = {}
+    for of_host in of_hosts.values():
+        orders = (("paths", "clients"), ("clients", "paths"))
+        first, second = (_merged_in_turn(of_host, (*order, "methods", "schemes")) for order in orders)
+        merged.update(first if len(first) <= len(second) else second)
+    result = _merged(merged, "hosts")
+    clients: dict[str, int] = {}
+    for row, evidence in result.items():
+        clients[row.hosts[0]] = max(evidence.clients, clients.get(row.hosts[0], 0))
+    return dict(sorted(result.items(), key=lambda one: (-clients[one[0].hosts[0]], *_place(one[0]))))
+
+
+def _merged_in_turn(some: Rows, fields: Iterable[str]) -> Rows:
+    for name in fields:
+        some = _merged(some, name)
+    return some
+
+
+def _merged(some: Rows, field: str) -> Rows:
+    """Merge rows that differ in one field alone: together they open what each of them does."""
+    values: dict[Row, set[str]] = {}
+    evidence: Rows = {}
+    for row, one in some.items():
+        key = Row(**{**row._asdict(), field: ()})
+        values.setdefault(key, set()).update(getattr(row, field))
+        evidence[key] = evidence[key] + one if key in evidence else one
+    sort = _SORTED.get(field, sorted)
+    return {Row(**{**key._asdict(), field: tuple(sort(values[key]))}): one for key, one in evidence.items()}
+
+
+def _methods(some: Iterable[str]) -> list[str]:
+    return sorted(some, key=lambda method: (method not in READ, method))
+
+
+_SORTED: Final[dict[str, Callable[[Iterable[str]], list[str]]]] = {"methods": _methods}
+
+
+def _place(row: Row) -> tuple[object, ...]:
+    port = row.port or 0
+    return row.hosts[0].lstrip("*."), row.hosts, row.methods, row.schemes, port, row.websocket, row.clients, row.paths

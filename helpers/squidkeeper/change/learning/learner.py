@@ -11,11 +11,21 @@ from typing import Final, Generic, TypeVar
 
 from squidkeeper.change.learning.askers import Asker, Askers
 from squidkeeper.change.learning.draft import Draft, LearnedPreset, LearnedRule, Listed, Unproposed
-from squidkeeper.change.learning.evidence import Evidence, add_to, total, without_loudest
-from squidkeeper.change.learning.host_shapes import host_patterns, is_shared
-from squidkeeper.change.learning.host_uses import LITERAL_PATHS_LISTED, HostUses, Opening, Openings, Place
-from squidkeeper.change.learning.merging import Row, rows
-from squidkeeper.change.learning.path_shapes import PathShapes, Shape, covers, is_regular, pattern_of, without_covered
+from squidkeeper.change.learning.host_uses import LITERAL_PATHS_LISTED, HostUses, Opening, Openings, Place, Row, rows
+from squidkeeper.change.learning.path_shapes import (
+    Evidence,
+    PathShapes,
+    Shape,
+    add_to,
+    covers,
+    host_patterns,
+    is_regular,
+    is_shared,
+    pattern_of,
+    total,
+    without_covered,
+    without_loudest,
+)
 from squidkeeper.change.learning.uses import Use
 from squidkeeper.policy.language.model import Client
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from dataclasses import dataclass
+from datetime import date, datetime
+from functools import reduce
+from typing import Final, TypeVar
 
 from squidkeeper.base.errors import InvalidUrl, PatternError
-from squidkeeper.change.learning.evidence import Evidence, add_to, total, without_loudest
 from squidkeeper.policy.language.paths import parse_path_pattern
-from squidkeeper.policy.url import ReadPath, readings
+from squidkeeper.policy.language.public_suffixes import is_public_suffix, registrable_domain
+from squidkeeper.policy.url import Host, ReadPath, readings
 
+K = TypeVar("K")
 Shape = tuple[str, ...]  # the segments of a pattern: text, `*`, text with one `*`; `**` only as the last
-Shapes = dict[Shape, Evidence]
 
 ANY: Final = "*"
 REST: Final = "**"
@@ -39,6 +42,63 @@ _RANDOM_WITH_DASHES = r"(?=[^a-z]*[a-z])(?=[^A-Z]*[A-Z])(?=[^0-9]*[0-9])[A-Za-z0
 _IDENTIFIER = re.compile(rf"(?:[0-9]+|{_DATE}|{_UUID}|{_HASH}|{_RANDOM}|{_RANDOM_WITH_DASHES})")
 _WITH_PREFIX = re.compile(rf"([A-Za-z]{{1,12}}[_-])(?:[0-9]{{4,}}|{_UUID}|{_HASH}|{_RANDOM}|{_RANDOM_WITH_DASHES})")
 _WITH_ENDING = re.compile(r"(.+)(\.[a-z][a-z0-9]{1,4})")
+_EMBEDDED_ADDRESS: Final = re.compile(r"(?:^|[^0-9])[0-9]{1,3}([.-])[0-9]{1,3}\1[0-9]{1,3}\1[0-9]{1,3}(?![0-9])")
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What speaks for a rule. `machines` has the addresses that used it, `senders` the logins, or addresses without."""
+
+    count: int
+    first: datetime
+    last: datetime
+    days: frozenset[date]
+    machines: frozenset[str]
+    senders: frozenset[str]
+
+    @property
+    def clients(self) -> int:
+        """How many clients it was at least: one machine may have several logins, and one login several machines."""
+        return min(len(self.machines), len(self.senders))
+
+    def __add__(self, other: Evidence) -> Evidence:
+        return Evidence(
+            self.count + other.count,
+            min(self.first, other.first),
+            max(self.last, other.last),
+            self.days | other.days,
+            self.machines | other.machines,
+            self.senders | other.senders,
+        )
+
+
+Shapes = dict[Shape, Evidence]
+
+
+def add_to(found: dict[K, Evidence], key: K, evidence: Evidence) -> None:
+    """Add evidence to what is known under a key."""
+    found[key] = found[key] + evidence if key in found else evidence
+
+
+def total(evidence: Iterable[Evidence]) -> Evidence:
+    """Add up; there has to be one."""
+    return reduce(Evidence.__add__, evidence)
+
+
+def without_loudest(evidence: Iterable[Evidence]) -> int:
+    """Count what is left without what one machine alone speaks for, whichever has most of it.
+
+    So no single machine makes a pattern wider for the others. What one machine alone has used is counted whole: it is
+    wider for that machine only.
+    """
+    machines = [one.machines for one in evidence]
+    if len(frozenset().union(*machines)) <= 1:
+        return len(machines)
+    alone: dict[frozenset[str], int] = {}
+    for some in machines:
+        if len(some) == 1:
+            alone[some] = alone.get(some, 0) + 1
+    return len(machines) - max(alone.values(), default=0)
 
 
 def shape_of(path: str, *, keep_first: bool = False) -> Shape | None:
@@ -256,3 +316,48 @@ def _last_owner(shape: Shape, owners: Mapping[Shape, Shape]) -> Shape:
     while owners[shape] != shape:
         shape = owners[shape]
     return shape
+
+
+# Host shapes: from the hosts that were read from to few host patterns, never wider than one owner's domain.
+# The public suffix list names the owner, with its private part: `a.github.io` and `b.github.io` have two owners.
+
+
+def is_address_like(host: Host) -> bool:
+    """Tell whether a host is an address, or a name that holds one, as `203-0-113-7.example.com` does."""
+    return host.address is not None or _EMBEDDED_ADDRESS.search(host.text) is not None
+
+
+def is_shared(name: str) -> bool:
+    """Tell whether many owners have paths of a host, as in a store whose paths begin with a bucket."""
+    return name in _BUCKETS_IN_PATHS or ("." in name and is_public_suffix(name))
+
+
+def host_patterns(hosts: Mapping[str, Evidence]) -> dict[str, str]:
+    """Give the pattern for each host: itself, `*.parent`, or `**.domain` of the owner's registrable domain."""
+    parents = {name: name.partition(".")[2] for name in hosts if _has_owned_parent(name)}
+    one_label = {name: f"*.{parents[name]}" for name in _many(parents, hosts, VALUES_LISTED)}
+    rest = {name: str(registrable_domain(name)) for name in parents}
+    places = {name: one_label.get(name, name) for name in rest}
+    deep = {name: f"**.{rest[name]}" for name in _many(rest, hosts, PATTERNS_LISTED, places)}
+    return {name: deep.get(name, one_label.get(name, name)) for name in hosts}
+
+
+def _has_owned_parent(name: str) -> bool:
+    domain = registrable_domain(name)
+    return domain is not None and name != domain
+
+
+def _many(
+    groups: Mapping[str, str], hosts: Mapping[str, Evidence], at_most: int, places: Mapping[str, str] | None = None
+) -> Iterable[str]:
+    members: dict[str, dict[str, list[Evidence]]] = {}
+    for name, group in groups.items():
+        place = places[name] if places else name
+        members.setdefault(group, {}).setdefault(place, []).append(hosts[name])
+    for group, found in members.items():
+        if without_loudest(total(one) for one in found.values()) > at_most:
+            yield from (name for name, own in groups.items() if own == group)
+
+
+# Stores with the bucket as the first segment of the path, which the public suffix list does not name.
+_BUCKETS_IN_PATHS: Final = frozenset({"storage.googleapis.com", "storage.cloud.google.com"})

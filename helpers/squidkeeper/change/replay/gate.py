@@ -19,8 +19,7 @@ from squidkeeper.policy.language.machines import Machines
 from squidkeeper.policy.language.model import ReloadGate
 from squidkeeper.policy.policy_store.reload_gate import NAMED_AT_MOST, GatedDenial, GateVerdict
 from squidkeeper.policy.url import parse_address
-from squidkeeper.record.log.record import format_time
-from squidkeeper.record.log.urls import redacted_url
+from squidkeeper.record.log.record import format_time, redacted_url
 from squidkeeper.record.table.sources import TableSources
 from squidkeeper.record.table.table import open_table
 

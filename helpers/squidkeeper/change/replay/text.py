@@ -13,8 +13,7 @@ from squidkeeper.base.formatting import quantity, timestamp
 from squidkeeper.change.replay.replay import SET_APART
 from squidkeeper.change.replay.result import Flip, FlipGroup, FlipKind, ReplayResult, Total
 from squidkeeper.record.log.listing import printable
-from squidkeeper.record.log.record import format_time
-from squidkeeper.record.log.urls import redacted_url, truncate
+from squidkeeper.record.log.record import format_time, redacted_url, truncate
 from squidkeeper.record.table.rows import as_table
 
 _ROWS_SHOWN: Final = 50  # of each kind

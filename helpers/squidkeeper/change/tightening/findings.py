@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from squidkeeper.change.learning.evidence import Evidence
+from squidkeeper.change.learning.path_shapes import Evidence
 from squidkeeper.change.tightening.edits import Edits, is_edited
 from squidkeeper.change.tightening.narrowing import Narrowing
 from squidkeeper.change.tightening.usage import PolicyUse

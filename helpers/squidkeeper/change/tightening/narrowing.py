@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from squidkeeper.change.learning.evidence import Evidence
-from squidkeeper.change.learning.host_shapes import host_patterns
 from squidkeeper.change.learning.path_shapes import (
     ANY,
     PATTERNS_LISTED,
     REST,
+    Evidence,
     PathShapes,
     Shape,
     covers,
+    host_patterns,
     pattern_of,
     without_covered,
 )

@@ -12,16 +12,17 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from squidkeeper.base.errors import InvalidUrl
-from squidkeeper.change.learning.evidence import Evidence
-from squidkeeper.change.learning.path_shapes import PathShapes, shape_of
+from squidkeeper.change.learning.path_shapes import Evidence, PathShapes, shape_of
+from squidkeeper.change.replay.judge import decided, passes
 from squidkeeper.change.replay.replay import COLUMNS as COLUMNS  # that the table has to have
 from squidkeeper.change.replay.replay import DECISIVE, rows_at_their_times
-from squidkeeper.change.tightening.attribution import Attribution, AttributionJudge
-from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.engine import CompiledPolicy, Decision
+from squidkeeper.policy.language.paths import Beginning
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.policy.url import Host, address_host, parse_address, parse_host, parse_url, readings, unrecorded_url
-from squidkeeper.record.log.record import NONE
-from squidkeeper.record.log.requests import token
+from squidkeeper.record.log.judging import ANY_TIME, RecordedHost, RecordedHosts, SameFor, asker_of, beginnings_of
+from squidkeeper.record.log.record import NONE, Record, parse_time
+from squidkeeper.record.log.requests import as_sent, token
 from squidkeeper.record.table.judging import Judgements, insert, judge_rows
 from squidkeeper.record.table.questions import QuestionTable, in_utc
 
@@ -47,6 +48,80 @@ _METHODS_AT_MOST: Final = 100  # clients can make up methods
 _ANYONE: Final = frozenset({""})  # whoever asked: all that was allowed has to stay so
 _SCHEME: Final = "CASE WHEN contains(base, '://') THEN split_part(base, '://', 1) ELSE 'https' END"
 _ANSWERS: Final = "answer INTEGER, place INTEGER"
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """The rule that decided, whether the request passes, and what it got. `observed` is as it is recorded."""
+
+    rule: str
+    passes: bool
+    credentials: tuple[str, ...] = ()
+    rewrite: str | None = None
+    observed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttributedHost:
+    """What is asked about all requests of one asker, method, host and tunnel."""
+
+    policy: CompiledPolicy
+    host: RecordedHost
+
+    @property
+    def same_for(self) -> SameFor:
+        """For which URLs the answer is the same."""
+        return SameFor.USUAL_URLS if self.host.is_recorded_alike else SameFor.NO_OTHER
+
+    @property
+    def silent(self) -> bool:
+        """Every request counts."""
+        return False
+
+    @property
+    def depends_on_time(self) -> bool:
+        """Whether the time of a request matters."""
+        return self.host.match.depends_on_time
+
+    @property
+    def beginnings(self) -> frozenset[Beginning] | None:
+        """What decides about a usual URL whose path has one reading; None where more of the URL does."""
+        return beginnings_of([self.host])
+
+    def judge(self, record: Record) -> Attribution | None:
+        """Attribute one of these requests; None where a tunnel passed through that the policy would look into."""
+        at = parse_time(record) if self.depends_on_time else ANY_TIME
+        url = None if record.method == CONNECT else unrecorded_url(as_sent(record))
+        decision = decided(self.policy, self.host, url, at)
+        return None if decision is None else _attribution(decision)
+
+
+class AttributionJudge:
+    """Attributes recorded requests to the entries of a policy."""
+
+    def __init__(self, policy: CompiledPolicy) -> None:
+        self._policy = policy
+        self._hosts = RecordedHosts()
+
+    def askers(self, record: Record) -> tuple[str, ...]:
+        """Give what the policy knows of client and user."""
+        return (asker_of(self._policy, record),)
+
+    def question(self, record: Record) -> AttributedHost:
+        """Give what to ask about a record, and all others of its asker, method, host and tunnel."""
+        return AttributedHost(self._policy, self._hosts.of(self._policy, record))
+
+
+def _attribution(decision: Decision) -> Attribution:
+    if not passes(decision):
+        return Attribution(decision.rule, passes=False, observed=decision.observed)
+    return Attribution(
+        decision.rule,
+        passes=True,
+        credentials=tuple(one.name for one in decision.credentials),
+        rewrite=decision.rewritten.rewrite.name if decision.rewritten else None,
+        observed=decision.observed,
+    )
 
 
 @dataclass(slots=True)

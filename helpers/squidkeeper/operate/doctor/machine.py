@@ -33,7 +33,7 @@ from squidkeeper.operate.setup.processes import InstalledService
 from squidkeeper.operate.setup.sockets import process_listens
 from squidkeeper.policy.extras import missing_extras
 from squidkeeper.policy.language.lint import open_to_any_client
-from squidkeeper.record.export.tls import tls_context
+from squidkeeper.record.export.https import tls_context
 from squidkeeper.services.exporter.status_rows import secret_rows
 from squidkeeper.services.maintenance.own_addresses import reached_at
 from squidkeeper.services.pull_settings import read_pull_settings

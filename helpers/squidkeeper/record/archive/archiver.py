@@ -23,9 +23,8 @@ from squidkeeper.base.errors import ArchiveFailed, ExtraMissing, SquidkeeperErro
 from squidkeeper.base.formatting import quantity
 from squidkeeper.base.rotated_logs import not_rotated, rotated, written_until
 from squidkeeper.base.squid_runs import SquidSample, read_samples
-from squidkeeper.record.archive.part_writer import NewPart, PartWriter
+from squidkeeper.record.archive.part_writer import NewPart, PartWriter, RotatedContent, open_content
 from squidkeeper.record.archive.retention import ArchiveBounds, remove_over_bounds, remove_tombstoned
-from squidkeeper.record.archive.rotated_content import RotatedContent, open_content
 from squidkeeper.record.archive_status import FILE, MOST_FILES, ArchiveStatus, FileOnDisk, read_archive_status
 from squidkeeper.record.chain.chain import (
     CHAIN,
@@ -37,8 +36,7 @@ from squidkeeper.record.chain.chain import (
     unknown_parts,
     write_lock,
 )
-from squidkeeper.record.chain.entries import ArchivedPart, ArchivedSource, ChainEntry, EntryKind
-from squidkeeper.record.chain.head import Head
+from squidkeeper.record.chain.entries import ArchivedPart, ArchivedSource, ChainEntry, EntryKind, Head
 from squidkeeper.record.chain.keys import ArchiveKey
 from squidkeeper.record.chain.line_counts import samples_for
 from squidkeeper.record.chain.places import INCOMING, PLACING, FolderPlace

@@ -19,12 +19,14 @@ from squidkeeper.record.chain.entries import (
     ArchivedPart,
     ChainEntry,
     EntryKind,
+    Head,
     digest,
     format_entry,
+    format_head,
+    head_number,
     parse_entry,
     utc_now,
 )
-from squidkeeper.record.chain.head import Head, format_head, head_number
 from squidkeeper.record.chain.keys import ArchiveKey
 from squidkeeper.record.chain.places import FolderPlace, gateway_of
 

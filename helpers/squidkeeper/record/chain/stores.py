@@ -10,7 +10,9 @@ the extra `s3`, is imported where a store is opened.
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,13 +21,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+from squidkeeper.base.atomic_write import replace as replace_file
 from squidkeeper.base.errors import ObjectTooLarge, StoreFailed
 from squidkeeper.base.formatting import byte_size
+from squidkeeper.base.squid_account import squid_account
 from squidkeeper.policy.extras import require
-from squidkeeper.record.chain.chain import CHAIN, HEAD, append_entry, parse_chain
-from squidkeeper.record.chain.entries import ArchivedPart, ChainEntry, EntryKind, number_of
-from squidkeeper.record.chain.head import parse_head
-from squidkeeper.record.chain.places import FolderPlace, digest_of, gateway_of
+from squidkeeper.record.chain.chain import CHAIN, HEAD, append_entry, parse_chain, write_lock
+from squidkeeper.record.chain.entries import ArchivedPart, ChainEntry, EntryKind, number_of, parse_head
+from squidkeeper.record.chain.places import FETCHED, FolderPlace, digest_of, gateway_of
 from squidkeeper.record.chain.store_settings import StoreSettings, revealed
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ _OBJECTS_AT_MOST: Final = 1_000_000  # of an archive: four and more for each rot
 _WHO_WRITES: Final = "Only the gateway writes there: see what it has written"
 _BLOCK_BYTES: Final = 8 * 1024 * 1024
 _TEMPORARY: Final = "/var/tmp"  # noqa: S108 - on a disk, where /tmp can be memory; made with a name of its own, 0600
+_MODE: Final = 0o640
 
 
 class ObjectStore:
@@ -355,3 +359,74 @@ def _another(store: ObjectStore, name: str) -> str:
         f"{store}/{name} has other content than the archive: it is the copy of another archive, or this is an old one"
         " that was put back: squidkeeper archive verify tells more"
     )
+
+
+# A mirror of an object store in a folder: archives as they are in the store, each checked by its chain.
+#
+# What is there already is not fetched again: parts and lines of a chain never change. A mirror is an archive, so that
+# every reader and `archive verify` take it. `FETCHED` notes from which time on its parts were fetched.
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What was fetched of one archive. `missing`: parts that the store lacks, or has with other content."""
+
+    gateway: str
+    parts: int
+    bytes: int
+    missing: tuple[str, ...] = ()
+    failure: str = ""
+
+
+def fetch_archives(store: ObjectStore, folder: Path, since: str = "") -> Iterator[Fetched]:
+    """Fetch what a folder lacks of each archive in a store; `StoreFailed` if it cannot be listed, `ArchiveInUse`.
+
+    An archive that cannot be fetched keeps no other from it: each gateway writes its own.
+    """
+    for archive in store.archives():
+        try:
+            yield _fetch_archive(archive, folder_of(archive, folder), since)
+        except (StoreFailed, OSError) as error:
+            yield Fetched(archive.gateway, 0, 0, failure=str(error))
+
+
+def _fetch_archive(store: ObjectStore, folder: Path, since: str) -> Fetched:
+    _have_folder(folder)
+    with write_lock(folder):
+        head, content = store.read(HEAD), store.read(CHAIN)  # in this order: a run adds lines before its head
+        if not content:
+            raise StoreFailed(f"{store}: there is no archive here")
+        local = FolderPlace(folder).read(CHAIN)
+        if not content.startswith(local):
+            text = "has another chain than the mirror: one of them was changed, or is an older one"
+            raise StoreFailed(f"{store} {text}: squidkeeper archive verify tells more ({folder})")
+        chain = parse_chain(content, Path(str(store)))
+        if chain.damaged:
+            raise StoreFailed(f"{chain.damaged[0]}: a damaged chain is not fetched")
+        begin = min(since, FolderPlace(folder).fetched_since()) if local else since
+        wanted = [part for part in chain.parts.values() if part.is_of(begin, "") and not _is_there(folder, part)]
+        check_space(store, wanted, folder)
+        missing = tuple(part.path for part in wanted if not fetch_part(store, part, folder))
+        for name, new in ((FETCHED, begin.encode()), (CHAIN, content), (HEAD, head)):
+            replace_file(folder / name, new, _MODE)
+    size = sum(part.bytes for part in wanted if part.path not in missing)
+    return Fetched(store.gateway, len(wanted) - len(missing), size, missing)
+
+
+def _have_folder(folder: Path) -> None:
+    """Make a folder of a mirror. Root gives it to Squid's group, as which root queries; what comes into it follows."""
+    is_new = not folder.exists()
+    folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+    if os.geteuid() != 0:
+        return
+    if is_new and (squid := squid_account()):
+        os.chown(folder, -1, squid.group)
+    for one in (folder, *folder.glob("day=*")):
+        one.chmod(stat.S_IMODE(one.stat().st_mode) | stat.S_ISGID)
+
+
+def _is_there(folder: Path, part: ArchivedPart) -> bool:
+    try:
+        return (folder / part.path).stat().st_size == part.bytes
+    except FileNotFoundError:
+        return False

@@ -11,8 +11,16 @@ from itertools import pairwise
 from squidkeeper.base.errors import InvalidEntry, ObjectTooLarge
 from squidkeeper.base.formatting import printable
 from squidkeeper.record.chain.chain import CHAIN, HEAD, Chain
-from squidkeeper.record.chain.entries import FIRST_PREVIOUS, ArchivedPart, ChainEntry, EntryKind, digest, parse_entry
-from squidkeeper.record.chain.head import Head, parse_head
+from squidkeeper.record.chain.entries import (
+    FIRST_PREVIOUS,
+    ArchivedPart,
+    ChainEntry,
+    EntryKind,
+    Head,
+    digest,
+    parse_entry,
+    parse_head,
+)
 from squidkeeper.record.chain.keys import ArchivePublicKey, split_signature
 from squidkeeper.record.chain.places import ArchivePlace, digest_of
 

@@ -7,11 +7,18 @@ in a value `=` and `\`. Line ends are in percent-encoding already.
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from squidkeeper.record.export.facts import ALLOWED, DENIED, Fact, Facts, clean, facts_of, holds_what_it_must_not
-from squidkeeper.record.export.messages import MessageKind
-from squidkeeper.record.export.nesting import mapped
-from squidkeeper.record.export.notices import Notice
-from squidkeeper.record.export.options import ExportOptions
+from squidkeeper.record.export.facts import (
+    ALLOWED,
+    DENIED,
+    ExportOptions,
+    Fact,
+    Facts,
+    clean,
+    facts_of,
+    holds_what_it_must_not,
+    mapped,
+)
+from squidkeeper.record.export.messages import MessageKind, Notice
 from squidkeeper.record.log.record import Record
 
 ROWS: Final = {

@@ -4,11 +4,8 @@ from typing import Any, Final
 
 import msgspec
 
-from squidkeeper.record.export.facts import FAILURE, Facts, facts_of
-from squidkeeper.record.export.messages import MessageKind
-from squidkeeper.record.export.nesting import mapped, nested
-from squidkeeper.record.export.notices import Notice
-from squidkeeper.record.export.options import ExportOptions
+from squidkeeper.record.export.facts import FAILURE, ExportOptions, Facts, facts_of, mapped, nested
+from squidkeeper.record.export.messages import MessageKind, Notice
 from squidkeeper.record.log.record import Record
 
 SCHEMA_VERSION: Final = "8.11.0"

@@ -6,18 +6,17 @@ percent-encoding; what is not printable in it (a client may send any bytes) is i
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.policy.language.model import SEALED
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.policy.url import parse_authority
-from squidkeeper.record.export.options import ExportOptions
-from squidkeeper.record.log.record import NONE, Record, decode_field, format_time, parse_time
-from squidkeeper.record.log.urls import authority_of, host_of
+from squidkeeper.record.log.record import NONE, Record, authority_of, decode_field, format_time, host_of, parse_time
 
 Fact = str | int | list[str]
 Facts = Mapping[str, Fact]
@@ -33,6 +32,17 @@ _PORTS: Final[Mapping[str, int]] = {"http": 80, "https": 443, "ftp": 21}
 _PRINTABLE: Final = "".join(chr(code) for code in range(0x21, 0x7F))
 _LARGEST: Final = 2**61  # receivers keep sums of numbers in 64 bits with a sign
 _LONGEST_MS: Final = 10**12  # of a duration, which is also told in nanoseconds: thirty years
+Rows = Mapping[str, str]  # the name in a format, and the name of the fact that stands there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """How records leave. `gateway` names it in notices, and in records that do not name it themselves."""
+
+    version: str  # of squidkeeper
+    gateway: str
+    full_urls: bool = False  # with query and fragment
+    longest: int | None = None  # bytes of a message at most
 
 
 def facts_of(record: Record, options: ExportOptions) -> Facts:
@@ -177,3 +187,20 @@ def _outcome(record: Record) -> str:
 def _message(facts: Mapping[str, Fact | None]) -> str:
     words = ("verdict", "method", "url", "status", "rule")
     return " ".join(str(facts[name]) for name in words if facts.get(name))
+
+
+def mapped(rows: Rows, facts: Facts) -> dict[str, Fact]:
+    """Name the facts of a record as a format does; a fact that the record lacks is left out."""
+    return {name: facts[fact] for name, fact in rows.items() if fact in facts}
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Make an object of each part of a dotted name: `a.b` is `b` in `a`."""
+    top: dict[str, Any] = {}
+    for name, value in values.items():
+        *parents, last = name.split(".")
+        inner = top
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    return top

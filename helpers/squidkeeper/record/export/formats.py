@@ -10,13 +10,26 @@ from urllib.parse import quote
 import msgspec
 
 from squidkeeper.policy.url import RECORDED_URL_LENGTH
-from squidkeeper.record.export import cef, ecs, json_lines, ocsf, otlp
-from squidkeeper.record.export.notices import ArchiveHead, Gap, Notice, archive_head_notice, gap_notice
-from squidkeeper.record.export.options import ExportOptions
-from squidkeeper.record.log.record import LENGTHS, NONE, Record, decode_field
-from squidkeeper.record.log.urls import redacted_url
+from squidkeeper.record.export import cef, ecs, ocsf, otlp
+from squidkeeper.record.export.facts import ExportOptions
+from squidkeeper.record.export.messages import ArchiveHead, Gap, Notice, archive_head_notice, gap_notice
+from squidkeeper.record.log.record import LENGTHS, NONE, Record, decode_field, redacted_url
 
+_encoder = msgspec.json.Encoder()
 _SHORTEST: Final = 16  # characters that are left of a text in any case
+
+
+def _record_as_json(record: Record, _: ExportOptions) -> bytes:
+    """Write a record as the access log has it."""
+    return _encoder.encode(record)
+
+
+def _notice_as_json(notice: Notice, options: ExportOptions) -> bytes:
+    """Write a notice; it has `notice` in place of the `v` of a record."""
+    return _encoder.encode(
+        {"notice": notice.kind, "time": notice.time, "gateway": options.gateway, "message": notice.message}
+        | dict(notice.details)
+    )
 
 
 def _lines(messages: Sequence[bytes], _: ExportOptions) -> bytes:
@@ -45,7 +58,7 @@ FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
         "ecs": Format(ecs.of_record, ecs.of_notice),
         "cef": Format(cef.of_record, cef.of_notice, "text/plain; charset=utf-8"),
         "otlp": Format(otlp.of_record, otlp.of_notice, otlp.CONTENT_TYPE, otlp.body, otlp.rejected, is_text=False),
-        "json": Format(json_lines.of_record, json_lines.of_notice),
+        "json": Format(_record_as_json, _notice_as_json),
     }
 )
 

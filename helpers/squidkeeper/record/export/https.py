@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from pathlib import Path
 from typing import Final
 
 from squidkeeper.base.deadline import shut, whole_exchange
-from squidkeeper.base.errors import DeliveryFailed, MessagesRefused
+from squidkeeper.base.errors import DeliveryFailed, InvalidExport, MessagesRefused
+from squidkeeper.base.verified_tls import verified_tls
 from squidkeeper.policy.destination import Destination
 from squidkeeper.record.export.messages import Message
 
@@ -115,3 +117,12 @@ def _retry_seconds(response: HTTPResponse) -> float | None:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
+
+
+def tls_context(ca: Path | None) -> ssl.SSLContext:
+    """Make a context that verifies the receiver's certificate and name; raise `InvalidExport` for a faulty file."""
+    try:
+        return verified_tls(ca)
+    except OSError as error:
+        reason = "it holds no certificate" if isinstance(error, ssl.SSLError) else error.strerror
+        raise InvalidExport(f"{ca}: cannot be used to verify the receiver ({reason}): name a PEM file") from error

@@ -1,9 +1,17 @@
 """What leaves the gateway: messages, each with the time and the kind that its transport needs."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
+
+from squidkeeper.record.log.record import format_time
+
+FIRST_SECONDS: Final = 1.0
+LAST_SECONDS: Final = 60.0
+_ASKED_SECONDS: Final = 600.0  # a receiver that asks for more is tried again after this time
 
 
 class MessageKind(StrEnum):
@@ -58,3 +66,76 @@ class Sender(Protocol):
 
     def close(self) -> None:
         """Disconnect without waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Records that the receiver does not get, and why. Times are as in the access log; empty: unknown.
+
+    `start` is the time of the newest record before the gap, `end` that of the first one after it. `records` is how
+    many there are; None: unknown.
+    """
+
+    start: str
+    end: str
+    records: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveHead:
+    """The head of the archive's chain at a time: its number, and the digest of the chain's last line."""
+
+    time: str
+    number: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A notice as every format writes it; `time` is as in the access log, and `details` have names of ours."""
+
+    kind: MessageKind
+    time: str
+    message: str
+    details: Mapping[str, str | int]
+
+    @property
+    def time_ms(self) -> int:
+        """`time`, in milliseconds since 1970."""
+        return round(datetime.fromisoformat(self.time).timestamp() * 1000)
+
+
+def gap_notice(gap: Gap) -> Notice:
+    """Write a gap for people, and in details without what is unknown."""
+    number = "unknown" if gap.records is None else str(gap.records)
+    message = f"records missing: {number}, from {gap.start or 'the beginning'} to {gap.end or 'now'}: {gap.reason}"
+    known = {"from": gap.start, "to": gap.end, "records": gap.records, "reason": gap.reason}
+    details = {name: value for name, value in known.items() if value not in ("", None)}
+    return Notice(MessageKind.GAP, gap.end or gap.start or format_time(datetime.now(UTC)), message, details)
+
+
+def archive_head_notice(head: ArchiveHead) -> Notice:
+    """Write the head of the archive."""
+    message = f"the archive's chain has {head.number} entries"
+    return Notice(MessageKind.ARCHIVE_HEAD, head.time, message, {"number": head.number, "digest": head.digest})
+
+
+class Backoff:
+    """The times between attempts: doubled from one second to a minute, and random in part.
+
+    So many gateways do not try again at the same moment.
+    """
+
+    def __init__(self) -> None:
+        self._next = FIRST_SECONDS
+
+    def seconds(self, asked: float | None = None) -> float:
+        """Return the seconds to wait now; `asked` is what the receiver asks for."""
+        ours = self._next * random.uniform(0.5, 1.0)  # noqa: S311 - no secret depends on it
+        self._next = min(LAST_SECONDS, self._next * 2)
+        return ours if asked is None else max(ours, min(_ASKED_SECONDS, asked))
+
+    def reset(self) -> None:
+        """Begin again: the receiver has taken something."""
+        self._next = FIRST_SECONDS

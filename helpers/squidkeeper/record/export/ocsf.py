@@ -8,11 +8,18 @@ from typing import Any, Final
 
 import msgspec
 
-from squidkeeper.record.export.facts import ALLOWED, DENIED, SUCCESS, Facts, facts_of, holds_what_it_must_not
-from squidkeeper.record.export.messages import MessageKind
-from squidkeeper.record.export.nesting import mapped, nested
-from squidkeeper.record.export.notices import Notice
-from squidkeeper.record.export.options import ExportOptions
+from squidkeeper.record.export.facts import (
+    ALLOWED,
+    DENIED,
+    SUCCESS,
+    ExportOptions,
+    Facts,
+    facts_of,
+    holds_what_it_must_not,
+    mapped,
+    nested,
+)
+from squidkeeper.record.export.messages import MessageKind, Notice
 from squidkeeper.record.log.record import Record
 
 SCHEMA_VERSION: Final = "1.8.0"

@@ -9,11 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from squidkeeper.record.export.facts import DENIED, Fact, Facts, facts_of, holds_what_it_must_not
-from squidkeeper.record.export.messages import MessageKind
-from squidkeeper.record.export.nesting import mapped
-from squidkeeper.record.export.notices import Notice
-from squidkeeper.record.export.options import ExportOptions
+from squidkeeper.record.export.facts import DENIED, ExportOptions, Fact, Facts, facts_of, holds_what_it_must_not, mapped
+from squidkeeper.record.export.messages import MessageKind, Notice
 from squidkeeper.record.log.record import Record
 
 if TYPE_CHECKING:

@@ -17,17 +17,16 @@ from squidkeeper.base.errors import InvalidEntry, InvalidExport, describe
 from squidkeeper.base.squid_account import refused_to_root
 from squidkeeper.policy.destination import Transport
 from squidkeeper.record.chain.chain import HEAD
-from squidkeeper.record.chain.head import Head, parse_head
+from squidkeeper.record.chain.entries import Head, parse_head
 from squidkeeper.record.export.delivery import Delivery
+from squidkeeper.record.export.facts import ExportOptions
 from squidkeeper.record.export.file import FileSender
 from squidkeeper.record.export.formats import MessageEncoder
-from squidkeeper.record.export.https import Body, HttpsSender
+from squidkeeper.record.export.https import Body, HttpsSender, tls_context
 from squidkeeper.record.export.messages import Sender
-from squidkeeper.record.export.options import ExportOptions
-from squidkeeper.record.export.store import ExportStore
 from squidkeeper.record.export.syslog import PAYLOAD_BYTES, SyslogSender
 from squidkeeper.record.export.targets import ExportTarget
-from squidkeeper.record.export.tls import tls_context
+from squidkeeper.record.export_status import ExportStore
 
 _NICENESS: Final = 10  # Squid and its helpers go first
 _SYSLOG: Final = (Transport.SYSLOG_TCP, Transport.SYSLOG_TLS)

@@ -23,9 +23,9 @@ from squidkeeper.record.log.record import (
     Record,
     decode_field,
     format_time,
+    host_of,
     parse_time,
 )
-from squidkeeper.record.log.urls import host_of
 
 SERVER_ERROR: Final = 500
 REFUSED_STATUSES: Final = frozenset({*range(400, 500), 501, 505})  # no valid HTTP, no login, a deny in local.conf

@@ -12,7 +12,7 @@ from pathlib import Path
 from squidkeeper.base.errors import DamagedLog, UnreadableLog
 from squidkeeper.base.rotated_logs import rotated
 from squidkeeper.policy.protocol.lines import LineBuffer
-from squidkeeper.record.log.log_file import (
+from squidkeeper.record.log.log_files import (
     BLOCK_BYTES,
     HEAD_BYTES,
     LINE_LIMIT,

@@ -14,9 +14,8 @@ from squidkeeper.policy.engine import CompiledPolicy, Decision, HostMatch, Stage
 from squidkeeper.policy.engine.fields import URL_FIELDS
 from squidkeeper.policy.language.paths import Beginning
 from squidkeeper.policy.url import Host, address_host, parse_address
-from squidkeeper.record.log.record import Record
+from squidkeeper.record.log.record import Record, authority_of
 from squidkeeper.record.log.requests import asks_splice, request_of, token
-from squidkeeper.record.log.urls import authority_of
 
 ANY_TIME: Final = datetime.max.replace(tzinfo=UTC)
 _CACHE_BYTES: Final = 32 * 1024 * 1024  # some 20,000 hosts

@@ -4,18 +4,20 @@ The fields here, the logformat and the table in the documentation have the same 
 numbers as numbers and everything else as a percent-encoded string; `-` means none.
 """
 
+import re
 from codecs import BOM_UTF8
 from collections.abc import Mapping
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
+from functools import lru_cache
 from operator import attrgetter, eq
 from typing import Final
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import msgspec
 
-from squidkeeper.base.errors import InvalidRecord
+from squidkeeper.base.errors import InvalidRecord, InvalidUrl
 from squidkeeper.policy.protocol.lines import USER_LENGTH
-from squidkeeper.policy.url import RECORDED_URL_LENGTH
+from squidkeeper.policy.url import DEFAULT_PORTS, RECORDED_URL_LENGTH, Host, parse_authority, unrecorded_url
 
 VERSION: Final = 1
 NONE: Final = "-"
@@ -25,6 +27,13 @@ CLIENT_ERRORS: Final[Mapping[str, str]] = {  # errors of Squid that the client c
     "ERR_PROTOCOL_UNKNOWN": "the client sent no TLS inside a tunnel",
     "ERR_CLIENT_GONE": "the client disconnected before it had the whole response",
 }
+URL_LIMIT: Final = 1000  # characters of a URL that are stored and shown
+
+_CACHED: Final = 65_536
+_NO_HOST = Host(NONE)
+_LONGEST: Final = 300  # characters of an authority: a name of 253 and a port
+_PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
+_USERINFO = re.compile(r"^([a-z][a-z0-9+.-]*://)?[^/?#]*@", re.IGNORECASE)
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -164,3 +173,47 @@ def truncated_fields(record: Record) -> tuple[str, ...]:
 def client_name(record: Record) -> str:
     """Return `user@address`, or the address where there is no proxy user."""
     return record.client if record.user == NONE else f"{record.user}@{record.client}"
+
+
+def host_of(url: str) -> Host:
+    """Return the host of a record's URL, or of a CONNECT's `host:port`; `-` if it has none."""
+    authority = authority_of(url)
+    return _host(authority) if len(authority) <= _LONGEST else _NO_HOST
+
+
+def authority_of(url: str) -> str:
+    """Return `host` or `host:port` of a record's URL, as Squid read it; the whole text if it is no URL."""
+    _, slashes, rest = url.partition("://")
+    authority = rest.partition("/")[0].partition("?")[0] if slashes else url
+    return unrecorded_url(authority) if "%" in authority else authority
+
+
+def endpoint_of(url: str) -> str:
+    """Return `host:port` of a record's URL or CONNECT, without a user; the port is its scheme's where it names none."""
+    scheme, slashes, _ = url.partition("://")
+    authority = authority_of(url).rpartition("@")[2]
+    has_port = authority.rpartition(":")[2].isdecimal()
+    return authority if has_port or not slashes else f"{authority}:{DEFAULT_PORTS.get(scheme, DEFAULT_PORTS['https'])}"
+
+
+def redacted_url(url: str) -> str:
+    """Remove query, fragment and password from a URL; encode everything but printable ASCII."""
+    bare = url.partition("?")[0].partition("#")[0]
+    if "@" in bare:
+        bare = _USERINFO.sub(r"\1***@", bare)
+    if bare.isascii() and bare.isprintable() and " " not in bare:
+        return bare
+    return quote(bare, safe=_PRINTABLE, errors="surrogatepass")
+
+
+def truncate(value: str, length: int = URL_LIMIT) -> tuple[str, int]:
+    """Truncate a text; return it and the number of characters that were removed."""
+    return value[:length], max(0, len(value) - length)
+
+
+@lru_cache(_CACHED)
+def _host(authority: str) -> Host:
+    try:
+        return parse_authority(authority.rpartition("@")[2])[0]
+    except InvalidUrl:
+        return _NO_HOST

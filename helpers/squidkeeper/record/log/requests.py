@@ -1,11 +1,20 @@
 """The request of a record: made of the record's fields as the helpers make it of Squid's tokens."""
 
+from datetime import timedelta
 from typing import Final
 from urllib.parse import unquote
 
 from squidkeeper.policy.protocol import request
-from squidkeeper.record.log.record import NONE, Record, decode_field, is_spliced, truncated_fields
-from squidkeeper.record.log.urls import host_of
+from squidkeeper.policy.protocol.request import CONNECT
+from squidkeeper.record.log.record import (
+    CLIENT_ERRORS,
+    NONE,
+    Record,
+    decode_field,
+    host_of,
+    is_spliced,
+    truncated_fields,
+)
 
 FRAGMENT: Final = "fragment"
 USERINFO: Final = "userinfo"
@@ -27,6 +36,12 @@ NOT_BY_THE_POLICY: Final = {  # rules whose denials do not follow from record an
     "not-rendered": "Squid's configuration lacked lines that the policy needs: run `squidkeeper doctor`",
     "tunnel-outdated": "the policy had changed since the tunnel was opened",
 }
+WAIT: Final = timedelta(seconds=10)
+HTTPS_PORT: Final = ":443"  # which no URL names
+
+_OPENED = 200
+_ABORTED = "_ABORTED/"
+ConnectionKey = tuple[str, str, str, str]
 
 
 def request_of(record: Record) -> request.Request | request.Malformed:
@@ -89,3 +104,48 @@ def as_sent(record: Record) -> str:
     if record.hidden == FRAGMENT:
         return f"{record.url}#"
     return record.url.replace("//", "//_@", 1) if record.hidden == USERINFO else record.url
+
+
+# Tunnels: which CONNECT opens one, and what counts once with another record.
+#
+# The CONNECT of a denied host has status 200 and leads nowhere. Each request inside is denied itself. The CONNECT is
+# left out where a request to this host follows within `WAIT`. Otherwise it stands: a client must not hide the host that
+# was denied behind another that it writes into the request. A tunnel whose origin fails has one failure: the CONNECT
+# stands. What Squid answers inside has no decision, and is left out. `record/table/table.py` does this.
+
+
+def is_tunnel(record: Record) -> bool:
+    """Tell whether a record is the CONNECT of an allowed tunnel, opened or not; not the record of its end."""
+    return record.method == CONNECT and record.verdict == "allow" and not is_spliced(record)
+
+
+def is_opened_tunnel(record: Record) -> bool:
+    """Tell whether a record is the CONNECT of an allowed tunnel that was opened."""
+    return is_tunnel(record) and record.status == _OPENED and record.error == NONE and _ABORTED not in record.squid
+
+
+def is_answered_inside(record: Record) -> bool:
+    """Tell whether Squid answers a CONNECT inside its tunnel: it was denied, or its origin failed."""
+    if record.method != CONNECT or record.status != _OPENED or record.error in CLIENT_ERRORS:
+        return False
+    return record.verdict == "deny" or record.error != NONE
+
+
+def is_denied_tunnel(record: Record) -> bool:
+    """Tell whether a record is the CONNECT of a denied host, whose requests are denied one by one."""
+    return record.verdict == "deny" and is_answered_inside(record)
+
+
+def is_served(record: Record) -> bool:
+    """Tell whether a record was allowed and did not fail: it is no request that Squid answered for its CONNECT."""
+    return record.verdict == "allow" and record.error == NONE
+
+
+def names_tunnel(url: str, authority: str) -> bool:
+    """Tell whether a URL names the host and port of a CONNECT; both are written as Squid understood them."""
+    return url.startswith(f"https://{authority.removesuffix(HTTPS_PORT)}/")
+
+
+def connection_key(record: Record) -> ConnectionKey:
+    """Tell the connections of the access log apart."""
+    return record.client, record.connection, record.worker, record.gateway  # each worker numbers its connections

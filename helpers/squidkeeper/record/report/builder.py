@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
+from squidkeeper.record.log.drift import DriftChecker, Effective
+from squidkeeper.record.log.record import NONE, decode_field, redacted_url, truncate
 from squidkeeper.record.report import figures, sections
-from squidkeeper.record.report.denials import denials
+from squidkeeper.record.report.denials import URL_SHOWN, denials
 from squidkeeper.record.report.period import Period, RecordCounts, utc
-from squidkeeper.record.report.timeline import Steps, timeline
-from squidkeeper.record.report.traffic import traffic
+from squidkeeper.record.report.traffic import Steps, timeline, traffic
 from squidkeeper.record.report.upstreams import upstreams
+from squidkeeper.record.table.drift import DriftTable
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -22,6 +24,15 @@ COLUMNS: Final = (  # of the table, that the report reads
 )
 _FIRST_AND_LAST: Final = "SELECT min(first), max(last) FROM pairs"
 _LEFT_OUT: Final = "SELECT reason, count(*) FROM left_out GROUP BY ALL"
+_SHOWN = 50
+
+_RECORDS: Final = "CREATE TEMP VIEW checked AS FROM records WHERE {within}"
+_KINDS: Final = "SELECT kind, count(*) AS number FROM drift GROUP BY kind ORDER BY number DESC, kind"
+_LATEST: Final = f"""
+    SELECT time, coalesce(client, '{NONE}'), coalesce(method, '{NONE}'), coalesce(url, '{NONE}'),
+        finding_rule, reason, kind
+    FROM drift ORDER BY time DESC, client, method, url LIMIT {_SHOWN}
+"""
 
 
 def build_report(
@@ -89,3 +100,25 @@ def _left_out(
         **reasons,
     }
     return (figures.Count(name, count) for name, count in counts.items() if count)
+
+
+def drift(
+    connection: DuckDBPyConnection, period: Period, checker: DriftChecker, effective: Iterable[Effective]
+) -> figures.DriftFigures:
+    """Compare the records of a period with the policies that were in force; `effective` are these policies."""
+    connection.execute(_RECORDS.format(within=period.within))
+    DriftTable(connection, "checked", checker, effective)
+    kinds = tuple(figures.Count(*row) for row in connection.execute(_KINDS).fetchall())
+    return figures.DriftFigures(
+        total=sum(kind.count for kind in kinds),
+        unchecked=checker.unchecked,
+        cut=checker.cut,
+        kinds=kinds,
+        latest=tuple(_finding(row) for row in connection.execute(_LATEST).fetchall()),
+    )
+
+
+def _finding(row: tuple[datetime, str, str, str, str, str, str]) -> figures.DriftRow:
+    time, client, method, logged, rule, reason, kind = row
+    url, cut = truncate(redacted_url(logged), URL_SHOWN)
+    return figures.DriftRow(utc(time), client, decode_field(method) or NONE, url, cut, rule, reason, kind)

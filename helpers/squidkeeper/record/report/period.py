@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from squidkeeper.record.log.record import NONE, decode_field
 from squidkeeper.record.report.figures import CLIENT_LEFT, NO_REQUEST, REFUSED
-from squidkeeper.record.table.conditions import (
+from squidkeeper.record.table.columns import (
     ENDED_BY_CLIENT,
     HAS_FAILED,
     IS_OPENED_TUNNEL,
@@ -134,3 +134,28 @@ def client_label(client: str, user: str) -> str:
 def utc(at: datetime) -> datetime:
     """Add the zone to a time of the table."""
     return at.replace(tzinfo=UTC)
+
+
+# Exact quantiles: the smallest value that at least a share of all does not exceed.
+#
+# DuckDB's `quantile_disc` has the same definition and keeps every value in memory. Values with their numbers take less,
+# and sorting them spills.
+
+
+def ranked(counted: str, by: str = "") -> str:
+    """Write the query that adds to rows of `value` and `number` how many values are in them and in smaller ones."""
+    partition = f"PARTITION BY {by}" if by else ""
+    return f"""
+        SELECT *, sum(number) OVER ({partition} ORDER BY value) AS seen, sum(number) OVER ({partition}) AS total
+        FROM ({counted})
+    """
+
+
+def median() -> str:
+    """Write the aggregate of ranked rows for the median."""
+    return "min(value) FILTER (seen * 2 >= total)"
+
+
+def p95() -> str:
+    """Write the aggregate of ranked rows for the value that 95 % do not exceed."""
+    return "min(value) FILTER (seen * 20 >= total * 19)"

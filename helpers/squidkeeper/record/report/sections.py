@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from squidkeeper.record.log.record import CLIENT_ERRORS, NONE, decode_field
-from squidkeeper.record.log.urls import host_of
+from squidkeeper.record.log.record import CLIENT_ERRORS, NONE, decode_field, host_of
 from squidkeeper.record.report import figures
 from squidkeeper.record.report.figures import CLIENT_LEFT
-from squidkeeper.record.report.period import NO_HOST, Period, RecordCounts, client_label, utc
-from squidkeeper.record.report.quantiles import median, p95, ranked
+from squidkeeper.record.report.period import NO_HOST, Period, RecordCounts, client_label, median, p95, ranked, utc
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

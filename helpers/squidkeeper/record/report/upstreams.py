@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from squidkeeper.record.report import figures
-from squidkeeper.record.report.quantiles import median, p95, ranked
+from squidkeeper.record.report.period import median, p95, ranked
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -5,11 +5,48 @@ A field that is added to `Record` is a column without a change here.
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 import msgspec
 
-from squidkeeper.record.log.record import Record
+from squidkeeper.record.log.filters import REFUSED_STATUSES, SERVER_ERROR
+from squidkeeper.record.log.record import CLIENT_ERRORS, TICKET_ANSWERED, Record, format_time
+from squidkeeper.record.log.requests import CLIENT_GONE, SUCCESSES
+
+_CLIENT_ERRORS: Final = ", ".join(f"'{error}'" for error in CLIENT_ERRORS)
+IS_TUNNEL: Final = (  # `tunnels.is_tunnel`
+    "(coalesce(method = 'CONNECT' AND verdict = 'allow', false)"
+    " AND NOT coalesce(starts_with(squid, 'TCP_TUNNEL'), false))"
+)
+IS_SERVED: Final = "(verdict IS NOT NULL AND verdict = 'allow' AND error IS NULL)"  # `tunnels.is_served`
+IS_REQUEST_IF_SERVED: Final = (  # an OR ends at the first condition that holds, most often that of the method
+    "(method IS DISTINCT FROM 'CONNECT' OR status IS DISTINCT FROM 200"
+    " OR coalesce(contains(squid, '_ABORTED/') OR starts_with(squid, 'TCP_TUNNEL'), false))"
+)
+IS_OPENED_TUNNEL: Final = f"({IS_SERVED} AND NOT {IS_REQUEST_IF_SERVED})"  # `tunnels.is_opened_tunnel`
+ENDED_BY_CLIENT: Final = f"coalesce(error IN ({_CLIENT_ERRORS}), false)"
+IS_ANSWERED_INSIDE: Final = (  # `tunnels.is_answered_inside`
+    f"(coalesce(method = 'CONNECT' AND status = 200, false) AND NOT {ENDED_BY_CLIENT}"
+    " AND (coalesce(verdict = 'deny', false) OR error IS NOT NULL))"
+)
+IS_REFUSED: Final = (  # `filters.is_refused`
+    "(verdict IS NULL AND upstream IS NULL AND error IS NOT NULL"
+    f" AND status IN ({', '.join(map(str, sorted(REFUSED_STATUSES)))}))"
+)
+HAS_FAILED: Final = (  # `filters.has_failed` for requests that `is_refused` does not hold for
+    f"(verdict IS DISTINCT FROM 'deny' AND NOT {ENDED_BY_CLIENT}"
+    f" AND (status >= {SERVER_ERROR} OR coalesce(error <> '{TICKET_ANSWERED}', false)))"
+)
+
+ASKS_SPLICE: Final = (  # `requests.asks_splice`
+    "coalesce(method = 'CONNECT' AND (starts_with(squid, 'TCP_TUNNEL')"
+    " OR (starts_with(squid, 'TCP_DENIED') AND status IS DISTINCT FROM 200)), false)"
+)
+WAS_USED: Final = (  # `requests.was_used`
+    f"(coalesce(verdict = 'allow', false) AND coalesce(error = '{CLIENT_GONE}', true)"
+    f" AND status BETWEEN {SUCCESSES.start} AND {SUCCESSES.stop - 1})"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +98,13 @@ def selected(names: Collection[str] | None) -> tuple[Column, ...]:
     if names is None:
         return COLUMNS
     return tuple(column for column in COLUMNS if column.name in names)
+
+
+# What rows are, in SQL: the conditions that Python has in `record/` as functions of a record.
+#
+# A test compares each with its function. Columns have NULL where a record has `-`; no condition is NULL itself.
+
+
+def time_literal(at: datetime) -> str:
+    """Write a time, in milliseconds as records have it: the filters of `squidkeeper log` compare these."""
+    return f"TIMESTAMP '{format_time(at)[:-1]}'"

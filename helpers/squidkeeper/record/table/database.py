@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
+import resource
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import signal
+import stat
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import msgspec
 
-from squidkeeper.base.errors import UnreadableLog
-from squidkeeper.record.table.file_names import quoted_literally
-from squidkeeper.record.table.own_process import ending_by_exit
-from squidkeeper.record.table.spill import spill_folder
+from squidkeeper.base.errors import QueryRefused, UnreadableLog
+from squidkeeper.base.squid_account import account_of
+from squidkeeper.record.log.log_files import LINE_LIMIT
 
 if TYPE_CHECKING:
     import duckdb
@@ -24,6 +31,36 @@ MEMORY_LIMIT: Final = "1GB"
 _NICENESS: Final = 10  # 19 would wait for seconds on a busy machine; Squid has ten times the weight at 10
 _BATCH: Final = 20_000  # rows that are inserted at once
 _ROW_BYTES: Final = 16 * 1024 * 1024
+QUERY_BYTES: Final = 2 * 1024**3  # DuckDB's own limit does not count long values
+_THREAD_BYTES: Final = 16 * 1024**2  # a stack, and what malloc keeps for it
+_ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
+_INTERRUPTED: Final = "Query interrupted"  # what DuckDB makes of a signal's exception; it has no class of its own
+_KILLED: Final = 128  # exit status of a process that a signal has ended: as shells have it
+QUERY_ACCOUNT: Final = "nobody"  # runs the queries of root; not Squid's account, which writes the log
+_PARENT: Final = "/var/tmp"  # noqa: S108 - on a disk, where /tmp can be memory; mkdtemp makes a folder 0700 in it
+_PREFIX: Final = "squidkeeper-table-"
+
+
+def quoted(text: str | Path) -> str:
+    """Write a text, or the name of a file, as a text of SQL."""
+    return "'" + str(text).replace("'", "''") + "'"
+
+
+def quoted_literally(path: Path) -> str:
+    """Write the name of one file, whatever its characters are: for DuckDB, `*`, `?` and `[` are a pattern."""
+    return quoted(Path(re.sub(r"([*?[])", r"[\1]", str(path))))
+
+
+def csv_lines(file: Path, compression: str) -> str:
+    """Return the table of a file's lines, with the column `line`; an empty line is NULL.
+
+    It takes a lone carriage return for the end of a line, and refuses a file that is not UTF-8.
+    """
+    name = quoted_literally(file)
+    return (
+        f"read_csv({name}, columns={{line: 'VARCHAR'}}, compression='{compression}', delim='\\x01', quote='',"
+        f" escape='', header=false, auto_detect=false, strict_mode=false, max_line_size={4 * LINE_LIMIT})"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +130,131 @@ def _settings(spill: Path, threads: int, memory_limit: str) -> dict[str, str | b
         "allow_community_extensions": False,
         "secret_directory": str(spill),
     }
+
+
+@contextmanager
+def ending_by_exit() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block by `SystemExit`, so that it is cleaned up after, as after Ctrl-C."""
+    received: list[int] = []
+
+    def end(number: int, _frame: object) -> NoReturn:
+        received.append(number)
+        raise SystemExit(_KILLED + number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    replaced = [one for one in _ENDING if is_main and signal.getsignal(one) is signal.SIG_DFL]
+    for number in replaced:
+        signal.signal(number, end)
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) != _INTERRUPTED:
+            raise
+        raise (SystemExit(_KILLED + received[0]) if received else KeyboardInterrupt) from None
+    finally:
+        for number in replaced:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def bound_memory(threads: int, most: int = QUERY_BYTES) -> None:
+    """Bound what this process can allocate, for good; DuckDB then refuses a query that needs more."""
+    size = most + threads * _THREAD_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
+def continue_as_child(undo: Callable[[], None]) -> None:
+    """Return in a child process. This process ends with its exit status, and calls `undo` where it fails.
+
+    What ends this process ends the child at once, whatever it does. This process keeps the rights that the child drops,
+    and removes the spill folder with them. `QueryRefused` if a signal has ended the child.
+    """
+    sys.stdout.flush()
+    life, held = os.pipe()  # the child ends when nobody holds it any more
+    with ending_by_exit():
+        child = os.fork()
+        if child:
+            os.close(life)
+            _end_as(child, undo)
+    os.close(held)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too
+    threading.Thread(target=_end_with, args=(life,), daemon=True).start()
+
+
+def _end_as(child: int, undo: Callable[[], None]) -> NoReturn:
+    status = None
+    try:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finally:
+        if status is None:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        remove_abandoned()
+        if status != 0:
+            undo()
+    if status < 0:
+        raise QueryRefused(f"its process was ended by signal {-status}, which can be for want of memory")
+    raise SystemExit(status)
+
+
+def _end_with(life: int) -> None:
+    os.read(life, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# The folder for what does not fit into memory: private, and removed also after a process that was killed.
+#
+# A lock on the folder tells whether its process lives. Its next user removes those of dead ones.
+
+
+@contextmanager
+def spill_folder() -> Iterator[Path]:
+    """Make a folder for the block, in `$TMPDIR` or `/var/tmp`."""
+    remove_abandoned()
+    folder, lock = _make()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_abandoned() -> None:
+    """Remove the folders whose process is dead: of this account, and for root those of queries."""
+    for folder in _parent().glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # another process removes it, or it belongs to another account
+            _remove_if_abandoned(folder)
+
+
+def _make() -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_parent()))
+        with suppress(FileNotFoundError):  # taken for abandoned before it was locked
+            lock = _open(folder)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    file = _open(folder)
+    try:
+        state = os.fstat(file)
+        if state.st_uid in _accounts() and stat.S_IMODE(state.st_mode) == stat.S_IRWXU:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)  # follows no link
+    finally:
+        os.close(file)
+
+
+def _open(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+
+def _accounts() -> set[int]:
+    query = account_of(QUERY_ACCOUNT) if os.geteuid() == 0 else None
+    return {os.geteuid(), *({query.user} if query else ())}
+
+
+def _parent() -> Path:
+    return Path(os.environ.get("TMPDIR") or _PARENT)

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from squidkeeper.record.log.drift import DriftChecker, Finding, was_served
-from squidkeeper.record.log.past_policies import Effective
+from squidkeeper.record.log.drift import DriftChecker, Effective, Finding, was_served
 from squidkeeper.record.log.record import NONE
 from squidkeeper.record.log.requests import asks_splice
 from squidkeeper.record.table.columns import JUDGED

@@ -19,7 +19,7 @@ import msgspec
 from squidkeeper.policy.url import LONG_URL, UNUSUAL_CHARACTER
 from squidkeeper.record.log.judging import SameFor
 from squidkeeper.record.log.record import NONE, Record, format_time
-from squidkeeper.record.table.file_names import quoted
+from squidkeeper.record.table.database import quoted
 
 if TYPE_CHECKING:
     import duckdb

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from squidkeeper.base.errors import InvalidRecord
-from squidkeeper.record.log.log_file import LINE_LIMIT
-from squidkeeper.record.log.record import NONE, VERSION, Record, format_time, parse_time, parse_timed_record
-from squidkeeper.record.log.urls import host_of
+from squidkeeper.record.log.log_files import LINE_LIMIT
+from squidkeeper.record.log.record import NONE, VERSION, Record, format_time, host_of, parse_time, parse_timed_record
 from squidkeeper.record.table.columns import COLUMNS, FIELDS, HOST, POSITION, RAW, TIME, Column
-from squidkeeper.record.table.file_names import csv_lines, quoted_literally
+from squidkeeper.record.table.database import csv_lines, quoted_literally
 
 if TYPE_CHECKING:
     from squidkeeper.record.table.database import Database

@@ -2,22 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from squidkeeper.base.errors import InvalidRecord
+from squidkeeper.record.log.filters import MatchFilter, Selecting
 from squidkeeper.record.log.listing import FindingRow, RequestRow
-from squidkeeper.record.log.record import NONE
-from squidkeeper.record.table.columns import FIELDS, TIME, Column
-from squidkeeper.record.table.conditions import IS_OPENED_TUNNEL
-from squidkeeper.record.table.groups import CLIENT
+from squidkeeper.record.log.log_files import LINE_LIMIT, STDIN, open_nonblocking
+from squidkeeper.record.log.record import NONE, format_time, parse_record, parse_time
+from squidkeeper.record.table.columns import FIELDS, IS_OPENED_TUNNEL, IS_TUNNEL, TIME, Column
 
 if TYPE_CHECKING:
     import duckdb
 
-_BATCH: Final = 2000
+_BATCH: Final = 10_000
+_KEY_AT_MOST: Final = 500  # characters; a client can invent any number of long paths
+_PATH: Final = "split_part(url, '?', 1)"
+CLIENT: Final = f"coalesce(user || '@', '') || coalesce(client, '{NONE}')"
+KEYS: Final[Mapping[str, str]] = {
+    "host": "host",
+    "rule": "rule",
+    "observed": "observed",
+    "client": CLIENT,
+    "gateway": "gateway",
+    "status": "status::VARCHAR",
+    "path": f"CASE WHEN length({_PATH}) > {_KEY_AT_MOST} THEN {_PATH}[:{_KEY_AT_MOST}] || '…' ELSE {_PATH} END",
+}
+KEY_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {"client": ("client", "user"), "path": ("url",)}
+_FEW: Final = 2000
 _TIME: Final = "strftime(time, '%Y-%m-%dT%H:%M:%S.%gZ')"
 # The columns of a request that its row is made of, beside the time.
 ROW_FIELDS: Final = ("client", "user", "verdict", "rule", "status", "method", "duration_ms", "error", "url")
+
+
+# Filters as SQL: the rows of `records` or `requests` for which all filters of `record/log/filters.py` hold.
+#
+# The period is none of them: `open_table` reads no more than it.
+_FIRST_BYTES: Final = 1024 * 1024  # read in a moment
+_GROWTH: Final = 16
+_STEPS: Final = 3
+_LINE_BYTES: Final = 1000  # of a usual line, or more
+
+
+def select_rows(connection: duckdb.DuckDBPyConnection, rows: str, filters: Iterable[Selecting]) -> str:
+    """Create a view of the rows of a view for which all filters hold; return its name."""
+    joins = [_join(connection, rows, f"wanted_{rows}_{number}", one) for number, one in enumerate(filters)]
+    connection.execute(f"CREATE OR REPLACE VIEW selected_{rows} AS SELECT r.* FROM {rows} AS r{''.join(joins)}")
+    return f"selected_{rows}"
+
+
+def fields_of(filters: Iterable[Selecting]) -> set[str]:
+    """Name the columns that filters read."""
+    return {field for one in filters for field in (one.fields if isinstance(one, MatchFilter) else (one.field,))}
+
+
+def _join(connection: duckdb.DuckDBPyConnection, rows: str, table: str, one: Selecting) -> str:
+    if isinstance(one, MatchFilter):
+        _create_matching(connection, rows, table, one)
+        return f" SEMI JOIN {table} ON {' AND '.join(_same(name, table) for name in one.fields)}"
+    kind = "BIGINT" if all(isinstance(value, int) for value in one.values) else "VARCHAR"
+    wanted = [None if value == NONE else value for value in one.values]
+    connection.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT unnest(?::{kind}[]) AS {one.field}", [wanted])
+    return f" SEMI JOIN {table} ON {_same(one.field, table)}"
+
+
+def _create_matching(connection: duckdb.DuckDBPyConnection, rows: str, table: str, one: MatchFilter) -> None:
+    names = ", ".join(one.fields)
+    distinct = f"SELECT row_number() OVER () AS number, * FROM (SELECT DISTINCT {names} FROM {rows})"
+    connection.execute(f"CREATE OR REPLACE TABLE {table}_found AS {distinct}")
+    connection.execute(f"FROM {table}_found")
+    matching: list[int] = []
+    while found := connection.fetchmany(_BATCH):
+        matching += [number for number, *values in found if one.matches(*(NONE if v is None else v for v in values))]
+    chosen = f"SELECT * FROM {table}_found SEMI JOIN (SELECT unnest(?::BIGINT[]) AS number) USING (number)"
+    connection.execute(f"CREATE OR REPLACE TABLE {table} AS {chosen}", [matching])
+
+
+def _same(name: str, table: str) -> str:
+    return f"r.{name} IS NOT DISTINCT FROM {table}.{name}"
+
+
+class Group(NamedTuple):
+    """The counts of one key. `last` is the end of the newest one.
+
+    `tunnels` are CONNECTs that the policy allowed, which are no requests: their rule is the first that could allow a
+    request. A tunnel that passed through counts also as a request, at its end.
+    """
+
+    requests: int
+    denied: int
+    tunnels: int
+    bytes: int
+    last: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The groups of rows by one of KEYS, counted once, in a table of the database."""
+
+    connection: duckdb.DuckDBPyConnection
+
+    @classmethod
+    def count(cls, connection: duckdb.DuckDBPyConnection, rows: str, records: str, by: str) -> Groups:
+        """Count the requests of a view, and the tunnels of a view of records."""
+        key = f"coalesce({KEYS[by]}, '{NONE}') AS key"
+        requests = (
+            f"SELECT count(*) FILTER (NOT {IS_TUNNEL}) AS requests, count(*) FILTER (verdict = 'deny') AS denied,"
+            f" 0 AS tunnels, sum(bytes) AS bytes, max(time) AS last, {key} FROM {rows} GROUP BY key"
+        )
+        tunnels = f"SELECT 0, 0, count(*), 0, max(time), {key} FROM {records} WHERE {IS_TUNNEL} GROUP BY key"
+        sums = ", ".join(f"sum({name}) AS {name}" for name in Group._fields[:4])
+        connection.execute(
+            f"CREATE OR REPLACE TABLE counted AS SELECT {sums}, max(last) AS last, key"
+            f" FROM ({requests} UNION ALL {tunnels}) GROUP BY key"
+        )
+        return cls(connection)
+
+    def widths(self) -> tuple[int, int, int, int]:
+        """Return how many digits each of the four numbers has at most."""
+        columns = ", ".join(f"coalesce(max(length({name}::VARCHAR)), 0)" for name in Group._fields[:4])
+        ((requests, denied, tunnels, sent),) = self.connection.execute(f"SELECT {columns} FROM counted").fetchall()
+        return requests, denied, tunnels, sent
+
+    def most_first(self) -> Iterator[Group]:
+        """Yield the groups, the one with the most requests first."""
+        self.connection.execute("FROM counted ORDER BY requests DESC, tunnels DESC, key")
+        while rows := self.connection.fetchmany(_BATCH):
+            for requests, denied, tunnels, sent, last, key in rows:
+                numbers = int(requests), int(denied), int(tunnels), int(sent)
+                yield Group(*numbers, format_time(last.replace(tzinfo=UTC)), key)
 
 
 def request_rows(connection: duckdb.DuckDBPyConnection, view: str, newest: int | None) -> Iterator[list[RequestRow]]:
@@ -70,7 +188,7 @@ def _batches(
     connection: duckdb.DuckDBPyConnection, values: str, view: str, newest: int | None
 ) -> Iterator[list[tuple[Any, ...]]]:
     connection.execute(f"SELECT {values} {_rows(view, newest)} ORDER BY time, position")
-    while batch := connection.fetchmany(_BATCH):
+    while batch := connection.fetchmany(_FEW):
         yield batch
 
 
@@ -91,3 +209,45 @@ def _field(column: Column) -> str:
 
 _NUMBERS: Final = frozenset(column.name for column in FIELDS if column.is_number)
 _LINE: Final = f"to_json(struct_pack({', '.join(f'{one.name} := {_field(one)}' for one in FIELDS)}))::VARCHAR"
+
+
+# Times at which a long log is divided: to show its first lines early, or to read its newest lines alone.
+#
+# A period is cheap to read where the rest of a log is not of it: `open_table` does not parse those lines. The times are
+# read from the log, at some of its bytes.
+
+
+def early_times(oldest: Path) -> list[datetime]:
+    """Return times at which to divide a log, the first after few lines; none where it is short or compressed."""
+    return sorted({at for offset in _sizes(_FIRST_BYTES) if (at := _time_at(oldest, offset))})
+
+
+def late_times(newest: Path, lines: int) -> Iterator[datetime]:
+    """Yield times further and further back, from which on a log may hold so many of the lines that are wanted."""
+    size = _size(newest)
+    for length in _sizes(max(_FIRST_BYTES, lines * _LINE_BYTES)):
+        if length < size and (at := _time_at(newest, size - length)):
+            yield at
+
+
+def _sizes(first: int) -> list[int]:
+    return [first * _GROWTH**step for step in range(_STEPS)]
+
+
+def _size(path: Path) -> int:
+    try:
+        return 0 if path == STDIN else os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def _time_at(path: Path, offset: int) -> datetime | None:
+    if _size(path) <= offset:
+        return None
+    try:
+        with open(path, "rb", opener=open_nonblocking) as file:
+            file.seek(offset)
+            lines = file.read(2 * LINE_LIMIT).split(b"\n")[1:-1]
+        return next(map(parse_time, map(parse_record, lines)), None)
+    except (OSError, InvalidRecord, ValueError):
+        return None

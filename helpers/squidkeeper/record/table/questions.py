@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from squidkeeper.record.log.record import LENGTHS, NONE, Record
 from squidkeeper.record.log.requests import NOT_BY_THE_POLICY
-from squidkeeper.record.table.columns import FOLDED
-from squidkeeper.record.table.conditions import ASKS_SPLICE, WAS_USED
+from squidkeeper.record.table.columns import ASKS_SPLICE, FOLDED, WAS_USED
 from squidkeeper.record.table.lines import record_of
 
 if TYPE_CHECKING:

@@ -4,14 +4,20 @@ Files are opened before DuckDB reads them, through `/proc/self/fd`: a log that i
 it was.
 """
 
+from __future__ import annotations
+
 import os
+import shlex
 import stat
-from collections.abc import Collection, Iterator
+import subprocess
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
+from shutil import disk_usage
 from typing import IO, Final
 
 from squidkeeper.base.errors import DamagedLog, ExtraMissing, StoreFailed, UnreadableLog
@@ -19,11 +25,18 @@ from squidkeeper.base.rotated_logs import rotated
 from squidkeeper.record.chain.chain import Chain, read_chain
 from squidkeeper.record.chain.places import FolderPlace, archives_in, gateway_of
 from squidkeeper.record.chain.store_settings import StoreSettings
-from squidkeeper.record.log.log_file import HEAD_BYTES, STDIN, LogFile, first_line_of, open_log
-from squidkeeper.record.log.log_files import files_since, read_failure, sorted_by_time
+from squidkeeper.record.log.log_files import (
+    HEAD_BYTES,
+    STDIN,
+    LogFile,
+    files_since,
+    first_line_of,
+    open_log,
+    read_failure,
+    sorted_by_time,
+)
 from squidkeeper.record.log.record import format_time
-from squidkeeper.record.table.file_names import csv_lines
-from squidkeeper.record.table.live_gateways import LiveGateways, fetched_lines
+from squidkeeper.record.table.database import csv_lines
 
 PARQUET: Final = ".parquet"
 # As DuckDB names them; empty: Python reads.
@@ -31,6 +44,13 @@ _COMPRESSIONS: Final = {".gz": "gzip", ".zst": "zstd", ".bz2": "", ".xz": ""}
 _ATTEMPTS: Final = 5
 _GZIP_SIZES: Final = 2**32  # gzip holds the size modulo this
 _Listing = list[tuple[Path, int, int]]  # each with its device and inode
+_SECONDS: Final = 300
+_AT_ONCE: Final = 16
+_TOLD_BYTES: Final = 300  # of an error
+_SSH: Final = (
+    *("ssh", "-T", "-C", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"),
+    *("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,3 +313,74 @@ def _fault(path: Path, size: int) -> str:
     except OSError as error:
         return f"{path}: {read_failure(error)}"
     return "" if found == size else f"{path}: {found} bytes, expected {size}: squidkeeper archive verify tells more"
+
+
+# Running gateways, asked over ssh: for the lines of a period, or for what a command tells there.
+#
+# ssh is that of the person who asks: with the account, key and known hosts of ssh_config. A gateway that was taken over
+# can send anything, for any time: each output goes into a file of bounded size, and has one deadline for the whole.
+
+
+@dataclass(frozen=True, slots=True)
+class LiveGateways:
+    """The gateways of a fleet: by name, where ssh reaches each."""
+
+    addresses: Mapping[str, str]
+
+    def of(self, names: Collection[str]) -> LiveGateways:
+        """Choose those with these names; all without one. `UnreadableLog` where the fleet lacks one."""
+        if unknown := sorted(set(names) - self.addresses.keys()):
+            raise UnreadableLog(f"the fleet has no gateway {unknown[0]!r}: it has {', '.join(self.addresses)}")
+        return LiveGateways({name: at for name, at in self.addresses.items() if not names or name in names})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command has printed on a gateway, its exit status, and why there is nothing of it."""
+
+    gateway: str
+    output: Path
+    status: int
+    problem: str = ""
+
+
+def ask(gateways: LiveGateways, words: Sequence[str], folder: Path) -> Iterator[Answer]:
+    """Run a command of squidkeeper on all gateways at once; what each prints goes into a file in the folder."""
+    most_bytes = disk_usage(folder).free // 2 // len(gateways.addresses)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        asked = gateways.addresses.items()
+        yield from pool.map(lambda one: _ask(one[0], one[1], words, folder, most_bytes), asked)
+
+
+def _ask(gateway: str, address: str, words: Sequence[str], folder: Path, most_bytes: int) -> Answer:
+    there = shlex.join(("sudo", "-n", "squidkeeper", *words))
+    command = ("prlimit", f"--fsize={most_bytes}", *_SSH, "--", address, there)
+    output, errors = folder / f"{gateway}.out", folder / f"{gateway}.err"
+    with output.open("wb") as out, errors.open("wb") as told:
+        try:
+            status = subprocess.run(  # noqa: S603 - the person's own ssh
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=told, timeout=_SECONDS, check=False
+            ).returncode
+        except subprocess.TimeoutExpired:
+            return Answer(gateway, output, -1, f"{gateway}: no whole answer within {_SECONDS} seconds")
+    if status == 0 or output.stat().st_size:
+        return Answer(gateway, output, status)
+    with errors.open("rb") as found:
+        why = " ".join(found.read(_TOLD_BYTES).decode("utf-8", "replace").split()) or f"status {status}"
+    return Answer(gateway, output, status, f"{gateway} ({address}): {why}")
+
+
+def fetched_lines(
+    gateways: LiveGateways, folder: Path, since: datetime | None, until: datetime | None
+) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Fetch the lines of a period; give the files, and what is missing. `UnreadableLog` if no gateway has answered."""
+    if since is None:
+        raise UnreadableLog("--fleet needs --since, such as --since 1h: each gateway sends its lines of that time")
+    times = ["--since", format_time(since), *(["--until", format_time(until)] if until else [])]
+    answers = [*ask(gateways, ("log", "--json", "--connects", *times), folder)]
+    missing = [
+        one.problem or f"{one.gateway}: status {one.status}, so lines may be missing" for one in answers if one.status
+    ]
+    if all(one.problem for one in answers):
+        raise UnreadableLog("no gateway has answered: " + "; ".join(missing))
+    return tuple(one.output for one in answers if not one.problem), (*missing,)

@@ -13,7 +13,7 @@ from squidkeeper.record.log.record import NONE, Record, decode_field, format_tim
 from squidkeeper.record.why.cache_log import CacheLine, CacheLog
 from squidkeeper.record.why.causes import BY_CODE, KnownCause, shown, shown_url
 from squidkeeper.record.why.details import Detail
-from squidkeeper.record.why.failures import FailureGroup
+from squidkeeper.record.why.search import FailureGroup
 from squidkeeper.serving.squid_crashes import SquidCrash
 
 _CLIENTS_SHOWN: Final = 3

@@ -18,9 +18,19 @@ from squidkeeper.policy.language.quotas import UNCOUNTED
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.policy.url import gives_credentials, is_private
 from squidkeeper.record.log.listing import printable
-from squidkeeper.record.log.record import CLIENT_ERRORS, NONE, Record, decode_field, parse_time, truncated_fields
+from squidkeeper.record.log.record import (
+    CLIENT_ERRORS,
+    NONE,
+    Record,
+    decode_field,
+    endpoint_of,
+    host_of,
+    parse_time,
+    redacted_url,
+    truncate,
+    truncated_fields,
+)
 from squidkeeper.record.log.requests import request_of, tunnel_of
-from squidkeeper.record.log.urls import endpoint_of, host_of, redacted_url, truncate
 
 SPEAKS_TLS: Final = "speaks TLS to the proxy, which has none on this port"
 SHOWN: Final = 120  # characters of a value that a client or server chose

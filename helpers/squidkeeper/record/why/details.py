@@ -15,13 +15,12 @@ from squidkeeper.policy.engine.fields import Entry
 from squidkeeper.policy.language.model import Credential, Rule
 from squidkeeper.policy.protocol.request import Malformed
 from squidkeeper.policy.url import Address, gives_credentials, is_private
-from squidkeeper.record.log.record import NONE, Record, decode_field, parse_time, truncated_fields
+from squidkeeper.record.log.record import NONE, Record, decode_field, host_of, parse_time, truncated_fields
 from squidkeeper.record.log.requests import request_of
-from squidkeeper.record.log.urls import host_of
 from squidkeeper.record.why.cache_log import CacheLog
 from squidkeeper.record.why.causes import OPENS_THE_MACHINE, SHOWN_OF_MESSAGE, shown
-from squidkeeper.record.why.failures import Failure
 from squidkeeper.record.why.proposal import propose
+from squidkeeper.record.why.search import Failure
 from squidkeeper.serving.squid_crashes import SquidCrash
 from squidkeeper.serving.tickets.store import Ticket, TicketState
 from squidkeeper.serving.tickets.ticket import AskedRequest

@@ -20,9 +20,8 @@ from squidkeeper.policy.language.model import Rule
 from squidkeeper.policy.protocol.request import CONNECT, Malformed, Request
 from squidkeeper.policy.url import DEFAULT_PORTS
 from squidkeeper.record.log.judging import clients_of
-from squidkeeper.record.log.record import NONE, Record, decode_field, parse_time, truncated_fields
+from squidkeeper.record.log.record import NONE, Record, decode_field, parse_time, redacted_url, truncated_fields
 from squidkeeper.record.log.requests import request_of, tunnel_of
-from squidkeeper.record.log.urls import redacted_url
 
 _LONGEST_PATH: Final = 200
 _PLAIN_PATH = re.compile(r"/(?:[A-Za-z0-9._~/@:+,=-]|%[0-9A-Fa-f]{2})*")

@@ -15,7 +15,7 @@ import msgspec
 from squidkeeper.base import metrics
 from squidkeeper.record.log import record as records
 from squidkeeper.record.log.record import Record, is_unseen
-from squidkeeper.record.log.tunnels import ConnectionKey, connection_key, is_denied_tunnel, is_tunnel
+from squidkeeper.record.log.requests import ConnectionKey, connection_key, is_denied_tunnel, is_tunnel
 
 SERIES_LIMIT: Final = 4000  # of one metric
 NETWORKS_LIMIT: Final = 64  # networks of clients without a name; more are `other`

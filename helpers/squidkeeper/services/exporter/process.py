@@ -26,8 +26,7 @@ from squidkeeper.policy.language.hosts import Network
 from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
 from squidkeeper.record.archive_status import read_archive_status, read_deleted_logs
 from squidkeeper.record.export_status import read_exports
-from squidkeeper.record.log.drift import DriftChecker
-from squidkeeper.record.log.past_policies import PastPolicies
+from squidkeeper.record.log.drift import DriftChecker, PastPolicies
 from squidkeeper.services.exporter.certificate import StoreCertificate, read_certificate
 from squidkeeper.services.exporter.checkpoint import CheckpointStore
 from squidkeeper.services.exporter.collector import GatewayCollector

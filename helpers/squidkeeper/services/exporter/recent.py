@@ -8,9 +8,8 @@ from threading import Lock
 from typing import Final, NamedTuple
 
 from squidkeeper.policy.protocol.request import CONNECT
-from squidkeeper.record.log.record import NONE, Record, decode_field
-from squidkeeper.record.log.tunnels import ConnectionKey, connection_key, is_denied_tunnel, names_tunnel
-from squidkeeper.record.log.urls import redacted_url, truncate
+from squidkeeper.record.log.record import NONE, Record, decode_field, redacted_url, truncate
+from squidkeeper.record.log.requests import ConnectionKey, connection_key, is_denied_tunnel, names_tunnel
 from squidkeeper.record.why import facts_of, judge
 from squidkeeper.record.why.causes import SERVER_ERROR
 
@@ -86,7 +85,7 @@ class RecentAnswers:
 class RecentDenials:
     """The last denials, a bounded number; a repeated one counts up. Thread-safe.
 
-    The CONNECT of a denied tunnel is dropped when a request inside is denied, as in `record/log/tunnels.py`.
+    The CONNECT of a denied tunnel is dropped when a request inside is denied, as in `record/log/requests.py`.
     When the list is full, the oldest denial of the client with the most is dropped. `saved` is an earlier `newest()`.
     """
 

@@ -12,10 +12,9 @@ from squidkeeper.base.gateway_commands import command, with_commands
 from squidkeeper.base.layout import Layout
 from squidkeeper.policy.language.model import Action
 from squidkeeper.policy.url import parse_address
+from squidkeeper.record.log.record import redacted_url, truncate
 from squidkeeper.record.log.requests import NOT_BY_THE_POLICY
-from squidkeeper.record.log.urls import redacted_url, truncate
-from squidkeeper.record.pages.drawing import split_bar
-from squidkeeper.record.pages.page import render
+from squidkeeper.record.pages.page import render, split_bar
 from squidkeeper.record.why.causes import BY_CODE
 from squidkeeper.record.why.details import location_facts
 from squidkeeper.services.exporter.conditions import ActiveCondition, Severity, active_conditions, policy_faults

@@ -17,10 +17,8 @@ from threading import Thread
 from typing import Final
 
 from squidkeeper.base.errors import DeliveryFailed, InvalidExport, MessagesRefused, SquidkeeperError, WebhookFailed
-from squidkeeper.record.export.backoff import Backoff
-from squidkeeper.record.export.https import Body, HttpsSender
-from squidkeeper.record.export.messages import Message, MessageKind
-from squidkeeper.record.export.tls import tls_context
+from squidkeeper.record.export.https import Body, HttpsSender, tls_context
+from squidkeeper.record.export.messages import Backoff, Message, MessageKind
 from squidkeeper.services.notifying.messages import signature_headers, webhook_body
 from squidkeeper.services.webhook_settings import WebhookSettings, read_webhook_settings
 from squidkeeper.serving.tickets.soundness import sound_ticket
