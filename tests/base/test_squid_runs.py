@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.base.squid_runs import FILE, SquidSample, format_samples, read_samples, with_sample
+from squidkeeper.base.squid_counters import FILE, SquidSample, format_samples, read_samples, with_sample
 
 HOUR = 3600.0
 

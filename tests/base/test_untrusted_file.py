@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.base.errors import CountsUnavailable, PullFailed, WebhookFailed
-from squidkeeper.base.squid_runs import FILE, read_samples
+from squidkeeper.base.squid_counters import FILE, read_samples
 from squidkeeper.base.untrusted_file import read_regular, read_untrusted
 from squidkeeper.record.archive_status import DELETED, DeletedLogs, read_deleted_logs
 from squidkeeper.services.exporter.certificate import read_certificate

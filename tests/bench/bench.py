@@ -2,12 +2,12 @@
 """What the gateway costs beside what it is compared with, all in one run.
 
     sudo tests/bench/bench.py [--rounds 5] [--seconds 4] [--load fresh] [--only PATTERN] [--parts] [--before DIR]
-                              [--mitmdump PROGRAM] [--json FILE]
+                              [--json FILE]
 
 Every URL is unique; origin (nginx), Squid and load are on this machine, in a network namespace of their own. The loads:
 
   http         plain, by wrk, 32 connections
-  kept-alive   https by tunnels.py: all requests of a client in one tunnel
+  kept-alive   https by clients.py: all requests of a client in one tunnel
   fresh        the same, each request in a tunnel of its own; the clients take more of the processor than Squid does
   far          an origin 30 ms away, and a new curl for each request: a ratio by rate of 2.2 is 0.45 of the time
 
@@ -18,24 +18,19 @@ another revision, as `git worktree add --detach DIR REVISION` makes it: its gate
 Before it is measured, a request of each variant shows that the origin sees what it is to see. All run in turn, round
 after round, each round beginning with another one; a ratio is taken within each round, and its median and spread over
 the rounds are what counts. "cpu" is the processor time of the proxy's workers for each request, "helpers" that of its
-helpers, and of HAProxy where it takes the clients (with TLS to it in the load "http" alone: wrk speaks one TLS); other
-work on the machine touches both less than the rate. Needs nginx, wrk, curl, openssl, iproute2, haproxy and what
-install.sh installs; what needs gcc, squidGuard or mitmproxy (`pip install mitmproxy` in an environment of its own) is
-left out where they are not there, which is said.
+helpers, and of the exporter or HAProxy where it serves too (with TLS to HAProxy in the load "http" alone: wrk speaks
+one TLS); other work on the machine touches both less than the rate. Needs nginx, wrk, curl, gcc, openssl, iproute2,
+haproxy and what install.sh installs.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
@@ -44,7 +39,7 @@ from pathlib import Path
 
 import far  # type: ignore[import-not-found] # beside this script
 import policies  # type: ignore[import-not-found]
-from command import at_least_one, require, show  # type: ignore[import-not-found]
+from command import options_of, require, save, scratch, show, spread, table  # type: ignore[import-not-found]
 from policies import FAR_OWN, FAR_SHARED, HOST, SECRET, USED
 
 HERE = Path(__file__).resolve().parent
@@ -53,6 +48,7 @@ FAR_ORIGIN = "203.0.113.11"  # the same origin, by the relay of far.py
 ORIGIN = "203.0.113.10"  # public by the policy language, and on the namespace's own loopback interface
 CONNECTIONS = 32
 LISTEN = "203.0.113.20"  # clients come from it too: none is "localhost", as none is on a gateway
+METRICS = "127.0.0.1:4199"
 BEHIND_HAPROXY = "127.53.53.53"
 LOADS = HTTP, KEPT_ALIVE, FRESH, FAR = "http", "kept-alive", "fresh", "far"
 NAMES = {ORIGIN: (HOST, USED), FAR_ORIGIN: (FAR_SHARED, FAR_OWN)}
@@ -76,7 +72,6 @@ pid_filename {root}/run/squid.pid
 hosts_file {root}/etc/hosts
 pinger_enable off
 {trust}
-{more}
 """
 TRUST = "tls_outgoing_options cafile={folder}/origin.crt"
 NGINX = """
@@ -113,25 +108,6 @@ put_rendered(files)
 for path in {*layout.parts.iterdir()} - {*files}:
     path.unlink()
 """
-SQUIDGUARD = """
-url_rewrite_program /usr/bin/squidGuard -c {root}/etc/squidGuard.conf
-url_rewrite_children 5 startup=1 idle=1
-"""
-SQUIDGUARD_CONF = """
-dbhome {root}/state
-logdir {root}/state
-dest listed {{
- domainlist domains
-}}
-acl {{
- default {{
-  pass !listed all
-  redirect http://blocked.example/
- }}
-}}
-"""
-
-
 Figures = dict[str, list[dict[str, float]]]  # of each variant, those of each round
 
 
@@ -157,10 +133,10 @@ class Variant:
     policy: str = policies.HOST_SCOPE
     changes: tuple[tuple[str, str], ...] = ()
     plain: bool = False
-    more: str = ""  # for the walkthrough's own configuration
-    program: str = ""  # that has to be there
+    noop: bool = False  # its helper does nothing
     origin_sees: str = "/a/0"  # of a request for that path: the path, and the credential
     haproxy: str = ""  # HAProxy takes the clients, which call it by this scheme
+    exporter: bool = False  # it runs too, and is scraped every second
     model: Model = Model()
     part: bool = False  # it is measured with requests to both hosts, which use the part or do not
 
@@ -174,7 +150,7 @@ class Running:
     port: int
     processes: tuple[int, ...]  # those that serve
     scheme: str = "http"  # by which clients call it
-    haproxy: int = 0  # the process
+    beside: int = 0  # the process of HAProxy, or of the exporter
     host: str = HOST
     method: str = "GET"
 
@@ -186,7 +162,6 @@ class Running:
 COMMAND = r"\S+/bin/squidkeeper {helper}\b.*\n.*--state \S+(?: --run \S+)?"  # which goes on in a second line
 NOOP_REQUEST = ((COMMAND.format(helper="acl --scope request"), "{noop}"),)
 NOOP_CREDENTIAL = ((COMMAND.format(helper="credential"), "{noop}"),)
-MITMPROXY = "mitmproxy"
 SEEN = f"/a/0 Bearer {SECRET}"
 BEFORE = "the revision before"
 RSA_2048 = "rsa:2048"  # the CA's key, in openssl's words
@@ -197,13 +172,13 @@ VARIANTS = (
     Variant("host scope", (HTTP, KEPT_ALIVE, FRESH)),
     Variant("host scope, shared", (HTTP, KEPT_ALIVE, FRESH), policies.SHARED),
     Variant("host scope, two workers", (HTTP, KEPT_ALIVE, FRESH), model=Model(options=("--workers", "2"))),
+    Variant("host scope, exporter", exporter=True),
     Variant("host scope, HAProxy", (HTTP, KEPT_ALIVE, FRESH), haproxy="http"),
     Variant("host scope, TLS to HAProxy", (HTTP,), haproxy="https"),
-    Variant("C no-op, request", (HTTP, KEPT_ALIVE), policies.REQUEST_SCOPE, NOOP_REQUEST, program="gcc"),
+    Variant("C no-op, request", (HTTP, KEPT_ALIVE), policies.REQUEST_SCOPE, NOOP_REQUEST, noop=True),
     Variant("request scope", (HTTP, KEPT_ALIVE, FRESH), policies.REQUEST_SCOPE),
-    Variant("C no-op, injection", (KEPT_ALIVE,), policies.INJECTION, NOOP_CREDENTIAL, program="gcc"),
+    Variant("C no-op, injection", (KEPT_ALIVE,), policies.INJECTION, NOOP_CREDENTIAL, noop=True),
     Variant("injection", (KEPT_ALIVE,), policies.INJECTION, origin_sees=SEEN),
-    Variant("squidGuard", plain=True, more=SQUIDGUARD, program="squidGuard", model=Model(options=DIRECT)),
     Variant("gateway", (FAR,), policies.FAR),
     *(Variant(f"part {name}", (HTTP, KEPT_ALIVE), policy, part=True) for name, policy in policies.PARTS.items()),
 )
@@ -224,12 +199,9 @@ RATIOS: tuple[tuple[str, str, str, float | None], ...] = (  # the last is what i
     (FAR, "POST, own", "POST, direct", 1 / 1.06),
     *((load, "request scope", "walkthrough", None) for load in (HTTP, KEPT_ALIVE, FRESH)),
     (KEPT_ALIVE, "injection", "walkthrough", None),
-    (HTTP, "host scope", "squidGuard", 1),
-    (HTTP, "request scope", "squidGuard", 1),
-    (HTTP, "host scope", MITMPROXY, 10),
-    (HTTP, "request scope", MITMPROXY, 10),
     *((load, "host scope, HAProxy", "host scope", None) for load in (HTTP, KEPT_ALIVE, FRESH)),
     (HTTP, "host scope, TLS to HAProxy", "host scope", None),
+    (HTTP, "host scope, exporter", "host scope", None),
     *((load, "host scope, two workers", "host scope", None) for load in (HTTP, KEPT_ALIVE, FRESH)),
     *((load, "host scope", BEFORE, None) for load in (HTTP, KEPT_ALIVE, FRESH)),
     *(
@@ -243,57 +215,47 @@ RATIOS: tuple[tuple[str, str, str, float | None], ...] = (  # the last is what i
 
 def main() -> None:
     """Run the benchmark."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=at_least_one, default=5)
-    options.add_argument("--seconds", type=at_least_one, default=4, help="of load, for each variant in each round")
+    options = options_of(__doc__, rounds=5, seconds=4)
     options.add_argument("--load", choices=LOADS, action="append", help="this load alone; may be given twice")
     options.add_argument("--only", default="", help="a regular expression of the variants' names")
     options.add_argument("--parts", action="store_true", help="measure each part of the configuration too")
     options.add_argument("--before", type=Path, help="a checkout of another revision, to be measured too")
-    options.add_argument("--mitmdump", type=Path, help="the program, where mitmproxy is to be measured too")
-    options.add_argument("--json", type=Path, help="write the figures here too")
     chosen = options.parse_args()
-    require(("squid", "nginx", "wrk", "curl", "openssl", "ip", "haproxy"))
+    require(("squid", "nginx", "wrk", "curl", "openssl", "ip", "haproxy", "gcc"))
     found = chosen_variants(chosen.load or LOADS, chosen.only, before=chosen.before is not None)
     variants = [variant for variant in found if chosen.parts or not variant.part]
-    figures = measure(variants, chosen.rounds, chosen.seconds, chosen.before, chosen.mitmdump)
-    print(table(figures))
-    if chosen.json:
-        chosen.json.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=2) + "\n")
+    figures = measure(variants, chosen.rounds, chosen.seconds, chosen.before)
+    print("\n".join(tables(figures)))
+    save(chosen.json, {"figures": figures})
 
 
 def chosen_variants(loads: Collection[str], only: str, *, before: bool) -> Iterator[Variant]:
     """Choose the variants that have one of the loads, each with those alone."""
     for variant in VARIANTS:
         wanted = tuple(load for load in variant.loads if load in loads)
-        if wanted and re.search(only, variant.name) and (before or not variant.model.before) and is_possible(variant):
+        if wanted and re.search(only, variant.name) and (before or not variant.model.before):
             yield replace(variant, loads=wanted)
 
 
-def measure(variants: list[Variant], rounds: int, seconds: int, before: Path | None, mitmdump: Path | None) -> Figures:
+def measure(variants: list[Variant], rounds: int, seconds: int, before: Path | None) -> Figures:
     """Measure each variant in each round."""
     running: list[Running] = []
-    loads = {load for variant in variants for load in variant.loads}
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="squidkeeper-bench-")))
-        folder.chmod(0o755)
+    with scratch() as folder, ExitStack() as stack:
         installed = {model: install(folder, model, before) for model in dict.fromkeys(one.model for one in variants)}
         stack.enter_context(namespace())
         stack.enter_context(origin(folder))
         for port, variant in enumerate(variants, 4200):
             beside = stack.enter_context(haproxy(folder, port)) if variant.haproxy else 0
             workers = stack.enter_context(squid(variant, folder, installed[variant.model], port))
+            if variant.exporter:
+                beside = stack.enter_context(exporter(installed[variant.model], folder / f"gateway-{port}"))
             running += runs_of(variant, port, workers, beside)
-        if mitmdump and HTTP in loads:
-            running.append(Running(MITMPROXY, HTTP, 4250, (stack.enter_context(mitmproxy(mitmdump, folder, 4250)),)))
-        elif HTTP in loads:
-            print(f"{MITMPROXY} is left out: no --mitmdump", file=sys.stderr)
         return rounds_of(running, rounds, seconds, folder)
 
 
-def runs_of(variant: Variant, port: int, workers: tuple[int, ...], haproxy: int) -> Iterator[Running]:
+def runs_of(variant: Variant, port: int, workers: tuple[int, ...], beside: int) -> Iterator[Running]:
     """Name what is measured of a variant."""
-    base = Running(variant.name, HTTP, port, workers, variant.haproxy or "http", haproxy)
+    base = Running(variant.name, HTTP, port, workers, variant.haproxy or "http", beside)
     for load in variant.loads:
         if load == FAR:
             yield from far_runs(replace(base, load=FAR))
@@ -321,14 +283,6 @@ def part_runs(base: Running) -> Iterator[Running]:
         yield replace(base, name=base.name + NOT_USED)
     if part not in policies.WITHOUT_USE and (part, base.load) != ("rewrites", KEPT_ALIVE):
         yield replace(base, name=base.name + IS_USED, host=USED)
-
-
-def is_possible(variant: Variant) -> bool:
-    """Tell whether a variant's program is there, and say so where it is not."""
-    if not variant.program or shutil.which(variant.program):
-        return True
-    print(f"{variant.name} is left out: no {variant.program}", file=sys.stderr)
-    return False
 
 
 def rounds_of(running: list[Running], rounds: int, seconds: int, folder: Path) -> Figures:
@@ -439,9 +393,7 @@ def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterato
     (root / "etc/policy/key").chmod(0o600)
     written = [root / name for name in ("state", "log", "run", "etc/ca/signing.key", "etc/policy")]
     subprocess.run(["chown", "-R", f"--reference={installed}/state", *filter(Path.exists, written)], check=True)
-    # With the name of the client, which Squid tells squidGuard: it would ask DNS for it, which nobody answers here.
-    names = {**NAMES, LISTEN: ("client.example",)}
-    (root / "etc/hosts").write_text("".join(f"{address} {' '.join(hosts)}\n" for address, hosts in names.items()))
+    (root / "etc/hosts").write_text("".join(f"{address} {' '.join(hosts)}\n" for address, hosts in NAMES.items()))
     with (root / "etc/local.conf").open("a") as local:
         local.write(f"hosts_file {root}/etc/hosts\n{TRUST.format(folder=folder)}\n")
         local.write(f"http_port 127.0.0.1:{port}\n")  # for the exporter
@@ -490,10 +442,30 @@ def haproxy(folder: Path, port: int) -> Iterator[int]:
             process.terminate()
 
 
+@contextmanager
+def exporter(installed: Path, root: Path, log: Path | None = None, state: Path | None = None) -> Iterator[int]:
+    """Run the exporter of a gateway, and scrape it every second; gives its process when it has counted the log."""
+    state = state or root / "state"
+    command = [*INSIDE, "setpriv", f"--reuid={state.stat().st_uid}", f"--regid={state.stat().st_gid}", "--clear-groups"]
+    command += [f"{installed}/bin/squidkeeper", "exporter", "--listen", METRICS, "--state", str(state)]
+    command += ["--access-log", str(log or root / "log/access.log")]
+    command += ["--policy", f"{root}/etc/policy", "--ca", f"{root}/etc/ca/signing.crt"]
+    backlog = f"curl -sf {METRICS}/metrics | grep -q '^squidkeeper_record_backlog_bytes 0'"
+    scrape = f"while sleep 1; do curl -so /dev/null {METRICS}/metrics; done"
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            subprocess.run([*INSIDE, "sh", "-c", f"until {backlog}; do sleep 0.2; done"], check=True, timeout=120)
+            with subprocess.Popen([*INSIDE, "sh", "-c", scrape]) as scraping:
+                yield process.pid
+                scraping.terminate()
+        finally:
+            process.terminate()
+
+
 def change(root: Path, variant: Variant, folder: Path, port: int) -> None:
     """Change the configuration of a gateway into that of a variant."""
     config = root / "etc/squid.conf"
-    if variant.program == "gcc" and not (folder / "noop").exists():
+    if variant.noop and not (folder / "noop").exists():
         subprocess.run(["gcc", "-O2", "-o", folder / "noop", HERE / "noop.c"], check=True)
     for pattern, replacement in variant.changes:
         changed = 0
@@ -504,45 +476,15 @@ def change(root: Path, variant: Variant, folder: Path, port: int) -> None:
         if not changed:
             raise SystemExit(f"{pattern} is nowhere in the configuration of {variant.name}")
     if variant.plain:
-        certgen = re.findall(r"^sslcrtd_program (\S+)", config.read_text(), re.MULTILINE)
-        more, trust = variant.more.format(root=root), TRUST.format(folder=folder)
-        config.write_text(
-            WALKTHROUGH.format(port=port, root=root, certgen=certgen[0], listen=LISTEN, trust=trust, more=more)
-        )
-        squidguard(root)
-
-
-def squidguard(root: Path) -> None:
-    """Give squidGuard the same list as the others, and itself the right to open it."""
-    (root / "state/domains").write_text("wikipedia.org\n")
-    config = root / "etc/squidGuard.conf"
-    config.write_text(SQUIDGUARD_CONF.format(root=root))
-    if shutil.which("squidGuard"):
-        subprocess.run(["squidGuard", "-c", config, "-C", "all"], check=True, capture_output=True)
-    subprocess.run(["chown", "-R", f"--reference={root}/log", root / "state"], check=True)
-
-
-@contextmanager
-def mitmproxy(mitmdump: Path, folder: Path, port: int) -> Iterator[int]:
-    """Run mitmproxy with an add-on that does the same job; gives its process."""
-    command = [*INSIDE, str(mitmdump), "-q", "--listen-host", LISTEN, "-p", str(port)]
-    command += ["--set", f"confdir={folder}/mitmproxy", "-s", str(HERE / "mitmproxy_rules.py")]
-    command += ["--set", f"record={folder}/mitmproxy.log", "--set", "connection_strategy=lazy"]
-    mount = f"mount --bind {folder}/hosts /etc/hosts && exec"  # it resolves names by the system's means alone
-    (folder / "hosts").write_text(f"{ORIGIN} bench.example\n")
-    wrapped = [*INSIDE, "unshare", "--mount", "sh", "-c", f'{mount} "$@"', "sh", *command[len(INSIDE) :]]
-    with subprocess.Popen(wrapped) as process:
-        try:
-            wait_until_it_answers(port, HTTP, "/a/0")
-            yield process.pid
-        finally:
-            process.terminate()
+        certgen = re.findall(r"^sslcrtd_program (\S+)", config.read_text(), re.MULTILINE)[0]
+        trust = TRUST.format(folder=folder)
+        config.write_text(WALKTHROUGH.format(port=port, root=root, certgen=certgen, listen=LISTEN, trust=trust))
 
 
 def checked_workers(master: int, variant: Variant) -> tuple[int, ...]:
     """Tell the processes that serve, of a Squid's master; one with a helper that does nothing has asked it."""
     workers = tuple(child for child, name in children(master) if name == "squid" and not is_coordinator(child))
-    if variant.program == "gcc" and "noop" not in (name for _, name in children(workers[0])):
+    if variant.noop and "noop" not in (name for _, name in children(workers[0])):
         raise SystemExit(f"{variant.name} has not asked its helper")
     return workers
 
@@ -561,7 +503,7 @@ def children(process: int) -> list[tuple[int, str]]:
 def spent(one: Running) -> tuple[float, float]:
     """Tell the processor time of a proxy's process, and of what works for it."""
     beside = [child for process in one.processes for child, _ in children(process)]
-    beside += [one.haproxy] if one.haproxy else []
+    beside += [one.beside] if one.beside else []
     return sum(map(processor_seconds, one.processes)), sum(map(processor_seconds, beside))
 
 
@@ -600,8 +542,7 @@ def load(one: Running, seconds: int) -> tuple[float, int]:
 @contextmanager
 def tunnels(one: Running, seconds: int, folder: Path) -> Iterator[Callable[[], int]]:
     """Load a proxy over https; when the tunnels are open, gives what waits for the end and tells the requests."""
-    command = [*INSIDE, sys.executable, str(HERE / "tunnels.py"), LISTEN, str(one.port), one.load, str(seconds)]
-    command += [str(folder / f"gateway-{one.port}/etc/ca/ca.crt"), one.host]
+    command = [*clients("load", folder / f"gateway-{one.port}", one.port), one.load, str(seconds), one.host]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         opened = process.stdout.readline()
@@ -618,52 +559,35 @@ def tunnels(one: Running, seconds: int, folder: Path) -> Iterator[Callable[[], i
         yield answered
 
 
-def table(figures: Figures) -> str:
+def clients(what: str, root: Path, port: int) -> list[str]:
+    """Give the command of clients.py, for the gateway in a folder."""
+    return [*INSIDE, sys.executable, str(HERE / "clients.py"), what, LISTEN, str(port), str(root / "etc/ca/ca.crt")]
+
+
+def tables(figures: Figures) -> Iterator[str]:
     """Write the figures and the ratios, each as median and spread."""
-    lines = [_heading("variant", "median/s", "cpu us", "helpers us")]
-    lines += (variant_line(name, rounds) for name, rounds in figures.items())
-    lines.append("\nAbove 1 is in favour of the first.")
-    lines.append(f"{_heading('ratio', 'by rate', 'by cpu')}   target")
-    lines += (
-        f"{ratio_line(load, ours, theirs, figures)}   {'' if target is None else round(target, 2)}".rstrip()
+    each = {
+        name: {what: spread([one[what] for one in rounds], ".0f") for what in rounds[0]}
+        for name, rounds in figures.items()
+    }
+    yield from table("variant", each)
+    rows = {
+        f"{load}: {ours} / {theirs}": ratio(figures[f"{load}: {ours}"], figures[f"{load}: {theirs}"])
+        | {"target": "" if target is None else f"{target:.2f}"}
         for load, ours, theirs, target in RATIOS
         if f"{load}: {theirs}" in figures and f"{load}: {ours}" in figures
-    )
-    return "\n".join(lines)
-
-
-def _heading(what: str, *columns: str) -> str:
-    return f"{what:<52}" + "".join(f"{column:>12}{'min':>8}{'max':>8}" for column in columns)
-
-
-def variant_line(name: str, rounds: list[dict[str, float]]) -> str:
-    """Write a variant's requests per second, and the processor time of each."""
-    return f"{name:<52}" + "".join(_spread([one[what] for one in rounds], ".0f") for what in rounds[0])
-
-
-def ratio_line(load: str, ours: str, theirs: str, figures: Figures) -> str:
-    """Write how many times as fast ours is, by requests per second and by processor time."""
-    pairs = list(zip(figures[f"{load}: {ours}"], figures[f"{load}: {theirs}"], strict=True))
-    rates = _spread([one["per_second"] / other["per_second"] for one, other in pairs], ".3f")
-    times = [(one["cpu_microseconds"], other["cpu_microseconds"]) for one, other in pairs]
-    cpu = _spread([other / one for one, other in times], ".3f") if all(map(all, times)) else " " * 28
-    return f"{f'{load}: {ours} / {theirs}':<52}{rates}{cpu}"
-
-
-def _spread(values: list[float], form: str) -> str:
-    median, least, most = (format(value, form) for value in (statistics.median(values), min(values), max(values)))
-    return f"{median:>12}{least:>8}{most:>8}"
-
-
-def machine() -> dict[str, str]:
-    """Tell what the figures were taken on."""
-    version = subprocess.run(["squid", "-v"], check=True, capture_output=True, text=True).stdout.splitlines()[0]
-    return {
-        "squid": version,
-        "python": sys.version.split()[0],
-        "cores": str(os.cpu_count()),
-        "kernel": os.uname().release,
     }
+    if rows:
+        yield from table("ratio; above 1 is in favour of the first", rows)
+
+
+def ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dict[str, str]:
+    """Write how many times as fast ours is, by requests per second and by processor time."""
+    pairs = list(zip(ours, theirs, strict=True))
+    rates = [one["per_second"] / other["per_second"] for one, other in pairs]
+    times = [(one["cpu_microseconds"], other["cpu_microseconds"]) for one, other in pairs]
+    by_cpu = spread([other / one for one, other in times]) if all(map(all, times)) else ""
+    return {"by rate": spread(rates), "by cpu": by_cpu}
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ Squid takes; their paths can be read in as many ways as are judged at all.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -18,7 +16,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from command import at_least_one, written  # type: ignore[import-not-found] # beside this script
+from command import options_of, save, table, written  # type: ignore[import-not-found] # beside this script
 
 from squidkeeper.policy.engine import CompiledPolicy, decide
 from squidkeeper.policy.policy_store.loading import load
@@ -43,27 +41,19 @@ URLS: dict[str, Callable[[int], str]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rules", type=at_least_one, default=200)
-    parser.add_argument("--rounds", type=at_least_one, default=5)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
-    chosen = parser.parse_args()
+    chosen = options_of(__doc__, rules=200, rounds=5).parse_args()
     figures = {asked: measure(field, chosen.rules, chosen.rounds) for asked, field in ASKED.items()}
-    print(f"| {chosen.rules} rules ask for | " + " | ".join(URLS) + " |\n" + "|---" * (len(URLS) + 1) + "|")
-    for asked, found in figures.items():
-        cells = (f"{written(one['first'])} / {written(one['after'])}" for one in found.values())
-        print(f"| {asked} | " + " | ".join(cells) + " |")
-    if chosen.json:
-        chosen.json.write_text(json.dumps({"rules": chosen.rules, "milliseconds": figures}, indent=2) + "\n")
+    print("\n".join(table(f"ms with {chosen.rules} rules that ask for", figures)))
+    save(chosen.json, figures)
 
 
-def measure(field: str, rules: int, rounds: int) -> dict[str, dict[str, float]]:
+def measure(field: str, rules: int, rounds: int) -> dict[str, str]:
     """Give for each kind of URL the milliseconds of the first decision and of those after it, each by a new policy."""
     found = {}
     for kind, url in URLS.items():
         compiled = compiled_of(field, rules)
-        taken = [seconds(compiled, url(number)) * 1000 for number in range(rounds + 1)]
-        found[kind] = {"first": taken[0], "after": statistics.median(taken[1:])}
+        first, *others = [seconds(compiled, url(number)) * 1000 for number in range(rounds + 1)]
+        found[kind] = f"{written(first)} / {written(statistics.median(others))}"
     return found
 
 

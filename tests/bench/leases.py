@@ -8,10 +8,11 @@ Each step takes units of one client's count, one step after the other, with TLS.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
+
+from command import options_of  # type: ignore[import-not-found] # beside this script
 
 from squidkeeper.policy.language.quotas import QuotaUnit, Window
 from squidkeeper.serving.quotas.counts import LEASE_AT_MOST, QuotaCount
@@ -23,10 +24,7 @@ LIMIT = 1_000_000
 
 def main() -> None:
     """Measure, and print."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--steps", type=int, default=20_000)
-    options.add_argument("--clients", type=int, default=10_000)
-    chosen = options.parse_args()
+    chosen = options_of(__doc__, steps=20_000, clients=10_000).parse_args()
     with tempfile.TemporaryDirectory(prefix="squidkeeper-bench-") as folder:
         server = ValkeyServer(Path(folder)).start()
         try:

@@ -2,7 +2,6 @@
 
     .venv/bin/python tests/bench/lines.py [--awake] [--hosts 1000000] [--rules 10000] [--rounds 7] [--lines 20000]
                                           [--json FILE]
-    .venv/bin/python tests/bench/lines.py --caches
 
 .venv is the environment that tests/run makes. Sixteen lines are in flight, as with Squid. All take turns, round after
 round; a ratio is taken within each round, and its median and spread count. "cpu" is the processor time of the helper
@@ -14,14 +13,10 @@ Without squidGuard that part is left out.
 A processor that has nothing to do goes to sleep, and in a virtual machine takes some 50 us to come back: each of the
 sixteen lines pays for that, whoever answers. With `--awake` it is given work of the lowest priority instead, as it has
 in a gateway that is busy.
-
-`--caches` prints what each cache of the helpers saves, and nothing else.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
 import shutil
@@ -36,9 +31,7 @@ from dataclasses import dataclass
 from itertools import accumulate, count
 from pathlib import Path
 
-from caches import print_caches  # type: ignore[import-not-found] # beside this script
-from command import at_least_one, show, written  # type: ignore[import-not-found] # beside this script
-from lists import hosts_like_published_ones, memory_kilobytes  # type: ignore[import-not-found] # beside this script
+from command import options_of, save, show, spread, table  # type: ignore[import-not-found] # beside this script
 
 IN_FLIGHT = 16
 ZIPF_HOSTS = 20_000
@@ -46,6 +39,9 @@ STARTS = 7
 CHECKS = 3
 _PROCESS_CLOCK = 2  # clock_getcpuclockid(3): in Linux the clock of a process is ~PID << 3 | CPUCLOCK_SCHED
 FEW_RULES = 10
+SYLLABLES = [consonant + vowel for consonant in "bcdfghklmnprstvwz" for vowel in "aeiou"]
+WORDS = ["ads", "track", "cdn", "img", "static", "pixel", "metrics", "stats", "click", "banner", "shop", "www", "m"]
+SUFFIXES = (*("com",) * 24, *("net",) * 5, *("org",) * 3, "ru", "de", "co.uk", "info", "xyz", "top", "online", "com.br")
 Figures = dict[str, list[dict[str, float]]]  # of each helper, those of each round
 
 
@@ -60,36 +56,37 @@ class Contender:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hosts", type=at_least_one, default=1_000_000, help="in the list")
-    parser.add_argument("--rules", type=at_least_one, default=10_000, help="in the large policy")
-    parser.add_argument("--rounds", type=at_least_one, default=7)
-    parser.add_argument("--lines", type=at_least_one, default=20_000, help="for each helper, in each round")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser = options_of(__doc__, hosts=1_000_000, rules=10_000, rounds=7, lines=20_000)
     parser.add_argument("--awake", action="store_true", help="let no processor go to sleep")
-    parser.add_argument("--caches", action="store_true", help="only print what each cache of the helpers saves")
     chosen = parser.parse_args()
-    if chosen.caches:
-        print_caches()
-        return
     listed = hosts_like_published_ones(chosen.hosts)
     with tempfile.TemporaryDirectory(prefix="squidkeeper-bench-") as name, awake(chosen.awake):
         folder = Path(name)
         contenders = [*ours(folder, listed, chosen.rules), *squidguard(folder, listed)]
         alone = {one.name: start_and_memory(one, listed[0]) | check_time(one) for one in contenders}
         figures = measure(contenders, listed, chosen.rounds, chosen.lines)
-    print("\n".join(table(alone, figures)))
-    if chosen.json:
-        machine = {"cpus": os.cpu_count(), "python": sys.version.split()[0], "kernel": os.uname().release}
-        told = {
-            "machine": machine,
-            "hosts": chosen.hosts,
-            "rules": chosen.rules,
-            "awake": chosen.awake,
-            "alone": alone,
-            "rounds": figures,
-        }
-        chosen.json.write_text(json.dumps(told, indent=2) + "\n")
+    print("\n".join(tables(alone, figures)))
+    save(chosen.json, {"hosts": chosen.hosts, "rules": chosen.rules, "alone": alone, "rounds": figures})
+
+
+def hosts_like_published_ones(number: int) -> list[str]:
+    """Make that many hosts: domains of their own, and names below the same few, as lists of trackers hold them."""
+    chance = random.Random(4)  # the same hosts in each run
+    domains: list[str] = []
+    hosts: dict[str, None] = {}
+    while len(hosts) < number:
+        label = "".join(chance.choices(SYLLABLES, k=chance.randint(2, 5)))
+        if chance.random() < 0.3:
+            label = f"{label}-{chance.choice(WORDS)}{chance.randint(0, 99)}"
+        if chance.random() < 0.55 or not domains:
+            domains.append(f"{label}.{chance.choice(SUFFIXES)}")
+            hosts[domains[-1]] = None
+        else:
+            above = domains[int(len(domains) * chance.random() ** 2)]
+            hosts[f"{chance.choice((label, label, *WORDS))}.{above}"] = None
+    shuffled = list(hosts)
+    chance.shuffle(shuffled)
+    return shuffled
 
 
 def ours(folder: Path, listed: list[str], rules: int) -> Iterator[Contender]:
@@ -236,6 +233,11 @@ def start_and_memory(contender: Contender, host: str) -> dict[str, float]:
     }
 
 
+def memory_kilobytes(pid: int) -> dict[str, int]:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    return {name: int(size.split()[0]) for name, _, size in (line.partition(":") for line in lines)}
+
+
 def check_time(contender: Contender) -> dict[str, float]:
     """Tell how long `squidkeeper check` takes for its policy; nothing for squidGuard's, which cannot be checked."""
     if contender.folder is None:
@@ -314,36 +316,20 @@ def _seconds(helper: Helper, line: bytes) -> float:
     return time.perf_counter() - began
 
 
-def table(alone: dict[str, dict[str, float]], figures: Figures) -> Iterator[str]:
+def tables(alone: dict[str, dict[str, float]], figures: Figures) -> Iterator[str]:
     """Write the figures, then the ratios."""
-    yield from rows("start and memory", alone)
+    yield from table("start and memory", alone)
     medians = {
         name: {what: statistics.median(one[what] for one in rounds) for what in rounds[0]}
         for name, rounds in figures.items()
     }
-    yield from rows("medians", medians)
-    kinds = ("fresh, lines/s", "fresh, cpu", "zipf, lines/s", "zipf, cpu")
-    yield "\nAbove 1 is in favour of the first: median of the rounds, and spread."
-    yield f"{'ratio':<60}" + "".join(f"{kind:>25}" for kind in kinds)
-    for one, other in ratios(list(figures)):
-        yield f"{f'{one} / {other}':<60}" + "".join(
-            ratio(figures[one], figures[other], what, upside_down)
-            for what, upside_down in (
-                ("fresh_lines_per_second", False),
-                ("fresh_cpu_microseconds", True),
-                ("zipf_lines_per_second", False),
-                ("zipf_cpu_microseconds", True),
-            )
-        )
-
-
-def rows(title: str, figures: dict[str, dict[str, float]]) -> Iterator[str]:
-    columns = list(next(iter(figures.values())))
-    yield f"\n| {title} | " + " | ".join(column.replace("_", " ") for column in columns) + " |"
-    yield "|---" * (len(columns) + 1) + "|"
-    for name, found in figures.items():
-        cells = (written(found[column]) if column in found else "–" for column in columns)
-        yield f"| {name} | " + " | ".join(cells) + " |"
+    yield from table("medians", medians)
+    whats = [f"{kind}_{what}" for kind in ("fresh", "zipf") for what in ("lines_per_second", "cpu_microseconds")]
+    found = {
+        f"{one} / {other}": {what: ratio(figures[one], figures[other], what) for what in whats}
+        for one, other in ratios(list(figures))
+    }
+    yield from table("ratio: median of the rounds, and spread; above 1 is in favour of the first", found)
 
 
 def ratios(names: list[str]) -> Iterator[tuple[str, str]]:
@@ -354,10 +340,11 @@ def ratios(names: list[str]) -> Iterator[tuple[str, str]]:
         yield from ((name, "squidGuard") for name in names if name.endswith(", list"))
 
 
-def ratio(one: list[dict[str, float]], other: list[dict[str, float]], what: str, upside_down: bool) -> str:
+def ratio(one: list[dict[str, float]], other: list[dict[str, float]], what: str) -> str:
     """Write how many times as fast one is, as the median of the rounds and their spread."""
-    values = [(b[what] / a[what] if upside_down else a[what] / b[what]) for a, b in zip(one, other, strict=True)]
-    return f"{statistics.median(values):8.2f} ({min(values):5.2f} to {max(values):4.2f})".rjust(25)
+    values = [a[what] / b[what] for a, b in zip(one, other, strict=True)]
+    values = [1 / value for value in values] if what.endswith("cpu_microseconds") else values
+    return str(spread(values))
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
-"""What reading the access log costs, before and after, in one run: time on the clock, processor time and memory.
+"""What reading the access log costs, by its length: time on the clock, processor time and memory.
 
-    .venv/bin/python tests/bench/reading.py --before DIR [--records 1000000 …] [--rounds 3] [--only report]
+    .venv/bin/python tests/bench/reading.py [--records 10000 1000000 …] [--rounds 3] [--only replay] [--archive]
+                                            [--before DIR]
 
-DIR is a worktree of the revision to compare with, whose .venv has that squidkeeper. Each command reads one log, the new
-one also the archive of it. The commands of a round run one after the other, so other work on the machine affects
-all of them. A ratio is taken within a round: what the old command took, divided by what the new one took; medians of
-the rounds.
+Each case is a command and a log. In the log of a replay, three of ten requests are different questions, or all are; its
+edit closes a domain, a beginning of paths, or a form of paths that only the whole URL tells. --archive reads the
+archive of the log, not its lines. --before is a worktree of the revision to compare with, whose .venv has that
+squidkeeper: it reads the lines. The commands of a round run one after the other, and a ratio is taken within a round;
+medians of the rounds.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,27 +23,35 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from access_logs import write_log  # type: ignore[import-not-found] # beside this script
-from command import at_least_one, show, written  # type: ignore[import-not-found]
+from command import at_least_one, options_of, save, scratch, show, spread, table, written  # type: ignore[import-not-found]
 
 from squidkeeper.policy.policy_store.loading import load_sources
 from squidkeeper.policy.policy_store.revisions import store_revision
 from squidkeeper.policy.policy_store.sources import read_sources
 
 NEW = str(Path(sys.executable).with_name("squidkeeper"))
-POLICIES = {  # a policy of which the host decides, and one of which the URL decides
-    "host": "[{name: some, action: allow, hosts: [.example.com, .pypi.example, .github.example, .corp.example]}]",
-    "URL": "[{name: some, action: allow, hosts: [.example.com, .pypi.example, .github.example, .corp.example],"
-    " paths: ['/**']}]",
+HOSTS = "hosts: [.example.com, .pypi.example, .github.example, .corp.example]"
+BY_HOST = f"{{name: some, action: allow, {HOSTS}}}"
+BY_URL = f"{{name: some, action: allow, {HOSTS}, paths: ['/**']}}"
+OLD = f"{{name: some, action: allow, {HOSTS}, paths: [/simple/**, /api/**, /repos/**]}}"
+EDITS = {  # what decides about a request → the rule above, which is new
+    "the host": "{name: new, action: deny, hosts: [.corp.example]}",
+    "the beginning of the path": f"{{name: new, action: deny, {HOSTS}, paths: [/repos/**]}}",
+    "the whole URL": f"{{name: new, action: deny, {HOSTS}, paths: ['/**/*f']}}",
 }
+SHARES = {"3 of 10": 0.3, "all": None}
+QUESTIONS_IN_LINES = 0.7  # the others are CONNECTs of opened tunnels
 
 
 @dataclass(frozen=True)
 class Case:
-    """A command that is measured, with its arguments; `before` and `log` or `archive` are what it reads."""
+    """A command with its arguments, the policy that has decided, how many requests differ, and the rules of an edit."""
 
     name: str
     arguments: tuple[str, ...]
-    decided_by: str = "host"
+    rules: str = BY_HOST
+    different: str = "all"
+    edit: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,74 +67,77 @@ CASES = (
     Case("report", ("report", "--json")),
     Case("log --by host", ("log", "--by", "host")),
     Case("log --drift, the host decides", ("log", "--drift")),
-    Case("log --drift, the URL decides", ("log", "--drift"), "URL"),
+    Case("log --drift, the URL decides", ("log", "--drift"), BY_URL),
+    *(
+        Case(f"replay, {decides}, {different} different", ("replay",), OLD, different, f"{edit}, {OLD}")
+        for different in SHARES
+        for decides, edit in EDITS.items()
+    ),
 )
 
 
 def main() -> None:
     """Run the benchmark."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--before", metavar="DIR", type=Path, required=True)
-    options.add_argument("--records", metavar="N", type=at_least_one, nargs="+", default=[1_000_000])
-    options.add_argument("--rounds", metavar="N", type=at_least_one, default=3)
+    options = options_of(__doc__, rounds=3)
+    options.add_argument("--records", metavar="N", type=at_least_one, nargs="+", default=[10_000, 100_000, 1_000_000])
     options.add_argument("--only", metavar="TEXT", default="", help="the cases with this in their name")
+    options.add_argument("--archive", action="store_true", help="read the archive of the log, not its lines")
+    options.add_argument("--before", metavar="DIR", type=Path, help="a worktree to compare with")
     chosen = options.parse_args()
-    old = chosen.before.resolve() / ".venv/bin/squidkeeper"
-    print("| records | command | before | after, lines | after, archive | ratio, lines | ratio, archive |")
-    print("|---|---|---|---|---|---|---|")
+    cases = [case for case in CASES if chosen.only in case.name]
+    rows = {}
     for number in chosen.records:
-        for row in measure(number, chosen.rounds, old, [case for case in CASES if chosen.only in case.name]):
-            print(row, flush=True)
+        for case, row in measure(number, chosen.rounds, cases, chosen.before, archived=chosen.archive):
+            rows[f"{number:,}, {case.name}"] = row
+    print("\n".join(table("records, command", rows)))
+    save(chosen.json, rows)
 
 
-def measure(number: int, rounds: int, old: Path, cases: Sequence[Case]) -> Iterator[str]:
-    """Measure the cases with a log of this many records."""
-    with tempfile.TemporaryDirectory(prefix="squidkeeper-bench-", dir=os.environ.get("TMPDIR", "/var/tmp")) as name:
-        folder = Path(name)
-        for decided_by in dict.fromkeys(case.decided_by for case in cases):
-            revision = store_policy(folder / f"policy-{decided_by}", decided_by)
-            log = folder / f"log-{decided_by}/access.log.1"
-            log.parent.mkdir()
-            write_log(log, number, (revision,))
-            archive(log, folder / f"archive-{decided_by}")
+def measure(
+    number: int, rounds: int, cases: Sequence[Case], before: Path | None, *, archived: bool
+) -> Iterator[tuple[Case, dict[str, str]]]:
+    """Measure the cases with logs of this many records."""
+    with scratch() as folder:
         for case in cases:
-            yield row(number, case, [measure_round(case, folder, old, round_, rounds) for round_ in range(rounds)])
+            place = folder / str(abs(hash((case.rules, case.different))))
+            if not place.exists():
+                write_case(place, case, number, archived=archived)
+            files = sorted(map(str, place.glob("archive/day=*/*.parquet"))) or [str(place / "access.log.1")]
+            command = [*case.arguments, *files, "--policy", f"{place}/policy"]
+            if "--drift" in case.arguments:
+                command += ["--state", str(place)]
+            if case.edit:
+                edited = write_policy(folder / f"edit-{len(list(folder.iterdir()))}", case.edit)
+                command = [*case.arguments, *files, "--policy", str(edited), "--against", f"{place}/policy"]
+                command += ["--state", str(place), "--allow-denials", str(10**12)]
+            programs = [NEW, *([str(before.resolve() / ".venv/bin/squidkeeper")] if before else [])]
+            costs = []
+            for round_ in range(rounds):
+                show(round_ + 1, rounds, case.name)
+                costs.append([cost([program, *command]) for program in programs])
+            yield case, row_of(costs)
 
 
-def store_policy(folder: Path, decided_by: str) -> str:
-    """Write a policy and store its revision, as if it had been in force; return the revision."""
-    policy = folder / "policy"
-    policy.mkdir(parents=True)
-    (policy / "policy.yaml").write_text(f"version: 1\nrules: {POLICIES[decided_by]}\n")
-    sources = read_sources(policy)
+def write_case(place: Path, case: Case, number: int, *, archived: bool) -> None:
+    """Write the policy of a case, its revision as if it had been in force, and its log."""
+    sources = read_sources(write_policy(place / "policy", case.rules))
     revision = load_sources(sources, datetime.now(UTC)).compiled.revision
-    store_revision(sources, revision, folder / "revisions")
-    return revision
+    store_revision(sources, revision, place / "revisions")
+    share = SHARES[case.different]
+    write_log(place / "access.log.1", number, (revision,), share and int(share * QUESTIONS_IN_LINES * number))
+    if archived:
+        (place / "access.log").touch()
+        os.utime(place / "access.log.1", (0, 0))  # Squid may still write to a log that was rotated just now
+        (place / "archive").mkdir(mode=0o750)
+        command = [NEW, "archive", "run", "--access-log", f"{place}/access.log", "--archive", f"{place}/archive"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def archive(log: Path, folder: Path) -> None:
-    """Archive a rotated log."""
-    log.with_suffix("").touch()
-    os.utime(log, (0, 0))  # Squid may still write to a log that was rotated just now
-    folder.mkdir(mode=0o750)
-    command = [NEW, "archive", "run", "--access-log", str(log.with_suffix("")), "--archive", str(folder)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
-def measure_round(case: Case, folder: Path, old: Path, number: int, rounds: int) -> tuple[Cost, Cost, Cost]:
-    """Measure before, after by lines, and after by the archive, one after the other."""
-    show(number + 1, rounds, case.name)
-    state = folder / f"policy-{case.decided_by}"
-    options = ("--policy", f"{state}/policy", *(("--state", str(state)) if "--drift" in case.arguments else ()))
-    log, archived = folder / f"log-{case.decided_by}/access.log.1", folder / f"archive-{case.decided_by}"
-    parts = sorted(map(str, archived.glob("day=*/*.parquet")))
-    if not parts:
-        sys.exit(f"{archived}: the log was not archived")
-    return (
-        cost([str(old), *case.arguments, str(log), *options]),
-        cost([NEW, *case.arguments, str(log), *options]),
-        cost([NEW, *case.arguments, *parts, *options]),
-    )
+def write_policy(folder: Path, rules: str) -> Path:
+    """Write a policy."""
+    folder.mkdir(parents=True)
+    (folder / "policy.yaml").write_text(f"version: 1\nrules: [{rules}]\n")
+    return folder
 
 
 def cost(command: Sequence[str]) -> Cost:
@@ -140,27 +151,22 @@ def cost(command: Sequence[str]) -> Cost:
     return Cost(time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
 
 
-def row(number: int, case: Case, rounds: Sequence[tuple[Cost, Cost, Cost]]) -> str:
-    """Write a line of the table."""
-    costs = [cell([one[place] for one in rounds]) for place in range(3)]
-    ratios = [ratio([(one[0], one[place]) for one in rounds]) for place in (1, 2)]
-    return f"| {' | '.join((f'{number:,}', case.name, *costs, *ratios))} |"
+def row_of(rounds: Sequence[Sequence[Cost]]) -> dict[str, str]:
+    """Write what a command cost, and how many times less than before: on the clock, and of the processor."""
+    names = ("now", "before")[: len(rounds[0])]
+    row = {name: cell([costs[place] for costs in rounds]) for place, name in enumerate(names)}
+    if len(names) > 1:
+        clock = [before.seconds / now.seconds for now, before in rounds]
+        processor = statistics.median(before.processor_seconds / now.processor_seconds for now, before in rounds)
+        row["ratio"] = f"{spread(clock)}; processor {written(processor)}"
+    return row
 
 
 def cell(costs: Sequence[Cost]) -> str:
     """Write what a command cost: on the clock, of the processor, and its largest size."""
-    seconds, processor, megabytes = (
-        statistics.median(getattr(one, name) for one in costs) for name in ("seconds", "processor_seconds", "megabytes")
-    )
+    names = ("seconds", "processor_seconds", "megabytes")
+    seconds, processor, megabytes = (statistics.median(getattr(cost, name) for cost in costs) for name in names)
     return f"{written(seconds)} s ({written(processor)} s), {megabytes:.0f} MB"
-
-
-def ratio(pairs: Sequence[tuple[Cost, Cost]]) -> str:
-    """Write how many times less the second cost than the first: on the clock, their spread, and of the processor."""
-    clock = [before.seconds / after.seconds for before, after in pairs]
-    processor = statistics.median(before.processor_seconds / after.processor_seconds for before, after in pairs)
-    spread = f"{written(min(clock))} to {written(max(clock))}"
-    return f"**{written(statistics.median(clock))}** ({spread}); processor {written(processor)}"
 
 
 if __name__ == "__main__":

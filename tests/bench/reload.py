@@ -9,18 +9,21 @@ half a second longer; the others show what the machine itself does to a lookup a
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from command import at_least_one  # type: ignore[import-not-found] # beside this script
-from lines import Contender, Helper, acl, policy, running  # type: ignore[import-not-found] # beside this script
-from lists import hosts_like_published_ones  # type: ignore[import-not-found]
+from command import options_of, save  # type: ignore[import-not-found] # beside this script
+from lines import (  # type: ignore[import-not-found]
+    Contender,
+    Helper,
+    acl,
+    hosts_like_published_ones,
+    policy,
+    running,
+)
 
 APART_SECONDS = 0.001
 QUIET_SECONDS = 2.0
@@ -29,21 +32,13 @@ PATIENCE_SECONDS = 60.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hosts", type=at_least_one, default=1_000_000, help="in the list")
-    parser.add_argument("--rules", type=at_least_one, default=10_000)
-    parser.add_argument("--edits", type=at_least_one, default=15)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
-    chosen = parser.parse_args()
+    chosen = options_of(__doc__, hosts=1_000_000, rules=10_000, edits=15).parse_args()
     with tempfile.TemporaryDirectory(prefix="squidkeeper-bench-") as name:
         folder = Path(name)
         (folder / "list.txt").write_text("".join(f".{host}\n" for host in hosts_like_published_ones(chosen.hosts)))
         figures = measure(acl("host", "reload", policy(folder, "reload", chosen.rules, with_list=True)), chosen.edits)
     print("\n".join(f"{what:<44}{figure:10.2f}" for what, figure in figures.items()))
-    if chosen.json:
-        machine = {"cpus": os.cpu_count(), "python": sys.version.split()[0], "kernel": os.uname().release}
-        told = {"machine": machine, "hosts": chosen.hosts, "rules": chosen.rules, "edits": chosen.edits, **figures}
-        chosen.json.write_text(json.dumps(told, indent=2) + "\n")
+    save(chosen.json, {"hosts": chosen.hosts, "rules": chosen.rules, "edits": chosen.edits, **figures})
 
 
 def measure(contender: Contender, edits: int) -> dict[str, float]:
@@ -62,16 +57,12 @@ def measure(contender: Contender, edits: int) -> dict[str, float]:
             watch(helper, during, AFTER_SECONDS, None)
             print(f"\redit {number + 1}/{edits}", end="", file=sys.stderr)
     print(file=sys.stderr)
-    return {
-        "in force after, seconds, median": statistics.median(in_force),
-        "in force after, seconds, worst": max(in_force),
-        "lookup during a reload, ms, median": statistics.median(during),
-        "lookup during a reload, ms, 99 %": sorted(during)[len(during) * 99 // 100],
-        "lookup during a reload, ms, worst": max(during),
-        "lookup otherwise, ms, median": statistics.median(quiet),
-        "lookup otherwise, ms, 99 %": sorted(quiet)[len(quiet) * 99 // 100],
-        "lookup otherwise, ms, worst": max(quiet),
-    }
+    figures = {"seconds until in force, median": statistics.median(in_force), "the same, worst": max(in_force)}
+    for when, taken in (("during a reload", during), ("otherwise", quiet)):
+        figures[f"lookup {when}, ms, median"] = statistics.median(taken)
+        figures[f"lookup {when}, ms, 99 %"] = sorted(taken)[len(taken) * 99 // 100]
+        figures[f"lookup {when}, ms, worst"] = max(taken)
+    return figures
 
 
 def edit(contender: Contender, number: int) -> None:

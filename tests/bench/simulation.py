@@ -5,7 +5,7 @@
                                                   [--workers 4] [--sessions 2] [--open 60] [--seconds 60]
 
 It needs Python 3.11 alone. costs.json is written by sizing.py, which measures. A session of a VM is one tunnel and the
-requests in it; how many there are, and to which hosts, is as in sessions.py. Three parts, each with the simplest model
+requests in it; `SESSIONS` has how many there are, and to which hosts. Three parts, each with the simplest model
 that answers it:
 
   demand    rates times costs, against what one gateway has. Nothing random: what runs out first is a matter of sums.
@@ -28,8 +28,6 @@ from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
 
-from tests.bench.sessions import AGENTS, requests_of
-
 DESCRIPTORS: Final = 16_384  # of a worker: max_filedescriptors
 HAPROXY_CONNECTIONS: Final = 16_000  # for each worker of a gateway: fleet.yaml
 HAPROXY_TUNNEL: Final = 268e-6  # seconds of its processor for a new tunnel, and for a request: bench.py --only HAProxy
@@ -45,6 +43,16 @@ WAVE_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 5.0  # within which clients of a dead gateway come back
 WINDOW_SECONDS: Final = 60  # of a quota
 SAMPLE: Final = 20_000  # sessions, for the mean of what is in one
+SESSIONS: Final = (  # of an agent: out of a hundred, to which host, and how many requests
+    (14, "pypi.org", (2,)),
+    (10, "files.pythonhosted.org", (1, 2, 3)),
+    (10, "registry.npmjs.org", (2, 3, 4, 5)),
+    (22, "api.github.com", (1, 2, 3, 4, 5, 6, 7)),
+    (12, "github.com", (2,)),
+    (20, "api.anthropic.com", range(2, 10)),
+    (5, "api.vendor.example", (2,)),
+    (7, "closed.example", (1,)),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +142,11 @@ class Sessions:
 
 
 def sessions(number: int = SAMPLE) -> Sessions:
-    """Draw sessions as traffic.py makes them."""
+    """Draw sessions."""
     chosen = random.Random(15)
-    drawn = [list(requests_of(AGENTS[0], chosen)) for _ in range(number)]
-    hosts = [one[0].host for one in drawn]
-    return Sessions(tuple(map(len, drawn)), max(map(hosts.count, set(hosts))) / number)
+    kinds = chosen.choices(SESSIONS, [weight for weight, _, _ in SESSIONS], k=number)
+    hosts = Counter(host for _, host, _ in kinds)
+    return Sessions(tuple(chosen.choice(counts) for _, _, counts in kinds), max(hosts.values()) / number)
 
 
 # --- Demand ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ measured, which other work on the machine touches less than it touches a rate:
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import os
@@ -25,8 +24,6 @@ import resource
 import shutil
 import statistics
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,14 +34,12 @@ from typing import Any
 
 from access_logs import write_log  # type: ignore[import-not-found] # it lies beside this script
 from bench import (  # type: ignore[import-not-found]
-    HERE,
-    INSIDE,
-    LISTEN,
     Model,
     Running,
     Variant,
+    clients,
+    exporter,
     install,
-    machine,
     namespace,
     origin,
     processor_seconds,
@@ -52,7 +47,7 @@ from bench import (  # type: ignore[import-not-found]
     squid,
     tunnels,
 )
-from command import at_least_one, require, show, written  # type: ignore[import-not-found]
+from command import options_of, require, save, scratch, show, written  # type: ignore[import-not-found]
 
 PORT = 4200
 MIXES = (3, 20)  # requests a tunnel
@@ -85,25 +80,16 @@ class Costs:
 
 def main() -> None:
     """Measure, and print the figures."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--workers", type=at_least_one, default=1)
-    options.add_argument("--gateways", type=at_least_one, default=1, help="to load at the same time, at the end")
-    options.add_argument("--rounds", type=at_least_one, default=3)
-    options.add_argument("--seconds", type=at_least_one, default=3, help="of each load in each round")
-    options.add_argument("--json", type=Path, help="write the figures here too")
-    chosen = options.parse_args()
+    chosen = options_of(__doc__, workers=1, gateways=1, rounds=3, seconds=3).parse_args()
     require(("squid", "nginx", "wrk", "openssl", "ip"))
     costs = measure(chosen.workers, chosen.gateways, chosen.rounds, chosen.seconds)
     print(text_of(costs))
-    if chosen.json:
-        chosen.json.write_text(json.dumps({"machine": machine(), "costs": asdict(costs)}, indent=1) + "\n")
+    save(chosen.json, {"costs": asdict(costs)})
 
 
 def measure(workers: int, gateways: int, rounds: int, seconds: int) -> Costs:
     """Measure one gateway, which is installed for this, and others like it."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="squidkeeper-bench-")))
-        folder.chmod(0o755)
+    with scratch() as folder, ExitStack() as stack:
         installed = install(folder, Model(options=("--workers", str(workers))))
         stack.enter_context(namespace())
         stack.enter_context(origin(folder))
@@ -164,7 +150,7 @@ def cost_of(gateway: Running, kind: str, seconds: int, folder: Path) -> tuple[fl
 @contextmanager
 def client(root: Path) -> Iterator[subprocess.Popen[str]]:
     """Run a client that does what it is told: a line for each."""
-    command = [*INSIDE, sys.executable, str(HERE / "told_client.py"), LISTEN, str(PORT), f"{root}/etc/ca/ca.crt"]
+    command = clients("told", root, PORT)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield process
         assert process.stdin
@@ -243,18 +229,8 @@ def exporter_run(installed: Path, root: Path, log: Path) -> float:
     """Run an exporter until it has counted a log; gives its processor time."""
     state = root / f"counted-{log.name}"
     shutil.copytree(root / "state", state, ignore=shutil.ignore_patterns("exporter"))
-    command = [f"{installed}/bin/squidkeeper", "exporter", "--listen", "127.0.0.1:4201", "--access-log", str(log)]
-    command += ["--policy", f"{root}/etc/policy", "--state", str(state), "--ca", f"{root}/etc/ca/signing.crt"]
-    with subprocess.Popen([*INSIDE, *command], stderr=subprocess.DEVNULL) as process:
-        counted = [
-            "sh",
-            "-c",
-            "until curl -sf 127.0.0.1:4201/metrics | grep -q '^squidkeeper_record_backlog_bytes 0'; do sleep 0.2; done",
-        ]
-        subprocess.run([*INSIDE, *counted], check=True, timeout=120)
-        seconds = processor_seconds(process.pid)
-        process.terminate()
-    return float(seconds)
+    with exporter(installed, root, log, state) as process:
+        return float(processor_seconds(process))
 
 
 def archive_seconds(installed: Path, root: Path, log: Path) -> tuple[float, int]:

@@ -36,9 +36,8 @@ from squidkeeper.record.table.questions import Question
 from squidkeeper.serving.helpers.asking import Asking
 from squidkeeper.serving.quotas.local_counts import LocalCounts
 from squidkeeper.serving.quotas.meter import Meter
-from squidkeeper.serving.tickets.holders import Holder
 from squidkeeper.serving.tickets.store import FOLDER, Ticket, TicketState, TicketStore
-from squidkeeper.serving.tickets.ticket import NUMBER, AskedRequest, ticket_number
+from squidkeeper.serving.tickets.ticket import NUMBER, AskedRequest, Holder, ticket_number
 
 from ..conftest import NOW, decided, write_policy
 

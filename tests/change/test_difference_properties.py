@@ -49,7 +49,7 @@ from squidkeeper.policy.language.schedules import Hours, Schedule
 from squidkeeper.policy.language.secret_sources import EnvironmentSource, NamedSecret
 from squidkeeper.policy.protocol.request import CONNECT, Malformed, Request, request_to
 from squidkeeper.policy.url import Host, ReadPath, Url, parse_url, readings
-from squidkeeper.serving.quotas.identity import holder
+from squidkeeper.serving.quotas.counts import holder
 
 from ..conftest import NOW
 from ..policy.test_engine_properties import (

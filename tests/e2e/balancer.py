@@ -7,8 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from squidkeeper.serving.certificates.authority import CertificateAuthority
-from squidkeeper.serving.certificates.server import issue_server_certificate
+from squidkeeper.serving.certificates.authority import CertificateAuthority, issue_server_certificate
 from tests.waiting import wait_for
 
 from .gateway import Gateway, kill_tree

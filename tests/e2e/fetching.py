@@ -23,7 +23,7 @@ class Fetching:
 
     def start(self) -> None:
         """Make the folder, and start the process."""
-        root, folder, user = self._root, self._layout.secrets, self._layout.fetcher
+        root, folder, user = self._root, self._layout.secrets, self._layout.user_without_systemd("secrets")
         folder.mkdir()
         shutil.chown(folder, user, "proxy")
         folder.chmod(0o2750)

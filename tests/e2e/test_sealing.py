@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.base.squid_runs import FILE, SquidSample, format_samples, read_samples
+from squidkeeper.base.squid_counters import FILE, SquidSample, format_samples, read_samples
 from squidkeeper.record.chain.keys import ArchiveKey
 from squidkeeper.record.log.record import parse_record
 from squidkeeper.services.maintenance.squid_process import SquidProcess

@@ -15,8 +15,7 @@ import pytest
 
 from squidkeeper.base.squid_counters import read_counters
 from squidkeeper.operate.setup.configuration import CLIENT_SHARE
-from squidkeeper.serving.certificates.authority import CertificateAuthority, make_ca
-from squidkeeper.serving.certificates.server import issue_server_certificate
+from squidkeeper.serving.certificates.authority import CertificateAuthority, issue_server_certificate, make_ca
 from tests.waiting import wait_for
 
 from .gateway import Gateway, NewGateway, Site

@@ -113,7 +113,7 @@ class Pull:
 
     def start(self) -> None:
         """Start it, and let the gateway follow its link once there is a version."""
-        root, owner = self._member.gateway.root, Layout.of(self._member.gateway.root).puller
+        root, owner = self._member.gateway.root, Layout.of(self._member.gateway.root).user_without_systemd("pull")
         shutil.chown(self.folder, owner, "proxy")
         as_puller = ["setpriv", "--reuid", f"{owner}", "--regid", "proxy", "--clear-groups", "--pdeathsig", "KILL"]
         with (root / "log/pull.txt").open("ab") as out, self._member.machine.entered():

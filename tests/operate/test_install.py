@@ -1152,7 +1152,7 @@ def test_the_process_that_fetches_secrets_comes_and_goes_with_them(gateway: Gate
     [file] = wait_for(lambda: list(folder.glob("*.value")), "the value")
     account = pwd.getpwnam(squid_account())
     for path in (file, folder):
-        assert path.stat().st_uid == Layout.of(gateway.root).fetcher
+        assert path.stat().st_uid == Layout.of(gateway.root).user_without_systemd("secrets")
         assert path.stat().st_gid == account.pw_gid
     assert (mode(file), mode(folder)) == (0o640, 0o2750)
     move = ["runuser", "-u", squid_account(), "--", "mv", str(folder), str(folder.with_name("moved"))]
@@ -1197,7 +1197,7 @@ def test_the_process_that_exports_comes_and_goes_with_its_files(gateway: Gateway
     wait_for(lambda: 'squidkeeper_export_up{export="siem"} 1.0' in gateway.metrics, "the exporter to see it")
     account = pwd.getpwnam(squid_account())
     assert (folder.stat().st_uid, folder.stat().st_gid, mode(folder)) == (account.pw_uid, account.pw_gid, 0o2770)
-    assert (folder / "siem.json").stat().st_uid == Layout.of(gateway.root).sender
+    assert (folder / "siem.json").stat().st_uid == Layout.of(gateway.root).user_without_systemd("export")
     unit = gateway.place("etc/squidkeeper-export.service")
     assert subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=True).stderr == ""
     rated = ["systemd-analyze", "security", "--offline=true", "--threshold=15", str(unit)]
@@ -1248,7 +1248,7 @@ def test_a_process_of_its_own_pulls_the_policy_and_the_gateway_follows_its_link(
         wait_for(lambda: status.exists() and "local.yaml is missing" in status.read_text(), "a refusal")
         assert f"{tip} is in place, signed by alice@example.com" in pull_it()
         assert current.resolve().name == tip
-        assert (current / "policy.yaml").stat().st_uid == Layout.of(gateway.root).puller
+        assert (current / "policy.yaml").stat().st_uid == Layout.of(gateway.root).user_without_systemd("pull")
         shown = follow()
         assert f"{tip} is in place" in shown
         assert "is no link to" not in shown
@@ -1498,7 +1498,7 @@ def test_the_archive_is_written_by_an_account_of_its_own_and_not_by_squids(gatew
     archive, key, archiver = (
         gateway.place("archive"),
         gateway.place("etc/archive.key"),
-        Layout.of(gateway.root).archiver,
+        Layout.of(gateway.root).user_without_systemd("archive"),
     )
     wait_for((archive / "head.json").exists, "the first run")
     assert {path.stat().st_uid for path in (archive, *archive.iterdir(), key)} == {archiver}

@@ -44,8 +44,7 @@ from squidkeeper.operate.setup.entries import File
 from squidkeeper.operate.setup.machine import Machine
 from squidkeeper.operate.setup.options import MOST_WORKERS, reachable
 from squidkeeper.record.chain.keys import read_archive_key, read_public_keys
-from squidkeeper.serving.certificates.authority import CertificateAuthority, check_ca, make_ca
-from squidkeeper.serving.certificates.server import issue_server_certificate
+from squidkeeper.serving.certificates.authority import CertificateAuthority, check_ca, issue_server_certificate, make_ca
 from squidkeeper.serving.parts import Part
 from squidkeeper.serving.rendering import part_file
 

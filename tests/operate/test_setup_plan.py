@@ -201,8 +201,8 @@ def test_a_run_folder_of_another_account_is_given_to_root() -> None:
 
 
 def test_gateways_beside_each_other_fetch_as_users_of_their_own() -> None:
-    others = [Layout.of(Path(f"/srv/{name}")).fetcher for name in "abcdefgh"]
-    assert len({LAYOUT.fetcher, *others}) == len(others) + 1
+    others = [Layout.of(Path(f"/srv/{name}")).user_without_systemd("secrets") for name in "abcdefgh"]
+    assert len({LAYOUT.user_without_systemd("secrets"), *others}) == len(others) + 1
     assert all(61184 <= user <= 65519 for user in others)
 
 

@@ -7,7 +7,7 @@ import pytest
 from squidkeeper.policy.language.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.protocol.request_headers import HEADER_GROUPS, READ_HEADERS, parse_headers
 from squidkeeper.serving.parts import Part
-from squidkeeper.serving.rendering.renderer import part_file, render
+from squidkeeper.serving.rendering.lines import part_file, render
 from squidkeeper.serving.rendering.values import Values
 
 SQUID = Path(__file__).parents[2] / "squid"

@@ -23,7 +23,7 @@ from click.testing import CliRunner
 
 from squidkeeper.base.errors import ArchiveInUse
 from squidkeeper.base.rotated_logs import rotated
-from squidkeeper.base.squid_runs import SquidSample, format_samples
+from squidkeeper.base.squid_counters import SquidSample, format_samples
 from squidkeeper.cli import main
 from squidkeeper.record.archive import archiver
 from squidkeeper.record.archive.archiver import Archiver, RunReport

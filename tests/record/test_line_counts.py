@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.base.squid_runs import SquidSample
+from squidkeeper.base.squid_counters import SquidSample
 from squidkeeper.record.chain.chain import append_entry, read_chain
 from squidkeeper.record.chain.entries import ArchivedSource, ChainEntry, EntryKind
 from squidkeeper.record.chain.keys import ArchiveKey

@@ -27,9 +27,8 @@ from squidkeeper.record.why.cache_log import CacheLog, parse_lines
 from squidkeeper.record.why.details import Surroundings, detail_of
 from squidkeeper.record.why.proposal import Proposal, propose
 from squidkeeper.record.why.search import Failure, failures_among, group
-from squidkeeper.serving.tickets.holders import Holder
 from squidkeeper.serving.tickets.store import TicketState, TicketStore
-from squidkeeper.serving.tickets.ticket import AskedRequest
+from squidkeeper.serving.tickets.ticket import AskedRequest, Holder
 
 from ..conftest import NOW, compiled_of, decided, write_policy
 from ..markup import HOSTILE

@@ -15,9 +15,8 @@ from squidkeeper.services.exporter.questions import WaitingQuestions
 from squidkeeper.serving.helpers.asking import Asking
 from squidkeeper.serving.quotas.local_counts import LocalCounts
 from squidkeeper.serving.quotas.meter import Meter
-from squidkeeper.serving.tickets.holders import Holder
 from squidkeeper.serving.tickets.store import PENDING_AT_MOST, TicketStore
-from squidkeeper.serving.tickets.ticket import AskedRequest
+from squidkeeper.serving.tickets.ticket import AskedRequest, Holder
 
 from ..conftest import compiled_of
 

@@ -15,8 +15,7 @@ import pytest
 
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.base.layout import Layout
-from squidkeeper.base.squid_counters import SquidCounters
-from squidkeeper.base.squid_runs import COUNTER
+from squidkeeper.base.squid_counters import COUNTER, SquidCounters
 from squidkeeper.base.squid_version import SquidVersion
 from squidkeeper.policy.language.model import Action, Match, Policy, Rule, Strip
 from squidkeeper.policy.language.secret_sources import FileSource, NamedSecret, source_key

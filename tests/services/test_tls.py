@@ -18,8 +18,12 @@ from cryptography.x509.verification import PolicyBuilder, Store
 from squidkeeper.base.errors import InvalidUrl, TlsPortFailed
 from squidkeeper.services.maintenance.rate_limit import RateLimit
 from squidkeeper.services.maintenance.tls import ServerCertificate, TlsPort, parse_server_names, server_names
-from squidkeeper.serving.certificates.authority import CertificateAuthority, make_ca
-from squidkeeper.serving.certificates.server import is_server_certificate_due, issue_server_certificate
+from squidkeeper.serving.certificates.authority import (
+    CertificateAuthority,
+    is_server_certificate_due,
+    issue_server_certificate,
+    make_ca,
+)
 
 NOW = datetime.now(UTC)
 CA = make_ca(NOW - timedelta(days=400))

@@ -21,9 +21,8 @@ from squidkeeper.services.maintenance_status import read_maintenance_status
 from squidkeeper.services.notifying.messages import webhook_body
 from squidkeeper.services.notifying.webhook import Webhook
 from squidkeeper.services.webhook_settings import WebhookFormat, read_webhook_settings
-from squidkeeper.serving.tickets.holders import Holder
 from squidkeeper.serving.tickets.store import Ticket, TicketStore
-from squidkeeper.serving.tickets.ticket import AskedRequest
+from squidkeeper.serving.tickets.ticket import AskedRequest, Holder
 from tests.receivers import HttpsReceiver, dripping_receiver, https_receiver
 from tests.waiting import wait_for
 

@@ -31,9 +31,8 @@ from squidkeeper.serving.quotas import valkey_counts
 from squidkeeper.serving.quotas.counts import LEASE_AT_MOST, QuotaCount, share
 from squidkeeper.serving.quotas.local_counts import LocalCounts
 from squidkeeper.serving.quotas.meter import Meter
-from squidkeeper.serving.quotas.opening import GatewayCounts
-from squidkeeper.serving.quotas.shared_counts import AWAY_SECONDS, SharedCounts
-from squidkeeper.serving.quotas.store_problem import StoreProblem, read_store_problem
+from squidkeeper.serving.quotas.notices import StoreProblem, read_store_problem
+from squidkeeper.serving.quotas.opening import AWAY_SECONDS, GatewayCounts, SharedCounts
 from squidkeeper.serving.quotas.store_settings import FILE, OnUnavailable, read_quota_store
 from squidkeeper.serving.quotas.valkey_counts import ValkeyCounts
 

@@ -32,11 +32,10 @@ from squidkeeper.policy.protocol.request import request_to
 from squidkeeper.policy.url import parse_address
 from squidkeeper.serving.helpers.acl import HostScope, answer_host
 from squidkeeper.serving.helpers.meter import QuotaScope, answer
-from squidkeeper.serving.quotas.counts import LEASE_AT_MOST, SHARE, QuotaCount, Taken, share
-from squidkeeper.serving.quotas.identity import holder
+from squidkeeper.serving.quotas.counts import LEASE_AT_MOST, SHARE, QuotaCount, Taken, holder, share
 from squidkeeper.serving.quotas.local_counts import LocalCounts
 from squidkeeper.serving.quotas.meter import Announced, Meter
-from squidkeeper.serving.quotas.shared_counts import SharedCounts
+from squidkeeper.serving.quotas.opening import SharedCounts
 from squidkeeper.serving.quotas.store_settings import OnUnavailable, QuotaStoreSettings
 
 from ..conftest import NOW, compiled_of
@@ -457,7 +456,7 @@ from squidkeeper.base.faults import Location
 from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
 from squidkeeper.serving.quotas.local_counts import LocalCounts
 from squidkeeper.serving.quotas.meter import Announced, Meter
-from squidkeeper.serving.quotas.shared_counts import SharedCounts
+from squidkeeper.serving.quotas.opening import SharedCounts
 from squidkeeper.serving.quotas.store_settings import OnUnavailable, QuotaStoreSettings
 quota = Quota("q", Location("p"), QuotaUnit.REQUESTS, 2000, Window.DAY, Counted.ALL)
 meter = Meter(LocalCounts(Path(sys.argv[1])))

@@ -38,10 +38,8 @@ from squidkeeper.serving.credentials.sealing import (
     open_bytes,
     seal_bytes,
 )
-from squidkeeper.serving.credentials.secret import Secret
-from squidkeeper.serving.credentials.store import filled
-from squidkeeper.serving.helpers.fetched_request import FetchedRequest
-from squidkeeper.serving.helpers.unsealing import Unsealer
+from squidkeeper.serving.credentials.store import Secret, filled
+from squidkeeper.serving.helpers.fetched_request import FetchedRequest, Unsealer
 
 from ..conftest import compiled_of
 

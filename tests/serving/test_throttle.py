@@ -25,7 +25,7 @@ from squidkeeper.serving.helpers.throttle import (
     Throttle,
     answer_surplus,
 )
-from squidkeeper.serving.quotas.identity import client_network
+from squidkeeper.serving.quotas.counts import client_network
 
 LIMITS = Limits(per_second=8, burst=5, longest_seconds=2)  # an eighth of a second is exact in binary
 NOW = 1000.0

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from squidkeeper.base.shared_database import _PAGES_AT_MOST
 from squidkeeper.policy.engine import CompiledPolicy
-from squidkeeper.serving.tickets.holders import PLACES, Holder, holder_of
 from squidkeeper.serving.tickets.judgement import settle
 from squidkeeper.serving.tickets.store import (
     FOLDER,
@@ -27,7 +26,15 @@ from squidkeeper.serving.tickets.store import (
     TicketState,
     TicketStore,
 )
-from squidkeeper.serving.tickets.ticket import NUMBER, AskedRequest, ticket_key, ticket_number
+from squidkeeper.serving.tickets.ticket import (
+    NUMBER,
+    PLACES,
+    AskedRequest,
+    Holder,
+    holder_of,
+    ticket_key,
+    ticket_number,
+)
 from tests.conftest import compiled_of
 from tests.waiting import wait_for
 
@@ -194,7 +201,7 @@ def test_however_many_addresses_one_network_has_clients_of_others_get_tickets(
 
 
 def test_a_network_takes_half_of_the_places_and_the_next_one_half_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squidkeeper.serving.tickets.holders.PLACES", 16)
+    monkeypatch.setattr("squidkeeper.serving.tickets.ticket.PLACES", 16)
     taken = set[str]()
     for network in ("a", "b", "c"):
         for n in range(100):
@@ -205,7 +212,7 @@ def test_a_network_takes_half_of_the_places_and_the_next_one_half_of_the_rest(mo
 
 
 def test_a_machine_that_has_a_place_keeps_it(store: TicketStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squidkeeper.serving.tickets.holders.PLACES", 4)
+    monkeypatch.setattr("squidkeeper.serving.tickets.ticket.PLACES", 4)
     clients = [f"192.168.137.{n}" for n in (10, 11, 12)]
     assert [ask(store, asked(client=client)) in list(NoTicket) for client in clients] == [False, False, True]
     assert ask(store, asked(client=clients[2])) is NoTicket.NO_PLACE

@@ -10,7 +10,7 @@ from squidkeeper.base.errors import NotInstalled
 
 # What runs beside Squid, in the order of its start.
 SERVICES: Final = ("maintenance", "secrets", "tls", "exporter", "archive", "export", "pull", "render")
-# The accounts of the services that have one of their own, with systemd.
+# The accounts of the services that have one of their own, with systemd. Their order counts without it.
 ACCOUNTS: Final = {name: f"squidkeeper-{name}" for name in ("secrets", "archive", "export", "pull")}
 SOCKETS_OF_WORKERS: Final = Path("/run/squid")  # built into Squid; with systemd its unit makes the folder
 _DYNAMIC_USERS: Final = (61184, 65519)  # systemd keeps these for DynamicUser=, so that no account has one
@@ -162,25 +162,10 @@ class Layout:
         """The accounts of services with systemd, as systemd-sysusers makes them."""
         return Path("/etc/sysusers.d/squidkeeper.conf")
 
-    @property
-    def fetcher(self) -> int:
-        """The user ID that fetches secrets without systemd: one that no account has, the same in each run."""
-        return self._after_fetcher(0)
-
-    @property
-    def sender(self) -> int:
-        """The user ID that sends records to SIEMs without systemd: the second one after `fetcher`."""
-        return self._after_fetcher(2)
-
-    @property
-    def puller(self) -> int:
-        """The user ID that pulls the policy without systemd: the third one after `fetcher`."""
-        return self._after_fetcher(3)
-
-    @property
-    def archiver(self) -> int:
-        """The user ID that writes the archive without systemd: the one after `fetcher`."""
-        return self._after_fetcher(1)
+    def user_without_systemd(self, service: str) -> int:
+        """Return the user ID that a service of `ACCOUNTS` has without systemd: no account has it."""
+        first, last = _DYNAMIC_USERS
+        return first + (int.from_bytes(self._hash[:4]) + [*ACCOUNTS].index(service)) % (last - first + 1)
 
     @property
     def squid_dropin(self) -> Path | None:
@@ -247,10 +232,6 @@ class Layout:
     def behind_haproxy(self) -> str:
         """Where Squid listens behind HAProxy: gateways beside each other have addresses of their own."""
         return f"{self.resolver}:13129"
-
-    def _after_fetcher(self, number: int) -> int:
-        first, last = _DYNAMIC_USERS
-        return first + (int.from_bytes(self._hash[:4]) + number) % (last - first + 1)
 
     @property
     def _hash(self) -> bytes:

@@ -40,38 +40,39 @@ class MetricKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric. `name` includes unit and `_total`; `buckets` are the upper bounds of a histogram."""
+    """One metric. `name` includes unit and, of a counter, `_total`; `buckets` are the upper bounds of a histogram."""
 
     name: str
-    kind: MetricKind
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+
+    @property
+    def kind(self) -> MetricKind:
+        """Its type, which its name and its buckets tell."""
+        if self.buckets:
+            return MetricKind.HISTOGRAM
+        return MetricKind.COUNTER if self.name.endswith("_total") else MetricKind.GAUGE
 
 
 _REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _DECISION_SECONDS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1.0)
 
-_COUNTER, _GAUGE, _HISTOGRAM = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.HISTOGRAM
-
 # --- The access log ----------------------------------------------------------------------------------------------
 
 REQUESTS = Metric(
     "squidkeeper_requests_total",
-    _COUNTER,
     "Requests that Squid answered, allowed and denied. A denied CONNECT and the first request inside count as "
     "one. Allowed tunnels are in squidkeeper_tunnels_total.",
     ("client", "rule", "verdict", "method_class", "status_class"),
 )
 TUNNELS = Metric(
     "squidkeeper_tunnels_total",
-    _COUNTER,
     "Tunnels (CONNECT) that the policy allowed. rule: the first rule that could allow a request inside.",
     ("client", "rule"),
 )
 OBSERVED = Metric(
     "squidkeeper_observed_total",
-    _COUNTER,
     "Requests by what a rule that observes would have decided. rule default: what the default would have "
     "denied. Allowed tunnels do not count.",
     ("rule", "verdict"),
@@ -79,20 +80,15 @@ OBSERVED = Metric(
 
 UNNAMED_DENIALS = Metric(
     "squidkeeper_unnamed_denials_total",
-    _COUNTER,
     "Denied requests of clients that the policy does not name, by network: /24, or /64 of IPv6. Beyond 64 "
     "networks: `other`.",
     ("client", "verdict"),
 )
 RESPONSE_BYTES = Metric(
-    "squidkeeper_response_bytes_total",
-    _COUNTER,
-    "Bytes sent to clients, including headers.",
-    ("client", "rule", "verdict"),
+    "squidkeeper_response_bytes_total", "Bytes sent to clients, including headers.", ("client", "rule", "verdict")
 )
 REQUEST_DURATION = Metric(
     "squidkeeper_request_duration_seconds",
-    _HISTOGRAM,
     "Time from the first byte of a request to the last byte of its answer. A CONNECT: until TLS with the "
     "client is set up. A tunnel that passed through, or a WebSocket: until its end.",
     ("verdict", "method_class"),
@@ -100,44 +96,34 @@ REQUEST_DURATION = Metric(
 )
 DRIFT = Metric(
     "squidkeeper_enforcement_drift_total",
-    _COUNTER,
     "Findings of drift, such as a served request that the policy denies. rule: the rule that denies. See "
     "`squidkeeper log --drift`.",
     ("client", "rule"),
 )
 DRIFT_UNCHECKED = Metric(
     "squidkeeper_enforcement_drift_unchecked_total",
-    _COUNTER,
     "Served requests not checked for drift: their revision is no longer on disk.",
 )
 DRIFT_CUT = Metric(
     "squidkeeper_enforcement_drift_cut_total",
-    _COUNTER,
     "Served requests not checked for drift: the access log cuts off their URL.",
 )
 RULE_LAST_MATCHED = Metric(
     "squidkeeper_rule_last_matched_timestamp_seconds",
-    _GAUGE,
     "When this rule last decided a request or denied a tunnel. 0: never. Allowed tunnels do not count.",
     ("rule",),
 )
 RECORD_READABLE = Metric(
-    "squidkeeper_record_readable",
-    _GAUGE,
-    "Whether the exporter can read the access log. 0: the counts from it do not grow.",
+    "squidkeeper_record_readable", "Whether the exporter can read the access log. 0: the counts from it do not grow."
 )
-RECORD_BACKLOG = Metric("squidkeeper_record_backlog_bytes", _GAUGE, "Bytes of the access log that are not counted yet.")
-RECORD_LAST_LINE = Metric(
-    "squidkeeper_record_last_line_timestamp_seconds", _GAUGE, "Time of the newest counted request."
-)
+RECORD_BACKLOG = Metric("squidkeeper_record_backlog_bytes", "Bytes of the access log that are not counted yet.")
+RECORD_LAST_LINE = Metric("squidkeeper_record_last_line_timestamp_seconds", "Time of the newest counted request.")
 RECORD_INVALID_LINES = Metric(
     "squidkeeper_record_invalid_lines_total",
-    _COUNTER,
     "Unreadable lines of the access log: another logformat or version, or torn by a full disk.",
 )
 RECORD_LOST = Metric(
     "squidkeeper_record_lost_total",
-    _COUNTER,
     "Times that a part of the access log was lost before it was counted: truncated, deleted or damaged.",
 )
 
@@ -145,167 +131,129 @@ RECORD_LOST = Metric(
 
 DECISIONS = Metric(
     "squidkeeper_decisions_total",
-    _COUNTER,
     "Helper lines that were answered. verdict can also be url (the URL decides), tunnel (an allowed CONNECT), "
     "or what the rewriter did.",
     ("helper", "rule", "verdict"),
 )
 DECISION_DURATION = Metric(
     "squidkeeper_decision_duration_seconds",
-    _HISTOGRAM,
     "Time from reading a helper line to its reply, including the lines read with it.",
     ("helper",),
     _DECISION_SECONDS,
 )
 PROTOCOL_ERRORS = Metric(
     "squidkeeper_protocol_errors_total",
-    _COUNTER,
     "Helper lines that could not be parsed or decided. They are denied. cache.log has the cause.",
     ("helper",),
 )
-WORKERS = Metric("squidkeeper_workers", _GAUGE, "Squid's workers, as installed. Each starts its own helpers.")
-HELPER_STARTS = Metric(
-    "squidkeeper_helper_starts_total", _COUNTER, "Helper processes that Squid has started.", ("helper",)
-)
+WORKERS = Metric("squidkeeper_workers", "Squid's workers, as installed. Each starts its own helpers.")
+HELPER_STARTS = Metric("squidkeeper_helper_starts_total", "Helper processes that Squid has started.", ("helper",))
 HELPER_PROCESSES = Metric(
     "squidkeeper_helper_processes",
-    _GAUGE,
     "Helper processes that run now. 0 is normal: Squid starts one when it needs it.",
     ("helper",),
 )
 HELPER_PROCESSES_OUTDATED = Metric(
     "squidkeeper_helper_processes_outdated",
-    _GAUGE,
     "Helper processes that decide by another revision than the exporter has.",
     ("helper",),
 )
 HELPER_PROCESSES_STUCK = Metric(
     "squidkeeper_helper_processes_stuck",
-    _GAUGE,
     "Helper processes without a heartbeat or a reply for ten seconds.",
     ("helper",),
 )
 THROTTLED = Metric(
     "squidkeeper_denials_throttled_total",
-    _COUNTER,
     "Denials by when the client got the answer: at_once, held (after a wait) or surplus (after at most a minute).",
     ("wait",),
 )
 CERTIFICATES = Metric(
     "squidkeeper_certificates_total",
-    _COUNTER,
     "Certificates that Squid asked for, one for each tunnel: made, kept (from memory) or refused. cache.log "
     "has the cause of a refusal.",
     ("result",),
 )
 LOGINS = Metric(
     "squidkeeper_logins_total",
-    _COUNTER,
     "Logins that the login helper checked: accepted, or refused and why. Squid keeps an answer for some seconds.",
     ("result",),
 )
 CREDENTIAL_INJECTIONS = Metric(
-    "squidkeeper_credential_injections_total", _COUNTER, "Requests that got this credential.", ("credential",)
+    "squidkeeper_credential_injections_total", "Requests that got this credential.", ("credential",)
 )
 CREDENTIAL_FAILURES = Metric(
     "squidkeeper_credential_failures_total",
-    _COUNTER,
     "Requests denied because the value of this credential is unavailable.",
     ("credential",),
 )
 
 QUOTA_DENIALS = Metric(
     "squidkeeper_quota_denials_total",
-    _COUNTER,
     "Requests denied by this quota: it is used up, or could not be counted.",
     ("quota",),
 )
 
 # --- The policy directory -----------------------------------------------------------------------------------------
 
-POLICY_INFO = Metric("squidkeeper_policy_info", _GAUGE, "1 for the revision of the policy in force.", ("revision",))
+POLICY_INFO = Metric("squidkeeper_policy_info", "1 for the revision of the policy in force.", ("revision",))
 POLICY_LAST_RELOAD_SUCCESSFUL = Metric(
-    "squidkeeper_policy_last_reload_successful",
-    _GAUGE,
-    "Whether the policy on disk is in force. 0: an older one is, or none.",
+    "squidkeeper_policy_last_reload_successful", "Whether the policy on disk is in force. 0: an older one is, or none."
 )
-POLICY_RELOAD_GATED = Metric(
-    "squidkeeper_policy_reload_gated", _GAUGE, "Whether the reload gate refuses the policy on disk."
-)
+POLICY_RELOAD_GATED = Metric("squidkeeper_policy_reload_gated", "Whether the reload gate refuses the policy on disk.")
 POLICY_LAST_RELOAD_SUCCESS = Metric(
-    "squidkeeper_policy_last_reload_success_timestamp_seconds", _GAUGE, "When the policy was last loaded."
+    "squidkeeper_policy_last_reload_success_timestamp_seconds", "When the policy was last loaded."
 )
-POLICY_RULES = Metric("squidkeeper_policy_rules", _GAUGE, "Number of rules of the policy in force.")
+POLICY_RULES = Metric("squidkeeper_policy_rules", "Number of rules of the policy in force.")
 RULE_EXPIRY = Metric(
-    "squidkeeper_rule_expiry_timestamp_seconds", _GAUGE, "When a rule with `expires` expires, or expired.", ("rule",)
+    "squidkeeper_rule_expiry_timestamp_seconds", "When a rule with `expires` expires, or expired.", ("rule",)
 )
 
 # --- The exporter -------------------------------------------------------------------------------------------------
 
 TLS_EXPIRY = Metric(
     "squidkeeper_tls_certificate_expiry_timestamp_seconds",
-    _GAUGE,
     "When the certificate of the TLS port expires. It is renewed 30 days before.",
 )
 CA_EXPIRY = Metric(
     "squidkeeper_ca_certificate_expiry_timestamp_seconds",
-    _GAUGE,
     "When the CA or its intermediate expires. After that, no https request works.",
 )
 CA_INFO = Metric(
-    "squidkeeper_ca_info",
-    _GAUGE,
-    "1 for the SHA-256 of the root. Gateways behind one address need the same root.",
-    ("sha256",),
+    "squidkeeper_ca_info", "1 for the SHA-256 of the root. Gateways behind one address need the same root.", ("sha256",)
 )
 CONDITION = Metric(
     "squidkeeper_condition",
-    _GAUGE,
     "1 while the condition holds, 0 otherwise. Only conditions that the exporter can see.",
     ("code", "severity"),
 )
 STATE_WRITABLE = Metric(
     "squidkeeper_exporter_state_writable",
-    _GAUGE,
     "Whether the exporter can save its counts. 0: after a restart it continues from the last checkpoint.",
 )
 
 # --- The maintenance process --------------------------------------------------------------------------------------
 
-MAINTENANCE_UP = Metric(
-    "squidkeeper_maintenance_up",
-    _GAUGE,
-    "Whether the maintenance process gives a heartbeat.",
-)
+MAINTENANCE_UP = Metric("squidkeeper_maintenance_up", "Whether the maintenance process gives a heartbeat.")
 MAINTENANCE_TASK_SUCCESS = Metric(
     "squidkeeper_maintenance_task_success",
-    _GAUGE,
     "Whether a task of the maintenance process works: resolver, rotation, own-addresses, reload-gate, tls or webhook.",
     ("task",),
 )
 
 # --- The secrets that are fetched ---------------------------------------------------------------------------------
 
-SECRETS_UP = Metric(
-    "squidkeeper_secrets_up",
-    _GAUGE,
-    "Whether the process that fetches secrets gives a heartbeat.",
-)
+SECRETS_UP = Metric("squidkeeper_secrets_up", "Whether the process that fetches secrets gives a heartbeat.")
 SECRET_FETCHES = Metric(
     "squidkeeper_secret_fetches_total",
-    _COUNTER,
     "Attempts to fetch this secret. result: success or failure.",
     ("secret", "result"),
 )
 SECRET_FETCH_FAILURES = Metric(
-    "squidkeeper_secret_fetch_failures",
-    _GAUGE,
-    "Failed attempts to fetch this secret since the last success.",
-    ("secret",),
+    "squidkeeper_secret_fetch_failures", "Failed attempts to fetch this secret since the last success.", ("secret",)
 )
 SECRET_EXPIRY = Metric(
     "squidkeeper_secret_expiry_timestamp_seconds",
-    _GAUGE,
     "When the value of a fetched secret expires, or expired. No series where its source does not say.",
     ("secret",),
 )
@@ -314,111 +262,75 @@ SECRET_EXPIRY = Metric(
 
 FILESYSTEM_AVAILABLE = Metric(
     "squidkeeper_filesystem_avail_bytes",
-    _GAUGE,
     "Bytes that Squid's account can still write. folder: log, state or archive.",
     ("folder",),
 )
 FILESYSTEM_SIZE = Metric(
-    "squidkeeper_filesystem_size_bytes",
-    _GAUGE,
-    "Size of the file system. folder: log, state or archive.",
-    ("folder",),
+    "squidkeeper_filesystem_size_bytes", "Size of the file system. folder: log, state or archive.", ("folder",)
 )
 
 PULL_INFO = Metric(
-    "squidkeeper_pull_info",
-    _GAUGE,
-    "1 for the pulled version that is in place: a commit, or a bundle.",
-    ("version",),
+    "squidkeeper_pull_info", "1 for the pulled version that is in place: a commit, or a bundle.", ("version",)
 )
 PULL_LAST_SUCCESS = Metric(
-    "squidkeeper_pull_last_success_timestamp_seconds",
-    _GAUGE,
-    "When the source of the policy was last read.",
+    "squidkeeper_pull_last_success_timestamp_seconds", "When the source of the policy was last read."
 )
-PULL_INTERVAL = Metric(
-    "squidkeeper_pull_interval_seconds",
-    _GAUGE,
-    "How often the source of the policy is read.",
-)
-PULL_REFUSED = Metric(
-    "squidkeeper_pull_refused",
-    _GAUGE,
-    "Whether the newest version of the source is refused.",
-)
+PULL_INTERVAL = Metric("squidkeeper_pull_interval_seconds", "How often the source of the policy is read.")
+PULL_REFUSED = Metric("squidkeeper_pull_refused", "Whether the newest version of the source is refused.")
 ARCHIVE_LAST_SUCCESS = Metric(
-    "squidkeeper_archive_last_success_timestamp_seconds",
-    _GAUGE,
-    "When the access log was last archived without a failure.",
+    "squidkeeper_archive_last_success_timestamp_seconds", "When the access log was last archived without a failure."
 )
 ARCHIVE_UNARCHIVED = Metric(
     "squidkeeper_archive_unarchived_timestamp_seconds",
-    _GAUGE,
     "When the oldest rotated log that is not archived was last written to. No series where all are archived.",
 )
 ARCHIVE_DELETED = Metric(
     "squidkeeper_archive_deleted_logs_total",
-    _COUNTER,
     "Rotated logs that were deleted before they were archived: the logs were over their limit.",
 )
 
 # --- Questions of clients -----------------------------------------------------------------------------------------
 
 QUESTIONS_WAITING = Metric(
-    "squidkeeper_questions_waiting",
-    _GAUGE,
-    "Questions of clients that wait for a person: `squidkeeper ask` lists them.",
+    "squidkeeper_questions_waiting", "Questions of clients that wait for a person: `squidkeeper ask` lists them."
 )
 
 # --- The store of quotas ------------------------------------------------------------------------------------------
 
 QUOTA_STORE_UP = Metric(
     "squidkeeper_quota_store_up",
-    _GAUGE,
     "Whether the Valkey of all gateways counts quotas. 0: a helper could not reach it in the last 30 seconds.",
 )
 QUOTA_STORE_CERTIFICATE_EXPIRY = Metric(
     "squidkeeper_quota_store_certificate_expiry_timestamp_seconds",
-    _GAUGE,
     "When the certificate of that Valkey expires. You renew it.",
 )
 
 # --- The exports -------------------------------------------------------------------------------------------------
 
-EXPORT_UP = Metric(
-    "squidkeeper_export_up",
-    _GAUGE,
-    "Whether the process of this export gives a heartbeat.",
-    ("export",),
-)
+EXPORT_UP = Metric("squidkeeper_export_up", "Whether the process of this export gives a heartbeat.", ("export",))
 EXPORT_RECORDS = Metric(
-    "squidkeeper_export_records_total", _COUNTER, "Records that the receiver of this export has taken.", ("export",)
+    "squidkeeper_export_records_total", "Records that the receiver of this export has taken.", ("export",)
 )
 EXPORT_DOUBLED = Metric(
     "squidkeeper_export_doubled_total",
-    _COUNTER,
     "Messages that were sent again, because it is unknown whether the receiver had taken them.",
     ("export",),
 )
 EXPORT_GAPS = Metric(
     "squidkeeper_export_gaps_total",
-    _COUNTER,
     "Gaps that the receiver was told about: parts of the access log that were deleted before they were sent, "
     "and records that it refuses.",
     ("export",),
 )
 EXPORT_LOST = Metric(
-    "squidkeeper_export_lost_records_total",
-    _COUNTER,
-    "Records in these gaps, where their number is known.",
-    ("export",),
+    "squidkeeper_export_lost_records_total", "Records in these gaps, where their number is known.", ("export",)
 )
 EXPORT_BACKLOG = Metric(
-    "squidkeeper_export_backlog_bytes", _GAUGE, "Bytes of the access log that were not sent yet.", ("export",)
+    "squidkeeper_export_backlog_bytes", "Bytes of the access log that were not sent yet.", ("export",)
 )
 EXPORT_WAITING = Metric(
     "squidkeeper_export_waiting_seconds",
-    _GAUGE,
     "How long the receiver has not taken what there is. 0: it has all.",
     ("export",),
 )

@@ -1,15 +1,28 @@
-"""Squid's own counters, read from its cache manager on loopback."""
+"""Squid's own counters, read from its cache manager on loopback, and samples of them in each run of Squid.
+
+The samples are a small file in the state folder. The maintenance process takes them; the archive takes them along, and
+verifying compares them with its lines. A run of Squid lasts while its processes are the same: a worker that is started
+again counts from zero.
+"""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPConnection, HTTPException
-from socket import SHUT_RDWR, socket
-from threading import Timer
-from time import monotonic
+from pathlib import Path
 from typing import Final
 
+import msgspec
+
+from squidkeeper.base.deadline import shut, whole_exchange
+from squidkeeper.base.untrusted_file import read_untrusted
+
+FILE: Final = "squid-runs.json"
+COUNTER: Final = "client_http.requests"
+_EACH_SECONDS: Final = 3600.0  # between two samples of a run that are kept, beside its first and its last
+_KEPT: Final = 5000  # samples: half a year without a restart
+_LONGEST: Final = 4 * 1024 * 1024  # bytes
 PAGE: Final = "/squid-internal-mgr/counters"
 TIMEOUT_SECONDS: Final = 1.0
 # A PROXY header, version 2, without addresses (LOCAL): those of the connection count.
@@ -37,12 +50,14 @@ def read_counters(host: str, port: int, *, proxy_header: bool = False) -> SquidC
     connection = HTTPConnection(host, port, TIMEOUT_SECONDS, source_address=(loopback, 0))
     try:
         connection.connect()
-        with _ended_after(TIMEOUT_SECONDS, connection.sock):
+        with whole_exchange(TIMEOUT_SECONDS, partial(shut, connection.sock)):
             if proxy_header:
                 connection.sock.sendall(_PROXY_HEADER)
             connection.request("GET", PAGE)
             response = connection.getresponse()
             page = response.read(_PAGE_BYTES)
+    except TimeoutError:
+        return SquidCounters({}, "timed out")
     except (OSError, HTTPException) as error:
         return SquidCounters({}, str(error) or type(error).__name__)
     finally:
@@ -54,25 +69,6 @@ def read_counters(host: str, port: int, *, proxy_header: bool = False) -> SquidC
     return SquidCounters(values, None if values else f"{PAGE} holds no counters", answers=True)
 
 
-@contextmanager
-def _ended_after(seconds: float, connection: socket) -> Iterator[None]:
-    """Bound a whole exchange, which single bytes extend otherwise; TimeoutError if it takes longer."""
-    deadline = monotonic() + seconds
-    end = Timer(seconds, _end, [connection])
-    end.start()
-    try:
-        yield
-    finally:
-        end.cancel()
-        if monotonic() >= deadline:  # what was read may be a part
-            raise TimeoutError("timed out")
-
-
-def _end(connection: socket) -> None:
-    with suppress(OSError):
-        connection.shutdown(SHUT_RDWR)
-
-
 def parse_counters(page: bytes) -> dict[str, float]:
     """Parse the page: lines of `name = number`; ignore others."""
     pairs = (line.partition(" = ") for line in page.decode("latin-1").splitlines())
@@ -81,3 +77,43 @@ def parse_counters(page: bytes) -> dict[str, float]:
 
 def _is_number(text: str) -> bool:
     return _NUMBER.fullmatch(text.strip()) is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SquidSample:
+    """Squid's counter at one time: somewhen from `asked` to `answered`. Times are in seconds since 1970.
+
+    `started`: when a run began to count from zero; 0 where one of several workers was started again.
+    """
+
+    run: str
+    started: float = 0.0
+    asked: float
+    answered: float
+    requests: int
+
+
+def read_samples(state: Path) -> tuple[SquidSample, ...]:
+    """Read the samples, oldest first; none where there is no file, or one that is none of ours."""
+    try:
+        return msgspec.json.decode(read_untrusted(state / FILE, _LONGEST), type=tuple[SquidSample, ...])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return ()
+
+
+def format_samples(samples: Iterable[SquidSample]) -> bytes:
+    """Format the content of the file: the newest samples."""
+    return msgspec.json.encode(tuple(samples)[-_KEPT:])
+
+
+def with_sample(samples: tuple[SquidSample, ...], sample: SquidSample) -> tuple[SquidSample, ...]:
+    """Add a sample. It replaces the last one, unless that is the first of its run or of its hour."""
+    before = samples[-2] if len(samples) > 1 else None
+    last = samples[-1] if samples else None
+    if last and before and last.run == before.run == sample.run and _hour(last) == _hour(before):
+        return (*samples[:-1], sample)
+    return (*samples, sample)
+
+
+def _hour(sample: SquidSample) -> float:
+    return sample.asked // _EACH_SECONDS

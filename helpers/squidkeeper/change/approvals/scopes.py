@@ -21,8 +21,8 @@ from squidkeeper.policy.protocol.request import Malformed
 from squidkeeper.policy.url import Url, parse_address, parse_url, readings
 from squidkeeper.record.log.requests import request_of
 from squidkeeper.record.table.questions import Question
-from squidkeeper.serving.tickets.holders import clients_by_size
 from squidkeeper.serving.tickets.store import Ticket
+from squidkeeper.serving.tickets.ticket import clients_by_size
 
 _NOWHERE: Final = Location("")
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from squidkeeper.base.errors import EditRefused
 from squidkeeper.base.squid_account import call_as_owner
-from squidkeeper.serving.tickets.soundness import sound_ticket
+from squidkeeper.serving.tickets.judgement import sound_ticket
 from squidkeeper.serving.tickets.store import FOLDER, Ticket, TicketState, TicketStore
 from squidkeeper.serving.tickets.ticket import NUMBER, AskedRequest
 

@@ -558,7 +558,8 @@ class Installation:
     def _prepare_archive(self) -> None:
         """Prepare the runs of the archive, its key, which stays, and the rule by which logrotate deletes nothing."""
         layout, ours = self._layout, self._configuration
-        self._files.update(archive_keys(layout, entries.ROOT if self._machine.systemd else (layout.archiver, 0)))
+        owner = entries.ROOT if self._machine.systemd else (layout.user_without_systemd("archive"), 0)
+        self._files.update(archive_keys(layout, owner))
         public = self._files[layout.archive_pub]
         told = public.content.decode().rstrip("\n") if isinstance(public, entries.File) else ""
         if told != entries.text_at(layout.archive_pub) and not self._options.dry_run:
@@ -633,9 +634,9 @@ class Installation:
         group = self._machine.account.group
         others = {
             "secrets": self._fetcher,
-            "archive": (self._layout.archiver, group),
-            "export": (self._layout.sender, group),
-            "pull": (self._layout.puller, group),
+            "archive": (self._layout.user_without_systemd("archive"), group),
+            "export": (self._layout.user_without_systemd("export"), group),
+            "pull": (self._layout.user_without_systemd("pull"), group),
             "render": entries.ROOT,
         }
         return found | {name: InstalledService(name, self._layout, systemd, who) for name, who in others.items()}
@@ -643,7 +644,7 @@ class Installation:
     @property
     def _fetcher(self) -> entries.Owner:
         """The user and group that fetch secrets without systemd: Squid's account must not change what runs there."""
-        return self._layout.fetcher, self._machine.account.group
+        return self._layout.user_without_systemd("secrets"), self._machine.account.group
 
     def _do(self, step: SetupStep) -> None:
         self._stage.name = step.stage
@@ -660,11 +661,11 @@ class Installation:
         run = entries.Folder({}, 0o755)
         if not self._machine.systemd:
             run = folders[layout.run] = entries.Folder({}, 0o1775, (0, owner[1]))
-            folders[layout.archive] = entries.Folder({}, 0o750, (layout.archiver, owner[1]))
+            folders[layout.archive] = entries.Folder({}, 0o750, (layout.user_without_systemd("archive"), owner[1]))
             if ours.workers > 1:
                 folders[SOCKETS_OF_WORKERS] = entries.Folder({}, 0o755, owner)
             if self._pulls:
-                folders[layout.pulled] = entries.Folder({}, 0o750, (layout.puller, owner[1]))
+                folders[layout.pulled] = entries.Folder({}, 0o750, (layout.user_without_systemd("pull"), owner[1]))
             if self._fetches:
                 folders[layout.secrets] = entries.Folder({}, 0o2750, self._fetcher)
         wanted = Wanted(

@@ -22,7 +22,7 @@ from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.errors import ArchiveFailed, ExtraMissing, SquidkeeperError, StoreFailed, UnreadableLog, describe
 from squidkeeper.base.formatting import quantity
 from squidkeeper.base.rotated_logs import not_rotated, rotated, written_until
-from squidkeeper.base.squid_runs import SquidSample, read_samples
+from squidkeeper.base.squid_counters import SquidSample, read_samples
 from squidkeeper.record.archive.part_writer import NewPart, PartWriter, RotatedContent, open_content
 from squidkeeper.record.archive.retention import ArchiveBounds, remove_over_bounds, remove_tombstoned
 from squidkeeper.record.archive_status import FILE, MOST_FILES, ArchiveStatus, FileOnDisk, read_archive_status

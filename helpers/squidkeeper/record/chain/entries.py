@@ -15,7 +15,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from squidkeeper.base.errors import InvalidEntry
-from squidkeeper.base.squid_runs import SquidSample
+from squidkeeper.base.squid_counters import SquidSample
 from squidkeeper.record.chain.keys import ArchiveKey, signed, split_signature
 
 FIRST_PREVIOUS: Final = "0" * 64

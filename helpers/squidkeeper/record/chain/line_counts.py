@@ -17,7 +17,7 @@ from itertools import accumulate, pairwise
 from typing import Final
 
 from squidkeeper.base.formatting import utc_seconds
-from squidkeeper.base.squid_runs import SquidSample
+from squidkeeper.base.squid_counters import SquidSample
 from squidkeeper.record.chain.chain import Chain
 from squidkeeper.record.chain.entries import ArchivedPart, ChainEntry
 from squidkeeper.record.chain.places import ArchivePlace

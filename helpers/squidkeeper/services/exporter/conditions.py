@@ -17,7 +17,7 @@ from cachetools import LRUCache, cached
 from squidkeeper.base.faults import SECRET_UNAVAILABLE, Fault, FaultCode
 from squidkeeper.base.formatting import ago, byte_size, duration, printable, quantity, timestamp
 from squidkeeper.base.metrics import JUDGES, LOADS_POLICY, THROTTLE
-from squidkeeper.base.squid_runs import COUNTER
+from squidkeeper.base.squid_counters import COUNTER
 from squidkeeper.policy.extras import missing_extras
 from squidkeeper.policy.language.lint import lint
 from squidkeeper.policy.language.model import Policy

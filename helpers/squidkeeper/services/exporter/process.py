@@ -46,8 +46,8 @@ from squidkeeper.serving.counters.reader import CounterFile, read_counter_files
 from squidkeeper.serving.credentials.fetch_status import read_fetch_status
 from squidkeeper.serving.credentials.fetched_values import FOLDER as FETCHED
 from squidkeeper.serving.drained import drained_since
+from squidkeeper.serving.quotas.notices import read_store_problem
 from squidkeeper.serving.quotas.opening import GatewayCounts
-from squidkeeper.serving.quotas.store_problem import read_store_problem
 from squidkeeper.serving.quotas.store_settings import quota_store_file
 from squidkeeper.serving.squid_crashes import read_crashes
 

@@ -19,10 +19,9 @@ from squidkeeper.policy.language.quotas import Quota, QuotaUnit
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.record.log.judging import clients_of
 from squidkeeper.record.log.record import NONE, Record, is_spliced
-from squidkeeper.serving.quotas.counts import QuotaCount
-from squidkeeper.serving.quotas.identity import holder
+from squidkeeper.serving.quotas.counts import QuotaCount, holder
 from squidkeeper.serving.quotas.local_counts import LocalCounts
-from squidkeeper.serving.quotas.log_heartbeat import LogHeartbeat
+from squidkeeper.serving.quotas.notices import LogHeartbeat
 from squidkeeper.serving.quotas.opening import GatewayCounts
 
 _WAITING_AT_MOST = 50_000  # counts

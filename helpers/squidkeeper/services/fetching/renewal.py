@@ -21,7 +21,7 @@ from squidkeeper.services.fetching.refresh_tokens import RefreshTokens
 from squidkeeper.serving.credentials import SecretStore
 from squidkeeper.serving.credentials.fetch_status import SecretStatus
 from squidkeeper.serving.credentials.fetched_values import FetchedValue, format_value, parse_value, value_file
-from squidkeeper.serving.credentials.secret import checked_secret
+from squidkeeper.serving.credentials.store import checked_secret
 
 T = TypeVar("T")
 R = TypeVar("R")

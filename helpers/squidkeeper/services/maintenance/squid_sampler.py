@@ -7,8 +7,15 @@ from threading import Thread
 from typing import Final
 
 from squidkeeper.base.atomic_write import replace as replace_file
-from squidkeeper.base.squid_counters import read_counters
-from squidkeeper.base.squid_runs import COUNTER, FILE, SquidSample, format_samples, read_samples, with_sample
+from squidkeeper.base.squid_counters import (
+    COUNTER,
+    FILE,
+    SquidSample,
+    format_samples,
+    read_counters,
+    read_samples,
+    with_sample,
+)
 from squidkeeper.services.maintenance.squid_process import SquidProcess, SquidRun
 
 _INTERVAL_SECONDS: Final = 10.0

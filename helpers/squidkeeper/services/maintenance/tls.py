@@ -18,8 +18,11 @@ from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.errors import InvalidUrl, TlsPortFailed
 from squidkeeper.policy.url import parse_host
 from squidkeeper.services.maintenance.rate_limit import RateLimit
-from squidkeeper.serving.certificates.authority import CertificateAuthority
-from squidkeeper.serving.certificates.server import is_server_certificate_due, issue_server_certificate
+from squidkeeper.serving.certificates.authority import (
+    CertificateAuthority,
+    is_server_certificate_due,
+    issue_server_certificate,
+)
 
 CERTIFICATE: Final = "server.pem"  # with its chain and key; squid/haproxy.cfg names it
 _SOCKET: Final = "haproxy.sock"

@@ -21,7 +21,7 @@ from squidkeeper.record.export.https import Body, HttpsSender, tls_context
 from squidkeeper.record.export.messages import Backoff, Message, MessageKind
 from squidkeeper.services.notifying.messages import signature_headers, webhook_body
 from squidkeeper.services.webhook_settings import WebhookSettings, read_webhook_settings
-from squidkeeper.serving.tickets.soundness import sound_ticket
+from squidkeeper.serving.tickets.judgement import sound_ticket
 from squidkeeper.serving.tickets.store import Ticket, TicketStore
 
 _INTERVAL_SECONDS: Final = 60.0  # between two messages

@@ -1,27 +1,33 @@
-"""The CA of a gateway: the root that clients trust, and the intermediate that signs the leaves.
+"""The CA of a gateway: the root that clients trust, the intermediate that signs the leaves, the TLS port's own leaf.
 
 A leaf has a key of the kind of what signs it, and Squid decodes both for each tunnel: that kind decides what a tunnel
 costs (tests/bench/bench.py --load fresh). An intermediate has a P-256 key, whatever the root's key is, and keeps
 the root's key off the gateway.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from ipaddress import ip_address
 from typing import TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from squidkeeper.base.errors import SetupFailed
+from squidkeeper.serving.certificates.leaf import Leaf, LeafKey, load_signer, sign_leaf
 
 _COMMON_NAME = "squidkeeper egress CA"
+_SERVER_NAME = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "squidkeeper TLS port")])
 _INTERMEDIATE = "squidkeeper intermediate CA "  # followed by a part of its key's identifier
 _VALID = timedelta(days=3650)
 _CLOCK_SKEW = timedelta(days=1)  # the clock of a client may be behind
+_SERVER_VALID = timedelta(days=90)
+_VM_CLOCK_SKEW = timedelta(days=30)  # the clock of a VM that was restored from a snapshot is behind
 _RENEW_BEFORE = timedelta(days=30)
 _LEAST_RSA_BITS = 2048  # OpenSSL's security level 2, which Python and Debian ask for
 _SIGNS = x509.KeyUsage(False, False, False, False, False, True, True, False, False)  # certificates and CRLs
@@ -219,3 +225,37 @@ def _pem(certificate: x509.Certificate) -> bytes:
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     form = serialization.PrivateFormat.PKCS8
     return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+
+
+def issue_server_certificate(ca: CertificateAuthority, names: Sequence[str], now: datetime) -> bytes:
+    """Issue a certificate for names and addresses; give it in PEM form with the chain below the root, and a new key.
+
+    It ends after 90 days, or with the CA. `LeafRefused` if the CA cannot be read or has expired.
+    """
+    signer, key = load_signer(ca.certificate, ca.key), LeafKey()
+    begin = max(now - _VM_CLOCK_SKEW, signer.certificate.not_valid_before_utc)
+    end = min(now + _SERVER_VALID, signer.certificate.not_valid_after_utc)
+    leaf = sign_leaf(Leaf(_SERVER_NAME, tuple(map(_general, names)), begin, end), key, signer)
+    below_root = (one for one in x509.load_pem_x509_certificates(ca.certificate) if one.subject != one.issuer)
+    return leaf + b"".join(one.public_bytes(Encoding.PEM) for one in below_root) + key.pem
+
+
+def is_server_certificate_due(pem: bytes, ca: bytes, names: Sequence[str], now: datetime) -> bool:
+    """Tell whether a certificate in PEM form has to be issued again: by this CA, for these names, in good time."""
+    issuer, *_ = x509.load_pem_x509_certificates(ca)
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        certificate.verify_directly_issued_by(issuer)
+        held = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+        return True
+    ends_soon = certificate.not_valid_after_utc - now < _RENEW_BEFORE
+    outlived = ends_soon and certificate.not_valid_after_utc < issuer.not_valid_after_utc
+    return outlived or now < certificate.not_valid_before_utc or {*held} != {_general(name) for name in names}
+
+
+def _general(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)

@@ -1,6 +1,5 @@
 """Where a credential's value comes from."""
 
-from squidkeeper.serving.credentials.secret import Secret
-from squidkeeper.serving.credentials.store import SecretStore
+from squidkeeper.serving.credentials.store import Secret, SecretStore
 
 __all__ = ["Secret", "SecretStore"]

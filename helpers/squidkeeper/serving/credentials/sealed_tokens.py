@@ -13,8 +13,7 @@ from squidkeeper.policy.language.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.language.model import OPENS_NONE
 from squidkeeper.policy.language.sealed_tokens import SealedContent, parse_content
 from squidkeeper.serving.credentials.sealing import TOKEN_PREFIX, SealingPrivateKey, open_bytes
-from squidkeeper.serving.credentials.secret import Secret
-from squidkeeper.serving.credentials.store import SecretStore
+from squidkeeper.serving.credentials.store import Secret, SecretStore
 
 _CACHE_BYTES, _OBJECT_BYTES = 1024 * 1024, 8_000  # of Python objects, beside the text
 _PLAIN = re.compile(r"(?:(?:bearer|token)\s+)?(\S+)", re.IGNORECASE)

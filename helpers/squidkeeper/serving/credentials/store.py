@@ -1,4 +1,4 @@
-"""Reading the values of secrets, and making headers of them."""
+"""Reading the values of secrets, which never print themselves, and making headers of them."""
 
 import os
 import string
@@ -6,6 +6,7 @@ import sys
 import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from stat import S_ISREG
@@ -15,7 +16,33 @@ from squidkeeper.base.faults import FaultCode
 from squidkeeper.policy.language import secret_sources
 from squidkeeper.policy.language.forms import InjectedValue
 from squidkeeper.serving.credentials.fetched_values import FetchedValue, parse_value, value_file
-from squidkeeper.serving.credentials.secret import Secret, checked_secret
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A secret value. Only `reveal` gives it, and only the reply to Squid may call that."""
+
+    name: str
+    _value: str = field(repr=False)
+
+    def reveal(self) -> str:
+        """Give the value itself."""
+        return self._value
+
+
+def checked_secret(name: str, source: str, value: bytes) -> Secret:
+    """Make a secret of bytes that were read; one trailing newline is not part of it.
+
+    `SecretUnavailable` if it is empty or holds more than printable ASCII: a CR or LF would split the header.
+    """
+    value = value.removesuffix(b"\n").removesuffix(b"\r")
+    if not value:
+        raise SecretUnavailable(FaultCode.SECRET_EMPTY, f"secret {name}: {source} is empty")
+    if not all(0x20 <= byte <= 0x7E for byte in value):
+        message = f"secret {name}: {source} holds characters other than printable ASCII"
+        raise SecretUnavailable(FaultCode.SECRET_INVALID, message)
+    return Secret(name, value.decode("ascii"))
+
 
 _FILE_LIMIT = 64 * 1024  # bytes; anything longer is not a credential
 _State = tuple[int, ...]

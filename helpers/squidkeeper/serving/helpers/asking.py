@@ -20,7 +20,7 @@ from squidkeeper.policy.language.quotas import Quota
 from squidkeeper.policy.protocol.lines import Reply, parse_tokens
 from squidkeeper.policy.protocol.request import REQUEST_TOKENS, Malformed, parse_request
 from squidkeeper.policy.url import address_host, parse_address
-from squidkeeper.serving.quotas.identity import holder
+from squidkeeper.serving.quotas.counts import holder
 from squidkeeper.serving.quotas.meter import Meter
 from squidkeeper.serving.replies import (
     denied_ticket,
@@ -30,10 +30,9 @@ from squidkeeper.serving.replies import (
     ticket_page,
     with_ticket,
 )
-from squidkeeper.serving.tickets.holders import PLACES, Holder, holder_of
 from squidkeeper.serving.tickets.judgement import decide_again, opening_ends, settle
 from squidkeeper.serving.tickets.store import GRACE_SECONDS, NoTicket, Ticket, TicketState, TicketStore
-from squidkeeper.serving.tickets.ticket import AskedRequest
+from squidkeeper.serving.tickets.ticket import PLACES, AskedRequest, Holder, holder_of
 
 _LAPSED: Final = "lapsed"  # or used up, or revoked; or the policy did decide it for a time
 _MACHINES_AT_MOST: Final = 2 * PLACES

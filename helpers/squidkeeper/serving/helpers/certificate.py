@@ -40,9 +40,8 @@ from squidkeeper.serving.certificates.leaf import (
 )
 from squidkeeper.serving.counters.layout import Key, counter_key
 from squidkeeper.serving.helpers.cache_log import write_to_cache_log
-from squidkeeper.serving.helpers.helper_counters import HelperCounters
+from squidkeeper.serving.helpers.helper_counters import HelperCounters, StuckWatchdog
 from squidkeeper.serving.helpers.loop import Answering, restrict_process, serve_requests, take_output
-from squidkeeper.serving.helpers.stuck_watchdog import StuckWatchdog
 
 _KEPT_FOR: Final = timedelta(days=1)  # far less than a leaf is valid
 _REPLIES_BYTES: Final = 8_000_000

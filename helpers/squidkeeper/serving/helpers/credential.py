@@ -33,10 +33,8 @@ from squidkeeper.policy.protocol.request import REQUEST_TOKENS, parse_request
 from squidkeeper.policy.protocol.request_headers import READ_HEADERS, RequestHeaders, parse_headers
 from squidkeeper.serving.credentials import SecretStore
 from squidkeeper.serving.credentials.aws_signature import load_signer
-from squidkeeper.serving.helpers.fetched_request import FetchedRequest
+from squidkeeper.serving.helpers.fetched_request import FetchedRequest, Unsealer, signature_headers
 from squidkeeper.serving.helpers.host_matches import HostMatches, decision_time
-from squidkeeper.serving.helpers.signing import signature_headers
-from squidkeeper.serving.helpers.unsealing import Unsealer
 from squidkeeper.serving.parts import PartsInForce
 from squidkeeper.serving.replies import (
     HEADER_TOO_LONG,

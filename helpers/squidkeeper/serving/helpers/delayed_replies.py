@@ -26,9 +26,8 @@ from squidkeeper.base.metrics import PROTOCOL_ERRORS
 from squidkeeper.policy.policy_store.policy_watcher import PolicyState
 from squidkeeper.policy.protocol.lines import LineBuffer, Reply, Result, format_reply, reply_limit, split_channel
 from squidkeeper.serving.counters.layout import Key, counter_key
-from squidkeeper.serving.helpers.helper_counters import HelperCounters
+from squidkeeper.serving.helpers.helper_counters import HelperCounters, StuckWatchdog
 from squidkeeper.serving.helpers.loop import missing_channel, restrict_process, take_output, write_all
-from squidkeeper.serving.helpers.stuck_watchdog import StuckWatchdog
 
 _READ_BYTES = 64 * 1024
 _SENDER = struct.Struct("3i")  # struct ucred: process, account, group

@@ -24,8 +24,7 @@ from squidkeeper.policy.protocol.lines import LineBuffer, Reply, format_reply, r
 from squidkeeper.serving.counters.layout import Key, counter_key
 from squidkeeper.serving.helpers.cache_log import write_to_cache_log
 from squidkeeper.serving.helpers.client_shares import LOOK_UP_SECONDS, ClientShares
-from squidkeeper.serving.helpers.helper_counters import HelperCounters
-from squidkeeper.serving.helpers.stuck_watchdog import StuckWatchdog
+from squidkeeper.serving.helpers.helper_counters import HelperCounters, StuckWatchdog
 from squidkeeper.serving.replies import JUDGED_LATER, broken_reply, judged_late
 
 T = TypeVar("T")

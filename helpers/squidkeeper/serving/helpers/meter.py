@@ -19,7 +19,7 @@ from squidkeeper.policy.language.quotas import UNCOUNTED, Quota
 from squidkeeper.policy.protocol.lines import Reply, decode_token, parse_tokens, split_tokens
 from squidkeeper.policy.protocol.request import CONNECT, REQUEST_TOKENS, Malformed, Request, parse_request
 from squidkeeper.serving.helpers.host_matches import HostMatches, decision_time
-from squidkeeper.serving.quotas.identity import holder
+from squidkeeper.serving.quotas.counts import holder
 from squidkeeper.serving.quotas.meter import Announced, Meter, Refusal
 from squidkeeper.serving.replies import (
     no_policy_reply,

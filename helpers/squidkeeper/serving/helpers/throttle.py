@@ -15,7 +15,7 @@ from squidkeeper.base.metrics import THROTTLED
 from squidkeeper.policy.protocol.lines import Reply, Result, parse_tokens
 from squidkeeper.serving.counters.layout import counter_key
 from squidkeeper.serving.helpers.delayed_replies import DelayedReply
-from squidkeeper.serving.quotas.identity import client_network
+from squidkeeper.serving.quotas.counts import client_network
 
 TOKENS: Final = (1, 2)
 SPARE_LOOKUPS: Final = 50  # never held, so that a client below its rate is answered at once

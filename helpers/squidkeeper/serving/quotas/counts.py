@@ -1,12 +1,13 @@
-"""The counts of quotas: what every store of them does."""
+"""The counts of quotas: whose count a request belongs to, in the helpers and in the log; what every store does."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from ipaddress import ip_network
+from typing import Final, Protocol
 
-from squidkeeper.policy.language.quotas import Quota, QuotaUnit, Window
+from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
 
 SHARE = 16  # a lease is at most this part of what is left, so that the last units are given one by one
 LEASE_AT_MOST = 32
@@ -74,3 +75,32 @@ def share(limit: int, used: int, asked: int) -> int:
     """Give how many units somebody gets: what was asked, less where little is left, and never more than is left."""
     left = limit - used
     return min(asked, max(1, left // SHARE)) if left > 0 else 0
+
+
+_IPV6_PREFIX: Final = 64  # one network's; a client can use every address in it
+_EVERYONE: Final = "all"
+
+
+def client_network(client: str) -> str:
+    """Name one client: an IPv4 address, or the /64 network of an IPv6 address."""
+    if ":" not in client:
+        return client
+    try:
+        return str(ip_network((client.partition("%")[0], _IPV6_PREFIX), strict=False))
+    except ValueError:
+        return client
+
+
+def holder(quota: Quota, address: str, user: str | None, rule: str) -> str:
+    """Name whose count of a quota a request belongs to.
+
+    `user` is the proxy user as the access log has it, in percent-encoding: who logs in has one count, from whichever
+    address. None without a login.
+    """
+    match quota.per:
+        case Counted.CLIENT:
+            return client_network(address) if user is None else f"user:{user}"
+        case Counted.RULE:
+            return f"rule:{rule}"
+        case Counted.ALL:
+            return _EVERYONE

@@ -1,15 +1,37 @@
-"""What a policy says about a question now: it may have been opened, closed or used up since it was asked."""
+"""What a policy says about a question now: it may have been opened, closed or used up since it was asked.
 
-from collections.abc import Callable, Iterable
+Also what a row of the tickets must be: whoever can write the state folder can write rows of any kind.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 
+import msgspec
+
+from squidkeeper.base.errors import InvalidUrl, PatternError
 from squidkeeper.policy.engine import CompiledPolicy, Decision, decide_until_spent
+from squidkeeper.policy.language.methods import parse_method
 from squidkeeper.policy.language.model import Rule
 from squidkeeper.policy.protocol.request import request_to
-from squidkeeper.serving.tickets.soundness import sound_ticket
+from squidkeeper.policy.url import parse_address, parse_url
 from squidkeeper.serving.tickets.store import Ticket, TicketStore
-from squidkeeper.serving.tickets.ticket import AskedRequest
+from squidkeeper.serving.tickets.ticket import NUMBER, AskedRequest, ticket_number
+
+
+def sound_ticket(row: Mapping[str, object], key: bytes) -> Ticket | None:
+    """Give the ticket of a row; None where no helper writes such a row, or its number is another question's."""
+    try:
+        ticket = msgspec.convert(row, Ticket)
+        parse_address(ticket.client)
+        parse_method(ticket.method)
+        parse_url(ticket.url)
+        for at in (ticket.first, ticket.last, ticket.decided, ticket.until):
+            datetime.fromtimestamp(at, UTC)
+    except (msgspec.ValidationError, InvalidUrl, PatternError, ValueError, OverflowError, OSError):
+        return None
+    is_own = NUMBER.fullmatch(ticket.number) and ticket.number == ticket_number(key, ticket.asked)
+    return ticket if is_own else None
 
 
 def decide_again(

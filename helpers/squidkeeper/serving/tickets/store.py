@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from squidkeeper.base.errors import PatternError
 from squidkeeper.base.shared_database import WAIT_SECONDS, SharedDatabase
 from squidkeeper.policy.language.methods import parse_method
-from squidkeeper.serving.tickets.holders import Holder
-from squidkeeper.serving.tickets.ticket import AskedRequest, ticket_key, ticket_number
+from squidkeeper.serving.tickets.ticket import AskedRequest, Holder, ticket_key, ticket_number
 
 if TYPE_CHECKING:
     import sqlite3

@@ -1,19 +1,33 @@
-"""The number of a ticket: an HMAC of the question, so that every helper gives a question the same one.
+"""A question: its number, and who asks it.
 
+The number is an HMAC of the question, so that every helper gives a question the same one.
 Nobody can compute the number of another client's question without the key, which lies in the state folder.
+
+Machines have tickets, and share places with their network. A network has at most as many places as are free. So one
+takes half of all, the next one half of the rest: however many addresses an attacker has in one network, clients of
+others get tickets. Clients that the policy names are one network each, and what they have is apart from what all others
+have.
 """
 
 import os
 import re
 from base64 import b32encode
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from hmac import digest
+from ipaddress import IPv6Address, ip_network
 from pathlib import Path
 from typing import Final
 
 from squidkeeper.base.untrusted_file import read_untrusted
+from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.url import Address, address_host, parse_address
 
+PLACES: Final = 512  # of clients that the policy names, and as many of all others
+_NAMED: Final = "client "
+_END: Final = "\n"  # no name of a client has it
+_BITS_OF_IPV4, _BITS_OF_IPV6 = 24, 48
 NUMBER: Final = re.compile(r"[a-z2-7]{12}")
 _NUMBER_LENGTH: Final = 12  # characters of 5 bits: short enough to type, and one in 10^18 to guess
 _KEY_BYTES: Final = 32
@@ -63,3 +77,41 @@ def _make(file: Path) -> None:
         pass
     finally:
         new.unlink()
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A machine, and its network: a client of the policy, or a network of addresses."""
+
+    network: str
+    machine: str
+
+    @property
+    def place(self) -> str:
+        """Its place, as text."""
+        return f"{self.network}{_END}{self.machine}"
+
+    def has_room(self, taken: Iterable[str]) -> bool:
+        """Tell whether it has a place among those that are taken, or may take one."""
+        alike = [place for place in taken if place.startswith(_NAMED) is self.place.startswith(_NAMED)]
+        own = sum(place.startswith(self.network + _END) for place in alike)
+        return self.place in alike or own < PLACES - len(alike)
+
+
+def holder_of(policy: CompiledPolicy, asked: AskedRequest) -> Holder:
+    """Tell who asks. Where several clients of the policy match, it is the one with the fewest addresses."""
+    address = parse_address(asked.client)
+    clients = clients_by_size(policy, address, asked.user)
+    return Holder(f"{_NAMED}{clients[0]}" if clients else _network(address), policy.machines.of(address))
+
+
+def clients_by_size(policy: CompiledPolicy, address: Address, user: str) -> tuple[str, ...]:
+    """Name the clients of the policy that a request belongs to, the one with the fewest addresses first."""
+    names = policy.clients_of(address_host(address), user or None)
+    sizes = {client.name: client.size for client in policy.source.clients} if names else {}
+    return tuple(sorted(names, key=lambda name: (sizes[name], name)))
+
+
+def _network(address: Address) -> str:
+    bits = _BITS_OF_IPV6 if isinstance(address, IPv6Address) else _BITS_OF_IPV4
+    return str(ip_network((address, bits), strict=False))
