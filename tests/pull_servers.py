@@ -9,7 +9,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.ports import free_port
-from tests.waiting import wait_for
+from tests.waiting import pause, wait_for
 
 GIT_ENVIRONMENT = {
     **{name: os.environ[name] for name in ("PATH",)},
@@ -171,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
         with suppress(OSError):  # the client has gone
             while True:
                 self.wfile.write(part)
-                time.sleep(0.02)
+                pause(0.02, "a server that never ends")
 
     def _file(self) -> None:
         file = self.state.root / self.path.partition("?")[0].lstrip("/")

@@ -7,7 +7,6 @@ import socket
 import ssl
 import struct
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from threading import Thread
 from typing import Any
 
 from squidkeeper.operate.demo.authority import Authority
-from tests.waiting import wait_for
+from tests.waiting import pause, wait_for
 
 RSYSLOGD = Path("/usr/sbin/rsyslogd")
 
@@ -125,7 +124,7 @@ def dripping_receiver(folder: Path, beginning: bytes, drop: bytes) -> Iterator[H
                 opened.sendall(beginning)
                 while True:
                     opened.sendall(drop)
-                    time.sleep(0.02)
+                    pause(0.02, "a receiver that drips")
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         Thread(target=drip, args=(server,), daemon=True).start()
@@ -146,7 +145,7 @@ def dripping_server(handle: Callable[[socket.socket], None], drop: bytes = b".")
                     handle(connection)
                     while True:
                         connection.sendall(drop)
-                        time.sleep(0.02)
+                        pause(0.02, "a receiver that drips")
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         Thread(target=drip, daemon=True).start()

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ sys.path.insert(0, str(REPOSITORY))
 from squidkeeper.operate.demo.gateway import DemoGateway, installed  # noqa: E402 - the path above is for the tests' modules
 from squidkeeper.operate.demo.network import VirtualMachine, internet, run  # noqa: E402
 from tests.e2e.origin import Answer, Origins, Seen  # noqa: E402
+from tests.waiting import pause  # noqa: E402
 
 PAGES = REPOSITORY / "squid/observe"
 ROOT = Path("/srv/gateway")  # the pages show it
@@ -77,7 +77,7 @@ def main() -> None:
     try:
         with gateway_and_vm(folder) as (gateway, vm):
             send_requests(vm, folder)
-            time.sleep(3)  # the exporter reads the log
+            pause(3, "the exporter reads the log")
             take("status", STATUS_PAGE, folder)
             take("report", f"file://{report(gateway, folder)}", folder)
     finally:
@@ -115,7 +115,7 @@ def policy(folder: Path) -> Path:
 
 def answer(seen: Seen) -> Answer:
     host = "".join(seen.values("Host"))
-    time.sleep(random.uniform(0.1, 1) * SLOWEST_MS.get(host, 25) / 1000)
+    pause(random.uniform(0.1, 1) * SLOWEST_MS.get(host, 25) / 1000, "an origin as slow as the real one")
     fails = host == "api.openai.com" and random.random() < 0.3
     return Answer(503 if fails else 200, b"x" * random.randint(500, 40_000))
 

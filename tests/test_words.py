@@ -91,6 +91,13 @@ def test_the_text_is_plain_english() -> None:
     assert [found for name, text in texts.items() for found in words_to_replace(name, text)] == []
 
 
+def test_only_one_module_sleeps() -> None:
+    texts = {name: (REPOSITORY / name).read_text() for name in held_files() if name.endswith(".py")}
+    sleeps = re.compile(r"\bsleep\(|\bimport sleep\b")
+    sleeping = [name for name, text in texts.items() if name.startswith("tests/") and sleeps.search(text)]
+    assert sleeping == ["tests/waiting.py"]
+
+
 @pytest.mark.parametrize(
     "phrase", ["it cannot be had", "It looks\n    at it", "# so that\n# none is", "no rule but one", "hold it against"]
 )

@@ -1,4 +1,4 @@
-"""The one way in which tests wait: until something holds, not for a fixed time."""
+"""How tests wait: for a condition, or for a fixed time that says why. `sleep` stands here alone."""
 
 import time
 from collections.abc import Callable
@@ -26,3 +26,23 @@ def wait_for(
         if waited > seconds:
             raise AssertionError(f"waited {seconds} s for {what() if callable(what) else what}")
         time.sleep(min(max(0.02, waited / 20), 0.5))
+
+
+def stays(condition: Callable[[], object], seconds: float, what: str | Callable[[], str] = "the condition") -> None:
+    """Fail unless the condition holds all the time for `seconds`: a quiet period."""
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        assert condition(), f"{what() if callable(what) else what} ended after {time.monotonic() - began:.1f} s"
+        time.sleep(0.05)
+    assert condition(), what() if callable(what) else what
+
+
+def pause(seconds: float, why: str) -> None:
+    """Wait for a fixed time. Only for a pace, a slow peer, or a clock: what a test waits for is a condition."""
+    assert why
+    time.sleep(seconds)
+
+
+def files_at_rest() -> None:
+    """Wait until no file counts as changing still: file times advance by steps of some milliseconds."""
+    time.sleep(0.05)

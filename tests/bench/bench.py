@@ -31,11 +31,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 
 import far  # type: ignore[import-not-found] # beside this script
 import policies  # type: ignore[import-not-found]
@@ -521,7 +521,7 @@ def wait_until_it_answers(port: int, load: str, origin_sees: str, ca: Path | Non
         answer = subprocess.run(curl, capture_output=True, text=True, check=False).stdout
         if answer.endswith("\n200"):
             break
-        time.sleep(0.1)
+        Event().wait(0.1)
     if answer.split() != [*origin_sees.split(), "hello", "200"]:
         raise SystemExit(f"the gateway on port {port} answers {answer!r}; the origin was to see {origin_sees!r}")
 

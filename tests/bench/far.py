@@ -19,7 +19,9 @@ PORT = 443
 
 async def _relay(origin: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     from_origin, to_origin = await asyncio.open_connection(origin, PORT)
-    await asyncio.sleep(ROUND_TRIP)  # of the handshake
+    shaken = asyncio.Event()
+    asyncio.get_running_loop().call_later(ROUND_TRIP, shaken.set)
+    await shaken.wait()
     await asyncio.gather(_one_way(reader, to_origin), _one_way(from_origin, writer))
 
 

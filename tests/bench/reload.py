@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from threading import Event
 
 from command import options_of, save  # type: ignore[import-not-found] # beside this script
 from lines import (  # type: ignore[import-not-found]
@@ -79,7 +80,7 @@ def edit(contender: Contender, number: int) -> None:
 
 def watch(helper: Helper, milliseconds: list[float], seconds: float, closed: str | None) -> float:
     """Ask line after line for some seconds, or until a host is closed; gives how long that took."""
-    began, asked = time.perf_counter(), 0
+    began, asked, apart = time.perf_counter(), 0, Event()
     while (now := time.perf_counter()) - began < seconds:
         asked += 1
         host = closed if closed and asked % 20 == 0 else f"a{asked % 5000}.example"
@@ -87,7 +88,7 @@ def watch(helper: Helper, milliseconds: list[float], seconds: float, closed: str
         milliseconds.append((time.perf_counter() - now) * 1000)
         if b" ERR " in answer:
             return time.perf_counter() - began
-        time.sleep(APART_SECONDS)
+        apart.wait(APART_SECONDS)
     assert closed is None, f"the edit was not in force after {seconds} seconds"
     return seconds
 

@@ -30,6 +30,7 @@ from squidkeeper.serving.parts import needed_keys
 
 from ..conftest import write_policy
 from ..records import record_line
+from ..waiting import files_at_rest
 
 POLICY = """
 rules:
@@ -261,7 +262,7 @@ def test_check_says_what_it_did_not_check_where_there_is_no_squid_or_no_right_to
 def test_check_knows_which_files_of_the_policy_in_force_ended_with_end_true(policy: Path, tmp_path: Path) -> None:
     write_policy(policy, POLICY + "end: true\n")
     live = PolicyWatcher(policy, None, lambda compiled: compiled, tmp_path / "revisions")
-    time.sleep(0.05)  # file times advance by steps of some milliseconds
+    files_at_rest()
     live.check()
     live.store()
     write_policy(policy, POLICY)

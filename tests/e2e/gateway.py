@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from squidkeeper.serving.parts import Part
 from squidkeeper.serving.rendering import Values, decode_values, encode_values, merge, part_file, values_of
 from tests.bare_squid import remove_leftovers
 from tests.conftest import DOCUMENTED, WORKERS
-from tests.waiting import wait_for
+from tests.waiting import pause, wait_for
 
 from .network import run
 
@@ -196,7 +195,7 @@ class Gateway:
         """Wait until all helpers decide by the policy on disk, and Squid keeps no answer about a host from before."""
         revision = load(self.policy_folder, datetime.now(UTC)).compiled.revision
         wait_for(lambda: self._revisions() == {revision}, f"revision {revision} in all helpers")
-        time.sleep(2)  # ttl=1 of sk_host, in whole seconds of a clock
+        pause(2, "ttl=1 of sk_host, in whole seconds of a clock")
 
     def _revisions(self) -> set[str | None]:
         """The revisions by which the helpers decide; None for one that is starting, or has no policy."""

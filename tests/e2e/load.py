@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 
-from tests.waiting import wait_for
+from tests.waiting import pause, wait_for
 
 from .gateway import Gateway
 from .raw import Raw, tunnel
@@ -63,9 +63,9 @@ class Load:
                     reply = connection.get(target, host)
             except OSError as error:
                 problem = repr(error)
-                time.sleep(0.05)  # refused, or cut off: no busy loop while nobody listens
+                pause(0.05, "refused, or cut off: no busy loop while nobody listens")
             else:
-                time.sleep(PAUSE_SECONDS)
+                pause(PAUSE_SECONDS, "the pace of a client")
             rule = reply.denial if reply and reply.status != 200 else None
             self.answers.append(Answered(url, asked, time.monotonic(), reply.status if reply else None, rule, problem))
             if connection and (reply is None or reply.header("Connection") == "close"):

@@ -2,11 +2,10 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from time import sleep
 
 import pytest
 
-from tests.waiting import wait_for
+from tests.waiting import pause, wait_for
 
 from .curl import curl
 from .expect import allowed, denied
@@ -88,7 +87,7 @@ def test_an_injected_request_is_not_answered_from_the_cache(page: Page) -> None:
 def test_an_injected_request_does_not_refresh_what_is_stored(page: Page) -> None:
     page.is_served(STALE_SOON)
     assert page.get(OTHER) == "for all"
-    sleep(2.1)  # Squid counts the age of an answer in whole seconds
+    pause(2.1, "Squid counts the age of an answer in whole seconds")
     assert [page.get(ONE), page.get(OTHER)] == ["for the one", "for all"]
 
 
@@ -99,7 +98,7 @@ def test_no_request_joins_an_injected_one_under_way(page: Page) -> None:
         injected = pool.submit(page.get, ONE)
         wait_for(lambda: gate.waiting == 1, "the injected request to reach the origin")
         other = pool.submit(page.get, OTHER)
-        sleep(0.3)  # long enough for the other one to reach Squid, and to join where it may
+        wait_for(lambda: gate.waiting == 2, "the other request to reach the origin itself")
         gate.open()
         assert (injected.result(60), other.result(20)) == ("for the one", "for all")
 

@@ -5,7 +5,6 @@ import signal
 import socket
 import ssl
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from squidkeeper.record.log.drift import PastPolicies
 from squidkeeper.record.log.record import NONE, parse_time
 from squidkeeper.record.log.requests import request_of, unexplained
 from squidkeeper.serving.counters.reader import read_counter_files
-from tests.waiting import wait_for
+from tests.waiting import pause, wait_for
 
 from .dns import PUBLIC, Names
 from .gateway import Gateway, NewGateway
@@ -305,7 +304,7 @@ def test_helpers_that_are_killed_under_load_let_no_other_server_name_through(
             for pid in gateway.helpers("acl --scope host"):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            time.sleep(1)  # a helper needs half of that to start
+            pause(1, "a helper needs half of that to start")
     assert sum(one.result() for one in attacks) > 10  # some tunnels did open
     assert {seen.target for seen in origins.seen} == {"/good"}
     assert {seen.sni for seen in origins.seen if seen.sni} & {"evil.example"} == set()

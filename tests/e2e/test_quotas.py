@@ -15,7 +15,7 @@ import pytest
 from squidkeeper.serving.quotas.local_counts import LocalCounts
 from tests.valkey_server import GATEWAYS, OPERATOR, ValkeyServer
 from tests.valkey_server import PASSWORD as VALKEY_PASSWORD
-from tests.waiting import wait_for
+from tests.waiting import pause, stays, wait_for
 
 from .curl import CurlFailed, curl
 from .gateway import Gateway, NewGateway
@@ -52,7 +52,7 @@ quotas:
 def gateway(new_gateway: NewGateway) -> Gateway:
     """With few questions at a time for each helper, so that two of them count. No day ends meanwhile."""
     left = DAY - time.time() % DAY
-    time.sleep(left + 1 if left < 60 else 0)
+    pause(left + 1 if left < 60 else 0, "the end of the day")
     made = new_gateway(POLICY)
     made.render()
     made.edit("squidkeeper.d/quotas.conf", "concurrency=32 ", "concurrency=2 ")
@@ -232,12 +232,11 @@ def test_an_upload_that_is_gone_when_it_may_begin_holds_nothing(
         for number in range(3):
             with Raw(gateway, client) as gone:
                 gone.send(head.format(f"gone{number}", "Content-Length: 30000"))
-                time.sleep(0.2)
+                pause(0.2, "its client leaves while it waits")
         gateway.logged("http://llm.example/gone2")
-        time.sleep(0.3)
+        pause(0.3, "its line is there before the other ends")
     wait_for(lambda: uploaded(gateway, client) < 2_000, "the end of all of them")
-    time.sleep(2)
-    assert uploaded(gateway, client) < 2_000
+    stays(lambda: uploaded(gateway, client) < 2_000, 2, "the end of all of them")
 
 
 def uploaded(gateway: Gateway, client: str) -> int:

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from tests.waiting import wait_for
+from tests.waiting import pause, wait_for
 
 from .curl import curl
 from .gateway import Gateway, NewGateway
@@ -109,10 +109,10 @@ def test_a_policy_written_in_place_with_a_stall_is_never_in_force_by_halves(
             toggled.at_least(30)
             for pid in gateway.helpers(""):
                 os.kill(pid, signal.SIGKILL)
-            for _ in range(2):  # a file that has not changed for two seconds would be complete
+            for _ in range(2):
                 file.write("# not complete\n")
                 file.flush()
-                time.sleep(0.75)
+                pause(0.75, "a file that has not changed for two seconds would be complete")
             file.write(CLOSING + "  - {name: later, action: deny, hosts: [later.example]}\n")
         wait_for(lambda: curl(gateway, "http://later.example/").rule == "later", "the whole edit")
         toggled.at_least(30)
@@ -209,7 +209,7 @@ def test_a_policy_edited_a_hundred_times_a_second_settles_on_the_last_edit(opene
         running.at_least(50)  # so that each helper has a policy
         for turn in range(200):
             opened.write("policy.yaml", (CLOSED, OPENED, POLICY + "  - [")[turn % 3])
-            time.sleep(0.01)  # the pace of the edits is what is tried
+            pause(0.01, "the pace of the edits is what is tried")
         opened.write("policy.yaml", CLOSED)
         wait_for(lambda: curl(opened, "https://toggled.example/").rule == "toggled", "the last edit")
         running.at_least(20)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.waiting import wait_for
+from tests.waiting import pause, wait_for
 
 from .curl import CurlFailed, curl
 from .gateway import Gateway, NewGateway
@@ -132,7 +132,7 @@ def test_a_judge_that_is_killed_again_and_again_opens_nothing(new_gateway: NewGa
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                     killed += 1
-            time.sleep(0.05)
+            pause(0.05, "the pace of the killing")
         told(gateway, "the reload gate refuses revision")
         running.at_least(30)
         assert "ended with status -9" in said.read_text()
@@ -150,7 +150,7 @@ def test_edits_one_after_the_other_settle_on_the_last(new_gateway: NewGateway, o
             text = (CLOSED, OPENED, OPENED + "  - [")[turn % 3]
             gateway.write("policy.yaml", text + f"# {turn}\n")
             kill_helpers(gateway)
-            time.sleep(0.5)
+            pause(0.5, "the pace of the edits")
         gateway.write("policy.yaml", CLOSED + "# last\n")
         told(gateway, "the reload gate refuses revision")
         running.at_least(30)

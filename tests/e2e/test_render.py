@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.serving.rendering import decode_values
-from tests.waiting import wait_for
+from tests.waiting import stays, wait_for
 
 from .curl import CurlFailed, curl
 from .gateway import Gateway, NewGateway
@@ -178,8 +178,7 @@ def test_a_hostile_value_of_a_policy_changes_nothing(gateway: Gateway, text: str
     gateway.write("new.yaml", f"version: 1\n{text}")
     wait_for(lambda: not is_idle(gateway), "the request")
     wait_for(lambda: is_idle(gateway), "the run")
-    time.sleep(2)
-    assert (files_of(gateway), reconfigures(gateway)) == (before, told)
+    stays(lambda: (files_of(gateway), reconfigures(gateway)) == (before, told), 2, "what Squid was told")
     assert status(gateway, "plain.example") == 200
 
 
@@ -190,7 +189,6 @@ def test_what_squid_does_not_parse_changes_nothing(gateway: Gateway) -> None:
     gateway.write("new.yaml", "version: 1\n" + RULE % ", strip: [X-Never]")
     wait_for(lambda: (reply := asked(gateway)) and reply.rule == "not-rendered", "the edit")
     wait_for(lambda: is_idle(gateway), "the run")
-    time.sleep(2)
-    assert (files_of(gateway), reconfigures(gateway)) == (before, told)
+    stays(lambda: (files_of(gateway), reconfigures(gateway)) == (before, told), 2, "what Squid was told")
     assert status(gateway, "plain.example") == 200
     assert "does not have strip.x-never yet" in gateway.check().stdout

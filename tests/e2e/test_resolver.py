@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from dnslib import DNSRecord
 
-from tests.waiting import wait_for
+from tests.waiting import pause, wait_for
 
 from .curl import CurlFailed, curl
 from .dns import Names
@@ -126,7 +126,7 @@ def test_a_changed_resolv_conf_is_followed(gateway: Gateway, maintenance: Mainte
 def test_an_empty_resolv_conf_changes_nothing_and_is_told_once(gateway: Gateway, maintenance: Maintenance) -> None:
     maintenance.resolv_conf.write_text("search example\n")
     wait_for(lambda: "has no name server" in log_of(gateway), "the complaint")
-    time.sleep(2)
+    pause(2, "maintenance reads resolv.conf every second")
     assert fetched(gateway, "still-there.example") == 200
     forward_to(gateway, maintenance, NAMESERVER)
     wait_for(lambda: "works again" in log_of(gateway), "its end")
@@ -193,7 +193,7 @@ def test_names_whose_servers_are_silent_do_not_spoil_others(gateway: Gateway, ma
             for number in range(2400):
                 question = DNSRecord.question(f"n{number}.silent.example", ("A", "AAAA")[number % 2])
                 client.sendto(question.pack(), (maintenance.address, 53))
-                time.sleep(0.005)
+                pause(0.005, "unbound's rate for one client")
         assert [fetched(gateway, f"good-{number}.example") for number in range(5)] == [200] * 5
     finally:
         partly.stop()
@@ -202,7 +202,8 @@ def test_names_whose_servers_are_silent_do_not_spoil_others(gateway: Gateway, ma
 # ── Forged answers ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 FLOOD = """
-import socket, struct, sys, time
+import socket, struct, sys
+from threading import Event
 source, target, port, name, forged = sys.argv[1:]
 address = socket.inet_aton
 question = b"".join(bytes([len(label)]) + label.encode() for label in name.split(".")) + b"\\0\\0\\1\\0\\1"
@@ -215,7 +216,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
     for number in range(65536):
         raw.sendto(header + udp + struct.pack("!H", number) + body, (target, 0))
         if number % 100 == 0:
-            time.sleep(0.001)  # more than a socket's buffer holds would be lost
+            Event().wait(0.001)  # more than a socket's buffer holds would be lost
 """
 
 

@@ -3,7 +3,6 @@
 import os
 import socket
 import ssl
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from threading import Thread
@@ -11,7 +10,7 @@ from threading import Thread
 import pytest
 
 from tests.conftest import DOCUMENTED, WORKERS
-from tests.waiting import wait_for
+from tests.waiting import pause, wait_for
 
 from .dns import Names
 from .gateway import Gateway, NewGateway
@@ -98,7 +97,7 @@ class IgnoresBodies:
                     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n%b\r\n" % (len(line), closing)
                     connection.sendall(answer if is_head else answer + line)
                     if is_head or b"/twice" in line:
-                        time.sleep(0.02)
+                        pause(0.02, "the rest comes when Squid may use the connection for another")
                         connection.sendall(line if is_head else answer + line)
                     if b"/close" in line or closing:
                         connection.shutdown(socket.SHUT_WR)
@@ -190,7 +189,7 @@ def test_nothing_of_one_client_reaches_another(
         with connected(gateway, scheme, A, host) as attacker, connected(gateway, scheme, B, host) as victim:
             send(attacker, scheme, host, method, path, *lines, body=body)
             if attack == "a second answer":
-                time.sleep(0.05)
+                pause(0.05, "longer than the origin waits")
             path_of_b = f"/b/{number}"
             authorization = f"Authorization: Bearer of-b-{number}"
             assert ask(victim, scheme, host, "GET", path_of_b, authorization) == f"GET {path_of_b}"

@@ -3,7 +3,6 @@
 import os
 import resource
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -14,7 +13,7 @@ from tests.e2e.gateway import Gateway
 from tests.e2e.observer import Exporter
 from tests.e2e.origin import Origins
 from tests.e2e.raw import Raw
-from tests.waiting import wait_for
+from tests.waiting import pause, wait_for
 
 from .expect import only_what_may_arrive, under_load
 
@@ -32,7 +31,7 @@ def test_clients_that_hang_or_send_a_byte_a_second_keep_nobody_waiting(
         slow.send(text[:-2])
         for byte in text[-2:]:
             load.at_least(20)
-            time.sleep(1)  # the pace is what is tried
+            pause(1, "the pace is what is tried")
             slow.send(byte)
         answer = slow.answer()
         assert answer

@@ -1,6 +1,5 @@
 """A clock that is set, for the helpers alone: needs Debian's libfaketime."""
 
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from tests.e2e.gateway import Gateway, NewGateway
 from tests.e2e.observer import Exporter
 from tests.e2e.origin import Origins
+from tests.waiting import stays
 
 from .conftest import prepared
 from .expect import POLICY, answers, under_load
@@ -44,8 +44,7 @@ def test_the_clock_of_the_helpers_set_back_and_forth(new_gateway: NewGateway, or
                 set_clock(setting, days)
                 lapsing(gateway, status)
                 load.at_least(30)
-            time.sleep(15)  # longer than either watchdog waits
-            assert set(helpers) <= set(gateway.helpers(""))
+            stays(lambda: set(helpers) <= set(gateway.helpers("")), 15, "each helper, longer than a watchdog waits,")
     finally:
         exporter.stop()
 

@@ -18,10 +18,10 @@ from squidkeeper.services.exporter.stopped_watchdog import (
 )
 from squidkeeper.serving.counters.layout import HelperStatus
 from squidkeeper.serving.counters.reader import CounterFile
-from tests.waiting import wait_for
+from tests.waiting import pause, wait_for
 
 LOOP = """
-import os, re, sys, time
+import os, re, signal, sys, threading
 from pathlib import Path
 from squidkeeper.serving.helpers.helper_counters import HelperCounters
 from squidkeeper.serving.helpers.cache_log import write_to_cache_log
@@ -68,7 +68,7 @@ def ask(process: "subprocess.Popen[bytes]", line: bytes = b"line\n") -> None:
 
 
 def test_a_helper_that_waits_in_a_line_ends_and_says_where(run: Run) -> None:
-    process = run("time.sleep(600)")
+    process = run("signal.pause()")
     ask(process)
     assert process.wait(20) == 1
     assert process.stdout
@@ -90,7 +90,7 @@ def test_a_helper_whose_interpreter_gives_no_thread_a_turn_ends_and_says_where(r
 
 
 def test_a_helper_that_answers_or_waits_for_lines_goes_on(run: Run) -> None:
-    process = run("time.sleep(0.3)")
+    process = run("threading.Event().wait(0.3)")
     assert process.stdout
     for _ in range(5):  # more than a deadline in all
         ask(process)
@@ -102,7 +102,7 @@ def test_a_helper_that_answers_or_waits_for_lines_goes_on(run: Run) -> None:
 
 
 def test_a_helper_that_answers_line_after_line_of_what_it_read_at_once_goes_on(run: Run) -> None:
-    process = run("time.sleep(0.3)")
+    process = run("threading.Event().wait(0.3)")
     assert process.stdout
     ask(process, b"line\n" * 5)  # more than a deadline in all
     assert [process.stdout.readline() for _ in range(5)] == [b"OK\n"] * 5
@@ -110,13 +110,13 @@ def test_a_helper_that_answers_line_after_line_of_what_it_read_at_once_goes_on(r
 
 
 def test_a_helper_that_was_stopped_for_longer_than_the_deadline_goes_on(run: Run) -> None:
-    process = run("time.sleep(0.2)")
+    process = run("threading.Event().wait(0.2)")
     assert process.stdout
     ask(process)
     assert process.stdout.readline() == b"OK\n"
     ask(process)
     os.kill(process.pid, signal.SIGSTOP)
-    time.sleep(2)  # twice the deadline
+    pause(2, "twice the deadline")
     os.kill(process.pid, signal.SIGCONT)
     assert process.stdout.readline() == b"OK\n"
 
@@ -144,7 +144,7 @@ def helper(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
 def look(watchdog: StoppedWatchdog, times: int) -> None:
     for _ in range(times):
         watchdog.check()
-        time.sleep(0.1)
+        pause(0.1, "the time between two looks")
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
@@ -175,7 +175,7 @@ def test_a_process_that_goes_on_in_time_is_not_ended(tmp_path: Path, helper: "su
     watchdog = StoppedWatchdog(tmp_path / "state")
     look(watchdog, STOPPED_CHECKS)
     os.kill(helper.pid, signal.SIGCONT)
-    time.sleep(0.2)
+    pause(0.2, "it runs for a moment")
     look(watchdog, STOPPED_CHECKS)
     assert helper.poll() is None
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from tests.e2e.raw import Raw
 from tests.e2e.reply import Reply
-from tests.waiting import wait_for
+from tests.waiting import pause, wait_for
 
 from .fleet import Fleet
 
@@ -58,7 +58,7 @@ class FleetLoad:
             for question in questions:
                 number += 1
                 self._ask(address, f"/{address}/{number}", question)
-                time.sleep(PAUSE_SECONDS)
+                pause(PAUSE_SECONDS, "the pace of a client")
 
     def _ask(self, address: str, path: str, question: Question) -> None:
         before, begun = question.right(), time.monotonic()
@@ -93,7 +93,7 @@ class FleetLoad:
                 self.cut.append(f"{time.strftime('%X')} {address} {host}")
                 held.close()
                 held = None
-            time.sleep(4 * PAUSE_SECONDS)
+            pause(4 * PAUSE_SECONDS, "the pace of a client")
         if held:
             held.close()
 

@@ -19,7 +19,6 @@ was cut; in another, at 35, three requests denied by `policy-unavailable` just a
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -28,7 +27,7 @@ import pytest
 
 from tests.e2e.gateway import install
 from tests.e2e.origin import Origins
-from tests.waiting import wait_for
+from tests.waiting import pause, wait_for
 
 from .cost import Cost, cost
 from .fleet import FRONT
@@ -88,7 +87,7 @@ def test_a_gateway_that_is_killed_costs_what_it_was_answering(whole: Whole, cost
     dies = whole.fleet.members[0]
     with costs("a gateway: Squid and helpers killed") as found:
         dies.gateway.kill()
-        time.sleep(AWAY_SECONDS)
+        pause(AWAY_SECONDS, "the fault lasts")
         with dies.machine.entered():
             dies.gateway.start()
         whole.fleet.wait_until_up(*ALL)
@@ -100,7 +99,7 @@ def test_a_gateway_that_is_stopped_keeps_its_clients_waiting(whole: Whole, costs
     gateway = whole.fleet.members[1].gateway
     with costs("a gateway: Squid stopped (SIGSTOP)") as found:
         with stopped(gateway.pid):
-            time.sleep(AWAY_SECONDS)
+            pause(AWAY_SECONDS, "the fault lasts")
             whole.fleet.wait_until_up("gw-1", "gw-3")
         whole.fleet.wait_until_up(*ALL)
     assert found.running.wrongly_denied == []
@@ -110,7 +109,7 @@ def test_a_gateway_that_is_stopped_keeps_its_clients_waiting(whole: Whole, costs
 def test_a_gateway_that_is_cut_off_costs_what_it_was_answering(whole: Whole, costs: Costs) -> None:
     with costs("a gateway: network cut") as found:
         with whole.fleet.members[2].machine.cut_off():
-            time.sleep(AWAY_SECONDS)
+            pause(AWAY_SECONDS, "the fault lasts")
             whole.fleet.wait_until_up("gw-1", "gw-2")
         whole.fleet.wait_until_up(*ALL)
     assert found.running.wrongly_denied == []
@@ -145,7 +144,7 @@ def test_a_reload_of_haproxy_costs_nothing(whole: Whole, costs: Costs) -> None:
 def test_an_haproxy_that_is_killed_costs_all_clients_until_it_is_back(whole: Whole, costs: Costs) -> None:
     with costs("HAProxy: killed, started 2 s later") as found:
         whole.fleet.balancer.kill()
-        time.sleep(2)
+        pause(2, "nobody balances")
         with whole.fleet.front.entered():
             whole.fleet.balancer.start()
         whole.fleet.wait_until_up(*ALL)
@@ -201,8 +200,8 @@ def test_without_valkey_a_quota_is_bounded_and_all_else_is_as_before(
 ) -> None:
     with costs(f"Valkey: {fault}, `on_unavailable: {mode}`") as found:
         with VALKEY[fault](whole):
-            time.sleep(AWAY_SECONDS)
-        time.sleep(ASKED_AGAIN_SECONDS)
+            pause(AWAY_SECONDS, "the fault lasts")
+        pause(ASKED_AGAIN_SECONDS, "the gateways ask Valkey again")
     assert found.running.lost == []
     assert found.running.wrongly_denied == []
     assert found.running.cut == []
@@ -215,7 +214,7 @@ def test_without_valkey_a_quota_is_bounded_and_all_else_is_as_before(
 
 def test_without_the_git_server_every_gateway_goes_on(whole: Whole, costs: Costs) -> None:
     with costs("git server: network cut; an edit meanwhile") as found, whole.git.cut_off():
-        time.sleep(2 * AWAY_SECONDS)
+        pause(2 * AWAY_SECONDS, "the fault lasts")
     assert_as_before(found)
 
 

@@ -20,7 +20,7 @@ from tests.e2e.gateway import Gateway
 from tests.e2e.observer import Prometheus
 from tests.pull_servers import Repository, WebServer, allowed_signer
 from tests.valkey_server import PASSWORD, ValkeyServer
-from tests.waiting import wait_for
+from tests.waiting import pause, wait_for
 
 from .fleet import CLIENTS, FRONT, Fleet, Member
 from .load import Question, always
@@ -212,7 +212,7 @@ class Editor:
             wait_for(lambda: self._all_say(expected), "all gateways to have the edit", 240)
             self.agreed_seconds.append(time.monotonic() - begun)
             if settle:
-                time.sleep(SETTLES_SECONDS)
+                pause(SETTLES_SECONDS, "answers under way are given by either policy")
                 self._right = frozenset({expected})
 
     def _all_say(self, expected: int) -> bool:

@@ -118,12 +118,12 @@ def test_an_idle_gateway_waits_until_a_load_balancer_has_noticed() -> None:
     """HAProxy asks each second, and believes the third bad answer."""
     now = [100.0]
 
-    def sleep(seconds: float) -> None:
+    def advance(seconds: float) -> None:
         now[0] += seconds
 
     with socket.create_server(("127.0.0.1", 0)) as server:  # nobody connects to it
         port = server.getsockname()[1]
-        assert wait_until_idle(f"127.0.0.1:{port}", 60, lambda _: None, clock=lambda: now[0], sleep=sleep) == 0
+        assert wait_until_idle(f"127.0.0.1:{port}", 60, lambda _: None, clock=lambda: now[0], sleep=advance) == 0
         assert now[0] - 100 > 3
         left = wait_until_idle(
             f"127.0.0.1:{port}",

@@ -594,7 +594,7 @@ def test_an_environment_stays_while_a_process_runs_from_it(gateway: Gateway) -> 
     former = gateway.place("venv-of-long-ago")
     (former / "bin").mkdir(parents=True)
     (former / "bin/python").symlink_to("/usr/bin/python3")
-    with subprocess.Popen([former / "bin/python", "-c", "import time; time.sleep(300)"]) as process:
+    with subprocess.Popen([former / "bin/python", "-c", "import signal; signal.pause()"]) as process:
         assert gateway.install().returncode == 0
         stays = former.exists()
         process.kill()

@@ -131,9 +131,7 @@ def test_a_first_run_that_is_interrupted_while_it_builds_leaves_nothing(
     root = base / "interrupted/gateway"
     command = [str(source / "install.sh"), "--root", str(root)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
-        deadline = time.monotonic() + 60
-        while not list(root.glob("venv-*/bin/pip")) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for(lambda: list(root.glob("venv-*/bin/pip")), "the environment that is built")
         os.killpg(run.pid, number)
         _, complaint = run.communicate()
     assert run.returncode == 128 + number

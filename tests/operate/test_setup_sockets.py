@@ -12,11 +12,11 @@ import pytest
 
 from squidkeeper.operate.setup.sockets import has_ended, is_free, process_listens, wait_until
 
-LISTENING = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)"
+LISTENING = "import socket, signal; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)"
 
 
 def test_a_process_listens_on_a_port_by_itself_or_by_a_descendant() -> None:
-    command = [sys.executable, "-c", f"{LISTENING}; time.sleep(300)"]
+    command = [sys.executable, "-c", f"{LISTENING}; signal.pause()"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         port = int(child.stdout.readline())

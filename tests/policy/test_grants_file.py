@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from squidkeeper.policy.policy_store.sources import fingerprint, grants_file, po
 from squidkeeper.policy.protocol.request import request_to
 
 from ..conftest import NOW, decided, write_policy
-from ..waiting import wait_for
+from ..waiting import files_at_rest, wait_for
 
 POLICY = """
 clients:
@@ -118,7 +117,7 @@ def test_a_stored_revision_has_what_was_granted(directory: Path, tmp_path: Path)
 
 
 def test_the_fingerprint_changes_when_a_grant_comes_and_goes(directory: Path) -> None:
-    time.sleep(0.05)
+    files_at_rest()
     without = fingerprint(directory)
     file = grant(directory)
     assert fingerprint(directory) != without
@@ -160,7 +159,7 @@ def test_a_grant_that_is_being_written_is_not_loaded(
         opened.write(GRANT % "agents")
         opened.flush()
         for _ in range(3):
-            time.sleep(0.05)
+            files_at_rest()
             watching.check()
             assert watching.state.revision == first
     wait_for(lambda: checked(watching, "a.example") == "allow by g")

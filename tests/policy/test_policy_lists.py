@@ -21,7 +21,7 @@ from squidkeeper.policy.policy_store import list_compiler
 from squidkeeper.policy.policy_store.list_compiler import ListChangedError, list_digest, load_list, prune_cache
 from squidkeeper.policy.policy_store.list_lines import LineReader
 from squidkeeper.policy.url import Host, parse_host
-from tests.waiting import wait_for
+from tests.waiting import pause, wait_for
 
 LINES = """\ufeff# a list\r
 plain.example.com\r
@@ -486,7 +486,7 @@ def _load_in_child(path: Path, digest: str, cache: Path, compiled: Path, togethe
 
     def noted(*arguments: Any) -> Any:
         (compiled / str(os.getpid())).touch()
-        time.sleep(0.3)  # long enough that all others ask meanwhile
+        pause(0.3, "all others ask meanwhile")
         return make(*arguments)
 
     pytest.MonkeyPatch().setattr(list_compiler, "_compile", noted)

@@ -20,7 +20,7 @@ from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
 from squidkeeper.policy.policy_store.revisions import revision_in_force, stored_revisions
 
 from ..conftest import write_policy
-from ..waiting import wait_for
+from ..waiting import files_at_rest, pause, stays, wait_for
 
 GOOD = "rules: [{name: open, action: allow, hosts: [open.example]}]"
 BAD = "rules: [{name: open, action: allowed, hosts: [open.example]}, {name: x, action: denied}]"
@@ -33,8 +33,8 @@ def make(tmp_path: Path) -> PolicyWatcher[CompiledPolicy]:
 
 
 def look(live: PolicyWatcher[CompiledPolicy]) -> None:
-    """Look once the edit is at rest: file times advance by steps of some milliseconds."""
-    time.sleep(0.03)
+    """Look once the edit is at rest."""
+    files_at_rest()
     live.check()
 
 
@@ -161,9 +161,9 @@ def test_a_disk_that_takes_nothing_costs_one_line_in_the_log_and_no_verdict(
         live = make(tmp_path)
         live.start()
         wait_for(lambda: "is not stored" in caplog.text)
-        time.sleep(0.5)
+        stays(lambda: caplog.text.count("is not stored") == 1, 0.5, "the one complaint")
         assert live.current
-        assert caplog.text.count(f"revision {live.state.revision} is not stored") == 1
+        assert f"revision {live.state.revision} is not stored" in caplog.text
         assert "Read-only file system" in caplog.text
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
         wait_for(lambda: kept_names(tmp_path) == [live.state.revision])
@@ -179,7 +179,7 @@ def test_a_hundred_edits_a_second_are_taken_up_and_bounded_on_disk(tmp_path: Pat
         new = tmp_path / "policy/.new"
         new.write_text("version: 1\n" + GOOD.replace("open.example", f"open{number}.example"))
         new.rename(tmp_path / "policy/policy.yaml")
-        time.sleep(0.01)
+        pause(0.01, "a hundred edits a second")
     wait_for(lambda: "open199.example" in str(live.current and live.current.source.rules[0].match.hosts))
     wait_for(lambda: live.state.revision in kept_names(tmp_path))
     assert len(kept_names(tmp_path)) <= 50
@@ -410,7 +410,7 @@ def test_a_process_that_starts_goes_by_the_others_for_as_long_as_the_file_is_wri
         file.write(HALF)
         file.flush()
         look(first)
-        time.sleep(0.5)
+        pause(0.5, "more than _QUIET_SECONDS")
         later = make(tmp_path)
         keep_looking(later)
         assert rule_names(later) == ["open"]
@@ -472,7 +472,7 @@ def test_what_was_in_force_of_another_directory_is_not_taken(tmp_path: Path) -> 
 
 
 WITHOUT_INOTIFY = """
-import logging, pathlib, sys, time
+import logging, pathlib, sys, threading, time
 from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
 
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
@@ -483,7 +483,7 @@ for name in ("first", "second", "third"):
     deadline = time.monotonic() + 60
     while not live.current or live.current.source.rules[0].name != name:
         assert time.monotonic() < deadline, live.state
-        time.sleep(0.03)
+        threading.Event().wait(0.03)
         live.check()
 print("all in force")
 """
@@ -519,7 +519,7 @@ def test_a_file_that_ended_so_must_end_so_again_in_every_process_until_it_is_dro
     assert (live.state.revision, live.state.ok) == (revision, False)
     assert "as it did before" in live.state.problem
     later = make(tmp_path)
-    time.sleep(2.1)
+    pause(2.1, "longer than _QUIET_SECONDS")
     look(later)
     assert (later.current, later.state.ok) == (None, False)
     write_policy(tmp_path / "policy", GOOD + "\nend: false\n")

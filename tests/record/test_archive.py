@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from squidkeeper.record.chain.places import FolderPlace
 from squidkeeper.record.chain.verification import verify
 from tests.archived import CHUNK_BYTES, archived_lines
 from tests.records import record_line
-from tests.waiting import WAIT_SECONDS
+from tests.waiting import pause, wait_for
 
 HOUR_AGO = time.time() - 3600
 DAY, NEXT_DAY = "2026-11-20", "2026-11-21"
@@ -526,7 +527,7 @@ def test_the_command_that_is_killed_two_hundred_times_at_any_moment_loses_and_do
     command = run_command(logs, folder)
     for number in range(200):
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-            time.sleep(0.2 + number % 40 * 0.02)
+            pause(0.2 + number % 40 * 0.02, "any moment of a run")
             process.kill()
         found = archived_lines(folder)
         assert found in ([], lines)
@@ -675,8 +676,6 @@ def test_every_so_often_it_runs_again(logs: Path, folder: Path) -> None:
     with subprocess.Popen([*run_command(logs, folder), "--every", "1"]) as process:
         for number in (1, 2):
             write_log(logs / f"access.log-2026112{number}", lines_of(DAY, 3, 10 * number))
-            until = time.monotonic() + WAIT_SECONDS
-            while len(read_chain(folder).entries) < number and time.monotonic() < until:
-                time.sleep(0.05)
+            wait_for(partial(lambda least: len(read_chain(folder).entries) >= least, number), "the next run")
         process.terminate()
     assert len(archived_lines(folder)) == 6

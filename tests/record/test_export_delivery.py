@@ -52,7 +52,7 @@ from tests.receivers import (
     rsyslog,
 )
 from tests.records import after_noon, record_line
-from tests.waiting import wait_for
+from tests.waiting import pause, stays, wait_for
 
 FORKER = """
 import os, sys
@@ -351,7 +351,7 @@ def test_a_log_that_is_missing_for_a_moment_is_no_failure(gateway: Gateway, star
     start(f"file:{tmp_path}/out")
     gateway.wait_for_all()
     gateway.log.rename(tmp_path / "access.log.1")
-    time.sleep(0.2)  # some reads
+    pause(0.2, "some reads of a log that is missing")
     gateway.write(1)
     gateway.wait_for_all()
     assert (gateway.status().doubled, gateway.status().failure) == (0, "")
@@ -384,8 +384,7 @@ def test_an_export_whose_file_cannot_be_written_tries_again_and_names_it(
         start(f"file:{out}")
         message = f"x: {gateway.state}/export/x.json: No space left on device: trying again"
         wait_for(lambda: message in caplog.messages)
-        time.sleep(0.2)  # some attempts
-        assert not out.exists()
+        stays(lambda: not out.exists(), 0.2, "no file, in some attempts")
     gateway.wait_for_all()
     assert (numbers(lines_of(out)), gateway.status().doubled) == ([0, 1, 2], 0)
 
@@ -769,7 +768,7 @@ def test_nothing_is_lost_when_the_process_is_killed(
         for _ in range(3):
             gateway.write(150)
             total += 150
-            time.sleep(chance.uniform(0, 0.05))
+            pause(chance.uniform(0, 0.05), "any moment")
         if number % 3 == 2:
             gateway.rotate(f"{1000 - number}")
         assert forker.end(pid, signal.SIGKILL) == -signal.SIGKILL

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime
 from functools import partial
@@ -27,6 +26,7 @@ from squidkeeper.record.table.sources import TableSources
 from squidkeeper.record.table.statement import lock, parse_select
 from squidkeeper.record.table.table import open_table
 from tests.records import after_noon, record_line
+from tests.waiting import pause, wait_for
 
 AS_PARQUET = ("--format", "parquet", "--output")
 PROGRAM = (sys.executable, "-m", "squidkeeper")
@@ -344,10 +344,9 @@ def started_query(parent: Path, sql: str, *options: object) -> subprocess.Popen[
     command = [*PROGRAM, "query", sql, "-", *map(str, options)]
     environment = os.environ | {"TMPDIR": str(parent)}
     running = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
-    while spilled(parent) == before:
-        assert running.poll() is None
-        time.sleep(0.05)
-    time.sleep(1)
+    wait_for(lambda: running.poll() is not None or spilled(parent) != before, "DuckDB")
+    assert running.poll() is None
+    pause(1, "DuckDB begins with the query")
     return running
 
 
@@ -402,9 +401,8 @@ def test_a_signal_ends_a_table_as_an_exit_does(parent: Path, number: signal.Sign
     environment = os.environ | {"TMPDIR": str(parent)}
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as running:
-        while not spilled(parent):
-            time.sleep(0.05)
-        time.sleep(1)
+        wait_for(lambda: spilled(parent), "DuckDB")
+        pause(1, "DuckDB begins with the query")
         running.send_signal(number)
     ended = {signal.SIGINT: -signal.SIGINT}.get(number, 128 + number)
     assert (running.returncode, spilled(parent)) == (ended, [])

@@ -37,6 +37,7 @@ from squidkeeper.record.table.table import open_table
 from tests.archives import add_source, make_archive, write_parquet, write_part
 from tests.records import record_line
 from tests.s3_server import KEYS, Application, S3Server, s3_server
+from tests.waiting import pause
 
 KEY = ArchiveKey.new()
 NUMBERS = count(1)
@@ -77,7 +78,7 @@ def test_a_store_that_drips_ends_in_time(tmp_path: Path, archive: Path, monkeypa
 
     def slowly(part: bytes) -> Iterator[bytes]:
         for at in range(len(part)):
-            time.sleep(0.05)
+            pause(0.05, "a store that drips")
             yield part[at : at + 1]
 
     with s3_server(tmp_path / "server", around) as server:

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -52,7 +51,7 @@ from squidkeeper.serving.counters.reader import CounterFile
 
 from ..conftest import compiled_of
 from ..ports import free_port
-from ..waiting import wait_for
+from ..waiting import pause, wait_for
 from .test_log_counter import line, record
 
 NOW = 1_800_000_000.0
@@ -328,7 +327,7 @@ def trickle(client: socket.socket) -> None:
     client.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
     for _ in range(50):
         client.sendall(b"x")
-        time.sleep(0.1)
+        pause(0.1, "a slow client")
 
 
 # ── The pages ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -9,6 +9,7 @@ import pytest
 
 from squidkeeper.services.exporter.process import _bound
 
+from ..waiting import pause
 from .test_exporter import policy, running
 from .test_log_counter import line
 
@@ -33,7 +34,7 @@ def test_health_writes_nothing_however_often_it_is_asked(tmp_path: Path, policy:
         for _ in range(20):
             with exporter.log.open("ab") as log:
                 log.write(line())
-            time.sleep(0.05)  # the log is read four times a second
+            pause(0.05, "the exporter reads the log four times a second")
             exporter.get("/healthz")
             files.add(counts.stat().st_mtime_ns if counts.exists() else None)
         saves = (time.monotonic() - begun) / 5 + 1

@@ -352,9 +352,7 @@ def renewal_of(tmp_path: Path, source: FetchedSource, **others: NamedSecret) -> 
 async def until(renewal: Renewal, seconds: float, condition: Callable[[], object]) -> None:
     """Let it run until the condition holds."""
     task = asyncio.create_task(renewal.run(seconds))
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
+    await asyncio.to_thread(wait_for, condition)
     task.cancel()
 
 

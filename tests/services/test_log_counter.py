@@ -456,8 +456,8 @@ def test_a_second_exporter_is_refused_and_never_overwrites(world: World) -> None
 
 def test_the_folder_is_given_back_by_the_kernel_when_its_exporter_is_killed(world: World) -> None:
     program = "from squidkeeper.services.exporter.checkpoint import CheckpointStore\n"
-    program += "import sys, time; from pathlib import Path\n"
-    program += "CheckpointStore(Path(sys.argv[1])).open(); print('taken', flush=True); time.sleep(60)"
+    program += "import sys, signal; from pathlib import Path\n"
+    program += "CheckpointStore(Path(sys.argv[1])).open(); print('taken', flush=True); signal.pause()"
     with subprocess.Popen([sys.executable, "-c", program, str(world.state)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"taken\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +19,7 @@ from squidkeeper.services.maintenance.squid_crash import SquidCrashes
 from squidkeeper.services.maintenance.squid_process import GivenUpWorkers, SquidProcess, SquidRun, coordinator_alone
 from squidkeeper.serving.squid_crashes import read_crashes
 from tests.bare_squid import bare_squid
-from tests.waiting import wait_for
+from tests.waiting import pause, wait_for
 
 
 @pytest.mark.system
@@ -71,7 +70,7 @@ def kill_workers(master: psutil.Process) -> bool:
         for kid in master.children():
             if kid.cmdline()[:1] not in ([], ["(squid-coord-3)"]):
                 kid.kill()
-    time.sleep(0.3)
+    pause(0.3, "Squid's master starts another worker")
     return coordinator_alone(master.pid) is not None
 
 

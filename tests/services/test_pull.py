@@ -43,7 +43,7 @@ from squidkeeper.services.pulling.versions import Versions
 
 from ..conftest import NOW
 from ..pull_servers import GIT_ENVIRONMENT, Repository, WebServer, allowed_signer, make_key, serving, ssh_server
-from ..waiting import wait_for
+from ..waiting import files_at_rest, wait_for
 
 POLICY = "version: 1\nrules: [{name: %s, action: allow, hosts: [%s.example]}]\n"
 LOCAL = "version: 1\nsecrets: {token: {file: token, hosts: [api.example]}}\n"
@@ -669,7 +669,7 @@ def test_a_refused_tip_is_read_again_only_when_what_counts_has_changed(
     (ceiling / "policy.yaml").write_text(POLICY % ("none", "none"))
     pulled.configure(settings=f"ceiling: {ceiling}")
     readings.clear()
-    at_rest()
+    files_at_rest()
     for _ in range(3):
         status = one.pull()
         assert (status.refused, status.reason.partition(":")[0]) == (tip, f"it passes the ceiling {ceiling}")
@@ -689,7 +689,7 @@ def test_what_counts_for_a_refusal_is_every_file_that_it_is_judged_by(gateway: G
     gateway.configure(settings=f"ceiling: {ceiling}")
 
     def counts(tip: str = "1", before: str = "0") -> WhatCounts:
-        at_rest()
+        files_at_rest()
         return what_counts(tip, before, read_pull_settings(gateway.settings), gateway.settings, gateway.policy)
 
     last = counts()
@@ -699,11 +699,6 @@ def test_what_counts_for_a_refusal_is_every_file_that_it_is_judged_by(gateway: G
         with (gateway.etc / name).open("a") as file:
             file.write("# changed\n")
         assert last != (last := counts()), name
-
-
-def at_rest() -> None:
-    """Wait until files that were written a moment ago are not taken for changed again."""
-    time.sleep(0.03)
 
 
 def test_a_failure_is_not_remembered(pulled: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:

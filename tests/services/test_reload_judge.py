@@ -235,7 +235,7 @@ def test_an_edit_that_has_waited_too_long_is_not_judged_any_more(tmp_path: Path)
 
 def test_the_judge_of_an_edit_ends_when_another_edit_waits(tmp_path: Path) -> None:
     ask_for_verdict(folder(tmp_path), EDIT)
-    judge = ReloadJudge(folder(tmp_path), python("import time; time.sleep(60)"))
+    judge = ReloadJudge(folder(tmp_path), python("import signal; signal.pause()"))
     judge.check()
     first = judge._process
     ask_for_verdict(folder(tmp_path), Edit(EDIT.old, "2" * 12))

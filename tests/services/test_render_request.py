@@ -17,7 +17,7 @@ import pytest
 from squidkeeper.base.layout import Layout
 from squidkeeper.services.maintenance.render_request import RenderRequest
 from tests.conftest import write_policy
-from tests.waiting import wait_for
+from tests.waiting import files_at_rest, wait_for
 
 RULE = "rules: [{name: a, action: allow, hosts: [a.example]}]"
 
@@ -30,7 +30,7 @@ def request_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def task(tmp_path: Path, request_file: Path) -> RenderRequest:
     write_policy(tmp_path / "policy", RULE)
-    time.sleep(0.05)  # a file that has just been written counts as changing still
+    files_at_rest()
     return RenderRequest(tmp_path / "policy", request_file, tmp_path / "values.json")
 
 
@@ -45,7 +45,7 @@ def asked(task: RenderRequest, request_file: Path) -> bool:
 def test_it_asks_once_at_its_start_and_after_each_edit(task: RenderRequest, request_file: Path, tmp_path: Path) -> None:
     assert [asked(task, request_file) for _ in range(3)] == [True, False, False]
     write_policy(tmp_path / "policy", RULE.replace("a.example", "b.example"))
-    time.sleep(0.05)
+    files_at_rest()
     assert [asked(task, request_file) for _ in range(2)] == [True, False]
 
 
@@ -55,23 +55,23 @@ def test_a_policy_behind_a_link_and_a_grant_beside_it_are_followed(
     (tmp_path / "policy").rename(tmp_path / "one")
     write_policy(tmp_path / "two", RULE)
     (tmp_path / "policy").symlink_to("one")
-    time.sleep(0.05)
+    files_at_rest()
     assert asked(task, request_file)
     (tmp_path / "new").symlink_to("two")
     (tmp_path / "new").rename(tmp_path / "policy")
     assert [asked(task, request_file) for _ in range(2)] == [True, False]
     (tmp_path / "grants.yaml").write_text("version: 1\ngrants: []\n")
-    time.sleep(0.05)
+    files_at_rest()
     assert [asked(task, request_file) for _ in range(2)] == [True, False]
 
 
 def test_the_password_of_a_parent_is_followed(task: RenderRequest, request_file: Path, tmp_path: Path) -> None:
     (tmp_path / "password").write_text("one\n")
     (tmp_path / "values.json").write_text(f'{{"password_files": ["{tmp_path}/password"]}}')
-    time.sleep(0.05)
+    files_at_rest()
     assert [asked(task, request_file) for _ in range(2)] == [True, False]
     (tmp_path / "password").write_text("two\n")
-    time.sleep(0.05)
+    files_at_rest()
     assert [asked(task, request_file) for _ in range(2)] == [True, False]
 
 

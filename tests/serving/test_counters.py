@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from squidkeeper.serving.counters.layout import COUNTER_FILES, HelperStatus, Key, histogram_keys, make_key
 from squidkeeper.serving.counters.reader import CounterFile, Totals, read_counter_files
 from squidkeeper.serving.counters.writer import CounterWriter
+from tests.waiting import pause, wait_for
 
 # A process that takes a counter file and counts: each line is a JSON list of [key, amount]; it answers each.
 WRITER = """
@@ -221,8 +223,8 @@ def test_where_every_counter_file_is_taken_a_process_says_so_once_and_takes_one_
 @contextmanager
 def _locked(*paths: Path) -> Iterator[subprocess.Popen[str]]:
     program = (
-        "import fcntl, sys, time\nfiles = [open(path, 'ab') for path in sys.argv[1:]]\n"
-        "for file in files: fcntl.lockf(file, fcntl.LOCK_EX)\nprint(flush=True)\ntime.sleep(600)"
+        "import fcntl, signal, sys\nfiles = [open(path, 'ab') for path in sys.argv[1:]]\n"
+        "for file in files: fcntl.lockf(file, fcntl.LOCK_EX)\nprint(flush=True)\nsignal.pause()"
     )
     holder = subprocess.Popen([sys.executable, "-c", program, *map(str, paths)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout
@@ -243,10 +245,9 @@ def test_killed_at_any_instant_nothing_goes_back_and_at_most_one_batch_is_lost(t
     for _ in range(25):
         one = Writer(tmp_path, program=FOREVER)
         try:
-            deadline = time.monotonic() + 60
-            while samples(tmp_path).get(("all",), 0.0) <= before.get(("all",), 0.0):
-                assert time.monotonic() < deadline
-            time.sleep(instants.random() / 100)
+            known = before.get(("all",), 0.0)
+            wait_for(partial(lambda known: samples(tmp_path).get(("all",), 0.0) > known, known), "another count")
+            pause(instants.random() / 100, "any instant")
         finally:
             one.kill()
         after = totals.add_up(read_counter_files(tmp_path))

@@ -270,11 +270,11 @@ def test_a_torn_request_has_no_answer_and_ends_the_program_in_order(start: Start
 
 
 HANGS = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from squidkeeper.serving.helpers import certificate
 
-certificate.Certificates.answer = lambda self, request: time.sleep(600)
+certificate.Certificates.answer = lambda self, request: signal.pause()
 certificate.run(Path(sys.argv[1]))
 """
 

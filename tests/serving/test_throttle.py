@@ -26,6 +26,7 @@ from squidkeeper.serving.helpers.throttle import (
     answer_surplus,
 )
 from squidkeeper.serving.quotas.counts import client_network
+from tests.waiting import pause
 
 LIMITS = Limits(per_second=8, burst=5, longest_seconds=2)  # an eighth of a second is exact in binary
 NOW = 1000.0
@@ -38,8 +39,8 @@ def no_release(until: float) -> None:
 @given(st.lists(st.floats(0, 0.5), max_size=300))
 def test_a_client_never_has_more_turns_than_its_burst_and_its_rate(pauses: list[float]) -> None:
     clients, now, turns = Clients(LIMITS), NOW, []
-    for pause in pauses:
-        now += pause
+    for seconds in pauses:
+        now += seconds
         due = clients.due("192.0.2.1", now)
         if due is not None:
             assert now <= due <= now + LIMITS.longest_seconds
@@ -273,7 +274,7 @@ def test_the_name_of_a_helper_that_has_ended_is_taken_over(start: Callable[..., 
     assert second.answers(1)[0][0] == "2 OK\n"
     now = time.monotonic()
     second.send(f"3 {now + 30:.2f} -\n")
-    time.sleep(0.2)
+    pause(0.2, "the line waits for its turn")
     release(now + 40)
     assert second.answers(1)[0][0] == "3 OK\n"
     assert time.monotonic() - now < 20
