@@ -64,6 +64,7 @@ from ..policy.test_engine_properties import (
     policy_of,
     rewrites,
     rules,
+    undeclared,
     with_passthrough,
 )
 
@@ -365,7 +366,7 @@ def is_of_policy(policies: Policies, asked: Question) -> bool:
     return True
 
 
-drawn_policies = st.tuples(rules, defaults, rewrites, credentials)
+drawn_policies = st.tuples(rules.map(undeclared), defaults, rewrites.map(undeclared), credentials.map(undeclared))
 extras = st.fixed_dictionaries(
     {
         "observing": st.sets(st.integers(0, 5), max_size=2),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
@@ -23,7 +23,7 @@ from squidkeeper.policy.grant_uses import GrantUses
 from squidkeeper.policy.language.forms import Headers, values_of
 from squidkeeper.policy.language.host_lists import HostList, stored_key
 from squidkeeper.policy.language.hosts import parse_host_pattern
-from squidkeeper.policy.language.model import Action, Client, Credential, Match, Policy, Rewrite, Rule
+from squidkeeper.policy.language.model import FINITE_FIELDS, Action, Client, Credential, Match, Policy, Rewrite, Rule
 from squidkeeper.policy.language.paths import parse_path_pattern
 from squidkeeper.policy.language.queries import QueryPattern
 from squidkeeper.policy.language.schedules import Hours, Schedule
@@ -48,6 +48,8 @@ CLIENTS = {"near": "192.0.2.0/24", "far": "198.51.100.0/24"}
 PATHS = ["/**", "/x", "/x/**", "/**/s", "/x/*", "/*", "/x%2fs", "/x*/s", "/x.", "/ｘ/**"]  # full-width
 SEGMENTS = ["x", "s", "x", "s", "", ".", "..", "%2e%2e", "x%2fs", "%2f", ";p", "..;", "%5c", "%252f", "\\", "~", "%78"]
 SEGMENTS += ["x.", "s%20", "x::$DATA", "ｘ", "s\u200b", "．．"]
+# The declared fields: values that are drawn together, and the value of a request in plain Python.
+PLAIN: dict[str, tuple[list[str], Callable[[Url], str]]] = {}
 FIELDS = st.fixed_dictionaries(
     {
         "clients": st.lists(st.sampled_from([*CLIENTS]), min_size=1, max_size=2),
@@ -58,11 +60,12 @@ FIELDS = st.fixed_dictionaries(
         "methods": st.sampled_from([["GET"], ["POST"]]),
         "paths": st.lists(st.sampled_from(PATHS), min_size=1, max_size=2),
         "query": st.just({"q": "1*"}),
+        **{name: st.just(values) for name, (values, _) in PLAIN.items()},
     }
 )
 # When a rule holds: always, until so many hours from NOW, or at some hours of each day.
 TIMES: list[int | Hours | None] = [None, None, -1, 1, Hours(11 * 60, 13 * 60), Hours(13 * 60, 11 * 60)]
-NAMES = ["clients", "hosts", "lists", "schemes", "ports", "methods", "paths", "query"]
+NAMES = ["clients", "hosts", "lists", "schemes", "ports", "methods", "paths", "query", *PLAIN]
 NOTHING = dict.fromkeys(NAMES)
 GRANT = "grant"  # the action of what is drawn as a grant
 
@@ -101,11 +104,16 @@ headers = st.lists(st.sampled_from(["Authorization", "X-Api-Key", "Api-Key"]), m
 credentials = st.lists(st.tuples(matches, headers), max_size=4)
 
 
+def undeclared(drawn: list[tuple[Any, ...]]) -> list[Any]:
+    """Leave the declared fields out, which a difference does not compare."""
+    without = dict.fromkeys(PLAIN)
+    return [tuple({**part, **without} if isinstance(part, dict) else part for part in one) for one in drawn]
+
+
 def test_the_properties_know_every_matching_field() -> None:
-    assert [field.name for field in fields(Match)] == [
-        *NAMES,
-        "urls",
-    ]  # grants alone have URLs: tests/policy/test_grants.py
+    # Grants alone have URLs: tests/policy/test_grants.py.
+    assert {field.name for field in fields(Match)} == {*NAMES, "urls"}
+    assert [*PLAIN] == [field.name for field in FINITE_FIELDS]
 
 
 Drawn = list[tuple[str, dict[str, Any], bool, int | Hours | None, bool]]
@@ -168,6 +176,7 @@ PLACE = Location("policy.yaml", 1, 1)
 
 
 def match_of(fields: dict[str, Any]) -> Match:
+    declared: dict[str, Any] = {name: fields[name] and frozenset(fields[name]) for name in PLAIN}
     return Match(
         clients=fields["clients"] and frozenset(fields["clients"]),
         hosts=fields["hosts"] and tuple(map(parse_host_pattern, fields["hosts"])),
@@ -177,6 +186,7 @@ def match_of(fields: dict[str, Any]) -> Match:
         methods=fields["methods"] and frozenset(fields["methods"]),
         paths=fields["paths"] and tuple(map(parse_path_pattern, fields["paths"])),
         query=fields["query"] and tuple(QueryPattern(*pair) for pair in fields["query"].items()),
+        **declared,
     )
 
 
@@ -295,6 +305,7 @@ def plainly_holds(entry: Rule | Rewrite | Credential, asked: Asked, reading: Rea
             match.methods is None or (asked.method.upper() if denies else asked.method) in match.methods,
             match.paths is None or any(plain_path(pattern.text, reading, path) for pattern in match.paths),
             match.query is None or (bool(found) and (any if denies else all)(value.startswith("1") for value in found)),
+            *(value(url) in (getattr(match, name) or [value(url)]) for name, (_, value) in PLAIN.items()),
         )
     )
 

@@ -22,9 +22,9 @@ from squidkeeper.base.faults import Location
 from squidkeeper.base.squid_account import Account
 from squidkeeper.cli import main
 from squidkeeper.policy.engine import decide
-from squidkeeper.policy.engine.fields import HostFacts
 from squidkeeper.policy.engine.sealed_guards import failing_guard
 from squidkeeper.policy.language.forms import InjectedValue
+from squidkeeper.policy.language.model import HostFacts
 from squidkeeper.policy.language.sealed_tokens import SealedEntry, format_content, parse_content
 from squidkeeper.policy.language.secret_sources import FileSource, NamedSecret
 from squidkeeper.policy.protocol.request import request_to

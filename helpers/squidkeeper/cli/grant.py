@@ -241,6 +241,7 @@ def _granted_object(granted: Granted) -> dict[str, object]:
 def _object(one: Rule, counts: GrantUses, now: datetime) -> dict[str, object]:
     from squidkeeper.change.approvals.new_grant import spelled
     from squidkeeper.change.approvals.wording import port_text
+    from squidkeeper.policy.language.model import FINITE_FIELDS
 
     match, left = one.match, None
     with suppress(OSError):
@@ -255,6 +256,7 @@ def _object(one: Rule, counts: GrantUses, now: datetime) -> dict[str, object]:
         "paths": [pattern.text for pattern in match.paths or ()] or None,
         "urls": [url.text for url in match.urls or ()] or None,
         "methods": sorted(match.methods or ()) or None,
+        **{field.name: field.written(match) or None for field in FINITE_FIELDS},
         "expires": one.expires.isoformat() if one.expires else None,
         "lapsed": one.lapsed(now),
         "uses": one.uses,

@@ -7,7 +7,7 @@ from typing import Final
 from squidkeeper.base.formatting import duration, printable, quantity
 from squidkeeper.change.approvals.granting import Granted
 from squidkeeper.change.approvals.new_grant import Effect, spelled
-from squidkeeper.policy.language.model import Rule
+from squidkeeper.policy.language.model import FINITE_FIELDS, Rule
 
 _CLOSING_AT_MOST: Final = 5
 WAITS: Final = (
@@ -70,6 +70,7 @@ def described(one: Rule) -> Iterator[tuple[str, str]]:
         ("ports", "" if match.urls else _joined(map(port_text, match.ports or ()))),
         ("paths", _joined(pattern.text for pattern in match.paths or ())),
         ("methods", _joined(sorted(match.methods or ()))),
+        *((field.name, _joined(field.written(match))) for field in FINITE_FIELDS),
         ("uses", f"{one.uses:,} at most" if one.uses is not None else ""),
         ("reason", printable(one.reason or "")),
         ("by", printable(one.owner or "")),

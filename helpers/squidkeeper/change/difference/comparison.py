@@ -17,6 +17,7 @@ from squidkeeper.change.difference.dimensions import (
     ClientKind,
     Ports,
     alike,
+    all_entries,
     client_key,
     client_kinds,
     method_key,
@@ -31,7 +32,7 @@ from squidkeeper.change.difference.url_comparison import Doubt, UrlComparison, U
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.engine.timetable import times_of_each
 from squidkeeper.policy.language.exact_urls import ExactUrl
-from squidkeeper.policy.language.model import Rule
+from squidkeeper.policy.language.model import FINITE_FIELDS, Rule
 from squidkeeper.policy.protocol.request import CONNECT, Request
 from squidkeeper.policy.url import format_authority
 
@@ -116,8 +117,15 @@ def compare(policies: Policies, at: datetime) -> Comparison:
         return Comparison(Parts(moments), limit="the lists hold too many hosts")
     everyone, every_port, every_method = client_kinds(policies), ports(policies), methods(policies)
     run = _Run(policies, Parts(moments, hosts, tuple(everyone), tuple(every_port), tuple(every_method)))
-    limit = run.compare()
+    limit = run.compare() or _not_told_apart(policies)
     return Comparison(run.parts, tuple(run.found), _holding(policies, moments), limit, run.checked)
+
+
+def _not_told_apart(policies: Policies) -> str | None:
+    """Name the declared fields that an entry has: their values are not cut into cells, so nothing is proven."""
+    matches = [one.match for policy in policies for one in (*all_entries(policy), *policy.source.grants)]
+    used = [field.name for field in FINITE_FIELDS if any(map(field.written, matches))]
+    return f"what {' and '.join(used)} tells apart, which is unproven" if used else None
 
 
 def _holding(policies: Policies, moments: Iterable[datetime]) -> tuple[frozenset[str], ...]:

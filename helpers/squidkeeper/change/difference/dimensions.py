@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.engine.compiled_policy import injects
-from squidkeeper.policy.engine.fields import HOST_FIELDS, Entry, HostFacts, covers_default_port, covers_every_port
+from squidkeeper.policy.engine.fields import HOST_FIELDS, Entry, covers_default_port, covers_every_port
 from squidkeeper.policy.language.hosts import Network
-from squidkeeper.policy.language.model import Route
+from squidkeeper.policy.language.model import HostFacts, Route
 from squidkeeper.policy.language.quotas import Quota
 from squidkeeper.policy.protocol.request import ANY_LOGIN, Request
 from squidkeeper.policy.url import DEFAULT_PORTS, Address, Host, address_host, canonical_address

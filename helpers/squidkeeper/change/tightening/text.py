@@ -8,7 +8,7 @@ from typing import Final
 from squidkeeper.base.formatting import duration, percent, quantity, timestamp
 from squidkeeper.change.replay.replay import SET_APART
 from squidkeeper.change.tightening.findings import Findings, KeptFor, Kind, NarrowedRule
-from squidkeeper.policy.language.model import Rule
+from squidkeeper.policy.language.model import FINITE_FIELDS, Rule
 from squidkeeper.record.log.listing import printable
 from squidkeeper.record.log.record import format_time
 from squidkeeper.record.table.rows import as_table
@@ -88,6 +88,7 @@ def opened_by(rule: Rule) -> str:
     parts = [", ".join(hosts) or "every host"]
     parts += [f"methods {', '.join(sorted(match.methods))}"] if match.methods else []
     parts += [f"paths {', '.join(one.text for one in match.paths)}"] if match.paths else []
+    parts += [f"{one.name} {', '.join(one.written(match))}" for one in FINITE_FIELDS if one.written(match)]
     parts += [f"for {', '.join(sorted(match.clients))}"] if match.clients else []
     return "; ".join(parts)
 

@@ -12,7 +12,7 @@ from squidkeeper.base.formatting import quantity
 from squidkeeper.operate.client_kit.client import ANY_CLIENT, KitClient
 from squidkeeper.policy.language.forms import QueryParameters
 from squidkeeper.policy.language.headers import UNKNOWN_HEADERS
-from squidkeeper.policy.language.model import Action, Credential, Match, Policy, Rewrite, Rule
+from squidkeeper.policy.language.model import FINITE_FIELDS, Action, Credential, Match, Policy, Rewrite, Rule
 from squidkeeper.policy.url import OWN_HOST
 
 _ITEMS_SHOWN = 20  # of one field: hosts, paths
@@ -190,6 +190,7 @@ def _match(match: Match, policy: Policy) -> str:
         _field("paths", [one.text for one in match.paths or ()]),
         _field("query", [f"{one.key}={one.pattern}" for one in match.query or ()]),
         _field("URL", [one.text for one in match.urls or ()]),
+        *(_field(one.name, one.written(match)) for one in FINITE_FIELDS),
     )
     return "; ".join(field for field in fields if field)
 

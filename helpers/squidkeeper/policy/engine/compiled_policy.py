@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 from squidkeeper.base.bounded_cache import BoundedCache
 from squidkeeper.base.faults import Location
 from squidkeeper.policy.engine.decision import Decision, deny
-from squidkeeper.policy.engine.fields import HostFacts, covers_default_port, holds_for_host
+from squidkeeper.policy.engine.fields import covers_default_port, holds_for_host
 from squidkeeper.policy.engine.own_host import decide_own_host
 from squidkeeper.policy.engine.quotas import quotas_for
 from squidkeeper.policy.engine.timetable import Timed, Timetable
@@ -19,7 +19,17 @@ from squidkeeper.policy.language.forms import signs
 from squidkeeper.policy.language.host_index import HostIndex
 from squidkeeper.policy.language.machines import Machines
 from squidkeeper.policy.language.methods import BODILESS
-from squidkeeper.policy.language.model import Action, Credential, Match, Policy, Rewrite, Route, Rule
+from squidkeeper.policy.language.model import (
+    Action,
+    Credential,
+    HostFacts,
+    Match,
+    Policy,
+    Rewrite,
+    Route,
+    Rule,
+    finite_values,
+)
 from squidkeeper.policy.language.quotas import Quota
 from squidkeeper.policy.protocol.request import ANY_LOGIN, CONNECT, Malformed, Request
 from squidkeeper.policy.url import Host, parse_authority
@@ -323,7 +333,8 @@ class CompiledPolicy:
         credentials, upstreams = self.credentials.positions(facts.host), self.upstreams.positions(facts.host)
         grants = self.grants.positions(facts.host)
         found = (rules, grants, rewrites, credentials, upstreams)
-        key = (facts.clients, facts.method, facts.scheme, facts.port, *found, self.may_be_fetched_for(facts.host))
+        fetched_for, values = self.may_be_fetched_for(facts.host), finite_values(facts)
+        key = (facts.clients, facts.method, facts.scheme, facts.port, *found, fetched_for, *values)
         known = self._candidates.get(key)
         if known is None:
             policy = self.source

@@ -10,14 +10,14 @@ from squidkeeper.base.faults import Location
 from squidkeeper.policy.engine.compiled_policy import CompiledPolicy, HostMatch, injects
 from squidkeeper.policy.engine.decide import Stage, decide
 from squidkeeper.policy.engine.decision import Decision
-from squidkeeper.policy.engine.fields import Entry, HostFacts, UrlFacts, failing_fields, is_deny
+from squidkeeper.policy.engine.fields import Entry, UrlFacts, failing_fields, is_deny
 from squidkeeper.policy.engine.host_scope import first_rewrite, first_rule
 from squidkeeper.policy.engine.quotas import counting, ticket_quotas
 from squidkeeper.policy.engine.request_scope import decide_reading, facts_of
 from squidkeeper.policy.engine.tunnels import TunnelUse
 from squidkeeper.policy.language.host_index import HostIndex
 from squidkeeper.policy.language.hosts import HostForm
-from squidkeeper.policy.language.model import Action, Match, Rewrite, Route, Rule
+from squidkeeper.policy.language.model import Action, HostFacts, Match, Rewrite, Route, Rule
 from squidkeeper.policy.language.quotas import Quota
 from squidkeeper.policy.language.secret_sources import NamedSecret
 from squidkeeper.policy.protocol.request import CONNECT, Malformed, Request

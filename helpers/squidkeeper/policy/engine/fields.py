@@ -6,25 +6,11 @@ One table serves deciding and explaining.
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from squidkeeper.policy.language.model import Action, Credential, Match, Rewrite, Route, Rule
+from squidkeeper.policy.language.model import FINITE_FIELDS, Action, Credential, HostFacts, Match, Rewrite, Route, Rule
 from squidkeeper.policy.language.queries import parse_query
-from squidkeeper.policy.url import DEFAULT_PORTS, Host, ReadPath
+from squidkeeper.policy.url import DEFAULT_PORTS, ReadPath
 
 Entry = Rule | Rewrite | Credential
-
-
-class HostFacts(NamedTuple):  # cheaper to make than a dataclass, and made for each line
-    """What the fields that need no URL are matched with.
-
-    `method` is None for the CONNECT of a tunnel, where any may follow, and empty for one that no entry names;
-    one that differs from a named one only in its case is in lower case.
-    """
-
-    clients: tuple[str, ...]
-    method: str | None
-    scheme: str
-    host: Host
-    port: int
 
 
 class UrlFacts(NamedTuple):  # cheaper to make than a dataclass, and made for each line
@@ -94,6 +80,7 @@ HOST_FIELDS: dict[str, Callable[[Match, HostFacts, bool], bool]] = {
     "schemes": _schemes,
     "ports": _ports,
     "methods": _methods,
+    **{field.name: field.holds for field in FINITE_FIELDS},
 }
 URL_FIELDS: dict[str, Callable[[Match, UrlFacts, bool], bool]] = {"paths": _paths, "query": _query, "urls": _urls}
 

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable
 
-from squidkeeper.policy.engine.fields import HostFacts
-from squidkeeper.policy.language.model import Policy, Rule
+from squidkeeper.policy.language.model import HostFacts, Policy, Rule
 from squidkeeper.policy.language.quotas import DEFAULT_RULE, Quota, QuotaUnit
 
 _OF_REQUESTS = (QuotaUnit.REQUESTS, QuotaUnit.BYTES_OUT, QuotaUnit.BYTES_IN)

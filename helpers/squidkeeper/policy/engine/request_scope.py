@@ -8,12 +8,12 @@ from functools import partial
 from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.policy.engine.compiled_policy import CompiledPolicy, HostMatch
 from squidkeeper.policy.engine.decision import Decision, Rewritten, deny
-from squidkeeper.policy.engine.fields import HostFacts, UrlFacts, holds_for_url
+from squidkeeper.policy.engine.fields import UrlFacts, holds_for_url
 from squidkeeper.policy.engine.host_scope import checked_private, deny_private
 from squidkeeper.policy.engine.observing import observe_url
 from squidkeeper.policy.engine.precedence import Applied, applied_entries, chosen_credentials
 from squidkeeper.policy.engine.target import target_url
-from squidkeeper.policy.language.model import Rewrite, Rule
+from squidkeeper.policy.language.model import HostFacts, Rewrite, Rule
 from squidkeeper.policy.url import ReadPath, Url, format_authority, parse_url, readings
 
 _SHOWN = 200  # characters of a path, on a page

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from squidkeeper.policy.engine.compiled_policy import injects
-from squidkeeper.policy.engine.fields import HOST_FIELDS, URL_FIELDS, HostFacts, UrlFacts
+from squidkeeper.policy.engine.fields import HOST_FIELDS, URL_FIELDS, UrlFacts
+from squidkeeper.policy.language.model import HostFacts
 from squidkeeper.policy.language.sealed_tokens import SealedContent
 from squidkeeper.policy.url import Url, readings
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from squidkeeper.policy.engine.decision import Decision, deny
-from squidkeeper.policy.engine.fields import HostFacts, holds_for_host
+from squidkeeper.policy.engine.fields import holds_for_host
 from squidkeeper.policy.language.methods import BODILESS
-from squidkeeper.policy.language.model import DIRECT, Action, Policy, Rule
+from squidkeeper.policy.language.model import DIRECT, Action, HostFacts, Policy, Rule
 from squidkeeper.policy.protocol.request import CONNECT, Malformed, Request, TunnelMode
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Builds a `Policy` from the contents of its files, or reports every fault."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 
@@ -267,6 +267,7 @@ _NAMED_SECTIONS = {
     "quotas": "quota",
 }
 
+_MATCHING = frozenset(field.name for field in fields(Match))
 _NAMED_TOGETHER = {"grants": "rules"}  # the record names either as the rule that decided
 
 # --- the checked models as a policy -------------------------------------------------------------------------------
@@ -385,9 +386,8 @@ class _Maker:
 
     def upstreams(self) -> Iterator[Route]:
         for position, entry in enumerate(self.model.upstreams or ()):
-            match = Match(entry.clients, entry.hosts, entry.lists, entry.schemes, entry.ports)
             place, resolve = self._place("upstreams", position), entry.resolve is not None
-            yield Route.of(entry.name, place, match, _parent(entry), resolve=resolve)
+            yield Route.of(entry.name, place, _match(entry), _parent(entry), resolve=resolve)
 
     def quotas(self) -> Iterator[Quota]:
         for position, entry in enumerate(self.model.quotas or ()):
@@ -415,27 +415,21 @@ def _rules_of(named: Iterable[Preset], shipped: Mapping[str, _Maker]) -> Iterato
             yield replace(rule, match=replace(rule.match, clients=preset.clients), preset=preset.name)
 
 
-def _match(entry: schema.MatchEntry) -> Match:
-    query = tuple(QueryPattern(key, pattern) for key, pattern in entry.query.items()) if entry.query else None
-    return Match(
-        clients=entry.clients,
-        hosts=entry.hosts,
-        lists=entry.lists,
-        schemes=entry.schemes,
-        ports=entry.ports,
-        methods=entry.methods,
-        paths=entry.paths,
-        query=query,
-    )
+def _match(entry: schema.MatchFields | schema.UpstreamEntry | schema.GrantEntry) -> Match:
+    """Return the matching fields of an entry: those that it has by the names of `Match`."""
+    given = {name: value for name, value in entry if name in _MATCHING}
+    if given.get("query"):
+        given["query"] = tuple(QueryPattern(key, pattern) for key, pattern in given["query"].items())
+    return Match(**given)
 
 
 def _granted(entry: schema.GrantEntry) -> Match:
+    match = _match(entry)
     if entry.urls is None:
-        return Match(entry.clients, entry.hosts, None, entry.schemes, entry.ports, entry.methods, entry.paths)
+        return match
     first = entry.urls[0].url
-    host = (parse_host_pattern(first.host.text),)
-    schemes, ports = frozenset({first.scheme}), (range(first.port, first.port + 1),)
-    return Match(entry.clients, host, None, schemes, ports, entry.methods, urls=entry.urls)
+    host, port = (parse_host_pattern(first.host.text),), (range(first.port, first.port + 1),)
+    return replace(match, hosts=host, schemes=frozenset({first.scheme}), ports=port)
 
 
 def _schedule(entry: schema.WhenEntry | None) -> Schedule | None:

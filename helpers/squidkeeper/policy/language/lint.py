@@ -11,7 +11,7 @@ from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.policy.language.grants import FLEET_GRANTS
 from squidkeeper.policy.language.host_index import HostIndex
 from squidkeeper.policy.language.hosts import HostForm
-from squidkeeper.policy.language.model import Action, Match, Policy, Rewrite, Rule
+from squidkeeper.policy.language.model import FINITE_FIELDS, Action, Match, Policy, Rewrite, Rule
 from squidkeeper.policy.language.public_suffixes import is_public_suffix
 from squidkeeper.policy.language.queries import QueryPattern
 from squidkeeper.policy.language.quotas import never_used
@@ -363,12 +363,14 @@ def _as_wide(match: Match) -> Iterator[_Narrowed]:
 
 
 def _covers(first: Rule, rule: Rule) -> bool:
-    """Tell whether the methods and the query of a rule cover those of a later one.
+    """Whether methods, query and declared fields of a rule cover those of a later one.
 
     A deny matches more than an allow: methods in upper or lower case, a query by any of its values.
     """
     wide, narrow = first.match, rule.match
     if first.action is not Action.DENY and rule.action is Action.DENY and (wide.methods or wide.query) is not None:
+        return False
+    if not all(field.covers(wide, narrow) for field in FINITE_FIELDS):
         return False
     return wide.methods is None or (narrow.methods is not None and narrow.methods <= wide.methods)
 

@@ -716,7 +716,11 @@ class CanaryEntry(_Model):
     file: File
 
 
-class TunnelFields(_Model):
+class FiniteFields(_Model):
+    """The matching fields of `FINITE_FIELDS` (model.py), which grants have too."""
+
+
+class TunnelFields(FiniteFields):
     """The fields by which everything matches that is known of a tunnel too, hosts aside."""
 
     clients: Several[KnownClient] | None = None
@@ -767,7 +771,7 @@ class PresetEntry(_Model):
     clients: Several[KnownClient] | None = None
 
 
-class GrantEntry(_Model):
+class GrantEntry(FiniteFields):
     """A grant: an allow for a time, asked where the default or an ask rule would decide."""
 
     name: RuleName
@@ -862,9 +866,6 @@ class SealedTokensEntry(_Model):
     """The keys that open sealed tokens: the newest first, and the one before it."""
 
     keys: Annotated[Many[KnownSecret], AfterValidator(_few_keys)]
-
-
-MatchEntry = RuleEntry | RewriteEntry | CredentialEntry
 
 
 class TestEntry(_Model):

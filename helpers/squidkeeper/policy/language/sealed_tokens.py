@@ -14,7 +14,7 @@ from pydantic import Field, PlainValidator, ValidationError
 from squidkeeper.base.errors import PatternError
 from squidkeeper.policy.language.headers import INJECTABLE_HEADERS, shipped_header
 from squidkeeper.policy.language.hosts import HostPattern
-from squidkeeper.policy.language.model import Match
+from squidkeeper.policy.language.model import FINITE_FIELDS, Match
 from squidkeeper.policy.language.queries import QueryPattern
 from squidkeeper.policy.language.schema import CredentialHost, Many, MatchFields, Names, Time
 from squidkeeper.policy.language.templates import fields_of, parse_template
@@ -23,7 +23,8 @@ SECRET = "secret"  # noqa: S105 - the one name that a template of a sealed token
 DEFAULT_VALUE = "Bearer {secret}"
 _PATTERNS_AT_MOST = 16
 _TEXT_LENGTH = 256  # characters
-_UNKNOWN = ("lists", "schemes")  # matching fields of a policy that a token cannot have: a list is the policy's
+# Matching fields of a policy that a token cannot have: a list is the policy's.
+_UNKNOWN = ("lists", "schemes", *(field.name for field in FINITE_FIELDS))
 
 
 @dataclass(frozen=True, slots=True)

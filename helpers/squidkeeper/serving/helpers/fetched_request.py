@@ -9,11 +9,10 @@ from typing import NamedTuple, Self
 from squidkeeper.base.errors import SealedTokenRefused, SigningRefused, SquidkeeperError
 from squidkeeper.base.faults import Location
 from squidkeeper.policy.engine import Decision, HostMatch, deny
-from squidkeeper.policy.engine.fields import HostFacts
 from squidkeeper.policy.engine.request_scope import facts_of
 from squidkeeper.policy.engine.sealed_guards import failing_guard
 from squidkeeper.policy.language.forms import AwsSigV4, InjectedValue, SealedHeader
-from squidkeeper.policy.language.model import SEALED_REFUSED, SEALED_TOKEN, Credential, Match
+from squidkeeper.policy.language.model import SEALED_REFUSED, SEALED_TOKEN, Credential, HostFacts, Match
 from squidkeeper.policy.language.parameters import plain_parameter
 from squidkeeper.policy.language.sealed_tokens import SECRET, SealedContent
 from squidkeeper.policy.protocol.lines import decode_token
