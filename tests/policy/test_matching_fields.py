@@ -17,9 +17,9 @@ from squidkeeper.base.faults import FaultCode
 from squidkeeper.change.approvals.wording import described
 from squidkeeper.change.difference import comparison
 from squidkeeper.change.difference.comparison import compare
-from squidkeeper.change.learning import draft_text
+from squidkeeper.change.learning import draft
 from squidkeeper.change.learning.draft import LearnedRule
-from squidkeeper.change.learning.evidence import Evidence
+from squidkeeper.change.learning.path_shapes import Evidence
 from squidkeeper.change.tightening.edits import with_edits
 from squidkeeper.change.tightening.narrowing import Field, Narrowing
 from squidkeeper.change.tightening.text import opened_by
@@ -143,7 +143,7 @@ def test_tighten_keeps_every_field_that_it_does_not_narrow(policy_of: PolicyOf, 
 def test_learn_writes_the_fields_that_it_knows_and_no_other() -> None:
     some = ("a",)
     rule = LearnedRule("a", some, some, some, 1, some, True, some, Evidence(1, NOW, NOW, *[frozenset[Any]()] * 3))
-    written = {name for name, _ in draft_text._fields(rule)} & {*ALL}
+    written = {name for name, _ in draft._fields(rule)} & {*ALL}
     assert {*ALL} == written | {"lists", "query", "urls", *DECLARED}
 
 
