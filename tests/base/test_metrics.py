@@ -11,7 +11,7 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from squidkeeper.base.metrics import METRICS, OTHER, Metric, MetricKind, method_class, status_class
-from squidkeeper.services.exporter.cache_manager import COUNTERS
+from squidkeeper.services.exporter.collector import COUNTERS
 
 LABELS = {
     *("client", "rule", "verdict", "helper", "credential", "method_class", "status_class", "revision", "wait", "code"),

@@ -13,8 +13,8 @@ from squidkeeper.base.squid_counters import FILE, read_samples
 from squidkeeper.base.untrusted_file import read_regular, read_untrusted
 from squidkeeper.record.archive_status import DELETED, DeletedLogs, read_deleted_logs
 from squidkeeper.services.exporter.certificate import read_certificate
-from squidkeeper.services.pull_settings import read_token
-from squidkeeper.services.webhook_settings import read_webhook_settings
+from squidkeeper.services.pulling.settings import read_token
+from squidkeeper.services.webhook import read_webhook_settings
 from squidkeeper.serving.quotas.store_settings import read_quota_store
 
 

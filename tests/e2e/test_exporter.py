@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from squidkeeper.base.metrics import METRICS, MetricKind
-from squidkeeper.services.exporter.cache_manager import COUNTERS as COUNTERS_OF_SQUID
+from squidkeeper.services.exporter.collector import COUNTERS as COUNTERS_OF_SQUID
 from tests.waiting import wait_for
 
 from .curl import curl

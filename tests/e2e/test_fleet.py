@@ -15,7 +15,7 @@ from ipaddress import ip_address
 import pytest
 
 from squidkeeper.base.squid_counters import read_counters
-from squidkeeper.operate.setup.draining import open_connections
+from squidkeeper.operate.setup.sockets import open_connections
 from squidkeeper.serving.drained import drain, undrain
 from tests.waiting import wait_for
 

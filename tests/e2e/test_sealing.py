@@ -14,7 +14,7 @@ from squidkeeper.base.squid_counters import FILE, SquidSample, format_samples, r
 from squidkeeper.record.chain.keys import ArchiveKey
 from squidkeeper.record.log.record import parse_record
 from squidkeeper.services.maintenance.squid_process import SquidProcess
-from squidkeeper.services.maintenance.squid_sampler import SquidSampler
+from squidkeeper.services.maintenance.squid_watch import SquidSampler
 from tests.waiting import wait_for
 
 from .curl import curl

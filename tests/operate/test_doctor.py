@@ -25,10 +25,8 @@ from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import Account, squid_account
 from squidkeeper.cli import main
 from squidkeeper.operate.doctor import machine
-from squidkeeper.operate.doctor.check import CHECKS, Found
-from squidkeeper.operate.doctor.examination import as_text, examine
-from squidkeeper.operate.doctor.inspection import Inspection, inspect
-from squidkeeper.operate.doctor.table import ALL_CHECKS
+from squidkeeper.operate.doctor.examination import ALL_CHECKS, as_text, examine
+from squidkeeper.operate.doctor.inspection import CHECKS, Found, Inspection, inspect
 from squidkeeper.operate.setup.configuration import Configuration
 from squidkeeper.operate.setup.entries import write_entry
 from squidkeeper.operate.setup.machine import Machine
@@ -40,7 +38,7 @@ from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revis
 from squidkeeper.policy.policy_store.sources import read_sources
 from squidkeeper.services.exporter.conditions import CONDITIONS, Severity
 from squidkeeper.services.exporter.stopped_watchdog import StoppedWatchdog
-from squidkeeper.services.maintenance_status import MaintenanceStatus
+from squidkeeper.services.maintenance.process import MaintenanceStatus
 from squidkeeper.serving.certificates.authority import CertificateAuthority, make_ca
 from squidkeeper.serving.credentials.fetch_status import FetchStatus, SecretStatus, format_fetch_report
 from squidkeeper.serving.drained import drain

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from squidkeeper.base.layout import Layout
 from squidkeeper.cli import main
-from squidkeeper.operate.setup.draining import open_connections, wait_until_idle
+from squidkeeper.operate.setup.sockets import open_connections, wait_until_idle
 from squidkeeper.serving.drained import FILE, drain, drained_since, undrain
 
 

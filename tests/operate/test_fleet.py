@@ -16,10 +16,9 @@ from squidkeeper.base.formatting import substitute
 from squidkeeper.cli import main
 from squidkeeper.operate.fleet import installation
 from squidkeeper.operate.fleet.fleet_file import FleetGateway, read_fleet
-from squidkeeper.operate.fleet.haproxy import MARK, render
-from squidkeeper.operate.fleet.installation import BalancerPaths
+from squidkeeper.operate.fleet.installation import MARK, BalancerPaths, render
 from squidkeeper.operate.setup.configuration import substitute_once
-from squidkeeper.operate.setup.packages import HAPROXY
+from squidkeeper.operate.setup.machine import HAPROXY
 from tests.ports import free_port
 from tests.waiting import wait_for
 

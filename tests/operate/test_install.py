@@ -27,7 +27,7 @@ import psutil
 import pytest
 
 from squidkeeper.base.layout import Layout
-from squidkeeper.operate.doctor.table import ALL_CHECKS
+from squidkeeper.operate.doctor.examination import ALL_CHECKS
 from squidkeeper.operate.setup.error_pages import files
 from tests.pull_servers import Repository, allowed_signer, make_key, serving
 from tests.waiting import wait_for

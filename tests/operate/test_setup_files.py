@@ -17,8 +17,7 @@ from squidkeeper.base.errors import SetupFailed
 from squidkeeper.base.formatting import substitute
 from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import Account
-from squidkeeper.operate.setup import apparmor
-from squidkeeper.operate.setup.archive_keys import archive_keys
+from squidkeeper.operate.setup import machine as machines
 from squidkeeper.operate.setup.configuration import (
     FRAGMENT,
     MARK,
@@ -41,6 +40,7 @@ from squidkeeper.operate.setup.configuration import (
     workers_of,
 )
 from squidkeeper.operate.setup.entries import File
+from squidkeeper.operate.setup.installation import archive_keys
 from squidkeeper.operate.setup.machine import Machine
 from squidkeeper.operate.setup.options import MOST_WORKERS, reachable
 from squidkeeper.record.chain.keys import read_archive_key, read_public_keys
@@ -113,27 +113,27 @@ def test_a_ca_that_squid_cannot_use_is_refused(ca: CertificateAuthority, message
 def test_lines_for_apparmor_stand_between_marks_of_their_gateway_and_go_without_the_others() -> None:
     one, other = Path("/srv/one"), Path("/srv/one-more")
     theirs = "/their/own r,\n"
-    both = apparmor.with_lines(
-        apparmor.with_lines(theirs, one, "/a r,\n").content.decode(), other, "/b r,\n"
+    both = machines.with_lines(
+        machines.with_lines(theirs, one, "/a r,\n").content.decode(), other, "/b r,\n"
     ).content.decode()
     assert both == (
         f"{theirs}# squidkeeper {one} begin\n/a r,\n# squidkeeper {one} end\n"
         f"# squidkeeper {other} begin\n/b r,\n# squidkeeper {other} end\n"
     )
-    assert apparmor.with_lines(both, other, "/b r,\n").content.decode() == both
-    assert apparmor.without_lines(apparmor.without_lines(both, one), other) == theirs
+    assert machines.with_lines(both, other, "/b r,\n").content.decode() == both
+    assert machines.without_lines(machines.without_lines(both, one), other) == theirs
 
 
 def test_uninstall_takes_its_lines_from_apparmor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apparmor, "_PROFILES", tmp_path)
-    additions = apparmor.additions_of("squid")
-    assert apparmor.is_additions(additions)
-    assert not apparmor.is_additions(tmp_path / "squid.conf")
+    monkeypatch.setattr(machines, "_PROFILES", tmp_path)
+    additions = machines.additions_of("squid")
+    assert machines.is_additions(additions)
+    assert not machines.is_additions(tmp_path / "squid.conf")
     additions.parent.mkdir()
-    additions.write_bytes(apparmor.with_lines("/their/own r,\n", Path("/srv/one"), "/a r,\n").content)
-    apparmor.close_apparmor("squid", Path("/srv/one"))
+    additions.write_bytes(machines.with_lines("/their/own r,\n", Path("/srv/one"), "/a r,\n").content)
+    machines.close_apparmor("squid", Path("/srv/one"))
     assert additions.read_text() == "/their/own r,\n"
-    apparmor.close_apparmor("unbound", Path("/srv/one"))
+    machines.close_apparmor("unbound", Path("/srv/one"))
 
 
 # --- the files of squid/ --------------------------------------------------------------------------------------------

@@ -32,19 +32,17 @@ from squidkeeper.policy.policy_store.policy_watcher import PolicyState, PolicyWa
 from squidkeeper.record.export_status import ExportState, ExportStore, read_exports
 from squidkeeper.record.log.record import format_time
 from squidkeeper.services.exporter import server
-from squidkeeper.services.exporter.cache_manager import families
 from squidkeeper.services.exporter.certificate import Certificate, read_certificate
 from squidkeeper.services.exporter.checkpoint import Checkpoint
-from squidkeeper.services.exporter.collector import GatewayCollector, expected_series, observed_series
+from squidkeeper.services.exporter.collector import GatewayCollector, expected_series, observed_series, squid_families
 from squidkeeper.services.exporter.conditions import CONDITIONS, active_conditions
 from squidkeeper.services.exporter.counts import SERIES_LIMIT, RequestCounter, RequestCounts
-from squidkeeper.services.exporter.disks import Disk, read_disks
 from squidkeeper.services.exporter.recent import Denial, RecentAnswer
 from squidkeeper.services.exporter.server import Application
-from squidkeeper.services.exporter.snapshot import HELPER_PATIENCE_SECONDS, Snapshot
+from squidkeeper.services.exporter.snapshot import HELPER_PATIENCE_SECONDS, Disk, Snapshot, read_disks
 from squidkeeper.services.exporter.status_page import page
 from squidkeeper.services.exporter.status_rows import helper_rows, rule_rows, secret_rows
-from squidkeeper.services.maintenance_status import Heartbeat, MaintenanceStatus
+from squidkeeper.services.maintenance.process import MaintenanceStatus, TaskRunner
 from squidkeeper.serving.certificates.authority import make_ca, make_intermediate
 from squidkeeper.serving.counters.layout import HelperStatus, Key, histogram_keys, make_key
 from squidkeeper.serving.counters.reader import CounterFile
@@ -120,7 +118,7 @@ class Process:
     def unhealthy(self) -> set[str]:
         """The codes of /healthz, with a maintenance process that runs."""
         if self.state.is_dir():
-            Heartbeat(self.state).write({})
+            TaskRunner([], self.state).check()
         answer = self.get("/healthz")
         codes = {row["code"] for row in json.loads(answer.text)["conditions"]}
         assert answer.status == (503 if codes else 200)
@@ -995,7 +993,7 @@ def test_what_is_no_squid_says_why(told: bytes, problem: str) -> None:
     assert found.values == {}
     assert problem in str(found.problem)
     assert found.answers is told.startswith(b"HTTP/1.")
-    assert [sample.value for metric in families(found) for sample in metric.samples] == [found.answers]
+    assert [sample.value for metric in squid_families(found) for sample in metric.samples] == [found.answers]
 
 
 def answer_once(server: socket.socket, told: bytes) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.protocol.lines import Reply, Result
-from squidkeeper.services.exporter.questions import WaitingQuestions
+from squidkeeper.services.exporter.process import WaitingQuestions
 from squidkeeper.serving.helpers.asking import Asking
 from squidkeeper.serving.quotas.local_counts import LocalCounts
 from squidkeeper.serving.quotas.meter import Meter
@@ -61,7 +61,7 @@ def test_what_an_edit_decides_counts_no_longer(tmp_path: Path, store: TicketStor
 def test_many_questions_are_judged_some_at_a_time(
     tmp_path: Path, store: TicketStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.services.exporter.questions._AT_ONCE", 2)
+    monkeypatch.setattr("squidkeeper.services.exporter.process._AT_ONCE", 2)
     ask(store, 5)
     waiting, closing_some = WaitingQuestions(tmp_path), policy(tmp_path, CLOSING)
     counts = [waiting.count(closing_some, time.time()) for _ in range(4)]

@@ -36,10 +36,9 @@ from squidkeeper.policy.language.secret_sources import (
 )
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.services.fetching.command import checked_program, parse_output
-from squidkeeper.services.fetching.oauth2 import parse_token
+from squidkeeper.services.fetching.endpoints import parse_expires_at, parse_expires_in, parse_token
 from squidkeeper.services.fetching.process import Fetching
 from squidkeeper.services.fetching.renewal import FetchedSecret, Renewal, renewal_seconds, retry_seconds
-from squidkeeper.services.fetching.times import parse_expires_at, parse_expires_in
 from squidkeeper.serving.credentials import SecretStore
 from squidkeeper.serving.credentials.fetch_status import SecretStatus, read_fetch_status
 from squidkeeper.serving.credentials.fetched_values import FetchedValue, format_value, parse_value, value_file

@@ -14,9 +14,8 @@ from click.testing import CliRunner
 
 from squidkeeper.base.atomic_write import replace
 from squidkeeper.cli import main
-from squidkeeper.services.maintenance.process import TaskRunner
+from squidkeeper.services.maintenance.process import MaintenanceStatus, TaskRunner, read_maintenance_status
 from squidkeeper.services.maintenance.resolver import configuration, name_servers
-from squidkeeper.services.maintenance_status import Heartbeat, MaintenanceStatus, read_maintenance_status
 
 
 class Flaky:
@@ -47,7 +46,7 @@ def test_a_failing_task_is_logged_once_and_stops_no_other(tmp_path: Path, caplog
     caplog.set_level(logging.INFO)
     counter = Counter()
     errors = (None, OSError("a"), OSError("a"), ValueError("b"), None, None)
-    rounds = TaskRunner([Flaky(*errors), counter], Heartbeat(tmp_path))
+    rounds = TaskRunner([Flaky(*errors), counter], tmp_path)
     for _ in range(6):
         rounds.check()
     assert [record.getMessage() for record in caplog.records] == ["flaky: a", "flaky: b", "flaky: works again"]
@@ -56,7 +55,7 @@ def test_a_failing_task_is_logged_once_and_stops_no_other(tmp_path: Path, caplog
 
 def test_each_round_gives_a_sign_of_life_with_what_fails(tmp_path: Path) -> None:
     assert read_maintenance_status(tmp_path, time.time()) == MaintenanceStatus(runs=False)
-    rounds = TaskRunner([Flaky(OSError("disk full"), OSError("disk full"), None), Counter()], Heartbeat(tmp_path))
+    rounds = TaskRunner([Flaky(OSError("disk full"), OSError("disk full"), None), Counter()], tmp_path)
     for failure in ("disk full", "disk full", ""):
         rounds.check()
         assert read_maintenance_status(tmp_path, time.time()) == MaintenanceStatus(
@@ -66,7 +65,7 @@ def test_each_round_gives_a_sign_of_life_with_what_fails(tmp_path: Path) -> None
 
 
 def test_a_second_round_without_news_renews_the_sign_of_life(tmp_path: Path) -> None:
-    rounds = TaskRunner([Counter()], Heartbeat(tmp_path))
+    rounds = TaskRunner([Counter()], tmp_path)
     for _ in range(2):
         rounds.check()
         os.utime(tmp_path / "maintenance.json", (0, 0))
@@ -83,7 +82,7 @@ def test_a_report_that_is_none_is_no_sign_of_life(tmp_path: Path, content: bytes
 
 def test_a_sign_of_life_that_cannot_be_written_stops_no_task(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     counter = Counter()
-    rounds = TaskRunner([counter], Heartbeat(tmp_path / "missing"))
+    rounds = TaskRunner([counter], tmp_path / "missing")
     rounds.check()
     rounds.check()
     assert counter.checks == 2

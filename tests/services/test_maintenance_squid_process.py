@@ -14,9 +14,14 @@ import psutil
 import pytest
 
 from squidkeeper.operate.setup.sockets import has_ended
-from squidkeeper.services.maintenance.rate_limit import RateLimit
-from squidkeeper.services.maintenance.squid_crash import SquidCrashes
-from squidkeeper.services.maintenance.squid_process import GivenUpWorkers, SquidProcess, SquidRun, coordinator_alone
+from squidkeeper.services.maintenance.squid_process import (
+    GivenUpWorkers,
+    RateLimit,
+    SquidProcess,
+    SquidRun,
+    coordinator_alone,
+)
+from squidkeeper.services.maintenance.squid_watch import SquidCrashes
 from squidkeeper.serving.squid_crashes import read_crashes
 from tests.bare_squid import bare_squid
 from tests.waiting import pause, wait_for

@@ -22,7 +22,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from squidkeeper.base.metrics import METRICS, MetricKind
 from squidkeeper.cli import main
-from squidkeeper.services.exporter.cache_manager import COUNTERS
+from squidkeeper.services.exporter.collector import COUNTERS
 from squidkeeper.services.exporter.conditions import CONDITIONS
 
 OBSERVE = Path(__file__).parents[2] / "squid/observe"

@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.services.maintenance.own_addresses import FILE, OwnAddresses, answers_at, prepare_own_addresses
-from squidkeeper.services.maintenance.rate_limit import RateLimit
-from squidkeeper.services.maintenance.squid_process import SquidProcess
+from squidkeeper.services.maintenance.own_addresses import (
+    FILE,
+    OwnAddresses,
+    answers_at,
+    prepare_own_addresses,
+    reached_at,
+)
+from squidkeeper.services.maintenance.squid_process import RateLimit, SquidProcess
 from tests.bare_squid import BareSquid, bare_squid
 from tests.e2e.network import internet, run
 from tests.waiting import wait_for
@@ -48,6 +53,20 @@ def test_public_addresses_are_written_in_every_form_and_private_ones_are_not(net
     add("203.0.113.5/24", "10.1.2.3/8", "100.64.0.9/10", "2001:db8::5/64", "fd00::1/64", "fe80::9/64")
     prepare_own_addresses(tmp_path)
     assert closed(tmp_path) == ["203.0.113.5/32", "64:ff9b::cb00:7105/128", "2001:db8::5/128", "2002:cb00:7105::/48"]
+
+
+def test_squid_is_reached_from_outside_at_the_public_addresses_where_it_listens(network: None) -> None:
+    add("8.8.4.4/32", "2606:4700::1111/128", "192.168.137.1/24", "100.64.0.1/32", "fd00::1/64")
+    reached = {
+        "3129": ["2606:4700::1111", "8.8.4.4"],
+        "[::]:3129": ["2606:4700::1111", "8.8.4.4"],
+        "0.0.0.0:3129": ["8.8.4.4"],
+        "8.8.4.4:3129": ["8.8.4.4"],
+        "[2606:4700::1111]:3129": ["2606:4700::1111"],
+        "192.168.137.1:3129": [],
+        "[fd00::1]:3129": [],
+    }
+    assert {listen: [str(address) for address in reached_at(listen)] for listen in reached} == reached
 
 
 def test_squid_reads_the_file_beside_the_private_networks_without_a_warning(network: None, tmp_path: Path) -> None:

@@ -31,15 +31,13 @@ from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.policy_store.reload_gate import GateVerdict, write_verdict
 from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
 from squidkeeper.policy.policy_store.sources import read_sources
-from squidkeeper.services.pull_settings import read_pull_settings
-from squidkeeper.services.pull_status import PullStatus, read_pull_status
-from squidkeeper.services.pulling import bundle, git_repository, judgement, policy_files, programs, puller, reading
-from squidkeeper.services.pulling.commits import split_commit
+from squidkeeper.services.pulling import bundle, git_repository, judgement, programs, puller, reading, versions
 from squidkeeper.services.pulling.judgement import Used
-from squidkeeper.services.pulling.policy_files import Version
 from squidkeeper.services.pulling.puller import Puller, WhatCounts, what_counts
 from squidkeeper.services.pulling.reading import VersionToRead, read_version, read_version_apart
-from squidkeeper.services.pulling.versions import Versions
+from squidkeeper.services.pulling.settings import PullStatus, read_pull_settings, read_pull_status
+from squidkeeper.services.pulling.signatures import split_commit
+from squidkeeper.services.pulling.versions import Version, Versions
 
 from ..conftest import NOW
 from ..pull_servers import GIT_ENVIRONMENT, Repository, WebServer, allowed_signer, make_key, serving, ssh_server
@@ -507,9 +505,9 @@ def test_no_link_and_no_submodule_is_taken(pulled: Gateway, mode: str, name: str
 @pytest.mark.long
 def test_too_many_files_and_too_many_bytes_are_refused(pulled: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     blob = pulled.blob("# nothing\n")
-    pulled.raw_commit([("100644", blob, f"{number}.txt") for number in range(policy_files.FILES_AT_MOST + 1)])
+    pulled.raw_commit([("100644", blob, f"{number}.txt") for number in range(versions.FILES_AT_MOST + 1)])
     assert refused(pulled) == "there are 1,001 files, expected 1,000 at most"
-    monkeypatch.setattr(policy_files, "BYTES_AT_MOST", 1000)
+    monkeypatch.setattr(versions, "BYTES_AT_MOST", 1000)
     pulled.raw_commit([("100644", pulled.blob("#" * 1001), "policy.yaml")])
     assert refused(pulled) == "the files have 1,001 bytes, expected 1,000 at most"
 
@@ -517,7 +515,7 @@ def test_too_many_files_and_too_many_bytes_are_refused(pulled: Gateway, monkeypa
 def test_policy_files_that_are_too_large_are_refused_before_they_are_parsed(
     pulled: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policy_files, "POLICY_BYTES_AT_MOST", 100)
+    monkeypatch.setattr(versions, "POLICY_BYTES_AT_MOST", 100)
     pulled.raw_commit([("100644", pulled.blob("[" * 101), "policy.yaml")])
     assert refused(pulled) == "the policy files have 101 bytes, expected 100 at most"
 
@@ -722,7 +720,7 @@ def test_a_policy_that_each_helper_would_load_for_long_is_refused(
 
 def test_a_file_is_no_folder_too() -> None:
     with pytest.raises(PullRefused, match=r"'a.yaml' is a file, and a folder with 'a.yaml/x' in it"):
-        policy_files.check_files({"a.yaml": 1, "a.yaml/x": 1})
+        versions.check_files({"a.yaml": 1, "a.yaml/x": 1})
 
 
 RULE = "- {name: rule-%d, action: allow, hosts: [h%d.example.com], paths: ['/api/%d/**'], reason: Team %d}\n"
@@ -766,7 +764,7 @@ LARGE = {
 @pytest.mark.parametrize("form", LARGE)
 def test_a_large_policy_is_refused_and_costs_the_process_that_pulls_nothing(pulled: Gateway, form: str) -> None:
     text, why = LARGE[form]
-    assert len(text) < policy_files.POLICY_BYTES_AT_MOST
+    assert len(text) < versions.POLICY_BYTES_AT_MOST
     pulled.repository.write("policy/policy.yaml", text)
     pulled.repository.commit()
     before = Used.now()

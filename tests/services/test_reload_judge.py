@@ -33,7 +33,7 @@ from squidkeeper.policy.policy_store.reload_gate import (
     write_verdict,
 )
 from squidkeeper.record.log.record import format_time
-from squidkeeper.services.maintenance.reload_judge import ReloadJudge
+from squidkeeper.services.maintenance.edits import ReloadJudge
 
 from ..policy.test_policy_watcher import BAD, rule_names
 from ..policy.test_reload_gate import CLOSED, LOST, OPEN, _at_rest, edit_to, folder, in_force, write_policy  # noqa: F401 - a fixture

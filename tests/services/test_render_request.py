@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from squidkeeper.base.layout import Layout
-from squidkeeper.services.maintenance.render_request import RenderRequest
+from squidkeeper.services.maintenance.edits import RenderRequest
 from tests.conftest import write_policy
 from tests.waiting import files_at_rest, wait_for
 

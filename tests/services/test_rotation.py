@@ -12,9 +12,8 @@ import pytest
 
 from squidkeeper.base.rotated_logs import rotated
 from squidkeeper.record.archive_status import ArchiveStatus, DeletedLogs, FileOnDisk, read_deleted_logs
-from squidkeeper.services.maintenance.rate_limit import RateLimit
 from squidkeeper.services.maintenance.rotation import Rotation
-from squidkeeper.services.maintenance.squid_process import SquidProcess
+from squidkeeper.services.maintenance.squid_process import RateLimit, SquidProcess
 from tests.bare_squid import BareSquid, bare_squid
 from tests.e2e.network import run
 from tests.waiting import wait_for

@@ -27,16 +27,15 @@ from squidkeeper.services.exporter.certificate import Certificate
 from squidkeeper.services.exporter.checkpoint import Checkpoint
 from squidkeeper.services.exporter.conditions import CONDITIONS, active_conditions
 from squidkeeper.services.exporter.counts import RequestCounts
-from squidkeeper.services.exporter.disks import Disk
 from squidkeeper.services.exporter.process import program_called
 from squidkeeper.services.exporter.recent import DENIALS_LIMIT, Denial, DriftSeen, RecentAnswer, RecentDenials
-from squidkeeper.services.exporter.snapshot import Snapshot
+from squidkeeper.services.exporter.snapshot import Disk, Snapshot
 from squidkeeper.services.exporter.status_page import explain_command, page
 from squidkeeper.services.maintenance.own_addresses import OwnAddresses
+from squidkeeper.services.maintenance.process import MaintenanceStatus
 from squidkeeper.services.maintenance.resolver import Resolver
 from squidkeeper.services.maintenance.rotation import Rotation
-from squidkeeper.services.maintenance_status import MaintenanceStatus
-from squidkeeper.services.pull_status import PullStatus
+from squidkeeper.services.pulling.settings import PullStatus
 from squidkeeper.serving.counters.layout import HelperStatus
 from squidkeeper.serving.counters.reader import CounterFile
 from squidkeeper.serving.credentials.fetch_status import FetchStatus, SecretStatus

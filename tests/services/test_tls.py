@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from squidkeeper.base.errors import InvalidUrl, TlsPortFailed
-from squidkeeper.services.maintenance.rate_limit import RateLimit
+from squidkeeper.services.maintenance.squid_process import RateLimit
 from squidkeeper.services.maintenance.tls import ServerCertificate, TlsPort, parse_server_names, server_names
 from squidkeeper.serving.certificates.authority import (
     CertificateAuthority,

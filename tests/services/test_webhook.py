@@ -17,10 +17,8 @@ from typing import Any
 import pytest
 
 from squidkeeper.base.errors import WebhookFailed
-from squidkeeper.services.maintenance_status import read_maintenance_status
-from squidkeeper.services.notifying.messages import webhook_body
-from squidkeeper.services.notifying.webhook import Webhook
-from squidkeeper.services.webhook_settings import WebhookFormat, read_webhook_settings
+from squidkeeper.services.maintenance.process import read_maintenance_status
+from squidkeeper.services.webhook import Webhook, WebhookFormat, read_webhook_settings, webhook_body
 from squidkeeper.serving.tickets.store import Ticket, TicketStore
 from squidkeeper.serving.tickets.ticket import AskedRequest, Holder
 from tests.receivers import HttpsReceiver, dripping_receiver, https_receiver

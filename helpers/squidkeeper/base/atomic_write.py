@@ -1,4 +1,4 @@
-"""Replacing a file that other processes read."""
+"""Replacing a file that other processes read, also as a sign of life."""
 
 import os
 from pathlib import Path
@@ -22,3 +22,19 @@ def replace(file: Path, content: bytes, mode: int = 0o640, owner: tuple[int, int
             new.unlink(missing_ok=True)  # a part of it would keep a full disk full
             raise
     new.rename(file)
+
+
+class HeartbeatFile:
+    """A file whose modification time is a sign of life. It is replaced when its content changes."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._written = b""
+
+    def write(self, content: bytes) -> None:
+        """Write the content or, where the file has it, only the time; OSError if the file cannot be written."""
+        if content == self._written and self._file.exists():
+            os.utime(self._file)
+            return
+        replace(self._file, content)
+        self._written = content

@@ -164,7 +164,7 @@ def _report(
 
 def _without_ceiling(policy: Policy, directory: Path) -> Iterator[Fault]:
     """Warn about what opens private addresses in a policy that is pulled without a ceiling."""
-    from squidkeeper.services.pull_settings import SETTINGS, read_pull_settings
+    from squidkeeper.services.pulling.settings import SETTINGS, read_pull_settings
 
     try:
         settings = read_pull_settings(directory.absolute().parent / SETTINGS)

@@ -97,9 +97,9 @@ def _cancel(layout: Layout) -> None:
 def _drain(layout: Layout, patience: int, *, stop: bool) -> int:
     from squidkeeper.base.formatting import duration, quantity
     from squidkeeper.operate.setup.configuration import listen_of
-    from squidkeeper.operate.setup.draining import wait_until_idle
     from squidkeeper.operate.setup.machine import uses_systemd
     from squidkeeper.operate.setup.processes import InstalledSquid
+    from squidkeeper.operate.setup.sockets import wait_until_idle
     from squidkeeper.serving.drained import drain, drained_since
 
     listen = listen_of(layout.conf.read_text())

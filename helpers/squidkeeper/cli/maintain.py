@@ -139,18 +139,15 @@ def maintain(
     Run it beside Squid, as Squid's account. A failed task is logged and tried again every second. The exporter
     reports failed tasks, and whether this process runs.
     """
+    from squidkeeper.services.maintenance.edits import ReloadJudge, RenderRequest
     from squidkeeper.services.maintenance.own_addresses import OwnAddresses
     from squidkeeper.services.maintenance.process import run
-    from squidkeeper.services.maintenance.reload_judge import ReloadJudge
-    from squidkeeper.services.maintenance.render_request import RenderRequest
     from squidkeeper.services.maintenance.resolver import Resolver
     from squidkeeper.services.maintenance.rotation import Rotation
-    from squidkeeper.services.maintenance.squid_crash import SquidCrashes
     from squidkeeper.services.maintenance.squid_process import GivenUpWorkers, SquidProcess
-    from squidkeeper.services.maintenance.squid_sampler import SquidSampler
+    from squidkeeper.services.maintenance.squid_watch import SquidCrashes, SquidSampler
     from squidkeeper.services.maintenance.tls import CERTIFICATE, ServerCertificate, TlsPort, server_names
-    from squidkeeper.services.maintenance_status import Heartbeat
-    from squidkeeper.services.notifying.webhook import Webhook
+    from squidkeeper.services.webhook import Webhook
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
     squid = SquidProcess(squid_pid)
@@ -172,7 +169,7 @@ def maintain(
             own = Resolver(resolver, resolv_conf, state / "resolver")
             at_the_end.callback(own.stop)
             tasks.append(own)
-        run(tasks, Heartbeat(state))
+        run(tasks, state)
 
 
 def judging(directory: Path, state: Path, access_log: Path, archive: Path | None, edit: Edit) -> list[str]:

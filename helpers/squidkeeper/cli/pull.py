@@ -23,7 +23,7 @@ from squidkeeper.base.layout import Layout
 from squidkeeper.cli.options import DEFAULT_LAYOUT, DEFAULT_POLICY, json_option, shown_option, state_option
 
 if TYPE_CHECKING:
-    from squidkeeper.services.pull_status import PullStatus
+    from squidkeeper.services.pulling.settings import PullStatus
 
 DEFAULT_SETTINGS: Final = DEFAULT_LAYOUT.pull_settings
 DEFAULT_FOLDER: Final = DEFAULT_LAYOUT.pulled
@@ -114,7 +114,7 @@ def bundle(folder: Path, number: int, output: Path) -> None:
       squidkeeper pull bundle policy --number 41 --output policy.bundle
       ssh-keygen -Y sign -f KEY -n squidkeeper-policy policy.bundle
     """
-    from squidkeeper.services.pulling.bundle_making import make_bundle
+    from squidkeeper.services.pulling.judgement import make_bundle
 
     try:
         content = make_bundle(folder, number)
@@ -127,8 +127,7 @@ def bundle(folder: Path, number: int, output: Path) -> None:
 
 def _pull(config: Path, folder: Path, policy: Path, accept: str, write: Write, *, once: bool, as_json: bool) -> None:
     from squidkeeper.base.squid_account import become_owner
-    from squidkeeper.services.pulling.puller import Puller
-    from squidkeeper.services.pulling.service import run_pulling
+    from squidkeeper.services.pulling.puller import Puller, run_pulling
 
     become_owner(folder)  # what a stranger sends is never read as root
     puller = Puller(config, folder, policy)
@@ -143,7 +142,7 @@ def _pull(config: Path, folder: Path, policy: Path, accept: str, write: Write, *
 
 
 def _show_status(folder: Path, policy: Path, state: Path, write: Write, *, as_json: bool) -> None:
-    from squidkeeper.services.pull_status import CURRENT, read_pull_status
+    from squidkeeper.services.pulling.settings import CURRENT, read_pull_status
 
     status = read_pull_status(folder)
     if status is None:
@@ -170,7 +169,7 @@ def _in_force(policy: Path, state: Path) -> tuple[bool | None, str]:
 
 
 def _tell(status: PullStatus, write: Write, in_force: bool | None = None, told: str = "", *, as_json: bool) -> NoReturn:
-    from squidkeeper.services.pulling.service import outcome
+    from squidkeeper.services.pulling.puller import outcome
 
     if as_json:
         click.echo(json.dumps({**asdict(status), "in_force": in_force}, indent=2))

@@ -226,9 +226,9 @@ def _examine(options: SetupOptions) -> None:
     """Print what `doctor` finds. That fails no installation: the gateway in place is at least as good as before."""
     from squidkeeper.operate.doctor.examination import as_text, examine
     from squidkeeper.operate.doctor.inspection import inspect
-    from squidkeeper.operate.setup.console import say, show
+    from squidkeeper.operate.setup.options import say, show
     from squidkeeper.operate.setup.sockets import wait_until
-    from squidkeeper.services.maintenance_status import read_maintenance_status
+    from squidkeeper.services.maintenance.process import read_maintenance_status
     from squidkeeper.serving.credentials.fetch_status import read_fetch_status
 
     layout = Layout.of(options.root)

@@ -8,6 +8,7 @@ the client where a tunnel is passed through.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -100,28 +101,8 @@ def variables(settings: ClientSettings) -> dict[str, str]:
     return {name: value for name, value in values if value}
 
 
-def _proxy(settings: ClientSettings) -> str:
-    return settings.proxy_url
-
-
-def _http_proxy(settings: ClientSettings) -> str:
-    return settings.http_proxy_url
-
-
 def _no_proxy(settings: ClientSettings) -> str:
     return ",".join(settings.no_proxy)
-
-
-def _root(settings: ClientSettings) -> str:
-    return settings.ca_path
-
-
-def _bundle(settings: ClientSettings) -> str:
-    return settings.bundle_path
-
-
-def _yes(_: ClientSettings) -> str:
-    return "1"
 
 
 def _basic(settings: ClientSettings) -> str:
@@ -143,10 +124,10 @@ def _java(settings: ClientSettings) -> str:
 
 
 def _java_hosts(hosts: Iterable[str]) -> list[str]:
-    """Write hosts as Java does: an IPv6 address in brackets."""
     return [f"[{host}]" if ":" in host and not host.startswith("[") else host for host in hosts]
 
 
+_proxy, _http_proxy, _root, _bundle = map(attrgetter, ("proxy_url", "http_proxy_url", "ca_path", "bundle_path"))
 # Both cases of the proxy variables: curl reads `http_proxy` in lower case only, others one of the two.
 VARIABLES: Mapping[str, Callable[[ClientSettings], str]] = {
     "http_proxy": _http_proxy,
@@ -161,11 +142,10 @@ VARIABLES: Mapping[str, Callable[[ClientSettings], str]] = {
     "GIT_SSL_CAINFO": _bundle,  # git
     "GIT_HTTP_PROXY_AUTHMETHOD": _basic,  # else git sends a login only when it is asked for one
     "PIP_CERT": _bundle,
-    "UV_SYSTEM_CERTS": lambda _: (
-        "true"
-    ),  # the roots of the system, not those that uv brings; older ones read SSL_CERT_FILE
+    # The roots of the system, not those that uv brings; older ones read SSL_CERT_FILE.
+    "UV_SYSTEM_CERTS": lambda _: "true",
     "NODE_EXTRA_CA_CERTS": _root,  # Node, npm, Bun: adds to their own roots
-    "NODE_USE_ENV_PROXY": _yes,  # Node's fetch, from 22.21 and 24.5 on
+    "NODE_USE_ENV_PROXY": lambda _: "1",  # Node's fetch, from 22.21 and 24.5 on
     "npm_config_proxy": _http_proxy,
     "npm_config_https_proxy": _proxy,
     "npm_config_noproxy": _no_proxy,

@@ -6,8 +6,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
 
-from squidkeeper.operate.doctor.check import Found, critical, warning
-from squidkeeper.operate.doctor.inspection import Inspection, annotations_in
+from squidkeeper.operate.doctor.inspection import Found, Inspection, annotations_in, critical, warning
 from squidkeeper.operate.setup import checks
 from squidkeeper.operate.setup.configuration import workers_of
 from squidkeeper.operate.setup.entries import text_at
@@ -84,7 +83,6 @@ def _policy_not_included(one: Inspection) -> Iterator[Found]:
 
 @critical("allowed-ahead-of-policy", "Requests are allowed before the policy is asked", _LOCAL)
 def _allowed_ahead(one: Inspection) -> Iterator[Found]:
-    """Find an allow that is ahead of the policy. Only the exporter's own request is meant to pass there."""
     for directive in one.ahead:
         words = directive.words
         decides = directive.name in ("http_access", "adapted_http_access") and _NEVER not in words
@@ -110,7 +108,6 @@ def _closing_passed_by(one: Inspection) -> Iterator[Found]:
     "Remove the line. For a private CA, use `tls_outgoing_options cafile=FILE`.",
 )
 def _certificate_errors_allowed(one: Inspection) -> Iterator[Found]:
-    """Find `sslproxy_cert_error allow`; a line that ends in `!all`, as ours, only annotates."""
     for directive in one.named("sslproxy_cert_error"):
         if directive.words[:1] == ("allow",) and _NEVER not in directive.words:
             yield _at(directive)
@@ -156,7 +153,6 @@ def _first_step(one: Inspection) -> set[str]:
 
 @critical("credentials-cached", "Answers that a credential opened can be cached and served to others", _INSTALL)
 def _cached_credentials(one: Inspection) -> Iterator[Found]:
-    """Find missing lines that keep what a credential opened out of the cache, and what is allowed ahead of them."""
     part = one.layout.parts / f"{Part.CREDENTIALS}.conf"
     for name in ("store_miss", "send_hit") if part in one.conf.files else ():
         for directive in one.named(name):
@@ -176,7 +172,6 @@ def _cached_credentials(one: Inspection) -> Iterator[Found]:
     'Write `request_header_add NAME "%\'{KEY}note" ACL`, with `acl ACL note KEY`.',
 )
 def _added_headers(one: Inspection) -> Iterator[Found]:
-    """Find a header that is made of an annotation, but not raw, or sent also where the annotation is missing."""
     guards = {line.first: line.words[2] for line in one.named("acl") if line.words[1:2] == ("note",) and line.words[2:]}
     for directive in one.named("request_header_add"):
         found = _HEADER_VALUE.match(directive.rest)
@@ -197,7 +192,6 @@ def _added_headers(one: Inspection) -> Iterator[Found]:
     " Otherwise `squidkeeper archive verify` reports faults that are none.",
 )
 def _counter_unlike_lines(one: Inspection) -> Iterator[Found]:
-    """Find what makes Squid count readings of its counters, which are no lines, or not count what is a line."""
     if not any((line.name, *line.words) == _OF_OWN_SCRAPE for line in one.named("http_access")):
         return  # nothing of ours reads them
     left_out = False
@@ -279,7 +273,6 @@ def _passwords_shared(one: Inspection) -> Iterator[Found]:
     "Set `ttl=1 negative_ttl=1`.",
 )
 def _kept_answers(one: Inspection) -> Iterator[Found]:
-    """Find lookups of ours whose answers Squid keeps for too long: an hour, where no ttl is given."""
     for directive in one.named("external_acl_type"):
         if not _asks_us(directive):
             continue
@@ -526,6 +519,5 @@ def _worker_port_shared(one: Inspection) -> Iterator[Found]:
     "rendered-lines-outdated", "Squid's configuration is of another version than the program, or was edited", _INSTALL
 )
 def _outdated_lines(one: Inspection) -> Iterator[Found]:
-    """Find files of Squid's configuration that differ from what this gateway's templates give, or that are missing."""
     for path, why in outdated_files(one.layout):
         yield Found(why, str(path))

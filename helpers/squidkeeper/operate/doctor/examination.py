@@ -1,22 +1,68 @@
-"""All checks of a gateway, as text and as JSON."""
+"""Every check of `squidkeeper doctor`, those of this package and the exporter's conditions, as text and as JSON."""
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
 
+import msgspec
 import psutil
 
 from squidkeeper.base.errors import PatternError
 from squidkeeper.base.formatting import quantity
 from squidkeeper.base.gateway_commands import with_commands
 from squidkeeper.base.layout import Layout
-from squidkeeper.operate.doctor.check import Check, Found
-from squidkeeper.operate.doctor.inspection import Inspection
-from squidkeeper.operate.doctor.machine import accepted_findings
-from squidkeeper.operate.doctor.table import ALL_CHECKS
-from squidkeeper.services.exporter.conditions import Severity
+from squidkeeper.operate.doctor import configuration, machine  # noqa: F401 - their checks are in CHECKS by then
+from squidkeeper.operate.doctor.inspection import CHECKS, FINDERS, Check, Found, Inspection, warning
+from squidkeeper.services.exporter.conditions import CONDITIONS, Condition, Severity
 from squidkeeper.serving.parts import named_parts
+
+
+def _of_condition(one: Condition) -> Check:
+    """Make a check of what the exporter reports: doctor runs the finder of the condition, or its own in place of it."""
+
+    def find(inspection: Inspection) -> Iterator[Found]:
+        yield from map(Found, one.find(inspection.view) if one.find else ())
+
+    # A condition about the past must not keep a gateway drained that serves again.
+    severity = Severity.WARNING if one.past else one.severity
+    finder = FINDERS.get(one.code, find)
+    return Check(one.code, severity, one.summary, one.remedy, finder, as_root=True, running=one.running)
+
+
+@warning(
+    "accepted-unusable",
+    "The file of accepted findings cannot be used",
+    "Write one line for each finding that you accept: `CODE: REASON`. See squid/DOCTOR.md.",
+)
+def _acceptance_unusable(one: Inspection) -> Iterator[Found]:
+    file, codes = one.layout.accepted, {check.code for check in ALL_CHECKS}
+    try:
+        unknown = [code for code in _accepted_findings(file) if code not in codes]
+    except PatternError as error:
+        yield Found(str(error), str(file))
+        return
+    yield from (Found(f"{code} is no code of a finding", str(file)) for code in unknown)
+
+
+def _accepted_findings(file: Path) -> dict[str, str]:
+    """Read which findings the operator accepts: each code, with the reason. `PatternError` says what is wrong."""
+    try:
+        text = file.read_bytes() if file.exists() else b"{}"
+        accepted = msgspec.yaml.decode(text, type=dict[str, str] | None) or {}
+    except OSError as error:
+        raise PatternError(f"{error.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise PatternError(f"{error}: expected lines of CODE: REASON") from None
+    if unexplained := [code for code, reason in accepted.items() if not reason.strip()]:
+        raise PatternError(f"{unexplained[0]} has no reason: write why it is accepted")
+    return accepted
+
+
+_CONDITIONS: Final = tuple(_of_condition(one) for one in CONDITIONS if one.find and not one.only_exporter)
+ALL_CHECKS: Final = (_CONDITIONS[0], *CHECKS, *_CONDITIONS[1:])  # most others follow from a full disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +117,8 @@ def _directives(one: Inspection) -> dict[str, int]:
 
 
 def _accepted(one: Inspection) -> dict[str, str]:
-    """Read what the operator accepts. A file with a fault accepts nothing; `accepted-unusable` tells that."""
     try:
-        return accepted_findings(one.layout.accepted)
+        return _accepted_findings(one.layout.accepted)
     except PatternError:
         return {}
 

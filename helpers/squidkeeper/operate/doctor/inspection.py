@@ -1,10 +1,11 @@
-"""An installed gateway as it is found: its configuration, its policy, its processes, its machine."""
+"""An installed gateway as it is found: configuration, policy, processes, machine; and what checks of it are."""
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -30,12 +31,12 @@ from squidkeeper.record.archive_status import read_archive_status, read_deleted_
 from squidkeeper.record.export_status import read_exports
 from squidkeeper.services.exporter.certificate import Certificate, StoreCertificate, read_certificate
 from squidkeeper.services.exporter.checkpoint import Checkpoint, CheckpointStore
-from squidkeeper.services.exporter.disks import read_disks
-from squidkeeper.services.exporter.snapshot import Snapshot
+from squidkeeper.services.exporter.conditions import Severity
+from squidkeeper.services.exporter.snapshot import Snapshot, read_disks
 from squidkeeper.services.exporter.stopped_watchdog import uncounted_helpers
+from squidkeeper.services.maintenance.process import read_maintenance_status
 from squidkeeper.services.maintenance.tls import CERTIFICATE
-from squidkeeper.services.maintenance_status import read_maintenance_status
-from squidkeeper.services.pull_status import read_pull_status
+from squidkeeper.services.pulling.settings import read_pull_status
 from squidkeeper.serving.counters.layout import FOLDER
 from squidkeeper.serving.counters.reader import CounterFile, read_counter_files
 from squidkeeper.serving.credentials.fetch_status import read_fetch_status
@@ -219,3 +220,62 @@ def annotations_in(text: str) -> list[str]:
     keyed = re.findall(r"\{([^}:]+)(?::[^}]*)?\}note\b|%[#\"'/\[]*\bnote\{([^}:]+)", text)
     every = re.findall(r"%[#\"'/\[]*[-0-9.]*note\b(?!\{)", text)
     return [one or other for one, other in keyed] + ["*"] * len(every)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One case of what a check is for. `place`: FILE:LINE, or a file; empty where it is nowhere."""
+
+    detail: str
+    place: str = ""
+
+
+FindFaults = Callable[[Inspection], Iterator[Found]]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A row of the table. `summary` says what is wrong, `remedy` what to do.
+
+    `as_root`: only root can tell. `running`: only where the gateway is meant to run. `in_setup`: not at the end of an
+    installation, which has just tried it itself, or which would wait for it.
+    """
+
+    code: str
+    severity: Severity
+    summary: str
+    remedy: str
+    find: FindFaults
+    as_root: bool = False
+    running: bool = False
+    in_setup: bool = False
+
+
+CHECKS: Final[list[Check]] = []  # in the order of their finders
+
+
+def _check(
+    severity: Severity, code: str, summary: str, remedy: str, **when: bool
+) -> Callable[[FindFaults], FindFaults]:
+    def add(find: FindFaults) -> FindFaults:
+        CHECKS.append(Check(code, severity, summary, remedy, find, **when))
+        return find
+
+    return add
+
+
+# Each adds the finder below it to the table.
+critical, warning, info = (partial(_check, severity) for severity in Severity)
+
+
+FINDERS: Final[dict[str, FindFaults]] = {}  # by the code of a condition
+
+
+def finds(code: str) -> Callable[[FindFaults], FindFaults]:
+    """Have the finder below replace a condition's, which would tell twice, or only where a process runs."""
+
+    def add(find: FindFaults) -> FindFaults:
+        FINDERS[code] = find
+        return find
+
+    return add

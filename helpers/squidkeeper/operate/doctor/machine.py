@@ -6,7 +6,7 @@ import signal
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,16 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import psutil
 from cryptography import x509
 
-from squidkeeper.base.errors import CountsUnavailable, InvalidExport, PatternError, PullFailed, WebhookFailed
+from squidkeeper.base.errors import CountsUnavailable, InvalidExport, PullFailed, WebhookFailed
 from squidkeeper.base.formatting import quantity
 from squidkeeper.base.layout import ACCOUNTS, SERVICES
 from squidkeeper.base.squid_account import Account, account_of, call_as, changed_by_others, unreadable_for
-from squidkeeper.operate.doctor.check import Found, critical, info, warning
-from squidkeeper.operate.doctor.inspection import Inspection
+from squidkeeper.operate.doctor.inspection import Found, Inspection, critical, finds, info, warning
 from squidkeeper.operate.setup.configuration import CLIENT_SHARE
 from squidkeeper.operate.setup.entries import text_at
 from squidkeeper.operate.setup.options import NO_EXPORTER, port_of
@@ -36,8 +34,8 @@ from squidkeeper.policy.language.lint import open_to_any_client
 from squidkeeper.record.export.https import tls_context
 from squidkeeper.services.exporter.status_rows import secret_rows
 from squidkeeper.services.maintenance.own_addresses import reached_at
-from squidkeeper.services.pull_settings import read_pull_settings
-from squidkeeper.services.webhook_settings import read_webhook_settings
+from squidkeeper.services.pulling.settings import read_pull_settings
+from squidkeeper.services.webhook import read_webhook_settings
 from squidkeeper.serving.credentials.fetched_values import VALUE_SUFFIX
 from squidkeeper.serving.quotas.opening import try_quota_store
 from squidkeeper.serving.quotas.store_settings import quota_store_file, read_quota_store
@@ -78,14 +76,16 @@ def _secret_files(one: Inspection) -> Iterator[tuple[Path, str]]:
     yield from ((path, "a secret that was fetched") for path in sorted(one.layout.secrets.glob(f"*{VALUE_SUFFIX}")))
 
 
-def unavailable_secrets(one: Inspection) -> Iterator[Found]:
+@finds("secret-unavailable")
+def _unavailable_secrets(one: Inspection) -> Iterator[Found]:
     """Find secrets without a value. `secrets-not-fetched` names them where nothing fetches them."""
     fetched = {} if one.view.fetching.runs else one.view.fetched_secrets
     yield from (Found(row.problem) for row in secret_rows(one.view) if row.problem and row.name not in fetched)
     yield from (Found(str(fault)) for fault in (missing_extras(one.view.policy) if one.view.policy else ()))
 
 
-def webhook_failing(one: Inspection) -> Iterator[Found]:
+@finds("webhook-failing")
+def _webhook_failing(one: Inspection) -> Iterator[Found]:
     """Find what is wrong with webhook.yaml, as Squid's account reads it; else what the process that uses it reports."""
     file = one.layout.webhook
     if not file.exists():
@@ -106,31 +106,6 @@ def _webhook_problem(file: Path) -> str:
     return ""
 
 
-def accepted_findings(file: Path) -> dict[str, str]:
-    """Read which findings the operator accepts: each code, with the reason. `PatternError` says what is wrong."""
-    try:
-        text = file.read_bytes() if file.exists() else b"{}"
-        accepted = msgspec.yaml.decode(text, type=dict[str, str] | None) or {}
-    except OSError as error:
-        raise PatternError(f"{error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise PatternError(f"{error}: expected lines of CODE: REASON") from None
-    if unexplained := [code for code, reason in accepted.items() if not reason.strip()]:
-        raise PatternError(f"{unexplained[0]} has no reason: write why it is accepted")
-    return accepted
-
-
-def acceptance_unusable(one: Inspection, codes: Collection[str]) -> Iterator[Found]:
-    """Find what is wrong with the file of accepted findings. `codes` are those that there are."""
-    file = one.layout.accepted
-    try:
-        unknown = [code for code in accepted_findings(file) if code not in codes]
-    except PatternError as error:
-        yield Found(str(error), str(file))
-        return
-    yield from (Found(f"{code} is no code of a finding", str(file)) for code in unknown)
-
-
 @critical(
     "quota-store-unusable",
     "The store of quotas cannot be used",
@@ -142,7 +117,8 @@ def _quota_store_unusable(one: Inspection) -> Iterator[Found]:
     yield from _settings_faults(quota_store_file(one.layout.policy), read_quota_store, one, one.account)
 
 
-def quota_store_unavailable(one: Inspection) -> Iterator[Found]:
+@finds("quota-store-unavailable")
+def _quota_store_unavailable(one: Inspection) -> Iterator[Found]:
     """Ask the store of all gateways, as Squid's account: what is wrong with its settings is another finding."""
     file = quota_store_file(one.layout.policy)
     if file.exists() and not any(_quota_store_unusable(one)):
@@ -393,7 +369,6 @@ def _few_descriptors_granted(one: Inspection) -> Iterator[Found]:
     running=True,
 )
 def _client_fills_descriptors(one: Inspection) -> Iterator[Found]:
-    """Find a limit of connections by which one machine, of three addresses, can have nearly all descriptors."""
     most, own = one.last("client_ip_max_connections"), one.last("max_filedescriptors")
     if own and own.number and (most is None or not 0 < 3 * 2 * (most.number or 0) < 0.8 * own.number):
         limit = most.first if most else "missing"
@@ -463,7 +438,6 @@ class AskedHelper:
     in_setup=True,
 )
 def _silent_helpers(one: Inspection) -> Iterator[Found]:
-    """Ask each helper of ours a question, all at a time, as Squid's account, with a state folder of their own."""
     helpers = [*_helpers(one)]
     with tempfile.TemporaryDirectory(prefix="squidkeeper-doctor-") as folder, ThreadPoolExecutor() as pool:
         if one.account and one.is_root:
@@ -484,7 +458,6 @@ def _silent_helpers(one: Inspection) -> Iterator[Found]:
     in_setup=True,
 )
 def _stopped_helper_stays(one: Inspection) -> Iterator[Found]:
-    """Start a helper as Squid does, stop it before it does anything, and see whether the exporter ends it."""
     helper = next((helper for helper in _helpers(one) if "--state" in helper.command), None)
     if helper is None or not InstalledService("exporter", one.layout, one.squid.systemd).works():
         return
@@ -538,7 +511,6 @@ def _problem(helper: AskedHelper, folder: str, account: Account | None) -> str:
 
 
 def _started_as(account: Account | None) -> dict[str, Any]:
-    """Give the options of a process that runs as an account, where this one may choose."""
     options: dict[str, Any] = {"cwd": "/", "env": _ENVIRONMENT, "stderr": subprocess.DEVNULL}
     if account is None or os.geteuid() != 0:
         return options

@@ -37,15 +37,14 @@ _EXPECTED: Final = {  # by the name of a field; the whole file has none
 }
 
 
-@dataclass(frozen=True, slots=True)
-class FleetGateway:
+class FleetGateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One gateway, as HAProxy reaches it."""
 
     name: str
     address: str
-    port: int
-    health_port: int
-    workers: int = 1
+    port: Port = _PORT
+    health_port: Port = _HEALTH_PORT
+    workers: Annotated[int, msgspec.Meta(ge=1, le=MOST_WORKERS)] = 1
 
     @property
     def authority(self) -> str:
@@ -89,14 +88,6 @@ def read_fleet(file: Path) -> Fleet:
     return Fleet((*gateways,), addresses, str(haproxy.listen), haproxy.certificate, haproxy.connections_per_client)
 
 
-class _Gateway(msgspec.Struct, forbid_unknown_fields=True):
-    name: str
-    address: str
-    port: Port = _PORT
-    health_port: Port = _HEALTH_PORT
-    workers: Annotated[int, msgspec.Meta(ge=1, le=MOST_WORKERS)] = 1
-
-
 class _HAProxy(msgspec.Struct, forbid_unknown_fields=True):
     addresses: Annotated[list[str], msgspec.Meta(min_length=1)]
     listen: int | str = _PORT
@@ -107,11 +98,11 @@ class _HAProxy(msgspec.Struct, forbid_unknown_fields=True):
 class _FleetFile(msgspec.Struct, forbid_unknown_fields=True):
     version: Annotated[int, msgspec.Meta(ge=1, le=1)]
     haproxy: _HAProxy
-    gateways: Annotated[list[_Gateway], msgspec.Meta(min_length=1)]
+    gateways: Annotated[list[FleetGateway], msgspec.Meta(min_length=1)]
 
 
-def _gateway(given: _Gateway) -> FleetGateway:
-    return FleetGateway(given.name, str(ip_address(given.address)), given.port, given.health_port, given.workers)
+def _gateway(given: FleetGateway) -> FleetGateway:
+    return msgspec.structs.replace(given, address=str(ip_address(given.address)))
 
 
 def _told(problem: str) -> str:
@@ -126,7 +117,6 @@ def _told(problem: str) -> str:
 
 
 def _faults(given: _FleetFile) -> list[str]:
-    """List what is wrong beside the types: each with its place, and what was expected."""
     faults = []
     for number, one in enumerate(given.gateways):
         place = f"gateways[{number}]"
@@ -153,7 +143,7 @@ def _address_fault(place: str, text: str) -> list[str]:
     return [f"{place}: {text!r} has a zone, expected an address without"] if "%" in text else []
 
 
-def _repeated(gateways: list[_Gateway]) -> list[str]:
+def _repeated(gateways: list[FleetGateway]) -> list[str]:
     made = [_gateway(one) for one in gateways]
     faults = []
     for number, one in enumerate(made):

@@ -22,8 +22,8 @@ from squidkeeper.base.formatting import quantity
 from squidkeeper.policy.language.grants import FLEET_GRANTS
 from squidkeeper.policy.policy_edit import load_or_refuse
 from squidkeeper.policy.policy_store.sources import grants_file, local_file, read_sources
-from squidkeeper.services.pulling.commits import commit_signer
 from squidkeeper.services.pulling.git_command import what_git_told
+from squidkeeper.services.pulling.signatures import commit_signer
 
 _SECONDS: Final = 120
 _COMMITS_AT_MOST: Final = 100  # in which the last signed one is looked for

@@ -60,7 +60,6 @@ def _needed(layout: Layout, account: Account, former: Values) -> Values:
 
 
 def _put(layout: Layout, values: Values, account: Account) -> None:
-    """Put the files in place that Squid accepts, and have it read them; put back what was there if it fails."""
     files = rendered_files(layout, read_templates(layout), values, account)
     _parse(layout, files)
     before = {path: read_entry(path) for path in files}
@@ -77,7 +76,6 @@ def _put(layout: Layout, values: Values, account: Account) -> None:
 
 
 def _parse(layout: Layout, files: Mapping[Path, File]) -> None:
-    """Have Squid parse the files beside those in place, by a copy of squid.conf that includes them."""
     scratch = _SCRATCH if os.access(_SCRATCH, os.W_OK) else layout.run
     with TemporaryDirectory(prefix="squidkeeper-install.", dir=scratch) as name:
         folder = Path(name)
@@ -86,10 +84,7 @@ def _parse(layout: Layout, files: Mapping[Path, File]) -> None:
         texts = {path: file.content.decode() for path, file in files.items()} | {layout.conf: layout.conf.read_text()}
         for path, text in texts.items():
             (folder / path.relative_to(layout.conf.parent)).write_text(substitute(text, moved))
-        good, told = checks.squid_parses(layout.squid_service, folder / layout.conf.name)
-        if not good:
-            faults = checks.faults_of(told).replace(f"{folder}/", "prepared ")
-            raise SetupFailed("squid -k parse does not accept the configuration", details=faults)
+        checks.check_prepared(layout.squid_service, folder / layout.conf.name)
 
 
 def _reconfigure(layout: Layout) -> None:

@@ -195,7 +195,6 @@ class _Chooser:
             self._say("", f"to fix: {_NEW_CA} that they accept; then every VM must trust the new ca.crt")
 
     def _say_intermediate(self, signing: CertificateAuthority, how: str) -> None:
-        """Say until when an intermediate signs, what renews it, and that alerts fire where its days are few."""
         begins, ends = renewed_from(signing.certificate), certificate_of(signing.certificate).not_valid_after_utc
         self._say("", f"an intermediate signs, until {ends:%Y-%m-%d}")
         if begins:
@@ -317,7 +316,6 @@ def _read_ca(certificate: Path, key: Path) -> CertificateAuthority:
 def _replaces(
     previous: Mapping[Path, Entry], root: CertificateAuthority, certificate: Path
 ) -> Iterator[tuple[str, str]]:
-    """Say what a CA that replaces another means for clients, and where the former one is."""
     pems = [entry.content for path, entry in previous.items() if ".crt" in path.name and isinstance(entry, File)]
     formers, key = [certificate_of(pem) for pem in pems], certificate_of(root.certificate).public_key()
     if not formers:

@@ -17,7 +17,7 @@ from squidkeeper.base.squid_account import call_as, unreadable_for
 from squidkeeper.operate.setup.machine import Machine, run
 from squidkeeper.operate.setup.options import port_of
 from squidkeeper.operate.setup.sockets import is_free, process_listens
-from squidkeeper.services.maintenance.own_addresses import answers_at, reached_at
+from squidkeeper.services.maintenance.own_addresses import answers_at
 
 PROGRAM = Path(sys.prefix) / "bin/squidkeeper"  # of the environment that this process runs from
 _QUESTION = "1 127.0.0.1 - CONNECT - squidkeeper.invalid 443 - - -\n"
@@ -83,6 +83,15 @@ def squid_parses(service: str, conf: Path) -> tuple[bool, str]:
     return done.returncode == 0 and re.search(r"\| (FATAL|ERROR): ", said) is None, said
 
 
+def check_prepared(service: str, conf: Path) -> str:
+    """Have Squid parse what lies prepared beside a squid.conf, and return what it says; `SetupFailed` for faults."""
+    good, told = squid_parses(service, conf)
+    if not good:
+        faults = faults_of(told).replace(f"{conf.parent}/", "prepared ")
+        raise SetupFailed("squid -k parse does not accept the configuration", details=faults)
+    return told
+
+
 def unsafe_directives(parsed: str) -> list[str]:
     """List directives of the operator's, as Squid repeats them, that take requests past the closing of addresses."""
     found = re.findall(r"\| Processing: ((?:cache_peer|always_direct) .*)", parsed)
@@ -142,8 +151,3 @@ def check_resolver(address: str, pid: int | None, local: Path) -> None:
         "let it listen on its own addresses alone (dnsmasq: bind-interfaces; BIND: listen-on), or name it in"
         f" {local}, by dns_nameservers",
     )
-
-
-def public_addresses(listen: str) -> str:
-    """Give the addresses at which the internet reaches what listens there, joined by commas."""
-    return ", ".join(map(str, reached_at(listen)))

@@ -20,14 +20,12 @@ from typing import Final
 import msgspec
 import psutil
 
-from squidkeeper.base.errors import PullFailed, SetupFailed
+from squidkeeper.base.errors import InvalidArchiveKey, PullFailed, SetupFailed
 from squidkeeper.base.gateway_commands import command
 from squidkeeper.base.layout import ACCOUNTS, SERVICES, SOCKETS_OF_WORKERS, Layout
 from squidkeeper.base.squid_account import call_as
 from squidkeeper.base.squid_version import squid_version
 from squidkeeper.operate.setup import checks, entries, rendering
-from squidkeeper.operate.setup.apparmor import additions_of, apparmor_confines, lines_at, with_lines
-from squidkeeper.operate.setup.archive_keys import archive_keys
 from squidkeeper.operate.setup.ca_files import ca_files
 from squidkeeper.operate.setup.configuration import (
     NO_RESOLVER,
@@ -47,8 +45,19 @@ from squidkeeper.operate.setup.configuration import (
     usual_health,
     workers_of,
 )
-from squidkeeper.operate.setup.console import SetupStage, say, show
-from squidkeeper.operate.setup.machine import check, quietly, read_machine
+from squidkeeper.operate.setup.machine import (
+    HAPROXY,
+    UNBOUND,
+    additions_of,
+    apparmor_confines,
+    check,
+    install_haproxy,
+    install_unbound,
+    lines_at,
+    quietly,
+    read_machine,
+    with_lines,
+)
 from squidkeeper.operate.setup.options import (
     DOCUMENTED,
     NO_EXPORTER,
@@ -57,18 +66,20 @@ from squidkeeper.operate.setup.options import (
     NOT_SHOWN,
     SQUID,
     SetupOptions,
+    SetupStage,
     port_of,
     reachable,
+    say,
+    show,
 )
-from squidkeeper.operate.setup.packages import HAPROXY, UNBOUND, install_haproxy, install_unbound
 from squidkeeper.operate.setup.plan import Present, SetupStep, StepKind, Wanted, plan
 from squidkeeper.operate.setup.processes import InstalledService, InstalledSquid
 from squidkeeper.operate.setup.transaction import Transaction
 from squidkeeper.policy.language.upstreams import DEFAULT
-from squidkeeper.services.maintenance.own_addresses import own_addresses, prepare_own_addresses
+from squidkeeper.record.chain.keys import ArchiveKey
+from squidkeeper.services.maintenance.own_addresses import own_addresses, prepare_own_addresses, reached_at
 from squidkeeper.services.maintenance.tls import CERTIFICATE, ServerCertificate
-from squidkeeper.services.pull_settings import read_pull_settings
-from squidkeeper.services.pull_status import CURRENT
+from squidkeeper.services.pulling.settings import CURRENT, read_pull_settings
 from squidkeeper.serving.parts import Part
 from squidkeeper.serving.rendering import Values, render
 from squidkeeper.serving.squid_conf import Macros, read_squid_conf
@@ -158,7 +169,6 @@ class Installation:
         self._say_whose_certificates()
 
     def _prepare_store(self) -> bool:
-        """Prepare the store of Squid's own certificate program, where that is used and another CA's is in place."""
         if not self._keeps_store:
             return False
         # A leaf is signed by what signed then, whose certificate lies in the store: another one may have been put in
@@ -173,14 +183,13 @@ class Installation:
 
     @property
     def _keeps_store(self) -> bool:
-        """Tell whether Squid's own certificate program is used: as asked for, or by a squid.conf of yours."""
         if self._yours:
             return names(self._conf, self._layout.ssl_db)
         return self._configuration.certificates == SQUID
 
     @property
     def _drops_store(self) -> bool:
-        """Tell whether a store in place is of no use, also to a squid.conf of yours; it holds the CA's key."""
+        """Whether the store can be deleted. It holds the CA's key, and a squid.conf of yours may still use it."""
         confs = (entries.text_at(self._layout.former_conf), "" if is_ours(self._conf) else self._conf)
         return not self._keeps_store and not any(names(conf, self._layout.ssl_db) for conf in confs)
 
@@ -405,7 +414,6 @@ class Installation:
         self._configuration = replace(self._configuration, resolver=resolver, own_login=own_login)
 
     def _policy_values(self) -> Values:
-        """Have Squid's account name what of the policy goes into Squid's configuration."""
         layout, before = self._layout, rendering.default_upstream(self._layout)
         given = self._options.upstream or before
         named = rendering.named_values(self._machine.account, self._layout, self._policy, self._compiled)
@@ -433,7 +441,6 @@ class Installation:
                 )
 
     def _parse(self) -> str:
-        """Have Squid parse the same files, which name each other where they are prepared; give what it says."""
         layout, folder, own = self._layout, self._work / "parse", self._own_folder("state") / "own-addresses"
         call_as(self._machine.account, lambda: prepare_own_addresses(own.parent))
         files = {path: entry for path, entry in self._files.items() if path != layout.policy}
@@ -447,11 +454,7 @@ class Installation:
         texts["squid.conf"] = self._configuration.render("squid.conf", moved)
         for name, text in texts.items():
             (folder / name).write_text(text)
-        good, told = checks.squid_parses(layout.squid_service, folder / "squid.conf")
-        if not good:
-            faults = checks.faults_of(told).replace(f"{folder}/", "prepared ")
-            raise SetupFailed("squid -k parse does not accept the configuration", details=faults)
-        return told
+        return checks.check_prepared(layout.squid_service, folder / "squid.conf")
 
     def _prepare_resolver(self) -> None:
         self._stage.name = "resolver"
@@ -488,7 +491,7 @@ class Installation:
         return not self._options.dry_run
 
     def _needs_server_certificate(self) -> bool:
-        """Tell whether the one in place is due. It is in a folder of Squid's account, who could put a pipe there."""
+        # The one in place is in a folder of Squid's account, which could put a pipe there.
         in_place = entries.text_at(self._layout.tls / CERTIFICATE)
         return self._server_certificate_at(self._layout.tls).replaces(in_place.encode())
 
@@ -534,14 +537,8 @@ class Installation:
             files[layout.supervise] = entries.File((source / "supervise").read_bytes(), 0o755)
         elif layout.squid_dropin:
             files[layout.squid_dropin] = _file(ours.render("squid.service.conf"))
-        needed = {
-            "maintenance": True,
-            "render": True,
-            "secrets": self._fetches,
-            "export": bool(self._exports),
-            "pull": self._pulls,
-        }
-        files |= {layout.service(name).unit: _file(ours.unit(name)) for name, is_needed in needed.items() if is_needed}
+        needed = ("maintenance", "render", *(name for name in self._needed if name != "archive"))
+        files |= {layout.service(name).unit: _file(ours.unit(name)) for name in needed}
         self._prepare_archive()
         if accounts := self._accounts():
             files[layout.account] = _file(accounts)
@@ -556,12 +553,11 @@ class Installation:
             say("command", f"{layout.command} is not squidkeeper's and stays: the program is {layout.program}")
 
     def _prepare_archive(self) -> None:
-        """Prepare the runs of the archive, its key, which stays, and the rule by which logrotate deletes nothing."""
         layout, ours = self._layout, self._configuration
         owner = entries.ROOT if self._machine.systemd else (layout.user_without_systemd("archive"), 0)
-        self._files.update(archive_keys(layout, owner))
-        public = self._files[layout.archive_pub]
-        told = public.content.decode().rstrip("\n") if isinstance(public, entries.File) else ""
+        keys = archive_keys(layout, owner)
+        self._files.update(keys)
+        told = keys[layout.archive_pub].content.decode().rstrip("\n")
         if told != entries.text_at(layout.archive_pub) and not self._options.dry_run:
             say("archive", f"sealed by a new key. Keep a copy of {layout.archive_pub} elsewhere, to verify it:")
             show(told)
@@ -575,12 +571,15 @@ class Installation:
             else:
                 say("WARNING", "logrotate is older than 3.21: its rule for Squid deletes logs, archived or not")
 
-    def _accounts(self) -> str:
-        if not self._machine.systemd:
-            return ""
+    @property
+    def _needed(self) -> list[str]:
+        """The services with an account of their own."""
         needed = {"secrets": self._fetches, "archive": True, "export": bool(self._exports), "pull": self._pulls}
-        names = (name for name, is_needed in needed.items() if is_needed)
-        return "".join(f'u {ACCOUNTS[name]} - "squidkeeper {name}"\n' for name in names)
+        return [name for name, is_needed in needed.items() if is_needed]
+
+    def _accounts(self) -> str:
+        needed = self._needed if self._machine.systemd else []
+        return "".join(f'u {ACCOUNTS[name]} - "squidkeeper {name}"\n' for name in needed)
 
     # Where things listen
 
@@ -602,9 +601,8 @@ class Installation:
             checks.check_listener(ours.exporter, "--exporter-listen", services["exporter"].pid())
         if starts and ours.behind:
             checks.check_listener(ours.health, "--health-listen", services["exporter"].pid())
-        public = "" if ours.behind else checks.public_addresses(ours.squid)
-        if public:
-            self._check_open(public)
+        if not ours.behind and (reached := reached_at(ours.squid)):
+            self._check_open(", ".join(map(str, reached)))
 
     def _check_open(self, public: str) -> None:
         """Refuse a new open proxy, unless it was asked for; one in place goes on with a warning."""
@@ -724,13 +722,12 @@ class Installation:
         )
 
     def _closed(self, *folders: Path) -> tuple[Path, ...]:
-        """List the folders that are there and that Squid's account cannot write, or something below them."""
         here = [folder for folder in folders if folder.is_dir()]
         closed = call_as(self._machine.account, lambda: [str(one) for one in here if not os.access(one, entries.RWX)])
         return tuple(one for one in here if str(one) in closed or entries.root_owns_below(one))
 
     def _changed_since_told(self) -> bool:
-        """Tell whether a file was written since Squid was told, which may have been told what it held in between."""
+        """Whether a file was written since Squid was told, which may have been told what it held in between."""
         layout = self._layout
         told = layout.applied.stat().st_mtime if layout.applied.exists() else 0.0
         paths = (*layout.read_by_squid, *layout.parts.glob("*"), *layout.errors.glob("*"))
@@ -789,6 +786,23 @@ def _advices(options: SetupOptions, layout: Layout) -> Mapping[str, str]:
         "pull": f"fix {layout.pull_settings}, as policy/PULL.md describes it; without it nothing is pulled",
         "export": f"see the lines above, and EXPORT.md; without {layout.exports}/*.yaml none is started",
     }
+
+
+def archive_keys(layout: Layout, owner: entries.Owner) -> dict[Path, entries.File]:
+    """Return the key that seals the archive, made once and kept by every later run, and the public one.
+
+    The public file keeps what is ahead: keys that were replaced, which verify what they have signed.
+    """
+    found = entries.read_entry(layout.archive_key)
+    try:
+        key = ArchiveKey.parse(found.content) if isinstance(found, entries.File) else ArchiveKey.new()
+    except InvalidArchiveKey as error:
+        raise SetupFailed(f"{layout.archive_key}: {error}", "move it away: a new key is made") from None
+    before = entries.read_entry(layout.archive_pub)
+    public = before.content if isinstance(before, entries.File) else b""
+    if key.public.pem not in public:
+        public += key.public.pem
+    return {layout.archive_key: entries.File(key.pem, 0o600, owner), layout.archive_pub: entries.File(public)}
 
 
 def _file(text: str) -> entries.File:

@@ -1,17 +1,21 @@
-"""The machine that a gateway is installed on: what Squid was built with, and what confines programs."""
+"""The machine that a gateway is installed on: what Squid was built with, what confines programs, packages beside Squid.
+
+Lines of ours stand in the local additions to AppArmor's profiles, between two marks that name the gateway.
+"""
 
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from squidkeeper.base.errors import SetupFailed
 from squidkeeper.base.squid_account import Account, account_of, group_name, is_this
-from squidkeeper.operate.setup.entries import Owner
+from squidkeeper.operate.setup.entries import File, Owner, text_at, write_entry
 
 _BUILD_OPTION = re.compile(r"--([\w-]+)=([^'\s]+)")
 
@@ -99,3 +103,106 @@ def check(done: subprocess.CompletedProcess[str]) -> None:
 def last_lines(text: str) -> str:
     """Give the end of an output or a log."""
     return "".join(f"{line}\n" for line in text.splitlines()[-20:])
+
+
+UNBOUND: Final = Path("/usr/sbin/unbound")
+HAPROXY: Final = Path("/usr/sbin/haproxy")
+_POLICY_RC = Path("/usr/sbin/policy-rc.d")
+
+
+def install_unbound(installer: Path) -> None:
+    """Install unbound. Its own service would take port 53 of 127.0.0.1, and with resolvconf the host's resolv.conf."""
+    _install_disabled(installer, "unbound", "unbound.service", "unbound-resolvconf.service")
+
+
+def install_haproxy(installer: Path) -> None:
+    """Install HAProxy."""
+    _install_disabled(installer, "haproxy", "haproxy.service")
+
+
+def _install_disabled(installer: Path, package: str, *units: str) -> None:
+    """Have install.sh install a package, with its own service disabled: Debian starts and enables what it installs."""
+    with _no_starts():
+        command = (str(installer), "--install-package", package)
+        # not `run`, which kills a package manager that is interrupted
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:  # noqa: S603 - our own
+            told, _ = process.communicate()
+        check(subprocess.CompletedProcess(command, process.returncode, told))
+    if shutil.which("apt-get") and shutil.which("systemctl"):
+        quietly("systemctl", "disable", *units)
+    if shutil.which("apt-get") and shutil.which("update-rc.d"):
+        quietly("update-rc.d", package, "disable")
+
+
+@contextmanager
+def _no_starts() -> Iterator[None]:
+    """Let no package start a service meanwhile: policy-rc.d(8)."""
+    if _POLICY_RC.exists() or not shutil.which("apt-get"):
+        yield
+        return
+    write_entry(_POLICY_RC, File(b"#!/bin/sh\nexit 101\n", 0o755))
+    try:
+        yield
+    finally:
+        _POLICY_RC.unlink()
+
+
+CONFINED: Final = ("squid", "unbound")  # the programs that Debian's AppArmor confines, and that get lines of ours
+_PROFILES = Path("/etc/apparmor.d")
+_ENABLED = Path("/sys/module/apparmor/parameters/enabled")
+
+
+def apparmor_confines(program: str) -> bool:
+    """Tell whether AppArmor confines a program by its profile of Debian."""
+    profile = f"usr.sbin.{program}"
+    return (
+        _ENABLED.exists()
+        and _ENABLED.read_text().strip() == "Y"
+        and (_PROFILES / profile).exists()
+        and not (_PROFILES / "disable" / profile).exists()
+        and shutil.which("apparmor_parser") is not None
+    )
+
+
+def additions_of(program: str) -> Path:
+    """Give the file of local additions to the profile of a program."""
+    return _PROFILES / "local" / f"usr.sbin.{program}"
+
+
+def is_additions(path: Path) -> bool:
+    """Tell whether a path is a file of local additions."""
+    return path == additions_of(path.name.removeprefix("usr.sbin."))
+
+
+def with_lines(text: str, prefix: Path, lines: str) -> File:
+    """Give the local additions with the lines of a gateway."""
+    mark = f"# squidkeeper {prefix}"
+    return File(f"{without_lines(text, prefix)}{mark} begin\n{lines}{mark} end\n".encode())
+
+
+def without_lines(text: str, prefix: Path) -> str:
+    """Give the local additions without the lines of a gateway."""
+    mark = re.escape(f"# squidkeeper {prefix}")
+    return re.sub(f"^{mark} begin\n.*?^{mark} end\n", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def reload_apparmor(additions: Path) -> None:
+    """Load the profile whose local additions have changed."""
+    quietly("apparmor_parser", "-r", _PROFILES / additions.name)
+
+
+def close_apparmor(program: str, prefix: Path) -> None:
+    """Remove the lines of a gateway from the local additions to the profile of a program."""
+    additions = additions_of(program)
+    text = lines_at(additions)
+    others = without_lines(text, prefix)
+    if others != text:
+        additions.write_text(others)
+        if apparmor_confines(program):
+            reload_apparmor(additions)
+
+
+def lines_at(additions: Path) -> str:
+    """Read local additions; each line ends in a newline."""
+    text = text_at(additions)
+    return f"{text}\n" if text else ""

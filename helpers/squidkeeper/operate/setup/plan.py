@@ -3,7 +3,7 @@
 Nothing to do makes no step. A step says what it does, for `--dry-run`, and the stage that it fails in.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import sha256
@@ -46,20 +46,25 @@ class StepKind(StrEnum):
     START_RENDER = "start what renders Squid's configuration after an edit, and note it in"
 
 
-_STAGES: Final = {
-    StepKind.OPEN_APPARMOR: "AppArmor",
+STARTS: Final = {  # the services
     StepKind.START_MAINTENANCE: "maintenance",
     StepKind.START_SECRETS: "secrets",
-    StepKind.START_SQUID: "start",
-    StepKind.RESTART_SQUID: "start",
-    StepKind.RECONFIGURE_SQUID: "start",
-    StepKind.MAKE_SERVER_CERTIFICATE: "TLS",
-    StepKind.START_TLS: "TLS",
+    StepKind.START_TLS: "tls",
     StepKind.START_EXPORTER: "exporter",
     StepKind.START_ARCHIVE: "archive",
     StepKind.START_EXPORT: "export",
     StepKind.START_PULL: "pull",
     StepKind.START_RENDER: "render",
+}
+_START_OF: Final = {name: kind for kind, name in STARTS.items()}
+_STAGES: Final = {
+    **STARTS,
+    StepKind.OPEN_APPARMOR: "AppArmor",
+    StepKind.START_SQUID: "start",
+    StepKind.RESTART_SQUID: "start",
+    StepKind.RECONFIGURE_SQUID: "start",
+    StepKind.MAKE_SERVER_CERTIFICATE: "TLS",
+    StepKind.START_TLS: "TLS",
 }
 
 
@@ -145,23 +150,22 @@ class _Planner:
         steps = [*self._folders(), *self._former(), *self._files(), *self._state()]
         if steps and self._wanted.selinux:
             steps.append(SetupStep(StepKind.LABEL, self._layout.state))
-        for process in self._processes():
-            steps += process()
+        steps += self._processes()
         return Plan(tuple(steps), tuple(self._notes))
 
-    def _processes(self) -> Iterator[Callable[[], Iterator[SetupStep]]]:
-        """Yield what plans each process, in the order of their start: Squid needs the resolver and the secrets.
+    def _processes(self) -> Iterator[SetupStep]:
+        """Plan the processes in the order of their start: Squid needs the resolver and the secrets.
 
         Maintenance and exporter ask Squid for its counters, behind a load balancer with a PROXY header. A Squid that
         takes none records it as a client's request, so none is sent before Squid takes it, nor after.
         """
-        ahead: list[Callable[[], Iterator[SetupStep]]] = [self._maintenance]
-        after: list[Callable[[], Iterator[SetupStep]]] = [self._exporter]
+        ahead, after = ["maintenance"], ["exporter"]
         before, then = self._sends_header(self._here), self._sends_header(self._after)
         if self._present.squid_runs and before != then:
             ahead, after = ([], [*ahead, *after]) if then else ([*ahead, *after], [])
-        yield from (*ahead, self._secrets, self._squid, self._store, self._tls, *after)
-        yield from (self._archive, self._export, self._pull, self._render)
+        others = {"squid": self._squid, "store": self._store, "exporter": self._exporter}
+        for name in (*ahead, "secrets", "squid", "store", "tls", *after, "archive", "export", "pull", "render"):
+            yield from others[name]() if name in others else self._service(name)
 
     def _sends_header(self, files: Mapping[Path, Entry]) -> bool:
         unit = files.get(self._layout.service("maintenance").unit)
@@ -179,7 +183,6 @@ class _Planner:
             yield SetupStep(StepKind.GIVE_TO_ROOT, self._layout.run, self._wanted.run)
 
     def _former(self) -> Iterator[SetupStep]:
-        """Keep what is replaced: the operator's squid.conf, and one of ours that was edited."""
         conf, former = self._layout.conf, self._layout.former_conf
         if self._present.yours:
             self._notes.append(("squid.conf", f"yours, which includes {self._layout.fragment}, stays in force"))
@@ -233,21 +236,18 @@ class _Planner:
         if self._wanted.certificate:
             yield SetupStep(StepKind.MAKE_SERVER_CERTIFICATE, self._layout.tls)
 
-    def _maintenance(self) -> Iterator[SetupStep]:
-        reads = self._service_reads("maintenance")
-        if self._goes_on("maintenance", reads):
-            yield _noting(StepKind.START_MAINTENANCE, self._layout.service("maintenance").applied, reads)
-
-    def _secrets(self) -> Iterator[SetupStep]:
-        reads = self._service_reads("secrets")
-        if self._wanted.fetches and self._goes_on("secrets", reads):
-            yield _noting(StepKind.START_SECRETS, self._layout.service("secrets").applied, reads)
-
-    def _tls(self) -> Iterator[SetupStep]:
-        paths = self._layout.service("tls")
-        reads = self._hash((paths.unit, self._layout.supervise, self._layout.haproxy))
-        if self._wanted.tls and self._goes_on("tls", reads):
-            yield _noting(StepKind.START_TLS, paths.applied, reads)
+    def _service(self, name: str) -> Iterator[SetupStep]:
+        wanted = self._wanted
+        paths, reads = self._layout.service(name), self._service_reads(name)
+        needed = {
+            "maintenance": True,
+            "secrets": wanted.fetches,
+            "tls": wanted.tls,
+            "export": bool(wanted.exports),
+            "pull": wanted.pulls,
+        }
+        if needed.get(name, paths.unit in wanted.files) and self._goes_on(name, reads):
+            yield _noting(_START_OF[name], paths.applied, reads)
 
     def _exporter(self) -> Iterator[SetupStep]:
         """Start the exporter. The note about it begins with where it listens, which a later run uses again."""
@@ -264,31 +264,6 @@ class _Planner:
         if told.split(" ")[0] != listen:
             yield _noting(StepKind.PUT, note, reads)
 
-    def _archive(self) -> Iterator[SetupStep]:
-        layout = self._layout
-        unit = layout.service("archive").unit
-        reads = self._hash((unit, layout.archive_timer, layout.supervise, layout.program, layout.archive_pub))
-        if unit in self._wanted.files and self._goes_on("archive", reads):
-            yield _noting(StepKind.START_ARCHIVE, layout.service("archive").applied, reads)
-
-    def _export(self) -> Iterator[SetupStep]:
-        paths = self._layout.service("export")
-        reads = self._hash((paths.unit, self._layout.supervise, self._layout.program), self._wanted.exports)
-        if self._wanted.exports and self._goes_on("export", reads):
-            yield _noting(StepKind.START_EXPORT, paths.applied, reads)
-
-    def _pull(self) -> Iterator[SetupStep]:
-        reads = self._service_reads("pull")
-        if self._wanted.pulls and self._goes_on("pull", reads):
-            yield _noting(StepKind.START_PULL, self._layout.service("pull").applied, reads)
-
-    def _render(self) -> Iterator[SetupStep]:
-        layout = self._layout
-        unit = layout.service("render").unit
-        reads = self._hash((unit, layout.render_path, layout.supervise, layout.program))
-        if unit in self._wanted.files and self._goes_on("render", reads):
-            yield _noting(StepKind.START_RENDER, layout.service("render").applied, reads)
-
     def _goes_on(self, service: str, reads: str) -> bool:
         if not self._wanted.start_services:
             self._notes.append((service, "not started (--no-start)"))
@@ -299,7 +274,15 @@ class _Planner:
         return False
 
     def _service_reads(self, name: str) -> str:
-        return self._hash((self._layout.service(name).unit, self._layout.supervise, self._layout.program))
+        layout, unit = self._layout, self._layout.service(name).unit
+        match name:
+            case "tls":
+                return self._hash((unit, layout.supervise, layout.haproxy))
+            case "archive":
+                return self._hash((unit, layout.archive_timer, layout.supervise, layout.program, layout.archive_pub))
+            case "render":
+                return self._hash((unit, layout.render_path, layout.supervise, layout.program))
+        return self._hash((unit, layout.supervise, layout.program), self._wanted.exports if name == "export" else b"")
 
     def _squid(self) -> Iterator[SetupStep]:
         told, reads, note = self._told(), self._squid_reads(), self._layout.applied
@@ -320,7 +303,6 @@ class _Planner:
             self._notes.append(("squid", "runs, unchanged"))
 
     def _store(self) -> Iterator[SetupStep]:
-        """Remove the certificate store that nothing uses, once Squid uses it no more."""
         if self._wanted.drop_store and self._layout.ssl_db in self._here:
             yield SetupStep(StepKind.REMOVE, self._layout.ssl_db)
 

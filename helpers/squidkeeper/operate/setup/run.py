@@ -8,9 +8,8 @@ from typing import NoReturn
 
 from squidkeeper.base.errors import SetupFailed
 from squidkeeper.base.layout import Layout
-from squidkeeper.operate.setup.console import SetupStage, complain
 from squidkeeper.operate.setup.entries import remove
-from squidkeeper.operate.setup.options import SetupOptions
+from squidkeeper.operate.setup.options import SetupOptions, SetupStage, complain
 from squidkeeper.operate.setup.uninstall import uninstall
 
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)

@@ -17,7 +17,6 @@ from typing import Final
 from squidkeeper.base.errors import SetupFailed
 from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import call_as
-from squidkeeper.operate.setup.apparmor import is_additions, reload_apparmor
 from squidkeeper.operate.setup.configuration import listen_of
 from squidkeeper.operate.setup.entries import (
     LOG_END,
@@ -31,23 +30,13 @@ from squidkeeper.operate.setup.entries import (
     text_at,
     write_entry,
 )
-from squidkeeper.operate.setup.machine import Machine, last_lines, quietly
+from squidkeeper.operate.setup.machine import Machine, is_additions, last_lines, quietly, reload_apparmor
 from squidkeeper.operate.setup.options import port_of
-from squidkeeper.operate.setup.plan import SetupStep, StepKind
+from squidkeeper.operate.setup.plan import STARTS, SetupStep, StepKind
 from squidkeeper.operate.setup.processes import InstalledService, InstalledSquid
 from squidkeeper.services.maintenance.own_addresses import prepare_own_addresses
 from squidkeeper.services.maintenance.tls import put_server_certificate
 
-_STARTS: Final = {
-    StepKind.START_MAINTENANCE: "maintenance",
-    StepKind.START_SECRETS: "secrets",
-    StepKind.START_TLS: "tls",
-    StepKind.START_EXPORTER: "exporter",
-    StepKind.START_ARCHIVE: "archive",
-    StepKind.START_EXPORT: "export",
-    StepKind.START_PULL: "pull",
-    StepKind.START_RENDER: "render",
-}
 _TELLS: Final = {
     StepKind.START_SQUID: "started",
     StepKind.RESTART_SQUID: "restarted",
@@ -223,8 +212,8 @@ class Transaction:
         process.stop()
 
     def _start(self, action: StepKind, note: Path, entry: File) -> None:
-        if action in _STARTS:
-            self._start_service(self.services[_STARTS[action]], note, entry)
+        if action in STARTS:
+            self._start_service(self.services[STARTS[action]], note, entry)
         else:
             self._tell_squid(action, note, entry)
 

@@ -11,12 +11,11 @@ from typing import Final
 
 from squidkeeper.base.errors import SetupFailed
 from squidkeeper.base.layout import ACCOUNTS, SERVICES, SOCKETS_OF_WORKERS, Layout
-from squidkeeper.operate.setup.apparmor import CONFINED, close_apparmor
 from squidkeeper.operate.setup.checks import faults_of, squid_parses
 from squidkeeper.operate.setup.configuration import is_ours, names
-from squidkeeper.operate.setup.console import complain, say
 from squidkeeper.operate.setup.entries import Link, read_entry, remove, text_at
-from squidkeeper.operate.setup.machine import run, uses_systemd
+from squidkeeper.operate.setup.machine import CONFINED, close_apparmor, run, uses_systemd
+from squidkeeper.operate.setup.options import complain, say
 from squidkeeper.operate.setup.processes import InstalledService, InstalledSquid
 from squidkeeper.policy.policy_store.reload_gate import forced_file
 
@@ -62,7 +61,6 @@ def uninstall(layout: Layout) -> None:
 
 
 def _left(layout: Layout) -> list[Path]:
-    """List what stays: all that lies beside the policy, such as keys that the operator has put there, and the rest."""
     folder, conf = layout.policy.parent, layout.conf
     configured = (layout.signing_cert, layout.signing_key, layout.local, conf)
     kept = [Path(f"{path}{end}") for path in configured for end in ("", ".previous", ".before-squidkeeper")]

@@ -23,10 +23,9 @@ from squidkeeper.policy.language.lint import lint
 from squidkeeper.policy.language.model import Policy
 from squidkeeper.record.log.record import format_time
 from squidkeeper.record.why.causes import CRASHED_REMEDY, NO_HELPER_REMEDY, STORE_ONE_LINE
-from squidkeeper.services.exporter.disks import Disk
-from squidkeeper.services.exporter.snapshot import HELPER_PATIENCE_SECONDS, LAST_MINUTES, Snapshot
+from squidkeeper.services.exporter.snapshot import HELPER_PATIENCE_SECONDS, LAST_MINUTES, Disk, Snapshot
 from squidkeeper.services.exporter.status_rows import logged_time, secret_rows
-from squidkeeper.services.pull_status import patience_seconds
+from squidkeeper.services.pulling.settings import patience_seconds
 from squidkeeper.serving.counters.layout import HelperStatus
 from squidkeeper.serving.credentials.fetch_status import SecretStatus
 from squidkeeper.serving.parts import not_in_force, read_in_force
@@ -63,6 +62,9 @@ class Condition:
     `after` is how long the alert waits, as Prometheus writes it; None: no alert. `find` yields a detail for each case,
     and nothing where all is well; None: only Prometheus can see it, over time. `unhealthy`: /healthz answers 503.
     `remedy` names commands as for the gateway of the system.
+
+    Three columns are for `squidkeeper doctor`. `only_exporter`: doctor cannot tell, or a check of its own tells better.
+    `running`: only where the gateway is meant to run. `past`: told for a day, although the gateway may serve again.
     """
 
     code: str
@@ -72,6 +74,9 @@ class Condition:
     remedy: str = ""
     find: Finder | None = None
     unhealthy: bool = False
+    only_exporter: bool = False
+    running: bool = False
+    past: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +132,10 @@ CONDITIONS: Final[list[Condition]] = []
 
 
 def _condition(
-    severity: Severity, code: str, after: str | None, summary: str, remedy: str = "", *, unhealthy: bool = False
+    severity: Severity, code: str, after: str | None, summary: str, remedy: str = "", **columns: bool
 ) -> Callable[[Finder | None], Finder | None]:
     def add(find: Finder | None) -> Finder | None:
-        CONDITIONS.append(Condition(code, severity, after, summary, remedy, find, unhealthy))
+        CONDITIONS.append(Condition(code, severity, after, summary, remedy, find, **columns))
         return find
 
     return add
@@ -161,13 +166,14 @@ def _free(disk: Disk) -> str:
     "Squid does not answer",
     "Read `systemctl status squid` and the end of cache.log.",
     unhealthy=True,
+    running=True,
 )
 def _squid_down(view: Snapshot) -> Iterator[str]:
     if not view.squid.answers:
         yield f"{view.squid_address} ({view.squid.problem})"
 
 
-@_critical("squid-crashed", "0m", "Squid has crashed", CRASHED_REMEDY)
+@_critical("squid-crashed", "0m", "Squid has crashed", CRASHED_REMEDY, past=True)
 def _squid_crashed(view: Snapshot) -> Iterator[str]:
     recent = [crash for crash in view.crashes if view.now - crash.at < _IS_NEWS.total_seconds()]
     for crash in reversed(recent):
@@ -191,6 +197,7 @@ def _drained(view: Snapshot) -> Iterator[str]:
     None,
     "Squid's counters cannot be read",
     "Open them to this machine in squid.conf, as installed. Requests are not affected.",
+    running=True,
 )
 def _squid_counters_unreadable(view: Snapshot) -> Iterator[str]:
     if view.squid.answers and view.squid.problem:
@@ -467,6 +474,7 @@ def _quota_store_certificate_expiring(view: Snapshot) -> Iterator[str]:
     "The process that fetches secrets does not run, or is stuck",
     "Run `./install.sh`, which starts it where the policy has such secrets, or `systemctl restart"
     f" squidkeeper-secrets`. Values that expire are denied until then. {_SECRETS_LOG}.",
+    running=True,
 )
 def _secrets_not_fetched(view: Snapshot) -> Iterator[str]:
     if view.fetched_secrets and not view.fetching.runs:
@@ -530,6 +538,7 @@ _warning("denial-surge", "0m", "A client is denied far more often than usual")(N
     "Run `squidkeeper why --last 5m`, which tells the causes. Do the gateway's DNS (`getent hosts NAME`)"
     " and the parent proxies answer? squidkeeper.d/upstreams.conf has those of `upstreams` and of `install.sh"
     " --upstream`.",
+    only_exporter=True,
 )
 def _requests_failing(view: Snapshot) -> Iterator[str]:
     since = format_time(view.at - LAST_MINUTES)
@@ -593,6 +602,7 @@ _critical("exporter-down", "2m", "The exporter cannot be scraped")(None)
     "The access log cannot be read",
     "Let Squid's account read the file. If it was deleted or renamed, run `squid -k rotate`.",
     unhealthy=True,
+    running=True,
 )
 def _access_log_unreadable(view: Snapshot) -> Iterator[str]:
     if not view.log_readable:
@@ -604,6 +614,7 @@ def _access_log_unreadable(view: Snapshot) -> Iterator[str]:
     "0m",
     "The exporter is behind the access log",
     "Wait, or give the exporter more processor time.",
+    only_exporter=True,
 )
 def _access_log_behind(view: Snapshot) -> Iterator[str]:
     if view.log_readable and view.backlog_bytes > _BACKLOG_BYTES:
@@ -626,6 +637,7 @@ _warning("access-log-lost", "0m", "A part of the access log was lost before it w
     "Records wait in the access log until it is deleted. Check the receiver, then read `journalctl -u"
     " squidkeeper-export`, or export.log beside access.log. If an export was ended for good, remove its file from"
     " the folder export in the state folder.",
+    running=True,
 )
 def _export_behind(view: Snapshot) -> Iterator[str]:
     for name, status in view.exports.items():
@@ -648,6 +660,7 @@ _warning("export-gap", "0m", "Records were not exported")(None)
     "The exporter cannot save its counts",
     "Make room, or let Squid's account write to the state folder. Requests are not affected; a restart continues"
     " from older counts.",
+    only_exporter=True,
 )
 def _state_not_writable(view: Snapshot) -> Iterator[str]:
     if not view.state_writable:
@@ -756,6 +769,7 @@ def _deleted_unarchived(view: Snapshot) -> Iterator[str]:
     "Run `systemctl restart squidkeeper-maintenance`, or install.sh again. Until then names may not resolve, the"
     f" logs grow without limit, and new addresses of the gateway stay open. {_MAINTENANCE_LOG}.",
     unhealthy=True,
+    running=True,
 )
 def _maintenance_not_running(view: Snapshot) -> Iterator[str]:
     if not view.maintenance.runs:

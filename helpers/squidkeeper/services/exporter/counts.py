@@ -115,7 +115,6 @@ class RequestCounter:
             self._count_observed(record.observed)
 
     def _is_counted(self, record: Record) -> bool:
-        """Tell whether a denied record is the first one inside a denied tunnel, whose CONNECT has been counted."""
         key = connection_key(record)
         if not is_denied_tunnel(record):
             is_first = key in self._denied_tunnels

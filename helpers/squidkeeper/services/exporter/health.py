@@ -9,12 +9,12 @@ import socket
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
 from pathlib import Path
 from threading import BoundedSemaphore, Lock, Thread
 from typing import Final
 
 from squidkeeper.policy.language.hosts import Network
+from squidkeeper.services.exporter.server import is_among
 from squidkeeper.serving.drained import drained_since
 
 _CONNECTIONS: Final = 16  # at a time
@@ -68,11 +68,9 @@ class HealthServer(ThreadingHTTPServer):
         self.server_activate()
 
     def verify_request(self, request: object, client_address: object) -> bool:  # noqa: ARG002 - socketserver's
-        """Tell whether to answer: a balancer, and not too many of its connections."""
+        """Whether to answer: a balancer, and not too many of its connections."""
         host = client_address[0] if isinstance(client_address, tuple) else ""
-        address = ip_address(str(host).partition("%")[0])
-        address = getattr(address, "ipv4_mapped", None) or address
-        return any(address in network for network in self._balancers) and self._free.acquire(blocking=False)
+        return is_among(str(host), self._balancers) and self._free.acquire(blocking=False)
 
     def process_request_thread(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override] # its stub is wider
         """Answer, and make room for another connection."""

@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
 from threading import Thread
@@ -22,6 +23,7 @@ from squidkeeper.base.rotated_logs import oldest_write, rotated
 from squidkeeper.base.squid_counters import SquidCounters, read_counters
 from squidkeeper.base.squid_version import squid_version
 from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.grant_uses import GrantUses
 from squidkeeper.policy.language.hosts import Network
 from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
 from squidkeeper.record.archive_status import read_archive_status, read_deleted_logs
@@ -31,16 +33,14 @@ from squidkeeper.services.exporter.certificate import StoreCertificate, read_cer
 from squidkeeper.services.exporter.checkpoint import CheckpointStore
 from squidkeeper.services.exporter.collector import GatewayCollector
 from squidkeeper.services.exporter.conditions import ActiveCondition, active_conditions
-from squidkeeper.services.exporter.disks import read_disks
 from squidkeeper.services.exporter.log_counter import LogCounter
-from squidkeeper.services.exporter.questions import WaitingQuestions
 from squidkeeper.services.exporter.server import Application, serve
-from squidkeeper.services.exporter.snapshot import Snapshot
+from squidkeeper.services.exporter.snapshot import Snapshot, read_disks
 from squidkeeper.services.exporter.status_page import page
 from squidkeeper.services.exporter.stopped_watchdog import StoppedWatchdog, uncounted_helpers
 from squidkeeper.services.exporter.used_bytes import UsedBytes
-from squidkeeper.services.maintenance_status import read_maintenance_status
-from squidkeeper.services.pull_status import read_pull_status
+from squidkeeper.services.maintenance.process import read_maintenance_status
+from squidkeeper.services.pulling.settings import read_pull_status
 from squidkeeper.serving.counters.layout import FOLDER
 from squidkeeper.serving.counters.reader import CounterFile, read_counter_files
 from squidkeeper.serving.credentials.fetch_status import read_fetch_status
@@ -50,6 +50,47 @@ from squidkeeper.serving.quotas.notices import read_store_problem
 from squidkeeper.serving.quotas.opening import GatewayCounts
 from squidkeeper.serving.quotas.store_settings import quota_store_file
 from squidkeeper.serving.squid_crashes import read_crashes
+from squidkeeper.serving.tickets.judgement import settle
+from squidkeeper.serving.tickets.store import TicketStore
+
+_AT_ONCE: Final = 1_000  # questions: some 50 ms
+_PAUSE_SECONDS: Final = 600.0  # what depends on the time is judged again after this
+
+
+class WaitingQuestions:
+    """The questions of one gateway. Each count judges some of them, until all are judged by the policy in force."""
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._uses = GrantUses(state)
+        self._begun = ("", 0.0)  # by which revision, and when
+        self._after: str | None = None  # the last question that was judged; None: all are
+
+    def count(self, policy: CompiledPolicy | None, now: float) -> int | None:
+        """Count those that wait; None where no client has ever asked, or that cannot be read."""
+        store = TicketStore(self._state)
+        try:
+            if not store.exists:
+                return None
+            if policy is not None:
+                self._judge(store, policy, now)
+            return store.count_pending(now)
+        except OSError as error:
+            _log.warning("the questions of clients cannot be read: %s", error)
+            return None
+        finally:
+            store.close()
+
+    def _judge(self, store: TicketStore, policy: CompiledPolicy, now: float) -> None:
+        revision, since = self._begun
+        if revision != policy.revision or now - since > _PAUSE_SECONDS:
+            self._begun, self._after = (policy.revision, now), ""
+        if self._after is None:
+            return
+        some = store.pending_after(self._after, _AT_ONCE)
+        settle(store, policy, self._uses.is_spent, some, datetime.fromtimestamp(now, UTC))
+        self._after = some[-1].number if len(some) == _AT_ONCE else None
+
 
 CATCH_UP_SECONDS: Final = 60.0
 _LOOPBACK: Final = "127.0.0.1"

@@ -142,7 +142,6 @@ class RecentDenials:
             self._connects.popitem(last=False)
 
     def _drop(self, connect: Record) -> None:
-        """Drop the CONNECT of a denied tunnel, because the request in it is shown instead."""
         key = _key(_denial(connect))
         before = self._rows.pop(key, None)
         if before and before.times > 1:

@@ -16,7 +16,7 @@ from waitress.server import create_server
 
 from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.policy.language.hosts import Network
-from squidkeeper.policy.url import parse_authority
+from squidkeeper.policy.url import canonical_address, parse_authority
 from squidkeeper.services.exporter.conditions import ActiveCondition
 
 if TYPE_CHECKING:
@@ -40,6 +40,12 @@ _SECURITY: Final = (
     ("Referrer-Policy", "no-referrer"),
     ("Cache-Control", "no-store"),
 )
+
+
+def is_among(peer: str, networks: Iterable[Network]) -> bool:
+    """Whether the address of a peer, with its zone if it has one, is in one of the networks."""
+    address = canonical_address(ip_address(peer.partition("%")[0]))
+    return any(address in network for network in networks)
 
 
 class Response(NamedTuple):
@@ -96,17 +102,12 @@ class Application:
         return Response("503 Service Unavailable" if active else "200 OK", "application/json", body.encode())
 
     def _status(self, environ: WSGIEnvironment) -> Response:
-        if not self._may_see(environ.get("REMOTE_ADDR", "")):
+        if not is_among(environ.get("REMOTE_ADDR", ""), self.status_from):
             shown_to = ", ".join(map(str, self.status_from))
             return _forbidden(f"The status page is for {shown_to} only. --status-from NETWORK opens it to others.")
         if any(header in environ for header in _PROXY_HEADERS):
             return _forbidden("The status page is not shown through a proxy, which hides the client.")
         return Response("200 OK", "text/html; charset=utf-8", self.page().encode("utf-8", "replace"))
-
-    def _may_see(self, peer: str) -> bool:
-        address = ip_address(peer.partition("%")[0])
-        address = getattr(address, "ipv4_mapped", None) or address
-        return any(address in network for network in self.status_from)
 
 
 def _forbidden(why: str) -> Response:

@@ -1,6 +1,7 @@
 """The gateway at one moment, for metrics, conditions and the status page."""
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,14 +18,48 @@ from squidkeeper.record.archive_status import ArchiveStatus, DeletedLogs
 from squidkeeper.record.export_status import ExportStatus
 from squidkeeper.services.exporter.certificate import Certificate
 from squidkeeper.services.exporter.checkpoint import Checkpoint
-from squidkeeper.services.exporter.disks import Disk
 from squidkeeper.services.exporter.recent import RecentAnswer
-from squidkeeper.services.maintenance_status import NOT_RUNNING, MaintenanceStatus
-from squidkeeper.services.pull_status import PullStatus
+from squidkeeper.services.maintenance.process import NOT_RUNNING, MaintenanceStatus
+from squidkeeper.services.pulling.settings import PullStatus
 from squidkeeper.serving.counters.layout import HelperStatus, Key
 from squidkeeper.serving.counters.reader import CounterFile
 from squidkeeper.serving.credentials.fetch_status import FetchStatus, SecretStatus
 from squidkeeper.serving.squid_crashes import SquidCrash
+
+_LOW_RATIO: Final = 0.1
+_FULL_BYTES: Final = 1e6
+_LOW_BYTES: Final = 10e9  # a tenth of a large disk is plenty
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """The file system of a folder. `folder` is `log`, `state` or `archive`; `available_bytes`: for Squid's account."""
+
+    folder: str
+    path: Path
+    available_bytes: int
+    size_bytes: int
+
+    @property
+    def is_low(self) -> bool:
+        """Whether the free space is low. The alert SquidkeeperDiskSpaceLow has the same bounds."""
+        return self.available_bytes < min(_LOW_RATIO * self.size_bytes, _LOW_BYTES)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether Squid cannot write to it any more, although it has to. The archive can wait."""
+        return self.folder != "archive" and self.available_bytes < _FULL_BYTES
+
+
+def read_disks(folders: Mapping[str, Path]) -> Iterator[Disk]:
+    """Read the free space of each folder; leave out a folder that does not exist."""
+    for name, path in folders.items():
+        try:
+            usage = shutil.disk_usage(path)
+        except OSError:
+            continue
+        yield Disk(name, path, usage.free, usage.total)
+
 
 NOTHING_FETCHED: Final = FetchStatus(runs=False)
 NOTHING_DELETED: Final = DeletedLogs()

@@ -17,7 +17,7 @@ from typing import Final
 from squidkeeper.base.errors import SourceFailed
 from squidkeeper.base.squid_account import changed_by_others
 from squidkeeper.policy.language.secret_sources import CommandSource
-from squidkeeper.services.fetching.times import parse_expires_at
+from squidkeeper.services.fetching.endpoints import parse_expires_at
 from squidkeeper.serving.credentials.fetched_values import FetchedValue
 
 _OUTPUT_BYTES: Final = 64 * 1024

@@ -14,32 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from squidkeeper.base.atomic_write import replace
+from squidkeeper.base.atomic_write import HeartbeatFile
 from squidkeeper.policy.language.secret_sources import NamedSecret, fetched_secrets, source_key
 from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
-from squidkeeper.services.fetching.refresh_tokens import SUFFIX
-from squidkeeper.services.fetching.renewal import FetchedSecret, Renewal
+from squidkeeper.services.fetching.renewal import SUFFIX, FetchedSecret, Renewal
 from squidkeeper.serving.credentials import SecretStore
-from squidkeeper.serving.credentials.fetch_status import FILE, SecretStatus, format_fetch_report
+from squidkeeper.serving.credentials.fetch_status import FILE, format_fetch_report
 from squidkeeper.serving.credentials.fetched_values import FOLDER, VALUE_SUFFIX, value_file
-
-
-class FetchReport:
-    """Writes the file: whole when something has changed, else only its modification time."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / FILE
-        self._written = b""
-
-    def write(self, secrets: Mapping[str, SecretStatus], problem: str = "") -> None:
-        """Write the heartbeat and the report; OSError if the file cannot be written."""
-        content = format_fetch_report(secrets, problem)
-        if content == self._written and self._file.exists():
-            os.utime(self._file)
-            return
-        replace(self._file, content)
-        self._written = content
-
 
 _CHECK_EVERY_SECONDS: Final = 0.2
 _REPORT_EVERY_SECONDS: Final = 1.0
@@ -99,7 +80,7 @@ class Fetching:
     def __init__(self, folder: Path, commands: Path) -> None:
         self._folder = folder
         self._commands = commands
-        self._report = FetchReport(folder)
+        self._report = HeartbeatFile(folder / FILE)
         self._report_at = 0.0
         self._seen: Secrets | None = None
         self._names: dict[str, str] = {}  # of the policy in force: the key by the name
@@ -130,7 +111,6 @@ class Fetching:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _follow(self, secrets: Secrets) -> None:
-        """Begin what is new, and end what the policy no longer holds; what is the same goes on."""
         store = SecretStore(secrets, {}, self._folder)
         self._names = {name: source_key(name, secrets) for name, _ in fetched_secrets(secrets)}
         for key in self._renewals.keys() - self._names.values():
@@ -157,7 +137,8 @@ class Fetching:
 
     def _write_report(self) -> None:
         problem = "; ".join(dict.fromkeys(self._problems.values()))
-        self._report.write({name: self._renewals[key][0].status for name, key in self._names.items()}, problem)
+        statuses = {name: self._renewals[key][0].status for name, key in self._names.items()}
+        self._report.write(format_fetch_report(statuses, problem))
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:

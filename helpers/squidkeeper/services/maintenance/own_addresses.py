@@ -17,8 +17,7 @@ import psutil
 
 from squidkeeper.base.atomic_write import replace
 from squidkeeper.policy.url import Address, embeddings, is_private
-from squidkeeper.services.maintenance.rate_limit import RateLimit
-from squidkeeper.services.maintenance.squid_process import SquidProcess
+from squidkeeper.services.maintenance.squid_process import RateLimit, SquidProcess
 
 FILE: Final = "own-addresses"
 _HEAD = """\
@@ -99,7 +98,7 @@ def answers_at(listen: str) -> frozenset[Address]:
 
 
 def own_addresses() -> str:
-    """Give what the file should hold now."""
+    """Return what the file should hold now."""
     return _text(public_addresses())
 
 
@@ -109,7 +108,6 @@ def prepare_own_addresses(state: Path) -> None:
 
 
 def _write(file: Path, addresses: Iterable[Address]) -> None:
-    """Replace the file atomically, unless it has this content."""
     text = _text(addresses)
     if _read(file) != text:
         replace(file, text.encode(), 0o644)

@@ -1,15 +1,48 @@
-"""The maintenance process: it checks each task once a second, until SIGTERM."""
+"""The maintenance process: it checks each task once a second, until SIGTERM.
+
+Its heartbeat is a small file in the state folder, which holds the failure of each task.
+"""
 
 import logging
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from subprocess import SubprocessError
 from typing import Final, NoReturn, Protocol
 
+import msgspec
+
+from squidkeeper.base.atomic_write import HeartbeatFile
 from squidkeeper.base.errors import SquidkeeperError
-from squidkeeper.services.maintenance_status import Heartbeat
+
+FILE: Final = "maintenance.json"
+PATIENCE_SECONDS: Final = 10.0  # it checks its tasks once a second
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenanceStatus:
+    """Whether the maintenance process runs, and the failure of each task; an empty text: it works."""
+
+    runs: bool
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+
+NOT_RUNNING: Final = MaintenanceStatus(runs=False)
+
+
+def read_maintenance_status(state: Path, now: float) -> MaintenanceStatus:
+    """Read the file; without one, the process does not run. `now` is in seconds since 1970."""
+    file = state / FILE
+    try:
+        beat = file.stat().st_mtime
+        failures = msgspec.json.decode(file.read_bytes(), type=dict[str, str])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return NOT_RUNNING
+    return MaintenanceStatus(abs(now - beat) <= PATIENCE_SECONDS, failures)
+
 
 _INTERVAL_SECONDS: Final = 1.0
 _FAILURES: Final = (OSError, SquidkeeperError, SubprocessError, ValueError)
@@ -25,22 +58,22 @@ class Task(Protocol):
         """Do what is due, without waiting; an error says what failed and what to do."""
 
 
-def run(tasks: Sequence[Task], heartbeat: Heartbeat) -> NoReturn:
+def run(tasks: Sequence[Task], state: Path) -> NoReturn:
     """Check the tasks until SIGTERM or SIGINT, which raise `SystemExit`."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
-    runner = TaskRunner(tasks, heartbeat)
+    runner = TaskRunner(tasks, state)
     while True:
         runner.check()
         time.sleep(_INTERVAL_SECONDS)
 
 
 class TaskRunner:
-    """The tasks, and the failure of each; an empty text: it works."""
+    """The tasks, and the failure of each; an empty text: it works. The heartbeat is in the folder `state`."""
 
-    def __init__(self, tasks: Sequence[Task], heartbeat: Heartbeat) -> None:
+    def __init__(self, tasks: Sequence[Task], state: Path) -> None:
         self._tasks = tasks
-        self._heartbeat = heartbeat
+        self._heartbeat = HeartbeatFile(state / FILE)
         self._failures = {task.name: "" for task in tasks}
         self._heartbeat_failure = ""
 
@@ -48,7 +81,7 @@ class TaskRunner:
         """Check each task once, then write the heartbeat. A task that fails does not stop the others."""
         for task in self._tasks:
             self._failures[task.name] = _checked(task.name, task.check, self._failures[task.name])
-        report = partial(self._heartbeat.write, self._failures)
+        report = partial(self._heartbeat.write, msgspec.json.encode(self._failures))
         self._heartbeat_failure = _checked("heartbeat", report, self._heartbeat_failure)
 
 

@@ -21,8 +21,7 @@ import msgspec
 from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.rotated_logs import next_name, rotated, written_until
 from squidkeeper.record.archive_status import DELETED, read_archive_status, read_deleted_logs
-from squidkeeper.services.maintenance.rate_limit import RateLimit
-from squidkeeper.services.maintenance.squid_process import SquidProcess
+from squidkeeper.services.maintenance.squid_process import RateLimit, SquidProcess
 
 _ACCESS_LOG_BYTES: Final = 8 * 2**30
 _CACHE_LOG_SHARE = 16  # the limit of cache.log is this part of that of the access log
@@ -120,7 +119,6 @@ class Rotation:
         _log.info("rotated %s (%d bytes) to %s", log, size, name.name)
 
     def _delete_oldest(self, limit: LogLimit) -> list[OSError]:
-        """Delete what is old and may go, and the oldest until the log is within its limit; return the failures."""
         files = self._rotated(limit.log)
         excess = _size(limit.log) + sum(one.size for one in files) - limit.limit_bytes
         failures: list[OSError] = []

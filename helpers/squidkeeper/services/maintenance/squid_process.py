@@ -7,6 +7,9 @@ real user (`leave_suid` in Squid's tools.cc), so a process of that account can s
 from __future__ import annotations
 
 import re
+import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -145,3 +148,21 @@ def _catches(process: psutil.Process, signal: Signals) -> bool:
     status = Path(f"/proc/{process.pid}/status").read_text()
     caught = _CAUGHT.search(status)
     return caught is not None and bool(int(caught[1], 16) >> (signal - 1) & 1)
+
+
+class RateLimit:
+    """Allows at most `events` within `seconds`, for each pair (seconds, events)."""
+
+    def __init__(self, *bounds: tuple[float, int], clock: Callable[[], float] = time.monotonic) -> None:
+        self._bounds = bounds
+        self._clock = clock
+        self._events: deque[float] = deque(maxlen=max(events for _, events in bounds))
+
+    def allows(self) -> bool:
+        """Tell whether another event is allowed now."""
+        now = self._clock()
+        return all(sum(now - event < seconds for event in self._events) < events for seconds, events in self._bounds)
+
+    def count(self) -> None:
+        """Count an event."""
+        self._events.append(self._clock())

@@ -8,16 +8,14 @@ import logging
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
-
-import psutil
 
 from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.errors import InvalidUrl, TlsPortFailed
 from squidkeeper.policy.url import parse_host
-from squidkeeper.services.maintenance.rate_limit import RateLimit
+from squidkeeper.services.maintenance.own_addresses import interface_addresses
+from squidkeeper.services.maintenance.squid_process import RateLimit
 from squidkeeper.serving.certificates.authority import (
     CertificateAuthority,
     is_server_certificate_due,
@@ -146,10 +144,8 @@ def server_names(listen: str) -> tuple[str, ...]:
 
 
 def _addresses() -> list[str]:
-    """List the addresses of this machine's interfaces that need no zone, IPv4 first."""
-    texts = (one.address for found in psutil.net_if_addrs().values() for one in found if one.family in _FAMILIES)
-    addresses = {ip_address(text) for text in texts if "%" not in text}
-    return [str(one) for one in sorted(addresses, key=lambda one: (one.version, int(one))) if not one.is_link_local]
+    addresses = sorted(interface_addresses(), key=lambda one: (one.version, int(one)))
+    return [str(one) for one in addresses if not one.is_link_local]  # those need a zone
 
 
 def _host_name() -> tuple[str, ...]:
@@ -157,6 +153,3 @@ def _host_name() -> tuple[str, ...]:
         return (parse_host(socket.gethostname()).text,)
     except InvalidUrl:
         return ()
-
-
-_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)

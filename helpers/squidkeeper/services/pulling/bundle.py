@@ -1,7 +1,6 @@
 """A policy as a signed bundle: one JSON file with a number that rises, and its signature beside it."""
 
 import re
-from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -9,12 +8,12 @@ from typing import Final
 import msgspec
 
 from squidkeeper.base.errors import PullRefused
-from squidkeeper.services.pull_settings import BundleSource
-from squidkeeper.services.pulling import policy_files
+from squidkeeper.services.pulling import versions
 from squidkeeper.services.pulling.download import Download, download
+from squidkeeper.services.pulling.settings import BundleSource
 from squidkeeper.services.pulling.signatures import BUNDLE_NAMESPACE, signer_of
 
-_LONGEST: Final = 2 * policy_files.BYTES_AT_MOST  # JSON escapes
+_LONGEST: Final = 2 * versions.BYTES_AT_MOST  # JSON escapes
 _SIGNATURE_BYTES: Final = 64 << 10
 _SECONDS: Final = 60  # for each of the two files
 _DIGITS: Final = 12
@@ -50,7 +49,7 @@ class BundleServer:
         self._file.write_bytes(self._content)
         return signer
 
-    def version(self, tip: str, before: policy_files.PlacedVersion, *, rewound: bool = False) -> policy_files.Version:
+    def version(self, tip: str, before: versions.PlacedVersion, *, rewound: bool = False) -> versions.Version:
         """Read what was kept, if its number is higher than before; else `PullRefused`."""
         try:
             bundle = msgspec.json.decode(self._file.read_bytes(), type=Bundle)
@@ -58,10 +57,10 @@ class BundleServer:
             raise PullRefused(f"it is no bundle: {error}") from None
         files = {path: text.encode("utf-8", "surrogatepass") for path, text in bundle.files.items()}
         self._check_number(bundle.number, tip, before.name, rewound=rewound)
-        _check(files)
-        named = policy_files.listed_paths(files)
-        used = {path: content for path, content in files.items() if policy_files.is_policy_file(path) or path in named}
-        return policy_files.Version(f"bundle-{bundle.number}-{tip}", used, source=str(self._source))
+        versions.check_files({path: len(content) for path, content in files.items()})
+        named = versions.listed_paths(files)
+        used = {path: content for path, content in files.items() if versions.is_policy_file(path) or path in named}
+        return versions.Version(f"bundle-{bundle.number}-{tip}", used, source=str(self._source))
 
     def _check_number(self, number: int, tip: str, before: str, *, rewound: bool) -> None:
         last = _NAME.fullmatch(before)
@@ -77,7 +76,3 @@ class BundleServer:
     def _get(self, url: str, longest: int) -> bytes:
         ca, token_file = (str(file or "") for file in (self._source.ca, self._source.token_file))
         return download(Download(url, longest, _SECONDS, ca, token_file))
-
-
-def _check(files: Mapping[str, bytes]) -> None:
-    policy_files.check_files({path: len(content) for path, content in files.items()})

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from squidkeeper.base.errors import PullFailed
-from squidkeeper.services.pull_settings import read_token
 from squidkeeper.services.pulling.programs import ChildBounds, Ended, run_bounded
+from squidkeeper.services.pulling.settings import read_token
 
 _BOUNDS: Final = ChildBounds(cpu_seconds=20)
 _SILENCE_SECONDS: Final = 15

@@ -13,8 +13,8 @@ from typing import Final
 
 from squidkeeper.base.errors import PullFailed
 from squidkeeper.base.formatting import printable
-from squidkeeper.services.pull_settings import GitSource, read_token
 from squidkeeper.services.pulling.programs import Ended, run_bounded
+from squidkeeper.services.pulling.settings import GitSource, read_token
 
 # Whatever a system, an account or a repository has set. A URL of another protocol is refused, also in a redirect.
 _CONFIGURATION: Final = {

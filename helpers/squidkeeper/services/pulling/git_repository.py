@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.base.errors import PullFailed, PullRefused
-from squidkeeper.services.pull_settings import GitSource
-from squidkeeper.services.pulling.commits import commit_links, commit_signer, split_commit
 from squidkeeper.services.pulling.git_command import GitCommand
-from squidkeeper.services.pulling.policy_files import PlacedVersion, Version, check_files, is_policy_file, listed_paths
+from squidkeeper.services.pulling.settings import GitSource
+from squidkeeper.services.pulling.signatures import commit_links, commit_signer, split_commit
+from squidkeeper.services.pulling.versions import PlacedVersion, Version, check_files, is_policy_file, listed_paths
 
 _TIP: Final = "refs/pulled/tip"
 _REPOSITORY_BYTES: Final = 256 << 20

@@ -64,7 +64,7 @@ def run_bounded(
         read.write(given)
         read.seek(0)
         try:
-            child = subprocess.Popen(  # noqa: S603 - our own programs, git and ssh-keygen, with what pull_settings.py has checked
+            child = subprocess.Popen(  # noqa: S603 - our own programs, git and ssh-keygen, with what settings.py has checked
                 [*bounds.command, *named, *command],
                 stdin=read,
                 stdout=output,

@@ -1,19 +1,22 @@
-"""One pull: fetch, verify, judge, put in place. What is in place stays, whatever becomes of the source."""
+"""Pulls, once or again and again: fetch, verify, judge, put in place.
+
+What is in place stays, whatever becomes of the source.
+"""
 
 import fcntl
 import logging
 import os
+import random
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from squidkeeper.base.errors import PullFailed, PullRefused
 from squidkeeper.policy.policy_store.sources import Fingerprint, fingerprint
-from squidkeeper.services.pull_settings import PullSettings, read_pull_settings
-from squidkeeper.services.pull_status import PullStatus, read_pull_status, write_pull_status
 from squidkeeper.services.pulling.reading import (
     Source,
     VersionToRead,
@@ -21,6 +24,14 @@ from squidkeeper.services.pulling.reading import (
     read_version_apart,
     reason,
     source_of,
+)
+from squidkeeper.services.pulling.settings import (
+    EVERY_SECONDS,
+    PullSettings,
+    PullStatus,
+    read_pull_settings,
+    read_pull_status,
+    write_pull_status,
 )
 from squidkeeper.services.pulling.versions import Versions
 
@@ -162,3 +173,40 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+_SPREAD = 0.2  # of the interval: gateways that start together do not ask together
+
+
+def run_pulling(puller: Puller) -> None:
+    """Pull until SIGTERM. What changes is logged: a version that is put in place, a refusal, a failure."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
+    told = ""
+    while True:
+        seconds = EVERY_SECONDS
+        try:
+            status = puller.pull()
+            seconds, text = status.every_seconds or EVERY_SECONDS, outcome(status)
+        except OSError as error:
+            text = f"the report cannot be written: {error.strerror}"
+        if text != told:
+            _log.info("%s", text)
+        told = text
+        time.sleep(seconds * random.uniform(1 - _SPREAD, 1))  # noqa: S311 - no secret
+
+
+def outcome(status: PullStatus, *, is_in_force: bool = True) -> str:
+    """Tell in one line what a pull has come to."""
+    altered = ", with other files than the source has" if status.altered else ""
+    not_in_force = "" if is_in_force else ", not in force"
+    in_place = f"{status.version} is in place{not_in_force}{altered}" if status.version else "nothing is in place"
+    if status.failure:
+        return f"the source cannot be pulled from, {in_place}: {status.failure}"
+    if status.refused:
+        return f"{status.refused} is refused, {in_place}: {status.reason}"
+    return f"{in_place}, signed by {status.signer}" if status.signer else in_place
+
+
+def _end(*_: object) -> NoReturn:
+    raise SystemExit(0)

@@ -14,12 +14,11 @@ import msgspec
 
 from squidkeeper.base.errors import PullFailed, PullRefused, describe
 from squidkeeper.base.formatting import printable
-from squidkeeper.services.pull_settings import GitSource, PullSettings, read_pull_settings
 from squidkeeper.services.pulling.bundle import BundleServer
 from squidkeeper.services.pulling.git_repository import GitRepository
-from squidkeeper.services.pulling.policy_files import SMALLER, PlacedVersion, Version
 from squidkeeper.services.pulling.programs import ChildBounds, run_bounded
-from squidkeeper.services.pulling.versions import Versions
+from squidkeeper.services.pulling.settings import GitSource, PullSettings, read_pull_settings
+from squidkeeper.services.pulling.versions import SMALLER, PlacedVersion, Version, Versions
 
 _BOUNDS: Final = ChildBounds(cpu_seconds=180, seconds=900.0)
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h

@@ -1,15 +1,21 @@
-"""Starts the judge of an edit that a reload gate holds back: `squidkeeper reload --judge`, in a process.
+"""What an edit of the policy needs beside the helpers: the verdict of a reload gate, and lines for Squid.
 
-The judge reads the record with DuckDB, so it needs more memory than this process. It ends by itself in time.
+`squidkeeper reload --judge` judges an edit that is held back, in a process: it reads the record with DuckDB, so it
+needs more memory than this one. It ends by itself in time. Root is asked for lines by a file that is there, and takes
+nothing from it: `squidkeeper render` reads the policy itself, with the rights of Squid's account.
 """
 
+import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from squidkeeper.policy.policy_store.reload_gate import PATIENCE_SECONDS, Edit, edit_held, read_verdict
+from squidkeeper.policy.policy_store.sources import fingerprint
 
 _NO_STATUS: Final = None  # it runs
 
@@ -56,3 +62,36 @@ class ReloadJudge:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+class _Named(msgspec.Struct):
+    password_files: tuple[str, ...] = ()
+
+
+class RenderRequest:
+    """Makes the file when a file of the policy has changed, or of a parent's password. Once at its start, too.
+
+    `values` is the file of what Squid's configuration was rendered with.
+    """
+
+    name = "render"
+
+    def __init__(self, directory: Path, request: Path, values: Path) -> None:
+        self._directory = directory
+        self._request = request
+        self._values = values
+        self._seen: object = None
+
+    def check(self) -> None:
+        """Ask where something has changed; OSError if the file cannot be made."""
+        seen = fingerprint(self._directory, self._password_files())
+        if seen != self._seen:
+            os.close(os.open(self._request, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o640))
+            self._seen = seen
+
+    def _password_files(self) -> Iterator[Path]:
+        try:
+            values = msgspec.json.decode(self._values.read_bytes(), type=_Named)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return
+        yield from map(Path, values.password_files)

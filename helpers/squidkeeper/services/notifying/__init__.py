@@ -1,1 +1,0 @@
-"""Telling people that questions wait."""
