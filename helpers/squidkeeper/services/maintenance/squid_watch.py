@@ -1,4 +1,4 @@
-"""Watches Squid: notes its crashes, and samples its counter of requests for the archive (`squid_runs.py`).
+"""Watches Squid: notes its crashes, and samples its counter of requests for the archive.
 
 After a crash a process that serves has ended, and has not said in cache.log that it exits.
 """
