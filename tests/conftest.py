@@ -8,6 +8,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 import textwrap
 from collections.abc import Callable
@@ -42,28 +43,17 @@ OF_THE_MACHINE = (
     *("/etc/squid", "/etc/squidkeeper", "/opt/squidkeeper", "/run/squidkeeper", "/var/log/squid"),
     *("/var/lib/squidkeeper", "/var/lib/squidkeeper-archive", "/var/lib/squidkeeper-pull"),
 )
-SYSTEM = (
-    "e2e",
-    "faults",
-    "test_install.py",
-    "test_install_fresh.py",
-    "test_own_addresses.py",
-    "test_pull.py",
-    "test_quota_store.py",
-    "test_grant_fleet.py",
-)  # all tests in these have the mark "system"
-# What takes longest starts first. The first test of e2e installs the gateway that all others there are copies of: the
-# other processes have something else to do meanwhile.
+SYSTEM_FOLDERS = ("containers", "e2e", "faults", "fleet", "machines")  # all tests in these have the mark "system"
+# What takes longest starts first, so that all processes of a run end together.
 LONGEST_FIRST = (
-    "test_install.py",
+    "e2e/test_walk.py",
+    "operate/test_install",
     "e2e/test_alerts.py",
-    "test_helpers.py",
-    "test_install_fresh.py",
+    "serving/test_helpers.py",
     "e2e",
     "faults",
-    "test_counters.py",
-    "test_cli.py",
 )
+WHEELS = Path(sys.prefix) / "wheels"  # made by tests/run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -80,6 +70,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Make the folder that all processes of a run share; Squid's account can enter it."""
     if not hasattr(config, "workerinput"):
         _hide_gateway()
+        if WHEELS.is_dir():  # no package index is asked
+            os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(WHEELS)}
         os.environ[SHARED_FOLDER] = tempfile.mkdtemp(prefix="squidkeeper-run-")
         Path(os.environ[SHARED_FOLDER]).chmod(0o755)
         if config.getoption("--canaries"):
@@ -139,11 +131,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of whole files and folders. Start with the longest files: then all processes end together."""
+    """Mark the tests of whole folders. Start with the longest files: then all processes end together."""
     for item in items:
         if (mark := item.get_closest_marker("one_worker")) and os.environ.get(WORKERS, "1") != "1":
             item.add_marker(pytest.mark.skip(reason=mark.args[0]))
-        if item.path.relative_to(TESTS).parts[0] in SYSTEM:
+        if item.path.relative_to(TESTS).parts[0] in SYSTEM_FOLDERS:
             item.add_marker("system")
     items.sort(key=_turn)
 
@@ -151,6 +143,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _turn(item: pytest.Item) -> int:
     path = str(item.path.relative_to(TESTS))
     return next((turn for turn, part in enumerate(LONGEST_FIRST) if path.startswith(part)), len(LONGEST_FIRST))
+
+
+@pytest.fixture(scope="session")
+def wheels() -> Path:
+    """The folder of every wheel that install.sh can need."""
+    assert WHEELS.is_dir(), "run tests/run first: it makes this folder"
+    return WHEELS
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from squidkeeper.services.pulling.git_command import what_git_told
 
 from ..pull_servers import GIT_ENVIRONMENT, Repository, allowed_signer, make_key
 
+pytestmark = pytest.mark.system
+
 WORDS = ("a.example", "--client", "agents", "--for", "2h", "--reason", "Ticket 7")
 
 POLICY = """version: 1

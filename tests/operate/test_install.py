@@ -12,7 +12,6 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -31,6 +30,8 @@ from squidkeeper.operate.doctor.examination import ALL_CHECKS
 from squidkeeper.operate.setup.error_pages import files
 from tests.pull_servers import Repository, allowed_signer, make_key, serving
 from tests.waiting import wait_for
+
+pytestmark = pytest.mark.system
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = ("install.sh", "pyproject.toml", "README.md", "LICENSE", "helpers", "squid", "policy")
@@ -232,15 +233,6 @@ def source(base: Path) -> Path:
     return copy
 
 
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of wheels, made as the documentation says."""
-    folder = tmp_path_factory.mktemp("wheels")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--dest", str(folder)]
-    subprocess.run([*command, ".", "hatchling"], check=True, cwd=REPOSITORY)
-    return folder
-
-
 @contextmanager
 def index() -> Iterator[list[str]]:
     """The package index that pip is set to: gives what it was asked, and has nothing."""
@@ -252,6 +244,8 @@ def index() -> Iterator[list[str]]:
             self.send_error(404)
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Index) as server, pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PIP_NO_INDEX", raising=False)
+        patch.delenv("PIP_FIND_LINKS", raising=False)
         patch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple/")
         threading.Thread(target=server.serve_forever).start()
         yield asked

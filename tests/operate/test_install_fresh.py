@@ -46,6 +46,8 @@ from .test_install import (
     use_another_squid_conf,
 )
 
+pytestmark = pytest.mark.system
+
 __all__ = ["base", "changed", "empty", "source"]  # fixtures
 NOBODY = 65534
 OUTSIDE = (

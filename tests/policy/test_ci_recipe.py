@@ -13,6 +13,8 @@ import yaml
 
 from tests.records import record_line
 
+pytestmark = pytest.mark.system
+
 RECIPE = Path(__file__).parents[2] / "policy/ci"
 STEPS = yaml.safe_load((RECIPE / "github-action.yaml").read_text())["jobs"]["check"]["steps"]
 CEILING = """\

@@ -65,6 +65,7 @@ print(sum(uses.take(grant) for _ in range(40)), flush=True)
 """
 
 
+@pytest.mark.system
 def test_processes_that_count_at_once_never_give_more_uses_than_there_are(tmp_path: Path) -> None:
     workers = [
         subprocess.Popen(
@@ -89,6 +90,7 @@ def test_a_use_that_another_process_took_meanwhile_is_not_given(
     assert not uses.take(GRANT)
 
 
+@pytest.mark.system
 def test_a_process_that_is_stopped_holds_up_no_other(tmp_path: Path) -> None:
     uses = GrantUses(tmp_path)
     with subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)], stdin=subprocess.PIPE, text=True) as worker:

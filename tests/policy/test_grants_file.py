@@ -116,6 +116,7 @@ def test_a_stored_revision_has_what_was_granted(directory: Path, tmp_path: Path)
     assert verdict(load_stored_revision(tmp_path / "revisions", again.revision), "a.example") == "deny by default"
 
 
+@pytest.mark.system
 def test_the_fingerprint_changes_when_a_grant_comes_and_goes(directory: Path) -> None:
     files_at_rest()
     without = fingerprint(directory)
@@ -138,6 +139,7 @@ def watcher(directory: Path, tmp_path: Path) -> Callable[[], PolicyWatcher[Compi
     return make
 
 
+@pytest.mark.system
 def test_a_grant_is_in_force_after_a_check_and_ends_with_the_file(
     directory: Path, watcher: Callable[[], PolicyWatcher[CompiledPolicy]]
 ) -> None:
@@ -150,6 +152,7 @@ def test_a_grant_is_in_force_after_a_check_and_ends_with_the_file(
     wait_for(lambda: checked(watching, "a.example") == "deny by default")
 
 
+@pytest.mark.system
 def test_a_grant_that_is_being_written_is_not_loaded(
     directory: Path, watcher: Callable[[], PolicyWatcher[CompiledPolicy]]
 ) -> None:
@@ -176,6 +179,7 @@ def checked(watching: PolicyWatcher[CompiledPolicy], host: str) -> str:
     return verdict(watching.current, host)
 
 
+@pytest.mark.system
 def test_a_grant_is_in_force_at_once_where_a_reload_gate_holds_edits_back(
     directory: Path, watcher: Callable[[], PolicyWatcher[CompiledPolicy]], tmp_path: Path
 ) -> None:

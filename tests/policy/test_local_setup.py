@@ -333,6 +333,7 @@ def noting(taken: list[set[str]]) -> Callable[[CompiledPolicy], CompiledPolicy]:
     return note
 
 
+@pytest.mark.system
 def test_the_swap_of_the_folder_is_one_reload(tmp_path: Path) -> None:
     """Each version has many files, all of one rule: a mixture of two versions would have rules of both."""
     for version in range(2):
@@ -354,6 +355,7 @@ def test_the_swap_of_the_folder_is_one_reload(tmp_path: Path) -> None:
     stays(lambda: taken == [{"v0"}, {"v1"}, {"v0"}, {"v1"}], 0.5, lambda: f"one load for each swap: {taken}")
 
 
+@pytest.mark.system
 def test_the_swap_of_a_volume_of_kubernetes_is_one_reload(tmp_path: Path) -> None:
     """Each file is a link through `..data`, which the kubelet swaps."""
     for version in range(2):
@@ -376,6 +378,7 @@ def test_the_swap_of_a_volume_of_kubernetes_is_one_reload(tmp_path: Path) -> Non
     stays(lambda: taken == [{"v0"}, {"v1"}], 0.5, lambda: f"one load for one swap: {taken}")
 
 
+@pytest.mark.system
 def test_the_local_reload_gate_judges_what_is_swapped_in(tmp_path: Path) -> None:
     (tmp_path / "local.yaml").write_text(LOCAL)
     for version in ("one", "two", "three"):
@@ -419,6 +422,7 @@ def test_no_command_edits_a_folder_that_others_write(directory: Path) -> None:
     assert "edit it where it comes from" in done.output
 
 
+@pytest.mark.system
 def test_check_warns_about_private_addresses_in_a_pulled_policy_without_a_ceiling(directory: Path) -> None:
     rules = "rules: [{name: inner, action: allow, hosts: [10.0.0.0/8], private: true}]\n"
     (directory / "policy.yaml").write_text(f"version: 1\n{rules}")

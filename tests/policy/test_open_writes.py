@@ -134,6 +134,7 @@ def test_after_lost_reports_a_file_is_unfinished_until_it_is_quiet(
     assert writes.find([policy]) is None
 
 
+@pytest.mark.system
 def test_a_helper_starts_no_other_program_to_use_inotify() -> None:
     script = (
         "import sys; from squidkeeper.policy.policy_store.open_writes import OpenWrites; started = []; "

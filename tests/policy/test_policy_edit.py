@@ -135,6 +135,7 @@ def squidkeeper(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "squidkeeper", *words], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.system
 def test_the_command_prints_a_token_once_and_the_policy_has_its_hash_alone(tmp_path: Path) -> None:
     folder = policy_of(tmp_path, POLICIES["none"])
     made = squidkeeper("client", "add", "ci", "--for", "2h", "--policy", folder)

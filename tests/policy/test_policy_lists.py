@@ -463,6 +463,7 @@ def test_the_cache_keeps_all_that_is_known_of_a_list(tmp_path: Path) -> None:
     assert second.summary.prefixes == ((4, 24), (6, 32))
 
 
+@pytest.mark.system
 def test_a_long_list_is_compiled_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     monkeypatch.setattr(list_compiler, "_LONG_BYTES", 0)
@@ -539,6 +540,7 @@ def test_a_process_that_dies_while_it_compiles_leaves_it_to_the_next(tmp_path: P
     assert len(cached_files(cache)) == 1
 
 
+@pytest.mark.system
 def test_who_comes_after_a_process_that_died_waits_for_the_list_it_had_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -578,6 +580,7 @@ def test_a_list_in_use_outlives_its_file_and_the_next_one_in_its_place(tmp_path:
     assert [host for host in IN if parse_host(host) not in hosts] == []
 
 
+@pytest.mark.system
 def test_a_long_list_of_each_format_compiles_to_the_same_lookups(tmp_path: Path) -> None:
     names = [f"host-{number}.example{number % 9}.com" for number in range(20_000)]
     for form in ("||{}^\n", "address=/{}/\n", ".{}\n", "{0} CNAME .\n*.{0} CNAME .\n"):

@@ -22,6 +22,8 @@ from squidkeeper.policy.policy_store.revisions import revision_in_force, stored_
 from ..conftest import write_policy
 from ..waiting import files_at_rest, pause, stays, wait_for
 
+pytestmark = pytest.mark.system
+
 GOOD = "rules: [{name: open, action: allow, hosts: [open.example]}]"
 BAD = "rules: [{name: open, action: allowed, hosts: [open.example]}, {name: x, action: denied}]"
 
@@ -147,7 +149,6 @@ def test_a_look_does_not_wait_for_the_keeping(tmp_path: Path) -> None:
     assert not (tmp_path / "state/revisions").exists()
 
 
-@pytest.mark.system
 def test_a_disk_that_takes_nothing_costs_one_line_in_the_log_and_no_verdict(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

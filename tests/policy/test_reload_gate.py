@@ -37,6 +37,8 @@ from squidkeeper.policy.policy_store.sources import read_sources
 from ..waiting import wait_for
 from .test_policy_watcher import BAD, make, rule_names
 
+pytestmark = pytest.mark.system
+
 GATE = "defaults: {reload_gate: {since: 1d, denials: 3}}\n"
 OPEN = GATE + "rules: [{name: open, action: allow, hosts: [open.example]}]"
 CLOSED = GATE + "rules: [{name: closed, action: deny, hosts: [open.example]}]"
@@ -312,7 +314,6 @@ def test_what_was_forced_is_exactly_one_revision(tmp_path: Path) -> None:
     assert live.state.held == edit.new
 
 
-@pytest.mark.system
 def test_a_force_of_another_account_is_none(tmp_path: Path) -> None:
     live = in_force(tmp_path)
     edit = edit_to(tmp_path, CLOSED, live)
@@ -399,7 +400,6 @@ def test_one_request_for_a_verdict_serves_all_processes(tmp_path: Path) -> None:
     assert [path.name for path in folder(tmp_path).iterdir()] == ["held"]
 
 
-@pytest.mark.system
 def test_a_full_disk_delays_an_edit_and_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

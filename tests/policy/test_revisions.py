@@ -138,6 +138,7 @@ def test_no_secret_is_kept(tmp_path: Path, state: State) -> None:
     assert not any(b"s3cret-value" in path.read_bytes() for path in files)
 
 
+@pytest.mark.system
 def test_a_list_and_a_document_that_did_not_change_are_on_disk_once(tmp_path: Path, state: State) -> None:
     hosts = "".join(f"host{number}.example\n" for number in range(30_000))
     directory = policy_with_list(tmp_path / "policy", hosts=hosts)
@@ -263,6 +264,7 @@ for _ in range(30):
 """
 
 
+@pytest.mark.system
 def test_several_processes_keep_the_same_and_different_revisions_at_once(tmp_path: Path, state: State) -> None:
     keepers = []
     for number in range(6):

@@ -20,6 +20,8 @@ from tests.bare_squid import BareSquid, bare_squid
 from tests.e2e.network import internet, run
 from tests.waiting import wait_for
 
+pytestmark = pytest.mark.system
+
 FRAGMENT = Path(__file__).parents[2] / "squid/squidkeeper.conf"
 
 

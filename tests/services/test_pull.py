@@ -43,6 +43,8 @@ from ..conftest import NOW
 from ..pull_servers import GIT_ENVIRONMENT, Repository, WebServer, allowed_signer, make_key, serving, ssh_server
 from ..waiting import files_at_rest, wait_for
 
+pytestmark = pytest.mark.system
+
 POLICY = "version: 1\nrules: [{name: %s, action: allow, hosts: [%s.example]}]\n"
 LOCAL = "version: 1\nsecrets: {token: {file: token, hosts: [api.example]}}\n"
 SETTINGS = """source: {{git: {url}/policies.git, branch: main, path: policy, ca: {ca}{more}}}

@@ -126,6 +126,7 @@ def test_a_leaf_of_any_ca_names_the_cas_key_and_has_a_p_256_key_of_its_own(kind:
     assert len(leaf.extensions) == 6
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("kind", ["P-256", "RSA-2048"])
 @pytest.mark.parametrize("host", ["a.example", "192.0.2.1", "[2001:db8::1]", "a." * 60 + "example"])
 def test_openssl_accepts_it_by_its_strict_rules(kind: str, host: str, tmp_path: Path) -> None:
@@ -273,6 +274,7 @@ BAD = {
 }
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("case", BAD)
 def test_a_leaf_like_a_bad_origins_is_refused_for_the_same_reason(case: str, tmp_path: Path) -> None:
     bad, why = BAD[case]
@@ -282,6 +284,7 @@ def test_a_leaf_like_a_bad_origins_is_refused_for_the_same_reason(case: str, tmp
     assert not told.endswith("OK\n")
 
 
+@pytest.mark.system
 def test_a_leaf_that_signs_itself_is_trusted_by_nobody(tmp_path: Path) -> None:
     leaf = leaf_like(origin(x509.DNSName("a.example"), subject="CA P-256"), signer().certificate, NOW)
     told = verify(sign_leaf(leaf, KEY, None), signer(), tmp_path)
@@ -289,11 +292,13 @@ def test_a_leaf_that_signs_itself_is_trusted_by_nobody(tmp_path: Path) -> None:
     assert signed(leaf).issuer == leaf.subject
 
 
+@pytest.mark.system
 def test_the_leaf_of_nobody_is_trusted_by_nobody(tmp_path: Path) -> None:
     told = verify(sign_leaf(leaf_of_nobody(NOW), KEY, None), signer(), tmp_path)
     assert "self-signed certificate" in told
 
 
+@pytest.mark.system
 def test_a_leaf_of_squids_untrusted_ca_is_trusted_by_nobody(tmp_path: Path) -> None:
     pem = sign_leaf(leaf_of_host("a.example", signer("P-384").certificate, NOW), KEY, signer("P-384"))
     assert "unable to get local issuer certificate" in verify(pem, signer(), tmp_path)

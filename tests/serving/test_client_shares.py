@@ -53,6 +53,7 @@ def lines(client: bytes, path: bytes, count: int) -> bytes:
     return b"".join(b"%d %b %b" % (number, client, rest) for number in range(count))
 
 
+@pytest.mark.system
 def test_the_first_lane_leaves_what_is_over_a_share_to_the_late_lane(tmp_path: Path) -> None:
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy/policy.yaml").write_text(POLICY)

@@ -24,6 +24,8 @@ from squidkeeper.serving.counters.reader import CounterFile, Totals, read_counte
 from squidkeeper.serving.counters.writer import CounterWriter
 from tests.waiting import pause, wait_for
 
+pytestmark = pytest.mark.system
+
 # A process that takes a counter file and counts: each line is a JSON list of [key, amount]; it answers each.
 WRITER = """
 import json, os, sys, time
@@ -404,7 +406,6 @@ def mounted(path: Path, options: str) -> Iterator[Callable[[str], None]]:
         subprocess.run(["umount", "-l", path], check=True)
 
 
-@pytest.mark.system
 def test_on_a_full_disk_counting_goes_on_in_memory(tmp_path: Path, writer: Callable[..., Writer]) -> None:
     with mounted(tmp_path / "disk", "size=1m"):
         folder, filler = tmp_path / "disk/helpers", tmp_path / "disk/filler"
@@ -418,7 +419,6 @@ def test_on_a_full_disk_counting_goes_on_in_memory(tmp_path: Path, writer: Calla
         assert one.kill().count("No space left on device") == 1
 
 
-@pytest.mark.system
 def test_a_counter_file_is_whole_before_the_disk_is_full(tmp_path: Path, writer: Callable[..., Writer]) -> None:
     with mounted(tmp_path / "disk", "size=1m"):
         folder = tmp_path / "disk/helpers"
@@ -430,7 +430,6 @@ def test_a_counter_file_is_whole_before_the_disk_is_full(tmp_path: Path, writer:
         assert one.kill() == ""
 
 
-@pytest.mark.system
 def test_on_a_read_only_disk_counting_goes_on_in_memory(tmp_path: Path, writer: Callable[..., Writer]) -> None:
     with mounted(tmp_path / "disk", "size=1m") as remount:
         folder = tmp_path / "disk/helpers"
@@ -469,7 +468,6 @@ def test_writes_that_fail_under_way_are_made_up_for_when_they_succeed(tmp_path: 
     assert done.stderr.count("File too large") == 1
 
 
-@pytest.mark.system
 def test_an_account_without_rights_runs_without_metrics(writer: Callable[..., Writer]) -> None:
     as_proxy = ("setpriv", "--reuid=proxy", "--regid=proxy", "--clear-groups")
     with tempfile.TemporaryDirectory(prefix="squidkeeper-") as name:  # pytest's own folders are closed to others

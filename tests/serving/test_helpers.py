@@ -47,6 +47,8 @@ from squidkeeper.serving.parts import Part
 from ..conftest import write_policy
 from ..waiting import wait_for
 
+pytestmark = pytest.mark.system
+
 POLICY = """
 clients: {agents: {networks: [192.0.2.0/24]}}
 rules:
@@ -650,7 +652,6 @@ def test_a_helper_that_cannot_answer_tells_since_when(start: Start, tmp_path: Pa
     assert abs((status(state).busy_since or 0) - busy.busy_since) < 0.1
 
 
-@pytest.mark.system
 def test_a_state_folder_that_takes_nothing_costs_metrics_and_no_verdict(
     policy: Path, tmp_path: Path, start: Start
 ) -> None:

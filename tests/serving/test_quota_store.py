@@ -39,6 +39,8 @@ from squidkeeper.serving.quotas.valkey_counts import ValkeyCounts
 from ..receivers import dripping_server
 from ..valkey_server import GATEWAYS, OPERATOR, PASSWORD, LossyRelay, ValkeyServer, rights
 
+pytestmark = pytest.mark.system
+
 QUOTA = Quota("per vm:1", Location("p"), QuotaUnit.REQUESTS, 2000, Window.DAY, Counted.ALL)
 COUNT = QuotaCount.of(QUOTA, "2001:db8::/64")
 CountsOf = Callable[..., ValkeyCounts]

@@ -220,6 +220,7 @@ def result(reply: Reply) -> tuple[Result, str]:
     return reply.result, found.get("found_", found["rule_"])
 
 
+@pytest.mark.system
 def test_each_line_counts_once_and_what_is_used_up_is_denied_with_its_reason(scope: QuotaScope) -> None:
     replies = [answer(scope, line("open.example", "rest")) for _ in range(7)]
     assert [result(reply) for reply in replies] == [(Result.OK, "rest")] * 5 + [(Result.ERR, "quota:per-vm")] * 2
@@ -425,6 +426,7 @@ def test_another_limit_goes_on_from_what_was_used(tmp_path: Path) -> None:
     assert counts.take(COUNT, 3, 1).given == 0
 
 
+@pytest.mark.system
 @settings(deadline=None)
 @given(
     st.integers(1, 200),
@@ -469,6 +471,7 @@ while True:
 """
 
 
+@pytest.mark.system
 def test_processes_that_are_killed_at_random_never_take_more_than_the_limit(tmp_path: Path) -> None:
     workers = [_worker(tmp_path) for _ in range(6)]
     for worker in workers:
@@ -492,6 +495,7 @@ def _worker(state: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.system
 def test_a_process_that_is_stopped_in_the_middle_holds_up_no_other(tmp_path: Path) -> None:
     with _worker(tmp_path) as worker:
         worker.send_signal(signal.SIGSTOP)

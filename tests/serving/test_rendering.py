@@ -348,6 +348,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.system
 @given(data=ANSWERS)
 def test_root_refuses_what_is_malformed_and_changes_nothing(gateway: Layout, data: bytes) -> None:
     before = contents(gateway.prefix)
@@ -363,6 +364,7 @@ def test_root_refuses_what_is_malformed_and_changes_nothing(gateway: Layout, dat
     assert contents(gateway.prefix) == before
 
 
+@pytest.mark.system
 def test_an_answer_without_an_end_is_not_read_to_its_end(gateway: Layout) -> None:
     def answer(_: object, __: object, sender: int) -> None:
         while True:

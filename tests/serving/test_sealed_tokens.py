@@ -395,6 +395,7 @@ def run(*options: str, stdin: str = SECRET) -> str:
     return done.output.strip()
 
 
+@pytest.mark.system
 def test_the_command_makes_a_key_and_seals_for_it(tmp_path: Path) -> None:
     file = tmp_path / "key"
     public = run("--new-key", str(file))
@@ -457,6 +458,7 @@ def test_the_command_says_what_is_wrong(options: list[str], said: str) -> None:
     assert SECRET not in done.output
 
 
+@pytest.mark.system
 def test_the_command_never_replaces_a_key(tmp_path: Path) -> None:
     file = tmp_path / "key"
     run("--new-key", str(file))

@@ -79,6 +79,7 @@ def test_another_gateway_gives_another_number() -> None:
     assert ticket_number(b"one", asked()) != ticket_number(b"other", asked())
 
 
+@pytest.mark.system
 def test_every_process_has_the_key_that_the_first_one_made(tmp_path: Path) -> None:
     file = tmp_path / "key"
     with multiprocessing.get_context("fork").Pool(4) as pool:
@@ -328,6 +329,7 @@ def _ask_forever(state: Path, name: int) -> None:
         ask(store, asked(f"https://a.example/{name}/{n % 50}", f"10.0.0.{name}"))
 
 
+@pytest.mark.system
 def test_processes_that_are_killed_leave_no_lock_and_no_torn_ticket(tmp_path: Path, store: TicketStore) -> None:
     started = [multiprocessing.get_context("fork").Process(target=_ask_forever, args=(tmp_path, n)) for n in range(4)]
     for process in started:
@@ -346,6 +348,7 @@ def test_processes_that_are_killed_leave_no_lock_and_no_torn_ticket(tmp_path: Pa
     assert all(ticket.url.startswith("https://a.example/") for ticket in store.pending(NOW))
 
 
+@pytest.mark.system
 def test_processes_together_stay_within_the_bound(tmp_path: Path, store: TicketStore) -> None:
     with multiprocessing.get_context("fork").Pool(4) as pool:
         pool.starmap(_ask_many, [(tmp_path, n) for n in range(4)])
