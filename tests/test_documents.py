@@ -142,6 +142,16 @@ def test_the_files_of_each_task_exist() -> None:
     assert [name for name in named if not (PACKAGE / name).exists()] == []
 
 
+def test_the_way_of_a_line_names_what_is_there() -> None:
+    rows = re.findall(r"^1\. `([\w/]+\.py)`: ((?:`[\w.]+`(?:, )?)+)", section_of("The way of one line"), re.MULTILINE)
+    named = [
+        (file, name) for file, names in rows for dotted in re.findall("`(.*?)`", names) for name in dotted.split(".")
+    ]
+    assert len(named) > 16
+    texts = {file: (PACKAGE / file).read_text() for file, _ in named}
+    assert [row for row in named if not re.search(rf"(def|class) {row[1]}\b", texts[row[0]])] == []
+
+
 def test_no_file_holds_the_marks_of_a_merge() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=True).stdout
     marks = re.compile(rb"^(<<<<<<<|>>>>>>>) ", re.MULTILINE)

@@ -80,19 +80,10 @@ def denied(chance: random.Random, common: dict[str, object], host: str) -> list[
     """Make a denied CONNECT, and the request inside that got the page."""
     common |= {"verdict": "deny", "rule": "default", "tunnel": f"{host}%3A443%20first"}
     url = f"https://{host}/{chance.getrandbits(40):x}/{chance.choice(PATHS)}?q={chance.getrandbits(64):x}"
-    answer = {
-        "squid": "TCP_DENIED_REPLY/HIER_NONE",
-        "error": "ERR_ACCESS_DENIED",
-        "sni": host,
-        "bytes": 3819,
-        "sent": 420,
-    }
-    return [
-        LINE.format_map(
-            common | {"method": "CONNECT", "url": f"{host}:443", "status": 200, "squid": "TCP_DENIED/HIER_NONE"}
-        ),
-        LINE.format_map(common | answer | {"method": "GET", "url": url, "status": 403}),
-    ]
+    answer = {"squid": "TCP_DENIED_REPLY/HIER_NONE", "error": "ERR_ACCESS_DENIED", "sni": host}
+    connect = {"method": "CONNECT", "url": f"{host}:443", "status": 200, "squid": "TCP_DENIED/HIER_NONE"}
+    asked = {"method": "GET", "url": url, "status": 403, "bytes": 3819, "sent": 420}
+    return [LINE.format_map(common | connect), LINE.format_map(common | answer | asked)]
 
 
 def allowed(chance: random.Random, common: dict[str, object], host: str) -> list[str]:

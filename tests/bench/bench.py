@@ -171,7 +171,6 @@ VARIANTS = (
     Variant(BEFORE, (HTTP, KEPT_ALIVE, FRESH), model=Model(before=True)),
     Variant("host scope", (HTTP, KEPT_ALIVE, FRESH)),
     Variant("host scope, shared", (HTTP, KEPT_ALIVE, FRESH), policies.SHARED),
-    Variant("host scope, two workers", (HTTP, KEPT_ALIVE, FRESH), model=Model(options=("--workers", "2"))),
     Variant("host scope, exporter", exporter=True),
     Variant("host scope, HAProxy", (HTTP, KEPT_ALIVE, FRESH), haproxy="http"),
     Variant("host scope, TLS to HAProxy", (HTTP,), haproxy="https"),
@@ -202,7 +201,6 @@ RATIOS: tuple[tuple[str, str, str, float | None], ...] = (  # the last is what i
     *((load, "host scope, HAProxy", "host scope", None) for load in (HTTP, KEPT_ALIVE, FRESH)),
     (HTTP, "host scope, TLS to HAProxy", "host scope", None),
     (HTTP, "host scope, exporter", "host scope", None),
-    *((load, "host scope, two workers", "host scope", None) for load in (HTTP, KEPT_ALIVE, FRESH)),
     *((load, "host scope", BEFORE, None) for load in (HTTP, KEPT_ALIVE, FRESH)),
     *(
         (load, f"part {name}{use}", "host scope", 1 if use == NOT_USED else None)
@@ -483,14 +481,13 @@ def change(root: Path, variant: Variant, folder: Path, port: int) -> None:
 
 def checked_workers(master: int, variant: Variant) -> tuple[int, ...]:
     """Tell the processes that serve, of a Squid's master; one with a helper that does nothing has asked it."""
-    workers = tuple(child for child, name in children(master) if name == "squid" and not is_coordinator(child))
+    workers = tuple(child for child, name in children(master) if name == "squid" and not _only_adds_up(child))
     if variant.noop and "noop" not in (name for _, name in children(workers[0])):
         raise SystemExit(f"{variant.name} has not asked its helper")
     return workers
 
 
-def is_coordinator(process: int) -> bool:
-    """Tell whether a process of Squid's only adds up the counters of workers."""
+def _only_adds_up(process: int) -> bool:
     return Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"(squid-coord-")
 
 

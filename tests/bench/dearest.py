@@ -10,13 +10,11 @@ Squid takes; their paths can be read in as many ways as are judged at all.
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
-from command import options_of, save, table, written  # type: ignore[import-not-found] # beside this script
+from command import options_of, save, scratch, table, written  # type: ignore[import-not-found] # beside this script
 
 from squidkeeper.policy.engine import CompiledPolicy, decide
 from squidkeeper.policy.policy_store.loading import load
@@ -58,14 +56,14 @@ def measure(field: str, rules: int, rounds: int) -> dict[str, str]:
 
 
 def compiled_of(field: str, rules: int) -> CompiledPolicy:
-    with tempfile.TemporaryDirectory(prefix="squidkeeper-bench-") as name:
+    with scratch() as folder:
         denies = "".join(
             f"  - {{name: r{number}, action: deny, hosts: [api.example], {field.format(number)}}}\n"
             for number in range(rules)
         )
         rest = "  - {name: open, action: allow, hosts: [api.example]}\n"
-        (Path(name) / "policy.yaml").write_text(f"version: 1\nrules:\n{denies}{rest}")
-        return load(Path(name), datetime.now(UTC)).compiled
+        (folder / "policy.yaml").write_text(f"version: 1\nrules:\n{denies}{rest}")
+        return load(folder, datetime.now(UTC)).compiled
 
 
 def seconds(compiled: CompiledPolicy, path: str) -> float:

@@ -8,11 +8,9 @@ Each step takes units of one client's count, one step after the other, with TLS.
 
 from __future__ import annotations
 
-import tempfile
 import time
-from pathlib import Path
 
-from command import options_of  # type: ignore[import-not-found] # beside this script
+from command import options_of, scratch  # type: ignore[import-not-found] # beside this script
 
 from squidkeeper.policy.language.quotas import QuotaUnit, Window
 from squidkeeper.serving.quotas.counts import LEASE_AT_MOST, QuotaCount
@@ -25,8 +23,8 @@ LIMIT = 1_000_000
 def main() -> None:
     """Measure, and print."""
     chosen = options_of(__doc__, steps=20_000, clients=10_000).parse_args()
-    with tempfile.TemporaryDirectory(prefix="squidkeeper-bench-") as folder:
-        server = ValkeyServer(Path(folder)).start()
+    with scratch() as folder:
+        server = ValkeyServer(folder).start()
         try:
             measure(server, chosen.steps, chosen.clients)
         finally:

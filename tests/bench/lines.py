@@ -7,8 +7,7 @@
 round; a ratio is taken within each round, and its median and spread count. "cpu" is the processor time of the helper
 for each line, with all of its threads, which other work on the machine touches less than the lines per second.
 "fresh": no host was asked before, half of them are below a listed one. "zipf": the hosts of a busy network, the n-th of
-20,000 asked 1/n as often as the first. "check" is `squidkeeper check` of the same policy, which keeps no compiled list.
-Without squidGuard that part is left out.
+20,000 asked 1/n as often as the first. Without squidGuard that part is left out.
 
 A processor that has nothing to do goes to sleep, and in a virtual machine takes some 50 us to come back: each of the
 sixteen lines pays for that, whoever answers. With `--awake` it is given work of the lowest priority instead, as it has
@@ -23,7 +22,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,12 +29,11 @@ from dataclasses import dataclass
 from itertools import accumulate, count
 from pathlib import Path
 
-from command import options_of, save, show, spread, table  # type: ignore[import-not-found] # beside this script
+from command import options_of, save, scratch, show, spread, table  # type: ignore[import-not-found] # beside this script
 
 IN_FLIGHT = 16
 ZIPF_HOSTS = 20_000
 STARTS = 7
-CHECKS = 3
 _PROCESS_CLOCK = 2  # clock_getcpuclockid(3): in Linux the clock of a process is ~PID << 3 | CPUCLOCK_SCHED
 FEW_RULES = 10
 SYLLABLES = [consonant + vowel for consonant in "bcdfghklmnprstvwz" for vowel in "aeiou"]
@@ -60,10 +57,9 @@ def main() -> None:
     parser.add_argument("--awake", action="store_true", help="let no processor go to sleep")
     chosen = parser.parse_args()
     listed = hosts_like_published_ones(chosen.hosts)
-    with tempfile.TemporaryDirectory(prefix="squidkeeper-bench-") as name, awake(chosen.awake):
-        folder = Path(name)
+    with scratch() as folder, awake(chosen.awake):
         contenders = [*ours(folder, listed, chosen.rules), *squidguard(folder, listed)]
-        alone = {one.name: start_and_memory(one, listed[0]) | check_time(one) for one in contenders}
+        alone = {one.name: start_and_memory(one, listed[0]) for one in contenders}
         figures = measure(contenders, listed, chosen.rounds, chosen.lines)
     print("\n".join(tables(alone, figures)))
     save(chosen.json, {"hosts": chosen.hosts, "rules": chosen.rules, "alone": alone, "rounds": figures})
@@ -198,38 +194,27 @@ class Helper:
     def pid(self) -> int:
         return self._process.pid
 
-    def stop(self) -> None:
-        """End its input, and wait until it has ended."""
+    def __enter__(self) -> Helper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
 
-@contextmanager
-def running(contender: Contender) -> Iterator[Helper]:
-    """Run a helper."""
-    helper = Helper(contender)
-    try:
-        yield helper
-    finally:
-        helper.stop()
-
-
 def start_and_memory(contender: Contender, host: str) -> dict[str, float]:
-    """Start it several times; tell the time to the first answer, the processor time of that, and its memory."""
-    clock, cpu = [], []
+    """Start it several times; tell the time to the first answer, and its memory."""
+    clock = []
     for number in range(STARTS + 1):  # the first compiles the list, and does not count
         began = time.perf_counter()
-        with running(contender) as helper:
+        with Helper(contender) as helper:
             answer = helper.ask(helper.lines([(f"x.{host}", "/")]))
             if number:
                 clock.append(time.perf_counter() - began)
-                cpu.append(helper.cpu_seconds())
             held = memory_kilobytes(helper.pid)
             assert b"BH" not in answer, answer
     return {
         "start_milliseconds": statistics.median(clock) * 1000,
-        "start_cpu_milliseconds": statistics.median(cpu) * 1000,
         "rss_megabytes": held["Rss"] / 1024,
-        "private_megabytes": (held["Private_Clean"] + held["Private_Dirty"]) / 1024,
     }
 
 
@@ -238,26 +223,13 @@ def memory_kilobytes(pid: int) -> dict[str, int]:
     return {name: int(size.split()[0]) for name, _, size in (line.partition(":") for line in lines)}
 
 
-def check_time(contender: Contender) -> dict[str, float]:
-    """Tell how long `squidkeeper check` takes for its policy; nothing for squidGuard's, which cannot be checked."""
-    if contender.folder is None:
-        return {}
-    command = [sys.executable, "-m", "squidkeeper", "check", "--policy", str(contender.folder)]
-    taken = []
-    for _ in range(CHECKS):
-        began = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        taken.append(time.perf_counter() - began)
-    return {"check_milliseconds": statistics.median(taken) * 1000}
-
-
 def measure(contenders: list[Contender], listed: list[str], rounds: int, lines: int) -> Figures:
     """Measure all in turn; gives for each the figures of each round."""
     figures: Figures = {contender.name: [] for contender in contenders}
     chance = random.Random(5)  # the same requests in each run
     busy = zipf(chance, listed)
     with ExitStack() as stack:
-        helpers = {contender.name: stack.enter_context(running(contender)) for contender in contenders}
+        helpers = {contender.name: stack.enter_context(Helper(contender)) for contender in contenders}
         for number in range(rounds + 1):  # the first warms up and does not count
             kinds = {"fresh": fresh(chance, listed, lines, number), "zipf": busy(lines)}
             for name, helper in helpers.items():

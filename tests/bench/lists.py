@@ -8,16 +8,15 @@ its children, which other work on the machine touches less than the time on the 
 
 from __future__ import annotations
 
-import resource
+import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from command import options_of, save, table  # type: ignore[import-not-found] # beside this script
-from lines import acl, hosts_like_published_ones, memory_kilobytes, running  # type: ignore[import-not-found]
+from command import options_of, save, scratch, table  # type: ignore[import-not-found] # beside this script
+from lines import Helper, acl, hosts_like_published_ones, memory_kilobytes  # type: ignore[import-not-found]
 
 from squidkeeper.policy.policy_store.list_compiler import list_digest, load_list
 from squidkeeper.policy.url import Host
@@ -33,12 +32,12 @@ FORMATS: dict[str, tuple[str, str]] = {
 
 def measure(name: str, hosts: list[str], rounds: int) -> dict[str, float]:
     head, line = FORMATS[name]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "policy" / "list.txt"
+    with scratch() as folder:
+        path = folder / "policy" / "list.txt"
         path.parent.mkdir()
         path.write_text(head + "".join(line.format(host) for host in hosts))
         digest = list_digest(path)
-        caches = [Path(folder) / f"cache{number}" for number in range(rounds)]
+        caches = [folder / f"cache{number}" for number in range(rounds)]
         compiled = [timed(partial(load_list, path, digest, cache)) for cache in caches]
         loaded = [timed(partial(load_list, path, digest, caches[0])) for _ in range(5 * rounds)]
         found = load_list(path, digest, caches[0])
@@ -46,7 +45,6 @@ def measure(name: str, hosts: list[str], rounds: int) -> dict[str, float]:
         asked = [Host(f"{prefix}{host}") for host in hosts[:20_000] for prefix in ("", "x")]
         looked_up = [timed(lambda: [host in found for host in asked]) for _ in range(rounds)]
         return {
-            "compile_seconds": statistics.median(seconds for seconds, _ in compiled),
             "compile_cpu_seconds": statistics.median(cpu for _, cpu in compiled),
             "load_milliseconds": statistics.median(seconds for seconds, _ in loaded) * 1000,
             "lookup_microseconds": statistics.median(cpu for _, cpu in looked_up) / len(asked) * 1e6,
@@ -57,14 +55,9 @@ def measure(name: str, hosts: list[str], rounds: int) -> dict[str, float]:
 
 def timed(call: Callable[[], object]) -> tuple[float, float]:
     """Give the seconds on the clock, and those of the processors."""
-    started, before = time.perf_counter(), cpu_seconds()
+    started, before = time.perf_counter(), time.process_time() + sum(os.times()[2:4])
     call()
-    return time.perf_counter() - started, cpu_seconds() - before
-
-
-def cpu_seconds() -> float:
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    return time.perf_counter() - started, time.process_time() + sum(os.times()[2:4]) - before
 
 
 def helper_memory(folder: Path, host: str) -> dict[str, float]:
@@ -73,13 +66,12 @@ def helper_memory(folder: Path, host: str) -> dict[str, float]:
         "version: 1\nlists: {l: {file: list.txt}}\nrules: [{name: listed, action: deny, lists: [l]}]\n"
     )
     contender = acl("host", "list", folder)
-    with running(contender) as first, running(contender) as second:
+    with Helper(contender) as first, Helper(contender) as second:
         for helper in (first, second):
             assert b"rule_=listed" in helper.ask(helper.lines([(host, "/")]))
         held = memory_kilobytes(second.pid)
     return {
         "helper_rss_megabytes": held["Rss"] / 1024,
-        "helper_pss_megabytes": held["Pss"] / 1024,
         "helper_private_megabytes": (held["Private_Clean"] + held["Private_Dirty"]) / 1024,
     }
 

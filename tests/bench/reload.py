@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import statistics
 import sys
-import tempfile
 import time
-from pathlib import Path
 from threading import Event
 
-from command import options_of, save  # type: ignore[import-not-found] # beside this script
+from command import options_of, save, scratch  # type: ignore[import-not-found] # beside this script
 from lines import (  # type: ignore[import-not-found]
     Contender,
     Helper,
     acl,
     hosts_like_published_ones,
     policy,
-    running,
 )
 
 APART_SECONDS = 0.001
@@ -34,8 +31,7 @@ PATIENCE_SECONDS = 60.0
 
 def main() -> None:
     chosen = options_of(__doc__, hosts=1_000_000, rules=10_000, edits=15).parse_args()
-    with tempfile.TemporaryDirectory(prefix="squidkeeper-bench-") as name:
-        folder = Path(name)
+    with scratch() as folder:
         (folder / "list.txt").write_text("".join(f".{host}\n" for host in hosts_like_published_ones(chosen.hosts)))
         figures = measure(acl("host", "reload", policy(folder, "reload", chosen.rules, with_list=True)), chosen.edits)
     print("\n".join(f"{what:<44}{figure:10.2f}" for what, figure in figures.items()))
@@ -47,7 +43,7 @@ def measure(contender: Contender, edits: int) -> dict[str, float]:
     in_force: list[float] = []
     quiet: list[float] = []
     during: list[float] = []
-    with running(contender) as helper:
+    with Helper(contender) as helper:
         helper.ask(helper.lines([("a.example", "/")]))
         watch(helper, quiet, QUIET_SECONDS, None)  # what a start leaves to do is done meanwhile
         quiet.clear()

@@ -61,14 +61,14 @@ class Costs:
 
     request: float
     tunnel: float  # on top of its first request
-    helpers_request: float
-    helpers_tunnel: float
+    request_helpers: float
+    tunnel_helpers: float
     requests: tuple[float, ...]  # single ones, scaled to the mean under load
     tunnels: tuple[float, ...]  # with the first request
     tunnel_bytes: float
     tunnel_descriptors: float
     line_bytes: float
-    archive_bytes: float
+    archive_line_bytes: float
     exporter_line: float
     archive_line: float
 
@@ -102,20 +102,14 @@ class Need:
 def read_costs(path: Path) -> Costs:
     """Read what sizing.py has written."""
     found: dict[str, Any] = json.loads(path.read_text())["costs"]
-    request, tunnel = found["request"] / 1e6, found["tunnel"] / 1e6
+    times = ("request", "tunnel", "request_helpers", "tunnel_helpers", "exporter_line", "archive_line")
+    seconds = {name: found[name] / 1e6 for name in times}
+    sizes = ("tunnel_bytes", "tunnel_descriptors", "line_bytes", "archive_line_bytes")
     return Costs(
-        request=request,
-        tunnel=tunnel,
-        helpers_request=found["request_helpers"] / 1e6,
-        helpers_tunnel=found["tunnel_helpers"] / 1e6,
-        requests=_scaled(found["requests_one_at_a_time"], request),
-        tunnels=_scaled(found["tunnels_one_at_a_time"], request + tunnel),
-        tunnel_bytes=found["tunnel_bytes"],
-        tunnel_descriptors=found["tunnel_descriptors"],
-        line_bytes=found["line_bytes"],
-        archive_bytes=found["archive_line_bytes"],
-        exporter_line=found["exporter_line"] / 1e6,
-        archive_line=found["archive_line"] / 1e6,
+        **seconds,
+        requests=_scaled(found["requests_one_at_a_time"], seconds["request"]),
+        tunnels=_scaled(found["tunnels_one_at_a_time"], seconds["request"] + seconds["tunnel"]),
+        **{name: found[name] for name in sizes},
     )
 
 
@@ -163,7 +157,7 @@ def needs(fleet: Fleet, costs: Costs, drawn: Sessions) -> list[Need]:
     requests, held = tunnels * drawn.mean, tunnels * fleet.open_seconds
     lines = requests + tunnels  # a CONNECT has a line of its own
     workers = tunnels * costs.tunnel + requests * costs.request
-    helpers = tunnels * costs.helpers_tunnel + requests * costs.helpers_request
+    helpers = tunnels * costs.tunnel_helpers + requests * costs.request_helpers
     beside = helpers + lines * (costs.exporter_line + costs.archive_line)
     found = [
         Need("worker cores", workers, fleet.workers * BUSY, "cores"),
@@ -194,7 +188,7 @@ def volumes(fleet: Fleet, costs: Costs, drawn: Sessions) -> dict[str, str]:
         ),
         "access log": f"{log / 1e6:,.1f} MB/s, {log * 86_400 / 1e9:,.0f} GB a day at this rate",
         "time until --log-bytes (8 GiB) is full, each gateway": f"{LOG_BYTES * fleet.gateways / log / 60:,.0f} min",
-        "archive": f"{lines * costs.archive_bytes * 86_400 / 1e9:,.0f} GB a day at this rate",
+        "archive": f"{lines * costs.archive_line_bytes * 86_400 / 1e9:,.0f} GB a day at this rate",
     }
 
 
@@ -285,7 +279,8 @@ def storm_seconds(tunnels: float, workers: int, utilization: float, costs: Costs
 
 def storms(fleet: Fleet, costs: Costs, drawn: Sessions) -> dict[str, str]:
     """Tell how long it takes until everybody is served again."""
-    used = needs_of("worker cores", fleet, costs, drawn) / fleet.workers
+    cores = next(need.needs for need in needs(fleet, costs, drawn) if need.name == "worker cores")
+    used = cores / fleet.workers
     held = tunnels_per_second(fleet) * fleet.open_seconds
     left = fleet.gateways - 1
     with_one_less = min(0.99, used * fleet.gateways / left) if left else 0.99
@@ -295,11 +290,6 @@ def storms(fleet: Fleet, costs: Costs, drawn: Sessions) -> dict[str, str]:
         "a gateway dies: its tunnels are open elsewhere after": f"{max(died, RETRY_SECONDS):,.0f} s",
         "all VMs start at once, a tunnel each: open after": f"{started:,.0f} s",
     }
-
-
-def needs_of(name: str, fleet: Fleet, costs: Costs, drawn: Sessions) -> float:
-    """Give one of the needs."""
-    return next(need.needs for need in needs(fleet, costs, drawn) if need.name == name)
 
 
 # --- The command -----------------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ import gzip
 import json
 import os
 import re
-import resource
 import shutil
 import statistics
 import subprocess
@@ -243,17 +242,11 @@ def archive_seconds(installed: Path, root: Path, log: Path) -> tuple[float, int]
     os.utime(folder / "access.log.1.gz", (time.time() - 3600,) * 2)
     command = [f"{installed}/bin/squidkeeper", "archive", "run", "--access-log", f"{folder}/access.log"]
     command += ["--archive", str(archive), "--state", f"{root}/state", "--key", f"{installed}/etc/archive.key"]
-    before = children_seconds()
+    before = sum(os.times()[2:4])
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}: {done.stdout}{done.stderr}")
-    return children_seconds() - before, sum(part.stat().st_size for part in archive.rglob("*.parquet"))
-
-
-def children_seconds() -> float:
-    """Tell the processor time of the processes that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    return sum(os.times()[2:4]) - before, sum(part.stat().st_size for part in archive.rglob("*.parquet"))
 
 
 def text_of(costs: Costs) -> str:

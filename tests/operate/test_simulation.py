@@ -22,14 +22,14 @@ from tests.bench.simulation import (
 COSTS = Costs(
     request=1e-4,
     tunnel=19e-4,
-    helpers_request=0,
-    helpers_tunnel=1e-4,
+    request_helpers=0,
+    tunnel_helpers=1e-4,
     requests=(1e-4,),
     tunnels=(20e-4,),
     tunnel_bytes=100_000,
     tunnel_descriptors=2,
     line_bytes=700,
-    archive_bytes=100,
+    archive_line_bytes=100,
     exporter_line=1e-5,
     archive_line=1e-5,
 )

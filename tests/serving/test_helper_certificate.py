@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from squidkeeper.serving.counters.reader import read_counter_files
 from squidkeeper.serving.helpers.certificate import Certificates
 
 from ..waiting import wait_for
+from .conftest import Program
 
 CA = make_ca(datetime.now(UTC) - timedelta(days=40))
 OTHER_CA = make_ca(datetime.now(UTC) - timedelta(days=40))
@@ -117,13 +118,14 @@ def test_all_leaves_of_a_process_have_one_key_and_another_process_has_another() 
     assert leaf_of(Certificates().answer(request("a.example")).text).public_key() != one
 
 
-def test_what_is_kept_is_bounded() -> None:
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("squidkeeper.serving.helpers.certificate._REPLIES_BYTES", 400_000)
     certificates = Certificates()
     most = 0
-    for number in range(7_000):
+    for number in range(350):
         certificates.answer(request(f"{number}.example"))
         most = max(most, len(certificates._replies))
-    assert 4_000 < most < 7_000
+    assert 200 < most < 350
 
 
 BROKEN = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
@@ -175,53 +177,30 @@ def test_how_squid_wants_a_leaf_signed_is_how_it_is_signed(signing: str) -> None
 # ── The program ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Program:
-    """The helper on pipes."""
-
-    def __init__(self, state: Path) -> None:
-        command = [sys.executable, "-m", "squidkeeper", "certificate", "--state", str(state)]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
-
-    def ask(self, *pieces: bytes) -> bytes:
-        """Send the pieces, each by itself; return the one reply to them."""
-        assert self.process.stdin
-        for piece in pieces:
-            self.process.stdin.write(piece)
-            self.process.stdin.flush()
-
-        assert self.process.stdout
-        reply = b""
-        while not reply.endswith(b"\x01"):
-            piece = os.read(self.process.stdout.fileno(), 1)
-            assert piece, "the program has ended"
-            reply += piece
-        found = re.fullmatch(rb"(\d+ )?(OK|ERR) (\d+) (.*)\x01", reply, re.DOTALL)
-        assert found
-        assert int(found[3]) == len(found[4])
-        return (found[1] or b"") + found[2] + b" " + found[4]
-
-    def end(self) -> tuple[bytes, str]:
-        out, err = self.process.communicate(timeout=60)
-        assert self.process.returncode == 0
-        return out, err.decode()
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[], Program]]:
-    started: list[Program] = []
-
-    def make() -> Program:
-        started.append(Program(tmp_path / "state"))
-        return started[-1]
-
-    yield make
-    for program in started:
-        program.process.kill()
-        program.process.communicate()
+def ask(program: Program, *pieces: bytes) -> bytes:
+    """Send the pieces, each by itself; return the one reply to them."""
+    for piece in pieces:
+        program.stdin.write(piece)
+        program.stdin.flush()
+    reply = b""
+    while not reply.endswith(b"\x01"):
+        piece = os.read(program.stdout.fileno(), 1)
+        assert piece, "the program has ended"
+        reply += piece
+    found = re.fullmatch(rb"(\d+ )?(OK|ERR) (\d+) (.*)\x01", reply, re.DOTALL)
+    assert found
+    assert int(found[3]) == len(found[4])
+    return (found[1] or b"") + found[2] + b" " + found[4]
 
 
 Start = Callable[[], Program]
+
+
+@pytest.fixture
+def start(program: Callable[..., Program], tmp_path: Path) -> Start:
+    return lambda: program("certificate", "--state", str(tmp_path / "state"))
+
+
 NOT_ANSWERED = [
     (b"hello", b"not a request for a certificate"),
     (b"new_certificate 3 abc", b"does not end with Sign"),
@@ -234,15 +213,15 @@ NOT_ANSWERED = [
 def test_the_program_answers_every_request_and_ends_with_its_input(start: Start, tmp_path: Path) -> None:
     program = start()
     for host in ("a.example", "b.example", "a.example"):
-        reply = program.ask(request(host) + b"\n")
+        reply = ask(program, request(host) + b"\n")
         assert reply.startswith(b"OK ")
         assert leaf_of(reply[3:]).subject.rfc4514_string() == f"CN={host}"
     for odd in ("-" * 300, "a.example\n-----BEGIN CERTIFICATE-----\n"):
-        assert leaf_of(program.ask(request(odd) + b"\n")[3:]).subject.rfc4514_string() == "CN=host.invalid"
-    assert program.ask(request("a.example", origin=BROKEN) + b"\n").startswith(b"OK ")
+        assert leaf_of(ask(program, request(odd) + b"\n")[3:]).subject.rfc4514_string() == "CN=host.invalid"
+    assert ask(program, request("a.example", origin=BROKEN) + b"\n").startswith(b"OK ")
     half = request("c.example") + b"\n"
-    assert program.ask(half[:20], half[20:500], half[500:]).startswith(b"OK ")
-    assert program.ask(b"7 " + request("a.example") + b"\n").startswith(b"7 OK ")
+    assert ask(program, half[:20], half[20:500], half[500:]).startswith(b"OK ")
+    assert ask(program, b"7 " + request("a.example") + b"\n").startswith(b"7 OK ")
     out, err = program.end()
     assert out == b""
     assert "no certificate for 'a.example'" in err
@@ -258,17 +237,16 @@ def test_the_program_answers_every_request_and_ends_with_its_input(start: Start,
 def test_what_is_no_request_is_answered_with_an_error_and_the_next_one_well(start: Start) -> None:
     program = start()
     for text, lacks in NOT_ANSWERED:
-        reply = program.ask(text + b"\n")
+        reply = ask(program, text + b"\n")
         assert reply.startswith(b"ERR "), text[:40]
         assert lacks in reply
-        assert program.ask(request("a.example") + b"\n").startswith(b"OK ")
+        assert ask(program, request("a.example") + b"\n").startswith(b"OK ")
 
 
 @pytest.mark.system
 def test_a_torn_request_has_no_answer_and_ends_the_program_in_order(start: Start) -> None:
     program = start()
-    assert program.process.stdin
-    program.process.stdin.write(request("a.example")[:400])
+    program.stdin.write(request("a.example")[:400])
     assert program.end()[0] == b""
 
 

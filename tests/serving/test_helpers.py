@@ -7,17 +7,15 @@ import os
 import re
 import resource
 import subprocess
-import sys
 import time
 import tracemalloc
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from threading import Thread
-from types import TracebackType
 from unittest.mock import patch
 from urllib.parse import quote
 
@@ -26,19 +24,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.base.atomic_write import replace as replace_file
-from squidkeeper.base.metrics import DECISION_DURATION
+from squidkeeper.base.metrics import DECISION_DURATION, DECISIONS
 from squidkeeper.policy.language.secret_sources import source_key
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.policy_store.revisions import stored_revisions
-from squidkeeper.policy.protocol.lines import LINE_LIMIT, Result
+from squidkeeper.policy.protocol.lines import LINE_LIMIT, Reply, Result, format_reply
 from squidkeeper.policy.protocol.request_headers import READ_HEADERS
 from squidkeeper.policy.url import recorded_url
-from squidkeeper.serving.counters.layout import HelperStatus
+from squidkeeper.serving.counters.layout import HelperStatus, counter_key
 from squidkeeper.serving.counters.reader import read_counter_files
 from squidkeeper.serving.credentials.fetched_values import FetchedValue, format_value, value_file
 from squidkeeper.serving.credentials.sealing import SealingPrivateKey
-from squidkeeper.serving.helpers import cache_log, credential, host_matches
-from squidkeeper.serving.helpers.acl import HostScope, answer_host
+from squidkeeper.serving.helpers import cache_log, credential, host_matches, rewrite
+from squidkeeper.serving.helpers.acl import HostScope, RequestScope, answer_host, answer_url
 from squidkeeper.serving.helpers.credential import Injector
 from squidkeeper.serving.helpers.host_matches import HostMatches
 from squidkeeper.serving.helpers.rewrite import Rewriter
@@ -46,6 +44,7 @@ from squidkeeper.serving.parts import Part
 
 from ..conftest import write_policy
 from ..waiting import wait_for
+from .conftest import Program
 
 pytestmark = pytest.mark.system
 
@@ -75,46 +74,6 @@ SCOPES = {"host": ["acl", "--scope", "host"], "request": ["acl", "--scope", "req
 PLACE = "192.0.2.1 - GET https {host} 443 {host} {host}:443 -"
 
 
-class Helper:
-    """A helper on pipes, as Squid runs it."""
-
-    def __init__(self, arguments: list[str], policy: Path, state: Path, concurrency: int = 16) -> None:
-        program = [sys.executable, "-m", "squidkeeper"]
-        options = ["--policy", str(policy), "--state", str(state), "--concurrency", str(concurrency)]
-        options += ["--in-force", ",".join(Part)] if arguments[0] in ("acl", "credential") else []
-        self.process = subprocess.Popen(
-            [*program, *arguments, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        assert self.process.stdin
-        assert self.process.stdout
-        assert self.process.stderr
-        self.stdin, self.stdout, self.stderr = self.process.stdin, self.process.stdout, self.process.stderr
-
-    def __enter__(self) -> Helper:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-    def ask(self, line: str | bytes) -> str:
-        self.send(line)
-        return self.stdout.readline().decode()
-
-    def send(self, *lines: str | bytes) -> None:
-        for line in lines:
-            self.stdin.write((line.encode() if isinstance(line, str) else line) + b"\n")
-        self.stdin.flush()
-
-    def end(self) -> tuple[bytes, str]:
-        out, err = self.process.communicate(timeout=60)
-        assert self.process.returncode == 0
-        return out, err.decode()
-
-
-Start = Callable[..., Helper]
-
-
 @pytest.fixture
 def policy(tmp_path: Path) -> Path:
     directory = write_policy(tmp_path / "policy", POLICY)
@@ -124,17 +83,17 @@ def policy(tmp_path: Path) -> Path:
     return directory
 
 
+Start = Callable[..., Program]
+
+
 @pytest.fixture
-def start(tmp_path: Path, policy: Path) -> Iterator[Start]:
-    helpers: list[Helper] = []
+def start(program: Callable[..., Program], tmp_path: Path, policy: Path) -> Start:
+    def make(*arguments: str, concurrency: int = 16, directory: Path = policy) -> Program:
+        options = ["--policy", str(directory), "--state", str(tmp_path / "state"), "--concurrency", str(concurrency)]
+        options += ["--in-force", ",".join(Part)] if arguments[0] in ("acl", "credential") else []
+        return program(*arguments, *options)
 
-    def make(*arguments: str, concurrency: int = 16, directory: Path = policy) -> Helper:
-        helpers.append(Helper(list(arguments), directory, tmp_path / "state", concurrency))
-        return helpers[-1]
-
-    yield make
-    for helper in helpers:
-        helper.__exit__(None, None, None)
+    return make
 
 
 def revision_of(policy: Path) -> str:
@@ -201,12 +160,12 @@ def test_at_request_scope_the_url_is_decided(start: Start, policy: Path) -> None
 
 
 @pytest.mark.parametrize("policy_loads", [True, False])
-def test_at_host_scope_the_proxy_user_of_the_decision_is_named(start: Start, policy: Path, policy_loads: bool) -> None:
-    helper = start(*SCOPES["host"], directory=policy if policy_loads else policy / "none")
+def test_at_host_scope_the_proxy_user_of_the_decision_is_named(policy: Path, policy_loads: bool) -> None:
+    scope = HostScope(load(policy, datetime.now(UTC)).compiled) if policy_loads else None
     for host in ("open.example", "closed.example", "not%20a%20host", "open.example"):  # the last is answered as before
-        assert " user_=ci-bot" in helper.ask(f"1 {place(host, user='ci-bot')}")
-        assert ' user_="%25%22%FF@x"' in helper.ask(f"1 {place(host, user='%25%22%FF%40x')}")
-        assert " user_=" not in helper.ask(f"1 {place(host)}")
+        for user, named in (("ci-bot", " user_=ci-bot"), ("%25%22%FF%40x", ' user_="%25%22%FF@x"')):
+            assert named in format_reply(answer_host(scope, place(host, user=user).encode()), b"1").decode()
+        assert b" user_=" not in format_reply(answer_host(scope, place(host).encode()), b"1")
 
 
 def test_hosts_that_are_answered_alike_share_one_reply_for_each_user(policy: Path) -> None:
@@ -216,13 +175,6 @@ def test_hosts_that_are_answered_alike_share_one_reply_for_each_user(policy: Pat
             answer_host(answers, place(f"{name}.nowhere.example", user=user).encode()) for name in ("one", "two")
         )
         assert first is second
-
-
-def test_a_request_that_squid_is_not_set_up_for_says_so_in_its_tunnel_too(policy: Path) -> None:
-    scope = HostScope(load(policy, datetime.now(UTC)).compiled, frozenset({"core"}))
-    host = "inside.internal"
-    for line in (connect(host), place(host, tunnel=f"{host}:443%20first")):
-        assert ("rule_", "not-rendered") in answer_host(scope, line.encode()).annotations
 
 
 def test_the_url_names_the_rule_in_a_tunnel_in_which_every_url_is_denied(policy: Path) -> None:
@@ -253,22 +205,23 @@ def url_of(host: str, form: str, recorded: int) -> bytes:
 @pytest.mark.parametrize("host", ["paths.example", "closed.example"])
 @pytest.mark.parametrize("policy_loads", [True, False])
 def test_at_request_scope_the_length_and_hash_of_a_url_that_the_record_cuts_off_are_told(
-    start: Start, policy: Path, host: str, policy_loads: bool
+    policy: Path, host: str, policy_loads: bool
 ) -> None:
-    helper = start(*SCOPES["request"], directory=policy if policy_loads else policy / "none")
+    scope = RequestScope(load(policy, datetime.now(UTC)).compiled) if policy_loads else None
     line = place(host, scheme="http", port="80", sni="-", tunnel="-")
     for form in FORMS:
         for length in (4095, 4096, 7000):
             url = url_of(host, form, length)
-            answer = helper.ask(f"1 {line} {quote(url, safe='')}")
+            reply = answer_url(scope, f"{line} {quote(url, safe='')}".encode())
             recorded = recorded_url(url.decode("utf-8", "surrogateescape"))
-            said = re.findall(r" cut_=([0-9a-f:]+)", answer)
-            assert said == ([] if length < 4096 else [f"{length}:{sha256(recorded.encode()).hexdigest()[:32]}"]), form
+            expected = f"{length}:{sha256(recorded.encode()).hexdigest()[:32]}" if length >= 4096 else None
+            assert dict(reply.annotations).get("cut_") == expected, form
 
 
-def test_a_denied_host_is_denied_for_itself_where_its_long_url_cannot_be_decided(start: Start) -> None:
-    answer = start(*SCOPES["request"]).ask(f"1 {place('closed.example')} https://closed.example/%2523{'%2500' * 1400}")
-    assert answer.startswith("1 ERR rule_=closed verdict_=deny")
+def test_a_denied_host_is_denied_for_itself_where_its_long_url_cannot_be_decided(policy: Path) -> None:
+    scope = RequestScope(load(policy, datetime.now(UTC)).compiled)
+    reply = answer_url(scope, f"{place('closed.example')} https://closed.example/%2523{'%2500' * 1400}".encode())
+    assert (reply.result, reply.annotations[0]) == (Result.ERR, ("rule_", "closed"))
 
 
 def test_the_rewriter_always_names_the_final_url(start: Start, policy: Path) -> None:
@@ -345,17 +298,19 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("value", UNUSABLE.values(), ids=UNUSABLE)
-def test_a_secret_that_cannot_be_a_header_denies_and_is_not_shown(start: Start, policy: Path, value: bytes) -> None:
+def test_a_secret_that_cannot_be_a_header_denies_and_is_not_shown(
+    policy: Path, value: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     (policy / "token").write_bytes(value)
-    helper = start("credential", concurrency=4)
-    answer = helper.ask(f"1 {place('api.example')} https://api.example/ - -")
+    injector = Injector(load(policy, datetime.now(UTC)).compiled)
+    line = f"{place('api.example')} https://api.example/ - -".encode()
+    answers = {format_reply(credential.answer(injector, line, 4), b"1").decode() for _ in range(2)}
+    [answer] = answers
     said = f"rule_=credential-unavailable verdict_=deny revision_={revision_of(policy)} {CONTACT}"
     assert answer.startswith(f"1 ERR {said} reason_=")
-    assert helper.ask(f"1 {place('api.example')} https://api.example/ - -") == answer
-    _, err = helper.end()
-    assert err.count("credential api, api-key: ") == 1
+    assert caplog.text.count("credential api, api-key: ") == 1
     for part in (value.strip(), b64encode(value)):
-        assert not part or len(part) < 3 or part.decode("latin-1") not in answer + err
+        assert not part or len(part) < 3 or part.decode("latin-1") not in answer + caplog.text
 
 
 def test_a_secret_is_read_again_when_it_changes_and_denies_while_it_is_gone(start: Start, policy: Path) -> None:
@@ -370,7 +325,7 @@ def test_a_secret_is_read_again_when_it_changes_and_denies_while_it_is_gone(star
     assert "Bearer rotated" in helper.ask(line)  # an error is not trusted for a moment
 
 
-def ask_until(helper: Helper, line: str, expected: str) -> int:
+def ask_until(helper: Program, line: str, expected: str) -> int:
     """Ask until a file that has changed is read, and count the answers before."""
     before: list[str] = []
 
@@ -390,23 +345,21 @@ LINE = st.one_of(
 )
 
 
-@pytest.mark.parametrize(("name", "arguments"), [*SCOPES.items(), ("credential", ["credential"])])
-def test_every_line_gets_exactly_one_answer_whatever_it_holds(
-    name: str, arguments: list[str], policy: Path, tmp_path: Path
-) -> None:
-    with Helper(arguments, policy, tmp_path) as helper:
-        Thread(target=helper.stderr.read, daemon=True).start()  # it complains about each line, and must not wait
+@pytest.mark.parametrize("arguments", [*SCOPES.values(), ["credential"]], ids=lambda one: one[-1])
+def test_every_line_gets_exactly_one_answer_whatever_it_holds(arguments: list[str], start: Start) -> None:
+    helper = start(*arguments)
+    Thread(target=helper.stderr.read, daemon=True).start()  # it complains about each line, and must not wait
 
-        @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-        @given(st.lists(LINE, max_size=16))
-        def ask(lines: list[bytes]) -> None:
-            helper.send(*(b"%d %s" % (number, line) for number, line in enumerate(lines)))
-            answers = [helper.stdout.readline() for _ in lines]
-            assert [answer.split(b" ")[0] for answer in answers] == [b"%d" % number for number in range(len(lines))]
-            assert all(re.fullmatch(rb"\d+ (OK|ERR|BH)[^\x00-\x1f]*\n", answer) for answer in answers)
-            assert not any(b" OK" in answer for answer in answers)
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(LINE, max_size=16))
+    def ask(lines: list[bytes]) -> None:
+        helper.send(*(b"%d %s" % (number, line) for number, line in enumerate(lines)))
+        answers = [helper.stdout.readline() for _ in lines]
+        assert [answer.split(b" ")[0] for answer in answers] == [b"%d" % number for number in range(len(lines))]
+        assert all(re.fullmatch(rb"\d+ (OK|ERR|BH)[^\x00-\x1f]*\n", answer) for answer in answers)
+        assert not any(b" OK" in answer for answer in answers)
 
-        ask()
+    ask()
 
 
 def test_a_line_without_a_channel_id_is_not_answered_and_hurts_nobody(start: Start) -> None:
@@ -498,12 +451,12 @@ def status(state: Path) -> HelperStatus:
 
 
 def test_each_answer_is_counted_by_helper_rule_and_verdict(start: Start, tmp_path: Path) -> None:
-    with start(*SCOPES["host"]) as helper:
-        for number, line in enumerate([*HOST_ANSWERS, "x", "y y"]):
-            helper.ask(f"{number} {line}")
-        helper.send("without a channel")
-        helper.ask(f"99 {place('other.example')}")
-        helper.end()
+    helper = start(*SCOPES["host"])
+    for number, line in enumerate([*HOST_ANSWERS, "x", "y y"]):
+        helper.ask(f"{number} {line}")
+    helper.send("without a channel")
+    helper.ask(f"99 {place('other.example')}")
+    helper.end()
     assert counted(tmp_path / "state", "decisions_total") == {
         ("host", "other", "allow"): 3,
         ("host", "other", "tunnel"): 1,
@@ -520,69 +473,43 @@ def test_each_answer_is_counted_by_helper_rule_and_verdict(start: Start, tmp_pat
     assert counted(tmp_path / "state", "helper_starts_total") == {("host",): 1}
 
 
-@pytest.mark.long
-def test_each_helper_counts_under_its_own_name(start: Start, tmp_path: Path) -> None:
-    lines = {
-        (*SCOPES["request"], 16): [
-            f"1 {place('paths.example')} https://paths.example/a/b",
-            f"2 {place('paths.example')} https://paths.example/b",
-            f"3 {place('other.example')} https://other.example/",
-        ],
-        ("rewrite", 0): [
-            f"https://packages.example/simple/x/ {place('packages.example')}",
-            f"https://open.example/moved {place('open.example')}",
-            f"https://open.example/ {place('open.example')}",
-        ],
-        ("credential", 4): [
-            f"1 {place('open.example')} https://open.example/ - - -",
-            f"2 {place('closed.example')} https://closed.example/ - -",
-        ],
-    }
-    for (*arguments, concurrency), questions in lines.items():
-        with start(*map(str, arguments), concurrency=concurrency) as helper:
-            for line in questions:
-                helper.ask(line)
-            helper.end()
-    assert counted(tmp_path / "state", "decisions_total") == {
-        ("request", "paths", "allow"): 1,
-        ("request", "default", "deny"): 1,
-        ("request", "other", "allow"): 1,
-        ("rewrite", "mirror", "rewrite"): 1,
-        ("rewrite", "moved", "redirect"): 1,
-        ("rewrite", "none", "unchanged"): 1,
-        ("credential", "open", "allow"): 1,
-        ("credential", "closed", "deny"): 1,
-    }
-    starts = {("request",): 1, ("rewrite",): 1, ("credential",): 1}
-    assert counted(tmp_path / "state", "helper_starts_total") == starts
-    assert len(list((tmp_path / "state/helpers").iterdir())) == 1
+def test_each_helper_counts_under_its_own_name(policy: Path) -> None:
+    compiled = load(policy, datetime.now(UTC)).compiled
+    scope, rewriter, injector = RequestScope(compiled), Rewriter(compiled), Injector(compiled)
+    paths, moved, closed = place("paths.example"), place("open.example"), place("closed.example")
+    expected = (
+        (answer_url(scope, f"{paths} https://paths.example/a/b".encode()), ("request", "paths", "allow")),
+        (answer_url(scope, f"{paths} https://paths.example/b".encode()), ("request", "default", "deny")),
+        (rewrite.answer(rewriter, f"https://open.example/moved {moved}".encode()), ("rewrite", "moved", "redirect")),
+        (rewrite.answer(rewriter, f"https://open.example/ {moved}".encode()), ("rewrite", "none", "unchanged")),
+        (injected(injector, f"{moved} https://open.example/ - -"), ("credential", "open", "allow")),
+        (injected(injector, f"{closed} https://closed.example/ - -"), ("credential", "closed", "deny")),
+        (answer_host(None, paths.encode()), ("host", "policy-unavailable", "deny")),
+        (answer_url(None, f"{paths} https://a.example/".encode()), ("request", "policy-unavailable", "deny")),
+        (injected(None, f"{paths} https://a.example/ - -"), ("credential", "policy-unavailable", "deny")),
+    )
+    for reply, labels in expected:
+        assert reply.counts == (counter_key(DECISIONS, *labels),)
 
 
-def test_without_a_policy_each_helper_counts_under_its_own_name(start: Start, tmp_path: Path) -> None:
-    for arguments, concurrency in ((SCOPES["host"], 16), (SCOPES["request"], 16), (["credential"], 4)):
-        with start(*arguments, concurrency=concurrency, directory=tmp_path / "none") as helper:
-            urls = {"host": "", "request": " https://a.example/", "credential": " https://a.example/ - -"}
-            helper.ask(f"1 {place('a.example')}{urls[arguments[-1]]}")
-            helper.end()
-    assert counted(tmp_path / "state", "decisions_total") == {
-        (name, "policy-unavailable", "deny"): 1 for name in ("host", "request", "credential")
-    }
+def injected(injector: Injector | None, line: str) -> Reply:
+    return credential.answer(injector, line.encode(), 4)
 
 
 def test_credentials_are_counted_where_they_are_given_and_where_they_are_unavailable(
     start: Start, policy: Path, tmp_path: Path
 ) -> None:
     line = f"1 {place('api.example')} https://api.example/ - -"
-    with start("credential", concurrency=4) as helper:
-        helper.ask(line)
-        (policy / "password").rename(policy / "gone")
-        given = 1 + ask_until(helper, line, " ERR rule_=credential-unavailable")
-        (policy / "token").write_text("x" * 9_000)
-        (policy / "gone").rename(policy / "password")
-        given += ask_until(helper, line, " ERR rule_=credential-unavailable")
-        state = tmp_path / "state"
-        wait_for(lambda: stored_revisions(state / "revisions") != [])
-        helper.end()
+    helper = start("credential", concurrency=4)
+    helper.ask(line)
+    (policy / "password").rename(policy / "gone")
+    given = 1 + ask_until(helper, line, " ERR rule_=credential-unavailable")
+    (policy / "token").write_text("x" * 9_000)
+    (policy / "gone").rename(policy / "password")
+    given += ask_until(helper, line, " ERR rule_=credential-unavailable")
+    state = tmp_path / "state"
+    wait_for(lambda: stored_revisions(state / "revisions") != [])
+    helper.end()
     assert counted(state, "credential_injections_total") == {("api",): given, ("api-key",): given}
     assert counted(state, "credential_failures_total") == {("api-key",): 2, ("api",): 1}
     assert counted(state, "decisions_total") == {
@@ -596,9 +523,9 @@ def test_credentials_are_counted_where_they_are_given_and_where_they_are_unavail
 
 
 def test_every_line_of_a_batch_has_its_duration_counted(start: Start, tmp_path: Path) -> None:
-    with start(*SCOPES["host"]) as helper:
-        helper.send(*(f"{number} {place('open.example')}" for number in range(500)))
-        helper.end()
+    helper = start(*SCOPES["host"])
+    helper.send(*(f"{number} {place('open.example')}" for number in range(500)))
+    helper.end()
     buckets = counted(tmp_path / "state", "decision_duration_seconds_bucket")
     assert sum(buckets.values()) == 500
     assert {bound for _, bound in buckets} <= {*map(str, DECISION_DURATION.buckets), "+Inf"}
@@ -606,13 +533,12 @@ def test_every_line_of_a_batch_has_its_duration_counted(start: Start, tmp_path: 
 
 
 def test_a_helper_that_is_killed_loses_at_most_the_batch_it_was_at(start: Start, tmp_path: Path) -> None:
-    for number in range(1, 6):
-        with start(*SCOPES["host"]) as helper:
-            for line in range(50):
-                helper.ask(f"{line} {place('open.example')}")
-        found = counted(tmp_path / "state", "decisions_total")[("host", "open", "allow")]
-        assert 49 * number <= found <= 50 * number
-    assert counted(tmp_path / "state", "helper_starts_total") == {("host",): 5}
+    helper = start(*SCOPES["host"])
+    for line in range(50):
+        helper.ask(f"{line} {place('open.example')}")
+    helper.kill()
+    assert counted(tmp_path / "state", "decisions_total")[("host", "open", "allow")] >= 49
+    assert counted(tmp_path / "state", "helper_starts_total") == {("host",): 1}
 
 
 def test_a_helper_tells_how_it_is_once_a_second(start: Start, policy: Path, tmp_path: Path) -> None:
@@ -711,41 +637,13 @@ def test_an_edit_takes_effect_and_a_bad_one_keeps_the_last_good_policy(
 LOGGED = re.compile(r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d\| squidkeeper: (.*)")
 
 
-@pytest.mark.long
-def test_what_every_helper_sees_is_said_once_with_its_time(start: Start, policy: Path, tmp_path: Path) -> None:
-    url, asked = "https://open.example/", place("open.example")
-    lines = {
-        "host": asked,
-        "request": f"{asked} {url}",
-        "credential": f"{asked} {url} - -",
-        "rewrite": f"{url} {asked}",
-    }
-    helpers = [start(*SCOPES.get(name, [name])) for name in lines]
-    for helper, line in zip(helpers, lines.values(), strict=True):
-        helper.ask(f"1 {line}")  # answered once it has a policy
-    good = (policy / "policy.yaml").read_text()
-    for text, loads in ((good + "rulez: []\n", False), (good + "# edited\n", True)) * 2:
-        (policy / "policy.yaml").write_text(text)
-        wait_for(lambda loads=loads: seen(tmp_path / "state") == [loads] * 4)  # type: ignore[misc]
-    told = "".join(helper.end()[1] for helper in helpers).splitlines()
-    said = [LOGGED.fullmatch(one) for one in told if "rulez" not in one]
-    assert all(said), told
-    firsts = [re.sub(r"revision \w+", "revision", one[1].split(": ", 1)[-1]) for one in said if one]
-    in_force, refused = "revision is in force", f"{policy} does not load, the last good policy goes on:"
-    assert sorted(firsts) == sorted([in_force] * 3 + [refused] * 2), told
-
-
-def seen(state: Path) -> list[bool]:
-    """Whether the policy on disk loads, as each helper tells it."""
-    return [slot.status.reload_ok for slot in read_counter_files(state / "helpers") if slot.status]
-
-
 def test_what_one_helper_alone_sees_is_said_by_it(start: Start) -> None:
     helpers = [start(*SCOPES["host"]), start(*SCOPES["host"])]
     for helper in helpers:
         helper.send("no channel", "1 too short")
         helper.stdout.readline()
     told = [helper.end()[1] for helper in helpers]
+    assert all(LOGGED.fullmatch(line) for one in told for line in one.splitlines())
     assert all("no channel-ID" in one for one in told)
     assert sum("is in force" in one for one in told) == 1
 
@@ -758,12 +656,9 @@ def test_a_helper_that_starts_when_another_has_ended_says_what_is_in_force(start
 def test_claims_of_what_is_said_are_bounded(tmp_path: Path) -> None:
     once = cache_log.OncePerGateway()
     once.open(tmp_path)
-    for number in range(300):
-        assert once.filter(
-            logging.makeLogRecord(
-                {"name": "squidkeeper.policy.policy_store.policy_watcher", "msg": f"revision {number}"}
-            )
-        )
+    name = "squidkeeper.policy.policy_store.policy_watcher"
+    for number in (*range(300), 299):  # the process that has said it may say it again
+        assert once.filter(logging.makeLogRecord({"name": name, "msg": f"revision {number}"}))
     held = [one for one in Path("/proc/locks").read_text().splitlines() if f" {os.getpid()} " in one]
     inode = f":{(tmp_path / 'announced').stat().st_ino} "
     assert len([one for one in held if inode in one]) == 200
@@ -774,24 +669,6 @@ def test_without_a_state_folder_each_helper_says_everything(start: Start, tmp_pa
     (tmp_path / "state").write_text("no folder")
     helpers = [start(*SCOPES["host"]), start(*SCOPES["request"])]
     assert all("is in force" in helper.end()[1] for helper in helpers)
-
-
-def test_a_failing_test_of_the_policys_own_keeps_it_from_loading(start: Start, policy: Path, tmp_path: Path) -> None:
-    helper = start(*SCOPES["host"])
-    helper.ask(f"1 {place('open.example')}")
-    write_policy(policy, "tests: [{request: GET https://open.example/, expect: allow}]")
-    wait_for(lambda: not status(tmp_path / "state").reload_ok)
-    assert " OK rule_=open" in helper.ask(f"1 {place('open.example')}")
-    assert "expected allow, got deny by default" in helper.end()[1]
-
-
-def test_a_rule_that_expires_stops_at_once(start: Start, policy: Path) -> None:
-    helper = start(*SCOPES["host"])
-    helper.ask(f"1 {place('a.example')}")  # it has started: that takes seconds on a machine that is busy
-    ends = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
-    write_policy(policy, f"rules: [{{name: brief, action: allow, hosts: [a.example], expires: '{ends}'}}]")
-    wait_for(lambda: " OK rule_=brief" in helper.ask(f"1 {place('a.example')}"))
-    wait_for(lambda: " ERR rule_=default" in helper.ask(f"1 {place('a.example')}"))
 
 
 def test_an_answer_that_was_given_stands_only_while_the_same_rules_are_in_force(policy: Path) -> None:
@@ -808,28 +685,23 @@ def test_an_answer_that_was_given_stands_only_while_the_same_rules_are_in_force(
     assert said == [open_, open_, closed, closed, open_, closed]
 
 
-def test_answers_that_are_kept_take_no_more_than_their_room(policy: Path) -> None:
-    """Each method or port that a client makes up has a reply of its own, with the policy's text in it."""
+@pytest.mark.parametrize(
+    ("number", "made_up", "more", "room"),
+    [(3_000, "method", 0, 3_600_000), (250, "method", 20_000, 4_000_000), (250, "user", 20_000, 4_000_000)],
+)
+def test_answers_that_are_kept_take_no_more_than_their_room(
+    policy: Path, number: int, made_up: str, more: int, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each method or user that a client makes up has a reply of its own, with the policy's text in it."""
+    monkeypatch.setattr("squidkeeper.serving.helpers.acl._HOST_CACHE_BYTES", 3_000_000)
     write_policy(policy, f"defaults: {{action: deny, reason: {'x' * 900}}}")
     answers = HostScope(load(policy, datetime.now(UTC)).compiled)
     tracemalloc.start()
-    for number in range(15000):
-        answer_host(answers, place("a.example", method=f"M{number}").encode())
+    for one in range(number):
+        answer_host(answers, place("a.example", **{made_up: f"M{one}{'x' * more}"}).encode())
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert held < 16_000_000
-
-
-@pytest.mark.parametrize("made_up", ["user", "method"])
-def test_long_users_and_methods_that_are_made_up_take_no_more_than_the_room(policy: Path, made_up: str) -> None:
-    write_policy(policy, "defaults: {action: deny}")
-    answers = HostScope(load(policy, datetime.now(UTC)).compiled)
-    tracemalloc.start()
-    for number in range(1200):
-        answer_host(answers, place("a.example", **{made_up: f"{number:020}{'x' * 20_000}"}).encode())
-    held, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert held < 17_000_000
+    assert held < room
 
 
 def test_what_is_known_of_places_takes_no_more_than_its_room(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -965,7 +837,7 @@ def test_a_request_waits_for_a_first_value_and_holds_up_no_other(start: Start, p
     helper.send(f"1 {asked('api.example')}")
     assert helper.ask(f"2 {asked('other.example')}").startswith("2 OK ")
     file = fetch(policy, tmp_path / "run", "first")
-    assert 'authorization_="Bearer first"' in helper.stdout.readline().decode().removeprefix("1 OK ")
+    assert 'authorization_="Bearer first"' in helper.answer().removeprefix("1 OK ")
     fetch(policy, tmp_path / "run", "second")
     assert 'authorization_="Bearer second"' in helper.ask(f"3 {asked('api.example')}")
     file.unlink()
@@ -981,7 +853,7 @@ def test_a_wait_for_a_first_value_is_bounded(start: Start, policy: Path, tmp_pat
     helper = start("credential", "--run", str(tmp_path / "run"), "--wait", "3", concurrency=4)
     begun = time.monotonic()
     helper.send(*(f"{number} {asked('api.example')}" for number in (1, 2, 3)))
-    answers = [helper.stdout.readline().decode() for _ in range(3)]
+    answers = [helper.answer() for _ in range(3)]
     assert answers[0].startswith("3 ERR rule_=credential-unavailable ")  # two of four slots hold lines
     assert sorted(answer[:5] for answer in answers) == ["1 ERR", "2 ERR", "3 ERR"]
     assert time.monotonic() - begun >= 3

@@ -110,14 +110,18 @@ def test_a_helper_that_is_told_nothing_denies_what_needs_a_part(tmp_path: Path) 
     assert PartsInForce(policy, frozenset()).checked(STRIPPED).rule == NOT_RENDERED
 
 
-@pytest.mark.parametrize("mode", TunnelMode)
-def test_what_is_not_in_force_is_named_in_any_tunnel(mode: TunnelMode, tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [*TunnelMode, "CONNECT"])
+def test_what_is_not_in_force_is_named_in_any_tunnel(asked: str, tmp_path: Path) -> None:
     """Its CONNECT was denied too, so that the tunnel leads nowhere: another one would be no better."""
-    policy = load(write_policy(tmp_path / "policy", STRIPS), datetime.now(UTC)).compiled
-    scope = HostScope(policy, needed_keys(policy.source) - {"strip.cookie"})
-    tokens = ["192.0.2.1", "-", "GET", "https", "a.example", "443", "-", tunnel_tag("a.example:443", mode), "-"]
-    reply = scope.answer(" ".join(quote(token, safe="-") for token in tokens).encode())
-    assert dict(reply.annotations)["rule_"] == NOT_RENDERED
+    private = "rules: [{name: a, action: allow, hosts: [a.example], private: true}]"
+    text = STRIPS if isinstance(asked, TunnelMode) else private  # what a CONNECT itself needs
+    policy = load(write_policy(tmp_path / "policy", text), datetime.now(UTC)).compiled
+    tokens = ["192.0.2.1", "-", "CONNECT", "-", "a.example", "443", "-", "-", "-"]
+    if isinstance(asked, TunnelMode):
+        tokens[2:4], tokens[7] = ["GET", "https"], tunnel_tag("a.example:443", asked)
+    for in_force in (frozenset(), needed_keys(policy.source) - {"strip.cookie", Part.PRIVATE}):
+        reply = HostScope(policy, in_force).answer(" ".join(quote(token, safe="-") for token in tokens).encode())
+        assert dict(reply.annotations)["rule_"] == NOT_RENDERED
 
 
 @pytest.mark.parametrize("missing", ["watch", "watch.secrets"])
@@ -139,11 +143,3 @@ def test_the_keys_are_read_as_squids_configuration_states_them() -> None:
     text = "  acl --scope host --in-force core,strip \\\n    --in-force strip.x-a,upstream.u:0a \\\n    --policy /x\n"
     assert read_in_force(text) == parse_in_force(("core,strip", "strip.x-a,upstream.u:0a"))
     assert read_in_force("acl --in-force core\n") == {"core"}
-
-
-def test_in_the_tunnel_of_a_denied_connect_the_request_keeps_the_rule(tmp_path: Path) -> None:
-    """The CONNECT was denied as not-rendered, so its tunnel was bumped first: that is no edit of the tunnel's mode."""
-    scope = HostScope(load(write_policy(tmp_path / "policy", STRIPS), datetime.now(UTC)).compiled, frozenset())
-    for tag in ("a.example:443%20first", "a.example:443"):
-        line = f"192.0.2.1 - GET https a.example 443 a.example {tag} - -".encode()
-        assert ("rule_", NOT_RENDERED) in scope.answer(line).annotations, tag

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +35,7 @@ from squidkeeper.serving.quotas.valkey_counts import ValkeyCounts
 
 from ..receivers import dripping_server
 from ..valkey_server import GATEWAYS, OPERATOR, PASSWORD, LossyRelay, ValkeyServer, rights
+from .quota_workers import Clock, check_that_no_limit_is_passed
 
 pytestmark = pytest.mark.system
 
@@ -251,23 +249,6 @@ version: 1
 rules: [{name: all, action: allow, hosts: [.example]}]
 quotas: [{name: per-vm, per: client, requests: 50, every: day}]
 """
-WORKER = """
-import sys
-from pathlib import Path
-from squidkeeper.base.faults import Location
-from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
-from squidkeeper.serving.quotas.meter import Meter
-from squidkeeper.serving.quotas.opening import GatewayCounts
-quota = Quota("q", Location("p"), QuotaUnit.REQUESTS, 2000, Window.DAY, Counted.ALL)
-folder = Path(sys.argv[1])
-meter = Meter(GatewayCounts(folder / "policy", folder))
-sys.stdin.readline()
-while True:
-    refused = meter.take([(quota, "all")])
-    print("-" if refused and not refused.unavailable else refused.unavailable if refused else "+", flush=True)
-    if refused:
-        break
-"""
 
 
 def gateway(
@@ -284,25 +265,7 @@ def test_helpers_of_several_gateways_that_are_killed_at_random_never_take_more_t
     server: ValkeyServer, counts: ValkeyCounts, tmp_path: Path
 ) -> None:
     folders = [gateway(tmp_path / name, server, user=name) for name in GATEWAYS]
-    workers = [_worker(folder) for folder in folders for _ in range(2)]
-    for worker in workers:
-        assert worker.stdin
-        worker.stdin.write("\n")
-        worker.stdin.flush()
-    killed = random.Random().choice(workers)
-    assert killed.stdout
-    first = [killed.stdout.readline() for _ in range(50)]
-    killed.send_signal(signal.SIGKILL)
-    taken = [*first, killed.stdout.read(), *(one.communicate()[0] for one in workers if one is not killed)]
-    killed.communicate()
-    passed = sum(one.count("+") for one in taken)
-    assert set("".join(taken)) <= set("+-\n")
-    assert 2000 - LEASE_AT_MOST * len(workers) <= passed <= 2000
-
-
-def _worker(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WORKER, str(folder)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    check_that_no_limit_is_passed([*folders, *folders])
 
 
 def test_the_command_lists_and_resets_with_the_operators_settings(
@@ -326,14 +289,6 @@ def test_the_command_lists_and_resets_with_the_operators_settings(
 
 
 # --- what can fail ------------------------------------------------------------------------------------------------
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def fill(server: ValkeyServer) -> None:

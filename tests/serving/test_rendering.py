@@ -86,12 +86,6 @@ def test_only_the_parts_that_are_needed_are_there_and_included_in_their_order() 
     assert {*everything} == {part_file(part) for part in Part if part is not Part.SHARED}  # FULL has a parent
 
 
-def test_with_a_default_parent_no_connection_is_shared() -> None:
-    values = Values(keys=frozenset({"core", Part.SHARED}))
-    assert Part.SHARED in values.in_force
-    assert Part.SHARED not in values.with_default("http://parent.example:3128").in_force
-
-
 def test_the_helpers_are_told_what_is_in_force() -> None:
     texts = rendered(FULL)
     stated = re.findall(r" --in-force (\S+)", texts[CORE])

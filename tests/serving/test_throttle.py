@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,8 @@ from squidkeeper.serving.helpers.throttle import (
 )
 from squidkeeper.serving.quotas.counts import client_network
 from tests.waiting import pause
+
+from .conftest import Program
 
 LIMITS = Limits(per_second=8, burst=5, longest_seconds=2)  # an eighth of a second is exact in binary
 NOW = 1000.0
@@ -150,43 +151,17 @@ def test_surplus_is_answered_at_the_time_that_the_line_names(request_: bytes, du
 # The process
 
 
-class Helper:
-    """The helper on pipes, as Squid runs it."""
+def answers(helper: Program, number: int) -> list[tuple[str, float]]:
+    """Each answer, and when it came."""
+    return [(helper.answer(), time.monotonic()) for _ in range(number)]
 
-    def __init__(self, state: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "squidkeeper", "throttle", "--state", str(state), *options]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
-        )
-        assert self.process.stdin
-        assert self.process.stdout
-        self.stdin, self.stdout = self.process.stdin, self.process.stdout
 
-    def send(self, text: str) -> None:
-        self.stdin.write(text.encode())
-
-    def answers(self, number: int) -> list[tuple[str, float]]:
-        """Each answer, and when it came."""
-        return [(self.stdout.readline().decode(), time.monotonic()) for _ in range(number)]
-
-    def end(self) -> tuple[str, str]:
-        out, err = self.process.communicate(timeout=60)
-        assert self.process.returncode == 0
-        return out.decode(), err.decode()
+Start = Callable[..., Program]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Helper]]:
-    helpers: list[Helper] = []
-
-    def make(*options: str) -> Helper:
-        helpers.append(Helper(tmp_path / "state", *options))
-        return helpers[-1]
-
-    yield make
-    for helper in helpers:
-        helper.process.kill()
-        helper.process.communicate()
+def start(program: Callable[..., Program], tmp_path: Path) -> Start:
+    return lambda *options: program("throttle", "--state", str(tmp_path / "state"), *options)
 
 
 def release(until: float) -> None:
@@ -199,44 +174,44 @@ CLIENT = ("--scope", "client", "--rate", "5", "--burst", "2")
 
 
 @pytest.mark.system
-def test_answers_come_late_and_another_clients_ahead_of_them(start: Callable[..., Helper]) -> None:
+def test_answers_come_late_and_another_clients_ahead_of_them(start: Start) -> None:
     helper = start(*CLIENT)
     begun = time.monotonic()
-    helper.send("1 192.0.2.1 -\n2 192.0.2.1 -\n3 192.0.2.1 -\n4 192.0.2.1 -\n5 192.0.2.2 -\n")
-    answers = helper.answers(5)
-    assert [line for line, _ in answers] == ["1 OK\n", "2 OK\n", "5 OK\n", "3 OK\n", "4 OK\n"]
-    third, fourth = (moment - begun for _, moment in answers[3:])
+    helper.send("1 192.0.2.1 -\n2 192.0.2.1 -\n3 192.0.2.1 -\n4 192.0.2.1 -\n5 192.0.2.2 -")
+    came = answers(helper, 5)
+    assert [line for line, _ in came] == ["1 OK\n", "2 OK\n", "5 OK\n", "3 OK\n", "4 OK\n"]
+    third, fourth = (moment - begun for _, moment in came[3:])
     assert third >= 0.2
     assert fourth >= 0.4
 
 
 @pytest.mark.system
-def test_the_end_of_input_answers_all_that_is_held_at_once(start: Callable[..., Helper]) -> None:
+def test_the_end_of_input_answers_all_that_is_held_at_once(start: Start) -> None:
     helper = start("--scope", "client", "--rate", "1", "--burst", "1", "--longest", "100")
-    helper.send("".join(f"{number} 192.0.2.1 -\n" for number in range(1, 51)))
-    assert helper.answers(1)[0][0] == "1 OK\n"
+    helper.send(*(f"{number} 192.0.2.1 -" for number in range(1, 51)))
+    assert answers(helper, 1)[0][0] == "1 OK\n"
     begun = time.monotonic()
     out, _ = helper.end()
-    assert out.split("\n")[:-1] == [f"{number} OK" for number in range(2, 51)]
+    assert out.decode().split("\n")[:-1] == [f"{number} OK" for number in range(2, 51)]
     assert time.monotonic() - begun < 25  # they are held for up to 49 seconds
 
 
 @pytest.mark.system
-def test_more_lines_at_once_than_may_be_held_are_no_surplus(start: Callable[..., Helper]) -> None:
+def test_more_lines_at_once_than_may_be_held_are_no_surplus(start: Start) -> None:
     helper = start("--scope", "client")
-    helper.send("".join(f"{number} 192.0.2.{number % 200} -\n" for number in range(1, 601)))
-    assert {line.split()[1] for line, _ in helper.answers(600)} == {"OK"}
+    helper.send(*(f"{number} 192.0.2.{number % 200} -" for number in range(1, 601)))
+    assert {line.split()[1] for line, _ in answers(helper, 600)} == {"OK"}
 
 
 @pytest.mark.system
 def test_a_line_that_is_not_understood_is_answered_at_once_unless_it_has_no_channel(
-    start: Callable[..., Helper], tmp_path: Path
+    start: Start, tmp_path: Path
 ) -> None:
     helper = start(*CLIENT)
-    helper.send("1 a b c d\nno channel\n2 192.0.2.1 -\n")
-    assert [line for line, _ in helper.answers(2)] == ["1 OK\n", "2 OK\n"]
+    helper.send("1 a b c d\nno channel\n2 192.0.2.1 -")
+    assert [line for line, _ in answers(helper, 2)] == ["1 OK\n", "2 OK\n"]
     out, err = helper.end()
-    assert out == ""
+    assert out == b""
     assert "4 tokens, expected 1 or 2" in err
     assert "has no channel-ID: does squid.conf say concurrency=600?" in err
     (slot,) = read_counter_files(tmp_path / "state/helpers")
@@ -246,41 +221,41 @@ def test_a_line_that_is_not_understood_is_answered_at_once_unless_it_has_no_chan
 
 
 @pytest.mark.system
-def test_surplus_is_held_until_its_time_or_until_it_is_released(start: Callable[..., Helper]) -> None:
+def test_surplus_is_held_until_its_time_or_until_it_is_released(start: Start) -> None:
     helper, now = start("--scope", "surplus", "--concurrency", "100"), time.monotonic()
-    helper.send(f"1 {now + 30:.2f} -\n2 - -\n3 {now + 31:.2f} -\n4 {now + 50:.2f} -\n")
-    assert helper.answers(1)[0][0] == "2 OK\n"
+    helper.send(f"1 {now + 30:.2f} -\n2 - -\n3 {now + 31:.2f} -\n4 {now + 50:.2f} -")
+    assert answers(helper, 1)[0][0] == "2 OK\n"
     release(now + 40)  # of the same parent process
-    assert [line for line, _ in helper.answers(2)] == ["1 OK\n", "3 OK\n"]
+    assert [line for line, _ in answers(helper, 2)] == ["1 OK\n", "3 OK\n"]
     assert time.monotonic() - now < 20
-    assert helper.end()[0] == "4 OK\n"
+    assert helper.end()[0] == b"4 OK\n"
 
 
 @pytest.mark.system
-def test_another_local_account_releases_nothing(start: Callable[..., Helper]) -> None:
+def test_another_local_account_releases_nothing(start: Start) -> None:
     helper, now = start("--scope", "surplus", "--concurrency", "100"), time.monotonic()
-    helper.send(f"1 - -\n2 {now + 30:.2f} -\n")
-    assert helper.answers(1)[0][0] == "1 OK\n"
+    helper.send(f"1 - -\n2 {now + 30:.2f} -")
+    assert answers(helper, 1)[0][0] == "1 OK\n"
     code = "import socket, sys; socket.socket(1, 2).sendto(b'inf', '\\0squidkeeper-throttle-' + sys.argv[1])"
     as_nobody = ("setpriv", "--reuid", "65534", "--clear-groups", "/usr/bin/python3", "-c", code, str(os.getpid()))
     subprocess.run(as_nobody, check=True)
-    helper.send("3 - -\n")
-    assert helper.answers(1)[0][0] == "3 OK\n"
-    assert helper.end()[0] == "2 OK\n"
+    helper.send("3 - -")
+    assert answers(helper, 1)[0][0] == "3 OK\n"
+    assert helper.end()[0] == b"2 OK\n"
 
 
 @pytest.mark.system
-def test_the_name_of_a_helper_that_has_ended_is_taken_over(start: Callable[..., Helper]) -> None:
+def test_the_name_of_a_helper_that_has_ended_is_taken_over(start: Start) -> None:
     first, second = (start("--scope", "surplus", "--concurrency", "100") for _ in range(2))
     for helper in (first, second):
-        helper.send("1 - -\n")
-        assert helper.answers(1)[0][0] == "1 OK\n"
+        helper.send("1 - -")
+        assert answers(helper, 1)[0][0] == "1 OK\n"
     first.end()
-    second.send("2 - -\n")
-    assert second.answers(1)[0][0] == "2 OK\n"
+    second.send("2 - -")
+    assert answers(second, 1)[0][0] == "2 OK\n"
     now = time.monotonic()
-    second.send(f"3 {now + 30:.2f} -\n")
+    second.send(f"3 {now + 30:.2f} -")
     pause(0.2, "the line waits for its turn")
     release(now + 40)
-    assert second.answers(1)[0][0] == "3 OK\n"
+    assert answers(second, 1)[0][0] == "3 OK\n"
     assert time.monotonic() - now < 20

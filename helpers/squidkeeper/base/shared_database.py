@@ -22,7 +22,8 @@ _SETTINGS: Final = ("trusted_schema = OFF", "journal_mode = WAL", "synchronous =
 class SharedDatabase:
     """A file of SQLite, opened when it is first used, and opened again after a failure or when it was replaced.
 
-    `mode` is that of its folder. `prepare` is called each time ahead of opening it, when the folder is there.
+    `mode` is that of its folder. `prepare` is called each time ahead of opening it, when the folder is there. What goes
+    wrong is raised as `failure`, and nothing has changed then.
     """
 
     def __init__(
@@ -33,12 +34,14 @@ class SharedDatabase:
         *,
         wait_seconds: float = WAIT_SECONDS,
         prepare: Callable[[], None] = lambda: None,
+        failure: type[Exception] = OSError,
     ) -> None:
         self._file = file
         self._schema = schema
         self._mode = mode
         self._wait_seconds = wait_seconds
         self._prepare = prepare
+        self._failure = failure
         self._inode = 0
         self._connection: sqlite3.Connection | None = None
 
@@ -49,18 +52,18 @@ class SharedDatabase:
 
     @contextmanager
     def opened(self) -> Iterator[sqlite3.Connection]:
-        """Give the open file. OSError: it cannot be used, and nothing has changed."""
+        """Give the open file."""
         import sqlite3  # late: most helpers never need it
 
         try:
             yield self._current()
         except (sqlite3.Error, OSError, ValueError) as error:
             self.close()
-            raise OSError(f"{self._file.parent}: {error}") from error
+            raise self._failure(f"{self._file.parent}: {error}") from error
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Give the open file, for changes of which all happen, or none. OSError as from `opened`."""
+        """Give the open file, for changes of which all happen, or none."""
         with self.opened() as database:
             database.execute("BEGIN IMMEDIATE")
             try:

@@ -47,10 +47,6 @@ class Part(StrEnum):
     WEBSOCKET = "websocket"
 
 
-def _adds_parameters(policy: Policy) -> bool:
-    return any(isinstance(one.form, QueryParameters) for one in policy.credentials)
-
-
 def _reads_headers(policy: Policy) -> bool:
     return bool(policy.sealing_keys) or any(signs(one.form) for one in policy.credentials)
 
@@ -78,7 +74,9 @@ NEEDED: Final[Mapping[Part, Callable[[Policy], bool]]] = {
     Part.PRIVATE: _opens_private,
     Part.QUOTAS: lambda one: bool(one.quotas),
     Part.READ_HEADERS: lambda one: one.watches_requests or _reads_headers(one),
-    Part.REWRITES: lambda one: bool(one.rewrites) or _adds_parameters(one),
+    Part.REWRITES: lambda one: (
+        bool(one.rewrites) or any(isinstance(credential.form, QueryParameters) for credential in one.credentials)
+    ),
     Part.SHARED: may_share,
     Part.SINGLE: lambda one: any(rule.connections == "single" for rule in one.rules_and_grants),
     Part.STRIP: lambda one: any(rule.strip for rule in one.rules_and_grants),
@@ -144,7 +142,7 @@ def _of_upstream(route: Route | None) -> Iterator[str]:
 
 def read_in_force(fragment: str) -> frozenset[str]:
     """Read the keys that an installed squidkeeper.conf states to the helpers."""
-    return frozenset(key for keys in _IN_FORCE.findall(fragment) for key in keys.split(","))
+    return parse_in_force(_IN_FORCE.findall(fragment))
 
 
 def is_draft(directory: Path, fragment: str) -> bool:
@@ -153,7 +151,7 @@ def is_draft(directory: Path, fragment: str) -> bool:
     return named is not None and directory.resolve() != Path(named[1]).resolve()
 
 
-def named_parts(keys: Iterable[str]) -> tuple[str, ...]:
+def named_parts(keys: Iterable[str]) -> tuple[Part, ...]:
     """List the parts among keys, in their order."""
     present = frozenset(keys)
     return tuple(part for part in Part if part in present)

@@ -99,7 +99,8 @@ class Throttle:
         due = self._clients.due(client_network(client or ""), now, may_wait=held < self._lookups_to_hold)
         if due is not None:
             return DelayedReply(due, _AT_ONCE if due <= now else _HELD)
-        return DelayedReply(now, _send_on(self._surplus.due(now)))
+        until = f"{self._surplus.due(now):.2f}"
+        return DelayedReply(now, Reply(Result.ERR, (("held_until_", until),), counts=_SURPLUS))
 
 
 def answer_surplus(request: bytes, now: float, held: int) -> DelayedReply:  # noqa: ARG001 - as at client scope
@@ -112,11 +113,7 @@ def answer_surplus(request: bytes, now: float, held: int) -> DelayedReply:  # no
     return DelayedReply(min(due, now + SURPLUS_SECONDS), _OK) if due > now else DelayedReply(now, _OK)  # also for NaN
 
 
-def _send_on(due: float) -> Reply:
-    return Reply(Result.ERR, (("held_until_", f"{due:.2f}"),), counts=_SURPLUS.counts)
-
-
 _OK = Reply(Result.OK)
 _AT_ONCE = Reply(Result.OK, counts=(counter_key(THROTTLED, "at_once"),))
 _HELD = Reply(Result.OK, counts=(counter_key(THROTTLED, "held"),))
-_SURPLUS = Reply(Result.ERR, counts=(counter_key(THROTTLED, "surplus"),))
+_SURPLUS = (counter_key(THROTTLED, "surplus"),)

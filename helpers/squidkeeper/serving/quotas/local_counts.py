@@ -7,8 +7,7 @@ has begun goes on until the clock has reached its end, unless it is more than on
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -54,18 +53,18 @@ class LocalCounts:
     """The counts below a state folder, for the processes of Squid's account."""
 
     def __init__(self, state: Path, clock: Callable[[], float] = time.time) -> None:
-        self._database = SharedDatabase(state / FOLDER / "counts.db", _SCHEMA, 0o750)
+        self._database = SharedDatabase(state / FOLDER / "counts.db", _SCHEMA, 0o750, failure=CountsUnavailable)
         self._clock = clock
         self._tidied = 0.0
 
     def take(self, count: QuotaCount, limit: int, asked: int) -> Taken:
         """Give up to so many units of what is left."""
         if not asked:
-            with self._opened() as database:
+            with self._database.opened() as database:
                 now = self._clock()
                 began, used = _current(database, count, now)
                 return Taken(0, used, max(0, limit - used), began + count.window.seconds - now)
-        with self._changing() as database:
+        with self._database.transaction() as database:
             now = self._clock()
             began, used = _current(database, count, now)
             given = share(limit, used, asked)
@@ -81,7 +80,7 @@ class LocalCounts:
         `used` is what the store of all gateways has; else what is counted here. `left` leaves out what is held. Held
         units count until the window ends.
         """
-        with self._changing() as database:
+        with self._database.transaction() as database:
             now = self._clock()
             began, here = _current(database, count, now)
             ends = began + count.window.seconds
@@ -97,14 +96,14 @@ class LocalCounts:
     def release(self, requests: Iterable[str]) -> None:
         """Hold nothing any more for these requests."""
         if self._database.exists:
-            with self._changing() as database:
+            with self._database.transaction() as database:
                 database.executemany("DELETE FROM held WHERE request = ?", ((request,) for request in requests))
 
     def holding(self) -> set[str]:
         """List the requests for which something is held."""
         if not self._database.exists:
             return set()
-        with self._opened() as database:
+        with self._database.opened() as database:
             return {request for (request,) in database.execute("SELECT DISTINCT request FROM held")}
 
     def add(self, count: QuotaCount, amount: int) -> None:
@@ -113,7 +112,7 @@ class LocalCounts:
 
     def add_all(self, amounts: dict[QuotaCount, int]) -> None:
         """Add to several counts, all or none."""
-        with self._changing() as database:
+        with self._database.transaction() as database:
             now = self._clock()
             for count, amount in amounts.items():
                 began, used = _current(database, count, now)
@@ -124,7 +123,7 @@ class LocalCounts:
         """List what is used in the windows of now."""
         if not self._database.exists:
             return []
-        with self._opened() as database:
+        with self._database.opened() as database:
             now = self._clock()
             rows = database.execute(_USES, (now,))
             return [
@@ -136,7 +135,7 @@ class LocalCounts:
         """Forget the counts of a quota."""
         if not self._database.exists:
             return 0
-        with self._opened() as database:
+        with self._database.opened() as database:
             database.execute("DELETE FROM held WHERE quota = ?", (quota,))
             return database.execute("DELETE FROM counts WHERE quota = ?", (quota,)).rowcount
 
@@ -149,22 +148,6 @@ class LocalCounts:
             self._tidied = now
             for table in ("counts", "held"):
                 database.execute(f"DELETE FROM {table} WHERE ends < ?", (now - Window.DAY.seconds,))  # noqa: S608 - ours
-
-    @contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with self._database.opened() as database:
-                yield database
-        except OSError as error:
-            raise CountsUnavailable(str(error)) from error
-
-    @contextmanager
-    def _changing(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with self._database.transaction() as database:
-                yield database
-        except OSError as error:
-            raise CountsUnavailable(str(error)) from error
 
 
 def _current(database: sqlite3.Connection, count: QuotaCount, now: float) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from squidkeeper.policy.language.quotas import LARGEST_SIZE, QuotaUnit
 from squidkeeper.policy.language.secret_sources import FileSource
 from squidkeeper.policy.language.upstreams import DEFAULT, parse_upstream_url
 from squidkeeper.serving.credentials import SecretStore
-from squidkeeper.serving.parts import Part, needed_keys
+from squidkeeper.serving.parts import Part, named_parts, needed_keys
 
 HeaderName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9]+([-_][A-Za-z0-9]+)*\Z", max_length=64)]
 HeaderKey = Annotated[str, Meta(pattern=r"\A[0-9a-f]{1,16}\Z")]
@@ -74,7 +74,7 @@ class Values(Struct, frozen=True, forbid_unknown_fields=True):
         """The parts that are needed, in their order. A default parent would see what a shared tunnel hides from it."""
         keys = self.keys | {Part.UPSTREAMS} if self.default else self.keys
         removed = {Part.SHARED} if self.default or self.documented else set()
-        return tuple(part for part in Part if part in keys - removed)
+        return named_parts(keys - removed)
 
     @property
     def in_force(self) -> tuple[str, ...]:
