@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.engine.explain import Resolved, WebSocket, grant, not_reached, passed_over, resolved, websocket
@@ -69,7 +69,6 @@ def test_nothing_below_the_rule_that_matched_was_passed_over_when_another_verdic
     assert [one.entry.name for one in passed_over(compiled, request, NOW)] == names
 
 
-@settings(deadline=None)
 @given(rules, defaults, methods, urls)
 def test_every_rule_passed_over_stands_above_the_one_that_decides(
     drawn: Drawn, default: Action, method: str, text: str
@@ -115,7 +114,6 @@ def test_denies_that_hold_too_below_the_rule_that_allows_were_not_reached(
     assert [rule.name for rule in not_reached(compiled, request, decided(compiled, request, NOW), NOW)] == names
 
 
-@settings(deadline=None)
 @given(rules, defaults, methods, urls)
 def test_a_deny_that_was_not_reached_is_one_that_would_deny_if_it_stood_first(
     drawn: Drawn, default: Action, method: str, text: str
@@ -180,7 +178,6 @@ def test_nothing_else_can_become_a_websocket(tmp_path: Path, asked: str) -> None
     assert websocket(compiled, request, decided(compiled, request, NOW), NOW) is None
 
 
-@settings(deadline=None)
 @given(rules, defaults, rewrites, urls)
 def test_what_keeps_a_get_from_becoming_a_websocket_is_always_named(
     drawn: Drawn, default: Action, rewritten: DrawnRewrites, text: str

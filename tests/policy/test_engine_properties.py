@@ -565,7 +565,6 @@ def check_host_scope(reply: Reply, text: str, expected: Outcome) -> None:
         assert not {"rewrite_", "inject_"} & set(said)
 
 
-@settings(deadline=None)
 @given(rules, defaults, methods, urls)
 def test_host_scope_never_decides_otherwise_than_request_scope(
     drawn: Drawn, default: Action, method: str, text: str
@@ -580,7 +579,6 @@ def test_host_scope_never_decides_otherwise_than_request_scope(
         assert at_host.outlook.needs_url
 
 
-@settings(deadline=None)
 @given(rules, defaults, methods, urls)
 def test_what_may_pass_inside_a_tunnel_finds_the_tunnel_open(
     drawn: Drawn, default: Action, method: str, text: str
@@ -605,7 +603,6 @@ def with_passthrough(policy: Policy) -> Policy:
     )
 
 
-@settings(deadline=None)
 @given(rules, defaults, rewrites, credentials, clients, methods, urls)
 def test_every_request_of_a_tunnel_that_passes_through_would_be_allowed_as_it_is(
     drawn: Drawn,
@@ -626,7 +623,6 @@ def test_every_request_of_a_tunnel_that_passes_through_would_be_allowed_as_it_is
         assert next(rule for rule in policy.rules if rule.name == tunnel.rule).passthrough
 
 
-@settings(deadline=None)
 @given(rules, defaults, rewrites, credentials, st.sampled_from([*HOSTS, None, "a.example.", "A.EXAMPLE"]), urls)
 def test_a_tunnel_is_spliced_only_where_it_passes_through_and_tls_names_its_host(
     drawn: Drawn, default: Action, rewritten: DrawnRewrites, injected: DrawnCredentials, sni: str | None, text: str

@@ -36,19 +36,10 @@ def test_a_grant_is_used_as_often_as_it_says_and_no_more(tmp_path: Path) -> None
     assert [uses.take(GRANT) for _ in range(5)] == [True, True, True, False, False]
     assert uses.left(GRANT) == 0
     assert GrantUses(tmp_path).take(GRANT) is False  # after a restart
+    assert uses.left(replace(GRANT, made=NOW.replace(hour=13))) == 3  # a later one of the same name
+    assert uses.left(replace(GRANT, uses=None)) is None
     [file] = (tmp_path / "grant-uses").iterdir()
     assert file.stat().st_size == 3  # what is denied writes nothing
-
-
-def test_a_later_grant_of_the_same_name_has_a_count_of_its_own(tmp_path: Path) -> None:
-    uses = GrantUses(tmp_path)
-    while uses.take(GRANT):
-        pass
-    assert uses.left(replace(GRANT, made=NOW.replace(hour=13))) == 3
-
-
-def test_a_grant_without_a_number_has_none_left_to_tell(tmp_path: Path) -> None:
-    assert GrantUses(tmp_path).left(replace(GRANT, uses=None)) is None
 
 
 WORKER = """

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from squidkeeper.base.errors import PatternError, PolicyError
@@ -282,7 +282,6 @@ def test_a_policys_tests_can_expect_that_a_person_is_asked(tmp_path: Path) -> No
 # --- properties -----------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(rules, defaults, methods, urls, urls)
 def test_grants_change_no_verdict_that_a_rule_decides_and_open_nothing_but_theirs(
     drawn: Drawn, default: Action, method: str, text: str, granted: str
@@ -306,7 +305,6 @@ def test_grants_change_no_verdict_that_a_rule_decides_and_open_nothing_but_their
         assert (opened.action, opened.asks) == (without.action, without.asks)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_an_exact_url_is_itself_when_it_is_written_and_read_again(text: str) -> None:
     try:

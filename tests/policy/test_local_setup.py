@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -334,48 +335,30 @@ def noting(taken: list[set[str]]) -> Callable[[CompiledPolicy], CompiledPolicy]:
 
 
 @pytest.mark.system
-def test_the_swap_of_the_folder_is_one_reload(tmp_path: Path) -> None:
-    """Each version has many files, all of one rule: a mixture of two versions would have rules of both."""
-    for version in range(2):
-        for file in range(20):
-            rule = f"version: 1\nrules: [{{name: v{version}-{file}, action: allow, hosts: [a.example]}}]"
-            folder = tmp_path / "versions" / str(version)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{file:02}.yaml").write_text(rule)
-    (tmp_path / "current").symlink_to("versions/0")
-    (tmp_path / "policy").symlink_to("current")
+@pytest.mark.parametrize("volume", [False, True], ids=["a link to the folder", "a volume of Kubernetes"])
+def test_the_swap_of_a_folder_is_one_reload(tmp_path: Path, volume: bool) -> None:
+    """Each version has many files, all of one rule: a mixture of two versions would have rules of both.
+
+    In a volume each file is a link through `..data`, which the kubelet swaps.
+    """
+    policy = tmp_path / "policy"
+    versions, current = (policy, policy / "..data") if volume else (tmp_path / "versions", tmp_path / "current")
+    for version, file in product(range(2), range(20)):
+        rule = f"rules: [{{name: v{version}-{file}, action: allow, hosts: [a.example]}}]"
+        write_policy(versions / f"..{version}", rule, f"{file:02}.yaml")
+        if volume and version:
+            (policy / f"{file:02}.yaml").symlink_to(f"..data/{file:02}.yaml")
+    current.symlink_to(versions / "..0")
+    if not volume:
+        policy.symlink_to("current")
     taken: list[set[str]] = []
-    watcher = PolicyWatcher(tmp_path / "policy", None, noting(taken))
-    watcher.start()
+    PolicyWatcher(policy, None, noting(taken)).start()
     wait_for(lambda: len(taken) == 1)
     for version in (1, 0, 1):
-        (tmp_path / "new").symlink_to(f"versions/{version}")
-        (tmp_path / "new").rename(tmp_path / "current")
+        (tmp_path / "new").symlink_to(versions / f"..{version}")
+        (tmp_path / "new").rename(current)
         wait_for(partial(lambda now: taken[-1] == {now}, f"v{version}"))
     stays(lambda: taken == [{"v0"}, {"v1"}, {"v0"}, {"v1"}], 0.5, lambda: f"one load for each swap: {taken}")
-
-
-@pytest.mark.system
-def test_the_swap_of_a_volume_of_kubernetes_is_one_reload(tmp_path: Path) -> None:
-    """Each file is a link through `..data`, which the kubelet swaps."""
-    for version in range(2):
-        for file in range(10):
-            write_policy(
-                tmp_path / f"policy/..{version}",
-                f"rules: [{{name: v{version}-{file}, action: allow, hosts: [a.example]}}]",
-                f"{file}.yaml",
-            )
-    (tmp_path / "policy/..data").symlink_to("..0")
-    for file in range(10):
-        (tmp_path / f"policy/{file}.yaml").symlink_to(f"..data/{file}.yaml")
-    taken: list[set[str]] = []
-    watcher = PolicyWatcher(tmp_path / "policy", None, noting(taken))
-    watcher.start()
-    wait_for(lambda: len(taken) == 1)
-    (tmp_path / "policy/..data_tmp").symlink_to("..1")
-    (tmp_path / "policy/..data_tmp").rename(tmp_path / "policy/..data")
-    wait_for(lambda: taken[-1] == {"v1"})
-    stays(lambda: taken == [{"v0"}, {"v1"}], 0.5, lambda: f"one load for one swap: {taken}")
 
 
 @pytest.mark.system

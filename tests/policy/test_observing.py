@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 from urllib.parse import quote
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from squidkeeper.base.errors import InvalidUrl, PolicyError
@@ -94,7 +93,6 @@ def decisions_of(policy: Policy, method: str, text: str, client: str | None) -> 
     return [[getattr(one, field.name) for field in fields(Decision) if field.name not in OBSERVED] for one in found]
 
 
-@settings(max_examples=50, deadline=None)
 @given(rules, defaults, rewrites, credentials, observing, clients, methods, urls, st.booleans())
 @example(NO_PATH + ALL, Action.DENY, [], [], [True] + [False] * 5, None, "GET", "https://a.example/x/s", False)
 @example(
@@ -145,7 +143,6 @@ def counted_of(policy: Policy, method: str, text: str, client: str | None) -> tu
     return passed, uses.taken
 
 
-@settings(max_examples=50, deadline=None)
 @given(rules, defaults, observing, clients, methods, urls)
 @example(NO_PATH, Action.ASK, ONE, None, "GET", "https://a.example/")
 def test_without_its_observing_rules_a_policy_counts_the_same_uses(
@@ -190,15 +187,6 @@ def plainly_of_first(policy: Policy, asked: Asked, rule: Rule | None) -> tuple[s
     return (f"allow:{rule.name}" if opens else None), opens
 
 
-@pytest.mark.long
-@settings(max_examples=5_000, deadline=None)
-@given(st.tuples(rules, defaults, rewrites, credentials, observing, clients, methods, urls, st.booleans()))
-def test_without_their_observing_rules_many_policies_decide_the_same(drawn: tuple[Any, ...]) -> None:
-    test_without_its_observing_rules_a_policy_decides_the_same.hypothesis.inner_test(*drawn)  # type: ignore[attr-defined]
-    test_what_is_observed_line_after_line_is_what_a_plain_reading_says.hypothesis.inner_test(*drawn)  # type: ignore[attr-defined]
-
-
-@settings(max_examples=50, deadline=None)
 @given(rules, defaults, rewrites, credentials, observing, clients, methods, urls, st.booleans())
 def test_what_is_observed_line_after_line_is_what_a_plain_reading_says(
     drawn: Drawn,

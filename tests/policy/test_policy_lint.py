@@ -43,61 +43,7 @@ def test_a_policy_in_use_throughout_has_no_warning(directory: Path) -> None:
     assert warnings(directory, text) == []
 
 
-def test_what_is_not_used_is_shown_where_it_is_defined(directory: Path) -> None:
-    text = "clients: {a: {users: [u]}}\nlists: {l: {file: list.txt}}\nsecrets: {s: {env: S}}\n"
-    assert warnings(directory, text) == [
-        "policy.yaml:2:11: client 'a' is not used [unused]",
-        "policy.yaml:3:9: list 'l' is not used [unused]",
-        "policy.yaml:4:11: secret 's' is not used [unused]",
-    ]
-
-
-def test_a_secret_that_requests_are_searched_for_is_used(directory: Path) -> None:
-    assert warnings(directory, "defaults: {watch_secrets: true}\nsecrets: {s: {env: S}}\n") == []
-
-
-def test_a_passthrough_of_every_host_is_shown(directory: Path) -> None:
-    text = "rules: [{name: r, action: allow, hosts: ['*'], tls: passthrough}]\n"
-    expected = "policy.yaml:2:9: rule 'r' passes the tunnels to every host through, unseen: "
-    assert warnings(directory, text) == [f"{expected}expected the hosts that need it [every-host]"]
-    assert warnings(directory, text.replace("*", "a.example")) == []
-
-
-def test_a_websocket_that_cannot_begin_is_shown(directory: Path) -> None:
-    text = "rules: [{name: r, action: allow, hosts: [a.example], methods: [POST], websocket: true}]\n"
-    expected = "policy.yaml:2:9: rule 'r' never passes a WebSocket, which begins with a GET: its methods leave out GET"
-    assert warnings(directory, text) == [f"{expected} [websocket-never]"]
-    assert warnings(directory, text.replace("POST", "POST, GET")) == []
-
-
-@pytest.mark.parametrize("path", ["/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/*", "/a.B/**"])
-def test_the_path_of_a_grpc_service_is_shown(directory: Path, path: str) -> None:
-    text = f"rules: [{{name: r, action: allow, hosts: [a.example], paths: ['{path}']}}]\n"
-    expected = f"policy.yaml:2:9: rule 'r': '{path}' names a gRPC service. gRPC needs HTTP/2, which passes only with "
-    remedy = "tls: passthrough and without paths (gRPC-Web and Connect pass over HTTP/1.1) [grpc-path]"
-    assert warnings(directory, text) == [expected + remedy]
-    assert warnings(directory, text.replace("allow", "deny")) == []
-
-
-@pytest.mark.parametrize("path", ["/v1/Check", "/files/a.B/Check", "/index.html/x", "/a.B/Check/more", "/A.B/c"])
-def test_another_path_is_no_grpc_service(directory: Path, path: str) -> None:
-    assert warnings(directory, f"rules: [{{name: r, action: allow, hosts: [a.example], paths: ['{path}']}}]\n") == []
-
-
 PUSH = "  - {name: push, action: deny, hosts: [git.example], paths: ['/**/git-receive-pack']}\n"
-REFUSED_FIRST = {
-    "by its query": "query: {service: git-receive-pack}, hosts: [git.example]",
-    "by a wider query": "query: {service: 'git-*'}, hosts: [.example]",
-    "by the host": "hosts: ['*']",
-}
-NOT_REFUSED_FIRST = {
-    "another service": "query: {service: git-upload-pack}, hosts: [git.example]",
-    "another host": "query: {service: git-receive-pack}, hosts: [other.example]",
-    "another method": "query: {service: git-receive-pack}, hosts: [git.example], methods: [POST]",
-    "fewer clients": "query: {service: git-receive-pack}, hosts: [git.example], clients: [c]",
-    "more conditions": "query: {service: git-receive-pack, a: b}, hosts: [git.example]",
-    "a part": "query: {service: git-receive-pack}, hosts: [git.example], paths: [/acme/**]",
-}
 GIT_PATH = (
     "rule 'push': git shows no page for a denied git-receive-pack, only for the request before it: expected a deny with"
     " query: {service: git-receive-pack} for the same hosts, too [git-path]"
@@ -110,17 +56,27 @@ def with_rule(fields: str, rule: str = PUSH) -> str:
     return f"{clients}rules:\n{rule}{using}  - {{name: first, action: deny, {fields}}}\n"
 
 
-@pytest.mark.parametrize("fields", NOT_REFUSED_FIRST.values(), ids=NOT_REFUSED_FIRST)
-def test_a_denied_path_of_git_is_shown_unless_the_request_before_it_is_denied(directory: Path, fields: str) -> None:
-    [warning] = warnings(directory, with_rule(fields))
-    assert warning == f"policy.yaml:4:5: {GIT_PATH}"
+SERVICE = "query: {service: git-receive-pack}"
 
 
-@pytest.mark.parametrize("fields", REFUSED_FIRST.values(), ids=REFUSED_FIRST)
-def test_a_denied_path_of_git_is_not_shown_where_git_shows_the_page_of_another_rule(
-    directory: Path, fields: str
+@pytest.mark.parametrize(
+    ("fields", "is_shown"),
+    [
+        (f"{SERVICE}, hosts: [git.example]", False),
+        ("query: {service: 'git-*'}, hosts: [.example]", False),
+        ("hosts: ['*']", False),
+        ("query: {service: git-upload-pack}, hosts: [git.example]", True),
+        (f"{SERVICE}, hosts: [other.example]", True),
+        (f"{SERVICE}, hosts: [git.example], methods: [POST]", True),
+        (f"{SERVICE}, hosts: [git.example], clients: [c]", True),
+        ("query: {service: git-receive-pack, a: b}, hosts: [git.example]", True),
+        (f"{SERVICE}, hosts: [git.example], paths: [/acme/**]", True),
+    ],
+)
+def test_a_denied_path_of_git_is_shown_unless_the_request_before_it_is_denied(
+    directory: Path, fields: str, is_shown: bool
 ) -> None:
-    assert warnings(directory, with_rule(fields)) == []
+    assert warnings(directory, with_rule(fields)) == [f"policy.yaml:4:5: {GIT_PATH}"] * is_shown
 
 
 @pytest.mark.parametrize(
@@ -133,6 +89,67 @@ def test_a_denied_path_of_git_is_not_shown_where_git_shows_the_page_of_another_r
 )
 def test_another_rule_about_paths_of_git_is_not_shown(directory: Path, rule: str) -> None:
     assert warnings(directory, with_rule("hosts: [unrelated.example]", rule)) == []
+
+
+GRPC = (
+    "names a gRPC service. gRPC needs HTTP/2, which passes only with tls: passthrough and without paths (gRPC-Web and"
+    " Connect pass over HTTP/1.1) [grpc-path]"
+)
+# A rule of a.example, and what is said of it.
+OF_A_RULE: dict[str, str | None] = {
+    "action: allow, hosts: ['*'], tls: passthrough": "rule 'r' passes the tunnels to every host through, unseen:"
+    " expected the hosts that need it [every-host]",
+    "action: allow, tls: passthrough": None,
+    "action: allow, methods: [POST], websocket: true": "rule 'r' never passes a WebSocket, which begins with a GET: its"
+    " methods leave out GET [websocket-never]",
+    "action: allow, methods: [POST, GET], websocket: true": None,
+    **{
+        f"action: allow, paths: ['{path}']": f"rule 'r': '{path}' {GRPC}"
+        for path in ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/*", "/a.B/**")
+    },
+    "action: deny, paths: [/a.B/**]": None,
+    **{
+        f"action: allow, paths: ['{path}']": None
+        for path in ("/v1/Check", "/files/a.B/Check", "/index.html/x", "/a.B/Check/more", "/A.B/c")
+    },
+    "action: allow, hosts: [10.0.0.0/8, 203.0.113.7]": "rule 'r': 10.0.0.0/8 is private and stays closed, expected"
+    " private: true [private-closed]",
+    "action: allow, hosts: [10.0.0.0/8, 203.0.113.7], private: true": None,
+    "action: deny, hosts: [10.0.0.0/8, 203.0.113.7]": None,
+    "action: deny, methods: [DELTE, PROPFIND, GET]": "'r': there is no method DELTE in HTTP, did you mean DELETE"
+    " [unknown-method]",
+    "action: deny, methods: [XYZ]": "'r': there is no method XYZ in HTTP [unknown-method]",
+    "action: deny, paths: ['regex:/a%2fb']": "'r': 'regex:/a%2fb' holds %2f, and the escapes of a path are upper-case,"
+    " expected %2F [unmatchable-regex]",
+    "action: deny, paths: ['regex:/[%a-f]%2Fb']": None,
+    "action: deny, paths: ['regex:(?i)/a%2fb']": None,
+    r"action: deny, paths: ['regex:/q\?x=.*']": r"'r': 'regex:/q\\?x=.*' asks for a '?', which no path holds (use"
+    " query: for a query) [unmatchable-regex]",
+}
+
+
+@pytest.mark.parametrize("fields", OF_A_RULE)
+def test_what_is_legal_in_a_rule_and_surely_unmeant_is_shown(directory: Path, fields: str) -> None:
+    hosts, expected = "" if "hosts" in fields else "hosts: [a.example], ", OF_A_RULE[fields]
+    shown = warnings(directory, f"rules: [{{name: r, {hosts}{fields}}}]\n")
+    assert shown == ([] if expected is None else [f"policy.yaml:2:9: {expected}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("clients: {a: {users: [u]}}", ["2:11: client 'a' is not used [unused]"]),
+        ("lists: {l: {file: list.txt}}", ["2:9: list 'l' is not used [unused]"]),
+        ("secrets: {s: {env: S}}", ["2:11: secret 's' is not used [unused]"]),
+        ("defaults: {watch_secrets: true}\nsecrets: {s: {env: S}}", []),
+        (
+            "secrets: {s: {env: S}}\ncredentials: [{name: c, hosts: [a.example], schemes: [http], bearer: s}]",
+            ["3:15: credential 'c' is never sent: its schemes leave out https [never-sent]"],
+        ),
+    ],
+)
+def test_what_has_no_effect_is_shown_where_it_is_defined(directory: Path, text: str, expected: list[str]) -> None:
+    assert warnings(directory, text) == [f"policy.yaml:{one}" for one in expected]
 
 
 def test_a_lapsed_rule_is_shown(directory: Path) -> None:
@@ -167,12 +184,6 @@ def test_a_wildcard_over_a_longer_public_suffix_is_shown(directory: Path, patter
     covers = f"{pattern!r} covers a public suffix, under which anyone can have a host [public-suffix]"
     expected = [f"policy.yaml:5:5: rule 'allow': {covers}", f"policy.yaml:7:5: credential 'c': {covers}"]
     assert warnings(directory, text) == (expected if public else [])
-
-
-def test_a_credential_for_http_alone_is_never_sent(directory: Path) -> None:
-    text = "secrets: {s: {env: S}}\ncredentials: [{name: c, hosts: [a.example], schemes: [http], bearer: s}]\n"
-    (warning,) = warnings(directory, text)
-    assert warning == ("policy.yaml:3:15: credential 'c' is never sent: its schemes leave out https [never-sent]")
 
 
 # --- shadowed rules -----------------------------------------------------------------------------------------------
@@ -261,20 +272,21 @@ def with_a_late_deny(allowed: str, denied: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("allowed", "denied"),
+    ("allowed", "denied", "late"),
     [
-        ("hosts: [.corp.example]", "hosts: [payroll.corp.example]"),
-        ("hosts: ['*']", "hosts: [pastebin.example]"),
-        ("hosts: [.corp.example]", "hosts: [payroll.corp.example], ports: [80, 443]"),
-        ("hosts: [a.example], paths: [/x/**], clients: [c]", "hosts: [a.example], paths: [/x/**], clients: [c]"),
+        ("hosts: [.corp.example]", "hosts: [payroll.corp.example]", True),
+        ("hosts: ['*']", "hosts: [pastebin.example]", True),
+        ("hosts: [.corp.example]", "hosts: [payroll.corp.example], ports: [80, 443]", True),
+        ("hosts: [a.example], paths: [/x/**], clients: [c]", "hosts: [a.example], paths: [/x/**], clients: [c]", True),
+        ("hosts: [a.example]", "hosts: [a.example], ports: [8443]", False),  # which nothing opens
+        ("hosts: [a.example], methods: [PATCH]", "hosts: [a.example], methods: [PATCH]", False),  # and patch
     ],
 )
-def test_a_deny_that_comes_too_late_is_shown(directory: Path, allowed: str, denied: str) -> None:
-    text = with_a_late_deny(allowed, denied)
+def test_a_deny_that_comes_too_late_is_shown(directory: Path, allowed: str, denied: str, late: bool) -> None:
     opens = "'first' (policy.yaml:5:5), above it, opens all it could close [deny-too-late]"
-    assert [one for one in warnings(directory, text) if "second" in one] == [
+    assert [one for one in warnings(directory, with_a_late_deny(allowed, denied)) if "second" in one] == [
         f"policy.yaml:6:5: rule 'second' closes nothing: {opens}"
-    ]
+    ] * late
 
 
 def test_a_deny_that_closes_what_is_open_on_another_port_is_not_shown(directory: Path) -> None:
@@ -282,16 +294,6 @@ def test_a_deny_that_closes_what_is_open_on_another_port_is_not_shown(directory:
     elsewhere = "  - {name: third, action: allow, hosts: ['*'], ports: [8443]}\n"
     for open_elsewhere in (text + elsewhere, f"defaults: {{action: allow}}\n{textwrap.dedent(text)}"):
         assert "second" not in str(warnings(directory, textwrap.dedent(open_elsewhere)))
-
-
-def test_a_deny_of_a_port_that_nothing_opens_is_not_said_to_come_too_late(directory: Path) -> None:
-    text = with_a_late_deny("hosts: [a.example]", "hosts: [a.example], ports: [8443]")
-    assert "second" not in str(warnings(directory, text))
-
-
-def test_a_deny_of_a_method_holds_for_more_spellings_than_an_allow(directory: Path) -> None:
-    rule = "hosts: [a.example], methods: [PATCH]"
-    assert "second" not in str(warnings(directory, with_a_late_deny(rule, rule)))
 
 
 @pytest.mark.parametrize("entry", ["rules: [{action: allow, name: r", "rewrites: [{to: 'https://m.example', name: r"])
@@ -302,42 +304,6 @@ def test_a_path_that_is_open_on_every_host_is_shown(directory: Path, entry: str)
         assert warning.endswith(f"'r' {holds}")
         assert warnings(directory, f"{entry}, {field}, hosts: ['*']}}]\n") == []
     assert warnings(directory, f"{entry}, methods: [GET]}}]\n") == []
-
-
-def test_an_allow_of_private_addresses_that_stay_closed_is_shown(directory: Path) -> None:
-    text = "rules: [{{name: r, action: {}, hosts: ['10.0.0.0/8', 203.0.113.7]{}}}]\n"
-    (warning,) = warnings(directory, text.format("allow", ""))
-    assert (
-        warning
-        == "policy.yaml:2:9: rule 'r': 10.0.0.0/8 is private and stays closed, expected private: true [private-closed]"
-    )
-    assert warnings(directory, text.format("allow", ", private: true")) == []
-    assert warnings(directory, text.format("deny", "")) == []
-
-
-def test_a_method_that_http_does_not_have_is_shown(directory: Path) -> None:
-    text = "rules: [{name: r, action: deny, hosts: [a.example], methods: [DELTE, XYZ, PROPFIND, GET]}]\n"
-    assert warnings(directory, text) == [
-        "policy.yaml:2:9: 'r': there is no method DELTE in HTTP, did you mean DELETE [unknown-method]",
-        "policy.yaml:2:9: 'r': there is no method XYZ in HTTP [unknown-method]",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("expression", "message"),
-    [
-        ("/a%2fb", "holds %2f, and the escapes of a path are upper-case, expected %2F [unmatchable-regex]"),
-        ("/[%a-f]%2Fb", None),
-        ("(?i)/a%2fb", None),
-        (r"/q\?x=.*", "asks for a '?', which no path holds (use query: for a query) [unmatchable-regex]"),
-    ],
-)
-def test_an_expression_for_what_no_path_holds_as_sent_is_shown(
-    directory: Path, expression: str, message: str | None
-) -> None:
-    text = f"rules: [{{name: r, action: deny, hosts: [a.example], paths: ['regex:{expression}']}}]\n"
-    expected = [] if message is None else [f"policy.yaml:2:9: 'r': {f'regex:{expression}'!r} {message}"]
-    assert warnings(directory, text) == expected
 
 
 def test_an_allow_covers_its_default_ports_alone(directory: Path) -> None:

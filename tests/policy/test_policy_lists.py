@@ -108,26 +108,6 @@ def test_a_line_of_another_format_is_its_host_and_all_under_it(tmp_path: Path, l
         assert parse_host(host) not in hosts
 
 
-def test_an_address_of_adblock_is_that_address(tmp_path: Path) -> None:
-    hosts = load(tmp_path, "||203.0.113.7^\n||[2001:db8::1]^\n||203.0.113^\n||0x7f000001^\n")
-    assert [parse_host(host) in hosts for host in ("203.0.113.7", "[2001:db8::1]")] == [True, True]
-    assert [parse_host(host) in hosts for host in ("203.0.0.113", "127.0.0.1")] == [False, False]
-    assert (hosts.summary.patterns, hosts.summary.strange) == (2, 2)
-
-
-def test_in_a_zone_the_host_and_what_is_under_it_are_two_things(tmp_path: Path) -> None:
-    hosts = load(
-        tmp_path, "host.example CNAME .\n*.under.example CNAME .\n*.both.example CNAME .\nboth.example CNAME .\n"
-    )
-    assert [parse_host(host) in hosts for host in ("host.example", "a.host.example")] == [True, False]
-    assert [parse_host(host) in hosts for host in ("under.example", "b.a.under.example")] == [False, True]
-    assert [parse_host(host) in hosts for host in ("both.example", "b.a.both.example")] == [True, True]
-
-
-def test_a_host_and_all_under_it_in_two_lines_of_a_zone_are_one_pattern(tmp_path: Path) -> None:
-    assert load(tmp_path, "a.example CNAME .\n*.a.example CNAME .\nb.example CNAME .\n").summary.patterns == 2
-
-
 ZONE = """\
 $TTL 2h ; of every record
 @ IN SOA localhost. root.localhost. (
@@ -158,53 +138,47 @@ more.example CNAME .
 $ORIGIN elsewhere.
 more CNAME .
 """
+CONDITION = """\
+!#if a
+||b.example^
+!#if c
+||d.example^
+!#endif
+e.example
+! a comment
+!#endif
+||f.example^
+"""
+ADBLOCK = "[Adblock Plus 2.0]\n! Title\n# a comment\n||ads.example^\n.click.\na.example\n0.0.0.0 b.example\n"
+ADDRESSES = "||203.0.113.7^\n||[2001:db8::1]^\n||203.0.113^\n||0x7f000001^\n"
+UNDER = "host.example CNAME .\n*.under.example CNAME .\n*.both.example CNAME .\nboth.example CNAME .\n"
 
 
-def test_what_a_zone_says_of_itself_is_no_host(tmp_path: Path) -> None:
-    hosts = load(tmp_path, ZONE)
-    assert (hosts.summary.patterns, hosts.summary.strange) == (1, 0)
-    assert parse_host("ads.example") in hosts
-
-
-def test_a_name_of_a_zone_is_taken_without_the_name_of_the_zone(tmp_path: Path) -> None:
-    hosts = load(tmp_path, ABSOLUTE)
-    assert (hosts.summary.patterns, hosts.summary.first_strange) == (
-        1,
-        (ListLine(5, "elsewhere.example. 300 IN CNAME ."),),
-    )
-    assert [parse_host(host) in hosts for host in ("a.ads.example", "ads.example.rpz.local")] == [True, False]
-
-
-def test_a_name_of_a_zone_is_taken_from_its_origin(tmp_path: Path) -> None:
-    hosts = load(tmp_path, ORIGINS)
-    assert [parse_host(host) in hosts for host in ("ads.example", "more.example", "ads", "more")] == [
-        True,
-        True,
-        False,
-        False,
-    ]
-    assert (hosts.summary.patterns, hosts.summary.first_strange) == (2, (ListLine(9, "more CNAME ."),))
-
-
-def test_an_soa_that_does_not_end_swallows_nothing(tmp_path: Path) -> None:
-    hosts = load(tmp_path, "@ SOA a. b. (\n1 2 3\nads.example CNAME .\nmore.example\n4711\n")
-    assert (hosts.summary.patterns, hosts.summary.first_strange) == (2, (ListLine(5, "4711"),))
-
-
-def test_in_a_file_that_says_it_is_adblocks_a_bare_word_is_no_host(tmp_path: Path) -> None:
-    hosts = load(
-        tmp_path, "[Adblock Plus 2.0]\n! Title\n# a comment\n||ads.example^\n.click.\na.example\n0.0.0.0 b.example\n"
-    )
-    assert (hosts.summary.patterns, hosts.summary.strange) == (1, 3)
-    assert [line.number for line in hosts.summary.first_strange] == [5, 6, 7]
+@pytest.mark.parametrize(
+    ("text", "patterns", "strange", "held", "others"),
+    [
+        (ADDRESSES, 2, [3, 4], "203.0.113.7 [2001:db8::1]", "203.0.0.113 127.0.0.1"),
+        ("a.example CNAME .\n*.a.example CNAME .\nb.example CNAME .\n", 2, [], "b.example x.a.example", "x.b.example"),
+        (UNDER, 4, [], "host.example b.a.under.example both.example b.a.both.example", "a.host.example under.example"),
+        (ZONE, 1, [], "ads.example", "localhost ns.example"),
+        (ABSOLUTE, 1, [5], "ads.example a.ads.example", "ads.example.rpz.local elsewhere.example"),
+        (ORIGINS, 2, [9], "ads.example more.example", "ads more"),
+        # an SOA that does not end swallows nothing
+        ("@ SOA a. b. (\n1 2 3\nads.example CNAME .\nmore.example\n4711\n", 2, [5], "ads.example more.example", "a"),
+        (ADBLOCK, 1, [5, 6, 7], "ads.example", "a.example b.example click"),  # there a bare word is no host
+        (CONDITION, 1, [1, 2, 3], "f.example", "b.example d.example e.example"),  # and what holds under one is left out
+    ],
+)
+def test_lines_mean_what_the_lines_above_them_say(
+    tmp_path: Path, text: str, patterns: int, strange: list[int], held: str, others: str
+) -> None:
+    hosts = load(tmp_path, text)
+    assert hosts.summary.patterns == patterns
+    assert [line.number for line in hosts.summary.first_strange] == strange
+    assert hosts.summary.strange == (7 if text is CONDITION else len(strange))
     assert hosts.summary.wide is None
-
-
-def test_what_holds_under_a_condition_is_left_out_to_its_end(tmp_path: Path) -> None:
-    inside = "||b.example^\n!#if c\n||d.example^\n!#endif\ne.example\n! a comment\n"
-    hosts = load(tmp_path, f"!#if a\n{inside}!#endif\n||f.example^\n")
-    assert (hosts.summary.patterns, hosts.summary.strange) == (1, 7)
-    assert parse_host("f.example") in hosts
+    assert [host for host in held.split() if parse_host(host) not in hosts] == []
+    assert [host for host in others.split() if parse_host(host) in hosts] == []
 
 
 STRANGE = [
@@ -422,24 +396,15 @@ def test_a_list_is_compiled_once_and_then_read_from_the_cache(tmp_path: Path, mo
     assert [host for host in OUT if parse_host(host) in second] == []
 
 
-@pytest.mark.parametrize("size", [0, 1, 10, 200])
-def test_a_torn_cache_file_is_made_again(tmp_path: Path, size: int) -> None:
+def test_a_cache_file_that_is_torn_or_has_one_wrong_byte_is_made_again(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     load(tmp_path, LINES, cache)
     (file,) = cached_files(cache)
     whole = file.read_bytes()
-    file.write_bytes(whole[:size])
-    assert parse_host("last.example.com") in load(tmp_path, LINES, cache)
-    assert file.read_bytes() == whole
-
-
-def test_a_cache_file_with_one_wrong_byte_is_made_again(tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    load(tmp_path, LINES, cache)
-    (file,) = cached_files(cache)
-    whole = file.read_bytes()
-    for position in range(0, len(whole), 97):
-        file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+    torn = [whole[:size] for size in (0, 1, 10, 200)]
+    flipped = [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(0, len(whole), 97)]
+    for content in (*torn, *flipped):
+        file.write_bytes(content)
         assert parse_host("last.example.com") in load(tmp_path, LINES, cache)
         assert file.read_bytes() == whole
 
@@ -603,12 +568,9 @@ def test_pruning_keeps_what_is_used_and_the_newest_few(tmp_path: Path) -> None:
     (cache / "new.2.part").touch()
     (cache / "lock").touch()
     prune_cache(cache, ["19"])
+    prune_cache(tmp_path / "gone", [])
     assert sorted(file.name for file in cache.iterdir()) == [
         *(f"{name}.hosts" for name in [*names[:8], "19"]),
         "lock",
         "new.2.part",
     ]
-
-
-def test_pruning_a_cache_that_is_not_there_does_nothing(tmp_path: Path) -> None:
-    prune_cache(tmp_path / "gone", [])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from squidkeeper.base.errors import PolicyError
@@ -282,19 +282,9 @@ OPERATORS_RULES = st.lists(
 
 
 def test_a_preset_decides_where_no_rule_of_the_operator_does_and_nowhere_else() -> None:
-    preset_decides(50)
-
-
-@pytest.mark.long
-def test_a_preset_decides_where_no_rule_of_the_operator_does_at_length() -> None:
-    preset_decides(3_000)
-
-
-def preset_decides(examples: int) -> None:
     alone = {name: load_preset(name) for name in NAMES}
     opened = {(name, request): judged(alone[name], request) for name in NAMES for request in REQUESTS}
 
-    @settings(max_examples=examples, deadline=None)
     @given(OPERATORS_RULES, st.lists(st.sampled_from(NAMES), unique=True), st.lists(st.sampled_from(REQUESTS)))
     def check(rules: list[dict[str, object]], named: list[str], requests: list[str]) -> None:
         own: dict[str, object] = (

@@ -34,11 +34,11 @@ from squidkeeper.policy.policy_store.reload_gate import (
 from squidkeeper.policy.policy_store.revisions import revision_in_force
 from squidkeeper.policy.policy_store.sources import read_sources
 
-from ..waiting import wait_for
 from .test_policy_watcher import BAD, make, rule_names
 
 pytestmark = pytest.mark.system
 
+Held = tuple[PolicyWatcher[CompiledPolicy], Edit]
 GATE = "defaults: {reload_gate: {since: 1d, denials: 3}}\n"
 OPEN = GATE + "rules: [{name: open, action: allow, hosts: [open.example]}]"
 CLOSED = GATE + "rules: [{name: closed, action: deny, hosts: [open.example]}]"
@@ -89,13 +89,16 @@ def edit_to(tmp_path: Path, text: str, live: PolicyWatcher[CompiledPolicy]) -> E
     return Edit(old, read_sources(tmp_path / "policy").revision)
 
 
-def verdict_of(edit: Edit, denials: int = 0, judged: float | None = None) -> GateVerdict:
-    at = time.time() if judged is None else judged
-    return GateVerdict(edit.old, edit.new, at, denials, denials, 3, (LOST,) * min(denials, 100))
+@pytest.fixture
+def held(tmp_path: Path) -> Held:
+    """A process with a policy in force, and an edit that it has seen."""
+    live = in_force(tmp_path)
+    return live, edit_to(tmp_path, CLOSED, live)
 
 
 def judge(tmp_path: Path, edit: Edit, denials: int = 0, judged: float | None = None) -> None:
-    write_verdict(folder(tmp_path), verdict_of(edit, denials, judged))
+    at, named = time.time() if judged is None else judged, (LOST,) * min(denials, 100)
+    write_verdict(folder(tmp_path), GateVerdict(edit.old, edit.new, at, denials, denials, 3, named))
 
 
 def test_a_policy_says_how_many_denials_an_edit_of_it_may_bring(tmp_path: Path) -> None:
@@ -107,28 +110,25 @@ def test_a_policy_says_how_many_denials_an_edit_of_it_may_bring(tmp_path: Path) 
     assert found.gated
 
 
-def test_an_edit_is_held_back_and_a_verdict_is_asked_for(tmp_path: Path) -> None:
-    live = in_force(tmp_path)
-    edit = edit_to(tmp_path, CLOSED, live)
+def test_an_edit_is_held_back_and_a_verdict_is_asked_for(tmp_path: Path, held: Held) -> None:
+    live, edit = held
     assert (rule_names(live), live.state.revision, live.state.held) == (["open"], edit.old, edit.new)
     assert (live.state.ok, live.state.faults) == (False, ())
-    held = edit_held(folder(tmp_path))
-    assert held
-    assert held[0] == edit
+    asked = edit_held(folder(tmp_path))
+    assert asked
+    assert asked[0] == edit
 
 
-def test_an_edit_that_is_accepted_comes_in_force(tmp_path: Path) -> None:
-    live = in_force(tmp_path)
-    edit = edit_to(tmp_path, CLOSED, live)
+def test_an_edit_that_is_accepted_comes_in_force(tmp_path: Path, held: Held) -> None:
+    live, edit = held
     judge(tmp_path, edit, denials=3)
     live.check()
     assert (rule_names(live), live.state.revision, live.state.ok) == (["closed"], edit.new, True)
     assert (live.state.held, live.state.warnings) == (None, ())
 
 
-def test_an_edit_that_is_refused_is_a_fault_that_names_what_it_would_deny(tmp_path: Path) -> None:
-    live = in_force(tmp_path)
-    edit = edit_to(tmp_path, CLOSED, live)
+def test_an_edit_that_is_refused_is_a_fault_that_names_what_it_would_deny(tmp_path: Path, held: Held) -> None:
+    live, edit = held
     judge(tmp_path, edit, denials=4)
     live.check()
     assert (rule_names(live), live.state.revision, live.state.ok, live.state.held) == (["open"], edit.old, False, None)
@@ -159,10 +159,9 @@ def test_what_a_verdict_names_cannot_break_a_line_nor_fill_the_log() -> None:
 
 
 def test_without_a_verdict_an_edit_comes_in_force_in_time_and_a_warning_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live = in_force(tmp_path)
-    edit = edit_to(tmp_path, CLOSED, live)
+    live, edit = held
     assert rule_names(live) == ["open"]
     patience_ends(monkeypatch)
     live.check()
@@ -183,10 +182,9 @@ def patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.parametrize("denials", [0, 4])
 def test_a_verdict_about_another_edit_is_ignored(
-    tmp_path: Path, old: str | None, new: str | None, denials: int
+    tmp_path: Path, held: Held, old: str | None, new: str | None, denials: int
 ) -> None:
-    live = in_force(tmp_path)
-    edit = edit_to(tmp_path, CLOSED, live)
+    live, edit = held
     other = Edit(old or edit.old, new or edit.new)
     judge(tmp_path, other, denials)
     live.check()
@@ -200,17 +198,15 @@ def test_what_is_no_verdict_is_none(tmp_path: Path, content: bytes) -> None:
     assert read_verdict(folder(tmp_path), Edit("0" * 12, "1" * 12)) is None
 
 
-def test_an_old_acceptance_does_not_open_the_gate_again(tmp_path: Path) -> None:
-    live = in_force(tmp_path)
-    edit = edit_to(tmp_path, CLOSED, live)
+def test_an_old_acceptance_does_not_open_the_gate_again(tmp_path: Path, held: Held) -> None:
+    live, edit = held
     judge(tmp_path, edit, judged=time.time() - 3600)
     live.check()
     assert live.state.held == edit.new
 
 
-def test_an_edit_that_is_taken_back_is_in_force_as_before(tmp_path: Path) -> None:
-    live = in_force(tmp_path)
-    edit = edit_to(tmp_path, CLOSED, live)
+def test_an_edit_that_is_taken_back_is_in_force_as_before(tmp_path: Path, held: Held) -> None:
+    live, edit = held
     write_policy(tmp_path / "policy", OPEN)
     live.check()
     assert (rule_names(live), live.state.revision, live.state.ok, live.state.held) == (["open"], edit.old, True, None)
@@ -234,17 +230,18 @@ def test_of_two_edits_one_after_the_other_only_the_second_counts(tmp_path: Path)
     assert (rule_names(live), live.state.ok) == (["other"], True)
 
 
-def test_a_refused_edit_that_is_touched_is_judged_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    live = in_force(tmp_path)
-    edit = edit_to(tmp_path, CLOSED, live)
+def test_a_refused_edit_that_is_touched_is_judged_again(
+    tmp_path: Path, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, edit = held
     judge(tmp_path, edit, denials=4)
     live.check()
     (folder(tmp_path) / "held").unlink()
     (tmp_path / "policy/policy.yaml").touch()
     live.check()
-    held = edit_held(folder(tmp_path))
-    assert held
-    assert (held[0], live.state.faults[0].code) == (edit, FaultCode.RELOAD_GATED)
+    asked = edit_held(folder(tmp_path))
+    assert asked
+    assert (asked[0], live.state.faults[0].code) == (edit, FaultCode.RELOAD_GATED)
     judge(tmp_path, edit)
     live.check()
     assert rule_names(live) == ["closed"]
@@ -293,9 +290,8 @@ def test_an_edit_beside_a_grant_is_held_back_and_the_grant_with_it(tmp_path: Pat
 # --- accepted by hand ---------------------------------------------------------------------------------------------
 
 
-def test_an_edit_that_is_forced_comes_in_force_though_it_was_refused(tmp_path: Path) -> None:
-    live = in_force(tmp_path)
-    edit = edit_to(tmp_path, CLOSED, live)
+def test_an_edit_that_is_forced_comes_in_force_though_it_was_refused(tmp_path: Path, held: Held) -> None:
+    live, edit = held
     judge(tmp_path, edit, denials=4)
     live.check()
     force(tmp_path / "policy", edit.new)
@@ -303,31 +299,22 @@ def test_an_edit_that_is_forced_comes_in_force_though_it_was_refused(tmp_path: P
     assert (rule_names(live), live.state.ok, live.state.warnings) == (["closed"], True, ())
 
 
-def test_what_was_forced_is_exactly_one_revision(tmp_path: Path) -> None:
-    live = in_force(tmp_path)
-    edit = edit_to(tmp_path, CLOSED, live)
-    force(tmp_path / "policy", edit.old)
-    live.check()
-    assert live.state.held == edit.new
-    forced_file(tmp_path / "policy").write_text(f"{edit.new} {edit.old}\n")
+@pytest.mark.parametrize("text", ["{old}", "{new} {old}", "link"])
+def test_what_was_forced_is_exactly_one_revision_in_a_file(tmp_path: Path, held: Held, text: str) -> None:
+    live, edit = held
+    (tmp_path / "elsewhere").write_text(edit.new)
+    if text == "link":
+        forced_file(tmp_path / "policy").symlink_to(tmp_path / "elsewhere")
+    else:
+        forced_file(tmp_path / "policy").write_text(text.format(old=edit.old, new=edit.new))
     live.check()
     assert live.state.held == edit.new
 
 
-def test_a_force_of_another_account_is_none(tmp_path: Path) -> None:
-    live = in_force(tmp_path)
-    edit = edit_to(tmp_path, CLOSED, live)
+def test_a_force_of_another_account_is_none(tmp_path: Path, held: Held) -> None:
+    live, edit = held
     force(tmp_path / "policy", edit.new)
     os.chown(forced_file(tmp_path / "policy"), 65534, 65534)
-    live.check()
-    assert live.state.held == edit.new
-
-
-def test_a_force_that_is_a_link_is_none(tmp_path: Path) -> None:
-    live = in_force(tmp_path)
-    edit = edit_to(tmp_path, CLOSED, live)
-    (tmp_path / "elsewhere").write_text(edit.new)
-    forced_file(tmp_path / "policy").symlink_to(tmp_path / "elsewhere")
     live.check()
     assert live.state.held == edit.new
 
@@ -335,9 +322,8 @@ def test_a_force_that_is_a_link_is_none(tmp_path: Path) -> None:
 # --- several processes --------------------------------------------------------------------------------------------
 
 
-def test_a_process_that_starts_meanwhile_has_the_revision_in_force(tmp_path: Path) -> None:
-    live = in_force(tmp_path)
-    edit = edit_to(tmp_path, CLOSED, live)
+def test_a_process_that_starts_meanwhile_has_the_revision_in_force(tmp_path: Path, held: Held) -> None:
+    _, edit = held
     later = make(tmp_path)
     later.check()
     assert (rule_names(later), later.state.revision, later.state.held) == (["open"], edit.old, edit.new)
@@ -352,9 +338,8 @@ def test_a_process_that_starts_meanwhile_has_the_revision_in_force(tmp_path: Pat
     assert rule_names(last) == ["open"]  # and it never denies everything
 
 
-def test_a_process_that_starts_after_a_refusal_asks_for_no_other_verdict(tmp_path: Path) -> None:
-    live = in_force(tmp_path)
-    edit = edit_to(tmp_path, CLOSED, live)
+def test_a_process_that_starts_after_a_refusal_asks_for_no_other_verdict(tmp_path: Path, held: Held) -> None:
+    _, edit = held
     judge(tmp_path, edit, denials=4)
     (folder(tmp_path) / "held").unlink()
     later = make(tmp_path)
@@ -420,18 +405,6 @@ def test_a_full_disk_delays_an_edit_and_stops_nothing(
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_the_watching_thread_takes_up_a_verdict(tmp_path: Path) -> None:
-    write_policy(tmp_path / "policy", OPEN)
-    live = make(tmp_path)
-    live.start()
-    wait_for(lambda: revision_in_force(folder(tmp_path)) is not None)
-    old = str(live.state.revision)
-    write_policy(tmp_path / "policy", CLOSED)
-    wait_for(lambda: live.state.held is not None)
-    judge(tmp_path, Edit(old, str(live.state.held)))
-    wait_for(lambda: rule_names(live) == ["closed"])
-
-
 HOSTS = st.lists(st.sampled_from(["a.example", "b.example", "c.example"]), min_size=1, max_size=3, unique=True)
 Step = tuple[list[str], str, bool]  # hosts, action, whether the edit is accepted
 STEPS = st.lists(st.tuples(HOSTS, st.sampled_from(["allow", "deny"]), st.booleans()), max_size=3)
@@ -442,20 +415,8 @@ STEPS = st.lists(st.tuples(HOSTS, st.sampled_from(["allow", "deny"]), st.boolean
 def test_a_refused_edit_never_changes_what_is_in_force(
     tmp_path_factory: pytest.TempPathFactory, steps: list[Step]
 ) -> None:
-    check_steps(tmp_path_factory.mktemp("gate"), steps)
-
-
-@pytest.mark.long
-@settings(max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(STEPS)
-def test_a_refused_edit_never_changes_what_is_in_force_of_many(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[Step]
-) -> None:
-    check_steps(tmp_path_factory.mktemp("gate"), steps)
-
-
-def check_steps(tmp_path: Path, steps: list[Step]) -> None:
     """Edit again and again: a process that runs, and one that starts, have the revision that was accepted last."""
+    tmp_path = tmp_path_factory.mktemp("gate")
     write_policy(tmp_path / "policy", OPEN)
     live = make(tmp_path)
     live.check()

@@ -75,7 +75,6 @@ def plainly_holds(schedule: Schedule, at: datetime) -> bool:
     return False
 
 
-@settings(max_examples=50, deadline=None)
 @given(schedules, times)
 def test_a_schedule_holds_as_a_walk_of_the_minutes_says(schedule: Schedule, at: datetime) -> None:
     span = schedule.span(at)
@@ -94,14 +93,6 @@ def test_a_schedule_holds_as_a_walk_of_the_minutes_says(schedule: Schedule, at: 
         assert schedule.holds(near) == plainly_holds(schedule, near)
 
 
-@pytest.mark.long
-@settings(max_examples=2000, deadline=None)
-@given(schedules, times)
-def test_many_schedules_hold_as_a_walk_of_the_minutes_says(schedule: Schedule, at: datetime) -> None:
-    test_a_schedule_holds_as_a_walk_of_the_minutes_says.hypothesis.inner_test(schedule, at)  # type: ignore[attr-defined]
-
-
-@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.tuples(st.none() | times, st.none() | schedules), max_size=4), st.lists(times, min_size=2, max_size=9)
 )
@@ -114,7 +105,6 @@ def test_a_timetable_knows_what_holds_in_whatever_order_it_is_asked(
         assert table.holding(at) == sum(holds << number for number, holds in enumerate(held))
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(schedules, min_size=1, max_size=3), times)
 def test_nothing_changes_between_the_changes_of_a_timetable(held: list[Schedule], since: datetime) -> None:
     table, until = Timetable(Timed(None, one) for one in held), since + timedelta(days=2)

@@ -42,12 +42,12 @@ def mode_of(policy: CompiledPolicy, host: str = "a.example", scheme: str = "http
     return decision.mode, decision.outlook.mode_reason
 
 
+SHARED = "shared: no method with a body is allowed"
+OTHER = "clients: {other: {networks: [198.51.100.0/24]}}\n"
 TABLE = {
-    f"rules: [{READ}]": "shared: no method with a body is allowed",
+    f"rules: [{READ}]": SHARED,
     f"rules: [{READ}, {POST}]": "own: the rule post allows POST",
-    f"rules: [{{name: none, action: deny, hosts: [a.example], methods: [POST]}}, {READ}, {POST}]": (
-        "shared: no method with a body is allowed"
-    ),
+    f"rules: [{{name: none, action: deny, hosts: [a.example], methods: [POST]}}, {READ}, {POST}]": SHARED,
     f"rules: [{{name: none, action: deny, hosts: [a.example], methods: [POST], paths: [/x]}}, {READ}, {POST}]": (
         "own: the rule post allows POST"
     ),
@@ -55,33 +55,25 @@ TABLE = {
     "rules: [{name: none, action: deny, hosts: [a.example], methods: [POST]},"
     " {name: all, action: allow, hosts: [a.example]}]": "own: the rule all allows every method",
     f"rules: [{READ}]\ndefaults: {{action: allow}}": "own: the default allows every method",
-    f"rules: [{READ}, {{name: none, action: deny, hosts: [a.example]}}, {POST}]": (
-        "shared: no method with a body is allowed"
-    ),
+    f"rules: [{READ}, {{name: none, action: deny, hosts: [a.example]}}, {POST}]": SHARED,
     f"rules: [{READ}]\ndefaults: {{action: deny, ask: true}}": "first: the default may ask a person",
     f"rules: [{READ}, {{name: ask, action: ask, hosts: [a.example]}}]": "first: the rule ask may ask a person",
-    f"clients: {{other: {{networks: [198.51.100.0/24]}}}}\n"
-    f"rules: [{READ}, {{name: ask, action: ask, hosts: [a.example], clients: [other]}}]": (
+    f"{OTHER}rules: [{READ}, {{name: ask, action: ask, hosts: [a.example], clients: [other]}}]": (
         "own: the rule ask asks a person"
     ),
-    f"clients: {{other: {{networks: [198.51.100.0/24]}}}}\n"
-    f"rules: [{READ}, {{name: up, action: allow, hosts: [a.example], clients: [other]}}]": (
-        "shared: no method with a body is allowed"
-    ),
+    f"{OTHER}rules: [{READ}, {{name: up, action: allow, hosts: [a.example], clients: [other]}}]": SHARED,
     f"rules: [{READ}]\nrewrites: [{{name: w, hosts: [a.example], paths: [/x], to: 'https://b.example/'}}]": (
         "first: the rewrite w may apply"
     ),
     f"rules: [{READ}]\nrewrites: [{{name: w, hosts: [c.example], to: 'https://a.example/x'}}]": (
         "own: a rewrite is for this host, or leads to it"
     ),
-    f"rules: [{READ}]\nrewrites: [{{name: w, hosts: [c.example], to: 'https://b.example/x'}}]": (
-        "shared: no method with a body is allowed"
-    ),
+    f"rules: [{READ}]\nrewrites: [{{name: w, hosts: [c.example], to: 'https://b.example/x'}}]": SHARED,
     f"rules: [{READ[:-1]}, private: true}}]": "own: the rule read has private: true",
     f"rules: [{READ[:-1]}, websocket: true}}]": "own: the rule read has websocket: true",
     f"rules: [{READ[:-1]}, connections: own}}]": "own: the rule read has connections: own",
     f"rules: [{READ[:-1]}, connections: single}}]": "own: the rule read has connections: single",
-    f"rules: [{READ[:-1]}, connections: shared}}]": "shared: no method with a body is allowed",
+    f"rules: [{READ[:-1]}, connections: shared}}]": SHARED,
     f"clients: {{vms: {{networks: [192.0.2.0/24], connections: own}}}}\nrules: [{READ}]": (
         "own: the client vms has connections: own"
     ),
@@ -91,16 +83,15 @@ TABLE = {
     f"rules: [{READ}]\nupstreams: [{{name: up, hosts: [b.example], url: 'http://p.example:3128'}}]": (
         "own: the upstream default may be a parent proxy"
     ),
-    f"rules: [{READ}]\nupstreams: [{{name: out, direct: true}}]": "shared: no method with a body is allowed",
+    f"rules: [{READ}]\nupstreams: [{{name: out, direct: true}}]": SHARED,
     "rules: [{name: p, action: allow, hosts: [a.example], tls: passthrough}]": "own: the rule p allows every method",
     f"rules: [{READ}]\nsecrets: {{s: {{file: s}}}}\n"
     "credentials: [{name: c, hosts: [a.example], bearer: s}]": "own: the credential c may be injected",
     f"rules: [{READ}]\ngrants: [{{name: g, any_client: true, hosts: [a.example], methods: [PUT], reason: x,"
     " expires: 2027-01-01T00:00:00Z}]": "own: the rule g allows PUT",
     f"rules: [{READ[:-1]}, ports: [443]}}]": "own: the rule read allows plain http on this port",
-    f"rules: [{READ[:-1]}, ports: [443], schemes: [https]}}]": "shared: no method with a body is allowed",
-    f"clients: {{other: {{networks: [198.51.100.0/24]}}}}\n"
-    f"rules: [{READ}, {{name: odd, action: allow, hosts: [a.example], clients: [other], ports: [443]}}]": (
+    f"rules: [{READ[:-1]}, ports: [443], schemes: [https]}}]": SHARED,
+    f"{OTHER}rules: [{READ}, {{name: odd, action: allow, hosts: [a.example], clients: [other], ports: [443]}}]": (
         "own: the rule odd allows plain http on this port"
     ),
     f"defaults: {{action: allow}}\n"
@@ -123,8 +114,7 @@ def test_a_tunnel_is_shared_only_where_nothing_with_a_body_is_allowed(tmp_path: 
         (f"rules: [{READ}]", "shared"),
         (f"rules: [{READ}, {{name: tls, action: allow, hosts: [a.example], schemes: [https]}}]", "shared"),
         (
-            f"clients: {{other: {{networks: [198.51.100.0/24]}}}}\n"
-            f"rules: [{READ}, {{name: up, action: allow, hosts: [a.example], clients: [other]}}]",
+            f"{OTHER}rules: [{READ}, {{name: up, action: allow, hosts: [a.example], clients: [other]}}]",
             "own",
         ),
     ],
