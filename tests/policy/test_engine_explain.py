@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.engine.explain import Resolved, WebSocket, grant, not_reached, passed_over, resolved, websocket
-from squidkeeper.policy.language.model import Action, Rule
+from squidkeeper.policy.language.model import Action, Policy, Rule
 from squidkeeper.policy.protocol.request import request_to
 
 from ..conftest import NOW, compiled_of, decided
-from .test_engine_properties import Drawn, DrawnRewrites, defaults, methods, policy_of, rewrites, rules, urls
+from .test_engine_properties import defaults, methods, policy_of, rewrites, ruled, rules, urls
 
 
 def test_a_rule_passed_over_is_explained_by_the_fields_that_did_not_hold(tmp_path: Path) -> None:
@@ -69,11 +70,9 @@ def test_nothing_below_the_rule_that_matched_was_passed_over_when_another_verdic
     assert [one.entry.name for one in passed_over(compiled, request, NOW)] == names
 
 
-@given(rules, defaults, methods, urls)
-def test_every_rule_passed_over_stands_above_the_one_that_decides(
-    drawn: Drawn, default: Action, method: str, text: str
-) -> None:
-    compiled = CompiledPolicy(policy_of(drawn, default))
+@given(ruled, methods, urls)
+def test_every_rule_passed_over_stands_above_the_one_that_decides(policy: Policy, method: str, text: str) -> None:
+    compiled = CompiledPolicy(policy)
     for request in (request_to(method, text), request_to("CONNECT", "b.a.example:443")):
         decision = decided(compiled, request, NOW)
         for one in passed_over(compiled, request, NOW):
@@ -114,11 +113,10 @@ def test_denies_that_hold_too_below_the_rule_that_allows_were_not_reached(
     assert [rule.name for rule in not_reached(compiled, request, decided(compiled, request, NOW), NOW)] == names
 
 
-@given(rules, defaults, methods, urls)
+@given(ruled, methods, urls)
 def test_a_deny_that_was_not_reached_is_one_that_would_deny_if_it_stood_first(
-    drawn: Drawn, default: Action, method: str, text: str
+    policy: Policy, method: str, text: str
 ) -> None:
-    policy = policy_of(drawn, default)
     for request in (request_to(method, text), request_to("CONNECT", "b.a.example:443")):
         decision = decided(CompiledPolicy(policy), request, NOW)
         found = not_reached(CompiledPolicy(policy), request, decision, NOW)
@@ -178,11 +176,9 @@ def test_nothing_else_can_become_a_websocket(tmp_path: Path, asked: str) -> None
     assert websocket(compiled, request, decided(compiled, request, NOW), NOW) is None
 
 
-@given(rules, defaults, rewrites, urls)
-def test_what_keeps_a_get_from_becoming_a_websocket_is_always_named(
-    drawn: Drawn, default: Action, rewritten: DrawnRewrites, text: str
-) -> None:
-    compiled, request = CompiledPolicy(policy_of(drawn, default, rewritten)), request_to("GET", text)
+@given(st.builds(policy_of, rules, defaults, rewrites), urls)
+def test_what_keeps_a_get_from_becoming_a_websocket_is_always_named(policy: Policy, text: str) -> None:
+    compiled, request = CompiledPolicy(policy), request_to("GET", text)
     decision = decided(compiled, request, NOW)
     found = websocket(compiled, request, decision, NOW)
     if found and not found.passes and grant(compiled, decision) is None:

@@ -172,6 +172,11 @@ def policy_of(
     )
 
 
+defaults = st.sampled_from(list(Action))
+policies = st.builds(policy_of, rules, defaults, rewrites, credentials)
+ruled = st.builds(policy_of, rules, defaults)
+
+
 PLACE = Location("policy.yaml", 1, 1)
 
 
@@ -350,7 +355,6 @@ def plain_path(pattern: str, reading: Reading, path: str) -> bool:
 # --- the properties -----------------------------------------------------------------------------------------------
 
 thoroughly = settings(max_examples=200, deadline=None)
-defaults = st.sampled_from(list(Action))
 NO_X: Drawn = [(Action.DENY, {**NOTHING, "paths": ["/x/**"]}, False, None, False)]
 clients = st.sampled_from([None, "192.0.2.1", "198.51.100.1", "203.0.113.1"])
 
@@ -363,20 +367,13 @@ def expected_of(policy: Policy, method: str, text: str, client: str | None = Non
 
 
 @thoroughly
-@given(rules, defaults, rewrites, credentials, clients, methods, urls)
-@example(NO_X, Action.ALLOW, [], [], None, "GET", "https://a.example/s/../x/s")  # what is drawn hardly ever is this
-@example(NO_X, Action.ALLOW, [], [], None, "GET", "https://a.example/s%2f..%2fx/s%5c..%5c..%5cs")
-@example(NO_X, Action.ALLOW, [], [], None, "GET", "https://a.example/x./s")
+@given(policies, clients, methods, urls)
+@example(policy_of(NO_X, Action.ALLOW), None, "GET", "https://a.example/s/../x/s")  # what is drawn hardly ever is this
+@example(policy_of(NO_X, Action.ALLOW), None, "GET", "https://a.example/s%2f..%2fx/s%5c..%5c..%5cs")
+@example(policy_of(NO_X, Action.ALLOW), None, "GET", "https://a.example/x./s")
 def test_the_engine_decides_as_a_plain_reading_of_the_policy_does(
-    drawn: Drawn,
-    default: Action,
-    rewritten: DrawnRewrites,
-    injected: DrawnCredentials,
-    client: str | None,
-    method: str,
-    text: str,
+    policy: Policy, client: str | None, method: str, text: str
 ) -> None:
-    policy = policy_of(drawn, default, rewritten, injected)
     decision = decided(CompiledPolicy(policy), request_to(method, text, client), NOW)
     assert outcome_of(decision) == expected_of(policy, method, text, client)
 
@@ -391,17 +388,10 @@ def outcome_of(decision: Decision) -> Outcome:
 
 
 @thoroughly
-@given(rules, defaults, rewrites, credentials, methods, urls, st.one_of(st.none(), urls, st.just("//no-url")))
+@given(policies, methods, urls, st.one_of(st.none(), urls, st.just("//no-url")))
 def test_credentials_are_those_of_the_url_that_is_fetched_whatever_the_rewriter_answered(
-    drawn: Drawn,
-    default: Action,
-    rewritten: DrawnRewrites,
-    injected: DrawnCredentials,
-    method: str,
-    text: str,
-    final_url: str | None,
+    policy: Policy, method: str, text: str, final_url: str | None
 ) -> None:
-    policy = policy_of(drawn, default, rewritten, injected)
     expected = expected_of(policy, method, text)
     if final_url is None:
         expected = expected if expected.rewrite is None else DENIED
@@ -488,16 +478,10 @@ class Helpers:
 
 
 @thoroughly
-@given(rules, defaults, rewrites, credentials, asked_for, requests)
+@given(policies, asked_for, requests)
 def test_what_squid_is_answered_line_after_line_is_what_a_plain_reading_says(
-    drawn: Drawn,
-    default: Action,
-    rewritten: DrawnRewrites,
-    injected: DrawnCredentials,
-    where: list[tuple[str, str]],
-    asked: list[tuple[int, str | None, int]],
+    policy: Policy, where: list[tuple[str, str]], asked: list[tuple[int, str | None, int]]
 ) -> None:
-    policy = policy_of(drawn, default, rewritten, injected)
     helpers = Helpers(policy)
     for number, client, hours in asked:  # again and again of the same place: from the cache, at any time
         method, text = where[number]
@@ -565,11 +549,9 @@ def check_host_scope(reply: Reply, text: str, expected: Outcome) -> None:
         assert not {"rewrite_", "inject_"} & set(said)
 
 
-@given(rules, defaults, methods, urls)
-def test_host_scope_never_decides_otherwise_than_request_scope(
-    drawn: Drawn, default: Action, method: str, text: str
-) -> None:
-    compiled = CompiledPolicy(policy_of(drawn, default))
+@given(ruled, methods, urls)
+def test_host_scope_never_decides_otherwise_than_request_scope(policy: Policy, method: str, text: str) -> None:
+    compiled = CompiledPolicy(policy)
     match = compiled.match(request_to(method, text))
     at_host = decide(compiled, match, NOW, Stage.HOST)
     decision = decide(compiled, match, NOW)
@@ -579,11 +561,9 @@ def test_host_scope_never_decides_otherwise_than_request_scope(
         assert at_host.outlook.needs_url
 
 
-@given(rules, defaults, methods, urls)
-def test_what_may_pass_inside_a_tunnel_finds_the_tunnel_open(
-    drawn: Drawn, default: Action, method: str, text: str
-) -> None:
-    compiled = CompiledPolicy(policy_of(drawn, default))
+@given(ruled, methods, urls)
+def test_what_may_pass_inside_a_tunnel_finds_the_tunnel_open(policy: Policy, method: str, text: str) -> None:
+    compiled = CompiledPolicy(policy)
     url = parse_url(text.replace("http:", "https:"))
     if decided(compiled, request_to(method, str(url)), NOW).allowed:
         assert decided(compiled, request_to("CONNECT", f"{url.host.text}:{url.port}"), NOW).allowed
@@ -603,17 +583,11 @@ def with_passthrough(policy: Policy) -> Policy:
     )
 
 
-@given(rules, defaults, rewrites, credentials, clients, methods, urls)
+@given(policies, clients, methods, urls)
 def test_every_request_of_a_tunnel_that_passes_through_would_be_allowed_as_it_is(
-    drawn: Drawn,
-    default: Action,
-    rewritten: DrawnRewrites,
-    injected: DrawnCredentials,
-    client: str | None,
-    method: str,
-    text: str,
+    policy: Policy, client: str | None, method: str, text: str
 ) -> None:
-    policy = with_passthrough(policy_of(drawn, default, rewritten, injected))
+    policy = with_passthrough(policy)
     compiled, url = CompiledPolicy(policy), parse_url(text.replace("http:", "https:"))
     tunnel = decided(compiled, request_to("CONNECT", f"{url.host.text}:{url.port}", client), NOW)
     decision = decided(compiled, request_to(method, str(url), client), NOW)
@@ -623,11 +597,11 @@ def test_every_request_of_a_tunnel_that_passes_through_would_be_allowed_as_it_is
         assert next(rule for rule in policy.rules if rule.name == tunnel.rule).passthrough
 
 
-@given(rules, defaults, rewrites, credentials, st.sampled_from([*HOSTS, None, "a.example.", "A.EXAMPLE"]), urls)
+@given(policies, st.sampled_from([*HOSTS, None, "a.example.", "A.EXAMPLE"]), urls)
 def test_a_tunnel_is_spliced_only_where_it_passes_through_and_tls_names_its_host(
-    drawn: Drawn, default: Action, rewritten: DrawnRewrites, injected: DrawnCredentials, sni: str | None, text: str
+    policy: Policy, sni: str | None, text: str
 ) -> None:
-    compiled = CompiledPolicy(with_passthrough(policy_of(drawn, default, rewritten, injected)))
+    compiled = CompiledPolicy(with_passthrough(policy))
     url = parse_url(text)
     host, authority = url.host, f"{url.host.text}:{url.port}"
     stated, _ = stated_tokens("CONNECT", authority)

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from squidkeeper.base.errors import PatternError, PolicyError
 from squidkeeper.policy.engine import CompiledPolicy, Decision, Stage, decide
 from squidkeeper.policy.language.exact_urls import parse_exact_url
-from squidkeeper.policy.language.model import Action, Match, Rule
+from squidkeeper.policy.language.model import Action, Match, Policy, Rule
 from squidkeeper.policy.protocol.request import request_to
 from squidkeeper.policy.url import parse_url
 from squidkeeper.serving.helpers.acl import HostScope
 
 from ..conftest import NOW, Ask, compiled_of, decided
-from .test_engine_properties import PLACE, Drawn, defaults, methods, policy_of, rules, urls
+from .test_engine_properties import PLACE, methods, ruled, urls
 
 AGENT, OTHER = "192.0.2.7", "198.51.100.7"
 LATER = NOW + timedelta(hours=3)
@@ -282,11 +282,10 @@ def test_a_policys_tests_can_expect_that_a_person_is_asked(tmp_path: Path) -> No
 # --- properties -----------------------------------------------------------------------------------------------------
 
 
-@given(rules, defaults, methods, urls, urls)
+@given(ruled, methods, urls, urls)
 def test_grants_change_no_verdict_that_a_rule_decides_and_open_nothing_but_theirs(
-    drawn: Drawn, default: Action, method: str, text: str, granted: str
+    policy: Policy, method: str, text: str, granted: str
 ) -> None:
-    policy = policy_of(drawn, default)
     try:
         exact = parse_exact_url(granted)
     except PatternError:  # it has too many readings

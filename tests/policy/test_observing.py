@@ -32,17 +32,14 @@ from .test_engine_properties import (
     PLACE,
     Asked,
     Drawn,
-    DrawnCredentials,
-    DrawnRewrites,
     Helpers,
     clients,
-    credentials,
     default_port,
     defaults,
     methods,
     plainly_holds,
+    policies,
     policy_of,
-    rewrites,
     rules,
     tokens_of,
     urls,
@@ -56,21 +53,14 @@ ONE = [True, *[False] * 5]
 observing = st.lists(st.booleans(), min_size=6, max_size=6)
 
 
-def observing_policy(
-    drawn: Drawn,
-    default: Action,
-    rewritten: DrawnRewrites,
-    injected: DrawnCredentials,
-    observes: list[bool],
-    *,
-    observe_default: bool = False,
-) -> Policy:
-    policy = policy_of(drawn, default, rewritten, injected)
-    marked = zip(policy.rules, [*observes, *[False] * len(drawn)], strict=False)
+def observing_policy(policy: Policy, observes: list[bool], observes_default: bool = False) -> Policy:
+    marked = zip(policy.rules, [*observes, *[False] * len(policy.rules)], strict=False)
     made = [replace(rule, observe=True, private=False, websocket=False) if one else rule for rule, one in marked]
-    return replace(
-        policy, rules=tuple(made), observe_default=PLACE if observe_default and default is Action.DENY else None
-    )
+    place = PLACE if observes_default and policy.default is Action.DENY else None
+    return replace(policy, rules=tuple(made), observe_default=place)
+
+
+observing_policies = st.builds(observing_policy, policies, observing, st.booleans())
 
 
 def without_observing(policy: Policy) -> Policy:
@@ -93,23 +83,12 @@ def decisions_of(policy: Policy, method: str, text: str, client: str | None) -> 
     return [[getattr(one, field.name) for field in fields(Decision) if field.name not in OBSERVED] for one in found]
 
 
-@given(rules, defaults, rewrites, credentials, observing, clients, methods, urls, st.booleans())
-@example(NO_PATH + ALL, Action.DENY, [], [], [True] + [False] * 5, None, "GET", "https://a.example/x/s", False)
-@example(
-    NO_PATH + ALL, Action.DENY, [], [], [True] + [False] * 5, None, "GET", f"https://a.example/{'a%2f' * 30}", False
-)
+@given(observing_policies, clients, methods, urls)
+@example(observing_policy(policy_of(NO_PATH + ALL, Action.DENY), ONE), None, "GET", "https://a.example/x/s")
+@example(observing_policy(policy_of(NO_PATH + ALL, Action.DENY), ONE), None, "GET", f"https://a.example/{'a%2f' * 30}")
 def test_without_its_observing_rules_a_policy_decides_the_same(
-    drawn: Drawn,
-    default: Action,
-    rewritten: DrawnRewrites,
-    injected: DrawnCredentials,
-    observes: list[bool],
-    client: str | None,
-    method: str,
-    text: str,
-    observe_default: bool,
+    policy: Policy, client: str | None, method: str, text: str
 ) -> None:
-    policy = observing_policy(drawn, default, rewritten, injected, observes, observe_default=observe_default)
     assert decisions_of(policy, method, text, client) == decisions_of(without_observing(policy), method, text, client)
 
 
@@ -149,7 +128,7 @@ def test_without_its_observing_rules_a_policy_counts_the_same_uses(
     drawn: Drawn, default: Action, observes: list[bool], client: str | None, method: str, text: str
 ) -> None:
     few = (GRANT, NOTHING, False, None, True)  # a grant with uses, below those that are drawn
-    policy = observing_policy([*drawn, few], default, [], [], observes)
+    policy = observing_policy(policy_of([*drawn, few], default), observes)
     plain = counted_of(without_observing(policy), method, text, client)
     assert counted_of(policy, method, text, client) == plain
 
@@ -187,19 +166,10 @@ def plainly_of_first(policy: Policy, asked: Asked, rule: Rule | None) -> tuple[s
     return (f"allow:{rule.name}" if opens else None), opens
 
 
-@given(rules, defaults, rewrites, credentials, observing, clients, methods, urls, st.booleans())
+@given(observing_policies, clients, methods, urls)
 def test_what_is_observed_line_after_line_is_what_a_plain_reading_says(
-    drawn: Drawn,
-    default: Action,
-    rewritten: DrawnRewrites,
-    injected: DrawnCredentials,
-    observes: list[bool],
-    client: str | None,
-    method: str,
-    text: str,
-    observe_default: bool,
+    policy: Policy, client: str | None, method: str, text: str
 ) -> None:
-    policy = observing_policy(drawn, default, rewritten, injected, observes, observe_default=observe_default)
     try:
         expected = plainly_observed(policy, Asked(method, parse_url(text), client))
     except InvalidUrl:

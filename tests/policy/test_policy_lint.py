@@ -95,7 +95,7 @@ GRPC = (
     "names a gRPC service. gRPC needs HTTP/2, which passes only with tls: passthrough and without paths (gRPC-Web and"
     " Connect pass over HTTP/1.1) [grpc-path]"
 )
-# A rule of a.example, and what is said of it.
+# A rule of a.example, and what is shown.
 OF_A_RULE: dict[str, str | None] = {
     "action: allow, hosts: ['*'], tls: passthrough": "rule 'r' passes the tunnels to every host through, unseen:"
     " expected the hosts that need it [every-host]",

@@ -336,31 +336,27 @@ def test_touch_declares_a_file_complete(tmp_path: Path) -> None:
     assert live.state.ok
 
 
-def test_a_process_that_starts_while_a_file_is_written_begins_with_what_was_in_force(tmp_path: Path) -> None:
-    first = started(tmp_path)
-    with (tmp_path / "policy/policy.yaml").open("w") as file:
-        file.write(HALF)
+@pytest.mark.parametrize("of_list", [False, True], ids=["policy", "list"])
+def test_a_process_that_starts_while_a_file_is_written_begins_with_what_was_in_force(
+    tmp_path: Path, of_list: bool
+) -> None:
+    written = listed(tmp_path) if of_list else tmp_path / "policy/policy.yaml"
+    first = started(tmp_path, LISTED if of_list else GOOD)
+    names = rule_names(first)
+    with written.open("w") as file:
+        file.write("one.example\n" if of_list else HALF)
         file.flush()
         look(first)
         later = make(tmp_path)
         keep_looking(later)
-        assert (rule_names(later), later.state.ok) == (["open"], True)
+        assert (rule_names(later), later.state.ok) == (names, True)
         assert later.state.revision == first.state.revision
-        file.write(REST)
-    comes_in_force(later, "first", "second")
-
-
-def test_a_process_that_starts_while_a_list_is_written_begins_with_the_list_that_was_in_force(tmp_path: Path) -> None:
-    ads = listed(tmp_path)
-    started(tmp_path, LISTED)
-    with ads.open("w") as file:
-        file.write("one.example\n")
-        file.flush()
-        later = make(tmp_path)
-        keep_looking(later)
-        assert hosts_of_the_list(later) == 2
-        file.write("two.example\nthree.example\n")
-    look_until(later, lambda: hosts_of_the_list(later) == 3)
+        assert not of_list or hosts_of_the_list(later) == 2
+        file.write("two.example\nthree.example\n" if of_list else REST)
+    revision = first.state.revision
+    look(first)  # it tells the others that the file is complete
+    look_until(later, lambda: later.state.revision != revision)
+    assert rule_names(later) == (names if of_list else ["first", "second"])
 
 
 def test_a_policy_that_was_put_back_is_what_was_in_force_last(tmp_path: Path) -> None:

@@ -88,7 +88,11 @@ def test_a_kept_revision_judges_as_it_did_when_all_it_was_made_from_is_gone(
 ) -> None:
     file = {"beside": "ads.txt", "below": "a/b/ads.txt", "outside": "../other/ads.txt"}.get(place)
     directory = policy_with_list(tmp_path / "policy", file or str(tmp_path / "else/where/ads.txt"))
+    before = time.time() - 1
     revision = state.load(directory)
+    (one,) = stored_revisions(state.revisions)
+    assert one.revision == revision
+    assert before < one.loaded < time.time() + 1
     (directory / "policy.yaml").unlink()
     for path in tmp_path.rglob("ads.txt"):
         path.write_text("another.example\n")
@@ -350,26 +354,18 @@ def test_a_disk_that_is_full_leaves_nothing_half_written(tmp_path: Path) -> None
         assert [one.revision for one in stored_revisions(state.revisions)] == [revision]
 
 
-def test_when_a_revision_was_loaded_last_is_known(tmp_path: Path, state: State) -> None:
-    before = time.time() - 1
-    revision = state.load(policy_with_list(tmp_path / "policy"))
-    (one,) = stored_revisions(state.revisions)
-    assert one.revision == revision
-    assert before < one.loaded < time.time() + 1
+ENDLESS: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "link": lambda file: file.symlink_to("/dev/zero"),
+    "deep": lambda file: file.write_text("[" * 200_000),
+}
 
 
-@pytest.mark.parametrize("kind", ["pipe", "link", "deep"])
+@pytest.mark.parametrize("kind", ENDLESS)
 def test_a_manifest_that_squids_account_has_replaced_is_none(tmp_path: Path, kind: str) -> None:
     (tmp_path / "in-force").symlink_to("0123456789ab")
-    manifest = tmp_path / "0123456789ab/sources.json"
-    manifest.parent.mkdir()
-    if kind == "pipe":
-        os.mkfifo(manifest)
-    elif kind == "link":
-        (tmp_path / "elsewhere").write_text('{"directory": "/secret"}')
-        manifest.symlink_to(tmp_path / "elsewhere")
-    else:
-        manifest.write_text("[" * 200_000)
+    (tmp_path / "0123456789ab").mkdir()
+    ENDLESS[kind](tmp_path / "0123456789ab/sources.json")
     assert revision_in_force(tmp_path) is None
 
 
@@ -380,13 +376,6 @@ def test_what_is_marked_as_in_force_is_the_name_of_a_revision(tmp_path: Path, na
     (place / "sources.json").write_text(json.dumps({"directory": "/etc/squidkeeper/policy"}))
     (tmp_path / "folder/in-force").symlink_to(name or ".")
     assert revision_in_force(tmp_path / "folder") is None
-
-
-ENDLESS: dict[str, Callable[[Path], object]] = {
-    "pipe": os.mkfifo,
-    "link": lambda file: file.symlink_to("/dev/zero"),
-    "deep": lambda file: file.write_text("[" * 200_000),
-}
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
