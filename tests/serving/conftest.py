@@ -56,3 +56,10 @@ def program() -> Iterator[Callable[..., Program]]:
     yield start
     for one in started:
         one.kill()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts a program."""
+    for item in items:
+        if "program" in getattr(item, "fixturenames", ()):
+            item.add_marker("system")

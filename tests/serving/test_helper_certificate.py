@@ -209,7 +209,6 @@ NOT_ANSWERED = [
 ]
 
 
-@pytest.mark.system
 def test_the_program_answers_every_request_and_ends_with_its_input(start: Start, tmp_path: Path) -> None:
     program = start()
     for host in ("a.example", "b.example", "a.example"):
@@ -233,7 +232,6 @@ def test_the_program_answers_every_request_and_ends_with_its_input(start: Start,
     assert totals == {"made": 5, "kept": 2, "refused": 1}
 
 
-@pytest.mark.system
 def test_what_is_no_request_is_answered_with_an_error_and_the_next_one_well(start: Start) -> None:
     program = start()
     for text, lacks in NOT_ANSWERED:
@@ -243,7 +241,6 @@ def test_what_is_no_request_is_answered_with_an_error_and_the_next_one_well(star
         assert ask(program, request("a.example") + b"\n").startswith(b"OK ")
 
 
-@pytest.mark.system
 def test_a_torn_request_has_no_answer_and_ends_the_program_in_order(start: Start) -> None:
     program = start()
     program.stdin.write(request("a.example")[:400])

@@ -13,6 +13,7 @@ from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from threading import Thread
@@ -24,11 +25,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.base.atomic_write import replace as replace_file
+from squidkeeper.base.errors import InvalidLine
 from squidkeeper.base.metrics import DECISION_DURATION, DECISIONS
+from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.secret_sources import source_key
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.policy_store.revisions import stored_revisions
-from squidkeeper.policy.protocol.lines import LINE_LIMIT, Reply, Result, format_reply
+from squidkeeper.policy.protocol.lines import LINE_LIMIT, Reply, Result, format_reply, reply_limit
 from squidkeeper.policy.protocol.request_headers import READ_HEADERS
 from squidkeeper.policy.url import recorded_url
 from squidkeeper.serving.counters.layout import HelperStatus, counter_key
@@ -45,8 +48,6 @@ from squidkeeper.serving.parts import Part
 from ..conftest import write_policy
 from ..waiting import wait_for
 from .conftest import Program
-
-pytestmark = pytest.mark.system
 
 POLICY = """
 clients: {agents: {networks: [192.0.2.0/24]}}
@@ -96,8 +97,20 @@ def start(program: Callable[..., Program], tmp_path: Path, policy: Path) -> Star
     return make
 
 
+def compiled_in(policy: Path) -> CompiledPolicy:
+    return load(policy, datetime.now(UTC)).compiled
+
+
 def revision_of(policy: Path) -> str:
-    return load(policy, datetime.now(UTC)).compiled.revision
+    return compiled_in(policy).revision
+
+
+def injected(injector: Injector | None, line: str) -> Reply:
+    return credential.answer(injector, line.encode(), 4)
+
+
+def written(reply: Reply, concurrency: int = 16) -> str:
+    return format_reply(reply, b"1", reply_limit(concurrency)).decode()
 
 
 def place(host: str, **changes: str) -> str:
@@ -147,21 +160,23 @@ def test_at_host_scope_squid_learns_the_verdict_and_what_else_to_ask(start: Star
         assert helper.ask(f"{number} {line}") == f"{number} {with_revision}\n"
 
 
-def test_at_request_scope_the_url_is_decided(start: Start, policy: Path) -> None:
-    helper = start(*SCOPES["request"])
-    line = place("paths.example")
+def test_at_request_scope_the_url_is_decided(policy: Path) -> None:
+    scope, line = RequestScope(compiled_in(policy)), place("paths.example")
     allowed = f"1 OK rule_=paths verdict_=allow revision_={revision_of(policy)} private_=no\n"
-    assert helper.ask(f"1 {line} https://paths.example/a/b -") == allowed
-    assert helper.ask(f"1 {line} https://paths.example/a/%25C3%25A9") == allowed
-    assert helper.ask(f"2 {line} https://paths.example/b").startswith("2 ERR rule_=default verdict_=deny")
-    assert helper.ask(f"3 {line} https://paths.example/a/../b").startswith("3 ERR rule_=ambiguous-path verdict_=deny")
-    assert helper.ask(f"4 {line} https://open.example/").startswith("4 ERR rule_=invalid-request verdict_=deny")
-    assert helper.ask(f"5 {line} -").startswith("5 ERR rule_=invalid-request verdict_=deny")
+    for url, said in {
+        "https://paths.example/a/b -": allowed,
+        "https://paths.example/a/%25C3%25A9": allowed,
+        "https://paths.example/b": "1 ERR rule_=default verdict_=deny",
+        "https://paths.example/a/../b": "1 ERR rule_=ambiguous-path verdict_=deny",
+        "https://open.example/": "1 ERR rule_=invalid-request verdict_=deny",
+        "-": "1 ERR rule_=invalid-request verdict_=deny",
+    }.items():
+        assert written(answer_url(scope, f"{line} {url}".encode())).startswith(said)
 
 
 @pytest.mark.parametrize("policy_loads", [True, False])
 def test_at_host_scope_the_proxy_user_of_the_decision_is_named(policy: Path, policy_loads: bool) -> None:
-    scope = HostScope(load(policy, datetime.now(UTC)).compiled) if policy_loads else None
+    scope = HostScope(compiled_in(policy)) if policy_loads else None
     for host in ("open.example", "closed.example", "not%20a%20host", "open.example"):  # the last is answered as before
         for user, named in (("ci-bot", " user_=ci-bot"), ("%25%22%FF%40x", ' user_="%25%22%FF@x"')):
             assert named in format_reply(answer_host(scope, place(host, user=user).encode()), b"1").decode()
@@ -169,7 +184,7 @@ def test_at_host_scope_the_proxy_user_of_the_decision_is_named(policy: Path, pol
 
 
 def test_hosts_that_are_answered_alike_share_one_reply_for_each_user(policy: Path) -> None:
-    answers = HostScope(load(policy, datetime.now(UTC)).compiled)
+    answers = HostScope(compiled_in(policy))
     for user in ("-", "ci-bot"):
         first, second = (
             answer_host(answers, place(f"{name}.nowhere.example", user=user).encode()) for name in ("one", "two")
@@ -179,7 +194,7 @@ def test_hosts_that_are_answered_alike_share_one_reply_for_each_user(policy: Pat
 
 def test_the_url_names_the_rule_in_a_tunnel_in_which_every_url_is_denied(policy: Path) -> None:
     write_policy(policy, "rules: [{name: half, action: deny, hosts: [half.example], paths: [/admin/**]}]")
-    scope, host = HostScope(load(policy, datetime.now(UTC)).compiled), "half.example"
+    scope, host = HostScope(compiled_in(policy)), "half.example"
     closed = answer_host(scope, connect(host).encode())
     inside = answer_host(scope, place(host, tunnel=f"{host}:443%20first").encode())
     assert (closed.result, ("verdict_", "deny") in closed.annotations) == (Result.OK, True)
@@ -187,7 +202,7 @@ def test_the_url_names_the_rule_in_a_tunnel_in_which_every_url_is_denied(policy:
 
 
 def test_a_tunnel_that_is_denied_when_it_is_about_to_be_spliced_is_closed(policy: Path) -> None:
-    scope = HostScope(load(policy, datetime.now(UTC)).compiled)
+    scope = HostScope(compiled_in(policy))
     reply = answer_host(scope, place("closed.example", method="CONNECT", scheme="-").encode())
     assert reply.result is Result.ERR
     assert ("rule_", "closed") in reply.annotations
@@ -207,7 +222,7 @@ def url_of(host: str, form: str, recorded: int) -> bytes:
 def test_at_request_scope_the_length_and_hash_of_a_url_that_the_record_cuts_off_are_told(
     policy: Path, host: str, policy_loads: bool
 ) -> None:
-    scope = RequestScope(load(policy, datetime.now(UTC)).compiled) if policy_loads else None
+    scope = RequestScope(compiled_in(policy)) if policy_loads else None
     line = place(host, scheme="http", port="80", sni="-", tunnel="-")
     for form in FORMS:
         for length in (4095, 4096, 7000):
@@ -219,7 +234,7 @@ def test_at_request_scope_the_length_and_hash_of_a_url_that_the_record_cuts_off_
 
 
 def test_a_denied_host_is_denied_for_itself_where_its_long_url_cannot_be_decided(policy: Path) -> None:
-    scope = RequestScope(load(policy, datetime.now(UTC)).compiled)
+    scope = RequestScope(compiled_in(policy))
     reply = answer_url(scope, f"{place('closed.example')} https://closed.example/%2523{'%2500' * 1400}".encode())
     assert (reply.result, reply.annotations[0]) == (Result.ERR, ("rule_", "closed"))
 
@@ -259,30 +274,31 @@ def test_the_credential_helper_gives_a_header_an_annotation(start: Start, policy
     )
 
 
-def test_the_credential_helper_takes_a_line_with_headers_where_it_is_told_so(start: Start) -> None:
-    helper = start("credential", "--headers", concurrency=4)
-    line, headers = f"{place('api.example')} https://api.example/x - -", " ".join(["-"] * len(READ_HEADERS))
-    assert helper.ask(f"1 {line} {headers} -").startswith("1 OK rule_=api verdict_=allow")
-    assert helper.ask(f"2 {line} -").startswith("2 BH rule_=policy-unavailable verdict_=deny ")
-    long = f"{line} {'x' * LINE_LIMIT} {headers}"
-    assert helper.ask(f"3 {long}").startswith("3 ERR rule_=header-too-long verdict_=deny ")
+def test_the_credential_helper_takes_a_line_with_headers_where_it_is_told_so(policy: Path) -> None:
+    injector, headers = Injector(compiled_in(policy)), " ".join(["-"] * len(READ_HEADERS))
+    line = f"{place('api.example')} https://api.example/x - -"
+    answer = partial(credential.answer, injector, concurrency=4, with_headers=True)
+    assert written(answer(f"{line} {headers} -".encode())).startswith("1 OK rule_=api verdict_=allow")
+    with pytest.raises(InvalidLine, match="expected"):
+        answer(f"{line} -".encode())
+    long = answer(f"{line} {'x' * LINE_LIMIT} {headers}".encode())
+    assert written(long).startswith("1 ERR rule_=header-too-long verdict_=deny ")
 
 
-def test_the_credential_helper_decides_again_and_denies_what_a_dead_rewriter_let_through(start: Start) -> None:
-    helper = start("credential", concurrency=4)
-    denied = helper.ask(f"1 {place('closed.example')} https://closed.example/ - -")
-    assert denied.startswith("1 ERR rule_=closed verdict_=deny ")
-    denied = helper.ask(f"2 {place('packages.example')} https://packages.example/simple/x/ - -")
-    assert denied.startswith("2 ERR rule_=policy-unavailable verdict_=deny ")
+def test_the_credential_helper_decides_again_and_denies_what_a_dead_rewriter_let_through(policy: Path) -> None:
+    injector = Injector(compiled_in(policy))
+    for host, rule in (("closed.example", "closed"), ("packages.example", "policy-unavailable")):
+        denied = injected(injector, f"{place(host)} https://{host}/simple/x/ - -")
+        assert written(denied).startswith(f"1 ERR rule_={rule} verdict_=deny ")
 
 
-def test_what_one_policy_denies_and_another_rewrites_is_not_fetched_as_it_is(start: Start, tmp_path: Path) -> None:
+def test_what_one_policy_denies_and_another_rewrites_is_not_fetched_as_it_is(policy: Path, tmp_path: Path) -> None:
     closing = write_policy(tmp_path / "closing", "rules: [{name: shut, action: deny, hosts: [packages.example]}]")
     line, url = place("packages.example"), "https://packages.example/simple/x/"
-    answered = start("rewrite", concurrency=0, directory=closing).ask(f"{url} {line}")  # it has loaded an edit first
-    final_url = quote(answered.split("final_url_=")[1].strip('"\n'), safe="")
-    answer = start("credential", concurrency=4).ask(f"1 {line} {quote(url, safe='')} {final_url} -")
-    assert answer.startswith("1 ERR rule_=policy-unavailable verdict_=deny ")
+    answered = rewrite.answer(Rewriter(compiled_in(closing)), f"{url} {line}".encode())  # it has loaded an edit first
+    final_url = quote(dict(answered.annotations)["final_url_"], safe="")
+    answer = injected(Injector(compiled_in(policy)), f"{line} {quote(url, safe='')} {final_url} -")
+    assert written(answer).startswith("1 ERR rule_=policy-unavailable verdict_=deny ")
 
 
 UNUSABLE = {
@@ -302,9 +318,9 @@ def test_a_secret_that_cannot_be_a_header_denies_and_is_not_shown(
     policy: Path, value: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     (policy / "token").write_bytes(value)
-    injector = Injector(load(policy, datetime.now(UTC)).compiled)
+    injector = Injector(compiled_in(policy))
     line = f"{place('api.example')} https://api.example/ - -".encode()
-    answers = {format_reply(credential.answer(injector, line, 4), b"1").decode() for _ in range(2)}
+    answers = {written(credential.answer(injector, line, 4), 4) for _ in range(2)}
     [answer] = answers
     said = f"rule_=credential-unavailable verdict_=deny revision_={revision_of(policy)} {CONTACT}"
     assert answer.startswith(f"1 ERR {said} reason_=")
@@ -368,15 +384,9 @@ def test_a_line_without_a_channel_id_is_not_answered_and_hurts_nobody(start: Sta
     assert helper.ask(f"7 {place('open.example')}").startswith("7 OK")
 
 
-def test_a_line_of_a_megabyte_is_answered_and_forgotten(start: Start) -> None:
+def test_a_line_of_a_megabyte_and_a_url_over_the_bound_are_refused_and_forgotten(start: Start) -> None:
     helper = start(*SCOPES["request"])
-    answer = helper.ask(b"5 " + b"x" * 1_000_000)
-    assert answer.startswith("5 BH rule_=policy-unavailable verdict_=deny message=")
-    assert helper.ask(f"6 {place('paths.example')} https://paths.example/a/").startswith("6 OK")
-
-
-def test_a_url_over_the_bound_is_refused_for_a_known_host_too(start: Start) -> None:
-    helper = start(*SCOPES["request"])
+    assert helper.ask(b"5 " + b"x" * 1_000_000).startswith("5 BH rule_=policy-unavailable verdict_=deny message=")
     for number, path in enumerate(("a", "a" * 131_072, "a")):
         answer = helper.ask(f"{number} {place('paths.example')} https://paths.example/a/{path}")
         assert answer.startswith(f"{number} {'BH' if number == 1 else 'OK'} ")
@@ -390,12 +400,11 @@ def test_everything_read_is_answered_at_the_end_of_input_and_a_torn_line_is_not_
     assert [line.split()[0] for line in out.splitlines()] == [b"%d" % number for number in range(1000)]
 
 
-def test_replies_in_flight_stay_below_squids_read_buffer(policy: Path, start: Start) -> None:
+def test_replies_in_flight_stay_below_squids_read_buffer(policy: Path) -> None:
     write_policy(policy, f"rules: [{{name: long, action: deny, hosts: [a.example], reason: {'é' * 900}}}]")
+    reply = answer_host(HostScope(compiled_in(policy)), place("a.example").encode())
     for concurrency in (4, 16, 100):
-        helper = start(*SCOPES["host"], concurrency=concurrency)
-        helper.send(*(f"{number} {place('a.example')}" for number in range(concurrency)))
-        answers = [helper.stdout.readline() for _ in range(concurrency)]
+        answers = [format_reply(reply, b"%d" % number, reply_limit(concurrency)) for number in range(concurrency)]
         assert all(b" ERR rule_=long" in answer for answer in answers)
         assert sum(map(len, answers)) < 32_000
 
@@ -474,7 +483,7 @@ def test_each_answer_is_counted_by_helper_rule_and_verdict(start: Start, tmp_pat
 
 
 def test_each_helper_counts_under_its_own_name(policy: Path) -> None:
-    compiled = load(policy, datetime.now(UTC)).compiled
+    compiled = compiled_in(policy)
     scope, rewriter, injector = RequestScope(compiled), Rewriter(compiled), Injector(compiled)
     paths, moved, closed = place("paths.example"), place("open.example"), place("closed.example")
     expected = (
@@ -490,10 +499,6 @@ def test_each_helper_counts_under_its_own_name(policy: Path) -> None:
     )
     for reply, labels in expected:
         assert reply.counts == (counter_key(DECISIONS, *labels),)
-
-
-def injected(injector: Injector | None, line: str) -> Reply:
-    return credential.answer(injector, line.encode(), 4)
 
 
 def test_credentials_are_counted_where_they_are_given_and_where_they_are_unavailable(
@@ -599,13 +604,9 @@ def test_a_state_folder_that_takes_nothing_costs_metrics_and_no_verdict(
 # --- the policy in force ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [*SCOPES.values(), ["credential"]], ids=["host", "request", "credential"])
-def test_without_a_policy_everything_is_denied_until_one_loads(
-    start: Start, tmp_path: Path, arguments: list[str]
-) -> None:
-    helper = start(*arguments, directory=tmp_path / "later")
-    tail = {"host": "", "request": " https://open.example/", "credential": " https://open.example/ - - -"}
-    line = f"1 {place('other.example')}{tail[arguments[-1]].replace('open', 'other')}"
+def test_without_a_policy_everything_is_denied_until_one_loads(start: Start, tmp_path: Path) -> None:
+    helper = start(*SCOPES["host"], directory=tmp_path / "later")
+    line = f"1 {place('other.example')}"
     assert helper.ask(line).startswith("1 ERR rule_=policy-unavailable verdict_=deny")
     write_policy(tmp_path / "later", "rules: [{name: other, action: allow, hosts: [other.example]}]")
     wait_for(lambda: helper.ask(line).startswith("1 OK"))
@@ -695,7 +696,7 @@ def test_answers_that_are_kept_take_no_more_than_their_room(
     """Each method or user that a client makes up has a reply of its own, with the policy's text in it."""
     monkeypatch.setattr("squidkeeper.serving.helpers.acl._HOST_CACHE_BYTES", 3_000_000)
     write_policy(policy, f"defaults: {{action: deny, reason: {'x' * 900}}}")
-    answers = HostScope(load(policy, datetime.now(UTC)).compiled)
+    answers = HostScope(compiled_in(policy))
     tracemalloc.start()
     for one in range(number):
         answer_host(answers, place("a.example", **{made_up: f"M{one}{'x' * more}"}).encode())
@@ -710,9 +711,9 @@ def test_what_is_known_of_places_takes_no_more_than_its_room(policy: Path, monke
     write_policy(policy, "rules:\n" + "".join(map(rule.format, range(500))))
     monkeypatch.setattr("squidkeeper.serving.helpers.host_matches._CACHE_BYTES", 300_000)
     monkeypatch.setattr("squidkeeper.policy.engine.compiled_policy._CACHE_BYTES", 100_000)
-    places = HostMatches(load(policy, datetime.now(UTC)).compiled)
+    places = HostMatches(compiled_in(policy))
     tracemalloc.start()
-    for port in range(300):
+    for port in range(120):
         line = place("a.example", scheme="http", port=str(port + 2), sni="-", tunnel="-")
         places.find(line.encode())
     held, _ = tracemalloc.get_traced_memory()
@@ -737,7 +738,7 @@ def test_of_a_secret_that_was_rotated_nothing_is_kept(
     secret = tmp_path / "token"
     secret.write_text("former")
     secret.chmod(0o600)
-    injector = Injector(load(policy, datetime.now(UTC)).compiled)
+    injector = Injector(compiled_in(policy))
     for value, hosts in (("former", ("a.example", "b.example")), ("rotated", ("a.example",))):
         secret.write_text(value)
         for host in hosts:
@@ -770,7 +771,7 @@ def test_a_signature_is_not_kept_and_has_no_other_reply_forgotten(tmp_path: Path
           - {{name: d, hosts: [bucket.example], aws_sigv4: {{access_key_id: id, secret_access_key: key, region: r}}}}
         """,
     )
-    injector = Injector(load(policy, datetime.now(UTC)).compiled)
+    injector = Injector(compiled_in(policy))
     headers = " ".join(["-"] * len(READ_HEADERS))
     for url in ("a.example/", "bucket.example/1", "bucket.example/2"):
         host = url.partition("/")[0]
@@ -792,7 +793,7 @@ def test_where_tokens_are_sealed_a_request_without_its_headers_is_denied(tmp_pat
         rewrites: [{{name: moved, hosts: [a.example], paths: [/moved], to: "https://b.example/", redirect: 308}}]
         """,
     )
-    injector = Injector(load(policy, datetime.now(UTC)).compiled)
+    injector = Injector(compiled_in(policy))
     headers = " ".join(["-"] * len(READ_HEADERS))
 
     def rule(url: str, final_url: str = "-", *, with_headers: bool = False) -> str:
@@ -820,7 +821,7 @@ credentials:
 
 def fetch(policy: Path, run: Path, value: str, seconds: float = 60) -> Path:
     """Write a value as `squidkeeper secrets` does."""
-    secrets = load(policy, datetime.now(UTC)).compiled.source.secrets
+    secrets = compiled_in(policy).source.secrets
     file = value_file(run / "secrets", source_key("token", secrets))
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_file(file, format_value(FetchedValue(value, time.time() + seconds)))
@@ -886,7 +887,7 @@ def test_a_request_whose_parameters_the_two_helpers_do_not_agree_on_is_denied(tm
     (tmp_path / "key").write_text("s3cr&t")
     (tmp_path / "key").chmod(0o600)
     write_policy(policy, PARAMETERS % (tmp_path / "key"))
-    compiled = load(policy, datetime.now(UTC)).compiled
+    compiled = compiled_in(policy)
     rewriter, injector = Rewriter(compiled), Injector(compiled)
     added = dict(rewriter.answer("https://a.example/x?y", place("a.example").encode()).annotations)
     assert (added["rewrite-url"], added["final_url_"]) == (

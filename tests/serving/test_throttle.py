@@ -173,7 +173,6 @@ def release(until: float) -> None:
 CLIENT = ("--scope", "client", "--rate", "5", "--burst", "2")
 
 
-@pytest.mark.system
 def test_answers_come_late_and_another_clients_ahead_of_them(start: Start) -> None:
     helper = start(*CLIENT)
     begun = time.monotonic()
@@ -185,7 +184,6 @@ def test_answers_come_late_and_another_clients_ahead_of_them(start: Start) -> No
     assert fourth >= 0.4
 
 
-@pytest.mark.system
 def test_the_end_of_input_answers_all_that_is_held_at_once(start: Start) -> None:
     helper = start("--scope", "client", "--rate", "1", "--burst", "1", "--longest", "100")
     helper.send(*(f"{number} 192.0.2.1 -" for number in range(1, 51)))
@@ -196,14 +194,12 @@ def test_the_end_of_input_answers_all_that_is_held_at_once(start: Start) -> None
     assert time.monotonic() - begun < 25  # they are held for up to 49 seconds
 
 
-@pytest.mark.system
 def test_more_lines_at_once_than_may_be_held_are_no_surplus(start: Start) -> None:
     helper = start("--scope", "client")
     helper.send(*(f"{number} 192.0.2.{number % 200} -" for number in range(1, 601)))
     assert {line.split()[1] for line, _ in answers(helper, 600)} == {"OK"}
 
 
-@pytest.mark.system
 def test_a_line_that_is_not_understood_is_answered_at_once_unless_it_has_no_channel(
     start: Start, tmp_path: Path
 ) -> None:
@@ -220,7 +216,6 @@ def test_a_line_that_is_not_understood_is_answered_at_once_unless_it_has_no_chan
     assert counted["squidkeeper_denials_throttled_total", "at_once"] == 1
 
 
-@pytest.mark.system
 def test_surplus_is_held_until_its_time_or_until_it_is_released(start: Start) -> None:
     helper, now = start("--scope", "surplus", "--concurrency", "100"), time.monotonic()
     helper.send(f"1 {now + 30:.2f} -\n2 - -\n3 {now + 31:.2f} -\n4 {now + 50:.2f} -")
@@ -231,7 +226,6 @@ def test_surplus_is_held_until_its_time_or_until_it_is_released(start: Start) ->
     assert helper.end()[0] == b"4 OK\n"
 
 
-@pytest.mark.system
 def test_another_local_account_releases_nothing(start: Start) -> None:
     helper, now = start("--scope", "surplus", "--concurrency", "100"), time.monotonic()
     helper.send(f"1 - -\n2 {now + 30:.2f} -")
@@ -244,7 +238,6 @@ def test_another_local_account_releases_nothing(start: Start) -> None:
     assert helper.end()[0] == b"2 OK\n"
 
 
-@pytest.mark.system
 def test_the_name_of_a_helper_that_has_ended_is_taken_over(start: Start) -> None:
     first, second = (start("--scope", "surplus", "--concurrency", "100") for _ in range(2))
     for helper in (first, second):
