@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from squidkeeper.policy.presets.files import preset_names
+from squidkeeper.policy.presets import preset_names
 from squidkeeper.policy.presets.summary import PresetSummary, ShippedRule, summarize
 
 _BEGIN, _END = "<!-- rendered: presets -->\n", "<!-- end -->"

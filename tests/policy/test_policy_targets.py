@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from squidkeeper.base.errors import PatternError
+from squidkeeper.policy.language.forms import parse_template
 from squidkeeper.policy.language.paths import parse_path_pattern
 from squidkeeper.policy.language.targets import check_target, parse_target
-from squidkeeper.policy.language.templates import parse_template
 
 TARGETS = {
     "https://registry.internal/python{path}{query}": ("https", "registry.internal", "/python{path}", "{query}"),

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.policy.engine import CompiledPolicy
-from squidkeeper.policy.policy_store.file_watch import FileWatch
 from squidkeeper.policy.policy_store.loading import load_stored_revision
-from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
+from squidkeeper.policy.policy_store.policy_watcher import FileWatch, PolicyWatcher
 from squidkeeper.policy.policy_store.revisions import revision_in_force, stored_revisions
 
 from ..conftest import write_policy
@@ -444,7 +443,7 @@ def test_what_was_in_force_of_another_directory_is_not_taken(tmp_path: Path) -> 
 
 WITHOUT_INOTIFY = """
 import logging, pathlib, sys, threading, time
-from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
+from squidkeeper.policy.policy_store.policy_watcher import FileWatch, PolicyWatcher
 
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 policy = pathlib.Path(sys.argv[1])

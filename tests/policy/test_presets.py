@@ -87,7 +87,7 @@ def ship(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, host: str) ->
     folder.mkdir()
     rule = f"{{name: {name}/x, action: allow, hosts: [{host}]}}"
     (folder / f"{name}.yaml").write_text(f"version: 1\nrules: [{rule}]\n")
-    monkeypatch.setattr("squidkeeper.policy.presets.files._FOLDER", folder)
+    monkeypatch.setattr("squidkeeper.policy.presets._FOLDER", folder)
 
 
 def rules_of(name: str) -> tuple[Rule, ...]:
@@ -381,7 +381,7 @@ def test_what_is_no_preset_is_a_fault(directory: Path, text: str) -> None:
 def test_a_preset_whose_file_is_broken_is_a_fault_and_loads_nothing(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.policy.presets.files._FOLDER", tmp_path)
+    monkeypatch.setattr("squidkeeper.policy.presets._FOLDER", tmp_path)
     (tmp_path / "half@1.yaml").write_text("version: 1\nrules: [{name: half@1/x, action: all")
     (tmp_path / "lost@1.yaml").symlink_to(tmp_path / "nowhere")
     (tmp_path / "wide@1.yaml").write_text("version: 1\nrules: [{name: wide@1/x, action: allow, hosts: ['*.com']}]\n")
@@ -474,7 +474,7 @@ def test_a_revision_does_not_depend_on_where_the_program_is(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "npm@1.yaml").write_text(preset_text("npm@1"))
-    monkeypatch.setattr("squidkeeper.policy.presets.files._FOLDER", elsewhere)
+    monkeypatch.setattr("squidkeeper.policy.presets._FOLDER", elsewhere)
     assert compiled(directory, "presets: [npm@1]").revision == before
 
 

@@ -22,8 +22,8 @@ from squidkeeper.base.atomic_write import replace as write_file
 from squidkeeper.base.errors import EditRefused, PolicyError
 from squidkeeper.base.formatting import utc_time
 from squidkeeper.policy.language.document import Document, parse_document
+from squidkeeper.policy.language.entry_faults import NAME_EXPECTED, is_login_name
 from squidkeeper.policy.language.model import Client, Token
-from squidkeeper.policy.language.tokens import NAME_EXPECTED, is_login_name
 from squidkeeper.policy.policy_store.loading import LoadedPolicy, load_sources
 from squidkeeper.policy.policy_store.sources import Sources, read_sources
 

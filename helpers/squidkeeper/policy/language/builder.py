@@ -8,17 +8,13 @@ from pathlib import Path
 from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.policy.language import (
-    credential_faults,
+    entry_faults,
     grants,
     local_setup,
-    observing,
     passthrough,
-    presets,
     schema,
-    secret_references,
     secret_sources,
     sharing,
-    tokens,
 )
 from squidkeeper.policy.language.contents import PolicyContents
 from squidkeeper.policy.language.document import Document, all_entries, entries, file_entries
@@ -74,14 +70,10 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
         *list_faults,
         *_opened_list_faults(documents, lists),
         *secret_faults,
-        *secret_references.faults(documents),
+        *entry_faults.entry_faults(documents),
         *passthrough.entry_faults(documents),
-        *observing.entry_faults(documents),
         *grants.entry_faults(documents),
-        *tokens.entry_faults(documents),
-        *presets.entry_faults(documents),
         *_upstream_faults(documents),
-        *credential_faults.entry_faults(documents),
         *local_setup.entry_faults(documents, contents.local),
     }
     comments = (warning for document in documents for warning in document.warnings)
@@ -93,8 +85,7 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
         passthrough.conflicts,
         sharing.conflicts,
         grants.conflicts,
-        tokens.conflicts,
-        credential_faults.conflicts,
+        entry_faults.conflicts,
         local_setup.conflicts,
     )
     if conflicts := sorted(chain.from_iterable(check(policy) for check in checks)):
@@ -120,7 +111,7 @@ def _names(contents: PolicyContents) -> schema.Names:
     hidden = frozenset(str(steps[1]) for _, entry, steps in secrets if not isinstance(entry, dict))
     there_are = contents.preset_names | contents.presets.keys()
     understood = all(map(schema.is_understood, contents.documents))
-    complete = not contents.faults and understood and presets.are_known(contents.documents, there_are)
+    complete = not contents.faults and understood and entry_faults.are_known(contents.documents, there_are)
     return schema.Names(**known, presets=there_are, hidden=hidden, complete=complete)
 
 

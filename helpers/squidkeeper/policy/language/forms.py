@@ -1,13 +1,16 @@
-"""The forms of a credential: what it puts into a request, and where."""
+"""The forms of a credential: what it puts into a request, and where; its value as text with {secret} in it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from squidkeeper.base.errors import PatternError
 from squidkeeper.policy.language.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.language.parameters import plain_parameter
-from squidkeeper.policy.language.templates import parse_template
 
 SHIPPED = tuple(header.lower() for header in INJECTABLE_HEADERS)
+_PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_PRINTABLE = re.compile(r"[\x20-\x7e]*")
 _RENDERED = "(rendered)"  # no header has this name
 
 
@@ -157,3 +160,21 @@ def values_of(templates: Mapping[str, str]) -> tuple[InjectedValue, ...]:
 
 def _secrets(values: tuple[InjectedValue, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(secret for value in values for secret in value.secrets))
+
+
+def parse_template(text: str) -> tuple[str, ...]:
+    """List the secrets that a template names, in order; `PatternError` where it is none.
+
+    Literal braces are doubled. The rest is sent in a header unchanged, so it must be printable ASCII.
+    """
+    for match in _PART.finditer(text):
+        if match[0] in ("{", "}"):
+            raise PatternError(f"the value has a {match[0]!r} alone, expected {{secret}}, or braces doubled")
+    if not _PRINTABLE.fullmatch(_PART.sub("", text)):
+        raise PatternError("the value holds something else than printable ASCII, which no header can carry")
+    return tuple(dict.fromkeys(fields_of(text)))
+
+
+def fields_of(text: str) -> tuple[str, ...]:
+    """List the names in braces, each as often as it stands there."""
+    return tuple(match[1] for match in _PART.finditer(text) if match[1] is not None)

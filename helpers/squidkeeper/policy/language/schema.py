@@ -39,6 +39,7 @@ from squidkeeper.policy.language.document import (
     shown_key,
 )
 from squidkeeper.policy.language.exact_urls import ExactUrl, parse_exact_url
+from squidkeeper.policy.language.forms import parse_template
 from squidkeeper.policy.language.headers import parse_injected_header, parse_stripped_header
 from squidkeeper.policy.language.hosts import HostForm, HostPattern, Network, parse_host_pattern, parse_network
 from squidkeeper.policy.language.methods import parse_method
@@ -56,7 +57,6 @@ from squidkeeper.policy.language.quotas import (
 )
 from squidkeeper.policy.language.schedules import Hours, parse_days, parse_hours, parse_zone
 from squidkeeper.policy.language.targets import check_target, parse_target
-from squidkeeper.policy.language.templates import parse_template
 from squidkeeper.policy.language.upstreams import parse_upstream_name, parse_upstream_url
 from squidkeeper.policy.url import Address, Host, parse_address
 

@@ -12,12 +12,12 @@ from typing import Annotated
 from pydantic import Field, PlainValidator, ValidationError
 
 from squidkeeper.base.errors import PatternError
+from squidkeeper.policy.language.forms import fields_of, parse_template
 from squidkeeper.policy.language.headers import INJECTABLE_HEADERS, shipped_header
 from squidkeeper.policy.language.hosts import HostPattern
 from squidkeeper.policy.language.model import FINITE_FIELDS, Match
 from squidkeeper.policy.language.queries import QueryPattern
 from squidkeeper.policy.language.schema import CredentialHost, Many, MatchFields, Names, Time
-from squidkeeper.policy.language.templates import fields_of, parse_template
 
 SECRET = "secret"  # noqa: S105 - the one name that a template of a sealed token uses
 DEFAULT_VALUE = "Bearer {secret}"

@@ -14,9 +14,9 @@ from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.engine.selftest import run_tests
 from squidkeeper.policy.language.contents import FileProblem, PolicyContents
 from squidkeeper.policy.language.document import parse_document
+from squidkeeper.policy.language.entry_faults import named_presets
 from squidkeeper.policy.language.grants import FLEET_GRANTS
 from squidkeeper.policy.language.host_lists import HostList
-from squidkeeper.policy.language.presets import named_presets
 from squidkeeper.policy.policy_store.list_compiler import ListChangedError, load_list, prune_cache
 from squidkeeper.policy.policy_store.revisions import compiled_lists, read_revision
 from squidkeeper.policy.policy_store.sources import ListFile, Sources, file_problem, read_sources, sources_of

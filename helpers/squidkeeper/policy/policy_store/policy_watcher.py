@@ -12,12 +12,11 @@ from typing import Generic, TypeVar
 from squidkeeper.base.errors import PolicyError, describe
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.policy.engine import CompiledPolicy
-from squidkeeper.policy.policy_store.file_watch import FileWatch
 from squidkeeper.policy.policy_store.loading import LoadedPolicy, load_sources, load_stored_revision
-from squidkeeper.policy.policy_store.open_writes import UnfinishedFile
+from squidkeeper.policy.policy_store.open_writes import OpenWrites, UnfinishedFile
 from squidkeeper.policy.policy_store.reload_gate import PATIENCE_SECONDS, Edit, EditGate, Passage, gate_faults
 from squidkeeper.policy.policy_store.revisions import InForce, RevisionWriter, marked_in_force, revision_in_force
-from squidkeeper.policy.policy_store.sources import Sources
+from squidkeeper.policy.policy_store.sources import Sources, fingerprint, grants_file, policy_files, read_sources
 
 _FIRST_LOAD_SECONDS = 8
 _CHECK_EVERY_SECONDS = 0.2
@@ -52,6 +51,59 @@ class PolicyState:
     def gated(self) -> bool:
         """Whether the reload gate refuses the policy on disk; every helper then has the revision in force."""
         return not self.ok and bool(self.faults) and self.faults[0].code is FaultCode.RELOAD_GATED
+
+
+class FileWatch:
+    """The files of one policy, as one thread sees them: whether they have changed, and whether they are complete.
+
+    `lock_file` is the one that all processes share; see `OpenWrites`.
+    """
+
+    def __init__(self, directory: Path, lock_file: Path | None) -> None:
+        self._directory = directory
+        self._writes = OpenWrites(lock_file)
+        self._lists: tuple[Path, ...] = ()  # of the documents that were read last
+        self._documents: object = None  # their fingerprint
+        self._named: tuple[Path, ...] = ()
+        self._taken: object = None
+
+    @property
+    def problem(self) -> str:
+        """Why inotify cannot be used, else empty."""
+        return self._writes.problem
+
+    def changed(self) -> bool:
+        """Tell whether a file has changed since `take`."""
+        if fingerprint(self._directory, self._named) != self._taken:
+            return True
+        self._writes.read()
+        return False
+
+    def read(self) -> Sources:
+        """Read the files."""
+        documents = fingerprint(self._directory)
+        sources = read_sources(self._directory)
+        self._lists, self._documents = tuple(sources.lists), documents
+        return sources
+
+    def is_current(self, sources: Sources) -> bool:
+        """Tell whether the files on disk are still those that were read."""
+        return fingerprint(self._directory, sources.named) == sources.fingerprint
+
+    def unfinished(self, *, edited: bool) -> UnfinishedFile | None:
+        """Find a file that is being written: a policy file, or a list that the policy names.
+
+        With `edited`, the policy files may have changed since `read`, and then may name other lists: only they count.
+        """
+        lists = () if edited and fingerprint(self._directory) != self._documents else self._lists
+        files = policy_files(self._directory)
+        self._writes.watch((self._directory, grants_file(self._directory).parent), files, self._lists)
+        return self._writes.find((*files, *lists))
+
+    def take(self, sources: Sources) -> None:
+        """Take the files that were read as complete: only a later change counts as one."""
+        self._writes.take_as_complete()
+        self._named, self._taken = sources.named, sources.fingerprint
 
 
 class PolicyWatcher(Generic[T]):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from squidkeeper.policy.language.document import Document, entries
-from squidkeeper.policy.presets.files import read_preset
+from squidkeeper.policy.presets import read_preset
 
 _LEFT_OUT = " Not in it: "
 _FIELDS = ("methods", "schemes", "hosts", "paths")
