@@ -57,11 +57,10 @@ def time_of(record: Record) -> datetime:
 
 @dataclass
 class Requests:
-    """The records that are requests: `tunnels` CONNECTs were opened, `merged` records count with another one."""
+    """The records that are requests; `tunnels` CONNECTs were opened."""
 
     requests: list[Record]
     tunnels: int = 0
-    merged: int = 0
 
 
 def fold(records: list[Record]) -> Requests:
@@ -78,7 +77,7 @@ def fold(records: list[Record]) -> Requests:
             elif records[inside].url.startswith(f"https://{connect.url.removesuffix(':443')}/"):
                 left_out.add(place)
     requests = [one for place, one in enumerate(records) if place not in left_out and not is_opened(one)]
-    return Requests(requests, sum(map(is_opened, records)), len(left_out))
+    return Requests(requests, sum(map(is_opened, records)))
 
 
 def insides_of(records: list[Record], connect: int) -> list[int]:

@@ -279,21 +279,16 @@ AROUND_NOON = [
 ]
 
 
+@pytest.mark.parametrize("what", ["a rule", "a token"])
 @pytest.mark.parametrize(("time", "duration_ms", "due"), AROUND_NOON, ids=[time for time, *_ in AROUND_NOON])
-def test_a_rule_that_lapses_counts_as_long_as_its_answers_are_kept(
-    drift: DriftChecker, record: Callable[..., Record], time: str, duration_ms: int, due: bool
+def test_what_lapses_counts_as_long_as_its_answers_are_kept(
+    drift: DriftChecker, record: Callable[..., Record], time: str, duration_ms: int, due: bool, what: str
 ) -> None:
-    one = record("http://lapses.example/", rule="lapses", time=time, duration_ms=duration_ms)
-    assert found(drift.check(one)) == (None if due else ("allowed", "default"))
-
-
-@pytest.mark.parametrize(("time", "duration_ms", "due"), AROUND_NOON, ids=[time for time, *_ in AROUND_NOON])
-def test_a_token_that_lapses_counts_as_long_as_its_answers_are_kept(
-    drift: DriftChecker, record: Callable[..., Record], time: str, duration_ms: int, due: bool
-) -> None:
+    is_rule = what == "a rule"
+    fields = {"rule": "lapses"} if is_rule else {"user": "dev"}
+    one = record(f"http://{'lapses' if is_rule else 'open'}.example/", time=time, duration_ms=duration_ms, **fields)
     for _ in range(2):  # once decided, once remembered
-        one = record("http://open.example/", user="dev", time=time, duration_ms=duration_ms)
-        assert found(drift.check(one)) == (None if due else ("allowed", "login-refused"))
+        assert found(drift.check(one)) == (None if due else ("allowed", "default" if is_rule else "login-refused"))
 
 
 def test_what_cannot_be_held_against_a_revision_is_counted(drift: DriftChecker, record: Callable[..., Record]) -> None:

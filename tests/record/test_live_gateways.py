@@ -84,19 +84,8 @@ def run(tmp_path: Path) -> Run:
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         inside = INSIDE.format(folder=tmp_path, python=sys.executable)
-        unshared = (
-            "unshare",
-            "--mount",
-            "--net",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--mount-proc",
-            "sh",
-            "-ec",
-            inside,
-        )
-        command = (*unshared, "sh", *words, "--fleet", str(tmp_path / "fleet.yaml"))
+        unshare = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
+        command = (*unshare, "sh", "-ec", inside, "sh", *words, "--fleet", str(tmp_path / "fleet.yaml"))
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     return run

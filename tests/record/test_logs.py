@@ -48,8 +48,14 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("suffix", PACK)
 def test_a_log_is_read_whatever_its_form(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"access.log.2{suffix}"
-    path.write_bytes(PACK[suffix](b"".join(line + b"\n" for line in lines(0, 5000))))
+    packed = PACK[suffix](b"".join(line + b"\n" for line in lines(0, 5000)))
+    path.write_bytes(packed)
     assert read(path) == lines(0, 5000)
+    if suffix:
+        path.write_bytes(packed + packed + b"\0" * 512)  # files that follow each other, and padding
+        assert read(path) == lines(0, 5000) * 2
+        path.write_bytes(PACK[suffix](b""))
+        assert read(path) == []
 
 
 def test_a_last_line_without_its_newline_is_a_line(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -23,11 +22,9 @@ from click.testing import CliRunner
 
 from squidkeeper.base.squid_account import squid_account
 from squidkeeper.cli import main
-from squidkeeper.record.chain.chain import append_entry, write_lock
-from squidkeeper.record.chain.entries import ArchivedPart, ArchivedSource, ChainEntry, EntryKind
-from squidkeeper.record.table.columns import NAMES
-from squidkeeper.record.table.database import open_database
-from squidkeeper.record.table.lines import LineTable, decode_line
+from squidkeeper.record.archive.archiver import Archiver
+from squidkeeper.record.archive.retention import ArchiveBounds
+from squidkeeper.record.table.lines import LineTable
 from squidkeeper.record.table.sources import TableSources
 from squidkeeper.record.table.table import Table, open_table
 from tests.records import record_line
@@ -52,35 +49,6 @@ def line(seconds: float, url: str, **fields: object) -> bytes:
     return record_line(**{"time": at(seconds), "url": url, "request_bytes": 0, **fields})
 
 
-def archive_log(archive: Path, log: Path, number: int = 1) -> None:
-    """Archive a log as `squidkeeper archive` does: a part a day, all columns, and an entry of the chain."""
-    archive.mkdir(exist_ok=True)
-    content = log.read_bytes()
-    parts = []
-    with open_database(threads=1) as database:
-        lines = LineTable(database)
-        loaded = lines.load(log)
-        lines.add(decode_line(position, one) for position, one in lines.deviating(loaded))
-        every = lines.relation(records_only=False)
-        days = database.connection.execute(
-            f"SELECT DISTINCT time::DATE FROM ({every}) WHERE time IS NOT NULL ORDER BY 1"
-        )
-        for place, (day,) in enumerate(days.fetchall()):
-            chosen = f"SELECT {', '.join(NAMES)} FROM ({every}) WHERE coalesce(time::DATE, DATE '{day}') = DATE '{day}'"
-            path = f"day={day}/part-{number:08d}-{place}.parquet"
-            (archive / path).parent.mkdir(exist_ok=True)
-            database.connection.execute(f"COPY ({chosen} ORDER BY position) TO '{archive / path}' (FORMAT parquet)")
-            times = f"SELECT count(*), min(time), max(time) FROM read_parquet('{archive / path}')"
-            rows, first, last = database.connection.execute(times).fetchall()[0]
-            digest, size = sha256((archive / path).read_bytes()).hexdigest(), (archive / path).stat().st_size
-            span = {"first": first.isoformat(timespec="milliseconds") + "Z", "last": f"{last.isoformat()[:23]}Z"}
-            parts.append(ArchivedPart(path=path, sha256=digest, bytes=size, rows=rows, **span))
-    head = sha256(content.partition(b"\n")[0]).hexdigest()
-    source = ArchivedSource(name=log.name, first_line_sha256=head, bytes=len(content), lines=content.count(b"\n"))
-    with write_lock(archive):
-        append_entry(archive, ChainEntry(kind=EntryKind.PARTS, source=source, parts=tuple(parts)))
-
-
 def write(file: Path, *lines: bytes) -> Path:
     file.write_bytes(b"".join(one + b"\n" for one in lines))
     return file
@@ -94,13 +62,16 @@ def urls(table: Table, view: str = "records") -> list[str]:
 def gateway(tmp_path: Path) -> TableSources:
     """An archived log of two days, which still lies there; one that is not archived; and the log."""
     log = tmp_path / "access.log"
-    archived = write(
+    write(
         tmp_path / "access.log.2",
         line(-20, "https://a.example/1", client="é"),
         line(-5, "a.example:443", **TUNNEL, method="CONNECT", verdict="deny", rule="no-a", duration_ms=40),
         line(1, "https://a.example/2", **TUNNEL, verdict="deny", rule="no-a", duration_ms=2, status=403),
         b"no record",
     )
+    os.utime(tmp_path / "access.log.2", (MIDNIGHT.timestamp(),) * 2)
+    (tmp_path / "archive").mkdir()
+    Archiver(log, tmp_path / "archive", bounds=ArchiveBounds(36_500)).run()
     write(
         tmp_path / "access.log.1",
         line(30, "https://a.example/3"),
@@ -111,7 +82,6 @@ def gateway(tmp_path: Path) -> TableSources:
         line(45, "https://b.example/4", **{**TUNNEL, "tunnel": "b"}, verdict="-", rule="-", status=503),
         line(60, "https://a.example/5"),
     )
-    archive_log(tmp_path / "archive", archived)
     for age, name in enumerate(("access.log", "access.log.1", "access.log.2")):
         os.utime(tmp_path / name, (MIDNIGHT.timestamp() + 300 - 100 * age,) * 2)
     return TableSources(log=log, archive=tmp_path / "archive")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from squidkeeper.cli import main
 from squidkeeper.operate.setup.error_pages import FAILURES
+from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.model import OPENS_NONE, SEALED, VERDICT_NAMES
 from squidkeeper.policy.url import parse_address
 from squidkeeper.record.log.record import NONE, Record, endpoint_of
@@ -112,11 +114,6 @@ RECORDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("cause", RECORDS)
-def test_a_record_has_its_cause(cause: str) -> None:
-    assert code(record(**RECORDS[cause])) == cause
-
-
 def test_each_cause_that_leaves_a_record_is_in_that_table() -> None:
     assert {cause.code for cause in CAUSES if cause.holds} == set(RECORDS)
 
@@ -158,9 +155,18 @@ FORMER = {  # as former releases wrote them
 }
 
 
-@pytest.mark.parametrize("cause", FORMER)
-def test_a_record_of_a_former_release_has_its_cause(cause: str) -> None:
-    assert code(record(**FORMER[cause])) == cause
+PRECEDENCE = (  # the first cause that holds counts
+    ("login-needed", {**DENIED, "rule": "closed", "status": 407, "error": "ERR_CACHE_ACCESS_DENIED"}),
+    ("authority-mismatch", {**DENIED, "rule": "authority-mismatch", "error": "ERR_SECURE_CONNECT_FAIL"}),
+    ("policy", {**CONNECT, **DENIED, "status": 200, "rule": "closed", "tls_error": "X509_V_ERR_CERT_HAS_EXPIRED"}),
+    ("parent-failed", {**RECORDS["origin-silent"], "squid": "TCP_DENIED_REPLY_TIMEDOUT/FIRSTUP_PARENT"}),
+    ("origin-certificate", {**RECORDS["origin-tls"], "tls_error": "X509_V_ERR_AKID_SKID_MISMATCH"}),
+)
+
+
+@pytest.mark.parametrize(("cause", "fields"), [*RECORDS.items(), *FORMER.items(), *PRECEDENCE])
+def test_a_record_has_its_cause(cause: str, fields: dict[str, Any]) -> None:
+    assert code(record(**fields)) == cause
 
 
 def test_every_sentence_and_remedy_can_be_written_from_a_record_alone() -> None:
@@ -172,23 +178,6 @@ def test_every_sentence_and_remedy_can_be_written_from_a_record_alone() -> None:
             assert text.endswith((".", "`", "?")), (cause, text)
             assert "{" not in text
             assert ".." not in text
-
-
-# --- precedence -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("cause", "fields"),
-    [
-        ("login-needed", {**DENIED, "rule": "closed", "status": 407, "error": "ERR_CACHE_ACCESS_DENIED"}),
-        ("authority-mismatch", {**DENIED, "rule": "authority-mismatch", "error": "ERR_SECURE_CONNECT_FAIL"}),
-        ("policy", {**CONNECT, **DENIED, "status": 200, "rule": "closed", "tls_error": "X509_V_ERR_CERT_HAS_EXPIRED"}),
-        ("parent-failed", {**RECORDS["origin-silent"], "squid": "TCP_DENIED_REPLY_TIMEDOUT/FIRSTUP_PARENT"}),
-        ("origin-certificate", {**RECORDS["origin-tls"], "tls_error": "X509_V_ERR_AKID_SKID_MISMATCH"}),
-    ],
-)
-def test_the_first_cause_that_holds_counts(cause: str, fields: dict[str, Any]) -> None:
-    assert code(record(**fields)) == cause
 
 
 # --- sentences --------------------------------------------------------------------------------------------------------
@@ -530,6 +519,18 @@ def test_a_failure_is_told_with_its_place_in_the_policy_and_the_rule_that_opens_
 CLOSED = "rules:\n  - {name: closed, action: deny, hosts: [a.example]}\n"
 
 
+def facts_where(folder: Path, now: str, in_force: str | None = None) -> tuple[CompiledPolicy, Mapping[str, str]]:
+    """Explain a denial by a policy that was edited since; `in_force`: `then` is its revision."""
+    then, current = compiled_of(folder / "then", CLOSED), compiled_of(folder / "now", now)
+    case = record(**{**DENIED, "rule": "closed", "url": "http://a.example/x"})
+    known = Surroundings(lambda _: then, lambda: current, lambda _: (), lambda *_: None, lambda _: None, CacheLog())
+    if in_force is not None:
+        known = replace(known, in_force=in_force and then.revision)
+    cause = judge(case)
+    assert cause
+    return then, detail_of(Failure(case, cause), known).facts
+
+
 @pytest.mark.parametrize(
     ("now", "at", "opens"),
     [
@@ -539,12 +540,7 @@ CLOSED = "rules:\n  - {name: closed, action: deny, hosts: [a.example]}\n"
     ],
 )
 def test_a_place_in_a_policy_that_was_edited_since_says_so(tmp_path: Path, now: str, at: str, opens: str) -> None:
-    then, current = compiled_of(tmp_path / "then", CLOSED), compiled_of(tmp_path / "now", now)
-    case = record(**{**DENIED, "rule": "closed", "url": "http://a.example/x"})
-    known = Surroundings(lambda _: then, lambda: current, lambda _: (), lambda *_: None, lambda _: None, CacheLog())
-    cause = judge(case)
-    assert cause
-    facts = detail_of(Failure(case, cause), known).facts
+    then, facts = facts_where(tmp_path, now)
     assert facts["at"].endswith(at)
     assert (then.revision in facts["at"]) == ("edited" in at)
     assert facts["opens"].startswith(opens)
@@ -554,14 +550,7 @@ def test_a_place_in_a_policy_that_was_edited_since_says_so(tmp_path: Path, now: 
 def test_an_edit_that_allows_a_request_and_is_not_in_force_is_not_called_the_cure(
     tmp_path: Path, in_force: str
 ) -> None:
-    then = compiled_of(tmp_path / "then", CLOSED)
-    current = compiled_of(tmp_path / "now", CLOSED.replace("deny", "allow"))
-    case = record(**{**DENIED, "rule": "closed", "url": "http://a.example/x"})
-    known = Surroundings(lambda _: then, lambda: current, lambda _: (), lambda *_: None, lambda _: None, CacheLog())
-    cause = judge(case)
-    assert cause
-    in_force = in_force and then.revision
-    opens = detail_of(Failure(case, cause), replace(known, in_force=in_force)).facts["opens"]
+    opens = facts_where(tmp_path, CLOSED.replace("deny", "allow"), in_force)[1]["opens"]
     assert ("squidkeeper check" in opens) == bool(in_force)
     assert ("do nothing" in opens) != bool(in_force)
 
@@ -668,15 +657,11 @@ def test_options_choose_failures(log: Path) -> None:
     assert causes(log, "--url", "https://closed.example/") == ["policy"]
     assert causes(log, "--url", "https://closed.example") == ["policy"]
     assert causes(log, "--url", "https://closed.example/other") == []
-    assert causes(log, "--last", "2026-11-25T12:00:01Z") == []
+    for option in ("--last", "--since"):
+        assert causes(log, option, "2026-11-25T12:00:01Z") == []
+        assert sorted(causes(log, option, "2026-11-25T11:59:59Z")) == sorted(every)
     assert sorted(causes(log, "--user", "vm-7")) == ["login-refused", "origin-error"]
     assert causes(log, "1795608000.1.2.3") == ["policy"]
-
-
-def test_since_is_another_name_of_last(log: Path) -> None:
-    add(log, **RECORDS["origin-error"])
-    assert causes(log, "--since", "2026-11-25T11:59:59Z") == ["origin-error"]
-    assert causes(log, "--since", "2026-11-25T12:00:01Z") == []
 
 
 def test_the_time_from_which_it_reads_is_shown_as_the_record_has_it(log: Path) -> None:
@@ -717,20 +702,6 @@ def test_what_is_no_url_is_refused(log: Path, url: str) -> None:
     assert "expected a URL with its scheme, such as https://example.com/, or HOST:PORT of a CONNECT" in result.output
 
 
-def test_only_what_is_shown_is_explained(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    explained: list[str] = []
-    monkeypatch.setattr("squidkeeper.record.why.details.propose", lambda one, _: explained.append(one.url))
-    for number in range(5):
-        add(
-            log,
-            **{**DENIED, "rule": "closed", "revision": NONE},
-            url=f"http://h{number}.example/",
-            time=after_noon(number),
-        )
-    assert "4 older causes not shown: `-n` shows more. In all: policy 5." in why(log, "-n", "1").output
-    assert len(explained) == 1
-
-
 def test_a_client_that_the_policy_does_not_have_is_named(log: Path) -> None:
     add(log)
     assert f"--client nobody: not an address, network, client or user of the policy in {log.parent}/policy." in (
@@ -740,12 +711,8 @@ def test_a_client_that_the_policy_does_not_have_is_named(log: Path) -> None:
 
 def test_a_refused_login_is_likely_only_where_a_user_is_asked_about(log: Path) -> None:
     add(log, **RECORDS["login-refused"])
-    assert [
-        json.loads(why(log, "--json", *given).output)["causes"][0]["likely"] for given in ((), ("--user", "x"))
-    ] == [
-        False,
-        True,
-    ]
+    for given, likely in (((), False), (("--user", "x"), True)):
+        assert json.loads(why(log, "--json", *given).output)["causes"][0]["likely"] is likely
 
 
 def test_a_url_finds_the_connect_that_no_request_followed(log: Path) -> None:
@@ -819,13 +786,21 @@ def test_invalid_lines_are_counted(log: Path) -> None:
     assert f"1 invalid line skipped; the first: {log}:1: " in why(log).output
 
 
-def test_the_newest_causes_are_shown_and_the_rest_counted(log: Path) -> None:
+def test_the_newest_causes_are_shown_and_the_rest_counted(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    explained: list[str] = []
+    monkeypatch.setattr("squidkeeper.record.why.details.propose", lambda one, _: explained.append(one.url))
     for number in range(12):
-        add(log, **{**RECORDS["origin-error"], "url": f"https://h{number}.example/", "time": after_noon(number)})
+        add(
+            log,
+            **{**DENIED, "rule": "closed", "revision": NONE},
+            url=f"http://h{number}.example/",
+            time=after_noon(number),
+        )
     result = why(log, "-n", "2")
     assert result.output.index("h11.example") < result.output.index("h10.example")
     assert "h9.example" not in result.output
-    assert "10 older causes not shown: `-n` shows more. In all: origin-error 12.\n" in result.output
+    assert "10 older causes not shown: `-n` shows more. In all: policy 12.\n" in result.output
+    assert len(explained) == 2, "only what is shown is explained"
 
 
 def test_of_very_many_the_newest_failures_are_read(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,10 +62,10 @@ def make_target(
     *,
     name: str | None = None,
     format_name: str,
-    to: str | None,
-    full_urls: bool,
-    ca: Path | None,
-    headers: Path | None,
+    to: str | None = None,
+    full_urls: bool = False,
+    ca: Path | None = None,
+    headers: Path | None = None,
     environment: Mapping[str, str] = {},
 ) -> ExportTarget:
     """Make an export of options; raise `InvalidExport`. OTLP without `to` uses OpenTelemetry's variables."""

@@ -274,7 +274,7 @@ def _value(column: Column) -> str:
     if column.name == TIME:
         return "ended"
     if column.name == HOST:
-        return "nullif(host, '')"
+        return f"nullif(nullif(host, ''), '{NONE}')"
     if column.is_number:
         return f"coalesce(f.{column.name}, {_default(column)})" if column.optional else f"f.{column.name}"
     return f"nullif(f.{column.name}, '{NONE}')"
