@@ -14,9 +14,11 @@ import textwrap
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import SearchStrategy
 
 from squidkeeper.policy.engine import CompiledPolicy, Decision, decide
 from squidkeeper.policy.policy_store.loading import load
@@ -156,6 +158,16 @@ def wheels() -> Path:
 def shared_folder() -> Path:
     """The folder that all processes of a run share."""
     return Path(os.environ[SHARED_FOLDER])
+
+
+def few_and_many(few: int, many: int) -> pytest.MarkDecorator:
+    """Run a property with few examples, and with many where `-m long` asks for them."""
+    return pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.long)])
+
+
+def hold_for(check: Callable[..., None], *drawn: SearchStrategy[Any], examples: int) -> None:
+    """Check so many drawn examples."""
+    settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))(given(*drawn)(check))()
 
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

@@ -186,19 +186,13 @@ def test_what_is_no_utf_8_is_a_question_like_others(directory: Path, state: Path
     assert asked(state, "https://a.example/\udcff") == number
 
 
-def test_a_store_that_cannot_be_read_is_told(directory: Path, state: Path) -> None:
-    (state / FOLDER).mkdir()
-    (state / FOLDER / "tickets.db").write_bytes(b"x" * 5000)
+@pytest.mark.parametrize(("is_folder", "told"), [(True, "cannot be read"), (False, "not a folder: remove it")])
+def test_a_store_that_cannot_be_read_is_told(directory: Path, state: Path, is_folder: bool, told: str) -> None:
+    if is_folder:
+        (state / FOLDER).mkdir()
+    (state / FOLDER / "tickets.db" if is_folder else state / FOLDER).write_bytes(b"x" * 5000)
     done = run(directory, state)
-    assert done.exit_code == 1
-    assert "cannot be read" in done.output
-
-
-def test_a_file_in_place_of_the_tickets_is_told(directory: Path, state: Path) -> None:
-    (state / FOLDER).write_text("")
-    done = run(directory, state)
-    assert done.exit_code == 1
-    assert "not a folder: remove it" in done.output
+    assert (done.exit_code, told in done.output) == (1, True)
 
 
 def test_what_a_client_sent_reaches_a_terminal_escaped(directory: Path, state: Path) -> None:

@@ -470,7 +470,7 @@ def pairs(draw: st.DrawFn, *, small: bool = True) -> tuple[Policy, Policy]:
     return with_extras(policy_of(*first), more), with_extras(policy_of(*mixed), others)  # type: ignore[arg-type]
 
 
-@settings(max_examples=25, phases=NO_SHRINKING)
+@settings(max_examples=12, phases=NO_SHRINKING)
 @given(pairs(), st.randoms(use_true_random=False))
 def test_each_request_that_differs_lies_in_a_difference_and_each_example_differs(
     pair: tuple[Policy, Policy], draw: random.Random
@@ -488,7 +488,7 @@ def test_each_request_of_many_policies_that_differs_lies_in_a_difference(
     check((CompiledPolicy(pair[0]), CompiledPolicy(pair[1])), some_questions(draw, 300), 10**6)
 
 
-@settings(max_examples=10, phases=NO_SHRINKING)
+@settings(max_examples=4, phases=NO_SHRINKING)
 @given(pairs())
 def test_every_difference_is_written_for_people_and_explain_confirms_its_example(pair: tuple[Policy, Policy]) -> None:
     policies = CompiledPolicy(pair[0]), CompiledPolicy(pair[1])
@@ -501,7 +501,7 @@ def test_every_difference_is_written_for_people_and_explain_confirms_its_example
     assert text.count("\n\n") == len(found.differences) + bool(found.settings)
 
 
-@settings(max_examples=15, phases=NO_SHRINKING)
+@settings(max_examples=8, phases=NO_SHRINKING)
 @given(drawn_policies)
 def test_a_policy_is_the_same_as_itself_with_other_names(
     drawn: tuple[Drawn, Action, DrawnRewrites, DrawnCredentials],
@@ -541,7 +541,7 @@ def read_policy(drawn: list[ReadRule]) -> CompiledPolicy:
     return CompiledPolicy(Policy("0", rules=tuple(rules)))
 
 
-@settings(max_examples=60, phases=NO_SHRINKING, deadline=None)
+@settings(max_examples=30, phases=NO_SHRINKING, deadline=None)
 @given(read_rules, read_rule, st.sets(st.integers(1, 3)), st.booleans())
 @example([("allow", None, None, LATE[1])], ("allow", None, None, LATE[0]), set(), True)
 def test_nothing_is_open_below_a_ceiling_by_how_a_path_is_read_or_in_a_later_year(
@@ -618,7 +618,7 @@ def opens(policy: CompiledPolicy, login: Login, *, known: bool) -> bool:
     return decide(policy, policy.match(request._replace(url="https://x.example/")), login.at).allowed
 
 
-@settings(max_examples=50, phases=NO_SHRINKING)
+@settings(max_examples=25, phases=NO_SHRINKING)
 @given(logged_in, ruled, st.data())
 def test_nobody_logs_in_below_a_ceiling_who_may_not_above(
     clients: dict[str, Any], rules: list[Any], data: st.DataObject
@@ -738,7 +738,7 @@ def escapes(policies: Policies, request: Request) -> bool:
     )
 
 
-@settings(max_examples=50, phases=NO_SHRINKING)
+@settings(max_examples=25, phases=NO_SHRINKING)
 @given(quota_policies(), quota_policies(), st.sets(st.sampled_from(["rules", "quotas", "grants", "clients"])))
 def test_what_a_ceiling_counts_is_counted_below_it(ceiling: Policy, other: Policy, kept: set[str]) -> None:
     new = replace(other, **{name: getattr(ceiling, name) for name in kept})

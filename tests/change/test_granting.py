@@ -329,9 +329,13 @@ def test_the_command_names_the_deny_and_what_is_open(directory: Path) -> None:
 def test_the_command_tells_that_an_edit_which_is_not_in_force_holds_it_up(directory: Path) -> None:
     put_in_force(directory)
     assert run(directory, "docs.example", *GRANT).endswith("In force within 3 seconds.\n")
+    assert json.loads(run(directory, "first.example", *GRANT, "--json"))["waits_for_edit"] is False
     (directory / "more.yaml").write_text("version: 1\n")  # an edit that no helper has loaded
     assert "Not in force yet: it waits for an edit" in run(directory, "other.example", *GRANT)
+    told = json.loads(run(directory, "last.example", *GRANT, "--json"))
+    assert (told["granted"], told["waits_for_edit"]) == (True, True)
     assert "Not in force yet: it waits for an edit" in run(directory, "--revoke", "grant-docs-example")
+    assert json.loads(run(directory, "--revoke", "grant-first-example", "--json"))["waits_for_edit"] is True
 
 
 def put_in_force(directory: Path) -> None:
@@ -398,15 +402,6 @@ def test_what_cannot_be_granted_is_told_without_a_place_in_a_file(directory: Pat
     assert "grants.yaml" not in told
     assert "expected at most 366d" in run(directory, "docs.example", *GRANT, "--for", "367d", status=2)
     assert "'--uses'" in run(directory, "docs.example", *GRANT, "--uses", "0", status=2)
-
-
-def test_json_tells_whether_a_grant_waits(directory: Path) -> None:
-    put_in_force(directory)
-    assert json.loads(run(directory, "docs.example", *GRANT, "--json"))["waits_for_edit"] is False
-    (directory / "more.yaml").write_text("version: 1\n")
-    told = json.loads(run(directory, "other.example", *GRANT, "--json"))
-    assert (told["granted"], told["waits_for_edit"]) == (True, True)
-    assert json.loads(run(directory, "--revoke", "grant-docs-example", "--json"))["waits_for_edit"] is True
 
 
 def test_a_prune_of_another_policy_forgets_no_uses(directory: Path, tmp_path: Path) -> None:

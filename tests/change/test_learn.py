@@ -31,7 +31,7 @@ from squidkeeper.policy.policy_store.loading import load, load_sources
 from squidkeeper.policy.policy_store.sources import sources_of
 from squidkeeper.policy.protocol.request import request_to
 from squidkeeper.record.log.record import decode_field, host_of
-from tests.conftest import compiled_of
+from tests.conftest import compiled_of, few_and_many, hold_for
 from tests.records import after_noon, record_line
 
 AT = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -429,17 +429,10 @@ def check_placed(uses: list[Use], askers: Askers, clients: int) -> None:
         assert set(rule.methods) <= set(READ) or not any("*" in path for path in rule.paths)
 
 
-@settings(max_examples=50)
-@given(st.lists(drawn_uses, max_size=40).map(weighted), st.integers(1, 3), askers)
-def test_what_is_placed_is_allowed_and_the_rest_is_listed(uses: list[Use], clients: int, who: Askers) -> None:
-    check_placed(uses, who, clients=clients)
-
-
-@pytest.mark.long
-@settings(max_examples=800, deadline=None)
-@given(st.lists(drawn_uses, max_size=80).map(weighted), st.integers(1, 3), askers)
-def test_what_is_placed_of_many_is_allowed(uses: list[Use], clients: int, who: Askers) -> None:
-    check_placed(uses, who, clients=clients)
+@few_and_many(50, 800)
+def test_what_is_placed_is_allowed_and_the_rest_is_listed(examples: int) -> None:
+    uses = st.lists(drawn_uses, max_size=40).map(weighted)
+    hold_for(check_placed, uses, askers, st.integers(1, 3), examples=examples)
 
 
 def check_not_wider(uses: list[Use], hostile: list[Use]) -> None:
@@ -454,17 +447,9 @@ def check_not_wider(uses: list[Use], hostile: list[Use]) -> None:
         assert all(is_allowed(before, one) for one in uses if is_allowed(strict, one))
 
 
-@settings(max_examples=50)
-@given(st.lists(drawn_uses, max_size=20), st.lists(drawn_uses, max_size=20))
-def test_a_hostile_client_makes_nothing_wider_for_the_others(uses: list[Use], hostile: list[Use]) -> None:
-    check_not_wider(uses, hostile)
-
-
-@pytest.mark.long
-@settings(max_examples=400, deadline=None)
-@given(st.lists(drawn_uses, max_size=40), st.lists(drawn_uses, max_size=60))
-def test_a_hostile_client_with_many_uses_makes_nothing_wider(uses: list[Use], hostile: list[Use]) -> None:
-    check_not_wider(uses, hostile)
+@few_and_many(50, 400)
+def test_a_hostile_client_makes_nothing_wider_for_the_others(examples: int) -> None:
+    hold_for(check_not_wider, st.lists(drawn_uses, max_size=20), st.lists(drawn_uses, max_size=20), examples=examples)
 
 
 @settings(max_examples=50)

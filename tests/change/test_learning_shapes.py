@@ -28,6 +28,7 @@ from squidkeeper.policy.language.hosts import parse_host_pattern
 from squidkeeper.policy.language.paths import parse_path_pattern
 from squidkeeper.policy.language.public_suffixes import registrable_domain
 from squidkeeper.policy.url import Host, parse_host, parse_url, readings
+from tests.conftest import few_and_many, hold_for
 
 AT = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
@@ -142,7 +143,7 @@ def read(path: str) -> str | None:
         return None
 
 
-def check_that_all_match(some: list[str], *, keep_first: bool) -> None:
+def check_that_all_match(some: list[str], keep_first: bool) -> None:
     shapes = PathShapes(keep_first=keep_first)
     added = []
     for path in filter(None, map(read, some)):
@@ -164,17 +165,9 @@ def check_that_all_match(some: list[str], *, keep_first: bool) -> None:
     assert not keep_first or {shape[0] for shape in result} == tenants
 
 
-@settings(max_examples=50)
-@given(st.lists(paths, max_size=40), st.booleans())
-def test_each_path_is_matched_by_what_is_made_of_all(some: list[str], keep_first: bool) -> None:
-    check_that_all_match(some, keep_first=keep_first)
-
-
-@pytest.mark.long
-@settings(max_examples=2000, deadline=None)
-@given(st.lists(paths, max_size=60), st.booleans())
-def test_each_of_many_paths_is_matched(some: list[str], keep_first: bool) -> None:
-    check_that_all_match(some, keep_first=keep_first)
+@few_and_many(50, 2000)
+def test_each_path_is_matched_by_what_is_made_of_all(examples: int) -> None:
+    hold_for(check_that_all_match, st.lists(paths, max_size=40), st.booleans(), examples=examples)
 
 
 @settings(max_examples=50)

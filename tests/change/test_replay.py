@@ -13,7 +13,6 @@ from urllib.parse import quote
 import duckdb
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.change.replay.replay import COLUMNS, SET_APART, replay
@@ -28,7 +27,7 @@ from squidkeeper.record.log.requests import request_of, was_used
 from squidkeeper.record.table.sources import TableSources
 from squidkeeper.record.table.table import open_table
 
-from ..conftest import NOW
+from ..conftest import NOW, few_and_many, hold_for
 from ..policy.test_engine_properties import HOSTS, PLACE, credentials, methods, policy_of, rewrites, rules, urls
 from ..record_tables import insert_records
 from ..records import after_noon, record
@@ -235,21 +234,9 @@ def check_replay(connection: duckdb.DuckDBPyConnection, records: list[Record], p
         )
 
 
-@given(RECORDS, PAIRS)
-@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
-def test_flips_are_those_of_judging_each_record_alone(
-    connection: duckdb.DuckDBPyConnection, records: list[Record], pair: tuple[Policy, Policy]
-) -> None:
-    check_replay(connection, records, pair)
-
-
-@pytest.mark.long
-@given(RECORDS, PAIRS)
-@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
-def test_flips_are_those_of_judging_each_record_alone_for_many_policies(
-    connection: duckdb.DuckDBPyConnection, records: list[Record], pair: tuple[Policy, Policy]
-) -> None:
-    check_replay(connection, records, pair)
+@few_and_many(12, 500)
+def test_flips_are_those_of_judging_each_record_alone(connection: duckdb.DuckDBPyConnection, examples: int) -> None:
+    hold_for(lambda records, pair: check_replay(connection, records, pair), RECORDS, PAIRS, examples=examples)
 
 
 # --- examples -------------------------------------------------------------------------------------------------------

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.base.faults import Location
@@ -26,11 +24,9 @@ from squidkeeper.policy.engine.explain import quotas_in
 from squidkeeper.policy.language.model import Action, Policy
 from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
 from squidkeeper.policy.policy_store.loading import load
-from squidkeeper.record.log.record import NONE, Record, host_of, parse_time
-from squidkeeper.record.table.columns import FIELDS
-from squidkeeper.record.table.judging import insert
+from squidkeeper.record.log.record import Record
 
-from ..conftest import NOW
+from ..conftest import NOW, few_and_many, hold_for
 from ..policy.test_engine_properties import (
     GRANT,
     HOSTS,
@@ -42,9 +38,8 @@ from ..policy.test_engine_properties import (
     rewrites,
     urls,
 )
+from ..record_tables import insert_records
 from .test_replay import COMMON, PLAIN_URLS, POLICIES, RECORDS, logged, passes, plain_request, plainly_decided, tunnel
-
-PLAIN = settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +48,10 @@ def connection() -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-def insert_records(connection: duckdb.DuckDBPyConnection, records: list[Record]) -> None:
-    rows = []
-    for one in records:
-        values: dict[str, Any] = {**msgspec.structs.asdict(one), "host": host_of(one.url).text}
-        values["time"] = parse_time(one).replace(tzinfo=None)
-        rows.append(tuple(None if value == NONE else value for value in values.values()))
-    typed = ", ".join(f"{one.name} {one.sql_type}" for one in FIELDS)
-    insert(connection, "plain_records", f"{typed}, host VARCHAR", rows)
-
-
 def check_narrowed(
     connection: duckdb.DuckDBPyConnection, records: list[Record], policy: Policy, others: list[Record]
 ) -> None:
-    insert_records(connection, records)
+    insert_records(connection, "plain_records", records)
     old = CompiledPolicy(policy)
     use = measure(connection, old, "plain_records")
     edits = proven(connection, policy, proposed_edits(policy, use, NOW), NOW, "plain_records")
@@ -134,21 +119,19 @@ ASKED = st.lists(
 )
 
 
-@given(ASKED, NARROWABLE, ASKED)
-@PLAIN
+@few_and_many(8, 400)
 def test_a_narrowed_policy_denies_nothing_of_its_record_and_opens_nothing(
-    connection: duckdb.DuckDBPyConnection, records: list[Record], policy: Policy, others: list[Record]
+    connection: duckdb.DuckDBPyConnection, examples: int
 ) -> None:
-    check_narrowed(connection, records, policy, others)
-
-
-@pytest.mark.long
-@given(RECORDS | ASKED, POLICIES | NARROWABLE, RECORDS | ASKED)
-@settings(PLAIN, max_examples=400, deadline=None)
-def test_a_narrowed_policy_changes_nothing_of_its_record_for_a_long_time(
-    connection: duckdb.DuckDBPyConnection, records: list[Record], policy: Policy, others: list[Record]
-) -> None:
-    check_narrowed(connection, records, policy, others)
+    many = examples > 100
+    records, policies = (RECORDS | ASKED, POLICIES | NARROWABLE) if many else (ASKED, NARROWABLE)
+    hold_for(
+        lambda given, policy, others: check_narrowed(connection, given, policy, others),
+        records,
+        policies,
+        records,
+        examples=examples,
+    )
 
 
 # --- cases ----------------------------------------------------------------------------------------------------------
@@ -166,7 +149,7 @@ def get(url: str, method: str = "GET", **fields: Any) -> Record:
 def found_in(
     connection: duckdb.DuckDBPyConnection, policy: CompiledPolicy, *records: Record
 ) -> tuple[Findings, dict[str, dict[str, tuple[str, ...] | None]]]:
-    insert_records(connection, list(records))
+    insert_records(connection, "plain_records", list(records))
     use = measure(connection, policy, "plain_records")
     edits = proven(connection, policy.source, proposed_edits(policy.source, use, NOW), NOW, "plain_records")
     found = findings(policy.source, use, edits, NOW)
@@ -347,7 +330,7 @@ def test_an_edit_that_would_deny_a_recorded_request_is_taken_back(
         "rules: [{name: one, action: allow, hosts: [api.example]}, {name: two, action: allow, hosts: [b.example]}]",
         tmp_path,
     )
-    insert_records(connection, [get(f"{API}/x", status=404)])
+    insert_records(connection, "plain_records", [get(f"{API}/x", status=404)])
     assert proven(connection, policy.source, edits, NOW, "plain_records") == kept
 
 

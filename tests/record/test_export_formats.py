@@ -263,6 +263,7 @@ def test_any_record_is_what_the_readers_of_each_format_take(one: Record) -> None
 
 
 @given(st.text())
+@settings(max_examples=50, deadline=None)
 def test_a_text_is_cleaned_of_what_is_not_printable_and_of_nothing_else(text: str) -> None:
     cleaned = clean(text) or ""
     assert cleaned.isprintable()

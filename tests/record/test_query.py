@@ -315,10 +315,17 @@ def test_a_terminal_gets_no_control_characters(tmp_path: Path) -> None:
 
 
 def test_a_parquet_file_is_one_file_whatever_its_name_is(parent: Path) -> None:
-    for name in ("a1", "a[1]", "p*", "px"):
-        sql = f"SELECT * REPLACE ('{name}' AS url) FROM records LIMIT 1"
-        query(sql, log_file(parent), *AS_PARQUET, parent / f"{name}.parquet")
-        (parent / f"{name}.parquet").chmod(0o644)
+    query(
+        "SELECT * REPLACE ('a[1]' AS url) FROM records LIMIT 1", log_file(parent), *AS_PARQUET, parent / "a[1].parquet"
+    )
+    with open_database(threads=1) as database:
+        for name in ("a1", "p*", "px"):
+            row = (
+                f"SELECT TIMESTAMP '2026-11-25' AS time, 'h' AS client, 'GET' AS method, 200 AS status, '{name}' AS url"
+            )
+            database.connection.execute(f"COPY ({row}) TO '{parent}/{name}.parquet'")
+    for file in parent.glob("*.parquet"):
+        file.chmod(0o644)
     read = [query("SELECT url FROM records", parent / f"{name}.parquet").stdout for name in ("a[1]", "p*", "a1")]
     assert read == ["URL\na[1]\n", "URL\np*\n", "URL\na1\n"]
     (parent / "none.parquet").write_text("no Parquet\n" * 9)

@@ -11,7 +11,6 @@ from urllib.parse import unquote
 import duckdb
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.policy.protocol.request import CONNECT
@@ -21,6 +20,7 @@ from squidkeeper.record.table.questions import COLUMNS, SET_APART, Question, Que
 from squidkeeper.record.table.sources import TableSources
 from squidkeeper.record.table.table import open_table
 
+from ..conftest import few_and_many, hold_for
 from ..plain_reading import fold, time_of
 from ..record_tables import insert_records
 from ..records import after_noon, record, record_line
@@ -142,19 +142,9 @@ def check_questions(connection: duckdb.DuckDBPyConnection, records: list[Record]
             assert request_of(question.record()) == request_of(opened), "judged as each request that it stands for"
 
 
-@given(st.lists(RECORDS, max_size=20))
-@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
-def test_questions_are_those_of_a_plain_count(connection: duckdb.DuckDBPyConnection, records: list[Record]) -> None:
-    check_questions(connection, records)
-
-
-@pytest.mark.long
-@given(st.lists(RECORDS, max_size=60))
-@settings(max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
-def test_questions_are_those_of_a_plain_count_of_many_logs(
-    connection: duckdb.DuckDBPyConnection, records: list[Record]
-) -> None:
-    check_questions(connection, records)
+@few_and_many(50, 1000)
+def test_questions_are_those_of_a_plain_count(connection: duckdb.DuckDBPyConnection, examples: int) -> None:
+    hold_for(lambda records: check_questions(connection, records), st.lists(RECORDS, max_size=20), examples=examples)
 
 
 # --- examples -------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from squidkeeper.record.table.database import open_database
 from squidkeeper.record.table.lines import LineTable, Loaded, record_of
 from squidkeeper.record.table.sources import TableSources
 from squidkeeper.record.table.table import Table, open_table, standing
+from tests.conftest import few_and_many, hold_for
 from tests.plain_reading import Reading, fold, read_lines, time_of
 from tests.records import NOON, USUAL, after_noon, record_line
 
@@ -189,20 +190,11 @@ def text_or_none(text: str) -> str | None:
 
 
 ANY = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
-MANY = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@ANY
-@given(st.lists(LINES, max_size=12))
-def test_any_lines_are_the_records_that_a_plain_reading_finds(tmp_path: Path, lines: list[bytes]) -> None:
-    assert_read_alike(tmp_path, lines)
-
-
-@pytest.mark.long
-@MANY
-@given(st.lists(LINES, max_size=12))
-def test_many_lines_are_the_records_that_a_plain_reading_finds(tmp_path: Path, lines: list[bytes]) -> None:
-    assert_read_alike(tmp_path, lines)
+@few_and_many(8, 300)
+def test_any_lines_are_the_records_that_a_plain_reading_finds(tmp_path: Path, examples: int) -> None:
+    hold_for(lambda lines: assert_read_alike(tmp_path, lines), st.lists(LINES, max_size=12), examples=examples)
 
 
 def test_every_strange_value_of_every_field_is_read_as_a_plain_reading_does(tmp_path: Path) -> None:

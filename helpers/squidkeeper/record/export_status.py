@@ -137,7 +137,7 @@ class ExportStore:
         self.beat()
 
     def beat(self) -> None:
-        """Give a sign of life. Without a file there is none; the next `write` makes it."""
+        """Show a sign of life. Without a file there is none; the next `write` makes it."""
         if self._on_disk and time.monotonic() >= self._written_at + _BEAT_SECONDS:
             try:
                 os.utime(self._file)

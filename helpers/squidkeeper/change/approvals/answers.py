@@ -112,7 +112,6 @@ def _settled(
 
 
 def _noted(granted: Granted, state: Path, ticket: Ticket, until: datetime | None) -> Granted:
-    """Note in the tickets what is open and kept by now. Where that fails, it is open all the same: warn about it."""
     try:
         note_decision(state, ticket.number, TicketState.APPROVED, until.timestamp() if until else 0.0, "")
     except EditRefused as error:

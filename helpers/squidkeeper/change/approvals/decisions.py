@@ -75,7 +75,7 @@ def who_decides() -> str:
 
 
 def waits_for_edit(directory: Path, state: Path) -> bool:
-    """Tell whether the policy on disk, grants aside, is another one than is in force; False where nothing tells."""
+    """Whether the policy on disk, grants aside, is another one than is in force; False where nothing tells."""
     found = revision_in_force(state / "revisions")
     if found is None or not found.ungranted or found.directory != directory.absolute():
         return False

@@ -67,7 +67,7 @@ def add_grant(directory: Path, new: NewGrant, now: datetime, uses: GrantUses | N
 
 
 def preview_grant(directory: Path, new: NewGrant, now: datetime, uses: GrantUses | None = None) -> Granted:
-    """Give what `add_grant` would make, under another name, and write nothing."""
+    """Return what `add_grant` would make, under another name, and write nothing."""
     return _planned(_Edit.begin(directory, now), new, now, uses)[0]
 
 
@@ -197,7 +197,6 @@ class _Edit:
 
 
 def _plain(grants: tuple[Rule, ...]) -> list[Rule]:
-    """Give grants without their places, which an edit may move."""
     return [replace(one, location=_NOWHERE) for one in grants]
 
 

@@ -47,7 +47,7 @@ class NewGrant:
         return next(name for name in numbered if name not in taken)
 
     def entry(self, name: str, made: datetime) -> Iterator[tuple[str, object]]:
-        """Give the fields of the entry, in their order."""
+        """Return the fields of the entry, in their order."""
         yield "name", name
         yield from [("clients", [*self.clients])] if self.clients else [("any_client", True)]
         for key in ("hosts", "schemes", "ports", "paths", "urls", "methods"):
@@ -120,7 +120,6 @@ def effect_of(policy: CompiledPolicy, grant: Rule, at: datetime) -> Effect:
 
 
 def _requests(policy: Policy, grant: Rule) -> Iterator[tuple[str, str, str | None, str | None]]:
-    """Give a request of each kind that the grant is for: method, URL, client and user."""
     clients = [_asker(one) for one in policy.clients if one.name in (grant.match.clients or ())] or [(None, None)]
     for method, url, (address, user) in product(sorted(grant.match.methods or _METHODS), _urls(grant), clients):
         yield method, url, address, user

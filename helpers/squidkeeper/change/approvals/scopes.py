@@ -95,8 +95,6 @@ def hosts_of(waiting: Iterable[Ticket]) -> Collection[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A question, and the grant of each scope."""
-
     ticket: Ticket
     host: str
     grants: Mapping[ApprovalScope, Rule]

@@ -59,7 +59,7 @@ def until(one: Rule, now: datetime) -> str:
 
 
 def described(one: Rule) -> Iterator[tuple[str, str]]:
-    """Give the fields of a grant as text for a terminal."""
+    """Return the fields of a grant as text for a terminal."""
     match = one.match
     clients = "any client" if match.clients is None else _joined(sorted(match.clients))
     fields = (

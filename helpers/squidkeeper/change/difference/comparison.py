@@ -194,7 +194,6 @@ class _Run:
                 self.found += self._of_tunnels(cell, example, inside)
 
     def _cells(self, host: HostClass, entries: Sequence[Sequence[AnyEntry]]) -> Iterator[tuple[Cell, _Example]]:
-        """Cut the requests to a class of hosts by times, clients and ports; give each cell with an example."""
         quotas = [policy.source.quotas for policy in self.policies]
         spans = alike(self.parts.ports, partial(ports_key, entries=entries))
         for moments in self._moments_of(entries):
@@ -215,7 +214,6 @@ class _Run:
         return [*kept, *(source.credentials[at] for at in credentials), *(source.upstreams[at] for at in upstreams)]
 
     def _moments_of(self, entries: Sequence[Sequence[AnyEntry]]) -> Iterator[frozenset[int]]:
-        """Join the moments at which the same of these entries, and of the tokens, hold."""
         timed = list(_timed(one for side in entries for one in side if isinstance(one, Rule)))
         clients = [client for policy in self.policies for client in policy.source.clients]
         tokens = [token for client in clients for token in client.tokens or ()]
@@ -232,7 +230,7 @@ class _Run:
         yield from self._of_exact_urls(cell, example, (old, new))
 
     def _of_urls(self, cell: Cell, example: _Example, some: Sequence[UrlDifference]) -> Iterator[CellDifference]:
-        """Give what differs in some cells of URLs, with examples that the engine confirms.
+        """Return what differs in some cells of URLs, with examples that the engine confirms.
 
         A cell without one that is predicted to differ in the same way, by the same rules, as a cell with one is no
         doubt of its own: it may be empty.
@@ -265,7 +263,6 @@ class _Run:
         return shown
 
     def _of_exact_urls(self, cell: Cell, example: _Example, sides: Sequence[Side]) -> Iterator[CellDifference]:
-        """Compare each URL that a grant names, where such a grant decides."""
         grants = {grant.name: grant for side in sides for grant in side.grants if grant.match.urls is not None}
         exact = dict.fromkeys(one for grant in grants.values() for one in grant.match.urls or ())
         for one in exact:

@@ -200,7 +200,7 @@ def not_fetched(consequence: Consequence) -> Consequence:
 
 
 def observed_verdict(observed: str | None) -> str:
-    """Give the verdict of what is observed, without the name of the rule."""
+    """Return the verdict of what is observed, without the name of the rule."""
     return (observed or "").partition(":")[0]
 
 
@@ -268,7 +268,7 @@ class Asked:
 
 
 def judge(policy: CompiledPolicy, asked: Asked) -> Consequence:
-    """Give what becomes of a request: now, and once the grants that allow it are spent."""
+    """Return what becomes of a request: now, and once the grants that allow it are spent."""
     request = request_to(asked.method, asked.target, asked.client, asked.user)
     match = policy.match(request)
     decisions = list(decide_until_spent(policy, match, asked.at))

@@ -60,13 +60,11 @@ def named(chosen: Iterable[Traits], known: Iterable[Traits], every: str, rest: s
 
 
 def _by_own_traits(choice: _Choice) -> Texts:
-    """Name traits that only the chosen have: `a`, `b`."""
     own = _widest({trait: region for trait, region in choice.regions.items() if region <= choice.some})
     return tuple(sorted(own)) if _union(own) == choice.some else ()
 
 
 def _by_one_with_exceptions(choice: _Choice) -> Texts:
-    """Name one trait that all of the chosen have, or every one, with exceptions: `a except b`."""
     some = choice.some
     holding = [(trait, region) for trait, region in choice.regions.items() if region >= some]
     base, region = min(holding, key=_narrowest_first, default=("", choice.known))
@@ -80,7 +78,6 @@ def _by_one_with_exceptions(choice: _Choice) -> Texts:
 
 
 def _by_several_with_exceptions(choice: _Choice) -> Texts:
-    """Name several traits, each with exceptions: `a (except c)`, `b (except c)`."""
     some, left = choice.some, choice.some
     foreign = {trait: region for trait, region in choice.regions.items() if not region & some}
     texts = []
@@ -93,7 +90,6 @@ def _by_several_with_exceptions(choice: _Choice) -> Texts:
 
 
 def _one_by_one(choice: _Choice) -> Texts:
-    """Name each by what it has, and what those that have that may have too: `a, not b`."""
     return tuple(_written(one, choice) for one in sorted(choice.some, key=sorted))
 
 

@@ -42,7 +42,7 @@ class ClientKind:
         return tuple(lapses is not None and at >= lapses for lapses in self.lapses)
 
     def facts(self, side: int) -> HostFacts:
-        """Give what the field `clients` is matched with."""
+        """Return what the field `clients` is matched with."""
         return HostFacts(self.names[side], "", "http", _NOWHERE, 80)
 
     @property
@@ -65,7 +65,7 @@ class Ports:
     last: int
 
     def holds(self, scheme: str, port: int) -> bool:
-        """Tell whether a port of a scheme is one of them."""
+        """Whether a port of a scheme is one of them."""
         return scheme == self.scheme and self.first <= port <= self.last
 
     @property
@@ -96,7 +96,7 @@ def _client_kind(policies: Sequence[CompiledPolicy], address: Address | None, us
 
 
 def _addresses(networks: Iterable[Network]) -> list[Address | None]:
-    """Give an address of each part into which the networks cut all addresses; None for those in none of them."""
+    """Return an address of each part into which the networks cut all addresses; None for those in none of them."""
     named = set(networks)
     found: list[Address | None] = [
         address for address in _firsts(named) if any(address in network for network in named)
@@ -106,7 +106,6 @@ def _addresses(networks: Iterable[Network]) -> list[Address | None]:
 
 
 def _firsts(networks: Iterable[Network]) -> Iterator[Address]:
-    """Give the second address of each part, or the first where it has one alone."""
     bounds: dict[int, set[int]] = {4: {0}, 6: {0}}
     for network in networks:
         bounds[network.version] |= {int(network.network_address), int(network.broadcast_address) + 1}
@@ -154,7 +153,7 @@ def alike(parts: Iterable[T], key: Callable[[T], object]) -> list[tuple[T, ...]]
 def client_key(
     client: ClientKind, entries: Sequence[Sequence[AnyEntry]], quotas: Sequence[Sequence[Quota]], at: datetime
 ) -> object:
-    """Give the same key to clients that entries and quotas of both policies, and tokens, do not tell apart."""
+    """Assign the same key to clients that entries and quotas of both policies, and tokens, do not tell apart."""
     holds = HOST_FIELDS["clients"]
     held = [holds(entry.match, client.facts(side), False) for side in (0, 1) for entry in entries[side]]
     under = [quota.holds_for(client.names[side]) for side in (0, 1) for quota in quotas[side]]
@@ -162,7 +161,7 @@ def client_key(
 
 
 def ports_key(one: Ports, entries: Sequence[Sequence[AnyEntry]]) -> object:
-    """Give the same for a scheme and port, which the default can tell apart too."""
+    """Assign a key to a scheme and port, which the default can tell apart too."""
     facts = HostFacts((), "", one.scheme, _NOWHERE, one.example)
     fields = (HOST_FIELDS["schemes"], HOST_FIELDS["ports"])
     held = [
@@ -172,7 +171,7 @@ def ports_key(one: Ports, entries: Sequence[Sequence[AnyEntry]]) -> object:
 
 
 def method_key(method: str, entries: Sequence[Sequence[AnyEntry]]) -> object:
-    """Give the same for a method, which WebSockets and credentials can tell apart too."""
+    """Assign a key to a method, which WebSockets and credentials can tell apart too."""
     facts = HostFacts((), method, "https", _NOWHERE, 443)
     holds = HOST_FIELDS["methods"]
     held = [holds(entry.match, facts, covers_every_port(entry)) for side in entries for entry in side]

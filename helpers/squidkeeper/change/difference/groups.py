@@ -67,14 +67,14 @@ def _key(one: CellDifference) -> Hashable:
 
 
 def _detail(one: CellDifference) -> Hashable:
-    """Give what else has to be the same: which credentials are gained, but not which URL each is rewritten to."""
+    """Return what else has to be the same: which credentials are gained, but not which URL each is rewritten to."""
     if one.change in (Change.OPENED, Change.CLOSED, Change.REWRITE):
         return None
     return tuple(value_of(one.change, side) for side in (one.before, one.after))
 
 
 def value_of(change: Change, consequence: Consequence) -> object:
-    """Give what a change is about, of one side."""
+    """Return what a change is about, of one side."""
     if change is Change.USES:
         return consequence.counts, consequence.spent and consequence.spent.rule
     return getattr(consequence, change, None)
@@ -92,7 +92,6 @@ def _unlikeliness(one: CellDifference) -> tuple[bool, ...]:
 
 
 def _scopes(comparison: Comparison, cells: list[CellDifference]) -> list[Scope]:
-    """Describe cells by as few scopes as joining them one field after another makes."""
     boxes: list[_Box] = []
     for universe, some in _by_urls(cells).items():
         joined = _joined([_box(cell) for cell in some], ("moments", "methods", "ports", "paths", "queries"))

@@ -140,7 +140,7 @@ def _lists_any(hosts: HostList, name: str) -> bool:
 def _listed(
     taken: set[str], names: set[str], lists: Sequence[tuple[str, HostList]], networks: list[Network]
 ) -> Iterator[HostPart]:
-    """Give a part for each way in which a host is in some of the lists; `networks` gets those of the lists."""
+    """Return a part for each way in which a host is in some of the lists; `networks` gets those of the lists."""
     counts: Counter[Hashable] = Counter()
     firsts: dict[Hashable, HostPart] = {}
     for _, hosts in lists:
@@ -174,7 +174,7 @@ def _hosts_of(stored: str, taken: set[str], lists: Sequence[tuple[str, HostList]
 
 
 def _place(host: str, names: set[str]) -> tuple[str, int]:
-    """Give the longest ending of a host that a pattern names, and how many labels are in front of it."""
+    """Return the longest ending of a host that a pattern names, and how many labels are in front of it."""
     depth, rest = 0, host
     while rest:
         if rest in names:
@@ -194,7 +194,6 @@ def _network_of(stored: str) -> Network:
 
 
 def _of_addresses(networks: Iterable[Network]) -> Iterator[HostPart]:
-    """Cut all addresses wherever a network does, and where private ones begin and end."""
     named = set(networks)
     for version in (4, 6):
         of_version = [one for one in (*named, *PRIVATE_NETWORKS, _MAPPED) if one.version == version]

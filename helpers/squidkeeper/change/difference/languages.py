@@ -51,7 +51,7 @@ class Automaton:
         self.start = frozenset(place for start in starts for place in self._reached[start])
 
     def step(self, state: frozenset[int], character: str) -> frozenset[int]:
-        """Give the state after one more character."""
+        """Return the state after one more character."""
         after: set[int] = set()
         for place in state:
             stays, literal = self._stays[place], self._literals[place]
@@ -66,7 +66,7 @@ class Automaton:
         return frozenset(self._ends[place] for place in state if place in self._ends)
 
     def characters(self, state: frozenset[int]) -> list[str]:
-        """Give a character of each kind that the state tells apart."""
+        """Return a character of each kind that the state tells apart."""
         literals = {literal[0] for literal in (self._literals[place] for place in state) if literal}
         other = next((one for one in _OTHERS if one not in literals), None)
         return [*([other] if other else []), *sorted(literals | {"/"})]
@@ -192,12 +192,12 @@ def url_cells(entries: Iterable[Entry], samples: Iterable[str] = ()) -> UrlCells
 
 
 def path_holds(match: Match, matched: Matched) -> bool:
-    """Tell whether `paths` hold in a cell."""
+    """Whether `paths` hold in a cell."""
     return match.any_path or any(pattern.text in matched for pattern in match.paths or ())
 
 
 def query_holds(match: Match, held: Held, *, one: bool) -> bool:
-    """Tell whether `query` holds in a cell: for a deny with `one` value, else with all."""
+    """Whether `query` holds in a cell: for a deny with `one` value, else with all."""
     return all(QueryAtom(pattern.key, pattern.pattern, one) in held for pattern in match.query or ())
 
 
@@ -268,7 +268,7 @@ def _as_sent(text: str) -> str:
 
 
 def _samples_of(pattern: PathPattern) -> Iterator[str]:
-    """Give the least text that an expression may match, where RE2 finds one; also with a letter for anything."""
+    """Return the least text that an expression may match, where RE2 finds one; also with a letter for anything."""
     expression = pattern.text.removeprefix("regex:")
     for text in dict.fromkeys((expression, _ANYTHING.sub("x", expression))):
         with suppress(re2.error, UnicodeDecodeError):

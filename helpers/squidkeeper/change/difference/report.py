@@ -66,7 +66,7 @@ def compare_settings(old: Policy, new: Policy) -> list[SettingDifference]:
 
 
 def _is_a_difference(login: SettingDifference, counts_logins: bool) -> bool:
-    """Tell whether a login is one: a user more has counts of its own, where a quota counts each client."""
+    """Whether a login is one: a user more has counts of its own, where a quota counts each client."""
     return login.after != LEFT_OUT and (counts_logins or login.before != LEFT_OUT)
 
 
@@ -180,7 +180,7 @@ def _uses(consequence: Consequence) -> float:
 
 
 def _is_counted(before: Consequence, after: Consequence) -> bool:
-    """Tell whether all counts that a request is in under the ceiling have it, however many grants are spent."""
+    """Whether all counts that a request is in under the ceiling have it, however many grants are spent."""
     if not (after.allowed or after.asks):
         return True
     under = frozenset[str]().union(*before.quotas)
@@ -237,5 +237,5 @@ def _ends_sooner(one: SettingDifference) -> bool:
 
 
 def _gives_no_more(one: SettingDifference) -> bool:
-    """Tell whether a quota has no higher limit than under the ceiling; one that is not there has none."""
+    """Whether a quota has no higher limit than under the ceiling; one that is not there has none."""
     return one.before == LEFT_OUT or (one.after != LEFT_OUT and int(one.after) <= int(one.before))

@@ -71,7 +71,7 @@ def side_of(policy: CompiledPolicy, request: Request, at: datetime) -> Side:
 
 
 def consequence_in(side: Side, matched: Matched, held: Held) -> tuple[consequences.Consequence, tuple[Hashable, ...]]:
-    """Give what becomes of the requests of a cell of URLs, and keys: of two keys, a path is ambiguous.
+    """Return what becomes of the requests of a cell of URLs, and keys: of two keys, a path is ambiguous.
 
     The first key is that of now, each other one of the time when one more grant is spent. That of a denial is a bool.
     """
@@ -89,7 +89,7 @@ def consequence_in(side: Side, matched: Matched, held: Held) -> tuple[consequenc
 def _consequence_now(
     side: Side, matched: Matched, held: Held
 ) -> tuple[consequences.Consequence, Hashable, Rule | None]:
-    """Give the same while all grants of a side have uses left, and the grant whose uses it takes."""
+    """Return the same while all grants of a side have uses left, and the grant whose uses it takes."""
     if side.denial is not None:
         return side.denial, False, None
     holds = partial(_holds, matched=matched, held=held)
@@ -132,7 +132,6 @@ def _quotas(side: Side, decision: Decision) -> tuple[frozenset[str]]:
 
 
 def _observed(side: Side, holds: Holds) -> str:
-    """Give the verdict that is observed: that of the first rule that matches, where it observes."""
     default = side.match.candidates.default
     if side.match.candidates.observing is None:
         return ""
@@ -149,7 +148,7 @@ def _decision(side: Side, rule: Rule | None) -> Decision:
 
 
 def _holds(entry: Entry, matched: Matched, held: Held) -> bool:
-    """Tell whether an entry holds in a cell. A grant for exact URLs never does: these are compared one by one."""
+    """Whether an entry holds in a cell. A grant for exact URLs never does: these are compared one by one."""
     if entry.match.urls is not None:
         return False
     return path_holds(entry.match, matched) and query_holds(entry.match, held, one=is_deny(entry))
@@ -219,7 +218,6 @@ def _credential_key(credential: Credential) -> str:
 
 
 def _match_key(match: Match, policy: Policy) -> str:
-    """Write matching fields, so that equal texts mean the same."""
     lists = {name: sha256(policy.lists[name].trie.tobytes()).hexdigest() for name in match.lists or ()}
     clients = [one for one in policy.clients if one.name in (match.clients or ())]
     members = [(one.networks, sorted(one.users or ()), one.tokens) for one in clients]

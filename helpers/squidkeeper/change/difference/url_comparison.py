@@ -41,7 +41,7 @@ class UrlDifference:
     cells: UrlCells | None
 
     def urls(self, request: Request) -> Iterator[str]:
-        """Give URLs of the cell, of the host of a request."""
+        """Return URLs of the cell, of the host of a request."""
         if self.cells is None:
             return
         port = "" if request.port == DEFAULT_PORTS[request.scheme] else f":{request.port}"
@@ -85,7 +85,7 @@ class UrlComparison:
 
 
 def sample_paths(tests: Iterable[PolicyTest]) -> Iterator[str]:
-    """Give the paths of a policy's tests; a test may be of a URL that is none."""
+    """Return the paths of a policy's tests; a test may be of a URL that is none."""
     for test in tests:
         with suppress(InvalidUrl):
             yield parse_url(test.url).path
@@ -126,7 +126,7 @@ def _doubt(cells: UrlCells, matched: Matched) -> Doubt:
 
 
 def _opens_ambiguous(allowed: set[tuple[Keys, Keys]]) -> bool:
-    """Tell whether the new policy may allow a path that the old one denies as ambiguous, of cells that both allow.
+    """Whether the new policy may allow a path that the old one denies as ambiguous, of cells that both allow.
 
     It does where cells with one key for the new policy have several for the old one, while as many grants are spent.
     """
@@ -139,7 +139,7 @@ def _opens_ambiguous(allowed: set[tuple[Keys, Keys]]) -> bool:
 
 
 def _are_ambiguous_alike(keys: set[tuple[Keys, Keys]]) -> bool:
-    """Tell whether both policies deny the same paths as ambiguous, as readings with other keys are.
+    """Whether both policies deny the same paths as ambiguous, as readings with other keys are.
 
     They do where two cells have one key for the old policy exactly if they have one for the new.
     """

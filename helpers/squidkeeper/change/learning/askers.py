@@ -87,7 +87,7 @@ class Askers:
         return tuple(one.name for one in defined), defined
 
     def divided(self, named: Iterable[str]) -> dict[str, int]:
-        """Give the clients of the policy of which some machines are named one by one, and how many of them."""
+        """Return the clients of the policy of which some machines are named one by one, and how many of them."""
         counts = {name: len(members.keys() & set(named)) for name, members in self._members.items()}
         return {name: count for name, count in counts.items() if count > 1 and self.only is None}
 

@@ -121,7 +121,7 @@ class HostUses:
         return False
 
     def finish(self) -> tuple[Openings, dict[tuple[Unproposed, str], Evidence]]:
-        """Give what is proposed of the host, as far as this host alone decides; and what is not, by why and what."""
+        """Return what is proposed of the host, as far as this host alone decides; and what is not, by why and what."""
         whole, openings, apart = self._unproposed(), Openings(), dict(self._apart)
         for (place, is_shape), evidence in self._evidence.items():
             paths = {} if whole else self._paths(place, is_shape=is_shape)
@@ -143,7 +143,7 @@ class HostUses:
         return [path_shapes.pattern_of(shape) for shape in shapes][:_WIDE_PATHS_SHOWN]
 
     def everything(self) -> Iterator[Evidence]:
-        """Give the evidence of all uses."""
+        """Return the evidence of all uses."""
         yield from (*self.presets.values(), *self._evidence.values(), *self._apart.values())
 
     def _unproposed(self) -> Unproposed | None:
@@ -198,7 +198,7 @@ Rows = dict[Row, Evidence]
 
 
 def rows(of_clients: Iterable[tuple[str, Openings]]) -> Rows:
-    """Give the fewest rows that open to each client what it is given, and nothing else; the widely used first."""
+    """Return the fewest rows that open to each client what it is given, and nothing else; the widely used first."""
     of_hosts: dict[str, Rows] = {}
     for client, openings in of_clients:
         for (place, shape), evidence in openings.items():
@@ -225,7 +225,6 @@ def _merged_in_turn(some: Rows, fields: Iterable[str]) -> Rows:
 
 
 def _merged(some: Rows, field: str) -> Rows:
-    """Merge rows that differ in one field alone: together they open what each of them does."""
     values: dict[Row, set[str]] = {}
     evidence: Rows = {}
     for row, one in some.items():

@@ -67,8 +67,6 @@ def learn(uses: Iterable[Use], askers: Askers, presets: Presets, support: Suppor
 
 @dataclass(slots=True)
 class _Largest(Generic[T]):
-    """The entries with the most requests, and the sum of the others."""
-
     at_most: int
     entries: list[tuple[T, Evidence]] = field(default_factory=list)
     others: Evidence | None = None
@@ -89,8 +87,6 @@ class _Largest(Generic[T]):
 
 @dataclass(slots=True)
 class _Machine:
-    """What one machine used."""
-
     asker: Asker
     hosts: _Largest[tuple[tuple[Opening, Evidence], ...]] = field(default_factory=lambda: _Largest(_HOSTS_AT_MOST))
     presets: dict[str, Evidence] = field(default_factory=dict)
@@ -111,7 +107,7 @@ class _Machine:
             yield from entry
 
     def all_listed(self) -> Iterator[_Apart]:
-        """Give what is not proposed, once the openings are known."""
+        """Return what is not proposed, once the openings are known."""
         for reason, largest in self.listed.items():
             largest.cut()
             yield from ((reason, *what, self.asker.name, evidence) for what, evidence in largest.entries)
@@ -201,7 +197,6 @@ def _host_patterns(places: Mapping[Place, Evidence]) -> dict[Place, Place]:
 
 
 def _listable(of_clients: Mapping[str, Openings]) -> tuple[dict[str, Openings], list[_Apart]]:
-    """Leave out, and list, writes of a client whose machines together used too many paths."""
     many: list[_Apart] = []
     kept: dict[str, Openings] = {}
     for name, openings in of_clients.items():

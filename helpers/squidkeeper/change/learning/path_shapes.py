@@ -102,7 +102,7 @@ def without_loudest(evidence: Iterable[Evidence]) -> int:
 
 
 def shape_of(path: str, *, keep_first: bool = False) -> Shape | None:
-    """Give the shape of one path, as `Url.path` has it: identifiers are `*`. None where no pattern can have its shape.
+    """Return the shape of a path, as `Url.path` has it: identifiers are `*`. None where no pattern can have its shape.
 
     That is where servers find other segments in the path: with a dot segment, an escaped slash, a parameter (`;`).
     """
@@ -116,13 +116,13 @@ def shape_of(path: str, *, keep_first: bool = False) -> Shape | None:
 
 
 def literal_shape(path: str) -> Shape | None:
-    """Give the segments of one path as a shape that matches it and no other; None where there is none."""
+    """Return the segments of one path as a shape that matches it and no other; None where there is none."""
     is_odd = "*" in path or "//" in path or _DOTS.search(path) or len(path) > _LONGEST_PATH
     return None if is_odd or not _is_matched(path, _read(path)) else tuple(path.split("/")[1:])
 
 
 def is_regular(shape: Shape) -> bool:
-    """Tell whether every server finds the same segments in the paths of a shape, so that it can be generalised."""
+    """Whether every server finds the same segments in the paths of a shape, so that it can be generalised."""
     return len({one.path.count("/") for one in readings(pattern_of(shape))}) == 1
 
 
@@ -132,7 +132,7 @@ def pattern_of(shape: Shape) -> str:
 
 
 def covers(wide: Shape, narrow: Shape) -> bool:
-    """Tell whether a shape matches every path that another one matches, however servers read them."""
+    """Whether a shape matches every path that another one matches, however servers read them."""
     return wide == narrow or (_covers_segments(wide, narrow) and is_regular(narrow))
 
 
@@ -161,7 +161,7 @@ class PathShapes:
             self._shapes = _merged(self._shapes, lambda one: _cut(one, _DEPTHS[self._depth]))
 
     def result(self) -> Shapes:
-        """Give few shapes that match all that were added; none where even the first segments are too many to list."""
+        """Return few shapes that match all that were added; none where even the first segments are too many to list."""
         if not self._keep_first:
             return _few(_without_covered(_generalise(self._shapes)))
         tenants: dict[str, Shapes] = {}
@@ -304,7 +304,6 @@ def _mask(shape: Shape) -> _Mask:
 
 
 def _candidates(shape: Shape, masks: Iterable[_Mask], shapes: Mapping[Shape, Evidence]) -> Iterable[Shape]:
-    """Give the other shapes that are this one with `*` and `**` at the places of a mask."""
     for rest, stars in masks:
         cut = _cut(shape, rest)
         wide = tuple(ANY if place in stars else segment for place, segment in enumerate(cut))
@@ -323,17 +322,17 @@ def _last_owner(shape: Shape, owners: Mapping[Shape, Shape]) -> Shape:
 
 
 def is_address_like(host: Host) -> bool:
-    """Tell whether a host is an address, or a name that holds one, as `203-0-113-7.example.com` does."""
+    """Whether a host is an address, or a name that holds one, as `203-0-113-7.example.com` does."""
     return host.address is not None or _EMBEDDED_ADDRESS.search(host.text) is not None
 
 
 def is_shared(name: str) -> bool:
-    """Tell whether many owners have paths of a host, as in a store whose paths begin with a bucket."""
+    """Whether many owners have paths of a host, as in a store whose paths begin with a bucket."""
     return name in _BUCKETS_IN_PATHS or ("." in name and is_public_suffix(name))
 
 
 def host_patterns(hosts: Mapping[str, Evidence]) -> dict[str, str]:
-    """Give the pattern for each host: itself, `*.parent`, or `**.domain` of the owner's registrable domain."""
+    """Return the pattern for each host: itself, `*.parent`, or `**.domain` of the owner's registrable domain."""
     parents = {name: name.partition(".")[2] for name in hosts if _has_owned_parent(name)}
     one_label = {name: f"*.{parents[name]}" for name in _many(parents, hosts, VALUES_LISTED)}
     rest = {name: str(registrable_domain(name)) for name in parents}

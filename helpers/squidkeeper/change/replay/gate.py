@@ -44,7 +44,7 @@ def judge_edit(old: CompiledPolicy, new: CompiledPolicy, sources: TableSources, 
 
 
 def bound_of_client(gate: ReloadGate) -> int:
-    """Give how many denials of one client count."""
+    """Return how many denials of one client count."""
     return gate.denials // 2 + 1
 
 
@@ -75,7 +75,7 @@ def _bounded(denied: set[tuple[str, str, str]], gate: ReloadGate) -> int:
 
 
 def _denials(groups: Iterable[FlipGroup], machines: Machines) -> dict[_Denied, GatedDenial]:
-    """Give each client, rule and host once: the groups also tell apart which rule allowed the requests."""
+    """Return each client, rule and host once: the groups also tell apart which rule allowed the requests."""
     found: dict[_Denied, GatedDenial] = {}
     for group in groups:
         if not group.used:

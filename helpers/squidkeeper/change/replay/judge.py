@@ -69,11 +69,11 @@ class ReplayJudge:
         self._hosts = RecordedHosts()
 
     def askers(self, record: Record) -> tuple[str, ...]:
-        """Give what the policies know of client and user."""
+        """Return what the policies know of client and user."""
         return asker_of(self._old, record), asker_of(self._new, record)
 
     def question(self, record: Record) -> ReplayedHost:
-        """Give what to ask about a record, and all others of its asker, method, host, tunnel and verdict."""
+        """Return what to ask about a record, and all others of its asker, method, host, tunnel and verdict."""
         hosts = self._hosts.of(self._old, record), self._hosts.of(self._new, record)
         settled = all(host.is_recorded_alike for host in hosts)
         usual = None
@@ -92,7 +92,7 @@ def decided(policy: CompiledPolicy, host: RecordedHost, url: str | None, at: dat
 
 
 def _seen(policy: CompiledPolicy, host: RecordedHost, decision: Decision, at: datetime) -> Decision | None:
-    """Give a decision, or None where the policy would look into a tunnel that passed through."""
+    """Return a decision, or None where the policy would look into a tunnel that passed through."""
     if decision.allowed or not host.match.spliced:
         return decision
     looked_into = decide(policy, host.match._replace(spliced=False), at, Stage.HOST)
@@ -107,7 +107,7 @@ def _difference(old: Decision | None, new: Decision | None, verdict: str) -> Dif
 
 
 def passes(decision: Decision) -> bool:
-    """Tell whether a request passes: a tunnel in which every request is asked about opens, and lets none through."""
+    """Whether a request passes: a tunnel in which every request is asked about opens, and lets none through."""
     return decision.allowed and not decision.asks
 
 
@@ -132,7 +132,7 @@ def _gives_nothing(old: Decision, new: Decision) -> bool:
 
 
 def _credentials(decision: Decision) -> set[tuple[str, ...]]:
-    """Give each credential by its name and what it injects, which an edit can change under the same name."""
+    """Return each credential by its name and what it injects, which an edit can change under the same name."""
     return {(one.name, *form_texts(one.form)) for one in decision.credentials} if passes(decision) else set()
 
 

@@ -110,13 +110,13 @@ def replay(
 
 
 def rows_at_their_times(connection: duckdb.DuckDBPyConnection, *policies: CompiledPolicy) -> str:
-    """Give the requests of the view `asked` the time at which policies are asked about them; return their view."""
+    """Add to the requests of the view `asked` the time at which policies are asked about them; return their view."""
     connection.execute(_ROWS)
     return _divide_by_time(connection, *policies)
 
 
 def _divide_by_time(connection: duckdb.DuckDBPyConnection, *policies: CompiledPolicy) -> str:
-    """Give each row the start of the span of time in which the same timed rules hold; return the view of them.
+    """Add to each row the start of the span of time in which the same timed rules hold. Return the view of them.
 
     Then a question is asked once in each span. A period that is too long for that is asked about at each time.
     """
@@ -132,7 +132,6 @@ def _divide_by_time(connection: duckdb.DuckDBPyConnection, *policies: CompiledPo
 
 
 def _insert_flips(connection: duckdb.DuckDBPyConnection, answers: Iterable[Difference | None]) -> list[Flip]:
-    """Store which flip each answer has; return the flips by their numbers. Several answers can have the same."""
     places: dict[Flip, int] = {}
     rows = [
         (answer, places.setdefault(one.flip, len(places)), str(one.flip.kind))

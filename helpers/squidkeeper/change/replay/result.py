@@ -114,7 +114,7 @@ class ReplayResult:
     set_apart: Mapping[str, int]
 
     def total(self, kind: FlipKind) -> Total:
-        """Give the total of a kind."""
+        """Return the total of a kind."""
         return self.totals.get(kind, Total())
 
     @property
@@ -123,5 +123,5 @@ class ReplayResult:
         return self.total(FlipKind.DENIED).used
 
     def of(self, kind: FlipKind) -> tuple[FlipGroup, ...]:
-        """Give the groups of a kind."""
+        """Return the groups of a kind."""
         return tuple(group for group in self.flips if group.flip.kind is kind)

@@ -101,7 +101,7 @@ def as_markdown(result: ReplayResult, names: ReplayedNames) -> Iterator[str]:
 
 
 def as_object(result: ReplayResult, names: ReplayedNames) -> Mapping[str, object]:
-    """Give the result as an object of JSON, with every group that it has."""
+    """Return the result as an object of JSON, with every group that it has."""
     return {
         "old": {"name": names.old, "revision": result.old},
         "new": {"name": names.new, "revision": result.new},
@@ -162,7 +162,6 @@ def _heading(result: ReplayResult, kind: FlipKind) -> str:
 
 
 def _rows(result: ReplayResult, kind: FlipKind) -> tuple[list[_Row], str]:
-    """Give the rows of a kind, those of a host that flip alike together, and a line about what is left out."""
     alike: dict[tuple[Flip, str], list[FlipGroup]] = {}
     for group in result.of(kind):
         alike.setdefault((group.flip, group.host), []).append(group)

@@ -29,7 +29,7 @@ _LONGEST_FLOW: Final = 100  # characters; a longer list stands on lines of its o
 
 
 def edited_documents(sources: Sources, policy: Policy, edits: Edits, lists: Path | None) -> tuple[Document, ...]:
-    """Give the files of a policy with the edits; `EditRefused` where a file has a form that cannot be edited."""
+    """Return the files of a policy with the edits; `EditRefused` where a file has a form that cannot be edited."""
     documents = tuple(_edited(document, edits) for document in sources.documents)
     try:
         built = build_sources(replace(sources, documents=documents), lists, writes=False).policy

@@ -48,12 +48,12 @@ def proposed_edits(policy: Policy, use: PolicyUse, now: datetime) -> Edits:
 
 
 def is_edited(rule: Rule) -> bool:
-    """Tell whether a rule is one that is made narrower: an allow of the operator's that decides."""
+    """Whether a rule is one that is made narrower: an allow of the operator's that decides."""
     return rule.action is Action.ALLOW and rule.preset is None and not rule.observe
 
 
 def with_edits(policy: Policy, edits: Edits) -> Policy:
-    """Give the policy with its edits, under a revision of its own."""
+    """Return the policy with its edits, under a revision of its own."""
     return replace(policy, rules=tuple(_edited(policy.rules, edits)), revision=f"{policy.revision} narrowed")
 
 
@@ -70,5 +70,5 @@ def _narrowed(match: Match, changes: Iterable[Narrowing]) -> Match:
 
 
 def _is_to_come(rule: Rule, now: datetime) -> bool:
-    """Tell whether a rule may have had no time to be used: it has a schedule."""
+    """Whether a rule may have had no time to be used: it has a schedule."""
     return rule.when is not None and not rule.lapsed(now)

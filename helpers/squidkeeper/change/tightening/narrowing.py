@@ -70,7 +70,7 @@ class Narrowing:
 
 
 def narrowings(rule: Rule, use: RuleUse, *, by_url: bool) -> tuple[Narrowing, ...]:
-    """Give the fields of an allow that hold more than was used. `by_url`: also those that need the request itself."""
+    """Return the fields of an allow that hold more than was used. `by_url`: also those that need the request itself."""
     match = rule.match
     found = [_clients(match, use.clients), *_hosts(match, use), _schemes(match, use.schemes)]
     if by_url and not rule.passthrough:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def proven(
     connection: duckdb.DuckDBPyConnection, policy: Policy, edits: Edits, now: datetime, rows: str = "requests"
 ) -> Edits:
-    """Give the edits that open nothing, and change nothing about any recorded request."""
+    """Return the edits that open nothing, and change nothing about any recorded request."""
     edits = {name: changes for name, changes in edits.items() if name not in _loosening(policy, now)}
     decisive = replace(policy, observe_default=None)  # what the default observes is allowed whatever the rules are
     old = CompiledPolicy(decisive)
@@ -62,7 +62,7 @@ def _loosening(policy: Policy, now: datetime) -> set[str]:
 
 
 def _loosens(policy: Policy, rule: Rule, below: Rule) -> bool:
-    """Tell whether what a rule no longer allows could be allowed by one below it with other effects.
+    """Whether what a rule no longer allows could be allowed by one below it with other effects.
 
     That one may open private addresses or WebSockets, pass tunnels through, leave a header in the request, or have
     fewer quotas. As the first rule for a host it may make it unrestricted, which opens WebSockets too.

@@ -63,7 +63,7 @@ def too_short(found: Findings, min_days: int) -> str | None:
 
 
 def as_object(found: Findings, name: str, revision: str, since: datetime | None, min_days: int) -> Mapping[str, object]:
-    """Give the findings as an object of JSON."""
+    """Return the findings as an object of JSON."""
     use = found.use
     return {
         "policy": {"name": name, "revision": revision},

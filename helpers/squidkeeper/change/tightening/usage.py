@@ -104,11 +104,11 @@ class AttributionJudge:
         self._hosts = RecordedHosts()
 
     def askers(self, record: Record) -> tuple[str, ...]:
-        """Give what the policy knows of client and user."""
+        """Return what the policy knows of client and user."""
         return (asker_of(self._policy, record),)
 
     def question(self, record: Record) -> AttributedHost:
-        """Give what to ask about a record, and all others of its asker, method, host and tunnel."""
+        """Return what to ask about a record, and all others of its asker, method, host and tunnel."""
         return AttributedHost(self._policy, self._hosts.of(self._policy, record))
 
 
@@ -161,7 +161,7 @@ class PolicyUse:
     set_apart: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, rule: Rule) -> RuleUse:
-        """Give how a rule was used."""
+        """Return how a rule was used."""
         return self.rules.get(rule.name) or RuleUse()
 
 
@@ -217,7 +217,7 @@ class _Measurement:
         return use
 
     def _counts(self, name: str, *, passes: bool) -> bool:
-        """Tell whether such requests are a use of the rule: an allow that allows, a deny or an ask that denies."""
+        """Whether such requests are a use of the rule: an allow that allows, a deny or an ask that denies."""
         rule = self._rules.get(name)
         return rule is not None and passes is (rule.verdict == "allow")
 

@@ -226,7 +226,7 @@ class Archiver:
         return parts
 
     def _place(self, parts: Mapping[str, NewPart]) -> None:
-        """Give parts their names. They do not exist until an entry names them."""
+        """Name the parts. They do not exist until an entry names them."""
         taken = next((name for name in parts if os.path.lexists(self._folder / name)), None)
         if taken:
             raise ArchiveFailed(f"{taken} is there already, and no entry of the chain names it: move it away")

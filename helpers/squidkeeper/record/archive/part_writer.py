@@ -224,7 +224,6 @@ class PartWriter:
             yield NewPart(file, found, rows, invalid, first, last)
 
     def _sort(self, day: str) -> None:
-        """Give each line its day. Lines of one day, as most are, need no copy."""
         relation, date = self._lines.relation(records_only=False), "CAST(time AS DATE)"
         [(least, most, first)] = self._database.connection.execute(
             f"SELECT min({date}), max({date}), arg_min({date}, {POSITION}) FROM ({relation})"  # noqa: S608 - our own names

@@ -56,7 +56,7 @@ class Chain:
         return digest(self.last_line) if self.last_line else FIRST_PREVIOUS
 
     def continues(self, digest: str) -> bool:
-        """Tell whether it is the chain whose last line had this SHA-256, or that one with more entries."""
+        """Whether it is the chain whose last line had this SHA-256, or that one with more entries."""
         return digest in (self.digest, *(entry.previous for entry in self.entries))
 
     @property
@@ -88,7 +88,7 @@ def read_chain(folder: Path) -> Chain:
 
 
 def is_archive(folder: Path) -> bool:
-    """Tell whether a folder is an archive, those of gateways, or empty: it may become one. OSError if it is closed."""
+    """Whether a folder is an archive, those of gateways, or empty: it may become one. OSError if it is closed."""
     names = set(os.listdir(folder))
     return not names or not names.isdisjoint((CHAIN, HEAD, LOCK)) or any(map(gateway_of, names))
 

@@ -61,7 +61,7 @@ class ArchivedPart:
         return self.path[4:14]
 
     def is_of(self, since: str, until: str) -> bool:
-        """Tell whether it can have records of a period; empty text: no bound. One without times can."""
+        """Whether it can have records of a period; empty text: no bound. One without times can."""
         return not (since and self.last and self.last < since) and not (until and self.first and self.first >= until)
 
 
@@ -80,7 +80,7 @@ class ChainEntry:
 
 
 def number_of(path: str) -> int:
-    """Give the number of the entry that a part was written for; 0 where the path is no part's."""
+    """Return the number of the entry that a part was written for; 0 where the path is no part's."""
     found = _PATH.fullmatch(path)
     return int(found[2]) if found else 0
 
@@ -107,12 +107,12 @@ def format_entry(entry: ChainEntry, key: ArchiveKey | None) -> bytes:
 
 
 def digest(line: bytes) -> str:
-    """Give the SHA-256 of a line, without its newline and with its signature."""
+    """Return the SHA-256 of a line, without its newline and with its signature."""
     return sha256(line).hexdigest()
 
 
 def utc_now() -> str:
-    """Give the time as an entry has it."""
+    """Return the time as an entry has it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -152,7 +152,7 @@ def parse_head(content: bytes) -> tuple[Head, bytes, bytes | None]:
 
 
 def head_number(content: bytes) -> int:
-    """Give the number of a head, whoever signed it; 0 where there is none."""
+    """Return the number of a head, whoever signed it; 0 where there is none."""
     try:
         return parse_head(content)[0].number
     except InvalidEntry:

@@ -43,7 +43,7 @@ class ArchivePublicKey:
         return Ed25519PublicKey.from_public_bytes(self.raw).public_bytes(serialization.Encoding.PEM, form)
 
     def verifies(self, signature: bytes, content: bytes) -> bool:
-        """Tell whether a signature is this key's."""
+        """Whether a signature is this key's."""
         try:
             Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, _CONTEXT + content)
         except InvalidSignature:

@@ -122,8 +122,6 @@ def _compare(spans: Iterable[Span], lines: _Lines) -> Iterator[ArchiveFault]:
 
 
 class _Lines:
-    """How many lines an archive has between the bounds of spans."""
-
     def __init__(self, place: ArchivePlace, parts: Iterable[ArchivedPart], spans: Iterable[Span]) -> None:
         import duckdb
 

@@ -50,7 +50,7 @@ class ArchivePlace(Protocol):
 
 
 def gateway_of(folder: str) -> str:
-    """Give the gateway whose archive a folder of this name holds; empty where its name tells none."""
+    """Return the gateway whose archive a folder of this name holds; empty where its name tells none."""
     found = _GATEWAY.fullmatch(folder)
     return found[1] if found else ""
 
@@ -65,7 +65,7 @@ def archives_in(folder: Path) -> tuple[Path, ...]:
 
 
 def digest_of(file: BinaryIO) -> str:
-    """Give the SHA-256 of what is left of a file."""
+    """Return the SHA-256 of what is left of a file."""
     hashed = sha256()
     while block := file.read(_BLOCK_BYTES):
         hashed.update(block)
@@ -116,5 +116,5 @@ class FolderPlace:
         return tuple(self.read(PLACING).decode(errors="replace").splitlines())
 
     def fetched_since(self) -> str:
-        """Give from which time on the parts of a mirror were fetched; empty: all, or it is no mirror."""
+        """Return from which time on the parts of a mirror were fetched; empty: all, or it is no mirror."""
         return self.read(FETCHED).decode(errors="replace").strip()

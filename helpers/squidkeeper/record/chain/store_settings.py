@@ -58,7 +58,7 @@ class StoreSettings:
 
 
 def is_store(text: str) -> bool:
-    """Tell whether a text names an object store: its URL, or the file of its settings."""
+    """Whether a text names an object store: its URL, or the file of its settings."""
     return text.startswith("s3://") or text.endswith(_SUFFIXES)
 
 

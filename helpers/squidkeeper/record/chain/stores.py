@@ -230,7 +230,7 @@ class ObjectStore:
 
 
 def _seconds(size: int) -> float:
-    """Give the time that an exchange may take in all: the timeouts of the connection are for each read."""
+    """Return the time that an exchange may take in all: the timeouts of the connection are for each read."""
     return _TIMEOUT_SECONDS + size / _BYTES_PER_SECOND
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Final, Protocol
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -21,6 +21,7 @@ from squidkeeper.base.formatting import quantity
 from squidkeeper.base.rotated_logs import rotated
 from squidkeeper.record.chain.entries import Head
 from squidkeeper.record.export.facts import ACTIONS
+from squidkeeper.record.export.formats import MessageEncoder
 from squidkeeper.record.export.messages import ArchiveHead, Backoff, Gap, Message, MessageKind, Sender, count_records
 from squidkeeper.record.export_status import UNREADABLE, ExportState, ExportStore
 from squidkeeper.record.log.follower import Follower, Position, beginning
@@ -36,19 +37,6 @@ _INVALID: Final = "lines of the access log are no records of this version"
 _PAUSE_SECONDS: Final = 0.5  # what comes in that time leaves together
 _UNREADABLE_SECONDS: Final = 10.0
 _log = logging.getLogger(__name__)
-
-
-class Encoder(Protocol):
-    """A format of records and notices: one line or one message each, without its end."""
-
-    def record(self, record: Record) -> bytes:
-        """Encode a record."""
-
-    def gap(self, gap: Gap) -> bytes:
-        """Encode the notice about a gap."""
-
-    def archive_head(self, head: ArchiveHead) -> bytes:
-        """Encode the notice about the head of the archive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +69,7 @@ def first_position(log: Path) -> Position:
 class LogBatches:
     """Reads the access log from where an export stands."""
 
-    def __init__(self, log: Path, state: ExportState, encoder: Encoder, head: Callable[[], Head | None]) -> None:
+    def __init__(self, log: Path, state: ExportState, encoder: MessageEncoder, head: Callable[[], Head | None]) -> None:
         self._encoder = encoder
         self._follower = Follower(log, state.position)
         self._deleted = _UNREADABLE if state.position == UNREADABLE else _DELETED
@@ -188,7 +176,7 @@ class Delivery:
         self,
         log: Path,
         store: ExportStore,
-        encoder: Encoder,
+        encoder: MessageEncoder,
         sender: Sender,
         ending: Event,
         head: Callable[[], Head | None] = lambda: None,
@@ -282,7 +270,7 @@ class Delivery:
         self._attempt.taken += len(messages)
 
     def _send_gap(self, messages: Sequence[Message], number: int, reason: str) -> None:
-        """Give messages up, but only if the receiver takes the notice: else it refuses everything, and that may end."""
+        """Skip messages, but only if the receiver takes the notice. Otherwise it refuses everything, which may end."""
         records = min(number, count_records(messages))
         notice = self._batches.of_gap(Gap(messages[0].time, messages[-1].time, records, reason))
         try:
@@ -297,7 +285,6 @@ class Delivery:
         self._attempt.lost += records
 
     def _confirm(self) -> None:
-        """Wait until the receiver has what was sent, and move the position on."""
         attempt, batch, state = self._attempt, self._attempt.last, self._store.state
         if batch is None:
             return
@@ -318,7 +305,6 @@ class Delivery:
         self._attempt = _Attempt()
 
     def _fall_back(self, error: DeliveryFailed) -> None:
-        """Go back to the position on disk, and wait before the next attempt."""
         attempt, state = self._attempt, self._store.state
         self._sender.close()
         self._batches.close()

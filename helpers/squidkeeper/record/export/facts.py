@@ -82,7 +82,7 @@ _LISTS: Final = ("credential", "found")
 
 
 def holds_what_it_must_not(facts: Mapping[str, Fact | None]) -> bool:
-    """Tell whether a request held a secret, a canary or a placeholder: `found` has a denying quota and others too."""
+    """Whether a request held a secret, a canary or a placeholder: `found` has a denying quota and others too."""
     found = facts.get("found")
     names = found if isinstance(found, list | tuple) else [found] if found else []
     return any(not str(name).startswith(("quota", SEALED)) for name in names)

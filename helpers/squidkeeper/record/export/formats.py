@@ -20,7 +20,6 @@ _SHORTEST: Final = 16  # characters that are left of a text in any case
 
 
 def _record_as_json(record: Record, _: ExportOptions) -> bytes:
-    """Write a record as the access log has it."""
     return _encoder.encode(record)
 
 
@@ -120,6 +119,6 @@ def _changed(field: str, change: Callable[[str], str]) -> str:
 
 
 def _is_plain(referrer: str) -> bool:
-    """Tell whether a referrer is an http(s) URL, and not cut off so early that a password in it does not end in `@`."""
+    """Whether a referrer is an http(s) URL, and not cut off so early that a password in it does not end in `@`."""
     url = decode_field(referrer) or ""
     return bool(_PLAIN.match(url)) and (len(referrer) < LENGTHS["referrer"] or "/" in url.partition("://")[2])

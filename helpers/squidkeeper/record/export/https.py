@@ -92,7 +92,6 @@ class HttpsSender:
         return connection
 
     def _exchanged(self, body: bytes) -> tuple[int, float | None, bytes]:
-        """Send one request; give the status, the time of a Retry-After, and the answer."""
         assert self._connection is not None  # noqa: S101 - `open` was called
         try:
             with whole_exchange(_SECONDS, partial(shut, self._connection.sock)):

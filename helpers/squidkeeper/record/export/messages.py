@@ -56,7 +56,7 @@ class Sender(Protocol):
         """
 
     def is_due(self, now: float) -> bool:
-        """Tell whether it is time to `confirm` what was sent.
+        """Whether it is time to `confirm` what was sent.
 
         `now` is in seconds by the monotonic clock.
         """

@@ -149,7 +149,6 @@ def _judgement(facts: Facts) -> dict[str, Any]:
 
 
 def _complete(event: dict[str, Any], facts: Facts) -> dict[str, Any]:
-    """Add what each event has, and leave out an object that lacks what the schema requires of it."""
     event["metadata"] |= {"version": SCHEMA_VERSION, "profiles": PROFILES, "log_name": "access.log"}
     event["metadata"]["product"] |= _PRODUCT
     event["connection_info"] = event.get("connection_info", {}) | {

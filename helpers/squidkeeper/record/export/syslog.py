@@ -72,7 +72,7 @@ class SyslogSender:
         return 0
 
     def is_due(self, now: float) -> bool:
-        """Tell whether the connection has carried enough, or has been open long enough."""
+        """Whether the connection has carried enough, or has been open long enough."""
         return self._bytes >= _HOLD_BYTES or now >= self._since + _HOLD_SECONDS
 
     def confirm(self) -> None:

@@ -49,8 +49,6 @@ class ReceiverHeaders(dict[str, str]):
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The keys of a file; those of the command line."""
-
     format: str
     to: str
     urls: Literal["path", "full"] = "path"
@@ -149,7 +147,7 @@ def _check(format_name: str, destination: Destination, headers: ReceiverHeaders)
 
 
 def _endpoint(environment: Mapping[str, str]) -> str | None:
-    """Give the URL for logs, as OpenTelemetry's specification of the OTLP exporter makes it."""
+    """Return the URL for logs, as OpenTelemetry's specification of the OTLP exporter makes it."""
     if url := environment.get(_LOGS_ENDPOINT):
         return url
     base = environment.get(_ENDPOINT)

@@ -156,7 +156,7 @@ class DriftChecker:
         self.cut += records * (found is Unjudged.CUT)
 
     def question(self, record: Record) -> HostQuestion:
-        """Give what to ask about a served record, and all others of its client, method, host and tunnel."""
+        """Return what to ask about a served record, and all others of its client, method, host and tunnel."""
         if record.verdict == "deny":
             return HostQuestion(answer=_allowed(record.rule, f"Served, although {record.rule} denied it."))
         if record.rule == NONE or record.revision == NONE:
@@ -169,7 +169,7 @@ class DriftChecker:
         return HostQuestion(tuple((one, self._hosts.of(one, record)) for one in policies), otherwise=otherwise)
 
     def askers(self, record: Record) -> tuple[str, ...]:
-        """Give what `question` depends on of client and user: few values for many of them."""
+        """Return what `question` depends on of client and user: few values for many of them."""
         policy = self._policy_of(record.revision) if record.revision != NONE else None
         if policy is None:
             return ()
@@ -189,7 +189,7 @@ class DriftChecker:
 
 
 def was_served(record: Record) -> bool:
-    """Tell whether Squid let a request through: to an origin, to its own cache, or into a tunnel."""
+    """Whether Squid let a request through: to an origin, to its own cache, or into a tunnel."""
     tag, _, hierarchy = record.squid.partition("/")
     if tag.startswith("TCP_DENIED") and not tag.startswith("TCP_DENIED_REPLY"):
         return False
@@ -245,7 +245,7 @@ def _finding(decision: Decision, record: Record, policy: CompiledPolicy) -> Find
 
 
 def _moments(record: Record) -> tuple[datetime, ...]:
-    """Give the times at which a helper can have been asked: from before the start, as replies are kept, to the end."""
+    """Return when a helper can have been asked: from before the start, as replies are kept, to the end."""
     end = parse_time(record)
     start = end - timedelta(milliseconds=record.duration_ms)
     return start, start - timedelta(seconds=_REPLY_SECONDS), end
@@ -274,7 +274,7 @@ class PastPolicies:
         self._read_at = 0.0
 
     def __call__(self, revision: str) -> CompiledPolicy | None:
-        """Give the policy of a revision."""
+        """Return the policy of a revision."""
         current = self._current()
         if current is not None and current.revision == revision:
             return current
@@ -284,13 +284,13 @@ class PastPolicies:
         return policy
 
     def effective(self) -> tuple[Effective, ...]:
-        """Give the stored revisions, the oldest first, each with the time from which it replaces those before it."""
+        """Return the stored revisions, the oldest first, each with the time from which it replaces those before it."""
         if time.monotonic() >= self._read_at:
             self._read_folder()
         return self._effective
 
     def replacing(self, record: Record) -> CompiledPolicy | None:
-        """Give the policy that was in force where a record names an outdated revision; else None."""
+        """Return the policy that was in force where a record names an outdated revision; else None."""
         effective = self.effective()
         place = self._places.get(record.revision, len(effective))
         if place + 1 >= len(effective):

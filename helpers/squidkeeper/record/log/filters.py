@@ -55,7 +55,7 @@ class PeriodFilter:
     until: datetime | None = None
 
     def holds(self, record: Record) -> bool:
-        """Tell whether a record is of this period."""
+        """Whether a record is of this period."""
         at = parse_time(record)
         return (self.since is None or at >= self.since) and (self.until is None or at < self.until)
 
@@ -68,7 +68,7 @@ class ValueFilter:
     values: frozenset[str] | frozenset[int]
 
     def holds(self, record: Record) -> bool:
-        """Tell whether the field has one of these values."""
+        """Whether the field has one of these values."""
         return getattr(record, self.field) in self.values
 
 
@@ -80,7 +80,7 @@ class MatchFilter:
     matches: Callable[..., bool]
 
     def holds(self, record: Record) -> bool:
-        """Tell whether the values of the fields match."""
+        """Whether the values of the fields match."""
         return self.matches(*(_value(record, name) for name in self.fields))
 
 
@@ -151,7 +151,7 @@ def failed() -> MatchFilter:
 
 
 def has_failed(method: str, verdict: str, status: int, error: str, upstream: str) -> bool:
-    """Tell whether a request was not denied and ended in 5xx or an error of Squid that its client did not cause.
+    """Whether a request was not denied and ended in 5xx or an error of Squid that its client did not cause.
 
     A connection on which no request came is none, and what Squid refuses before a rule is asked is the client's fault.
     """
@@ -162,7 +162,7 @@ def has_failed(method: str, verdict: str, status: int, error: str, upstream: str
 
 
 def is_refused(verdict: str, status: int, error: str, upstream: str) -> bool:
-    """Tell whether Squid refused a request before a rule was asked."""
+    """Whether Squid refused a request before a rule was asked."""
     return verdict == NONE and upstream == NONE and error != NONE and status in REFUSED_STATUSES
 
 

@@ -164,8 +164,6 @@ class Follower:
 
 
 class _Tail:
-    """One file of a followed log, open, and how far it has been read."""
-
     def __init__(self, path: Path, offset: int) -> None:
         self.damaged = False
         self._log = open_log(path, regular=True)
@@ -202,21 +200,21 @@ class _Tail:
         return self._buffer.feed(b"\n") if self._returned_to < self._read_to else []
 
     def was_replaced(self) -> bool:
-        """Tell whether the file was truncated, even if it has grown again."""
+        """Whether the file was truncated, even if it has grown again."""
         if not self._log.plain:
             return False
         known = self._known_start()
         return self._state().st_size < self._read_to or (bool(known.first_line_digest) and known != self._start_now())
 
     def is_at(self, path: Path) -> bool:
-        """Tell whether a path still names this file."""
+        """Whether a path still names this file."""
         try:
             return os.path.samestat(os.stat(path), self._state())
         except OSError:
             return False
 
     def is_copied_to(self, path: Path) -> bool:
-        """Tell whether another file has the same content, compressed or not."""
+        """Whether another file has the same content, compressed or not."""
         known = self._known_start().first_line_digest
         return bool(known) and _digest_of(path) == known
 
@@ -273,7 +271,7 @@ def _digest_of(path: Path) -> str | None:
 
 
 def _is_newer(start: Position | None, gone: Position) -> bool:
-    """Tell whether a file is known to have begun after another, which may have begun in the same millisecond."""
+    """Whether a file is known to have begun after another, which may have begun in the same millisecond."""
     if start is None or not gone.first_line_time or start.first_line_digest == gone.first_line_digest:
         return False
     return start.first_line_time >= gone.first_line_time

@@ -57,7 +57,7 @@ class RecordedHost:
         return self.settled and self.decision.allowed
 
     def at(self, policy: CompiledPolicy, at: datetime) -> Decision:
-        """Give the decision without the URL at a time."""
+        """Return the decision without the URL at a time."""
         return decide(policy, self.match, at, Stage.HOST) if self.match.depends_on_time else self.decision
 
 
@@ -68,7 +68,7 @@ class RecordedHosts:
         self._hosts: LRUCache[_Key, RecordedHost] = LRUCache(_CACHE_BYTES, getsizeof=lambda host: host.held_bytes)
 
     def of(self, policy: CompiledPolicy, record: Record) -> RecordedHost:
-        """Give what a policy holds for the client, method, host and tunnel of a record."""
+        """Return what a policy holds for the client, method, host and tunnel of a record."""
         scheme, slashes, _ = record.url.partition("://")
         origin = f"{scheme}://{authority_of(record.url)}/" if slashes else record.url
         splice = str(asks_splice(record))
@@ -84,7 +84,7 @@ class RecordedHosts:
 
 
 def beginnings_of(hosts: Iterable[RecordedHost]) -> frozenset[Beginning] | None:
-    """Give what decides about a usual URL whose path has one reading; None where more of the URL does."""
+    """Return what decides about a usual URL whose path has one reading; None where more of the URL does."""
     found: set[Beginning] = set()
     for host in hosts:
         candidates = host.match.candidates

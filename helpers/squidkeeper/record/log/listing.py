@@ -119,7 +119,6 @@ def printable(value: str) -> str:
 
 
 def _url(url: str) -> str:
-    """Mark a URL that Squid truncated."""
     return f"{url}… (cut)" if len(url) == RECORDED_URL_LENGTH else url
 
 

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Final, Protocol, cast
+from typing import IO, Final, cast
 
 from squidkeeper.base.errors import DamagedLog, InvalidRecord, UnreadableLog
 from squidkeeper.base.rotated_logs import rotated, written_until
@@ -154,21 +154,7 @@ def _begins(path: Path) -> str:
 # The files of `gzip`, `bz2` and `lzma` raise as soon as they meet it, and what they had unpacked by then is lost.
 
 
-class Unpacker(Protocol):
-    """What `bz2` and `lzma` have: it unpacks piece by piece."""
-
-    @property
-    def eof(self) -> bool: ...  # noqa: D102 - as the standard library has it
-    @property
-    def needs_input(self) -> bool: ...  # noqa: D102
-    @property
-    def unused_data(self) -> bytes: ...  # noqa: D102
-    def decompress(self, data: bytes, max_length: int = -1, /) -> bytes: ...  # noqa: D102
-
-
 class _GzipUnpacker:
-    """gzip in the form of the others."""
-
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(16 + zlib.MAX_WBITS)
 
@@ -188,6 +174,7 @@ class _GzipUnpacker:
         return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
 
 
+Unpacker = _GzipUnpacker | bz2.BZ2Decompressor | lzma.LZMADecompressor
 UNPACKERS: Final[dict[str, Callable[[], Unpacker]]] = {
     ".gz": _GzipUnpacker,
     ".bz2": bz2.BZ2Decompressor,
@@ -225,7 +212,7 @@ class UnpackedContent:
         return taken
 
     def fileno(self) -> int:
-        """Give the descriptor of the compressed file."""
+        """Return the descriptor of the compressed file."""
         return self._packed.fileno()
 
     def close(self) -> None:

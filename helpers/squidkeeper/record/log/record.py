@@ -149,12 +149,12 @@ def format_time(at: datetime) -> str:
 
 
 def is_spliced(record: Record) -> bool:
-    """Tell whether a record is of a tunnel that passed through, in which Squid saw the TLS server name alone."""
+    """Whether a record is of a tunnel that passed through, in which Squid saw the TLS server name alone."""
     return record.method == "CONNECT" and is_unseen(record)
 
 
 def is_unseen(record: Record) -> bool:
-    """Tell whether Squid passed bytes on without reading them: a tunnel that passed through, or a WebSocket."""
+    """Whether Squid passed bytes on without reading them: a tunnel that passed through, or a WebSocket."""
     return record.squid.startswith("TCP_TUNNEL")
 
 

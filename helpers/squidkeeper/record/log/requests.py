@@ -59,12 +59,12 @@ def request_of(record: Record) -> request.Request | request.Malformed:
 
 
 def tunnel_of(record: Record) -> str:
-    """Give `host:port` of the CONNECT around a request; `-` without one. How the tunnel was opened follows it."""
+    """Return `host:port` of the CONNECT around a request; `-` without one. How the tunnel was opened follows it."""
     return (decode_field(record.tunnel) or NONE).partition(" ")[0]
 
 
 def asks_splice(record: Record) -> bool:
-    """Tell whether a record is of the second question about a CONNECT: whether its tunnel passes through.
+    """Whether a record is of the second question about a CONNECT: whether its tunnel passes through.
 
     Squid answers a denied CONNECT with 200, and the second question with the status of the denial.
     """
@@ -73,13 +73,13 @@ def asks_splice(record: Record) -> bool:
 
 
 def was_used(record: Record) -> bool:
-    """Tell whether a request was allowed and got an answer of status 1xx to 3xx, or the beginning of one."""
+    """Whether a request was allowed and got an answer of status 1xx to 3xx, or the beginning of one."""
     answered = record.error in (NONE, CLIENT_GONE) and record.status in SUCCESSES
     return record.verdict == "allow" and answered
 
 
 def unexplained(record: Record) -> str | None:
-    """Give the reason why the verdict does not follow from the record and the policy alone; None where it does."""
+    """Return the reason why the verdict does not follow from the record and the policy alone; None where it does."""
     cut = truncated_fields(record)
     if cut:
         whole = "" if record.cut == NONE else f" (length and SHA-256 of the whole URL: {record.cut})"
@@ -100,7 +100,7 @@ def token(value: str) -> str | None:
 
 
 def as_sent(record: Record) -> str:
-    """Give the URL with what `hidden` names put back. Where in the URL does not matter: it is denied."""
+    """Return the URL with what `hidden` names put back. Where in the URL does not matter: it is denied."""
     if record.hidden == FRAGMENT:
         return f"{record.url}#"
     return record.url.replace("//", "//_@", 1) if record.hidden == USERINFO else record.url
@@ -115,34 +115,34 @@ def as_sent(record: Record) -> str:
 
 
 def is_tunnel(record: Record) -> bool:
-    """Tell whether a record is the CONNECT of an allowed tunnel, opened or not; not the record of its end."""
+    """Whether a record is the CONNECT of an allowed tunnel, opened or not; not the record of its end."""
     return record.method == CONNECT and record.verdict == "allow" and not is_spliced(record)
 
 
 def is_opened_tunnel(record: Record) -> bool:
-    """Tell whether a record is the CONNECT of an allowed tunnel that was opened."""
+    """Whether a record is the CONNECT of an allowed tunnel that was opened."""
     return is_tunnel(record) and record.status == _OPENED and record.error == NONE and _ABORTED not in record.squid
 
 
 def is_answered_inside(record: Record) -> bool:
-    """Tell whether Squid answers a CONNECT inside its tunnel: it was denied, or its origin failed."""
+    """Whether Squid answers a CONNECT inside its tunnel: it was denied, or its origin failed."""
     if record.method != CONNECT or record.status != _OPENED or record.error in CLIENT_ERRORS:
         return False
     return record.verdict == "deny" or record.error != NONE
 
 
 def is_denied_tunnel(record: Record) -> bool:
-    """Tell whether a record is the CONNECT of a denied host, whose requests are denied one by one."""
+    """Whether a record is the CONNECT of a denied host, whose requests are denied one by one."""
     return record.verdict == "deny" and is_answered_inside(record)
 
 
 def is_served(record: Record) -> bool:
-    """Tell whether a record was allowed and did not fail: it is no request that Squid answered for its CONNECT."""
+    """Whether a record was allowed and did not fail: it is no request that Squid answered for its CONNECT."""
     return record.verdict == "allow" and record.error == NONE
 
 
 def names_tunnel(url: str, authority: str) -> bool:
-    """Tell whether a URL names the host and port of a CONNECT; both are written as Squid understood them."""
+    """Whether a URL names the host and port of a CONNECT; both are written as Squid understood them."""
     return url.startswith(f"https://{authority.removesuffix(HTTPS_PORT)}/")
 
 

@@ -164,8 +164,6 @@ def discovery(timeline: TimelineFigures, width: int) -> Markup:
 
 @dataclass(frozen=True, slots=True)
 class _Panel:
-    """A plot with its own scale, from 0 to `most`."""
-
     top: float
     height: float
     width: int

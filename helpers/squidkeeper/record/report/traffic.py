@@ -126,7 +126,7 @@ class Steps:
         return cls(seconds, first, max(0, int(end - first) // seconds + 1))
 
     def starts(self) -> Iterator[datetime]:
-        """Give the start of each step."""
+        """Return the start of each step."""
         for place in range(self.number):
             yield datetime.fromtimestamp(self.first + place * self.seconds, UTC)
 

@@ -70,10 +70,10 @@ class Judge(Protocol[AnswerT_co]):
     """Judges records: first what is the same for many."""
 
     def askers(self, record: Record) -> tuple[str, ...]:
-        """Give what the answers depend on of client and user: few values for many of them."""
+        """Return what the answers depend on of client and user: few values for many of them."""
 
     def question(self, record: Record) -> AskedOfHost[AnswerT_co]:
-        """Give what to ask about all records of the same asker, method, host and tunnel."""
+        """Return what to ask about all records of the same asker, method, host and tunnel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class _Judging(Generic[AnswerT]):
         return f"first(struct_pack({columns})) AS one"
 
     def add_askers(self, rows: str) -> None:
-        """Give each combination of clients of the policies a number."""
+        """Assign a number to each combination of clients of the policies."""
         name, key = self._name, self._decisive.asker
         self._run(numbered(f"{name}_askers", key, f"SELECT {_names(key)}, {self._first} FROM {rows}", grouped=True))
         places: dict[tuple[str, ...], int] = {}

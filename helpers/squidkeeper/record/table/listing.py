@@ -166,7 +166,7 @@ def count_records(connection: duckdb.DuckDBPyConnection) -> tuple[int, int]:
 
 
 def has_error(connection: duckdb.DuckDBPyConnection, view: str, newest: int | None) -> bool:
-    """Tell whether a row that is shown has an error."""
+    """Whether a row that is shown has an error."""
     rows = connection.execute(f"SELECT 1 {_rows(view, newest)} WHERE error IS NOT NULL LIMIT 1").fetchall()
     return bool(rows)
 

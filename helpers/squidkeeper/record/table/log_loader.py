@@ -162,7 +162,7 @@ def _pieces(blocks: Iterable[tuple[list[bytes], bool]]) -> Iterator[_Piece]:
 
 
 def _has_carriage_return(log: OpenLog) -> bool:
-    """Tell whether DuckDB would take a line for two. Of a compressed file it is not known: only root writes them."""
+    """Whether DuckDB would take a line for two. Of a compressed file it is not known: only root writes them."""
     if log.compression != "none" or log.raw is None:
         return False
     file = log.raw.fileno()
@@ -191,7 +191,6 @@ def _end_of(log: OpenLog) -> tuple[str, bool]:
 
 
 def _line_number(log: OpenLog, wanted: bytes) -> int:
-    """Find the number of the first line like this one; 0 in a file that Python cannot read."""
     if log.compression == ZSTD:
         return 0
     try:
@@ -208,7 +207,7 @@ def _line_number(log: OpenLog, wanted: bytes) -> int:
 
 
 def is_whole(file: int, size: int) -> bool:
-    """Tell whether an open file of this size ends where its last frame ends."""
+    """Whether an open file of this size ends where its last frame ends."""
     at = 0
     while at < size:
         at = _frame_end(file, at, size)
@@ -216,7 +215,6 @@ def is_whole(file: int, size: int) -> bool:
 
 
 def _frame_end(file: int, at: int, size: int) -> int:
-    """Return where a frame ends; beyond the size where it is cut, or no frame."""
     magic = _number(file, at, 4)
     if magic in _SKIPPABLE:
         return at + 8 + _number(file, at + 4, 4)

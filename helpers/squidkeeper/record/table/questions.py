@@ -91,7 +91,7 @@ class Question:
     request_id: str
 
     def record(self) -> Record:
-        """Give what `record/log/requests.py` makes a request of, at the time of the newest."""
+        """Return what `record/log/requests.py` makes a request of, at the time of the newest."""
         return record_of([self.last.replace(tzinfo=None), *(getattr(self, name) for name in KEY)], ("time", *KEY))
 
 
@@ -127,7 +127,7 @@ class QuestionTable:
 
 
 def in_utc(at: Any) -> Any:
-    """Give a time of the table its zone, which DuckDB leaves out; NULL stays None."""
+    """Add to a time of the table its zone, which DuckDB leaves out. NULL stays None."""
     return None if at is None else at.replace(tzinfo=UTC)
 
 

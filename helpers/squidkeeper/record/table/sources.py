@@ -292,7 +292,6 @@ def _archives(folder: Path | None, gateways: Collection[str]) -> dict[Path, Chai
 def _parts(
     archive: Path, chain: Chain, since: datetime | None, until: datetime | None
 ) -> tuple[list[Path], tuple[str, ...]]:
-    """List the parts with records of a period; a part that is missing or has another size is named as damaged."""
     start, end = (format_time(at) if at else "" for at in (since, until))
     wanted = [part for part in chain.parts.values() if part.is_of(start, end)]
     begin = FolderPlace(archive).fetched_since()

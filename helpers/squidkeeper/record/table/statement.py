@@ -68,7 +68,7 @@ def drop_rights(database: Database, readable: Collection[Path]) -> None:
 
 
 def _opening(part: Path) -> str:
-    """Give the commands that let Squid's group, which a query keeps, read a part, or the whole archive around it."""
+    """Return the commands that let Squid's group, which a query keeps, read a part, or the whole archive around it."""
     squid = squid_account()
     group = group_name(squid) if squid else "GROUP"
     files = str(part.parents[1] if part.parent.name.startswith("day=") else part)
@@ -173,7 +173,7 @@ def _columns(nodes: list[dict[str, object]]) -> frozenset[str] | None:
 
 
 def _takes_whole_rows(node: dict[str, object]) -> bool:
-    """Tell whether a node means columns that it does not name: by their place, or those that two tables share."""
+    """Whether a node means columns that it does not name: by their place, or those that two tables share."""
     renames = node.get("type") == _TABLE and bool(node.get("column_name_alias"))
     return renames or node.get("type") in _WHOLE_ROWS or node.get("ref_type") == "NATURAL"
 

@@ -172,7 +172,6 @@ def _gateways(parts: Iterable[Path], there: Container[str]) -> str:
 
 
 def _check_named(database: Database, files: Iterable[Path]) -> None:
-    """Check that the Parquet files that a user names are archived parts, or have all of their rows' columns."""
     import duckdb
 
     for file in files:
@@ -226,7 +225,7 @@ def fold(database: Database, records: str, columns: tuple[Column, ...]) -> str:
 
 
 def standing(connection: DuckDBPyConnection, ids: Iterable[str]) -> dict[str, str]:
-    """Give the request IDs of the records that stand for left-out ones, by the IDs of these."""
+    """Return the request IDs of the records that stand for left-out ones, by the IDs of these."""
     found = connection.execute(
         f"SELECT o.request_id, s.request_id FROM {_LEFT_OUT} AS l JOIN {_NOT_SERVED} AS o USING ({POSITION})"
         f" JOIN {_NOT_SERVED} AS s ON s.{POSITION} = l.stands WHERE list_contains(?, o.request_id)",

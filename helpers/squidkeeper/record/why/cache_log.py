@@ -76,7 +76,7 @@ class CacheLog:
         return [line for line in reversed(self.lines.get(cause, ())) if since is None or line.at >= since]
 
     def near(self, cause: str, record: Record) -> CacheLine | None:
-        """Give the newest line of a cause that was written when a request ended, or shortly before or after."""
+        """Return the newest line of a cause that was written when a request ended, or shortly before or after."""
         at = parse_time(record)
         return next((line for line in self.of(cause) if abs(line.at - at) < _SAME_MOMENT), None)
 

@@ -145,12 +145,12 @@ def judge(record: Record) -> KnownCause | None:
 
 
 def error_of(record: Record) -> str:
-    """Give Squid's error, or the page of a denial without status and form."""
+    """Return Squid's error, or the page of a denial without status and form."""
     return record.error.rpartition(":")[2].removesuffix("_JSON").removesuffix("_HTML")
 
 
 def facts_of(record: Record) -> dict[str, str]:
-    """Give the facts that a record holds: bounded, printable, without queries."""
+    """Return the facts that a record holds: bounded, printable, without queries."""
     host = host_of(record.url)
     upstream = record.upstream
     facts = {
@@ -185,7 +185,7 @@ def shown(value: str, length: int = SHOWN) -> str:
 
 
 def shown_url(record: Record) -> str:
-    """Give the URL of a record without its query, bounded and printable."""
+    """Return the URL of a record without its query, bounded and printable."""
     return shown(redacted_url(record.url))
 
 

@@ -181,7 +181,6 @@ def _nearest(passed: Iterable[PassedOver]) -> str:
 
 
 def _asked(record: Record, known: Surroundings) -> Detail:
-    """Say where the policy asks, and what has become of the ticket."""
     policy = _policy(record, known)
     rule = _rule_that_denied(record, policy)
     facts = location_facts(rule) if rule else {"reason": _stated(policy.source.default_reason if policy else "")}

@@ -81,7 +81,7 @@ class Inquiry:
     url: str | None = None
 
     def is_about(self, failure: Failure) -> bool:
-        """Tell whether a failure is asked about."""
+        """Whether a failure is asked about."""
         record = failure.record
         return (
             (not self.ids or record.request_id in self.ids)
@@ -144,7 +144,7 @@ class Search:
 
 
 def is_unsure_of_user(question: Inquiry, code: str) -> bool:
-    """Tell whether a cause is shown although the access log does not name its user."""
+    """Whether a cause is shown although the access log does not name its user."""
     return bool(question.users) and code == _LOGIN_REFUSED
 
 
