@@ -38,7 +38,7 @@ from squidkeeper.record.chain.places import FolderPlace
 from squidkeeper.record.chain.verification import verify
 from tests.archived import CHUNK_BYTES, archived_lines
 from tests.records import record_line
-from tests.waiting import pause, wait_for
+from tests.waiting import wait_for
 
 HOUR_AGO = time.time() - 3600
 DAY, NEXT_DAY = "2026-11-20", "2026-11-21"
