@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import fcntl
+import logging
 import os
 import random
 import signal
@@ -13,6 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -26,72 +30,81 @@ from tests.waiting import pause, wait_for
 
 pytestmark = pytest.mark.system
 
-# A process that takes a counter file and counts: each line is a JSON list of [key, amount]; it answers each.
-WRITER = """
-import json, os, sys, time
-from pathlib import Path
-from squidkeeper.serving.counters.layout import HelperStatus
-from squidkeeper.serving.counters.writer import CounterWriter
-writer = CounterWriter(Path(sys.argv[1]), {"rule": "other"})
-def beat(): writer.beat(HelperStatus("host", os.getpid(), time.time(), time.time(), "0123456789ab", True))
-beat()
-print("ready", flush=True)
-for line in sys.stdin:
-    for key, amount in json.loads(line):
-        writer.add({tuple(key): amount})
-    beat()
-    print("done", flush=True)
-"""
-FOREVER = """
-import os, sys, time
-from pathlib import Path
-from squidkeeper.serving.counters.layout import HelperStatus
-from squidkeeper.serving.counters.writer import CounterWriter
-writer = CounterWriter(Path(sys.argv[1]), {})
-writer.beat(HelperStatus("host", os.getpid(), 0, 0))
-number = 0
-while True:
-    writer.add({("hits", "rule", f"r{number % 300}"): 1, ("all",): 1})
-    number += 1
-"""
 HITS: Key = ("hits", "rule", "open", "verdict", "allow")
 
 
-class Writer:
-    """A process with a counter file."""
+class Forked:
+    """A copy of this process that runs a function; what it logs is kept."""
 
-    def __init__(self, folder: Path, *before: str, program: str = WRITER) -> None:
-        self.process = subprocess.Popen(
-            [*before, sys.executable, "-c", program, str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, run: Callable[[Connection], object]) -> None:
+        self.connection, other = Pipe()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as it runs
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                logging.root.handlers = [logging.StreamHandler(os.fdopen(self._log.fileno(), "w"))]
+                run(other)
+            finally:
+                os.kill(os.getpid(), signal.SIGKILL)
+        other.close()
+
+    def kill(self) -> str:
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.pid = 0
+            self._log.seek(0)
+            self._told = self._log.read().decode()
+            self._log.close()
+            self.connection.close()
+        return self._told
+
+
+def status() -> HelperStatus:
+    return HelperStatus("host", os.getpid(), time.time(), time.time(), "0123456789ab", True)
+
+
+class Writer(Forked):
+    """A process that takes a counter file, and counts what it is told."""
+
+    def __init__(self, folder: Path, account: int = 0) -> None:
+        super().__init__(partial(self._count_for, folder, account))
+
+    def _count_for(self, folder: Path, account: int, told: Connection) -> None:
+        if account:
+            os.setgroups([])
+            os.setgid(account)
+            os.setuid(account)
+        writer = CounterWriter(folder, {"rule": "other"})
+        while True:
+            writer.beat(status())
+            told.send("done")
+            for key, amount in told.recv():
+                writer.add({key: amount})
 
     def ready(self) -> Writer:
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        assert line in ("ready\n", "done\n"), self.process.communicate()
+        assert self.connection.poll(60)
+        self.connection.recv()
         return self
 
     def count(self, *keys: Key, amount: float = 1.0) -> Writer:
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps([(key, amount) for key in keys]) + "\n")
-        self.process.stdin.flush()
+        self.connection.send([(key, amount) for key in keys])
         return self.ready()
 
-    def kill(self) -> str:
-        self.process.kill()
-        return self.process.communicate()[1]
+
+def count_forever(folder: Path, _: Connection) -> None:
+    writer = CounterWriter(folder, {})
+    writer.beat(status())
+    for number in count():
+        writer.add({("hits", "rule", f"r{number % 300}"): 1, ("all",): 1})
 
 
 @pytest.fixture
 def writer(tmp_path: Path) -> Iterator[Callable[..., Writer]]:
     made: list[Writer] = []
 
-    def make(folder: Path = tmp_path / "helpers", *before: str) -> Writer:
-        made.append(Writer(folder, *before))
+    def make(folder: Path = tmp_path / "helpers", account: int = 0) -> Writer:
+        made.append(Writer(folder, account))
         return made[-1].ready()
 
     yield make
@@ -133,7 +146,7 @@ def test_a_counter_file_tells_whose_it_is_and_what_was_counted(tmp_path: Path, w
     assert (file.number, file.running, file.problem) == (0, True, None)
     assert file.samples == (("hits", {"rule": "open", "verdict": "allow"}, 2.0), ("starts", {}, 1.0))
     assert file.status
-    assert (file.status.helper, file.status.pid) == ("host", one.process.pid)
+    assert (file.status.helper, file.status.pid) == ("host", one.pid)
     assert (file.status.revision, file.status.reload_ok, file.status.busy_since) == ("0123456789ab", True, None)
 
 
@@ -171,7 +184,7 @@ def test_processes_that_start_at_once_take_a_counter_file_each(tmp_path: Path) -
             one.ready().count(HITS)
         found = counter_files(tmp_path)
         assert [file.number for file in found] == list(range(8))
-        assert {file.status.pid for file in found if file.status} == {one.process.pid for one in writers}
+        assert {file.status.pid for file in found if file.status} == {one.pid for one in writers}
         assert samples(tmp_path) == {HITS: 8.0}
     finally:
         for one in writers:
@@ -179,22 +192,17 @@ def test_processes_that_start_at_once_take_a_counter_file_each(tmp_path: Path) -
 
 
 def test_a_reader_never_takes_a_counter_file_from_a_process_that_starts(tmp_path: Path) -> None:
-    reading = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys\nfrom pathlib import Path\nfrom squidkeeper.serving.counters.reader import read_counter_files\n"
-            "while True: list(read_counter_files(Path(sys.argv[1])))",
-            str(tmp_path),
-        ]
-    )
+    def read(_: Connection) -> None:
+        while True:
+            counter_files(tmp_path)
+
+    reading = Forked(read)
     try:
         for _ in range(8):
             Writer(tmp_path).ready().kill()
         assert [path.name for path in tmp_path.iterdir()] == ["slot-00"]
     finally:
         reading.kill()
-        reading.wait()
 
 
 def test_many_starts_leave_one_file_that_is_read_whole(tmp_path: Path) -> None:
@@ -212,30 +220,26 @@ def test_where_every_counter_file_is_taken_a_process_says_so_once_and_takes_one_
 ) -> None:
     tmp_path = tmp_path / "helpers"
     tmp_path.mkdir()
-    with _locked(*(tmp_path / f"slot-{number:02}" for number in range(COUNTER_FILES))) as holder:
-        late = writer().count(HITS).count(HITS)
-        holder.kill()
-        holder.wait()
-        late.count(HITS)
-        assert samples(tmp_path) == {HITS: 3.0}
-        assert late.kill().count(f"all {COUNTER_FILES} counter files are taken") == 1
+    holder = _locked([tmp_path / f"slot-{number:02}" for number in range(COUNTER_FILES)])
+    late = writer().count(HITS).count(HITS)
+    holder.kill()
+    late.count(HITS)
+    assert samples(tmp_path) == {HITS: 3.0}
+    assert late.kill().count(f"all {COUNTER_FILES} counter files are taken") == 1
     assert len(list(tmp_path.iterdir())) == COUNTER_FILES
 
 
-@contextmanager
-def _locked(*paths: Path) -> Iterator[subprocess.Popen[str]]:
-    program = (
-        "import fcntl, signal, sys\nfiles = [open(path, 'ab') for path in sys.argv[1:]]\n"
-        "for file in files: fcntl.lockf(file, fcntl.LOCK_EX)\nprint(flush=True)\nsignal.pause()"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", program, *map(str, paths)], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout
-    holder.stdout.readline()
-    try:
-        yield holder
-    finally:
-        holder.kill()
-        holder.communicate()
+def _locked(paths: list[Path]) -> Forked:
+    def lock(told: Connection) -> None:
+        files = [path.open("ab") for path in paths]
+        for file in files:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        told.send("locked")
+        signal.pause()
+
+    holder = Forked(lock)
+    holder.connection.recv()
+    return holder
 
 
 # --- killed -------------------------------------------------------------------------------------------------------
@@ -245,7 +249,7 @@ def test_killed_at_any_instant_nothing_goes_back_and_at_most_one_batch_is_lost(t
     instants = random.Random(1)
     totals, before = Totals(), dict[Key, float]()
     for _ in range(25):
-        one = Writer(tmp_path, program=FOREVER)
+        one = Forked(partial(count_forever, tmp_path))
         try:
             known = before.get(("all",), 0.0)
             wait_for(partial(lambda known: samples(tmp_path).get(("all",), 0.0) > known, known), "another count")
@@ -261,7 +265,7 @@ def test_killed_at_any_instant_nothing_goes_back_and_at_most_one_batch_is_lost(t
 
 
 def test_what_is_read_under_way_never_goes_back(tmp_path: Path) -> None:
-    one = Writer(tmp_path, program=FOREVER)
+    one = Forked(partial(count_forever, tmp_path))
     try:
         before: dict[Key, float] = {}
         deadline = time.monotonic() + 60
@@ -469,15 +473,10 @@ def test_writes_that_fail_under_way_are_made_up_for_when_they_succeed(tmp_path: 
 
 
 def test_an_account_without_rights_runs_without_metrics(writer: Callable[..., Writer]) -> None:
-    as_proxy = ("setpriv", "--reuid=proxy", "--regid=proxy", "--clear-groups")
     with tempfile.TemporaryDirectory(prefix="squidkeeper-") as name:  # pytest's own folders are closed to others
         closed = Path(name)
         closed.chmod(0o755)
-        if subprocess.run([*as_proxy, sys.executable, "-c", ""], capture_output=True, check=False).returncode:
-            as_proxy = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--reuid=0")
-            closed.chmod(0o555)
-            os.chown(closed, 13, 13)
-        one = writer(closed / "helpers", *as_proxy).count(HITS)
+        one = writer(closed / "helpers", account=65_534).count(HITS)
         assert list(closed.iterdir()) == []
         assert one.kill().count("Permission denied") == 1
 

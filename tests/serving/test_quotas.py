@@ -438,7 +438,7 @@ def test_no_number_of_processes_that_end_at_any_time_passes_a_limit(
 
 @pytest.mark.system
 def test_processes_that_are_killed_at_random_never_take_more_than_the_limit(tmp_path: Path) -> None:
-    check_that_no_limit_is_passed([tmp_path] * 6)
+    check_that_no_limit_is_passed([tmp_path] * 3)
 
 
 @pytest.mark.system
