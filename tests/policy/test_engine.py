@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -64,6 +65,7 @@ TABLE = {
     "GET https://a.exact.example/": "deny by default",
     "GET https://BÜCHER.example/": "allow by exact",
     "GET https://xn--bcher-kva.example/": "allow by exact",
+    "GET https://b%C3%BCcher.example/x": "allow by exact",  # as Squid logs it
     "GET http://203.0.113.9/": "allow by network",
     "GET http://3405803777/": "allow by network",
     "GET https://[2001:db8::5]/": "allow by network",
@@ -720,15 +722,29 @@ def test_squid_asks_for_rewrites_and_credentials_only_where_there_can_be_some(
     assert (decision.outlook.may_rewrite, decision.outlook.may_inject) == (may_rewrite, may_inject)
 
 
+@pytest.mark.parametrize(("host", "needed"), [("bucket.example", True), ("old.example", True), ("api.example", False)])
+def test_the_clients_headers_are_needed_where_a_request_may_be_signed(tmp_path: Path, host: str, needed: bool) -> None:
+    text = """
+    rules: [{name: open, action: allow, hosts: [bucket.example, old.example, api.example]}]
+    rewrites: [{name: moved, hosts: [old.example], to: "https://bucket.example{path}"}]
+    secrets: {id: {file: id}}
+    credentials:
+      - {name: api, hosts: [api.example], bearer: id}
+      - {name: s3, hosts: [bucket.example], aws_sigv4: {access_key_id: id, secret_access_key: id, region: r}}
+    """
+    assert at_host(textwrap.dedent(text), tmp_path, f"GET https://{host}/").outlook.needs_headers is needed
+
+
 def test_the_tunnel_of_a_host_with_rewrites_says_so(tmp_path: Path) -> None:
     compiled = compiled_of(tmp_path, REWRITES)
     assert decided(compiled, request_to("CONNECT", "packages.example:443"), NOW).outlook.may_rewrite
     assert not decided(compiled, request_to("CONNECT", "api.github.com:443"), NOW).outlook.may_rewrite
 
 
-def test_a_rules_verdict_is_made_once_whoever_asks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", ["", "{name: seen, action: deny, observe: true, hosts: [a.example]}, "])
+def test_a_rules_verdict_is_made_once_whoever_asks(tmp_path: Path, ahead: str) -> None:
     """A client that makes up methods must not have one made, and kept, for each of them."""
-    compiled = compiled_of(tmp_path, "rules: [{name: closed, action: deny, hosts: [a.example], paths: [/x]}]")
+    compiled = compiled_of(tmp_path, f"rules: [{ahead}{{name: closed, action: deny, hosts: [a.example], paths: [/x]}}]")
     requests = [request_to(f"M{number}", "http://a.example/x") for number in range(2)]
     first, second = (decide(compiled, compiled.match(request), NOW, Stage.URL) for request in requests)
     assert first is second

@@ -350,9 +350,12 @@ def test_a_test_of_a_policy_can_expect_what_is_observed(tmp_path: Path) -> None:
     tests = '{request: "GET https://a.example/", expect: allow, observed: "deny:r"}'
     none = '{request: "GET https://b.example/", expect: allow, observed: []}'
     compiled_of(tmp_path / "good", f"{rules}\n    tests: [{tests}, {none}]".replace("\n    ", "\n"))
-    wrong = tests.replace("a.example", "b.example")
-    with pytest.raises(PolicyError, match="expected to observe deny:r, observed nothing"):
-        compiled_of(tmp_path / "bad", f"{rules}\n    tests: [{wrong}]".replace("\n    ", "\n"))
+    for wrong, message in (
+        (tests.replace("a.example", "b.example"), "expected to observe deny:r, observed nothing"),
+        (tests.replace('"deny:r"', "[]"), "expected to observe nothing, observed deny:r"),
+    ):
+        with pytest.raises(PolicyError, match=message):
+            compiled_of(tmp_path / "bad", f"{rules}\n    tests: [{none}, {wrong}]".replace("\n    ", "\n"))
 
 
 @pytest.mark.parametrize("text", ["deny", "denied:r", '"deny:other"', "[deny]"])

@@ -129,6 +129,11 @@ def test_a_page_has_the_documented_room_for_a_reason(reason: str, shown: int) ->
     assert len(text.removeprefix("reason_=").replace("\\n", "\n").removesuffix("…")) >= shown
 
 
+def test_a_cut_message_fills_its_room() -> None:
+    line = format_reply(Reply(Result.ERR, (), "a" * 1000), b"1", 100)
+    assert (len(line), line[-6:]) == (100, '…"\n'.encode().rjust(6, b"a"))
+
+
 def test_annotations_are_never_cut() -> None:
     with pytest.raises(ReplyTooLong, match="over the bound of 1993"):
         format_reply(Reply(Result.OK, (("authorization_", "x" * 2000),)), b"1", reply_limit(16))

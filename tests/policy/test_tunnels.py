@@ -56,6 +56,7 @@ TABLE = {
     " {name: all, action: allow, hosts: [a.example]}]": "own: the rule all allows every method",
     f"rules: [{READ}]\ndefaults: {{action: allow}}": "own: the default allows every method",
     f"rules: [{READ}, {{name: none, action: deny, hosts: [a.example]}}, {POST}]": SHARED,
+    f"rules: [{READ}, {{name: none, action: deny, hosts: [a.example]}}, {POST[:-1]}, websocket: true}}]": SHARED,
     f"rules: [{READ}]\ndefaults: {{action: deny, ask: true}}": "first: the default may ask a person",
     f"rules: [{READ}, {{name: ask, action: ask, hosts: [a.example]}}]": "first: the rule ask may ask a person",
     f"{OTHER}rules: [{READ}, {{name: ask, action: ask, hosts: [a.example], clients: [other]}}]": (
