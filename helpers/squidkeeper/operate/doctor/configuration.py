@@ -397,16 +397,9 @@ def _forwarded_for_believed(one: Inspection) -> Iterator[Found]:
     "Name the load balancer's address: `acl NAME src ADDRESS`, `proxy_protocol_access allow NAME`.",
 )
 def _proxy_protocol_open(one: Inspection) -> Iterator[Found]:
-    narrow = {"localhost"} | {
-        line.words[0]
-        for line in one.named("acl")
-        if line.words[1:2] == ("src",) and not any(map(_is_everything, line.words[2:]))
-    }
-    narrow -= {
-        line.words[0]
-        for line in one.named("acl")
-        if line.words[1:2] == ("src",) and any(map(_is_everything, line.words[2:]))
-    }
+    sources = [line for line in one.named("acl") if line.words[1:2] == ("src",)]
+    open_to_all = {line.first for line in sources if any(map(_is_everything, line.words[2:]))}
+    narrow = {"localhost", *(line.first for line in sources)} - open_to_all
     for directive in one.named("proxy_protocol_access"):
         if directive.words[:1] == ("allow",) and not narrow & set(directive.words[1:]):
             yield _at(directive)

@@ -87,23 +87,16 @@ def _unavailable_secrets(one: Inspection) -> Iterator[Found]:
 @finds("webhook-failing")
 def _webhook_failing(one: Inspection) -> Iterator[Found]:
     """Find what is wrong with webhook.yaml, as Squid's account reads it; else what the process that uses it reports."""
-    file = one.layout.webhook
-    if not file.exists():
-        return
-    check, reported = partial(_webhook_problem, file), one.view.maintenance.failures.get("webhook")
-    problem = call_as(one.account, check) if one.account and one.is_root else check()
-    if problem := problem or (one.view.maintenance.runs and reported):
-        yield Found(problem, str(file))
+    file, reported = one.layout.webhook, one.view.maintenance.failures.get("webhook")
+    found = [*_settings_faults(file, _read_webhook, one, one.account)]
+    yield from found
+    if not found and file.exists() and one.view.maintenance.runs and reported:
+        yield Found(reported, str(file))
 
 
-def _webhook_problem(file: Path) -> str:
-    try:
-        settings = read_webhook_settings(file)
-        if settings:
-            tls_context(settings.ca_file)
-    except (WebhookFailed, InvalidExport) as error:
-        return str(error)
-    return ""
+def _read_webhook(file: Path) -> None:
+    if settings := read_webhook_settings(file):
+        tls_context(settings.ca_file)
 
 
 @critical(
@@ -168,7 +161,7 @@ def _settings_faults(
 def _settings_problem(file: Path, read: Callable[[Path], object]) -> str:
     try:
         read(file)
-    except (CountsUnavailable, PullFailed) as error:
+    except (CountsUnavailable, InvalidExport, PullFailed, WebhookFailed) as error:
         return str(error)
     return ""
 

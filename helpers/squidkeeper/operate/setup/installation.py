@@ -10,7 +10,7 @@ import shutil
 import socket
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -459,12 +459,16 @@ class Installation:
     def _prepare_resolver(self) -> None:
         self._stage.name = "resolver"
         if self._configuration.resolver != NO_RESOLVER and not UNBOUND.exists():
-            if self._options.dry_run:
-                say("would", "install the package unbound, its own service disabled")
-            else:
-                install_unbound(self._options.source / "install.sh")
-                say("resolver", "the package unbound is installed, its own service disabled")
+            self._install_package("unbound", install_unbound)
         self._open_apparmor("unbound")
+
+    def _install_package(self, name: str, install: Callable[[Path], None]) -> bool:
+        if self._options.dry_run:
+            say("would", f"install the package {name}, its own service disabled")
+        else:
+            install(self._options.source / "install.sh")
+            say(self._stage.name, f"the package {name} is installed, its own service disabled")
+        return not self._options.dry_run
 
     def _prepare_tls(self) -> None:
         self._stage.name = "TLS"
@@ -478,17 +482,9 @@ class Installation:
             entries.write_entry(folder / path.name, self._files[path])
         call_as(self._machine.account, self._server_certificate_at(folder).issue)
         say("TLS", f"HAProxy on {ours.listen}, with a certificate for {', '.join(ours.server_names)}")
-        if HAPROXY.exists() or self._install_haproxy():
+        if HAPROXY.exists() or self._install_package("haproxy", install_haproxy):
             (folder / "haproxy.cfg").write_text(ours.haproxy({"/var/lib/squidkeeper/tls": str(folder)}))
             quietly(HAPROXY, "-c", "-f", folder / "haproxy.cfg")
-
-    def _install_haproxy(self) -> bool:
-        if self._options.dry_run:
-            say("would", "install the package haproxy, its own service disabled")
-        else:
-            install_haproxy(self._options.source / "install.sh")
-            say("TLS", "the package haproxy is installed, its own service disabled")
-        return not self._options.dry_run
 
     def _needs_server_certificate(self) -> bool:
         # The one in place is in a folder of Squid's account, which could put a pipe there.
@@ -629,20 +625,13 @@ class Installation:
             "exporter": None if ours.exporter == NO_EXPORTER else port_of(ours.exporter),
         }
         found = {name: InstalledService(name, self._layout, systemd, owner, port) for name, port in ports.items()}
-        group = self._machine.account.group
-        others = {
-            "secrets": self._fetcher,
-            "archive": (self._layout.user_without_systemd("archive"), group),
-            "export": (self._layout.user_without_systemd("export"), group),
-            "pull": (self._layout.user_without_systemd("pull"), group),
-            "render": entries.ROOT,
-        }
+        others = {name: self._user_of(name) for name in ("secrets", "archive", "export", "pull")}
+        others["render"] = entries.ROOT
         return found | {name: InstalledService(name, self._layout, systemd, who) for name, who in others.items()}
 
-    @property
-    def _fetcher(self) -> entries.Owner:
-        """The user and group that fetch secrets without systemd: Squid's account must not change what runs there."""
-        return self._layout.user_without_systemd("secrets"), self._machine.account.group
+    def _user_of(self, service: str) -> entries.Owner:
+        """Return the owner of a service without systemd: Squid's account must not change what runs there."""
+        return self._layout.user_without_systemd(service), self._machine.account.group
 
     def _do(self, step: SetupStep) -> None:
         self._stage.name = step.stage
@@ -659,13 +648,13 @@ class Installation:
         run = entries.Folder({}, 0o755)
         if not self._machine.systemd:
             run = folders[layout.run] = entries.Folder({}, 0o1775, (0, owner[1]))
-            folders[layout.archive] = entries.Folder({}, 0o750, (layout.user_without_systemd("archive"), owner[1]))
+            folders[layout.archive] = entries.Folder({}, 0o750, self._user_of("archive"))
             if ours.workers > 1:
                 folders[SOCKETS_OF_WORKERS] = entries.Folder({}, 0o755, owner)
             if self._pulls:
-                folders[layout.pulled] = entries.Folder({}, 0o750, (layout.user_without_systemd("pull"), owner[1]))
+                folders[layout.pulled] = entries.Folder({}, 0o750, self._user_of("pull"))
             if self._fetches:
-                folders[layout.secrets] = entries.Folder({}, 0o2750, self._fetcher)
+                folders[layout.secrets] = entries.Folder({}, 0o2750, self._user_of("secrets"))
         wanted = Wanted(
             files={path: entries.as_owned_here(entry) for path, entry in self._files.items()},
             gone=(*self._ca.gone, *self._gone),

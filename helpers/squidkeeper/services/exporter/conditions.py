@@ -463,8 +463,11 @@ def _quota_store_unavailable(view: Snapshot) -> Iterator[str]:
     "Make another with the store's own CA, as squid/FLEET.md says, and restart Valkey.",
 )
 def _quota_store_certificate_expiring(view: Snapshot) -> Iterator[str]:
-    end = view.quota_store_not_after
-    if end and end - view.at <= _CA_WARNING:
+    yield from _ends(view, view.quota_store_not_after, _CA_WARNING)
+
+
+def _ends(view: Snapshot, end: datetime | None, within: timedelta) -> Iterator[str]:
+    if end and end - view.at <= within:
         yield f"{duration((end - view.at).total_seconds())} left" if end > view.at else timestamp(end)
 
 
@@ -588,9 +591,7 @@ _warning("ca-differs", "5m", "Gateways of one job have different CAs")(None)
     f"The maintenance process renews it 30 days before, unless the CA expires too. {_MAINTENANCE_LOG}.",
 )
 def _tls_certificate_expiring(view: Snapshot) -> Iterator[str]:
-    end = view.tls_certificate.not_after if view.tls_certificate else None
-    if end and end - view.at <= _CA_CRITICAL:
-        yield f"{duration((end - view.at).total_seconds())} left" if end > view.at else timestamp(end)
+    yield from _ends(view, view.tls_certificate.not_after if view.tls_certificate else None, _CA_CRITICAL)
 
 
 _critical("exporter-down", "2m", "The exporter cannot be scraped")(None)
@@ -782,55 +783,29 @@ def _task_failing(view: Snapshot, task: str) -> Iterator[str]:
         yield failure
 
 
-_critical(
-    "resolver-failing",
-    "1m",
-    "The maintenance task resolver fails",
-    f"Squid's lookups of names may fail. {_MAINTENANCE_LOG}.",
-    unhealthy=True,
-)(partial(_task_failing, task="resolver"))
-
-
-_critical(
-    "own-addresses-failing",
-    "1m",
-    "The maintenance task own-addresses fails",
-    f"New addresses of the gateway stay open to clients. {_MAINTENANCE_LOG}.",
-    unhealthy=True,
-)(partial(_task_failing, task="own-addresses"))
-
-
-_critical(
-    "rotation-failing",
-    "1m",
-    "The maintenance task rotation fails",
-    f"Squid's logs grow without limit. {_MAINTENANCE_LOG}.",
-)(partial(_task_failing, task="rotation"))
-
-
-_critical(
-    "reload-gate-failing",
-    "1m",
-    "The maintenance task reload-gate fails",
-    "Edits come in force 20 seconds late, without a verdict of the reload gate. If its `since` covers more"
-    f" than can be read in that time, choose a shorter one. {_MAINTENANCE_LOG}.",
-)(partial(_task_failing, task="reload-gate"))
-
-
-_critical(
-    "tls-failing",
-    "1m",
-    "The maintenance task tls fails",
-    "HAProxy, which takes the clients for Squid, does not run, or has no valid certificate. Run `systemctl restart"
-    f" squidkeeper-tls`, or install.sh again. {_MAINTENANCE_LOG}, and `journalctl -u squidkeeper-tls` or tls.log.",
-    unhealthy=True,
-)(partial(_task_failing, task="tls"))
-
-
-_critical(
-    "webhook-failing",
-    "1m",
-    "The maintenance task webhook fails",
-    "Questions of clients wait, and nobody is told. `squidkeeper ask` shows them. Check webhook.yaml."
-    f" {_MAINTENANCE_LOG}.",
-)(partial(_task_failing, task="webhook"))
+# What to do where a task of the maintenance process fails, and whether requests fail with it.
+_TASKS: Final = {
+    "resolver": (f"Squid's lookups of names may fail. {_MAINTENANCE_LOG}.", True),
+    "own-addresses": (f"New addresses of the gateway stay open to clients. {_MAINTENANCE_LOG}.", True),
+    "rotation": (f"Squid's logs grow without limit. {_MAINTENANCE_LOG}.", False),
+    "reload-gate": (
+        "Edits come in force 20 seconds late, without a verdict of the reload gate. If its `since` covers more"
+        f" than can be read in that time, choose a shorter one. {_MAINTENANCE_LOG}.",
+        False,
+    ),
+    "tls": (
+        "HAProxy, which takes the clients for Squid, does not run, or has no valid certificate. Run `systemctl restart"
+        f" squidkeeper-tls`, or install.sh again. {_MAINTENANCE_LOG}, and `journalctl -u squidkeeper-tls` or tls.log.",
+        True,
+    ),
+    "webhook": (
+        "Questions of clients wait, and nobody is told. `squidkeeper ask` shows them. Check webhook.yaml."
+        f" {_MAINTENANCE_LOG}.",
+        False,
+    ),
+}
+for _task, (_remedy, _stops_requests) in _TASKS.items():
+    _add = _critical(
+        f"{_task}-failing", "1m", f"The maintenance task {_task} fails", _remedy, unhealthy=_stops_requests
+    )
+    _add(partial(_task_failing, task=_task))

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
 from threading import Thread
-from typing import Final, NoReturn
+from typing import Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
@@ -123,7 +123,7 @@ class ExporterOptions:
 def run_exporter(options: ExporterOptions) -> None:
     """Run until SIGTERM; `StateInUse` or `ListenFailed` if it cannot start."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end)
+        signal.signal(number, lambda *_: sys.exit(0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it reads secrets, to tell whether they are available
     with suppress(OSError):
         os.nice(_NICENESS)
@@ -305,7 +305,3 @@ def _bound(listen: tuple[str, int]) -> socket.socket:
         bound.close()
         raise ListenFailed(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
     return bound
-
-
-def _end(*_: object) -> NoReturn:
-    raise SystemExit(0)

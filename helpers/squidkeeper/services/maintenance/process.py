@@ -5,6 +5,7 @@ Its heartbeat is a small file in the state folder, which holds the failure of ea
 
 import logging
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ class Task(Protocol):
 def run(tasks: Sequence[Task], state: Path) -> NoReturn:
     """Check the tasks until SIGTERM or SIGINT, which raise `SystemExit`."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end)
+        signal.signal(number, lambda *_: sys.exit(0))
     runner = TaskRunner(tasks, state)
     while True:
         runner.check()
@@ -101,7 +102,3 @@ def _failure_of(check: Callable[[], None]) -> str:
     except _FAILURES as error:
         return str(error) or type(error).__name__
     return ""
-
-
-def _end(*_: object) -> NoReturn:
-    raise SystemExit(0)

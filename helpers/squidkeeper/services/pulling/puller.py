@@ -8,12 +8,13 @@ import logging
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from squidkeeper.base.errors import PullFailed, PullRefused
 from squidkeeper.policy.policy_store.sources import Fingerprint, fingerprint
@@ -181,7 +182,7 @@ _SPREAD = 0.2  # of the interval: gateways that start together do not ask togeth
 def run_pulling(puller: Puller) -> None:
     """Pull until SIGTERM. What changes is logged: a version that is put in place, a refusal, a failure."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end)
+        signal.signal(number, lambda *_: sys.exit(0))
     told = ""
     while True:
         seconds = EVERY_SECONDS
@@ -206,7 +207,3 @@ def outcome(status: PullStatus, *, is_in_force: bool = True) -> str:
     if status.refused:
         return f"{status.refused} is refused, {in_place}: {status.reason}"
     return f"{in_place}, signed by {status.signer}" if status.signer else in_place
-
-
-def _end(*_: object) -> NoReturn:
-    raise SystemExit(0)
