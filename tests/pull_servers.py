@@ -12,17 +12,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from getpass import getuser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
+from squidkeeper.serving.certificates.authority import issue_server_certificate, make_ca
 from tests.ports import free_port
 from tests.waiting import pause, wait_for
 
@@ -121,11 +116,13 @@ class WebServer:
 def serving(root: Path, address: str = "127.0.0.1") -> Iterator[WebServer]:
     """Run a server for a while."""
     root.mkdir(parents=True, exist_ok=True)
-    state = WebServer(root, address, ca=root.parent / "server.pem")
-    _certificate(state.ca, address)
+    now, leaf = datetime.now(UTC), root.parent / "leaf.pem"
+    authority, state = make_ca(now), WebServer(root, address, ca=root.parent / "server.pem")
+    state.ca.write_bytes(authority.certificate)
+    leaf.write_bytes(issue_server_certificate(authority, [address], now))
     server = ThreadingHTTPServer((address, 0), type("Handler", (_Handler,), {"state": state}))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(state.ca)
+    context.load_cert_chain(leaf)
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     server.daemon_threads = True
     state.port = server.server_address[1]
@@ -262,24 +259,3 @@ def ssh_server(folder: Path, repository: Path, pack_uri: str = "") -> Iterator[t
 def answers(port: int) -> bool:
     with socket.socket() as one:
         return one.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _certificate(file: Path, address: str) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")]), datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    plain = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    file.write_bytes(plain + certificate.public_bytes(serialization.Encoding.PEM))

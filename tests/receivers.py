@@ -114,37 +114,29 @@ def dripping_receiver(folder: Path, beginning: bytes, drop: bytes) -> Iterator[H
     authority = Authority(folder)
     context = authority.context("127.0.0.1")
 
-    def drip(server: socket.socket) -> None:
-        while True:
-            try:
-                connection, _ = server.accept()
-            except OSError:  # the test is over
-                return
-            with suppress(OSError), context.wrap_socket(connection, server_side=True) as opened:
-                opened.sendall(beginning)
-                while True:
-                    opened.sendall(drop)
-                    pause(0.02, "a receiver that drips")
+    def begin(connection: socket.socket) -> socket.socket:
+        opened = context.wrap_socket(connection, server_side=True)
+        opened.sendall(beginning)
+        return opened
 
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        Thread(target=drip, args=(server,), daemon=True).start()
-        yield HttpsReceiver(server.getsockname()[1], authority.certificate)
-        with suppress(OSError):
-            server.shutdown(socket.SHUT_RDWR)
+    with dripping_server(begin, drop) as port:
+        yield HttpsReceiver(port, authority.certificate)
 
 
 @contextmanager
-def dripping_server(handle: Callable[[socket.socket], None], drop: bytes = b".") -> Iterator[int]:
-    """A server that does `handle` with each connection, and then sends a drop at a time until its client ends."""
+def dripping_server(handle: Callable[[socket.socket], socket.socket | None], drop: bytes = b".") -> Iterator[int]:
+    """A server that does `handle` with each connection, and then sends a drop at a time until its client ends.
+
+    It sends on what `handle` returns, if anything.
+    """
 
     def drip() -> None:
         with suppress(OSError):  # the test is over
             while True:
                 connection, _ = server.accept()
-                with suppress(OSError), connection:
-                    handle(connection)
+                with suppress(OSError), connection, handle(connection) or connection as opened:
                     while True:
-                        connection.sendall(drop)
+                        opened.sendall(drop)
                         pause(0.02, "a receiver that drips")
 
     with socket.create_server(("127.0.0.1", 0)) as server:

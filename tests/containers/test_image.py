@@ -328,8 +328,7 @@ def publisher(stack: Stack) -> Iterator[Publisher]:
         for folder in (config, Path(place, "policy")):
             folder.mkdir()
         Path(place).chmod(0o755)
-        public = server.ca.read_text().partition("-----END PRIVATE KEY-----\n")[2]
-        (config / "server.pem").write_text(public)
+        (config / "server.pem").write_bytes(server.ca.read_bytes())
         (config / "local.yaml").write_text("version: 1\n")
         (config / "allowed_signers").write_text(allowed_signer(key))
         source = f"source: {{bundle: '{server.url}/policy.bundle', ca: /etc/squidkeeper/server.pem}}\n"

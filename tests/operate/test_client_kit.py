@@ -298,39 +298,21 @@ OUTCOMES = [  # what a program printed and its exit status → the result, and a
     ("curl", 0, "status=403\n<pre>\nRule: <xmp>no-push</xmp>\n</pre>", "denied", "Rule: no-push)"),
     ("curl", 0, "status=403\nforbidden", "denied", "does not show the page"),
     ("curl", 0, "status=503\n<html>", "failed", "after the policy"),
-    (
-        "curl",
-        0,
-        "status=502\nFAILED\n\nReason: The name has no address.\nRetry: no",
-        "failed",
-        "The name has no address.)",
-    ),
+    ("curl", 0, "status=502\nFAILED\n\nReason: The name has no address.\nRetry: no", "failed", "has no address.)"),
     ("curl", 0, "status=407\n<pre>", "broken", "put USER:PASSWORD@"),
     ("curl", 56, "curl: (56) CONNECT tunnel failed, response 407", "broken", "put USER:PASSWORD@"),
     ("curl", 56, "status=000\ncurl: (56) CONNECT tunnel failed, response 403", "denied", "does not show the page"),
-    (
-        "curl",
-        60,
-        "status=000\ncurl: (60) SSL certificate problem: unable to get local issuer",
-        "broken",
-        "export CURL_CA_BUNDLE=",
-    ),
+    ("curl", 60, "curl: (60) SSL certificate problem: unable to get local issuer", "broken", "export CURL_CA_BUNDLE="),
     ("curl", 35, "curl: (35) TLS connect error: wrong version number", "broken", f"http_proxy={PROXY}"),
     ("curl", 6, "status=000\ncurl: (6) Could not resolve host: ok.example", "broken", f"http_proxy={PROXY}"),
     ("curl", 7, "curl: (7) Failed to connect: Connection refused", "broken", f"check that {PROXY}"),
     ("curl", 28, "curl: (28) Connection timed out after 4000 ms", "broken", "no answer in time"),
-    (
-        "curl",
-        7,
-        "status=000\ncurl: (7) Failed to connect to 192.168.137.1 port 3129 after 0 ms: Could not connect to server",
-        "broken",
-        f"check that {PROXY}",
-    ),
+    ("curl", 7, "curl: (7) Failed to connect to 192.168.137.1: Could not connect to server", "broken", "check that"),
     ("curl", 99, "\nsomething else\n\n", "broken", "something else"),
     (
         "python3",
         1,
-        "ssl.SSLCertVerificationError: Missing Authority Key Identifier",
+        "SSLError: Missing Authority Key Identifier",
         "broken",
         "--certificates squidkeeper",
     ),
@@ -362,20 +344,8 @@ OUTCOMES = [  # what a program printed and its exit status → the result, and a
     ("uv", 2, "cause: invalid peer certificate: UnknownIssuer", "broken", "export SSL_CERT_FILE="),
     ("go", 1, "go: reading https://x/@v/v1.info: 403 Forbidden", "denied", ""),
     ("go", 1, 'go: Get "x": dial tcp: lookup ok.example: no such host', "broken", "HTTPS_PROXY="),
-    (
-        "go",
-        1,
-        "go: tls: failed to verify certificate: x509: certificate signed by unknown authority",
-        "broken",
-        "SSL_CERT",
-    ),
-    (
-        "java",
-        1,
-        "javax.net.ssl.SSLHandshakeException: PKIX path building failed",
-        "broken",
-        "export JAVA_TOOL_OPTIONS=",
-    ),
+    ("go", 1, "go: tls: failed to verify: x509: certificate signed by unknown authority", "broken", "SSL_CERT"),
+    ("java", 1, "SSLHandshakeException: PKIX path building failed", "broken", "export JAVA_TOOL_OPTIONS="),
     ("apt-get", 100, "Err:3 x Packages\n  403  Forbidden [IP: 192.168.137.1 3129]", "denied", ""),
     ("wget", 5, "ERROR: The certificate of 'x' is not trusted.", "broken", "trust store of the system"),
     ("wget", 8, f"  HTTP/1.1 403 Forbidden\n{PAGE}", "denied", "Rule: no-push)"),
@@ -613,18 +583,10 @@ def test_the_brief_shows_what_is_this_clients_and_nothing_else(policy: Path) -> 
     assert "so that somebody\n  can ask platform\\_team@example.com." in text
     assert "`pinned.example`; schemes `https`; also at private addresses; not decrypted: the origin's own" in text
     assert "paths `/live/**`; WebSockets too; without the headers `X-Trace`, which the gateway removes" in text
-    for absent in (
-        "ci-alone",
-        "ci-key",
-        "ci-bot",
-        "hidden-value",
-        "token",
-        "secret-path",
-        "in-the-query",
-        "old.example",
-        "paste",
-    ):
+    for absent in ("ci-alone", "ci-key", "ci-bot", "hidden-value", "token", "secret-path", "in-the-query", "paste"):
         assert absent not in text
+    assert "old.example" not in text
+    assert "Node's `fetch` reaches `https://` URLs only" in text
     of_ci = run("brief", "--policy", policy, "--client", "ci")[1]
     assert "ci-alone.example" in of_ci
     assert "these headers, and parameters such as `?name=` to the query. Send none" in of_ci
@@ -712,10 +674,6 @@ def test_the_brief_tells_what_to_do_with_a_ticket_where_one_can_be_given(tmp_pat
         *(False, False),
     ]
     assert "Stop repeating it" in told[0]
-
-
-def test_the_brief_tells_that_nodes_fetch_reaches_https_alone(policy: Path) -> None:
-    assert "Node's `fetch` reaches `https://` URLs only" in run("brief", "--policy", policy)[1]
 
 
 def test_the_brief_escapes_what_markdown_and_html_would_read(policy: Path) -> None:

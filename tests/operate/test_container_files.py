@@ -36,15 +36,7 @@ PIN = re.compile(r"^([a-z0-9.-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})
 SQUIDKEEPER = Path(sys.executable).with_name("squidkeeper")
 AGENT = {"squidkeeper/role": "agent"}
 GATEWAY = {"squidkeeper/role": "gateway"}
-KINDS = [
-    "ConfigMap",
-    "Deployment",
-    "HorizontalPodAutoscaler",
-    "NetworkPolicy",
-    "NetworkPolicy",
-    "PodDisruptionBudget",
-    "Service",
-]
+KINDS = ["ConfigMap", "Deployment", "HorizontalPodAutoscaler", *["NetworkPolicy"] * 2, "PodDisruptionBudget", "Service"]
 
 
 # The locks
@@ -73,15 +65,11 @@ def test_the_image_has_every_extra_that_an_installation_can_have() -> None:
     assert sorted(image_extras()) == sorted(set(EXTRAS) - {"dev"})
 
 
-def test_the_lock_meets_what_squidkeeper_and_its_extras_need() -> None:
+def test_the_locks_meet_what_squidkeeper_its_extras_and_the_build_of_the_image_need() -> None:
     needed = [*PROJECT["project"]["dependencies"], *itertools.chain(*(EXTRAS[name] for name in image_extras()))]
     assert unpinned(needed, "requirements.lock") == [], "run squid/container/lock"
-
-
-def test_the_lock_of_what_builds_the_image_meets_its_input() -> None:
-    lines = (LOCKS / "build.in").read_text().splitlines()
-    needed = [line for line in lines if not line.startswith("#")]
-    assert unpinned([*needed, *PROJECT["build-system"]["requires"]], "build.lock") == [], "run squid/container/lock"
+    lines = [line for line in (LOCKS / "build.in").read_text().splitlines() if not line.startswith("#")]
+    assert unpinned([*lines, *PROJECT["build-system"]["requires"]], "build.lock") == [], "run squid/container/lock"
 
 
 def test_a_lock_that_is_behind_is_seen() -> None:
@@ -137,16 +125,13 @@ def services() -> dict[str, Any]:
     return {**compose["services"], "networks": compose["networks"]}
 
 
-def test_the_agent_has_no_way_out_and_no_names(services: Mapping[str, Any]) -> None:
+def test_the_agent_has_no_way_out_no_names_and_no_key(services: Mapping[str, Any]) -> None:
     agent = services["agent"]
     assert agent["networks"] == ["agents"]
     assert services["networks"]["agents"]["internal"] is True
     assert agent["dns"] == "127.0.0.1"
     assert not {"cap_add", "privileged", "network_mode"} & set(agent)
-
-
-def test_the_agent_is_given_no_key(services: Mapping[str, Any]) -> None:
-    assert services["agent"]["volumes"] == ["trust:/etc/squidkeeper:ro"]
+    assert agent["volumes"] == ["trust:/etc/squidkeeper:ro"]
     assert [one for one in services["gateway"]["volumes"] if one.startswith("trust:")] == ["trust:/trust"]
 
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner
@@ -101,6 +102,26 @@ def install(root: Path, ca: CertificateAuthority = CA, **options: Any) -> Layout
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
     return install(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    return install(tmp_path_factory.mktemp("installed"))
+
+
+@pytest.fixture
+def restored(installed: Layout) -> Iterator[Layout]:
+    """One gateway for many tests, whose configuration is as before after each of them."""
+    before = {path: path.read_bytes() for path in etc_files(installed)}
+    yield installed
+    for path in etc_files(installed) - before.keys():
+        path.unlink()
+    for path, content in before.items():
+        path.write_bytes(content)
+
+
+def etc_files(layout: Layout) -> set[Path]:
+    return {path for path in layout.conf.parent.rglob("*") if path.is_file()}
 
 
 def add(layout: Layout, text: str) -> None:
@@ -228,7 +249,7 @@ def test_squid_processes_the_same_lines(tmp_path: Path) -> None:
 
 # --- The checks ---------------------------------------------------------------------------------------------------
 
-# Lines for local.conf, and the detail of what is found at the last one.
+# Lines for local.conf, and the detail of what is found at the last one: the line itself where none is given.
 PLANTED = {
     "allowed-ahead-of-policy": ("http_access allow localhost \\\n  !manager\n", "http_access allow localhost !manager"),
     "private-addresses-open": ("cache_peer 192.0.2.9 parent 3128 0 login=u:pw\n", "cache_peer 192.0.2.9"),
@@ -253,19 +274,13 @@ PLANTED = {
     "workers-overridden": ("workers 3\n", "workers 3"),
     "forwarded-for-believed": ("follow_x_forwarded_for allow all\n", "follow_x_forwarded_for allow all"),
     "proxy-protocol-open": ("proxy_protocol_access allow all\n", "proxy_protocol_access allow all"),
-    "proxy-header-from-nobody": (
-        "http_port 127.0.0.1:3140 require-proxy-header\n",
-        "http_port 127.0.0.1:3140 require-proxy-header",
-    ),
-    "override-header-kept": (
-        "request_header_access X-Rewrite_URL allow all\n",
-        "request_header_access X-Rewrite_URL allow all",
-    ),
+    "proxy-header-from-nobody": ("http_port 127.0.0.1:3140 require-proxy-header\n", ""),
+    "override-header-kept": ("request_header_access X-Rewrite_URL allow all\n", ""),
     "answers-kept-too-long": (
         "external_acl_type mine %#>a /opt/squidkeeper/bin/squidkeeper throttle\n",
         "external_acl_type mine keeps answers for 3600 s",
     ),
-    "half-closed-clients": ("half_closed_clients on\n", "half_closed_clients on"),
+    "half-closed-clients": ("half_closed_clients on\n", ""),
     "answers-kept-in-memory": ("http_reply_access allow all\n", "http_reply_access allow all"),
 }
 # The same by another line: code, line, detail.
@@ -275,11 +290,7 @@ VARIANTS = [
     ("credentials-cached", "store_miss allow all\n", "store_miss allow all"),
     ("credentials-cached", "send_hit allow localhost\n", "send_hit allow localhost"),
     ("client-header-kept", "request_header_access Other allow all\n", "request_header_access Other allow all"),
-    (
-        "override-header-kept",
-        "request_header_access Forwarded allow all\n",
-        "request_header_access Forwarded allow all",
-    ),
+    ("override-header-kept", "request_header_access Forwarded allow all\n", ""),
     ("tunnel-not-bumped", "ssl_bump peek all\n", "ssl_bump peek all"),
     ("tunnel-not-bumped", "on_unsupported_protocol tunnel all\n", "on_unsupported_protocol tunnel all"),
     ("debugging-prints-headers", "debug_options 9,1 all,5\n", "debug_options ALL,5"),
@@ -315,11 +326,12 @@ VARIANTS = [
     [*((code, *pair) for code, pair in PLANTED.items()), *VARIANTS],
     ids=lambda one: one[:24],
 )
-def test_a_faulty_line_is_found_with_its_place(layout: Layout, code: str, line: str, detail: str) -> None:
+def test_a_faulty_line_is_found_with_its_place(restored: Layout, code: str, line: str, detail: str) -> None:
+    layout = restored
     assert found(code, inspect(layout)) == []
     at = layout.local.read_text().count("\n") + line.rstrip("\n").replace("\\\n", "").count("\n") + 1
     add(layout, line)
-    assert found(code, inspect(layout)) == [Found(detail, f"{layout.local}:{at}")]
+    assert found(code, inspect(layout)) == [Found(detail or line.rstrip(), f"{layout.local}:{at}")]
 
 
 @pytest.mark.system
@@ -439,20 +451,20 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
 
 
 @pytest.mark.parametrize(("code", "change", "part"), CHANGED, ids=lambda one: one if isinstance(one, str) else "")
-def test_a_changed_file_is_found(layout: Layout, code: str, change: Callable[[Layout], None], part: str) -> None:
-    assert found(code, inspect(layout)) == []
-    change(layout)
-    details = found(code, inspect(layout))
+def test_a_changed_file_is_found(restored: Layout, code: str, change: Callable[[Layout], None], part: str) -> None:
+    assert found(code, inspect(restored)) == []
+    change(restored)
+    details = found(code, inspect(restored))
     assert details
     assert all(part in one.detail for one in details)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("code", "change", "_"), CHANGED, ids=lambda one: one if isinstance(one, str) else "")
-def test_squid_accepts_the_changed_files(layout: Layout, code: str, change: Callable[[Layout], None], _: str) -> None:
-    change(layout)
-    refused = re.findall(r"FATAL.*|Bungled.*|unrecognized.*", parse(layout.conf))
-    assert bool(refused) == (code == "squid-conf-incomplete" or not layout.logformat.exists())
+def test_squid_accepts_the_changed_files(restored: Layout, code: str, change: Callable[[Layout], None], _: str) -> None:
+    change(restored)
+    refused = re.findall(r"FATAL.*|Bungled.*|unrecognized.*", parse(restored.conf))
+    assert bool(refused) == (code == "squid-conf-incomplete" or not restored.logformat.exists())
 
 
 def test_a_log_without_urls_may_show_what_is_watched_for(layout: Layout) -> None:
@@ -557,9 +569,12 @@ def test_what_the_webhook_meets_is_found_where_the_maintenance_process_runs(layo
 
 
 @as_root
-def test_the_webhook_is_read_as_squids_account_reads_it(layout: Layout) -> None:
-    [finding] = found("webhook-failing", inspect(layout))  # pytest's folder is closed to it
-    assert finding.detail.endswith("Permission denied: Squid's account has to read it")
+def test_settings_are_read_as_squids_account_reads_them(layout: Layout) -> None:
+    (layout.policy.parent / "quota-store.yaml").write_text("{}")
+    one = inspect(layout)  # pytest's folder is closed to it
+    for code in ("webhook-failing", "quota-store-unusable"):
+        [finding] = found(code, one)
+        assert finding.detail.endswith("Permission denied: Squid's account has to read it")
 
 
 @pytest.mark.parametrize(
@@ -607,13 +622,6 @@ def test_the_store_of_quotas_is_asked_for_a_count(layout: Layout, tmp_path: Path
     assert [without_function.place, away.place] == [str(file)] * 2
     file.write_text("{}")
     assert found("quota-store-unavailable", one) == []  # quota-store-unusable tells that
-
-
-@as_root
-def test_the_store_of_quotas_is_read_as_squids_account_reads_it(layout: Layout) -> None:
-    (layout.policy.parent / "quota-store.yaml").write_text("{}")
-    [finding] = found("quota-store-unusable", inspect(layout))  # pytest's folder is closed to it
-    assert "Squid's account has to read it" in finding.detail
 
 
 @as_root
@@ -941,21 +949,19 @@ def test_what_to_do_is_written_for_the_gateway_that_was_examined(layout: Layout)
     assert f"    fix: `{layout.program} drain --root {layout.root} --cancel` lets clients come again.\n" in text
 
 
-def test_a_remark_alone_is_no_failure(layout: Layout) -> None:
-    diagnosis = examine(inspect(layout), running=False)
-    remarks = tuple((check, (Found("x"),)) for check in CHECKS if check.severity is Severity.INFO)
-    assert remarks
-    assert not replace(diagnosis, found=remarks).failed(strict=True)
-
-
-def test_a_warning_fails_in_strict_mode_alone_and_nothing_that_is_accepted_does(layout: Layout) -> None:
-    diagnosis = examine(inspect(layout), running=False)
-    for severity, outcome in ((Severity.WARNING, (False, True)), (Severity.CRITICAL, (True, True))):
-        found = tuple((check, (Found("x"),)) for check in CHECKS if check.severity is severity)
-        one = replace(diagnosis, found=found)
-        assert (one.failed(), one.failed(strict=True)) == outcome
-        accepted = dict.fromkeys((check.code for check, _ in found), "as agreed")
-        assert not replace(one, accepted=accepted).failed(strict=True)
+@pytest.mark.parametrize(
+    ("severity", "outcome"),
+    [(Severity.INFO, (False, False)), (Severity.WARNING, (False, True)), (Severity.CRITICAL, (True, True))],
+)
+def test_a_warning_fails_in_strict_mode_alone_and_no_remark_and_nothing_that_is_accepted_does(
+    restored: Layout, severity: Severity, outcome: tuple[bool, bool]
+) -> None:
+    found = tuple((check, (Found("x"),)) for check in CHECKS if check.severity is severity)
+    one = replace(examine(inspect(restored), running=False), found=found)
+    assert found
+    assert (one.failed(), one.failed(strict=True)) == outcome
+    accepted = dict.fromkeys((check.code for check, _ in found), "as agreed")
+    assert not replace(one, accepted=accepted).failed(strict=True)
 
 
 def test_an_accepted_finding_is_shown_last_with_its_reason(layout: Layout) -> None:
@@ -985,13 +991,13 @@ def test_an_accepted_finding_is_shown_last_with_its_reason(layout: Layout) -> No
         ("# none\n", ""),
     ],
 )
-def test_a_file_of_accepted_findings_with_a_fault_accepts_nothing(layout: Layout, text: str, detail: str) -> None:
-    add(layout, "half_closed_clients on\n")
-    layout.accepted.write_text(text)
-    assert [case.detail.endswith(detail) for case in found("accepted-unusable", inspect(layout))] == [True] * bool(
+def test_a_file_of_accepted_findings_with_a_fault_accepts_nothing(restored: Layout, text: str, detail: str) -> None:
+    add(restored, "half_closed_clients on\n")
+    restored.accepted.write_text(text)
+    assert [case.detail.endswith(detail) for case in found("accepted-unusable", inspect(restored))] == [True] * bool(
         detail
     )
-    assert "    accepted: " not in as_text(examine(inspect(layout), running=False))
+    assert "    accepted: " not in as_text(examine(inspect(restored), running=False))
 
 
 @pytest.fixture
@@ -1018,13 +1024,17 @@ def test_pull_yaml_is_read_with_the_groups_of_the_unit(open_folder: Path, monkey
         assert found("pull-settings-unusable", one) == []
 
 
-def test_a_check_that_fails_is_a_finding(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: object) -> None:
-        raise PermissionError("refused")
-
-    monkeypatch.setattr(machine, "_rotation_rules", refused)
-    text = as_text(examine(inspect(layout), running=False))
-    assert "(logrotate-loses-records)\n    this cannot be checked: refused\n" in text
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [(PermissionError("refused"), "refused"), (KeyError("s3cr3t"), "KeyError, a fault of squidkeeper's")],
+)
+def test_a_check_that_fails_is_a_finding_and_an_unforeseen_fault_shows_its_kind_alone(
+    restored: Layout, monkeypatch: pytest.MonkeyPatch, fault: Exception, told: str
+) -> None:
+    monkeypatch.setattr(machine, "_rotation_rules", Mock(side_effect=fault))
+    text = as_text(examine(inspect(restored), running=False))
+    assert f"(logrotate-loses-records)\n    this cannot be checked: {told}\n" in text
+    assert "s3cr3t" not in text
 
 
 def test_no_line_ends_the_examination(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1035,16 +1045,6 @@ def test_no_line_ends_the_examination(layout: Layout, monkeypatch: pytest.Monkey
     assert "few-descriptors" in {check.code for check, _ in diagnosis.found}
     assert "cannot be checked" not in as_text(diagnosis)
     assert "\u00a0" in [line.name for line in inspect(layout).conf.directives]
-
-
-def test_a_check_with_an_unforeseen_fault_shows_its_kind_alone(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: object) -> None:
-        raise KeyError("s3cr3t")
-
-    monkeypatch.setattr(machine, "_rotation_rules", broken)
-    text = as_text(examine(inspect(layout), running=False))
-    assert "(logrotate-loses-records)\n    this cannot be checked: KeyError, a fault of squidkeeper's\n" in text
-    assert "s3cr3t" not in text
 
 
 def test_behind_haproxy_squid_is_asked_at_haproxys_port(layout: Layout) -> None:

@@ -26,7 +26,6 @@ NEVER_SENT = {
     *("ERR_REQUEST_START_TIMEOUT", "ERR_REQUEST_PARSE_TIMEOUT"),
 }
 denials = pytest.mark.parametrize("page", DENIALS, ids=[page.name for page in DENIALS])
-failures = pytest.mark.parametrize("failure", FAILURES, ids=[failure.errors[0] for failure in FAILURES])
 
 
 def noted(page: DenialPage) -> dict[str, str]:
@@ -59,16 +58,11 @@ def test_each_error_of_squids_has_one_page() -> None:
 
 
 @denials
-def test_the_texts_of_a_denial_need_no_escapes(page: DenialPage) -> None:
+def test_the_texts_of_a_denial_need_no_escapes_and_say_to_retry_only_where_that_can_help(page: DenialPage) -> None:
     for text in (page.title, page.advice, page.rule or "", page.reason or "", page.cause):
         assert not set(text) & set('"\\<>&%\n{}')
         assert text.isascii()
-
-
-@failures
-def test_the_texts_of_a_failure_are_no_codes_of_squids(failure: FailurePage) -> None:
-    for text in (failure.title, failure.reason, failure.advice, failure.cause, failure.retry):
-        assert not set(text) & set('"\\<>&%\n{}')
+    assert page.advice.startswith("Retrying does not help") is not page.retryable
 
 
 @denials
@@ -98,20 +92,13 @@ def test_a_page_has_all_its_lines(page: DenialPage, form: Form) -> None:
     assert "\nFor the operator: sudo squidkeeper why gateway.7.7.7\n" in text
 
 
-@denials
-def test_a_denial_says_to_retry_only_where_that_can_help(page: DenialPage) -> None:
-    assert page.advice.startswith("Retrying does not help") is not page.retryable
-
-
-@failures
-def test_a_failure_says_to_retry_only_where_that_can_help(failure: FailurePage) -> None:
-    assert ("does not help" in failure.advice) <= failure.retry.startswith("does not help")
-
-
-@failures
+@pytest.mark.parametrize("failure", FAILURES, ids=[failure.errors[0] for failure in FAILURES])
 def test_a_page_of_a_failure_names_the_error_and_the_command_that_shows_why(failure: FailurePage) -> None:
     for error in failure.errors:
         text = dict(files())[error]
         assert re.search(f"^Error: {error}( |$)", text, re.MULTILINE)
         assert re.findall("^For the operator: (.*)$", text, re.MULTILINE)[0].startswith("sudo squidkeeper why gateway.")
         assert failure.cause != "policy"
+    for text in (failure.title, failure.reason, failure.advice, failure.cause, failure.retry):
+        assert not set(text) & set('"\\<>&%\n{}'), "a code of Squid's"
+    assert ("does not help" in failure.advice) <= failure.retry.startswith("does not help")

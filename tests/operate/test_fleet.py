@@ -77,11 +77,7 @@ def test_a_machine_with_ipv4_and_ipv6_does_not_have_all_descriptors_of_a_worker(
         ("name: gw-1, ", "", "gateways[0].name: expected letters, digits and . _ -, such as gw-1: squid/FLEET.md has"),
         ("{name: gw-1, address: 10.0.0.11}", "gw-1", "gateways[0]: expected at least one, such as {name: gw-1"),
         ("port: 3130", "prot: 3130", "gateways[1]: unknown field 'prot', expected at least one, such as"),
-        (
-            "gw-1,",
-            "[,",
-            "fleet.yaml: expected YAML: while parsing a flow node did not find expected node content at line 5",
-        ),
+        ("gw-1,", "[,", "fleet.yaml: expected YAML: while parsing a flow node did not find expected node content at"),
         ("address: 10.0.0.11", "address: gw.example", "gateways[0].address: 'gw.example' is not an address, expected"),
         ("address: 10.0.0.11", 'address: "fe80::1%eth0"', "has a zone, expected an address without"),
         ("name: gw-1", "name: gw 1", "gateways[0].name: 'gw 1': expected letters, digits and . _ -, such as gw-1"),
@@ -90,11 +86,7 @@ def test_a_machine_with_ipv4_and_ipv6_does_not_have_all_descriptors_of_a_worker(
         ("address: 10.0.0.11", 'address: "fd00::12", port: 3130', "[fd00::12]:3130 is that of 'gw-1' already"),
         ("port: 3130", "workers: 0", "gateways[1].workers: expected a number from 1 to 16, as install.sh --workers"),
         ("port: 3130", "port: 70000", "gateways[1].port: expected a port from 1 to 65535: squid/FLEET.md has"),
-        (
-            "gateways:",
-            "  listen: 10.0.0:3129x\ngateways:",
-            "haproxy.listen: '10.0.0:3129x': expected PORT, ADDRESS:PORT",
-        ),
+        ("gateways:", "  listen: 10.0:3129x\ngateways:", "haproxy.listen: '10.0:3129x': expected PORT, ADDRESS:PORT"),
         ("gateways:", "  listen: 999.0.0.1:3129\ngateways:", "haproxy.listen: '999.0.0.1' is not an address"),
         ("gateways:", '  certificate: "/a b"\ngateways:', "haproxy.certificate: expected an absolute path"),
         ("5, ", "5, 10.0.0.x, ", "haproxy.addresses[1]: '10.0.0.x' is not an address"),
@@ -307,16 +299,14 @@ def test_what_haproxy_cannot_listen_on_fails_and_puts_the_former_configuration_b
         haproxy.wait(30)
 
 
-def test_a_file_that_is_wrong_is_told_and_changes_nothing(tmp_path: Path, paths: BalancerPaths) -> None:
+def test_a_file_that_is_missing_is_told_and_without_one_the_command_names_install_sh(
+    tmp_path: Path, paths: BalancerPaths
+) -> None:
     status, said = setup(paths, tmp_path / "none.yaml")
     expected = "expected a readable file with HAProxy's addresses and the gateways: squid/FLEET.md has an example"
     assert (status, said) == (1, f"{tmp_path}/none.yaml: No such file or directory: {expected}\n")
-
-
-def test_without_a_fleet_the_command_names_install_sh() -> None:
     done = CliRunner().invoke(main, ["setup"])
-    assert done.exit_code == 2
-    assert "a gateway is installed by ./install.sh" in done.output
+    assert (done.exit_code, "a gateway is installed by ./install.sh" in done.output) == (2, True)
 
 
 def test_beside_a_fleet_what_it_does_not_use_is_refused(tmp_path: Path, paths: BalancerPaths) -> None:

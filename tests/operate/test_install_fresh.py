@@ -103,15 +103,6 @@ def test_a_folder_that_squids_account_cannot_enter_is_named(empty: Gateway) -> N
     empty.root.chmod(0o755)
 
 
-def test_a_first_run_that_fails_leaves_nothing(empty: Gateway, tmp_path: Path) -> None:
-    before = snapshot(empty.root)
-    with socket.create_server(("127.0.0.1", empty.port)):
-        failed = empty.install(*empty.listen)
-    assert failed.returncode == 1
-    assert 'step "listen" failed' in failed.stderr
-    assert snapshot(empty.root) == before
-
-
 def test_a_first_run_whose_squid_does_not_start_leaves_nothing(empty: Gateway, changed: Path) -> None:
     with (changed / "squid/squid.conf").open("a") as configuration:
         configuration.write("cache_dir ufs /nonexistent/cache 100 16 256\n")
@@ -377,16 +368,6 @@ def test_a_squid_conf_of_the_operators_knows_the_format_of_the_record(empty: Gat
     assert (done.returncode, re.findall(r".*\| (?:ERROR|FATAL).*", done.stderr)) == (0, [])
 
 
-def test_a_kept_squid_conf_is_not_lost_to_a_later_one(empty: Gateway) -> None:
-    configuration = empty.place("etc/squid.conf")
-    configuration.parent.mkdir(parents=True)
-    for text in ("http_port 3128\n", "http_port 3127\n"):
-        configuration.write_text(text)
-        assert empty.install("--no-start", *empty.listen).returncode == 0
-    assert empty.place("etc/squid.conf.before-squidkeeper").read_text() == "http_port 3127\n"
-    assert empty.place("etc/squid.conf.before-squidkeeper.previous").read_text() == "http_port 3128\n"
-
-
 def test_uninstall_tells_when_the_former_squid_conf_does_not_parse(empty: Gateway) -> None:
     configuration = empty.place("etc/squid.conf")
     configuration.parent.mkdir(parents=True)
@@ -484,18 +465,8 @@ exec /usr/lib/systemd/systemd --unit=basic.target --log-target=null >/dev/null 2
 def view(gateway: Gateway, folder: Path, then: str, *namespaces: str) -> Iterator[Machine]:
     """The view, with the environment that takes long to build in it, in which process 1 goes on with `then`."""
     venv = gateway.place("bin/squidkeeper").resolve().parent.parent
-    command = [
-        "unshare",
-        "--mount",
-        "--pid",
-        *namespaces,
-        "--fork",
-        "--kill-child",
-        "--mount-proc",
-        "sh",
-        "-ec",
-        VIEW + then,
-    ]
+    apart = ("unshare", "--mount", "--pid", *namespaces, "--fork", "--kill-child", "--mount-proc")
+    command = [*apart, "sh", "-ec", VIEW + then]
     with subprocess.Popen([*command, "view", str(folder), str(venv)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "ready\n"
@@ -520,7 +491,7 @@ def systemd(gateway: Gateway, tmp_path: Path) -> Iterator[Machine]:
         yield machine
 
 
-def test_the_program_is_on_everybodys_path(machine: Machine, source: Path) -> None:
+def test_the_program_is_on_everybodys_path_unless_another_of_that_name_is(machine: Machine, source: Path) -> None:
     installer, link = source / "install.sh", machine.path("/usr/local/bin/squidkeeper")
     done = machine.run(installer, "--no-start")
     assert done.returncode == 0, done.stderr
@@ -529,6 +500,15 @@ def test_the_program_is_on_everybodys_path(machine: Machine, source: Path) -> No
     assert machine.run("squidkeeper", "explain", "GET", "https://en.wikipedia.org/").returncode == 1
     by_sudo = machine.run(installer, "--no-start", SUDO_USER="me", PATH="/usr/sbin:/usr/bin:/sbin:/bin").stdout
     assert "\n  sudo /opt/squidkeeper/bin/squidkeeper explain GET" in by_sudo
+    link.unlink()
+    link.write_text("#!/bin/sh\n")
+    done = machine.run(installer, "--no-start")
+    assert "/usr/local/bin/squidkeeper is not squidkeeper's and stays" in done.stdout
+    assert "\n  /opt/squidkeeper/bin/squidkeeper explain GET" in done.stdout
+    assert machine.run(installer, "--uninstall").returncode == 0
+    assert link.read_text() == "#!/bin/sh\n"
+    link.unlink()
+    assert machine.run(installer, "--no-start").returncode == 0
     assert machine.run(installer, "--uninstall").returncode == 0
     assert not link.is_symlink()
 
@@ -541,16 +521,6 @@ def test_nothing_outside_of_the_root_is_touched(machine: Machine, empty: Gateway
     assert done.returncode == 0, done.stderr
     assert [snapshot(machine.path(path)) for path in OUTSIDE] == before
     assert machine.run(installer, *root, "--uninstall").returncode == 0
-
-
-def test_another_program_of_that_name_stays(machine: Machine, source: Path) -> None:
-    installer, other = source / "install.sh", machine.path("/usr/local/bin/squidkeeper")
-    other.write_text("#!/bin/sh\n")
-    done = machine.run(installer, "--no-start")
-    assert "/usr/local/bin/squidkeeper is not squidkeeper's and stays" in done.stdout
-    assert "\n  /opt/squidkeeper/bin/squidkeeper explain GET" in done.stdout
-    assert machine.run(installer, "--uninstall").returncode == 0
-    assert other.read_text() == "#!/bin/sh\n"
 
 
 @pytest.mark.long

@@ -202,10 +202,7 @@ def test_what_strict_clients_miss_in_a_ca_is_told_in_each_run_with_what_to_do(
     for found in (first, place.run()):
         warning = "clients that check strictly, such as Python 3.13, refuse this CA: keyUsage is missing"
         assert ("WARNING", warning) in found.said
-        remedy = (
-            "--ca-dir with an empty folder makes a new CA that they accept; then every VM must trust the new ca.crt"
-        )
-        assert remedy in what(found)
+        assert "--ca-dir with an empty folder makes a new CA that they accept; then every VM must" in what(found)
     assert list(strict_faults(make_ca(NOW).certificate)) == []
 
 
@@ -320,9 +317,8 @@ def test_days_that_the_alerts_fire_for_at_once_are_warned_of(
 # ── A CA that is given ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_key_of_a_given_ca_is_copied_nowhere(place: Place, tmp_path: Path, kind: str) -> None:
-    ca = given_ca(KINDS[kind]())
+def test_the_key_of_a_given_ca_is_copied_nowhere(place: Place, tmp_path: Path) -> None:
+    ca = given_ca()
     given = folder_of(ca, tmp_path / "ca")
     place.run(ca_dir=given)
     assert place.holds(ca.key) == []
@@ -370,17 +366,9 @@ def test_a_path_length_that_allows_no_intermediate_is_told(place: Place, tmp_pat
     [
         (given_ca(days=-1), {}, "ca.crt has expired"),
         (given_ca(ed25519.Ed25519PrivateKey.generate()), {"ca": "direct"}, "Squid does not start with the Ed25519"),
-        (
-            given_ca(rsa.generate_private_key(65537, 1024)),
-            {"ca": "direct"},
-            "the RSA key of the CA has 1024 bits, and Squid does not start with fewer than 2048",
-        ),
+        (given_ca(rsa.generate_private_key(65537, 1024)), {"ca": "direct"}, "does not start with fewer than 2048"),
         (given_ca(), {"ca": "root"}, "--ca root: expected direct or intermediate"),
-        (
-            given_ca(),
-            {"intermediate_days": "0"},
-            "--intermediate-days 0: expected a number of days, 1 at least, or auto",
-        ),
+        (given_ca(), {"intermediate_days": "0"}, "--intermediate-days 0: expected a number of days, 1 at least, or"),
         (given_ca(), {"ca": "direct", "intermediate_days": "9"}, "--intermediate-days is for an intermediate"),
         (given_ca(), {"intermediate_days": "soon"}, "--intermediate-days soon: expected"),
     ],
@@ -438,13 +426,6 @@ def test_a_new_ca_in_an_empty_folder_replaces_one_in_place(place: Place, tmp_pat
     assert place.files == before
 
 
-def test_the_former_key_of_squid_is_kept_for_root_alone(place: Place, tmp_path: Path) -> None:
-    place.run(ca_dir=folder_of(given_ca(), tmp_path / "one"), ca="direct")
-    place.run(ca_dir=folder_of(given_ca(), tmp_path / "two"))
-    about = (place.root / "etc/ca/signing.key.previous").stat()
-    assert (about.st_uid, stat.S_IMODE(about.st_mode)) == (0, 0o600)
-
-
 def test_a_ca_that_was_issued_again_for_its_key_is_sent_with_the_leaves(place: Place, tmp_path: Path) -> None:
     key = KINDS["P-256"]()
     place.run(ca_dir=folder_of(given_ca(key, days=100), tmp_path / "one"))
@@ -456,12 +437,16 @@ def test_a_ca_that_was_issued_again_for_its_key_is_sent_with_the_leaves(place: P
     assert certificate_of(place.layout.signing_cert.read_bytes()).not_valid_after_utc == NOW + timedelta(days=200)
 
 
-def test_a_copy_of_the_key_from_former_days_does_not_stay(place: Place, tmp_path: Path) -> None:
+def test_the_former_key_of_squid_is_kept_for_root_alone_and_goes_where_its_ca_comes_back(
+    place: Place, tmp_path: Path
+) -> None:
     ca = given_ca()
     given = folder_of(ca, tmp_path / "ca")
     place.run(ca_dir=given, ca="direct")
     place.run(ca_dir=folder_of(given_ca(), tmp_path / "other"), ca="direct")
     assert place.holds(ca.key) == ["etc/ca/signing.key.previous"]
+    about = (place.root / "etc/ca/signing.key.previous").stat()
+    assert (about.st_uid, stat.S_IMODE(about.st_mode)) == (0, 0o600)
     place.run(ca_dir=given, ca="intermediate")
     assert place.holds(ca.key) == []
 

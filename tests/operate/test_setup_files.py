@@ -92,15 +92,7 @@ def test_a_made_ca_is_a_good_one_and_its_key_is_never_shown() -> None:
             "ca.key is not the key of ca.crt",
         ),
     ],
-    ids=[
-        "expired",
-        "no CA",
-        "a key with a passphrase",
-        "no certificate",
-        "no key",
-        "another key",
-        "another kind of key",
-    ],
+    ids=["expired", "no CA", "a passphrase", "no certificate", "no key", "another key", "another kind of key"],
 )
 def test_a_ca_that_squid_cannot_use_is_refused(ca: CertificateAuthority, message: str) -> None:
     with pytest.raises(SetupFailed, match=message):
@@ -141,14 +133,8 @@ def test_uninstall_takes_its_lines_from_apparmor(tmp_path: Path, monkeypatch: py
 
 def configuration(root: Path | None, **given: Any) -> Configuration:
     machine = Machine(Account("nobody", 65534, 65534), Path("/usr/lib64/certgen"), False, False)
-    usual: dict[str, Any] = {
-        "listen": "3129",
-        "squid": "3129",
-        "exporter": "127.0.0.1:9129",
-        "log_bytes": "",
-        "resolver": "127.1.2.3",
-        "unique_name": "0123abcd",
-    }
+    usual: dict[str, Any] = {"listen": "3129", "squid": "3129", "exporter": "127.0.0.1:9129", "log_bytes": ""}
+    usual |= {"resolver": "127.1.2.3", "unique_name": "0123abcd"}
     return Configuration(source=REPOSITORY, layout=Layout.of(root), machine=machine, **(usual | given))
 
 
@@ -222,13 +208,14 @@ def throttle_of(fragment: str) -> tuple[float, int]:
     return float(found[0]), int(found[1])
 
 
-@pytest.mark.parametrize("workers", range(1, MOST_WORKERS + 1))
-def test_all_workers_together_deny_one_client_no_more_often_than_one_does(workers: int) -> None:
-    one, all_of_them = (configuration(None, workers=number).templates()[FRAGMENT] for number in (1, workers))
-    (rate, burst), (share, part) = throttle_of(one), throttle_of(all_of_them)
-    assert rate / workers == pytest.approx(share, rel=1e-5)
-    assert burst <= workers * part < burst + workers
-    assert workers_of(all_of_them) == workers
+def test_all_workers_together_deny_one_client_no_more_often_than_one_does() -> None:
+    rate, burst = throttle_of(configuration(None).templates()[FRAGMENT])
+    for workers in range(1, MOST_WORKERS + 1):
+        all_of_them = configuration(None, workers=workers).templates()[FRAGMENT]
+        share, part = throttle_of(all_of_them)
+        assert rate / workers == pytest.approx(share, rel=1e-5)
+        assert burst <= workers * part < burst + workers
+        assert workers_of(all_of_them) == workers
 
 
 def test_one_worker_has_no_line_and_several_have_queues_of_their_own() -> None:
@@ -239,9 +226,6 @@ def test_one_worker_has_no_line_and_several_have_queues_of_their_own() -> None:
     assert listen_of(several) == "127.0.0.1:3130"
     behind = configuration(None, workers=3, tls=True).squid_conf()
     assert ":13129 \\\n    require-proxy-header \\\n    worker-queues \\\n    ssl-bump" in behind
-
-
-def test_the_exporter_knows_the_number_of_workers() -> None:
     assert "--workers" not in configuration(None).unit("exporter")
     assert " --workers 3\n" in configuration(None, workers=3).unit("exporter")
 
@@ -369,12 +353,9 @@ def test_a_unit_runs_as_squids_account_with_the_addresses_and_the_limit_of_the_g
     assert ours.unit("exporter").count(" --squid 127.0.0.1:9129\n") == 1, "neither address is replaced twice"
     assert ours.unit("maintenance").count(" --log-bytes 20G\n") == 1
     assert "--log-bytes" not in configuration(None, log_bytes="auto").unit("maintenance")
-
-
-@pytest.mark.parametrize("copied", [False, True])
-def test_the_archive_has_a_network_where_it_is_copied_to_a_store(copied: bool) -> None:
-    unit = configuration(None, archive_is_copied=copied).unit("archive")
-    assert re.findall("^PrivateNetwork=(.*)$", unit, re.MULTILINE) == ["no" if copied else "yes"]
+    for copied, private in ((False, "yes"), (True, "no")):  # the archive has a network where a store has a copy
+        unit = configuration(None, archive_is_copied=copied).unit("archive")
+        assert re.findall("^PrivateNetwork=(.*)$", unit, re.MULTILINE) == [private]
 
 
 def test_a_key_of_the_archive_that_is_replaced_stays_in_the_public_file(tmp_path: Path) -> None:

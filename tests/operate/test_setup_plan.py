@@ -89,8 +89,7 @@ WITH_TLS = replace(
 
 
 def test_haproxy_gets_its_certificate_first_and_starts_once_squid_has_left_the_port() -> None:
-    planned = summary(plan(LAYOUT, WITH_TLS, Present()))
-    assert planned[-5:] == [
+    assert summary(plan(LAYOUT, WITH_TLS, Present()))[-5:] == [
         (StepKind.MAKE_SERVER_CERTIFICATE, LAYOUT.tls),
         (StepKind.START_MAINTENANCE, MAINTENANCE.applied),
         (StepKind.START_SQUID, LAYOUT.applied),
@@ -132,34 +131,35 @@ def test_no_proxy_header_is_sent_to_a_squid_that_takes_none() -> None:
 WITH_SECRETS = replace(WANTED, files={**FILES, SECRETS.unit: File(b"secrets\n")}, fetches=True)
 
 
-def test_the_process_that_fetches_secrets_starts_ahead_of_squid() -> None:
-    planned = summary(plan(LAYOUT, WITH_SECRETS, Present()))
-    assert planned[-4:] == [
-        (StepKind.START_MAINTENANCE, MAINTENANCE.applied),
-        (StepKind.START_SECRETS, SECRETS.applied),
-        (StepKind.START_SQUID, LAYOUT.applied),
-        (StepKind.START_EXPORTER, EXPORTER.applied),
-    ]
-
-
 WITH_EXPORTS = replace(WANTED, files={**FILES, EXPORT.unit: File(b"export\n")}, exports=b"format: json\n")
-
-
-def test_exports_start_last_with_a_folder_that_squids_group_can_write() -> None:
-    planned = summary(plan(LAYOUT, WITH_EXPORTS, Present()))
-    assert (StepKind.MAKE_SHARED, LAYOUT.export_state) in planned
-    assert planned[-1] == (StepKind.START_EXPORT, EXPORT.applied)
 
 
 PULL = LAYOUT.service("pull")
 WITH_PULL = replace(WANTED, files={**FILES, PULL.unit: File(b"pull\n")}, pulls=True)
 
 
-def test_the_process_that_pulls_starts_last_and_goes_with_its_settings() -> None:
-    assert summary(plan(LAYOUT, WITH_PULL, Present()))[-1] == (StepKind.START_PULL, PULL.applied)
-    here = replace(HERE, files={**HERE.files, PULL.unit: File(b"pull\n"), PULL.applied: File(b"x")})
-    gone = [(StepKind.STOP_SERVICE, PULL.unit), (StepKind.REMOVE, PULL.unit), (StepKind.REMOVE, PULL.applied)]
-    assert summary(plan(LAYOUT, WANTED, here)) == gone
+def test_the_process_that_fetches_secrets_starts_ahead_of_squid_and_those_that_send_and_pull_last() -> None:
+    starting = (StepKind.START_SECRETS, StepKind.START_SQUID, StepKind.START_EXPORT, StepKind.START_PULL)
+    for wanted, last in (
+        (WITH_SECRETS, [(StepKind.START_SECRETS, SECRETS.applied), (StepKind.START_SQUID, LAYOUT.applied)]),
+        (WITH_EXPORTS, [(StepKind.START_SQUID, LAYOUT.applied), (StepKind.START_EXPORT, EXPORT.applied)]),
+        (WITH_PULL, [(StepKind.START_SQUID, LAYOUT.applied), (StepKind.START_PULL, PULL.applied)]),
+    ):
+        assert [step for step in summary(plan(LAYOUT, wanted, Present())) if step[0] in starting] == last
+    assert (StepKind.MAKE_SHARED, LAYOUT.export_state) in summary(plan(LAYOUT, WITH_EXPORTS, Present()))
+
+
+@pytest.mark.parametrize(
+    ("name", "folders"), [("pull", ()), ("export", (LAYOUT.export_state,)), ("secrets", (LAYOUT.secrets,))]
+)
+def test_a_process_goes_with_the_last_that_needs_it(name: str, folders: tuple[Path, ...]) -> None:
+    service = LAYOUT.service(name)
+    gone = (service.unit, service.applied, *folders)
+    there = {**HERE.files, **dict.fromkeys(gone, File(b"there\n"))}
+    assert summary(plan(LAYOUT, WANTED, replace(HERE, files=there))) == [
+        (StepKind.STOP_SERVICE, service.unit),
+        *((StepKind.REMOVE, path) for path in gone),
+    ]
 
 
 def test_an_edited_file_of_an_export_restarts_the_process() -> None:
@@ -172,24 +172,6 @@ def test_an_edited_file_of_an_export_restarts_the_process() -> None:
     assert (StepKind.START_EXPORT, EXPORT.applied) in summary(plan(LAYOUT, edited, here))
 
 
-def test_the_process_goes_with_the_last_export() -> None:
-    gone = (EXPORT.unit, EXPORT.applied, LAYOUT.export_state)
-    there = {**HERE.files, **dict.fromkeys(gone, File(b"there\n"))}
-    assert summary(plan(LAYOUT, WANTED, replace(HERE, files=there))) == [
-        (StepKind.STOP_SERVICE, EXPORT.unit),
-        *((StepKind.REMOVE, path) for path in gone),
-    ]
-
-
-def test_the_process_goes_with_the_last_secret_that_is_fetched() -> None:
-    gone = (SECRETS.unit, SECRETS.applied, LAYOUT.secrets)
-    there = {**HERE.files, **dict.fromkeys(gone, File(b"there\n"))}
-    assert summary(plan(LAYOUT, WANTED, replace(HERE, files=there))) == [
-        (StepKind.STOP_SERVICE, SECRETS.unit),
-        *((StepKind.REMOVE, path) for path in gone),
-    ]
-
-
 def test_a_run_folder_of_another_account_is_given_to_root() -> None:
     run = Folder({}, 0o1775, (0, 13))
     wanted = replace(WANTED, run=run)
@@ -198,12 +180,6 @@ def test_a_run_folder_of_another_account_is_given_to_root() -> None:
     assert planned.steps == (SetupStep(StepKind.GIVE_TO_ROOT, LAYOUT.run, run),)
     there[LAYOUT.run] = run
     assert plan(LAYOUT, wanted, replace(HERE, files=there)).steps == ()
-
-
-def test_gateways_beside_each_other_fetch_as_users_of_their_own() -> None:
-    others = [Layout.of(Path(f"/srv/{name}")).user_without_systemd("secrets") for name in "abcdefgh"]
-    assert len({LAYOUT.user_without_systemd("secrets"), *others}) == len(others) + 1
-    assert all(61184 <= user <= 65519 for user in others)
 
 
 def test_a_second_run_has_no_steps() -> None:
@@ -408,9 +384,12 @@ def test_a_step_is_one_line_and_names_the_stage_that_it_fails_in() -> None:
     )
 
 
-def test_gateways_beside_each_other_have_names_and_addresses_of_their_own() -> None:
+def test_gateways_beside_each_other_have_names_addresses_and_users_of_their_own() -> None:
     other = Layout.of(Path("/srv/other"))
     assert LAYOUT.squid_service != other.squid_service
     assert LAYOUT.resolver != other.resolver
     assert Layout.of(None).squid_service == "squid"
     assert Layout.of(None).replacements() == {name: name for name in Layout.of(None).replacements()}
+    others = [Layout.of(Path(f"/srv/{name}")).user_without_systemd("secrets") for name in "abcdefgh"]
+    assert len({LAYOUT.user_without_systemd("secrets"), *others}) == len(others) + 1
+    assert all(61184 <= user <= 65519 for user in others)

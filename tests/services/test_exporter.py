@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -23,7 +25,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from squidkeeper.base.faults import Fault, FaultCode, Location
+from squidkeeper.base.errors import ListenFailed
 from squidkeeper.base.metrics import DECISION_DURATION, METRICS
 from squidkeeper.base.squid_counters import SquidCounters, parse_counters, read_counters
 from squidkeeper.cli import main
@@ -37,6 +39,7 @@ from squidkeeper.services.exporter.checkpoint import Checkpoint
 from squidkeeper.services.exporter.collector import GatewayCollector, expected_series, observed_series, squid_families
 from squidkeeper.services.exporter.conditions import CONDITIONS, active_conditions
 from squidkeeper.services.exporter.counts import SERIES_LIMIT, RequestCounter, RequestCounts
+from squidkeeper.services.exporter.process import _bound
 from squidkeeper.services.exporter.recent import Denial, RecentAnswer
 from squidkeeper.services.exporter.server import Application
 from squidkeeper.services.exporter.snapshot import HELPER_PATIENCE_SECONDS, Disk, Snapshot, read_disks
@@ -67,7 +70,11 @@ SECRET = "never-to-be-shown-in-any-page"
 
 @pytest.fixture
 def policy(tmp_path: Path) -> Path:
-    folder = tmp_path / "policy"
+    return policy_in(tmp_path)
+
+
+def policy_in(parent: Path) -> Path:
+    folder = parent / "policy"
     folder.mkdir()
     (folder / "token").write_text(SECRET)
     (folder / "token").chmod(0o600)
@@ -168,11 +175,11 @@ def test_it_starts_with_nothing_there_and_takes_up_what_comes(tmp_path: Path) ->
         exporter.wait_for_value("squidkeeper_record_readable", 1)
         exporter.wait_for_value(REQUESTS, 1)
         assert exporter.unhealthy() == ALWAYS
-        assert exporter.end() == (0, exporter_log(exporter, tmp_path))
+        assert exporter.end(signal.SIGINT) == (0, exporter_log(exporter, tmp_path))
 
 
 def exporter_log(exporter: Process, folder: Path) -> str:
-    revision = judge_revision(folder)
+    revision = load(folder / "policy", datetime.now(UTC)).compiled.revision
     return (
         f"squidkeeper: {folder}/policy does not load, everything is denied:\n"
         f"{folder}/policy: the policy directory cannot be read: no such file or directory [unreadable]\n"
@@ -181,38 +188,20 @@ def exporter_log(exporter: Process, folder: Path) -> str:
     )
 
 
-def judge_revision(folder: Path) -> str:
-    return load(folder / "policy", datetime.now(UTC)).compiled.revision
-
-
-def test_told_to_end_it_keeps_its_counts_and_is_killed_it_loses_none(tmp_path: Path, policy: Path) -> None:
+def test_what_was_served_never_goes_back_even_when_killed_and_the_log_is_gone(tmp_path: Path, policy: Path) -> None:
     (tmp_path / "access.log").write_bytes(line() * 3)
-    for number, by in enumerate((signal.SIGTERM, signal.SIGKILL, signal.SIGINT)):
+    for number, by in enumerate((signal.SIGTERM, signal.SIGKILL)):
         with running(tmp_path) as exporter:
             exporter.wait_for_value(REQUESTS, 3 + number)
             with exporter.log.open("ab") as log:
                 log.write(line())
             exporter.wait_for_value(REQUESTS, 4 + number)
-            status, _ = exporter.end(by)
-            assert status == (-signal.SIGKILL if by is signal.SIGKILL else 0)
-    assert (
-        sum(
-            number
-            for _, number in json.loads((tmp_path / "state/exporter/counts.json").read_bytes())["counts"]["requests"]
-        )
-        == 6
-    )
-
-
-def test_what_was_served_never_goes_back_even_when_killed_and_the_log_is_gone(tmp_path: Path, policy: Path) -> None:
-    (tmp_path / "access.log").write_bytes(line() * 30)
+            assert exporter.end(by)[0] == (-signal.SIGKILL if by is signal.SIGKILL else 0)
+    kept = json.loads((tmp_path / "state/exporter/counts.json").read_bytes())["counts"]["requests"]
+    assert sum(number for _, number in kept) == 5
+    exporter.log.write_bytes(line(connection="2"))
     with running(tmp_path) as exporter:
-        exporter.log.write_bytes(exporter.log.read_bytes() + line() * 12)
-        exporter.wait_for_value(REQUESTS, 42)
-        exporter.end(signal.SIGKILL)
-    (tmp_path / "access.log").write_bytes(line(connection="2"))
-    with running(tmp_path) as exporter:
-        assert exporter.value(REQUESTS) == 43
+        assert exporter.value(REQUESTS) == 6
         assert exporter.value("squidkeeper_record_lost_total") == 1
 
 
@@ -227,27 +216,33 @@ def test_a_read_only_state_costs_its_counts_alone(tmp_path: Path, policy: Path) 
     assert told.count("counts cannot be saved for a restart") == 1
 
 
-def test_a_second_one_is_refused_by_name(tmp_path: Path, policy: Path) -> None:
-    (tmp_path / "access.log").write_bytes(line())
-    with running(tmp_path) as exporter:
-        second = Process(tmp_path)
-        _, told = second.process.communicate(timeout=60)
-        assert second.process.returncode == 1
-        assert told.endswith(
-            f"Error: {tmp_path}/state/exporter: another exporter uses this folder: stop it or choose another\n"
-        )
-        assert exporter.unhealthy() == ALWAYS
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """An exporter of one policy and one record, which no test ends."""
+    folder = tmp_path_factory.mktemp("served")
+    policy_in(folder)
+    (folder / "access.log").write_bytes(line())
+    with running(folder) as exporter:
+        yield exporter
 
 
-def test_a_port_that_is_taken_is_named(tmp_path: Path, policy: Path) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        port = taken.getsockname()[1]
-        done = Process(tmp_path, "--listen", f"127.0.0.1:{port}").process
-        _, told = done.communicate(timeout=60)
-    assert (done.returncode, told) == (
-        1,
-        f"Error: cannot listen on 127.0.0.1 port {port}: Address already in use: stop it or choose another\n",
-    )
+def test_a_second_one_is_refused_by_name(served: Process) -> None:
+    second = Process(served.log.parent)
+    _, told = second.process.communicate(timeout=60)
+    assert second.process.returncode == 1
+    another = f"{served.state}/exporter: another exporter uses this folder: stop it or choose another"
+    assert told.endswith(f"Error: {another}\n")
+    assert served.unhealthy() == ALWAYS
+
+
+def test_a_port_that_is_taken_is_named_and_nobody_else_opens_its_own_while_it_counts_what_there_is() -> None:
+    with _bound(("127.0.0.1", 0)) as bound, socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="in use"):
+            other.bind(bound.getsockname())
+        port = bound.getsockname()[1]
+        with pytest.raises(ListenFailed, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
+            _bound(("127.0.0.1", port))
 
 
 @pytest.mark.parametrize("listen", ["9129", "localhost:9129", "127.0.0.1", "127.0.0.1:x", "::1:9129"])
@@ -257,24 +252,15 @@ def test_an_address_that_is_none_is_refused(listen: str) -> None:
     assert f"Invalid value for '--listen': {listen!r}" in done.output
 
 
-def test_no_secret_and_no_query_is_on_any_page(tmp_path: Path, policy: Path) -> None:
+def test_no_secret_and_no_query_is_on_any_page_or_in_a_core_dump(tmp_path: Path, policy: Path) -> None:
     denied = line(verdict="deny", rule="closed", status=403, url=f"http://u:{SECRET}@b.example/seen?key={SECRET}")
     (tmp_path / "access.log").write_bytes(denied)
     with running(tmp_path) as exporter:
+        assert resource.prlimit(exporter.process.pid, resource.RLIMIT_CORE) == (0, 0)
         pages = [exporter.get(path).text for path in ("/", "/metrics", "/healthz")]
         _, told = exporter.end()
     assert "b.example/seen" in pages[0]
     assert [text for text in (*pages, told) if SECRET in text] == []
-
-
-def test_the_page_is_for_this_machine_unless_it_is_opened(tmp_path: Path, policy: Path) -> None:
-    with running(tmp_path, "--status-from", "192.0.2.0/24") as exporter:
-        answer = exporter.get("/")
-        assert (answer.status, answer.text) == (
-            403,
-            "The status page is for 192.0.2.0/24 only. --status-from NETWORK opens it to others.\n",
-        )
-        assert exporter.get("/metrics").status == 200
 
 
 @pytest.mark.system
@@ -297,17 +283,28 @@ def test_an_address_of_the_network_leaves_the_one_of_this_machine(tmp_path: Path
             assert exporter.end()[0] == 0
 
 
-def test_connections_that_say_nothing_keep_nobody_out(tmp_path: Path, policy: Path) -> None:
-    with running(tmp_path) as exporter:
-        idle = [socket.create_connection(("127.0.0.1", exporter.port)) for _ in range(50)]
-        for one in idle[::2]:
-            one.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n")
-        try:
-            assert exporter.get("/metrics").status == 200
-            assert int(Path(f"/proc/{exporter.process.pid}/status").read_text().split("Threads:")[1].split()[0]) < 12
-        finally:
-            for one in idle:
-                one.close()
+def test_connections_that_say_nothing_keep_nobody_out(served: Process) -> None:
+    idle = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(50)]
+    for one in idle[::2]:
+        one.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n")
+    try:
+        assert served.get("/metrics").status == 200
+        assert int(Path(f"/proc/{served.process.pid}/status").read_text().split("Threads:")[1].split()[0]) < 12
+    finally:
+        for one in idle:
+            one.close()
+
+
+def test_health_writes_nothing_however_often_it_is_asked(served: Process) -> None:
+    counts, files, begun = served.state / "exporter/counts.json", set(), time.monotonic()
+    for _ in range(20):
+        with served.log.open("ab") as log:
+            log.write(line())
+        pause(0.05, "the log is read four times a second")
+        served.get("/healthz")
+        files.add(counts.stat().st_mtime_ns if counts.exists() else None)
+    saves = (time.monotonic() - begun) / 5 + 1
+    assert len(files) <= 1 + saves, "the exporter itself saves once in five seconds"
 
 
 def test_a_request_that_trickles_in_does_not_keep_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,15 +382,18 @@ def view(policy: Path | None) -> Snapshot:
     )
 
 
-@pytest.mark.parametrize("peer", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "192.0.2.77"])
-def test_the_page_is_shown_to_whom_it_is_opened(peer: str) -> None:
-    assert answer(peer).text == "<html>"
-
-
-@pytest.mark.parametrize("peer", ["192.0.3.1", "::2", "::ffff:192.0.3.1", "fe80::1%eth0"])
-def test_the_page_is_shown_to_nobody_else(peer: str) -> None:
-    assert answer(peer).status == 403
-    assert "--status-from NETWORK opens it" in answer(peer).text
+@pytest.mark.parametrize(
+    ("peer", "status"),
+    [
+        *((peer, 200) for peer in ("127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "192.0.2.77")),
+        *((peer, 403) for peer in ("192.0.3.1", "::2", "::ffff:192.0.3.1", "fe80::1%eth0")),
+    ],
+)
+def test_the_page_is_shown_to_whom_it_is_opened_alone(peer: str, status: int) -> None:
+    assert answer(peer).status == status
+    shown_to = "127.0.0.0/8, ::1/128, 192.0.2.0/24"
+    told = f"The status page is for {shown_to} only. --status-from NETWORK opens it to others.\n"
+    assert answer(peer).text == ("<html>" if status == 200 else told)
     assert answer(peer, "/metrics").status == answer(peer, "/healthz").status == 200
 
 
@@ -458,7 +458,6 @@ def test_metrics_are_served_whatever_is_asked_for(version: str) -> None:
 
 # ── Health ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-BAD = Fault(Location("x.yaml", 1, 1), FaultCode.UNKNOWN_KEY, "bad")
 GOOD = PolicyState("aaaa", NOW - 100, ok=True)
 HELPER = HelperStatus("host", 77, NOW - 50, NOW - 1, "aaaa", reload_ok=True, reloaded=NOW - 50)
 
@@ -516,21 +515,12 @@ def test_health_is_bad_for_what_stops_requests_and_for_nothing_else() -> None:
     }
 
 
-def test_an_edit_that_the_reload_gate_refuses_leaves_every_helper_its_policy() -> None:
-    gated = Fault(Location("/etc/squidkeeper/policy"), FaultCode.RELOAD_GATED, "refused")
-    assert wrong(seen(PolicyState("aaaa", NOW, faults=(gated,)), HELPER)) == {}  # so no load balancer leaves it
-
-
 def test_a_helper_that_needs_no_policy_is_not_asked_for_its_revision() -> None:
     throttle = replace(HELPER, helper="throttle", revision=None, reload_ok=True)
     assert wrong(seen(GOOD, throttle)) == {}
     assert wrong(seen(GOOD, replace(throttle, beat=NOW - 11))) == {
         "helper-stuck": "helper throttle, process 77: no heartbeat for 11 s"
     }
-
-
-def test_a_helper_that_has_ended_is_idle_whatever_it_left() -> None:
-    assert wrong(seen(GOOD, replace(HELPER, beat=0.0, revision="old", reload_ok=False), running=False)) == {}
 
 
 @pytest.mark.parametrize(
@@ -556,25 +546,10 @@ def test_a_helper_that_is_ill_is_named(helper: HelperStatus, code: str, detail: 
     assert wrong(seen(GOOD, HELPER, helper)) == {code: f"helper host, process 77: {detail}"}
 
 
-def test_a_helper_has_time_to_answer_and_to_take_up_an_edit() -> None:
+def test_a_helper_has_time_to_answer_and_to_take_up_an_edit_and_is_idle_once_it_has_ended() -> None:
     assert wrong(seen(GOOD, replace(HELPER, beat=NOW - 9, busy_since=NOW - 9))) == {}
     assert wrong(seen(replace(GOOD, loaded=NOW - 9), replace(HELPER, revision="bbbb"))) == {}
-
-
-def test_a_policy_that_does_not_load_is_reported_with_its_first_fault() -> None:
-    older, none = (PolicyState(one, NOW, faults=(BAD,)) for one in ("aaaa", None))
-    assert wrong(seen(older)) == {
-        "policy-not-loaded": "1 fault; x.yaml:1:1: bad [unknown-key]; "
-        "revision aaaa stays in force in helpers that run; one that starts now has none"
-    }
-    assert wrong(seen(none)) == {
-        "no-policy": "everything is denied",
-        "policy-not-loaded": "1 fault; x.yaml:1:1: bad [unknown-key]",
-    }
-
-
-def test_an_access_log_that_cannot_be_read_is_reported() -> None:
-    assert wrong(replace(seen(), log_readable=False)) == {"access-log-unreadable": "/access.log"}
+    assert wrong(seen(GOOD, replace(HELPER, beat=0.0, revision="old", reload_ok=False), running=False)) == {}
 
 
 # ── The metrics ────────────────────────────────────────────────────────────────────────────────────────────────────

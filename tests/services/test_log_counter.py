@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,21 +157,13 @@ def test_what_is_absent_or_of_no_class_has_a_label_of_its_own(world: World) -> N
     }
 
 
-def test_a_clock_that_was_set_back_takes_nothing_away(world: World) -> None:
-    world.write(line(duration_ms=-7, bytes=-1), line(duration_ms=9, bytes=5, time="2026-11-25T11:00:00.000Z"))
+def test_a_clock_that_was_set_back_takes_nothing_away_and_the_last_match_is_remembered(world: World) -> None:
+    world.write(line(duration_ms=-7, bytes=-1), line(duration_ms=9, bytes=5, time="2026-11-25T12:00:05.000Z"))
+    world.write(line(duration_ms=0, bytes=0, time="2026-11-25T11:00:00.000Z"))
     counts = world.counted(world.log_counter())
     assert dict(counts.durations)["allow", "read"][-1] == 9
     assert dict(counts.response_bytes) == {("lab", "open", "allow"): 5}
-    assert counts.last_line == counts.last_matched["open"] == "2026-11-25T12:00:00.000Z"
-
-
-def test_the_last_match_of_each_rule_is_remembered(world: World) -> None:
-    world.write(line(rule="a", time="2026-11-25T12:00:01.000Z"), line(rule="b", time="2026-11-25T12:00:09.000Z"))
-    world.write(line(rule="a", time="2026-11-25T12:00:05.000Z"))
-    assert world.counted(world.log_counter()).last_matched == {
-        "a": "2026-11-25T12:00:05.000Z",
-        "b": "2026-11-25T12:00:09.000Z",
-    }
+    assert counts.last_line == counts.last_matched["open"] == "2026-11-25T12:00:05.000Z"
 
 
 def test_a_tunnel_that_was_allowed_is_no_match_of_its_rule_and_is_counted_apart(world: World) -> None:
@@ -268,7 +257,7 @@ def test_answers_are_those_of_requests_that_were_let_through(world: World) -> No
     assert [answer.failed for answer in counter.answers] == [False, True, True]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example([{"method": "CONNECT"}])
 @given(
     st.lists(
@@ -282,7 +271,8 @@ def test_answers_are_those_of_requests_that_were_let_through(world: World) -> No
                 for field, value in {**USUAL, **LAB}.items()
                 if field not in ("v", "time")
             },
-        )
+        ),
+        max_size=4,
     )
 )
 def test_whatever_a_line_holds_it_is_a_request_a_tunnel_or_invalid(world: World, rows: list[dict[str, object]]) -> None:
@@ -452,19 +442,6 @@ def test_a_second_exporter_is_refused_and_never_overwrites(world: World) -> None
     other.write(Checkpoint(since="x"))
     assert not other.writable
     assert requests(world.store.read().counts) == 1  # type: ignore[union-attr] # it is there
-
-
-def test_the_folder_is_given_back_by_the_kernel_when_its_exporter_is_killed(world: World) -> None:
-    program = "from squidkeeper.services.exporter.checkpoint import CheckpointStore\n"
-    program += "import sys, signal; from pathlib import Path\n"
-    program += "CheckpointStore(Path(sys.argv[1])).open(); print('taken', flush=True); signal.pause()"
-    with subprocess.Popen([sys.executable, "-c", program, str(world.state)], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"taken\n"
-        with pytest.raises(StateInUse):
-            world.log_counter()
-        os.kill(process.pid, signal.SIGKILL)
-    world.log_counter()
 
 
 # ── The thread ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -192,7 +192,11 @@ WRONG = {
         replace(WELL, quota_store_not_after=NOW + timedelta(days=29)),
         "The certificate of the store that counts quotas expires soon: 29 days left.",
     ),
-    "policy-not-loaded": (with_faults(FAULT), "does not load: 1 fault; policy.yaml:41:11: '.org'"),
+    "policy-not-loaded": (
+        with_faults(FAULT),
+        "does not load: 1 fault; policy.yaml:41:11: '.org' is a wildcard, expected '.example.org' [invalid-host]; "
+        "revision 9f31c2a7b04e stays in force in helpers that run; one that starts now has none",
+    ),
     "observing": (
         observing(3),
         "The default observes: what no rule decides is ALLOWED: policy.yaml:3:3; 3 requests passed that would have",
@@ -413,7 +417,7 @@ def test_without_a_policy_everything_is_denied() -> None:
     assert codes(with_faults(FAULT, revision=None)) == ["no-policy", "policy-not-loaded"]
     text = text_of(with_faults(FAULT, revision=None))
     assert "No policy has loaded: everything is denied." in text
-    assert "Run squidkeeper check. If" in text
+    assert "Run squidkeeper check. If it finds nothing as root, run it as Squid's account." in text
     lines = replace(with_faults(FAULT), fragment_file=Path("/gw/etc/squidkeeper.conf"))
     assert "squidkeeper check --fragment /gw/etc/squidkeeper.conf" in text_of(lines)
 
@@ -465,10 +469,6 @@ def test_denials_without_a_helper_and_failures_are_nothing_to_do_when_they_are_o
     assert codes(matched("policy-unavailable", NOW - timedelta(minutes=5))) == []
     assert codes(matched("not-rendered", NOW - timedelta(seconds=7))) == []  # install.sh has rendered it since
     assert [codes(answered(*few)) for few in ([True] * 9, [True, False] * 5)] == [[], []]
-
-
-def test_faults_stand_with_file_line_and_column() -> None:
-    assert f"policy.yaml:41:11 {FAULT.message}" in text_of(with_faults(FAULT))
 
 
 def policy_of(folder: Path, text: str) -> Policy:
@@ -641,12 +641,6 @@ def test_only_denials_are_kept_and_the_same_again_counts_up() -> None:
     assert (second.rule, second.times) == ("other", 1)
 
 
-def test_the_newest_are_kept_and_no_more_than_the_bound() -> None:
-    kept = denials_of(denial(url=f"https://a.example/{number}") for number in range(200))
-    assert len(kept) == DENIALS_LIMIT
-    assert kept[0].url == "https://a.example/199"
-
-
 def test_a_client_with_many_denials_does_not_push_out_those_of_another() -> None:
     many = [denial(client="192.0.2.66", url=f"https://a.example/{number}") for number in range(500)]
     kept = denials_of([denial(), *many, denial(client="192.0.2.2")])
@@ -677,10 +671,6 @@ def test_a_tunnel_that_was_denied_for_its_private_address_is_shown_once() -> Non
     judged = denial(url="https://nas.example/", squid="TCP_DENIED/HIER_NONE", **{**private, "connection": "8"})
     assert [(one.method, one.times) for one in denials_of([connect, inside])] == [("GET", 1)]
     assert [(one.method, one.times) for one in denials_of([connect, judged])] == [("GET", 1), ("CONNECT", 1)]
-
-
-def test_a_policy_that_only_root_can_read_is_to_be_checked_as_squids_account() -> None:
-    assert "If it finds nothing as root, run it as Squid's account." in text_of(with_faults(FAULT))
 
 
 # --- the ready command ----------------------------------------------------------------------------------------------
