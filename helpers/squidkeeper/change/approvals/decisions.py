@@ -1,6 +1,7 @@
-"""What people have decided about tickets: a file outside of the state folder, which only grows.
+"""What people have decided about tickets, and what is in force meanwhile.
 
-Each line is a JSON object: who decided what about which question, when and why.
+Decisions are in a file outside of the state folder, which only grows. Each line is a JSON object: who decided what
+about which question, when and why.
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""A grant that a command is to make: from what a person writes to an entry of `grants`."""
+"""A grant that a command is to make: from what a person writes to an entry of `grants`, and what it opens."""
 
 import re
 from collections.abc import Collection, Iterator

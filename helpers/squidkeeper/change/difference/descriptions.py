@@ -1,4 +1,4 @@
-"""Clients, ports, methods, paths, queries and times in words. An empty tuple stands for all."""
+"""Hosts, clients, ports, methods, paths, queries and times in words. An empty tuple stands for all."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,6 @@ from squidkeeper.policy.url import DEFAULT_PORTS
 Texts = tuple[str, ...]
 Traits = frozenset[str]
 _Region = frozenset[Traits]  # all that have a trait
-
-
-# Some of many things, named by their traits: `agents`, `/v1/** except /v1/admin`, `every one except ci`.
-#
-# Clients, paths, queries and times have traits: the names they belong to, the patterns that match, the rules that hold.
 _NETWORKS_AT_MOST: Final = 4
 _WHOLE: Final = frozenset({0, 1, 2})  # a name, and all below it
 _BELOW: Final = frozenset({1, 2})
@@ -32,6 +27,11 @@ _FORMS: Final[Mapping[frozenset[int], tuple[str, ...]]] = {  # by how many label
     _BELOW: ("**.{}",),
     _WHOLE: (".{}",),
 }
+
+
+# Some of many things, named by their traits: `agents`, `/v1/** except /v1/admin`, `every one except ci`.
+#
+# Clients, paths, queries and times have traits: the names they belong to, the patterns that match, the rules that hold.
 
 
 @dataclass(frozen=True, slots=True)

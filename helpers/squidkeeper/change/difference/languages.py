@@ -1,4 +1,4 @@
-"""Which of several globs match a text together: one automaton reads all of them at once."""
+"""Which patterns match a text together, and the cells of URLs that they tell apart. One automaton reads all globs."""
 
 import re
 from collections import deque

@@ -1,4 +1,4 @@
-"""The difference between two policies as a whole."""
+"""The difference between two policies as a whole: requests and settings, and what is wider than a ceiling."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""A draft: what is proposed, and what is only listed."""
+"""A draft: what is proposed, and what is only listed; as a policy file, and as JSON."""
 
 import json
 import textwrap

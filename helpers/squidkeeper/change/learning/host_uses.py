@@ -1,4 +1,4 @@
-"""What one client of a draft used of one host: gathered use by use, in bounded memory."""
+"""What one client of a draft used of one host, in bounded memory, and the fewest rules that open just that."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Path shapes: from the paths that were used to few patterns that match them.
+"""Evidence, path shapes and host shapes: from what was used to few patterns that match it.
 
 A segment that looks like an identifier becomes `*`. So do the values at one place of a path where more than a few
 differ. Where too many patterns remain, those with the same beginning become `/beginning/**`. The work is bounded,

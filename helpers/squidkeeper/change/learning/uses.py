@@ -1,4 +1,4 @@
-"""What a draft is learned from: what clients used, or asked for while the policy observed."""
+"""What a draft is learned from: what clients used, or asked for while the policy observed; which presets cover it."""
 
 from __future__ import annotations
 

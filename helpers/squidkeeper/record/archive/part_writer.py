@@ -1,4 +1,4 @@
-"""Lines to Parquet: one part for each UTC day, in the order of the log."""
+"""From a rotated log, whatever its form, to Parquet: one part for each UTC day, in the order of the log."""
 
 import os
 import shutil

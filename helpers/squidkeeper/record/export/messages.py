@@ -1,4 +1,4 @@
-"""What leaves the gateway: messages, each with the time and the kind that its transport needs."""
+"""What leaves the gateway: messages and notices, the transport that sends them, and its waits for a receiver."""
 
 import random
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The files of the access log: which there are, their order, and their lines."""
+"""The files of the access log: which there are, their order, their lines, and how a compressed one is unpacked."""
 
 from __future__ import annotations
 

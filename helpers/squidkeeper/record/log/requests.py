@@ -1,4 +1,7 @@
-"""The request of a record: made of the record's fields as the helpers make it of Squid's tokens."""
+"""The request of a record, and which records count with another.
+
+The request is made of the record's fields as the helpers make it of Squid's tokens.
+"""
 
 from datetime import timedelta
 from typing import Final

@@ -1,4 +1,4 @@
-"""The frame of the pages and the filters of their templates.
+"""The frame of the pages, the filters of their templates, and pieces of SVG.
 
 Hostile code chose much of what the access log contains. Jinja escapes it for HTML. The filters also make it readable:
 invisible characters and those that change the direction of text are shown as escapes.

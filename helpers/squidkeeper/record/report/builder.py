@@ -1,4 +1,4 @@
-"""Builds the report from the table of records. Each section has a module, with its SQL beside its figures."""
+"""Builds the report and its drift from the table of records. A section has its SQL beside its figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report as one HTML page."""
+"""The report as one HTML page, with its charts as inline SVG."""
 
 from __future__ import annotations
 

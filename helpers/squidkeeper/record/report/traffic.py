@@ -1,4 +1,4 @@
-"""Who went where: requests by host and client."""
+"""Who went where, and when: requests by host and client, and in steps of time that grow with the period."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The columns of `records` and `requests`: made from the fields of `Record`, in their order.
+"""The columns of `records` and `requests`, and what rows are, in SQL.
 
-A field that is added to `Record` is a column without a change here.
+The columns are made from the fields of `Record`, in their order: one that is added is a column without a change here.
 """
 
 from collections.abc import Collection

@@ -1,4 +1,4 @@
-"""DuckDB, opened for one command: bounded memory, a private spill folder, no extensions, a core for Squid."""
+"""DuckDB, opened for one command: its memory, spill folder, extensions and cores, and how its process ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of the table as `squidkeeper log` shows them: for its table, as lines of the access log, or drift."""
+"""What `squidkeeper log` shows of the table: filtered rows, as a table, lines or drift, and rows counted by a key."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ _FEW: Final = 2000
 _TIME: Final = "strftime(time, '%Y-%m-%dT%H:%M:%S.%gZ')"
 # The columns of a request that its row is made of, beside the time.
 ROW_FIELDS: Final = ("client", "user", "verdict", "rule", "status", "method", "duration_ms", "error", "url")
+_FIRST_BYTES: Final = 1024 * 1024  # read in a moment
+_GROWTH: Final = 16
+_STEPS: Final = 3
+_LINE_BYTES: Final = 1000  # of a usual line, or more
 
 
 # Filters as SQL: the rows of `records` or `requests` for which all filters of `record/log/filters.py` hold.
 #
 # The period is none of them: `open_table` reads no more than it.
-_FIRST_BYTES: Final = 1024 * 1024  # read in a moment
-_GROWTH: Final = 16
-_STEPS: Final = 3
-_LINE_BYTES: Final = 1000  # of a usual line, or more
 
 
 def select_rows(connection: duckdb.DuckDBPyConnection, rows: str, filters: Iterable[Selecting]) -> str:

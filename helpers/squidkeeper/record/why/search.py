@@ -1,4 +1,4 @@
-"""Which failures are asked about: by ID, client, user, host, URL and time."""
+"""The failures among records, grouped by cause, and which are asked about: by ID, client, user, host, URL and time."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
