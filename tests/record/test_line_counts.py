@@ -51,13 +51,23 @@ def each_second(first: int, end: int, url: str = REQUEST) -> list[tuple[float, s
 SAMPLES = (sample(10, 110), sample(60, 160), sample(100, 200))  # a request each second, from 100 s before noon on
 
 
-def test_lines_that_squid_counted_are_no_fault(tmp_path: Path) -> None:
-    archive(tmp_path, each_second(-100, 121), *SAMPLES)
-    assert found(tmp_path) == []
+UNKNOWN_START = (sample(60, 7, "two", started=-NOON), sample(100, 47, "two", started=-NOON))
 
 
-def test_connections_without_a_request_are_not_counted(tmp_path: Path) -> None:
-    archive(tmp_path, each_second(-100, 121) + each_second(-100, 121, NONE), *SAMPLES)
+@pytest.mark.parametrize(
+    ("lines", "samples"),
+    [
+        (each_second(-100, 121), SAMPLES),
+        (each_second(-100, 121) + each_second(-100, 121, NONE), SAMPLES),  # connections without a request
+        (each_second(0, 121), SAMPLES),  # the start of the run is before the first archived line
+        (each_second(-200, 121), UNKNOWN_START),  # compared between its samples
+    ],
+    ids=["whole", "without a request", "begun before", "begun at an unknown time"],
+)
+def test_lines_that_squid_counted_are_no_fault(
+    tmp_path: Path, lines: list[tuple[float, str]], samples: tuple[SquidSample, ...]
+) -> None:
+    archive(tmp_path, lines, *samples)
     assert found(tmp_path) == []
 
 
@@ -92,17 +102,6 @@ def test_the_lines_from_the_start_of_a_run_are_compared_where_the_archive_reache
     restarted = (sample(60, 50, "two", started=10.0), sample(100, 90, "two", started=10.0))
     archive(tmp_path, [line for line in each_second(10, 121) if not 20 < line[0] < 30], *restarted)
     assert [code for code, _ in found(tmp_path)] == ["lines-missing"]
-
-
-def test_the_start_of_a_run_before_the_first_archived_line_is_not_compared(tmp_path: Path) -> None:
-    archive(tmp_path, each_second(0, 121), *SAMPLES)
-    assert found(tmp_path) == []
-
-
-def test_a_run_whose_start_is_unknown_is_compared_between_its_samples(tmp_path: Path) -> None:
-    other = (sample(60, 7, "two", started=-NOON), sample(100, 47, "two", started=-NOON))
-    archive(tmp_path, each_second(-200, 121), *other)
-    assert found(tmp_path) == []
 
 
 def test_a_whole_log_that_is_missing_is_found(tmp_path: Path) -> None:
