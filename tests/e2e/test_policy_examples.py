@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.policy.test_policy_examples import FOLDER
+from tests.policy.test_json_schema import EXAMPLE_POLICIES
 from tests.waiting import wait_for
 
 from .curl import curl
@@ -21,7 +21,7 @@ TOKEN, KEY = "ghs_e2eTokenOfTheExample+01", "sk-ant-e2eKeyOfTheExample-02"
 def example(name: str) -> str:
     """The text of an example, whose agents are the clients of these tests."""
     return (
-        (FOLDER / name / "policy.yaml")
+        (EXAMPLE_POLICIES / name / "policy.yaml")
         .read_text()
         .replace("192.168.137.0/24", "127.0.0.0/8")
         .replace("192.168.137.10", AGENT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,8 @@ from squidkeeper.base.errors import PolicyError
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.policy_store.loading import load, load_stored_revision
 from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
-from squidkeeper.policy.policy_store.revisions import revision_in_force, store_revision
-from squidkeeper.policy.policy_store.sources import fingerprint, grants_file, policy_files, read_sources
+from squidkeeper.policy.policy_store.revisions import store_revision
+from squidkeeper.policy.policy_store.sources import grants_file, policy_files, read_sources
 from squidkeeper.policy.protocol.request import request_to
 
 from ..conftest import NOW, decided, write_policy
@@ -116,16 +115,6 @@ def test_a_stored_revision_has_what_was_granted(directory: Path, tmp_path: Path)
     assert verdict(load_stored_revision(tmp_path / "revisions", again.revision), "a.example") == "deny by default"
 
 
-@pytest.mark.system
-def test_the_fingerprint_changes_when_a_grant_comes_and_goes(directory: Path) -> None:
-    files_at_rest()
-    without = fingerprint(directory)
-    file = grant(directory)
-    assert fingerprint(directory) != without
-    file.unlink()
-    assert fingerprint(directory) == without
-
-
 # --- watched ------------------------------------------------------------------------------------------------------
 
 
@@ -177,19 +166,3 @@ def checked(watching: PolicyWatcher[CompiledPolicy], host: str) -> str:
     watching.check()
     assert watching.current is not None
     return verdict(watching.current, host)
-
-
-@pytest.mark.system
-def test_a_grant_is_in_force_at_once_where_a_reload_gate_holds_edits_back(
-    directory: Path, watcher: Callable[[], PolicyWatcher[CompiledPolicy]], tmp_path: Path
-) -> None:
-    policy = directory / "policy.yaml"
-    policy.write_text(policy.read_text() + "defaults: {reload_gate: {since: 1d, denials: 1}}\n")
-    watching = watcher()
-    watching.store()
-    in_force = revision_in_force(tmp_path / "revisions")
-    assert in_force is not None
-    assert in_force == replace(in_force, gated=True, ungranted=in_force.revision)
-    grant(directory)
-    wait_for(lambda: checked(watching, "a.example") == "allow by g")
-    assert watching.state.ok

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
+from squidkeeper.base.faults import FaultCode
 from squidkeeper.cli import main
 from squidkeeper.policy.editor.json_schema import descriptions, json_schema
 from squidkeeper.policy.language import schema
 from squidkeeper.policy.language.document import Document, Unquoted, parse_document
+from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.presets import preset_names, read_preset
 from tests.documents.field_tables import MATCHING, render, tables_of
 from tests.test_documents import EXAMPLES
@@ -134,3 +138,32 @@ def test_it_finds(text: str, problem: str) -> None:
     found = problems(parse_document(Path("policy.yaml"), f"version: 1\n{text}\n".encode()))
     assert len(found) == 1
     assert problem in found[0]
+
+
+# --- the policies of policy/examples ---------------------------------------------------------------------------------
+
+EXAMPLE_POLICIES = Path(__file__).parents[2] / "policy/examples"
+FOLDERS = sorted(folder for folder in EXAMPLE_POLICIES.iterdir() if folder.is_dir())
+FILES = sorted(EXAMPLE_POLICIES.glob("*/*.yaml"))
+NO_VALUE = FaultCode.SECRET_UNREADABLE  # the values are the operator's
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda one: one.name)
+def test_an_example_loads_passes_its_tests_and_has_no_warning(folder: Path) -> None:
+    loaded = load(folder, datetime.now(UTC))
+    assert [str(warning) for warning in loaded.warnings if warning.code is not NO_VALUE] == []
+    expected = {str(test.expect) for test in loaded.compiled.source.tests}
+    assert expected == {"allow", "deny"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda one: f"{one.parent.name}-{one.name}")
+def test_an_editor_finds_the_schema_and_nothing_wrong(file: Path) -> None:
+    text = file.read_text()
+    [schema] = re.findall(r"\A# yaml-language-server: \$schema=(\S+)\n", text)
+    assert (file.parent / schema).resolve() == EXAMPLE_POLICIES.parent / "schema.json"
+    assert problems(parse_document(file, text.encode())) == []
+
+
+def test_the_table_names_each_example() -> None:
+    named = re.findall(r"^\| \[([\w-]+)\]", (EXAMPLE_POLICIES / "README.md").read_text(), re.MULTILINE)
+    assert sorted(named) == [folder.name for folder in FOLDERS]

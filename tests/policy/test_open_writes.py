@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -30,33 +29,6 @@ def watching(file: Path, lock_file: Path | None = None) -> OpenWrites:
 
 def is_known(found: UnfinishedFile | None) -> bool | None:
     return found.known if found else None
-
-
-def test_a_file_is_unfinished_from_its_first_write_until_it_is_closed(policy: Path) -> None:
-    writes = watching(policy)
-    with policy.open("a") as file:
-        assert writes.find([policy]) is None
-        before = time.time()
-        file.write("# one")
-        file.flush()
-        found = writes.find([policy])
-        assert found is not None
-        assert (found.path, found.known) == (policy, True)
-        assert before <= found.since <= time.time()
-        file.write("# two")
-        file.flush()
-        assert writes.find([policy]) == found
-    assert writes.find([policy]) is None
-
-
-def test_a_file_that_is_created_is_unfinished_before_its_first_byte(policy: Path) -> None:
-    writes = watching(policy)
-    new = policy.with_name("new.yaml")
-    with new.open("w"):
-        writes.watch([policy.parent], [policy, new], [])
-        assert is_known(writes.find([policy, new])) is True
-        assert writes.find([policy]) is None
-    assert writes.find([policy, new]) is None
 
 
 def test_a_link_is_no_write(policy: Path) -> None:

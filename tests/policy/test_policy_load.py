@@ -342,19 +342,19 @@ def test_a_file_that_requires_its_end_loads_with_it(policy: Path) -> None:
     assert read_sources(policy).ended == {"policy.yaml"}
 
 
-def test_no_prefix_of_a_file_that_ended_before_loads(policy: Path) -> None:
-    text = ENDING + "end: true\n"
-    for length in range(len(text.rstrip())):
+@pytest.mark.parametrize(
+    ("text", "ended", "least"),
+    [
+        (ENDING + "end: true\n", ["policy.yaml"], 0),
+        ((DATA / "good" / "end.yaml").read_text(), [], len("version: 1\nend: required")),
+    ],
+    ids=["one that ended before", "one that requires its end"],
+)
+def test_no_prefix_of_a_file_that_has_to_end_loads(policy: Path, text: str, ended: list[str], least: int) -> None:
+    for length in range(least, len(text.rstrip())):
         with pytest.raises(PolicyError):
-            load_after(policy, text[:length], "policy.yaml")
-    assert load_after(policy, text, "policy.yaml").policy.rules
-
-
-def test_no_prefix_of_a_file_that_requires_its_end_loads(policy: Path) -> None:
-    text = (DATA / "good" / "end.yaml").read_text()
-    for length in range(len("version: 1\nend: required"), len(text.rstrip())):
-        with pytest.raises(PolicyError):
-            load_after(policy, text[:length])
+            load_after(policy, text[:length], *ended)
+    assert load_after(policy, text, *ended).policy.rules
 
 
 def test_the_fault_of_a_file_that_is_cut_off_stands_where_it_ends_and_says_how_to_do_without(policy: Path) -> None:
@@ -379,6 +379,9 @@ def test_the_fault_of_a_file_that_is_cut_off_stands_where_it_ends_and_says_how_t
         ("reason: Closed. Ask #platform", (7, 25, "#platform")),
         ("reason: Closed.\n      Ask #platform or #security", (8, 11, "#platform or #security")),
         ("owner: team #1", (7, 17, "#1")),
+        ("DEFAULTS {action: deny,\n  reason: Ask #platform\n  }", (3, 15, "#platform")),
+        ("DEFAULTS\n  contact: platform@example.com, #agents", (3, 34, "#agents")),
+        ("DEFAULTS\n  contact: 'platform@example.com, #agents'", None),
         ("reason: Closed. # until the audit is over", None),
         ("reason: Closed. #", None),
         ("reason: 'Closed. Ask #platform'", None),
@@ -391,13 +394,15 @@ def test_the_fault_of_a_file_that_is_cut_off_stands_where_it_ends_and_says_how_t
 def test_a_text_that_stops_at_a_word_with_a_hash_is_warned_about(
     policy: Path, reason: str, warned: tuple[int, int, str] | None
 ) -> None:
-    loaded = load(policy, f"rules:\n  - {{name: b, action: deny, hosts: [b.example]}}\n{RULE}    {reason}\n")
+    above = f"rules:\n  - {{name: b, action: deny, hosts: [b.example]}}\n{RULE}    "
+    text = f"{'' if reason.startswith('DEFAULTS') else above}{reason}\n".replace("DEFAULTS", "defaults:")
+    loaded = load(policy, text)
     warnings = [(one.location.line, one.location.column, one.message) for one in loaded.warnings]
     if warned is None:
         assert warnings == []
         return
     line, column, word = warned
-    key = reason.partition(":")[0]
+    [key] = re.findall("reason|owner|contact", reason)
     expected = f"{key!r} ends before {word!r}, which YAML reads as a comment; quote the text, or put a space after"
     assert [(line, column, message.startswith(expected)) for line, column, message in warnings] == [
         (line, column, True)
@@ -405,14 +410,6 @@ def test_a_text_that_stops_at_a_word_with_a_hash_is_warned_about(
 
 
 RULE = "  - name: a\n    action: deny\n    hosts: [a.example]\n"
-
-
-def test_the_texts_of_the_defaults_are_warned_about_too(policy: Path) -> None:
-    [warning] = load(policy, "defaults: {action: deny,\n  reason: Ask #platform\n  }").warnings
-    assert warning.message.startswith("'reason' ends before '#platform'")
-    [warning] = load(policy, "defaults:\n  contact: platform@example.com, #agents\n").warnings
-    assert warning.message.startswith("'contact' ends before '#agents'")
-    assert load(policy, "defaults:\n  contact: 'platform@example.com, #agents'\n").warnings == ()
 
 
 # --- what a good policy becomes -----------------------------------------------------------------------------------

@@ -32,33 +32,20 @@ def request(body: bytes) -> bytes:
     return b"new_certificate %d %b" % (len(body), body)
 
 
+A = LeafRequest("a.example", Signing.TRUSTED, "SHA256", CERTIFICATE, KEY)
+EC_KEY = KEY.replace(b"PRIVATE", b"EC PRIVATE")
 BODIES = {
-    b"host=a.example" + END: LeafRequest("a.example", Signing.TRUSTED, "SHA256", CERTIFICATE, KEY),
-    b"host=[::1]" + END: LeafRequest("[::1]", Signing.TRUSTED, "SHA256", CERTIFICATE, KEY),
-    b"host=a.example" + END + b" " + OTHER: LeafRequest(
-        "a.example", Signing.TRUSTED, "SHA256", CERTIFICATE, KEY, OTHER
+    b"host=a.example" + END: A,
+    b"host=[::1]" + END: replace(A, host="[::1]"),
+    b"host=a.example" + END + b" " + OTHER: replace(A, origin=OTHER),
+    b"host=a.example" + END.replace(b"Trusted", b"Untrusted"): replace(A, signing=Signing.UNTRUSTED),
+    b"host=a.example" + END.replace(b"signTrusted", b"signSelf"): replace(A, signing=Signing.SELF),
+    b"host=a.example\nsetCommonName=a.example\nsetValidAfter=on\nsetValidBefore=on" + END: replace(
+        A, replaces_names=True, ignores_start=True, ignores_end=True
     ),
-    b"host=a.example" + END.replace(b"Trusted", b"Untrusted"): LeafRequest(
-        "a.example", Signing.UNTRUSTED, "SHA256", CERTIFICATE, KEY
-    ),
-    b"host=a.example" + END.replace(b"signTrusted", b"signSelf"): LeafRequest(
-        "a.example", Signing.SELF, "SHA256", CERTIFICATE, KEY
-    ),
-    b"host=a.example\nsetCommonName=a.example\nsetValidAfter=on\nsetValidBefore=on" + END: LeafRequest(
-        "a.example",
-        Signing.TRUSTED,
-        "SHA256",
-        CERTIFICATE,
-        KEY,
-        replaces_names=True,
-        ignores_start=True,
-        ignores_end=True,
-    ),
-    b"host=a.example\nsetValidAfter=on" + END: LeafRequest(
-        "a.example", Signing.TRUSTED, "SHA256", CERTIFICATE, KEY, ignores_end=True
-    ),
-    b"host=a.example" + END.replace(b"PRIVATE", b"EC PRIVATE").replace(b"SHA256", b"RSA-SHA512"): LeafRequest(
-        "a.example", Signing.TRUSTED, "RSA-SHA512", CERTIFICATE, KEY.replace(b"PRIVATE", b"EC PRIVATE")
+    b"host=a.example\nsetValidAfter=on" + END: replace(A, ignores_end=True),
+    b"host=a.example" + END.replace(KEY, EC_KEY).replace(b"SHA256", b"RSA-SHA512"): replace(
+        A, hash_name="RSA-SHA512", key=EC_KEY
     ),
 }
 

@@ -316,6 +316,7 @@ def test_what_a_record_names_leads_nowhere_else(tmp_path: Path, state: State, na
     revision = state.load(policy_with_list(tmp_path / "policy"))
     with pytest.raises(FileNotFoundError, match="no revision has such a name"):
         read_revision(state.revisions, name.replace("REVISION", revision))
+    assert stored_revisions(tmp_path / "none") == []
 
 
 def test_a_document_that_was_changed_where_it_is_kept_is_not_read(tmp_path: Path, state: State) -> None:
@@ -323,12 +324,6 @@ def test_a_document_that_was_changed_where_it_is_kept_is_not_read(tmp_path: Path
     (state.revisions / revision / "policy/policy.yaml").write_text("version: 1\ndefaults: {action: allow}\n")
     with pytest.raises(OSError, match="this revision is not stored completely"):
         read_revision(state.revisions, revision)
-
-
-def test_without_a_folder_nothing_is_kept(tmp_path: Path) -> None:
-    assert stored_revisions(tmp_path / "none") == []
-    with pytest.raises(FileNotFoundError):
-        read_revision(tmp_path / "none", "0123456789ab")
 
 
 @contextmanager
