@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from squidkeeper.policy.protocol.lines import Reply, Result
 from squidkeeper.serving.helpers import client_shares
 from squidkeeper.serving.helpers.client_shares import BURST_SECONDS, SHARE, ClientShares
+from squidkeeper.serving.helpers.loop import _LineAnswering
 
 POLICY = "version: 1\nrules:\n" + "".join(
     f'  - {{name: path-{number}, action: allow, hosts: [open.example], paths: ["/**/{number}/*.js"]}}\n'
@@ -46,6 +48,16 @@ def test_the_number_of_clients_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
         assert shares.is_used_up(b"192.0.2.%d" % number)
         assert len(shares._client_of) <= 100
         assert len(shares._unused_at) <= 100
+
+
+def test_a_client_is_not_charged_for_what_others_took_of_the_processor(now: list[float]) -> None:
+    def wait(_line: bytes) -> Reply:
+        now[0] += BURST_SECONDS * 2
+        return Reply(Result.OK)
+
+    shares = ClientShares()
+    _LineAnswering(wait, 16, "acl", shares).reply(b"1 " + CLIENT, [])
+    assert not shares.is_used_up(CLIENT)
 
 
 def lines(client: bytes, path: bytes, count: int) -> bytes:

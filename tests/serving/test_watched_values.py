@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from squidkeeper.policy.engine import deny
 from squidkeeper.serving.credentials.watched_values import WatchedValues, percent_decoded
+from squidkeeper.serving.replies import found_reply
 
 VALUE = "s3cret-Value/of+the=gateway_%41"
 FORMS: dict[str, Callable[[str], str]] = {
@@ -166,3 +168,11 @@ def test_a_text_that_imitates_a_value_has_few_digests_and_hides_no_other() -> No
     assert watched.find(text) == {"imitated"}
     assert watched.made <= 100
     assert watched.find(text + VALUE.encode()) == {"imitated", "other"}
+
+
+def test_a_denial_names_what_was_found_and_never_the_user_that_holds_it() -> None:
+    tokens = ["192.0.2.1", VALUE, "GET", "http", "a.example", "80", None, None, None]
+    found = ["secret:b", "secret:a" + "x" * 300]
+    reply = found_reply(deny("secret-leaving", "It leaves."), None, tokens, found, withheld=True, hide_user=True)
+    held = [pair for pair in reply.annotations if pair[0] in ("found_", "user_", "withheld_")]
+    assert held == [("found_", ",".join(sorted(found))[:200]), ("user_", "-"), ("withheld_", "yes")]
