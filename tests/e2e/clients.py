@@ -187,6 +187,17 @@ class Machine:
         return done.stdout.decode(errors="replace")
 
 
+def machine_of(vm: VirtualMachine, gateway: Gateway, programs: Path, home: Path, *options: str | Path) -> Machine:
+    """A machine with the variables of the gateway's clients, and the CA in Chromium's own trust store."""
+    store = f"sql:{home}/.pki/nssdb"  # beside the system's
+    (home / ".pki/nssdb").mkdir(parents=True)
+    run("certutil", "-d", store, "-N", "--empty-password")
+    run("certutil", "-d", store, "-A", "-t", "C,,", "-n", "gateway", "-i", gateway.ca)
+    path = f"{programs}/node/node_modules/.bin:{programs}/python/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    variables = gateway_variables(gateway, *options)
+    return Machine(vm, {**variables, "PATH": path, "HOME": str(home), "CLIENTS": str(programs)})
+
+
 def gateway_variables(gateway: Gateway, *options: str | Path) -> dict[str, str]:
     """The variables that the gateway's own program prints for the client `agents`."""
     of_client = ("--root", gateway.root, "--client", "agents", "--ca-path", gateway.ca, *options)

@@ -18,7 +18,10 @@ from .clients import GO
 from .dns import Names
 from .gateway import NAMESERVER, Gateway, NewGateway, Site, install_prototype
 from .network import run
+from .observer import Exporter
 from .origin import Origins
+
+NO_SECRETS: Mapping[str, bytes | str] = {}
 
 
 @pytest.fixture(scope="package")
@@ -143,6 +146,7 @@ def new_gateway(
         throttled: bool = False,
         port: int = 0,
         options: tuple[str, ...] = (),
+        secrets: Mapping[str, bytes | str] = NO_SECRETS,
     ) -> Gateway:
         port = port or next(ports)
         name = f"{request.module.__name__.rpartition('.')[2]}-{port}"
@@ -151,8 +155,32 @@ def new_gateway(
         gateway.local_conf(*local_conf)
         for name, text in {**(files or {}), "policy.yaml": policy}.items():
             gateway.write(name, text)
+        for name, value in secrets.items():
+            gateway.secret(name, value)
         if canaries.asked_for():
             canaries.plant(gateway)
         return gateway
 
     return make
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway, request: pytest.FixtureRequest) -> Gateway:
+    """The gateway of a module, started: with its POLICY, and with its LOCAL_CONF and SECRETS where it has these."""
+    module = request.module
+    secrets = getattr(module, "SECRETS", NO_SECRETS)
+    return new_gateway(module.POLICY, *getattr(module, "LOCAL_CONF", ()), secrets=secrets).start()
+
+
+@pytest.fixture(scope="module")
+def vm(internet: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[network.VirtualMachine]:
+    vm = network.VirtualMachine(tmp_path_factory.mktemp("vm"))
+    yield vm
+    vm.stop()
+    network.unfilter_vm()
+
+
+@pytest.fixture(scope="module")
+def exporter(gateway: Gateway) -> Iterator[Exporter]:
+    with Exporter(gateway, 9129) as exporter:
+        yield exporter

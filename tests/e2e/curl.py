@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 from .gateway import Gateway
-from .reply import Reply, parse_head
+from .reply import NO_ANSWER, Reply, parse_head
 
 
 class CurlFailed(Exception):
@@ -18,7 +18,7 @@ class CurlFailed(Exception):
 
 def curl(gateway: Gateway, url: str, *options: str | Path, client: str = "127.0.0.1") -> Reply:
     """Fetch a URL through the gateway, from this client address, as it is written (no dot segment removed)."""
-    fixed: list[str | Path] = [
+    fixed = (
         "curl",
         "-q",
         "-sS",
@@ -29,7 +29,7 @@ def curl(gateway: Gateway, url: str, *options: str | Path, client: str = "127.0.
         "60",
         "--noproxy",
         "",
-    ]
+    )
     proxy: list[str | Path] = ["--proxy", f"http://{gateway.authority}", "--cacert", gateway.ca, "--interface", client]
     done = subprocess.run(
         [*fixed, *proxy, *options, url], capture_output=True, stdin=subprocess.DEVNULL, check=False, env=clean()
@@ -41,6 +41,14 @@ def curl(gateway: Gateway, url: str, *options: str | Path, client: str = "127.0.
         head, _, body = body.partition(b"\r\n\r\n")
     status, headers = parse_head(head)
     return Reply(status, headers, body)
+
+
+def answer(gateway: Gateway, url: str, *options: str | Path, client: str = "127.0.0.1") -> Reply:
+    """As `curl`, but NO_ANSWER where there is none: Squid starts again, or closes its port while it reconfigures."""
+    try:
+        return curl(gateway, url, *options, client=client)
+    except CurlFailed:
+        return NO_ANSWER
 
 
 def clean() -> dict[str, str]:

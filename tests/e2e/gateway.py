@@ -6,8 +6,8 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -202,11 +202,15 @@ class Gateway:
         found = [one.status for one in read_counter_files(self.root / "state/helpers") if one.running]
         return {one.revision if one else None for one in found if not one or one.helper in LOADS_POLICY}
 
-    def check(self) -> subprocess.CompletedProcess[str]:
-        """Run `squidkeeper check` on the policy."""
-        places = ("--policy", str(self.policy_folder), "--fragment", str(self.layout.fragment))
-        command = [f"{self.root}/bin/squidkeeper", "check", *places]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+    def command(self, *words: str | Path, answer: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a command of its own program to the end."""
+        command = [self.root / "bin/squidkeeper", *words]
+        return subprocess.run(command, input=answer, capture_output=True, text=True, check=False, timeout=120)
+
+    @property
+    def places(self) -> tuple[str | Path, ...]:
+        """The options and the argument of a command that reads its access log."""
+        return ("--policy", self.policy_folder, "--state", self.root / "state", self.root / "log/access.log")
 
     def render(self, upstream: str = "", *, documented: bool = False) -> None:
         """Render Squid's configuration for the policy, as install.sh does."""
@@ -328,6 +332,25 @@ class Gateway:
             return [pid for pid in found if f"squidkeeper {kind}" in _command(pid)]
         except (FileNotFoundError, ProcessLookupError):
             return []  # one has just ended
+
+    def kill_helpers(self, kind: str = "", by: signal.Signals = signal.SIGKILL) -> list[int]:
+        """Send a signal to every helper of one kind, or of all; return whom it found."""
+        pids = self.helpers(kind)
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, by)
+        return pids
+
+    @contextmanager
+    def stopped_helpers(self, kind: str) -> Iterator[list[int]]:
+        """Stop the helpers of one kind meanwhile."""
+        pids = self.kill_helpers(kind, signal.SIGSTOP)
+        try:
+            yield pids
+        finally:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def unread(self) -> int:
         """Bytes that clients have sent and Squid has not read."""

@@ -11,7 +11,7 @@ from tests.waiting import pause, wait_for
 
 from .gateway import Gateway
 from .raw import Raw, tunnel
-from .reply import Reply
+from .reply import NO_ANSWER, Reply
 
 PAUSE_SECONDS = 0.02  # between two requests of a client: otherwise the clients take the processors from the gateway
 
@@ -52,11 +52,11 @@ class Load:
             if self._stop.is_set():
                 break
             path = f"/{threading.get_ident()}/{number}"
-            url, asked, reply, problem = f"{scheme}://{host}{path}", time.monotonic(), None, ""
+            url, asked, reply, problem = f"{scheme}://{host}{path}", time.monotonic(), NO_ANSWER, ""
             target = path if scheme == "https" else url
             try:
                 reply = _reply(connection, target, host)
-                if reply is None:  # no connection yet, or one that Squid has closed while it was idle, as it may
+                if not reply:  # no connection yet, or one that Squid has closed while it was idle, as it may
                     _close(connection)
                     connection = None
                     connection = _open(gateway, scheme, host)
@@ -67,8 +67,8 @@ class Load:
             else:
                 pause(PAUSE_SECONDS, "the pace of a client")
             rule = reply.denial if reply and reply.status != 200 else None
-            self.answers.append(Answered(url, asked, time.monotonic(), reply.status if reply else None, rule, problem))
-            if connection and (reply is None or reply.header("Connection") == "close"):
+            self.answers.append(Answered(url, asked, time.monotonic(), reply.status or None, rule, problem))
+            if connection and (not reply or reply.header("Connection") == "close"):
                 _close(connection)
                 connection = None
         _close(connection)
@@ -78,10 +78,10 @@ def _open(gateway: Gateway, scheme: str, host: str) -> Raw:
     return tunnel(gateway, f"{host}:443") if scheme == "https" else Raw(gateway)
 
 
-def _reply(connection: Raw | None, target: str, host: str) -> Reply | None:
+def _reply(connection: Raw | None, target: str, host: str) -> Reply:
     with suppress(ConnectionError):
-        return connection.get(target, host) if connection else None
-    return None
+        return connection.get(target, host) if connection else NO_ANSWER
+    return NO_ANSWER
 
 
 def _close(connection: Raw | None) -> None:

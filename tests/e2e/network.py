@@ -1,13 +1,31 @@
 """The network of the tests: that of `squidkeeper demo`, and the packet filter of the walkthrough."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 from squidkeeper.operate.demo.network import VirtualMachine, internet, run
 
-__all__ = ["VirtualMachine", "filter_vm", "internet", "run", "unfilter_vm"]
+from .reply import Reply
+
+__all__ = ["VirtualMachine", "filter_vm", "inside", "internet", "run", "unfilter_vm"]
 
 WALKTHROUGH = Path(__file__).parents[2] / "squid/WALKTHROUGH.md"
+
+
+def inside(vm: VirtualMachine, proxy: str, *command: str | Path, **environment: str) -> Reply:
+    """Run a command in the VM as an agent would; its exit status and what it printed, as a Reply."""
+    settings = {**dict.fromkeys(("HTTPS_PROXY", "HTTP_PROXY", "http_proxy"), proxy), "PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        vm.command(*command),
+        env={**settings, "HOME": "/", **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    return Reply(done.returncode, (), done.stdout)
 
 
 def filter_vm(port: int) -> None:

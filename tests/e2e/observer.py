@@ -8,7 +8,7 @@ import subprocess
 from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlencode
 
 from tests.waiting import wait_for
@@ -66,6 +66,13 @@ class Exporter:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         wait_for(self._answers, f"the exporter's first answer; see {root}/log/exporter.txt")
         return self
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def _answers(self) -> bool:
         assert self._process is not None

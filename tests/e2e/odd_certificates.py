@@ -4,13 +4,16 @@ import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from squidkeeper.operate.demo.authority import Authority
+
+from .origin import Origins
 
 PEM = serialization.Encoding.PEM
 DAY = timedelta(days=1)
@@ -29,9 +32,24 @@ class Intermediate(Authority):
         self.der = builder.sign(root._key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
+def make_certificates_odd(origins: Origins, domain: str) -> None:
+    """Give hosts of a domain certificates that are wrong: expired, early, self, wrong, untrusted, client."""
+    authority = origins.authority
+    for name, starts, ends in (("expired", -9, -1), ("early", 1, 9)):
+        host = name + domain
+        origins.contexts[host] = origin_context(
+            authority, host, [x509.DNSName(host)], starts=starts * DAY, ends=ends * DAY
+        )
+    own, client = f"self{domain}", f"client{domain}"
+    origins.contexts[own] = origin_context(None, own, [x509.DNSName(own)])
+    usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
+    origins.contexts[client] = origin_context(authority, client, [x509.DNSName(client)], usage)
+    origins.certificates[f"wrong{domain}"] = ("other.example",)
+    origins.untrusted.add(f"untrusted{domain}")
+
+
 def origin_context(
     authority: Authority | None,
-    folder: Path,
     subject: str,
     names: Sequence[x509.GeneralName] = (),
     *more: x509.ExtensionType,
@@ -50,9 +68,8 @@ def origin_context(
         builder = builder.add_extension(extension, critical=False)
     pem = builder.sign(signs, hashes.SHA256()).public_bytes(PEM)
     pem += key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    file = folder / "odd.pem"
-    file.write_bytes(pem)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(file)
-    file.unlink()
+    with NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(pem)
+        context.load_cert_chain(file.name)
     return context

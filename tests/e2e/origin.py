@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import socket
 import ssl
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from functools import cache
@@ -66,6 +68,31 @@ class Answer:
         lines = {**fixed, **self.headers}
         head = f"HTTP/1.1 {self.status} Answer\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         return head.encode("latin-1") + b"\r\n" + self.body
+
+
+class Bytes(Answer):
+    """An answer whose body is all that is written."""
+
+    def encode(self) -> bytes:
+        return self.body
+
+
+class BrokenOff(Answer):
+    """An answer that does not come: the connection ends instead."""
+
+    def encode(self) -> bytes:
+        raise ConnectionAbortedError("as the test wants it")
+
+
+@contextmanager
+def silent_port(address: tuple[str, int]) -> Iterator[None]:
+    """A port that answers no connection: its queue is full."""
+    with socket.create_server(address, backlog=0), ExitStack() as stack:
+        for _ in range(3):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(address)
+        yield
 
 
 def echo(seen: Seen) -> Answer:

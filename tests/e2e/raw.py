@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self, cast
 
-from .reply import Reply, parse_head
+from .reply import NO_ANSWER, Reply, parse_head
 
 TIMEOUT_SECONDS = 60  # a loaded machine needs it
 
@@ -44,7 +44,7 @@ class Raw:
         self._socket.sendall(data.encode("latin-1") if isinstance(data, str) else data)
         return self
 
-    def connect(self, authority: bytes | str) -> Reply | None:
+    def connect(self, authority: bytes | str) -> Reply:
         """Ask for a tunnel and return the answer."""
         authority = authority.encode("latin-1") if isinstance(authority, str) else authority
         return self.send(b"CONNECT " + authority + b" HTTP/1.1\r\nHost: " + authority + b"\r\n\r\n").answer()
@@ -89,7 +89,7 @@ class Raw:
         """The protocol that was chosen by ALPN."""
         return cast("ssl.SSLSocket", self._socket).selected_alpn_protocol()
 
-    def get(self, target: str, host: str | None, *headers: str, method: str = "GET") -> Reply | None:
+    def get(self, target: str, host: str | None, *headers: str, method: str = "GET") -> Reply:
         """Send a request with this Host (None for none) and these header lines; return its answer."""
         lines = [f"{method} {target} HTTP/1.1", *([f"Host: {host}"] if host is not None else []), *headers]
         return self.send("\r\n".join(lines) + "\r\n\r\n").answer(method)
@@ -104,16 +104,16 @@ class Raw:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
-    def answer(self, method: str = "GET") -> Reply | None:
-        """Read one response; None where the connection ended instead."""
+    def answer(self, method: str = "GET") -> Reply:
+        """Read one response; NO_ANSWER where the connection ended instead."""
         try:
             head = self._head()
             if not head:
-                return None
+                return NO_ANSWER
             status, headers = parse_head(head)
             return Reply(status, headers, self._body(method, status, dict(headers)))
         except (ConnectionError, ssl.SSLError):
-            return None
+            return NO_ANSWER
 
     def _head(self) -> bytes:
         head = b""
@@ -149,7 +149,7 @@ def tunnel(gateway: Proxy, authority: str, sni: bytes | str | None = "same", cli
     raw = Raw(gateway, client)
     try:
         answer = raw.connect(authority)
-        if answer is None or answer.status != 200:
+        if answer.status != 200:
             raise ConnectionError(f"CONNECT {authority}: {answer}")
         return raw.tls(authority.rpartition(":")[0] if sni == "same" else sni)
     except BaseException:

@@ -40,7 +40,7 @@ def of_json(value: object, kind: str = "application/json") -> Answer:
     return Answer(body=json.dumps(value).encode(), headers={"Content-Type": kind})
 
 
-def _tar(files: Mapping[str, str]) -> bytes:
+def tar(files: Mapping[str, str]) -> bytes:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as archive:
         for name, text in files.items():
@@ -50,7 +50,7 @@ def _tar(files: Mapping[str, str]) -> bytes:
     return content.getvalue()
 
 
-def _zip(files: Mapping[str, str]) -> bytes:
+def zip_(files: Mapping[str, str]) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name, text in files.items():
@@ -58,27 +58,31 @@ def _zip(files: Mapping[str, str]) -> bytes:
     return content.getvalue()
 
 
+def metadata_of(module: str) -> str:
+    return f"Metadata-Version: 2.1\nName: {module.replace('_', '-')}\nVersion: 1.0\n"
+
+
+def wheel(module: str, text: str) -> bytes:
+    """A wheel of one module, version 1.0."""
+    told = "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    info = {"METADATA": metadata_of(module), "WHEEL": told, "RECORD": f"{module}.py,,\n"}
+    return zip_({f"{module}.py": text, **{f"{module}-1.0.dist-info/{name}": one for name, one in info.items()}})
+
+
 def pypi() -> Service:
     """The project `sample` 1.0: its page, its wheel and the wheel's metadata."""
-    metadata = "Metadata-Version: 2.1\nName: sample\nVersion: 1.0\n"
-    files = {
-        "sample.py": "ANSWER = 42\n",
-        "sample-1.0.dist-info/METADATA": metadata,
-        "sample-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        "sample-1.0.dist-info/RECORD": "sample.py,,\n",
-    }
-    wheel = _zip(files)
+    metadata, content = metadata_of("sample"), wheel("sample", "ANSWER = 42\n")
     file = "https://files.pythonhosted.org/packages/aa/bb/sample-1.0-py3-none-any.whl"
     described = {
         "filename": file.rpartition("/")[2],
         "url": file,
-        "hashes": {"sha256": hashlib.sha256(wheel).hexdigest()},
+        "hashes": {"sha256": hashlib.sha256(content).hexdigest()},
         "core-metadata": {"sha256": hashlib.sha256(metadata.encode()).hexdigest()},
     }
     page = {"meta": {"api-version": "1.1"}, "name": "sample", "versions": ["1.0"], "files": [described]}
     return {
         "https://pypi.org/simple/sample/": of_json(page, "application/vnd.pypi.simple.v1+json"),
-        file: Answer(body=wheel),
+        file: Answer(body=content),
         f"{file}.metadata": Answer(body=metadata.encode()),
     }
 
@@ -86,7 +90,7 @@ def pypi() -> Service:
 def npm() -> Service:
     """The package `@acme/sample` 1.0.0; nothing is known against it."""
     manifest = {"name": "@acme/sample", "version": "1.0.0", "main": "index.js"}
-    archive = _tar({"package/package.json": json.dumps(manifest), "package/index.js": "module.exports = 42;\n"})
+    archive = tar({"package/package.json": json.dumps(manifest), "package/index.js": "module.exports = 42;\n"})
     file = "https://registry.npmjs.org/@acme/sample/-/sample-1.0.0.tgz"
     integrity = f"sha512-{base64.b64encode(hashlib.sha512(archive).digest()).decode()}"
     version = {**manifest, "dist": {"tarball": file, "integrity": integrity}}
@@ -136,7 +140,7 @@ def _repository(folder: Path, archive: str, package: str) -> dict[str, Answer]:
 def crates() -> Service:
     """The crate `sample` 1.0.0, by the sparse protocol."""
     manifest = '[package]\nname = "sample"\nversion = "1.0.0"\nedition = "2021"\n'
-    crate = _tar({"sample-1.0.0/Cargo.toml": manifest, "sample-1.0.0/src/lib.rs": "pub const ANSWER: u8 = 42;\n"})
+    crate = tar({"sample-1.0.0/Cargo.toml": manifest, "sample-1.0.0/src/lib.rs": "pub const ANSWER: u8 = 42;\n"})
     checksum = hashlib.sha256(crate).hexdigest()
     entry = {"name": "sample", "vers": "1.0.0", "deps": [], "cksum": checksum, "features": {}, "yanked": False}
     return {
@@ -164,7 +168,7 @@ def go() -> GoServices:
     """The module `example.com/sample` v1.0.0."""
     go_mod = f"module {MODULE}\n"
     files = {"go.mod": go_mod, "sample.go": "package sample\n\nconst Answer = 42\n"}
-    archive = _zip({f"{MODULE}@v1.0.0/{name}": text for name, text in files.items()})
+    archive = zip_({f"{MODULE}@v1.0.0/{name}": text for name, text in files.items()})
     sums = (
         f"{MODULE} v1.0.0 {_h1({f'{MODULE}@v1.0.0/{name}': text for name, text in files.items()})}\n"
         f"{MODULE} v1.0.0/go.mod {_h1({'go.mod': go_mod})}\n"
@@ -218,7 +222,7 @@ def github(folder: Path) -> Service:
     run("git", "-C", bare, "config", "http.receivepack", "true")  # the server would take a push
 
     def serve(seen: Seen) -> Answer:
-        return _git_http(folder / "srv", seen)
+        return git_http_backend(folder / "srv", seen)
 
     paths = ("info/refs", "git-upload-pack", "git-receive-pack")
     asset = "https://release-assets.githubusercontent.com/github-production-release-asset/1/2"
@@ -226,7 +230,7 @@ def github(folder: Path) -> Service:
     return {
         **{f"https://github.com/acme/app.git/{path}": serve for path in paths},
         "https://github.com/acme/app/archive/refs/heads/main.tar.gz": Answer(302, b"", {"Location": archive}),
-        archive: Answer(body=_tar({"app-main/README.md": "42\n"})),
+        archive: Answer(body=tar({"app-main/README.md": "42\n"})),
         "https://github.com/acme/app/releases/download/v1/app.bin": Answer(302, b"", {"Location": f"{asset}?sp=r"}),
         asset: Answer(body=b"42\n"),
         "https://raw.githubusercontent.com/acme/app/main/README.md": Answer(body=b"42\n"),
@@ -234,8 +238,8 @@ def github(folder: Path) -> Service:
     }
 
 
-def _git_http(root: Path, seen: Seen) -> Answer:
-    """Answer by git's own CGI program."""
+def git_http_backend(root: Path, seen: Seen) -> Answer:
+    """Answer by git's own CGI program (RFC 3875)."""
     path, _, query = seen.target.partition("?")
     environment = {
         "PATH": os.environ["PATH"],
@@ -245,9 +249,11 @@ def _git_http(root: Path, seen: Seen) -> Answer:
         "PATH_INFO": path,
         "QUERY_STRING": query,
         "CONTENT_TYPE": "".join(seen.values("Content-Type")),
+        "CONTENT_LENGTH": str(len(seen.body)),
         "HTTP_CONTENT_ENCODING": "".join(seen.values("Content-Encoding")),
         "GIT_PROTOCOL": "".join(seen.values("Git-Protocol")),
         "REMOTE_USER": "somebody",
+        "REMOTE_ADDR": "127.0.0.1",
         "GIT_CONFIG_COUNT": "1",  # the repository belongs to whoever runs the tests
         "GIT_CONFIG_KEY_0": "safe.directory",
         "GIT_CONFIG_VALUE_0": "*",

@@ -8,9 +8,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Reply:
+    """An answer; NO_ANSWER, which is false, where there was none."""
+
     status: int
     headers: tuple[tuple[str, str], ...]
     body: bytes
+
+    def __bool__(self) -> bool:
+        return self.status != 0
 
     @property
     def text(self) -> str:
@@ -46,6 +51,9 @@ class Reply:
     @property
     def reason(self) -> str | None:
         return self.line("Reason")
+
+
+NO_ANSWER = Reply(0, (), b"")
 
 
 def parse_head(head: bytes) -> tuple[int, tuple[tuple[str, str], ...]]:

@@ -11,7 +11,7 @@ import pytest
 from tests import aws
 
 from .curl import clean, curl
-from .gateway import Gateway, NewGateway
+from .gateway import Gateway
 from .origin import Answer, Origins, Seen
 from .raw import tunnel
 
@@ -42,15 +42,7 @@ credentials:
 KEY_ID, KEY, SESSION = "AKIAE2ETESTKEY", "e2e/aws+secret/access/key", "e2e-aws-session-token=="
 STREAMED = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
 
-
-@pytest.fixture(scope="module")
-def gateway(new_gateway: NewGateway) -> Gateway:
-    gateway = new_gateway(POLICY)
-    gateway.secret("id", KEY_ID)
-    gateway.secret("key", KEY)
-    gateway.secret("session", SESSION)
-    gateway.render()
-    return gateway.start()
+SECRETS = {"id": KEY_ID, "key": KEY, "session": SESSION}
 
 
 def headers_of(seen: Seen) -> dict[str, str]:

@@ -9,7 +9,7 @@ from tests.waiting import pause, wait_for
 
 from .curl import curl
 from .expect import allowed, denied
-from .gateway import Gateway, NewGateway
+from .gateway import Gateway
 from .origin import Answer, Gate, Origins, Seen
 
 POLICY = """
@@ -30,12 +30,11 @@ FRESH = {"Cache-Control": "public, max-age=3600", "ETag": '"1"'}
 STALE_SOON = {"Cache-Control": "public, max-age=1", "ETag": '"1"'}
 ONE, OTHER = "127.0.0.1", "127.0.0.3"  # the client whose requests get the credential, and one without
 
-
-@pytest.fixture(scope="module")
-def gateway(new_gateway: NewGateway) -> Gateway:
-    gateway = new_gateway(POLICY, "cache allow all", "collapsed_forwarding on")
-    gateway.secret("token", TOKEN)
-    return gateway.start()
+LOCAL_CONF = (
+    "cache allow all",
+    "collapsed_forwarding on",
+)
+SECRETS = {"token": TOKEN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ def test_no_request_joins_an_injected_one_under_way(page: Page) -> None:
         injected = pool.submit(page.get, ONE)
         wait_for(lambda: gate.waiting == 1, "the injected request to reach the origin")
         other = pool.submit(page.get, OTHER)
-        wait_for(lambda: gate.waiting == 2, "the other request to reach the origin itself")
+        pause(0.3, "the other one reaches Squid, and joins where it may")
         gate.open()
         assert (injected.result(60), other.result(20)) == ("for the one", "for all")
 

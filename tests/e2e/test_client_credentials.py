@@ -2,13 +2,10 @@
 
 import base64
 import hashlib
-import io
 import json
 import os
 import subprocess
 import sys
-import tarfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,9 +15,10 @@ from tests.leak_hunt import Hunt
 
 from .clients import gateway_variables
 from .curl import clean
-from .gateway import Gateway, NewGateway
+from .gateway import Gateway
 from .network import run
 from .origin import Answer, Origins, Seen
+from .registries import git_http_backend, tar, wheel
 
 POLICY = """
 version: 1
@@ -37,19 +35,12 @@ credentials:
   - {name: pypi, hosts: [pypi.example], basic: {username: __token__, password: pypi}}
   - {name: npm, hosts: [npm.example], bearer: npm}
 """
+MANIFEST = json.dumps({"name": "private-package", "version": "1.0.0"})
 SECRETS = {
     "git": "ghs_e2eTokenOfTheRepository+01",
     "pypi": "pypi-e2eTokenOfTheIndex/02",
     "npm": "npm_e2eTokenOfTheRegistry03",
 }
-
-
-@pytest.fixture(scope="module")
-def gateway(new_gateway: NewGateway) -> Gateway:
-    gateway = new_gateway(POLICY)
-    for name, value in SECRETS.items():
-        gateway.secret(name, value)
-    return gateway.start()
 
 
 def basic(username: str, password: str) -> str:
@@ -103,29 +94,6 @@ def machine(gateway: Gateway, tmp_path: Path) -> Machine:
     return Machine(gateway, home)
 
 
-def git_http_backend(folder: Path, seen: Seen) -> Answer:
-    """Run git's own server program for a request (CGI, RFC 3875)."""
-    path, _, query = seen.target.partition("?")
-    headers = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in seen.headers}
-    variables = {
-        **{name: value for name, value in headers.items() if name != "HTTP_CONTENT_LENGTH"},
-        "GIT_PROJECT_ROOT": str(folder),
-        "GIT_HTTP_EXPORT_ALL": "1",
-        "PATH_INFO": path,
-        "QUERY_STRING": query,
-        "REQUEST_METHOD": seen.method,
-        "CONTENT_TYPE": "".join(seen.values("Content-Type")),
-        "CONTENT_LENGTH": str(len(seen.body)),
-        "REMOTE_USER": "agent",
-        "REMOTE_ADDR": "127.0.0.1",
-        "PATH": os.environ["PATH"],
-    }
-    done = subprocess.run(["git", "http-backend"], input=seen.body, env=variables, capture_output=True, check=False)
-    head, _, body = done.stdout.partition(b"\r\n\r\n")
-    told = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
-    return Answer(int(told.pop("Status", "200")[:3]), body, told)
-
-
 def test_git_clones_and_pushes_to_a_private_repository(
     gateway: Gateway, origins: Origins, machine: Machine, tmp_path: Path
 ) -> None:
@@ -138,34 +106,13 @@ def test_git_clones_and_pushes_to_a_private_repository(
     url = "https://git.example/acme/app.git"
     machine.run("git", "clone", "--quiet", url, "first")
     (machine.home / "first/large").write_bytes(os.urandom(2_000_000))  # more than git sends in one piece
-    for command in (
-        ("checkout", "-q", "-B", "main"),
-        ("add", "large"),
-        ("commit", "-qm", "Add"),
-        ("push", "origin", "main"),
-    ):
-        machine.run(*git, "-C", "first", *command)
+    for command in ("checkout -q -B main", "add large", "commit -qm Add", "push origin main"):
+        machine.run(*git, "-C", "first", *command.split())
     machine.run("git", "clone", "--quiet", url, "second")
     assert (machine.home / "second/large").read_bytes() == (machine.home / "first/large").read_bytes()
     assert [seen.target for seen in origins.seen if seen.values("Authorization") != [wanted]] == []
     assert any(seen.target.endswith("/git-receive-pack") for seen in origins.seen)
     assert machine.holds() == []
-
-
-def wheel() -> bytes:
-    """A package of one module."""
-    data = io.BytesIO()
-    info = "private_package-1.0.dist-info"
-    files = {
-        "private_package.py": "ANSWER = 42\n",
-        f"{info}/METADATA": "Metadata-Version: 2.1\nName: private-package\nVersion: 1.0\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/RECORD": "",
-    }
-    with zipfile.ZipFile(data, "w") as archive:
-        for name, text in files.items():
-            archive.writestr(name, text)
-    return data.getvalue()
 
 
 @pytest.mark.long
@@ -174,7 +121,9 @@ def test_pip_installs_from_a_private_index(gateway: Gateway, origins: Origins, m
     page = f'<!DOCTYPE html><html><body><a href="/files/{name}">{name}</a></body></html>'.encode()
     answers = {
         "/simple/private-package/": Answer(body=page, headers={"Content-Type": "text/html"}),
-        f"/files/{name}": Answer(body=wheel(), headers={"Content-Type": "application/octet-stream"}),
+        f"/files/{name}": Answer(
+            body=wheel("private_package", "ANSWER = 42\n"), headers={"Content-Type": "application/octet-stream"}
+        ),
     }
     wanted = basic("__token__", SECRETS["pypi"])
     origins.fallback = lambda seen: private(wanted, lambda one: answers.get(one.target, Answer(404)), seen)
@@ -185,24 +134,16 @@ def test_pip_installs_from_a_private_index(gateway: Gateway, origins: Origins, m
     assert machine.holds() == []
 
 
-def tarball() -> bytes:
-    """A package of one file."""
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w:gz") as archive:
-        text = json.dumps({"name": "private-package", "version": "1.0.0"}).encode()
-        member = tarfile.TarInfo("package/package.json")
-        member.size = len(text)
-        archive.addfile(member, io.BytesIO(text))
-    return data.getvalue()
-
-
 @pytest.mark.clients
 @pytest.mark.parametrize(
     "npmrc", ["", "//npm.example/:_authToken=the-gateway-has-it\n"], ids=["nothing", "placeholder"]
 )
 def test_npm_installs_from_a_private_registry(gateway: Gateway, origins: Origins, machine: Machine, npmrc: str) -> None:
     (machine.home / ".npmrc").write_text(npmrc)
-    package, url = tarball(), "https://npm.example/private-package/-/private-package-1.0.0.tgz"
+    package, url = (
+        tar({"package/package.json": MANIFEST}),
+        "https://npm.example/private-package/-/private-package-1.0.0.tgz",
+    )
     version = {
         "name": "private-package",
         "version": "1.0.0",

@@ -1,15 +1,14 @@
 """Every client of squid/CLIENTS.md, in a VM, with a token in the URL of its proxy: when does it send that?"""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from squidkeeper.policy.language.model import Token
 
-from .clients import IN_EVERY_RUN, ON_REQUEST, Client, Machine, gateway_variables, log_in, logins_table
+from .clients import IN_EVERY_RUN, ON_REQUEST, Client, Machine, log_in, logins_table, machine_of
 from .gateway import Gateway, NewGateway
-from .network import VirtualMachine, run
+from .network import VirtualMachine
 from .origin import Origins
 
 DOCUMENT = Path(__file__).parents[2] / "squid/CLIENTS.md"
@@ -29,13 +28,6 @@ def test_the_document_has_the_table() -> None:
 
 
 @pytest.fixture(scope="module")
-def vm(internet: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualMachine]:
-    vm = VirtualMachine(tmp_path_factory.mktemp("vm"))
-    yield vm
-    vm.stop()
-
-
-@pytest.fixture(scope="module")
 def gateway(new_gateway: NewGateway, vm: VirtualMachine) -> Gateway:
     gateway = new_gateway(POLICY, at=vm.gateway)
     gateway.remember(TOKEN)
@@ -46,14 +38,8 @@ def gateway(new_gateway: NewGateway, vm: VirtualMachine) -> Gateway:
 @pytest.fixture(scope="module")
 def machine(gateway: Gateway, programs: Path, vm: VirtualMachine, tmp_path_factory: pytest.TempPathFactory) -> Machine:
     home = tmp_path_factory.mktemp("home")
-    store = f"sql:{home}/.pki/nssdb"
-    (home / ".pki/nssdb").mkdir(parents=True)
-    run("certutil", "-d", store, "-N", "--empty-password")
-    run("certutil", "-d", store, "-A", "-t", "C,,", "-n", "gateway", "-i", gateway.ca)
     (home / "token").write_text(f"{TOKEN}\n")
-    variables = gateway_variables(gateway, "--token-file", home / "token")
-    path = f"{programs}/node/node_modules/.bin:{programs}/python/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    return Machine(vm, {**variables, "PATH": path, "HOME": str(home), "CLIENTS": str(programs)})
+    return machine_of(vm, gateway, programs, home, "--token-file", home / "token")
 
 
 @pytest.mark.clients

@@ -19,7 +19,7 @@ from .clients import (
     Machine,
     ask,
     clients_table,
-    gateway_variables,
+    machine_of,
 )
 from .gateway import Gateway, NewGateway
 from .network import VirtualMachine, run
@@ -82,31 +82,14 @@ def gateway(
 def trust_in_java(vm: VirtualMachine, ca: Path, store: Path) -> None:
     """Add a CA to Java's trust store in the VM."""
     shutil.copy(JAVA_STORE, store)
-    run(
-        "keytool",
-        "-importcert",
-        "-noprompt",
-        "-keystore",
-        store,
-        "-storepass",
-        "changeit",
-        "-alias",
-        "gateway",
-        "-file",
-        ca,
-    )
+    words = ("-importcert", "-noprompt", "-storepass", "changeit", "-alias", "gateway")
+    run("keytool", *words, "-file", ca, "-keystore", store)
     vm.run("mount", "--bind", store, JAVA_STORE)
 
 
 @pytest.fixture(scope="module")
 def machine(gateway: Gateway, programs: Path, vm: VirtualMachine, tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    home = tmp_path_factory.mktemp("home")
-    store = f"sql:{home}/.pki/nssdb"  # Chromium's own trust store, beside the system's
-    (home / ".pki/nssdb").mkdir(parents=True)
-    run("certutil", "-d", store, "-N", "--empty-password")
-    run("certutil", "-d", store, "-A", "-t", "C,,", "-n", "gateway", "-i", gateway.ca)
-    path = f"{programs}/node/node_modules/.bin:{programs}/python/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    return Machine(vm, {**gateway_variables(gateway), "PATH": path, "HOME": str(home), "CLIENTS": str(programs)})
+    return machine_of(vm, gateway, programs, tmp_path_factory.mktemp("home"))
 
 
 @pytest.mark.clients

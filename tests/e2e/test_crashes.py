@@ -15,7 +15,6 @@ from tests.waiting import wait_for
 from .curl import CurlFailed, curl
 from .gateway import Gateway, NewGateway
 from .maintained import has_checked, maintained
-from .network import run
 from .observer import Exporter, fetch
 from .origin import Origins
 from .raw import Raw
@@ -53,13 +52,9 @@ def test_after_a_crash_what_squid_said_and_whom_it_served_are_one_condition_one_
     assert (crash.told, crash.in_flight) == (told, 1)
     assert crash.origins[:2] == (f"{host}:80", "docs.example:80")
     assert crash.clients[:2] == (client, "127.0.0.40")
-    exporter = Exporter(gateway, 9131).start()
-    try:
+    with Exporter(gateway, 9131) as exporter:
         assert f"newest origins: {host}:80" in fetch(exporter.port, "/").text
-    finally:
-        exporter.stop()
-    logs = ("--state", state, "--policy", gateway.policy_folder, "--last", "1h", gateway.root / "log/access.log")
-    page = run(gateway.root / "bin/squidkeeper", "why", *logs, check=False)
+    page = gateway.command("why", "--last", "1h", *gateway.places).stdout
     assert f"Squid crashed ({told}), and what it served then has no line. Newest origins: {host}:80, " in page
     archiver = Archiver(gateway.root / "log/access.log", tmp_path, state=state)
     archiver.run()

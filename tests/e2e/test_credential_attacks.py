@@ -2,13 +2,12 @@
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 
 import pytest
 
 from .curl import curl
-from .gateway import Gateway, NewGateway
-from .origin import Answer, Gate, Origins, Seen
+from .gateway import Gateway
+from .origin import Answer, Bytes, Gate, Origins, Seen
 from .raw import tunnel
 
 POLICY = """
@@ -26,12 +25,8 @@ TOKEN = "e2e-token-under-attack+/=0001"
 HOST = "Host: key.example\r\n"
 REFUSED: list[tuple[str, list[str]]] = []
 
-
-@pytest.fixture(scope="module")
-def gateway(new_gateway: NewGateway) -> Gateway:
-    gateway = new_gateway(POLICY, "cache allow all")
-    gateway.secret("token", TOKEN)
-    return gateway.start()
+LOCAL_CONF = ("cache allow all",)
+SECRETS = {"token": TOKEN}
 
 
 def get(*headers: str, target: str = "/v1/x", version: str = "1.1") -> str:
@@ -106,7 +101,7 @@ def test_a_credential_arrives_once_and_nothing_beside_it(
     told = []
     with tunnel(gateway, "key.example:443") as client, suppress(OSError):
         client.send(sent).send(get("Connection: close", target="/end"))
-        while (answer := client.answer()) is not None:
+        while answer := client.answer():
             told.append(answer)
     arrived = [(seen.target, seen.values("X-Api-Key")) for seen in origins.seen if seen.target != "/end"]
     assert arrived == expected, told
@@ -120,16 +115,6 @@ def keys_as_read(seen: Seen) -> list[list[str]]:
     return [[value.strip() for name, _, value in lines if re.sub(r"\W|_", "", name).lower() == "xapikey"]]
 
 
-@dataclass(frozen=True, slots=True)
-class Verbatim(Answer):
-    """An answer whose bytes are given."""
-
-    data: bytes = b""
-
-    def encode(self) -> bytes:
-        return self.data
-
-
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 FIRST = [
     b"HTTP/1.1 100 Continue\r\n\r\n" * 3,
@@ -141,11 +126,11 @@ FIRST = [
 
 @pytest.mark.parametrize("first", FIRST, ids=lambda data: data[9:12].decode())
 def test_an_answer_ahead_of_the_answer_opens_nothing(gateway: Gateway, origins: Origins, first: bytes) -> None:
-    origins.fallback = Verbatim(data=first + OK)
+    origins.fallback = Bytes(body=first + OK)
     with tunnel(gateway, "key.example:443") as client, suppress(OSError):
         for sent in (get("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c"), get(target="/open"), SMUGGLED):
             client.send(sent)
-            while (reply := client.answer()) is not None and reply.status < 200:
+            while (reply := client.answer()) and reply.status < 200:
                 pass
     own = [seen.values("X-Api-Key") for seen in origins.seen if seen.target == "/v1/x"]
     assert own == [[TOKEN]]
@@ -200,6 +185,6 @@ def test_an_answer_under_way_is_not_shared(gateway: Gateway, origins: Origins) -
         one.send(get(target="/v1/gate"))
         two.send(get(target="/v1/gate"))
         gate.open()
-        assert one.answer() is not None
-        assert two.answer() is not None
+        assert one.answer()
+        assert two.answer()
     assert sorted(len(seen.values("X-Api-Key")) for seen in origins.seen) == [0, 1]

@@ -2,7 +2,6 @@
 
 import base64
 import os
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from .curl import curl
 from .expect import denied
 from .gateway import Gateway, NewGateway
 from .origin import Answer, Origins
-from .raw import Raw, tunnel
+from .raw import tunnel
 
 POLICY = """
 version: 1
@@ -74,14 +73,18 @@ ODD = r"""e2e "quoted" back\slash %41 'single' end"""
 IN_ENVIRONMENT = "e2e-key-from-the-environment"
 
 
-def make(new_gateway: NewGateway, policy: str = POLICY) -> Gateway:
-    gateway = new_gateway(policy)
-    gateway.secret("token", TOKEN + "\n")
-    gateway.secret("second", SECOND)
-    gateway.secret("empty", "\n")
-    gateway.secret("split", "e2e-first-half\r\nX-Injected: e2e-second-half")
-    gateway.secret("binary", b"e2e-binary-\xff\x00-secret")
-    gateway.secret("odd", ODD)
+SECRETS = {
+    "token": TOKEN + "\n",
+    "second": SECOND,
+    "empty": "\n",
+    "split": "e2e-first-half\r\nX-Injected: e2e-second-half",
+    "binary": b"e2e-binary-\xff\x00-secret",
+    "odd": ODD,
+}
+
+
+def make(new_gateway: NewGateway) -> Gateway:
+    gateway = new_gateway(POLICY, secrets=SECRETS)
     gateway.remember(IN_ENVIRONMENT)
     gateway.remember(f"x-access-token:{TOKEN}")
     return gateway
@@ -127,16 +130,23 @@ def test_an_origin_does_not_get_a_value_into_the_access_log(
     assert SECOND.encode() not in (gateway.root / "log/access.log").read_bytes()
 
 
-def test_basic_credentials_arrive_encoded(gateway: Gateway, origins: Origins) -> None:
-    curl(gateway, "https://git.example/acme/app")
-    coded = base64.b64encode(f"x-access-token:{TOKEN}".encode()).decode()
-    assert origins.seen[0].values("Authorization") == [f"Basic {coded}"]
+FORMS = {
+    "git": {"Authorization": [f"Basic {base64.b64encode(f'x-access-token:{TOKEN}'.encode()).decode()}"]},
+    "key": {"X-Api-Key": [TOKEN], "Authorization": []},
+    "both": {"Authorization": [f"Bearer {TOKEN}"], "X-Api-Key": [f"key {SECOND}!"]},
+    "all": {name: [TOKEN] for name in ("Api-Key", "X-Goog-Api-Key", "Private-Token")}
+    | {"X-Auth-Token": [IN_ENVIRONMENT]},
+    "odd": {"X-Auth-Token": [ODD]},
+}
 
 
-def test_an_api_key_arrives_in_its_header_alone(gateway: Gateway, origins: Origins) -> None:
-    curl(gateway, "https://key.example/", "-H", "Authorization: Bearer of-the-client")
-    seen = origins.seen[0]
-    assert (seen.values("X-Api-Key"), seen.values("Authorization")) == ([TOKEN], [])
+@pytest.mark.parametrize("host", FORMS)
+def test_each_form_arrives_as_it_is_written_in_place_of_the_clients(
+    gateway: Gateway, origins: Origins, host: str
+) -> None:
+    own = [option for name in ("Authorization", "Api-Key", "Private-Token") for option in ("-H", f"{name}: client's")]
+    curl(gateway, f"https://{host}.example/x", *own)
+    assert {name: origins.seen[0].values(name) for name in FORMS[host]} == FORMS[host]
 
 
 def test_a_credential_of_several_headers_arrives_as_a_whole_or_not_at_all(gateway: Gateway, origins: Origins) -> None:
@@ -148,13 +158,6 @@ def test_a_credential_of_several_headers_arrives_as_a_whole_or_not_at_all(gatewa
     assert seen.values("X-Auth-Token") == []  # several-later shares X-Api-Key with the one above it
     assert seen.values("Api-Key") == [TOKEN]
     assert gateway.logged("https://several.example/")["credential"] == "several,several-last"
-
-
-def test_two_headers_may_be_injected_into_one_request(gateway: Gateway, origins: Origins) -> None:
-    curl(gateway, "https://both.example/")
-    seen = origins.seen[0]
-    assert seen.values("Authorization") == bearer(TOKEN)
-    assert seen.values("X-Api-Key") == [f"key {SECOND}!"]
 
 
 KEYS = [spelling for header in INJECTABLE_HEADERS for spelling in spellings(header)]
@@ -191,18 +194,6 @@ def test_a_credential_for_a_part_of_a_host_removes_the_headers_that_override_the
         ["/admin"],
     ]
     assert [bool(seen.values("Authorization")) for seen in origins.seen] == [True, False, True]
-
-
-def test_every_header_that_usual_apis_use_can_be_injected(gateway: Gateway, origins: Origins) -> None:
-    curl(gateway, "https://all.example/", *[o for n in ("Api-Key", "Private-Token") for o in ("-H", f"{n}: client's")])
-    seen = origins.seen[0]
-    assert [seen.values(name) for name in ("Api-Key", "X-Goog-Api-Key", "Private-Token")] == [[TOKEN]] * 3
-    assert seen.values("X-Auth-Token") == [IN_ENVIRONMENT]
-
-
-def test_quotes_backslashes_and_percents_arrive_as_they_are(gateway: Gateway, origins: Origins) -> None:
-    curl(gateway, "https://odd.example/")
-    assert origins.seen[0].values("X-Auth-Token") == [ODD]
 
 
 OWN = [
@@ -294,15 +285,6 @@ def test_a_secret_that_cannot_be_read_denies_and_one_that_comes_back_is_used(
     )
 
 
-def test_a_secret_open_to_others_is_a_fault(new_gateway: NewGateway) -> None:
-    gateway = make(new_gateway)
-    assert gateway.check().returncode == 0
-    (gateway.policy_folder / "secrets/token").chmod(0o644)
-    done = gateway.check()
-    assert done.returncode == 1
-    assert "policy.yaml:" in done.stdout + done.stderr
-
-
 def test_a_redirect_to_another_host_does_not_carry_the_credential(gateway: Gateway, origins: Origins) -> None:
     away = Answer(302, headers={"Location": "https://thief.example/take"})
     origins.answers["mover.example/go"] = away
@@ -318,12 +300,6 @@ def test_no_credential_is_sent_to_a_host_that_proves_another_name(gateway: Gatew
     origins.untrusted.add("wrong.example")
     assert curl(gateway, "https://wrong.example/", "--insecure").status == 503
     assert origins.seen == []
-
-
-def test_the_log_names_no_value_but_holds_the_request(gateway: Gateway, origins: Origins) -> None:
-    curl(gateway, "https://git.example/logged")
-    line = gateway.logged("https://git.example/logged")
-    assert (line["status"], line["verdict"], line["rule"]) == (200, "allow", "api")
 
 
 def test_a_page_about_a_failed_origin_holds_no_credential(gateway: Gateway, origins: Origins) -> None:
@@ -357,25 +333,17 @@ def long_policy() -> str:
 def test_under_200_lookups_in_flight_each_long_value_reaches_its_own_request(
     new_gateway: NewGateway, origins: Origins
 ) -> None:
-    gateway = new_gateway(long_policy())
-    for number in range(LOAD):
-        gateway.secret(f"s{number}", long_value(number))
-    gateway.start()
+    gateway = new_gateway(long_policy(), secrets={f"s{number}": long_value(number) for number in range(LOAD)}).start()
     assert curl(gateway, "https://load.example/0").status == 200  # the helper is up
     with ExitStack() as stack, ThreadPoolExecutor(32) as pool:
-        clients: list[Raw] = [
-            stack.enter_context(c) for c in pool.map(lambda _: tunnel(gateway, "load.example:443"), range(LOAD))
-        ]
+        opened = pool.map(lambda _: tunnel(gateway, "load.example:443"), range(LOAD))
+        clients = [stack.enter_context(one) for one in opened]
         for turn in range(3):
             origins.seen.clear()
-            helpers = gateway.helpers("credential")
-            for pid in helpers:
-                os.kill(pid, signal.SIGSTOP)  # so that all lookups are in flight before the first is answered
-            for number, client in enumerate(clients):
-                client.send(f"GET /{number} HTTP/1.1\r\nHost: load.example\r\n\r\n")
-            wait_for(lambda: gateway.unread() == 0, "Squid to read every request")
-            for pid in helpers:
-                os.kill(pid, signal.SIGCONT)
+            with gateway.stopped_helpers("credential"):  # all lookups are in flight before the first is answered
+                for number, client in enumerate(clients):
+                    client.send(f"GET /{number} HTTP/1.1\r\nHost: load.example\r\n\r\n")
+                wait_for(lambda: gateway.unread() == 0, "Squid to read every request")
             answers = list(pool.map(lambda client: client.answer(), clients))
             assert [answer.status for answer in answers if answer] == [200] * LOAD, f"turn {turn}"
             assert {seen.target: seen.values("X-Api-Key") for seen in origins.seen} == {

@@ -1,15 +1,12 @@
 """Forms of credentials on a live Squid: headers of any name, and parameters of the query."""
 
-from contextlib import suppress
-
 import pytest
 
 from squidkeeper.policy.language.headers import spellings
 from tests.waiting import wait_for
 
-from .curl import CurlFailed, curl
-from .gateway import Gateway, NewGateway
-from .network import run
+from .curl import answer, curl
+from .gateway import Gateway
 from .origin import Answer, Origins
 from .raw import tunnel
 
@@ -43,14 +40,7 @@ credentials:
 KEY = "e2e-forms-key-0123456789"
 ODD = r"""e2e forms "quoted" back\slash %41 {braces} 'single' &;=+#?"""
 
-
-@pytest.fixture(scope="module")
-def gateway(new_gateway: NewGateway) -> Gateway:
-    gateway = new_gateway(POLICY)
-    gateway.secret("key", KEY + "\n")
-    gateway.secret("odd", ODD)
-    gateway.render()
-    return gateway.start()
+SECRETS = {"key": KEY + "\n", "odd": ODD}
 
 
 # --- headers of any name ------------------------------------------------------------------------------------------
@@ -180,8 +170,7 @@ def test_the_record_and_explain_show_no_parameter(gateway: Gateway, origins: Ori
     curl(gateway, url)
     line = gateway.logged(url)
     assert (line["fetched"], line["credential"], line["rule"]) == (url, "query", "queries")
-    command = [f"{gateway.root}/bin/squidkeeper", "explain", "--policy", str(gateway.policy_folder), "GET", url]
-    explained = run(*command)
+    explained = gateway.command("explain", "--policy", gateway.policy_folder, "GET", url).stdout
     assert "query: ?api_key=" in explained
     assert KEY not in explained
 
@@ -214,13 +203,6 @@ def test_no_page_about_a_failed_origin_shows_a_parameter(gateway: Gateway, origi
             assert KEY not in f"{shown.headers}{shown.text}"
 
 
-def is_served(gateway: Gateway, url: str) -> bool:
-    """Tell whether a URL is fetched; Squid closes its port while it reconfigures."""
-    with suppress(CurlFailed):
-        return curl(gateway, url).status == 200
-    return False
-
-
 def rules_on(gateway: Gateway, url: str) -> set[str]:
     return {line["rule"] for line in gateway.log() if line["url"] == url}
 
@@ -236,5 +218,5 @@ def test_a_header_that_is_not_rendered_denies_until_it_is(gateway: Gateway, orig
     wait_for(lambda: "not-rendered" in rules_on(gateway, "https://new.example/"), "the line of the denial")
     gateway.render()
     gateway.reconfigure()
-    wait_for(lambda: is_served(gateway, "https://new.example/"), "the lines to be read")
+    wait_for(lambda: answer(gateway, "https://new.example/").status == 200, "the lines to be read")
     assert origins.seen[-1].values("X-New-Key") == [KEY]

@@ -54,10 +54,7 @@ DOTS = with_path(b"%252f.." * 1_100)
 
 @pytest.fixture(scope="module")
 def watching(new_gateway: NewGateway) -> Gateway:
-    gateway = new_gateway(WATCHES)
-    gateway.secret("bait", "AKIAWATCHBAIT0EXAMPLE")
-    gateway.render()
-    return gateway.start()
+    return new_gateway(WATCHES, secrets={"bait": "AKIAWATCHBAIT0EXAMPLE"}).start()
 
 
 @pytest.fixture(scope="module")

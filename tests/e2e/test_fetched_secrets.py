@@ -133,6 +133,5 @@ def test_under_load_no_request_is_forwarded_bare_or_with_an_expired_token_and_no
     assert wrong == []
     assert {answer.status for answer in running.answers} == {200, 403}
     assert {answer.rule for answer in running.answers if answer.status == 403} == {"credential-unavailable"}
-    assert max(answer.came - answer.asked for answer in running.answers) < 15
     assert gateway.fatal() == []
     assert "e2e-body-of-an-error" not in gateway.cache_log()

@@ -6,23 +6,19 @@ tests/fleet has three gateways, each in a network of its own.
 import json
 import re
 import socket
-import ssl
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from ipaddress import ip_address
 
 import pytest
 
 from squidkeeper.base.squid_counters import read_counters
-from squidkeeper.operate.setup.sockets import open_connections
 from squidkeeper.serving.drained import drain, undrain
-from tests.waiting import wait_for
 
 from .balancer import Balancer
 from .gateway import Gateway, NewGateway, Site
 from .observer import Exporter
-from .origin import Answer, Origins
+from .origin import Origins
 
 BALANCER = "127.0.0.5"  # speaks the PROXY protocol as the tests have it
 HAPROXY = "127.0.0.1"
@@ -53,8 +49,8 @@ HEADERS = pytest.mark.parametrize("header", [version_1, version_2])
 
 @pytest.fixture(scope="module")
 def gateway(new_gateway: NewGateway) -> Gateway:
-    gateway = new_gateway(POLICY, "shutdown_lifetime 0 seconds", options=("--behind", f"{BALANCER},{HAPROXY}"))
-    return gateway.start()
+    options = ("--behind", f"{BALANCER},{HAPROXY}")
+    return new_gateway(POLICY, "shutdown_lifetime 0 seconds", options=options).start()
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +58,8 @@ def exporter(gateway: Gateway) -> Iterator[Exporter]:
     """The exporter, with the options that its unit has for the load balancer."""
     unit = (gateway.root / "etc/squidkeeper-exporter.service").read_text()
     [options] = re.findall(r"^ExecStart=.*( --proxy-header .*)$", unit, re.MULTILINE)
-    exporter = Exporter(gateway, gateway.address[1] + 6000, *options.split()).start()
-    yield exporter
-    exporter.stop()
+    with Exporter(gateway, gateway.address[1] + 6000, *options.split()) as exporter:
+        yield exporter
 
 
 @pytest.fixture(scope="module")
@@ -142,70 +137,6 @@ def test_squids_counters_are_read_past_the_header(gateway: Gateway) -> None:
     assert re.search("^ExecStart=.* --proxy-header$", unit, re.MULTILINE)
 
 
-# ── HAProxy in front ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def through(balancer: Balancer, source: str, *, tls: bool) -> socket.socket:
-    """A connection to HAProxy, with TLS or without."""
-    plain = socket.create_connection(balancer.address, 20, source_address=(source, 0))
-    context = ssl.create_default_context(cafile=str(balancer.gateways[0].ca))
-    return context.wrap_socket(plain, server_hostname=balancer.address[0]) if tls else plain
-
-
-BOTH = pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
-
-
-@BOTH
-def test_a_client_of_haproxy_keeps_its_address(
-    balancer: Balancer, gateway: Gateway, origins: Origins, tls: bool
-) -> None:
-    before, path = len(gateway.log()), f"/through-{tls}"
-    with through(balancer, VM, tls=tls) as to:
-        port = str(to.getsockname()[1])
-        assert get(to, b"", path).startswith(OK)
-    line = gateway.logged(f"http://example.com{path}", before)
-    assert (line["client"], line["client_port"], line["rule"]) == (VM, port, "vm")
-
-
-@BOTH
-@HEADERS
-def test_haproxy_takes_a_header_from_nobody(
-    balancer: Balancer, gateway: Gateway, origins: Origins, header: Callable[[str], bytes], tls: bool
-) -> None:
-    """For Squid it is no HTTP, behind HAProxy's own: the client gets an error, and its address stays its own."""
-    before = len(gateway.log())
-    with through(balancer, "10.9.8.8", tls=tls) as attacker:
-        assert get(attacker, header(VM), "/forged").startswith(b"HTTP/1.1 400 ")
-    [line] = wait_for(lambda: gateway.log()[before:])
-    assert (line["client"], line["url"]) == ("10.9.8.8", "error:invalid-request")
-    assert origins.seen == []
-
-
-@pytest.mark.long
-def test_one_client_of_haproxy_does_not_have_all_connections(balancer: Balancer, origins: Origins) -> None:
-    """With TLS and without together; a reload takes the limit over, and ends no connection."""
-    with ExitStack() as held, through(balancer, VM, tls=True) as before:
-        balancer.write([HAPROXY], connections_per_client=2)
-        assert "reloaded: process " in balancer.set_up()
-        wait_for(lambda: "New worker" in balancer.said())
-        wait_for(lambda: is_refused(balancer, held), "the limit to be in force")
-        assert get(before, b"", "/before").startswith(OK)
-        with through(balancer, "10.9.8.9", tls=False) as other:
-            assert b" 403 " in get(other, b"", "/other")[:20]
-    balancer.write([HAPROXY])
-    balancer.set_up()
-
-
-def is_refused(balancer: Balancer, held: ExitStack) -> bool:
-    """Tell whether the connection of a client that holds others is closed before its request."""
-    try:
-        for tls in (True, False):
-            held.enter_context(through(balancer, VM, tls=tls))
-        return get(held.enter_context(through(balancer, VM, tls=False)), b"", "/refused") == b""
-    except OSError:
-        return True
-
-
 # ── Whether it is healthy ────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -231,73 +162,12 @@ def test_a_drained_gateway_is_unhealthy_at_once_and_says_why(
     assert health(gateway)[0] == 200
 
 
-@pytest.mark.long
-def test_haproxy_closes_new_connections_while_its_only_gateway_is_drained(
-    gateway: Gateway, origins: Origins, balancer: Balancer
-) -> None:
-    def served() -> bool:
-        try:
-            with through(balancer, VM, tls=False) as to:
-                return get(to, b"", "/").startswith(OK)
-        except OSError:
-            return False
-
-    wait_for(served)
-    assert drain(gateway.root / "run")
-    try:
-        wait_for(lambda: not served())
-    finally:
-        assert undrain(gateway.root / "run")
-    wait_for(served)
-
-
-@pytest.mark.long
-def test_a_gateway_whose_squid_is_gone_is_unhealthy(gateway: Gateway, exporter: Exporter) -> None:
-    gateway.kill()
-    try:
-        wait_for(lambda: health(gateway)[0] == 503)
-        assert json.loads(health(gateway)[1])["conditions"] == ["squid-down"]
-    finally:
-        gateway.start()
-    wait_for(lambda: health(gateway)[0] == 200)
-
-
 # ── Drained ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def command(gateway: Gateway, *options: str) -> subprocess.Popen[str]:
     program = (f"{gateway.root}/bin/squidkeeper", "drain", "--root", f"{gateway.root}", *options)
     return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-@pytest.mark.long
-def test_open_tunnels_go_on_in_a_drained_gateway_until_it_is_idle(gateway: Gateway, origins: Origins) -> None:
-    gate = origins.gate()
-    origins.answers["example.com/slow"] = Answer(gate=gate)
-    with connection(gateway, BALANCER) as slow:
-        slow.sendall(version_2(VM) + b"GET http://example.com/slow HTTP/1.1\r\nHost: example.com\r\n\r\n")
-        wait_for(lambda: open_connections(gateway.authority))
-        draining = command(gateway, "--for", "1m")
-        assert draining.stdout is not None
-        assert draining.stdout.readline() == "drained: /healthz is unhealthy, and open connections go on\n"
-        assert draining.stdout.readline().endswith(" open\n")
-        gate.open()
-        assert slow.recv(15) == OK
-    assert draining.communicate(timeout=60)[0] == "idle: no connection is open\n"
-    assert draining.returncode == 0
-    assert command(gateway, "--cancel").communicate(timeout=60)[0] == "clients can come again\n"
-    assert command(gateway, "--cancel").communicate(timeout=60)[0] == "the gateway was not drained\n"
-
-
-@pytest.mark.long
-def test_draining_ends_after_its_time_and_says_what_is_open(gateway: Gateway, origins: Origins) -> None:
-    with connection(gateway, BALANCER) as idle:
-        idle.sendall(version_2(VM) + CONNECT)
-        assert idle.recv(4096).startswith(b"HTTP/1.1 200 ")
-        draining = command(gateway, "--for", "1s")
-        said = draining.communicate(timeout=60)[0].splitlines()
-    assert (draining.returncode, said[-1]) == (1, "1 s are over: 1 connection open")
-    assert undrain(gateway.root / "run")
 
 
 @pytest.mark.long

@@ -1,7 +1,5 @@
-"""Grants on a live gateway: in force within three seconds, lapsed in time, never used more often than they say."""
+"""Grants on a live gateway: in force at once, lapsed in time, never used more often than they say."""
 
-import os
-import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -17,7 +15,6 @@ from .load import load
 from .origin import Origins
 from .raw import Raw, tunnel
 
-IN_FORCE_SECONDS = 3
 POLICY = """
 version: 1
 clients:
@@ -49,10 +46,10 @@ def is_open(gateway: Gateway, url: str) -> bool:
 
 
 @pytest.mark.one_worker("an edit is in force within three seconds, not in every worker in the same instant")
-def test_a_grant_opens_in_time_in_an_open_tunnel_too_and_ends(gateway: Gateway, origins: Origins) -> None:
+def test_a_grant_opens_in_an_open_tunnel_too_and_ends(gateway: Gateway, origins: Origins) -> None:
     assert curl(gateway, "https://docs.example/").rule == "default"
     name = grant(gateway, "docs.example")
-    wait_for(lambda: is_open(gateway, "https://docs.example/open"), "the grant", IN_FORCE_SECONDS)
+    wait_for(lambda: is_open(gateway, "https://docs.example/open"), "the grant")
     gateway.settle()  # a tunnel by an answer from before the grant would be outdated
     assert is_open(gateway, "https://docs.example/logged")
     assert gateway.logged("https://docs.example/logged")["rule"] == name
@@ -60,13 +57,11 @@ def test_a_grant_opens_in_time_in_an_open_tunnel_too_and_ends(gateway: Gateway, 
     assert curl(gateway, "https://docs.example/x", client="127.0.0.2").rule == "default"
     with tunnel(gateway, "docs.example:443") as inside:
         reply = inside.get("/inside", "docs.example")
-        assert reply is not None
         assert reply.status == 200
         remove_grant(gateway.policy_folder, name, datetime.now(UTC))
-        wait_for(lambda: not is_open(gateway, "https://docs.example/"), "the end of the grant", IN_FORCE_SECONDS)
+        wait_for(lambda: not is_open(gateway, "https://docs.example/"), "the end of the grant")
         gateway.settle()
         reply = inside.get("/inside", "docs.example")
-        assert reply is not None
         assert (reply.status, reply.rule) == (403, "default")
     assert "https://docs.example/admin/x" not in origins.urls()
 
@@ -108,8 +103,7 @@ def test_helpers_that_are_killed_never_give_more_uses(new_gateway: NewGateway, o
     with load(gateway, *[("http", "killed.example")] * 4) as running:
         for _ in range(8):
             running.at_least(40)
-            for pid in gateway.helpers("acl --scope request"):
-                os.kill(pid, signal.SIGKILL)
+            gateway.kill_helpers("acl --scope request")
         running.at_least(400)
         wait_for(lambda: {one.status for one in running.answers[-50:]} == {403}, "the last use")
     assert 0 < len([url for url in origins.urls() if "//killed.example/" in url]) <= uses

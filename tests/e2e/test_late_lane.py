@@ -31,10 +31,7 @@ def always_used_up(gateway: Gateway) -> Gateway:
 
 @pytest.fixture(scope="module")
 def gateway(new_gateway: NewGateway) -> Gateway:
-    gateway = new_gateway(POLICY)
-    gateway.secret("bait", CANARY)
-    gateway.render()
-    return always_used_up(gateway).start()
+    return always_used_up(new_gateway(POLICY, secrets={"bait": CANARY})).start()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -120,8 +119,7 @@ class Told:
 
     def run(self, *command: str | Path) -> None:
         """Run a command of the gateway's, and keep what it prints."""
-        program = self.gateway.root / "bin/squidkeeper"
-        done = subprocess.run([program, *command], capture_output=True, text=True, check=False)
+        done = self.gateway.command(*command)
         assert "Traceback" not in done.stderr, done.stderr
         self.keep(f"squidkeeper {command[0]}", done.stdout + done.stderr)
 
@@ -131,16 +129,13 @@ class Told:
 
 @pytest.fixture(scope="module")
 def gateway(new_gateway: NewGateway, all_origins: Origins) -> Gateway:
-    gateway = new_gateway(POLICY, "half_closed_clients off")
+    planted = ("named", "client-secret", "parameter", "aws-id", "aws-key", "aws-session")
+    secrets: dict[str, bytes | str] = {f"canary-{name}": MORE[f"canary-{name}"] for name in planted}
+    secrets |= {"canary-app-key": APP_KEY, "canary-sealing-key": SEALING_KEY.reveal(), "canary-bait": BAIT}
+    gateway = new_gateway(POLICY, "half_closed_clients off", secrets=secrets)
     canaries.plant(gateway)
-    for name in ("named", "client-secret", "parameter", "aws-id", "aws-key", "aws-session"):
-        gateway.secret(f"canary-{name}", MORE[f"canary-{name}"])
-    gateway.secret("canary-app-key", APP_KEY)
-    gateway.secret("canary-sealing-key", SEALING_KEY.reveal())
-    gateway.secret("canary-bait", BAIT)
     gateway.write("upstream.crt", all_origins.authority.certificate.read_text())
     put_command(gateway, "give-canary", GIVE_CANARY)
-    gateway.render()
     with core_dumps():
         return gateway.start()
 
@@ -156,11 +151,8 @@ def core_dumps() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def exporter(gateway: Gateway) -> Iterator[Exporter]:
-    exporter = Exporter(gateway, 9190)
-    with core_dumps():
-        exporter.start()
-    yield exporter
-    exporter.stop()
+    with core_dumps(), Exporter(gateway, 9190) as exporter:
+        yield exporter
 
 
 @pytest.fixture(scope="module")
@@ -389,8 +381,7 @@ def killed_helpers(told: Told, origins: Origins) -> None:
     """Helpers that are killed in the middle of a lookup, by signals that dump core."""
     for kind in ("credential", "acl --scope host", "rewrite"):
         killed = set(wait_for(lambda kind=kind: told.gateway.helpers(kind), f"{kind} to be killed"))  # type: ignore[misc]
-        for pid in killed:
-            os.kill(pid, signal.SIGABRT)
+        told.gateway.kill_helpers(kind, signal.SIGABRT)
         wait_for(lambda: told.get(f"https://front.{DOMAIN}/killed") == 200, f"{kind} to be there again")
         assert not killed & {*told.gateway.helpers(kind)}
 
@@ -398,9 +389,8 @@ def killed_helpers(told: Told, origins: Origins) -> None:
 def ask_the_operators_commands(told: Told) -> None:
     """Everything that people ask the gateway for."""
     gateway = told.gateway
-    policy, log, state = gateway.policy_folder, gateway.root / "log/access.log", gateway.root / "state"
-    lines = gateway.root / "etc/squidkeeper.conf"
-    explain = ("explain", "--policy", policy, "--fragment", lines)
+    policy, log = gateway.policy_folder, gateway.root / "log/access.log"
+    explain = ("explain", "--policy", policy, "--fragment", gateway.layout.fragment)
     commands: list[tuple[str | Path, ...]] = [
         ("check", "--policy", policy),
         ("doctor", "--root", gateway.root),
@@ -410,13 +400,12 @@ def ask_the_operators_commands(told: Told) -> None:
         (*explain, "GET", f"https://removed.{DOMAIN}/x"),
         ("log", log),
         ("log", "--json", log),
-        ("log", "--drift", "--policy", policy, "--state", state, log),
-        ("report", "--html", "-", "--policy", policy, "--state", state, log),
-        ("report", "--json", "--policy", policy, "--state", state, log),
+        ("log", "--drift", *gateway.places),
+        ("report", "--html", "-", *gateway.places),
+        ("report", "--json", *gateway.places),
     ]
     with ThreadPoolExecutor(3) as pool:
-        for _ in pool.map(lambda command: told.run(*command), commands):
-            pass
+        list(pool.map(lambda command: told.run(*command), commands))
 
 
 @pytest.fixture(scope="module")
@@ -452,14 +441,8 @@ def test_the_fetching_process_has_values_in_their_files_alone(told: Told, fetche
 
 def test_the_hunt_finds_what_is_planted_in_each_of_these_places(told: Told, hunt: Hunt) -> None:
     root, value = told.gateway.root, canaries.FILES["canary-unused"]
-    for place in (
-        "log/cache.log",
-        "log/access.log",
-        "state/maintenance.json",
-        "run/secrets/secrets.log",
-        "etc/policy/secrets.bak",
-        "core.1",
-    ):
+    places = ("log/cache.log", "log/access.log", "state/maintenance.json", "run/secrets/secrets.log")
+    for place in (*places, "etc/policy/secrets.bak", "core.1"):
         file = root / place
         before = file.read_bytes() if file.exists() else None
         file.write_bytes((before or b"") + f"\n# {value}\n".encode())
@@ -475,14 +458,8 @@ def core_size(pid: int) -> list[str]:
 
 
 HELPERS = (
-    "acl --scope host",
-    "acl --scope request",
-    "rewrite",
-    "credential",
-    "throttle",
-    "certificate",
-    "login",
-    "watch",
+    *("acl --scope host", "acl --scope request", "rewrite", "credential"),
+    *("throttle", "certificate", "login", "watch"),
 )
 
 

@@ -1,11 +1,9 @@
 """The walkthrough from inside a VM: only the gateway reachable, no DNS, the CA in the trust store, plain clients."""
 
-import os
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from squidkeeper.operate.client_kit.probe import ProbeForm
 from .clients import IN_EVERY_RUN, OURS, RULES, Case, Client, Machine, ask, gateway_variables
 from .gateway import Gateway, NewGateway
 from .network import VirtualMachine, filter_vm, run, unfilter_vm
+from .network import inside as run_inside
 from .origin import Answer, Origins
 from .reply import Reply
 
@@ -40,30 +39,15 @@ TOKEN = "e2e-token-that-no-vm-holds"
 
 
 @pytest.fixture(scope="module")
-def vm(internet: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualMachine]:
-    vm = VirtualMachine(tmp_path_factory.mktemp("vm"))
-    yield vm
-    vm.stop()
-    unfilter_vm()
-
-
-@pytest.fixture(scope="module")
 def gateway(new_gateway: NewGateway, vm: VirtualMachine) -> Gateway:
-    gateway = new_gateway(POLICY, at=vm.gateway)
-    gateway.secret("token", TOKEN)
+    gateway = new_gateway(POLICY, at=vm.gateway, secrets={"token": TOKEN})
     vm.trust(gateway.ca)
     filter_vm(gateway.address[1])
     return gateway.start()
 
 
 def inside(vm: VirtualMachine, gateway: Gateway, *command: str | Path, **environment: str) -> Reply:
-    """Run a command in the VM as an agent would; its exit status and what it printed, as a Reply."""
-    proxy = f"http://{gateway.authority}"
-    settings = {"HTTPS_PROXY": proxy, "HTTP_PROXY": proxy, "http_proxy": proxy, "PATH": os.environ["PATH"], "HOME": "/"}
-    done = subprocess.run(
-        vm.command(*command), capture_output=True, check=False, env=settings | environment, stdin=subprocess.DEVNULL
-    )
-    return Reply(done.returncode, (), done.stdout + done.stderr)
+    return run_inside(vm, f"http://{gateway.authority}", *command, **environment)
 
 
 CURL = ("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}\n")
@@ -116,36 +100,6 @@ def test_no_name_resolves_inside(vm: VirtualMachine, gateway: Gateway) -> None:
     assert inside(vm, gateway, "getent", "ahosts", "example.com").status != 0
 
 
-URLLIB = """
-import ssl, sys, urllib.error, urllib.request
-context = ssl.create_default_context()
-context.verify_flags &= ~ssl.VERIFY_X509_STRICT if sys.argv[1] == "lenient" else -1
-for url in sys.argv[2:]:
-    try:
-        print(urllib.request.urlopen(url, context=context).status)
-    except urllib.error.HTTPError as error:
-        print(error.code, "Rule: no-wikipedia" in error.read().decode())
-    except urllib.error.URLError as error:
-        print(error.reason.verify_message)
-"""
-
-
-def test_python_with_the_systems_trust_store(vm: VirtualMachine, gateway: Gateway, origins: Origins) -> None:
-    urls = ("https://example.com/python", "http://en.wikipedia.org/", "http://example.com/plain")
-    done = inside(vm, gateway, "/usr/bin/python3", "-c", URLLIB, "default", *urls)
-    assert done.text == "200\n403 True\n200\n"
-
-
-def test_python_reads_the_page_of_a_denied_tunnel_once_its_strictest_check_is_off(
-    vm: VirtualMachine, gateway: Gateway, origins: Origins
-) -> None:
-    """A leaf that Squid mints with no origin's to copy has no key identifier; Python 3.13 asks for one."""
-    done = inside(vm, gateway, "/usr/bin/python3", "-c", URLLIB, "lenient", "https://en.wikipedia.org/")
-    assert done.text == "403 True\n"
-    strict = inside(vm, gateway, "/usr/bin/python3", "-c", URLLIB, "default", "https://en.wikipedia.org/")
-    assert strict.text in {"403 True\n", "Missing Authority Key Identifier\n"}
-
-
 @pytest.fixture(scope="module")
 def machine(gateway: Gateway, vm: VirtualMachine, tmp_path_factory: pytest.TempPathFactory) -> Machine:
     """The VM with the variables that `squidkeeper env` prints, and the system's programs alone."""
@@ -194,24 +148,6 @@ PROGRAMS_OF_THE_PROBE = (
 )
 
 
-NODE = """
-const [proxy, host] = process.argv.slice(1), http = require('http'), https = require('https');
-const [address, port] = proxy.split(':');
-http.request({host: address, port, method: 'CONNECT', path: host + ':443'}).on('connect', (answer, socket) => {
-  https.get({host, path: '/node', socket, agent: false}, reply => {
-    console.log(reply.statusCode); reply.resume(); reply.on('end', () => process.exit());
-  }).on('error', error => { console.log(error.code); process.exit(1); });
-}).end();
-"""
-
-
-def test_node_with_the_ca_in_its_environment(vm: VirtualMachine, gateway: Gateway, origins: Origins) -> None:
-    for host, status in (("example.com", "200\n"), ("en.wikipedia.org", "403\n")):
-        done = inside(vm, gateway, "node", "-e", NODE, gateway.authority, host, NODE_EXTRA_CA_CERTS=str(gateway.ca))
-        assert done.text == status
-    assert origins.urls() == ["https://example.com/node"]
-
-
 def test_git_clones_over_https_and_cannot_push(
     vm: VirtualMachine, gateway: Gateway, origins: Origins, tmp_path: Path
 ) -> None:
@@ -226,17 +162,8 @@ def test_git_clones_over_https_and_cannot_push(
                 body=file.read_bytes()
             )
     origins.fallback = Answer(404)
-    done = inside(
-        vm,
-        gateway,
-        "git",
-        "clone",
-        "-q",
-        "https://git.example/app.git",
-        tmp_path / "clone",
-        HTTPS_PROXY="",
-        https_proxy=f"http://{gateway.authority}",
-    )
+    clone = ("git", "clone", "-q", "https://git.example/app.git", tmp_path / "clone")
+    done = inside(vm, gateway, *clone, HTTPS_PROXY="", https_proxy=f"http://{gateway.authority}")
     assert done.status == 0, done.text
     assert (tmp_path / "clone/file").read_text() == "hello\n"
     push = inside(vm, gateway, "git", "-C", tmp_path / "clone", "push", "-q", "https://git.example/app.git", "HEAD:x")
@@ -250,9 +177,3 @@ def test_a_credential_is_added_that_the_vm_never_sees(vm: VirtualMachine, gatewa
     assert "done" in done.text
     assert TOKEN not in done.text
     assert origins.seen[0].values("X-Api-Key") == [TOKEN]
-
-
-def test_the_page_inside_is_readable_to_a_person_and_a_model(vm: VirtualMachine, gateway: Gateway) -> None:
-    page = inside(vm, gateway, "curl", "-sS", "https://en.wikipedia.org/wiki/Squid")
-    assert (page.rule, page.reason) == ("no-wikipedia", "Wikipedia is closed to sandboxes.")
-    assert "https://en.wikipedia.org/" in page.text

@@ -23,11 +23,6 @@ rules:
 BREAKING = b"a%d\n-----BEGIN CERTIFICATE-----\n"  # security_file_certgen takes it for a certificate, and dies of it
 
 
-@pytest.fixture(scope="module")
-def gateway(new_gateway: NewGateway) -> Gateway:
-    return new_gateway(POLICY).start()
-
-
 @pytest.fixture(params=["squidkeeper", "squid"])
 def either(request: pytest.FixtureRequest, gateway: Gateway, new_gateway: NewGateway) -> Gateway:
     """A gateway whose certificates one of the two programs makes."""

@@ -2,10 +2,7 @@
 
 import re
 import subprocess
-import urllib.request
-from collections.abc import Iterator
 from html import unescape
-from pathlib import Path
 
 import pytest
 
@@ -15,13 +12,11 @@ from .browser import Visit, visit
 from .curl import CurlFailed, curl
 from .dns import Names
 from .gateway import Gateway, NewGateway
-from .network import run
-from .observer import AS_SQUID
+from .observer import Exporter, fetch
 from .origin import Origins
 from .raw import Raw
 
 NARROW, WIDE = 380, 1400
-EXPORTER = "127.0.0.1:9129"
 POLICY = """
 version: 1
 clients:
@@ -53,9 +48,7 @@ HOSTILE = (
 @pytest.fixture(scope="module")
 def gateway(new_gateway: NewGateway, all_origins: Origins, names: Names) -> Gateway:
     """A gateway that has had ordinary and hostile requests."""
-    gateway = new_gateway(POLICY)
-    gateway.secret("token", "ghp_the-token-of-the-pages")
-    gateway.start()
+    gateway = new_gateway(POLICY, secrets={"token": "ghp_the-token-of-the-pages"}).start()
     for url in ("https://api.example/v1/x?q=QUERY", "https://example.com/", "https://api.example/v2/x?q=QUERY"):
         curl(gateway, url)
     for _ in range(3):
@@ -76,43 +69,18 @@ def gateway(new_gateway: NewGateway, all_origins: Origins, names: Names) -> Gate
 @pytest.fixture(scope="module")
 def report(gateway: Gateway) -> str:
     page = gateway.root / "report.html"
-    run(
-        *(gateway.root / "bin/squidkeeper", "report", gateway.root / "log/access.log"),
-        *("--html", page, "--policy", gateway.policy_folder),
-    )
+    gateway.command("report", "--html", page, *gateway.places)
     return page.read_text()
 
 
 @pytest.fixture(scope="module")
-def status(gateway: Gateway) -> Iterator[str]:
-    """The status page of an exporter beside that gateway."""
-    command: list[str | Path] = [*AS_SQUID, gateway.root / "bin/squidkeeper", "exporter", "--listen", EXPORTER]
-    command += ["--policy", gateway.policy_folder, "--access-log", gateway.root / "log/access.log"]
-    command += ["--state", gateway.root / "state", "--ca", gateway.ca, "--squid", gateway.authority]
-    with (gateway.root / "log/exporter.log").open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        yield wait_for(lambda: _fetched(f"http://{EXPORTER}/"), f"the exporter; see {log.name}")
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _fetched(url: str) -> str:
-    try:
-        with urllib.request.urlopen(url, timeout=10) as reply:
-            page: str = reply.read().decode()
-    except OSError:
-        return ""
-    return page
+def status(exporter: Exporter) -> str:
+    return fetch(exporter.port, "/").text
 
 
 @pytest.fixture(scope="module")
 def empty(gateway: Gateway) -> str:
-    return run(
-        *(gateway.root / "bin/squidkeeper", "report", gateway.root / "log/access.log"),
-        *("--since", "2100-01-01", "--html", "-", "--policy", gateway.policy_folder),
-    )
+    return gateway.command("report", "--since", "2100-01-01", "--html", "-", *gateway.places).stdout
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Tunnels that pass through (`tls: passthrough`), and WebSockets, on a live Squid."""
 
-import os
 import signal
 import socket
 import ssl
@@ -8,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 
@@ -27,7 +26,7 @@ from squidkeeper.serving.counters.reader import read_counter_files
 from tests.waiting import pause, wait_for
 
 from .dns import PUBLIC, Names
-from .gateway import Gateway, NewGateway
+from .gateway import Gateway
 from .origin import Origins
 from .raw import Raw, tunnel
 from .reply import Reply
@@ -61,12 +60,8 @@ credentials:
 """
 LISTENING = "Accepting SSL bumped HTTP Socket connections"
 
-
-@pytest.fixture(scope="module")
-def gateway(new_gateway: NewGateway) -> Gateway:
-    gateway = new_gateway(POLICY, "negative_dns_ttl 1 second")
-    gateway.secret("token", "e2e-token-passthrough")
-    return gateway.start()
+LOCAL_CONF = ("negative_dns_ttl 1 second",)
+SECRETS = {"token": "e2e-token-passthrough"}
 
 
 @contextmanager
@@ -81,7 +76,6 @@ def pinned(
     """Open a tunnel, and TLS in it that trusts the origin's authority alone; `between` comes between the two."""
     with Raw(gateway, client) as raw:
         answer = raw.connect(authority)
-        assert answer is not None
         assert answer.status == 200
         between()
         yield raw.tls(sni, origins.authority.certificate)
@@ -91,9 +85,7 @@ def get(
     gateway: Gateway, origins: Origins, authority: str, sni: bytes | str | None, *, client: str = "127.0.0.1"
 ) -> Reply:
     with pinned(gateway, origins, authority, sni, client=client) as raw:
-        reply = raw.get("/x", authority.rpartition(":")[0])
-    assert reply is not None
-    return reply
+        return raw.get("/x", authority.rpartition(":")[0])
 
 
 def lines_of(gateway: Gateway, authority: str, before: int, number: int = 2) -> list[tuple[str, int, str, str]]:
@@ -118,7 +110,6 @@ def test_a_client_that_trusts_the_origin_alone_passes_and_the_tunnel_is_on_recor
     with pinned(gateway, origins, "pinned.example:443", "pinned.example") as raw:
         assert raw.names() == ["pinned.example"]
         reply = raw.get("/never/seen?by=squid", "pinned.example", "X-Forwarded-Host: any")
-    assert reply is not None
     assert (reply.status, reply.header("Via")) == (200, None)
     assert [seen.values("X-Forwarded-Host") for seen in origins.seen] == [["any"]]
     assert lines_of(gateway, "pinned.example:443", before) == [
@@ -204,10 +195,8 @@ def test_a_tunnel_that_is_bumped_client_first_leads_to_no_host_that_passes_throu
         first = raw.get("/first", "front.example")
         second = raw.get("/second", "pinned.example")
         third = raw.get("pinned.example:443", "pinned.example:443", method="CONNECT")
-    assert first is not None
-    assert second is not None
     assert (first.status, second.status, second.rule) == (200, 403, "authority-mismatch")
-    assert third is None or third.status == 403
+    assert not third or third.status == 403
     assert origins.urls() == ["https://bumped.example/first"]
 
 
@@ -215,16 +204,9 @@ def test_a_tunnel_that_is_bumped_client_first_leads_to_no_host_that_passes_throu
 
 
 def test_a_helper_that_dies_before_the_second_answer_denies(gateway: Gateway, origins: Origins) -> None:
-    def stop() -> None:
-        for pid in gateway.helpers("acl --scope host"):
-            os.kill(pid, signal.SIGSTOP)
-
-    def kill() -> None:
-        for pid in gateway.helpers("acl --scope host"):
-            os.kill(pid, signal.SIGKILL)
-
+    stop = partial(gateway.kill_helpers, "acl --scope host", signal.SIGSTOP)
     before, host = len(gateway.log()), "dies.moving.example"
-    killer = threading.Timer(0.5, kill)
+    killer = threading.Timer(0.5, gateway.kill_helpers, ("acl --scope host",))
     killer.start()
     with pytest.raises(ssl.SSLError), pinned(gateway, origins, f"{host}:443", host, stop):
         pass
@@ -280,7 +262,6 @@ def test_a_reconfigure_in_between_changes_nothing(gateway: Gateway, origins: Ori
 
     with pinned(gateway, origins, "pinned.example:443", "pinned.example", reconfigure) as raw:
         reply = raw.get("/x", "pinned.example")
-    assert reply is not None
     assert reply.status == 200
 
 
@@ -294,16 +275,14 @@ def test_helpers_that_are_killed_under_load_let_no_other_server_name_through(
         host = f"h{number}.moving.example"
         try:
             with pinned(gateway, origins, f"{host}:443", host if good else "evil.example") as raw:
-                return raw.get("/good" if good else "/evil", host) is not None
+                return bool(raw.get("/good" if good else "/evil", host))
         except (OSError, AssertionError):  # denied, or the worker of Squid has ended
             return False
 
     with ThreadPoolExecutor(16) as threads:
         attacks = [threads.submit(attack, number) for number in range(4_000)]
         while not all(one.done() for one in attacks):
-            for pid in gateway.helpers("acl --scope host"):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            gateway.kill_helpers("acl --scope host")
             pause(1, "a helper needs half of that to start")
     assert sum(one.result() for one in attacks) > 10  # some tunnels did open
     assert {seen.target for seen in origins.seen} == {"/good"}
@@ -361,7 +340,7 @@ def test_what_is_no_tls_is_never_passed_on(gateway: Gateway, origins: Origins, s
     with Raw(gateway) as raw:
         raw.connect("pinned.example:443")
         raw.send(sent)
-        assert raw.finish().answer() is None
+        assert not raw.finish().answer()
     assert origins.connections == []
 
 
@@ -381,8 +360,8 @@ def test_nothing_follows_on_the_connection_of_a_denied_tunnel(gateway: Gateway, 
     with Raw(gateway) as raw:
         raw.connect("pinned.example:443")
         raw.send(hello)
-        assert raw.answer() is not None  # the page, which no TLS client understands
-        assert raw.send(b"CONNECT pinned.example:443 HTTP/1.1\r\nHost: pinned.example:443\r\n\r\n").answer() is None
+        assert raw.answer()  # the page, which no TLS client understands
+        assert not raw.send(b"CONNECT pinned.example:443 HTTP/1.1\r\nHost: pinned.example:443\r\n\r\n").answer()
     assert origins.connections == []
 
 

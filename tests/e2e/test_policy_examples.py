@@ -12,7 +12,8 @@ from .curl import curl
 from .gateway import Gateway, NewGateway
 from .network import run
 from .origin import Answer, Origins
-from .test_client_credentials import Machine, basic, git_http_backend, private
+from .registries import git_http_backend
+from .test_client_credentials import Machine, basic, private
 
 AGENT = "127.0.0.1"
 TOKEN, KEY = "ghs_e2eTokenOfTheExample+01", "sk-ant-e2eKeyOfTheExample-02"
@@ -30,11 +31,8 @@ def example(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def gateway(new_gateway: NewGateway) -> Gateway:
-    gateway = new_gateway(example("github-sandboxes"))
-    gateway.secret("github-token", TOKEN)
-    gateway.secret("anthropic-key", KEY)
-    gateway.secret("openai-key", "sk-e2eOtherKeyOfTheExample-03")
-    return gateway.start()
+    secrets = {"github-token": TOKEN, "anthropic-key": KEY, "openai-key": "sk-e2eOtherKeyOfTheExample-03"}
+    return new_gateway(example("github-sandboxes"), secrets=secrets).start()
 
 
 def test_agents_push_to_sandboxes_alone(gateway: Gateway, origins: Origins, tmp_path: Path) -> None:

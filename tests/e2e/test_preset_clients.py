@@ -1,7 +1,6 @@
 """Each preset with its clients, in a VM, at a gateway that has this preset alone."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,13 +29,6 @@ def test_each_preset_has_a_client() -> None:
 def test_the_document_has_the_table() -> None:
     table = tried_table()
     assert table in DOCUMENT.read_text(), table
-
-
-@pytest.fixture(scope="module")
-def vm(internet: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualMachine]:
-    vm = VirtualMachine(tmp_path_factory.mktemp("vm"))
-    yield vm
-    vm.stop()
 
 
 @pytest.fixture(scope="module", params=CLIENTS, ids=lambda client: f"{client.preset}: {client.name}")

@@ -7,10 +7,8 @@ import json
 import os
 import random
 import re
-import signal
 import socket
 import ssl
-import subprocess
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -114,11 +112,6 @@ class Sent:
         target = f"http://h{number % 50}.hostile.example/{number}{self.path}"
         lines = [f"{self.method} {target} HTTP/1.1", "Host: x", f"User-Agent: {self.user_agent}", "Content-Length: 0"]
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
-
-
-@pytest.fixture(scope="module")
-def gateway(new_gateway: NewGateway, all_origins: Origins) -> Gateway:
-    return new_gateway(POLICY).start()
 
 
 def requests() -> dict[int, Sent]:
@@ -284,7 +277,6 @@ def test_the_bytes_of_an_upload_are_counted_without_the_lines_of_chunks(
     with Raw(gateway) if scheme == "http" else tunnel(gateway, "hostile.example:443") as client:
         answer = client.send(head + body).answer()
         port = client.port
-    assert answer is not None
     assert answer.status == 200
     assert len(origins.seen[-1].body) == SIZE
     line = logged_since(gateway, before, 1 if scheme == "http" else 2)[-1]
@@ -336,7 +328,6 @@ def test_the_content_type_of_a_denial_is_html_in_the_record_whatever_the_client_
     before = len(logged(gateway))
     with Raw(gateway) as client:
         answer = client.get("http://hostile.example/closed", "hostile.example", f"Accept: {accept}")
-    assert answer is not None
     assert ((answer.header("Content-Type") or "") == "application/problem+json") is (accept != "text/html")
     (record,) = logged_since(gateway, before, 1)
     assert (record.status, record.content_type) == (403, "text/html")
@@ -422,7 +413,6 @@ def test_what_no_policy_decided_names_no_revision_of_what_came_before_it(gateway
     with Raw(gateway) as connection:
         for method in ("GET", "TRACE"):
             reply = connection.get("http://closed.example/kept-alive", "closed.example", method=method)
-            assert reply is not None
             assert reply.status == 403
     denied, refused = wait_for(
         lambda: two if len(two := [one for one in gateway.log() if one["url"].endswith("/kept-alive")]) == 2 else None,
@@ -436,7 +426,7 @@ def test_what_no_policy_decided_names_no_revision_of_what_came_before_it(gateway
 def test_a_client_that_leaves_while_a_helper_is_asked_is_not_denied_on_record(gateway: Gateway, helper: str) -> None:
     url = f"http://hostile.example/open/left-{len(helper)}"
     wait_for(lambda: asked(gateway, "http://hostile.example/open/first") and gateway.helpers(helper), "both helpers")
-    with stopped(gateway.helpers(helper)), Raw(gateway, "127.0.0.9") as client:
+    with gateway.stopped_helpers(helper), Raw(gateway, "127.0.0.9") as client:
         client.send(f"GET {url} HTTP/1.1\r\nHost: hostile.example\r\n\r\n")
         wait_for(lambda: gateway.unread() == 0, "Squid to read the request")
         client.close()
@@ -448,15 +438,12 @@ def test_a_client_that_leaves_while_a_helper_is_asked_is_not_denied_on_record(ga
 def test_a_helper_that_dies_denies_by_policy_unavailable_on_record(gateway: Gateway) -> None:
     url = "http://hostile.example/open/killed"
     wait_for(lambda: asked(gateway, "http://hostile.example/open/first"), "an answer")
-    pids = gateway.helpers("acl --scope request")
     with Raw(gateway) as client:
-        with stopped(pids):
+        with gateway.stopped_helpers("acl --scope request"):
             client.send(f"GET {url} HTTP/1.1\r\nHost: hostile.example\r\n\r\n")
             wait_for(lambda: gateway.unread() == 0, "Squid to read the request")
-            for pid in pids:
-                os.kill(pid, signal.SIGKILL)
+            gateway.kill_helpers("acl --scope request")
         answer = client.answer()
-    assert answer is not None
     assert (answer.status, answer.line("Error")) == (403, "ERR_ACCESS_DENIED")
     killed = gateway.logged(url)
     assert (killed["verdict"], killed["rule"], killed["status"]) == ("deny", "policy-unavailable", 403)
@@ -469,12 +456,10 @@ def test_each_request_in_a_tunnel_without_an_address_is_on_record_with_its_own_v
     for method, status in (("PUT", 403), ("GET", 503)):
         with tunnel(gateway, "nowhere.example:443") as client:
             answer = client.get(f"/{method}", "nowhere.example", "Content-Length: 0", method=method)
-        assert answer is not None
         assert answer.status == status
     gateway.logged("https://nowhere.example/GET")
-    program, log, state = (gateway.root / name for name in ("bin/squidkeeper", "log/access.log", "state"))
-    options = ("--json", "--host", "nowhere.example", "--policy", gateway.policy_folder, "--state", state)
-    shown = [parse_record(one.encode()) for one in run(program, "log", *options, log).splitlines()]
+    said = gateway.command("log", "--json", "--host", "nowhere.example", *gateway.places).stdout
+    shown = [parse_record(one.encode()) for one in said.splitlines()]
     assert [(one.method, one.verdict, one.rule) for one in shown] == [
         ("PUT", "deny", "default"),
         ("GET", "allow", "reads"),
@@ -505,13 +490,11 @@ def test_a_denied_or_failed_host_is_not_hidden_behind_another_that_the_client_na
     assert [one.url for one in logged_since(gateway, before, len(urls))] == urls
     log = tmp_path / "access.log"
     log.write_bytes(b"".join(line + b"\n" for line in logged(gateway)[before:]))
-    options = ("--json", "--policy", gateway.policy_folder, "--state", gateway.root / "state", log)
-    shown = [json.loads(one)["url"] for one in run(gateway.root / "bin/squidkeeper", "log", *options).splitlines()]
-    assert [url for url in shown if url.startswith("evil.")] == [
-        one[0] for one in FRONTED if one[0].startswith("evil.")
-    ]
-    words = [str(word) for word in (gateway.root / "bin/squidkeeper", "why", *options)]
-    causes = json.loads(subprocess.run(words, capture_output=True, check=False).stdout)["causes"]
+    options = ("--json", *gateway.places[:-1], log)
+    shown = [json.loads(one)["url"] for one in gateway.command("log", *options).stdout.splitlines()]
+    evil = [one[0] for one in FRONTED if one[0].startswith("evil.")]
+    assert [url for url in shown if url.startswith("evil.")] == evil
+    causes = json.loads(gateway.command("why", *options).stdout)["causes"]
     found = [one for one in causes if one["cause"] in ("no-rule", "name-unresolved")]
     sentences = " ".join(one["sentence"] for one in found)
     assert [host for host in ("evil", "nowhere", "hostile") if f"{host}.example" in sentences] == ["evil"]
@@ -522,20 +505,7 @@ def asked(gateway: Gateway, url: str) -> bool:
     """Ask for a URL; both helpers run afterwards."""
     with Raw(gateway) as client:
         answer = client.get(url, "hostile.example")
-    return answer is not None and answer.status == 200
-
-
-@contextmanager
-def stopped(pids: list[int]) -> Iterator[None]:
-    """Stop processes meanwhile."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+    return answer.status == 200
 
 
 def client_hello(sni: bytes) -> bytes:
@@ -579,8 +549,7 @@ USERS_POLICY += "".join(
 
 @pytest.fixture(scope="module")
 def with_users(new_gateway: NewGateway) -> Gateway:
-    gateway = new_gateway(USERS_POLICY)
-    gateway.secret("token", "e2e-token-of-the-record")
+    gateway = new_gateway(USERS_POLICY, secrets={"token": "e2e-token-of-the-record"})
     lines = [f"{user}:{run('openssl', 'passwd', '-apr1', 'pw').strip()}\n" for user in ("ci-bot", "other", LONG_USER)]
     passwords = gateway.write("passwords", "")
     passwords.write_text("".join(lines), encoding="latin-1")
@@ -607,7 +576,6 @@ def tunnel_of(gateway: Gateway, user: str, host: str) -> Iterator[Raw]:
     with Raw(gateway) as client:
         client.send(f"CONNECT {host}:443 HTTP/1.1\r\nHost: {host}\r\n{authorization(user)}\r\n\r\n")
         reply = client.answer()
-        assert reply is not None
         assert reply.status == 200
         yield client.tls(host)
 
@@ -662,10 +630,8 @@ def test_what_passes_through_a_tunnel_is_on_record_with_its_user(
     with_users: Gateway, origins: Origins, names: Names
 ) -> None:
     names.set("private.example", ["10.0.0.5"])
-    before, rules = (
-        len(logged(with_users)),
-        {"user": "by-user", "a.closed": f"{LONG_NAME}2", "private": "private-address"},
-    )
+    before = len(logged(with_users))
+    rules = {"user": "by-user", "a.closed": f"{LONG_NAME}2", "private": "private-address"}
     for name in rules:
         with tunnel_of(with_users, "ci-bot", f"{name}.example") as client:
             client.get("/", f"{name}.example")

@@ -1,7 +1,6 @@
 """Sealed tokens on a live Squid: injected where every guard holds, refused by name elsewhere, never sent on."""
 
 import base64
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -44,12 +43,9 @@ def sealed(key: SealingPrivateKey = NEW, **fields: object) -> str:
 
 @pytest.fixture(scope="module")
 def gateway(new_gateway: NewGateway) -> Gateway:
-    gateway = new_gateway(POLICY)
-    gateway.secret("token", "e2e-token-of-the-policy")
-    gateway.secret("new-key", NEW.reveal())
-    gateway.secret("old-key", OLD.reveal())
+    keys = {"new-key": NEW.reveal(), "old-key": OLD.reveal()}
+    gateway = new_gateway(POLICY, secrets={"token": "e2e-token-of-the-policy", **keys})
     gateway.remember(SECRET)
-    gateway.render()
     return gateway.start()
 
 
@@ -186,7 +182,7 @@ def test_a_kept_alive_tunnel_is_asked_about_each_request(gateway: Gateway, origi
     headers = (f"Authorization: Bearer {sealed(paths=['/v1/**'])}", "Connection: keep-alive, authorization")
     with tunnel(gateway, "api.example:443") as client:  # the denial, which ends the tunnel, comes last
         replies = [client.get(path, "api.example", *headers) for path in ("/v1/a", "/v1/b", "/v2/a")]
-    assert [reply and reply.status for reply in replies] == [200, 200, 403]
+    assert [reply.status for reply in replies] == [200, 200, 403]
     assert [seen.values("Authorization") for seen in origins.seen] == [[f"Bearer {SECRET}"]] * 2
 
 
@@ -210,7 +206,7 @@ def test_bad_tokens_of_one_client_do_not_keep_another_waiting(gateway: Gateway, 
 def status_of(gateway: Gateway, token: str) -> int | None:
     with tunnel(gateway, "api.example:443") as client:
         reply = client.get("/x", "api.example", f"Authorization: Bearer {token}")
-        return None if reply is None else reply.status
+        return None if not reply else reply.status
 
 
 def test_a_key_that_is_removed_opens_nothing_more_and_the_log_says_why(gateway: Gateway, origins: Origins) -> None:
@@ -229,8 +225,7 @@ def test_a_key_that_is_removed_opens_nothing_more_and_the_log_says_why(gateway: 
 
 
 def test_the_installed_command_seals_for_the_gateway(gateway: Gateway, origins: Origins) -> None:
-    command = [f"{gateway.root}/bin/squidkeeper", "seal", "--to", str(NEW.public), "--host", "api.example"]
-    token = subprocess.run(command, input=SECRET, capture_output=True, text=True, check=True).stdout.strip()
+    token = gateway.command("seal", "--to", str(NEW.public), "--host", "api.example", answer=SECRET).stdout.strip()
     assert SECRET not in token
     assert curl(gateway, "https://api.example/x", *bearer(token)).status == 200
     assert origins.seen[0].values("Authorization") == [f"Bearer {SECRET}"]

@@ -18,7 +18,7 @@ from squidkeeper.services.maintenance.squid_watch import SquidSampler
 from tests.waiting import wait_for
 
 from .curl import curl
-from .gateway import Gateway, NewGateway
+from .gateway import Gateway
 from .maintained import maintained
 from .origin import Origins
 
@@ -27,11 +27,6 @@ version: 1
 rules:
   - {name: some, action: allow, hosts: [good.example]}
 """
-
-
-@pytest.fixture(scope="module")
-def gateway(new_gateway: NewGateway) -> Gateway:
-    return new_gateway(POLICY).start()
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +73,7 @@ def archived_and_verified(gateway: Gateway, lines: list[bytes], folder: Path) ->
 
 
 def command(gateway: Gateway, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    program = [gateway.root / "bin/squidkeeper", "archive", *arguments]
-    return subprocess.run(program, capture_output=True, text=True, check=False)
+    return gateway.command("archive", *arguments)
 
 
 def test_the_lines_of_a_real_squid_fit_its_own_counter(gateway: Gateway, lines: list[bytes], tmp_path: Path) -> None:

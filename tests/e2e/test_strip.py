@@ -1,13 +1,11 @@
 """`strip`: headers of the client's that a rule removes, in every spelling."""
 
-from contextlib import suppress
-
 import pytest
 
 from squidkeeper.policy.language.headers import spellings
 from tests.waiting import wait_for
 
-from .curl import CurlFailed, curl
+from .curl import answer, curl
 from .expect import allowed, denied
 from .gateway import Gateway, NewGateway
 from .origin import Origins
@@ -32,13 +30,7 @@ credentials:
 TOKEN = "e2e-strip-token-0123456789"
 SENT = [*spellings("X-Debug-Key"), "Cookie", "Authorization", "X-Kept"]
 
-
-@pytest.fixture(scope="module")
-def gateway(new_gateway: NewGateway) -> Gateway:
-    gateway = new_gateway(POLICY)
-    gateway.secret("token", TOKEN)
-    gateway.render()
-    return gateway.start()
+SECRETS = {"token": TOKEN}
 
 
 def left(gateway: Gateway, origins: Origins, url: str, rule: str) -> set[str]:
@@ -86,10 +78,7 @@ def test_a_rewritten_request_loses_them_too(gateway: Gateway, origins: Origins) 
 
 
 def test_a_header_that_is_not_rendered_yet_denies_until_it_is(new_gateway: NewGateway, origins: Origins) -> None:
-    gateway = new_gateway(POLICY)
-    gateway.secret("token", TOKEN)
-    gateway.render()
-    gateway.start()
+    gateway = new_gateway(POLICY, secrets=SECRETS).start()
     gateway.renders = False
     gateway.write("policy.yaml", POLICY.replace("[Cookie]", "[Cookie, X-New]").replace("Key]", "Key, X-Other]"))
     wait_for(lambda: curl(gateway, "http://front.example/x").status == 403, "the edit to be in force")
@@ -99,11 +88,4 @@ def test_a_header_that_is_not_rendered_yet_denies_until_it_is(new_gateway: NewGa
     allowed(gateway, origins, "https://whole.example/x", "whole")
     gateway.render()
     gateway.reconfigure()
-    wait_for(lambda: is_served(gateway, "http://front.example/x"), "Squid to know the header")
-
-
-def is_served(gateway: Gateway, url: str) -> bool:
-    """Tell whether a URL is fetched; Squid closes its port while it reconfigures."""
-    with suppress(CurlFailed):
-        return curl(gateway, url).status == 200
-    return False
+    wait_for(lambda: answer(gateway, "http://front.example/x").status == 200, "Squid to know the header")

@@ -1,8 +1,6 @@
 """How fast one client is denied, and that it costs nobody else anything: neither time, nor the right answer."""
 
-import os
 import re
-import signal
 import socket
 import struct
 import threading
@@ -22,7 +20,7 @@ from squidkeeper.serving.counters.reader import read_counter_files
 from tests.ports import free_port
 from tests.waiting import pause, wait_for
 
-from .curl import CurlFailed, curl
+from .curl import answer, curl
 from .dns import Names
 from .gateway import Gateway, NewGateway
 from .network import run
@@ -75,16 +73,16 @@ def test_allowed_requests_never_ask(installed: Gateway, origins: Origins) -> Non
     assert installed.helpers("throttle --scope surplus") == []
 
 
-def in_tunnel(target: str, host: str) -> Callable[[Gateway, str], Reply | None]:
-    def ask(gateway: Gateway, client: str) -> Reply | None:
+def in_tunnel(target: str, host: str) -> Callable[[Gateway, str], Reply]:
+    def ask(gateway: Gateway, client: str) -> Reply:
         with tunnel(gateway, f"{host}:443", client=client) as raw:
             return raw.get(target, host)
 
     return ask
 
 
-def plain(url: str, method: str = "GET") -> Callable[[Gateway, str], Reply | None]:
-    def ask(gateway: Gateway, client: str) -> Reply | None:
+def plain(url: str, method: str = "GET") -> Callable[[Gateway, str], Reply]:
+    def ask(gateway: Gateway, client: str) -> Reply:
         with Raw(gateway, client) as raw:
             return raw.get(url, "open.example", method=method)
 
@@ -137,7 +135,7 @@ class Flood:
     open: set[Raw] = field(default_factory=set)
     over: threading.Event = field(default_factory=threading.Event)
 
-    def run(self, make: Callable[[], Raw], ask: Callable[[Raw], Reply | None]) -> None:
+    def run(self, make: Callable[[], Raw], ask: Callable[[Raw], Reply]) -> None:
         while not self.over.is_set():
             with suppress(OSError, ValueError), make() as raw:
                 self.open.add(raw)
@@ -159,12 +157,11 @@ def flood(gateway: Gateway, client: str) -> Iterator[Flood]:
         for raw in list(running.open):
             raw.abandon()
         while any(thread.is_alive() for thread in threads):
-            for pid in gateway.helpers("throttle"):  # who waits for a CONNECT's answer gets it
-                os.kill(pid, signal.SIGKILL)
+            gateway.kill_helpers("throttle")  # who waits for a CONNECT's answer gets it
             pause(0.1, "Squid starts another helper")
 
 
-def flooding(gateway: Gateway, client: str) -> list[tuple[Callable[[], Raw], Callable[[Raw], Reply | None]]]:
+def flooding(gateway: Gateway, client: str) -> list[tuple[Callable[[], Raw], Callable[[Raw], Reply]]]:
     """Plain http, tunnels that are denied, and requests inside tunnels."""
 
     def http() -> Raw:
@@ -354,13 +351,6 @@ def test_the_packet_filter_bounds_the_lines_of_a_client_that_breaks_off(gateway:
 # A helper that fails
 
 
-def serves(gateway: Gateway) -> bool:
-    try:
-        return curl(gateway, "http://open.example/", client=HONEST).status == 200
-    except CurlFailed:
-        return False
-
-
 @pytest.mark.parametrize("scope", ["client", "surplus"])
 def test_who_waits_is_denied_by_the_same_rule_when_the_helper_is_killed(
     gateway: Gateway, origins: Origins, scope: str
@@ -368,12 +358,9 @@ def test_who_waits_is_denied_by_the_same_rule_when_the_helper_is_killed(
     client = f"127.0.0.{70 + len(scope)}"
     with flood(gateway, client) as running:
         for _ in range(3):
-            (pid,) = wait_for(lambda: gateway.helpers(f"throttle --scope {scope}"), "the helper")
-            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: gateway.kill_helpers(f"throttle --scope {scope}"), "the helper")
             pause(0.5, "those that wait are denied, and Squid starts another helper")
-            wait_for(
-                partial(serves, gateway), "an answer: Squid may fail an assertion when a helper dies, and starts again"
-            )
+            wait_for(lambda: answer(gateway, "http://open.example/", client=HONEST).status == 200, "service")
     assert set(running.answers) <= {(403, "closed"), (403, "default")}
     lines = [line for line in gateway.log() if line["client"] == client and "TCP_DENIED/" in line["squid"]]
     assert {(line["rule"], line["page"]) for line in lines} <= {
@@ -388,18 +375,11 @@ def test_who_is_denied_waits_for_a_stopped_helper_and_who_is_allowed_does_not(
     gateway: Gateway, origins: Origins
 ) -> None:
     curl(gateway, "http://closed.example/", client=HONEST)
-    (pid,) = gateway.helpers("throttle --scope client")
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        with Raw(gateway, HONEST) as raw:
-            raw.send("GET http://closed.example/stopped HTTP/1.1\r\nHost: closed.example\r\n\r\n")
-            assert curl(gateway, "http://open.example/", client=HONEST).status == 200
-            os.kill(pid, signal.SIGKILL)
-            reply = raw.answer()
-    finally:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    assert reply is not None
+    with gateway.stopped_helpers("throttle --scope client") as pids, Raw(gateway, HONEST) as raw:
+        raw.send("GET http://closed.example/stopped HTTP/1.1\r\nHost: closed.example\r\n\r\n")
+        assert curl(gateway, "http://open.example/", client=HONEST).status == 200
+        assert gateway.kill_helpers("throttle --scope client") == pids != []
+        reply = raw.answer()
     assert (reply.status, reply.rule) == (403, "closed")
     assert gateway.logged("http://closed.example/stopped")["rule"] == "closed"
 
@@ -420,16 +400,15 @@ def test_whatever_the_helper_answers_a_denial_stands(new_gateway: NewGateway, na
     says.write_text("OK\n")
     odd.edit("squidkeeper.conf", f"{odd.root}/bin/squidkeeper throttle", f"{program} throttle")
     odd.start()
-    for number, answer in enumerate(ANSWERS):
-        says.write_text(answer + "\n")
+    for number, said in enumerate(ANSWERS):
+        says.write_text(said + "\n")
         for kind in ("method", "host", "request", "private", "no address", "tunnel"):  # each page, each list
             ask, status, rule, page = DENIALS[kind]
             client = f"127.0.{number + 2}.{list(DENIALS).index(kind) + 1}"  # one each: a line can be late
             reply = ask(odd, client)
-            assert reply is not None, (answer, kind)
             # Without an answer of the throttle, these have no page of their own. The tunnel ends at its CONNECT.
-            unanswered = kind in ("no address", "tunnel") and answer in ("BH", "nonsense", "exit")
-            assert reply.status == (403 if unanswered else status), (answer, kind)
+            unanswered = kind in ("no address", "tunnel") and said in ("BH", "nonsense", "exit")
+            assert reply.status == (403 if unanswered else status), (said, kind)
             (denial, *_) = wait_for(partial(denied_of, odd, client, 1), "the denial in the log")
-            assert (denial["rule"], denial["page"]) == (rule, "-" if unanswered else page), (answer, kind)
+            assert (denial["rule"], denial["page"]) == (rule, "-" if unanswered else page), (said, kind)
     assert origins.seen == []

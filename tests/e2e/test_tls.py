@@ -1,6 +1,5 @@
 """TLS to the proxy: HAProxy on the proxy's port tells TLS from plain, as clients in a VM and attackers there see it."""
 
-import os
 import re
 import socket
 import ssl
@@ -21,9 +20,8 @@ from tests.waiting import wait_for
 from .gateway import Gateway, NewGateway, Site
 from .haproxy import HAProxy
 from .maintained import maintained
-from .network import VirtualMachine
+from .network import VirtualMachine, inside
 from .origin import Answer, Origins
-from .reply import Reply
 
 POLICY = """
 version: 1
@@ -42,13 +40,6 @@ CURL = ("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}\n")
 
 
 @pytest.fixture(scope="module")
-def vm(internet: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualMachine]:
-    vm = VirtualMachine(tmp_path_factory.mktemp("vm"))
-    yield vm
-    vm.stop()
-
-
-@pytest.fixture(scope="module")
 def haproxy(new_gateway: NewGateway, vm: VirtualMachine) -> Iterator[HAProxy]:
     """A gateway installed by `install.sh --listen 192.168.137.1:3129 --tls`, with its Squid and its HAProxy."""
     gateway = new_gateway(POLICY, "shutdown_lifetime 0 seconds", at=vm.gateway, port=PORT, options=("--tls",))
@@ -62,16 +53,6 @@ def haproxy(new_gateway: NewGateway, vm: VirtualMachine) -> Iterator[HAProxy]:
 @pytest.fixture(scope="module")
 def gateway(haproxy: HAProxy) -> Gateway:
     return haproxy.gateway
-
-
-def inside(vm: VirtualMachine, proxy: str, *command: str | Path) -> Reply:
-    """Run a command in the VM with this proxy in its environment."""
-    names = ("HTTPS_PROXY", "HTTP_PROXY", "http_proxy")
-    settings = {**dict.fromkeys(names, proxy), "PATH": os.environ["PATH"], "HOME": "/"}
-    done = subprocess.run(
-        vm.command(*command), capture_output=True, check=False, env=settings, stdin=subprocess.DEVNULL
-    )
-    return Reply(done.returncode, (), done.stdout + done.stderr)
 
 
 def connection(gateway: Gateway, client: str = "127.0.0.1") -> socket.socket:

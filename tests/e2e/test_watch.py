@@ -5,10 +5,7 @@ When the run ends, no log of any gateway may hold a value that it was given (`si
 
 import base64
 import json
-import os
-import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,7 +21,6 @@ from tests.waiting import wait_for
 
 from .curl import curl
 from .gateway import REPOSITORY, Gateway, NewGateway
-from .network import run
 from .origin import Origins
 from .raw import Raw, tunnel
 from .reply import Reply
@@ -63,11 +59,8 @@ def collector(internet: None) -> Iterator[socket.socket]:
 @pytest.fixture(scope="module")
 def gateway(new_gateway: NewGateway, collector: socket.socket) -> Gateway:
     port = collector.getsockname()[1]
-    gateway = new_gateway(POLICY, *[line.replace("192.0.2.20:5140", f"127.0.0.1:{port}") for line in collector_lines()])
-    gateway.secret("token", TOKEN + "\n")
-    gateway.secret("bait", BAIT)
-    gateway.render()
-    return gateway.start()
+    lines = [line.replace("192.0.2.20:5140", f"127.0.0.1:{port}") for line in collector_lines()]
+    return new_gateway(POLICY, *lines, secrets={"token": TOKEN + "\n", "bait": BAIT}).start()
 
 
 def collector_lines() -> list[str]:
@@ -114,9 +107,8 @@ def withheld(gateway: Gateway, before: int) -> list[dict[str, Any]]:
     )
 
 
-def leaves(gateway: Gateway, origins: Origins, reply: Reply | None, before: int, name: str = "secret:token") -> None:
+def leaves(gateway: Gateway, origins: Origins, reply: Reply, before: int, name: str = "secret:token") -> None:
     """Expect the denial by name, a record that has the name and nothing that the client sent, and no request sent."""
-    assert reply is not None
     assert (reply.status, reply.rule) == (403, LEAVING), reply.text
     line = withheld(gateway, before)[-1]
     assert (line["verdict"], line["found"]) == ("deny", name), line
@@ -174,7 +166,6 @@ def test_a_request_with_a_canary_in_a_denied_tunnel_is_an_event_beside_the_host_
     before = len(gateway.log())
     with tunnel(gateway, "closed.example:443") as client:
         answer = client.get(f"/?q={BAIT}", "good.example")
-    assert answer is not None
     assert answer.status == 403
     wait_for(lambda: len(gateway.log()) == before + 2, "both lines")
     connect, inside = gateway.log()[before:]
@@ -182,17 +173,14 @@ def test_a_request_with_a_canary_in_a_denied_tunnel_is_an_event_beside_the_host_
     log = tmp_path / "access.log"
     lines = (gateway.root / "log/access.log").read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(lines[before:]))
-    program = gateway.root / "bin/squidkeeper"
-    shown = [
-        json.loads(line) for line in run(program, "log", "--json", "--policy", gateway.policy_folder, log).splitlines()
-    ]
+    said = gateway.command("log", "--json", "--policy", gateway.policy_folder, log).stdout
+    shown = [json.loads(line) for line in said.splitlines()]
     assert [(one["url"], one["rule"], one["found"]) for one in shown] == [
         ("closed.example:443", "default", "-"),
         ("-", LEAVING, "canary:bait"),
     ]
     assert (connect["url"], connect["verdict"], connect["rule"]) == ("closed.example:443", "deny", "default")
-    words = [program, "why", inside["request_id"], "--policy", gateway.policy_folder, log]
-    why = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+    why = gateway.command("why", inside["request_id"], "--policy", gateway.policy_folder, log).stdout
     assert "The request held what must not leave: canary:bait." in why
     assert f"403  GET -  ({inside['request_id']})" in why
 
@@ -218,7 +206,6 @@ def test_a_collector_gets_no_value_of_a_request_that_squid_refuses(
     collected(collector)
     with Raw(gateway) as raw:
         reply = raw.send(f"GET {target} HTTP/{version}\r\nHost: open.example\r\n{header}\r\n\r\n").answer()
-    assert reply is not None
     assert reply.status >= 400
     lines = wait_for(lambda: gateway.log()[before:], "a line of the log")
     sent = collected(collector)  # Squid writes to it ahead of its log
@@ -299,7 +286,6 @@ def test_of_headers_that_squid_states_once_the_first_copy_alone_passes(gateway: 
     with tunnel(gateway, "open.example:443") as raw:
         for target in ("/both", "/none"):
             reply = raw.get(target, "open.example", *(twice if target == "/both" else []))
-            assert reply is not None
             assert reply.status == 200, reply.text
     both, none = origins.seen
     assert {name: both.values(name) for name in values} == {name: [value] for name, value in values.items()}
@@ -312,7 +298,7 @@ def test_a_secret_in_the_second_copy_of_any_other_header_does_not_leave(gateway:
     for name in sorted({*READ_HEADERS} - {*FIRST_COPY}):
         with Raw(gateway, "127.0.0.5") as raw:
             reply = raw.get("http://open.example/", "open.example", f"{name}: 1", f"{name}: {TOKEN}")
-            passed += [name] if reply is None or reply.rule != LEAVING else []
+            passed += [name] if not reply or reply.rule != LEAVING else []
     assert not [name for name in passed if TOKEN.encode() in b"".join(seen.head for seen in origins.seen)]
     assert passed == ["If-Modified-Since"]  # Squid itself sends the first copy alone
 
@@ -341,7 +327,6 @@ def test_headers_of_more_than_16_kb_are_denied_before_a_helper_reads_them(gatewa
     def ask(number: int) -> int:
         with Raw(gateway) as raw:
             reply = raw.get("http://open.example/", "open.example", f"Cookie: {TOKEN}{number}" + "%25" * 5_600)
-            assert reply is not None
             assert "Reason: A limit of squid.conf: request_header_max_size" in reply.text
             return reply.status
 
@@ -355,14 +340,12 @@ def test_headers_of_more_than_16_kb_are_denied_before_a_helper_reads_them(gatewa
     assert origins.seen == []
     with tunnel(gateway, "open.example:443") as raw:
         longest = raw.get("/", "open.example", "User-Agent: " + "%25" * 5_300)
-        assert longest is not None
         assert longest.status == 200
 
 
 def test_the_second_request_of_a_tunnel_is_searched_too(gateway: Gateway, origins: Origins) -> None:
     with tunnel(gateway, "open.example:443") as raw:
         first = raw.get("/", "open.example")
-        assert first is not None
         assert first.status == 200
         origins.forget()
         before = len(gateway.log())
@@ -372,14 +355,11 @@ def test_the_second_request_of_a_tunnel_is_searched_too(gateway: Gateway, origin
 def test_a_request_is_denied_and_withheld_while_the_helper_is_dead(gateway: Gateway, origins: Origins) -> None:
     before = len(gateway.log())
     curl(gateway, "http://open.example/")
-    [helper, *_] = gateway.helpers("watch")
-    os.kill(helper, signal.SIGSTOP)
-    with ThreadPoolExecutor(1) as pool:
+    with gateway.stopped_helpers("watch"), ThreadPoolExecutor(1) as pool:
         pending = pool.submit(curl, gateway, f"http://open.example/?q={TOKEN}")
         wait_for(lambda: gateway.unread() == 0, "Squid to read the request")
-        os.kill(helper, signal.SIGKILL)
-        reply = pending.result()
-    assert reply.status == 403
+        gateway.kill_helpers("watch")
+        assert pending.result().status == 403
     line = wait_for(lambda: [one for one in gateway.log()[before:] if one["status"] == 403], "the denial")[-1]
     assert line["url"] == "-"
 

@@ -1,13 +1,13 @@
-"""Every page of the gateway, each made on a live one: `why` has the cause that the page has.
+"""Every page of the gateway, each made on a live one: its form and its status, and `why` has the cause of the page.
 
 A denial that is added needs its row in MADE. All are made with and without a placeholder in the policy: with one, a
 helper decides what the access log has.
 """
 
 import json
-import os
-import signal
+import re
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,17 +17,18 @@ from typing import Any
 
 import pytest
 
-from squidkeeper.operate.setup.error_pages import DENIALS
+from squidkeeper.operate.setup.error_pages import DENIALS, NO_CONTACT
 from squidkeeper.policy.language.model import Token
 from squidkeeper.policy.language.sealed_tokens import format_content
 from squidkeeper.serving.credentials.sealing import SealingPrivateKey, seal_bytes
 from tests.waiting import wait_for
 
-from .curl import curl
+from .curl import clean, curl
 from .dns import PUBLIC, Names
 from .gateway import Gateway, NewGateway
 from .network import run
-from .origin import Answer, Origins
+from .odd_certificates import make_certificates_odd
+from .origin import Answer, BrokenOff, Bytes, Origins, silent_port
 from .parent import Parent
 from .raw import Raw, tunnel
 from .reply import Reply
@@ -79,23 +80,9 @@ def sealed() -> str:
     return seal_bytes(format_content({"hosts": ["other.example"], "secret": "sealed-in-every-page"}), KEY.public)
 
 
-class BrokenOff(Answer):
-    """An answer that does not come: the connection ends instead."""
-
-    def encode(self) -> bytes:
-        raise ConnectionAbortedError("as the test wants it")
-
-
-class Bytes(Answer):
-    """An answer that is written as it is."""
-
-    def encode(self) -> bytes:
-        return self.body
-
-
 # --- how pages are made -----------------------------------------------------------------------------------------------
 
-Trial = Callable[[Gateway], Reply | None]
+Trial = Callable[[Gateway], Reply]
 JSON = "Accept: application/json"
 
 
@@ -108,43 +95,41 @@ def both(place: str, *options: str) -> list[Trial]:
     return [get(f"{scheme}://{place}", *options) for scheme in ("http", "https")]
 
 
-def sent(data: str) -> Trial:
-    def send(gateway: Gateway) -> Reply | None:
+def sent(data: str | bytes) -> Trial:
+    def send(gateway: Gateway) -> Reply:
         with Raw(gateway) as client:
             return client.send(data).answer()
 
     return send
 
 
-def inside(target: str, host: str, method: str = "GET") -> Trial:
+def inside(target: str, host: str, method: str = "GET", sni: str = "a.open.example") -> Trial:
     """A request in the tunnel to a.open.example."""
 
-    def ask(gateway: Gateway) -> Reply | None:
-        with tunnel(gateway, "a.open.example:443") as client:
+    def ask(gateway: Gateway) -> Reply:
+        with tunnel(gateway, "a.open.example:443", sni) as client:
             return client.get(target, host, JSON, method=method)
 
     return ask
 
 
-def with_lost_helper(gateway: Gateway) -> Reply | None:
+def with_lost_helper(gateway: Gateway) -> Reply:
     """Ask while the helper that decides hangs, and end it."""
     curl(gateway, "http://a.open.example/")
-    helpers = gateway.helpers("acl --scope host")
-    for pid in helpers:
-        os.kill(pid, signal.SIGSTOP)
-    with Raw(gateway) as client:
+    with gateway.stopped_helpers("acl --scope host"), Raw(gateway) as client:
         client.send(f"GET http://unasked.open.example/ HTTP/1.1\r\nHost: unasked.open.example\r\n{JSON}\r\n\r\n")
         wait_for(lambda: gateway.unread() == 0, "Squid to read the request")
-        for pid in helpers:
-            os.kill(pid, signal.SIGKILL)
+        gateway.kill_helpers("acl --scope host")
         return client.answer()
 
 
+TLS_HELLO = b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00\r\n\r\n"
+CERTIFICATES = ("expired", "early", "self", "wrong", "untrusted")  # what is wrong with the certificate of such a host
 # By page of a denial, or error of Squid's: what makes it, by the cause that `why` has.
 MADE: dict[str, dict[str, list[Trial]]] = {
     "denied": {
-        "policy": both("closed.example/a?b=c"),
-        "no-rule": both("unknown.example/a?b=c") + both("paths.example/closed"),
+        "policy": both("closed.example/a?token=TOPSECRET"),
+        "no-rule": both("unknown.example/a?token=TOPSECRET") + both("paths.example/closed") + [get("http://10.0.0.9/")],
         "ambiguous-path": both("paths.example/open/%2e%2e/x"),
         "sealed-token-refused": [get("https://sealed.example/", "-H", f"Authorization: Bearer {sealed()}")],
         "machine-address": both("169.254.169.254/latest"),
@@ -169,8 +154,8 @@ MADE: dict[str, dict[str, list[Trial]]] = {
     },
     "ERR_SECURE_CONNECT_FAIL": {
         "origin-tls": [get("https://ended.open.example:8087/")],
-        "origin-certificate": [get("https://bad.open.example/")],
-        "authority-mismatch": [inside("/", "other.open.example")],
+        "origin-certificate": [get(f"https://{fault}.open.example/") for fault in CERTIFICATES],
+        "authority-mismatch": [inside("/", "other.open.example"), inside("/", "a.open.example", sni="b.open.example")],
     },
     "ERR_READ_TIMEOUT": {"origin-slow": both("slow.open.example/x")},
     "ERR_READ_ERROR": {"not-forwarded": both("nowhere.open.example/") + both("a.down.corp.example/")},
@@ -181,16 +166,41 @@ MADE: dict[str, dict[str, list[Trial]]] = {
         "parent-refused": [get("http://a.wrong.corp.example/")],
     },
     "ERR_TOO_BIG": {
-        "too-large": both("big.open.example/", "--data", "x" * 20_000, "-H", "Expect:") + both("head.open.example/x"),
+        "too-large": [
+            *both("big.open.example/", "--data", "x" * 20_000, "-H", "Expect:"),
+            *both("head.open.example/x"),
+            *both("body.open.example/x"),
+            sent("GET http://x.open.example/ HTTP/1.1\r\nX: " + "x" * 70_000 + "\r\n\r\n"),
+        ],
     },
     "ERR_ONLY_IF_CACHED_MISS": {"not-cached": both("cached.open.example/", "-H", "Cache-Control: only-if-cached")},
     "ERR_INVALID_REQ": {"not-http": both("y.open.example/", "-H", "Expect: more")},
     "ERR_UNSUP_HTTPVERSION": {"not-http": [sent("GET http://z.open.example/ HTTP/3.7\r\n\r\n")]},
-    "ERR_PROTOCOL_UNKNOWN": {"tls-to-plain-port": [sent("nonsense\r\n\r\n")]},
+    "ERR_PROTOCOL_UNKNOWN": {"tls-to-plain-port": [sent("nonsense\r\n\r\n"), sent(TLS_HELLO)]},
+    "ERR_INVALID_URL": {"not-http": [sent("GET /<script>alert(1)</script> HTTP/1.1\r\n\r\n")]},
     "ERR_CACHE_ACCESS_DENIED": {
         "login-refused": [get("http://vm.example/?wrong", "--proxy-user", "vm-7:wrong")],
-        "login-needed": [get("http://vm.example/")],
+        "login-needed": [sent("GET http://vm.example/<script> HTTP/1.1\r\nHost: vm.example\r\n\r\n")],
     },
+}
+# By error of Squid's: the statuses of its pages, and whether they say that another try can help.
+ERRORS = {
+    "ERR_ACCESS_DENIED": ({403}, True),
+    "ERR_DNS_FAIL": ({503}, True),
+    "ERR_CONNECT_FAIL": ({503}, True),
+    "ERR_SECURE_CONNECT_FAIL": ({503}, False),
+    "ERR_READ_TIMEOUT": ({504}, True),
+    "ERR_READ_ERROR": ({502}, True),
+    "ERR_ZERO_SIZE_OBJECT": ({502}, True),
+    "ERR_INVALID_RESP": ({502}, False),
+    "ERR_ICAP_FAILURE": ({500}, False),
+    "ERR_TOO_BIG": ({403, 413, 431, 502}, False),
+    "ERR_ONLY_IF_CACHED_MISS": ({504}, False),
+    "ERR_INVALID_REQ": ({417}, False),
+    "ERR_UNSUP_HTTPVERSION": ({505}, False),
+    "ERR_PROTOCOL_UNKNOWN": ({400}, False),
+    "ERR_INVALID_URL": ({400}, False),
+    "ERR_CACHE_ACCESS_DENIED": ({407}, False),
 }
 
 
@@ -198,9 +208,10 @@ MADE: dict[str, dict[str, list[Trial]]] = {
 def failing_origins(origins: Origins, names: Names) -> Iterator[None]:
     """Origins, names and a parent that fail in every way."""
     origins.forget()
-    origins.untrusted.add("bad.open.example")
+    make_certificates_odd(origins, ".open.example")
     origins.answers |= {
         "slow.open.example/x": Answer(gate=(gate := origins.gate())),
+        "body.open.example/x": Answer(body=b"x" * 200_000),
         "empty.open.example/x": BrokenOff(),
         "garbled.open.example/x": Bytes(body=b"HTTP/1.1 two hundred\r\n\r\n"),
         "far.open.example/x": Answer(206, b"x", {"Content-Range": f"bytes {2**63 - 9}-{2**63 - 9}/{2**63 - 1}"}),
@@ -215,11 +226,7 @@ def failing_origins(origins: Origins, names: Names) -> Iterator[None]:
     with ExitStack() as stack:
         ending = stack.enter_context(socket.create_server((ENDS, 8087)))
         Thread(target=end_handshakes, args=(ending,), daemon=True).start()
-        stack.enter_context(socket.create_server((PUBLIC, 8086), backlog=0))  # its queue is full: it answers nobody
-        for _ in range(3):
-            client = stack.enter_context(socket.socket())
-            client.setblocking(False)
-            client.connect_ex((PUBLIC, 8086))
+        stack.enter_context(silent_port((PUBLIC, 8086)))
         yield
         gate.open()
         ending.shutdown(socket.SHUT_RDWR)
@@ -238,6 +245,7 @@ def end_handshakes(server: socket.socket) -> None:
 class Shown:
     """A page as a client got it: its kind, its line of the access log, and what `why` tells by its request ID."""
 
+    reply: Reply
     kind: str
     line: dict[str, Any]
     told: dict[str, Any]
@@ -258,18 +266,18 @@ POLICIES = [
 
 
 @pytest.fixture(scope="module", params=POLICIES)
-def shown(
-    request: pytest.FixtureRequest, new_gateway: NewGateway, all_origins: Origins, names: Names
-) -> dict[Row, list[Shown]]:
-    """Every page."""
+def gateway(request: pytest.FixtureRequest, new_gateway: NewGateway) -> Gateway:
     policy = POLICY.replace(", placeholder: PLACEHOLDER", request.param)
-    gateway = new_gateway(policy, *LOCAL)
+    gateway = new_gateway(policy, *LOCAL, secrets={"password": "password-of-every-page", "key": KEY.reveal()})
     gateway.remember(TOKEN)
-    gateway.secret("password", "password-of-every-page")
-    gateway.secret("key", KEY.reveal())
-    gateway.render()
     gateway.start()
     gateway.renders = False
+    return gateway
+
+
+@pytest.fixture(scope="module")
+def shown(gateway: Gateway, all_origins: Origins, names: Names) -> dict[Row, list[Shown]]:
+    """Every page."""
     gateway.write("unrendered.yaml", UNRENDERED)
     curl(gateway, "http://few.example/")  # all that the quota gives
     wait_for(lambda: curl(gateway, "http://unrendered.example/").rule == "not-rendered", "the edit")
@@ -279,7 +287,7 @@ def shown(
         replies = [*pool.map(lambda row: made(gateway, row[2]), rows[:-1]), made(gateway, rows[-1][2])]
     told = told_by_why(gateway, [request_id(one) for row in replies for one in row])
     return {
-        (page, cause): [Shown(kind_of(one), *told[request_id(one)]) for one in row]
+        (page, cause): [Shown(one, kind_of(one), *told[request_id(one)]) for one in row]
         for (page, cause, _), row in zip(rows, replies, strict=True)
     }
 
@@ -288,11 +296,11 @@ def made(gateway: Gateway, trials: list[Trial]) -> list[Reply]:
     replies = [trial(gateway) for trial in trials]
     # on a loaded machine Squid can miss why a connection has ended
     replies = [
-        trial(gateway) if reply and "Error: ERR_READ_ERROR" in reply.text else reply
+        trial(gateway) if "Error: ERR_READ_ERROR" in reply.text else reply
         for trial, reply in zip(trials, replies, strict=True)
     ]
-    assert None not in replies
-    return [reply for reply in replies if reply]
+    assert all(replies)
+    return replies
 
 
 def is_json(reply: Reply) -> bool:
@@ -314,12 +322,15 @@ def kind_of(reply: Reply) -> str:
 def told_by_why(gateway: Gateway, ids: list[str]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Ask `why` once about all; give the line and the cause of each."""
     wait_for(lambda: {*ids} <= {line["request_id"] for line in gateway.log()}, "their lines")
-    places = {"--policy": gateway.policy_folder, "--state": gateway.root / "state", "--run": gateway.root / "run"}
-    words = [word for option in places.items() for word in option]
-    command = (gateway.root / "bin/squidkeeper", "why", "--json", "-n", "1000", gateway.root / "log/access.log")
-    found = json.loads(run(*command, *words, *ids, check=False))
+    found = json.loads(why(gateway, "--json", "-n", "1000", *ids))
     causes = {one["request_id"]: cause for cause in found["causes"] for one in cause["newest"]}
     return {line["request_id"]: (line, causes.get(line["request_id"], {})) for line in gateway.log()}
+
+
+def why(gateway: Gateway, *words: str) -> str:
+    said = gateway.command("why", *words, "--run", gateway.root / "run", *gateway.places).stdout
+    assert "TOPSECRET" not in said
+    return said
 
 
 def test_each_page_of_a_denial_is_made() -> None:
@@ -334,6 +345,56 @@ def test_why_has_the_cause_of_the_page(shown: dict[Row, list[Shown]], page: str)
             assert one.line["page"] in ("-", one.kind, "no-address")
             is_judged = one.line["verdict"] != "-" and cause != "authority-mismatch"  # else it was not searched
             assert (one.line["url"] != "-") or not is_judged, one.line
+
+
+@pytest.mark.parametrize("page", MADE)
+def test_a_page_has_its_form_and_says_whether_to_try_again(shown: dict[Row, list[Shown]], page: str) -> None:
+    """The page of a denial has the form that the client accepts, a failure is told in text."""
+    statuses, retryable = ERRORS.get(page, ({403}, page in ("asked", "passing", "quota")))
+    for one in (one for cause in MADE[page] for one in shown[page, cause]):
+        reply = one.reply
+        assert reply.status in statuses, reply
+        assert "<script" not in reply.text
+        # Of a tunnel that fails, Squid makes the page for the CONNECT; 0: its client left before Squid wrote the line.
+        assert one.line["status"] in (reply.status, 200, 0)
+        if is_json(reply):
+            assert (reply.json["status"], reply.json["retryable"]) == (403, retryable)
+        elif page.startswith("ERR_"):
+            asks_acls = reply.status not in (400, 431, 505)  # of what cannot be parsed, no ACL is asked
+            expected = "text/plain; charset=utf-8" if asks_acls else "text/html;charset=utf-8"
+            assert reply.header("Content-Type") == expected
+            assert (reply.line("Retry") == "can help", reply.line("Contact")) == (retryable, NO_CONTACT), reply.text
+
+
+def test_what_a_client_gets_no_page_for_has_its_cause(gateway: Gateway, shown: object) -> None:
+    for host in ("distrust.open.example", "unseen.closed.example"):  # by clients that do not trust the CA
+        command = ["curl", "-q", "-sS", "--proxy", f"http://{gateway.authority}", f"https://{host}/"]
+        assert subprocess.run(command, env=clean(), capture_output=True, check=False).returncode == 60
+    with Raw(gateway) as client:
+        client.connect("ssh.open.example:443")
+        client.send(b"SSH-2.0-OpenSSH_9.6\r\n").answer()
+    expected = {"distrust.open": "ca-not-trusted", "unseen.closed": "no-rule", "ssh.open": "no-tls-in-tunnel"}
+    for host, cause in expected.items():
+        gateway.logged(f"{host}.example:443")
+        [found] = json.loads(why(gateway, "--json", "--host", f"{host}.example"))["causes"]
+        assert found["cause"] == cause
+        assert ("does not trust the gateway's CA" in found["sentence"]) is (cause != "no-tls-in-tunnel")
+
+
+def test_a_name_that_was_private_and_a_request_that_did_not_fail(gateway: Gateway, shown: object, names: Names) -> None:
+    names.set("turned.open.example", ["10.0.0.5"])
+    page = curl(gateway, "https://turned.open.example/")
+    assert "had a private address" in why(gateway, "--host", "turned.open.example") or page.rule == "private-address"
+    curl(gateway, "http://fine.open.example/")
+    gateway.logged("http://fine.open.example/")
+    assert "fine.open.example" not in why(gateway, "-n", "1000")
+
+
+def test_the_command_on_the_page_of_a_failure_tells_its_cause(gateway: Gateway, shown: object) -> None:
+    page = curl(gateway, "https://keyed.example/by-id")
+    *_, command = re.findall("^For the operator: sudo (.*)$", page.text, re.MULTILINE)
+    assert command.endswith(f" {page.line('Request ID')}")
+    assert run("sh", "-c", command, check=False).startswith("credential-unavailable: once, last ")
 
 
 def test_why_proposes_a_rule_and_says_what_the_page_says(shown: dict[Row, list[Shown]]) -> None:

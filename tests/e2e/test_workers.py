@@ -108,7 +108,7 @@ def waiting(gateway: Gateway) -> list[Ticket]:
 def ask_more(gateway: Gateway, first: int) -> None:
     with Raw(gateway) as raw:
         for number in range(first, PENDING_AT_MOST + 2 * CONNECTIONS, CONNECTIONS):
-            assert raw.get(f"http://asked.example/{number}", "asked.example") is not None
+            assert raw.get(f"http://asked.example/{number}", "asked.example")
 
 
 def test_each_has_a_throttle_with_its_part_of_the_rate(gateway: Gateway, origins: Origins) -> None:
@@ -156,7 +156,7 @@ def answers(client: Raw) -> bool:
         reply = client.get("http://open.example/", "open.example")
     except OSError:
         return False
-    return reply is not None and reply.status == 200
+    return reply.status == 200
 
 
 def test_both_answer_from_one_cache_where_local_conf_turns_caching_on(bounded: Gateway, origins: Origins) -> None:
@@ -169,9 +169,8 @@ def test_both_answer_from_one_cache_where_local_conf_turns_caching_on(bounded: G
 
 @pytest.fixture
 def exporter(gateway: Gateway) -> Iterator[Exporter]:
-    exporter = Exporter(gateway, 9131, "--workers", "2").start()
-    yield exporter
-    exporter.stop()
+    with Exporter(gateway, 9131, "--workers", "2") as exporter:
+        yield exporter
 
 
 def test_the_exporter_counts_all_of_them(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:

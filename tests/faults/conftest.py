@@ -1,11 +1,10 @@
 """The network, origins and gateways of tests/e2e, for this folder's tests; the gateway under fault has an exporter."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.e2e.conftest import (
     all_origins,
+    exporter,
     folder,
     gateways,
     gateways_of_one_test,
@@ -18,12 +17,12 @@ from tests.e2e.conftest import (
     site,
 )
 from tests.e2e.gateway import Gateway, NewGateway
-from tests.e2e.observer import Exporter
 
 from .expect import POLICY, TOKEN
 
 __all__ = [
     "all_origins",
+    "exporter",
     "folder",
     "gateways",
     "gateways_of_one_test",
@@ -48,10 +47,3 @@ def prepared(gateway: Gateway) -> Gateway:
 def gateway(new_gateway: NewGateway) -> Gateway:
     """The gateway that the tests of a module share, each of which leaves it as it was."""
     return prepared(new_gateway(POLICY)).start()
-
-
-@pytest.fixture(scope="module")
-def exporter(gateway: Gateway) -> Iterator[Exporter]:
-    exporter = Exporter(gateway, 9129).start()
-    yield exporter
-    exporter.stop()

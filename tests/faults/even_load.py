@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from tests.e2e.gateway import Gateway
 from tests.e2e.raw import Raw, tunnel
-from tests.e2e.reply import Reply
+from tests.e2e.reply import NO_ANSWER, Reply
 
 from .expect import MAY_ARRIVE
 
@@ -144,23 +144,23 @@ class Client:
         url = case.url.format(n=number, many=f"n{number % MANY}.many.example")
         asked = time.monotonic()
         reply, kept = self._reply(case, url)
-        if reply is None and kept:
+        if not reply and kept:
             self._account.enter_closed(asked)
             reply, _ = self._reply(case, url)
         self._account.enter(case, url, asked, outcome(reply))
 
-    def _reply(self, case: Case, url: str) -> tuple[Reply | None, bool]:
+    def _reply(self, case: Case, url: str) -> tuple[Reply, bool]:
         """Ask once; gives whether it was on a connection that had been kept, which HTTP lets a server close."""
-        reply, kept = None, self._connection is not None and self._place == place_of(url)
+        reply, kept = NO_ANSWER, self._connection is not None and self._place == place_of(url)
         try:
             reply = self._timed(self._connected(url), url, case)
         except (OSError, ValueError):
             self._account.over.wait(0.05)  # refused, or cut off: no busy loop while nobody listens
-        if reply is None or outcome(reply) == "lost" or reply.header("Connection") == "close":
+        if not reply or outcome(reply) == "lost" or reply.header("Connection") == "close":
             self._close()
         return reply, kept
 
-    def _timed(self, connection: Raw, url: str, case: Case) -> Reply | None:
+    def _timed(self, connection: Raw, url: str, case: Case) -> Reply:
         target = "/" + url.split("/", 3)[3] if self._place else url
         sent = time.monotonic()
         reply = connection.get(target, case.host or urlsplit(url).hostname, method=case.method)
@@ -194,7 +194,7 @@ def place_of(url: str) -> str:
     return urlsplit(url).netloc if url.startswith("https:") else ""
 
 
-def outcome(reply: Reply | None) -> Outcome:
-    if reply is None or int(reply.header("Content-Length") or len(reply.body)) != len(reply.body):
+def outcome(reply: Reply) -> Outcome:
+    if not reply or int(reply.header("Content-Length") or len(reply.body)) != len(reply.body):
         return "lost"
     return f"403 {reply.denial}" if reply.status == 403 else str(reply.status)

@@ -8,12 +8,11 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from tests.e2e.curl import CurlFailed, curl
+from tests.e2e.curl import answer
 from tests.e2e.gateway import Gateway
 from tests.e2e.load import Load, load
 from tests.e2e.observer import Exporter, fetch
 from tests.e2e.origin import Origins
-from tests.e2e.reply import Reply
 from tests.waiting import wait_for
 
 _log = logging.getLogger(__name__)
@@ -123,20 +122,12 @@ def only_what_may_arrive(origins: Origins, hosts: AbstractSet[str] = MAY_ARRIVE)
     assert bare == [], f"arrived: {bare}"
 
 
-def ask(gateway: Gateway, url: str) -> Reply | None:
-    """Ask once; None where there was no answer, as when Squid is just being started again."""
-    try:
-        return curl(gateway, url)
-    except CurlFailed:
-        return None
-
-
 def answers(gateway: Gateway, url: str, expected: int | str) -> None:
     """Wait for this status, or a denial by this rule, or with this page of Squid's own."""
 
     def found() -> bool:
-        reply = ask(gateway, url)
-        return reply is not None and expected in (reply.status, reply.denial)
+        reply = answer(gateway, url)
+        return expected in (reply.status, reply.denial)
 
     wait_for(found, f"{url} to be answered {expected}")
 

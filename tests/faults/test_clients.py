@@ -1,8 +1,6 @@
 """Clients that hang, leave, or all come at once, while others are served."""
 
-import os
 import resource
-import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -34,7 +32,6 @@ def test_clients_that_hang_or_send_a_byte_a_second_keep_nobody_waiting(
             pause(1, "the pace is what is tried")
             slow.send(byte)
         answer = slow.answer()
-        assert answer
         assert (answer.status, answer.rule) == (403, "default")
         load.at_least(30)
 
@@ -46,7 +43,7 @@ def test_clients_that_half_close_get_what_they_asked_for(
         for host, status in (("open.example", 200), ("closed.example", 403)):
             with Raw(gateway) as client:
                 answer = client.send(REQUEST.format(host=host)).finish().answer()
-            assert answer is None or answer.status == status, host  # Squid may take it for one that has left
+            assert not answer or answer.status == status, host  # Squid may take it for one that has left
 
 
 @pytest.fixture
@@ -63,26 +60,16 @@ def test_ten_thousand_lookups_at_once(gateway: Gateway, origins: Origins, descri
     with under_load(gateway, origins):
         pass
     origins.forget()
-    pids = [pid for kind in ("acl --scope host", "acl --scope request") for pid in gateway.helpers(kind)]
     with ExitStack() as stack:
         clients = []
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        try:
+        with gateway.stopped_helpers("acl"):
             for number in range(10_000):
                 host = "open.example" if number % 10 == 0 else f"n{number}.closed.example"
                 client = stack.enter_context(Raw(gateway, f"127.0.0.{2 + number % 8}"))
                 clients.append((host, client.send(REQUEST.format(host=host))))
             wait_for(lambda: gateway.unread() == 0, "Squid to read all", seconds=60)
-        finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
         answers = [(host, client.answer()) for host, client in clients]
-    wrong = [(host, answer) for host, answer in answers if not answer or answer.status != expected(host)]
+    wrong = [(host, answer) for host, answer in answers if answer.status != (200 if host == "open.example" else 403)]
     assert wrong == []
     only_what_may_arrive(origins)
     assert curl(gateway, "http://open.example/after").status == 200
-
-
-def expected(host: str) -> int:
-    return 200 if host == "open.example" else 403

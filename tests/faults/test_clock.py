@@ -36,17 +36,13 @@ def test_the_clock_of_the_helpers_set_back_and_forth(new_gateway: NewGateway, or
     set_clock(setting, 0)
     with_set_clock(gateway, library, setting)
     gateway.start()
-    exporter = Exporter(gateway, 9133).start()
-    try:
-        with under_load(gateway, origins, also={"lapsing.example"}) as load:
-            helpers = gateway.helpers("")
-            for days, status in ((0, 200), (1, 403), (-1, 200), (1, 403), (0, 200)):
-                set_clock(setting, days)
-                lapsing(gateway, status)
-                load.at_least(30)
-            stays(lambda: set(helpers) <= set(gateway.helpers("")), 15, "each helper, longer than a watchdog waits,")
-    finally:
-        exporter.stop()
+    with Exporter(gateway, 9133), under_load(gateway, origins, also={"lapsing.example"}) as load:
+        helpers = gateway.helpers("")
+        for days, status in ((0, 200), (1, 403), (-1, 200), (1, 403), (0, 200)):
+            set_clock(setting, days)
+            answers(gateway, "http://lapsing.example/", status)
+            load.at_least(30)
+        stays(lambda: set(helpers) <= set(gateway.helpers("")), 15, "each helper, longer than a watchdog waits,")
 
 
 def set_clock(setting: Path, days: int) -> None:
@@ -54,7 +50,3 @@ def set_clock(setting: Path, days: int) -> None:
     new = setting.with_name("clock-new")
     new.write_text(f"{days:+}d\n")
     new.rename(setting)
-
-
-def lapsing(gateway: Gateway, status: int) -> None:
-    answers(gateway, "http://lapsing.example/", status)

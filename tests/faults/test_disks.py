@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.curl import curl
+from tests.e2e.curl import answer, curl
 from tests.e2e.gateway import Gateway, NewGateway
 from tests.e2e.network import run
 from tests.e2e.observer import Exporter
@@ -15,7 +15,7 @@ from tests.e2e.origin import Origins
 from tests.waiting import wait_for
 
 from .conftest import prepared
-from .expect import POLICY, Fault, answers, ask, metric, under_load
+from .expect import POLICY, Fault, answers, metric, under_load
 
 
 @contextmanager
@@ -45,11 +45,10 @@ def full(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def exported(gateway: Gateway, port: int) -> Iterator[Exporter]:
-    exporter = Exporter(gateway, port).start()
     try:
-        yield exporter
+        with Exporter(gateway, port) as exporter:
+            yield exporter
     finally:
-        exporter.stop()
         gateway.stop()
 
 
@@ -109,7 +108,7 @@ def test_the_disk_of_the_log_full(new_gateway: NewGateway, origins: Origins) -> 
     with small_disk(log, 2), exported(gateway.start(), 9132) as exporter, under_load(gateway, origins, fault):
         with full(log):
             wait_for(lambda: gateway._squid and gateway._squid.poll(), "Squid's master to give up", seconds=60)
-            assert ask(gateway, "http://open.example/") is None
+            assert not answer(gateway, "http://open.example/")
             assert metric(exporter, "squid_up") == 0
         gateway.restart()
         answers(gateway, "http://open.example/", 200)

@@ -59,7 +59,7 @@ def said(exporter: Exporter) -> str:
 def test_all_helpers_killed(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
     with under_load(gateway, origins, DIED) as load:
         for _ in range(3):
-            send(wait_for(lambda: running(gateway), "helpers"), signal.SIGKILL)
+            wait_for(gateway.kill_helpers, "helpers")
             load.at_least(30)
     wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
 
@@ -93,14 +93,10 @@ def test_without_an_exporter_a_stopped_helper_keeps_clients_waiting(new_gateway:
     alone = prepared(new_gateway(POLICY)).start()
     with under_load(alone, origins):
         pass
-    stopped = alone.helpers("acl --scope host")
-    send(stopped, signal.SIGSTOP)
-    try:
+    with alone.stopped_helpers("acl --scope host") as stopped:
         with Raw(alone) as client, pytest.raises(TimeoutError):
             client.send("GET http://new.closed.example/ HTTP/1.1\r\nHost: new.closed.example\r\n\r\n").answer()
         assert not gone(stopped)
-    finally:
-        send(stopped, signal.SIGCONT)
     answers(alone, "http://open.example/after", 200)
     only_what_may_arrive(origins)
 
@@ -168,7 +164,7 @@ def test_helpers_without_the_memory_to_start(gateway: Gateway, exporter: Exporte
         try:
             program.write_text(f'#!/bin/sh\nulimit -v 40000\nexec {true} "$@"\n')
             program.chmod(0o755)
-            send(running(gateway), signal.SIGKILL)
+            gateway.kill_helpers()
             answers(gateway, "http://open.example/none", "ERR_ACCESS_DENIED")
             wait_for(lambda: ("http://open.example/none", "policy-unavailable") in rules(gateway), "the logged rule")
             load.at_least(10)

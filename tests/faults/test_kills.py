@@ -2,13 +2,12 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from functools import partial
 
 import pytest
 
-from tests.e2e.curl import CurlFailed, curl
+from tests.e2e.curl import CurlFailed, answer, curl
 from tests.e2e.gateway import Gateway, NewGateway
 from tests.e2e.load import load
 from tests.e2e.origin import Origins
@@ -16,7 +15,7 @@ from tests.e2e.raw import Raw
 from tests.waiting import wait_for
 
 from .conftest import prepared
-from .expect import EXPECTED, HELPERS, POLICY, SQUIDS_ASSERTION, ask, only_what_may_arrive
+from .expect import EXPECTED, HELPERS, POLICY, SQUIDS_ASSERTION, only_what_may_arrive
 
 KILLS = 8
 
@@ -27,9 +26,7 @@ def test_a_helper_killed_again_and_again_lets_nothing_through(gateway: Gateway, 
     with load(gateway, *EXPECTED, ("http", "rewritten.example")) as running:
         for _ in range(KILLS):
             running.at_least(20)
-            for pid in wait_for(lambda: gateway.helpers(kind), f"a helper: {kind}"):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: gateway.kill_helpers(kind), f"a helper: {kind}")
         running.at_least(20)
         wait_for(lambda: curl(gateway, "http://open.example/after").status == 200, "service after the kills")
     fatal = gateway.fatal()[before:]
@@ -48,31 +45,14 @@ def test_a_stopped_helper_delays_and_lets_nothing_through(gateway: Gateway, orig
     for host in ("open", "paths", "rewritten", "injected"):
         curl(gateway, f"https://{host}.example/open")  # so that every helper is there
     origins.forget()
-    with ExitStack() as stack, stopped(gateway.helpers(kind)) as go_on:
+    with ExitStack() as stack:
         clients = {host: stack.enter_context(Raw(gateway)) for host in expected}
-        for host, client in clients.items():
-            client.send(f"GET http://{host}.example/stopped HTTP/1.1\r\nHost: {host}.example\r\n\r\n")
-        wait_for(lambda: gateway.unread() == 0, "Squid to read every request")
-        go_on()
-        answers = {host: client.answer() for host, client in clients.items()}
-    assert {host: answer.status for host, answer in answers.items() if answer} == expected
+        with gateway.stopped_helpers(kind):
+            for host, client in clients.items():
+                client.send(f"GET http://{host}.example/stopped HTTP/1.1\r\nHost: {host}.example\r\n\r\n")
+            wait_for(lambda: gateway.unread() == 0, "Squid to read every request")
+        assert {host: client.answer().status for host, client in clients.items()} == expected
     only_what_may_arrive(origins)
-
-
-@contextmanager
-def stopped(pids: list[int]) -> Iterator[Callable[[], None]]:
-    """Stop these processes until the block ends or the function it is given is called."""
-
-    def go_on() -> None:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
-
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield go_on
-    finally:
-        go_on()
 
 
 def test_a_page_of_a_missing_helper_says_so(new_gateway: NewGateway, origins: Origins) -> None:
@@ -82,7 +62,7 @@ def test_a_page_of_a_missing_helper_says_so(new_gateway: NewGateway, origins: Or
     program.symlink_to("/bin/false")
     gateway.start()
     reply = wait_for(
-        partial(ask, gateway, "http://open.example/"), "an answer, where Squid was not hit by its own assertion"
+        partial(answer, gateway, "http://open.example/"), "an answer, where Squid was not hit by its own assertion"
     )
     assert (reply.status, reply.denial) == (403, "ERR_ACCESS_DENIED"), reply.text
     assert "rule policy-unavailable: a helper failed" in (reply.reason or "")

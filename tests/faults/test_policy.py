@@ -1,10 +1,11 @@
 """The policy directory as it should not be, under load; edits that are merely bad are in tests/e2e/test_reload.py."""
 
 import os
-import signal
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -12,110 +13,67 @@ from squidkeeper.policy.policy_store.revisions import revision_in_force
 from tests.e2e.curl import curl
 from tests.e2e.gateway import Gateway
 from tests.e2e.maintained import maintained
+from tests.e2e.network import run
 from tests.e2e.observer import Exporter, fetch
 from tests.e2e.origin import Origins
 from tests.waiting import wait_for
 
-from .expect import HARMLESS, HELPERS, POLICY, Fault, answers, under_load
+from .expect import HARMLESS, POLICY, Fault, answers, under_load
 from .hanging import opening_hangs
 
 SQUIDS_OWN = "Squid may fail an assertion of its own when a helper ends"
-Break = Callable[[Gateway], AbstractContextManager[None]]
 
 
 @contextmanager
-def unreadable(gateway: Gateway) -> Iterator[None]:
-    file = gateway.policy_folder / "policy.yaml"
-    file.chmod(0o600)  # root's alone
+def broken(folder: Path, how: Callable[[Path], object]) -> Iterator[None]:
+    """Break the policy's folder meanwhile; then it is as it was."""
+    kept = folder.with_name("policy-kept")
+    run("cp", "--archive", folder, kept)
+    how(folder)
     yield
-    file.chmod(0o644)
+    if folder.exists():
+        folder.rename(folder.with_name("policy-broken"))
+    kept.rename(folder)
+    shutil.rmtree(folder.with_name("policy-broken"), ignore_errors=True)
 
 
-@contextmanager
-def directory_unreadable(gateway: Gateway) -> Iterator[None]:
-    gateway.policy_folder.chmod(0o700)
-    yield
-    gateway.policy_folder.chmod(0o755)
+def a_pipe(folder: Path) -> None:
+    (folder / "policy.yaml").unlink()
+    os.mkfifo(folder / "policy.yaml")
 
 
-@contextmanager
-def file_removed(gateway: Gateway) -> Iterator[None]:
-    (gateway.policy_folder / "policy.yaml").unlink()
-    yield
-    gateway.write("policy.yaml", POLICY)
-
-
-@contextmanager
-def file_emptied(gateway: Gateway) -> Iterator[None]:
-    (gateway.policy_folder / "policy.yaml").write_text("")
-    yield
-    gateway.write("policy.yaml", POLICY)
-
-
-@contextmanager
-def file_torn(gateway: Gateway) -> Iterator[None]:
-    (gateway.policy_folder / "policy.yaml").write_text(POLICY[:-20])
-    yield
-    gateway.write("policy.yaml", POLICY)
-
-
-@contextmanager
-def a_pipe(gateway: Gateway) -> Iterator[None]:
-    file = gateway.policy_folder / "policy.yaml"
-    file.unlink()
-    os.mkfifo(file)
-    yield
-    gateway.write("policy.yaml", POLICY)
-
-
-@contextmanager
-def directory_removed(gateway: Gateway) -> Iterator[None]:
-    away = gateway.policy_folder.with_name("policy-away")
-    gateway.policy_folder.rename(away)
-    yield
-    away.rename(gateway.policy_folder)
-
-
-@contextmanager
-def directory_replaced(gateway: Gateway) -> Iterator[None]:
-    away = gateway.policy_folder.with_name("policy-away")
-    gateway.policy_folder.rename(away)
-    gateway.policy_folder.mkdir()
-    (gateway.policy_folder / "policy.yaml").write_text("version: 1\nrulez: []\n")
-    yield
-    (gateway.policy_folder / "policy.yaml").unlink()
-    gateway.policy_folder.rmdir()
-    away.rename(gateway.policy_folder)
+def replaced(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "policy.yaml").write_text("version: 1\nrulez: []\n")
 
 
 # Secrets are read when they are used, and these lie in the directory.
 WITH_SECRETS = Fault(denied="the credential cannot be read", only={"injected.example"})
-BREAKS: dict[Break, Fault] = {
-    unreadable: HARMLESS,
-    directory_unreadable: WITH_SECRETS,
-    file_removed: HARMLESS,
-    file_emptied: HARMLESS,
-    file_torn: HARMLESS,
-    a_pipe: HARMLESS,
-    directory_removed: WITH_SECRETS,
-    directory_replaced: WITH_SECRETS,
+BREAKS: dict[str, tuple[Callable[[Path], object], Fault]] = {
+    "file unreadable": (lambda folder: (folder / "policy.yaml").chmod(0o600), HARMLESS),  # root's alone
+    "a pipe": (a_pipe, HARMLESS),
+    "folder removed": (shutil.rmtree, WITH_SECRETS),
+    # The others take as long, and show the same.
+    "folder unreadable": (lambda folder: folder.chmod(0o700), WITH_SECRETS),
+    "file removed": (lambda folder: (folder / "policy.yaml").unlink(), HARMLESS),
+    "file emptied": (lambda folder: (folder / "policy.yaml").write_text(""), HARMLESS),
+    "file torn": (lambda folder: (folder / "policy.yaml").write_text(POLICY[:-20]), HARMLESS),
+    "folder replaced": (replaced, WITH_SECRETS),
 }
+IN_EVERY_RUN = 3
 
 
-# The others take as long, and show the same.
-IN_EVERY_RUN = {unreadable, a_pipe, directory_removed}
-CASES = [
-    pytest.param(broken, id=broken.__name__, marks=() if broken in IN_EVERY_RUN else pytest.mark.long)
-    for broken in BREAKS
-]
-
-
-@pytest.mark.parametrize("broken", CASES)
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(how, marks=() if at < IN_EVERY_RUN else pytest.mark.long) for at, how in enumerate(BREAKS)],
+)
 def test_a_policy_that_is_unavailable_leaves_the_last_good_one_in_force(
-    gateway: Gateway, exporter: Exporter, origins: Origins, broken: Break
+    gateway: Gateway, exporter: Exporter, origins: Origins, how: str
 ) -> None:
-    with under_load(gateway, origins, BREAKS[broken]) as load:
-        with broken(gateway):
+    break_it, fault = BREAKS[how]
+    with under_load(gateway, origins, fault) as load:
+        with broken(gateway.policy_folder, break_it):
             wait_for(lambda: "policy-not-loaded" in exporter.health()[1], "the operator to be told")
             load.at_least(30)
         wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
@@ -153,10 +111,7 @@ def test_helpers_that_start_while_the_policy_is_bad_deny_everything(
     with under_load(gateway, origins, Fault(denied="no policy", lost=SQUIDS_OWN)) as load:
         gateway.write("policy.yaml", "version: 1\nrules: [\n")
         wait_for(lambda: "policy-not-loaded" in exporter.health()[1], "the operator to be told")
-        for kind in HELPERS:
-            for pid in gateway.helpers(kind):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        gateway.kill_helpers()
         answers(gateway, "http://open.example/none", "policy-unavailable")
         load.at_least(30)
         gateway.write("policy.yaml", POLICY)
@@ -173,8 +128,7 @@ def test_a_rewriter_that_starts_while_the_policy_is_bad_passes_nothing_unrewritt
     with under_load(gateway, origins, fault) as load:
         gateway.write("policy.yaml", "version: 1\nrules: [\n")
         wait_for(lambda: "policy-not-loaded" in exporter.health()[1], "the operator to be told")
-        for pid in gateway.helpers("rewrite"):
-            os.kill(pid, signal.SIGKILL)
+        gateway.kill_helpers("rewrite")
         answers(gateway, "https://rewritten.example/", "ERR_ACCESS_DENIED")
         load.at_least(30)
         gateway.write("policy.yaml", POLICY)
@@ -190,10 +144,7 @@ def test_a_policy_whose_file_system_hangs(gateway: Gateway, exporter: Exporter, 
             os.utime(file)  # so that it is read again
             load.at_least(100)
             assert curl(gateway, "http://open.example/goes-on").status == 200
-            for kind in HELPERS:
-                for pid in gateway.helpers(kind):
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+            gateway.kill_helpers()
             answers(gateway, "http://open.example/denied", "policy-unavailable")
             assert "not read after 8 s" in gateway.cache_log()
         answers(gateway, "http://open.example/again", 200)

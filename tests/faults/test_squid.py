@@ -145,8 +145,7 @@ def settled(gateway: Gateway, exporter: Exporter) -> list[int]:
 @pytest.mark.long
 def test_two_workers(new_gateway: NewGateway, origins: Origins) -> None:
     gateway = prepared(new_gateway(POLICY, options=("--workers", "2"))).start()
-    exporter = Exporter(gateway, 9130).start()
-    try:
+    with Exporter(gateway, 9130) as exporter:
         assert gateway._squid
         fault = Fault(denied="what helpers had been asked", lost="a worker is started again", failed="so is another")
         with under_load(gateway, origins, fault) as load:
@@ -164,8 +163,6 @@ def test_two_workers(new_gateway: NewGateway, origins: Origins) -> None:
         counted_once(gateway, exporter)
         assert metric(exporter, "squidkeeper_record_invalid_lines_total") == 0
         assert {line["worker"] for line in gateway.log()} == {"1", "2"}
-    finally:
-        exporter.stop()
 
 
 @pytest.mark.long
@@ -207,3 +204,4 @@ def test_squid_without_descriptors(new_gateway: NewGateway, origins: Origins) ->
                 idle.enter_context(socket.create_connection(gateway.address, 1))
         load.at_least(30)
     answers(gateway, "http://open.example/after", 200)
+    assert "no-descriptors" in gateway.command("why", *gateway.places).stdout

@@ -68,25 +68,21 @@ def ask(process: "subprocess.Popen[bytes]", line: bytes = b"line\n") -> None:
 
 
 def test_a_helper_that_waits_in_a_line_ends_and_says_where(run: Run) -> None:
-    process = run("signal.pause()")
-    ask(process)
-    assert process.wait(20) == 1
-    assert process.stdout
-    assert process.stderr
-    assert process.stdout.read() == b""
-    told = process.stderr.read().decode()
-    assert "stuck for 10 s" in told
-    assert "in answer" in told
+    assert "stuck for 10 s" in said_at_its_end(run("signal.pause()"))
 
 
 def test_a_helper_whose_interpreter_gives_no_thread_a_turn_ends_and_says_where(run: Run) -> None:
-    process = run("re.match(r'(a+)+$', 'a' * 64 + 'b')", 2)  # for years, and Python's own re lets no other thread run
+    """For years, and Python's own re lets no other thread run."""
+    assert "Timeout" in said_at_its_end(run("re.match(r'(a+)+$', 'a' * 64 + 'b')", 2))
+
+
+def said_at_its_end(process: "subprocess.Popen[bytes]") -> str:
+    """Ask a helper that does not answer; return what it says when it ends."""
     ask(process)
-    assert process.wait(20) == 1
-    assert process.stderr
-    told = process.stderr.read().decode()
-    assert "Timeout" in told
-    assert "in answer" in told
+    out, told = process.communicate(timeout=20)
+    assert (process.returncode, out) == (1, b"")
+    assert b"in answer" in told
+    return told.decode()
 
 
 def test_a_helper_that_answers_or_waits_for_lines_goes_on(run: Run) -> None:

@@ -8,7 +8,7 @@ from tests.e2e.balancer import Balancer
 from tests.e2e.gateway import Gateway
 from tests.e2e.observer import Exporter
 from tests.e2e.raw import Raw, tunnel
-from tests.e2e.reply import Reply
+from tests.e2e.reply import NO_ANSWER, Reply
 from tests.waiting import wait_for
 
 from .network import Machine
@@ -91,8 +91,8 @@ class Fleet:
         with self.clients.entered():
             return tunnel(Front(FRONT, self.balancer.ca), f"{host}:443", client=address)
 
-    def ask(self, address: str, path: str, host: str, scheme: str = "http") -> Reply | None:
-        """One request on a connection of its own; None without an answer."""
+    def ask(self, address: str, path: str, host: str, scheme: str = "http") -> Reply:
+        """One request on a connection of its own."""
         try:
             if scheme == "https":
                 with self.tunnel(address, host) as inside:
@@ -100,12 +100,11 @@ class Fleet:
             with self.client(address) as one:
                 return one.get(f"http://{host}{path}", host, "Connection: close")
         except OSError:
-            return None
+            return NO_ANSWER
 
-    def get(self, address: str, path: str, host: str = "open.example") -> int | None:
-        """One request on a connection of its own; gives the status, None without an answer."""
-        reply = self.ask(address, path, host)
-        return reply.status if reply else None
+    def get(self, address: str, path: str, host: str = "open.example") -> int:
+        """One request on a connection of its own; return the status, 0 without an answer."""
+        return self.ask(address, path, host).status
 
     def server_of(self, address: str) -> str:
         """Which gateway serves a client now: the one in whose log a request of it is."""

@@ -68,8 +68,8 @@ class FleetLoad:
         what = f"{time.strftime('%X')} {address} {question.scheme}://{question.host}{path}"
         self._note(what, question.host, reply, right)
 
-    def _note(self, what: str, host: str, reply: Reply | None, right: frozenset[int]) -> None:
-        status = reply.status if reply else None
+    def _note(self, what: str, host: str, reply: Reply, right: frozenset[int]) -> None:
+        status = reply.status
         if reply and status == 200 and not what.endswith(json.loads(reply.body)["url"]):
             self.lost.append(f"{what}: the answer to another request")
         elif status in right:
@@ -101,7 +101,7 @@ class FleetLoad:
 def _serves(held: Raw, host: str) -> bool:
     with suppress(OSError):
         reply = held.get("/held", host)
-        return reply is not None and reply.status == 200
+        return reply.status == 200
     return False
 
 

@@ -1,11 +1,9 @@
 """A fleet of three gateways behind HAProxy: who serves whom, and what a gateway that goes away costs."""
 
-import json
 import re
 import socket
 import time
 from contextlib import ExitStack
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,6 @@ from tests.e2e.network import run
 from tests.e2e.observer import fetch
 from tests.e2e.origin import Origins
 from tests.e2e.raw import Raw
-from tests.waiting import wait_for
 
 from .conftest import IPV6_CLIENTS
 from .fleet import CLIENTS, FRONT, Fleet
@@ -45,7 +42,7 @@ def still_open(one: Raw) -> bool:
         reply = one.get("http://open.example/kept", "open.example")
     except OSError:
         return False
-    return reply is not None and reply.status == 200
+    return reply.status == 200
 
 
 def test_a_client_stays_with_its_gateway_and_each_gateway_has_some(fleet: Fleet, origins: Origins) -> None:
@@ -55,20 +52,12 @@ def test_a_client_stays_with_its_gateway_and_each_gateway_has_some(fleet: Fleet,
     assert min(share) >= 2, share
 
 
-def test_a_record_has_the_address_of_the_client_and_the_name_of_the_gateway(fleet: Fleet, origins: Origins) -> None:
-    assert fleet.get(CLIENTS[0], "/whose") == 200
-    url = "http://open.example/whose"
-    [line] = wait_for(lambda: [line for one in fleet.members for line in one.gateway.log() if line["url"] == url])
-    assert (line["client"], line["gateway"] in ALL) == (CLIENTS[0], True)
-
-
 def test_clients_trust_each_gateway_by_one_ca_and_the_metrics_tell_so(fleet: Fleet, origins: Origins) -> None:
     served = fleet.served()
     for one in fleet.members:
         with fleet.client(a_client_of(served, one.name)) as client:
             assert client.connect("open.example:443")
             reply = client.tls("open.example").get("/by-tls", "open.example")
-            assert reply is not None
             assert reply.status == 200
     roots = set()
     for one in fleet.members:
@@ -228,25 +217,3 @@ def test_haproxy_takes_a_new_gateway_without_ending_a_connection(fleet: Fleet, o
             after = fleet.served()
             moved = {address for address in before if after[address] != before[address]}
             assert moved == {address for address in before if before[address] == leaves.name and members is stay}
-
-
-def test_the_load_balancer_is_told_what_is_wrong(fleet: Fleet, origins: Origins) -> None:
-    one = fleet.members[0]
-    address, port = one.gateway.address
-    with fleet.front.entered():
-        status, body = health(address, port + 7000)
-    assert (status, json.loads(body)) == (200, {"healthy": True, "conditions": []})
-    with fleet.clients.entered():
-        assert health(address, port + 7000) == (0, "")
-
-
-def health(address: str, port: int) -> tuple[int, str]:
-    connection = HTTPConnection(address, port, timeout=20)
-    try:
-        connection.request("GET", "/healthz")
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
-    except (OSError, HTTPException):
-        return 0, ""
-    finally:
-        connection.close()

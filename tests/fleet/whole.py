@@ -177,7 +177,7 @@ class Whole:
 
     def _serves(self, address: str) -> bool:
         reply = self.fleet.ask(address, "/started", "secret.example", "https")
-        return reply is not None and reply.status == 200
+        return reply.status == 200
 
     def alerts(self, seconds: float) -> set[str]:
         """The alerts that have fired, or begun to wait for their time, in the last seconds."""

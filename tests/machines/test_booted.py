@@ -21,8 +21,6 @@ pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(1800)]
 
 # Debian 13 and Ubuntu 24.04: the version of their Python, and the components of the archive that have Squid.
 SYSTEMS = {"trixie": ("3.13", "main"), "noble": ("3.12", "main,universe")}
-MOST_SECONDS = 3.0  # until Squid listens again
-MOST_SECONDS_OF_AN_EDIT = 10.0  # until an edit that needs a new part is in force
 BRIDGE = "192.168.137.1"
 LATE_BRIDGE = f"""[Unit]
 Description=a bridge that comes 15 s after the boot
@@ -30,35 +28,24 @@ Description=a bridge that comes 15 s after the boot
 ExecStart=/bin/sleep 15
 ExecStart=/usr/sbin/ip link add slicer0 type bridge
 ExecStart=/usr/sbin/ip address add {BRIDGE}/24 dev slicer0
-ExecStart=/bin/sh -c 'date +%%s%%N >/run/bridge'
+ExecStart=/usr/bin/touch /run/bridge
 Type=oneshot
 [Install]
 WantedBy=multi-user.target
 """
-# Print after how many milliseconds another Squid listens than the one whose master is killed.
+# Kill Squid's master, and wait until another one listens.
 KILL = """
 killed=$(cat /run/squid.pid)
-began=$(date +%s%N)
 kill -KILL "$killed"
 listens() { [ "$(cat /run/squid.pid || echo "$killed")" != "$killed" ] && (: </dev/tcp/127.0.0.1/3129); }
 until listens 2>/dev/null; do sleep 0.02; done
-echo $((($(date +%s%N) - began) / 1000000))
 """
-# Print how many nanoseconds after the bridge is there Squid listens on it.
-LISTENS_AFTER = f"""
-until (: </dev/tcp/{BRIDGE}/3129) 2>/dev/null; do sleep 0.02; done
-listened=$(date +%s%N)
-until [ -s /run/bridge ]; do sleep 0.02; done
-echo $((listened - $(cat /run/bridge)))
-"""
-# Put a file into the policy, and print after how many milliseconds the origin on this machine is served.
+# Put a file into the policy, and wait until the origin on this machine is served.
 EDIT = """
-began=$(date +%s%N)
 printf 'version: 1\\nrules:\\n  - {name: new, action: allow, hosts: [127.0.0.1], ports: [8000], private: true, %s}\\n' \
     "$1" >/etc/squidkeeper/policy/new.yaml
 ask() { curl -s -m 20 -o /dev/null -w '%{http_code}' --proxy http://127.0.0.1:3129 http://127.0.0.1:8000/; }
 until [ "$(ask)" = 200 ]; do sleep 0.1; done
-echo $((($(date +%s%N) - began) / 1000000))
 """
 # Note the status of a request that the example policy denies, ten times a second, until /run/enough is there. A Squid
 # that is reconfigured closes its port for a moment.
@@ -113,8 +100,8 @@ def test_squid_is_supervised_and_confined(machine: BootedMachine) -> None:
 
 
 def test_a_master_that_is_killed_twenty_times_is_back_each_time(machine: BootedMachine) -> None:
-    seconds = [int(machine.succeed("bash", "-c", KILL)) / 1000 for _ in range(20)]
-    assert max(seconds) < MOST_SECONDS, sorted(seconds)
+    for _ in range(20):
+        machine.succeed("timeout", "60", "bash", "-c", KILL)
     assert answer(machine) == "403"
 
 
@@ -123,7 +110,7 @@ def check_an_edit(machine: BootedMachine, part: str, adds: str) -> None:
     there = ("test", "-e", f"/etc/squid/squidkeeper.d/{part}.conf")
     machine.succeed("systemd-run", "--quiet", "--unit", f"origin-{part}", "python3", "-m", "http.server", "8000")
     assert machine.run(*there).returncode == 1
-    assert int(machine.succeed("timeout", "60", "bash", "-c", EDIT, "edit", adds)) / 1000 < MOST_SECONDS_OF_AN_EDIT
+    machine.succeed("timeout", "60", "bash", "-c", EDIT, "edit", adds)
     machine.succeed(*there)
     machine.succeed("rm", "/etc/squidkeeper/policy/new.yaml")
     machine.succeed("systemctl", "stop", f"origin-{part}")
@@ -180,10 +167,8 @@ def test_a_bridge_that_comes_after_the_boot_is_waited_for(machine: BootedMachine
     listen = ("--listen", f"{BRIDGE}:3129", "--exporter-listen", f"{BRIDGE}:9129", "--status-from", f"{BRIDGE}/32")
     machine.succeed(source / "install.sh", *listen, "--wheels", source.with_name(f"wheels-{suite_of(machine)}"))
     machine.reboot()
-    seconds = int(machine.succeed("bash", "-c", LISTENS_AFTER)) / 1e9
+    wait_for(lambda: answer(machine, BRIDGE) == "403", "Squid to listen on the bridge")
     assert int(machine.property_of("squid", "NRestarts")) > 1
-    assert seconds < MOST_SECONDS
-    assert answer(machine, BRIDGE) == "403"
     for address in (BRIDGE, "127.0.0.1"):
         page = ("curl", "--silent", "--fail", "--output", "/dev/null", f"http://{address}:9129/")
         wait_for(lambda page=page: machine.run(*page).returncode == 0, f"the status page on {address}")  # type: ignore[misc]
