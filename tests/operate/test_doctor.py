@@ -136,6 +136,11 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
+def readable(layout: Layout) -> Inspection:
+    """As where Squid's account can read the files: pytest's folder is closed to other accounts."""
+    return replace(inspect(layout), account=squid_account() if os.geteuid() else None)
+
+
 def found(code: str, one: Inspection) -> list[Found]:
     [check] = [check for check in ALL_CHECKS if check.code == code]
     return list(check.find(one))
@@ -549,8 +554,7 @@ WEBHOOKS = {
 
 @pytest.mark.parametrize(("text", "told"), WEBHOOKS.values(), ids=WEBHOOKS)
 def test_a_fault_of_the_webhook_is_found_before_a_question_waits(layout: Layout, text: str, told: str) -> None:
-    account = squid_account if os.geteuid() else lambda: None  # pytest's folder is closed to other accounts
-    one = replace(inspect(layout), account=account())
+    one = readable(layout)
     assert found("webhook-failing", one) == []
     layout.webhook.write_text(text)
     [finding] = found("webhook-failing", one)
@@ -584,8 +588,7 @@ def test_a_fault_of_settings_beside_the_policy_is_found(
     layout: Layout, name: str, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "account_of", lambda _: None)  # this machine may have one that pulls
-    account = squid_account if os.geteuid() else lambda: None  # pytest's folder is closed to other accounts
-    one, file = replace(inspect(layout), account=account()), layout.policy.parent / name
+    one, file = readable(layout), layout.policy.parent / name
     assert found(code, one) == []
     file.write_text("adress: 127.0.0.1:6379\n")
     [finding] = found(code, one)
@@ -606,8 +609,7 @@ def test_a_policy_that_is_pulled_without_a_ceiling_is_found(layout: Layout) -> N
 
 
 def test_the_store_of_quotas_is_asked_for_a_count(layout: Layout, tmp_path: Path) -> None:
-    account = squid_account if os.geteuid() else lambda: None  # pytest's folder is closed to other accounts
-    one, server = replace(inspect(layout), account=account()), ValkeyServer(tmp_path / "valkey")
+    one, server = readable(layout), ValkeyServer(tmp_path / "valkey")
     assert found("quota-store-unavailable", one) == []
     file = server.start().write_settings(layout.policy.parent, "local", 2, GATEWAYS[0])
     try:
@@ -731,8 +733,7 @@ def test_a_port_for_load_balancers_alone_is_no_open_proxy(tmp_path: Path, monkey
 def test_each_helper_answers_and_one_that_does_not_is_found(
     layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    account = squid_account if os.geteuid() else lambda: None  # pytest's folder is closed to other accounts
-    one = replace(inspect(layout), account=account())
+    one = readable(layout)
     assert found("helper-silent", one) == []
     assert [*layout.state.iterdir()] == [layout.own_addresses]  # it has counted nothing
     silent = tmp_path / "silent/squidkeeper"
@@ -746,7 +747,7 @@ def test_each_helper_answers_and_one_that_does_not_is_found(
     edit(part("rewrites")(layout), f"{layout.program} rewrite", "/nowhere/squidkeeper rewrite")
     changed = inspect(layout)
     lines = [line for line in changed.conf.lines if "silent/" in line.text or "nowhere/" in line.text]
-    one = replace(changed, conf=SquidConf(lines), account=account())
+    one = replace(changed, conf=SquidConf(lines), account=one.account)
     details = [case.detail for case in found("helper-silent", one)]
     assert details == [
         "squidkeeper rewrite --concurrency 0: it cannot be started (No such file or directory)",

@@ -121,9 +121,9 @@ def test_denials_of_clients_that_are_none_of_the_policy_are_counted_by_their_net
         ("2001:db8::/64", "deny"): 2,
     }
     world.die()
-    world.write(*(line(**denied, client=f"10.0.{number}.1") for number in range(70)))
+    world.write(*(line(**denied, client=f"10.0.{number}.1") for number in range(70)), line(**denied, client="none"))
     counts = dict(world.counted(world.log_counter()).unnamed_denials)
-    assert (len(counts), counts[("other", "deny")]) == (65, 8)
+    assert (len(counts), counts[("other", "deny")]) == (65, 9)
 
 
 def test_a_record_that_the_judge_fails_on_is_counted_and_so_is_what_follows(

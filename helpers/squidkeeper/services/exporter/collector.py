@@ -42,14 +42,9 @@ class GatewayCollector(Collector):
     def collect(self) -> Iterator[Family]:
         """Collect a snapshot, and make families of it."""
         view = self._collect()
-        yield from _log_families(view)
-        yield from _helper_families(view)
-        yield from _policy_families(view)
-        yield from _exporter_families(view)
-        yield from _archive_families(view)
-        yield from _pull_families(view)
-        yield from _fetching_families(view)
-        yield from _export_families(view)
+        of_gateway = (_log_families, _helper_families, _policy_families, _exporter_families, _archive_families)
+        for families in (*of_gateway, _pull_families, _fetching_families, _export_families):
+            yield from families(view)
         yield from squid_families(view.squid)
 
 
@@ -225,19 +220,15 @@ def _buckets(metric: Metric, cells: Sequence[float]) -> list[tuple[str, float]]:
 
 def _expected(metric: Metric, policy: Policy | None) -> dict[tuple[str, ...], float]:
     """Make the series that exist with 0: one for each credential, helper, wait or result."""
-    if metric.labels == ("helper",):
-        return {(helper,): 0.0 for helper in HELPERS}
-    if metric is metrics.THROTTLED:
-        return {(wait,): 0.0 for wait in metrics.WAITS}
-    if metric is metrics.CERTIFICATES:
-        return {(result,): 0.0 for result in metrics.CERTIFICATE_RESULTS}
-    if metric is metrics.LOGINS:
-        return {(result,): 0.0 for result in metrics.LOGIN_RESULTS}
-    if metric.labels == ("credential",) and policy:
-        return {(credential.name,): 0.0 for credential in policy.credentials}
-    if metric.labels == ("quota",) and policy:
-        return {(quota.name,): 0.0 for quota in policy.quotas}
-    return {}
+    values: dict[str, Iterable[str]] = {
+        "helper": HELPERS,
+        "wait": metrics.WAITS,
+        "result": metrics.LOGIN_RESULTS if metric is metrics.LOGINS else metrics.CERTIFICATE_RESULTS,
+        "credential": [credential.name for credential in policy.credentials] if policy else (),
+        "quota": [quota.name for quota in policy.quotas] if policy else (),
+    }
+    [*labels] = metric.labels
+    return {(value,): 0.0 for value in values.get(labels[0], ())} if len(labels) == 1 else {}
 
 
 def _by_labels(metric: Metric, totals: Mapping[Key, float]) -> dict[tuple[str, ...], float]:
