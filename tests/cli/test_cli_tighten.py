@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from squidkeeper.base.errors import EditRefused
-from squidkeeper.change.tightening.edit import edited_documents
+from squidkeeper.change.tightening.edits import edited_documents
 from squidkeeper.cli import main
 from squidkeeper.policy.policy_store.loading import load, load_sources
 from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision

@@ -101,7 +101,7 @@ def _found(read: TableOptions, policy: NamedPolicy) -> tuple[Findings, Edits]:
 
 
 def _write_edit(policy: NamedPolicy, named: str | None, state: Path, edits: Edits, output: Path | None) -> str:
-    from squidkeeper.change.tightening.edit import edited_documents, unified_diff
+    from squidkeeper.change.tightening.edits import edited_documents, unified_diff
 
     sources, lists = _sources(policy, named, state)
     try:
