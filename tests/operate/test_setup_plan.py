@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.base.layout import Layout
+from squidkeeper.base.layout import ACCOUNTS, Layout
 from squidkeeper.operate.setup.configuration import MARK
 from squidkeeper.operate.setup.entries import Entry, File, Folder, Link
 from squidkeeper.operate.setup.plan import Plan, Present, SetupStep, StepKind, Wanted, plan
@@ -392,4 +392,5 @@ def test_gateways_beside_each_other_have_names_addresses_and_users_of_their_own(
     assert Layout.of(None).replacements() == {name: name for name in Layout.of(None).replacements()}
     others = [Layout.of(Path(f"/srv/{name}")).user_without_systemd("secrets") for name in "abcdefgh"]
     assert len({LAYOUT.user_without_systemd("secrets"), *others}) == len(others) + 1
+    assert len({LAYOUT.user_without_systemd(service) for service in ACCOUNTS}) == len(ACCOUNTS)
     assert all(61184 <= user <= 65519 for user in others)

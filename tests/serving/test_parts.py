@@ -88,7 +88,9 @@ STRIPS = "rules: [{name: a, action: allow, hosts: [a.example], strip: [X-Debug, 
 
 
 def test_a_request_that_needs_what_is_not_in_force_is_denied_and_told_what(tmp_path: Path) -> None:
-    found = in_force(tmp_path, STRIPS, "strip.cookie").checked(STRIPPED)
+    parts = in_force(tmp_path, STRIPS, "strip.cookie")
+    found = parts.checked(STRIPPED)
+    assert parts.checked(STRIPPED) is found
     assert (found.allowed, found.rule) == (False, NOT_RENDERED)
     assert found.reason is not None
     assert "yet: strip.cookie. It comes within seconds" in found.reason

@@ -290,6 +290,13 @@ def test_what_cannot_be_counted_is_denied_and_logged_once(tmp_path: Path, caplog
     ]
 
 
+def test_counts_whose_file_cannot_be_opened_refuse(tmp_path: Path) -> None:
+    (tmp_path / "quotas").write_text("no folder")
+    refused = Meter(LocalCounts(tmp_path)).take([(REQUESTS, "all")])
+    assert refused is not None
+    assert "File exists" in refused.unavailable
+
+
 @pytest.mark.parametrize(("length", "passes"), [("999999999", True), ("1000000001", False), ("x", True), ("-", True)])
 def test_a_request_that_would_send_more_than_is_left_is_denied(scope: QuotaScope, length: str, *, passes: bool) -> None:
     reply = answer(scope, line("llm.example", "llm", client="198.51.100.7", length=length))
