@@ -150,15 +150,12 @@ class Fetcher:
         file.chmod(0o755)
         return file
 
-    def start(self, secrets: str, **environment: str) -> Policy:
+    def start(self, secrets: str) -> Policy:
         policy = self.write(secrets)
         folders = {"policy": self.policy, "state": self.run / "state", "run": self.run, "commands": self.commands}
         options = [f"--{name}={folder}" for name, folder in folders.items()]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "squidkeeper", "secrets", *options],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | environment,
+            [sys.executable, "-m", "squidkeeper", "secrets", *options], stderr=subprocess.PIPE, text=True
         )
         return policy
 
@@ -223,13 +220,15 @@ def test_a_value_of_a_program_is_written_for_its_group_renewed_and_removed_with_
 
 
 @needs_root
-@pytest.mark.long
-def test_a_program_gets_its_arguments_without_a_shell_and_little_else(fetcher: Fetcher) -> None:
+def test_a_program_gets_its_arguments_without_a_shell_and_little_else(
+    fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN_OF_OURS", CANARY)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/x")
     fetcher.command("show", 'printf "%s|" "$@" $(env | cut -d= -f1 | sort) "$(pwd)"; cat')
-    policy = fetcher.start(
-        "{s: {command: {run: [show, '$(id)', 'a b; c']}}}", TOKEN_OF_OURS=CANARY, CREDENTIALS_DIRECTORY="/run/x"
-    )
-    assert fetcher.value(policy) == "$(id)|a b; c|CREDENTIALS_DIRECTORY|HOME|LANG|PATH|PWD|/|"
+    renewal, store = renewal_in(fetcher, "{s: {command: {run: [show, '$(id)', 'a b; c']}}}")
+    asyncio.run(until(renewal, 0, lambda: renewal.status.fetches))
+    assert value_of(store) == "$(id)|a b; c|CREDENTIALS_DIRECTORY|HOME|LANG|PATH|PWD|/|"
 
 
 @needs_root
@@ -322,6 +321,11 @@ def test_a_program_that_others_can_change_is_not_run(tmp_path: Path, change: str
         checked_program("read", commands)
 
 
+def client_fields(server: TokenServer) -> str:
+    client = "grant: client_credentials, client_id: me, client_secret: secret"
+    return f"token_url: '{server.url}', {client}, ca: {server.ca}"
+
+
 def oauth2(server: TokenServer, *more: str, grant: str = "client_credentials") -> str:
     fields = ", ".join((f"token_url: '{server.url}', grant: {grant}, client_id: me, ca: {server.ca}", *more))
     return f"{{s: {{oauth2: {{{fields}}}}}, secret: {{file: secret}}, refresh: {{file: refresh}}}}"
@@ -372,11 +376,11 @@ def test_a_token_is_asked_for_by_client_credentials_and_renewed_before_it_expire
     assert 3 < second.at - first.at < 6
 
 
-@pytest.mark.long
 def test_the_secret_of_a_client_may_be_sent_in_the_form(fetcher: Fetcher, server: TokenServer) -> None:
     put(fetcher, "secret", "s&c=ret")
-    policy = fetcher.start(oauth2(server, CLIENT, "client_auth: form"))
-    assert fetcher.value(policy) == "a-token"
+    renewal, store = renewal_in(fetcher, oauth2(server, CLIENT, "client_auth: form"))
+    asyncio.run(until(renewal, 0, lambda: renewal.status.fetches))
+    assert value_of(store) == "a-token"
     assert server.requests[0].form["client_secret"] == "s&c=ret"
     assert "authorization" not in server.requests[0].headers
 
@@ -494,9 +498,7 @@ def test_each_failure_of_a_token_endpoint_is_named_and_nothing_of_its_answer_is_
 ) -> None:
     put(fetcher, "secret", "of-the-client")
     server.respond = lambda request: FAILURES[int(request.form["scope"])][0](request)
-    fields = (
-        f"token_url: '{server.url}', grant: client_credentials, client_id: me, client_secret: secret, ca: {server.ca}"
-    )
+    fields = client_fields(server)
     sources = ", ".join(f"s{n}: {{oauth2: {{{fields}, scope: '{n}'}}}}" for n in range(len(FAILURES)))
     policy = fetcher.start(f"{{s: {{file: secret}}, secret: {{file: secret}}, {sources}}}")
     for number, (_, expected) in enumerate(FAILURES):
@@ -515,9 +517,7 @@ def test_a_token_endpoint_that_hangs_or_drips_ends_in_time_and_holds_up_no_other
     put(fetcher, "secret", "x")
     kinds: dict[str, Respond] = {"hang": server.hang, "drip": server.drip, "well": lambda _: token("well")}
     server.respond = lambda request: kinds[request.form["scope"]](request)
-    fields = (
-        f"token_url: '{server.url}', grant: client_credentials, client_id: me, client_secret: secret, ca: {server.ca}"
-    )
+    fields = client_fields(server)
     sources = ", ".join(f"{name}: {{oauth2: {{{fields}, scope: {name}}}}}" for name in kinds)
     policy = fetcher.start(f"{{s: {{file: secret}}, secret: {{file: secret}}, {sources}}}")
     assert fetcher.value(policy, "well") == "well"
@@ -602,14 +602,13 @@ def test_a_token_of_a_github_app_is_narrowed_and_asked_for_by_a_signed_jwt(
     assert renewal.status.expires_at == datetime.fromisoformat(expires).timestamp()
 
 
-@pytest.mark.long
 def test_a_private_key_that_is_none_is_a_failure_that_does_not_show_it(fetcher: Fetcher, server: TokenServer) -> None:
     put(fetcher, "key.pem", CANARY)
     fields = "app_id: 1, installation_id: 2, private_key: key, repositories: [a], permissions: {contents: read}"
     secrets = f"{{key: {{file: key.pem}}, s: {{github_app: {{{fields}, api_url: '{server.url}'}}}}}}"
-    fetcher.start(secrets)
-    assert fetcher.failure() == "the private key is not an RSA key in PEM, as GitHub gives it"
-    assert CANARY not in fetcher.stop()
+    renewal, _ = renewal_in(fetcher, secrets)
+    asyncio.run(until(renewal, 0, lambda: renewal.status.failure))
+    assert renewal.status.failure == "the private key is not an RSA key in PEM, as GitHub gives it"
 
 
 @needs_root
