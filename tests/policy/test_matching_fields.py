@@ -6,7 +6,7 @@ Fields of `FINITE_FIELDS` are declared once, and need no line here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -201,8 +201,27 @@ def test_hosts_that_a_declared_field_tells_apart_share_no_answer(policy_of: Poli
 
 
 @pytest.mark.usefixtures("declared")
-def test_a_declared_field_is_unproven_and_hides_nothing(policy_of: PolicyOf) -> None:
-    narrow = "{name: narrow, action: allow, hosts: [.a.example], schemes: [https], ports: [443]}"
-    policy = policy_of(f"{narrow}, {{name: wide, action: allow, hosts: [.a.example], ports: [443], schemes: [http]}}")
-    assert not [one for one in lint.lint(policy.source, NOW) if one.code is FaultCode.RULE_UNREACHABLE]
+def test_a_difference_of_a_declared_field_is_unproven(policy_of: PolicyOf) -> None:
+    policy = policy_of("{name: r, action: allow, hosts: [.a.example], schemes: [http]}")
     assert compare((policy, policy), NOW).limit == "what schemes tells apart, which is unproven"
+
+
+@dataclass(frozen=True, slots=True)
+class MoreFields(Match):
+    """The matching fields with one more, which no rule of lint knows."""
+
+    kinds: frozenset[str] | None = None
+
+
+@pytest.mark.parametrize(("first", "later", "hides"), [(None, "a", True), ("a", "a", True), ("a", None, False)])
+def test_lint_knows_what_a_declared_field_covers(
+    policy_of: PolicyOf, monkeypatch: pytest.MonkeyPatch, first: str | None, later: str | None, hides: bool
+) -> None:
+    monkeypatch.setattr(lint, "FINITE_FIELDS", (FiniteField("kinds", lambda _: "a"),))
+    policy = policy_of(f"{WIDE}, {WIDE.replace('wide', 'later')}").source
+    matches = [
+        MoreFields(hosts=policy.rules[0].match.hosts, kinds=frozenset(one) if one else None) for one in (first, later)
+    ]
+    rules = tuple(replace(rule, match=match) for rule, match in zip(policy.rules, matches, strict=True))
+    found = {one.code for one in lint.lint(replace(policy, rules=rules), NOW)}
+    assert (FaultCode.RULE_UNREACHABLE in found) is hides

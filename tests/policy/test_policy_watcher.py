@@ -415,6 +415,7 @@ def test_a_process_that_starts_with_what_was_in_force_denies_once_the_file_is_co
 def test_a_process_that_starts_while_an_edit_replaces_another_begins_with_what_was_in_force(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.0)
     first = started(tmp_path)
     write_policy(tmp_path / "policy", "rules: [{name: second, action: allow, hosts: [open.example]}]")
     later = make(tmp_path)
