@@ -284,12 +284,6 @@ def _gate_period(text: str) -> int:
     return seconds
 
 
-def _gate_denials(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _GATE_DENIALS_AT_MOST:
-        raise _wrong_type(f"a number from 1 to {_GATE_DENIALS_AT_MOST:,}")
-    return value
-
-
 def _some_arguments(arguments: tuple[str, ...]) -> tuple[str, ...]:
     if arguments[:1] == ("",):
         raise _fault(FaultCode.INVALID_SOURCE, "no program is named, expected [PROGRAM, ARGUMENT, …]")
@@ -430,16 +424,13 @@ def _ask_default(value: bool, info: ValidationInfo) -> bool:
     return value
 
 
-def _uses(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _USES_AT_MOST:
-        raise _wrong_type(f"a number from 1 to {_USES_AT_MOST:,} (without quotes and commas)")
-    return value
+def _number(at_most: int, hint: str = " (without quotes and commas)") -> Any:
+    def validate(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= at_most:
+            raise _wrong_type(f"a number from 1 to {at_most:,}{hint}")
+        return value
 
-
-def _count_at_most(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_COUNT:
-        raise _wrong_type(f"a number from 1 to {LARGEST_COUNT:,} (without quotes and commas)")
-    return value
+    return PlainValidator(validate)
 
 
 def _size_at_most(value: object) -> int:
@@ -625,7 +616,7 @@ class ReloadGateEntry(_Model):
     """Which edits are refused for what they would deny."""
 
     since: Annotated[int, _parsed(FaultCode.INVALID_TIME, _gate_period)]
-    denials: Annotated[int, PlainValidator(_gate_denials)]
+    denials: Annotated[int, _number(_GATE_DENIALS_AT_MOST, "")]
 
 
 class Defaults(_Model):
@@ -784,7 +775,7 @@ class GrantEntry(FiniteFields):
     methods: Several[Annotated[str, _parsed(FaultCode.INVALID_METHOD, parse_method)]] | None = None
     paths: Many[Annotated[PathPattern, _parsed(FaultCode.INVALID_PATH, parse_path_pattern)]] | None = None
     expires: Time
-    uses: Annotated[int, PlainValidator(_uses)] | None = None
+    uses: Annotated[int, _number(_USES_AT_MOST)] | None = None
     reason: Prose
     by: Prose | None = None
     made: Time | None = None
@@ -843,7 +834,7 @@ class UpstreamEntry(TunnelFields):
     resolve: Literal["upstream"] | None = None
 
 
-CountAtMost = Annotated[int, PlainValidator(_count_at_most)]
+CountAtMost = Annotated[int, _number(LARGEST_COUNT)]
 SizeAtMost = Annotated[int, PlainValidator(_size_at_most)]
 
 

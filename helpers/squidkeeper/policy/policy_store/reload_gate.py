@@ -12,7 +12,6 @@ names the revision that `squidkeeper reload --force` has accepted, is root's.
 import os
 import re
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -24,7 +23,7 @@ from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.base.formatting import printable, quantity
 from squidkeeper.base.untrusted_file import open_untrusted, read_untrusted
-from squidkeeper.policy.policy_store.revisions import InForce, marked_in_force
+from squidkeeper.policy.policy_store.revisions import InForce, marked_in_force, replace_link
 from squidkeeper.policy.policy_store.sources import Sources
 
 PATIENCE_SECONDS: Final = 20.0
@@ -167,12 +166,8 @@ def ask_for_verdict(folder: Path, edit: Edit) -> None:
     asked = edit_held(folder)
     if asked and asked[0] == edit and abs(time.time() - asked[1]) < _ASKED_SECONDS:
         return
-    new = folder / f".{_HELD}.{os.getpid()}.part"  # as revisions.py names what it prunes
-    with suppress(FileNotFoundError):
-        new.unlink()
     folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-    new.symlink_to(str(edit))
-    new.rename(folder / _HELD)
+    replace_link(folder, _HELD, str(edit))
 
 
 def edit_held(folder: Path) -> tuple[Edit, float] | None:

@@ -12,7 +12,6 @@ is being written starts with it.
 """
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -28,7 +27,7 @@ from squidkeeper.base.untrusted_file import read_untrusted
 from squidkeeper.policy.language.contents import SecretFile
 from squidkeeper.policy.language.document import Document, file_entries, parse_document
 from squidkeeper.policy.policy_store.list_compiler import ListChangedError, load_list
-from squidkeeper.policy.policy_store.sources import ListFile, Sources, grants_file, local_file
+from squidkeeper.policy.policy_store.sources import ListFile, Sources, digest_of, grants_file, local_file
 from squidkeeper.policy.presets import parse_preset
 
 
@@ -80,11 +79,16 @@ class RevisionWriter:
 
 def mark_in_force(folder: Path, revision: str) -> None:
     """Mark a stored revision as the one that was loaded last; OSError if that cannot be written."""
-    new = folder / f".{_IN_FORCE}.{os.getpid()}{_UNFINISHED}"
+    replace_link(folder, _IN_FORCE, revision)
+
+
+def replace_link(folder: Path, name: str, target: str) -> None:
+    """Make a symbolic link, or replace it whole; OSError if that cannot be written."""
+    new = folder / f".{name}.{os.getpid()}{_UNFINISHED}"
     with suppress(FileNotFoundError):
         new.unlink()
-    new.symlink_to(revision)
-    new.rename(folder / _IN_FORCE)
+    new.symlink_to(target)
+    new.rename(folder / name)
 
 
 def marked_in_force(folder: Path) -> tuple[str, int] | None:
@@ -187,13 +191,9 @@ def _read_document(file: Path, path: Path, digest: str) -> Document:
 
 def _read(file: Path, digest: str) -> bytes:
     content = read_untrusted(file, _BYTES_OF_A_FILE)
-    if _digest(content) != digest:
+    if digest_of(content) != digest:
         raise ValueError(f"{file} is not what was stored")
     return content
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 # --- storing ------------------------------------------------------------------------------------------------------
@@ -218,8 +218,8 @@ def _manifest(sources: Sources) -> str:
     raw = {
         "directory": str(sources.directory.absolute()),
         "documents": _digests(_documents(sources)),
-        "granted": _digest(sources.granted.content) if sources.granted else None,
-        "local": _digest(sources.local.content) if sources.local else None,
+        "granted": digest_of(sources.granted.content) if sources.granted else None,
+        "local": digest_of(sources.local.content) if sources.local else None,
         "ungranted": sources.revision_without_granted,
         "presets": _digests(sources.presets),
         "ended": sorted(sources.ended),
@@ -239,7 +239,7 @@ def _beside(sources: Sources) -> Iterator[tuple[str, Document]]:
 
 
 def _digests(documents: Mapping[str, Document]) -> dict[str, str]:
-    return {name: _digest(document.content) for name, document in documents.items()}
+    return {name: digest_of(document.content) for name, document in documents.items()}
 
 
 def _list_names(sources: Sources) -> set[str]:

@@ -81,20 +81,21 @@ class Sources:
         return self._revision_with(None)
 
     def _revision_with(self, granted: Document | None) -> str:
-        contents = [(document.path, _digest(document.content)) for document in self.documents]
+        contents = [(document.path, digest_of(document.content)) for document in self.documents]
         named = [(os.path.relpath(path, self.directory), content) for path, content in contents]
         beside = ((_GRANTS_NAME, granted), (_LOCAL_NAME, self.local))
-        named += [(f"../{name}", _digest(document.content)) for name, document in beside if document]
+        named += [(f"../{name}", digest_of(document.content)) for name, document in beside if document]
         lists = self.lists.items()
         named += [(os.path.relpath(path, self.directory), file.digest or "") for path, file in lists]
-        named += [(f"preset {name}", _digest(preset.content)) for name, preset in self.presets.items()]
+        named += [(f"preset {name}", digest_of(preset.content)) for name, preset in self.presets.items()]
         digest = hashlib.blake2b(digest_size=_REVISION_DIGITS // 2)
         for name, content in named:
             digest.update(f"{name}\0{content}\0".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
 
-def _digest(content: bytes) -> str:
+def digest_of(content: bytes) -> str:
+    """Return the SHA-256 of a file's content."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -183,11 +184,7 @@ def own_files(directory: Path) -> list[Path]:
         names = os.listdir(directory)
     except OSError:
         return []
-    return [directory / name for name in sorted(names) if _is_policy_name(name)]
-
-
-def _is_policy_name(name: str) -> bool:
-    return name.endswith((".yaml", ".yml")) and not name.startswith(".")
+    return [directory / name for name in sorted(names) if name.endswith((".yaml", ".yml")) and name[0] != "."]
 
 
 def _read_documents(directory: Path, *, is_others: bool) -> tuple[tuple[Document, ...], tuple[Fault, ...]]:
