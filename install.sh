@@ -13,8 +13,8 @@ SOURCE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 # complains when its reader ends early: so no pipe here ends in `head` or `grep -q`.
 trap '' PIPE
 say() { printf '%-13s %s\n' "$1" "$2" 2>/dev/null || true; }
-# A step has a name, which a failure is reported under, and advice for that case.
-step() { STEP=$1 ADVICE=$2; }
+# A step has a name, which a terminal shows and a failure is reported under, and advice for that case.
+step() { STEP=$1 ADVICE=$2 && { [ ! -t 2 ] || printf '%s …\r' "$1" >&2; }; }
 
 die() {
     printf 'install.sh: %s\n' "$1" >&2

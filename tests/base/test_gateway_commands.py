@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 import pytest
 
 from squidkeeper.base.gateway_commands import FILES, OPTIONS, PLACES, command, with_commands
-from squidkeeper.base.layout import Layout
+from squidkeeper.base.layout import Layout, own_root
 from squidkeeper.cli import main
 from squidkeeper.operate.setup.error_pages import files
 
 REPOSITORY = Path(__file__).parents[2]
 USUAL = Layout.of(None)
 ROOT = Layout.of(Path("/srv/gw"))
-LOG = "/srv/gw/log/access.log*"
-POLICY, STATE, RUN = "--policy /srv/gw/etc/policy", "--state /srv/gw/state", "--run /srv/gw/run"
-LINES = "--fragment /srv/gw/etc/squidkeeper.conf"
 SQUID = f"squid -n {ROOT.squid_service} -f /srv/gw/etc/squid.conf"
 
 
@@ -45,19 +43,9 @@ def test_texts_are_for_the_gateway_of_the_system() -> None:
 @pytest.mark.parametrize(
     ("text", "written"),
     [
-        ("`squidkeeper check`", f"`/srv/gw/bin/squidkeeper check {POLICY} {STATE} {LINES}`"),
-        ("sudo squidkeeper explain --client", f"sudo /srv/gw/bin/squidkeeper explain {POLICY} {LINES} --client"),
-        ("sudo squidkeeper why 1.2.3", f"sudo /srv/gw/bin/squidkeeper why {POLICY} {STATE} {RUN} {LOG} 1.2.3"),
-        ("`squidkeeper log --since 1h`", f"`/srv/gw/bin/squidkeeper log {POLICY} {STATE} {LOG} --since 1h`"),
-        ("`squidkeeper log --drift FILE`", f"`/srv/gw/bin/squidkeeper log {POLICY} {STATE} --drift FILE`"),
-        ("squidkeeper quota shows", f"/srv/gw/bin/squidkeeper quota {POLICY} {STATE} shows"),
-        (
-            "squidkeeper ask approve x",
-            f"/srv/gw/bin/squidkeeper ask approve {POLICY} {STATE} --access-log {ROOT.access_log} x",
-        ),
-        ("`squidkeeper drain --cancel`", "`/srv/gw/bin/squidkeeper drain --root /srv/gw --cancel`"),
-        ("`squidkeeper pull --once`", f"`/srv/gw/bin/squidkeeper pull {POLICY} {STATE}"
-         " --config /srv/gw/etc/pull.yaml --folder /srv/gw/pulled --once`"),
+        ("sudo squidkeeper why 1.2.3", "sudo /srv/gw/bin/squidkeeper why 1.2.3"),
+        ("squidkeeper ask approve x", "/srv/gw/bin/squidkeeper ask approve x"),
+        ("`squidkeeper pull --once`", "`/srv/gw/bin/squidkeeper pull --once`"),
         ("`./install.sh --log-bytes SIZE`", "`./install.sh --root /srv/gw --log-bytes SIZE`"),
         ("`squid -k reconfigure`", f"`{SQUID} -k reconfigure`"),
         ("`systemctl status squid`", '`ps -fp "$(cat /srv/gw/run/squid.pid)"`'),
@@ -71,7 +59,7 @@ def test_texts_are_for_the_gateway_of_the_system() -> None:
         ("/opt/squidkeeper/bin/squidkeeper check", "/opt/squidkeeper/bin/squidkeeper check"),
     ],
 )  # fmt: skip
-def test_below_a_root_each_command_names_its_places(text: str, written: str) -> None:
+def test_below_a_root_each_command_is_of_its_program(text: str, written: str) -> None:
     assert with_commands(text, ROOT) == written
 
 
@@ -79,6 +67,7 @@ def test_options_for_usual_places_are_left_out() -> None:
     assert command("check", USUAL, "/my gateway/bin/squidkeeper") == "'/my gateway/bin/squidkeeper' check"
     elsewhere = Layout.around(Path("/my policy"), USUAL.state, access_log=Path("/my log"))
     assert command("log", elsewhere) == "squidkeeper log --policy '/my policy' '/my log'*"
+    assert with_commands("`squidkeeper log FILE`", elsewhere) == "`squidkeeper log --policy '/my policy' FILE`"
     assert with_commands("`systemctl status squid`", elsewhere) == "`systemctl status squid`"
 
 
@@ -86,3 +75,17 @@ def test_a_policy_and_a_state_below_one_root_tell_the_gateway() -> None:
     assert Layout.around(ROOT.policy, ROOT.state) == ROOT
     assert Layout.around(USUAL.policy, USUAL.state) == USUAL
     assert Layout.around(ROOT.policy, USUAL.state).root is None
+
+
+@pytest.mark.parametrize(("prefix", "root"), [("gw", "gw"), ("opt/squidkeeper", None), ("checkout", None)])
+def test_a_program_knows_the_root_that_it_was_installed_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, prefix: str, root: str | None
+) -> None:
+    place = tmp_path / prefix
+    monkeypatch.setattr(sys, "prefix", str(place / "venv-012345678901"))
+    if prefix != "checkout":
+        (place / "bin").mkdir(parents=True)
+        (place / "bin/squidkeeper").symlink_to("../venv-012345678901/bin/squidkeeper")
+    if root is None:
+        monkeypatch.setattr(Layout, "prefix", property(lambda self: tmp_path / "opt/squidkeeper"))
+    assert own_root() == (root and tmp_path / root)

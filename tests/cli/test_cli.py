@@ -757,26 +757,6 @@ def test_check_names_what_squid_lacks_and_for_what_install_has_to_be_run(tmp_pat
     assert "install.sh" not in run(*asked)[1]
 
 
-@pytest.mark.parametrize(
-    ("words", "completed"),
-    [
-        (("pre",), ["preset"]),
-        (("explain", "--cl"), ["--client"]),
-        (("preset", "show", "np"), ["npm@1"]),
-    ],
-)
-def test_bash_completes(words: tuple[str, ...], completed: list[str]) -> None:
-    script = f"""
-        PATH={Path(sys.executable).parent}:$PATH
-        eval "$(_SQUIDKEEPER_COMPLETE=bash_source squidkeeper)"
-        COMP_WORDS=(squidkeeper {" ".join(words)}) COMP_CWORD={len(words)}
-        _squidkeeper_completion squidkeeper
-        echo "${{COMPREPLY[@]}}"
-    """
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == completed
-
-
 def test_setup_removes_nothing_by_a_relative_path() -> None:
     result = CliRunner().invoke(
         main, ["setup", "--source", "/", "--venv", "/", "--work", "no-such-folder-of-squidkeeper", "--dry-run"]

@@ -58,7 +58,7 @@ class Said(NamedTuple):
 
 
 def run(*arguments: str | Path) -> Said:
-    done = CliRunner().invoke(log, [str(argument) for argument in arguments])
+    done = CliRunner().invoke(main, ["log", *map(str, arguments)])
     return Said(done.exit_code, done.stdout, done.stderr)
 
 
@@ -479,7 +479,7 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path, nam
 
 def test_a_file_whose_name_steers_the_terminal_is_named_without_doing_so(tmp_path: Path) -> None:
     said = run(tmp_path / "\x1b]0;owned\x07")
-    assert said.err == f"Error: {tmp_path}/%1B]0;owned%07: no such file or directory\n"
+    assert said.err == f"Error: {tmp_path}/\\x1b]0;owned\\x07: no such file or directory\n"
 
 
 def test_lines_that_are_no_record_are_counted_and_the_first_is_named(path: Path) -> None:

@@ -1,17 +1,22 @@
-"""The help texts of the command line: short, and true about commands and exit statuses."""
+"""The help texts of the command line: short, and true. What is made of them: completion, and the manual page."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 
+from squidkeeper.base.layout import Layout
 from squidkeeper.cli import main
+from squidkeeper.cli.shell_files import shell_files
 
+ROOT = Layout.of(Path("/srv/gw"))
 REPOSITORY = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 LONGEST_OPTION = 18  # words of the help of one option
 LONGEST_SENTENCE = 25  # words
@@ -75,3 +80,33 @@ def test_the_operators_table_has_each_exit_status_that_a_help_names() -> None:
     for name in told:
         statuses = {int(found) for found in re.findall(r"^ +([12])  ", COMMANDS[name].help or "", re.MULTILINE)}
         assert statuses == {number for number, cell in enumerate(rows[name], 1) if cell.strip()}, name
+
+
+def test_the_manual_page_has_every_command_and_option(tmp_path: Path) -> None:
+    (tmp_path / "page").write_text(shell_files(ROOT)["man"])
+    shown = subprocess.run(
+        ["man", "--warnings", "-l", "page"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert shown.stderr == ""
+    assert {name for name in COMMANDS if f"\n   squidkeeper {name}" not in shown.stdout} == set()
+    words = set(re.findall(r"--[a-z-]+", shown.stdout))
+    options = {one for command in COMMANDS.values() for one in command.params if not getattr(one, "hidden", True)}
+    assert {word for one in options for word in one.opts if word.startswith("--")} <= words
+    assert "[default: /srv/gw/etc/policy]" in shown.stdout
+    assert "/etc/squidkeeper/policy]" not in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "word"), [("pre", "preset"), ("explain --cl", "--client"), ("preset show np", "npm@1")]
+)
+def test_bash_completes(tmp_path: Path, line: str, word: str) -> None:
+    (tmp_path / "script").write_text(shell_files(ROOT)["bash"])
+    script = f"""
+        PATH={Path(sys.executable).parent}:$PATH
+        . {tmp_path}/script
+        COMP_WORDS=(squidkeeper {line}) COMP_CWORD={len(line.split())}
+        _squidkeeper_completion squidkeeper
+        echo "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [word]

@@ -500,7 +500,7 @@ def test_what_squid_warns_of_in_local_conf_is_told(gateway: Gateway, second_run:
 
 
 def test_doctor_finds_nothing_in_a_good_gateway(gateway: Gateway) -> None:
-    command: list[str | Path] = [gateway.place("bin/squidkeeper"), "doctor", "--json", "--root", gateway.place("")]
+    command: list[str | Path] = [gateway.place("bin/squidkeeper"), "doctor", "--json"]  # it knows its root
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     diagnosis = json.loads(done.stdout)
     of_this_machine = {"disk-space-low", "squid-outdated"}
@@ -919,10 +919,8 @@ def test_the_runbooks_are_for_this_gateway(gateway: Gateway) -> None:
     text = gateway.place("etc/observe/alerts.yaml").read_text()
     root, program = re.escape(str(gateway.root)), gateway.place("bin/squidkeeper")
     assert f"`curl -s http://127.0.0.1:{usual_exporter_port(gateway.port)}/healthz`" in text
-    places = f"--policy {gateway.place('etc/policy')} --state {gateway.place('state')}"
-    lines = f"--fragment {gateway.place('etc/squidkeeper.conf')}"
-    assert f"`{program} check {places} {lines}`" in text
-    assert f"`{program} explain --policy {gateway.place('etc/policy')} {lines} GET URL" in text
+    assert f"`{program} check`" in text
+    assert f"`{program} explain GET URL" in text
     assert re.search(rf"`squid -n \w+ -f {root}/etc/squid\.conf -k reconfigure`", text)
     assert f"`ls -lt {gateway.place('log')}`" in text
     elsewhere = re.sub(rf"{root}[\w./-]*", "", text)
@@ -1206,14 +1204,11 @@ def test_a_process_of_its_own_pulls_the_policy_and_the_gateway_follows_its_link(
 
 
 def steps_to_pull(gateway: Gateway) -> list[Callable[[], str]]:
-    """The commands of policy/PULL.md, for a gateway under a root of its own."""
-    own = f"{gateway.place('bin/squidkeeper')} pull"
-    own += f" --config {gateway.place('etc/pull.yaml')} --folder {gateway.place('pulled')}"
-    own += f" --policy {gateway.place('etc/policy')} --state {gateway.place('state')}"
+    """The commands of policy/PULL.md, for a gateway under a root of its own, which its program knows."""
     replaced = {
         "sudo ": "",
         "./install.sh": f"./install.sh --root {gateway.root}",
-        "squidkeeper pull": own,
+        "squidkeeper pull": f"{gateway.place('bin/squidkeeper')} pull",
         "/etc/squidkeeper": str(gateway.place("etc")),
         "/var/lib/squidkeeper-pull": str(gateway.place("pulled")),
     }

@@ -493,9 +493,11 @@ def systemd(gateway: Gateway, tmp_path: Path) -> Iterator[Machine]:
 
 def test_the_program_is_on_everybodys_path_unless_another_of_that_name_is(machine: Machine, source: Path) -> None:
     installer, link = source / "install.sh", machine.path("/usr/local/bin/squidkeeper")
+    read_by_shells = [machine.path(str(path)) for path in Layout.of(None).shell_files.values()]
     done = machine.run(installer, "--no-start")
     assert done.returncode == 0, done.stderr
     assert os.readlink(link) == "/opt/squidkeeper/bin/squidkeeper"
+    assert [path for path in read_by_shells if not path.is_file()] == []
     assert "\n  squidkeeper explain GET https://en.wikipedia.org/\n" in done.stdout
     assert machine.run("squidkeeper", "explain", "GET", "https://en.wikipedia.org/").returncode == 1
     by_sudo = machine.run(installer, "--no-start", SUDO_USER="me", PATH="/usr/sbin:/usr/bin:/sbin:/bin").stdout
@@ -511,6 +513,7 @@ def test_the_program_is_on_everybodys_path_unless_another_of_that_name_is(machin
     assert machine.run(installer, "--no-start").returncode == 0
     assert machine.run(installer, "--uninstall").returncode == 0
     assert not link.is_symlink()
+    assert [path for path in read_by_shells if path.parent.exists()] == []
 
 
 def test_nothing_outside_of_the_root_is_touched(machine: Machine, empty: Gateway) -> None:

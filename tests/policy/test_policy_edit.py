@@ -153,6 +153,6 @@ def test_the_command_prints_a_token_once_and_the_policy_has_its_hash_alone(tmp_p
     gateway = tmp_path / "gateway"
     shutil.copytree(folder, gateway / "etc/policy")
     made = squidkeeper("client", "add", "ci", "--policy", gateway / "etc/policy")
-    assert made.stderr.endswith(f"squidkeeper env --root {gateway} --client ci --token-file FILE\n")
+    assert made.stderr.endswith(f"{gateway}/bin/squidkeeper env --client ci --token-file FILE\n")
     wrong = squidkeeper("client", "add", "ci", "--for", "soon", "--policy", folder)
     assert (wrong.returncode, wrong.stdout) == (2, "")

@@ -284,7 +284,7 @@ def test_a_file_that_has_no_space_for_a_parquet_result_ends_the_query() -> None:
 )
 def test_a_query_that_needs_more_memory_than_it_has_is_refused(tmp_path: Path, sql: str) -> None:
     ran = query(sql, log_file(tmp_path), check=False)
-    assert ran.returncode == 1
+    assert ran.returncode == 2
     assert ran.stderr.startswith("Error: out of memory: DuckDB has 1GB, and half of the free space of ")
     assert resident_bytes() < 2 * 1024**3
 
@@ -331,7 +331,7 @@ def test_a_parquet_file_is_one_file_whatever_its_name_is(parent: Path) -> None:
     (parent / "none.parquet").write_text("no Parquet\n" * 9)
     for name, reason in (("q*", "no such file"), ("none", "magic bytes")):
         ran = query("SELECT 1", parent / f"{name}.parquet", check=False)
-        assert (ran.returncode, ran.stderr.count("\n"), reason in ran.stderr) == (1, 1, True)
+        assert (ran.returncode, ran.stderr.count("\n"), reason in ran.stderr) == (2, 1, True)
 
 
 BUSY = "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range * b.range % 7 = 3"
@@ -440,7 +440,7 @@ def test_a_parquet_file_without_the_columns_of_a_part_is_refused(tmp_path: Path)
         assert table.connection.execute("SELECT count(*) FROM requests").fetchall() == [(2,)]
     counted = "SELECT count(*) AS n FROM requests"
     refused = query(counted, few, check=False)
-    assert (refused.returncode, refused.stdout) == (1, "")
+    assert (refused.returncode, refused.stdout) == (2, "")
     text = f"{few}: its columns are not those of an archived part: there is no time, no client, no method: "
     assert refused.stderr.startswith(f"Error: {text}")
     (tmp_path / "no.parquet").write_bytes(b"no Parquet")

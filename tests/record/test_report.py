@@ -513,7 +513,7 @@ def test_a_log_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     code, output = run(tmp_path / "none.log", "--json", "--policy", tmp_path)
     assert code == 2
     assert "none.log" in output
-    assert "no%1B[31m.log" in run(tmp_path / "no\x1b[31m.log", "--json", "--policy", tmp_path)[1]
+    assert "no\\x1b[31m.log" in run(tmp_path / "no\x1b[31m.log", "--json", "--policy", tmp_path)[1]
 
 
 def test_the_report_as_text_says_the_sums_and_what_it_leaves_out(tmp_path: Path) -> None:

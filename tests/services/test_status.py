@@ -432,9 +432,8 @@ def test_what_to_do_is_written_for_the_gateway_of_the_page() -> None:
         pull=replace(PULLED, refused="b" * 40, reason="no rewind; `squidkeeper pull --once --accept b` takes it"),
     )
     text = text_of(below_root)
-    own = "--policy /gw/etc/policy --state /gw/state --config /gw/etc/pull.yaml --folder /gw/pulled"
-    assert f"/gw/bin/squidkeeper pull {own} --once --accept b" in text
-    assert "/gw/bin/squidkeeper drain --root /gw --cancel lets clients come again." in text
+    assert "/gw/bin/squidkeeper pull --once --accept b" in text
+    assert "/gw/bin/squidkeeper drain --cancel lets clients come again." in text
     assert 'Read ps -fp "$(cat /gw/run/squid.pid)" and the end of cache.log.' in text
     assert "systemctl" not in text
 

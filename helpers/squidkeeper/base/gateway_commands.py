@@ -1,8 +1,8 @@
 """How the commands of one gateway are written.
 
 Texts name commands as they are for the gateway of the system: `squidkeeper check`, `./install.sh`, `squid -k rotate`,
-`systemctl status squid`. A gateway in other places, such as one below a root, needs options that name these, and has no
-systemd.
+`systemctl status squid`. A gateway below a root has a program of its own, which knows that root, and no systemd. For a
+gateway in other places, options name them.
 """
 
 import re
@@ -21,7 +21,6 @@ PLACES: Final[Mapping[str, str]] = {  # options, and the fields of a layout that
     "--access-log": "access_log",
     "--config": "pull_settings",
     "--folder": "pulled",
-    "--root": "root",
 }
 FILES: Final = "[FILE]..."  # the access log and its rotated files
 OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {  # of the commands that texts name
@@ -30,8 +29,9 @@ OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {  # of the commands that texts 
     "ask deny": ("--policy", "--state"),
     "check": ("--policy", "--state", "--fragment"),
     "client add": ("--policy",),
-    "doctor": ("--root",),
-    "drain": ("--root",),
+    "doctor": (),
+    "drain": (),
+    "env": ("--policy",),
     "explain": ("--policy", "--fragment"),
     "log": ("--policy", "--state", FILES),
     "pull": ("--policy", "--state", "--config", "--folder"),
@@ -39,7 +39,6 @@ OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {  # of the commands that texts 
     "reload": ("--policy", "--state"),
     "why": ("--policy", "--state", "--run", FILES),
 }
-_USUAL: Final = Layout.of(None)
 _COMMANDS: Final = "|".join(sorted(OPTIONS, key=len, reverse=True))
 _NAMED: Final = re.compile(
     rf"(?<![\w/.-])(?:squidkeeper (?P<name>{_COMMANDS})(?![\w-])"
@@ -64,9 +63,10 @@ def with_commands(text: str, layout: Layout, program: str = "squidkeeper") -> st
 
 def command(name: str, layout: Layout, program: str = "squidkeeper", *, with_log: bool = True) -> str:
     """Write a command of squidkeeper with the options that name this gateway's places, where they are not the usual."""
+    usual_layout = Layout.of(layout.root)
     words = [shlex.quote(str(layout.program) if layout.root else program), name]
     for option in OPTIONS[name]:
-        place, usual = (getattr(one, PLACES.get(option, "access_log")) for one in (layout, _USUAL))
+        place, usual = (getattr(one, PLACES.get(option, "access_log")) for one in (layout, usual_layout))
         if option == FILES:
             words += [f"{shlex.quote(str(place))}*"] if with_log and place != usual else []
         elif place != usual:

@@ -1,5 +1,6 @@
 """Where the files of a gateway are: as squid/ documents them, or under `--root DIR`."""
 
+import sys
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -208,6 +209,17 @@ class Layout:
         return None if self.root else Path("/usr/local/bin/squidkeeper")
 
     @property
+    def shell_files(self) -> dict[str, Path]:
+        """What shells read to complete commands, and `man`; both also look beside the program on PATH."""
+        share = (self.root or Path("/usr/local")) / "share"
+        return {
+            "bash": share / "bash-completion/completions/squidkeeper",
+            "zsh": share / "zsh/site-functions/_squidkeeper",
+            "fish": share / "fish/vendor_completions.d/squidkeeper.fish",
+            "man": share / "man/man1/squidkeeper.1",
+        }
+
+    @property
     def squid_service(self) -> str:
         """The service name of this Squid: gateways beside each other need their own, the same in each run."""
         return f"sk{self._hash.hex()[:16]}" if self.root else "squid"
@@ -236,6 +248,13 @@ class Layout:
     @property
     def _hash(self) -> bytes:
         return sha256(str(self.root).encode()).digest()
+
+
+def own_root() -> Path | None:
+    """Return the root of the gateway that has installed this program; None for the system's, and for no gateway's."""
+    venv = Path(sys.prefix)
+    is_installed = venv.name.startswith("venv-") and (venv.parent / "bin/squidkeeper").is_symlink()
+    return venv.parent if is_installed and venv.parent != Layout.of(None).prefix else None
 
 
 @cache

@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
-from squidkeeper.cli.output_failures import told_output_failures
+from squidkeeper.cli.output import told_failures
 
-_GROUPS = {  # what people do, with a line for each command that fits beside its name
+GROUPS = {  # what people do, with a line for each command that fits beside its name
     "Policy": {
         "check": "Check a policy: faults, warnings and its tests",
         "explain": "Explain what the gateway does with METHOD URL, and why",
@@ -63,7 +63,7 @@ _GROUPS = {  # what people do, with a line for each command that fits beside its
         "certificate": "Make the certificates of hosts",
     },
 }
-_COMMANDS = tuple(name for commands in _GROUPS.values() for name in commands)
+_COMMANDS = tuple(name for commands in GROUPS.values() for name in commands)
 
 
 class LateGroup(click.Group):
@@ -76,7 +76,7 @@ class LateGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
         """Write the commands by what people do, without an import of any."""
         width = max(map(len, _COMMANDS))
-        for title, commands in _GROUPS.items():
+        for title, commands in GROUPS.items():
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(width), does) for name, does in commands.items()])
 
@@ -99,7 +99,7 @@ class LateGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
-        with told_output_failures():
+        with told_failures():
             return super().invoke(ctx)
 
 

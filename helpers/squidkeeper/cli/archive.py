@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,12 +13,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from squidkeeper.base.errors import ArchiveInUse, InvalidArchiveKey, StoreFailed
 from squidkeeper.base.formatting import byte_size, quantity
 from squidkeeper.cli import options
 from squidkeeper.cli.archive_fetch import fetch
 from squidkeeper.cli.archive_verify import failure, verify
 from squidkeeper.cli.maintain import Size
+from squidkeeper.cli.output import progress, show_json
 from squidkeeper.record.archive import KEEP_DAYS
 
 if TYPE_CHECKING:
@@ -103,9 +102,8 @@ def run(
         if signing is None:
             _refuse_unsealed(archive)
         become_owner(archive)  # its next run could not replace what root has written
-        report = Archiver(access_log, archive, signing, bounds, state=state, store=store).run()
-    except (ArchiveInUse, StoreFailed) as error:
-        raise click.ClickException(str(error)) from None
+        with progress("archiving"):
+            report = Archiver(access_log, archive, signing, bounds, state=state, store=store).run()
     except OSError as error:
         raise click.ClickException(failure(archive, error)) from None
     _show(report)
@@ -127,10 +125,7 @@ def _own_key(archive: Path) -> Path | None:
 def _key(file: Path | None) -> ArchiveKey | None:
     from squidkeeper.record.chain.keys import read_archive_key
 
-    try:
-        return read_archive_key(file) if file else None
-    except InvalidArchiveKey as error:
-        raise click.ClickException(str(error)) from None
+    return read_archive_key(file) if file else None
 
 
 def _refuse_unsealed(archive: Path) -> None:
@@ -192,7 +187,7 @@ def _show_copy(report: RunReport) -> None:
 
 @archive.command("list")
 @options.archive_option("The archive.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array of days.")
+@options.json_option
 def list_days(archive: Path, as_json: bool) -> None:
     """List the days of an archive."""
     from squidkeeper.record.archive.retention import days_of
@@ -204,7 +199,7 @@ def list_days(archive: Path, as_json: bool) -> None:
     except OSError as error:
         raise click.ClickException(failure(archive, error)) from None
     if as_json:
-        click.echo(json.dumps([one.figures for one in days]))
+        show_json([one.figures for one in days])
         return
     click.echo(f"{'DAY':10}  {'LINES':>12}  {'INVALID':>8}  {'SIZE':>9}  PARTS")
     for one in days:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.base.errors import ArchiveInUse, ExtraMissing, StoreFailed
 from squidkeeper.base.formatting import byte_size, printable, quantity
 from squidkeeper.cli.options import since_option
 
@@ -34,15 +33,12 @@ def fetch(store: str, folder: Path, since: datetime | None) -> None:
     from squidkeeper.record.log.record import format_time
 
     failed = False
-    try:
-        for one in fetch_archives(ObjectStore(read_store_settings(store)), folder, format_time(since) if since else ""):
-            name = f"{one.gateway}: " if one.gateway else ""
-            click.echo(f"{name}fetched {quantity(one.parts, 'part')}, {byte_size(one.bytes)}")
-            for path in one.missing:
-                click.echo(f"{name}{path}: the store lacks it, or has other content than its entry says", err=True)
-            if one.failure:
-                click.echo(printable(f"{name}not fetched: {one.failure}"), err=True)
-            failed |= bool(one.missing or one.failure)
-    except (StoreFailed, ExtraMissing, ArchiveInUse) as error:
-        raise click.ClickException(printable(str(error))) from None
+    for one in fetch_archives(ObjectStore(read_store_settings(store)), folder, format_time(since) if since else ""):
+        name = f"{one.gateway}: " if one.gateway else ""
+        click.echo(f"{name}fetched {quantity(one.parts, 'part')}, {byte_size(one.bytes)}")
+        for path in one.missing:
+            click.echo(f"{name}{path}: the store lacks it, or has other content than its entry says", err=True)
+        if one.failure:
+            click.echo(printable(f"{name}not fetched: {one.failure}"), err=True)
+        failed |= bool(one.missing or one.failure)
     raise SystemExit(1 if failed else 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.base.errors import ExtraMissing, InvalidArchiveKey, InvalidEntry, StoreFailed
+from squidkeeper.base.errors import InvalidEntry
 from squidkeeper.base.formatting import printable, quantity
 from squidkeeper.base.layout import Layout
-from squidkeeper.cli.options import DEFAULT_ARCHIVE, json_option, since_option
+from squidkeeper.cli.options import DEFAULT_ARCHIVE, DEFAULT_LAYOUT, json_option, since_option
+from squidkeeper.cli.output import progress, show_json
 
 if TYPE_CHECKING:
     from squidkeeper.record.chain.keys import ArchivePublicKey
@@ -63,15 +63,14 @@ def verify(archive: str, key: Path | None, heads: tuple[str, ...], since: dateti
         places = _places(archive)
         if places[1:] and not key.is_dir():
             raise click.ClickException(f"{archive} has archives of many gateways: --key DIR, with NAME.pub for each")
-        results = {str(place): _verified(place, key, heads, Path(archive), since) for place in places}
+        with progress("verifying"):
+            results = {str(place): _verified(place, key, heads, Path(archive), since) for place in places}
         results |= dict(_missing(archive, key, {place.gateway for place in places}))
-    except (InvalidArchiveKey, InvalidEntry, StoreFailed, ExtraMissing) as error:
-        raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(failure(archive, error)) from None
     if as_json:
         made = [_as_object(result, name) for name, result in results.items()]
-        click.echo(json.dumps(made if key.is_dir() else made[0], indent=2))
+        show_json(made if key.is_dir() else made[0])
     else:
         click.echo("\n\n".join(_as_text(result, name, kept=bool(heads)) for name, result in results.items()))
     raise SystemExit(1 if any(result.faults for result in results.values()) else 0)
@@ -103,7 +102,7 @@ def _missing(archive: str, keys: Path, there: Collection[str]) -> Iterator[tuple
 
 def _without_key(archive: str) -> str:
     asked = "--key is missing: give the public key, as a copy that is kept elsewhere"
-    there = [one.archive_pub for one in (Layout.of(None), Layout.of(Path(archive).absolute().parent))]
+    there = [one.archive_pub for one in (DEFAULT_LAYOUT, Layout.of(Path(archive).absolute().parent))]
     keys = [file for file in there if file.exists()]
     return f"{asked}. This gateway's own is {keys[-1]}" if keys else asked
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ import click
 from squidkeeper.base.errors import InvalidUrl, PolicyError, UnreadableLog
 from squidkeeper.base.formatting import ago, printable, quantity, utc_seconds
 from squidkeeper.cli import options
-from squidkeeper.cli.edit_refusals import shown_refusals
+from squidkeeper.cli.output import show_json
 
 if TYPE_CHECKING:
     from squidkeeper.change.approvals import Granted
@@ -117,15 +116,14 @@ def ask(context: click.Context, as_json: bool, place: _Place) -> None:
         return
     from squidkeeper.change.approvals.waiting import waiting_tickets
 
-    with shown_refusals():
-        policy, found = place.policy_now(), waiting_tickets(place.state)
-        waiting = [ticket for ticket in found.tickets if _is_asked_about(policy, place.state, ticket)]
-        more = place.reach(policy, waiting)
-        shown = [_Shown(ticket, _clients(policy, ticket), more.get(ticket.number)) for ticket in waiting]
+    policy, found = place.policy_now(), waiting_tickets(place.state)
+    waiting = [ticket for ticket in found.tickets if _is_asked_about(policy, place.state, ticket)]
+    more = place.reach(policy, waiting)
+    shown = [_Shown(ticket, _clients(policy, ticket), more.get(ticket.number)) for ticket in waiting]
     decided = len(found.tickets) - len(waiting)
     if as_json:
         questions = {"waiting": [one.as_object() for one in shown], "unreadable": [*found.unreadable]}
-        click.echo(json.dumps({**questions, "decided_by_policy": decided}, indent=2))
+        show_json({**questions, "decided_by_policy": decided})
         return
     now = datetime.now(UTC)
     for one in shown:
@@ -166,18 +164,17 @@ def approve(number: str, terms: _Terms, yes: bool, as_json: bool, place: _Place)
     from squidkeeper.policy.grant_uses import GrantUses
 
     now, approval = datetime.now(UTC).replace(microsecond=0), terms.approval()
-    with shown_refusals():
-        policy, ticket = place.policy_now(), find_ticket(place.state, number)
-        planned = preview_grant(place.directory, approval.grant(policy, ticket, now), now, GrantUses(place.state))
-        if not yes and planned.file is not None:
-            if not as_json:
-                found = place.reach(policy, [ticket]).get(ticket.number)
-                _show_planned(ticket, planned, _more(found, terms.scope), now)
-            click.confirm("Approve this?", abort=True, err=as_json)
-        granted = approve_ticket(place.directory, place.state, policy, ticket, approval, now)
+    policy, ticket = place.policy_now(), find_ticket(place.state, number)
+    planned = preview_grant(place.directory, approval.grant(policy, ticket, now), now, GrantUses(place.state))
+    if not yes and planned.file is not None:
+        if not as_json:
+            found = place.reach(policy, [ticket]).get(ticket.number)
+            _show_planned(ticket, planned, _more(found, terms.scope), now)
+        click.confirm("Approve this?", abort=True, err=as_json)
+    granted = approve_ticket(place.directory, place.state, policy, ticket, approval, now)
     waits = waits_for_edit(place.directory, place.state)
     if as_json:
-        click.echo(json.dumps({**_granted_object(ticket, granted), "waits_for_edit": waits}))
+        show_json({**_granted_object(ticket, granted), "waits_for_edit": waits})
     else:
         click.echo("\n".join(granted_lines(granted, now, waits=waits)))
 
@@ -208,8 +205,7 @@ def deny(number: str, reason: str, directory: Path, state: Path) -> None:
     """Deny a question: its client reads the reason, and the request stays denied."""
     from squidkeeper.change.approvals.answers import deny_ticket
 
-    with shown_refusals():
-        ticket = deny_ticket(directory, state, number, reason)
+    ticket = deny_ticket(directory, state, number, reason)
     click.echo(f"Denied {ticket.number}: {_request(ticket)}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -20,6 +19,7 @@ from squidkeeper.base.formatting import age, duration, quantity
 from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import Account, account_of, group_name, squid_account, unreadable_for
 from squidkeeper.cli.options import DEFAULT_POLICY, fragment_option, json_option, policy_option, state_option
+from squidkeeper.cli.output import progress, show_json
 from squidkeeper.policy.language.model import SHORTEST_WATCHED
 from squidkeeper.policy.language.secret_sources import EnvironmentSource, FileSource, SecretSource
 
@@ -63,8 +63,12 @@ def check(
     is_draft = in_force is None and directory.absolute() != DEFAULT_POLICY
     access = _access(sources, account, is_draft=is_draft)
     ended = in_force.ended if in_force else frozenset[str]()
-    report = _report(directory, sources, access, ended, require_clients, fragment, state)
-    click.echo(_json(report) if as_json else _text(report))
+    with progress("checking the policy"):
+        report = _report(directory, sources, access, ended, require_clients, fragment, state)
+    if as_json:
+        show_json(_as_object(report))
+    else:
+        click.echo(_text(report))
     raise SystemExit(1 if report.faults or report.open_entries or access.warnings else 0)
 
 
@@ -344,23 +348,20 @@ def _list_text(one: ListReport) -> str:
     return f"{one.file}: list {one.name}: {quantity(one.hosts, 'host')}, {age(one.age_seconds)}{left_out}"
 
 
-def _json(report: CheckReport) -> str:
-    return json.dumps(
-        {
-            "loads": not report.faults,
-            "revision": report.revision,
-            "rules": report.rules,
-            "reload_gate": asdict(report.gate) if report.gate else None,
-            "grants": report.grants,
-            "faults": _rows(report.faults),
-            "warnings": _rows(report.warnings),
-            "lists": [_list_row(one) for one in report.lists],
-            "install": list(report.install),
-            "parts": report.parts,
-            "account": {"name": report.access.account, "not_checked": report.access.not_checked or None},
-        },
-        indent=2,
-    )
+def _as_object(report: CheckReport) -> dict[str, object]:
+    return {
+        "loads": not report.faults,
+        "revision": report.revision,
+        "rules": report.rules,
+        "reload_gate": asdict(report.gate) if report.gate else None,
+        "grants": report.grants,
+        "faults": _rows(report.faults),
+        "warnings": _rows(report.warnings),
+        "lists": [_list_row(one) for one in report.lists],
+        "install": list(report.install),
+        "parts": report.parts,
+        "account": {"name": report.access.account, "not_checked": report.access.not_checked or None},
+    }
 
 
 def _list_row(one: ListReport) -> dict[str, object]:

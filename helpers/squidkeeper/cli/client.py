@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from squidkeeper.base.errors import EditRefused, PolicyError
+from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.formatting import ago
+from squidkeeper.base.gateway_commands import command
 from squidkeeper.base.layout import Layout
-from squidkeeper.cli.options import DEFAULT_POLICY, Duration, json_option, policy_option
+from squidkeeper.cli.options import Duration, json_option, policy_option
+from squidkeeper.cli.output import show_json
 
 if TYPE_CHECKING:
     from squidkeeper.policy.language.model import Client, Token
@@ -50,13 +50,12 @@ def add(name: str, valid: timedelta | None, networks: tuple[str, ...], directory
     now = datetime.now(UTC).replace(microsecond=0)
     text = _PREFIX + secrets.token_urlsafe(_TOKEN_BYTES)
     token = Token.of(text, None if valid is None else now + valid)
-    try:
-        file = add_token(directory, name, token, networks, now)
-    except EditRefused as error:
-        raise click.ClickException(str(error)) from error
+    file = add_token(directory, name, token, networks, now)
     click.echo(f"Client {name}: token {token.id}{_until(token, now)}, in {file}. It is shown this once:", err=True)
     click.echo(text)
-    click.echo(f"Its variables: squidkeeper env{_gateway_of(directory)} --client {name} --token-file FILE", err=True)
+    folder = directory.absolute()
+    env = command("env", Layout.around(folder, folder.parent.parent / "state"))
+    click.echo(f"Its variables: {env} --client {name} --token-file FILE", err=True)
 
 
 @client.command("list")
@@ -72,7 +71,7 @@ def show(directory: Path, as_json: bool) -> None:
     except PolicyError as error:
         raise click.ClickException(f"{error}\n{directory} does not load: fix it first") from error
     if as_json:
-        click.echo(json.dumps({"clients": [_described(one, now) for one in clients]}, indent=2))
+        show_json({"clients": [_described(one, now) for one in clients]})
         return
     for one in clients:
         networks = ", ".join(map(str, one.networks or ())) or "any network"
@@ -92,19 +91,8 @@ def remove(name: str, token_id: str | None, directory: Path) -> None:
     """
     from squidkeeper.policy.policy_edit import remove_tokens
 
-    try:
-        removed = remove_tokens(directory, name, token_id, datetime.now(UTC))
-    except EditRefused as error:
-        raise click.ClickException(str(error)) from error
+    removed = remove_tokens(directory, name, token_id, datetime.now(UTC))
     click.echo(f"Client {name}: revoked {', '.join(removed)}")
-
-
-def _gateway_of(directory: Path) -> str:
-    folder = directory.absolute()
-    if folder == DEFAULT_POLICY:
-        return ""
-    root = folder.parent.parent
-    return f" --root {quote(str(root))}" if Layout.of(root).policy == folder else f" --policy {quote(str(folder))}"
 
 
 def _until(token: Token, now: datetime) -> str:

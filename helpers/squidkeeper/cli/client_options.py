@@ -76,7 +76,7 @@ class ClientOfGateway:
 
 
 def read_client(client: str | None, user: str | None, root: Path | None, directory: Path | None) -> ClientOfGateway:
-    """Load the policy and find the client; a usage error where that is not possible."""
+    """Load the policy and find the client; `InvalidSetting` where that is not possible."""
     from squidkeeper.operate.client_kit.client import client_of
     from squidkeeper.policy.policy_store.loading import load
 
@@ -87,25 +87,20 @@ def read_client(client: str | None, user: str | None, root: Path | None, directo
         return ClientOfGateway(layout, policy, client_of(policy.source, client, user), now)
     except PolicyError as error:
         raise click.ClickException(f"{error}\n{folder} does not load: fix it first (squidkeeper check)") from error
-    except InvalidSetting as error:
-        raise click.UsageError(str(error)) from error
 
 
 def read_settings(
     found: ClientOfGateway, proxy: str | None, no_proxy: tuple[str, ...], token: str | None = None, **paths: str
 ) -> ClientSettings:
-    """Check what the variables are made from; a usage error that says what was expected."""
+    """Check what the variables are made from; `InvalidSetting` says what was expected."""
     from squidkeeper.operate.client_kit.environment import ClientSettings, parse_proxy
 
-    try:
-        url = parse_proxy(proxy) if proxy else _proxy_of(found)
-        return ClientSettings(proxy=url, user=found.client.user, token=token, direct=no_proxy, **paths)
-    except InvalidSetting as error:
-        raise click.UsageError(str(error)) from error
+    url = parse_proxy(proxy) if proxy else _proxy_of(found)
+    return ClientSettings(proxy=url, user=found.client.user, token=token, direct=no_proxy, **paths)
 
 
 def read_token(found: ClientOfGateway, file: Path | None) -> str | None:
-    """Read a token of the client from a file, `-` for standard input; a usage error where it is none."""
+    """Read a token of the client from a file, `-` for standard input; `InvalidSetting` where it is none."""
     from squidkeeper.operate.client_kit.client import parse_token
 
     if file is None:
@@ -115,8 +110,6 @@ def read_token(found: ClientOfGateway, file: Path | None) -> str | None:
         return parse_token(found.client.client, text.strip(), found.now)
     except (OSError, UnicodeDecodeError) as error:
         raise click.ClickException(f"{file} cannot be read as a token: {type(error).__name__}") from error
-    except InvalidSetting as error:
-        raise click.UsageError(str(error)) from error
 
 
 def read_root(file: Path) -> str:

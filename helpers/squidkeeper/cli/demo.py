@@ -7,8 +7,6 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.base.errors import DemoFailed
-
 
 @click.command()
 @click.option(
@@ -40,10 +38,7 @@ def demo(source: Path, port: int, keep: bool) -> None:
     from squidkeeper.operate.demo.demonstration import demonstrate
 
     wait = _until_enter if sys.stdin.isatty() and not keep else _until_interrupted
-    try:
-        demonstrate(source, port, click.echo, wait if keep or sys.stdin.isatty() else None)
-    except DemoFailed as error:
-        raise click.ClickException(str(error)) from error
+    demonstrate(source, port, click.echo, wait if keep or sys.stdin.isatty() else None)
 
 
 def _until_enter() -> None:

@@ -10,6 +10,7 @@ import click
 
 from squidkeeper.cli.named_policies import policy_named
 from squidkeeper.cli.options import json_option, state_option
+from squidkeeper.cli.output import progress
 
 if TYPE_CHECKING:
     from squidkeeper.change.difference.groups import RequestDifference
@@ -59,8 +60,9 @@ def diff(ceiling: str | None, as_json: bool, as_markdown: bool, state: Path, pol
     old = policy_named(of_old, state)
     new = policy_named(of_new, state, lender=old if ceiling is None else None)
     compiled, now = (old.compiled, new.compiled), datetime.now(UTC)
-    found = report.report(compiled, (old.name, new.name), now, is_ceiling=ceiling is not None)
-    confirm(compiled, found.differences)
+    with progress("comparing the policies"):
+        found = report.report(compiled, (old.name, new.name), now, is_ceiling=ceiling is not None)
+        confirm(compiled, found.differences)
     write = diff_output.as_json if as_json else diff_output.as_markdown if as_markdown else diff_output.as_text
     click.echo(write(found))
     raise SystemExit(0 if found.same else _DIFFERS)

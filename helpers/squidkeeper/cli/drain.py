@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from squidkeeper.cli.named_policies import UnusableInput
 from squidkeeper.cli.options import root_option, shown_option
+from squidkeeper.cli.output import UnusableInput
 
 if TYPE_CHECKING:
     from squidkeeper.base.layout import Layout
@@ -61,7 +61,6 @@ def drain(patience: int, stop: bool, cancel: bool, root: Path | None) -> None:
       1  Connections are still open at the end of --for.
       2  There is no gateway, or it cannot be drained.
     """
-    from squidkeeper.base.errors import NotInstalled
     from squidkeeper.base.layout import Layout
 
     if cancel and stop:
@@ -73,8 +72,6 @@ def drain(patience: int, stop: bool, cancel: bool, root: Path | None) -> None:
             _cancel(layout)
         else:
             raise SystemExit(_drain(layout, patience, stop=stop))
-    except NotInstalled as error:
-        raise click.UsageError(str(error)) from error
     except OSError as error:
         remedy = "run this as root" if isinstance(error, PermissionError) else "name the gateway by --root DIR"
         raise UnusableInput(f"{error.filename or layout.run}: {error.strerror}: {remedy}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from squidkeeper.base.errors import InvalidRecord, InvalidUrl, PolicyError
 from squidkeeper.base.faults import Location
 from squidkeeper.base.formatting import quantity
 from squidkeeper.cli.options import ABSOLUTE_URL, HOST_AND_PORT, Moment, fragment_option, json_option, policy_option
+from squidkeeper.cli.output import show_json
 
 if TYPE_CHECKING:
     from squidkeeper.policy.engine import CompiledPolicy, Decision
@@ -99,7 +99,10 @@ def explain(
     squid = _read_squid(fragment, directory)
     missing = _not_rendered(policy.source, found, squid) if squid else None
     shown = replace(found, tunnel=_tunnel_in_force(found.tunnel, squid) if squid else found.tunnel)
-    click.echo(_json(shown, missing) if as_json else _text(asked, shown, missing, squid))
+    if as_json:
+        show_json(_as_object(shown, missing))
+    else:
+        click.echo(_text(asked, shown, missing, squid))
     raise SystemExit(0 if found.decision.allowed else 1)
 
 
@@ -382,51 +385,48 @@ def _rewrite_text(decision: Decision) -> str | None:
     return f"{rewrite.name}{_at(rewrite.location)}: {how} {decision.rewritten.url}"
 
 
-def _json(found: Explanation, missing: str | None) -> str:
+def _as_object(found: Explanation, missing: str | None) -> dict[str, object]:
     decision = found.decision
     location = decision.location
     rewritten = decision.rewritten
-    return json.dumps(
-        {
-            "verdict": decision.action,
-            "rule": decision.rule,
-            "location": _place(location) if location else None,
-            "reason": decision.reason,
-            "asks": decision.asks or decision.outlook.may_ask,
-            "grant": found.grant
-            and {"expires": found.grant.expires and found.grant.expires.isoformat(), "uses": found.grant.uses},
-            "observed": found.observed
-            and {
-                "verdict": found.observed.verdict,
-                "rule": found.observed.rule,
-                "location": _place(found.observed.location),
-            },
-            "default_observes": found.default_observes is not None,
-            "rewrite": rewritten
-            and {"name": rewritten.rewrite.name, "url": str(rewritten.url), "redirect": rewritten.rewrite.redirect},
-            "credentials": [credential.name for credential in decision.credentials],
-            "secrets": {secret.name: str(secret.source) for secret in found.secrets},
-            "strip": decision.strip.headers if decision.strip else [],
-            "connections": decision.connections,
-            "tunnel": found.tunnel and {"mode": found.tunnel.mode, "reason": found.tunnel.reason},
-            "upstream": found.upstream.name if found.upstream else None,
-            "quotas": [one.name for one in found.quotas],
-            "not_rendered": missing,
-            "resolved": found.resolved
-            and {"host": found.resolved.host, "private_address": "deny", "opened_by": found.resolved.opener},
-            "websocket": found.websocket
-            and {"passes": found.websocket.passes, "reason": _websocket_obstacle(found.websocket)},
-            "passthrough": found.passthrough,
-            "readings": [
-                {"reading": path.reading, "path": path.path, "verdict": one.action, "rule": one.rule}
-                for path, one in found.by_reading
-            ],
-            "passed_over": [_passed_fields(one) for one in found.passed_over],
-            "not_reached": [_named(rule) for rule in found.not_reached],
-            "not_applied": [_passed_fields(one) for one in found.not_applied],
+    return {
+        "verdict": decision.action,
+        "rule": decision.rule,
+        "location": _place(location) if location else None,
+        "reason": decision.reason,
+        "asks": decision.asks or decision.outlook.may_ask,
+        "grant": found.grant
+        and {"expires": found.grant.expires and found.grant.expires.isoformat(), "uses": found.grant.uses},
+        "observed": found.observed
+        and {
+            "verdict": found.observed.verdict,
+            "rule": found.observed.rule,
+            "location": _place(found.observed.location),
         },
-        indent=2,
-    )
+        "default_observes": found.default_observes is not None,
+        "rewrite": rewritten
+        and {"name": rewritten.rewrite.name, "url": str(rewritten.url), "redirect": rewritten.rewrite.redirect},
+        "credentials": [credential.name for credential in decision.credentials],
+        "secrets": {secret.name: str(secret.source) for secret in found.secrets},
+        "strip": decision.strip.headers if decision.strip else [],
+        "connections": decision.connections,
+        "tunnel": found.tunnel and {"mode": found.tunnel.mode, "reason": found.tunnel.reason},
+        "upstream": found.upstream.name if found.upstream else None,
+        "quotas": [one.name for one in found.quotas],
+        "not_rendered": missing,
+        "resolved": found.resolved
+        and {"host": found.resolved.host, "private_address": "deny", "opened_by": found.resolved.opener},
+        "websocket": found.websocket
+        and {"passes": found.websocket.passes, "reason": _websocket_obstacle(found.websocket)},
+        "passthrough": found.passthrough,
+        "readings": [
+            {"reading": path.reading, "path": path.path, "verdict": one.action, "rule": one.rule}
+            for path, one in found.by_reading
+        ],
+        "passed_over": [_passed_fields(one) for one in found.passed_over],
+        "not_reached": [_named(rule) for rule in found.not_reached],
+        "not_applied": [_passed_fields(one) for one in found.not_applied],
+    }
 
 
 def _passed_fields(one: PassedOver) -> dict[str, object]:

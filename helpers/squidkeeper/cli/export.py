@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.base.errors import InvalidExport, StateInUse
+from squidkeeper.base.errors import InvalidExport
 from squidkeeper.cli.options import DEFAULT_LOG, archive_option, file_option, state_option
 
 if TYPE_CHECKING:
@@ -83,18 +83,13 @@ def export(
     from squidkeeper.record.export.process import ExportProcess, run_exports
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
-    try:
-        targets = _targets(format_name, to, urls, ca, headers, name, config)
-        for target in targets:
-            click.echo(f"{target.name}: {target.format} to {target.destination}", err=True)
-        if check and not config:  # install.sh checks files of a service whose folders are still to come
-            _check_places(targets, access_log, state)
-        if not check:
-            run_exports(targets, ExportProcess(access_log, state, archive, gateway))
-    except (InvalidExport, StateInUse) as error:
-        raise click.ClickException(str(error)) from error
-    except OSError as error:
-        raise click.ClickException(f"{error.filename}: {error.strerror or error}") from error
+    targets = _targets(format_name, to, urls, ca, headers, name, config)
+    for target in targets:
+        click.echo(f"{target.name}: {target.format} to {target.destination}", err=True)
+    if check and not config:  # install.sh checks files of a service whose folders are still to come
+        _check_places(targets, access_log, state)
+    if not check:
+        run_exports(targets, ExportProcess(access_log, state, archive, gateway))
 
 
 def _check_places(targets: tuple[ExportTarget, ...], access_log: Path, state: Path) -> None:

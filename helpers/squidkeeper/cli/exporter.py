@@ -11,7 +11,7 @@ import click
 
 from squidkeeper.base.errors import InvalidUrl, ListenFailed, PatternError, StateInUse
 from squidkeeper.cli.options import (
-    DEFAULT_LOG,
+    DEFAULT_LAYOUT,
     archive_option,
     file_option,
     fragment_option,
@@ -70,9 +70,9 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
     help="Where to serve /metrics, /healthz and the status page.",
 )
 @policy_option
-@file_option("--access-log", DEFAULT_LOG, "Squid's access log.")
+@file_option("--access-log", DEFAULT_LAYOUT.access_log, "Squid's access log.")
 @written_state_option()
-@file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "The certificate that Squid signs with, to report its expiry.")
+@file_option("--ca", DEFAULT_LAYOUT.signing_cert, "The certificate that Squid signs with, to report its expiry.")
 @fragment_option
 @click.option(
     "--tls-certificate",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,7 +12,6 @@ import click
 
 from squidkeeper.base.errors import PatternError, PolicyError
 from squidkeeper.base.formatting import printable, quantity
-from squidkeeper.cli.edit_refusals import shown_refusals
 from squidkeeper.cli.grant_fleet import (
     Change,
     FleetOptions,
@@ -25,6 +23,7 @@ from squidkeeper.cli.grant_fleet import (
     revoked,
 )
 from squidkeeper.cli.options import Duration, json_option, packed, policy_option, state_option
+from squidkeeper.cli.output import show_json
 
 if TYPE_CHECKING:
     from squidkeeper.change.approvals import Granted, NewGrant
@@ -94,18 +93,17 @@ def grant(
     now = datetime.now(UTC)
     if [bool(target), lists, bool(revoke), prune].count(True) != 1:
         raise click.UsageError("expected one of HOST[/PATH], --list, --revoke NAME and --prune")
-    with shown_refusals():
-        if fleet.fleet:
-            new = _new_grant(target, wanted, now) if target else None
-            change_for_fleet(fleet, _change(new, revoke, now, lists=lists), now, as_json=as_json)
-        elif lists:
-            _show(directory, state, now, as_json=as_json)
-        elif revoke:
-            _revoke(directory, state, revoke, now, as_json=as_json)
-        elif prune:
-            _prune(directory, state, now, as_json=as_json)
-        else:
-            _grant(directory, state, _new_grant(target or "", wanted, now), now, as_json=as_json)
+    if fleet.fleet:
+        new = _new_grant(target, wanted, now) if target else None
+        change_for_fleet(fleet, _change(new, revoke, now, lists=lists), now, as_json=as_json)
+    elif lists:
+        _show(directory, state, now, as_json=as_json)
+    elif revoke:
+        _revoke(directory, state, revoke, now, as_json=as_json)
+    elif prune:
+        _prune(directory, state, now, as_json=as_json)
+    else:
+        _grant(directory, state, _new_grant(target or "", wanted, now), now, as_json=as_json)
 
 
 def _change(new: NewGrant | None, revoke: str | None, now: datetime, *, lists: bool) -> Change:
@@ -149,7 +147,7 @@ def _grant(directory: Path, state: Path, new: NewGrant, now: datetime, *, as_jso
     granted = add_grant(directory, new, now, GrantUses(state))
     waits = waits_for_edit(directory, state)
     if as_json:
-        click.echo(json.dumps({**_granted_object(granted), "waits_for_edit": waits}, indent=2))
+        show_json({**_granted_object(granted), "waits_for_edit": waits})
         return
     click.echo("\n".join(granted_lines(granted, now, waits=waits)))
 
@@ -160,7 +158,7 @@ def _show(directory: Path, state: Path, now: datetime, *, as_json: bool) -> None
 
     grants, counts = _grants(directory, state, now), GrantUses(state)
     if as_json:
-        click.echo(json.dumps({"grants": [_object(one, counts, now) for one in grants]}, indent=2))
+        show_json({"grants": [_object(one, counts, now) for one in grants]})
         return
     for one in grants:
         ends = "lapsed" if one.lapsed(now) else until(one, now)
@@ -201,7 +199,7 @@ def _revoke(directory: Path, state: Path, name: str, now: datetime, *, as_json: 
 
     waits = not remove_grant(directory, name, now) or waits_for_edit(directory, state)
     if as_json:
-        click.echo(json.dumps({"revoked": name, "waits_for_edit": waits}))
+        show_json({"revoked": name, "waits_for_edit": waits})
     else:
         ends = WAITS if waits else "It opens nothing more within 3 seconds."
         click.echo(f"Revoked {printable(name)}. {ends}")
@@ -217,7 +215,7 @@ def _prune(directory: Path, state: Path, now: datetime, *, as_json: bool) -> Non
     if in_force is not None:  # else the counts may be those of another policy
         GrantUses(state).forget((*left, *in_force.source.grants), (now - _AN_HOUR).timestamp())
     if as_json:
-        click.echo(json.dumps({"removed": [one.name for one in lapsed], "left": len(left)}))
+        show_json({"removed": [one.name for one in lapsed], "left": len(left)})
         return
     names = f": {', '.join(printable(one.name) for one in lapsed)}" if lapsed else ""
     click.echo(f"Removed {quantity(len(lapsed), 'lapsed grant')}{names}. {quantity(len(left), 'grant')} left.")

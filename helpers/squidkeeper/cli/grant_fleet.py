@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -13,8 +12,7 @@ import click
 
 from squidkeeper.base.errors import EditRefused
 from squidkeeper.base.formatting import printable, quantity
-from squidkeeper.policy.language.grants import FLEET_GRANTS
-from squidkeeper.policy.policy_store.sources import grants_file
+from squidkeeper.cli.output import show_json
 
 if TYPE_CHECKING:
     from squidkeeper.change.approvals import NewGrant
@@ -88,7 +86,7 @@ def change_for_fleet(options: FleetOptions, change: Change, now: datetime, *, as
         except EditRefused as error:
             raise EditRefused(_in_repository(str(error), checkout)) from error
     if as_json:
-        click.echo(json.dumps({"commit": commit or None, "told": lines}, indent=2))
+        show_json({"commit": commit or None, "told": lines})
         return
     for line in lines:
         click.echo(printable(_in_repository(line, checkout)))
@@ -150,6 +148,9 @@ def listed(now: datetime) -> Change:
 
 
 def _in_repository(text: str, checkout: Checkout) -> str:
+    from squidkeeper.policy.language.grants import FLEET_GRANTS
+    from squidkeeper.policy.policy_store.sources import grants_file
+
     text = text.replace(str(grants_file(checkout.policy)), f"{checkout.repository.folder}/{FLEET_GRANTS}")
     for place in (checkout.policy, checkout.clone / checkout.repository.folder):
         text = text.replace(str(place), checkout.repository.folder)

@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from squidkeeper.base.errors import UnreadableLog
 from squidkeeper.base.formatting import quantity
-from squidkeeper.cli.named_policies import UnusableInput
-from squidkeeper.cli.new_file import check_new_file, open_new_file
 from squidkeeper.cli.options import json_option, policy_option
+from squidkeeper.cli.output import UnusableInput, check_new_file, open_new_file, progress
 from squidkeeper.cli.table_options import table_options
 
 if TYPE_CHECKING:
@@ -87,14 +85,10 @@ def learn(
     from squidkeeper.change.learning.askers import Askers
     from squidkeeper.change.learning.draft import json_of, yaml_of
     from squidkeeper.change.learning.learner import Support
-    from squidkeeper.record.log.listing import printable
 
     askers = Askers(_policy(directory, client), client)
     support = Support(min_days, min_clients or (_OF_ALL if client is None else _OF_ONE))
-    try:
-        draft, notes = _learned(read, askers, support, presets=not no_presets)
-    except UnreadableLog as error:
-        raise UnusableInput(printable(str(error))) from error
+    draft, notes = _learned(read, askers, support, presets=not no_presets)
     if output is not None:
         draft, left_out = _beside(draft, output.parent)
         notes = (*notes, *left_out)
@@ -160,7 +154,7 @@ def _learned(read: TableOptions, askers: Askers, support: Support, *, presets: b
     from squidkeeper.change.learning.uses import COLUMNS, PresetCover, UseTable, newest_presets
 
     cover = PresetCover(newest_presets() if presets else ())
-    with read.open(COLUMNS, with_earlier=True) as table:
+    with progress("learning from the recorded requests"), read.open(COLUMNS, with_earlier=True) as table:
         uses = UseTable(table.connection, *read.period)
         draft = learned(uses.each(cover.hosts), askers, cover.covering, support)
         if draft.used is None:

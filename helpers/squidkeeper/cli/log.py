@@ -4,32 +4,42 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from squidkeeper.base.errors import PatternError, UnreadableLog
+from squidkeeper.base.errors import PatternError
 from squidkeeper.base.formatting import quantity
-from squidkeeper.base.rotated_logs import rotated
 from squidkeeper.cli import options
-from squidkeeper.cli.log_output import WantedRequests
-from squidkeeper.cli.named_policies import UnusableInput
-from squidkeeper.cli.policy_clients import REVISIONS, clients_named, past_policies
-from squidkeeper.record.log import filters
-from squidkeeper.record.log.drift import DriftChecker
-from squidkeeper.record.log.filters import Selecting
-from squidkeeper.record.log.follower import Follower, beginning
-from squidkeeper.record.log.listing import printable
-from squidkeeper.record.log.log_files import STDIN, files_since, sorted_by_time
-from squidkeeper.record.table.listing import KEYS
-from squidkeeper.record.table.sources import TableSources
+from squidkeeper.cli.output import progress
 
 if TYPE_CHECKING:
     from squidkeeper.record.chain.store_settings import StoreSettings
-    from squidkeeper.record.log.drift import PastPolicies
+    from squidkeeper.record.log.drift import DriftChecker, PastPolicies
+    from squidkeeper.record.log.filters import Selecting
+    from squidkeeper.record.log.follower import Follower
+    from squidkeeper.record.table.sources import TableSources
+
+_KEYS = ("host", "rule", "observed", "client", "gateway", "status", "path")  # of record/table/listing.py
+_FILTERS = ("host", "rule", "verdict", "status", "request_id", "observed", "gateway")  # of record/log/filters.py
+
+
+@dataclass(frozen=True, slots=True)
+class WantedRequests:
+    """What to show, and how. `newest`: no more than the newest so many."""
+
+    filters: tuple[Selecting, ...]
+    since: datetime | None
+    until: datetime | None
+    newest: int | None
+    by: str | None
+    as_json: bool
+    connects: bool
+    drift: bool
+    coloured: bool
 
 
 @click.command()
@@ -56,7 +66,7 @@ if TYPE_CHECKING:
 @click.option("--follow", "-f", is_flag=True, help="Show requests as they end, until interrupted.")
 @click.option("-n", "newest", metavar="N", type=click.IntRange(1), help="Show the newest N requests or findings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the lines as Squid logged them.")
-@click.option("--by", type=click.Choice(list(KEYS)), help="Count requests, denials, tunnels and bytes by this.")
+@click.option("--by", type=click.Choice(_KEYS), help="Count requests, denials, tunnels and bytes by this.")
 @click.option("--connects", is_flag=True, help="Show every CONNECT.")
 @click.option("--drift", is_flag=True, help="Show requests that were served although the policy denied them.")
 @options.policy_option
@@ -97,6 +107,9 @@ def log(
       1  --drift found a request.
       2  A log cannot be read.
     """
+    from squidkeeper.cli.policy_clients import past_policies
+    from squidkeeper.record.log.drift import DriftChecker
+
     _check(follow=follow, drift=drift, by=by, newest=newest, files=files)
     past = past_policies(directory, state)
     policies = DriftChecker(past, replacing=past.replacing)
@@ -116,16 +129,16 @@ def log(
             found = _follow(wanted, files[0] if files else options.DEFAULT_LOG, policies)
         else:
             found = _read(wanted, _sources(wanted, files, archive, given["gateway"]), policies, past)
-    except UnreadableLog as error:
-        raise UnusableInput(printable(str(error))) from error
     except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     if drift:
-        _end_drift(policies, state / REVISIONS, found)
+        _end_drift(policies, state / "revisions", found)
 
 
 def _check(*, follow: bool, drift: bool, by: str | None, newest: int | None, files: tuple[Path, ...]) -> None:
+    from squidkeeper.record.log.log_files import STDIN
+
     if follow and (by or newest is not None or len(files) > 1 or STDIN in files):
         raise click.UsageError("--follow reads one log while it is written: it excludes --by, -n, several FILEs and -")
     if drift and by:
@@ -140,6 +153,8 @@ def _check(*, follow: bool, drift: bool, by: str | None, newest: int | None, fil
 def _sources(
     wanted: WantedRequests, files: tuple[Path, ...], archive: Path | StoreSettings, gateways: tuple[str, ...]
 ) -> TableSources:
+    from squidkeeper.base.rotated_logs import rotated
+
     with_rotated = wanted.since is not None or wanted.newest is not None or archive != options.DEFAULT_ARCHIVE
     if not files and not with_rotated:  # right after a rotation the log itself is empty
         files = (*rotated(options.DEFAULT_LOG)[-1:], options.DEFAULT_LOG)
@@ -148,10 +163,12 @@ def _sources(
 
 def _read(wanted: WantedRequests, sources: TableSources, checker: DriftChecker, past: PastPolicies) -> int:
     from squidkeeper.cli.log_table import TableLog
+    from squidkeeper.record.log.log_files import files_since, sorted_by_time
 
     files = sorted_by_time(sources.files) if sources.files else files_since(options.DEFAULT_LOG, wanted.since)
     table = TableLog(wanted, sources, files, checker)
-    table.show(past.effective())
+    with progress("reading the access log"):
+        table.show(past.effective())
     return table.found
 
 
@@ -167,6 +184,9 @@ def _follow(wanted: WantedRequests, path: Path, checker: DriftChecker) -> int:
 
 
 def _follower(path: Path, since: datetime | None) -> Follower:
+    from squidkeeper.record.log.follower import Follower, beginning
+    from squidkeeper.record.log.log_files import files_since
+
     if since is None:
         return Follower(path, at_end=True)
     return Follower(path, beginning(files_since(path, since)[0]))
@@ -185,19 +205,12 @@ def _end_drift(checker: DriftChecker, folder: Path, found: int) -> None:
 
 # --- filters ----------------------------------------------------------------------------------------------------
 
-_FILTERS: dict[str, Callable[[Any], Selecting]] = {
-    "host": filters.of_host,
-    "rule": filters.of_rule,
-    "verdict": filters.of_verdict,
-    "status": filters.of_status,
-    "request_id": filters.of_request_id,
-    "observed": filters.of_observed,
-    "gateway": filters.of_gateway,
-}
-
 
 def chosen_filters(given: dict[str, Any], directory: Path) -> tuple[Selecting, ...]:
     """Return the filters that must all hold."""
+    from squidkeeper.cli.policy_clients import clients_named
+    from squidkeeper.record.log import filters
+
     wanted = [_filter(name, given[name]) for name in _FILTERS if given[name]]
     if given["client"]:
         wanted.append(filters.of_client(given["client"], clients_named(directory, given["client"])))
@@ -207,7 +220,10 @@ def chosen_filters(given: dict[str, Any], directory: Path) -> tuple[Selecting, .
 
 
 def _filter(name: str, value: Any) -> Selecting:
+    from squidkeeper.record.log import filters
+
     try:
-        return _FILTERS[name](value)
+        made: Selecting = getattr(filters, f"of_{name}")(value)
+        return made
     except (PatternError, ValueError) as error:
         raise click.BadParameter(str(error), param_hint=f"--{name}") from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from squidkeeper.base.errors import InvalidRecord, UnreadableLog
-from squidkeeper.cli.log_output import WantedRequests, report_invalid, write
+from squidkeeper.cli.output import report_invalid, write
 from squidkeeper.record.log import listing
 from squidkeeper.record.log.filters import of_period
 from squidkeeper.record.log.log_files import open_log, read_failure
@@ -19,6 +19,7 @@ from squidkeeper.record.log.record import Record, parse_timed_record
 from squidkeeper.record.log.requests import is_opened_tunnel
 
 if TYPE_CHECKING:
+    from squidkeeper.cli.log import WantedRequests
     from squidkeeper.record.log.drift import DriftChecker, Finding
     from squidkeeper.record.log.follower import Follower
     from squidkeeper.record.log.record import Record

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from squidkeeper.base.formatting import quantity, timestamp
-from squidkeeper.cli.log_output import WantedRequests, report_skipped, write
+from squidkeeper.cli.output import report_skipped, write
 from squidkeeper.record.log.listing import FindingTable, RequestTable, json_finding, json_line, printable
 from squidkeeper.record.table import listing
 from squidkeeper.record.table.columns import JUDGED
@@ -24,6 +24,7 @@ from squidkeeper.record.table.listing import KEY_FIELDS, Group, Groups, early_ti
 from squidkeeper.record.table.table import Table, open_table
 
 if TYPE_CHECKING:
+    from squidkeeper.cli.log import WantedRequests
     from squidkeeper.record.log.drift import DriftChecker, Effective
     from squidkeeper.record.table.sources import TableSources
 

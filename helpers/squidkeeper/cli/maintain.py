@@ -15,7 +15,13 @@ import click
 from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.base.layout import Layout
 from squidkeeper.cli.exporter import Address
-from squidkeeper.cli.options import DEFAULT_LOG, archive_option, file_option, proxy_header_option, written_state_option
+from squidkeeper.cli.options import (
+    DEFAULT_LAYOUT,
+    archive_option,
+    file_option,
+    proxy_header_option,
+    written_state_option,
+)
 
 if TYPE_CHECKING:
     from squidkeeper.policy.policy_store.reload_gate import Edit
@@ -67,9 +73,9 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str | None)
 )
 @file_option("--resolv-conf", Path("/etc/resolv.conf"), "The name servers to forward to.")
 @written_state_option()
-@file_option("--access-log", DEFAULT_LOG, "Squid's access log.")
-@file_option("--cache-log", DEFAULT_LOG.with_name("cache.log"), "Squid's cache.log.")
-@file_option("--squid-pid", Path("/run/squid.pid"), "The process ID of Squid's master.")
+@file_option("--access-log", DEFAULT_LAYOUT.access_log, "Squid's access log.")
+@file_option("--cache-log", DEFAULT_LAYOUT.cache_log, "Squid's cache.log.")
+@file_option("--squid-pid", DEFAULT_LAYOUT.pid_file, "The process ID of Squid's master.")
 @click.option(
     "--squid",
     "squid_address",
@@ -104,9 +110,9 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str | None)
     callback=_server_names,
     help="The names in that certificate. [default: the machine's addresses and host name]",
 )
-@file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "The CA that issues that certificate.")
-@file_option("--ca-key", Path("/etc/squid/slicer-ca.key"), "The CA's key.")
-@file_option("--webhook", Path("/etc/squidkeeper/webhook.yaml"), "Where to tell people about questions.")
+@file_option("--ca", DEFAULT_LAYOUT.signing_cert, "The CA that issues that certificate.")
+@file_option("--ca-key", DEFAULT_LAYOUT.signing_key, "The CA's key.")
+@file_option("--webhook", DEFAULT_LAYOUT.webhook, "Where to tell people about questions.")
 def maintain(
     resolver: str | None,
     resolv_conf: Path,

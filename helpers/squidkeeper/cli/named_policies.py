@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from squidkeeper.base.errors import PolicyError, UnreadableLog
-from squidkeeper.base.formatting import printable
+from squidkeeper.base.errors import PolicyError
+from squidkeeper.cli.output import UnusableInput
 
 if TYPE_CHECKING:
-    from squidkeeper.cli.table_options import TableOptions
     from squidkeeper.policy.engine import CompiledPolicy
     from squidkeeper.policy.language.document import Document
-    from squidkeeper.record.table.table import Table
-
-
-class UnusableInput(click.ClickException):
-    """What was named cannot be used: exit status 2, as for a wrong option."""
-
-    exit_code = 2
-
-    def format_message(self) -> str:
-        """Escape what is not printable: stored revisions are another account's."""
-        return "\n".join(map(printable, self.message.split("\n")))
-
-
-@contextmanager
-def judged_table(read: TableOptions, columns: Collection[str]) -> Iterator[Table]:
-    """Read what policies are asked about again; `UnusableInput` if it cannot be read."""
-    try:
-        with read.open(columns) as table:
-            yield table
-    except UnreadableLog as error:
-        raise UnusableInput(str(error)) from error
 
 
 def check_judged(requests: int, files: Iterable[Path]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from squidkeeper.base.layout import Layout
+from squidkeeper.base.layout import Layout, own_root
 
 if TYPE_CHECKING:
     from squidkeeper.record.chain.store_settings import StoreSettings
@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 ROOT_VARIABLE = "SQUIDKEEPER_ROOT"  # the root of the gateway that commands are about, as in a container
 _root = os.environ.get(ROOT_VARIABLE)
-DEFAULT_LAYOUT = Layout.of(Path(_root) if _root else None)
+DEFAULT_LAYOUT = Layout.of(Path(_root) if _root else own_root())
 DEFAULT_POLICY = DEFAULT_LAYOUT.policy
 DEFAULT_STATE = DEFAULT_LAYOUT.state
 DEFAULT_FRAGMENT = DEFAULT_LAYOUT.fragment
@@ -122,6 +122,7 @@ root_option = click.option(
     metavar="DIR",
     type=click.Path(path_type=Path),
     envvar=ROOT_VARIABLE,
+    default=DEFAULT_LAYOUT.root,
     help="A gateway that `install.sh --root DIR` installed.",
 )
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from squidkeeper.policy.engine import CompiledPolicy
     from squidkeeper.policy.language.model import Client
 
-REVISIONS = "revisions"  # of the state folder
-
 
 def policy_on_disk(directory: Path) -> CompiledPolicy | None:
     """Load the policy; None if it does not load: `check` reports why, and the stored revisions decide."""
@@ -33,7 +31,7 @@ def policy_on_disk(directory: Path) -> CompiledPolicy | None:
 
 def past_policies(directory: Path, state: Path) -> PastPolicies:
     """Return the policies that were in force; the one on disk is loaded on demand."""
-    return PastPolicies(state / REVISIONS, cache(partial(policy_on_disk, directory)))
+    return PastPolicies(state / "revisions", cache(partial(policy_on_disk, directory)))
 
 
 def clients_named(directory: Path, given: tuple[str, ...]) -> tuple[Client, ...]:

@@ -1,11 +1,10 @@
 """`squidkeeper preset`."""
 
-import json
-
 import click
 from click.shell_completion import CompletionItem
 
 from squidkeeper.cli.options import json_option
+from squidkeeper.cli.output import show_json
 from squidkeeper.policy.presets import preset_names, preset_text
 
 
@@ -29,7 +28,7 @@ def list_presets(as_json: bool) -> None:
 
     opens = {name: summarize(name).opens for name in sorted(preset_names())}
     if as_json:
-        click.echo(json.dumps({"presets": [{"name": name, "opens": text} for name, text in opens.items()]}, indent=2))
+        show_json({"presets": [{"name": name, "opens": text} for name, text in opens.items()]})
         return
     width = max(map(len, opens))
     for name, text in opens.items():

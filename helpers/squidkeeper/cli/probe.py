@@ -4,9 +4,7 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.base.errors import InvalidSetting
 from squidkeeper.cli.client_options import client_options, read_client, read_root, read_settings, setting_options
-from squidkeeper.operate.client_kit.probe import ClientProbe, ProbeForm, write_probe
 
 
 @click.command()
@@ -15,8 +13,8 @@ from squidkeeper.operate.client_kit.probe import ClientProbe, ProbeForm, write_p
 @click.option(
     "--format",
     "form",
-    type=click.Choice([form.value for form in ProbeForm]),
-    default=ProbeForm.PYTHON.value,
+    type=click.Choice(["python", "sh"]),
+    default="python",
     show_default=True,
     help="python: 3.8 or newer. sh: a POSIX shell.",
 )
@@ -48,13 +46,11 @@ def probe(
       python3 probe.py
     """
     from squidkeeper.operate.client_kit.client import allowed_url, denied_url, parse_probed_url
+    from squidkeeper.operate.client_kit.probe import ClientProbe, ProbeForm, write_probe
 
     found = read_client(client, user, root, directory)
     settings = read_settings(found, proxy, no_proxy, **paths)
-    try:
-        given = tuple(map(parse_probed_url, allowed)), tuple(map(parse_probed_url, denied))
-    except InvalidSetting as error:
-        raise click.UsageError(str(error)) from error
+    given = tuple(map(parse_probed_url, allowed)), tuple(map(parse_probed_url, denied))
     of_policy = [choose(found.policy, found.client, found.now) for choose in (allowed_url, denied_url)]
     tried = [urls or ((url,) if url else ()) for urls, url in zip(given, of_policy, strict=True)]
     pem = read_root(ca or found.layout.ca_cert)

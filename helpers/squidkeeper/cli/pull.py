@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -19,8 +18,8 @@ import click
 from squidkeeper.base.errors import PullRefused
 from squidkeeper.base.formatting import ago, printable
 from squidkeeper.base.gateway_commands import with_commands
-from squidkeeper.base.layout import Layout
 from squidkeeper.cli.options import DEFAULT_LAYOUT, DEFAULT_POLICY, json_option, shown_option, state_option
+from squidkeeper.cli.output import progress, show_json
 
 if TYPE_CHECKING:
     from squidkeeper.services.pulling.settings import PullStatus
@@ -90,7 +89,7 @@ def pull(
         raise click.UsageError("--accept is for one pull: add --once")
     if not os.path.isdir(folder):
         raise click.ClickException(f"{folder}: no such folder. Write {config}, then run install.sh, which makes it")
-    here = replace(Layout.of(None), policy=policy, state=state, pulled=folder, pull_settings=config)
+    here = replace(DEFAULT_LAYOUT, policy=policy, state=state, pulled=folder, pull_settings=config)
     write = partial(with_commands, layout=here)
     if shows:
         _show_status(folder, policy, state, write, as_json=as_json)
@@ -135,7 +134,8 @@ def _pull(config: Path, folder: Path, policy: Path, accept: str, write: Write, *
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
         run_pulling(puller)
     try:
-        status = puller.pull(accept)
+        with progress("pulling"):
+            status = puller.pull(accept)
     except OSError as error:
         raise click.ClickException(f"{folder} cannot be written: {error.strerror}") from None
     _tell(status, write, as_json=as_json)
@@ -156,7 +156,7 @@ def _show_status(folder: Path, policy: Path, state: Path, write: Write, *, as_js
 
 def _in_force(policy: Path, state: Path) -> tuple[bool | None, str]:
     """Tell whether what is in place is in force, or will be in a moment; None: the state does not tell."""
-    from squidkeeper.cli.named_policies import UnusableInput
+    from squidkeeper.cli.output import UnusableInput
     from squidkeeper.cli.reload import WAITS_OR_FAILS, how_it_stands
 
     try:
@@ -172,7 +172,7 @@ def _tell(status: PullStatus, write: Write, in_force: bool | None = None, told: 
     from squidkeeper.services.pulling.puller import outcome
 
     if as_json:
-        click.echo(json.dumps({**asdict(status), "in_force": in_force}, indent=2))
+        show_json({**asdict(status), "in_force": in_force})
     else:
         click.echo(printable(write(outcome(status, is_in_force=in_force is not False))))
         for name, text in (*_rows(status), *([("in force", told)] if told else [])):

@@ -14,8 +14,8 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from squidkeeper.base.errors import QueryRefused, UnreadableLog
-from squidkeeper.cli.new_file import open_new_file
+from squidkeeper.base.errors import QueryRefused
+from squidkeeper.cli.output import end_progress, open_new_file, progress, report_skipped
 from squidkeeper.cli.table_options import table_options
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ def query(sql: str, read: TableOptions, form: str, output: Path | None) -> None:
 
     \b
     Exit status:
-      1  The SELECT was refused or failed, or a log cannot be read.
+      1  The SELECT was refused or failed.
+      2  A log cannot be read, or memory is too short.
     """
-    from squidkeeper.record.log.listing import printable
     from squidkeeper.record.table.database import bound_memory, continue_as_child, spare_threads, yield_to_squid
     from squidkeeper.record.table.rows import QueryFormat
 
@@ -67,9 +67,8 @@ def query(sql: str, read: TableOptions, form: str, output: Path | None) -> None:
     try:
         continue_as_child(undo=partial(_remove, output))
         bound_memory(threads)
-        _run(sql, replace(read, threads=threads), QueryFormat(form), file)
-    except (QueryRefused, UnreadableLog) as error:
-        raise click.ClickException("\n".join(map(printable, str(error).split("\n")))) from error
+        with progress("querying"):
+            _run(sql, replace(read, threads=threads), QueryFormat(form), file)
     except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -80,7 +79,6 @@ def _remove(output: Path | None) -> None:
 
 
 def _run(sql: str, read: TableOptions, form: QueryFormat, file: IO[bytes]) -> None:
-    from squidkeeper.cli.log_output import report_skipped
     from squidkeeper.record.table.statement import drop_rights, lock, parse_select
     from squidkeeper.record.table.table import open_table
 
@@ -121,6 +119,8 @@ def _write_text(table: Table, sql: str, form: QueryFormat, file: IO[bytes]) -> N
     is_table = form is QueryFormat.TABLE
     on_terminal = file is sys.stdout.buffer and sys.stdout.isatty()
     rows = result.fetchmany(ROWS_SHOWN) if is_table else _rows(table)
+    if file is sys.stdout.buffer:
+        end_progress()
     for line in WRITERS[form](names, rows):
         file.write((f"{printable(line[:-1])}\n" if on_terminal else line).encode("utf-8", "backslashreplace"))
     file.flush()

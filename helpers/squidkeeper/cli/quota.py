@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 from squidkeeper.base.errors import CountsUnavailable, PolicyError
 from squidkeeper.base.formatting import duration, printable, quantity
 from squidkeeper.cli.options import json_option, policy_option, state_option
+from squidkeeper.cli.output import show_json
 
 if TYPE_CHECKING:
     from squidkeeper.policy.language.quotas import Quota
@@ -53,7 +53,7 @@ def quota(top: int, reset: str | None, as_json: bool, directory: Path, state: Pa
     rows = _of_all_gateways(store, reset) if store else _of_this_gateway(directory, state, reset)
     shown = [(one, _of(one, rows)) for one in quotas]
     if as_json:
-        click.echo(json.dumps([_as_object(one, used, top) for one, used in shown], indent=2))
+        show_json([_as_object(one, used, top) for one, used in shown])
         return
     for one, used in shown:
         click.echo("\n".join(_lines(one, used, top)))

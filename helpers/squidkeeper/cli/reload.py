@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from contextlib import suppress
@@ -17,7 +16,7 @@ import click
 from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.faults import Fault
 from squidkeeper.cli import options
-from squidkeeper.cli.named_policies import UnusableInput
+from squidkeeper.cli.output import UnusableInput, show_json
 
 if TYPE_CHECKING:
     from squidkeeper.policy.policy_store.reload_gate import GateVerdict
@@ -54,7 +53,10 @@ def reload(
     found = how_it_stands(directory, state)
     if forces and found.standing in _FORCED:
         found = _force(directory, found)
-    click.echo(_json(found) if as_json else _text(directory, found))
+    if as_json:
+        show_json(_as_object(found))
+    else:
+        click.echo(_text(directory, found))
     raise SystemExit(_STATUS[found.standing])
 
 
@@ -163,21 +165,18 @@ _SAID = {
 }
 
 
-def _json(found: ReloadReport) -> str:
+def _as_object(found: ReloadReport) -> dict[str, object]:
     verdict = found.verdict
-    return json.dumps(
-        {
-            "state": found.standing,
-            "in_force": found.in_force,
-            "on_disk": found.on_disk,
-            "verdict": verdict and {"accepts": verdict.accepts, **asdict(verdict)},
-            "faults": [
-                {"file": one.location.file, "line": one.location.line, "code": one.code, "message": one.message}
-                for one in found.faults
-            ],
-        },
-        indent=2,
-    )
+    return {
+        "state": found.standing,
+        "in_force": found.in_force,
+        "on_disk": found.on_disk,
+        "verdict": verdict and {"accepts": verdict.accepts, **asdict(verdict)},
+        "faults": [
+            {"file": one.location.file, "line": one.location.line, "code": one.code, "message": one.message}
+            for one in found.faults
+        ],
+    }
 
 
 def _judge(directory: Path, state: Path, edit_named: str, access_log: Path, archive: Path | None) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.cli.named_policies import check_judged, judged_table, policy_in_force, policy_named
-from squidkeeper.cli.options import DEFAULT_POLICY, shown_option, state_option
+from squidkeeper.cli.named_policies import check_judged, policy_in_force, policy_named
+from squidkeeper.cli.options import DEFAULT_POLICY, json_option, shown_option, state_option
+from squidkeeper.cli.output import progress, show_json, write
 from squidkeeper.cli.table_options import table_options
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     default=0,
     help="How many used requests may be denied.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 @click.option("--markdown", is_flag=True, help="Print Markdown for a pull request.")
 @state_option()
 def replay(
@@ -59,7 +59,6 @@ def replay(
       2  A policy or log cannot be used, or no request was judged.
     """
     from squidkeeper.change.replay import text
-    from squidkeeper.cli.log_output import write
 
     if as_json and markdown:
         raise click.UsageError("give one of --json and --markdown")
@@ -68,7 +67,7 @@ def replay(
     result = _replayed(read, before, after)
     names = text.ReplayedNames(before.name, after.name)
     if as_json:
-        write(json.dumps(text.as_object(result, names), indent=2) + "\n")
+        show_json(text.as_object(result, names))
     else:
         write("".join((text.as_markdown if markdown else text.as_text)(result, names)))
     check_judged(result.requests, read.files)
@@ -79,5 +78,5 @@ def replay(
 def _replayed(read: TableOptions, old: NamedPolicy, new: NamedPolicy) -> ReplayResult:
     from squidkeeper.change.replay.replay import COLUMNS, replay
 
-    with judged_table(read, COLUMNS) as table:
+    with progress("judging the recorded requests"), read.open(COLUMNS) as table:
         return replay(table.connection, old.compiled, new.compiled)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.base.errors import PolicyError, UnreadableLog
-from squidkeeper.cli.named_policies import UnusableInput
-from squidkeeper.cli.options import policy_option, state_option
+from squidkeeper.base.errors import PolicyError
+from squidkeeper.cli.options import json_option, policy_option, state_option
+from squidkeeper.cli.output import progress, report_skipped
 from squidkeeper.cli.table_options import table_options
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _STDOUT = Path("-")
 @click.option(
     "--html", metavar="PAGE", type=click.Path(path_type=Path), help="Write one HTML page; - for standard output."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 @policy_option
 @state_option("Also report drift, by the revisions in this state folder.", default=None)
 def report(read: TableOptions, html: Path | None, as_json: bool, directory: Path, state: Path | None) -> None:
@@ -48,17 +48,14 @@ def report(read: TableOptions, html: Path | None, as_json: bool, directory: Path
     Exit status:
       2  A log cannot be read.
     """
-    from squidkeeper.record.log.listing import printable
     from squidkeeper.record.report.period import Period
 
     if html is not None and as_json:
         raise click.UsageError("give one of --html PAGE and --json")
     _check_page(html, read.files)
     past, reasons = _past_policies(state), _reasons(directory)
-    try:
+    with progress("reading the access log"):
         found = _build(read.sources, Period(*read.period), read.threads, past, reasons)
-    except UnreadableLog as error:
-        raise UnusableInput(printable(str(error))) from error
     _write(found, html, as_json=as_json)
 
 
@@ -83,7 +80,6 @@ def _build(
     past: PastPolicies | None,
     reasons: Mapping[str, str | None],
 ) -> Report:
-    from squidkeeper.cli.log_output import report_skipped
     from squidkeeper.record.log.drift import DriftChecker
     from squidkeeper.record.report.builder import COLUMNS, build_report, drift
     from squidkeeper.record.table.columns import JUDGED

@@ -1,8 +1,8 @@
 """`squidkeeper schema`."""
 
-import json
-
 import click
+
+from squidkeeper.cli.output import show_json
 
 
 @click.command()
@@ -13,4 +13,4 @@ def schema() -> None:
     """
     from squidkeeper.policy.editor.json_schema import json_schema
 
-    click.echo(json.dumps(json_schema(), indent=2))
+    show_json(json_schema())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.base.errors import ExtraMissing, PatternError
+from squidkeeper.base.errors import PatternError
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _OPTIONS = {  # of the fields of a token, for messages
@@ -60,17 +60,12 @@ def seal(
     chosen = [option for option in (new_key, public_key, to) if option is not None]
     if len(chosen) != 1:
         raise click.UsageError("expected one of --new-key FILE, --public-key FILE and --to KEY")
-    try:
-        if new_key is not None:
-            click.echo(_make_key(new_key))
-        elif public_key is not None:
-            click.echo(_public_key(public_key))
-        else:
-            click.echo(_sealed(to or "", secret_file, days, fields))
-    except (PatternError, ExtraMissing) as error:
-        raise click.ClickException(str(error)) from None
-    except OSError as error:
-        raise click.ClickException(f"{error.filename}: {error.strerror}") from None
+    if new_key is not None:
+        click.echo(_make_key(new_key))
+    elif public_key is not None:
+        click.echo(_public_key(public_key))
+    else:
+        click.echo(_sealed(to or "", secret_file, days, fields))
 
 
 def _make_key(file: Path) -> str:

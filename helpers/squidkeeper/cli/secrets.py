@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.options import policy_option, run_option, shown_option, state_option
+from squidkeeper.cli.options import DEFAULT_LAYOUT, policy_option, run_option, shown_option, state_option
 
 
 @click.command()
@@ -17,7 +17,7 @@ from squidkeeper.cli.options import policy_option, run_option, shown_option, sta
     "--commands",
     metavar="DIR",
     type=click.Path(path_type=Path, readable=False),
-    default=Path("/etc/squidkeeper/commands"),
+    default=DEFAULT_LAYOUT.commands,
     help="The folder of the programs that secrets of the kind 'command' may run.",
 )
 def secrets(directory: Path, state: Path, run: Path, commands: Path) -> None:

@@ -122,6 +122,22 @@ def _prepared(_: click.Context, __: click.Parameter, value: Path | tuple[Path, .
     return value
 
 
+def _hidden_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what install.sh passes on: the fields of `SetupOptions`."""
+    for name in ("source", "venv", "root", "policy", "ca_dir"):
+        command = click.option(_option(name), type=_FOLDER, hidden=True)(command)
+    for name in ("open", "no_exporter", "tls", "no_tls", "no_start", "uninstall"):
+        command = click.option(_option(name), is_flag=True, hidden=True)(command)
+    sizes = ("log_bytes", "archive_bytes")
+    for name in (*_PARSERS, *sizes, "listen", "exporter_listen", "health_listen", "ca", "intermediate_days"):
+        command = click.option(_option(name), default="", hidden=True)(command)
+    return command
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 @click.command()
 @click.option(
     "--fleet",
@@ -132,36 +148,10 @@ def _prepared(_: click.Context, __: click.Parameter, value: Path | tuple[Path, .
 @click.option("--haproxy-cfg", type=_FILE, default="/etc/haproxy/haproxy.cfg", hidden=True)
 @click.option("--haproxy-state", type=_FOLDER, default="/var/lib/haproxy", hidden=True)
 @click.option("--haproxy-pid", type=_FILE, default="/run/haproxy.pid", hidden=True)
-@click.option("--source", type=_FOLDER, hidden=True)
-@click.option("--venv", type=_FOLDER, hidden=True)
 @click.option("--work", type=_FOLDER, callback=_prepared, hidden=True)
 @click.option("--made", type=_FOLDER, callback=_prepared, multiple=True, hidden=True)
-@click.option("--root", type=_FOLDER, hidden=True)
-@click.option("--listen", default="", hidden=True)
-@click.option("--open", is_flag=True, hidden=True)
-@click.option("--policy", type=_FOLDER, hidden=True)
-@click.option("--ca-dir", type=_FOLDER, hidden=True)
-@click.option("--ca", default="", hidden=True)
-@click.option("--intermediate-days", default="", hidden=True)
-@click.option("--certificates", default="", hidden=True)
-@click.option("--exporter-listen", default="", hidden=True)
-@click.option("--status-from", default="", hidden=True)
-@click.option("--no-exporter", is_flag=True, hidden=True)
-@click.option("--log-bytes", default="", hidden=True)
-@click.option("--archive-days", default="", hidden=True)
-@click.option("--archive-bytes", default="", hidden=True)
-@click.option("--tls", is_flag=True, hidden=True)
-@click.option("--no-tls", is_flag=True, hidden=True)
-@click.option("--tls-name", default="", hidden=True)
-@click.option("--behind", default="", hidden=True)
-@click.option("--health-listen", default="", hidden=True)
-@click.option("--upstream", default="", hidden=True)
-@click.option("--bump", default="", hidden=True)
-@click.option("--gateway", default="", hidden=True)
-@click.option("--workers", default="", hidden=True)
-@click.option("--no-start", is_flag=True, hidden=True)
 @click.option("--dry-run", is_flag=True, help="Print the steps, and change nothing.")
-@click.option("--uninstall", is_flag=True, hidden=True)
+@_hidden_options
 def setup(fleet: Path | None, haproxy_cfg: Path, haproxy_state: Path, haproxy_pid: Path, **given: Any) -> None:
     """Install or remove a gateway; with --fleet, put HAProxy in front of several.
 
@@ -211,7 +201,7 @@ def _set_up_gateway(given: Mapping[str, Any]) -> NoReturn:
     from squidkeeper.operate.setup.run import remove_prepared, run_setup
 
     try:
-        options = SetupOptions(**{**given, **_parsed(given)})
+        options = SetupOptions(**{**given, **_parsed(given), "shell_files": _shell_files(given)})
     except click.UsageError as error:
         remove_prepared(given["work"], given["made"])
         click.echo(f"install.sh: {error.message}\n            ./install.sh --help explains the options.", err=True)
@@ -220,6 +210,14 @@ def _set_up_gateway(given: Mapping[str, Any]) -> NoReturn:
     if status == 0 and not options.dry_run and not options.uninstall:
         _examine(options)
     raise SystemExit(status)
+
+
+def _shell_files(given: Mapping[str, Any]) -> dict[str, str]:
+    if given["uninstall"]:  # it does without the dependencies of other commands
+        return {}
+    from squidkeeper.cli.shell_files import shell_files
+
+    return shell_files(Layout.of(given["root"]))
 
 
 def _examine(options: SetupOptions) -> None:
@@ -260,4 +258,4 @@ def _parse(name: str, value: str) -> Any:
     try:
         return _PARSERS[name](value)
     except click.BadParameter as error:
-        raise click.UsageError(f"--{name.replace('_', '-')} {value}: {error.message}") from error
+        raise click.UsageError(f"{_option(name)} {value}: {error.message}") from error

@@ -47,7 +47,7 @@ class TableOptions:
 
         `with_earlier` reads records of all times, which tell what is new in the period.
         """
-        from squidkeeper.cli.log_output import report_skipped
+        from squidkeeper.cli.output import report_skipped
         from squidkeeper.record.table.database import yield_to_squid
         from squidkeeper.record.table.table import open_table
 

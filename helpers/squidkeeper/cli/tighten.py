@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -11,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.base.errors import EditRefused
-from squidkeeper.cli.named_policies import UnusableInput, check_judged, judged_table, policy_in_force, policy_named
-from squidkeeper.cli.new_file import check_new_file
+from squidkeeper.cli.named_policies import check_judged, policy_in_force, policy_named
 from squidkeeper.cli.options import json_option, shown_option, state_option
+from squidkeeper.cli.output import UnusableInput, check_new_file, open_new_file, progress, show_json, write
 from squidkeeper.cli.table_options import table_options
 
 if TYPE_CHECKING:
@@ -67,7 +65,6 @@ def tighten(
       2  A policy or log cannot be used, or no request was judged.
     """
     from squidkeeper.change.tightening import text
-    from squidkeeper.cli.log_output import write
 
     if as_json and as_diff:
         raise click.UsageError("give one of --json and --diff")
@@ -82,7 +79,7 @@ def tighten(
         write(changes)
     elif as_json:
         result = text.as_object(found, policy.name, policy.compiled.revision, read.since, min_days)
-        write(json.dumps(result, indent=2) + "\n")
+        show_json(result)
     else:
         write("".join(text.as_text(found, policy.name, read.since, min_days)))
 
@@ -94,7 +91,7 @@ def _found(read: TableOptions, policy: NamedPolicy) -> tuple[Findings, Edits]:
     from squidkeeper.change.tightening.usage import COLUMNS, measure
 
     source, now = policy.compiled.source, datetime.now(UTC)
-    with judged_table(read, COLUMNS) as table:
+    with progress("judging the recorded requests"), read.open(COLUMNS) as table:
         use = measure(table.connection, policy.compiled)
         edits = proven(table.connection, source, proposed_edits(source, use, now), now)
         return findings(source, use, edits, now), edits
@@ -104,10 +101,7 @@ def _write_edit(policy: NamedPolicy, named: str | None, state: Path, edits: Edit
     from squidkeeper.change.tightening.edits import edited_documents, unified_diff
 
     sources, lists = _sources(policy, named, state)
-    try:
-        documents = edited_documents(sources, policy.compiled.source, edits, lists)
-    except EditRefused as error:
-        raise click.ClickException(str(error)) from error
+    documents = edited_documents(sources, policy.compiled.source, edits, lists)
     if output is not None:
         _write_files(output, documents)
     return "".join(unified_diff(sources.documents, documents))
@@ -131,8 +125,6 @@ def _sources(policy: NamedPolicy, named: str | None, state: Path) -> tuple[Sourc
 
 
 def _write_files(folder: Path, documents: Iterable[Document]) -> None:
-    from squidkeeper.cli.new_file import open_new_file
-
     try:
         folder.mkdir(mode=0o750)
     except OSError as error:

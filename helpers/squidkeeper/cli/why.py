@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from squidkeeper.base.errors import EditRefused, InvalidUrl, PatternError, UnreadableLog
+from squidkeeper.base.errors import EditRefused, InvalidUrl, PatternError
 from squidkeeper.base.formatting import quantity
 from squidkeeper.base.gateway_commands import with_commands
 from squidkeeper.base.layout import Layout
@@ -33,6 +33,7 @@ from squidkeeper.cli.options import (
     state_option,
     table_sources,
 )
+from squidkeeper.cli.output import progress
 
 if TYPE_CHECKING:
     from squidkeeper.cli.why_table import ReadRecords
@@ -135,7 +136,7 @@ def why(
       1  A request failed.
       2  Nothing can be read, or no request has the ID.
     """
-    from squidkeeper.record.log.listing import printable
+    from squidkeeper.cli.why_fleet import ask_fleet
     from squidkeeper.record.log.record import format_time
     from squidkeeper.record.table.sources import LiveGateways
     from squidkeeper.record.why.search import Inquiry, Search
@@ -147,18 +148,15 @@ def why(
         options = {"--client": client, "--user": users, "--host": hosts, "--url": (url,) if url else ()}
         words = [*sorted(ids), *(word for name, values in options.items() for one in values for word in (name, one))]
         words += ["-n", str(number), *(["--since", format_time(since)] if since else []), *["--json"] * as_json]
-        raise SystemExit(_ask_fleet(archive, gateway or _gateways_of(ids, archive), words, as_json=as_json))
+        raise SystemExit(ask_fleet(archive, gateway or _gateways_of(ids, archive), words, as_json=as_json))
     policies = _Policies(directory, state)
     question = Inquiry(ids, tuple(_filters(client, hosts, policies)), frozenset(users), url)
     search = Search(question, since or _start(ids, files))
-    try:
-        sources = table_sources(files, archive, gateways=gateway)
+    sources = table_sources(files, archive, gateways=gateway)
+    with progress("looking for failures"):
         known = _surroundings(policies, run, cache_log or _beside(sources), search)
         answer = _Answer(search, _read(search, sources), known)
-    except UnreadableLog as error:
-        click.echo(f"Error: {printable(str(error))}", err=True)
-        raise SystemExit(_NOTHING_TO_SAY) from error
-    newest = answer.newest(number, Layout.around(directory, state, run=run))
+        newest = answer.newest(number, Layout.around(directory, state, run=run))
     click.echo(answer.as_json(newest) if as_json else answer.as_text(newest, sources), nl=as_json)
     if search.unknown_ids:
         raise SystemExit(_NOTHING_TO_SAY)
@@ -169,16 +167,6 @@ def _gateways_of(ids: frozenset[str], fleet: LiveGateways) -> set[str]:
     """Name the gateways that IDs begin with; none, where one begins with no gateway of the fleet: all are asked."""
     names = {found["gateway"] for one in ids if (found := _REQUEST_ID.fullmatch(one))}
     return names if names <= fleet.addresses.keys() else set()
-
-
-def _ask_fleet(fleet: LiveGateways, names: Collection[str], words: list[str], *, as_json: bool) -> int:
-    from squidkeeper.cli.why_fleet import ask_fleet
-
-    try:
-        return ask_fleet(fleet, names, words, as_json=as_json)
-    except UnreadableLog as error:
-        click.echo(f"Error: {error}", err=True)
-        return _NOTHING_TO_SAY
 
 
 def _ids_and_files(given: tuple[str, ...]) -> tuple[frozenset[str], tuple[Path, ...]]:

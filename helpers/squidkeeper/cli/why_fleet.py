@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from squidkeeper.cli.output import show_json
 from squidkeeper.record.log.listing import printable
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def ask_fleet(fleet: LiveGateways, names: Collection[str], words: Sequence[str],
         told = {one.gateway: _output(one) for one in answers if not one.problem}
     problems = [one.problem for one in answers if one.problem]
     if as_json:
-        click.echo(json.dumps({"gateways": {name: _parsed(text) for name, text in told.items()}, "missing": problems}))
+        show_json({"gateways": {name: _parsed(text) for name, text in told.items()}, "missing": problems})
     for name, text in ({} if as_json else told).items():
         click.echo(f"{name}:\n" + "".join(f"{printable(line)}\n" for line in text.splitlines()))
     for problem in problems:

@@ -547,6 +547,8 @@ class Installation:
             files[layout.command] = entries.Link(str(layout.program))
         elif layout.command:
             say("command", f"{layout.command} is not squidkeeper's and stays: the program is {layout.program}")
+            return
+        files |= {path: _file(self._options.shell_files[name]) for name, path in layout.shell_files.items()}
 
     def _prepare_archive(self) -> None:
         layout, ours = self._layout, self._configuration

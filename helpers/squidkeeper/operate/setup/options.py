@@ -53,6 +53,7 @@ class SetupOptions:
     no_start: bool = False
     dry_run: bool = False
     uninstall: bool = False
+    shell_files: Mapping[str, str] = field(default_factory=dict)  # the texts of `Layout.shell_files`
 
     @property
     def exporter(self) -> str:
@@ -86,18 +87,29 @@ def show(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def complain(text: str) -> None:
+def complain(text: str, end: str = "\n") -> None:
     """Print a text to standard error, if somebody reads it."""
     with suppress(BrokenPipeError):
-        sys.stderr.write(f"{text.rstrip()}\n")
+        print(text.rstrip(), end=end, file=sys.stderr, flush=True)  # noqa: T201 - as above
 
 
-@dataclass(slots=True)
 class SetupStage:
     """The part of an installation that goes on: what a failure is reported under, and what to do then."""
 
-    name: str = "start"
-    advices: Mapping[str, str] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._name = "start"
+        self.advices: Mapping[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        """Its name. A terminal shows the name until the stage has a result to tell."""
+        return self._name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._name = name
+        if sys.stderr.isatty():
+            complain(f"{name} …", end="\r")
 
     @property
     def advice(self) -> str:

@@ -84,12 +84,14 @@ def _remove_files(layout: Layout) -> None:
     others = filter(None, (layout.archive_timer, layout.render_path, layout.logrotate, layout.squid_dropin))
     for path in (*ours, *kept, *services, *others, layout.haproxy, layout.observe, layout.supervise):
         remove(path)
-    if layout.command and read_entry(layout.command) == Link(str(layout.program)):
-        remove(layout.command)
+    if layout.command is None or read_entry(layout.command) == Link(str(layout.program)):
+        for path in (*layout.shell_files.values(), *filter(None, [layout.command])):
+            remove(path)
     remove(layout.program)
     for venv in layout.prefix.glob("venv-*"):  # this process may run from one of them: it has imported what it needs
         remove(venv)
-    folders = (layout.commands, layout.exports, layout.errors.parent, layout.program.parent, layout.prefix)
+    of_shells = dict.fromkeys(folder for path in layout.shell_files.values() for folder in [*path.parents][:3])
+    folders = (layout.commands, layout.exports, layout.errors.parent, layout.program.parent, *of_shells, layout.prefix)
     for folder in (*folders, *([layout.squid_dropin.parent] if layout.squid_dropin else [])):
         with suppress(OSError):  # it is not there, or something else is in it
             folder.rmdir()

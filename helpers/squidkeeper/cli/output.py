@@ -1,0 +1,144 @@
+"""What commands write: JSON, new files, progress, and in place of a traceback, what they cannot do."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from threading import Event, Thread
+from time import monotonic
+from typing import IO, TYPE_CHECKING, Final
+
+import click
+
+from squidkeeper.base.errors import InvalidSetting, NotInstalled, SquidkeeperError, UnreadableLog
+
+if TYPE_CHECKING:
+    from squidkeeper.record.table.lines import Skipped
+
+_OF_WRITING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
+_EXISTS: Final = "--output {}: the file exists; it was not changed"
+_SILENT_SECONDS: Final = 2.0  # before a command shows that it works
+_shown: list[tuple[Event, Thread]] = []  # the progress that is shown
+
+
+def show_json(value: object) -> None:
+    """Print a value for programs."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def write(text: str) -> None:
+    """Write to stdout at once; `BrokenPipeError` where its reader has gone."""
+    if text:
+        end_progress()
+        sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
+        sys.stdout.buffer.flush()
+
+
+@contextmanager
+def progress(what: str) -> Iterator[None]:
+    """Show on a terminal what the block does, once it takes long, until the block or `end_progress` ends it."""
+    if sys.stderr.isatty():
+        ended = Event()
+        _shown.append((ended, Thread(target=_count_seconds, args=(what, ended), daemon=True)))
+        _shown[-1][1].start()
+    try:
+        yield
+    finally:
+        end_progress()
+
+
+def end_progress() -> None:
+    """Clear the line of the progress, because output follows."""
+    while _shown:
+        ended, thread = _shown.pop()
+        ended.set()
+        thread.join()
+
+
+def _count_seconds(what: str, ended: Event) -> None:
+    began, line = monotonic(), ""
+    while not ended.wait(1.0 if line else _SILENT_SECONDS):
+        line = f"{what}: {monotonic() - began:.0f} s"
+        click.echo(f"\r{line}", nl=False, err=True)
+    if line:
+        click.echo(f"\r{' ' * len(line)}\r", nl=False, err=True)
+
+
+def report_skipped(skipped: Skipped) -> None:
+    """Report on stderr what the table could not read."""
+    from squidkeeper.base.formatting import printable
+
+    report_invalid(skipped.count, skipped.first)
+    for damage in skipped.damaged:
+        end_progress()
+        click.echo(f"Damaged: {printable(damage)}", err=True)
+
+
+def report_invalid(count: int, first: str) -> None:
+    """Report invalid lines on stderr."""
+    from squidkeeper.base.formatting import printable, quantity
+
+    if count:
+        end_progress()
+        click.echo(f"{quantity(count, 'invalid line')} skipped; the first: {printable(first)}", err=True)
+
+
+def check_new_file(ctx: click.Context, param: click.Parameter, output: Path | None) -> Path | None:  # noqa: ARG001 - click's signature
+    """Refuse a file that exists, as the callback of the option: before a command has worked for it."""
+    if output is not None and os.path.lexists(output):
+        raise click.UsageError(_EXISTS.format(output))
+    return output
+
+
+def open_new_file(output: Path | None) -> IO[bytes]:
+    """Open a new file, mode 0640; standard output where none is named."""
+    if output is None:
+        return sys.stdout.buffer
+    try:
+        return open(output, "xb", opener=partial(os.open, mode=0o640))
+    except FileExistsError as error:
+        raise click.UsageError(_EXISTS.format(output)) from error
+    except OSError as error:
+        raise click.UsageError(f"--output {output}: {(error.strerror or str(error)).lower()}") from error
+
+
+class Failed(click.ClickException):
+    """What a command could not do: exit status 1. What is not printable, such as another account's, is escaped."""
+
+    def format_message(self) -> str:
+        """Escape each line."""
+        from squidkeeper.base.formatting import printable
+
+        return "\n".join(map(printable, self.message.split("\n")))
+
+
+class UnusableInput(Failed):
+    """What was named cannot be used: exit status 2, as for a wrong option."""
+
+    exit_code = 2
+
+
+@contextmanager
+def told_failures() -> Iterator[None]:
+    """Make a `click.ClickException` of an error that no command has handled; a closed pipe is click's."""
+    if sys.stdout is None:  # Python's, where the descriptor is closed: the next file that is opened would take it
+        raise click.ClickException("standard output is closed: give it a file, a pipe or /dev/null")
+    try:
+        yield
+    except (UnreadableLog, InvalidSetting, NotInstalled) as error:
+        raise UnusableInput(str(error)) from error
+    except SquidkeeperError as error:
+        raise Failed(str(error)) from error
+    except OSError as error:
+        if error.errno in _OF_WRITING and error.filename is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer has no place
+            raise click.ClickException(f"cannot write: {(error.strerror or str(error)).lower()}") from error
+        if error.filename is None:
+            raise
+        raise Failed(f"{os.fsdecode(error.filename)}: {(error.strerror or str(error)).lower()}") from error
