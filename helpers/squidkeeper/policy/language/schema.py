@@ -982,7 +982,7 @@ def _code_and_message(detail: ErrorDetails, steps: list[int | str]) -> tuple[Fau
 
 def _unknown_key(key: str, steps: list[int | str]) -> str:
     expected = _expected_key(key, steps)
-    return f"unknown key{expected}; {_NO_VALUES}" if is_private(steps[:-1]) else f"unknown key {key!r}{expected}"
+    return f"unknown key{expected} ({_NO_VALUES})" if is_private(steps[:-1]) else f"unknown key {key!r}{expected}"
 
 
 def _expected_key(key: str, steps: list[int | str]) -> str:
