@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from squidkeeper.cli import output
+
 from ..archives import make_archive
 from ..records import record_line
+from ..waiting import wait_for
 
 PROGRAM = (sys.executable, "-m", "squidkeeper")
 FULL = Path("/dev/full")
@@ -107,3 +112,33 @@ def test_an_object_store_without_its_extra_names_the_command_that_installs_it(co
     )
     assert "the extra 's3' is not installed: run ./install.sh --extras" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def holds(stream: io.StringIO, text: str) -> bool:
+    return stream.getvalue() == text
+
+
+def test_a_terminal_alone_shows_that_a_command_works_until_it_has_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "_SILENT_SECONDS", 0.01)
+    for stream, shown in ((Terminal(), "\rreading: 0 s"), (io.StringIO(), "")):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with output.progress("reading"):
+            wait_for(partial(holds, stream, shown), "the progress")
+            output.end_progress()
+            assert stream.getvalue() == (shown and f"{shown}\r            \r")
+
+
+def test_a_terminal_gets_long_lines_wrapped_below_their_last_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    text = f"rule         {'word ' * 12}\n\n  a url  https://host.example/{'a' * 60}"
+    for stream, width in ((Terminal(), 60), (io.StringIO(), 200)):
+        monkeypatch.setattr(sys, "stdout", stream)
+        output.show_text(text)
+        [first, *more] = stream.getvalue().splitlines()
+        assert (len(first) <= width, stream.getvalue().split()) == (True, text.split())
+        assert more[0] == (f"{'':13}word word word" if width == 60 else "")

@@ -448,7 +448,7 @@ def test_the_command_seals_a_basic_credential_from_a_file(tmp_path: Path) -> Non
             ["--to", str(KEY.public), "--host", "a.example", "--basic", "x", "--value", "{secret}"],
             "--value and --basic",
         ),
-        (["--public-key", "/nowhere/key"], "/nowhere/key: No such file"),
+        (["--public-key", "/nowhere/key"], "/nowhere/key: no such file"),
     ],
 )
 def test_the_command_says_what_is_wrong(options: list[str], said: str) -> None:

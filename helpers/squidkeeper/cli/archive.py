@@ -8,14 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from squidkeeper.base.formatting import byte_size, quantity
+from squidkeeper.base.formatting import byte_size, printable, quantity
 from squidkeeper.cli import options
-from squidkeeper.cli.archive_fetch import fetch
 from squidkeeper.cli.archive_verify import failure, verify
 from squidkeeper.cli.maintain import Size
 from squidkeeper.cli.output import progress, show_json
@@ -35,10 +35,9 @@ def archive() -> None:
 @archive.command()
 @options.file_option("--access-log", options.DEFAULT_LOG, "Squid's access log.")
 @options.archive_option("The archive.")
-@click.option(
+@options.path_option(
     "--key",
     metavar="FILE",
-    type=click.Path(path_type=Path),
     help="The private key that seals the archive. [default: the gateway's, for its own archive]",
 )
 @options.shown_option(
@@ -206,7 +205,41 @@ def list_days(archive: Path, as_json: bool) -> None:
         click.echo(f"{one.day}  {one.lines:>12,}  {one.invalid:>8,}  {byte_size(one.bytes):>9}  {len(one.parts)}")
 
 
-archive.add_command(fetch)
+@archive.command()
+@click.argument("store")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@options.since_option
+def fetch(store: str, folder: Path, since: datetime | None) -> None:
+    """Fetch archives from an object store into a folder.
+
+    STORE is s3://BUCKET/PREFIX, or the YAML file of a store. An archive below gateway=NAME gets a folder of this
+    name. Parts that FOLDER has are not fetched again. Each part is compared with the SHA-256 of its entry.
+
+    \b
+    Examples:
+      squidkeeper archive fetch s3://logs/squid ./copy
+      squidkeeper archive verify ./copy --key ./keys
+
+    \b
+    Exit status:
+      1  Something could not be fetched.
+    """
+    from squidkeeper.record.chain.store_settings import read_store_settings
+    from squidkeeper.record.chain.stores import ObjectStore, fetch_archives
+    from squidkeeper.record.log.record import format_time
+
+    failed = False
+    for one in fetch_archives(ObjectStore(read_store_settings(store)), folder, format_time(since) if since else ""):
+        name = f"{one.gateway}: " if one.gateway else ""
+        click.echo(f"{name}fetched {quantity(one.parts, 'part')}, {byte_size(one.bytes)}")
+        for path in one.missing:
+            click.echo(f"{name}{path}: the store lacks it, or has other content than its entry says", err=True)
+        if one.failure:
+            click.echo(printable(f"{name}not fetched: {one.failure}"), err=True)
+        failed |= bool(one.missing or one.failure)
+    raise SystemExit(1 if failed else 0)
+
+
 archive.add_command(verify)
 
 

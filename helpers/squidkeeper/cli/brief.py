@@ -1,15 +1,13 @@
 """`squidkeeper brief`: what a client may reach, for the instructions of its agent."""
 
-from pathlib import Path
-
 import click
 
-from squidkeeper.cli.client_options import client_options, read_client
+from squidkeeper.cli.client_options import ClientOfGateway, client_options
 
 
 @click.command()
 @client_options
-def brief(client: str | None, user: str | None, root: Path | None, directory: Path | None) -> None:
+def brief(found: ClientOfGateway) -> None:
     """Print what a client may reach, as Markdown for its agent's instructions.
 
     The text has the rules, rewrites and credentials (by header) of this client, and why other requests are denied. It
@@ -21,5 +19,4 @@ def brief(client: str | None, user: str | None, root: Path | None, directory: Pa
     """
     from squidkeeper.operate.client_kit.brief import write_brief
 
-    found = read_client(client, user, root, directory)
     click.echo(write_brief(found.policy.source, found.client, found.now), nl=False)

@@ -8,7 +8,7 @@ from squidkeeper.cli.options import written_state_option
 
 
 @click.command()
-@written_state_option()
+@written_state_option
 def certificate(state: Path) -> None:
     """Make the certificates of hosts.
 

@@ -19,7 +19,7 @@ from squidkeeper.base.formatting import age, duration, quantity
 from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import Account, account_of, group_name, squid_account, unreadable_for
 from squidkeeper.cli.options import DEFAULT_POLICY, fragment_option, json_option, policy_option, state_option
-from squidkeeper.cli.output import progress, show_json
+from squidkeeper.cli.output import progress, show_json, show_text
 from squidkeeper.policy.language.model import SHORTEST_WATCHED
 from squidkeeper.policy.language.secret_sources import EnvironmentSource, FileSource, SecretSource
 
@@ -68,7 +68,7 @@ def check(
     if as_json:
         show_json(_as_object(report))
     else:
-        click.echo(_text(report))
+        show_text(_text(report))
     raise SystemExit(1 if report.faults or report.open_entries or access.warnings else 0)
 
 

@@ -6,63 +6,52 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import wraps
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from squidkeeper.base.errors import InvalidSetting, PolicyError
 from squidkeeper.base.layout import Layout
-from squidkeeper.cli.options import root_option, shown_option
+from squidkeeper.cli.options import combined, path_option, root_option, shown_option
 
 if TYPE_CHECKING:
     from squidkeeper.operate.client_kit.client import KitClient
     from squidkeeper.operate.client_kit.environment import ClientSettings, Proxy
     from squidkeeper.policy.engine import CompiledPolicy
 
-F = TypeVar("F", bound=Callable[..., Any])
-_PATH = click.Path(path_type=Path)
+
+def client_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose a gateway and a client of it, which the command gets as `found`."""
+
+    @wraps(command)
+    def with_client(
+        client: str | None, user: str | None, root: Path | None, directory: Path | None, **options: Any
+    ) -> Any:
+        return command(found=_read_client(client, user, root, directory), **options)
+
+    return combined(
+        click.option("--client", metavar="NAME", help="A client of the policy. [default: none of them]"),
+        click.option("--user", metavar="NAME", help="The proxy user, if the client has several."),
+        root_option,
+        path_option("--policy", "directory", help="Another policy."),
+    )(with_client)
 
 
-def client_options(command: F) -> F:
-    """Add the options that choose a gateway and a client of it."""
-    for option in reversed(
-        (
-            click.option("--client", metavar="NAME", help="A client of the policy. [default: none of them]"),
-            click.option("--user", metavar="NAME", help="The proxy user, if the client has several."),
-            root_option,
-            click.option("--policy", "directory", type=_PATH, metavar="DIR", help="Another policy."),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def setting_options(command: F) -> F:
+def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that the variables of a client are made from."""
     from squidkeeper.operate.client_kit import environment
 
-    for option in reversed(
-        (
-            click.option("--proxy", metavar="URL", help="The proxy's URL. [default: where Squid listens]"),
-            shown_option("--ca-path", default=environment.CA_PATH, help="The gateway's root in the VM."),
-            shown_option(
-                "--bundle-path",
-                default=environment.BUNDLE_PATH,
-                help="All roots, in the VM.",
-            ),
-            shown_option(
-                "--java-store-path",
-                default=environment.JAVA_STORE_PATH,
-                help="Java's trust store in the VM.",
-            ),
-            click.option("--ca", type=_PATH, metavar="FILE", help="Another root, on this machine."),
-            click.option("--no-proxy", multiple=True, metavar="HOST", help="A host that the client reaches directly."),
-        )
-    ):
-        command = option(command)
-    return command
+    return combined(
+        click.option("--proxy", metavar="URL", help="The proxy's URL. [default: where Squid listens]"),
+        shown_option("--ca-path", default=environment.CA_PATH, help="The gateway's root in the VM."),
+        shown_option("--bundle-path", default=environment.BUNDLE_PATH, help="All roots, in the VM."),
+        shown_option("--java-store-path", default=environment.JAVA_STORE_PATH, help="Java's trust store in the VM."),
+        path_option("--ca", metavar="FILE", help="Another root, on this machine."),
+        click.option("--no-proxy", multiple=True, metavar="HOST", help="A host that the client reaches directly."),
+    )(command)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +64,7 @@ class ClientOfGateway:
     now: datetime
 
 
-def read_client(client: str | None, user: str | None, root: Path | None, directory: Path | None) -> ClientOfGateway:
+def _read_client(client: str | None, user: str | None, root: Path | None, directory: Path | None) -> ClientOfGateway:
     """Load the policy and find the client; `InvalidSetting` where that is not possible."""
     from squidkeeper.operate.client_kit.client import client_of
     from squidkeeper.policy.policy_store.loading import load

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.cli.named_policies import policy_named
+from squidkeeper.cli.arguments import policy_named
 from squidkeeper.cli.options import json_option, state_option
-from squidkeeper.cli.output import progress
+from squidkeeper.cli.output import progress, show_text
 
 if TYPE_CHECKING:
     from squidkeeper.change.difference.groups import RequestDifference
@@ -63,8 +63,10 @@ def diff(ceiling: str | None, as_json: bool, as_markdown: bool, state: Path, pol
     with progress("comparing the policies"):
         found = report.report(compiled, (old.name, new.name), now, is_ceiling=ceiling is not None)
         confirm(compiled, found.differences)
-    write = diff_output.as_json if as_json else diff_output.as_markdown if as_markdown else diff_output.as_text
-    click.echo(write(found))
+    if as_json or as_markdown:
+        click.echo(diff_output.as_json(found) if as_json else diff_output.as_markdown(found))
+    else:
+        show_text(diff_output.as_text(found))
     raise SystemExit(0 if found.same else _DIFFERS)
 
 

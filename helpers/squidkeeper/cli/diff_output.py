@@ -19,23 +19,6 @@ if TYPE_CHECKING:
 
 _SHOWN = 6
 _LONGEST = 240  # characters, as of a list of exceptions
-_TITLES = {
-    Change.OPENED: "OPENED",
-    Change.CLOSED: "CLOSED",
-    Change.ASKS: "ASKS",
-    Change.GRANTABLE: "GRANTABLE",
-    Change.PRIVATE: "PRIVATE",
-    Change.PASSTHROUGH: "PASSTHROUGH",
-    Change.WEBSOCKET: "WEBSOCKET",
-    Change.REWRITE: "REWRITE",
-    Change.CREDENTIALS: "CREDENTIALS",
-    Change.STRIP: "STRIP",
-    Change.CONNECTIONS: "CONNECTIONS",
-    Change.UPSTREAM: "UPSTREAM",
-    Change.QUOTAS: "QUOTAS",
-    Change.USES: "USES",
-    Change.OBSERVED: "OBSERVED",
-}
 # What each change means, and what it means the other way round.
 _MEANINGS = {
     Change.OPENED: ("", ""),
@@ -67,7 +50,7 @@ def _sides(found: DifferenceReport) -> tuple[str, str]:
 
 
 def _block(one: RequestDifference, now: datetime, sides: tuple[str, str]) -> Iterator[str]:
-    title = "UNPROVEN" if one.doubt else _TITLES[one.change]
+    title = "UNPROVEN" if one.doubt else one.change.upper()
     scopes = [scope_text(scope) for scope in one.scopes]
     yield f"{title:<12} {scopes[0]}"
     yield from (f"{'':<12} {text}" for text in scopes[1:_SHOWN])

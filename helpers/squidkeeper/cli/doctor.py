@@ -8,6 +8,7 @@ import click
 from squidkeeper.base.errors import NotInstalled
 from squidkeeper.base.layout import Layout
 from squidkeeper.cli.options import json_option, root_option
+from squidkeeper.cli.output import show_text
 
 
 @click.command()
@@ -43,5 +44,8 @@ def doctor(root: Path | None, strict: bool, as_json: bool) -> None:
         click.echo(f"squidkeeper doctor: {reason}{as_root}", err=True)
         raise SystemExit(2) from error
     diagnosis = examine(inspection)
-    click.echo(json_of(diagnosis) if as_json else as_text(diagnosis))
+    if as_json:
+        click.echo(json_of(diagnosis))
+    else:
+        show_text(as_text(diagnosis))
     raise SystemExit(1 if diagnosis.failed(strict=strict) else 0)

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import time
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.cli.options import root_option, shown_option
+from squidkeeper.cli.options import Duration, root_option, shown_option
 from squidkeeper.cli.output import UnusableInput
 
 if TYPE_CHECKING:
     from squidkeeper.base.layout import Layout
-
-_PATIENCE = re.compile(r"([1-9]\d{0,4})([smh])")
-_SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
-
-
-class Patience(click.ParamType):  # type: ignore[type-arg] # generic in newer releases of click alone
-    """How long to wait: `30s`, `10m`, `2h`."""
-
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse the value, to seconds."""
-        found = _PATIENCE.fullmatch(str(value))
-        if found is None:
-            self.fail(f"{value!r} is not a duration, expected one such as 30s, 10m or 2h", param, ctx)
-        return int(found[1]) * _SECONDS[found[2]]
 
 
 @click.command()
@@ -37,14 +21,14 @@ class Patience(click.ParamType):  # type: ignore[type-arg] # generic in newer re
     "--for",
     "patience",
     metavar="DURATION",
-    type=Patience(),
+    type=Duration("30s", "10m", "2h"),
     default="10m",
     help="The longest wait until the gateway is idle.",
 )
 @click.option("--stop", is_flag=True, help="Then stop Squid, even with open connections.")
 @click.option("--cancel", is_flag=True, help="Accept new clients again.")
 @root_option
-def drain(patience: int, stop: bool, cancel: bool, root: Path | None) -> None:
+def drain(patience: timedelta, stop: bool, cancel: bool, root: Path | None) -> None:
     """Send new clients to other gateways, and wait until this one is idle.
 
     /healthz becomes unhealthy at once, so a load balancer sends no new clients. Open connections and tunnels
@@ -71,7 +55,7 @@ def drain(patience: int, stop: bool, cancel: bool, root: Path | None) -> None:
         if cancel:
             _cancel(layout)
         else:
-            raise SystemExit(_drain(layout, patience, stop=stop))
+            raise SystemExit(_drain(layout, int(patience.total_seconds()), stop=stop))
     except OSError as error:
         remedy = "run this as root" if isinstance(error, PermissionError) else "name the gateway by --root DIR"
         raise UnusableInput(f"{error.filename or layout.run}: {error.strerror}: {remedy}") from error

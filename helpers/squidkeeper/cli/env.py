@@ -5,13 +5,14 @@ from pathlib import Path
 import click
 
 from squidkeeper.cli.client_options import (
+    ClientOfGateway,
     client_options,
-    read_client,
     read_root,
     read_settings,
     read_token,
     setting_options,
 )
+from squidkeeper.cli.options import path_option
 from squidkeeper.operate.client_kit.formats import ClientEnvironment, EnvironmentForm, write_environment
 
 _HOLD_THE_ROOT = (EnvironmentForm.CLOUD_INIT, EnvironmentForm.DOCKERFILE)
@@ -28,17 +29,9 @@ _HOLD_THE_ROOT = (EnvironmentForm.CLOUD_INIT, EnvironmentForm.DOCKERFILE)
     show_default=True,
     help="sh: lines to source. dotenv: for docker --env-file.",
 )
-@click.option(
-    "--token-file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A file with the client's token; - for standard input.",
-)
+@path_option("--token-file", metavar="FILE", help="A file with the client's token; - for standard input.")
 def env(
-    client: str | None,
-    user: str | None,
-    root: Path | None,
-    directory: Path | None,
+    found: ClientOfGateway,
     proxy: str | None,
     no_proxy: tuple[str, ...],
     form: str,
@@ -59,7 +52,6 @@ def env(
       squidkeeper env --client agents --token-file token
       squidkeeper env --client agents --format cloud-init > user-data
     """
-    found = read_client(client, user, root, directory)
     settings = read_settings(found, proxy, no_proxy, read_token(found, token_file), **paths)
     wanted = EnvironmentForm(form)
     pem = read_root(ca or found.layout.ca_cert) if wanted in _HOLD_THE_ROOT else ""

@@ -14,7 +14,7 @@ from squidkeeper.base.errors import InvalidRecord, InvalidUrl, PolicyError
 from squidkeeper.base.faults import Location
 from squidkeeper.base.formatting import quantity
 from squidkeeper.cli.options import ABSOLUTE_URL, HOST_AND_PORT, Moment, fragment_option, json_option, policy_option
-from squidkeeper.cli.output import show_json
+from squidkeeper.cli.output import show_json, show_text
 
 if TYPE_CHECKING:
     from squidkeeper.policy.engine import CompiledPolicy, Decision
@@ -102,7 +102,7 @@ def explain(
     if as_json:
         show_json(_as_object(shown, missing))
     else:
-        click.echo(_text(asked, shown, missing, squid))
+        show_text(_text(asked, shown, missing, squid))
     raise SystemExit(0 if found.decision.allowed else 1)
 
 

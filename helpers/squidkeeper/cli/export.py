@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 import click
 
 from squidkeeper.base.errors import InvalidExport
-from squidkeeper.cli.options import DEFAULT_LOG, archive_option, file_option, state_option
+from squidkeeper.cli.options import DEFAULT_LOG, archive_option, file_option, path_option, state_option
 
 if TYPE_CHECKING:
     from squidkeeper.record.export.targets import ExportTarget
-
-_PATH = click.Path(path_type=Path, readable=False)
 
 
 @click.command()
@@ -29,20 +27,10 @@ _PATH = click.Path(path_type=Path, readable=False)
     " [default for otlp: OTEL_EXPORTER_OTLP_ENDPOINT]",
 )
 @click.option("--urls", type=click.Choice(["path", "full"]), default="path", help="full: send URLs with their query.")
-@click.option("--ca", metavar="FILE", type=_PATH, help="The receiver's CA, instead of the system's.")
-@click.option(
-    "--headers",
-    metavar="FILE",
-    type=_PATH,
-    help="Headers for https, one a line, in a file of mode 0640.",
-)
+@path_option("--ca", metavar="FILE", help="The receiver's CA, instead of the system's.")
+@path_option("--headers", metavar="FILE", help="Headers for https, one a line, in a file of mode 0640.")
 @click.option("--name", help="The export's name, in its position and in metrics.")
-@click.option(
-    "--config",
-    metavar="DIR",
-    type=_PATH,
-    help="A folder with NAME.yaml for each export, instead of the options above.",
-)
+@path_option("--config", help="A folder with NAME.yaml for each export, instead of the options above.")
 @click.option(
     "--check",
     is_flag=True,

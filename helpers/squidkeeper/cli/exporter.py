@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +14,7 @@ from squidkeeper.cli.options import (
     archive_option,
     file_option,
     fragment_option,
+    path_option,
     policy_option,
     proxy_header_option,
     run_option,
@@ -71,14 +71,10 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
 )
 @policy_option
 @file_option("--access-log", DEFAULT_LAYOUT.access_log, "Squid's access log.")
-@written_state_option()
+@written_state_option
 @file_option("--ca", DEFAULT_LAYOUT.signing_cert, "The certificate that Squid signs with, to report its expiry.")
 @fragment_option
-@click.option(
-    "--tls-certificate",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The TLS port's certificate, to report its expiry.",
-)
+@path_option("--tls-certificate", metavar="FILE", help="The TLS port's certificate, to report its expiry.")
 @shown_option(
     "--squid",
     metavar="ADDRESS:PORT",
@@ -117,12 +113,7 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
 )
 @run_option
 @archive_option("The archive, to report what it lacks.", default=None)
-@click.option(
-    "--pulled",
-    metavar="DIR",
-    type=click.Path(path_type=Path, readable=False),
-    help="The folder of `squidkeeper pull`, to report its state.",
-)
+@path_option("--pulled", help="The folder of `squidkeeper pull`, to report its state.")
 def exporter(**given: Any) -> None:
     """Serve metrics, health and the status page, until SIGTERM.
 

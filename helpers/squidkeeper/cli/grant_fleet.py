@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from squidkeeper.base.errors import EditRefused
 from squidkeeper.base.formatting import printable, quantity
+from squidkeeper.cli import options
 from squidkeeper.cli.output import show_json
 
 if TYPE_CHECKING:
@@ -36,49 +37,39 @@ class FleetOptions:
     allowed_signers: Path | None
 
 
-def fleet_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of `FleetOptions`."""
-    for option in reversed(
-        (
-            click.option(
-                "--fleet",
-                metavar="REPOSITORY",
-                help="Change the grants of all gateways that pull from this git repository.",
-            ),
-            click.option("--branch", default="main", show_default=True, help="With --fleet: the branch."),
-            click.option(
-                "--path",
-                "folder",
-                metavar="FOLDER",
-                default="policy",
-                show_default=True,
-                help="With --fleet: the policy's folder in the repository.",
-            ),
-            click.option(
-                "--key",
-                metavar="FILE",
-                type=click.Path(path_type=Path, exists=True, dir_okay=False),
-                help="With --fleet: the SSH key that signs. [default: git's user.signingKey]",
-            ),
-            click.option(
-                "--allowed-signers",
-                metavar="FILE",
-                type=click.Path(path_type=Path, exists=True, dir_okay=False),
-                help="With --fleet: who may have signed the branch's tip. [default: git's gpg.ssh.allowedSignersFile]",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+fleet_options = options.combined(  # of `FleetOptions`
+    click.option(
+        "--fleet", metavar="REPOSITORY", help="Change the grants of all gateways that pull from this git repository."
+    ),
+    options.shown_option("--branch", default="main", help="With --fleet: the branch."),
+    options.shown_option(
+        "--path",
+        "folder",
+        metavar="FOLDER",
+        default="policy",
+        help="With --fleet: the policy's folder in the repository.",
+    ),
+    click.option(
+        "--key",
+        metavar="FILE",
+        type=_FILE,
+        help="With --fleet: the SSH key that signs. [default: git's user.signingKey]",
+    ),
+    click.option(
+        "--allowed-signers",
+        metavar="FILE",
+        type=_FILE,
+        help="With --fleet: who may have signed the branch's tip. [default: git's gpg.ssh.allowedSignersFile]",
+    ),
+)
 
 
-def change_for_fleet(options: FleetOptions, change: Change, now: datetime, *, as_json: bool) -> None:
+def change_for_fleet(fleet: FleetOptions, change: Change, now: datetime, *, as_json: bool) -> None:
     """Change the grants of all gateways, and tell what was done; `EditRefused` if nothing was."""
     from squidkeeper.operate.fleet.fleet_grants import FleetRepository, checked_out
 
-    repository = FleetRepository(
-        options.fleet or "", options.branch, options.folder, options.key, options.allowed_signers
-    )
+    repository = FleetRepository(fleet.fleet or "", fleet.branch, fleet.folder, fleet.key, fleet.allowed_signers)
     with checked_out(repository) as checkout:
         try:
             title, lines = change(checkout)

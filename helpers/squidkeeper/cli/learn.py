@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from squidkeeper.base.formatting import quantity
-from squidkeeper.cli.options import json_option, policy_option
+from squidkeeper.cli.arguments import table_options
+from squidkeeper.cli.options import json_option, path_option, policy_option
 from squidkeeper.cli.output import UnusableInput, check_new_file, open_new_file, progress
-from squidkeeper.cli.table_options import table_options
 
 if TYPE_CHECKING:
     from squidkeeper.change.learning.askers import Askers
     from squidkeeper.change.learning.draft import Draft
     from squidkeeper.change.learning.learner import Support
     from squidkeeper.change.learning.uses import UseTable
-    from squidkeeper.cli.table_options import TableOptions
+    from squidkeeper.cli.arguments import TableOptions
     from squidkeeper.policy.engine import CompiledPolicy
 
 
@@ -46,10 +46,9 @@ _OF_ONE: Final = 1  # the one that is named is trusted by that
 @click.option("--no-presets", is_flag=True, help="Propose rules only, no presets.")
 @policy_option
 @json_option
-@click.option(
+@path_option(
     "--output",
     metavar="FILE",
-    type=click.Path(path_type=Path),
     callback=check_new_file,
     help="Write to a new file of mode 0640, or of the mode of policy files beside it.",
 )
@@ -104,7 +103,7 @@ def learn(
 
 def _beside(draft: Draft, folder: Path) -> tuple[Draft, tuple[str, ...]]:
     """Leave out what the files of a policy in a folder define already, which would be a fault; tell what that is."""
-    from squidkeeper.cli.policy_clients import policy_on_disk
+    from squidkeeper.cli.arguments import policy_on_disk
 
     policy = policy_on_disk(folder) if _policy_file(folder) else None
     if policy is None:
@@ -137,7 +136,7 @@ def _make_readable(file: int, like: os.stat_result | None, mode: int | None) -> 
 
 def _policy(directory: Path, client: str | None) -> CompiledPolicy | None:
     """Load the policy that names clients; without it, each address is a client."""
-    from squidkeeper.cli.policy_clients import policy_on_disk
+    from squidkeeper.cli.arguments import policy_on_disk
 
     policy = policy_on_disk(directory)
     names = [one.name for one in policy.source.clients] if policy else []

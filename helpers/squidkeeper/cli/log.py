@@ -107,7 +107,7 @@ def log(
       1  --drift found a request.
       2  A log cannot be read.
     """
-    from squidkeeper.cli.policy_clients import past_policies
+    from squidkeeper.cli.arguments import past_policies
     from squidkeeper.record.log.drift import DriftChecker
 
     _check(follow=follow, drift=drift, by=by, newest=newest, files=files)
@@ -208,7 +208,7 @@ def _end_drift(checker: DriftChecker, folder: Path, found: int) -> None:
 
 def chosen_filters(given: dict[str, Any], directory: Path) -> tuple[Selecting, ...]:
     """Return the filters that must all hold."""
-    from squidkeeper.cli.policy_clients import clients_named
+    from squidkeeper.cli.arguments import clients_named
     from squidkeeper.record.log import filters
 
     wanted = [_filter(name, given[name]) for name in _FILTERS if given[name]]

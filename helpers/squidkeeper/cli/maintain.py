@@ -19,6 +19,7 @@ from squidkeeper.cli.options import (
     DEFAULT_LAYOUT,
     archive_option,
     file_option,
+    path_option,
     proxy_header_option,
     written_state_option,
 )
@@ -72,7 +73,7 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str | None)
     help="Run the resolver on port 53 of this loopback address.",
 )
 @file_option("--resolv-conf", Path("/etc/resolv.conf"), "The name servers to forward to.")
-@written_state_option()
+@written_state_option
 @file_option("--access-log", DEFAULT_LAYOUT.access_log, "Squid's access log.")
 @file_option("--cache-log", DEFAULT_LAYOUT.cache_log, "Squid's cache.log.")
 @file_option("--squid-pid", DEFAULT_LAYOUT.pid_file, "The process ID of Squid's master.")
@@ -91,13 +92,7 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str | None)
     help="Limit the access log, such as 20G. [default: 8G, at most half the file system]",
 )
 @archive_option("Keep rotated logs until this archive has them.", default=None)
-@click.option(
-    "--policy",
-    "directory",
-    metavar="DIR",
-    type=click.Path(path_type=Path, readable=False),
-    help="Judge held edits of this policy, and render them.",
-)
+@path_option("--policy", "directory", help="Judge held edits of this policy, and render them.")
 @click.option(
     "--tls",
     metavar="[ADDRESS:]PORT",

@@ -26,17 +26,14 @@ _root = os.environ.get(ROOT_VARIABLE)
 DEFAULT_LAYOUT = Layout.of(Path(_root) if _root else own_root())
 DEFAULT_POLICY = DEFAULT_LAYOUT.policy
 DEFAULT_STATE = DEFAULT_LAYOUT.state
-DEFAULT_FRAGMENT = DEFAULT_LAYOUT.fragment
-DEFAULT_RUN = DEFAULT_LAYOUT.run
 DEFAULT_LOG = DEFAULT_LAYOUT.access_log
 DEFAULT_ARCHIVE_KEY = DEFAULT_LAYOUT.archive_key
 DEFAULT_ARCHIVE = DEFAULT_LAYOUT.archive
 ABSOLUTE_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")  # how it begins
-_DURATION = re.compile(r"([1-9]\d{0,6})([mhd])")
 _LONGEST = timedelta(days=366)
-_SECONDS = {"m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"([1-9]\d{0,6})([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 HOST_AND_PORT = re.compile(r"[^/]+:[0-9]+")
-# readable=False: a folder that cannot be read becomes a denial or a metric, never the end of the program.
 
 
 class Moment(click.ParamType):  # type: ignore[type-arg] # generic in newer releases of click alone
@@ -55,15 +52,19 @@ class Moment(click.ParamType):  # type: ignore[type-arg] # generic in newer rele
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg] # as above
-    """How long something holds: `30m`, `2h`, `7d`."""
+    """How long something holds, in the units of three examples."""
 
     name = "duration"
+
+    def __init__(self, *examples: str) -> None:
+        self._examples = examples or ("30m", "2h", "7d")
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
         """Parse the value."""
         found = _DURATION.fullmatch(str(value))
-        if found is None:
-            self.fail(f"{value!r} is not a duration, expected one such as 30m, 2h or 7d", param, ctx)
+        if found is None or found[2] not in {one[-1] for one in self._examples}:
+            *first, last = self._examples
+            self.fail(f"{value!r} is not a duration, expected one such as {', '.join(first)} or {last}", param, ctx)
         valid = timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
         if valid > _LONGEST:
             self.fail(f"{value!r} is too long, expected at most {_LONGEST.days}d", param, ctx)
@@ -84,15 +85,21 @@ def packed(name: str, kind: type[object]) -> Callable[[Callable[..., Any]], Call
     return pack
 
 
+def combined(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Combine options to one decorator, in the order of the help."""
+
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
 shown_option = partial(click.option, show_default=True)  # its default stands in the help
-policy_option = shown_option(
-    "--policy",
-    "directory",
-    metavar="DIR",
-    type=click.Path(path_type=Path, readable=False),
-    default=DEFAULT_POLICY,
-    help="The policy's folder.",
-)
+# readable=False: a folder that cannot be read becomes a denial or a metric, never the end of the program.
+path_option = partial(shown_option, metavar="DIR", type=click.Path(path_type=Path, readable=False))
+policy_option = path_option("--policy", "directory", default=DEFAULT_POLICY, help="The policy's folder.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -117,29 +124,17 @@ until_option = click.option(
 )
 
 
-root_option = click.option(
+root_option = path_option(
     "--root",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
     envvar=ROOT_VARIABLE,
     default=DEFAULT_LAYOUT.root,
     help="A gateway that `install.sh --root DIR` installed.",
 )
 
 
-_STATE = "The state folder."
-
-
-def state_option(text: str = _STATE, default: Path | None = DEFAULT_STATE) -> Callable[[F], F]:
+def state_option(text: str = "The state folder.", default: Path | None = DEFAULT_STATE) -> Callable[[F], F]:
     """Add the option of the state folder; `text` is its help."""
-    kind = click.Path(path_type=Path, readable=False)
-    return shown_option("--state", metavar="DIR", type=kind, default=default, help=text)
-
-
-def written_state_option(text: str = _STATE) -> Callable[[F], F]:
-    """Add the option of the state folder to a process that writes there, and refuse root where it is another's."""
-    kind = click.Path(path_type=Path, readable=False)
-    return shown_option("--state", metavar="DIR", type=kind, default=DEFAULT_STATE, help=text, callback=_not_as_root)
+    return path_option("--state", default=default, help=text)
 
 
 def _not_as_root(_context: click.Context, _option: click.Parameter, state: Path) -> Path:
@@ -151,13 +146,9 @@ def _not_as_root(_context: click.Context, _option: click.Parameter, state: Path)
     return state
 
 
-run_option = shown_option(
-    "--run",
-    metavar="DIR",
-    type=click.Path(path_type=Path, readable=False),
-    default=DEFAULT_RUN,
-    help="The run folder, with fetched secrets.",
-)
+# Of a process that writes there: root is refused where the folder is another account's.
+written_state_option = path_option("--state", default=DEFAULT_STATE, help="The state folder.", callback=_not_as_root)
+run_option = path_option("--run", default=DEFAULT_LAYOUT.run, help="The run folder, with fetched secrets.")
 
 
 proxy_header_option = click.option(
@@ -167,8 +158,7 @@ proxy_header_option = click.option(
 
 def file_option(option: str, default: Path, text: str) -> Callable[[F], F]:
     """Add the option of one file, which may not exist yet."""
-    kind = click.Path(path_type=Path, readable=False)  # the metrics report an unreadable file
-    return shown_option(option, metavar="FILE", type=kind, default=default, help=text)
+    return path_option(option, metavar="FILE", default=default, help=text)
 
 
 class ArchiveType(click.ParamType):  # type: ignore[type-arg] # as above
@@ -272,12 +262,8 @@ def is_missing(file: Path) -> bool:
     return False
 
 
-fragment_option = shown_option(
-    "--fragment",
-    metavar="FILE",
-    type=click.Path(path_type=Path, readable=False),
-    default=DEFAULT_FRAGMENT,
-    help="The installed squidkeeper.conf, which names the parts in force.",
+fragment_option = file_option(
+    "--fragment", DEFAULT_LAYOUT.fragment, "The installed squidkeeper.conf, which names the parts in force."
 )
 
 
@@ -307,8 +293,7 @@ def helper_options(concurrency: int) -> Callable[[F], F]:
             default=concurrency,
             help="concurrency= of squid.conf. 0: lines have no channel-ID.",
         )(command)
-        state = written_state_option()
-        return policy_option(state(command))
+        return policy_option(written_state_option(command))
 
     return add
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import wrap
 from threading import Event, Thread
 from time import monotonic
 from typing import IO, TYPE_CHECKING, Final
@@ -24,12 +27,27 @@ if TYPE_CHECKING:
 _OF_WRITING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
 _EXISTS: Final = "--output {}: the file exists; it was not changed"
 _SILENT_SECONDS: Final = 2.0  # before a command shows that it works
+_NARROWEST: Final = 60  # columns of a terminal
 _shown: list[tuple[Event, Thread]] = []  # the progress that is shown
 
 
 def show_json(value: object) -> None:
     """Print a value for programs."""
     click.echo(json.dumps(value, indent=2))
+
+
+def show_text(text: str, *, nl: bool = True) -> None:
+    """Print a text for people. On a terminal, a long line goes on below its last column."""
+    if sys.stdout.isatty():
+        width = max(_NARROWEST, get_terminal_size().columns)
+        text = "\n".join(part for line in text.split("\n") for part in _wrapped(line, width))
+    click.echo(text, nl=nl)
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    label = re.match(r" *(?:\S+(?: \S+)* {2,})?", line)
+    indent = " " * (label.end() if label else 0)
+    return wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def write(text: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.client_options import client_options, read_client, read_root, read_settings, setting_options
+from squidkeeper.cli.client_options import ClientOfGateway, client_options, read_root, read_settings, setting_options
 
 
 @click.command()
@@ -21,10 +21,7 @@ from squidkeeper.cli.client_options import client_options, read_client, read_roo
 @click.option("--allowed", multiple=True, metavar="URL", help="A URL that the policy allows. [default: from its rules]")
 @click.option("--denied", multiple=True, metavar="URL", help="A URL that the policy denies. [default: from its rules]")
 def probe(
-    client: str | None,
-    user: str | None,
-    root: Path | None,
-    directory: Path | None,
+    found: ClientOfGateway,
     proxy: str | None,
     no_proxy: tuple[str, ...],
     ca: Path | None,
@@ -48,7 +45,6 @@ def probe(
     from squidkeeper.operate.client_kit.client import allowed_url, denied_url, parse_probed_url
     from squidkeeper.operate.client_kit.probe import ClientProbe, ProbeForm, write_probe
 
-    found = read_client(client, user, root, directory)
     settings = read_settings(found, proxy, no_proxy, **paths)
     given = tuple(map(parse_probed_url, allowed)), tuple(map(parse_probed_url, denied))
     of_policy = [choose(found.policy, found.client, found.now) for choose in (allowed_url, denied_url)]

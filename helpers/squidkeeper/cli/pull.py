@@ -18,15 +18,12 @@ import click
 from squidkeeper.base.errors import PullRefused
 from squidkeeper.base.formatting import ago, printable
 from squidkeeper.base.gateway_commands import with_commands
-from squidkeeper.cli.options import DEFAULT_LAYOUT, DEFAULT_POLICY, json_option, shown_option, state_option
+from squidkeeper.cli.options import DEFAULT_LAYOUT, DEFAULT_POLICY, json_option, path_option, state_option
 from squidkeeper.cli.output import progress, show_json
 
 if TYPE_CHECKING:
     from squidkeeper.services.pulling.settings import PullStatus
 
-DEFAULT_SETTINGS: Final = DEFAULT_LAYOUT.pull_settings
-DEFAULT_FOLDER: Final = DEFAULT_LAYOUT.pulled
-_PATH = click.Path(path_type=Path, readable=False)
 _FAILED: Final = 1
 Write = Callable[[str], str]  # names commands with the options that name this gateway
 
@@ -40,21 +37,9 @@ Write = Callable[[str], str]  # names commands with the options that name this g
     default="",
     help="With --once: accept this commit, or bundle (the end of its name), out of order.",
 )
-@shown_option("--config", metavar="FILE", type=_PATH, default=DEFAULT_SETTINGS, help="The settings.")
-@shown_option(
-    "--folder",
-    metavar="DIR",
-    type=_PATH,
-    default=DEFAULT_FOLDER,
-    help="The folder of the versions and the report.",
-)
-@shown_option(
-    "--policy",
-    metavar="DIR",
-    type=_PATH,
-    default=DEFAULT_POLICY,
-    help="The policy's folder: a link to `current` in --folder.",
-)
+@path_option("--config", metavar="FILE", default=DEFAULT_LAYOUT.pull_settings, help="The settings.")
+@path_option("--folder", default=DEFAULT_LAYOUT.pulled, help="The folder of the versions and the report.")
+@path_option("--policy", default=DEFAULT_POLICY, help="The policy's folder: a link to `current` in --folder.")
 @state_option("With --status: the state folder.")
 @json_option
 @click.pass_context
@@ -102,7 +87,7 @@ def pull(
 @click.option(
     "--number", metavar="N", type=click.IntRange(1), required=True, help="Must be higher than the last bundle's."
 )
-@click.option("--output", metavar="FILE", type=_PATH, required=True, help="The bundle to make.")
+@path_option("--output", metavar="FILE", required=True, help="The bundle to make.")
 def bundle(folder: Path, number: int, output: Path) -> None:
     """Make a bundle of a policy's folder: its policy files and lists.
 

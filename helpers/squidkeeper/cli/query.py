@@ -15,11 +15,12 @@ from typing import IO, TYPE_CHECKING
 import click
 
 from squidkeeper.base.errors import QueryRefused
+from squidkeeper.cli.arguments import table_options
+from squidkeeper.cli.options import path_option
 from squidkeeper.cli.output import end_progress, open_new_file, progress, report_skipped
-from squidkeeper.cli.table_options import table_options
 
 if TYPE_CHECKING:
-    from squidkeeper.cli.table_options import TableOptions
+    from squidkeeper.cli.arguments import TableOptions
     from squidkeeper.record.table.rows import QueryFormat
     from squidkeeper.record.table.table import Table
 
@@ -33,12 +34,7 @@ _FORMATS = ("table", "csv", "json", "parquet")
 @click.option(
     "--format", "form", type=click.Choice(_FORMATS), default="table", show_default=True, help="How to print rows."
 )
-@click.option(
-    "--output",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Write to a new file, as parquet requires.",
-)
+@path_option("--output", metavar="FILE", help="Write to a new file, as parquet requires.")
 def query(sql: str, read: TableOptions, form: str, output: Path | None) -> None:
     """Run one SELECT of DuckDB over the tables `requests` and `records`.
 

@@ -16,13 +16,11 @@ import click
 from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.faults import Fault
 from squidkeeper.cli import options
-from squidkeeper.cli.output import UnusableInput, show_json
+from squidkeeper.cli.output import UnusableInput, show_json, show_text
 
 if TYPE_CHECKING:
     from squidkeeper.policy.policy_store.reload_gate import GateVerdict
     from squidkeeper.policy.policy_store.revisions import InForce
-
-_PATH = click.Path(path_type=Path, readable=False)
 
 
 @click.command()
@@ -31,8 +29,8 @@ _PATH = click.Path(path_type=Path, readable=False)
 @click.option("--force", "forces", is_flag=True, help="Accept the edit on disk, whatever the gate says.")
 @options.json_option
 @click.option("--judge", metavar="OLD-NEW", hidden=True, help="Judge an edit, as `squidkeeper maintain` has it done.")
-@click.option("--access-log", type=_PATH, default=options.DEFAULT_LOG, hidden=True)  # of --judge
-@click.option("--archive", type=_PATH, hidden=True)  # as above
+@options.path_option("--access-log", default=options.DEFAULT_LOG, hidden=True)  # of --judge
+@options.path_option("--archive", hidden=True)  # as above
 def reload(
     directory: Path, state: Path, forces: bool, as_json: bool, judge: str | None, access_log: Path, archive: Path | None
 ) -> None:
@@ -56,7 +54,7 @@ def reload(
     if as_json:
         show_json(_as_object(found))
     else:
-        click.echo(_text(directory, found))
+        show_text(_text(directory, found))
     raise SystemExit(_STATUS[found.standing])
 
 

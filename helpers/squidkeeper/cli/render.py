@@ -11,16 +11,14 @@ import click
 
 from squidkeeper.base.errors import SetupFailed
 from squidkeeper.base.layout import Layout
-from squidkeeper.cli.options import DEFAULT_LAYOUT
+from squidkeeper.cli.options import root_option
 
 _POLL_SECONDS = 0.5
 _PAUSE_SECONDS = 10.0  # after a failure that left its request in place
 
 
 @click.command()
-@click.option(
-    "--root", metavar="DIR", type=click.Path(path_type=Path), default=DEFAULT_LAYOUT.root, help="The gateway below DIR."
-)
+@root_option
 @click.option("--follow", is_flag=True, help="Stay, and repeat when the maintenance process asks.")
 def render(root: Path | None, *, follow: bool) -> None:
     """Add the parts of Squid's configuration that the policy needs.

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.cli.named_policies import check_judged, policy_in_force, policy_named
+from squidkeeper.cli.arguments import check_judged, policy_in_force, policy_named, table_options
 from squidkeeper.cli.options import DEFAULT_POLICY, json_option, shown_option, state_option
 from squidkeeper.cli.output import progress, show_json, write
-from squidkeeper.cli.table_options import table_options
 
 if TYPE_CHECKING:
     from squidkeeper.change.replay.result import ReplayResult
-    from squidkeeper.cli.named_policies import NamedPolicy
-    from squidkeeper.cli.table_options import TableOptions
+    from squidkeeper.cli.arguments import NamedPolicy, TableOptions
 
 
 @click.command()

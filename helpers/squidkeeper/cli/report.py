@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import click
 
 from squidkeeper.base.errors import PolicyError
-from squidkeeper.cli.options import json_option, policy_option, state_option
+from squidkeeper.cli.arguments import table_options
+from squidkeeper.cli.options import json_option, path_option, policy_option, state_option
 from squidkeeper.cli.output import progress, report_skipped
-from squidkeeper.cli.table_options import table_options
 
 if TYPE_CHECKING:
-    from squidkeeper.cli.table_options import TableOptions
+    from squidkeeper.cli.arguments import TableOptions
     from squidkeeper.record.log.drift import PastPolicies
     from squidkeeper.record.report.figures import Report
     from squidkeeper.record.report.period import Period
@@ -28,9 +28,7 @@ _STDOUT = Path("-")
 
 @click.command()
 @table_options
-@click.option(
-    "--html", metavar="PAGE", type=click.Path(path_type=Path), help="Write one HTML page; - for standard output."
-)
+@path_option("--html", metavar="PAGE", help="Write one HTML page; - for standard output.")
 @json_option
 @policy_option
 @state_option("Also report drift, by the revisions in this state folder.", default=None)

@@ -6,17 +6,15 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.options import DEFAULT_LAYOUT, policy_option, run_option, shown_option, state_option
+from squidkeeper.cli.options import DEFAULT_LAYOUT, path_option, policy_option, run_option, state_option
 
 
 @click.command()
 @policy_option
 @state_option()
 @run_option
-@shown_option(
+@path_option(
     "--commands",
-    metavar="DIR",
-    type=click.Path(path_type=Path, readable=False),
     default=DEFAULT_LAYOUT.commands,
     help="The folder of the programs that secrets of the kind 'command' may run.",
 )

@@ -1,7 +1,8 @@
 """`squidkeeper setup`: what install.sh ends in."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -49,15 +50,9 @@ def _upstream(value: str) -> str:
     return value
 
 
-def _generator(value: str) -> str:
-    if value not in ("", *GENERATORS):
-        raise click.BadParameter(f"expected {' or '.join(GENERATORS)}")
-    return value
-
-
-def _bump(value: str) -> str:
-    if value not in ("", *BUMPS):
-        raise click.BadParameter(f"expected {' or '.join(BUMPS)}")
+def _one_of(choices: Collection[str], value: str) -> str:
+    if value not in ("", *choices):
+        raise click.BadParameter(f"expected {' or '.join(choices)}")
     return value
 
 
@@ -104,11 +99,11 @@ def _days(value: str) -> str:
 _PARSERS: Final[dict[str, Callable[[str], Any]]] = {
     "archive_days": _days,
     "behind": _balancers,
-    "certificates": _generator,
+    "certificates": partial(_one_of, GENERATORS),
     "status_from": _networks,
     "tls_name": _server_names,
     "upstream": _upstream,
-    "bump": _bump,
+    "bump": partial(_one_of, BUMPS),
     "gateway": _gateway_name,
     "workers": _workers,
 }

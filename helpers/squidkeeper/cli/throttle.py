@@ -35,7 +35,7 @@ from squidkeeper.cli.options import shown_option, written_state_option
     default=5,
     help="The longest wait for a client's turn; longer waits are surplus (a minute at most).",
 )
-@written_state_option()
+@written_state_option
 @shown_option(
     "--concurrency",
     metavar="N",

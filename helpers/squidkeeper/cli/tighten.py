@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.cli.named_policies import check_judged, policy_in_force, policy_named
-from squidkeeper.cli.options import json_option, shown_option, state_option
+from squidkeeper.cli.arguments import check_judged, policy_in_force, policy_named, table_options
+from squidkeeper.cli.options import json_option, path_option, shown_option, state_option
 from squidkeeper.cli.output import UnusableInput, check_new_file, open_new_file, progress, show_json, write
-from squidkeeper.cli.table_options import table_options
 
 if TYPE_CHECKING:
     from squidkeeper.change.tightening.edits import Edits
     from squidkeeper.change.tightening.findings import Findings
-    from squidkeeper.cli.named_policies import NamedPolicy
-    from squidkeeper.cli.table_options import TableOptions
+    from squidkeeper.cli.arguments import NamedPolicy, TableOptions
     from squidkeeper.policy.language.document import Document
     from squidkeeper.policy.policy_store.sources import Sources
 
@@ -36,13 +34,7 @@ if TYPE_CHECKING:
 )
 @json_option
 @click.option("--diff", "as_diff", is_flag=True, help="Print the narrowed policy as a unified diff.")
-@click.option(
-    "--output",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    callback=check_new_file,
-    help="Write the narrowed policy to a new folder.",
-)
+@path_option("--output", callback=check_new_file, help="Write the narrowed policy to a new folder.")
 @state_option()
 def tighten(
     read: TableOptions, named: str | None, min_days: int, as_json: bool, as_diff: bool, output: Path | None, state: Path

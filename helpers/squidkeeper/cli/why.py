@@ -27,13 +27,14 @@ from squidkeeper.cli.options import (
     gateway_option,
     is_missing,
     json_option,
+    path_option,
     policy_option,
     run_option,
     shown_option,
     state_option,
     table_sources,
 )
-from squidkeeper.cli.output import progress
+from squidkeeper.cli.output import progress, show_text
 
 if TYPE_CHECKING:
     from squidkeeper.cli.why_table import ReadRecords
@@ -91,12 +92,7 @@ def _checked_url(_context: click.Context, _option: click.Parameter, url: str | N
 @shown_option("-n", "number", metavar="N", type=click.IntRange(1), default=10, help="Causes to show.")
 @archive_read_option
 @gateway_option
-@click.option(
-    "--cache-log",
-    metavar="FILE",
-    type=click.Path(path_type=Path, readable=False),
-    help="Squid's cache.log. [default: the one beside the access log]",
-)
+@path_option("--cache-log", metavar="FILE", help="Squid's cache.log. [default: the one beside the access log]")
 @json_option
 @policy_option
 @state_option()
@@ -157,7 +153,10 @@ def why(
         known = _surroundings(policies, run, cache_log or _beside(sources), search)
         answer = _Answer(search, _read(search, sources), known)
         newest = answer.newest(number, Layout.around(directory, state, run=run))
-    click.echo(answer.as_json(newest) if as_json else answer.as_text(newest, sources), nl=as_json)
+    if as_json:
+        click.echo(answer.as_json(newest))
+    else:
+        show_text(answer.as_text(newest, sources), nl=False)
     if search.unknown_ids:
         raise SystemExit(_NOTHING_TO_SAY)
     raise SystemExit(_FAILED if newest else 0)
@@ -190,7 +189,7 @@ def _start(ids: frozenset[str], files: tuple[Path, ...]) -> datetime | None:
 
 
 def _filters(client: tuple[str, ...], hosts: tuple[str, ...], policies: _Policies) -> Iterator[Filter]:
-    from squidkeeper.cli.policy_clients import clients_named
+    from squidkeeper.cli.arguments import clients_named
     from squidkeeper.record.log.filters import of_client, of_host
 
     if client:
@@ -206,7 +205,7 @@ class _Policies:
     """The policy on disk, and the revisions that were in force."""
 
     def __init__(self, directory: Path, state: Path) -> None:
-        from squidkeeper.cli.policy_clients import policy_on_disk
+        from squidkeeper.cli.arguments import policy_on_disk
         from squidkeeper.record.log.drift import PastPolicies
 
         self.directory = directory
