@@ -90,7 +90,8 @@ def _remove_files(layout: Layout) -> None:
     remove(layout.program)
     for venv in layout.prefix.glob("venv-*"):  # this process may run from one of them: it has imported what it needs
         remove(venv)
-    of_shells = dict.fromkeys(folder for path in layout.shell_files.values() for folder in [*path.parents][:3])
+    depth = 3 if layout.root else 1  # up to share/, which is ours below a root alone
+    of_shells = [path.parents[level] for level in range(depth) for path in layout.shell_files.values()]
     folders = (layout.commands, layout.exports, layout.errors.parent, layout.program.parent, *of_shells, layout.prefix)
     for folder in (*folders, *([layout.squid_dropin.parent] if layout.squid_dropin else [])):
         with suppress(OSError):  # it is not there, or something else is in it
