@@ -135,10 +135,7 @@ def test_a_terminal_alone_shows_that_a_command_works_until_it_has_output(monkeyp
 
 def test_a_terminal_gets_long_lines_wrapped_below_their_last_column(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
-    text = f"rule         {'word ' * 12}\n\n  a url  https://host.example/{'a' * 60}"
-    for stream, width in ((Terminal(), 60), (io.StringIO(), 200)):
-        monkeypatch.setattr(sys, "stdout", stream)
-        output.show_text(text)
-        [first, *more] = stream.getvalue().splitlines()
-        assert (len(first) <= width, stream.getvalue().split()) == (True, text.split())
-        assert more[0] == (f"{'':13}word word word" if width == 60 else "")
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    output.show_text(f"rule         {'word ' * 12}\n\n  a url  https://host.example/{'a' * 60}")
+    indented = f"{'':13}word word word\n\n  a url\n         https://host.example/aaa"
+    assert terminal.getvalue().startswith(f"rule         {'word ' * 9}".rstrip() + f"\n{indented}")

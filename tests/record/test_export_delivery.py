@@ -867,7 +867,7 @@ def test_a_check_finds_a_log_and_folders_that_cannot_be_used(tmp_path: Path) -> 
         done = CliRunner().invoke(main, ["export", "--check", *map(str, arguments)])
         return done.exit_code, done.output.splitlines()[-1]
 
-    assert checked(f"file:{tmp_path}/out") == (1, f"Error: {log}: No such file or directory")
+    assert checked(f"file:{tmp_path}/out") == (1, f"Error: {log}: no such file or directory")
     log.touch()
     assert checked(f"file:{tmp_path}/out") == (0, f"json-out: json to file:{tmp_path}/out")
     unusable = "there is no such folder that this account can write in"
