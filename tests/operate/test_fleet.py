@@ -313,7 +313,7 @@ def test_beside_a_fleet_what_it_does_not_use_is_refused(tmp_path: Path, paths: B
     file = written(tmp_path, FLEET)
     status, said = setup(paths, file, "--listen", "3129", "--root", str(tmp_path), "--no-tls")
     assert status == 2
-    assert "--fleet does not use --root, --listen, --no-tls: only --dry-run can stand beside it" in said
+    assert "--fleet does not use --listen, --no-tls, --root: only --dry-run can stand beside it" in said
     assert not paths.cfg.exists()
 
 
