@@ -108,7 +108,7 @@ def _without_key(archive: str) -> str:
 
 
 def failure(archive: str | Path, error: OSError) -> str:
-    """Tell why an archive cannot be read or written."""
+    """Return why an archive cannot be read or written."""
     closed = "permission denied: only root and Squid's account can read the archive, only root and its owner write it"
     reason = closed if isinstance(error, PermissionError) else (error.strerror or str(error)).lower()
     return f"{os.fsdecode(error.filename) if error.filename else archive}: {reason}"

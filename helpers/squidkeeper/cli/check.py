@@ -281,7 +281,7 @@ def _unusable_secrets(policy: Policy, sources: Sources) -> Iterator[Fault]:
 
 
 def _is_read(source: SecretSource, sources: Sources) -> bool:
-    """Tell whether a secret can be read here; what is fetched never is, so `check` runs and asks nothing."""
+    """Whether a secret can be read here. `check` fetches none."""
     match source:
         case FileSource(path):
             return not sources.secrets[path].problem

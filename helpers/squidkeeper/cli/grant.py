@@ -170,7 +170,7 @@ def _show(directory: Path, state: Path, now: datetime, *, as_json: bool) -> None
 
 
 def _grants(directory: Path, state: Path, now: datetime) -> tuple[Rule, ...]:
-    """Give the grants of the policy on disk; if that does not load, those in force."""
+    """Return the grants of the policy on disk; if that does not load, those in force."""
     from squidkeeper.change.approvals.decisions import policy_in_force
     from squidkeeper.policy.policy_store.loading import load
 

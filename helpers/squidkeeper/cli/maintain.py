@@ -174,7 +174,7 @@ def maintain(
 
 
 def judging(directory: Path, state: Path, access_log: Path, archive: Path | None, edit: Edit) -> list[str]:
-    """Give the command that judges an edit."""
+    """Return the command that judges an edit."""
     places = ("--policy", str(directory), "--state", str(state), "--access-log", str(access_log))
     kept = ("--archive", str(archive)) if archive else ()
     return [sys.executable, "-m", "squidkeeper", "reload", "--judge", str(edit), *places, *kept]

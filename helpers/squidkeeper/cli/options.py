@@ -252,7 +252,7 @@ def check_archive(folder: Path) -> None:
 
 
 def is_missing(file: Path) -> bool:
-    """Tell whether there is no such file; one that is unreadable is there."""
+    """Whether there is no such file; one that is unreadable is there."""
     try:
         file.stat()
     except FileNotFoundError:

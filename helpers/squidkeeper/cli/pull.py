@@ -140,7 +140,7 @@ def _show_status(folder: Path, policy: Path, state: Path, write: Write, *, as_js
 
 
 def _in_force(policy: Path, state: Path) -> tuple[bool | None, str]:
-    """Tell whether what is in place is in force, or will be in a moment; None: the state does not tell."""
+    """Return whether the version in place is in force or loading, and a text; None: the state does not say."""
     from squidkeeper.cli.output import UnusableInput
     from squidkeeper.cli.reload import WAITS_OR_FAILS, how_it_stands
 

@@ -94,7 +94,7 @@ class ReloadReport:
 
 
 def how_it_stands(directory: Path, state: Path) -> ReloadReport:
-    """Tell whether the policy on disk is in force; `UnusableInput` where the state does not tell what is."""
+    """Compare the policy on disk with the one in force; `UnusableInput` where the state does not name that."""
     from squidkeeper.policy.policy_store.loading import load_sources
     from squidkeeper.policy.policy_store.reload_gate import Edit, is_forced, read_verdict
     from squidkeeper.policy.policy_store.sources import read_sources

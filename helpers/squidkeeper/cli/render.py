@@ -56,7 +56,7 @@ def _follow(layout: Layout) -> NoReturn:
 
 
 def _request(layout: Layout) -> int:
-    """Tell when the request was made, in nanoseconds; 0: there is none."""
+    """Return the time of the request in nanoseconds; 0: there is none."""
     try:
         return layout.render_request.lstat().st_mtime_ns
     except OSError:

@@ -181,7 +181,7 @@ def _ids_and_files(given: tuple[str, ...]) -> tuple[frozenset[str], tuple[Path, 
 
 
 def _start(ids: frozenset[str], files: tuple[Path, ...]) -> datetime | None:
-    """Give the time from which to read: an ID has the second at which its request began."""
+    """Return the time from which to read: an ID has the second at which its request began."""
     seconds = [int(found["second"]) for one in ids if (found := _REQUEST_ID.fullmatch(one))]
     if seconds:
         return datetime.fromtimestamp(min(seconds), UTC)
@@ -362,7 +362,7 @@ def _printable(text: str) -> str:
 
 
 def _secret_problem(run: Path, policy: CompiledPolicy, name: str) -> str | None:
-    """Tell why a secret is unavailable now; None for a variable, which is set for Squid alone."""
+    """Return why a secret is unavailable now; None for a variable, which is set for Squid alone."""
     from squidkeeper.policy.language.secret_sources import EnvironmentSource
     from squidkeeper.serving.credentials import SecretStore
 
