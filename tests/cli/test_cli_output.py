@@ -128,6 +128,7 @@ def test_a_terminal_alone_shows_that_a_command_works_until_it_has_output(monkeyp
     for stream, shown in ((Terminal(), "\rreading: 0 s"), (io.StringIO(), "")):
         monkeypatch.setattr(sys, "stderr", stream)
         with output.progress("reading"):
+            assert bool(output._shown) == stream.isatty()
             wait_for(partial(holds, stream, shown), "the progress")
             output.end_progress()
             assert stream.getvalue() == (shown and f"{shown}\r            \r")

@@ -82,6 +82,7 @@ def test_a_client_of_ipv4_counts_where_both_protocols_are_listened_to() -> None:
     ("options", "message"),
     [
         (["--for", "10"], "'10' is not a duration, expected one such as 30s, 10m or 2h"),
+        (["--for", "7d"], "'7d' is not a duration"),
         (["--cancel", "--stop"], "--cancel and --stop exclude each other"),
     ],
 )
