@@ -65,21 +65,17 @@ def store(tmp_path: Path) -> Iterator[TicketStore]:
     store.close()
 
 
-def test_a_number_is_twelve_letters_and_digits(store: TicketStore) -> None:
-    assert NUMBER.fullmatch(ask(store, asked()))
-
-
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=5), min_size=8, max_size=8))
 def test_two_questions_have_two_numbers(parts: list[str]) -> None:
     one, other = AskedRequest(*parts[:4]), AskedRequest(*parts[4:])
     assert (ticket_number(b"k", one) == ticket_number(b"k", other)) == (one == other)
 
 
-def test_another_gateway_gives_another_number() -> None:
+def test_a_number_is_twelve_letters_and_digits_of_its_gateway(store: TicketStore) -> None:
+    assert NUMBER.fullmatch(ask(store, asked()))
     assert ticket_number(b"one", asked()) != ticket_number(b"other", asked())
 
 
-@pytest.mark.system
 def test_every_process_has_the_key_that_the_first_one_made(tmp_path: Path) -> None:
     file = tmp_path / "key"
     with multiprocessing.get_context("fork").Pool(4) as pool:
@@ -122,26 +118,16 @@ def test_another_client_user_method_or_url_is_another_question(store: TicketStor
     assert len(store.pending(NOW)) == 2
 
 
-def test_a_client_at_its_bound_gets_no_new_ticket_and_keeps_those_that_it_has(store: TicketStore) -> None:
+def test_a_client_at_its_bound_gets_no_new_ticket_and_takes_no_place_of_another(store: TicketStore) -> None:
+    other = ask(store, asked(client=OTHER))
     numbers = fill(store)
     assert ask(store, asked("https://a.example/more")) is NoTicket.TOO_MANY
     assert ask(store, asked("https://a.example/0")) == numbers[0]
-    assert {ticket.number for ticket in store.pending(NOW)} == set(numbers)
-
-
-def test_a_client_at_its_bound_waits_for_no_process_that_writes(store: TicketStore) -> None:
-    fill(store)
-    with closing(sqlite3.connect(store._database._file, isolation_level=None)) as another:
-        another.execute("BEGIN IMMEDIATE")
-        assert ask(store, asked("https://a.example/more")) is NoTicket.TOO_MANY
-
-
-def test_a_client_at_its_bound_takes_no_place_of_another_client(store: TicketStore) -> None:
-    kept = ask(store, asked(client=OTHER))
-    fill(store)
-    ask(store, asked("https://a.example/more"))
+    assert {ticket.number for ticket in store.pending(NOW)} == {*numbers, other}
     assert ask(store, asked("https://b.example/", OTHER)) not in list(NoTicket)
-    assert kept in {ticket.number for ticket in store.pending(NOW) if ticket.client == OTHER}
+    with closing(sqlite3.connect(store._database._file, isolation_level=None)) as another:
+        another.execute("BEGIN IMMEDIATE")  # a client at its bound waits for no process that writes
+        assert ask(store, asked("https://a.example/more")) is NoTicket.TOO_MANY
 
 
 def test_long_urls_count_towards_the_bound_of_a_client(store: TicketStore) -> None:
@@ -149,14 +135,12 @@ def test_long_urls_count_towards_the_bound_of_a_client(store: TicketStore) -> No
     assert 40 < given_out.index(NoTicket.TOO_MANY) < 60
 
 
-def test_a_url_that_is_too_long_gets_no_ticket(store: TicketStore) -> None:
-    assert ask(store, asked("https://a.example/".ljust(LONGEST_URL + 1, "x"))) is NoTicket.TOO_LONG
-    assert not store.exists
-
-
 @pytest.mark.parametrize("method", ["A|B", "--yes", "null", "-", "get", "CONNECT", "TRACE", "ALL", ""])
-def test_a_method_that_no_grant_can_have_gets_no_ticket(store: TicketStore, method: str) -> None:
+def test_a_method_that_no_grant_can_have_and_a_url_that_is_too_long_get_no_ticket(
+    store: TicketStore, method: str
+) -> None:
     assert ask(store, asked(method=method)) is NoTicket.NO_METHOD
+    assert ask(store, asked("https://a.example/".ljust(LONGEST_URL + 1, "x"), method=method)) is NoTicket.TOO_LONG
     assert not store.exists
 
 
