@@ -346,31 +346,22 @@ def test_a_source_is_read_with_the_modes_of_the_installation(tmp_path: Path) -> 
     )
 
 
-def test_a_link_or_a_pipe_in_a_folder_of_squids_account_is_not_followed(tmp_path: Path) -> None:
+def test_of_what_is_in_a_folder_of_squids_account_only_the_text_of_files_is_read(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "pid").symlink_to(tmp_path / "secret")
     os.mkfifo(tmp_path / "pipe")
-    assert text_at(tmp_path / "pid") == ""
-    assert text_at(tmp_path / "pipe") == ""
+    assert [text_at(tmp_path / name) for name in ("pid", "pipe")] == ["", ""]
     assert read_entry(tmp_path / "pid") == Link(str(tmp_path / "secret"))
     with pytest.raises(SetupFailed, match="neither a file nor a folder nor a link"):
         read_entry(tmp_path / "pipe")
-
-
-def test_a_pipe_that_is_held_open_or_an_endless_file_is_not_read(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
     held = os.open(tmp_path / "pipe", os.O_RDWR)
     with open(tmp_path / "endless", "wb") as file:
         file.truncate(1 << 40)
-    assert (text_at(tmp_path / "pipe"), text_at(tmp_path / "endless")) == ("", "")
+    assert [text_at(tmp_path / name) for name in ("pipe", "endless")] == ["", ""]
     assert text_at(tmp_path / "endless", end=3) == "\0" * 3
     os.close(held)
-
-
-def test_the_end_of_a_log_is_read(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("first\nlast\n")
-    assert text_at(tmp_path / "log", end=5) == "last"
-    assert text_at(tmp_path / "log", end=1000) == "first\nlast"
+    assert [text_at(tmp_path / "log", end=end) for end in (5, 1000)] == ["last", "first\nlast"]
 
 
 @pytest.mark.parametrize(

@@ -522,13 +522,10 @@ def test_of_very_many_rules_those_that_count_are_shown(tmp_path: Path) -> None:
     assert "1 rule-0 " not in text
 
 
-def test_of_very_many_faults_the_first_are_shown() -> None:
+def test_of_very_many_faults_and_warnings_the_first_are_shown() -> None:
     text = text_of(with_faults(*[FAULT] * 70))
     assert text.count("policy.yaml:41:11") == 50 + 1  # one in the condition
     assert "and 20 more: squidkeeper check shows all" in text
-
-
-def test_of_very_many_warnings_the_first_are_shown() -> None:
     (active,) = active_conditions(replace(WELL, policy_state=replace(POLICY, warnings=(FAULT,) * 70)))
     assert active.text.count("policy.yaml") == 5
     assert active.text.endswith("; and 65 more.")
