@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from squidkeeper.change.difference import comparison as comparison_module
-from squidkeeper.change.difference.comparison import compare
+from squidkeeper.change.difference import languages
 from squidkeeper.change.difference.consequences import Change
 from squidkeeper.change.difference.descriptions import named
 from squidkeeper.change.difference.groups import RequestDifference
@@ -462,8 +462,9 @@ def test_a_credential_in_two_halves_is_unproven_for_paths_of_both(compared: Comp
         assert {one.doubt for one in beyond.differences} == {Doubt.READINGS}, "it may be open beyond the ceiling"
 
 
-def test_too_many_combinations_are_unproven(compared: Compare) -> None:
-    paths = [f"/**/{letter}/**" for letter in "abcdefghijklmnop"]
+def test_too_many_combinations_are_unproven(compared: Compare, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(languages, "_STATES_AT_MOST", 300)  # 20,000 take long to reach
+    paths = [f"/**/{letter}/**" for letter in "abcdefghi"]
     rule = "rules: [{name: a, action: allow, hosts: [x.example], paths: [%s]}]"
     found = compared(rule % ", ".join(paths), rule % ", ".join(paths[1:]))
     assert {one.doubt for one in found.differences} == {Doubt.LIMIT}
@@ -871,10 +872,3 @@ def test_a_set_is_named_by_what_only_it_has(chosen: list[str], expected: tuple[s
 def test_patterns_with_exceptions_are_named_together() -> None:
     every = ["", "a", "b", "c", "ac", "bc"]
     assert named(map(frozenset, ["a", "b"]), map(frozenset, every), "", "") == ("a (except c)", "b (except c)")
-
-
-def test_the_moments_are_now_and_what_ends_later(tmp_path: Path) -> None:
-    rule = "{name: %s, action: allow, hosts: [x.example], expires: %s}"
-    text = f"rules: [{rule % ('a', '2026-01-01T00:00:00Z')}, {rule % ('b', '2027-01-01T00:00:00Z')}]"
-    policy = compiled_of(tmp_path, text)
-    assert [at.year for at in compare((policy, policy), NOW).parts.moments] == [2026, 2027]

@@ -72,11 +72,11 @@ def test_of_an_endless_line_no_more_than_the_limit_is_kept(tmp_path: Path) -> No
     assert second == b"next"
 
 
-def test_what_unpacks_to_gigabytes_takes_no_memory(tmp_path: Path) -> None:
+def test_what_unpacks_to_much_more_takes_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "access.log.1.gz"
     with path.open("wb") as file:
-        for _ in range(20):  # members of 20 MB each, one after the other
-            file.write(gzip.compress((b"y" * 999 + b"\n") * 20_000, 9))
+        member = gzip.compress((b"y" * 999 + b"\n") * 20_000)
+        file.writelines([member] * 10)  # of 20 MB each, one after the other
     program = (
         "from pathlib import Path; from squidkeeper.record.log.log_files import read_log_lines\n"
         f"print(sum(1 for _ in read_log_lines([Path({str(path)!r})])))\n"
@@ -84,7 +84,7 @@ def test_what_unpacks_to_gigabytes_takes_no_memory(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     count, kilobytes = map(int, done.stdout.split())
-    assert count == 400_000
+    assert count == 200_000
     assert kilobytes < 80_000
 
 

@@ -399,7 +399,7 @@ def test_what_a_killed_query_left_is_removed_by_the_next_one_and_nothing_else(
     assert spilled(parent) == [link, other]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_table_as_an_exit_does(parent: Path, number: signal.Signals) -> None:
     code = f"""if True:
     from squidkeeper.record.table.database import open_database
