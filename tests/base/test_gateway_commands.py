@@ -9,8 +9,9 @@ import click
 import pytest
 
 from squidkeeper.base.gateway_commands import FILES, OPTIONS, PLACES, command, with_commands
-from squidkeeper.base.layout import Layout, own_root
+from squidkeeper.base.layout import Layout
 from squidkeeper.cli import main
+from squidkeeper.cli.options import own_root
 from squidkeeper.operate.setup.error_pages import files
 
 REPOSITORY = Path(__file__).parents[2]
@@ -77,15 +78,17 @@ def test_a_policy_and_a_state_below_one_root_tell_the_gateway() -> None:
     assert Layout.around(ROOT.policy, USUAL.state).root is None
 
 
-@pytest.mark.parametrize(("prefix", "root"), [("gw", "gw"), ("opt/squidkeeper", None), ("checkout", None)])
+@pytest.mark.parametrize("called", ["bin/squidkeeper", "venv-1/lib/squidkeeper/__main__.py"])
+@pytest.mark.parametrize(
+    ("place", "target", "root"), [("gw", "../venv-1", "gw"), ("opt", "../venv-1", None), ("x", "/x", None)]
+)
 def test_a_program_knows_the_root_that_it_was_installed_in(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, prefix: str, root: str | None
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, called: str, place: str, target: str, root: str | None
 ) -> None:
-    place = tmp_path / prefix
-    monkeypatch.setattr(sys, "prefix", str(place / "venv-012345678901"))
-    if prefix != "checkout":
-        (place / "bin").mkdir(parents=True)
-        (place / "bin/squidkeeper").symlink_to("../venv-012345678901/bin/squidkeeper")
-    if root is None:
-        monkeypatch.setattr(Layout, "prefix", property(lambda self: tmp_path / "opt/squidkeeper"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / place / "venv-1"))
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / place / called)])
+    (tmp_path / place / "bin").mkdir(parents=True)
+    (tmp_path / place / "bin/squidkeeper").symlink_to(f"{target}/bin/squidkeeper")
+    if place == "opt":
+        monkeypatch.setattr(Layout, "prefix", tmp_path / "opt")
     assert own_root() == (root and tmp_path / root)

@@ -1,6 +1,5 @@
 """Where the files of a gateway are: as squid/ documents them, or under `--root DIR`."""
 
-import sys
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -248,13 +247,6 @@ class Layout:
     @property
     def _hash(self) -> bytes:
         return sha256(str(self.root).encode()).digest()
-
-
-def own_root() -> Path | None:
-    """Return the root of the gateway that has installed this program; None for the system's, and for no gateway's."""
-    venv = Path(sys.prefix)
-    is_installed = venv.name.startswith("venv-") and (venv.parent / "bin/squidkeeper").is_symlink()
-    return venv.parent if is_installed and venv.parent != Layout.of(None).prefix else None
 
 
 @cache

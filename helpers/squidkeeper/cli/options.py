@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
@@ -13,13 +14,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from squidkeeper.base.layout import Layout, own_root
+from squidkeeper.base.layout import Layout
 
 if TYPE_CHECKING:
     from squidkeeper.record.chain.store_settings import StoreSettings
     from squidkeeper.record.table.sources import LiveGateways, TableSources
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def own_root() -> Path | None:
+    """Return the root of the gateway whose program this is; None for the system's, and for no gateway's."""
+    for program in (Path(os.path.abspath(sys.argv[0])), Path(sys.prefix).parent / "bin/squidkeeper"):
+        if program.is_symlink() and os.readlink(program).startswith("../venv-"):  # as install.sh links it
+            root = program.parents[1]
+            return None if root == Layout.of(None).prefix else root
+    return None
+
 
 ROOT_VARIABLE = "SQUIDKEEPER_ROOT"  # the root of the gateway that commands are about, as in a container
 _root = os.environ.get(ROOT_VARIABLE)
