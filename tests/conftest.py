@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,17 @@ LONGEST_FIRST = (
     "e2e",
     "faults",
 )
+# What no unit test does, by the event that Python raises for it.
+NOT_IN_A_UNIT_TEST = {
+    "subprocess.Popen": "starts a process",
+    "os.fork": "starts a process",
+    "socket.bind": "opens a server",
+    "time.sleep": "waits",
+}
+STARTED_BY_UNIT_TESTS = {
+    ("git", "ls-files"),  # for the files of this repository
+    ("squid", "-v"),  # for the account of Squid, in ten milliseconds
+}
 WHEELS = Path(sys.prefix) / "wheels"  # made by tests/run
 
 
@@ -145,6 +158,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _turn(item: pytest.Item) -> int:
     path = str(item.path.relative_to(TESTS))
     return next((turn for turn, part in enumerate(LONGEST_FIRST) if path.startswith(part)), len(LONGEST_FIRST))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    with _guarded(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    with _guarded(item):
+        return (yield)
+
+
+@contextmanager
+def _guarded(item: pytest.Item) -> Iterator[None]:
+    _guard["on"] = item.get_closest_marker("system") is None
+    try:
+        yield
+    finally:
+        _guard["on"] = False
+
+
+def _fail_unit_test(event: str, arguments: tuple[Any, ...]) -> None:
+    does = NOT_IN_A_UNIT_TEST.get(event)
+    if does and _guard["on"] and threading.current_thread() is threading.main_thread():
+        if event == "socket.bind" and arguments[1] == ("::1", 0):
+            return  # urllib3, when it is imported, tests whether there is IPv6
+        if event == "subprocess.Popen":
+            program, *words = map(str, arguments[1])
+            if (Path(program).name, *words[:1]) in STARTED_BY_UNIT_TESTS:
+                return
+        pytest.fail(f'a unit test {does} ({event}): give it the mark "system"')
+
+
+_guard = {"on": False}
+sys.addaudithook(_fail_unit_test)
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,7 @@ def test_every_link_leads_to_a_file_and_a_heading() -> None:
 EXAMPLES = [(document, text) for document in DOCUMENTS for text in POLICY.findall(document.read_text())]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("document", "text"), EXAMPLES, ids=[f"{name_of(document)}-{at}" for at, (document, _) in enumerate(EXAMPLES)]
 )

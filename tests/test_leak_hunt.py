@@ -89,6 +89,7 @@ def test_only_the_listed_files_may_hold_a_secret(tmp_path: Path) -> None:
     assert Hunt({"canary": VALUE}, ["*/secrets/*"]).in_folder(tmp_path) == [f"{tmp_path}/other/token: canary (plain)"]
 
 
+@pytest.mark.system
 def test_a_hunt_in_which_no_gateway_sends_a_canary_fails() -> None:
     asked = [
         sys.executable,

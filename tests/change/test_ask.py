@@ -108,6 +108,7 @@ def test_a_number_may_be_typed_in_capitals(state: Path) -> None:
     assert find_ticket(state, asked(state).upper()).url == URL
 
 
+@pytest.mark.system
 @pytest.mark.skipif(os.geteuid() != 0, reason="another account is needed")
 def test_root_reads_tickets_with_the_rights_of_the_account_that_writes_them(state: Path, tmp_path: Path) -> None:
     """What only root may read stays closed, though the account puts a link to it there."""

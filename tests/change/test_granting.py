@@ -258,6 +258,7 @@ for number in range(4):
 """
 
 
+@pytest.mark.system
 def test_two_commands_at_once_lose_nothing(directory: Path) -> None:
     run = [sys.executable, "-c", ADD, str(directory)]
     both = [subprocess.Popen([*run, name]) for name in ("one", "two")]

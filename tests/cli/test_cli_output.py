@@ -18,6 +18,8 @@ from ..archives import make_archive
 from ..records import record_line
 from ..waiting import wait_for
 
+pytestmark = pytest.mark.system
+
 PROGRAM = (sys.executable, "-m", "squidkeeper")
 FULL = Path("/dev/full")
 

@@ -153,6 +153,7 @@ def test_the_edit_keeps_comments_order_and_quotes(site: Site, tmp_path: Path) ->
     ]
 
 
+@pytest.mark.system
 def test_a_diff_is_one_that_patch_applies(site: Site) -> None:
     done = site.tighten("--min-days", 0, "--diff")
     subprocess.run(["patch", "-p0", "-s", site.policy / "policy.yaml"], input=done.output, text=True, check=True)

@@ -154,6 +154,7 @@ def test_what_a_form_could_read_differently_is_refused(given: dict[str, Any], me
 # --- its forms ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("shell", ["dash", "bash"])
 @pytest.mark.parametrize("user", [None, HOSTILE])
 def test_a_shell_that_sources_the_sh_form_has_the_variables(shell: str, user: str | None, tmp_path: Path) -> None:
@@ -210,6 +211,7 @@ def test_the_dockerfile_form_sets_the_variables() -> None:
     assert "$" not in dockerfile(text)["ENV"]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("has_package", [True, False])
 def test_the_dockerfile_form_writes_the_root_with_and_without_ca_certificates(
     has_package: bool, tmp_path: Path
@@ -365,6 +367,7 @@ def rounds() -> list[list[tuple[str, int, str, str, str]]]:
     return [[one for one in row if one] for row in zip_longest(*by_program.values())]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("form", ProbeForm)
 def test_the_probe_reads_what_programs_print(form: ProbeForm, tmp_path: Path, tools: Path) -> None:
     for outcomes in rounds():
@@ -392,6 +395,7 @@ WITH_VARIABLES = [  # what a program printed, though its variables are right →
 ]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("form", ProbeForm)
 def test_the_probe_does_not_ask_for_variables_that_are_set(form: ProbeForm, tmp_path: Path, tools: Path) -> None:
     for program, output, _ in WITH_VARIABLES:
@@ -408,6 +412,7 @@ def test_the_probe_does_not_ask_for_variables_that_are_set(form: ProbeForm, tmp_
     assert "  - java: export JAVA_TOOL_OPTIONS=" in shown
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("form", ProbeForm)
 def test_the_probe_says_once_that_the_gateway_does_not_answer(form: ProbeForm, tmp_path: Path, tools: Path) -> None:
     for program in ("curl", "git", "npm"):
@@ -419,6 +424,7 @@ def test_the_probe_says_once_that_the_gateway_does_not_answer(form: ProbeForm, t
     ]
 
 
+@pytest.mark.system
 def test_both_forms_of_the_probe_print_the_same(tmp_path: Path, tools: Path) -> None:
     fake_program(tools, "curl", 0, "status=200")
     fake_program(tools, "npm", 99, "something else")
@@ -429,12 +435,14 @@ def test_both_forms_of_the_probe_print_the_same(tmp_path: Path, tools: Path) -> 
     assert python == sh
 
 
+@pytest.mark.system
 def test_the_ways_around_the_gateway_are_shown_in_one_order(tmp_path: Path, tools: Path) -> None:
     _, shown = run_probe(ProbeForm.PYTHON, tmp_path, tools)
     assert re.findall(r"^(direct|DNS) +\w+: (.*)", shown, re.MULTILINE)[0] == ("direct", "127.0.0.1:9")
     assert "closed: the name server 127.0.0.1 does not answer" in shown.splitlines()[shown.splitlines().index("") - 1]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("form", ProbeForm)
 def test_the_probe_says_what_is_missing_and_how_to_set_it(form: ProbeForm, tmp_path: Path, tools: Path) -> None:
     status, shown = run_probe(form, tmp_path, tools)
@@ -449,6 +457,7 @@ def test_the_probe_says_what_is_missing_and_how_to_set_it(form: ProbeForm, tmp_p
     assert "update-ca-certificates" in shown
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("form", ProbeForm)
 def test_the_probe_finds_nothing_to_fix_where_all_is_as_it_has_to_be(
     form: ProbeForm, tmp_path: Path, tools: Path
@@ -469,6 +478,7 @@ def test_the_probe_finds_nothing_to_fix_where_all_is_as_it_has_to_be(
     assert status == (0 if "Nothing to fix." in shown else 1)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("form", ProbeForm)
 def test_what_a_policy_says_is_no_part_of_the_probe(form: ProbeForm, tmp_path: Path, tools: Path) -> None:
     """Each value holds the names of others, and what a shell takes for a command, for a word or for a file's name."""
@@ -504,6 +514,7 @@ def test_what_a_policy_says_is_no_part_of_the_probe(form: ProbeForm, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.system
 def test_each_command_is_a_shell_command() -> None:
     for program in PROGRAMS:
         subprocess.run(["/bin/sh", "-n", "-c", program.command], check=True)

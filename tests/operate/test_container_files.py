@@ -103,6 +103,7 @@ def test_the_image_is_not_root_and_has_a_health_check() -> None:
     assert 'ENTRYPOINT ["gateway"]' in last
 
 
+@pytest.mark.system
 def test_a_variable_names_the_gateway_that_commands_are_about(tmp_path: Path) -> None:
     """As in the image; its commands are tried in tests/containers."""
     assert f"\nENV {ROOT_VARIABLE}=/gateway\n" in CONTAINERFILES[0].read_text()

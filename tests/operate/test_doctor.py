@@ -51,6 +51,8 @@ from tests.ports import free_port
 from tests.valkey_server import GATEWAYS, ValkeyServer
 from tests.waiting import wait_for
 
+pytestmark = pytest.mark.system
+
 REPOSITORY = Path(__file__).parents[2]
 ACCOUNT = Account("nobody", 65534, 65534)
 CA = make_ca(datetime.now(UTC))
@@ -242,7 +244,6 @@ def parse(conf: Path) -> str:
     return done.stderr
 
 
-@pytest.mark.system
 def test_squid_processes_the_same_lines(tmp_path: Path) -> None:
     """A fault of the configuration ends Squid's output, so there is none."""
     for conf in (write_odd(tmp_path), install(tmp_path / "gateway").conf):
@@ -339,7 +340,6 @@ def test_a_faulty_line_is_found_with_its_place(restored: Layout, code: str, line
     assert found(code, inspect(layout)) == [Found(detail or line.rstrip(), f"{layout.local}:{at}")]
 
 
-@pytest.mark.system
 def test_squid_accepts_the_faulty_lines(layout: Layout) -> None:
     for line in (*(line for line, _ in PLANTED.values()), *(line for _, line, _ in VARIANTS)):
         add(layout, line)
@@ -491,7 +491,6 @@ def test_the_exporters_own_request_and_lines_that_never_match_are_no_findings(la
         assert found(code, one) == []
 
 
-@pytest.mark.system
 def test_a_configuration_that_squid_rejects_is_found_and_its_values_are_not_shown(layout: Layout) -> None:
     assert found("squid-conf-rejected", inspect(layout)) == []
     add(layout, "cache_peer h3re.example parent s3cr3t\n")
@@ -1009,7 +1008,6 @@ def open_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.mark.system
 @as_root
 def test_pull_yaml_is_read_with_the_groups_of_the_unit(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The unit has Squid's group, and the account's own; `mail` stands in for the account."""

@@ -46,6 +46,7 @@ def test_a_link_that_squids_account_has_planted_is_not_followed(tmp_path: Path) 
     assert undrain(tmp_path)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_open_connections_are_those_to_the_port_on_its_address(host: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -64,6 +65,7 @@ def test_open_connections_are_those_to_the_port_on_its_address(host: str) -> Non
         assert open_connections(f"127.0.0.9:{port}") == 0
 
 
+@pytest.mark.system
 def test_a_client_of_ipv4_counts_where_both_protocols_are_listened_to() -> None:
     with ExitStack() as opened:
         try:
@@ -78,6 +80,7 @@ def test_a_client_of_ipv4_counts_where_both_protocols_are_listened_to() -> None:
         assert [open_connections(one) for one in (str(port), f"127.0.0.1:{port}")] == [1, 1]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -125,6 +128,7 @@ def test_cancelling_says_that_squid_is_stopped_and_how_to_start_it(tmp_path: Pat
         assert done.output == f"{before}, but Squid is stopped and serves nobody: start it by `{command}`\n"
 
 
+@pytest.mark.system
 def test_an_idle_gateway_waits_until_a_load_balancer_has_noticed() -> None:
     """HAProxy asks each second, and believes the third bad answer."""
     now = [100.0]

@@ -65,6 +65,7 @@ def test_a_machine_with_ipv4_and_ipv6_does_not_have_all_descriptors_of_a_worker(
     assert 3 * default * 2 < int(descriptors) * 0.8
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -98,6 +99,7 @@ def test_what_is_wrong_in_the_file_is_told_with_its_place(tmp_path: Path, old: s
         read_fleet(written(tmp_path, FLEET.replace(old, new, 1)))
 
 
+@pytest.mark.system
 @with_haproxy
 @pytest.mark.parametrize(
     ("listen", "binds"),
@@ -159,6 +161,7 @@ def test_no_value_of_a_fleet_is_taken_for_a_part_of_the_configuration(tmp_path: 
     assert made == substitute(render(read_fleet(written(tmp_path, text)), Path("/plain.state")), hostile)
 
 
+@pytest.mark.system
 @settings(max_examples=50)
 @given(st.lists(st.from_regex(r"gw-[a-z0-9]{1,8}", fullmatch=True), min_size=2, max_size=20, unique=True))
 def test_a_gateway_keeps_its_place_whatever_others_there_are(names: list[str]) -> None:
@@ -186,6 +189,7 @@ def setup(paths: BalancerPaths, file: Path, *options: str) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
+@pytest.mark.system
 @with_haproxy
 def test_a_dry_run_prints_the_configuration_and_writes_nothing(tmp_path: Path, paths: BalancerPaths) -> None:
     status, said = setup(paths, written(tmp_path, FLEET), "--dry-run")
@@ -193,6 +197,7 @@ def test_a_dry_run_prints_the_configuration_and_writes_nothing(tmp_path: Path, p
     assert not paths.cfg.exists()
 
 
+@pytest.mark.system
 @with_haproxy
 def test_the_configuration_is_put_in_place_once_and_yours_is_kept(tmp_path: Path, paths: BalancerPaths) -> None:
     paths.cfg.write_text("global\n")
@@ -213,6 +218,7 @@ def test_the_configuration_is_put_in_place_once_and_yours_is_kept(tmp_path: Path
     assert paths.former_cfg.read_text() == "global\n"
 
 
+@pytest.mark.system
 @with_haproxy
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_distributions_service_is_reloaded_and_a_failure_puts_the_former_configuration_back(
@@ -240,6 +246,7 @@ def test_the_distributions_service_is_reloaded_and_a_failure_puts_the_former_con
         assert told.read_text().splitlines() == ["is-active --quiet haproxy"], "it is not reloaded"
 
 
+@pytest.mark.system
 @with_haproxy
 @pytest.mark.parametrize(("days", "warns"), [(29, True), (31, False)])
 def test_a_certificate_that_expires_soon_is_a_warning(
@@ -254,6 +261,7 @@ def test_a_certificate_that_expires_soon_is_a_warning(
     assert (status, f"{file} expires at 20" in said) == (0, warns), said
 
 
+@pytest.mark.system
 @with_haproxy
 def test_a_configuration_that_haproxy_refuses_changes_nothing(tmp_path: Path, paths: BalancerPaths) -> None:
     paths.cfg.write_text("global\n")

@@ -41,6 +41,7 @@ def test_a_job_waits_until_those_before_it_are_done() -> None:
     assert [*waits_of([(0, 1), (0.5, 1), (0.5, 3), (10, 1)])] == [0, 0.5, 1.5, 0]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("utilization", [0.3, 0.6])
 def test_with_independent_arrivals_the_queue_is_that_of_the_formula(utilization: float) -> None:
     chosen, at, queue = random.Random(1), 0.0, []

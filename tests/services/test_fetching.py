@@ -265,6 +265,7 @@ PRINTED = [
 ]
 
 
+@pytest.mark.system
 @needs_root
 def test_a_failure_of_a_program_says_what_was_expected_and_nothing_that_it_printed(fetcher: Fetcher) -> None:
     for number, (script, _) in enumerate(PRINTED):
@@ -361,6 +362,7 @@ def put(fetcher: Fetcher, name: str, value: str) -> None:
 CLIENT = "client_secret: secret, scope: 'a b', audience: them"
 
 
+@pytest.mark.system
 def test_a_token_is_asked_for_by_client_credentials_and_renewed_before_it_expires(
     fetcher: Fetcher, server: TokenServer
 ) -> None:
@@ -405,6 +407,7 @@ def test_a_refresh_token_that_was_replaced_is_not_used_again(fetcher: Fetcher, s
     wait_for(lambda: server.requests[-1].form["refresh_token"] == "another", "the policy's new refresh token")
 
 
+@pytest.mark.system
 def test_a_refresh_token_that_cannot_be_stored_is_used_and_told(
     tmp_path: Path, server: TokenServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -432,6 +435,7 @@ def test_a_refresh_token_that_cannot_be_stored_is_used_and_told(
     assert caplog.text.count("refresh token cannot be stored, and is lost when this process ends: Is a directory") == 1
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(("step", "seconds"), [(4_000, 3_600), (-4_000, 0.1)])
 def test_a_value_is_renewed_by_the_clock_and_no_later_where_that_is_set_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float, seconds: float
@@ -493,6 +497,7 @@ FAILURES: list[tuple[Respond, str]] = [
 ]
 
 
+@pytest.mark.system
 def test_each_failure_of_a_token_endpoint_is_named_and_nothing_of_its_answer_is_shown(
     fetcher: Fetcher, server: TokenServer
 ) -> None:
@@ -525,6 +530,7 @@ def test_a_token_endpoint_that_hangs_or_drips_ends_in_time_and_holds_up_no_other
         assert fetcher.failure(name) == "no whole answer within 10 s"
 
 
+@pytest.mark.system
 def test_a_ca_that_is_a_fifo_is_a_failure_that_holds_up_no_other_secret_and_no_end(
     fetcher: Fetcher, server: TokenServer
 ) -> None:
@@ -573,6 +579,7 @@ def test_a_valid_value_is_used_while_its_source_fails_and_denied_once_expired(
     wait_for(lambda: value_of(store) == "second", "the value after the failure")
 
 
+@pytest.mark.system
 def test_a_token_of_a_github_app_is_narrowed_and_asked_for_by_a_signed_jwt(
     fetcher: Fetcher, server: TokenServer
 ) -> None:
@@ -655,6 +662,7 @@ def read(file: Path) -> str:
     return file.read_text().strip() if file.exists() else ""
 
 
+@pytest.mark.system
 def test_a_policy_that_does_not_load_is_told_as_what_it_means_for_fetching(tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text("version: 2\n")
     folders = ("--policy", tmp_path, "--state", tmp_path / "state", "--run", tmp_path / "run")

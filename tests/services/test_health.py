@@ -18,6 +18,8 @@ from squidkeeper.services.exporter.process import _bound
 from squidkeeper.serving.drained import drain
 from tests.waiting import wait_for
 
+pytestmark = pytest.mark.system
+
 LOOPBACK = (ip_network("127.0.0.1/32"), ip_network("::1/128"))
 
 

@@ -139,6 +139,7 @@ def test_a_record_that_the_judge_fails_on_is_counted_and_so_is_what_follows(
     assert (requests(counts), counts.drift_unchecked) == (2, 2)
 
 
+@pytest.mark.system
 def test_requests_whose_url_the_record_cuts_off_are_counted_apart_through_a_restart(world: World) -> None:
     url = f"http://a.example/{'l' * 5000}"[:4096]
     world.write(line(url=url), line(url=url[:-1]), line())
@@ -453,6 +454,7 @@ def test_a_start_does_not_wait_for_a_log_without_end(world: World) -> None:
     assert 0 < requests(counter.save().counts) < 5000
 
 
+@pytest.mark.system
 def test_a_log_that_cannot_be_read_for_a_moment_is_said_once_and_read_on(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -479,6 +481,7 @@ def test_a_log_that_cannot_be_read_for_a_moment_is_said_once_and_read_on(
     ]
 
 
+@pytest.mark.system
 def test_a_fault_of_ours_ends_the_process_that_would_be_blind(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -125,6 +125,7 @@ def test_name_servers_are_those_of_resolv_conf_without_the_resolver_itself(text:
     assert name_servers(text, own="127.53.53.53") == servers
 
 
+@pytest.mark.system
 def test_unbound_accepts_the_configuration(tmp_path: Path) -> None:
     file = tmp_path / "unbound.conf"
     servers = ("192.0.2.1", "2001:db8::1", "fe80::1%lo")

@@ -187,6 +187,7 @@ def test_nothing_is_judged_while_no_edit_waits(tmp_path: Path) -> None:
     assert runs(tmp_path) == 0
 
 
+@pytest.mark.system
 def test_an_edit_that_waits_is_judged_once(tmp_path: Path) -> None:
     ask_for_verdict(folder(tmp_path), EDIT)
     judge = ReloadJudge(folder(tmp_path), leave(tmp_path))
@@ -199,6 +200,7 @@ def test_an_edit_that_waits_is_judged_once(tmp_path: Path) -> None:
     assert runs(tmp_path) == 1
 
 
+@pytest.mark.system
 def test_a_judge_that_is_killed_is_started_again(tmp_path: Path) -> None:
     ask_for_verdict(folder(tmp_path), EDIT)
     killed_once = f"test -e {tmp_path}/once || {{ touch {tmp_path}/once; kill -9 $$; }}; "
@@ -214,6 +216,7 @@ def test_an_edit_that_has_waited_too_long_is_not_judged_any_more(tmp_path: Path)
     assert runs(tmp_path) == 0
 
 
+@pytest.mark.system
 def test_the_judge_of_an_edit_ends_when_another_edit_waits(tmp_path: Path) -> None:
     ask_for_verdict(folder(tmp_path), EDIT)
     judge = ReloadJudge(folder(tmp_path), lambda _: ["sleep", "60"])
@@ -245,6 +248,7 @@ def reload(tmp_path: Path, *options: str) -> tuple[int, str]:
     return done.exit_code, done.output.replace(f"{tmp_path}/", "")
 
 
+@pytest.mark.system
 def test_the_policy_in_force_needs_nothing(tmp_path: Path) -> None:
     live = in_force(tmp_path)
     assert reload(tmp_path) == (0, f"policy: revision {live.state.revision} is in force\n")
@@ -252,6 +256,7 @@ def test_the_policy_in_force_needs_nothing(tmp_path: Path) -> None:
     assert not forced_file(tmp_path / "policy").exists()
 
 
+@pytest.mark.system
 def test_an_edit_of_a_policy_without_a_gate_loads(tmp_path: Path) -> None:
     in_force(tmp_path, "rules: [{name: a, action: deny}]")
     write_policy(tmp_path / "policy", OPEN)
@@ -260,6 +265,7 @@ def test_an_edit_of_a_policy_without_a_gate_loads(tmp_path: Path) -> None:
     assert "is not in force yet" in said
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("forced", [(), ("--force",)])
 def test_a_state_of_another_policy_tells_nothing(tmp_path: Path, forced: tuple[str, ...]) -> None:
     in_force(tmp_path)
@@ -268,6 +274,7 @@ def test_a_state_of_another_policy_tells_nothing(tmp_path: Path, forced: tuple[s
     assert (status, said) == (2, "Error: state is the state of policy, not of other: name --policy or --state\n")
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("forced", [(), ("--force",)])
 def test_without_a_state_nothing_is_told_and_nothing_forced(tmp_path: Path, forced: tuple[str, ...]) -> None:
     edit_to(tmp_path, CLOSED, in_force(tmp_path))
@@ -277,6 +284,7 @@ def test_without_a_state_nothing_is_told_and_nothing_forced(tmp_path: Path, forc
     assert not forced_file(tmp_path / "policy").exists()
 
 
+@pytest.mark.system
 def test_an_edit_that_waits_is_told_so(tmp_path: Path) -> None:
     edit = edit_to(tmp_path, CLOSED, in_force(tmp_path))
     assert reload(tmp_path) == (
@@ -286,6 +294,7 @@ def test_an_edit_that_waits_is_told_so(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.system
 def test_a_refused_edit_shows_what_it_would_deny_and_can_be_accepted(tmp_path: Path) -> None:
     live = in_force(tmp_path)
     edit = edit_to(tmp_path, CLOSED, live)
@@ -301,6 +310,7 @@ def test_a_refused_edit_shows_what_it_would_deny_and_can_be_accepted(tmp_path: P
     assert live.state.revision == edit.new
 
 
+@pytest.mark.system
 def test_a_refused_edit_as_json(tmp_path: Path) -> None:
     edit = edit_to(tmp_path, CLOSED, in_force(tmp_path))
     write_verdict(folder(tmp_path), GateVerdict(edit.old, edit.new, time.time(), 5, 4, 3, (LOST,)))
@@ -312,6 +322,7 @@ def test_a_refused_edit_as_json(tmp_path: Path) -> None:
     assert told["named"][0]["host"] == "open.example"
 
 
+@pytest.mark.system
 def test_a_faulty_edit_cannot_be_forced(tmp_path: Path) -> None:
     live = in_force(tmp_path)
     write_policy(tmp_path / "policy", BAD)
@@ -321,6 +332,7 @@ def test_a_faulty_edit_cannot_be_forced(tmp_path: Path) -> None:
     assert not forced_file(tmp_path / "policy").exists()
 
 
+@pytest.mark.system
 def test_where_force_cannot_be_written_the_message_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,6 +377,7 @@ def _unbound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("squidkeeper.cli.reload.end_first", lambda: None)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("status", "at", "denials"),
     [(200, None, 5), (404, None, 0), (200, datetime(2020, 1, 1, tzinfo=UTC), 0)],
@@ -379,6 +392,7 @@ def test_what_was_allowed_and_used_in_the_time_of_the_gate_counts(
     assert (found.denials, found.counted, found.allowed, found.accepts) == (denials, denials, 3, denials <= 3)
 
 
+@pytest.mark.system
 def test_an_edit_that_has_changed_meanwhile_gets_no_verdict(tmp_path: Path) -> None:
     live = in_force(tmp_path)
     edit = edit_to(tmp_path, CLOSED, live)
@@ -387,6 +401,7 @@ def test_an_edit_that_has_changed_meanwhile_gets_no_verdict(tmp_path: Path) -> N
     assert not (folder(tmp_path) / "verdict.json").exists()
 
 
+@pytest.mark.system
 def test_maintain_has_an_edit_judged_and_refused(tmp_path: Path) -> None:
     live = in_force(tmp_path)
     log = write_log(tmp_path, str(live.state.revision), *CLIENTS)

@@ -19,6 +19,8 @@ from squidkeeper.services.maintenance.edits import RenderRequest
 from tests.conftest import write_policy
 from tests.waiting import files_at_rest, wait_for
 
+pytestmark = pytest.mark.system
+
 RULE = "rules: [{name: a, action: allow, hosts: [a.example]}]"
 
 
@@ -115,7 +117,6 @@ def failures(layout: Layout) -> int:
     return (layout.prefix / "told").read_text().count("stays as it was")
 
 
-@pytest.mark.system
 def test_it_runs_at_its_start_and_an_edit_after_a_failure_waits_for_nothing(layout: Layout) -> None:
     with followed(layout):
         wait_for(lambda: failures(layout) == 1, "the run at its start")
@@ -127,7 +128,6 @@ def test_it_runs_at_its_start_and_an_edit_after_a_failure_waits_for_nothing(layo
             wait_for(lambda number=number: failures(layout) == number, "its failure")  # type: ignore[misc]
 
 
-@pytest.mark.system
 def test_a_run_that_was_killed_is_made_again(layout: Layout) -> None:
     lock = os.open(layout.prefix, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)

@@ -770,6 +770,7 @@ NASTY = (
 )
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("url", NASTY)
 def test_a_shell_takes_the_command_for_nothing_but_words(url: str, tmp_path: Path) -> None:
     method = "CONNECT" if url.endswith(":443") else "GET"

@@ -57,6 +57,7 @@ def test_strict_clients_accept_it_by_each_of_its_names() -> None:
     assert NOW - certificate.not_valid_before_utc >= DAY
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     "key",
     [

@@ -24,6 +24,8 @@ from squidkeeper.serving.tickets.ticket import AskedRequest, Holder
 from tests.receivers import HttpsReceiver, dripping_receiver, https_receiver
 from tests.waiting import wait_for
 
+pytestmark = pytest.mark.system
+
 KEY = b"a key of the gateway, 32 bytes.."
 NOW = 1_800_000_000.0
 VM = "192.168.137.10"
