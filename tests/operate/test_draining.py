@@ -154,6 +154,7 @@ def test_an_idle_gateway_waits_until_a_load_balancer_has_noticed() -> None:
 LISTENING = "import socket, signal; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)"
 
 
+@pytest.mark.system
 def test_a_process_listens_on_a_port_by_itself_or_by_a_descendant() -> None:
     command = [sys.executable, "-c", f"{LISTENING}; signal.pause()"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
@@ -167,6 +168,7 @@ def test_a_process_listens_on_a_port_by_itself_or_by_a_descendant() -> None:
         assert wait_until(10, lambda: not process_listens(child.pid, port))
 
 
+@pytest.mark.system
 def test_a_process_that_has_ended_is_gone_though_nobody_waits_for_it() -> None:
     """As in a container whose first process waits for no child of others: a Squid that has ended stays a zombie."""
     with subprocess.Popen(["sleep", "300"]) as process:
@@ -176,6 +178,7 @@ def test_a_process_that_has_ended_is_gone_though_nobody_waits_for_it() -> None:
     assert has_ended(process.pid)
 
 
+@pytest.mark.system
 def test_a_taken_address_is_not_free_and_an_unknown_one_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert not is_free(f"127.0.0.1:{taken.getsockname()[1]}")
@@ -189,6 +192,7 @@ def test_a_taken_address_is_not_free_and_an_unknown_one_an_error() -> None:
         is_free("192.0.2.1:3129")
 
 
+@pytest.mark.system
 def test_a_wait_ends_with_its_condition_or_its_time() -> None:
     began = time.monotonic()
     assert wait_until(60, lambda: True)

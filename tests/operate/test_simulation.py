@@ -76,6 +76,7 @@ def test_twice_as_many_gateways_have_half_of_the_work_each() -> None:
     assert {need.name: need.share / 2 for need in one} == pytest.approx({need.name: need.share for need in two})
 
 
+@pytest.mark.system
 def test_all_work_is_done_and_what_comes_together_waits_longer() -> None:
     busy = replace(FLEET, vms=24_000)
     alone, waves = (waiting(arrivals(busy, COSTS, TWO, 60, waves=wave), 60) for wave in (False, True))

@@ -390,6 +390,7 @@ def hold_lines(folder: Path, lines: list[bytes]) -> None:
     assert set(found) <= set(lines)
 
 
+@pytest.mark.system
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("steps", [range(3, 93, 9), pytest.param(range(1, 201), marks=pytest.mark.long)])
 def test_a_run_that_is_killed_at_any_step_loses_nothing_and_doubles_nothing(
@@ -549,6 +550,7 @@ def test_the_archive_of_the_system_is_sealed_by_the_key_of_the_system(
     assert verify(FolderPlace(folder), [keys[named[1] if named else "own.key"].public]).faults == ()
 
 
+@pytest.mark.system
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another account")
 def test_an_account_that_may_not_read_the_archive_is_told_who_may(logs: Path, folder: Path) -> None:
     write_log(logs / "access.log.1", lines_of(DAY, 3))
@@ -597,6 +599,7 @@ def test_a_sealed_run_takes_squids_counter_along_and_tells_the_head(logs: Path, 
     assert entry.source.squid == (sample,)
 
 
+@pytest.mark.system
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_a_run_of_root_by_hand_leaves_nothing_of_roots(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(dir="/var/tmp") as place:  # pytest's own folders are closed
@@ -613,6 +616,7 @@ def test_a_run_of_root_by_hand_leaves_nothing_of_roots(tmp_path: Path) -> None:
         assert {(path.stat().st_uid, path.stat().st_gid) for path in folder.rglob("*")} == {(4242, 4243)}
 
 
+@pytest.mark.system
 def test_every_so_often_it_runs_again(logs: Path, folder: Path) -> None:
     with subprocess.Popen([*run_command(logs, folder), "--every", "1"]) as process:
         for number in (1, 2):

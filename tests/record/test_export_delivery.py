@@ -54,6 +54,8 @@ from tests.receivers import (
 from tests.records import after_noon, record_line
 from tests.waiting import pause, stays, wait_for
 
+pytestmark = pytest.mark.system
+
 FORKER = """
 import os, sys
 import squidkeeper.record.export.process
@@ -411,7 +413,6 @@ def test_a_position_that_cannot_be_read_is_told_and_nothing_is_left_out(
     assert f"{file}: not a file of this program" in caplog.text
 
 
-@pytest.mark.system
 def test_root_does_not_write_into_the_folder_of_another_account(gateway: Gateway) -> None:
     gateway.state.mkdir()
     os.chown(gateway.state, 1, 1)
@@ -632,7 +633,6 @@ def test_nothing_is_sent_to_a_tls_receiver_whose_name_is_another(
     assert receiver.messages == []
 
 
-@pytest.mark.system
 @pytest.mark.parametrize("driver", ["", "ossl", "gtls"])
 def test_rsyslog_gets_every_record_whole(gateway: Gateway, start: Start, tmp_path: Path, driver: str) -> None:
     authority, port = Authority(tmp_path / "ca"), free_port()
@@ -656,7 +656,6 @@ def test_rsyslog_gets_every_record_whole(gateway: Gateway, start: Start, tmp_pat
     assert numbers([json.loads(message.split(b" ", 7)[7]) for message in messages]) == [*range(56)]
 
 
-@pytest.mark.system
 def test_nothing_is_lost_while_rsyslog_restarts(gateway: Gateway, start: Start, tmp_path: Path) -> None:
     port = free_port()
     start(f"syslog+tcp://127.0.0.1:{port}")

@@ -256,6 +256,7 @@ def test_every_kind_of_record_is_what_the_readers_of_each_format_take(kind: str)
     check_messages(record(**KINDS[kind]))
 
 
+@pytest.mark.system
 @given(hostile_records())
 @settings(max_examples=50, deadline=None)
 def test_any_record_is_what_the_readers_of_each_format_take(one: Record) -> None:
@@ -469,6 +470,7 @@ def test_the_document_names_every_format() -> None:
     assert re.findall(r"^\| `(\w+)` \| \[?an? ", page, re.MULTILINE) == [*FORMATS]
 
 
+@pytest.mark.system
 def test_no_other_format_imports_the_protobufs() -> None:
     code = (
         "import sys; from squidkeeper.record.export.formats import MessageEncoder; from tests.records import record;"

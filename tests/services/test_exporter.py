@@ -235,6 +235,7 @@ def test_a_second_one_is_refused_by_name(served: Process) -> None:
     assert served.unhealthy() == ALWAYS
 
 
+@pytest.mark.system
 def test_a_port_that_is_taken_is_named_and_nobody_else_opens_its_own_while_it_counts_what_there_is() -> None:
     with _bound(("127.0.0.1", 0)) as bound, socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -252,6 +253,7 @@ def test_an_address_that_is_none_is_refused(listen: str) -> None:
     assert f"Invalid value for '--listen': {listen!r}" in done.output
 
 
+@pytest.mark.system
 def test_no_secret_and_no_query_is_on_any_page_or_in_a_core_dump(tmp_path: Path, policy: Path) -> None:
     denied = line(verdict="deny", rule="closed", status=403, url=f"http://u:{SECRET}@b.example/seen?key={SECRET}")
     (tmp_path / "access.log").write_bytes(denied)
@@ -295,6 +297,7 @@ def test_connections_that_say_nothing_keep_nobody_out(served: Process) -> None:
             one.close()
 
 
+@pytest.mark.system
 def test_health_writes_nothing_however_often_it_is_asked(served: Process) -> None:
     counts, files, begun = served.state / "exporter/counts.json", set(), time.monotonic()
     for _ in range(20):
@@ -602,6 +605,7 @@ def test_a_grant_and_an_ask_have_series_and_a_grant_no_expiry_to_be_warned_about
     assert [series for series in found if series.startswith("squidkeeper_rule_expiry")] == []
 
 
+@pytest.mark.system
 def test_a_policy_of_thousands_makes_no_series_without_end(tmp_path: Path) -> None:
     clients = "".join(f"  c{number}: {{networks: [10.0.{number}.0/24]}}\n" for number in range(200))
     rules = "".join(f"  - {{name: r{number}, action: allow, hosts: [h{number}.example]}}\n" for number in range(3000))

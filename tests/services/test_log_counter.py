@@ -303,6 +303,7 @@ def test_nothing_that_is_made_up_makes_series_without_end() -> None:
     assert {labels[1] for labels, _ in counts.requests[-1:]} == {OTHER}
 
 
+@pytest.mark.system
 def test_what_has_a_series_keeps_it_when_there_is_room_for_no_other() -> None:
     counter = RequestCounter(RequestCounts())
     for number in range(SERIES_LIMIT + 10):

@@ -217,6 +217,7 @@ def process_named(name: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
+@pytest.mark.system
 def test_a_squid_that_does_not_handle_the_signal_yet_is_left_alone(tmp_path: Path) -> None:
     """It would end by it."""
     with process_named("squid", tmp_path) as process:
@@ -224,6 +225,7 @@ def test_a_squid_that_does_not_handle_the_signal_yet_is_left_alone(tmp_path: Pat
         assert process.poll() is None
 
 
+@pytest.mark.system
 def test_another_process_with_the_number_of_a_squid_that_has_ended_is_left_alone(tmp_path: Path) -> None:
     with process_named("other", tmp_path) as process:
         squid = SquidProcess(tmp_path / "squid.pid")
@@ -268,6 +270,7 @@ class Runs:
         return worker
 
 
+@pytest.mark.system
 def test_each_of_two_crashes_within_two_checks_is_noted(tmp_path: Path) -> None:
     squid = Runs()
     crashes = SquidCrashes(tmp_path, tmp_path / "cache.log", cast("SquidProcess", squid), 3128)
@@ -286,6 +289,7 @@ def test_each_of_two_crashes_within_two_checks_is_noted(tmp_path: Path) -> None:
     worker.wait()
 
 
+@pytest.mark.system
 def test_a_worker_that_exits_soon_after_another_one_has_crashed_has_not(tmp_path: Path) -> None:
     squid, log = Runs(), tmp_path / "cache.log"
     crashes = SquidCrashes(tmp_path, log, cast("SquidProcess", squid), 3128)
