@@ -69,6 +69,7 @@ def run(*arguments: object) -> tuple[int, str]:
     return done.exit_code, "".join(lines)
 
 
+@pytest.mark.system
 def test_a_command_is_a_process_with_an_exit_status(policy: Path) -> None:
     command = [sys.executable, "-m", "squidkeeper", "explain", "--policy", str(policy), "GET", "https://api.example/"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -91,6 +92,7 @@ def test_root_starts_no_helper_and_no_service_in_the_state_folder_of_another_acc
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.system
 def test_check_prints_the_revision_of_a_policy_that_loads(policy: Path) -> None:
     status, out = run("check", "--policy", policy)
     assert status == 0
@@ -98,6 +100,7 @@ def test_check_prints_the_revision_of_a_policy_that_loads(policy: Path) -> None:
     assert out.endswith(", 4 rules, 0 faults, 0 warnings\n")
 
 
+@pytest.mark.system
 def test_check_prints_every_fault_and_warning_with_its_place(policy: Path) -> None:
     (policy / "token").unlink()
     write_policy(policy, "rules: [{name: a, action: alow, hosts: [x..y]}]", "b.yaml")
@@ -110,6 +113,7 @@ def test_check_prints_every_fault_and_warning_with_its_place(policy: Path) -> No
     assert lines[3] == f"{policy} does not load: 2 faults, 1 warning"
 
 
+@pytest.mark.system
 def test_check_warns_about_rules_that_allow_any_client_where_it_is_asked_to(tmp_path: Path) -> None:
     directory = write_policy(
         tmp_path / "policy",
@@ -257,6 +261,7 @@ def test_check_says_what_it_did_not_check_where_there_is_no_squid_or_no_right_to
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.system
 def test_check_knows_which_files_of_the_policy_in_force_ended_with_end_true(policy: Path, tmp_path: Path) -> None:
     write_policy(policy, POLICY + "end: true\n")
     live = PolicyWatcher(policy, None, lambda compiled: compiled, tmp_path / "revisions")
@@ -270,6 +275,7 @@ def test_check_knows_which_files_of_the_policy_in_force_ended_with_end_true(poli
     assert run("check", "--policy", policy, "--state", tmp_path / "none")[0] == 0
 
 
+@pytest.mark.system
 def test_check_shows_a_failing_test_as_expected_against_got(policy: Path) -> None:
     write_policy(policy, "tests: [{request: GET https://en.wikipedia.org/, expect: allow}]", "b.yaml")
     status, out = run("check", "--policy", policy)
@@ -280,6 +286,7 @@ def test_check_shows_a_failing_test_as_expected_against_got(policy: Path) -> Non
     ) in out
 
 
+@pytest.mark.system
 def test_check_and_explain_speak_json(policy: Path) -> None:
     status, out = run("check", "--policy", policy, "--json")
     report = json.loads(out)
@@ -291,6 +298,7 @@ def test_check_and_explain_speak_json(policy: Path) -> None:
     assert fault["code"] == "wrong-type"
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("age_seconds", "age"),
     [
@@ -713,6 +721,7 @@ quotas: [{name: q, per: client, bytes_out: 5MB, every: day}]
 """
 
 
+@pytest.mark.system
 def test_check_names_what_squid_lacks_and_for_what_install_has_to_be_run(tmp_path: Path) -> None:
     directory, fragment = write_policy(tmp_path / "etc/policy", NEEDS_INSTALL), tmp_path / "squidkeeper.conf"
     asked = ("check", "--policy", directory, "--state", tmp_path / "state", "--fragment", fragment)

@@ -544,6 +544,7 @@ def _until_closed(descriptor: int) -> Iterator[bytes]:
             return
 
 
+@pytest.mark.system
 def test_the_verdict_is_coloured_on_a_terminal_alone(path: Path) -> None:
     drawn, _ = terminal(path, stdout_too=True)
     assert "\x1b[31mdeny\x1b[0m" in drawn
@@ -551,6 +552,7 @@ def test_the_verdict_is_coloured_on_a_terminal_alone(path: Path) -> None:
     assert "\x1b[" not in run(path).out
 
 
+@pytest.mark.system
 def test_a_reader_that_goes_away_ends_it_quietly(path: Path) -> None:
     path.write_text(f"{line()}\n" * 50_000)
     command = f"set -o pipefail; {sys.executable} -m squidkeeper log {path} | head -n 2"
@@ -645,6 +647,7 @@ class Following:
         return err
 
 
+@pytest.mark.system
 def test_a_log_is_followed_through_a_rotation_from_a_time_on(path: Path) -> None:
     path.with_name("access.log.1").write_text(f"{line(-5)}\n")
     path.write_text(f"{line(0)}\n")
@@ -658,6 +661,7 @@ def test_a_log_is_followed_through_a_rotation_from_a_time_on(path: Path) -> None
     assert following.process.returncode == 0
 
 
+@pytest.mark.system
 def test_a_followed_log_shows_what_comes_and_a_denied_connect_at_once(path: Path) -> None:
     following = Following("--rule", "closed", path)
     wait_until_open(following.process.pid, path)
@@ -667,6 +671,7 @@ def test_a_followed_log_shows_what_comes_and_a_denied_connect_at_once(path: Path
     following.interrupt()
 
 
+@pytest.mark.system
 def test_a_log_that_is_not_there_is_waited_for_and_that_is_said(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     following = Following(path)
