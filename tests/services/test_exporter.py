@@ -158,6 +158,7 @@ ALWAYS = {"squid-down"}  # no Squid runs here
 REQUESTS = 'squidkeeper_requests_total{client="lab",method_class="read",rule="open",status_class="2xx",verdict="allow"}'
 
 
+@pytest.mark.system
 def test_it_starts_with_nothing_there_and_takes_up_what_comes(tmp_path: Path) -> None:
     with running(tmp_path) as exporter:
         assert exporter.unhealthy() == {"no-policy", "policy-not-loaded", "access-log-unreadable", *ALWAYS}
@@ -188,6 +189,7 @@ def exporter_log(exporter: Process, folder: Path) -> str:
     )
 
 
+@pytest.mark.system
 def test_what_was_served_never_goes_back_even_when_killed_and_the_log_is_gone(tmp_path: Path, policy: Path) -> None:
     (tmp_path / "access.log").write_bytes(line() * 3)
     for number, by in enumerate((signal.SIGTERM, signal.SIGKILL)):
@@ -205,6 +207,7 @@ def test_what_was_served_never_goes_back_even_when_killed_and_the_log_is_gone(tm
         assert exporter.value("squidkeeper_record_lost_total") == 1
 
 
+@pytest.mark.system
 def test_a_read_only_state_costs_its_counts_alone(tmp_path: Path, policy: Path) -> None:
     (tmp_path / "state").write_text("not a folder")
     (tmp_path / "access.log").write_bytes(line())
@@ -226,6 +229,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
         yield exporter
 
 
+@pytest.mark.system
 def test_a_second_one_is_refused_by_name(served: Process) -> None:
     second = Process(served.log.parent)
     _, told = second.process.communicate(timeout=60)
@@ -246,6 +250,7 @@ def test_a_port_that_is_taken_is_named_and_nobody_else_opens_its_own_while_it_co
             _bound(("127.0.0.1", port))
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("listen", ["9129", "localhost:9129", "127.0.0.1", "127.0.0.1:x", "::1:9129"])
 def test_an_address_that_is_none_is_refused(listen: str) -> None:
     done = CliRunner().invoke(main, ["exporter", "--listen", listen])
@@ -285,6 +290,7 @@ def test_an_address_of_the_network_leaves_the_one_of_this_machine(tmp_path: Path
             assert exporter.end()[0] == 0
 
 
+@pytest.mark.system
 def test_connections_that_say_nothing_keep_nobody_out(served: Process) -> None:
     idle = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(50)]
     for one in idle[::2]:
@@ -310,6 +316,7 @@ def test_health_writes_nothing_however_often_it_is_asked(served: Process) -> Non
     assert len(files) <= 1 + saves, "the exporter itself saves once in five seconds"
 
 
+@pytest.mark.system
 def test_a_request_that_trickles_in_does_not_keep_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_IDLE_SECONDS", 1)
     monkeypatch.setattr(server, "_CLEANUP_SECONDS", 1)
@@ -413,6 +420,7 @@ def test_the_page_is_shown_under_an_address_and_not_under_a_name_or_by_a_proxy_t
         assert answer(path="/metrics", headers={header: "192.0.2.9"}).status == 200, header
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/nothing"])
 def test_every_answer_lets_nothing_in(path: str) -> None:
     headers = answer(path=path).headers
@@ -656,6 +664,7 @@ def test_what_an_export_reports_is_served_as_its_file_has_it(policy: Path, tmp_p
     assert not read_exports(tmp_path, now + 121)["siem"].runs
 
 
+@pytest.mark.system
 def test_the_room_on_disk_is_served_of_each_folder_that_is_there(policy: Path, tmp_path: Path) -> None:
     """As df(1) has it, for an account that is not root's."""
     disks = tuple(read_disks({"log": tmp_path, "state": tmp_path / "missing"}))
@@ -839,6 +848,7 @@ def warnings(about: Snapshot) -> tuple[str, ...]:
     return found["policy-warning"]
 
 
+@pytest.mark.system
 def test_the_warnings_of_a_policy_are_on_the_status_page_but_not_those_of_secrets(policy: Path) -> None:
     (policy / "empty").touch()
     (policy / "list.yaml").write_text(
@@ -929,6 +939,7 @@ def test_counters_are_parsed_and_the_rest_is_passed_over() -> None:
     }
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("told", "problem"),
     [
@@ -957,6 +968,7 @@ def answer_once(server: socket.socket, told: bytes) -> None:
         connection.sendall(told)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     "told", [b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\nswap.ins = 1", b"HTTP/1.1 200 OK\r\nA: "]
 )
@@ -980,6 +992,7 @@ def test_a_squid_that_answers_byte_by_byte_is_not_waited_for(told: bytes) -> Non
     assert (found.values, found.problem) == ({}, "timed out")
 
 
+@pytest.mark.system
 def test_a_squid_that_hangs_is_not_waited_for() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         found = read_counters("127.0.0.1", server.getsockname()[1])
