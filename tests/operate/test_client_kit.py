@@ -584,7 +584,7 @@ def run(*arguments: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_the_brief_shows_what_is_this_clients_and_nothing_else(policy: Path) -> None:
+def test_the_brief_shows_what_is_this_clients_and_nothing_else_in_the_order_in_which_rules_decide(policy: Path) -> None:
     status, text = run("brief", "--policy", policy, "--client", "agents")
     assert status == 0
     assert "adds these headers. Send none of your own: it is removed.\n\n1. `X-Api-Key`: `api.example`" in text
@@ -598,19 +598,18 @@ def test_the_brief_shows_what_is_this_clients_and_nothing_else(policy: Path) -> 
         assert absent not in text
     assert "old.example" not in text
     assert "Node's `fetch` reaches `https://` URLs only" in text
+    assert re.findall(r"^\d+\. \*\*\w+\*\* \(rule `(.+?)`", text, re.MULTILINE) == [
+        "no-push", "no-drops", "hotfix", "api", "github", "pinned", "chat", "many",
+    ]  # fmt: skip
+    assert text.index("rule `many`") < text.index("Everything else is **denied**")
+    assert r"Read \`only\` | \<b\>here\</b\>." in text, "what Markdown and HTML would read is escaped"
+    assert r"Ask \*the\* \[platform\] team." in text
+    assert "`` regex:/a`b|c/.* ``" in text
     of_ci = run("brief", "--policy", policy, "--client", "ci")[1]
     assert "ci-alone.example" in of_ci
     assert "these headers, and parameters such as `?name=` to the query. Send none" in of_ci
     assert "2. `?key=`: `ci-alone.example`" in of_ci
     assert "deploy.example" not in run("brief", "--policy", policy)[1]
-
-
-def test_the_brief_keeps_the_order_in_which_rules_decide(policy: Path) -> None:
-    text = run("brief", "--policy", policy, "--client", "agents")[1]
-    assert re.findall(r"^\d+\. \*\*\w+\*\* \(rule `(.+?)`", text, re.MULTILINE) == [
-        "no-push", "no-drops", "hotfix", "api", "github", "pinned", "chat", "many",
-    ]  # fmt: skip
-    assert text.index("rule `many`") < text.index("Everything else is **denied**")
 
 
 def test_the_brief_bounds_what_it_lists(policy: Path) -> None:
@@ -687,13 +686,6 @@ def test_the_brief_tells_what_to_do_with_a_ticket_where_one_can_be_given(tmp_pat
     assert "Stop repeating it" in told[0]
 
 
-def test_the_brief_escapes_what_markdown_and_html_would_read(policy: Path) -> None:
-    text = run("brief", "--policy", policy, "--client", "agents")[1]
-    assert r"Read \`only\` | \<b\>here\</b\>." in text
-    assert r"Ask \*the\* \[platform\] team." in text
-    assert "`` regex:/a`b|c/.* ``" in text
-
-
 def test_the_urls_of_a_probe_are_what_the_policy_says_of_this_client(policy: Path) -> None:
     compiled = compiled_of(policy, POLICY)
     agents, ci, anybody = (client_of(compiled.source, name) for name in ("agents", "ci", None))
@@ -753,19 +745,15 @@ def test_the_proxy_is_where_squid_listens_for_the_client(
         assert (status, f"export HTTPS_PROXY={shlex.quote(proxy)}\n" in text) == (0, True)
 
 
-def test_the_proxy_is_haproxy_where_it_takes_the_clients(tmp_path: Path) -> None:
+def test_the_proxy_is_haproxy_where_it_takes_the_clients_and_has_to_be_given_without_a_gateway(tmp_path: Path) -> None:
     write_policy(tmp_path / "etc/policy", "defaults: {action: deny}\n")
+    status, text = run("env", "--root", tmp_path)
+    assert (status, "give --proxy URL" in " ".join(text.split())) == (2, True)
     (tmp_path / "etc/squid.conf").write_text("http_port 127.80.0.1:3129 require-proxy-header\n")
     layout = Layout.of(tmp_path)
     layout.haproxy.parent.mkdir(parents=True, exist_ok=True)
     layout.haproxy.write_text("# As given: --listen 192.0.2.1:3129\n")
     assert "export HTTPS_PROXY=http://192.0.2.1:3129\n" in run("env", "--root", tmp_path)[1]
-
-
-def test_without_a_gateway_the_proxy_has_to_be_given(tmp_path: Path) -> None:
-    write_policy(tmp_path / "etc/policy", "defaults: {action: deny}\n")
-    status, text = run("env", "--root", tmp_path)
-    assert (status, "give --proxy URL" in " ".join(text.split())) == (2, True)
 
 
 def test_the_root_is_the_last_certificate_of_the_file_and_no_key_is_printed(policy: Path, tmp_path: Path) -> None:
