@@ -553,6 +553,7 @@ rules: [{name: a, action: allow, hosts: [x.example], clients: [agent]}, {name: b
 ONE, OTHER = "a" * 64, "a" * 12 + "b" * 52  # with the same ID
 THIRD = "c" * 64
 ENDING = "{sha256: %s, expires: 2027-01-0%dT00:00:00Z}"
+GRANTS = "grants: [%s]"
 ONE_TOKEN = TOKENS % (ONE, "")
 PRIVATE = "rules: [{name: a, action: deny, hosts: [10.0.0.0/8]}]"
 FETCHED = """
@@ -600,6 +601,7 @@ def test_private_makes_no_difference_where_a_public_address_is_fetched(compared:
         pytest.param(ALLOW, ALLOW + "\ndefaults: {ask: true}", id="asks by default"),
         pytest.param(ALLOW, ALLOW.replace("[{", "[{name: o, action: deny, observe: true}, {"), id="observes"),
         pytest.param(POST, REDIRECTED, id="redirect"),
+        pytest.param(GRANTS % grant_text("g", ", uses: 2"), GRANTS % grant_text("g", ", uses: 1"), id="fewer uses"),
         pytest.param(MIRRORED, REDIRECTED, id="redirect to the mirror"),
         pytest.param(ALLOW, ALLOW.replace("hosts", "strip: [Cookie], hosts"), id="strip"),
         pytest.param(ALLOW, ALLOW.replace("hosts", "connections: single, hosts"), id="connections"),
@@ -630,6 +632,7 @@ def test_within_a_ceiling_less_may_be_open(compared: Compare, ceiling: str, new:
         pytest.param(ALLOW.replace("hosts", "connections: single, hosts"), ALLOW, id="connections"),
         pytest.param(DENY, DENY.replace("deny", "ask"), id="what a rule denies is asked about"),
         pytest.param(POST, MIRRORED, id="rewrite"),
+        pytest.param(GRANTS % grant_text("g", ", uses: 1"), GRANTS % grant_text("g", ", uses: 2"), id="more uses"),
         pytest.param(MIRRORED, MIRRORED.replace("y.example", "z.example"), id="another mirror"),
         pytest.param(MIRRORED, POST, id="past the mirror"),
         pytest.param(REDIRECTED, POST, id="not redirected"),
