@@ -6,6 +6,7 @@ import ssl
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from cryptography import x509
@@ -179,6 +180,35 @@ def test_hostile_server_names_end_no_helper_and_no_client_that_checks_is_answere
     assert helpers <= set(gateway.helpers("certificate"))
     assert gateway.pid == squid
     assert "sslcrtd_program #Hlpr" not in gateway.cache_log()
+
+
+@pytest.fixture(params=["squidkeeper", "squid"])
+def either(request: pytest.FixtureRequest, gateway: Gateway, new_gateway: NewGateway) -> Gateway:
+    """A gateway whose certificates one of the two programs makes."""
+    if request.param == "squidkeeper":
+        return gateway
+    another = new_gateway(POLICY)
+    another.use_certgen()
+    return another.start()
+
+
+def break_certgen(gateway: Gateway, number: int) -> None:
+    """security_file_certgen takes this name for a certificate, and dies of it."""
+    with Raw(gateway) as client:
+        client.connect(f"h{number}.closed.example:443")
+        with suppress(OSError):  # no certificate could be made
+            client.tls(b"a%d\n-----BEGIN CERTIFICATE-----\n" % number)
+
+
+def test_server_names_that_break_a_program_for_certificates_do_not_end_squid(either: Gateway) -> None:
+    squid = either.pid
+    with ThreadPoolExecutor(10) as pool:
+        for start in range(0, 60, 10):
+            list(pool.map(lambda number: break_certgen(either, number), range(start, start + 10)))
+            assert curl(either, "https://open.example/").status == 200
+            assert curl(either, "https://closed.example/").status == 403
+    assert either.pid == squid
+    assert "FATAL: The sslcrtd_program helpers are crashing too rapidly" not in either.cache_log()
 
 
 def visit(gateway: Gateway, host: str) -> int:

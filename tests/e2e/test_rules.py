@@ -10,7 +10,6 @@ from .expect import allowed, denied
 from .gateway import Gateway, NewGateway
 from .network import run
 from .origin import Answer, Origins
-from .raw import tunnel
 
 POLICY = """
 version: 1
@@ -154,17 +153,6 @@ def test_methods_decide_between_rules(gateway: Gateway, origins: Origins) -> Non
     reply = curl(gateway, url, "--request", "DELETE")
     assert (reply.status, reply.rule, reply.reason) == (403, "default", "Ask the platform team to open a host.")
     assert [seen.method for seen in origins.seen] == ["POST", "GET"]
-
-
-def test_requests_of_one_tunnel_are_judged_one_by_one(gateway: Gateway, origins: Origins) -> None:
-    with tunnel(gateway, "git.example:443") as client:
-        answers = [client.get(path, "git.example") for path in ("/acme/a", "/acme/b", "/acme/git-receive-pack")]
-    assert [(answer.status, answer.rule) for answer in answers if answer] == [
-        (200, None),
-        (200, None),
-        (403, "no-push"),
-    ]
-    assert [seen.target for seen in origins.seen] == ["/acme/a", "/acme/b"]
 
 
 def test_a_client_is_known_by_its_network(gateway: Gateway, origins: Origins) -> None:

@@ -71,6 +71,8 @@ def under_load(
     assertions = gateway.cache_log().count(SQUIDS_ASSERTION)
     with load(gateway, *EXPECTED) as running:
         wait_for(lambda: all(EXPECTED[place] in statuses(running, place) for place in EXPECTED), "each its answer")
+        # While helpers start on a busy machine, a tunnel may end after its request_timeout: no fault is there yet.
+        running.answers[:] = [one for one in running.answers if one.status is not None]
         yield running
         running.at_least(30)
     only_what_may_arrive(origins, MAY_ARRIVE | also)

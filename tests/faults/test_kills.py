@@ -43,7 +43,7 @@ def test_a_helper_killed_again_and_again_lets_nothing_through(gateway: Gateway, 
 def test_a_stopped_helper_delays_and_lets_nothing_through(gateway: Gateway, origins: Origins, kind: str) -> None:
     expected = {"open": 200, "closed": 403, "paths": 403, "rewritten": 200}
     for host in ("open", "paths", "rewritten", "injected"):
-        curl(gateway, f"https://{host}.example/open")  # so that every helper is there
+        wait_for(partial(answer, gateway, f"https://{host}.example/open"), "every helper")
     origins.forget()
     with ExitStack() as stack:
         clients = {host: stack.enter_context(Raw(gateway)) for host in expected}
