@@ -82,6 +82,7 @@ def test_the_operators_table_has_each_exit_status_that_a_help_names() -> None:
         assert statuses == {number for number, cell in enumerate(rows[name], 1) if cell.strip()}, name
 
 
+@pytest.mark.system
 def test_the_manual_page_has_every_command_and_option(tmp_path: Path) -> None:
     (tmp_path / "page").write_text(shell_files(ROOT)["man"])
     shown = subprocess.run(

@@ -26,7 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def own_root() -> Path | None:
     """Return the root of the gateway whose program this is; None for the system's, and for no gateway's."""
     for program in (Path(os.path.abspath(sys.argv[0])), Path(sys.prefix).parent / "bin/squidkeeper"):
-        if program.is_symlink() and os.readlink(program).startswith("../venv-"):  # as install.sh links it
+        if os.path.islink(program) and os.readlink(program).startswith("../venv-"):  # as install.sh links it
             root = program.parents[1]
             return None if root == Layout.of(None).prefix else root
     return None
