@@ -457,6 +457,7 @@ def test_rotated_and_compressed_files_are_read_in_the_order_of_time(tmp_path: Pa
     assert [json.loads(one)["time"][11:16] for one in run("--json", *files).lines] == ["12:00", "12:10", "12:20"]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("source", ["<(cat {})", "- <{}"])
 def test_a_pipe_and_standard_input_are_read(path: Path, source: str) -> None:
     command = f"{sys.executable} -m squidkeeper log --json {source.format(path)}"

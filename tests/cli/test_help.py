@@ -97,6 +97,7 @@ def test_the_manual_page_has_every_command_and_option(tmp_path: Path) -> None:
     assert "/etc/squidkeeper/policy]" not in shown.stdout
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("line", "word"), [("pre", "preset"), ("explain --cl", "--client"), ("preset show np", "npm@1")]
 )
