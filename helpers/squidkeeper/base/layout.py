@@ -57,9 +57,7 @@ class Layout:
     archive_pub: Annotated[Path, "/etc/squidkeeper/archive.pub", "etc/archive.pub"]  # verifies it
     pulled: Annotated[Path, "/var/lib/squidkeeper-pull", "pulled"]  # versions of the policy; of an account of its own
     pull_settings: Annotated[Path, "/etc/squidkeeper/pull.yaml", "etc/pull.yaml"]  # the operator's
-    accepted: Annotated[
-        Path, "/etc/squidkeeper/accepted.yaml", "etc/accepted.yaml"
-    ]  # findings of doctor; the operator's
+    accepted: Annotated[Path, "/etc/squidkeeper/accepted.yaml", "etc/accepted.yaml"]  # findings; the operator's
     webhook: Annotated[Path, "/etc/squidkeeper/webhook.yaml", "etc/webhook.yaml"]  # the operator's
     decisions: Annotated[Path, "/etc/squidkeeper/decisions.jsonl", "etc/decisions.jsonl"]  # what people answered
     archive_store: Annotated[Path, "/etc/squidkeeper/archive-store.yaml", "etc/archive-store.yaml"]  # the operator's
@@ -92,9 +90,8 @@ class Layout:
     def service(self, name: str) -> ServicePaths:
         """List the files of a service."""
         units = self.root / "etc" if self.root else Path("/etc/systemd/system")
-        own = {"secrets": self.secrets, "export": self.export_state, "pull": self.pulled}.get(
-            name
-        )  # where its account can write
+        # Where its account can write.
+        own = {"secrets": self.secrets, "export": self.export_state, "pull": self.pulled}.get(name)
         run = own or self.run
         in_run = own or name == "archive"
         log = run / f"{name}.log" if in_run else self.access_log.with_name(f"{name}.log")
