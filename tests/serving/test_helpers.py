@@ -42,6 +42,7 @@ from squidkeeper.serving.helpers import cache_log, credential, host_matches, rew
 from squidkeeper.serving.helpers.acl import HostScope, RequestScope, answer_host, answer_url
 from squidkeeper.serving.helpers.credential import Injector
 from squidkeeper.serving.helpers.host_matches import HostMatches
+from squidkeeper.serving.helpers.loop import write_all
 from squidkeeper.serving.helpers.rewrite import Rewriter
 from squidkeeper.serving.parts import Part
 
@@ -423,6 +424,19 @@ def test_the_longest_names_leave_room_for_an_answer(policy: Path, start: Start) 
     assert answer.startswith(f'{10**18} ERR {said} {user} contact_="{name}" reason_="é')
     answer = start(*SCOPES["request"], concurrency=32).ask(f"{10**18} {place(host)} http://{host}/{'%22' * 7900}%23 -")
     assert answer.startswith(f'{10**18} ERR {said} contact_="{name}" hidden_=fragment cut_=2')
+
+
+def test_all_is_written_however_little_one_write_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = bytearray()
+
+    def write(_output: int, data: bytes) -> int:
+        written.extend(data[:3])
+        return len(data[:3])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", write)
+        write_all(1, b"1 OK\n2 ERR\n")
+    assert written == b"1 OK\n2 ERR\n"
 
 
 def test_nothing_but_answers_reaches_squid_and_no_core_is_left(start: Start) -> None:
