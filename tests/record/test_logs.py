@@ -72,6 +72,7 @@ def test_of_an_endless_line_no_more_than_the_limit_is_kept(tmp_path: Path) -> No
     assert second == b"next"
 
 
+@pytest.mark.system
 def test_what_unpacks_to_much_more_takes_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "access.log.1.gz"
     with path.open("wb") as file:

@@ -268,6 +268,7 @@ def fleet(server: S3Server, archives: Path) -> StoreSettings:
     return server.settings("audit-logs", "fleet")
 
 
+@pytest.mark.system
 def test_a_copy_needs_no_more_than_the_documented_policy(
     fleet: StoreSettings, server: S3Server, archives: Path, gate: Gate
 ) -> None:

@@ -175,6 +175,7 @@ def test_only_the_columns_that_a_statement_needs_are_loaded(sql: str, columns: s
 # --- what is written --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.system
 def test_a_table_is_aligned_and_skipped_lines_are_counted_on_stderr(tmp_path: Path) -> None:
     log = log_file(tmp_path)
     log.write_bytes(log.read_bytes() + b"x\x1b\n")
@@ -187,6 +188,7 @@ def test_a_table_is_aligned_and_skipped_lines_are_counted_on_stderr(tmp_path: Pa
     assert ran.stderr.startswith(f"1 invalid line skipped; the first: {log}:3: not a squidkeeper record")
 
 
+@pytest.mark.system
 def test_a_table_ends_after_a_thousand_rows_with_a_note(tmp_path: Path) -> None:
     ran = query("SELECT range FROM range(1001)", log_file(tmp_path))
     assert len(ran.stdout.splitlines()) == 1 + 1_000
@@ -234,6 +236,7 @@ def test_what_json_csv_and_a_table_cannot_say_is_said_in_another_way() -> None:
     assert list(as_table(["a\x1b\n"], [])) == ["A%1B%0A\n"]
 
 
+@pytest.mark.system
 def test_a_result_goes_to_a_new_file_that_others_cannot_read_and_a_query_that_failed_leaves_none(
     tmp_path: Path,
 ) -> None:
@@ -250,6 +253,7 @@ def test_a_result_goes_to_a_new_file_that_others_cannot_read_and_a_query_that_fa
     assert found == [(200,), (403,)]
 
 
+@pytest.mark.system
 def test_no_file_is_overwritten_also_no_empty_one_and_no_link(tmp_path: Path) -> None:
     log = log_file(tmp_path)
     before, empty, link = log.read_bytes(), tmp_path / "empty", tmp_path / "link"
@@ -262,6 +266,7 @@ def test_no_file_is_overwritten_also_no_empty_one_and_no_link(tmp_path: Path) ->
     assert (log.read_bytes(), empty.read_bytes(), (tmp_path / "elsewhere").exists()) == (before, b"", False)
 
 
+@pytest.mark.system
 def test_a_file_that_has_no_space_for_a_parquet_result_ends_the_query() -> None:
     import resource
 
@@ -275,6 +280,7 @@ def test_a_file_that_has_no_space_for_a_parquet_result_ends_the_query() -> None:
         assert not output.exists()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     "sql",
     [
@@ -296,6 +302,7 @@ def resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("sql", "reason"), [("SELECT INTERVAL 999999999 MONTH", "too large"), ("SELECT '\udcff'", "UTF-8")]
 )
@@ -304,6 +311,7 @@ def test_what_cannot_be_shown_or_read_is_an_error_in_a_line(tmp_path: Path, sql:
     assert (ran.returncode, ran.stderr.count("\n"), reason in ran.stderr) == (1, 1, True)
 
 
+@pytest.mark.system
 def test_a_terminal_gets_no_control_characters(tmp_path: Path) -> None:
     receiver, terminal = pty.openpty()
     command = [*PROGRAM, "query", "SELECT chr(27) || '[2J' AS a", str(log_file(tmp_path)), "--format", "csv"]
@@ -314,6 +322,7 @@ def test_a_terminal_gets_no_control_characters(tmp_path: Path) -> None:
     assert list(as_table(["a"], [("\x1b[2J",)])) == ["A\n", "%1B[2J\n"]
 
 
+@pytest.mark.system
 def test_a_parquet_file_is_one_file_whatever_its_name_is(parent: Path) -> None:
     query(
         "SELECT * REPLACE ('a[1]' AS url) FROM records LIMIT 1", log_file(parent), *AS_PARQUET, parent / "a[1].parquet"
@@ -362,6 +371,7 @@ def spilled(parent: Path) -> list[Path]:
     return sorted(parent.glob("squidkeeper-table-*"))
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("number", "sql", "ended"),
     [
@@ -382,6 +392,7 @@ def test_a_signal_ends_a_query_and_it_leaves_nothing(
     assert (output.exists(), spilled(parent)) == (False, [])
 
 
+@pytest.mark.system
 def test_what_a_killed_query_left_is_removed_by_the_next_one_and_nothing_else(
     parent: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,6 +410,7 @@ def test_what_a_killed_query_left_is_removed_by_the_next_one_and_nothing_else(
     assert spilled(parent) == [link, other]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_table_as_an_exit_does(parent: Path, number: signal.Signals) -> None:
     code = f"""if True:
@@ -423,6 +435,7 @@ def test_what_is_no_finite_number_is_no_null() -> None:
     assert list(as_csv("abc", rows)) == ["a,b,c\n", "inf,-inf,nan\n"]
 
 
+@pytest.mark.system
 def test_a_refusal_advises_nothing_that_cannot_be_done(tmp_path: Path) -> None:
     told = query("SELECT stem('a', 'b')", log_file(tmp_path), check=False).stderr
     assert "exists in the fts extension" in told
@@ -431,6 +444,7 @@ def test_a_refusal_advises_nothing_that_cannot_be_done(tmp_path: Path) -> None:
     assert told.startswith("Error: a PIVOT without IN (…), which is several statements: expected one SELECT")
 
 
+@pytest.mark.system
 def test_a_parquet_file_without_the_columns_of_a_part_is_refused(tmp_path: Path) -> None:
     log = log_file(tmp_path)
     few, whole = tmp_path / "few.parquet", tmp_path / "whole.parquet"
@@ -470,6 +484,7 @@ def rights(parts: Iterable[Path]) -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
+@pytest.mark.system
 @AS_ROOT
 def test_root_becomes_nobody_with_the_groups_that_read_the_archive() -> None:
     with tempfile.NamedTemporaryFile(dir="/var/tmp", suffix=".parquet") as part:  # pytest's own folders are closed

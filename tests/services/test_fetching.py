@@ -219,6 +219,7 @@ def test_a_value_of_a_program_is_written_for_its_group_renewed_and_removed_with_
     assert fetcher.stop().count("\n") == 2  # a line for each revision
 
 
+@pytest.mark.system
 @needs_root
 def test_a_program_gets_its_arguments_without_a_shell_and_little_else(
     fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
@@ -378,6 +379,7 @@ def test_a_token_is_asked_for_by_client_credentials_and_renewed_before_it_expire
     assert 3 < second.at - first.at < 6
 
 
+@pytest.mark.system
 def test_the_secret_of_a_client_may_be_sent_in_the_form(fetcher: Fetcher, server: TokenServer) -> None:
     put(fetcher, "secret", "s&c=ret")
     renewal, store = renewal_in(fetcher, oauth2(server, CLIENT, "client_auth: form"))
@@ -609,6 +611,7 @@ def test_a_token_of_a_github_app_is_narrowed_and_asked_for_by_a_signed_jwt(
     assert renewal.status.expires_at == datetime.fromisoformat(expires).timestamp()
 
 
+@pytest.mark.system
 def test_a_private_key_that_is_none_is_a_failure_that_does_not_show_it(fetcher: Fetcher, server: TokenServer) -> None:
     put(fetcher, "key.pem", CANARY)
     fields = "app_id: 1, installation_id: 2, private_key: key, repositories: [a], permissions: {contents: read}"

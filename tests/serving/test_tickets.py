@@ -76,6 +76,7 @@ def test_a_number_is_twelve_letters_and_digits_of_its_gateway(store: TicketStore
     assert ticket_number(b"one", asked()) != ticket_number(b"other", asked())
 
 
+@pytest.mark.system
 def test_every_process_has_the_key_that_the_first_one_made(tmp_path: Path) -> None:
     file = tmp_path / "key"
     with multiprocessing.get_context("fork").Pool(4) as pool:
