@@ -144,6 +144,7 @@ rules:
 UNPRINTABLE = "holds characters other than printable ASCII [secret-invalid]"
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("content", "why"),
     [

@@ -15,6 +15,8 @@ from squidkeeper.record.log.record import format_time
 
 from ..records import record_line
 
+pytestmark = pytest.mark.system
+
 NOW = datetime.now(UTC)
 DENIED = {"status": 403, "verdict": "deny", "rule": "default", "error": "403:ERR_SQUIDKEEPER_DENIED"}
 FLEET = """\
@@ -91,7 +93,6 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
-@pytest.mark.system
 def test_a_fleet_is_read_as_one_table(run: Run) -> None:
     shown = run("log", "--json", "--since", "1h")
     assert {json.loads(one)["gateway"] for one in shown.stdout.splitlines()} == {"gw-1", "gw-2"}, shown.stderr
@@ -105,7 +106,6 @@ def test_a_fleet_is_read_as_one_table(run: Run) -> None:
     assert "gone" not in report.stderr
 
 
-@pytest.mark.system
 def test_why_asks_the_gateway_that_the_request_id_begins_with(run: Run, tmp_path: Path) -> None:
     told = run("why", request_id("gw-2", 1))
     assert told.returncode == 1, told.stdout + told.stderr
@@ -119,7 +119,6 @@ def test_why_asks_the_gateway_that_the_request_id_begins_with(run: Run, tmp_path
     assert "Not answered: gone (127.77.0.3): " in every.stderr
 
 
-@pytest.mark.system
 def test_what_is_asked_for_is_one_word_on_the_gateway(run: Run, tmp_path: Path) -> None:
     run("why", "--user", "a'; touch pwned; '", "--gateway", "gw-1")
     assert "touch pwned" in (tmp_path / "gw-1.asked").read_text()
@@ -127,7 +126,6 @@ def test_what_is_asked_for_is_one_word_on_the_gateway(run: Run, tmp_path: Path) 
     assert not (Path.home() / "pwned").exists()
 
 
-@pytest.mark.system
 @pytest.mark.parametrize(
     ("words", "told"),
     [

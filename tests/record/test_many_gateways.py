@@ -277,6 +277,7 @@ def test_a_copy_needs_no_more_than_the_documented_policy(
     assert (again.parts, again.entries, gate.refused) == (0, 0, [])
 
 
+@pytest.mark.system
 def test_a_gateway_cannot_read_list_add_replace_or_delete_what_is_anothers_or_there(
     fleet: StoreSettings, server: S3Server
 ) -> None:
@@ -314,6 +315,7 @@ def settings_file(fleet: StoreSettings, folder: Path) -> Path:
     return file
 
 
+@pytest.mark.system
 def test_a_mirror_is_fetched_once_and_verifies(
     fleet: StoreSettings, archives: Path, keys: Path, tmp_path: Path
 ) -> None:
@@ -333,6 +335,7 @@ def test_a_mirror_is_fetched_once_and_verifies(
     assert asked(mirror, sql) == asked(archives, sql)
 
 
+@pytest.mark.system
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_what_root_fetches_has_the_group_of_its_mirror(
     fleet: StoreSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -391,6 +394,7 @@ def test_one_archive_that_is_damaged_keeps_no_other_from_the_mirror(
     assert done.exit_code == 1
 
 
+@pytest.mark.system
 def test_an_archive_that_would_fill_the_disk_keeps_no_other_from_the_mirror(
     server: S3Server, archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -516,6 +516,7 @@ def test_a_log_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "no\\x1b[31m.log" in run(tmp_path / "no\x1b[31m.log", "--json", "--policy", tmp_path)[1]
 
 
+@pytest.mark.system
 def test_the_report_as_text_says_the_sums_and_what_it_leaves_out(tmp_path: Path) -> None:
     file = tmp_path / "access.log"
     refused = {"verdict": "-", "rule": "-", "status": 400, "error": "ERR_INVALID_REQ", "upstream": "-"}

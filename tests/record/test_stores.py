@@ -39,6 +39,8 @@ from tests.records import record_line
 from tests.s3_server import KEYS, Application, S3Server, s3_server
 from tests.waiting import pause
 
+pytestmark = pytest.mark.system
+
 KEY = ArchiveKey.new()
 NUMBERS = count(1)
 
@@ -284,7 +286,6 @@ def test_the_table_reads_a_period_from_a_store(settings: StoreSettings, store: O
         urls_of(TableSources(archive=replace(settings, url="s3://no-such-bucket")), None)
 
 
-@pytest.mark.system
 def test_a_query_of_roots_reads_a_store_as_nobody(settings: StoreSettings, tmp_path: Path) -> None:
     part = write_parquet(tmp_path, 1, "2026-11-25", [(datetime(2026, 11, 25, tzinfo=UTC).timestamp(), "http://1/")])
     source = ArchivedSource(name="log", first_line_sha256="0" * 64, bytes=1, lines=1)

@@ -351,6 +351,7 @@ def test_a_zstd_log_is_read_and_a_damaged_one_is_named(tmp_path: Path) -> None:
         assert table.skipped.damaged[0].startswith(f"{file}: damaged, or has bytes that are not UTF-8")
 
 
+@pytest.mark.system
 def test_a_pipe_is_read(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "squidkeeper", "query", "SELECT count(*) AS n FROM records", "-"]
     content = b"".join(line + b"\n" for line in usual_lines(3)) + b'{"half'
@@ -505,6 +506,7 @@ def test_a_spill_folder_may_have_any_name(tmp_path: Path, monkeypatch: pytest.Mo
         assert (len(records_in(table)), table.skipped.count) == (3, 0)
 
 
+@pytest.mark.system
 def test_helpers_and_exporter_do_not_import_duckdb() -> None:
     modules = "squidkeeper.serving.helpers.acl, squidkeeper.services.exporter.process, squidkeeper.cli.log"
     code = f"import sys, {modules}; sys.exit('duckdb' in sys.modules or '_duckdb' in sys.modules)"

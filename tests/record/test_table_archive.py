@@ -247,6 +247,7 @@ def test_a_log_that_is_renamed_while_it_is_read_is_read_once(tmp_path: Path, mon
 # --- the rights of a query -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.system
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_root_queries_a_closed_archive_as_nobody(gateway: TableSources) -> None:
     assert isinstance(gateway.archive, Path)
