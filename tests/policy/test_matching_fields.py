@@ -81,7 +81,7 @@ PolicyOf = Callable[..., CompiledPolicy]
 
 
 def test_every_field_has_a_sample_and_decides() -> None:
-    assert [*SAMPLES] == ALL
+    assert {*SAMPLES} == {*ALL}
     assert {*HOST_FIELDS, *URL_FIELDS} == {*ALL} - {"hosts", "lists"}  # for these there is an index
     assert [*schema.FiniteFields.model_fields] == DECLARED
 
@@ -163,7 +163,7 @@ def test_what_passes_through_has_a_field_or_refuses_it() -> None:
     assert {*ALL} <= {*passthrough._NOT_BESIDE, "clients", "hosts", "ports", "urls", *DECLARED}
 
 
-# --- a field that is declared, for as long as there is none --------------------------------------------------------
+# --- what is shown of every declared field, by one that the tests declare --------------------------------------------------------
 
 KINDS = FiniteField("schemes", lambda facts: "http" if facts.host.address is None else "https")
 
