@@ -438,6 +438,7 @@ def test_a_prune_forgets_the_uses_of_a_revoked_grant_once_it_is_no_longer_in_for
         ("docs.example", "--client", "agents", "--for", "2h"),
         ("docs.example", "--client", "agents", "--for", "2", "--reason", "x"),
         ("docs.example/x?y", *GRANT),
+        ("docs.example", *GRANT, "--branch", "next"),
     ],
 )
 def test_the_command_tells_what_it_expects(directory: Path, arguments: tuple[str, ...]) -> None:

@@ -93,6 +93,8 @@ def grant(
     now = datetime.now(UTC)
     if [bool(target), lists, bool(revoke), prune].count(True) != 1:
         raise click.UsageError("expected one of HOST[/PATH], --list, --revoke NAME and --prune")
+    if not fleet.fleet and (fleet.key or fleet.allowed_signers or (fleet.branch, fleet.folder) != ("main", "policy")):
+        raise click.UsageError("expected --fleet REPOSITORY with --branch, --path, --key and --allowed-signers")
     if fleet.fleet:
         new = _new_grant(target, wanted, now) if target else None
         change_for_fleet(fleet, _change(new, revoke, now, lists=lists), now, as_json=as_json)
