@@ -53,7 +53,7 @@ class BareSquid:
         return None
 
     def listens_again(self, times: int) -> bool:
-        """Tell whether it has opened its port so often: it closes it while it reconfigures."""
+        """Whether it has opened its port so often: it closes it while it reconfigures."""
         return self.said().count("Accepting HTTP Socket connections") == times
 
     def logged(self) -> list[str]:

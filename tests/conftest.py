@@ -98,7 +98,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _hide_gateway() -> None:
-    """Give this run a view of the machine in which these folders are empty: a test sees only what it made."""
+    """Make for this run a view of the machine in which these folders are empty: a test sees only what it made."""
     if ctypes.CDLL(None).unshare(_CLONE_NEWNS):
         return  # an account, or a container, that has no right to mount
     style = Path("/etc/squid/errorpage.css")  # of the package: Squid complains without it

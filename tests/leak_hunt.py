@@ -86,7 +86,7 @@ class Hunt:
 
 
 def _any_of(values: Iterable[bytes]) -> re2._Regexp:
-    """Give an expression for any of these: one pass over the data. One search for each took a hundred times as long.
+    """Return an expression for any of these: one pass over the data. One search for each took a hundred times as long.
 
     With long values RE2 runs out of memory for its automaton, and is slower than that.
     """
@@ -97,7 +97,7 @@ def _any_of(values: Iterable[bytes]) -> re2._Regexp:
 
 
 def forms(raw: bytes) -> Iterator[tuple[str, bytes]]:
-    """Give the forms of a value that are looked for in plain data: as it is, hexadecimal, base64 by its alignment."""
+    """Yield the forms of a value that are looked for in plain data: as it is, hexadecimal, base64 by its alignment."""
     yield "plain", made_plain(raw)
     yield "hex", raw.hex().encode()
     for skip in range(3):  # how many of its bytes the group before it takes
@@ -105,7 +105,7 @@ def forms(raw: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def made_plain(data: bytes) -> bytes:
-    """Give data in lower case, with its encodings undone."""
+    """Return data in lower case, with its encodings undone."""
     data = data.lower()
     for _ in range(_ROUNDS):
         before = data

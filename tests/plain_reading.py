@@ -47,7 +47,7 @@ def read_lines(lines: Iterable[bytes]) -> Reading:
 
 
 def time_of(record: Record) -> datetime:
-    """Give the time of a record, UTC, in whole milliseconds."""
+    """Return the time of a record, UTC, in whole milliseconds."""
     at = parse_time(record).astimezone(UTC)
     return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
@@ -93,7 +93,7 @@ def insides_of(records: list[Record], connect: int) -> list[int]:
 
 
 def is_opened(record: Record) -> bool:
-    """Tell whether a record is the CONNECT of an opened tunnel, whose requests have records of their own."""
+    """Whether a record is the CONNECT of an opened tunnel, whose requests have records of their own."""
     return (
         record.method == CONNECT
         and record.status == 200
@@ -105,7 +105,7 @@ def is_opened(record: Record) -> bool:
 
 
 def waits(record: Record) -> bool:
-    """Tell whether a record is a CONNECT that Squid answers inside the tunnel: denied, or its origin failed."""
+    """Whether a record is a CONNECT that Squid answers inside the tunnel: denied, or its origin failed."""
     if record.method != CONNECT or record.status != 200 or is_opened(record) or record.error in CLIENT_ERRORS:
         return False
     return record.verdict == "deny" or record.error != NONE
@@ -163,5 +163,5 @@ def counted(requests: Iterable[Record], records: Iterable[Record], by: str) -> d
 
 
 def is_tunnel(record: Record) -> bool:
-    """Tell whether a record is the CONNECT of a tunnel, opened or not: it was allowed. What passed through is none."""
+    """Whether a record is the CONNECT of a tunnel, opened or not: it was allowed. What passed through is none."""
     return record.method == CONNECT and record.verdict == "allow" and not is_spliced(record)

@@ -4,6 +4,6 @@ import socket
 
 
 def free_port() -> int:
-    """Give a port of 127.0.0.1 on which nobody listens."""
+    """Return a port of 127.0.0.1 on which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])

@@ -159,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def _is_redirected(self) -> bool:
-        """Tell whether a client has followed a redirect: everything is also below /real."""
+        """Whether a client has followed a redirect: everything is also below /real."""
         self.path, path = self.path.removeprefix("/real"), self.path
         return self.path != path
 

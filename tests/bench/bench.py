@@ -317,7 +317,7 @@ def figures_of(one: Running, seconds: int, folder: Path) -> dict[str, float]:
 
 
 def curl(one: Running, folder: Path) -> list[str]:
-    """Give the command of one request to the far origin; a proxy without a scheme is none."""
+    """Return the command of one request to the far origin; a proxy without a scheme is none."""
     inside = ("nsenter", f"--net=/run/netns/{NAMESPACE}")  # `ip netns exec` takes as long as the request
     command = [*inside, "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"https://{one.host}/a/0"]
     command += ["-d", "x=1"] if one.method == "POST" else []
@@ -558,7 +558,7 @@ def tunnels(one: Running, seconds: int, folder: Path) -> Iterator[Callable[[], i
 
 
 def clients(what: str, root: Path, port: int) -> list[str]:
-    """Give the command of clients.py, for the gateway in a folder."""
+    """Return the command of clients.py, for the gateway in a folder."""
     return [*INSIDE, sys.executable, str(HERE / "clients.py"), what, LISTEN, str(port), str(root / "etc/ca/ca.crt")]
 
 

@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measure(field: str, rules: int, rounds: int) -> dict[str, str]:
-    """Give for each kind of URL the milliseconds of the first decision and of those after it, each by a new policy."""
+    """Return per kind of URL the milliseconds of the first decision and of those after it, each by a new policy."""
     found = {}
     for kind, url in URLS.items():
         compiled = compiled_of(field, rules)

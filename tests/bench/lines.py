@@ -86,7 +86,7 @@ def hosts_like_published_ones(number: int) -> list[str]:
 
 
 def ours(folder: Path, listed: list[str], rules: int) -> Iterator[Contender]:
-    """Give our helper at host scope with few and many rules, without and with the list, and at request scope."""
+    """Yield our helper at host scope with few and many rules, without and with the list, and at request scope."""
     (folder / "list.txt").write_text("".join(f".{host}\n" for host in listed))
     for number in (FEW_RULES, rules):
         for with_list in (False, True):
@@ -114,7 +114,7 @@ def policy(folder: Path, name: str, rules: int, with_list: bool) -> Path:
 
 
 def acl(scope: str, name: str, place: Path) -> Contender:
-    """Give our helper at a scope."""
+    """Return our helper at a scope."""
     command = [sys.executable, "-m", "squidkeeper", "acl", "--scope", scope, "--concurrency", str(IN_FLIGHT)]
     command += ["--policy", str(place), "--state", str(place.with_name(f"{place.name}-state"))]
     channel = count(1)
@@ -127,7 +127,7 @@ def acl(scope: str, name: str, place: Path) -> Contender:
 
 
 def squidguard(folder: Path, listed: list[str]) -> Iterator[Contender]:
-    """Give squidGuard with the same list in its database, where it is installed."""
+    """Yield squidGuard with the same list in its database, where it is installed."""
     if shutil.which("squidGuard") is None:
         print("squidGuard is not installed, so it is left out", file=sys.stderr)
         return
@@ -149,7 +149,7 @@ def _squidguard_line(host: str, path: str) -> str:
 
 @contextmanager
 def awake(wanted: bool) -> Iterator[None]:
-    """Give each processor work that anything else takes it from, where that is wanted."""
+    """Keep each processor busy with work that anything else takes it from, where that is wanted."""
     spin = "import os\nos.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile True: pass"
     spinning = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range((os.cpu_count() or 1) if wanted else 0)]
     try:

@@ -54,7 +54,7 @@ def measure(name: str, hosts: list[str], rounds: int) -> dict[str, float]:
 
 
 def timed(call: Callable[[], object]) -> tuple[float, float]:
-    """Give the seconds on the clock, and those of the processors."""
+    """Return the seconds on the clock, and those of the processors."""
     started, before = time.perf_counter(), time.process_time() + sum(os.times()[2:4])
     call()
     return time.perf_counter() - started, time.process_time() + sum(os.times()[2:4]) - before

@@ -263,7 +263,7 @@ def waiting(queues: Sequence[Sequence[Job]], seconds: float) -> Waits:
 
 
 def formula_of(times: Sequence[float], utilization: float) -> float:
-    """Give the mean wait for independent arrivals: Pollaczek and Khinchine."""
+    """Return the mean wait for independent arrivals: Pollaczek and Khinchine."""
     mean = statistics.mean(times)
     spread = statistics.pvariance(times, mean) / mean**2
     return utilization / (1 - utilization) * mean * (1 + spread) / 2 if utilization < 1 else float("inf")

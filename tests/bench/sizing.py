@@ -269,7 +269,7 @@ def text_of(costs: Costs) -> str:
 
 
 def spread(values: list[float]) -> tuple[float, float, float]:
-    """Give the median, the 99th percentile, and the coefficient of variation."""
+    """Return the median, the 99th percentile, and the coefficient of variation."""
     return (
         *(statistics.median(values), sorted(values)[len(values) * 99 // 100]),
         statistics.stdev(values) / statistics.mean(values),

@@ -440,7 +440,7 @@ def test_what_cannot_be_answered_is_told(directory: Path, state: Path, words: tu
 
 
 def shown_state(directory: Path, state: Path, number: str) -> tuple[str, str | None]:
-    """Give the state and the reason that the client reads."""
+    """Return the state and the reason that the client reads."""
     policy = load(directory, datetime.now(UTC)).compiled
     asking = Asking(state, Meter(LocalCounts(state)))
     found = find_ticket(state, number)

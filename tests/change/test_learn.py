@@ -410,7 +410,7 @@ askers = st.sampled_from([(None, None), (AGENTS, None), (AGENTS, "agents")]).map
 
 
 def weighted(uses: list[Use]) -> list[Use]:
-    """Give each use a count of its own, so that a sum tells which were counted."""
+    """Count each use apart, so that a sum tells which were counted."""
     different = {(one.client, one.method, one.url): one for one in uses}
     return [replace(one, count=1 << place) for place, one in enumerate(different.values())]
 

@@ -96,7 +96,7 @@ def plainly_decided(policy: CompiledPolicy, one: Record) -> Decision | None:
 
 
 def passes(decision: Decision) -> bool:
-    """Tell whether a request passes: a tunnel in which every request is asked about opens, and lets none through."""
+    """Whether a request passes: a tunnel in which every request is asked about opens, and lets none through."""
     return decision.allowed and not decision.asks
 
 
@@ -104,7 +104,7 @@ Given = tuple[frozenset[tuple[str, str]], tuple[str, int | None, str] | None]
 
 
 def given_by(decision: Decision) -> Given:
-    """Give the credentials that a request gets, and the rewrite with its URL."""
+    """Return the credentials that a request gets, and the rewrite with its URL."""
     if not passes(decision):
         return frozenset(), None
     rewritten = decision.rewritten

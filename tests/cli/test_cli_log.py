@@ -320,7 +320,7 @@ def test_log_and_report_have_the_same_period_and_the_same_tunnels(path: Path) ->
 
 
 def report_of(path: Path, *options: str) -> dict[str, int]:
-    """Give the summary of the report of a log."""
+    """Return the summary of the report of a log."""
     result = CliRunner().invoke(main, ["report", "--json", *options, str(path)])
     summary: dict[str, int] = json.loads(result.stdout)["summary"]
     return summary

@@ -19,7 +19,7 @@ TRUST = "/etc/ssl/certs"  # builds ask the registries of this machine, whose cer
 
 
 def _is_overlay_there(folder: Path) -> bool:
-    """Tell whether the kernel can stack file systems here: without, each layer is a copy."""
+    """Whether the kernel can stack file systems here: without, each layer is a copy."""
     parts = [folder / name for name in ("lower", "upper", "work", "merged")]
     for part in parts:
         part.mkdir(parents=True)

@@ -69,12 +69,12 @@ PLACES = (
 
 
 def asked_for() -> bool:
-    """Tell whether every gateway of this run is to have canaries."""
+    """Whether every gateway of this run is to have canaries."""
     return CANARIES in os.environ
 
 
 def plant(gateway: Gateway) -> None:
-    """Give a gateway the canaries; the variable is for the Squid that starts next."""
+    """Add the canaries to a gateway; the variable is for the Squid that starts next."""
     for name, value in FILES.items():
         gateway.secret(name, value)
     gateway.remember(ENVIRONMENT, "canary-environment")

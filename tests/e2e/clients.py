@@ -79,7 +79,7 @@ class Client:
     strict: bool = False  # checks the extensions of certificates, as Python does from 3.13 on
 
     def shows(self, case: Case, *, generator: str) -> Shown:
-        """Give what the client has to show."""
+        """Return what the client has to show."""
         if case in _WITHOUT_ORIGIN and self.strict and generator == SQUID:
             return Shown.TLS
         if case is Case.BAD_CERTIFICATE:

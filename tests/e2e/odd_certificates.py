@@ -33,7 +33,7 @@ class Intermediate(Authority):
 
 
 def make_certificates_odd(origins: Origins, domain: str) -> None:
-    """Give hosts of a domain certificates that are wrong: expired, early, self, wrong, untrusted, client."""
+    """Make certificates of a domain that are wrong: expired, early, self, wrong, untrusted, client."""
     authority = origins.authority
     for name, starts, ends in (("expired", -9, -1), ("early", 1, 9)):
         host = name + domain

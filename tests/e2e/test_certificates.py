@@ -227,7 +227,7 @@ def impatient(new_gateway: NewGateway) -> Gateway:
 
 
 def unread_by(pids: list[int]) -> bool:
-    """Tell whether a process has not read all of its standard input, which Squid holds as a socket."""
+    """Whether a process has not read all of its standard input, which Squid holds as a socket."""
     inodes = {os.readlink(f"/proc/{pid}/fd/0").strip("socket:[]") for pid in pids}
     lines = subprocess.run(["ss", "-Hxn"], capture_output=True, text=True, check=True).stdout.splitlines()
     return any(int(line.split()[2]) > 0 for line in lines if line.split()[5] in inodes)

@@ -66,7 +66,7 @@ def folder() -> Iterator[Path]:
 
 
 def is_clean(folder: Path) -> bool:
-    """Tell whether no file and no process of a demo in this folder is left."""
+    """Whether no file and no process of a demo in this folder is left."""
     commands = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     return list(folder.iterdir()) == [] and f"{folder}/" not in commands
 

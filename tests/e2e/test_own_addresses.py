@@ -29,7 +29,7 @@ SIX = "2001:db8:7::71"
 
 @contextmanager
 def address(text: str) -> Iterator[None]:
-    """Give this machine an address, on an interface."""
+    """Add an address to this machine, on an interface."""
     run("ip", "address", "add", text, "dev", "lo")
     try:
         yield

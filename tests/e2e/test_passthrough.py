@@ -270,7 +270,7 @@ def test_helpers_that_are_killed_under_load_let_no_other_server_name_through(
     gateway: Gateway, origins: Origins
 ) -> None:
     def attack(number: int) -> bool:
-        """Tell whether the server name of the tunnel's own host passed; another one never does."""
+        """Whether the server name of the tunnel's own host passed; another one never does."""
         good = number % 4 == 0
         host = f"h{number}.moving.example"
         try:

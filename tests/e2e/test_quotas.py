@@ -286,7 +286,7 @@ def store(tmp_path: Path) -> Iterator[ValkeyServer]:
 
 
 def share_counts(gateway: Gateway, store: ValkeyServer, user: str, on_unavailable: str) -> None:
-    """Give a gateway its quota-store.yaml, as squid/FLEET.md says."""
+    """Write the quota-store.yaml of a gateway, as squid/FLEET.md says."""
     folder = gateway.root / "etc"
     password, ca = folder / "quota-store.password", folder / "quota-store-ca.crt"
     password.write_text(VALKEY_PASSWORD)

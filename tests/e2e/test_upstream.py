@@ -364,7 +364,7 @@ def test_an_upstream_that_is_not_rendered_yet_denies_until_it_is(
 
 
 def is_closed(client: Raw, host: str) -> bool:
-    """Tell whether a tunnel that was open takes no request any more."""
+    """Whether a tunnel that was open takes no request any more."""
     reply = client.get("/x", host)
     return not reply or reply.status == 403
 

@@ -37,7 +37,7 @@ __all__ = [
 
 
 def prepared(gateway: Gateway) -> Gateway:
-    """Give the gateway what the policy of these tests names; a tunnel whose certificate is lost ends soon."""
+    """Set up a gateway for the policy of these tests; a tunnel whose certificate is lost ends soon."""
     gateway.local_conf("request_timeout 10 seconds")
     gateway.secret("token", TOKEN)
     return gateway

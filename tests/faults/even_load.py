@@ -169,7 +169,7 @@ class Client:
         return reply
 
     def _connected(self, url: str) -> Raw:
-        """Give a connection that such a URL is asked for on: to the proxy, or a tunnel to its host."""
+        """Return a connection that such a URL is asked for on: to the proxy, or a tunnel to its host."""
         place = place_of(url)
         if self._connection is None or place != self._place:
             self._close()
@@ -190,7 +190,7 @@ class Client:
 
 
 def place_of(url: str) -> str:
-    """Give the host that a tunnel is needed to, empty for none."""
+    """Return the host that a tunnel is needed to, empty for none."""
     return urlsplit(url).netloc if url.startswith("https:") else ""
 
 

@@ -96,7 +96,7 @@ def test_the_packet_filter_of_the_document_leaves_the_ports_of_a_gateway_to_the_
 
 
 def arrives(machine: Machine, to: str, port: int) -> bool:
-    """Tell whether an attempt to connect reaches the other machine, which may refuse it."""
+    """Whether an attempt to connect reaches the other machine, which may refuse it."""
     with machine.entered():
         try:
             socket.create_connection((to, port), 2).close()
@@ -145,7 +145,7 @@ def test_a_machine_that_falls_silent_ends_its_connections_within_a_minute(fleet:
 
 
 def still_open_within(one: Raw, seconds: float) -> bool:
-    """Tell whether a silent connection is still open after some time; it returns when the connection ends."""
+    """Whether a silent connection is still open after some time; it returns when the connection ends."""
     one._socket.settimeout(seconds)
     try:
         return one._socket.recv(1) != b""

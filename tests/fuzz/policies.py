@@ -143,7 +143,7 @@ def check_request(compiled: CompiledPolicy, request: Request | Malformed) -> Non
 
 
 def seeds() -> Iterator[bytes]:
-    """Give the tests' policies, the examples, and each of their sections alone."""
+    """Yield the tests' policies, the examples, and each of their sections alone."""
     for path in (*sorted((ROOT / "tests/data").rglob("*.yaml")), ROOT / "policy/policy.yaml"):
         yield path.read_bytes()
     documents = "".join((ROOT / f"policy/{name}.md").read_text() for name in ("README", "REFERENCE"))

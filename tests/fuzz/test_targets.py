@@ -57,12 +57,12 @@ def test_any_order_of_events_of_a_log_holds(events: list[tuple[int, bytes]]) -> 
 
 
 def steps(reading: Reading, step: Callable[[str], str]) -> object:
-    """Give the steps of readings with another one in its place."""
+    """Return the steps of readings with another one in its place."""
     return tuple((named, step if named is reading else made) for named, made in url._STEPS)
 
 
 def without(step: Callable[[str], str]) -> object:
-    """Give the steps of readings without one of them."""
+    """Return the steps of readings without one of them."""
     return tuple((named, made) for named, made in url._STEPS if made is not step)
 
 

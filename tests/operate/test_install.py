@@ -129,7 +129,7 @@ def snapshot(top: Path, leave_out: tuple[str, ...] = ()) -> dict[str, tuple[obje
 
 
 def content_of(file: Path) -> str:
-    """Give its hash; of a file of a virtual environment, of which there are thousands, its size alone."""
+    """Return its hash; of a file of a virtual environment, of which there are thousands, its size alone."""
     return str(file.stat().st_size) if "/venv-" in str(file) else sha256(file.read_bytes()).hexdigest()
 
 

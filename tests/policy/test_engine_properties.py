@@ -316,7 +316,7 @@ def plainly_holds(entry: Rule | Rewrite | Credential, asked: Asked, reading: Rea
 
 
 def plain_hours(part: Hours, hour: int) -> bool:
-    """Tell whether a part of the day holds at a full hour."""
+    """Whether a part of the day holds at a full hour."""
     hours = {*range(part.start // 60, 24), *range(part.end // 60)} if part.start > part.end else range(11, 13)
     return hour in hours
 

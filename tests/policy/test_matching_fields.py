@@ -163,7 +163,7 @@ def test_what_passes_through_has_a_field_or_refuses_it() -> None:
     assert {*ALL} <= {*passthrough._NOT_BESIDE, "clients", "hosts", "ports", "urls", *DECLARED}
 
 
-# --- what is shown of every declared field, by one that the tests declare --------------------------------------------------------
+# --- what is shown of every declared field, by one that the tests declare ------------------------------------------
 
 KINDS = FiniteField("schemes", lambda facts: "http" if facts.host.address is None else "https")
 

@@ -153,7 +153,7 @@ def plainly_observed(policy: Policy, asked: Asked) -> str | None:
 
 
 def plainly_of_first(policy: Policy, asked: Asked, rule: Rule | None) -> tuple[str | None, bool]:
-    """Give what is observed where a rule is the first, and whether the request would be allowed."""
+    """Return what is observed where a rule is the first, and whether the request would be allowed."""
     if rule is None:
         if policy.observe_default and default_port(asked.url):
             return "deny:default", False

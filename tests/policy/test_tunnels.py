@@ -34,7 +34,7 @@ POST = "{name: post, action: allow, hosts: [a.example], methods: [POST], paths: 
 
 
 def mode_of(policy: CompiledPolicy, host: str = "a.example", scheme: str = "https") -> tuple[str, str]:
-    """Give the mode of the tunnel to a host, or of plain http, and why."""
+    """Return the mode of the tunnel to a host, or of plain http, and why."""
     port = {"https": "443", "http": "80"}[scheme]
     method, stated = ("CONNECT", None) if scheme == "https" else ("GET", "http")
     request = parse_request(["192.0.2.1", None, method, stated, host, port, None, None, None])

@@ -88,7 +88,7 @@ def reason(one: Record) -> str | None:
 
 
 def key(one: Record) -> tuple[str, ...]:
-    """Give what is asked: a CONNECT about its own tunnel, a request as in the tunnel that was opened."""
+    """Return what is asked: a CONNECT about its own tunnel, a request as in the tunnel that was opened."""
     asks_splice = is_spliced(one) or (
         one.method == CONNECT and one.squid.startswith("TCP_DENIED") and one.status != 200
     )

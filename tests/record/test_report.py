@@ -363,7 +363,7 @@ def test_the_page_says_what_hosts_were_compared_with() -> None:
 
 
 def keys_of(kind: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Give every key of the JSON with where it stands: `timeline.steps[]`, `start`."""
+    """Yield every key of the JSON with where it stands: `timeline.steps[]`, `start`."""
     for name, of in get_type_hints(kind).items():
         yield path, name
         repeated = "[]" if "tuple" in str(of) else ""
@@ -372,7 +372,7 @@ def keys_of(kind: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def documented_keys() -> Iterator[tuple[str, str]]:
-    """Give every key of the document's table; `.allowed` stands where the key before it does."""
+    """Yield every key of the document's table; `.allowed` stands where the key before it does."""
     section = PAGES.read_text().partition("### The keys of")[2].partition("\n## ")[0]
     for cell in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE):
         path = ""

@@ -45,7 +45,7 @@ def records_in(table: Table, view: str = "records") -> list[Record]:
 
 
 def as_columns(record: Record) -> Record:
-    """Give a record as columns hold it: its time in UTC, to the millisecond."""
+    """Return a record as columns hold it: its time in UTC, to the millisecond."""
     return msgspec.structs.replace(record, time=format_time(time_of(record)))
 
 

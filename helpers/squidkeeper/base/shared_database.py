@@ -52,7 +52,7 @@ class SharedDatabase:
 
     @contextmanager
     def opened(self) -> Iterator[sqlite3.Connection]:
-        """Give the open file."""
+        """Return the open file."""
         import sqlite3  # late: most helpers never need it
 
         try:
@@ -63,7 +63,7 @@ class SharedDatabase:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Give the open file, for changes of which all happen, or none."""
+        """Return the open file, for changes of which all happen, or none."""
         with self.opened() as database:
             database.execute("BEGIN IMMEDIATE")
             try:

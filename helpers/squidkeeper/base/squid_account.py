@@ -74,7 +74,7 @@ def squid_account() -> Account | None:
 
 
 def is_this(account: Account) -> bool:
-    """Tell whether this process has the rights of an account, and no others: it runs as that account."""
+    """Whether this process has the rights of an account, and no others: it runs as that account."""
     return (os.geteuid(), os.getegid()) == (account.user, account.group)
 
 

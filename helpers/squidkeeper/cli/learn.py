@@ -126,7 +126,7 @@ def _policy_file(folder: Path) -> os.stat_result | None:
 
 
 def _make_readable(file: int, like: os.stat_result | None, mode: int | None) -> None:
-    """Give a file the group of another one, so that Squid's account can read both, and a mode."""
+    """Set for a file the group of another one, so that Squid's account can read both, and a mode."""
     with suppress(PermissionError):  # a group that this account is not in
         if like is not None:
             os.fchown(file, -1, like.st_gid)

@@ -51,7 +51,7 @@ class GrantUses:
         return max(0, grant.uses - state.st_size)
 
     def is_spent(self, grant: Rule) -> bool:
-        """Tell whether a grant opens nothing more; one whose uses cannot be counted opens nothing either."""
+        """Whether a grant opens nothing more; one whose uses cannot be counted opens nothing either."""
         try:
             return self.left(grant) == 0
         except OSError:

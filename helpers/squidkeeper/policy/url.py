@@ -32,7 +32,7 @@ _SIX_TO_FOUR = IPv6Network("2002::/16")  # RFC 3056: in the 32 bits after the pr
 
 
 def embeddings(network: IPv4Network) -> tuple[IPv6Network, ...]:
-    """Give the IPv6 networks whose addresses lead to those of an IPv4 network: in NAT64 and in 6to4.
+    """Return the IPv6 networks whose addresses lead to those of an IPv4 network: in NAT64 and in 6to4.
 
     Not in them: IPv4-mapped addresses, which `canonical_address` and Squid read as IPv4, and what is private whole.
     """
@@ -125,18 +125,18 @@ def address_host(address: Address) -> Host:
 
 
 def canonical_address(address: Address) -> Address:
-    """Give an IPv4-mapped IPv6 address as the IPv4 address it is; any other as it stands."""
+    """Return an IPv4-mapped IPv6 address as the IPv4 address it is; any other as it stands."""
     return getattr(address, "ipv4_mapped", None) or address
 
 
 def is_private(address: Address) -> bool:
-    """Tell whether an address, or the IPv4 address that it embeds, is not of the public internet."""
+    """Whether an address, or the IPv4 address that it embeds, is not of the public internet."""
     canonical = canonical_address(address)
     return any(canonical in network for network in _PRIVATE_OF_VERSION[canonical.version])
 
 
 def gives_credentials(address: Address) -> bool:
-    """Tell whether an address is link-local, or another at which a cloud machine gets its credentials."""
+    """Whether an address is link-local, or another at which a cloud machine gets its credentials."""
     canonical = canonical_address(address)
     return any(canonical in network for network in _CREDENTIALS_NETWORKS)  # False for a network of the other version
 
@@ -233,7 +233,7 @@ def _parse_origin(scheme: str, authority: str) -> tuple[str, Host, int]:
 
 
 def check_scheme(scheme: str) -> str:
-    """Give the scheme back if it is http or https."""
+    """Return the scheme back if it is http or https."""
     if scheme not in DEFAULT_PORTS:
         raise InvalidUrl(f"scheme {scheme!r} is neither http nor https")
     return scheme
@@ -284,7 +284,7 @@ _ESCAPES_IN_HOST = re.compile(r"(?:%(?:[89A-F][0-9A-F]|5B|5D))+")
 
 
 def is_unusual(url: str) -> bool:
-    """Tell whether squid.conf asks helpers about a URL because it looks unusual (`sk_unusual_url`), sent or logged."""
+    """Whether squid.conf asks helpers about a URL because it looks unusual (`sk_unusual_url`), sent or logged."""
     decoded = unquote_to_bytes(url) if "%" in url else url.encode("utf-8", "surrogateescape")
     return len(decoded) >= LONG_URL or UNUSUAL_CHARACTER.search(decoded.decode("latin-1")) is not None
 
@@ -310,7 +310,7 @@ def unrecorded_url(text: str) -> str:
 
 
 def is_own_page(url: str) -> bool:
-    """Tell whether squid.conf denies a URL as one of Squid's own pages (`sk_own_pages`)."""
+    """Whether squid.conf denies a URL as one of Squid's own pages (`sk_own_pages`)."""
     match = _URL.fullmatch(url)
     path = unquote_to_bytes(match[3][: 3 * len(OWN_PAGES)]) if match else b""
     return path[: len(OWN_PAGES)].lower() == OWN_PAGES.encode()
@@ -393,7 +393,7 @@ class _Way(NamedTuple):
 
 
 def readings(path: str) -> tuple[ReadPath, ...]:
-    """Give every reading of a `sent` path, `sent` itself first: all that `_STEPS` make of it in any order.
+    """Return every reading of a `sent` path, `sent` itself first: all that `_STEPS` make of it in any order.
 
     The order is left open because servers disagree about it, leave steps out, and stand behind each other: `/a//../b`
     is `/a/b` to one that resolves dots first, `/b` to one that merges slashes first; and `..;` is a name, or leads up.

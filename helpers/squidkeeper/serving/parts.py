@@ -56,7 +56,7 @@ def _opens_private(policy: Policy) -> bool:
 
 
 def _has_websockets(policy: Policy) -> bool:
-    """Tell whether a WebSocket is allowed: by a rule that names it, or on a host that is open for every request."""
+    """Whether a WebSocket is allowed: by a rule that names it, or on a host that is open for every request."""
     opened = (rule.websocket or (rule.certain and rule.action is Action.ALLOW) for rule in policy.rules_and_grants)
     return policy.default_action is Action.ALLOW or any(opened)
 
@@ -146,7 +146,7 @@ def read_in_force(fragment: str) -> frozenset[str]:
 
 
 def is_draft(directory: Path, fragment: str) -> bool:
-    """Tell whether a policy is another than the one that an installed squidkeeper.conf names to the helpers."""
+    """Whether a policy is another than the one that an installed squidkeeper.conf names to the helpers."""
     named = _POLICY.search(fragment)
     return named is not None and directory.resolve() != Path(named[1]).resolve()
 

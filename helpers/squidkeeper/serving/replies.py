@@ -118,7 +118,7 @@ def _tunnel(authority: str, mode: TunnelMode) -> Iterator[tuple[str, str]]:
 
 
 def _may_override(decision: Decision) -> bool:
-    """Tell whether a server may take another method or path than was judged: where each of them is allowed alike."""
+    """Whether a server may take another method or path than was judged: where each of them is allowed alike."""
     keeps_known = decision.strip is not None and UNKNOWN_HEADERS in decision.strip.headers
     return decision.outlook.unrestricted and not (decision.outlook.credential_varies or keeps_known)
 
@@ -144,7 +144,7 @@ def shared_reply(
     *,
     shares: bool = False,
 ) -> Reply:
-    """Give the reply for a decision that many lines share: written once, and kept by the decision and the user."""
+    """Return the reply for a decision that many lines share: written once, and kept by the decision and the user."""
     key = (decision, user)
     reply = cache.get(key)
     if reply is None:

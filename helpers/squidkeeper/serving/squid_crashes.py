@@ -85,7 +85,7 @@ class LastAsked:
         self._asked: deque[tuple[float, bytes]] = deque(maxlen=_ASKED_KEPT)
 
     def noting(self, answer: Callable[[T | None, bytes], R]) -> Callable[[T | None, bytes], R]:
-        """Give a function that notes each line, and answers it."""
+        """Return a function that notes each line, and answers it."""
 
         def noted(scope: T | None, line: bytes) -> R:
             self._asked.append((time.time(), line))

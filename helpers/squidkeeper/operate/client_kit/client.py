@@ -40,7 +40,7 @@ class KitClient:
         return str(network[min(1, network.num_addresses - 1)])
 
     def concerns(self, entry: Entry) -> bool:
-        """Tell whether an entry is for this client: it names the client, or no client."""
+        """Whether an entry is for this client: it names the client, or no client."""
         names = entry.match.clients
         return names is None or (self.client is not None and self.client.name in names)
 
@@ -82,7 +82,7 @@ def parse_probed_url(text: str) -> str:
 
 
 def allowed_url(policy: CompiledPolicy, client: KitClient, at: datetime) -> str | None:
-    """Give a URL that the policy allows this client to GET; None where no rule names one.
+    """Return a URL that the policy allows this client to GET; None where no rule names one.
 
     A URL without a credential comes first: it is fetched for a test.
     """
@@ -92,7 +92,7 @@ def allowed_url(policy: CompiledPolicy, client: KitClient, at: datetime) -> str 
 
 
 def denied_url(policy: CompiledPolicy, client: KitClient, at: datetime) -> str | None:
-    """Give a URL that the policy denies this client; None where it denies none that a rule names."""
+    """Return a URL that the policy denies this client; None where it denies none that a rule names."""
     for url in chain(_urls(policy.source, client), [_UNLISTED]):
         if not decide(policy, policy.match(_get(url, client)), at).allowed:
             return url
@@ -104,7 +104,7 @@ def _get(url: str, client: KitClient) -> Request | Malformed:
 
 
 def _urls(policy: Policy, client: KitClient) -> Iterator[str]:
-    """Give URLs for the rules of a client, in the policy's order; denies and allows.
+    """Yield URLs for the rules of a client, in the policy's order; denies and allows.
 
     Not for rules that pass tunnels through: what answers there shows a certificate of its own.
     """

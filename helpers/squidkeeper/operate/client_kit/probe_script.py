@@ -97,7 +97,7 @@ def check_environment() -> str:
 
 
 def is_wrong(name: str) -> bool:
-    """Tell whether a variable is missing or different."""
+    """Whether a variable is missing or different."""
     return bare(os.environ.get(name, "")) != bare(KIT["variables"][name])
 
 
@@ -124,7 +124,7 @@ def check_files() -> List[str]:  # noqa: UP006
 
 
 def holds_root(path: str) -> bool:
-    """Tell whether a file holds the root of the gateway."""
+    """Whether a file holds the root of the gateway."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return "".join(KIT["root"].split()) in "".join(file.read().split())

@@ -87,7 +87,7 @@ def _wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 def _accepts(log: str) -> bool:
-    """Tell whether the last event of a cache.log is that Squid accepts connections."""
+    """Whether the last event of a cache.log is that Squid accepts connections."""
     *_, last = (None, *_ACCEPTING.finditer(log))
     return last is not None and not last[1]
 

@@ -84,7 +84,7 @@ class Diagnosis:
     parts: tuple[str, ...] = ()  # of squidkeeper.conf, in force
 
     def failed(self, *, strict: bool = False) -> bool:
-        """Tell whether anything critical was found that is not accepted; `strict`: a warning counts too."""
+        """Whether anything critical was found that is not accepted; `strict`: a warning counts too."""
         counted = (Severity.CRITICAL, Severity.WARNING) if strict else (Severity.CRITICAL,)
         return any(check.severity in counted and check.code not in self.accepted for check, _ in self.found)
 

@@ -74,7 +74,7 @@ class Inspection:
         return (one for one in self.conf.directives if one.name in names)
 
     def last(self, name: str) -> Directive | None:
-        """Give the last directive of a name: of most that take one value, it counts."""
+        """Return the last directive of a name: of most that take one value, it counts."""
         return next((one for one in reversed(self.conf.directives) if one.name == name), None)
 
     @property
@@ -181,7 +181,7 @@ def _policy(layout: Layout, sources: Sources, at: datetime) -> tuple[Policy | No
 
 
 def _edited(folder: Path) -> float:
-    """Give the time of the last edit: helpers need a moment to follow it."""
+    """Return the time of the last edit: helpers need a moment to follow it."""
     return max((path.stat().st_mtime for path in (folder, *folder.rglob("*")) if path.exists()), default=0.0)
 
 

@@ -251,7 +251,7 @@ class RotationRule:
     usual: str
 
     def has(self, word: str) -> bool:
-        """Tell whether it has an option."""
+        """Whether it has an option."""
         return re.search(rf"^\s*{word}\b", self.body, re.MULTILINE) is not None
 
     @property
@@ -383,7 +383,7 @@ def _with_children(pid: int) -> Iterator[psutil.Process]:
 
 
 def _descriptors(pid: int) -> int:
-    """Give the limit of a process: psutil asks for one by a call that containers can forbid."""
+    """Return the limit of a process: psutil asks for one by a call that containers can forbid."""
     found = re.search(r"^Max open files +(\d+)", Path(f"/proc/{pid}/limits").read_text(), re.MULTILINE)
     return int(found[1]) if found else 0
 

@@ -92,7 +92,7 @@ class _Choices:
 
     @property
     def lifetime(self) -> int | None:
-        """Give the days of an intermediate; None: as long as its CA."""
+        """Return the days of an intermediate; None: as long as its CA."""
         return None if self.days in ("", _AUTO) else int(self.days)
 
 
@@ -293,7 +293,7 @@ class _Chooser:
                 yield path
 
     def _is_kept_elsewhere(self, key: Path, root: CertificateAuthority, previous: Mapping[Path, Entry]) -> bool:
-        """Tell whether a key in the root's place is in the folder given, or beside it: it is that of another CA."""
+        """Whether a key in the root's place is in the folder given, or beside it: it is that of another CA."""
         given = self._given / "ca.key" if self._given else key
         if given.exists() and given.samefile(key):
             return False

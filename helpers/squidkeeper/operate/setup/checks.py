@@ -99,12 +99,12 @@ def unsafe_directives(parsed: str) -> list[str]:
 
 
 def faults_of(parsed: str) -> str:
-    """Give the lines about faults of what Squid said while it parsed."""
+    """Return the lines about faults of what Squid said while it parsed."""
     return "".join(f"{line}\n" for line in _FAULTY.findall(parsed))
 
 
 def leaves_duplicates() -> bool:
-    """Tell whether logrotate is installed and knows `ignoreduplicates`."""
+    """Whether logrotate is installed and knows `ignoreduplicates`."""
     found = re.search(r"logrotate (\d+)\.(\d+)", run("logrotate", "--version").stdout) if which("logrotate") else None
     return found is not None and (int(found[1]), int(found[2])) >= _LEAVES_DUPLICATES
 

@@ -60,17 +60,17 @@ def substitute_once(text: str, replacements: Mapping[str, str]) -> str:
 
 
 def is_ours(conf: str) -> bool:
-    """Tell whether install.sh wrote a squid.conf."""
+    """Whether install.sh wrote a squid.conf."""
     return conf.split("\n", 1)[0] == MARK
 
 
 def names(conf: str, path: Path) -> bool:
-    """Tell whether a squid.conf names a path outside of its comments."""
+    """Whether a squid.conf names a path outside of its comments."""
     return re.search(f"^[^#\n]*{re.escape(str(path))}", conf, re.MULTILINE) is not None
 
 
 def listen_of_haproxy(cfg: str) -> str:
-    """Give the --listen that a haproxy.cfg was rendered for; empty where it is none of ours."""
+    """Return the --listen that a haproxy.cfg was rendered for; empty where it is none of ours."""
     found = re.search(r"^# As given: --listen (\S+)", cfg, re.MULTILINE)
     return found[1] if found else ""
 
@@ -91,13 +91,13 @@ def binds(listen: str) -> tuple[str, ...]:
 
 
 def listen_of(conf: str) -> str:
-    """Give where a squid.conf has Squid listen; empty where it has no http_port."""
+    """Return where a squid.conf has Squid listen; empty where it has no http_port."""
     found = re.search(r"^http_port\s+(\S+)", conf, re.MULTILINE)
     return found[1] if found else ""
 
 
 def has_own_login(text: str) -> bool:
-    """Tell whether a configuration, or what Squid has read, has another program for basic authentication."""
+    """Whether a configuration, or what Squid has read, has another program for basic authentication."""
     return _OWN_LOGIN.search(text) is not None
 
 
@@ -123,7 +123,7 @@ def workers_of(fragment: str) -> int:
 
 
 def is_gateway_name(name: str) -> bool:
-    """Tell whether a name can stand in a format of the access log: what host names are made of, and `_`."""
+    """Whether a name can stand in a format of the access log: what host names are made of, and `_`."""
     return len(name) <= GATEWAY_LENGTH and _GATEWAY_NAME.fullmatch(name) is not None
 
 
@@ -133,7 +133,7 @@ def usual_gateway_name(host_name: str) -> str:
 
 
 def gateway_of(logformat: str) -> str:
-    """Give the name of the gateway that a format of the access log has; empty where it has none."""
+    """Return the name of the gateway that a format of the access log has; empty where it has none."""
     found = _GATEWAY.search(logformat)
     return found[0] if found and found[0] != NONE else ""
 
@@ -313,7 +313,7 @@ class Configuration:
             yield f"--workers {self.workers}"
 
     def _of_archive(self) -> dict[str, str]:
-        """Give the archive the network that a copy in an object store needs, and without systemd its key."""
+        """Allow the archive the network that a copy in an object store needs, and without systemd its key."""
         network = {"PrivateNetwork=yes": "PrivateNetwork=no"} if self.archive_is_copied else {}
         key = {} if self.machine.systemd else {"${CREDENTIALS_DIRECTORY}/archive.key": str(self.layout.archive_key)}
         return network | key
@@ -366,20 +366,20 @@ _UNITS = {
 
 
 def reachable_by_all(listen: str) -> str:
-    """Give PORT as ADDRESS:PORT of every address of the machine; ADDRESS:PORT stays as it is."""
+    """Return PORT as ADDRESS:PORT of every address of the machine; ADDRESS:PORT stays as it is."""
     every = "[::]" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - those that are answered are named
     return listen if ":" in listen else f"{every}:{listen}"
 
 
 def usual_health(layout: Layout, listen: str) -> str:
-    """Give where load balancers are answered unless it is told: on the address of the proxy, beside the exporter."""
+    """Return where load balancers are answered unless it is told: on the address of the proxy, beside the exporter."""
     host, colon, port = listen.rpartition(":")
     own = int(port) + 7000 if layout.root else 9130
     return f"{host}{colon}{own - 12000 if own > 65535 else own}"
 
 
 def usual_exporter(layout: Layout, listen: str) -> str:
-    """Give where the exporter listens unless it is told: gateways beside each other have ports of their own."""
+    """Return where the exporter listens unless it is told: gateways beside each other have ports of their own."""
     port = port_of(listen) + 6000
     if not layout.root:
         port = 9129

@@ -97,12 +97,12 @@ def text_at(path: Path, *, end: int | None = None) -> str:
 
 
 def owner_here(owner: Owner) -> Owner:
-    """Give who owns what this process makes for an owner: an account that is not root gives files to nobody else."""
+    """Return who owns what this process makes for an owner: an account that is not root gives files to nobody else."""
     return owner if os.geteuid() == 0 else (os.geteuid(), os.getegid())
 
 
 def as_owned_here(entry: Entry) -> Entry:
-    """Give an entry as it is once `write_entry` has written it."""
+    """Return an entry as it is once `write_entry` has written it."""
     match entry:
         case Link():
             return entry
@@ -142,12 +142,12 @@ def give_folder(path: Path, owner: Owner, mode: int | None = None) -> None:
 
 
 def root_owns_below(folder: Path) -> bool:
-    """Tell whether root owns a file or folder below a folder of another account, which cannot write there."""
+    """Whether root owns a file or folder below a folder of another account, which cannot write there."""
     return any(True for _ in _of_root(folder))
 
 
 def give_below(folder: Path, owner: Owner) -> None:
-    """Give an account what root owns below its folder, folders with the usual mode."""
+    """Hand to an account what root owns below its folder, folders with the usual mode."""
     for descriptor in _of_root(folder):
         os.fchown(descriptor, *owner)
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):

@@ -76,7 +76,7 @@ def _first_of(paths: Sequence[Path]) -> Path:
 
 
 def uses_systemd(root: Path | None) -> bool:
-    """Tell whether systemd runs the gateway; never one under a root."""
+    """Whether systemd runs the gateway; never one under a root."""
     return root is None and Path("/run/systemd/system").is_dir()
 
 
@@ -101,7 +101,7 @@ def check(done: subprocess.CompletedProcess[str]) -> None:
 
 
 def last_lines(text: str) -> str:
-    """Give the end of an output or a log."""
+    """Return the end of an output or a log."""
     return "".join(f"{line}\n" for line in text.splitlines()[-20:])
 
 
@@ -153,7 +153,7 @@ _ENABLED = Path("/sys/module/apparmor/parameters/enabled")
 
 
 def apparmor_confines(program: str) -> bool:
-    """Tell whether AppArmor confines a program by its profile of Debian."""
+    """Whether AppArmor confines a program by its profile of Debian."""
     profile = f"usr.sbin.{program}"
     return (
         _ENABLED.exists()
@@ -165,23 +165,23 @@ def apparmor_confines(program: str) -> bool:
 
 
 def additions_of(program: str) -> Path:
-    """Give the file of local additions to the profile of a program."""
+    """Return the file of local additions to the profile of a program."""
     return _PROFILES / "local" / f"usr.sbin.{program}"
 
 
 def is_additions(path: Path) -> bool:
-    """Tell whether a path is a file of local additions."""
+    """Whether a path is a file of local additions."""
     return path == additions_of(path.name.removeprefix("usr.sbin."))
 
 
 def with_lines(text: str, prefix: Path, lines: str) -> File:
-    """Give the local additions with the lines of a gateway."""
+    """Return the local additions with the lines of a gateway."""
     mark = f"# squidkeeper {prefix}"
     return File(f"{without_lines(text, prefix)}{mark} begin\n{lines}{mark} end\n".encode())
 
 
 def without_lines(text: str, prefix: Path) -> str:
-    """Give the local additions without the lines of a gateway."""
+    """Return the local additions without the lines of a gateway."""
     mark = re.escape(f"# squidkeeper {prefix}")
     return re.sub(f"^{mark} begin\n.*?^{mark} end\n", "", text, flags=re.MULTILINE | re.DOTALL)
 

@@ -64,13 +64,13 @@ class SetupOptions:
 
 
 def reachable(listen: str) -> str:
-    """Give the ADDRESS:PORT at which this machine reaches what listens on PORT or ADDRESS:PORT."""
+    """Return the ADDRESS:PORT at which this machine reaches what listens on PORT or ADDRESS:PORT."""
     host, _, port = listen.rpartition(":")
     return f"127.0.0.1:{port}" if host in ("", "0.0.0.0", "[::]") else listen  # noqa: S104 - compared, not bound
 
 
 def port_of(listen: str) -> int:
-    """Give the port of PORT or ADDRESS:PORT."""
+    """Return the port of PORT or ADDRESS:PORT."""
     return int(listen.rpartition(":")[2])
 
 

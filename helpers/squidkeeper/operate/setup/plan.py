@@ -314,12 +314,12 @@ class _Planner:
         return sorted(path for path in files if path.parent == self._layout.parts and path.suffix == ".conf")
 
     def _told(self) -> str:
-        """Give what Squid was told. Where an operator's squid.conf is replaced, only the port is known."""
+        """Return what Squid was told. Where an operator's squid.conf is replaced, only the port is known."""
         told, foreign = self._present.squid_told, self._layout.conf in self._here and not is_ours(self._conf)
         return told.split(" ")[0] if foreign else told
 
     def _squid_reads(self) -> str:
-        """Give where Squid listens, and two hashes: of what else only a restart changes, and of all it reads."""
+        """Return where Squid listens, and two hashes: of what else only a restart changes, and of all it reads."""
         layout, pages = self._layout, self._after.get(self._layout.errors)
         ours = sorted(pages.entries.items()) if isinstance(pages, Folder) else []
         texts = b"".join(_content(entry) for name, entry in ours if name.startswith("ERR_"))

@@ -49,7 +49,7 @@ class InstalledSquid:
         return any(os.path.realpath(argument) == str(self.layout.conf) for argument in process.cmdline())
 
     def runs(self) -> bool:
-        """Tell whether it runs. Where all workers have given up, the master stays with their coordinator alone."""
+        """Whether it runs. Where all workers have given up, the master stays with their coordinator alone."""
         pid = self.pid()
         return pid is not None and coordinator_alone(pid) is None
 
@@ -58,7 +58,7 @@ class InstalledSquid:
         return _supervisor(self.layout, self.layout.squid_supervisor, self.layout.conf)
 
     def is_supervised(self) -> bool:
-        """Tell whether it is started again when it ends."""
+        """Whether it is started again when it ends."""
         return self.systemd or self.supervisor() is not None
 
     @property
@@ -135,11 +135,11 @@ class InstalledService:
         return self.systemd and self.name in _TRIGGERS
 
     def runs(self) -> bool:
-        """Tell whether it runs, or is started from time to time."""
+        """Whether it runs, or is started from time to time."""
         return self._property("ActiveState") == "active" if self.is_timed else self.pid() is not None
 
     def works(self) -> bool:
-        """Tell whether it does what it is for. A process that is stopped (SIGSTOP) still listens."""
+        """Whether it does what it is for. A process that is stopped (SIGSTOP) still listens."""
         return (process_listens(self.pid(), self.port) if self.port else self.runs()) and not self._is_stopped()
 
     def _is_stopped(self) -> bool:
@@ -187,7 +187,7 @@ class InstalledService:
             _wait_for_end(f"the {self.name}", pid)
 
     def log_tail(self) -> str:
-        """Give the last lines of its log."""
+        """Return the last lines of its log."""
         if self.systemd:
             return run("journalctl", "--unit", f"squidkeeper-{self.name}", "--lines", "15", "--no-pager").stdout
         return last_lines(text_at(self.paths.log, end=LOG_END))
@@ -221,7 +221,7 @@ def _supervisor(layout: Layout, pid_file: Path, what: Path) -> int | None:
 
 
 def _groups(user: int) -> str:
-    """Give setpriv's option for the other groups of a user; one without an account has none."""
+    """Return setpriv's option for the other groups of a user; one without an account has none."""
     try:
         getpwuid(user)
     except KeyError:

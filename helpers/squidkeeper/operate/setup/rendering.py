@@ -101,6 +101,6 @@ def outdated_files(layout: Layout) -> Iterator[tuple[Path, str]]:
 
 
 def default_upstream(layout: Layout) -> str:
-    """Give the URL of the parent of --upstream; empty where there is none."""
+    """Return the URL of the parent of --upstream; empty where there is none."""
     peer = read_values(layout).default
     return f"http://{peer.host}:{peer.port}" if peer else ""

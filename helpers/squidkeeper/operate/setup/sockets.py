@@ -27,7 +27,7 @@ def wait_until(seconds: float, condition: Callable[[], bool]) -> bool:
 
 
 def has_ended(pid: int) -> bool:
-    """Tell whether a process has ended; its parent may not have noticed yet."""
+    """Whether a process has ended; its parent may not have noticed yet."""
     try:
         return psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
@@ -35,7 +35,7 @@ def has_ended(pid: int) -> bool:
 
 
 def process_listens(pid: int | None, port: int) -> bool:
-    """Tell whether a process or one of its descendants listens on a TCP port."""
+    """Whether a process or one of its descendants listens on a TCP port."""
     if not pid:
         return False
     try:
@@ -54,12 +54,12 @@ def _listens(process: psutil.Process, port: int) -> bool:
 
 
 def is_open(port: int) -> bool:
-    """Tell whether any process listens on a TCP port. No rights are needed, and the port is left alone."""
+    """Whether any process listens on a TCP port. No rights are needed, and the port is left alone."""
     return any(one.status == psutil.CONN_LISTEN and one.laddr[1:2] == (port,) for one in psutil.net_connections("tcp"))
 
 
 def is_free(listen: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> bool:
-    """Tell whether nobody listens on PORT, ADDRESS:PORT or [ADDRESS]:PORT; an OSError where the address is unknown."""
+    """Whether nobody listens on PORT, ADDRESS:PORT or [ADDRESS]:PORT; an OSError where the address is unknown."""
     host, _, port = listen.rpartition(":")
     both = not host and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both or "[" in host else socket.AF_INET

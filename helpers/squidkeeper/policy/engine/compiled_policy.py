@@ -65,7 +65,7 @@ class RulesInForce:
     tunnel: TunnelUse | None = None
 
     def unspent(self, spent: Collection[str]) -> tuple[Rule, ...]:
-        """Give the grants that have uses left; `spent` names those that have none."""
+        """Return the grants that have uses left; `spent` names those that have none."""
         return tuple(grant for grant in self.grants if grant.name not in spent) if spent else self.grants
 
 
@@ -123,7 +123,7 @@ class HostMatch(NamedTuple):
 
     @property
     def depends_on_time(self) -> bool:
-        """Tell whether the decision is another one at another time: by a rule for the host, or the login's token."""
+        """Whether the decision is another one at another time: by a rule for the host, or the login's token."""
         return bool(self.candidates.timed) or self.lapses is not None
 
 
@@ -213,7 +213,7 @@ class CompiledPolicy:
                 yield self.match(request._replace(user=name, login=ANY_LOGIN))
 
     def names_login(self, user: str | None) -> bool:
-        """Tell whether a proxy user is the name of a client with tokens, whose login decides beside its clients."""
+        """Whether a proxy user is the name of a client with tokens, whose login decides beside its clients."""
         return user in self._logins
 
     def clients_of(self, client: Host | None, user: str | None) -> tuple[str, ...]:
@@ -227,7 +227,7 @@ class CompiledPolicy:
         return known
 
     def may_be_fetched_for(self, host: Host) -> bool:
-        """Tell whether a request may be rewritten that is for a host, or that then leads to it."""
+        """Whether a request may be rewritten that is for a host, or that then leads to it."""
         if self.rewrites.positions(host):
             return True
         return any(PLACEHOLDER in one or parse_authority(one)[0] == host for one in self._targets)
@@ -242,7 +242,7 @@ class CompiledPolicy:
         return now.tunnel
 
     def rules_in_force(self, candidates: Candidates, at: datetime) -> RulesInForce:
-        """Give which rules of some candidates are in force at a time: the same object for the same rules."""
+        """Return which rules of some candidates are in force at a time: the same object for the same rules."""
         holding = self.timetable.holding(at) & candidates.timed if candidates.timed else 0
         known = candidates.moments.get(holding)
         if known is None:
@@ -273,14 +273,14 @@ class CompiledPolicy:
         return tuple(holding(self.source.credentials, positions, facts))
 
     def upstream(self, facts: HostFacts, positions: tuple[int, ...] | None = None) -> Route | None:
-        """Give where a request to a host is forwarded; None in a policy without upstreams."""
+        """Return where a request to a host is forwarded; None in a policy without upstreams."""
         if not self.source.upstreams:
             return None
         positions = self.upstreams.positions(facts.host) if positions is None else positions
         return next(holding(self.source.upstreams, positions, facts), DEFAULT_UPSTREAM)
 
     def needs_headers(self, candidates: Candidates) -> bool:
-        """Tell whether the credential helper has to see the headers of a request with these candidates."""
+        """Whether the credential helper has to see the headers of a request with these candidates."""
         if self.source.sealing_keys:  # any header could hold a sealed token
             return True
         # A rewrite can lead to a host with any credential.
@@ -288,7 +288,7 @@ class CompiledPolicy:
         return any(signs(one.form) for one in credentials)
 
     def decision_by(self, rule: Rule) -> Decision:
-        """Give the decision of a rule for one URL: the same object each time, so that its reply is written once."""
+        """Return the decision of a rule for one URL: the same object each time, so that its reply is written once."""
         known = self._decisions.get(rule.name)
         if known is None:
             known = decision_of(rule)
@@ -394,12 +394,12 @@ _UNSAID = {
 
 
 def injects(facts: HostFacts) -> bool:
-    """Tell whether a request can get any credential: over https alone, and never the preflight of CORS."""
+    """Whether a request can get any credential: over https alone, and never the preflight of CORS."""
     return facts.scheme == "https" and facts.method != _PREFLIGHT
 
 
 def holding(entries: tuple[EntryT, ...], positions: tuple[int, ...], facts: HostFacts) -> Iterator[EntryT]:
-    """Give the entries at these positions whose fields hold without the URL."""
+    """Return the entries at these positions whose fields hold without the URL."""
     return (entries[position] for position in positions if holds_for_host(entries[position], facts))
 
 

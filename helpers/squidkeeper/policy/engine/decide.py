@@ -79,7 +79,7 @@ def _decide_all(
 
 
 def asks_url(decision: Decision, match: HostMatch, url: str) -> bool:
-    """Tell whether squid.conf asks a helper about a URL after this decision about its host."""
+    """Whether squid.conf asks a helper about a URL after this decision about its host."""
     facts = match.facts
     if not decision.allowed or facts.method is None:
         return False
@@ -89,7 +89,7 @@ def asks_url(decision: Decision, match: HostMatch, url: str) -> bool:
 
 
 def _is_of_host(url: str, match: HostMatch) -> bool:
-    """Tell whether a URL is of the host that Squid states."""
+    """Whether a URL is of the host that Squid states."""
     try:
         scheme, host, port = origin_of(url)
     except InvalidUrl:

@@ -163,7 +163,7 @@ def not_reached(policy: CompiledPolicy, request: Request | Malformed, decision: 
 
 
 def _holds_for_any(rule: Rule, facts: HostFacts, urls: Sequence[UrlFacts], at: datetime) -> bool:
-    """Tell whether a rule holds for one of the readings; without a URL, whether it holds for all URLs."""
+    """Whether a rule holds for one of the readings; without a URL, whether it holds for all URLs."""
     return any(not _failing_rule_fields(rule, facts, url, at) and _ends_search(rule, url) for url in urls or (None,))
 
 
@@ -185,7 +185,7 @@ def _failing_rule_fields(rule: Rule, facts: HostFacts, url: UrlFacts | None, at:
 
 
 def _ends_search(rule: Rule, url: UrlFacts | None) -> bool:
-    """Tell whether a rule whose fields hold ends the search: for a tunnel, a deny that is not certain does not."""
+    """Whether a rule whose fields hold ends the search: for a tunnel, a deny that is not certain does not."""
     return url is not None or not is_deny(rule) or rule.certain
 
 
@@ -229,7 +229,7 @@ def _failing(entries: Sequence[Entry], index: HostIndex, facts: HostFacts, url: 
 def websocket(
     policy: CompiledPolicy, request: Request | Malformed, decision: Decision, at: datetime
 ) -> WebSocket | None:
-    """Tell whether an allowed GET may become a WebSocket; None for other requests.
+    """Whether an allowed GET may become a WebSocket; None for other requests.
 
     It needs `websocket: true` on the rule that allows it, or an unrestricted host.
     """
@@ -283,7 +283,7 @@ def rule_to_change(decision: Decision) -> str:
 def passes_through(
     policy: CompiledPolicy, request: Request | Malformed, decision: Decision, at: datetime
 ) -> bool | None:
-    """Tell whether the tunnel of an allowed request passes through; None where the request has no tunnel."""
+    """Whether the tunnel of an allowed request passes through; None where the request has no tunnel."""
     if isinstance(request, Malformed) or request.scheme != "https" or not decision.allowed:
         return None
     tunnel = request._replace(method=CONNECT, url=None, spliced=False)
@@ -297,7 +297,7 @@ def tunnel(policy: CompiledPolicy, request: Request | Malformed, decision: Decis
 
 
 def upstream(policy: CompiledPolicy, request: Request | Malformed, decision: Decision) -> Route | None:
-    """Give where an allowed request is forwarded; None for a redirect, and in a policy without upstreams."""
+    """Return where an allowed request is forwarded; None for a redirect, and in a policy without upstreams."""
     match, rewritten = policy.match(request), decision.rewritten
     if match.denial or not decision.allowed or decision.redirects:
         return None
@@ -321,7 +321,7 @@ def quotas_in(policy: CompiledPolicy, match: HostMatch, decision: Decision) -> t
 
 
 def by_reading(policy: CompiledPolicy, request: Request | Malformed, at: datetime) -> list[tuple[ReadPath, Decision]]:
-    """Give the decision that each reading of the path would lead to alone."""
+    """Return the decision that each reading of the path would lead to alone."""
     match = policy.match(request)
     return [] if match.denial else [(url.path, decide_reading(policy, match, url, at)) for url in _readings(request)]
 

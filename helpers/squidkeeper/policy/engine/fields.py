@@ -22,17 +22,17 @@ class UrlFacts(NamedTuple):  # cheaper to make than a dataclass, and made for ea
 
 
 def is_deny(entry: Entry) -> bool:
-    """Tell whether an entry is a deny: left out, `ports` then holds for more ports than in an allow."""
+    """Whether an entry is a deny: left out, `ports` then holds for more ports than in an allow."""
     return isinstance(entry, Rule) and entry.action is Action.DENY
 
 
 def covers_every_port(entry: Entry | Route) -> bool:
-    """Tell whether `ports`, left out, holds for every port: no request gets past a parent by its port."""
+    """Whether `ports`, left out, holds for every port: no request gets past a parent by its port."""
     return isinstance(entry, Route) or is_deny(entry)
 
 
 def covers_default_port(scheme: str, port: int) -> bool:
-    """Tell whether a port is the one that an allow without `ports` opens."""
+    """Whether a port is the one that an allow without `ports` opens."""
     return DEFAULT_PORTS[scheme] == port
 
 
@@ -86,13 +86,13 @@ URL_FIELDS: dict[str, Callable[[Match, UrlFacts, bool], bool]] = {"paths": _path
 
 
 def holds_for_host(entry: Entry | Route, facts: HostFacts) -> bool:
-    """Tell whether every field that needs no URL holds; `HostIndex` matches the host."""
+    """Whether every field that needs no URL holds; `HostIndex` matches the host."""
     deny = covers_every_port(entry)
     return all(holds(entry.match, facts, deny) for holds in HOST_FIELDS.values())
 
 
 def holds_for_url(entry: Entry, url: UrlFacts) -> bool:
-    """Tell whether every field that needs the URL holds."""
+    """Whether every field that needs the URL holds."""
     match, deny = entry.match, is_deny(entry)
     for holds in URL_FIELDS.values():  # noqa: SIM110 - all() costs as much again, for each entry of each line
         if not holds(match, url, deny):

@@ -34,7 +34,7 @@ def decide_host(policy: CompiledPolicy, match: HostMatch, at: datetime) -> Decis
 
 
 def _counted_before(decision: Decision) -> Decision:
-    """Give the second decision about a tunnel that is spliced: quotas have counted it when it was opened."""
+    """Return the second decision about a tunnel that is spliced: quotas have counted it when it was opened."""
     return replace(decision, outlook=replace(decision.outlook, under_quota=False))
 
 
@@ -178,20 +178,20 @@ def _deciders(match: HostMatch, now: RulesInForce) -> _Deciders:
 
 
 def _by_default(match: HostMatch) -> Decision:
-    """Give the default's decision about a host: with the URL, it may ask."""
+    """Return the default's decision about a host: with the URL, it may ask."""
     default = match.candidates.default
     outlook = Outlook(needs_url=True, may_ask=True)
     return replace(default, action=Action.ALLOW, outlook=outlook) if default.asks else default
 
 
 def _is_passed_through(now: RulesInForce) -> bool:
-    """Tell whether the first rule for a tunnel passes it through: what stands above, even a path, has to be seen."""
+    """Whether the first rule for a tunnel passes it through: what stands above, even a path, has to be seen."""
     first = next(iter(now.rules), None)
     return first is not None and first.passthrough
 
 
 def _is_unrestricted(policy: CompiledPolicy, match: HostMatch, at: datetime) -> bool:
-    """Tell whether the first rule for the host allows every method and path, and no rewrite is for any of them."""
+    """Whether the first rule for the host allows every method and path, and no rewrite is for any of them."""
     if first_rewrite(policy, match) is not None:
         return False
     rule = first_rule(policy, match, at)
@@ -201,7 +201,7 @@ def _is_unrestricted(policy: CompiledPolicy, match: HostMatch, at: datetime) -> 
 
 
 def _credential_varies(policy: CompiledPolicy, match: HostMatch) -> bool:
-    """Tell whether another method, path or query of the host can get other credentials, as by a sealed token."""
+    """Whether another method, path or query of the host can get other credentials, as by a sealed token."""
     if policy.source.sealing_keys:
         return True
     credentials = policy.injectable(match.facts._replace(method=None))

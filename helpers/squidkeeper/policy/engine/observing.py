@@ -68,7 +68,7 @@ def _observed_by(rule: Rule | None, match: HostMatch) -> str | None:
 
 
 def _allows(rule: Rule | None, match: HostMatch) -> bool:
-    """Tell whether a request would be allowed by a rule: a private address needs `private: true`."""
+    """Whether a request would be allowed by a rule: a private address needs `private: true`."""
     if rule is None:
         return match.candidates.default.allowed and not match.facts.host.private
     return rule.action is Action.ALLOW and (rule.private or not match.facts.host.private)

@@ -27,7 +27,7 @@ def quotas_for(policy: Policy, facts: HostFacts, rules: Iterable[Rule]) -> tuple
 
 
 def counts_tunnel(quota: Quota, *, passthrough: bool) -> bool:
-    """Tell whether a quota counts a CONNECT: the bytes of one whose requests are seen are those of its requests."""
+    """Whether a quota counts a CONNECT: the bytes of one whose requests are seen are those of its requests."""
     return quota.unit is QuotaUnit.TUNNELS or (passthrough and quota.unit.is_size)
 
 

@@ -157,7 +157,7 @@ def _add_credentials(
 
 
 def facts_of(facts: HostFacts, url: Url) -> HostFacts:
-    """Give the facts of a request that is fetched from another URL."""
+    """Return the facts of a request that is fetched from another URL."""
     return facts._replace(scheme=url.scheme, host=url.host, port=url.port)
 
 

@@ -41,7 +41,7 @@ def rules_of_failing_tests(policy: CompiledPolicy, before: CompiledPolicy, now: 
 
 
 def _holds_at_another_time(policy: CompiledPolicy, test: PolicyTest, now: datetime) -> bool:
-    """Tell whether a test holds in some week: this one, or the one before anything expires."""
+    """Whether a test holds in some week: this one, or the one before anything expires."""
     if not policy.match(_request(test)).depends_on_time:
         return False
     first = min((rule.expires for rule in policy.source.rules if rule.expires is not None), default=now)

@@ -62,7 +62,7 @@ class Timetable:
         return [one.expires for one in self._entries if one.expires is not None]
 
     def holding(self, at: datetime) -> int:
-        """Give the entries that hold at a time."""
+        """Return the entries that hold at a time."""
         last = self._last
         if not last.since <= at < last.until:
             last = self._last = self._known(at)
@@ -104,7 +104,7 @@ class Timetable:
 
 
 def times_of_each(tables: Sequence[Timetable], since: datetime) -> list[datetime]:
-    """Give a time for each combination of entries that holds at some time from `since` on, in the order of time.
+    """Return a time for each combination of entries that holds at some time from `since` on, in the order of time.
 
     Each week repeats the one before, until an entry ends or the clock of a zone is set. So one week of each state of
     the clocks is walked.

@@ -29,13 +29,13 @@ class TunnelUse(NamedTuple):
 
 
 def may_share(policy: Policy) -> bool:
-    """Tell whether a host may be shared: whether a rule allows nothing but methods without a body."""
+    """Whether a host may be shared: whether a rule allows nothing but methods without a body."""
     allows = (rule for rule in policy.rules if rule.action is Action.ALLOW and not rule.observe)
     return any(rule.match.methods is not None and rule.match.methods <= BODILESS for rule in allows)
 
 
 def mode_in_force(decision: Decision, *, shares: bool) -> TunnelMode:
-    """Give the mode that a CONNECT gets by the decision about it; `shares` tells whether Squid shares connections."""
+    """Return the mode that a CONNECT gets by the decision about it; `shares` tells whether Squid shares connections."""
     return TunnelMode.OWN if decision.mode is TunnelMode.SHARED and not shares else decision.mode
 
 
@@ -48,7 +48,7 @@ def checked_tunnel(decision: Decision, request: Request | Malformed, *, shares: 
 
 
 def tunnel_use(policy: CompiledPolicy, facts: HostFacts, candidates: Candidates, now: RulesInForce) -> TunnelUse:
-    """Give the mode of an open tunnel. Over plain http `SHARED` means that the requests to a host share connections.
+    """Return the mode of an open tunnel. Over plain http `SHARED` means that the requests to a host share connections.
 
     `facts`, `candidates` and `now` are those of a request whose method is not known.
     """

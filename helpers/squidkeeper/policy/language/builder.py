@@ -356,12 +356,12 @@ class _Maker:
             )
 
     def observes_default(self) -> Iterator[Location]:
-        """Give where this file says that the default observes."""
+        """Yield where this file says that the default observes."""
         if self.model.defaults and self.model.defaults.observe:
             yield self._key("defaults", "observe")
 
     def watch(self) -> Iterator[Location]:
-        """Give where this file says that secrets are watched."""
+        """Yield where this file says that secrets are watched."""
         if self.model.defaults and self.model.defaults.watch_secrets:
             yield self._key("defaults", "watch_secrets")
         if self.model.canaries:

@@ -122,14 +122,14 @@ def parse_document(path: Path, content: bytes) -> Document:
 
 
 def entries(document: Document, *sections: str) -> Iterator[tuple[str, dict[str, Any], tuple[str, int | str]]]:
-    """Give the mappings in sections of a file, unchecked: section, entry, and the steps that lead there."""
+    """Yield the mappings in sections of a file, unchecked: section, entry, and the steps that lead there."""
     for section, entry, steps in all_entries(document, *sections):
         if isinstance(entry, dict):
             yield section, entry, steps
 
 
 def all_entries(document: Document, *sections: str) -> Iterator[tuple[str, object, tuple[str, int | str]]]:
-    """Give the values in sections of a file, whether they are mappings or not."""
+    """Yield the values in sections of a file, whether they are mappings or not."""
     for section in sections:
         values = document.data.get(section)
         pairs: Iterable[tuple[int | str, object]] = ()
@@ -142,7 +142,7 @@ def all_entries(document: Document, *sections: str) -> Iterator[tuple[str, objec
 
 
 def file_entries(documents: Iterable[Document], *sections: str) -> Iterator[tuple[Document, str, Path]]:
-    """Give the files that sections name: the document, the name of the entry, and the path beside the document."""
+    """Yield the files that sections name: the document, the name of the entry, and the path beside the document."""
     for document in documents:
         for _, entry, steps in entries(document, *sections):
             if _is_file_name(entry.get("file")):
@@ -154,7 +154,7 @@ def _is_file_name(value: object) -> bool:
 
 
 def is_private(steps: Iterable[str | int]) -> bool:
-    """Tell whether steps lead to where the value of a secret or token may be by mistake: no fault shows that."""
+    """Whether steps lead to where the value of a secret or token may be by mistake: no fault shows that."""
     keys = [step for step in steps if isinstance(step, str)]
     if keys[:1] == ["clients"]:
         return keys[2:3] in ([], ["token_sha256"]) and keys != ["clients"]
@@ -454,7 +454,7 @@ def _implicit_tag(text: str) -> str | None:
 
 
 def _may_be_empty(keys: list[str], value: Node) -> bool:
-    """Tell whether an empty list is allowed: a test can expect none, and a client have no token left."""
+    """Whether an empty list is allowed: a test can expect none, and a client have no token left."""
     return value.data == [] and (keys in _EMPTY_IS_NONE or (keys[:1] == ["clients"] and keys[2:] == ["token_sha256"]))
 
 

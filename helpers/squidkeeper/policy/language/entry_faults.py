@@ -64,7 +64,7 @@ def _observing_faults(documents: Iterable[Document]) -> Iterator[Fault]:
 
 
 def named_presets(documents: Iterable[Document]) -> Iterator[tuple[str, Location]]:
-    """Give the names of presets that stand in files, unchecked, and where."""
+    """Yield the names of presets that stand in files, unchecked, and where."""
     for document in documents:
         for _, entry, steps in all_entries(document, "presets"):
             name = entry.get("preset") if isinstance(entry, dict) else entry
@@ -73,7 +73,7 @@ def named_presets(documents: Iterable[Document]) -> Iterator[tuple[str, Location
 
 
 def are_known(documents: Iterable[Document], there_are: frozenset[str]) -> bool:
-    """Tell whether there are all presets that files name."""
+    """Whether there are all presets that files name."""
     return all(name in there_are for name, _ in named_presets(documents))
 
 
@@ -93,7 +93,7 @@ NAME_EXPECTED = "expected up to 64 letters, digits and . _ - (it is the user in 
 
 
 def is_login_name(name: str) -> bool:
-    """Tell whether a client of this name can log in: every program writes the name in a proxy's URL as it is."""
+    """Whether a client of this name can log in: every program writes the name in a proxy's URL as it is."""
     return _LOGIN_NAME.fullmatch(name) is not None
 
 

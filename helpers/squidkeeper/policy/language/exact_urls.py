@@ -23,7 +23,7 @@ class ExactUrl:
         return self.url.scheme, self.url.host.text, self.url.port
 
     def matches(self, sent: str, query: str | None) -> bool:
-        """Tell whether a path as sent, with a query, is of this URL; the origin is for other fields."""
+        """Whether a path as sent, with a query, is of this URL; the origin is for other fields."""
         return (sent, query) == (self.url.path, self.url.query)
 
 

@@ -149,7 +149,7 @@ Form = Headers | QueryParameters | SealedHeader | AwsSigV4
 
 
 def signs(form: Form) -> bool:
-    """Tell whether a form signs the request, its headers included."""
+    """Whether a form signs the request, its headers included."""
     return isinstance(form, AwsSigV4)
 
 

@@ -58,7 +58,7 @@ _WORDS_OF_SQUID = frozenset({"all", "other"})  # request_header_access takes the
 
 
 def spellings(header: str) -> Iterator[str]:
-    """Give a header with every mixture of `-` and `_`: CGI, WSGI, Rack and PHP read them as the same."""
+    """Yield a header with every mixture of `-` and `_`: CGI, WSGI, Rack and PHP read them as the same."""
     first, *rest = header.split("-")
     for dashes in product("-_", repeat=len(rest)):
         yield first + "".join(dash + part for dash, part in zip(dashes, rest, strict=True))

@@ -53,7 +53,7 @@ class HostList:
         return self.holds(host, host_keys(host))
 
     def holds(self, host: Host, keys: Iterable[str]) -> bool:
-        """Tell whether one of its patterns matches a host that has these keys."""
+        """Whether one of its patterns matches a host that has these keys."""
         if host.address is not None:
             return self.has_key((HostForm.ANY, *_address_keys(host.address, self.summary.prefixes)))
         if self.trie.prefixes(f"{_ALONE}{host.text}"[::-1]):
@@ -61,11 +61,11 @@ class HostList:
         return self.has_wildcards and self.has_key(key for key in keys if key.startswith(HostForm.ANY))
 
     def has_key(self, keys: Iterable[str]) -> bool:
-        """Tell whether the list holds one of these keys."""
+        """Whether the list holds one of these keys."""
         return any(stored_key(key) in self.trie for key in keys)
 
     def covers_network(self, network: Network) -> bool:
-        """Tell whether a network of the list contains all of this one."""
+        """Whether a network of the list contains all of this one."""
         wider = tuple(prefix for prefix in self.summary.prefixes if prefix[1] <= network.prefixlen)
         return self.has_key(_address_keys(network.network_address, wider))
 

@@ -45,13 +45,13 @@ class HostPattern:
         return self.form in _WILDCARD_FORMS and is_top_level_domain(self.name)
 
     def matches(self, host: Host) -> bool:
-        """Tell whether the pattern matches a host."""
+        """Whether the pattern matches a host."""
         if self.network is not None:
             return host.address is not None and host.address in self.network
         return self.key in host_keys(host)
 
     def overlaps(self, other: HostPattern) -> bool:
-        """Tell whether some host matches both patterns."""
+        """Whether some host matches both patterns."""
         if HostForm.ANY in (self.form, other.form):
             return True
         if self.network is not None and other.network is not None:
@@ -59,7 +59,7 @@ class HostPattern:
         return any(other.matches(host) for host in self._samples()) or any(map(self.matches, other._samples()))
 
     def covers(self, other: HostPattern) -> bool:
-        """Tell whether the pattern matches every host that another one matches."""
+        """Whether the pattern matches every host that another one matches."""
         if self.form is HostForm.ANY or other.form is HostForm.ANY:
             return self.form is HostForm.ANY
         if self.network is not None and other.network is not None:
@@ -68,7 +68,7 @@ class HostPattern:
         return bool(hosts) and all(map(self.matches, hosts))
 
     def _samples(self, label: str = "x") -> Iterator[Host]:
-        """Give a host of each depth that the pattern tells apart: the name, a label under it, two labels under it."""
+        """Return a host of each depth that the pattern tells apart: the name, a label under it, two labels under it."""
         names = (self.name, f"{label}.{self.name}", f"{label}.{label}.{self.name}") if self.name else ()
         return filter(self.matches, map(Host, names))
 
@@ -142,7 +142,7 @@ def _parse_name(text: str, name: str) -> Host:
 
 
 def sample_host(pattern: HostPattern) -> str | None:
-    """Give a host that a pattern matches."""
+    """Return a host that a pattern matches."""
     if pattern.network is not None:
         return bracketed(address_host(pattern.network[0]))
     if pattern.form is HostForm.ANY:

@@ -68,12 +68,12 @@ def open_to_any_client(policy: Policy, directory: str, now: datetime) -> tuple[F
 
 
 def _opens(rule: Rule) -> bool:
-    """Tell whether a rule allows: one that observes decides nothing."""
+    """Whether a rule allows: one that observes decides nothing."""
     return rule.action is Action.ALLOW and not rule.observe
 
 
 def _closes(rule: Rule) -> bool:
-    """Tell whether a rule denies: one that observes decides nothing."""
+    """Whether a rule denies: one that observes decides nothing."""
     return rule.action is Action.DENY and not rule.observe
 
 
@@ -177,7 +177,7 @@ def _git_services(rule: Rule) -> Iterator[str]:
 
 
 def _denies_service(rule: Rule, service: str) -> bool:
-    """Tell whether a deny without other conditions refuses the request with which git begins."""
+    """Whether a deny without other conditions refuses the request with which git begins."""
     match = rule.match
     named = [pattern for pattern in match.query or () if pattern.key == "service"]
     if not match.any_path or len(named) != len(match.query or ()) or "GET" not in (match.methods or {"GET"}):

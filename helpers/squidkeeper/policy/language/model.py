@@ -91,7 +91,7 @@ class Token:
         return self.sha256[:TOKEN_ID_LENGTH]
 
     def lapsed(self, at: datetime) -> bool:
-        """Tell whether the token opens nothing any longer."""
+        """Whether the token opens nothing any longer."""
         return self.expires is not None and at >= self.expires
 
 
@@ -124,7 +124,7 @@ class Client:
         return networks if is_machine else ()
 
     def matches(self, address: Address | None, user: str | None) -> bool:
-        """Tell whether a request from this address, as this proxy user, belongs to the client.
+        """Whether a request from this address, as this proxy user, belongs to the client.
 
         That a user who is the name of a client with tokens has shown one of them is for `CompiledPolicy` to check.
         """
@@ -135,7 +135,7 @@ class Client:
         return self.users is None or user in self.users
 
     def within_networks(self, address: Address | None) -> bool:
-        """Tell whether a request from this address can belong to the client."""
+        """Whether a request from this address can belong to the client."""
         return self.networks is None or any(address in network for network in self.networks if address)
 
 
@@ -281,11 +281,11 @@ class Rule:
         return not self.match.any_url or self.action is Action.ASK or self.uses is not None
 
     def lapsed(self, at: datetime) -> bool:
-        """Tell whether the rule no longer matches."""
+        """Whether the rule no longer matches."""
         return self.expires is not None and at >= self.expires
 
     def in_force(self, at: datetime) -> bool:
-        """Tell whether the rule matches at a time: it has not expired, and its schedule holds."""
+        """Whether the rule matches at a time: it has not expired, and its schedule holds."""
         return not self.lapsed(at) and (self.when is None or self.when.holds(at))
 
 

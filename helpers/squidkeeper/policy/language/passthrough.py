@@ -77,7 +77,7 @@ def _seeing(policy: Policy, position: int) -> Iterator[tuple[str, Entry, str]]:
 
 
 def overlap(rule: Rule, other: Entry | Route, lists: Mapping[str, HostList]) -> bool:
-    """Tell whether both can be for one https request. Clients with different names count as different."""
+    """Whether both can be for one https request. Clients with different names count as different."""
     one, two = rule.match, other.match
     if two.schemes is not None and _HTTPS not in two.schemes:
         return False
@@ -105,5 +105,5 @@ def _share_a_host(patterns: Iterable[HostPattern], match: Match, lists: Mapping[
 
 
 def _may_hold(hosts: HostList, pattern: HostPattern) -> bool:
-    """Tell whether a list can hold a host of a pattern; of a wildcard or a network, that is not looked up."""
+    """Whether a list can hold a host of a pattern; of a wildcard or a network, that is not looked up."""
     return pattern.form is not HostForm.EXACT or Host(pattern.name) in hosts

@@ -60,7 +60,7 @@ class PathPattern:
         return self._regex is None
 
     def parts(self, reading: Reading) -> tuple[str, ...]:
-        """Give a glob's literal texts and wildcards, as they are compared with this reading of a path."""
+        """Return a glob's literal texts and wildcards, as they are compared with this reading of a path."""
         return tuple(_PART.findall(_read_glob(self.text, reading)))
 
     def match(self, path: ReadPath) -> Mapping[str, str] | None:
@@ -128,7 +128,7 @@ def _without_groups(expression: str, groups: int) -> re2._Regexp | None:
 
 
 def sample_path(text: str) -> str | None:
-    """Give a path that a glob matches; a `regex:` is no help."""
+    """Return a path that a glob matches; a `regex:` is no help."""
     if text.startswith("regex:"):
         return None
     path = text.replace("/**/", "/").replace("**", "").replace("*", "x")

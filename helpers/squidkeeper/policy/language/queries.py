@@ -26,11 +26,11 @@ class QueryPattern:
         object.__setattr__(self, "_matches", glob_matcher(parts, {"*": ANYTHING}))
 
     def matches_all(self, values: QueryValues) -> bool:
-        """Tell whether the query has the key and all its values match: what an allow requires."""
+        """Whether the query has the key and all its values match: what an allow requires."""
         return values.hold(self, all)
 
     def matches_one(self, values: QueryValues) -> bool:
-        """Tell whether the query has the key and one of its values matches: what a deny requires."""
+        """Whether the query has the key and one of its values matches: what a deny requires."""
         return values.hold(self, any)
 
     def match_each(self, values: Iterable[str]) -> Iterator[bool]:
@@ -49,7 +49,7 @@ class QueryValues(dict[str, tuple[str, ...]]):
         self._known: dict[tuple[QueryPattern, Callable[..., bool]], bool] = {}
 
     def hold(self, pattern: QueryPattern, how_many: Callable[[Iterable[bool]], bool]) -> bool:
-        """Tell whether the query has the pattern's key and `all` or `any` of its values match."""
+        """Whether the query has the pattern's key and `all` or `any` of its values match."""
         key = (pattern, how_many)
         known = self._known.get(key)
         if known is None:

@@ -73,11 +73,11 @@ class Quota:
     clients: frozenset[str] | None = None
 
     def holds_for(self, clients: tuple[str, ...]) -> bool:
-        """Tell whether it is for a request of these clients."""
+        """Whether it is for a request of these clients."""
         return self.clients is None or not self.clients.isdisjoint(clients)
 
     def counts(self, rule: str) -> bool:
-        """Tell whether it is for what a rule allows; rules of no policy of its own are named as they are recorded."""
+        """Whether it is for what a rule allows; rules of no policy of its own are named as they are recorded."""
         return self.rules is None or rule in self.rules
 
     @property

@@ -59,11 +59,11 @@ class Schedule:
         return " ".join(filter(None, parts))
 
     def holds(self, at: datetime) -> bool:
-        """Tell whether it holds at a time."""
+        """Whether it holds at a time."""
         return self._holds(_within_years(at).astimezone(self.zone).replace(tzinfo=None))
 
     def span(self, at: datetime) -> SteadySpan:
-        """Give the span around a time in which the clock passes no edge of a part, and no midnight, and is not set."""
+        """Return the span around a time in which no part begins or ends, no day begins, and no clock is set."""
         if at < _FIRST:
             return SteadySpan(self.holds(at), datetime.min.replace(tzinfo=UTC), _FIRST)
         if at >= _LAST:
@@ -79,7 +79,7 @@ class Schedule:
         return SteadySpan(self._holds(wall), max(since, _FIRST), min(until, _LAST))
 
     def holds_between(self, since: datetime, until: datetime) -> bool:
-        """Tell whether it holds at some time between two; in two weeks it does, whatever clock is set."""
+        """Whether it holds at some time between two; in two weeks it does, whatever clock is set."""
         at, last = since, min(until, since + _TWO_WEEKS)
         while at < last:
             span = self.span(at)
@@ -110,7 +110,7 @@ class Schedule:
 
 
 def offset_of(zone: tzinfo, at: datetime) -> timedelta | None:
-    """Give what the clock of a zone is ahead of UTC."""
+    """Return what the clock of a zone is ahead of UTC."""
     return _within_years(at).astimezone(zone).utcoffset()
 
 
@@ -127,7 +127,7 @@ def times_of_setting(zone: tzinfo, since: datetime, until: datetime) -> Iterator
 
 
 def clocks_are_known_until(at: datetime) -> datetime:
-    """Give a time after which clocks are set as they were before, from a time on.
+    """Return a time after which clocks are set as they were before, from a time on.
 
     The IANA database lists years up to 2087 (Ramadan in Morocco). Then rules hold. The days of the week on which they
     set a clock repeat after 28 years.

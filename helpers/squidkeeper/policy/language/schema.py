@@ -908,7 +908,7 @@ class Checked:
 
 
 def is_understood(document: Document) -> bool:
-    """Tell whether a file was read, has known sections only, and those that define names have the right type."""
+    """Whether a file was read, has known sections only, and those that define names have the right type."""
     if document.root is None or not document.data.keys() <= _KEYS_OF_FILE:
         return False
     return all(isinstance(document.data.get(section, holder()), holder) for section, holder in _DEFINING.items())
@@ -1060,7 +1060,7 @@ def _choice_faults(document: Document) -> list[Fault]:
 
 
 def _choosing(document: Document) -> Iterator[tuple[str, dict[str, Any], tuple[str | int, ...]]]:
-    """Give the mappings that need one of some keys: the choice, the mapping, and the steps that lead there."""
+    """Yield the mappings that need one of some keys: the choice, the mapping, and the steps that lead there."""
     yield from entries(document, *(_CHOICES.keys() - {"when"}))
     for _, entry, steps in entries(document, "rules"):
         when = entry.get("when")

@@ -90,7 +90,7 @@ class _Compiler:
         self.exception: ListLine | None = None
 
     def keys(self, file: BinaryIO) -> Iterator[str]:
-        """Give the keys of all patterns; a host and all under it, in two lines of an RPZ zone, are one pattern."""
+        """Yield the keys of all patterns; a host and all under it, in two lines of an RPZ zone, are one pattern."""
         held = ""
         for key in self._keys(file):
             if key == f"{HostForm.UNDER}{held}":

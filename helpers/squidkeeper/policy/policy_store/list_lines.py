@@ -28,7 +28,7 @@ class LineReader:
         self._origin: str | None = None  # what names without a dot at the end are relative to; None: the apex
 
     def plain_key(self, line: str) -> str | None:
-        """Give the key of a line in one of the usual spellings; None: `patterns` can read it."""
+        """Return the key of a line in one of the usual spellings; None: `patterns` can read it."""
         if line == self._under_line:
             return self._under_key
         match = _PLAIN_LINE.fullmatch(line)
@@ -145,7 +145,7 @@ class LineReader:
         return _named(HostForm.EXACT, name)
 
     def _under_apex(self, owner: str) -> str:
-        """Give the name below the zone that an owner stands for: the zone's own name is not part of it."""
+        """Return the name below the zone that an owner stands for: the zone's own name is not part of it."""
         if self._origin == self._apex and not owner.endswith("."):
             return owner.lower()
         name, apex = self._absolute(owner), self._apex
@@ -175,7 +175,7 @@ class LineReader:
 
 
 def is_exception(text: str) -> bool:
-    """Tell whether a line that is not understood excludes hosts from the list."""
+    """Whether a line that is not understood excludes hosts from the list."""
     return bool(_EXCEPTION.match(text)) or any(
         word in text.lower() for word in ("$badfilter", ",badfilter", "rpz-passthru")
     )

@@ -118,7 +118,7 @@ class OpenWrites:
             self._open.setdefault(inode, time.time())
 
     def _is_new(self, path: Path, states: Mapping[Path, os.stat_result]) -> bool:
-        """Tell whether a file is new to this process and may be unfinished; a complete one is no longer new."""
+        """Whether a file is new to this process and may be unfinished; a complete one is no longer new."""
         if path not in self._new:
             return False
         if _inode(states[path]) not in self._closed and self._may_be_open(states[path]):

@@ -73,7 +73,7 @@ class FileWatch:
         return self._writes.problem
 
     def changed(self) -> bool:
-        """Tell whether a file has changed since `take`."""
+        """Whether a file has changed since `take`."""
         if fingerprint(self._directory, self._named) != self._taken:
             return True
         self._writes.read()
@@ -87,7 +87,7 @@ class FileWatch:
         return sources
 
     def is_current(self, sources: Sources) -> bool:
-        """Tell whether the files on disk are still those that were read."""
+        """Whether the files on disk are still those that were read."""
         return fingerprint(self._directory, sources.named) == sources.fingerprint
 
     def unfinished(self, *, edited: bool) -> UnfinishedFile | None:

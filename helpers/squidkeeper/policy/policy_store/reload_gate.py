@@ -88,7 +88,7 @@ class GateVerdict:
         return self.counted <= self.allowed
 
     def is_of(self, edit: Edit) -> bool:
-        """Tell whether it is about an edit."""
+        """Whether it is about an edit."""
         return (self.old, self.new) == (edit.old, edit.new)
 
 
@@ -243,7 +243,7 @@ def denial_text(denial: GatedDenial) -> str:
 
 
 def is_forced(directory: Path, revision: str) -> bool:
-    """Tell whether root, or who owns the policy's folder, has accepted exactly this revision."""
+    """Whether root, or who owns the policy's folder, has accepted exactly this revision."""
     try:
         with open_untrusted(forced_file(directory)) as file:
             is_trusted = os.fstat(file.fileno()).st_uid in (_ROOT, directory.stat().st_uid)

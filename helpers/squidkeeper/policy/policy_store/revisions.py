@@ -200,7 +200,7 @@ def _read(file: Path, digest: str) -> bytes:
 
 
 def _is_complete(place: Path, sources: Sources) -> bool:
-    """Tell whether a revision is stored, and no crash of the machine has left a file of it empty."""
+    """Whether a revision is stored, and no crash of the machine has left a file of it empty."""
     try:
         documents = json.loads((place / _MANIFEST).read_bytes())["documents"]
         contents = [(place / _DOCUMENTS / one.path.name).read_bytes() for one in sources.documents]

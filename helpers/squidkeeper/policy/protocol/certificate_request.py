@@ -157,7 +157,7 @@ def parse_leaf_request(request: bytes) -> LeafRequest:
 
 
 def leaf_channel(request: bytes) -> bytes:
-    """Give the channel-ID of a request; empty where it has none."""
+    """Return the channel-ID of a request; empty where it has none."""
     header = _HEADER.match(request)
     return (header and header[1]) or b""
 

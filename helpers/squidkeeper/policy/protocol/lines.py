@@ -118,7 +118,7 @@ def decode_token(token: bytes) -> str:
 
 
 def reply_limit(concurrency: int) -> int:
-    """Give the bytes of the longest reply, so that `concurrency` replies stay within Squid's read buffer."""
+    """Return the bytes of the longest reply, so that `concurrency` replies stay within Squid's read buffer."""
     return IN_FLIGHT_LIMIT // concurrency if concurrency else UNNUMBERED_LIMIT
 
 

@@ -83,7 +83,7 @@ def read_tag(tag: str) -> tuple[str, TunnelMode]:
 
 
 def authority_of(tag: str) -> str:
-    """Give the authority that the tag of a tunnel names."""
+    """Return the authority that the tag of a tunnel names."""
     return read_tag(tag)[0]
 
 
@@ -133,7 +133,7 @@ def request_to(method: str, target: str, client: str | None = None, user: str | 
 def stated_tokens(
     method: str, target: str, client: str | None = None, user: str | None = None
 ) -> tuple[list[str | None], str | None]:
-    """Give what `parse_request` takes, as Squid would state it; where a target cannot be parsed, no host.
+    """Return what `parse_request` takes, as Squid would state it; where a target cannot be parsed, no host.
 
     A user counts as logged in.
     """
@@ -177,7 +177,7 @@ def _reason(method: str, url: str | None, error: InvalidUrl) -> str:
 
 
 def _contradiction(request: Request, sni: str | None, tunnel: str | None) -> tuple[str, str] | None:
-    """Give rule and reason where one layer claims another host than the next; None where all agree."""
+    """Return rule and reason where one layer claims another host than the next; None where all agree."""
     if request.spliced:
         return _splice_contradiction(request, sni, tunnel)
     if request.method == CONNECT:
@@ -196,7 +196,7 @@ def _contradiction(request: Request, sni: str | None, tunnel: str | None) -> tup
 
 
 def _splice_contradiction(request: Request, sni: str | None, tunnel: str | None) -> tuple[str, str] | None:
-    """Give rule and reason where a tunnel that is about to be spliced leads to another host than its TLS names.
+    """Return rule and reason where a tunnel that is about to be spliced leads to another host than its TLS names.
 
     The same host, and not any other that is passed through: what is checked and logged is the host of the CONNECT.
     """
@@ -216,7 +216,7 @@ def _no_authority(target: str) -> str:
 
 
 def _is(expected: object, parse: Callable[[str], object], text: str) -> bool:
-    """Tell whether a text is another spelling of what is expected."""
+    """Whether a text is another spelling of what is expected."""
     try:
         return parse(text) == expected
     except InvalidUrl:

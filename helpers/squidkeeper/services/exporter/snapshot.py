@@ -128,10 +128,10 @@ class Snapshot:
         return {name: self.fetching.secrets.get(name) for name, _ in fetched_secrets(secrets)}
 
     def is_outdated(self, helper: HelperStatus) -> bool:
-        """Tell whether a helper decides by another revision than the exporter has."""
+        """Whether a helper decides by another revision than the exporter has."""
         return helper.helper in LOADS_POLICY and helper.revision != self.policy_state.revision
 
     def is_stuck(self, helper: HelperStatus) -> bool:
-        """Tell whether a helper gives no heartbeat, or has not answered the same lines for too long."""
+        """Whether a helper gives no heartbeat, or has not answered the same lines for too long."""
         since = helper.beat if helper.busy_since is None else min(helper.beat, helper.busy_since)
         return self.now - since > HELPER_PATIENCE_SECONDS

@@ -80,7 +80,7 @@ def _moment(seconds: float | None) -> datetime | None:
 
 
 def _rules_shown(rules: tuple[RuleRow, ...]) -> list[tuple[int, RuleRow]]:
-    """Give each rule its number; of very many, keep those that matched or expire."""
+    """Return the rules with their numbers; of very many, keep those that matched or expire."""
     numbered = list(enumerate(rules, 1))
     if len(numbered) > _RULES_SHOWN:
         numbered = [(number, rule) for number, rule in numbered if rule.seen or rule.expires]

@@ -129,7 +129,7 @@ def _timestamp(value: object) -> float | None:
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    """Tell whether it is a number; JSON has integers that no float can hold."""
+    """Whether it is a number; JSON has integers that no float can hold."""
     return (isinstance(value, int) and not isinstance(value, bool)) or (
         isinstance(value, float) and math.isfinite(value)
     )

@@ -47,7 +47,7 @@ class RefreshTokens:
         self.problem = ""
 
     def current(self, initial: str) -> str:
-        """Give the newest refresh token; once the policy's own one has changed, that is it."""
+        """Return the newest refresh token; once the policy's own one has changed, that is it."""
         newest = self._newest or self._read()
         return newest.token if newest and newest.of == _hash(initial) else initial
 

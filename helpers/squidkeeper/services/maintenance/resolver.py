@@ -169,7 +169,7 @@ def name_servers(resolv_conf: str, own: str) -> tuple[str, ...]:
 
 
 def _is_address(text: str) -> bool:
-    """Tell whether this is an address, with or without a zone (RFC 4007), that needs no quoting in unbound.conf."""
+    """Whether this is an address, with or without a zone (RFC 4007), that needs no quoting in unbound.conf."""
     try:
         ip_address(text)
     except ValueError:

@@ -69,7 +69,7 @@ class SquidProcess:
         self._pid_file = pid_file
 
     def runs(self) -> bool:
-        """Tell whether Squid runs."""
+        """Whether Squid runs."""
         return bool(self._kids())
 
     def run(self) -> SquidRun | None:
@@ -159,7 +159,7 @@ class RateLimit:
         self._events: deque[float] = deque(maxlen=max(events for _, events in bounds))
 
     def allows(self) -> bool:
-        """Tell whether another event is allowed now."""
+        """Whether another event is allowed now."""
         now = self._clock()
         return all(sum(now - event < seconds for event in self._events) < events for seconds, events in self._bounds)
 

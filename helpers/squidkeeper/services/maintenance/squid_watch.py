@@ -81,7 +81,7 @@ class SquidCrashes:
 
 
 def _said_by(pid: int, text: bytes, recent: int) -> bytes:
-    """Give what one process wrote from `recent` on, and ahead of a start after it.
+    """Return what one process wrote from `recent` on, and ahead of a start after it.
 
     Squid names its worker in each line, where there are several. Which one a process was stands beside its start.
     """

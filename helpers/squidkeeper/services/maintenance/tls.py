@@ -41,11 +41,11 @@ class ServerCertificate:
         self._names = names
 
     def is_due(self) -> bool:
-        """Tell whether it has to be issued; an OSError or ValueError if the CA cannot be read."""
+        """Whether it has to be issued; an OSError or ValueError if the CA cannot be read."""
         return self.replaces(self.file.read_bytes() if self.file.exists() else b"")
 
     def replaces(self, pem: bytes) -> bool:
-        """Tell whether another one is due for this one, in PEM form; an OSError or ValueError as above."""
+        """Whether another one is due for this one, in PEM form; an OSError or ValueError as above."""
         return is_server_certificate_due(pem, self._ca.read_bytes(), self._names(), _now())
 
     def issue(self) -> None:
@@ -101,7 +101,7 @@ class TlsPort:
         self._pace.count()
 
     def _give(self) -> None:
-        """Give HAProxy a certificate that is new to it; without one, only ask it for a sign of life."""
+        """Send HAProxy a certificate that is new to it; without one, only ask it for a sign of life."""
         file = self._certificate.file
         pem = file.read_bytes()
         if pem == self._given:

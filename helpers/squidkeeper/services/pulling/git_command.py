@@ -69,7 +69,7 @@ _TELLS_NOTHING: Final = re.compile(
 
 
 def what_git_told(messages: str) -> str:
-    """Give the last lines of what git and ssh have written that say what is wrong, as one."""
+    """Return the last lines of what git and ssh have written that say what is wrong, as one."""
     if meaning := next((meaning for part, meaning in _MEANINGS.items() if part in messages), ""):
         return meaning
     lines = [line.strip() for line in messages.splitlines()]
@@ -97,7 +97,7 @@ class GitCommand:
         (self._folder / _PROGRAMS / _FOR_HTTPS).symlink_to(Path(path, _FOR_HTTPS))
 
     def output(self, *arguments: str, given: bytes = b"") -> bytes:
-        """Give what git prints; `PullFailed` if it fails."""
+        """Return what git prints; `PullFailed` if it fails."""
         ended = self.run(*arguments, given=given)
         if ended.status != 0:
             told = printable(what_git_told(ended.messages))
@@ -116,7 +116,7 @@ class GitCommand:
         return {**_ENVIRONMENT, **programs, "GIT_CONFIG_COUNT": str(len(settings)), **numbered}
 
     def _access(self) -> Mapping[str, str]:
-        """Give what https needs; a token stands in no command line."""
+        """Return what https needs; a token stands in no command line."""
         source, access = self._source, {}
         if source.ca:
             access["http.sslCAInfo"] = str(source.ca)

@@ -49,7 +49,7 @@ class WhatCounts:
 
 
 def what_counts(tip: str, before: str, settings: PullSettings, settings_file: Path, policy: Path) -> WhatCounts:
-    """Give what counts now: also local setup and grants, which are beside the policy, and all below the ceiling."""
+    """Return what counts now: also local setup and grants, which are beside the policy, and all below the ceiling."""
     ceiling = [settings.ceiling, *sorted(settings.ceiling.rglob("*"))] if settings.ceiling else []
     return WhatCounts(tip, before, fingerprint(policy, (settings_file, settings.allowed_signers, *ceiling)))
 

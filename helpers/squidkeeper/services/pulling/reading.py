@@ -61,7 +61,7 @@ class _ReadVersion(msgspec.Struct, frozen=True):
 
 
 def source_of(settings: PullSettings, folder: Path) -> Source:
-    """Give the source that the settings name; what is fetched goes to `folder`."""
+    """Return the source that the settings name; what is fetched goes to `folder`."""
     source, signers = settings.source, settings.allowed_signers
     if isinstance(source, GitSource):
         return GitRepository(source, folder / _REPOSITORY, signers)

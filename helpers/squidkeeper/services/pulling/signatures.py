@@ -71,5 +71,5 @@ def split_commit(commit: bytes) -> tuple[bytes, bytes]:
 
 
 def commit_links(signed: bytes) -> tuple[str, ...]:
-    """Give the tree of a commit, and its parents."""
+    """Return the tree of a commit, and its parents."""
     return tuple(link.decode() for link in _LINK.findall(signed.partition(b"\n\n")[0]))

@@ -78,7 +78,7 @@ def _check_sizes(sizes: Collection[int]) -> None:
 
 
 def is_policy_file(path: str) -> bool:
-    """Tell whether a file is one that policies are read from."""
+    """Whether a file is one that policies are read from."""
     return "/" not in path and path.endswith(_SUFFIXES)
 
 
@@ -138,7 +138,7 @@ class Versions:
             return PlacedVersion(name)
 
     def is_as_read(self, source: str) -> bool:
-        """Tell whether the version in place has the files that were read of a source, and no other."""
+        """Whether the version in place has the files that were read of a source, and no other."""
         place = self._folder / self._linked
         try:
             return (place / _DIGEST).read_text() == _digest(place, source)

@@ -128,19 +128,19 @@ def strict_faults(pem: bytes) -> Iterator[str]:
 
 
 def may_sign_intermediates(ca: CertificateAuthority) -> bool:
-    """Tell whether the path length of a CA, if it has one, leaves room for an intermediate."""
+    """Whether the path length of a CA, if it has one, leaves room for an intermediate."""
     constraints = _extension(certificate_of(ca.certificate), x509.BasicConstraints)
     return not constraints or constraints.value.path_length != 0
 
 
 def is_intermediate(pem: bytes) -> bool:
-    """Tell whether a certificate is an intermediate of ours."""
+    """Whether a certificate is an intermediate of ours."""
     names = certificate_of(pem).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return any(str(name.value).startswith(_INTERMEDIATE) for name in names)
 
 
 def is_key_of(key: bytes, pem: bytes) -> bool:
-    """Tell whether a key is that of a certificate."""
+    """Whether a key is that of a certificate."""
     try:
         return _private_key(key).public_key() == certificate_of(pem).public_key()
     except SetupFailed:
@@ -148,12 +148,12 @@ def is_key_of(key: bytes, pem: bytes) -> bool:
 
 
 def issuer_of(pem: bytes) -> bytes:
-    """Give the certificates that follow the first one of a file: of what issued it."""
+    """Return the certificates that follow the first one of a file: of what issued it."""
     return b"".join(map(_pem, x509.load_pem_x509_certificates(pem)[1:]))
 
 
 def is_issued_by(pem: bytes, ca: CertificateAuthority) -> bool:
-    """Tell whether a certificate was issued with the key, and by the name, of a CA."""
+    """Whether a certificate was issued with the key, and by the name, of a CA."""
     try:
         certificate_of(pem).verify_directly_issued_by(certificate_of(ca.certificate))
     except (ValueError, TypeError, InvalidSignature):
@@ -162,7 +162,7 @@ def is_issued_by(pem: bytes, ca: CertificateAuthority) -> bool:
 
 
 def is_due(pem: bytes, now: datetime) -> bool:
-    """Tell whether an intermediate is to be renewed: its end is near, before that of what issued it."""
+    """Whether an intermediate is to be renewed: its end is near, before that of what issued it."""
     begins = renewed_from(pem)
     return begins is not None and now > begins
 
@@ -241,7 +241,7 @@ def issue_server_certificate(ca: CertificateAuthority, names: Sequence[str], now
 
 
 def is_server_certificate_due(pem: bytes, ca: bytes, names: Sequence[str], now: datetime) -> bool:
-    """Tell whether a certificate in PEM form has to be issued again: by this CA, for these names, in good time."""
+    """Whether a certificate in PEM form has to be issued again: by this CA, for these names, in good time."""
     issuer, *_ = x509.load_pem_x509_certificates(ca)
     try:
         certificate = x509.load_pem_x509_certificate(pem)

@@ -179,7 +179,7 @@ def sign_leaf(leaf: Leaf, key: LeafKey, signer: Signer | None, hash_name: str = 
 
 
 def _name(host: str) -> x509.GeneralName | None:
-    """Give a host as a name in a certificate; None where it is neither an IP address nor a DNS name."""
+    """Return a host as a name in a certificate; None where it is neither an IP address nor a DNS name."""
     try:
         return x509.IPAddress(ip_address(host.removeprefix("[").removesuffix("]")))
     except ValueError:
@@ -188,7 +188,7 @@ def _name(host: str) -> x509.GeneralName | None:
 
 
 def _subject(name: x509.GeneralName) -> x509.Name:
-    """Give the subject for a name: empty where the name is longer than a common name may be."""
+    """Return the subject for a name: empty where the name is longer than a common name may be."""
     text = str(name.value)
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)] if len(text) <= _LONGEST_COMMON_NAME else [])
 
@@ -205,7 +205,7 @@ def _names(origin: x509.Certificate) -> tuple[x509.GeneralName, ...]:
 
 
 def _is_for_servers(origin: x509.Certificate) -> bool:
-    """Tell whether OpenSSL, as a client, takes a certificate for a server's (X509_check_purpose)."""
+    """Whether OpenSSL, as a client, takes a certificate for a server's (X509_check_purpose)."""
     usage, extended = _extension(origin, x509.KeyUsage), _extension(origin, x509.ExtendedKeyUsage)
     of_tls = usage is None or usage.digital_signature or usage.key_encipherment or usage.key_agreement
     return of_tls and (extended is None or ExtendedKeyUsageOID.SERVER_AUTH in extended)

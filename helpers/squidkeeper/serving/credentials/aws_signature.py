@@ -65,7 +65,7 @@ def load_signer() -> None:
 def sign(
     keys: AwsKeys, scope: AwsScope, method: str, url: str, headers: Mapping[str, str], at: datetime
 ) -> dict[str, str]:
-    """Give the headers that sign a request: Authorization, X-Amz-Date, and what else AWS asks for.
+    """Return the headers that sign a request: Authorization, X-Amz-Date, and what else AWS asks for.
 
     `url` is the one that is fetched, `headers` the client's, by their names in lower case, as far as they are known.
     `SigningRefused` for a request that cannot be signed from its head.
@@ -119,7 +119,7 @@ def _declared_payload(scope: AwsScope, method: str, headers: Mapping[str, str]) 
 
 
 def _signed_too(headers: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Give the client's headers that AWS wants signed; `SigningRefused` where their values are not known."""
+    """Yield the client's headers that AWS wants signed; `SigningRefused` where their values are not known."""
     for name, value in headers.items():
         if (name.startswith("x-amz-") and name not in _OURS) or name in _ALSO_SIGNED:
             yield name, value

@@ -22,7 +22,7 @@ class FetchedValue:
     expires_at: float | None = None
 
     def expired(self, now: float) -> bool:
-        """Tell whether it must not be used any more."""
+        """Whether it must not be used any more."""
         return self.expires_at is not None and now >= self.expires_at
 
 

@@ -49,7 +49,7 @@ class SealedTokens:
         return known
 
     def _keys(self) -> list[SealingPrivateKey]:
-        """Give the keys that can be read; a key that has changed opens nothing that was opened by the old one."""
+        """Return the keys that can be read; a key that has changed opens nothing that was opened by the old one."""
         for name in self._names:
             try:
                 secret = self._secrets.get(name)
@@ -77,7 +77,7 @@ def _parse_key(name: str, secret: Secret) -> SealingPrivateKey:
 
 
 def presented_token(headers: Mapping[str, str], url: str) -> str | None:
-    """Give the sealed token of a request, None if it has none; `headers` are by their names in lower case.
+    """Return the sealed token of a request, None if it has none; `headers` are by their names in lower case.
 
     `SealedTokenRefused` where it is presented anywhere but in one header that the gateway injects.
     """

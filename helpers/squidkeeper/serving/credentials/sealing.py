@@ -76,7 +76,7 @@ class SealingPrivateKey:
         return cls(raw, SealingPublicKey(bytes(PrivateKey(raw).public_key)))
 
     def reveal(self) -> str:
-        """Give the text that its file holds."""
+        """Return the text that its file holds."""
         return PRIVATE_PREFIX + _encode(self.raw)
 
 
@@ -94,7 +94,7 @@ def seal_bytes(content: bytes, key: SealingPublicKey) -> str:
 
 
 def open_bytes(token: str, keys: Iterable[SealingPrivateKey]) -> bytes:
-    """Give the content of a token; `SealedTokenRefused` if none of the keys opens it."""
+    """Return the content of a token; `SealedTokenRefused` if none of the keys opens it."""
     if len(token) > LONGEST_TOKEN:
         raise SealedTokenRefused(f"it is longer than {LONGEST_TOKEN:,} characters")
     match = _TOKEN.fullmatch(token)

@@ -26,7 +26,7 @@ class Secret:
     _value: str = field(repr=False)
 
     def reveal(self) -> str:
-        """Give the value itself."""
+        """Return the value itself."""
         return self._value
 
 
@@ -99,7 +99,7 @@ class SecretStore:
         return _read_file(name, source.path, f"the file {source.path}")[1]
 
     def watched_length(self, name: str) -> int:
-        """Give the length of a value that can be read; that of a private key, which is never sent, has no bound."""
+        """Return the length of a value that can be read; that of a private key, which is never sent, has no bound."""
         return sys.maxsize if name in self._private_keys else len(self.get(name).reveal())
 
     def problem(self, name: str) -> SecretUnavailable | None:

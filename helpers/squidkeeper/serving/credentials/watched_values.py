@@ -148,7 +148,7 @@ def _pattern(window: int) -> bytes:
 
 
 def _encodings(value: bytes) -> Iterator[bytes]:
-    """Give a value as it is, in hexadecimal, and in base64, wherever it stands in what was encoded."""
+    """Yield a value as it is, in hexadecimal, and in base64, wherever it stands in what was encoded."""
     yield value
     yield value.hex().encode()
     for before in range(3):

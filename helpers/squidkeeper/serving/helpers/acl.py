@@ -98,14 +98,14 @@ class HostScope:
         return reply
 
     def _is_closed(self, request: Request, at: datetime) -> bool:
-        """Tell whether a request is in a tunnel that the policy denies, as it does each URL in it: by its own rule."""
+        """Whether a request is in a tunnel that the policy denies, as it does each URL in it: by its own rule."""
         if request.tunnel is not TunnelMode.FIRST:
             return False
         connect = request._replace(method=CONNECT, url=None)
         return not decide(self.policy, self.policy.match(connect), at, Stage.HOST).allowed
 
     def _may_log_in(self, request: Request | Malformed, at: datetime) -> bool:
-        """Tell whether a request without a login could be allowed with one: some programs wait to be asked."""
+        """Whether a request without a login could be allowed with one: some programs wait to be asked."""
         matches = self.policy.matches_of_logins(request)
         decisions = (decide(self.policy, match, at, Stage.HOST) for match in matches)
         return any(decision.allowed and not decision.asks for decision in decisions)

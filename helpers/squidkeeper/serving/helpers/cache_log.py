@@ -46,7 +46,7 @@ class OncePerGateway(logging.Filter):
             self._descriptor = None  # HelperCounters uses the same folder and reports the cause
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether this process writes the message."""
+        """Whether this process writes the message."""
         if record.name not in _SHARED or self._descriptor is None:
             return True
         with self._lock:

@@ -24,7 +24,7 @@ class ClientShares:
         self._unused_at: dict[str, float] = {}  # when the client has its whole burst again
 
     def is_used_up(self, token: bytes) -> bool:
-        """Tell whether a client has used up its share."""
+        """Whether a client has used up its share."""
         if not self._unused_at:
             return False
         return self._unused_at.get(self._client(token), 0.0) - time.monotonic() > BURST_SECONDS / SHARE

@@ -91,7 +91,7 @@ class Injector:
         return self._in_force.checked(decide(self.policy, match, at, Stage.FETCH, asked, fetched))
 
     def request(self, tokens: bytes, url: bytes, final_url: bytes, headers: RequestHeaders) -> FetchedRequest:
-        """Give the request of a line that is allowed, with its headers."""
+        """Return the request of a line that is allowed, with its headers."""
         return FetchedRequest.of(self._matches.find(tokens), tokens, url, final_url, headers)
 
     def unseal(self, decision: Decision, request: FetchedRequest | None) -> Decision:
@@ -202,5 +202,5 @@ def answer(injector: Injector | None, line: bytes, concurrency: int, *, with_hea
 
 
 def _is_of_request(decision: Decision) -> bool:
-    """Tell whether the values are those of one request, and of no other with the same decision."""
+    """Whether the values are those of one request, and of no other with the same decision."""
     return any(isinstance(credential.form, SealedHeader | AwsSigV4) for credential in decision.credentials)

@@ -77,7 +77,7 @@ class ReleaseChannel:
             self._socket.sendto(repr(until).encode(), self._name)
 
     def fileno(self) -> int:
-        """Give the descriptor for select(2)."""
+        """Return the descriptor for select(2)."""
         return self._socket.fileno()
 
     def receive(self) -> None:
@@ -93,7 +93,7 @@ class ReleaseChannel:
 
 
 def _account(ancillary: list[tuple[int, int, bytes]]) -> int | None:
-    """Give the account that sent a datagram, from the credentials that `SO_PASSCRED` adds (unix(7))."""
+    """Return the account that sent a datagram, from the credentials that `SO_PASSCRED` adds (unix(7))."""
     return next((_SENDER.unpack(data)[1] for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS), None)
 
 

@@ -51,7 +51,7 @@ class FetchedRequest(NamedTuple):
         return parse_url(self.fetched)
 
     def facts(self, url: Url) -> HostFacts:
-        """Give the facts of the request that is fetched, with its method as it was sent."""
+        """Return the facts of the request that is fetched, with its method as it was sent."""
         return facts_of(self.match.facts, url)._replace(method=self.method)
 
 

@@ -34,5 +34,5 @@ class HostMatches:
 
 
 def decision_time(policy: CompiledPolicy) -> datetime:
-    """Give the time to decide by: now, or any time where the time makes no difference, as the clock costs 0.3 us."""
+    """Return the time to decide by: now, or any time where the time makes no difference, as the clock costs 0.3 us."""
     return datetime.now(UTC) if policy.depends_on_time else _ANY_TIME

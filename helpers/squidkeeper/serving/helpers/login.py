@@ -31,7 +31,7 @@ class Logins:
         self._clients = {one.name: one for one in policy.source.clients if one.tokens is not None}
 
     def check(self, name: str, text: str, address: Address | None, at: datetime) -> tuple[str, Token | None]:
-        """Give the result of a login, one of `LOGIN_RESULTS`, and the token that it was made with."""
+        """Return the result of a login, one of `LOGIN_RESULTS`, and the token that it was made with."""
         client = self._clients.get(name)
         token = _same(text, client.tokens or () if client else _NOBODY)
         if client is None:

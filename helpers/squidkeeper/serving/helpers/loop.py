@@ -215,7 +215,7 @@ class HeldLines:
         return held
 
     def take(self, *, last: bool) -> list[bytes]:
-        """Give the lines, to be answered again; the last time, none is held any more."""
+        """Return the lines, to be answered again; the last time, none is held any more."""
         self._most = 0 if last else self._most
         lines, self._lines = self._lines, []
         return lines

@@ -96,7 +96,7 @@ def _body(length: bytes, encoding: bytes, rest: list[bytes]) -> Announced | None
 
 
 def _wait_from(began: bytes) -> float:
-    """Give how long a request waits for an upload that has just ended: the exporter counts it within a moment."""
+    """Return how long a request waits for an upload that has just ended: the exporter counts it within a moment."""
     since = abs(time.time() - float(began))  # a clock that is set back ends the wait
     return time.monotonic() + _WAIT_SECONDS - since
 

@@ -46,7 +46,7 @@ class Clients:
         self._full_at: dict[str, float] = {}  # when the client has its whole burst again
 
     def due(self, client: str, now: float, *, may_wait: bool = True) -> float | None:
-        """Give the client its next turn; None, and no turn, if that is too far away."""
+        """Return the client its next turn; None, and no turn, if that is too far away."""
         full_at = max(now, self._full_at.get(client, now))
         due = max(now, full_at - self._tolerance)
         if due - now > (self._longest if may_wait else 0):
@@ -75,7 +75,7 @@ class Surplus:
         self._waiting: deque[float] = deque()
 
     def due(self, now: float) -> float:
-        """Give the next turn, at most a minute away."""
+        """Return the next turn, at most a minute away."""
         while self._waiting and self._waiting[0] <= now:
             self._waiting.popleft()
         if len(self._waiting) >= self._at_most:

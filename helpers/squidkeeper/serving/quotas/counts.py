@@ -55,7 +55,7 @@ class CountStore(Protocol):
     """Keeps counts. Every method raises `CountsUnavailable` where it cannot, within a quarter of a second or so."""
 
     def take(self, count: QuotaCount, limit: int, asked: int) -> Taken:
-        """Give up to so many units of what is left, in one step for all who ask. None asked: tell what is used."""
+        """Hand out up to so many units of what is left, in one step for all who ask. None asked: say what is used."""
 
     def add(self, count: QuotaCount, amount: int) -> None:
         """Add what was used already."""
@@ -72,7 +72,7 @@ class HoldingStore(CountStore, Protocol):
 
 
 def share(limit: int, used: int, asked: int) -> int:
-    """Give how many units somebody gets: what was asked, less where little is left, and never more than is left."""
+    """Return how many units somebody gets: what was asked, less where little is left, and never more than is left."""
     left = limit - used
     return min(asked, max(1, left // SHARE)) if left > 0 else 0
 

@@ -58,7 +58,7 @@ class LocalCounts:
         self._tidied = 0.0
 
     def take(self, count: QuotaCount, limit: int, asked: int) -> Taken:
-        """Give up to so many units of what is left."""
+        """Hand out up to so many units of what is left."""
         if not asked:
             with self._database.opened() as database:
                 now = self._clock()

@@ -38,7 +38,7 @@ class LogHeartbeat:
 
 
 def are_bytes_counted(state: Path) -> bool:
-    """Tell whether an exporter has read the access log not long ago."""
+    """Whether an exporter has read the access log not long ago."""
     try:
         return abs(time.time() - os.lstat(state / FOLDER / _COUNTED).st_mtime) < _LATEST_SECONDS
     except OSError:

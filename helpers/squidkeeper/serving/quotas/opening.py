@@ -50,7 +50,7 @@ class SharedCounts:
         self._problem = ""
 
     def take(self, count: QuotaCount, limit: int, asked: int) -> Taken:
-        """Give up to so many units of what is left."""
+        """Hand out up to so many units of what is left."""
         if self._clock() >= self._away_until:
             try:
                 taken = self._store.take(count, limit, asked)
@@ -126,7 +126,7 @@ class GatewayCounts:
         return self._current() is self._local
 
     def take(self, count: QuotaCount, limit: int, asked: int) -> Taken:
-        """Give up to so many units of what is left."""
+        """Hand out up to so many units of what is left."""
         return self._current().take(count, limit, asked)
 
     def add(self, count: QuotaCount, amount: int) -> None:

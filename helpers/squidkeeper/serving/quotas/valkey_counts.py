@@ -50,7 +50,7 @@ class ValkeyCounts:
         self._check_at = 0.0
 
     def take(self, count: QuotaCount, limit: int, asked: int) -> Taken:
-        """Give up to so many units of what is left."""
+        """Hand out up to so many units of what is left."""
         return self._run(count, limit, asked, 0)
 
     def add(self, count: QuotaCount, amount: int) -> None:

@@ -20,7 +20,7 @@ from squidkeeper.serving.tickets.ticket import NUMBER, AskedRequest, ticket_numb
 
 
 def sound_ticket(row: Mapping[str, object], key: bytes) -> Ticket | None:
-    """Give the ticket of a row; None where no helper writes such a row, or its number is another question's."""
+    """Return the ticket of a row; None where no helper writes such a row, or its number is another question's."""
     try:
         ticket = msgspec.convert(row, Ticket)
         parse_address(ticket.client)
@@ -44,7 +44,7 @@ def decide_again(
 
 
 def waits(decision: Decision) -> bool:
-    """Tell whether a person can still answer a question about which this is decided: also one that no rule decides."""
+    """Whether a person can still answer a question about which this is decided: also one that no rule decides."""
     return not decision.allowed and (decision.asks or decision.location is None)
 
 

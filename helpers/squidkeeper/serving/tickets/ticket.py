@@ -44,7 +44,7 @@ class AskedRequest:
 
 
 def ticket_number(key: bytes, asked: AskedRequest) -> str:
-    """Give the number of the ticket for a request."""
+    """Return the number of the ticket for a request."""
     parts = (asked.client, asked.user, asked.method, asked.url)
     encoded = [part.encode("utf-8", "surrogateescape") for part in parts]
     text = b"".join(b"%d:%b" % (len(part), part) for part in encoded)
@@ -92,7 +92,7 @@ class Holder:
         return f"{self.network}{_END}{self.machine}"
 
     def has_room(self, taken: Iterable[str]) -> bool:
-        """Tell whether it has a place among those that are taken, or may take one."""
+        """Whether it has a place among those that are taken, or may take one."""
         alike = [place for place in taken if place.startswith(_NAMED) is self.place.startswith(_NAMED)]
         own = sum(place.startswith(self.network + _END) for place in alike)
         return self.place in alike or own < PLACES - len(alike)
