@@ -73,7 +73,7 @@ def _holds(statement: dict[str, Any], asked: Asked) -> bool:
     assert statement.keys() <= {"Effect", "Action", "Resource", "Condition"}
     return (
         asked.action in actions
-        and any(fnmatchcase(asked.resource, one) for one in resources)
+        and any(fnmatchcase(asked.resource, resource) for resource in resources)
         and all(_conditions(statement.get("Condition", {}), asked.values))
     )
 
@@ -87,7 +87,7 @@ def _conditions(conditions: dict[str, dict[str, Any]], values: Mapping[str, str]
                 yield values.get(key) == expected
             else:
                 assert operator == "StringLike"
-                yield key in values and any(fnmatchcase(values[key], one) for one in _listed(expected))
+                yield key in values and any(fnmatchcase(values[key], pattern) for pattern in _listed(expected))
 
 
 def _listed(value: Any) -> list[str]:

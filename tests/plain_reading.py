@@ -76,7 +76,7 @@ def fold(records: list[Record]) -> Requests:
                 left_out.add(inside)
             elif records[inside].url.startswith(f"https://{connect.url.removesuffix(':443')}/"):
                 left_out.add(place)
-    requests = [one for place, one in enumerate(records) if place not in left_out and not is_opened(one)]
+    requests = [record for place, record in enumerate(records) if place not in left_out and not is_opened(record)]
     return Requests(requests, sum(map(is_opened, records)))
 
 

@@ -257,5 +257,5 @@ def ssh_server(folder: Path, repository: Path, pack_uri: str = "") -> Iterator[t
 
 
 def answers(port: int) -> bool:
-    with socket.socket() as one:
-        return one.connect_ex(("127.0.0.1", port)) == 0
+    with socket.socket() as listener:
+        return listener.connect_ex(("127.0.0.1", port)) == 0

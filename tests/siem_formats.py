@@ -70,9 +70,9 @@ def check_ecs(message: bytes) -> dict[str, Any]:
     flat = {name: value for name, value in leaves(document) if not name.startswith("squidkeeper.")}
     for name, value in flat.items():
         assert isinstance(value, list) is (name in ECS["lists"]), name
-        for one in value if isinstance(value, list) else [value]:
-            assert is_of_type(ECS["types"][name], one), (name, one)
-            assert one in ECS["allowed"].get(name, [one]), (name, one)
+        for item in value if isinstance(value, list) else [value]:
+            assert is_of_type(ECS["types"][name], item), (name, item)
+            assert item in ECS["allowed"].get(name, [item]), (name, item)
     categories = flat.get("event.category", [])
     allowed = {kind for category in categories for kind in ECS["event_types"][category]}
     assert {*flat.get("event.type", [])} <= allowed
@@ -109,12 +109,12 @@ def check_cef(message: bytes) -> dict[str, str]:
 
 def value_of(value: AnyValue) -> Any:
     kind = value.WhichOneof("value")
-    return [value_of(one) for one in value.array_value.values] if kind == "array_value" else getattr(value, str(kind))
+    return [value_of(item) for item in value.array_value.values] if kind == "array_value" else getattr(value, str(kind))
 
 
 def attributes_of(message: bytes) -> dict[str, Any]:
     log = LogRecord.FromString(message)
-    attributes = {one.key: value_of(one.value) for one in log.attributes}
+    attributes = {attribute.key: value_of(attribute.value) for attribute in log.attributes}
     assert len(attributes) == len(log.attributes)
     return attributes
 

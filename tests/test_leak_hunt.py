@@ -53,7 +53,7 @@ ENCODINGS: dict[str, Callable[[str], str]] = {
 def test_a_secret_is_found_in_each_encoding(encode: Callable[[str], str]) -> None:
     hunt = Hunt({"canary": VALUE, "other": "sk-another-secret"})
     found = hunt.in_data("the page", f"before {encode(VALUE)} after")
-    assert {one.partition(" (")[0] for one in found} == {"the page: canary"}, found
+    assert {leak.partition(" (")[0] for leak in found} == {"the page: canary"}, found
     assert VALUE not in str(found)
     assert hunt.in_data("the page", f"before {encode(CALM)} after") == []
 

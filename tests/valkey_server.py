@@ -181,14 +181,14 @@ class LossyRelay:
     def _relay(self, client: socket.socket, server: socket.socket) -> None:
         """Pass on what comes, until one of them ends or an answer is to be lost."""
         while True:
-            for one in select.select([client, server], [], [])[0]:
-                passed = one.recv(65536)
-                if one is server and self._loses.is_set():
+            for ready in select.select([client, server], [], [])[0]:
+                passed = ready.recv(65536)
+                if ready is server and self._loses.is_set():
                     self._loses.clear()
                     return
                 if not passed:
                     return
-                (client if one is server else server).sendall(passed)
+                (client if ready is server else server).sendall(passed)
 
 
 def rights() -> list[str]:

@@ -30,7 +30,7 @@ def command_called(name: str) -> click.Command:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_each_command_gets_every_option_that_it_has_for_a_place(name: str) -> None:
-    taken = {option for one in command_called(name).params for option in one.opts}
+    taken = {option for parameter in command_called(name).params for option in parameter.opts}
     names_logs = {"files", "given"} & taken  # FILEs; the archive is read with them where it is named
     unused = {"--access-log"} if name == "reload" else set()  # with --judge
     assert {*OPTIONS[name]} == (taken & PLACES.keys()) - unused | ({FILES} if names_logs else set())

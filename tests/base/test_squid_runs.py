@@ -21,7 +21,7 @@ def test_the_first_of_a_run_and_of_each_hour_and_the_last_are_kept() -> None:
         samples = with_sample(samples, sample(float(at)))
     samples = with_sample(samples, sample(2.5 * HOUR, "two"))
     samples = with_sample(samples, sample(2.6 * HOUR, "two"))
-    assert [(one.run, one.asked) for one in samples] == [
+    assert [(sample.run, sample.asked) for sample in samples] == [
         ("one", 0.0),
         ("one", HOUR),
         ("one", 2 * HOUR),

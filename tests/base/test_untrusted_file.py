@@ -55,8 +55,8 @@ def test_a_pipe_that_somebody_holds_open_blocks_no_reader_of_the_state_folder(tm
     try:
         assert (read_samples(tmp_path), read_deleted_logs(tmp_path)) == ((), DeletedLogs())
     finally:
-        for one in held:
-            os.close(one)
+        for descriptor in held:
+            os.close(descriptor)
 
 
 @pytest.mark.timeout(20)

@@ -285,46 +285,46 @@ def part_runs(base: Running) -> Iterator[Running]:
 
 def rounds_of(running: list[Running], rounds: int, seconds: int, folder: Path) -> Figures:
     """Load all in turn, round after round."""
-    figures: Figures = {one.title: [] for one in running}
+    figures: Figures = {measuring.title: [] for measuring in running}
     for number in range(rounds + 1):  # the first warms up and does not count
-        for one in running[number % len(running) :] + running[: number % len(running)]:
-            found = figures_of(one, seconds, folder)
+        for measured in running[number % len(running) :] + running[: number % len(running)]:
+            found = figures_of(measured, seconds, folder)
             if number:
-                figures[one.title].append(found)
+                figures[measured.title].append(found)
             rate = found["per_second"]
-            show(number, rounds, f"{one.title:<32} {rate:8.0f}/s")
+            show(number, rounds, f"{measured.title:<32} {rate:8.0f}/s")
     show(rounds, rounds, "")
     return figures
 
 
-def figures_of(one: Running, seconds: int, folder: Path) -> dict[str, float]:
+def figures_of(running: Running, seconds: int, folder: Path) -> dict[str, float]:
     """Load a proxy for some seconds."""
-    if one.load == HTTP:
-        before = spent(one)
-        rate, requests = load(one, seconds)
-    elif one.load == FAR:
-        before = spent(one)
-        rate, requests = far.load(curl(one, folder), seconds)
+    if running.load == HTTP:
+        before = spent(running)
+        rate, requests = load(running, seconds)
+    elif running.load == FAR:
+        before = spent(running)
+        rate, requests = far.load(curl(running, folder), seconds)
     else:
-        with tunnels(one, seconds, folder) as answered:
-            before = spent(one)
+        with tunnels(running, seconds, folder) as answered:
+            before = spent(running)
             requests = answered()
         rate = requests / seconds
     if not requests:
-        raise SystemExit(f"{one.title}: no request was answered")
-    cpu, helpers = ((now - then) / requests * 1e6 for now, then in zip(spent(one), before, strict=True))
+        raise SystemExit(f"{running.title}: no request was answered")
+    cpu, helpers = ((now - then) / requests * 1e6 for now, then in zip(spent(running), before, strict=True))
     return {"per_second": rate, "cpu_microseconds": cpu, "helpers_microseconds": helpers}
 
 
-def curl(one: Running, folder: Path) -> list[str]:
+def curl(running: Running, folder: Path) -> list[str]:
     """Return the command of one request to the far origin; a proxy without a scheme is none."""
     inside = ("nsenter", f"--net=/run/netns/{NAMESPACE}")  # `ip netns exec` takes as long as the request
-    command = [*inside, "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"https://{one.host}/a/0"]
-    command += ["-d", "x=1"] if one.method == "POST" else []
-    if not one.scheme:
-        return [*command, "--resolve", f"{one.host}:443:{FAR_ORIGIN}", "--cacert", str(folder / "origin.crt")]
-    ca = folder / f"gateway-{one.port}/etc/ca/ca.crt"
-    return [*command, "-x", f"{one.scheme}://{LISTEN}:{one.port}", "--cacert", str(ca)]
+    command = [*inside, "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"https://{running.host}/a/0"]
+    command += ["-d", "x=1"] if running.method == "POST" else []
+    if not running.scheme:
+        return [*command, "--resolve", f"{running.host}:443:{FAR_ORIGIN}", "--cacert", str(folder / "origin.crt")]
+    ca = folder / f"gateway-{running.port}/etc/ca/ca.crt"
+    return [*command, "-x", f"{running.scheme}://{LISTEN}:{running.port}", "--cacert", str(ca)]
 
 
 def install(folder: Path, model: Model = Model(), before: Path | None = None) -> Path:
@@ -354,7 +354,7 @@ def namespace() -> Iterator[None]:
     """Make the network namespace, with the origin's address on its loopback interface."""
     subprocess.run(["ip", "netns", "add", NAMESPACE], check=True)
     try:
-        for command in ("ip link set lo up", *(f"ip address add {one}/32 dev lo" for one in (*NAMES, LISTEN))):
+        for command in ("ip link set lo up", *(f"ip address add {address}/32 dev lo" for address in (*NAMES, LISTEN))):
             subprocess.run([*INSIDE, *command.split()], check=True)
         yield
     finally:
@@ -498,11 +498,11 @@ def children(process: int) -> list[tuple[int, str]]:
     return [(int(child), Path(f"/proc/{child}/comm").read_text().strip()) for child in found]
 
 
-def spent(one: Running) -> tuple[float, float]:
+def spent(running: Running) -> tuple[float, float]:
     """Tell the processor time of a proxy's process, and of what works for it."""
-    beside = [child for process in one.processes for child, _ in children(process)]
-    beside += [one.beside] if one.beside else []
-    return sum(map(processor_seconds, one.processes)), sum(map(processor_seconds, beside))
+    beside = [child for process in running.processes for child, _ in children(process)]
+    beside += [running.beside] if running.beside else []
+    return sum(map(processor_seconds, running.processes)), sum(map(processor_seconds, beside))
 
 
 def processor_seconds(process: int) -> float:
@@ -524,13 +524,13 @@ def wait_until_it_answers(port: int, load: str, origin_sees: str, ca: Path, host
         raise SystemExit(f"the gateway on port {port} answers {answer!r}; the origin was to see {origin_sees!r}")
 
 
-def load(one: Running, seconds: int) -> tuple[float, int]:
+def load(running: Running, seconds: int) -> tuple[float, int]:
     """Load a proxy over plain http; gives requests per second and their number. A failed request ends the benchmark."""
-    script = ["-s", str(HERE / "urls.lua"), f"{one.scheme}://{LISTEN}:{one.port}", "--", one.host]
+    script = ["-s", str(HERE / "urls.lua"), f"{running.scheme}://{LISTEN}:{running.port}", "--", running.host]
     command = [*INSIDE, "wrk", "-t2", f"-c{CONNECTIONS}", f"-d{seconds}s", *script]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     if "Non-2xx" in output or "Socket errors" in output:
-        raise SystemExit(f"requests failed on port {one.port}:\n{output}")
+        raise SystemExit(f"requests failed on port {running.port}:\n{output}")
     number, rate = (re.search(form, output) for form in (r"(\d+) requests in", r"Requests/sec:\s+([0-9.]+)"))
     assert number
     assert rate
@@ -565,7 +565,7 @@ def clients(what: str, root: Path, port: int) -> list[str]:
 def tables(figures: Figures) -> Iterator[str]:
     """Write the figures and the ratios, each as median and spread."""
     each = {
-        name: {what: spread([one[what] for one in rounds], ".0f") for what in rounds[0]}
+        name: {what: spread([measured[what] for measured in rounds], ".0f") for what in rounds[0]}
         for name, rounds in figures.items()
     }
     yield from table("variant", each)

@@ -59,7 +59,7 @@ def main() -> None:
     listed = hosts_like_published_ones(chosen.hosts)
     with scratch() as folder, awake(chosen.awake):
         contenders = [*ours(folder, listed, chosen.rules), *squidguard(folder, listed)]
-        alone = {one.name: start_and_memory(one, listed[0]) for one in contenders}
+        alone = {contender.name: start_and_memory(contender, listed[0]) for contender in contenders}
         figures = measure(contenders, listed, chosen.rounds, chosen.lines)
     print("\n".join(tables(alone, figures)))
     save(chosen.json, {"hosts": chosen.hosts, "rules": chosen.rules, "alone": alone, "rounds": figures})
@@ -292,7 +292,7 @@ def tables(alone: dict[str, dict[str, float]], figures: Figures) -> Iterator[str
     """Write the figures, then the ratios."""
     yield from table("start and memory", alone)
     medians = {
-        name: {what: statistics.median(one[what] for one in rounds) for what in rounds[0]}
+        name: {what: statistics.median(measured[what] for measured in rounds) for what in rounds[0]}
         for name, rounds in figures.items()
     }
     yield from table("medians", medians)

@@ -325,7 +325,7 @@ def report(fleet: Fleet, costs: Costs, drawn: Sessions, seconds: int) -> Iterato
         times = (found.mean, found.most_of_99_percent, found.formula)
         yield (
             f"  {name:<36}"
-            + "".join(f"{one * 1000:9.2f}" for one in times)
+            + "".join(f"{time * 1000:9.2f}" for time in times)
             + (f"   {found.utilization:.0%}, {found.busiest:.0%}")
         )
     yield "\nstorms"

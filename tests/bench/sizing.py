@@ -112,8 +112,8 @@ def together(gateways: list[Running], seconds: int, folder: Path, predicted: flo
     if len(gateways) == 1:
         return {"together_errors": {}}
     with ThreadPoolExecutor() as pool:
-        under_way = [pool.submit(cost_of, one, str(MIXES[0]), seconds, folder) for one in gateways]
-        measured = statistics.mean(one.result()[0] for one in under_way)
+        under_way = [pool.submit(cost_of, gateway, str(MIXES[0]), seconds, folder) for gateway in gateways]
+        measured = statistics.mean(waiting.result()[0] for waiting in under_way)
     return {"together_errors": {str(len(gateways)): measured / predicted}}
 
 

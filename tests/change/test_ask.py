@@ -242,7 +242,7 @@ def test_what_cannot_be_kept_is_not_approved(directory: Path, state: Path) -> No
         assert done.exit_code == 1
         assert "decisions.jsonl cannot be written" in done.output
     assert not (directory.parent / "grants.yaml").exists()
-    assert [one.number for one in waiting_tickets(state).tickets] == [number]
+    assert [ticket.number for ticket in waiting_tickets(state).tickets] == [number]
 
 
 def test_a_disk_that_fills_takes_an_approval_back(
@@ -283,8 +283,8 @@ def test_an_approval_is_told_and_kept_while_the_tickets_are_locked(
     warning = f"it is approved and kept, but ticket {number} is not marked: the tickets in {state} cannot be read: "
     assert f"  warning     {warning}" in done.output
     assert json.loads(told.output)["warnings"][0].startswith(warning)
-    assert [(one["decision"], one["grant"]) for one in decisions(directory)] == [("approved", by)] * 2
-    assert [one.number for one in waiting_tickets(state).tickets] == [number]
+    assert [(decision["decision"], decision["grant"]) for decision in decisions(directory)] == [("approved", by)] * 2
+    assert [ticket.number for ticket in waiting_tickets(state).tickets] == [number]
     assert "warning" not in run(directory, state, *approve).output
     assert waiting_tickets(state).tickets == ()
 
@@ -299,7 +299,7 @@ def test_a_denial_that_is_kept_and_not_in_force_says_so(
     assert done.exit_code == 1
     kept = f"The denial is kept in {directory.parent}/decisions.jsonl, but its client does not read it yet: deny it"
     assert kept in done.output
-    assert [one["decision"] for one in decisions(directory)] == ["denied"]
+    assert [decision["decision"] for decision in decisions(directory)] == ["denied"]
     assert shown_state(directory, state, number) == ("pending", None)
     assert run(directory, state, "deny", number, "--reason", "No.").exit_code == 0
     assert shown_state(directory, state, number) == ("denied", "No.")
@@ -321,7 +321,7 @@ def test_a_command_waits_for_what_a_helper_writes(directory: Path, state: Path) 
 def test_the_file_of_decisions_only_grows_and_is_for_root_alone(directory: Path, state: Path) -> None:
     for n in range(3):
         run(directory, state, "deny", asked(state, f"https://a.example/{n}"), "--reason", f"No. {n}")
-    assert [one["reason"] for one in decisions(directory)] == ["No. 0", "No. 1", "No. 2"]
+    assert [decision["reason"] for decision in decisions(directory)] == ["No. 0", "No. 1", "No. 2"]
     assert (directory.parent / "decisions.jsonl").stat().st_mode & 0o777 == 0o600
 
 
@@ -469,7 +469,7 @@ def test_a_question_that_is_open_is_not_denied_and_the_refusal_names_what_opens_
     assert f"ticket {number} is open, by grant-a-example" in done.output
     assert "squidkeeper grant --revoke grant-a-example" in done.output
     assert find_ticket(state, number).state is TicketState.APPROVED
-    assert [one["decision"] for one in decisions(directory)] == ["approved"]
+    assert [decision["decision"] for decision in decisions(directory)] == ["approved"]
     remove_grant(directory, "grant-a-example", datetime.now(UTC))
     assert run(directory, state, "deny", number, "--reason", "No.").exit_code == 0
     assert shown_state(directory, state, number) == ("denied", "No.")

@@ -53,8 +53,8 @@ def told(found: DifferenceReport) -> list[tuple[str, str]]:
     return [(one.change if one.doubt is None else f"unproven {one.change}", scopes(one)) for one in found.differences]
 
 
-def scopes(one: RequestDifference) -> str:
-    return " | ".join(map(scope_text, one.scopes))
+def scopes(difference: RequestDifference) -> str:
+    return " | ".join(map(scope_text, difference.scopes))
 
 
 # --- edits that change nothing ------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_credentials_are_compared_by_what_they_inject(compared: Compare) -> None
     renamed = compared(ALLOW + CREDENTIAL, ALLOW + CREDENTIAL.replace("name: c", "name: d"))
     assert renamed.same
     other = compared(ALLOW + CREDENTIAL, ALLOW + CREDENTIAL.replace("bearer: key", "bearer: other"))
-    assert [one.change for one in other.differences] == [Change.CREDENTIALS]
+    assert [difference.change for difference in other.differences] == [Change.CREDENTIALS]
 
 
 def test_of_two_credentials_for_a_header_the_first_counts(compared: Compare) -> None:
@@ -264,8 +264,8 @@ def test_of_two_credentials_for_a_header_the_first_counts(compared: Compare) -> 
     second = "{name: d, hosts: [x.example], bearer: other}"
     text = ALLOW + "\nsecrets: {key: {env: KEY}, other: {env: OTHER}}\ncredentials: [%s, %s]"
     found = compared(text % (first, second), text % (second, first))
-    assert [one.change for one in found.differences] == [Change.CREDENTIALS]
-    values = [(one.before.credentials, one.after.credentials) for one in found.differences]
+    assert [difference.change for difference in found.differences] == [Change.CREDENTIALS]
+    values = [(difference.before.credentials, difference.after.credentials) for difference in found.differences]
     assert values == [(("Authorization: Bearer {key}",), ("Authorization: Bearer {other}",))]
 
 
@@ -281,7 +281,7 @@ def test_a_grant_opens_what_a_rule_asks_about_and_not_what_one_denies(compared: 
 def test_a_secret_from_elsewhere_and_a_setting_are_differences(compared: Compare) -> None:
     new = ALLOW + CREDENTIAL.replace("env: KEY", "env: ELSEWHERE") + "\ndefaults: {watch_secrets: true}"
     found = compared(ALLOW + CREDENTIAL, new)
-    assert [one.name for one in found.settings] == ["watch_secrets", "secret key"]
+    assert [setting.name for setting in found.settings] == ["watch_secrets", "secret key"]
     assert not found.same
 
 
@@ -384,16 +384,16 @@ def grant_text(name: str, more: str = "", hosts: str = "x.example") -> str:
 def test_what_decides_once_a_grant_is_spent_is_compared(compared: Compare) -> None:
     once = grant_text("g1", ", uses: 1")
     old = f"grants: [{once}]"
-    (one,) = compared(old, f"grants: [{once}, {grant_text('g2')}]").differences
-    assert (one.change, one.before.uses, one.after.uses) == (Change.USES, 1, None)
-    assert "g2" in one.after.rules
-    (one,) = compared(old, f"grants: [{once}, {grant_text('g2', ', uses: 2')}]").differences
-    assert (one.change, one.before.uses, one.after.uses) == (Change.USES, 1, 3)
-    (one,) = compared(old, f"{old}\ndefaults: {{ask: true}}").differences[-1:]
-    assert (one.change, scopes(one).count("x.example")) == (Change.USES, 1)
+    (difference,) = compared(old, f"grants: [{once}, {grant_text('g2')}]").differences
+    assert (difference.change, difference.before.uses, difference.after.uses) == (Change.USES, 1, None)
+    assert "g2" in difference.after.rules
+    (difference,) = compared(old, f"grants: [{once}, {grant_text('g2', ', uses: 2')}]").differences
+    assert (difference.change, difference.before.uses, difference.after.uses) == (Change.USES, 1, 3)
+    (difference,) = compared(old, f"{old}\ndefaults: {{ask: true}}").differences[-1:]
+    assert (difference.change, scopes(difference).count("x.example")) == (Change.USES, 1)
     exact = grant_text("g2", ", methods: [GET]").replace("hosts: [x.example]", "urls: ['https://x.example/a?b=1']")
-    (one,) = compared(old, f"grants: [{once}, {exact}]").differences
-    assert (one.change, scopes(one).count("path https://x.example/a?b=1")) == (Change.USES, 1)
+    (difference,) = compared(old, f"grants: [{once}, {exact}]").differences
+    assert (difference.change, scopes(difference).count("path https://x.example/a?b=1")) == (Change.USES, 1)
 
 
 def test_what_differs_before_a_grant_is_spent_is_no_difference_of_its_uses(compared: Compare) -> None:
@@ -416,7 +416,7 @@ def test_a_grant_that_starts_a_fresh_count_is_a_difference(compared: Compare, ed
 def test_two_expressions_are_unproven_and_never_the_same(compared: Compare) -> None:
     rule = "rules: [{name: a, action: allow, hosts: [x.example], paths: ['regex:%s']}]"
     found = compared(rule % r"/v[0-9]+/.*", rule % r"/v\d+/.*")
-    assert {one.doubt for one in found.differences} == {Doubt.EXPRESSION}
+    assert {difference.doubt for difference in found.differences} == {Doubt.EXPRESSION}
     assert not found.same
     assert compared(rule % r"/v[0-9]+/.*", rule % r"/v[0-9]+/.*").same
 
@@ -445,7 +445,7 @@ def test_the_paths_of_tests_are_tried_for_expressions_and_need_not_be_valid(comp
         " {request: 'GET https://x.example/b42/c', expect: allow}]"
     )
     found = compared(rule % "/a[0-9]+/c", rule % "/[ab][0-9]+/[c]" + tests)
-    opened = next(one for one in found.differences if one.change is Change.OPENED)
+    opened = next(difference for difference in found.differences if difference.change is Change.OPENED)
     assert opened.example
     assert opened.example.target == "https://x.example/b42/c"
 
@@ -457,7 +457,7 @@ def test_a_credential_in_two_halves_is_unproven_for_paths_of_both(compared: Comp
     secrets = "\nsecrets: {key: {env: KEY}}\n"
     for old, new in ((whole, halves), (halves, whole)):
         found = compared(ALLOW + secrets + old, ALLOW + secrets + new)
-        assert {one.doubt for one in found.differences} == {Doubt.READINGS}
+        assert {difference.doubt for difference in found.differences} == {Doubt.READINGS}
         beyond = compared(ALLOW + secrets + old, ALLOW + secrets + new, is_ceiling=True)
         assert {one.doubt for one in beyond.differences} == {Doubt.READINGS}, "it may be open beyond the ceiling"
 
@@ -467,7 +467,7 @@ def test_too_many_combinations_are_unproven(compared: Compare, monkeypatch: pyte
     paths = [f"/**/{letter}/**" for letter in "abcdefghi"]
     rule = "rules: [{name: a, action: allow, hosts: [x.example], paths: [%s]}]"
     found = compared(rule % ", ".join(paths), rule % ", ".join(paths[1:]))
-    assert {one.doubt for one in found.differences} == {Doubt.LIMIT}
+    assert {difference.doubt for difference in found.differences} == {Doubt.LIMIT}
 
 
 def test_what_is_left_out_for_its_size_is_no_proof(compared: Compare, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -535,7 +535,7 @@ def test_private_addresses_in_a_wider_network_are_compared(compared: Compare) ->
 
 def test_nothing_is_observed_of_a_private_address_that_no_rule_opens(compared: Compare) -> None:
     closed, draft = "defaults: {action: deny}", "{name: draft, action: allow, observe: true, hosts: [10.0.0.0/8]}"
-    assert {one.doubt for one in compared(closed, "defaults: {observe: true}").differences} == {None}
+    assert {difference.doubt for difference in compared(closed, "defaults: {observe: true}").differences} == {None}
     assert compared(closed, f"rules: [{draft}]").same
 
 
@@ -755,7 +755,7 @@ def test_what_is_open_in_a_later_year_alone_is_not_within_a_ceiling(compared: Co
 def test_a_redirect_hides_no_credential_for_its_target(compared: Compare) -> None:
     redirect = "\nrewrites: [{name: r, hosts: [x.example], to: 'https://x.example/v1/y', redirect: 302}]"
     assert not compared(ALLOW, ALLOW + CREDENTIAL + redirect + "\n", is_ceiling=True).same
-    without = [one.change for one in compared(KEY, KEY + redirect, is_ceiling=True).differences]
+    without = [difference.change for difference in compared(KEY, KEY + redirect, is_ceiling=True).differences]
     assert without == [Change.REWRITE], "it is for the target already"
 
 
@@ -819,7 +819,7 @@ def test_the_guide_has_every_key_of_the_json(folders: tuple[Path, Path]) -> None
     (new / "policy.yaml").write_text((new / "policy.yaml").read_text() + "defaults: {watch_secrets: true}\n")
     found = json.loads(run(old, new, "--json").stdout)
     assert found["settings"]
-    assert told >= keys_in(found) | {str(one) for one in (*Change, *Doubt)}
+    assert told >= keys_in(found) | {str(kind) for kind in (*Change, *Doubt)}
 
 
 def explained(folder: Path, example: dict[str, Any]) -> tuple[str, str]:

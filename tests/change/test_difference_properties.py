@@ -164,7 +164,7 @@ def seen(policy: CompiledPolicy, asked: Question) -> dict[str, Any]:
         "passthrough": decision.passthrough,
         "websocket": found.websocket is not None and found.websocket.passes,
         "rewrite": rewrite,
-        "credentials": sorted(text for one in decision.credentials for text in injected(one)),
+        "credentials": sorted(text for credential in decision.credentials for text in injected(credential)),
         "strip": decision.strip and decision.strip.headers,
         "connections": decision.connections,
         "upstream": upstream.name if upstream and upstream.location.file else None,  # else the same parent, or none
@@ -205,7 +205,7 @@ def granting(policy: CompiledPolicy) -> CompiledPolicy:
 
 
 def more_uses(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    before, after = (inf if one["spent"]["allowed"] else sum(one["uses"].values()) for one in (old, new))
+    before, after = (inf if side["spent"]["allowed"] else sum(side["uses"].values()) for side in (old, new))
     return after > before
 
 
@@ -231,7 +231,7 @@ def differs(policies: Policies, asked: Question) -> set[Change]:
         found.add(Change.GRANTABLE)
     if old.get("uses") and new.get("uses"):
         before, after = (
-            without(policy, frozenset(one["uses"])) for policy, one in zip(policies, (old, new), strict=True)
+            without(policy, frozenset(side["uses"])) for policy, side in zip(policies, (old, new), strict=True)
         )
         if differs((before, after), asked) - found:
             found.add(Change.USES)
@@ -241,7 +241,7 @@ def differs(policies: Policies, asked: Question) -> set[Change]:
 @lru_cache(maxsize=64)
 def without(policy: CompiledPolicy, spent: frozenset[str]) -> CompiledPolicy:
     return CompiledPolicy(
-        replace(policy.source, grants=tuple(one for one in policy.source.grants if one.name not in spent))
+        replace(policy.source, grants=tuple(grant for grant in policy.source.grants if grant.name not in spent))
     )
 
 
@@ -256,14 +256,14 @@ def lies_in(policies: Policies, comparison: Comparison, asked: Question) -> list
     refused = tuple(policy.match(request).denial is not None for policy in policies)
     method, host = method_of(comparison, asked.method), entries_for(policies, request.host)
     return [
-        one
-        for one in comparison.found
-        if moment in one.cell.moments
-        and (method is None or method in one.cell.methods)
-        and any(span.holds(request.scheme, request.port) for span in one.cell.ports)
-        and any((client.names, client.refused) == (names, refused) for client in one.cell.clients)
-        and entries_for(policies, one.cell.hosts.example) == host
-        and (method is None or is_in_urls(policies, one, parse_url(asked.target)))
+        difference
+        for difference in comparison.found
+        if moment in difference.cell.moments
+        and (method is None or method in difference.cell.methods)
+        and any(span.holds(request.scheme, request.port) for span in difference.cell.ports)
+        and any((client.names, client.refused) == (names, refused) for client in difference.cell.clients)
+        and entries_for(policies, difference.cell.hosts.example) == host
+        and (method is None or is_in_urls(policies, difference, parse_url(asked.target)))
     ]
 
 
@@ -290,27 +290,27 @@ def entries_for(policies: Policies, host: Host) -> object:
     return [index.positions(host) for index in indexes], host.private, host.address is None
 
 
-def is_in_urls(policies: Policies, one: CellDifference, url: Url) -> bool:
-    if one.cell.exact is not None:
-        return one.cell.exact.url == url
-    if one.cells is None or (one.doubt is Doubt.READINGS and len(readings(url.path)) > 1):
+def is_in_urls(policies: Policies, difference: CellDifference, url: Url) -> bool:
+    if difference.cell.exact is not None:
+        return difference.cell.exact.url == url
+    if difference.cells is None or (difference.doubt is Doubt.READINGS and len(readings(url.path)) > 1):
         return True
     values = parse_query(url.query)
     entries = [entry for policy in policies for entry in policy.source.entries]
     patterns = {pattern for entry in entries for pattern in entry.match.query or ()}
     held = {
         atom
-        for atom in {atom for held in one.cells.queries for atom in held}
+        for atom in {atom for held in difference.cells.queries for atom in held}
         for pattern in patterns
         if (pattern.key, pattern.pattern) == (atom.key, atom.pattern)
         and (pattern.matches_one(values) if atom.one else pattern.matches_all(values))
     }
-    return held == one.cell.held and any(reads_as(policies, one, path) for path in readings(url.path))
+    return held == difference.cell.held and any(reads_as(policies, difference, path) for path in readings(url.path))
 
 
-def reads_as(policies: Policies, one: CellDifference, path: ReadPath) -> bool:
-    assert one.cells is not None
-    known = {text for cell in one.cells.paths for text in cell}
+def reads_as(policies: Policies, difference: CellDifference, path: ReadPath) -> bool:
+    assert difference.cells is not None
+    known = {text for cell in difference.cells.paths for text in cell}
     matched = {
         pattern.text
         for policy in policies
@@ -318,7 +318,7 @@ def reads_as(policies: Policies, one: CellDifference, path: ReadPath) -> bool:
         for pattern in entry.match.paths or ()
         if pattern.text in known and pattern.match(path) is not None
     }
-    return matched == one.cell.matched
+    return matched == difference.cell.matched
 
 
 def compared(
@@ -343,8 +343,8 @@ def check(policies: Policies, questions: Iterator[Question], examples_at_most: i
             continue
         assert not comparison.same
         lying = lies_in(policies, comparison, asked)
-        told = {one.change for one in lying if one.doubt is None}
-        unproven = any(one.doubt is not None for one in lying)
+        told = {differing.change for differing in lying if differing.doubt is None}
+        unproven = any(differing.doubt is not None for differing in lying)
         ambiguous = bool(lying) and has_several_readings(asked)  # it can be denied where none of its readings is
         assert unproven or ambiguous or Change.REWRITE in told or changed <= told, (asked, changed, lying)
         if exceeds(policies, asked):
@@ -436,15 +436,15 @@ def with_extras(policy: Policy, drawn: dict[str, Any]) -> Policy:
             )
             for number, rule in enumerate(stripped)
         ),
-        grants=tuple(grant_of(number, *one) for number, one in enumerate(drawn["grants"])),
+        grants=tuple(grant_of(number, *grant) for number, grant in enumerate(drawn["grants"])),
         ask_default=drawn["asks_default"],
         observe_default=PLACE if drawn["observes_default"] else None,
         upstreams=tuple(drawn["upstreams"]),
         credentials=tuple(
-            replace(one, form=Headers(values_of(dict.fromkeys(one.form.places, "{other}"))))
+            replace(credential, form=Headers(values_of(dict.fromkeys(credential.form.places, "{other}"))))
             if number in drawn["others"]
-            else one
-            for number, one in enumerate(policy.credentials)
+            else credential
+            for number, credential in enumerate(policy.credentials)
         ),
         secrets={name: NamedSecret(name, PLACE, EnvironmentSource(name)) for name in ("secret", "other")},
     )
@@ -495,7 +495,7 @@ def test_every_difference_is_written_for_people_and_explain_confirms_its_example
     found = report(policies, ("old", "new"), NOW)
     confirm(policies, found.differences)
     for write in (as_text, as_json, as_markdown):
-        assert all(one.change in write(found).lower() for one in found.differences)
+        assert all(difference.change in write(found).lower() for difference in found.differences)
     text = as_text(found)
     assert ("mean the same" in text) == found.same
     assert text.count("\n\n") == len(found.differences) + bool(found.settings)
@@ -576,7 +576,7 @@ def with_logins(drawn: dict[str, tuple[dict[str, Any], bool]], allowed: list[tup
             PLACE,
             (NETWORK,) if networks or not login else None,
             login.get("users"),
-            tuple(token_of(*one) for one in login["tokens"].items()) if "tokens" in login else None,
+            tuple(token_of(*token) for token in login["tokens"].items()) if "tokens" in login else None,
         )
         for name, (login, networks) in drawn.items()
     ]
@@ -637,7 +637,7 @@ def test_nobody_logs_in_below_a_ceiling_who_may_not_above(
         Login(*user, client, NOW + timedelta(hours=hours))
         for user, client, hours in product(users, ["192.0.2.1", "203.0.113.1"], [0, 2, 4])
     )
-    if any(opens(new, one, known=True) and not opens(ceiling, one, known=False) for one in every_login):
+    if any(opens(new, login, known=True) and not opens(ceiling, login, known=False) for login in every_login):
         assert not report(policies, ("ceiling", "new"), NOW, is_ceiling=True).same
 
 
@@ -675,7 +675,7 @@ def quota_policies(draw: st.DrawFn) -> Policy:
     return Policy(
         "0",
         clients=(Client("near", PLACE, (network,)), Client("bot", PLACE, users=frozenset({"bot"}))),
-        rules=tuple(quota_rule(name, *one) for name, one in ruled),
+        rules=tuple(quota_rule(name, *fields) for name, fields in ruled),
         grants=tuple(
             Rule(name, PLACE, Action.ALLOW, Match(), expires=NOW + timedelta(hours=1), uses=uses)
             for name, uses in draw(by_grants)
@@ -697,7 +697,7 @@ def counts_of(
     """What becomes of each of six such requests, one after the other, and the counts that it is in."""
     match, used = policy.match(request), Counter[str]()
     for _ in range(6):
-        spent = {one.name: one for one in policy.source.grants if used[one.name] >= (one.uses or 0)}
+        spent = {grant.name: grant for grant in policy.source.grants if used[grant.name] >= (grant.uses or 0)}
         decision = decide(policy, match, NOW, spent=spent)
         if decision.counted is not None:
             used[decision.counted.name] += 1

@@ -127,7 +127,7 @@ def test_what_is_granted_tells_what_requests_get_and_what_stays_closed(directory
     assert effect.opens
     assert effect.credentials == ("api",)
     assert [rule.name for rule in effect.closing] == ["no-uploads"]
-    assert [one.rule for one in effect.deniers] == ["no-uploads"]
+    assert [rule.rule for rule in effect.deniers] == ["no-uploads"]
 
 
 def test_names_are_those_of_hosts_and_free_again_when_a_grant_is_gone(directory: Path) -> None:
@@ -171,7 +171,7 @@ def test_what_cannot_be_granted_is_refused_and_nothing_is_written(
 def test_what_is_open_already_is_not_granted(directory: Path) -> None:
     granted = add_grant(directory, new("open.example", methods=("GET",)), NOW)
     assert granted.file is None
-    assert [one.rule for one in granted.effect.openers] == ["open"]
+    assert [rule.rule for rule in granted.effect.openers] == ["open"]
     assert not grants_file(directory).exists()
 
 
@@ -229,8 +229,8 @@ def test_a_grant_in_a_file_of_the_policy_is_not_revoked_here(directory: Path) ->
 
 
 def test_a_grant_for_all_gateways_names_the_command_that_removes_it(directory: Path) -> None:
-    one = "{name: far, any_client: true, hosts: [a.example], expires: 2026-11-30T00:00:00Z, reason: x}"
-    (directory / "fleet-grants.yaml").write_text(f"version: 1\ngrants: [{one}]")
+    far = "{name: far, any_client: true, hosts: [a.example], expires: 2026-11-30T00:00:00Z, reason: x}"
+    (directory / "fleet-grants.yaml").write_text(f"version: 1\ngrants: [{far}]")
     with pytest.raises(EditRefused, match="by `squidkeeper grant --fleet REPOSITORY --revoke far`"):
         remove_grant(directory, "far", NOW)
     later = datetime(2026, 12, 1, tzinfo=UTC)
@@ -242,8 +242,8 @@ def test_grants_that_have_lapsed_are_removed_and_no_other(directory: Path) -> No
     short = add_grant(directory, new("a.example", expires=NOW + timedelta(minutes=1)), NOW).grant.name
     long = add_grant(directory, new("b.example"), NOW).grant.name
     lapsed, left = prune_grants(directory, NOW + timedelta(minutes=1))
-    assert ([one.name for one in lapsed], [one.name for one in left]) == ([short], [long])
-    assert [one.name for one in load(directory, NOW).compiled.source.grants] == [long]
+    assert ([grant.name for grant in lapsed], [grant.name for grant in left]) == ([short], [long])
+    assert [grant.name for grant in load(directory, NOW).compiled.source.grants] == [long]
 
 
 ADD = """
@@ -262,7 +262,7 @@ for number in range(4):
 def test_two_commands_at_once_lose_nothing(directory: Path) -> None:
     run = [sys.executable, "-c", ADD, str(directory)]
     both = [subprocess.Popen([*run, name]) for name in ("one", "two")]
-    assert [one.wait() for one in both] == [0, 0]
+    assert [answer.wait() for answer in both] == [0, 0]
     assert len(load(directory, NOW).compiled.source.grants) == 8
 
 
@@ -285,7 +285,7 @@ def test_text_is_granted_as_it_is_or_refused(reason: str, path: str) -> None:
             return
         [read] = load(directory, NOW).compiled.source.grants
         assert grant.file is not None
-        assert (read.reason, [one.text for one in read.match.paths or ()]) == (reason.strip(), [path])
+        assert (read.reason, [other.text for other in read.match.paths or ()]) == (reason.strip(), [path])
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -347,7 +347,7 @@ def put_in_force(directory: Path) -> None:
 
 def count_old(directory: Path, name: str) -> Path:
     """Use a grant once, two hours ago; give the file of its count."""
-    [grant] = [one for one in load(directory, datetime.now(UTC)).compiled.source.grants if one.name == name]
+    [grant] = [grant for grant in load(directory, datetime.now(UTC)).compiled.source.grants if grant.name == name]
     GrantUses(directory.parent / "state").take(grant)
     folder = directory.parent / "state/grant-uses"
     newest = max(folder.iterdir(), key=lambda file: file.stat().st_mtime)
@@ -372,7 +372,7 @@ def test_a_grant_is_listed_and_revoked_while_the_policy_does_not_load(directory:
     told = run(directory, "--revoke", names[0])
     assert told.startswith(f"Revoked {names[0]}. Not in force yet: it waits for an edit")
     (directory / "more.yaml").unlink()
-    assert [one.name for one in load(directory, NOW).compiled.source.grants] == names[1:]
+    assert [grant.name for grant in load(directory, NOW).compiled.source.grants] == names[1:]
     (directory / "more.yaml").write_text(FAULTY)
     assert json.loads(run(directory, "--revoke", names[1], "--json")) == {"revoked": names[1], "waits_for_edit": True}
     (directory / "more.yaml").unlink()

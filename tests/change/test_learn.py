@@ -69,12 +69,12 @@ def loaded(draft: Draft) -> CompiledPolicy:
 
 def warnings(draft: Draft) -> list[str]:
     document = parse_document(Path("draft.yaml"), yaml_of(draft).encode())
-    return [str(one) for one in load_sources(sources_of((document,)), AT).warnings]
+    return [str(warning) for warning in load_sources(sources_of((document,)), AT).warnings]
 
 
-def is_allowed(policy: CompiledPolicy, one: Use, client: str | None = None) -> bool:
-    request = request_to(one.method, one.url, client or one.client, decode_field(one.user))
-    return decide(policy, policy.match(request), one.last).allowed
+def is_allowed(policy: CompiledPolicy, use: Use, client: str | None = None) -> bool:
+    request = request_to(use.method, use.url, client or use.client, decode_field(use.user))
+    return decide(policy, policy.match(request), use.last).allowed
 
 
 def opened(rule: LearnedRule) -> tuple[object, ...]:
@@ -83,8 +83,8 @@ def opened(rule: LearnedRule) -> tuple[object, ...]:
 
 def reasons(draft: Draft) -> dict[Unproposed, list[tuple[str, str, int]]]:
     found: dict[Unproposed, list[tuple[str, str, int]]] = {}
-    for one in draft.listed:
-        found.setdefault(one.reason, []).append((one.host, one.detail, one.evidence.count))
+    for unproposed in draft.listed:
+        found.setdefault(unproposed.reason, []).append((unproposed.host, unproposed.detail, unproposed.evidence.count))
     return found
 
 
@@ -105,7 +105,7 @@ def test_a_rule_has_who_used_what_how_often_and_when() -> None:
 
 def test_clients_that_used_the_same_share_a_rule_and_hosts_used_alike_too() -> None:
     hosts = ("a.example", "b.example")
-    draft = learned(one for client in (ONE, TWO) for host in hosts for one in gets(client, f"{host}/x", f"{host}/y"))
+    draft = learned(use for client in (ONE, TWO) for host in hosts for use in gets(client, f"{host}/x", f"{host}/y"))
     assert [opened(rule) for rule in draft.rules] == [((ONE, TWO), hosts, READ, ("/x", "/y"))]
 
 
@@ -122,13 +122,13 @@ NAMES = {
 def test_a_rule_is_named_for_what_its_hosts_have_in_common(
     hosts: tuple[str, ...], clients: tuple[str, ...], name: str
 ) -> None:
-    draft = learned(one for client in clients for host in hosts for one in gets(client, f"{host}/x"))
+    draft = learned(use for client in clients for host in hosts for use in gets(client, f"{host}/x"))
     assert [rule.name for rule in draft.rules] == [name]
 
 
 def test_a_further_host_leaves_a_rule_its_name() -> None:
     owners = ["m.example", "z.example", "a.example"]
-    names = {learned(one for host in owners[:n] for one in gets(ONE, f"{host}/x")).rules[0].name for n in (2, 3)}
+    names = {learned(use for host in owners[:n] for use in gets(ONE, f"{host}/x")).rules[0].name for n in (2, 3)}
     assert names == {f"{ONE}-sites-read"}
 
 
@@ -136,7 +136,7 @@ def test_clients_are_divided_by_path_or_paths_by_client_whatever_takes_fewer_rul
     four = "192.168.137.5"
     used = {ONE: "ab", TWO: "abc", THREE: "ac", four: "a"}
     draft = learned(
-        one for client, paths in used.items() for path in paths for one in gets(client, f"a.example/{path}")
+        use for client, paths in used.items() for path in paths for use in gets(client, f"a.example/{path}")
     )
     assert {(rule.paths, rule.clients) for rule in draft.rules} == {
         (("/a",), (ONE, TWO, THREE, four)),
@@ -144,7 +144,7 @@ def test_clients_are_divided_by_path_or_paths_by_client_whatever_takes_fewer_rul
         (("/c",), (TWO, THREE)),
     }
     draft = learned(
-        one for client in (ONE, TWO) for path in f"a{client[-1]}" for one in gets(client, f"a.example/{path}x")
+        use for client in (ONE, TWO) for path in f"a{client[-1]}" for use in gets(client, f"a.example/{path}x")
     )
     assert {(rule.paths, rule.clients) for rule in draft.rules} == {(("/2x", "/ax"), (ONE,)), (("/3x", "/ax"), (TWO,))}
 
@@ -154,7 +154,7 @@ def test_a_path_with_an_escaped_slash_is_proposed_as_it_is(names: str, patterns:
     uses = gets(ONE, "a.example/@types%2fnode", *(f"a.example/{name}" for name in names))
     draft = learned(uses)
     assert [rule.paths for rule in draft.rules] == [tuple(sorted((*patterns, "/@types%2Fnode")))]
-    assert all(is_allowed(loaded(draft), one) for one in uses)
+    assert all(is_allowed(loaded(draft), use) for use in uses)
 
 
 def test_a_write_keeps_its_paths_and_its_host() -> None:
@@ -204,7 +204,7 @@ def test_a_preset_takes_the_place_of_rules_for_the_clients_that_used_it() -> Non
 def test_what_a_preset_does_not_allow_is_a_rule_beside_it() -> None:
     uses = [*gets(ONE, "pypi.org/simple/six/"), use(ONE, "POST", "https://pypi.org/upload")]
     draft = learned(uses, presets=True)
-    assert [one.name for one in draft.presets] == ["pypi@1"]
+    assert [preset.name for preset in draft.presets] == ["pypi@1"]
     assert [opened(rule)[1:] for rule in draft.rules] == [(("pypi.org",), ("POST",), ("/upload",))]
 
 
@@ -240,7 +240,7 @@ def test_uploads_to_a_host_that_answers_as_much_are_usual() -> None:
 
 
 def test_few_clients_or_days_are_listed() -> None:
-    shared = [one for client in (ONE, TWO) for one in gets(client, "a.example/x", day=1)]
+    shared = [use for client in (ONE, TWO) for use in gets(client, "a.example/x", day=1)]
     draft = learned([*shared, *gets(ONE, "a.example/own", day=1), *gets(TWO, "b.example/")], clients=2)
     assert [opened(rule) for rule in draft.rules] == [((ONE, TWO), ("a.example",), READ, ("/x",))]
     assert reasons(draft) == {
@@ -253,23 +253,23 @@ def test_few_clients_or_days_are_listed() -> None:
 
 def test_addresses_that_one_machine_can_choose_count_as_one() -> None:
     addresses = ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1")
-    uses = [one for address in addresses for one in gets(address, "a.example/x")]
+    uses = [use for address in addresses for use in gets(address, "a.example/x")]
     assert learned(uses[:2], clients=2).rules == ()
     assert [rule.clients for rule in learned(uses, clients=2).rules] == [addresses]
 
 
 def test_one_machine_with_a_login_and_without_is_one_client(tmp_path: Path) -> None:
     policy = compiled_of(tmp_path, CLIENTS)
-    own = [one for user in ("-", "ci", "x") for one in gets(HOSTILE, "a.example/", user=user)]
+    own = [use for user in ("-", "ci", "x") for use in gets(HOSTILE, "a.example/", user=user)]
     assert learned(own, Askers(policy), clients=2).rules == ()
     assert [rule.clients for rule in learned(own, Askers(policy)).rules] == [("ci", HOSTILE, f"x@{HOSTILE}")]
-    roaming = [one for client in (ONE, TWO) for one in gets(client, "a.example/", user="ci")]
+    roaming = [use for client in (ONE, TWO) for use in gets(client, "a.example/", user="ci")]
     assert learned(roaming, Askers(policy), clients=2).rules == ()
 
 
 def test_the_addresses_that_a_client_of_the_policy_lists_are_one_client(tmp_path: Path) -> None:
     policy = compiled_of(tmp_path, "clients:\n  vm: {networks: [192.168.137.9, 192.168.137.10]}\n")
-    own = [one for client in ("192.168.137.9", "192.168.137.10") for one in gets(client, "a.example/")]
+    own = [use for client in ("192.168.137.9", "192.168.137.10") for use in gets(client, "a.example/")]
     assert [rule.clients for rule in learned(own, Askers(policy)).rules] == [("vm",)]
     assert learned(own, Askers(policy), clients=2).rules == ()
     both = [*own, *gets("192.168.137.11", "a.example/")]
@@ -293,7 +293,7 @@ def test_a_preset_that_one_client_used_is_listed_where_two_are_asked_for() -> No
 
 def test_a_client_of_the_policy_stands_for_its_machines_if_all_of_them_may(tmp_path: Path) -> None:
     policy = compiled_of(tmp_path, CLIENTS)
-    everywhere = [one for client in (ONE, TWO) for one in gets(client, "a.example/")]
+    everywhere = [use for client in (ONE, TWO) for use in gets(client, "a.example/")]
     draft = learned([*everywhere, *gets(ONE, "b.example/")], Askers(policy))
     assert [(rule.clients, rule.hosts) for rule in draft.rules] == [
         (("agents",), ("a.example",)),
@@ -315,7 +315,7 @@ def test_a_client_with_one_address_or_a_token_keeps_its_name(tmp_path: Path) -> 
     draft = learned(uses, Askers(compiled_of(tmp_path, CLIENTS)))
     assert [rule.clients for rule in draft.rules] == [("solo",), ("ci",), (f"x@{TWO}",)]
     policy = loaded(draft)
-    assert all(is_allowed(policy, one) for one in uses)
+    assert all(is_allowed(policy, use) for use in uses)
     assert not is_allowed(policy, replace(uses[2], user="y"))
 
 
@@ -324,7 +324,7 @@ def test_users_with_long_names_are_told_apart() -> None:
     draft = learned(uses)
     assert len({rule.clients for rule in draft.rules}) == 2
     policy = loaded(draft)
-    assert [is_allowed(policy, one) for one in uses] == [True, True]
+    assert [is_allowed(policy, use) for use in uses] == [True, True]
     assert not is_allowed(policy, replace(uses[0], user=uses[1].user))
 
 
@@ -345,7 +345,7 @@ def test_writes_of_one_client_are_listed_where_its_machines_together_have_too_ma
 
 def test_within_one_client_a_machine_that_floods_makes_nothing_wider(tmp_path: Path) -> None:
     policy = compiled_of(tmp_path, CLIENTS)
-    honest = [one for client in (ONE, TWO) for one in gets(client, "a.example/x", "a.example/y/z")]
+    honest = [use for client in (ONE, TWO) for use in gets(client, "a.example/x", "a.example/y/z")]
     flood = gets(HOSTILE, *(f"a.example/v{n}w" for n in range(500)), *(f"evil{n}.test/" for n in range(500)))
     before = learned(honest, Askers(policy, "agents"), clients=2)
     after = learned([*honest, *flood], Askers(policy, "agents"), clients=2)
@@ -356,7 +356,7 @@ def test_within_one_client_a_machine_that_floods_makes_nothing_wider(tmp_path: P
 
 
 def test_a_client_that_floods_pushes_nothing_of_others_out() -> None:
-    honest = [one for client in (ONE, TWO) for one in gets(client, "a.example/x", "b.example/y/1")]
+    honest = [use for client in (ONE, TWO) for use in gets(client, "a.example/x", "b.example/y/1")]
     flood = gets(
         HOSTILE, *(f"a.example/v{n}w" for n in range(1000)), *(f"x.evil{n}.test/" for n in range(1500)), count=99
     )
@@ -411,18 +411,18 @@ askers = st.sampled_from([(None, None), (AGENTS, None), (AGENTS, "agents")]).map
 
 def weighted(uses: list[Use]) -> list[Use]:
     """Count each use apart, so that a sum tells which were counted."""
-    different = {(one.client, one.method, one.url): one for one in uses}
-    return [replace(one, count=1 << place) for place, one in enumerate(different.values())]
+    different = {(use.client, use.method, use.url): use for use in uses}
+    return [replace(use, count=1 << place) for place, use in enumerate(different.values())]
 
 
 def check_placed(uses: list[Use], askers: Askers, clients: int) -> None:
     draft = learned(uses, askers, clients=clients)
     policy = loaded(draft)
     assert warnings(draft) == []
-    placed = [one for one in uses if draft.placed & one.count]
-    assert [one for one in placed if not is_allowed(policy, one)] == []
-    assert draft.placed + sum(one.evidence.count for one in draft.listed) == sum(one.count for one in uses)
-    owners = {registrable_domain(one.host) or one.host for one in uses}
+    placed = [use for use in uses if draft.placed & use.count]
+    assert [use for use in placed if not is_allowed(policy, use)] == []
+    assert draft.placed + sum(apart.evidence.count for apart in draft.listed) == sum(use.count for use in uses)
+    owners = {registrable_domain(use.host) or use.host for use in uses}
     for rule in draft.rules:
         names = [parse_host_pattern(host).name for host in rule.hosts]
         assert {registrable_domain(name) or name for name in names} <= owners
@@ -436,15 +436,15 @@ def test_what_is_placed_is_allowed_and_the_rest_is_listed(examples: int) -> None
 
 
 def check_not_wider(uses: list[Use], hostile: list[Use]) -> None:
-    hostile = [replace(one, client=HOSTILE) for one in hostile]
+    hostile = [replace(use, client=HOSTILE) for use in hostile]
     for policy in (None, AGENTS):
         before, after = loaded(learned(uses, Askers(policy))), loaded(learned([*uses, *hostile], Askers(policy)))
-        for one in (*uses, *hostile):
+        for used in (*uses, *hostile):
             for client in {other.client for other in uses}:
-                if is_allowed(after, one, client):
-                    assert is_allowed(before, one, client), (one, client)
+                if is_allowed(after, used, client):
+                    assert is_allowed(before, used, client), (used, client)
         strict = loaded(learned([*uses, *hostile], Askers(policy), clients=2))
-        assert all(is_allowed(before, one) for one in uses if is_allowed(strict, one))
+        assert all(is_allowed(before, use) for use in uses if is_allowed(strict, use))
 
 
 @few_and_many(50, 400)
@@ -455,10 +455,10 @@ def test_a_hostile_client_makes_nothing_wider_for_the_others(examples: int) -> N
 @settings(max_examples=50)
 @given(st.lists(drawn_uses, max_size=20), st.lists(drawn_uses, min_size=1, max_size=20))
 def test_what_one_client_alone_used_is_not_proposed_where_two_are_asked_for(uses: list[Use], own: list[Use]) -> None:
-    own = [replace(one, client=HOSTILE) for one in own]
-    used = {(one.method, one.url) for one in uses}
+    own = [replace(use, client=HOSTILE) for use in own]
+    used = {(use.method, use.url) for use in uses}
     policy = loaded(learned([*uses, *own], clients=2))
-    widest = loaded(learned(replace(one, client=HOSTILE) for one in uses))
+    widest = loaded(learned(replace(use, client=HOSTILE) for use in uses))
     for one in own:
         if is_allowed(policy, one):
             assert (one.method, one.url) in used or is_allowed(widest, one)
@@ -545,7 +545,7 @@ def test_queries_count_only_where_a_preset_depends_on_them(folder: Path) -> None
     push = "https://github.com/acme/app/info/refs?service=git-receive-pack"
     records = ({"url": git}, {"url": "https://a.example/x?a=1"}, {"url": "https://a.example/x?a=2"}, {"url": push})
     draft = drafted(log(folder, *records))
-    assert [one["preset"] for one in draft["presets"]] == ["github-read@1"]
+    assert [preset["preset"] for preset in draft["presets"]] == ["github-read@1"]
     assert [(rule["hosts"], rule["paths"], rule["requests"]) for rule in draft["rules"]] == [
         (["a.example"], ["/x"], 2),
         (["github.com"], ["/acme/app/info/refs"], 1),
@@ -559,7 +559,7 @@ def test_hosts_of_the_last_day_are_new_where_the_record_tells(folder: Path) -> N
     records = (long_ago, {"url": "https://old.example/"}, {"url": "https://new.example/"})
     draft = drafted(log(folder, *records))
     assert hosts(draft) == ["old.example"]
-    assert [(one["reason"], one["host"]) for one in draft["listed"]] == [("new", "new.example")]
+    assert [(unproposed["reason"], unproposed["host"]) for unproposed in draft["listed"]] == [("new", "new.example")]
     assert hosts(drafted(log(folder, *records), "--since", after_noon(0))) == ["old.example"]
     short = drafted(log(folder, *records[1:]))
     assert hosts(short) == ["new.example", "old.example"]
@@ -576,7 +576,7 @@ def test_a_server_at_a_private_address_is_listed_unless_a_parent_has_it(folder: 
         )
     )
     assert hosts(draft) == ["mirror.example", "parent.example"]
-    assert [(one["reason"], one["host"]) for one in draft["listed"]] == [("private", "in.example")]
+    assert [(unproposed["reason"], unproposed["host"]) for unproposed in draft["listed"]] == [("private", "in.example")]
 
 
 def test_the_draft_is_a_policy_and_the_order_of_the_log_makes_no_difference(folder: Path) -> None:
@@ -652,7 +652,7 @@ def test_without_an_option_no_client_learns_itself_anything(folder: Path) -> Non
 
     draft = learned_by()
     assert hosts(draft) == ["a.example"]
-    assert {(one["reason"], one["host"]) for one in draft["listed"]} == {("few-clients", "evil.example")}
+    assert {(apart["reason"], apart["host"]) for apart in draft["listed"]} == {("few-clients", "evil.example")}
     told = "3 requests listed as few-clients, because no 2 clients used the same: --client NAME drafts for one client."
     assert told in draft["notes"]
     assert hosts(learned_by("--client", "agents")) == ["a.example", "evil.example"]

@@ -160,7 +160,7 @@ def check_that_all_match(some: list[str], keep_first: bool) -> None:
     for path in added:
         for reading in readings(path):
             assert any(pattern.match(reading) is not None for pattern in parsed), (path, reading, parsed)
-    assert sum(one.count for one in result.values()) == len(added)
+    assert sum(evidence.count for evidence in result.values()) == len(added)
     assert keep_first or len(result) <= PATTERNS_LISTED
     assert not keep_first or {shape[0] for shape in result} == tenants
 

@@ -77,17 +77,17 @@ def plain_replay(records: list[Record], old: CompiledPolicy, new: CompiledPolicy
     return found
 
 
-def plain_request(one: Record) -> Request | Malformed:
-    opened = msgspec.structs.replace(one, tunnel=one.tunnel.partition("%20")[0], revision=NONE)
+def plain_request(record: Record) -> Request | Malformed:
+    opened = msgspec.structs.replace(record, tunnel=record.tunnel.partition("%20")[0], revision=NONE)
     if opened.method == CONNECT and not opened.squid.startswith("TCP_TUNNEL"):
         opened = msgspec.structs.replace(opened, tunnel=NONE, sni=NONE)
     return request_of(opened)
 
 
-def plainly_decided(policy: CompiledPolicy, one: Record) -> Decision | None:
+def plainly_decided(policy: CompiledPolicy, record: Record) -> Decision | None:
     """Decide a record's request at its start; None where a tunnel that passed through would be looked into."""
-    request = plain_request(one)
-    at = parse_time(one) - timedelta(milliseconds=one.duration_ms)
+    request = plain_request(record)
+    at = parse_time(record) - timedelta(milliseconds=record.duration_ms)
     decision = decide(policy, policy.match(request), at)
     if isinstance(request, Malformed) or not request.spliced or decision.allowed:
         return decision
@@ -109,7 +109,7 @@ def given_by(decision: Decision) -> Given:
         return frozenset(), None
     rewritten = decision.rewritten
     target = (rewritten.rewrite.name, rewritten.rewrite.redirect, str(rewritten.url)) if rewritten else None
-    return frozenset((one.name, repr(one.form)) for one in decision.credentials), target
+    return frozenset((credential.name, repr(credential.form)) for credential in decision.credentials), target
 
 
 def changes(had: Given, has: Given) -> tuple[object, ...]:
@@ -215,21 +215,21 @@ def check_replay(connection: duckdb.DuckDBPyConnection, records: list[Record], p
     found = replayed(connection, records, old, new)
     groups = {
         (
-            *(str(one.flip.kind), one.flip.rule, one.flip.was, one.flip.gained, one.flip.lost),
-            *(one.flip.rewrite, one.flip.rewrite_was, one.flip.observed, one.client, one.host),
-        ): (one.requests, one.used, one.urls)
-        for one in found.flips
+            *(str(flip.flip.kind), flip.flip.rule, flip.flip.was, flip.flip.gained, flip.flip.lost),
+            *(flip.flip.rewrite, flip.flip.rewrite_was, flip.flip.observed, flip.client, flip.host),
+        ): (flip.requests, flip.used, flip.urls)
+        for flip in found.flips
     }
-    assert groups == {key: (one.requests, one.used, len(one.urls)) for key, one in expected.groups.items()}
+    assert groups == {key: (group.requests, group.used, len(group.urls)) for key, group in expected.groups.items()}
     assert {name: total.requests for name, total in found.observed.items()} == expected.observed
     assert (found.disagreeing, found.set_apart.get("unseen", 0)) == (expected.disagreeing, expected.unseen)
     assert found.requests == len(records) - expected.unseen
     for kind in FlipKind:
-        of_kind = [one for key, one in expected.groups.items() if key[0] == kind]
+        of_kind = [group for key, group in expected.groups.items() if key[0] == kind]
         total = found.total(kind)
         assert (total.requests, total.used, total.groups) == (
-            sum(one.requests for one in of_kind),
-            sum(one.used for one in of_kind),
+            sum(document.requests for document in of_kind),
+            sum(document.used for document in of_kind),
             len(of_kind),
         )
 
@@ -364,7 +364,7 @@ def test_what_observes_is_counted_and_flips_nothing(result: Replayed) -> None:
 
 def test_what_is_observed_is_shown_beside_a_flip(result: Replayed) -> None:
     found = result(*(logged("GET", f"https://api.example{path}") for path in ("/admin/x", "/v1")))
-    assert {(one.flip.kind, one.flip.observed, one.requests) for one in found.flips} == {
+    assert {(flip.flip.kind, flip.flip.observed, flip.requests) for flip in found.flips} == {
         (FlipKind.CHANGED, "deny:closing", 1),
         (FlipKind.CHANGED, None, 1),
     }
@@ -400,7 +400,7 @@ def test_no_client_fills_the_result(
     ]
     replayed(connection, pushes, *policies)
     found = replay(connection, *policies, "plain_records", groups_of_client=1)
-    assert [(str(one.flip.kind), one.client, one.host) for one in found.flips] == [
+    assert [(str(flip.flip.kind), flip.client, flip.host) for flip in found.flips] == [
         ("denied", "192.0.2.1", "code.example"),
         ("denied", "192.0.2.2", "internal.example"),
         ("opened", "192.0.2.1", "new.example"),

@@ -56,19 +56,19 @@ def check_narrowed(
     use = measure(connection, old, "plain_records")
     edits = proven(connection, policy, proposed_edits(policy, use, NOW), NOW, "plain_records")
     new = CompiledPolicy(with_edits(policy, edits))
-    for one in [*records, *others]:
-        was, would = plainly_decided(old, one), plainly_decided(new, one)
+    for record in [*records, *others]:
+        was, would = plainly_decided(old, record), plainly_decided(new, record)
         if was is None or would is None:
             continue
         assert passes(was) >= passes(would)
-        assert passes(was) == passes(would) or one not in records
+        assert passes(was) == passes(would) or record not in records
         if passes(would):
-            assert counts(old, one, was) <= counts(new, one, would)
+            assert counts(old, record, was) <= counts(new, record, would)
 
 
-def counts(policy: CompiledPolicy, one: Record, decision: Decision) -> set[object]:
+def counts(policy: CompiledPolicy, record: Record, decision: Decision) -> set[object]:
     """The counts of quotas that a request is in."""
-    quotas = quotas_in(policy, policy.match(plain_request(one)), decision)
+    quotas = quotas_in(policy, policy.match(plain_request(record)), decision)
     return {(quota.name, decision.rule if quota.per is Counted.RULE else None) for quota in quotas}
 
 
@@ -154,7 +154,7 @@ def found_in(
     edits = proven(connection, policy.source, proposed_edits(policy.source, use, NOW), NOW, "plain_records")
     found = findings(policy.source, use, edits, NOW)
     narrower = {
-        one.rule.name: {str(change.field): change.narrower for change in one.narrowings} for one in found.narrowed
+        rule.rule.name: {str(change.field): change.narrower for change in rule.narrowings} for rule in found.narrowed
     }
     return found, narrower
 
@@ -252,7 +252,7 @@ def test_what_nobody_used_goes_or_is_kept_for_a_reason(
         "tested": KeptFor.NEEDED,
         "strict": KeptFor.NEEDED,  # without it, `loose` would allow WebSockets there
     }
-    assert [(str(one.kind), one.name) for one in found.others] == [
+    assert [(str(other.kind), other.name) for other in found.others] == [
         ("client", "far"),
         ("list", "block"),
         ("credential", "key"),
@@ -278,7 +278,7 @@ def test_the_rule_used_on_most_days_comes_first(connection: duckdb.DuckDBPyConne
     )
     days = [get("https://b.example/", time=f"2026-11-2{day}T12:00:00.000Z") for day in (1, 2)]
     found, _ = found_in(connection, policy, *[get("https://a.example/")] * 5, *days)
-    assert [(one.rule.name, len(one.evidence.days), one.requests) for one in found.narrowed] == [
+    assert [(rule.rule.name, len(rule.evidence.days), rule.requests) for rule in found.narrowed] == [
         ("b", 2, 2),
         ("a", 1, 5),
     ]

@@ -44,7 +44,7 @@ LINES = [
     line(3, "open.example:443", method="CONNECT", connection="3"),
     line(4, "http://203.0.113.7:8080/", client="2001:db8::7", method="POST", verdict="-", rule="-", status=503),
 ]
-EVENTS = [one for number, one in enumerate(LINES) if number not in (2, 4)]
+EVENTS = [event for number, event in enumerate(LINES) if number not in (2, 4)]
 
 
 class Said(NamedTuple):
@@ -133,10 +133,10 @@ COUNTED = {
 
 @pytest.mark.parametrize("by", COUNTED)
 def test_requests_are_counted_by_what_they_have_in_common(path: Path, by: str) -> None:
-    counted = [json.loads(one) for one in run("--by", by, "--json", path).lines]
-    assert {one[by]: one["requests"] for one in counted} == COUNTED[by]
-    assert sum(one["denied"] for one in counted) == 1
-    assert sum(one["bytes"] for one in counted) == 2000
+    counted = [json.loads(line) for line in run("--by", by, "--json", path).lines]
+    assert {row[by]: row["requests"] for row in counted} == COUNTED[by]
+    assert sum(row["denied"] for row in counted) == 1
+    assert sum(row["bytes"] for row in counted) == 2000
 
 
 def test_counts_are_a_table_the_most_first(path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_tunnel_is_no_request_of_the_rule_that_could_allow_one(path: Path) -> 
     opened = line(1, "open.example:443", connection="2", **connect)
     inside = line(2, "https://open.example/", connection="2")
     closed = line(3, "closed.example:443", rule="closed", verdict="deny", connection="3", method="CONNECT")
-    path.write_text("".join(f"{one}\n" for one in (failed, opened, inside, closed)))
+    path.write_text("".join(f"{text}\n" for text in (failed, opened, inside, closed)))
 
     def counted(*options: str) -> dict[str, tuple[int, int, int]]:
         rows = map(json.loads, run("--by", "rule", "--json", *options, path).lines)
@@ -165,9 +165,9 @@ def test_a_tunnel_is_no_request_of_the_rule_that_could_allow_one(path: Path) -> 
 
 
 def test_a_path_that_is_counted_is_cut(path: Path) -> None:
-    paths = [*("x" * 8000 + str(one) for one in range(5)), "short"]
-    path.write_text("".join(f"{line(0, f'https://open.example/{one}')}\n" for one in paths))
-    counted = {one["path"]: one["requests"] for one in map(json.loads, run("--by", "path", "--json", path).lines)}
+    paths = [*("x" * 8000 + str(number) for number in range(5)), "short"]
+    path.write_text("".join(f"{line(0, f'https://open.example/{other}')}\n" for other in paths))
+    counted = {row["path"]: row["requests"] for row in map(json.loads, run("--by", "path", "--json", path).lines)}
     assert counted == {f"https://open.example/{'x' * 479}…": 5, "https://open.example/short": 1}
 
 
@@ -210,9 +210,9 @@ def test_a_long_log_is_shown_in_several_periods_as_in_one(path: Path, monkeypatc
     split = run(path)
     assert len(opened) == 4
     without_errors = [
-        " ".join(one.replace("  ERROR", "").replace("  -      http", "  http").split()) for one in split.lines
+        " ".join(line.replace("  ERROR", "").replace("  -      http", "  http").split()) for line in split.lines
     ]
-    assert without_errors == [" ".join(one.split()) for one in whole.lines]
+    assert without_errors == [" ".join(line.split()) for line in whole.lines]
     assert split.err == whole.err
     opened.clear()
     assert run("-n", "3", path) == newest
@@ -311,9 +311,9 @@ def test_what_neither_policy_nor_client_caused_has_failed(path: Path, fields: di
 def test_log_and_report_have_the_same_period_and_the_same_tunnels(path: Path) -> None:
     connect = {"method": "CONNECT", "connection": "2"}
     lines = (line(0), line(1, "open.example:443", **connect), line(2, "https://open.example/", connection="2"))
-    path.write_text("".join(f"{one}\n" for one in (*lines, line(3, "open.example:443", status=502, **connect))))
+    path.write_text("".join(f"{text}\n" for text in (*lines, line(3, "open.example:443", status=502, **connect))))
     since = "2026-11-25T12:00:00.000500"  # within the millisecond of the first
-    tunnels = [json.loads(one)["tunnels"] for one in run("--by", "host", "--json", "--since", since, path).lines]
+    tunnels = [json.loads(line)["tunnels"] for line in run("--by", "host", "--json", "--since", since, path).lines]
     reported = report_of(path, "--since", since)
     assert (len(run("--json", "--since", since, path).lines), sum(tunnels)) == (3, 2)
     assert (reported["requests"], reported["tunnels"]) == (3, 2)
@@ -454,7 +454,7 @@ def test_rotated_and_compressed_files_are_read_in_the_order_of_time(tmp_path: Pa
     for minute, file in zip((20, 10, 0), files, strict=True):
         content = f"{line(minute)}\n".encode()
         file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
-    assert [json.loads(one)["time"][11:16] for one in run("--json", *files).lines] == ["12:00", "12:10", "12:20"]
+    assert [json.loads(line)["time"][11:16] for line in run("--json", *files).lines] == ["12:00", "12:10", "12:20"]
 
 
 @pytest.mark.system
@@ -517,7 +517,7 @@ def test_nothing_in_a_log_steers_the_terminal(path: Path, options: list[str]) ->
     parse_record(path.read_bytes().rstrip())
     said = run(*options, path)
     assert said.out
-    assert all(one.isprintable() for one in said.lines)
+    assert all(line.isprintable() for line in said.lines)
 
 
 def terminal(*arguments: str | Path, stdout_too: bool, **environment: str) -> tuple[str, str]:
@@ -570,7 +570,7 @@ def audited(path: Path, policy: Path, *fields: dict[str, Any]) -> None:
     urls = ("http://open.example/", "http://closed.example/", "http://open.example/unasked")
     own: list[dict[str, Any]] = [{}, {}, {"rule": "-", "verdict": "-"}]
     lines = [line(n, url, **{"revision": revision, **own[n]}) for n, url in enumerate(urls)]
-    path.write_text("\n".join([*lines, *(line(9, "http://open.example/", **one) for one in fields)]) + "\n")
+    path.write_text("\n".join([*lines, *(line(9, "http://open.example/", **field) for field in fields)]) + "\n")
 
 
 def test_drift_is_shown_with_what_the_policy_says(path: Path, policy: Path) -> None:
@@ -590,7 +590,7 @@ def test_a_url_that_the_record_cuts_off_is_marked_and_drift_counts_it_apart(path
     url = f"http://open.example/{'l' * 4076}"
     revision = load(policy, NOON).compiled.revision
     path.write_text(f"{line(0, url, revision=revision, cut='9000:ab')}\n{line(1, url[:-1], revision=revision)}\n")
-    assert [one.endswith("l… (cut)") for one in run(path).lines] == [False, True, False]
+    assert [line.endswith("l… (cut)") for line in run(path).lines] == [False, True, False]
     said = run("--drift", "--policy", policy, "--state", path.parent, path)
     assert said.err == "1 served request not checked: the access log has only the beginning of a URL that decides\n"
     assert (said.code, said.lines) == (0, [])

@@ -51,7 +51,7 @@ def told(*arguments: object, redirection: str = "", environment: dict[str, str] 
 )
 def test_a_full_disk_is_told(log: Path, tmp_path: Path, command: str) -> None:
     make_archive(tmp_path / "archive", None)
-    arguments = [one.format(log=log).replace("\t", " ") for one in command.split(" ")]
+    arguments = [word.format(log=log).replace("\t", " ") for word in command.split(" ")]
     if command == "archive list":
         arguments += ["--archive", str(tmp_path / "archive")]
     code, error = told(*arguments, redirection=f">{FULL}")
@@ -105,7 +105,7 @@ def test_an_object_store_without_its_extra_names_the_command_that_installs_it(co
         "util.find_spec = lambda name, package=None: None if name in ('s3fs', 'botocore') else find(name, package);"
     )
     without += "from squidkeeper.cli import main; main()"
-    arguments = [one.replace("\t", " ") for one in command.split(" ")]
+    arguments = [word.replace("\t", " ") for word in command.split(" ")]
     done = subprocess.run(
         [sys.executable, "-c", without, *arguments, "--archive", "s3://bucket/gateway"],
         capture_output=True,

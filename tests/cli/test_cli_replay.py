@@ -65,9 +65,9 @@ class Site:
 
     def logged(self, *requests: dict[str, Any]) -> None:
         lines = (
-            record_line(**{"time": after_noon(second), "rule": "code", "revision": self.in_force, "sni": host, **one})
-            for second, one in enumerate(requests)
-            for host in [one["url"].split("/")[2]]
+            record_line(**{"time": after_noon(second), "rule": "code", "revision": self.in_force, "sni": host, **asked})
+            for second, asked in enumerate(requests)
+            for host in [asked["url"].split("/")[2]]
         )
         self.log.write_bytes(b"".join(line + b"\n" for line in lines))
 
@@ -154,7 +154,7 @@ def test_stored_revisions_are_replayed_by_their_names(site: Site) -> None:
 
 def test_json_has_every_group(site: Site) -> None:
     found = json.loads(site.replay("--policy", site.draft, "--json").output)
-    (pushed, *others) = [one for one in found["flips"] if one["kind"] == "denied"]
+    (pushed, *others) = [flip for flip in found["flips"] if flip["kind"] == "denied"]
     assert len(others) == 5
     assert pushed == {
         "kind": "denied",
@@ -178,7 +178,7 @@ def test_json_has_every_group(site: Site) -> None:
         "example": {"time": "2026-11-25T12:00:00.000Z", "method": "POST", "url": PUSH, "request_id": "1.2.3.4"},
     }
     assert found["set_apart"] == {"unasked": 1}
-    (gained,) = [one for one in found["flips"] if one["kind"] == "changed"]
+    (gained,) = [flip for flip in found["flips"] if flip["kind"] == "changed"]
     assert gained["credentials_gained"] == ["key"]
 
 
@@ -232,7 +232,7 @@ def test_addresses_of_a_client_of_the_policy_are_one_row(site: Site) -> None:
     done = site.replay("--policy", site.draft, "--against", site.old)
     assert BY_CLIENT.format(push=PUSH) in done.output
     found = json.loads(site.replay("--policy", site.draft, "--against", site.old, "--json").output)
-    named = {(one["user"], one["client"]): one["policy_clients"] for one in found["flips"]}
+    named = {(flip["user"], flip["client"]): flip["policy_clients"] for flip in found["flips"]}
     assert len(named) == len(askers), "JSON has each address"
     assert (named["tom", "192.168.138.1"], named[None, "192.168.139.1"]) == (["people", "builders"], [])
 
@@ -340,7 +340,7 @@ UNUSABLE = [
 def test_what_cannot_be_used_is_told_with_status_2(site: Site, arguments: tuple[str, ...], message: str) -> None:
     broken = site.write(site.state / "broken", "version: 1\nrules: [{name: x}]\n")
     names = {"draft": site.draft, "state": site.state, "broken": broken}
-    done = site.replay(*(one.format(**names) for one in arguments))
+    done = site.replay(*(argument.format(**names) for argument in arguments))
     assert message.format(**names) in done.output
     assert done.exit_code == 2
 

@@ -169,7 +169,7 @@ def test_the_narrowed_policy_denies_nothing_of_the_record(site: Site, tmp_path: 
 
 @pytest.mark.parametrize("option", [["--diff"], ["--output", "narrow"]])
 def test_a_short_record_gives_no_edit(site: Site, option: list[str], tmp_path: Path) -> None:
-    done = site.tighten(*[str(tmp_path / one) if one == "narrow" else one for one in option])
+    done = site.tighten(*[str(tmp_path / word) if word == "narrow" else word for word in option])
     assert done.output == (
         "Error: the access log covers 21 s: too short to narrow a policy by it, expected 30 days"
         " (--min-days 30; 0 takes any length)\n"
@@ -181,7 +181,7 @@ def test_a_short_record_gives_no_edit(site: Site, option: list[str], tmp_path: P
 @pytest.mark.parametrize("option", [[], ["--json"], ["--diff"], ["--output", "narrow"]])
 def test_where_no_request_was_judged_nothing_is_told_or_edited(site: Site, option: list[str], tmp_path: Path) -> None:
     site.logged()
-    done = site.tighten("--min-days", 0, *[str(tmp_path / one) if one == "narrow" else one for one in option])
+    done = site.tighten("--min-days", 0, *[str(tmp_path / word) if word == "narrow" else word for word in option])
     assert done.output == f"Error: no request of {site.log} was judged: nothing can be told\n"
     assert done.exit_code == 2
     assert not (tmp_path / "narrow").exists()
@@ -198,7 +198,7 @@ def test_the_policy_of_a_folder_is_narrowed(site: Site) -> None:
     assert found["unused"] == [
         {"rule": "other", "place": f"{site.policy}/policy.yaml:17:5", "holds": None, "closes": "other.example"}
     ]
-    assert [one["rule"] for one in found["narrowed"]] == ["code", "packages"]
+    assert [rule["rule"] for rule in found["narrowed"]] == ["code", "packages"]
     assert found["narrowed"][1]["fields"][0] == {
         "field": "hosts",
         "now": ["*.packages.example"],
@@ -226,7 +226,7 @@ def test_a_policy_that_has_grants_beside_it_is_narrowed_without_them(site: Site,
         site.in_force(POLICY)
         done = site.tighten(*named, "--min-days", 0, "--output", tmp_path / f"narrow-{len(named)}")
         assert done.exit_code == 0
-        assert [one.name for one in (tmp_path / f"narrow-{len(named)}").iterdir()] == ["policy.yaml"]
+        assert [file.name for file in (tmp_path / f"narrow-{len(named)}").iterdir()] == ["policy.yaml"]
 
 
 def test_a_rule_that_does_not_begin_a_line_is_edited_by_hand(site: Site) -> None:

@@ -28,10 +28,10 @@ def each_command(command: click.Command = main, name: str = "") -> Iterator[tupl
         yield name, command
     if isinstance(command, click.Group):
         context = click.Context(command)
-        for one in command.list_commands(context):
-            found = command.get_command(context, one)
+        for subcommand in command.list_commands(context):
+            found = command.get_command(context, subcommand)
             assert found is not None
-            yield from each_command(found, f"{name} {one}".strip())
+            yield from each_command(found, f"{name} {subcommand}".strip())
 
 
 COMMANDS = dict(each_command())
@@ -45,20 +45,20 @@ def examples(name: str) -> list[list[str]]:
     """Return the words of each call in a help text, up to a pipe or a redirection."""
     lines = [line.strip() for line in (COMMANDS[name].help or "").splitlines()]
     calls = [re.split(r" [|<>] ", part)[0] for line in lines for part in line.split(" | ")]
-    return [shlex.split(one.removeprefix("sudo ")) for one in calls if re.match(r"(sudo )?squidkeeper ", one)]
+    return [shlex.split(call.removeprefix("sudo ")) for call in calls if re.match(r"(sudo )?squidkeeper ", call)]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_option_has_one_short_sentence(name: str) -> None:
     shown = [one for one in COMMANDS[name].params if isinstance(one, click.Option) and not one.hidden]
-    assert [one.opts for one in shown if not one.help or len(one.help.split()) > LONGEST_OPTION] == []
+    assert [option.opts for option in shown if not option.help or len(option.help.split()) > LONGEST_OPTION] == []
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_help_has_short_sentences_and_lines(name: str) -> None:
-    prose = [one for one in paragraphs(COMMANDS[name]) if not one.startswith("\b")]
-    sentences = [one for text in prose for one in re.split(r"(?<=[.:;])\s+", text)]
-    assert [one for one in sentences if len(one.split()) > LONGEST_SENTENCE] == []
+    prose = [paragraph for paragraph in paragraphs(COMMANDS[name]) if not paragraph.startswith("\b")]
+    sentences = [sentence for text in prose for sentence in re.split(r"(?<=[.:;])\s+", text)]
+    assert [sentence for sentence in sentences if len(sentence.split()) > LONGEST_SENTENCE] == []
     fixed = [line for text in paragraphs(COMMANDS[name]) if text.startswith("\b") for line in text.splitlines()]
     assert [line for line in fixed if len(line) > WIDEST] == []
 
@@ -66,7 +66,7 @@ def test_a_help_has_short_sentences_and_lines(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in COMMANDS if examples(name)])
 def test_an_example_names_a_command_and_its_options(name: str) -> None:
     for _, *words in examples(name):
-        called = max((one for one in COMMANDS if words[: len(one.split())] == one.split()), key=len)
+        called = max((command for command in COMMANDS if words[: len(command.split())] == command.split()), key=len)
         options = {option for param in COMMANDS[called].params for option in param.opts}
         assert {word for word in words if re.match(r"-+[a-z]", word)} <= options, words
 
@@ -75,7 +75,7 @@ def test_the_operators_table_has_each_exit_status_that_a_help_names() -> None:
     section = (REPOSITORY / "squid/OPERATING.md").read_text().split("\n## Exit statuses\n")[1].split("\n## ")[0]
     rows = {row[1].strip(" `"): row[2:4] for row in (line.split("|") for line in section.splitlines()) if len(row) > 4}
     ones_own = {"demo", "render", "export", "exporter"}  # 1: it could not do it, as of every command
-    told = {name for name, one in COMMANDS.items() if "Exit status" in (one.help or "")} - ones_own
+    told = {name for name, command in COMMANDS.items() if "Exit status" in (command.help or "")} - ones_own
     assert told == rows.keys() - {"command", "---"}
     for name in told:
         statuses = {int(found) for found in re.findall(r"^ +([12])  ", COMMANDS[name].help or "", re.MULTILINE)}
@@ -92,7 +92,7 @@ def test_the_manual_page_has_every_command_and_option(tmp_path: Path) -> None:
     assert {name for name in COMMANDS if f"\n   squidkeeper {name}" not in shown.stdout} == set()
     words = set(re.findall(r"--[a-z-]+", shown.stdout))
     options = {one for command in COMMANDS.values() for one in command.params if not getattr(one, "hidden", True)}
-    assert {word for one in options for word in one.opts if word.startswith("--")} <= words
+    assert {word for option in options for word in option.opts if word.startswith("--")} <= words
     assert "[default: /srv/gw/etc/policy]" in shown.stdout
     assert "/etc/squidkeeper/policy]" not in shown.stdout
 

@@ -193,11 +193,11 @@ def test_the_agent_sees_the_root_and_no_key(stack: Stack) -> None:
 def test_every_process_of_the_gateway_is_squids_account_without_rights(stack: Stack) -> None:
     script = 'for one in /proc/[0-9]*; do grep -E "^(Name|Uid|CapPrm|CapEff|CapBnd|NoNewPrivs):" $one/status; done'
     told = stack.gateway("bash", "-c", script)[1]
-    found = [dict(re.findall(r"^(\w+):\t(.*)$", one, re.MULTILINE)) for one in told.split("Name:")[1:]]
+    found = [dict(re.findall(r"^(\w+):\t(.*)$", word, re.MULTILINE)) for word in told.split("Name:")[1:]]
     nothing = {"CapPrm": "0" * 16, "CapEff": "0" * 16, "CapBnd": "0" * 16}
     assert len(found) > 8
-    for one in found:
-        assert one == {"Uid": "\t".join(["13"] * 4), **nothing, "NoNewPrivs": "1"}
+    for process in found:
+        assert process == {"Uid": "\t".join(["13"] * 4), **nothing, "NoNewPrivs": "1"}
 
 
 def test_the_root_file_system_of_the_gateway_is_read_only(stack: Stack) -> None:

@@ -43,9 +43,9 @@ class Balancer:
                 **haproxy,
             },
             "gateways": [
-                {"name": one.root.name, "address": host, "port": port, "health_port": port + 7000}
-                for one in self.gateways
-                for host, port in [one.address]
+                {"name": gateway.root.name, "address": host, "port": port, "health_port": port + 7000}
+                for gateway in self.gateways
+                for host, port in [gateway.address]
             ],
         }
         (self._folder / "fleet.yaml").write_text(yaml.safe_dump(fleet))

@@ -222,7 +222,7 @@ def log_in(machine: Machine, client: Client, gateway: Gateway, origins: Origins,
         own = folder / f"{token}{number}"
         own.mkdir()
         machine.run(client.command, f"https://{host}/{token}/", own)
-    if "open.example" not in {one.sni for one in origins.seen if token in one.target}:
+    if "open.example" not in {request.sni for request in origins.seen if token in request.target}:
         return Login.NEVER
     wait_for(lambda: _users(gateway, "open.example", token), f"the lines of {token}")
     return Login.AT_ONCE if _users(gateway, "anybody.example", token) == {"agents"} else Login.WHEN_ASKED
@@ -253,7 +253,7 @@ def clients_table() -> str:
 def logins_table() -> str:
     """Write the table of squid/CLIENTS.md that tells when each client sends its login."""
     clients = (*IN_EVERY_RUN, *ON_REQUEST)
-    rows = [(login, ", ".join(one.name for one in clients if one.login is login)) for login in Login]
+    rows = [(login, ", ".join(client.name for client in clients if client.login is login)) for login in Login]
     return "| the login is sent | by |\n|---|---|\n" + "".join(
         f"| {login} | {names} |\n" for login, names in rows if names
     )

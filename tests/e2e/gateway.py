@@ -199,8 +199,8 @@ class Gateway:
 
     def _revisions(self) -> set[str | None]:
         """The revisions by which the helpers decide; None for one that is starting, or has no policy."""
-        found = [one.status for one in read_counter_files(self.root / "state/helpers") if one.running]
-        return {one.revision if one else None for one in found if not one or one.helper in LOADS_POLICY}
+        found = [file.status for file in read_counter_files(self.root / "state/helpers") if file.running]
+        return {file.revision if file else None for file in found if not file or file.helper in LOADS_POLICY}
 
     def command(self, *words: str | Path, answer: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command of its own program to the end."""

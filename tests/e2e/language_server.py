@@ -31,9 +31,9 @@ class LanguageServer:
 
     def diagnostics(self) -> list[str]:
         """What the editor underlines: `LINE: MESSAGE`, counted from 1."""
-        published = self._until(lambda one: one.get("method") == "textDocument/publishDiagnostics")
+        published = self._until(lambda message: message.get("method") == "textDocument/publishDiagnostics")
         found = published["params"]["diagnostics"]
-        return [f"{one['range']['start']['line'] + 1}: {one['message']}" for one in found]
+        return [f"{problem['range']['start']['line'] + 1}: {problem['message']}" for problem in found]
 
     def at(self, method: str, line: int, character: int) -> Any:
         """Ask about a place: `textDocument/hover` or `textDocument/completion`; line and character from 1."""
@@ -43,7 +43,7 @@ class LanguageServer:
     def ask(self, method: str, params: Message) -> Any:
         self._asked += 1
         self._send({"id": self._asked, "method": method, "params": params})
-        return self._until(lambda one: one.get("id") == self._asked and "method" not in one)["result"]
+        return self._until(lambda message: message.get("id") == self._asked and "method" not in message)["result"]
 
     def stop(self) -> None:
         self._server.kill()

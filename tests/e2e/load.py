@@ -35,7 +35,7 @@ class Load:
         return [answer.status for answer in self.answers if answer.url.split("/")[2] == host]
 
     def answered(self, scheme: str, host: str) -> bool:
-        return any(one.url.startswith(f"{scheme}://{host}/") for one in list(self.answers) if one.status is not None)
+        return any(told.url.startswith(f"{scheme}://{host}/") for told in list(self.answers) if told.status is not None)
 
     def at_least(self, more: int) -> None:
         """Wait for this many more answers."""

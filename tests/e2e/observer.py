@@ -169,7 +169,7 @@ class Prometheus:
     def __init__(self, folder: Path, port: int, *scraped: int | tuple[str, str], rules: str = "groups: []") -> None:
         self.port = port
         folder.mkdir()
-        targets = [one if isinstance(one, tuple) else (GATEWAY, f"127.0.0.1:{one}") for one in scraped]
+        targets = [target if isinstance(target, tuple) else (GATEWAY, f"127.0.0.1:{target}") for target in scraped]
         static = json.dumps([{"targets": [place], "labels": {"gateway": name}} for name, place in targets])
         config = folder / "prometheus.yaml"
         (folder / "rules.yaml").write_text(rules)

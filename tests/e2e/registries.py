@@ -128,11 +128,11 @@ def _repository(folder: Path, archive: str, package: str) -> dict[str, Answer]:
     packages = f"{control}Filename: {file}\nSize: {len(deb)}\nSHA256: {hashlib.sha256(deb).hexdigest()}\n\n".encode()
     index = f"main/binary-{run('dpkg', '--print-architecture').strip()}/Packages"
     indices = {index: packages, f"{index}.gz": gzip.compress(packages)}
-    digests = (f" {hashlib.sha256(one).hexdigest()} {len(one)} {name}\n" for name, one in indices.items())
+    digests = (f" {hashlib.sha256(index).hexdigest()} {len(index)} {name}\n" for name, index in indices.items())
     release = f"Suite: stable\nDate: {formatdate(usegmt=True)}\nComponents: main\nSHA256:\n{''.join(digests)}"
     return {
         f"{archive}/dists/stable/Release": Answer(body=release.encode()),
-        **{f"{archive}/dists/stable/{name}": Answer(body=one) for name, one in indices.items()},
+        **{f"{archive}/dists/stable/{name}": Answer(body=index) for name, index in indices.items()},
         f"{archive}/{file}": Answer(body=deb),
     }
 

@@ -69,7 +69,7 @@ def test_nothing_leaves_before_a_person_approves_no_look_up_of_the_name_either(
     number = asked(gateway, origins, url)
     assert names.asked(f"{scheme}-unknown.example") == []
     assert origins.connections == []
-    [ticket] = [one for one in tickets(gateway) if one.number == number]
+    [ticket] = [ticket for ticket in tickets(gateway) if ticket.number == number]
     assert (ticket.client, ticket.user, ticket.method) == ("127.0.0.1", "", "GET")
     assert (ticket.url, ticket.rule) == (url, "default")
 
@@ -77,7 +77,7 @@ def test_nothing_leaves_before_a_person_approves_no_look_up_of_the_name_either(
 def test_the_same_question_has_the_same_ticket_and_counts(gateway: Gateway, origins: Origins) -> None:
     numbers = {asked(gateway, origins, "https://again.example/x") for _ in range(3)}
     [number] = numbers
-    assert [one.times for one in tickets(gateway) if one.number == number] == [3]
+    assert [ticket.times for ticket in tickets(gateway) if ticket.number == number] == [3]
     assert asked(gateway, origins, "https://again.example/x", client="127.0.0.2") != number
     assert asked(gateway, origins, "https://again.example/x?y") != number
 
@@ -163,7 +163,7 @@ def test_a_client_with_too_many_questions_leaves_the_tickets_of_others_alone(
     reply = denied(gateway, origins, "https://more.example/x", "default", client="127.0.9.1")
     assert "It has no ticket: this client has as many open questions as it may have, and an answer" in reply.text
     assert "\nTicket:" not in reply.text
-    assert len([one for one in tickets(gateway) if one.client == "127.0.9.1"]) == PENDING_AT_MOST
+    assert len([ticket for ticket in tickets(gateway) if ticket.client == "127.0.9.1"]) == PENDING_AT_MOST
     assert json.loads(state_of(gateway, kept, client="127.0.0.2").body)["state"] == "pending"
     assert asked(gateway, origins, "https://kept.example/y", client="127.0.0.2")
 
@@ -237,11 +237,11 @@ def approved(gateway: Gateway, all_origins: Origins, names: Names) -> Approvals:
     with tunnel(gateway, "part.example:443") as raw, ThreadPoolExecutor(len(APPROVED)) as pool:
         first = raw.get("/open/x", "part.example")
         made = {name: pool.submit(approve, gateway, numbers[name], *how) for name, (_, *how) in APPROVED.items()}
-        grants = {name: one.result() for name, one in made.items()}
+        grants = {name: future.result() for name, future in made.items()}
         for name in APPROVED.keys() - NOT_TRIED:
             wait_for(partial(is_decided, gateway, APPROVED[name][0]), f"the grant: {name}")
         second = raw.get("/later", "part.example")
-    return Approvals(numbers, grants, tuple(one.status for one in (first, second) if one))
+    return Approvals(numbers, grants, tuple(answer.status for answer in (first, second) if answer))
 
 
 def is_decided(gateway: Gateway, url: str) -> bool:
@@ -260,7 +260,7 @@ def test_an_approved_request_is_fetched_and_nothing_else(
     asked(gateway, origins, f"{url}d")
     asked(gateway, origins, url, client="127.0.0.2")
     assert ticket_of(curl(gateway, url, "-X", "POST", "-d", "x")) != number
-    [kept] = [one for one in decisions(gateway) if one["ticket"] == number]
+    [kept] = [decision for decision in decisions(gateway) if decision["ticket"] == number]
     assert (kept["decision"], kept["grant"], kept["scope"]) == ("approved", grant, "url")
     assert (kept["client"], kept["clients"], kept["url"]) == ("127.0.0.1", ["vm"], url)
     assert kept["reason"] == "Needed for ticket 7."
@@ -296,6 +296,6 @@ def test_a_denied_question_stays_denied_and_its_client_reads_why(gateway: Gatewa
     again = denied(gateway, origins, "https://refused.example/x", "default")
     assert f"A person has denied it (ticket {number}): Use the " in again.text
     assert "until a person approves it" not in again.text
-    assert number not in {one.number for one in tickets(gateway)}
-    [kept] = [one for one in decisions(gateway) if one["ticket"] == number]
+    assert number not in {ticket.number for ticket in tickets(gateway)}
+    [kept] = [decision for decision in decisions(gateway) if decision["ticket"] == number]
     assert (kept["decision"], kept["reason"]) == ("denied", reason)

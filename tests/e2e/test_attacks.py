@@ -343,7 +343,7 @@ SPELLED = {
     ),
     None: ("closed.ex\tample", "closed_.example", "xn--a.example"),
 }
-SPELLINGS = [(one, becomes) for becomes, group in SPELLED.items() for one in group]
+SPELLINGS = [(request, becomes) for becomes, group in SPELLED.items() for request in group]
 
 
 @pytest.mark.parametrize("form", ["http", "CONNECT"])
@@ -489,7 +489,7 @@ def test_a_tunnel_to_a_private_address_stays_one_when_its_name_becomes_public(
         wait_for(lambda: curl(gateway, f"http://{host}/").status == 200, "Squid to look the name up again")
         assert_status(client.get("/inside/y", host), 200, None)
         assert_status(client.get("/x", host), 403, "private-address")
-    assert [one.target for one in origins.seen if one.address == "10.0.0.5"] == ["/inside/x", "/inside/y"]
+    assert [request.target for request in origins.seen if request.address == "10.0.0.5"] == ["/inside/x", "/inside/y"]
 
 
 def assert_status(reply: Reply, status: int, rule: str | None) -> None:
@@ -586,7 +586,7 @@ WRITTEN = {
     ),
     "commands": ("/x?cmd=rm", "/x?cmd=ls&cmd=rm+-rf", "/x?c%6dd=%72m", "/x?a=b&cmd=rm%20x"),
 }
-PATHS = [(one, becomes) for becomes, group in WRITTEN.items() for one in group]
+PATHS = [(request, becomes) for becomes, group in WRITTEN.items() for request in group]
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -747,7 +747,7 @@ ASKED_FOR = {
     ),
     "invalid-request": ("good.example@closed.example:443",),
 }
-CONNECTS = [(one, becomes) for becomes, group in ASKED_FOR.items() for one in group]
+CONNECTS = [(request, becomes) for becomes, group in ASKED_FOR.items() for request in group]
 
 
 @pytest.mark.parametrize("attack", PORTS, ids=ids(PORTS))
@@ -899,7 +899,7 @@ def squid_lived_through_it(gateway: Gateway, open_gateway: Gateway) -> Iterator[
     pids = (gateway.pid, open_gateway.pid)
     yield
     assert (gateway.pid, open_gateway.pid) == pids
-    for one in (gateway, open_gateway):
-        one.log()
-        assert "FATAL" not in one.cache_log()
-        assert "assertion failed" not in one.cache_log()
+    for attacked in (gateway, open_gateway):
+        attacked.log()
+        assert "FATAL" not in attacked.cache_log()
+        assert "assertion failed" not in attacked.cache_log()

@@ -247,8 +247,8 @@ def test_helpers_that_are_killed_fail_tunnels_and_nothing_is_accepted_that_shoul
             wait_for(asked[number].done, f"the answer for host {number}")
             killed += len(impatient.kill_helpers("certificate"))
     assert killed >= 4
-    for name, one in zip(names, asked, strict=True):
-        assert one.result() in ({403, 0} if ".closed." in name else {200, 403, 0}), name
+    for name, request in zip(names, asked, strict=True):
+        assert request.result() in ({403, 0} if ".closed." in name else {200, 403, 0}), name
     assert not [seen.sni for seen in origins.seen if seen.sni and ".closed." in seen.sni]
     wait_for(lambda: visit(impatient, "after.example") == 200, "service after the kills")
     assert [line for line in impatient.fatal()[before:] if SQUIDS_ASSERTION not in line] == []

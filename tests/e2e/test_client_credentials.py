@@ -102,7 +102,7 @@ def test_git_clones_and_pushes_to_a_private_repository(
     run("git", "init", "--quiet", "--bare", "--initial-branch", "main", repository)
     run("git", "-C", repository, "config", "http.receivepack", "true")
     wanted = basic("x-access-token", SECRETS["git"])
-    origins.fallback = lambda seen: private(wanted, lambda one: git_http_backend(tmp_path, one), seen)
+    origins.fallback = lambda seen: private(wanted, lambda request: git_http_backend(tmp_path, request), seen)
     url = "https://git.example/acme/app.git"
     machine.run("git", "clone", "--quiet", url, "first")
     (machine.home / "first/large").write_bytes(os.urandom(2_000_000))  # more than git sends in one piece
@@ -126,7 +126,7 @@ def test_pip_installs_from_a_private_index(gateway: Gateway, origins: Origins, m
         ),
     }
     wanted = basic("__token__", SECRETS["pypi"])
-    origins.fallback = lambda seen: private(wanted, lambda one: answers.get(one.target, Answer(404)), seen)
+    origins.fallback = lambda seen: private(wanted, lambda request: answers.get(request.target, Answer(404)), seen)
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", machine.home / "packages")
     machine.run(*pip, "--index-url", "https://pypi.example/simple/", "private-package")
     assert (machine.home / "packages/private_package.py").exists()
@@ -155,7 +155,7 @@ def test_npm_installs_from_a_private_registry(gateway: Gateway, origins: Origins
         "/private-package/-/private-package-1.0.0.tgz": Answer(body=package),
     }
     wanted = f"Bearer {SECRETS['npm']}"
-    origins.fallback = lambda seen: private(wanted, lambda one: answers.get(one.target, Answer(404)), seen)
+    origins.fallback = lambda seen: private(wanted, lambda request: answers.get(request.target, Answer(404)), seen)
     machine.run("npm", "install", "--prefix", ".", "--registry", "https://npm.example/", "private-package")
     assert (machine.home / "node_modules/private-package/package.json").exists()
     assert {tuple(seen.values("Authorization")) for seen in origins.seen} == {(wanted,)}

@@ -38,7 +38,7 @@ def test_the_document_has_the_table() -> None:
 KINDS = {"own CA": (), "RSA-2048, intermediate": ("--ca", "intermediate"), "RSA-2048, direct": ("--ca", "direct")}
 
 
-@pytest.fixture(scope="module", params=[(kind, one) for kind in KINDS for one in GENERATORS], ids=": ".join)
+@pytest.fixture(scope="module", params=[(kind, generator) for kind in KINDS for generator in GENERATORS], ids=": ".join)
 def kind(request: pytest.FixtureRequest) -> tuple[str, str]:
     """The kind of CA, and the generator of certificates."""
     found: tuple[str, str] = request.param

@@ -176,10 +176,10 @@ def test_a_credential_removes_every_header_that_could_be_injected_with_any_dash_
     gateway: Gateway, origins: Origins, host: str, injected: list[str]
 ) -> None:
     own = [*KEYS, "Cookie", "Proxy-Authorization"]
-    curl(gateway, f"https://{host}/", *[option for one in own for option in ("-H", f"{one}: client's")])
+    curl(gateway, f"https://{host}/", *[option for header in own for option in ("-H", f"{header}: client's")])
     seen = origins.seen[0]
-    assert [one for one in own if "client's" in seen.values(one)] == ["Cookie"]
-    assert [one for one in KEYS if seen.values(one)] == injected
+    assert [header for header in own if "client's" in seen.values(header)] == ["Cookie"]
+    assert [key for key in KEYS if seen.values(key)] == injected
 
 
 def test_a_credential_for_a_part_of_a_host_removes_the_headers_that_override_the_path(

@@ -50,7 +50,7 @@ def settled(gateway: Gateway) -> list[Record]:
 def drift_of(gateway: Gateway) -> tuple[Found, DriftChecker]:
     drift = DriftChecker(PastPolicies(gateway.root / "state/revisions"))
     checked = [(drift.check(record), record) for record in settled(gateway)]
-    return [(one.kind.value, one.rule, record.url) for one, record in checked if one], drift
+    return [(finding.kind.value, finding.rule, record.url) for finding, record in checked if finding], drift
 
 
 # ── No false alarm ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -69,15 +69,15 @@ def attacked(new_gateway: NewGateway) -> Gateway:
     gateway = new_gateway(attacks.POLICY.replace("secrets:", f"{ODD_PATHS.strip(chr(10))}\nsecrets:"))
     gateway.secret("token", attacks.TOKEN)
     gateway.start()
-    for one in hostile(gateway):
+    for attack in hostile(gateway):
         with suppress(OSError, CurlFailed):  # whether it is answered is another test's business
-            one()
+            attack()
     return gateway
 
 
 def hostile(gateway: Gateway) -> Iterator[Callable[[], object]]:
     """What test_attacks.py sends, one request or tunnel each."""
-    yield from (partial(one.run, gateway) for one in (*attacks.AUTHORITY, *attacks.PORTS, *attacks.METHODS))
+    yield from (partial(attack.run, gateway) for attack in (*attacks.AUTHORITY, *attacks.PORTS, *attacks.METHODS))
     for path in (*(path for path, _ in attacks.PATHS), *MANY_READINGS):
         yield partial(plain, gateway, "paths.example", path)
         yield partial(inside, gateway, "paths.example", path)

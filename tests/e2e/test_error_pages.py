@@ -93,7 +93,7 @@ def check_page(gateway: Gateway, url: str, form: Form) -> dict[str, Any]:
 def check_id(gateway: Gateway, request_id: str, time: str, url: str, status: int) -> None:
     """Check that the access log has one line with this ID, of this request."""
     assert abs(datetime.fromisoformat(time) - datetime.now(UTC)) < timedelta(minutes=1)
-    lines = wait_for(lambda: [one for one in gateway.log() if one["request_id"] == request_id], "its line")
+    lines = wait_for(lambda: [line for line in gateway.log() if line["request_id"] == request_id], "its line")
     assert [(line["url"], line["status"]) for line in lines] == [(quote(url, safe=URL_SAFE), status)]
     assert request_id.startswith(f"{lines[0]['gateway']}.1")
 
@@ -111,7 +111,7 @@ DENIALS = [
 
 
 @pytest.mark.parametrize("form", Form)
-@pytest.mark.parametrize(("url", "rule", "reason"), DENIALS, ids=[one[0] for one in DENIALS])
+@pytest.mark.parametrize(("url", "rule", "reason"), DENIALS, ids=[denial[0] for denial in DENIALS])
 def test_a_denial_comes_in_the_form_that_the_client_accepts(
     gateway: Gateway, names: Names, origins: Origins, url: str, rule: str, reason: str, form: Form
 ) -> None:

@@ -203,7 +203,7 @@ def check_totals(prometheus: Prometheus, senders: list[Sender]) -> None:
             expected[client, method, status] += number
             if verdict:
                 expected[client, method, verdict] += number
-    cut_off = {client: sum(one.cut_off for one in senders if one.client == client) for client in ADDRESSES}
+    cut_off = {client: sum(sender.cut_off for sender in senders if sender.client == client) for client in ADDRESSES}
     assert sum(cut_off.values()) < 10
     found = prometheus.query("sum by (client, method_class, status_class) (squidkeeper_requests_total) > 0")
     requests = 'squidkeeper_requests_total{method_class!="connect"}'

@@ -69,8 +69,8 @@ def test_a_grant_opens_in_an_open_tunnel_too_and_ends(gateway: Gateway, origins:
 def test_a_grant_lapses(gateway: Gateway, origins: Origins) -> None:
     lasting = next(name for seconds in (3, 10, 30, 90) if (name := seen_open(gateway, "short.example", seconds)))
     wait_for(lambda: not is_open(gateway, "https://short.example/"), "the grant to lapse")
-    allowed = wait_for(lambda: [one for one in gateway.log() if one["rule"] == lasting], "the record of its use")
-    assert {one["verdict"] for one in allowed} == {"allow"}
+    allowed = wait_for(lambda: [line for line in gateway.log() if line["rule"] == lasting], "the record of its use")
+    assert {line["verdict"] for line in allowed} == {"allow"}
 
 
 def seen_open(gateway: Gateway, host: str, seconds: float) -> str | None:
@@ -105,7 +105,7 @@ def test_helpers_that_are_killed_never_give_more_uses(new_gateway: NewGateway, o
             running.at_least(40)
             gateway.kill_helpers("acl --scope request")
         running.at_least(400)
-        wait_for(lambda: {one.status for one in running.answers[-50:]} == {403}, "the last use")
+        wait_for(lambda: {answer.status for answer in running.answers[-50:]} == {403}, "the last use")
     assert 0 < len([url for url in origins.urls() if "//killed.example/" in url]) <= uses
 
 

@@ -453,7 +453,7 @@ def test_the_hunt_finds_what_is_planted_in_each_of_these_places(told: Told, hunt
 
 def core_size(pid: int) -> list[str]:
     """The soft and the hard limit of a process for the size of a core dump."""
-    [line] = [one for one in Path(f"/proc/{pid}/limits").read_text().splitlines() if "core file" in one]
+    [line] = [line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "core file" in line]
     return line.split()[4:6]
 
 

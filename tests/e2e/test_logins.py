@@ -198,7 +198,7 @@ def test_what_passes_through_is_on_record_and_goes_on_after_a_revocation_until_i
         run("ss", "-K", "dst", "127.0.0.5", "sport", "=", f":{gateway.address[1]}")
         with suppress(ConnectionError, ssl.SSLError):  # not TimeoutError, which is a connection that stalls
             assert not get()
-    lines = wait_for(lambda: [one for one in gateway.log() if "pinned" in one["url"]][1:], "its last line")
+    lines = wait_for(lambda: [line for line in gateway.log() if "pinned" in line["url"]][1:], "its last line")
     assert {(line["user"], line["rule"]) for line in lines} == {("ci", "pinned")}
 
 

@@ -141,7 +141,7 @@ def test_a_tunnel_that_was_denied_for_its_address_is_one_denial_of_the_status_pa
 
 def test_the_ready_command_explains_the_denial(gateway: Gateway, status: str) -> None:
     commands = [unescape(code) for code in re.findall(r"<code>(\S*/bin/squidkeeper explain [^<]*)</code>", status)]
-    command = next(one for one in commands if one.endswith("https://en.wikipedia.org/wiki/Squid"))
+    command = next(command for command in commands if command.endswith("https://en.wikipedia.org/wiki/Squid"))
     assert command.startswith(f"{gateway.root}/bin/")
     environment = {"PATH": "/usr/bin:/bin"}
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment, check=False)

@@ -281,10 +281,10 @@ def test_helpers_that_are_killed_under_load_let_no_other_server_name_through(
 
     with ThreadPoolExecutor(16) as threads:
         attacks = [threads.submit(attack, number) for number in range(4_000)]
-        while not all(one.done() for one in attacks):
+        while not all(attack.done() for attack in attacks):
             gateway.kill_helpers("acl --scope host")
             pause(1, "a helper needs half of that to start")
-    assert sum(one.result() for one in attacks) > 10  # some tunnels did open
+    assert sum(attack.result() for attack in attacks) > 10  # some tunnels did open
     assert {seen.target for seen in origins.seen} == {"/good"}
     assert {seen.sni for seen in origins.seen if seen.sni} & {"evil.example"} == set()
 

@@ -40,7 +40,7 @@ def test_agents_push_to_sandboxes_alone(gateway: Gateway, origins: Origins, tmp_
         run("git", "init", "--quiet", "--bare", "--initial-branch", "main", tmp_path / f"acme/{name}.git")
         run("git", "-C", tmp_path / f"acme/{name}.git", "config", "http.receivepack", "true")
     wanted = basic("x-access-token", TOKEN)
-    origins.fallback = lambda seen: private(wanted, lambda one: git_http_backend(tmp_path, one), seen)
+    origins.fallback = lambda seen: private(wanted, lambda request: git_http_backend(tmp_path, request), seen)
     home = tmp_path / "home"
     home.mkdir()
     machine = Machine(gateway, home)

@@ -120,7 +120,7 @@ def decided(gateway: Gateway, before: int) -> set[tuple[str, str, str]]:
 
 
 def refused(gateway: Gateway, before: int) -> set[tuple[str, str, str]]:
-    return {one for one in decided(gateway, before) if one[1] == "deny"}
+    return {told for told in decided(gateway, before) if told[1] == "deny"}
 
 
 @pytest.mark.clients

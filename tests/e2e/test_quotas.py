@@ -238,7 +238,7 @@ def test_an_upload_that_is_gone_when_it_may_begin_holds_nothing(
 
 def uploaded(gateway: Gateway, client: str) -> int:
     with closing(LocalCounts(gateway.root / "state")) as counts:
-        found = {one.count.holder: one.used for one in counts.uses() if one.count.quota == "uploads"}
+        found = {use.count.holder: use.used for use in counts.uses() if use.count.quota == "uploads"}
     return found.get(client, 0)
 
 
@@ -328,8 +328,8 @@ def test_two_gateways_share_a_count_and_go_on_or_deny_without_its_store(
     operator = gateways[1].root / "operator.yaml"
     operator.write_text(settings.replace(GATEWAYS[1], OPERATOR))
     done = gateways[1].command("quota", "--policy", gateways[1].policy_folder, "--store", operator, "--json")
-    [per_vm] = [one for one in json.loads(done.stdout) if one["quota"] == "per-vm"]
-    assert [(one["holder"], one["used"]) for one in per_vm["used"]] == [("127.0.0.2", 8)]
+    [per_vm] = [load for load in json.loads(done.stdout) if load["quota"] == "per-vm"]
+    assert [(use["holder"], use["used"]) for use in per_vm["used"]] == [("127.0.0.2", 8)]
 
 
 def test_what_cannot_be_counted_is_denied(gateway: Gateway, origins: Origins) -> None:

@@ -137,25 +137,25 @@ class Hostile:
                 lambda: len(self.answered) > len(items) // 2 or failed(running), "half of the answers", seconds=300
             )
             meanwhile()
-            for one in running:
-                one.result()
+            for future in running:
+                future.result()
 
     def _send(self, batches: Iterator[list[tuple[int, Sent]]]) -> None:
         """Send requests several at a time on a kept-alive connection, and wait for every answer."""
         for batch in batches:
             with Raw(self.gateway) as client:
-                writer = threading.Thread(target=client.send, args=(b"".join(one.head(at) for at, one in batch),))
+                writer = threading.Thread(target=client.send, args=(b"".join(record.head(at) for at, record in batch),))
                 writer.start()
-                for number, one in batch:
-                    answer = client.answer(one.method)
-                    assert answer is not None, (number, one)
-                    assert answer.status == 403, (number, one, answer)
+                for number, request in batch:
+                    answer = client.answer(request.method)
+                    assert answer is not None, (number, request)
+                    assert answer.status == 403, (number, request, answer)
                     self.answered.append(number)
                 writer.join()
 
 
 def failed(running: list[Future[None]]) -> bool:
-    return any(one.done() for one in running)
+    return any(future.done() for future in running)
 
 
 def rotate(gateway: Gateway) -> None:
@@ -392,7 +392,7 @@ def test_a_hostile_server_name_is_on_record_as_it_was_sent(gateway: Gateway) -> 
             client.connect(f"t{number}.hostile.example:443")
             client.send(client_hello(sni)).finish()
     wait_for(lambda: len(connects(gateway, before)) == len(SNIS), "the CONNECT of each tunnel")
-    logged_names = {number: unquote_to_bytes(one.sni) for number, one in connects(gateway, before).items()}
+    logged_names = {number: unquote_to_bytes(connect.sni) for number, connect in connects(gateway, before).items()}
     assert logged_names == dict(enumerate(SNIS))
 
 
@@ -459,8 +459,8 @@ def test_each_request_in_a_tunnel_without_an_address_is_on_record_with_its_own_v
         assert answer.status == status
     gateway.logged("https://nowhere.example/GET")
     said = gateway.command("log", "--json", "--host", "nowhere.example", *gateway.places).stdout
-    shown = [parse_record(one.encode()) for one in said.splitlines()]
-    assert [(one.method, one.verdict, one.rule) for one in shown] == [
+    shown = [parse_record(line.encode()) for line in said.splitlines()]
+    assert [(record.method, record.verdict, record.rule) for record in shown] == [
         ("PUT", "deny", "default"),
         ("GET", "allow", "reads"),
     ]
@@ -487,18 +487,18 @@ def test_a_denied_or_failed_host_is_not_hidden_behind_another_that_the_client_na
             assert client.get(target, host, method="OPTIONS" if target == "*" else "GET")
         assert logged_since(gateway, before, 2 * number)
     urls = [url for connect, *_, inside in FRONTED for url in (connect, inside)]
-    assert [one.url for one in logged_since(gateway, before, len(urls))] == urls
+    assert [line.url for line in logged_since(gateway, before, len(urls))] == urls
     log = tmp_path / "access.log"
     log.write_bytes(b"".join(line + b"\n" for line in logged(gateway)[before:]))
     options = ("--json", *gateway.places[:-1], log)
-    shown = [json.loads(one)["url"] for one in gateway.command("log", *options).stdout.splitlines()]
-    evil = [one[0] for one in FRONTED if one[0].startswith("evil.")]
+    shown = [json.loads(line)["url"] for line in gateway.command("log", *options).stdout.splitlines()]
+    evil = [row[0] for row in FRONTED if row[0].startswith("evil.")]
     assert [url for url in shown if url.startswith("evil.")] == evil
     causes = json.loads(gateway.command("why", *options).stdout)["causes"]
-    found = [one for one in causes if one["cause"] in ("no-rule", "name-unresolved")]
-    sentences = " ".join(one["sentence"] for one in found)
+    found = [cause for cause in causes if cause["cause"] in ("no-rule", "name-unresolved")]
+    sentences = " ".join(cause["sentence"] for cause in found)
     assert [host for host in ("evil", "nowhere", "hostile") if f"{host}.example" in sentences] == ["evil"]
-    assert [one["remedy"] for one in found if "hosts: [h0.hostile.example]" in one["remedy"]] == []
+    assert [cause["remedy"] for cause in found if "hosts: [h0.hostile.example]" in cause["remedy"]] == []
 
 
 def asked(gateway: Gateway, url: str) -> bool:
@@ -593,13 +593,13 @@ def test_no_field_makes_a_line_longer_than_it_may_be(with_users: Gateway, origin
         client.send(f"CONNECT {host}:443 HTTP/1.1\r\nHost: x\r\n{authorization(LONG_USER)}\r\n\r\n").answer()
         client.send(client_hello(b'"' * 255)).finish()
     records = logged_since(with_users, before, 4)
-    longest = {name: max(len(getattr(one, name)) for one in records) for name in LENGTHS}
+    longest = {name: max(len(getattr(record, name)) for record in records) for name in LENGTHS}
     assert {name: length for name, length in longest.items() if length > LENGTHS[name]} == {}
     for name in ("user", "method", "url", "rule", "credential", "fetched", "user_agent"):
         assert longest[name] == LENGTHS[name], name
     assert longest["sni"] == 3 * 255
     assert longest["tunnel"] > len(host)
-    (denied,) = [one for one in records if one.verdict == "deny"]
+    (denied,) = [record for record in records if record.verdict == "deny"]
     assert denied.cut == whole(recorded_url(closed))
 
 
@@ -612,7 +612,7 @@ def test_the_user_on_record_is_who_was_let_in_not_who_was_claimed(with_users: Ga
             client.get(f"http://{host}.example/", f"{host}.example", authorization(user, password))
         client.get("http://user.example/", "user.example", authorization("ci-bot"), method="TRACE")
         client.get("http://user.example/", "user.example", authorization("ci-bot", "wrong"))
-    said = [(one.status, one.user, one.verdict, unquote(one.rule)) for one in logged_since(with_users, before, 8)]
+    said = [(line.status, line.user, line.verdict, unquote(line.rule)) for line in logged_since(with_users, before, 8)]
     refused = (407, NONE, NONE, NONE)
     assert said == [
         (200, "ci-bot", "allow", "by-user"),
@@ -635,7 +635,7 @@ def test_what_passes_through_a_tunnel_is_on_record_with_its_user(
     for name in rules:
         with tunnel_of(with_users, "ci-bot", f"{name}.example") as client:
             client.get("/", f"{name}.example")
-    said = [(one.method, one.user, unquote(one.rule)) for one in logged_since(with_users, before, 6)]
+    said = [(line.method, line.user, unquote(line.rule)) for line in logged_since(with_users, before, 6)]
     assert sorted(said) == sorted((method, "ci-bot", rule) for rule in rules.values() for method in ("CONNECT", "GET"))
 
 

@@ -189,7 +189,7 @@ def test_a_kept_alive_tunnel_is_asked_about_each_request(gateway: Gateway, origi
 @pytest.mark.long
 def test_bad_tokens_of_one_client_do_not_keep_another_waiting(gateway: Gateway, origins: Origins) -> None:
     def send(number: int) -> set[int | None]:
-        bad = [sealed(value=f"{number} {one} {{secret}}", hosts=["other.example"]) for one in range(25)]
+        bad = [sealed(value=f"{number} {index} {{secret}}", hosts=["other.example"]) for index in range(25)]
         return {status_of(gateway, token) for token in bad}
 
     good = sealed()

@@ -14,7 +14,7 @@ from .gateway import REPOSITORY
 def set_up(prototype: Path, place: Path, *options: str) -> str:
     """Run it as Squid's account; give what it says."""
     account = pwd.getpwnam("proxy")
-    [venv] = [one for one in prototype.glob("venv-*") if (one / "complete").exists()]
+    [venv] = [file for file in prototype.glob("venv-*") if (file / "complete").exists()]
     work = place / "gateway/work"
     work.mkdir()
     os.chown(work, account.pw_uid, account.pw_gid)

@@ -147,7 +147,7 @@ class Flood:
 def flood(gateway: Gateway, client: str) -> Iterator[Flood]:
     """Ask on fifty connections without a pause while the block runs."""
     running = Flood()
-    threads = [threading.Thread(target=running.run, args=one) for one in flooding(gateway, client)]
+    threads = [threading.Thread(target=running.run, args=arguments) for arguments in flooding(gateway, client)]
     for thread in threads:
         thread.start()
     try:
@@ -254,9 +254,9 @@ def connected(stack: ExitStack, clients: list[str], to: tuple[str, int]) -> int:
 
 def is_answered(stack: ExitStack, client: str, to: tuple[str, int]) -> bool:
     try:
-        one = stack.enter_context(socket.create_connection(to, 60, source_address=(client, 0)))
-        one.sendall(b"GET http://closed.example/ HTTP/1.1\r\nHost: closed.example\r\n\r\n")
-        return one.recv(12) == b"HTTP/1.1 403"
+        connection = stack.enter_context(socket.create_connection(to, 60, source_address=(client, 0)))
+        connection.sendall(b"GET http://closed.example/ HTTP/1.1\r\nHost: closed.example\r\n\r\n")
+        return connection.recv(12) == b"HTTP/1.1 403"
     except OSError:
         return False
 
@@ -312,12 +312,12 @@ REQUEST = b"GET http://closed.example/broken-off HTTP/1.1\r\nHost: closed.exampl
 
 def break_off(gateway: Gateway, client: str) -> None:
     """Connect, ask, and reset the connection; a connection that is not taken at once is left."""
-    with socket.socket() as one, suppress(OSError):
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        one.settimeout(0.005)
-        one.bind((client, 0))
-        one.connect(gateway.address)
-        one.sendall(REQUEST)
+    with socket.socket() as connection, suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.settimeout(0.005)
+        connection.bind((client, 0))
+        connection.connect(gateway.address)
+        connection.sendall(REQUEST)
 
 
 @contextmanager

@@ -67,10 +67,10 @@ def over_tls(gateway: Gateway, client: str = "127.0.0.1") -> ssl.SSLSocket:
     return context.wrap_socket(connection(gateway, client), server_hostname=gateway.address[0])
 
 
-def is_closed(one: socket.socket) -> bool:
+def is_closed(connection: socket.socket) -> bool:
     """Wait until the other side has ended a connection."""
     try:
-        return one.recv(1) == b""
+        return connection.recv(1) == b""
     except ConnectionError:
         return True
 
@@ -120,7 +120,7 @@ def test_a_tunnel_passes_through_both(
     own = ("--cacert", site.upstream_ca, "--proxy-cacert", gateway.ca)
     assert inside(vm, proxy, *CURL, *own, "https://pinned.example/").text == "200\n"
     line = wait_for(
-        lambda: [one for one in gateway.log()[before:] if one["squid"].startswith("TCP_TUNNEL")], "the tunnel's end"
+        lambda: [line for line in gateway.log()[before:] if line["squid"].startswith("TCP_TUNNEL")], "the tunnel's end"
     )[0]
     assert (line["client"], line["rule"], line["sni"]) == (vm.address, "pinned", "pinned.example")
 
@@ -219,10 +219,10 @@ def test_squid_takes_the_proxy_protocol_alone_behind_haproxy(gateway: Gateway) -
 def test_the_port_in_the_record_is_the_clients_own(gateway: Gateway, origins: Origins) -> None:
     before = len(gateway.log())
     with connection(gateway) as plain, over_tls(gateway) as secure:
-        for name, one in (("plain", plain), ("secure", secure)):
-            get(one, f"http://example.com/port-{name}")
+        for name, opened in (("plain", plain), ("secure", secure)):
+            get(opened, f"http://example.com/port-{name}")
             line = gateway.logged(f"http://example.com/port-{name}", before)
-            assert line["client_port"] == str(one.getsockname()[1])
+            assert line["client_port"] == str(opened.getsockname()[1])
 
 
 def test_squids_counters_are_for_this_machine_alone(vm: VirtualMachine, gateway: Gateway) -> None:
@@ -297,8 +297,8 @@ def test_a_silent_client_is_cut_off_and_a_slow_answer_is_not(haproxy: HAProxy, o
     ):
         patient.sendall(b"GET http://example.com/slow HTTP/1.1\r\nHost: example.com\r\n\r\n")
         half.sendall(b"\x16\x03\x01\x02\x00\x01")
-        for one in (silent, half, idle):
-            assert is_closed(one)
+        for opened in (silent, half, idle):
+            assert is_closed(opened)
         gate.open()
         assert patient.recv(15) == OK
 

@@ -146,7 +146,7 @@ def test_only_the_parent_gets_its_password_and_it_gets_no_credential(
     login = ("-H", "Proxy-Authorization: Basic of-the-client")
     for scheme in ("http", "https"):  # no client has a token: nobody reads the login
         assert curl(gateway, f"{scheme}://keyed.corp.example/x", *login).status == 200
-    assert [one.count(f"Proxy-Authorization: {LOGIN}\r\n") for one in corp.heads] == [1, 1]
+    assert [head.count(f"Proxy-Authorization: {LOGIN}\r\n") for head in corp.heads] == [1, 1]
     assert not any("of-the-client" in head or TOKEN in head for head in corp.heads)
     assert [seen.values("Proxy-Authorization") for seen in origins.seen] == [[], []]
     assert origins.seen[-1].values("Authorization") == [f"Bearer {TOKEN}"]

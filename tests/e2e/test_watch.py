@@ -175,7 +175,7 @@ def test_a_request_with_a_canary_in_a_denied_tunnel_is_an_event_beside_the_host_
     log.write_bytes(b"".join(lines[before:]))
     said = gateway.command("log", "--json", "--policy", gateway.policy_folder, log).stdout
     shown = [json.loads(line) for line in said.splitlines()]
-    assert [(one["url"], one["rule"], one["found"]) for one in shown] == [
+    assert [(record["url"], record["rule"], record["found"]) for record in shown] == [
         ("closed.example:443", "default", "-"),
         ("-", LEAVING, "canary:bait"),
     ]
@@ -360,7 +360,7 @@ def test_a_request_is_denied_and_withheld_while_the_helper_is_dead(gateway: Gate
         wait_for(lambda: gateway.unread() == 0, "Squid to read the request")
         gateway.kill_helpers("watch")
         assert pending.result().status == 403
-    line = wait_for(lambda: [one for one in gateway.log()[before:] if one["status"] == 403], "the denial")[-1]
+    line = wait_for(lambda: [line for line in gateway.log()[before:] if line["status"] == 403], "the denial")[-1]
     assert line["url"] == "-"
 
 

@@ -285,9 +285,9 @@ def shown(gateway: Gateway, all_origins: Origins, names: Names) -> dict[Row, lis
     rows.sort(key=lambda row: row[1] == "no-helper")  # which no other request must meet
     with failing_origins(all_origins, names), ThreadPoolExecutor(4) as pool:
         replies = [*pool.map(lambda row: made(gateway, row[2]), rows[:-1]), made(gateway, rows[-1][2])]
-    told = told_by_why(gateway, [request_id(one) for row in replies for one in row])
+    told = told_by_why(gateway, [request_id(reply) for row in replies for reply in row])
     return {
-        (page, cause): [Shown(one, kind_of(one), *told[request_id(one)]) for one in row]
+        (page, cause): [Shown(reply, kind_of(reply), *told[request_id(reply)]) for reply in row]
         for (page, cause, _), row in zip(rows, replies, strict=True)
     }
 
@@ -323,7 +323,7 @@ def told_by_why(gateway: Gateway, ids: list[str]) -> dict[str, tuple[dict[str, A
     """Ask `why` once about all; give the line and the cause of each."""
     wait_for(lambda: {*ids} <= {line["request_id"] for line in gateway.log()}, "their lines")
     found = json.loads(why(gateway, "--json", "-n", "1000", *ids))
-    causes = {one["request_id"]: cause for cause in found["causes"] for one in cause["newest"]}
+    causes = {request["request_id"]: cause for cause in found["causes"] for request in cause["newest"]}
     return {line["request_id"]: (line, causes.get(line["request_id"], {})) for line in gateway.log()}
 
 
@@ -340,18 +340,18 @@ def test_each_page_of_a_denial_is_made() -> None:
 @pytest.mark.parametrize("page", MADE)
 def test_why_has_the_cause_of_the_page(shown: dict[Row, list[Shown]], page: str) -> None:
     for cause in MADE[page]:
-        for one in shown[page, cause]:
-            assert (one.kind, one.told.get("cause")) == (page, cause), one
-            assert one.line["page"] in ("-", one.kind, "no-address")
-            is_judged = one.line["verdict"] != "-" and cause != "authority-mismatch"  # else it was not searched
-            assert (one.line["url"] != "-") or not is_judged, one.line
+        for seen in shown[page, cause]:
+            assert (seen.kind, seen.told.get("cause")) == (page, cause), seen
+            assert seen.line["page"] in ("-", seen.kind, "no-address")
+            is_judged = seen.line["verdict"] != "-" and cause != "authority-mismatch"  # else it was not searched
+            assert (seen.line["url"] != "-") or not is_judged, seen.line
 
 
 @pytest.mark.parametrize("page", MADE)
 def test_a_page_has_its_form_and_says_whether_to_try_again(shown: dict[Row, list[Shown]], page: str) -> None:
     """The page of a denial has the form that the client accepts, a failure is told in text."""
     statuses, retryable = ERRORS.get(page, ({403}, page in ("asked", "passing", "quota")))
-    for one in (one for cause in MADE[page] for one in shown[page, cause]):
+    for one in (seen for cause in MADE[page] for seen in shown[page, cause]):
         reply = one.reply
         assert reply.status in statuses, reply
         assert "<script" not in reply.text
@@ -398,7 +398,7 @@ def test_the_command_on_the_page_of_a_failure_tells_its_cause(gateway: Gateway, 
 
 
 def test_why_proposes_a_rule_and_says_what_the_page_says(shown: dict[Row, list[Shown]]) -> None:
-    for one in shown["denied", "no-rule"]:
-        assert "add this rule: `- {name: allow-" in one.told["remedy"]
+    for seen in shown["denied", "no-rule"]:
+        assert "add this rule: `- {name: allow-" in seen.told["remedy"]
     [sealed_token] = shown["denied", "sealed-token-refused"]
     assert sealed_token.told["sentence"] == "The sealed token is refused: it is for another host."

@@ -71,7 +71,7 @@ def test_the_kernel_gives_each_connection_to_one_of_them_and_both_write_one_log(
 def test_each_has_helpers_of_its_own_and_asks_them_for_itself(gateway: Gateway, origins: Origins) -> None:
     ask(gateway, "http://open.example/", 200)
     assert workers_that_ask(gateway, "acl --scope host") == {*gateway.workers}
-    found = (one for one in read_counter_files(gateway.root / "state/helpers") if one.running and one.status)
+    found = (file for file in read_counter_files(gateway.root / "state/helpers") if file.running and file.status)
     decided: dict[int, float] = {}
     for file in found:
         assert file.status

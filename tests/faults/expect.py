@@ -72,7 +72,7 @@ def under_load(
     with load(gateway, *EXPECTED) as running:
         wait_for(lambda: all(EXPECTED[place] in statuses(running, place) for place in EXPECTED), "each its answer")
         # While helpers start on a busy machine, a tunnel may end after its request_timeout: no fault is there yet.
-        running.answers[:] = [one for one in running.answers if one.status is not None]
+        running.answers[:] = [answer for answer in running.answers if answer.status is not None]
         yield running
         running.at_least(30)
     only_what_may_arrive(origins, MAY_ARRIVE | also)
@@ -115,12 +115,12 @@ def _is_wrong(scheme: str, host: str, status: int | None, fault: Fault) -> bool:
 def only_what_may_arrive(origins: Origins, hosts: AbstractSet[str] = MAY_ARRIVE) -> None:
     """No origin has seen what is closed, or what should have been rewritten, or had a credential put in."""
     seen = list(origins.seen)
-    closed = [one for one in seen if one.url.split("/")[2] not in hosts]
+    closed = [request for request in seen if request.url.split("/")[2] not in hosts]
     assert closed == [], f"arrived: {closed}"
-    plain = [one for one in seen if "target" in one.url and one.port != 443]
+    plain = [request for request in seen if "target" in request.url and request.port != 443]
     assert plain == [], f"arrived: {plain}"
     bearer = [f"Bearer {TOKEN}"]
-    bare = [one for one in seen if ("injected" in one.url) != (one.values("Authorization") == bearer)]
+    bare = [request for request in seen if ("injected" in request.url) != (request.values("Authorization") == bearer)]
     assert bare == [], f"arrived: {bare}"
 
 

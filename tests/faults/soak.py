@@ -163,7 +163,7 @@ class Schedule:
         """Compare what arrived with what may arrive, and forget it."""
         seen = len(self.origins.seen)
         only_what_may_arrive(self.origins, ALSO_MAY_ARRIVE)
-        closed = [one.url for one in self.origins.seen[:seen] if "closed" in one.url]
+        closed = [request.url for request in self.origins.seen[:seen] if "closed" in request.url]
         assert closed == [], f"arrived: {closed}"
         del self.origins.seen[:seen], self.origins.connections[:], self.names.queries[:]
 
@@ -225,8 +225,8 @@ def soak(schedule: Schedule, minutes: float, requests: int, without: list[str]) 
             account.wrong.append(str(error))
         finally:
             account.over.set()
-    for one in running:
-        one.result()
+    for thread in running:
+        thread.result()
 
 
 @dataclass(frozen=True, slots=True)

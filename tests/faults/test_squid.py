@@ -129,11 +129,11 @@ def descendants(pid: int) -> list[int]:
         children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
-    return [one for child in children for one in (child, *descendants(child))]
+    return [process for child in children for process in (child, *descendants(child))]
 
 
 def helpers_of(pid: int) -> list[int]:
-    return [one for one in descendants(pid) if b"squidkeeper\0" in Path(f"/proc/{one}/cmdline").read_bytes()]
+    return [child for child in descendants(pid) if b"squidkeeper\0" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def settled(gateway: Gateway, exporter: Exporter) -> list[int]:

@@ -146,7 +146,7 @@ def look(watchdog: StoppedWatchdog, times: int) -> None:
 def stop(process: "subprocess.Popen[bytes]") -> None:
     os.kill(process.pid, signal.SIGSTOP)
     threads = list(Path(f"/proc/{process.pid}/task").iterdir())  # each stops at its own next turn
-    wait_for(lambda: all((one / "stat").read_text().split()[2] == "T" for one in threads), "the process to stop")
+    wait_for(lambda: all((thread / "stat").read_text().split()[2] == "T" for thread in threads), "the process to stop")
 
 
 def test_a_process_that_has_stopped_is_ended_after_twelve_looks(

@@ -69,8 +69,8 @@ def behind_haproxy(stack: ExitStack, site: Site, members: tuple[Member, ...]) ->
     """Start the gateways, and HAProxy before them."""
     front = on(stack, Machine("front", FRONT[0], FRONT_IPV6[0]))
     clients = on(stack, Machine("clients", *CLIENTS, *IPV6_CLIENTS))
-    for one in members:
-        one.start()
+    for gateway in members:
+        gateway.start()
     balancer = Balancer(
         site.folder / "balancer", FRONT, [FRONT[0], FRONT_IPV6[0]], [one.gateway for one in members], f"{FRONT[1]}"
     )
@@ -78,7 +78,7 @@ def behind_haproxy(stack: ExitStack, site: Site, members: tuple[Member, ...]) ->
     with front.entered():
         balancer.start()
     fleet = Fleet(members, balancer, front, clients)
-    fleet.wait_until_up(*(one.name for one in members))
+    fleet.wait_until_up(*(member.name for member in members))
     return fleet
 
 
@@ -115,7 +115,7 @@ def whole(module_site: Site, ca: Path) -> Iterator[Whole]:
         witness = on(stack, Machine("witness", WITNESS))
         rules = (members[0].gateway.root / "etc/observe/alerts.yaml").read_text()
         with witness.entered():
-            scraped = [(one.name, f"{one.machine.address}:9129") for one in members]
+            scraped = [(member.name, f"{member.machine.address}:9129") for member in members]
             prometheus = Prometheus(folder / "prometheus", 9090, *scraped, rules=rules)
         stack.callback(prometheus.stop)
         yield Whole(fleet, tuple(pulls), repository, git, server, valkey, store, prometheus, witness)
@@ -148,8 +148,8 @@ def exporter_options(gateway: Gateway) -> list[str]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the table of what each fault has cost, and some of the requests that were lost."""
-    reports = [one for kind in ("passed", "failed") for one in terminalreporter.getreports(kind)]
-    told = [pair for one in reports if one.when == "call" for pair in one.user_properties]
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    told = [pair for report in reports if report.when == "call" for pair in report.user_properties]
     rows, lost = ([str(text) for name, text in told if name == kind] for kind in ("row", "lost"))
     if rows:
         terminalreporter.section("what faults cost")

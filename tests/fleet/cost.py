@@ -46,7 +46,7 @@ class Cost:
     def row(self) -> str:
         run = self.running
         edits, agreed = self.agreed_seconds, f"{max(self.agreed_seconds):.0f} s" if self.agreed_seconds else "–"
-        alerts = ", ".join(sorted(one.removeprefix("Squidkeeper") for one in self.alerts)) or "none"
+        alerts = ", ".join(sorted(alert.removeprefix("Squidkeeper") for alert in self.alerts)) or "none"
         counts = (run.right.total(), len(run.lost), len(run.cut), len(run.wrongly_allowed) + len(self.misplaced))
         rest = (len(run.wrongly_denied), f"{run.longest_seconds:.1f} s", self.given, len(edits), agreed, alerts)
         return f"| {' | '.join(map(str, (self.fault, *counts, *rest)))} |"
@@ -64,11 +64,11 @@ class Cost:
     def look_at(self, origins: Origins) -> None:
         """Count what has reached the origins."""
         seen = origins.seen[:]
-        self.given = sum(one.values("Host") == [self.host] for one in seen)
-        for one in seen:
-            wanted = [f"Bearer {TOKEN}"] if one.values("Host") == ["secret.example"] else []
-            if one.values("Authorization") != wanted:
-                self.misplaced.append(f"{one.url}: {len(one.values('Authorization'))} credentials")
+        self.given = sum(asked.values("Host") == [self.host] for asked in seen)
+        for request in seen:
+            wanted = [f"Bearer {TOKEN}"] if request.values("Host") == ["secret.example"] else []
+            if request.values("Authorization") != wanted:
+                self.misplaced.append(f"{request.url}: {len(request.values('Authorization'))} credentials")
 
 
 @contextmanager

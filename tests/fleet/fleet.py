@@ -97,8 +97,8 @@ class Fleet:
             if scheme == "https":
                 with self.tunnel(address, host) as inside:
                     return inside.get(path, host)
-            with self.client(address) as one:
-                return one.get(f"http://{host}{path}", host, "Connection: close")
+            with self.client(address) as client:
+                return client.get(f"http://{host}{path}", host, "Connection: close")
         except OSError:
             return NO_ANSWER
 
@@ -114,7 +114,7 @@ class Fleet:
         url = f"http://open.example{path}"
 
         def found() -> str | None:
-            logs = ((one.name, one.gateway.log()) for one in self.members)
+            logs = ((member.name, member.gateway.log()) for member in self.members)
             return next((name for name, log in logs if any(line["url"] == url for line in log)), None)
 
         return wait_for(found, f"{url} in a log")
@@ -127,7 +127,7 @@ class Fleet:
             assert self.get(address, path) == 200, address
 
         def found() -> dict[str, str] | None:
-            by_url = {line["url"]: one.name for one in self.members for line in one.gateway.log()}
+            by_url = {line["url"]: member.name for member in self.members for line in member.gateway.log()}
             names = {address: by_url.get(f"http://open.example{path}", "") for address, path in paths.items()}
             return names if all(names.values()) else None
 

@@ -114,8 +114,8 @@ def load(
 ) -> Iterator[FleetLoad]:
     """Run one client for each address meanwhile, and one that holds a tunnel for each of `holders`."""
     running = FleetLoad(fleet)
-    threads = [threading.Thread(target=running.client, args=(one, questions)) for one in addresses]
-    threads += [threading.Thread(target=running.holder, args=(one, "open.example")) for one in holders]
+    threads = [threading.Thread(target=running.client, args=(address, questions)) for address in addresses]
+    threads += [threading.Thread(target=running.holder, args=(holder, "open.example")) for holder in holders]
     for thread in threads:
         thread.start()
     try:

@@ -57,8 +57,8 @@ def costs(
         with cost(whole, origins, fault, next(rounds), edits=edits) as found:
             yield found
         record_property("row", found.row)
-        for one in (*found.running.lost[:3], *found.running.wrongly_denied[:3]):
-            record_property("lost", f"{fault}: {one}")
+        for request in (*found.running.lost[:3], *found.running.wrongly_denied[:3]):
+            record_property("lost", f"{fault}: {request}")
         assert found.running.wrongly_allowed == []
         assert found.misplaced == []
 
@@ -249,8 +249,8 @@ def test_a_commit_that_may_not_be_is_refused_by_every_gateway(whole: Whole, cost
     with costs(f"git: {fault}, then the next edit", edits=False) as found:
         COMMITS[fault](whole)
         tip = whole.repository.git("rev-parse", "HEAD")
-        wait_for(lambda: {one.status()["refused"] for one in whole.pulls} == {tip}, "all to refuse it")
-        assert {one.status()["version"] for one in whole.pulls} == {before}
+        wait_for(lambda: {pull.status()["refused"] for pull in whole.pulls} == {tip}, "all to refuse it")
+        assert {pull.status()["version"] for pull in whole.pulls} == {before}
         found.running.at_least(200)
         whole.repository.git("reset", "-q", "--hard", before)
         whole.editor.edit()
@@ -262,12 +262,12 @@ def test_a_commit_that_may_not_be_is_refused_by_every_gateway(whole: Whole, cost
 
 def test_a_rolling_upgrade_costs_what_is_open_when_squid_restarts(whole: Whole, costs: Costs, ca: Path) -> None:
     with costs("rolling upgrade, 10 s for each drain") as found:
-        for one in whole.fleet.members:
-            one.command("drain", "--for", "10s").communicate(timeout=120)  # the held tunnels stay: it says so
-            one.gateway.local_conf("max_filedescriptors 8192")
-            install(one.gateway.root, one.gateway.authority, "--ca-dir", str(ca))
-            one.restart_squid()
-            one.run("drain", "--cancel")
+        for member in whole.fleet.members:
+            member.command("drain", "--for", "10s").communicate(timeout=120)  # the held tunnels stay: it says so
+            member.gateway.local_conf("max_filedescriptors 8192")
+            install(member.gateway.root, member.gateway.authority, "--ca-dir", str(ca))
+            member.restart_squid()
+            member.run("drain", "--cancel")
             whole.fleet.wait_until_up(*ALL)
     assert found.running.lost == []
     assert found.running.wrongly_denied == []

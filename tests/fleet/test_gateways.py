@@ -31,15 +31,15 @@ def a_client_of(served: dict[str, str], name: str) -> str:
 
 def opened(fleet: Fleet, address: str) -> Raw:
     """A connection that has had an answer, and is kept open."""
-    one = fleet.client(address)
-    assert still_open(one)
-    return one
+    client = fleet.client(address)
+    assert still_open(client)
+    return client
 
 
-def still_open(one: Raw) -> bool:
+def still_open(client: Raw) -> bool:
     """Whether a connection still serves requests."""
     try:
-        reply = one.get("http://open.example/kept", "open.example")
+        reply = client.get("http://open.example/kept", "open.example")
     except OSError:
         return False
     return reply.status == 200
@@ -54,17 +54,17 @@ def test_a_client_stays_with_its_gateway_and_each_gateway_has_some(fleet: Fleet,
 
 def test_clients_trust_each_gateway_by_one_ca_and_the_metrics_tell_so(fleet: Fleet, origins: Origins) -> None:
     served = fleet.served()
-    for one in fleet.members:
-        with fleet.client(a_client_of(served, one.name)) as client:
+    for member in fleet.members:
+        with fleet.client(a_client_of(served, member.name)) as client:
             assert client.connect("open.example:443")
             reply = client.tls("open.example").get("/by-tls", "open.example")
             assert reply.status == 200
     roots = set()
-    for one in fleet.members:
-        with one.machine.entered():
+    for member in fleet.members:
+        with member.machine.entered():
             roots |= {*re.findall(r'squidkeeper_ca_info\{sha256="(\w{64})"\} 1', fetch(9129, "/metrics").text)}
     assert len(roots) == 1, roots
-    signing = {one.gateway.ca.with_name("signing.crt").read_bytes() for one in fleet.members}
+    signing = {gateway.gateway.ca.with_name("signing.crt").read_bytes() for gateway in fleet.members}
     assert len(signing) == 3, "each has an intermediate of its own"
 
 
@@ -117,8 +117,8 @@ def test_a_gateway_that_dies_costs_its_open_connections_and_nothing_else(fleet: 
         assert not still_open(kept[dies.name])
         at_once = fleet.served(mine)  # HAProxy does not know yet: it tries the next gateway
         assert dies.name not in at_once.values()
-        fleet.wait_until_up(*(one.name for one in others))
-        assert [still_open(kept[one.name]) for one in others] == [True, True]
+        fleet.wait_until_up(*(other.name for other in others))
+        assert [still_open(kept[other.name]) for other in others] == [True, True]
         during = fleet.served()
         assert {address for address in before if before[address] != during[address]} == set(mine)
     with dies.machine.entered():
@@ -144,11 +144,11 @@ def test_a_machine_that_falls_silent_ends_its_connections_within_a_minute(fleet:
     assert fleet.served() == before
 
 
-def still_open_within(one: Raw, seconds: float) -> bool:
+def still_open_within(client: Raw, seconds: float) -> bool:
     """Whether a silent connection is still open after some time; it returns when the connection ends."""
-    one._socket.settimeout(seconds)
+    client._socket.settimeout(seconds)
     try:
-        return one._socket.recv(1) != b""
+        return client._socket.recv(1) != b""
     except TimeoutError:
         return True
     except OSError:
@@ -174,14 +174,14 @@ def test_a_drained_gateway_keeps_its_tunnels_and_gets_no_new_clients(fleet: Flee
 
 
 def test_an_exporter_that_ends_costs_no_connection(fleet: Fleet, origins: Origins) -> None:
-    before, one = fleet.served(), fleet.members[0]
-    with opened(fleet, a_client_of(before, one.name)) as kept:
-        one.exporter.stop()
+    before, member = fleet.served(), fleet.members[0]
+    with opened(fleet, a_client_of(before, member.name)) as kept:
+        member.exporter.stop()
         fleet.wait_until_up("gw-2", "gw-3")
-        assert one.name not in fleet.served().values()
+        assert member.name not in fleet.served().values()
         assert still_open(kept)
-        with one.machine.entered():
-            one.exporter.start()
+        with member.machine.entered():
+            member.exporter.start()
         fleet.wait_until_up(*ALL)
         assert still_open(kept)
     assert fleet.served() == before
@@ -190,13 +190,13 @@ def test_an_exporter_that_ends_costs_no_connection(fleet: Fleet, origins: Origin
 def test_an_upgrade_of_one_gateway_after_another_loses_nothing(fleet: Fleet, origins: Origins, ca: Path) -> None:
     """As squid/OPERATING.md has it; the new version is one line of Squid's that needs a restart."""
     with load(fleet, CLIENTS[:6]) as running:
-        for one in fleet.members:
+        for member in fleet.members:
             running.at_least(20)
-            one.run("drain", "--for", "2m")
-            one.gateway.local_conf("max_filedescriptors 8192")
-            install(one.gateway.root, one.gateway.authority, "--ca-dir", str(ca))
-            one.restart_squid()
-            one.run("drain", "--cancel")
+            member.run("drain", "--for", "2m")
+            member.gateway.local_conf("max_filedescriptors 8192")
+            install(member.gateway.root, member.gateway.authority, "--ca-dir", str(ca))
+            member.restart_squid()
+            member.run("drain", "--cancel")
             fleet.wait_until_up(*ALL)
         running.at_least(20)
     assert running.wrongly_allowed == []
@@ -208,11 +208,11 @@ def test_haproxy_takes_a_new_gateway_without_ending_a_connection(fleet: Fleet, o
     *stay, leaves = fleet.members
     with opened(fleet, a_client_of(before, leaves.name)) as kept:
         for members in (stay, fleet.members):
-            balancer.gateways = [one.gateway for one in members]
+            balancer.gateways = [member.gateway for member in members]
             balancer.write([FRONT[0]])
             with fleet.front.entered():
                 assert "reloaded: process" in balancer.set_up()
-            fleet.wait_until_up(*(one.name for one in members))
+            fleet.wait_until_up(*(member.name for member in members))
             assert still_open(kept)
             after = fleet.served()
             moved = {address for address in before if after[address] != before[address]}

@@ -165,13 +165,13 @@ class Whole:
 
     def count_by(self, on_unavailable: str) -> None:
         """Let all gateways do this while Valkey is away."""
-        for one in self.fleet.members:
-            set_up_counts(one, self.valkey, on_unavailable)
-            one.restart_squid()
-            one.exporter.stop()
-            with one.machine.entered():
-                one.exporter.start()
-        self.fleet.wait_until_up(*(one.name for one in self.fleet.members))
+        for member in self.fleet.members:
+            set_up_counts(member, self.valkey, on_unavailable)
+            member.restart_squid()
+            member.exporter.stop()
+            with member.machine.entered():
+                member.exporter.start()
+        self.fleet.wait_until_up(*(gateway.name for gateway in self.fleet.members))
         for address in CLIENTS:  # the helpers of each gateway start with the first requests
             wait_for(lambda address=address: self._serves(address), f"an answer for {address}")  # type: ignore[misc] # mypy does not take a default in a lambda
 
@@ -216,7 +216,7 @@ class Editor:
                 self._right = frozenset({expected})
 
     def _all_say(self, expected: int) -> bool:
-        return all(self._status(one) == expected for one in self._whole.fleet.members)
+        return all(self._status(member) == expected for member in self._whole.fleet.members)
 
     def _status(self, member: Member) -> int:
         """Ask one gateway itself, as HAProxy does; 0 without an answer."""

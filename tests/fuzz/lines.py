@@ -162,16 +162,16 @@ def squid_word(text: bytes) -> tuple[bytes, bytes]:
     word, at, quoted = bytearray(), 0, False
     escaping = text[:1] != b'"'  # a bare value is percent-decoded by Squid
     while at < len(text):
-        one = text[at : at + 1]
-        if one == b"\\" and quoted:
-            one, at = text[at + 1 : at + 2], at + 1
-            word += {b"n": b"\n", b"r": b"\r"}.get(one, one)
-        elif one == b'"':
+        character = text[at : at + 1]
+        if character == b"\\" and quoted:
+            character, at = text[at + 1 : at + 2], at + 1
+            word += {b"n": b"\n", b"r": b"\r"}.get(character, character)
+        elif character == b'"':
             quoted = not quoted
-        elif one.isspace() and not quoted:
+        elif character.isspace() and not quoted:
             break
         else:
-            word += one
+            word += character
         at += 1
     assert not quoted, "the quote is never closed"
     assert not (escaping and b"%" in word), "Squid would decode the value once more"

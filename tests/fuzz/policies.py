@@ -103,7 +103,7 @@ def check_policy(compiled: CompiledPolicy) -> None:
 
 def hosts_of(policy: Policy) -> list[str]:
     """Hosts that entries of the policy are for, and one that hardly any is for."""
-    matches = [one.match for section in (policy.rules, policy.rewrites, policy.credentials) for one in section]
+    matches = [entry.match for section in (policy.rules, policy.rewrites, policy.credentials) for entry in section]
     patterns = [pattern for match in matches for pattern in match.hosts or ()]
     texts = [
         str(pattern.network.network_address) if pattern.network else f"sub.{pattern.name}"[-253:].lstrip(".")

@@ -199,7 +199,7 @@ def seeds() -> Iterable[bytes]:
     yield line.replace(b'"GET"', b'"\xff\\ud800"') + b"\n{}\n[]\nnull\n" + b"[" * 600
     yield gzip.compress(line + b"\n", 1)
     for kind in range(16):
-        yield b"\n".join(b"%cline" % one for one in (0x30 + kind, 0x35, 0x36, 0x3D, 0x31 + kind, 0x36, 0x30))
+        yield b"\n".join(b"%cline" % byte for byte in (0x30 + kind, 0x35, 0x36, 0x3D, 0x31 + kind, 0x36, 0x30))
 
 
 WORDS = (

@@ -74,7 +74,7 @@ def without_shortcuts() -> Iterator[None]:
 def check_spelling(url: Url) -> None:
     """A URL is written in what a URL may hold, and read again it is itself."""
     text = str(url)
-    assert all("!" <= one <= "~" for one in text), "a character that a URL may not hold bare"
+    assert all("!" <= character <= "~" for character in text), "a character that a URL may not hold bare"
     assert parse_url(text) == url
     assert parse_host(bracketed(url.host)) == url.host
     assert url.path.startswith("/")
@@ -92,14 +92,14 @@ def check_readings(path: str) -> None:
         return
     with without_shortcuts():
         assert readings(path) == found, "the short way for plain paths leads elsewhere"
-    paths = [one.path for one in found]
+    paths = [reading.path for reading in found]
     assert found[0] == (Reading.SENT, path)
     assert len(set(paths)) == len(paths) <= READINGS_AT_MOST
-    for one in paths:
-        assert one.startswith("/")
-        assert len(one) <= max(len(path) + len("/"), LONGEST_NORMALIZED)
-        assert not re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", one)
-        assert not set(readings_of(one)) - set(paths), f"what a reading can be read as is missing: {one!r}"
+    for other in paths:
+        assert other.startswith("/")
+        assert len(other) <= max(len(path) + len("/"), LONGEST_NORMALIZED)
+        assert not re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", other)
+        assert not set(readings_of(other)) - set(paths), f"what a reading can be read as is missing: {other!r}"
     for name, serve in SERVERS.items():
         assert serve(path) in paths, f"{name} would serve {serve(path)!r}"
 
@@ -107,7 +107,7 @@ def check_readings(path: str) -> None:
 def readings_of(path: str) -> list[str]:
     """Read a reading once more, as a server behind a proxy does that passes on what it made of the path."""
     try:
-        return [one.path for one in readings(path)]
+        return [reading.path for reading in readings(path)]
     except InvalidUrl:  # it can hold what no path that is sent may: a stray '%'
         return []
 

@@ -163,7 +163,7 @@ def test_a_shell_that_sources_the_sh_form_has_the_variables(shell: str, user: st
     command = [shell, "-euc", '. "$0"; exec /usr/bin/env -0', str(tmp_path / "env.sh")]
     done = subprocess.run(command, env={}, capture_output=True, text=True, check=True)
     assert done.stderr == ""
-    found = dict(one.split("=", 1) for one in done.stdout.split("\0") if one)
+    found = dict(pair.split("=", 1) for pair in done.stdout.split("\0") if pair)
     assert {name: found.get(name) for name in wanted} == wanted
 
 
@@ -206,7 +206,7 @@ def dockerfile(text: str) -> dict[str, str]:
 def test_the_dockerfile_form_sets_the_variables() -> None:
     text, wanted = written(EnvironmentForm.DOCKERFILE, client=HOSTILE, user=HOSTILE)
     assert not re.match(r"#\s*(syntax|escape|check)\s*=", text)  # a directive of the builder
-    pairs = dict(one.split("=", 1) for one in shlex.split(dockerfile(text)["ENV"]))
+    pairs = dict(pair.split("=", 1) for pair in shlex.split(dockerfile(text)["ENV"]))
     assert pairs == wanted
     assert "$" not in dockerfile(text)["ENV"]
 
@@ -363,8 +363,8 @@ def fake_program(tools: Path, program: str, status: int, output: str) -> None:
 
 def rounds() -> list[list[tuple[str, int, str, str, str]]]:
     """The outcomes, one of each program in a round."""
-    by_program = {one[0]: [other for other in OUTCOMES if other[0] == one[0]] for one in OUTCOMES}
-    return [[one for one in row if one] for row in zip_longest(*by_program.values())]
+    by_program = {outcome[0]: [other for other in OUTCOMES if other[0] == outcome[0]] for outcome in OUTCOMES}
+    return [[word for word in row if word] for row in zip_longest(*by_program.values())]
 
 
 @pytest.mark.system
@@ -375,7 +375,7 @@ def test_the_probe_reads_what_programs_print(form: ProbeForm, tmp_path: Path, to
             fake_program(tools, program, status, output)
         _, shown = run_probe(form, tmp_path, tools)
         for program, _, output, result, part in outcomes:
-            name = next(one.name for one in PROGRAMS if one.program == program)
+            name = next(other.name for other in PROGRAMS if other.program == program)
             tried = re.findall(rf"^{name} +(\w+) +https://ok\.example/", shown, re.MULTILINE)
             assert (program, output, tried) == (program, output, [result] if result else [])
             assert part in "\n".join(
@@ -451,7 +451,7 @@ def test_the_probe_says_what_is_missing_and_how_to_set_it(form: ProbeForm, tmp_p
         ": http_proxy https", ": http_proxy, https"
     )
     set_all = next(line for line in shown.splitlines() if line.startswith("  - set the variables: export "))
-    exported = dict(one.split("=", 1) for one in shlex.split(set_all.partition("export ")[2]))
+    exported = dict(pair.split("=", 1) for pair in shlex.split(set_all.partition("export ")[2]))
     assert exported == variables(settings(ca_path=f"{tmp_path}/ca.crt", bundle_path=f"{tmp_path}/bundle.crt"))
     assert ROOT.strip() in shown
     assert "update-ca-certificates" in shown
@@ -766,7 +766,7 @@ def test_the_root_is_the_last_certificate_of_the_file_and_no_key_is_printed(poli
         )
         assert status == 0
         assert "PRIVATE" not in text
-        assert [one.certificate.decode().splitlines()[1] in text for one in (first, last)] == [False, True]
+        assert [gateway.certificate.decode().splitlines()[1] in text for gateway in (first, last)] == [False, True]
 
 
 @pytest.mark.parametrize("text", [None, "no certificate"])

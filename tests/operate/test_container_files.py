@@ -52,8 +52,8 @@ def pins(name: str) -> dict[str, str]:
 def unpinned(requirements: list[str], lock: str) -> list[str]:
     """The requirements that a lock does not meet."""
     pinned = pins(lock)
-    wanted = [Requirement(one) for one in requirements]
-    return [str(one) for one in wanted if pinned.get(canonicalize_name(one.name), "0.dev0") not in one.specifier]
+    wanted = [Requirement(requirement) for requirement in requirements]
+    return [str(need) for need in wanted if pinned.get(canonicalize_name(need.name), "0.dev0") not in need.specifier]
 
 
 def image_extras() -> list[str]:
@@ -92,7 +92,7 @@ def test_pip_installs_by_hash_and_from_wheels_alone() -> None:
 def test_no_registry_is_named(path: Path) -> None:
     images = re.findall(r"^(?:FROM|\s*image:|ARG DEBIAN=|\s*newName:)\s*(\S+)", path.read_text(), re.MULTILINE)
     assert images
-    assert [one for one in images if "/" in one and not one.startswith("localhost/")] == []
+    assert [image for image in images if "/" in image and not image.startswith("localhost/")] == []
 
 
 def test_the_image_is_not_root_and_has_a_health_check() -> None:
@@ -133,7 +133,7 @@ def test_the_agent_has_no_way_out_no_names_and_no_key(services: Mapping[str, Any
     assert agent["dns"] == "127.0.0.1"
     assert not {"cap_add", "privileged", "network_mode"} & set(agent)
     assert agent["volumes"] == ["trust:/etc/squidkeeper:ro"]
-    assert [one for one in services["gateway"]["volumes"] if one.startswith("trust:")] == ["trust:/trust"]
+    assert [volume for volume in services["gateway"]["volumes"] if volume.startswith("trust:")] == ["trust:/trust"]
 
 
 def test_the_gateway_listens_for_the_agents_alone_without_rights(services: Mapping[str, Any]) -> None:
@@ -176,16 +176,16 @@ def validated(document: Mapping[str, Any]) -> Mapping[str, Any]:
 def built() -> list[Mapping[str, Any]]:
     """What Kustomize makes of the folder, each document valid in strict mode."""
     done = subprocess.run(["kustomize", "build", KUBERNETES], capture_output=True, text=True, check=True)
-    return [validated(one) for one in yaml.safe_load_all(done.stdout)]
+    return [validated(document) for document in yaml.safe_load_all(done.stdout)]
 
 
 def of_kind(built: list[Mapping[str, Any]], kind: str) -> Iterator[Mapping[str, Any]]:
-    return (one for one in built if one["kind"] == kind)
+    return (document for document in built if document["kind"] == kind)
 
 
 @pytest.mark.system
 def test_kubernetes_accepts_what_kustomize_makes(built: list[Mapping[str, Any]]) -> None:
-    assert sorted(one["kind"] for one in built) == KINDS
+    assert sorted(document["kind"] for document in built) == KINDS
 
 
 def test_kubernetes_accepts_the_example_agent_and_no_unknown_key() -> None:
@@ -209,7 +209,7 @@ def test_log_and_archive_fit_their_volume(built: list[Mapping[str, Any]]) -> Non
     [setup] = pod["initContainers"]
     limits = dict(zip(setup["args"][1::2], setup["args"][2::2], strict=True))
     assert limits.keys() == {"--log-bytes", "--archive-bytes"}
-    [volume] = [one["emptyDir"]["sizeLimit"] for one in pod["volumes"] if one["name"] == "gateway"]
+    [volume] = [volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"] if volume["name"] == "gateway"]
     assert sum(int(size.removesuffix("G")) for size in limits.values()) * 10**9 <= int(volume.removesuffix("Gi")) << 29
 
 
@@ -221,7 +221,7 @@ def test_a_projected_volume_has_lists_and_secrets_where_the_policy_names_them(
     [volume] = yaml.safe_load(text)
     [deployment] = copy.deepcopy([*of_kind(built, "Deployment")])
     volumes = deployment["spec"]["template"]["spec"]["volumes"]
-    volumes[:] = [volume, *(one for one in volumes if one["name"] != "policy")]
+    volumes[:] = [volume, *(other for other in volumes if other["name"] != "policy")]
     validated(deployment)
     contents = {
         "policy.yaml": "version: 1\nlists: {drops: {file: lists/drops.txt}}\n"
@@ -230,7 +230,7 @@ def test_a_projected_volume_has_lists_and_secrets_where_the_policy_names_them(
         "lists/drops.txt": "drop.example\n",
         "secrets/github-token": "a-token-of-some-length\n",
     }
-    sources = [one for source in volume["projected"]["sources"] for one in source.values()]
+    sources = [content for source in volume["projected"]["sources"] for content in source.values()]
     assert {item["path"] for source in sources for item in source["items"]} == contents.keys()
     for name, content in contents.items():  # as the kubelet writes them
         file = tmp_path / "..data" / name
@@ -246,7 +246,7 @@ def test_a_projected_volume_has_lists_and_secrets_where_the_policy_names_them(
 
 @pytest.mark.system
 def test_agents_reach_the_port_of_gateways_and_nothing_else(built: list[Mapping[str, Any]]) -> None:
-    policies = {one["metadata"]["name"]: one["spec"] for one in of_kind(built, "NetworkPolicy")}
+    policies = {document["metadata"]["name"]: document["spec"] for document in of_kind(built, "NetworkPolicy")}
     ports = [{"protocol": "TCP", "port": 3129}]
     assert policies["squidkeeper-agents"] == {
         "podSelector": {"matchLabels": AGENT},
@@ -262,10 +262,10 @@ def test_gateways_reach_dns_servers_and_public_addresses(built: list[Mapping[str
     [policy] = [one["spec"] for one in of_kind(built, "NetworkPolicy") if "gateways" in one["metadata"]["name"]]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     names, public = policy["egress"]
-    assert {one["port"] for one in names["ports"]} == {53}
-    blocks = [one["ipBlock"] for one in public["to"]]
-    assert (public.keys(), [one["cidr"] for one in blocks]) == ({"to"}, ["0.0.0.0/0", "::/0"])
-    closed = [ip_network(network) for one in blocks for network in one["except"]]
+    assert {port["port"] for port in names["ports"]} == {53}
+    blocks = [peer["ipBlock"] for peer in public["to"]]
+    assert (public.keys(), [block["cidr"] for block in blocks]) == ({"to"}, ["0.0.0.0/0", "::/0"])
+    closed = [ip_network(network) for block in blocks for network in block["except"]]
     private = ("10.96.0.10", "172.16.0.1", "192.168.137.1", "100.64.0.1", "169.254.169.254", "fd00::1", "fe80::1")
     for address in map(ip_address, private):
         assert any(address in network for network in closed)
@@ -276,7 +276,7 @@ def test_gateways_reach_dns_servers_and_public_addresses(built: list[Mapping[str
 def test_an_image_is_named_by_a_digest_that_nothing_has(built: list[Mapping[str, Any]]) -> None:
     [deployment] = of_kind(built, "Deployment")
     pod = deployment["spec"]["template"]["spec"]
-    images = {one["image"] for one in (*pod["initContainers"], *pod["containers"])}
+    images = {container["image"] for container in (*pod["initContainers"], *pod["containers"])}
     assert images == {f"squidkeeper@sha256:{'0' * 64}"}
 
 
@@ -312,7 +312,7 @@ def test_prometheus_finds_each_gateway_by_its_name(tmp_path: Path) -> None:
     [service] = [one for one in of_kind(built, "Service") if one["metadata"]["name"] == "squidkeeper-metrics"]
     pod = deployment["spec"]["template"]["spec"]
     assert pod["initContainers"][0]["args"][-2:] == ["--exporter-listen", "0.0.0.0:9129"]
-    [port] = [one for one in pod["containers"][0]["ports"] if one["name"] == "metrics"]
+    [port] = [port for port in pod["containers"][0]["ports"] if port["name"] == "metrics"]
     [served], [scraped] = service["spec"]["ports"], monitor["spec"]["endpoints"]
     assert (port["containerPort"], served["targetPort"], scraped["port"]) == (9129, "metrics", served["name"])
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
@@ -320,7 +320,7 @@ def test_prometheus_finds_each_gateway_by_its_name(tmp_path: Path) -> None:
     assert service["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "squidkeeper"
     assert scraped["relabelings"][0]["targetLabel"] == "gateway"
     agents, prometheus = ingress(built)
-    assert (agents["from"], [one["port"] for one in prometheus["ports"]]) == (
+    assert (agents["from"], [port["port"] for port in prometheus["ports"]]) == (
         [{"podSelector": {"matchLabels": AGENT}}],
         [9129],
     )
@@ -334,7 +334,7 @@ def test_a_load_balancer_names_vms_and_nobody_else_reaches_gateways(tmp_path: Pa
     option, addresses = setup["args"][-2:]
     assert option == "--behind"
     [clients] = ingress(built)
-    assert [one["ipBlock"]["cidr"] for one in clients["from"]] == [f"{one}/32" for one in addresses.split(",")]
+    assert [peer["ipBlock"]["cidr"] for peer in clients["from"]] == [f"{word}/32" for word in addresses.split(",")]
     wanted = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "sessionAffinity": "None"}
     assert service["spec"] | wanted == service["spec"]
     assert service["spec"]["loadBalancerSourceRanges"]
@@ -361,8 +361,8 @@ def test_the_pod_has_no_rights_and_what_runs_in_it_no_key_of_the_ca(built: list[
     pod = deployment["spec"]["template"]["spec"]
     [setup], [gateway] = pod["initContainers"], pod["containers"]
     assert (setup["args"][0], gateway["args"]) == ("setup", ["run"])
-    assert [one["name"] for one in setup["volumeMounts"] if one["name"] == "ca"] == ["ca"]
-    assert [one["name"] for one in gateway["volumeMounts"]] == ["gateway", "policy", "tmp"]
+    assert [mount["name"] for mount in setup["volumeMounts"] if mount["name"] == "ca"] == ["ca"]
+    assert [mount["name"] for mount in gateway["volumeMounts"]] == ["gateway", "policy", "tmp"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["automountServiceAccountToken"] is False
     for container in (setup, gateway):

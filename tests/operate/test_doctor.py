@@ -143,9 +143,9 @@ def readable(layout: Layout) -> Inspection:
     return replace(inspect(layout), account=squid_account() if os.geteuid() else None)
 
 
-def found(code: str, one: Inspection) -> list[Found]:
+def found(code: str, seen: Inspection) -> list[Found]:
     [check] = [check for check in ALL_CHECKS if check.code == code]
-    return list(check.find(one))
+    return list(check.find(seen))
 
 
 # --- Squid's configuration ----------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ VARIANTS = [
 @pytest.mark.parametrize(
     ("code", "line", "detail"),
     [*((code, *pair) for code, pair in PLANTED.items()), *VARIANTS],
-    ids=lambda one: one[:24],
+    ids=lambda value: value[:24],
 )
 def test_a_faulty_line_is_found_with_its_place(restored: Layout, code: str, line: str, detail: str) -> None:
     layout = restored
@@ -434,7 +434,7 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
     ("answers-kept-too-long", without(fragment, "ttl=1 negative_ttl=1", ""), "sk_host keeps answers for 3600 s"),
     ("token-not-encoded", without(fragment, "%#ssl::>sni", "%ssl::>sni"), "%ssl::>sni"),
     ("squid-conf-incomplete", lambda layout: pages(layout).unlink(), "there is no such file"),
-    ("annotations-printed", lambda one: write(one.errors / "ERR_X", "<p>@Squid{%note}"), "an error page: *"),
+    ("annotations-printed", lambda value: write(value.errors / "ERR_X", "<p>@Squid{%note}"), "an error page: *"),
     (
         "wrong-passwords-pass",
         without(part("login"), "auth_param basic key_extras", "#"),
@@ -442,12 +442,12 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
     ),
     (
         "watched-requests-logged",
-        lambda one: watch_with(one, "access_log udp://192.0.2.9:9 logformat=squidkeeper\n"),
+        lambda value: watch_with(value, "access_log udp://192.0.2.9:9 logformat=squidkeeper\n"),
         "udp",
     ),
     (
         "watched-requests-logged",
-        lambda one: watch_with(one, "access_log udp://192.0.2.9:9 logformat=squidkeeper !sk_has_request\n"),
+        lambda value: watch_with(value, "access_log udp://192.0.2.9:9 logformat=squidkeeper !sk_has_request\n"),
         "udp",
     ),
     ("watched-requests-logged", watch_without_ours, "squidkeeper's access_log line with "),
@@ -455,17 +455,17 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("code", "change", "part"), CHANGED, ids=lambda one: one if isinstance(one, str) else "")
+@pytest.mark.parametrize(("code", "change", "part"), CHANGED, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_changed_file_is_found(restored: Layout, code: str, change: Callable[[Layout], None], part: str) -> None:
     assert found(code, inspect(restored)) == []
     change(restored)
     details = found(code, inspect(restored))
     assert details
-    assert all(part in one.detail for one in details)
+    assert all(part in detail.detail for detail in details)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("code", "change", "_"), CHANGED, ids=lambda one: one if isinstance(one, str) else "")
+@pytest.mark.parametrize(("code", "change", "_"), CHANGED, ids=lambda value: value if isinstance(value, str) else "")
 def test_squid_accepts_the_changed_files(restored: Layout, code: str, change: Callable[[Layout], None], _: str) -> None:
     change(restored)
     refused = re.findall(r"FATAL.*|Bungled.*|unrecognized.*", parse(restored.conf))
@@ -483,18 +483,18 @@ def test_a_log_without_urls_may_show_what_is_watched_for(layout: Layout) -> None
 def test_the_exporters_own_request_and_lines_that_never_match_are_no_findings(layout: Layout) -> None:
     add(layout, "http_access allow localhost !all\nproxy_protocol_access allow localhost\n")
     add(layout, "store_miss allow !sk_injected\ndebug_options 11,5 ALL,1 11,0 29,0 55,0\nssl_bump stare all\n")
-    one = inspect(layout)
+    inspection = inspect(layout)
     for code in (
         *("allowed-ahead-of-policy", "proxy-protocol-open", "certificate-errors-allowed", "tunnel-not-bumped"),
         *("credentials-cached", "debugging-prints-headers", "requests-in-warnings"),
     ):
-        assert found(code, one) == []
+        assert found(code, inspection) == []
 
 
 def test_a_configuration_that_squid_rejects_is_found_and_its_values_are_not_shown(layout: Layout) -> None:
     assert found("squid-conf-rejected", inspect(layout)) == []
     add(layout, "cache_peer h3re.example parent s3cr3t\n")
-    details = " ".join(one.detail for one in found("squid-conf-rejected", inspect(layout)))
+    details = " ".join(finding.detail for finding in found("squid-conf-rejected", inspect(layout)))
     assert "cache_peer" in details
     assert "s3cr3t" not in details
 
@@ -526,8 +526,8 @@ def test_a_secret_that_other_accounts_can_read_or_replace_is_found(
 @as_root
 def test_a_secret_of_another_account_is_found(layout: Layout) -> None:
     shutil.chown(layout.signing_key, 12345)
-    [one] = found("secret-file-open", inspect(layout))
-    assert one.detail == "the CA's key: it belongs to user 12345, neither root nor Squid's account"
+    [finding] = found("secret-file-open", inspect(layout))
+    assert finding.detail == "the CA's key: it belongs to user 12345, neither root nor Squid's account"
 
 
 @as_root
@@ -537,7 +537,7 @@ def test_what_is_fetched_alone_may_belong_to_another_account(layout: Layout) -> 
     shutil.chown(layout.policy / "token.value", 12345)
     shutil.chown(layout.policy, 12346)
     shutil.chown(layout.secrets, 61184)
-    assert [one.detail for one in found("secret-file-open", inspect(layout))] == [
+    assert [finding.detail for finding in found("secret-file-open", inspect(layout))] == [
         "a secret of the policy: it belongs to user 12345, neither root nor Squid's account",
         "above a secret of the policy: user 12346 can replace files in it (mode 0755)",
     ]
@@ -566,17 +566,17 @@ def test_a_fault_of_the_webhook_is_found_before_a_question_waits(layout: Layout,
 
 def test_what_the_webhook_meets_is_found_where_the_maintenance_process_runs(layout: Layout) -> None:
     failed = MaintenanceStatus(runs=True, failures={"webhook": "status 500"})
-    one = replace(inspect(layout), account=None)
-    [finding] = found("webhook-failing", replace(one, view=replace(one.view, maintenance=failed)))
+    inspection = replace(inspect(layout), account=None)
+    [finding] = found("webhook-failing", replace(inspection, view=replace(inspection.view, maintenance=failed)))
     assert finding.detail == "status 500"
 
 
 @as_root
 def test_settings_are_read_as_squids_account_reads_them(layout: Layout) -> None:
     (layout.policy.parent / "quota-store.yaml").write_text("{}")
-    one = inspect(layout)  # pytest's folder is closed to it
+    inspection = inspect(layout)  # pytest's folder is closed to it
     for code in ("webhook-failing", "quota-store-unusable"):
-        [finding] = found(code, one)
+        [finding] = found(code, inspection)
         assert finding.detail.endswith("Permission denied: Squid's account has to read it")
 
 
@@ -596,15 +596,15 @@ def test_a_fault_of_settings_beside_the_policy_is_found(
 
 
 def test_a_policy_that_is_pulled_without_a_ceiling_is_found(layout: Layout) -> None:
-    one, file = inspect(layout), layout.pull_settings
-    assert found("pull-without-ceiling", one) == []
+    inspection, file = inspect(layout), layout.pull_settings
+    assert found("pull-without-ceiling", inspection) == []
     settings = "source: {git: 'https://git.example/p', branch: main}\nallowed_signers: /a\n"
     file.write_text(settings)
-    assert found("pull-without-ceiling", one) == [Found("it names no ceiling", str(file))]
+    assert found("pull-without-ceiling", inspection) == [Found("it names no ceiling", str(file))]
     file.write_text(f"{settings}ceiling: /c\n")
-    assert found("pull-without-ceiling", one) == []
+    assert found("pull-without-ceiling", inspection) == []
     file.write_text("")
-    assert found("pull-without-ceiling", one) == []
+    assert found("pull-without-ceiling", inspection) == []
 
 
 def test_the_store_of_quotas_is_asked_for_a_count(layout: Layout, tmp_path: Path) -> None:
@@ -627,7 +627,7 @@ def test_the_store_of_quotas_is_asked_for_a_count(layout: Layout, tmp_path: Path
 
 @as_root
 def test_what_squids_account_cannot_read_is_found(layout: Layout) -> None:
-    places = [Path(one.place) for one in found("squid-cannot-read", inspect(layout))]
+    places = [Path(finding.place) for finding in found("squid-cannot-read", inspect(layout))]
     assert layout.signing_key in places  # it is root's alone here, as is pytest's folder
 
 
@@ -661,10 +661,10 @@ def test_a_clock_that_is_behind_is_found(tmp_path: Path) -> None:
     layout = install(tmp_path / "now")
     assert found("clock-off", inspect(layout)) == []
     os.utime(layout.access_log, (time.time() + 3600,) * 2)
-    assert [one.place for one in found("clock-off", inspect(layout))] == [str(layout.access_log)]
+    assert [place.place for place in found("clock-off", inspect(layout))] == [str(layout.access_log)]
     tomorrow = install(tmp_path / "tomorrow", make_ca(datetime.now(UTC) + timedelta(days=3)))
-    [one] = found("clock-off", inspect(tomorrow))
-    assert one.detail.startswith("the CA begins at ")
+    [finding] = found("clock-off", inspect(tomorrow))
+    assert finding.detail.startswith("the CA begins at ")
 
 
 @pytest.mark.parametrize(
@@ -689,8 +689,8 @@ def test_a_rule_of_logrotate_that_loses_the_audit_is_found(
     (rules / "squid").write_text(
         f"# squid\n\n{layout.access_log.parent}/*.log {{\n {rule}}}\n/other {{\n rotate 0\n}}\n"
     )
-    one = replace(inspect(layout), logrotate=rules)
-    both = {code: found(code, one) for code in ("logrotate-loses-records", "logrotate-keeps-few-days")}
+    inspection = replace(inspect(layout), logrotate=rules)
+    both = {code: found(code, inspection) for code in ("logrotate-loses-records", "logrotate-keeps-few-days")}
     assert [name for name, cases in both.items() if cases] == ([code] if code else [])
     for case in both.get(code, []):
         assert part in case.detail
@@ -704,11 +704,11 @@ def test_a_rule_that_logrotate_ignores_loses_nothing(layout: Layout, tmp_path: P
     ours = ours.replace("/var/log/squid", str(layout.access_log.parent))
     (rules / "00-squidkeeper").write_text(ours)
     (rules / "squid").write_text(f"{layout.access_log.parent}/*.log {{\n rotate 0\n copytruncate\n}}\n")
-    one = replace(inspect(layout), logrotate=rules)
+    inspection = replace(inspect(layout), logrotate=rules)
     codes = ("logrotate-loses-records", "logrotate-keeps-few-days")
-    assert [found(code, one) for code in codes] == [[], []]
+    assert [found(code, inspection) for code in codes] == [[], []]
     (rules / "00-squidkeeper").write_text(ours.replace("ignoreduplicates", ""))
-    assert [len(found(code, one)) for code in codes] == [2, 0]
+    assert [len(found(code, inspection)) for code in codes] == [2, 0]
 
 
 def test_an_open_proxy_is_found(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -761,22 +761,22 @@ def test_a_helper_that_hangs_is_found(layout: Layout, tmp_path: Path, monkeypatc
     hanging.chmod(0o755)
     for path in (layout.conf, layout.fragment):
         edit(path, f"{layout.program}", f"{hanging}")
-    one = replace(inspect(layout), account=None)
-    assert {case.detail.rpartition(": ")[2] for case in found("helper-silent", one)} == {"no answer within 0 s"}
+    inspection = replace(inspect(layout), account=None)
+    assert {case.detail.rpartition(": ")[2] for case in found("helper-silent", inspection)} == {"no answer within 0 s"}
 
 
 @pytest.mark.parametrize("ends", [True, False])
 def test_doctor_stops_a_helper_and_sees_whether_the_exporter_ends_it(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, ends: bool
 ) -> None:
-    one = replace(inspect(layout), account=None)
-    assert found("stopped-helper-stays", one) == []  # no exporter is installed
+    inspection = replace(inspect(layout), account=None)
+    assert found("stopped-helper-stays", inspection) == []  # no exporter is installed
     monkeypatch.setattr(InstalledService, "works", lambda _: True)
     monkeypatch.setattr(machine, "_STOPPED_SECONDS", 20 if ends else 0.2)
     watchdog = StoppedWatchdog(layout.state, every_seconds=0.05)
     if ends:
         watchdog.start()
-    cases = [case.detail.rpartition(": ")[2] for case in found("stopped-helper-stays", one)]
+    cases = [case.detail.rpartition(": ")[2] for case in found("stopped-helper-stays", inspection)]
     assert cases == ([] if ends else ["nothing ended a process that was stopped for 0 s"])
     assert [*layout.state.iterdir()] == [layout.own_addresses]  # it has counted nothing
 
@@ -791,10 +791,10 @@ def test_a_squid_with_too_few_descriptors_is_found(layout: Layout, monkeypatch: 
         try:
             monkeypatch.setattr(InstalledSquid, "pid", lambda _: master.pid)
             wait_for(lambda: found("few-descriptors-granted", inspect(layout)), "the child")
-            [one] = found("few-descriptors-granted", inspect(layout))
+            [finding] = found("few-descriptors-granted", inspect(layout))
         finally:
             master.kill()
-    assert one.detail.endswith("has 256 of 16384")
+    assert finding.detail.endswith("has 256 of 16384")
 
 
 @as_root
@@ -860,9 +860,9 @@ def test_clients_that_come_from_a_load_balancer_or_haproxy_are_no_fault(
     layout = install(tmp_path, **options)
     if "tls" in options:
         layout.haproxy.write_text("# As given: --listen 3129\n")
-    one = inspect(layout)
+    inspection = inspect(layout)
     for code in ("proxy-header-from-nobody", "proxy-protocol-open"):
-        assert found(code, one) == []
+        assert found(code, inspection) == []
 
 
 # --- The whole ----------------------------------------------------------------------------------------------------
@@ -900,7 +900,7 @@ def test_a_crash_that_is_over_does_not_keep_a_gateway_drained(layout: Layout) ->
 def test_the_document_has_every_check() -> None:
     text = (REPOSITORY / "squid/DOCTOR.md").read_text()
     rows = re.findall(r"^\| `([a-z-]+)` \| (\w+) \| (.*?) \|", text, re.MULTILINE)
-    assert sorted(rows) == sorted((one.code, one.severity.value, one.summary) for one in CHECKS)
+    assert sorted(rows) == sorted((check.code, check.severity.value, check.summary) for check in CHECKS)
 
 
 def doctor(*arguments: str | Path) -> tuple[int, str]:
@@ -915,7 +915,7 @@ def test_the_worst_is_first_and_no_secret_is_shown(layout: Layout) -> None:
     assert text.index("(private-addresses-open)") < text.index("(half-closed-clients)")
     assert "s3cr3t" not in text
     status, text = doctor("--root", layout.conf.parents[1], "--json")
-    findings = {one["code"]: one for one in json.loads(text)["findings"]}
+    findings = {finding["code"]: finding for finding in json.loads(text)["findings"]}
     assert status == 1
     assert findings["half-closed-clients"] == {
         "code": "half-closed-clients",
@@ -973,8 +973,8 @@ def test_an_accepted_finding_is_shown_last_with_its_reason(layout: Layout) -> No
     assert "    accepted: this gateway has no cache\n" in text
     assert ", 1 accepted: " in text
     findings = {
-        one["code"]: one["accepted"]
-        for one in json.loads(doctor("--root", layout.conf.parents[1], "--json")[1])["findings"]
+        finding["code"]: finding["accepted"]
+        for finding in json.loads(doctor("--root", layout.conf.parents[1], "--json")[1])["findings"]
     }
     assert findings["credentials-cached"] == "this gateway has no cache"
     assert findings["half-closed-clients"] is None
@@ -1014,13 +1014,13 @@ def test_pull_yaml_is_read_with_the_groups_of_the_unit(open_folder: Path, monkey
     monkeypatch.setattr(machine, "ACCOUNTS", {"pull": "mail"})
     layout, squid = install(open_folder / "gateway"), squid_account()
     assert squid is not None
-    one, file = replace(inspect(layout), account=squid), layout.pull_settings
+    inspection, file = replace(inspect(layout), account=squid), layout.pull_settings
     file.write_text("source: {git: 'https://git.example/p', branch: main}\nallowed_signers: /a\n")
     file.chmod(0o640)
-    assert found("pull-settings-unusable", one) == [Found(f"{file}: Permission denied", str(file))]
+    assert found("pull-settings-unusable", inspection) == [Found(f"{file}: Permission denied", str(file))]
     for group in (squid.group, "mail"):
         shutil.chown(file, 0, group)
-        assert found("pull-settings-unusable", one) == []
+        assert found("pull-settings-unusable", inspection) == []
 
 
 @pytest.mark.parametrize(
@@ -1048,8 +1048,8 @@ def test_no_line_ends_the_examination(layout: Layout, monkeypatch: pytest.Monkey
 
 def test_behind_haproxy_squid_is_asked_at_haproxys_port(layout: Layout) -> None:
     layout.haproxy.write_text("# As given: --listen 127.0.0.9:3129\n")
-    one = inspect(layout)
-    assert (one.view.squid_address, one.listens) == ("127.0.0.9:3129", ("127.0.0.9:3129",))
+    inspection = inspect(layout)
+    assert (inspection.view.squid_address, inspection.listens) == ("127.0.0.9:3129", ("127.0.0.9:3129",))
 
 
 def test_without_a_gateway_the_status_is_2(layout: Layout, tmp_path: Path) -> None:
@@ -1074,10 +1074,10 @@ def test_the_file_that_cannot_be_read_is_named(layout: Layout, monkeypatch: pyte
 
 def test_what_only_root_can_check_is_named(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    one = inspect(layout)
-    one.conf.problems.append(Problem("squid.conf:1", "includes x, which cannot be read (Permission denied)", True))
-    assert found("squid-conf-incomplete", one) == []
-    text = as_text(examine(one, running=False))
+    seen = inspect(layout)
+    seen.conf.problems.append(Problem("squid.conf:1", "includes x, which cannot be read (Permission denied)", True))
+    assert found("squid-conf-incomplete", seen) == []
+    text = as_text(examine(seen, running=False))
     assert "Not read: squid.conf:1 includes x, which cannot be read (Permission denied).\n" in text
     [line] = [line for line in text.splitlines() if line.startswith("Not checked, as only root can: disk-full, ")]
     assert all(code in line for code in ("squid-conf-rejected", "secret-file-open", "squid-cannot-read"))
@@ -1093,7 +1093,7 @@ def test_an_edit_that_the_reload_gate_refuses_is_found(layout: Layout) -> None:
     after = read_sources(layout.policy).revision
     assert found("reload-gated", inspect(layout)) == []
     write_verdict(revisions, GateVerdict(before.revision, after, 0.0, 2, 2, 1))
-    told = [one.detail for one in found("reload-gated", inspect(layout))]
+    told = [finding.detail for finding in found("reload-gated", inspect(layout))]
     assert found("policy-not-loaded", inspect(layout)) == []
     assert f"the reload gate refuses revision {after}: it would deny 2 combinations" in told[0]
     force(layout.policy, after)

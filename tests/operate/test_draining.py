@@ -61,7 +61,7 @@ def test_open_connections_are_those_to_the_port_on_its_address(host: str) -> Non
         for _ in range(2):
             opened.enter_context(socket.create_connection((host, port)))
             opened.enter_context(server.accept()[0])
-        assert [open_connections(one) for one in (listen, str(port), f"0.0.0.0:{port}")] == [2, 2, 2]
+        assert [open_connections(place) for place in (listen, str(port), f"0.0.0.0:{port}")] == [2, 2, 2]
         assert open_connections(f"127.0.0.9:{port}") == 0
 
 
@@ -77,7 +77,7 @@ def test_a_client_of_ipv4_counts_where_both_protocols_are_listened_to() -> None:
         port = server.getsockname()[1]
         opened.enter_context(socket.create_connection(("127.0.0.1", port)))
         opened.enter_context(server.accept()[0])
-        assert [open_connections(one) for one in (str(port), f"127.0.0.1:{port}")] == [1, 1]
+        assert [open_connections(place) for place in (str(port), f"127.0.0.1:{port}")] == [1, 1]
 
 
 @pytest.mark.system

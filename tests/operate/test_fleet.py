@@ -167,7 +167,7 @@ def test_no_value_of_a_fleet_is_taken_for_a_part_of_the_configuration(tmp_path: 
 def test_a_gateway_keeps_its_place_whatever_others_there_are(names: list[str]) -> None:
     ids = [FleetGateway(name, "10.0.0.1", 1, 1).id for name in names]
     assert ids == [FleetGateway(name, "10.0.0.2", 2, 2).id for name in names]
-    assert all(0 < one <= 0x7FFFFFFF for one in ids)
+    assert all(0 < number <= 0x7FFFFFFF for number in ids)
 
 
 # ── The command ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -337,7 +337,7 @@ def test_it_is_removed_by_hand(tmp_path: Path, paths: BalancerPaths) -> None:
 def test_the_fleet_of_the_documentation_is_read(tmp_path: Path) -> None:
     documented = (Path(__file__).parents[2] / "squid/FLEET.md").read_text()
     [text] = re.findall(r"^```yaml\n(# fleet\.yaml\n.*?)^```$", documented, re.MULTILINE | re.DOTALL)
-    assert [one.name for one in read_fleet(written(tmp_path, text)).gateways] == ["gw-1", "gw-2", "gw-3"]
+    assert [gateway.name for gateway in read_fleet(written(tmp_path, text)).gateways] == ["gw-1", "gw-2", "gw-3"]
 
 
 @pytest.mark.parametrize("template", ["maxconn 5\n", "bind a\nbind a\n"])

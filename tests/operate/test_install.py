@@ -504,7 +504,7 @@ def test_doctor_finds_nothing_in_a_good_gateway(gateway: Gateway) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     diagnosis = json.loads(done.stdout)
     of_this_machine = {"disk-space-low", "squid-outdated"}
-    assert {one["code"] for one in diagnosis["findings"]} - of_this_machine == set(), done.stdout
+    assert {finding["code"] for finding in diagnosis["findings"]} - of_this_machine == set(), done.stdout
     assert diagnosis["checks"] == len(ALL_CHECKS)
     assert diagnosis["not_checked"] == []
     assert done.stderr == ""

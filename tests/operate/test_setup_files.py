@@ -173,7 +173,7 @@ def test_no_value_of_a_gateway_is_taken_for_a_part_of_its_files() -> None:
     """Each value is what a file documents for another one. It stands wherever a plain value stands, and as it is."""
     hostile, plain = ({name: pair[place] for name, pair in HOSTILE_VALUES.items()} for place in (0, 1))
     layouts = [Layout.of(Path(given["root"])) for given in (hostile, plain)]
-    own = [[getattr(one, name) for one in layouts] for name in ("squid_service", "resolver")]
+    own = [[getattr(layout, name) for layout in layouts] for name in ("squid_service", "resolver")]
     values = {plain: hostile for hostile, plain in (*HOSTILE_VALUES.values(), *own)}
     for text, expected in zip(files_of(**hostile), files_of(**plain), strict=True):
         assert text == substitute(expected, values)
@@ -425,7 +425,7 @@ def test_the_exporter_has_a_port_of_its_own_beside_other_gateways() -> None:
     assert usual_exporter(Layout.of(None), "3129") == "127.0.0.1:9129"
     assert usual_exporter(rooted, "192.0.2.1:3129") == "127.0.0.1:9129"
     assert usual_exporter(rooted, "60000") == "127.0.0.1:54000"
-    assert [reachable(one) for one in ("1", "0.0.0.0:1", "[::]:1", "192.0.2.1:1", "[::1]:1")] == [
+    assert [reachable(listen) for listen in ("1", "0.0.0.0:1", "[::]:1", "192.0.2.1:1", "[::1]:1")] == [
         *["127.0.0.1:1"] * 3,
         *("192.0.2.1:1", "[::1]:1"),
     ]

@@ -113,7 +113,7 @@ def test_no_proxy_header_is_sent_to_a_squid_that_takes_none() -> None:
     """Squid would record it as a client's request that is no HTTP."""
     plain, behind = (
         {**FILES, LAYOUT.conf: File(f"{CONF}# {end}\n".encode())}
-        | {one.unit: File(f"ExecStart=squidkeeper{end}\n".encode()) for one in (MAINTENANCE, EXPORTER)}
+        | {service.unit: File(f"ExecStart=squidkeeper{end}\n".encode()) for service in (MAINTENANCE, EXPORTER)}
         for end in ("", " --proxy-header")
     )
     squid = (StepKind.RECONFIGURE_SQUID, LAYOUT.applied)

@@ -126,7 +126,7 @@ def test_the_action_runs_the_script_and_writes_the_summary(repository: Path, tmp
 
 
 def test_the_action_installs_from_where_the_operator_says_and_from_no_index(tmp_path: Path) -> None:
-    [install] = [one for one in STEPS if one.get("name") == "Install squidkeeper"]
+    [install] = [step for step in STEPS if step.get("name") == "Install squidkeeper"]
     assert install["env"] == {"SOURCE": "${{ vars.SQUIDKEEPER_SOURCE }}"}
     pip = 'pip() { printf "%s\\n" "$@"; }\n'
     source = "git+https://git.example/platform/squidkeeper@v1.2.3"

@@ -681,7 +681,7 @@ def test_for_each_header_the_first_credential_that_matches_what_is_fetched_is_gr
     for asked, credentials in [*GRANTED, *GRANTED]:  # once more, as it was kept
         decision = ask(asked)
         assert decision.allowed
-        assert (asked, [one.name for one in decision.credentials]) == (asked, credentials)
+        assert (asked, [credential.name for credential in decision.credentials]) == (asked, credentials)
 
 
 def test_a_path_that_only_some_servers_read_as_the_credentials_is_denied(asker: AskerFactory) -> None:

@@ -35,7 +35,7 @@ def test_a_rule_passed_over_is_explained_by_the_fields_that_did_not_hold(tmp_pat
     )
     request = request_to("GET", "https://a.example/")
     assert decided(compiled, request, NOW).rule == "decides"
-    assert [(one.entry.name, one.fields) for one in passed_over(compiled, request, NOW)] == [
+    assert [(passed.entry.name, passed.fields) for passed in passed_over(compiled, request, NOW)] == [
         ("clients-port", ("clients", "ports")),
         ("posts", ("methods", "paths")),
         ("old", ("expires",)),
@@ -67,7 +67,7 @@ def test_nothing_below_the_rule_that_matched_was_passed_over_when_another_verdic
 ) -> None:
     compiled, request = compiled_of(tmp_path, BUILT_IN), request_to(*asked.split(" "))
     assert decided(compiled, request, NOW).rule == verdict
-    assert [one.entry.name for one in passed_over(compiled, request, NOW)] == names
+    assert [passed.entry.name for passed in passed_over(compiled, request, NOW)] == names
 
 
 @given(ruled, methods, urls)
@@ -75,9 +75,9 @@ def test_every_rule_passed_over_stands_above_the_one_that_decides(policy: Policy
     compiled = CompiledPolicy(policy)
     for request in (request_to(method, text), request_to("CONNECT", "b.a.example:443")):
         decision = decided(compiled, request, NOW)
-        for one in passed_over(compiled, request, NOW):
-            if one.entry not in compiled.source.grants:  # which are asked after the rules
-                assert decision.location is None or decision.asks or one.entry.location < decision.location
+        for passed in passed_over(compiled, request, NOW):
+            if passed.entry not in compiled.source.grants:  # which are asked after the rules
+                assert decision.location is None or decision.asks or passed.entry.location < decision.location
 
 
 NOT_REACHED = """

@@ -107,7 +107,7 @@ credentials = st.lists(st.tuples(matches, headers), max_size=4)
 def undeclared(drawn: list[tuple[Any, ...]]) -> list[Any]:
     """Leave the declared fields out, which a difference does not compare."""
     without = dict.fromkeys(PLAIN)
-    return [tuple({**part, **without} if isinstance(part, dict) else part for part in one) for one in drawn]
+    return [tuple({**part, **without} if isinstance(part, dict) else part for part in grant) for grant in drawn]
 
 
 def test_the_properties_know_every_matching_field() -> None:
@@ -231,7 +231,7 @@ def plain_decision(policy: Policy, asked: Asked) -> Outcome:
     outcome = outcomes.pop()
     if outcomes or outcome.rewrite is None:
         return DENIED if outcomes else outcome
-    rewrite = next(one for one in policy.rewrites if one.name == outcome.rewrite)
+    rewrite = next(rewrite for rewrite in policy.rewrites if rewrite.name == outcome.rewrite)
     target = plain_target(rewrite, asked.url)
     if target == asked.url:
         return plain_fetched(policy, asked, replace(outcome, rewrite=None), target)
@@ -244,9 +244,9 @@ def plain_decision(policy: Policy, asked: Asked) -> Outcome:
 
 def plain_outcome(policy: Policy, asked: Asked, reading: Reading, path: str) -> Outcome:
     """Decide for one reading, as far as to the name of the rewrite."""
-    rule = next((one for one in policy.rules if plainly_holds(one, asked, reading, path)), None)
+    rule = next((other for other in policy.rules if plainly_holds(other, asked, reading, path)), None)
     if rule is None or rule.action is Action.ASK:
-        rule = next((one for one in policy.grants if plainly_holds(one, asked, reading, path)), rule)
+        rule = next((grant for grant in policy.grants if plainly_holds(grant, asked, reading, path)), rule)
     allows = rule.action is Action.ALLOW if rule else policy.default_action is Action.ALLOW and default_port(asked.url)
     private, websocket = rule is not None and rule.private, rule is not None and rule.websocket
     if asked.url.host.private and not private:
@@ -254,7 +254,7 @@ def plain_outcome(policy: Policy, asked: Asked, reading: Reading, path: str) -> 
     if not allows:
         return ASKED if (rule.action is Action.ASK if rule else policy.ask_default) else DENIED
     counted = rule.name if rule and rule.uses else None
-    rewrite = next((one for one in policy.rewrites if plainly_holds(one, asked, reading, path)), None)
+    rewrite = next((rewrite for rewrite in policy.rewrites if plainly_holds(rewrite, asked, reading, path)), None)
     if rewrite is not None:
         return Outcome(Action.ALLOW, private, rewrite.name, websocket=websocket, counted=counted)
     names = plain_credentials(policy, asked, reading, path)
@@ -266,7 +266,7 @@ def plain_target(rewrite: Rewrite, url: Url) -> Url:
     ahead, _, query = rewrite.target.text.replace("{host}", url.host.text).partition("{path}")
     path = re.sub("https://[^/]*", "", ahead)
     target = parse_url(ahead + url.path + (f"?{url.query}" if query and url.query else ""))
-    if not all(f"{one.path}/".startswith(f"{path}/") for one in readings(target.path)):
+    if not all(f"{reading.path}/".startswith(f"{path}/") for reading in readings(target.path)):
         raise InvalidUrl("it leads out of the target")
     return target
 
@@ -282,12 +282,12 @@ def plain_fetched(policy: Policy, asked: Asked, outcome: Outcome, url: Url) -> O
 def plain_credentials(policy: Policy, asked: Asked, reading: Reading, path: str) -> tuple[str, ...]:
     if asked.url.scheme != "https" or asked.method == "OPTIONS":
         return ()
-    holding = [one for one in policy.credentials if plainly_holds(one, asked, reading, path)]
+    holding = [credential for credential in policy.credentials if plainly_holds(credential, asked, reading, path)]
     chosen: list[Credential] = []
-    for one in holding:
-        if not any(place in two.form.places for two in chosen for place in one.form.places):
-            chosen.append(one)
-    return tuple(one.name for one in chosen)
+    for injected in holding:
+        if not any(place in two.form.places for two in chosen for place in injected.form.places):
+            chosen.append(injected)
+    return tuple(credential.name for credential in chosen)
 
 
 def default_port(url: Url) -> bool:
@@ -507,7 +507,7 @@ def names_of(policy: Policy, granted: Reply) -> str:
     """Tell which credentials a reply has, and check that every header of them is there, once, and no other."""
     said = dict(granted.annotations)
     names = said.get("credential_", "")
-    places = [place for one in policy.credentials if one.name in names.split(",") for place in one.form.places]
+    places = [place for held in policy.credentials if held.name in names.split(",") for place in held.form.places]
     injected = [name for name, value in granted.annotations if value == "s3cret"]
     assert sorted(injected) == sorted(map(header_annotation, places))
     return names

@@ -234,7 +234,7 @@ def test_credentials_of_the_policy_are_for_granted_requests_too(tmp_path: Path) 
     grants: [{name: g, any_client: true, hosts: [a.example], expires: 2036-01-01T00:00:00Z, reason: x}]
     """
     decision = decided(compiled_of(tmp_path, text), request_to("GET", "https://a.example/v1/x"), NOW)
-    assert [one.name for one in decision.credentials] == ["api"]
+    assert [credential.name for credential in decision.credentials] == ["api"]
 
 
 def test_grants_with_different_counts_for_the_readings_of_a_path_deny(tmp_path: Path) -> None:
@@ -294,8 +294,8 @@ def test_grants_change_no_verdict_that_a_rule_decides_and_open_nothing_but_their
         ports=(range(exact.url.port, exact.url.port + 1),), schemes=frozenset({exact.url.scheme}), urls=(exact,)
     )
     without = decided(CompiledPolicy(replace(policy, grants=())), request_to(method, text), NOW)
-    one = Rule("exact", PLACE, Action.ALLOW, match, expires=LATER)
-    opened = decided(CompiledPolicy(replace(policy, grants=(one,))), request_to(method, text), NOW)
+    rule = Rule("exact", PLACE, Action.ALLOW, match, expires=LATER)
+    opened = decided(CompiledPolicy(replace(policy, grants=(rule,))), request_to(method, text), NOW)
     same = parse_url(text)._replace(host=exact.url.host) == exact.url
     undecided = without.rule == "default" or without.asks
     if same and undecided and not parse_url(text).host.private:

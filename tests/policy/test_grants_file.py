@@ -73,7 +73,7 @@ def test_a_client_that_is_gone_leaves_its_grant_without_effect(directory: Path) 
     grant(directory, "gone")
     found = load(directory, NOW)
     assert verdict(found.compiled, "a.example") == "deny by default"
-    assert [str(one.code) for one in found.warnings] == ["grant-for-nobody"]
+    assert [str(warning.code) for warning in found.warnings] == ["grant-for-nobody"]
 
 
 def test_a_client_that_is_gone_is_a_fault_in_a_file_of_the_policy(directory: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_policy_file_of_the_same_name_is_another_file(directory: Path, tmp_pat
     sources = read_sources(directory)
     store_revision(sources, sources.revision, tmp_path / "revisions")
     stored = load_stored_revision(tmp_path / "revisions", sources.revision)
-    assert [one.name for one in stored.source.grants] == ["own", "g"]
+    assert [grant.name for grant in stored.source.grants] == ["own", "g"]
     load_again = load(directory, NOW).compiled
     assert load_again.revision == stored.revision
 

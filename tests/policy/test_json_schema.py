@@ -40,8 +40,8 @@ def as_an_editor_reads(value: object) -> Any:
     if isinstance(value, Unquoted):
         return None if value.null else value.text
     if isinstance(value, dict):
-        return {str(key): as_an_editor_reads(one) for key, one in value.items()}
-    return [as_an_editor_reads(one) for one in value] if isinstance(value, list) else value
+        return {str(key): as_an_editor_reads(item) for key, item in value.items()}
+    return [as_an_editor_reads(item) for item in value] if isinstance(value, list) else value
 
 
 def problems(document: Document) -> list[str]:
@@ -86,7 +86,7 @@ def test_the_schema_has_the_default_of_a_field() -> None:
     assert "default" not in defined["RuleEntry"]["properties"]["reason"]
 
 
-@pytest.mark.parametrize("document", [*GOOD, *WRITTEN, *SHIPPED], ids=lambda one: one.path.name)
+@pytest.mark.parametrize("document", [*GOOD, *WRITTEN, *SHIPPED], ids=lambda written: written.path.name)
 def test_it_takes_what_check_takes(document: Document) -> None:
     assert problems(document) == []
 
@@ -117,8 +117,8 @@ ONLY_CHECK_FINDS = {
 
 def test_of_the_bad_policies_it_finds_those_with_a_wrong_shape() -> None:
     documents = [parse_document(file, file.read_bytes()) for file in sorted((DATA / "bad").glob("*.yaml"))]
-    readable = [one for one in documents if one.root is not None and not one.faults]
-    assert {one.path.stem for one in readable if not problems(one)} == ONLY_CHECK_FINDS
+    readable = [document for document in documents if document.root is not None and not document.faults]
+    assert {written.path.stem for written in readable if not problems(written)} == ONLY_CHECK_FINDS
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ FILES = sorted(EXAMPLE_POLICIES.glob("*/*.yaml"))
 NO_VALUE = FaultCode.SECRET_UNREADABLE  # the values are the operator's
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda one: one.name)
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda written: written.name)
 def test_an_example_loads_passes_its_tests_and_has_no_warning(folder: Path) -> None:
     loaded = load(folder, datetime.now(UTC))
     assert [str(warning) for warning in loaded.warnings if warning.code is not NO_VALUE] == []
@@ -156,7 +156,7 @@ def test_an_example_loads_passes_its_tests_and_has_no_warning(folder: Path) -> N
     assert expected == {"allow", "deny"}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda one: f"{one.parent.name}-{one.name}")
+@pytest.mark.parametrize("file", FILES, ids=lambda written: f"{written.parent.name}-{written.name}")
 def test_an_editor_finds_the_schema_and_nothing_wrong(file: Path) -> None:
     text = file.read_text()
     [schema] = re.findall(r"\A# yaml-language-server: \$schema=(\S+)\n", text)

@@ -287,7 +287,7 @@ def test_which_patterns_cover_others(covering: str, covered: str, covers: bool) 
 )
 def test_what_a_local_setup_cannot_be(directory: Path, text: str, fault: str) -> None:
     local_file(directory).write_text(text)
-    assert any(one.startswith("local.yaml:") and fault in one for one in faults(directory))
+    assert any(other.startswith("local.yaml:") and fault in other for other in faults(directory))
 
 
 def test_a_local_setup_that_cannot_be_read_is_not_as_if_there_were_none(directory: Path) -> None:

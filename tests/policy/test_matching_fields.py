@@ -104,7 +104,7 @@ def test_a_difference_of_any_field_is_a_difference(policy_of: PolicyOf, name: st
 @pytest.mark.parametrize("name", [name for name in OF_RULES if name != "clients"])  # a brief is for one client
 def test_a_brief_has_every_field(policy_of: PolicyOf, name: str) -> None:
     policies = (policy_of(text).source for text in (WIDE, f"{{{entry(name, 'name: wide, action: allow')}}}"))
-    wide, narrow = (write_brief(replace(one, revision=""), KitClient(one.clients[0]), NOW) for one in policies)
+    wide, narrow = (write_brief(replace(policy, revision=""), KitClient(policy.clients[0]), NOW) for policy in policies)
     assert wide != narrow
 
 
@@ -196,7 +196,7 @@ def test_a_declared_field_holds_where_the_value_is_listed(listed: str | None, ho
 def test_hosts_that_a_declared_field_tells_apart_share_no_answer(policy_of: PolicyOf) -> None:
     policy = policy_of("{name: names, action: allow, hosts: ['**.example', 203.0.113.0/24], schemes: [http]}")
     asked = [decided(policy, request_to("GET", f"http://{host}/"), NOW) for host in ("a.example", "203.0.113.7") * 2]
-    assert [one.allowed for one in asked] == [True, False, True, False]
+    assert [tunnel.allowed for tunnel in asked] == [True, False, True, False]
     assert not parse_host("203.0.113.7").private
 
 
@@ -223,5 +223,5 @@ def test_lint_knows_what_a_declared_field_covers(
         MoreFields(hosts=policy.rules[0].match.hosts, kinds=frozenset(one) if one else None) for one in (first, later)
     ]
     rules = tuple(replace(rule, match=match) for rule, match in zip(policy.rules, matches, strict=True))
-    found = {one.code for one in lint.lint(replace(policy, rules=rules), NOW)}
+    found = {warning.code for warning in lint.lint(replace(policy, rules=rules), NOW)}
     assert (FaultCode.RULE_UNREACHABLE in found) is hides

@@ -80,7 +80,7 @@ def decisions_of(policy: Policy, method: str, text: str, client: str | None) -> 
     ]
     finals = (None, text, "https://mirror.test/other")
     found += [decide(compiled, request, NOW, Stage.FETCH, text, final) for final in finals]
-    return [[getattr(one, field.name) for field in fields(Decision) if field.name not in OBSERVED] for one in found]
+    return [[getattr(told, field.name) for field in fields(Decision) if field.name not in OBSERVED] for told in found]
 
 
 @given(observing_policies, clients, methods, urls)
@@ -140,7 +140,7 @@ def plainly_observed(policy: Policy, asked: Asked) -> str | None:
     """Observe as the language defines it: the first rule that holds, for every reading."""
     found = []
     for path in readings(asked.url.path):
-        rule = next((one for one in policy.rules if plainly_holds(one, asked, path.reading, path.path)), None)
+        rule = next((other for other in policy.rules if plainly_holds(other, asked, path.reading, path.path)), None)
         if rule is None or (rule.action is Action.ASK and not rule.observe):
             rule = next((one for one in policy.grants if plainly_holds(one, asked, path.reading, path.path)), rule)
         found.append(plainly_of_first(policy, asked, rule))

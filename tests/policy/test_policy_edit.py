@@ -59,7 +59,7 @@ def policy_of(folder: Path, text: str) -> Path:
 
 
 def client_of(folder: Path, name: str = "ci") -> Client:
-    return next(one for one in load(folder, NOW).compiled.source.clients if one.name == name)
+    return next(client for client in load(folder, NOW).compiled.source.clients if client.name == name)
 
 
 @pytest.mark.parametrize("text", POLICIES.values(), ids=POLICIES)

@@ -284,7 +284,7 @@ def with_a_late_deny(allowed: str, denied: str) -> str:
 )
 def test_a_deny_that_comes_too_late_is_shown(directory: Path, allowed: str, denied: str, late: bool) -> None:
     opens = "'first' (policy.yaml:5:5), above it, opens all it could close [deny-too-late]"
-    assert [one for one in warnings(directory, with_a_late_deny(allowed, denied)) if "second" in one] == [
+    assert [warning for warning in warnings(directory, with_a_late_deny(allowed, denied)) if "second" in warning] == [
         f"policy.yaml:6:5: rule 'second' closes nothing: {opens}"
     ] * late
 

@@ -397,7 +397,7 @@ def test_a_text_that_stops_at_a_word_with_a_hash_is_warned_about(
     above = f"rules:\n  - {{name: b, action: deny, hosts: [b.example]}}\n{RULE}    "
     text = f"{'' if reason.startswith('DEFAULTS') else above}{reason}\n".replace("DEFAULTS", "defaults:")
     loaded = load(policy, text)
-    warnings = [(one.location.line, one.location.column, one.message) for one in loaded.warnings]
+    warnings = [(warning.location.line, warning.location.column, warning.message) for warning in loaded.warnings]
     if warned is None:
         assert warnings == []
         return
@@ -433,8 +433,8 @@ def test_the_example_of_the_language_loads_without_a_fault_or_a_warning(policy: 
     assert made.rules[4].match.ports == (range(443, 444), range(8443, 8444))
     assert made.rules[4].private
     assert made.rules[0].location == Location(str(policy / "language.yaml"), 18, 5)
-    values = [value for one in made.credentials if isinstance(one.form, Headers) for value in one.form.values]
-    assert [(one.name, one.template, one.username) for one in values] == [
+    values = [value for held in made.credentials if isinstance(held.form, Headers) for value in held.form.values]
+    assert [(value.name, value.template, value.username) for value in values] == [
         ("Authorization", "Bearer {github-token}", None),
         ("Authorization", "{github-token}", "x-access-token"),
         ("X-Api-Key", "{model-key}", None),

@@ -68,7 +68,7 @@ def test_a_glob_matches_what_the_language_says(pattern: str, path: str) -> None:
 def test_two_stars_at_the_start_are_the_same_with_and_without_a_slash(reading: Reading) -> None:
     for text in ("**", "**/x", "**x"):
         for path in ("/", "/x", "/a/x", "/ax", "/y"):
-            found = [parse_path_pattern(one).match(ReadPath(reading, path)) for one in (text, f"/{text}")]
+            found = [parse_path_pattern(pattern).match(ReadPath(reading, path)) for pattern in (text, f"/{text}")]
             assert found[0] == found[1]
 
 

@@ -40,7 +40,7 @@ def look(live: PolicyWatcher[CompiledPolicy]) -> None:
 
 
 def kept_names(tmp_path: Path) -> list[str]:
-    return [one.revision for one in stored_revisions(tmp_path / "state/revisions")]
+    return [revision.revision for revision in stored_revisions(tmp_path / "state/revisions")]
 
 
 def test_before_the_first_look_nothing_is_in_force(tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ def test_a_preset_decides_where_no_rule_of_the_operator_does_and_nowhere_else() 
             action, rule = judged(without, request)
             if not rule.startswith("own "):
                 verdicts = (opened[name, request] for name in named)
-                action, rule = next((one for one in verdicts if one[0] == "allow"), (action, rule))
+                action, rule = next((verdict for verdict in verdicts if verdict[0] == "allow"), (action, rule))
             assert judged(together, request) == (action, rule), request
 
     check()
@@ -378,7 +378,7 @@ def test_a_preset_whose_file_is_broken_is_a_fault_and_loads_nothing(
     (tmp_path / "lost@1.yaml").symlink_to(tmp_path / "nowhere")
     (tmp_path / "wide@1.yaml").write_text("version: 1\nrules: [{name: wide@1/x, action: allow, hosts: ['*.com']}]\n")
     shown = faults(directory, "presets: [half@1, lost@1, wide@1]")
-    assert [(one.partition(":")[0], one.rpartition(" ")[2]) for one in shown] == [
+    assert [(line.partition(":")[0], line.rpartition(" ")[2]) for line in shown] == [
         ("preset half@1", "[not-yaml]"),
         ("preset lost@1", "[unreadable]"),
         ("preset wide@1", "[too-wide]"),
@@ -398,7 +398,7 @@ def test_the_list_names_each_preset_and_what_it_opens() -> None:
     assert [line.split("  ")[0] for line in result.output.splitlines()] == NAMES
     assert "Packages of the npm registry, for npm and pnpm." in result.output
     listed = json.loads(preset_command("list", "--json").output)["presets"]
-    assert [f"{one['name']}  {one['opens']}" for one in listed] == [
+    assert [f"{unproposed['name']}  {unproposed['opens']}" for unproposed in listed] == [
         re.sub("  +", "  ", line) for line in result.output.splitlines()
     ]
 
@@ -447,7 +447,7 @@ def test_only_a_preset_that_can_never_decide_is_shown_where_it_is_named(
 def test_a_preset_for_any_client_is_shown_once_where_it_is_named(directory: Path) -> None:
     text = "clients: {a: {networks: [10.0.0.0/8]}}\npresets: [npm@1, {preset: pypi@1, clients: [a]}]"
     found = open_to_any_client(compiled_of(directory, text).source, str(directory), NOW)
-    assert [str(one).replace(f"{directory}/", "") for one in found] == [
+    assert [str(fault).replace(f"{directory}/", "") for fault in found] == [
         "policy.yaml:3:11: preset 'npm@1' allows any client, expected {preset: npm@1, clients: [...]} [any-client]"
     ]
 

@@ -153,7 +153,7 @@ def cut(stream: bytes, sizes: list[int]) -> list[bytes]:
 @given(st.lists(BODY, max_size=6), st.lists(st.integers(1, 400), max_size=30))
 def test_every_request_is_cut_once_however_it_arrives(bodies: list[bytes], sizes: list[int]) -> None:
     requests = [b"%d " % number * (number % 2) + request(body) for number, body in enumerate(bodies)]
-    assert cut(b"".join(one + b"\n" for one in requests), sizes) == requests
+    assert cut(b"".join(request + b"\n" for request in requests), sizes) == requests
 
 
 @given(

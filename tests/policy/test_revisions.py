@@ -90,9 +90,9 @@ def test_a_kept_revision_judges_as_it_did_when_all_it_was_made_from_is_gone(
     directory = policy_with_list(tmp_path / "policy", file or str(tmp_path / "else/where/ads.txt"))
     before = time.time() - 1
     revision = state.load(directory)
-    (one,) = stored_revisions(state.revisions)
-    assert one.revision == revision
-    assert before < one.loaded < time.time() + 1
+    (stored,) = stored_revisions(state.revisions)
+    assert stored.revision == revision
+    assert before < stored.loaded < time.time() + 1
     (directory / "policy.yaml").unlink()
     for path in tmp_path.rglob("ads.txt"):
         path.write_text("another.example\n")
@@ -187,7 +187,7 @@ def test_the_newest_fifty_are_kept_and_those_loaded_again_are_new(tmp_path: Path
         if number == 40:
             write_policy(directory, text.format(0))
             assert state.load(directory) == loaded[0]
-    assert [one.revision for one in stored_revisions(state.revisions)] == [
+    assert [revision.revision for revision in stored_revisions(state.revisions)] == [
         *reversed(loaded[41:]),
         loaded[0],
         *loaded[40:10:-1],
@@ -211,11 +211,11 @@ def test_grants_push_no_edit_out(tmp_path: Path, state: State, monkeypatch: pyte
     for number in range(20):
         grants_file(directory).write_text(grant.format(number))
         granted.append(state.load(directory))
-    stored = [one.revision for one in stored_revisions(state.revisions)]
+    stored = [revision.revision for revision in stored_revisions(state.revisions)]
     assert stored == [*granted[:-7:-1], *loaded[3::-1]]  # the newest stands for the last edit, with its grants
     write_policy(directory, "rules: [{name: new, action: allow, hosts: [r.example]}]")
     newest = state.load(directory)
-    assert [one.revision for one in stored_revisions(state.revisions)] == [newest, *granted[:-7:-1], *loaded[3:0:-1]]
+    assert [kept.revision for kept in stored_revisions(state.revisions)] == [newest, *granted[:-7:-1], *loaded[3:0:-1]]
 
 
 def test_large_revisions_are_bounded_in_bytes_and_the_newest_is_always_kept(
@@ -228,7 +228,7 @@ def test_large_revisions_are_bounded_in_bytes_and_the_newest_is_always_kept(
     assert len(stored_revisions(state.revisions)) == 3
     write_policy(tmp_path / "policy", "clients: {c: {networks: [192.0.2.0/24]}}\n#" + "x" * 2_000_000)
     newest = state.load(tmp_path / "policy")
-    assert [one.revision for one in stored_revisions(state.revisions)] == [newest]
+    assert [revision.revision for revision in stored_revisions(state.revisions)] == [newest]
 
 
 def test_a_revision_that_is_pruned_takes_the_lists_with_it_that_no_other_has(tmp_path: Path, state: State) -> None:
@@ -280,7 +280,7 @@ def test_several_processes_keep_the_same_and_different_revisions_at_once(tmp_pat
     named = [keeper.stdout.readline().strip() for keeper in keepers if keeper.stdout]
     for keeper in keepers:
         assert keeper.communicate("go\n") == ("", "")
-    assert {one.revision for one in stored_revisions(state.revisions)} == set(named)
+    assert {revision.revision for revision in stored_revisions(state.revisions)} == set(named)
     assert len(set(named)) == 2
     assert len(list(state.revisions.iterdir())) == 2
     for number, revision in enumerate(named[:2]):
@@ -346,7 +346,7 @@ def test_a_disk_that_is_full_leaves_nothing_half_written(tmp_path: Path) -> None
         assert list(state.revisions.iterdir()) == []
         write_policy(tmp_path / "policy", "clients: {c: {networks: [192.0.2.0/24]}}")
         revision = state.load(tmp_path / "policy")
-        assert [one.revision for one in stored_revisions(state.revisions)] == [revision]
+        assert [other.revision for other in stored_revisions(state.revisions)] == [revision]
 
 
 ENDLESS: dict[str, Callable[[Path], object]] = {

@@ -107,13 +107,13 @@ def test_a_timetable_knows_what_holds_in_whatever_order_it_is_asked(
 
 @given(st.lists(schedules, min_size=1, max_size=3), times)
 def test_nothing_changes_between_the_changes_of_a_timetable(held: list[Schedule], since: datetime) -> None:
-    table, until = Timetable(Timed(None, one) for one in held), since + timedelta(days=2)
+    table, until = Timetable(Timed(None, when) for when in held), since + timedelta(days=2)
     changes = [since, *table.changes(since, until), until]
     assert changes == sorted(changes)
     for start, end in pairwise(changes):
         middle = start + (end - start) / 2
-        for one in held:
-            assert one.holds(start) == one.holds(middle) == one.holds(max(start, end - MOMENT))
+        for schedule in held:
+            assert schedule.holds(start) == schedule.holds(middle) == schedule.holds(max(start, end - MOMENT))
     for change in changes[1:-1]:
         assert table.holding(change) != table.holding(change - MOMENT)
 
@@ -132,7 +132,7 @@ def test_the_times_of_each_show_what_two_zones_hold_together_in_ten_years() -> N
         Schedule(zone, hours=(parse_hours("13:00-14:00"),)) for zone in (BERLIN, ZoneInfo("Africa/Casablanca"))
     )
     rabat = Schedule(rabat.zone, hours=(parse_hours("11:00-12:00"),))
-    tables = [Timetable([Timed(None, one)]) for one in (berlin, rabat)]
+    tables = [Timetable([Timed(None, schedule)]) for schedule in (berlin, rabat)]
     [both] = [at for at in times_of_each(tables, NOW) if [table.holding(at) for table in tables] == [1, 1]]
     assert (both.year, both.month) == (2036, 10)
 
@@ -284,12 +284,12 @@ def test_a_schedule_is_written_as_people_do(text: str) -> None:
 
 
 def warnings_of(directory: Path, text: str) -> list[str]:
-    return [str(one.code) for one in load(write_policy(directory, text), NOW).warnings]
+    return [str(warning.code) for warning in load(write_policy(directory, text), NOW).warnings]
 
 
 def linted(directory: Path, rules: str) -> list[str]:
     compiled = compiled_of(directory, f"rules:\n{rules}")
-    return [f"{one.code}: {one.message}" for one in lint(compiled.source, NOW)]
+    return [f"{warning.code}: {warning.message}" for warning in lint(compiled.source, NOW)]
 
 
 NOT_NOW = "{hours: 00:00-06:00, timezone: UTC}"  # NOW is noon

@@ -225,7 +225,7 @@ def test_nothing_else_than_the_three_methods_is_allowed_where_connections_are_sh
 ) -> None:
     policy = CompiledPolicy(policy_of(drawn, default, rewritten, injected))
     sources = [network.partition("/")[0][:-1] + "1" for network in CLIENTS.values()]
-    for scheme, (method, host, port) in ((scheme, one) for scheme in ("https", "http") for one in asked):
+    for scheme, (method, host, port) in ((scheme, tunnel) for scheme in ("https", "http") for tunnel in asked):
         number = port[1:] or {"https": "443", "http": "80"}[scheme]
         shared = [source for source in sources if _mode(policy, source, scheme, host, number) is TunnelMode.SHARED]
         everyone = sources if scheme == "http" and shared else shared  # over plain http, no client may send a body

@@ -222,7 +222,7 @@ READINGS = {
 
 @pytest.mark.parametrize(("path", "expected"), READINGS.items())
 def test_every_reading_of_a_path_that_differs_is_given(path: str, expected: list[str]) -> None:
-    assert [f"{one.reading} {one.path}" for one in readings(sent(path))] == expected
+    assert [f"{reading.reading} {reading.path}" for reading in readings(sent(path))] == expected
 
 
 def test_a_path_pattern_is_read_the_way_a_path_is() -> None:
@@ -287,7 +287,7 @@ def readings_or_none(path: str) -> tuple[ReadPath, ...] | None:
 def test_what_one_server_makes_of_a_path_is_a_reading_though_another_makes_something_else(
     path: str, served: str
 ) -> None:
-    assert served in [one.path for one in readings(sent(path))]
+    assert served in [reading.path for reading in readings(sent(path))]
 
 
 @given(hostile)
@@ -296,15 +296,15 @@ def test_what_a_reading_can_be_read_as_is_a_reading_too(path: str) -> None:
     if found is None:
         return
     assert found[0].path == sent(sent(path))
-    paths = {one.path for one in found}
+    paths = {reading.path for reading in found}
     assert len(paths) == len(found) <= 24
-    for one in paths:
-        assert one.startswith("/")
-        assert {again.path for again in readings(one)} <= paths
+    for other in paths:
+        assert other.startswith("/")
+        assert {again.path for again in readings(other)} <= paths
 
 
 @given(hostile)
 def test_no_reading_with_an_escape_left_is_the_last_word(path: str) -> None:
     escape = re.compile("%[0-9A-Fa-f]{2}")
-    found = [one.path for one in readings_or_none(path) or ()]
-    assert not any(escape.search(one) for one in found) or any(not escape.search(one) for one in found)
+    found = [reading.path for reading in readings_or_none(path) or ()]
+    assert not any(escape.search(reading) for reading in found) or any(not escape.search(reading) for reading in found)

@@ -145,7 +145,7 @@ def test_a_log_becomes_parts_of_its_utc_days_in_the_order_of_its_lines(logs: Pat
     run(logs, folder)
     assert archived_lines(folder) == lines
     days = days_of(read_chain(folder))
-    assert [(one.day, one.lines, one.invalid) for one in days] == [(DAY, 31, 1), (NEXT_DAY, 31, 1)]
+    assert [(day.day, day.lines, day.invalid) for day in days] == [(DAY, 31, 1), (NEXT_DAY, 31, 1)]
     assert len(days[0].parts) > 1, "more than one chunk"
     assert days[0].parts[0].first == f"{DAY}T10:00:00.000Z"
     last = max(part.last for part in days[-1].parts)  # the last chunk can lack a time
@@ -161,16 +161,16 @@ def test_invalid_lines_are_kept_as_they_are(logs: Path, folder: Path) -> None:
     lines = [*INVALID, *lines_of(DAY, 3), unknown, *INVALID, odd, b"no newline follows"]
     write_log(logs / "access.log.1", lines, end=b"")
     report = run(logs, folder)
-    assert (report.failures, [one.lines for one in report.archived]) == ([], [len(lines)])
+    assert (report.failures, [log.lines for log in report.archived]) == ([], [len(lines)])
     assert archived_lines(folder) == lines
-    assert sum(one.invalid for one in days_of(read_chain(folder))) == 2 * len(INVALID) + 1
+    assert sum(day.invalid for day in days_of(read_chain(folder))) == 2 * len(INVALID) + 1
 
 
 def test_a_log_without_a_record_has_the_day_of_its_last_write(logs: Path, folder: Path) -> None:
     write_log(logs / "access.log.1", [b"no record"])
     write_log(logs / "access.log.2", [], end=b"")
     assert run(logs, folder).failures == []
-    assert [one.day for one in days_of(read_chain(folder))] == [f"{datetime.fromtimestamp(HOUR_AGO, UTC):%Y-%m-%d}"]
+    assert [day.day for day in days_of(read_chain(folder))] == [f"{datetime.fromtimestamp(HOUR_AGO, UTC):%Y-%m-%d}"]
     assert status_of(folder).unarchived(rotated(logs / "access.log")) == []
 
 
@@ -183,7 +183,7 @@ def test_a_log_that_may_still_be_written_to_waits(logs: Path, folder: Path) -> N
     assert run(logs, folder).waiting == ["access.log.1"]
     assert archived_lines(folder) == []
     os.utime(log, (HOUR_AGO, HOUR_AGO))
-    assert [one.lines for one in run(logs, folder).archived] == [3]
+    assert [log.lines for log in run(logs, folder).archived] == [3]
 
 
 def test_of_a_log_that_grew_after_all_the_rest_is_archived(logs: Path, folder: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_log_that_is_being_compressed_is_read_as_it_was(logs: Path, folder: Pa
 @EACH_SUFFIX
 def test_of_a_damaged_log_what_is_readable_is_archived(logs: Path, folder: Path, suffix: str) -> None:
     name = f"access.log.1.{suffix}"
-    lines = [one + os.urandom(200).hex().encode() for one in lines_of(DAY, 3000)]
+    lines = [line + os.urandom(200).hex().encode() for line in lines_of(DAY, 3000)]
     whole = PACKS[suffix](b"\n".join(lines) + b"\n")
     (logs / name).write_bytes(whole[: len(whole) * 3 // 4])
     os.utime(logs / name, (HOUR_AGO, HOUR_AGO))
@@ -226,7 +226,7 @@ def test_of_a_damaged_log_what_is_readable_is_archived(logs: Path, folder: Path,
     assert 300 < len(found) < 3000
     assert found[:-1] == lines[: len(found) - 1]
     assert lines[len(found) - 1].startswith(found[-1])
-    assert (report.failures, [bool(one.damage) for one in report.archived]) == ([], [True])
+    assert (report.failures, [bool(log.damage) for log in report.archived]) == ([], [True])
     assert status_of(folder).damaged[0].startswith(f"{name}: ")
     assert Archiver(logs / "access.log", folder).run().archived == []
 
@@ -251,7 +251,7 @@ def test_the_damage_of_a_short_log_is_named_too(logs: Path, folder: Path, suffix
     found, status = archived_lines(folder), status_of(folder)
     assert report.failures == []
     if found:
-        assert [bool(one.damage) for one in report.archived] == [True]
+        assert [bool(log.damage) for log in report.archived] == [True]
         assert (len(status.damaged), status.refused) == (1, ())
     else:
         assert (len(status.refused), status.unarchived([log])) == (1, [log])
@@ -267,7 +267,7 @@ def test_a_file_of_which_nothing_can_be_read_stays_and_is_named(
     log = write_log(logs / f"access.log.1.{suffix}", [content], end=b"")
     report = run(logs, folder)
     assert (report.archived, report.failures) == ([], [])
-    assert [one.partition(": damaged from its start: ")[0] for one in report.refused] == [log.name]
+    assert [refusal.partition(": damaged from its start: ")[0] for refusal in report.refused] == [log.name]
     status = status_of(folder)
     assert (status.refused, status.unarchived([log])) == (tuple(report.refused), [log])
     assert status.succeeded == status.ended, "Squid's account, which writes the logs, makes no run fail"
@@ -306,7 +306,7 @@ def test_of_a_line_that_is_far_too_long_the_beginning_is_kept(logs: Path, folder
     write_log(logs / "access.log.1", lines)
     report = Archiver(logs / "access.log", folder).run()
     assert report.failures == []
-    assert [one.damage for one in report.archived] == ["2 lines of more than 8 MiB: only the beginning is kept"]
+    assert [log.damage for log in report.archived] == ["2 lines of more than 8 MiB: only the beginning is kept"]
     assert archived_lines(folder) == [line[: 8 * 1024 * 1024] for line in lines]
     assert run(logs, folder).archived == []
 
@@ -336,7 +336,7 @@ def test_days_that_are_too_old_go_with_a_tombstone(logs: Path, folder: Path) -> 
         write_log(logs / f"access.log-2026112{number}", lines_of(day, 5))
     key = ArchiveKey.new()
     report = run(logs, folder, key, ArchiveBounds(90))
-    assert [one.partition(":")[0] for one in report.removed] == ["2020-01-01", "2020-01-02"]
+    assert [part.partition(":")[0] for part in report.removed] == ["2020-01-01", "2020-01-02"]
     assert {path.name for path in folder.glob("day=*")} == {f"day={today}"}
     assert [entry.kind for entry in read_chain(folder).entries].count(EntryKind.TOMBSTONE) == 2
     assert verify(FolderPlace(folder), (key.public,), ()).faults == ()
@@ -347,10 +347,10 @@ def test_the_oldest_days_go_while_the_archive_is_too_large(logs: Path, folder: P
     for number in range(1, 4):
         write_log(logs / f"access.log-2026112{number}", lines_of(f"2026-11-2{number}", 50))
     run(logs, folder)
-    sizes = [one.bytes for one in days_of(read_chain(folder))]
+    sizes = [day.bytes for day in days_of(read_chain(folder))]
     report = run(logs, folder, bounds=ArchiveBounds(36_500, sizes[1] + sizes[2]))
     assert report.removed == [f"2026-11-21: the archive was over its limit of {(sizes[1] + sizes[2]) / 1000:.0f} KB"]
-    assert [one.day for one in days_of(read_chain(folder))] == ["2026-11-22", "2026-11-23"]
+    assert [day.day for day in days_of(read_chain(folder))] == ["2026-11-22", "2026-11-23"]
 
 
 # ── Killed ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -424,7 +424,7 @@ def test_a_part_that_no_entry_names_is_never_removed(logs: Path, folder: Path) -
     (folder / "chain.jsonl").write_bytes(before)
     report = run(logs, folder)
     assert report.archived == []
-    assert [one.partition(":")[0] for one in report.failures] == [
+    assert [failure.partition(":")[0] for failure in report.failures] == [
         f"{newer} is in no entry of chain.jsonl, which may be an older one",
         "access.log.1",
     ]
@@ -449,8 +449,8 @@ def test_a_log_that_fails_leaves_no_part(logs: Path, folder: Path, monkeypatch: 
     with monkeypatch.context() as patched:
         patched.setattr(PartWriter, "write", failing)
         report = run(logs, folder)
-    assert [one.partition(" in ")[0] for one in report.failures] == ["access.log.2: RuntimeError"]
-    assert [one.name for one in report.archived] == ["access.log.1"], "one that fails does not stop the others"
+    assert [failure.partition(" in ")[0] for failure in report.failures] == ["access.log.2: RuntimeError"]
+    assert [log.name for log in report.archived] == ["access.log.1"], "one that fails does not stop the others"
     assert [path.parent.name for path in folder.glob("day=*/*")] == [f"day={NEXT_DAY}"]
     assert run(logs, folder).failures == []
     assert len(archived_lines(folder)) == 103
@@ -556,7 +556,7 @@ def test_an_account_that_may_not_read_the_archive_is_told_who_may(logs: Path, fo
     write_log(logs / "access.log.1", lines_of(DAY, 3))
     run(logs, folder)
     (folder.parent / "archive.pub").write_bytes(ArchiveKey.new().public.pem)
-    for path in (folder, *takewhile(lambda one: one != Path(tempfile.gettempdir()), folder.parents)):
+    for path in (folder, *takewhile(lambda parent: parent != Path(tempfile.gettempdir()), folder.parents)):
         path.chmod(0o755)
     for path in folder.iterdir():
         path.chmod(0o700 if path.is_dir() else 0o600)

@@ -146,7 +146,7 @@ def test_what_is_done_to_lines_of_the_chain_is_found(
     faults = verify(archive).faults
     found = [f"{one.code}{one.place.removeprefix(CHAIN) if one.place.startswith(CHAIN) else ''}" for one in faults]
     assert found[: len(expected)] == expected
-    assert {one.text for one in faults if one.code == "numbers-missing"} <= {"entry 2 is missing"}
+    assert {fault.text for fault in faults if fault.code == "numbers-missing"} <= {"entry 2 is missing"}
 
 
 def test_a_chain_that_lost_its_end_is_found_by_its_head(archive: Path) -> None:

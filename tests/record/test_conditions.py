@@ -42,8 +42,8 @@ COMBINATIONS = [dict(zip(VALUES, values, strict=True)) for values in product(*VA
 NO_REQUEST = "verdict IS NULL AND method IS NULL"
 
 
-def is_refused(one: Record) -> bool:
-    return filters.is_refused(one.verdict, one.status, one.error, one.upstream)
+def is_refused(record: Record) -> bool:
+    return filters.is_refused(record.verdict, record.status, record.error, record.upstream)
 
 
 BOTH: dict[str, Callable[[Record], bool]] = {
@@ -52,9 +52,9 @@ BOTH: dict[str, Callable[[Record], bool]] = {
     columns.IS_ANSWERED_INSIDE: is_answered_inside,
     columns.IS_SERVED: is_served,
     f"{columns.IS_SERVED} AND {columns.IS_REQUEST_IF_SERVED}": (
-        lambda one: is_served(one) and not is_opened_tunnel(one)
+        lambda record: is_served(record) and not is_opened_tunnel(record)
     ),
-    columns.ENDED_BY_CLIENT: lambda one: one.error in CLIENT_ERRORS,
+    columns.ENDED_BY_CLIENT: lambda record: record.error in CLIENT_ERRORS,
     columns.IS_REFUSED: is_refused,
     columns.ASKS_SPLICE: asks_splice,
     columns.WAS_USED: was_used,
@@ -65,7 +65,7 @@ BOTH: dict[str, Callable[[Record], bool]] = {
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("log") / "access.log"
-    path.write_bytes(b"".join(record_line(**one) + b"\n" for one in COMBINATIONS))
+    path.write_bytes(b"".join(record_line(**combination) + b"\n" for combination in COMBINATIONS))
     return path
 
 
@@ -73,16 +73,16 @@ def test_each_condition_holds_in_sql_where_it_holds_in_python(log: Path) -> None
     with open_table(TableSources(files=(log,)), threads=1, columns={*VALUES}) as table:
         found = table.connection.execute(f"SELECT {', '.join(BOTH)} FROM records ORDER BY position").fetchall()
     for place, (sql, holds) in enumerate(BOTH.items()):
-        expected = [holds(record(**one)) for one in COMBINATIONS]
+        expected = [holds(record(**combination)) for combination in COMBINATIONS]
         assert [row[place] for row in found] == expected, sql
         assert {True, False} <= {*expected}
 
 
 def test_the_exporter_counts_the_same_tunnels() -> None:
     counter = RequestCounter(RequestCounts())
-    records = [record(**one) for one in COMBINATIONS]
-    for one in records:
-        counter.count(one, "agents")
+    records = [record(**combination) for combination in COMBINATIONS]
+    for served in records:
+        counter.count(served, "agents")
     assert sum(number for _, number in counter.counts().tunnels) == sum(map(is_tunnel, records)) > 0
 
 
@@ -95,8 +95,8 @@ def test_the_exporter_counts_a_denied_tunnel_and_the_first_request_inside_as_one
     counter = RequestCounter(RequestCounts())
     connect = record(method="CONNECT", url="a.example:443", verdict="deny", observed="deny:x", connection="7")
     inside = record(status=403, verdict="deny", error="403:ERR_SQUIDKEEPER_TEXT", observed="deny:x", connection="7")
-    for one in (connect, inside):
-        counter.count(one, NONE_OF_POLICY)
+    for served in (connect, inside):
+        counter.count(served, NONE_OF_POLICY)
     counts = counter.counts()
     assert sum(number for _, number in counts.requests) == 1
     assert [number for _, number in (*counts.unnamed_denials, *counts.observed)] == [1, 1]

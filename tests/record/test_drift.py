@@ -121,9 +121,9 @@ def words(fields: dict[str, Any]) -> str:
 def test_what_squid_denied_or_answered_itself_is_not_served(
     drift: DriftChecker, record: Callable[..., Record], fields: dict[str, Any]
 ) -> None:
-    one = record("https://closed.example/", **fields)
-    assert not was_served(one)
-    assert drift.check(one) is None
+    served = record("https://closed.example/", **fields)
+    assert not was_served(served)
+    assert drift.check(served) is None
 
 
 @pytest.mark.parametrize("fields", SERVED, ids=words)
@@ -131,9 +131,9 @@ def test_what_came_of_an_origin_or_a_cache_or_opened_a_tunnel_is_served(
     drift: DriftChecker, record: Callable[..., Record], fields: dict[str, Any]
 ) -> None:
     url = "closed.example:443" if fields.get("method") == "CONNECT" else "http://closed.example/"
-    one = record(url, **fields)
-    assert was_served(one)
-    assert found(drift.check(one)) == ("allowed", "closed")
+    served = record(url, **fields)
+    assert was_served(served)
+    assert found(drift.check(served)) == ("allowed", "closed")
     assert found(drift.check(record(url, **{**fields, "rule": NONE, "verdict": NONE}))) == ("unasked", "none")
 
 
@@ -162,8 +162,8 @@ def test_a_tunnel_that_passed_through_is_drift_unless_the_policy_passes_it_throu
     finding: tuple[str, str] | None,
 ) -> None:
     for _ in range(2):  # once decided, once remembered
-        one = record(f"{host}:443", **fields, sni=sni, tunnel=quote(f"{host}:443", safe=""))
-        assert found(drift.check(one)) == finding
+        served = record(f"{host}:443", **fields, sni=sni, tunnel=quote(f"{host}:443", safe=""))
+        assert found(drift.check(served)) == finding
 
 
 def test_the_second_line_of_a_tunnel_is_not_taken_for_the_first(
@@ -286,9 +286,9 @@ def test_what_lapses_counts_as_long_as_its_answers_are_kept(
 ) -> None:
     is_rule = what == "a rule"
     fields = {"rule": "lapses"} if is_rule else {"user": "dev"}
-    one = record(f"http://{'lapses' if is_rule else 'open'}.example/", time=time, duration_ms=duration_ms, **fields)
+    served = record(f"http://{'lapses' if is_rule else 'open'}.example/", time=time, duration_ms=duration_ms, **fields)
     for _ in range(2):  # once decided, once remembered
-        assert found(drift.check(one)) == (None if due else ("allowed", "default" if is_rule else "login-refused"))
+        assert found(drift.check(served)) == (None if due else ("allowed", "default" if is_rule else "login-refused"))
 
 
 def test_what_cannot_be_held_against_a_revision_is_counted(drift: DriftChecker, record: Callable[..., Record]) -> None:

@@ -166,8 +166,8 @@ def send_all(gateway: Gateway, start: Start, *where: Any) -> None:
 
 @pytest.fixture
 def receiver(tmp_path: Path) -> Iterator[HttpsReceiver]:
-    with https_receiver(tmp_path / "receiver") as one:
-        yield one
+    with https_receiver(tmp_path / "receiver") as receiver:
+        yield receiver
 
 
 def numbers(lines: list[Any]) -> list[int]:
@@ -292,9 +292,9 @@ def test_the_head_of_the_archive_is_told_once_for_each_number(
         gateway.wait_for_all()
         wait_for(lambda: len(notices(receiver.lines)) == gateway.status().archive_head)
         running.stop()
-        heads = [(one["number"], one["digest"]) for one in notices(receiver.lines)]
+        heads = [(notice["number"], notice["digest"]) for notice in notices(receiver.lines)]
         assert (heads, gateway.status().archive_head) == (
-            [(one, str(one) * 64) for one in range(1, number + 1)],
+            [(day, str(day) * 64) for day in range(1, number + 1)],
             number,
         )
     assert (gateway.status().sent, gateway.status().gaps) == (2, 0)
@@ -447,7 +447,7 @@ def test_a_record_that_the_receiver_refuses_is_given_up_and_told(
     gateway.write(20)
     start(receiver.url, receiver.ca)
     gateway.wait_for_all()
-    assert sorted(numbers(receiver.lines)) == [one for one in range(20) if one not in (3, 11)]
+    assert sorted(numbers(receiver.lines)) == [number for number in range(20) if number not in (3, 11)]
     told = [(gap["from"], gap["to"], gap["records"]) for gap in notices(receiver.lines)]
     assert told == [(after_noon(3), after_noon(3), 1), (after_noon(11), after_noon(11), 1)]
     assert (gateway.status().gaps, gateway.status().lost) == (2, 2)
@@ -457,7 +457,7 @@ def test_a_notice_that_the_receiver_refuses_is_no_record_that_was_lost(
     gateway: Gateway, start: Start, receiver: HttpsReceiver
 ) -> None:
     def answer(request: Received) -> tuple[int, dict[str, str], bytes]:
-        return (400 if "archive-head" in [one["notice"] for one in notices(request.lines)] else 200), {}, b""
+        return (400 if "archive-head" in [notice["notice"] for notice in notices(request.lines)] else 200), {}, b""
 
     receiver.answer = answer
     gateway.write_head(1)
@@ -523,7 +523,7 @@ def logged(request: Received) -> list[tuple[str, str]]:
     """Name the event and the connection of each log record in a request."""
     parsed = ExportLogsServiceRequest.FromString(request.body)
     records = [one for resource in parsed.resource_logs for scope in resource.scope_logs for one in scope.log_records]
-    values = [{pair.key: pair.value.string_value for pair in one.attributes} for one in records]
+    values = [{pair.key: pair.value.string_value for pair in record.attributes} for record in records]
     return [(one.event_name, of.get("squidkeeper.connection", "")) for one, of in zip(records, values, strict=True)]
 
 
@@ -664,10 +664,10 @@ def test_nothing_is_lost_while_rsyslog_restarts(gateway: Gateway, start: Start, 
         gateway.write(200)
         with rsyslog(tmp_path / f"rsyslog-{number}", port) as received:
             wait_for(lambda received=received: received.read_bytes())  # type: ignore[misc] # of the loop
-        found += numbers([json.loads(one.split(b" ", 7)[7]) for one in received.read_bytes().splitlines()])
+        found += numbers([json.loads(line.split(b" ", 7)[7]) for line in received.read_bytes().splitlines()])
     with rsyslog(tmp_path / "rsyslog-last", port) as received:
         gateway.wait_for_all()
-    found += numbers([json.loads(one.split(b" ", 7)[7]) for one in received.read_bytes().splitlines()])
+    found += numbers([json.loads(line.split(b" ", 7)[7]) for line in received.read_bytes().splitlines()])
     counts = Counter(found)
     assert sorted(counts) == [*range(600)]
     assert counts.total() - len(counts) <= gateway.status().doubled
@@ -710,9 +710,9 @@ class Forker:
 
 @pytest.fixture
 def forker() -> Iterator[Forker]:
-    one = Forker()
-    yield one
-    one.close()
+    forker = Forker()
+    yield forker
+    forker.close()
 
 
 @pytest.mark.parametrize("kills", [10, pytest.param(200, marks=pytest.mark.long)])

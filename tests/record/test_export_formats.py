@@ -109,8 +109,8 @@ def test_a_message_is_as_short_as_its_transport_needs_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_body_over_https_has_every_message(name: str) -> None:
-    one = encoder(name)
-    body = one.body([one.record(record(url=f"http://a{number}.example/")) for number in range(3)])
+    encoding = encoder(name)
+    body = encoding.body([encoding.record(record(url=f"http://a{number}.example/")) for number in range(3)])
     assert all(f"a{number}.example".encode() in body for number in range(3))
 
 
@@ -227,25 +227,25 @@ def hostile_records(draw: st.DrawFn) -> Record:
 
 def messages(name: str) -> tuple[bytes, bytes, bytes]:
     """The notices in a format: a gap, the head of the archive, a gap of which little is known."""
-    one = encoder(name)
-    return one.gap(GAP), one.archive_head(HEAD), one.gap(Gap("", "", None, "=|\\ x"))
+    encoding = encoder(name)
+    return encoding.gap(GAP), encoding.archive_head(HEAD), encoding.gap(Gap("", "", None, "=|\\ x"))
 
 
-def check_messages(one: Record) -> None:
+def check_messages(record: Record) -> None:
     """Each fact is printable and of its kind. Each message is what its readers take, one line, with the facts whole."""
-    facts = facts_of(one, OPTIONS)
+    facts = facts_of(record, OPTIONS)
     for name, fact in facts.items():
         assert fact not in ("", []), name
         for text in fact if isinstance(fact, list) else [str(fact)]:
             assert text.isprintable(), (name, text)
         assert not isinstance(fact, int) or 0 <= fact < 2**63, name
     for name in FORMATS:
-        CHECKS[name](message := encoder(name).record(one))
-        CHECKS[name](encoder(name, full_urls=True).record(one))
+        CHECKS[name](message := encoder(name).record(record))
+        CHECKS[name](encoder(name, full_urls=True).record(record))
         assert FORMATS[name].is_text == (name != "otlp")
         assert name == "otlp" or not {"\n", "\r", "\0"} & {*message.decode()}, name
         assert name in ("json", "otlp") or message.decode().isprintable(), name
-    values, attributes = check_cef(encoder("cef").record(one)), attributes_of(encoder("otlp").record(one))
+    values, attributes = check_cef(encoder("cef").record(record)), attributes_of(encoder("otlp").record(record))
     for fact, key in {"user_agent": "requestClientApplication", "rule": "cs1", "user": "suser"}.items():
         assert values.get(key) == facts.get(fact)
     assert attributes.get("user_agent.original") == facts.get("user_agent")
@@ -390,10 +390,10 @@ def test_notices_in_cef_can_be_parsed() -> None:
 
 
 def test_a_body_of_otlp_is_decoded_by_the_official_protobufs() -> None:
-    one = encoder("otlp")
-    request = ExportLogsServiceRequest.FromString(one.body([one.record(record())] * 3))
+    encoding = encoder("otlp")
+    request = ExportLogsServiceRequest.FromString(encoding.body([encoding.record(record())] * 3))
     [resource] = request.resource_logs
-    about = {one.key: one.value.string_value for one in resource.resource.attributes}
+    about = {attribute.key: attribute.value.string_value for attribute in resource.resource.attributes}
     assert about == {"service.name": "squidkeeper", "service.version": "1.2.3", "service.instance.id": "egress-1"}
     [scope] = resource.scope_logs
     assert len(scope.log_records) == 3
@@ -483,7 +483,7 @@ def test_no_other_format_imports_the_protobufs() -> None:
 
 def test_a_denial_by_a_quota_is_no_finding_of_a_secret() -> None:
     quota, denied, secret = (record(**KINDS[kind]) for kind in ("a quota", "denied", "a secret"))
-    severities = [parse_cef(encoder("cef").record(one))[0][4:] for one in (quota, denied, secret)]
+    severities = [parse_cef(encoder("cef").record(record))[0][4:] for record in (quota, denied, secret)]
     assert severities[0] == severities[1] != severities[2]
-    alerts = [json.loads(encoder("ocsf").record(one))["is_alert"] for one in (quota, denied, secret)]
+    alerts = [json.loads(encoder("ocsf").record(record))["is_alert"] for record in (quota, denied, secret)]
     assert alerts == [False, False, True]

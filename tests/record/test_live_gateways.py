@@ -79,7 +79,7 @@ def run(tmp_path: Path) -> Run:
     (tmp_path / "home/.ssh/known_hosts").write_text(f"127.77.0.* {(tmp_path / 'host.pub').read_text()}")
     for number, name in enumerate(("gw-1", "gw-2"), 1):
         known = {"folder": tmp_path, "name": name, "python": sys.executable, "address": f"127.77.0.{number}"}
-        (tmp_path / f"{name}.log").write_bytes(b"".join(line(name, one) + b"\n" for one in range(3)))
+        (tmp_path / f"{name}.log").write_bytes(b"".join(line(name, number) + b"\n" for number in range(3)))
         (tmp_path / f"{name}.conf").write_text(SERVER.format_map(known))
         (tmp_path / f"{name}.sh").write_text(REMOTE.format_map(known))
         (tmp_path / f"{name}.sh").chmod(0o755)
@@ -95,7 +95,7 @@ def run(tmp_path: Path) -> Run:
 
 def test_a_fleet_is_read_as_one_table(run: Run) -> None:
     shown = run("log", "--json", "--since", "1h")
-    assert {json.loads(one)["gateway"] for one in shown.stdout.splitlines()} == {"gw-1", "gw-2"}, shown.stderr
+    assert {json.loads(line)["gateway"] for line in shown.stdout.splitlines()} == {"gw-1", "gw-2"}, shown.stderr
     assert "Damaged: gone (127.77.0.3): " in shown.stderr
     sql = "SELECT gateway, count(*) AS n FROM requests GROUP BY ALL ORDER BY ALL"
     counted = run("query", sql, "--since", "1h", "--format", "csv")
@@ -115,7 +115,7 @@ def test_why_asks_the_gateway_that_the_request_id_begins_with(run: Run, tmp_path
     every = run("why", "--host", ".example", "--json", "--since", "1h")
     assert every.returncode == 2, "a gateway did not answer"
     gateways = json.loads(every.stdout)["gateways"]
-    assert {name: one["failed"] for name, one in gateways.items()} == {"gw-1": 2, "gw-2": 2}
+    assert {name: gateway["failed"] for name, gateway in gateways.items()} == {"gw-1": 2, "gw-2": 2}
     assert "Not answered: gone (127.77.0.3): " in every.stderr
 
 

@@ -193,17 +193,17 @@ def test_each_filter_and_each_form_is_that_of_the_plain_reading(
         assert listing.count_records(table.connection) == (len(records), fold(records).tunnels)
         assert rows(table, "requests") == list(map(request_row, requests))
         for name, made in FILTERS.items():
-            one = made(policy)
-            assert shown(table, select_rows(table.connection, "requests", [one])) == list(
-                filter(one.holds, requests)
+            grant = made(policy)
+            assert shown(table, select_rows(table.connection, "requests", [grant])) == list(
+                filter(grant.holds, requests)
             ), name
         both = [FILTERS["hosts"](policy), FILTERS["status"](policy)]
         view = select_rows(table.connection, "requests", both)
-        assert shown(table, view) == [one for one in requests if all(holding.holds(one) for holding in both)]
+        assert shown(table, view) == [asked for asked in requests if all(holding.holds(asked) for holding in both)]
         for by in listing.KEYS:
             assert by_key(table, by) == [
-                (key, one.requests, one.denied, one.tunnels, one.bytes, format_time(one.last))
-                for key, one in sorted(
+                (key, row.requests, row.denied, row.tunnels, row.bytes, format_time(row.last))
+                for key, row in sorted(
                     counted(requests, records, by).items(), key=lambda one: (-one[1].requests, -one[1].tunnels, one[0])
                 )
             ]
@@ -229,7 +229,7 @@ def rows(table: Table, view: str) -> list[RequestRow]:
 
 def by_key(table: Table, by: str) -> list[tuple[str, int, int, int, int, str]]:
     counts = listing.Groups.count(table.connection, "requests", "records", by).most_first()
-    return [(one.key, one.requests, one.denied, one.tunnels, one.bytes, one.last) for one in counts]
+    return [(count.key, count.requests, count.denied, count.tunnels, count.bytes, count.last) for count in counts]
 
 
 # --- drift ----------------------------------------------------------------------------------------------------------
@@ -240,8 +240,8 @@ def checker(policies: list[CompiledPolicy], effective: tuple[Effective, ...]) ->
     past = PastPolicies(Path("/nowhere"))
     past._read_at = float("inf")
     past._effective = effective
-    past._places = {one.revision: place for place, one in enumerate(effective)}
-    past._known.update({one.revision: one for one in policies})
+    past._places = {revision.revision: place for place, revision in enumerate(effective)}
+    past._known.update({policy.revision: policy for policy in policies})
     return DriftChecker(past, replacing=past.replacing)
 
 
@@ -251,7 +251,7 @@ def test_drift_of_every_path_of_a_host_is_that_of_each_record(tmp_path: Path, po
     urls = [url for url in URLS if url.startswith("https://")]
     lines = [_served(url, revision) for url in (*urls, *reversed(urls))]
     path.write_bytes(b"\n".join([*lines, b""]))
-    expected = [one.url for one in map(parse_record, lines) if checker(policies, ()).check(one)]
+    expected = [record.url for record in map(parse_record, lines) if checker(policies, ()).check(record)]
     with open_table(TableSources(files=(path,))) as table:
         DriftTable(table.connection, "records", checker(policies, ()))
         found = [parse_record(line).url for batch in listing.findings(table.connection, None) for *_, line in batch]
@@ -270,9 +270,9 @@ def test_drift_tells_a_denial_without_a_rule_and_clients_without_an_address_apar
         *({"verdict": verdict, **undecided} for verdict in ("deny", NONE)),
         *({"client": client, "revision": policies[0].revision} for client in ("no address", "another", NONE)),
     )
-    lines = [record_line(time=after_noon(at), **one) for at, one in enumerate(different * 20)]
+    lines = [record_line(time=after_noon(at), **fields) for at, fields in enumerate(different * 20)]
     path.write_bytes(b"\n".join([*lines, b""]))
-    expected = [found.reason for one in map(parse_record, lines) if (found := checker(policies, ()).check(one))]
+    expected = [found.reason for record in map(parse_record, lines) if (found := checker(policies, ()).check(record))]
     with open_table(TableSources(files=(path,))) as table:
         DriftTable(table.connection, "records", checker(policies, ()))
         told = [reason for batch in listing.findings(table.connection, None) for _, _, reason, _ in batch]

@@ -290,12 +290,12 @@ def test_what_is_written_to_the_old_log_while_the_new_one_is_found_is_not_lost(
     assert everything(follower) == lines(0, 10)
     find = Follower._next
 
-    def find_then_write(one: Follower, tail: Any) -> Any:
-        found = find(one, tail)
+    def find_then_write(following: Follower, tail: Any) -> Any:
+        found = find(following, tail)
         if not path.with_name("access.log.1").exists():
             path.rename(path.with_name("access.log.1"))
             write(path, 15, 20)
-            found = find(one, tail)
+            found = find(following, tail)
             write(path.with_name("access.log.1"), 10, 15)
         return found
 

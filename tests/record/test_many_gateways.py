@@ -91,7 +91,7 @@ def keys(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(one) for one in arguments])
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def asked(archive: Path | StoreSettings, sql: str) -> list[tuple[object, ...]]:
@@ -109,7 +109,7 @@ def test_connections_are_told_apart_by_gateway(archives: Path) -> None:
         (name, "GET") for name in NAMES for _ in (1, 2)
     ]
     alone = [asked(folder, "SELECT count(*) FROM requests")[0][0] for folder in archives_in(archives)]
-    assert len(rows) == sum(int(str(one)) for one in alone)
+    assert len(rows) == sum(int(str(count)) for count in alone)
 
 
 def test_the_gateway_is_the_one_in_whose_archive_a_record_is_whatever_it_says(archives: Path) -> None:
@@ -167,7 +167,7 @@ READERS = ("log", "why", "report", "query", "replay", "learn", "tighten")
 def test_every_command_that_reads_the_table_can_read_one_gateway(name: str) -> None:
     command = main.get_command(Context(main), name)
     assert command is not None
-    options = {option for one in command.params for option in one.opts}
+    options = {option for parameter in command.params for option in parameter.opts}
     assert {"--archive", "--gateway"} <= options
 
 
@@ -204,7 +204,7 @@ def test_a_folder_without_gateways_is_one_archive_and_links_are_not_followed(arc
     (tmp_path / "gateway=..").mkdir()
     (tmp_path / "gateway=gw-9").symlink_to(archives / "gateway=gw-1")
     assert archives_in(tmp_path) == (tmp_path,)
-    assert [gateway_of(one) for one in ("gateway=a'b", "gateway=-", "gateway=", "day=2026-11-26")] == [""] * 4
+    assert [gateway_of(name) for name in ("gateway=a'b", "gateway=-", "gateway=", "day=2026-11-26")] == [""] * 4
 
 
 # ── Verify ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -72,34 +72,34 @@ def as_logged(tmp_path: Path, *lines: bytes) -> tuple[list[Question], dict[str, 
 # --- plain reference ------------------------------------------------------------------------------------------------
 
 
-def reason(one: Record) -> str | None:
+def reason(record: Record) -> str | None:
     """Tell why a request cannot be asked about again."""
-    if one.rule == NONE:
+    if record.rule == NONE:
         return "unasked"
-    if one.rule in NOT_BY_THE_POLICY:
-        return one.rule
-    if one.rule == "private-address" and host_of(one.url).address is None:
+    if record.rule in NOT_BY_THE_POLICY:
+        return record.rule
+    if record.rule == "private-address" and host_of(record.url).address is None:
         return "private-name"
-    if one.rule == "authority-mismatch" and one.revision == NONE:
+    if record.rule == "authority-mismatch" and record.revision == NONE:
         return "certificate"
-    if NONE in (one.url, one.method):
+    if NONE in (record.url, record.method):
         return "withheld"
-    return "cut" if len(one.url) == 4096 or len(one.user) == 256 else None
+    return "cut" if len(record.url) == 4096 or len(record.user) == 256 else None
 
 
-def key(one: Record) -> tuple[str, ...]:
+def key(record: Record) -> tuple[str, ...]:
     """Return what is asked: a CONNECT about its own tunnel, a request as in the tunnel that was opened."""
-    asks_splice = is_spliced(one) or (
-        one.method == CONNECT and one.squid.startswith("TCP_DENIED") and one.status != 200
+    asks_splice = is_spliced(record) or (
+        record.method == CONNECT and record.squid.startswith("TCP_DENIED") and record.status != 200
     )
-    sni, tunnel = one.sni, one.tunnel.partition("%20")[0]
-    if one.method == CONNECT and not asks_splice and one.revision != NONE:
+    sni, tunnel = record.sni, record.tunnel.partition("%20")[0]
+    if record.method == CONNECT and not asks_splice and record.revision != NONE:
         sni = tunnel = NONE
-    return one.client, one.user, one.method, one.url, sni, tunnel, one.hidden
+    return record.client, record.user, record.method, record.url, sni, tunnel, record.hidden
 
 
-def was_used(one: Record) -> bool:
-    return one.verdict == "allow" and one.error in (NONE, "ERR_CLIENT_GONE") and 100 <= one.status <= 399
+def was_used(record: Record) -> bool:
+    return record.verdict == "allow" and record.error in (NONE, "ERR_CLIENT_GONE") and 100 <= record.status <= 399
 
 
 # --- properties -----------------------------------------------------------------------------------------------------
@@ -119,9 +119,9 @@ def check_questions(connection: duckdb.DuckDBPyConnection, records: list[Record]
     assert set_apart == dict(Counter(found for one in requests if (found := reason(one))))
     assert SET_APART.keys() >= set_apart.keys()
     groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
-    for one in requests:
-        if reason(one) is None:
-            groups[key(one)].append(one)
+    for request in requests:
+        if reason(request) is None:
+            groups[key(request)].append(request)
     assert len(questions) == len(groups)
     for question in questions:
         group = groups[key(question.record())]
@@ -137,8 +137,8 @@ def check_questions(connection: duckdb.DuckDBPyConnection, records: list[Record]
         newest = [one for one in group if time_of(one) == question.last]
         assert question.request_id in [one.request_id for one in newest]
         assert question.rule in [one.rule for one in newest]
-        for one in group:
-            opened = msgspec.structs.replace(one, tunnel=one.tunnel.partition("%20")[0])
+        for request in group:
+            opened = msgspec.structs.replace(request, tunnel=request.tunnel.partition("%20")[0])
             assert request_of(question.record()) == request_of(opened), "judged as each request that it stands for"
 
 
@@ -187,7 +187,7 @@ def test_what_a_client_ended_was_used_and_what_failed_was_not(tmp_path: Path) ->
         for place, (status, error) in enumerate([(200, "ERR_CLIENT_GONE"), (0, "ERR_CLIENT_GONE"), (503, "ERR_DNS")])
     ]
     questions, _ = as_logged(tmp_path, *lines)
-    assert [one.used for one in questions] == [1, 0, 0]
+    assert [question.used for question in questions] == [1, 0, 0]
 
 
 @pytest.mark.parametrize("rule", sorted(SET_APART.keys() & NOT_BY_THE_POLICY.keys()))

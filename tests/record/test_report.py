@@ -61,7 +61,7 @@ def denied(after_seconds: float = 0, **values: object) -> bytes:
 
 def report_of(*lines: bytes, since: datetime | None = None, until: datetime | None = None) -> figures.Report:
     with NamedTemporaryFile() as log:
-        log.writelines(b"%b\n" % one for one in lines)
+        log.writelines(b"%b\n" % line for line in lines)
         log.flush()
         with open_table(TableSources((Path(log.name),)), columns=COLUMNS) as table:
             return build_report(
@@ -148,7 +148,7 @@ def test_denials_are_by_rule_with_its_reason_and_how_often_they_were_asked_again
     ]
     assert denials.rules[0].hosts == (figures.Count("c.example", 5),)
     assert denials.retried == 2
-    assert [(one.method, one.url, one.denied) for one in denials.retries] == [("GET", "https://c.example/x", 3)]
+    assert [(retry.method, retry.url, retry.denied) for retry in denials.retries] == [("GET", "https://c.example/x", 3)]
     assert denials.retries[0].last - denials.retries[0].first == timedelta(seconds=120)
 
 
@@ -287,7 +287,7 @@ def test_what_is_not_in_the_figures_is_named() -> None:
         until=NOON + timedelta(seconds=10),
     )
     assert report.summary.requests == 1
-    assert {(one.name, one.count) for one in report.left_out} == {
+    assert {(left_out.name, left_out.count) for left_out in report.left_out} == {
         ("records before the period", 1),
         ("records after the period", 1),
         ("connections that ended without a request", 1),
@@ -367,7 +367,7 @@ def keys_of(kind: Any, path: str = "") -> Iterator[tuple[str, str]]:
     for name, of in get_type_hints(kind).items():
         yield path, name
         repeated = "[]" if "tuple" in str(of) else ""
-        for inner in (one for one in (of, *get_args(of)) if is_dataclass(one)):
+        for inner in (inner_kind for inner_kind in (of, *get_args(of)) if is_dataclass(inner_kind)):
             yield from keys_of(inner, f"{path}{'.' if path else ''}{name}{repeated}")
 
 
@@ -480,14 +480,14 @@ def test_drift_is_that_of_each_record_of_the_period_the_newest_first(tmp_path: P
     found = json.loads(output)["drift"]
     past = PastPolicies(state / "revisions")
     checker = DriftChecker(past, replacing=past.replacing)
-    records = [one for one in map(parse_record, lines) if one.time >= since]
-    findings = [(one, finding) for one in records if (finding := checker.check(one))]
+    records = [record for record in map(parse_record, lines) if record.time >= since]
+    findings = [(record, finding) for record in records if (finding := checker.check(record))]
     assert found["total"] == len(findings) == 113
     assert found["unchecked"] == checker.unchecked == 1
     assert {kind["name"]: kind["count"] for kind in found["kinds"]} == Counter(str(one.kind) for _, one in findings)
     assert [(row["time"], row["url"], row["kind"], row["rule"], row["reason"]) for row in found["latest"]] == [
-        (format_json(one.time), one.url, finding.kind, finding.rule, finding.reason)
-        for one, finding in reversed(findings[-50:])
+        (format_json(record.time), record.url, finding.kind, finding.rule, finding.reason)
+        for record, finding in reversed(findings[-50:])
     ]
 
 
@@ -523,7 +523,7 @@ def test_the_report_as_text_says_the_sums_and_what_it_leaves_out(tmp_path: Path)
     gone = {"verdict": "-", "rule": "-", "method": "-", "url": "error:transaction-end-before-headers", "status": 0}
     hostile = line(4, url="https://b.example/", client="192.168.137.11", user="a%1B%5B2J")
     file.write_bytes(
-        b"".join(one + b"\n" for one in (line(0), denied(1), line(2, **refused), line(3, **gone), hostile))
+        b"".join(text + b"\n" for text in (line(0), denied(1), line(2, **refused), line(3, **gone), hostile))
     )
     status, out = run(file)
     assert status == 0

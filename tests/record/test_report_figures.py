@@ -102,6 +102,6 @@ def test_each_figure_is_that_of_a_plain_count() -> None:
 
 
 if __name__ == "__main__":
-    written = [{name: json.dumps(value) for name, value in one.items()} for one in reports()]
+    written = [{name: json.dumps(value) for name, value in report.items()} for report in reports()]
     texts = (",\n".join(f'"{name}": {value}' for name, value in one.items()) for one in written)
     SNAPSHOT.write_text("[{\n" + "\n},{\n".join(texts) + "\n}]\n")

@@ -138,11 +138,11 @@ def test_a_copy_that_was_interrupted_is_no_fault(store: ObjectStore, archive: Pa
 def test_an_object_is_never_replaced(
     store: ObjectStore, archive: Path, server: S3Server, settings: StoreSettings
 ) -> None:
-    one = next(iter(read_chain(archive).parts.values()))
-    server.files.pipe_file(f"{settings.root}/{one.path}", b"other")
+    part = next(iter(read_chain(archive).parts.values()))
+    server.files.pipe_file(f"{settings.root}/{part.path}", b"other")
     with pytest.raises(StoreFailed, match=r"part-00000001.parquet has other content than the archive"):
         copy_archive(archive, store)
-    assert server.files.cat_file(f"{settings.root}/{one.path}") == b"other"
+    assert server.files.cat_file(f"{settings.root}/{part.path}") == b"other"
     store.add("a", b"one")
     store.add("a", b"one")
     with pytest.raises(StoreFailed, match="/a has other content"):
@@ -163,8 +163,8 @@ def test_an_old_archive_that_was_put_back_is_not_copied(store: ObjectStore, arch
 
 
 def test_a_part_that_was_changed_is_not_copied(store: ObjectStore, archive: Path) -> None:
-    one = next(iter(read_chain(archive).parts))
-    (archive / one).write_bytes(b"changed")
+    part = next(iter(read_chain(archive).parts))
+    (archive / part).write_bytes(b"changed")
     with pytest.raises(StoreFailed, match="is not as its entry says"):
         copy_archive(archive, store)
     assert store.sizes() == {}
@@ -183,7 +183,7 @@ def test_a_period_is_fetched_for_readers_and_days_that_retention_removed_here_to
         parts = read_chain(folder).parts
         assert len(parts) == 6
         assert {len((folder / path).read_bytes()) for path in parts} == {80}
-        sources = [{one.source for one in read_chain(place).entries if one.source} for place in (folder, archive)]
+        sources = [{entry.source for entry in read_chain(place).entries if entry.source} for place in (folder, archive)]
         assert sources[0] == sources[1]
     assert not folder.exists()
 
@@ -192,10 +192,10 @@ def test_a_part_that_is_not_as_its_entry_says_is_not_fetched(
     store: ObjectStore, archive: Path, server: S3Server, settings: StoreSettings, tmp_path: Path
 ) -> None:
     copy_archive(archive, store)
-    one = next(iter(read_chain(archive).parts))
-    server.files.pipe_file(f"{settings.root}/{one}", b"changed")
+    part = next(iter(read_chain(archive).parts))
+    server.files.pipe_file(f"{settings.root}/{part}", b"changed")
     with fetched_archive(store, tmp_path) as folder:
-        assert [path for path in read_chain(folder).parts if not (folder / path).exists()] == [one]
+        assert [path for path in read_chain(folder).parts if not (folder / path).exists()] == [part]
 
 
 def test_an_object_that_is_longer_than_its_entry_says_is_not_fetched_to_its_end(

@@ -293,7 +293,7 @@ def test_a_denied_tunnel_counts_with_its_requests_and_a_failed_one_stands_for_it
             "2.0": "2",
             "3.0": "3",
         }
-    assert [one for (one,) in rows] == ["0.0", "0.1", "1", "1.0", "2", "3"]
+    assert [version for (version,) in rows] == ["0.0", "0.1", "1", "1.0", "2", "3"]
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -380,7 +380,7 @@ def test_a_gzip_with_a_wrong_checksum_is_named_and_used(tmp_path: Path, period: 
     file.write_bytes(packed)
     with open_table(TableSources((file,)), threads=1, **period) as table:
         assert len(records_in(table)) == 3
-        assert [one.startswith(f"{file}: damaged or truncated: ") for one in table.skipped.damaged] == [True]
+        assert [other.startswith(f"{file}: damaged or truncated: ") for other in table.skipped.damaged] == [True]
         assert table.skipped.count == 2
     file.rename(tmp_path / "access.log.2.gz")
     (tmp_path / "access.log").write_bytes(b"")
@@ -473,7 +473,7 @@ def test_the_spill_folder_is_private_and_goes_away_with_the_table(
     file = written(tmp_path, usual_lines(1))
 
     def folders() -> list[int]:
-        return [one.stat().st_mode & 0o777 for one in (tmp_path / "spill").iterdir()]
+        return [file.stat().st_mode & 0o777 for file in (tmp_path / "spill").iterdir()]
 
     with open_table(TableSources((file,)), threads=1):
         assert folders() == [0o700]
@@ -541,11 +541,11 @@ def test_lines_as_squid_writes_them_are_loaded_the_fast_way(
     assert found == [(9, 0)]
 
 
-@pytest.mark.parametrize("fields", range(sum(not one.optional for one in FIELDS), len(FIELDS) + 1))
+@pytest.mark.parametrize("fields", range(sum(not field.optional for field in FIELDS), len(FIELDS) + 1))
 def test_lines_of_each_earlier_release_need_no_decoder(tmp_path: Path, fields: int) -> None:
-    known = [one.name for one in FIELDS[:fields]]
+    known = [field.name for field in FIELDS[:fields]]
     line = json.dumps({name: USUAL[name] for name in known}, separators=(",", ":")).encode()
     with open_database(threads=1) as database:
-        lines = LineTable(database, [one for one in COLUMNS if one.name in {*known, "host"}])
+        lines = LineTable(database, [column for column in COLUMNS if column.name in {*known, "host"}])
         assert list(lines.deviating(lines.load(written(tmp_path, [line])))) == []
         assert database.connection.execute(f"SELECT count(*) FROM ({lines.relation()})").fetchall() == [(1,)]

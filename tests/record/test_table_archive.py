@@ -50,7 +50,7 @@ def line(seconds: float, url: str, **fields: object) -> bytes:
 
 
 def write(file: Path, *lines: bytes) -> Path:
-    file.write_bytes(b"".join(one + b"\n" for one in lines))
+    file.write_bytes(b"".join(line + b"\n" for line in lines))
     return file
 
 
@@ -167,7 +167,7 @@ def test_a_part_that_is_missing_cut_or_not_in_the_chain_is_not_used(gateway: Tab
     first.unlink()
     second.write_bytes(second.read_bytes()[:-1])
     with open_table(gateway, threads=1) as table:
-        assert [one.split(":")[0] for one in table.skipped.damaged] == [str(first), str(second)]
+        assert [file.split(":")[0] for file in table.skipped.damaged] == [str(first), str(second)]
         assert urls(table)[0] == "https://a.example/3"
 
 
@@ -192,7 +192,7 @@ def test_a_named_archive_is_read_with_files_and_each_line_once(gateway: TableSou
     told = CliRunner().invoke(main, [*reading, *files[:2], "--archive", str(gateway.archive)]).stdout
     twice = CliRunner().invoke(main, [*reading, *files, "--archive", str(gateway.archive)]).stdout
     if command == "log":
-        assert [json.loads(one)["url"][-1] for one in told.splitlines()] == ["1", "2", "3", "3", "5"]
+        assert [json.loads(line)["url"][-1] for line in told.splitlines()] == ["1", "2", "3", "3", "5"]
         assert twice == told
     else:
         counted = "requests" if command == "why" else "summary"

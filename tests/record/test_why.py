@@ -136,7 +136,7 @@ def test_what_did_not_fail_has_no_cause(fields: dict[str, Any]) -> None:
 
 def test_each_error_of_squids_that_has_a_page_has_a_cause() -> None:
     errors = [error for failure in FAILURES for error in failure.errors]
-    assert [one for one in errors if code(record(status=502, error=one)) is None] == []
+    assert [error for error in errors if code(record(status=502, error=error)) is None] == []
 
 
 FORMER = {  # as former releases wrote them
@@ -246,11 +246,11 @@ def test_failures_are_grouped_by_cause_sentence_and_host_newest_first() -> None:
         ),
     ]
     groups, beyond = group(failures_among(records))
-    assert [(one.count, one.first, one.last) for one in groups] == [
+    assert [(group.count, group.first, group.last) for group in groups] == [
         (6, after_noon(0), after_noon(7)),
         (1, after_noon(1), after_noon(1)),
     ]
-    assert [one.record.url[-1] for one in groups[0].newest] == ["7", "6", "5"]
+    assert [request.record.url[-1] for request in groups[0].newest] == ["7", "6", "5"]
     assert beyond == 0
 
 
@@ -484,7 +484,7 @@ def why(log: Path, *arguments: str) -> Result:
 def causes(log: Path, *arguments: str) -> list[str]:
     result = why(log, "--json", *arguments)
     assert result.exit_code in (0, 1), result.output
-    return [one["cause"] for one in json.loads(result.output)["causes"]]
+    return [cause["cause"] for cause in json.loads(result.output)["causes"]]
 
 
 def test_a_log_without_failures_says_so(log: Path) -> None:
@@ -788,7 +788,7 @@ def test_invalid_lines_are_counted(log: Path) -> None:
 
 def test_the_newest_causes_are_shown_and_the_rest_counted(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     explained: list[str] = []
-    monkeypatch.setattr("squidkeeper.record.why.details.propose", lambda one, _: explained.append(one.url))
+    monkeypatch.setattr("squidkeeper.record.why.details.propose", lambda request, _: explained.append(request.url))
     for number in range(12):
         add(
             log,

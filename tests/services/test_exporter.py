@@ -133,7 +133,7 @@ class Process:
 
     def value(self, series: str) -> float:
         lines = self.get("/metrics").text.splitlines()
-        return next(float(one.rpartition(" ")[2]) for one in lines if one.startswith(f"{series} "))
+        return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{series} "))
 
     def wait_for_value(self, series: str, value: float) -> None:
         wait_for(lambda: self.value(series) == value, f"{series} to be {value}")
@@ -293,14 +293,14 @@ def test_an_address_of_the_network_leaves_the_one_of_this_machine(tmp_path: Path
 @pytest.mark.system
 def test_connections_that_say_nothing_keep_nobody_out(served: Process) -> None:
     idle = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(50)]
-    for one in idle[::2]:
-        one.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n")
+    for connection in idle[::2]:
+        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n")
     try:
         assert served.get("/metrics").status == 200
         assert int(Path(f"/proc/{served.process.pid}/status").read_text().split("Threads:")[1].split()[0]) < 12
     finally:
-        for one in idle:
-            one.close()
+        for connection in idle:
+            connection.close()
 
 
 @pytest.mark.system
@@ -468,7 +468,7 @@ def seen(state: PolicyState = GOOD, *helpers: HelperStatus, running: bool = True
 
 
 def wrong(about: Snapshot) -> dict[str, str]:
-    return {one.condition.code: one.detail for one in active_conditions(about, unhealthy_only=True)}
+    return {condition.condition.code: condition.detail for condition in active_conditions(about, unhealthy_only=True)}
 
 
 def test_all_is_well_with_helpers_and_without() -> None:
@@ -558,7 +558,7 @@ def samples(about: Snapshot) -> dict[str, float]:
     registry = CollectorRegistry()
     registry.register(GatewayCollector(lambda: about))
     lines = generate_latest(registry).decode().splitlines()
-    return {series: float(value) for series, _, value in (one.rpartition(" ") for one in lines if one[0] != "#")}
+    return {series: float(value) for series, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
 
 def test_each_entry_of_the_table_is_served_by_its_name_kind_and_meaning(policy: Path) -> None:
@@ -586,8 +586,8 @@ def test_what_the_policy_names_is_there_before_it_counts(policy: Path) -> None:
     assert closed == [
         'squidkeeper_requests_total{client="ops",method_class="read",rule="closed",status_class="4xx",verdict="deny"}'
     ]
-    tunnels = {one for one in found if one.startswith("squidkeeper_tunnels_total")}
-    expected = {f'squidkeeper_tunnels_total{{client="{one}",rule="open"}}' for one in ("lab", "ops", "none")}
+    tunnels = {line for line in found if line.startswith("squidkeeper_tunnels_total")}
+    expected = {f'squidkeeper_tunnels_total{{client="{client}",rule="open"}}' for client in ("lab", "ops", "none")}
     assert tunnels == expected
     assert found['squidkeeper_rule_last_matched_timestamp_seconds{rule="closed"}'] == 0
     assert (
@@ -595,7 +595,7 @@ def test_what_the_policy_names_is_there_before_it_counts(policy: Path) -> None:
         == datetime(2030, 1, 1, tzinfo=UTC).timestamp()
     )
     assert found['squidkeeper_credential_failures_total{credential="api"}'] == 0
-    assert [found[f'squidkeeper_helper_processes{{helper="{one}"}}'] for one in ("host", "request")] == [0, 0]
+    assert [found[f'squidkeeper_helper_processes{{helper="{helper}"}}'] for helper in ("host", "request")] == [0, 0]
 
 
 def test_a_grant_and_an_ask_have_series_and_a_grant_no_expiry_to_be_warned_about(tmp_path: Path) -> None:
@@ -718,7 +718,7 @@ def test_denials_without_a_throttle_are_on_the_status_page(
 ) -> None:
     files = tuple(CounterFile(number, True, "x", status) for number, status in enumerate(helpers))
     about = replace(view(policy), checkpoint=Checkpoint(since="", denials=(denial,)), counter_files=files)
-    found = {one.condition.code: one.detail for one in active_conditions(about)}
+    found = {condition.condition.code: condition.detail for condition in active_conditions(about)}
     assert found.get("throttle-not-running") == ("a denial asked for it 20 s ago" if missing else None)
 
 
@@ -782,7 +782,7 @@ def test_no_series_is_served_twice(policy: Path) -> None:
     registry.register(
         GatewayCollector(lambda: replace(view(policy), checkpoint=Checkpoint(since="x", counts=counter.counts())))
     )
-    series = [one.rpartition(" ")[0] for one in generate_latest(registry).decode().splitlines() if one[0] != "#"]
+    series = [line.rpartition(" ")[0] for line in generate_latest(registry).decode().splitlines() if line[0] != "#"]
     assert len(series) == len(set(series))
 
 
@@ -844,7 +844,7 @@ def test_what_is_observed_is_counted_by_rule_and_verdict_without_tunnels(tmp_pat
 
 
 def warnings(about: Snapshot) -> tuple[str, ...]:
-    found = {one.condition.code: one.details for one in active_conditions(about)}
+    found = {condition.condition.code: condition.details for condition in active_conditions(about)}
     return found["policy-warning"]
 
 
@@ -870,7 +870,7 @@ def test_what_lacks_an_extra_is_unavailable_and_no_mere_warning(
 ) -> None:
     monkeypatch.setattr("squidkeeper.policy.extras.find_spec", lambda _: None)
     policy = compiled_of(tmp_path, "secrets: {key: {file: key}}\nsealed_tokens: {keys: [key]}\n").source
-    found = {one.condition.code: one for one in active_conditions(replace(view(None), policy=policy))}
+    found = {condition.condition.code: condition for condition in active_conditions(replace(view(None), policy=policy))}
     assert "run ./install.sh --extras sealed" in found["secret-unavailable"].detail
     assert "policy-warning" not in found
 
@@ -884,11 +884,11 @@ def test_the_warnings_of_check_are_on_the_status_page(policy: Path) -> None:
     about = replace(view(policy), policy=loaded.compiled.source)
     checked = CliRunner().invoke(main, ["check", "--json", "--account", "root", "--policy", str(policy)])
     lines = {
-        (f"{one['file']}:{one['line']}:{one['column']}", f"{one['message']} [{one['code']}]")
-        for one in json.loads(checked.stdout)["warnings"]
+        (f"{warning['file']}:{warning['line']}:{warning['column']}", f"{warning['message']} [{warning['code']}]")
+        for warning in json.loads(checked.stdout)["warnings"]
     }
-    secrets = {one for one in lines if "unavailable" in one[1]}
-    assert set(warnings(about)) == {": ".join(one) for one in lines - secrets}
+    secrets = {line for line in lines if "unavailable" in line[1]}
+    assert set(warnings(about)) == {": ".join(parts) for parts in lines - secrets}
     assert any("client 'idle' is not used" in warning for warning in warnings(about))
     assert "All is well" not in page(about, "squidkeeper")
 

@@ -91,12 +91,12 @@ def test_squid_is_asked_once_a_second_at_most(tmp_path: Path, monkeypatch: pytes
         asked.append(1)
         return True
 
-    one = Health(answers, lambda: True, tmp_path)
+    checked = Health(answers, lambda: True, tmp_path)
     for _ in range(5):
-        assert one.problems() == ()
+        assert checked.problems() == ()
     assert len(asked) == 1
     monkeypatch.setattr(health, "_SQUID_AT_MOST_EVERY_SECONDS", 0.0)
-    assert one.problems() == ()
+    assert checked.problems() == ()
     assert len(asked) == 2
 
 

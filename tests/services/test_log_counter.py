@@ -328,7 +328,7 @@ def test_a_restart_goes_on_where_the_last_one_kept(world: World) -> None:
 
 def test_a_kill_at_any_moment_neither_loses_nor_counts_twice(world: World) -> None:
     for number in range(40):
-        world.write(*(line(url=f"http://a.example/{number}/{one}") for one in range(number % 7)))
+        world.write(*(line(url=f"http://a.example/{number}/{page}") for page in range(number % 7)))
         counter = world.log_counter()
         counter._count_batch()
         if number % 3 == 0:

@@ -282,7 +282,7 @@ def test_each_of_two_crashes_within_two_checks_is_noted(tmp_path: Path) -> None:
         worker = squid.start()
     crashes.check()
     crashes.check()
-    assert [one.told for one in read_crashes(tmp_path)] == ["it was killed"] * 2
+    assert [crash.told for crash in read_crashes(tmp_path)] == ["it was killed"] * 2
     crashes.check()
     assert len(read_crashes(tmp_path)) == 2
     worker.kill()

@@ -209,8 +209,8 @@ def lost(before: object, after: object, place: str) -> Iterator[str]:
 
 def wrong_types(value: object, place: str) -> Iterator[str]:
     if isinstance(value, list):
-        for number, one in enumerate(value):
-            yield from wrong_types(one, f"{place}[{number}]")
+        for number, item in enumerate(value):
+            yield from wrong_types(item, f"{place}[{number}]")
     elif type(value).__module__.startswith("grafana_foundation_sdk.models"):
         for name, hint in typing.get_type_hints(type(value)).items():
             field = getattr(value, name, None)

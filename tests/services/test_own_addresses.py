@@ -191,6 +191,6 @@ def test_a_state_folder_that_cannot_be_written_is_an_error_and_followed_when_it_
 
 
 def test_what_listens_is_reached_at_its_address_or_at_each_of_this_machine() -> None:
-    assert {str(one) for one in answers_at("127.0.0.7:3129")} == {"127.0.0.7"}
-    assert "127.0.0.1" in {str(one) for one in answers_at("3129")}
-    assert {one.version for one in answers_at("0.0.0.0:3129")} == {4}
+    assert {str(answer) for answer in answers_at("127.0.0.7:3129")} == {"127.0.0.7"}
+    assert "127.0.0.1" in {str(answer) for answer in answers_at("3129")}
+    assert {answer.version for answer in answers_at("0.0.0.0:3129")} == {4}

@@ -122,9 +122,9 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[VersionToRead]:
     """What was read: here, where a test can change a bound, and not in a process of its own."""
     read: list[VersionToRead] = []
 
-    def read_here(one: VersionToRead) -> str:
-        read.append(one)
-        return read_version(one)
+    def read_here(version: VersionToRead) -> str:
+        read.append(version)
+        return read_version(version)
 
     monkeypatch.setattr(puller, "read_version_apart", read_here)
     return read
@@ -239,7 +239,7 @@ def test_grants_of_the_gateway_stay_beside_the_link(gateway: Gateway) -> None:
     gateway.pull()
     gateway.commit("two")
     gateway.pull()
-    assert [one.name for one in load(gateway.policy, NOW).compiled.source.grants] == ["g"]
+    assert [grant.name for grant in load(gateway.policy, NOW).compiled.source.grants] == ["g"]
 
 
 @pytest.mark.long
@@ -393,25 +393,25 @@ def test_a_twin_of_a_signed_commit_does_not_keep_what_comes_after_it_out(
     """Also where the copy of the repository was removed meanwhile, and the twin with it."""
     monkeypatch.setattr(git_repository, "_PACKS_AT_MOST", packs)
     pulled.repository.git("config", "i18n.commitEncoding", "ISO-8859-1")
-    good, one = pulled.repository.git("rev-parse", "HEAD"), pulled.commit("one")
-    twin = twin_of(pulled.repository, one, change)
+    good, tip = pulled.repository.git("rev-parse", "HEAD"), pulled.commit("one")
+    twin = twin_of(pulled.repository, tip, change)
     pulled.repository.git("reset", "-q", "--soft", twin)
     pulled.repository.push()
-    assert (pulled.pull().version, twin == one) == (twin, False)
+    assert (pulled.pull().version, twin == tip) == (twin, False)
     shutil.rmtree(pulled.state / "versions" / good)
-    pulled.repository.git("reset", "-q", "--soft", one)
+    pulled.repository.git("reset", "-q", "--soft", tip)
     pulled.repository.git("commit", "-q", "--amend", "-S", "-m", "another")
     pulled.repository.push()
     assert f"it does not descend from {twin}" in refused(pulled)
     pulled.repository.git("reset", "-q", "--hard", good)
     pulled.commit("forced")
     assert f"it does not descend from {twin}" in refused(pulled)
-    pulled.repository.git("reset", "-q", "--hard", one)
+    pulled.repository.git("reset", "-q", "--hard", tip)
     pulled.commit("unsigned", signed=False)
     two = pulled.commit("two")
     assert pulled.pull().version == two
     shutil.rmtree(pulled.state / "versions" / twin)
-    pulled.repository.git("reset", "-q", "--hard", one)
+    pulled.repository.git("reset", "-q", "--hard", tip)
     pulled.repository.push()
     assert f"it does not descend from {two}" in refused(pulled)
 
@@ -625,7 +625,7 @@ def test_the_ceiling_is_not_passed(pulled: Gateway) -> None:
 def test_a_refused_tip_is_read_again_only_when_what_counts_has_changed(
     pulled: Gateway, readings: list[VersionToRead]
 ) -> None:
-    one, tip = Puller(pulled.settings, pulled.state, pulled.policy), pulled.commit("bad")
+    puller, tip = Puller(pulled.settings, pulled.state, pulled.policy), pulled.commit("bad")
     ceiling = pulled.etc / "ceiling"
     ceiling.mkdir()
     (ceiling / "policy.yaml").write_text(POLICY % ("none", "none"))
@@ -633,15 +633,15 @@ def test_a_refused_tip_is_read_again_only_when_what_counts_has_changed(
     readings.clear()
     files_at_rest()
     for _ in range(3):
-        status = one.pull()
+        status = puller.pull()
         assert (status.refused, status.reason.partition(":")[0]) == (tip, f"it passes the ceiling {ceiling}")
     assert len(readings) == 1
     assert status.succeeded == pytest.approx(status.ended, abs=60)
     (pulled.etc / "allowed_signers").write_text("")
-    assert "a key that is none of an allowed signer" in one.pull().reason
+    assert "a key that is none of an allowed signer" in puller.pull().reason
     (pulled.etc / "allowed_signers").write_text(allowed_signer(pulled.key))
     (ceiling / "policy.yaml").write_text(POLICY % ("bad", "bad"))
-    assert one.pull().version == tip
+    assert puller.pull().version == tip
     assert len(readings) == 2
 
 
@@ -664,11 +664,11 @@ def test_what_counts_for_a_refusal_is_every_file_that_it_is_judged_by(gateway: G
 
 
 def test_a_failure_is_not_remembered(pulled: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, tip = Puller(pulled.settings, pulled.state, pulled.policy), pulled.commit("next")
+    puller, tip = Puller(pulled.settings, pulled.state, pulled.policy), pulled.commit("next")
     with monkeypatch.context() as full:
         full.setattr(Versions, "write", Mock(side_effect=OSError(ENOSPC, "No space left on device")))
-        assert "No space left on device" in one.pull().failure
-    assert one.pull().version == tip
+        assert "No space left on device" in puller.pull().failure
+    assert puller.pull().version == tip
 
 
 def test_a_policy_that_each_helper_would_load_for_long_is_refused(
@@ -775,10 +775,10 @@ def test_what_reads_a_version_ends_with_the_process_that_pulls(pulled: Gateway) 
 
 def reader_of(service: int) -> psutil.Process | None:
     """Find the process that reads a version for the one that pulls."""
-    for one in psutil.Process(service).children():
+    for child in psutil.Process(service).children():
         with suppress(psutil.Error):
-            if "squidkeeper.services.pulling.reading" in one.cmdline():
-                return one
+            if "squidkeeper.services.pulling.reading" in child.cmdline():
+                return child
     return None
 
 
@@ -1157,7 +1157,7 @@ def test_a_pull_of_root_by_hand_reads_a_key_of_the_accounts_own_group(gateway: G
     shutil.chown(token, 0, account.pw_gid)
     shutil.chown(gateway.state, account.pw_uid, 4243)
     for path in (gateway.state, gateway.server.ca):
-        for folder in takewhile(lambda one: one != Path(tempfile.gettempdir()), path.parents):
+        for folder in takewhile(lambda parent: parent != Path(tempfile.gettempdir()), path.parents):
             folder.chmod(0o755)
     gateway.configure(f", token_file: {token}")
     tip = gateway.commit("one")
@@ -1186,19 +1186,19 @@ def test_the_status_tells_whether_what_is_in_place_is_in_force(pulled: Gateway) 
     assert "in force   unknown: " in output
     assert "run as root, or name --state" in output
     (pulled.etc / "local.yaml").write_text(f"{LOCAL}defaults: {{reload_gate: {{since: 1d, denials: 3}}}}\n")
-    one = read_sources(pulled.policy)
-    store_revision(one, one.revision, revisions, None)
-    mark_in_force(revisions, one.revision)
+    sources = read_sources(pulled.policy)
+    store_revision(sources, sources.revision, revisions, None)
+    mark_in_force(revisions, sources.revision)
     status, output = command(pulled, "--status")
-    assert (status, f"in force   revision {one.revision} is in force" in output) == (0, True)
+    assert (status, f"in force   revision {sources.revision} is in force" in output) == (0, True)
     tip = pulled.commit("next")
     pulled.pull()
     two = read_sources(pulled.policy).revision
     assert f"revision {two} waits for the reload gate" in command(pulled, "--status")[1]
-    write_verdict(revisions, GateVerdict(one.revision, two, time.time(), denials=5, counted=5, allowed=3))
+    write_verdict(revisions, GateVerdict(sources.revision, two, time.time(), denials=5, counted=5, allowed=3))
     status, output = command(pulled, "--status")
     assert (status, output.splitlines()[0]) == (1, f"{tip} is in place, not in force, signed by alice@example.com")
-    assert f"in force   no: revision {two} is refused, and {one.revision} stays in force\n" in output
+    assert f"in force   no: revision {two} is refused, and {sources.revision} stays in force\n" in output
     assert json.loads(command(pulled, "--status", "--json")[1])["in_force"] is False
     (pulled.etc / "local.yaml").unlink()
     status, output = command(pulled, "--status")

@@ -75,7 +75,7 @@ def test_each_client_rule_and_host_that_was_used_counts_once() -> None:
         group("192.0.2.1"), group("192.0.2.1", was="other"), group("192.0.2.1", rule="no"), group("192.0.2.2"), *unused
     )
     assert (found.denials, found.counted, found.accepts) == (3, 3, True)
-    assert [(one.client, one.rule, one.count) for one in found.named] == [
+    assert [(denial.client, denial.rule, denial.count) for denial in found.named] == [
         ("192.0.2.1", "default", 2),
         ("192.0.2.1", "no", 1),
         ("192.0.2.2", "default", 1),
@@ -142,10 +142,10 @@ def test_no_client_alone_makes_an_edit_refused(groups: list[FlipGroup], denials:
     assert bound_of_client(gate) <= denials
     whole = judged(*groups, gate=gate)
     assert whole.counted <= whole.denials
-    for client in {one.client for one in groups}:
-        own = [one for one in groups if one.client == client]
+    for client in {group.client for group in groups}:
+        own = [group for group in groups if group.client == client]
         assert judged(*own, gate=gate).accepts
-        others = judged(*(one for one in groups if one.client != client), gate=gate)
+        others = judged(*(group for group in groups if group.client != client), gate=gate)
         assert whole.counted - others.counted <= bound_of_client(gate)
 
 

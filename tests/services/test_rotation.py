@@ -215,8 +215,8 @@ def test_a_folder_that_is_not_there_is_an_error_until_it_is(tmp_path: Path) -> N
 def with_archive(folder: Path, limit_bytes: int, *archived: str) -> Rotation:
     """A rotation beside an archive that holds these files; its notes are in `state`."""
     archive, state = folder / "archive", folder / "state"
-    for one in (archive, state):
-        one.mkdir(exist_ok=True)
+    for place in (archive, state):
+        place.mkdir(exist_ok=True)
     files = frozenset(file for name in archived if (file := FileOnDisk.of(folder / name)))
     (archive / "status.json").write_bytes(msgspec.json.encode(ArchiveStatus(archived=files)))
     squid = SquidProcess(folder / "squid.pid")

@@ -87,8 +87,8 @@ def denial(**values: object) -> Record:
 
 def denials_of(records: Iterable[Record]) -> tuple[Denial, ...]:
     kept = RecentDenials()
-    for one in records:
-        kept.add(one)
+    for served in records:
+        kept.add(served)
     return kept.newest()
 
 
@@ -97,7 +97,7 @@ def text_of(view: Snapshot) -> str:
 
 
 def with_helpers(*helpers: HelperStatus) -> Snapshot:
-    return replace(WELL, counter_files=tuple(CounterFile(n, True, "x", one) for n, one in enumerate(helpers)))
+    return replace(WELL, counter_files=tuple(CounterFile(n, True, "x", helper) for n, helper in enumerate(helpers)))
 
 
 def with_export(*, runs: bool = True, **fields: Any) -> Snapshot:
@@ -133,11 +133,11 @@ def observing(passed: int) -> Snapshot:
 
 
 def answered(*failed: bool) -> Snapshot:
-    return replace(WELL, answers=tuple(RecentAnswer("2026-11-24T11:59:00.000Z", one) for one in failed))
+    return replace(WELL, answers=tuple(RecentAnswer("2026-11-24T11:59:00.000Z", answered) for answered in failed))
 
 
 def codes(view: Snapshot) -> list[str]:
-    return [one.condition.code for one in active_conditions(view)]
+    return [condition.condition.code for condition in active_conditions(view)]
 
 
 # --- what is wrong --------------------------------------------------------------------------------------------------
@@ -391,13 +391,13 @@ def test_an_archive_that_runs_and_what_was_lost_days_ago_are_nothing_to_do() -> 
 def test_a_squid_that_has_just_started_needs_no_helper_yet(requests: float, codes: set[str]) -> None:
     view = matched("policy-unavailable", NOW - timedelta(minutes=3))
     view = replace(view, squid=SquidCounters({COUNTER: requests}, answers=True))
-    assert {one.condition.code for one in active_conditions(view)} == codes
+    assert {condition.condition.code for condition in active_conditions(view)} == codes
 
 
 def test_each_condition_has_a_case_here() -> None:
     """These come with others, and have a test of their own."""
     here = {"no-policy", "secret-unavailable", "secrets-not-fetched", "secret-fetch-failing", "secret-expiring"}
-    assert {one.code for one in CONDITIONS if one.find} - WRONG.keys() == here
+    assert {condition.code for condition in CONDITIONS if condition.find} - WRONG.keys() == here
 
 
 def test_each_condition_has_a_code_of_its_own_and_says_what_to_do() -> None:
@@ -442,10 +442,10 @@ def test_a_refusal_of_the_reload_gate_is_told_as_one() -> None:
     place = Location("/etc/squidkeeper/policy")
     texts = ("the reload gate refuses revision 2", "client 192.0.2.1 would be denied", "client 192.0.2.2 would be")
     view = with_faults(*(Fault(place, FaultCode.RELOAD_GATED, text) for text in texts))
-    (one,) = active_conditions(view)
-    assert one.condition.code == "reload-gated"
-    assert one.detail == f"the reload gate refuses revision 2; revision {POLICY.revision} stays in force"
-    assert "`squidkeeper reload --force`" in one.condition.remedy
+    (condition,) = active_conditions(view)
+    assert condition.condition.code == "reload-gated"
+    assert condition.detail == f"the reload gate refuses revision 2; revision {POLICY.revision} stays in force"
+    assert "`squidkeeper reload --force`" in condition.condition.remedy
     assert "does not load" not in text_of(view)
     assert all(text in text_of(view) for text in texts)
 
@@ -584,7 +584,7 @@ FAILS: dict[str, Any] = {"failures": 3, "failure": "the command exited with stat
 def test_a_secret_that_is_not_fetched_is_a_condition(
     fetched: Callable[..., Snapshot], status: dict[str, Any], expected: list[str]
 ) -> None:
-    assert [one.text for one in active_conditions(fetched(**status))] == expected
+    assert [condition.text for condition in active_conditions(fetched(**status))] == expected
 
 
 def test_a_fetched_secret_without_a_value_is_unavailable(fetched: Callable[..., Snapshot], tmp_path: Path) -> None:
@@ -603,7 +603,7 @@ credentials: [{name: api, hosts: [a.example], bearer: a}]
     (tmp_path / "a").write_text("value")
     (tmp_path / "b").touch()
     view = replace(WELL, policy=policy)
-    (active,) = (one for one in active_conditions(view) if one.condition.code == "secret-unavailable")
+    (active,) = (condition for condition in active_conditions(view) if condition.condition.code == "secret-unavailable")
     assert active.details == (
         f"secret b: the file {tmp_path}/b is empty",
         f"secret c: the file {tmp_path}/c cannot be read: No such file or directory",
@@ -640,7 +640,7 @@ def test_only_denials_are_kept_and_the_same_again_counts_up() -> None:
 def test_a_client_with_many_denials_does_not_push_out_those_of_another() -> None:
     many = [denial(client="192.0.2.66", url=f"https://a.example/{number}") for number in range(500)]
     kept = denials_of([denial(), *many, denial(client="192.0.2.2")])
-    assert [one.client for one in (kept[0], kept[-1])] == ["192.0.2.2", "192.0.2.1"]
+    assert [denial.client for denial in (kept[0], kept[-1])] == ["192.0.2.2", "192.0.2.1"]
     assert len(kept) == DENIALS_LIMIT
 
 
@@ -653,11 +653,11 @@ def test_the_connect_of_a_denied_tunnel_is_shown_as_the_request_inside() -> None
     tunnel = "a.example%3A443%20first"
     connect = denial(method="CONNECT", url="a.example:443", status=200, error="-", tunnel=tunnel, connection="7")
     inside = denial(tunnel=tunnel, connection="7")
-    assert [(one.method, one.times) for one in denials_of([connect, inside])] == [("GET", 1)]
+    assert [(denial.method, denial.times) for denial in denials_of([connect, inside])] == [("GET", 1)]
     assert [(one.method, one.times) for one in denials_of([connect, connect, inside])] == [("GET", 1), ("CONNECT", 1)]
-    assert [one.method for one in denials_of([connect])] == ["CONNECT"]
+    assert [denial.method for denial in denials_of([connect])] == ["CONNECT"]
     other = denial(tunnel=tunnel, connection="7", url="https://good.example/x")  # a client hides no host behind another
-    assert [(one.method, one.times) for one in denials_of([connect, other])] == [("GET", 1), ("CONNECT", 1)]
+    assert [(denial.method, denial.times) for denial in denials_of([connect, other])] == [("GET", 1), ("CONNECT", 1)]
 
 
 def test_a_tunnel_that_was_denied_for_its_private_address_is_shown_once() -> None:
@@ -665,8 +665,8 @@ def test_a_tunnel_that_was_denied_for_its_private_address_is_shown_once() -> Non
     connect = denial(method="CONNECT", url="nas.example:443", status=200, squid="TCP_DENIED/HIER_NONE", **private)
     inside = denial(url="https://nas.example/", squid="NONE_NONE/HIER_NONE", **private)
     judged = denial(url="https://nas.example/", squid="TCP_DENIED/HIER_NONE", **{**private, "connection": "8"})
-    assert [(one.method, one.times) for one in denials_of([connect, inside])] == [("GET", 1)]
-    assert [(one.method, one.times) for one in denials_of([connect, judged])] == [("GET", 1), ("CONNECT", 1)]
+    assert [(denial.method, denial.times) for denial in denials_of([connect, inside])] == [("GET", 1)]
+    assert [(denial.method, denial.times) for denial in denials_of([connect, judged])] == [("GET", 1), ("CONNECT", 1)]
 
 
 # --- the ready command ----------------------------------------------------------------------------------------------
@@ -727,7 +727,7 @@ def test_only_denials_that_are_kept_are_judged() -> None:
     kept.add(denial(squid="NONE_NONE/HIER_NONE", **inside))
     for number in range(3 * DENIALS_LIMIT):
         kept.add(denial(client="192.0.2.66", url=f"https://a.example/{number}"))
-    assert [one.cause for one in kept.newest()] == ["policy"] * (DENIALS_LIMIT - 1) + ["no-rule"]
+    assert [request.cause for request in kept.newest()] == ["policy"] * (DENIALS_LIMIT - 1) + ["no-rule"]
 
 
 def test_a_denial_that_an_earlier_release_kept_has_no_sentence() -> None:
@@ -896,5 +896,5 @@ def test_a_line_of_the_record_is_what_is_shown() -> None:
     ],
 )
 def test_an_export_is_behind_if_it_is_down_waits_or_has_much_to_send(view: Snapshot, detail: str) -> None:
-    found = {one.condition.code: one.detail for one in active_conditions(view)}
+    found = {condition.condition.code: condition.detail for condition in active_conditions(view)}
     assert found.get("export-behind", "") == detail

@@ -87,7 +87,7 @@ def test_an_intermediate_is_sent_with_it_and_the_root_is_not() -> None:
     pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     chain = builder.sign(signer, hashes.SHA256()).public_bytes(pem) + root.certificate
     ca = CertificateAuthority(chain, key.private_bytes(pem, form, serialization.NoEncryption()))
-    subjects = [one.subject.rfc4514_string() for one in x509.load_pem_x509_certificates(made(ca))]
+    subjects = [certificate.subject.rfc4514_string() for certificate in x509.load_pem_x509_certificates(made(ca))]
     assert subjects == ["CN=squidkeeper TLS port", "CN=intermediate"]
 
 
@@ -154,21 +154,21 @@ def test_a_client_that_changes_the_machines_addresses_cannot_have_it_issued_at_w
 
 
 def test_a_key_of_another_ca_issues_nothing(tmp_path: Path) -> None:
-    one = certificate(tmp_path, "a.example", "a.example")
-    one.issue()
-    before = one.file.read_bytes()
+    made = certificate(tmp_path, "a.example", "a.example")
+    made.issue()
+    before = made.file.read_bytes()
     (tmp_path / "ca.key").write_bytes(make_ca(NOW).key)
     with pytest.raises(TlsPortFailed, match=r"ca\.key is not the key of .*ca\.crt"):
-        one.issue()
-    assert one.file.read_bytes() == before
+        made.issue()
+    assert made.file.read_bytes() == before
 
 
 def test_a_ca_that_cannot_be_read_fails_the_task_and_leaves_the_certificate(tmp_path: Path) -> None:
-    one = certificate(tmp_path, "a.example", "a.example")
-    one.issue()
-    before = one.file.read_bytes()
+    made = certificate(tmp_path, "a.example", "a.example")
+    made.issue()
+    before = made.file.read_bytes()
     (tmp_path / "ca.crt").write_bytes(b"torn")
     with pytest.raises((ValueError, TlsPortFailed)):
-        TlsPort(one).check()
-    assert one.file.read_bytes() == before
-    assert one.file.stat().st_mode & 0o777 == 0o600
+        TlsPort(made).check()
+    assert made.file.read_bytes() == before
+    assert made.file.stat().st_mode & 0o777 == 0o600

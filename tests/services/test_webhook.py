@@ -33,8 +33,8 @@ VM = "192.168.137.10"
 
 @pytest.fixture
 def receiver(tmp_path: Path) -> Iterator[HttpsReceiver]:
-    with https_receiver(tmp_path) as one:
-        yield one
+    with https_receiver(tmp_path) as receiver:
+        yield receiver
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ def test_a_row_that_no_helper_writes_keeps_no_question_from_people(tmp_path: Pat
     task = Webhook(configure(tmp_path, receiver), tmp_path)
     run_until(task, lambda: receiver.taken, "the message")
     told = json.loads(receiver.taken[0].body)
-    assert (told["new"], [one["ticket"] for one in told["questions"]]) == (1, [number])
+    assert (told["new"], [question["ticket"] for question in told["questions"]]) == (1, [number])
 
 
 def test_questions_of_a_minute_leave_in_one_message(
@@ -136,7 +136,7 @@ def test_no_client_keeps_the_question_of_another_out_of_a_message(tmp_path: Path
     number = ask(tmp_path, "https://b.example/", client="192.168.137.99")
     run_until(Webhook(configure(tmp_path, receiver), tmp_path), lambda: receiver.taken, "the message")
     told = json.loads(receiver.taken[0].body)
-    assert (told["new"], number in [one["ticket"] for one in told["questions"]]) == (31, True)
+    assert (told["new"], number in [question["ticket"] for question in told["questions"]]) == (31, True)
 
 
 def test_without_new_questions_nothing_is_sent(tmp_path: Path, receiver: HttpsReceiver) -> None:

@@ -223,7 +223,7 @@ def test_nothing_else_is_copied() -> None:
     others = (x509.RFC822Name("a@a.example"), x509.UniformResourceIdentifier("https://a.example/"))
     leaf = signed(leaf_like(origin(x509.DNSName("a.example"), *others, more=odd), signer().certificate, NOW), signer())
     plain = signed(leaf_of_host("a.example", signer().certificate, NOW), signer())
-    assert [one.value for one in leaf.extensions] == [one.value for one in plain.extensions]
+    assert [extension.value for extension in leaf.extensions] == [extension.value for extension in plain.extensions]
 
 
 def test_an_origin_without_alternative_names_is_known_by_its_common_name() -> None:

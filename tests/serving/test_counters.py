@@ -108,8 +108,8 @@ def writer(tmp_path: Path) -> Iterator[Callable[..., Writer]]:
         return made[-1].ready()
 
     yield make
-    for one in made:
-        one.kill()
+    for process in made:
+        process.kill()
 
 
 def start_and_kill(folder: Path, amounts: dict[Key, float]) -> None:
@@ -141,12 +141,12 @@ def test_no_folder_holds_no_counter_files(tmp_path: Path) -> None:
 
 
 def test_a_counter_file_tells_whose_it_is_and_what_was_counted(tmp_path: Path, writer: Callable[..., Writer]) -> None:
-    one = writer().count(HITS, HITS, ("starts",))
+    process = writer().count(HITS, HITS, ("starts",))
     (file,) = counter_files(tmp_path / "helpers")
     assert (file.number, file.running, file.problem) == (0, True, None)
     assert file.samples == (("hits", {"rule": "open", "verdict": "allow"}, 2.0), ("starts", {}, 1.0))
     assert file.status
-    assert (file.status.helper, file.status.pid) == ("host", one.pid)
+    assert (file.status.helper, file.status.pid) == ("host", process.pid)
     assert (file.status.revision, file.status.reload_ok, file.status.busy_since) == ("0123456789ab", True, None)
 
 
@@ -180,15 +180,15 @@ def test_a_process_that_starts_is_not_taken_for_the_one_before(tmp_path: Path, w
 def test_processes_that_start_at_once_take_a_counter_file_each(tmp_path: Path) -> None:
     writers = [Writer(tmp_path) for _ in range(8)]
     try:
-        for one in writers:
-            one.ready().count(HITS)
+        for process in writers:
+            process.ready().count(HITS)
         found = counter_files(tmp_path)
         assert [file.number for file in found] == list(range(8))
-        assert {file.status.pid for file in found if file.status} == {one.pid for one in writers}
+        assert {file.status.pid for file in found if file.status} == {writer.pid for writer in writers}
         assert samples(tmp_path) == {HITS: 8.0}
     finally:
-        for one in writers:
-            one.kill()
+        for process in writers:
+            process.kill()
 
 
 def test_a_reader_never_takes_a_counter_file_from_a_process_that_starts(tmp_path: Path) -> None:
@@ -313,10 +313,10 @@ def test_a_damaged_counter_file_is_created_again_and_its_totals_do_not_go_back(
 def test_a_counter_file_damaged_under_its_process_is_created_again(
     tmp_path: Path, writer: Callable[..., Writer], damage: Callable[[bytes], bytes]
 ) -> None:
-    one = writer().count(HITS)
+    process = writer().count(HITS)
     path = tmp_path / "helpers/slot-00"
     path.write_bytes(damage(path.read_bytes()))
-    one.count(("lost",)).count(HITS)
+    process.count(("lost",)).count(HITS)
     assert samples(tmp_path / "helpers")[HITS] == 1.0
     assert [file.running for file in counter_files(tmp_path / "helpers")] == [True]
 
@@ -366,13 +366,13 @@ def test_what_is_no_counter_file_is_no_counter_file(tmp_path: Path, writer: Call
 
 
 def test_a_folder_removed_under_its_process_is_made_again(tmp_path: Path, writer: Callable[..., Writer]) -> None:
-    one, folder, totals = writer().count(HITS), tmp_path / "helpers", Totals()
+    process, folder, totals = writer().count(HITS), tmp_path / "helpers", Totals()
     totals.add_up(read_counter_files(folder))
     (folder / "slot-00").unlink()
     folder.rmdir()
     assert counter_files(folder) == []
-    one.count()
-    one.count(HITS)
+    process.count()
+    process.count(HITS)
     assert samples(folder) == {HITS: 1.0}
     assert totals.add_up(read_counter_files(folder)) == {HITS: 2.0}
 
@@ -415,23 +415,23 @@ def test_on_a_full_disk_counting_goes_on_in_memory(tmp_path: Path, writer: Calla
         folder, filler = tmp_path / "disk/helpers", tmp_path / "disk/filler"
         with pytest.raises(OSError, match="No space left"):
             filler.write_bytes(bytes(2 << 20))
-        one = writer(folder).count(HITS).count(HITS)
+        process = writer(folder).count(HITS).count(HITS)
         assert samples(folder) == {}
         filler.unlink()
-        one.count(HITS)
+        process.count(HITS)
         assert samples(folder) == {HITS: 3.0}
-        assert one.kill().count("No space left on device") == 1
+        assert process.kill().count("No space left on device") == 1
 
 
 def test_a_counter_file_is_whole_before_the_disk_is_full(tmp_path: Path, writer: Callable[..., Writer]) -> None:
     with mounted(tmp_path / "disk", "size=1m"):
         folder = tmp_path / "disk/helpers"
-        one = writer(folder)
+        process = writer(folder)
         with pytest.raises(OSError, match="No space left"):
             (tmp_path / "disk/filler").write_bytes(bytes(2 << 20))
-        one.count(*(("hits", "rule", f"rule {number}") for number in range(500)))
+        process.count(*(("hits", "rule", f"rule {number}") for number in range(500)))
         assert len(samples(folder)) == 500
-        assert one.kill() == ""
+        assert process.kill() == ""
 
 
 def test_on_a_read_only_disk_counting_goes_on_in_memory(tmp_path: Path, writer: Callable[..., Writer]) -> None:
@@ -439,12 +439,12 @@ def test_on_a_read_only_disk_counting_goes_on_in_memory(tmp_path: Path, writer: 
         folder = tmp_path / "disk/helpers"
         writer(folder).count(HITS).kill()
         remount("ro")
-        one = writer(folder).count(HITS)
+        process = writer(folder).count(HITS)
         assert samples(folder) == {HITS: 1.0}
         remount("rw")
-        one.count(HITS)
+        process.count(HITS)
         assert samples(folder) == {HITS: 3.0}
-        assert one.kill().count("Read-only file system") == 1
+        assert process.kill().count("Read-only file system") == 1
 
 
 LIMITED = """
@@ -476,21 +476,21 @@ def test_an_account_without_rights_runs_without_metrics(writer: Callable[..., Wr
     with tempfile.TemporaryDirectory(prefix="squidkeeper-") as name:  # pytest's own folders are closed to others
         closed = Path(name)
         closed.chmod(0o755)
-        one = writer(closed / "helpers", account=65_534).count(HITS)
+        process = writer(closed / "helpers", account=65_534).count(HITS)
         assert list(closed.iterdir()) == []
-        assert one.kill().count("Permission denied") == 1
+        assert process.kill().count("Permission denied") == 1
 
 
 # --- keys ---------------------------------------------------------------------------------------------------------
 
 
 def test_rules_beyond_the_bound_are_counted_as_other(tmp_path: Path, writer: Callable[..., Writer]) -> None:
-    one = writer().count(*(("hits", "rule", f"rule {number}", "verdict", "deny") for number in range(3000)))
+    process = writer().count(*(("hits", "rule", f"rule {number}", "verdict", "deny") for number in range(3000)))
     found = samples(tmp_path / "helpers")
     assert sum(found.values()) == 3000
     assert 500 < len(found) <= 1024
     assert found[("hits", "rule", "other", "verdict", "deny")] == 3001 - len(found)
-    one.count(("starts", "helper", "host"), ("hits", "rule", "rule 7", "verdict", "deny")).kill()
+    process.count(("starts", "helper", "host"), ("hits", "rule", "rule 7", "verdict", "deny")).kill()
     writer().count(("hits", "rule", "new", "verdict", "deny"))
     found = samples(tmp_path / "helpers")
     assert found[("starts", "helper", "host")] == 1

@@ -658,9 +658,9 @@ def test_what_one_helper_alone_sees_is_said_by_it(start: Start) -> None:
         helper.send("no channel", "1 too short")
         helper.stdout.readline()
     told = [helper.end()[1] for helper in helpers]
-    assert all(LOGGED.fullmatch(line) for one in told for line in one.splitlines())
-    assert all("no channel-ID" in one for one in told)
-    assert sum("is in force" in one for one in told) == 1
+    assert all(LOGGED.fullmatch(line) for other in told for line in other.splitlines())
+    assert all("no channel-ID" in line for line in told)
+    assert sum("is in force" in line for line in told) == 1
 
 
 def test_a_helper_that_starts_when_another_has_ended_says_what_is_in_force(start: Start) -> None:
@@ -674,9 +674,9 @@ def test_claims_of_what_is_said_are_bounded(tmp_path: Path) -> None:
     name = "squidkeeper.policy.policy_store.policy_watcher"
     for number in (*range(300), 299):  # the process that has said it may say it again
         assert once.filter(logging.makeLogRecord({"name": name, "msg": f"revision {number}"}))
-    held = [one for one in Path("/proc/locks").read_text().splitlines() if f" {os.getpid()} " in one]
+    held = [line for line in Path("/proc/locks").read_text().splitlines() if f" {os.getpid()} " in line]
     inode = f":{(tmp_path / 'announced').stat().st_ino} "
-    assert len([one for one in held if inode in one]) == 200
+    assert len([line for line in held if inode in line]) == 200
     assert (tmp_path / "announced").stat().st_size == 0
 
 

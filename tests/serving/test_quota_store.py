@@ -67,8 +67,8 @@ def counts_of() -> Iterator[CountsOf]:
         return made[-1]
 
     yield make
-    for one in made:
-        one.close()
+    for process in made:
+        process.close()
 
 
 @pytest.fixture
@@ -129,9 +129,9 @@ def test_gateways_count_together_and_the_operator_lists_and_forgets(
     hostile = counts_of(server, GATEWAYS[1])._connected()
     for odd in (b"\xff:\xff:\xff:\xff:\xff:\xff", b"requests:day:q", b"requests:day:\xff:all:2000000000"):
         hostile.incrby(b"squidkeeper:quota:gw-2:" + odd, 5)
-    assert {(one.count, one.used) for one in operator.uses()} == {(COUNT, 9), (other, 10**15)}
+    assert {(use.count, use.used) for use in operator.uses()} == {(COUNT, 9), (other, 10**15)}
     assert operator.forget(COUNT.quota) == 1
-    assert [one.count for one in operator.uses()] == [other]
+    assert [use.count for use in operator.uses()] == [other]
 
 
 OWN, OTHERS = (f"squidkeeper:quota:{name}:requests:day:q:all" for name in GATEWAYS[:2])
@@ -238,7 +238,7 @@ def test_a_window_goes_by_the_clock_of_the_server_and_has_a_count_of_its_own(
     for key, used in ((before, "5"), (current, "1"), (after, "6")):  # as a clock that was set back leaves them
         server.command("INCRBY", key, used)
     assert [counts.take(count, 2, 1).given for _ in range(2)] == [1, 0]
-    assert [(one.count, one.used, one.ends_in <= 86_400) for one in operator.uses()] == [(count, 2, True)]
+    assert [(use.count, use.used, use.ends_in <= 86_400) for use in operator.uses()] == [(count, 2, True)]
     assert server.command("MGET", before, current, after).split() == ["5", "1", "6"]
     kept = int(server.command("EXPIRETIME", current.replace("gw-2", "gw-1")))
     assert kept == ends + 86_400
@@ -339,10 +339,10 @@ def test_a_store_that_fails_gives_nothing_or_this_gateways_part_and_is_asked_aga
     meter = Meter(shared, clock)
     first = [meter.take([(quota, COUNT.holder)]) for _ in range(5)]
     if on_unavailable is OnUnavailable.DENY:
-        assert all(one is not None and one.unavailable for one in first)
+        assert all(count is not None and count.unavailable for count in first)
     else:
-        assert [one is None for one in first] == [True] * 3 + [False] * 2  # a third of the limit
-    failures = [one for one in told if one]
+        assert [count is None for count in first] == [True] * 3 + [False] * 2  # a third of the limit
+    failures = [line for line in told if line]
     assert len(failures) == 1  # then it counts as away
     assert re.search(problem, failures[0])
     assert PASSWORD not in failures[0]

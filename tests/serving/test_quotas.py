@@ -135,11 +135,11 @@ def test_a_request_counts_by_the_rule_that_allowed_it(tmp_path: Path) -> None:
     policy = compiled_of(tmp_path / "policy", POLICY)
     match = policy.match(request_to("POST", "https://llm.example/v1/x", "192.0.2.7"))
     by_rule = {
-        rule: [one.name for one in counting(match.candidates.quotas, rule, is_tunnel=False, passthrough=False)]
+        rule: [quota.name for quota in counting(match.candidates.quotas, rule, is_tunnel=False, passthrough=False)]
         for rule in ("llm", "rest")
     }
     assert by_rule == {"llm": ["per-vm", "uploads"], "rest": ["per-vm"]}
-    assert [one.name for one in ticket_quotas(policy.source, (), "asked")] == ["questions"]
+    assert [quota.name for quota in ticket_quotas(policy.source, (), "asked")] == ["questions"]
     assert ticket_quotas(policy.source, (), "default") == ()
 
 
@@ -208,7 +208,7 @@ def test_explain_names_the_quotas_that_count_a_request(
 ) -> None:
     method, _, target = asked.partition(" ")
     found = explain(compiled_of(tmp_path / "policy", POLICY), request_to(method, target, client), NOW)
-    assert [one.name for one in found.quotas] == named
+    assert [quota.name for quota in found.quotas] == named
 
 
 # --- what the helper answers --------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def test_a_tunnel_counts_when_it_opens_and_not_when_it_is_spliced(scope: QuotaSc
     assert result(denied) == (Result.ERR, "quota:tunnels")
     tag = dict(denied.annotations)["clt_conn_tag"]
     line_in = b"192.0.2.7 - GET https open.example 443 open.example %b -"
-    inside = (line_in % quote(one).encode() for one in (tag, "open.example:443"))
+    inside = (line_in % quote(authority).encode() for authority in (tag, "open.example:443"))
     answers = [result(answer_host(HostScope(scope.policy), asked)) for asked in inside]
     assert answers == [(Result.ERR, "authority-mismatch"), (Result.OK, "rest")]  # nothing inside passes
 
@@ -256,7 +256,7 @@ def test_no_unit_of_one_quota_is_used_where_another_refuses(tmp_path: Path) -> N
     first = [answer(scope, line("open.example", "rest")).result for _ in range(4)]
     second = [answer(scope, line("open.example", "rest", client="192.0.2.8")).result for _ in range(2)]
     third = [answer(scope, line("open.example", "rest", client="192.0.2.9")).result for _ in range(2)]
-    assert [one.count(Result.OK) for one in (first, second, third)] == [1, 1, 1]
+    assert [replies.count(Result.OK) for replies in (first, second, third)] == [1, 1, 1]
     assert result(answer(scope, line("open.example", "rest", client="192.0.2.10"))) == (Result.ERR, "quota:wide")
 
 
@@ -285,7 +285,7 @@ def test_what_cannot_be_counted_is_denied_and_logged_once(tmp_path: Path, caplog
         assert (
             reply.message == "The quota per-vm (5 requests a minute for each client) cannot be counted at the moment."
         )
-    assert [one.message for one in caplog.records] == [
+    assert [record.message for record in caplog.records] == [
         "quotas cannot be counted, so requests under quota are denied: no store"
     ]
 
@@ -390,13 +390,13 @@ def test_a_clock_that_is_set_back_gives_nothing_again(tmp_path: Path) -> None:
 def test_counts_survive_a_restart_and_old_ones_are_removed(tmp_path: Path) -> None:
     clock = Clock()
     LocalCounts(tmp_path, clock).take(COUNT, 100, 1)
-    assert [one.used for one in LocalCounts(tmp_path, clock).uses()] == [1]
+    assert [use.used for use in LocalCounts(tmp_path, clock).uses()] == [1]
     clock.now += 3 * 86_400
     counts = LocalCounts(tmp_path, clock)
     assert counts.uses() == []
     other = QuotaCount("other", QuotaUnit.BYTES_IN, Window.HOUR, "all")
     counts.add(other, 10**15)
-    assert [(one.count, one.used) for one in counts.uses()] == [(other, 10**15)]
+    assert [(use.count, use.used) for use in counts.uses()] == [(other, 10**15)]
     with closing(sqlite3.connect(tmp_path / "quotas/counts.db")) as database:
         assert database.execute("SELECT quota FROM counts").fetchall() == [("other",)]
 
@@ -407,7 +407,7 @@ def test_a_quota_is_forgotten_alone(tmp_path: Path) -> None:
     counts.add(COUNT, 5)
     counts.add(QuotaCount("other", QuotaUnit.REQUESTS, Window.DAY, "all"), 7)
     assert counts.forget("q") == 1
-    assert [one.used for one in counts.uses()] == [7]
+    assert [use.used for use in counts.uses()] == [7]
 
 
 def test_another_limit_goes_on_from_what_was_used(tmp_path: Path) -> None:

@@ -299,8 +299,8 @@ JSON = st.recursive(
 FIELDS = sorted(Values.__struct_fields__)
 ANSWERS = (
     st.binary(max_size=64)
-    | st.builds(lambda one: json.dumps(one).encode(), JSON)
-    | st.builds(lambda one: json.dumps([one, None]).encode(), JSON)
+    | st.builds(lambda value: json.dumps(value).encode(), JSON)
+    | st.builds(lambda value: json.dumps([value, None]).encode(), JSON)
     | st.builds(lambda text, problems: json.dumps([[text, problems, False], None]).encode(), JSON, JSON)
     | st.builds(
         lambda name, value: json.dumps([[json.dumps({name: value}), [], False], None]).encode(),

@@ -85,9 +85,9 @@ def test_no_other_last_character_spells_the_same_token(size: int) -> None:
 
 @given(st.text())
 def test_any_text_in_place_of_a_token_is_refused(text: str) -> None:
-    for one in (text, f"sks1.{text}", f"sks1.{KEY.public.id}.{text}"):
+    for token in (text, f"sks1.{text}", f"sks1.{KEY.public.id}.{text}"):
         with pytest.raises(SealedTokenRefused):
-            open_bytes(one, [KEY])
+            open_bytes(token, [KEY])
 
 
 def test_keys_are_read_from_their_texts_and_a_private_one_shows_nothing() -> None:
@@ -345,7 +345,7 @@ def test_two_keys_are_in_force_and_one_that_is_removed_opens_nothing_more(
 ) -> None:
     tokens, new, old = keys
     other = seal_bytes(format_content(FIELDS), OTHER.public)
-    assert [tokens.open(one).secret for one in (TOKEN, other, TOKEN)] == [SECRET] * 3
+    assert [tokens.open(token).secret for token in (TOKEN, other, TOKEN)] == [SECRET] * 3
     old.unlink()
     with pytest.raises(SealedTokenRefused, match="a key that is not in force"):
         tokens.open(TOKEN)
@@ -480,5 +480,5 @@ def test_a_default_that_only_observes_gives_nothing_of_a_token(tmp_path: Path) -
         observes = policy.source.observe_default is not None
         unsealer = Unsealer(secrets, ("key",), default_observes=observes)
         found.append(unsealer.unseal(decide(policy, match, NOW), request, NOW))
-    assert [(one.rule, len(one.credentials)) for one in found] == [("default", 1), ("sealed-token-refused", 0)]
+    assert [(told.rule, len(told.credentials)) for told in found] == [("default", 1), ("sealed-token-refused", 0)]
     assert "no rule allows this request, and the default only observes" in (found[1].reason or "")

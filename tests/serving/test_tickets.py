@@ -247,7 +247,7 @@ def test_what_the_policy_decides_pushes_out_nothing_that_people_have_denied(
     store.settle(numbers[1:], NOW + 1)
     ask(store, asked("https://b.example/"))
     left = store._select("state != 'pending'")
-    assert (len(left), numbers[0] in {one.number for one in left}) == (3, True)
+    assert (len(left), numbers[0] in {grant.number for grant in left}) == (3, True)
 
 
 def test_what_nobody_asks_for_a_week_leaves(store: TicketStore) -> None:
@@ -367,15 +367,15 @@ def test_a_damaged_store_says_so_and_works_when_it_is_removed(store: TicketStore
     file.write_bytes(b"x" * 8192)
     with pytest.raises(OSError, match="not a database"):
         ask(store, asked())
-    for one in store._folder.iterdir():
-        one.unlink()
+    for path in store._folder.iterdir():
+        path.unlink()
     assert ask(store, asked()) not in list(NoTicket)
 
 
 def test_a_folder_that_is_removed_is_made_again(store: TicketStore) -> None:
     ask(store, asked())
-    for one in store._folder.iterdir():
-        one.unlink()
+    for file in store._folder.iterdir():
+        file.unlink()
     store._folder.rmdir()
     assert ask(store, asked()) not in list(NoTicket)
     assert len(store.pending(NOW)) == 1

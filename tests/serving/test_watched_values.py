@@ -119,9 +119,9 @@ def test_the_value_before_is_found_too_and_a_name_that_is_gone_is_not() -> None:
 def test_no_value_is_kept() -> None:
     watched = watching(VALUE)
     held: list[object] = [watched]
-    for one in held:
+    for value in held:
         inside = (dict, list, tuple, frozenset, str, bytes, int)
-        found = [other for other in gc.get_referents(one) if isinstance(other, inside)]
+        found = [other for other in gc.get_referents(value) if isinstance(other, inside)]
         held += [other for other in found if not any(other is known for known in held)]
     searched = VALUE.lower().translate(str.maketrans("-_", "+/"))
     parts = [one[start : start + 8].encode() for one in (VALUE, searched) for start in range(len(VALUE) - 7)]
@@ -131,10 +131,10 @@ def test_no_value_is_kept() -> None:
     assert not [text for text in texts if any(part.lower() in text for part in parts)]
 
 
-def in_bytes(one: str | bytes | int) -> bytes:
-    if isinstance(one, int):
-        return one.to_bytes(one.bit_length() // 8 + 1, sys.byteorder)
-    return one if isinstance(one, bytes) else one.encode()
+def in_bytes(value: str | bytes | int) -> bytes:
+    if isinstance(value, int):
+        return value.to_bytes(value.bit_length() // 8 + 1, sys.byteorder)
+    return value if isinstance(value, bytes) else value.encode()
 
 
 class Counting(WatchedValues):

@@ -32,7 +32,7 @@ def quantity(number: int, noun: str, nouns: str = "") -> str:
 
 def printable(text: str) -> str:
     """Show text of others in one line: characters that are not printable as escapes."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def byte_size(count: int) -> str:

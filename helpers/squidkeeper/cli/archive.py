@@ -109,7 +109,7 @@ def run(
 
 
 def _without_every(arguments: list[str]) -> list[str]:
-    at = next(number for number, one in enumerate(arguments) if one.partition("=")[0] == "--every")
+    at = next(number for number, argument in enumerate(arguments) if argument.partition("=")[0] == "--every")
     return arguments[:at] + arguments[at + (1 if "=" in arguments[at] else 2) :]
 
 
@@ -149,11 +149,11 @@ def _store(copy_to: str | None) -> ObjectStore | None:
 
 
 def _show(report: RunReport) -> None:
-    for one in report.archived:
-        invalid = f", {one.invalid:,} of them invalid" if one.invalid else ""
-        click.echo(f"archived {one.name}: {quantity(one.lines, 'line')}{invalid}")
-        if one.damage:
-            click.echo(f"{one.name}: {one.damage}: the rest is archived", err=True)
+    for log in report.archived:
+        invalid = f", {log.invalid:,} of them invalid" if log.invalid else ""
+        click.echo(f"archived {log.name}: {quantity(log.lines, 'line')}{invalid}")
+        if log.damage:
+            click.echo(f"{log.name}: {log.damage}: the rest is archived", err=True)
     _show_left(report)
     for day in report.removed:
         click.echo(f"removed {day}")
@@ -198,11 +198,11 @@ def list_days(archive: Path, as_json: bool) -> None:
     except OSError as error:
         raise click.ClickException(failure(archive, error)) from None
     if as_json:
-        show_json([one.figures for one in days])
+        show_json([archived.figures for archived in days])
         return
     click.echo(f"{'DAY':10}  {'LINES':>12}  {'INVALID':>8}  {'SIZE':>9}  PARTS")
-    for one in days:
-        click.echo(f"{one.day}  {one.lines:>12,}  {one.invalid:>8,}  {byte_size(one.bytes):>9}  {len(one.parts)}")
+    for day in days:
+        click.echo(f"{day.day}  {day.lines:>12,}  {day.invalid:>8,}  {byte_size(day.bytes):>9}  {len(day.parts)}")
 
 
 @archive.command()
@@ -229,14 +229,14 @@ def fetch(store: str, folder: Path, since: datetime | None) -> None:
     from squidkeeper.record.log.record import format_time
 
     failed = False
-    for one in fetch_archives(ObjectStore(read_store_settings(store)), folder, format_time(since) if since else ""):
-        name = f"{one.gateway}: " if one.gateway else ""
-        click.echo(f"{name}fetched {quantity(one.parts, 'part')}, {byte_size(one.bytes)}")
-        for path in one.missing:
+    for fetched in fetch_archives(ObjectStore(read_store_settings(store)), folder, format_time(since) if since else ""):
+        name = f"{fetched.gateway}: " if fetched.gateway else ""
+        click.echo(f"{name}fetched {quantity(fetched.parts, 'part')}, {byte_size(fetched.bytes)}")
+        for path in fetched.missing:
             click.echo(f"{name}{path}: the store lacks it, or has other content than its entry says", err=True)
-        if one.failure:
-            click.echo(printable(f"{name}not fetched: {one.failure}"), err=True)
-        failed |= bool(one.missing or one.failure)
+        if fetched.failure:
+            click.echo(printable(f"{name}not fetched: {fetched.failure}"), err=True)
+        failed |= bool(fetched.missing or fetched.failure)
     raise SystemExit(1 if failed else 0)
 
 

@@ -122,7 +122,7 @@ def ask(context: click.Context, as_json: bool, place: _Place) -> None:
     shown = [_Shown(ticket, _clients(policy, ticket), more.get(ticket.number)) for ticket in waiting]
     decided = len(found.tickets) - len(waiting)
     if as_json:
-        questions = {"waiting": [one.as_object() for one in shown], "unreadable": [*found.unreadable]}
+        questions = {"waiting": [ticket.as_object() for ticket in shown], "unreadable": [*found.unreadable]}
         show_json({**questions, "decided_by_policy": decided})
         return
     now = datetime.now(UTC)

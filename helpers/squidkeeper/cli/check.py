@@ -175,11 +175,11 @@ def _without_ceiling(policy: Policy, directory: Path) -> Iterator[Fault]:
     except PullFailed:
         return  # it is not pulled, or says so itself
     entries: tuple[Rule | Rewrite, ...] = (*policy.rules, *policy.rewrites)
-    for one in entries if settings.ceiling is None else ():
-        if one.private:
-            what = f"{one.name!r} opens private addresses in a policy that is pulled without a ceiling"
+    for entry in entries if settings.ceiling is None else ():
+        if entry.private:
+            what = f"{entry.name!r} opens private addresses in a policy that is pulled without a ceiling"
             message = f"{what}: name one in {SETTINGS}, or the next version may open more"
-            yield Fault(one.location, FaultCode.NO_CEILING, message)
+            yield Fault(entry.location, FaultCode.NO_CEILING, message)
 
 
 def _in_force(directory: Path, state: Path) -> InForce | None:
@@ -322,7 +322,7 @@ def _list_reports(sources: Sources, lists: Mapping[str, HostList], now: datetime
 def _text(report: CheckReport) -> str:
     lines = [f"{fault.location}: fault: {fault.text}" for fault in sorted(report.faults)]
     lines += [f"{warning.location}: warning: {warning.text}" for warning in sorted(report.warnings)]
-    lines += [_list_text(one) for one in report.lists]
+    lines += [_list_text(listed) for listed in report.lists]
     lines += [_gate_text(report.gate)] if report.gate else []
     if report.access.not_checked:
         lines.append(f"not checked: what Squid's account can read ({report.access.not_checked})")
@@ -343,9 +343,9 @@ def _gate_text(gate: ReloadGate) -> str:
     return f"reload gate: an edit is refused that would {what} within {duration(gate.since_seconds)}"
 
 
-def _list_text(one: ListReport) -> str:
-    left_out = f", {quantity(one.not_understood, 'line')} not understood" if one.not_understood else ""
-    return f"{one.file}: list {one.name}: {quantity(one.hosts, 'host')}, {age(one.age_seconds)}{left_out}"
+def _list_text(report: ListReport) -> str:
+    left_out = f", {quantity(report.not_understood, 'line')} not understood" if report.not_understood else ""
+    return f"{report.file}: list {report.name}: {quantity(report.hosts, 'host')}, {age(report.age_seconds)}{left_out}"
 
 
 def _as_object(report: CheckReport) -> dict[str, object]:
@@ -357,21 +357,21 @@ def _as_object(report: CheckReport) -> dict[str, object]:
         "grants": report.grants,
         "faults": _rows(report.faults),
         "warnings": _rows(report.warnings),
-        "lists": [_list_row(one) for one in report.lists],
+        "lists": [_list_row(listed) for listed in report.lists],
         "install": list(report.install),
         "parts": report.parts,
         "account": {"name": report.access.account, "not_checked": report.access.not_checked or None},
     }
 
 
-def _list_row(one: ListReport) -> dict[str, object]:
+def _list_row(report: ListReport) -> dict[str, object]:
     return {
-        "name": one.name,
-        "file": str(one.file),
-        "hosts": one.hosts,
-        "not_understood": one.not_understood,
-        "changed": one.changed.isoformat(timespec="seconds"),
-        "age_seconds": round(one.age_seconds),
+        "name": report.name,
+        "file": str(report.file),
+        "hosts": report.hosts,
+        "not_understood": report.not_understood,
+        "changed": report.changed.isoformat(timespec="seconds"),
+        "age_seconds": round(report.age_seconds),
     }
 
 

@@ -67,16 +67,16 @@ def show(directory: Path, as_json: bool) -> None:
 
     now = datetime.now(UTC)
     try:
-        clients = [one for one in load(directory, now).compiled.source.clients if one.tokens is not None]
+        clients = [client for client in load(directory, now).compiled.source.clients if client.tokens is not None]
     except PolicyError as error:
         raise click.ClickException(f"{error}\n{directory} does not load: fix it first") from error
     if as_json:
-        show_json({"clients": [_described(one, now) for one in clients]})
+        show_json({"clients": [_described(client, now) for client in clients]})
         return
-    for one in clients:
-        networks = ", ".join(map(str, one.networks or ())) or "any network"
-        click.echo(f"{one.name} ({networks})" + ("" if one.tokens else ": no token, so nobody can log in"))
-        for token in one.tokens or ():
+    for known in clients:
+        networks = ", ".join(map(str, known.networks or ())) or "any network"
+        click.echo(f"{known.name} ({networks})" + ("" if known.tokens else ": no token, so nobody can log in"))
+        for token in known.tokens or ():
             click.echo(f"  {token.id}{_until(token, now)}")
 
 
@@ -101,9 +101,9 @@ def _until(token: Token, now: datetime) -> str:
     return f", {'expired' if token.lapsed(now) else 'expires'} {ago(token.expires, now)}"
 
 
-def _described(one: Client, now: datetime) -> dict[str, Any]:
+def _described(client: Client, now: datetime) -> dict[str, Any]:
     tokens = [
         {"id": token.id, "expires": token.expires.isoformat() if token.expires else None, "expired": token.lapsed(now)}
-        for token in one.tokens or ()
+        for token in client.tokens or ()
     ]
-    return {"name": one.name, "networks": [str(network) for network in one.networks or ()], "tokens": tokens}
+    return {"name": client.name, "networks": [str(network) for network in client.networks or ()], "tokens": tokens}

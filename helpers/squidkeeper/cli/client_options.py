@@ -129,7 +129,7 @@ def _proxy_of(found: ClientOfGateway) -> Proxy:
     if host not in ("", "0.0.0.0", "[::]") and not ip_address(host.strip("[]")).is_loopback:  # noqa: S104 - compared
         return parse_proxy(f"http://{listen}")
     networks = (found.client.client and found.client.client.networks) or ()
-    own = [one for one in interface_addresses() if any(one in network for network in networks)]
+    own = [address for address in interface_addresses() if any(address in network for network in networks)]
     if len(own) != 1 or host:
         where = f"on {listen}" if host else f"on port {port} of every address"
         raise InvalidSetting(

@@ -83,11 +83,13 @@ def confirm(policies: tuple[CompiledPolicy, CompiledPolicy], differences: tuple[
     from squidkeeper.policy.engine.explain import explain
     from squidkeeper.policy.protocol.request import request_to
 
-    for one in differences:
-        if one.example is None:
+    for difference in differences:
+        if difference.example is None:
             continue
-        request = request_to(one.example.method, one.example.target, one.example.client, one.example.user)
-        for policy, consequence in zip(policies, (one.before, one.after), strict=True):
-            decision = explain(policy, request, one.example.at).decision
+        request = request_to(
+            difference.example.method, difference.example.target, difference.example.client, difference.example.user
+        )
+        for policy, consequence in zip(policies, (difference.before, difference.after), strict=True):
+            decision = explain(policy, request, difference.example.at).decision
             if (decision.rule, decision.allowed and not decision.asks) != (consequence.rule, consequence.allowed):
-                raise AssertionError(f"explain does not confirm {one.example}: please report it")
+                raise AssertionError(f"explain does not confirm {difference.example}: please report it")

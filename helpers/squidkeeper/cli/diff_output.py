@@ -40,7 +40,7 @@ _DOUBTS = {
 
 def as_text(found: DifferenceReport) -> str:
     """Write it for a terminal."""
-    blocks = ["\n".join(_block(one, found.at, _sides(found))) for one in found.differences]
+    blocks = ["\n".join(_block(difference, found.at, _sides(found))) for difference in found.differences]
     blocks += ["\n".join(f"{'SETTING':<12} {one.name}: {one.before} → {one.after}" for one in found.settings)]
     return "\n\n".join([*filter(None, blocks), _summary(found)])
 
@@ -49,30 +49,30 @@ def _sides(found: DifferenceReport) -> tuple[str, str]:
     return ("ceiling", "new") if found.is_ceiling else ("before", "after")
 
 
-def _block(one: RequestDifference, now: datetime, sides: tuple[str, str]) -> Iterator[str]:
-    title = "UNPROVEN" if one.doubt else one.change.upper()
-    scopes = [scope_text(scope) for scope in one.scopes]
+def _block(difference: RequestDifference, now: datetime, sides: tuple[str, str]) -> Iterator[str]:
+    title = "UNPROVEN" if difference.doubt else difference.change.upper()
+    scopes = [scope_text(scope) for scope in difference.scopes]
     yield f"{title:<12} {scopes[0]}"
     yield from (f"{'':<12} {text}" for text in scopes[1:_SHOWN])
     if len(scopes) > _SHOWN:
         yield f"{'':<12} and {quantity(len(scopes) - _SHOWN, 'more line')} (--json has all)"
-    yield from (f"  {name:<10} {text}" for name, text in _rows(one, now, sides))
+    yield from (f"  {name:<10} {text}" for name, text in _rows(difference, now, sides))
 
 
-def _rows(one: RequestDifference, now: datetime, sides: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    if one.doubt:
-        yield "doubt", f"whether {one.change}: {_DOUBTS[one.doubt]}"
-    elif meaning := _meaning(one):
+def _rows(difference: RequestDifference, now: datetime, sides: tuple[str, str]) -> Iterator[tuple[str, str]]:
+    if difference.doubt:
+        yield "doubt", f"whether {difference.change}: {_DOUBTS[difference.doubt]}"
+    elif meaning := _meaning(difference):
         yield "meaning", meaning
-    yield sides[0], _consequence_text(one.before, one.change)
-    yield sides[1], _consequence_text(one.after, one.change)
-    if one.example:
-        yield "example", example_text(one.example, now)
+    yield sides[0], _consequence_text(difference.before, difference.change)
+    yield sides[1], _consequence_text(difference.after, difference.change)
+    if difference.example:
+        yield "example", example_text(difference.example, now)
 
 
-def _meaning(one: RequestDifference) -> str:
-    gained, lost = _MEANINGS.get(one.change, ("", ""))
-    return gained if getattr(one.after, one.change, False) else lost
+def _meaning(difference: RequestDifference) -> str:
+    gained, lost = _MEANINGS.get(difference.change, ("", ""))
+    return gained if getattr(difference.after, difference.change, False) else lost
 
 
 def scope_text(scope: Scope) -> str:
@@ -137,8 +137,8 @@ def _summary(found: DifferenceReport) -> str:
     if found.same:
         text = f"{new} is within {old}" if found.is_ceiling else f"{old} and {new} mean the same"
     else:
-        proven = sum(one.doubt is None for one in found.differences) + len(found.settings)
-        unproven = sum(one.doubt is not None for one in found.differences)
+        proven = sum(difference.doubt is None for difference in found.differences) + len(found.settings)
+        unproven = sum(difference.doubt is not None for difference in found.differences)
         kind = "wider than" if found.is_ceiling else "different from"
         text = f"{new} is {kind} {old}: {quantity(proven, 'difference')}, {unproven} unproven"
     return f"{text}{limit}"
@@ -152,7 +152,7 @@ def as_json(found: DifferenceReport) -> str:
             "old": {"name": found.names[0], "revision": found.revisions[0], "ceiling": found.is_ceiling},
             "new": {"name": found.names[1], "revision": found.revisions[1]},
             "at": found.at.isoformat(timespec="seconds"),
-            "differences": [_difference_row(one) for one in found.differences],
+            "differences": [_difference_row(difference) for difference in found.differences],
             "settings": [{"name": one.name, "before": one.before, "after": one.after} for one in found.settings],
             "not_compared": found.limit,
         },
@@ -160,21 +160,21 @@ def as_json(found: DifferenceReport) -> str:
     )
 
 
-def _difference_row(one: RequestDifference) -> dict[str, object]:
+def _difference_row(difference: RequestDifference) -> dict[str, object]:
     return {
-        "change": one.change,
-        "proven": one.doubt is None,
-        "doubt": one.doubt,
-        "requests": [asdict(scope) for scope in one.scopes],
-        "before": _consequence_row(one.before),
-        "after": _consequence_row(one.after),
-        "example": one.example
+        "change": difference.change,
+        "proven": difference.doubt is None,
+        "doubt": difference.doubt,
+        "requests": [asdict(scope) for scope in difference.scopes],
+        "before": _consequence_row(difference.before),
+        "after": _consequence_row(difference.after),
+        "example": difference.example
         and {
-            "method": one.example.method,
-            "url": one.example.target,
-            "client": one.example.client,
-            "user": one.example.user,
-            "at": one.example.at.isoformat(timespec="seconds"),
+            "method": difference.example.method,
+            "url": difference.example.target,
+            "client": difference.example.client,
+            "user": difference.example.user,
+            "at": difference.example.at.isoformat(timespec="seconds"),
         },
     }
 
@@ -204,20 +204,27 @@ def as_markdown(found: DifferenceReport) -> str:
     lines = [f"**{_escaped(_summary(found))}**"]
     if found.differences:
         lines += ["", f"| | requests | {' | '.join(_sides(found))} | example |", "|---|---|---|---|---|"]
-        lines += [_markdown_row(one, found.at) for one in found.differences]
+        lines += [_markdown_row(difference, found.at) for difference in found.differences]
     if found.settings:
         lines += ["", "| setting | before | after |", "|---|---|---|"]
         lines += [f"| {_code(one.name)} | {_code(one.before)} | {_code(one.after)} |" for one in found.settings]
     return "\n".join(lines)
 
 
-def _markdown_row(one: RequestDifference, now: datetime) -> str:
-    title = f"unproven: {one.change}" if one.doubt else f"**{one.change}**"
-    scopes = "<br>".join(_code(scope_text(scope)) for scope in one.scopes[:_SHOWN])
-    more = f"<br>{len(one.scopes) - _SHOWN} more" if len(one.scopes) > _SHOWN else ""
-    consequences = (_code(_consequence_text(consequence, one.change)) for consequence in (one.before, one.after))
+def _markdown_row(difference: RequestDifference, now: datetime) -> str:
+    title = f"unproven: {difference.change}" if difference.doubt else f"**{difference.change}**"
+    scopes = "<br>".join(_code(scope_text(scope)) for scope in difference.scopes[:_SHOWN])
+    more = f"<br>{len(difference.scopes) - _SHOWN} more" if len(difference.scopes) > _SHOWN else ""
+    consequences = (
+        _code(_consequence_text(consequence, difference.change))
+        for consequence in (difference.before, difference.after)
+    )
     example = (
-        _code(example_text(one.example, now)) if one.example else _escaped(_DOUBTS[one.doubt]) if one.doubt else ""
+        _code(example_text(difference.example, now))
+        if difference.example
+        else _escaped(_DOUBTS[difference.doubt])
+        if difference.doubt
+        else ""
     )
     return f"| {title} | {scopes}{more} | {' | '.join(consequences)} | {example} |"
 
@@ -228,4 +235,4 @@ def _code(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return "".join(f"\\{one}" if one in r"\`*_{}[]<>()#+!|" else one for one in text).replace("\n", "<br>")
+    return "".join(f"\\{letter}" if letter in r"\`*_{}[]<>()#+!|" else letter for letter in text).replace("\n", "<br>")

@@ -248,19 +248,19 @@ def _text(asked: str, found: Explanation, missing: str | None, squid: _Squid | N
         ("WARNING", _warning_text(found)),
         ("not rendered", missing),
         ("rewrite", _rewrite_text(decision)),
-        *(("credential", _credential_text(one)) for one in decision.credentials),
-        *(("secret", f"{one.name}: {one.source}") for one in found.secrets),
+        *(("credential", _credential_text(credential)) for credential in decision.credentials),
+        *(("secret", f"{secret.name}: {secret.source}") for secret in found.secrets),
         ("strip", ", ".join(decision.strip.headers) if decision.strip else None),
         ("connection", _connection_text(found, squid)),
         ("upstream", _upstream_text(found.upstream)),
-        *(("quota", f"{one.name}: {one.text}{_at(one.location)}") for one in found.quotas),
+        *(("quota", f"{quota.name}: {quota.text}{_at(quota.location)}") for quota in found.quotas),
         ("resolved", _resolved_text(found.resolved)),
         ("tls", _tls_text(found)),
         ("websocket", _websocket_text(found)),
         *(("reading", f"{path.reading} {path.path}: {one.action} by {one.rule}") for path, one in found.by_reading),
-        *(("passed over", _passed(one)) for one in found.passed_over),
+        *(("passed over", _passed(passed)) for passed in found.passed_over),
         *(("not reached", text) for text in _not_reached_texts(found.not_reached)),
-        *(("not applied", _passed(one)) for one in found.not_applied),
+        *(("not applied", _passed(passed)) for passed in found.not_applied),
     ]
     lines = [f"{name:<12} {text}" for name, text in rows if text]
     return "\n".join([f"{decision.action.upper():<12} {asked}", *lines])
@@ -293,9 +293,9 @@ def _warning_text(found: Explanation) -> str | None:
     return f"{why} ({_place(found.default_observes)})"
 
 
-def _passed(one: PassedOver) -> str:
-    why = ", ".join(one.fields) + " did not hold" if one.fields != ("expires",) else "it has expired"
-    return f"{one.entry.name}{_at(one.entry.location)}: {why}"
+def _passed(passed: PassedOver) -> str:
+    why = ", ".join(passed.fields) + " did not hold" if passed.fields != ("expires",) else "it has expired"
+    return f"{passed.entry.name}{_at(passed.entry.location)}: {why}"
 
 
 def _not_reached_texts(rules: list[Rule]) -> Iterator[str]:
@@ -412,7 +412,7 @@ def _as_object(found: Explanation, missing: str | None) -> dict[str, object]:
         "connections": decision.connections,
         "tunnel": found.tunnel and {"mode": found.tunnel.mode, "reason": found.tunnel.reason},
         "upstream": found.upstream.name if found.upstream else None,
-        "quotas": [one.name for one in found.quotas],
+        "quotas": [quota.name for quota in found.quotas],
         "not_rendered": missing,
         "resolved": found.resolved
         and {"host": found.resolved.host, "private_address": "deny", "opened_by": found.resolved.opener},
@@ -420,17 +420,17 @@ def _as_object(found: Explanation, missing: str | None) -> dict[str, object]:
         and {"passes": found.websocket.passes, "reason": _websocket_obstacle(found.websocket)},
         "passthrough": found.passthrough,
         "readings": [
-            {"reading": path.reading, "path": path.path, "verdict": one.action, "rule": one.rule}
-            for path, one in found.by_reading
+            {"reading": path.reading, "path": path.path, "verdict": read_as.action, "rule": read_as.rule}
+            for path, read_as in found.by_reading
         ],
-        "passed_over": [_passed_fields(one) for one in found.passed_over],
+        "passed_over": [_passed_fields(passed) for passed in found.passed_over],
         "not_reached": [_named(rule) for rule in found.not_reached],
-        "not_applied": [_passed_fields(one) for one in found.not_applied],
+        "not_applied": [_passed_fields(passed) for passed in found.not_applied],
     }
 
 
-def _passed_fields(one: PassedOver) -> dict[str, object]:
-    return {**_named(one.entry), "fields": one.fields}
+def _passed_fields(passed: PassedOver) -> dict[str, object]:
+    return {**_named(passed.entry), "fields": passed.fields}
 
 
 def _named(entry: Entry) -> dict[str, object]:

@@ -160,7 +160,7 @@ def _show(directory: Path, state: Path, now: datetime, *, as_json: bool) -> None
 
     grants, counts = _grants(directory, state, now), GrantUses(state)
     if as_json:
-        show_json({"grants": [_object(one, counts, now) for one in grants]})
+        show_json({"grants": [_object(grant, counts, now) for grant in grants]})
         return
     for one in grants:
         ends = "lapsed" if one.lapsed(now) else until(one, now)
@@ -186,12 +186,12 @@ def _grants(directory: Path, state: Path, now: datetime) -> tuple[Rule, ...]:
         return in_force.source.grants
 
 
-def _left(one: Rule, counts: GrantUses) -> str:
+def _left(rule: Rule, counts: GrantUses) -> str:
     try:
-        left = counts.left(one)
+        left = counts.left(rule)
     except OSError as error:
         return f", uses left unknown ({error.strerror})"
-    return "" if left is None else f", {left:,} of {quantity(one.uses or 0, 'use')} left"
+    return "" if left is None else f", {left:,} of {quantity(rule.uses or 0, 'use')} left"
 
 
 def _revoke(directory: Path, state: Path, name: str, now: datetime, *, as_json: bool) -> None:
@@ -217,15 +217,15 @@ def _prune(directory: Path, state: Path, now: datetime, *, as_json: bool) -> Non
     if in_force is not None:  # else the counts may be those of another policy
         GrantUses(state).forget((*left, *in_force.source.grants), (now - _AN_HOUR).timestamp())
     if as_json:
-        show_json({"removed": [one.name for one in lapsed], "left": len(left)})
+        show_json({"removed": [grant.name for grant in lapsed], "left": len(left)})
         return
-    names = f": {', '.join(printable(one.name) for one in lapsed)}" if lapsed else ""
+    names = f": {', '.join(printable(grant.name) for grant in lapsed)}" if lapsed else ""
     click.echo(f"Removed {quantity(len(lapsed), 'lapsed grant')}{names}. {quantity(len(left), 'grant')} left.")
 
 
 def _granted_object(granted: Granted) -> dict[str, object]:
     effect = granted.effect
-    closed = (*(found.rule for found in effect.deniers), *(one.name for one in effect.closing))
+    closed = (*(found.rule for found in effect.deniers), *(grant.name for grant in effect.closing))
     return {
         "granted": granted.file is not None,
         "name": granted.grant.name if granted.file else None,
@@ -238,17 +238,17 @@ def _granted_object(granted: Granted) -> dict[str, object]:
     }
 
 
-def _object(one: Rule, counts: GrantUses, now: datetime) -> dict[str, object]:
+def _object(rule: Rule, counts: GrantUses, now: datetime) -> dict[str, object]:
     from squidkeeper.change.approvals.new_grant import spelled
     from squidkeeper.change.approvals.wording import port_text
     from squidkeeper.policy.language.model import FINITE_FIELDS
 
-    match, left = one.match, None
+    match, left = rule.match, None
     with suppress(OSError):
-        left = counts.left(one)
+        left = counts.left(rule)
     return {
-        "name": one.name,
-        "location": str(one.location),
+        "name": rule.name,
+        "location": str(rule.location),
         "clients": None if match.clients is None else sorted(match.clients),
         "hosts": [spelled(pattern) for pattern in match.hosts or ()],
         "schemes": sorted(match.schemes or ()) or None,
@@ -257,11 +257,11 @@ def _object(one: Rule, counts: GrantUses, now: datetime) -> dict[str, object]:
         "urls": [url.text for url in match.urls or ()] or None,
         "methods": sorted(match.methods or ()) or None,
         **{field.name: field.written(match) or None for field in FINITE_FIELDS},
-        "expires": one.expires.isoformat() if one.expires else None,
-        "lapsed": one.lapsed(now),
-        "uses": one.uses,
+        "expires": rule.expires.isoformat() if rule.expires else None,
+        "lapsed": rule.lapsed(now),
+        "uses": rule.uses,
         "left": left,
-        "reason": one.reason,
-        "by": one.owner,
-        "made": one.made.isoformat() if one.made else None,
+        "reason": rule.reason,
+        "by": rule.owner,
+        "made": rule.made.isoformat() if rule.made else None,
     }

@@ -130,9 +130,9 @@ def listed(now: datetime) -> Change:
     def change(checkout: Checkout) -> tuple[str, list[str]]:
         loaded = load_or_refuse(read_sources(checkout.policy), now, "does not load")
         lines = []
-        for one in loaded.compiled.source.grants:
-            ends = "lapsed" if one.lapsed(now) else until(one, now)
-            lines += [f"{one.name}: {ends}", *(f"  {name:<11} {text}" for name, text in described(one))]
+        for grant in loaded.compiled.source.grants:
+            ends = "lapsed" if grant.lapsed(now) else until(grant, now)
+            lines += [f"{grant.name}: {ends}", *(f"  {name:<11} {text}" for name, text in described(grant))]
         return "", lines or ["There are no grants."]
 
     return change

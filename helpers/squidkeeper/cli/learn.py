@@ -108,12 +108,12 @@ def _beside(draft: Draft, folder: Path) -> tuple[Draft, tuple[str, ...]]:
     policy = policy_on_disk(folder) if _policy_file(folder) else None
     if policy is None:
         return draft, ()
-    clients = {one.name for one in policy.source.clients} & draft.defined.keys()
-    presets = {one.name for one in policy.source.presets} & {one.name for one in draft.presets}
+    clients = {client.name for client in policy.source.clients} & draft.defined.keys()
+    presets = {preset.name for preset in policy.source.presets} & {preset.name for preset in draft.presets}
     kept = replace(
         draft,
-        defined={name: one for name, one in draft.defined.items() if name not in clients},
-        presets=tuple(one for one in draft.presets if one.name not in presets),
+        defined={name: asker for name, asker in draft.defined.items() if name not in clients},
+        presets=tuple(preset for preset in draft.presets if preset.name not in presets),
     )
     named = ", ".join(sorted(clients | presets))
     return kept, (f"Left out, as another file of the folder defines it: {named}.",) if named else ()
@@ -139,7 +139,7 @@ def _policy(directory: Path, client: str | None) -> CompiledPolicy | None:
     from squidkeeper.cli.arguments import policy_on_disk
 
     policy = policy_on_disk(directory)
-    names = [one.name for one in policy.source.clients] if policy else []
+    names = [client.name for client in policy.source.clients] if policy else []
     if client is not None and client not in names:
         known = f"expected one of {', '.join(names)}" if names else f"there is none in {directory}"
         raise click.BadParameter(f"{client} is no client of the policy, {known}", param_hint="--client")
@@ -173,7 +173,7 @@ def _notes(uses: UseTable) -> Iterator[str]:
 def _few(draft: Draft, support: Support) -> Iterator[str]:
     from squidkeeper.change.learning.draft import Unproposed
 
-    few = sum(one.evidence.count for one in draft.listed if one.reason is Unproposed.FEW_CLIENTS)
+    few = sum(unproposed.evidence.count for unproposed in draft.listed if unproposed.reason is Unproposed.FEW_CLIENTS)
     if few:
         why = f"no {quantity(support.clients, 'client')} used the same"
         yield f"{quantity(few, 'request')} listed as few-clients, because {why}: --client NAME drafts for one client."

@@ -64,31 +64,31 @@ class FollowedLog:
         report_invalid(self._reader.invalid, self._reader.first_invalid)
 
     def _feed(self, lines: list[bytes]) -> None:
-        write(self._text(self, [one for one in self._reader.parse(lines) if self._is_wanted(one.record)]))
+        write(self._text(self, [parsed for parsed in self._reader.parse(lines) if self._is_wanted(parsed.record)]))
 
     def _is_wanted(self, record: Record) -> bool:
         is_shown = self._shows_tunnels or not is_opened_tunnel(record)
         return is_shown and all(wanted.holds(record) for wanted in self._filters)
 
     def _rows(self, records: list[LoggedRecord]) -> str:
-        return self._requests.lines(listing.request_row(one.record) for one in records)
+        return self._requests.lines(listing.request_row(record.record) for record in records)
 
     def _json_lines(self, records: list[LoggedRecord]) -> str:
-        return "".join(listing.json_line(one.line) for one in records)
+        return "".join(listing.json_line(record.line) for record in records)
 
     def _finding_rows(self, records: list[LoggedRecord]) -> str:
         return self._findings.lines(
-            listing.finding_row(one.record, found.kind, found.rule) for one, found in self._found(records)
+            listing.finding_row(parsed.record, found.kind, found.rule) for parsed, found in self._found(records)
         )
 
     def _json_findings(self, records: list[LoggedRecord]) -> str:
         found = self._found(records)
         return "".join(
-            listing.json_finding(finding.kind, finding.rule, finding.reason, one.line) for one, finding in found
+            listing.json_finding(finding.kind, finding.rule, finding.reason, parsed.line) for parsed, finding in found
         )
 
     def _found(self, records: list[LoggedRecord]) -> list[tuple[LoggedRecord, Finding]]:
-        found = [(one, finding) for one in records if (finding := self._checker.check(one.record))]
+        found = [(record, finding) for record in records if (finding := self._checker.check(record.record))]
         self.found += len(found)
         return found
 

@@ -113,7 +113,7 @@ class TableLog:
         if self._wanted.as_json:
             for found in listing.findings(table.connection, self._wanted.newest):
                 self.found += len(found)
-                write("".join(json_finding(*one) for one in found))
+                write("".join(json_finding(*finding) for finding in found))
         else:
             findings = FindingTable()
             for rows in listing.finding_rows(table.connection, self._wanted.newest):

@@ -89,7 +89,7 @@ def packed(name: str, kind: type[object]) -> Callable[[Callable[..., Any]], Call
     def pack(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
         def run(*given: Any, **options: Any) -> Any:
-            return command(*given, **{name: kind(**{one: options.pop(one) for one in names})}, **options)
+            return command(*given, **{name: kind(**{other: options.pop(other) for other in names})}, **options)
 
         return run
 
@@ -196,7 +196,7 @@ def _fleet(file: Path) -> LiveGateways | None:
 
     if not file.is_file() or not re.search("^gateways:", file.read_text(errors="replace"), re.MULTILINE):
         return None
-    return LiveGateways({one.name: one.address for one in read_fleet(file).gateways})
+    return LiveGateways({gateway.name: gateway.address for gateway in read_fleet(file).gateways})
 
 
 def archive_option(text: str, default: Path | None = DEFAULT_ARCHIVE, *, store: bool = False) -> Callable[[F], F]:

@@ -48,15 +48,15 @@ def quota(top: int, reset: str | None, as_json: bool, directory: Path, state: Pa
       sudo squidkeeper quota --reset uploads
     """
     quotas = _quotas(directory)
-    if reset is not None and reset not in {one.name for one in quotas}:
+    if reset is not None and reset not in {quota.name for quota in quotas}:
         raise click.BadParameter(f"the policy has no quota {reset!r}", param_hint="--reset")
     rows = _of_all_gateways(store, reset) if store else _of_this_gateway(directory, state, reset)
-    shown = [(one, _of(one, rows)) for one in quotas]
+    shown = [(quota, _of(quota, rows)) for quota in quotas]
     if as_json:
-        show_json([_as_object(one, used, top) for one, used in shown])
+        show_json([_as_object(count, used, top) for count, used in shown])
         return
-    for one, used in shown:
-        click.echo("\n".join(_lines(one, used, top)))
+    for counted, used in shown:
+        click.echo("\n".join(_lines(counted, used, top)))
     if not quotas:
         click.echo("The policy has no quotas.")
 
@@ -113,44 +113,44 @@ def _rows(counts: LocalCounts | ValkeyCounts, reset: str | None) -> list[Row]:
             counts.forget(reset)
         return [
             {
-                "quota": one.count.quota,
-                "unit": str(one.count.unit),
-                "every": str(one.count.window),
-                "holder": one.count.holder,
-                "used": one.used,
-                "resets_in_seconds": max(0, round(one.ends_in)),
+                "quota": use.count.quota,
+                "unit": str(use.count.unit),
+                "every": str(use.count.window),
+                "holder": use.count.holder,
+                "used": use.used,
+                "resets_in_seconds": max(0, round(use.ends_in)),
             }
-            for one in counts.uses()
+            for use in counts.uses()
         ]
 
 
-def _of(one: Quota, rows: Sequence[Row]) -> list[Row]:
-    asked = (one.name, str(one.unit), str(one.window))
+def _of(quota: Quota, rows: Sequence[Row]) -> list[Row]:
+    asked = (quota.name, str(quota.unit), str(quota.window))
     found = [row for row in rows if (row["quota"], row["unit"], row["every"]) == asked]
     return sorted(found, key=lambda row: (-row["used"], row["holder"]))
 
 
-def _as_object(one: Quota, used: Sequence[Row], top: int) -> Row:
+def _as_object(quota: Quota, used: Sequence[Row], top: int) -> Row:
     keys = ("holder", "used", "resets_in_seconds")
     return {
-        "quota": one.name,
-        "unit": str(one.unit),
-        "limit": one.limit,
-        "every": str(one.window),
-        "per": str(one.per),
+        "quota": quota.name,
+        "unit": str(quota.unit),
+        "limit": quota.limit,
+        "every": str(quota.window),
+        "per": str(quota.per),
         "used": [{key: row[key] for key in keys} for row in used[:top]],
         "holders": len(used),
     }
 
 
-def _lines(one: Quota, used: Sequence[Row], top: int) -> Iterator[str]:
+def _lines(quota: Quota, used: Sequence[Row], top: int) -> Iterator[str]:
     from squidkeeper.policy.language.quotas import shown_amount
 
-    yield f"{printable(one.name)}: {one.text}"
+    yield f"{printable(quota.name)}: {quota.text}"
     for row in used[:top]:
-        share = min(999, 100 * row["used"] // one.limit)
+        share = min(999, 100 * row["used"] // quota.limit)
         resets = duration(row["resets_in_seconds"])
-        yield f"  {share:>3} %  {printable(row['holder'])}  {shown_amount(one.unit, row['used'])}, resets in {resets}"
+        yield f"  {share:>3} %  {printable(row['holder'])}  {shown_amount(quota.unit, row['used'])}, resets in {resets}"
     if len(used) > top:
         yield f"         and {quantity(len(used) - top, 'more', 'more')}"
     if not used:

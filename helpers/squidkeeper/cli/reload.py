@@ -171,8 +171,8 @@ def _as_object(found: ReloadReport) -> dict[str, object]:
         "on_disk": found.on_disk,
         "verdict": verdict and {"accepts": verdict.accepts, **asdict(verdict)},
         "faults": [
-            {"file": one.location.file, "line": one.location.line, "code": one.code, "message": one.message}
-            for one in found.faults
+            {"file": fault.location.file, "line": fault.location.line, "code": fault.code, "message": fault.message}
+            for fault in found.faults
         ],
     }
 

@@ -70,7 +70,7 @@ def _gateway_name(value: str) -> str:
 
 def _balancers(value: str) -> tuple[str, ...]:
     try:
-        return NOT_BEHIND if value == "none" else tuple(str(ip_address(one)) for one in value.split(",") if value)
+        return NOT_BEHIND if value == "none" else tuple(str(ip_address(place)) for place in value.split(",") if value)
     except ValueError as error:
         raise click.BadParameter(f"{error}: name addresses, such as 10.0.0.5,10.0.0.6, or none") from error
 
@@ -79,7 +79,7 @@ def _networks(value: str) -> tuple[str, ...]:
     from squidkeeper.policy.language.hosts import parse_network
 
     try:
-        return NOT_SHOWN if value == "none" else tuple(str(parse_network(one)) for one in value.split(",") if value)
+        return NOT_SHOWN if value == "none" else tuple(str(parse_network(place)) for place in value.split(",") if value)
     except PatternError as error:
         raise click.BadParameter(f"{error}: name networks, such as 10.0.0.0/24,fd00::/64, or none") from error
 
@@ -163,8 +163,8 @@ def setup(fleet: Path | None, haproxy_cfg: Path, haproxy_state: Path, haproxy_pi
 
 
 def _refuse_options_of_a_gateway(context: click.Context) -> None:
-    others = [one for one in context.command.params if one.name not in _OF_FLEET]
-    unused = [one.opts[0] for one in others if context.get_parameter_source(one.name or "") is _COMMAND_LINE]
+    others = [parameter for parameter in context.command.params if parameter.name not in _OF_FLEET]
+    unused = [other.opts[0] for other in others if context.get_parameter_source(other.name or "") is _COMMAND_LINE]
     if "--uninstall" in unused:
         raise click.UsageError(
             "--fleet does not remove HAProxy: put haproxy.cfg.before-squidkeeper back as /etc/haproxy/haproxy.cfg and"

@@ -64,7 +64,7 @@ def _options(context: click.Context, layout: Layout) -> Iterator[str]:
 
 def _with_places(text: str, layout: Layout) -> str:
     """Name the places of a gateway as the defaults of options, whichever gateway this process is of."""
-    names = [one.name for one in fields(Layout)]
+    names = [field.name for field in fields(Layout)]
     places = {str(getattr(DEFAULT_LAYOUT, name)): str(getattr(layout, name)) for name in names}
     return re.sub(r"(?<=\[default: )[^\]]+", lambda found: places.get(found[0], found[0]), text)
 

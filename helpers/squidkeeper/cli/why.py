@@ -164,15 +164,15 @@ def why(
 
 def _gateways_of(ids: frozenset[str], fleet: LiveGateways) -> set[str]:
     """Name the gateways that IDs begin with; none, where one begins with no gateway of the fleet: all are asked."""
-    names = {found["gateway"] for one in ids if (found := _REQUEST_ID.fullmatch(one))}
+    names = {found["gateway"] for request_id in ids if (found := _REQUEST_ID.fullmatch(request_id))}
     return names if names <= fleet.addresses.keys() else set()
 
 
 def _ids_and_files(given: tuple[str, ...]) -> tuple[frozenset[str], tuple[Path, ...]]:
     from squidkeeper.record.log.log_files import STDIN
 
-    ids = frozenset(one for one in given if _REQUEST_ID.fullmatch(one))
-    files = tuple(Path(one) for one in given if one not in ids)
+    ids = frozenset(argument for argument in given if _REQUEST_ID.fullmatch(argument))
+    files = tuple(Path(argument) for argument in given if argument not in ids)
     for file in files:
         if file != STDIN and is_missing(file):
             message = f"{file}: no such file, and no request ID, which looks like {_SOME_ID}"
@@ -182,7 +182,7 @@ def _ids_and_files(given: tuple[str, ...]) -> tuple[frozenset[str], tuple[Path, 
 
 def _start(ids: frozenset[str], files: tuple[Path, ...]) -> datetime | None:
     """Return the time from which to read: an ID has the second at which its request began."""
-    seconds = [int(found["second"]) for one in ids if (found := _REQUEST_ID.fullmatch(one))]
+    seconds = [int(found["second"]) for request_id in ids if (found := _REQUEST_ID.fullmatch(request_id))]
     if seconds:
         return datetime.fromtimestamp(min(seconds), UTC)
     return None if files else datetime.now(UTC) - _USUAL_SPAN
@@ -268,15 +268,15 @@ class _Answer:
 
         found = [self._explained(group) for group in self._groups[:number]]
         newest = newest_first([*found, *self._unrecorded])[:number]
-        return [replace(one, remedy=with_commands(one.remedy, layout)) for one in newest]
+        return [replace(answer, remedy=with_commands(answer.remedy, layout)) for answer in newest]
 
     def _explained(self, group: FailureGroup) -> Explained:
         from squidkeeper.record.why.answer import explained
         from squidkeeper.record.why.details import detail_of
         from squidkeeper.record.why.search import is_unsure_of_user
 
-        one = explained(group, detail_of(group.newest[0], self._known), self._known.cache_log)
-        return replace(one, likely=True) if is_unsure_of_user(self._search.question, one.cause.code) else one
+        answer = explained(group, detail_of(group.newest[0], self._known), self._known.cache_log)
+        return replace(answer, likely=True) if is_unsure_of_user(self._search.question, answer.cause.code) else answer
 
     def as_text(self, shown: list[Explained], sources: TableSources) -> str:
         """Write the answer for people."""
@@ -289,7 +289,7 @@ class _Answer:
             told.insert(0, "No such failure.")
         told.append(f"{read} read, {self._search.failed:,} failed{since}.")
         causes = as_text(shown, with_gateways=self._read.gateways > 1)
-        return f"{causes}\n" * bool(shown) + "".join(f"{_printable(one)}\n" for one in told)
+        return f"{causes}\n" * bool(shown) + "".join(f"{_printable(text)}\n" for text in told)
 
     def _about_ids(self, sources: TableSources) -> Iterator[str]:
         from squidkeeper.record.why.search import about_other
@@ -317,7 +317,7 @@ class _Answer:
             yield f"cache.log was not read: {problem}"
         if self._read.is_cut:
             yield "Older failures were not read: choose a shorter time."
-        yield from (f"damaged: {one}" for one in skipped.damaged)
+        yield from (f"damaged: {file}" for file in skipped.damaged)
         if skipped.count:
             yield f"{quantity(skipped.count, 'invalid line')} skipped; the first: {skipped.first}"
 

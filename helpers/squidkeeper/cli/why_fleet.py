@@ -26,15 +26,15 @@ def ask_fleet(fleet: LiveGateways, names: Collection[str], words: Sequence[str],
 
     with TemporaryDirectory(prefix="squidkeeper-why-") as folder:
         answers = [*ask(fleet.of(names), ("why", *words), Path(folder))]
-        told = {one.gateway: _output(one) for one in answers if not one.problem}
-    problems = [one.problem for one in answers if one.problem]
+        told = {answer.gateway: _output(answer) for answer in answers if not answer.problem}
+    problems = [answer.problem for answer in answers if answer.problem]
     if as_json:
         show_json({"gateways": {name: _parsed(text) for name, text in told.items()}, "missing": problems})
     for name, text in ({} if as_json else told).items():
         click.echo(f"{name}:\n" + "".join(f"{printable(line)}\n" for line in text.splitlines()))
     for problem in problems:
         click.echo(printable(f"Not answered: {problem}"), err=True)
-    statuses = {one.status for one in answers}
+    statuses = {answer.status for answer in answers}
     return _NOTHING_TO_SAY if problems or statuses == {_NOTHING_TO_SAY} else int(1 in statuses)
 
 

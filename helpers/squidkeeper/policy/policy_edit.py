@@ -72,8 +72,8 @@ def remove_tokens(directory: Path, name: str, token_id: str | None, now: datetim
         removed.extend(map(_id_of, revoked))
         kept = [one for one in listed if one not in revoked]
         if kept:
-            for one in revoked:
-                listed.remove(one)
+            for token in revoked:
+                listed.remove(token)
         else:
             entry.ca.items.pop(_TOKENS, None)  # a comment on the last token goes with it
             entry[_TOKENS] = round_trip_yaml().load("[]")
@@ -123,7 +123,7 @@ def _edit(
         )
         document = _document_of(sources.documents, name)
         new = parse_document(document.path, _with_clients(document, change, comments_may_go=comments_may_go))
-        documents = tuple(new if one is document else one for one in sources.documents)
+        documents = tuple(new if other is document else other for other in sources.documents)
         after = load_or_refuse(replace(sources, documents=documents), now, f"does not load with this change of {name}")
         _check_rest(loaded, after, document, new, name)
         _write(document, new.content)
@@ -202,11 +202,11 @@ def _section(text: str, change: Callable[[_Entries], None]) -> str:
 
 def _check_rest(before: LoadedPolicy, after: LoadedPolicy, old: Document, new: Document, name: str) -> None:
     def rest(policy: LoadedPolicy) -> list[tuple[object, ...]]:
-        clients = (one for one in policy.compiled.source.clients if one.name != name)
-        return [(one.name, one.networks, one.users, one.tokens) for one in clients]
+        clients = (client for client in policy.compiled.source.clients if client.name != name)
+        return [(client.name, client.networks, client.users, client.tokens) for client in clients]
 
     def networks(policy: LoadedPolicy) -> list[object]:
-        return [one.networks for one in policy.compiled.source.clients if _is_known(one, name, before)]
+        return [client.networks for client in policy.compiled.source.clients if _is_known(client, name, before)]
 
     same = {key: value for key, value in old.data.items() if key != _CLIENTS} == {
         key: value for key, value in new.data.items() if key != _CLIENTS
@@ -216,7 +216,7 @@ def _check_rest(before: LoadedPolicy, after: LoadedPolicy, old: Document, new: D
 
 
 def _is_known(client: Client, name: str, before: LoadedPolicy) -> bool:
-    return client.name == name and any(one.name == name for one in before.compiled.source.clients)
+    return client.name == name and any(other.name == name for other in before.compiled.source.clients)
 
 
 def _write(document: Document, content: bytes) -> None:

@@ -305,7 +305,7 @@ def unrecorded_url(text: str) -> str:
     ahead = _UP_TO_PATH.match(text)
     if ahead is None or "%" not in ahead[0]:
         return text
-    host = _ESCAPES_IN_HOST.sub(lambda one: unquote_to_bytes(one[0]).decode("utf-8", "surrogateescape"), ahead[0])
+    host = _ESCAPES_IN_HOST.sub(lambda match: unquote_to_bytes(match[0]).decode("utf-8", "surrogateescape"), ahead[0])
     return host + text[ahead.end() :]
 
 

@@ -245,7 +245,7 @@ class Webhook:
         try:
             untold = [ticket for ticket in store.pending(now) if not ticket.told]
             key = store.key if untold else b""
-            new = [ticket for one in untold if (ticket := sound_ticket(asdict(one), key))]
+            new = [ticket for waiting in untold if (ticket := sound_ticket(asdict(waiting), key))]
             if not new:
                 return False
             _post(settings, webhook_body(settings.format, _in_turn(new), gethostname(), now), now)

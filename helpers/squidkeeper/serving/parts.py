@@ -48,11 +48,11 @@ class Part(StrEnum):
 
 
 def _reads_headers(policy: Policy) -> bool:
-    return bool(policy.sealing_keys) or any(signs(one.form) for one in policy.credentials)
+    return bool(policy.sealing_keys) or any(signs(credential.form) for credential in policy.credentials)
 
 
 def _opens_private(policy: Policy) -> bool:
-    return any(rule.private for rule in policy.rules_and_grants) or any(one.private for one in policy.rewrites)
+    return any(rule.private for rule in policy.rules_and_grants) or any(rewrite.private for rewrite in policy.rewrites)
 
 
 def _has_websockets(policy: Policy) -> bool:
@@ -63,25 +63,25 @@ def _has_websockets(policy: Policy) -> bool:
 
 # Whether a policy needs a part.
 NEEDED: Final[Mapping[Part, Callable[[Policy], bool]]] = {
-    Part.ASK: lambda one: one.ask_default or any(rule.action is Action.ASK for rule in one.rules),
+    Part.ASK: lambda policy: policy.ask_default or any(rule.action is Action.ASK for rule in policy.rules),
     Part.CERTIFICATES: lambda _: True,
-    Part.CREDENTIALS: lambda one: bool(one.credentials or one.sealing_keys or one.rewrites),
+    Part.CREDENTIALS: lambda policy: bool(policy.credentials or policy.sealing_keys or policy.rewrites),
     Part.CREDENTIALS_BY_HEADERS: _reads_headers,
-    Part.LOGIN: lambda one: any(client.tokens is not None for client in one.clients),
+    Part.LOGIN: lambda policy: any(client.tokens is not None for client in policy.clients),
     Part.OVERRIDE_HEADERS: lambda _: True,
     Part.PAGES: lambda _: True,
-    Part.PASSTHROUGH: lambda one: any(rule.passthrough for rule in one.rules_and_grants),
+    Part.PASSTHROUGH: lambda policy: any(rule.passthrough for rule in policy.rules_and_grants),
     Part.PRIVATE: _opens_private,
-    Part.QUOTAS: lambda one: bool(one.quotas),
-    Part.READ_HEADERS: lambda one: one.watches_requests or _reads_headers(one),
-    Part.REWRITES: lambda one: (
-        bool(one.rewrites) or any(isinstance(credential.form, QueryParameters) for credential in one.credentials)
+    Part.QUOTAS: lambda policy: bool(policy.quotas),
+    Part.READ_HEADERS: lambda policy: policy.watches_requests or _reads_headers(policy),
+    Part.REWRITES: lambda policy: (
+        bool(policy.rewrites) or any(isinstance(credential.form, QueryParameters) for credential in policy.credentials)
     ),
     Part.SHARED: may_share,
-    Part.SINGLE: lambda one: any(rule.connections == "single" for rule in one.rules_and_grants),
-    Part.STRIP: lambda one: any(rule.strip for rule in one.rules_and_grants),
-    Part.UPSTREAMS: lambda one: bool(one.upstreams),
-    Part.WATCH: lambda one: one.watches_requests,
+    Part.SINGLE: lambda policy: any(rule.connections == "single" for rule in policy.rules_and_grants),
+    Part.STRIP: lambda policy: any(rule.strip for rule in policy.rules_and_grants),
+    Part.UPSTREAMS: lambda policy: bool(policy.upstreams),
+    Part.WATCH: lambda policy: policy.watches_requests,
     Part.WEBSOCKET: _has_websockets,
 }
 
@@ -129,9 +129,9 @@ def _of_strip(strip: Strip | None) -> Iterator[str]:
 
 
 def _of_credentials(credentials: Iterable[Credential]) -> Iterator[str]:
-    for one in credentials:
-        yield from (f"inject.{header.lower()}" for header in one.form.rendered)
-        if isinstance(one.form, AwsSigV4):
+    for credential in credentials:
+        yield from (f"inject.{header.lower()}" for header in credential.form.rendered)
+        if isinstance(credential.form, AwsSigV4):
             yield "inject.aws_sigv4"
 
 

@@ -95,7 +95,7 @@ class LastAsked:
 
     def write(self) -> None:
         """Append what was asked; a full file begins again. A failure loses it."""
-        lines = b"".join(msgspec.json.encode(one) + b"\n" for one in self._named())
+        lines = b"".join(msgspec.json.encode(crash) + b"\n" for crash in self._named())
         with suppress(OSError):
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
             with open(os.open(self._file, flags, 0o640), "ab") as file:

@@ -130,7 +130,7 @@ def _check_not_open(directory: Path, state: Path, ticket: Ticket) -> None:
     for policy in policies:
         found = decide_again(policy, GrantUses(state).is_spent, ticket.asked, now)
         if found.allowed:
-            is_grant = any(one.location == found.location for one in policy.source.grants)
+            is_grant = any(grant.location == found.location for grant in policy.source.grants)
             how = f"squidkeeper grant --revoke {quote(found.rule)}" if is_grant else "change the policy"
             place = f" ({found.location})" if found.location else ""
             why = f"ticket {ticket.number} is open, by {found.rule}{place}: close that first ({how})"

@@ -79,12 +79,12 @@ def _planned(edit: _Edit, new: NewGrant, now: datetime, uses: GrantUses | None) 
     entry = _mapping(new, name, now)
     after, document = edit.granted(entry)
     compiled = after.compiled
-    grant = next(one for one in compiled.source.grants if one.name == name)
+    grant = next(grant for grant in compiled.source.grants if grant.name == name)
     if _plain(compiled.source.grants) != [*_plain(before.grants), *_plain((grant,))]:
         raise EditRefused(f"{document.path} has a form that this command cannot edit: edit it by hand")
     effect = effect_of(_without_spent(compiled, before.grants, uses), grant, now)
     if effect.opens:
-        warnings = tuple(one.text for one in lint(compiled.source, now) if one.location == grant.location)
+        warnings = tuple(warning.text for warning in lint(compiled.source, now) if warning.location == grant.location)
         return Granted(grant, effect, document.path, warnings), document
     if effect.deniers:
         raise EditRefused(_denied_by(effect))
@@ -92,10 +92,10 @@ def _planned(edit: _Edit, new: NewGrant, now: datetime, uses: GrantUses | None) 
 
 
 def _without_spent(policy: CompiledPolicy, earlier: tuple[Rule, ...], uses: GrantUses | None) -> CompiledPolicy:
-    spent = {one.name for one in earlier if uses and one.uses is not None and uses.is_spent(one)}
+    spent = {grant.name for grant in earlier if uses and grant.uses is not None and uses.is_spent(grant)}
     if not spent:
         return policy
-    kept = tuple(one for one in policy.source.grants if one.name not in spent)
+    kept = tuple(grant for grant in policy.source.grants if grant.name not in spent)
     return CompiledPolicy(replace(policy.source, grants=kept))
 
 
@@ -109,7 +109,7 @@ def remove_grant(directory: Path, name: str, now: datetime) -> bool:
             _remove_unchecked(sources, name, error)
             return False
         grants = edit.loaded.compiled.source.grants
-        grant = next((one for one in grants if one.name == name), None)
+        grant = next((grant for grant in grants if grant.name == name), None)
         file = grants_file(directory)
         if grant is None:
             raise EditRefused(f"there is no grant {name!r}: `squidkeeper grant --list` shows them")
@@ -131,7 +131,7 @@ def _remove_unchecked(sources: Sources, name: str, error: PolicyError) -> None:
     kept, listed = _listed(after), _listed(before)
     if kept == listed:
         raise EditRefused(f"there is no grant {name!r} in {path}")
-    if kept != [one for one in listed if one.get("name") != name]:
+    if kept != [entry for entry in listed if entry.get("name") != name]:
         raise EditRefused(f"{path} has a form that this command cannot edit: edit it by hand")
     _write(sources, after)
 
@@ -151,9 +151,9 @@ def prune_grants(directory: Path, now: datetime) -> tuple[list[Rule], list[Rule]
     with locked(directory):
         edit = _Edit.begin(directory, now)
         grants, file = edit.loaded.compiled.source.grants, str(grants_file(directory))
-        lapsed = [one for one in grants if one.lapsed(now) and one.location.file == file]
-        edit.remove({one.name for one in lapsed})
-        return lapsed, [one for one in grants if one not in lapsed]
+        lapsed = [grant for grant in grants if grant.lapsed(now) and grant.location.file == file]
+        edit.remove({grant.name for grant in lapsed})
+        return lapsed, [grant for grant in grants if grant not in lapsed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,14 +190,14 @@ class _Edit:
 
         document, what = self._changed(lambda grants: _delete(grants, names)), ", ".join(sorted(names))
         after = load_or_refuse(replace(self.sources, granted=document), self.now, f"does not load without {what}")
-        kept = [one for one in self.loaded.compiled.source.grants if one.name not in names]
+        kept = [grant for grant in self.loaded.compiled.source.grants if grant.name not in names]
         if _plain(after.compiled.source.grants) != _plain(tuple(kept)):
             raise EditRefused(f"{document.path} has a form that this command cannot edit: edit it by hand")
         _write(self.sources, document)
 
 
 def _plain(grants: tuple[Rule, ...]) -> list[Rule]:
-    return [replace(one, location=_NOWHERE) for one in grants]
+    return [replace(grant, location=_NOWHERE) for grant in grants]
 
 
 def _check_clients(new: NewGrant, policy: Policy) -> None:

@@ -108,13 +108,13 @@ class Effect:
 def effect_of(policy: CompiledPolicy, grant: Rule, at: datetime) -> Effect:
     """Try a grant of a policy."""
     decisions = [decide(policy, policy.match(request_to(*asked)), at) for asked in _requests(policy.source, grant)]
-    opened = [one for one in decisions if one.allowed and one.location == grant.location]
-    others = {one.rule: one for one in decisions if one.location != grant.location}.values()
+    opened = [decision for decision in decisions if decision.allowed and decision.location == grant.location]
+    others = {decision.rule: decision for decision in decisions if decision.location != grant.location}.values()
     return Effect(
         opens=bool(opened) or not decisions,
-        deniers=tuple(one for one in others if not one.allowed),
-        openers=tuple(one for one in others if one.allowed),
-        credentials=tuple(dict.fromkeys(credential.name for one in opened for credential in one.credentials)),
+        deniers=tuple(other for other in others if not other.allowed),
+        openers=tuple(other for other in others if other.allowed),
+        credentials=tuple(dict.fromkeys(credential.name for opening in opened for credential in opening.credentials)),
         closing=() if grant.match.urls else tuple(_closing(policy, grant, at)),
     )
 
@@ -134,7 +134,7 @@ def _asker(client: Client) -> tuple[str | None, str | None]:
 def _urls(grant: Rule) -> Iterator[str]:
     match = grant.match
     if match.urls:
-        yield from (one.text for one in match.urls)
+        yield from (exact.text for exact in match.urls)
         return
     paths = [sample_path(pattern.text) for pattern in match.paths or ()] or _PATHS
     for scheme, pattern, path in product(sorted(match.schemes or DEFAULT_PORTS), match.hosts or (), paths):

@@ -82,9 +82,9 @@ def reach(
         match = policy.match(request)
         decision = decide(policy, match, at)
         if decision.asks and not decision.allowed:
-            for one in asked_about:
-                for scope in one.lets_through(question, match, decision):
-                    found[one.ticket.number][scope] += question.count
+            for asking in asked_about:
+                for scope in asking.lets_through(question, match, decision):
+                    found[asking.ticket.number][scope] += question.count
     return found
 
 

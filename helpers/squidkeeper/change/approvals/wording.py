@@ -52,15 +52,15 @@ def _at(location: object) -> str:
     return f" ({location})" if location else ""
 
 
-def until(one: Rule, now: datetime) -> str:
+def until(rule: Rule, now: datetime) -> str:
     """Tell when a grant lapses."""
-    expires = one.expires or now
+    expires = rule.expires or now
     return f"until {expires.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC ({duration((expires - now).total_seconds())})"
 
 
-def described(one: Rule) -> Iterator[tuple[str, str]]:
+def described(rule: Rule) -> Iterator[tuple[str, str]]:
     """Return the fields of a grant as text for a terminal."""
-    match = one.match
+    match = rule.match
     clients = "any client" if match.clients is None else _joined(sorted(match.clients))
     fields = (
         ("clients", clients),
@@ -71,9 +71,9 @@ def described(one: Rule) -> Iterator[tuple[str, str]]:
         ("paths", _joined(pattern.text for pattern in match.paths or ())),
         ("methods", _joined(sorted(match.methods or ()))),
         *((field.name, _joined(field.written(match))) for field in FINITE_FIELDS),
-        ("uses", f"{one.uses:,} at most" if one.uses is not None else ""),
-        ("reason", printable(one.reason or "")),
-        ("by", printable(one.owner or "")),
+        ("uses", f"{rule.uses:,} at most" if rule.uses is not None else ""),
+        ("reason", printable(rule.reason or "")),
+        ("by", printable(rule.owner or "")),
     )
     return ((name, text) for name, text in fields if text)
 

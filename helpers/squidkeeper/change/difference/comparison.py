@@ -123,7 +123,7 @@ def compare(policies: Policies, at: datetime) -> Comparison:
 
 def _not_told_apart(policies: Policies) -> str | None:
     """Name the declared fields that an entry has: their values are not cut into cells, so nothing is proven."""
-    matches = [one.match for policy in policies for one in (*all_entries(policy), *policy.source.grants)]
+    matches = [entry.match for policy in policies for entry in (*all_entries(policy), *policy.source.grants)]
     used = [field.name for field in FINITE_FIELDS if any(map(field.written, matches))]
     return f"what {' and '.join(used)} tells apart, which is unproven" if used else None
 
@@ -200,9 +200,9 @@ class _Run:
             at = self.parts.moments[min(moments)]
             kinds = alike(self.parts.clients, partial(client_key, entries=entries, quotas=quotas, at=at))
             for kind, span in product(kinds, spans):
-                client, one = kind[0], span[0]
+                client, ports = kind[0], span[0]
                 request = Request(
-                    CONNECT, client.host, client.user, one.scheme, one.example, host.example, login=client.login
+                    CONNECT, client.host, client.user, ports.scheme, ports.example, host.example, login=client.login
                 )
                 yield Cell(moments, frozenset(kind), frozenset(span), frozenset({CONNECT}), host), _Example(request, at)
 
@@ -214,7 +214,7 @@ class _Run:
         return [*kept, *(source.credentials[at] for at in credentials), *(source.upstreams[at] for at in upstreams)]
 
     def _moments_of(self, entries: Sequence[Sequence[AnyEntry]]) -> Iterator[frozenset[int]]:
-        timed = list(_timed(one for side in entries for one in side if isinstance(one, Rule)))
+        timed = list(_timed(entry for side in entries for entry in side if isinstance(entry, Rule)))
         clients = [client for policy in self.policies for client in policy.source.clients]
         tokens = [token for client in clients for token in client.tokens or ()]
         found: dict[Hashable, list[int]] = {}
@@ -235,43 +235,47 @@ class _Run:
         A cell without one that is predicted to differ in the same way, by the same rules, as a cell with one is no
         doubt of its own: it may be empty.
         """
-        found = [(one, self._shown(cell, example, one)) for one in some]
+        found = [(differing, self._shown(cell, example, differing)) for differing in some]
         proven = {(change, one.before.rule, one.after.rule) for one, shown in found for change in shown}
-        for one, shown in found:
+        for difference, shown in found:
             yield from shown.values()
-            for change in one.changes:
+            for change in difference.changes:
                 if change not in shown:
-                    is_proven = (change, one.before.rule, one.after.rule) in proven
-                    doubt = None if is_proven and one.doubt in (Doubt.EXPRESSION, Doubt.PATHS) else one.doubt
-                    here = replace(cell, matched=one.matched, held=one.held)
-                    yield CellDifference(here, change, one.before, one.after, None, doubt, one.cells)
+                    is_proven = (change, difference.before.rule, difference.after.rule) in proven
+                    doubt = (
+                        None if is_proven and difference.doubt in (Doubt.EXPRESSION, Doubt.PATHS) else difference.doubt
+                    )
+                    here = replace(cell, matched=difference.matched, held=difference.held)
+                    yield CellDifference(
+                        here, change, difference.before, difference.after, None, doubt, difference.cells
+                    )
 
-    def _shown(self, cell: Cell, example: _Example, one: UrlDifference) -> dict[Change, CellDifference]:
-        here = replace(cell, matched=one.matched, held=one.held)
+    def _shown(self, cell: Cell, example: _Example, difference: UrlDifference) -> dict[Change, CellDifference]:
+        here = replace(cell, matched=difference.matched, held=difference.held)
         shown: dict[Change, CellDifference] = {}
-        for url in one.urls(example.request):
+        for url in difference.urls(example.request):
             asked = example.asked(url)
             before, after = (judge(policy, asked) for policy in self.policies)
             changed = changes(before, after)
             # One request does not tell what becomes of another that is for the target already.
-            before = replace(before, otherwise=one.before.otherwise)
-            after = replace(after, otherwise=one.after.otherwise)
+            before = replace(before, otherwise=difference.before.otherwise)
+            after = replace(after, otherwise=difference.after.otherwise)
             for change in changed:
-                shown.setdefault(change, CellDifference(here, change, before, after, asked, cells=one.cells))
-            if shown.keys() >= set(one.changes):
+                shown.setdefault(change, CellDifference(here, change, before, after, asked, cells=difference.cells))
+            if shown.keys() >= set(difference.changes):
                 break
         return shown
 
     def _of_exact_urls(self, cell: Cell, example: _Example, sides: Sequence[Side]) -> Iterator[CellDifference]:
         grants = {grant.name: grant for side in sides for grant in side.grants if grant.match.urls is not None}
         exact = dict.fromkeys(one for grant in grants.values() for one in grant.match.urls or ())
-        for one in exact:
-            if not any(span.holds(one.url.scheme, one.url.port) for span in cell.ports):
+        for url in exact:
+            if not any(span.holds(url.url.scheme, url.url.port) for span in cell.ports):
                 continue
-            asked = example.asked(str(one.url))
+            asked = example.asked(str(url.url))
             before, after = (judge(policy, asked) for policy in self.policies)
             if grants.keys() & (before.rules | after.rules):
-                here = replace(cell, exact=one)
+                here = replace(cell, exact=url)
                 yield from (CellDifference(here, change, before, after, asked) for change in changes(before, after))
 
     def _of_tunnels(self, cell: Cell, example: _Example, inside: Iterable[CellDifference]) -> Iterator[CellDifference]:

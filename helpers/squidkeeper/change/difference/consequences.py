@@ -85,7 +85,7 @@ class Consequence:
     @property
     def uses(self) -> int | None:
         """How many requests are allowed; None without a limit."""
-        return sum(one.uses for one in self.counts) if self.spent and not self.spent.allowed else None
+        return sum(count.uses for count in self.counts) if self.spent and not self.spent.allowed else None
 
     @property
     def closed(self) -> bool:
@@ -122,14 +122,14 @@ _COMPARED: dict[Change, Callable[[Consequence], object]] = {
 
 def quota_counts(quotas: Iterable[Quota], rule: str) -> tuple[frozenset[str]]:
     """Name the counts that a request is in, which a rule allows or asks about."""
-    return (frozenset(one.name if one.per is not Counted.RULE else f"{one.name} of {rule}" for one in quotas),)
+    return (frozenset(quota.name if quota.per is not Counted.RULE else f"{quota.name} of {rule}" for quota in quotas),)
 
 
 def counted(stages: Sequence[Consequence], grants: Iterable[Rule]) -> Consequence:
     """Join what becomes of a request by one grant that is counted after the other, and once they are spent."""
     first, spent = stages[0], stages[-1]
     passing = [stage for stage in stages if stage.allowed or stage.asks] or [first]
-    quotas = tuple(one for stage in passing for one in stage.quotas)
+    quotas = tuple(quota for stage in passing for quota in stage.quotas)
     first = replace(first, quotas=quotas if len(set(quotas)) > 1 else quotas[:1])
     counts = tuple(GrantCount(grant.name, grant.made, grant.uses or 0) for grant in grants)
     return replace(first, counts=counts, spent=spent) if counts else first
@@ -224,16 +224,16 @@ def _how(rewrite: Rewrite) -> str:
 
 def credential_texts(credentials: Iterable[Credential]) -> tuple[str, ...]:
     """Write what credentials put into a request, and where; without their names, and without any value."""
-    return tuple(sorted(text for one in credentials for text in form_texts(one.form)))
+    return tuple(sorted(text for credential in credentials for text in form_texts(credential.form)))
 
 
 def form_texts(form: Form) -> list[str]:
     """Write what a credential puts into a request, with the names of its secrets."""
     match form:
         case Headers(values):
-            return [f"{one.name}: {_value_text(one)}" for one in values]
+            return [f"{value.name}: {_value_text(value)}" for value in values]
         case QueryParameters(values):
-            return [f"?{one.name}={_value_text(one)}" for one in values]
+            return [f"?{value.name}={_value_text(value)}" for value in values]
         case AwsSigV4():
             return [f"aws_sigv4 {form.region} {form.service} {' '.join(form.secrets)}"]
         case _:

@@ -53,7 +53,7 @@ def named(chosen: Iterable[Traits], known: Iterable[Traits], every: str, rest: s
     some, universe = frozenset(chosen), frozenset(known)
     if some >= universe:
         return ()
-    regions = {trait: frozenset(one for one in universe if trait in one) for one in universe for trait in one}
+    regions = {trait: frozenset(one for one in universe if trait in one) for traits in universe for trait in traits}
     choice = _Choice(some, universe, regions, every, rest)
     ways = (_by_own_traits, _by_one_with_exceptions, _by_several_with_exceptions, _one_by_one)
     return next(filter(None, (way(choice) for way in ways)), ())
@@ -90,14 +90,14 @@ def _by_several_with_exceptions(choice: _Choice) -> Texts:
 
 
 def _one_by_one(choice: _Choice) -> Texts:
-    return tuple(_written(one, choice) for one in sorted(choice.some, key=sorted))
+    return tuple(_written(member, choice) for member in sorted(choice.some, key=sorted))
 
 
-def _written(one: Traits, choice: _Choice) -> str:
-    near = sorted({trait for other in choice.known if other > one for trait in other - one})
-    if not one:
+def _written(traits: Traits, choice: _Choice) -> str:
+    near = sorted({trait for other in choice.known if other > traits for trait in other - traits})
+    if not traits:
         return choice.rest.format(", ".join(near))
-    return " and ".join(sorted(one)) + (f", not {', '.join(near)}" if near else "")
+    return " and ".join(sorted(traits)) + (f", not {', '.join(near)}" if near else "")
 
 
 def _narrowest_first(item: tuple[str, _Region]) -> tuple[int, int, str]:
@@ -114,7 +114,7 @@ def _widest(regions: Mapping[str, _Region]) -> dict[str, _Region]:
 
 
 def _within(region: _Region, regions: Mapping[str, _Region]) -> dict[str, _Region]:
-    return {trait: one & region for trait, one in regions.items() if one & region}
+    return {trait: members & region for trait, members in regions.items() if members & region}
 
 
 def _union(regions: Mapping[str, _Region]) -> _Region:
@@ -123,7 +123,7 @@ def _union(regions: Mapping[str, _Region]) -> _Region:
 
 def path_texts(paths: frozenset[Hashable], known: frozenset[Hashable]) -> Texts:
     """Write paths: by patterns of the policies, or exact ones."""
-    exact = [one.text for one in paths if isinstance(one, ExactUrl)]
+    exact = [path.text for path in paths if isinstance(path, ExactUrl)]
     if exact:
         return tuple(sorted(exact))
     return named(_traits(paths, str), _traits(known, str), "every one", "every one except {}")
@@ -135,7 +135,7 @@ def query_texts(queries: frozenset[Hashable], known: frozenset[Hashable]) -> Tex
 
 
 def _traits(sets: Iterable[Hashable], write: Callable[[object], str]) -> list[Traits]:
-    return [frozenset(map(write, one)) for one in sets if isinstance(one, frozenset)]
+    return [frozenset(map(write, names)) for names in sets if isinstance(names, frozenset)]
 
 
 def _query(atom: object) -> str:
@@ -146,7 +146,7 @@ def _query(atom: object) -> str:
 
 def client_texts(clients: frozenset[Hashable], known: Sequence[ClientKind]) -> Texts:
     """Write clients, by their names in the policies."""
-    chosen = [_client(one) for one in known if one in clients]
+    chosen = [_client(value) for value in known if value in clients]
     return named(chosen, map(_client, known), "any client", "any client except {}")
 
 
@@ -167,12 +167,12 @@ def method_texts(methods: frozenset[Hashable], known: Sequence[str]) -> Texts:
     """Write methods; those in another case than upper only where that makes a difference."""
     if methods >= set(known):
         return ()
-    upper = [one for one in known if one.isupper()]
+    upper = [value for value in known if value.isupper()]
     others = next(iter(known[len(upper) - 1 : len(upper)]), "")  # it stands for those that no entry names
-    chosen = [str(one) for one in sorted(map(str, methods)) if one.isupper() or one.upper() not in methods]
+    chosen = [str(method) for method in sorted(map(str, methods)) if method.isupper() or method.upper() not in methods]
     if others not in methods:
         return tuple(chosen)
-    missing = [one for one in known if one not in methods and (one.isupper() or one.upper() in methods)]
+    missing = [value for value in known if value not in methods and (value.isupper() or value.upper() in methods)]
     return (f"every method except {', '.join(missing)}",)
 
 
@@ -182,8 +182,8 @@ def port_texts(ports: frozenset[Hashable], known: Sequence[Ports]) -> Texts:
         return ()
     found: list[str] = []
     for scheme in ("https", "http"):
-        of_scheme = [one for one in known if one.scheme == scheme]
-        chosen = [one for one in of_scheme if one in ports]
+        of_scheme = [value for value in known if value.scheme == scheme]
+        chosen = [other for other in of_scheme if other in ports]
         if chosen == of_scheme:
             found.append(f"{scheme} on every port")
         else:
@@ -193,11 +193,11 @@ def port_texts(ports: frozenset[Hashable], known: Sequence[Ports]) -> Texts:
 
 def _spans(scheme: str, chosen: Sequence[Ports]) -> list[str]:
     joined: list[tuple[int, int]] = []
-    for one in chosen:
-        if joined and joined[-1][1] + 1 == one.first and DEFAULT_PORTS[scheme] not in (one.first, joined[-1][1]):
-            joined[-1] = (joined[-1][0], one.last)
+    for ports in chosen:
+        if joined and joined[-1][1] + 1 == ports.first and DEFAULT_PORTS[scheme] not in (ports.first, joined[-1][1]):
+            joined[-1] = (joined[-1][0], ports.last)
         else:
-            joined.append((one.first, one.last))
+            joined.append((ports.first, ports.last))
     return [_span(scheme, *span) for span in joined]
 
 
@@ -212,7 +212,7 @@ def time_texts(moments: frozenset[Hashable], known: Sequence[datetime], holding:
     if len(moments) == len(known):
         return ()
     if holding:
-        chosen = [one for number, one in enumerate(holding) if number in moments]
+        chosen = [rule for number, rule in enumerate(holding) if number in moments]
         texts = named(chosen, holding, "any rule with a time holds,", "none of {}")
         return tuple(f"while {text} {'hold' if ' and ' in text else 'holds'}" for text in texts)
     found, number = [], 0
@@ -238,8 +238,8 @@ def _time(at: datetime) -> str:
 
 def host_texts(hosts: frozenset[Hashable], known: Sequence[HostClass]) -> Texts:
     """Write hosts; all of them are no text."""
-    chosen = [part for one in known if one in hosts for part in one.parts]
-    others = [part for one in known if one not in hosts for part in one.parts]
+    chosen = [part for value in known if value in hosts for part in value.parts]
+    others = [part for value in known if value not in hosts for part in value.parts]
     if not others:
         return ()
     if any(_is_any_other(part) for part in chosen):

@@ -121,8 +121,8 @@ def ports(policies: Sequence[CompiledPolicy]) -> list[Ports]:
     entries: Iterator[AnyEntry] = (entry for policy in policies for entry in all_entries(policy))
     bounds = {1, *DEFAULT_PORTS.values(), *(port + 1 for port in DEFAULT_PORTS.values())}
     for entry in entries:
-        for one in entry.match.ports or ():
-            bounds |= {one.start, one.stop}
+        for span in entry.match.ports or ():
+            bounds |= {span.start, span.stop}
     ordered = sorted(bound for bound in bounds if bound <= _LAST_PORT)
     spans = list(zip(ordered, [*(bound - 1 for bound in ordered[1:]), _LAST_PORT], strict=True))
     return [Ports(scheme, first, last) for scheme in ("https", "http") for first, last in spans]
@@ -160,14 +160,14 @@ def client_key(
     return client.refused, client.lapsed(at), tuple(held), tuple(under)
 
 
-def ports_key(one: Ports, entries: Sequence[Sequence[AnyEntry]]) -> object:
+def ports_key(ports: Ports, entries: Sequence[Sequence[AnyEntry]]) -> object:
     """Assign a key to a scheme and port, which the default can tell apart too."""
-    facts = HostFacts((), "", one.scheme, _NOWHERE, one.example)
+    facts = HostFacts((), "", ports.scheme, _NOWHERE, ports.example)
     fields = (HOST_FIELDS["schemes"], HOST_FIELDS["ports"])
     held = [
         holds(entry.match, facts, covers_every_port(entry)) for side in entries for entry in side for holds in fields
     ]
-    return one.scheme, covers_default_port(one.scheme, one.example), tuple(held)
+    return ports.scheme, covers_default_port(ports.scheme, ports.example), tuple(held)
 
 
 def method_key(method: str, entries: Sequence[Sequence[AnyEntry]]) -> object:

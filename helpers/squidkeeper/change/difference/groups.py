@@ -54,23 +54,23 @@ class _Box:
 def groups(comparison: Comparison) -> list[RequestDifference]:
     """Join the cells of a comparison by what is different and by the rules that decide before and after."""
     found: dict[Hashable, list[CellDifference]] = {}
-    for one in comparison.found:
-        found.setdefault(_key(one), []).append(one)
+    for difference in comparison.found:
+        found.setdefault(_key(difference), []).append(difference)
     order = list(Change)
     joined = [_group(comparison, cells) for cells in found.values()]
-    return sorted(joined, key=lambda one: (one.doubt is not None, order.index(one.change)))
+    return sorted(joined, key=lambda differing: (differing.doubt is not None, order.index(differing.change)))
 
 
-def _key(one: CellDifference) -> Hashable:
-    sides = ((side.rule, side.location) for side in (one.before, one.after))
-    return one.change, *sides, _detail(one), one.doubt
+def _key(difference: CellDifference) -> Hashable:
+    sides = ((side.rule, side.location) for side in (difference.before, difference.after))
+    return difference.change, *sides, _detail(difference), difference.doubt
 
 
-def _detail(one: CellDifference) -> Hashable:
+def _detail(difference: CellDifference) -> Hashable:
     """Return what else has to be the same: which credentials are gained, but not which URL each is rewritten to."""
-    if one.change in (Change.OPENED, Change.CLOSED, Change.REWRITE):
+    if difference.change in (Change.OPENED, Change.CLOSED, Change.REWRITE):
         return None
-    return tuple(value_of(one.change, side) for side in (one.before, one.after))
+    return tuple(value_of(difference.change, side) for side in (difference.before, difference.after))
 
 
 def value_of(change: Change, consequence: Consequence) -> object:
@@ -86,8 +86,8 @@ def _group(comparison: Comparison, cells: list[CellDifference]) -> RequestDiffer
     return RequestDifference(first.change, first.before, first.after, tuple(scopes), first.example, first.doubt)
 
 
-def _unlikeliness(one: CellDifference) -> tuple[bool, ...]:
-    asked = one.example
+def _unlikeliness(difference: CellDifference) -> tuple[bool, ...]:
+    asked = difference.example
     return asked is None, asked is None or asked.method != "GET", asked is None or asked.target.startswith("http:")
 
 
@@ -110,8 +110,8 @@ def _by_urls(cells: Iterable[CellDifference]) -> dict[tuple[frozenset[Hashable],
 
 def _box(cell: Cell) -> _Box:
     path: Hashable = cell.matched if cell.exact is None else cell.exact
-    one = (frozenset({cell.hosts}), frozenset({path}), frozenset({cell.held}))
-    return _Box(cell.moments, cell.clients, cell.ports, cell.methods, *one)
+    part = (frozenset({cell.hosts}), frozenset({path}), frozenset({cell.held}))
+    return _Box(cell.moments, cell.clients, cell.ports, cell.methods, *part)
 
 
 def _described(box: _Box, universe: tuple[frozenset[Hashable], ...]) -> _Box:
@@ -131,7 +131,7 @@ def _joined(boxes: list[_Box], fields: Iterable[str]) -> list[_Box]:
 
 
 def _union(box: _Box, some: Iterable[_Box], name: str) -> _Box:
-    values: dict[str, frozenset[Hashable]] = {name: frozenset().union(*(getattr(one, name) for one in some))}
+    values: dict[str, frozenset[Hashable]] = {name: frozenset().union(*(getattr(cell, name) for cell in some))}
     return replace(box, **values)
 
 

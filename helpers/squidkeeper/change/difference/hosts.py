@@ -69,13 +69,13 @@ def host_classes(policies: Sequence[CompiledPolicy]) -> list[HostClass]:
     for part in parts:
         found.setdefault(_key(policies, part.example), _Found()).parts.append(part)
     return [
-        HostClass(one.parts[0].example, _positions(policies, one.parts[0].example), tuple(one.parts))
-        for one in found.values()
+        HostClass(part.parts[0].example, _positions(policies, part.parts[0].example), tuple(part.parts))
+        for part in found.values()
     ]
 
 
 def _positions(policies: Sequence[CompiledPolicy], host: Host) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    return tuple(tuple(index.positions(host) for index in _indexes(one)) for one in policies)
+    return tuple(tuple(index.positions(host) for index in _indexes(policy)) for policy in policies)
 
 
 def _indexes(policy: CompiledPolicy) -> tuple[HostIndex, ...]:
@@ -94,7 +94,7 @@ def _used_lists(policies: Sequence[CompiledPolicy]) -> list[tuple[str, HostList]
         for name in entry.match.lists or ()
     }
     lists = [(name, policies[side].source.lists[name]) for side, name in sorted(named)]
-    if sum(len(one.trie) for _, one in lists) > _KEYS_AT_MOST:
+    if sum(len(listed.trie) for _, listed in lists) > _KEYS_AT_MOST:
         raise TooManyHostsError
     return lists
 
@@ -109,7 +109,7 @@ def _named(names: set[str], taken: set[str], lists: Sequence[tuple[str, HostList
             host = _under(name, depth, taken, lists)
             if host is not None:
                 yield HostPart(host, name, depth)
-    ending = next(one for one in _ENDINGS if _is_new(one, taken, lists))
+    ending = next(ending for ending in _ENDINGS if _is_new(ending, taken, lists))
     yield HostPart(Host(f"other.{ending}"), "", _DEEPEST)
 
 
@@ -150,7 +150,7 @@ def _listed(
                 continue
             for host in _hosts_of(stored, taken, lists):
                 keys = host_keys(host)
-                members = tuple(one.holds(host, keys) for _, one in lists)
+                members = tuple(listed.holds(host, keys) for _, listed in lists)
                 key = (*_place(host.text, names), members)
                 counts[key] += 1
                 if key not in firsts:
@@ -196,9 +196,9 @@ def _network_of(stored: str) -> Network:
 def _of_addresses(networks: Iterable[Network]) -> Iterator[HostPart]:
     named = set(networks)
     for version in (4, 6):
-        of_version = [one for one in (*named, *PRIVATE_NETWORKS, _MAPPED) if one.version == version]
+        of_version = [network for network in (*named, *PRIVATE_NETWORKS, _MAPPED) if network.version == version]
         size = 32 if version == 4 else 128
-        ends = (int(one.broadcast_address) + 1 for one in of_version)
+        ends = (int(network.broadcast_address) + 1 for network in of_version)
         bounds = sorted({0, *(int(one.network_address) for one in of_version), *(end for end in ends if end < 2**size)})
         for first, after in zip(bounds, [*bounds[1:], 2**size], strict=True):
             start, last = _address(first, version), _address(after - 1, version)

@@ -68,7 +68,7 @@ class Automaton:
     def characters(self, state: frozenset[int]) -> list[str]:
         """Return a character of each kind that the state tells apart."""
         literals = {literal[0] for literal in (self._literals[place] for place in state) if literal}
-        other = next((one for one in _OTHERS if one not in literals), None)
+        other = next((character for character in _OTHERS if character not in literals), None)
         return [*([other] if other else []), *sorted(literals | {"/"})]
 
     def _add(self, name: str, parts: Sequence[str]) -> int:
@@ -106,7 +106,7 @@ class Automaton:
     def _reach(self, place: int) -> frozenset[int]:
         found, waiting = {place}, [place]
         while waiting:
-            more = [one for one in self._skips[waiting.pop()] if one not in found]
+            more = [state for state in self._skips[waiting.pop()] if state not in found]
             found.update(more)
             waiting += more
         return frozenset(found)
@@ -183,8 +183,10 @@ def url_cells(entries: Iterable[Entry], samples: Iterable[str] = ()) -> UrlCells
     Raises `TooManyStatesError`.
     """
     kept = list(entries)
-    patterns = {one.text: one for entry in kept for one in entry.match.paths or () if not entry.match.any_path}
-    atoms = {QueryAtom(one.key, one.pattern, is_deny(entry)) for entry in kept for one in entry.match.query or ()}
+    patterns = {path.text: path for entry in kept for path in entry.match.paths or () if not entry.match.any_path}
+    atoms = {
+        QueryAtom(pattern.key, pattern.pattern, is_deny(entry)) for entry in kept for pattern in entry.match.query or ()
+    }
     cells = UrlCells(_path_cells(list(patterns.values()), samples), _query_cells(atoms))
     if len(cells.paths) * len(cells.queries) > _CELLS_AT_MOST:
         raise TooManyStatesError

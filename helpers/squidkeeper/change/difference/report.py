@@ -58,8 +58,8 @@ class SettingDifference:
 def compare_settings(old: Policy, new: Policy) -> list[SettingDifference]:
     """List the settings that differ. Paths below the folder of a policy are compared as they are relative to it."""
     before, after = dict(_settings(old)), dict(_settings(new))
-    settings = [*before, *(one for one in after if one not in before)]
-    values = ((one, before.get(one, LEFT_OUT), after.get(one, LEFT_OUT)) for one in settings)
+    settings = [*before, *(setting for setting in after if setting not in before)]
+    values = ((setting, before.get(setting, LEFT_OUT), after.get(setting, LEFT_OUT)) for setting in settings)
     found = [SettingDifference(one.kind, one.name, one.user, *pair) for one, *pair in values if pair[0] != pair[1]]
     counts_logins = any(quota.per is Counted.CLIENT for quota in old.quotas)
     return [one for one in found if one.kind is not SettingKind.LOGIN or _is_a_difference(one, counts_logins)]
@@ -74,7 +74,7 @@ def _settings(policy: Policy) -> Iterator[tuple[_Setting, str]]:
     yield _Setting(SettingKind.WATCHING, "watch_secrets"), "true" if policy.watch else "false"
     yield from _logins(policy)
     for kind, named in (("secret", policy.secrets), ("canary", policy.canaries)):
-        yield from ((_Setting(SettingKind.SECRET, f"{kind} {name}"), _source(one)) for name, one in named.items())
+        yield from ((_Setting(SettingKind.SECRET, f"{kind} {name}"), _source(secret)) for name, secret in named.items())
     for credential in policy.credentials:
         if credential.placeholder:
             setting = _Setting(SettingKind.PLACEHOLDER, f"placeholder {credential.placeholder}")
@@ -157,7 +157,7 @@ def report(
     if is_ceiling:
         found, settings = wider(found), wider_settings(settings, old.source)
     else:  # what could be granted is decided as before
-        found = [one for one in found if one.change is not Change.GRANTABLE]
+        found = [difference for difference in found if difference.change is not Change.GRANTABLE]
     return DifferenceReport(
         names,
         (old.revision, new.revision),
@@ -202,20 +202,20 @@ _CLOSES: dict[Change, Callable[[Consequence, Consequence], bool]] = {
 
 # When a setting only closes.
 _SETTING_CLOSES: dict[SettingKind, Callable[[SettingDifference, Policy], bool]] = {
-    SettingKind.WATCHING: lambda one, _: one.after == "true",
-    SettingKind.TOKEN: lambda one, ceiling: one.user not in ceiling.users or _ends_sooner(one),
-    SettingKind.SECRET: lambda one, ceiling: one.after == LEFT_OUT and ceiling.watch is None,
-    SettingKind.SEALING_KEY: lambda one, _: one.after == LEFT_OUT,
+    SettingKind.WATCHING: lambda setting, _: setting.after == "true",
+    SettingKind.TOKEN: lambda setting, ceiling: setting.user not in ceiling.users or _ends_sooner(setting),
+    SettingKind.SECRET: lambda setting, ceiling: setting.after == LEFT_OUT and ceiling.watch is None,
+    SettingKind.SEALING_KEY: lambda setting, _: setting.after == LEFT_OUT,
     SettingKind.PLACEHOLDER: lambda _one, _ceiling: True,  # it is no key
     SettingKind.RELOAD_GATE: lambda _one, _ceiling: True,
-    SettingKind.QUOTA: lambda one, _: _gives_no_more(one),
+    SettingKind.QUOTA: lambda setting, _: _gives_no_more(setting),
     SettingKind.QUOTA_NAMES: lambda _one, _ceiling: True,  # the requests tell
 }
 
 
 def wider(differences: Iterable[CellDifference]) -> list[CellDifference]:
     """Keep what does more, or may, than under the ceiling, which is the policy before."""
-    return [one for one in differences if _is_wider(one)]
+    return [difference for difference in differences if _is_wider(difference)]
 
 
 def wider_settings(differences: Iterable[SettingDifference], ceiling: Policy) -> list[SettingDifference]:
@@ -225,15 +225,15 @@ def wider_settings(differences: Iterable[SettingDifference], ceiling: Policy) ->
     ]
 
 
-def _is_wider(one: CellDifference) -> bool:
-    if one.change in _OPEN_NOTHING:
-        return one.doubt in (Doubt.LIMIT, Doubt.READINGS)
-    closes = _CLOSES.get(one.change)
-    return one.doubt is not None or closes is None or not closes(one.before, one.after)
+def _is_wider(difference: CellDifference) -> bool:
+    if difference.change in _OPEN_NOTHING:
+        return difference.doubt in (Doubt.LIMIT, Doubt.READINGS)
+    closes = _CLOSES.get(difference.change)
+    return difference.doubt is not None or closes is None or not closes(difference.before, difference.after)
 
 
-def _ends_sooner(one: SettingDifference) -> bool:
-    return one.after == LEFT_OUT or (one.before != LEFT_OUT and one.after <= one.before)
+def _ends_sooner(difference: SettingDifference) -> bool:
+    return difference.after == LEFT_OUT or (difference.before != LEFT_OUT and difference.after <= difference.before)
 
 
 def _gives_no_more(one: SettingDifference) -> bool:

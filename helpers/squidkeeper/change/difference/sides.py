@@ -40,14 +40,14 @@ class Side:
         """What the consequences for all URLs depend on, of one policy."""
         candidates, host = self.match.candidates, self.match.facts.host
         kept = (self.rules, self.grants, self.observing, candidates.rewrites)
-        names = (tuple(one.name for one in entries) for entries in kept)
-        credentials = tuple(one.name for one in candidates.credentials)
+        names = (tuple(entry.name for entry in entries) for entries in kept)
+        credentials = tuple(credential.name for credential in candidates.credentials)
         upstream = candidates.upstream and candidates.upstream.name
         facts = self.match.facts if candidates.rewrites else self.match.facts.method == "GET"
         private = (host.private, host.address is not None)
         default = (candidates.default.allowed, candidates.default.asks, candidates.default.observed)
         clients = self.match.facts.clients
-        quotas = tuple(one.name for one in self.policy.source.quotas if one.holds_for(clients))
+        quotas = tuple(quota.name for quota in self.policy.source.quotas if quota.holds_for(clients))
         return (self.denial, *names, quotas, credentials, upstream, private, self.unrestricted, facts, *default)
 
     @property
@@ -79,7 +79,7 @@ def consequence_in(side: Side, matched: Matched, held: Held) -> tuple[consequenc
     stages, grants, keys = [first], list[Rule](), [key]
     while grant is not None:
         grants.append(grant)
-        side = replace(side, grants=tuple(one for one in side.grants if one is not grants[-1]))
+        side = replace(side, grants=tuple(grant for grant in side.grants if grant is not grants[-1]))
         stage, key, grant = _consequence_now(side, matched, held)
         stages.append(stage)
         keys.append(key)
@@ -101,7 +101,7 @@ def _consequence_now(
     if not decision.allowed:
         refused = replace(consequences.denied_by(decision, host), observed=observed, quotas=_quotas(side, decision))
         return refused, decision.asks, None
-    grant, rewrite, names = decision.counted, applied.rewrite, [one.name for one in applied.credentials]
+    grant, rewrite, names = decision.counted, applied.rewrite, [credential.name for credential in applied.credentials]
     forwarded = (decision.websocket, decision.connections, decision.strip)
     key = (decision.private, forwarded, grant and grant.name, rewrite and rewrite.name, *names)
     consequence = _allowed(side, decision, applied, observed)
@@ -202,7 +202,7 @@ def _fetched(side: Side, rewrite: Rewrite) -> tuple[str, str]:
     if target.authority != _HOST and _HOST in target.authority:  # which host is fetched depends on the request
         source = policy.source
         return (
-            " ".join(f"{_match_key(one.match, source)} {_credential_key(one)}" for one in source.credentials),
+            " ".join(f"{_match_key(held.match, source)} {_credential_key(held)}" for held in source.credentials),
             " ".join(f"{_match_key(one.match, source)} {consequences.route_text(one)}" for one in source.upstreams),
         )
     host, port = (facts.host, None) if target.authority == _HOST else parse_authority(target.authority)
@@ -219,7 +219,7 @@ def _credential_key(credential: Credential) -> str:
 
 def _match_key(match: Match, policy: Policy) -> str:
     lists = {name: sha256(policy.lists[name].trie.tobytes()).hexdigest() for name in match.lists or ()}
-    clients = [one for one in policy.clients if one.name in (match.clients or ())]
-    members = [(one.networks, sorted(one.users or ()), one.tokens) for one in clients]
+    clients = [client for client in policy.clients if client.name in (match.clients or ())]
+    members = [(client.networks, sorted(client.users or ()), client.tokens) for client in clients]
     fields = (match.hosts, lists, match.schemes and sorted(match.schemes), match.ports)
     return f"{fields} {match.methods and sorted(match.methods)} {members if match.clients else None}"

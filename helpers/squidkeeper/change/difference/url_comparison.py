@@ -116,7 +116,7 @@ def _differences(old: Side, new: Side, cells: UrlCells) -> Iterator[UrlDifferenc
 def _own_changes(before: Consequence, after: Consequence) -> tuple[Change, ...]:
     """List the changes, less that of credentials where the target changes: they are those for the target."""
     found = changes(before, after)
-    return tuple(one for one in found if one is not Change.CREDENTIALS or Change.REWRITE not in found)
+    return tuple(change for change in found if change is not Change.CREDENTIALS or Change.REWRITE not in found)
 
 
 def _doubt(cells: UrlCells, matched: Matched) -> Doubt:

@@ -67,7 +67,7 @@ class Askers:
             self._members.setdefault(one.name, {})[asker.name] = asker.machine
         if self.only is None:
             return asker
-        known = next(one for one in clients if one.name == self.only)
+        known = next(client for client in clients if client.name == self.only)
         return Asker(self.only, asker.machine, login, known)
 
     def names(self, askers: Iterable[Asker]) -> tuple[tuple[str, ...], tuple[Asker | Client, ...]]:
@@ -75,16 +75,16 @@ class Askers:
 
         A client of the policy stands for its machines if it has at least two of them, and all that asked for anything.
         """
-        left = {one.name: one for one in askers}
+        left = {asker.name: asker for asker in askers}
         groups = []
         for client in self.policy.source.clients if self.policy and self.only is None else ():
             members = self._members.get(client.name, {})
             if len(set(members.values())) > 1 and members.keys() <= left.keys():
                 groups.append(client)
-                left = {name: one for name, one in left.items() if name not in members}
+                left = {name: asker for name, asker in left.items() if name not in members}
         alone = [left[name] for name in sorted(left, key=_by_address)]
-        defined: tuple[Asker | Client, ...] = (*groups, *(one.known or one for one in alone))
-        return tuple(one.name for one in defined), defined
+        defined: tuple[Asker | Client, ...] = (*groups, *(asker.known or asker for asker in alone))
+        return tuple(asker.name for asker in defined), defined
 
     def divided(self, named: Iterable[str]) -> dict[str, int]:
         """Return the clients of the policy of which some machines are named one by one, and how many of them."""
@@ -95,7 +95,7 @@ class Askers:
         if self.policy is None:
             return []
         names = self.policy.clients_of(address, login)
-        return [one for one in self.policy.source.clients if one.name in names]
+        return [client for client in self.policy.source.clients if client.name in names]
 
     def _machine(self, address: Host) -> str:
         if address.address is None:
@@ -103,12 +103,12 @@ class Askers:
         return (self.policy.machines if self.policy else _UNNAMED).of(address.address)
 
     def _names(self) -> frozenset[str]:
-        return frozenset(one.name for one in self.policy.source.clients) if self.policy else frozenset()
+        return frozenset(client.name for client in self.policy.source.clients) if self.policy else frozenset()
 
 
 @lru_cache(_CACHED)
 def _asker(address: Host, login: str | None, clients: tuple[Client, ...], names: frozenset[str], machine: str) -> Asker:
-    known = next((one for one in clients if _is_one_machine(one)), None)
+    known = next((client for client in clients if _is_one_machine(client)), None)
     if known:
         return Asker(known.name, machine, login, known)
     name = address.text if login is None else f"{login}@{address.text}"

@@ -123,29 +123,29 @@ def json_of(draft: Draft, notes: Iterable[str] = ()) -> str:
             "presets": [
                 {"preset": one.name, "clients": one.clients, **_evidence(one.evidence)} for one in draft.presets
             ],
-            "rules": [{**dict(_fields(one)), **_evidence(one.evidence)} for one in draft.rules],
+            "rules": [{**dict(_fields(rule)), **_evidence(rule.evidence)} for rule in draft.rules],
             "listed": [
                 {
-                    "reason": one.reason,
-                    "host": one.host,
-                    "detail": one.detail,
-                    "clients": one.clients,
-                    **_evidence(one.evidence),
+                    "reason": unproposed.reason,
+                    "host": unproposed.host,
+                    "detail": unproposed.detail,
+                    "clients": unproposed.clients,
+                    **_evidence(unproposed.evidence),
                 }
-                for one in draft.listed
+                for unproposed in draft.listed
             ],
         },
         indent=2,
     )
 
 
-def _evidence(one: Evidence) -> dict[str, object]:
+def _evidence(evidence: Evidence) -> dict[str, object]:
     return {
-        "requests": one.count,
-        "first": format_time(one.first),
-        "last": format_time(one.last),
-        "days": len(one.days),
-        "clients": one.clients,
+        "requests": evidence.count,
+        "first": format_time(evidence.first),
+        "last": format_time(evidence.last),
+        "days": len(evidence.days),
+        "clients": evidence.clients,
     }
 
 
@@ -168,18 +168,18 @@ def _clients(draft: Draft) -> Iterator[str]:
     if not draft.defined:
         return
     yield "clients: # leave out those that another file of the policy has"
-    for name, one in draft.defined.items():
+    for name, asker in draft.defined.items():
         yield f"  {_text(name)}:"
-        yield from _client(one) if isinstance(one, Client) else _asker(one)
+        yield from _client(asker) if isinstance(asker, Client) else _asker(asker)
 
 
-def _client(one: Client) -> Iterator[str]:
-    if one.networks is not None:
-        yield from _list("    networks", map(_network, one.networks))
-    if one.users is not None:
-        yield from _list("    users", sorted(one.users))
-    if one.tokens is not None:
-        tokens = (f"{{sha256: {_text(token.sha256)}{_until(token.expires)}}}" for token in one.tokens)
+def _client(client: Client) -> Iterator[str]:
+    if client.networks is not None:
+        yield from _list("    networks", map(_network, client.networks))
+    if client.users is not None:
+        yield from _list("    users", sorted(client.users))
+    if client.tokens is not None:
+        tokens = (f"{{sha256: {_text(token.sha256)}{_until(token.expires)}}}" for token in client.tokens)
         yield f"    token_sha256: [{', '.join(tokens)}]"
 
 
@@ -191,31 +191,31 @@ def _until(expires: datetime | None) -> str:
     return "" if expires is None else f", expires: {utc_time(expires)}"
 
 
-def _asker(one: Asker) -> Iterator[str]:
-    if one.network is not None:
-        yield from _list("    networks", [_network(one.network)])
-    if one.login is not None:
-        yield from _list("    users", [one.login])
+def _asker(asker: Asker) -> Iterator[str]:
+    if asker.network is not None:
+        yield from _list("    networks", [_network(asker.network)])
+    if asker.login is not None:
+        yield from _list("    users", [asker.login])
 
 
 def _presets(draft: Draft) -> Iterator[str]:
     if not draft.presets:
         return
     yield "presets:"
-    for one in draft.presets:
-        yield f"  # {_told(one.evidence)}"
-        yield f"  - preset: {_text(one.name)}"
-        yield from _list("    clients", one.clients)
+    for preset in draft.presets:
+        yield f"  # {_told(preset.evidence)}"
+        yield f"  - preset: {_text(preset.name)}"
+        yield from _list("    clients", preset.clients)
 
 
 def _rules(draft: Draft) -> Iterator[str]:
     if not draft.rules:
         return
     yield "rules:"
-    for number, one in enumerate(draft.rules):
+    for number, rule in enumerate(draft.rules):
         yield from ([""] if number else [])
-        yield f"  # {_told(one.evidence)}"
-        (_, name), *fields = _fields(one)
+        yield f"  # {_told(rule.evidence)}"
+        (_, name), *fields = _fields(rule)
         yield f"  - name: {_text(str(name))}"
         for field, value in fields:
             if isinstance(value, tuple):
@@ -227,17 +227,17 @@ def _rules(draft: Draft) -> Iterator[str]:
 _QUOTED: Final = frozenset({"clients", "hosts", "paths"})
 
 
-def _fields(one: LearnedRule) -> Iterator[tuple[str, object]]:
-    yield "name", one.name
+def _fields(rule: LearnedRule) -> Iterator[tuple[str, object]]:
+    yield "name", rule.name
     yield "action", "allow"
-    yield "clients", one.clients
-    yield "hosts", one.hosts
-    yield "schemes", one.schemes
-    if one.port is not None:
-        yield "ports", (one.port,)
-    yield "methods", one.methods
-    yield "paths", one.paths
-    if one.websocket:
+    yield "clients", rule.clients
+    yield "hosts", rule.hosts
+    yield "schemes", rule.schemes
+    if rule.port is not None:
+        yield "ports", (rule.port,)
+    yield "methods", rule.methods
+    yield "paths", rule.paths
+    if rule.websocket:
         yield "websocket", True
 
 
@@ -246,27 +246,27 @@ def _listed(draft: Draft) -> Iterator[str]:
         return
     yield from _comment("Listed, not proposed:")
     reasons: dict[Unproposed, list[Listed]] = {}
-    for one in draft.listed:
-        reasons.setdefault(one.reason, []).append(one)
+    for unproposed in draft.listed:
+        reasons.setdefault(unproposed.reason, []).append(unproposed)
     for reason, some in reasons.items():
         yield "#"
         yield from _comment(f"{reason}: {_EXPLAINED[reason]}")
-        for one in some[:_LINES_LISTED]:
-            what = " ".join(filter(None, (one.host, one.detail)))
-            yield f"#   {_shown(what)}: {_told(one.evidence)}, by {_shown(_some(one.clients))}"
+        for unproposed in some[:_LINES_LISTED]:
+            what = " ".join(filter(None, (unproposed.host, unproposed.detail)))
+            yield f"#   {_shown(what)}: {_told(unproposed.evidence)}, by {_shown(_some(unproposed.clients))}"
         left = some[_LINES_LISTED:]
         if left:
-            requests = sum(one.evidence.count for one in left)
+            requests = sum(apart.evidence.count for apart in left)
             yield f"#   and {thousands(len(left))} more, with {quantity(requests, 'request')}"
 
 
 # --- texts ----------------------------------------------------------------------------------------------------------
 
 
-def _told(one: Evidence) -> str:
-    first, last = (f"{at:%Y-%m-%d %H:%M}" for at in (one.first, one.last))
+def _told(evidence: Evidence) -> str:
+    first, last = (f"{at:%Y-%m-%d %H:%M}" for at in (evidence.first, evidence.last))
     period = first if first == last else f"{first} to {last[11:] if first[:10] == last[:10] else last}"
-    return f"{quantity(one.count, 'request')}, {quantity(one.clients, 'client')}, {period}"
+    return f"{quantity(evidence.count, 'request')}, {quantity(evidence.clients, 'client')}, {period}"
 
 
 def _some(clients: tuple[str, ...]) -> str:
@@ -279,8 +279,8 @@ def _text(text: str) -> str:
     return "".join(one if " " <= one <= "~" else _escape(one) for one in json.dumps(text, ensure_ascii=False))
 
 
-def _escape(one: str) -> str:
-    return f"\\u{ord(one):04x}" if one <= "\uffff" else f"\\U{ord(one):08x}"
+def _escape(character: str) -> str:
+    return f"\\u{ord(character):04x}" if character <= "\uffff" else f"\\U{ord(character):08x}"
 
 
 def _shown(text: str) -> str:
@@ -296,10 +296,10 @@ def _list(key: str, values: Iterable[str], *, quoted: bool = True) -> Iterator[s
     *written, last = [_text(value) if quoted else str(value) for value in values]
     line = f"{key}: ["
     indent = " " * (len(key) - len(key.lstrip()) + 4)
-    for one in (*(f"{value}," for value in written), f"{last}]"):
+    for word in (*(f"{value}," for value in written), f"{last}]"):
         space = "" if line.endswith(("[", " ")) else " "
-        if len(line) + len(space) + len(one) > _WIDTH and line.strip():
+        if len(line) + len(space) + len(word) > _WIDTH and line.strip():
             yield line
             line, space = indent, ""
-        line += f"{space}{one}"
+        line += f"{space}{word}"
     yield line

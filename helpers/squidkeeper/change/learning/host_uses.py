@@ -125,7 +125,7 @@ class HostUses:
         whole, openings, apart = self._unproposed(), Openings(), dict(self._apart)
         for (place, is_shape), evidence in self._evidence.items():
             paths = {} if whole else self._paths(place, is_shape=is_shape)
-            openings.update({Opening(place, shape): one for shape, one in paths.items()})
+            openings.update({Opening(place, shape): path for shape, path in paths.items()})
             if whole:
                 add_to(apart, (whole, ""), evidence)
             elif not paths:
@@ -215,7 +215,7 @@ def rows(of_clients: Iterable[tuple[str, Openings]]) -> Rows:
     clients: dict[str, int] = {}
     for row, evidence in result.items():
         clients[row.hosts[0]] = max(evidence.clients, clients.get(row.hosts[0], 0))
-    return dict(sorted(result.items(), key=lambda one: (-clients[one[0].hosts[0]], *_place(one[0]))))
+    return dict(sorted(result.items(), key=lambda item: (-clients[item[0].hosts[0]], *_place(item[0]))))
 
 
 def _merged_in_turn(some: Rows, fields: Iterable[str]) -> Rows:
@@ -227,12 +227,12 @@ def _merged_in_turn(some: Rows, fields: Iterable[str]) -> Rows:
 def _merged(some: Rows, field: str) -> Rows:
     values: dict[Row, set[str]] = {}
     evidence: Rows = {}
-    for row, one in some.items():
+    for row, use in some.items():
         key = Row(**{**row._asdict(), field: ()})
         values.setdefault(key, set()).update(getattr(row, field))
-        evidence[key] = evidence[key] + one if key in evidence else one
+        evidence[key] = evidence[key] + use if key in evidence else use
     sort = _SORTED.get(field, sorted)
-    return {Row(**{**key._asdict(), field: tuple(sort(values[key]))}): one for key, one in evidence.items()}
+    return {Row(**{**key._asdict(), field: tuple(sort(values[key]))}): used for key, used in evidence.items()}
 
 
 def _methods(some: Iterable[str]) -> list[str]:

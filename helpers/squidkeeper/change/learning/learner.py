@@ -78,7 +78,7 @@ class _Largest(Generic[T]):
 
     def cut(self) -> None:
         """Keep as many as there may be, whatever the order in which they came."""
-        self.entries.sort(key=lambda one: (-one[1].count, str(one[0])))
+        self.entries.sort(key=lambda entry: (-entry[1].count, str(entry[0])))
         dropped = [evidence for _, evidence in self.entries[self.at_most :]]
         if dropped:
             self.others = total((*([self.others] if self.others else []), *dropped))
@@ -128,15 +128,15 @@ def _draft(machines: tuple[_Machine, ...], askers: Askers, support: Support, use
     defined: dict[str, Asker | Client] = {}
 
     def named(clients: Iterable[str]) -> tuple[str, ...]:
-        names, definitions = askers.names(by_name[one] for one in clients)
+        names, definitions = askers.names(by_name[client] for client in clients)
         defined.update(zip(names, definitions, strict=True))
         return names
 
     rules = _rules({row._replace(clients=named(row.clients)): one for row, one in rows(proposed.items()).items()})
     learned = tuple(LearnedPreset(name, named(some), total(some.values())) for name, some in sorted(offered.items()))
-    apart = (*(one for machine in machines for one in machine.all_listed()), *many, *few, *few_presets)
-    placed = sum(one.evidence.count for one in rules) + sum(one.evidence.count for one in learned)
-    listed = _listed(apart, lambda clients: askers.names(by_name[one] for one in clients)[0])
+    apart = (*(unproposed for machine in machines for unproposed in machine.all_listed()), *many, *few, *few_presets)
+    placed = sum(rule.evidence.count for rule in rules) + sum(rule.evidence.count for rule in learned)
+    listed = _listed(apart, lambda clients: askers.names(by_name[client] for client in clients)[0])
     return Draft(dict(sorted(defined.items())), learned, rules, listed, placed, used)
 
 
@@ -206,7 +206,7 @@ def _listable(of_clients: Mapping[str, Openings]) -> tuple[dict[str, Openings], 
         left_out = {
             place: shapes for place, shapes in writes.items() if without_loudest(shapes.values()) > LITERAL_PATHS_LISTED
         }
-        kept[name] = {opening: one for opening, one in openings.items() if opening.place not in left_out}
+        kept[name] = {opening: evidence for opening, evidence in openings.items() if opening.place not in left_out}
         many += [
             (Unproposed.MANY_PATHS, place.host, " ".join(place.methods), name, total(shapes.values()))
             for place, shapes in left_out.items()
@@ -252,7 +252,7 @@ def _support(opening: Opening, every: Mapping[Place, Mapping[Shape, Evidence]]) 
         hosts.append(f"**.{above}")
         above = above.partition(".")[2]
     wide = (every.get(place._replace(host=host), {}) for host in dict.fromkeys(hosts))
-    return total(one for shapes in wide for other, one in shapes.items() if covers(other, shape))
+    return total(evidence for shapes in wide for other, evidence in shapes.items() if covers(other, shape))
 
 
 def _supported_presets(

@@ -91,7 +91,7 @@ def without_loudest(evidence: Iterable[Evidence]) -> int:
     So no single machine makes a pattern wider for the others. What one machine alone has used is counted whole: it is
     wider for that machine only.
     """
-    machines = [one.machines for one in evidence]
+    machines = [use.machines for use in evidence]
     if len(frozenset().union(*machines)) <= 1:
         return len(machines)
     alone: dict[frozenset[str], int] = {}
@@ -111,7 +111,7 @@ def shape_of(path: str, *, keep_first: bool = False) -> Shape | None:
     if keep_first and ANY in first:
         return None
     read = _read(path)
-    same = len({one.path.count("/") for one in read}) == 1
+    same = len({reading.path.count("/") for reading in read}) == 1
     return shape if same and _is_matched(pattern_of(shape), read) else None
 
 
@@ -123,7 +123,7 @@ def literal_shape(path: str) -> Shape | None:
 
 def is_regular(shape: Shape) -> bool:
     """Whether every server finds the same segments in the paths of a shape, so that it can be generalised."""
-    return len({one.path.count("/") for one in readings(pattern_of(shape))}) == 1
+    return len({reading.path.count("/") for reading in readings(pattern_of(shape))}) == 1
 
 
 def pattern_of(shape: Shape) -> str:
@@ -158,7 +158,7 @@ class PathShapes:
         add_to(self._shapes, _cut(shape, _DEPTHS[self._depth]), evidence)
         while len(self._shapes) > _SHAPES_AT_MOST and self._depth < len(_DEPTHS) - 1:
             self._depth += 1
-            self._shapes = _merged(self._shapes, lambda one: _cut(one, _DEPTHS[self._depth]))
+            self._shapes = _merged(self._shapes, lambda shape: _cut(shape, _DEPTHS[self._depth]))
 
     def result(self) -> Shapes:
         """Return few shapes that match all that were added; none where even the first segments are too many to list."""
@@ -167,7 +167,7 @@ class PathShapes:
         tenants: dict[str, Shapes] = {}
         for shape, evidence in self._shapes.items():
             add_to(tenants.setdefault(shape[0], {}), shape[1:], evidence)
-        if REST in tenants or without_loudest(total(one.values()) for one in tenants.values()) > PATTERNS_LISTED:
+        if REST in tenants or without_loudest(total(tenant.values()) for tenant in tenants.values()) > PATTERNS_LISTED:
             return {}
         return {
             (tenant, *shape): evidence
@@ -203,7 +203,7 @@ def _is_matched(pattern: str, read: tuple[ReadPath, ...]) -> bool:
         parsed = parse_path_pattern(pattern)
     except PatternError:
         return False
-    return all(parsed.match(one) is not None for one in read)
+    return all(parsed.match(reading) is not None for reading in read)
 
 
 def _cut(shape: Shape, depth: int) -> Shape:
@@ -286,8 +286,8 @@ def _without_covered(shapes: Mapping[Shape, Evidence], may: _MayOwn = _used_by_a
     masks = sorted({_mask(shape) for shape in shapes if ANY in shape or REST in shape})[:_MASKS_AT_MOST]
     owners: dict[Shape, Shape] = {}
     for shape, evidence in shapes.items():
-        wide = (one for one in _candidates(shape, masks, shapes) if covers(one, shape))
-        owners[shape] = next((one for one in wide if may(shapes[one], evidence)), shape)
+        wide = (candidate for candidate in _candidates(shape, masks, shapes) if covers(candidate, shape))
+        owners[shape] = next((candidate for candidate in wide if may(shapes[candidate], evidence)), shape)
     result: Shapes = {}
     for shape, evidence in shapes.items():
         add_to(result, _last_owner(shape, owners), evidence)
@@ -354,7 +354,7 @@ def _many(
         place = places[name] if places else name
         members.setdefault(group, {}).setdefault(place, []).append(hosts[name])
     for group, found in members.items():
-        if without_loudest(total(one) for one in found.values()) > at_most:
+        if without_loudest(total(evidence) for evidence in found.values()) > at_most:
             yield from (name for name, own in groups.items() if own == group)
 
 

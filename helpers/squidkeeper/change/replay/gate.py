@@ -57,7 +57,7 @@ def verdict(
         _bounded({(key.machine, key.rule, key.host) for key in denials}, gate),
         _bounded({(key.sender, key.rule, key.host) for key in denials}, gate),
     )
-    named = sorted(denials.values(), key=lambda one: (-one.count, one.client, one.host, one.rule))
+    named = sorted(denials.values(), key=lambda denial: (-denial.count, denial.client, denial.host, denial.rule))
     shown = tuple(named[:NAMED_AT_MOST])
     return GateVerdict(*revisions, now.timestamp(), len(denials), counted, gate.denials, shown)
 

@@ -133,7 +133,7 @@ def _gives_nothing(old: Decision, new: Decision) -> bool:
 
 def _credentials(decision: Decision) -> set[tuple[str, ...]]:
     """Return each credential by its name and what it injects, which an edit can change under the same name."""
-    return {(one.name, *form_texts(one.form)) for one in decision.credentials} if passes(decision) else set()
+    return {(held.name, *form_texts(held.form)) for held in decision.credentials} if passes(decision) else set()
 
 
 def _names(credentials: set[tuple[str, ...]]) -> tuple[str, ...]:

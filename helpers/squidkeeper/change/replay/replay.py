@@ -134,9 +134,9 @@ def _divide_by_time(connection: duckdb.DuckDBPyConnection, *policies: CompiledPo
 def _insert_flips(connection: duckdb.DuckDBPyConnection, answers: Iterable[Difference | None]) -> list[Flip]:
     places: dict[Flip, int] = {}
     rows = [
-        (answer, places.setdefault(one.flip, len(places)), str(one.flip.kind))
-        for answer, one in enumerate(answers)
-        if one is not None and one.flip is not None
+        (answer, places.setdefault(replayed.flip, len(places)), str(replayed.flip.kind))
+        for answer, replayed in enumerate(answers)
+        if replayed is not None and replayed.flip is not None
     ]
     insert(connection, "replay_flips", _FLIPS, rows)
     return list(places)

@@ -117,7 +117,7 @@ def as_object(result: ReplayResult, names: ReplayedNames) -> Mapping[str, object
 
 
 def _flip(group: FlipGroup) -> Mapping[str, object]:
-    flip, one = group.flip, group.example
+    flip, example = group.flip, group.example
     return {
         "kind": str(flip.kind),
         "rule": flip.rule,
@@ -138,10 +138,10 @@ def _flip(group: FlipGroup) -> Mapping[str, object]:
         "first": format_time(group.first),
         "last": format_time(group.last),
         "example": {
-            "time": format_time(one.time),
-            "method": one.method,
-            "url": redacted_url(one.url),
-            "request_id": one.request_id,
+            "time": format_time(example.time),
+            "method": example.method,
+            "url": redacted_url(example.url),
+            "request_id": example.request_id,
         },
     }
 
@@ -183,7 +183,7 @@ def _rows_of_clients(groups: list[FlipGroup]) -> Iterator[_Row]:
     for group in groups:
         if group.policy_clients:
             members.setdefault(group.policy_clients, []).append(group)
-    for names, members_of_client in sorted(members.items(), key=lambda one: _most_used_first(one[1])):
+    for names, members_of_client in sorted(members.items(), key=lambda item: _most_used_first(item[1])):
         yield _row(members_of_client, f"{', '.join(names)}: {_members(members_of_client)}")
 
 

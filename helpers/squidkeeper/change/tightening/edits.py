@@ -172,14 +172,14 @@ def _entry(document: Document, lines: list[str], changes: tuple[Narrowing, ...] 
 
 def _change(entry: Any, changes: Iterable[Narrowing]) -> None:
     place = list(entry).index("hosts") + 1 if "hosts" in entry else len(entry)
-    for one in changes:
-        if one.narrower is None:
-            del entry[one.field]
-        elif isinstance(entry.get(one.field), list):
-            _keep(entry[one.field], one.narrower)
+    for change in changes:
+        if change.narrower is None:
+            del entry[change.field]
+        elif isinstance(entry.get(change.field), list):
+            _keep(entry[change.field], change.narrower)
         else:
-            entry.pop(one.field, None)
-            entry.insert(place, str(one.field), _values(one.narrower, in_flow=entry.fa.flow_style()))
+            entry.pop(change.field, None)
+            entry.insert(place, str(change.field), _values(change.narrower, in_flow=entry.fa.flow_style()))
             place += 1
 
 

@@ -90,8 +90,8 @@ def _narrowed(policy: Policy, use: PolicyUse, edits: Edits) -> Iterator[Narrowed
             yield NarrowedRule(rule, used.requests, used.evidence, changes)
 
 
-def _weight(one: NarrowedRule) -> tuple[int, int]:
-    return -len(one.evidence.days), -one.requests
+def _weight(rule: NarrowedRule) -> tuple[int, int]:
+    return -len(rule.evidence.days), -rule.requests
 
 
 def _kept(policy: Policy, use: PolicyUse, edits: Edits, now: datetime) -> Iterator[tuple[Rule, KeptFor]]:
@@ -118,11 +118,11 @@ def _others(policy: Policy, use: PolicyUse, now: datetime) -> Iterator[Unused]:
     named = {
         Kind.CLIENT: (client.name for client in policy.clients if not use.clients[client.name]),
         Kind.LIST: (name for name in policy.lists if not use.lists[name]),
-        Kind.CREDENTIAL: (one.name for one in policy.credentials if not use.credentials[one.name]),
-        Kind.REWRITE: (one.name for one in policy.rewrites if not use.rewrites[one.name]),
-        Kind.PRESET: (one.name for one in policy.presets if one.name not in used_presets),
-        Kind.GRANT: (one.name for one in policy.grants if not use.of(one).requests and one not in lapsed),
-        Kind.LAPSED_GRANT: (one.name for one in lapsed),
+        Kind.CREDENTIAL: (credential.name for credential in policy.credentials if not use.credentials[credential.name]),
+        Kind.REWRITE: (rewrite.name for rewrite in policy.rewrites if not use.rewrites[rewrite.name]),
+        Kind.PRESET: (preset.name for preset in policy.presets if preset.name not in used_presets),
+        Kind.GRANT: (grant.name for grant in policy.grants if not use.of(grant).requests and grant not in lapsed),
+        Kind.LAPSED_GRANT: (grant.name for grant in lapsed),
     }
     yield from _each(named.items())
 

@@ -54,7 +54,7 @@ class Narrowing:
     @property
     def closes(self) -> str:
         """Say what is no longer open."""
-        gone = [one for one in self.now or () if one not in (self.narrower or ())]
+        gone = [value for value in self.now or () if value not in (self.narrower or ())]
         if self.field is Field.METHODS and self.now is None:
             return "every other method"
         if self.field is Field.SCHEMES and self.now is None:
@@ -63,7 +63,7 @@ class Narrowing:
             return "every other path"
         if self.field is Field.HOSTS and self.now is None:
             return "every other host"
-        kept_parts = [one for one in self.narrower or () if one not in (self.now or ())]
+        kept_parts = [value for value in self.narrower or () if value not in (self.now or ())]
         if not kept_parts:
             return ", ".join(gone)
         return f"the rest of {', '.join(gone)}"
@@ -75,7 +75,7 @@ def narrowings(rule: Rule, use: RuleUse, *, by_url: bool) -> tuple[Narrowing, ..
     found = [_clients(match, use.clients), *_hosts(match, use), _schemes(match, use.schemes)]
     if by_url and not rule.passthrough:
         found += [_methods(match, use.methods), _paths(match, use)]
-    return tuple(one for one in found if one is not None and one.now != one.narrower)
+    return tuple(narrowing for narrowing in found if narrowing is not None and narrowing.now != narrowing.narrower)
 
 
 def _clients(match: Match, used: Collection[str]) -> Narrowing | None:
@@ -117,13 +117,13 @@ def _hosts(match: Match, use: RuleUse) -> list[Narrowing]:
         return []
     left = dict(use.hosts)
     kept: dict[HostPattern, tuple[str, ...]] = {}
-    for pattern in sorted(patterns, key=lambda one: one.form is not HostForm.EXACT):
+    for pattern in sorted(patterns, key=lambda other: other.form is not HostForm.EXACT):
         own = {host: left.pop(host) for host in list(left) if pattern.matches(host)}
         if own:
             kept[pattern] = _within(pattern, own)
     lists_needed = bool(left)
     texts = tuple(dict.fromkeys(text for pattern in patterns for text in kept.get(pattern, ())))
-    now = None if match.hosts is None else tuple(one.text for one in match.hosts)
+    now = None if match.hosts is None else tuple(host.text for host in match.hosts)
     if not lists_needed and not texts:
         return []
     narrower = texts or None
@@ -138,7 +138,7 @@ def _within(pattern: HostPattern, hosts: Mapping[Host, Evidence]) -> tuple[str, 
     addresses = [str(host.address) for host in hosts if host.address is not None]
     found = tuple(sorted({*host_patterns(names).values(), *addresses}))
     parsed = [parse_host_pattern(text) for text in found]
-    is_narrower = all(_holds(pattern, one) for one in parsed) and not any(_as_wide(one, pattern) for one in parsed)
+    is_narrower = all(_holds(pattern, one) for one in parsed) and not any(_as_wide(other, pattern) for other in parsed)
     return found if is_narrower and len(found) <= PATTERNS_LISTED else (pattern.text,)
 
 
@@ -153,8 +153,8 @@ def _holds(wide: HostPattern, narrow: HostPattern) -> bool:
     return narrow.name == wide.name or narrow.name.endswith(f".{wide.name}")
 
 
-def _as_wide(one: HostPattern, pattern: HostPattern) -> bool:
-    return one.form is HostForm.UNDER and pattern.form is HostForm.TREE and one.name == pattern.name
+def _as_wide(other: HostPattern, pattern: HostPattern) -> bool:
+    return other.form is HostForm.UNDER and pattern.form is HostForm.TREE and other.name == pattern.name
 
 
 # --- paths ----------------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def _paths(match: Match, use: RuleUse) -> Narrowing | None:
             if kept is None and pattern is None:
                 return None
             texts += kept or ([pattern.text] if pattern else [])
-    now = None if match.paths is None else tuple(one.text for one in match.paths)
+    now = None if match.paths is None else tuple(path.text for path in match.paths)
     return Narrowing(Field.PATHS, now, tuple(dict.fromkeys(texts)))
 
 
@@ -188,4 +188,4 @@ def _shape(pattern: PathPattern) -> Shape | None:
         return None
     shape = tuple(pattern.text.split("/")[1:])
     inner = shape[:-1] if shape[-1] == REST else shape
-    return None if any(REST in one or (one != ANY and one.count(ANY) > 1) for one in inner) else shape
+    return None if any(REST in segment or (segment != ANY and segment.count(ANY) > 1) for segment in inner) else shape

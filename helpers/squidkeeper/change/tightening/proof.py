@@ -85,8 +85,8 @@ def _effects(rule: Rule) -> object:
 
 def _counts(policy: Policy, rule: str) -> frozenset[str]:
     """Name the counts of a request that a rule allows. A quota for each rule has a count for each."""
-    quotas = [one for one in policy.quotas if one.unit is not QuotaUnit.TICKETS and one.counts(rule)]
-    return frozenset(f"{one.name} of {rule}" if one.per is Counted.RULE else one.name for one in quotas)
+    quotas = [quota for quota in policy.quotas if quota.unit is not QuotaUnit.TICKETS and quota.counts(rule)]
+    return frozenset(f"{quota.name} of {rule}" if quota.per is Counted.RULE else quota.name for quota in quotas)
 
 
 def _without(edits: Edits, broken: set[str]) -> Edits:
@@ -95,7 +95,7 @@ def _without(edits: Edits, broken: set[str]) -> Edits:
     kept = dict(edits)
     for name in broken & edits.keys():
         changes = kept.pop(name)
-        others = tuple(one for one in changes or () if one.field is not Field.PATHS)
+        others = tuple(change for change in changes or () if change.field is not Field.PATHS)
         if others and others != changes:
             kept[name] = others
     return kept

@@ -42,7 +42,7 @@ def as_text(found: Findings, name: str, since: datetime | None, min_days: int) -
     yield from _narrowed(found)
     yield from _kept(found)
     for kind, title in _OTHERS.items():
-        names = [one.name for one in found.others if one.kind is kind]
+        names = [other.name for other in found.others if other.kind is kind]
         if names:
             yield f"\n{title}: {printable(', '.join(names))}\n"
     if not (found.unused or found.narrowed):
@@ -74,9 +74,9 @@ def as_object(found: Findings, name: str, revision: str, since: datetime | None,
         "last": use.last and format_time(use.last),
         "too_short": too_short(found, min_days),
         "unused": [{**_named(rule), "closes": opened_by(rule)} for rule in found.unused],
-        "narrowed": [_narrowed_object(one, use.requests) for one in found.narrowed],
+        "narrowed": [_narrowed_object(rule, use.requests) for rule in found.narrowed],
         "kept": [{**_named(rule), "reason": reason} for rule, reason in found.kept],
-        "others": [{"kind": one.kind, "name": one.name} for one in found.others],
+        "others": [{"kind": other.kind, "name": other.name} for other in found.others],
         "set_apart": dict(use.set_apart),
     }
 
@@ -84,11 +84,11 @@ def as_object(found: Findings, name: str, revision: str, since: datetime | None,
 def opened_by(rule: Rule) -> str:
     """Say what a rule opens."""
     match = rule.match
-    hosts = [one.text for one in match.hosts or ()] + [f"list {name}" for name in match.lists or ()]
+    hosts = [host.text for host in match.hosts or ()] + [f"list {name}" for name in match.lists or ()]
     parts = [", ".join(hosts) or "every host"]
     parts += [f"methods {', '.join(sorted(match.methods))}"] if match.methods else []
-    parts += [f"paths {', '.join(one.text for one in match.paths)}"] if match.paths else []
-    parts += [f"{one.name} {', '.join(one.written(match))}" for one in FINITE_FIELDS if one.written(match)]
+    parts += [f"paths {', '.join(path.text for path in match.paths)}"] if match.paths else []
+    parts += [f"{field.name} {', '.join(field.written(match))}" for field in FINITE_FIELDS if field.written(match)]
     parts += [f"for {', '.join(sorted(match.clients))}"] if match.clients else []
     return "; ".join(parts)
 
@@ -118,17 +118,17 @@ def _unused(rules: Iterable[Rule]) -> Iterator[str]:
 def _narrowed(found: Findings) -> Iterator[str]:
     if not found.narrowed:
         return
-    requests = quantity(sum(one.requests for one in found.narrowed), "request")
+    requests = quantity(sum(rule.requests for rule in found.narrowed), "request")
     rules = quantity(len(found.narrowed), "rule")
     yield f"\nwider than their use: {rules}; narrower, they still allow all {requests}\n"
-    yield from as_table(*_given(_NARROWED, [row for one in found.narrowed for row in _rows(one, found.use.requests)]))
+    yield from as_table(*_given(_NARROWED, [row for rule in found.narrowed for row in _rows(rule, found.use.requests)]))
 
 
-def _rows(one: NarrowedRule, requests: int) -> Iterator[list[object]]:
-    seen = one.evidence
-    first: list[object] = [one.rule.name, one.requests, percent(one.requests / requests), len(seen.days)]
-    first += [seen.clients, timestamp(seen.last), _holding(one.rule)]
-    for change in one.narrowings:
+def _rows(rule: NarrowedRule, requests: int) -> Iterator[list[object]]:
+    seen = rule.evidence
+    first: list[object] = [rule.rule.name, rule.requests, percent(rule.requests / requests), len(seen.days)]
+    first += [seen.clients, timestamp(seen.last), _holding(rule.rule)]
+    for change in rule.narrowings:
         yield [*first, str(change.field), change.closes, ", ".join(change.narrower or ("(left out)",))]
         first = [""] * len(first)
 
@@ -158,19 +158,19 @@ def _holding(rule: Rule) -> str:
     return ", ".join([*parts, *([str(rule.when)] if rule.when else [])])
 
 
-def _narrowed_object(one: NarrowedRule, requests: int) -> Mapping[str, object]:
-    seen = one.evidence
+def _narrowed_object(rule: NarrowedRule, requests: int) -> Mapping[str, object]:
+    seen = rule.evidence
     return {
-        **_named(one.rule),
-        "requests": one.requests,
-        "share": one.requests / requests,
+        **_named(rule.rule),
+        "requests": rule.requests,
+        "share": rule.requests / requests,
         "days": len(seen.days),
         "clients": seen.clients,
         "first": format_time(seen.first),
         "last": format_time(seen.last),
-        "keeps": one.requests,
+        "keeps": rule.requests,
         "fields": [
             {"field": change.field, "now": change.now, "narrower": change.narrower, "closes": change.closes}
-            for change in one.narrowings
+            for change in rule.narrowings
         ],
     }

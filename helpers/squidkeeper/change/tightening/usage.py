@@ -118,7 +118,7 @@ def _attribution(decision: Decision) -> Attribution:
     return Attribution(
         decision.rule,
         passes=True,
-        credentials=tuple(one.name for one in decision.credentials),
+        credentials=tuple(credential.name for credential in decision.credentials),
         rewrite=decision.rewritten.rewrite.name if decision.rewritten else None,
         observed=decision.observed,
     )
@@ -283,7 +283,9 @@ class _Measurement:
 def _pattern_of(rule: Rule, path: str) -> PathPattern | None:
     patterns = rule.match.paths
     read = readings(path) if patterns else ()
-    return next((one for one in patterns or () if all(one.match(reading) is not None for reading in read)), None)
+    return next(
+        (pattern for pattern in patterns or () if all(pattern.match(reading) is not None for reading in read)), None
+    )
 
 
 def _evidence(count: int, first: datetime, last: datetime) -> Evidence:

@@ -89,8 +89,8 @@ def write_brief(policy: Policy, client: KitClient, at: datetime) -> str:
     grants = [grant for grant in policy.grants if client.concerns(grant) and not grant.lapsed(at)]
     asks = policy.ask_default or any(rule.action is Action.ASK for rule in rules)
     reaches = policy.default is Action.ALLOW or any(rule.action is Action.ALLOW for rule in (*rules, *grants))
-    credentials = [one for one in policy.credentials if reaches and client.concerns(one)]
-    rewrites = [one for one in policy.rewrites if reaches and client.concerns(one)]
+    credentials = [credential for credential in policy.credentials if reaches and client.concerns(credential)]
+    rewrites = [rewrite for rewrite in policy.rewrites if reaches and client.concerns(rewrite)]
     parts = [
         _HEAD.format(who=who, revision=policy.revision, day=f"{at:%Y-%m-%d}"),
         _RULES if rules else _NO_RULE,
@@ -185,12 +185,12 @@ def _match(match: Match, policy: Policy) -> str:
     fields = (
         _hosts(match, policy),
         _field("schemes", sorted(match.schemes or ())),
-        _field("ports", [_port(one) for one in match.ports or ()]),
+        _field("ports", [_port(port) for port in match.ports or ()]),
         _field("methods", sorted(match.methods or ())),
-        _field("paths", [one.text for one in match.paths or ()]),
-        _field("query", [f"{one.key}={one.pattern}" for one in match.query or ()]),
-        _field("URL", [one.text for one in match.urls or ()]),
-        *(_field(one.name, one.written(match)) for one in FINITE_FIELDS),
+        _field("paths", [path.text for path in match.paths or ()]),
+        _field("query", [f"{pattern.key}={pattern.pattern}" for pattern in match.query or ()]),
+        _field("URL", [exact.text for exact in match.urls or ()]),
+        *(_field(field.name, field.written(match)) for field in FINITE_FIELDS),
     )
     return "; ".join(field for field in fields if field)
 
@@ -198,7 +198,7 @@ def _match(match: Match, policy: Policy) -> str:
 def _hosts(match: Match, policy: Policy) -> str:
     lists = [policy.lists[name] for name in match.lists or ()]
     known = _items([pattern.text for pattern in match.hosts or ()])
-    listed = [f"{quantity(sum(one.summary.patterns for one in lists), 'host')} of a list"] if lists else []
+    listed = [f"{quantity(sum(listed.summary.patterns for listed in lists), 'host')} of a list"] if lists else []
     return " and ".join(filter(None, [known, *listed])) or "every host"
 
 
@@ -219,10 +219,10 @@ def _port(ports: range) -> str:
 def _credentials(credentials: Sequence[Credential], policy: Policy) -> Iterable[str]:
     if not credentials:
         return
-    in_query = any(isinstance(one.form, QueryParameters) for one in credentials)
+    in_query = any(isinstance(credential.form, QueryParameters) for credential in credentials)
     yield f"## Credentials\n\nThe gateway adds these headers{_IN_QUERY if in_query else ''}. "
     yield "Send none of your own: it is removed.\n\n"
-    yield from _bounded(credentials, "credential", lambda one: f"{_places(one)}: {_match(one.match, policy)}")
+    yield from _bounded(credentials, "credential", lambda held: f"{_places(held)}: {_match(held.match, policy)}")
     yield "\n"
 
 
@@ -234,7 +234,7 @@ def _rewrites(rewrites: Sequence[Rewrite], policy: Policy) -> Iterable[str]:
     if not rewrites:
         return
     yield "## Requests that are answered from another place\n\n"
-    yield from _bounded(rewrites, "rewrite", lambda one: _rewrite(one, policy))
+    yield from _bounded(rewrites, "rewrite", lambda rewrite: _rewrite(rewrite, policy))
     yield "\n"
 
 

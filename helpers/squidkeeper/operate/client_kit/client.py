@@ -49,9 +49,9 @@ def client_of(policy: Policy, name: str | None, user: str | None = None) -> KitC
     """Find a client by its name; of several proxy users, `user` chooses one."""
     if name is None:
         return KitClient(None, user)
-    client = next((one for one in policy.clients if one.name == name), None)
+    client = next((client for client in policy.clients if client.name == name), None)
     if client is None:
-        known = ", ".join(one.name for one in policy.clients) or "none: leave --client out"
+        known = ", ".join(client.name for client in policy.clients) or "none: leave --client out"
         raise InvalidSetting(f"{name!r} is not a client of the policy, which has {known}")
     users = [client.name] if client.tokens is not None else sorted(client.users or ())
     if user is not None and users and user not in users:
@@ -64,7 +64,7 @@ def client_of(policy: Policy, name: str | None, user: str | None = None) -> KitC
 def parse_token(client: Client | None, text: str, at: datetime) -> str:
     """Check that a text, which is never shown, is a token of the client that has not expired."""
     token = Token.of(text)
-    known = {one.sha256: one for one in (client.tokens if client else None) or ()}
+    known = {token.sha256: token for token in (client.tokens if client else None) or ()}
     if token.sha256 not in known:
         name = client.name if client else "that --client names"
         raise InvalidSetting(f"this is no token of the client {name}: make one by `squidkeeper client add`")
@@ -88,7 +88,7 @@ def allowed_url(policy: CompiledPolicy, client: KitClient, at: datetime) -> str 
     """
     tried = ((url, decide(policy, policy.match(_get(url, client)), at)) for url in _urls(policy.source, client))
     allowed = [(len(decision.credentials), decision.private, url) for url, decision in tried if decision.allowed]
-    return min(allowed, key=lambda one: one[:2])[2] if allowed else None
+    return min(allowed, key=lambda choice: choice[:2])[2] if allowed else None
 
 
 def denied_url(policy: CompiledPolicy, client: KitClient, at: datetime) -> str | None:
@@ -118,7 +118,7 @@ def _urls_of(rule: Rule) -> Iterator[str]:
     scheme = "https" if match.schemes is None or "https" in match.schemes else "http"
     usual = 443 if scheme == "https" else 80
     ports = match.ports
-    port = "" if ports is None or any(usual in one for one in ports) else f":{ports[0][0]}"
+    port = "" if ports is None or any(usual in port for port in ports) else f":{ports[0][0]}"
     paths = [pattern.text for pattern in match.paths or ()] or ["/"]
     for host, path in product(map(sample_host, match.hosts or ()), map(sample_path, paths)):
         if host and path:

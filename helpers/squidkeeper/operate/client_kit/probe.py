@@ -90,18 +90,18 @@ def _python(probe: ClientProbe) -> str:
         "rule": RULE,
         "reason": REASON,
         "reached": REACHED,
-        "symptoms": [(one.pattern, one.meaning, one.fix, one.of_gateway) for one in SYMPTOMS],
+        "symptoms": [(symptom.pattern, symptom.meaning, symptom.fix, symptom.of_gateway) for symptom in SYMPTOMS],
         "fills": dict(probe.fills),
         "programs": [
             {
-                "name": one.name,
-                "program": one.program,
-                "command": one.command,
-                "asks_below": one.asks_below,
-                "set_roots": probe.set_roots(one),
-                "set_proxy": probe.set_proxy(one),
+                "name": program.name,
+                "program": program.program,
+                "command": program.command,
+                "asks_below": program.asks_below,
+                "set_roots": probe.set_roots(program),
+                "set_proxy": probe.set_proxy(program),
             }
-            for one in PROGRAMS
+            for program in PROGRAMS
         ],
     }
     script = resources.files(__package__).joinpath("probe_script.py").read_text("utf-8")
@@ -136,13 +136,13 @@ def _sh(probe: ClientProbe) -> str:
             " ".join(
                 [
                     "try",
-                    one.name,
-                    one.program,
-                    _yes_or_no(one.asks_below),
-                    *map(quote, (*_words(probe.set_roots(one)), *_words(probe.set_proxy(one)), one.command)),
+                    tool.name,
+                    tool.program,
+                    _yes_or_no(tool.asks_below),
+                    *map(quote, (*_words(probe.set_roots(tool)), *_words(probe.set_proxy(tool)), tool.command)),
                 ]
             )
-            for one in PROGRAMS
+            for tool in PROGRAMS
         ),
     }
     text = resources.files(__package__).joinpath("templates/probe.sh").read_text("utf-8")

@@ -54,9 +54,9 @@ def _at(directive: Directive, detail: str = "") -> Found:
     as_root=True,
     in_setup=True,
 )
-def _rejected(one: Inspection) -> Iterator[Found]:
+def _rejected(seen: Inspection) -> Iterator[Found]:
     """Ask Squid itself, whose words are cut off where a value could begin."""
-    good, told = checks.squid_parses(one.layout.squid_service, one.layout.conf)
+    good, told = checks.squid_parses(seen.layout.squid_service, seen.layout.conf)
     if not good:
         for line in checks.faults_of(told).splitlines():
             yield Found(_VALUE.sub(r"\1…", line.partition("| ")[2]))
@@ -67,8 +67,8 @@ def _rejected(one: Inspection) -> Iterator[Found]:
     "Squid's configuration cannot be read as a whole",
     "Fix the line. Squid does not start with it.",
 )
-def _incomplete(one: Inspection) -> Iterator[Found]:
-    yield from (Found(problem.text, problem.place) for problem in one.conf.problems if not problem.denied)
+def _incomplete(seen: Inspection) -> Iterator[Found]:
+    yield from (Found(problem.text, problem.place) for problem in seen.conf.problems if not problem.denied)
 
 
 @critical(
@@ -76,14 +76,14 @@ def _incomplete(one: Inspection) -> Iterator[Found]:
     "Squid does not ask the policy",
     f"{_INSTALL} In a squid.conf of yours, include the file ahead of the http_access lines.",
 )
-def _policy_not_included(one: Inspection) -> Iterator[Found]:
-    if one.layout.fragment not in one.conf.files:
-        yield Found(f"include {one.layout.fragment} is missing", str(one.layout.conf))
+def _policy_not_included(seen: Inspection) -> Iterator[Found]:
+    if seen.layout.fragment not in seen.conf.files:
+        yield Found(f"include {seen.layout.fragment} is missing", str(seen.layout.conf))
 
 
 @critical("allowed-ahead-of-policy", "Requests are allowed before the policy is asked", _LOCAL)
-def _allowed_ahead(one: Inspection) -> Iterator[Found]:
-    for directive in one.ahead:
+def _allowed_ahead(seen: Inspection) -> Iterator[Found]:
+    for directive in seen.ahead:
         words = directive.words
         decides = directive.name in ("http_access", "adapted_http_access") and _NEVER not in words
         if decides and words[:1] == ("allow",) and (directive.name, *words) not in _OWN_ALLOWS:
@@ -95,8 +95,8 @@ def _allowed_ahead(one: Inspection) -> Iterator[Found]:
     "Requests take a way that does not close private addresses",
     "Name parent proxies by `upstreams` in the policy, or by `./install.sh --upstream URL`.",
 )
-def _closing_passed_by(one: Inspection) -> Iterator[Found]:
-    for directive in one.named("cache_peer", "always_direct"):
+def _closing_passed_by(seen: Inspection) -> Iterator[Found]:
+    for directive in seen.named("cache_peer", "always_direct"):
         ours = any(word.startswith("name=sk_") for word in directive.words)
         if not ours and directive.words[:1] != ("deny",):
             yield _at(directive, f"{directive.name} {directive.first}")
@@ -107,8 +107,8 @@ def _closing_passed_by(one: Inspection) -> Iterator[Found]:
     "Servers with invalid certificates are accepted",
     "Remove the line. For a private CA, use `tls_outgoing_options cafile=FILE`.",
 )
-def _certificate_errors_allowed(one: Inspection) -> Iterator[Found]:
-    for directive in one.named("sslproxy_cert_error"):
+def _certificate_errors_allowed(seen: Inspection) -> Iterator[Found]:
+    for directive in seen.named("sslproxy_cert_error"):
         if directive.words[:1] == ("allow",) and _NEVER not in directive.words:
             yield _at(directive)
 
@@ -118,8 +118,8 @@ def _certificate_errors_allowed(one: Inspection) -> Iterator[Found]:
     "Certificates of servers are not verified",
     "Remove the flag. For a private CA, use `cafile=FILE`.",
 )
-def _unverified(one: Inspection) -> Iterator[Found]:
-    for directive in one.named("tls_outgoing_options", "sslproxy_flags", "cache_peer"):
+def _unverified(seen: Inspection) -> Iterator[Found]:
+    for directive in seen.named("tls_outgoing_options", "sslproxy_flags", "cache_peer"):
         if found := _UNVERIFIED.search(directive.rest):
             yield _at(directive, f"{directive.name} … {found[0]}")
 
@@ -129,41 +129,41 @@ def _unverified(one: Inspection) -> Iterator[Found]:
     "Tunnels pass without their requests being judged",
     "Remove the line, or add ssl-bump to the port as in squid.conf. For single hosts, use `tls: passthrough`.",
 )
-def _passed_on_encrypted(one: Inspection) -> Iterator[Found]:
-    first_step = _first_step(one)
-    for directive in one.named("ssl_bump"):
+def _passed_on_encrypted(seen: Inspection) -> Iterator[Found]:
+    first_step = _first_step(seen)
+    for directive in seen.named("ssl_bump"):
         documented = directive.first == "peek" and first_step & set(directive.words[1:])
-        if directive.first not in _JUDGED and not documented and not _is_ours(one, directive.file):
+        if directive.first not in _JUDGED and not documented and not _is_ours(seen, directive.file):
             yield _at(directive)
-    for directive in one.named("on_unsupported_protocol"):
+    for directive in seen.named("on_unsupported_protocol"):
         if directive.first == "tunnel" and _NEVER not in directive.words:
             yield _at(directive)
-    for directive in one.named("http_port", "https_port"):
+    for directive in seen.named("http_port", "https_port"):
         if "ssl-bump" not in directive.words:
             yield _at(directive, f"{directive.name} {directive.first} has no ssl-bump")
 
 
-def _first_step(one: Inspection) -> set[str]:
+def _first_step(seen: Inspection) -> set[str]:
     """Name the ACLs of the step ahead of TLS: after a peek in the second one, Squid cannot bump."""
     steps: dict[str, set[str]] = {}
-    for name, kind, *values in (line.words for line in one.named("acl") if line.words[1:]):
+    for name, kind, *values in (line.words for line in seen.named("acl") if line.words[1:]):
         steps.setdefault(name, set()).update(values if kind == "at_step" else {"any"})
     return {name for name, values in steps.items() if values == {"SslBump1"}}
 
 
 @critical("credentials-cached", "Answers that a credential opened can be cached and served to others", _INSTALL)
-def _cached_credentials(one: Inspection) -> Iterator[Found]:
-    part = one.layout.parts / f"{Part.CREDENTIALS}.conf"
-    for name in ("store_miss", "send_hit") if part in one.conf.files else ():
-        for directive in one.named(name):
+def _cached_credentials(seen: Inspection) -> Iterator[Found]:
+    part = seen.layout.parts / f"{Part.CREDENTIALS}.conf"
+    for name in ("store_miss", "send_hit") if part in seen.conf.files else ():
+        for directive in seen.named(name):
             if directive.words == ("deny", "!sk_final", "sk_https", "sk_injected"):
                 break
             if directive.first == "allow" and not {_NEVER, "!sk_injected"} & set(directive.words):
                 yield _at(directive)
         else:
             yield Found(f"{name} deny !sk_final sk_https sk_injected is missing", str(part))
-    if not any(line.words == ("deny", "all") for line in one.named("cache")):
-        yield Found("cache deny all is missing", str(one.layout.fragment))
+    if not any(line.words == ("deny", "all") for line in seen.named("cache")):
+        yield Found("cache deny all is missing", str(seen.layout.fragment))
 
 
 @critical(
@@ -191,23 +191,23 @@ def _added_headers(one: Inspection) -> Iterator[Found]:
     "Write `stats_collection deny sk_scrape` behind `acl sk_scrape` as in squid.conf, and no other such line."
     " Otherwise `squidkeeper archive verify` reports faults that are none.",
 )
-def _counter_unlike_lines(one: Inspection) -> Iterator[Found]:
-    if not any((line.name, *line.words) == _OF_OWN_SCRAPE for line in one.named("http_access")):
+def _counter_unlike_lines(seen: Inspection) -> Iterator[Found]:
+    if not any((line.name, *line.words) == _OF_OWN_SCRAPE for line in seen.named("http_access")):
         return  # nothing of ours reads them
     left_out = False
-    for directive in one.named("stats_collection"):
+    for directive in seen.named("stats_collection"):
         ours = directive.words == ("deny", "sk_scrape")
         decides = not ours and _NEVER not in directive.words
         if decides and (directive.first == "deny" or not left_out):
             yield _at(directive)
         left_out = left_out or ours
     if not left_out:
-        yield Found("stats_collection deny sk_scrape is missing", str(one.layout.conf))
+        yield Found("stats_collection deny sk_scrape is missing", str(seen.layout.conf))
 
 
 @critical("client-header-kept", "The client's own copy of a header that can be injected is let through", _LOCAL)
-def _client_headers_kept(one: Inspection) -> Iterator[Found]:
-    yield from _headers_allowed_ahead(one, (*one.injected, "all", "other"))
+def _client_headers_kept(seen: Inspection) -> Iterator[Found]:
+    yield from _headers_allowed_ahead(seen, (*seen.injected, "all", "other"))
 
 
 @warning(
@@ -215,20 +215,20 @@ def _client_headers_kept(one: Inspection) -> Iterator[Found]:
     "A header is let through by which some servers answer for another request than was judged",
     "Remove the line, unless no server that clients reach reads the header: see squid/README.md.",
 )
-def _override_headers_kept(one: Inspection) -> Iterator[Found]:
-    yield from _headers_allowed_ahead(one, (*METHOD_HEADERS, *PATH_HEADERS, *HOST_HEADERS))
+def _override_headers_kept(seen: Inspection) -> Iterator[Found]:
+    yield from _headers_allowed_ahead(seen, (*METHOD_HEADERS, *PATH_HEADERS, *HOST_HEADERS))
 
 
-def _headers_allowed_ahead(one: Inspection, headers: Iterable[str]) -> Iterator[Found]:
+def _headers_allowed_ahead(seen: Inspection, headers: Iterable[str]) -> Iterator[Found]:
     names = {header.lower().replace("_", "-") for header in headers}
-    for directive in one.ahead:
+    for directive in seen.ahead:
         allows = directive.name == "request_header_access" and directive.words[1:2] == ("allow",)
         if allows and _NEVER not in directive.words and directive.first.lower().replace("_", "-") in names:
             yield _at(directive)
 
 
-def _formats(one: Inspection) -> Iterator[tuple[Directive, tuple[str, ...]]]:
-    for directive in one.conf.directives:
+def _formats(seen: Inspection) -> Iterator[tuple[Directive, tuple[str, ...]]]:
+    for directive in seen.conf.directives:
         words = directive.words
         if directive.name == "external_acl_type":
             yield directive, tuple(word for word in words[1:] if word.startswith("%"))
@@ -243,8 +243,8 @@ def _formats(one: Inspection) -> Iterator[tuple[Directive, tuple[str, ...]]]:
     "A helper reads text of a client that is not encoded, so that a newline in it is a second question",
     "Write `%#` in place of `%`, such as `%#ssl::>sni`.",
 )
-def _raw_tokens(one: Inspection) -> Iterator[Found]:
-    for directive, tokens in _formats(one):
+def _raw_tokens(seen: Inspection) -> Iterator[Found]:
+    for directive, tokens in _formats(seen):
         raw = [token for token in tokens if not token.startswith("%#") and token not in _PLAIN_TOKENS]
         if raw:
             yield _at(directive, f"{directive.name} {directive.first}: {' '.join(raw)}")
@@ -259,10 +259,10 @@ def _asks_us(directive: Directive) -> bool:
     "Wrong passwords pass as a name while the right one of this name is in use",
     'Add `auth_param basic key_extras "%>a %#{Proxy-Authorization}>h"`.',
 )
-def _passwords_shared(one: Inspection) -> Iterator[Found]:
+def _passwords_shared(seen: Inspection) -> Iterator[Found]:
     """Find basic authentication without key_extras: Squid then has one entry for each name, whatever the password."""
-    keys = [line.rest for line in one.named("auth_param") if line.words[:2] == ("basic", "key_extras")]
-    for directive in one.named("auth_param"):
+    keys = [line.rest for line in seen.named("auth_param") if line.words[:2] == ("basic", "key_extras")]
+    for directive in seen.named("auth_param"):
         if directive.words[:2] == ("basic", "program") and not any("Proxy-Authorization" in key for key in keys):
             yield _at(directive, f"auth_param basic program {' '.join(directive.words[2:3])} has no key_extras")
 
@@ -272,8 +272,8 @@ def _passwords_shared(one: Inspection) -> Iterator[Found]:
     "Squid keeps the answers of a helper, so edits of the policy come into force late",
     "Set `ttl=1 negative_ttl=1`.",
 )
-def _kept_answers(one: Inspection) -> Iterator[Found]:
-    for directive in one.named("external_acl_type"):
+def _kept_answers(seen: Inspection) -> Iterator[Found]:
+    for directive in seen.named("external_acl_type"):
         if not _asks_us(directive):
             continue
         given = dict(word.split("=", 1) for word in directive.words if re.match(r"(negative_)?ttl=\d+$", word))
@@ -286,8 +286,8 @@ def _kept_answers(one: Inspection) -> Iterator[Found]:
 @warning(
     "rewriter-bypassed", "Squid goes past a busy rewriter, and denies the request then", "Set `url_rewrite_bypass off`."
 )
-def _rewriter_bypassed(one: Inspection) -> Iterator[Found]:
-    yield from _switched_on(one, "url_rewrite_bypass")
+def _rewriter_bypassed(seen: Inspection) -> Iterator[Found]:
+    yield from _switched_on(seen, "url_rewrite_bypass")
 
 
 @warning(
@@ -295,8 +295,8 @@ def _rewriter_bypassed(one: Inspection) -> Iterator[Found]:
     "Squid 6 ends itself under server-sent events (Squid's bug 4156)",
     "Set `half_closed_clients off`.",
 )
-def _half_closed(one: Inspection) -> Iterator[Found]:
-    yield from _switched_on(one, "half_closed_clients")
+def _half_closed(seen: Inspection) -> Iterator[Found]:
+    yield from _switched_on(seen, "half_closed_clients")
 
 
 @warning(
@@ -304,9 +304,9 @@ def _half_closed(one: Inspection) -> Iterator[Found]:
     "Squid 6 keeps a part of each answer in memory until it ends: 2 KB of a usual one, 147 KB of a large head",
     "Remove the line. Deny requests by `http_access` instead of answers by `http_reply_access`.",
 )
-def _kept_answers_of_origins(one: Inspection) -> Iterator[Found]:
+def _kept_answers_of_origins(seen: Inspection) -> Iterator[Found]:
     """Find `http_reply_access`: Squid 6 then locks each answer once more than it unlocks it."""
-    yield from map(_at, one.named("http_reply_access"))
+    yield from map(_at, seen.named("http_reply_access"))
 
 
 @warning(
@@ -314,15 +314,15 @@ def _kept_answers_of_origins(one: Inspection) -> Iterator[Found]:
     "Stock error pages carry headers of the request in a link (CVE-2025-62168)",
     "Set `email_err_data off`.",
 )
-def _mail_links(one: Inspection) -> Iterator[Found]:
+def _mail_links(seen: Inspection) -> Iterator[Found]:
     """Find `email_err_data on`, which is Squid's default."""
-    if one.last("email_err_data") is None:
-        yield Found("email_err_data off is missing", str(one.layout.fragment))
-    yield from _switched_on(one, "email_err_data")
+    if seen.last("email_err_data") is None:
+        yield Found("email_err_data off is missing", str(seen.layout.fragment))
+    yield from _switched_on(seen, "email_err_data")
 
 
-def _switched_on(one: Inspection, name: str) -> Iterator[Found]:
-    directive = one.last(name)
+def _switched_on(seen: Inspection, name: str) -> Iterator[Found]:
+    directive = seen.last(name)
     if directive and directive.is_on:
         yield _at(directive)
 
@@ -332,15 +332,15 @@ def _switched_on(one: Inspection, name: str) -> Iterator[Found]:
     "A value that is injected is printed or sent elsewhere",
     "Name the annotations that the line needs, and none of a header.",
 )
-def _printed_annotations(one: Inspection) -> Iterator[Found]:
-    secret = set(map(header_annotation, one.injected))
-    for directive in one.conf.directives:
+def _printed_annotations(seen: Inspection) -> Iterator[Found]:
+    secret = set(map(header_annotation, seen.injected))
+    for directive in seen.conf.directives:
         shown = set(annotations_in(directive.rest))
         if directive.name == "logformat" and "*" in shown:
             yield _at(directive, f"logformat {directive.first}: %note prints every annotation")
         if directive.name != "request_header_add" and shown & secret:
             yield _at(directive, f"{directive.name} {directive.first}: {', '.join(sorted(shown & secret))}")
-    for page in sorted(one.layout.errors.glob("*")):
+    for page in sorted(seen.layout.errors.glob("*")):
         if shown := {*annotations_in(page.read_text(errors="replace"))} & {*secret, "*"}:
             yield Found(f"an error page: {', '.join(sorted(shown))}", str(page))
 
@@ -359,8 +359,8 @@ def _debug_levels(directive: Directive | None) -> dict[str, int]:
     "Debugging writes headers or helper answers into cache.log, credentials included",
     "Set `debug_options ALL,1 11,0 29,0 55,0`, and delete the cache.log that was written with it.",
 )
-def _debugging(one: Inspection) -> Iterator[Found]:
-    directive = one.last("debug_options")
+def _debugging(seen: Inspection) -> Iterator[Found]:
+    directive = seen.last("debug_options")
     for section, level in _debug_levels(directive).items():
         if directive and section in _TALKATIVE and level > 1:
             yield _at(directive, f"debug_options {section},{level}")
@@ -371,8 +371,8 @@ def _debugging(one: Inspection) -> Iterator[Found]:
     "Warnings in cache.log can hold text of requests: a login, or a secret in the URL that is fetched",
     "Let the last `debug_options` end in `11,0 29,0 55,0`.",
 )
-def _warnings_with_requests(one: Inspection) -> Iterator[Found]:
-    directive = one.last("debug_options")
+def _warnings_with_requests(seen: Inspection) -> Iterator[Found]:
+    directive = seen.last("debug_options")
     levels = _debug_levels(directive)
     loud = [number for number in _WARNS_WITH_TEXT if levels.get(number, levels["ALL"])]
     if loud:
@@ -385,8 +385,8 @@ def _warnings_with_requests(one: Inspection) -> Iterator[Found]:
     "A client can name any address as its own in X-Forwarded-For",
     "Remove the line. Only a proxy on this machine may name clients: `follow_x_forwarded_for allow localhost`.",
 )
-def _forwarded_for_believed(one: Inspection) -> Iterator[Found]:
-    for directive in one.named("follow_x_forwarded_for"):
+def _forwarded_for_believed(seen: Inspection) -> Iterator[Found]:
+    for directive in seen.named("follow_x_forwarded_for"):
         if directive.words[:1] == ("allow",) and "localhost" not in directive.words[1:]:
             yield _at(directive)
 
@@ -396,11 +396,11 @@ def _forwarded_for_believed(one: Inspection) -> Iterator[Found]:
     "Any client can claim another client's address by a PROXY header",
     "Name the load balancer's address: `acl NAME src ADDRESS`, `proxy_protocol_access allow NAME`.",
 )
-def _proxy_protocol_open(one: Inspection) -> Iterator[Found]:
-    sources = [line for line in one.named("acl") if line.words[1:2] == ("src",)]
+def _proxy_protocol_open(seen: Inspection) -> Iterator[Found]:
+    sources = [line for line in seen.named("acl") if line.words[1:2] == ("src",)]
     open_to_all = {line.first for line in sources if any(map(_is_everything, line.words[2:]))}
     narrow = {"localhost", *(line.first for line in sources)} - open_to_all
-    for directive in one.named("proxy_protocol_access"):
+    for directive in seen.named("proxy_protocol_access"):
         if directive.words[:1] == ("allow",) and not narrow & set(directive.words[1:]):
             yield _at(directive)
 
@@ -410,17 +410,17 @@ def _proxy_protocol_open(one: Inspection) -> Iterator[Found]:
     "No client gets through: Squid requires a PROXY header, and takes one from nobody",
     "Name the load balancers: `./install.sh --behind ADDRESS`; or `./install.sh --behind none`, without any.",
 )
-def _proxy_header_from_nobody(one: Inspection) -> Iterator[Found]:
-    allowed = {word for line in one.named("proxy_protocol_access") if line.first == "allow" for word in line.words[1:]}
-    if allowed - {"localhost"} or (allowed and one.layout.haproxy.exists()):
+def _proxy_header_from_nobody(seen: Inspection) -> Iterator[Found]:
+    allowed = {word for line in seen.named("proxy_protocol_access") if line.first == "allow" for word in line.words[1:]}
+    if allowed - {"localhost"} or (allowed and seen.layout.haproxy.exists()):
         return
-    for port in one.named("http_port"):
+    for port in seen.named("http_port"):
         if "require-proxy-header" in port.words:
             yield _at(port, f"http_port {port.first} require-proxy-header")
 
 
-def _is_ours(one: Inspection, file: Path) -> bool:
-    return file == one.layout.fragment or file.parent == one.layout.parts
+def _is_ours(seen: Inspection, file: Path) -> bool:
+    return file == seen.layout.fragment or file.parent == seen.layout.parts
 
 
 def _is_everything(value: str) -> bool:
@@ -435,8 +435,8 @@ def _is_everything(value: str) -> bool:
     "Squid asks name servers of two lines",
     "Remove one. After an edit of local.conf, run `./install.sh`: it takes its own line out.",
 )
-def _two_resolvers(one: Inspection) -> Iterator[Found]:
-    places = [*one.named("dns_nameservers")]
+def _two_resolvers(seen: Inspection) -> Iterator[Found]:
+    places = [*seen.named("dns_nameservers")]
     for directive in places[1:]:
         yield _at(directive, f"{' '.join(directive.words)}, beside {' '.join(places[0].words)} in {places[0].place}")
 
@@ -444,19 +444,19 @@ def _two_resolvers(one: Inspection) -> Iterator[Found]:
 @warning(
     "error-pages-not-ours", "Clients get other error pages than squidkeeper's", "Remove your error_directory line."
 )
-def _other_error_pages(one: Inspection) -> Iterator[Found]:
-    directive = one.last("error_directory")
-    if directive is None or directive.words[:1] != (str(one.layout.errors),):
-        place = directive.place if directive else str(one.layout.fragment)
-        yield Found(f"expected error_directory {one.layout.errors}", place)
+def _other_error_pages(seen: Inspection) -> Iterator[Found]:
+    directive = seen.last("error_directory")
+    if directive is None or directive.words[:1] != (str(seen.layout.errors),):
+        place = directive.place if directive else str(seen.layout.fragment)
+        yield Found(f"expected error_directory {seen.layout.errors}", place)
 
 
 @critical("no-access-log", "Requests are not logged where squidkeeper reads them", _INSTALL)
-def _no_record(one: Inspection) -> Iterator[Found]:
-    expected = {f"stdio:{one.layout.access_log}", str(one.layout.access_log), f"daemon:{one.layout.access_log}"}
-    logs = [line.words for line in one.named("access_log")]
+def _no_record(seen: Inspection) -> Iterator[Found]:
+    expected = {f"stdio:{seen.layout.access_log}", str(seen.layout.access_log), f"daemon:{seen.layout.access_log}"}
+    logs = [line.words for line in seen.named("access_log")]
     if not any(expected & set(words[:1]) and {"squidkeeper", "logformat=squidkeeper"} & set(words) for words in logs):
-        yield Found(f"access_log stdio:{one.layout.access_log} squidkeeper is missing", str(one.layout.conf))
+        yield Found(f"access_log stdio:{seen.layout.access_log} squidkeeper is missing", str(seen.layout.conf))
 
 
 @critical(
@@ -464,23 +464,23 @@ def _no_record(one: Inspection) -> Iterator[Found]:
     "A log shows URLs of requests that hold what the policy watches for",
     "End an access_log of yours in `!sk_withheld` (see squid/INSTALL.md). For ours, run `./install.sh`.",
 )
-def _logs_what_is_watched_for(one: Inspection) -> Iterator[Found]:
-    if one.policy is None or not one.policy.watches_requests:
+def _logs_what_is_watched_for(seen: Inspection) -> Iterator[Found]:
+    if seen.policy is None or not seen.policy.watches_requests:
         return
-    logs = [line for line in one.named("access_log") if line.first != "none"]
+    logs = [line for line in seen.named("access_log") if line.first != "none"]
     for line in logs:
         if not _WITHHOLD & set(line.words):
             yield _at(line, f"access_log {line.first}")
     for acl in ("!sk_withheld", "sk_withheld"):
         if not any(acl in line.words for line in logs):
-            yield Found(f"squidkeeper's access_log line with {acl} is missing", str(one.layout.conf))
+            yield Found(f"squidkeeper's access_log line with {acl} is missing", str(seen.layout.conf))
 
 
 @warning("few-descriptors", "Squid can have few connections", "Set `max_filedescriptors 16384`.")
-def _few_descriptors(one: Inspection) -> Iterator[Found]:
-    directive = one.last("max_filedescriptors")
+def _few_descriptors(seen: Inspection) -> Iterator[Found]:
+    directive = seen.last("max_filedescriptors")
     if directive is None:
-        yield Found("max_filedescriptors is missing: Squid takes what it is started with", str(one.layout.conf))
+        yield Found("max_filedescriptors is missing: Squid takes what it is started with", str(seen.layout.conf))
     elif (directive.number or 0) < _FEW_DESCRIPTORS:
         yield _at(directive)
 
@@ -490,8 +490,8 @@ def _few_descriptors(one: Inspection) -> Iterator[Found]:
     "Squid has another number of workers than the gateway is installed for",
     "Remove the line, and run `./install.sh --workers N`: the throttle and the alerts depend on the number.",
 )
-def _workers_overridden(one: Inspection) -> Iterator[Found]:
-    directive, rendered = one.last("workers"), workers_of(text_at(one.layout.fragment))
+def _workers_overridden(seen: Inspection) -> Iterator[Found]:
+    directive, rendered = seen.last("workers"), workers_of(text_at(seen.layout.fragment))
     if directive and directive.number != rendered:
         yield _at(directive)
 
@@ -501,16 +501,16 @@ def _workers_overridden(one: Inspection) -> Iterator[Found]:
     "Workers share the queue of a port: one that starts again may listen no more",
     "Add `worker-queues` to the line, and restart Squid.",
 )
-def _worker_port_shared(one: Inspection) -> Iterator[Found]:
-    directive = one.last("workers")
+def _worker_port_shared(seen: Inspection) -> Iterator[Found]:
+    directive = seen.last("workers")
     if directive and (directive.number or 0) > 1:
-        ports = one.named("http_port", "https_port")
+        ports = seen.named("http_port", "https_port")
         yield from (_at(port, f"{port.name} {port.first}") for port in ports if "worker-queues" not in port.words)
 
 
 @warning(
     "rendered-lines-outdated", "Squid's configuration is of another version than the program, or was edited", _INSTALL
 )
-def _outdated_lines(one: Inspection) -> Iterator[Found]:
-    for path, why in outdated_files(one.layout):
+def _outdated_lines(seen: Inspection) -> Iterator[Found]:
+    for path, why in outdated_files(seen.layout):
         yield Found(why, str(path))

@@ -20,16 +20,18 @@ from squidkeeper.services.exporter.conditions import CONDITIONS, Condition, Seve
 from squidkeeper.serving.parts import named_parts
 
 
-def _of_condition(one: Condition) -> Check:
+def _of_condition(condition: Condition) -> Check:
     """Make a check of what the exporter reports: doctor runs the finder of the condition, or its own in place of it."""
 
     def find(inspection: Inspection) -> Iterator[Found]:
-        yield from map(Found, one.find(inspection.view) if one.find else ())
+        yield from map(Found, condition.find(inspection.view) if condition.find else ())
 
     # A condition about the past must not keep a gateway drained that serves again.
-    severity = Severity.WARNING if one.past else one.severity
-    finder = FINDERS.get(one.code, find)
-    return Check(one.code, severity, one.summary, one.remedy, finder, as_root=True, running=one.running)
+    severity = Severity.WARNING if condition.past else condition.severity
+    finder = FINDERS.get(condition.code, find)
+    return Check(
+        condition.code, severity, condition.summary, condition.remedy, finder, as_root=True, running=condition.running
+    )
 
 
 @warning(
@@ -37,8 +39,8 @@ def _of_condition(one: Condition) -> Check:
     "The file of accepted findings cannot be used",
     "Write one line for each finding that you accept: `CODE: REASON`. See squid/DOCTOR.md.",
 )
-def _acceptance_unusable(one: Inspection) -> Iterator[Found]:
-    file, codes = one.layout.accepted, {check.code for check in ALL_CHECKS}
+def _acceptance_unusable(seen: Inspection) -> Iterator[Found]:
+    file, codes = seen.layout.accepted, {check.code for check in ALL_CHECKS}
     try:
         unknown = [code for code in _accepted_findings(file) if code not in codes]
     except PatternError as error:
@@ -61,7 +63,9 @@ def _accepted_findings(file: Path) -> dict[str, str]:
     return accepted
 
 
-_CONDITIONS: Final = tuple(_of_condition(one) for one in CONDITIONS if one.find and not one.only_exporter)
+_CONDITIONS: Final = tuple(
+    _of_condition(condition) for condition in CONDITIONS if condition.find and not condition.only_exporter
+)
 ALL_CHECKS: Final = (_CONDITIONS[0], *CHECKS, *_CONDITIONS[1:])  # most others follow from a full disk
 
 
@@ -89,44 +93,44 @@ class Diagnosis:
         return any(check.severity in counted and check.code not in self.accepted for check, _ in self.found)
 
 
-def examine(one: Inspection, *, running: bool = True, in_setup: bool = False) -> Diagnosis:
+def examine(seen: Inspection, *, running: bool = True, in_setup: bool = False) -> Diagnosis:
     """Make each check; without `running` none that concerns processes, and in a setup none that it has made itself."""
     wanted = [check for check in ALL_CHECKS if (running or not check.running) and not (in_setup and check.in_setup)]
-    made = [check for check in wanted if one.reads_everything or not check.as_root]
-    found = [(check, found) for check in made if (found := _made(check, one))]
-    accepted = _accepted(one)
+    made = [check for check in wanted if seen.reads_everything or not check.as_root]
+    found = [(check, found) for check in made if (found := _made(check, seen))]
+    accepted = _accepted(seen)
     severities = [*Severity]
     return Diagnosis(
-        one.layout,
+        seen.layout,
         len(made),
-        _directives(one),
+        _directives(seen),
         tuple(sorted(found, key=lambda pair: (pair[0].code in accepted, severities.index(pair[0].severity)))),
         accepted,
         tuple(check.code for check in wanted if check not in made),
-        tuple(f"{problem.place} {problem.text}" for problem in one.conf.problems if problem.denied),
-        named_parts(path.stem for path in one.conf.files if path.parent == one.layout.parts),
+        tuple(f"{problem.place} {problem.text}" for problem in seen.conf.problems if problem.denied),
+        named_parts(path.stem for path in seen.conf.files if path.parent == seen.layout.parts),
     )
 
 
-def _directives(one: Inspection) -> dict[str, int]:
+def _directives(seen: Inspection) -> dict[str, int]:
     counts = {"squidkeeper.conf": 0, "parts": 0, "squid.conf": 0}
-    for directive in one.conf.directives:
-        is_core, is_part = directive.file == one.layout.fragment, directive.file.parent == one.layout.parts
+    for directive in seen.conf.directives:
+        is_core, is_part = directive.file == seen.layout.fragment, directive.file.parent == seen.layout.parts
         counts["squidkeeper.conf" if is_core else "parts" if is_part else "squid.conf"] += 1
     return counts
 
 
-def _accepted(one: Inspection) -> dict[str, str]:
+def _accepted(seen: Inspection) -> dict[str, str]:
     try:
-        return _accepted_findings(one.layout.accepted)
+        return _accepted_findings(seen.layout.accepted)
     except PatternError:
         return {}
 
 
-def _made(check: Check, one: Inspection) -> tuple[Found, ...]:
+def _made(check: Check, seen: Inspection) -> tuple[Found, ...]:
     """Make a check. One that fails is a finding: what it is for may be there."""
     try:
-        return tuple(check.find(one))
+        return tuple(check.find(seen))
     except (OSError, psutil.Error) as error:
         return (Found(f"this cannot be checked: {error}"),)
     except Exception as error:  # noqa: BLE001 - what is not foreseen may show a value, and must end no installation
@@ -158,13 +162,13 @@ def as_json(diagnosis: Diagnosis) -> str:
             "code": check.code,
             "severity": check.severity,
             "summary": check.summary,
-            "place": one.place,
-            "detail": one.detail,
+            "place": finding.place,
+            "detail": finding.detail,
             "remedy": with_commands(check.remedy, diagnosis.layout),
             "accepted": diagnosis.accepted.get(check.code),
         }
         for check, found in diagnosis.found
-        for one in found
+        for finding in found
     ]
     not_made = {"not_checked": diagnosis.not_checked, "not_read": diagnosis.not_read}
     return json.dumps(

@@ -71,16 +71,16 @@ class Inspection:
 
     def named(self, *names: str) -> Iterator[Directive]:
         """Yield the directives of these names, in their order."""
-        return (one for one in self.conf.directives if one.name in names)
+        return (directive for directive in self.conf.directives if directive.name in names)
 
     def last(self, name: str) -> Directive | None:
         """Return the last directive of a name: of most that take one value, it counts."""
-        return next((one for one in reversed(self.conf.directives) if one.name == name), None)
+        return next((directive for directive in reversed(self.conf.directives) if directive.name == name), None)
 
     @property
     def ahead(self) -> tuple[Directive, ...]:
         """The directives ahead of the include of the policy: all of them, where it is not included."""
-        files = [one.file for one in self.conf.directives]
+        files = [directive.file for directive in self.conf.directives]
         end = files.index(self.layout.fragment) if self.layout.fragment in files else len(files)
         return self.conf.directives[:end]
 
@@ -88,7 +88,7 @@ class Inspection:
     def injected(self) -> frozenset[str]:
         """The headers that can be injected: those of squid.conf, and those of the policy's credentials."""
         credentials = self.policy.credentials if self.policy else ()
-        return frozenset({*INJECTABLE_HEADERS, *(place for one in credentials for place in one.form.places)})
+        return frozenset({*INJECTABLE_HEADERS, *(place for held in credentials for place in held.form.places)})
 
     @property
     def is_root(self) -> bool:
@@ -105,10 +105,14 @@ def inspect(layout: Layout) -> Inspection:
     """Read a gateway. OSError where its squid.conf cannot be read, `NotInstalled` where there is no gateway of ours."""
     layout.check_installed()
     conf = read_squid_conf(layout.conf, Macros(layout.squid_service))
-    ports = tuple(one.first for one in conf.directives if one.name == "http_port" and _PORT.fullmatch(one.first))
+    ports = tuple(
+        directive.first
+        for directive in conf.directives
+        if directive.name == "http_port" and _PORT.fullmatch(directive.first)
+    )
     listens = (*filter(None, [listen_of_haproxy(text_at(layout.haproxy))]),) or ports
     behind = not text_at(layout.haproxy) and any(
-        one.name == "http_port" and "require-proxy-header" in one.words for one in conf.directives
+        directive.name == "http_port" and "require-proxy-header" in directive.words for directive in conf.directives
     )
     sources = read_sources(layout.policy)
     squid, account = reachable(listens[0]) if listens else "127.0.0.1:3129", squid_account()

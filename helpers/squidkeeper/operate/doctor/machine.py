@@ -67,30 +67,30 @@ _BLOCK: Final = re.compile(r"^([^\n{}#][^{}]*?)\s*\{([^}]*)\}", re.MULTILINE)
 # --- Files -----------------------------------------------------------------------------------------------------------
 
 
-def _secret_files(one: Inspection) -> Iterator[tuple[Path, str]]:
-    layout = one.layout
+def _secret_files(seen: Inspection) -> Iterator[tuple[Path, str]]:
+    layout = seen.layout
     yield from ((path, "the CA's key") for path in (layout.signing_key, layout.ca_key))
     yield from ((path, "passwords of parent proxies") for path in (layout.rendered, layout.parts / "upstreams.conf"))
     yield layout.webhook, "the URL of the webhook"
-    yield from ((path, "a secret of the policy") for path in one.sources.secrets)
-    yield from ((path, "a secret that was fetched") for path in sorted(one.layout.secrets.glob(f"*{VALUE_SUFFIX}")))
+    yield from ((path, "a secret of the policy") for path in seen.sources.secrets)
+    yield from ((path, "a secret that was fetched") for path in sorted(seen.layout.secrets.glob(f"*{VALUE_SUFFIX}")))
 
 
 @finds("secret-unavailable")
-def _unavailable_secrets(one: Inspection) -> Iterator[Found]:
+def _unavailable_secrets(seen: Inspection) -> Iterator[Found]:
     """Find secrets without a value. `secrets-not-fetched` names them where nothing fetches them."""
-    fetched = {} if one.view.fetching.runs else one.view.fetched_secrets
-    yield from (Found(row.problem) for row in secret_rows(one.view) if row.problem and row.name not in fetched)
-    yield from (Found(str(fault)) for fault in (missing_extras(one.view.policy) if one.view.policy else ()))
+    fetched = {} if seen.view.fetching.runs else seen.view.fetched_secrets
+    yield from (Found(row.problem) for row in secret_rows(seen.view) if row.problem and row.name not in fetched)
+    yield from (Found(str(fault)) for fault in (missing_extras(seen.view.policy) if seen.view.policy else ()))
 
 
 @finds("webhook-failing")
-def _webhook_failing(one: Inspection) -> Iterator[Found]:
+def _webhook_failing(seen: Inspection) -> Iterator[Found]:
     """Find what is wrong with webhook.yaml, as Squid's account reads it; else what the process that uses it reports."""
-    file, reported = one.layout.webhook, one.view.maintenance.failures.get("webhook")
-    found = [*_settings_faults(file, _read_webhook, one, one.account)]
+    file, reported = seen.layout.webhook, seen.view.maintenance.failures.get("webhook")
+    found = [*_settings_faults(file, _read_webhook, seen, seen.account)]
     yield from found
-    if not found and file.exists() and one.view.maintenance.runs and reported:
+    if not found and file.exists() and seen.view.maintenance.runs and reported:
         yield Found(reported, str(file))
 
 
@@ -106,16 +106,16 @@ def _read_webhook(file: Path) -> None:
     " a process has read none, no quota gives anything.",
     as_root=True,
 )
-def _quota_store_unusable(one: Inspection) -> Iterator[Found]:
-    yield from _settings_faults(quota_store_file(one.layout.policy), read_quota_store, one, one.account)
+def _quota_store_unusable(seen: Inspection) -> Iterator[Found]:
+    yield from _settings_faults(quota_store_file(seen.layout.policy), read_quota_store, seen, seen.account)
 
 
 @finds("quota-store-unavailable")
-def _quota_store_unavailable(one: Inspection) -> Iterator[Found]:
+def _quota_store_unavailable(seen: Inspection) -> Iterator[Found]:
     """Ask the store of all gateways, as Squid's account: what is wrong with its settings is another finding."""
-    file = quota_store_file(one.layout.policy)
-    if file.exists() and not any(_quota_store_unusable(one)):
-        yield from _settings_faults(file, lambda file: try_quota_store(read_quota_store(file)), one, one.account)
+    file = quota_store_file(seen.layout.policy)
+    if file.exists() and not any(_quota_store_unusable(seen)):
+        yield from _settings_faults(file, lambda file: try_quota_store(read_quota_store(file)), seen, seen.account)
 
 
 @critical(
@@ -124,15 +124,15 @@ def _quota_store_unavailable(one: Inspection) -> Iterator[Found]:
     "Fix pull.yaml, and let the account squidkeeper-pull read it. Until then no new policy is pulled.",
     as_root=True,
 )
-def _pull_settings_unusable(one: Inspection) -> Iterator[Found]:
+def _pull_settings_unusable(seen: Inspection) -> Iterator[Found]:
     """Find what is wrong with pull.yaml, as the account that pulls reads it, where there is one.
 
     Its unit gives it the group of Squid's account, and keeps its own.
     """
     account = account_of(ACCOUNTS["pull"])
-    if account and one.account:
-        account = replace(account, group=one.account.group)
-    yield from _settings_faults(one.layout.pull_settings, read_pull_settings, one, account)
+    if account and seen.account:
+        account = replace(account, group=seen.account.group)
+    yield from _settings_faults(seen.layout.pull_settings, read_pull_settings, seen, account)
 
 
 @info(
@@ -141,20 +141,20 @@ def _pull_settings_unusable(one: Inspection) -> Iterator[Found]:
     "Name a `ceiling` in pull.yaml: a policy that says what may be open at most. See policy/PULL.md.",
     as_root=True,
 )
-def _pull_without_ceiling(one: Inspection) -> Iterator[Found]:
-    file = one.layout.pull_settings
+def _pull_without_ceiling(seen: Inspection) -> Iterator[Found]:
+    file = seen.layout.pull_settings
     with suppress(PullFailed):  # another check tells that
         if read_pull_settings(file).ceiling is None:
             yield Found("it names no ceiling", str(file))
 
 
 def _settings_faults(
-    file: Path, read: Callable[[Path], object], one: Inspection, account: Account | None
+    file: Path, read: Callable[[Path], object], seen: Inspection, account: Account | None
 ) -> Iterator[Found]:
     if not file.exists():
         return
     check = partial(_settings_problem, file, read)
-    if problem := call_as(account, check) if account and one.is_root else check():
+    if problem := call_as(account, check) if account and seen.is_root else check():
         yield Found(problem, str(file))
 
 
@@ -173,17 +173,17 @@ def _settings_problem(file: Path, read: Callable[[Path], object]) -> str:
     " and `chmod go-w`.",
     as_root=True,
 )
-def _exposed_files(one: Inspection) -> Iterator[Found]:
+def _exposed_files(seen: Inspection) -> Iterator[Found]:
     folders: dict[Path, str] = {}
-    secrets = one.layout.secrets.resolve()  # of what fetches
-    for path, what in _secret_files(one):
-        if not path.exists() or (path.parent == one.layout.parts and not _LOGIN.search(text_at(path))):
+    secrets = seen.layout.secrets.resolve()  # of what fetches
+    for path, what in _secret_files(seen):
+        if not path.exists() or (path.parent == seen.layout.parts and not _LOGIN.search(text_at(path))):
             continue
-        if problem := _exposed(path, one.account, fetched=path.parent == one.layout.secrets):
+        if problem := _exposed(path, seen.account, fetched=path.parent == seen.layout.secrets):
             yield Found(f"{what}: {problem}", str(path))
         folders |= dict.fromkeys(path.resolve().parents, what)
     for folder, what in folders.items():
-        owners = {*_owners(one.account), *([folder.stat().st_uid] if folder == secrets else ())}
+        owners = {*_owners(seen.account), *([folder.stat().st_uid] if folder == secrets else ())}
         if other := changed_by_others(folder, owners):
             mode = stat.S_IMODE(folder.stat().st_mode)
             yield Found(f"above {what}: {other} can replace files in it (mode {mode:04o})", str(folder))
@@ -211,28 +211,28 @@ def _exposed(path: Path, account: Account | None, *, fetched: bool) -> str:
     "Run `chgrp GROUP FILE` and `chmod g+r FILE`, with the group of Squid's account; `chmod o+x` for a folder.",
     as_root=True,
 )
-def _squid_cannot_read(one: Inspection) -> Iterator[Found]:
-    if one.account is None:
+def _squid_cannot_read(seen: Inspection) -> Iterator[Found]:
+    if seen.account is None:
         return
-    own = (one.layout.signing_cert, one.layout.signing_key, one.layout.program)
-    files = [*one.conf.files, *own, *one.layout.policy.rglob("*"), *one.sources.named]
-    for path, closed in unreadable_for(one.account, files).items():
+    own = (seen.layout.signing_cert, seen.layout.signing_key, seen.layout.program)
+    files = [*seen.conf.files, *own, *seen.layout.policy.rglob("*"), *seen.sources.named]
+    for path, closed in unreadable_for(seen.account, files).items():
         yield Found(f"closed at {closed}", str(path))
 
 
 @critical(
     "clock-off", "The clock is behind", "Set the clock, such as by an NTP client. Certificates and `expires` go by it."
 )
-def _clock_off(one: Inspection) -> Iterator[Found]:
+def _clock_off(seen: Inspection) -> Iterator[Found]:
     """Compare the clock with the CA, and with what the gateway wrote: a machine may have no NTP client to ask."""
-    now = one.view.now
+    now = seen.view.now
     try:
-        [first, *_] = x509.load_pem_x509_certificates(one.layout.signing_cert.read_bytes())
+        [first, *_] = x509.load_pem_x509_certificates(seen.layout.signing_cert.read_bytes())
     except (OSError, ValueError):
         first = None
     if first and first.not_valid_before_utc.timestamp() > now:
-        yield Found(f"the CA begins at {first.not_valid_before_utc:%Y-%m-%d %H:%M} UTC", str(one.layout.signing_cert))
-    for path in (one.layout.access_log, one.layout.cache_log, one.layout.applied, one.layout.conf):
+        yield Found(f"the CA begins at {first.not_valid_before_utc:%Y-%m-%d %H:%M} UTC", str(seen.layout.signing_cert))
+    for path in (seen.layout.access_log, seen.layout.cache_log, seen.layout.applied, seen.layout.conf):
         ahead = path.stat().st_mtime - now if path.exists() else 0
         if ahead > _CLOCK_SECONDS:
             written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
@@ -265,13 +265,13 @@ class RotationRule:
         return next((values[-1] for values in found if values), "")
 
 
-def _rotation_rules(one: Inspection) -> Iterator[RotationRule]:
+def _rotation_rules(seen: Inspection) -> Iterator[RotationRule]:
     ignores_others = False
-    usual = re.split(r"^\s*include\b", text_at(one.logrotate.with_suffix(".conf")), maxsplit=1, flags=re.MULTILINE)[0]
-    for path in sorted(one.logrotate.glob("*")):
+    usual = re.split(r"^\s*include\b", text_at(seen.logrotate.with_suffix(".conf")), maxsplit=1, flags=re.MULTILINE)[0]
+    for path in sorted(seen.logrotate.glob("*")):
         text = text_at(path)
         for found in _BLOCK.finditer(text):
-            if any(fnmatch(str(one.layout.access_log), glob.strip("\"'")) for glob in found[1].split()):
+            if any(fnmatch(str(seen.layout.access_log), glob.strip("\"'")) for glob in found[1].split()):
                 rule = RotationRule(f"{path}:{text.count(chr(10), 0, found.start()) + 1}", found[2], usual)
                 if not ignores_others:
                     yield rule
@@ -283,8 +283,8 @@ def _rotation_rules(one: Inspection) -> Iterator[RotationRule]:
     "logrotate loses lines of the access log",
     "Rotate by renaming: remove copytruncate, and run `squid -k rotate` in postrotate.",
 )
-def _lost_by_logrotate(one: Inspection) -> Iterator[Found]:
-    for rule in _rotation_rules(one):
+def _lost_by_logrotate(seen: Inspection) -> Iterator[Found]:
+    for rule in _rotation_rules(seen):
         if rule.has("copytruncate"):
             yield Found("copytruncate: what is logged between the copy and the cut is lost", rule.place)
         elif not re.search(r"squid\b.*-k\s*rotate|systemctl .*squid", rule.body):
@@ -298,8 +298,8 @@ def _lost_by_logrotate(one: Inspection) -> Iterator[Found]:
     "logrotate deletes records within a week",
     "If the log is your audit, raise `rotate`: see squid/observe/RECORD.md.",
 )
-def _few_days_kept(one: Inspection) -> Iterator[Found]:
-    for rule in _rotation_rules(one):
+def _few_days_kept(seen: Inspection) -> Iterator[Found]:
+    for rule in _rotation_rules(seen):
         if 0 < rule.days < _FEW_DAYS:
             yield Found(f"{quantity(round(rule.days), 'day')} of records", rule.place)
 
@@ -314,13 +314,13 @@ def _few_days_kept(one: Inspection) -> Iterator[Found]:
     as_root=True,
     running=True,
 )
-def _service_not_running(one: Inspection) -> Iterator[Found]:
+def _service_not_running(seen: Inspection) -> Iterator[Found]:
     """Find an installed service beside Squid that does not work; conditions tell about those with a heartbeat."""
-    listens = text_at(one.layout.service("exporter").applied).split(" ")[0]
+    listens = text_at(seen.layout.service("exporter").applied).split(" ")[0]
     for name in sorted({*SERVICES} - {"maintenance", "secrets", "export"}):
-        paths = one.layout.service(name)
+        paths = seen.layout.service(name)
         exporter = listens if name == "exporter" and listens != NO_EXPORTER else ""
-        service = InstalledService(name, one.layout, one.squid.systemd, port=port_of(exporter) if exporter else None)
+        service = InstalledService(name, seen.layout, seen.squid.systemd, port=port_of(exporter) if exporter else None)
         if paths.unit.exists() and not service.works():
             yield Found(
                 f"squidkeeper-{name}" + (f" does not answer on {exporter}" if exporter else ""), str(paths.unit)
@@ -342,8 +342,8 @@ def _unanswered(unit: Path, exporter: int | None) -> Iterator[Found]:
     as_root=True,
     running=True,
 )
-def _few_descriptors_granted(one: Inspection) -> Iterator[Found]:
-    wanted, pid = one.last("max_filedescriptors"), one.squid.pid()
+def _few_descriptors_granted(seen: Inspection) -> Iterator[Found]:
+    wanted, pid = seen.last("max_filedescriptors"), seen.squid.pid()
     if wanted is None or wanted.number is None or pid is None:
         return
     for process in psutil.Process(pid).children():
@@ -361,19 +361,19 @@ def _few_descriptors_granted(one: Inspection) -> Iterator[Found]:
     as_root=True,
     running=True,
 )
-def _client_fills_descriptors(one: Inspection) -> Iterator[Found]:
-    most, own = one.last("client_ip_max_connections"), one.last("max_filedescriptors")
+def _client_fills_descriptors(seen: Inspection) -> Iterator[Found]:
+    most, own = seen.last("client_ip_max_connections"), seen.last("max_filedescriptors")
     if own and own.number and (most is None or not 0 < 3 * 2 * (most.number or 0) < 0.8 * own.number):
         limit = most.first if most else "missing"
-        place = most.place if most else str(one.layout.conf)
+        place = most.place if most else str(seen.layout.conf)
         yield Found(f"client_ip_max_connections is {limit}, and a worker has {own.number} descriptors", place)
-    limits = re.search(r"sc0_conn_cur gt (\d+) ", text_at(one.layout.haproxy))
-    pid = InstalledService("tls", one.layout, one.squid.systemd).pid()
+    limits = re.search(r"sc0_conn_cur gt (\d+) ", text_at(seen.layout.haproxy))
+    pid = InstalledService("tls", seen.layout, seen.squid.systemd).pid()
     if limits and pid is not None:
         granted = min((_descriptors(process.pid) for process in _with_children(pid)), default=0)
         if granted and int(limits[1]) > granted // CLIENT_SHARE:
             text = f"HAProxy lets a client have {limits[1]} connections, and has {granted} descriptors"
-            yield Found(text, str(one.layout.haproxy))
+            yield Found(text, str(seen.layout.haproxy))
 
 
 def _with_children(pid: int) -> Iterator[psutil.Process]:
@@ -393,14 +393,14 @@ def _descriptors(pid: int) -> int:
     "The internet reaches the gateway, and any client is allowed",
     "Name `clients` in the rules, or let Squid listen on an inner address: `./install.sh --listen ADDRESS:PORT`.",
 )
-def _open_proxy(one: Inspection) -> Iterator[Found]:
+def _open_proxy(seen: Inspection) -> Iterator[Found]:
     """Find a gateway that the internet reaches, and whose policy allows any client.
 
     A port that requires a PROXY header serves load balancers alone: `proxy-protocol-open` finds one that serves others.
     """
-    open_to = open_to_any_client(one.policy, str(one.layout.policy), one.view.at) if one.policy else ()
-    balanced = {port.first for port in one.named("http_port") if "require-proxy-header" in port.words}
-    for listen in one.listens if open_to else ():
+    open_to = open_to_any_client(seen.policy, str(seen.layout.policy), seen.view.at) if seen.policy else ()
+    balanced = {port.first for port in seen.named("http_port") if "require-proxy-header" in port.words}
+    for listen in seen.listens if open_to else ():
         if listen not in balanced and (reached := ", ".join(map(str, reached_at(listen)))):
             yield Found(f"Squid listens on {listen}, reached at {reached}; {open_to[0].text}", str(open_to[0].location))
 
@@ -430,12 +430,12 @@ class AskedHelper:
     running=True,
     in_setup=True,
 )
-def _silent_helpers(one: Inspection) -> Iterator[Found]:
-    helpers = [*_helpers(one)]
+def _silent_helpers(seen: Inspection) -> Iterator[Found]:
+    helpers = [*_helpers(seen)]
     with tempfile.TemporaryDirectory(prefix="squidkeeper-doctor-") as folder, ThreadPoolExecutor() as pool:
-        if one.account and one.is_root:
-            os.chown(folder, one.account.user, one.account.group)
-        problems = pool.map(lambda helper: _problem(helper, folder, one.account), helpers)
+        if seen.account and seen.is_root:
+            os.chown(folder, seen.account.user, seen.account.group)
+        problems = pool.map(lambda helper: _problem(helper, folder, seen.account), helpers)
         for helper, problem in zip(helpers, problems, strict=True):
             if problem:
                 yield Found(f"{helper.name}: {problem}", helper.place)
@@ -450,12 +450,12 @@ def _silent_helpers(one: Inspection) -> Iterator[Found]:
     running=True,
     in_setup=True,
 )
-def _stopped_helper_stays(one: Inspection) -> Iterator[Found]:
-    helper = next((helper for helper in _helpers(one) if "--state" in helper.command), None)
-    if helper is None or not InstalledService("exporter", one.layout, one.squid.systemd).works():
+def _stopped_helper_stays(seen: Inspection) -> Iterator[Found]:
+    helper = next((helper for helper in _helpers(seen) if "--state" in helper.command), None)
+    if helper is None or not InstalledService("exporter", seen.layout, seen.squid.systemd).works():
         return
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    with subprocess.Popen(helper.command, **pipes, **_started_as(one.account)) as process:  # noqa: S603 - Squid's command
+    with subprocess.Popen(helper.command, **pipes, **_started_as(seen.account)) as process:  # noqa: S603 - Squid's command
         process.send_signal(signal.SIGSTOP)
         try:
             process.wait(_STOPPED_SECONDS)
@@ -465,15 +465,15 @@ def _stopped_helper_stays(one: Inspection) -> Iterator[Found]:
             process.kill()
 
 
-def _helpers(one: Inspection) -> Iterator[AskedHelper]:
-    extras = one.last("url_rewrite_extras")
+def _helpers(seen: Inspection) -> Iterator[AskedHelper]:
+    extras = seen.last("url_rewrite_extras")
     questions: dict[str, Callable[[Sequence[str]], str]] = {
         "external_acl_type": lambda words: f"1 {_values(words)} -",
         "url_rewrite_program": lambda _: f"{_URL} {_values(' '.join(extras.words).split() if extras else ())}",
         "auth_param": lambda _: "1 squidkeeper-doctor - 127.0.0.1 -",
         "sslcrtd_program": lambda _: "new_certificate 1 x",  # names no host: it answers ERR
     }
-    for directive in one.named(*questions):
+    for directive in seen.named(*questions):
         words = directive.words
         start = next((at for at, word in enumerate(words) if Path(word).name == "squidkeeper"), None)
         if start is not None:

@@ -82,9 +82,9 @@ def read_fleet(file: Path) -> Fleet:
         raise FleetFailed(f"{file}: expected YAML: {text}: {_EXAMPLE}") from error
     if faults := _faults(given):
         raise FleetFailed("\n".join(f"{file}: {fault}" for fault in faults))
-    gateways = (_gateway(one) for one in given.gateways)
+    gateways = (_gateway(gateway) for gateway in given.gateways)
     haproxy = given.haproxy
-    addresses = tuple(str(ip_address(one)) for one in haproxy.addresses)
+    addresses = tuple(str(ip_address(address)) for address in haproxy.addresses)
     return Fleet((*gateways,), addresses, str(haproxy.listen), haproxy.certificate, haproxy.connections_per_client)
 
 
@@ -118,11 +118,11 @@ def _told(problem: str) -> str:
 
 def _faults(given: _FleetFile) -> list[str]:
     faults = []
-    for number, one in enumerate(given.gateways):
+    for number, gateway in enumerate(given.gateways):
         place = f"gateways[{number}]"
-        if not is_gateway_name(one.name):
-            faults.append(f"{place}.name: {one.name!r}: expected {_EXPECTED['name']}")
-        faults += _address_fault(f"{place}.address", one.address)
+        if not is_gateway_name(gateway.name):
+            faults.append(f"{place}.name: {gateway.name!r}: expected {_EXPECTED['name']}")
+        faults += _address_fault(f"{place}.address", gateway.address)
     for number, address in enumerate(given.haproxy.addresses):
         faults += _address_fault(f"haproxy.addresses[{number}]", address)
     found = _LISTEN.fullmatch(str(given.haproxy.listen))
@@ -144,12 +144,12 @@ def _address_fault(place: str, text: str) -> list[str]:
 
 
 def _repeated(gateways: list[FleetGateway]) -> list[str]:
-    made = [_gateway(one) for one in gateways]
+    made = [_gateway(served) for served in gateways]
     faults = []
-    for number, one in enumerate(made):
+    for number, gateway in enumerate(made):
         for other in made[:number]:
-            if one.name == other.name or one.id == other.id:
-                faults.append(f"gateways[{number}].name: {one.name!r} is taken by {other.name!r}: choose another")
-            elif one.authority == other.authority:
-                faults.append(f"gateways[{number}].address: {one.authority} is that of {other.name!r} already")
+            if gateway.name == other.name or gateway.id == other.id:
+                faults.append(f"gateways[{number}].name: {gateway.name!r} is taken by {other.name!r}: choose another")
+            elif gateway.authority == other.authority:
+                faults.append(f"gateways[{number}].address: {gateway.authority} is that of {other.name!r} already")
     return faults

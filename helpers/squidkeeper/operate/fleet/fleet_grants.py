@@ -133,7 +133,7 @@ def _remedy(clone: Path, tip: str, allowed_signers: Path) -> str:
     """
     keep = "If all of it is right, push an empty signed commit (git commit -S --allow-empty)."
     listed = _git(clone, "rev-list", "--first-parent", f"--max-count={_COMMITS_AT_MOST}", "HEAD").split()
-    signed = next((one for one in listed if not _refusal(clone, allowed_signers, one)), "")
+    signed = next((commit for commit in listed if not _refusal(clone, allowed_signers, commit)), "")
     if not signed:
         return (
             f"None of the last {quantity(len(listed), 'commit')} is signed by an allowed signer now: read the whole"
@@ -169,6 +169,6 @@ def _output(folder: Path, *arguments: str) -> bytes:
         raise EditRefused(f"git cannot be run: {error}; nothing was changed") from error
     if done.returncode != 0:
         told = what_git_told(done.stderr.decode("utf-8", "replace")) or f"status {done.returncode}"
-        name = next(one for one in arguments if not one.startswith("-") and "=" not in one)
+        name = next(argument for argument in arguments if not argument.startswith("-") and "=" not in argument)
         raise EditRefused(f"git {name} failed: {told}; nothing was changed in the repository")
     return done.stdout

@@ -53,9 +53,12 @@ def render(fleet: Fleet, state: Path = STATE) -> str:
 
 def _replacements(fleet: Fleet, state: Path) -> dict[str, str]:
     workers = _workers(fleet)
-    servers = (f"    server {one.name} {one.authority} id {one.id} port {one.health_port}\n" for one in fleet.gateways)
+    servers = (
+        f"    server {gateway.name} {gateway.authority} id {gateway.id} port {gateway.health_port}\n"
+        for gateway in fleet.gateways
+    )
     return {
-        BINDS: "".join(f"    bind {one}\n" for one in binds(fleet.listen)),
+        BINDS: "".join(f"    bind {address}\n" for address in binds(fleet.listen)),
         _SERVER: "".join(servers),
         "fd-hard-limit 66000": f"fd-hard-limit {min(_DESCRIPTORS * workers, _MOST_DESCRIPTORS)}",
         f"maxconn {_CONNECTIONS}\n    # One client": f"maxconn {_CONNECTIONS * workers}\n    # One client",
@@ -67,7 +70,7 @@ def _replacements(fleet: Fleet, state: Path) -> dict[str, str]:
 
 
 def _workers(fleet: Fleet) -> int:
-    return sum(one.workers for one in fleet.gateways)
+    return sum(gateway.workers for gateway in fleet.gateways)
 
 
 def _of_tls(fleet: Fleet, state: Path) -> dict[str, str]:
@@ -230,11 +233,15 @@ def _master(pid_file: Path) -> int | None:
 
 def _show_gateways(fleet: Fleet) -> None:
     show("\nOn each gateway, with the same CA (squid/FLEET.md):")
-    for one in fleet.gateways:
-        host = one.authority.rpartition(":")[0]
-        options = [f"--behind {','.join(fleet.addresses)}", f"--gateway {one.name}", f"--listen {one.authority}"]
-        if one.health_port != _USUAL_HEALTH:
-            options.append(f"--health-listen {host}:{one.health_port}")
-        if one.workers > 1:
-            options.append(f"--workers {one.workers}")
+    for gateway in fleet.gateways:
+        host = gateway.authority.rpartition(":")[0]
+        options = [
+            f"--behind {','.join(fleet.addresses)}",
+            f"--gateway {gateway.name}",
+            f"--listen {gateway.authority}",
+        ]
+        if gateway.health_port != _USUAL_HEALTH:
+            options.append(f"--health-listen {host}:{gateway.health_port}")
+        if gateway.workers > 1:
+            options.append(f"--workers {gateway.workers}")
         show(f"  sudo ./install.sh {' '.join(options)} --ca-dir DIR")

@@ -29,8 +29,8 @@ _FAULTY = re.compile(r".*(?:\| (?:FATAL|ERROR): |unrecognized: ).*")
 
 def check_way_to(machine: Machine, folder: Path) -> None:
     """Check that Squid's account can enter a folder and what is above it: helpers never are root."""
-    ways = [str(one) for one in (*reversed(folder.parents), folder) if one.is_dir()]
-    closed = call_as(machine.account, lambda: next((one for one in ways if not os.access(one, os.X_OK)), ""))
+    ways = [str(parent) for parent in (*reversed(folder.parents), folder) if parent.is_dir()]
+    closed = call_as(machine.account, lambda: next((way for way in ways if not os.access(way, os.X_OK)), ""))
     if closed:
         raise SetupFailed(
             f"Squid's account {machine.account.name} cannot enter {closed}",
@@ -130,7 +130,7 @@ def check_parent(name: str, host: str, port: int, *listens: str) -> str:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     except OSError as error:
         return f"its name does not resolve on this machine ({error.strerror})"
-    addresses = {ip_address(str(one[4][0]).partition("%")[0]) for one in found}
+    addresses = {ip_address(str(resolved[4][0]).partition("%")[0]) for resolved in found}
     if any(port_of(listen) == port and addresses & answers_at(listen) for listen in listens):
         raise SetupFailed(f"the parent proxy {name}, {host}:{port}, is this gateway", "name another proxy")
     try:

@@ -53,9 +53,9 @@ BINDS: Final = "    bind 0.0.0.0:3129\n    bind [::]:3129 v6only\n"
 
 def substitute_once(text: str, replacements: Mapping[str, str]) -> str:
     """Replace texts by others, each of which a template has exactly once; ValueError where it was changed meanwhile."""
-    for one in replacements:
-        if (found := text.count(one)) != 1:
-            raise ValueError(f"a template has {one!r} {found} times, expected once: change it there, and here")
+    for replacement in replacements:
+        if (found := text.count(replacement)) != 1:
+            raise ValueError(f"a template has {replacement!r} {found} times, expected once: change it there, and here")
     return substitute(text, replacements)
 
 
@@ -140,7 +140,7 @@ def gateway_of(logformat: str) -> str:
 
 def status_from_of(unit: str) -> tuple[str, ...]:
     """List the networks that may see the status page, beside this machine, by a unit of the exporter."""
-    return tuple(one for one in re.findall(r" --status-from (\S+)", unit) if one not in _LOOPBACK)
+    return tuple(address for address in re.findall(r" --status-from (\S+)", unit) if address not in _LOOPBACK)
 
 
 def with_gateway(text: str, name: str) -> str:
@@ -247,7 +247,7 @@ class Configuration:
             _BEHIND_HAPROXY: self.layout.behind_haproxy,
             "--listen 3129": f"--listen {self.listen}",
             f"gt {_CONNECTIONS} ": f"gt {min(_CONNECTIONS, self._descriptors // CLIENT_SHARE)} ",
-            BINDS: "".join(f"    bind {one}\n" for one in binds(self.listen)),
+            BINDS: "".join(f"    bind {address}\n" for address in binds(self.listen)),
         }
         return _MARK_OF_SECTION.sub("", self.render("haproxy.cfg", {**values, **moved}))
 

@@ -109,7 +109,7 @@ def as_owned_here(entry: Entry) -> Entry:
         case File():
             return replace(entry, owner=owner_here(entry.owner))
         case Folder(entries, mode, owner):
-            return Folder({name: as_owned_here(one) for name, one in entries.items()}, mode, owner_here(owner))
+            return Folder({name: as_owned_here(inner) for name, inner in entries.items()}, mode, owner_here(owner))
 
 
 def write_entry(path: Path, entry: Entry) -> None:

@@ -715,7 +715,7 @@ class Installation:
     def _closed(self, *folders: Path) -> tuple[Path, ...]:
         here = [folder for folder in folders if folder.is_dir()]
         closed = call_as(self._machine.account, lambda: [str(one) for one in here if not os.access(one, entries.RWX)])
-        return tuple(one for one in here if str(one) in closed or entries.root_owns_below(one))
+        return tuple(folder for folder in here if str(folder) in closed or entries.root_owns_below(folder))
 
     def _changed_since_told(self) -> bool:
         """Whether a file was written since Squid was told, which may have been told what it held in between."""

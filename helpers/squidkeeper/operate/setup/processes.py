@@ -145,7 +145,7 @@ class InstalledService:
     def _is_stopped(self) -> bool:
         try:
             first = psutil.Process(self.pid() or 0)
-            return any(one.status() == psutil.STATUS_STOPPED for one in (first, *first.children(recursive=True)))
+            return any(child.status() == psutil.STATUS_STOPPED for child in (first, *first.children(recursive=True)))
         except psutil.Error:
             return False
 

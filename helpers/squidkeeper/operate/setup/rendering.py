@@ -57,7 +57,7 @@ def rendered_files(layout: Layout, templates: Mapping[str, str], values: Values,
     secret, folder = (0, account.group), layout.fragment.parent
     texts = render(templates, values, text_at(layout.local))
     files = {layout.rendered: File(encode_values(values).encode(), 0o640, secret)}
-    for name, text in sorted(texts.items(), key=lambda one: "/" not in one[0]):
+    for name, text in sorted(texts.items(), key=lambda item: "/" not in item[0]):
         holds = name == _HOLDS_PASSWORDS
         files[folder / name] = File(text.encode(), 0o640 if holds else 0o644, secret if holds else ROOT)
     return files

@@ -50,7 +50,7 @@ def _listens(process: psutil.Process, port: int) -> bool:
         found = process.net_connections("tcp")
     except psutil.Error:
         return False
-    return any(one.status == psutil.CONN_LISTEN and one.laddr[1] == port for one in found)
+    return any(connection.status == psutil.CONN_LISTEN and connection.laddr[1] == port for connection in found)
 
 
 def is_open(port: int) -> bool:

@@ -92,7 +92,7 @@ def descriptions() -> Mapping[str, str]:
 
 def field_keys(model: type[BaseModel], name: str) -> list[str]:
     """List the keys under which a field may be described: its model's, and those of the models that it extends."""
-    return [f"{one.__name__}.{name}" for one in model.__mro__ if name in getattr(one, "model_fields", {})]
+    return [f"{base.__name__}.{name}" for base in model.__mro__ if name in getattr(base, "model_fields", {})]
 
 
 def _entry(name: str, made: _Schema, model: type[BaseModel] | None) -> _Schema:
@@ -128,7 +128,7 @@ def _default(own: _Schema, made: _Schema) -> _Schema:
 def _type_of(keys: list[str], made: _Schema) -> _Schema:
     """Write a type without what only the program has: titles, defaults, null for what is left out."""
     if "anyOf" in made:
-        [made] = [one for one in made["anyOf"] if one != {"type": "null"}]
+        [made] = [choice for choice in made["anyOf"] if choice != {"type": "null"}]
     kind: _Schema = {key: made[key] for key in ("type", "enum", "const", "$ref") if key in made}
     if kind.get("type") == "array":
         entry = next((_WRITTEN[f"{key}[]"] for key in keys if f"{key}[]" in _WRITTEN), None)

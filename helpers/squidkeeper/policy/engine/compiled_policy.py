@@ -134,7 +134,7 @@ class CompiledPolicy:
         self.source = policy
         self._logins = {client.name: client for client in policy.clients if client.tokens is not None}
         timed = {_key(rule): Timed(rule.expires, rule.when) for rule in policy.rules_and_grants}
-        timed = {key: one for key, one in timed.items() if one.depends_on_time}
+        timed = {key: times for key, times in timed.items() if times.depends_on_time}
         self._bits = {key: 1 << number for number, key in enumerate(timed)}
         tokens = (token for client in self._logins.values() for token in client.tokens or ())
         ends = (Timed(token.expires) for token in tokens if token.expires is not None)
@@ -222,7 +222,7 @@ class CompiledPolicy:
         known = self._clients.get(key)
         if known is None:
             address = client and client.address
-            known = tuple(one.name for one in self.source.clients if one.matches(address, user))
+            known = tuple(client.name for client in self.source.clients if client.matches(address, user))
             self._clients.add(key, known, _object_bytes(user, *known))
         return known
 
@@ -230,7 +230,7 @@ class CompiledPolicy:
         """Whether a request may be rewritten that is for a host, or that then leads to it."""
         if self.rewrites.positions(host):
             return True
-        return any(PLACEHOLDER in one or parse_authority(one)[0] == host for one in self._targets)
+        return any(PLACEHOLDER in authority or parse_authority(authority)[0] == host for authority in self._targets)
 
     def tunnel_use(self, match: HostMatch, at: datetime) -> TunnelUse:
         """Tell which connection the open tunnel of a request takes."""
@@ -285,7 +285,7 @@ class CompiledPolicy:
             return True
         # A rewrite can lead to a host with any credential.
         credentials = self.source.credentials if candidates.rewrites else candidates.credentials
-        return any(signs(one.form) for one in credentials)
+        return any(signs(credential.form) for credential in credentials)
 
     def decision_by(self, rule: Rule) -> Decision:
         """Return the decision of a rule for one URL: the same object each time, so that its reply is written once."""

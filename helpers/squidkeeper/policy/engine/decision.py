@@ -107,7 +107,7 @@ class Decision:
     @property
     def parameters(self) -> list[tuple[str, QueryParameters]]:
         """The parameters of the query that credentials add, with the names of these."""
-        forms = ((one.name, one.form) for one in self.credentials)
+        forms = ((credential.name, credential.form) for credential in self.credentials)
         return [(name, form) for name, form in forms if isinstance(form, QueryParameters)]
 
     @property

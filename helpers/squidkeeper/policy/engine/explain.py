@@ -103,7 +103,7 @@ def explain(policy: CompiledPolicy, request: Request | Malformed, at: datetime) 
 
 def grant(policy: CompiledPolicy, decision: Decision) -> Rule | None:
     """Find the grant that allows; None where none does."""
-    return next((one for one in policy.source.grants if one.location == decision.location), None)
+    return next((grant for grant in policy.source.grants if grant.location == decision.location), None)
 
 
 def observed(policy: CompiledPolicy, decision: Decision) -> Observed | None:

@@ -72,7 +72,7 @@ def _query(match: Match, url: UrlFacts, deny: bool) -> bool:
 
 
 def _urls(match: Match, url: UrlFacts, _deny: bool) -> bool:
-    return match.urls is None or any(one.matches(url.sent, url.query) for one in match.urls)
+    return match.urls is None or any(exact.matches(url.sent, url.query) for exact in match.urls)
 
 
 HOST_FIELDS: dict[str, Callable[[Match, HostFacts, bool], bool]] = {

@@ -50,7 +50,7 @@ def observe_url(
     rules, grants = now.observing or (), now.unspent(spent)
     firsts = [first_rule(rules, grants, partial(holds_for_url, url=url)) for url in readings]
     observed = [_observed_by(rule, match) for rule in firsts]
-    denied = next((one for one in observed if one is not None and one.startswith("deny:")), None)
+    denied = next((verdict for verdict in observed if verdict is not None and verdict.startswith("deny:")), None)
     if denied is not None or not all(_allows(rule, match) for rule in firsts):
         return policy.with_observed(decision, denied)
     return policy.with_observed(decision, next(filter(None, observed), None))

@@ -118,7 +118,7 @@ def _consequences(policy: CompiledPolicy, match: HostMatch, applied: Applied) ->
         return (decision.action, decision.asks)
     counted = decision.counted and decision.counted.name
     rewrite = applied.rewrite and applied.rewrite.name
-    credentials = tuple(one.name for one in applied.credentials)
+    credentials = tuple(credential.name for credential in applied.credentials)
     forwarded = (decision.websocket, decision.connections, decision.strip)
     return (decision.action, decision.private, forwarded, counted, rewrite, credentials)
 
@@ -147,8 +147,8 @@ def _add_credentials(
     """Add the credentials for the URL that is fetched, and the rewrite; a path that servers read differently denies."""
     fetched = facts_of(facts, url)
     candidates = policy.injectable(fetched)
-    chosen = [chosen_credentials(candidates, partial(holds_for_url, url=one)) for one in _readings(url)]
-    if any(one != chosen[0] for one in chosen):
+    chosen = [chosen_credentials(candidates, partial(holds_for_url, url=reading)) for reading in _readings(url)]
+    if any(credentials != chosen[0] for credentials in chosen):
         return _ambiguous(readings(url.path))
     if rewritten is not None:
         private, upstream = rewritten.rewrite.private, policy.upstream(fetched)

@@ -40,9 +40,9 @@ class Timetable:
 
     def __init__(self, entries: Iterable[Timed]) -> None:
         self._entries = tuple(entries)
-        self._schedules = tuple(dict.fromkeys(one.when for one in self._entries if one.when is not None))
+        self._schedules = tuple(dict.fromkeys(timed.when for timed in self._entries if timed.when is not None))
         places = {schedule: place for place, schedule in enumerate(self._schedules)}
-        self._places = tuple(None if one.when is None else places[one.when] for one in self._entries)
+        self._places = tuple(None if timed.when is None else places[timed.when] for timed in self._entries)
         self._last = _Span(_NEVER, _NEVER, 0)
         self._spans: list[_Span] = []
 
@@ -59,7 +59,7 @@ class Timetable:
     @property
     def ends(self) -> list[datetime]:
         """The times at which an entry expires."""
-        return [one.expires for one in self._entries if one.expires is not None]
+        return [timed.expires for timed in self._entries if timed.expires is not None]
 
     def holding(self, at: datetime) -> int:
         """Return the entries that hold at a time."""

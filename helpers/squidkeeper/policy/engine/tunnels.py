@@ -143,4 +143,4 @@ def _names(rule: Rule, method: str) -> bool:
 
 
 def _shown(rule: Rule, methods: Iterable[str]) -> str:
-    return "every method" if rule.match.methods is None else next(one for one in methods if _names(rule, one))
+    return "every method" if rule.match.methods is None else next(method for method in methods if _names(rule, method))

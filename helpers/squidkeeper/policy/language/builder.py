@@ -65,7 +65,7 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
     faults = {
         *contents.faults,
         *(fault for document in (*documents, *contents.presets.values()) for fault in document.faults),
-        *(fault for one in (*checked, *checked_presets.values()) for fault in one.faults),
+        *(fault for document in (*checked, *checked_presets.values()) for fault in document.faults),
         *_merge_faults((*contents.presets.values(), *documents), contents.local),
         *list_faults,
         *_opened_list_faults(documents, lists),
@@ -107,7 +107,7 @@ def _names(contents: PolicyContents) -> schema.Names:
         for section, name, _ in _defined(document):
             found[section].add(name)
     known = {section: frozenset(names) for section, names in found.items()}
-    secrets = (one for document in contents.documents for one in all_entries(document, "secrets"))
+    secrets = (entry for document in contents.documents for entry in all_entries(document, "secrets"))
     hidden = frozenset(str(steps[1]) for _, entry, steps in secrets if not isinstance(entry, dict))
     there_are = contents.preset_names | contents.presets.keys()
     understood = all(map(schema.is_understood, contents.documents))
@@ -207,7 +207,7 @@ def _check_secrets(contents: PolicyContents) -> tuple[list[Fault], list[Fault]]:
     faults: list[Fault] = []
     warnings: list[Fault] = []
     named = (
-        (section, *one) for section in ("secrets", "canaries") for one in file_entries(contents.documents, section)
+        (section, *entry) for section in ("secrets", "canaries") for entry in file_entries(contents.documents, section)
     )
     for section, document, name, path in named:
         file = contents.secrets[path]
@@ -433,7 +433,7 @@ def _schedule(entry: schema.WhenEntry | None) -> Schedule | None:
 def _tokens(entry: schema.ClientEntry) -> tuple[Token, ...] | None:
     if entry.token_sha256 is None:
         return None
-    return tuple(Token(one.sha256, one.expires) for one in entry.token_sha256)
+    return tuple(Token(token.sha256, token.expires) for token in entry.token_sha256)
 
 
 def _parent(entry: schema.UpstreamEntry) -> Parent | None:

@@ -199,15 +199,15 @@ def _secret_faults(documents: Iterable[Document]) -> Iterator[Fault]:
     references = [*_references(documents)]
     for document in documents:
         yield from _grant_faults(document)
-    for one in references:
-        yield from _kind_faults(one, kinds.get(one.needed, {}))
+    for reference in references:
+        yield from _kind_faults(reference, kinds.get(reference.needed, {}))
     needed: dict[str, list[str]] = {}
-    for one in references:
-        needed.setdefault(one.secret, []).append(one.needed)
-    for one in references:
-        if one.secret in _reached(one.needed, needed):
+    for reference in references:
+        needed.setdefault(reference.secret, []).append(reference.needed)
+    for reference in references:
+        if reference.secret in _reached(reference.needed, needed):
             message = "the secret needs itself, through this name, expected one with 'file' or 'command'"
-            yield Fault(one.document.locate(one.steps), FaultCode.SECRET_CYCLE, message)
+            yield Fault(reference.document.locate(reference.steps), FaultCode.SECRET_CYCLE, message)
 
 
 def _references(documents: Iterable[Document]) -> Iterator[_Reference]:
@@ -219,12 +219,12 @@ def _references(documents: Iterable[Document]) -> Iterator[_Reference]:
                     yield _Reference(document, str(steps[1]), source[key], (*steps, kind, key))
 
 
-def _kind_faults(one: _Reference, needed: Mapping[str, object]) -> Iterator[Fault]:
-    place = one.document.locate(one.steps)
+def _kind_faults(reference: _Reference, needed: Mapping[str, object]) -> Iterator[Fault]:
+    place = reference.document.locate(reference.steps)
     if "env" in needed:
         message = "the secret is a variable of Squid's environment, which 'squidkeeper secrets' does not know"
         yield Fault(place, FaultCode.INVALID_SOURCE, f"{message}, expected one with 'file' or 'command'")
-    elif needed and one.steps[-1] == "private_key" and "file" not in needed:
+    elif needed and reference.steps[-1] == "private_key" and "file" not in needed:
         yield Fault(place, FaultCode.INVALID_SOURCE, "a private key is read from a file, expected a secret with 'file'")
 
 
@@ -243,10 +243,10 @@ def _reached(name: str, needed: Mapping[str, Iterable[str]]) -> set[str]:
     found: set[str] = set()
     left = [name]
     while left:
-        one = left.pop()
-        if one not in found:
-            found.add(one)
-            left += needed.get(one, ())
+        other = left.pop()
+        if other not in found:
+            found.add(other)
+            left += needed.get(other, ())
     return found
 
 

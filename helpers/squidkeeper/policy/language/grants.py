@@ -47,7 +47,7 @@ def conflicts(policy: Policy) -> Iterator[Fault]:
 def named_clients(document: Document) -> frozenset[str]:
     """List the clients that the grants of a file name."""
     listed = (entry.get("clients") for _, entry, _ in entries(document, "grants"))
-    names = (name for one in listed if isinstance(one, list) for name in one)
+    names = (name for names in listed if isinstance(names, list) for name in names)
     return frozenset(name for name in names if isinstance(name, str))
 
 

@@ -108,7 +108,7 @@ def _never_in_force(policy: Policy, now: datetime) -> Iterator[Fault]:
 def _unused(policy: Policy) -> Iterator[Fault]:
     matches = [entry.match for entry in (*policy.entries, *policy.upstreams)]
     secrets = _all(credential.form.secrets for credential in policy.credentials)
-    secrets |= {one.parent.password for one in policy.upstreams if one.parent and one.parent.password}
+    secrets |= {route.parent.password for route in policy.upstreams if route.parent and route.parent.password}
     secrets |= _all(needed_secrets(secret.source) for secret in policy.secrets.values())
     secrets |= {*policy.sealing_keys} | ({*policy.secrets} if policy.watch else set())
     clients = _all(m.clients for m in matches) | _all(quota.clients for quota in policy.quotas)
@@ -278,7 +278,7 @@ _METHODS = frozenset(_REGISTERED.split())
 def _public_suffixes(policy: Policy) -> Iterator[Fault]:
     rules = [(rule.location, f"rule {rule.name!r}", rule.match) for rule in policy.rules if rule.action is Action.ALLOW]
     rules += [(grant.location, f"grant {grant.name!r}", grant.match) for grant in policy.grants]
-    rules += [(one.location, f"credential {one.name!r}", one.match) for one in policy.credentials]
+    rules += [(held.location, f"credential {held.name!r}", held.match) for held in policy.credentials]
     wild = [
         (location, what, pattern)
         for location, what, match in rules
@@ -394,9 +394,9 @@ def _touches(rule: Rule, among: Mapping[str, list[range]]) -> bool:
 
 
 def _overlaps(some: list[range], others: list[range]) -> Iterator[range]:
-    for one in some:
+    for ports in some:
         for other in others:
-            both = range(max(one.start, other.start), min(one.stop, other.stop))
+            both = range(max(ports.start, other.start), min(ports.stop, other.stop))
             if both:
                 yield both
 
@@ -419,7 +419,7 @@ def _ports(rule: Rule, scheme: str) -> list[range]:
 
 def _joined(some: Iterable[range]) -> list[range]:
     joined: list[range] = []
-    for ports in sorted(some, key=lambda one: one.start):
+    for ports in sorted(some, key=lambda span: span.start):
         if joined and ports.start <= joined[-1].stop:
             joined[-1] = range(joined[-1].start, max(joined[-1].stop, ports.stop))
         else:

@@ -46,7 +46,7 @@ def _beyond(credential: Credential, hosts: tuple[HostPattern, ...]) -> str:
     if credential.match.lists:
         return f"list {credential.match.lists[0]!r}"
     patterns = credential.match.hosts or ()
-    return next((one.text for one in patterns if not any(host.covers(one) for host in hosts)), "")
+    return next((pattern.text for pattern in patterns if not any(host.covers(pattern) for host in hosts)), "")
 
 
 def _strange_faults(local: Document) -> Iterator[Fault]:

@@ -219,7 +219,7 @@ FINITE_FIELDS: tuple[FiniteField, ...] = ()
 
 def finite_values(facts: HostFacts) -> tuple[str, ...]:
     """Return what the declared fields depend on: requests with the same values are alike to them."""
-    return tuple([one.value(facts) for one in FINITE_FIELDS])
+    return tuple([field.value(facts) for field in FINITE_FIELDS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,7 +431,7 @@ class Policy:
     @property
     def watches_requests(self) -> bool:
         """Whether requests are searched: for secrets and canaries, or for placeholders."""
-        return self.watch is not None or any(one.placeholder for one in self.credentials)
+        return self.watch is not None or any(credential.placeholder for credential in self.credentials)
 
     @property
     def users(self) -> frozenset[str]:

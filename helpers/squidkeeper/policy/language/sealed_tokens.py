@@ -95,9 +95,9 @@ def _check_texts(name: str, value: object) -> None:
     texts = several if isinstance(several, list) else [value]
     if len(texts) > _PATTERNS_AT_MOST:
         raise PatternError(f"{name}: expected at most {_PATTERNS_AT_MOST} values")
-    if any(len(str(one)) > _TEXT_LENGTH for one in texts):
+    if any(len(str(text)) > _TEXT_LENGTH for text in texts):
         raise PatternError(f"{name}: expected text of at most {_TEXT_LENGTH} characters")
-    if texts is several and any(str(one).startswith("regex:") for one in texts):
+    if texts is several and any(str(text).startswith("regex:") for text in texts):
         raise PatternError(f"{name}: a sealed token has no expressions, expected text, in which '*' is any")
 
 

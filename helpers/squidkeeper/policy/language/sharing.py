@@ -47,8 +47,8 @@ def _obstacles_by_entries(policy: Policy, rule: Rule) -> Iterator[str]:
             what = "asks a person about" if asks else f"allows {_opened(other)} at"
             yield f"the rule {other.name!r} ({other.location}) {what} some of its hosts; {_REMEDY}"
     rewritten = (one for one in policy.rewrites if _leads_to(rule, one) or overlap(of_all, one, policy.lists))
-    credentials = (one for one in policy.credentials if overlap(rule, one, policy.lists))
-    parents = (one for one in policy.upstreams if one.key != DIRECT and overlap(rule, one, policy.lists))
+    credentials = (credential for credential in policy.credentials if overlap(rule, credential, policy.lists))
+    parents = (route for route in policy.upstreams if route.key != DIRECT and overlap(rule, route, policy.lists))
     for kind, entries in (("rewrite", rewritten), ("credential", credentials), ("upstream", parents)):
         for entry in entries:
             yield f"the {kind} {entry.name!r} ({entry.location}) is for some of its hosts; {_REMEDY}"
@@ -59,7 +59,7 @@ def _leads_to(rule: Rule, rewrite: Rewrite) -> bool:
         return False
     host = parse_authority(rewrite.target.authority.replace("{host}", "host"))[0]
     target = parse_host_pattern(bracketed(host))
-    return "{host}" in rewrite.target.authority or any(one.overlaps(target) for one in rule.match.hosts or ())
+    return "{host}" in rewrite.target.authority or any(pattern.overlaps(target) for pattern in rule.match.hosts or ())
 
 
 def _opened(rule: Rule) -> str:

@@ -172,7 +172,7 @@ def compiled_lists(folder: Path, revision: str) -> Path:
 
 def stored_revisions(folder: Path) -> list[StoredRevision]:
     """List the stored revisions, the newest first."""
-    return sorted(_stored(folder), key=lambda one: one.loaded, reverse=True)
+    return sorted(_stored(folder), key=lambda revision: revision.loaded, reverse=True)
 
 
 def _stored(folder: Path) -> Iterator[StoredRevision]:
@@ -203,14 +203,14 @@ def _is_complete(place: Path, sources: Sources) -> bool:
     """Whether a revision is stored, and no crash of the machine has left a file of it empty."""
     try:
         documents = json.loads((place / _MANIFEST).read_bytes())["documents"]
-        contents = [(place / _DOCUMENTS / one.path.name).read_bytes() for one in sources.documents]
+        contents = [(place / _DOCUMENTS / document.path.name).read_bytes() for document in sources.documents]
         contents += [(place / _PRESETS / name).read_bytes() for name in sources.presets]
         contents += [(place / name).read_bytes() for name, _ in _beside(sources)]
         lists = [(place / _LISTS / name).stat().st_size for name in _list_names(sources)]
     except (OSError, ValueError, KeyError, TypeError):
         return False
     beside = (document for _, document in _beside(sources))
-    expected = [one.content for one in (*sources.documents, *sources.presets.values(), *beside)]
+    expected = [document.content for document in (*sources.documents, *sources.presets.values(), *beside)]
     return documents == _digests(_documents(sources)) and contents == expected and all(lists)
 
 
@@ -247,7 +247,7 @@ def _list_names(sources: Sources) -> set[str]:
 
 
 def _write(sources: Sources, place: Path, folder: Path, list_cache: Path | None) -> None:
-    earlier = [folder / one.revision for one in stored_revisions(folder)]
+    earlier = [folder / revision.revision for revision in stored_revisions(folder)]
     (place / _DOCUMENTS).mkdir(mode=0o750, parents=True)
     (place / _LISTS).mkdir(mode=0o750)
     (place / _PRESETS).mkdir(mode=0o750)
@@ -257,13 +257,13 @@ def _write(sources: Sources, place: Path, folder: Path, list_cache: Path | None)
     for name, document in _beside(sources):
         _write_document(document, place / name, [])
     for path, file in sources.lists.items():
-        _write_list(path, file.digest or "", place / _LISTS, [*(one / _LISTS for one in earlier), list_cache])
+        _write_list(path, file.digest or "", place / _LISTS, [*(before / _LISTS for before in earlier), list_cache])
     (place / _MANIFEST).write_text(_manifest(sources))
 
 
 def _write_document(document: Document, to: Path, earlier: list[Path]) -> None:
-    for one in earlier:
-        same = one / to.parent.name / to.name
+    for folder in earlier:
+        same = folder / to.parent.name / to.name
         with suppress(OSError):
             if same.stat().st_size == len(document.content) and same.read_bytes() == document.content:
                 return os.link(same, to)
@@ -302,14 +302,14 @@ def _prune(folder: Path, newest: str) -> None:
     seen: set[tuple[int, int]] = set()
     edits: set[str] = set()
     places: Counter[bool] = Counter()
-    for one in stored_revisions(folder):
-        edit = _edit_of(folder, one.revision)
+    for revision in stored_revisions(folder):
+        edit = _edit_of(folder, revision.revision)
         is_grant = edit in edits  # a newer revision differs from it by grants alone
         edits.add(edit)
         places[is_grant] += 1
-        room -= _new_bytes(folder / one.revision, seen)
-        if one.revision != newest and (places[is_grant] > _REVISIONS_AT_MOST or room < 0):
-            shutil.rmtree(folder / one.revision, ignore_errors=True)
+        room -= _new_bytes(folder / revision.revision, seen)
+        if revision.revision != newest and (places[is_grant] > _REVISIONS_AT_MOST or room < 0):
+            shutil.rmtree(folder / revision.revision, ignore_errors=True)
     for path in folder.glob(f".*{_UNFINISHED}"):
         with suppress(FileNotFoundError):
             if path.stat().st_mtime < time.time() - _UNFINISHED_SECONDS:

@@ -68,7 +68,7 @@ class Sources:
     def gated(self) -> bool:
         """Whether the policy has a reload gate."""
         defaults = (document.data.get("defaults") for document in self.with_local)
-        return any(isinstance(one, dict) and "reload_gate" in one for one in defaults)
+        return any(isinstance(section, dict) and "reload_gate" in section for section in defaults)
 
     @property
     def revision(self) -> str:
@@ -215,7 +215,7 @@ def _read_presets(documents: tuple[Document, ...]) -> tuple[dict[str, Document],
     names = dict.fromkeys(name for name, _ in named_presets(documents))
     there_are = preset_names() if names else frozenset()
     read = {name: _read_preset(name) for name in names if name in there_are}
-    presets = {name: one for name, one in read.items() if isinstance(one, Document)}
+    presets = {name: preset for name, preset in read.items() if isinstance(preset, Document)}
     return presets, tuple(fault for fault in read.values() if isinstance(fault, Fault))
 
 

@@ -142,7 +142,7 @@ def parse_leaf_request(request: bytes) -> LeafRequest:
     signing, hash_name, ca, key, origin = end.groups()
     if signing not in _SIGNINGS:
         raise InvalidLine(f"Sign is none of {', '.join(Signing)}")
-    replaces_names, ignores_end, ignores_start = (one is not None for one in adaptations)
+    replaces_names, ignores_end, ignores_start = (adaptation is not None for adaptation in adaptations)
     return LeafRequest(
         host.decode("utf-8", "replace"),
         Signing(signing.decode()),
@@ -168,4 +168,4 @@ def format_leaf_reply(reply: LeafReply, channel: bytes = b"") -> bytes:
     return b"%b %b" % (channel, written) if channel else written
 
 
-_SIGNINGS: Final = frozenset(one.encode() for one in Signing)
+_SIGNINGS: Final = frozenset(signing.encode() for signing in Signing)

@@ -255,8 +255,8 @@ class Archiver:
 
     def _write_status(self, report: RunReport, before: ArchiveStatus, done: Iterable[FileOnDisk]) -> None:
         now = time.time()
-        damaged = [f"{one.name}: {one.damage}" for one in report.archived if one.damage]
-        newest = sorted(done, key=lambda one: one.written_ns)[-MOST_FILES:]
+        damaged = [f"{log.name}: {log.damage}" for log in report.archived if log.damage]
+        newest = sorted(done, key=lambda log: log.written_ns)[-MOST_FILES:]
         status = ArchiveStatus(
             ended=now,
             succeeded=before.succeeded if report.problems else now,

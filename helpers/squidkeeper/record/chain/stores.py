@@ -421,8 +421,8 @@ def _have_folder(folder: Path) -> None:
         return
     if is_new and (squid := squid_account()):
         os.chown(folder, -1, squid.group)
-    for one in (folder, *folder.glob("day=*")):
-        one.chmod(stat.S_IMODE(one.stat().st_mode) | stat.S_ISGID)
+    for place in (folder, *folder.glob("day=*")):
+        place.chmod(stat.S_IMODE(place.stat().st_mode) | stat.S_ISGID)
 
 
 def _is_there(folder: Path, part: ArchivedPart) -> bool:

@@ -112,8 +112,8 @@ class _Verifier:
         lines = tuple(self._lines(self._read(CHAIN, ArchiveFaultCode.LINE_DAMAGED)))
         self._verify_order(lines)
         head = self._verify_head(head_content, lines)
-        for one in kept:
-            self._verify_kept(one, lines)
+        for archived in kept:
+            self._verify_kept(archived, lines)
         entries = tuple(line.entry for line in lines if line.entry)
         self._notes += [entry.reason for entry in entries if entry.kind is EntryKind.CRASH]
         chain = Chain(entries)

@@ -60,7 +60,7 @@ def clean(text: str | None) -> str | None:
     """Write what is not printable in percent-encoding: line ends, other control characters, invisible ones."""
     if text is None or text.isprintable():
         return text
-    return "".join(one if one.isprintable() else quote(one, errors="replace") for one in text)
+    return "".join(character if character.isprintable() else quote(character, errors="replace") for character in text)
 
 
 _TEXTS: Final = (

@@ -166,7 +166,7 @@ class DriftChecker:
             return HostQuestion(answer=Unjudged.UNKNOWN)
         newer, otherwise = self._newer(record)
         policies = (policy, newer) if newer else (policy,)
-        return HostQuestion(tuple((one, self._hosts.of(one, record)) for one in policies), otherwise=otherwise)
+        return HostQuestion(tuple((policy, self._hosts.of(policy, record)) for policy in policies), otherwise=otherwise)
 
     def askers(self, record: Record) -> tuple[str, ...]:
         """Return what `question` depends on of client and user: few values for many of them."""
@@ -235,7 +235,7 @@ def _decide(policy: CompiledPolicy, host: judging.RecordedHost, record: Record, 
 def _finding(decision: Decision, record: Record, policy: CompiledPolicy) -> Finding | None:
     if not decision.allowed:
         return _allowed(decision.rule, decision.reason or "")
-    due = {one.name for one in decision.credentials} | ({SEALED_TOKEN} if policy.source.sealing_keys else set())
+    due = {held.name for held in decision.credentials} | ({SEALED_TOKEN} if policy.source.sealing_keys else set())
     undue = set() if record.credential == NONE else set(unquote(record.credential).split(","))
     undue -= due
     if undue:
@@ -296,7 +296,7 @@ class PastPolicies:
         if place + 1 >= len(effective):
             return None
         start = parse_time(record) - timedelta(milliseconds=record.duration_ms)
-        newest = bisect_right(effective, start, key=lambda one: one.since) - 1
+        newest = bisect_right(effective, start, key=lambda revision: revision.since) - 1
         return self(effective[newest].revision) if newest > place else None
 
     def _read_folder(self) -> None:
@@ -305,8 +305,8 @@ class PastPolicies:
             stored = stored_revisions(self._folder)
         except OSError:
             return  # what was read before stays
-        self._effective = tuple(Effective(one.revision, _effective_from(one)) for one in reversed(stored))
-        self._places = {one.revision: place for place, one in enumerate(self._effective)}
+        self._effective = tuple(Effective(kept.revision, _effective_from(kept)) for kept in reversed(stored))
+        self._places = {effective.revision: place for place, effective in enumerate(self._effective)}
 
     def _load(self, revision: str) -> CompiledPolicy | None:
         try:

@@ -95,14 +95,14 @@ def of_period(since: datetime | None, until: datetime | None) -> PeriodFilter:
 
 def of_client(given: Iterable[str], clients: Iterable[Client] = ()) -> MatchFilter:
     """Hold for one of these: an address, a network, a client of the policy, or a proxy user."""
-    predicates = [_of_client(one, [client for client in clients if client.name == one]) for one in given]
-    matches = lru_cache(_CACHED)(lambda address, user: any(one(address, user) for one in predicates))
+    predicates = [_of_client(text, [client for client in clients if client.name == text]) for text in given]
+    matches = lru_cache(_CACHED)(lambda address, user: any(predicate(address, user) for predicate in predicates))
     return MatchFilter(("client", "user"), matches)
 
 
 def of_host(given: Iterable[str]) -> MatchFilter:
     """Hold for hosts that one of these patterns of a policy matches; raise `PatternError`."""
-    patterns = [parse_host_pattern(one) for one in given]
+    patterns = [parse_host_pattern(text) for text in given]
     matches = lru_cache(_CACHED)(lambda host: any(pattern.matches(_host(host)) for pattern in patterns))
     return MatchFilter(("host",), matches)
 
@@ -132,7 +132,7 @@ def _observed(given: str) -> str:
 
 def of_status(given: Iterable[str]) -> ValueFilter:
     """Hold for one of these statuses (`403`) or classes (`4xx`); raise ValueError."""
-    return ValueFilter("status", frozenset(status for one in given for status in _statuses(one)))
+    return ValueFilter("status", frozenset(status for text in given for status in _statuses(text)))
 
 
 def of_request_id(given: Iterable[str]) -> ValueFilter:

@@ -78,11 +78,11 @@ class RequestTable:
         titles = ("TIME", "CLIENT", "VERDICT", "RULE", "STATUS", "METHOD", "MS")
         return self._row.format(*titles, *(("ERROR",) if self._with_error else ()), "URL")
 
-    def _line(self, one: RequestRow) -> str:
-        values = (*one[:-2], one.error, _url(one.url)) if self._with_error else (*one[:-2], _url(one.url))
+    def _line(self, shown: RequestRow) -> str:
+        values = (*shown[:-2], shown.error, _url(shown.url)) if self._with_error else (*shown[:-2], _url(shown.url))
         row = self._row.format(*values)
         row = row if row[:-1].isprintable() else f"{printable(row[:-1])}\n"
-        return self._colour(row, one.verdict) if self._coloured else row
+        return self._colour(row, shown.verdict) if self._coloured else row
 
     def _colour(self, row: str, verdict: str) -> str:
         before, found, after = row.partition(f"  {verdict} ")
@@ -115,7 +115,7 @@ def json_line(line: bytes) -> str:
 
 def printable(value: str) -> str:
     """Escape characters that are not printable."""
-    return "".join(one if one.isprintable() else quote(one, errors="replace") for one in value)
+    return "".join(character if character.isprintable() else quote(character, errors="replace") for character in value)
 
 
 def _url(url: str) -> str:

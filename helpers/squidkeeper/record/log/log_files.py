@@ -132,7 +132,7 @@ def files_since(path: Path, since: datetime | None) -> list[Path]:
     """List, in order, the files with records since a time: those rotated later, and the log itself."""
     if since is None:
         return [path]
-    return [*(one for one in rotated(path) if written_until(one) >= since.timestamp()), path]
+    return [*(log for log in rotated(path) if written_until(log) >= since.timestamp()), path]
 
 
 def sorted_by_time(paths: Iterable[Path]) -> list[Path]:

@@ -338,7 +338,7 @@ class Report:
     @property
     def queried(self) -> int:
         """What `squidkeeper query` counts of the period: also the requests that are in no figure."""
-        return self.summary.requests + sum(one.count for one in self.left_out if one.name in UNDECIDED)
+        return self.summary.requests + sum(left_out.count for left_out in self.left_out if left_out.name in UNDECIDED)
 
 
 def as_json(report: Report) -> str:

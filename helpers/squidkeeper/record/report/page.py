@@ -219,7 +219,7 @@ def _time_axis(timeline: TimelineFigures, width: int, y: float) -> Iterator[Mark
 
 
 def _between(seconds: int, most: int, least: int) -> int:
-    return next((one for one in STEPS_SECONDS if one >= least and seconds / one <= most), STEPS_SECONDS[-1])
+    return next((step for step in STEPS_SECONDS if step >= least and seconds / step <= most), STEPS_SECONDS[-1])
 
 
 def _time_name(at: int, between: int) -> str:
@@ -233,7 +233,7 @@ def _time_name(at: int, between: int) -> str:
 
 def _step_name(seconds: int) -> str:
     units = ((_DAY, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
-    unit, name = next(one for one in units if seconds % one[0] == 0)
+    unit, name = next(unit for unit in units if seconds % unit[0] == 0)
     return name if seconds == unit else f"{seconds // unit} {name}s"
 
 
@@ -242,7 +242,7 @@ def _ticks(most: int) -> list[int]:
         return [0]
     rough = most / 3
     power = 10 ** max(0, int(log10(rough)) if rough >= 1 else 0)
-    step = next((power * one for one in (1, 2, 5, 10) if power * one >= rough), power * 10)
+    step = next((power * factor for factor in (1, 2, 5, 10) if power * factor >= rough), power * 10)
     return list(range(0, most + 1, step))
 
 

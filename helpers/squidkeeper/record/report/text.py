@@ -34,27 +34,27 @@ def _sections(report: Report) -> Iterator[tuple[str, Sequence[str], Rows]]:
     yield (
         "hosts, the most requested first",
         ("host", "allowed", "denied", "sent"),
-        [(one.host, one.allowed, one.denied, byte_size(one.response_bytes)) for one in report.traffic.hosts],
+        [(host.host, host.allowed, host.denied, byte_size(host.response_bytes)) for host in report.traffic.hosts],
     )
     yield (
         "clients",
         ("client", "allowed", "denied"),
-        [(one.client, one.allowed, one.denied) for one in report.traffic.clients],
+        [(client.client, client.allowed, client.denied) for client in report.traffic.clients],
     )
     yield (
         "denied, by rule",
         ("rule", "denied", "retried", "reason"),
-        [(one.rule, one.denied, one.retried, one.reason) for one in report.denials.rules],
+        [(rule.rule, rule.denied, rule.retried, rule.reason) for rule in report.denials.rules],
     )
     yield (
         "denied again and again",
         ("client", "method", "rule", "denied", "url"),
-        [(one.client, one.method, one.rule, one.denied, one.url) for one in report.denials.retries],
+        [(retry.client, retry.method, retry.rule, retry.denied, retry.url) for retry in report.denials.retries],
     )
     yield (
         "observed",
         ("observed", "requests", "clients"),
-        [(one.observed, one.requests, one.clients) for one in report.observed.rows],
+        [(row.observed, row.requests, row.clients) for row in report.observed.rows],
     )
     yield (
         "hosts first seen",
@@ -64,28 +64,28 @@ def _sections(report: Report) -> Iterator[tuple[str, Sequence[str], Rows]]:
     yield (
         "failing upstreams",
         ("host", "requests", "5xx", "errors"),
-        [(one.host, one.requests, one.server_errors, _names(one.errors)) for one in report.upstreams.failing],
+        [(host.host, host.requests, host.server_errors, _names(host.errors)) for host in report.upstreams.failing],
     )
     yield (
         "ended by the client",
         ("client", "error", "requests", "host"),
-        [(one.client, one.error, one.requests, one.host) for one in report.client_errors.rows],
+        [(row.client, row.error, row.requests, row.host) for row in report.client_errors.rows],
     )
     yield (
         "credentials",
         ("credential", "host", "requests", "refused", "failed"),
-        [(one.credential, one.host, one.requests, one.refused, one.failed) for one in report.credentials.uses],
+        [(use.credential, use.host, use.requests, use.refused, use.failed) for use in report.credentials.uses],
     )
     drift = report.drift.latest if report.drift else ()
     yield (
         "drift",
         ("time", "client", "method", "rule", "url"),
-        [(timestamp(one.time), one.client, one.method, one.rule, one.url) for one in drift],
+        [(timestamp(finding.time), finding.client, finding.method, finding.rule, finding.url) for finding in drift],
     )
 
 
 def _names(counts: Sequence[Count]) -> str:
-    return ", ".join(one.name for one in counts)
+    return ", ".join(count.name for count in counts)
 
 
 def _table(title: str, names: Sequence[str], rows: Rows) -> Iterator[str]:
@@ -99,7 +99,7 @@ def _table(title: str, names: Sequence[str], rows: Rows) -> Iterator[str]:
 def _left_out(report: Report) -> Iterator[str]:
     if report.left_out:
         yield "\nnot in these figures\n"
-        yield from (f"{thousands(one.count)} {one.name}\n" for one in report.left_out)
+        yield from (f"{thousands(left_out.count)} {left_out.name}\n" for left_out in report.left_out)
     if report.queried != report.summary.requests:
         yield f"With those that no rule decided, `squidkeeper query` counts {quantity(report.queried, 'request')}.\n"
-    yield from (f"read in part: {one}\n" for one in report.damaged)
+    yield from (f"read in part: {file}\n" for file in report.damaged)

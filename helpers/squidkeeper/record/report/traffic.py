@@ -103,7 +103,7 @@ def _rest(
 
 def _row(host: str, totals: RequestTotals, of_clients: list[RequestTotals]) -> figures.HostFigures:
     by_client = [*of_clients, totals.minus(of_clients)]
-    visits = tuple(figures.Visits(one.allowed, one.denied) for one in by_client)
+    visits = tuple(figures.Visits(visit.allowed, visit.denied) for visit in by_client)
     return figures.HostFigures(host, *totals, visits)
 
 

@@ -142,7 +142,7 @@ def ending_by_exit() -> Iterator[None]:
         raise SystemExit(_KILLED + number)
 
     is_main = threading.current_thread() is threading.main_thread()
-    replaced = [one for one in _ENDING if is_main and signal.getsignal(one) is signal.SIG_DFL]
+    replaced = [ending for ending in _ENDING if is_main and signal.getsignal(ending) is signal.SIG_DFL]
     for number in replaced:
         signal.signal(number, end)
     try:

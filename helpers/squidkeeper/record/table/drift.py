@@ -71,7 +71,7 @@ class DriftTable:
         )
 
     def _add_newer(self, effective: tuple[Effective, ...]) -> None:
-        rows = [(one.revision, one.since.replace(tzinfo=None), place) for place, one in enumerate(effective)]
+        rows = [(kept.revision, kept.since.replace(tzinfo=None), place) for place, kept in enumerate(effective)]
         insert(self._connection, "drift_effective", "revision VARCHAR, since TIMESTAMP, place INTEGER", rows)
         start = "CASE WHEN s.without_start THEN s.time ELSE s.time - to_milliseconds(s.duration_ms) END"
         self._run(
@@ -87,9 +87,9 @@ class DriftTable:
         for answer, rows in judged.counts.items():
             self._checker.count(answer, rows)
         findings = [
-            (place, str(one.kind), one.rule, one.reason)
-            for place, one in enumerate(judged.answers)
-            if isinstance(one, Finding)
+            (place, str(finding.kind), finding.rule, finding.reason)
+            for place, finding in enumerate(judged.answers)
+            if isinstance(finding, Finding)
         ]
         columns = "answer INTEGER, kind VARCHAR, finding_rule VARCHAR, reason VARCHAR"
         insert(self._connection, "drift_findings", columns, findings)

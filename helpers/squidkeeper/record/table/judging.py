@@ -133,8 +133,8 @@ class _Judging(Generic[AnswerT]):
         self._run(numbered(f"{name}_askers", key, f"SELECT {_names(key)}, {self._first} FROM {rows}", grouped=True))
         places: dict[tuple[str, ...], int] = {}
         askers = [
-            (number, places.setdefault(self._judge.askers(record_from(one.items())), len(places)))
-            for number, one in self._each(f"{name}_askers", "number, one", self._in_order(key))
+            (number, places.setdefault(self._judge.askers(record_from(row.items())), len(places)))
+            for number, row in self._each(f"{name}_askers", "number, one", self._in_order(key))
         ]
         self._insert(f"{name}_asker_numbers", "number BIGINT, asker BIGINT", askers)
         self._run(
@@ -150,9 +150,9 @@ class _Judging(Generic[AnswerT]):
         self._run(
             numbered(f"{name}_hosts", key, f"SELECT {_names(key)}, {self._first} FROM {name}_asked", grouped=True)
         )
-        for number, one in self._each(f"{name}_hosts", "number, one", self._in_order(key)):
-            asked = self._judge.question(record_from(one.items()))
-            every, usual = (asked.same_for is one for one in (SameFor.EVERY_URL, SameFor.USUAL_URLS))
+        for number, row in self._each(f"{name}_hosts", "number, one", self._in_order(key)):
+            asked = self._judge.question(record_from(row.items()))
+            every, usual = (asked.same_for is same_for for same_for in (SameFor.EVERY_URL, SameFor.USUAL_URLS))
             begins = None if every or usual else asked.beginnings
             hosts.append((number, asked.silent, every, usual, asked.depends_on_time, begins is not None))
             found |= begins or set()
@@ -190,8 +190,8 @@ class _Judging(Generic[AnswerT]):
         name, texts, times = self._name, self._decisive.url, self._decisive.time
         asked = self._each(f"{name}_questions", f"host_number, number, rows, one_url, {_names(key[2:])}")
         firsts = self._each(f"{name}_hosts WHERE number IN (SELECT host_number FROM {name}_questions)", "number, one")
-        for (_, one), (_, rows) in zip(firsts, groupby(asked, itemgetter(0)), strict=True):
-            first = record_from(one.items())
+        for (_, row), (_, rows) in zip(firsts, groupby(asked, itemgetter(0)), strict=True):
+            first = record_from(row.items())
             question = self._judge.question(first)
             for _, number, count, url, *values in rows:
                 changes = {column: value or NONE for column, value in zip(texts, values, strict=False)}

@@ -131,7 +131,7 @@ class LineTable:
         return False
 
     def _clean_insertion(self, file: Path, compression: str) -> str:
-        fields = ", ".join(f"{one.name}: '{_logged_type(one)}'" for one in FIELDS)
+        fields = ", ".join(f"{field.name}: '{_logged_type(field)}'" for field in FIELDS)
         read = (
             f"read_json({quoted_literally(file)}, format='newline_delimited',"
             f" compression='{_JSON_COMPRESSIONS[compression]}', columns={{{fields}}},"
@@ -300,7 +300,7 @@ _HOSTLESS: Final = f"(f.url = '{NONE}' OR (starts_with(f.url, 'error:') AND rege
 
 
 def _structure() -> str:
-    types = (f'"{one.name}":"{_logged_type(one)}"' for one in FIELDS)
+    types = (f'"{field.name}":"{_logged_type(field)}"' for field in FIELDS)
     return "{" + ",".join(types) + "}"
 
 

@@ -50,7 +50,7 @@ _LINE_BYTES: Final = 1000  # of a usual line, or more
 
 def select_rows(connection: duckdb.DuckDBPyConnection, rows: str, filters: Iterable[Selecting]) -> str:
     """Create a view of the rows of a view for which all filters hold; return its name."""
-    joins = [_join(connection, rows, f"wanted_{rows}_{number}", one) for number, one in enumerate(filters)]
+    joins = [_join(connection, rows, f"wanted_{rows}_{number}", chosen) for number, chosen in enumerate(filters)]
     connection.execute(f"CREATE OR REPLACE VIEW selected_{rows} AS SELECT r.* FROM {rows} AS r{''.join(joins)}")
     return f"selected_{rows}"
 
@@ -60,24 +60,24 @@ def fields_of(filters: Iterable[Selecting]) -> set[str]:
     return {field for one in filters for field in (one.fields if isinstance(one, MatchFilter) else (one.field,))}
 
 
-def _join(connection: duckdb.DuckDBPyConnection, rows: str, table: str, one: Selecting) -> str:
-    if isinstance(one, MatchFilter):
-        _create_matching(connection, rows, table, one)
-        return f" SEMI JOIN {table} ON {' AND '.join(_same(name, table) for name in one.fields)}"
-    kind = "BIGINT" if all(isinstance(value, int) for value in one.values) else "VARCHAR"
-    wanted = [None if value == NONE else value for value in one.values]
-    connection.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT unnest(?::{kind}[]) AS {one.field}", [wanted])
-    return f" SEMI JOIN {table} ON {_same(one.field, table)}"
+def _join(connection: duckdb.DuckDBPyConnection, rows: str, table: str, chosen: Selecting) -> str:
+    if isinstance(chosen, MatchFilter):
+        _create_matching(connection, rows, table, chosen)
+        return f" SEMI JOIN {table} ON {' AND '.join(_same(name, table) for name in chosen.fields)}"
+    kind = "BIGINT" if all(isinstance(value, int) for value in chosen.values) else "VARCHAR"
+    wanted = [None if value == NONE else value for value in chosen.values]
+    connection.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT unnest(?::{kind}[]) AS {chosen.field}", [wanted])
+    return f" SEMI JOIN {table} ON {_same(chosen.field, table)}"
 
 
-def _create_matching(connection: duckdb.DuckDBPyConnection, rows: str, table: str, one: MatchFilter) -> None:
-    names = ", ".join(one.fields)
+def _create_matching(connection: duckdb.DuckDBPyConnection, rows: str, table: str, wanted: MatchFilter) -> None:
+    names = ", ".join(wanted.fields)
     distinct = f"SELECT row_number() OVER () AS number, * FROM (SELECT DISTINCT {names} FROM {rows})"
     connection.execute(f"CREATE OR REPLACE TABLE {table}_found AS {distinct}")
     connection.execute(f"FROM {table}_found")
     matching: list[int] = []
     while found := connection.fetchmany(_BATCH):
-        matching += [number for number, *values in found if one.matches(*(NONE if v is None else v for v in values))]
+        matching += [number for number, *values in found if wanted.matches(*(NONE if v is None else v for v in values))]
     chosen = f"SELECT * FROM {table}_found SEMI JOIN (SELECT unnest(?::BIGINT[]) AS number) USING (number)"
     connection.execute(f"CREATE OR REPLACE TABLE {table} AS {chosen}", [matching])
 
@@ -208,7 +208,7 @@ def _field(column: Column) -> str:
 
 
 _NUMBERS: Final = frozenset(column.name for column in FIELDS if column.is_number)
-_LINE: Final = f"to_json(struct_pack({', '.join(f'{one.name} := {_field(one)}' for one in FIELDS)}))::VARCHAR"
+_LINE: Final = f"to_json(struct_pack({', '.join(f'{field.name} := {_field(field)}' for field in FIELDS)}))::VARCHAR"
 
 
 # Times at which a long log is divided: to show its first lines early, or to read its newest lines alone.

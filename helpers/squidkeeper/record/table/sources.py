@@ -283,7 +283,7 @@ def _check_readable(files: list[Path]) -> None:
 def _archives(folder: Path | None, gateways: Collection[str]) -> dict[Path, Chain]:
     try:
         found = archives_in(folder) if folder else ()
-        chosen = (one for one in found if not gateways or gateway_of(one.name) in ("", *gateways))
+        chosen = (archive for archive in found if not gateways or gateway_of(archive.name) in ("", *gateways))
         return {archive: read_chain(archive) for archive in chosen}
     except OSError as error:
         raise UnreadableLog(f"{folder}: {read_failure(error)}") from error
@@ -348,7 +348,7 @@ def ask(gateways: LiveGateways, words: Sequence[str], folder: Path) -> Iterator[
     most_bytes = disk_usage(folder).free // 2 // len(gateways.addresses)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         asked = gateways.addresses.items()
-        yield from pool.map(lambda one: _ask(one[0], one[1], words, folder, most_bytes), asked)
+        yield from pool.map(lambda gateway: _ask(gateway[0], gateway[1], words, folder, most_bytes), asked)
 
 
 def _ask(gateway: str, address: str, words: Sequence[str], folder: Path, most_bytes: int) -> Answer:
@@ -380,6 +380,6 @@ def fetched_lines(
     missing = [
         one.problem or f"{one.gateway}: status {one.status}, so lines may be missing" for one in answers if one.status
     ]
-    if all(one.problem for one in answers):
+    if all(answer.problem for answer in answers):
         raise UnreadableLog("no gateway has answered: " + "; ".join(missing))
-    return tuple(one.output for one in answers if not one.problem), (*missing,)
+    return tuple(answer.output for answer in answers if not answer.problem), (*missing,)

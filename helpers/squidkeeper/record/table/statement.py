@@ -120,12 +120,12 @@ def _checked(tree: dict[str, object]) -> frozenset[str] | None:
 def _nodes(tree: object) -> Iterator[dict[str, object]]:
     waiting = [tree]
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, dict):
-            yield one
-            waiting += one.values()
-        elif isinstance(one, list):
-            waiting += one
+        node = waiting.pop()
+        if isinstance(node, dict):
+            yield node
+            waiting += node.values()
+        elif isinstance(node, list):
+            waiting += node
 
 
 def _check(node: dict[str, object]) -> None:
@@ -146,16 +146,16 @@ def _check_tables(tree: object, known: frozenset[str]) -> None:
     Other tables are DuckDB's own, and ours with lines from outside of the period.
     """
     if isinstance(tree, list):
-        for one in tree:
-            _check_tables(one, known)
+        for node in tree:
+            _check_tables(node, known)
     if not isinstance(tree, dict):
         return
     named = str(tree.get("table_name") or "")
     if named and (tree.get("schema_name") or tree.get("catalog_name") or named.lower() not in known):
         raise QueryRefused(f"{named}: a query reads the tables requests and records")
-    for one in tree.get("cte_map", {}).get("map", ()):
-        _check_tables(one["value"], known)
-        known |= {one["key"].lower()}
+    for part in tree.get("cte_map", {}).get("map", ()):
+        _check_tables(part["value"], known)
+        known |= {part["key"].lower()}
     recursive = {tree["cte_name"].lower()} if tree.get("type") == _RECURSIVE else set()
     for name, value in tree.items():
         if name != "cte_map":
@@ -185,4 +185,4 @@ def _names_of(table: dict[str, object]) -> list[str]:
 def _texts(value: object) -> list[str]:
     if isinstance(value, str):
         return [value]
-    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []

@@ -63,7 +63,7 @@ def explained(group: FailureGroup, detail: Detail, log: CacheLog) -> Explained:
         group.first,
         group.last,
         tuple(group.clients),
-        tuple(one.record for one in group.newest),
+        tuple(failure.record for failure in group.newest),
         detail.values,
         log.near(cause.code, newest) if cause.code in _EVIDENCE else None,
     )
@@ -93,32 +93,32 @@ def crashes(known: Iterable[SquidCrash], since: str) -> Iterator[Explained]:
 
 def newest_first(groups: Iterable[Explained]) -> list[Explained]:
     """Sort groups by their newest failure."""
-    return sorted(groups, key=lambda one: one.last, reverse=True)
+    return sorted(groups, key=lambda group: group.last, reverse=True)
 
 
 def totals(groups: Iterable[FailureGroup | Explained]) -> str:
     """Count failures by cause, the most first."""
     counts: Counter[str] = Counter()
-    for one in groups:
-        counts[one.cause.code] += one.count
+    for group in groups:
+        counts[group.cause.code] += group.count
     return ", ".join(f"{code} {thousands(count)}" for code, count in counts.most_common())
 
 
 def as_text(groups: Iterable[Explained], *, with_gateways: bool = False) -> str:
     """Write groups, each with its newest requests; of many gateways, name that of each request."""
-    return "\n".join(_text(one, with_gateways=with_gateways) for one in groups)
+    return "\n".join(_text(group, with_gateways=with_gateways) for group in groups)
 
 
 def as_json(groups: Iterable[Explained], more: Mapping[str, object]) -> str:
     """Write groups as one JSON object in ASCII."""
-    return json.dumps({**more, "causes": [_object(one) for one in groups]}, indent=2)
+    return json.dumps({**more, "causes": [_object(group) for group in groups]}, indent=2)
 
 
-def _text(one: Explained, *, with_gateways: bool) -> str:
-    lines = [one.heading, f"  {one.sentence}", f"  To do: {one.remedy}"]
-    lines += [f"  {_row(record, with_gateway=with_gateways)}" for record in one.newest]
-    if one.cache_line:
-        lines.append(f"  cache.log: {shown(one.cache_line.text)}")
+def _text(answer: Explained, *, with_gateways: bool) -> str:
+    lines = [answer.heading, f"  {answer.sentence}", f"  To do: {answer.remedy}"]
+    lines += [f"  {_row(record, with_gateway=with_gateways)}" for record in answer.newest]
+    if answer.cache_line:
+        lines.append(f"  cache.log: {shown(answer.cache_line.text)}")
     return "".join(f"{printable(line)}\n" for line in lines)
 
 
@@ -129,19 +129,19 @@ def _row(record: Record, *, with_gateway: bool) -> str:
     return f"{record.time}  {gateway}{record.client}  {request}"
 
 
-def _object(one: Explained) -> dict[str, object]:
+def _object(answer: Explained) -> dict[str, object]:
     return {
-        "cause": one.cause.code,
-        "likely": one.likely,
-        "sentence": one.sentence,
-        "remedy": one.remedy,
-        "count": one.count,
-        "first": one.first,
-        "last": one.last,
-        "clients": list(one.clients),
-        "details": dict(one.values or {}),
-        "cache_log": shown(one.cache_line.text) if one.cache_line else None,
-        "newest": [_request(record) for record in one.newest],
+        "cause": answer.cause.code,
+        "likely": answer.likely,
+        "sentence": answer.sentence,
+        "remedy": answer.remedy,
+        "count": answer.count,
+        "first": answer.first,
+        "last": answer.last,
+        "clients": list(answer.clients),
+        "details": dict(answer.values or {}),
+        "cache_log": shown(answer.cache_line.text) if answer.cache_line else None,
+        "newest": [_request(record) for record in answer.newest],
     }
 
 

@@ -207,7 +207,7 @@ def _invalid_facts(record: Record) -> dict[str, str]:
     policy, request, at = CompiledPolicy(Policy("", Action.ALLOW)), request_of(record), parse_time(record)
     stages = (Stage.ALL,) if request.url is None else (Stage.ALL, Stage.URL)
     decisions = (decide(policy, policy.match(request), at, stage) for stage in stages)
-    reason = next((one.reason for one in decisions if one.rule == _INVALID), None)
+    reason = next((decision.reason for decision in decisions if decision.rule == _INVALID), None)
     return {"invalid": shown(reason, SHOWN_OF_MESSAGE).rstrip(".")} if reason else {}
 
 

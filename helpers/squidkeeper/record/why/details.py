@@ -115,7 +115,7 @@ def _located(record: Record, known: Surroundings) -> Detail:
 
 def _rule_that_denied(record: Record, policy: CompiledPolicy | None) -> Rule | None:
     name = decode_field(record.rule)
-    return next((one for one in policy.source.rules_and_grants if one.name == name), None) if policy else None
+    return next((rule for rule in policy.source.rules_and_grants if rule.name == name), None) if policy else None
 
 
 def _without_rule(record: Record, known: Surroundings) -> Detail:
@@ -211,13 +211,13 @@ def _private_address(record: Record, known: Surroundings) -> Detail:
     if policy and found and found.resolved:
         name = found.resolved.opener.removeprefix("the rule ").removeprefix("the rewrite ")
         entries: tuple[Entry, ...] = (*policy.source.rules, *policy.source.rewrites)
-        location = next((place(one.location) for one in entries if one.name == name), None)
+        location = next((place(entry.location) for entry in entries if entry.name == name), None)
         facts["opener"] = shown(found.resolved.opener) + (f" ({location})" if location else "")
         values |= {"rule": name, "location": location}
     host = host_of(record.url)
     if host.address is None and host.text != NONE:
         addresses = known.addresses_of(host.text)
-        values["addresses_now"] = [str(one) for one in addresses]
+        values["addresses_now"] = [str(address) for address in addresses]
         facts |= {"private": _about_addresses(addresses)} if addresses else {}
         if any(map(gives_credentials, addresses)):
             facts["warning"] = OPENS_THE_MACHINE
@@ -225,8 +225,8 @@ def _private_address(record: Record, known: Surroundings) -> Detail:
 
 
 def _about_addresses(addresses: tuple[Address, ...]) -> str:
-    private = [str(one) for one in addresses if is_private(one)]
-    shown_ones = ", ".join((private or [str(one) for one in addresses])[:_ADDRESSES_SHOWN])
+    private = [str(address) for address in addresses if is_private(address)]
+    shown_ones = ", ".join((private or [str(address) for address in addresses])[:_ADDRESSES_SHOWN])
     if private:
         return f"has a private address (DNS gives {shown_ones} now)"
     return f"had a private address, or one of the gateway's own (DNS gives {shown_ones} now)"
@@ -243,7 +243,7 @@ def _credential(record: Record, known: Surroundings) -> Detail:
 
 
 def _told_then(record: Record, credentials: Iterable[Credential], known: Surroundings) -> Detail | None:
-    told = ", ".join(one.name for one in credentials)  # as the helper writes them
+    told = ", ".join(credential.name for credential in credentials)  # as the helper writes them
     ended = parse_time(record) + _SAME_SECOND
     for line in known.cache_log.of("credential-unavailable"):
         if line.at <= ended and line.parts["told"].startswith(f"{told}: "):
@@ -261,7 +261,7 @@ def _unavailable_now(policy: CompiledPolicy, credentials: Iterable[Credential], 
                 now = shown(problem, SHOWN_OF_MESSAGE).rstrip(".")
                 told = f"The credential {shown(credential.name)} is unavailable. Now: {now}"
                 return Detail({"credential": told}, {"credential": credential.name, "why": problem})
-    names = [one.name for one in credentials]
+    names = [credential.name for credential in credentials]
     told = f"The credential {', '.join(map(shown, names))} was unavailable, and is available now"
     return Detail({"credential": told}, {"credential": names})
 

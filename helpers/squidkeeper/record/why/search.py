@@ -64,7 +64,7 @@ def group(failures: Iterable[Failure]) -> tuple[list[FailureGroup], int]:
         if found is None:
             found = groups[key] = FailureGroup(failure.cause, facts)
         found.add(failure)
-    return sorted(groups.values(), key=lambda one: one.last, reverse=True), beyond
+    return sorted(groups.values(), key=lambda group: group.last, reverse=True), beyond
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Inquiry:
         record = failure.record
         return (
             (not self.ids or record.request_id in self.ids)
-            and all(one.holds(record) for one in self.filters)
+            and all(chosen.holds(record) for chosen in self.filters)
             and (self._has_user(record) or (bool(self.users) and failure.cause.code == _LOGIN_REFUSED))
             and self._has_url(record)
         )

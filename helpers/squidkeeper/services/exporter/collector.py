@@ -141,7 +141,7 @@ def _exporter_families(view: Snapshot) -> Iterator[Family]:
     yield _single(metrics.STATE_WRITABLE, view.state_writable)
     yield _family(metrics.FILESYSTEM_AVAILABLE, {(disk.folder,): disk.available_bytes for disk in view.disks})
     yield _family(metrics.FILESYSTEM_SIZE, {(disk.folder,): disk.size_bytes for disk in view.disks})
-    active = {one.condition.code for one in active_conditions(view)}
+    active = {condition.condition.code for condition in active_conditions(view)}
     seen_here = [condition for condition in CONDITIONS if condition.find]
     states = {(condition.code, condition.severity): condition.code in active for condition in seen_here}
     yield _family(metrics.CONDITION, states)
@@ -174,11 +174,11 @@ def _fetching_families(view: Snapshot) -> Iterator[Family]:
     secrets = view.fetched_secrets
     reported = {name: status for name, status in secrets.items() if status}
     yield _family(metrics.SECRETS_UP, {(): view.fetching.runs} if secrets else {})
-    results = {(name, "success"): one.fetches for name, one in reported.items()}
-    results |= {(name, "failure"): one.failed for name, one in reported.items()}
+    results = {(name, "success"): secret.fetches for name, secret in reported.items()}
+    results |= {(name, "failure"): secret.failed for name, secret in reported.items()}
     yield _family(metrics.SECRET_FETCHES, results)
-    yield _family(metrics.SECRET_FETCH_FAILURES, {(name,): one.failures for name, one in reported.items()})
-    ends = {(name,): one.expires_at for name, one in reported.items() if one.expires_at is not None}
+    yield _family(metrics.SECRET_FETCH_FAILURES, {(name,): secret.failures for name, secret in reported.items()})
+    ends = {(name,): secret.expires_at for name, secret in reported.items() if secret.expires_at is not None}
     yield _family(metrics.SECRET_EXPIRY, ends)
 
 

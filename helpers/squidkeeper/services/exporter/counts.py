@@ -169,7 +169,7 @@ class RequestCounter:
         verdict = verdict if verdict in _VERDICTS else metrics.NONE
         owners = ((client, rule), (client, metrics.OTHER), (metrics.OTHER, metrics.OTHER))
         is_tunnel = method == metrics.CONNECT_CLASS and verdict == "allow"
-        by_size = _fitting(self._bytes, len(self._bytes), [(*one, verdict) for one in owners])
+        by_size = _fitting(self._bytes, len(self._bytes), [(*owner, verdict) for owner in owners])
         cells = _Cells(
             self._tunnel(owners)
             if is_tunnel
@@ -184,7 +184,7 @@ class RequestCounter:
         return cells
 
     def _request(self, owners: Sequence[tuple[str, str]], how: tuple[str, str, str]) -> list[int]:
-        labels = _fitting(self._requests, len(self._requests), [(*one, *how) for one in owners])
+        labels = _fitting(self._requests, len(self._requests), [(*owner, *how) for owner in owners])
         return self._requests.setdefault(labels, [0])
 
     def _tunnel(self, owners: Sequence[TunnelLabels]) -> list[int]:

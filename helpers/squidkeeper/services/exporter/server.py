@@ -97,7 +97,10 @@ class Application:
 
     def _healthz(self, _: WSGIEnvironment) -> Response:
         active = self.health()
-        rows = [{"code": one.condition.code, "severity": one.condition.severity, "detail": one.text} for one in active]
+        rows = [
+            {"code": condition.condition.code, "severity": condition.condition.severity, "detail": condition.text}
+            for condition in active
+        ]
         body = json.dumps({"healthy": not active, "conditions": rows}, indent=2) + "\n"
         return Response("503 Service Unavailable" if active else "200 OK", "application/json", body.encode())
 

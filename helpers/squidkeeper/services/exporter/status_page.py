@@ -40,7 +40,9 @@ def page(view: Snapshot, program: str) -> str:
         {
             "view": view,
             "version": version("squidkeeper"),
-            "conditions": [(one, write(one.text), write(one.condition.remedy)) for one in active],
+            "conditions": [
+                (condition, write(condition.text), write(condition.condition.remedy)) for condition in active
+            ],
             "severity": active[0].condition.severity if active else "",
             "headline": _headline(active),
             "loaded": _moment(view.policy_state.loaded),
@@ -88,7 +90,7 @@ def _rules_shown(rules: tuple[RuleRow, ...]) -> list[tuple[int, RuleRow]]:
 
 
 def _headline(active: tuple[ActiveCondition, ...]) -> str:
-    critical = sum(one.condition.severity is Severity.CRITICAL for one in active)
+    critical = sum(condition.condition.severity is Severity.CRITICAL for condition in active)
     if not active:
         return "All is well: nothing to do."
     if len(active) == 1:
@@ -110,7 +112,7 @@ def _why(denial: Denial, view: Snapshot, write: Callable[[str], str]) -> tuple[s
     if cause is None:
         return "", ""
     rules = view.policy.rules_and_grants if view.policy else ()
-    rule = next((one for one in rules if one.name == denial.rule), None)
+    rule = next((rule for rule in rules if rule.name == denial.rule), None)
     facts = {**denial.facts, **(location_facts(rule) if rule else {})}
     return cause.say(facts), write(cause.advise(facts))
 

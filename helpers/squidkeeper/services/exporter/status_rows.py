@@ -150,10 +150,10 @@ def secret_rows(view: Snapshot) -> Iterator[SecretRow]:
         return
     store, fetched = SecretStore(policy.secrets, os.environ, view.fetched), view.fetched_secrets
     for name, secret in policy.secrets.items():
-        users = tuple(one.name for one in policy.credentials if name in one.form.secrets)
-        users += tuple(one.name for one in policy.upstreams if one.parent and one.parent.password == name)
+        users = tuple(credential.name for credential in policy.credentials if name in credential.form.secrets)
+        users += tuple(route.name for route in policy.upstreams if route.parent and route.parent.password == name)
         users += ("sealed_tokens",) if name in policy.sealing_keys else ()
-        users += tuple(other for other, one in policy.secrets.items() if name in needed_secrets(one.source))
+        users += tuple(other for other, named in policy.secrets.items() if name in needed_secrets(named.source))
         problem = None if isinstance(secret.source, EnvironmentSource) else store.problem(name)
         about = _about_fetching(fetched[name], view.at) if name in fetched else None
         yield SecretRow(name, str(secret.source), None if problem is None else str(problem), users, about)

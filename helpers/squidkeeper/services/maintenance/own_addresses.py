@@ -76,7 +76,7 @@ def public_addresses() -> frozenset[Address]:
 def interface_addresses() -> frozenset[Address]:
     """List the addresses of this machine's interfaces, without zones."""
     found = chain.from_iterable(psutil.net_if_addrs().values())
-    texts = (one.address.partition("%")[0] for one in found if one.family in (AF_INET, AF_INET6))
+    texts = (address.address.partition("%")[0] for address in found if address.family in (AF_INET, AF_INET6))
     return frozenset(map(ip_address, texts))
 
 
@@ -123,8 +123,8 @@ def _read(file: Path) -> str:
 def _text(addresses: Iterable[Address]) -> str:
     """Format one network a line, sorted. Nested networks are merged, because Squid warns about them."""
     networks = [network for address in addresses for network in _networks(address)]
-    fours = collapse_addresses(one for one in networks if isinstance(one, IPv4Network))
-    sixes = collapse_addresses(one for one in networks if isinstance(one, IPv6Network))
+    fours = collapse_addresses(network for network in networks if isinstance(network, IPv4Network))
+    sixes = collapse_addresses(network for network in networks if isinstance(network, IPv6Network))
     return _HEAD + "".join(f"{network}\n" for network in (*fours, *sixes))
 
 

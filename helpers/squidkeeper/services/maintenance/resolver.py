@@ -193,7 +193,7 @@ def configuration(address: str, servers: tuple[str, ...], known: tuple[tuple[str
     sections = (
         ("server", server),
         ("remote-control", (("control-enable", "no"),)),
-        ("forward-zone", (("name", '"."'), *(("forward-addr", one) for one in servers))),
+        ("forward-zone", (("name", '"."'), *(("forward-addr", address) for address in servers))),
     )
     lines = (f"{name}:\n" + "".join(f"    {key}: {value}\n" for key, value in rows) for name, rows in sections)
     return "# Written by squidkeeper maintain, which replaces it.\n" + "".join(lines)

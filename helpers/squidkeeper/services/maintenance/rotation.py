@@ -95,13 +95,13 @@ class Rotation:
         OSError if a file cannot be renamed or deleted, after all others are done.
         """
         limits = self._limits()
-        due = [one.log for one in limits if _size(one.log) > one.rotate_bytes]
+        due = [limit.log for limit in limits if _size(limit.log) > limit.rotate_bytes]
         if due and self._pace.allows() and self._squid.runs():
             self._pace.count()
             self._not_renamed = [error for log in due for error in _attempt(partial(self._rename, log))]
         if self._renamed:
             self._renamed = not self._squid.signal(SIGUSR1)
-        failures = [*self._not_renamed, *(error for one in limits for error in self._delete_oldest(one))]
+        failures = [*self._not_renamed, *(error for limit in limits for error in self._delete_oldest(limit))]
         if failures:
             raise failures[0]
 
@@ -120,14 +120,14 @@ class Rotation:
 
     def _delete_oldest(self, limit: LogLimit) -> list[OSError]:
         files = self._rotated(limit.log)
-        excess = _size(limit.log) + sum(one.size for one in files) - limit.limit_bytes
+        excess = _size(limit.log) + sum(log.size for log in files) - limit.limit_bytes
         failures: list[OSError] = []
-        for one in sorted(files, key=lambda one: not one.expendable):
-            if excess <= 0 and not (one.expendable and one.is_old):
+        for file in sorted(files, key=lambda log: not log.expendable):
+            if excess <= 0 and not (file.expendable and file.is_old):
                 continue
-            failed = _attempt(partial(self._delete, one, limit, over=excess > 0))
+            failed = _attempt(partial(self._delete, file, limit, over=excess > 0))
             failures += failed
-            excess -= 0 if failed else one.size
+            excess -= 0 if failed else file.size
         return failures
 
     def _rotated(self, log: Path) -> list[RotatedLog]:
@@ -138,16 +138,16 @@ class Rotation:
             kept = set(status.unarchived(files) if status else files)
         return [RotatedLog(file, size, file not in kept) for file in files if (size := _size(file))]
 
-    def _delete(self, one: RotatedLog, limit: LogLimit, *, over: bool) -> None:
-        one.file.unlink(missing_ok=True)
+    def _delete(self, log: RotatedLog, limit: LogLimit, *, over: bool) -> None:
+        log.file.unlink(missing_ok=True)
         if not over:
-            _log.info("deleted %s (%d bytes): older than two days, and no record is lost", one.file, one.size)
+            _log.info("deleted %s (%d bytes): older than two days, and no record is lost", log.file, log.size)
             return
-        what = f"deleted {one.file} ({one.size} bytes)"
+        what = f"deleted {log.file} ({log.size} bytes)"
         _log.warning("%s: the limit for %s is %d bytes", what, limit.log, limit.limit_bytes)
-        if not one.expendable and self._archive and self._state:
+        if not log.expendable and self._archive and self._state:
             _log.error("%s before it was archived: its records are lost", what)
-            total = read_deleted_logs(self._state).plus(one.file.name, one.size, time.time())
+            total = read_deleted_logs(self._state).plus(log.file.name, log.size, time.time())
             replace(self._state / DELETED, msgspec.json.encode(total))
 
 

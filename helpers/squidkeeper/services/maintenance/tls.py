@@ -144,8 +144,8 @@ def server_names(listen: str) -> tuple[str, ...]:
 
 
 def _addresses() -> list[str]:
-    addresses = sorted(interface_addresses(), key=lambda one: (one.version, int(one)))
-    return [str(one) for one in addresses if not one.is_link_local]  # those need a zone
+    addresses = sorted(interface_addresses(), key=lambda address: (address.version, int(address)))
+    return [str(address) for address in addresses if not address.is_link_local]  # those need a zone
 
 
 def _host_name() -> tuple[str, ...]:

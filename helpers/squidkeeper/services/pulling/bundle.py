@@ -34,35 +34,35 @@ class Download(msgspec.Struct, frozen=True):
     token_file: str = ""
 
 
-def download(one: Download) -> bytes:
+def download(download: Download) -> bytes:
     """Fetch a file; `PullFailed` if there is no answer of 200, or it is longer or takes longer than it may."""
     command = (sys.executable, "-P", "-m", __name__)
-    ended = run_bounded(command, os.environ, given=msgspec.json.encode(one), bounds=_BOUNDS, needs_account=False)
+    ended = run_bounded(command, os.environ, given=msgspec.json.encode(download), bounds=_BOUNDS, needs_account=False)
     if ended.status == 0:
         return ended.output
-    raise PullFailed(f"{one.url} cannot be read: {_why(one, ended)}")
+    raise PullFailed(f"{download.url} cannot be read: {_why(download, ended)}")
 
 
-def _why(one: Download, ended: Ended) -> str:
+def _why(download: Download, ended: Ended) -> str:
     if ended.status == -signal.SIGALRM:
-        return f"it has not ended within {one.seconds} s"
+        return f"it has not ended within {download.seconds} s"
     if ended.status == -signal.SIGXCPU:
         return f"it takes more than {_BOUNDS.cpu_seconds} s of processor time"
     lines = ended.messages.splitlines() or [f"its process ended with status {ended.status}"]
     return lines[-1]
 
 
-def _answer(one: Download) -> bytes:
+def _answer(download: Download) -> bytes:
     """Read an answer of 200 whole: no redirect, no proxy, no longer than it may be."""
-    parts, context = urlsplit(one.url), ssl.create_default_context(cafile=one.ca or None)
+    parts, context = urlsplit(download.url), ssl.create_default_context(cafile=download.ca or None)
     connection = HTTPSConnection(parts.hostname or "", parts.port, timeout=_SILENCE_SECONDS, context=context)
-    connection.request("GET", parts._replace(scheme="", netloc="").geturl(), headers=_headers(one.token_file))
+    connection.request("GET", parts._replace(scheme="", netloc="").geturl(), headers=_headers(download.token_file))
     answer = connection.getresponse()
     if answer.status != 200:
         raise ValueError(f"status {answer.status}, expected 200: redirects are not followed")
-    content = answer.read(one.longest + 1)
-    if len(content) > one.longest:
-        raise ValueError(f"it has more than {one.longest:,} bytes")
+    content = answer.read(download.longest + 1)
+    if len(content) > download.longest:
+        raise ValueError(f"it has more than {download.longest:,} bytes")
     if answer.length:
         raise ValueError("it is cut off")
     return content
@@ -74,10 +74,10 @@ def _headers(token_file: str) -> Mapping[str, str]:
 
 
 def _main() -> None:
-    one = msgspec.json.decode(sys.stdin.buffer.read(), type=Download)
-    signal.alarm(one.seconds)  # it ends the process, whatever that waits for
+    download = msgspec.json.decode(sys.stdin.buffer.read(), type=Download)
+    signal.alarm(download.seconds)  # it ends the process, whatever that waits for
     try:
-        sys.stdout.buffer.write(_answer(one))
+        sys.stdout.buffer.write(_answer(download))
     except (OSError, HTTPException, ValueError, PullFailed) as error:
         raise SystemExit(str(error) or type(error).__name__) from None
 

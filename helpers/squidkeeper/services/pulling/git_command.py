@@ -128,7 +128,7 @@ class GitCommand:
         options = ["BatchMode=yes", "StrictHostKeyChecking=yes", "ForwardAgent=no", "ConnectTimeout=20"]
         options += [f"UserKnownHostsFile={self._source.known_hosts or '/dev/null'}", "GlobalKnownHostsFile=/dev/null"]
         options += ["IdentitiesOnly=yes", "PermitLocalCommand=no", "ProxyCommand=none"]
-        words = ["ssh", "-F", "/dev/null", *(word for one in options for word in ("-o", one))]
+        words = ["ssh", "-F", "/dev/null", *(word for option in options for word in ("-o", option))]
         words += ["-i", str(self._source.key)] if self._source.key else []
         return shlex.join(words)
 

@@ -108,7 +108,7 @@ class GitRepository:
         listed = self._git.run("rev-list", "--no-commit-header", "--format=%H %T %P", tip, "--not", *parents)
         lines = (line.split() for line in listed.output.decode().splitlines())
         similar = [commit for commit, *links in lines if links == [tree, *parents]]
-        return any(split_commit(self._commit(one))[0] == signed for one in similar[:_TWINS_AT_MOST])
+        return any(split_commit(self._commit(commit))[0] == signed for commit in similar[:_TWINS_AT_MOST])
 
     def _commit(self, name: str) -> bytes:
         return self._git.output("cat-file", "commit", name)
@@ -126,12 +126,12 @@ class GitRepository:
     def _blobs(self, entries: list[_TreeEntry]) -> dict[str, bytes]:
         output = self._git.output("cat-file", "--batch", given="".join(f"{one.blob}\n" for one in entries).encode())
         found, position = {}, 0
-        for one in entries:
-            header = f"{one.blob} blob {one.size}\n".encode()
-            end = position + len(header) + one.size
+        for entry in entries:
+            header = f"{entry.blob} blob {entry.size}\n".encode()
+            end = position + len(header) + entry.size
             if output[position : position + len(header)] != header or output[end : end + 1] != b"\n":
-                raise PullFailed(f"git gave another object than {one.blob}")
-            found[one.path], position = output[position + len(header) : end], end + 1
+                raise PullFailed(f"git gave another object than {entry.blob}")
+            found[entry.path], position = output[position + len(header) : end], end + 1
         return found
 
     # the disk

@@ -100,13 +100,15 @@ def _check_ceiling(sources: Sources, new: NewVersion, ceiling: Path, policy: Pat
 
 def _texts(found: DifferenceReport) -> list[str]:
     texts = []
-    for one in found.differences:
-        example = f", such as {one.example.method} {one.example.target}" if one.example else ""
-        if one.change is Change.GRANTABLE:
-            texts.append(f"grants and approvals could open what {one.before.rule} of the ceiling denies{example}")
+    for difference in found.differences:
+        example = f", such as {difference.example.method} {difference.example.target}" if difference.example else ""
+        if difference.change is Change.GRANTABLE:
+            texts.append(
+                f"grants and approvals could open what {difference.before.rule} of the ceiling denies{example}"
+            )
         else:
-            texts.append(f"{one.doubt or one.change} by {one.after.rule}{example}")
-    texts += [f"{one.name}: {one.before} → {one.after}" for one in found.settings]
+            texts.append(f"{difference.doubt or difference.change} by {difference.after.rule}{example}")
+    texts += [f"{setting.name}: {setting.before} → {setting.after}" for setting in found.settings]
     return [*texts, *([found.limit] if found.limit else [])]
 
 

@@ -68,21 +68,21 @@ def source_of(settings: PullSettings, folder: Path) -> Source:
     return BundleServer(source, folder / _BUNDLE, signers)
 
 
-def read_version(one: VersionToRead) -> str:
+def read_version(pulled: VersionToRead) -> str:
     """Write a version beside the one in place, if it may be put there, and name it; else `PullRefused`."""
     from squidkeeper.services.pulling.judgement import Used, judge  # late: the process that pulls has no use for it
 
-    used, folder, settings = Used.now(), Path(one.folder), read_pull_settings(Path(one.settings_file))
+    used, folder, settings = Used.now(), Path(pulled.folder), read_pull_settings(Path(pulled.settings_file))
     versions = Versions(folder)
-    version = source_of(settings, folder).version(one.tip, versions.placed(one.before), rewound=one.rewound)
-    judge(versions.write(version), Path(one.policy), settings.ceiling, used)
+    version = source_of(settings, folder).version(pulled.tip, versions.placed(pulled.before), rewound=pulled.rewound)
+    judge(versions.write(version), Path(pulled.policy), settings.ceiling, used)
     return version.name
 
 
-def read_version_apart(one: VersionToRead) -> str:
+def read_version_apart(version: VersionToRead) -> str:
     """Do that in a process of its own. `PullRefused` also if that needs more than it may."""
     command = (sys.executable, "-P", "-m", __name__, str(os.getpid()))
-    given = msgspec.json.encode(one)
+    given = msgspec.json.encode(version)
     ended = run_bounded(command, os.environ, given=given, bounds=_BOUNDS, needs_account=False)
     if ended.status != 0:
         raise PullRefused(f"it is too large to be read and judged: {_why(ended.status)}")
@@ -113,15 +113,15 @@ def failed_on_it(error: Exception) -> str:
     return f"squidkeeper itself failed on it: {describe(error)}"
 
 
-def _answer(one: VersionToRead) -> _ReadVersion:
+def _answer(version: VersionToRead) -> _ReadVersion:
     try:
-        return _ReadVersion(name=read_version(one))
+        return _ReadVersion(name=read_version(version))
     except PullRefused as error:
         return _ReadVersion(refused=reason(error))
     except PullFailed as error:
         return _ReadVersion(failure=reason(error))
     except OSError as error:
-        return _ReadVersion(failure=f"{one.folder} cannot be written: {error.strerror}")
+        return _ReadVersion(failure=f"{version.folder} cannot be written: {error.strerror}")
     except MemoryError:
         os._exit(_WITHOUT_MEMORY)  # at once: there is no memory to end in order
     except Exception as error:  # noqa: BLE001 - it is told in the report, as what is the version's fault

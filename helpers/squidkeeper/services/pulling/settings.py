@@ -120,43 +120,43 @@ class _PullFile(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def _settings(read: _PullFile) -> PullSettings:
-    one = read.source
-    if bool(one.git) == bool(one.bundle):
+    given = read.source
+    if bool(given.git) == bool(given.bundle):
         raise PatternError("source: expected exactly one of git and bundle")
-    source = _git(one) if one.git else _bundle(one)
-    paths = (read.allowed_signers, read.ceiling, one.key, one.known_hosts, one.ca, one.token_file)
+    source = _git(given) if given.git else _bundle(given)
+    paths = (read.allowed_signers, read.ceiling, given.key, given.known_hosts, given.ca, given.token_file)
     if relative := next((path for path in paths if path and not path.is_absolute()), None):
         raise PatternError(f"{relative} is a relative path, expected one that begins with /")
     return PullSettings(source, read.allowed_signers, parse_period(read.every, *_EVERY), read.ceiling)
 
 
-def _git(one: _SourceInFile) -> GitSource:
-    scheme = _scheme(one.git)
-    if bool(one.branch) == bool(one.tag):
+def _git(source: _SourceInFile) -> GitSource:
+    scheme = _scheme(source.git)
+    if bool(source.branch) == bool(source.tag):
         raise PatternError("source: expected exactly one of branch and tag")
-    reference = f"refs/heads/{one.branch}" if one.branch else f"refs/tags/{one.tag}"
-    _check(_REFERENCE, one.branch or one.tag, "the name of a branch or tag")
-    _check(_FOLDER, one.path or "policy", "a folder of the repository, such as policy")
-    _check(_COMMIT, str(one.since or "0" * 40), "the whole hash of a commit")
-    if scheme == "ssh" and one.known_hosts is None:
+    reference = f"refs/heads/{source.branch}" if source.branch else f"refs/tags/{source.tag}"
+    _check(_REFERENCE, source.branch or source.tag, "the name of a branch or tag")
+    _check(_FOLDER, source.path or "policy", "a folder of the repository, such as policy")
+    _check(_COMMIT, str(source.since or "0" * 40), "the whole hash of a commit")
+    if scheme == "ssh" and source.known_hosts is None:
         raise PatternError("source: known_hosts is missing, expected the file with the server's host key")
-    if scheme == "ssh" and (one.ca or one.token_file):
+    if scheme == "ssh" and (source.ca or source.token_file):
         raise PatternError("source: ca and token_file are for https, expected key and known_hosts with ssh")
-    if scheme == "https" and (one.key or one.known_hosts):
+    if scheme == "https" and (source.key or source.known_hosts):
         raise PatternError("source: key and known_hosts are for ssh, expected ca or token_file with https")
-    access = (one.key, one.known_hosts, one.ca, one.token_file)
-    return GitSource(one.git, reference, one.path, str(one.since), *access)
+    access = (source.key, source.known_hosts, source.ca, source.token_file)
+    return GitSource(source.git, reference, source.path, str(source.since), *access)
 
 
-def _bundle(one: _SourceInFile) -> BundleSource:
-    if _scheme(one.bundle) != "https":
+def _bundle(source: _SourceInFile) -> BundleSource:
+    if _scheme(source.bundle) != "https":
         raise PatternError("source: a bundle is read over https, expected https://HOST/…")
-    if any((one.branch, one.tag, one.path, one.key, one.known_hosts)):
+    if any((source.branch, source.tag, source.path, source.key, source.known_hosts)):
         raise PatternError("source: a bundle has url, since, ca and token_file alone")
-    since = one.since or 0
+    since = source.since or 0
     if not isinstance(since, int):
         raise PatternError("source: since is the lowest number of a bundle, expected a number")
-    return BundleSource(one.bundle, since, one.ca, one.token_file)
+    return BundleSource(source.bundle, since, source.ca, source.token_file)
 
 
 def _scheme(url: str) -> str:

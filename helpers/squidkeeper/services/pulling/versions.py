@@ -54,7 +54,7 @@ def check_files(sizes: Mapping[str, int]) -> None:
     _check_sizes(sizes.values())
     for path in sizes:
         _check_name(path)
-        above = next((one for one in _above(path) if one in sizes), None)
+        above = next((folder for folder in _above(path) if folder in sizes), None)
         if above is not None:
             raise PullRefused(f"{above!r} is a file, and a folder with {path!r} in it, expected one of the two")
 
@@ -178,7 +178,7 @@ class Versions:
     def _prune(self) -> None:
         kept = (self._linked, _NEW)
         others = [path for path in self._folder.iterdir() if path.name not in kept]
-        for path in sorted(others, key=lambda one: one.stat().st_mtime, reverse=True)[_KEPT - 1 :]:
+        for path in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True)[_KEPT - 1 :]:
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -237,7 +237,7 @@ def issue_server_certificate(ca: CertificateAuthority, names: Sequence[str], now
     end = min(now + _SERVER_VALID, signer.certificate.not_valid_after_utc)
     leaf = sign_leaf(Leaf(_SERVER_NAME, tuple(map(_general, names)), begin, end), key, signer)
     below_root = (one for one in x509.load_pem_x509_certificates(ca.certificate) if one.subject != one.issuer)
-    return leaf + b"".join(one.public_bytes(Encoding.PEM) for one in below_root) + key.pem
+    return leaf + b"".join(certificate.public_bytes(Encoding.PEM) for certificate in below_root) + key.pem
 
 
 def is_server_certificate_due(pem: bytes, ca: bytes, names: Sequence[str], now: datetime) -> bool:

@@ -197,7 +197,7 @@ def _names(origin: x509.Certificate) -> tuple[x509.GeneralName, ...]:
     alternatives = _extension(origin, x509.SubjectAlternativeName)
     if alternatives is None:
         common = origin.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        return tuple(name for one in common[-1:] if (name := _name(str(one.value))))
+        return tuple(name for attribute in common[-1:] if (name := _name(str(attribute.value))))
     return (
         *(x509.DNSName(name) for name in alternatives.get_values_for_type(x509.DNSName) if _DNS_NAME.fullmatch(name)),
         *map(x509.IPAddress, alternatives.get_values_for_type(x509.IPAddress)),

@@ -14,7 +14,7 @@ from pathlib import Path
 from squidkeeper.serving.counters import layout
 
 _FILE_NAME = re.compile(r"slot-([0-9]{2}|[1-9][0-9]{2})")
-_STATUS_FIELDS = tuple(one.name for one in fields(layout.HelperStatus))
+_STATUS_FIELDS = tuple(field.name for field in fields(layout.HelperStatus))
 _FLOCK = struct.Struct("@hhqqi0q")  # struct flock of a 64-bit Linux
 _FOLDED = "folded"
 

@@ -44,7 +44,7 @@ class FetchStatus:
     @property
     def has_tried(self) -> bool:
         """Whether it runs and has fetched each secret, or failed to."""
-        tried = (one.last_success is not None or one.failures for one in self.secrets.values())
+        tried = (secret.last_success is not None or secret.failures for secret in self.secrets.values())
         return self.runs and (bool(self.problem) or (bool(self.secrets) and all(tried)))
 
 

@@ -100,7 +100,7 @@ class WatchedValues:
             return
         same, digests = text.translate(_SAME), Counter[str]()
         for window in _windows_in(folded, self._windows):
-            wanted = [one for one in self._known[window] if one[0] not in found]
+            wanted = [known for known in self._known[window] if known[0] not in found]
             at = folded.find(as_bytes := _bytes(window))
             while wanted and at >= 0:
                 for name, needle in wanted:
@@ -109,7 +109,7 @@ class WatchedValues:
                     is_same = self._digest(same[start : start + needle.length]) == needle.digest
                     if is_same or digests[name] == _DIGESTS_AT_MOST:
                         found.add(name)
-                wanted = [one for one in wanted if one[0] not in found]
+                wanted = [known for known in wanted if known[0] not in found]
                 at = folded.find(as_bytes, at + 1)
 
     def _needle(self, encoded: bytes) -> _Needle:

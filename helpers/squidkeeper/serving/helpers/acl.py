@@ -158,7 +158,7 @@ class RequestScope:
     def _use(self, match: HostMatch, at: datetime, stage: Stage, url: str) -> Decision:
         """Count a use of the grant that allows. One that has none left, or cannot be counted, is not asked again."""
         decisions = decide_until_spent(self.policy, match, at, stage, url)
-        return next(one for one in decisions if one.counted is None or self._take(one.counted))
+        return next(decision for decision in decisions if decision.counted is None or self._take(decision.counted))
 
     def _take(self, grant: Rule) -> bool:
         try:

@@ -58,7 +58,7 @@ class Asking:
         refused: list[Quota] = []
         number = self._ask(asked, rule, policy, lambda: self._admits(asked, rule, policy, refused))
         if isinstance(number, NoTicket):
-            return no_ticket(denial, number, [one.name for one in refused])
+            return no_ticket(denial, number, [quota.name for quota in refused])
         ticket = self._find(number)
         if ticket is not None and ticket.state is TicketState.DENIED:
             return denied_ticket(denial, number, _cut(ticket.reason))
@@ -81,7 +81,7 @@ class Asking:
         clients = policy.clients_of(address_host(parse_address(asked.client)), asked.user or None)
         user = recorded_user(asked.user) if asked.user else None
         quotas = ticket_quotas(policy.source, clients, rule)
-        refusal = self._meter.take([(one, holder(one, asked.client, user, rule)) for one in quotas])
+        refusal = self._meter.take([(quota, holder(quota, asked.client, user, rule)) for quota in quotas])
         refused += [refusal.quota] if refusal else []
         return refusal is None
 

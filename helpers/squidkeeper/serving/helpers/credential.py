@@ -80,7 +80,7 @@ class Injector:
         observes = policy.source.observe_default is not None
         self._unsealer = Unsealer(self.secrets, policy.source.sealing_keys, default_observes=observes)
         self._report(f"sealed tokens: {problem}" for problem in self._unsealer.problems)
-        if any(signs(one.form) for one in policy.source.credentials) and extra_problem("aws") is None:
+        if any(signs(credential.form) for credential in policy.source.credentials) and extra_problem("aws") is None:
             load_signer()
 
     def decide(self, tokens: bytes, url: bytes, final_url: bytes) -> Decision:

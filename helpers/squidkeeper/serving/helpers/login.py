@@ -28,7 +28,7 @@ class Logins:
     """The clients of one policy that have tokens, by name."""
 
     def __init__(self, policy: CompiledPolicy) -> None:
-        self._clients = {one.name: one for one in policy.source.clients if one.tokens is not None}
+        self._clients = {client.name: client for client in policy.source.clients if client.tokens is not None}
 
     def check(self, name: str, text: str, address: Address | None, at: datetime) -> tuple[str, Token | None]:
         """Return the result of a login, one of `LOGIN_RESULTS`, and the token that it was made with."""

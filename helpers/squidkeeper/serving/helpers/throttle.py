@@ -58,7 +58,7 @@ class Clients:
 
     def _forget(self) -> None:
         """Forget the half that has used least: they have their whole burst again soonest."""
-        self._full_at = dict(nlargest(self._at_most // 2, self._full_at.items(), key=lambda one: one[1]))
+        self._full_at = dict(nlargest(self._at_most // 2, self._full_at.items(), key=lambda item: item[1]))
 
 
 class Surplus:

@@ -69,7 +69,7 @@ class Watch:
             credentials = match.candidates.credentials
         else:
             credentials = decide(self.policy, match, decision_time(self.policy), Stage.URL, url).credentials
-        return frozenset(_PLACEHOLDER + one.name for one in credentials)
+        return frozenset(_PLACEHOLDER + credential.name for credential in credentials)
 
     def _read(self) -> None:
         now = time.monotonic()
@@ -77,7 +77,7 @@ class Watch:
             return
         self._read_next = now + _READ_EVERY_SECONDS
         source = self.policy.source
-        values = {_PLACEHOLDER + one.name: one.placeholder for one in source.credentials if one.placeholder}
+        values = {_PLACEHOLDER + held.name: held.placeholder for held in source.credentials if held.placeholder}
         names = {*values}
         if source.watch is not None:
             for prefix, named in ((_SECRET, source.secrets), (_CANARY, source.canaries)):

@@ -135,7 +135,7 @@ class Meter:
     def _keep(self, count: QuotaCount, lease: _Lease) -> _Lease:
         if len(self._leases) >= _COUNTS_AT_MOST:
             now = self._clock()
-            self._leases = {one: kept for one, kept in self._leases.items() if now < kept.ends_at}
+            self._leases = {count: kept for count, kept in self._leases.items() if now < kept.ends_at}
             if len(self._leases) >= _COUNTS_AT_MOST:
                 self._leases.clear()
         self._leases[count] = lease

@@ -181,8 +181,8 @@ def _forget(client: Any, quota: str) -> int:
 def _scan(client: Any, quota: str = "*") -> Iterator[tuple[str, tuple[QuotaCount, int]]]:
     """List the keys of all users, each with its count and the end of its window. One may come twice."""
     for key in client.scan_iter(match=f"{_PREFIX}*:*:*:{quota}:*:*", count=_AT_ONCE):
-        if one := _count_of(key):
-            yield key, one
+        if counted := _count_of(key):
+            yield key, counted
 
 
 def _parts(keys: list[str]) -> Iterator[list[str]]:

@@ -81,7 +81,7 @@ def _signatures(values: Values) -> Iterator[str]:
     yield "request_header_access Other deny CONNECT"
     yield from (f"request_header_access {one} deny CONNECT" for one in sorted({*READ_HEADERS} - {*_PASSED_IN_CONNECT}))
     removed = {name for header in values.strips if header != _UNKNOWN for name in spellings(header)}
-    yield from (f"request_header_access {one} deny sk_signs" for one in sorted(removed) if one not in _READ)
+    yield from (f"request_header_access {name} deny sk_signs" for name in sorted(removed) if name not in _READ)
 
 
 def _watched_headers(values: Values) -> Iterator[str]:
@@ -102,7 +102,7 @@ def _only_read_headers(values: Values, acl: str) -> Iterator[str]:
     yield from (f"request_header_access {name} deny CONNECT" for name in sorted(passing))
     others = {name for header in {*INJECTABLE_HEADERS, *values.strips, *values.injects} for name in spellings(header)}
     known = {name.lower() for name in passing} | {_UNKNOWN}
-    yield from (f"request_header_access {one} deny {acl}" for one in sorted(others) if one.lower() not in known)
+    yield from (f"request_header_access {other} deny {acl}" for other in sorted(others) if other.lower() not in known)
 
 
 def _first_copies(values: Values) -> Iterator[str]:

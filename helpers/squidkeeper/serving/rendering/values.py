@@ -92,16 +92,16 @@ class Values(Struct, frozen=True, forbid_unknown_fields=True):
 def values_of(policy: Policy, secrets: SecretStore) -> tuple[Values, tuple[str, ...]]:
     """Make the values of a policy; also what keeps a parent's password from being read. Such a parent is left out."""
     found = [_peer(route, route.parent, secrets) for route in policy.upstreams if route.parent is not None]
-    problems = tuple(one for one in found if isinstance(one, str))
-    peers = {one.key: one for one in found if isinstance(one, Peer)}
+    problems = tuple(peer for peer in found if isinstance(peer, str))
+    peers = {peer.key: peer for peer in found if isinstance(peer, Peer)}
     lacking = {f"upstream.{one.key}" for one in policy.upstreams if one.parent is not None and one.key not in peers}
     limits = [quota.limit for quota in policy.quotas if quota.unit is QuotaUnit.BYTES_OUT]
     values = Values(
         keys=needed_keys(policy) - lacking,
         strips=dict(_strips(policy)),
-        injects=tuple(dict.fromkeys(name for one in policy.credentials for name in one.form.rendered)),
+        injects=tuple(dict.fromkeys(name for credential in policy.credentials for name in credential.form.rendered)),
         peers=tuple(peers.values()),
-        signs=any(signs(one.form) for one in policy.credentials),
+        signs=any(signs(credential.form) for credential in policy.credentials),
         searches=policy.watch is not None,
         bytes_out=max(limits, default=None),
         password_files=tuple(_password_files(policy)),

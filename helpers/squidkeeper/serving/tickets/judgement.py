@@ -40,7 +40,7 @@ def decide_again(
     """Decide a request as if it was sent now, and use no grant. A grant without uses left opens nothing."""
     match = policy.match(request_to(asked.method, asked.url, asked.client, asked.user or None))
     decisions = decide_until_spent(policy, match, at)
-    return next(one for one in decisions if one.counted is None or not is_spent(one.counted))
+    return next(decision for decision in decisions if decision.counted is None or not is_spent(decision.counted))
 
 
 def waits(decision: Decision) -> bool:
@@ -63,7 +63,7 @@ def settle(
 ) -> None:
     """Settle those of these questions that the policy opens or denies; OSError where that cannot be written."""
     key = store.key
-    sound = (ticket for one in tickets if (ticket := sound_ticket(asdict(one), key)))
-    numbers = [one.number for one in sound if not waits(decide_again(policy, is_spent, one.asked, at))]
+    sound = (ticket for waiting in tickets if (ticket := sound_ticket(asdict(waiting), key)))
+    numbers = [ticket.number for ticket in sound if not waits(decide_again(policy, is_spent, ticket.asked, at))]
     if numbers:
         store.settle(numbers, at.timestamp())
