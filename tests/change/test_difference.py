@@ -15,7 +15,7 @@ from squidkeeper.change.difference import comparison as comparison_module
 from squidkeeper.change.difference import languages
 from squidkeeper.change.difference.consequences import Change
 from squidkeeper.change.difference.descriptions import named
-from squidkeeper.change.difference.groups import RequestDifference
+from squidkeeper.change.difference.groups import RequestDifference, Scope
 from squidkeeper.change.difference.report import DifferenceReport, report
 from squidkeeper.change.difference.url_comparison import Doubt
 from squidkeeper.cli import main
@@ -870,6 +870,11 @@ def test_markdown_keeps_what_a_policy_says_from_being_markup(tmp_path: Path) -> 
 def test_a_set_is_named_by_what_only_it_has(chosen: list[str], expected: tuple[str, ...]) -> None:
     every = ["", "a", "b", "ab"]
     assert named(map(frozenset, chosen), map(frozenset, every), "every one", "none of {}") == expected
+
+
+def test_alternatives_with_commas_of_their_own_are_kept_apart() -> None:
+    scope = Scope((), (), (), (), ("/a and /b, not /c, /d", "/e"), ("?q=1", "?r=2"), ())
+    assert scope_text(scope).endswith(", path /a and /b, not /c, /d; or /e, query ?q=1, ?r=2")
 
 
 def test_patterns_with_exceptions_are_named_together() -> None:

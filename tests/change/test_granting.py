@@ -313,7 +313,7 @@ def test_the_command_grants_lists_revokes_and_prunes(directory: Path) -> None:
     [listed] = json.loads(run(directory, "--list", "--json"))["grants"]
     assert (listed["name"], listed["left"], listed["paths"]) == (name, 2, ["/manual/**"])
     assert run(directory, "--prune") == "Removed 0 lapsed grants. 1 grant left.\n"
-    assert run(directory, "--revoke", name) == f"Revoked {name}. It opens nothing more within 3 seconds.\n"
+    assert run(directory, "--revoke", name) == f"Revoked {name}. It ends within 3 seconds.\n"
     assert run(directory, "--list") == "There are no grants.\n"
 
 

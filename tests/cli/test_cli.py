@@ -340,7 +340,7 @@ def test_explain_says_the_verdict_and_everything_that_led_to_it(policy: Path) ->
         f"rule         api ({policy}/policy.yaml:6)",
         f"credential   api: Authorization ({policy}/policy.yaml:12)",
         f"secret       token: file {policy}/token",
-        "connection   one of the tunnel's own, as the rule posts allows POST",
+        "connection   one of the tunnel's own, because for this host the rule posts allows POST",
         "resolved     later, by Squid: it denies the request as private-address if an address of api.example is "
         "private (private: true on the rule api would allow it)",
         f"websocket    no, the rule posts ({policy}/policy.yaml:5) names methods "
@@ -354,8 +354,32 @@ def test_explain_says_that_a_policy_which_does_not_load_explains_nothing(tmp_pat
     status, out = run("explain", "--policy", tmp_path, "GET", "https://api.example/")
     assert status == 2
     assert out.splitlines()[-1] == (
-        f"{tmp_path} does not load, so it explains nothing; helpers that run keep their last good policy"
+        f"{tmp_path} does not load, so it explains nothing; helpers that have loaded a policy keep it"
     )
+
+
+def test_explain_names_the_reading_for_which_a_rule_was_passed_over(policy: Path) -> None:
+    write_policy(
+        policy,
+        "rules: [{name: hidden, action: deny, hosts: [docs.example], paths: [/in/**]}, "
+        "{name: docs, action: allow, hosts: [docs.example]}]",
+        "b.yaml",
+    )
+    lines = run("explain", "--policy", policy, "GET", "https://docs.example/a/../in/x")[1].splitlines()
+    assert any(line.endswith(" /in/x: deny by hidden") for line in lines)
+    assert f"passed over  hidden ({policy}/b.yaml:2): paths did not hold, for the reading sent" in lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("log", "--denied"), "No such option '--denied'. Did you mean '--verdict deny'?"),
+        (("diff", "draft"), "expected OLD and NEW, or --within CEILING and NEW"),
+        (("replay", "/etc"), "/etc is a folder, expected an access log. A draft is named by --policy /etc"),
+    ],
+)
+def test_a_mistaken_call_is_told_the_right_one(arguments: tuple[str, ...], said: str) -> None:
+    assert said in run(*arguments)[1]
 
 
 def test_explain_says_whether_a_websocket_passes(policy: Path) -> None:
@@ -437,11 +461,12 @@ def test_explain_says_whether_connections_are_shared_on_this_gateway(tmp_path: P
         return line.partition("   ")[2], json.loads(run(*ask, "--json")[1])["tunnel"]["mode"]
 
     shared, unless = "shared with other clients", "unless install.sh was given --bump documented or --upstream"
-    why = "as no method with a body is allowed"
+    why = "because for this host no method with a body is allowed"
     assert said(installed, "core,shared") == (f"{shared}, {why}", "shared")
     assert said(draft, "core") == (f"{shared}, {unless}, {why}", "shared")
     line, mode = said(installed, "core")
-    assert (line.startswith("one of the tunnel's own, as Squid shares none here: "), mode) == (True, "own")
+    own = "one of the tunnel's own, because for this host Squid shares none: "
+    assert (line.startswith(own), mode) == (True, "own")
 
 
 def test_explain_names_the_denies_that_are_not_reached_a_handful_at_most(policy: Path) -> None:

@@ -191,7 +191,7 @@ def test_a_policy_replayed_against_itself_says_so(site: Site) -> None:
 def test_the_access_log_can_disagree_with_the_old_policy(site: Site) -> None:
     site.logged(inside("GET", "https://code.example/", verdict="deny", rule="no", status=403))
     done = site.replay("--policy", site.draft)
-    assert "the access log has another verdict than OLD gives: 1 request\n" in done.output
+    assert "decided otherwise than by OLD when they were logged: 1 request\n" in done.output
 
 
 def test_what_a_policy_would_observe_is_told(site: Site) -> None:

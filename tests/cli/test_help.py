@@ -85,6 +85,7 @@ def test_the_operators_table_has_each_exit_status_that_a_help_names() -> None:
 @pytest.mark.system
 def test_the_manual_page_has_every_command_and_option(tmp_path: Path) -> None:
     (tmp_path / "page").write_text(shell_files(ROOT)["man"])
+    assert "manual page squidkeeper(1)" in (main.help or "")
     shown = subprocess.run(
         ["man", "--warnings", "-l", "page"], cwd=tmp_path, capture_output=True, text=True, check=True
     )

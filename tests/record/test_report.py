@@ -28,6 +28,7 @@ from squidkeeper.record.report import figures
 from squidkeeper.record.report.builder import COLUMNS, build_report
 from squidkeeper.record.report.page import page
 from squidkeeper.record.report.period import Period
+from squidkeeper.record.report.text import text as text_of
 from squidkeeper.record.table.sources import TableSources
 from squidkeeper.record.table.table import open_table
 
@@ -266,6 +267,7 @@ def test_what_squid_refuses_by_itself_is_no_failure_of_a_host(status: int, error
     report = report_of(line(0), line(1, status=status, error=error, squid="TCP_DENIED/HIER_NONE", **UNJUDGED))
     assert (report.summary.requests, report.summary.failed, report.upstreams.failing) == (1, 0, ())
     assert report.left_out == (figures.Count("requests that Squid refused before a rule was asked", 1),)
+    assert "\n1 request that Squid refused before a rule was asked\n" in text_of(report)
 
 
 def test_a_client_cannot_hide_a_request_by_its_method() -> None:

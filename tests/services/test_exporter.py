@@ -529,15 +529,23 @@ def test_a_helper_that_needs_no_policy_is_not_asked_for_its_revision() -> None:
         (
             replace(HELPER, reload_ok=False),
             "helper-outdated",
-            "the policy on disk does not load there, revision aaaa is in force",
+            "the policy on disk does not load there: revision aaaa is in force there",
         ),
         (
             replace(HELPER, revision=None, reload_ok=False),
             "helper-outdated",
-            "the policy on disk does not load there, everything is denied",
+            "the policy on disk does not load there: that helper denies everything",
         ),
-        (replace(HELPER, revision="bbbb"), "helper-outdated", "revision bbbb is in force there, and aaaa here"),
-        (replace(HELPER, revision=None), "helper-outdated", "everything is denied there, and aaaa here"),
+        (
+            replace(HELPER, revision="bbbb"),
+            "helper-outdated",
+            "revision bbbb is in force there; revision aaaa is the last good one",
+        ),
+        (
+            replace(HELPER, revision=None),
+            "helper-outdated",
+            "that helper denies everything; revision aaaa is the last good one",
+        ),
     ],
 )
 def test_a_helper_that_is_ill_is_named(helper: HelperStatus, code: str, detail: str) -> None:

@@ -108,5 +108,6 @@ class LateGroup(click.Group):
 def main() -> None:
     """Turn Squid with SSL-bump into the egress gateway of AI agents.
 
-    `squidkeeper COMMAND --help` tells more about a command.
+    `squidkeeper COMMAND --help` tells more about a command. The installation adds the manual page squidkeeper(1), and
+    completion for bash, zsh and fish, to share/.
     """

@@ -153,8 +153,8 @@ def ask(context: click.Context, as_json: bool, place: _Place) -> None:
 def approve(number: str, terms: _Terms, yes: bool, as_json: bool, place: _Place) -> None:
     """Approve a question: show the grant, and make it.
 
-    The request is allowed within 3 seconds, for the client that asked: of several, the one with the fewest addresses.
-    An approval never overrides a rule that denies.
+    The request is allowed within 3 seconds, for the client that asked. If several clients match, the narrowest
+    gets it. An approval never overrides a rule that denies.
     """
     from squidkeeper.change.approvals.answers import approve_ticket
     from squidkeeper.change.approvals.decisions import waits_for_edit

@@ -29,7 +29,7 @@ _DIFFERS = 1
 @json_option
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown for a pull request.")
 @state_option()
-@click.argument("policies", metavar="[OLD] NEW", nargs=-1, required=True)
+@click.argument("policies", metavar="OLD NEW", nargs=-1, required=True)
 def diff(ceiling: str | None, as_json: bool, as_markdown: bool, state: Path, policies: tuple[str, ...]) -> None:
     """Compare what two policies mean: which requests are opened, closed or changed.
 
@@ -75,7 +75,7 @@ def _pair(ceiling: str | None, policies: tuple[str, ...]) -> tuple[str, str]:
         return policies[0], policies[1]
     if ceiling is not None and len(policies) == 1:
         return ceiling, policies[0]
-    raise click.UsageError("give OLD NEW, or --within CEILING NEW")
+    raise click.UsageError("expected OLD and NEW, or --within CEILING and NEW")
 
 
 def confirm(policies: tuple[CompiledPolicy, CompiledPolicy], differences: tuple[RequestDifference, ...]) -> None:

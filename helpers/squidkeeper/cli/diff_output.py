@@ -88,7 +88,7 @@ def _list(texts: tuple[str, ...]) -> str:
     shown = [text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… (--json has all)" for text in texts[:_SHOWN]]
     if len(texts) > _SHOWN:
         shown.append(f"{len(texts) - _SHOWN:,} more")
-    return ", ".join(shown)
+    return ("; or " if any(", " in text for text in shown) else ", ").join(shown)  # a comma may belong to an exception
 
 
 def example_text(asked: Asked, now: datetime) -> str:

@@ -18,7 +18,8 @@ from squidkeeper.cli.output import show_text
 def doctor(root: Path | None, strict: bool, as_json: bool) -> None:
     """Examine an installed gateway: configuration, policy, processes and machine.
 
-    Run it as root. It changes nothing, and shows no secret. squid/DOCTOR.md lists the findings.
+    Run it as root. It takes some 20 seconds. It changes nothing, and shows no secret.
+    squid/DOCTOR.md lists the findings.
 
     \b
     Example:

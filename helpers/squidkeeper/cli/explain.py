@@ -33,7 +33,7 @@ _CONNECTIONS = {
     "shared": "shared with other clients",
 }
 _UNLESS = ", unless install.sh was given --bump documented or --upstream"
-_NOT_SHARED = "Squid shares none here: install.sh was given --bump documented or --upstream, or the edit is seconds old"
+_NOT_SHARED = "Squid shares none: install.sh was given --bump documented or --upstream, or the edit is seconds old"
 _BUMPED = "bumped: HTTP/1.1 passes, each request is decided; HTTP/2 and gRPC need tls: passthrough on the rule"
 
 
@@ -212,7 +212,7 @@ def _load(directory: Path) -> CompiledPolicy:
     try:
         return load(directory, datetime.now(UTC)).compiled
     except PolicyError as error:
-        said = f"{directory} does not load, so it explains nothing; helpers that run keep their last good policy"
+        said = f"{directory} does not load, so it explains nothing; helpers that have loaded a policy keep it"
         click.echo(f"{error}\n{said}")
         raise SystemExit(_CANNOT_SAY) from error
 
@@ -239,6 +239,7 @@ def _check_address(client: str | None) -> None:
 
 def _text(asked: str, found: Explanation, missing: str | None, squid: _Squid | None) -> str:
     decision = found.decision
+    of = f", for the reading {found.by_reading[0][0].reading}" if len(found.by_reading) > 1 else ""
     rows = [
         ("rule", f"{decision.rule}{_at(decision.location)}"),
         ("reason", decision.reason),
@@ -258,7 +259,7 @@ def _text(asked: str, found: Explanation, missing: str | None, squid: _Squid | N
         ("tls", _tls_text(found)),
         ("websocket", _websocket_text(found)),
         *(("reading", f"{path.reading} {path.path}: {one.action} by {one.rule}") for path, one in found.by_reading),
-        *(("passed over", _passed(passed)) for passed in found.passed_over),
+        *(("passed over", _passed(passed) + of) for passed in found.passed_over),
         *(("not reached", text) for text in _not_reached_texts(found.not_reached)),
         *(("not applied", _passed(passed)) for passed in found.not_applied),
     ]
@@ -338,7 +339,7 @@ def _connection_text(found: Explanation, squid: _Squid | None) -> str | None:
         mode = "first"
     last = "; a request with a body is the last on it" if found.decision.connections == "single" else ""
     unless = _UNLESS if mode == "shared" and not (squid and squid.shares) else ""
-    return f"{_CONNECTIONS[mode]}{unless}, as {found.tunnel.reason}{last}"
+    return f"{_CONNECTIONS[mode]}{unless}, because for this host {found.tunnel.reason}{last}"
 
 
 def _websocket_text(found: Explanation) -> str | None:

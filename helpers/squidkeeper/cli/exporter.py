@@ -67,7 +67,7 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
     metavar="ADDRESS:PORT",
     type=Address(),
     default="127.0.0.1:9129",
-    help="Where to serve /metrics, /healthz and the status page.",
+    help="Where to serve /metrics, /healthz and the status page. install.sh names another below a root.",
 )
 @policy_option
 @file_option("--access-log", DEFAULT_LAYOUT.access_log, "Squid's access log.")

@@ -203,7 +203,7 @@ def _revoke(directory: Path, state: Path, name: str, now: datetime, *, as_json: 
     if as_json:
         show_json({"revoked": name, "waits_for_edit": waits})
     else:
-        ends = WAITS if waits else "It opens nothing more within 3 seconds."
+        ends = WAITS if waits else "It ends within 3 seconds."
         click.echo(f"Revoked {printable(name)}. {ends}")
 
 

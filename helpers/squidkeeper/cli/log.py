@@ -42,6 +42,11 @@ class WantedRequests:
     coloured: bool
 
 
+def _meant_verdict(context: click.Context, _option: click.Parameter, is_given: bool) -> None:
+    if is_given:
+        raise click.UsageError("No such option '--denied'. Did you mean '--verdict deny'?", context)
+
+
 @click.command()
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(readable=False, path_type=Path))
 @options.since_option
@@ -58,6 +63,7 @@ class WantedRequests:
 @click.option("--status", metavar="STATUS", multiple=True, help="A status such as 403 or 4xx.")
 @click.option("--request-id", metavar="ID", multiple=True, help="The request ID that an error page shows.")
 @options.gateway_option
+@click.option("--denied", is_flag=True, hidden=True, expose_value=False, callback=_meant_verdict)
 @click.option(
     "--failed",
     is_flag=True,
@@ -65,7 +71,7 @@ class WantedRequests:
 )
 @click.option("--follow", "-f", is_flag=True, help="Show requests as they end, until interrupted.")
 @click.option("-n", "newest", metavar="N", type=click.IntRange(1), help="Show the newest N requests or findings.")
-@click.option("--json", "as_json", is_flag=True, help="Print the lines as Squid logged them.")
+@click.option("--json", "as_json", is_flag=True, help="Print the lines as Squid logged them; with --by, the counts.")
 @click.option("--by", type=click.Choice(_KEYS), help="Count requests, denials, tunnels and bytes by this.")
 @click.option("--connects", is_flag=True, help="Show every CONNECT.")
 @click.option("--drift", is_flag=True, help="Show requests that were served although the policy denied them.")

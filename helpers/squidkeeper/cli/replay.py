@@ -60,6 +60,8 @@ def replay(
 
     if as_json and markdown:
         raise click.UsageError("give one of --json and --markdown")
+    if folder := next((file for file in read.files if file.is_dir()), None):
+        raise click.UsageError(f"{folder} is a folder, expected an access log. A draft is named by --policy {folder}")
     before = policy_in_force(state) if old is None else policy_named(old, state)
     after = policy_named(new, state, lender=before)
     result = _replayed(read, before, after)

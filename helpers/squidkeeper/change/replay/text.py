@@ -228,7 +228,7 @@ def _remarks(result: ReplayResult, quoted: Callable[[str], str]) -> Iterator[str
     for observed, total in result.observed.items():
         yield f"NEW would record {quoted(observed)} as observed: {_requests(total)}"
     if result.disagreeing:
-        yield f"the access log has another verdict than OLD gives: {quantity(result.disagreeing, 'request')}"
+        yield f"decided otherwise than by OLD when they were logged: {quantity(result.disagreeing, 'request')}"
     for reason, count in result.set_apart.items():
         yield f"not judged ({reason}): {quantity(count, 'request')}: {SET_APART[reason]}"
 

@@ -1,5 +1,6 @@
 """The report as text. Clients chose hosts, URLs and user names, which `as_table` makes printable."""
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Final
@@ -96,10 +97,14 @@ def _table(title: str, names: Sequence[str], rows: Rows) -> Iterator[str]:
             yield f"and {len(rows) - _ROWS_SHOWN} more, with --html PAGE or --json\n"
 
 
+def _counted(left: Count) -> str:
+    return re.sub(r"^(connection|request|record|invalid line)s\b", r"\1", left.name) if left.count == 1 else left.name
+
+
 def _left_out(report: Report) -> Iterator[str]:
     if report.left_out:
         yield "\nnot in these figures\n"
-        yield from (f"{thousands(left_out.count)} {left_out.name}\n" for left_out in report.left_out)
+        yield from (f"{thousands(left_out.count)} {_counted(left_out)}\n" for left_out in report.left_out)
     if report.queried != report.summary.requests:
         yield f"With those that no rule decided, `squidkeeper query` counts {quantity(report.queried, 'request')}.\n"
     yield from (f"read in part: {file}\n" for file in report.damaged)

@@ -39,7 +39,7 @@ SERVER_ERROR: Final = 500  # the first status of those with which a server tells
 NO_REQUEST: Final = "error:"  # how the URL of a record without a request begins
 
 # Texts that stand elsewhere too: in the table of conditions, and on the status page.
-NO_HELPER_REMEDY: Final = "Read cache.log: can Squid's account run the program that squidkeeper.conf names?"
+NO_HELPER_REMEDY: Final = "Read cache.log. Check that Squid's account can run the program that squidkeeper.conf names."
 STORE_ONE_LINE: Final = (
     "In the file of a secret, store one line of printable ASCII. Squid's account must be able to read it: mode 0640,"
     " that account's group, and its folders open to it. If the secret is fetched, check its source."
@@ -78,6 +78,7 @@ _DEFAULTS: Final[Mapping[str, str]] = {  # what a sentence says where a fact is 
     "distrust": CLIENT_ERRORS["ERR_SECURE_ACCEPT_FAIL"],
     "ticket": "",
     "number": "NUMBER",
+    "request": "ID",
     "quota_uses": "`squidkeeper quota`",
 }
 
@@ -337,7 +338,7 @@ CAUSES: Final = (
         "no-helper",
         "rule `policy-unavailable`, and error `ERR_ACCESS_DENIED`",
         "No helper of the gateway answered, so the request was denied.",
-        f"Wait: Squid starts another helper. If more such requests follow: {NO_HELPER_REMEDY}",
+        f"Wait: Squid starts another helper. If it repeats: {NO_HELPER_REMEDY}",
         _has_no_helper,
     ),
     KnownCause(
@@ -439,7 +440,8 @@ CAUSES: Final = (
         "ambiguous-path",
         "rule `ambiguous-path`",
         "The policy decides differently for some readings of the path.",
-        "`squidkeeper explain` lists them. Allow both spellings, or let the client send the plain one.",
+        "`squidkeeper explain --record -` lists them, from the output of `squidkeeper log -n 1 --request-id {request}"
+        " --json`. Allow every reading, or let the client send the plain one.",
         _of_rule("ambiguous-path"),
     ),
     KnownCause(

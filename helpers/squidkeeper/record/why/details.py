@@ -6,6 +6,7 @@ A detail that is read now, and not as it was then, says so.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from shlex import quote
 from typing import Final
 
 from squidkeeper.base.faults import Location
@@ -279,6 +280,10 @@ def _parent(record: Record, known: Surroundings) -> Detail:
     return Detail(is_sure=is_near or record.page == "parent-failed")
 
 
+def _request(record: Record, _known: Surroundings) -> Detail:
+    return Detail({"request": quote(shown(record.request_id))})
+
+
 def _quota(_record: Record, known: Surroundings) -> Detail:
     """Name who can list the counts: of shared ones, no gateway."""
     if not known.counts_are_shared:
@@ -289,6 +294,7 @@ def _quota(_record: Record, known: Surroundings) -> Detail:
 _DETAILS: Final[Mapping[str, Callable[[Record, Surroundings], Detail]]] = {
     "policy": _denied_by_rule,
     "asked": _asked,
+    "ambiguous-path": _request,
     "machine-address": _located,
     "no-rule": _without_rule,
     "private-address": _private_address,

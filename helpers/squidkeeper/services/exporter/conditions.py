@@ -321,8 +321,8 @@ _info("rule-expires-soon", "0m", "A rule expires soon")(None)
     "policy-unavailable",
     None,
     "Requests are denied because no helper answers, or a helper has no policy",
-    "Run `squidkeeper check`, and read cache.log. After one `squid -k reconfigure`, or one killed helper, the"
-    " condition ends without help.",
+    "Run `squidkeeper check`, and read cache.log. If one `squid -k reconfigure` or one killed helper caused it, it ends"
+    " by itself.",
 )
 def _policy_unavailable(view: Snapshot) -> Iterator[str]:
     if _decides(view) and (at := _last_unavailable(view)):
@@ -378,13 +378,15 @@ def _helper_outdated(view: Snapshot) -> Iterator[str]:
     if view.now - (state.loaded or 0) <= HELPER_PATIENCE_SECONDS:
         return
     for helper in view.helpers:
-        in_force = f"revision {helper.revision} is in force" if helper.revision else "everything is denied"
+        in_force = (
+            f"revision {helper.revision} is in force there" if helper.revision else "that helper denies everything"
+        )
         if view.is_stuck(helper):
             continue
         if helper.helper in LOADS_POLICY and state.ok and not helper.reload_ok:
-            yield f"{_named(helper)}: the policy on disk does not load there, {in_force}"
+            yield f"{_named(helper)}: the policy on disk does not load there: {in_force}"
         elif view.is_outdated(helper):
-            yield f"{_named(helper)}: {in_force} there, and {state.revision} here"
+            yield f"{_named(helper)}: {in_force}; revision {state.revision} is the last good one"
 
 
 @_critical(
