@@ -11,8 +11,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from squidkeeper.base.errors import EditRefused
+from squidkeeper.cli import main
 from squidkeeper.policy.language.model import Client, Token
 from squidkeeper.policy.policy_edit import add_token, remove_tokens
 from squidkeeper.policy.policy_store.loading import load
@@ -67,17 +69,19 @@ def test_tokens_are_added_and_revoked_and_every_comment_stays(tmp_path: Path, te
     folder = policy_of(tmp_path, text)
     before = [client.name for client in load(folder, NOW).compiled.source.clients]
     kept = client_of(folder) if "ci" in before else None
-    for token in (ONE, TWO):
-        assert add_token(folder, "ci", token, (), NOW) == folder / "policy.yaml"
+    locks_out = kept is not None and kept.tokens is None
+    for token, warns in ((ONE, locks_out), (TWO, False)):
+        assert add_token(folder, "ci", token, (), NOW) == (folder / "policy.yaml", warns)
     client, written = client_of(folder), (folder / "policy.yaml").read_text()
     assert client.tokens == (*((kept and kept.tokens) or ()), ONE, TWO)
     assert client.networks == (kept and kept.networks)
     for comment in re.findall(r"#.*", text):
         assert comment in written
     assert written.endswith(RULES) == text.endswith(RULES) or "clients" not in text
-    assert remove_tokens(folder, "ci", ONE.id, NOW) == (ONE.id,)
+    assert remove_tokens(folder, "ci", ONE.id, NOW) == ((ONE.id,), True)
     assert TWO in (client_of(folder).tokens or ())
-    assert TWO.id in remove_tokens(folder, "ci", None, NOW)
+    removed, is_left = remove_tokens(folder, "ci", None, NOW)
+    assert (TWO.id in removed, is_left) == (True, False)
     assert client_of(folder).tokens == ()  # not None: networks alone would open what the token did
     assert {client.name for client in load(folder, NOW).compiled.source.clients} == {*before, "ci"}
 
@@ -133,6 +137,15 @@ def test_owner_mode_and_links_stay(tmp_path: Path) -> None:
 
 def squidkeeper(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "squidkeeper", *words], capture_output=True, text=True, check=False)
+
+
+def test_a_client_that_needed_no_login_gets_the_way_back(tmp_path: Path) -> None:
+    folder = policy_of(tmp_path, POLICIES["flow"])
+    told = [
+        CliRunner().invoke(main, ["client", verb, "ci", "--policy", str(folder)]).stderr
+        for verb in ("add", "add", "remove")
+    ]
+    assert ["remove `token_sha256` of ci" in text for text in told] == [True, False, True]
 
 
 @pytest.mark.system

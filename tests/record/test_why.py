@@ -215,7 +215,7 @@ def test_a_sentence_names_host_and_port(url: str, endpoint: str) -> None:
 
 def test_a_private_address_that_the_client_named_is_called_one() -> None:
     told = sentence(**{**DENIED, "rule": "private-address", "url": "http://10.0.0.5:8080/"})
-    assert told == "10.0.0.5 is a private address, and the rule that allows it lacks `private: true`."
+    assert told == "10.0.0.5 is a private address, which the rule that allows it does not open."
 
 
 @pytest.mark.parametrize("value", [*HOSTILE, "\x1b[2J", "{0.__class__}", "{at}", "%1B%5B2J", "%E2%80%AE", "x" * 9000])
@@ -333,6 +333,26 @@ def test_a_rule_for_a_private_address_is_proposed_with_what_it_needs(tmp_path: P
     )
 
 
+@pytest.mark.parametrize("private", [False, True])
+def test_a_rule_above_a_deny_is_private_where_the_allow_below_is(tmp_path: Path, private: bool) -> None:
+    allow = f"{{name: open, action: allow, hosts: [in.example], private: {str(private).lower()}}}"
+    rules = f"rules: [{{name: closed, action: deny, hosts: [in.example], paths: [/x]}}, {allow}]\n"
+    proposal = propose(record(**DENIED, rule="closed", url="http://in.example/x"), compiled_of(tmp_path, rules))
+    assert proposal
+    assert (proposal.private, ", private: true}" in (proposal.line or "")) == (private, private)
+
+
+def test_a_private_address_that_only_a_grant_allows_needs_a_rule(log: Path) -> None:
+    grant = "{name: g, any_client: true, hosts: [in.example], expires: 2099-01-01T00:00:00Z, reason: x}"
+    (log.parent / "grants.yaml").write_text(f"version: 1\ngrants: [{grant}]\n")
+    add(log, **DENIED, rule="private-address", revision=NONE, url="http://in.example/", tunnel=NONE)
+    [found] = json.loads(why(log, "--json").output)["causes"]
+    assert found["sentence"].endswith(", which a grant does not open.")
+    assert found["remedy"].startswith(
+        "If it is meant, add a rule that allows it with `private: true`: grants have none."
+    )
+
+
 def test_what_one_rule_does_not_open_gets_no_rule_but_the_reason(tmp_path: Path) -> None:
     tunnel = {"sni": "mirrored.example", "tunnel": "mirrored.example:443"}
     proposal = proposed(tmp_path, url="https://mirrored.example/x", **tunnel)
@@ -426,6 +446,7 @@ LINES = {
         {"told": "no-token: secret x: unset"},
     ),
     "WARNING: external_acl_type #Hlpr1 exited": ("no-helper", {}),
+    "squidkeeper: /p does not load, everything is denied:": ("no-policy", {}),
 }
 
 
@@ -766,6 +787,21 @@ def test_what_has_no_record_is_read_from_cache_log(log: Path) -> None:
     assert result.exit_code == 1
     assert "squid-ended: once, last 2026-11-26T" in result.output
     assert "Squid ended: Unable to open HTTP Socket%1B[2J." in result.output
+
+
+@pytest.mark.parametrize("loads", [False, True])
+def test_a_policy_that_did_not_load_is_told_with_its_first_fault_and_whether_it_loads_now(
+    log: Path, loads: bool
+) -> None:
+    at = datetime(2026, 11, 25, 12, tzinfo=UTC).astimezone()
+    told = f"{at:%Y/%m/%d %H:%M:%S}| squidkeeper: /p does not load, everything is denied:"
+    (log.parent / "cache.log").write_text(f"{told}\n{told}\n/p/a.yaml:1:1: no rules\n/p/a.yaml:2:1: another\n")
+    if not loads:
+        write_policy(log.parent / "policy", "rulez: []\n")
+    add(log, **RECORDS["no-policy"])
+    text = why(log).output
+    assert "everything is denied: /p/a.yaml:1:1: no rules\n" in text
+    assert ("the policy on disk loads by now" in text, "fix what it lists" in text) == (loads, not loads)
 
 
 def test_a_cache_log_that_cannot_be_read_is_named(log: Path) -> None:

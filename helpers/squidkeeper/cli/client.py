@@ -50,9 +50,12 @@ def add(name: str, valid: timedelta | None, networks: tuple[str, ...], directory
     now = datetime.now(UTC).replace(microsecond=0)
     text = _PREFIX + secrets.token_urlsafe(_TOKEN_BYTES)
     token = Token.of(text, None if valid is None else now + valid)
-    file = add_token(directory, name, token, networks, now)
+    file, needed_no_login = add_token(directory, name, token, networks, now)
     click.echo(f"Client {name}: token {token.id}{_until(token, now)}, in {file}. It is shown this once:", err=True)
     click.echo(text)
+    if needed_no_login:
+        warning = f"From now on, {name} must log in too: its networks alone open nothing. To undo it, remove"
+        click.echo(f"{warning} `token_sha256` of {name} in {file}.", err=True)
     folder = directory.absolute()
     env = command("env", Layout.around(folder, folder.parent.parent / "state"))
     click.echo(f"Its variables: {env} --client {name} --token-file FILE", err=True)
@@ -91,8 +94,11 @@ def remove(name: str, token_id: str | None, directory: Path) -> None:
     """
     from squidkeeper.policy.policy_edit import remove_tokens
 
-    removed = remove_tokens(directory, name, token_id, datetime.now(UTC))
+    removed, is_left = remove_tokens(directory, name, token_id, datetime.now(UTC))
     click.echo(f"Client {name}: revoked {', '.join(removed)}")
+    if not is_left:
+        back = f"make one, or remove `token_sha256` of {name} from the policy, if its networks alone may open it"
+        click.echo(f"Without a token, nobody can log in as {name}: {back}.", err=True)
 
 
 def _until(token: Token, now: datetime) -> str:

@@ -76,7 +76,7 @@ def grant(
     """Allow requests for a time, where no rule decides about them.
 
     HOST and PATH are patterns, as in a policy. Without PATH, every path is allowed. A URL (https://...) is allowed
-    exactly, with its query. The grant is in force within 3 seconds.
+    exactly, with its query. The grant is in force within 3 seconds. It opens no private address.
 
     Grants are in grants.yaml, beside the policy's folder. Those of a fleet are in fleet-grants.yaml, in the
     repository.

@@ -11,7 +11,7 @@ from squidkeeper.base.formatting import quantity, thousands
 from squidkeeper.record.log.listing import printable
 from squidkeeper.record.log.record import NONE, Record, decode_field, format_time
 from squidkeeper.record.why.cache_log import CacheLine, CacheLog
-from squidkeeper.record.why.causes import BY_CODE, KnownCause, shown, shown_url
+from squidkeeper.record.why.causes import BY_CODE, SHOWN_OF_MESSAGE, KnownCause, shown, shown_url
 from squidkeeper.record.why.details import Detail
 from squidkeeper.record.why.search import FailureGroup
 from squidkeeper.serving.squid_crashes import SquidCrash
@@ -118,7 +118,7 @@ def _text(answer: Explained, *, with_gateways: bool) -> str:
     lines = [answer.heading, f"  {answer.sentence}", f"  To do: {answer.remedy}"]
     lines += [f"  {_row(record, with_gateway=with_gateways)}" for record in answer.newest]
     if answer.cache_line:
-        lines.append(f"  cache.log: {shown(answer.cache_line.text)}")
+        lines.append(f"  cache.log: {shown(answer.cache_line.text, SHOWN_OF_MESSAGE)}")
     return "".join(f"{printable(line)}\n" for line in lines)
 
 
@@ -140,7 +140,7 @@ def _object(answer: Explained) -> dict[str, object]:
         "last": answer.last,
         "clients": list(answer.clients),
         "details": dict(answer.values or {}),
-        "cache_log": shown(answer.cache_line.text) if answer.cache_line else None,
+        "cache_log": shown(answer.cache_line.text, SHOWN_OF_MESSAGE) if answer.cache_line else None,
         "newest": [_request(record) for record in answer.newest],
     }
 

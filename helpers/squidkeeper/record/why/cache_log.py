@@ -105,7 +105,7 @@ def read_cache_log(path: Path, since: datetime | None) -> CacheLog:
 
 def parse_lines(lines: Iterable[bytes]) -> Iterator[CacheLine]:
     """Yield the lines that belong to a cause."""
-    for line in lines:
+    for line in _with_faults(lines):
         stamped = _STAMP.match(line)
         if stamped is None:
             continue
@@ -117,6 +117,20 @@ def parse_lines(lines: Iterable[bytes]) -> Iterator[CacheLine]:
                 if at:
                     yield CacheLine(cause, at, text, match.groupdict())
                 break
+
+
+def _with_faults(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines. One that ends at a colon gets the line below, if that has no time of its own."""
+    headline = b""
+    for line in lines:
+        is_below = bool(headline) and not _STAMP.match(line)
+        if headline:
+            yield headline + b" " + line if is_below else headline
+        headline = line if line.endswith(b":") and not is_below else b""
+        if not headline and not is_below:
+            yield line
+    if headline:
+        yield headline
 
 
 def _time(text: str) -> datetime | None:

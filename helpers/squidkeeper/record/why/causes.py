@@ -79,6 +79,8 @@ _DEFAULTS: Final[Mapping[str, str]] = {  # what a sentence says where a fact is 
     "ticket": "",
     "number": "NUMBER",
     "request": "ID",
+    "repair": "Run `squidkeeper check`, and fix what it lists. If it finds nothing, run `./install.sh`",
+    "opened": "set `private: true` on the rule that allows it",
     "quota_uses": "`squidkeeper quota`",
 }
 
@@ -345,7 +347,7 @@ CAUSES: Final = (
         "no-policy",
         "rule `policy-unavailable`, with another error",
         "The helper that answered had no policy that loads, or Squid asked it without what it needs.",
-        "Run `squidkeeper check`, and fix what it lists. If it finds nothing, run `./install.sh`.",
+        "{repair}.",
         _of_rule("policy-unavailable"),
     ),
     # Denied
@@ -464,8 +466,8 @@ CAUSES: Final = (
     KnownCause(
         "private-address",
         "rule `private-address`",
-        "{host} {private}, and {opener} lacks `private: true`.",
-        "{warning}If it is meant, set `private: true` on {opener}. If not, correct the DNS entry of the name.",
+        "{host} {private}, which {opener} does not open.",
+        "{warning}If it is meant, {opened}. If not, correct the DNS entry of the name.",
         _of_rule("private-address"),
     ),
     KnownCause(

@@ -209,11 +209,14 @@ def _private_address(record: Record, known: Surroundings) -> Detail:
     found = _explanation(record, policy) if policy else None
     facts: dict[str, str] = {}
     values: dict[str, object] = {}
-    if policy and found and found.resolved:
+    if found and found.grant:
+        facts |= {"opener": "a grant", "opened": "add a rule that allows it with `private: true`: grants have none"}
+    elif policy and found and found.resolved:
         name = found.resolved.opener.removeprefix("the rule ").removeprefix("the rewrite ")
         entries: tuple[Entry, ...] = (*policy.source.rules, *policy.source.rewrites)
         location = next((place(entry.location) for entry in entries if entry.name == name), None)
         facts["opener"] = shown(found.resolved.opener) + (f" ({location})" if location else "")
+        facts["opened"] = f"set `private: true` on {facts['opener']}"
         values |= {"rule": name, "location": location}
     host = host_of(record.url)
     if host.address is None and host.text != NONE:
@@ -280,6 +283,13 @@ def _parent(record: Record, known: Surroundings) -> Detail:
     return Detail(is_sure=is_near or record.page == "parent-failed")
 
 
+def _no_policy(_record: Record, known: Surroundings) -> Detail:
+    if known.current() is None:
+        return Detail()
+    again = "If it happens again, run `squidkeeper check` as Squid's account, then `./install.sh`"
+    return Detail({"repair": f"Nothing: the policy on disk loads by now. {again}"}, {"loads_now": True})
+
+
 def _request(record: Record, _known: Surroundings) -> Detail:
     return Detail({"request": quote(shown(record.request_id))})
 
@@ -295,6 +305,7 @@ _DETAILS: Final[Mapping[str, Callable[[Record, Surroundings], Detail]]] = {
     "policy": _denied_by_rule,
     "asked": _asked,
     "ambiguous-path": _request,
+    "no-policy": _no_policy,
     "machine-address": _located,
     "no-rule": _without_rule,
     "private-address": _private_address,

@@ -42,7 +42,8 @@ class Proposal:
 def propose(record: Record, policy: CompiledPolicy) -> Proposal | None:
     """Propose a rule; None where the record holds only the beginning of what decides.
 
-    It goes above the rule that denied, or below all where none did. `private: true` is on it only where it has to be.
+    It goes above the rule that denied, or below all where none did. It is `private: true` where it has to be, and where
+    the rule below the one that denied is.
     """
     asked = _in_an_open_tunnel(record)
     if truncated_fields(asked) or asked.url == NONE:
@@ -51,6 +52,8 @@ def propose(record: Record, policy: CompiledPolicy) -> Proposal | None:
     if isinstance(request, Malformed):
         return Proposal(None, obstacle=request.reason)
     fields = dict(_fields(asked, request, policy))
+    if _is_private_below(policy, record, request):
+        fields["private"] = "true"
     try:
         denial = _denial(policy, fields, record, request)
         if denial and denial.rule == "private-address":
@@ -117,6 +120,14 @@ def _denial(policy: CompiledPolicy, fields: dict[str, str], record: Record, requ
     opened = CompiledPolicy(replace(policy.source, rules=(*rules[:place], _rule(fields), *rules[place:])))
     decision = decide(opened, opened.match(request), parse_time(record))
     return None if decision.allowed else decision
+
+
+def _is_private_below(policy: CompiledPolicy, record: Record, request: Request) -> bool:
+    """Whether a rule with `private: true` would allow the request, if the rule that denied were missing."""
+    denied_by = decode_field(record.rule)
+    below = CompiledPolicy(replace(policy.source, rules=tuple(r for r in policy.source.rules if r.name != denied_by)))
+    decision = decide(below, below.match(request), parse_time(record))
+    return decision.allowed and decision.private and decision.rewritten is None
 
 
 def _rule(fields: dict[str, str]) -> Rule:
