@@ -20,6 +20,7 @@ from squidkeeper.change.difference.report import DifferenceReport, report
 from squidkeeper.change.difference.url_comparison import Doubt
 from squidkeeper.cli import main
 from squidkeeper.cli.diff_output import as_text, scope_text
+from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
 from squidkeeper.policy.policy_store.sources import grants_file, read_sources
 
 from ..conftest import NOW, compiled_of
@@ -781,7 +782,11 @@ def test_the_exit_status_is_for_review(folders: tuple[Path, Path], tmp_path: Pat
     assert run("--within", old, old).exit_code == 0
     (tmp_path / "broken").mkdir()
     assert run(old, tmp_path / "broken").exit_code == 2
-    assert run(old).exit_code == 2
+    assert run(old, "--state", tmp_path).exit_code == 2  # no policy is in force here
+    sources = read_sources(old)
+    store_revision(sources, sources.revision, tmp_path / "revisions")
+    mark_in_force(tmp_path / "revisions", sources.revision)
+    assert [run(folder, "--state", tmp_path).exit_code for folder in folders] == [0, 1]
     assert run("--within", old, old, new).exit_code == 2
 
 

@@ -228,7 +228,8 @@ WRONG = {
     ),
     "helper-outdated": (
         with_helpers(replace(HELPER, revision="other"), replace(HELPER, revision=None)),
-        "revision other is in force there, and 9f31c2a7b04e here; helper host, process 4117: everything is denied",
+        "revision other is in force there; revision 9f31c2a7b04e is the last good one; helper host, process 4117: "
+        "that helper denies everything",
     ),
     "ca-unreadable": (
         replace(WELL, certificate=Certificate(Path("/ca.crt"), problem="no such file")),

@@ -97,8 +97,8 @@ def remove(name: str, token_id: str | None, directory: Path) -> None:
     removed, is_left = remove_tokens(directory, name, token_id, datetime.now(UTC))
     click.echo(f"Client {name}: revoked {', '.join(removed)}")
     if not is_left:
-        back = f"make one, or remove `token_sha256` of {name} from the policy, if its networks alone may open it"
-        click.echo(f"Without a token, nobody can log in as {name}: {back}.", err=True)
+        back = f"Make one, or remove `token_sha256` of {name} from the policy: then its networks alone open what it may"
+        click.echo(f"Without a token, nobody can log in as {name}. {back}.", err=True)
 
 
 def _until(token: Token, now: datetime) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.cli.arguments import policy_named
+from squidkeeper.cli.arguments import policy_in_force, policy_named
 from squidkeeper.cli.options import json_option, state_option
 from squidkeeper.cli.output import progress, show_text
 
@@ -29,13 +29,13 @@ _DIFFERS = 1
 @json_option
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown for a pull request.")
 @state_option()
-@click.argument("policies", metavar="OLD NEW", nargs=-1, required=True)
+@click.argument("policies", metavar="[OLD] NEW", nargs=-1, required=True)
 def diff(ceiling: str | None, as_json: bool, as_markdown: bool, state: Path, policies: tuple[str, ...]) -> None:
     """Compare what two policies mean: which requests are opened, closed or changed.
 
-    OLD and NEW are folders or stored revisions. Each difference comes with a request that shows it, as arguments of
-    `squidkeeper explain`. What cannot be decided is unproven. Names, order, files, reasons, tests and owners of rules
-    make no difference.
+    OLD and NEW are folders or stored revisions. Without OLD: the policy in force. Each difference comes with a request
+    that shows it, as arguments of `squidkeeper explain`. What cannot be decided is unproven. Names, order, files,
+    reasons, tests and owners of rules make no difference.
 
     The policies are compared as of now, and for each later combination of rules, grants and tokens (`expires`,
     `when`). A NEW without grants beside its folder gets those of OLD, but not with --within.
@@ -57,7 +57,7 @@ def diff(ceiling: str | None, as_json: bool, as_markdown: bool, state: Path, pol
     if as_json and as_markdown:
         raise click.UsageError("--json and --markdown are two forms: give one of them")
     of_old, of_new = _pair(ceiling, policies)
-    old = policy_named(of_old, state)
+    old = policy_named(of_old, state) if of_old else policy_in_force(state)
     new = policy_named(of_new, state, lender=old if ceiling is None else None)
     compiled, now = (old.compiled, new.compiled), datetime.now(UTC)
     with progress("comparing the policies"):
@@ -70,12 +70,12 @@ def diff(ceiling: str | None, as_json: bool, as_markdown: bool, state: Path, pol
     raise SystemExit(0 if found.same else _DIFFERS)
 
 
-def _pair(ceiling: str | None, policies: tuple[str, ...]) -> tuple[str, str]:
+def _pair(ceiling: str | None, policies: tuple[str, ...]) -> tuple[str | None, str]:
+    if len(policies) == 1:
+        return ceiling, policies[0]
     if ceiling is None and len(policies) == 2:
         return policies[0], policies[1]
-    if ceiling is not None and len(policies) == 1:
-        return ceiling, policies[0]
-    raise click.UsageError("expected OLD and NEW, or --within CEILING and NEW")
+    raise click.UsageError("expected [OLD] NEW, or --within CEILING NEW")
 
 
 def confirm(policies: tuple[CompiledPolicy, CompiledPolicy], differences: tuple[RequestDifference, ...]) -> None:
