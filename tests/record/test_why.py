@@ -789,6 +789,11 @@ def test_what_has_no_record_is_read_from_cache_log(log: Path) -> None:
     assert "Squid ended: Unable to open HTTP Socket%1B[2J." in result.output
 
 
+def test_the_command_that_lists_the_readings_of_a_path_names_its_request(log: Path) -> None:
+    add(log, **DENIED, rule="ambiguous-path", request_id="gw-1.1795608000.1.2.3")
+    assert " -n 1 --request-id gw-1.1795608000.1.2.3 --json`. Allow every reading" in why(log).output
+
+
 @pytest.mark.parametrize("loads", [False, True])
 def test_a_policy_that_did_not_load_is_told_with_its_first_fault_and_whether_it_loads_now(
     log: Path, loads: bool
