@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Final
 
@@ -121,16 +122,8 @@ def parse_lines(lines: Iterable[bytes]) -> Iterator[CacheLine]:
 
 def _with_faults(lines: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the lines. One that ends at a colon gets the line below, if that has no time of its own."""
-    headline = b""
-    for line in lines:
-        is_below = bool(headline) and not _STAMP.match(line)
-        if headline:
-            yield headline + b" " + line if is_below else headline
-        headline = line if line.endswith(b":") and not is_below else b""
-        if not headline and not is_below:
-            yield line
-    if headline:
-        yield headline
+    for line, below in pairwise(chain(lines, [b""])):
+        yield line + b" " + below if line.endswith(b":") and not _STAMP.match(below) else line
 
 
 def _time(text: str) -> datetime | None:
