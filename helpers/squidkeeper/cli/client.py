@@ -50,10 +50,11 @@ def add(name: str, valid: timedelta | None, networks: tuple[str, ...], directory
     now = datetime.now(UTC).replace(microsecond=0)
     text = _PREFIX + secrets.token_urlsafe(_TOKEN_BYTES)
     token = Token.of(text, None if valid is None else now + valid)
-    file, needed_no_login = add_token(directory, name, token, networks, now)
+    file = add_token(directory, name, token, networks, now)
     click.echo(f"Client {name}: token {token.id}{_until(token, now)}, in {file}. It is shown this once:", err=True)
     click.echo(text)
-    if needed_no_login:
+    made = _client(directory, name, now)
+    if made.networks and not networks and made.tokens == (token,):
         warning = f"From now on, {name} must log in too: its networks alone open nothing. To undo it, remove"
         click.echo(f"{warning} `token_sha256` of {name} in {file}.", err=True)
     folder = directory.absolute()
@@ -94,11 +95,18 @@ def remove(name: str, token_id: str | None, directory: Path) -> None:
     """
     from squidkeeper.policy.policy_edit import remove_tokens
 
-    removed, is_left = remove_tokens(directory, name, token_id, datetime.now(UTC))
+    now = datetime.now(UTC)
+    removed = remove_tokens(directory, name, token_id, now)
     click.echo(f"Client {name}: revoked {', '.join(removed)}")
-    if not is_left:
+    if not _client(directory, name, now).tokens:
         back = f"Make one, or remove `token_sha256` of {name} from the policy: then its networks alone open what it may"
         click.echo(f"Without a token, nobody can log in as {name}. {back}.", err=True)
+
+
+def _client(directory: Path, name: str, now: datetime) -> Client:
+    from squidkeeper.policy.policy_store.loading import load
+
+    return next(client for client in load(directory, now).compiled.source.clients if client.name == name)
 
 
 def _until(token: Token, now: datetime) -> str:

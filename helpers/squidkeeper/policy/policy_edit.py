@@ -35,18 +35,12 @@ _CLIENTS, _TOKENS = "clients", "token_sha256"
 _Entries = MutableMapping[str, Any]  # of ruamel.yaml, which keeps comments and styles
 
 
-def add_token(directory: Path, name: str, token: Token, networks: tuple[str, ...], now: datetime) -> tuple[Path, bool]:
-    """Add a token to a client, or the client; `EditRefused` leaves everything as it was.
-
-    Return the file, and whether the client needed no login before.
-    """
-    needed_no_login = False
+def add_token(directory: Path, name: str, token: Token, networks: tuple[str, ...], now: datetime) -> Path:
+    """Add a token to a client, or the client; give the file. `EditRefused` leaves everything as it was."""
     if not is_login_name(name):
         raise EditRefused(f"no program can log in as {name!r}, {NAME_EXPECTED}")
 
     def change(clients: _Entries) -> None:
-        nonlocal needed_no_login
-        needed_no_login = name in clients and _TOKENS not in clients[name]
         if networks and name in clients:
             raise EditRefused(f"the client {name} is in the policy already: change its networks there")
         entry = clients.setdefault(name, _new_entry())
@@ -60,16 +54,12 @@ def add_token(directory: Path, name: str, token: Token, networks: tuple[str, ...
         else:
             entry.insert(0, _TOKENS, [_written(token)])  # a comment below the last key stays there
 
-    return _edit(directory, name, change, now), needed_no_login
+    return _edit(directory, name, change, now)
 
 
-def remove_tokens(directory: Path, name: str, token_id: str | None, now: datetime) -> tuple[tuple[str, ...], bool]:
-    """Remove one token of a client, or all. The client stays, as rules can name it, with no token.
-
-    Return the IDs, and whether a token is left.
-    """
+def remove_tokens(directory: Path, name: str, token_id: str | None, now: datetime) -> tuple[str, ...]:
+    """Remove one token of a client, or all; give their IDs. The client stays, as rules can name it, with no token."""
     removed: list[str] = []
-    kept: list[object] = []
 
     def change(clients: _Entries) -> None:
         entry: Any = clients.get(name) or {}
@@ -80,7 +70,7 @@ def remove_tokens(directory: Path, name: str, token_id: str | None, now: datetim
             which = "token" if token_id is None else f"token {token_id}"
             raise EditRefused(f"the client {name} has no {which}: `squidkeeper client list` shows what there is")
         removed.extend(map(_id_of, revoked))
-        kept[:] = [one for one in listed if one not in revoked]
+        kept = [one for one in listed if one not in revoked]
         if kept:
             for token in revoked:
                 listed.remove(token)
@@ -89,7 +79,7 @@ def remove_tokens(directory: Path, name: str, token_id: str | None, now: datetim
             entry[_TOKENS] = round_trip_yaml().load("[]")
 
     _edit(directory, name, change, now, comments_may_go=True)
-    return tuple(removed), bool(kept)
+    return tuple(removed)
 
 
 def _id_of(listed: object) -> str:
