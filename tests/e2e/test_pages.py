@@ -134,8 +134,8 @@ def test_a_client_that_does_not_trust_the_ca_is_no_failing_host_of_the_report(li
 def test_a_tunnel_that_was_denied_for_its_address_is_one_denial_of_the_status_page(light: Visit) -> None:
     rows = light.views["status", WIDE].rows
     assert [re.sub(".* 127.0.0.1 ", "", row) for row in rows if "nas.example" in row] == [
-        "private-address GET https://nas.example/ nas.example has a private address, and the rule that allows it lacks "
-        "private: true."
+        "private-address GET https://nas.example/ nas.example has a private address, which the rule that allows it "
+        "does not open."
     ]
 
 

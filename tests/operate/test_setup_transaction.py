@@ -376,7 +376,7 @@ def test_a_squid_whose_workers_have_all_given_up_does_not_run(
         monkeypatch.setattr(InstalledSquid, "pid", lambda _: master.pid)
         wait_for(
             lambda: (
-                [child.cmdline()[0][:7] for child in psutil.Process(master.pid).children()].count("(squid-")
+                sum("".join(child.cmdline()).startswith("(squid-") for child in psutil.Process(master.pid).children())
                 == len(kids.split())
             ),
             "the kids",
