@@ -50,6 +50,11 @@ def answers(gateway: Gateway, url: str, status: int, client: str = "127.0.0.1") 
     wait_for(lambda: answer(gateway, url, client=client).status == status, f"{status} of {url}")
 
 
+def denied_always(gateway: Gateway, running: Load) -> None:
+    cut_off = {None} if gateway.fatal() else set()  # a helper that is killed can take Squid's worker with it
+    assert {403} <= {*running.statuses("never.example")} <= {403} | cut_off
+
+
 def judges(maintain: int) -> list[int]:
     children = Path(f"/proc/{maintain}/task/{maintain}/children").read_text().split()
     return [int(child) for child in children]
@@ -73,7 +78,7 @@ def test_an_edit_that_would_deny_what_clients_use_is_refused_until_root_accepts_
         assert 403 not in running.statuses("toggled.example")
         assert reload(gateway, "--force")[0] == 0
         wait_for(lambda: curl(gateway, "http://toggled.example/x").rule == "toggled", "the accepted edit")
-    assert {*running.statuses("never.example")} == {403}
+    denied_always(gateway, running)
     assert 403 not in [answer.status for answer in running.answers if "always" in answer.url]
     assert not [url for url in origins.urls() if "never.example" in url]
 
@@ -90,7 +95,7 @@ def test_without_a_judge_an_edit_comes_in_force_after_20_seconds(new_gateway: Ne
         answers(gateway, "http://toggled.example/after", 200)
         told(gateway, "is in force without a verdict of the reload gate")
         wait_for(lambda: curl(gateway, "http://toggled.example/x").rule == "toggled", "the edit")
-    assert {*running.statuses("never.example")} == {403}
+    denied_always(gateway, running)
 
 
 @pytest.mark.long
@@ -111,7 +116,7 @@ def test_a_judge_that_is_killed_again_and_again_opens_nothing(new_gateway: NewGa
         assert "ended with status -9" in said.read_text()
         wait_for(lambda: "reload-gate: works again" in said.read_text(), "the judge to work")
     assert 403 not in running.statuses("toggled.example")
-    assert {*running.statuses("never.example")} == {403}
+    denied_always(gateway, running)
 
 
 def _processes(command: str) -> list[str]:
