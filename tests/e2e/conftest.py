@@ -4,18 +4,20 @@ import fcntl
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
 
 import pytest
+from websockets.sync.server import Server, ServerConnection, serve
 
 from tests.conftest import HUNTED, SHARED_FOLDER
 from tests.leak_hunt import Hunt
 
 from . import canaries, network
 from .clients import GO
-from .dns import Names
+from .dns import PUBLIC, Names
 from .gateway import NAMESERVER, Gateway, NewGateway, Site, install_prototype
 from .network import run
 from .observer import Exporter
@@ -184,3 +186,21 @@ def vm(internet: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[net
 def exporter(gateway: Gateway) -> Iterator[Exporter]:
     with Exporter(gateway, 9129) as exporter:
         yield exporter
+
+
+def echo(connection: ServerConnection) -> None:
+    for message in connection:
+        connection.send(message)
+
+
+@pytest.fixture(scope="module")
+def echoing(all_origins: Origins) -> Iterator[Server]:
+    """A server of WebSockets, which offers HTTP/2 too (by ALPN alone)."""
+    context = all_origins.authority.context("chat.example", "ports.example")
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    with serve(echo, PUBLIC, 9443, ssl=context) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
-from websockets.sync.server import Server, ServerConnection, serve
+from websockets.sync.server import Server
 
 from squidkeeper.base.metrics import HOST
 from squidkeeper.policy.engine.explain import explain
@@ -374,24 +374,6 @@ def client_hello(sni: str) -> bytes:
 
 
 # ── HTTP/2 and WebSocket ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def echo(connection: ServerConnection) -> None:
-    for message in connection:
-        connection.send(message)
-
-
-@pytest.fixture(scope="module")
-def echoing(all_origins: Origins) -> Iterator[Server]:
-    """A server of WebSockets, which offers HTTP/2 too (by ALPN alone)."""
-    context = all_origins.authority.context("chat.example", "ports.example")
-    context.set_alpn_protocols(["h2", "http/1.1"])
-    with serve(echo, PUBLIC, 9443, ssl=context) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 def test_http_2_is_negotiated_in_a_tunnel_that_passes_through_and_in_no_other(

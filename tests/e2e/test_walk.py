@@ -6,13 +6,11 @@ import json
 import re
 import socket
 import ssl
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from websockets.sync.client import connect
-from websockets.sync.server import Server, ServerConnection, serve
+from websockets.sync.server import Server
 
 from squidkeeper.policy.engine.explain import explain
 from squidkeeper.policy.language.model import Token
@@ -23,7 +21,7 @@ from tests import aws
 from tests.waiting import wait_for
 
 from .curl import curl
-from .dns import PUBLIC, Names
+from .dns import Names
 from .expect import allowed, denied
 from .gateway import EXTRAS, REPOSITORY, Gateway, NewGateway, Site
 from .network import run
@@ -73,22 +71,6 @@ credentials:
 quotas:
   - {{name: few, per: client, rules: [counted], requests: 2, every: day}}
 """
-
-
-def echo(connection: ServerConnection) -> None:
-    for message in connection:
-        connection.send(message)
-
-
-@pytest.fixture(scope="module")
-def chat(all_origins: Origins) -> Iterator[Server]:
-    context = all_origins.authority.context("chat.example")
-    with serve(echo, PUBLIC, 9443, ssl=context) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +193,7 @@ def test_a_header_is_stripped(gateway: Gateway, origins: Origins) -> None:
     assert (seen.values("Cookie"), seen.values("X-Kept")) == ([], ["c"])
 
 
-def test_a_websocket_passes_where_a_rule_says_so(gateway: Gateway, chat: Server) -> None:
+def test_a_websocket_passes_where_a_rule_says_so(gateway: Gateway, echoing: Server) -> None:
     connection = socket.create_connection(gateway.address)
     connection.sendall(b"CONNECT chat.example:9443 HTTP/1.1\r\nHost: chat.example:9443\r\n\r\n")
     assert connection.recv(1000).startswith(b"HTTP/1.1 200")
