@@ -373,7 +373,6 @@ def test_explain_names_the_reading_for_which_a_rule_was_passed_over(policy: Path
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("log", "--denied"), "No such option '--denied'. Did you mean '--verdict deny'?"),
         (("diff", "a", "b", "c"), "expected [OLD] NEW, or --within CEILING NEW"),
         (("replay", "/etc"), "/etc is a folder, expected an access log. A draft is named by --policy /etc"),
     ],

@@ -42,11 +42,6 @@ class WantedRequests:
     coloured: bool
 
 
-def _meant_verdict(context: click.Context, _option: click.Parameter, is_given: bool) -> None:
-    if is_given:
-        raise click.UsageError("No such option '--denied'. Did you mean '--verdict deny'?", context)
-
-
 @click.command()
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(readable=False, path_type=Path))
 @options.since_option
@@ -63,7 +58,6 @@ def _meant_verdict(context: click.Context, _option: click.Parameter, is_given: b
 @click.option("--status", metavar="STATUS", multiple=True, help="A status such as 403 or 4xx.")
 @click.option("--request-id", metavar="ID", multiple=True, help="The request ID that an error page shows.")
 @options.gateway_option
-@click.option("--denied", is_flag=True, hidden=True, expose_value=False, callback=_meant_verdict)
 @click.option(
     "--failed",
     is_flag=True,
