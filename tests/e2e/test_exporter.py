@@ -34,6 +34,7 @@ rules:
 """
 ADDRESSES = {"ann": "127.0.0.2", "bob": "127.0.0.3", "none": "127.0.0.4"}
 ON_ONE_CONNECTION = 15
+KILLS = 2
 COUNTERS = [metric.name for metric in METRICS if metric.kind is MetricKind.COUNTER]
 COUNTERS += [f"{metric.name}_{part}" for metric in METRICS if metric.buckets for part in ("bucket", "count", "sum")]
 
@@ -51,7 +52,8 @@ class Sender(threading.Thread):
     """One client that keeps what it was answered; `cut_off` are requests without an answer.
 
     Of these there are a few: a helper that dies in the instant in which Squid writes to it ("helperDispatch: … has
-    crashed") costs the request, which may or may not be logged, and its connection.
+    crashed") costs the request, which may or may not be logged, and its connection. At times Squid's worker dies of it,
+    which costs each client one; until it is back, connections are refused, and nothing is asked.
     """
 
     def __init__(self, gateway: Gateway, client: str, scheme: str, host: str) -> None:
@@ -66,9 +68,11 @@ class Sender(threading.Thread):
             try:
                 with self._open() as connection:
                     self._ask(connection)
+            except ConnectionRefusedError:
+                self.ending.wait(PAUSE_SECONDS)
             except OSError:
                 self.cut_off += 1
-                self.ending.wait(0.05)
+                self.ending.wait(PAUSE_SECONDS)
 
     def _open(self) -> Raw:
         address = ADDRESSES[self.client]
@@ -204,7 +208,7 @@ def check_totals(prometheus: Prometheus, senders: list[Sender]) -> None:
             if verdict:
                 expected[client, method, verdict] += number
     cut_off = {client: sum(sender.cut_off for sender in senders if sender.client == client) for client in ADDRESSES}
-    assert sum(cut_off.values()) < 10
+    assert max(sender.cut_off for sender in senders) <= 2 * KILLS  # one under way, one not yet accepted
     found = prometheus.query("sum by (client, method_class, status_class) (squidkeeper_requests_total) > 0")
     requests = 'squidkeeper_requests_total{method_class!="connect"}'
     found |= prometheus.query(f"sum by (client, method_class, verdict) ({requests}) > 0")

@@ -118,8 +118,13 @@ def test_a_tunnel_is_shared_only_where_nothing_with_a_body_is_allowed(tmp_path: 
             f"{OTHER}rules: [{READ}, {{name: up, action: allow, hosts: [a.example], clients: [other]}}]",
             "own",
         ),
+        (
+            "clients: {here: {networks: [192.0.2.0/24]}}\ndefaults: {action: allow}\n"
+            f"rules: [{READ}, {{name: none, action: deny, hosts: [a.example], clients: [here]}}]",
+            "own",
+        ),
     ],
-    ids=["read", "bodies over https", "bodies of another client"],
+    ids=["read", "bodies over https", "bodies of another client", "bodies of another client by the default"],
 )
 def test_plain_http_shares_connections_only_where_no_client_may_send_a_body(
     tmp_path: Path, text: str, expected: str

@@ -130,10 +130,9 @@ def _obstacles_by_others(policy: CompiledPolicy, facts: HostFacts) -> Iterator[s
     if facts.scheme == "http":
         for rule in opening:
             yield from _obstacles_of(rule, policy.methods_with_bodies)
-        return
-    # Squid's pool knows address, port and name, but no scheme: TLS would give way to a connection without it.
-    plain = everyone._replace(scheme="http")
-    yield from (f"the rule {rule.name} allows plain http on this port" for rule in rules if holds_for_host(rule, plain))
+    else:  # Squid's pool knows address, port and name, but no scheme: TLS would give way to a connection without it.
+        plain = [rule for rule in rules if holds_for_host(rule, everyone._replace(scheme="http"))]
+        yield from (f"the rule {rule.name} allows plain http on this port" for rule in plain)
     if source.default_action is Action.ALLOW or source.ask_default:
         yield "the default allows plain http on this port"
 
