@@ -26,6 +26,7 @@ PURE = {  # subjects, with what they may import all the same; inet_aton is arith
     "base.metrics": set(),
     "base.untrusted_file": {"os"},
     "policy.destination": set(),
+    "policy.bodies": set(),
     "policy.engine": set(),
     "policy.extras": set(),
     "policy.language": set(),

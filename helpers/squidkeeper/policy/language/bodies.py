@@ -1,0 +1,74 @@
+"""What a rule asks of the body of a request: the model of `body:`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+Scalar = str | int | float | bool | None
+MAX_BYTES: Final = 1024 * 1024  # of a body that is read, where `max` is left out
+EACH: Final = "*"  # in a pointer: every item of an array
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What may stand at a place of a JSON document: one of `values`, or a number from `least` to `most`.
+
+    A text of `values` may have `*` for any characters. `absent`: nothing has to stand there.
+    """
+
+    values: tuple[Scalar, ...] | None = None
+    least: float | None = None
+    most: float | None = None
+    absent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A place of a JSON document, and what may stand there.
+
+    `pointer` has the reference tokens of a JSON Pointer (RFC 6901), unescaped. `EACH` stands for each item of an array.
+    """
+
+    pointer: tuple[str, ...]
+    allowed: Allowed
+
+
+@dataclass(frozen=True, slots=True)
+class JsonBody:
+    """A JSON document. `only` lists all members that it may have, with what is in them. None: it may have any."""
+
+    members: tuple[Member, ...]
+    only: tuple[tuple[str, ...], ...] | None = None
+    max_bytes: int = MAX_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class GitBody:
+    """The commands of a push. `push` and `options` are globs: `*` is any characters but `/`, `**` any characters.
+
+    In a deny `push` names refs alone; the rule holds where a command is for one of them.
+    """
+
+    push: tuple[str, ...]
+    delete: bool = False
+    create: bool = True
+    options: tuple[str, ...] = ()
+    max_bytes: int = MAX_BYTES  # of the commands, without the pack
+
+
+@dataclass(frozen=True, slots=True)
+class McpBody:
+    """Messages of the Model Context Protocol over HTTP. `tools` and `methods` may have `*` for any characters.
+
+    `arguments` has what the arguments of a tool must be, by its name or glob.
+    """
+
+    tools: tuple[str, ...] = ()
+    arguments: Mapping[str, tuple[Member, ...]] | None = None
+    methods: tuple[str, ...] = ()
+    max_bytes: int = MAX_BYTES
+
+
+Body = JsonBody | GitBody | McpBody
