@@ -388,6 +388,8 @@ def test_gateways_beside_each_other_have_names_addresses_and_users_of_their_own(
     other = Layout.of(Path("/srv/other"))
     assert LAYOUT.squid_service != other.squid_service
     assert LAYOUT.resolver != other.resolver
+    assert LAYOUT.bodies.rpartition(":")[0] == LAYOUT.resolver, "no two gateways share the port of the body service"
+    assert int(LAYOUT.bodies.rpartition(":")[2]) < 1024, "another account could answer in place of the body service"
     assert Layout.of(None).squid_service == "squid"
     assert Layout.of(None).replacements() == {name: name for name in Layout.of(None).replacements()}
     others = [Layout.of(Path(f"/srv/{name}")).user_without_systemd("secrets") for name in "abcdefgh"]

@@ -242,6 +242,11 @@ class Layout:
         return f"{self.resolver}:13129"
 
     @property
+    def bodies(self) -> str:
+        """Where `squidkeeper bodies` answers Squid. Its port is below 1024, so no other account can listen there."""
+        return f"{self.resolver}:344"
+
+    @property
     def _hash(self) -> bytes:
         return sha256(str(self.root).encode()).digest()
 

@@ -239,6 +239,7 @@ class Configuration:
             "WORKERS": f"workers {self.workers}" if self.workers > 1 else "",
             "RATE": f"{_RATE / self.workers:g}",
             "BURST": str(-(-_BURST // self.workers)),
+            "BODIES": self.layout.bodies,
         }
 
     def haproxy(self, moved: Mapping[str, str] = {}) -> str:
