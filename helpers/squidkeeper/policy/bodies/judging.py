@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from squidkeeper.policy.bodies import git_form
 from squidkeeper.policy.bodies.sent_request import BodyOutcome, FormAnswer, SentRequest
-from squidkeeper.policy.language.bodies import Body
+from squidkeeper.policy.language.bodies import Body, GitBody, JsonBody, McpBody
+
+
+def may_hold(body: Body, method: str, path: str, query: str | None) -> bool:
+    """Return whether a `body:` can hold for a request, by its method and URL. `path` is in its `sent` reading."""
+    match body:
+        case GitBody():
+            return git_form.may_hold(method, path, query)
+        case JsonBody() | McpBody():
+            return True
 
 
 def examine(body: Body, request: SentRequest, *, deny: bool) -> BodyOutcome:
     """Return whether a `body:` holds. In a deny it holds where any part of the request matches."""
-    raise NotImplementedError
+    match body:
+        case GitBody():
+            return git_form.examine(body, request, deny=deny)
+        case JsonBody() | McpBody():
+            raise NotImplementedError
 
 
 def answer(body: Body, request: SentRequest, rule: str, reason: str) -> FormAnswer | None:
     """Return a denial in the words of the form's clients; None where they understand the page."""
-    raise NotImplementedError
+    match body:
+        case GitBody():
+            return git_form.answer(body, request, rule, reason)
+        case JsonBody() | McpBody():
+            raise NotImplementedError
