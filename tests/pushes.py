@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 
-PACK = b"PACK\0\0\0\2\0\0\0\0" + bytes(20)
+_NO_OBJECTS = b"PACK\0\0\0\2\0\0\0\0"
+PACK = _NO_OBJECTS + hashlib.sha1(_NO_OBJECTS).digest()
 PUSH_TYPE = "application/x-git-receive-pack-request"
 OF_GIT = " report-status-v2 side-band-64k object-format=sha1 agent=git/2.47.3"
 OLD, NEW, NONE = ("1" * 40, "2" * 40, "0" * 40)

@@ -131,21 +131,21 @@ def test_a_push_without_commands_is_allowed(body: bytes) -> None:
     assert examine(ONLY_MAIN, sent(body), deny=True).fit is Fit.FAILS
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        push(AGENT),
-        push(AGENT, capabilities=""),
-        push(AGENT, capabilities="report-status"),
-        packet(update(AGENT)) + b"0000" + PACK,  # no capabilities
-        packet(update(AGENT) + "\n") + b"0000" + PACK,
-        packet(f"{update(AGENT)}\0{OF_GIT}\n") + b"0000" + PACK,
-        packet(f"{update(AGENT)}\0{OF_GIT}").upper().replace(AGENT.upper().encode(), AGENT.encode()) + b"0000" + PACK,
-        packet(f"shallow {OLD}\n") + packet("shallow " + "a" * 64) + push(AGENT),
-        commands(update(AGENT, new=NONE), capabilities=OF_GIT + " atomic quiet"),  # a delete has no pack
-        push(AGENT, AGENT),
-    ],
-)
+READABLE = [
+    push(AGENT),
+    push(AGENT, capabilities=""),
+    push(AGENT, capabilities="report-status"),
+    packet(update(AGENT)) + b"0000" + PACK,  # no capabilities
+    packet(update(AGENT) + "\n") + b"0000" + PACK,
+    packet(f"{update(AGENT)}\0{OF_GIT}\n") + b"0000" + PACK,
+    packet(f"{update(AGENT)}\0{OF_GIT}").upper().replace(AGENT.upper().encode(), AGENT.encode()) + b"0000" + PACK,
+    packet(f"shallow {OLD}\n") + packet("shallow " + "a" * 64) + push(AGENT),
+    commands(update(AGENT, new=NONE), capabilities=OF_GIT + " atomic quiet"),  # a delete has no pack
+    push(AGENT, AGENT),
+]
+
+
+@pytest.mark.parametrize("body", READABLE)
 def test_what_clients_send_is_read(body: bytes) -> None:
     assert allows(GitBody(AGENTS.push, delete=True), sent(body))
 
@@ -252,6 +252,7 @@ UNREADABLE = {
     "no flush": (FIRST, CUT_OFF),
     # what follows
     "commands after the flush": (FIRST + b"0000" + HIDDEN + b"0000" + PACK, NO_PACK),
+    "commands after a delete": (commands(update(AGENT, new=NONE)) + HIDDEN + b"0000" + PACK, NO_PACK),
     "two flushes": (FIRST + b"00000000" + PACK, NO_PACK),
     "commands after a probe": (b"0000" + FIRST + b"0000" + PACK, NO_PACK),
     "a pack without commands": (b"0000" + PACK, NO_PACK),
