@@ -26,6 +26,10 @@ class InvalidLine(SquidkeeperError):
     """A line from Squid that is not what squid.conf makes it; the text says what was expected."""
 
 
+class UnreadableBody(SquidkeeperError):
+    """A body of a request that servers could read in several ways; the text says why, and holds nothing of it."""
+
+
 class InvalidRecord(SquidkeeperError):
     """A line that is no line of the record of requests; the text says what was expected."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from squidkeeper.policy.bodies import git_form
+from squidkeeper.policy.bodies import git_form, json_form
 from squidkeeper.policy.bodies.sent_request import BodyOutcome, FormAnswer, SentRequest
 from squidkeeper.policy.language.bodies import Body, GitBody, JsonBody, McpBody
 
@@ -21,7 +21,9 @@ def examine(body: Body, request: SentRequest, *, deny: bool) -> BodyOutcome:
     match body:
         case GitBody():
             return git_form.examine(body, request, deny=deny)
-        case JsonBody() | McpBody():
+        case JsonBody():
+            return json_form.examine(body, request, deny=deny)
+        case McpBody():
             raise NotImplementedError
 
 
@@ -30,5 +32,7 @@ def answer(body: Body, request: SentRequest, rule: str, reason: str) -> FormAnsw
     match body:
         case GitBody():
             return git_form.answer(body, request, rule, reason)
-        case JsonBody() | McpBody():
+        case JsonBody():
+            return None
+        case McpBody():
             raise NotImplementedError

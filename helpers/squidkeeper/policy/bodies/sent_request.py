@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ class SentRequest:
     """A request with the bytes of its body as they were sent, in their Content-Encoding.
 
     `target` is path and query. `headers` are in their order, each copy for itself. `complete`: no more bytes come.
-    Without a body (`has_body`) it is complete and empty.
+    Without a body (`has_body`) it is complete and empty. `kept` is what was read of it, by `max_bytes`.
     """
 
     method: str
@@ -50,6 +50,7 @@ class SentRequest:
     body: bytes = b""
     complete: bool = True
     has_body: bool = True
+    kept: dict[int, object] = field(default_factory=dict, repr=False)
 
     def values(self, name: str) -> list[str]:
         """Return the values of a header, by its name in lower case."""
