@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -317,6 +320,7 @@ def test_what_servers_can_read_differently_holds_for_no_allow_and_every_deny(nam
         (("Host", "git.example"),),
         (("Content-Type", "application/json"),),
         (("Content-Type", f"{PUSH_TYPE}; charset=utf-8"),),
+        (("Content_Type", PUSH_TYPE),),
         (("Content-Type", "application/x-git-upload-pack-request"),),
         (*HEADERS, *HEADERS),
         (*HEADERS, ("content-type", "application/json")),
@@ -325,6 +329,45 @@ def test_what_servers_can_read_differently_holds_for_no_allow_and_every_deny(nam
 def test_a_body_behind_another_content_type_is_unreadable(headers: tuple[tuple[str, str], ...]) -> None:
     for deny in (False, True):
         assert examine(AGENTS, sent(push(AGENT), *headers), deny=deny).fit is Fit.UNREADABLE
+
+
+GZIP, TWO_GZIPS = gzip.compress(push(AGENT)), gzip.compress(b"0000") + gzip.compress(push(MAIN))
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip"])
+def test_a_compressed_push_is_read_once_it_has_come_whole(encoding: str) -> None:
+    headers = (*HEADERS, ("Content-Encoding", encoding))
+    assert allows(AGENTS, sent(GZIP, *headers))
+    assert examine(ONLY_MAIN, sent(gzip.compress(push(MAIN)), *headers), deny=True).fit is Fit.HOLDS
+    assert examine(AGENTS, sent(GZIP[:-1], *headers, complete=False), deny=False).fit is Fit.NEEDS_MORE
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ((), GZIP),
+        ((("Content-Encoding", "gzip"),), push(AGENT)),
+        ((("Content-Encoding", "gzip"),), GZIP[:-1]),
+        ((("Content-Encoding", "gzip"),), GZIP[:-8] + bytes(8)),  # the wrong checksum
+        ((("Content-Encoding", "gzip"),), TWO_GZIPS),  # git reads the first, others read both
+        ((("Content-Encoding", "gzip"),), GZIP + push(MAIN)),
+        ((("Content-Encoding", "gzip"),), gzip.compress(push(AGENT) + bytes(MAX_BYTES))),
+        ((("Content-Encoding", "GZIP"),), GZIP),  # git reads it as it is
+        ((("Content-Encoding", "gzip, identity"),), GZIP),
+        ((("Content-Encoding", "deflate"),), zlib.compress(push(AGENT))),
+        ((("Content-Encoding", "deflate"),), push(AGENT)),
+        ((("Content-Encoding", "identity"),), push(AGENT)),
+        ((("Content-Encoding", "br"),), push(AGENT)),
+        ((("Content-Encoding", "gzip"), ("Content-Encoding", "gzip")), GZIP),
+        ((("Content_Encoding", "gzip"),), push(AGENT)),  # a gateway to CGI takes it for the other
+        ((("Content-Encoding", "gzip"), ("Content_Encoding", "identity")), GZIP),
+    ],
+)
+def test_an_encoding_that_servers_can_read_differently_is_unreadable(
+    headers: tuple[tuple[str, str], ...], body: bytes
+) -> None:
+    for deny in (False, True):
+        assert examine(AGENTS, sent(body, *HEADERS, *headers), deny=deny).fit is Fit.UNREADABLE
 
 
 # --- bodies that have not come whole ----------------------------------------------------------------------------------

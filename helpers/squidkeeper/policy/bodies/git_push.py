@@ -11,9 +11,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from squidkeeper.base.errors import UnreadableBody
+from squidkeeper.policy.bodies.reading import check_headers, content_type, read_content
 from squidkeeper.policy.bodies.sent_request import HOLDS, NEEDS_MORE, BodyOutcome, Fit, SentRequest
 
 _CONTENT_TYPE: Final = "application/x-git-receive-pack-request"
+_ENCODINGS: Final = (["gzip"], ["x-gzip"])  # as git-http-backend(1) compares them; it reads any other as none
 
 
 class Command(NamedTuple):
@@ -35,37 +38,42 @@ class Push:
 
 
 def read_push(request: SentRequest, limit: int) -> Push:
-    """Read a push. Commands and options may have `limit` bytes together."""
+    """Read a push. Commands and options may have `limit` bytes together; where it is compressed, with the pack."""
     push = Push()
     try:
-        packets = _Packets(_plain_body(request), limit, complete=request.complete)
-        _read_commands(packets, push)
-        if "push-options" in push.capabilities:
-            _read_options(packets, push)
-        packets.check_rest(_PACK if push.commands else b"")
-    except _StoppedError as error:
-        push.outcome = error.outcome
+        _read(_Packets(_content(request, limit), limit, complete=request.complete), push)
+    except UnreadableBody as error:
+        push.outcome = BodyOutcome(Fit.UNREADABLE, str(error))
+    except _UnfinishedError:
+        push.outcome = NEEDS_MORE
     return push
 
 
-class _StoppedError(Exception):
-    """The rest of the push is unreadable, or has not come yet. `read_push` catches it."""
-
-    def __init__(self, outcome: BodyOutcome) -> None:
-        super().__init__(outcome.reason)
-        self.outcome = outcome
+class _UnfinishedError(Exception):
+    """The bytes that are to be read have not come yet. `read_push` catches it."""
 
 
-def _unreadable(reason: str) -> _StoppedError:
-    return _StoppedError(BodyOutcome(Fit.UNREADABLE, reason))
+def _content(request: SentRequest, limit: int) -> bytes:
+    """Return the body as it has come, or inflated once all of it has. git itself compresses no push."""
+    check_headers(request)
+    if content_type(request) != _CONTENT_TYPE:
+        raise UnreadableBody(f"the Content-Type is not {_CONTENT_TYPE}")
+    encodings = request.values("content-encoding")
+    if not encodings:
+        return request.body
+    if encodings not in _ENCODINGS:
+        raise UnreadableBody("the Content-Encoding is not gzip")
+    content = read_content(request, limit)
+    if content is None:
+        raise _UnfinishedError
+    return content
 
 
-def _plain_body(request: SentRequest) -> bytes:
-    if request.values("content-type") != [_CONTENT_TYPE]:
-        raise _unreadable(f"the Content-Type is not {_CONTENT_TYPE}")
-    if request.values("content-encoding"):
-        raise _unreadable("the body has a Content-Encoding")
-    return request.body
+def _read(packets: _Packets, push: Push) -> None:
+    _read_commands(packets, push)
+    if "push-options" in push.capabilities:
+        _read_options(packets, push)
+    packets.check_rest(_PACK if push.commands else b"")
 
 
 # --- packets ----------------------------------------------------------------------------------------------------------
@@ -88,18 +96,18 @@ class _Packets:
         """Return the next packet without its line feed; None for a flush."""
         digits = self._take(_LENGTH_SIZE)
         if not _LENGTH.fullmatch(digits):
-            raise _unreadable("the length of a packet is not four hexadecimal digits")
+            raise UnreadableBody("the length of a packet is not four hexadecimal digits")
         length = int(digits, 16)
         if length == _FLUSH:
             return None
         if not _LENGTH_SIZE < length <= _MAX_PACKET:  # 0001 to 0003 mean other things; to some, 0004 is a flush
-            raise _unreadable("a packet has a length that a push does not use")
+            raise UnreadableBody("a packet has a length that a push does not use")
         return self._take(length - _LENGTH_SIZE).removesuffix(b"\n")
 
     def _take(self, size: int) -> bytes:
         end = self._at + size
         if end > self._limit:
-            raise _unreadable(f"the commands are longer than {self._limit} bytes")
+            raise UnreadableBody(f"the commands are longer than {self._limit} bytes")
         self._wait_for(end)
         taken = self._body[self._at : end]
         self._at = end
@@ -107,13 +115,13 @@ class _Packets:
 
     def _wait_for(self, end: int) -> None:
         if len(self._body) < end:
-            raise _unreadable("the body ends within the commands") if self._complete else _StoppedError(NEEDS_MORE)
+            raise UnreadableBody("the body ends within the commands") if self._complete else _UnfinishedError
 
     def check_rest(self, allowed: bytes) -> None:
         """Check that what follows is nothing, or begins with `allowed`. Some server could read other commands there."""
         rest = self._body[self._at : self._at + len(_PACK)]
         if not allowed.startswith(rest):
-            raise _unreadable("what follows the commands is not a pack")
+            raise UnreadableBody("what follows the commands is not a pack")
         if rest or not self._complete:
             self._wait_for(self._at + len(_PACK))
 
@@ -149,23 +157,23 @@ def _read_commands(packets: _Packets, push: Push) -> None:
 
 def _capabilities(text: bytes) -> frozenset[str]:
     if not _CAPABILITIES.fullmatch(text):
-        raise _unreadable("the capabilities have a byte that is none of printable ASCII")
+        raise UnreadableBody("the capabilities have a byte that is none of printable ASCII")
     capabilities = frozenset(text.decode("ascii").split())
     if any(capability.startswith("push-options=") for capability in capabilities):
-        raise _unreadable("the capability push-options has a value")
+        raise UnreadableBody("the capability push-options has a value")
     return capabilities
 
 
 def _command(line: bytes) -> Command:
     if line == _CERTIFICATE:
-        raise _unreadable("the push is signed: its commands are in a certificate")
+        raise UnreadableBody("the push is signed: its commands are in a certificate")
     match = _COMMAND.fullmatch(line)
     if not match or len(match[1]) != len(match[2]):
-        raise _unreadable("a command is not two object IDs and a ref")
+        raise UnreadableBody("a command is not two object IDs and a ref")
     creates, deletes = (_ID_OF_NONE.fullmatch(match[number]) is not None for number in (1, 2))
     ref = _text(match[3])
     if _NOT_IN_REF.search(ref):
-        raise _unreadable("a ref has not the format of git")
+        raise UnreadableBody("a ref has not the format of git")
     return Command(ref, creates, deletes)
 
 
@@ -173,7 +181,7 @@ def _read_options(packets: _Packets, push: Push) -> None:
     while (line := packets.next()) is not None:
         option = _text(line)
         if _CONTROL.search(option):
-            raise _unreadable("a push option has a control character")
+            raise UnreadableBody("a push option has a control character")
         push.options.append(option)
 
 
@@ -181,4 +189,4 @@ def _text(line: bytes) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError:
-        raise _unreadable("a ref or push option is not UTF-8") from None
+        raise UnreadableBody("a ref or push option is not UTF-8") from None
