@@ -7,6 +7,7 @@ import json
 import tracemalloc
 import zlib
 from collections.abc import Callable, Sequence
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -98,9 +99,7 @@ PARSERS_DIFFER: dict[str, bytes | str] = {
     "Infinity": "{" + M + ',"a":-Infinity}',
     "too large": "{" + M + ',"a":1e400}',
     "too small": "{" + M + ',"a":-0.1e-400}',
-    "long integer": "{" + M + ',"a":' + "1" * 65 + "}",
-    "longer than Python takes": "{" + M + ',"a":' + "1" * 4301 + "}",
-    "long fraction": "{" + M + ',"a":0.' + "1" * 65 + "}",
+    "integer of thousands of digits": "{" + M + ',"a":' + "1" * 4301 + "}",
     "leading zero": "{" + M + ',"a":010}',
     "plus": "{" + M + ',"a":+1}',
     "hexadecimal": "{" + M + ',"a":0x10}',
@@ -447,6 +446,22 @@ def test_a_cut_body_needs_more_or_has_the_outcome_of_all_of_it(
     whole = examine(MODEL, sent(content, headers), deny=False)
     part = examine(MODEL, sent(content[:cut], headers, complete=False), deny=False)
     assert part in (BodyOutcome(NEEDS_MORE), whole)
+
+
+@given(
+    st.recursive(st.text('[]{}\\",:', max_size=4), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+)
+def test_brackets_in_texts_are_no_depth(document: object) -> None:
+    content, depth = json.dumps(document).encode(), depth_of(document)
+    for allowed in {depth, max(depth - 1, 0)}:
+        with mock.patch("squidkeeper.policy.bodies.json_form.MAX_DEPTH", allowed):
+            refused = judged(content, body_of({}, max_bytes=10**6)).reason == f"the document is deeper than {allowed}"
+            assert refused == (depth > allowed)
+
+
+def depth_of(value: object) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(depth_of, inner), default=0)
 
 
 @given(DOCUMENTS)
