@@ -1,0 +1,1 @@
+"""The ICAP service that Squid asks about the bodies of requests."""
