@@ -12,7 +12,7 @@ from squidkeeper.base.gateway_commands import FILES, OPTIONS, PLACES, command, w
 from squidkeeper.base.layout import Layout
 from squidkeeper.cli import main
 from squidkeeper.cli.options import own_root
-from squidkeeper.operate.setup.error_pages import files
+from squidkeeper.serving.error_pages import files
 
 REPOSITORY = Path(__file__).parents[2]
 USUAL = Layout.of(None)

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 
 from squidkeeper.base.gateway_commands import command, with_commands
-from squidkeeper.operate.setup.error_pages import NO_CONTACT, Form
+from squidkeeper.serving.error_pages import NO_CONTACT, Form
 from tests.waiting import wait_for
 
 from .curl import clean, curl

@@ -29,7 +29,7 @@ from click.testing import CliRunner
 from squidkeeper.base.layout import Layout
 from squidkeeper.cli import main
 from squidkeeper.operate.doctor.examination import ALL_CHECKS
-from squidkeeper.operate.setup.error_pages import files
+from squidkeeper.serving.error_pages import files
 from tests.pull_servers import Repository, allowed_signer, make_key, serving
 from tests.waiting import wait_for
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,31 +41,25 @@ REST = b"3\r\ncde\r\n0\r\n\r\n"
 WITHOUT_PREVIEW = reqmod() + b"5\r\nabcde\r\n0\r\n\r\n"
 
 
-def events(parser: IcapParser) -> list[Event]:
+def events(parser: IcapParser, *, reads_on: bool = True) -> list[Event]:
     found: list[Event] = []
     while (event := parser.next_event()) is not None:
-        if isinstance(event, bytes) and found and isinstance(found[-1], bytes):
-            event = found.pop() + event  # type: ignore[operator] # both are bytes
         found.append(event)
+        if event is Mark.PREVIEW_ENDS and reads_on:
+            parser.resume()
     return found
 
 
 def parsed(*pieces: bytes) -> list[Event]:
-    parser, found = IcapParser(), []
+    """The events of what comes in pieces, its bytes joined. After a preview the body is read on."""
+    parser = IcapParser()
+    found: list[Event] = []
     for piece in pieces:
         parser.receive(piece)
         for event in events(parser):
-            if isinstance(event, bytes) and found and isinstance(found[-1], bytes):
-                event = found.pop() + event
-            found.append(event)
-            if event is Mark.PREVIEW_ENDS:
-                parser.resume()
-                found += parsed_rest(parser)
+            is_more = isinstance(event, bytes) and bool(found) and isinstance(found[-1], bytes)
+            found.append(found.pop() + event if is_more else event)  # type: ignore[operator] # both are bytes
     return found
-
-
-def parsed_rest(parser: IcapParser) -> list[Event]:
-    return events(parser)
 
 
 def marks(found: list[Event]) -> list[object]:
@@ -125,7 +121,7 @@ def test_the_target_is_path_and_query(url: str, target: str) -> None:
 def test_a_request_ends_with_its_preview_where_it_was_answered_then() -> None:
     parser = IcapParser()
     parser.receive(OVER_PREVIEW)
-    assert events(parser)[-1] is Mark.PREVIEW_ENDS
+    assert events(parser, reads_on=False)[-1] is Mark.PREVIEW_ENDS
     assert not parser.is_idle
     parser.finish()
     assert parser.is_idle
@@ -204,7 +200,7 @@ def test_any_bytes_are_parsed_alike_in_any_pieces_or_refused(examples: int) -> N
 
     def check(sent: bytes, cuts: list[int]) -> None:
         places = sorted({min(cut, len(sent)) for cut in cuts} | {0, len(sent)})
-        pieces = [sent[start:end] for start, end in zip(places, places[1:], strict=False)]
+        pieces = [sent[start:end] for start, end in pairwise(places)]
         assert outcome(pieces) == outcome([sent])
 
     hold_for(check, whole, st.lists(st.integers(0, 900), max_size=8), examples=examples)

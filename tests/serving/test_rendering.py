@@ -19,12 +19,12 @@ from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import Account
 from squidkeeper.operate.setup.addition import add_parts
 from squidkeeper.operate.setup.entries import File
-from squidkeeper.operate.setup.error_pages import files, placeholders
 from squidkeeper.operate.setup.log_format import log_formats
 from squidkeeper.operate.setup.rendering import named_values, template_folder
 from squidkeeper.policy.language.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.serving.credentials import SecretStore
+from squidkeeper.serving.error_pages import files, placeholders
 from squidkeeper.serving.parts import Part, needed_keys
 from squidkeeper.serving.rendering import (
     Values,

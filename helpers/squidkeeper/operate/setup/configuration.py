@@ -12,12 +12,12 @@ from typing import Final
 from squidkeeper.base.formatting import substitute
 from squidkeeper.base.gateway_commands import with_commands
 from squidkeeper.base.layout import Layout
-from squidkeeper.operate.setup.error_pages import REQUEST_ID, files, placeholders
 from squidkeeper.operate.setup.log_format import log_formats
 from squidkeeper.operate.setup.machine import Machine
 from squidkeeper.operate.setup.options import SQUID, SQUIDKEEPER, port_of, reachable
 from squidkeeper.record.log.record import GATEWAY_LENGTH, NONE
 from squidkeeper.services.maintenance.tls import CERTIFICATE, server_names
+from squidkeeper.serving.error_pages import REQUEST_ID, files, placeholders
 from squidkeeper.serving.parts import Part
 from squidkeeper.serving.rendering import fill, part_file
 

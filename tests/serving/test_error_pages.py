@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.operate.setup.error_pages import (
+from squidkeeper.serving.error_pages import (
     DENIALS,
     FAILURES,
     DenialPage,
     FailurePage,
     Form,
     files,
+    fill_denial,
     placeholders,
     template,
 )
@@ -102,3 +103,14 @@ def test_a_page_of_a_failure_names_the_error_and_the_command_that_shows_why(fail
     for text in (failure.title, failure.reason, failure.advice, failure.cause, failure.retry):
         assert not set(text) & set('"\\<>&%\n{}'), "a code of Squid's"
     assert ("does not help" in failure.advice) <= failure.retry.startswith("does not help")
+
+
+@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("name", ["denied", "passing"])
+def test_a_service_fills_the_page_of_a_denial_as_squid_does(form: Form, name: str) -> None:
+    page = next(page for page in DENIALS if page.name == name)
+    notes = {"rule_": "rule <1>", "reason_": 'a "reason"', "contact_": "ann"}
+    codes = {">rm": "7", ">ru": "7", ">a": "7", "tg": "7"}
+    text = fill_denial(dict(files())[template(form)], page, notes | codes, "gateway.7.7.7")
+    shown = notes | ({"rule_": "rule%20%3C1%3E"} if form is Form.HTML else {})
+    assert text == filled(form, page, **shown)

@@ -5,10 +5,12 @@ it says `@PAGE_name@`. Each of Squid's own errors has a plain text, from a row o
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
+from urllib.parse import quote
 
 from squidkeeper.policy.url import OWN_HOST
 
@@ -279,25 +281,51 @@ def files() -> Iterator[tuple[str, str]]:
         yield from ((name, _failure(name, failure)) for name in failure.errors)
 
 
+_IN_A_PAGE: Final = re.compile(r"@Squid\{%(?P<quoting>['\"#]?)(?:\{(?P<name>[^}]*)\})?(?P<code>[a-z_>S]+)\}")
+
+
+def fill_denial(text: str, page: DenialPage, values: Mapping[str, str], request_id: str) -> str:
+    """Fill the page of a denial as Squid does.
+
+    `text` is that of `files`. `values` has the annotations that a helper sends, and Squid's codes: `>rm`, `>ru`, `>a`
+    and `tg`. The lines and members of `page` hold no annotation.
+    """
+
+    def filled(found: re.Match[str]) -> str:
+        value = {**values, **_noted(page)}[found["name"] if found["code"] == "note" else found["code"]]
+        if found["quoting"] == _ENCODED:
+            return quote(value, safe="")
+        return json.dumps(value)[1:-1] if found["quoting"] == _QUOTED else value
+
+    return _IN_A_PAGE.sub(filled, text.replace(_ID, request_id))
+
+
 def template(form: Form) -> str:
     """Name the file of a form."""
     return f"ERR_SQUIDKEEPER_{form.name}"
 
 
 def _annotations(page: DenialPage) -> str:
-    """Write the annotations of a page, as squid.conf quotes them. Two texts end in what only this page has."""
-    lines = "".join(f"\\n{label}: {value}" for label, value in page.lines)
-    members = "".join(f',\\n "{name}": {value}'.replace('"', '\\"') for name, value in page.members)
-    values = {
+    """Write the annotations of a page, as squid.conf quotes them."""
+    noted = _noted(page) | (
+        {"rule_": page.rule, "reason_": page.reason or "", "contact_": NO_CONTACT} if page.rule else {}
+    )
+    quoted = {name: value.replace("\n", "\\n").replace('"', '\\"') for name, value in noted.items()}
+    return " ".join(f'{name}="{value}"' for name, value in quoted.items())
+
+
+def _noted(page: DenialPage) -> dict[str, str]:
+    """List the annotations that a page has itself. Two texts end in what only this page has."""
+    lines = "".join(f"\n{label}: {value}" for label, value in page.lines)
+    members = "".join(f',\n "{name}": {value}' for name, value in page.members)
+    return {
         "page_": page.name.replace("_", "-"),
         "title_": page.title,
         "cause_": page.cause,
         "retry_": f"{_can_help(retryable=page.retryable)}{lines}",
         "retryable_": f"{json.dumps(page.retryable)}{members}",
         "advice_": page.advice,
-        **({"rule_": page.rule, "reason_": page.reason, "contact_": NO_CONTACT} if page.rule else {}),
     }
-    return " ".join(f'{name}="{value}"' for name, value in values.items())
 
 
 def _can_help(*, retryable: bool) -> str:
