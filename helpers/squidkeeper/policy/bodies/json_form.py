@@ -223,16 +223,16 @@ def _step(value: object, token: str) -> Sequence[object]:
 def _member(members: dict[str, object], token: str) -> object:
     if token == EACH:
         raise UnreadableBody("is an object, expected an array")
-    names, name, expected = _folded("\0".join(members)), _folded(token), token in members  # no name has U+0000
+    names, name, expected = folded("\0".join(members)), folded(token), token in members  # no name has U+0000
     if names.count(name) != expected and names.split("\0").count(name) != expected:
         raise UnreadableBody("has a member that some parsers take for another: names differ in case, - or _ alone")
     return members.get(token, _ABSENT)
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
     """Return a name as lenient parsers compare it: in any case as Go and Java do, `maxTokens` for `max_tokens`."""
-    folded = name.upper().casefold()  # upper: dotless i is I. casefold: I with a dot is i with U+0307
-    return folded.replace("_", "").replace("-", "").replace("\u0307", "")
+    text = name.upper().casefold()  # upper: dotless i is I. casefold: I with a dot is i with U+0307
+    return text.replace("_", "").replace("-", "").replace("\u0307", "")
 
 
 _INDEX: Final = re.compile("0|[1-9][0-9]{0,9}")
@@ -254,7 +254,7 @@ def _holds(member: Member, value: object) -> bool:
     if isinstance(value, _Nothing):
         return value.absent and allowed.absent
     if isinstance(value, str):
-        return any(isinstance(text, str) and _text_matcher(text)(value) for text in allowed.values or ())
+        return any(isinstance(text, str) and text_matcher(text)(value) for text in allowed.values or ())
     if value is None or isinstance(value, bool):
         return any(scalar is value for scalar in allowed.values or ())
     if isinstance(value, int | float):
@@ -278,7 +278,8 @@ def _is_number(scalar: Scalar) -> bool:
 
 
 @lru_cache(maxsize=1024)  # 0.1 µs instead of 1.6 for each value of a rule
-def _text_matcher(text: str) -> Matcher:
+def text_matcher(text: str) -> Matcher:
+    """Return what matches a text of a rule, in which `*` is any characters."""
     return glob_matcher(tuple(re.split(r"(\*)", text)), {"*": ANYTHING})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from squidkeeper.policy.bodies import git_form, json_form
+from squidkeeper.policy.bodies import git_form, json_form, mcp_form
 from squidkeeper.policy.bodies.sent_request import BodyOutcome, FormAnswer, SentRequest
 from squidkeeper.policy.language.bodies import Body, GitBody, JsonBody, McpBody
 
@@ -24,7 +24,7 @@ def examine(body: Body, request: SentRequest, *, deny: bool) -> BodyOutcome:
         case JsonBody():
             return json_form.examine(body, request, deny=deny)
         case McpBody():
-            raise NotImplementedError
+            return mcp_form.examine(body, request, deny=deny)
 
 
 def answer(body: Body, request: SentRequest, rule: str, reason: str) -> FormAnswer | None:
@@ -35,4 +35,4 @@ def answer(body: Body, request: SentRequest, rule: str, reason: str) -> FormAnsw
         case JsonBody():
             return None
         case McpBody():
-            raise NotImplementedError
+            return mcp_form.answer(body, request, rule, reason)

@@ -61,13 +61,14 @@ def check_headers(request: SentRequest) -> None:
 
 def content_type(request: SentRequest) -> str:
     """Return the Content-Type in lower case, empty where there is none."""
-    return _single(request, CONTENT_TYPE) or ""
+    return (single_value(request, CONTENT_TYPE) or "").lower()
 
 
 def _encoding(request: SentRequest) -> str | None:
-    if (_single(request, _TRANSFER_ENCODING) or "chunked") != "chunked":
+    if (single_value(request, _TRANSFER_ENCODING) or "chunked").lower() != "chunked":
         raise UnreadableBody("the Transfer-Encoding is not chunked")
-    encoding = _single(request, _CONTENT_ENCODING)
+    value = single_value(request, _CONTENT_ENCODING)
+    encoding = None if value is None else value.lower()
     if encoding is None or encoding == "identity":
         return None
     if encoding not in _WINDOW_BITS:
@@ -75,14 +76,14 @@ def _encoding(request: SentRequest) -> str | None:
     return encoding
 
 
-def _single(request: SentRequest, name: str) -> str | None:
+def single_value(request: SentRequest, name: str) -> str | None:
     """Return the one value of a header. A gateway to CGI reads `Content_Encoding` as `Content-Encoding`."""
     values = []
     word = name.rpartition("-")[2]
     for header, value in request.headers:
         lower = header.lower()
         if lower == name:
-            values.append(value.strip(" \t").lower())
+            values.append(value.strip(" \t"))
         elif word in lower and _NOT_IN_A_NAME.sub("-", lower).strip("-") == name:
             raise UnreadableBody(f"a header is spelled almost as {name.title()}")
     if len(values) > 1:
