@@ -148,7 +148,7 @@ def files_of(root: str, account: str, certgen: str, **given: Any) -> list[str]:
     fronts: list[dict[str, Any]] = [{"tls": True}, {"behind": ("192.0.2.1", "2001:db8::3129"), "health": "9130"}]
     whole = ("squid_conf", "haproxy", "local_conf", "prometheus", "alerts")
     parts = ("squidkeeper-archive.timer", "logrotate")
-    units = ("archive", "maintenance", "secrets", "tls", "exporter", "export", "pull")
+    units = ("archive", "maintenance", "secrets", "bodies-1", "tls", "exporter", "export", "pull", "render")
     made = []
     for front in fronts:
         one = replace(configuration(Path(root)), machine=machine, workers=2, **front, **given)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.base.layout import ACCOUNTS, Layout
+from squidkeeper.base.layout import ACCOUNTS, BODIES, Layout
 from squidkeeper.operate.setup.configuration import MARK
 from squidkeeper.operate.setup.entries import Entry, File, Folder, Link
 from squidkeeper.operate.setup.plan import Plan, Present, SetupStep, StepKind, Wanted, plan
@@ -131,6 +131,12 @@ def test_no_proxy_header_is_sent_to_a_squid_that_takes_none() -> None:
 WITH_SECRETS = replace(WANTED, files={**FILES, SECRETS.unit: File(b"secrets\n")}, fetches=True)
 
 
+BODY_SERVICES = tuple(LAYOUT.service(name) for name in BODIES)
+WITH_BODIES = replace(
+    WANTED, files={**FILES, **{service.unit: File(b"bodies\n") for service in BODY_SERVICES}}, bodies=True
+)
+
+
 WITH_EXPORTS = replace(WANTED, files={**FILES, EXPORT.unit: File(b"export\n")}, exports=b"format: json\n")
 
 
@@ -147,6 +153,27 @@ def test_the_process_that_fetches_secrets_starts_ahead_of_squid_and_those_that_s
     ):
         assert [step for step in summary(plan(LAYOUT, wanted, Present())) if step[0] in starting] == last
     assert (StepKind.MAKE_SHARED, LAYOUT.export_state) in summary(plan(LAYOUT, WITH_EXPORTS, Present()))
+
+
+def test_what_inspects_bodies_starts_ahead_of_squid_one_process_after_the_other() -> None:
+    """So one of them answers while the other starts. They go with the last rule that needs them."""
+    first, second = BODY_SERVICES
+    started = [(StepKind.START_BODIES_1, first.applied), (StepKind.START_BODIES_2, second.applied)]
+    fresh = summary(plan(LAYOUT, WITH_BODIES, Present()))
+    at = fresh.index(started[0])
+    assert fresh[at : at + 3] == [*started, (StepKind.START_SQUID, LAYOUT.applied)]
+    assert (StepKind.MAKE_SHARED, LAYOUT.bodies_state) in fresh[:at]
+    there = {**HERE.files, **WITH_BODIES.files, LAYOUT.bodies_state: Folder({}), LAYOUT.program: Link("../venv-0/x")}
+    newer = [step for step in summary(plan(LAYOUT, WITH_BODIES, replace(HERE, files=there))) if step in started]
+    assert newer == started
+    gone = (first.unit, first.applied, second.unit, second.applied, LAYOUT.bodies_state)
+    there = {**HERE.files, **dict.fromkeys(gone, File(b"there\n"))}
+    assert summary(plan(LAYOUT, WANTED, replace(HERE, files=there))) == [
+        (StepKind.STOP_SERVICE, first.unit),
+        *((StepKind.REMOVE, path) for path in gone[:2]),
+        (StepKind.STOP_SERVICE, second.unit),
+        *((StepKind.REMOVE, path) for path in gone[2:]),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -394,5 +421,6 @@ def test_gateways_beside_each_other_have_names_addresses_and_users_of_their_own(
     assert Layout.of(None).replacements() == {name: name for name in Layout.of(None).replacements()}
     others = [Layout.of(Path(f"/srv/{name}")).user_without_systemd("secrets") for name in "abcdefgh"]
     assert len({LAYOUT.user_without_systemd("secrets"), *others}) == len(others) + 1
-    assert len({LAYOUT.user_without_systemd(service) for service in ACCOUNTS}) == len(ACCOUNTS)
+    users = {ACCOUNTS[service]: LAYOUT.user_without_systemd(service) for service in ACCOUNTS}
+    assert len({*users.values()}) == len(users)
     assert all(61184 <= user <= 65519 for user in others)

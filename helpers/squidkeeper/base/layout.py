@@ -9,9 +9,13 @@ from typing import Annotated, Final, Self, get_type_hints
 from squidkeeper.base.errors import NotInstalled
 
 # What runs beside Squid, in the order of its start.
-SERVICES: Final = ("maintenance", "secrets", "tls", "exporter", "archive", "export", "pull", "render")
+BODIES: Final = ("bodies-1", "bodies-2")  # two processes on one port: while one starts, the other answers
+SERVICES: Final = ("maintenance", "secrets", *BODIES, "tls", "exporter", "archive", "export", "pull", "render")
 # The accounts of the services that have one of their own, with systemd. Their order counts without it.
-ACCOUNTS: Final = {name: f"squidkeeper-{name}" for name in ("secrets", "archive", "export", "pull")}
+ACCOUNTS: Final = {name: f"squidkeeper-{name}" for name in ("secrets", "archive", "export", "pull")} | dict.fromkeys(
+    BODIES, "squidkeeper-bodies"
+)  # one user for both: else they could not share a port
+BODIES_FOLDER: Final = "bodies"  # of the state folder
 SOCKETS_OF_WORKERS: Final = Path("/run/squid")  # built into Squid; with systemd its unit makes the folder
 _DYNAMIC_USERS: Final = (61184, 65519)  # systemd keeps these for DynamicUser=, so that no account has one
 
@@ -91,7 +95,8 @@ class Layout:
         """List the files of a service."""
         units = self.root / "etc" if self.root else Path("/etc/systemd/system")
         # Where its account can write.
-        own = {"secrets": self.secrets, "export": self.export_state, "pull": self.pulled}.get(name)
+        owned = {"secrets": self.secrets, "export": self.export_state, "pull": self.pulled}
+        own = (owned | dict.fromkeys(BODIES, self.bodies_state)).get(name)
         run = own or self.run
         in_run = own or name == "archive"
         log = run / f"{name}.log" if in_run else self.access_log.with_name(f"{name}.log")
@@ -155,6 +160,11 @@ class Layout:
         return self.state / "export"
 
     @property
+    def bodies_state(self) -> Path:
+        """The folder of the counters of what inspects bodies, made as `export_state`."""
+        return self.state / BODIES_FOLDER
+
+    @property
     def account(self) -> Path:
         """The accounts of services with systemd, as systemd-sysusers makes them."""
         return Path("/etc/sysusers.d/squidkeeper.conf")
@@ -162,7 +172,8 @@ class Layout:
     def user_without_systemd(self, service: str) -> int:
         """Return the user ID that a service of `ACCOUNTS` has without systemd: no account has it."""
         first, last = _DYNAMIC_USERS
-        return first + (int.from_bytes(self._hash[:4]) + [*ACCOUNTS].index(service)) % (last - first + 1)
+        number = [*dict.fromkeys(ACCOUNTS.values())].index(ACCOUNTS[service])
+        return first + (int.from_bytes(self._hash[:4]) + number) % (last - first + 1)
 
     @property
     def squid_dropin(self) -> Path | None:

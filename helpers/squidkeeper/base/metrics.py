@@ -20,8 +20,9 @@ CERTIFICATE: Final = "certificate"
 LOGIN: Final = "login"
 WATCH: Final = "watch"
 METER: Final = "meter"
+BODIES: Final = "bodies"  # no helper of Squid's, but counted as one
 JUDGES: Final = (HOST, REQUEST, REWRITE, CREDENTIAL)  # the helpers that decide by the policy
-LOADS_POLICY: Final = (*JUDGES, LOGIN, WATCH, METER)
+LOADS_POLICY: Final = (*JUDGES, LOGIN, WATCH, METER, BODIES)
 HELPERS: Final = (*LOADS_POLICY, THROTTLE, CERTIFICATE)
 
 

@@ -37,8 +37,7 @@ from squidkeeper.services.exporter.stopped_watchdog import uncounted_helpers
 from squidkeeper.services.maintenance.process import read_maintenance_status
 from squidkeeper.services.maintenance.tls import CERTIFICATE
 from squidkeeper.services.pulling.settings import read_pull_status
-from squidkeeper.serving.counters.layout import FOLDER
-from squidkeeper.serving.counters.reader import CounterFile, read_counter_files
+from squidkeeper.serving.counters.reader import CounterFile, read_all_counter_files
 from squidkeeper.serving.credentials.fetch_status import read_fetch_status
 from squidkeeper.serving.drained import drained_since
 from squidkeeper.serving.squid_conf import Directive, Macros, SquidConf, read_squid_conf
@@ -131,7 +130,7 @@ def _view(layout: Layout, squid: str, sources: Sources, account: Account | None,
     """Make what the exporter would show now, from its last counts and from the files that it reads."""
     at = datetime.now(UTC)
     policy, state = _policy(layout, sources, at)
-    counter_files = _counter_files(layout.state / FOLDER)
+    counter_files = _counter_files(layout.state)
     user = account.user if account else os.geteuid()
     archive = read_archive_status(layout.archive)
     return Snapshot(
@@ -198,9 +197,9 @@ def _checkpoint(layout: Layout) -> Checkpoint:
     return CheckpointStore(layout.counts).read() or none if _reads_everything(layout) else none
 
 
-def _counter_files(folder: Path) -> tuple[CounterFile, ...]:
+def _counter_files(state: Path) -> tuple[CounterFile, ...]:
     try:
-        return tuple(read_counter_files(folder))
+        return tuple(read_all_counter_files(state))
     except OSError:
         return ()
 

@@ -18,6 +18,7 @@ from squidkeeper.base.formatting import substitute
 from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import Account
 from squidkeeper.operate.setup import checks
+from squidkeeper.operate.setup.body_services import start_body_services
 from squidkeeper.operate.setup.configuration import listen_of
 from squidkeeper.operate.setup.entries import File, read_entry, remove, text_at, write_entry
 from squidkeeper.operate.setup.machine import uses_systemd
@@ -62,6 +63,8 @@ def _needed(layout: Layout, account: Account, former: Values) -> Values:
 def _put(layout: Layout, values: Values, account: Account) -> None:
     files = rendered_files(layout, read_templates(layout), values, account)
     _parse(layout, files)
+    if values.inspects_bodies:
+        start_body_services(layout, account)  # ahead of Squid, which does without it for a while where it is not there
     before = {path: read_entry(path) for path in files}
     try:
         put_rendered(files)

@@ -11,7 +11,7 @@ from typing import Final
 
 from squidkeeper.base.formatting import substitute
 from squidkeeper.base.gateway_commands import with_commands
-from squidkeeper.base.layout import Layout
+from squidkeeper.base.layout import BODIES, Layout
 from squidkeeper.operate.setup.log_format import log_formats
 from squidkeeper.operate.setup.machine import Machine
 from squidkeeper.operate.setup.options import SQUID, SQUIDKEEPER, port_of, reachable
@@ -27,6 +27,7 @@ FRAGMENT: Final = "squidkeeper.conf"
 LOGFORMAT: Final = "squidkeeper-logformat.conf"
 _CERTGEN: Final = "/usr/lib/squid/security_file_certgen"
 _RESOLVER: Final = "127.53.53.53"
+_BODIES: Final = f"--listen {_RESOLVER}:344 "
 _UNIQUE_NAME: Final = "unique_hostname squidkeeper"
 _EXPORTER: Final = "127.0.0.1:9129"
 _PROXY: Final = "127.0.0.1:3129"
@@ -272,7 +273,7 @@ class Configuration:
             "\nUser=proxy\n": f"\nUser={self.machine.account.name}\n",
             "Group=proxy\n": f"Group={self.machine.group}\n",
         }
-        values = self._addresses() | accounts | (self._of_archive() if service == "archive" else {})
+        values = self._addresses() | accounts | self._of_bodies() | (self._of_archive() if service == "archive" else {})
         text = self.render(_UNITS[service], values)
         added = "".join(f" {option}" for option in self._options(service))
         return _EXEC_START.sub(lambda found: f"{found[0]}{added}", text)
@@ -312,6 +313,12 @@ class Configuration:
             yield from (f"--health-from {address}" for address in self.behind)
         if self.workers > 1:
             yield f"--workers {self.workers}"
+
+    def _of_bodies(self) -> dict[str, str]:
+        """Give the address; without systemd, what starts the processes after an edit needs the rights that they get."""
+        rights = "CAP_FOWNER CAP_KILL"
+        given = {} if self.machine.systemd else {f"{rights}\n": f"{rights} CAP_SETPCAP CAP_NET_BIND_SERVICE\n"}
+        return {_BODIES: f"--listen {self.layout.bodies} "} | given
 
     def _of_archive(self) -> dict[str, str]:
         """Allow the archive the network that a copy in an object store needs, and without systemd its key."""
@@ -358,6 +365,7 @@ _UNITS = {
     "archive": "squidkeeper-archive.service",
     "maintenance": "squidkeeper-maintenance.service",
     "secrets": "squidkeeper-secrets.service",
+    **dict.fromkeys(BODIES, "squidkeeper-bodies.service"),
     "tls": "squidkeeper-tls.service",
     "exporter": "observe/squidkeeper-exporter.service",
     "export": "squidkeeper-export.service",

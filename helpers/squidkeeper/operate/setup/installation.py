@@ -22,7 +22,7 @@ import psutil
 
 from squidkeeper.base.errors import InvalidArchiveKey, PullFailed, SetupFailed
 from squidkeeper.base.gateway_commands import command
-from squidkeeper.base.layout import ACCOUNTS, SERVICES, SOCKETS_OF_WORKERS, Layout
+from squidkeeper.base.layout import ACCOUNTS, BODIES, SERVICES, SOCKETS_OF_WORKERS, Layout
 from squidkeeper.base.squid_account import call_as
 from squidkeeper.base.squid_version import squid_version
 from squidkeeper.operate.setup import checks, entries, rendering
@@ -115,6 +115,7 @@ class Installation:
         certificate = self._work / "tls" / CERTIFICATE
         self._transaction = Transaction(layout, self._machine, self._squid, store, say, certificate)
         self._fetches = False  # the policy has secrets that are fetched
+        self._inspects = False  # the policy has rules with `body`
         self._values = Values()  # of the policy, in Squid's configuration
         self._gone: tuple[Path, ...] = ()  # files of Squid's configuration that the policy does not need
         self._exports = b""  # the files of the exports
@@ -386,7 +387,9 @@ class Installation:
         if self._configuration.own_login:
             self._values = msgspec.structs.replace(self._values, keys=self._values.keys | {Part.LOGIN})
         files |= rendering.rendered_files(layout, templates, self._values, account)
-        files[layout.templates] = rendering.template_folder(templates)
+        units = {layout.service(name).unit.name: self._configuration.unit(name) for name in BODIES}
+        files[layout.templates] = rendering.template_folder(templates | units)
+        self._inspects = self._values.inspects_bodies
         here = layout.parts.glob("*") if layout.parts.is_dir() else ()
         self._gone = tuple(path for path in here if path not in files)
 
@@ -573,11 +576,14 @@ class Installation:
     def _needed(self) -> list[str]:
         """The services with an account of their own."""
         needed = {"secrets": self._fetches, "archive": True, "export": bool(self._exports), "pull": self._pulls}
+        needed |= dict.fromkeys(BODIES, self._inspects)
         return [name for name, is_needed in needed.items() if is_needed]
 
     def _accounts(self) -> str:
-        needed = self._needed if self._machine.systemd else []
-        return "".join(f'u {ACCOUNTS[name]} - "squidkeeper {name}"\n' for name in needed)
+        """List the accounts. What inspects bodies always has one: an edit starts it, and makes no account."""
+        accounts = dict.fromkeys(ACCOUNTS[name] for name in (*self._needed, *BODIES))
+        lines = (f'u {name} - "{name.replace("-", " ")}"\n' for name in accounts)
+        return "".join(lines) if self._machine.systemd else ""
 
     # Where things listen
 
@@ -597,6 +603,8 @@ class Installation:
             checks.check_resolver(ours.resolver, services["maintenance"].pid(), self._layout.local)
         if starts and ours.exporter != NO_EXPORTER:
             checks.check_listener(ours.exporter, "--exporter-listen", services["exporter"].pid())
+        if starts and self._inspects:
+            checks.check_listener(self._layout.bodies, "--root", *(services[name].pid() for name in BODIES))
         if starts and ours.behind:
             checks.check_listener(ours.health, "--health-listen", services["exporter"].pid())
         if not ours.behind and (reached := reached_at(ours.squid)):
@@ -627,9 +635,13 @@ class Installation:
             "exporter": None if ours.exporter == NO_EXPORTER else port_of(ours.exporter),
         }
         found = {name: InstalledService(name, self._layout, systemd, owner, port) for name, port in ports.items()}
-        others = {name: self._user_of(name) for name in ("secrets", "archive", "export", "pull")}
+        others = {name: self._user_of(name) for name in ACCOUNTS}
         others["render"] = entries.ROOT
-        return found | {name: InstalledService(name, self._layout, systemd, who) for name, who in others.items()}
+        port = port_of(self._layout.bodies)
+        return found | {
+            name: InstalledService(name, self._layout, systemd, who, port if name in BODIES else None)
+            for name, who in others.items()
+        }
 
     def _user_of(self, service: str) -> entries.Owner:
         """Return the owner of a service without systemd: Squid's account must not change what runs there."""
@@ -665,6 +677,7 @@ class Installation:
             listen=ours.squid_listen,
             exporter=ours.exporter,
             fetches=self._fetches,
+            bodies=self._inspects,
             exports=self._exports,
             pulls=self._pulls,
             tls=ours.tls,
@@ -692,10 +705,11 @@ class Installation:
             layout.local,
             *units,
             layout.haproxy,
-            *(layout.service(name).applied for name in ("tls", "secrets", "archive", "export", "pull", "render")),
+            *(layout.service(name).applied for name in ("tls", "render", *ACCOUNTS)),
         }
         files = {path: entries.read_entry(path) for path in (*paths, layout.own_addresses)}
         ours = {layout.run, layout.counts, layout.secrets, layout.export_state, layout.tls, layout.ssl_db}
+        ours.add(layout.bodies_state)
         for folder in {*wanted.folders, *ours}:
             if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
                 raise SetupFailed(f"{folder} is not a folder", "move it away")
@@ -772,6 +786,7 @@ def _advices(options: SetupOptions, layout: Layout) -> Mapping[str, str]:
         "resolver": f"install the package unbound by hand, or name other name servers in {layout.local}",
         "TLS": "see the lines above; --no-tls does without it",
         "listen": "end what listens there, or choose another --listen",
+        "bodies": f"see the lines above; what inspects bodies listens on {layout.bodies}",
         "secrets": "see the lines above; policy/REFERENCE.md explains the sources of secrets",
         "exporter": "see the lines above; --no-exporter does without it",
         "pull": f"fix {layout.pull_settings}, as policy/PULL.md describes it; without it nothing is pulled",

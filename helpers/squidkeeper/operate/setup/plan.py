@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from squidkeeper.base.layout import Layout
+from squidkeeper.base.layout import BODIES, Layout
 from squidkeeper.operate.setup.configuration import is_ours, listen_of, workers_of
 from squidkeeper.operate.setup.entries import Entry, File, Folder, Link
 from squidkeeper.operate.setup.options import NO_EXPORTER
@@ -33,6 +33,8 @@ class StepKind(StrEnum):
     STOP_SERVICE = "stop the service of"
     START_MAINTENANCE = "start the maintenance process, and note it in"
     START_SECRETS = "start the process that fetches secrets, and note it in"
+    START_BODIES_1 = "start the first process that inspects bodies, and note it in"
+    START_BODIES_2 = "start the second process that inspects bodies, and note it in"
     START_SQUID = "start Squid, and note it in"
     RESTART_SQUID = "restart Squid, and note it in"
     RECONFIGURE_SQUID = "reconfigure Squid, and note it in"
@@ -49,6 +51,8 @@ class StepKind(StrEnum):
 STARTS: Final = {  # the services
     StepKind.START_MAINTENANCE: "maintenance",
     StepKind.START_SECRETS: "secrets",
+    StepKind.START_BODIES_1: "bodies-1",
+    StepKind.START_BODIES_2: "bodies-2",
     StepKind.START_TLS: "tls",
     StepKind.START_EXPORTER: "exporter",
     StepKind.START_ARCHIVE: "archive",
@@ -59,6 +63,8 @@ STARTS: Final = {  # the services
 _START_OF: Final = {name: kind for kind, name in STARTS.items()}
 _STAGES: Final = {
     **STARTS,
+    StepKind.START_BODIES_1: "bodies",
+    StepKind.START_BODIES_2: "bodies",
     StepKind.OPEN_APPARMOR: "AppArmor",
     StepKind.START_SQUID: "start",
     StepKind.RESTART_SQUID: "start",
@@ -97,6 +103,7 @@ class Wanted:
     exporter: str
     own_addresses: bytes = b""
     fetches: bool = False  # the policy has secrets that are fetched
+    bodies: bool = False  # the policy has rules with `body`
     exports: bytes = b""  # the files of the exports; empty: there is none
     pulls: bool = False  # the policy is pulled
     tls: bool = False  # HAProxy takes the clients
@@ -154,7 +161,7 @@ class _Planner:
         return Plan(tuple(steps), tuple(self._notes))
 
     def _processes(self) -> Iterator[SetupStep]:
-        """Plan the processes in the order of their start: Squid needs the resolver and the secrets.
+        """Plan the processes in the order of their start: Squid needs the resolver, the secrets and what reads bodies.
 
         Maintenance and exporter ask Squid for its counters, behind a load balancer with a PROXY header. A Squid that
         takes none records it as a client's request, so none is sent before Squid takes it, nor after.
@@ -164,7 +171,8 @@ class _Planner:
         if self._present.squid_runs and before != then:
             ahead, after = ([], [*ahead, *after]) if then else ([*ahead, *after], [])
         others = {"squid": self._squid, "store": self._store, "exporter": self._exporter}
-        for name in (*ahead, "secrets", "squid", "store", "tls", *after, "archive", "export", "pull", "render"):
+        needed_by_squid, last = ("secrets", *BODIES), ("archive", "export", "pull", "render")
+        for name in (*ahead, *needed_by_squid, "squid", "store", "tls", *after, *last):
             yield from others[name]() if name in others else self._service(name)
 
     def _sends_header(self, files: Mapping[Path, Entry]) -> bool:
@@ -212,6 +220,10 @@ class _Planner:
             yield from self._without("exporter", layout.observe)
         if not self._wanted.fetches:
             yield from self._without("secrets", layout.service("secrets").applied, layout.secrets)
+        if not self._wanted.bodies:
+            first, second = BODIES
+            yield from self._without(first, layout.service(first).applied)
+            yield from self._without(second, layout.service(second).applied, layout.bodies_state)
         if not self._wanted.exports:
             yield from self._without("export", layout.service("export").applied, layout.export_state)
         if not self._wanted.pulls:
@@ -231,6 +243,8 @@ class _Planner:
             yield SetupStep(StepKind.MAKE_AS_SQUID, self._layout.counts)
         if self._wanted.exports and self._layout.export_state not in self._here:
             yield SetupStep(StepKind.MAKE_SHARED, self._layout.export_state)
+        if self._wanted.bodies and self._layout.bodies_state not in self._here:
+            yield SetupStep(StepKind.MAKE_SHARED, self._layout.bodies_state)
         if _content(self._here.get(self._layout.own_addresses)) != self._wanted.own_addresses:
             yield SetupStep(StepKind.WRITE_OWN_ADDRESSES, self._layout.state)
         if self._wanted.certificate:
@@ -242,6 +256,7 @@ class _Planner:
         needed = {
             "maintenance": True,
             "secrets": wanted.fetches,
+            **dict.fromkeys(BODIES, wanted.bodies),
             "tls": wanted.tls,
             "export": bool(wanted.exports),
             "pull": wanted.pulls,

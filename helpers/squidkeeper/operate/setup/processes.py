@@ -18,6 +18,7 @@ import psutil
 
 from squidkeeper.base.errors import SetupFailed
 from squidkeeper.base.layout import ACCOUNTS, Layout, ServicePaths
+from squidkeeper.base.squid_account import account_of
 from squidkeeper.operate.setup.entries import LOG_END, ROOT, Owner, text_at
 from squidkeeper.operate.setup.machine import last_lines, quietly, run
 from squidkeeper.operate.setup.sockets import has_ended, process_listens, wait_until
@@ -157,7 +158,7 @@ class InstalledService:
     def start(self) -> None:
         """Start it."""
         if self.systemd:
-            if self.name in ACCOUNTS:
+            if self.name in ACCOUNTS and account_of(ACCOUNTS[self.name]) is None:
                 quietly("systemd-sysusers", self.layout.account)
             quietly("systemctl", "daemon-reload")
             quietly("systemctl", "enable", "--quiet", self._unit)
@@ -201,6 +202,11 @@ class InstalledService:
 
     def _property(self, name: str) -> str:
         return run("systemctl", "show", "--property", name, "--value", self._unit).stdout.strip()
+
+
+def starts_services() -> bool:
+    """Whether this process can start a service. In a container, which has no root, `gateway run` starts it instead."""
+    return os.geteuid() == 0
 
 
 def _supervise(

@@ -75,8 +75,8 @@ def template_folder(templates: Mapping[str, str]) -> Folder:
 
 
 def read_templates(layout: Layout) -> dict[str, str]:
-    """Read the templates that were installed."""
-    return {path.name.replace(":", "/"): path.read_text() for path in layout.templates.iterdir()}
+    """Read the templates of Squid's configuration that were installed; units are beside them."""
+    return {path.name.replace(":", "/"): path.read_text() for path in layout.templates.glob("*.conf")}
 
 
 def read_values(layout: Layout) -> Values:

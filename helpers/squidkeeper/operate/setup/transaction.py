@@ -17,6 +17,7 @@ from typing import Final
 from squidkeeper.base.errors import SetupFailed
 from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import call_as
+from squidkeeper.operate.setup.body_services import make_shared
 from squidkeeper.operate.setup.configuration import listen_of
 from squidkeeper.operate.setup.entries import (
     LOG_END,
@@ -100,7 +101,7 @@ class Transaction:
                 call_as(machine.account, lambda: path.mkdir(0o750))
             case StepKind.MAKE_SHARED:
                 self._touched[path] = False
-                call_as(machine.account, lambda: _make_shared(path))
+                call_as(machine.account, lambda: make_shared(path))
             case StepKind.GIVE_TO_SQUID:
                 self._give_to_squid(path)
                 self._say("state", f"given to {machine.account.name}: {path}")
@@ -243,11 +244,6 @@ class Transaction:
         self._put(note, entry)
         os.utime(note, (began, began))  # what is written from then on is news to the next run
         self._say("squid", done if action is StepKind.RECONFIGURE_SQUID else f"{done}, process {squid.pid()}")
-
-
-def _make_shared(path: Path) -> None:
-    path.mkdir(0o750)
-    path.chmod(0o2770)  # whatever the umask is
 
 
 def _aside(path: Path) -> Path:

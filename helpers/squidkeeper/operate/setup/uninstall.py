@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.base.errors import SetupFailed
-from squidkeeper.base.layout import ACCOUNTS, SERVICES, SOCKETS_OF_WORKERS, Layout
+from squidkeeper.base.layout import ACCOUNTS, BODIES, SERVICES, SOCKETS_OF_WORKERS, Layout
 from squidkeeper.operate.setup.checks import faults_of, squid_parses
 from squidkeeper.operate.setup.configuration import is_ours, names
 from squidkeeper.operate.setup.entries import Link, read_entry, remove, text_at
@@ -37,7 +37,7 @@ def uninstall(layout: Layout) -> None:
         squid.stop()
         layout.conf.unlink()
         _remove_shared(layout)
-    _stop(layout, "secrets", "maintenance", systemd=systemd)
+    _stop(layout, "secrets", *BODIES, "maintenance", systemd=systemd)
     goes_on = squid.runs()  # asked before its pid file goes
     if not names(text_at(yours), layout.ssl_db):
         remove(layout.ssl_db)
@@ -114,7 +114,7 @@ def _remove_account(layout: Layout) -> None:
     if layout.account.exists():
         for folder in filter(Path.exists, (layout.archive, layout.pulled)):
             _give_to_root(folder)
-        for account in ACCOUNTS.values():
+        for account in {*ACCOUNTS.values()}:
             run("userdel", account)
         remove(layout.account)
 

@@ -41,8 +41,7 @@ from squidkeeper.services.exporter.stopped_watchdog import StoppedWatchdog, unco
 from squidkeeper.services.exporter.used_bytes import UsedBytes
 from squidkeeper.services.maintenance.process import read_maintenance_status
 from squidkeeper.services.pulling.settings import read_pull_status
-from squidkeeper.serving.counters.layout import FOLDER
-from squidkeeper.serving.counters.reader import CounterFile, read_counter_files
+from squidkeeper.serving.counters.reader import CounterFile, read_all_counter_files
 from squidkeeper.serving.credentials.fetch_status import read_fetch_status
 from squidkeeper.serving.credentials.fetched_values import FOLDER as FETCHED
 from squidkeeper.serving.drained import drained_since
@@ -135,7 +134,6 @@ class Exporter:
 
     def __init__(self, options: ExporterOptions) -> None:
         self._options = options
-        self._helpers = options.state / FOLDER
         self._questions = WaitingQuestions(options.state)
         self._store = CheckpointStore(options.state / "exporter")
         self._store_certificate = StoreCertificate(options.directory)
@@ -271,7 +269,7 @@ class Exporter:
 
     def _read_counter_files(self) -> tuple[CounterFile, ...]:
         try:
-            return tuple(read_counter_files(self._helpers))
+            return tuple(read_all_counter_files(self._options.state))
         except OSError as error:
             _log.warning("the counter files of the helpers cannot be read: %s", error)
             return ()

@@ -7,7 +7,9 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
+from squidkeeper.base.layout import BODIES_FOLDER
 from squidkeeper.base.metrics import Metric
 
 Key = tuple[str, ...]  # a metric's name, then its labels: name, value, name, value, …
@@ -53,6 +55,11 @@ class HelperStatus:
     reloaded: float | None = None
     faults: int = 0
     busy_since: float | None = None
+
+
+def counter_folders(state: Path) -> tuple[Path, ...]:
+    """List the folders of counter files: the helpers', and that of what inspects bodies, which has another account."""
+    return state / FOLDER, state / BODIES_FOLDER / FOLDER
 
 
 def file_name(number: int) -> str:

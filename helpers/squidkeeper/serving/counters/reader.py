@@ -36,6 +36,12 @@ class CounterFile:
     problem: str | None = None
 
 
+def read_all_counter_files(state: Path) -> Iterator[CounterFile]:
+    """Read the counter files of a gateway, by its state folder; as `read_counter_files`."""
+    for folder in layout.counter_folders(state):
+        yield from read_counter_files(folder)
+
+
 def read_counter_files(folder: Path) -> Iterator[CounterFile]:
     """Read the counter files of a folder in order; none if there is no folder, OSError if it cannot be read.
 

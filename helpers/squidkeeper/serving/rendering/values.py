@@ -77,6 +77,11 @@ class Values(Struct, frozen=True, forbid_unknown_fields=True):
         return named_parts(keys - removed)
 
     @property
+    def inspects_bodies(self) -> bool:
+        """Whether a rule has a `body`, so that `squidkeeper bodies` has to run."""
+        return "bodies" in self.keys
+
+    @property
     def in_force(self) -> tuple[str, ...]:
         """The keys that the helpers are told."""
         return ("core", *sorted({*(self.keys - {"core", *Part}), *self.parts}))
