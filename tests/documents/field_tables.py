@@ -25,7 +25,14 @@ _PATTERNS: Final = (  # what a text is, by a part of its pattern
     ("[0-9A-Fa-f]{64}", "SHA-256"),
     ("[KMGT]B", "size"),
 )
-_TYPES: Final = {"string": "text", "integer": "number", "boolean": "boolean", "array": "list", "object": "mapping"}
+_TYPES: Final = {
+    "string": "text",
+    "integer": "number",
+    "number": "number",
+    "boolean": "boolean",
+    "array": "list",
+    "object": "mapping",
+}
 
 
 def render(text: str) -> str:

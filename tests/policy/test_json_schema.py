@@ -17,6 +17,7 @@ from squidkeeper.base.faults import FaultCode
 from squidkeeper.cli import main
 from squidkeeper.policy.editor.json_schema import descriptions, json_schema
 from squidkeeper.policy.language import schema
+from squidkeeper.policy.language.body_values import number_of
 from squidkeeper.policy.language.document import Document, Unquoted, parse_document
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.presets import preset_names, read_preset
@@ -38,7 +39,8 @@ SHIPPED = [read_preset(name) for name in sorted(preset_names())]
 def as_an_editor_reads(value: object) -> Any:
     """Read a document by YAML 1.2, for which `no` and `2026-12-01` are texts."""
     if isinstance(value, Unquoted):
-        return None if value.null else value.text
+        number = None if value.null else number_of(value)
+        return None if value.null else value.text if number is None else number
     if isinstance(value, dict):
         return {str(key): as_an_editor_reads(item) for key, item in value.items()}
     return [as_an_editor_reads(item) for item in value] if isinstance(value, list) else value
@@ -95,6 +97,7 @@ ONLY_CHECK_FINDS = {
     "ask-above-passthrough",
     "ask-beside-allow",
     "ask-beside-observe",
+    "bodies-together",
     "contact",
     "contact-too-long",
     "doubled-names",

@@ -85,7 +85,11 @@ OF_THE_FOLDER = {
     "TokenEntry": "sha256 expires",
     "ListEntry": "file",  # within the folder: below
     "RuleEntry": "name action clients hosts lists schemes ports methods paths query reason private expires owner strip"
-    " headers tls websocket connections observe when",
+    " headers tls websocket connections observe when body",
+    "BodyEntry": "in_json only git mcp max",
+    "PlaceEntry": "values min max absent",
+    "GitEntry": "push delete create options",
+    "McpEntry": "tools arguments methods",
     "WhenEntry": "days hours timezone",
     "PresetEntry": "preset clients",
     "GrantEntry": "name clients any_client hosts urls schemes ports methods paths expires uses reason by made",

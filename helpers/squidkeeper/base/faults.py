@@ -45,6 +45,7 @@ class FaultCode(StrEnum):
     INVALID_TOKEN = "invalid-token"  # noqa: S105 - a code
     INVALID_SOURCE = "invalid-source"
     INVALID_REQUEST = "invalid-request"
+    INVALID_BODY = "invalid-body"
     # The policy as a whole
     TOO_WIDE = "too-wide"
     LIST_EXCEPTION = "list-exception"
@@ -52,6 +53,7 @@ class FaultCode(StrEnum):
     OBSERVE_CONFLICT = "observe-conflict"
     PASSTHROUGH_CONFLICT = "passthrough-conflict"
     CONNECTIONS_CONFLICT = "connections-conflict"
+    BODY_CONFLICT = "body-conflict"
     SECRET_EXPOSED = "secret-exposed"  # noqa: S105 - a code
     SECRET_CYCLE = "secret-cycle"  # noqa: S105 - a code
     SECRET_HOST = "secret-host"  # noqa: S105 - a code

@@ -28,6 +28,7 @@ class Part(StrEnum):
     """A file of squid/parts/, without its suffix."""
 
     ASK = "ask"
+    BODIES = "bodies"
     CERTIFICATES = "certificates"
     CREDENTIALS = "credentials"
     CREDENTIALS_BY_HEADERS = "credentials-by-headers"
@@ -64,6 +65,7 @@ def _has_websockets(policy: Policy) -> bool:
 # Whether a policy needs a part.
 NEEDED: Final[Mapping[Part, Callable[[Policy], bool]]] = {
     Part.ASK: lambda policy: policy.ask_default or any(rule.action is Action.ASK for rule in policy.rules),
+    Part.BODIES: lambda policy: any(rule.body is not None for rule in policy.rules),
     Part.CERTIFICATES: lambda _: True,
     Part.CREDENTIALS: lambda policy: bool(policy.credentials or policy.sealing_keys or policy.rewrites),
     Part.CREDENTIALS_BY_HEADERS: _reads_headers,
@@ -98,6 +100,7 @@ def keys_of(decision: Decision) -> frozenset[str]:
     """List the keys that a decision needs, beside those of every request under its policy."""
     outlook = decision.outlook
     flags = (
+        (Part.BODIES, bool(decision.by_body)),
         (Part.CREDENTIALS, outlook.may_inject or outlook.may_rewrite or bool(decision.credentials)),
         (Part.CREDENTIALS_BY_HEADERS, outlook.needs_headers),
         (Part.READ_HEADERS, outlook.needs_headers),

@@ -32,6 +32,14 @@ _NUMBER_OR_TEXT: Final[_Schema] = {"type": ["integer", "string"]}
 _TIME: Final[_Schema] = {"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}"}
 _DAYS: Final[_Schema] = {"type": "string", "pattern": "^[A-Za-z]{3}(-[A-Za-z]{3})?$"}
 _HOURS: Final[_Schema] = {"type": "string", "pattern": "^[0-9]{2}:[0-9]{2}-[0-9]{2}:[0-9]{2}$"}
+_SCALAR: Final[_Schema] = {"type": ["string", "number", "boolean", "null"]}
+_VALUES: Final[_Schema] = {"type": "array", "minItems": 1, "items": _SCALAR}
+_PLACES: Final[_Schema] = {
+    "type": "object",
+    "minProperties": 1,
+    "propertyNames": {"pattern": "^/"},
+    "additionalProperties": {"anyOf": [_SCALAR, _VALUES, {"$ref": f"{_DEFS}PlaceEntry"}]},
+}
 _AMOUNT: Final[_Schema] = {"type": "integer", "minimum": 1}
 _SIZE: Final[_Schema] = {"anyOf": [_AMOUNT, {"type": "string", "pattern": "^[0-9]+[KMGT]B$"}]}
 # How a field is written, where it is not what its model says: by its model and name. `[]` is one entry of its list.
@@ -57,6 +65,14 @@ _WRITTEN: Final[Mapping[str, _Schema]] = {
     "QuotaEntry.tickets": _AMOUNT,
     "QuotaEntry.bytes_out": _SIZE,
     "QuotaEntry.bytes_in": _SIZE,
+    "BodyEntry.in_json": _PLACES,
+    "BodyEntry.only[]": {"type": "string", "pattern": "^/"},
+    "BodyEntry.max": _SIZE,
+    "PlaceEntry.values": _VALUES,
+    "PlaceEntry.min": {"type": "number"},
+    "PlaceEntry.max": {"type": "number"},
+    "GitEntry.push[]": {"type": "string", "pattern": r"^(refs/|\*\*)"},
+    "McpEntry.arguments": {"type": "object", "minProperties": 1, "additionalProperties": _PLACES},
     "RuleEntry.expires": _TIME,
     "RewriteEntry.to": {"type": "string", "pattern": "^https?://"},
     "GitHubAppEntry.app_id": _NUMBER_OR_TEXT,
@@ -67,7 +83,7 @@ _WRITTEN: Final[Mapping[str, _Schema]] = {
     "TestEntry.observed": {"anyOf": [_TEXT, _NOTHING]},
 }
 _ABOUT: Final = "about"
-_MAY_BE_EMPTY: Final = frozenset({"TestEntry.credentials"})
+_MAY_BE_EMPTY: Final = frozenset({"TestEntry.credentials", "GitEntry.options"})
 
 
 def json_schema() -> _Schema:
@@ -118,10 +134,12 @@ def _field(model: type[BaseModel], name: str, made: _Schema) -> _Schema:
 
 
 def _default(own: _Schema, made: _Schema) -> _Schema:
-    """Write what a field is if it is left out; a number of seconds as the text that a policy has."""
+    """Write what a field is if it is left out; a number of seconds or bytes as the text that a policy has."""
     default = made.get("default")
     if isinstance(default, int) and own == _TEXT:
         default = f"{default // 60}m" if default % 60 == 0 else f"{default}s"
+    if own is _SIZE and default is not None:
+        default = f"{default // 10**6}MB"
     return {} if default is None else {"default": default}
 
 

@@ -3,6 +3,7 @@
 `decide` is the one decision. Helpers, `explain`, a policy's tests and drift all call it.
 """
 
+from squidkeeper.policy.engine.body_scope import decide_body, format_listed, listed_rules
 from squidkeeper.policy.engine.compiled_policy import CompiledPolicy, HostMatch
 from squidkeeper.policy.engine.decide import Stage, asks_url, decide, decide_until_spent
 from squidkeeper.policy.engine.decision import Decision, deny
@@ -16,7 +17,10 @@ __all__ = [
     "asks_url",
     "checked_tunnel",
     "decide",
+    "decide_body",
     "decide_until_spent",
     "deny",
+    "format_listed",
+    "listed_rules",
     "mode_in_force",
 ]

@@ -1,6 +1,6 @@
 """A policy with its entries by host: which of them can apply to a request, whatever its URL."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, reduce
@@ -54,13 +54,14 @@ _PREFLIGHT = "OPTIONS"  # the preflight of CORS carries no credential
 class RulesInForce:
     """The rules and grants of some candidates that are in force at a time, as `Candidates` has them.
 
-    `at_host` is the decision at host scope, once it was made for a host that is no address. `tunnel` is the mode of an
-    open tunnel, once it was asked for.
+    `reading` are the rules with `body` that may decide or observe, by some URL. `at_host` is the decision at host
+    scope, once it was made for a host that is no address. `tunnel` is the mode of an open tunnel, once asked for.
     """
 
     rules: tuple[Rule, ...]
     grants: tuple[Rule, ...]
     observing: tuple[Rule, ...] | None
+    reading: tuple[Rule, ...] = ()
     at_host: Decision | None = None
     tunnel: TunnelUse | None = None
 
@@ -146,7 +147,10 @@ class CompiledPolicy:
         self.rewrites = HostIndex(policy.rewrites, policy.lists)
         self.credentials = HostIndex(policy.credentials, policy.lists)
         self.upstreams = HostIndex(policy.upstreams, policy.lists)
+        self._reads_bodies = any(rule.body is not None for rule in policy.rules)
         self._methods = frozenset(_named_methods(policy)) | {"GET", _PREFLIGHT}
+        if self._reads_bodies:  # whether a body is of git or MCP depends on the method
+            self._methods |= {"POST", "DELETE"}
         self.methods_with_bodies = (*sorted(self._methods - BODILESS), _OTHER_METHOD)
         self.own_clients = frozenset(client.name for client in policy.clients if client.connections is not None)
         self._targets = frozenset(one.target.authority.lower() for one in policy.rewrites if one.redirect is None)
@@ -159,6 +163,12 @@ class CompiledPolicy:
     def machines(self) -> Machines:
         """Tells which requests come from one machine."""
         return Machines(self.source.clients)
+
+    @cached_property
+    def position_names(self) -> dict[str, str]:
+        """The positions of rules and grants by their names, as a list of rules has them: `r7`, `g0`."""
+        groups = (("r", self.source.rules), ("g", self.source.grants))
+        return {rule.name: f"{kind}{position}" for kind, rules in groups for position, rule in enumerate(rules)}
 
     def match(self, request: Request | Malformed) -> HostMatch:
         """Look up all that needs no URL and no clock."""
@@ -252,12 +262,11 @@ class CompiledPolicy:
         return known
 
     def _moment(self, candidates: Candidates, holding: int) -> RulesInForce:
-        observing = candidates.observing
-        return RulesInForce(
-            self._in_force(candidates.rules, holding),
-            self._in_force(candidates.grants, holding),
-            None if observing is None else self._in_force(observing, holding),
-        )
+        rules, observing = self._in_force(candidates.rules, holding), candidates.observing
+        if observing is not None:
+            observing = self._in_force(observing, holding)
+        reading = reading_rules(rules if observing is None else observing) if self._reads_bodies else ()
+        return RulesInForce(rules, self._in_force(candidates.grants, holding), observing, tuple(reading))
 
     def _in_force(self, rules: tuple[Rule, ...], holding: int) -> tuple[Rule, ...]:
         bits = self._bits
@@ -309,6 +318,15 @@ class CompiledPolicy:
             self._decisions.add(key, known, _object_bytes(*names))
         return known
 
+    def with_body(self, decision: Decision, rules: tuple[Rule, ...], counted: Rule | None) -> Decision:
+        """Add the rules that the body decides among: the same object each time, as of a decision without them."""
+        key = (decision, "body", *(rule.name for rule in rules))
+        known = self._decisions.get(key)
+        if known is None:
+            known = replace(decision, by_body=rules, counted=counted)
+            self._decisions.add(key, known, _object_bytes(*(rule.name for rule in rules)))
+        return known
+
     def with_observed(self, decision: Decision, observed: str | None) -> Decision:
         """Add what is observed about a URL: the same object each time, unless the decision is for one request alone."""
         if observed == decision.observed and not decision.observes_url:
@@ -358,12 +376,17 @@ class CompiledPolicy:
         return known
 
     def _default(self, facts: HostFacts) -> Decision:
-        observes = self.source.observe_default is not None
-        if self.source.default_action is Action.DENY and not observes:
+        if self.source.default is Action.ALLOW and not covers_default_port(facts.scheme, facts.port):
+            return deny("default", f"The default allows {facts.scheme} on its own port, and no rule port {facts.port}.")
+        return self.default_decision
+
+    @cached_property
+    def default_decision(self) -> Decision:
+        """What the default decides, on a port that it is for."""
+        if self.source.default is not Action.ALLOW:
             denial = deny("default", self.source.default_reason or "No rule of the policy allows this request.")
             return replace(denial, asks=True) if self.source.ask_default else denial
-        if not covers_default_port(facts.scheme, facts.port):
-            return deny("default", f"The default allows {facts.scheme} on its own port, and no rule port {facts.port}.")
+        observes = self.source.observe_default is not None
         return Decision(Action.ALLOW, "default", observed=OBSERVED_DEFAULT if observes else None)
 
 
@@ -384,6 +407,15 @@ def decision_of(rule: Rule, *, private: bool = False) -> Decision:
         asks=asks,
         counted=counted,
     )
+
+
+def reading_rules(rules: Iterable[Rule]) -> Iterator[Rule]:
+    """Return the rules with `body`, down to the first rule that decides whatever URL and body."""
+    for rule in rules:
+        if rule.body is not None:
+            yield rule
+        elif rule.any_url and not rule.observe:
+            return
 
 
 _UNSAID = {

@@ -68,6 +68,9 @@ class Decision:
     `upstream` is where a request is forwarded: at host scope, and where it is rewritten.
     `observed` is what a rule that observes would have decided, as it is recorded: `allow:RULE` or `deny:RULE`. At host
     scope `observes_url` means that this depends on the URL.
+    At request scope `by_body` are the rules that the body decides among: the first that holds. The last is the first
+    without `body`; where the last has one, the default decides if none holds. `rule` is the first of them that allows.
+    `found` is why a body was denied, for the record.
     A decision is equal to itself alone.
     """
 
@@ -88,6 +91,8 @@ class Decision:
     observes_url: bool = False
     asks: bool = False
     counted: Rule | None = None
+    by_body: tuple[Rule, ...] = ()
+    found: str | None = None
 
     @property
     def allowed(self) -> bool:

@@ -4,11 +4,12 @@ One table serves deciding and explaining.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from squidkeeper.policy.language.model import FINITE_FIELDS, Action, Credential, HostFacts, Match, Rewrite, Route, Rule
 from squidkeeper.policy.language.queries import parse_query
-from squidkeeper.policy.url import DEFAULT_PORTS, ReadPath
+from squidkeeper.policy.url import DEFAULT_PORTS, ReadPath, sent
 
 Entry = Rule | Rewrite | Credential
 
@@ -98,6 +99,21 @@ def holds_for_url(entry: Entry, url: UrlFacts) -> bool:
         if not holds(match, url, deny):
             return False
     return True
+
+
+def url_test(url: UrlFacts, method: str | None) -> Callable[[Entry], bool]:
+    """Return the test whether an entry holds for a URL; with `method`, also whether its `body` may hold there."""
+    return partial(holds_for_url, url=url) if method is None else partial(_may_hold, url=url, method=method)
+
+
+def _may_hold(entry: Entry, url: UrlFacts, method: str) -> bool:
+    if not holds_for_url(entry, url):
+        return False
+    if not isinstance(entry, Rule) or entry.body is None:
+        return True
+    from squidkeeper.policy.bodies.judging import may_hold  # late: only a rule with `body` needs it
+
+    return may_hold(entry.body, method.upper(), sent(url.sent), url.query)
 
 
 def failing_fields(entry: Entry, facts: HostFacts, url: UrlFacts | None) -> Iterator[str]:

@@ -91,11 +91,10 @@ def _decide_request(policy: CompiledPolicy, match: HostMatch, now: RulesInForce,
 
 def _decide_any_url(policy: CompiledPolicy, match: HostMatch, now: RulesInForce) -> Decision:
     deciders = _deciders(match, now)
-    if not deciders.rules:
-        return checked_private(_by_default(match), match.facts.host)
-    first = deciders.rules[0]
-    if not first.needs_url:
-        return checked_private(policy.decision_by(first), match.facts.host)
+    first = deciders.rules[0] if deciders.rules else None
+    if first is None or not first.needs_url:
+        decision = checked_private(_by_default(match) if first is None else policy.decision_by(first), match.facts.host)
+        return _read(decision) if now.reading and decision.allowed else decision
     decision = Decision(
         Action.ALLOW,
         first.name,
@@ -106,6 +105,11 @@ def _decide_any_url(policy: CompiledPolicy, match: HostMatch, now: RulesInForce)
         asks=deciders.all_ask,
     )
     return checked_private(decision, match.facts.host) if decision.asks else decision
+
+
+def _read(decision: Decision) -> Decision:
+    """Have the URL asked about: rules that observe read the body of what is allowed."""
+    return replace(decision, outlook=replace(decision.outlook, needs_url=True))
 
 
 def _decide_tunnel(policy: CompiledPolicy, match: HostMatch, now: RulesInForce, at: datetime) -> Decision:
@@ -172,7 +176,7 @@ def _deciders(match: HostMatch, now: RulesInForce) -> _Deciders:
     rules = []
     for rule in now.rules:
         rules.append(rule)
-        if rule.certain if is_tunnel else rule.match.any_url:
+        if rule.certain if is_tunnel else rule.any_url:
             return _Deciders([*rules, *(now.grants if rule.action is Action.ASK else ())], None)
     return _Deciders([*rules, *now.grants], match.candidates.default)
 

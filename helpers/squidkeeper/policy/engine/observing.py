@@ -6,11 +6,10 @@ The first rule that matches is the one that counts. If it observes, its verdict 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
 
 from squidkeeper.policy.engine.compiled_policy import CompiledPolicy, HostMatch, RulesInForce
 from squidkeeper.policy.engine.decision import Decision
-from squidkeeper.policy.engine.fields import UrlFacts, holds_for_url
+from squidkeeper.policy.engine.fields import UrlFacts, url_test
 from squidkeeper.policy.engine.precedence import first_rule
 from squidkeeper.policy.language.model import Action, Rule
 
@@ -18,9 +17,9 @@ from squidkeeper.policy.language.model import Action, Rule
 def observe_host(match: HostMatch, decision: Decision, now: RulesInForce) -> Decision:
     """Add what is observed about every URL of a host, or that it depends on the URL."""
     rule = next(iter(now.observing or ()), None)
-    if rule is None or not rule.observe:
+    if rule is None or not rule.observe or (rule.body is not None and not decision.allowed):
         return decision
-    if not rule.match.any_url:
+    if not rule.any_url:
         return replace(decision, observed=None, observes_url=True)
     return replace(decision, observed=_observed_by(rule, match))
 
@@ -48,7 +47,8 @@ def observe_url(
     """
     now = policy.rules_in_force(match.candidates, at)
     rules, grants = now.observing or (), now.unspent(spent)
-    firsts = [first_rule(rules, grants, partial(holds_for_url, url=url)) for url in readings]
+    method = match.facts.method if now.reading else None
+    firsts = [first_rule(rules, grants, url_test(url, method)) for url in readings]
     observed = [_observed_by(rule, match) for rule in firsts]
     denied = next((verdict for verdict in observed if verdict is not None and verdict.startswith("deny:")), None)
     if denied is not None or not all(_allows(rule, match) for rule in firsts):
@@ -60,7 +60,7 @@ def _observed_by(rule: Rule | None, match: HostMatch) -> str | None:
     """Write what is observed where a rule is the first that matches; None stands for the default."""
     if rule is None:  # a private address is denied, whether the default observes or not
         return None if match.facts.host.private else match.candidates.default.observed
-    if not rule.observe:
+    if not rule.observe or rule.body is not None:  # what depends on the body is observed with it
         return None
     if rule.action is not Action.ALLOW:
         return f"deny:{rule.name}"

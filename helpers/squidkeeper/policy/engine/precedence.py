@@ -5,26 +5,81 @@ from typing import NamedTuple
 
 from squidkeeper.policy.engine.compiled_policy import Candidates
 from squidkeeper.policy.engine.fields import Entry
+from squidkeeper.policy.language.body_faults import AGREED
 from squidkeeper.policy.language.model import Action, Credential, Rewrite, Rule
 
 Holds = Callable[[Entry], bool]
 
 
 class Applied(NamedTuple):
-    """The entries that apply; `rule` is None for the default."""
+    """The entries that apply; `rule` is None for the default.
+
+    Of the rules `by_body`, which the body decides among, it is the first that allows, or the last.
+    """
 
     rule: Rule | None
     rewrite: Rewrite | None
     credentials: tuple[Credential, ...]
+    by_body: tuple[Rule, ...] = ()
 
 
-def applied_entries(candidates: Candidates, rules: Iterable[Rule], grants: Iterable[Rule], holds: Holds) -> Applied:
-    """Find the entries that apply: a request that is rewritten gets the credentials of where it is fetched."""
-    rule = first_rule(rules, grants, holds)
+def applied_entries(
+    candidates: Candidates,
+    rules: Iterable[Rule],
+    grants: Iterable[Rule],
+    holds: Holds,
+    reading: Iterable[Rule] = (),
+) -> Applied:
+    """Find the entries that apply: a request that is rewritten gets the credentials of where it is fetched.
+
+    `reading` are the rules with those that observe, where some of them read bodies.
+    """
+    by_body = rules_by_body(reading, grants, holds)
+    rule = _first_of(by_body) if by_body else first_rule(rules, grants, holds)
     if rule is None and candidates.default_observes:
-        return Applied(None, None, ())
+        return Applied(None, None, (), by_body)
     rewrite = next(filter(holds, candidates.rewrites), None)
-    return Applied(rule, rewrite, () if rewrite else chosen_credentials(candidates.credentials, holds))
+    return Applied(rule, rewrite, () if rewrite else chosen_credentials(candidates.credentials, holds), by_body)
+
+
+def rules_by_body(rules: Iterable[Rule], grants: Iterable[Rule], holds: Holds) -> tuple[Rule, ...]:
+    """List the rules that the body decides among, down to the first, or a grant, that decides without one.
+
+    None where no rule reads the body. A grant that differs in what is decided before the body is passed over.
+    """
+    listed: list[Rule] = []
+    last = None
+    for rule in filter(holds, rules):
+        if decides_without_body(rule):
+            last = rule
+            break
+        listed.append(rule)
+    if all(rule.body is None for rule in listed):
+        return ()
+    if last is None or last.action is Action.ASK:
+        last = next((grant for grant in grants if holds(grant) and agree((*listed, grant))), last)
+    return (*listed, last) if last is not None else tuple(listed)
+
+
+def agree(rules: Iterable[Rule]) -> bool:
+    """Whether the rules that allow agree on all that is decided before the body is read."""
+    allows = [rule for rule in rules if _allows(rule)]
+    return all(value(allows[0]) == value(rule) for rule in allows[1:] for value in AGREED.values())
+
+
+def decides_without_body(rule: Rule) -> bool:
+    """Whether a rule decides whatever the body: such a one ends a list."""
+    return rule.body is None and not rule.observe
+
+
+def _allows(rule: Rule) -> bool:
+    return rule.action is Action.ALLOW and not rule.observe
+
+
+def _first_of(rules: tuple[Rule, ...]) -> Rule | None:
+    """Return the first rule that allows, or else the one that decides without a body; None for the default."""
+    last = rules[-1] if decides_without_body(rules[-1]) else None
+    return next(filter(_allows, rules), last)
 
 
 def first_rule(rules: Iterable[Rule], grants: Iterable[Rule], holds: Holds) -> Rule | None:

@@ -6,9 +6,10 @@ from datetime import datetime
 from functools import partial
 
 from squidkeeper.base.errors import InvalidUrl
+from squidkeeper.policy.engine.body_scope import decided_by_body
 from squidkeeper.policy.engine.compiled_policy import CompiledPolicy, HostMatch
 from squidkeeper.policy.engine.decision import Decision, Rewritten, deny
-from squidkeeper.policy.engine.fields import UrlFacts, holds_for_url
+from squidkeeper.policy.engine.fields import UrlFacts, holds_for_url, url_test
 from squidkeeper.policy.engine.host_scope import checked_private, deny_private
 from squidkeeper.policy.engine.observing import observe_url
 from squidkeeper.policy.engine.precedence import Applied, applied_entries, chosen_credentials
@@ -74,7 +75,7 @@ def decide_fetched(
 
 def decide_reading(policy: CompiledPolicy, match: HostMatch, url: UrlFacts, at: datetime) -> Decision:
     """Decide for one reading of a path alone: what `explain` shows, never what is enforced."""
-    return _decision_by(policy, match, _applied(policy, match, url, at).rule)
+    return _decision_of(policy, match, _applied(policy, match, url, at))
 
 
 def _check_origin(url: Url, facts: HostFacts) -> None:
@@ -96,7 +97,7 @@ def _decide_paths(
         other = _applied(policy, match, UrlFacts(path, url.query, url.path), at, spent)
         if _consequences(policy, match, other) != _consequences(policy, match, applied):
             return _ambiguous(paths)
-    decision = _decision_by(policy, match, applied.rule)
+    decision = _decision_of(policy, match, applied)
     if not decision.allowed or not (applied.rewrite or applied.credentials):
         return decision
     if applied.rewrite is not None:
@@ -108,19 +109,31 @@ def _applied(
     policy: CompiledPolicy, match: HostMatch, url: UrlFacts, at: datetime, spent: Collection[str] = ()
 ) -> Applied:
     now = policy.rules_in_force(match.candidates, at)
-    return applied_entries(match.candidates, now.rules, now.unspent(spent), partial(holds_for_url, url=url))
+    if not now.reading:
+        return applied_entries(match.candidates, now.rules, now.unspent(spent), partial(holds_for_url, url=url))
+    every = now.rules if now.observing is None else now.observing
+    holds = url_test(url, match.facts.method)
+    return applied_entries(match.candidates, now.rules, now.unspent(spent), holds, every)
 
 
 def _consequences(policy: CompiledPolicy, match: HostMatch, applied: Applied) -> object:
     """Reduce to what must be the same for every reading; another rule with the same consequences may decide."""
-    decision = _decision_by(policy, match, applied.rule)
+    decision = _decision_of(policy, match, applied)
     if not decision.allowed:
         return (decision.action, decision.asks)
     counted = decision.counted and decision.counted.name
     rewrite = applied.rewrite and applied.rewrite.name
     credentials = tuple(credential.name for credential in applied.credentials)
     forwarded = (decision.websocket, decision.connections, decision.strip)
-    return (decision.action, decision.private, forwarded, counted, rewrite, credentials)
+    by_body = tuple(rule.name for rule in decision.by_body)
+    return (decision.action, decision.private, forwarded, counted, rewrite, credentials, by_body)
+
+
+def _decision_of(policy: CompiledPolicy, match: HostMatch, applied: Applied) -> Decision:
+    decision = _decision_by(policy, match, applied.rule)
+    if not applied.by_body or not decision.allowed:
+        return decision
+    return decided_by_body(policy, decision, applied.by_body, match.candidates.default)
 
 
 def _decision_by(policy: CompiledPolicy, match: HostMatch, rule: Rule | None) -> Decision:

@@ -74,6 +74,7 @@ def _asker(candidates: Candidates, now: RulesInForce) -> str | None:
 
 def _obstacles(policy: CompiledPolicy, facts: HostFacts, candidates: Candidates, now: RulesInForce) -> Iterator[str]:
     """Say what keeps requests off shared connections."""
+    yield from (f"the rule {rule.name} reads bodies" for rule in now.reading)
     yield from _obstacles_by_rules(policy, candidates, now)
     yield from (f"the client {name} has connections: own" for name in facts.clients if name in policy.own_clients)
     yield from (f"the credential {credential.name} may be injected" for credential in candidates.credentials)
@@ -89,7 +90,7 @@ def _obstacles_by_rules(policy: CompiledPolicy, candidates: Candidates, now: Rul
     for rule in now.rules:
         if rule.action is not Action.DENY:
             yield from _obstacles_of(rule, undecided)
-        if rule.match.any_url:
+        if rule.any_url:
             undecided = [method for method in undecided if not _names(rule, method)]
         if rule.certain:
             break
@@ -101,6 +102,8 @@ def _obstacles_by_rules(policy: CompiledPolicy, candidates: Candidates, now: Rul
 
 def _obstacles_of(rule: Rule, methods: Iterable[str]) -> Iterator[str]:
     """Say what keeps the requests that a rule allows off shared connections; `methods` are those with a body."""
+    if rule.body is not None:
+        yield f"the rule {rule.name} reads bodies"
     if any(_names(rule, method) for method in methods):
         yield f"the rule {rule.name} allows {_shown(rule, methods)}"
     held = {

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 Scalar = str | int | float | bool | None
-MAX_BYTES: Final = 1024 * 1024  # of a body that is read, where `max` is left out
+MAX_BYTES: Final = 1_000_000  # of a body that is read, where `max` is left out
 EACH: Final = "*"  # in a pointer: every item of an array
 
 
@@ -15,7 +15,8 @@ EACH: Final = "*"  # in a pointer: every item of an array
 class Allowed:
     """What may stand at a place of a JSON document: one of `values`, or a number from `least` to `most`.
 
-    A text of `values` may have `*` for any characters. `absent`: nothing has to stand there.
+    A text of `values` may have `*` for any characters. `absent`: nothing has to stand there. Without values and bounds
+    anything may stand there; with no values (an empty tuple) nothing may.
     """
 
     values: tuple[Scalar, ...] | None = None
@@ -66,7 +67,7 @@ class McpBody:
     """
 
     tools: tuple[str, ...] = ()
-    arguments: Mapping[str, tuple[Member, ...]] | None = None
+    arguments: Mapping[str, tuple[Member, ...]] | None = field(default=None, hash=False)
     methods: tuple[str, ...] = ()
     max_bytes: int = MAX_BYTES
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.policy.language import (
+    body_faults,
     entry_faults,
     grants,
     local_setup,
@@ -16,6 +17,7 @@ from squidkeeper.policy.language import (
     secret_sources,
     sharing,
 )
+from squidkeeper.policy.language.bodies_written import body_of
 from squidkeeper.policy.language.contents import PolicyContents
 from squidkeeper.policy.language.document import Document, all_entries, entries, file_entries
 from squidkeeper.policy.language.forms import AwsSigV4, Form, Headers, InjectedValue, QueryParameters, values_of
@@ -72,6 +74,7 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
         *secret_faults,
         *entry_faults.entry_faults(documents),
         *passthrough.entry_faults(documents),
+        *body_faults.entry_faults(documents),
         *grants.entry_faults(documents),
         *_upstream_faults(documents),
         *local_setup.entry_faults(documents, contents.local),
@@ -84,6 +87,7 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
     checks = (
         passthrough.conflicts,
         sharing.conflicts,
+        body_faults.conflicts,
         grants.conflicts,
         entry_faults.conflicts,
         local_setup.conflicts,
@@ -327,7 +331,8 @@ class _Maker:
             removed = (*(entry.strip or ()), *([UNKNOWN_HEADERS] if entry.headers else ()))
             strip = Strip.of(removed) if removed else None
             rest = (reason, private, expires, owner, strip, entry.tls is not None, entry.websocket, entry.connections)
-            yield Rule(entry.name, place, entry.action, match, *rest, observe=entry.observe, when=_schedule(entry.when))
+            when, body = _schedule(entry.when), body_of(entry.body)
+            yield Rule(entry.name, place, entry.action, match, *rest, observe=entry.observe, when=when, body=body)
 
     def presets(self) -> Iterator[Preset]:
         for position, entry in enumerate(self.model.presets or ()):

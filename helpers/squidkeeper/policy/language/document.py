@@ -102,6 +102,13 @@ class Document:
         """Find the last line of the file."""
         return Location(str(self.path), max(1, len(self.content.splitlines())), 1)
 
+    def value_at(self, steps: Sequence[str | int]) -> object:
+        """Return the value that `steps` lead to; None where there is none."""
+        node = self.root
+        for step in steps:
+            node = node.child(step) if node else None
+        return node and node.data
+
     def locate(self, steps: Sequence[str | int], *, key: bool = False) -> Location:
         """Find the position of the value, or of the key, that `steps` lead to, or of the last one that exists."""
         node = self.root
@@ -260,7 +267,8 @@ class _Composer:
                 name = sys.intern(name)
                 value.key_place = key.place
                 children[name] = value
-                if not _may_be_empty([*self._steps, name], value):
+                keys = [*self._steps, name]
+                if not (_may_be_empty(keys, value) or _may_be_null(keys, value, in_list=False)):
                     self._check_value(shown_key(name, self._steps), value)
         node.children = children
         node.data = {name: child.data for name, child in children.items()}
@@ -300,7 +308,8 @@ class _Composer:
             if isinstance(event, AliasEvent) and isinstance(value.data, list):
                 value.place = _start_of(event)  # wrong here, and right where it was written
             children.append(value)
-            self._check_value("an entry of a list", value)
+            if not _may_be_null(self._steps, value, in_list=True):
+                self._check_value("an entry of a list", value)
         node.children = children
         node.data = [child.data for child in children]
         return node
@@ -458,6 +467,16 @@ def _may_be_empty(keys: list[str], value: Node) -> bool:
     return value.data == [] and (keys in _EMPTY_IS_NONE or (keys[:1] == ["clients"] and keys[2:] == ["token_sha256"]))
 
 
+def _may_be_null(keys: list[str], value: Node, *, in_list: bool) -> bool:
+    """Whether a value is a `null` that may stand in a JSON document."""
+    if not isinstance(value.data, Unquoted) or not value.data.text:
+        return False
+    for above, steps in _DOCUMENTS:
+        if keys[: len(above)] == above and (keys[steps:] == keys[-1:] or (in_list and keys[steps + 1 :] == ["values"])):
+            return True
+    return False
+
+
 def describe(value: object) -> str:
     """Describe a value, as faults do."""
     if isinstance(value, Unquoted):
@@ -505,7 +524,14 @@ _SHOWN_AT_MOST = 60
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,8}")
 _TRUTH = {"true": True, "false": False}
 _NULL = "nothing"
-_EMPTY_IS_NONE = (["tests", "rewrite"], ["tests", "credentials"], ["tests", "observed"])
+_EMPTY_IS_NONE = (
+    ["tests", "rewrite"],
+    ["tests", "credentials"],
+    ["tests", "observed"],
+    ["rules", "body", "git", "options"],
+)
+# The keys above what may stand in a JSON document, and at which step its pointer is.
+_DOCUMENTS = ((["rules", "body", "json"], 3), (["rules", "body", "mcp", "arguments"], 5))
 _NAME_SECRETS = (["credentials"], ["upstreams"], ["sealed_tokens"])
 _PRIVATE_FIELDS = (["bearer"], ["basic"], ["value"], ["headers"], ["parameters"], ["keys"], ["aws_sigv4"])
 _KEYS_OF_PRIVATE = frozenset(

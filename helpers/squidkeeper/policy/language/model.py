@@ -13,6 +13,7 @@ from hashlib import sha256
 from typing import Final, NamedTuple, Self
 
 from squidkeeper.base.faults import Location
+from squidkeeper.policy.language.bodies import Body
 from squidkeeper.policy.language.exact_urls import ExactUrl
 from squidkeeper.policy.language.forms import Form
 from squidkeeper.policy.language.host_lists import HostList
@@ -241,7 +242,8 @@ class Strip:
 class Rule:
     """A rule: the first that matches decides. `passthrough` is `tls: passthrough`; such a rule is for https alone.
 
-    With `observe` it decides nothing: what it would have decided is recorded.
+    With `observe` it decides nothing: what it would have decided is recorded. With `body` it decides only once the body
+    of a request has been read.
     A grant is an allow that expires. It may have a number of `uses`; `owner` is who made it, at `made`.
     """
 
@@ -264,11 +266,17 @@ class Rule:
     uses: int | None = None
     made: datetime | None = None
     when: Schedule | None = None
+    body: Body | None = None
 
     @property
     def certain(self) -> bool:
         """Whether it decides a tunnel, and makes a host unrestricted where it allows."""
-        return self.match.any_request
+        return self.match.any_request and self.body is None
+
+    @property
+    def any_url(self) -> bool:
+        """Whether it decides every request of its methods to a host, whatever path, query and body."""
+        return self.match.any_url and self.body is None
 
     @property
     def verdict(self) -> Action:
@@ -277,8 +285,8 @@ class Rule:
 
     @property
     def needs_url(self) -> bool:
-        """Whether it decides no request without its URL: by its fields, or because a person or a count decides."""
-        return not self.match.any_url or self.action is Action.ASK or self.uses is not None
+        """Whether it decides no request without its URL: by its fields or body, or as a person or a count decides."""
+        return not self.any_url or self.action is Action.ASK or self.uses is not None
 
     def lapsed(self, at: datetime) -> bool:
         """Whether the rule no longer matches."""

@@ -30,6 +30,7 @@ _NOT_BESIDE = {
     "headers": "no header is seen in the tunnel",
     "connections": "no request is seen in the tunnel",
     "websocket": "upgrades in the tunnel pass unseen",
+    "body": "no body is seen in the tunnel",
 }
 _ONE_OF_BOTH = "remove {!r}, or remove 'tls' so that each request is decided"
 _APART = "expected other hosts, ports or clients"

@@ -25,7 +25,8 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from squidkeeper.base.errors import InvalidUrl, PatternError
 from squidkeeper.base.faults import Fault, FaultCode
-from squidkeeper.policy.language import secret_sources
+from squidkeeper.policy.language import body_values, secret_sources
+from squidkeeper.policy.language.bodies import MAX_BYTES, Scalar
 from squidkeeper.policy.language.document import (
     END,
     END_REQUIRED,
@@ -444,6 +445,32 @@ def _size_at_most(value: object) -> int:
         raise _fault(FaultCode.INVALID_TEXT, str(error)) from None
 
 
+def _body_size(value: object) -> int:
+    try:
+        return body_values.checked_size(_size_at_most(value))
+    except PatternError as error:
+        raise _fault(FaultCode.INVALID_BODY, str(error)) from None
+
+
+def _place_fields(value: object) -> object:
+    """Read what may stand at a place of a document: one value, or several, stand for `values`."""
+    return value if isinstance(value, dict) else {"values": _one_or_many(value)}
+
+
+def _scalar(value: object) -> Scalar:
+    try:
+        return body_values.scalar_of(value)
+    except PatternError as error:
+        raise _wrong_type(str(error).removeprefix("expected ")) from None
+
+
+def _bound(value: object) -> float:
+    number = body_values.number_of(value)
+    if number is None:
+        raise _wrong_type("a number")
+    return number
+
+
 def _counted_rule(value: object, info: ValidationInfo) -> str:
     names = _names_of(info)
     return _check_known(_some_text(value), "rule", names.rules | {DEFAULT_RULE}, names)
@@ -736,6 +763,49 @@ class WhenEntry(_Model):
     timezone: Annotated[tzinfo, _parsed(FaultCode.INVALID_TIME, parse_zone)]
 
 
+Pointer = Annotated[str, _parsed(FaultCode.INVALID_BODY, body_values.checked_pointer)]
+NameGlob = Annotated[str, _parsed(FaultCode.INVALID_BODY, body_values.parse_name)]
+
+
+class PlaceEntry(_Model):
+    """What may stand at a place of a JSON document."""
+
+    values: Many[Annotated[Scalar, PlainValidator(_scalar)]] | None = None
+    min: Annotated[float, PlainValidator(_bound)] | None = None
+    max: Annotated[float, PlainValidator(_bound)] | None = None
+    absent: bool = False
+
+
+Places = dict[Pointer, Annotated[PlaceEntry, BeforeValidator(_place_fields)]]
+
+
+class GitEntry(_Model):
+    """The commands of a push."""
+
+    push: Many[Annotated[str, _parsed(FaultCode.INVALID_BODY, body_values.parse_ref)]]
+    delete: bool = False
+    create: bool = True
+    options: Many[NameGlob] | None = None
+
+
+class McpEntry(_Model):
+    """The messages of the Model Context Protocol."""
+
+    tools: Many[NameGlob] | None = None
+    arguments: dict[NameGlob, Places] | None = None
+    methods: Many[Annotated[str, _parsed(FaultCode.INVALID_BODY, body_values.parse_rpc_method)]] | None = None
+
+
+class BodyEntry(_Model):
+    """What the body of a request may be."""
+
+    in_json: Places | None = Field(None, alias="json")
+    only: Many[Pointer] | None = None
+    git: GitEntry | None = None
+    mcp: McpEntry | None = None
+    max: Annotated[int, PlainValidator(_body_size)] = MAX_BYTES
+
+
 class RuleEntry(MatchFields):
     """A rule."""
 
@@ -753,6 +823,7 @@ class RuleEntry(MatchFields):
     connections: Literal["own", "shared", "single"] | None = None
     observe: bool = False
     when: WhenEntry | None = None
+    body: BodyEntry | None = None
 
 
 class PresetEntry(_Model):
@@ -954,7 +1025,7 @@ def _faults(document: Document, details: list[ErrorDetails]) -> list[Fault]:
 
 
 def _fault_of(document: Document, detail: ErrorDetails) -> Fault | None:
-    steps = [step for step in detail["loc"] if step != "[key]"]
+    steps = _as_written(document, [step for step in detail["loc"] if step != "[key]"])
     value = detail["input"]
     if isinstance(value, Unquoted) and value.null and detail["type"] != "extra_forbidden":
         return None  # the document has reported it
@@ -962,6 +1033,14 @@ def _fault_of(document: Document, detail: ErrorDetails) -> Fault | None:
     if detail["type"] == "missing" and value == {}:
         return None  # the document has reported it
     return Fault(document.locate(steps, key=on_key), *_code_and_message(detail, steps))
+
+
+def _as_written(document: Document, steps: list[int | str]) -> list[int | str]:
+    """Leave out `values` where a place of a JSON document has the values alone."""
+    if "values" not in steps:
+        return steps
+    at = steps.index("values")
+    return steps if isinstance(document.value_at(steps[:at]), dict) else steps[:at] + steps[at + 1 :]
 
 
 def _code_and_message(detail: ErrorDetails, steps: list[int | str]) -> tuple[FaultCode, str]:
@@ -1019,9 +1098,12 @@ def _fields(steps: list[int | str]) -> frozenset[str]:
     if len(steps) == 1:
         return _KEYS_OF_FILE
     above = next(step for step in reversed(steps[:-1]) if isinstance(step, str))
-    if nested := _NESTED.get(above):
-        return frozenset(nested.model_fields)
-    return frozenset(_ENTRIES[str(steps[0])].model_fields)
+    is_place = above.startswith("/") and "body" in steps
+    return _keys_of(PlaceEntry if is_place else _NESTED.get(above) or _ENTRIES[str(steps[0])])
+
+
+def _keys_of(model: type[_Model]) -> frozenset[str]:
+    return frozenset(field.alias or name for name, field in model.model_fields.items())
 
 
 def _end_faults(document: Document, ended: bool) -> Iterator[Fault]:
@@ -1061,14 +1143,14 @@ def _choice_faults(document: Document) -> list[Fault]:
 
 def _choosing(document: Document) -> Iterator[tuple[str, dict[str, Any], tuple[str | int, ...]]]:
     """Yield the mappings that need one of some keys: the choice, the mapping, and the steps that lead there."""
-    yield from entries(document, *(_CHOICES.keys() - {"when"}))
+    yield from entries(document, *(_CHOICES.keys() - _CHOOSING_KEYS))
     for _, entry, steps in entries(document, "rules"):
-        when = entry.get("when")
-        if isinstance(when, dict):
-            yield "when", when, (*steps, "when")
+        for key in _CHOOSING_KEYS:
+            if isinstance(chosen := entry.get(key), dict):
+                yield key, chosen, (*steps, key)
 
 
-_KEYS_OF_FILE = frozenset(field.alias or name for name, field in PolicyFile.model_fields.items())
+_KEYS_OF_FILE = _keys_of(PolicyFile)
 NAMED_BY_KEY = ("clients", "lists", "secrets", "canaries")
 _MATCHING = ("rules", "grants", "rewrites", "credentials", "upstreams")
 _LISTED = (*_MATCHING, "quotas")
@@ -1104,6 +1186,9 @@ _NESTED: dict[str, type[_Model]] = {
     "oauth2": OAuth2Entry,
     "github_app": GitHubAppEntry,
     "when": WhenEntry,
+    "body": BodyEntry,
+    "git": GitEntry,
+    "mcp": McpEntry,
 }
 _CHOICES: dict[str, tuple[tuple[str, ...], bool]] = {
     "clients": (("networks", "users", "token_sha256"), True),
@@ -1112,6 +1197,7 @@ _CHOICES: dict[str, tuple[tuple[str, ...], bool]] = {
     "upstreams": (("url", "direct"), False),
     "quotas": (tuple(unit.value for unit in QuotaUnit), False),
     "when": (("days", "hours"), True),
+    "body": (("json", "git", "mcp"), False),
 }
 _EXPECTED_FOR_KEY: dict[int | str, str] = {
     "redirect": "one of the numbers 301, 302, 303, 307, 308",
@@ -1119,6 +1205,7 @@ _EXPECTED_FOR_KEY: dict[int | str, str] = {
     "any_client": "true, or clients instead",
     "end": "true (or false, once, to do without it from then on)",
 }
+_CHOOSING_KEYS = ("when", "body")  # of a rule: mappings that need one of some keys
 _QUOTED = re.compile("'([^']*)'")
 _EXPECTED = {
     **dict.fromkeys(("list_type", "tuple_type", "frozen_set_type"), "a list, such as [one, two]"),
@@ -1138,5 +1225,6 @@ _OF = {
     "expect": ", expected allow, deny or ask",
     "expires": ", expected a time with its zone: a grant lapses",
     "reason": ", expected why it is granted",
+    "push": ", expected the refs that a push may change, such as refs/heads/agent/**",
     "preset": ", expected one such as npm@1 (`squidkeeper preset list`)",
 }
