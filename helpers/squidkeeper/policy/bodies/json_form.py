@@ -204,19 +204,23 @@ def _values(root: object, pointer: Pointer) -> Sequence[object]:
     values: Sequence[object] = (root,)
     for depth, token in enumerate(pointer):
         try:
-            values = [found for value in values for found in _step(value, token)]
+            is_last = depth == len(pointer) - 1
+            values = [found for value in values for found in _step(value, token, is_last)]
         except UnreadableBody as error:
             raise UnreadableBody(f"{format_pointer(pointer[:depth])} {error}") from None
     return values
 
 
-def _step(value: object, token: str) -> Sequence[object]:
+def _step(value: object, token: str, is_last: bool) -> Sequence[object]:
+    """Go from a value to what stands below it. Some servers take a value that should be an array for its one item."""
     if isinstance(value, dict):
         return (_member(value, token),)
     if isinstance(value, list):
         return _items(value, token)
-    if value is None or value is _ABSENT:
-        return (_ABSENT,)
+    if value is None or isinstance(value, _Nothing):
+        return (value or _ABSENT,)
+    if token == EACH:
+        return (value if is_last else _ABSENT,)
     return (_BELOW_A_SCALAR,)
 
 
