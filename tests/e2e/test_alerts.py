@@ -48,6 +48,7 @@ QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in pa
 # A fault below makes every other alert fire. These take a log that grows faster than it can be read, more edits
 # than revisions are stored, a judge of edits, a source of the policy, or a second gateway: promtool has them.
 NOT_MADE_HERE = {
+    "SquidkeeperBodiesDown",
     "SquidkeeperCasDiffer",
     "SquidkeeperDrained",
     "SquidkeeperHelperUncounted",

@@ -193,7 +193,7 @@ ERRORS = {
     "ERR_READ_ERROR": ({502}, True),
     "ERR_ZERO_SIZE_OBJECT": ({502}, True),
     "ERR_INVALID_RESP": ({502}, False),
-    "ERR_ICAP_FAILURE": ({500}, False),
+    "ERR_ICAP_FAILURE": ({500}, True),
     "ERR_TOO_BIG": ({403, 413, 431, 502}, False),
     "ERR_ONLY_IF_CACHED_MISS": ({504}, False),
     "ERR_INVALID_REQ": ({417}, False),

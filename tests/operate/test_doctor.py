@@ -8,11 +8,14 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +25,7 @@ from unittest.mock import Mock
 import pytest
 from click.testing import CliRunner
 
-from squidkeeper.base.layout import Layout
+from squidkeeper.base.layout import BODIES, Layout
 from squidkeeper.base.squid_account import Account, squid_account
 from squidkeeper.cli import main
 from squidkeeper.operate.doctor import machine
@@ -863,6 +866,69 @@ def test_clients_that_come_from_a_load_balancer_or_haproxy_are_no_fault(
     inspection = inspect(layout)
     for code in ("proxy-header-from-nobody", "proxy-protocol-open"):
         assert found(code, inspection) == []
+
+
+def test_processes_that_do_not_inspect_bodies_are_found_where_squid_asks_them(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (layout.service(name).unit for name in BODIES)
+    missing = "squidkeeper-bodies-1 is not installed"
+    assert found("bodies-down", inspect(layout))[0] == Found(missing, str(first))
+    first.touch()
+    second.touch()
+    silent = [f"squidkeeper-bodies-{number} does not listen on {layout.bodies}" for number in (1, 2)]
+    assert [one.detail for one in found("bodies-down", inspect(layout))] == silent
+    assert found("service-not-running", inspect(layout)) == found("bodies-unanswered", inspect(layout)) == []
+    monkeypatch.setattr(InstalledService, "works", lambda service: service.name == "bodies-2")
+    assert [one.detail for one in found("bodies-down", inspect(layout))] == silent[:1]
+    (layout.parts / "bodies.conf").unlink()
+    assert [found(code, inspect(layout)) for code in BODY_CODES] == [[], [], []]
+
+
+BODY_CODES = ("bodies-down", "bodies-unanswered", "bodies-foreign")
+OPTIONS = b"ICAP/1.0 200 OK\r\nPreview: 65535\r\nTransfer-Preview: *\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (OPTIONS, ""),
+        (OPTIONS.replace(b"65535", b"65536"), "does not answer as `squidkeeper bodies` does"),
+        (OPTIONS.replace(b"Transfer-Preview: *\r\n", b""), "does not answer as `squidkeeper bodies` does"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not answer as `squidkeeper bodies` does"),
+        (b"", "does not answer as `squidkeeper bodies` does"),
+    ],
+)
+def test_what_answers_squid_as_it_should_not_is_found(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, answer: bytes, problem: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = "{}:{}".format(*server.getsockname())
+        monkeypatch.setattr(Layout, "bodies", address)
+        monkeypatch.setattr(InstalledService, "works", lambda _: True)
+        with answering(server, answer):
+            details = [one.detail for one in found("bodies-unanswered", inspect(layout))]
+        assert [problem in detail for detail in details] == ([True] if problem else [])
+        [foreign] = found("bodies-foreign", inspect(layout))
+        assert foreign.detail.startswith(f"process {os.getpid()} (")
+        monkeypatch.setattr(InstalledService, "pid", lambda _: os.getpid())
+        assert found("bodies-foreign", inspect(layout)) == []
+
+
+@contextmanager
+def answering(server: socket.socket, answer: bytes) -> Iterator[None]:
+    """Answer one question."""
+
+    def serve() -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield
+    thread.join()
 
 
 # --- The whole ----------------------------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ RECORDS: dict[str, dict[str, Any]] = {
     "login-needed": {"status": 407, "error": "ERR_CACHE_ACCESS_DENIED", "verdict": "deny", "rule": "default"},
     "token-revoked": {**DENIED, "rule": "login-refused"},
     "no-helper": {**DENIED, "rule": "policy-unavailable", "error": "ERR_ACCESS_DENIED"},
+    "bodies-unanswered": {**DENIED, "rule": "policy-unavailable", "error": "ERR_ICAP_FAILURE", "status": 500},
     "no-policy": {**DENIED, "rule": "policy-unavailable"},
     "no-rule": {**DENIED, "rule": "default"},
     "policy": {**DENIED, "rule": "closed"},

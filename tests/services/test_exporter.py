@@ -504,6 +504,7 @@ def test_health_is_bad_for_what_stops_requests_and_for_nothing_else() -> None:
         "helper-stuck",
         "helper-outdated",
         "helper-uncounted",
+        "bodies-down",
         "ca-expired",
         "access-log-unreadable",
         "maintenance-not-running",

@@ -226,6 +226,10 @@ WRONG = {
         replace(WELL, uncounted_helpers=(4117, 4118)),
         "A helper cannot write to the state folder: process 4117, 4118.",
     ),
+    "bodies-down": (
+        replace(WELL, fragment="acl --in-force core,bodies,certificates,override-headers,pages,websocket"),
+        "Nothing inspects bodies: squidkeeper-bodies-1 and squidkeeper-bodies-2 do not run.",
+    ),
     "helper-outdated": (
         with_helpers(replace(HELPER, revision="other"), replace(HELPER, revision=None)),
         "revision other is in force there; revision 9f31c2a7b04e is the last good one; helper host, process 4117: "
@@ -393,6 +397,12 @@ def test_a_squid_that_has_just_started_needs_no_helper_yet(requests: float, code
     view = matched("policy-unavailable", NOW - timedelta(minutes=3))
     view = replace(view, squid=SquidCounters({COUNTER: requests}, answers=True))
     assert {condition.condition.code for condition in active_conditions(view)} == codes
+
+
+def test_bodies_need_one_process_and_none_where_no_rule_asks_for_them() -> None:
+    asked = WRONG["bodies-down"][0]
+    assert codes(replace(asked, counter_files=with_helpers(replace(HELPER, helper="bodies")).counter_files)) == []
+    assert codes(replace(asked, fragment=asked.fragment.replace("bodies,", ""))) == []
 
 
 def test_each_condition_has_a_case_here() -> None:

@@ -214,10 +214,17 @@ FAILURES: Final = (
         Cause.ORIGIN,
     ),
     FailurePage(
-        ("ERR_INVALID_RESP", "ERR_ICAP_FAILURE"),
+        ("ERR_ICAP_FAILURE",),
+        "FAILED inside this gateway, or by an answer that it does not take",
+        "The gateway could not inspect the body of the request, and sent nothing to the origin. Or the answer is a part"
+        " (206) beyond a petabyte. Or the parent proxy of the gateway asks for another password (407).",
+        _INTERNAL,
+        Cause.GATEWAY,
+    ),
+    FailurePage(
+        ("ERR_INVALID_RESP",),
         f"{_FAILED}: its answer is none that the gateway takes. {_PERHAPS_SENT}",
-        "The head of the answer is malformed or too large, it is a part (206) beyond a petabyte, or the parent proxy of"
-        " the gateway asks for another password (407).",
+        "The head of the answer is malformed or too large.",
         f"{_NO_RETRY} until the origin, or the gateway, is fixed.",
         Cause.ORIGIN,
         "does not help",

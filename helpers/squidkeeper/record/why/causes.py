@@ -256,6 +256,10 @@ def _has_no_helper(record: Record) -> bool:
     return is_noted or error_of(record) == "ERR_SQUIDKEEPER_UNAVAILABLE"
 
 
+def _is_uninspected(record: Record) -> bool:
+    return _of_rule("policy-unavailable")(record) and error_of(record) == _REFUSED_ANSWER
+
+
 def _is_asked(record: Record) -> bool:
     return record.page == "asked" or error_of(record) == "ERR_SQUIDKEEPER_ASKED"
 
@@ -342,6 +346,14 @@ CAUSES: Final = (
         "No helper of the gateway answered, so the request was denied.",
         f"Wait: Squid starts another helper. If it repeats: {NO_HELPER_REMEDY}",
         _has_no_helper,
+    ),
+    KnownCause(
+        "bodies-unanswered",
+        "rule `policy-unavailable`, and error `ERR_ICAP_FAILURE`",
+        "Nothing inspected the body of the request, so it was denied: `squidkeeper bodies` did not answer, or ended.",
+        "Wait: its processes are started again. If it repeats, run `squidkeeper doctor`, and read `journalctl -u"
+        " squidkeeper-bodies-1`, or bodies/bodies-1.log in the state folder.",
+        _is_uninspected,
     ),
     KnownCause(
         "no-policy",

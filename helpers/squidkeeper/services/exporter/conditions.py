@@ -16,7 +16,7 @@ from cachetools import LRUCache, cached
 
 from squidkeeper.base.faults import SECRET_UNAVAILABLE, Fault, FaultCode
 from squidkeeper.base.formatting import ago, byte_size, duration, printable, quantity, timestamp
-from squidkeeper.base.metrics import JUDGES, LOADS_POLICY, THROTTLE
+from squidkeeper.base.metrics import BODIES, JUDGES, LOADS_POLICY, THROTTLE
 from squidkeeper.base.squid_counters import COUNTER
 from squidkeeper.policy.extras import missing_extras
 from squidkeeper.policy.language.lint import lint
@@ -28,7 +28,7 @@ from squidkeeper.services.exporter.status_rows import logged_time, secret_rows
 from squidkeeper.services.pulling.settings import patience_seconds
 from squidkeeper.serving.counters.layout import HelperStatus
 from squidkeeper.serving.credentials.fetch_status import SecretStatus
-from squidkeeper.serving.parts import not_in_force, read_in_force
+from squidkeeper.serving.parts import Part, not_in_force, read_in_force
 
 _SECRET_EXPIRES_SOON: Final = timedelta(minutes=10)
 _CA_WARNING: Final = timedelta(days=30)
@@ -127,6 +127,7 @@ _MAKE_ROOM: Final = (
 _MAINTENANCE_LOG: Final = "Read `journalctl -u squidkeeper-maintenance`, or maintenance.log beside access.log"
 _PULL_LOG: Final = "Read `journalctl -u squidkeeper-pull`, or pull.log in its folder"
 _ARCHIVE_LOG: Final = "Read `journalctl -u squidkeeper-archive`, or archive.log in the run folder"
+_BODIES_LOG: Final = "Read `journalctl -u squidkeeper-bodies-1`, or bodies/bodies-1.log in the state folder"
 _SECRETS_LOG: Final = "Read `journalctl -u squidkeeper-secrets`, or secrets/secrets.log in the run folder"
 CONDITIONS: Final[list[Condition]] = []
 
@@ -432,6 +433,21 @@ def _throttle_not_running(view: Snapshot) -> Iterator[str]:
     times = (denial.time for denial in view.checkpoint.denials if denial.rule not in _DENIED_BY_SQUID)
     if at := max((time for time in times if since < time < until), default=None):
         yield f"a denial asked for it {ago(at, view.at)}"
+
+
+@_critical(
+    "bodies-down",
+    "1m",
+    "Nothing inspects bodies",
+    "Requests that need it are denied. Run `systemctl restart squidkeeper-bodies-1` and the same for 2, or"
+    f" `./install.sh`. {_BODIES_LOG}.",
+    unhealthy=True,
+    running=True,
+)
+def _bodies_down(view: Snapshot) -> Iterator[str]:
+    asked = Part.BODIES in read_in_force(view.fragment)
+    if asked and not any(helper.helper == BODIES for helper in view.helpers):
+        yield "squidkeeper-bodies-1 and squidkeeper-bodies-2 do not run"
 
 
 @_warning(

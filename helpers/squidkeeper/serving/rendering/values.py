@@ -79,7 +79,7 @@ class Values(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def inspects_bodies(self) -> bool:
         """Whether a rule has a `body`, so that `squidkeeper bodies` has to run."""
-        return "bodies" in self.keys
+        return Part.BODIES in self.keys
 
     @property
     def in_force(self) -> tuple[str, ...]:

@@ -1,0 +1,64 @@
+"""What is wrong with the processes that inspect bodies, where Squid's configuration has their part."""
+
+from collections.abc import Iterator
+
+import psutil
+
+from squidkeeper.base.layout import BODIES
+from squidkeeper.operate.doctor.inspection import Found, Inspection, critical, finds
+from squidkeeper.operate.setup.body_services import options_problem
+from squidkeeper.operate.setup.options import port_of
+from squidkeeper.operate.setup.processes import InstalledService
+
+
+def _services(seen: Inspection) -> tuple[InstalledService, ...]:
+    """List the processes; none where Squid does not ask them."""
+    port = port_of(seen.layout.bodies)
+    names = BODIES if (seen.layout.parts / "bodies.conf").exists() else ()
+    return tuple(InstalledService(name, seen.layout, seen.squid.systemd, port=port) for name in names)
+
+
+@finds("bodies-down")
+def _bodies_down(seen: Inspection) -> Iterator[Found]:
+    """Find each of the two: the condition holds where none runs."""
+    for service in _services(seen):
+        unit = service.paths.unit
+        if not unit.exists():
+            yield Found(f"squidkeeper-{service.name} is not installed", str(unit))
+        elif not service.works():
+            yield Found(f"squidkeeper-{service.name} does not listen on {seen.layout.bodies}", str(unit))
+
+
+@critical(
+    "bodies-unanswered",
+    "What inspects bodies does not answer as Squid needs it",
+    "Run `systemctl restart squidkeeper-bodies-1` and the same for 2. Requests that need it are denied until then.",
+    as_root=True,
+    running=True,
+)
+def _bodies_unanswered(seen: Inspection) -> Iterator[Found]:
+    if any(service.works() for service in _services(seen)) and (problem := options_problem(seen.layout.bodies)):
+        yield Found(problem)
+
+
+@critical(
+    "bodies-foreign",
+    "Another program can answer Squid about bodies",
+    "End it, and have it listen elsewhere. What Squid sends there holds bodies and headers of clients.",
+    as_root=True,
+    running=True,
+)
+def _bodies_foreign(seen: Inspection) -> Iterator[Found]:
+    services, own = _services(seen), set[int]()
+    for pid in filter(None, (service.pid() for service in services)):
+        first = psutil.Process(pid)
+        own |= {process.pid for process in (first, *first.children(recursive=True))}
+    for pid in sorted(_listeners(seen.layout.bodies) - own if services else ()):
+        yield Found(f"process {pid} ({psutil.Process(pid).name()}) listens on {seen.layout.bodies}")
+
+
+def _listeners(address: str) -> set[int]:
+    host, port = address.rpartition(":")[0], port_of(address)
+    places = {(host, port), ("0.0.0.0", port), ("::", port)}  # noqa: S104 - compared, not bound
+    found = psutil.net_connections("tcp")
+    return {one.pid for one in found if one.status == psutil.CONN_LISTEN and one.laddr[:2] in places and one.pid}
