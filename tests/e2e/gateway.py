@@ -99,6 +99,9 @@ class Gateway:
         self.layout = Layout.of(self.root)
         self._secrets = site.secrets
         self._squid: subprocess.Popen[bytes] | None = None
+        self.bodies: list[
+            subprocess.Popen[bytes]
+        ] = []  # the processes that read bodies, where the policy has a rule with `body`
         self._own_login = False
         self.root.mkdir()
         for venv in site.prototype.glob("venv-*"):
@@ -125,6 +128,7 @@ class Gateway:
         texts += [*self.layout.parts.iterdir(), *self.layout.templates.iterdir()]
         for file in filter(Path.is_file, texts):
             text = file.read_text()
+            text = text.replace(Layout.of(prototype).bodies, self.layout.bodies)
             file.write_text(text.replace(f"{prototype}", f"{self.root}").replace(PROTOTYPE_LISTENS, self.authority))
         for page in (self.root / "etc/errors").iterdir():
             page.write_bytes(page.read_bytes().replace(f"{prototype}".encode(), f"{self.root}".encode()))
@@ -224,6 +228,8 @@ class Gateway:
         return decode_values(encode_values(values.with_default(upstream)))
 
     def _put(self, values: Values) -> None:
+        if Part.BODIES in values.parts and not self.bodies:
+            self.start_bodies()
         entry = getpwnam("proxy")
         account = Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
         files = rendered_files(self.layout, read_templates(self.layout), values, account)
@@ -272,6 +278,35 @@ class Gateway:
             )
         return bool(run("ss", "-Hltn", f"sport = :{self.address[1]}"))
 
+    def start_bodies(self, processes: int = 1) -> None:
+        """Start processes that read bodies, as a service does: as Squid's account, which may use their port."""
+        rights = ("--inh-caps=+net_bind_service", "--ambient-caps=+net_bind_service")
+        account = ("setpriv", "--pdeathsig", "KILL", "--reuid", "proxy", "--regid", "proxy", "--clear-groups", *rights)
+        options: tuple[str | Path, ...] = (
+            "--listen",
+            self.layout.bodies,
+            "--policy",
+            self.policy_folder,
+            "--state",
+            self.root / "state",
+        )
+        for _ in range(processes):
+            with (self.root / "log/bodies.log").open("ab") as out:
+                command = [*account, self.root / "bin/squidkeeper", "bodies", *options]
+                self.bodies.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out))
+        address, _, port = self.layout.bodies.rpartition(":")
+        listening = ("ss", "-Hltn", f"src {address} and sport = :{port}")
+        wait_for(
+            lambda: len(run(*listening).splitlines()) >= len(self.bodies), f"{self.layout.bodies}; see {self.root}/log"
+        )
+
+    def kill_bodies(self) -> None:
+        """Kill the processes that read bodies."""
+        for process in self.bodies:
+            process.kill()
+            process.wait()
+        self.bodies = []
+
     def stop(self) -> None:
         """Stop Squid as `squid -k interrupt` does; it takes two seconds."""
         if self._squid:
@@ -284,7 +319,8 @@ class Gateway:
             self._squid = None
 
     def kill(self) -> None:
-        """Kill Squid and its helpers, and remove what it leaves."""
+        """Kill Squid, its helpers and what reads bodies, and remove what Squid leaves."""
+        self.kill_bodies()
         if self._squid:
             kill_tree(self._squid)
             self._squid = None

@@ -46,7 +46,7 @@ CORE = "squidkeeper.conf"
 TEMPLATES = {CORE: (SQUID / CORE).read_text()} | {
     part_file(Part(path.stem)): path.read_text() for path in (SQUID / "parts").glob("*.conf")
 }
-GATEWAYS = {"WORKERS", "RATE", "BURST", "SQUID_ERRORS", "BODIES"}  # setup/configuration.py fills them in
+GATEWAYS = {"WORKERS", "RATE", "BURST", "SQUID_ERRORS", "BODIES", "REQUEST_ID"}  # setup/configuration.py fills them in
 PEER = Peer("corp:0123456789ab", "proxy.example", 3128, "user:pass%20word")
 FULL = Values(
     keys=frozenset(Part) | {"core", "strip.x-debug", "inject.x-own", "upstream.corp:0123456789ab", "watch.secrets"},
@@ -73,6 +73,7 @@ def _gateways(text: str) -> set[str]:
 def test_each_placeholder_of_the_committed_files_is_known_and_each_known_one_is_used() -> None:
     named = {name for text in TEMPLATES.values() for name in re.findall(r"@([A-Za-z_]+)@", text)}
     named |= {"CONTENT_TYPE"}  # in the format of the log
+    named -= {"BODIES_LAST"}  # made from the other files
     assert {name for name in named if name not in GATEWAYS and not name.startswith("PAGE_")} == {*PLACEHOLDERS}
     assert all("@" not in line for text in rendered(FULL).values() for line in text.splitlines() if line[:1] != "#")
 
@@ -84,6 +85,30 @@ def test_only_the_parts_that_are_needed_are_there_and_included_in_their_order() 
     assert included == [part_file(Part.WATCH), part_file(Part.STRIP)]
     everything = re.findall(r"^include /etc/squid/(squidkeeper\.d/\S+)$", rendered(FULL)[CORE], re.MULTILINE)
     assert {*everything} == {part_file(part) for part in Part if part is not Part.SHARED}  # FULL has a parent
+
+
+def test_what_denies_after_the_service_of_bodies_is_asked_ahead_of_it() -> None:
+    texts = rendered(FULL, pages=True)
+    later = [
+        line.removeprefix("adapted_http_access deny ")
+        for name, text in texts.items()
+        for line in text.replace("\\\n   ", "").splitlines()
+        if line.startswith("adapted_http_access deny ") and name != part_file(Part.BODIES)
+    ]
+    ahead = [
+        line.removeprefix("http_access deny sk_body_decides ")
+        for line in texts[CORE].replace("\\\n   ", "").splitlines()
+        if line.startswith("http_access deny sk_body_decides ")
+    ]
+    assert len(ahead) > 5
+    assert sorted(ahead) == sorted(line for line in later if not line.startswith("CONNECT "))
+    assert texts[CORE].splitlines().index("http_access deny !CONNECT sk_body_decides sk_no_answer !all") > max(
+        place
+        for place, line in enumerate(texts[CORE].splitlines())
+        if "http_access deny" in line and "!all" not in line
+    )
+    without = rendered(Values(keys=FULL.keys - {Part.BODIES}), pages=True)
+    assert not any("sk_body_decides" in text for text in without.values())
 
 
 def test_the_helpers_are_told_what_is_in_force() -> None:

@@ -50,6 +50,7 @@ GROUPS = {  # what people do, with a line for each command that fits beside its 
         "exporter": "Serve metrics, health and the status page",
         "maintain": "Run the resolver, and limit the logs",
         "secrets": "Fetch the secrets that have a source",
+        "bodies": "Inspect bodies of requests",
         "render": "Add parts to Squid's configuration after an edit",
     },
     "Started by Squid": {

@@ -274,7 +274,7 @@ NO_CONTACT: Final = "the operator of this gateway"
 
 def placeholders() -> dict[str, str]:
     """Return what squid.conf has for `@PAGE_name@`, and for `@SQUID_ERRORS@`: the errors whose page is plain text."""
-    pages = {f"PAGE_{page.name}": _annotations(page) for page in DENIALS}
+    pages = {f"PAGE_{page.name}": _annotations(page) for page in DENIALS} | {"REQUEST_ID": ".".join(REQUEST_ID)}
     return {**pages, "SQUID_ERRORS": " ".join(name for failure in FAILURES for name in failure.errors)}
 
 

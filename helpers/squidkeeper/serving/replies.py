@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from squidkeeper.base.bounded_cache import BoundedCache
 from squidkeeper.base.metrics import (
+    BODIES,
     CREDENTIAL,
     CREDENTIAL_FAILURES,
     CREDENTIAL_INJECTIONS,
@@ -394,6 +395,11 @@ JUDGED_LATER = Reply(Result.ERR, (("later_", "yes"),))  # by the late lane, whic
 def judged_late(reply: Reply) -> Reply:
     """Mark a reply of the late lane as the last one."""
     return replace(reply, annotations=(*reply.annotations, ("later_", "no")))
+
+
+def body_count(decision: Decision) -> Key:
+    """Name what is counted of a decision by a body."""
+    return _decision_key(BODIES, decision.rule, decision.action)
 
 
 def broken_reply(message: str, helper: str) -> Reply:

@@ -211,6 +211,9 @@ PLACEHOLDERS: Final[Mapping[str, Callable[[Values], str | Iterator[str]]]] = {
 _PLACEHOLDER: Final = re.compile(r"@([A-Za-z_]+)@")
 _ALONE: Final = re.compile(r"^@([A-Za-z_]+)@\n", re.MULTILINE)
 _INCLUDE: Final = re.compile(r"^include \S+/squidkeeper\.d/([a-z-]+)\.conf\n", re.MULTILINE)
+_BODIES_LAST: Final = "BODIES_LAST"  # in the core
+# A line of adapted_http_access about requests, with its continuations.
+_DENIED_AFTER: Final = re.compile(r"^adapted_http_access deny (?!CONNECT )((?:.*\\\n)*.*)$", re.MULTILINE)
 _OWN_BODY_BOUND: Final = re.compile(rf"^\s*{BODY_BOUND}\s", re.MULTILINE)
 
 
@@ -235,13 +238,27 @@ def render(templates: Mapping[str, str], values: Values, own: str = "") -> dict[
     wanted = {part_file(part) for part in values.parts}
     texts = {name: text for name, text in templates.items() if name in wanted or name not in parts}
     included = {parts[name] for name in texts if name in parts}
-    return {name: _rendered(text, included, bounded) for name, text in texts.items()}
+    rendered = {name: _rendered(text, included, bounded) for name, text in texts.items()}
+    others = (text for name, text in rendered.items() if name != part_file(Part.BODIES))
+    last = "\n".join(_asked_before_bodies(others, included))
+    return {name: fill(text, {_BODIES_LAST: last}) for name, text in rendered.items()}
 
 
 def _rendered(template: str, included: set[Part], values: Values) -> str:
     text = _INCLUDE.sub(lambda found: found[0] if found[1] in included else "", template)
-    names = {found[1] for found in _PLACEHOLDER.finditer(text)}
+    names = {found[1] for found in _PLACEHOLDER.finditer(text)} - {_BODIES_LAST}
     return fill(text, {name: _expanded(name, values) for name in names})
+
+
+def _asked_before_bodies(texts: Iterable[str], included: set[Part]) -> Iterator[str]:
+    """Ask ahead of the service of bodies what the other texts deny after it, for the requests that it judges.
+
+    At last the notes are set that hold without an answer of the service.
+    """
+    if Part.BODIES in included:
+        for text in texts:
+            yield from (f"http_access deny sk_body_decides {line}" for line in _DENIED_AFTER.findall(text))
+        yield "http_access deny !CONNECT sk_body_decides sk_no_answer !all"
 
 
 def _expanded(name: str, values: Values) -> str:

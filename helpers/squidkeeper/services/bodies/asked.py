@@ -1,0 +1,45 @@
+"""What Squid asks about one request: the request, and what `http_access` has decided about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote
+
+from squidkeeper.base.errors import InvalidIcap
+from squidkeeper.policy.bodies.sent_request import SentRequest
+from squidkeeper.services.bodies.icap import IcapRequest, parse_http
+
+_NAMES: Final = ("x-sk-revision", "x-sk-bodies", "x-sk-client", "x-sk-request", "x-sk-observed")
+
+
+@dataclass(slots=True)
+class AskedBody:
+    """A request, as far as it has come, and the revision and the rules that may still decide it.
+
+    `observed` is what a rule ahead of these has observed, `request_id` its ID in the access log.
+    """
+
+    sent: SentRequest
+    url: str
+    revision: str
+    listed: str
+    client: str
+    request_id: str
+    observed: str | None
+
+
+def asked_by(request: IcapRequest) -> AskedBody:
+    """Read a request of ICAP; `InvalidIcap` where it lacks what bodies.conf adds to each."""
+    revision, listed, client, number, observed = _noted(request.headers)
+    http = parse_http(request.http)
+    body = SentRequest(http.method, http.target, http.headers, complete=not request.has_body, has_body=request.has_body)
+    return AskedBody(body, http.url, revision, listed, client, number, None if observed == "-" else observed)
+
+
+def _noted(headers: Mapping[str, str]) -> list[str]:
+    try:
+        return [unquote(headers[name]) for name in _NAMES]
+    except KeyError as error:
+        raise InvalidIcap("a request lacks what bodies.conf adds to each") from error

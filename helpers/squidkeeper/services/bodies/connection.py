@@ -1,0 +1,332 @@
+"""One connection of Squid's: it reads requests one after another, has each judged, and answers.
+
+A request is answered in one of three ways:
+
+- 204, within the preview: Squid sends the request on with the body that it has kept, and this process reads no more.
+- An echo, where more than the preview had to be read: all of the body passes through this process.
+- A denial. The client is still sending: the rest is read first, because a client that is sending reads no answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from enum import Enum, auto
+from typing import Final, Protocol, cast
+
+from squidkeeper.base.errors import InvalidIcap
+from squidkeeper.policy.bodies.sent_request import FormAnswer
+from squidkeeper.services.bodies.asked import AskedBody, asked_by
+from squidkeeper.services.bodies.icap import (
+    CONTINUE,
+    LAST_CHUNK,
+    PREVIEW,
+    Event,
+    IcapParser,
+    IcapRequest,
+    Mark,
+    format_answer,
+    format_chunk,
+    format_echo,
+    format_malformed,
+    format_options,
+    format_unchanged,
+)
+from squidkeeper.services.bodies.judge import JUDGED_AT_ONCE, BodyJudge, Judgement, late, too_much
+
+DECIDE_SECONDS: Final = 300.0  # in which a body has to come, as far as it is read
+REST_SECONDS: Final = 60.0  # in which the rest of a denied body is read
+REST_BYTES: Final = 1 << 30
+SILENT_SECONDS: Final = 75.0  # after Squid's icap_io_timeout
+
+
+class _Stage(Enum):
+    IDLE = auto()
+    READING = auto()  # until the body, or what has come of it, decides
+    ECHOING = auto()
+    DENIED = auto()  # the rest is read and dropped
+
+
+class Clock(Protocol):
+    """The parts of an event loop that a connection needs."""
+
+    def time(self) -> float:
+        """Return the monotonic time."""
+
+    def create_task(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Start a task."""
+
+
+class IcapConnection(asyncio.Protocol):
+    """One connection of Squid's."""
+
+    def __init__(self, judge: BodyJudge) -> None:
+        self._judge = judge
+        self._parser = IcapParser()
+        self._transport: asyncio.Transport | None = None
+        self._stage = _Stage.IDLE
+        self._waits = False  # for a judgement, or for the turn of a denial: no event is taken meanwhile
+        self._full = False  # Squid reads more slowly than we write
+        self._task: asyncio.Task[None] | None = None
+        self._heard = time.monotonic()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._request: IcapRequest | None = None
+        self._asked: AskedBody | None = None
+        self._body = bytearray()
+        self._judgement: Judgement | None = None
+        self._judge_again_at = 0  # so many bytes of the body
+        self._at_preview_end = self._continued = False
+        self._rest = 0
+        self._deadline: float | None = None
+
+    # --- what asyncio calls ---------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._judge.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Drop what is held."""
+        self._judge.connections.discard(self)
+        self._transport = None
+        self._release()
+        if self._task is not None:
+            self._task.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of Squid's."""
+        self._heard = time.monotonic()
+        self._parser.receive(data)
+        self._advance()
+
+    def pause_writing(self) -> None:
+        """Read no more of a body than Squid takes back."""
+        self._full = True
+        self._regulate()
+
+    def resume_writing(self) -> None:
+        """Read on."""
+        self._full, self._heard = False, time.monotonic()
+        self._regulate()
+
+    # --- deadlines ------------------------------------------------------------------------------------------------
+
+    def check(self, now: float) -> None:
+        """End what takes too long; called once a second."""
+        is_waiting = self._waits or (self._stage is _Stage.IDLE and self._parser.is_idle)
+        if not is_waiting and now - self._heard > SILENT_SECONDS:
+            self._abort()
+        elif self._deadline is None or now < self._deadline or self._waits:
+            return
+        elif self._stage is _Stage.READING:
+            self._decide(late(DECIDE_SECONDS))
+        elif self._stage is _Stage.DENIED:
+            self._answer(closes=True)
+
+    def drain(self) -> None:
+        """Close the connection, after the answer to a request that is under way."""
+        if self._transport is not None and self._stage is _Stage.IDLE and self._parser.is_idle:
+            self._transport.close()
+
+    # --- events ---------------------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        try:
+            while not self._waits and self._transport is not None:
+                event = self._parser.next_event()
+                if event is None:
+                    break
+                self._take(event)
+        except InvalidIcap:
+            self._write(format_malformed())
+            self._close()
+        self._regulate()
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, IcapRequest):
+            self._take_request(event)
+        elif isinstance(event, bytes):
+            self._take_body(event)
+        elif event is Mark.PREVIEW_ENDS:
+            self._at_preview_end = True
+            self._consider()
+        else:
+            self._take_end()
+
+    def _take_request(self, request: IcapRequest) -> None:
+        self._request = request
+        if request.method == "REQMOD":
+            self._stage, self._asked = _Stage.READING, asked_by(request)
+            self._judge_again_at = PREVIEW if request.has_preview else JUDGED_AT_ONCE
+            self._deadline = time.monotonic() + DECIDE_SECONDS
+
+    def _take_body(self, data: bytes) -> None:
+        if self._stage is _Stage.ECHOING:
+            self._write(format_chunk(data))
+        elif self._stage is _Stage.DENIED:
+            self._rest += len(data)
+            if self._rest > REST_BYTES:
+                self._answer(closes=True)
+        elif self._asked is not None:
+            self._body += data
+            if not self._judge.room.take(self._asked.client, len(data)):
+                self._decide(too_much())
+            elif self._continued and len(self._body) >= self._judge_again_at:
+                self._consider()
+
+    def _take_end(self) -> None:
+        if self._stage is _Stage.ECHOING:
+            self._write(LAST_CHUNK)
+            self._end()
+        elif self._stage is _Stage.DENIED:
+            self._answer()
+        elif self._asked is not None:
+            self._asked.sent.complete = True
+            self._consider()
+        else:
+            self._write(format_options())
+            self._end()
+
+    # --- the judgement --------------------------------------------------------------------------------------------
+
+    def _consider(self) -> None:
+        """Have what has come of the body judged: at once, or by a thread where it is long."""
+        asked = self._asked
+        if asked is None:
+            return
+        asked.sent.body = bytes(self._body)
+        self._judge_again_at = 2 * max(len(self._body), PREVIEW)
+        policy = self._judge.policies.at_hand(asked.revision)
+        if policy is not None and len(self._body) <= JUDGED_AT_ONCE:
+            self._decide(self._judge.decide(policy, asked))
+        else:
+            self._wait_for(self._consider_later(asked))
+
+    async def _consider_later(self, asked: AskedBody) -> None:
+        judgement = await self._judge.decide_later(asked)
+        self._waits, self._task = False, None
+        self._decide(judgement)
+        self._advance()
+
+    def _wait_for(self, work: Coroutine[None, None, None]) -> None:
+        self._waits = True
+        self._task = asyncio.get_running_loop().create_task(work)
+        self._task.add_done_callback(self._check_task)
+
+    def _check_task(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._judge.report(error)
+            self._abort()  # Squid denies the request
+
+    def _decide(self, judgement: Judgement | None) -> None:
+        if judgement is None and self._asked is not None and not self._asked.sent.complete:
+            self._read_on()
+            return
+        self._judgement = judgement or too_much()
+        if self._judgement.allowed:
+            self._pass_on(self._judgement)
+        elif self._asked is None or self._asked.sent.complete:
+            self._answer()
+        else:
+            self._stage, self._deadline = _Stage.DENIED, time.monotonic() + REST_SECONDS
+            self._release()
+            self._read_on()
+
+    def _read_on(self) -> None:
+        if self._at_preview_end:
+            self._at_preview_end, self._continued = False, True
+            self._write(CONTINUE)
+            self._parser.resume()
+
+    # --- answers --------------------------------------------------------------------------------------------------
+
+    def _pass_on(self, judgement: Judgement) -> None:
+        """Let a request pass: by 204 where Squid has kept all that it has sent, else by an echo."""
+        if self._request is None or self._asked is None:
+            return
+        headers, is_whole = self._headers(judgement), self._asked.sent.complete
+        if self._request.may_skip and not self._continued and (is_whole or self._at_preview_end):
+            self._write(format_unchanged(headers))
+            if not is_whole:
+                self._parser.finish()
+            self._end()
+            return
+        self._stage, self._deadline = _Stage.ECHOING, None
+        self._write(format_echo(self._request.http, headers) + format_chunk(bytes(self._body)))
+        self._release()
+        if is_whole:
+            self._take_end()
+        else:
+            self._read_on()
+
+    def _answer(self, *, closes: bool = False) -> None:
+        """Deny a request, at its client's turn."""
+        judgement, asked = self._judgement, self._asked
+        if judgement is None or asked is None:
+            return
+        self._waits = True
+        denial = self._judge.denial(judgement, asked)
+        self._release()
+
+        def write() -> None:
+            self._write_denial(judgement, denial, closes=closes)
+
+        self._judge.turns.wait(asked.client, time.monotonic(), write)
+
+    def _write_denial(self, judgement: Judgement, denial: tuple[bytes, FormAnswer], *, closes: bool) -> None:
+        if self._transport is None:
+            return
+        head, page = denial
+        headers = self._headers(judgement, closes=closes)
+        self._write(format_answer(head, page.body, headers))
+        self._waits = False
+        if closes:
+            self._close()
+        else:
+            self._end()
+            asyncio.get_running_loop().call_soon(self._advance)
+
+    def _headers(self, judgement: Judgement, *, closes: bool = False) -> dict[str, str]:
+        return judgement.headers | ({"Connection": "close"} if closes or self._judge.drains else {})
+
+    def _end(self) -> None:
+        self._stage = _Stage.IDLE
+        self._release()
+        self._begin()
+        if self._judge.drains:
+            self._close()
+
+    def _release(self) -> None:
+        if self._asked is not None and self._body:
+            self._judge.room.give_back(self._asked.client, len(self._body))
+        self._body = bytearray()
+        if self._asked is not None:
+            self._asked.sent.body = b""
+
+    # --- the transport --------------------------------------------------------------------------------------------
+
+    def _regulate(self) -> None:
+        """Read from Squid while something can be done with it."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._full or self._waits:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None and data:
+            self._transport.write(data)
+
+    def _close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+        self._waits = True
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()

@@ -1,0 +1,181 @@
+"""What the connections of this process share: policies, pages, the turns of denials, and bounds on what is held."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from weakref import WeakValueDictionary
+
+from squidkeeper.base.errors import PatternError
+from squidkeeper.policy.bodies.sent_request import FormAnswer
+from squidkeeper.policy.engine import CompiledPolicy, Decision, decide_body, deny, listed_rules
+from squidkeeper.policy.language.model import Rule
+from squidkeeper.services.bodies.asked import AskedBody
+from squidkeeper.services.bodies.denials import DenialTurns, Pages, form_answer, http_head
+from squidkeeper.services.bodies.policies import Policies
+from squidkeeper.serving.counters.layout import Key
+from squidkeeper.serving.quotas.counts import client_network
+from squidkeeper.serving.replies import body_count
+
+if TYPE_CHECKING:
+    from squidkeeper.services.bodies.connection import IcapConnection
+
+JUDGED_AT_ONCE: Final = 64 * 1024  # bytes of a body. A thread judges a longer one, so that others do not wait
+BYTES_AT_MOST: Final = 256 << 20  # of bodies, in this process
+_SHARE: Final = 4  # a client has a quarter of it at most
+_UNAVAILABLE: Final = "policy-unavailable"
+_FOUND: Final = "body:"
+_FOUND_LENGTH: Final = 200  # characters
+_UNKNOWN: Final = deny(
+    _UNAVAILABLE, "The policy that allowed this request is no longer stored, so its body cannot be judged. Repeat it."
+)
+_UNREAD: Final = deny(_UNAVAILABLE, "The rules of the policy for this body are none that this gateway can read.")
+_TOO_MUCH: Final = deny(
+    _UNAVAILABLE, "The gateway cannot hold as much of a body as the policy needs to see. Repeat the request later."
+)
+_LATE: Final = "The body of this request did not come within {:.0f} s, so the gateway could not judge it."
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A decision by the body, the rules that it was made by, and whom to ask about it."""
+
+    decision: Decision
+    rules: tuple[Rule, ...] = ()
+    contact: str | None = None
+    observed: str | None = None
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the request may pass."""
+        return self.decision.allowed
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What Squid notes for the access log."""
+        decision = self.decision
+        found = f"{_FOUND}{decision.found}"[:_FOUND_LENGTH] if decision.found else "-"
+        told = {
+            "X-SK-Rule": decision.rule,
+            "X-SK-Verdict": str(decision.action),
+            "X-SK-Observed": self.observed or "-",
+            "X-SK-Found": found,
+        }
+        return {name: _header_value(value) for name, value in told.items()}
+
+
+def late(seconds: float) -> Judgement:
+    """Deny a request whose body takes too long."""
+    return Judgement(deny(_UNAVAILABLE, _LATE.format(seconds)))
+
+
+def too_much() -> Judgement:
+    """Deny a request whose body is more than can be held, or than any of its rules needs."""
+    return Judgement(_TOO_MUCH)
+
+
+class Room:
+    """Counts the bytes of bodies that are held, of each client and of all."""
+
+    def __init__(self, bytes_at_most: int = BYTES_AT_MOST) -> None:
+        self._at_most = bytes_at_most
+        self._held: Counter[str] = Counter()
+        self.held = 0
+
+    def take(self, client: str, size: int) -> bool:
+        """Count bytes that are held now; returns whether there was room for them. They count in any case."""
+        network = client_network(client)
+        self.held += size
+        self._held[network] += size
+        return self.held <= self._at_most and self._held[network] <= self._at_most // _SHARE
+
+    def give_back(self, client: str, size: int) -> None:
+        """Count bytes that are no longer held."""
+        network = client_network(client)
+        self.held -= size
+        self._held[network] -= size
+        if self._held[network] <= 0:
+            del self._held[network]
+
+
+class BodyJudge:
+    """Judges requests for all connections. `count` counts a decision. `drains`: no connection is used again."""
+
+    def __init__(
+        self, policies: Policies, pages: Pages, turns: DenialTurns, pool: Executor, count: Callable[[Key], None]
+    ) -> None:
+        self.policies = policies
+        self.turns = turns
+        self.room = Room()
+        self.connections: set[IcapConnection] = set()
+        self.drains = False
+        self._pages = pages
+        self._pool = pool
+        self._count = count
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._reported: set[str] = set()
+
+    def decide(self, policy: CompiledPolicy, asked: AskedBody) -> Judgement | None:
+        """Judge a request by as much of its body as has come; None where that does not decide."""
+        judgement = judged(policy, asked)
+        if judgement is not None:
+            self._count(body_count(judgement.decision))
+        return judgement
+
+    async def decide_later(self, asked: AskedBody) -> Judgement | None:
+        """Judge a request in a thread, by a policy that may have to be loaded. A client has one thread at a time."""
+        policy = await self.policies.find(asked.revision)
+        if policy is None:
+            return Judgement(_UNKNOWN)
+        lock = self._locks.setdefault(client_network(asked.client), asyncio.Lock())
+        async with lock:
+            judgement = await asyncio.get_running_loop().run_in_executor(self._pool, judged, policy, asked)
+        if judgement is not None:
+            self._count(body_count(judgement.decision))
+        return judgement
+
+    def denial(self, judgement: Judgement, asked: AskedBody) -> tuple[bytes, FormAnswer]:
+        """Write the answer to a denied request: the head of the response, and its body."""
+        page = form_answer(judgement.decision, judgement.rules, asked) or self._pages.write(
+            judgement.decision, asked, judgement.contact
+        )
+        return http_head(page), page
+
+    def report(self, error: BaseException) -> None:
+        """Log an error of ours once, by its type and place: its text may hold what a body says."""
+        where = describe_place(error)
+        if where not in self._reported:
+            self._reported.add(where)
+            _log.error("a request was denied, because squidkeeper itself failed: %s", where)
+
+
+def describe_place(error: BaseException) -> str:
+    """Name the type of an error, and where it was raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f" in {trace.tb_frame.f_code.co_qualname}, line {trace.tb_lineno}" if trace else ""
+    return f"{type(error).__name__}{place}"
+
+
+def judged(policy: CompiledPolicy, asked: AskedBody) -> Judgement | None:
+    """Judge a request by the rules that Squid has passed on."""
+    try:
+        rules = listed_rules(policy, asked.listed)
+    except PatternError:
+        return Judgement(_UNREAD)
+    decision = decide_body(policy, rules, asked.sent)
+    if decision is None:
+        return None
+    return Judgement(decision, rules, policy.source.contact, asked.observed or decision.observed)
+
+
+def _header_value(text: str) -> str:
+    """Write a text as UTF-8, on one line; the names of rules have such texts."""
+    return "".join(character for character in text if character.isprintable()).encode().decode("latin-1")

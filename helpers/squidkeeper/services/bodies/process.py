@@ -1,0 +1,124 @@
+"""The process: it answers Squid until SIGTERM, by the policy in force. It logs nothing of a request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from squidkeeper.base.errors import ListenFailed
+from squidkeeper.base.layout import BODIES_FOLDER, Layout
+from squidkeeper.base.metrics import BODIES
+from squidkeeper.base.service_notify import ALIVE, READY, notify
+from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
+from squidkeeper.services.bodies.connection import IcapConnection
+from squidkeeper.services.bodies.denials import DenialTurns, Pages
+from squidkeeper.services.bodies.judge import BodyJudge
+from squidkeeper.services.bodies.policies import Policies
+from squidkeeper.serving.counters.layout import Key
+from squidkeeper.serving.helpers.helper_counters import HelperCounters
+from squidkeeper.serving.helpers.loop import answer_while_loading
+from squidkeeper.serving.helpers.throttle import Limits
+
+# Two processes answer Squid, and each counts for itself: together they have the numbers of squidkeeper.conf.
+_LIMITS: Final = Limits(per_second=5, burst=100, longest_seconds=5)
+_THREADS: Final = 2
+_BACKLOG: Final = 1024
+_CHECK_EVERY_SECONDS: Final = 1.0
+_DRAIN_SECONDS: Final = 20.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BodiesOptions:
+    """The options of the command. `layout` is that of the gateway whose commands a page names."""
+
+    listen: tuple[str, int]
+    directory: Path
+    state: Path
+    layout: Layout
+
+
+def run_bodies(options: BodiesOptions) -> None:
+    """Answer Squid until SIGTERM or SIGINT; `ListenFailed` where the address cannot be used."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would hold bodies, and headers of clients
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    answer_while_loading()
+    revisions = options.state / "revisions"
+    watcher: PolicyWatcher[CompiledPolicy] = PolicyWatcher(
+        options.directory, options.state / "lists", lambda compiled: compiled, follows=revisions
+    )
+    counting = HelperCounters(BODIES, options.state / BODIES_FOLDER, lambda: watcher.state)
+    counting.start()
+    watcher.start()
+    counting.ready()
+    asyncio.run(_run(options, watcher, counting, revisions))
+
+
+async def _run(
+    options: BodiesOptions, watcher: PolicyWatcher[CompiledPolicy], counting: HelperCounters, revisions: Path
+) -> None:
+    loop, end = asyncio.get_running_loop(), asyncio.Event()
+    loop.set_exception_handler(_report)
+    pool = ThreadPoolExecutor(_THREADS, "judge")
+
+    def count(key: Key) -> None:
+        counting.begin()
+        counting.end(1, [key])
+
+    policies = Policies(lambda: watcher.current, revisions, pool)
+    turns = DenialTurns(_LIMITS, lambda due, then: loop.call_later(due - time.monotonic(), then))
+    judge = BodyJudge(policies, Pages(options.layout), turns, pool, count)
+    host, port = options.listen
+    try:
+        server = await loop.create_server(lambda: IcapConnection(judge), host, port, reuse_port=True, backlog=_BACKLOG)
+    except OSError as error:
+        raise ListenFailed(f"{host}:{port}: {error.strerror or error}") from error
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end.set)
+    notify(READY)
+    while not end.is_set():
+        notify(ALIVE)
+        _check(judge)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(end.wait(), _CHECK_EVERY_SECONDS)
+    await _drain(server, judge)
+    logging.shutdown()
+    os._exit(0)  # at once: a thread may wait for a disk, and Python would wait for the thread
+
+
+async def _drain(server: asyncio.Server, judge: BodyJudge) -> None:
+    """Take no connection any more, and answer what is under way; another process takes the next requests."""
+    server.close()
+    judge.drains = True
+    until = time.monotonic() + _DRAIN_SECONDS
+    while judge.connections and time.monotonic() < until:
+        _check(judge)
+        for connection in [*judge.connections]:
+            connection.drain()
+        await asyncio.sleep(0.05)
+
+
+def _check(judge: BodyJudge) -> None:
+    now = time.monotonic()
+    for connection in [*judge.connections]:
+        connection.check(now)
+
+
+def _report(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error without its text, which may hold what a body says; asyncio then closes the connection."""
+    from squidkeeper.services.bodies.judge import describe_place  # late: there is hardly ever one
+
+    error = context.get("exception")
+    if not isinstance(error, (ConnectionError, TimeoutError)):
+        _log.error("%s", describe_place(error) if error else context.get("message", "an error"))
