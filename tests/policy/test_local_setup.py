@@ -100,7 +100,8 @@ OF_THE_FOLDER = {
     "Basic": "username password",
     "AwsSigV4Entry": "access_key_id secret_access_key session_token region service",
     "QuotaEntry": "name per clients rules requests tunnels tickets bytes_out bytes_in every",  # the store is local
-    "TestEntry": "request expect client user at rule rewrite credentials observed",
+    "TestEntry": "request expect client user at rule rewrite credentials observed body push",
+    "PushEntry": "update create delete options",
 }
 OF_LOCAL_SECTIONS = {
     "ReloadGateEntry",

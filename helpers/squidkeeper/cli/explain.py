@@ -17,14 +17,18 @@ from squidkeeper.cli.options import ABSOLUTE_URL, HOST_AND_PORT, Moment, fragmen
 from squidkeeper.cli.output import show_json, show_text
 
 if TYPE_CHECKING:
+    from squidkeeper.policy.bodies.sent_request import SentRequest
     from squidkeeper.policy.engine import CompiledPolicy, Decision
-    from squidkeeper.policy.engine.explain import Explanation, PassedOver, Resolved, WebSocket
+    from squidkeeper.policy.engine.body_scope import Judged
+    from squidkeeper.policy.engine.explain import Explanation, JudgedRule, PassedOver, Resolved, WebSocket
     from squidkeeper.policy.engine.fields import Entry
     from squidkeeper.policy.engine.tunnels import TunnelUse
     from squidkeeper.policy.language.model import Credential, Policy, Route, Rule
     from squidkeeper.policy.protocol.request import Malformed, Request
 
 _CANNOT_SAY = 2
+_BODILESS = ("GET", "HEAD", "OPTIONS", "DELETE")  # a request has no body where none is given
+_UNDECIDED = "UNDECIDED"
 _NOT_REACHED_AT_MOST = 5
 _PASSTHROUGH = "passthrough: only client, host, port and TLS server name are seen, no method and no path"
 _CONNECTIONS = {
@@ -51,6 +55,8 @@ _BUMPED = "bumped: HTTP/1.1 passes, each request is decided; HTTP/2 and gRPC nee
     type=click.File("rb"),
     help="A line of `squidkeeper log --json`; - for standard input.",
 )
+@click.option("--body", metavar="FILE", type=click.File("rb"), help="The body of the request, as the client sends it.")
+@click.option("--header", "headers", metavar="'NAME: VALUE'", multiple=True, help="A header that belongs to the body.")
 @click.argument("method", required=False)
 @click.argument("url", required=False)
 def explain(
@@ -61,6 +67,8 @@ def explain(
     as_json: bool,
     fragment: Path,
     line: BinaryIO | None,
+    body: BinaryIO | None,
+    headers: tuple[str, ...],
     method: str | None,
     url: str | None,
 ) -> None:
@@ -74,19 +82,25 @@ def explain(
     not-rendered: the policy in force allows the request, but Squid's configuration lacks a part for it. A draft gets
     its parts when it is put in force.
 
+    --body has the body for rules with body:. Without it, a GET, HEAD, OPTIONS or DELETE has no body. The body of any
+    other method is then unknown, and the rules that it decides among are listed. A push of git gets its Content-Type,
+    any other body application/json, unless a --header says otherwise.
+
     --record explains the first line of FILE, as of its time. A line that does not follow from the policy is refused
     with the reason.
 
     \b
     Examples:
       squidkeeper explain --client 192.168.137.10 GET https://pypi.org/
+      squidkeeper explain --body chat.json POST https://api.example/v1/chat
       squidkeeper log -n 1 --json | squidkeeper explain --record -
 
     \b
     Exit status:
       0  Allowed.
       1  Denied.
-      2  Unknown: the policy does not load, or URL or line cannot be read.
+      2  Unknown: the policy does not load, URL or line cannot be read,
+         or the body decides and is not given.
     """
     from squidkeeper.policy.engine import explain as engine
 
@@ -95,7 +109,7 @@ def explain(
     )
     policy = _load(directory)
     _compare(revision, policy.revision, directory)
-    found = engine.explain(policy, request, now)
+    found = engine.explain(policy, request, now, _sent(request, body, headers, recorded=line is not None))
     squid = _read_squid(fragment, directory)
     missing = _not_rendered(policy.source, found, squid) if squid else None
     shown = replace(found, tunnel=_tunnel_in_force(found.tunnel, squid) if squid else found.tunnel)
@@ -103,7 +117,23 @@ def explain(
         show_json(_as_object(shown, missing))
     else:
         show_text(_text(asked, shown, missing, squid))
-    raise SystemExit(0 if found.decision.allowed else 1)
+    raise SystemExit(_CANNOT_SAY if found.undecided else 0 if found.decision.allowed else 1)
+
+
+def _sent(
+    request: Request | Malformed, body: BinaryIO | None, headers: tuple[str, ...], *, recorded: bool
+) -> SentRequest | None:
+    """Make the request with its body; None where that is not known."""
+    from squidkeeper.policy.bodies.written_request import written_request
+
+    if request.url is None or (body is None and (recorded or request.method not in _BODILESS)):
+        return None
+    pairs = [(name.strip(), value.strip()) for name, colon, value in (text.partition(":") for text in headers) if colon]
+    if len(pairs) < len(headers):
+        raise click.BadParameter(
+            "expected NAME: VALUE, such as 'Content-Type: application/json'", param_hint="--header"
+        )
+    return written_request(request.method, request.url, body.read() if body else None, pairs)
 
 
 class _Squid(NamedTuple):
@@ -243,6 +273,7 @@ def _text(asked: str, found: Explanation, missing: str | None, squid: _Squid | N
     rows = [
         ("rule", f"{decision.rule}{_at(decision.location)}"),
         ("reason", decision.reason),
+        *(("body", text) for text in _body_texts(found)),
         ("ask", _ask_text(decision)),
         ("grant", _grant_text(found.grant)),
         ("observed", _observed_text(found)),
@@ -258,13 +289,41 @@ def _text(asked: str, found: Explanation, missing: str | None, squid: _Squid | N
         ("resolved", _resolved_text(found.resolved)),
         ("tls", _tls_text(found)),
         ("websocket", _websocket_text(found)),
-        *(("reading", f"{path.reading} {path.path}: {one.action} by {one.rule}") for path, one in found.by_reading),
+        *(("reading", f"{path.reading} {path.path}: {_verdict_text(one)}") for path, one in found.by_reading),
         *(("passed over", _passed(passed) + of) for passed in found.passed_over),
         *(("not reached", text) for text in _not_reached_texts(found.not_reached)),
         *(("not applied", _passed(passed)) for passed in found.not_applied),
     ]
     lines = [f"{name:<12} {text}" for name, text in rows if text]
-    return "\n".join([f"{decision.action.upper():<12} {asked}", *lines])
+    verdict = _UNDECIDED if found.undecided else decision.action.upper()
+    return "\n".join([f"{verdict:<12} {asked}", *lines])
+
+
+def _verdict_text(decision: Decision) -> str:
+    return "the body decides" if decision.by_body else f"{decision.action} by {decision.rule}"
+
+
+def _body_texts(found: Explanation) -> Iterator[str]:
+    if found.undecided:
+        yield "the first of these that holds decides (--body FILE shows which):"
+    for one in found.by_body:
+        if found.undecided or one.judged is not None:
+            yield f"{one.rule.name}{_at(one.rule.location if one.rule.location.file else None)}: {_body_text(one)}"
+    if found.undecided and (found.by_body[-1].rule.body or found.by_body[-1].rule.observe):
+        yield "default"
+
+
+def _body_text(one: JudgedRule) -> str:
+    does = f"{'observed as ' if one.rule.observe else ''}{one.rule.verdict}"
+    if one.judged is None:
+        return f"{does}, whatever the body" if one.rule.body is None else f"{does}, where its body holds"
+    if one.judged.holds:
+        return f"{does}{_because(one.judged)}"
+    return f"did not hold{_because(one.judged)}"
+
+
+def _because(judged: Judged) -> str:
+    return f" ({judged.outcome.reason})" if judged.outcome.reason else ""
 
 
 def _ask_text(decision: Decision) -> str | None:
@@ -349,6 +408,8 @@ def _websocket_text(found: Explanation) -> str | None:
         return None
     if found.websocket.passes:
         return "yes"
+    if found.by_body:
+        return "no, no rule that reads bodies passes one"
     if found.grant is not None:
         return "no, a grant passes none"
     remedy = f"websocket: true on {rule_to_change(found.decision)} would let it pass"
@@ -391,10 +452,11 @@ def _as_object(found: Explanation, missing: str | None) -> dict[str, object]:
     location = decision.location
     rewritten = decision.rewritten
     return {
-        "verdict": decision.action,
+        "verdict": _UNDECIDED.lower() if found.undecided else decision.action,
         "rule": decision.rule,
         "location": _place(location) if location else None,
         "reason": decision.reason,
+        "by_body": [_body_fields(one) for one in found.by_body],
         "asks": decision.asks or decision.outlook.may_ask,
         "grant": found.grant
         and {"expires": found.grant.expires and found.grant.expires.isoformat(), "uses": found.grant.uses},
@@ -421,13 +483,24 @@ def _as_object(found: Explanation, missing: str | None) -> dict[str, object]:
         and {"passes": found.websocket.passes, "reason": _websocket_obstacle(found.websocket)},
         "passthrough": found.passthrough,
         "readings": [
-            {"reading": path.reading, "path": path.path, "verdict": read_as.action, "rule": read_as.rule}
+            {
+                "reading": path.reading,
+                "path": path.path,
+                "verdict": _UNDECIDED.lower() if read_as.by_body else read_as.action,
+                "rule": read_as.rule,
+            }
             for path, read_as in found.by_reading
         ],
         "passed_over": [_passed_fields(passed) for passed in found.passed_over],
         "not_reached": [_named(rule) for rule in found.not_reached],
         "not_applied": [_passed_fields(passed) for passed in found.not_applied],
     }
+
+
+def _body_fields(one: JudgedRule) -> dict[str, object]:
+    judged = one.judged
+    told = judged and {"holds": judged.holds, "fit": judged.outcome.fit.name.lower(), "reason": judged.outcome.reason}
+    return {**_named(one.rule), "verdict": one.rule.verdict, "observes": one.rule.observe, "judged": told}
 
 
 def _passed_fields(passed: PassedOver) -> dict[str, object]:

@@ -40,6 +40,7 @@ _PLACES: Final[_Schema] = {
     "propertyNames": {"pattern": "^/"},
     "additionalProperties": {"anyOf": [_SCALAR, _VALUES, {"$ref": f"{_DEFS}PlaceEntry"}]},
 }
+_REF: Final[_Schema] = {"type": "string", "pattern": "^refs/"}
 _AMOUNT: Final[_Schema] = {"type": "integer", "minimum": 1}
 _SIZE: Final[_Schema] = {"anyOf": [_AMOUNT, {"type": "string", "pattern": "^[0-9]+[KMGT]B$"}]}
 # How a field is written, where it is not what its model says: by its model and name. `[]` is one entry of its list.
@@ -79,6 +80,10 @@ _WRITTEN: Final[Mapping[str, _Schema]] = {
     "GitHubAppEntry.installation_id": _NUMBER_OR_TEXT,
     "TestEntry.request": {"type": "string", "pattern": "^[A-Z0-9_-]+ [A-Za-z]+://"},
     "TestEntry.at": _TIME,
+    "TestEntry.body": {"anyOf": [_TEXT, {"type": "object"}, {"type": "array"}]},
+    "PushEntry.update[]": _REF,
+    "PushEntry.create[]": _REF,
+    "PushEntry.delete[]": _REF,
     "TestEntry.rewrite": {"anyOf": [_TEXT, _NOTHING]},
     "TestEntry.observed": {"anyOf": [_TEXT, _NOTHING]},
 }

@@ -27,6 +27,7 @@ _FOUND_LENGTH = 200  # characters
 CLOSED_DEFAULT: Final = Rule(
     "default", Location(""), Action.DENY, Match(), "The default allows http and https on their own ports alone."
 )
+_UNFINISHED: Final = deny("invalid-request", "The body ends too early.")
 _TOO_MANY: Final = deny(
     "invalid-request", f"More than {LISTED_AT_MOST} rules of the policy may decide by the body of this request."
 )
@@ -125,6 +126,14 @@ def decide_body(policy: CompiledPolicy, listed: Decision | Sequence[Rule], sent:
     return _by_default(policy, passed, observed)
 
 
+def decide_sent(policy: CompiledPolicy, before: Decision, sent: SentRequest) -> Decision:
+    """Decide a request with the whole of its body: what was decided before the body keeps all but the verdict."""
+    after = decide_body(policy, before, sent)
+    if after is None or not after.allowed:
+        return after or _UNFINISHED
+    return replace(before, rule=after.rule, reason=after.reason, location=after.location, observed=after.observed)
+
+
 def judge(rules: Sequence[Rule], sent: SentRequest) -> Iterator[Judged]:
     """Yield what the `body:` of each rule of a list comes to, in their order, down to the one that decides."""
     from squidkeeper.policy.bodies.judging import examine  # late: only a body needs it
@@ -142,19 +151,20 @@ def _decided(policy: CompiledPolicy, judged: Judged, passed: Sequence[Judged]) -
     decision = deny("default", rule.reason or "") if rule is CLOSED_DEFAULT else policy.decision_by(rule)
     if decision.allowed:
         return decision
-    return _with_reasons(replace(decision, asks=False), [judged, *passed])
+    return _with_reasons(replace(decision, asks=False), judged, passed)
 
 
 def _by_default(policy: CompiledPolicy, passed: Sequence[Judged], observed: str | None) -> Decision:
     decision = policy.default_decision
     if decision.allowed:
         return replace(decision, observed=observed or decision.observed)
-    return replace(_with_reasons(replace(decision, asks=False), passed), observed=observed)
+    return replace(_with_reasons(replace(decision, asks=False), None, passed), observed=observed)
 
 
-def _with_reasons(decision: Decision, judged: Sequence[Judged]) -> Decision:
-    """Add to a denial why the rules that could allow did not hold, and why the one that denies does."""
-    told = [one.text for one in judged if one.text and not one.rule.observe]
+def _with_reasons(decision: Decision, denier: Judged | None, passed: Sequence[Judged]) -> Decision:
+    """Add to a denial why the rule holds that denies, and why those that could allow did not hold."""
+    could_allow = (one for one in passed if one.rule.action is Action.ALLOW and not one.rule.observe)
+    told = [one.text for one in (*([denier] if denier else []), *could_allow) if one.text]
     if not told:
         return decision
     reason = " ".join([decision.reason or "", *(f"{text}." for text in told[:_SHOWN])])

@@ -7,10 +7,12 @@ from itertools import dropwhile
 
 from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.base.faults import Location
+from squidkeeper.policy.bodies.sent_request import SentRequest
+from squidkeeper.policy.engine.body_scope import Judged, decide_sent, judge
 from squidkeeper.policy.engine.compiled_policy import CompiledPolicy, HostMatch, injects
 from squidkeeper.policy.engine.decide import Stage, decide
 from squidkeeper.policy.engine.decision import Decision
-from squidkeeper.policy.engine.fields import Entry, UrlFacts, failing_fields, is_deny
+from squidkeeper.policy.engine.fields import Entry, UrlFacts, body_may_hold, failing_fields, is_deny
 from squidkeeper.policy.engine.host_scope import first_rewrite, first_rule
 from squidkeeper.policy.engine.quotas import counting, ticket_quotas
 from squidkeeper.policy.engine.request_scope import decide_reading, facts_of
@@ -30,6 +32,14 @@ class PassedOver:
 
     entry: Entry
     fields: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedRule:
+    """A rule that the body decides among, and what its `body` came to; None where it was not judged."""
+
+    rule: Rule
+    judged: Judged | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +70,15 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A decision, and what led to it."""
+    """A decision, and what led to it.
+
+    `by_body` are the rules that the body decides among, as far as they were judged. `undecided` where no body was given
+    to decide by: `decision` is then what was decided before the body.
+    """
 
     decision: Decision
+    by_body: list[JudgedRule]
+    undecided: bool
     passed_over: list[PassedOver]
     not_reached: list[Rule]
     not_applied: list[PassedOver]
@@ -79,13 +95,18 @@ class Explanation:
     quotas: tuple[Quota, ...]  # that count it
 
 
-def explain(policy: CompiledPolicy, request: Request | Malformed, at: datetime) -> Explanation:
-    """Decide a request, and explain the decision."""
-    decision = decide(policy, policy.match(request), at)
+def explain(
+    policy: CompiledPolicy, request: Request | Malformed, at: datetime, sent: SentRequest | None = None
+) -> Explanation:
+    """Decide a request, and explain the decision. `sent` has its body; None where that is not known."""
+    before = decide(policy, policy.match(request), at)
+    decision = decide_sent(policy, before, sent) if before.by_body and sent else before
     return Explanation(
         decision,
+        by_body(before, sent),
+        bool(before.by_body) and sent is None,
         passed_over(policy, request, at),
-        not_reached(policy, request, decision, at),
+        not_reached(policy, request, before, at),
         not_applied(policy, request, decision),
         by_reading(policy, request, at),
         websocket(policy, request, decision, at),
@@ -97,8 +118,14 @@ def explain(policy: CompiledPolicy, request: Request | Malformed, at: datetime) 
         grant(policy, decision),
         observed(policy, decision),
         policy.source.observe_default if decision.allowed and decision.rule == "default" else None,
-        quotas_of(policy, request, decision),
+        quotas_of(policy, request, before),
     )
+
+
+def by_body(before: Decision, sent: SentRequest | None) -> list[JudgedRule]:
+    """List the rules that the body decides among, and what each `body` comes to, down to the one that decides."""
+    judged = {one.rule.name: one for one in judge(before.by_body, sent)} if before.by_body and sent else {}
+    return [JudgedRule(rule, judged.get(rule.name)) for rule in before.by_body]
 
 
 def grant(policy: CompiledPolicy, decision: Decision) -> Rule | None:
@@ -144,7 +171,7 @@ def _failing_rules(
         fields = _failing_rule_fields(rule, facts, url, at)
         if fields:
             found.append(PassedOver(rule, fields))
-        elif not rule.observe and _ends_search(rule, url):
+        elif not rule.observe and rule.body is None and _ends_search(rule, url):
             return found, rule
     return found, None
 
@@ -157,8 +184,13 @@ def not_reached(policy: CompiledPolicy, request: Request | Malformed, decision: 
     match = policy.match(request)
     if match.denial or not decision.allowed:
         return []
-    below = dropwhile(lambda rule: rule.location != decision.location, _rules(policy, match.facts))
-    denies = (rule for rule in below if is_deny(rule) and not rule.observe and not _is_for_every_host(rule.match))
+    decider = decision.by_body[-1].location if decision.by_body else decision.location
+    below = dropwhile(lambda rule: rule.location != decider, _rules(policy, match.facts))
+    denies = (
+        rule
+        for rule in below
+        if is_deny(rule) and not rule.observe and rule.body is None and not _is_for_every_host(rule.match)
+    )
     return [rule for rule in denies if _holds_for_any(rule, match.facts, _readings(request), at)]
 
 
@@ -181,7 +213,8 @@ def _grants(policy: CompiledPolicy, facts: HostFacts) -> Iterator[Rule]:
 
 def _failing_rule_fields(rule: Rule, facts: HostFacts, url: UrlFacts | None, at: datetime) -> tuple[str, ...]:
     timed = {"expires": not rule.lapsed(at), "when": rule.when is None or rule.when.holds(at)}
-    return (*failing_fields(rule, facts, url), *(name for name, holds in timed.items() if not holds))
+    ruled_out = ("body",) if url and facts.method and not body_may_hold(rule, url, facts.method) else ()
+    return (*failing_fields(rule, facts, url), *(name for name, holds in timed.items() if not holds), *ruled_out)
 
 
 def _ends_search(rule: Rule, url: UrlFacts | None) -> bool:
@@ -242,12 +275,18 @@ def websocket(
     if rewrite is not None:
         return WebSocket(False, rewrite)
     rule = first_rule(policy, match, at)
-    return WebSocket(False, rule, _restricting_fields(rule.match) if rule else ())
+    return WebSocket(False, rule, _restricting_fields(rule) if rule else ())
 
 
-def _restricting_fields(match: Match) -> tuple[str, ...]:
+def _restricting_fields(rule: Rule) -> tuple[str, ...]:
     """Name the fields for which a rule is not certain."""
-    restricts = {"methods": match.methods is not None, "paths": not match.any_path, "query": match.query is not None}
+    match = rule.match
+    restricts = {
+        "methods": match.methods is not None,
+        "paths": not match.any_path,
+        "query": match.query is not None,
+        "body": rule.body is not None,
+    }
     return tuple(name for name, holds in restricts.items() if holds)
 
 

@@ -107,13 +107,16 @@ def url_test(url: UrlFacts, method: str | None) -> Callable[[Entry], bool]:
 
 
 def _may_hold(entry: Entry, url: UrlFacts, method: str) -> bool:
-    if not holds_for_url(entry, url):
-        return False
-    if not isinstance(entry, Rule) or entry.body is None:
+    return holds_for_url(entry, url) and (not isinstance(entry, Rule) or body_may_hold(entry, url, method))
+
+
+def body_may_hold(rule: Rule, url: UrlFacts, method: str) -> bool:
+    """Whether the `body` of a rule may hold for a request, by its method and URL."""
+    if rule.body is None:
         return True
     from squidkeeper.policy.bodies.judging import may_hold  # late: only a rule with `body` needs it
 
-    return may_hold(entry.body, method.upper(), sent(url.sent), url.query)
+    return may_hold(rule.body, method.upper(), sent(url.sent), url.query)
 
 
 def failing_fields(entry: Entry, facts: HostFacts, url: UrlFacts | None) -> Iterator[str]:

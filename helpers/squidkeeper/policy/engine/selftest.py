@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from squidkeeper.base.faults import Fault, FaultCode
+from squidkeeper.policy.bodies.sent_request import SentRequest
+from squidkeeper.policy.engine.body_scope import decide_sent
 from squidkeeper.policy.engine.compiled_policy import CompiledPolicy
 from squidkeeper.policy.engine.decide import decide
 from squidkeeper.policy.engine.decision import Decision
+from squidkeeper.policy.language.bodies import WrittenPush
 from squidkeeper.policy.language.model import NO_REWRITE, NOT_OBSERVED, Action, PolicyTest
 from squidkeeper.policy.protocol.request import Malformed, Request, request_to
 
@@ -61,7 +64,15 @@ def _request(test: PolicyTest) -> Request | Malformed:
 
 
 def _decide(policy: CompiledPolicy, test: PolicyTest, at: datetime) -> Decision:
-    return decide(policy, policy.match(_request(test)), at)
+    decision = decide(policy, policy.match(_request(test)), at)
+    return decide_sent(policy, decision, _sent(test)) if decision.by_body else decision
+
+
+def _sent(test: PolicyTest) -> SentRequest:
+    from squidkeeper.policy.bodies.written_request import push_body, written_request  # late: few policies need it
+
+    body = push_body(test.body) if isinstance(test.body, WrittenPush) else test.body
+    return written_request(test.method, test.url, body)
 
 
 def _differences(test: PolicyTest, decision: Decision) -> list[str]:

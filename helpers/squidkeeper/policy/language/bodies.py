@@ -72,4 +72,14 @@ class McpBody:
     max_bytes: int = MAX_BYTES
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenPush:
+    """A push of a test: the refs that it updates, creates and deletes, and its options."""
+
+    update: tuple[str, ...] = ()
+    create: tuple[str, ...] = ()
+    delete: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
 Body = JsonBody | GitBody | McpBody

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from squidkeeper.policy.language import schema
-from squidkeeper.policy.language.bodies import Allowed, Body, GitBody, JsonBody, McpBody, Member
+from squidkeeper.policy.language.bodies import Allowed, Body, GitBody, JsonBody, McpBody, Member, WrittenPush
 from squidkeeper.policy.language.body_values import parse_pointer
 
 
@@ -22,6 +22,14 @@ def body_of(entry: schema.BodyEntry | None) -> Body | None:
         return McpBody(mcp.tools or (), arguments or None, mcp.methods or (), entry.max)
     only = None if entry.only is None else tuple(map(parse_pointer, entry.only))
     return JsonBody(_members(entry.in_json or {}), only, entry.max)
+
+
+def sent_body(entry: schema.TestEntry) -> bytes | WrittenPush | None:
+    """Return the body that a test sends."""
+    if entry.push is None:
+        return entry.body
+    push = entry.push
+    return WrittenPush(push.update or (), push.create or (), push.delete or (), push.options or ())
 
 
 def _members(places: Mapping[str, schema.PlaceEntry]) -> tuple[Member, ...]:

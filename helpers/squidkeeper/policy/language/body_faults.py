@@ -31,17 +31,25 @@ _APART = f"expected {_OTHERS}"
 
 
 def entry_faults(documents: Iterable[Document]) -> Iterator[Fault]:
-    """Find what a rule cannot have beside `body`, and what its parts cannot have beside each other."""
+    """Find what a rule cannot have beside `body`, what its parts cannot have beside each other, and doubled bodies."""
     for document in documents:
-        for _, entry, steps in entries(document, "rules"):
-            if "body" not in entry:
-                continue
-            found = [*_beside(entry)]
-            if isinstance(body := entry["body"], dict):
-                for check in (_of_body, _of_places, _of_git, _of_mcp):
-                    found += check(body, entry.get("action"))
-            for inner, key, code, message in found:
+        for section, entry, steps in entries(document, "rules", "tests"):
+            for inner, key, code, message in (_of_rule if section == "rules" else _of_test)(entry):
                 yield Fault(document.locate((*steps, *inner), key=key), code, message)
+
+
+def _of_test(entry: _Entry) -> _Found:
+    if {"body", "push"} <= entry.keys():
+        yield ("push",), True, FaultCode.KEY_CHOICE, "'push' beside 'body', expected one of them"
+
+
+def _of_rule(entry: _Entry) -> _Found:
+    body = entry.get("body")
+    if body is not None:
+        yield from _beside(entry)
+    if isinstance(body, dict):
+        for check in (_of_body, _of_places, _of_git, _of_mcp):
+            yield from check(body, entry.get("action"))
 
 
 def _beside(entry: _Entry) -> _Found:

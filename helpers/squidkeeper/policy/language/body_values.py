@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Final
 
 from squidkeeper.base.errors import PatternError
 from squidkeeper.base.formatting import byte_size
 from squidkeeper.policy.language.bodies import Scalar
-from squidkeeper.policy.language.document import Unquoted
+from squidkeeper.policy.language.document import Unquoted, describe
 
 LARGEST_BODY: Final = 64_000_000  # bytes; a body that is read is in memory
 CALLS_A_TOOL: Final = "tools/call"
@@ -46,6 +47,13 @@ def parse_ref(text: str) -> str:
     return _short_enough(text)
 
 
+def parse_pushed_ref(text: str) -> str:
+    """Parse a ref of a push, which is no glob."""
+    if "*" in text:
+        raise PatternError(f"ref {text!r} is a glob, expected the ref that is pushed")
+    return parse_ref(text)
+
+
 def parse_name(text: str) -> str:
     """Parse the name of a tool, or a glob of names."""
     if not text.isprintable():
@@ -80,6 +88,23 @@ def scalar_of(value: object) -> Scalar:
     if (number := number_of(value)) is not None:
         return number
     raise PatternError("expected a text, a number, true, false or null")
+
+
+def written_document(value: object) -> bytes:
+    """Write a document of a test as JSON; `PatternError` where it holds what is none."""
+    return json.dumps(document_of(value), ensure_ascii=False).encode()
+
+
+def document_of(value: object) -> object:
+    """Return a JSON document as YAML writes it; `PatternError` where a value is none of JSON's."""
+    if isinstance(value, dict):
+        return {name: document_of(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [document_of(item) for item in value]
+    try:
+        return scalar_of(value)
+    except PatternError:
+        raise PatternError(f"the body holds {describe(value)}, which is no value of JSON; quote it") from None
 
 
 def checked_size(size: int) -> int:

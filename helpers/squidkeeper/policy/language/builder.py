@@ -17,7 +17,7 @@ from squidkeeper.policy.language import (
     secret_sources,
     sharing,
 )
-from squidkeeper.policy.language.bodies_written import body_of
+from squidkeeper.policy.language.bodies_written import body_of, sent_body
 from squidkeeper.policy.language.contents import PolicyContents
 from squidkeeper.policy.language.document import Document, all_entries, entries, file_entries
 from squidkeeper.policy.language.forms import AwsSigV4, Form, Headers, InjectedValue, QueryParameters, values_of
@@ -395,7 +395,7 @@ class _Maker:
     def tests(self) -> Iterator[PolicyTest]:
         for position, entry in enumerate(self.model.tests or ()):
             place, (method, url) = self._place("tests", position), entry.request
-            results = (entry.rule, entry.rewrite, entry.credentials, entry.observed)
+            results = (entry.rule, entry.rewrite, entry.credentials, entry.observed, sent_body(entry))
             yield PolicyTest(place, method, url, entry.expect, entry.client, entry.user, entry.at, *results)
 
     def _place(self, *steps: str | int) -> Location:

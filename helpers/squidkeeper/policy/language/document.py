@@ -308,7 +308,7 @@ class _Composer:
             if isinstance(event, AliasEvent) and isinstance(value.data, list):
                 value.place = _start_of(event)  # wrong here, and right where it was written
             children.append(value)
-            if not _may_be_null(self._steps, value, in_list=True):
+            if not (_may_be_empty(self._steps, value) or _may_be_null(self._steps, value, in_list=True)):
                 self._check_value("an entry of a list", value)
         node.children = children
         node.data = [child.data for child in children]
@@ -463,7 +463,9 @@ def _implicit_tag(text: str) -> str | None:
 
 
 def _may_be_empty(keys: list[str], value: Node) -> bool:
-    """Whether an empty list is allowed: a test can expect none, and a client have no token left."""
+    """Whether nothing is allowed: a test can expect none, or send it in a document; a client can have no token left."""
+    if keys[:2] == _TESTED_BODY:
+        return value.data in ([], {}) or (isinstance(value.data, Unquoted) and bool(value.data.text))
     return value.data == [] and (keys in _EMPTY_IS_NONE or (keys[:1] == ["clients"] and keys[2:] == ["token_sha256"]))
 
 
@@ -524,6 +526,7 @@ _SHOWN_AT_MOST = 60
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,8}")
 _TRUTH = {"true": True, "false": False}
 _NULL = "nothing"
+_TESTED_BODY = ["tests", "body"]
 _EMPTY_IS_NONE = (
     ["tests", "rewrite"],
     ["tests", "credentials"],

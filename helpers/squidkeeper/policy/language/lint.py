@@ -312,7 +312,7 @@ def _shadowed(policy: Policy, now: datetime) -> Iterator[Fault]:
         )
         covering = (first for first in earlier if _outlasts(first, rule) and _covers(first, rule))
         found = next(filter(None, (_leaves_nothing(first, rule, opened) for first in covering)), None)
-        if found is None and rule.observe:
+        if found is None and (rule.observe or rule.body is not None):
             continue
         if found is None:
             deciders.setdefault(_narrowed(rule.match), HostIndex((), policy.lists)).add(position, rule.match)

@@ -13,7 +13,7 @@ from hashlib import sha256
 from typing import Final, NamedTuple, Self
 
 from squidkeeper.base.faults import Location
-from squidkeeper.policy.language.bodies import Body
+from squidkeeper.policy.language.bodies import Body, WrittenPush
 from squidkeeper.policy.language.exact_urls import ExactUrl
 from squidkeeper.policy.language.forms import Form
 from squidkeeper.policy.language.host_lists import HostList
@@ -381,7 +381,8 @@ class Credential:
 class PolicyTest:
     """An entry of `tests:`; what is None is not checked.
 
-    `rewrite` is `NO_REWRITE` if none may apply, `observed` is `NOT_OBSERVED` if nothing may be observed.
+    `rewrite` is `NO_REWRITE` if none may apply, `observed` is `NOT_OBSERVED` if nothing may be observed. Without `body`
+    the request has none.
     """
 
     location: Location
@@ -395,6 +396,7 @@ class PolicyTest:
     rewrite: str | None = None
     credentials: tuple[str, ...] | None = None
     observed: str | None = None
+    body: bytes | WrittenPush | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -558,6 +558,18 @@ def _tested_observed(value: object, info: ValidationInfo) -> str:
     return f"{verdict}:{_check_known(rule, 'rule or verdict', names.rules | {'default'}, names)}"
 
 
+def _tested_body(value: object) -> bytes:
+    """Read the body of a test: text as it is, a mapping or a list as JSON."""
+    if isinstance(value, str):
+        return value.encode()
+    if not isinstance(value, dict | list):
+        raise _wrong_type("text, or a mapping or list, which is sent as JSON")
+    try:
+        return body_values.written_document(value)
+    except PatternError as error:
+        raise _fault(FaultCode.INVALID_BODY, str(error)) from None
+
+
 _VERDICTS = (str(Action.ALLOW), str(Action.DENY))
 _SECTIONS = {
     "client": "clients",
@@ -930,6 +942,18 @@ class SealedTokensEntry(_Model):
     keys: Annotated[Many[KnownSecret], AfterValidator(_few_keys)]
 
 
+PushedRefs = Many[Annotated[str, _parsed(FaultCode.INVALID_BODY, body_values.parse_pushed_ref)]]
+
+
+class PushEntry(_Model):
+    """A push of a test."""
+
+    update: PushedRefs | None = None
+    create: PushedRefs | None = None
+    delete: PushedRefs | None = None
+    options: Many[NameGlob] | None = None
+
+
 class TestEntry(_Model):
     """A test of the policy."""
 
@@ -942,6 +966,8 @@ class TestEntry(_Model):
     rewrite: Annotated[str, PlainValidator(_tested_rewrite)] | None = None
     credentials: Many[KnownCredential] | None = None
     observed: Annotated[str, PlainValidator(_tested_observed)] | None = None
+    body: Annotated[bytes, PlainValidator(_tested_body)] | None = None
+    push: PushEntry | None = None
 
 
 class PolicyFile(_Model):
@@ -1143,9 +1169,9 @@ def _choice_faults(document: Document) -> list[Fault]:
 
 def _choosing(document: Document) -> Iterator[tuple[str, dict[str, Any], tuple[str | int, ...]]]:
     """Yield the mappings that need one of some keys: the choice, the mapping, and the steps that lead there."""
-    yield from entries(document, *(_CHOICES.keys() - _CHOOSING_KEYS))
-    for _, entry, steps in entries(document, "rules"):
-        for key in _CHOOSING_KEYS:
+    yield from entries(document, *(_CHOICES.keys() - _CHOOSING_KEYS.keys()))
+    for key, section in _CHOOSING_KEYS.items():
+        for _, entry, steps in entries(document, section):
             if isinstance(chosen := entry.get(key), dict):
                 yield key, chosen, (*steps, key)
 
@@ -1188,6 +1214,7 @@ _NESTED: dict[str, type[_Model]] = {
     "when": WhenEntry,
     "body": BodyEntry,
     "git": GitEntry,
+    "push": PushEntry,
     "mcp": McpEntry,
 }
 _CHOICES: dict[str, tuple[tuple[str, ...], bool]] = {
@@ -1198,6 +1225,7 @@ _CHOICES: dict[str, tuple[tuple[str, ...], bool]] = {
     "quotas": (tuple(unit.value for unit in QuotaUnit), False),
     "when": (("days", "hours"), True),
     "body": (("json", "git", "mcp"), False),
+    "push": (("update", "create", "delete"), True),
 }
 _EXPECTED_FOR_KEY: dict[int | str, str] = {
     "redirect": "one of the numbers 301, 302, 303, 307, 308",
@@ -1205,7 +1233,7 @@ _EXPECTED_FOR_KEY: dict[int | str, str] = {
     "any_client": "true, or clients instead",
     "end": "true (or false, once, to do without it from then on)",
 }
-_CHOOSING_KEYS = ("when", "body")  # of a rule: mappings that need one of some keys
+_CHOOSING_KEYS = {"when": "rules", "body": "rules", "push": "tests"}  # of entries: mappings that need one of some keys
 _QUOTED = re.compile("'([^']*)'")
 _EXPECTED = {
     **dict.fromkeys(("list_type", "tuple_type", "frozen_set_type"), "a list, such as [one, two]"),

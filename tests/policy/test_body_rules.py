@@ -1,0 +1,293 @@
+"""`body:` as people write it: the model that is made of it, tests that send bodies, `check` and `explain`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from squidkeeper.base.errors import PolicyError
+from squidkeeper.base.faults import FaultCode
+from squidkeeper.cli import main
+from squidkeeper.policy.bodies.written_request import push_body, written_request
+from squidkeeper.policy.engine import decide_body
+from squidkeeper.policy.engine.explain import explain
+from squidkeeper.policy.language.bodies import MAX_BYTES, Allowed, Body, GitBody, JsonBody, McpBody, Member, WrittenPush
+from squidkeeper.policy.language.lint import lint
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.policy.protocol.request import request_to
+
+from ..conftest import NOW, compiled_of, decided, write_policy
+
+CHAT = "https://api.example/chat"
+PUSH = "https://git.example/acme/app.git/git-receive-pack"
+MCP = "https://mcp.example/mcp"
+RULES = """
+rules:
+  - name: no-search
+    action: deny
+    hosts: [api.example]
+    body: {json: {/tools/*/type: [web_search]}}
+  - name: chat
+    action: allow
+    hosts: [api.example]
+    paths: [/chat]
+    body:
+      json:
+        /model: [small, "small-*"]
+        /max_tokens: {max: 4096, absent: true}
+        /temperature: {max: 0.7, absent: true}
+        /stop: {absent: true}
+  - {name: push, action: allow, hosts: [git.example], paths: [/acme/**], body: {git: {push: [refs/heads/agent/**]}}}
+  - name: mcp
+    action: allow
+    hosts: [mcp.example]
+    body: {mcp: {tools: [search, "read_*"], arguments: {read_file: {/path: ["/data/**"]}}, methods: [resources/read]}}
+"""
+
+
+def call(tool: str, **arguments: str) -> str:
+    return json.dumps(
+        {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
+    )
+
+
+# The request of a test, what it sends, and what is decided.
+TESTS = [
+    (f"POST {CHAT}", "body: {model: small-2, messages: [], seed: null, temperature: 0.5}", "allow, rule: chat"),
+    (f"POST {CHAT}", "body: {model: large}", "deny, rule: default"),
+    (f"POST {CHAT}", "body: {model: small, stop: x}", "deny, rule: default"),
+    (f"POST {CHAT}", "body: {model: small, max_tokens: 4097}", "deny, rule: default"),
+    (f"POST {CHAT}", "body: {model: small, temperature: 0.8}", "deny, rule: default"),
+    (f"POST {CHAT}", "body: {model: small, tools: [{type: web_search}]}", "deny, rule: no-search"),
+    (f"POST {CHAT}", 'body: \'{"model": "small"}\'', "allow, rule: chat"),
+    (f"POST {CHAT}", 'body: \'{"model": "large", "model": "small"}\'', "deny, rule: no-search"),
+    (f"POST {CHAT}", "body: model=small", "deny, rule: no-search"),
+    (f"POST {CHAT}", "", "deny, rule: default"),
+    (f"POST {PUSH}", "push: {update: [refs/heads/agent/a]}", "allow, rule: push"),
+    (f"POST {PUSH}", "push: {create: [refs/heads/agent/a, refs/heads/agent/b]}", "allow, rule: push"),
+    (f"POST {PUSH}", "push: {create: [refs/heads/agent/a], update: [refs/heads/main]}", "deny, rule: default"),
+    (f"POST {PUSH}", "push: {delete: [refs/heads/agent/a]}", "deny, rule: default"),
+    (f"POST {PUSH}", "push: {update: [refs/heads/agent/a], options: [merge_request.create]}", "deny, rule: default"),
+    ("GET https://git.example/acme/app.git/info/refs?service=git-receive-pack", "", "allow, rule: push"),
+    (f"POST {MCP}", f"body: '{call('read_file', path='/data/x')}'", "allow, rule: mcp"),
+    (f"POST {MCP}", f"body: '{call('read_file', path='/etc/x')}'", "deny, rule: default"),
+    (f"POST {MCP}", f"body: '{call('write_file', path='/data/x')}'", "deny, rule: default"),
+    (f"GET {MCP}", "", "allow, rule: mcp"),
+]
+
+
+def written(tests: list[tuple[str, str, str]]) -> str:
+    entries = (f"{{request: '{request}', {sent and f'{sent}, '}expect: {said}}}" for request, sent, said in tests)
+    return "tests:\n" + "".join(f"  - {entry}\n" for entry in entries)
+
+
+def test_a_policy_loads_whose_tests_with_bodies_pass(tmp_path: Path) -> None:
+    load(write_policy(tmp_path / "policy", RULES + written(TESTS)), NOW)
+
+
+@pytest.mark.parametrize("test", TESTS)
+def test_a_test_with_a_body_that_fails_keeps_the_policy_from_loading(
+    tmp_path: Path, test: tuple[str, str, str]
+) -> None:
+    request, sent, said = test
+    wrong = [(request, sent, "deny" if said.startswith("allow") else "allow")]
+    with pytest.raises(PolicyError) as raised:
+        load(write_policy(tmp_path / "policy", RULES + written(wrong)), NOW)
+    assert [fault.code for fault in raised.value.faults] == [FaultCode.TEST_FAILED]
+
+
+BODIES: dict[str, Body] = {
+    "{json: {/a~1b/*/~0: x}}": JsonBody((Member(("a/b", "*", "~"), Allowed(("x",))),)),
+    "{json: {/x: [1, 1.5, -2, true, null, '1', 123456789012]}}": JsonBody(
+        (Member(("x",), Allowed((1, 1.5, -2, True, None, "1", 123456789012))),)
+    ),
+    "{json: {/x: {min: 0, max: 0.5}}, max: 5MB}": JsonBody((Member(("x",), Allowed(None, 0, 0.5)),), None, 5_000_000),
+    "{json: {/x: {absent: true}, /y: {absent: false}, /z: {values: [1], absent: true}}, only: [/x, /y, /z]}": JsonBody(
+        (
+            Member(("x",), Allowed((), absent=True)),
+            Member(("y",), Allowed()),
+            Member(("z",), Allowed((1,), absent=True)),
+        ),
+        (("x",), ("y",), ("z",)),
+    ),
+    "{git: {push: [refs/heads/**], delete: true, create: false, options: []}}": GitBody(
+        ("refs/heads/**",), delete=True, create=False
+    ),
+    "{mcp: {tools: [a], arguments: {a: {/x: 1}}, methods: [prompts/*]}, max: 2MB}": McpBody(
+        ("a",), {"a": (Member(("x",), Allowed((1,))),)}, ("prompts/*",), 2_000_000
+    ),
+}
+
+
+@pytest.mark.parametrize("written", BODIES)
+def test_a_body_is_read_as_it_is_written(tmp_path: Path, written: str) -> None:
+    policy = compiled_of(tmp_path, f"rules: [{{name: a, action: allow, hosts: [a.example], body: {written}}}]")
+    assert policy.source.rules[0].body == BODIES[written]
+    assert MAX_BYTES == 1_000_000
+
+
+# --- warnings ---------------------------------------------------------------------------------------------------------
+
+BODY = "body: {json: {/x: 1}}"
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "found"),
+    [
+        (f"action: allow, {BODY}", "action: deny", None),
+        (f"action: allow, {BODY}", "action: allow", None),
+        (f"action: deny, {BODY}", f"action: allow, {BODY}", None),
+        (f"action: deny, {BODY}, observe: true", f"action: allow, {BODY}", None),
+        ("action: allow", f"action: allow, {BODY}", FaultCode.RULE_UNREACHABLE),
+        ("action: deny", f"action: allow, {BODY}", FaultCode.RULE_UNREACHABLE),
+        ("action: allow", f"action: deny, {BODY}", FaultCode.DENY_TOO_LATE),
+        ("action: allow, methods: [GET]", f"action: allow, {BODY}", None),
+    ],
+)
+def test_a_rule_with_a_body_makes_no_later_one_pointless(
+    tmp_path: Path, first: str, later: str, found: FaultCode | None
+) -> None:
+    rules = (f"{{name: {name}, hosts: [a.example], {text}}}" for name, text in (("first", first), ("later", later)))
+    policy = compiled_of(tmp_path, f"rules: [{', '.join(rules)}]")
+    warned = {warning.code for warning in lint(policy.source, NOW)}
+    assert warned & {FaultCode.RULE_UNREACHABLE, FaultCode.DENY_TOO_LATE} == ({found} if found else set())
+
+
+# --- explain ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def explained(tmp_path: Path) -> Callable[..., tuple[int, str]]:
+    directory, file = write_policy(tmp_path / "policy", RULES), tmp_path / "body"
+
+    def run(method: str, url: str, body: bytes | None = None, *options: str) -> tuple[int, str]:
+        if body is not None:
+            file.write_bytes(body)
+            options = ("--body", str(file), *options)
+        fragment = ("--fragment", str(tmp_path / "none"))
+        result = CliRunner().invoke(main, ["explain", "--policy", str(directory), *fragment, *options, method, url])
+        return result.exit_code, result.output.replace(f"{directory}/", "")
+
+    return run
+
+
+Explained = Callable[..., tuple[int, str]]
+
+
+def rows(output: str) -> list[str]:
+    lines = output.splitlines()
+    return [lines[0].split()[0], *(line[13:] for line in lines if line.startswith(("rule ", "reason ", "body ")))]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "told"),
+    [
+        (
+            b'{"model": "small"}',
+            0,
+            [
+                "ALLOW",
+                "chat (policy.yaml:8)",
+                "no-search (policy.yaml:4): did not hold",
+                "chat (policy.yaml:8): allow",
+            ],
+        ),
+        (
+            b'{"model": "large"}',
+            1,
+            [
+                "DENY",
+                "default",
+                "No rule of the policy allows this request. chat: /model is not what the rule lists.",
+                "no-search (policy.yaml:4): did not hold",
+                "chat (policy.yaml:8): did not hold (/model is not what the rule lists)",
+            ],
+        ),
+        (
+            None,
+            2,
+            [
+                "UNDECIDED",
+                "chat (policy.yaml:8)",
+                "the first of these that holds decides (--body FILE shows which):",
+                "no-search (policy.yaml:4): deny, where its body holds",
+                "chat (policy.yaml:8): allow, where its body holds",
+                "default",
+            ],
+        ),
+    ],
+)
+def test_explain_says_which_rules_the_body_decides_among(
+    explained: Explained, body: bytes | None, status: int, told: list[str]
+) -> None:
+    code, output = explained("POST", CHAT, body)
+    assert (code, rows(output)) == (status, told)
+
+
+def test_explain_in_json_has_what_each_body_came_to(explained: Explained) -> None:
+    found = json.loads(explained("POST", CHAT, b'{"model": "large"}', "--json")[1])
+    assert [(one["name"], one["verdict"], one["judged"]["fit"]) for one in found["by_body"]] == [
+        ("no-search", "deny", "fails"),
+        ("chat", "allow", "fails"),
+    ]
+    undecided = json.loads(explained("POST", CHAT, None, "--json")[1])
+    assert (undecided["verdict"], [one["judged"] for one in undecided["by_body"]]) == ("undecided", [None, None])
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ((), 0),
+        (("--header", "Content-Type: application/json; charset=utf-8"), 0),
+        (("--header", "content-type: text/plain"), 1),
+        (("--header", "Content-Encoding: gzip"), 1),
+    ],
+)
+def test_explain_sends_a_body_with_its_headers(explained: Explained, headers: tuple[str, ...], status: int) -> None:
+    assert explained("POST", CHAT, b'{"model": "small"}', *headers)[0] == status
+
+
+def test_explain_refuses_a_header_without_a_colon(explained: Explained) -> None:
+    assert explained("POST", CHAT, b"{}", "--header", "gzip")[0] == 2
+
+
+def test_explain_takes_a_get_for_one_without_a_body(explained: Explained) -> None:
+    assert explained("GET", "https://git.example/acme/a.git/info/refs?service=git-receive-pack")[0] == 0
+    assert rows(explained("GET", CHAT)[1])[:2] == ["DENY", "default"]
+
+
+def test_explain_names_the_body_of_a_rule_that_its_url_rules_out(explained: Explained) -> None:
+    output = explained("POST", "https://git.example/acme/app.git/git-upload-pack")[1]
+    assert "passed over  push (policy.yaml:18): body did not hold" in output
+
+
+with TemporaryDirectory() as folder:
+    POLICY = compiled_of(Path(folder), RULES)
+
+
+@given(
+    st.sampled_from([CHAT, PUSH, MCP]),
+    st.sampled_from(["POST", "GET", "PUT", "post"]),
+    st.one_of(
+        st.none(),
+        st.sampled_from(
+            [b"{}", b'{"model": "small"}', b'{"model": "small", "tools": [{"type": "web_search"}]}', b"[", b""]
+        ),
+        st.sampled_from(["search", "read_file", "other"]).map(lambda tool: call(tool, path="/data/x").encode()),
+        st.sampled_from(["refs/heads/agent/x", "refs/heads/main"]).map(lambda ref: push_body(WrittenPush((ref,)))),
+    ),
+)
+def test_explain_and_the_tests_of_a_policy_say_what_decide_body_does(url: str, method: str, body: bytes | None) -> None:
+    sent, request = written_request(method, url, body), request_to(method, url)
+    before = decided(POLICY, request, NOW)
+    enforced = decide_body(POLICY, before, sent) if before.by_body else before
+    assert enforced is not None
+    found = explain(POLICY, request, NOW, sent).decision
+    assert (found.action, found.rule, found.reason) == (enforced.action, enforced.rule, enforced.reason)
