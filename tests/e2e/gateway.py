@@ -96,6 +96,7 @@ class Gateway:
         self.ca = self.root / "etc/ca/ca.crt"
         self.policy_folder = self.root / "etc/policy"
         self.renders = True  # as the service that renders Squid's configuration after an edit
+        self.reads_bodies = True  # as the service that judges bodies
         self.layout = Layout.of(self.root)
         self._secrets = site.secrets
         self._squid: subprocess.Popen[bytes] | None = None
@@ -228,7 +229,7 @@ class Gateway:
         return decode_values(encode_values(values.with_default(upstream)))
 
     def _put(self, values: Values) -> None:
-        if Part.BODIES in values.parts and not self.bodies:
+        if Part.BODIES in values.parts and self.reads_bodies and not self.bodies:
             self.start_bodies()
         entry = getpwnam("proxy")
         account = Account(entry.pw_name, entry.pw_uid, entry.pw_gid)

@@ -1,0 +1,208 @@
+"""When the service of bodies fails, nothing passes unread, and what can deny beside it denies ahead of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.services.bodies.icap import (
+    Mark,
+    format_chunk,
+    format_echo,
+    format_unchanged,
+)
+
+from .curl import CurlFailed, curl
+from .dns import Names
+from .gateway import Gateway, NewGateway
+from .icap_stub import ALLOWED, Asked, IcapStub, echo, skip
+from .origin import Origins
+from .reply import NO_ANSWER, Reply
+
+SECRET = "bodies-canary-" + "x" * 20
+POLICY = """
+version: 1
+secrets:
+  key: {file: secrets/key}
+  lost: {file: secrets/lost}
+rules:
+  - {name: chat, action: allow, hosts: [llm.example, inside.example, gone.example, lost.example], methods: [POST],
+     body: {json: {/model: [small]}, max: 4MB}}
+  - {name: open, action: allow, hosts: [open.example]}
+credentials:
+  - {name: llm, hosts: [llm.example], bearer: key}
+  - {name: without, hosts: [lost.example], bearer: lost}
+"""
+JSON = ("-H", "Content-Type: application/json", "-H", "Expect:")
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway) -> Gateway:
+    made = new_gateway(POLICY, secrets={"key": SECRET})
+    made.reads_bodies = False
+    made.render()
+    made.edit("squidkeeper.d/bodies.conf", "icap_io_timeout 60", "icap_io_timeout 4")
+    return made
+
+
+@pytest.fixture(scope="module")
+def shared_stub(gateway: Gateway) -> Iterator[IcapStub]:
+    with IcapStub(gateway.layout.bodies) as stub:
+        gateway.start()
+        yield stub
+
+
+@pytest.fixture
+def stub(shared_stub: IcapStub) -> Iterator[IcapStub]:
+    shared_stub.requests.clear()
+    shared_stub.received = b""
+    yield shared_stub
+    shared_stub.behaves = skip
+
+
+def post(gateway: Gateway, url: str, size: int = 1_000) -> Reply:
+    body = json.dumps({"model": "small", "text": "x" * size})
+    try:
+        return curl(gateway, url, *JSON, "--data-binary", f"@{file_of(gateway, body)}")
+    except CurlFailed:
+        return NO_ANSWER
+
+
+def file_of(gateway: Gateway, body: str) -> Path:
+    file = gateway.root / "body"
+    file.write_text(body)
+    return file
+
+
+def test_a_request_is_judged_with_what_the_client_sent_and_never_sees_the_credential(
+    gateway: Gateway, stub: IcapStub, origins: Origins
+) -> None:
+    for behaves, size in ((skip, 1_000), (echo, 200_000)):
+        stub.behaves = behaves
+        assert post(gateway, f"https://llm.example/{size}", size).status == 200
+        assert origins.seen[-1].values("Authorization") == [f"Bearer {SECRET}"]
+        line = gateway.logged(f"https://llm.example/{size}")
+        assert (line["rule"], line["verdict"], line["credential"]) == ("stub", "allow", "llm")
+    assert len(stub.requests) == 2
+    assert SECRET.encode() not in stub.received
+    assert {request.headers["x-sk-bodies"] for request in stub.requests} == {"r0,d"}
+
+
+def test_nothing_else_is_asked_about(gateway: Gateway, stub: IcapStub, origins: Origins) -> None:
+    assert post(gateway, "https://open.example/x").status == 200
+    assert curl(gateway, "https://open.example/x").status == 200
+    assert stub.requests == []
+
+
+def just(data: bytes) -> object:
+    def answer(asked: Asked) -> None:
+        asked.preview()
+        asked.send(data)
+
+    return answer
+
+
+def close_at_head(asked: Asked) -> None:
+    asked.close()
+
+
+def close_at_preview(asked: Asked) -> None:
+    asked.preview()
+    asked.close()
+
+
+def close_in_the_rest(asked: Asked) -> None:
+    if asked.preview() is Mark.PREVIEW_ENDS:
+        asked.more(1)
+    asked.close()
+
+
+def close_in_an_echo(asked: Asked) -> None:
+    asked.preview()
+    asked.send(format_echo(asked.request.http, ALLOWED) + format_chunk(asked.body[:500]))
+    asked.close()
+
+
+def hang(asked: Asked) -> None:
+    asked.preview()
+    asked.preview()
+
+
+def go_on_after_the_end(asked: Asked) -> None:
+    asked.preview()
+    asked.send(b"ICAP/1.0 100 Continue\r\n\r\n" * 2)
+    asked.preview()
+
+
+def hang_in_an_echo(asked: Asked) -> None:
+    asked.preview()
+    asked.send(format_echo(asked.request.http, ALLOWED) + format_chunk(asked.body[:500]))
+    asked.preview()
+
+
+FAILURES = {
+    "closes at the head": close_at_head,
+    "closes in the preview": close_at_preview,
+    "closes in the rest": close_in_the_rest,
+    "closes in an echo": close_in_an_echo,
+    "hangs": hang,
+    "goes on after the end": go_on_after_the_end,
+    "hangs in an echo": hang_in_an_echo,
+    "answers HTTP": just(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+    "answers bytes": just(b"\x00\xff" * 100 + b"\r\n\r\n"),
+    "answers an error": just(b"ICAP/1.0 500 Error\r\nISTag: x\r\nEncapsulated: null-body=0\r\n\r\n"),
+    "answers 404": just(b"ICAP/1.0 404 Not Found\r\nISTag: x\r\n\r\n"),
+    "answers 200 with nothing": just(b"ICAP/1.0 200 OK\r\nISTag: x\r\nEncapsulated: null-body=0\r\n\r\n"),
+    "answers no verdict": just(format_unchanged({})),
+    "answers a denial by 204": just(format_unchanged(ALLOWED | {"X-SK-Verdict": "deny"})),
+    "answers another verdict": just(format_unchanged(ALLOWED | {"X-SK-Verdict": "maybe"})),
+    "answers a head without an end": just(b"ICAP/1.0 204 No"),
+}
+
+
+@pytest.mark.parametrize("size", [1_000, 300_000])
+@pytest.mark.parametrize("failure", FAILURES)
+def test_nothing_passes_when_the_service(
+    gateway: Gateway, stub: IcapStub, origins: Origins, failure: str, size: int
+) -> None:
+    stub.behaves = FAILURES[failure]  # type: ignore[assignment] # each is a behaviour
+    url = f"https://llm.example/{failure.replace(' ', '-')}/{size}"
+    reply = post(gateway, url, size)
+    assert reply.status in (0, 403, 500, 502)
+    assert origins.seen == []
+    line = gateway.logged(url)
+    assert line["verdict"] in ("deny", "allow" if "echo" in failure else "deny")
+    stub.behaves = skip
+    assert post(gateway, "https://llm.example/after").status == 200
+
+
+@pytest.mark.parametrize("size", [1_000, 300_000])
+def test_what_denies_beside_the_body_denies_ahead_of_the_service(
+    gateway: Gateway, stub: IcapStub, origins: Origins, names: Names, size: int
+) -> None:
+    names.set("inside.example", ["10.0.0.5"])
+    reply = post(gateway, f"https://inside.example/{size}", size)
+    assert (reply.status, reply.rule) == (403, "private-address")
+    reply = post(gateway, f"http://inside.example/{size}", size)
+    assert (reply.status, reply.rule) == (403, "private-address")
+    reply = post(gateway, f"https://lost.example/{size}", size)
+    assert (reply.status, reply.rule) == (403, "credential-unavailable")
+    names.set("gone.example", [])
+    assert post(gateway, f"http://gone.example/{size}", size).status == 503
+    assert stub.requests == []
+    assert origins.seen == []
+
+
+def test_nothing_passes_while_no_service_is_there(new_gateway: NewGateway, origins: Origins) -> None:
+    made = new_gateway(POLICY, secrets={"key": SECRET})
+    made.reads_bodies = False
+    made.start()
+    for size in (1_000, 300_000):
+        assert post(made, f"https://llm.example/{size}", size).status == 500
+        line = made.logged(f"https://llm.example/{size}")
+        assert (line["rule"], line["verdict"]) == ("policy-unavailable", "deny")
+    assert post(made, "https://open.example/x").status == 200
+    assert [seen.url for seen in origins.seen] == ["https://open.example/x"]
