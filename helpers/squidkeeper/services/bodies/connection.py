@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import Coroutine
 from enum import Enum, auto
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 from squidkeeper.base.errors import InvalidIcap
 from squidkeeper.policy.bodies.sent_request import FormAnswer
@@ -46,16 +46,6 @@ class _Stage(Enum):
     READING = auto()  # until the body, or what has come of it, decides
     ECHOING = auto()
     DENIED = auto()  # the rest is read and dropped
-
-
-class Clock(Protocol):
-    """The parts of an event loop that a connection needs."""
-
-    def time(self) -> float:
-        """Return the monotonic time."""
-
-    def create_task(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Start a task."""
 
 
 class IcapConnection(asyncio.Protocol):
@@ -288,7 +278,7 @@ class IcapConnection(asyncio.Protocol):
             self._close()
         else:
             self._end()
-            asyncio.get_running_loop().call_soon(self._advance)
+            self._advance()
 
     def _headers(self, judgement: Judgement, *, closes: bool = False) -> dict[str, str]:
         return judgement.headers | ({"Connection": "close"} if closes or self._judge.drains else {})

@@ -1,0 +1,381 @@
+"""A connection of Squid's, without a Squid: what is read, when it is judged, and what is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from squidkeeper.base.layout import Layout
+from squidkeeper.policy.bodies.sent_request import SentRequest
+from squidkeeper.policy.engine import CompiledPolicy, deny
+from squidkeeper.services.bodies.asked import AskedBody
+from squidkeeper.services.bodies.connection import (
+    DECIDE_SECONDS,
+    REST_BYTES,
+    REST_SECONDS,
+    SILENT_SECONDS,
+    IcapConnection,
+)
+from squidkeeper.services.bodies.denials import DenialTurns, Pages, form_of
+from squidkeeper.services.bodies.icap import CONTINUE, PREVIEW, format_chunk
+from squidkeeper.services.bodies.judge import BYTES_AT_MOST, BodyJudge, Judgement, Room, describe_place
+from squidkeeper.services.bodies.policies import Policies
+from squidkeeper.serving.error_pages import Form
+from squidkeeper.serving.helpers.throttle import Limits
+from tests.conftest import compiled_of
+
+POLICY = """
+defaults: {contact: ann@example.com}
+rules:
+  - {name: chat, action: allow, hosts: [llm.example], body: {json: {/model: [small]}, max: 2MB}}
+  - {name: ünlike, action: deny, hosts: [llm.example], methods: [PUT], reason: No., body: {json: {/model: [large]}}}
+  - {name: put, action: allow, hosts: [llm.example], methods: [PUT]}
+"""
+SMALL, LARGE = b'{"model": "small"}', b'{"model": "large"}'
+
+
+class Transport:
+    """What asyncio would send to, and whether it reads."""
+
+    def __init__(self) -> None:
+        self.sent = b""
+        self.closed = self.aborted = False
+        self.reads = True
+
+    def write(self, data: bytes) -> None:
+        self.sent += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def is_closing(self) -> bool:
+        return self.closed or self.aborted
+
+    def pause_reading(self) -> None:
+        self.reads = False
+
+    def resume_reading(self) -> None:
+        self.reads = True
+
+    def take(self) -> bytes:
+        taken, self.sent = self.sent, b""
+        return taken
+
+
+class Service:
+    """A connection, and what its process has."""
+
+    def __init__(self, policy: CompiledPolicy, folder: Path, at: Callable[[float, Callable[[], None]], object]) -> None:
+        self.counted: list[tuple[str, ...]] = []
+        self.pool = ThreadPoolExecutor(2)
+        self.policies = Policies(lambda: policy, folder / "revisions", self.pool)
+        turns = DenialTurns(Limits(5, 100, 5), at)
+        self.judge = BodyJudge(self.policies, Pages(Layout.of(None)), turns, self.pool, self.counted.append)
+        self.revision = policy.revision
+        self.transport = Transport()
+        self.connection = self.connect(self.transport)
+
+    def connect(self, transport: Transport) -> IcapConnection:
+        connection = IcapConnection(self.judge)
+        connection.connection_made(cast(asyncio.Transport, transport))
+        return connection
+
+    def receive(self, *data: bytes) -> bytes:
+        for piece in data:
+            self.connection.data_received(piece)
+        return self.transport.take()
+
+    def asked(
+        self,
+        method: str = "POST",
+        *,
+        body: str = "req",
+        listed: str = "r0,d",
+        accept: str = "*/*",
+        preview: bool = True,
+    ) -> bytes:
+        http = f"{method} https://llm.example/x HTTP/1.1\r\nHost: llm.example\r\nAccept: {accept}\r\n"
+        http += "Content-Type: application/json\r\n\r\n"
+        head = "REQMOD icap://127.0.0.1:344/ ICAP/1.0\r\n" + (f"Preview: {PREVIEW}\r\n" if preview else "")
+        head += f"X-SK-Revision: {self.revision}\r\nX-SK-Bodies: {listed.replace(',', '%2C')}\r\nX-SK-Observed: -\r\n"
+        head += "X-SK-Client: 192.0.2.1\r\nX-SK-Request: gw.1.2.3\r\n"
+        return f"{head}Encapsulated: req-hdr=0, {body}-body={len(http)}\r\n\r\n{http}".encode()
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> CompiledPolicy:
+    return compiled_of(tmp_path / "policy", POLICY)
+
+
+def run(scenario: Callable[[Service], Coroutine[Any, Any, None]], policy: CompiledPolicy, folder: Path) -> None:
+    async def whole() -> None:
+        service = Service(policy, folder, asyncio.get_running_loop().call_at)
+        await scenario(service)
+        service.connection.connection_lost(None)
+        assert service.judge.room.held == 0
+        service.pool.shutdown()
+
+    asyncio.run(whole())
+
+
+@pytest.fixture
+def service(policy: CompiledPolicy, tmp_path: Path) -> Iterator[Service]:
+    """A service whose threads are not needed."""
+    waiting: list[Callable[[], None]] = []
+    made = Service(policy, tmp_path, lambda _, then: waiting.append(then))
+    yield made
+    made.connection.connection_lost(None)
+    assert made.judge.room.held == 0
+    made.pool.shutdown()
+
+
+def whole(body: bytes) -> bytes:
+    return format_chunk(body) + b"0; ieof\r\n\r\n"
+
+
+def test_a_body_within_the_preview_passes_by_204(service: Service) -> None:
+    answer = service.receive(service.asked(), whole(SMALL))
+    assert answer.startswith(b"ICAP/1.0 204 No Content\r\n")
+    assert b"\r\nX-SK-Rule: chat\r\nX-SK-Verdict: allow\r\nX-SK-Observed: -\r\nX-SK-Found: -\r\n\r\n" in answer
+    assert service.receive(service.asked(), whole(SMALL)).startswith(b"ICAP/1.0 204 "), "the connection is used again"
+    assert (
+        service.counted == [("squidkeeper_decisions_total", "helper", "bodies", "rule", "chat", "verdict", "allow")] * 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "listed", "status"), [("GET", "r0,d", b"200 OK"), ("PUT", "r1,r2", b"204 No Content")]
+)
+def test_a_request_without_a_body_is_judged_too(service: Service, method: str, listed: str, status: bytes) -> None:
+    assert service.receive(service.asked(method, body="null", listed=listed)).startswith(b"ICAP/1.0 " + status)
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [("*/*", "text/plain"), ("application/json", "application/problem+json"), ("text/html, */*;q=0.1", "text/html")],
+)
+def test_a_denial_has_the_page_in_the_form_that_the_client_accepts(service: Service, accept: str, kind: str) -> None:
+    answer = service.receive(service.asked(accept=accept), whole(LARGE)).decode()
+    assert answer.startswith("ICAP/1.0 200 OK\r\n")
+    assert "\r\nX-SK-Rule: default\r\nX-SK-Verdict: deny\r\nX-SK-Observed: -\r\nX-SK-Found: body:chat: " in answer
+    assert f"\r\n\r\nHTTP/1.1 403 Forbidden\r\nContent-Type: {kind}" in answer
+    for shown in ("ann@example.com", "gw.1.2.3", "192.0.2.1", "https://llm.example/x", "chat: /model"):
+        assert shown in answer
+    assert "large" not in answer
+
+
+def test_a_rule_is_named_as_it_is(service: Service) -> None:
+    answer = service.receive(service.asked("PUT", listed="r1,r2"), whole(LARGE)).decode()
+    assert "\r\nX-SK-Rule: ünlike\r\n" in answer
+    assert "\nRule: ünlike\nReason: No." in answer
+
+
+def test_a_longer_body_is_read_judged_and_echoed(policy: CompiledPolicy, tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        body = json.dumps({"model": "small", "text": "x" * 200_000}).encode()
+        first, rest = body[:PREVIEW], body[PREVIEW:]
+        assert service.receive(service.asked(), format_chunk(first)) == b""
+        assert service.receive(b"0\r\n\r\n") == CONTINUE
+        service.receive(format_chunk(rest), b"0\r\n\r\n")
+        assert not service.transport.reads
+        await until(lambda: service.transport.sent.endswith(b"\r\n0\r\n\r\n"))
+        answer = service.transport.take()
+        assert answer.startswith(b"ICAP/1.0 200 OK\r\n")
+        assert b"POST https://llm.example/x HTTP/1.1\r\n" in answer
+        assert format_chunk(body) in answer
+        assert service.transport.reads
+
+    run(scenario, policy, tmp_path)
+
+
+def test_an_echo_reads_no_faster_than_squid_takes_it(policy: CompiledPolicy, tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        body = json.dumps({"model": "small"}).encode()
+        service.receive(service.asked(preview=False), format_chunk(body))
+        service.connection._decide(service.judge.decide(policy, whole_of(body)))
+        service.connection.pause_writing()
+        assert not service.transport.reads
+        service.connection.resume_writing()
+        assert service.transport.reads
+        assert service.receive(format_chunk(b"more"), b"0\r\n\r\n").endswith(b"4\r\nmore\r\n0\r\n\r\n")
+
+    run(scenario, policy, tmp_path)
+
+
+def whole_of(body: bytes) -> AskedBody:
+    headers = (("Content-Type", "application/json"),)
+    sent = SentRequest("POST", "/x", headers, body)
+    return AskedBody(sent, "https://llm.example/x", "", "r0,d", "192.0.2.1", "gw.1.2.3", None)
+
+
+def test_a_denied_upload_is_read_to_its_end_first(policy: CompiledPolicy, tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        assert service.receive(service.asked(), format_chunk(b"{" * PREVIEW), b"0\r\n\r\n") == CONTINUE
+        for _ in range(60):
+            service.receive(format_chunk(b"x" * 100_000))
+            await asyncio.sleep(0)
+            await until(lambda: service.transport.reads)
+        assert service.transport.sent == b""
+        assert service.judge.room.held == 0, "nothing of a denied body is held"
+        assert service.receive(b"0\r\n\r\n").startswith(b"ICAP/1.0 200 OK\r\n")
+
+    run(scenario, policy, tmp_path)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(2_000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("the condition did not come to hold")
+
+
+def denied(service: Service, size: int = 100) -> None:
+    """Bring a request to where it is denied, and the rest of its body is read."""
+    service.receive(service.asked(preview=False), format_chunk(b"x" * size))
+    service.connection._decide(Judgement(deny("default", "No.")))
+
+
+def test_the_rest_of_a_denied_body_has_bounds(service: Service) -> None:
+    denied(service)
+    service.connection._rest = REST_BYTES
+    answer = service.receive(format_chunk(b"x"))
+    assert b"\r\nConnection: close\r\n" in answer
+    assert service.transport.closed
+
+
+@pytest.mark.parametrize(
+    ("comes", "seconds", "outcome"),
+    [
+        ("half a body", DECIDE_SECONDS, b"policy-unavailable"),
+        ("the rest of a denied body", REST_SECONDS, b"X-SK-Rule: default"),
+        ("half a body, then nothing", SILENT_SECONDS, None),
+        ("half a head, then nothing", SILENT_SECONDS, None),
+    ],
+)
+def test_what_takes_too_long_ends(service: Service, comes: str, seconds: float, outcome: bytes | None) -> None:
+    now = service.connection._heard
+    if comes.startswith("half a head"):
+        service.receive(service.asked()[:50])
+    elif comes.startswith("half a body"):
+        service.receive(service.asked(), format_chunk(SMALL[:5]))
+    else:
+        denied(service)
+    service.connection._heard = now + (0 if outcome is None else seconds)
+    service.connection.check(now + seconds - 1)
+    assert service.transport.sent == b""
+    service.connection.check(now + seconds + 2)
+    if outcome is None:
+        assert service.transport.aborted
+    elif comes == "half a body":
+        assert b"X-SK-Rule: policy-unavailable" in service.receive(format_chunk(b"x"), b"0; ieof\r\n\r\n")
+    else:
+        assert outcome in service.transport.sent
+        assert service.transport.closed
+
+
+def test_an_idle_connection_stays(service: Service) -> None:
+    service.receive(service.asked(), whole(SMALL))
+    service.connection.check(service.connection._heard + 1e6)
+    assert not service.transport.is_closing()
+
+
+def test_what_squid_does_not_send_closes_the_connection(service: Service) -> None:
+    assert service.receive(b"GET / HTTP/1.1\r\n\r\n").startswith(b"ICAP/1.0 400 Bad Request\r\n")
+    assert service.transport.closed
+
+
+def test_a_request_without_the_notes_of_squid_is_refused(service: Service) -> None:
+    sent = service.asked().replace(b"X-SK-Bodies", b"X-Other")
+    assert service.receive(sent, whole(SMALL)).startswith(b"ICAP/1.0 400 Bad Request\r\n")
+
+
+@pytest.mark.parametrize("listed", ["", "r9,d", "r0", "r0,r0", "x", "r0,d,d"])
+def test_a_list_that_is_none_of_the_policy_denies(service: Service, listed: str) -> None:
+    answer = service.receive(service.asked(listed=listed), whole(SMALL))
+    assert b"X-SK-Rule: policy-unavailable\r\nX-SK-Verdict: deny\r\n" in answer
+
+
+def test_a_revision_that_is_not_stored_denies(policy: CompiledPolicy, tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        service.revision = "0123456789ab"
+        service.receive(service.asked(), whole(SMALL))
+        await until(lambda: bool(service.transport.sent))
+        assert b"X-SK-Rule: policy-unavailable\r\nX-SK-Verdict: deny\r\n" in service.transport.sent
+
+    run(scenario, policy, tmp_path)
+
+
+def test_a_process_that_ends_closes_after_the_answer(service: Service) -> None:
+    other = Transport()
+    idle = service.connect(other)
+    service.receive(service.asked())
+    service.judge.drains = True
+    for connection in [*service.judge.connections]:
+        connection.drain()
+    assert other.closed
+    assert not service.transport.closed
+    assert b"\r\nConnection: close\r\n" in service.receive(whole(SMALL))
+    assert service.transport.closed
+    idle.connection_lost(None)
+
+
+def test_one_client_holds_a_quarter_of_the_room() -> None:
+    room = Room(1000)
+    assert room.take("192.0.2.1", 250)
+    assert not room.take("192.0.2.1", 1)
+    assert room.take("2001:db8::1", 200)
+    assert not room.take("2001:db8::2", 51), "the same network"
+    room.give_back("192.0.2.1", 251)
+    assert room.take("192.0.2.1", 250)
+    assert BYTES_AT_MOST <= 256 << 20
+
+
+def test_a_body_for_which_there_is_no_room_is_denied(service: Service) -> None:
+    service.judge.room = Room(40)
+    answer = service.receive(service.asked(), whole(SMALL))
+    assert b"X-SK-Rule: policy-unavailable\r\nX-SK-Verdict: deny\r\n" in answer
+
+
+def test_denials_of_one_client_are_throttled() -> None:
+    at: list[tuple[float, Callable[[], None]]] = []
+    done: list[int] = []
+    turns = DenialTurns(Limits(5, 3, 5), lambda due, then: at.append((due, then)))
+    for number in range(1_100):
+        turns.wait("192.0.2.1", 100.0, lambda number=number: done.append(number))  # type: ignore[misc]
+    assert done[:3] == [0, 1, 2]
+    assert max(due for due, _ in at) <= 100.0 + 30.0
+    assert len(done) == 76, "what is over the bound is answered at once"
+    turns.wait("192.0.2.2", 100.0, lambda: done.append(-1))
+    assert done[-1] == -1, "another client does not wait"
+    for _, then in sorted(at, key=lambda turn: turn[0]):
+        then()
+    assert sorted(done) == sorted([*range(1_100), -1]), "each is answered once"
+
+
+def test_the_form_of_a_page_is_chosen_as_squid_chooses_it() -> None:
+    conf = (Path(__file__).parents[2] / "squid/parts/pages.conf").read_text()
+    from squidkeeper.services.bodies.denials import WANTS
+
+    for form, name in ((Form.HTML, "html"), (Form.JSON, "json")):
+        line = next(line for line in conf.splitlines() if line.startswith(f"acl sk_wants_{name} "))
+        written = line.partition("-i ")[2].replace("[[:space:]]", r"\s").replace("[,\\s]", "[,\\s]")
+        assert written.replace("[,[:space:]]", r"[,\s]") == WANTS[form].pattern
+    assert form_of([]) is Form.TEXT
+    assert form_of(["text/plain", "application/json;q=0"]) is Form.TEXT
+
+
+def test_an_error_is_told_without_its_text() -> None:
+    with pytest.raises(ValueError, match="double quotes") as caught:
+        json.loads("{secret")
+    assert describe_place(caught.value).startswith("JSONDecodeError in ")
+    assert "double quotes" not in describe_place(caught.value)
