@@ -229,9 +229,9 @@ async def _body(reader: asyncio.StreamReader, head: bytes) -> bytes:
     fields = {name.lower(): value for name, _, value in (line.partition(b":") for line in head.split(b"\r\n")[1:])}
     if b"chunked" not in fields.get(b"transfer-encoding", b""):
         return await reader.readexactly(int(fields.get(b"content-length", b"0")))
-    body = b""
+    body = bytearray()  # a push of git has thousands of chunks
     while size := int(await reader.readline(), 16):
         body += await reader.readexactly(size)
         await reader.readline()
     await reader.readline()
-    return body
+    return bytes(body)

@@ -71,6 +71,7 @@ SERVICE = "query: {service: git-receive-pack}"
         (f"{SERVICE}, hosts: [git.example], clients: [c]", True),
         ("query: {service: git-receive-pack, a: b}, hosts: [git.example]", True),
         (f"{SERVICE}, hosts: [git.example], paths: [/acme/**]", True),
+        ("hosts: [git.example], body: {git: {push: [refs/heads/main]}}", True),
     ],
 )
 def test_a_denied_path_of_git_is_shown_unless_the_request_before_it_is_denied(
@@ -85,6 +86,7 @@ def test_a_denied_path_of_git_is_shown_unless_the_request_before_it_is_denied(
         PUSH.replace("deny", "allow"),
         PUSH.replace("'/**/git-receive-pack'", "'/**/git-receive-pack', '/**/info/refs'"),
         PUSH.replace("git-receive-pack", "git-receive-packs"),
+        PUSH.replace("}", ", body: {git: {push: [refs/heads/main]}}}"),
     ],
 )
 def test_another_rule_about_paths_of_git_is_not_shown(directory: Path, rule: str) -> None:

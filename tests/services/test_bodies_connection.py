@@ -29,6 +29,7 @@ from squidkeeper.services.bodies.policies import Policies
 from squidkeeper.serving.error_pages import Form
 from squidkeeper.serving.helpers.throttle import Limits
 from tests.conftest import compiled_of
+from tests.pushes import PUSH_TYPE, push
 
 POLICY = """
 defaults: {contact: ann@example.com}
@@ -36,6 +37,7 @@ rules:
   - {name: chat, action: allow, hosts: [llm.example], body: {json: {/model: [small]}, max: 2MB}}
   - {name: ünlike, action: deny, hosts: [llm.example], methods: [PUT], reason: No., body: {json: {/model: [large]}}}
   - {name: put, action: allow, hosts: [llm.example], methods: [PUT]}
+  - {name: branches, action: allow, hosts: [git.example], body: {git: {push: [refs/heads/agent/**]}}}
 """
 SMALL, LARGE = b'{"model": "small"}', b'{"model": "large"}'
 
@@ -237,6 +239,19 @@ async def until(condition: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.005)
     raise AssertionError("the condition did not come to hold")
+
+
+def test_a_long_denied_push_is_answered_in_the_words_of_git(service: Service) -> None:
+    body = push("refs/heads/main") + bytes(PREVIEW)
+    http = b"POST https://git.example/acme/app/git-receive-pack HTTP/1.1\r\nHost: git.example\r\n"
+    http += f"Content-Type: {PUSH_TYPE}\r\n\r\n".encode()
+    head = service.asked(listed="r3,d").partition(b"Encapsulated")[0]
+    head += f"Encapsulated: req-hdr=0, req-body={len(http)}\r\n\r\n".encode()
+    asked = head + http + format_chunk(body[:PREVIEW]) + b"0\r\n\r\n"
+    assert service.receive(asked) == CONTINUE
+    answer = service.receive(format_chunk(body[PREVIEW:]) + b"0\r\n\r\n")
+    assert b"Content-Type: application/x-git-receive-pack-result\r\n" in answer
+    assert b"ng refs/heads/main squidkeeper: rule default\n" in answer
 
 
 def denied(service: Service, size: int = 100) -> None:

@@ -154,7 +154,10 @@ _GRPC_PATH = re.compile(r"/[a-z]\w*(\.\w+)*\.[A-Z]\w*/([A-Z]\w*|\*|\*\*)", re.AS
 
 
 def _git_paths(policy: Policy) -> Iterator[Fault]:
-    """Find the denies of git's own paths without one of the request before them, the only one whose page git shows."""
+    """Find the denies of git's own paths without one of the request before them, the only one whose page git shows.
+
+    A deny with a `body` is not one of them: git shows its report, and it does not deny the request before.
+    """
     found = [(rule, service) for rule in policy.rules if _closes(rule) for service in _git_services(rule)]
     for service in dict.fromkeys(service for _, service in found):
         refused = HostIndex((), policy.lists)
@@ -171,7 +174,7 @@ def _git_paths(policy: Policy) -> Iterator[Fault]:
 
 
 def _git_services(rule: Rule) -> Iterator[str]:
-    if rule.match.query is None:
+    if rule.match.query is None and rule.body is None:
         ends = {pattern.text.rpartition("/")[2] for pattern in rule.match.paths or ()}
         yield from (service for service in _GIT_SERVICES if service in ends and "refs" not in ends)
 
@@ -180,7 +183,7 @@ def _denies_service(rule: Rule, service: str) -> bool:
     """Whether a deny without other conditions refuses the request with which git begins."""
     match = rule.match
     named = [pattern for pattern in match.query or () if pattern.key == "service"]
-    if not match.any_path or len(named) != len(match.query or ()) or "GET" not in (match.methods or {"GET"}):
+    if rule.body is not None or not match.any_path or len(named) != len(match.query or ()) or "GET" not in (match.methods or {"GET"}):
         return False
     return all(any(pattern.match_each([service])) for pattern in named)
 

@@ -67,6 +67,7 @@ class IcapConnection(asyncio.Protocol):
         self._asked: AskedBody | None = None
         self._body = bytearray()
         self._judgement: Judgement | None = None
+        self._denial: tuple[bytes, FormAnswer] | None = None
         self._judge_again_at = 0  # so many bytes of the body
         self._at_preview_end = self._continued = False
         self._rest = 0
@@ -219,12 +220,8 @@ class IcapConnection(asyncio.Protocol):
         self._judgement = judgement or too_much()
         if self._judgement.allowed:
             self._pass_on(self._judgement)
-        elif self._asked is None or self._asked.sent.complete:
-            self._answer()
-        else:
-            self._stage, self._deadline = _Stage.DENIED, time.monotonic() + REST_SECONDS
-            self._release()
-            self._read_on()
+        elif self._asked is not None:
+            self._deny(self._judgement, self._asked)
 
     def _read_on(self) -> None:
         if self._at_preview_end:
@@ -253,14 +250,22 @@ class IcapConnection(asyncio.Protocol):
         else:
             self._read_on()
 
+    def _deny(self, judgement: Judgement, asked: AskedBody) -> None:
+        """Write the denial, which can need the body, and send it once the client has sent the rest."""
+        self._denial = self._judge.denial(judgement, asked)
+        self._release()
+        if asked.sent.complete:
+            self._answer()
+        else:
+            self._stage, self._deadline = _Stage.DENIED, time.monotonic() + REST_SECONDS
+            self._read_on()
+
     def _answer(self, *, closes: bool = False) -> None:
-        """Deny a request, at its client's turn."""
-        judgement, asked = self._judgement, self._asked
-        if judgement is None or asked is None:
+        """Send a denial, at its client's turn."""
+        judgement, asked, denial = self._judgement, self._asked, self._denial
+        if judgement is None or asked is None or denial is None:
             return
         self._waits = True
-        denial = self._judge.denial(judgement, asked)
-        self._release()
 
         def write() -> None:
             self._write_denial(judgement, denial, closes=closes)
