@@ -183,7 +183,9 @@ def _denies_service(rule: Rule, service: str) -> bool:
     """Whether a deny without other conditions refuses the request with which git begins."""
     match = rule.match
     named = [pattern for pattern in match.query or () if pattern.key == "service"]
-    if rule.body is not None or not match.any_path or len(named) != len(match.query or ()) or "GET" not in (match.methods or {"GET"}):
+    if rule.body is not None or not match.any_path or "GET" not in (match.methods or {"GET"}):
+        return False
+    if len(named) != len(match.query or ()):
         return False
     return all(any(pattern.match_each([service])) for pattern in named)
 
