@@ -26,9 +26,11 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from squidkeeper.base.layout import Layout
+from squidkeeper.base.layout import BODIES, Layout
 from squidkeeper.cli import main
 from squidkeeper.operate.doctor.examination import ALL_CHECKS
+from squidkeeper.operate.setup.body_services import options_problem
+from squidkeeper.operate.setup.sockets import is_free, process_listens
 from squidkeeper.serving.error_pages import files
 from tests.pull_servers import Repository, allowed_signer, make_key, serving
 from tests.waiting import wait_for
@@ -1103,6 +1105,64 @@ def test_the_process_that_fetches_secrets_comes_and_goes_with_them(gateway: Gate
     assert "\nsquidkeeper_secrets_up " not in gateway.metrics
     left = {path for path, entry in gateway.snapshot().items() if before.get(path) != entry}
     assert left <= {str(gateway.place(name)) for name in ("run", "etc", "etc/commands", "etc/policy")}
+
+
+# ── Bodies ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+BODY_RULE = """\
+version: 1
+rules:
+  - {name: small-models, action: allow, hosts: [models.example], body: {json: {/model: [small]}}}
+"""
+
+
+@pytest.mark.long
+def test_what_inspects_bodies_comes_with_an_edit_and_goes_with_the_last_rule(gateway: Gateway) -> None:
+    """With systemd: test_with_systemd_an_edit_starts_what_inspects_bodies."""
+    before, layout = gateway.snapshot(), Layout.of(gateway.root)
+    assert_nothing_inspects_bodies(layout)
+    policy = gateway.place("etc/policy/bodies.yaml")
+    policy.write_text(BODY_RULE)
+    part = layout.parts / "bodies.conf"
+    wait_for(part.exists, lambda: f"the part: {gateway.place('log/render.log').read_text()}")
+    assert options_problem(layout.bodies) == ""  # ahead of the part
+    processes = [child_of(supervisor, "squidkeeper bodies") for supervisor in of_bodies(layout)]
+    account = pwd.getpwnam(squid_account())
+    for process in processes:
+        status = Path(f"/proc/{process}/status").read_text()
+        user, group = layout.user_without_systemd("bodies-1"), account.pw_gid
+        assert re.search(rf"^Uid:(\t{user}){{4}}\nGid:(\t{group}){{4}}\n", status, re.MULTILINE), status
+        assert re.search(r"^CapEff:\t0{12}04", status, re.MULTILINE), status  # to listen below port 1024
+        assert process_listens(process, 344)
+    assert_systemd_accepts(gateway, "bodies-1", 16)
+    metric = 'squidkeeper_helper_processes{helper="bodies"} 2.0'
+    wait_for(lambda: metric in gateway.metrics, "the exporter to see them")
+    done = gateway.install()
+    assert [f"{name:13} started" in done.stdout for name in BODIES] == [True, True], done.stdout + done.stderr
+    assert gateway.install().stdout.count("runs, unchanged") == 7
+    processes = [child_of(supervisor, "squidkeeper bodies") for supervisor in of_bodies(layout)]
+    os.kill(processes[0], signal.SIGKILL)
+    wait_until_ended(processes[0])
+    assert options_problem(layout.bodies) == ""  # the other one answers
+    wait_for(lambda: child_of(of_bodies(layout)[0], "squidkeeper bodies") not in (0, processes[0]), "another process")
+    policy.unlink()
+    done = gateway.install()
+    assert done.returncode == 0, done.stderr
+    assert_nothing_inspects_bodies(layout)
+    assert gateway.snapshot().keys() == before.keys()
+
+
+def of_bodies(layout: Layout) -> list[int]:
+    """What keeps the processes running that inspect bodies."""
+    return [int(layout.service(name).pid_file.read_text()) for name in BODIES]
+
+
+def assert_nothing_inspects_bodies(layout: Layout) -> None:
+    """No unit, process, folder, file or line of Squid's: whoever has no such rule pays nothing."""
+    paths = [path for name in BODIES for path in (layout.service(name).unit, layout.service(name).applied)]
+    assert not any(path.exists() for path in (*paths, layout.bodies_state, layout.parts / "bodies.conf"))
+    assert "bodies" not in "".join(path.read_text() for path in (layout.fragment, *layout.parts.glob("*.conf")))
+    assert is_free(layout.bodies)
 
 
 # ── Exports ──────────────────────────────────────────────────────────────────────────────────────────────────────────

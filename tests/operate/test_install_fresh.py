@@ -739,6 +739,36 @@ def test_with_systemd_secrets_are_fetched_by_an_account_of_its_own(systemd: Mach
     assert_nothing_is_left(systemd, "secrets")
 
 
+@pytest.mark.long
+def test_with_systemd_an_edit_starts_what_inspects_bodies(systemd: Machine, source: Path) -> None:
+    """squidkeeper-render starts both processes, as an account of their own. systemd kills one that is stopped."""
+    installer = source / "install.sh"
+    done = systemd.run(installer, "--listen", f"127.0.0.1:{free_port()}")
+    assert done.returncode == 0, done.stderr
+    units = ("bodies-1", "bodies-2")
+    loaded = [property_of(systemd, "LoadState ActiveState", unit) for unit in units]
+    assert loaded == ["not-found inactive"] * 2, "a gateway without such a rule has them"
+    rule = "{name: small-models, action: allow, hosts: [models.example], body: {json: {/model: [small]}}}"
+    systemd.path("/etc/squidkeeper/policy/bodies.yaml").write_text(f"version: 1\nrules: [{rule}]\n")
+    part = systemd.path("/etc/squid/squidkeeper.d/bodies.conf")
+    log = ("journalctl", "--no-pager", "--lines", "30", "--unit", "squidkeeper-render")
+    wait_for(part.exists, lambda: systemd.run(*log).stdout)
+    for unit in units:
+        state = property_of(systemd, "UnitFileState ActiveState User CapabilityBoundingSet WatchdogUSec", unit)
+        assert state == "enabled active squidkeeper-bodies cap_net_bind_service 20s"
+    assert systemd.run("sh", "-c", "ss -Hltn 'src 127.53.53.53 and sport = :344' | wc -l").stdout.strip() == "2"
+    assert "No findings" in systemd.run("/opt/squidkeeper/bin/squidkeeper", "doctor").stdout
+    before = property_of(systemd, "MainPID", units[0])
+    systemd.run("systemctl", "kill", "--signal", "STOP", f"squidkeeper-{units[0]}")
+    wait_for(lambda: property_of(systemd, "MainPID", units[0]) not in ("0", before), "systemd to end it")
+    done = systemd.run(installer)
+    assert [f"{unit:13} started" in done.stdout for unit in units] == [True, True], done.stdout + done.stderr
+    assert systemd.run(installer).stdout.count("runs, unchanged") == 7
+    assert systemd.run(installer, "--uninstall").returncode == 0
+    for unit in units:
+        assert_nothing_is_left(systemd, unit)
+
+
 def property_of(machine: Machine, names: str, service: str = "exporter") -> str:
     """Properties of a service, in the order that they are asked for."""
     asked = [

@@ -1,6 +1,7 @@
 """What inspects bodies: whether it answers, and its start while Squid runs, where an edit needs it first."""
 
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +13,7 @@ from squidkeeper.operate.setup.entries import ROOT, owner_here
 from squidkeeper.operate.setup.machine import uses_systemd
 from squidkeeper.operate.setup.options import port_of
 from squidkeeper.operate.setup.processes import InstalledService, starts_services
-from squidkeeper.operate.setup.sockets import wait_until
+from squidkeeper.operate.setup.sockets import listeners, wait_until
 
 _START_SECONDS: Final = 20.0
 _ANSWER_SECONDS: Final = 5.0
@@ -36,10 +37,11 @@ def start_body_services(layout: Layout, account: Account) -> None:
             replace(unit, (layout.templates / unit.name).read_bytes(), 0o644, owner_here(ROOT))
         if starts_services() and not service.runs():
             service.start()
-        if not wait_until(_START_SECONDS, service.runs):
-            raise SetupFailed(f"the service {service.name} does not run", details=service.log_tail())
-    if not wait_until(_START_SECONDS, lambda: not options_problem(layout.bodies)):
-        raise SetupFailed(options_problem(layout.bodies), details=services[0].log_tail())
+    if not wait_until(_START_SECONDS, lambda: listeners(layout.bodies) == len(services)):
+        details = "".join(service.log_tail() for service in services)
+        raise SetupFailed(f"nothing, or one process alone, listens on {layout.bodies}", details=details)
+    if problem := options_problem(layout.bodies):
+        raise SetupFailed(problem)
 
 
 def options_problem(address: str) -> str:
@@ -64,4 +66,6 @@ def options_problem(address: str) -> str:
 def make_shared(folder: Path) -> None:
     """Make a folder, as Squid's account, that its group can write."""
     folder.mkdir(0o750)
-    folder.chmod(0o2770)  # whatever the umask is
+    folder.chmod(0o770)  # whatever the umask is
+    with suppress(PermissionError):
+        folder.chmod(0o2770)  # systemd forbids squidkeeper-render this bit, which the files of bodies do without

@@ -78,6 +78,7 @@ def is_free(listen: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> bool:
 
 _TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _OPEN: Final = frozenset({"01", "08"})  # ESTABLISHED; CLOSE_WAIT: the client has sent all, and may still read
+_LISTENING: Final = frozenset({"0A"})
 # A load balancer asks for /healthz every second, and believes the third answer. Until then clients come.
 NOTICE_SECONDS: Final = 5.0
 _COUNT_EVERY_SECONDS: Final = 0.5
@@ -89,14 +90,20 @@ def open_connections(listen: str) -> int:
     host, port = listen.rpartition(":")[0].strip("[]"), port_of(listen)
     every = host in ("", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
     wanted = "" if every else _kernels_form(host)
-    return sum(own_port == port and (every or own.endswith(wanted)) for own, own_port in _local_ends())
+    return sum(own_port == port and (every or own.endswith(wanted)) for own, own_port in _local_ends(_OPEN))
 
 
-def _local_ends() -> Iterator[tuple[str, int]]:
+def listeners(address: str) -> int:
+    """Count the sockets that listen on ADDRESS:PORT. No rights are needed."""
+    host, port = address.rpartition(":")[0], port_of(address)
+    return [*_local_ends(_LISTENING)].count((_kernels_form(host), port))
+
+
+def _local_ends(states: frozenset[str]) -> Iterator[tuple[str, int]]:
     for table in _TABLES:
         lines = table.read_text().splitlines()[1:] if table.exists() else ()
         for _, own, _, state, *_ in map(str.split, lines):
-            if state in _OPEN:
+            if state in states:
                 address, _, port = own.partition(":")
                 yield address, int(port, 16)
 
