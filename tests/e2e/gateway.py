@@ -32,7 +32,7 @@ from squidkeeper.operate.setup.rendering import (
 )
 from squidkeeper.policy.policy_store.loading import build_sources, load
 from squidkeeper.policy.policy_store.sources import read_sources
-from squidkeeper.serving.counters.reader import read_counter_files
+from squidkeeper.serving.counters.reader import read_all_counter_files
 from squidkeeper.serving.credentials import SecretStore
 from squidkeeper.serving.parts import Part
 from squidkeeper.serving.rendering import Values, decode_values, encode_values, merge, part_file, values_of
@@ -204,7 +204,7 @@ class Gateway:
 
     def _revisions(self) -> set[str | None]:
         """The revisions by which the helpers decide; None for one that is starting, or has no policy."""
-        found = [file.status for file in read_counter_files(self.root / "state/helpers") if file.running]
+        found = [file.status for file in read_all_counter_files(self.root / "state") if file.running]
         return {file.revision if file else None for file in found if not file or file.helper in LOADS_POLICY}
 
     def command(self, *words: str | Path, answer: str = "") -> subprocess.CompletedProcess[str]:

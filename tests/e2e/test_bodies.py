@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from squidkeeper.policy.policy_store.loading import load
+from tests.waiting import wait_for
+
 from .curl import curl
-from .gateway import Gateway
+from .gateway import Gateway, NewGateway
+from .network import run
 from .origin import Origins
+from .raw import Raw, tunnel
 
 POLICY = """
 version: 1
@@ -23,7 +30,8 @@ rules:
   - {name: not-large, action: deny, reason: The large model is too expensive., hosts: [plain.example],
      body: {json: {/model: [large]}}}
   - {name: plain, action: allow, hosts: [plain.example]}
-  - {name: down, action: allow, hosts: [down.example], body: {json: {/model: [small]}, max: 4MB}}
+  - {name: room, action: allow, hosts: [chat.example], paths: [/room], websocket: true}
+  - {name: said, action: allow, hosts: [chat.example], methods: [POST], body: {json: {/model: [small]}}}
 """
 CHAT = "https://llm.example/v1/chat/x"
 JSON = ("-H", "Content-Type: application/json")
@@ -76,3 +84,138 @@ def test_a_client_sees_why_its_upload_is_denied(
     line = gateway.logged(url)
     assert reply.line("Request ID") == line["request_id"]
     assert line["status"] == 403
+
+
+def test_a_page_has_the_form_that_the_client_accepts(gateway: Gateway, origins: Origins, tmp_path: Path) -> None:
+    file = body(tmp_path, 1_000, "large")
+    problem = curl(gateway, f"{CHAT}-json", *sent(file), "-H", "Accept: application/json")
+    assert (problem.status, problem.header("Content-Type")) == (403, "application/problem+json")
+    assert (problem.json["rule"], problem.json["url"]) == ("default", f"{CHAT}-json")
+    page = curl(gateway, f"{CHAT}-html", *sent(file), "-H", "Accept: text/html")
+    assert (page.header("Content-Type"), page.rule) == ("text/html; charset=utf-8", "default")
+
+
+def test_without_a_body_neither_an_allow_nor_a_deny_of_bodies_holds(gateway: Gateway, origins: Origins) -> None:
+    assert curl(gateway, "https://plain.example/x").status == 200
+    assert recorded(gateway, "https://plain.example/x") == ("plain", "allow", "-", "-")
+    reply = curl(gateway, f"{CHAT}-empty", "-X", "POST")
+    assert (reply.status, reply.rule) == (403, "default")
+    assert recorded(gateway, f"{CHAT}-empty")[:2] == ("default", "deny")
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "POST", "FETCH"])
+def test_a_deny_holds_whatever_the_method(gateway: Gateway, origins: Origins, tmp_path: Path, method: str) -> None:
+    url = f"http://plain.example/{method}"
+    reply = curl(gateway, url, *sent(body(tmp_path, 500, "large")), "-X", method)
+    assert (reply.status, reply.rule) == (403, "not-large")
+    assert reply.reason == "The large model is too expensive."
+    assert recorded(gateway, url)[:2] == ("not-large", "deny")
+    assert curl(gateway, url, *sent(body(tmp_path, 500, "tiny")), "-X", method).status == 200
+
+
+def test_what_is_observed_is_recorded(gateway: Gateway, origins: Origins, tmp_path: Path) -> None:
+    for model, observed in (("tiny", "allow:watched"), ("large", "-")):
+        url = f"https://llm.example/v1/free/{model}"
+        assert curl(gateway, url, *sent(body(tmp_path, 500, model))).status == 200
+        assert recorded(gateway, url) == ("free", "allow", "-", observed)
+
+
+def chat(path: str, body: bytes, *headers: str, version: str = "HTTP/1.1", host: str = "llm.example") -> bytes:
+    lines = [f"POST {path} {version}", f"Host: {host}", "Content-Type: application/json", *headers]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+SMALL, LARGE = b'{"model": "small"}', b'{"model": "large"}'
+
+
+def test_requests_in_one_tunnel_are_judged_one_by_one_also_pipelined(gateway: Gateway, origins: Origins) -> None:
+    with tunnel(gateway, "llm.example:443") as raw:
+        raw.send(chat("/v1/chat/1", SMALL) + chat("/v1/chat/2", SMALL) + chat("/v1/chat/3", LARGE))
+        replies = [raw.answer() for _ in range(3)]
+    assert [reply.status for reply in replies] == [200, 200, 403]
+    assert [seen.target for seen in origins.seen] == ["/v1/chat/1", "/v1/chat/2"]
+
+
+@pytest.mark.parametrize("body", [SMALL, LARGE])
+def test_a_client_that_expects_100_continue_gets_it(gateway: Gateway, origins: Origins, body: bytes) -> None:
+    whole = chat("/v1/chat/expects", body, "Expect: 100-continue")
+    with tunnel(gateway, "llm.example:443") as raw:
+        assert raw.send(whole[: -len(body)]).answer().status == 100
+        assert raw.send(body).answer().status == (200 if body is SMALL else 403)
+
+
+@pytest.mark.parametrize("body", [SMALL, LARGE])
+def test_a_client_of_http_1_0_is_judged_too(gateway: Gateway, origins: Origins, body: bytes) -> None:
+    with Raw(gateway) as raw:
+        raw.send(chat("http://llm.example/v1/chat/old", body, version="HTTP/1.0"))
+        assert raw.answer().status == (200 if body is SMALL else 403)
+    assert len(origins.seen) == (body is SMALL)
+
+
+def test_a_websocket_beside_bodies_is_not_held_up(gateway: Gateway, origins: Origins) -> None:
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: x")
+    with tunnel(gateway, "chat.example:443") as raw:
+        assert raw.get("/room", "chat.example", *upgrade).status == 200  # of an origin that speaks none
+    assert origins.seen[-1].values("Upgrade") == ["websocket"]
+    with tunnel(gateway, "plain.example:443") as raw:
+        assert raw.get("/x", "plain.example", *upgrade).status == 200
+    assert origins.seen[-1].values("Upgrade") == []
+
+
+def test_a_body_that_ends_early_reaches_nobody(gateway: Gateway, origins: Origins, tmp_path: Path) -> None:
+    for size in (1_000, 200_000):
+        whole = chat(f"/v1/chat/broken-{size}", body(tmp_path, size).read_bytes())
+        with tunnel(gateway, "llm.example:443") as raw:
+            raw.send(whole[:-10])
+            raw.abandon()
+        gateway.logged(f"https://llm.example/v1/chat/broken-{size}")
+    assert origins.seen == []
+
+
+@pytest.fixture(scope="module")
+def edited(new_gateway: NewGateway) -> Gateway:
+    return new_gateway(POLICY).start()
+
+
+def begun(gateway: Gateway, path: str, body: bytes) -> Raw:
+    """Send a request without the end of its body. It is judged when that comes."""
+    raw = tunnel(gateway, "llm.example:443")
+    return raw.send(chat(path, body)[:-100])
+
+
+def test_a_body_is_judged_by_the_revision_that_let_the_request_come(edited: Gateway, origins: Origins) -> None:
+    body = json.dumps({"model": "small", "text": "x" * 300_000}).encode()
+    assert curl(edited, "https://llm.example/v1/models").status == 200  # so that helpers run
+    edited.settle()
+    before = load(edited.policy_folder, datetime.now(UTC)).compiled.revision
+    with begun(edited, "/v1/chat/edited", body) as allowed, begun(edited, "/v1/chat/lost", body) as lost:
+        wait_for(lambda: len(asked(edited)) >= 2, "the service to be asked")
+        edited.write("policy.yaml", POLICY.replace("small", "tiny"))
+        edited.settle()
+        assert allowed.send(body[-100:]).answer().status == 200
+        assert edited.logged("https://llm.example/v1/chat/edited")["revision"] == before
+        edited.kill_bodies()
+        assert lost.send(body[-100:]).answer().status in (0, 500)
+        edited.start_bodies()
+    assert curl(edited, f"{CHAT}-after", *JSON, "-d", SMALL.decode()).status == 403
+    assert [seen.target for seen in origins.seen] == ["/v1/chat/edited"]
+
+
+def asked(gateway: Gateway) -> list[str]:
+    """The connections of Squid to the service."""
+    address, _, port = gateway.layout.bodies.rpartition(":")
+    return run("ss", "-Htn", "state", "established", f"dst {address} and dport = :{port}").splitlines()
+
+
+def test_a_revision_that_is_gone_denies(edited: Gateway, origins: Origins) -> None:
+    body = json.dumps({"model": "tiny", "text": "x" * 300_000}).encode()
+    edited.settle()
+    before = load(edited.policy_folder, datetime.now(UTC)).compiled.revision
+    with begun(edited, "/v1/chat/gone", body) as raw:
+        wait_for(lambda: asked(edited), "the service to be asked")
+        edited.write("policy.yaml", POLICY.replace("small", "medium"))
+        edited.settle()
+        shutil.rmtree(edited.root / "state/revisions" / before)
+        reply = raw.send(body[-100:]).answer()
+    assert (reply.status, reply.rule) == (403, "policy-unavailable")
+    assert origins.seen == []

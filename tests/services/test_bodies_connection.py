@@ -189,7 +189,7 @@ def test_a_longer_body_is_read_judged_and_echoed(policy: CompiledPolicy, tmp_pat
         assert service.receive(b"0\r\n\r\n") == CONTINUE
         service.receive(format_chunk(rest), b"0\r\n\r\n")
         assert not service.transport.reads
-        await until(lambda: service.transport.sent.endswith(b"\r\n0\r\n\r\n"))
+        await judged(service)
         answer = service.transport.take()
         assert answer.startswith(b"ICAP/1.0 200 OK\r\n")
         assert b"POST https://llm.example/x HTTP/1.1\r\n" in answer
@@ -224,8 +224,7 @@ def test_a_denied_upload_is_read_to_its_end_first(policy: CompiledPolicy, tmp_pa
         assert service.receive(service.asked(), format_chunk(b"{" * PREVIEW), b"0\r\n\r\n") == CONTINUE
         for _ in range(60):
             service.receive(format_chunk(b"x" * 100_000))
-            await asyncio.sleep(0)
-            await until(lambda: service.transport.reads)
+            await judged(service)
         assert service.transport.sent == b""
         assert service.judge.room.held == 0, "nothing of a denied body is held"
         assert service.receive(b"0\r\n\r\n").startswith(b"ICAP/1.0 200 OK\r\n")
@@ -233,12 +232,10 @@ def test_a_denied_upload_is_read_to_its_end_first(policy: CompiledPolicy, tmp_pa
     run(scenario, policy, tmp_path)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(2_000):
-        if condition():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("the condition did not come to hold")
+async def judged(service: Service) -> None:
+    """Wait until no judgement is under way."""
+    while (task := service.connection._task) is not None:
+        await task
 
 
 def test_a_long_denied_push_is_answered_in_the_words_of_git(service: Service) -> None:
@@ -324,7 +321,7 @@ def test_a_revision_that_is_not_stored_denies(policy: CompiledPolicy, tmp_path: 
     async def scenario(service: Service) -> None:
         service.revision = "0123456789ab"
         service.receive(service.asked(), whole(SMALL))
-        await until(lambda: bool(service.transport.sent))
+        await judged(service)
         assert b"X-SK-Rule: policy-unavailable\r\nX-SK-Verdict: deny\r\n" in service.transport.sent
 
     run(scenario, policy, tmp_path)
