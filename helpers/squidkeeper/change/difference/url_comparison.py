@@ -102,7 +102,7 @@ def _differences(old: Side, new: Side, cells: UrlCells) -> Iterator[UrlDifferenc
         unchanged: set[tuple[Keys, Keys]] = set()
         for matched in cells.paths:
             (before, old_keys), (after, new_keys) = (consequence_in(side, matched, held) for side in (old, new))
-            if before.allowed and after.allowed and not after.redirects:
+            if before.allowed and after.allowed:
                 allowed.add((old_keys, new_keys))
             changed = _own_changes(before, after)
             if changed:
