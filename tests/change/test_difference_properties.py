@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,13 +21,15 @@ from hypothesis import strategies as st
 
 from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.change.difference.comparison import CellDifference, Comparison, compare
-from squidkeeper.change.difference.consequences import Change
+from squidkeeper.change.difference.consequences import BodyRule, Change
 from squidkeeper.change.difference.report import report, wider
 from squidkeeper.change.difference.url_comparison import Doubt
 from squidkeeper.cli.diff import confirm
 from squidkeeper.cli.diff_output import as_json, as_markdown, as_text
+from squidkeeper.policy.bodies.written_request import written_request
 from squidkeeper.policy.engine import CompiledPolicy, Decision, decide
 from squidkeeper.policy.engine.explain import explain
+from squidkeeper.policy.language.bodies import Allowed, JsonBody, Member
 from squidkeeper.policy.language.exact_urls import parse_exact_url
 from squidkeeper.policy.language.forms import Headers, values_of
 from squidkeeper.policy.language.hosts import parse_host_pattern
@@ -68,6 +71,12 @@ from ..policy.test_engine_properties import (
     with_passthrough,
 )
 
+
+def json_of(text: str) -> str:
+    """Write a document with the names and texts of `text` in quotes."""
+    return re.sub("([a-z]+)", r'"\1"', text)
+
+
 MORE_HOSTS = [
     *HOSTS,
     "d.c.b.a.example",
@@ -99,6 +108,18 @@ ROUTES = [
 ]
 
 
+BODIES = [
+    JsonBody((Member(("m",), Allowed(("a",))),)),
+    JsonBody((Member(("m",), Allowed(("a", "b"))),)),
+    JsonBody((Member(("m",), Allowed(("a", "b"), absent=True)),), (("m",),)),
+    JsonBody((Member(("n",), Allowed(None, 1, 5)),)),
+    JsonBody((Member(("n",), Allowed(None, 2)),), max_bytes=9),
+]
+DOCUMENTS = [
+    None,
+    b"x",
+    *(json_of(text).encode() for text in ("{}", "{m:a}", "{m:b}", "{m:c}", "{m:a,x:1}", "{n:1}", "{n:3}")),
+]
 NO_SHRINKING = (Phase.explicit, Phase.reuse, Phase.generate)  # it takes minutes; what fails is small as it is
 Policies = tuple[CompiledPolicy, CompiledPolicy]
 
@@ -149,6 +170,9 @@ def seen(policy: CompiledPolicy, asked: Question) -> dict[str, Any]:
             "closed": decision.rule in rules and not decision.asks,
             "grantable": (decision.asks or decision.rule == "default") and not request.host.private,  # type: ignore[union-attr]
         }
+    bodies = [BodyRule(str(one.rule.verdict), one.rule.observe, one.rule.body) for one in found.by_body]
+    if bodies and (bodies[-1].body or bodies[-1].observes):
+        bodies.append(BodyRule("allow" if policy.source.default is Action.ALLOW else "deny"))
     uses, spent = uses_of(policy, request, asked.at)
     rewrite = decision.rewritten and (decision.rewritten.rewrite.redirect, decision.rewritten.url)
     if decision.redirects:
@@ -160,6 +184,7 @@ def seen(policy: CompiledPolicy, asked: Question) -> dict[str, Any]:
         "uses": uses,
         "spent": spent,
         "observed": observed,
+        "bodies": bodies,
         "private": decision.private and fetched.address is None,
         "passthrough": decision.passthrough,
         "websocket": found.websocket is not None and found.websocket.passes,
@@ -185,11 +210,19 @@ def exceeds(policies: Policies, asked: Question) -> bool:
         return True
     if new["rewrite"] and new["rewrite"][0] is not None:
         return False
+    if any(takes(policies[1], asked, sent) and not takes(policies[0], asked, sent) for sent in DOCUMENTS):
+        return True
     return (
         any(old.get(name) != new[name] for name in ("rewrite", "credentials", "upstream"))
         or any(new[name] and not old.get(name) for name in ("private", "passthrough", "websocket"))
         or any(old.get(name) and not new[name] for name in ("strip", "connections"))
     )
+
+
+def takes(policy: CompiledPolicy, asked: Question, body: bytes | None) -> bool:
+    """Whether a request is allowed with a body."""
+    request = request_to(asked.method, asked.target, asked.client, asked.user)
+    return explain(policy, request, asked.at, written_request(asked.method, asked.target, body)).decision.allowed
 
 
 def is_opened_by_a_grant(policies: Policies, asked: Question) -> bool:
@@ -376,6 +409,7 @@ extras = st.fixed_dictionaries(
         "passthrough": st.sampled_from([False, False, True]),
         "scheduled": st.sets(st.integers(0, 5), max_size=1),
         "asks_default": st.booleans(),
+        "bodies": st.dictionaries(st.integers(0, 5), st.sampled_from(BODIES), max_size=3),
         "with_users": st.dictionaries(st.integers(0, 5), st.sets(st.sampled_from(USERS[2:]), min_size=1), max_size=3),
         "ending": st.sets(st.sampled_from(["one", "two"])),
         "grants": st.lists(
@@ -404,6 +438,13 @@ def user_clients(ending: set[str]) -> list[Client]:
     return [Client("clerk", PLACE, users=frozenset({"clerk"})), *tokens]
 
 
+def with_body(rule: Rule, body: JsonBody | None) -> Rule:
+    """Give a rule a body, and nothing on which rules with bodies have to agree."""
+    if body is None or rule.passthrough or rule.action is Action.ASK:
+        return rule
+    return replace(rule, body=body, private=False, websocket=False, strip=None, connections=None)
+
+
 def with_clients(rule: Rule, names: set[str] | None) -> Rule:
     return replace(rule, match=replace(rule.match, clients=frozenset(names))) if names else rule
 
@@ -425,6 +466,8 @@ def with_extras(policy: Policy, drawn: dict[str, Any]) -> Policy:
         replace(rule, connections="single" if number in single and not rule.passthrough else None)
         for number, rule in enumerate(stripped)
     ]
+    bodies = {} if policy.rewrites else drawn["bodies"]
+    stripped = [with_body(rule, bodies.get(number)) for number, rule in enumerate(stripped)]
     stripped = [with_clients(rule, drawn["with_users"].get(number)) for number, rule in enumerate(stripped)]
     return replace(
         policy,

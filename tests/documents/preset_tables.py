@@ -28,7 +28,8 @@ def _lines(preset: PresetSummary) -> Iterator[str]:
     yield "| rule | methods | URLs |"
     yield "|---|---|---|"
     for rule in preset.rules:
-        yield f"| `{rule.name}` | {', '.join(rule.methods)} | {'<br>'.join(map(_code, _urls(rule)))} |"
+        body = f"<br>body {_code(rule.body)}" if rule.body else ""
+        yield f"| `{rule.name}` | {', '.join(rule.methods)} | {'<br>'.join(map(_code, _urls(rule)))}{body} |"
     yield f"\nFrom {', '.join(f'<{url}>' for url in preset.documents)}, read on {preset.read}.\n"
 
 

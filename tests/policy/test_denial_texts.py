@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import squidkeeper
 from squidkeeper.base.faults import Location
-from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.engine import CompiledPolicy, body_scope
 from squidkeeper.policy.language.model import Token
 from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
 from squidkeeper.policy.language.sealed_tokens import format_content
@@ -160,6 +160,9 @@ def texts_of_state() -> Iterator[tuple[str, str | None]]:
     yield "denied ticket", denied_ticket(denial, "abcdefghijkl", "No.").message
     yield "no page", no_ticket_page(denial).message
     yield "not rendered", not_rendered(["watch", "ask"]).reason
+    yield "body of too many rules", body_scope._TOO_MANY.reason
+    yield "body of rules that differ", body_scope._DISAGREEING.reason
+    yield "body that ends", body_scope._UNFINISHED.reason
 
 
 def test_each_text_is_what_it_was(tmp_path: Path) -> None:

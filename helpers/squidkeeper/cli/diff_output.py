@@ -124,6 +124,8 @@ def _facts(consequence: Consequence, change: Change) -> Iterator[str]:
     yield f"without {', '.join(consequence.strip)}" if consequence.strip else ""
     yield f"connections {consequence.connections}" if consequence.connections else ""
     yield f"through {consequence.upstream}" if consequence.upstream else ""
+    if consequence.bodies and change in (Change.BODIES, Change.OPENED, Change.CLOSED):
+        yield f"by the first that holds: {', then '.join(map(str, consequence.bodies))}"
     for count in consequence.counts:
         yield f"{quantity(count.uses, 'use')} of {count.grant}"
     yield f"then {_then(consequence)}" if consequence.spent else ""
@@ -192,6 +194,7 @@ def _consequence_row(consequence: Consequence) -> dict[str, object]:
         "strip": consequence.strip,
         "connections": consequence.connections,
         "upstream": consequence.upstream or None,
+        "bodies": list(map(str, consequence.bodies)),
         "quotas": [sorted(counts) for counts in consequence.quotas],
         "uses": consequence.uses,
         "then": _then(consequence),

@@ -108,8 +108,8 @@ class Effect:
 def effect_of(policy: CompiledPolicy, grant: Rule, at: datetime) -> Effect:
     """Try a grant of a policy."""
     decisions = [decide(policy, policy.match(request_to(*asked)), at) for asked in _requests(policy.source, grant)]
-    opened = [decision for decision in decisions if decision.allowed and decision.location == grant.location]
-    others = {decision.rule: decision for decision in decisions if decision.location != grant.location}.values()
+    opened = [decision for decision in decisions if _is_opened_by(grant, decision)]
+    others = {decision.rule: decision for decision in decisions if not _is_opened_by(grant, decision)}.values()
     return Effect(
         opens=bool(opened) or not decisions,
         deniers=tuple(other for other in others if not other.allowed),
@@ -117,6 +117,12 @@ def effect_of(policy: CompiledPolicy, grant: Rule, at: datetime) -> Effect:
         credentials=tuple(dict.fromkeys(credential.name for opening in opened for credential in opening.credentials)),
         closing=() if grant.match.urls else tuple(_closing(policy, grant, at)),
     )
+
+
+def _is_opened_by(grant: Rule, decision: Decision) -> bool:
+    """Whether a grant opens a request, also one that other rules open for some bodies."""
+    named = (decision.location, *(rule.location for rule in decision.by_body))
+    return decision.allowed and grant.location in named
 
 
 def _requests(policy: Policy, grant: Rule) -> Iterator[tuple[str, str, str | None, str | None]]:

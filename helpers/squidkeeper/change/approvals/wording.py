@@ -7,6 +7,7 @@ from typing import Final
 from squidkeeper.base.formatting import duration, printable, quantity
 from squidkeeper.change.approvals.granting import Granted
 from squidkeeper.change.approvals.new_grant import Effect, spelled
+from squidkeeper.policy.engine import Decision
 from squidkeeper.policy.language.model import FINITE_FIELDS, Rule
 
 _CLOSING_AT_MOST: Final = 5
@@ -19,7 +20,7 @@ def granted_lines(granted: Granted, now: datetime, *, waits: bool = False) -> It
     """Tell what was granted, what its requests get, and what is closed all the same; `waits`: for an edit."""
     effect, one = granted.effect, granted.grant
     if granted.file is None:
-        openers = ", ".join(f"{found.rule}{_at(found.location)}" for found in effect.openers)
+        openers = ", ".join(f"{found.rule}{_at(found.location)}{_for_bodies(found)}" for found in effect.openers)
         yield f"Open already, by {printable(openers)}: nothing was granted."
         yield from _warnings(granted)
         if waits:
@@ -38,7 +39,8 @@ def _warnings(granted: Granted) -> Iterator[str]:
 
 def _effects(effect: Effect) -> Iterator[tuple[str, str]]:
     yield from (("credential", printable(name)) for name in effect.credentials)
-    yield from (("open before", f"a part, by {found.rule}{_at(found.location)}") for found in effect.openers)
+    parts = (f"a part, by {found.rule}{_at(found.location)}{_for_bodies(found)}" for found in effect.openers)
+    yield from (("open before", part) for part in parts)
     named = {found.rule: _at(found.location) for found in effect.deniers}
     named |= {rule.name: _at(rule.location) for rule in effect.closing}
     for number, (name, place) in enumerate(named.items()):
@@ -46,6 +48,10 @@ def _effects(effect: Effect) -> Iterator[tuple[str, str]]:
             yield "not opened", quantity(len(named) - number, "more rule")
             return
         yield "not opened", f"what {printable(name)}{place} denies"
+
+
+def _for_bodies(decision: Decision) -> str:
+    return ", for some bodies" if decision.by_body else ""
 
 
 def _at(location: object) -> str:

@@ -12,6 +12,9 @@ from squidkeeper.base.faults import Location
 from squidkeeper.policy.engine import CompiledPolicy, Decision, HostMatch, Stage, decide, decide_until_spent
 from squidkeeper.policy.engine.decision import Rewritten
 from squidkeeper.policy.engine.explain import quotas_in, upstream
+from squidkeeper.policy.engine.precedence import decides_without_body
+from squidkeeper.policy.language.bodies import Body
+from squidkeeper.policy.language.body_texts import body_text
 from squidkeeper.policy.language.forms import AwsSigV4, Form, Headers, InjectedValue, QueryParameters
 from squidkeeper.policy.language.model import Credential, Rewrite, Route, Rule
 from squidkeeper.policy.language.quotas import Counted, Quota
@@ -36,6 +39,7 @@ class Change(StrEnum):
     STRIP = "strip"
     CONNECTIONS = "connections"
     UPSTREAM = "upstream"
+    BODIES = "bodies"
     QUOTAS = "quotas"
     USES = "uses"
     OBSERVED = "observed"
@@ -49,6 +53,19 @@ class GrantCount(NamedTuple):
     uses: int
 
 
+class BodyRule(NamedTuple):
+    """A rule that the body decides among: what it does where its body holds. Without a body it holds always."""
+
+    verdict: str
+    observes: bool = False
+    body: Body | None = None
+
+    def __str__(self) -> str:
+        """Write it for people."""
+        where = f" where the body is {body_text(self.body)}" if self.body else ""
+        return f"{'observed ' if self.observes else ''}{self.verdict}{where}"
+
+
 @dataclass(frozen=True, slots=True)
 class Consequence:
     """What a policy does with a request. Names of entries are no part of what compares: a rule may be renamed.
@@ -58,9 +75,10 @@ class Consequence:
     names of quotas, which do count too: under each of these grants and once they are spent, one set where all are the
     same. What a quota gives is a setting. Of a denied request only three are compared: `asks`,
     which a person may grant, `observed`, the verdict that is recorded, and whether it is `closed` or `grantable`: a
-    grant would open it, whether a person was asked or not. `rewrite` is the target, as it stands in the
-    policy or filled in; `otherwise` is what becomes of a request that the rewrite leaves alone, because it is for the
-    target already: such a request may be allowed where the others are denied.
+    grant would open it, whether a person was asked or not. `rewrite` is the target, as it stands in the policy or
+    filled in. `bodies` are the rules that the body decides among. `otherwise` is what becomes of a request that the
+    rewrite leaves alone, because it is for the target already: such a request may be allowed where the others are
+    denied.
     """
 
     allowed: bool
@@ -81,6 +99,7 @@ class Consequence:
     counts: tuple[GrantCount, ...] = ()
     spent: Consequence | None = None
     quotas: tuple[frozenset[str], ...] = (frozenset(),)
+    bodies: tuple[BodyRule, ...] = ()
 
     @property
     def uses(self) -> int | None:
@@ -114,10 +133,19 @@ _COMPARED: dict[Change, Callable[[Consequence], object]] = {
     Change.STRIP: lambda consequence: consequence.strip,
     Change.CONNECTIONS: lambda consequence: consequence.connections,
     Change.UPSTREAM: lambda consequence: consequence.upstream,
+    Change.BODIES: lambda consequence: consequence.bodies,
     Change.QUOTAS: lambda consequence: (consequence.quotas, len(consequence.quotas) > 1 and consequence.counts),
     Change.USES: lambda consequence: consequence.counts,
     Change.OBSERVED: lambda consequence: consequence.observed,
 }
+
+
+def body_rules(listed: Sequence[Rule], default: Decision) -> tuple[BodyRule, ...]:
+    """Write the rules that the body decides among; `default` decides where the last has a body."""
+    rules = [BodyRule(rule.verdict, rule.observe, rule.body) for rule in listed]
+    if listed and not decides_without_body(listed[-1]):
+        rules.append(BodyRule("allow" if default.allowed else "deny"))
+    return tuple(rules)
 
 
 def quota_counts(quotas: Iterable[Quota], rule: str) -> tuple[frozenset[str]]:
@@ -170,7 +198,9 @@ def denied_by(decision: Decision, host: Host) -> Consequence:
     )
 
 
-def consequence_of(decision: Decision, host: Host, *, websocket: bool, upstream: Route | None) -> Consequence:
+def consequence_of(
+    decision: Decision, host: Host, *, websocket: bool, upstream: Route | None, bodies: tuple[BodyRule, ...] = ()
+) -> Consequence:
     """Make the consequence of a decision; `websocket` says that the host lets WebSockets pass whatever the rule."""
     if not decision.allowed or decision.asks:  # a tunnel in which every request is asked about is open for that alone
         return denied_by(decision, host)
@@ -188,6 +218,7 @@ def consequence_of(decision: Decision, host: Host, *, websocket: bool, upstream:
         decision.connections,
         route_text(upstream),
         observed=observed_verdict(decision.observed),
+        bodies=bodies,
     )
     if not decision.redirects:
         return consequence
@@ -291,4 +322,5 @@ def _uncounted(
     websocket = request.method == "GET" and (
         decision.websocket or decide(policy, match, at, Stage.HOST).outlook.unrestricted
     )
-    return consequence_of(decision, request.host, websocket=websocket, upstream=upstream(policy, request, decision))
+    bodies, forwarded = body_rules(decision.by_body, match.candidates.default), upstream(policy, request, decision)
+    return consequence_of(decision, request.host, websocket=websocket, upstream=forwarded, bodies=bodies)

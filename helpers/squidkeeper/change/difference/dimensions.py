@@ -175,4 +175,4 @@ def method_key(method: str, entries: Sequence[Sequence[AnyEntry]]) -> object:
     facts = HostFacts((), method, "https", _NOWHERE, 443)
     holds = HOST_FIELDS["methods"]
     held = [holds(entry.match, facts, covers_every_port(entry)) for side in entries for entry in side]
-    return method == "GET", injects(facts), tuple(held)
+    return method == "GET", injects(facts), tuple(held)  # GET is also the method of the request ahead of a push

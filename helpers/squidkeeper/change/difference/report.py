@@ -8,10 +8,11 @@ from hashlib import sha256
 from pathlib import Path
 
 from squidkeeper.change.difference.comparison import CellDifference, compare
-from squidkeeper.change.difference.consequences import Change, Consequence, form_texts
+from squidkeeper.change.difference.consequences import BodyRule, Change, Consequence, form_texts
 from squidkeeper.change.difference.groups import RequestDifference, groups
 from squidkeeper.change.difference.url_comparison import Doubt
 from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.language.body_texts import is_narrower
 from squidkeeper.policy.language.model import Policy, Token
 from squidkeeper.policy.language.quotas import Counted
 from squidkeeper.policy.language.secret_sources import FetchedSource, NamedSecret
@@ -187,6 +188,27 @@ def _is_counted(before: Consequence, after: Consequence) -> bool:
     return all(under <= counts for counts in after.quotas)
 
 
+def _takes_no_more(before: tuple[BodyRule, ...], after: tuple[BodyRule, ...]) -> bool:
+    """Whether each body that is allowed is known to be allowed under the ceiling: as far as bodies compare."""
+    return not before or (bool(after) and all(_is_within(place, after, before) for place in range(len(after))))
+
+
+def _is_within(place: int, rules: tuple[BodyRule, ...], ceiling: tuple[BodyRule, ...]) -> bool:
+    """Whether an allow of the ceiling takes all bodies of a rule, and what denies ahead of it is ahead of the rule."""
+    if rules[place].observes or rules[place].verdict != "allow":
+        return True
+    denied = _deniers(rules[:place])
+    return any(
+        rule.verdict == "allow" and not rule.observes and is_narrower(rules[place].body, rule.body)
+        for number, rule in enumerate(ceiling)
+        if _deniers(ceiling[:number]) <= denied
+    )
+
+
+def _deniers(rules: Iterable[BodyRule]) -> set[BodyRule]:
+    return {rule for rule in rules if not rule.observes and rule.verdict != "allow"}
+
+
 _STRICTER = {None: 0, "shared": 0, "own": 1, "single": 2}  # of connections to origins
 # Of the other changes, when one only closes. A redirect is a new request, which is judged like any other.
 _CLOSES: dict[Change, Callable[[Consequence, Consequence], bool]] = {
@@ -196,6 +218,7 @@ _CLOSES: dict[Change, Callable[[Consequence, Consequence], bool]] = {
     Change.REWRITE: lambda _before, after: after.redirects and not after.otherwise,
     Change.CONNECTIONS: lambda before, after: _STRICTER[after.connections] > _STRICTER[before.connections],
     Change.STRIP: lambda before, after: set(before.strip) <= set(after.strip),
+    Change.BODIES: lambda before, after: _takes_no_more(before.bodies, after.bodies),
     Change.QUOTAS: _is_counted,
     Change.USES: lambda before, after: _uses(after) <= _uses(before),
 }

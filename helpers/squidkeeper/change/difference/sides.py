@@ -6,14 +6,19 @@ from datetime import datetime
 from functools import partial
 from hashlib import sha256
 
+from squidkeeper.base.faults import Location
 from squidkeeper.change.difference import consequences
 from squidkeeper.change.difference.languages import Held, Matched, path_holds, query_holds
 from squidkeeper.policy.engine import CompiledPolicy, HostMatch, Stage, decide
+from squidkeeper.policy.engine.body_scope import decided_by_body
 from squidkeeper.policy.engine.decision import Decision
 from squidkeeper.policy.engine.explain import quotas_in
 from squidkeeper.policy.engine.fields import Entry, is_deny
 from squidkeeper.policy.engine.precedence import Applied, Holds, applied_entries, first_rule
+from squidkeeper.policy.language.bodies import GitBody
 from squidkeeper.policy.language.model import Action, Credential, Match, Policy, Rewrite, Rule
+from squidkeeper.policy.language.paths import parse_path_pattern
+from squidkeeper.policy.language.queries import QueryPattern
 from squidkeeper.policy.protocol.request import Request
 from squidkeeper.policy.url import DEFAULT_PORTS, Host, parse_authority
 
@@ -24,7 +29,8 @@ _HOST = "{host}"
 class Side:
     """One policy and a cell of requests at one time: the entries that can hold, whatever the URL.
 
-    `denial` where all of them are denied before a rule is asked. `unrestricted` lets WebSockets pass.
+    `denial` where all of them are denied before a rule is asked. `unrestricted` lets WebSockets pass. `reading` are the
+    rules with those that observe, where some of them read bodies.
     """
 
     policy: CompiledPolicy
@@ -34,6 +40,7 @@ class Side:
     observing: tuple[Rule, ...]
     denial: consequences.Consequence | None
     unrestricted: bool
+    reading: tuple[Rule, ...] = ()
 
     @property
     def key(self) -> Hashable:
@@ -48,14 +55,27 @@ class Side:
         default = (candidates.default.allowed, candidates.default.asks, candidates.default.observed)
         clients = self.match.facts.clients
         quotas = tuple(quota.name for quota in self.policy.source.quotas if quota.holds_for(clients))
-        return (self.denial, *names, quotas, credentials, upstream, private, self.unrestricted, facts, *default)
+        reading = tuple(rule.name for rule in self.reading)
+        return (
+            self.denial,
+            *names,
+            quotas,
+            credentials,
+            upstream,
+            private,
+            self.unrestricted,
+            facts,
+            *default,
+            reading,
+        )
 
     @property
     def entries(self) -> tuple[Entry, ...]:
         """The entries that can tell URLs apart."""
         candidates = self.match.candidates
         rules = (*self.rules, *self.grants, *self.observing)
-        return (*rules, *candidates.rewrites, *candidates.credentials)
+        pushes = (PUSH, REFS) if any(isinstance(rule.body, GitBody) for rule in self.reading) else ()
+        return (*rules, *pushes, *candidates.rewrites, *candidates.credentials)
 
 
 def side_of(policy: CompiledPolicy, request: Request, at: datetime) -> Side:
@@ -67,7 +87,9 @@ def side_of(policy: CompiledPolicy, request: Request, at: datetime) -> Side:
         return Side(policy, match, (), (), (), consequences.denied("login-refused"), unrestricted=False)
     unrestricted = decide(policy, match, at, Stage.HOST).outlook.unrestricted if request.method == "GET" else False
     now = policy.rules_in_force(match.candidates, at)
-    return Side(policy, match, now.rules, now.grants, now.observing or (), None, unrestricted)
+    every = now.rules if now.observing is None else now.observing
+    reading = every if now.reading else ()
+    return Side(policy, match, now.rules, now.grants, now.observing or (), None, unrestricted, reading)
 
 
 def consequence_in(side: Side, matched: Matched, held: Held) -> tuple[consequences.Consequence, tuple[Hashable, ...]]:
@@ -92,18 +114,19 @@ def _consequence_now(
     """Return the same while all grants of a side have uses left, and the grant whose uses it takes."""
     if side.denial is not None:
         return side.denial, False, None
-    holds = partial(_holds, matched=matched, held=held)
-    applied = applied_entries(side.match.candidates, side.rules, side.grants, holds)
-    decision, host = _decision(side, applied.rule), side.match.facts.host
+    holds = partial(_holds, matched=matched, held=held, method=side.match.facts.method or "")
+    applied = applied_entries(side.match.candidates, side.rules, side.grants, holds, side.reading)
+    decision, host = _decision(side, applied), side.match.facts.host
     observed = _observed(side, holds)
     if host.private and not decision.private and (decision.allowed or decision.asks):
         return consequences.denied("private-address", observed=observed), False, None
     if not decision.allowed:
         refused = replace(consequences.denied_by(decision, host), observed=observed, quotas=_quotas(side, decision))
         return refused, decision.asks, None
-    grant, rewrite, names = decision.counted, applied.rewrite, [credential.name for credential in applied.credentials]
+    grant, rewrite, names = decision.counted, applied.rewrite, [one.name for one in applied.credentials]
     forwarded = (decision.websocket, decision.connections, decision.strip)
-    key = (decision.private, forwarded, grant and grant.name, rewrite and rewrite.name, *names)
+    listed = tuple(rule.name for rule in applied.by_body)
+    key = (decision.private, forwarded, grant and grant.name, rewrite and rewrite.name, listed, *names)
     consequence = _allowed(side, decision, applied, observed)
     return consequence, key, grant if consequence.allowed else None
 
@@ -121,6 +144,7 @@ def _allowed(side: Side, decision: Decision, applied: Applied, observed: str) ->
         upstream=consequences.route_text(side.match.candidates.upstream),
         observed=observed,
         quotas=_quotas(side, decision),
+        bodies=consequences.body_rules(decision.by_body, side.match.candidates.default),
     )
     if applied.rewrite is None:
         return consequence
@@ -138,20 +162,47 @@ def _observed(side: Side, holds: Holds) -> str:
     rule = first_rule(side.observing, side.grants, holds)
     if rule is None:
         return "" if side.match.facts.host.private else consequences.observed_verdict(default.observed)
-    if not rule.observe or (rule.action is Action.ALLOW and side.match.facts.host.private and not rule.private):
+    if (
+        not rule.observe
+        or rule.body is not None
+        or (rule.action is Action.ALLOW and side.match.facts.host.private and not rule.private)
+    ):
         return ""
     return rule.verdict
 
 
-def _decision(side: Side, rule: Rule | None) -> Decision:
-    return side.match.candidates.default if rule is None else side.policy.decision_by(rule)
+def _decision(side: Side, applied: Applied) -> Decision:
+    default = side.match.candidates.default
+    decision = default if applied.rule is None else side.policy.decision_by(applied.rule)
+    if not applied.by_body or not decision.allowed:
+        return decision
+    return decided_by_body(side.policy, decision, applied.by_body, default)
 
 
-def _holds(entry: Entry, matched: Matched, held: Held) -> bool:
+def _holds(entry: Entry, matched: Matched, held: Held, method: str) -> bool:
     """Whether an entry holds in a cell. A grant for exact URLs never does: these are compared one by one."""
     if entry.match.urls is not None:
         return False
+    if isinstance(entry, Rule) and isinstance(entry.body, GitBody) and not _may_push(matched, held, method):
+        return False
     return path_holds(entry.match, matched) and query_holds(entry.match, held, one=is_deny(entry))
+
+
+def _may_push(matched: Matched, held: Held, method: str) -> bool:
+    """Whether `git:` may hold in a cell, as `may_hold` says about each of its requests."""
+    if path_holds(PUSH.match, matched):
+        return True
+    return method == "GET" and path_holds(REFS.match, matched) and query_holds(REFS.match, held, one=False)
+
+
+# The URLs of a push, and of the request ahead of it: what `git:` tells apart.
+PUSH, REFS = (
+    Rule("", Location(""), Action.ALLOW, Match(paths=(parse_path_pattern(path),), query=query))
+    for path, query in (
+        ("/**/git-receive-pack", None),
+        ("/**/info/refs", (QueryPattern("service", "git-receive-pack"),)),
+    )
+)
 
 
 # --- what is fetched after a rewrite ------------------------------------------------------------------------------

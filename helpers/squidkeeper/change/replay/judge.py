@@ -1,11 +1,12 @@
 """The judge of a replay: asks two policies about a recorded request, and compares what they decide."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from squidkeeper.change.difference.consequences import form_texts
 from squidkeeper.change.replay.result import Flip, FlipKind
 from squidkeeper.policy.engine import CompiledPolicy, Decision, Stage, decide
+from squidkeeper.policy.language.model import Action
 from squidkeeper.policy.language.paths import Beginning
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.policy.url import unrecorded_url
@@ -19,16 +20,18 @@ class Difference:
     """What a replay shows about a request; where there is nothing, the answer is None.
 
     `disagrees`: the access log has another verdict than the old policy. `unseen`: one policy would look into a tunnel
-    that passed through, and what it would decide there is not known.
+    that passed through, and what it would decide there is not known. `unread`: the body would decide, which no record
+    has.
     """
 
     flip: Flip | None = None
     observed: str | None = None
     disagrees: bool = False
     unseen: bool = False
+    unread: bool = False
 
 
-_UNSEEN = Difference(unseen=True)
+_UNSEEN, _UNREAD = Difference(unseen=True), Difference(unread=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +105,20 @@ def _seen(policy: CompiledPolicy, host: RecordedHost, decision: Decision, at: da
 def _difference(old: Decision | None, new: Decision | None, verdict: str) -> Difference | None:
     if old is None or new is None:
         return _UNSEEN
+    if old.by_body or new.by_body:
+        if _asked(old) == _asked(new):  # the same rules decide by the same body
+            return None
+        if new.by_body:
+            return _UNREAD
+        old = replace(old, action=Action(verdict if verdict == "allow" else "deny"))  # as the body has decided
     flip, disagrees = _flip(old, new), verdict != ("allow" if passes(old) else "deny")
     return Difference(flip, new.observed, disagrees) if flip or disagrees or new.observed is not None else None
+
+
+def _asked(decision: Decision) -> object:
+    """Return the rules that the body decides among, and what they ask."""
+    rules = [(rule.name, rule.action, rule.observe, rule.body) for rule in decision.by_body]
+    return rules, _credentials(decision), _target(decision)
 
 
 def passes(decision: Decision) -> bool:

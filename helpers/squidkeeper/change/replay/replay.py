@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 GROUPS_OF_CLIENT: Final = 1_000
 UNSEEN: Final = "unseen"
+UNREAD: Final = "unread"
 SET_APART: Final[Mapping[str, str]] = {
     **_SET_APART,
     UNSEEN: "the tunnel passed through, and one of the policies would look into it",
+    UNREAD: "the body decides by one of the policies, and no body is logged",
 }
 _LONGEST_DIVIDED: Final = timedelta(days=2000)
 _A_MOMENT: Final = timedelta(microseconds=1)
@@ -94,18 +96,21 @@ def replay(
     connection.execute(_DIFFERING)
     flips = _insert_flips(connection, judged.answers)
     ((requests, first, last),) = connection.execute("SELECT count(*), min(time), max(time) FROM asked").fetchall()
-    unseen = sum(count for answer, count in judged.counts.items() if answer is not None and answer.unseen)
+    unknown = {
+        UNSEEN: sum(count for answer, count in judged.counts.items() if answer is not None and answer.unseen),
+        UNREAD: sum(count for answer, count in judged.counts.items() if answer is not None and answer.unread),
+    }
     return ReplayResult(
         old=old.revision,
         new=new.revision,
-        requests=requests - unseen,
+        requests=requests - sum(unknown.values()),
         first=in_utc(first),
         last=in_utc(last),
         flips=tuple(_groups(connection, flips, groups_of_client, (old, new))),
         totals=_totals(connection),
         observed=_observed(connection, judged.answers),
         disagreeing=sum(count for answer, count in judged.counts.items() if answer is not None and answer.disagrees),
-        set_apart={**questions.set_apart, **({UNSEEN: unseen} if unseen else {})},
+        set_apart={**questions.set_apart, **{reason: count for reason, count in unknown.items() if count}},
     )
 
 

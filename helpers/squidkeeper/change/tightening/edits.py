@@ -16,6 +16,7 @@ from squidkeeper.change.tightening.usage import PolicyUse
 from squidkeeper.policy.language.document import Document, parse_document
 from squidkeeper.policy.language.hosts import parse_host_pattern
 from squidkeeper.policy.language.model import Action, Match, Policy, Rule
+from squidkeeper.policy.language.overlaps import overlap
 from squidkeeper.policy.language.paths import parse_path_pattern
 from squidkeeper.policy.policy_edit import round_trip_yaml
 from squidkeeper.policy.policy_store.loading import build_sources
@@ -45,9 +46,10 @@ def proposed_edits(policy: Policy, use: PolicyUse, now: datetime) -> Edits:
     if policy.default_action is Action.ALLOW:
         return {}
     counted = {name for quota in policy.quotas for name in quota.rules or ()}
+    by_bodies = decided_by_bodies(policy)
     found: dict[str, tuple[Narrowing, ...] | None] = {}
     for position, rule in enumerate(policy.rules):
-        if not is_edited(rule):
+        if not is_edited(rule) or rule.name in by_bodies:
             continue
         used = use.of(rule)
         if not used.requests:
@@ -64,6 +66,15 @@ def proposed_edits(policy: Policy, use: PolicyUse, now: datetime) -> Edits:
 def is_edited(rule: Rule) -> bool:
     """Whether a rule is one that is made narrower: an allow of the operator's that decides."""
     return rule.action is Action.ALLOW and rule.preset is None and not rule.observe
+
+
+def decided_by_bodies(policy: Policy) -> frozenset[str]:
+    """Name the rules between which a body may decide. No body is logged, so nothing tells which were used."""
+    found = set()
+    for place, rule in enumerate(policy.rules):
+        if rule.body is not None:
+            found |= {other.name for other in policy.rules[place:] if overlap(rule, other, policy.lists)}
+    return frozenset(found)
 
 
 def with_edits(policy: Policy, edits: Edits) -> Policy:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from squidkeeper.change.learning.path_shapes import Evidence
-from squidkeeper.change.tightening.edits import Edits, is_edited
+from squidkeeper.change.tightening.edits import Edits, decided_by_bodies, is_edited
 from squidkeeper.change.tightening.narrowing import Narrowing
 from squidkeeper.change.tightening.usage import PolicyUse
 from squidkeeper.policy.language.model import Action, Policy, Rule
@@ -19,6 +19,7 @@ class KeptFor(StrEnum):
     OBSERVES = "observes"
     SCHEDULED = "scheduled"
     TUNNELS = "tunnels"
+    BODIES = "bodies"
     DEFAULT = "default"
     NEEDED = "needed"
 
@@ -107,6 +108,7 @@ def _kept_for(policy: Policy, rule: Rule, use: PolicyUse, now: datetime) -> Kept
         KeptFor.CLOSES: rule.action is not Action.ALLOW,
         KeptFor.TUNNELS: use.of(rule).tunnels > 0,
         KeptFor.SCHEDULED: rule.when is not None and not rule.lapsed(now),
+        KeptFor.BODIES: rule.name in decided_by_bodies(policy),
         KeptFor.DEFAULT: is_edited(rule) and policy.default_action is Action.ALLOW,
     }
     return next((reason for reason, holds in reasons.items() if holds), KeptFor.NEEDED)

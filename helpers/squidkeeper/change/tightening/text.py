@@ -8,6 +8,7 @@ from typing import Final
 from squidkeeper.base.formatting import duration, percent, quantity, timestamp
 from squidkeeper.change.replay.replay import SET_APART
 from squidkeeper.change.tightening.findings import Findings, KeptFor, Kind, NarrowedRule
+from squidkeeper.policy.language.body_texts import body_text
 from squidkeeper.policy.language.model import FINITE_FIELDS, Rule
 from squidkeeper.record.log.listing import printable
 from squidkeeper.record.log.record import format_time
@@ -19,6 +20,7 @@ _KEPT: Final[Mapping[KeptFor, str]] = {
     KeptFor.OBSERVES: "it only observes, and nothing that it matches was asked for",
     KeptFor.SCHEDULED: "it holds at some times only",
     KeptFor.TUNNELS: "tunnels were opened by it; no request came in them",
+    KeptFor.BODIES: "bodies decide between it and other rules, and no body is logged",
     KeptFor.DEFAULT: "the default allows, so without it nothing is closed",
     KeptFor.NEEDED: "a test or a quota needs it, or a rule below it would do something else",
 }
@@ -89,6 +91,7 @@ def opened_by(rule: Rule) -> str:
     parts += [f"methods {', '.join(sorted(match.methods))}"] if match.methods else []
     parts += [f"paths {', '.join(path.text for path in match.paths)}"] if match.paths else []
     parts += [f"{field.name} {', '.join(field.written(match))}" for field in FINITE_FIELDS if field.written(match)]
+    parts += [f"where the body is {body_text(rule.body)}"] if rule.body else []
     parts += [f"for {', '.join(sorted(match.clients))}"] if match.clients else []
     return "; ".join(parts)
 

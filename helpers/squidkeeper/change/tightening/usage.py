@@ -89,11 +89,14 @@ class AttributedHost:
         return beginnings_of([self.host])
 
     def judge(self, record: Record) -> Attribution | None:
-        """Attribute one of these requests; None where a tunnel passed through that the policy would look into."""
+        """Attribute one of these requests.
+
+        None where a tunnel passed through that the policy would look into, or where the body decides.
+        """
         at = parse_time(record) if self.depends_on_time else ANY_TIME
         url = None if record.method == CONNECT else unrecorded_url(as_sent(record))
         decision = decided(self.policy, self.host, url, at)
-        return None if decision is None else _attribution(decision)
+        return None if decision is None or decision.by_body else _attribution(decision)
 
 
 class AttributionJudge:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from squidkeeper.base.formatting import quantity
 from squidkeeper.operate.client_kit.client import ANY_CLIENT, KitClient
+from squidkeeper.policy.language.body_texts import body_text
 from squidkeeper.policy.language.forms import QueryParameters
 from squidkeeper.policy.language.headers import UNKNOWN_HEADERS
 from squidkeeper.policy.language.model import FINITE_FIELDS, Action, Credential, Match, Policy, Rewrite, Rule
@@ -158,6 +159,8 @@ def _granted(grant: Rule, policy: Policy) -> str:
 
 
 def _effects(rule: Rule) -> Iterator[str]:
+    if rule.body is not None:
+        yield f"where the body is {code(body_text(rule.body))}"
     if rule.private:
         yield "also at private addresses"
     if rule.passthrough:

@@ -87,7 +87,8 @@ def allowed_url(policy: CompiledPolicy, client: KitClient, at: datetime) -> str 
     A URL without a credential comes first: it is fetched for a test.
     """
     tried = ((url, decide(policy, policy.match(_get(url, client)), at)) for url in _urls(policy.source, client))
-    allowed = [(len(decision.credentials), decision.private, url) for url, decision in tried if decision.allowed]
+    open_to_all = ((url, decision) for url, decision in tried if decision.allowed and not decision.by_body)
+    allowed = [(len(decision.credentials), decision.private, url) for url, decision in open_to_all]
     return min(allowed, key=lambda choice: choice[:2])[2] if allowed else None
 
 

@@ -11,7 +11,7 @@ MAX_BYTES: Final = 1_000_000  # of a body that is read, where `max` is left out
 EACH: Final = "*"  # in a pointer: every item of an array
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Allowed:
     """What may stand at a place of a JSON document: one of `values`, or a number from `least` to `most`.
 
@@ -23,6 +23,23 @@ class Allowed:
     least: float | None = None
     most: float | None = None
     absent: bool = False
+
+    @property
+    def typed_values(self) -> tuple[tuple[str, Scalar], ...] | None:
+        """The values with their types: in Python `1`, `1.0` and `True` are equal."""
+        return None if self.values is None else tuple((type(value).__name__, value) for value in self.values)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare all fields, and the types of values."""
+        return isinstance(other, Allowed) and self._key == other._key
+
+    def __hash__(self) -> int:
+        """Return a hash that is equal where these are."""
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[object, ...]:
+        return self.typed_values, self.least, self.most, self.absent
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """What a preset is for, as the comment at the top of its file says, and what its rules open."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ class ShippedRule:
     hosts: tuple[str, ...]
     paths: tuple[str, ...]
     query: Mapping[str, str]
+    body: str  # what its body must be; empty where it reads none
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,4 +58,5 @@ def _first_comment(text: str) -> Iterator[str]:
 def _rules(document: Document) -> Iterator[ShippedRule]:
     for _, entry, _ in entries(document, "rules"):
         methods, schemes, hosts, paths = (tuple(entry.get(field, ())) for field in _FIELDS)
-        yield ShippedRule(entry["name"], methods, schemes, hosts, paths, entry.get("query", {}))
+        body = json.dumps(entry["body"], ensure_ascii=False) if "body" in entry else ""
+        yield ShippedRule(entry["name"], methods, schemes, hosts, paths, entry.get("query", {}), body)

@@ -88,8 +88,10 @@ def beginnings_of(hosts: Iterable[RecordedHost]) -> frozenset[Beginning] | None:
     found: set[Beginning] = set()
     for host in hosts:
         candidates = host.match.candidates
-        matches = [rule.match for rule in (*(candidates.observing or candidates.rules), *candidates.grants)]
+        rules = (*(candidates.observing or candidates.rules), *candidates.grants)
+        matches = [rule.match for rule in rules]
         by_more = any(getattr(match, field) is not None for match in matches for field in _BESIDE_THE_PATH)
+        by_more = by_more or any(rule.body is not None for rule in rules)
         if candidates.rewrites or candidates.credentials or by_more:
             return None
         for begins in (path.beginning for match in matches for path in match.paths or ()):

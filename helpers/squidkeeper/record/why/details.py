@@ -141,7 +141,7 @@ def _of_revision(policy: CompiledPolicy, known: Surroundings) -> str:
 def _is_allowed_now(record: Record, known: Surroundings) -> bool:
     current = known.current()
     found = _explanation(record, current) if current else None
-    return found is not None and found.decision.allowed
+    return found is not None and found.decision.allowed and not found.undecided
 
 
 def _is_not_in_force(known: Surroundings) -> bool:

@@ -51,6 +51,9 @@ def propose(record: Record, policy: CompiledPolicy) -> Proposal | None:
     request = request_of(asked)
     if isinstance(request, Malformed):
         return Proposal(None, obstacle=request.reason)
+    if rules := decide(policy, policy.match(request), parse_time(record)).by_body:
+        names = ", ".join(rule.name for rule in rules if rule.body is not None)
+        return Proposal(None, obstacle=f"its body is judged by {names}, and such a rule would open it for every body")
     fields = dict(_fields(asked, request, policy))
     if _is_private_below(policy, record, request):
         fields["private"] = "true"
