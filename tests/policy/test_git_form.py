@@ -106,6 +106,7 @@ def test_a_deny_compares_refs_without_case() -> None:
         (("ci.skip",), ("ci.skip", "merge_request.create"), False),
         (("ci.*",), ("ci.skip", "ci.variable=A=1"), True),
         (("ci.*",), ("CI.skip",), False),
+        (("merge_request.title=*",), ("merge_request.title=a/b",), True),
         (("**",), ("merge_request.title=a/b",), True),
         (("ci.skip",), ("",), None),
     ],

@@ -81,7 +81,7 @@ def _leads_only_to(path: str, ending: str) -> bool:
 
 
 def _allowed(body: GitBody, push: Push) -> BodyOutcome:
-    is_option = _any_of(body.options)
+    is_option = _any_of(body.options, in_parts=False)
     if not all(_allows(body, command) for command in push.commands):
         return BodyOutcome(Fit.FAILS, "a command of the push is not allowed")
     if not all(map(is_option, push.options)):
@@ -100,13 +100,16 @@ def _denied(body: GitBody, push: Push) -> BodyOutcome:
     return HOLDS if any(is_ref(command.ref.casefold()) for command in push.commands) else _FAILS
 
 
-_WILDCARDS: Final = {"*": "[^/]*", "**": ANYTHING}
+_IN_REFS: Final = {"*": "[^/]*", "**": ANYTHING}
+_IN_OPTIONS: Final = {"*": ANYTHING, "**": ANYTHING}
 _PART: Final = re.compile(r"\*\*|\*|[^*]+")
 
 
 @lru_cache(maxsize=1024)
-def _any_of(globs: tuple[str, ...]) -> Callable[[str], bool]:
-    matchers: list[Matcher] = [glob_matcher(tuple(_PART.findall(glob)), _WILDCARDS) for glob in globs]
+def _any_of(globs: tuple[str, ...], *, in_parts: bool = True) -> Callable[[str], bool]:
+    """Return whether a text matches one of some globs. A ref has parts; a push option has none."""
+    wildcards = _IN_REFS if in_parts else _IN_OPTIONS
+    matchers: list[Matcher] = [glob_matcher(tuple(_PART.findall(glob)), wildcards) for glob in globs]
     return lambda text: any(matches(text) for matches in matchers)
 
 

@@ -64,7 +64,7 @@ class JsonBody:
 
 @dataclass(frozen=True, slots=True)
 class GitBody:
-    """The commands of a push. `push` and `options` are globs: `*` is any characters but `/`, `**` any characters.
+    """The commands of a push. `push` has globs: `*` is any characters but `/`, `**` any. In `options` `*` is any, too.
 
     In a deny `push` names refs alone; the rule holds where a command is for one of them.
     """
