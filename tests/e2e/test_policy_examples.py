@@ -1,6 +1,7 @@
 """Two of the example policies, live: what agents may push, and whose key a model sees."""
 
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,40 @@ def test_agents_push_to_sandboxes_alone(gateway: Gateway, origins: Origins, tmp_
     assert machine.holds() == []
     heads = subprocess.run(["git", "-C", tmp_path / "acme/app.git", "branch"], capture_output=True, check=True)
     assert heads.stdout == b""
+
+
+def test_agents_push_to_their_own_branches_alone(new_gateway: NewGateway, origins: Origins, tmp_path: Path) -> None:
+    secrets = {"github-token": TOKEN, "gitlab-token": "glpat-e2eTokenOfTheExample-04"}
+    gateway = new_gateway(example("agent-branches"), secrets=secrets).start()
+    repository, home = tmp_path / "acme/app.git", tmp_path / "home"
+    run("git", "init", "--quiet", "--bare", "--initial-branch", "main", repository)
+    run("git", "-C", repository, "config", "http.receivepack", "true")
+    home.mkdir()
+    machine = Machine(gateway, home)
+    git = ("git", "-c", "user.name=agent", "-c", "user.email=agent@example.com", "-C", "clone")
+    machine.run("git", "init", "--quiet", "--initial-branch", "main", "clone")
+    machine.run(*git, "commit", "-q", "--allow-empty", "-m", "Change")
+    for host, user, token in (
+        ("github.com", "x-access-token", "github-token"),
+        ("gitlab.com", "oauth2", "gitlab-token"),
+    ):
+        serve = partial(private, basic(user, secrets[token]), partial(git_http_backend, tmp_path))
+        origins.fallback = serve
+        url = f"https://{host}/acme/app.git"
+        machine.run(*git, "push", url, f"HEAD:agent/{host}")
+        machine.run("git", "clone", "--quiet", url, host)
+        printed = machine.run(*git, "push", url, "main", status=1)
+        assert "[remote rejected] main -> main (squidkeeper: rule other-pushes)" in printed
+        assert "remote: Push to a branch below agent/, without push options, and open a pull request." in printed
+    pull = '{"title": "Fix", "head": "agent/fix", "base": "main"}'
+    contents = ("-X", "PUT", "-d", "{}", "-H", "Content-Type: application/json")
+    origins.fallback = Answer(201)
+    api = "https://api.github.com/repos/acme/app"
+    assert curl(gateway, f"{api}/pulls", "-d", pull, "-H", "Content-Type: application/json").status == 201
+    seen = len(origins.seen)
+    assert curl(gateway, f"{api}/contents/README.md", *contents).rule == "default"
+    assert len(origins.seen) == seen
+    assert machine.holds() == []
 
 
 def test_a_model_sees_the_key_of_the_gateway_whatever_the_client_sends(gateway: Gateway, origins: Origins) -> None:
