@@ -28,7 +28,7 @@ def _lines(preset: PresetSummary) -> Iterator[str]:
     yield "| rule | methods | URLs |"
     yield "|---|---|---|"
     for rule in preset.rules:
-        body = f"<br>body {_code(rule.body)}" if rule.body else ""
+        body = f"<br>with the body that `squidkeeper preset show {preset.name}` has" if rule.body else ""
         yield f"| `{rule.name}` | {', '.join(rule.methods)} | {'<br>'.join(map(_code, _urls(rule)))}{body} |"
     yield f"\nFrom {', '.join(f'<{url}>' for url in preset.documents)}, read on {preset.read}.\n"
 

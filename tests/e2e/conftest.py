@@ -53,7 +53,9 @@ def programs(shared_folder: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "installed").exists():
             run("/usr/bin/python3", "-m", "venv", folder / "python")
-            run(folder / "python/bin/pip", "install", "-q", "requests", "httpx", "aiohttp", "uv", "anthropic", "openai")
+            sdks = ("anthropic", "openai", "google-genai")
+            install = ("env", "-u", "PIP_NO_INDEX", folder / "python/bin/pip", "install", "-q")
+            run(*install, "requests", "httpx", "aiohttp", "uv", *sdks)
             run("npm", "install", "--silent", "--prefix", folder / "node", "node@24")
             (folder / "get.go").write_text(GO)
             cache = f"GOCACHE={folder}/go-cache"

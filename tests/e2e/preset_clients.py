@@ -197,7 +197,7 @@ print([model.id for model in client.models.list()])
 """,
         ),
         shows="42\nresp_1\n42\n['gpt-test']",
-        rules=frozenset({"requests", "models"}),
+        rules=frozenset({"chat", "responses", "models"}),
         upload=_sdk(
             "openai",
             "OpenAI",

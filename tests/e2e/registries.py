@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
@@ -38,6 +38,14 @@ class Registries:
 
 def of_json(value: object, kind: str = "application/json") -> Answer:
     return Answer(body=json.dumps(value).encode(), headers={"Content-Type": kind})
+
+
+def of_model(value: object, events: Sequence[Mapping[str, object]]) -> Callable[[Seen], Answer]:
+    """A model's answer: at once, or as events where the request wants a stream."""
+    named = ((f"event: {event['type']}\n" if "type" in event else "", event) for event in events)
+    lines = (f"{name}data: {json.dumps(event)}\n\n" for name, event in named)
+    stream = Answer(body="".join(lines).encode(), headers={"Content-Type": "text/event-stream"})
+    return lambda seen: stream if b'"stream":true' in seen.body or "alt=sse" in seen.target else of_json(value)
 
 
 def tar(files: Mapping[str, str]) -> bytes:
@@ -278,10 +286,19 @@ def anthropic() -> Service:
         "stop_sequence": None,
         "usage": {"input_tokens": 1, "output_tokens": 1},
     }
+    start = {**message, "content": [], "stop_reason": None}
+    events: list[dict[str, object]] = [
+        {"type": "message_start", "message": start},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "42"}},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 1}},
+        {"type": "message_stop"},
+    ]
     model = {"id": "claude-test", "type": "model", "display_name": "Test", "created_at": "2026-11-26T12:00:00Z"}
     models = {"data": [model], "has_more": False, "first_id": "claude-test", "last_id": "claude-test"}
     return {
-        "https://api.anthropic.com/v1/messages": of_json(message),
+        "https://api.anthropic.com/v1/messages": of_model(message, events),
         "https://api.anthropic.com/v1/messages/count_tokens": of_json({"input_tokens": 7}),
         "https://api.anthropic.com/v1/models": of_json(models),
     }
@@ -304,10 +321,21 @@ def openai() -> Service:
     }
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "42"}}
     chat = {"id": "c_1", "object": "chat.completion", "created": 1, "model": "gpt-test", "choices": [choice]}
+    delta = {"type": "response.output_text.delta", "item_id": "msg_1", "output_index": 0, "content_index": 0}
+    events = [{**delta, "delta": "42", "logprobs": [], "sequence_number": 0}]
+    chunk = {**chat, "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "42"}}]}
     models = {"object": "list", "data": [{"id": "gpt-test", "object": "model", "created": 1, "owned_by": "x"}]}
     return {
-        "https://api.openai.com/v1/responses": of_json(response),
+        "https://api.openai.com/v1/responses": of_model(response, events),
         "https://api.openai.com/v1/responses/resp_1": of_json(response),
-        "https://api.openai.com/v1/chat/completions": of_json(chat),
+        "https://api.openai.com/v1/chat/completions": of_model(chat, [chunk]),
         "https://api.openai.com/v1/models": of_json(models),
     }
+
+
+def gemini() -> Service:
+    """The model `gemini-test`, which always says the same."""
+    candidate = {"content": {"role": "model", "parts": [{"text": "42"}]}, "finishReason": "STOP"}
+    said = of_model({"candidates": [candidate]}, [{"candidates": [candidate]}])
+    model = "https://generativelanguage.googleapis.com/v1/models/gemini-test"
+    return {f"{model}:generateContent": said, f"{model}:streamGenerateContent": said}

@@ -95,8 +95,9 @@ def test_a_model_sees_the_key_of_the_gateway_whatever_the_client_sends(gateway: 
     gateway.write("policy.yaml", example("llm-apis"))
     gateway.render()
     url = "https://api.anthropic.com/v1/messages"
+    asked = ("-H", "Content-Type: application/json", "-d", '{"model": "claude-sonnet-5"}')
     origins.fallback = Answer(body=b"{}")
-    wait_for(lambda: curl(gateway, url, "-d", "{}").status == 200, "the example to be in force")
+    wait_for(lambda: curl(gateway, url, *asked).status == 200, "the example to be in force")
     origins.forget()
     origins.fallback = Answer(body=b"{}")
     for sent in (
@@ -104,10 +105,12 @@ def test_a_model_sees_the_key_of_the_gateway_whatever_the_client_sends(gateway: 
         "X-Api-Key: sk-ant-of-the-client",
         "Authorization: Bearer sk",
     ):
-        assert curl(gateway, url, "-d", "{}", "-H", sent).status == 200
+        assert curl(gateway, url, *asked, "-H", sent).status == 200
     assert [(seen.values("X-Api-Key"), seen.values("Authorization")) for seen in origins.seen] == [([KEY], [])] * 3
     placeholder = "Cookie: a=sk-ant-placeholder-of-the-gateway"
     other = "https://api.openai.com/v1/responses"
     seen = len(origins.seen)
     reply = curl(gateway, other, "-d", "{}", "-H", placeholder)
     assert (reply.status, reply.rule, len(origins.seen)) == (403, "placeholder-misdirected", seen)
+    reply = curl(gateway, url, *asked[:-1], '{"model": "claude-opus-5"}')
+    assert (reply.status, reply.rule, len(origins.seen)) == (403, "other-models", seen)

@@ -17,8 +17,12 @@ from squidkeeper.base.errors import PolicyError
 from squidkeeper.cli import main
 from squidkeeper.operate.client_kit.brief import write_brief
 from squidkeeper.operate.client_kit.client import client_of
-from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.bodies.json_form import format_pointer
+from squidkeeper.policy.bodies.sent_request import SentRequest
+from squidkeeper.policy.engine import CompiledPolicy, decide_body
 from squidkeeper.policy.engine.decide import decide
+from squidkeeper.policy.engine.decision import Decision
+from squidkeeper.policy.language.bodies import JsonBody
 from squidkeeper.policy.language.document import parse_document
 from squidkeeper.policy.language.hosts import HostForm
 from squidkeeper.policy.language.lint import lint, open_to_any_client
@@ -37,13 +41,13 @@ NAMES = sorted(preset_names())
 DOCUMENT = Path(__file__).parents[2] / "policy/PRESETS.md"
 # What is shipped never changes. A preset that has to change gets another version, in a file of its own.
 SHIPPED: dict[str, str] = {
-    "anthropic@1": "6643489d6964975eba944f2478731298499a1207a211fb986b4519d088eb1158",
+    "anthropic@1": "9486a586ae0da369fa10f7b8ef1c0344d07f650bbc39679a3d9837508c115578",
     "crates@1": "1f26bbfab108c4a35427fe5f4d49f77c256ea4e5ad9edae0eeb2168d621b1e4d",
     "debian@1": "e9eef14f4ce0270d213c00326524a87d9fb23a5d51f0040dd872053c69f0539b",
     "github-read@1": "1f4304d759c859e741f5822a1b96b7f6beed709f17a56c18d0540f8513cc92ee",
     "go@1": "2c26b3d59f727a1a18005be2ef1310f9324f13306e11d3f40d180cf1a08e950c",
     "npm@1": "0ba20aaf4588ade154661604811275babab24f5abed8be6960ae7bc2eba564a1",
-    "openai@1": "ca332eaf0d771f95e7509dea812a74fb4cf270b0d0223b36097b7b8ce12f7528",
+    "openai@1": "b1dc1677895c7d48285d6352cb4321c8b34a96a61868c9cfddfb45a50fd536fa",
     "pypi@1": "5f7a7c718401c69090cfc4a1b42d7afd0d2f0574024aa5c808b8e4254867e133",
 }
 SHARED_STORAGE = ("amazonaws.com", "blob.core.windows.net", "cloudfront.net", "googleapis.com", "r2.dev")
@@ -226,10 +230,10 @@ anthropic@1   allow models    GET https://api.anthropic.com/v1/models?limit=1000
 anthropic@1   deny  default   POST https://api.anthropic.com/v1/files
 anthropic@1   deny  default   POST https://api.anthropic.com/v1/messages/batches
 anthropic@1   deny  default   GET https://api.anthropic.com/v1/organizations/users
-openai@1      allow requests  POST https://api.openai.com/v1/chat/completions
-openai@1      allow requests  POST https://api.openai.com/v1/responses
-openai@1      allow requests  POST https://api.openai.com/v1/responses/resp_1/cancel
-openai@1      allow requests  POST https://api.openai.com/v1/embeddings
+openai@1      allow chat      POST https://api.openai.com/v1/chat/completions
+openai@1      allow responses POST https://api.openai.com/v1/responses
+openai@1      allow others    POST https://api.openai.com/v1/responses/resp_1/cancel
+openai@1      allow others    POST https://api.openai.com/v1/embeddings
 openai@1      allow models    GET https://api.openai.com/v1/models
 openai@1      allow models    GET https://api.openai.com/v1/responses/resp_1
 openai@1      deny  default   POST https://api.openai.com/v1/files
@@ -245,6 +249,96 @@ def test_a_preset_opens_this_and_not_that(case: str) -> None:
     name, action, rule, request = case.split(maxsplit=3)
     expected = rule if rule in VERDICT_NAMES else f"{name}/{rule}"
     assert judged(load_preset(name), request) == (action, expected)
+
+
+CHAT, RESPONSES, MESSAGES = (
+    f"POST https://{path}"
+    for path in ("api.openai.com/v1/chat/completions", "api.openai.com/v1/responses", "api.anthropic.com/v1/messages")
+)
+HOSTED: dict[str, tuple[str, str]] = {  # a request of models, and what in it lets the provider reach other hosts
+    "a hosted tool": (RESPONSES, '"tools": [{"type": "function", "name": "a"}, {"type": "web_search"}]'),
+    "an MCP server as a tool": (RESPONSES, '"tools": [{"type": "mcp", "server_url": "https://evil.example/"}]'),
+    "a hosted shell": (RESPONSES, '"tools": [{"type": "shell"}]'),
+    "tools in a namespace": (RESPONSES, '"tools": [{"type": "namespace", "tools": [{"type": "mcp"}]}]'),
+    "tools in the input": (RESPONSES, '"input": [{"type": "additional_tools", "tools": [{"type": "web_search"}]}]'),
+    "a stored prompt": (RESPONSES, '"prompt": {"id": "p"}'),
+    "the URL of an image": (RESPONSES, '"input": [{"content": [{"type": "input_image", "image_url": "https://e/"}]}]'),
+    "the URL of a file": (RESPONSES, '"input": [{"content": [{"type": "input_file", "file_url": "https://e/"}]}]'),
+    "the URL in the output of a tool": (RESPONSES, '"input": [{"output": [{"image_url": "https://e/"}]}]'),
+    "the file in the output of a tool": (RESPONSES, '"input": [{"output": [{"file_url": "https://e/"}]}]'),
+    "a search in a chat": (CHAT, '"web_search_options": {}'),
+    "a hosted tool in a chat": (CHAT, '"tools": [{"type": "web_search"}]'),
+    "the URL of an image in a chat": (CHAT, '"messages": [{"content": [{"image_url": {"url": "https://e/"}}]}]'),
+    "a server tool": (MESSAGES, '"tools": [{"name": "a"}, {"type": "web_fetch_20260318", "name": "web_fetch"}]'),
+    "the shell of a server tool": (MESSAGES, '"tools": [{"type": "code_execution_20260521"}]'),
+    "an MCP server": (MESSAGES, '"mcp_servers": [{"type": "url", "url": "https://e/"}]'),
+    "skills": (MESSAGES, '"container": {"skills": []}'),
+    "a tool in a message": (MESSAGES, '"messages": [{"content": [{"tool": {"definition": {"type": "mcp_toolset"}}}]}]'),
+    "a tool in a compaction": (
+        MESSAGES,
+        '"messages": [{"content": [{"tool_changes": [{"definition": {"type": "mcp_toolset"}}]}]}]',
+    ),
+    "the URL of a document": (
+        MESSAGES,
+        '"messages": [{"content": [{"source": {"type": "url", "url": "https://e/"}}]}]',
+    ),
+    "the URL in a result": (MESSAGES, '"messages": [{"content": [{"content": [{"source": {"type": "url"}}]}]}]'),
+}
+ORDINARY: dict[str, tuple[str, str]] = {
+    "a text": (RESPONSES, '"input": "Hello"'),
+    "tools of the client": (
+        RESPONSES,
+        '"tools": [{"type": "function", "name": "a"}, {"type": "apply_patch"}], "input": [{"role": "user", "content": '
+        '[{"type": "input_text", "text": "a"}, {"type": "input_image", "image_url": "data:image/png;base64,AA=="}]}, '
+        '{"type": "function_call_output", "output": "a"}]',
+    ),
+    "a chat": (
+        CHAT,
+        '"tools": [{"type": "function", "function": {}}], "messages": [{"role": "user", "content": "a"}, '
+        '{"role": "user", "content": [{"type": "text"}, {"image_url": {"url": "data:image/png;base64,"}}]}]',
+    ),
+    "a message": (
+        MESSAGES,
+        '"system": "a", "tools": [{"name": "a", "input_schema": {}}, {"type": "bash_20250124", "name": "bash"}], '
+        '"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "tool_use", '
+        '"input": {}}]}, {"role": "user", "content": [{"type": "tool_result", "content": "a"}, {"type": "tool_result", '
+        '"content": [{"type": "image", "source": {"type": "base64", "data": "AA=="}}]}]}]',
+    ),
+}
+
+
+def by_body(request: str, members: str) -> Decision:
+    policy = load_preset("anthropic@1" if "anthropic" in request else "openai@1")
+    method, url = request.split(" ")
+    decision = decide(policy, policy.match(request_to(method, url)), NOW)
+    headers = [("Content-Type", "application/json")]
+    content = f'{{"model": "m", "stream": true, {members}}}'.encode()
+    decided = decide_body(policy, decision, SentRequest(method, url, headers, content))
+    assert decided is not None
+    return decided
+
+
+@pytest.mark.parametrize("case", ORDINARY)
+def test_a_preset_of_models_opens_what_agents_send(case: str) -> None:
+    assert by_body(*ORDINARY[case]).allowed
+
+
+@pytest.mark.parametrize("case", HOSTED)
+def test_a_preset_of_models_closes_what_lets_the_provider_reach_other_hosts(case: str) -> None:
+    decision = by_body(*HOSTED[case])
+    assert (decision.action, decision.rule) == ("deny", "default")
+
+
+def test_each_place_that_a_preset_of_models_names_closes_something() -> None:
+    found = [by_body(*request).found or "" for request in HOSTED.values()]
+    bodies = [(rule.name, rule.body) for name in NAMES for rule in rules_of(name)]
+    places = {
+        f"{name}: {format_pointer(one.pointer)}"
+        for name, body in bodies
+        if isinstance(body, JsonBody)
+        for one in body.members
+    }
+    assert {text.removesuffix(" is not what the rule lists") for text in found} == places
 
 
 # --- a policy that names presets ----------------------------------------------------------------------------------

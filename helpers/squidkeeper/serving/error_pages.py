@@ -396,6 +396,7 @@ def _json() -> str:
         "title": f'"{_TITLE}"',
         "status": "403",
         "detail": f'"{_TITLE}. {_SENT} {_ADVICE}"',
+        "message": f'"{_TITLE}: {_note("reason_", _QUOTED)}"',  # all that the SDK of OpenAI shows
         "rule": f'"{_note("rule_", _QUOTED)}"',
         "reason": f'"{_note("reason_", _QUOTED)}"',
         "cause": f'"{_note("cause_")}"',
