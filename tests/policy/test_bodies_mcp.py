@@ -8,6 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from squidkeeper.policy.bodies import judging, mcp_form
 from squidkeeper.policy.bodies.sent_request import Fit, SentRequest
@@ -181,7 +183,7 @@ ATTACKS: dict[str, dict[str, Row]] = {  # by reason, or its beginning. No allow 
         "params in params": (message("tools/call", {"params": {"name": "search"}}),),
         **{
             f"name {name!r}": (call(name),)
-            for name in (["search"], {"name": "search"}, None, 1, "", "search ", "read_\n")
+            for name in (["search"], {"name": "search"}, None, 1, "", "search ", "read_\u200b")
         },
     },
     "arguments is not a JSON object": {
@@ -283,14 +285,14 @@ def test_what_clients_may_send_is_read(unusual: str) -> None:
         ("GET", True, F, H),
         ("DELETE", True, F, H),
         ("PUT", True, F, H),
-        ("POST", True, F, H),
+        ("POST", True, H, H),
     ],
 )
 def test_streams_and_ends_of_sessions_have_no_body(method: str, has_body: bool, allow: Fit, deny: Fit) -> None:
-    request = sent(call("delete_x") if has_body else b"", method=method)
-    request.has_body = has_body
-    assert outcome(RULE, request) is allow
-    assert outcome(DENY, request, deny=True) is deny
+    for rule, tool, fit in ((RULE, "search", allow), (DENY, "delete_x", deny)):
+        request = sent(call(tool) if has_body else b"", method=method)
+        request.has_body = has_body
+        assert outcome(rule, request, deny=rule is DENY) is fit
     assert judging.may_hold(DENY, method, "/mcp", None)
 
 
@@ -326,6 +328,47 @@ def test_arguments_of_one_name_for_some_parsers_are_unreadable() -> None:
         found = mcp_form.examine(rule, request, deny=deny)
         assert found.fit is U
         assert found.reason.startswith("/arguments has a member that some parsers take for another")
+
+
+NAMES = ("jsonrpc", "id", "method", "Method", "params", "PARAMS", "param\u017f", "name", "Name", "arguments", "result")
+VALUES = ("2.0", 1, "ping", "tools/call", "Tools/call", "x/y", "search", "delete_x")
+
+
+def written(members: list[tuple[str, str]]) -> str:
+    return "{" + ",".join(f"{json.dumps(name)}:{value}" for name, value in members) + "}"
+
+
+def objects(values: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return st.lists(st.tuples(st.sampled_from(NAMES), values), max_size=5).map(written)
+
+
+def called(raw: str, *, first: bool, any_case: bool) -> object:
+    """The tool that a lenient server calls."""
+
+    def members(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        folded = [(name.casefold() if any_case else name, value) for name, value in pairs]
+        return dict(folded[::-1] if first else folded)
+
+    read = json.loads(raw, object_pairs_hook=members)
+    method = f"{read.get('method')}"
+    params = read.get("params")
+    is_call = (method.lower() if any_case else method) == "tools/call" and isinstance(params, dict)
+    return params.get("name") if is_call else None
+
+
+SCALARS = st.sampled_from(VALUES).map(json.dumps)
+USUAL = [("jsonrpc", '"2.0"'), ("id", "1"), ("method", '"tools/call"'), ("params", '{"name":"search"}')]
+
+
+@given(st.lists(st.tuples(st.sampled_from(NAMES), SCALARS | objects(SCALARS)), max_size=3), st.permutations(USUAL))
+@example([("params", '{"name":"delete_x"}')], USUAL)
+@example([("Params", '{"name":"delete_x"}')], USUAL)
+def test_no_lenient_server_calls_another_tool(others: list[tuple[str, str]], usual: list[tuple[str, str]]) -> None:
+    for raw in (written([*others, *usual]), written([*usual, *others]), written([*others, *usual[1:]])):
+        if outcome(RULE, sent(raw.encode())) is H:
+            seen = {called(raw, first=first, any_case=case) for first in (True, False) for case in (True, False)}
+            assert len(seen) == 1
+            assert seen <= {None, "search"}
 
 
 def test_reasons_name_nothing_of_a_body() -> None:
