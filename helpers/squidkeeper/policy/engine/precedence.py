@@ -1,6 +1,6 @@
 """Which of the entries that hold apply: the order of a policy, for one URL or for a whole cell of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 from squidkeeper.policy.engine.compiled_policy import Candidates
@@ -28,13 +28,13 @@ def applied_entries(
     rules: Iterable[Rule],
     grants: Iterable[Rule],
     holds: Holds,
-    reading: Iterable[Rule] = (),
+    reading: Collection[Rule] = (),
 ) -> Applied:
     """Find the entries that apply: a request that is rewritten gets the credentials of where it is fetched.
 
     `reading` are the rules with those that observe, where some of them read bodies.
     """
-    by_body = rules_by_body(reading, grants, holds)
+    by_body = rules_by_body(reading, grants, holds) if reading else ()
     rule = _first_of(by_body) if by_body else first_rule(rules, grants, holds)
     if rule is None and candidates.default_observes:
         return Applied(None, None, (), by_body)

@@ -97,7 +97,9 @@ def _decide_paths(
         other = _applied(policy, match, UrlFacts(path, url.query, url.path), at, spent)
         if _consequences(policy, match, other) != _consequences(policy, match, applied):
             return _ambiguous(paths)
-    decision = _decision_of(policy, match, applied)
+    decision = _decision_by(policy, match, applied.rule)
+    if applied.by_body:
+        decision = _decision_of(policy, match, applied)
     if not decision.allowed or not (applied.rewrite or applied.credentials):
         return decision
     if applied.rewrite is not None:
