@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,12 +18,14 @@ from squidkeeper.services.bodies.icap import (
     format_echo,
     format_unchanged,
 )
+from tests.waiting import pause
 
 from .curl import CurlFailed, curl
 from .dns import Names
 from .gateway import Gateway, NewGateway
 from .icap_stub import ALLOWED, Asked, IcapStub, echo, skip
 from .origin import Origins
+from .raw import Raw
 from .reply import NO_ANSWER, Reply
 
 SECRET = "bodies-canary-" + "x" * 20
@@ -206,3 +212,54 @@ def test_nothing_passes_while_no_service_is_there(new_gateway: NewGateway, origi
         assert (line["rule"], line["verdict"]) == ("policy-unavailable", "deny")
     assert post(made, "https://open.example/x").status == 200
     assert [seen.url for seen in origins.seen] == ["https://open.example/x"]
+
+
+def load(gateway: Gateway, seconds: float) -> Counter[int]:
+    """Post by several clients at once; returns how often each status came, 0 for none."""
+    until = time.monotonic() + seconds
+    statuses: Counter[int] = Counter()
+
+    def client(number: int) -> None:
+        body = json.dumps({"model": "small", "text": "x" * (200_000 if number % 4 == 0 else 2_000)}).encode()
+        lines = ("POST http://llm.example/load HTTP/1.1", "Host: llm.example", "Content-Type: application/json")
+        whole = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+        while time.monotonic() < until:
+            with Raw(gateway) as raw:
+                for _ in range(50):
+                    try:
+                        reply = raw.send(whole).answer()
+                    except OSError:
+                        reply = NO_ANSWER
+                    statuses[reply.status] += 1
+                    if reply.status != 200:
+                        break
+
+    with ThreadPoolExecutor(12) as pool:
+        for done in [pool.submit(client, number) for number in range(12)]:
+            done.result()
+    return statuses
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
+def test_a_restart_loses_nothing_and_a_kill_what_was_under_way(
+    new_gateway: NewGateway, origins: Origins, by: signal.Signals
+) -> None:
+    made = new_gateway(POLICY, secrets={"key": SECRET})
+    made.reads_bodies = False
+    made.start_bodies(2)
+    made.start()
+
+    def restart() -> None:
+        for _ in range(6):
+            pause(1, "the pace of restarts")
+            process = made.bodies.pop(0)
+            process.send_signal(by)
+            process.wait(30)
+            made.start_bodies()
+
+    with ThreadPoolExecutor(1) as pool:
+        restarting = pool.submit(restart)
+        statuses = load(made, 20)
+        restarting.result()
+    assert statuses[200] > 500
+    assert {*statuses} == {200} if by is signal.SIGTERM else statuses[500] < 50
