@@ -11,16 +11,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from squidkeeper.base.errors import UnreadableBody
 from squidkeeper.policy import url
+from squidkeeper.policy.bodies import git_push
 from squidkeeper.policy.language import document
 from squidkeeper.policy.protocol import lines as helper_lines
 from squidkeeper.policy.url import Reading
 from squidkeeper.record.log import follower, log_files
 
-from . import lines, policies, records, urls
+from . import lines, policies, pushes, records, urls
 from .target import Target
 
-TARGETS = {"lines": lines.TARGET, "urls": urls.TARGET, "policies": policies.TARGET, "records": records.TARGET}
+TARGETS = {
+    "lines": lines.TARGET,
+    "urls": urls.TARGET,
+    "policies": policies.TARGET,
+    "records": records.TARGET,
+    "pushes": pushes.TARGET,
+}
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
@@ -38,6 +46,21 @@ def test_any_stream_holds(data: bytes) -> None:
 @given(st.lists(st.sampled_from(urls.WORDS), max_size=12).map(b"".join))
 def test_any_url_holds(data: bytes) -> None:
     urls.check(data)
+
+
+def changed_push(data: st.DataObject) -> bytes:
+    seeds = [*pushes.seeds()]
+    body = data.draw(st.sampled_from(seeds))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(body)))
+        body = body[:at] + data.draw(st.sampled_from(pushes.TARGET.words)) + body[at + data.draw(st.integers(0, 8)) :]
+    return body
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_any_push_holds(data: st.DataObject) -> None:
+    pushes.check(changed_push(data))
 
 
 def test_policies_that_were_changed_at_random_hold() -> None:
@@ -97,6 +120,10 @@ BROKEN: dict[str, tuple[Target, object, str, object]] = {
     "a number is taken for a name": (urls.TARGET, url, "_PLAIN_NAME", re.compile("[a-z0-9.]+")),
     "a YAML error goes through": (policies.TARGET, document, "_hint", lambda text, error: 1 / 0),
     "a fault holds what was written": (policies.TARGET, document, "describe", lambda value: f"{value}\n"),
+    "a part of a push decides": (pushes.TARGET, git_push, "_UnfinishedError", UnreadableBody),
+    "a command is not read": (pushes.TARGET, git_push, "_SHALLOW", re.compile(rb".*", re.DOTALL)),
+    "an ID has any length": (pushes.TARGET, git_push, "_COMMAND", re.compile(rb"(\d+) (\d+) (refs/.+)")),
+    "an option ends at NUL": (pushes.TARGET, git_push, "_CONTROL", re.compile("\x01")),
     "a damaged log is not noticed": (records.TARGET, log_files, "DamagedLog", ()),
     "a log is forgotten when it is rotated": (records.TARGET, follower, "rotated", lambda path: []),
 }

@@ -95,6 +95,7 @@ def test_a_deny_compares_refs_without_case() -> None:
     for ref in ("refs/heads/Main", "refs/Heads/MAIN"):
         assert examine(ONLY_MAIN, sent(push(ref)), deny=True).fit is Fit.HOLDS
         assert not allows(ONLY_MAIN, sent(push(ref)))
+    assert examine(GitBody(("refs/heads/Main",)), sent(push(MAIN)), deny=True).fit is Fit.HOLDS
 
 
 @pytest.mark.parametrize(
