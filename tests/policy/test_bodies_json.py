@@ -56,6 +56,9 @@ PARSERS_DIFFER: dict[str, bytes | str] = {
     "duplicate anywhere": "{" + M + ',"a":[{"b":1,"b":1}]}',
     "case: Go, .NET": "{" + M + ',"Model":"evil"}',
     "case: long s": '{"meſsages":1,' + M + "}",
+    "case: dotless i": '{"ınput":1,' + M + "}",
+    "case: i with a dot": '{"İnput":1,' + M + "}",
+    "dash": '{"max-tokens":1,' + M + "}",
     "name of protobuf": '{"maxTokens":1,' + M + "}",
     "__proto__": "{" + M + ',"__proto__":{"model":"evil"}}',
     "__proto__ by an escape": "{" + M + ',"a":{"__prot\\u006f__":1}}',
@@ -69,6 +72,7 @@ PARSERS_DIFFER: dict[str, bytes | str] = {
     "comment of YAML": "{" + M + "}#",
     # texts
     "lone surrogate": "{" + M + ',"a":"\\ud800"}',
+    "lone surrogate in upper case": "{" + M + ',"a":"\\uD800"}',
     "lone low surrogate": "{" + M + ',"a":"\\udc00"}',
     "surrogates the wrong way": "{" + M + ',"a":"\\udc00\\ud800"}',
     "two high surrogates": "{" + M + ',"a":"\\ud800\\ud800\\udc00"}',
@@ -135,7 +139,7 @@ PARSERS_DIFFER: dict[str, bytes | str] = {
     "object for an array": '{"tools":{"0":{"type":"web_search"}},' + M + "}",
     "object for one item": '{"tools":{"type":"web_search"},' + M + "}",
 }
-PLACES = ("/model", "/messages", "/max_tokens", "/n", "/tools/*/type")
+PLACES = ("/model", "/input", "/messages", "/max_tokens", "/n", "/tools/*/type")
 WATCHED = body_of({place: Allowed(values=("gpt-5-mini",), absent=True) for place in PLACES}, max_bytes=20_000)
 CLOSED = body_of({place: Allowed(values=("nobody sends this",)) for place in PLACES}, max_bytes=20_000)
 
@@ -291,6 +295,8 @@ def test_a_reason_names_the_place_and_nothing_of_the_body() -> None:
     assert judged('{"model":"evil"}') == (FAILS, "/model is not what the rule lists")
     assert judged("{}") == (FAILS, "/model is missing")
     assert judged('{"model":"gpt-5-mini","x":evil}') == (UNREADABLE, "the body is not JSON, at character 26")
+    assert judged(b"\xef\xbb\xbf{}").reason == "the body begins with a byte order mark"
+    assert judged(b'"\xff"').reason == "the body is not UTF-8"
     assert judged('{"tools":{}}', body_of({"/tools/*/a~b": TOOLS})).reason == "/tools is an object, expected an array"
 
 
@@ -302,6 +308,18 @@ def test_without_a_body_a_rule_holds_neither_way() -> None:
 def test_any_url_can_have_a_document_and_its_clients_read_the_page() -> None:
     assert may_hold(MODEL, "GET", "/", None)
     assert answer(MODEL, sent("{}"), "rule", "reason") is None
+
+
+def test_a_body_that_is_already_too_long_is_not_waited_for() -> None:
+    outcome = examine(MODEL, sent(b"{" + b" " * 4096, complete=False), deny=False)
+    assert outcome == (UNREADABLE, "the body is longer than 4096 bytes")
+
+
+def test_a_released_request_holds_nothing_of_its_body() -> None:
+    request = sent("{" + M + "}")
+    examine(MODEL, request, deny=False)
+    request.release()
+    assert (request.body, request.kept) == (b"", {})
 
 
 def test_a_document_is_parsed_once_for_all_rules(monkeypatch: pytest.MonkeyPatch) -> None:

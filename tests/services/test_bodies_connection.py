@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from squidkeeper.base.layout import Layout
+from squidkeeper.policy.bodies.json_form import ParsedJson
 from squidkeeper.policy.bodies.sent_request import SentRequest
 from squidkeeper.policy.engine import CompiledPolicy, deny
 from squidkeeper.services.bodies.asked import AskedBody
@@ -372,6 +374,13 @@ def test_denials_of_one_client_are_throttled() -> None:
     for _, then in sorted(at, key=lambda turn: turn[0]):
         then()
     assert sorted(done) == sorted([*range(1_100), -1]), "each is answered once"
+
+
+def test_a_denial_that_waits_for_its_turn_holds_nothing_of_its_body(service: Service) -> None:
+    """A parsed document is up to 25 times as long as its body."""
+    while service.receive(service.asked(), whole(LARGE)):
+        pass
+    assert not [found for found in gc.get_objects() if isinstance(found, ParsedJson)]
 
 
 def test_the_form_of_a_page_is_chosen_as_squid_chooses_it() -> None:

@@ -52,6 +52,11 @@ class SentRequest:
     has_body: bool = True
     kept: dict[int, object] = field(default_factory=dict, repr=False)
 
+    def release(self) -> None:
+        """Give the memory of the body back, and of what was read of it: up to 25 times as much."""
+        self.body = b""
+        self.kept.clear()
+
     def values(self, name: str) -> list[str]:
         """Return the values of a header, by its name in lower case."""
         return [value for header, value in self.headers if header.lower() == name]

@@ -300,7 +300,7 @@ class IcapConnection(asyncio.Protocol):
             self._judge.room.give_back(self._asked.client, len(self._body))
         self._body = bytearray()
         if self._asked is not None:
-            self._asked.sent.body = b""
+            self._asked.sent.release()
 
     # --- the transport --------------------------------------------------------------------------------------------
 
