@@ -272,6 +272,25 @@ def test_grants_and_approvals_are_made_in_the_container(stack: Stack) -> None:
     swap(stack.policy, 9, POLICY)
 
 
+def test_an_edit_starts_what_inspects_bodies_and_so_does_the_next_start(stack: Stack) -> None:
+    rule = "{name: models, action: allow, hosts: [models.example], methods: [POST], body: {json: {/model: [small]}}}"
+    swap(stack.policy, 10, POLICY.replace("rules:", f"rules:\n  - {rule}"))
+
+    def answers(model: str, code: str) -> bool:
+        sent = ("-H", "Content-Type: application/json", "--data", json.dumps({"model": model}))
+        return stack.agent("curl", *CODE, *sent, "https://models.example/chat") == (0, code)
+
+    def are_inspected() -> bool:
+        return answers("small", "200") and answers("large", "403")
+
+    wait_for(are_inspected, lambda: stack.podman.run("logs", GATEWAY).stdout, 180)
+    stack.podman.run("restart", "--time", "10", GATEWAY)
+    wait_for(stack.is_healthy, "a healthy gateway", 180)
+    wait_for(are_inspected, lambda: stack.podman.run("logs", GATEWAY).stdout)
+    assert "No findings" in stack.gateway("squidkeeper", "doctor")[1]
+    swap(stack.policy, 11, POLICY)
+
+
 def test_sigterm_drains_and_a_new_start_has_the_same_ca_and_is_ready(stack: Stack) -> None:
     root = stack.agent("cat", "/etc/squidkeeper/ca.crt")
     stack.podman.run("stop", "--time", "10", GATEWAY)  # the default of podman and Docker: then they kill

@@ -111,6 +111,12 @@ def test_what_denies_after_the_service_of_bodies_is_asked_ahead_of_it() -> None:
     assert not any("sk_body_decides" in text for text in without.values())
 
 
+def test_without_a_rule_about_bodies_squid_has_no_line_about_them() -> None:
+    others = Values(keys=frozenset({"core", *Part} - {Part.BODIES}))
+    assert [line for text in rendered(others).values() for line in text.splitlines() if re.search("sk_bod", line)] == []
+    assert "sk_bodies" in rendered(FULL)[part_file(Part.BODIES)]
+
+
 def test_the_helpers_are_told_what_is_in_force() -> None:
     texts = rendered(FULL)
     stated = re.findall(r" --in-force (\S+)", texts[CORE])
