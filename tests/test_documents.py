@@ -165,5 +165,5 @@ def test_the_core_is_explained_by_its_own_lines() -> None:
     core = (REPOSITORY / "squid/squidkeeper.conf").read_text()
     text = (REPOSITORY / "squid/README.md").read_text()
     quoted = re.findall(r"^```squid\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(quoted) > 5
+    assert len(quoted) > 1
     assert [lines for lines in quoted if lines not in core] == []
