@@ -160,6 +160,17 @@ def test_an_annotated_tag_passes(forge: Forge) -> None:
     assert "refs/tags/v1" in forge.refs()
 
 
+def test_a_repository_of_sha256_is_pushed_to(forge: Forge) -> None:
+    format_ = "--object-format=sha256"
+    run("git", "init", "--quiet", "--bare", format_, forge.repository.parent / "new.git")
+    run("git", "-C", forge.repository.parent / "new.git", "config", "http.receivepack", "true")
+    forge.machine.run("git", "init", "--quiet", format_, "--initial-branch", "main", "new")
+    git, url = (*GIT, "-C", "new"), "https://git.example/acme/new.git"
+    forge.machine.run(*git, "commit", "-q", "--allow-empty", "-m", "Change")
+    forge.machine.run(*git, "push", url, "HEAD:agent/fix")
+    assert "(squidkeeper: rule main)" in forge.machine.run(*git, "push", url, "main", status=1)
+
+
 def test_a_shallow_clone_pushes(forge: Forge) -> None:
     forge.commit()
     forge.git("push", "-q", forge.repository, "main")
