@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Callable
@@ -13,13 +14,13 @@ from hypothesis import strategies as st
 
 from squidkeeper.base.errors import UnreadableBody
 from squidkeeper.policy import url
-from squidkeeper.policy.bodies import git_push
+from squidkeeper.policy.bodies import git_push, json_form
 from squidkeeper.policy.language import document
 from squidkeeper.policy.protocol import lines as helper_lines
 from squidkeeper.policy.url import Reading
 from squidkeeper.record.log import follower, log_files
 
-from . import lines, policies, pushes, records, urls
+from . import documents, lines, policies, pushes, records, urls
 from .target import Target
 
 TARGETS = {
@@ -28,6 +29,7 @@ TARGETS = {
     "policies": policies.TARGET,
     "records": records.TARGET,
     "pushes": pushes.TARGET,
+    "documents": documents.TARGET,
 }
 
 
@@ -48,19 +50,19 @@ def test_any_url_holds(data: bytes) -> None:
     urls.check(data)
 
 
-def changed_push(data: st.DataObject) -> bytes:
-    seeds = [*pushes.seeds()]
-    body = data.draw(st.sampled_from(seeds))
+def changed_body(data: st.DataObject, target: Target) -> bytes:
+    body = data.draw(st.sampled_from([*target.seeds()]))
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(body)))
-        body = body[:at] + data.draw(st.sampled_from(pushes.TARGET.words)) + body[at + data.draw(st.integers(0, 8)) :]
+        body = body[:at] + data.draw(st.sampled_from(target.words)) + body[at + data.draw(st.integers(0, 8)) :]
     return body
 
 
+@pytest.mark.parametrize("target", [pushes.TARGET, documents.TARGET], ids=["pushes", "documents"])
 @settings(deadline=None)
 @given(st.data())
-def test_any_push_holds(data: st.DataObject) -> None:
-    pushes.check(changed_push(data))
+def test_any_body_holds(target: Target, data: st.DataObject) -> None:
+    target.check(changed_body(data, target))
 
 
 def test_policies_that_were_changed_at_random_hold() -> None:
@@ -124,6 +126,9 @@ BROKEN: dict[str, tuple[Target, object, str, object]] = {
     "a command is not read": (pushes.TARGET, git_push, "_SHALLOW", re.compile(rb".*", re.DOTALL)),
     "an ID has any length": (pushes.TARGET, git_push, "_COMMAND", re.compile(rb"(\d+) (\d+) (refs/.+)")),
     "an option ends at NUL": (pushes.TARGET, git_push, "_CONTROL", re.compile("\x01")),
+    "a name is compared by its case": (documents.TARGET, json_form, "folded", str),
+    "two members have one name": (documents.TARGET, json_form, "_DECODER", json.JSONDecoder()),
+    "an object is an empty array": (documents.TARGET, json_form, "EACH", ""),
     "a damaged log is not noticed": (records.TARGET, log_files, "DamagedLog", ()),
     "a log is forgotten when it is rotated": (records.TARGET, follower, "rotated", lambda path: []),
 }

@@ -7,13 +7,16 @@ import json
 import tracemalloc
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from unittest import mock
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squidkeeper.policy.bodies.json_form import MAX_DEPTH
+from squidkeeper.base.errors import UnreadableBody
+from squidkeeper.policy.bodies.json_form import MAX_DEPTH, parse
 from squidkeeper.policy.bodies.judging import answer, examine, may_hold
 from squidkeeper.policy.bodies.sent_request import BodyOutcome, Fit, SentRequest
 from squidkeeper.policy.language.bodies import Allowed, JsonBody, Member
@@ -315,6 +318,14 @@ def test_a_body_that_is_already_too_long_is_not_waited_for() -> None:
     assert outcome == (UNREADABLE, "the body is longer than 4096 bytes")
 
 
+@pytest.mark.parametrize("item", ["[]", "{}", "1", '{"a":1}'])
+def test_a_long_document_has_a_bounded_number_of_values(item: str) -> None:
+    long = f"[{','.join([item] * 300_000)}, {' ' * 1_000_000}1]"
+    outcome = judged(long, body_of({}, max_bytes=10**7))
+    assert outcome == (UNREADABLE, "the document has more than 250,000 values")
+    assert judged(f'["{"word, " * 200_000}"]', body_of({}, max_bytes=10**7)).fit is HOLDS
+
+
 def test_a_released_request_holds_nothing_of_its_body() -> None:
     request = sent("{" + M + "}")
     examine(MODEL, request, deny=False)
@@ -484,6 +495,22 @@ def test_brackets_in_texts_are_no_depth(document: object) -> None:
 def depth_of(value: object) -> int:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     return 0 if inner is None else 1 + max(map(depth_of, inner), default=0)
+
+
+TOKENS = (
+    *'{}[]:,"\\ \n01-.',
+    *("e9", "null", "true", '"a":', "\\u0061", "\\ud800", "\\udc00", "//", "\ufeff", "\u2028", "\0", "NaN", "1e400"),
+    *("0x1", "'", ',"model":"evil"', '"a":{"a":1},'),
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 2), st.sampled_from(TOKENS)), max_size=3))
+def test_what_is_read_is_what_another_parser_reads(edits: list[tuple[int, int, str]]) -> None:
+    content = '{"model":"gpt-5-mini","a":[1,{"b":"\\ud83d\\ude00","c":-2.5e3}]}'
+    for at, removed, token in edits:
+        content = content[:at] + token + content[at + removed :]
+    with suppress(UnreadableBody):
+        assert parse(content.encode()) == msgspec.json.decode(content)
 
 
 @given(DOCUMENTS)

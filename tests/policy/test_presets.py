@@ -221,6 +221,11 @@ github-read@1 deny  default   POST https://github.com/acme/app.git/info/lfs/obje
 github-read@1 deny  default   POST https://api.github.com/graphql
 github-read@1 deny  default   POST https://api.github.com/repos/acme/app/issues
 github-read@1 deny  default   PATCH https://api.github.com/repos/acme/app
+github-read@1 deny  default   PUT https://api.github.com/repos/acme/app/contents/README.md
+github-read@1 deny  default   POST https://api.github.com/repos/acme/app/git/refs
+github-read@1 deny  default   PATCH https://api.github.com/repos/acme/app/git/refs/heads/main
+github-read@1 deny  default   POST https://api.github.com/repos/acme/app/merges
+github-read@1 deny  default   PUT https://api.github.com/repos/acme/app/pulls/7/merge
 github-read@1 deny  default   POST https://uploads.github.com/repos/acme/app/releases/1/assets?name=x
 github-read@1 deny  default   POST https://api.github.com/gists
 anthropic@1   allow messages  POST https://api.anthropic.com/v1/messages

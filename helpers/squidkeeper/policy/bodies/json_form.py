@@ -20,6 +20,8 @@ from squidkeeper.policy.language.bodies import EACH, Allowed, JsonBody, Member, 
 from squidkeeper.policy.language.globs import ANYTHING, Matcher, glob_matcher
 
 MAX_DEPTH: Final = 64
+MAX_VALUES: Final = 250_000  # of a long document; each takes up to 25 times its bytes of memory
+_LONG: Final = 1_000_000  # bytes; text has commas, too, so that what is shorter is not counted
 MAX_EXACT: Final = 2**53  # RFC 7493, 2.2: parsers round what is beyond, let it wrap around, or fail
 
 Pointer = tuple[str, ...]
@@ -98,6 +100,8 @@ def parse(content: bytes) -> object:
     if content.startswith(codecs.BOM_UTF8):
         raise UnreadableBody("the body begins with a byte order mark")
     _check_depth(content)
+    if len(content) > _LONG and sum(map(content.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise UnreadableBody(f"the document has more than {MAX_VALUES:,} values")
     try:
         text = content.decode()
         _check_escapes(text)
