@@ -83,10 +83,14 @@ class Service:
         self.pool = ThreadPoolExecutor(2)
         self.policies = Policies(lambda: policy, folder / "revisions", self.pool)
         turns = DenialTurns(Limits(5, 100, 5), at)
-        self.judge = BodyJudge(self.policies, Pages(Layout.of(None)), turns, self.pool, self.counted.append)
+        self.judge = BodyJudge(self.policies, Pages(Layout.of(None)), turns, self.pool, self._count)
         self.revision = policy.revision
         self.transport = Transport()
         self.connection = self.connect(self.transport)
+
+    def _count(self, key: tuple[str, ...], seconds: float) -> None:
+        assert 0 < seconds < 60
+        self.counted.append(key)
 
     def connect(self, transport: Transport) -> IcapConnection:
         connection = IcapConnection(self.judge)

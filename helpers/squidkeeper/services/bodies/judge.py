@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -105,10 +106,10 @@ class Room:
 
 
 class BodyJudge:
-    """Judges requests for all connections. `count` counts a decision. `drains`: no connection is used again."""
+    """Judges requests for all connections. `count` counts a decision and its seconds. `drains`: no connection stays."""
 
     def __init__(
-        self, policies: Policies, pages: Pages, turns: DenialTurns, pool: Executor, count: Callable[[Key], None]
+        self, policies: Policies, pages: Pages, turns: DenialTurns, pool: Executor, count: Callable[[Key, float], None]
     ) -> None:
         self.policies = policies
         self.turns = turns
@@ -123,10 +124,8 @@ class BodyJudge:
 
     def decide(self, policy: CompiledPolicy, asked: AskedBody) -> Judgement | None:
         """Judge a request by as much of its body as has come; None where that does not decide."""
-        judgement = judged(policy, asked)
-        if judgement is not None:
-            self._count(body_count(judgement.decision))
-        return judgement
+        began = time.monotonic()
+        return self._counted(began, judged(policy, asked))
 
     async def decide_later(self, asked: AskedBody) -> Judgement | None:
         """Judge a request in a thread, by a policy that may have to be loaded. A client has one thread at a time."""
@@ -135,9 +134,13 @@ class BodyJudge:
             return Judgement(_UNKNOWN)
         lock = self._locks.setdefault(client_network(asked.client), asyncio.Lock())
         async with lock:
+            began = time.monotonic()
             judgement = await asyncio.get_running_loop().run_in_executor(self._pool, judged, policy, asked)
+        return self._counted(began, judgement)
+
+    def _counted(self, began: float, judgement: Judgement | None) -> Judgement | None:
         if judgement is not None:
-            self._count(body_count(judgement.decision))
+            self._count(body_count(judgement.decision), time.monotonic() - began)
         return judgement
 
     def denial(self, judgement: Judgement, asked: AskedBody) -> tuple[bytes, FormAnswer]:

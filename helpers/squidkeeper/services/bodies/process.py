@@ -72,9 +72,8 @@ async def _run(
     loop.set_exception_handler(_report)
     pool = ThreadPoolExecutor(_THREADS, "judge")
 
-    def count(key: Key) -> None:
-        counting.begin()
-        counting.end(1, [key])
+    def count(key: Key, seconds: float) -> None:
+        counting.add(1, seconds, [key])
 
     policies = Policies(lambda: watcher.current, revisions, pool)
     turns = DenialTurns(_LIMITS, lambda due, then: loop.call_later(due - time.monotonic(), then))

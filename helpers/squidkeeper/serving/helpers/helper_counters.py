@@ -77,10 +77,13 @@ class HelperCounters:
     def end(self, lines: int, counted: list[Key]) -> None:
         """Count the lines of a batch, and what their replies add; each line took as long as the whole batch."""
         if lines and self.busy_since is not None:
-            seconds = time.monotonic() - self.busy_since
-            bucket = self._buckets[bisect_left(DECISION_DURATION.buckets, seconds)]
-            self._writer.add({bucket: lines, self._sum: lines * seconds}, counted)
+            self.add(lines, time.monotonic() - self.busy_since, counted)
         self.busy_since = None  # not before: the heartbeat shows a disk that hangs
+
+    def add(self, decisions: int, seconds: float, counted: list[Key]) -> None:
+        """Count decisions that took so long each, and what they add."""
+        bucket = self._buckets[bisect_left(DECISION_DURATION.buckets, seconds)]
+        self._writer.add({bucket: decisions, self._sum: decisions * seconds}, counted)
 
     def _beat(self) -> None:
         while True:
