@@ -151,3 +151,19 @@ def test_a_listed_method_passes(gateway: Gateway, sdks: Path, servers: Path, cli
     url = f"https://notes.example:{SERVERS[server]}/mcp"
     seen = ask(sdks, gateway, client, url, ["read", "notes://one"], ["call", "search", {"query": "x"}])
     assert seen == ["a note", Denied("the tool is not listed"), "ended"]
+
+
+@pytest.mark.clients
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_body_that_is_too_long_ends_the_session_of_one_sdk_alone(
+    gateway: Gateway, sdks: Path, servers: Path, client: str
+) -> None:
+    url = f"https://tools.example:{SERVERS['2025 and 2026']}/mcp"
+    steps = [["call", "search", {"query": query}] for query in ("x", "y" * 1_100_000, "z")]
+    if client == "python 1":
+        with pytest.raises(AssertionError, match="400 Bad Request"):
+            ask(sdks, gateway, client, url, *steps)
+    else:
+        first, refused, *rest = ask(sdks, gateway, client, url, *steps)
+        assert (first, rest) == ("found x", ["found z", "ended"])
+        assert "rror" in f"{refused}"
