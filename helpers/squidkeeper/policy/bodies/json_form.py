@@ -99,9 +99,9 @@ def parse(content: bytes) -> object:
     """Parse a JSON document as every parser does, or raise `UnreadableBody`."""
     if content.startswith(codecs.BOM_UTF8):
         raise UnreadableBody("the body begins with a byte order mark")
-    _check_depth(content)
     if len(content) > _LONG and sum(map(content.count, (b",", b"[", b"{"))) > MAX_VALUES:
         raise UnreadableBody(f"the document has more than {MAX_VALUES:,} values")
+    _check_depth(content)
     try:
         text = content.decode()
         _check_escapes(text)
