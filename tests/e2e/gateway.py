@@ -115,6 +115,7 @@ class Gateway:
         else:
             self._copy(site.prototype)
         self.local_conf(f"tls_outgoing_options cafile={site.upstream_ca}")
+        self._throttled = throttled
         if not throttled:  # tests are denied more often than a client may be
             [burst] = re.findall(r"--burst \d+ ", (self.root / "etc/squidkeeper.conf").read_text())
             self.edit("squidkeeper.conf", burst, "--burst 1000000 ")
@@ -291,6 +292,7 @@ class Gateway:
             "--state",
             self.root / "state",
         )
+        options += () if self._throttled else ("--burst", "1000000")
         for _ in range(processes):
             with (self.root / "log/bodies.log").open("ab") as out:
                 command = [*account, self.root / "bin/squidkeeper", "bodies", *options]

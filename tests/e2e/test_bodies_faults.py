@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from squidkeeper.services.bodies.icap import (
@@ -18,7 +19,7 @@ from squidkeeper.services.bodies.icap import (
     format_echo,
     format_unchanged,
 )
-from tests.waiting import pause
+from tests.waiting import pause, wait_for
 
 from .curl import CurlFailed, curl
 from .dns import Names
@@ -263,3 +264,83 @@ def test_a_restart_loses_nothing_and_a_kill_what_was_under_way(
         restarting.result()
     assert statuses[200] > 500
     assert {*statuses} == {200} if by is signal.SIGTERM else statuses[500] < 50
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_squid_and_the_service_stay_as_they_are_after_10_000_denials_and_10_000_echoes(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
+    made = new_gateway(POLICY, secrets={"key": SECRET}).start()
+    [service] = made.bodies
+    processes = (psutil.Process(made.pid), psutil.Process(service.pid))
+    bodies = [chat(model, size) for model in ("small", "large") for size in (100_000, 1_000)]
+
+    def client(turns: int) -> None:
+        for turn in range(turns):
+            raw = Raw(made)
+            for _ in range(25):
+                reply = raw.send(bodies[turn % len(bodies)]).answer()
+                assert reply.status in (200, 403)
+                if reply.header("Connection") == "close":
+                    raw.close()
+                    raw = Raw(made)
+            raw.close()
+            origins.seen.clear()
+
+    def held() -> list[tuple[int, int]]:
+        return [(process.num_fds(), process.memory_info().rss >> 20) for process in processes]
+
+    def post(turns: int) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            for done in [pool.submit(client, turns) for _ in range(8)]:
+                done.result()
+
+    post(20)
+    before = held()
+    post(200)  # of 25 requests, by 8 clients: 10,000 of each of the four bodies
+    wait_for(lambda: held()[0][0] <= before[0][0] + 20, lambda: f"descriptors: {before} before, {held()} after")
+    after = held()
+    assert all(later[1] <= earlier[1] + 30 for earlier, later in zip(before, after, strict=True)), f"{before} {after}"
+
+
+def chat(model: str, size: int) -> bytes:
+    body = json.dumps({"model": model, "text": "x" * size}).encode()
+    lines = ("POST http://llm.example/load HTTP/1.1", "Host: llm.example", "Content-Type: application/json")
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+@pytest.mark.long
+def test_two_workers_of_squid_are_judged_by_two_processes(new_gateway: NewGateway, origins: Origins) -> None:
+    made = new_gateway(POLICY, options=("--workers", "2"), secrets={"key": SECRET})
+    made.reads_bodies = False
+    made.start_bodies(2)
+    made.start()
+    for number in range(24):
+        with Raw(made) as raw:
+            model, size = ("small", "large")[number % 2], (1_000, 100_000)[number % 3 == 0]
+            reply = raw.send(chat(model, size)).answer()
+        assert reply.status == (200 if model == "small" else 403)
+    assert len(origins.seen) == 12
+    for process in made.bodies:
+        process.send_signal(signal.SIGSTOP)
+    made.kill_bodies()
+    with Raw(made) as raw:
+        assert raw.send(chat("small", 1_000)).answer().status == 500
+    assert len(origins.seen) == 12
+
+
+@pytest.mark.long
+def test_a_service_that_is_stopped_passes_nothing(new_gateway: NewGateway, origins: Origins) -> None:
+    made = new_gateway(POLICY, secrets={"key": SECRET}).start()
+    with Raw(made) as raw:
+        assert raw.send(chat("small", 1_000)).answer().status == 200
+    origins.seen.clear()
+    made.bodies[0].send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    with Raw(made) as raw, Raw(made) as large:
+        large.send(chat("small", 200_000)[:-10])
+        assert raw.send(chat("small", 1_000)).answer().status in (0, 500)
+    assert time.monotonic() - began < 200
+    assert origins.seen == []
+    made.bodies[0].send_signal(signal.SIGCONT)

@@ -95,18 +95,15 @@ def test_what_denies_after_the_service_of_bodies_is_asked_ahead_of_it() -> None:
         for line in text.replace("\\\n   ", "").splitlines()
         if line.startswith("adapted_http_access deny ") and name != part_file(Part.BODIES)
     ]
-    ahead = [
-        line.removeprefix("http_access deny sk_body_decides ")
-        for line in texts[CORE].replace("\\\n   ", "").splitlines()
-        if line.startswith("http_access deny sk_body_decides ")
-    ]
+    core = texts[CORE].replace("\\\n   ", "")
+    ahead = dict(re.findall(r"^acl (sk_ahead_\d+) all-of (.*)$", core, re.MULTILINE))
     assert len(ahead) > 5
-    assert sorted(ahead) == sorted(line for line in later if not line.startswith("CONNECT "))
-    assert texts[CORE].splitlines().index("http_access deny !CONNECT sk_body_decides sk_no_answer !all") > max(
-        place
-        for place, line in enumerate(texts[CORE].splitlines())
-        if "http_access deny" in line and "!all" not in line
+    assert sorted(ahead.values()) == sorted(
+        ["sk_no_answer !all", *(line for line in later if not line.startswith("CONNECT "))]
     )
+    assert re.findall(r"^acl sk_asked_ahead any-of (\S+)$", core, re.MULTILINE) == [*ahead]
+    assert [*ahead.values()][-1] == "sk_no_answer !all", "what holds without an answer of the service is noted last"
+    assert re.findall(r"^http_access .*$", core, re.MULTILINE)[-1].endswith(" sk_body_decides sk_asked_ahead")
     without = rendered(Values(keys=FULL.keys - {Part.BODIES}), pages=True)
     assert not any("sk_body_decides" in text for text in without.values())
 

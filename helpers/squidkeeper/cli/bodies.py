@@ -21,7 +21,21 @@ from squidkeeper.cli.options import DEFAULT_LAYOUT, policy_option, shown_option,
 )
 @policy_option
 @state_option()
-def bodies(listen: tuple[str, int], directory: Path, state: Path) -> None:
+@shown_option(
+    "--rate",
+    metavar="N",
+    type=click.FloatRange(0, min_open=True),
+    default=5,
+    help="Denials a second of one client, by this process.",
+)
+@shown_option(
+    "--burst",
+    metavar="N",
+    type=click.IntRange(1),
+    default=100,
+    help="Denials of one client without delay, after a quiet time.",
+)
+def bodies(listen: tuple[str, int], directory: Path, state: Path, rate: float, burst: int) -> None:
     """Judge the bodies of requests, until SIGTERM.
 
     Squid asks this service over ICAP where a rule of the policy has `body`. It denies a request while no process of it
@@ -36,6 +50,6 @@ def bodies(listen: tuple[str, int], directory: Path, state: Path) -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="squidkeeper: %(message)s")
     logging.getLogger("squidkeeper").setLevel(logging.INFO)
     try:
-        run_bodies(BodiesOptions(listen, directory, state, DEFAULT_LAYOUT))
+        run_bodies(BodiesOptions(listen, directory, state, DEFAULT_LAYOUT, rate, burst))
     except ListenFailed as error:
         raise click.ClickException(f"{error}: stop what listens there or choose another") from error

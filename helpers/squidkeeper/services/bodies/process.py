@@ -29,8 +29,7 @@ from squidkeeper.serving.helpers.helper_counters import HelperCounters
 from squidkeeper.serving.helpers.loop import answer_while_loading
 from squidkeeper.serving.helpers.throttle import Limits
 
-# Two processes answer Squid, and each counts for itself: together they have the numbers of squidkeeper.conf.
-_LIMITS: Final = Limits(per_second=5, burst=100, longest_seconds=5)
+_LONGEST_SECONDS: Final = 5.0  # of a wait for a client's own turn
 _THREADS: Final = 2
 _BACKLOG: Final = 1024
 _CHECK_EVERY_SECONDS: Final = 1.0
@@ -40,12 +39,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BodiesOptions:
-    """The options of the command. `layout` is that of the gateway whose commands a page names."""
+    """The options of the command. `layout` is that of the gateway whose commands a page names.
+
+    `rate` and `burst` bound the denials of one client. Two processes share the port, and each counts for itself: their
+    defaults are half of the numbers of squidkeeper.conf.
+    """
 
     listen: tuple[str, int]
     directory: Path
     state: Path
     layout: Layout
+    rate: float
+    burst: int
 
 
 def run_bodies(options: BodiesOptions) -> None:
@@ -76,7 +81,8 @@ async def _run(
         counting.add(1, seconds, [key])
 
     policies = Policies(lambda: watcher.current, revisions, pool)
-    turns = DenialTurns(_LIMITS, lambda due, then: loop.call_later(due - time.monotonic(), then))
+    limits = Limits(options.rate, options.burst, _LONGEST_SECONDS)
+    turns = DenialTurns(limits, lambda due, then: loop.call_later(due - time.monotonic(), then))
     judge = BodyJudge(policies, Pages(options.layout), turns, pool, count)
     host, port = options.listen
     try:

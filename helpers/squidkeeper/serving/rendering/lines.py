@@ -253,12 +253,16 @@ def _rendered(template: str, included: set[Part], values: Values) -> str:
 def _asked_before_bodies(texts: Iterable[str], included: set[Part]) -> Iterator[str]:
     """Ask ahead of the service of bodies what the other texts deny after it, for the requests that it judges.
 
-    At last the notes are set that hold without an answer of the service.
+    At last the notes are set that hold without an answer of the service. One line tests the annotation, as each test of
+    one is dear.
     """
-    if Part.BODIES in included:
-        for text in texts:
-            yield from (f"http_access deny sk_body_decides {line}" for line in _DENIED_AFTER.findall(text))
-        yield "http_access deny !CONNECT sk_body_decides sk_no_answer !all"
+    if Part.BODIES not in included:
+        return
+    lines = [line for text in texts for line in _DENIED_AFTER.findall(text)]
+    for number, line in enumerate((*lines, "sk_no_answer !all")):
+        yield f"acl sk_ahead_{number} all-of {line}"
+        yield f"acl sk_asked_ahead any-of sk_ahead_{number}"
+    yield "http_access deny !CONNECT !sk_final sk_body_decides sk_asked_ahead"
 
 
 def _expanded(name: str, values: Values) -> str:
