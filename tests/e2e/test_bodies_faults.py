@@ -332,15 +332,27 @@ def test_two_workers_of_squid_are_judged_by_two_processes(new_gateway: NewGatewa
 
 @pytest.mark.long
 def test_a_service_that_is_stopped_passes_nothing(new_gateway: NewGateway, origins: Origins) -> None:
-    made = new_gateway(POLICY, secrets={"key": SECRET}).start()
-    with Raw(made) as raw:
-        assert raw.send(chat("small", 1_000)).answer().status == 200
-    origins.seen.clear()
+    made = new_gateway(POLICY, secrets={"key": SECRET})
+    made.render()
+    made.edit("squidkeeper.d/bodies.conf", "icap_io_timeout 60", "icap_io_timeout 10")
+    made.start()
+    assert post(made, "http://llm.example/before").status == 200
     made.bodies[0].send_signal(signal.SIGSTOP)
-    began = time.monotonic()
-    with Raw(made) as raw, Raw(made) as large:
-        large.send(chat("small", 200_000)[:-10])
-        assert raw.send(chat("small", 1_000)).answer().status in (0, 500)
-    assert time.monotonic() - began < 200
-    assert origins.seen == []
+    replies = [post(made, f"http://llm.example/{size}", size) for size in (1_000, 200_000)]
+    assert [reply.status for reply in replies] == [500, 500]
+    assert [seen.target for seen in origins.seen] == ["/before"]
     made.bodies[0].send_signal(signal.SIGCONT)
+    assert post(made, "http://llm.example/after").status == 200
+
+
+@pytest.mark.long
+def test_a_slow_denied_upload_is_answered_after_a_minute(new_gateway: NewGateway, origins: Origins) -> None:
+    made = new_gateway(POLICY, secrets={"key": SECRET}).start()
+    whole = chat("large", 200_000)
+    with Raw(made) as raw:
+        raw.send(whole[:150_000])
+        for place in range(150_000, 150_070):
+            pause(1, "a slow client")
+            raw.send(whole[place : place + 1])
+        assert raw.answer().status == 403
+    assert origins.seen == []

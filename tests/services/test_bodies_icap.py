@@ -57,8 +57,11 @@ def parsed(*pieces: bytes) -> list[Event]:
     for piece in pieces:
         parser.receive(piece)
         for event in events(parser):
-            is_more = isinstance(event, bytes) and bool(found) and isinstance(found[-1], bytes)
-            found.append(found.pop() + event if is_more else event)  # type: ignore[operator] # both are bytes
+            before = found[-1] if found else None
+            if isinstance(event, bytes) and isinstance(before, bytes):
+                found[-1] = before + event
+            else:
+                found.append(event)
     return found
 
 

@@ -120,7 +120,8 @@ def decide_body(policy: CompiledPolicy, listed: Decision | Sequence[Rule], sent:
         if not judged.holds:
             passed.append(judged)
         elif not judged.rule.observe:
-            return replace(_decided(policy, judged, passed), observed=observed)
+            decision = _decided(policy, judged, passed)
+            return decision if decision.observed == observed else replace(decision, observed=observed)
         elif observed is None:
             observed = f"{judged.rule.verdict}:{judged.rule.name}"
     return _by_default(policy, passed, observed)

@@ -45,7 +45,8 @@ class _Stage(Enum):
     IDLE = auto()
     READING = auto()  # until the body, or what has come of it, decides
     ECHOING = auto()
-    DENIED = auto()  # the rest is read and dropped
+    DENIED = auto()  # the rest is read and dropped, then the denial is sent
+    ANSWERED = auto()  # the denial was sent, and there is still more, which is dropped
 
 
 class IcapConnection(asyncio.Protocol):
@@ -116,7 +117,9 @@ class IcapConnection(asyncio.Protocol):
         elif self._stage is _Stage.READING:
             self._decide(late(DECIDE_SECONDS))
         elif self._stage is _Stage.DENIED:
-            self._answer(closes=True)
+            self._answer()
+        else:
+            self._abort()
 
     def drain(self) -> None:
         """Close the connection, after the answer to a request that is under way."""
@@ -161,8 +164,8 @@ class IcapConnection(asyncio.Protocol):
         elif self._stage is _Stage.DENIED:
             self._rest += len(data)
             if self._rest > REST_BYTES:
-                self._answer(closes=True)
-        elif self._asked is not None:
+                self._answer()
+        elif self._stage is _Stage.READING and self._asked is not None:
             self._body += data
             if not self._judge.room.take(self._asked.client, len(data)):
                 self._decide(too_much())
@@ -173,11 +176,14 @@ class IcapConnection(asyncio.Protocol):
         if self._stage is _Stage.ECHOING:
             self._write(LAST_CHUNK)
             self._end()
-        elif self._stage is _Stage.DENIED:
-            self._answer()
+        elif self._stage is _Stage.ANSWERED:
+            self._end()
         elif self._asked is not None:
             self._asked.sent.complete = True
-            self._consider()
+            if self._stage is _Stage.READING:
+                self._consider()
+            else:
+                self._answer()
         else:
             self._write(format_options())
             self._end()
@@ -215,6 +221,7 @@ class IcapConnection(asyncio.Protocol):
 
     def _decide(self, judgement: Judgement | None) -> None:
         if judgement is None and self._asked is not None and not self._asked.sent.complete:
+            self._asked.sent.body = b""
             self._read_on()
             return
         self._judgement = judgement or too_much()
@@ -260,7 +267,7 @@ class IcapConnection(asyncio.Protocol):
             self._stage, self._deadline = _Stage.DENIED, time.monotonic() + REST_SECONDS
             self._read_on()
 
-    def _answer(self, *, closes: bool = False) -> None:
+    def _answer(self) -> None:
         """Send a denial, at its client's turn."""
         judgement, asked, denial = self._judgement, self._asked, self._denial
         if judgement is None or asked is None or denial is None:
@@ -268,25 +275,24 @@ class IcapConnection(asyncio.Protocol):
         self._waits = True
 
         def write() -> None:
-            self._write_denial(judgement, denial, closes=closes)
+            self._write_denial(judgement, denial, is_whole=asked.sent.complete)
 
         self._judge.turns.wait(asked.client, time.monotonic(), write)
 
-    def _write_denial(self, judgement: Judgement, denial: tuple[bytes, FormAnswer], *, closes: bool) -> None:
+    def _write_denial(self, judgement: Judgement, denial: tuple[bytes, FormAnswer], *, is_whole: bool) -> None:
+        """Send a denial. What Squid sends after it is read too: closing now could lose the denial."""
         if self._transport is None:
             return
         head, page = denial
-        headers = self._headers(judgement, closes=closes)
-        self._write(format_answer(head, page.body, headers))
-        self._waits = False
-        if closes:
-            self._close()
-        else:
+        self._write(format_answer(head, page.body, self._headers(judgement)))
+        self._waits, self._stage = False, _Stage.ANSWERED
+        self._deadline = time.monotonic() + REST_SECONDS
+        if is_whole:
             self._end()
-            self._advance()
+        self._advance()
 
-    def _headers(self, judgement: Judgement, *, closes: bool = False) -> dict[str, str]:
-        return judgement.headers | ({"Connection": "close"} if closes or self._judge.drains else {})
+    def _headers(self, judgement: Judgement) -> dict[str, str]:
+        return judgement.headers | ({"Connection": "close"} if self._judge.drains else {})
 
     def _end(self) -> None:
         self._stage = _Stage.IDLE

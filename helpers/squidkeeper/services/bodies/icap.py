@@ -6,9 +6,9 @@ waits: for an answer, or for `100 Continue`. A request without a body has an emp
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final
+from typing import Final, NamedTuple
 
 from squidkeeper.base.errors import InvalidIcap
 
@@ -32,8 +32,7 @@ class Mark(Enum):
     REQUEST_ENDS = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class IcapRequest:
+class IcapRequest(NamedTuple):
     """A request of ICAP. `headers` are by their names in lower case; `http` is the HTTP request's head, to its end.
 
     `may_skip`: Squid takes 204 for an answer to it. It keeps what it has sent of the body until then.
@@ -120,7 +119,7 @@ class IcapParser:
     def _read_http(self) -> Event | None:
         if len(self._buffer) < self._left or self._request is None:
             return None
-        request = replace(self._request, http=self._take(self._left))
+        request = self._request._replace(http=self._take(self._left))
         if request.method == "REQMOD" and not request.http.endswith(_CRLF * 2):
             raise InvalidIcap("the head of an HTTP request has no end where Encapsulated says")
         self._in_preview = request.has_preview

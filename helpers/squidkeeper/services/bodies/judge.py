@@ -181,4 +181,6 @@ def judged(policy: CompiledPolicy, asked: AskedBody) -> Judgement | None:
 
 def _header_value(text: str) -> str:
     """Write a text as UTF-8, on one line; the names of rules have such texts."""
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(character for character in text if character.isprintable()).encode().decode("latin-1")
