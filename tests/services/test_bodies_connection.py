@@ -244,15 +244,26 @@ async def judged(service: Service) -> None:
         await task
 
 
-def test_a_long_denied_push_is_answered_in_the_words_of_git(service: Service) -> None:
-    body = push("refs/heads/main") + bytes(PREVIEW)
+def long_push(service: Service, ref: str) -> tuple[bytes, bytes]:
+    """Return the preview of a push, and the rest of its body."""
+    body = push(ref) + bytes(PREVIEW)
     http = b"POST https://git.example/acme/app/git-receive-pack HTTP/1.1\r\nHost: git.example\r\n"
     http += f"Content-Type: {PUSH_TYPE}\r\n\r\n".encode()
     head = service.asked(listed="r3,d").partition(b"Encapsulated")[0]
     head += f"Encapsulated: req-hdr=0, req-body={len(http)}\r\n\r\n".encode()
-    asked = head + http + format_chunk(body[:PREVIEW]) + b"0\r\n\r\n"
-    assert service.receive(asked) == CONTINUE
-    answer = service.receive(format_chunk(body[PREVIEW:]) + b"0\r\n\r\n")
+    preview = head + http + format_chunk(body[:PREVIEW]) + b"0\r\n\r\n"
+    return preview, format_chunk(body[PREVIEW:]) + b"0\r\n\r\n"
+
+
+def test_the_pack_of_an_allowed_push_is_not_read(service: Service) -> None:
+    preview, _ = long_push(service, "refs/heads/agent/a")
+    assert service.receive(preview).startswith(b"ICAP/1.0 204 ")
+
+
+def test_a_long_denied_push_is_answered_in_the_words_of_git(service: Service) -> None:
+    preview, rest = long_push(service, "refs/heads/main")
+    assert service.receive(preview) == CONTINUE
+    answer = service.receive(rest)
     assert b"Content-Type: application/x-git-receive-pack-result\r\n" in answer
     assert b"ng refs/heads/main squidkeeper: rule default\n" in answer
 
