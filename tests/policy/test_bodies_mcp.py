@@ -69,7 +69,9 @@ MESSAGES = [  # of an allow, of a deny
     (call("delete_x"), F, H),
     (call("read_file", path="/data/x"), H, H),
     (call("read_file", path="/etc/passwd"), F, F),
-    (call("read_file", path=["/data/x"]), F, F),
+    (call("read_file", path=["/data/x"]), F, H),
+    (call("Delete-X"), F, H),
+    (call("read_file", path="/Data/x"), F, H),
     (call("read_file"), F, F),
     (message("tools/call", {"name": "read_file"}), F, F),
     (message("tools/call", {"name": "search", "arguments": None}), H, F),
@@ -278,8 +280,8 @@ def test_what_clients_may_send_is_read(unusual: str) -> None:
 @pytest.mark.parametrize(
     ("method", "has_body", "allow", "deny"),
     [
-        ("GET", False, H, F),
-        ("DELETE", False, H, F),
+        ("GET", False, F, F),
+        ("DELETE", False, F, F),
         ("POST", False, F, F),
         ("PUT", False, F, F),
         ("GET", True, F, H),
@@ -288,12 +290,36 @@ def test_what_clients_may_send_is_read(unusual: str) -> None:
         ("POST", True, H, H),
     ],
 )
-def test_streams_and_ends_of_sessions_have_no_body(method: str, has_body: bool, allow: Fit, deny: Fit) -> None:
+def test_a_request_is_judged_by_its_body_and_method(method: str, has_body: bool, allow: Fit, deny: Fit) -> None:
     for rule, tool, fit in ((RULE, "search", allow), (DENY, "delete_x", deny)):
         request = sent(call(tool) if has_body else b"", method=method)
         request.has_body = has_body
         assert outcome(rule, request, deny=rule is DENY) is fit
     assert judging.may_hold(DENY, method, "/mcp", None)
+
+
+EVENTS, SESSION = ("Accept", "application/json, Text/Event-Stream;q=0.9"), ("Mcp-Session-Id", "1")
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers", "fit"),
+    [
+        ("GET", "/mcp", [EVENTS], H),
+        ("GET", "/mcp", [("Accept", "*/*")], F),
+        ("GET", "/mcp?data", [EVENTS], F),
+        ("HEAD", "/mcp", [EVENTS], F),
+        ("DELETE", "/mcp", [SESSION], H),
+        ("DELETE", "/mcp", [SESSION, SESSION], F),
+        ("DELETE", "/mcp?", [SESSION], F),
+        ("DELETE", "/mcp", [EVENTS], F),
+        ("PUT", "/mcp", [SESSION, EVENTS], F),
+    ],
+)
+def test_without_a_body_an_allow_holds_for_streams_and_ends_of_sessions(
+    method: str, target: str, headers: list[tuple[str, str]], fit: Fit
+) -> None:
+    request = SentRequest(method, target, headers, has_body=False)
+    assert (outcome(RULE, request), outcome(DENY, request, deny=True)) == (fit, F)
 
 
 def test_more_of_a_body_is_asked_for_up_to_the_cap() -> None:

@@ -55,6 +55,7 @@ def _judge_deny(body: GitBody, request: SentRequest, path: str, _query: str | No
 
 _PUSH: Final = "/git-receive-pack"
 _REFS: Final = "/info/refs"
+_ENDS_PATHS: Final = frozenset("\\#;?")  # where some servers end a path, or a part of it
 _QUERY_OF_REFS: Final = "service=git-receive-pack"
 
 
@@ -65,7 +66,7 @@ def _path_and_query(target: str) -> tuple[str, str | None]:
 
 def _leads_to_push(path: str) -> bool:
     """Return whether some server can take a path for that of a push."""
-    return any(reading.path.rstrip("/").lower().endswith(_PUSH) for reading in readings(path))
+    return any(_PUSH in reading.path.lower() for reading in readings(path))
 
 
 def _asks_for_refs(method: str, path: str, query: str | None) -> bool:
@@ -74,7 +75,8 @@ def _asks_for_refs(method: str, path: str, query: str | None) -> bool:
 
 
 def _leads_only_to(path: str, ending: str) -> bool:
-    return all(reading.path.endswith(ending) for reading in readings(path))
+    paths = [reading.path for reading in readings(path)]
+    return all(path.endswith(ending) and _ENDS_PATHS.isdisjoint(path) for path in paths)
 
 
 # --- what is allowed --------------------------------------------------------------------------------------------------

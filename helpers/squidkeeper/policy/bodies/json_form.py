@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, NoReturn
 from squidkeeper.base.errors import UnreadableBody
 from squidkeeper.policy.bodies.reading import content_type, read_content
 from squidkeeper.policy.bodies.sent_request import HOLDS, NEEDS_MORE, BodyOutcome, Fit, SentRequest
-from squidkeeper.policy.language.bodies import EACH, Allowed, JsonBody, Member, Scalar
+from squidkeeper.policy.language.bodies import EACH, Allowed, JsonBody, Member
 from squidkeeper.policy.language.globs import ANYTHING, Matcher, glob_matcher
 
 MAX_DEPTH: Final = 64
@@ -36,7 +36,7 @@ class ParsedJson(NamedTuple):
 def examine(body: JsonBody, request: SentRequest, *, deny: bool) -> BodyOutcome:
     """Return whether a `json:` holds.
 
-    In an allow every member holds, at each of its places. In a deny one member that holds at one place is enough.
+    Every member has to hold: in an allow at each of its places, in a deny at one.
     """
     if not request.has_body:
         return BodyOutcome(Fit.FAILS, "the request has no body")
@@ -45,7 +45,7 @@ def examine(body: JsonBody, request: SentRequest, *, deny: bool) -> BodyOutcome:
         if document is None:
             return NEEDS_MORE
         if deny:
-            return HOLDS if any_holds(body.members, document.root) else BodyOutcome(Fit.FAILS)
+            return HOLDS if all_match(body.members, document.root) else BodyOutcome(Fit.FAILS)
         refusal = first_refusal(body.members, document.root) or _refusal_of_others(body.only, document.root)
         return BodyOutcome(Fit.FAILS, refusal) if refusal else HOLDS
     except UnreadableBody as error:
@@ -182,9 +182,9 @@ _ABSENT: Final = _Nothing(absent=True)
 _BELOW_A_SCALAR: Final = _Nothing(absent=False)  # a text or number has no members
 
 
-def any_holds(members: Iterable[Member], root: object) -> bool:
-    """Return whether a member holds at one of its places."""
-    return any(_holds(member, value) for member in members for value in _values(root, member.pointer))
+def all_match(members: Iterable[Member], root: object) -> bool:
+    """Return whether each member of a deny matches at one of its places."""
+    return all(any(_matches(member, value) for value in _values(root, member.pointer)) for member in members)
 
 
 def first_refusal(members: Iterable[Member], root: object) -> str | None:
@@ -272,6 +272,31 @@ def _holds(member: Member, value: object) -> bool:
     return False
 
 
+def _matches(member: Member, value: object) -> bool:
+    """Return whether a value is what a deny lists, or of a type that it does not list.
+
+    Servers convert types: `"6"` and `[6]` can become 6. They also ignore case and spaces.
+    """
+    if value is None or isinstance(value, _Nothing):
+        return _holds(member, value)
+    allowed = member.allowed
+    kinds = {_kind(scalar) for scalar in (*(allowed.values or ()), allowed.least, allowed.most) if scalar is not None}
+    if _kind(value) not in kinds:
+        return True
+    if not isinstance(value, str):
+        return _holds(member, value)
+    listed = (scalar if isinstance(scalar, str) else json.dumps(scalar) for scalar in allowed.values or ())
+    return any(text_matcher(_plain(text))(_plain(value)) for text in listed)
+
+
+def _kind(value: object) -> type:
+    return float if _is_number(value) else type(value)
+
+
+def _plain(text: str) -> str:
+    return text.strip().casefold()
+
+
 def _number_holds(allowed: Allowed, value: float) -> bool:
     """Return whether a number is allowed. 1 and 1.0 are one number, and `true` is none."""
     if any(scalar == value and _is_number(scalar) for scalar in allowed.values or ()):
@@ -281,7 +306,7 @@ def _number_holds(allowed: Allowed, value: float) -> bool:
     return (allowed.least is None or value >= allowed.least) and (allowed.most is None or value <= allowed.most)
 
 
-def _is_number(scalar: Scalar) -> bool:
+def _is_number(scalar: object) -> bool:
     return isinstance(scalar, int | float) and not isinstance(scalar, bool)
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from squidkeeper.base.errors import UnreadableBody
-from squidkeeper.policy.bodies.json_form import any_holds, first_refusal, text_matcher
+from squidkeeper.policy.bodies.json_form import all_match, first_refusal, folded, text_matcher
 from squidkeeper.policy.bodies.mcp_messages import RpcMessage, RpcMessages, read_messages
 from squidkeeper.policy.bodies.sent_request import HOLDS, NEEDS_MORE, BodyOutcome, Fit, FormAnswer, SentRequest
 from squidkeeper.policy.language.bodies import McpBody, Member
 
 DENIED: Final = -32010  # of the codes that MCP leaves to implementations
 _MAX_ID_LENGTH: Final = 128  # of an id that an answer repeats
-_OF_STREAMS: Final = frozenset({"GET", "DELETE"})  # open the stream of a session, end the session
+_EVENTS: Final = "text/event-stream"
+Matches = Callable[[Iterable[str], str], bool]
 
 
 def examine(body: McpBody, request: SentRequest, *, deny: bool) -> BodyOutcome:
@@ -23,7 +24,7 @@ def examine(body: McpBody, request: SentRequest, *, deny: bool) -> BodyOutcome:
     In an allow every message of the request must be allowed. In a deny one call that matches is enough.
     """
     if not request.has_body:
-        return HOLDS if request.method in _OF_STREAMS and not deny else _fails("the request has no body")
+        return HOLDS if not deny and _is_of_session(request) else _fails("the request has no body")
     if request.method != "POST" and not deny:
         return _fails("messages of MCP come by POST")
     try:
@@ -50,8 +51,17 @@ def answer(body: McpBody, request: SentRequest, rule: str, reason: str) -> FormA
     errors = [{"jsonrpc": "2.0", "id": message.id, "error": error} for message in messages.all if message.is_request]
     if _accepts_events_alone(request):
         events = (f"event: message\ndata: {json.dumps(error)}\n\n" for error in errors)
-        return FormAnswer(200, "text/event-stream", "".join(events).encode())
+        return FormAnswer(200, _EVENTS, "".join(events).encode())
     return FormAnswer(200, "application/json", json.dumps(errors if messages.is_batch else errors[0]).encode())
+
+
+def _is_of_session(request: SentRequest) -> bool:
+    """Return whether a request opens the stream of a session, or ends the session."""
+    if "?" in request.target:
+        return False
+    if request.method == "DELETE":
+        return len(request.values("mcp-session-id")) == 1
+    return request.method == "GET" and _EVENTS in _accepted(request)
 
 
 def _messages_to_answer(body: McpBody, request: SentRequest) -> RpcMessages | None:
@@ -85,23 +95,21 @@ def _refusal(body: McpBody, message: RpcMessage) -> str | None:
 def _tool_refusal(body: McpBody, message: RpcMessage) -> str | None:
     if not _matches(body.tools, message.tool):
         return "the tool is not listed"
-    return first_refusal(_asked_params(body, message), message.params)
+    return first_refusal(_asked_params(body, message, _matches), message.params)
 
 
 def _is_denied(body: McpBody, message: RpcMessage) -> bool:
     if not message.method:
         return False
-    if _matches(body.methods, message.method):
+    if _matches_folded(body.methods, message.method):
         return True
-    if not message.is_tool_call or not _matches(body.tools, message.tool):
-        return False
-    asked = _asked_params(body, message)
-    return not asked or any_holds(asked, message.params)
+    is_listed = message.is_tool_call and _matches_folded(body.tools, message.tool)
+    return is_listed and all_match(_asked_params(body, message, _matches_folded), message.params)
 
 
-def _asked_params(body: McpBody, message: RpcMessage) -> list[Member]:
+def _asked_params(body: McpBody, message: RpcMessage, matches: Matches) -> list[Member]:
     """Return what a rule asks of a call's `params`, by every name and glob that its tool matches."""
-    asked = [members for tool, members in (body.arguments or {}).items() if _matches((tool,), message.tool)]
+    asked = [members for tool, members in (body.arguments or {}).items() if matches((tool,), message.tool)]
     return [Member(("arguments", *member.pointer), member.allowed) for members in asked for member in members]
 
 
@@ -109,10 +117,19 @@ def _matches(globs: Iterable[str], name: str) -> bool:
     return any(text_matcher(glob)(name) for glob in globs)
 
 
+def _matches_folded(globs: Iterable[str], name: str) -> bool:
+    """Compare as a lenient server does."""
+    return _matches(map(folded, globs), folded(name))
+
+
 def _accepts_events_alone(request: SentRequest) -> bool:
     """Return whether a client takes an answer as Server-Sent Events and not as JSON."""
-    ranges = [range_.partition(";")[0].strip().lower() for range_ in ",".join(request.values("accept")).split(",")]
-    return "text/event-stream" in ranges and not {"application/json", "application/*", "*/*"} & set(ranges)
+    accepted = _accepted(request)
+    return _EVENTS in accepted and not {"application/json", "application/*", "*/*"} & accepted
+
+
+def _accepted(request: SentRequest) -> set[str]:
+    return {range_.partition(";")[0].strip().lower() for range_ in ",".join(request.values("accept")).split(",")}
 
 
 def _fails(reason: str) -> BodyOutcome:
