@@ -114,6 +114,12 @@ def test_without_a_rule_about_bodies_squid_has_no_line_about_them() -> None:
     assert "sk_bodies" in rendered(FULL)[part_file(Part.BODIES)]
 
 
+def test_the_order_in_which_templates_are_read_changes_nothing() -> None:
+    """A folder lists its files in any order."""
+    texts = {name: fill(text, dict.fromkeys(_gateways(text), "")) for name, text in TEMPLATES.items()}
+    assert render(texts, FULL) == render(dict(reversed(texts.items())), FULL)
+
+
 def test_the_helpers_are_told_what_is_in_force() -> None:
     texts = rendered(FULL)
     stated = re.findall(r" --in-force (\S+)", texts[CORE])

@@ -239,7 +239,7 @@ def render(templates: Mapping[str, str], values: Values, own: str = "") -> dict[
     texts = {name: text for name, text in templates.items() if name in wanted or name not in parts}
     included = {parts[name] for name in texts if name in parts}
     rendered = {name: _rendered(text, included, bounded) for name, text in texts.items()}
-    others = (text for name, text in rendered.items() if name != part_file(Part.BODIES))
+    others = (rendered[name] for name in sorted(rendered) if name != part_file(Part.BODIES))
     last = "\n".join(_asked_before_bodies(others, included))
     return {name: fill(text, {_BODIES_LAST: last}) for name, text in rendered.items()}
 
