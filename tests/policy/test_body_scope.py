@@ -16,8 +16,9 @@ from squidkeeper.policy.bodies import judging
 from squidkeeper.policy.bodies.sent_request import BodyOutcome, Fit, SentRequest
 from squidkeeper.policy.engine import CompiledPolicy, Stage, decide, decide_body, format_listed, listed_rules
 from squidkeeper.policy.engine.body_scope import LISTED_AT_MOST
+from squidkeeper.policy.language import body_faults
 from squidkeeper.policy.language.bodies import Body, JsonBody
-from squidkeeper.policy.language.model import Action, Policy, Rule
+from squidkeeper.policy.language.model import Action, Policy, Rewrite, Rule, Strip
 from squidkeeper.policy.protocol.request import TunnelMode, request_to
 from squidkeeper.policy.url import parse_url, readings
 from squidkeeper.serving.replies import acl_reply
@@ -33,6 +34,8 @@ from .test_engine_properties import (
     methods,
     plain_outcome,
     plainly_holds,
+    policy_of,
+    rewrites,
     ruled,
     urls,
 )
@@ -218,6 +221,7 @@ def with_bodies(policy: Policy, bodies: list[bool], observes: list[bool]) -> Pol
     return replace(policy, rules=tuple(rules))
 
 
+more_rewrites = rewrites.map(lambda drawn: policy_of([], Action.DENY, drawn).rewrites)
 flags = st.lists(st.booleans(), min_size=6, max_size=6)
 fits = st.lists(st.sampled_from(FITS), min_size=6, max_size=6)
 read_policies = st.builds(with_bodies, ruled, flags, flags)
@@ -308,6 +312,22 @@ def test_it_decides_as_a_plain_reading_of_the_language(
 ) -> None:
     asked, told = Asked(method, parse_url(text), client), dict(enumerate(fits))
     assert engine_says(CompiledPolicy(policy), asked, told) == plainly(policy, asked, told)
+
+
+@given(read_policies, methods, urls, clients, st.sets(st.integers(0, 5), max_size=2), more_rewrites)
+def test_a_policy_without_faults_has_rules_that_agree_and_nothing_that_changes_a_request_that_is_read(
+    policy: Policy, method: str, text: str, client: str | None, stripping: set[int], rewrites: tuple[Rewrite, ...]
+) -> None:
+    rules = [
+        replace(rule, strip=Strip.of(["Cookie"])) if number in stripping and allows(rule) else rule
+        for number, rule in enumerate(policy.rules)
+    ]
+    policy = replace(policy, rules=tuple(rules), rewrites=rewrites)
+    if any(body_faults.conflicts(policy)):
+        return
+    decision = decided(CompiledPolicy(policy), request_to(method, text, client), NOW)
+    assert "Rules that may decide" not in (decision.reason or "")
+    assert not (decision.by_body and decision.rewritten)
 
 
 @given(read_policies, methods, urls, clients)

@@ -23,6 +23,7 @@ _NOT_BESIDE = {
     "websocket": "no frame of a WebSocket is read; expected a rule of its own for it",
     "connections": "a host whose bodies are read shares no connection; expected 'shared' left out",
 }
+_TELLING = ("content-", "mcp-")  # how headers begin that tell how a body is to be read
 _OTHERS = "other hosts, paths, methods or clients"
 _CLOSED_BELOW = "expected a rule below it that denies them"
 _APART = f"expected {_OTHERS}"
@@ -59,6 +60,12 @@ def _beside(entry: _Entry) -> _Found:
     for key, why in _NOT_BESIDE.items():
         if entry.get(key) in (True, "shared"):
             yield (key,), True, FaultCode.BODY_CONFLICT, f"{key!r} beside 'body': {why}"
+    for position, header in enumerate(stripped if isinstance(stripped := entry.get("strip"), list) else ()):
+        if isinstance(header, str) and header.lower().replace("_", "-").startswith(_TELLING):
+            message = (
+                f"{header!r} in 'strip' beside 'body': without it the server may read another body than was judged"
+            )
+            yield ("strip", position), False, FaultCode.BODY_CONFLICT, f"{message}; expected it left out"
 
 
 def _of_body(body: _Entry, action: object) -> _Found:
