@@ -23,7 +23,11 @@ from squidkeeper.operate.client_kit.client import KitClient, allowed_url
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.body_texts import body_text
 from squidkeeper.record.log.drift import DriftChecker
+from squidkeeper.record.log.judging import RecordedHosts, beginnings_of
 from squidkeeper.record.log.record import Record
+from squidkeeper.record.why import details
+from squidkeeper.record.why.cache_log import CacheLog
+from squidkeeper.record.why.details import Surroundings
 from squidkeeper.record.why.proposal import propose
 
 from .. import records
@@ -135,6 +139,12 @@ def test_what_a_rule_of_the_list_served_is_no_drift(made: Make, rule: str) -> No
     assert drift.check(recorded(policy, rule="default", verdict="deny")) is not None
 
 
+def test_urls_are_judged_one_by_one_where_a_rule_reads_bodies(made: Make) -> None:
+    read, plain = (RecordedHosts().of(one, recorded(one)) for one in (made(CHAT % ONE), made(CHAT % "")))
+    assert beginnings_of([read]) is None
+    assert beginnings_of([plain]) is not None
+
+
 def replayed(old: CompiledPolicy, new: CompiledPolicy, verdict: str) -> Difference | None:
     one = recorded(old, verdict=verdict)
     return ReplayJudge(old, new).question(one).judge(one)
@@ -180,6 +190,14 @@ def test_no_rule_is_proposed_that_would_open_every_body(made: Make) -> None:
     proposal = propose(recorded(policy, verdict="deny", rule="default"), policy)
     assert proposal is not None
     assert (proposal.line, "its body is judged by chat" in proposal.obstacle) == (None, True)
+
+
+def test_why_does_not_take_what_a_body_decides_for_allowed_since(made: Make) -> None:
+    policy = made(CHAT % ONE)
+    record = recorded(policy, verdict="deny", rule="default")
+    known = Surroundings(lambda _: policy, lambda: policy, lambda _: (), lambda *_: None, lambda _: None, CacheLog())
+    told = details._opening(record, policy, "add this rule", known)
+    assert told.facts["opens"].startswith("a new rule is not enough: its body is judged by chat")
 
 
 # --- people -----------------------------------------------------------------------------------------------------------

@@ -272,6 +272,15 @@ with TemporaryDirectory() as folder:
     POLICY = compiled_of(Path(folder), RULES)
 
 
+def test_explain_names_what_is_passed_over_below_a_rule_that_reads_bodies(tmp_path: Path) -> None:
+    rules = (
+        "{name: a, action: allow, hosts: [a.example], %s}, {name: b, action: allow, hosts: [a.example], paths: [/b]}"
+    )
+    policy = compiled_of(tmp_path, f"rules: [{rules % BODY}]")
+    found = explain(policy, request_to("POST", "https://a.example/x"), NOW)
+    assert [(one.entry.name, one.fields) for one in found.passed_over] == [("b", ("paths",))]
+
+
 @given(
     st.sampled_from([CHAT, PUSH, MCP]),
     st.sampled_from(["POST", "GET", "PUT", "post"]),

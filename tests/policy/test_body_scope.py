@@ -121,6 +121,52 @@ def test_a_grant_in_a_list_counts_whatever_the_body(policy: CompiledPolicy) -> N
     assert (spent.counted, format_listed(policy, spent.by_body)) == (None, "r7,r8")
 
 
+MORE_RULES = f"""
+rules:
+  - {{name: no-tools, action: deny, hosts: [paths.example], paths: [/a/**], {CHAT}}}
+  - {{name: chat, action: allow, hosts: [paths.example], {CHAT}}}
+  - {{name: watched, action: deny, hosts: [watched.example], observe: true, {CHAT}}}
+  - {{name: all, action: allow, hosts: [watched.example]}}
+  - {{name: watched-reads, action: deny, hosts: [reads.example], observe: true, {CHAT}}}
+  - {{name: reads, action: allow, hosts: [reads.example], methods: [GET]}}
+  - {{name: stripped, action: allow, hosts: [grant.example], strip: [X-Debug], {CHAT}}}
+  - {{name: plain, action: allow, hosts: [plain.example], {CHAT}}}
+grants:
+  - {{name: g, hosts: [grant.example, plain.example], any_client: true, expires: 2030-01-01T00:00:00Z, reason: try}}
+"""
+
+
+@pytest.fixture
+def more(tmp_path: Path) -> CompiledPolicy:
+    return compiled_of(tmp_path / "more", MORE_RULES)
+
+
+def test_a_path_whose_readings_lead_to_different_lists_is_ambiguous(more: CompiledPolicy) -> None:
+    decision = decided(more, request_to("POST", "https://paths.example/a/..%2fb"), NOW)
+    assert decision.rule == "ambiguous-path"
+    assert decided(more, request_to("POST", "https://paths.example/c/..%2fb"), NOW).rule == "chat"
+
+
+def test_a_grant_that_differs_from_the_rules_of_a_list_is_passed_over(more: CompiledPolicy) -> None:
+    listed = [
+        format_listed(more, decided(more, request_to("POST", f"https://{name}.example/"), NOW).by_body)
+        for name in ("grant", "plain")
+    ]
+    assert listed == ["r6,d", "r7,g0"]
+
+
+def test_a_rule_that_observes_bodies_has_them_read_on_a_host_that_is_open(more: CompiledPolicy) -> None:
+    match = more.match(request_to("POST", "https://watched.example/x"))
+    assert decide(more, match, NOW, Stage.HOST).outlook.needs_url
+    decision = decide(more, match, NOW)
+    assert (decision.rule, format_listed(more, decision.by_body)) == ("all", "r2,r3")
+
+
+def test_a_host_whose_bodies_are_observed_is_not_shared_either(more: CompiledPolicy) -> None:
+    use = more.tunnel_use(more.match(request_to("GET", "https://reads.example/x")), NOW)
+    assert (use.mode, use.reason) == (TunnelMode.OWN, "the rule watched-reads reads bodies")
+
+
 HOLDS, FAILS = BodyOutcome(Fit.HOLDS), BodyOutcome(Fit.FAILS, "a reason")
 UNREADABLE, MORE = BodyOutcome(Fit.UNREADABLE, "unreadable"), BodyOutcome(Fit.NEEDS_MORE)
 
