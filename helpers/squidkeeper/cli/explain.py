@@ -84,7 +84,7 @@ def explain(
 
     --body has the body for rules with body:. Without it, a GET, HEAD, OPTIONS or DELETE has no body. The body of any
     other method is then unknown, and the rules that it decides among are listed. A push of git gets its Content-Type,
-    any other body application/json, unless a --header says otherwise.
+    any other body application/json, and the Accept of an MCP client. A --header replaces these.
 
     --record explains the first line of FILE, as of its time. A line that does not follow from the policy is refused
     with the reason.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from squidkeeper.policy.bodies.sent_request import SentRequest
@@ -32,22 +32,26 @@ def push_body(push: WrittenPush) -> bytes:
 def written_request(
     method: str, url: str, body: bytes | None = None, headers: Iterable[tuple[str, str]] = ()
 ) -> SentRequest:
-    """Make a request to an absolute URL. Without a Content-Type among `headers`, it gets the one of its form."""
+    """Make a request to an absolute URL, with the headers that clients of its form send. `headers` replace these."""
     match = _TARGET.match(url)
     target = (match[1] if match else "") or "/"
+    target = target if target.startswith("/") else f"/{target}"
     given = [*headers]
-    if body is not None and "content-type" not in {name.lower() for name, _ in given}:
-        given += _headers_of(body)
-    return SentRequest(
-        method, target if target.startswith("/") else f"/{target}", given, body or b"", True, body is not None
-    )
+    names = {name.lower() for name, _ in given}
+    sent = [*given, *((name, value) for name, value in _usual_headers(method, body) if name.lower() not in names)]
+    return SentRequest(method, target, sent, body or b"", complete=True, has_body=body is not None)
 
 
-def _headers_of(body: bytes) -> Sequence[tuple[str, str]]:
-    """Return the type of a body by how it begins. Clients of MCP name both forms of an answer."""
-    if _PACKETS.match(body):
-        return [("Content-Type", _PUSH)]
-    return [("Content-Type", _JSON), ("Accept", f"{_JSON}, text/event-stream")]
+def _usual_headers(method: str, body: bytes | None) -> Iterator[tuple[str, str]]:
+    """Yield the type of a body, by how it begins, and what every client of MCP sends."""
+    if body is not None and _PACKETS.match(body):
+        yield "Content-Type", _PUSH
+        return
+    if body is not None:
+        yield "Content-Type", _JSON
+    yield "Accept", f"{_JSON}, text/event-stream"
+    if method == "DELETE":
+        yield "Mcp-Session-Id", "1"
 
 
 def _packet(line: str) -> bytes:
