@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from squidkeeper.base.errors import UnreadableBody
-from squidkeeper.policy.bodies.json_form import MAX_DEPTH, parse
+from squidkeeper.policy.bodies.json_form import MAX_DEPTH, MAX_VALUES, ParsedJson, parse
 from squidkeeper.policy.bodies.judging import answer, examine, may_hold
 from squidkeeper.policy.bodies.sent_request import BodyOutcome, Fit, SentRequest
 from squidkeeper.policy.language.bodies import Allowed, JsonBody, Member
@@ -342,14 +342,40 @@ def test_a_body_that_is_already_too_long_is_not_waited_for() -> None:
     assert outcome == (UNREADABLE, "the body is longer than 4096 bytes")
 
 
-@pytest.mark.parametrize(("item", "count"), [("[]", 130_000), ("1", 260_000), ("[" * 9 + "]" * 9, 26_000)])
-def test_a_long_document_has_a_bounded_number_of_values(item: str, count: int) -> None:
-    items = ",".join([item] * count)
-    assert judged(f"[{items}]", body_of({}, max_bytes=10**6)).fit is HOLDS
-    long = f"[{items}, {' ' * 1_000_000}1]"
-    outcome = judged(long, body_of({}, max_bytes=10**7))
-    assert outcome == (UNREADABLE, "the document has more than 250,000 values")
-    assert judged(f'["{"word, " * 200_000}"]', body_of({}, max_bytes=10**7)).fit is HOLDS
+@pytest.mark.parametrize("item", ["[]", "{}", "1", '"a"', '{"a":"b"}', "[" * 9 + "]" * 9])
+def test_a_document_has_a_bounded_number_of_values(item: str) -> None:
+    count = MAX_VALUES // sum(map(item.count, ("[", "{")), 1)
+    of_any = body_of({}, max_bytes=10**7)
+    assert judged(f"[{','.join([item] * (count - 1))}]", of_any).fit is HOLDS
+    outcome = judged(f"[{','.join([item] * (count + 1))}]", of_any)
+    assert outcome == (UNREADABLE, "the document has more than 100,000 values")
+
+
+@pytest.mark.parametrize("text", ["1, 2, ", "[{", '\\"', "\\\\"])
+def test_what_stands_in_a_text_is_no_value(text: str) -> None:
+    of_any = body_of({}, max_bytes=10**7)
+    assert judged(f'["{text * 200_000}"]', of_any).fit is HOLDS
+    assert judged(f'["{text * 200_000}",[{"[]," * MAX_VALUES}1]]', of_any).fit is UNREADABLE
+
+
+@pytest.mark.parametrize(
+    "content", ['"' * 10**7, '""' * 5 * 10**6, "[]" * 5 * 10**6, '{"a"' * 2_500_000, '","' * 3 * 10**6]
+)
+def test_what_an_unreadable_document_takes_is_bounded(content: str) -> None:
+    tracemalloc.start()
+    try:
+        assert judged(content, body_of({}, max_bytes=10**7)).fit is UNREADABLE
+        assert tracemalloc.get_traced_memory()[1] < 5 * 10**7
+    finally:
+        tracemalloc.stop()
+
+
+def test_rules_of_different_limits_share_one_document() -> None:
+    request = sent("{" + M + "}")
+    limits = (5, 1000, 2000, 500)
+    outcomes = [examine(body_of({}, max_bytes=limit), request, deny=False).fit for limit in limits]
+    assert outcomes == [UNREADABLE, HOLDS, HOLDS, HOLDS]
+    assert len([kept for kept in request.kept.values() if isinstance(kept, ParsedJson)]) == 1
 
 
 def test_a_released_request_holds_nothing_of_its_body() -> None:

@@ -20,17 +20,18 @@ from squidkeeper.policy.language.bodies import EACH, Allowed, JsonBody, Member
 from squidkeeper.policy.language.globs import ANYTHING, Matcher, glob_matcher
 
 MAX_DEPTH: Final = 64
-MAX_VALUES: Final = 250_000  # of a long document; each takes up to 25 times its bytes of memory
-_LONG: Final = 1_000_000  # bytes; text has commas, too, so that what is shorter is not counted
+MAX_VALUES: Final = 100_000  # of a document; each takes up to 300 bytes of memory
 MAX_EXACT: Final = 2**53  # RFC 7493, 2.2: parsers round what is beyond, let it wrap around, or fail
+_TOO_MANY: Final = f"the document has more than {MAX_VALUES:,} values"
 
 Pointer = tuple[str, ...]
 
 
 class ParsedJson(NamedTuple):
-    """A parsed JSON document."""
+    """A parsed JSON document. `size`: the bytes of the body, or of its content where that is longer."""
 
     root: object
+    size: int
 
 
 def examine(body: JsonBody, request: SentRequest, *, deny: bool) -> BodyOutcome:
@@ -60,13 +61,16 @@ def read_document(request: SentRequest, max_bytes: int) -> ParsedJson | None:
 
     It is parsed once for all rules. `UnreadableBody` where it is no JSON, or two parsers could differ on it.
     """
+    for kept in request.kept.values():
+        if isinstance(kept, ParsedJson) and kept.size <= max_bytes:
+            return kept
     if max_bytes not in request.kept:
         try:
             check_json_type(request)
             content = read_content(request, max_bytes)
             if content is None:
                 return None
-            request.kept[max_bytes] = ParsedJson(parse(content))
+            request.kept[max_bytes] = ParsedJson(parse(content), max(len(request.body), len(content)))
         except UnreadableBody as error:
             request.kept[max_bytes] = str(error)
     kept = request.kept[max_bytes]
@@ -99,9 +103,7 @@ def parse(content: bytes) -> object:
     """Parse a JSON document as every parser does, or raise `UnreadableBody`."""
     if content.startswith(codecs.BOM_UTF8):
         raise UnreadableBody("the body begins with a byte order mark")
-    if len(content) > _LONG and sum(map(content.count, (b",", b"[", b"{"))) > MAX_VALUES:
-        raise UnreadableBody(f"the document has more than {MAX_VALUES:,} values")
-    _check_depth(content)
+    _check_structure(content)
     try:
         text = content.decode()
         _check_escapes(text)
@@ -116,20 +118,32 @@ def parse(content: bytes) -> object:
 
 
 _BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
-_OTHERS: Final = bytes(set(range(256)) - set(b'[]{}"'))
+_OTHERS: Final = bytes(set(range(256)) - set(b',[]{}"'))
 
 
-def _check_depth(content: bytes) -> None:
-    if content.count(b"[") + content.count(b"{") <= MAX_DEPTH:
+def _check_structure(content: bytes) -> None:
+    """Bound how deep a document is, and how many values it has, before it is parsed."""
+    brackets = content.count(b"[") + content.count(b"{")
+    if brackets <= MAX_DEPTH and brackets + content.count(b",") <= MAX_VALUES:
         return
+    marks = _outside_texts(content)
+    if marks.count(b"[") + marks.count(b",") > MAX_VALUES:
+        raise UnreadableBody(_TOO_MANY)
+    marks = marks.replace(b",", b"")
+    for _ in range(MAX_DEPTH):  # each round takes off what is innermost
+        marks = marks.replace(b"[]", b"")
+    if marks:
+        raise UnreadableBody(f"the document is deeper than {MAX_DEPTH}")
+
+
+def _outside_texts(content: bytes) -> bytes:
+    """Return the commas and brackets that are in no text, all brackets as those of arrays."""
     if b"\\" in content:
         content = content.replace(rb"\\", b"").replace(rb"\"", b"")
-    texts_between = content.translate(_BRACKETS, _OTHERS).split(b'"')
-    brackets = b"".join(texts_between[::2])
-    for _ in range(MAX_DEPTH):  # each round takes off what is innermost
-        brackets = brackets.replace(b"[]", b"")
-    if brackets:
-        raise UnreadableBody(f"the document is deeper than {MAX_DEPTH}")
+    content = content.translate(_BRACKETS, _OTHERS)
+    if content.count(b'"') > 4 * MAX_VALUES:  # two for a name, and two for a text
+        raise UnreadableBody(_TOO_MANY)
+    return b"".join(content.split(b'"')[::2])
 
 
 _HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F]"
