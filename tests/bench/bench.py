@@ -9,6 +9,8 @@ Every URL is unique; origin (nginx), Squid and load are on this machine, in a ne
   http         plain, by wrk, 32 connections
   kept-alive   https by clients.py: all requests of a client in one tunnel
   fresh        the same, each request in a tunnel of its own; the clients take more of the processor than Squid does
+  chat, keys   the same, POST of 10 KB of JSON: long texts, many members
+  push         uploads of 200 MB, as git pushes, by two curls
   far          an origin 30 ms away, and a new curl for each request: a ratio by rate of 2.2 is 0.45 of the time
 
 --load measures one of them alone, --only the variants whose names match. --parts measures each part of the
@@ -32,10 +34,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
+from time import monotonic
 
 import far  # type: ignore[import-not-found] # beside this script
 import policies  # type: ignore[import-not-found]
@@ -50,7 +53,9 @@ CONNECTIONS = 32
 LISTEN = "203.0.113.20"  # clients come from it too: none is "localhost", as none is on a gateway
 METRICS = "127.0.0.1:4199"
 BEHIND_HAPROXY = "127.53.53.53"
-LOADS = HTTP, KEPT_ALIVE, FRESH, FAR = "http", "kept-alive", "fresh", "far"
+LOADS = HTTP, KEPT_ALIVE, FRESH, FAR, CHAT, KEYS, PUSH = "http", "kept-alive", "fresh", "far", "chat", "keys", "push"
+POSTS = (CHAT, KEYS, PUSH)
+PUSHED = "application/x-git-receive-pack-request"
 NAMES = {ORIGIN: (HOST, USED), FAR_ORIGIN: (FAR_SHARED, FAR_OWN)}
 NAMESPACE = f"squidkeeper-bench-{os.getpid()}"
 INSIDE = ("ip", "netns", "exec", NAMESPACE)
@@ -78,7 +83,7 @@ NGINX = """
 daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log stderr crit;
 events {{ worker_connections 1024; }}
 http {{
-    access_log off; keepalive_requests 1000000; keepalive_timeout 1h;
+    access_log off; client_max_body_size 0; keepalive_requests 1000000; keepalive_timeout 1h;
     server {{
         listen {origin}:80; listen {origin}:443 ssl;
         ssl_certificate {folder}/origin.crt; ssl_certificate_key {folder}/origin.key;
@@ -137,6 +142,7 @@ class Variant:
     origin_sees: str = "/a/0"  # of a request for that path: the path, and the credential
     haproxy: str = ""  # HAProxy takes the clients, which call it by this scheme
     exporter: bool = False  # it runs too, and is scraped every second
+    bodies: bool = False  # what judges bodies runs too
     model: Model = Model()
     part: bool = False  # it is measured with requests to both hosts, which use the part or do not
 
@@ -169,7 +175,8 @@ DIRECT = ("--ca", "direct", "--certificates", "squid")  # as the walkthrough has
 VARIANTS = (
     Variant("walkthrough", (HTTP, KEPT_ALIVE, FRESH, FAR), plain=True, model=Model(RSA_2048, DIRECT)),
     Variant(BEFORE, (HTTP, KEPT_ALIVE, FRESH), model=Model(before=True)),
-    Variant("host scope", (HTTP, KEPT_ALIVE, FRESH)),
+    Variant("host scope", (HTTP, KEPT_ALIVE, FRESH, *POSTS)),
+    Variant("bodies", (HTTP, *POSTS), policies.BODIES, bodies=True),
     Variant("host scope, shared", (HTTP, KEPT_ALIVE, FRESH), policies.SHARED),
     Variant("host scope, exporter", exporter=True),
     Variant("host scope, HAProxy", (HTTP, KEPT_ALIVE, FRESH), haproxy="http"),
@@ -196,6 +203,8 @@ RATIOS: tuple[tuple[str, str, str, float | None], ...] = (  # the last is what i
     (FAR, "GET, own", "GET, direct", 1 / 1.06),
     (FAR, "GET, walkthrough", "GET, direct", None),
     (FAR, "POST, own", "POST, direct", 1 / 1.06),
+    (HTTP, "bodies", "host scope", None),
+    *((load, "bodies", "host scope", target) for load, target in zip(POSTS, (0.70, 0.60, 0.95), strict=True)),
     *((load, "request scope", "walkthrough", None) for load in (HTTP, KEPT_ALIVE, FRESH)),
     (KEPT_ALIVE, "injection", "walkthrough", None),
     *((load, "host scope, HAProxy", "host scope", None) for load in (HTTP, KEPT_ALIVE, FRESH)),
@@ -245,6 +254,8 @@ def measure(variants: list[Variant], rounds: int, seconds: int, before: Path | N
         for port, variant in enumerate(variants, 4200):
             beside = stack.enter_context(haproxy(folder, port)) if variant.haproxy else 0
             workers = stack.enter_context(squid(variant, folder, installed[variant.model], port))
+            if variant.bodies:
+                beside = int((folder / f"gateway-{port}/bodies.pid").read_text())
             if variant.exporter:
                 beside = stack.enter_context(exporter(installed[variant.model], folder / f"gateway-{port}"))
             running += runs_of(variant, port, workers, beside)
@@ -299,9 +310,12 @@ def rounds_of(running: list[Running], rounds: int, seconds: int, folder: Path) -
 
 def figures_of(running: Running, seconds: int, folder: Path) -> dict[str, float]:
     """Load a proxy for some seconds."""
-    if running.load == HTTP:
+    if running.load in (HTTP, CHAT, KEYS):
         before = spent(running)
         rate, requests = load(running, seconds)
+    elif running.load == PUSH:
+        before = spent(running)
+        rate, requests = push(running, 5 * seconds, folder)  # each takes seconds
     elif running.load == FAR:
         before = spent(running)
         rate, requests = far.load(curl(running, folder), seconds)
@@ -406,7 +420,11 @@ def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterato
         subprocess.run([python, "-c", RENDER, root], check=True)
     change(root, variant, folder, port)
     config = root / "etc/squid.conf"
-    with subprocess.Popen([*INSIDE, "squid", "--foreground", "-n", f"bench{port}", "-f", str(config)]) as process:
+    reads = bodies(installed, root) if variant.bodies else nullcontext()
+    with (
+        reads,
+        subprocess.Popen([*INSIDE, "squid", "--foreground", "-n", f"bench{port}", "-f", str(config)]) as process,
+    ):
         try:
             for one in variant.loads:
                 ca = root / "etc/ca/ca.crt"
@@ -457,6 +475,24 @@ def exporter(installed: Path, root: Path, log: Path | None = None, state: Path |
             with subprocess.Popen([*INSIDE, "sh", "-c", scrape]) as scraping:
                 yield process.pid
                 scraping.terminate()
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def bodies(installed: Path, root: Path) -> Iterator[None]:
+    """Run what judges bodies for a gateway; `bodies.pid` in its folder names the process."""
+    [address] = re.findall(
+        r"(?m)^icap_service sk_bodies \S+ icap://(\S+)/", (root / "etc/squidkeeper.d/bodies.conf").read_text()
+    )
+    command = [*INSIDE, f"{installed}/bin/squidkeeper", "bodies", "--listen", address]
+    with subprocess.Popen([*command, "--policy", f"{root}/etc/policy", "--state", f"{root}/state"]) as process:
+        try:
+            (root / "bodies.pid").write_text(str(process.pid))
+            subprocess.run(
+                [*INSIDE, "sh", "-c", f"until ss -Hltn | grep -qF {address}; do sleep 0.1; done"], check=True
+            )
+            yield
         finally:
             process.terminate()
 
@@ -527,6 +563,7 @@ def wait_until_it_answers(port: int, load: str, origin_sees: str, ca: Path, host
 def load(running: Running, seconds: int) -> tuple[float, int]:
     """Load a proxy over plain http; gives requests per second and their number. A failed request ends the benchmark."""
     script = ["-s", str(HERE / "urls.lua"), f"{running.scheme}://{LISTEN}:{running.port}", "--", running.host]
+    script += [running.load] if running.load in POSTS else []
     command = [*INSIDE, "wrk", "-t2", f"-c{CONNECTIONS}", f"-d{seconds}s", *script]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     if "Non-2xx" in output or "Socket errors" in output:
@@ -535,6 +572,30 @@ def load(running: Running, seconds: int) -> tuple[float, int]:
     assert number
     assert rate
     return float(rate[1]), int(number[1])
+
+
+def push(running: Running, seconds: int, folder: Path) -> tuple[float, int]:
+    """Upload 200 MB again and again, by two clients; gives uploads per second and their number."""
+    file, size = folder / "push", 200 << 20
+    if not file.exists():
+        refs = f"{'0' * 40} {'1' * 40} refs/heads/agent\0report-status".encode()
+        file.write_bytes(f"{len(refs) + 4:04x}".encode() + refs + b"0000PACK" + bytes(size))
+    url = f"http://{running.host}/x.git/git-receive-pack"
+    curl = f"curl -sf -o /dev/null -H Expect: -H Content-Type:{PUSHED} -x {LISTEN}:{running.port}"
+    command = [
+        *INSIDE,
+        "timeout",
+        str(seconds),
+        "sh",
+        "-c",
+        f"while {curl} --data-binary @{file} {url}; do echo; done; exit 1",
+    ]
+    began = monotonic()
+    clients = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    pushed = sum(len(client.communicate()[0]) for client in clients)
+    if any(client.returncode == 1 for client in clients):
+        raise SystemExit(f"uploads failed on port {running.port}")
+    return pushed / (monotonic() - began), pushed
 
 
 @contextmanager

@@ -38,6 +38,16 @@ FAR: Final = (
     + f"  - {{name: far-shared, action: allow, hosts: [{FAR_SHARED}], methods: [GET, HEAD]}}\n"
     + f"  - {{name: far-own, action: allow, hosts: [{FAR_OWN}]}}\n"
 )
+# Every request to `HOST` is covered: a GET by the deny, a POST by the first two.
+BODIES: Final = _policy().replace(
+    f"  - {{name: host, action: allow, hosts: [{HOST}]}}\n",
+    f"""\
+  - {{name: push, action: allow, hosts: [{HOST}], body: {{git: {{push: [refs/heads/**]}}}}}}
+  - {{name: small, action: allow, hosts: [{HOST}], methods: [POST], body: {{json: {{/model: [small]}}}}}}
+  - {{name: large, action: deny, hosts: [{HOST}], body: {{json: {{/model: [large]}}}}}}
+  - {{name: host, action: allow, hosts: [{HOST}], methods: [GET]}}
+""",
+)
 # Each part of the configuration, by a policy that has it in force.
 PARTS: Final = {
     "ask": _policy(more="  - {name: ask, action: ask, hosts: [ask.example]}\n"),

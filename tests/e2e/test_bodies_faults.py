@@ -95,7 +95,7 @@ def test_a_request_is_judged_with_what_the_client_sent_and_never_sees_the_creden
         assert (line["rule"], line["verdict"], line["credential"]) == ("stub", "allow", "llm")
     assert len(stub.requests) == 2
     assert SECRET.encode() not in stub.received
-    assert {request.headers["x-sk-bodies"] for request in stub.requests} == {"r0,d"}
+    assert {request.headers["x-sk-asked"].split(" ")[1] for request in stub.requests} == {"r0,d"}
 
 
 def test_nothing_else_is_asked_about(gateway: Gateway, stub: IcapStub, origins: Origins) -> None:
@@ -348,10 +348,10 @@ def test_a_service_that_is_stopped_passes_nothing(new_gateway: NewGateway, origi
 @pytest.mark.long
 def test_a_slow_denied_upload_is_answered_after_a_minute(new_gateway: NewGateway, origins: Origins) -> None:
     made = new_gateway(POLICY, secrets={"key": SECRET}).start()
-    whole = chat("large", 200_000)
+    whole, before = chat("large", 5_000_000), 4_500_000  # over the limit: it is denied then
     with Raw(made) as raw:
-        raw.send(whole[:150_000])
-        for place in range(150_000, 150_070):
+        raw.send(whole[:before])
+        for place in range(before, before + 70):
             pause(1, "a slow client")
             raw.send(whole[place : place + 1])
         assert raw.answer().status == 403

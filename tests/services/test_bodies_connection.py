@@ -114,8 +114,8 @@ class Service:
         http = f"{method} https://llm.example/x HTTP/1.1\r\nHost: llm.example\r\nAccept: {accept}\r\n"
         http += "Content-Type: application/json\r\n\r\n"
         head = "REQMOD icap://127.0.0.1:344/ ICAP/1.0\r\n" + (f"Preview: {PREVIEW}\r\n" if preview else "")
-        head += f"X-SK-Revision: {self.revision}\r\nX-SK-Bodies: {listed.replace(',', '%2C')}\r\nX-SK-Observed: -\r\n"
-        head += "X-SK-Client: 192.0.2.1\r\nX-SK-Request: gw.1.2.3\r\n"
+        noted = f"{self.revision} {listed.replace(',', '%2C')} - 192.0.2.1 gw.1.2.3"
+        head += f"X-SK-Asked: {noted}\r\n"
         return f"{head}Encapsulated: req-hdr=0, {body}-body={len(http)}\r\n\r\n{http}".encode()
 
 
@@ -334,7 +334,7 @@ def test_what_squid_does_not_send_closes_the_connection(service: Service) -> Non
 
 
 def test_a_request_without_the_notes_of_squid_is_refused(service: Service) -> None:
-    sent = service.asked().replace(b"X-SK-Bodies", b"X-Other")
+    sent = service.asked().replace(b" gw.1.2.3", b"")
     assert service.receive(sent, whole(SMALL)).startswith(b"ICAP/1.0 400 Bad Request\r\n")
 
 

@@ -11,7 +11,8 @@ from squidkeeper.base.errors import InvalidIcap
 from squidkeeper.policy.bodies.sent_request import SentRequest
 from squidkeeper.services.bodies.icap import IcapRequest, parse_http
 
-_NAMES: Final = ("x-sk-revision", "x-sk-bodies", "x-sk-client", "x-sk-request", "x-sk-observed")
+_ASKED: Final = "x-sk-asked"
+_TOKENS: Final = 5
 
 
 @dataclass(slots=True)
@@ -32,14 +33,14 @@ class AskedBody:
 
 def asked_by(request: IcapRequest) -> AskedBody:
     """Read a request of ICAP; `InvalidIcap` where it lacks what bodies.conf adds to each."""
-    revision, listed, client, number, observed = _noted(request.headers)
+    revision, listed, observed, client, number = _noted(request.headers)
     http = parse_http(request.http)
     body = SentRequest(http.method, http.target, http.headers, complete=not request.has_body, has_body=request.has_body)
     return AskedBody(body, http.url, revision, listed, client, number, None if observed == "-" else observed)
 
 
-def _noted(headers: Mapping[str, str]) -> list[str]:
-    try:
-        return [unquote(headers[name]) for name in _NAMES]
-    except KeyError as error:
-        raise InvalidIcap("a request lacks what bodies.conf adds to each") from error
+def _noted(headers: Mapping[str, str]) -> tuple[str, ...]:
+    noted = tuple(map(unquote, headers.get(_ASKED, "").split(" ")))
+    if len(noted) != _TOKENS:
+        raise InvalidIcap("a request lacks what bodies.conf adds to each")
+    return noted
