@@ -20,8 +20,10 @@ from squidkeeper.change.difference.report import DifferenceReport, report
 from squidkeeper.change.difference.url_comparison import Doubt
 from squidkeeper.cli import main
 from squidkeeper.cli.diff_output import as_text, scope_text
+from squidkeeper.policy.engine.explain import explain
 from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
 from squidkeeper.policy.policy_store.sources import grants_file, read_sources
+from squidkeeper.policy.protocol.request import request_to
 
 from ..conftest import NOW, compiled_of
 from ..markup import keys_in, keys_told
@@ -604,6 +606,11 @@ def test_private_makes_no_difference_where_a_public_address_is_fetched(compared:
         pytest.param(POST, REDIRECTED, id="redirect"),
         pytest.param(GRANTS % grant_text("g", ", uses: 2"), GRANTS % grant_text("g", ", uses: 1"), id="fewer uses"),
         pytest.param(MIRRORED, REDIRECTED, id="redirect to the mirror"),
+        pytest.param(
+            MIRRORED.replace("{path}", "/a{path}"),
+            REDIRECTED.replace("{path}", "/a{path}"),
+            id="redirect into a folder",
+        ),
         pytest.param(ALLOW, ALLOW.replace("hosts", "strip: [Cookie], hosts"), id="strip"),
         pytest.param(ALLOW, ALLOW.replace("hosts", "connections: single, hosts"), id="connections"),
         pytest.param(ALLOW.replace("hosts", "private: true, hosts"), ALLOW, id="no private"),
@@ -749,6 +756,32 @@ def test_a_path_that_is_ambiguous_under_the_ceiling_alone_is_redirected_below_it
     (difference,) = compared(KEY, KEY + redirect % "", is_ceiling=True).differences
     assert (difference.change, difference.doubt) == (Change.CLOSED, Doubt.READINGS)
     assert compared(KEY, KEY + redirect % ", paths: ['/v1/**']", is_ceiling=True).same
+
+
+KEY_OF_TARGET = CREDENTIAL.replace("[x.example]", "[y.example]")
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "rule"),
+    [
+        pytest.param(MIRRORED.replace("{path}", "/a{path}"), "invalid-request", id="out of the folder of a rewrite"),
+        pytest.param(REDIRECTED.replace("{path}", "/a{path}"), "invalid-request", id="out of that of a redirect"),
+        pytest.param(MIRRORED.replace("{path}", "{path}{path}"), "invalid-request", id="out of the path before"),
+        pytest.param(MIRRORED + KEY_OF_TARGET, "ambiguous-path", id="other credentials at the target"),
+    ],
+)
+def test_a_path_that_a_rewrite_of_the_ceiling_denies_may_not_be_redirected(
+    compared: Compare, tmp_path: Path, ceiling: str, rule: str
+) -> None:
+    new = REDIRECTED.replace("y.example", "z.example") + (KEY_OF_TARGET if "secrets" in ceiling else "")
+    (difference,) = compared(ceiling, new, is_ceiling=True).differences
+    assert (difference.change, difference.doubt) == (Change.CLOSED, Doubt.READINGS)
+    request = request_to("POST", "https://x.example/v1/..%2f..%2fb", None, None)
+    decisions = [
+        explain(compiled_of(tmp_path / name, text), request, NOW).decision
+        for name, text in (("ceiling", ceiling), ("new", new))
+    ]
+    assert [decision.rule for decision in decisions] == [rule, "a"]
 
 
 def test_what_is_open_in_a_later_year_alone_is_not_within_a_ceiling(compared: Compare) -> None:

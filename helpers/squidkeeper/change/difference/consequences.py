@@ -78,7 +78,8 @@ class Consequence:
     grant would open it, whether a person was asked or not. `rewrite` is the target, as it stands in the policy or
     filled in. `bodies` are the rules that the body decides among. `otherwise` is what becomes of a request that the
     rewrite leaves alone, because it is for the target already: such a request may be allowed where the others are
-    denied.
+    denied. `denies` is set where the rewrite denies some paths with several readings. It holds the target, because
+    another target denies other paths.
     """
 
     allowed: bool
@@ -93,6 +94,7 @@ class Consequence:
     connections: str | None = None
     upstream: str = ""
     otherwise: str = ""
+    denies: str = ""
     observed: str = ""
     asks: bool = False
     grantable: bool = False

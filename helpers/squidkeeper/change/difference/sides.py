@@ -16,7 +16,7 @@ from squidkeeper.policy.engine.explain import quotas_in
 from squidkeeper.policy.engine.fields import Entry, is_deny
 from squidkeeper.policy.engine.precedence import Applied, Holds, applied_entries, first_rule
 from squidkeeper.policy.language.bodies import GitBody
-from squidkeeper.policy.language.model import Action, Credential, Match, Policy, Rewrite, Rule
+from squidkeeper.policy.language.model import Action, Credential, HostFacts, Match, Policy, Rewrite, Rule
 from squidkeeper.policy.language.paths import parse_path_pattern
 from squidkeeper.policy.language.queries import QueryPattern
 from squidkeeper.policy.protocol.request import Request
@@ -228,6 +228,7 @@ def _rewritten(
         credentials=(credentials,),
         upstream=upstream,
         otherwise=otherwise,
+        denies=_denies(side, rewrite),
     )
     if rewrite.redirect is None:
         return rewritten
@@ -248,17 +249,43 @@ def _otherwise(side: Side, consequence: consequences.Consequence, grant: Rule | 
     return f"{kept} {credentials} {grant and (grant.name, grant.made, grant.uses)}"
 
 
+def _denies(side: Side, rewrite: Rewrite) -> str:
+    """Return the target of a rewrite that denies some paths by their readings; empty for one that denies none.
+
+    The rewrite denies a path that may lead out of the text ahead of a placeholder (`target_url`). It also denies a path
+    whose readings get different credentials at the target.
+    """
+    target = consequences.rewrite_key(replace(rewrite, redirect=None))
+    if rewrite.redirect is None and any(credential.match.paths for credential in _injectable(side, rewrite)):
+        return f"{target} with credentials"
+    ahead, _, rest = rewrite.target.path.partition("{")
+    return target if rest and (ahead.strip("/") or "{" in rest) else ""
+
+
 def _fetched(side: Side, rewrite: Rewrite) -> tuple[str, str]:
-    facts, target, policy = side.match.facts, rewrite.target, side.policy
-    if target.authority != _HOST and _HOST in target.authority:  # which host is fetched depends on the request
-        source = policy.source
+    facts, source = _fetched_facts(side, rewrite), side.policy.source
+    credentials = _injectable(side, rewrite)
+    if facts is None:
         return (
-            " ".join(f"{_match_key(held.match, source)} {_credential_key(held)}" for held in source.credentials),
+            " ".join(f"{_match_key(held.match, source)} {_credential_key(held)}" for held in credentials),
             " ".join(f"{_match_key(one.match, source)} {consequences.route_text(one)}" for one in source.upstreams),
         )
+    return " ".join(map(_credential_key, credentials)), consequences.route_text(side.policy.upstream(facts))
+
+
+def _injectable(side: Side, rewrite: Rewrite) -> tuple[Credential, ...]:
+    """Return the credentials that a target can get."""
+    facts = _fetched_facts(side, rewrite)
+    return side.policy.source.credentials if facts is None else tuple(side.policy.injectable(facts))
+
+
+def _fetched_facts(side: Side, rewrite: Rewrite) -> HostFacts | None:
+    """Return the facts of a request for a target; None if the host of the target depends on the request."""
+    facts, target = side.match.facts, rewrite.target
+    if target.authority != _HOST and _HOST in target.authority:
+        return None
     host, port = (facts.host, None) if target.authority == _HOST else parse_authority(target.authority)
-    fetched = facts._replace(scheme=target.scheme, host=host, port=port or DEFAULT_PORTS[target.scheme])
-    return " ".join(map(_credential_key, policy.injectable(fetched))), consequences.route_text(policy.upstream(fetched))
+    return facts._replace(scheme=target.scheme, host=host, port=port or DEFAULT_PORTS[target.scheme])
 
 
 def _credential_key(credential: Credential) -> str:

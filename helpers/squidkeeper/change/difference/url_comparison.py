@@ -100,6 +100,7 @@ def _differences(old: Side, new: Side, cells: UrlCells) -> Iterator[UrlDifferenc
     for held in cells.queries:
         allowed: set[tuple[Keys, Keys]] = set()
         unchanged: set[tuple[Keys, Keys]] = set()
+        redirects_denied = False
         for matched in cells.paths:
             (before, old_keys), (after, new_keys) = (consequence_in(side, matched, held) for side in (old, new))
             if before.allowed and after.allowed:
@@ -109,7 +110,8 @@ def _differences(old: Side, new: Side, cells: UrlCells) -> Iterator[UrlDifferenc
                 yield UrlDifference(matched, held, changed, before, after, _doubt(cells, matched), cells)
             else:
                 unchanged.add((old_keys, new_keys))
-        if _opens_ambiguous(allowed) or not _are_ambiguous_alike(unchanged):
+            redirects_denied |= _redirects_denied(before, after)
+        if redirects_denied or _opens_ambiguous(allowed) or not _are_ambiguous_alike(unchanged):
             yield UrlDifference(matched, held, (Change.CLOSED,), before, after, Doubt.READINGS, cells)
 
 
@@ -136,6 +138,11 @@ def _opens_ambiguous(allowed: set[tuple[Keys, Keys]]) -> bool:
         if len(kept) > len({new for _, new in kept}):
             return True
     return False
+
+
+def _redirects_denied(before: Consequence, after: Consequence) -> bool:
+    """Whether the new policy may redirect a path that a rewrite of the old one denies, of a cell that both allow."""
+    return after.redirects and before.denies not in ("", after.denies)
 
 
 def _are_ambiguous_alike(keys: set[tuple[Keys, Keys]]) -> bool:
