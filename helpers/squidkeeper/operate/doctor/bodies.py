@@ -20,13 +20,14 @@ def _services(seen: Inspection) -> tuple[InstalledService, ...]:
 
 @finds("bodies-down")
 def _bodies_down(seen: Inspection) -> Iterator[Found]:
-    """Find each of the two: the condition holds where none runs."""
-    for service in _services(seen):
+    """Find that neither works. `service-not-running` tells of one alone."""
+    services = _services(seen)
+    if any(service.works() for service in services):
+        return
+    for service in services:
         unit = service.paths.unit
-        if not unit.exists():
-            yield Found(f"squidkeeper-{service.name} is not installed", str(unit))
-        elif not service.works():
-            yield Found(f"squidkeeper-{service.name} does not listen on {seen.layout.bodies}", str(unit))
+        problem = f"does not listen on {seen.layout.bodies}" if unit.exists() else "is not installed"
+        yield Found(f"squidkeeper-{service.name} {problem}", str(unit))
 
 
 @critical(
