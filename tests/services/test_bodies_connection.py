@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
 import json
-from collections.abc import Callable, Coroutine, Iterator
+import threading
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import pytest
@@ -18,7 +22,6 @@ from squidkeeper.policy.bodies.sent_request import SentRequest
 from squidkeeper.policy.engine import CompiledPolicy, deny
 from squidkeeper.services.bodies.asked import AskedBody
 from squidkeeper.services.bodies.connection import (
-    DECIDE_SECONDS,
     REST_BYTES,
     REST_SECONDS,
     SILENT_SECONDS,
@@ -26,7 +29,7 @@ from squidkeeper.services.bodies.connection import (
 )
 from squidkeeper.services.bodies.denials import DenialTurns, Pages, form_of
 from squidkeeper.services.bodies.icap import CONTINUE, PREVIEW, format_chunk
-from squidkeeper.services.bodies.judge import BYTES_AT_MOST, BodyJudge, Judgement, Room, describe_place
+from squidkeeper.services.bodies.judge import BYTES_AT_MOST, DECIDE_SECONDS, BodyJudge, Judgement, Room, describe_place
 from squidkeeper.services.bodies.policies import Policies
 from squidkeeper.serving.error_pages import Form
 from squidkeeper.serving.helpers.throttle import Limits
@@ -110,8 +113,10 @@ class Service:
         listed: str = "r0,d",
         accept: str = "*/*",
         preview: bool = True,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> bytes:
         http = f"{method} https://llm.example/x HTTP/1.1\r\nHost: llm.example\r\nAccept: {accept}\r\n"
+        http += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         http += "Content-Type: application/json\r\n\r\n"
         head = "REQMOD icap://127.0.0.1:344/ ICAP/1.0\r\n" + (f"Preview: {PREVIEW}\r\n" if preview else "")
         noted = f"{self.revision} {listed.replace(',', '%2C')} - 192.0.2.1 gw.1.2.3"
@@ -205,6 +210,119 @@ def test_a_longer_body_is_read_judged_and_echoed(policy: CompiledPolicy, tmp_pat
     run(scenario, policy, tmp_path)
 
 
+GZIP = {"Content-Encoding": "gzip"}
+MANY_VALUES = b'{"model":"small","a":[' + b"{}," * 15_000 + b"{}]}"
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "at_once"),
+    [
+        ({}, json.dumps({"model": "small", "text": "x" * 60_000}).encode(), True),
+        ({"Content-Encoding": "identity"}, SMALL, True),
+        (GZIP, gzip.compress(SMALL), False),
+        ({"content-ENCODING": "br"}, SMALL, False),
+        ({}, MANY_VALUES, False),
+        ({}, json.dumps({"model": "small", "text": "x" * 70_000}).encode(), False),
+    ],
+    ids=["text", "identity", "gzip", "unknown encoding", "values", "long text"],
+)
+def test_what_may_take_long_is_judged_by_a_thread(
+    service: Service, headers: dict[str, str], body: bytes, *, at_once: bool
+) -> None:
+    asked = whole_of(body, headers)
+    asked.revision = service.revision
+    assert (service.judge.at_once(asked) is not None) is at_once
+    asked.listed = ",".join(["r0"] * 63 + ["d"])
+    assert service.judge.at_once(asked) is None or len(body) < 100, "each rule may read it"
+
+
+def test_a_compressed_body_is_judged_and_denied_by_a_thread(policy: CompiledPolicy, tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        assert service.receive(service.asked(headers=GZIP), whole(gzip.compress(MANY_VALUES))) == b""
+        await judged(service)
+        assert service.transport.take().startswith(b"ICAP/1.0 204 ")
+        assert service.receive(service.asked(headers=GZIP), whole(gzip.compress(LARGE))) == b""
+        await judged(service)
+        assert b"X-SK-Rule: default" in service.transport.take()
+
+    run(scenario, policy, tmp_path)
+
+
+def test_a_client_has_one_thread_also_when_its_connections_are_lost(policy: CompiledPolicy, tmp_path: Path) -> None:
+    """Otherwise a client that does not wait for its answers would have all threads."""
+    under_way = Busy()
+
+    async def scenario(service: Service) -> None:
+        under_way.watch(service)
+        for number in range(8):
+            connection = service.connect(Transport())
+            head = service.asked(headers=GZIP).replace(b"192.0.2.1", b"192.0.2.%d" % (1 + number // 7))
+            connection.data_received(head + whole(gzip.compress(SMALL)))
+            for _ in range(3):
+                await next_turn()
+            connection.connection_lost(None)
+        await asyncio.gather(*service.judge._under_way)
+        assert under_way.most == {"192.0.2.1": 1, "192.0.2.2": 1}
+        assert under_way.order.index("192.0.2.2") <= 2, "another client has its turn"
+        assert service.judge.room.held == 0
+
+    run(scenario, policy, tmp_path)
+
+
+def test_large_bodies_are_judged_one_at_a_time(tmp_path: Path) -> None:
+    policy = compiled_of(tmp_path / "policy", POLICY.replace("2MB", "60MB"))
+    under_way = Busy()
+
+    async def scenario(service: Service) -> None:
+        under_way.watch(service)
+        for number in range(4):
+            head = service.asked(headers=GZIP).replace(b"192.0.2.1", b"192.0.2.%d" % number)
+            service.connect(Transport()).data_received(head + whole(gzip.compress(SMALL)))
+        await next_turn()
+        await asyncio.gather(*service.judge._under_way)
+        assert under_way.most_of_all == 1
+        for connection in [*service.judge.connections]:
+            connection.connection_lost(None)
+
+    run(scenario, policy, tmp_path)
+
+
+async def next_turn() -> None:
+    """Let the event loop call what is ready."""
+    turn = asyncio.Event()
+    asyncio.get_running_loop().call_soon(turn.set)
+    await turn.wait()
+
+
+class Busy:
+    """Counts how many judgements are under way, of each client and in all."""
+
+    def __init__(self) -> None:
+        self.now: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+        self.most_of_all = 0
+        self.order: list[str] = []
+        self._lock = threading.Lock()
+
+    def watch(self, service: Service) -> None:
+        judge = service.judge._judge
+
+        def watched(policy: CompiledPolicy, asked: AskedBody) -> Judgement | None:
+            with self._lock:
+                self.order.append(asked.client)
+                self.now[asked.client] += 1
+                self.most |= self.now
+                self.most_of_all = max(self.most_of_all, self.now.total())
+            threading.Event().wait(0.01)
+            try:
+                return judge(policy, asked)
+            finally:
+                with self._lock:
+                    self.now[asked.client] -= 1
+
+        service.judge._judge = watched  # type: ignore[method-assign]
+
+
 def test_an_echo_reads_no_faster_than_squid_takes_it(policy: CompiledPolicy, tmp_path: Path) -> None:
     async def scenario(service: Service) -> None:
         body = json.dumps({"model": "small"}).encode()
@@ -219,9 +337,8 @@ def test_an_echo_reads_no_faster_than_squid_takes_it(policy: CompiledPolicy, tmp
     run(scenario, policy, tmp_path)
 
 
-def whole_of(body: bytes) -> AskedBody:
-    headers = (("Content-Type", "application/json"),)
-    sent = SentRequest("POST", "/x", headers, body)
+def whole_of(body: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> AskedBody:
+    sent = SentRequest("POST", "/x", (("Content-Type", "application/json"), *headers.items()), body)
     return AskedBody(sent, "https://llm.example/x", "", "r0,d", "192.0.2.1", "gw.1.2.3", None)
 
 
@@ -271,7 +388,7 @@ def test_a_long_denied_push_is_answered_in_the_words_of_git(service: Service) ->
 def denied(service: Service, size: int = 100) -> None:
     """Bring a request to where it is denied, and the rest of its body is read."""
     service.receive(service.asked(preview=False), format_chunk(b"x" * size))
-    service.connection._decide(Judgement(deny("default", "No.")))
+    service.connection._refuse(deny("default", "No."))
 
 
 def test_the_rest_of_a_denied_body_has_bounds(service: Service) -> None:

@@ -16,7 +16,7 @@ from enum import Enum, auto
 from typing import Final, cast
 
 from squidkeeper.base.errors import InvalidIcap
-from squidkeeper.policy.bodies.sent_request import FormAnswer
+from squidkeeper.policy.engine import Decision
 from squidkeeper.services.bodies.asked import AskedBody, asked_by
 from squidkeeper.services.bodies.icap import (
     CONTINUE,
@@ -33,9 +33,8 @@ from squidkeeper.services.bodies.icap import (
     format_options,
     format_unchanged,
 )
-from squidkeeper.services.bodies.judge import JUDGED_AT_ONCE, BodyJudge, Judgement, late, too_much
+from squidkeeper.services.bodies.judge import DECIDE_SECONDS, JUDGED_AT_ONCE, LATE, TOO_MUCH, BodyJudge, Judgement
 
-DECIDE_SECONDS: Final = 300.0  # in which a body has to come, as far as it is read
 REST_SECONDS: Final = 60.0  # in which the rest of a denied body is read
 REST_BYTES: Final = 1 << 30
 SILENT_SECONDS: Final = 75.0  # after Squid's icap_io_timeout
@@ -68,7 +67,6 @@ class IcapConnection(asyncio.Protocol):
         self._asked: AskedBody | None = None
         self._body = bytearray()
         self._judgement: Judgement | None = None
-        self._denial: tuple[bytes, FormAnswer] | None = None
         self._judge_again_at = 0  # so many bytes of the body
         self._at_preview_end = self._continued = False
         self._rest = 0
@@ -115,7 +113,7 @@ class IcapConnection(asyncio.Protocol):
         elif self._deadline is None or now < self._deadline or self._waits:
             return
         elif self._stage is _Stage.READING:
-            self._decide(late(DECIDE_SECONDS))
+            self._refuse(LATE)
         elif self._stage is _Stage.DENIED:
             self._answer()
         else:
@@ -168,7 +166,7 @@ class IcapConnection(asyncio.Protocol):
         elif self._stage is _Stage.READING and self._asked is not None:
             self._body += data
             if not self._judge.room.take(self._asked.client, len(data)):
-                self._decide(too_much())
+                self._refuse(TOO_MUCH)
             elif self._continued and len(self._body) >= self._judge_again_at:
                 self._consider()
 
@@ -191,17 +189,17 @@ class IcapConnection(asyncio.Protocol):
     # --- the judgement --------------------------------------------------------------------------------------------
 
     def _consider(self) -> None:
-        """Have what has come of the body judged: at once, or by a thread where it is long."""
+        """Have what has come of the body judged: at once, or by a thread where that may take long."""
         asked = self._asked
         if asked is None:
             return
         asked.sent.body = bytes(self._body)
         self._judge_again_at = 2 * max(len(self._body), PREVIEW)
-        policy = self._judge.policies.at_hand(asked.revision)
-        if policy is not None and len(self._body) <= JUDGED_AT_ONCE:
-            self._decide(self._judge.decide(policy, asked))
-        else:
+        policy = self._judge.at_once(asked)
+        if policy is None:
             self._wait_for(self._consider_later(asked))
+        else:
+            self._decide(self._judge.decide(policy, asked))
 
     async def _consider_later(self, asked: AskedBody) -> None:
         judgement = await self._judge.decide_later(asked)
@@ -220,15 +218,21 @@ class IcapConnection(asyncio.Protocol):
             self._abort()  # Squid denies the request
 
     def _decide(self, judgement: Judgement | None) -> None:
-        if judgement is None and self._asked is not None and not self._asked.sent.complete:
+        if self._asked is None:
+            return
+        if judgement is None and not self._asked.sent.complete:
             self._asked.sent.body = b""
             self._read_on()
-            return
-        self._judgement = judgement or too_much()
-        if self._judgement.allowed:
-            self._pass_on(self._judgement)
-        elif self._asked is not None:
-            self._deny(self._judgement, self._asked)
+        elif judgement is None:
+            self._refuse(TOO_MUCH)
+        elif judgement.allowed:
+            self._pass_on(judgement)
+        else:
+            self._deny(judgement, self._asked)
+
+    def _refuse(self, decision: Decision) -> None:
+        if self._asked is not None:
+            self._deny(self._judge.refused(decision, self._asked), self._asked)
 
     def _read_on(self) -> None:
         if self._at_preview_end:
@@ -258,8 +262,8 @@ class IcapConnection(asyncio.Protocol):
             self._read_on()
 
     def _deny(self, judgement: Judgement, asked: AskedBody) -> None:
-        """Write the denial, which can need the body, and send it once the client has sent the rest."""
-        self._denial = self._judge.denial(judgement, asked)
+        """Keep the denial, and nothing of the request. It is sent once the client has sent the rest."""
+        self._judgement = judgement
         self._release()
         if asked.sent.complete:
             self._answer()
@@ -269,25 +273,19 @@ class IcapConnection(asyncio.Protocol):
 
     def _answer(self) -> None:
         """Send a denial, at its client's turn."""
-        judgement, asked, denial = self._judgement, self._asked, self._denial
-        if judgement is None or asked is None or denial is None:
-            return
-        self._waits = True
+        if self._asked is not None:
+            self._waits = True
+            self._judge.turns.wait(self._asked.client, time.monotonic(), self._write_denial)
 
-        def write() -> None:
-            self._write_denial(judgement, denial, is_whole=asked.sent.complete)
-
-        self._judge.turns.wait(asked.client, time.monotonic(), write)
-
-    def _write_denial(self, judgement: Judgement, denial: tuple[bytes, FormAnswer], *, is_whole: bool) -> None:
+    def _write_denial(self) -> None:
         """Send a denial. What Squid sends after it is read too: closing now could lose the denial."""
-        if self._transport is None:
+        judgement, asked = self._judgement, self._asked
+        if self._transport is None or asked is None or judgement is None or judgement.answer is None:
             return
-        head, page = denial
-        self._write(format_answer(head, page.body, self._headers(judgement)))
+        self._write(format_answer(*judgement.answer, self._headers(judgement)))
         self._waits, self._stage = False, _Stage.ANSWERED
         self._deadline = time.monotonic() + REST_SECONDS
-        if is_whole:
+        if asked.sent.complete:
             self._end()
         self._advance()
 

@@ -8,12 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 from squidkeeper.base.errors import PatternError
-from squidkeeper.policy.bodies.sent_request import FormAnswer
 from squidkeeper.policy.engine import CompiledPolicy, Decision, decide_body, deny, listed_rules
 from squidkeeper.policy.language.model import Rule
 from squidkeeper.services.bodies.asked import AskedBody
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from squidkeeper.services.bodies.connection import IcapConnection
 
 JUDGED_AT_ONCE: Final = 64 * 1024  # bytes of a body. A thread judges a longer one, so that others do not wait
+_AT_ONCE_FOR_ALL_RULES: Final = 2 * JUDGED_AT_ONCE  # each rule may read the body
+_BYTES_OF_A_VALUE: Final = 64  # a value takes about as long as so many bytes of text
+_LARGE: Final = 4 << 20  # bytes of a content. It is parsed alone: that can take ten times as much memory
 BYTES_AT_MOST: Final = 256 << 20  # of bodies, in this process
 _SHARE: Final = 4  # a client has a quarter of it at most
 _UNAVAILABLE: Final = "policy-unavailable"
@@ -36,21 +39,24 @@ _UNKNOWN: Final = deny(
     _UNAVAILABLE, "The policy that allowed this request is no longer stored, so its body cannot be judged. Repeat it."
 )
 _UNREAD: Final = deny(_UNAVAILABLE, "The rules of the policy for this body are none that this gateway can read.")
-_TOO_MUCH: Final = deny(
+TOO_MUCH: Final = deny(
     _UNAVAILABLE, "The gateway cannot hold as much of a body as the policy needs to see. Repeat the request later."
 )
-_LATE: Final = "The body of this request did not come within {:.0f} s, so the gateway could not judge it."
+DECIDE_SECONDS: Final = 300.0  # in which a body has to come, as far as it is read
+LATE: Final = deny(
+    _UNAVAILABLE,
+    f"The body of this request did not come within {DECIDE_SECONDS:.0f} s, so the gateway could not judge it.",
+)
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A decision by the body, the rules that it was made by, and whom to ask about it."""
+    """A decision by the body. `answer` is that to a denied request: the head of the response, and its body."""
 
     decision: Decision
-    rules: tuple[Rule, ...] = ()
-    contact: str | None = None
     observed: str | None = None
+    answer: tuple[bytes, bytes] | None = None
 
     @property
     def allowed(self) -> bool:
@@ -69,16 +75,6 @@ class Judgement:
             "X-SK-Found": found,
         }
         return {name: _header_value(value) for name, value in told.items()}
-
-
-def late(seconds: float) -> Judgement:
-    """Deny a request whose body takes too long."""
-    return Judgement(deny(_UNAVAILABLE, _LATE.format(seconds)))
-
-
-def too_much() -> Judgement:
-    """Deny a request whose body is more than can be held, or than any of its rules needs."""
-    return Judgement(_TOO_MUCH)
 
 
 class Room:
@@ -120,22 +116,44 @@ class BodyJudge:
         self._pool = pool
         self._count = count
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._large = asyncio.Lock()
+        self._under_way: set[asyncio.Task[Judgement | None]] = set()
         self._reported: set[str] = set()
+
+    def at_once(self, asked: AskedBody) -> CompiledPolicy | None:
+        """Return the policy of a request that takes so little time that no other request has to wait for it."""
+        body = asked.sent.body
+        if len(body) > JUDGED_AT_ONCE or _is_encoded(asked):
+            return None
+        values = sum(map(body.count, (b",", b"[", b"{"))) if asked.sent.complete else 0  # a part is not parsed
+        rules = max(asked.listed.count(","), 1)  # the last has no body
+        if (len(body) + _BYTES_OF_A_VALUE * values) * rules > _AT_ONCE_FOR_ALL_RULES:
+            return None
+        return self.policies.at_hand(asked.revision)
 
     def decide(self, policy: CompiledPolicy, asked: AskedBody) -> Judgement | None:
         """Judge a request by as much of its body as has come; None where that does not decide."""
         began = time.monotonic()
-        return self._counted(began, judged(policy, asked))
+        return self._counted(began, self._judge(policy, asked))
 
     async def decide_later(self, asked: AskedBody) -> Judgement | None:
-        """Judge a request in a thread, by a policy that may have to be loaded. A client has one thread at a time."""
+        """Judge a request in a thread, by a policy that may have to be loaded.
+
+        A client has one thread at a time, and keeps it where its connection is lost meanwhile.
+        """
         policy = await self.policies.find(asked.revision)
         if policy is None:
-            return Judgement(_UNKNOWN)
+            return self.refused(_UNKNOWN, asked)
+        task = asyncio.create_task(self._decide_in_thread(policy, asked))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return await asyncio.shield(task)
+
+    async def _decide_in_thread(self, policy: CompiledPolicy, asked: AskedBody) -> Judgement | None:
         lock = self._locks.setdefault(client_network(asked.client), asyncio.Lock())
-        async with lock:
+        async with lock, self._large if _may_be_large(policy, asked) else nullcontext():
             began = time.monotonic()
-            judgement = await asyncio.get_running_loop().run_in_executor(self._pool, judged, policy, asked)
+            judgement = await asyncio.get_running_loop().run_in_executor(self._pool, self._judge, policy, asked)
         return self._counted(began, judgement)
 
     def _counted(self, began: float, judgement: Judgement | None) -> Judgement | None:
@@ -143,12 +161,24 @@ class BodyJudge:
             self._count(body_count(judgement.decision), time.monotonic() - began)
         return judgement
 
-    def denial(self, judgement: Judgement, asked: AskedBody) -> tuple[bytes, FormAnswer]:
-        """Write the answer to a denied request: the head of the response, and its body."""
-        page = form_answer(judgement.decision, judgement.rules, asked) or self._pages.write(
-            judgement.decision, asked, judgement.contact
-        )
-        return http_head(page), page
+    def _judge(self, policy: CompiledPolicy, asked: AskedBody) -> Judgement | None:
+        rules = _rules(policy, asked)
+        if not rules:
+            return self.refused(_UNREAD, asked)
+        decision = decide_body(policy, rules, asked.sent)
+        if decision is None:
+            return None
+        if not decision.allowed and (denial := form_answer(decision, rules, asked)) is not None:
+            return Judgement(decision, asked.observed or decision.observed, (http_head(denial), denial.body))
+        return self.refused(decision, asked, policy.source.contact)
+
+    def refused(self, decision: Decision, asked: AskedBody, contact: str | None = None) -> Judgement:
+        """Return the judgement of a decision, with the page of a denial."""
+        observed = asked.observed or decision.observed
+        if decision.allowed:
+            return Judgement(decision, observed)
+        page = self._pages.write(decision, asked, contact)
+        return Judgement(decision, observed, (http_head(page), page.body))
 
     def report(self, error: BaseException) -> None:
         """Log an error of ours once, by its type and place: its text may hold what a body says."""
@@ -167,16 +197,23 @@ def describe_place(error: BaseException) -> str:
     return f"{type(error).__name__}{place}"
 
 
-def judged(policy: CompiledPolicy, asked: AskedBody) -> Judgement | None:
-    """Judge a request by the rules that Squid has passed on."""
+def _rules(policy: CompiledPolicy, asked: AskedBody) -> tuple[Rule, ...]:
+    """Return the rules that Squid has passed on; none where the policy does not have them."""
     try:
-        rules = listed_rules(policy, asked.listed)
+        return listed_rules(policy, asked.listed)
     except PatternError:
-        return Judgement(_UNREAD)
-    decision = decide_body(policy, rules, asked.sent)
-    if decision is None:
-        return None
-    return Judgement(decision, rules, policy.source.contact, asked.observed or decision.observed)
+        return ()
+
+
+def _is_encoded(asked: AskedBody) -> bool:
+    return asked.sent.values("content-encoding") not in ([], ["identity"])
+
+
+def _may_be_large(policy: CompiledPolicy, asked: AskedBody) -> bool:
+    """Return whether the content of a body may be large. Its rules bound what 1 KB can inflate to."""
+    if not _is_encoded(asked):
+        return len(asked.sent.body) > _LARGE
+    return any(rule.body is not None and rule.body.max_bytes > _LARGE for rule in _rules(policy, asked))
 
 
 def _header_value(text: str) -> str:

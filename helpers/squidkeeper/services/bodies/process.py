@@ -80,7 +80,7 @@ async def _run(
     def count(key: Key, seconds: float) -> None:
         counting.add(1, seconds, [key])
 
-    policies = Policies(lambda: watcher.current, revisions, pool)
+    policies = Policies(lambda: watcher.current, revisions, ThreadPoolExecutor(1, "policies"))
     limits = Limits(options.rate, options.burst, _LONGEST_SECONDS)
     turns = DenialTurns(limits, lambda due, then: loop.call_later(due - time.monotonic(), then))
     judge = BodyJudge(policies, Pages(options.layout), turns, pool, count)
