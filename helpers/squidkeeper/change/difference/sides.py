@@ -14,7 +14,13 @@ from squidkeeper.policy.engine.body_scope import decided_by_body
 from squidkeeper.policy.engine.decision import Decision
 from squidkeeper.policy.engine.explain import quotas_in
 from squidkeeper.policy.engine.fields import Entry, is_deny
-from squidkeeper.policy.engine.precedence import Applied, Holds, applied_entries, first_rule
+from squidkeeper.policy.engine.precedence import (
+    Applied,
+    Holds,
+    applied_entries,
+    applied_where_bodies_are_read,
+    first_rule,
+)
 from squidkeeper.policy.language.bodies import GitBody
 from squidkeeper.policy.language.model import Action, Credential, HostFacts, Match, Policy, Rewrite, Rule
 from squidkeeper.policy.language.paths import parse_path_pattern
@@ -115,7 +121,8 @@ def _consequence_now(
     if side.denial is not None:
         return side.denial, False, None
     holds = partial(_holds, matched=matched, held=held, method=side.match.facts.method or "")
-    applied = applied_entries(side.match.candidates, side.rules, side.grants, holds, side.reading)
+    find, rules = (applied_where_bodies_are_read, side.reading) if side.reading else (applied_entries, side.rules)
+    applied = find(side.match.candidates, rules, side.grants, holds)
     decision, host = _decision(side, applied), side.match.facts.host
     observed = _observed(side, holds)
     if host.private and not decision.private and (decision.allowed or decision.asks):

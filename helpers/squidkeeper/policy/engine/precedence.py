@@ -1,6 +1,6 @@
 """Which of the entries that hold apply: the order of a policy, for one URL or for a whole cell of them."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from squidkeeper.policy.engine.compiled_policy import Candidates
@@ -23,23 +23,25 @@ class Applied(NamedTuple):
     by_body: tuple[Rule, ...] = ()
 
 
-def applied_entries(
-    candidates: Candidates,
-    rules: Iterable[Rule],
-    grants: Iterable[Rule],
-    holds: Holds,
-    reading: Collection[Rule] = (),
-) -> Applied:
-    """Find the entries that apply: a request that is rewritten gets the credentials of where it is fetched.
-
-    `reading` are the rules with those that observe, where some of them read bodies.
-    """
-    by_body = rules_by_body(reading, grants, holds) if reading else ()
-    rule = _first_of(by_body) if by_body else first_rule(rules, grants, holds)
+def applied_entries(candidates: Candidates, rules: Iterable[Rule], grants: Iterable[Rule], holds: Holds) -> Applied:
+    """Find the entries that apply: a request that is rewritten gets the credentials of where it is fetched."""
+    rule = first_rule(rules, grants, holds)
     if rule is None and candidates.default_observes:
-        return Applied(None, None, (), by_body)
+        return Applied(None, None, ())
     rewrite = next(filter(holds, candidates.rewrites), None)
-    return Applied(rule, rewrite, () if rewrite else chosen_credentials(candidates.credentials, holds), by_body)
+    return Applied(rule, rewrite, () if rewrite else chosen_credentials(candidates.credentials, holds))
+
+
+def applied_where_bodies_are_read(
+    candidates: Candidates, rules: Iterable[Rule], grants: Iterable[Rule], holds: Holds
+) -> Applied:
+    """Find the same where some of the rules read bodies; `rules` has those that observe, too."""
+    by_body = rules_by_body(rules, grants, holds)
+    if not by_body:
+        return applied_entries(candidates, (rule for rule in rules if not rule.observe), grants, holds)
+    rule = _first_of(by_body)
+    applied = applied_entries(candidates, () if rule is None else (rule,), (), holds)
+    return applied._replace(by_body=by_body)
 
 
 def rules_by_body(rules: Iterable[Rule], grants: Iterable[Rule], holds: Holds) -> tuple[Rule, ...]:

@@ -12,7 +12,12 @@ from squidkeeper.policy.engine.decision import Decision, Rewritten, deny
 from squidkeeper.policy.engine.fields import UrlFacts, holds_for_url, url_test
 from squidkeeper.policy.engine.host_scope import checked_private, deny_private
 from squidkeeper.policy.engine.observing import observe_url
-from squidkeeper.policy.engine.precedence import Applied, applied_entries, chosen_credentials
+from squidkeeper.policy.engine.precedence import (
+    Applied,
+    applied_entries,
+    applied_where_bodies_are_read,
+    chosen_credentials,
+)
 from squidkeeper.policy.engine.target import target_url
 from squidkeeper.policy.language.model import HostFacts, Rewrite, Rule
 from squidkeeper.policy.url import ReadPath, Url, format_authority, parse_url, readings
@@ -115,7 +120,7 @@ def _applied(
         return applied_entries(match.candidates, now.rules, now.unspent(spent), partial(holds_for_url, url=url))
     every = now.rules if now.observing is None else now.observing
     holds = url_test(url, match.facts.method)
-    return applied_entries(match.candidates, now.rules, now.unspent(spent), holds, every)
+    return applied_where_bodies_are_read(match.candidates, every, now.unspent(spent), holds)
 
 
 def _consequences(policy: CompiledPolicy, match: HostMatch, applied: Applied) -> object:
