@@ -8,7 +8,7 @@ import gzip
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +19,9 @@ import pytest
 from squidkeeper.base.layout import Layout
 from squidkeeper.policy.bodies.json_form import ParsedJson
 from squidkeeper.policy.bodies.sent_request import SentRequest
-from squidkeeper.policy.engine import CompiledPolicy, deny
+from squidkeeper.policy.engine import CompiledPolicy, Decision, deny
+from squidkeeper.policy.language.body_values import LARGEST_BODY
+from squidkeeper.policy.language.model import Action
 from squidkeeper.services.bodies.asked import AskedBody
 from squidkeeper.services.bodies.connection import (
     REST_BYTES,
@@ -54,9 +56,16 @@ class Transport:
         self.sent = b""
         self.closed = self.aborted = False
         self.reads = True
+        self.left = 0  # bytes that Squid has not taken
 
     def write(self, data: bytes) -> None:
         self.sent += data
+
+    def writelines(self, data: Iterable[bytes]) -> None:
+        self.sent += b"".join(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.left
 
     def close(self) -> None:
         self.closed = True
@@ -349,7 +358,7 @@ def test_a_denied_upload_is_read_to_its_end_first(policy: CompiledPolicy, tmp_pa
             service.receive(format_chunk(b"x" * 100_000))
             await judged(service)
         assert service.transport.sent == b""
-        assert service.judge.room.held == 0, "nothing of a denied body is held"
+        assert service.judge.room.held < 2000, "the denial alone is held"
         assert service.receive(b"0\r\n\r\n").startswith(b"ICAP/1.0 200 OK\r\n")
 
     run(scenario, policy, tmp_path)
@@ -485,15 +494,64 @@ def test_a_process_that_ends_closes_after_the_answer(service: Service) -> None:
     idle.connection_lost(None)
 
 
-def test_one_client_holds_a_quarter_of_the_room() -> None:
-    room = Room(1000)
-    assert room.take("192.0.2.1", 250)
+def test_one_client_holds_a_third_of_the_room() -> None:
+    room = Room(900)
+    assert room.take("192.0.2.1", 300)
     assert not room.take("192.0.2.1", 1)
-    assert room.take("2001:db8::1", 200)
+    assert room.take("2001:db8::1", 250)
     assert not room.take("2001:db8::2", 51), "the same network"
-    room.give_back("192.0.2.1", 251)
-    assert room.take("192.0.2.1", 250)
-    assert BYTES_AT_MOST <= 256 << 20
+    room.take("192.0.2.1", -301)
+    assert room.take("192.0.2.1", 300)
+    assert LARGEST_BODY < BYTES_AT_MOST // 3 < 65 << 20
+
+
+def test_headers_count_as_what_is_held(service: Service) -> None:
+    many = {f"x{number}": "y" for number in range(2000)}
+    service.receive(service.asked(headers=many))
+    service.receive(format_chunk(SMALL))
+    assert 400_000 < service.judge.room.held < 500_000
+    service.receive(b"0; ieof\r\n\r\n")
+    assert service.judge.room.held == 0
+
+
+def test_a_denial_counts_as_what_is_held_until_its_turn(service: Service) -> None:
+    while service.receive(service.asked(), whole(LARGE)):
+        pass
+    assert service.connection._judgement is not None
+    assert service.judge.room.held == service.connection._judgement.size > 100
+    assert service.connection._request is None
+    assert service.connection._asked is not None
+    assert service.connection._asked.sent.headers == ()
+
+
+def test_a_denial_for_which_there_is_no_room_is_the_page(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    preview, rest = long_push(service, "refs/heads/main")
+    monkeypatch.setattr(service.connection, "_hold", lambda size: size > PREVIEW)  # the body, and no report
+    assert b"Content-Type: text/plain; charset=utf-8\r\n" in service.receive(preview, rest)
+
+
+def test_a_lost_connection_holds_nothing(service: Service) -> None:
+    while service.receive(service.asked(), whole(LARGE)):
+        pass
+    service.connection.connection_lost(None)
+    connection = service.connection
+    assert (connection._asked, connection._request, connection._judgement) == (None, None, None)
+    assert service.judge.room.held == 0
+    connection._write_denial()
+    assert service.transport.sent == b""
+
+
+def test_an_echo_counts_until_squid_has_taken_it(service: Service) -> None:
+    service.receive(service.asked(preview=False), format_chunk(SMALL))
+    service.transport.left = 1000
+    service.connection.pause_writing()
+    service.connection._decide(Judgement(Decision(Action.ALLOW, "chat")))
+    assert service.judge.room.held == 1000
+    service.transport.left = 1010
+    service.receive(format_chunk(b"more"), b"0\r\n\r\n")
+    assert service.judge.room.held == 1010, "also after the request"
+    service.connection.resume_writing()
+    assert service.judge.room.held == 0
 
 
 def test_a_body_for_which_there_is_no_room_is_denied(service: Service) -> None:

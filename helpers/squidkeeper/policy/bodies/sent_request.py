@@ -53,8 +53,8 @@ class SentRequest:
     kept: dict[int, object] = field(default_factory=dict, repr=False)
 
     def release(self) -> None:
-        """Give the memory of the body back, and of what was read of it: up to 25 times as much."""
-        self.body = b""
+        """Give the memory back of headers, body and what was read of it: up to 25 times as much."""
+        self.headers, self.body = (), b""
         self.kept.clear()
 
     def values(self, name: str) -> list[str]:

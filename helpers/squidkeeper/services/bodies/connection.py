@@ -26,6 +26,7 @@ from squidkeeper.services.bodies.icap import (
     IcapParser,
     IcapRequest,
     Mark,
+    chunk_parts,
     format_answer,
     format_chunk,
     format_echo,
@@ -38,6 +39,7 @@ from squidkeeper.services.bodies.judge import DECIDE_SECONDS, JUDGED_AT_ONCE, LA
 REST_SECONDS: Final = 60.0  # in which the rest of a denied body is read
 REST_BYTES: Final = 1 << 30
 SILENT_SECONDS: Final = 75.0  # after Squid's icap_io_timeout
+_HEADER_BYTES: Final = 200  # of memory, which a header takes beside its text
 
 
 class _Stage(Enum):
@@ -60,12 +62,15 @@ class IcapConnection(asyncio.Protocol):
         self._full = False  # Squid reads more slowly than we write
         self._task: asyncio.Task[None] | None = None
         self._heard = time.monotonic()
+        self._client = ""
+        self._held = 0  # bytes that the room counts for that client
         self._begin()
 
     def _begin(self) -> None:
         self._request: IcapRequest | None = None
         self._asked: AskedBody | None = None
-        self._body = bytearray()
+        self._head_size = 0  # bytes of memory
+        self._body = bytearray()  # as far as it has come, and is not with `_asked` to be judged
         self._judgement: Judgement | None = None
         self._judge_again_at = 0  # so many bytes of the body
         self._at_preview_end = self._continued = False
@@ -80,10 +85,13 @@ class IcapConnection(asyncio.Protocol):
         self._judge.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Drop what is held."""
+        """Drop what is held. A denial that waits for its turn still refers to this connection."""
         self._judge.connections.discard(self)
         self._transport = None
         self._release()
+        self._hold(0)
+        self._begin()
+        self._parser = IcapParser()
         if self._task is not None:
             self._task.cancel()
 
@@ -101,6 +109,7 @@ class IcapConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Read on."""
         self._full, self._heard = False, time.monotonic()
+        self._hold_written()
         self._regulate()
 
     # --- deadlines ------------------------------------------------------------------------------------------------
@@ -153,19 +162,23 @@ class IcapConnection(asyncio.Protocol):
         self._request = request
         if request.method == "REQMOD":
             self._stage, self._asked = _Stage.READING, asked_by(request)
+            self._hold(0)
+            self._client = self._asked.client
+            self._head_size = 2 * len(request.http) + _HEADER_BYTES * len(self._asked.sent.headers)
             self._judge_again_at = PREVIEW if request.has_preview else JUDGED_AT_ONCE
             self._deadline = time.monotonic() + DECIDE_SECONDS
 
     def _take_body(self, data: bytes) -> None:
         if self._stage is _Stage.ECHOING:
             self._write(format_chunk(data))
+            self._hold_written()
         elif self._stage is _Stage.DENIED:
             self._rest += len(data)
             if self._rest > REST_BYTES:
                 self._answer()
         elif self._stage is _Stage.READING and self._asked is not None:
             self._body += data
-            if not self._judge.room.take(self._asked.client, len(data)):
+            if not self._hold(self._head_size + len(self._body)):
                 self._refuse(TOO_MUCH)
             elif self._continued and len(self._body) >= self._judge_again_at:
                 self._consider()
@@ -193,8 +206,11 @@ class IcapConnection(asyncio.Protocol):
         asked = self._asked
         if asked is None:
             return
-        asked.sent.body = bytes(self._body)
+        if not self._hold(self._head_size + len(self._body) + self._parser.buffered):
+            self._refuse(TOO_MUCH)
+            return
         self._judge_again_at = 2 * max(len(self._body), PREVIEW)
+        asked.sent.body, self._body = bytes(self._body), bytearray()
         policy = self._judge.at_once(asked)
         if policy is None:
             self._wait_for(self._consider_later(asked))
@@ -221,7 +237,7 @@ class IcapConnection(asyncio.Protocol):
         if self._asked is None:
             return
         if judgement is None and not self._asked.sent.complete:
-            self._asked.sent.body = b""
+            self._body, self._asked.sent.body = bytearray(self._asked.sent.body), b""
             self._read_on()
         elif judgement is None:
             self._refuse(TOO_MUCH)
@@ -244,7 +260,7 @@ class IcapConnection(asyncio.Protocol):
 
     def _pass_on(self, judgement: Judgement) -> None:
         """Let a request pass: by 204 where Squid has kept all that it has sent, else by an echo."""
-        if self._request is None or self._asked is None:
+        if self._request is None or self._asked is None or self._transport is None:
             return
         headers, is_whole = self._headers(judgement), self._asked.sent.complete
         if self._request.may_skip and not self._continued and (is_whole or self._at_preview_end):
@@ -254,8 +270,9 @@ class IcapConnection(asyncio.Protocol):
             self._end()
             return
         self._stage, self._deadline = _Stage.ECHOING, None
-        self._write(format_echo(self._request.http, headers) + format_chunk(bytes(self._body)))
+        self._transport.writelines([format_echo(self._request.http, headers), *chunk_parts(self._asked.sent.body)])
         self._release()
+        self._hold_written()
         if is_whole:
             self._take_end()
         else:
@@ -264,6 +281,9 @@ class IcapConnection(asyncio.Protocol):
     def _deny(self, judgement: Judgement, asked: AskedBody) -> None:
         """Keep the denial, and nothing of the request. It is sent once the client has sent the rest."""
         self._judgement = judgement
+        if not self._hold(judgement.size):  # the answer of a form may be as long as its body
+            self._judgement = self._judge.refused(judgement.decision, asked)
+            self._hold(self._judgement.size)
         self._release()
         if asked.sent.complete:
             self._answer()
@@ -283,6 +303,8 @@ class IcapConnection(asyncio.Protocol):
         if self._transport is None or asked is None or judgement is None or judgement.answer is None:
             return
         self._write(format_answer(*judgement.answer, self._headers(judgement)))
+        self._judgement = None
+        self._hold_written()
         self._waits, self._stage = False, _Stage.ANSWERED
         self._deadline = time.monotonic() + REST_SECONDS
         if asked.sent.complete:
@@ -295,16 +317,25 @@ class IcapConnection(asyncio.Protocol):
     def _end(self) -> None:
         self._stage = _Stage.IDLE
         self._release()
+        self._hold_written()
         self._begin()
         if self._judge.drains:
             self._close()
 
     def _release(self) -> None:
-        if self._asked is not None and self._body:
-            self._judge.room.give_back(self._asked.client, len(self._body))
-        self._body = bytearray()
+        """Drop what is held of the request."""
+        self._body, self._request = bytearray(), None
         if self._asked is not None:
             self._asked.sent.release()
+
+    def _hold(self, size: int) -> bool:
+        """Have the bytes counted that are held now for the client; returns whether there is room for them."""
+        more, self._held = size - self._held, size
+        return self._judge.room.take(self._client, more)
+
+    def _hold_written(self) -> None:
+        """Have the bytes counted that Squid does not take yet, and nothing else."""
+        self._hold(self._transport.get_write_buffer_size() if self._transport is not None and self._full else 0)
 
     # --- the transport --------------------------------------------------------------------------------------------
 

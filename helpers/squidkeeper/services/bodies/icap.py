@@ -262,7 +262,12 @@ def format_malformed() -> bytes:
 
 def format_chunk(data: bytes) -> bytes:
     """Write a part of a body; nothing for no bytes, because an empty chunk would be the last one."""
-    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+    return b"".join(chunk_parts(data))
+
+
+def chunk_parts(data: bytes) -> tuple[bytes, ...]:
+    """Write a part of a body, without another copy of it."""
+    return (b"%x\r\n" % len(data), data, _CRLF) if data else ()
 
 
 def _head(status: str, headers: Mapping[str, str]) -> bytes:

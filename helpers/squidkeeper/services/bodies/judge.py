@@ -30,8 +30,8 @@ JUDGED_AT_ONCE: Final = 64 * 1024  # bytes of a body. A thread judges a longer o
 _AT_ONCE_FOR_ALL_RULES: Final = 2 * JUDGED_AT_ONCE  # each rule may read the body
 _BYTES_OF_A_VALUE: Final = 64  # a value takes about as long as so many bytes of text
 _LARGE: Final = 4 << 20  # bytes of a content. It is parsed alone: that can take ten times as much memory
-BYTES_AT_MOST: Final = 256 << 20  # of bodies, in this process
-_SHARE: Final = 4  # a client has a quarter of it at most
+BYTES_AT_MOST: Final = 192 << 20  # of requests and their answers, in this process
+_SHARE: Final = 3  # a client has a third of it at most, which is the largest body and more
 _UNAVAILABLE: Final = "policy-unavailable"
 _FOUND: Final = "body:"
 _FOUND_LENGTH: Final = 200  # characters
@@ -64,6 +64,11 @@ class Judgement:
         return self.decision.allowed
 
     @property
+    def size(self) -> int:
+        """The bytes of the answer."""
+        return sum(map(len, self.answer or ()))
+
+    @property
     def headers(self) -> dict[str, str]:
         """What Squid notes for the access log."""
         decision = self.decision
@@ -78,7 +83,7 @@ class Judgement:
 
 
 class Room:
-    """Counts the bytes of bodies that are held, of each client and of all."""
+    """Counts the bytes that are held for requests, of each client and of all."""
 
     def __init__(self, bytes_at_most: int = BYTES_AT_MOST) -> None:
         self._at_most = bytes_at_most
@@ -86,19 +91,16 @@ class Room:
         self.held = 0
 
     def take(self, client: str, size: int) -> bool:
-        """Count bytes that are held now; returns whether there was room for them. They count in any case."""
+        """Count bytes that are held now, or no longer where `size` is negative; returns whether there is room.
+
+        They count in any case.
+        """
         network = client_network(client)
         self.held += size
         self._held[network] += size
-        return self.held <= self._at_most and self._held[network] <= self._at_most // _SHARE
-
-    def give_back(self, client: str, size: int) -> None:
-        """Count bytes that are no longer held."""
-        network = client_network(client)
-        self.held -= size
-        self._held[network] -= size
         if self._held[network] <= 0:
             del self._held[network]
+        return self.held <= self._at_most and self._held[network] <= self._at_most // _SHARE
 
 
 class BodyJudge:
