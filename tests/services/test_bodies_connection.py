@@ -31,7 +31,15 @@ from squidkeeper.services.bodies.connection import (
 )
 from squidkeeper.services.bodies.denials import DenialTurns, Pages, form_of
 from squidkeeper.services.bodies.icap import CONTINUE, PREVIEW, format_chunk
-from squidkeeper.services.bodies.judge import BYTES_AT_MOST, DECIDE_SECONDS, BodyJudge, Judgement, Room, describe_place
+from squidkeeper.services.bodies.judge import (
+    BYTES_AT_MOST,
+    DECIDE_SECONDS,
+    EDITED_SECONDS,
+    BodyJudge,
+    Judgement,
+    Room,
+    describe_place,
+)
 from squidkeeper.services.bodies.policies import Policies
 from squidkeeper.serving.error_pages import Form
 from squidkeeper.serving.helpers.throttle import Limits
@@ -462,6 +470,27 @@ def test_what_squid_does_not_send_closes_the_connection(service: Service) -> Non
 def test_a_request_without_the_notes_of_squid_is_refused(service: Service) -> None:
     sent = service.asked().replace(b" gw.1.2.3", b"")
     assert service.receive(sent, whole(SMALL)).startswith(b"ICAP/1.0 400 Bad Request\r\n")
+
+
+@pytest.mark.parametrize(("seconds", "passes"), [(EDITED_SECONDS - 1, True), (EDITED_SECONDS + 1, False)])
+def test_an_edit_reaches_a_body_that_comes_late(
+    service: Service, policy: CompiledPolicy, tmp_path: Path, seconds: float, *, passes: bool
+) -> None:
+    """Otherwise an agent could keep heads of requests as a reserve against a rule that is removed."""
+    edited = compiled_of(tmp_path / "edited", POLICY.replace("[small]", "[smaller]"))
+    service.receive(service.asked(), format_chunk(SMALL[:5]))
+    service.policies.at_hand(policy.revision)
+    service.policies._in_force = lambda: edited
+    service.connection._came -= seconds
+    answer = service.receive(format_chunk(SMALL[5:]), b"0; ieof\r\n\r\n")
+    assert answer.startswith(b"ICAP/1.0 204 ") is passes
+    assert (b"X-SK-Rule: policy-unavailable" in answer) is not passes
+
+
+def test_a_late_body_is_judged_by_the_policy_in_force(service: Service) -> None:
+    service.receive(service.asked(), format_chunk(SMALL[:5]))
+    service.connection._came -= DECIDE_SECONDS - 1
+    assert service.receive(format_chunk(SMALL[5:]), b"0; ieof\r\n\r\n").startswith(b"ICAP/1.0 204 ")
 
 
 @pytest.mark.parametrize("listed", ["", "r9,d", "r0", "r0,r0", "x", "r0,d,d"])

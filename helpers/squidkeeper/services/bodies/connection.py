@@ -34,7 +34,16 @@ from squidkeeper.services.bodies.icap import (
     format_options,
     format_unchanged,
 )
-from squidkeeper.services.bodies.judge import DECIDE_SECONDS, JUDGED_AT_ONCE, LATE, TOO_MUCH, BodyJudge, Judgement
+from squidkeeper.services.bodies.judge import (
+    DECIDE_SECONDS,
+    EDITED,
+    EDITED_SECONDS,
+    JUDGED_AT_ONCE,
+    LATE,
+    TOO_MUCH,
+    BodyJudge,
+    Judgement,
+)
 
 REST_SECONDS: Final = 60.0  # in which the rest of a denied body is read
 REST_BYTES: Final = 1 << 30
@@ -75,6 +84,7 @@ class IcapConnection(asyncio.Protocol):
         self._judge_again_at = 0  # so many bytes of the body
         self._at_preview_end = self._continued = False
         self._rest = 0
+        self._came = 0.0
         self._deadline: float | None = None
 
     # --- what asyncio calls ---------------------------------------------------------------------------------------
@@ -166,7 +176,8 @@ class IcapConnection(asyncio.Protocol):
             self._client = self._asked.client
             self._head_size = 2 * len(request.http) + _HEADER_BYTES * len(self._asked.sent.headers)
             self._judge_again_at = PREVIEW if request.has_preview else JUDGED_AT_ONCE
-            self._deadline = time.monotonic() + DECIDE_SECONDS
+            self._came = time.monotonic()
+            self._deadline = self._came + DECIDE_SECONDS
 
     def _take_body(self, data: bytes) -> None:
         if self._stage is _Stage.ECHOING:
@@ -241,10 +252,16 @@ class IcapConnection(asyncio.Protocol):
             self._read_on()
         elif judgement is None:
             self._refuse(TOO_MUCH)
+        elif judgement.allowed and self._is_outdated(self._asked):
+            self._refuse(EDITED)
         elif judgement.allowed:
             self._pass_on(judgement)
         else:
             self._deny(judgement, self._asked)
+
+    def _is_outdated(self, asked: AskedBody) -> bool:
+        """Return whether a body has come so late that an edit applies to it."""
+        return time.monotonic() - self._came > EDITED_SECONDS and not self._judge.policies.is_in_force(asked.revision)
 
     def _refuse(self, decision: Decision) -> None:
         if self._asked is not None:

@@ -39,6 +39,8 @@ _UNKNOWN: Final = deny(
     _UNAVAILABLE, "The policy that allowed this request is no longer stored, so its body cannot be judged. Repeat it."
 )
 _UNREAD: Final = deny(_UNAVAILABLE, "The rules of the policy for this body are none that this gateway can read.")
+EDITED_SECONDS: Final = 5.0  # from the head of a request, after which an edit of the policy reaches its body too
+EDITED: Final = deny(_UNAVAILABLE, "The policy has changed since this request began. Repeat it.")
 TOO_MUCH: Final = deny(
     _UNAVAILABLE, "The gateway cannot hold as much of a body as the policy needs to see. Repeat the request later."
 )

@@ -37,6 +37,11 @@ class Policies:
             return current
         return self._kept.get(revision)
 
+    def is_in_force(self, revision: str) -> bool:
+        """Return whether requests are still decided by a revision; True while no policy has loaded."""
+        current = self._in_force()
+        return current is None or current.revision == revision
+
     async def find(self, revision: str) -> CompiledPolicy | None:
         """Return the policy of a revision, if need be from the stored ones; None if there is none for three seconds."""
         if found := self.at_hand(revision):
