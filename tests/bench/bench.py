@@ -43,7 +43,7 @@ from time import monotonic
 import far  # type: ignore[import-not-found] # beside this script
 import policies  # type: ignore[import-not-found]
 from command import options_of, require, save, scratch, show, spread, table  # type: ignore[import-not-found]
-from policies import FAR_OWN, FAR_SHARED, HOST, SECRET, USED
+from policies import FAR_OWN, FAR_SHARED, HOST, PUSHES, SECRET, USED
 
 HERE = Path(__file__).resolve().parent
 TOP = HERE.parent.parent
@@ -56,7 +56,8 @@ BEHIND_HAPROXY = "127.53.53.53"
 LOADS = HTTP, KEPT_ALIVE, FRESH, FAR, CHAT, KEYS, PUSH = "http", "kept-alive", "fresh", "far", "chat", "keys", "push"
 POSTS = (CHAT, KEYS, PUSH)
 PUSHED = "application/x-git-receive-pack-request"
-NAMES = {ORIGIN: (HOST, USED), FAR_ORIGIN: (FAR_SHARED, FAR_OWN)}
+SINK = "203.0.113.12"  # reads uploads, and answers when they have come
+NAMES = {ORIGIN: (HOST, USED), SINK: (PUSHES,), FAR_ORIGIN: (FAR_SHARED, FAR_OWN)}
 NAMESPACE = f"squidkeeper-bench-{os.getpid()}"
 INSIDE = ("ip", "netns", "exec", NAMESPACE)
 
@@ -83,7 +84,7 @@ NGINX = """
 daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log stderr crit;
 events {{ worker_connections 1024; }}
 http {{
-    access_log off; client_max_body_size 0; keepalive_requests 1000000; keepalive_timeout 1h;
+    access_log off; keepalive_requests 1000000; keepalive_timeout 1h;
     server {{
         listen {origin}:80; listen {origin}:443 ssl;
         ssl_certificate {folder}/origin.crt; ssl_certificate_key {folder}/origin.key;
@@ -387,12 +388,15 @@ def origin(folder: Path) -> Iterator[None]:
     config = folder / "nginx.conf"
     config.write_text(NGINX.format(folder=folder, origin=ORIGIN))
     relay = [*INSIDE, sys.executable, str(HERE / "far.py"), FAR_ORIGIN, ORIGIN]
-    with subprocess.Popen([*INSIDE, "nginx", "-c", str(config)]) as process, subprocess.Popen(relay) as further:
+    sink = [*INSIDE, sys.executable, str(HERE / "sink.py"), SINK]
+    commands = ([*INSIDE, "nginx", "-c", str(config)], relay, sink)
+    with ExitStack() as stack:
+        processes = [stack.enter_context(subprocess.Popen(command)) for command in commands]
         try:
             yield
         finally:
-            process.terminate()
-            further.terminate()
+            for process in processes:
+                process.terminate()
 
 
 @contextmanager
@@ -580,7 +584,7 @@ def push(running: Running, seconds: int, folder: Path) -> tuple[float, int]:
     if not file.exists():
         refs = f"{'0' * 40} {'1' * 40} refs/heads/agent\0report-status".encode()
         file.write_bytes(f"{len(refs) + 4:04x}".encode() + refs + b"0000PACK" + bytes(size))
-    url = f"http://{running.host}/x.git/git-receive-pack"
+    url = f"http://{PUSHES}/x.git/git-receive-pack"
     curl = f"curl -sf -o /dev/null -H Expect: -H Content-Type:{PUSHED} -x {LISTEN}:{running.port}"
     command = [
         *INSIDE,

@@ -6,6 +6,7 @@ from typing import Final
 
 HOST: Final = "bench.example"
 USED: Final = "used.example"
+PUSHES: Final = "pushes.example"
 FAR_SHARED: Final = "far-shared.example"
 FAR_OWN: Final = "far-own.example"
 SECRET: Final = "bench-secret"
@@ -15,7 +16,7 @@ version: 1
 rules:
   - {{name: no-wikipedia, action: deny, hosts: [.wikipedia.org]}}
   - {{name: host, action: allow, hosts: [{HOST}]%s}}
-  - {{name: used, action: allow, hosts: [{USED}]%s}}
+  - {{name: used, action: allow, hosts: [{USED}, {PUSHES}]%s}}
 """
 _SECRETS: Final = "secrets: {key: {file: key}}\n"
 
@@ -42,7 +43,7 @@ FAR: Final = (
 BODIES: Final = _policy().replace(
     f"  - {{name: host, action: allow, hosts: [{HOST}]}}\n",
     f"""\
-  - {{name: push, action: allow, hosts: [{HOST}], body: {{git: {{push: [refs/heads/**]}}}}}}
+  - {{name: push, action: allow, hosts: [{PUSHES}], body: {{git: {{push: [refs/heads/**]}}}}}}
   - {{name: small, action: allow, hosts: [{HOST}], methods: [POST], body: {{json: {{/model: [small]}}}}}}
   - {{name: large, action: deny, hosts: [{HOST}], body: {{json: {{/model: [large]}}}}}}
   - {{name: host, action: allow, hosts: [{HOST}], methods: [GET]}}

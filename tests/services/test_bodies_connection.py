@@ -35,6 +35,7 @@ from squidkeeper.services.bodies.judge import (
     BYTES_AT_MOST,
     DECIDE_SECONDS,
     EDITED_SECONDS,
+    LATE,
     BodyJudge,
     Judgement,
     Room,
@@ -521,6 +522,27 @@ def test_a_process_that_ends_closes_after_the_answer(service: Service) -> None:
     assert b"\r\nConnection: close\r\n" in service.receive(whole(SMALL))
     assert service.transport.closed
     idle.connection_lost(None)
+
+
+def test_no_more_is_held_than_a_rule_may_need(policy: CompiledPolicy, tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        service.receive(service.asked(), format_chunk(b'"' + b"x" * (PREVIEW - 1)), b"0\r\n\r\n")
+        most = 0
+        for _ in range(80):
+            service.receive(format_chunk(b"x" * 50_000))
+            most = max(most, service.judge.room.held)
+            await judged(service)
+        assert 1_900_000 < most < 2_000_000 + 2 * PREVIEW
+        assert b"X-SK-Rule: default" in service.receive(b"0\r\n\r\n")
+
+    run(scenario, policy, tmp_path)
+
+
+def test_a_denial_within_the_preview_stays_one(service: Service) -> None:
+    service.receive(service.asked("PUT", listed="r1,r2"), format_chunk(b"x" * 10))
+    service.connection._refuse(LATE)
+    assert service.receive(format_chunk(b"x" * 10), b"0\r\n\r\n") == CONTINUE
+    assert b"X-SK-Rule: policy-unavailable" in service.receive(b"0\r\n\r\n")
 
 
 def test_one_client_holds_a_third_of_the_room() -> None:

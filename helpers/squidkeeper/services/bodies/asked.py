@@ -19,7 +19,8 @@ _TOKENS: Final = 5
 class AskedBody:
     """A request, as far as it has come, and the revision and the rules that may still decide it.
 
-    `observed` is what a rule ahead of these has observed, `request_id` its ID in the access log.
+    `observed` is what a rule ahead of these has observed, `request_id` its ID in the access log. `most_bytes` is as
+    much of the body as one of the rules may need. It is known once the request was judged.
     """
 
     sent: SentRequest
@@ -29,6 +30,7 @@ class AskedBody:
     client: str
     request_id: str
     observed: str | None
+    most_bytes: int = 0
 
 
 def asked_by(request: IcapRequest) -> AskedBody:

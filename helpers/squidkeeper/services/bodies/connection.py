@@ -164,7 +164,10 @@ class IcapConnection(asyncio.Protocol):
             self._take_body(event)
         elif event is Mark.PREVIEW_ENDS:
             self._at_preview_end = True
-            self._consider()
+            if self._stage is _Stage.READING:
+                self._consider()
+            else:
+                self._read_on()
         else:
             self._take_end()
 
@@ -220,7 +223,6 @@ class IcapConnection(asyncio.Protocol):
         if not self._hold(self._head_size + len(self._body) + self._parser.buffered):
             self._refuse(TOO_MUCH)
             return
-        self._judge_again_at = 2 * max(len(self._body), PREVIEW)
         asked.sent.body, self._body = bytes(self._body), bytearray()
         policy = self._judge.at_once(asked)
         if policy is None:
@@ -247,7 +249,7 @@ class IcapConnection(asyncio.Protocol):
     def _decide(self, judgement: Judgement | None) -> None:
         if self._asked is None:
             return
-        if judgement is None and not self._asked.sent.complete:
+        if judgement is None and self._may_read_on(self._asked):
             self._body, self._asked.sent.body = bytearray(self._asked.sent.body), b""
             self._read_on()
         elif judgement is None:
@@ -266,6 +268,12 @@ class IcapConnection(asyncio.Protocol):
     def _refuse(self, decision: Decision) -> None:
         if self._asked is not None:
             self._deny(self._judge.refused(decision, self._asked), self._asked)
+
+    def _may_read_on(self, asked: AskedBody) -> bool:
+        """Whether there is more that a rule may need; notes when it is judged again."""
+        held = len(asked.sent.body)
+        self._judge_again_at = min(2 * max(held, PREVIEW), max(held, asked.most_bytes) + 1)
+        return not asked.sent.complete and held <= asked.most_bytes + PREVIEW
 
     def _read_on(self) -> None:
         if self._at_preview_end:

@@ -169,6 +169,7 @@ class BodyJudge:
         rules = _rules(policy, asked)
         if not rules:
             return self.refused(_UNREAD, asked)
+        asked.most_bytes = max((rule.body.max_bytes for rule in rules if rule.body is not None), default=0)
         decision = decide_body(policy, rules, asked.sent)
         if decision is None:
             return None
