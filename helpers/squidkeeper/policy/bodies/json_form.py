@@ -86,13 +86,17 @@ _JSON_TYPE: Final = re.compile(
 )
 
 
+_FORMS: Final = ("x-www-form", "form-data", "multipart")  # some servers search the type for these
+
+
 def check_json_type(request: SentRequest) -> None:
     """Raise `UnreadableBody` where a server can take the body for another form, or its text for another charset.
 
     Without a type some servers expect a form (`application/x-www-form-urlencoded`), whose fields JSON can hold.
     """
-    match = _JSON_TYPE.fullmatch(content_type(request))
-    if match is None:
+    written = content_type(request)
+    match = _JSON_TYPE.fullmatch(written)
+    if match is None or any(form in written for form in _FORMS):
         raise UnreadableBody("the Content-Type is not application/json")
     charsets = [value for name, _, value in _PARAMETERS.findall(match[1]) if name == "charset"]
     if charsets not in ([], ["utf-8"]):
