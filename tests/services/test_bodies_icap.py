@@ -41,6 +41,16 @@ REST = b"3\r\ncde\r\n0\r\n\r\n"
 WITHOUT_PREVIEW = reqmod() + b"5\r\nabcde\r\n0\r\n\r\n"
 
 
+def test_what_squid_copies_of_the_client_is_not_read() -> None:
+    """Otherwise a client could have its requests refused as none of Squid's, and so an alert raised."""
+    copied = ("Proxy-Authenticate: \x01", "proxy-authorization: a", "Proxy-Authorization: b")
+    parser = IcapParser()
+    parser.receive(reqmod("X-SK-Asked: a", *copied))
+    request = parser.next_event()
+    assert isinstance(request, IcapRequest)
+    assert request.headers.keys() == {"host", "encapsulated", "x-sk-asked"}
+
+
 def events(parser: IcapParser, *, reads_on: bool = True) -> list[Event]:
     found: list[Event] = []
     while (event := parser.next_event()) is not None:

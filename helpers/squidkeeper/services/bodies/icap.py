@@ -19,6 +19,9 @@ _LONGEST_CHUNK_LINE: Final = 64
 _CRLF: Final = b"\r\n"
 _REQUEST_LINE: Final = re.compile(r"(OPTIONS|REQMOD) icap://\S{1,512} ICAP/1\.0", re.ASCII)
 _HEADER: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
+_OF_THE_CLIENT: Final = re.compile(
+    "proxy-auth", re.IGNORECASE
+)  # Squid copies such headers of the client's, as they are
 _HTTP_LINE: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e\x80-\xff]+) HTTP/\d\.\d")
 _HTTP_HEADER: Final = re.compile(r"([^\x00-\x20\x7f:]+):([^\x00\r\n]*)")
 _ENCAPSULATED: Final = re.compile(r"req-hdr=0, (req|null)-body=(\d{1,6})", re.ASCII)
@@ -202,6 +205,7 @@ def parse_http(head: bytes) -> HttpHead:
 def _parse_head(head: bytes) -> tuple[IcapRequest, int]:
     """Parse the head of ICAP; returns the request without its HTTP head, and the length of that."""
     first, *lines = head.decode("latin-1").split("\r\n")
+    lines = [line for line in lines if not _OF_THE_CLIENT.match(line)]
     found = _REQUEST_LINE.fullmatch(first)
     fields = [_HEADER.fullmatch(line) for line in lines]
     headers = {one[1].lower(): one[2].strip(" \t") for one in fields if one}
