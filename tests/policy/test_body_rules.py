@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import pytest
 from click.testing import CliRunner
@@ -18,8 +19,10 @@ from squidkeeper.cli import main
 from squidkeeper.policy.bodies.written_request import push_body, written_request
 from squidkeeper.policy.engine import decide_body
 from squidkeeper.policy.engine.explain import explain
+from squidkeeper.policy.language import body_faults
 from squidkeeper.policy.language.bodies import MAX_BYTES, Allowed, Body, GitBody, JsonBody, McpBody, Member, WrittenPush
 from squidkeeper.policy.language.lint import lint
+from squidkeeper.policy.language.overlaps import overlap
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.protocol.request import request_to
 
@@ -300,3 +303,14 @@ def test_explain_and_the_tests_of_a_policy_say_what_decide_body_does(url: str, m
     assert enforced is not None
     found = explain(POLICY, request, NOW, sent).decision
     assert (found.action, found.rule, found.reason) == (enforced.action, enforced.rule, enforced.reason)
+
+
+def test_faults_of_many_rules_are_found_without_comparing_all_pairs(tmp_path: Path) -> None:
+    bodies, others = (
+        [f"{{name: {kind}{n}, action: allow, hosts: [h{n}.example]%s}}" for n in range(40)] for kind in "ab"
+    )
+    rules = ", ".join([*(rule % f", {BODY}" for rule in bodies), *(rule % "" for rule in others)])
+    policy = compiled_of(tmp_path, f"rules: [{rules}]").source
+    with patch.object(body_faults, "overlap", wraps=overlap) as compared:
+        assert list(body_faults.conflicts(policy)) == []
+    assert compared.call_count == 40

@@ -13,7 +13,7 @@ from squidkeeper.base.faults import Fault, FaultCode
 from squidkeeper.policy.language.document import Document, entries
 from squidkeeper.policy.language.forms import QueryParameters
 from squidkeeper.policy.language.model import Action, Credential, Policy, Rewrite, Rule
-from squidkeeper.policy.language.overlaps import covers, overlap
+from squidkeeper.policy.language.overlaps import HostNeighbours, covers, overlap
 
 _Entry = Mapping[str, Any]
 _Steps = tuple[str | int, ...]
@@ -146,11 +146,13 @@ def _matches(glob: str, name: str) -> bool:
 
 def conflicts(policy: Policy) -> Iterator[Fault]:
     """Find what may change a request whose body is read, and rules that may decide by one body and do not agree."""
-    for position, rule in enumerate(policy.rules):
-        if rule.body is not None:
-            yield from _changed(policy, rule)
-            if rule.action is Action.ALLOW and not rule.observe:
-                yield from _disagreeing(policy, position, rule)
+    reading = [(position, rule) for position, rule in enumerate(policy.rules) if rule.body is not None]
+    neighbours = HostNeighbours(policy.rules if reading else ())
+    for position, rule in reading:
+        yield from _changed(policy, rule)
+        if rule.action is Action.ALLOW and not rule.observe:
+            below = (policy.rules[other] for other in neighbours.of(rule) if other > position)
+            yield from _disagreeing(policy, rule, below)
 
 
 def _changed(policy: Policy, rule: Rule) -> Iterator[Fault]:
@@ -167,9 +169,9 @@ def _changed(policy: Policy, rule: Rule) -> Iterator[Fault]:
                 yield _fault(rule, f"{message} some of its requests; {_APART}")
 
 
-def _disagreeing(policy: Policy, position: int, rule: Rule) -> Iterator[Fault]:
+def _disagreeing(policy: Policy, rule: Rule, below: Iterable[Rule]) -> Iterator[Fault]:
     """Find the later allows that may decide where this rule's body does not hold, and that decide more otherwise."""
-    for other in policy.rules[position + 1 :]:
+    for other in below:
         if other.observe or not overlap(rule, other, policy.lists):
             continue
         different = [name for name, value in AGREED.items() if value(rule) != value(other)]

@@ -5,7 +5,7 @@ Where that is not known, entries overlap, and none covers another.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 
 from squidkeeper.policy.language.host_lists import HostList
@@ -29,6 +29,48 @@ def overlap(one: Entry, two: Entry, lists: Mapping[str, HostList]) -> bool:
         and _share_a_path(some, others)
         and _share_a_host(some, others, lists)
     )
+
+
+class HostNeighbours:
+    """Entries by their hosts: which of them can have a host in common with an entry.
+
+    Two patterns share a host only where the name of one ends with that of the other. So the cost of a policy with many
+    rules does not grow with all pairs of them.
+    """
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self._every = range(len(entries))
+        self._wide: set[int] = set()
+        self._at: dict[str, set[int]] = {}
+        self._below: dict[str, set[int]] = {}
+        for position, entry in enumerate(entries):
+            if _is_wide(entry.match):
+                self._wide.add(position)
+                continue
+            for name in (pattern.name for pattern in entry.match.hosts or ()):
+                self._at.setdefault(name, set()).add(position)
+                for ending in _endings(name):
+                    self._below.setdefault(ending, set()).add(position)
+
+    def of(self, entry: Entry) -> Iterable[int]:
+        """List the positions of the entries that may share a host with this one, in their order."""
+        if _is_wide(entry.match):
+            return self._every
+        found = set(self._wide)
+        for name in (pattern.name for pattern in entry.match.hosts or ()):
+            found |= self._below.get(name, set())
+            found = found.union(*(self._at.get(ending, ()) for ending in _endings(name)))
+        return sorted(found)
+
+
+def _is_wide(match: Match) -> bool:
+    """Whether the hosts of an entry are not all known by names: lists, networks, any host."""
+    return match.any_host or bool(match.lists) or any(not pattern.name for pattern in match.hosts or ())
+
+
+def _endings(name: str) -> Iterator[str]:
+    labels = name.split(".")
+    return (".".join(labels[start:]) for start in range(len(labels)))
 
 
 def covers(wide: Rule, narrow: Rule) -> bool:
