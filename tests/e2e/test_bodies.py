@@ -10,7 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from squidkeeper.cli import main
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.services.bodies.judge import EDITED_SECONDS
 from tests.waiting import pause, wait_for
@@ -232,3 +234,35 @@ def test_a_revision_that_is_gone_denies(edited: Gateway, origins: Origins) -> No
         reply = raw.send(body[-100:]).answer()
     assert (reply.status, reply.rule) == (403, "policy-unavailable")
     assert origins.seen == []
+
+
+@pytest.mark.parametrize(
+    ("url", "document", "headers"),
+    [
+        (CHAT, '{"model": "small"}', ()),
+        (CHAT, '{"model": "large"}', ()),
+        (CHAT, '{"model": "small", "model": "small"}', ()),
+        (CHAT, '{"model": "small"}', ("Content-Type: text/plain",)),
+        (CHAT, '{"model": "small"}', ("Content-Encoding: gzip",)),
+        (CHAT, "[", ()),
+        ("https://plain.example/x", '{"model": "large"}', ()),
+        ("https://plain.example/x", '{"model": "LARGE"}', ()),
+        ("https://plain.example/x", "no document", ()),
+        ("https://chat.example/x", '{"model": "small"}', ()),
+        ("https://llm.example/v1/free/x", '{"model": "tiny"}', ()),
+    ],
+)
+def test_explain_says_what_the_gateway_does(
+    gateway: Gateway, origins: Origins, tmp_path: Path, url: str, document: str, headers: tuple[str, ...]
+) -> None:
+    file = tmp_path / "body"
+    file.write_text(document)
+    sends = headers if any(header.startswith("Content-Type") for header in headers) else (*headers, JSON[1])
+    asked = f"{url}-explained-{abs(hash((document, headers)))}"
+    curl(gateway, asked, "--data-binary", f"@{file}", *(part for header in sends for part in ("-H", header)))
+    options = [part for header in headers for part in ("--header", header)]
+    words = ["explain", "--policy", str(gateway.policy_folder), "--json", "--body", str(file), *options, "POST", asked]
+    found = json.loads(CliRunner().invoke(main, words).output)
+    observed = "{verdict}:{rule}".format(**found["observed"]) if found["observed"] else "-"
+    rule, verdict, _, recorded_as = recorded(gateway, asked)
+    assert (found["rule"], found["verdict"], observed) == (rule, verdict, recorded_as)
