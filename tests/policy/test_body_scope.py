@@ -205,6 +205,19 @@ def test_a_denial_says_why_and_keeps_it_for_the_record(policy: CompiledPolicy) -
     assert decision.found == "chat: a reason"
 
 
+@pytest.mark.parametrize(
+    ("holds", "said"), [(True, "no-tools: the rule denies this body"), (False, "default: no rule allows this body")]
+)
+def test_a_denial_by_the_body_is_told_apart_on_record_where_no_form_has_a_reason(
+    policy: CompiledPolicy, holds: bool, said: str
+) -> None:
+    outcome = BodyOutcome(Fit.HOLDS if holds else Fit.FAILS)
+    with patch.object(judging, "examine", lambda *_, **__: outcome):
+        decision = decide_body(policy, listed_rules(policy, "r1,r2,d"), SENT)
+    assert decision is not None
+    assert f"{decision.rule}: {decision.found}" == said
+
+
 def test_an_ask_at_the_end_of_a_list_denies_without_a_ticket(policy: CompiledPolicy) -> None:
     with patch.object(judging, "examine", lambda *_, **__: FAILS):
         decision = decide_body(policy, listed_rules(policy, "r7,r8"), SENT)

@@ -71,6 +71,7 @@ RECORDS: dict[str, dict[str, Any]] = {
     "no-helper": {**DENIED, "rule": "policy-unavailable", "error": "ERR_ACCESS_DENIED"},
     "bodies-unanswered": {**DENIED, "rule": "policy-unavailable", "error": "ERR_ICAP_FAILURE", "status": 500},
     "no-policy": {**DENIED, "rule": "policy-unavailable"},
+    "body": {**DENIED, "rule": "default", "found": "body:chat:%20/model%20is%20not%20what%20the%20rule%20lists"},
     "no-rule": {**DENIED, "rule": "default"},
     "policy": {**DENIED, "rule": "closed"},
     "asked": {**DENIED, "rule": "default", "page": "asked"},
@@ -259,6 +260,44 @@ def test_a_request_that_was_judged_itself_is_told_of_its_own_host() -> None:
     fronting = {**DENIED, "rule": "authority-mismatch", "url": "https://b.example/", "tunnel": "a.example:443"}
     for revision in ("0123456789ab", NONE):  # of a helper's, and of Squid's
         assert sentence(**fronting, revision=revision).startswith("The request is for b.example, in a tunnel to a.exa")
+
+
+BODIES = """
+  - {name: chat, action: allow, hosts: [api.example], body: {json: {/model: [small]}}}
+  - {name: tools, action: allow, hosts: [api.example], body: {mcp: {tools: [search]}}}
+  - {name: rest, action: deny, hosts: [api.example], reason: Ask for it.}
+"""
+OF_BODY = {**DENIED, "method": "POST", "revision": NONE, "url": "https://api.example/v1", "tunnel": "api.example:443"}
+
+
+def test_a_denial_by_the_body_tells_what_did_not_hold_and_what_to_change(log: Path) -> None:
+    write_policy(log.parent / "policy", f"rules:{BODIES}")
+    for found in ("chat: /model is not what the rule lists", "tools: the tool is not allowed"):
+        add(log, **OF_BODY, rule="rest", found=f"body:{quote(found)}")
+    chat, tools = json.loads(why(log, "--json").output)["causes"]
+    place = f"{log.parent}/policy/policy.yaml"
+    assert chat["sentence"] == (
+        f"The rule rest ({place}:5) denies it: Ask for it. Its body decided: chat: /model is not what the rule lists."
+    )
+    assert chat["remedy"] == (
+        f"If the request is meant to pass, change the `body` of chat ({place}:3), tools ({place}:4), or what the client"
+        " sends."
+    )
+    assert tools["sentence"].endswith("Its body decided: tools: the tool is not allowed.")
+
+
+def test_a_denial_by_the_default_after_a_body_does_not_say_that_no_rule_is_for_the_host(log: Path) -> None:
+    write_policy(log.parent / "policy", f"rules:{BODIES.rpartition('  -')[0]}")
+    add(log, **OF_BODY, rule="default", found="body:no%20rule%20allows%20this%20body")
+    [found] = json.loads(why(log, "--json").output)["causes"]
+    assert found["sentence"] == "The rule default denies it. Its body decided: no rule allows this body."
+    assert "change the `body` of chat (" in found["remedy"]
+
+
+def test_a_body_that_a_later_policy_allows_needs_no_edit(log: Path) -> None:
+    write_policy(log.parent / "policy", "rules: [{name: open, action: allow, hosts: [api.example]}]\n")
+    add(log, **OF_BODY, rule="rest", found="body:chat:%20x")
+    assert "do nothing: the policy was edited since, and allows it now" in why(log).output
 
 
 # --- the rule that opens a request ------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ _DEFAULT, _CLOSED = "d", "c"  # in a list, as its last: the default, and the def
 _POSITION = re.compile(r"[rg](0|[1-9][0-9]{0,5})")
 _SHOWN = 3  # reasons on a page
 _FOUND_LENGTH = 200  # characters
+_DENIES, _NOTHING_HOLDS = "the rule denies this body", "no rule allows this body"  # found where no form has a reason
 # Ends a list where the default allows, but not on this port.
 CLOSED_DEFAULT: Final = Rule(
     "default", Location(""), Action.DENY, Match(), "The default allows http and https on their own ports alone."
@@ -167,6 +168,6 @@ def _with_reasons(decision: Decision, denier: Judged | None, passed: Sequence[Ju
     could_allow = (one for one in passed if one.rule.action is Action.ALLOW and not one.rule.observe)
     told = [one.text for one in (*([denier] if denier else []), *could_allow) if one.text]
     if not told:
-        return decision
+        return replace(decision, found=_DENIES if denier and denier.rule.body else _NOTHING_HOLDS)
     reason = " ".join([decision.reason or "", *(f"{text}." for text in told[:_SHOWN])])
     return replace(decision, reason=reason.strip()[:1_000], found="; ".join(told)[:_FOUND_LENGTH])

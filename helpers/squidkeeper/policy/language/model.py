@@ -53,6 +53,7 @@ DIRECT = "direct"  # the key of what goes past every parent
 SEALED_TOKEN = "sealed-token"  # noqa: S105 - as what the credential of a sealed token is counted and logged
 SEALED_REFUSED = "sealed-token-refused"
 OPENS_NONE = "this gateway opens none"  # how the reason begins where the extra is missing
+BY_BODY = "body:"  # in `found` of a record: how it begins where the body decided, with what did not hold
 SEALED = "sealed-token:"  # in `found` of a record: how it begins where one was refused, with the reason
 NOT_OBSERVED = ""  # in a test: nothing is observed
 NO_REWRITE = ""  # in a test: no rewrite applies

@@ -13,7 +13,7 @@ from typing import Final
 
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.engine.decide import Stage, decide
-from squidkeeper.policy.language.model import OPENS_NONE, SEALED, SEALED_REFUSED, Action, Policy
+from squidkeeper.policy.language.model import BY_BODY, OPENS_NONE, SEALED, SEALED_REFUSED, Action, Policy
 from squidkeeper.policy.language.quotas import UNCOUNTED
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.policy.url import gives_credentials, is_private
@@ -82,6 +82,7 @@ _DEFAULTS: Final[Mapping[str, str]] = {  # what a sentence says where a fact is 
     "repair": "Run `squidkeeper check`, and fix what it lists. If it finds nothing, run `./install.sh`",
     "opened": "set `private: true` on the rule that allows it",
     "quota_uses": "`squidkeeper quota`",
+    "judged": "change the `body` of the rule that `found` names, or what the client sends",
 }
 
 _KEEP_IT: Final = "Install it by that command. The token need not be another"
@@ -152,6 +153,11 @@ def error_of(record: Record) -> str:
     return record.error.rpartition(":")[2].removesuffix("_JSON").removesuffix("_HTML")
 
 
+def is_by_body(record: Record) -> bool:
+    """Whether the body of a request decided that it is denied."""
+    return record.verdict == "deny" and _found(record).startswith(BY_BODY)
+
+
 def facts_of(record: Record) -> dict[str, str]:
     """Return the facts that a record holds: bounded, printable, without queries."""
     host = host_of(record.url)
@@ -164,13 +170,15 @@ def facts_of(record: Record) -> dict[str, str]:
         "user": shown(decode_field(record.user) or "the client"),
         "sni": shown(decode_field(record.sni) or "none"),
         "tunnel": shown(tunnel_of(record)),
-        "found": shown((decode_field(record.found) or "a secret").replace(",", ", ")),
+        "found": shown((_found(record) or "a secret").replace(",", ", ")),
         "status": str(record.status),
         "error": shown(error_of(record)),
     }
+    if is_by_body(record):
+        facts["found"] = shown(_found(record).removeprefix(BY_BODY), SHOWN_OF_MESSAGE).rstrip(".")
     facts |= _certificate_facts(_fault_of(record))
     if facts["found"].startswith(SEALED):
-        why = shown(decode_field(record.found) or "", SHOWN_OF_MESSAGE).removeprefix(SEALED)
+        why = shown(_found(record), SHOWN_OF_MESSAGE).removeprefix(SEALED)
         facts |= {"sealed": why} | ({"token": _KEEP_IT} if why.startswith(OPENS_NONE) else {})
     if host.address is not None and is_private(host.address):
         facts["private"] = "is a private address"
@@ -190,6 +198,10 @@ def shown(value: str, length: int = SHOWN) -> str:
 def shown_url(record: Record) -> str:
     """Return the URL of a record without its query, bounded and printable."""
     return shown(redacted_url(record.url))
+
+
+def _found(record: Record) -> str:
+    return decode_field(record.found) or ""
 
 
 def _authority(record: Record) -> str:
@@ -222,7 +234,7 @@ def _of_rule(*rules: str) -> Holds:
 
 
 def _is_uncounted(record: Record) -> bool:
-    return _of_rule("quota")(record) and (decode_field(record.found) or "").startswith(UNCOUNTED)
+    return _of_rule("quota")(record) and _found(record).startswith(UNCOUNTED)
 
 
 def _of_error(*errors: str) -> Holds:
@@ -489,6 +501,13 @@ CAUSES: Final = (
         "`sudo squidkeeper ask approve {number} --for 2h` opens this request. `sudo squidkeeper ask deny {number}"
         " --reason TEXT` tells its client why not.",
         _is_asked,
+    ),
+    KnownCause(
+        "body",
+        f"verdict `deny`, and `{BY_BODY}` in `found`",
+        "The rule {rule}{at} denies {denied}{reason}. Its body decided: {found}.",
+        "If the request is meant to pass, {judged}.",
+        is_by_body,
     ),
     KnownCause(
         "no-rule",

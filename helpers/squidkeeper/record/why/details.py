@@ -27,6 +27,7 @@ from squidkeeper.serving.tickets.store import Ticket, TicketState
 from squidkeeper.serving.tickets.ticket import AskedRequest
 
 _ADDRESSES_SHOWN: Final = 4
+_RULES_SHOWN: Final = 3
 _SAME_SECOND: Final = timedelta(seconds=1)  # cache.log has no fractions
 
 
@@ -130,6 +131,23 @@ def _without_rule(record: Record, known: Surroundings) -> Detail:
     facts = {"nearest": _nearest(passed), "reason": _stated(reason), **opened.facts}
     nearest = [{"rule": one.entry.name, "location": place(one.entry.location), "fields": one.fields} for one in passed]
     return Detail(facts, {"rule": "default", "location": None, "passed_over": nearest, **opened.values})
+
+
+def _denied_by_body(record: Record, known: Surroundings) -> Detail:
+    """Name the rules whose `body` decided: another rule would open the request for every body."""
+    policy = _policy(record, known)
+    if policy is None:
+        return Detail(values={"rule": decode_field(record.rule)})
+    rule, found = _rule_that_denied(record, policy), _explanation(record, policy)
+    judged = [one.rule for one in (found.by_body if found else ()) if one.rule.body and not one.rule.observe]
+    facts = location_facts(rule) if rule else {"reason": _stated(policy.source.default_reason)}
+    if _is_allowed_now(record, known):
+        facts["judged"] = _opening(record, policy, "", known).facts["opens"]
+    elif judged:
+        named = ", ".join(f"{shown(one.name)} ({place(one.location)})" for one in judged[:_RULES_SHOWN])
+        facts["judged"] = f"change the `body` of {named}, or what the client sends"
+    places = [{"rule": one.name, "location": place(one.location)} for one in judged]
+    return Detail(facts, {"rule": decode_field(record.rule), "judged": places})
 
 
 def _of_revision(policy: CompiledPolicy, known: Surroundings) -> str:
@@ -307,6 +325,7 @@ _DETAILS: Final[Mapping[str, Callable[[Record, Surroundings], Detail]]] = {
     "ambiguous-path": _request,
     "no-policy": _no_policy,
     "machine-address": _located,
+    "body": _denied_by_body,
     "no-rule": _without_rule,
     "private-address": _private_address,
     "credential-unavailable": _credential,

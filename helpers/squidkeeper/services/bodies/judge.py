@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 from squidkeeper.base.errors import PatternError
 from squidkeeper.policy.engine import CompiledPolicy, Decision, decide_body, deny, listed_rules
-from squidkeeper.policy.language.model import Rule
+from squidkeeper.policy.language.model import BY_BODY, Rule
 from squidkeeper.services.bodies.asked import AskedBody
 from squidkeeper.services.bodies.denials import DenialTurns, Pages, form_answer, http_head
 from squidkeeper.services.bodies.policies import Policies
@@ -33,7 +33,6 @@ _LARGE: Final = 4 << 20  # bytes of a content. It is parsed alone: that can take
 BYTES_AT_MOST: Final = 192 << 20  # of requests and their answers, in this process
 _SHARE: Final = 3  # a client has a third of it at most, which is the largest body and more
 _UNAVAILABLE: Final = "policy-unavailable"
-_FOUND: Final = "body:"
 _FOUND_LENGTH: Final = 200  # characters
 _UNKNOWN: Final = deny(
     _UNAVAILABLE, "The policy that allowed this request is no longer stored, so its body cannot be judged. Repeat it."
@@ -74,7 +73,7 @@ class Judgement:
     def headers(self) -> dict[str, str]:
         """What Squid notes for the access log."""
         decision = self.decision
-        found = f"{_FOUND}{decision.found}"[:_FOUND_LENGTH] if decision.found else "-"
+        found = f"{BY_BODY}{decision.found}"[:_FOUND_LENGTH] if decision.found else "-"
         told = {
             "X-SK-Rule": decision.rule,
             "X-SK-Verdict": str(decision.action),
