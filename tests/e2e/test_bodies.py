@@ -175,6 +175,7 @@ def test_a_body_that_ends_early_reaches_nobody(gateway: Gateway, origins: Origin
             raw.abandon()
         gateway.logged(f"https://llm.example/v1/chat/broken-{size}")
     assert origins.seen == []
+    assert "ACL is used in context without" not in gateway.cache_log(), "each would open another connection"
 
 
 @pytest.fixture(scope="module")

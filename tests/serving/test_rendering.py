@@ -46,7 +46,15 @@ CORE = "squidkeeper.conf"
 TEMPLATES = {CORE: (SQUID / CORE).read_text()} | {
     part_file(Part(path.stem)): path.read_text() for path in (SQUID / "parts").glob("*.conf")
 }
-GATEWAYS = {"WORKERS", "RATE", "BURST", "SQUID_ERRORS", "BODIES", "REQUEST_ID"}  # setup/configuration.py fills them in
+GATEWAYS = {
+    "WORKERS",
+    "RATE",
+    "BURST",
+    "SQUID_ERRORS",
+    "BODIES",
+    "BODIES_ADDRESS",
+    "REQUEST_ID",
+}  # setup/configuration.py fills them in
 PEER = Peer("corp:0123456789ab", "proxy.example", 3128, "user:pass%20word")
 FULL = Values(
     keys=frozenset(Part) | {"core", "strip.x-debug", "inject.x-own", "upstream.corp:0123456789ab", "watch.secrets"},
