@@ -163,6 +163,80 @@ def test_a_rule_with_a_body_makes_no_later_one_pointless(
     assert warned & {FaultCode.RULE_UNREACHABLE, FaultCode.DENY_TOO_LATE} == ({found} if found else set())
 
 
+JSON, PUSH_TO, CALL = "body: {json: {%s}}", "body: {git: {push: [%s]}}", "body: {mcp: {tools: [%s]}}"
+EVERY_REF = "'**'"
+AGENT = PUSH_TO % "refs/heads/agent/**"
+ANY_BODY = "allows the same requests whatever their body"
+NONE_OF_THE_SAME = "allows the same requests, and limits none of the same"
+
+
+@pytest.mark.parametrize(
+    ("rule", "below", "opened"),
+    [
+        (BODY, ["action: allow"], ANY_BODY),
+        (BODY, ["action: allow, observe: true"], None),
+        (f"{BODY}, observe: true", ["action: allow"], None),
+        (f"{BODY}, expires: 2020-01-01T00:00:00Z", ["action: allow"], None),
+        (BODY, ["action: allow, expires: 2099-01-01T00:00:00Z"], None),
+        (BODY, ["action: allow, methods: [POST], schemes: [https]"], ANY_BODY),
+        (BODY, ["action: allow, methods: [GET]"], None),
+        (BODY, ["action: allow, paths: [/x]"], None),
+        (f"{BODY}, paths: [/x/*]", ["action: allow, paths: [/x/**]"], ANY_BODY),
+        (f"{BODY}, paths: [/x/**]", ["action: allow, paths: [/x/*, /x/*/*/*]"], None),
+        (f"{BODY}, clients: [c]", ["action: allow"], ANY_BODY),
+        (BODY, ["action: allow, clients: [c]"], None),
+        (BODY, ["action: deny", "action: allow"], None),
+        (BODY, ["action: deny, methods: [POST]", "action: allow"], None),
+        (BODY, [f"action: deny, {BODY}", "action: allow"], None),
+        (BODY, ["action: deny, methods: [GET]", "action: allow"], ANY_BODY),
+        (JSON % "/x: 1", [f"action: allow, {JSON % '/y: 1'}"], NONE_OF_THE_SAME),
+        (JSON % "/x: 1", [f"action: allow, {JSON % '/x: 2'}"], None),
+        (JSON % "/x: 1, /y: 1", [f"action: allow, {JSON % '/x: [1, 2]'}"], NONE_OF_THE_SAME),
+        (JSON % "/x: 1, /y: 1", [f"action: allow, {JSON % '/x: 2'}"], None),
+        (JSON % "/x: 1", [f"action: allow, {CALL % 'a'}"], None),
+        (AGENT, [f"action: allow, {PUSH_TO % EVERY_REF}"], NONE_OF_THE_SAME),
+        (AGENT, [f"action: allow, {PUSH_TO % 'refs/heads/main'}"], None),
+        ("body: {git: {push: [refs/x], delete: true}}", [f"action: allow, {PUSH_TO % EVERY_REF}"], None),
+        (CALL % "a", [f"action: allow, {CALL % 'a, b'}"], NONE_OF_THE_SAME),
+        (CALL % "a, c", [f"action: allow, {CALL % 'a, b'}"], None),
+    ],
+)
+def test_a_body_is_warned_about_that_a_rule_below_opens(
+    tmp_path: Path, rule: str, below: list[str], opened: str | None
+) -> None:
+    texts = [f"{{name: x, action: allow, hosts: [a.example], {rule}}}"]
+    texts += [f"{{name: y{n}, hosts: [.example], {text}}}" for n, text in enumerate(below)]
+    directory = write_policy(tmp_path / "p", f"clients: {{c: {{users: [c]}}}}\nrules: [{', '.join(texts)}]")
+    found = [one for one in lint(load(directory, NOW).compiled.source, NOW) if one.code is FaultCode.NARROWS_NOTHING]
+    last = f"'y{len(below) - 1}' ({directory}/policy.yaml:3:"
+    assert [(last in one.message, opened is not None and opened in one.message) for one in found] == (
+        [(True, True)] if opened else []
+    )
+
+
+MINI = "{name: mini, action: allow, hosts: [api.openai.com], paths: [/v1/chat/completions], body: {json: {/model: m}}}"
+DENIED_BELOW = "{name: other, action: deny, hosts: [api.openai.com], methods: [POST]}"
+
+
+@pytest.mark.parametrize(
+    ("text", "opened"),
+    [
+        (f"rules: [{MINI}]\npresets: [openai@1]", "'openai@1/chat' (preset openai@1:"),
+        (f"rules: [{MINI}, {DENIED_BELOW}]\npresets: [openai@1]", None),
+        (f"rules: [{MINI}]\npresets: [anthropic@1]", None),
+        (f"defaults: {{action: allow}}\nrules: [{MINI}]", "the default allows the same requests"),
+        (f"defaults: {{action: allow}}\nrules: [{MINI}, {DENIED_BELOW}]", None),
+        ("defaults: {action: allow}\npresets: [openai@1]", None),
+    ],
+)
+def test_a_body_is_warned_about_that_a_preset_or_the_default_opens(
+    tmp_path: Path, text: str, opened: str | None
+) -> None:
+    policy = load(write_policy(tmp_path / "p", text), NOW).compiled.source
+    found = [one.message for one in lint(policy, NOW) if one.code is FaultCode.NARROWS_NOTHING]
+    assert [opened is not None and opened in one for one in found] == ([True] if opened else [])
+
+
 # --- explain ----------------------------------------------------------------------------------------------------------
 
 

@@ -64,6 +64,7 @@ class FaultCode(StrEnum):
     # Warnings
     RULE_UNREACHABLE = "rule-unreachable"
     DENY_TOO_LATE = "deny-too-late"
+    NARROWS_NOTHING = "narrows-nothing"
     EVERY_HOST = "every-host"
     WEBSOCKET_NEVER = "websocket-never"
     GRPC_PATH = "grpc-path"

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import PurePath
 
 from squidkeeper.base.faults import Fault, FaultCode, Location
+from squidkeeper.policy.language.body_warnings import narrowing_nothing
 from squidkeeper.policy.language.grants import FLEET_GRANTS
 from squidkeeper.policy.language.host_index import HostIndex
 from squidkeeper.policy.language.hosts import HostForm
@@ -28,6 +29,7 @@ def lint(policy: Policy, now: datetime) -> tuple[Fault, ...]:
                 *_observing_default(policy),
                 *_never_in_force(policy, now),
                 *_shadowed(policy, now),
+                *narrowing_nothing(policy, now),
                 *_unused(policy),
                 *_every_host(policy),
                 *_public_suffixes(policy),
