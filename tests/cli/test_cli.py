@@ -617,6 +617,7 @@ ON_RECORD: list[tuple[dict[str, str], int, str]] = [
     ({"rule": "not-rendered"}, 2, "lacked lines that the policy needs"),
     ({"rule": "credential-unavailable"}, 2, "a secret was unavailable"),
     ({"rule": "-", "verdict": "-"}, 2, "no helper was asked"),
+    ({"found": "body:chat:%20no%20model"}, 0, "(logged: deny by default, by its body: chat: no model)"),
     ({"time": "no time"}, 2, "--record"),
 ]
 

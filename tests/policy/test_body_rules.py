@@ -27,6 +27,7 @@ from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.protocol.request import request_to
 
 from ..conftest import NOW, compiled_of, decided, write_policy
+from ..records import record_line
 
 CHAT = "https://api.example/chat"
 PUSH = "https://git.example/acme/app.git/git-receive-pack"
@@ -260,7 +261,10 @@ Explained = Callable[..., tuple[int, str]]
 
 def rows(output: str) -> list[str]:
     lines = output.splitlines()
-    return [lines[0].split()[0], *(line[13:] for line in lines if line.startswith(("rule ", "reason ", "body ")))]
+    return [
+        lines[0].split()[0],
+        *(line[13:] for line in lines if line.startswith(("rule ", "reason ", "missing ", "body "))),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -293,7 +297,8 @@ def rows(output: str) -> list[str]:
             [
                 "UNDECIDED",
                 "chat (policy.yaml:8)",
-                "the first of these that holds decides (--body FILE shows which):",
+                "--body FILE: the body of the request, which is on no record, decides",
+                "the first of these that holds decides:",
                 "no-search (policy.yaml:4): deny, where its body holds",
                 "chat (policy.yaml:8): allow, where its body holds",
                 "default",
@@ -306,6 +311,17 @@ def test_explain_says_which_rules_the_body_decides_among(
 ) -> None:
     code, output = explained("POST", CHAT, body)
     assert (code, rows(output)) == (status, told)
+
+
+def test_explain_says_that_a_record_has_no_body_and_takes_one(tmp_path: Path) -> None:
+    directory = write_policy(tmp_path / "policy", RULES)
+    line, file = tmp_path / "line", tmp_path / "body"
+    line.write_bytes(record_line(method="POST", url=CHAT, tunnel="api.example:443", sni="api.example", rule="chat"))
+    file.write_bytes(b'{"model": "large"}')
+    options = ["explain", "--policy", str(directory), "--fragment", str(tmp_path / "none"), "--record", str(line)]
+    without = CliRunner().invoke(main, options)
+    assert (without.exit_code, "\nmissing      --body FILE: " in without.output) == (2, True)
+    assert CliRunner().invoke(main, [*options, "--body", str(file)]).exit_code == 1
 
 
 def test_explain_in_json_has_what_each_body_came_to(explained: Explained) -> None:

@@ -201,6 +201,8 @@ def test_a_denial_has_the_page_in_the_form_that_the_client_accepts(service: Serv
     assert f"\r\n\r\nHTTP/1.1 403 Forbidden\r\nContent-Type: {kind}" in answer
     for shown in ("ann@example.com", "gw.1.2.3", "192.0.2.1", "https://llm.example/x", "chat: /model"):
         assert shown in answer
+    command = "For the operator: sudo squidkeeper explain --body FILE --client 192.0.2.1 'POST' 'https://llm.example/x'"
+    assert (command in answer) is (kind != "application/problem+json")
     assert "large" not in answer
 
 

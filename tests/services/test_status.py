@@ -695,6 +695,8 @@ def test_the_command_asks_what_was_denied_without_its_query() -> None:
     assert command_for(method="CONNECT", url="a.example:443", client="fd00::1", user="ci-bot") == (
         "squidkeeper explain --client fd00::1 --user=ci-bot -- CONNECT a.example:443"
     )
+    by_body = command_for(method="POST", found="body:chat:%20x")
+    assert by_body == "squidkeeper explain --body FILE --client 192.0.2.1 -- POST https://a.example/x"
     (kept,) = denials_of([denial(client="error")])
     assert explain_command(kept, Layout.around(Path("/my policy"), LAYOUT.state), "/my gateway/bin/squidkeeper") == (
         "'/my gateway/bin/squidkeeper' explain --policy '/my policy' -- GET https://a.example/x"

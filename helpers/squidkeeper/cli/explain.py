@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _CANNOT_SAY = 2
 _BODILESS = ("GET", "HEAD", "OPTIONS", "DELETE")  # a request has no body where none is given
 _UNDECIDED = "UNDECIDED"
+_MISSING = "--body FILE: the body of the request, which is on no record, decides"
 _NOT_REACHED_AT_MOST = 5
 _PASSTHROUGH = "passthrough: only client, host, port and TLS server name are seen, no method and no path"
 _CONNECTIONS = {
@@ -205,8 +206,9 @@ def _of_arguments(
 
 
 def _of_record(line: BinaryIO, *given: object) -> Question:
+    from squidkeeper.record.log.listing import printable
     from squidkeeper.record.log.record import NONE, parse_record, parse_time
-    from squidkeeper.record.log.requests import request_of, unexplained
+    from squidkeeper.record.log.requests import request_of, told_by_body, unexplained
 
     if any(given):
         raise click.UsageError("--record goes without METHOD, URL, --client, --user and --at: the record has them")
@@ -223,7 +225,9 @@ def _of_record(line: BinaryIO, *given: object) -> Question:
     if reason:
         click.echo(f"This request cannot be explained by the policy: {reason}.", err=True)
         raise SystemExit(_CANNOT_SAY)
-    what = f"{record.method} {record.url} (logged: {record.verdict} by {record.rule})"
+    told = told_by_body(record)
+    by = record.rule if told is None else f"{record.rule}, by its body: {printable(told)}"
+    what = f"{record.method} {record.url} (logged: {record.verdict} by {by})"
     return what, request_of(record), at, None if record.revision == NONE else record.revision
 
 
@@ -273,6 +277,7 @@ def _text(asked: str, found: Explanation, missing: str | None, squid: _Squid | N
     rows = [
         ("rule", f"{decision.rule}{_at(decision.location)}"),
         ("reason", decision.reason),
+        ("missing", _MISSING if found.undecided else None),
         *(("body", text) for text in _body_texts(found)),
         ("ask", _ask_text(decision)),
         ("grant", _grant_text(found.grant)),
@@ -305,7 +310,7 @@ def _verdict_text(decision: Decision) -> str:
 
 def _body_texts(found: Explanation) -> Iterator[str]:
     if found.undecided:
-        yield "the first of these that holds decides (--body FILE shows which):"
+        yield "the first of these that holds decides:"
     for one in found.by_body:
         if found.undecided or one.judged is not None:
             yield f"{one.rule.name}{_at(one.rule.location if one.rule.location.file else None)}: {_body_text(one)}"

@@ -307,6 +307,11 @@ def fill_denial(text: str, page: DenialPage, values: Mapping[str, str], request_
     return _IN_A_PAGE.sub(filled, text.replace(_ID, request_id))
 
 
+def explained_with_body(text: str) -> str:
+    """Write the page of a denial that the body decided: its command takes the body."""
+    return text.replace(_EXPLAIN, f"sudo squidkeeper explain --body FILE {_OF_REQUEST}")
+
+
 def template(form: Form) -> str:
     """Name the file of a form."""
     return f"ERR_SQUIDKEEPER_{form.name}"
@@ -357,7 +362,8 @@ _METHOD, _URL, _CLIENT = _code("%>rm"), _code("%>ru"), _code("%>a")  # Squid esc
 _SENT = "Nothing was sent to the origin."
 _TITLE, _ADVICE = _note("title_"), _note("advice_")
 _WHY = f"sudo squidkeeper why {_ID}"
-_EXPLAIN = f"sudo squidkeeper explain --client {_CLIENT} '{_code('%#>rm')}' '{_URL}'"
+_OF_REQUEST = f"--client {_CLIENT} '{_code('%#>rm')}' '{_URL}'"
+_EXPLAIN = f"sudo squidkeeper explain {_OF_REQUEST}"
 
 
 def _page(title: str, stated: dict[str, str], advice: str, commands: tuple[str, ...]) -> str:

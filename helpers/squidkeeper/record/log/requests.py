@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Final
 from urllib.parse import unquote
 
+from squidkeeper.policy.language.model import BY_BODY
 from squidkeeper.policy.protocol import request
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.record.log.record import (
@@ -95,6 +96,12 @@ def unexplained(record: Record) -> str | None:
     if record.rule == "authority-mismatch" and record.revision == NONE:
         return "the server's certificate did not cover the host, which only Squid knew"
     return NOT_BY_THE_POLICY.get(record.rule)
+
+
+def told_by_body(record: Record) -> str | None:
+    """Return what did not hold of a body that decided a denial; None where no body did."""
+    found = decode_field(record.found) or ""
+    return found.removeprefix(BY_BODY) if record.verdict == "deny" and found.startswith(BY_BODY) else None
 
 
 def token(value: str) -> str | None:

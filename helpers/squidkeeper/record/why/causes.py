@@ -30,8 +30,9 @@ from squidkeeper.record.log.record import (
     truncate,
     truncated_fields,
 )
-from squidkeeper.record.log.requests import request_of, tunnel_of
+from squidkeeper.record.log.requests import request_of, told_by_body, tunnel_of
 
+BODY_CAUSE: Final = "body"
 SPEAKS_TLS: Final = "speaks TLS to the proxy, which has none on this port"
 SHOWN: Final = 120  # characters of a value that a client or server chose
 SHOWN_OF_MESSAGE: Final = 500  # characters of a message of the gateway's own
@@ -153,11 +154,6 @@ def error_of(record: Record) -> str:
     return record.error.rpartition(":")[2].removesuffix("_JSON").removesuffix("_HTML")
 
 
-def is_by_body(record: Record) -> bool:
-    """Whether the body of a request decided that it is denied."""
-    return record.verdict == "deny" and _found(record).startswith(BY_BODY)
-
-
 def facts_of(record: Record) -> dict[str, str]:
     """Return the facts that a record holds: bounded, printable, without queries."""
     host = host_of(record.url)
@@ -174,8 +170,8 @@ def facts_of(record: Record) -> dict[str, str]:
         "status": str(record.status),
         "error": shown(error_of(record)),
     }
-    if is_by_body(record):
-        facts["found"] = shown(_found(record).removeprefix(BY_BODY), SHOWN_OF_MESSAGE).rstrip(".")
+    if (told := told_by_body(record)) is not None:
+        facts["found"] = shown(told, SHOWN_OF_MESSAGE).rstrip(".")
     facts |= _certificate_facts(_fault_of(record))
     if facts["found"].startswith(SEALED):
         why = shown(_found(record), SHOWN_OF_MESSAGE).removeprefix(SEALED)
@@ -503,11 +499,11 @@ CAUSES: Final = (
         _is_asked,
     ),
     KnownCause(
-        "body",
+        BODY_CAUSE,
         f"verdict `deny`, and `{BY_BODY}` in `found`",
         "The rule {rule}{at} denies {denied}{reason}. Its body decided: {found}.",
         "If the request is meant to pass, {judged}.",
-        is_by_body,
+        lambda record: told_by_body(record) is not None,
     ),
     KnownCause(
         "no-rule",

@@ -18,7 +18,7 @@ from squidkeeper.policy.bodies.sent_request import FormAnswer
 from squidkeeper.policy.engine import Decision
 from squidkeeper.policy.language.model import Rule
 from squidkeeper.services.bodies.asked import AskedBody
-from squidkeeper.serving.error_pages import DENIALS, NO_CONTACT, Form, files, fill_denial, template
+from squidkeeper.serving.error_pages import DENIALS, NO_CONTACT, Form, explained_with_body, files, fill_denial, template
 from squidkeeper.serving.helpers.throttle import Clients, Limits, Surplus
 from squidkeeper.serving.quotas.counts import client_network
 
@@ -44,6 +44,7 @@ class Pages:
     def __init__(self, layout: Layout) -> None:
         texts = dict(files())
         self._texts = {form: with_commands(texts[template(form)], layout) for form in Form}
+        self._by_body = {form: with_commands(explained_with_body(texts[template(form)]), layout) for form in Form}
 
     def write(self, decision: Decision, asked: AskedBody, contact: str | None) -> FormAnswer:
         """Write the page of a denial."""
@@ -58,7 +59,8 @@ class Pages:
             ">a": asked.client,
             "tg": strftime("%Y-%m-%dT%H:%M:%SZ", gmtime()),
         }
-        text = fill_denial(self._texts[form], page, values, asked.request_id)
+        texts = self._by_body if decision.found else self._texts
+        text = fill_denial(texts[form], page, values, asked.request_id)
         return FormAnswer(HTTPStatus.FORBIDDEN, _TYPES[form], text.encode())
 
 

@@ -15,7 +15,7 @@ from squidkeeper.policy.url import parse_address
 from squidkeeper.record.log.record import redacted_url, truncate
 from squidkeeper.record.log.requests import NOT_BY_THE_POLICY
 from squidkeeper.record.pages.page import render, split_bar
-from squidkeeper.record.why.causes import BY_CODE
+from squidkeeper.record.why.causes import BODY_CAUSE, BY_CODE
 from squidkeeper.record.why.details import location_facts
 from squidkeeper.services.exporter.conditions import ActiveCondition, Severity, active_conditions, policy_faults
 from squidkeeper.services.exporter.recent import Denial
@@ -149,7 +149,7 @@ def explain_command(denial: Denial, layout: Layout, program: str) -> str | None:
         return None
     if denial.user is not None and not _USER.fullmatch(denial.user):
         return None
-    words = []
+    words = ["--body", "FILE"] if denial.cause == BODY_CAUSE else []
     if _is_address(denial.client):
         words += ["--client", denial.client]
     if denial.user is not None:
