@@ -374,6 +374,35 @@ def test_explain_names_what_is_passed_over_below_a_rule_that_reads_bodies(tmp_pa
     assert [(one.entry.name, one.fields) for one in found.passed_over] == [("b", ("paths",))]
 
 
+AROUND = """
+rules:
+  - {name: above, action: allow, hosts: [a.example], methods: [GET]}
+  - {name: chat, action: allow, hosts: [a.example], body: {json: {/x: 1}}}
+  - {name: between, action: allow, hosts: [a.example], methods: [PUT]}
+  - {name: others, action: deny, hosts: [a.example]}
+  - {name: late, action: deny, hosts: [a.example], methods: [POST]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "decides", "passed", "late"),
+    [
+        (b'{"x": 1}', "chat", ["above"], ["late"]),
+        (b'{"x": 2}', "others", ["above", "between"], []),
+        (None, "chat", ["above", "between"], ["late"]),
+    ],
+)
+def test_what_explain_passes_over_stands_above_what_decides_and_what_it_does_not_reach_below(
+    tmp_path: Path, body: bytes | None, decides: str, passed: list[str], late: list[str]
+) -> None:
+    url = "https://a.example/"
+    sent = written_request("POST", url, body) if body else None
+    found = explain(compiled_of(tmp_path, AROUND), request_to("POST", url), NOW, sent)
+    assert found.decision.rule == decides
+    assert [one.entry.name for one in found.passed_over] == passed
+    assert [rule.name for rule in found.not_reached] == late
+
+
 @given(
     st.sampled_from([CHAT, PUSH, MCP]),
     st.sampled_from(["POST", "GET", "PUT", "post"]),

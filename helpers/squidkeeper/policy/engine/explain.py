@@ -101,12 +101,13 @@ def explain(
     """Decide a request, and explain the decision. `sent` has its body; None where that is not known."""
     before = decide(policy, policy.match(request), at)
     decision = decide_sent(policy, before, sent) if before.by_body and sent else before
+    passed = passed_over(policy, request, at)
     return Explanation(
         decision,
         by_body(before, sent),
         bool(before.by_body) and sent is None,
-        passed_over(policy, request, at),
-        not_reached(policy, request, before, at),
+        _above(policy, decision, passed) if before.by_body and sent else passed,
+        not_reached(policy, request, decision, at),
         not_applied(policy, request, decision),
         by_reading(policy, request, at),
         websocket(policy, request, decision, at),
@@ -162,6 +163,13 @@ def passed_over(policy: CompiledPolicy, request: Request | Malformed, at: dateti
     return found
 
 
+def _above(policy: CompiledPolicy, decision: Decision, passed: list[PassedOver]) -> list[PassedOver]:
+    """Leave out what stands below the rule that has decided by the body."""
+    places = {rule.location: place for place, rule in enumerate(policy.source.rules_and_grants)}
+    decider = places.get(decision.location, len(places)) if decision.location else len(places)
+    return [one for one in passed if places[one.entry.location] < decider]
+
+
 def _failing_rules(
     rules: Iterable[Rule], facts: HostFacts, url: UrlFacts | None, at: datetime
 ) -> tuple[list[PassedOver], Rule | None]:
@@ -189,7 +197,11 @@ def not_reached(policy: CompiledPolicy, request: Request | Malformed, decision: 
     denies = (
         rule
         for rule in below
-        if is_deny(rule) and not rule.observe and rule.body is None and not _is_for_every_host(rule.match)
+        if rule.location != decider
+        and is_deny(rule)
+        and not rule.observe
+        and rule.body is None
+        and not _is_for_every_host(rule.match)
     )
     return [rule for rule in denies if _holds_for_any(rule, match.facts, _readings(request), at)]
 
