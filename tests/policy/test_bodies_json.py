@@ -479,7 +479,7 @@ CODED: list[tuple[list[tuple[str, str]], bytes, Fit]] = [
 ]
 
 
-@pytest.mark.parametrize(("headers", "content", "fit"), CODED)
+@pytest.mark.parametrize(("headers", "content", "fit"), CODED, ids=range(len(CODED)))
 def test_an_encoding_is_undone_as_every_server_does(headers: list[tuple[str, str]], content: bytes, fit: Fit) -> None:
     assert examine(MODEL, sent(content, [*JSON, *headers]), deny=False).fit is fit
     if fit is UNREADABLE:

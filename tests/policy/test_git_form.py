@@ -369,6 +369,7 @@ def test_a_compressed_push_is_read_once_it_has_come_whole(encoding: str) -> None
         ((("Content_Encoding", "gzip"),), push(AGENT)),  # a gateway to CGI takes it for the other
         ((("Content-Encoding", "gzip"), ("Content_Encoding", "identity")), GZIP),
     ],
+    ids=range(16),
 )
 def test_an_encoding_that_servers_can_read_differently_is_unreadable(
     headers: tuple[tuple[str, str], ...], body: bytes
