@@ -54,6 +54,8 @@ def test_texts_are_for_the_gateway_of_the_system() -> None:
         ("`systemctl restart squid`", "`./install.sh --root /srv/gw`"),
         ("`systemctl status squidkeeper-export`", '`ps -fp "$(cat /srv/gw/state/export/export.pid)"`'),
         ("`systemctl restart squidkeeper-tls`", '`pkill -P "$(cat /srv/gw/run/tls.pid)"`'),
+        ("`systemctl restart 'squidkeeper-bodies-*'`", "`./install.sh --root /srv/gw`"),
+        ("`journalctl -u squidkeeper-bodies-1`", "`cat /srv/gw/state/bodies/bodies-1.log`"),
         ("`journalctl -u squidkeeper-maintenance -n 50`", "`tail -n 50 /srv/gw/log/maintenance.log`"),
         ("`journalctl -u squidkeeper-pull`", "`cat /srv/gw/pulled/pull.log`"),
         ("`squidkeeper probe`, squidkeeper-exporter", "`squidkeeper probe`, squidkeeper-exporter"),

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -28,7 +29,7 @@ from click.testing import CliRunner
 from squidkeeper.base.layout import BODIES, Layout
 from squidkeeper.base.squid_account import Account, squid_account
 from squidkeeper.cli import main
-from squidkeeper.operate.doctor import machine
+from squidkeeper.operate.doctor import bodies, machine
 from squidkeeper.operate.doctor.examination import ALL_CHECKS, as_text, examine
 from squidkeeper.operate.doctor.inspection import CHECKS, Found, Inspection, inspect
 from squidkeeper.operate.setup.configuration import Configuration
@@ -881,12 +882,34 @@ def test_processes_that_do_not_inspect_bodies_are_found_where_squid_asks_them(
     assert found("bodies-unanswered", inspect(layout)) == []
     monkeypatch.setattr(InstalledService, "works", lambda service: service.name == "bodies-2")
     assert found("bodies-down", inspect(layout)) == []
-    assert found("service-not-running", inspect(layout)) == [Found("squidkeeper-bodies-1", str(first))]
+    assert found("service-not-running", inspect(layout)) == []
     (layout.parts / "bodies.conf").unlink()
-    assert [found(code, inspect(layout)) for code in BODY_CODES] == [[], [], []]
+    assert [found(code, inspect(layout)) for code in BODY_CODES] == [[]] * len(BODY_CODES)
 
 
-BODY_CODES = ("bodies-down", "bodies-unanswered", "bodies-foreign")
+@pytest.mark.parametrize(
+    ("pid", "works", "why"),
+    [
+        (1, "bodies-2", ["squidkeeper-bodies-1 does not answer"]),
+        (None, "", [f"squidkeeper-bodies-{number} does not run, or nothing starts it again" for number in (1, 2)]),
+    ],
+)
+def test_one_process_that_inspects_bodies_and_does_not_work_is_a_warning_while_the_other_answers(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, pid: int | None, works: str, why: list[str]
+) -> None:
+    answers = cycle(["does not answer", ""])
+    monkeypatch.setattr(bodies, "options_problem", lambda _: next(answers))
+    monkeypatch.setattr(InstalledService, "pid", lambda _: pid)
+    monkeypatch.setattr(InstalledService, "works", lambda service: service.name == works)
+    inspection = inspect(layout)
+    assert [one.detail for one in found("bodies-half-down", inspection)] == why
+    assert [found(code, inspection) for code in ("bodies-down", "bodies-unanswered")] == [[], []]
+    monkeypatch.setattr(bodies, "options_problem", lambda _: "does not answer")
+    assert found("bodies-half-down", inspection) == []
+    assert found("bodies-unanswered" if works else "bodies-down", inspection)
+
+
+BODY_CODES = ("bodies-down", "bodies-half-down", "bodies-unanswered", "bodies-foreign")
 OPTIONS = b"ICAP/1.0 200 OK\r\nPreview: 65535\r\nTransfer-Preview: *\r\n\r\n"
 
 
@@ -918,13 +941,14 @@ def test_what_answers_squid_as_it_should_not_is_found(
 
 @contextmanager
 def answering(server: socket.socket, answer: bytes) -> Iterator[None]:
-    """Answer one question."""
+    """Answer each question of one check."""
 
     def serve() -> None:
-        connection, _ = server.accept()
-        with connection:
-            connection.recv(4096)
-            connection.sendall(answer)
+        for _ in range(bodies.ASKED):
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
 
     thread = threading.Thread(target=serve)
     thread.start()

@@ -888,6 +888,19 @@ def test_supervise_ends_also_when_it_is_told_to_as_its_service_ends(tmp_path: Pa
             supervisor.kill()
 
 
+def test_supervise_ends_also_where_its_service_is_stopped(tmp_path: Path) -> None:
+    pid = tmp_path / "service"
+    service = ("sh", "-c", f"echo $$ >{pid} && exec sleep 100")
+    with subprocess.Popen([REPOSITORY / "squid/supervise", "x", tmp_path / "pid", "/dev/null", *service]) as supervisor:
+        wait_for(lambda: pid.exists() and pid.read_text(), "the service")
+        os.kill(int(pid.read_text()), signal.SIGSTOP)
+        supervisor.terminate()
+        try:
+            assert supervisor.wait(20) == 0
+        finally:
+            os.kill(int(pid.read_text()), signal.SIGKILL) if supervisor.poll() is None else supervisor.kill()
+
+
 # ── The exporter ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -39,11 +39,13 @@ OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {  # of the commands that texts 
     "reload": ("--policy", "--state"),
     "why": ("--policy", "--state", "--run", FILES),
 }
+_BODIES: Final = "systemctl restart 'squidkeeper-bodies-*'"
+RESTART_BODIES: Final = f"Run `{_BODIES}`"
 _COMMANDS: Final = "|".join(sorted(OPTIONS, key=len, reverse=True))
 _NAMED: Final = re.compile(
     rf"(?<![\w/.-])(?:squidkeeper (?P<name>{_COMMANDS})(?![\w-])"
     r"|(?P<squid>squid) -k(?= )"
-    r"|(?P<install>\./install\.sh)(?![\w-])"
+    rf"|(?P<install>\./install\.sh(?![\w-])|{re.escape(_BODIES)})"
     rf"|systemctl (?P<verb>[a-z]+) (?P<unit>squid|squidkeeper-(?:{'|'.join(SERVICES)}))(?![\w.-])"
     rf"|journalctl -u squidkeeper-(?P<logged>{'|'.join(SERVICES)})(?: -n (?P<lines>[0-9]+))?)"
 )

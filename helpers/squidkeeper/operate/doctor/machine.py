@@ -21,7 +21,7 @@ from cryptography import x509
 
 from squidkeeper.base.errors import CountsUnavailable, InvalidExport, PullFailed, WebhookFailed
 from squidkeeper.base.formatting import quantity
-from squidkeeper.base.layout import ACCOUNTS, SERVICES
+from squidkeeper.base.layout import ACCOUNTS, BODIES, SERVICES
 from squidkeeper.base.squid_account import Account, account_of, call_as, changed_by_others, unreadable_for
 from squidkeeper.operate.doctor.inspection import Found, Inspection, critical, finds, info, warning
 from squidkeeper.operate.setup.configuration import CLIENT_SHARE
@@ -315,9 +315,9 @@ def _few_days_kept(seen: Inspection) -> Iterator[Found]:
     running=True,
 )
 def _service_not_running(seen: Inspection) -> Iterator[Found]:
-    """Find an installed service beside Squid that does not work; conditions tell about those with a heartbeat."""
+    """Find an installed service beside Squid that does not work. Others tell about bodies and heartbeats."""
     listens = text_at(seen.layout.service("exporter").applied).split(" ")[0]
-    for name in sorted({*SERVICES} - {"maintenance", "secrets", "export"}):
+    for name in sorted({*SERVICES} - {"maintenance", "secrets", "export", *BODIES}):
         paths = seen.layout.service(name)
         exporter = listens if name == "exporter" and listens != NO_EXPORTER else ""
         service = InstalledService(name, seen.layout, seen.squid.systemd, port=port_of(exporter) if exporter else None)

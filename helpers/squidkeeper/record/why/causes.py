@@ -360,7 +360,7 @@ CAUSES: Final = (
         "rule `policy-unavailable`, and error `ERR_ICAP_FAILURE`",
         "Nothing inspected the body of the request, so it was denied: `squidkeeper bodies` did not answer, or ended.",
         "Wait: its processes are started again. If it repeats, run `squidkeeper doctor`, and read `journalctl -u"
-        " squidkeeper-bodies-1`, or bodies/bodies-1.log in the state folder.",
+        " squidkeeper-bodies-1`.",
         _is_uninspected,
     ),
     KnownCause(

@@ -16,6 +16,7 @@ from cachetools import LRUCache, cached
 
 from squidkeeper.base.faults import SECRET_UNAVAILABLE, Fault, FaultCode
 from squidkeeper.base.formatting import ago, byte_size, duration, printable, quantity, timestamp
+from squidkeeper.base.gateway_commands import RESTART_BODIES
 from squidkeeper.base.metrics import BODIES, JUDGES, LOADS_POLICY, THROTTLE
 from squidkeeper.base.squid_counters import COUNTER
 from squidkeeper.policy.extras import missing_extras
@@ -127,7 +128,7 @@ _MAKE_ROOM: Final = (
 _MAINTENANCE_LOG: Final = "Read `journalctl -u squidkeeper-maintenance`, or maintenance.log beside access.log"
 _PULL_LOG: Final = "Read `journalctl -u squidkeeper-pull`, or pull.log in its folder"
 _ARCHIVE_LOG: Final = "Read `journalctl -u squidkeeper-archive`, or archive.log in the run folder"
-_BODIES_LOG: Final = "Read `journalctl -u squidkeeper-bodies-1`, or bodies/bodies-1.log in the state folder"
+_BODIES_LOG: Final = "Read `journalctl -u squidkeeper-bodies-1`"
 _SECRETS_LOG: Final = "Read `journalctl -u squidkeeper-secrets`, or secrets/secrets.log in the run folder"
 CONDITIONS: Final[list[Condition]] = []
 
@@ -439,8 +440,7 @@ def _throttle_not_running(view: Snapshot) -> Iterator[str]:
     "bodies-down",
     "1m",
     "Nothing inspects bodies",
-    "Requests that need it are denied. Run `systemctl restart squidkeeper-bodies-1` and the same for 2, or"
-    f" `./install.sh`. {_BODIES_LOG}.",
+    f"Requests that need it are denied. {RESTART_BODIES}. {_BODIES_LOG}.",
     unhealthy=True,
     running=True,
 )
