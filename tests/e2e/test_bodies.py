@@ -37,6 +37,7 @@ rules:
   - {name: plain, action: allow, hosts: [plain.example]}
   - {name: room, action: allow, hosts: [chat.example], paths: [/room], websocket: true}
   - {name: said, action: allow, hosts: [chat.example], methods: [POST], body: {json: {/model: [small]}}}
+  - {name: shared, action: allow, hosts: [shared.example], methods: [GET], connections: shared}
 """
 CHAT = "https://llm.example/v1/chat/x"
 JSON = ("-H", "Content-Type: application/json")
@@ -175,7 +176,12 @@ def test_a_body_that_ends_early_reaches_nobody(gateway: Gateway, origins: Origin
             raw.abandon()
         gateway.logged(f"https://llm.example/v1/chat/broken-{size}")
     assert origins.seen == []
-    assert "ACL is used in context without" not in gateway.cache_log(), "each would open another connection"
+
+
+def test_squid_warns_of_none_of_its_connections_to_the_service(gateway: Gateway) -> None:
+    """A body that ends early costs one. So an agent could fill cache.log."""
+    assert curl(gateway, CHAT, *JSON, "-d", SMALL.decode()).status == 200
+    assert "ACL is used in context without" not in gateway.cache_log()
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,6 @@ GATEWAYS = {
     "BURST",
     "SQUID_ERRORS",
     "BODIES",
-    "BODIES_ADDRESS",
     "REQUEST_ID",
 }  # setup/configuration.py fills them in
 PEER = Peer("corp:0123456789ab", "proxy.example", 3128, "user:pass%20word")

@@ -241,7 +241,6 @@ class Configuration:
             "RATE": f"{_RATE / self.workers:g}",
             "BURST": str(-(-_BURST // self.workers)),
             "BODIES": self.layout.bodies,
-            "BODIES_ADDRESS": self.layout.resolver,
         }
 
     def haproxy(self, moved: Mapping[str, str] = {}) -> str:
