@@ -633,6 +633,15 @@ def test_a_brief_names_what_decides_and_leaves_out_what_observes(tmp_path: Path)
     assert "Everything is **allowed** for now, and recorded: it will be denied later." in text
 
 
+def test_the_brief_tells_how_bodies_are_denied_where_a_rule_of_the_client_reads_them(tmp_path: Path) -> None:
+    rule = "{name: r, action: allow, hosts: [mcp.example]%s}"
+    said = ("a denied push gets git's own report", "status 200 or\n  400", "- A status of 500, 502,", "body (500)")
+    for number, (body, tells) in enumerate([("", False), (", body: {mcp: {tools: [search]}}", True)]):
+        policy = compiled_of(tmp_path / str(number), f"rules: [{rule % body}]").source
+        text = write_brief(policy, KitClient(), NOW)
+        assert [one in text for one in said] == [tells] * len(said)
+
+
 def test_the_brief_of_a_client_that_reaches_nothing_has_no_rewrites_and_no_credentials(tmp_path: Path) -> None:
     text = """
 clients: {agents: {networks: [192.168.137.0/24]}}

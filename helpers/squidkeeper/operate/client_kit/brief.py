@@ -48,13 +48,17 @@ _DENIED = """\
 
 - The answer has status 403 and says which rule denied it, and why. For `Accept: application/json` it is a JSON object
   (`application/problem+json`) with `rule`, `reason`, `retryable` and `request_id`.
-- Do not repeat the request, and do not look for another way to the same data: the answer stays the same until the
-  operator changes the policy.
+{by_body}- Do not repeat the request, and do not look for another way to the same data: the answer stays the same
+  until the operator changes the policy.
 - If the task needs it, say so in your answer, with the URL, the rule and the request ID of the page, so that somebody
   can ask {contact}.
-- A status of 502, 503 or 504 with a page of the gateway is no denial: the host does not exist, does not answer, or has
-  a bad certificate. The page says whether to retry (`retryable` in JSON).
+- A status of {unread}502, 503 or 504 with a page of the gateway is no denial: the host does not exist, does not answer,
+  or has a bad certificate{why_unread}. The page says whether to retry (`retryable` in JSON).
 
+"""
+_BY_BODY = """\
+- Where a rule reads the body, a denied push gets git's own report, and a denied call of MCP an error with status 200 or
+  400. Both have the rule and the reason, and no request ID.
 """
 _TICKETS = f"""\
 ## When the answer has a ticket
@@ -100,11 +104,16 @@ def write_brief(policy: Policy, client: KitClient, at: datetime) -> str:
         *_grants(grants, policy),
         *_credentials(credentials, policy),
         *_rewrites(rewrites, policy),
-        _DENIED.format(contact=contact),
+        _denied(contact, reads_bodies=any(rule.body is not None for rule in rules)),
         _TICKETS * asks,
         _LIMITS,
     ]
     return "".join(parts)
+
+
+def _denied(contact: str, *, reads_bodies: bool) -> str:
+    unread, why_unread = ("500, ", ", or the gateway could not read the body (500)") if reads_bodies else ("", "")
+    return _DENIED.format(contact=contact, by_body=_BY_BODY * reads_bodies, unread=unread, why_unread=why_unread)
 
 
 def escape(text: str) -> str:
