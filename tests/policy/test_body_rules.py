@@ -297,7 +297,7 @@ def rows(output: str) -> list[str]:
             [
                 "UNDECIDED",
                 "chat (policy.yaml:8)",
-                "--body FILE: the body of the request, which is on no record, decides",
+                "--body FILE, or --push REF: the body of the request, which is on no record, decides",
                 "the first of these that holds decides:",
                 "no-search (policy.yaml:4): deny, where its body holds",
                 "chat (policy.yaml:8): allow, where its body holds",
@@ -320,7 +320,7 @@ def test_explain_says_that_a_record_has_no_body_and_takes_one(tmp_path: Path) ->
     file.write_bytes(b'{"model": "large"}')
     options = ["explain", "--policy", str(directory), "--fragment", str(tmp_path / "none"), "--record", str(line)]
     without = CliRunner().invoke(main, options)
-    assert (without.exit_code, "\nmissing      --body FILE: " in without.output) == (2, True)
+    assert (without.exit_code, "\nmissing      --body FILE, " in without.output) == (2, True)
     assert CliRunner().invoke(main, [*options, "--body", str(file)]).exit_code == 1
 
 
@@ -345,6 +345,29 @@ def test_explain_in_json_has_what_each_body_came_to(explained: Explained) -> Non
 )
 def test_explain_sends_a_body_with_its_headers(explained: Explained, headers: tuple[str, ...], status: int) -> None:
     assert explained("POST", CHAT, b'{"model": "small"}', *headers)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("pushed", "status", "said"),
+    [
+        (["refs/heads/agent/a"], 0, ""),
+        (["update:refs/heads/agent/a", "create:refs/heads/agent/b"], 0, ""),
+        (["refs/heads/agent/a", "refs/heads/main"], 1, ""),
+        (["delete:refs/heads/agent/a"], 1, ""),
+        (["refs/heads/agent/a", "option:ci.skip"], 1, "an option of the push"),
+        (["option:ci.skip"], 2, "an option alone is no push"),
+        (["main"], 2, "does not start with 'refs/'"),
+        (["refs/heads/*"], 2, "is a glob"),
+    ],
+)
+def test_explain_makes_a_push_as_tests_do(explained: Explained, pushed: list[str], status: int, said: str) -> None:
+    code, output = explained("POST", PUSH, None, *(word for text in pushed for word in ("--push", text)))
+    assert code == status
+    assert said in output
+
+
+def test_explain_takes_a_body_or_a_push(explained: Explained) -> None:
+    assert explained("POST", PUSH, b"0000", "--push", "refs/heads/agent/a")[0] == 2
 
 
 def test_explain_refuses_a_header_without_a_colon(explained: Explained) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import click
 
-from squidkeeper.base.errors import InvalidRecord, InvalidUrl, PolicyError
+from squidkeeper.base.errors import InvalidRecord, InvalidUrl, PatternError, PolicyError
 from squidkeeper.base.faults import Location
 from squidkeeper.base.formatting import quantity
 from squidkeeper.cli.options import ABSOLUTE_URL, HOST_AND_PORT, Moment, fragment_option, json_option, policy_option
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _CANNOT_SAY = 2
 _BODILESS = ("GET", "HEAD", "OPTIONS", "DELETE")  # a request has no body where none is given
 _UNDECIDED = "UNDECIDED"
-_MISSING = "--body FILE: the body of the request, which is on no record, decides"
+_MISSING = "--body FILE, or --push REF: the body of the request, which is on no record, decides"
 _NOT_REACHED_AT_MOST = 5
 _PASSTHROUGH = "passthrough: only client, host, port and TLS server name are seen, no method and no path"
 _CONNECTIONS = {
@@ -57,6 +57,13 @@ _BUMPED = "bumped: HTTP/1.1 passes, each request is decided; HTTP/2 and gRPC nee
     help="A line of `squidkeeper log --json`; - for standard input.",
 )
 @click.option("--body", metavar="FILE", type=click.File("rb"), help="The body of the request, as the client sends it.")
+@click.option(
+    "--push",
+    "pushed",
+    metavar="REF",
+    multiple=True,
+    help="A push of git that updates REF; also create:REF, delete:REF, option:TEXT, as in `tests`.",
+)
 @click.option("--header", "headers", metavar="'NAME: VALUE'", multiple=True, help="A header that belongs to the body.")
 @click.argument("method", required=False)
 @click.argument("url", required=False)
@@ -69,6 +76,7 @@ def explain(
     fragment: Path,
     line: BinaryIO | None,
     body: BinaryIO | None,
+    pushed: tuple[str, ...],
     headers: tuple[str, ...],
     method: str | None,
     url: str | None,
@@ -85,7 +93,8 @@ def explain(
 
     --body has the body for rules with body:. Without it, a GET, HEAD, OPTIONS or DELETE has no body. The body of any
     other method is then unknown, and the rules that it decides among are listed. A push of git gets its Content-Type,
-    any other body application/json, and the Accept of an MCP client. A --header replaces these.
+    any other body application/json, and the Accept of an MCP client. A --header replaces these. --push makes the body
+    of a push.
 
     --record explains the first line of FILE, as of its time. A line that does not follow from the policy is refused
     with the reason.
@@ -110,7 +119,9 @@ def explain(
     )
     policy = _load(directory)
     _compare(revision, policy.revision, directory)
-    found = engine.explain(policy, request, now, _sent(request, body, headers, recorded=line is not None))
+    found = engine.explain(
+        policy, request, now, _sent(request, _body(body, pushed), headers, recorded=line is not None)
+    )
     squid = _read_squid(fragment, directory)
     missing = _not_rendered(policy.source, found, squid) if squid else None
     shown = replace(found, tunnel=_tunnel_in_force(found.tunnel, squid) if squid else found.tunnel)
@@ -121,8 +132,38 @@ def explain(
     raise SystemExit(_CANNOT_SAY if found.undecided else 0 if found.decision.allowed else 1)
 
 
+def _body(body: BinaryIO | None, pushed: tuple[str, ...]) -> bytes | None:
+    """Read the body, or make that of a push as tests do; None where neither is given."""
+    if body is not None and pushed:
+        raise click.UsageError("--push makes a body: it goes without --body")
+    if not pushed:
+        return body.read() if body else None
+    from squidkeeper.policy.bodies.written_request import push_body
+    from squidkeeper.policy.language.bodies import WrittenPush
+
+    given: dict[str, list[str]] = {kind: [] for kind in ("update", "create", "delete", "option")}
+    for text in pushed:
+        kind, value = _pushed(text, given.keys())
+        given[kind].append(value)
+    if not any(given[kind] for kind in ("update", "create", "delete")):
+        raise click.BadParameter("expected a ref too: an option alone is no push", param_hint="--push")
+    return push_body(WrittenPush(*map(tuple, given.values())))
+
+
+def _pushed(text: str, kinds: Collection[str]) -> tuple[str, str]:
+    from squidkeeper.policy.language.body_values import parse_name, parse_pushed_ref
+
+    kind, colon, value = text.partition(":")
+    if not colon or kind not in kinds:
+        kind, value = "update", text
+    try:
+        return kind, parse_name(value) if kind == "option" else parse_pushed_ref(value)
+    except PatternError as error:
+        raise click.BadParameter(str(error), param_hint="--push") from error
+
+
 def _sent(
-    request: Request | Malformed, body: BinaryIO | None, headers: tuple[str, ...], *, recorded: bool
+    request: Request | Malformed, body: bytes | None, headers: tuple[str, ...], *, recorded: bool
 ) -> SentRequest | None:
     """Make the request with its body; None where that is not known."""
     from squidkeeper.policy.bodies.written_request import written_request
@@ -134,7 +175,7 @@ def _sent(
         raise click.BadParameter(
             "expected NAME: VALUE, such as 'Content-Type: application/json'", param_hint="--header"
         )
-    return written_request(request.method, request.url, body.read() if body else None, pairs)
+    return written_request(request.method, request.url, body, pairs)
 
 
 class _Squid(NamedTuple):
