@@ -216,7 +216,7 @@ def test_a_push_to_main_is_refused_in_the_words_of_git(forge: Forge) -> None:
     printed = forge.git("push", url_of("git.example"), "main", status=1)
     assert [line.rstrip() for line in printed.splitlines()] == [
         "remote: squidkeeper: rule main denies this push.",
-        "remote: Ask Ann to merge. agent-branches: a command of the push is not allowed.",
+        "remote: Ask Ann to merge. agent-branches: the push is for a ref that the rule does not list.",
         "To https://git.example/acme/app.git",
         " ! [remote rejected] main -> main (squidkeeper: rule main)",
         "error: failed to push some refs to 'https://git.example/acme/app.git'",

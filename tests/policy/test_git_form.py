@@ -86,9 +86,22 @@ def test_creating_and_deleting_are_allowed_apart(command: str, allowing: set[str
 
 def test_a_push_is_allowed_whole_and_denied_by_any_part() -> None:
     both = sent(push(AGENT, MAIN))
-    assert examine(AGENTS, both, deny=False) == (Fit.FAILS, "a command of the push is not allowed")
+    assert examine(AGENTS, both, deny=False) == (Fit.FAILS, "the push is for a ref that the rule does not list")
     assert examine(ONLY_MAIN, both, deny=True).fit is Fit.HOLDS
     assert examine(ONLY_MAIN, sent(push(AGENT)), deny=True).fit is Fit.FAILS
+
+
+@pytest.mark.parametrize(
+    ("body", "command", "reason"),
+    [
+        (AGENTS, update(MAIN), "the push is for a ref that the rule does not list"),
+        (AGENTS, update(MAIN, new=NONE), "the push is for a ref that the rule does not list"),
+        (AGENTS, update(AGENT, new=NONE), "the push deletes a ref"),
+        (GitBody(AGENTS.push, create=False), update(AGENT, old=NONE), "the push creates a ref"),
+    ],
+)
+def test_a_denied_push_tells_which_kind_of_command_is_not_allowed(body: GitBody, command: str, reason: str) -> None:
+    assert examine(body, sent(commands(command) + PACK), deny=False) == (Fit.FAILS, reason)
 
 
 def test_a_deny_compares_refs_without_case() -> None:

@@ -83,17 +83,20 @@ def _leads_only_to(path: str, ending: str) -> bool:
 
 
 def _allowed(body: GitBody, push: Push) -> BodyOutcome:
-    is_option = _any_of(body.options, in_parts=False)
-    if not all(_allows(body, command) for command in push.commands):
-        return BodyOutcome(Fit.FAILS, "a command of the push is not allowed")
-    if not all(map(is_option, push.options)):
-        return BodyOutcome(Fit.FAILS, "an option of the push is not allowed")
-    return HOLDS
+    refusals = filter(None, (_refusal(body, command) for command in push.commands))
+    refusal = next(refusals, None)
+    if refusal is None and not all(map(_any_of(body.options, in_parts=False), push.options)):
+        refusal = "an option of the push is not allowed"
+    return HOLDS if refusal is None else BodyOutcome(Fit.FAILS, refusal)
 
 
-def _allows(body: GitBody, command: Command) -> bool:
-    allowed = (body.create or not command.creates) and (body.delete or not command.deletes)
-    return allowed and _any_of(body.push)(command.ref)
+def _refusal(body: GitBody, command: Command) -> str | None:
+    """Say why a command is not allowed. The record keeps this, so the ref is not named."""
+    if not _any_of(body.push)(command.ref):
+        return "the push is for a ref that the rule does not list"
+    if command.deletes and not body.delete:
+        return "the push deletes a ref"
+    return "the push creates a ref" if command.creates and not body.create else None
 
 
 def _denied(body: GitBody, push: Push) -> BodyOutcome:
