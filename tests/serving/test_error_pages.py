@@ -114,3 +114,10 @@ def test_a_service_fills_the_page_of_a_denial_as_squid_does(form: Form, name: st
     text = fill_denial(dict(files())[template(form)], page, notes | codes, "gateway.7.7.7")
     shown = notes | ({"rule_": "rule%20%3C1%3E"} if form is Form.HTML else {})
     assert text == filled(form, page, **shown)
+
+
+def test_the_page_of_a_body_that_is_not_inspected_says_what_a_user_can_do() -> None:
+    [failure] = [one for one in FAILURES if "ERR_ICAP_FAILURE" in one.errors]
+    assert failure.reason.startswith("A request with a body: the gateway could not inspect the body of the request")
+    assert "petabyte" not in failure.reason
+    assert failure.advice == "Try again in a minute. If this page comes back, show it to the contact."

@@ -216,8 +216,8 @@ FAILURES: Final = (
     FailurePage(
         ("ERR_ICAP_FAILURE",),
         "FAILED inside this gateway, or by an answer that it does not take",
-        "The gateway could not inspect the body of the request, and sent nothing to the origin. Or the answer is a part"
-        " (206) beyond a petabyte. Or the parent proxy of the gateway asks for another password (407).",
+        "A request with a body: the gateway could not inspect the body of the request, and sent nothing to the origin."
+        " Any other: it does not take the answer, of the origin or of its parent proxy.",
         _INTERNAL,
         Cause.GATEWAY,
     ),
