@@ -186,19 +186,26 @@ def test_nothing_passes_when_the_service(
     assert post(gateway, "https://llm.example/after").status == 200
 
 
+DENIED_BESIDE = (
+    ("https://inside.example", 403, "private-address"),
+    ("http://inside.example", 403, "private-address"),
+    ("https://lost.example", 403, "credential-unavailable"),
+    ("http://gone.example", 503, "chat"),
+)
+
+
 @pytest.mark.parametrize("size", [1_000, 300_000])
 def test_what_denies_beside_the_body_denies_ahead_of_the_service(
     gateway: Gateway, stub: IcapStub, origins: Origins, names: Names, size: int
 ) -> None:
     names.set("inside.example", ["10.0.0.5"])
-    reply = post(gateway, f"https://inside.example/{size}", size)
-    assert (reply.status, reply.rule) == (403, "private-address")
-    reply = post(gateway, f"http://inside.example/{size}", size)
-    assert (reply.status, reply.rule) == (403, "private-address")
-    reply = post(gateway, f"https://lost.example/{size}", size)
-    assert (reply.status, reply.rule) == (403, "credential-unavailable")
     names.set("gone.example", [])
-    assert post(gateway, f"http://gone.example/{size}", size).status == 503
+    for origin, status, rule in DENIED_BESIDE:
+        reply = post(gateway, f"{origin}/{size}", size)
+        # Squid closes without reading the rest of an upload: the page of a long one can be lost with the connection.
+        assert reply.status in ((status,) if size < 10_000 else (0, status))
+        line = gateway.logged(f"{origin}/{size}")
+        assert (line["status"], line["rule"]) == (status, rule), origin
     assert stub.requests == []
     assert origins.seen == []
 
