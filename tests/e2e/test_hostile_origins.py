@@ -62,7 +62,7 @@ def test_an_answer_that_would_end_squid_is_refused(gateway: Gateway, origins: Or
         line = gateway.logged(url, before)
         assert (reply.status, line["status"], line["verdict"]) == (500, 500, "allow"), reply
         assert line["error"] == "ERR_ICAP_FAILURE"
-    assert "its answer is none that the gateway takes" in reply.text
+    assert "it does not take the answer" in reply.text
 
 
 def test_why_tells_of_the_answer(gateway: Gateway, origins: Origins) -> None:

@@ -75,11 +75,12 @@ def test_a_server_gets_what_is_allowed(
     assert recorded(gateway, case) == ALLOWED
 
 
-@pytest.mark.parametrize("method", ["GET", "DELETE"])
-def test_streams_open_and_sessions_end(gateway: Gateway, origins: Origins, method: str) -> None:
+@pytest.mark.parametrize(("method", "header"), [("GET", "Accept: text/event-stream"), ("DELETE", "Mcp-Session-Id: 1")])
+def test_streams_open_and_sessions_end(gateway: Gateway, origins: Origins, method: str, header: str) -> None:
     origins.fallback = stand_in
-    assert curl(gateway, f"https://mcp.example/mcp/{method}", "-X", method).text == ": open\n\n"
+    assert curl(gateway, f"https://mcp.example/mcp/{method}", "-X", method, "-H", header).text == ": open\n\n"
     assert recorded(gateway, method) == ALLOWED
+    assert curl(gateway, f"https://mcp.example/mcp/{method}", "-X", method).status == 403
 
 
 @pytest.mark.parametrize(
