@@ -16,7 +16,7 @@ from squidkeeper.policy.engine.explain import explain
 from squidkeeper.policy.language.model import Token
 from squidkeeper.record.log.drift import PastPolicies
 from squidkeeper.record.log.record import NONE, parse_time
-from squidkeeper.record.log.requests import request_of, unexplained
+from squidkeeper.record.log.requests import request_of, told_by_body, unexplained
 from tests import aws
 from tests.waiting import wait_for
 
@@ -56,6 +56,7 @@ rules:
   - {{name: counted, action: allow, hosts: [counted.example]}}
   - {{name: keyed, action: allow, hosts: [header.example, parameter.example, bucket.s3.example]}}
   - {{name: fronts, action: allow, hosts: [front.example]}}
+  - {{name: small-model, action: allow, hosts: [llm.example], body: {{json: {{/model: [small]}}}}}}
 rewrites:
   - {{name: front, hosts: [front.example], to: "https://header.example/moved{{path}}{{query}}"}}
 secrets:
@@ -182,6 +183,17 @@ def test_a_request_is_signed_for_aws(gateway: Gateway, origins: Origins) -> None
     assert aws.problem(KEY, seen.method, seen.target, headers, seen.body) is None
 
 
+def test_a_body_decides(gateway: Gateway, origins: Origins) -> None:
+    url, typed = "https://llm.example/v1/chat", ("-H", "Content-Type: application/json", "--data")
+    assert curl(gateway, url, *typed, '{"model": "small"}').status == 200
+    assert [seen.body for seen in origins.seen] == [b'{"model": "small"}']
+    reply = curl(gateway, f"{url}/large", *typed, '{"model": "large"}')
+    assert (reply.status, reply.rule) == (403, "default")
+    line = gateway.logged(f"{url}/large")
+    assert (line["verdict"], line["found"]) == ("deny", "body:small-model: /model is not what the rule lists")
+    assert len(origins.seen) == 1
+
+
 def test_a_missing_secret_denies(gateway: Gateway, origins: Origins) -> None:
     reply = curl(gateway, "https://api.example/lost")
     assert (reply.status, reply.rule) == (403, "credential-unavailable")
@@ -250,7 +262,8 @@ def test_every_request_is_explained_as_it_was_decided_and_none_is_drift(gateway:
     assert (found, checker.unchecked) == ([], 0)
     policies, rules = PastPolicies(gateway.root / "state/revisions"), set[str]()
     for record in records(gateway):
-        policy = None if record.revision == NONE or unexplained(record) else policies(record.revision)
+        is_told_elsewhere = record.revision == NONE or unexplained(record) or told_by_body(record)
+        policy = None if is_told_elsewhere else policies(record.revision)
         if policy is not None:
             decision = explain(policy, request_of(record), parse_time(record)).decision
             assert (decision.action, decision.rule) == (record.verdict, record.rule), record
