@@ -77,12 +77,16 @@ def is_narrower(narrow: Body | None, wide: Body | None) -> bool:
             return only and _are_narrower(narrow.members, wide.members)
         case GitBody(), GitBody():
             flags = (wide.delete or not narrow.delete) and (wide.create or not narrow.create)
-            return flags and {*narrow.push} <= {*wide.push} and {*narrow.options} <= {*wide.options}
+            return flags and _lists(wide.push, narrow.push, "**") and _lists(wide.options, narrow.options, "*")
         case McpBody(), McpBody():
-            listed = {*narrow.tools} <= {*wide.tools} and {*narrow.methods} <= {*wide.methods}
+            listed = _lists(wide.tools, narrow.tools, "*") and _lists(wide.methods, narrow.methods, "*")
             return listed and _are_narrower_for_tools(narrow.arguments or {}, wide.arguments or {})
         case _:
             return False
+
+
+def _lists(wide: Iterable[str], narrow: Iterable[str], everything: str) -> bool:
+    return everything in wide or {*narrow} <= {*wide}
 
 
 def _are_narrower_for_tools(narrow: Mapping[str, tuple[Member, ...]], wide: Mapping[str, tuple[Member, ...]]) -> bool:
@@ -91,10 +95,11 @@ def _are_narrower_for_tools(narrow: Mapping[str, tuple[Member, ...]], wide: Mapp
 
 def _are_narrower(narrow: Iterable[Member], wide: Iterable[Member]) -> bool:
     asked = {member.pointer: member.allowed for member in narrow}
-    return all(member.pointer in asked and _takes_no_more(asked[member.pointer], member.allowed) for member in wide)
+    return all(member.pointer in asked and takes_no_more(asked[member.pointer], member.allowed) for member in wide)
 
 
-def _takes_no_more(narrow: Allowed, wide: Allowed) -> bool:
+def takes_no_more(narrow: Allowed, wide: Allowed) -> bool:
+    """Whether each value that may stand at one place is known to be allowed at another one."""
     if narrow.absent and not wide.absent:
         return False
     if wide.values is not None:

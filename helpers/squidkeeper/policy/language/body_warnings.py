@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Final
 
 from squidkeeper.base.faults import Fault, FaultCode
-from squidkeeper.policy.language.bodies import Allowed, Body, GitBody, JsonBody, McpBody
+from squidkeeper.policy.language.bodies import Allowed, Body, JsonBody
+from squidkeeper.policy.language.body_texts import is_narrower, takes_no_more
 from squidkeeper.policy.language.model import Action, Policy, Rule
 from squidkeeper.policy.language.overlaps import HostNeighbours, covers
 from squidkeeper.policy.language.paths import PathPattern
@@ -88,37 +89,14 @@ def _is_wider(wide: Body, narrow: Body) -> bool:
     """Whether a body limits nothing that another one limits; False where that is not known."""
     if isinstance(wide, JsonBody) and isinstance(narrow, JsonBody):
         return _is_wider_json(wide, narrow)
-    if isinstance(wide, GitBody) and isinstance(narrow, GitBody):
-        return _is_wider_push(wide, narrow)
-    return isinstance(wide, McpBody) and isinstance(narrow, McpBody) and _is_wider_call(wide, narrow)
+    return is_narrower(replace(narrow, max_bytes=wide.max_bytes), wide)
 
 
 def _is_wider_json(wide: JsonBody, narrow: JsonBody) -> bool:
     limits = {member.pointer: member.allowed for member in wide.members}
-    frees = all(_allows(limits.get(member.pointer), member.allowed) for member in narrow.members)
+    frees = all(_frees(limits.get(member.pointer), member.allowed) for member in narrow.members)
     return frees and (narrow.only is None or wide.only is None or {*narrow.only} <= {*wide.only})
 
 
-def _allows(wide: Allowed | None, narrow: Allowed) -> bool:
-    if wide is None or wide == narrow:
-        return True
-    if wide.typed_values is None or narrow.typed_values is None:
-        return False
-    return wide.absent >= narrow.absent and {*wide.typed_values} >= {*narrow.typed_values}
-
-
-def _is_wider_push(wide: GitBody, narrow: GitBody) -> bool:
-    flags = wide.delete >= narrow.delete and wide.create >= narrow.create
-    return flags and _list(wide.push, narrow.push) and _list(wide.options, narrow.options)
-
-
-def _is_wider_call(wide: McpBody, narrow: McpBody) -> bool:
-    limits, others = wide.arguments or {}, narrow.arguments or {}
-    frees = all(others.get(tool) == members for tool, members in limits.items())
-    return frees and _list(wide.tools, narrow.tools) and _list(wide.methods, narrow.methods)
-
-
-def _list(wide: Iterable[str], narrow: Iterable[str]) -> bool:
-    """Whether each text of a list stands in another one, or that one has a glob for all."""
-    listed = {*wide}
-    return not listed.isdisjoint({"*", "**"}) or {*narrow} <= listed
+def _frees(wide: Allowed | None, narrow: Allowed) -> bool:
+    return wide is None or takes_no_more(narrow, wide)
