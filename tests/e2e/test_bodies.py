@@ -273,3 +273,33 @@ def test_explain_says_what_the_gateway_does(
     observed = "{verdict}:{rule}".format(**found["observed"]) if found["observed"] else "-"
     rule, verdict, _, recorded_as = recorded(gateway, asked)
     assert (found["rule"], found["verdict"], observed) == (rule, verdict, recorded_as)
+
+
+# --- where nothing of a body may be -----------------------------------------------------------------------------------
+
+CANARY = "canary-of-a-body-5d8f1c"
+
+
+def holding(folder: Path, text: str) -> list[str]:
+    """Return the files of a gateway that hold a text."""
+    files = [file for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
+    return [str(file.relative_to(folder)) for file in files if text.encode() in file.read_bytes()]
+
+
+def test_no_file_holds_anything_of_a_body(gateway: Gateway, origins: Origins, tmp_path: Path) -> None:
+    long = tmp_path / "long"
+    long.write_text(json.dumps({"model": "small", "text": CANARY + "x" * 200_000}))
+    bodies = {
+        "allowed": json.dumps({"model": "small", "text": CANARY}),
+        "echoed": f"@{long}",
+        "denied": json.dumps({"model": CANARY}),
+        "doubled": f'{{"{CANARY}": 1, "{CANARY}": 2}}',
+        "cut-off": f'{{"model": "{CANARY}',
+        "bare": CANARY,
+    }
+    for name, text in bodies.items():
+        curl(gateway, f"{CHAT}/leak-{name}", *JSON, "--data-binary", text)
+        gateway.logged(f"{CHAT}/leak-{name}")
+    assert [CANARY.encode() in seen.body for seen in origins.seen] == [True, True]  # the others are denied
+    assert "log/access.log" in holding(gateway.root, "leak-denied")
+    assert holding(gateway.root, CANARY) == []

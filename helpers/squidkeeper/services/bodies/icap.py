@@ -19,9 +19,7 @@ _LONGEST_CHUNK_LINE: Final = 64
 _CRLF: Final = b"\r\n"
 _REQUEST_LINE: Final = re.compile(r"(OPTIONS|REQMOD) icap://\S{1,512} ICAP/1\.0", re.ASCII)
 _HEADER: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
-_OF_THE_CLIENT: Final = re.compile(
-    "proxy-auth", re.IGNORECASE
-)  # Squid copies such headers of the client's, as they are
+_OF_THE_CLIENT: Final = re.compile("proxy-auth", re.IGNORECASE)  # Squid copies such headers as the client sent them
 _HTTP_LINE: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e\x80-\xff]+) HTTP/\d\.\d")
 _HTTP_HEADER: Final = re.compile(r"([^\x00-\x20\x7f:]+):([^\x00\r\n]*)")
 _ENCAPSULATED: Final = re.compile(r"req-hdr=0, (req|null)-body=(\d{1,6})", re.ASCII)
