@@ -33,6 +33,7 @@ PURE = {  # subjects, with what they may import all the same; inet_aton is arith
     "policy.presets": set(),
     "policy.protocol": set(),
     "policy.url": {"socket"},
+    "policy.usage": set(),
     "serving.certificates": set(),
     "serving.counters": {"logging", "os", "threading"},
 }

@@ -1,0 +1,51 @@
+"""Tokens of one request: what its answer reports, what stays unreported, and what is reserved ahead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an answer reports. `model` is empty where the answer names none.
+
+    `tokens_in` is all of the prompt. `cached_in` and `cache_write` are parts of it. `tokens_out` is all that was
+    generated, with what the client does not see of it.
+
+    `answer_id` is set where a client can read the same answer again (OpenAI's responses). Count for an ID only what
+    exceeds what was counted for it before.
+    """
+
+    model: str
+    tokens_in: int
+    tokens_out: int
+    cached_in: int = 0
+    cache_write: int = 0
+    answer_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unmetered:
+    """Why an answer reports nothing that can be counted. The request then costs its reserve.
+
+    `tokens_out` is the least that was generated, as far as it was seen. It may be more than the reserve.
+    `answer_id` is set where the usage is reported later, in an answer of its own (`background` of OpenAI's responses).
+    """
+
+    reason: str
+    tokens_out: int = 0
+    answer_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """What a request may use. `model` is the one that it asks for, empty where it names none."""
+
+    model: str
+    tokens_in: int
+    tokens_out: int
+
+    @property
+    def usage(self) -> Usage:
+        """The reserve, as if an answer had reported it."""
+        return Usage(self.model, self.tokens_in, self.tokens_out)
