@@ -1,0 +1,1 @@
+"""What metered requests have used: tokens and cost, in the ledger that `squidkeeper bodies` writes."""

@@ -1,0 +1,254 @@
+"""The ledger of usage: JSON lines, two for each metered request, in `bodies/usage/` of the state folder.
+
+The first line is written when the reserve is taken, the second when the answer has ended. The second states the whole
+of what the request counts for, and what it had reserved. So these three are equal:
+
+- the sum over all lines of what is used, less what had been reserved,
+- the sum over requests of what the last line of each states (`settled`), in any order of the lines,
+- what the quotas have counted.
+
+A request whose second line is missing counts for its reserve. Text is percent-encoded as in the access log, `-` means
+none. Times are in UTC.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final
+from urllib.parse import quote
+
+import msgspec
+
+from squidkeeper.base.errors import InvalidEntry
+from squidkeeper.base.layout import BODIES_FOLDER
+from squidkeeper.base.rotated_logs import next_name, rotated, written_until
+from squidkeeper.base.untrusted_file import open_untrusted
+from squidkeeper.record.archive import KEEP_DAYS
+from squidkeeper.record.log.log_files import LogFile, line_blocks
+from squidkeeper.record.log.record import NONE, format_time
+
+VERSION: Final = 1
+MODEL_LENGTH: Final = 100  # characters, ahead of their encoding
+LARGEST: Final = 2**53 - 1  # a number that every reader of JSON has exactly
+FILE_BYTES: Final = 64 << 20  # of one file; it is also rotated at midnight
+LEDGER_BYTES: Final = 1 << 30  # of the rotated files together
+_DAY_SECONDS: Final = 86400
+_UNESCAPED: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%<>\\')
+_encoder = msgspec.json.Encoder()
+
+Amount = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
+
+
+class UsageState(StrEnum):
+    """What a request counts for."""
+
+    METERED = "metered"  # what the API reported
+    RESERVED = "reserved"  # its reserve: the answer is under way, or did not come whole
+    UNMETERED = "unmetered"  # its reserve: the answer came whole, and nothing could be read from it
+
+
+class UsageEntry(msgspec.Struct, frozen=True, gc=False):
+    """A line of the ledger. `cost` is in millionths of the currency.
+
+    `tokens_in` holds the cached and the written tokens of the prompt. `model` is the one of the answer; the one of the
+    request where no answer names one. `reserved_*` is 0 in the first line.
+    """
+
+    v: int
+    time: str
+    request_id: str
+    client: str
+    user: str
+    rule: str
+    revision: str
+    host: str
+    model: str
+    state: UsageState
+    settled: bool
+    reason: str = NONE
+    tokens_in: Amount = 0
+    cached_in: Amount = 0
+    cache_write: Amount = 0
+    tokens_out: Amount = 0
+    cost: Amount = 0
+    reserved_in: Amount = 0
+    reserved_out: Amount = 0
+    reserved_cost: Amount = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MeteredRequest:
+    """What both lines of a request share, as the access log has it: encoded, `-` for none."""
+
+    request_id: str
+    client: str
+    user: str
+    rule: str
+    revision: str
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """Tokens, and their cost in millionths of the currency."""
+
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: int = 0
+    cached_in: int = 0
+    cache_write: int = 0
+
+
+def usage_entry(
+    request: MeteredRequest,
+    at: datetime,
+    model: str | None,
+    used: Amounts,
+    reserve: Amounts | None = None,
+    state: UsageState = UsageState.RESERVED,
+    reason: str = "",
+) -> UsageEntry:
+    """Make the first line of a request, with what was reserved as `used`, or the second, with its `reserve` again.
+
+    `used` is the reserve as well in a second line that is not metered.
+    """
+    told, settled = (
+        (request.request_id, request.client, request.user, request.rule, request.revision),
+        reserve is not None,
+    )
+    reserve = reserve or Amounts()
+    amounts = (used.tokens_in, used.cached_in, used.cache_write, used.tokens_out, used.cost)
+    return UsageEntry(
+        *(VERSION, format_time(at), *told, request.host, recorded_text(model), state, settled, recorded_text(reason)),
+        *map(_bounded, (*amounts, reserve.tokens_in, reserve.tokens_out, reserve.cost)),
+    )
+
+
+def recorded_text(text: str | None) -> str:
+    """Write a text that others choose, such as the name of a model: cut, and encoded as the access log does it."""
+    cut = (text or "")[:MODEL_LENGTH]
+    return "%2D" if cut == NONE else quote(cut, safe=_UNESCAPED, errors="surrogatepass") or NONE
+
+
+def _bounded(amount: int) -> int:
+    return min(max(amount, 0), LARGEST)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def ledger_file(state: Path) -> Path:
+    """Name the file that is written now; rotated ones are beside it, named as those of the access log."""
+    return state / BODIES_FOLDER / "usage" / "usage.jsonl"
+
+
+def append_entry(file: Path, entry: UsageEntry) -> None:
+    """Append a line; OSError where it is not written whole. Processes wait for each other, for a write at a time.
+
+    A killed process leaves a whole line or none. A full disk can leave a part of one; the next line begins after it.
+    A crash of the machine can lose the newest lines.
+    """
+    file.parent.mkdir(mode=0o750, exist_ok=True)
+    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        _rotate(file, entry)
+        _append(file, _encoder.encode(entry) + b"\n")
+    finally:
+        os.close(folder)  # which unlocks it
+
+
+def _append(file: Path, line: bytes) -> None:
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    opened = os.open(file, flags, 0o640)
+    try:
+        size = os.fstat(opened).st_size
+        if size and os.pread(opened, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        if os.write(opened, line) != len(line):
+            raise OSError(f"{file}: a line was cut, as the disk is full")
+    finally:
+        os.close(opened)
+
+
+def _rotate(file: Path, entry: UsageEntry) -> None:
+    """Rename the file when its day is over or it is full; then remove the rotated files over the bounds."""
+    try:
+        state = file.stat()
+    except FileNotFoundError:
+        return
+    last_day = time.strftime("%Y-%m-%d", time.gmtime(state.st_mtime))
+    if state.st_size < FILE_BYTES and entry.time[:10] <= last_day:
+        return
+    file.rename(next_name(file, datetime.fromisoformat(entry.time)))
+    _remove_over_bounds(rotated(file))
+
+
+def _remove_over_bounds(files: list[Path]) -> None:
+    total, oldest = 0, time.time() - KEEP_DAYS * _DAY_SECONDS
+    for file in reversed(files):
+        total += file.stat().st_size
+        if total > LEDGER_BYTES or written_until(file) < oldest:
+            file.unlink()
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def parse_entry(line: bytes) -> UsageEntry:
+    """Parse a line without its newline; `InvalidEntry` where it is none of this version."""
+    try:
+        entry = _decoder.decode(line)
+        datetime.fromisoformat(entry.time)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise InvalidEntry(f"not a line of the ledger of usage: {error}") from error
+    if entry.v != VERSION:
+        raise InvalidEntry(f"version {entry.v} of the ledger of usage, expected {VERSION}: another release wrote it")
+    return entry
+
+
+_decoder = msgspec.json.Decoder(UsageEntry)
+
+
+def ledger_files(state: Path, since: datetime | None = None) -> list[Path]:
+    """List, oldest first, the files with lines since a time."""
+    file = ledger_file(state)
+    older = [path for path in rotated(file) if since is None or written_until(path) >= since.timestamp()]
+    return [*older, file] if file.exists() else older
+
+
+def read_entries(files: Iterable[Path]) -> Iterator[UsageEntry]:
+    """Read files of the ledger. Lines that are no entries are left out, and files that are gone; OSError for others."""
+    for path in files:
+        try:
+            log = LogFile(path, open_untrusted(path))
+        except FileNotFoundError:
+            continue
+        with log:
+            yield from _entries(log)
+
+
+def _entries(log: LogFile) -> Iterator[UsageEntry]:
+    for lines, _ in line_blocks(log):
+        for line in lines:
+            try:
+                yield parse_entry(line)
+            except InvalidEntry:
+                continue
+
+
+def latest(entries: Iterable[UsageEntry]) -> dict[str, UsageEntry]:
+    """Return the line that counts of each request, by its ID, in whichever order the lines come."""
+    found: dict[str, UsageEntry] = {}
+    for entry in entries:
+        known = found.get(entry.request_id)
+        if known is None or (entry.settled, entry.time) >= (known.settled, known.time):
+            found[entry.request_id] = entry
+    return found
