@@ -7,6 +7,7 @@
 
 local USERS = {GATEWAYS} -- of the gateways, as in valkey.conf
 local SHARE = 16 -- a lease is at most this part of what is left
+local DAY = 86400 -- seconds
 local LARGEST = 2 ^ 53 -- numbers are exact up to here
 
 local function used_of(keys)
@@ -17,13 +18,38 @@ local function used_of(keys)
     return math.min(used, LARGEST)
 end
 
--- Takes user, count, seconds of the window, limit, units asked for, and units that were used already.
+-- Returns the first day of a day's month. Days count from 1970-01-01; months from March on, so that a leap day is the
+-- last of its year (Howard Hinnant, chrono-compatible low-level date algorithms).
+local function first_of_month(day)
+    local of_era = (day + 719468) % 146097
+    local year = math.floor(
+        (of_era - math.floor(of_era / 1460) + math.floor(of_era / 36524) - math.floor(of_era / 146096)) / 365)
+    local of_year = of_era - (365 * year + math.floor(year / 4) - math.floor(year / 100))
+    local month = math.floor((5 * of_year + 2) / 153)
+    return day - of_year + math.floor((153 * month + 2) / 5)
+end
+
+-- Returns when the window of a time begins and ends, in seconds from 1970 on.
+-- `windows` is the length of each, or names those that begin on a Monday, or on the first of a month.
+local function window_of(now, windows)
+    local day = math.floor(now / DAY)
+    if windows == 'week' then
+        local monday = day - (day + 3) % 7
+        return monday * DAY, (monday + 7) * DAY
+    elseif windows == 'month' then
+        local first = first_of_month(day)
+        return first * DAY, first_of_month(first + 32) * DAY
+    end
+    return now - now % windows, now - now % windows + windows
+end
+
+-- Takes user, count, what tells its windows (`window_of`), limit, units asked for, and units that were used already.
 -- Returns units given, units used, and the milliseconds until the window ends.
 -- No key is an argument: Valkey would ask for the right to write each.
 local function take(_, arguments)
-    local user, count, seconds, limit, asked, added = unpack(arguments)
+    local user, count, windows, limit, asked, added = unpack(arguments)
     local now = redis.call('TIME')
-    local ends = now[1] - now[1] % seconds + seconds
+    local began, ends = window_of(now[1], windows)
     local keys, own = {}, nil
     for number, name in ipairs(USERS) do
         keys[number] = 'squidkeeper:quota:' .. name .. ':' .. count .. ':' .. ends
@@ -42,7 +68,7 @@ local function take(_, arguments)
     local more = given + added
     if more > 0 then
         redis.call('INCRBY', own, string.format('%.0f', more))
-        redis.call('EXPIREAT', own, ends + seconds)
+        redis.call('EXPIREAT', own, 2 * ends - began)
     end
     return {given, used + more, (ends - now[1]) * 1000 - math.floor(now[2] / 1000)}
 end

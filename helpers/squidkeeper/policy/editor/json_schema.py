@@ -42,6 +42,7 @@ _PLACES: Final[_Schema] = {
 }
 _REF: Final[_Schema] = {"type": "string", "pattern": "^refs/"}
 _AMOUNT: Final[_Schema] = {"type": "integer", "minimum": 1}
+_PRICE: Final[_Schema] = {"type": "number", "minimum": 0}
 _SIZE: Final[_Schema] = {"anyOf": [_AMOUNT, {"type": "string", "pattern": "^[0-9]+[KMGT]B$"}]}
 # How a field is written, where it is not what its model says: by its model and name. `[]` is one entry of its list.
 _WRITTEN: Final[Mapping[str, _Schema]] = {
@@ -66,6 +67,15 @@ _WRITTEN: Final[Mapping[str, _Schema]] = {
     "QuotaEntry.tickets": _AMOUNT,
     "QuotaEntry.bytes_out": _SIZE,
     "QuotaEntry.bytes_in": _SIZE,
+    "QuotaEntry.tokens_in": _AMOUNT,
+    "QuotaEntry.tokens_out": _AMOUNT,
+    "QuotaEntry.tokens": _AMOUNT,
+    "QuotaEntry.cost": {"type": "number", "exclusiveMinimum": 0},
+    "PriceEntry.tokens_in": _PRICE,
+    "PriceEntry.tokens_out": _PRICE,
+    "PriceEntry.cached_in": _PRICE,
+    "PriceEntry.cache_write": _PRICE,
+    "RuleEntry.reserve": _AMOUNT,
     "BodyEntry.in_json": _PLACES,
     "BodyEntry.only[]": {"type": "string", "pattern": "^/"},
     "BodyEntry.max": _SIZE,

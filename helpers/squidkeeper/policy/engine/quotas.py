@@ -11,7 +11,7 @@ _OF_REQUESTS = (QuotaUnit.REQUESTS, QuotaUnit.BYTES_OUT, QuotaUnit.BYTES_IN)
 def quotas_for(policy: Policy, facts: HostFacts, rules: Iterable[Rule]) -> tuple[Quota, ...]:
     """List the quotas that may count a request, whichever of these rules, a grant or the default allows it.
 
-    Tickets are counted where they are given.
+    Tickets are counted where they are given, and tokens by `squidkeeper bodies`.
     """
     if not policy.quotas:
         return ()
@@ -20,6 +20,7 @@ def quotas_for(policy: Policy, facts: HostFacts, rules: Iterable[Rule]) -> tuple
         quota
         for quota in policy.quotas
         if quota.unit is not QuotaUnit.TICKETS
+        and not quota.unit.is_tokens
         and quota.holds_for(facts.clients)
         and (quota.rules is None or not quota.rules.isdisjoint(names))
         and (facts.method is None or quota.unit in _OF_REQUESTS)
@@ -45,4 +46,11 @@ def ticket_quotas(policy: Policy, clients: tuple[str, ...], rule: str) -> tuple[
         quota
         for quota in policy.quotas
         if quota.unit is QuotaUnit.TICKETS and quota.holds_for(clients) and quota.counts(rule)
+    )
+
+
+def token_quotas(policy: Policy, clients: tuple[str, ...], rule: str) -> tuple[Quota, ...]:
+    """List the quotas that count the tokens of a request which a rule with `meter` has allowed to these clients."""
+    return tuple(
+        quota for quota in policy.quotas if quota.unit.is_tokens and quota.holds_for(clients) and quota.counts(rule)
     )

@@ -40,6 +40,7 @@ from squidkeeper.policy.language.model import (
     Strip,
     Token,
 )
+from squidkeeper.policy.language.prices import Metering, Price, Prices
 from squidkeeper.policy.language.queries import QueryPattern
 from squidkeeper.policy.language.quotas import Quota, QuotaUnit
 from squidkeeper.policy.language.schedules import EVERY_DAY, WHOLE_DAY, Schedule, all_days
@@ -299,6 +300,7 @@ def _policy(
         canaries={canary.name: canary for maker in made for canary in maker.canaries()},
         watch=next((place for maker in made for place in maker.watch()), None),
         quotas=tuple(quota for maker in made for quota in maker.quotas()),
+        prices=Prices(tuple(price for maker in made for price in maker.prices())),
         tests=tuple(test for maker in made for test in maker.tests()),
         reload_gate=next((gate for maker in made if (gate := _reload_gate(maker.model.defaults))), None),
     )
@@ -331,8 +333,11 @@ class _Maker:
             removed = (*(entry.strip or ()), *([UNKNOWN_HEADERS] if entry.headers else ()))
             strip = Strip.of(removed) if removed else None
             rest = (reason, private, expires, owner, strip, entry.tls is not None, entry.websocket, entry.connections)
-            when, body = _schedule(entry.when), body_of(entry.body)
-            yield Rule(entry.name, place, entry.action, match, *rest, observe=entry.observe, when=when, body=body)
+            made = Rule(
+                entry.name, place, entry.action, match, *rest, observe=entry.observe, when=_schedule(entry.when)
+            )
+            meter = Metering(entry.reserve, entry.ask_usage) if entry.meter else None
+            yield replace(made, body=body_of(entry.body), meter=meter)
 
     def presets(self) -> Iterator[Preset]:
         for position, entry in enumerate(self.model.presets or ()):
@@ -391,6 +396,12 @@ class _Maker:
             limits = ((unit, getattr(entry, unit)) for unit in QuotaUnit)
             unit, limit = next((unit, limit) for unit, limit in limits if limit is not None)
             yield Quota(entry.name, place, unit, limit, entry.every, entry.per, entry.rules, entry.clients)
+
+    def prices(self) -> Iterator[Price]:
+        for entry in self.model.prices or ():
+            cached = entry.tokens_in if entry.cached_in is None else entry.cached_in
+            written = entry.tokens_in if entry.cache_write is None else entry.cache_write
+            yield Price(entry.model, entry.tokens_in, entry.tokens_out, cached, written)
 
     def tests(self) -> Iterator[PolicyTest]:
         for position, entry in enumerate(self.model.tests or ()):

@@ -19,6 +19,7 @@ from squidkeeper.policy.language.forms import Form
 from squidkeeper.policy.language.host_lists import HostList
 from squidkeeper.policy.language.hosts import HostPattern, Network
 from squidkeeper.policy.language.paths import PathPattern
+from squidkeeper.policy.language.prices import NO_PRICES, Metering, Prices
 from squidkeeper.policy.language.queries import QueryPattern
 from squidkeeper.policy.language.quotas import Quota
 from squidkeeper.policy.language.schedules import Schedule
@@ -244,7 +245,7 @@ class Rule:
     """A rule: the first that matches decides. `passthrough` is `tls: passthrough`; such a rule is for https alone.
 
     With `observe` it decides nothing: what it would have decided is recorded. With `body` it decides only once the body
-    of a request has been read.
+    of a request has been read. With `meter`, what its requests use is counted by `squidkeeper bodies`.
     A grant is an allow that expires. It may have a number of `uses`; `owner` is who made it, at `made`.
     """
 
@@ -268,6 +269,7 @@ class Rule:
     made: datetime | None = None
     when: Schedule | None = None
     body: Body | None = None
+    meter: Metering | None = None
 
     @property
     def certain(self) -> bool:
@@ -436,6 +438,7 @@ class Policy:
     canaries: Mapping[str, NamedSecret] = field(default_factory=dict)
     watch: Location | None = None
     quotas: tuple[Quota, ...] = ()
+    prices: Prices = NO_PRICES
     tests: tuple[PolicyTest, ...] = ()
     reload_gate: ReloadGate | None = None  # which edits of this policy are refused for what they would deny
 

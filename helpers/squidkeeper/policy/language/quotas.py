@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from squidkeeper.base.errors import PatternError
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.base.formatting import byte_size, quantity
+from squidkeeper.policy.language.prices import MILLIONTHS
 
 if TYPE_CHECKING:
     from squidkeeper.policy.language.model import Policy, Rule
@@ -31,11 +33,23 @@ class QuotaUnit(StrEnum):
     TICKETS = "tickets"
     BYTES_OUT = "bytes_out"
     BYTES_IN = "bytes_in"
+    TOKENS_IN = "tokens_in"
+    TOKENS_OUT = "tokens_out"
+    TOKENS = "tokens"
+    COST = "cost"
 
     @property
     def is_size(self) -> bool:
         """Whether it is counted at the end of a request, in bytes."""
         return self in (QuotaUnit.BYTES_OUT, QuotaUnit.BYTES_IN)
+
+    @property
+    def is_tokens(self) -> bool:
+        """Whether `squidkeeper bodies` counts it, of requests that a rule with `meter` allows.
+
+        A cost is counted in millionths of the currency.
+        """
+        return self in (QuotaUnit.TOKENS_IN, QuotaUnit.TOKENS_OUT, QuotaUnit.TOKENS, QuotaUnit.COST)
 
 
 class Counted(StrEnum):
@@ -47,16 +61,25 @@ class Counted(StrEnum):
 
 
 class Window(StrEnum):
-    """The time after which a count begins again: by the clock, in UTC."""
+    """The time after which a count begins again: by the clock, in UTC. A week begins on a Monday."""
 
     MINUTE = "minute"
     HOUR = "hour"
     DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
 
-    @property
-    def seconds(self) -> int:
-        """Its length."""
-        return {"minute": 60, "hour": 3600, "day": 86400}[self.value]
+    def begin(self, at: float) -> int:
+        """Return when the window of a time began; times are seconds from 1970 on."""
+        if self is Window.MONTH:
+            day = datetime.fromtimestamp(at, UTC)
+            return int(datetime(day.year, day.month, 1, tzinfo=UTC).timestamp())
+        return int((at - _FIRST_MONDAY) // _SECONDS[self]) * _SECONDS[self] + _FIRST_MONDAY
+
+    def end(self, at: float) -> int:
+        """Return when the window of a time ends, which is when the next one begins."""
+        began = self.begin(at)
+        return self.begin(began + _MORE_THAN_A_MONTH) if self is Window.MONTH else began + _SECONDS[self]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +118,17 @@ def shown_amount(unit: QuotaUnit, count: int) -> str:
     """Write how much of a unit was used: `12 requests`, `1.5 GB out`."""
     if unit.is_size:
         return f"{byte_size(count)} {'out' if unit is QuotaUnit.BYTES_OUT else 'in'}"
+    if unit is QuotaUnit.COST:
+        return f"{shown_cost(count)} of cost"
+    if unit.is_tokens:
+        return f"{quantity(count, 'token')}{_DIRECTION.get(unit, '')}"
     return quantity(count, unit.removesuffix("s"))
+
+
+def shown_cost(count: int) -> str:
+    """Write millionths of the currency: `12.50`, `0.000003`."""
+    whole, part = divmod(count, MILLIONTHS)
+    return f"{whole:,}.{f'{part:06}'.rstrip('0').ljust(2, '0')}"
 
 
 def parse_size(text: str) -> int:
@@ -122,12 +155,24 @@ def _counts_some(unit: QuotaUnit, rule: Rule | None) -> bool:
         return True
     if unit is QuotaUnit.TICKETS:
         return rule.action == "ask"
+    if unit.is_tokens:
+        return rule.meter is not None
     if rule.passthrough and unit is QuotaUnit.REQUESTS:
         return False
     return rule.action != "deny"
 
 
-_EVERY = {Window.MINUTE: "a minute", Window.HOUR: "an hour", Window.DAY: "a day"}
+_EVERY = {
+    Window.MINUTE: "a minute",
+    Window.HOUR: "an hour",
+    Window.DAY: "a day",
+    Window.WEEK: "a week",
+    Window.MONTH: "a month",
+}
+_SECONDS = {Window.MINUTE: 60, Window.HOUR: 3_600, Window.DAY: 86_400, Window.WEEK: 604_800}
+_FIRST_MONDAY = 4 * 86_400  # 1970-01-05
+_MORE_THAN_A_MONTH = 32 * 86_400
+_DIRECTION = {QuotaUnit.TOKENS_IN: " in", QuotaUnit.TOKENS_OUT: " out"}
 _FOR = {Counted.CLIENT: "for each client", Counted.RULE: "for each rule", Counted.ALL: "for all together"}
 _NEVER = {
     QuotaUnit.REQUESTS: "its rules deny, or pass tunnels through, whose requests are not seen",
@@ -135,4 +180,7 @@ _NEVER = {
     QuotaUnit.TICKETS: "none of its rules asks",
     QuotaUnit.BYTES_OUT: "its rules deny",
     QuotaUnit.BYTES_IN: "its rules deny",
+    **dict.fromkeys(
+        (QuotaUnit.TOKENS_IN, QuotaUnit.TOKENS_OUT, QuotaUnit.TOKENS, QuotaUnit.COST), "none of its rules has meter"
+    ),
 }

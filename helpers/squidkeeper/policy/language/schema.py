@@ -47,6 +47,7 @@ from squidkeeper.policy.language.methods import parse_method
 from squidkeeper.policy.language.model import NO_REWRITE, NOT_OBSERVED, SHORTEST_WATCHED, VERDICT_NAMES, Action, Target
 from squidkeeper.policy.language.parameters import parse_parameter
 from squidkeeper.policy.language.paths import PathPattern, parse_path_pattern
+from squidkeeper.policy.language.prices import RESERVE, parse_amount
 from squidkeeper.policy.language.quotas import (
     DEFAULT_RULE,
     LARGEST_COUNT,
@@ -445,6 +446,28 @@ def _size_at_most(value: object) -> int:
         raise _fault(FaultCode.INVALID_TEXT, str(error)) from None
 
 
+def _tokens_at_most(value: object) -> int:
+    """Read a number of tokens, which may be longer than the numbers that YAML of a policy takes."""
+    number = body_values.number_of(value)
+    if not isinstance(number, int) or not 1 <= number <= LARGEST_SIZE:
+        raise _wrong_type(f"a number from 1 to {LARGEST_SIZE:,} (without quotes and commas)")
+    return number
+
+
+def _cost_at_most(value: object) -> int:
+    cost = _amount(value)
+    if not cost:
+        raise _wrong_type("a cost above 0")
+    return cost
+
+
+def _amount(value: object) -> int:
+    try:
+        return parse_amount(value)
+    except PatternError as error:
+        raise _wrong_type(str(error).removeprefix("expected ")) from None
+
+
 def _body_size(value: object) -> int:
     try:
         return body_values.checked_size(_size_at_most(value))
@@ -590,6 +613,7 @@ _STRIPPED_AT_MOST = 16  # so that a reply of a helper has room for their keys
 _AWS_NAME = re.compile(r"[a-z0-9-]{1,64}")
 _KEYS_AT_MOST = 2
 _USES_AT_MOST = 100_000  # each is a byte of the count on disk
+_RESERVE_AT_MOST = 10_000_000
 _PROSE_AT_MOST = 1000
 _CONTACT_AT_MOST = 100  # so that a reply of a helper has room for it
 _ESCAPED = '"\\<>&'
@@ -836,6 +860,9 @@ class RuleEntry(MatchFields):
     observe: bool = False
     when: WhenEntry | None = None
     body: BodyEntry | None = None
+    meter: Literal["tokens"] | None = None
+    reserve: Annotated[int, _number(_RESERVE_AT_MOST)] = RESERVE
+    ask_usage: bool = False
 
 
 class PresetEntry(_Model):
@@ -919,6 +946,8 @@ class UpstreamEntry(TunnelFields):
 
 CountAtMost = Annotated[int, _number(LARGEST_COUNT)]
 SizeAtMost = Annotated[int, PlainValidator(_size_at_most)]
+TokensAtMost = Annotated[int, PlainValidator(_tokens_at_most)]
+CostAtMost = Annotated[int, PlainValidator(_cost_at_most)]
 
 
 class QuotaEntry(_Model):
@@ -933,7 +962,24 @@ class QuotaEntry(_Model):
     tickets: CountAtMost | None = None
     bytes_out: SizeAtMost | None = None
     bytes_in: SizeAtMost | None = None
+    tokens_in: TokensAtMost | None = None
+    tokens_out: TokensAtMost | None = None
+    tokens: TokensAtMost | None = None
+    cost: CostAtMost | None = None
     every: Annotated[Window, Field(strict=False)]
+
+
+Amount = Annotated[int, PlainValidator(_amount)]
+
+
+class PriceEntry(_Model):
+    """What a million tokens of some models cost."""
+
+    model: NameGlob
+    tokens_in: Amount = Field(alias="in")
+    tokens_out: Amount = Field(alias="out")
+    cached_in: Amount | None = None
+    cache_write: Amount | None = None
 
 
 class SealedTokensEntry(_Model):
@@ -987,6 +1033,7 @@ class PolicyFile(_Model):
     sealed_tokens: SealedTokensEntry | None = None
     upstreams: list[UpstreamEntry] | None = None
     quotas: list[QuotaEntry] | None = None
+    prices: list[PriceEntry] | None = None
     tests: list[TestEntry] | None = None
     end_required: Literal["required"] | None = Field(None, alias="end: required")
     end: bool | None = None
@@ -1201,6 +1248,7 @@ _ENTRIES: dict[str, type[_Model]] = {
     "sealed_tokens": SealedTokensEntry,
     "upstreams": UpstreamEntry,
     "quotas": QuotaEntry,
+    "prices": PriceEntry,
     "tests": TestEntry,
 }
 _NESTED: dict[str, type[_Model]] = {
@@ -1245,7 +1293,7 @@ _EXPECTED = {
 }
 _OF = {
     "per": ", expected client, rule or all",
-    "every": ", expected minute, hour or day",
+    "every": ", expected minute, hour, day, week or month",
     "version": ", expected 'version: 1' in each file",
     "hosts": ", expected the hosts that the credential is for",
     "action": ", expected allow, deny or ask",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FOLDER: Final = "quotas"  # of the state folder
 _TIDY_EVERY_SECONDS: Final = 60.0
+_KEPT_SECONDS: Final = 86_400.0  # after the window's end: a clock may be set back
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS counts (
     quota TEXT NOT NULL, unit TEXT NOT NULL, every TEXT NOT NULL, holder TEXT NOT NULL,
@@ -63,7 +64,7 @@ class LocalCounts:
             with self._database.opened() as database:
                 now = self._clock()
                 began, used = _current(database, count, now)
-                return Taken(0, used, max(0, limit - used), began + count.window.seconds - now)
+                return Taken(0, used, max(0, limit - used), count.window.end(began) - now)
         with self._database.transaction() as database:
             now = self._clock()
             began, used = _current(database, count, now)
@@ -72,7 +73,7 @@ class LocalCounts:
                 _write(database, count, began, used + given)
                 self._tidy(database, now)
         used += given
-        return Taken(given, used, max(0, limit - used), began + count.window.seconds - now)
+        return Taken(given, used, max(0, limit - used), count.window.end(began) - now)
 
     def hold(self, request: str, count: QuotaCount, limit: int, size: int | None, used: int | None = None) -> Taken:
         """Hold what a request is about to send, until `release`: a size, or all that is left. None given: too little.
@@ -83,7 +84,7 @@ class LocalCounts:
         with self._database.transaction() as database:
             now = self._clock()
             began, here = _current(database, count, now)
-            ends = began + count.window.seconds
+            ends = count.window.end(began)
             [held] = database.execute(_HELD, (*_key(count), now)).fetchone()
             used = here if used is None else used
             left = max(0, limit - used)
@@ -147,20 +148,19 @@ class LocalCounts:
         if abs(now - self._tidied) >= _TIDY_EVERY_SECONDS:
             self._tidied = now
             for table in ("counts", "held"):
-                database.execute(f"DELETE FROM {table} WHERE ends < ?", (now - Window.DAY.seconds,))  # noqa: S608 - ours
+                database.execute(f"DELETE FROM {table} WHERE ends < ?", (now - _KEPT_SECONDS,))  # noqa: S608 - ours
 
 
 def _current(database: sqlite3.Connection, count: QuotaCount, now: float) -> tuple[int, int]:
-    seconds = count.window.seconds
-    began = int(now // seconds) * seconds
+    began = count.window.begin(now)
     row = database.execute(_FIND, _key(count)).fetchone()
-    if row is None or not began <= row[0] <= began + seconds:
+    if row is None or not began <= row[0] <= count.window.end(began):
         return began, 0
     return row[0], row[1]
 
 
 def _write(database: sqlite3.Connection, count: QuotaCount, began: int, used: int) -> None:
-    ends = began + count.window.seconds
+    ends = count.window.end(began)
     database.execute(_WRITE, (*_key(count), began, ends, used))
 
 

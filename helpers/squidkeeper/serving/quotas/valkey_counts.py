@@ -37,6 +37,7 @@ _AT_ONCE: Final = 1000  # keys in one command
 _ADVICE: Final = (  # what to do about an error of Valkey, by a part of its text
     ("permissions", "give the user {user} the rights that squid/FLEET.md lists"),
     ("Function not found", "load squid/quotas.lua as squid/FLEET.md shows"),
+    ("arithmetic", "load squid/quotas.lua of this version, which knows weeks and months"),
     ("counts no user", "load squid/quotas.lua with the names of all users, as squid/FLEET.md shows"),
 )
 
@@ -72,7 +73,7 @@ class ValkeyCounts:
             self._client = None
 
     def _run(self, count: QuotaCount, limit: int, asked: int, added: int) -> Taken:
-        arguments = [self._settings.user, _name_of(count), count.window.seconds, limit, asked, added]
+        arguments = [self._settings.user, _name_of(count), _windows(count.window), limit, asked, added]
         given, used, milliseconds = self._do(
             lambda client: client.fcall(_FUNCTION, 0, *arguments), is_repeatable=not added
         )
@@ -160,7 +161,7 @@ def _client(settings: QuotaStoreSettings) -> Any:
 
 def _uses(client: Any) -> list[QuotaUse]:
     now, microseconds = client.time()
-    scanned = ((key, one) for key, one in _scan(client) if one[1] - one[0].window.seconds <= now < one[1])
+    scanned = ((key, one) for key, one in _scan(client) if one[0].window.begin(one[1] - 1) <= now < one[1])
     found = dict(islice(scanned, _LISTED_AT_MOST))
     used: Counter[tuple[QuotaCount, int]] = Counter()
     for keys in _parts([*found]):
@@ -187,6 +188,11 @@ def _scan(client: Any, quota: str = "*") -> Iterator[tuple[str, tuple[QuotaCount
 
 def _parts(keys: list[str]) -> Iterator[list[str]]:
     return (keys[start : start + _AT_ONCE] for start in range(0, len(keys), _AT_ONCE))
+
+
+def _windows(window: Window) -> int | str:
+    """Return what tells the function when windows end: their length, or the name of those without one in seconds."""
+    return str(window) if window in (Window.WEEK, Window.MONTH) else window.end(0)
 
 
 def _name_of(count: QuotaCount) -> str:
