@@ -150,6 +150,13 @@ def test_a_client_that_expects_100_continue_gets_it(gateway: Gateway, origins: O
         assert raw.send(body).answer().status == (200 if body is SMALL else 403)
 
 
+@pytest.mark.parametrize("path", ["http://llm.example/v1/other", "http://none.example/x"])
+def test_a_denied_request_is_told_to_go_on_only_where_a_body_may_decide(gateway: Gateway, path: str) -> None:
+    whole = chat(path, LARGE, "Expect: 100-continue", host=path.split("/")[2])
+    with Raw(gateway) as raw:
+        assert raw.send(whole[: -len(LARGE)]).answer().status == (100 if "llm" in path else 403)
+
+
 @pytest.mark.parametrize("body", [SMALL, LARGE])
 def test_a_client_of_http_1_0_is_judged_too(gateway: Gateway, origins: Origins, body: bytes) -> None:
     with Raw(gateway) as raw:
@@ -178,10 +185,15 @@ def test_a_body_that_ends_early_reaches_nobody(gateway: Gateway, origins: Origin
     assert origins.seen == []
 
 
-def test_squid_warns_of_none_of_its_connections_to_the_service(gateway: Gateway) -> None:
-    """A body that ends early costs one. So an agent could fill cache.log."""
-    assert curl(gateway, CHAT, *JSON, "-d", SMALL.decode()).status == 200
-    assert "ACL is used in context without" not in gateway.cache_log()
+def test_squid_warns_of_no_denial_and_of_none_of_its_connections_to_the_service(gateway: Gateway) -> None:
+    """A body that ends early costs a connection. So an agent could fill cache.log."""
+    for model, status in ((SMALL, 200), (LARGE, 403)):
+        assert curl(gateway, CHAT, *JSON, "-d", model.decode()).status == status
+    with tunnel(gateway, "llm.example:443") as raw:
+        raw.send(chat("/v1/chat/cut", LARGE)[:-5])
+        raw.abandon()
+    gateway.logged("https://llm.example/v1/chat/cut")
+    assert "WARNING" not in gateway.cache_log()
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,7 @@ FULL = Values(
     signs=True,
     searches=True,
     bytes_out=5_000_000,
+    asked_hosts=("api.example",),
     default=Peer("default", "[2001:db8::1]", 8080),
 )
 
@@ -140,6 +141,37 @@ def test_many_keys_do_not_make_a_line_longer_than_squid_reads() -> None:
     assert longest < 8192
 
 
+CONTINUES = {
+    "[api.example, '*.b.example', '**.b.example']": [".b.example", "api.example"],
+    "[api.example, .example, b.c.example, c.example]": [".example"],
+    "[example, .b.example, b.example]": [".b.example", "example"],
+    "[192.0.2.7]": None,
+    "[192.0.2.0/24, api.example]": None,
+    "['*']": None,
+}
+
+
+@pytest.mark.parametrize("hosts", CONTINUES)
+def test_an_upload_goes_on_ahead_of_the_decision_where_the_host_may_ask_the_service(tmp_path: Path, hosts: str) -> None:
+    """Squid refuses a configuration in which a name stands beside one that covers it."""
+    rules = "rules: [{name: a, action: allow, hosts: [other.example]}, {name: b, action: deny, hosts: %s, %s}]"
+    text = rules % (hosts, "body: {json: {/x: [1]}}")
+    directory = write_policy(tmp_path / "policy", text)
+    policy = load(directory, datetime.now(UTC)).compiled.source
+    values, _ = values_of(policy, SecretStore({}, {}))
+    lines = rendered(values)[part_file(Part.BODIES)]
+    named = re.findall(r"^acl sk_asked_host dstdomain -n (\S+)$", lines, re.MULTILINE)
+    assert named == (CONTINUES[hosts] or [])
+    continues = re.findall(r"^force_request_body_continuation (.*)$", lines, re.MULTILINE)
+    assert continues == [f"allow !CONNECT{' sk_asked_host' if named else ''}"]
+
+
+def test_hosts_whose_uploads_go_on_stay_while_squid_runs() -> None:
+    one, two, every = (Values(asked_hosts=hosts) for hosts in (("a.example",), ("b.example",), None))
+    assert merge(one, two).asked_hosts == ("a.example", "b.example")
+    assert merge(one, every).asked_hosts is merge(every, one).asked_hosts is None
+
+
 HOSTILE = st.text(alphabet="\n\r\t \"'#\\${}@%,;=aZ-_.:/\0é", min_size=1, max_size=12) | st.sampled_from(
     [
         "X\nhttp_access allow all",
@@ -169,6 +201,8 @@ def json_with(path: str, value: str) -> str:
             found["strips"] = {"x-a": value}
         case "inject":
             found["injects"] = [value]
+        case "asked host":
+            found["asked_hosts"] = [value]
         case "default":
             found["default"]["host"] = value
         case name:
@@ -176,7 +210,7 @@ def json_with(path: str, value: str) -> str:
     return json.dumps(found)
 
 
-PLACES = ("key", "strip", "strip key", "inject", "key", "host", "login", "default")
+PLACES = ("key", "strip", "strip key", "inject", "key", "host", "login", "default", "asked host")
 
 
 @given(place=st.sampled_from(PLACES), value=HOSTILE)

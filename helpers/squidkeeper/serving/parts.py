@@ -65,7 +65,7 @@ def _has_websockets(policy: Policy) -> bool:
 # Whether a policy needs a part.
 NEEDED: Final[Mapping[Part, Callable[[Policy], bool]]] = {
     Part.ASK: lambda policy: policy.ask_default or any(rule.action is Action.ASK for rule in policy.rules),
-    Part.BODIES: lambda policy: any(rule.body is not None for rule in policy.rules),
+    Part.BODIES: lambda policy: any(rule.asks_service for rule in policy.rules),
     Part.CERTIFICATES: lambda _: True,
     Part.CREDENTIALS: lambda policy: bool(policy.credentials or policy.sealing_keys or policy.rewrites),
     Part.CREDENTIALS_BY_HEADERS: _reads_headers,

@@ -282,6 +282,11 @@ class Rule:
         return self.match.any_url and self.body is None
 
     @property
+    def asks_service(self) -> bool:
+        """Whether requests that it matches may go to the service of bodies."""
+        return self.body is not None
+
+    @property
     def verdict(self) -> Action:
         """What is logged where it decides."""
         return self.action.verdict

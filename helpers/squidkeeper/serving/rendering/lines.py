@@ -145,6 +145,25 @@ def _body_bound(values: Values) -> Iterator[str]:
         yield f"{BODY_BOUND} {values.bytes_out} bytes"
 
 
+def _continued_uploads(values: Values) -> Iterator[str]:
+    """Have uploads to the hosts of the service go on. Squid takes no name beside one that covers it."""
+    if values.asked_hosts is None:
+        yield "force_request_body_continuation allow !CONNECT"
+        return
+    names = {*values.asked_hosts}
+    kept = (name for name in values.asked_hosts if not names & {*_trees_over(name)})
+    yield from (f"acl sk_asked_host dstdomain -n {name}" for name in kept)
+    if names:
+        yield "force_request_body_continuation allow !CONNECT sk_asked_host"
+
+
+def _trees_over(name: str) -> Iterator[str]:
+    """Yield the names with a dot ahead that cover a name, but for itself."""
+    labels = name.removeprefix(".").split(".")
+    trees = (f".{'.'.join(labels[start:])}" for start in range(len(labels)))
+    return (tree for tree in trees if tree != name)
+
+
 def _content_type(values: Values) -> str:
     """Write how the record tells the media type of an answer: the part of the credentials decides whether it may."""
     return "%.128{type_}note" if Part.CREDENTIALS in values.parts else "%#.128mt"
@@ -203,6 +222,7 @@ PLACEHOLDERS: Final[Mapping[str, Callable[[Values], str | Iterator[str]]]] = {
     "FIRST_COPIES": _first_copies,
     "STRIP": _strip,
     "BODY_BOUND": _body_bound,
+    "CONTINUED_UPLOADS": _continued_uploads,
     "CONTENT_TYPE": _content_type,
     "UPSTREAMS": _upstreams,
 }

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 
 from squidkeeper.base.errors import SecretUnavailable
 from squidkeeper.policy.language.forms import signs
+from squidkeeper.policy.language.hosts import HostForm
 from squidkeeper.policy.language.model import Parent, Policy, Route
 from squidkeeper.policy.language.quotas import LARGEST_SIZE, QuotaUnit
 from squidkeeper.policy.language.secret_sources import FileSource
@@ -24,6 +25,7 @@ HeaderName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9]+([-_][A-Za-z0-9]+)*\Z",
 HeaderKey = Annotated[str, Meta(pattern=r"\A[0-9a-f]{1,16}\Z")]
 UpstreamName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,31}(:[0-9a-f]{1,16})?\Z")]
 HostName = Annotated[str, Meta(pattern=r"\A([a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\])\Z", max_length=253)]
+HostTree = Annotated[str, Meta(pattern=r"\A\.?[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?\Z", max_length=254)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Login = Annotated[str, Meta(pattern=r"\A([A-Za-z0-9_.~%-]+:[A-Za-z0-9_.~%-]*)?\Z", max_length=4096)]
 Size = Annotated[int, Meta(ge=1, le=LARGEST_SIZE)]
@@ -54,7 +56,8 @@ class Values(Struct, frozen=True, forbid_unknown_fields=True):
 
     `strips` has the key of each header that a rule removes, in lower case. `injects` are the headers of credentials.
     `signs` and `searches`: the policy signs requests, and searches them for secrets. `bytes_out` is the largest limit
-    of such a quota. `default` is the parent of install.sh's --upstream. `documented`: no tunnel shares connections to
+    of such a quota. `asked_hosts` are those of requests that may go to the service of bodies, `.example.com` with the
+    hosts under it; None: every host. `default` is the parent of install.sh's --upstream. `documented`: no tunnel shares connections to
     origins (install.sh --bump). `password_files` stand in no line: a change of one is an edit.
     """
 
@@ -65,6 +68,7 @@ class Values(Struct, frozen=True, forbid_unknown_fields=True):
     signs: bool = False
     searches: bool = False
     bytes_out: Size | None = None
+    asked_hosts: Annotated[tuple[HostTree, ...], Meta(max_length=_MOST)] | None = ()
     default: Peer | None = None
     documented: bool = False
     password_files: Annotated[tuple[Annotated[str, Meta(max_length=4096)], ...], Meta(max_length=_MOST)] = ()
@@ -109,6 +113,7 @@ def values_of(policy: Policy, secrets: SecretStore) -> tuple[Values, tuple[str, 
         signs=any(signs(credential.form) for credential in policy.credentials),
         searches=policy.watch is not None,
         bytes_out=max(limits, default=None),
+        asked_hosts=_asked_hosts(policy),
         password_files=tuple(_password_files(policy)),
     )
     return values, problems
@@ -125,6 +130,16 @@ def _strips(policy: Policy) -> Iterator[tuple[str, str]]:
     for rule in policy.rules_and_grants:
         if rule.strip:
             yield from zip(map(str.lower, rule.strip.headers), rule.strip.header_keys, strict=True)
+
+
+def _asked_hosts(policy: Policy) -> tuple[str, ...] | None:
+    """List the hosts of the rules that ask the service of bodies; None where one cannot be written as names."""
+    matches = [rule.match for rule in policy.rules if rule.asks_service]
+    patterns = [pattern for match in matches for pattern in match.hosts or ()]
+    if any(match.hosts is None or match.lists for match in matches) or not all(one.name for one in patterns):
+        return None
+    names = {one.name if one.form is HostForm.EXACT else f".{one.name}" for one in patterns}
+    return tuple(sorted(names)) if len(names) <= _MOST else None
 
 
 def _peer(route: Route, parent: Parent, secrets: SecretStore) -> Peer | str:
@@ -165,10 +180,17 @@ def merge(former: Values, new: Values) -> Values:
         signs=former.signs or new.signs,
         searches=former.searches or new.searches,
         bytes_out=new.bytes_out,
+        asked_hosts=_both(former.asked_hosts, new.asked_hosts),
         default=new.default or former.default,
         documented=former.documented,
         password_files=new.password_files,
     )
+
+
+def _both(former: tuple[str, ...] | None, new: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if former is None or new is None or len(hosts := {*former, *new}) > _MOST:
+        return None
+    return tuple(sorted(hosts))
 
 
 _BOUND: Final = f"{Part.QUOTAS}.bytes_out-"
