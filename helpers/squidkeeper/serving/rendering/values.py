@@ -57,8 +57,8 @@ class Values(Struct, frozen=True, forbid_unknown_fields=True):
     `strips` has the key of each header that a rule removes, in lower case. `injects` are the headers of credentials.
     `signs` and `searches`: the policy signs requests, and searches them for secrets. `bytes_out` is the largest limit
     of such a quota. `asked_hosts` are those of requests that may go to the service of bodies, `.example.com` with the
-    hosts under it; None: every host. `default` is the parent of install.sh's --upstream. `documented`: no tunnel shares connections to
-    origins (install.sh --bump). `password_files` stand in no line: a change of one is an edit.
+    hosts under it; None: every host. `default` is the parent of install.sh's --upstream. `documented`: no tunnel shares
+    connections to origins (install.sh --bump). `password_files` stand in no line: a change of one is an edit.
     """
 
     keys: Annotated[frozenset[Key], Meta(max_length=_MOST)] = frozenset()
