@@ -8,6 +8,9 @@ from dnslib import AAAA, QTYPE, RCODE, RR, A, DNSError, DNSRecord
 from dnslib.server import DNSHandler, DNSLogger, DNSServer
 
 PUBLIC = "203.0.113.10"
+# For Squid: keep a name for two to three seconds. A name that is kept for one second can expire between a CONNECT and
+# its ClientHello. Such a tunnel fails.
+SHORT_MEMORY = "negative_dns_ttl 3 seconds"
 
 
 class Names:

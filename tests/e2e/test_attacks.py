@@ -18,7 +18,7 @@ from tests.conftest import DOCUMENTED
 from tests.waiting import wait_for
 
 from .curl import curl
-from .dns import PUBLIC, Names
+from .dns import PUBLIC, SHORT_MEMORY, Names
 from .gateway import Gateway, NewGateway
 from .origin import Answer, Origins
 from .raw import Raw, tunnel
@@ -65,7 +65,7 @@ OWN_LINES = ["request_header_access X-Forwarded-Host allow all", "acl sk_private
 @pytest.fixture(scope="module", params=["shared", pytest.param("documented", marks=pytest.mark.long)])
 def gateway(new_gateway: NewGateway, request: pytest.FixtureRequest) -> Gateway:
     """Allow-list only; with requests that share connections to origins, and as `--bump documented` bumps."""
-    gateway = new_gateway(POLICY, "negative_dns_ttl 1 second")
+    gateway = new_gateway(POLICY, SHORT_MEMORY)
     gateway.secret("token", TOKEN)
     documented = request.param == "documented" or DOCUMENTED in os.environ
     gateway.render(documented=documented)

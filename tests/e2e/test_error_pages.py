@@ -61,8 +61,6 @@ CONTENT_TYPES = {
 }
 LABELS = {"rule": "Rule", "reason": "Reason", "contact": "Contact", "request_id": "Request ID", "time": "Time"}
 
-LOCAL_CONF = ("negative_dns_ttl 1 second",)
-
 
 def ask(gateway: Gateway, url: str, form: Form = Form.TEXT, *options: str) -> Reply:
     return curl(gateway, url, "--header", f"Accept: {ACCEPT[form]}", "--globoff", *options)

@@ -25,7 +25,7 @@ from squidkeeper.record.log.requests import request_of, unexplained
 from squidkeeper.serving.counters.reader import read_counter_files
 from tests.waiting import pause, wait_for
 
-from .dns import PUBLIC, Names
+from .dns import PUBLIC, SHORT_MEMORY, Names
 from .gateway import Gateway
 from .origin import Origins
 from .raw import Raw, tunnel
@@ -60,7 +60,7 @@ credentials:
 """
 LISTENING = "Accepting SSL bumped HTTP Socket connections"
 
-LOCAL_CONF = ("negative_dns_ttl 1 second",)
+LOCAL_CONF = (SHORT_MEMORY,)
 SECRETS = {"token": "e2e-token-passthrough"}
 
 
@@ -311,7 +311,7 @@ def test_a_name_that_turns_private_in_between_is_denied(gateway: Gateway, origin
     names.set("turns.moving.example", [PUBLIC], ["10.0.0.5"])
     before = len(gateway.log())
 
-    def expire() -> None:  # Squid keeps a name for a second at least
+    def expire() -> None:  # Squid keeps a name for two seconds at least
         wait_for(lambda: asked_again(gateway, names, "turns.moving.example"), "the second look-up")
 
     with (

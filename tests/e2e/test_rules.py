@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.waiting import wait_for
+from tests.waiting import pause, wait_for
 
 from .curl import CurlFailed, curl
 from .dns import PUBLIC, Names
@@ -10,6 +10,7 @@ from .expect import allowed, denied
 from .gateway import Gateway, NewGateway
 from .network import run
 from .origin import Answer, Origins
+from .raw import Raw
 
 POLICY = """
 version: 1
@@ -42,7 +43,7 @@ presets: [pypi@1, {preset: npm@1, clients: [builders]}]
 @pytest.fixture(scope="module")
 def gateway(new_gateway: NewGateway) -> Gateway:
     lists = {"lists/opened.txt": "# ours\nlisted.example\n"}
-    return new_gateway(POLICY, "negative_dns_ttl 1 second", files=lists).start()
+    return new_gateway(POLICY, files=lists).start()
 
 
 def test_neither_the_client_nor_squid_is_told_to_the_origin_and_the_record_has_the_request(
@@ -83,6 +84,14 @@ ALLOWED = [
 @pytest.mark.parametrize(("url", "rule"), ALLOWED, ids=[url for url, _ in ALLOWED])
 def test_what_a_rule_allows_arrives(gateway: Gateway, origins: Origins, url: str, rule: str) -> None:
     assert allowed(gateway, origins, url, rule).url == url
+
+
+def test_a_tunnel_opens_whose_name_has_a_ttl_of_0_and_whose_client_hello_is_late(gateway: Gateway) -> None:
+    with Raw(gateway) as client:
+        assert client.connect("late.domain.example:443").status == 200
+        pause(2, "a slow client")
+        client.tls("late.domain.example")
+        assert client.get("/", "late.domain.example").status == 200
 
 
 DENIED = [

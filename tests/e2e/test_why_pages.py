@@ -68,7 +68,7 @@ upstreams:
 sealed_tokens: {{keys: [key]}}
 """
 LOCAL = (
-    *("negative_dns_ttl 1 second", "connect_timeout 2 seconds", "read_timeout 2 seconds", "forward_timeout 4 seconds"),
+    *("connect_timeout 2 seconds", "read_timeout 2 seconds", "forward_timeout 4 seconds"),
     *("request_body_max_size 10 KB", "reply_body_max_size 100 KB"),
     *("acl banned dstdomain banned.open.example", "http_access deny banned"),
     *("acl nowhere dstdomain nowhere.open.example", "never_direct allow nowhere"),
