@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from squidkeeper.record.log.follower import Follower
     from squidkeeper.record.table.sources import TableSources
 
-_KEYS = ("host", "rule", "observed", "client", "gateway", "status", "path")  # of record/table/listing.py
+_KEYS = ("host", "rule", "observed", "client", "gateway", "model", "status", "path")  # of record/table/listing.py
 _FILTERS = ("host", "rule", "verdict", "status", "request_id", "observed", "gateway")  # of record/log/filters.py
 
 
@@ -66,7 +66,11 @@ class WantedRequests:
 @click.option("--follow", "-f", is_flag=True, help="Show requests as they end, until interrupted.")
 @click.option("-n", "newest", metavar="N", type=click.IntRange(1), help="Show the newest N requests or findings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the lines as Squid logged them; with --by, the counts.")
-@click.option("--by", type=click.Choice(_KEYS), help="Count requests, denials, tunnels and bytes by this.")
+@click.option(
+    "--by",
+    type=click.Choice(_KEYS),
+    help="Count requests, denials, tunnels and bytes by this, and what metered requests used.",
+)
 @click.option("--connects", is_flag=True, help="Show every CONNECT.")
 @click.option("--drift", is_flag=True, help="Show requests that were served although the policy denied them.")
 @options.policy_option
@@ -128,7 +132,7 @@ def log(
         if follow:
             found = _follow(wanted, files[0] if files else options.DEFAULT_LOG, policies)
         else:
-            found = _read(wanted, _sources(wanted, files, archive, given["gateway"]), policies, past)
+            found = _read(wanted, _sources(wanted, files, archive, given["gateway"]), policies, past, state)
     except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
@@ -161,12 +165,12 @@ def _sources(
     return options.table_sources(files, archive, with_rotated=with_rotated, gateways=gateways)
 
 
-def _read(wanted: WantedRequests, sources: TableSources, checker: DriftChecker, past: PastPolicies) -> int:
+def _read(wanted: WantedRequests, sources: TableSources, checker: DriftChecker, past: PastPolicies, state: Path) -> int:
     from squidkeeper.cli.log_table import TableLog
     from squidkeeper.record.log.log_files import files_since, sorted_by_time
 
     files = sorted_by_time(sources.files) if sources.files else files_since(options.DEFAULT_LOG, wanted.since)
-    table = TableLog(wanted, sources, files, checker)
+    table = TableLog(wanted, sources, files, checker, state)
     with progress("reading the access log"):
         table.show(past.effective())
     return table.found

@@ -12,16 +12,29 @@ from typing import TYPE_CHECKING
 
 import click
 
+from squidkeeper.base.errors import UnreadableLog
 from squidkeeper.base.formatting import quantity, timestamp
 from squidkeeper.cli.output import report_skipped, write
+from squidkeeper.policy.language.prices import MILLIONTHS
 from squidkeeper.record.log.listing import FindingTable, RequestTable, json_finding, json_line, printable
 from squidkeeper.record.table import listing
 from squidkeeper.record.table.columns import JUDGED
 from squidkeeper.record.table.database import yield_to_squid
 from squidkeeper.record.table.drift import DriftTable
 from squidkeeper.record.table.lines import Skipped
-from squidkeeper.record.table.listing import KEY_FIELDS, Group, Groups, early_times, fields_of, late_times, select_rows
+from squidkeeper.record.table.listing import (
+    KEY_FIELDS,
+    MODEL,
+    Groups,
+    early_times,
+    fields_of,
+    late_times,
+    select_rows,
+    with_usage,
+)
 from squidkeeper.record.table.table import Table, open_table
+from squidkeeper.record.table.usage import create_usage
+from squidkeeper.record.usage.ledger import ledger_files
 
 if TYPE_CHECKING:
     from squidkeeper.cli.log import WantedRequests
@@ -30,14 +43,17 @@ if TYPE_CHECKING:
 
 
 class TableLog:
-    """One call of the command. `files` are the logs among the sources, the oldest first."""
+    """One call of the command. `files` are the logs among the sources, the oldest first; `state` has the ledger."""
 
-    def __init__(self, wanted: WantedRequests, sources: TableSources, files: list[Path], checker: DriftChecker) -> None:
+    def __init__(
+        self, wanted: WantedRequests, sources: TableSources, files: list[Path], checker: DriftChecker, state: Path
+    ) -> None:
         self.found = 0  # findings of --drift
         self._wanted = wanted
         self._sources = sources
         self._files = files
         self._checker = checker
+        self._state = state
         self._requests: RequestTable | None = None
         self._skipped = Skipped()
         self._records = self._tunnels = self._merged = self._shown = 0
@@ -92,19 +108,15 @@ class TableLog:
 
     def _show_groups(self, table: Table, by: str) -> None:
         view, records = self._select(table), select_rows(table.connection, "records", self._wanted.filters)
-        groups = Groups.count(table.connection, view, records, by)
+        metered = self._has_usage(table, by) or by == MODEL
+        counted = with_usage(table.connection, view) if metered else view
+        groups = Groups.count(table.connection, counted, records, by, metered=metered)
         if self._wanted.as_json:
             for group in groups.most_first():
-                write(f"{json.dumps({by: group.key, **dict(zip(Group._fields[:-1], group, strict=False))})}\n")
+                numbers = {name: getattr(group, name) for name in groups.shown}
+                write(f"{json.dumps({by: group.key, **numbers, 'last': group.last})}\n")
         else:
-            titles = ("REQUESTS", "DENIED", "TUNNELS", "BYTES")
-            digits = groups.widths()
-            widths = map(max, map(len, titles), digits)
-            row = "  ".join([*(f"{{:>{width}}}" for width in widths), "{:<24}", "{}"])
-            if any(digits):
-                write(f"{row.format(*titles, 'LAST', by.upper())}\n")
-            for group in groups.most_first():
-                write(f"{printable(row.format(*group))}\n")
+            _write_groups(groups, by)
         self._shown = listing.count_rows(table.connection, view)
         self._add_counts(table)
 
@@ -131,11 +143,19 @@ class TableLog:
         with open_table(self._sources, *period, columns=self._columns(), folds=folds) as table:
             yield table
 
+    def _has_usage(self, table: Table, by: str) -> bool:
+        try:
+            return create_usage(table.database, ledger_files(self._state, self._wanted.since))
+        except UnreadableLog:  # a FILE may be all that this account can read
+            if by == MODEL:
+                raise
+            return False
+
     def _columns(self) -> set[str] | None:
         wanted = self._wanted
         if wanted.as_json and not wanted.by:
             return None  # for whole lines
-        shown = (*KEY_FIELDS.get(wanted.by, (wanted.by,)), "bytes") if wanted.by else listing.ROW_FIELDS
+        shown = (*KEY_FIELDS.get(wanted.by, (wanted.by,)), "bytes", "request_id") if wanted.by else listing.ROW_FIELDS
         return {*shown, *fields_of(wanted.filters), *(JUDGED if wanted.drift else ())}
 
     @property
@@ -174,3 +194,17 @@ class TableLog:
         elif not self._shown and not self._wanted.as_json and not self._wanted.drift:
             click.echo(f"{quantity(self._records, 'record')} read{self._period()}, no request shown.", err=True)
         report_skipped(self._skipped)
+
+
+def _write_groups(groups: Groups, by: str) -> None:
+    widths = {name: max(len(name), len(_number(name, most))) for name, most in groups.largest().items()}
+    row = "  ".join([*(f"{{:>{width}}}" for width in widths.values()), "{:<24}", "{}"])
+    if widths:
+        write(f"{row.format(*map(str.upper, widths), 'LAST', by.upper())}\n")
+    for group in groups.most_first():
+        numbers = (_number(name, getattr(group, name)) for name in widths)
+        write(f"{printable(row.format(*numbers, group.last, group.key))}\n")
+
+
+def _number(name: str, value: int) -> str:
+    return f"{value / MILLIONTHS:.6f}" if name == "cost" else str(value)

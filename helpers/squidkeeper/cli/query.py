@@ -16,7 +16,7 @@ import click
 
 from squidkeeper.base.errors import QueryRefused
 from squidkeeper.cli.arguments import table_options
-from squidkeeper.cli.options import path_option
+from squidkeeper.cli.options import path_option, state_option
 from squidkeeper.cli.output import end_progress, open_new_file, progress, report_skipped
 
 if TYPE_CHECKING:
@@ -35,11 +35,12 @@ _FORMATS = ("table", "csv", "json", "parquet")
     "--format", "form", type=click.Choice(_FORMATS), default="table", show_default=True, help="How to print rows."
 )
 @path_option("--output", metavar="FILE", help="Write to a new file, as parquet requires.")
-def query(sql: str, read: TableOptions, form: str, output: Path | None) -> None:
-    """Run one SELECT of DuckDB over the tables `requests` and `records`.
+@state_option("The state folder, for the table `usage`.")
+def query(sql: str, read: TableOptions, form: str, output: Path | None, state: Path) -> None:
+    """Run one SELECT of DuckDB over the tables `requests`, `records` and `usage`.
 
-    The tables hold the archive, the access log and its rotated files; or FILEs: logs, also compressed, Parquet files,
-    and `-` for standard input.
+    `requests` and `records` hold the archive, the access log and its rotated files; or FILEs: logs, also compressed,
+    Parquet files, and `-` for standard input. `usage` holds the tokens and the cost of metered requests.
 
     The SELECT cannot read or write a file. As root, it runs as nobody. A table shows the first 1,000 rows.
 
@@ -47,6 +48,7 @@ def query(sql: str, read: TableOptions, form: str, output: Path | None) -> None:
     Examples:
       squidkeeper query "DESCRIBE requests"
       squidkeeper query "SELECT host, count(*) FROM requests GROUP BY host"
+      squidkeeper query "SELECT model, sum(cost) / 1e6 FROM usage GROUP BY model"
 
     \b
     Exit status:
@@ -64,7 +66,7 @@ def query(sql: str, read: TableOptions, form: str, output: Path | None) -> None:
         continue_as_child(undo=partial(_remove, output))
         bound_memory(threads)
         with progress("querying"):
-            _run(sql, replace(read, threads=threads), QueryFormat(form), file)
+            _run(sql, replace(read, threads=threads), QueryFormat(form), file, state)
     except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -74,12 +76,16 @@ def _remove(output: Path | None) -> None:
         output.unlink(missing_ok=True)
 
 
-def _run(sql: str, read: TableOptions, form: QueryFormat, file: IO[bytes]) -> None:
+def _run(sql: str, read: TableOptions, form: QueryFormat, file: IO[bytes], state: Path) -> None:
     from squidkeeper.record.table.statement import drop_rights, lock, parse_select
     from squidkeeper.record.table.table import open_table
+    from squidkeeper.record.table.usage import USAGE, create_usage
+    from squidkeeper.record.usage.ledger import ledger_files
 
     statement = parse_select(sql)
     with open_table(read.sources, *read.period, read.threads, statement.columns) as table:
+        if USAGE in statement.tables:
+            create_usage(table.database, ledger_files(state, read.since), *read.period)
         drop_rights(table.database, table.parts)
         lock(table.database, table.parts)
         report_skipped(table.skipped)

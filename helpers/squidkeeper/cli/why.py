@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from squidkeeper.record.chain.store_settings import StoreSettings
     from squidkeeper.record.log.filters import Filter
     from squidkeeper.record.table.sources import LiveGateways, TableSources
+    from squidkeeper.record.usage.ledger import UsageEntry
     from squidkeeper.record.why.answer import Explained
     from squidkeeper.record.why.details import Surroundings
     from squidkeeper.record.why.search import FailureGroup, Search
@@ -135,6 +136,7 @@ def why(
     from squidkeeper.cli.why_fleet import ask_fleet
     from squidkeeper.record.log.record import format_time
     from squidkeeper.record.table.sources import LiveGateways
+    from squidkeeper.record.usage.ledger import usage_of
     from squidkeeper.record.why.search import Inquiry, Search
 
     ids, files = _ids_and_files(given)
@@ -151,7 +153,7 @@ def why(
     sources = table_sources(files, archive, gateways=gateway)
     with progress("looking for failures"):
         known = _surroundings(policies, run, cache_log or _beside(sources), search)
-        answer = _Answer(search, _read(search, sources), known)
+        answer = _Answer(search, _read(search, sources), known, usage_of(state, ids, search.since))
         newest = answer.newest(number, Layout.around(directory, state, run=run))
     if as_json:
         click.echo(answer.as_json(newest))
@@ -250,13 +252,14 @@ def _surroundings(policies: _Policies, run: Path, cache_log: Path | None, search
 class _Answer:
     """One call of the command: what was read, and what was found. Only what is shown is explained."""
 
-    def __init__(self, search: Search, read: ReadRecords, known: Surroundings) -> None:
+    def __init__(self, search: Search, read: ReadRecords, known: Surroundings, usage: list[UsageEntry]) -> None:
         from squidkeeper.record.log.record import format_time
         from squidkeeper.record.why.answer import crashes, without_record
 
         self._search = search
         self._read = read
         self._known = known
+        self._usage = usage
         self._since = format_time(search.since) if search.since else ""
         self._groups = search.groups(read.records, read.standing)
         unrecorded = (*crashes(known.crashes, self._since), *without_record(known.cache_log, self._since))
@@ -292,9 +295,11 @@ class _Answer:
         return f"{causes}\n" * bool(shown) + "".join(f"{_printable(text)}\n" for text in told)
 
     def _about_ids(self, sources: TableSources) -> Iterator[str]:
+        from squidkeeper.record.why.answer import about_usage
         from squidkeeper.record.why.search import about_other
 
         yield from map(about_other, self._search.others.values())
+        yield from map(about_usage, self._usage)
         for one in sorted(self._search.unknown_ids):
             yield (
                 f"No request has the ID {one} in {_described(sources)}: an ID looks like {_SOME_ID}, as a page of the"
@@ -327,6 +332,8 @@ class _Answer:
 
     def as_json(self, shown: list[Explained]) -> str:
         """Write the answer for programs."""
+        from msgspec import to_builtins
+
         from squidkeeper.record.why.answer import as_json
         from squidkeeper.record.why.search import about_other
 
@@ -339,6 +346,7 @@ class _Answer:
                 "failed": search.failed,
                 "causes_not_shown": self._causes - len(shown),
                 "not_failed": [about_other(record) for record in search.others.values()],
+                "usage": [to_builtins(entry) for entry in self._usage],
                 "unknown_ids": sorted(search.unknown_ids),
                 "older_not_read": self._read.is_cut,
                 "invalid_lines": self._read.skipped.count,

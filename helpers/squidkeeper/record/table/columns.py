@@ -108,3 +108,10 @@ def selected(names: Collection[str] | None) -> tuple[Column, ...]:
 def time_literal(at: datetime) -> str:
     """Write a time, in milliseconds as records have it: the filters of `squidkeeper log` compare these."""
     return f"TIMESTAMP '{format_time(at)[:-1]}'"
+
+
+def in_period(since: datetime | None, until: datetime | None) -> str:
+    """Write the WHERE of a period; empty for all times."""
+    tests = [f"{TIME} >= {time_literal(since)}"] if since else []
+    tests += [f"{TIME} < {time_literal(until)}"] if until else []
+    return f" WHERE {' AND '.join(tests)}" if tests else ""

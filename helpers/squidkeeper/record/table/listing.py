@@ -15,6 +15,8 @@ from squidkeeper.record.log.listing import FindingRow, RequestRow
 from squidkeeper.record.log.log_files import LINE_LIMIT, STDIN, open_nonblocking
 from squidkeeper.record.log.record import NONE, format_time, parse_record, parse_time
 from squidkeeper.record.table.columns import FIELDS, IS_OPENED_TUNNEL, IS_TUNNEL, TIME, Column
+from squidkeeper.record.table.usage import USAGE
+from squidkeeper.record.usage.ledger import UsageState
 
 if TYPE_CHECKING:
     import duckdb
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 _BATCH: Final = 10_000
 _KEY_AT_MOST: Final = 500  # characters; a client can invent any number of long paths
 _PATH: Final = "split_part(url, '?', 1)"
+MODEL: Final = "model"
 CLIENT: Final = f"coalesce(user || '@', '') || coalesce(client, '{NONE}')"
 KEYS: Final[Mapping[str, str]] = {
     "host": "host",
@@ -32,7 +35,7 @@ KEYS: Final[Mapping[str, str]] = {
     "status": "status::VARCHAR",
     "path": f"CASE WHEN length({_PATH}) > {_KEY_AT_MOST} THEN {_PATH}[:{_KEY_AT_MOST}] || '…' ELSE {_PATH} END",
 }
-KEY_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {"client": ("client", "user"), "path": ("url",)}
+KEY_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {"client": ("client", "user"), "path": ("url",), MODEL: ()}
 _FEW: Final = 2000
 _TIME: Final = "strftime(time, '%Y-%m-%dT%H:%M:%S.%gZ')"
 # The columns of a request that its row is made of, beside the time.
@@ -91,51 +94,83 @@ class Group(NamedTuple):
 
     `tunnels` are CONNECTs that the policy allowed, which are no requests: their rule is the first that could allow a
     request. A tunnel that passed through counts also as a request, at its end.
+
+    Tokens and `cost` (in millionths) are those of metered requests. `reserved` are those that count for their reserve.
     """
 
-    requests: int
-    denied: int
-    tunnels: int
-    bytes: int
-    last: str
     key: str
+    last: str
+    requests: int = 0
+    denied: int = 0
+    tunnels: int = 0
+    bytes: int = 0
+    reserved: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: int = 0
+
+
+_USED: Final = Group._fields[-4:]
+_PLAIN: Final = Group._fields[2:-4]  # what every request has
+_METERED: Final = "metered_requests"
+
+
+def with_usage(connection: duckdb.DuckDBPyConnection, view: str) -> str:
+    """Create a view of the rows of a view with what each has used, by the table `usage`; return its name."""
+    used = f"u.{MODEL}, (u.state <> '{UsageState.METERED}')::INT AS reserved, u.tokens_in, u.tokens_out, u.cost"
+    connection.execute(
+        f"CREATE OR REPLACE VIEW {_METERED} AS SELECT r.*, {used} FROM {view} AS r"
+        f" LEFT JOIN {USAGE} AS u USING (request_id)"
+    )
+    return _METERED
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """The groups of rows by one of KEYS, counted once, in a table of the database."""
+    """The groups of rows by one of KEYS, counted once, in a table of the database. `shown` are their numbers."""
 
     connection: duckdb.DuckDBPyConnection
+    shown: tuple[str, ...]
 
     @classmethod
-    def count(cls, connection: duckdb.DuckDBPyConnection, rows: str, records: str, by: str) -> Groups:
-        """Count the requests of a view, and the tunnels of a view of records."""
-        key = f"coalesce({KEYS[by]}, '{NONE}') AS key"
+    def count(
+        cls, connection: duckdb.DuckDBPyConnection, rows: str, records: str, by: str, *, metered: bool = False
+    ) -> Groups:
+        """Count the requests of a view, and the tunnels of a view of records.
+
+        `metered`: the view is one of `with_usage`. By model, only the metered requests count.
+        """
+        key, used = f"coalesce({KEYS.get(by, by)}, '{NONE}') AS key", _USED if metered else ()
+        sums = ", ".join(f"coalesce(sum({name}), 0) AS {name}" for name in ("bytes", *used))
         requests = (
             f"SELECT count(*) FILTER (NOT {IS_TUNNEL}) AS requests, count(*) FILTER (verdict = 'deny') AS denied,"
-            f" 0 AS tunnels, sum(bytes) AS bytes, max(time) AS last, {key} FROM {rows} GROUP BY key"
+            f" 0 AS tunnels, {sums}, max(time) AS last, {key}"
+            f" FROM {rows}{' WHERE reserved IS NOT NULL' if by == MODEL else ''} GROUP BY key"
         )
-        tunnels = f"SELECT 0, 0, count(*), 0, max(time), {key} FROM {records} WHERE {IS_TUNNEL} GROUP BY key"
-        sums = ", ".join(f"sum({name}) AS {name}" for name in Group._fields[:4])
+        if by != MODEL:
+            tunnels = f"count(*) AS tunnels, max(time) AS last, {key} FROM {records} WHERE {IS_TUNNEL} GROUP BY key"
+            requests += f" UNION ALL BY NAME SELECT {tunnels}"
+        shown = (*(("requests", "bytes") if by == MODEL else _PLAIN), *used)
+        sums = ", ".join(f"coalesce(sum({name}), 0) AS {name}" for name in shown)
         connection.execute(
-            f"CREATE OR REPLACE TABLE counted AS SELECT {sums}, max(last) AS last, key"
-            f" FROM ({requests} UNION ALL {tunnels}) GROUP BY key"
+            f"CREATE OR REPLACE TABLE counted AS SELECT {sums}, max(last) AS last, key FROM ({requests}) GROUP BY key"
         )
-        return cls(connection)
+        return cls(connection, shown)
 
-    def widths(self) -> tuple[int, int, int, int]:
-        """Return how many digits each of the four numbers has at most."""
-        columns = ", ".join(f"coalesce(max(length({name}::VARCHAR)), 0)" for name in Group._fields[:4])
-        ((requests, denied, tunnels, sent),) = self.connection.execute(f"SELECT {columns} FROM counted").fetchall()
-        return requests, denied, tunnels, sent
+    def largest(self) -> dict[str, int]:
+        """Return the largest of each number; nothing where there is no group."""
+        columns = ", ".join(f"max({name})" for name in self.shown)
+        (found,) = self.connection.execute(f"SELECT {columns} FROM counted").fetchall()
+        return {name: int(value) for name, value in zip(self.shown, found, strict=True) if value is not None}
 
     def most_first(self) -> Iterator[Group]:
-        """Yield the groups, the one with the most requests first."""
-        self.connection.execute("FROM counted ORDER BY requests DESC, tunnels DESC, key")
+        """Yield the groups: the one that costs most, or else has the most requests, first."""
+        order = "cost DESC, requests DESC" if "cost" in self.shown else "requests DESC, tunnels DESC"
+        self.connection.execute(f"FROM counted ORDER BY {order}, key")
         while rows := self.connection.fetchmany(_BATCH):
-            for requests, denied, tunnels, sent, last, key in rows:
-                numbers = int(requests), int(denied), int(tunnels), int(sent)
-                yield Group(*numbers, format_time(last.replace(tzinfo=UTC)), key)
+            for *numbers, last, key in rows:
+                counts = dict(zip(self.shown, map(int, numbers), strict=True))
+                yield Group(key, format_time(last.replace(tzinfo=UTC)), **counts)
 
 
 def request_rows(connection: duckdb.DuckDBPyConnection, view: str, newest: int | None) -> Iterator[list[RequestRow]]:

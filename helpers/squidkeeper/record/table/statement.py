@@ -17,13 +17,15 @@ from squidkeeper.base.errors import QueryRefused
 from squidkeeper.base.squid_account import account_of, group_name, squid_account
 from squidkeeper.record.table.columns import NAMES
 from squidkeeper.record.table.database import QUERY_ACCOUNT, Database, quoted, quoted_literally
+from squidkeeper.record.table.usage import USAGE
 
 _NODES: Final = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 _FUNCTIONS: Final = {  # that give rows, and read no file
     *("range", "generate_series", "unnest", "json_each", "json_tree", "histogram", "histogram_values", "summary")
 }
 _KINDS: Final = {"MULTI": "a PIVOT without IN (…), which is several statements"}
-_TABLES: Final = frozenset({"requests", "records"})
+_TABLES: Final = frozenset({"requests", "records", USAGE})
+_TABLES_TEXT: Final = f"the tables requests, records and {USAGE}"
 _TABLE_FUNCTION: Final = "TABLE_FUNCTION"
 _TABLE: Final = "BASE_TABLE"
 _RECURSIVE: Final = "RECURSIVE_CTE_NODE"
@@ -78,10 +80,11 @@ def _opening(part: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SelectStatement:
-    """A statement that may run. `columns` are those that it can need; None: all."""
+    """A statement that may run. `columns` are those that it can need; None: all. `tables` are named anywhere in it."""
 
     text: str
     columns: frozenset[str] | None
+    tables: frozenset[str]
 
 
 def parse_select(text: str) -> SelectStatement:
@@ -102,19 +105,20 @@ def parse_select(text: str) -> SelectStatement:
             raise QueryRefused(f"{kinds}: expected one SELECT; it may begin with WITH, FROM, DESCRIBE or SUMMARIZE")
         serialized = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [text]).fetchall()[0][0]
     try:
-        return SelectStatement(text, _checked(json.loads(serialized)))
+        return SelectStatement(text, *_checked(json.loads(serialized)))
     except RecursionError as error:
         raise QueryRefused("nested too deeply: expected fewer levels of SELECT in SELECT") from error
 
 
-def _checked(tree: dict[str, object]) -> frozenset[str] | None:
+def _checked(tree: dict[str, object]) -> tuple[frozenset[str] | None, frozenset[str]]:
     if tree.get("error"):
         raise QueryRefused(f"{tree.get('error_message')}: expected a SELECT that only reads")
     nodes = list(_nodes(tree))
     for node in nodes:
         _check(node)
     _check_tables(tree, _TABLES)
-    return _columns(nodes)
+    tables = frozenset(name.lower() for node in nodes for name in _texts(node.get("table_name")))
+    return _columns(nodes), tables
 
 
 def _nodes(tree: object) -> Iterator[dict[str, object]]:
@@ -137,7 +141,7 @@ def _check(node: dict[str, object]) -> None:
         name = str(function.get("function_name", "")).lower() if isinstance(function, dict) else ""
         if name not in _FUNCTIONS:
             expected = ", ".join(sorted(_FUNCTIONS))
-            raise QueryRefused(f"{name}(): a query reads the tables requests and records, and {expected}")
+            raise QueryRefused(f"{name}(): a query reads {_TABLES_TEXT}, and {expected}")
 
 
 def _check_tables(tree: object, known: frozenset[str]) -> None:
@@ -152,7 +156,7 @@ def _check_tables(tree: object, known: frozenset[str]) -> None:
         return
     named = str(tree.get("table_name") or "")
     if named and (tree.get("schema_name") or tree.get("catalog_name") or named.lower() not in known):
-        raise QueryRefused(f"{named}: a query reads the tables requests and records")
+        raise QueryRefused(f"{named}: a query reads {_TABLES_TEXT}")
     for part in tree.get("cte_map", {}).get("map", ()):
         _check_tables(part["value"], known)
         known |= {part["key"].lower()}

@@ -23,8 +23,8 @@ from squidkeeper.record.table.columns import (
     POSITION,
     TIME,
     Column,
+    in_period,
     selected,
-    time_literal,
 )
 from squidkeeper.record.table.database import MEMORY_LIMIT, Database, open_database, quoted, quoted_literally
 from squidkeeper.record.table.lines import Bounds, LineTable, Skipped
@@ -95,7 +95,7 @@ def open_table(
         with_local_archive(sources, database.spill, *around) as local,
     ):
         table = _read(database, local, around, chosen)
-        period = _in_period(since, until)
+        period = in_period(since, until)
         for macro in _DECODERS:
             database.connection.execute(macro)
         database.connection.execute(f"CREATE VIEW records AS SELECT * FROM {_EVERY}{period}")
@@ -194,12 +194,6 @@ def _absent(column: Column) -> str:
 
 def _of_gateways(names: Collection[str]) -> str:
     return f" WHERE coalesce({_GATEWAY}, '{NONE}') IN ({', '.join(map(quoted, names))})" if names else ""
-
-
-def _in_period(since: datetime | None, until: datetime | None) -> str:
-    tests = [f"{TIME} >= {time_literal(since)}"] if since else []
-    tests += [f"{TIME} < {time_literal(until)}"] if until else []
-    return f" WHERE {' AND '.join(tests)}" if tests else ""
 
 
 # Records to requests, in SQL: without CONNECTs that opened a tunnel, and without what counts twice.

@@ -16,7 +16,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -30,7 +30,6 @@ from squidkeeper.base.errors import InvalidEntry
 from squidkeeper.base.layout import BODIES_FOLDER
 from squidkeeper.base.rotated_logs import next_name, rotated, written_until
 from squidkeeper.base.untrusted_file import open_untrusted
-from squidkeeper.record.archive import KEEP_DAYS
 from squidkeeper.record.log.log_files import LogFile, line_blocks
 from squidkeeper.record.log.record import NONE, format_time
 
@@ -39,7 +38,8 @@ MODEL_LENGTH: Final = 100  # characters, ahead of their encoding
 LARGEST: Final = 2**53 - 1  # a number that every reader of JSON has exactly
 FILE_BYTES: Final = 64 << 20  # of one file; it is also rotated at midnight
 LEDGER_BYTES: Final = 1 << 30  # of the rotated files together
-_DAY_SECONDS: Final = 86400
+_KEEP_SECONDS: Final = 90 * 86400  # as long as the archive keeps the access log
+_SLACK_SECONDS: Final = 60
 _UNESCAPED: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%<>\\')
 _encoder = msgspec.json.Encoder()
 
@@ -192,7 +192,7 @@ def _rotate(file: Path, entry: UsageEntry) -> None:
 
 
 def _remove_over_bounds(files: list[Path]) -> None:
-    total, oldest = 0, time.time() - KEEP_DAYS * _DAY_SECONDS
+    total, oldest = 0, time.time() - _KEEP_SECONDS
     for file in reversed(files):
         total += file.stat().st_size
         if total > LEDGER_BYTES or written_until(file) < oldest:
@@ -218,10 +218,10 @@ _decoder = msgspec.json.Decoder(UsageEntry)
 
 
 def ledger_files(state: Path, since: datetime | None = None) -> list[Path]:
-    """List, oldest first, the files with lines since a time."""
+    """List, oldest first, the files with what the access log has since a time: a request can end here a bit earlier."""
     file = ledger_file(state)
-    older = [path for path in rotated(file) if since is None or written_until(path) >= since.timestamp()]
-    return [*older, file] if file.exists() else older
+    begin = since.timestamp() - _SLACK_SECONDS if since else 0
+    return [*(path for path in rotated(file) if written_until(path) >= begin), file]
 
 
 def read_entries(files: Iterable[Path]) -> Iterator[UsageEntry]:
@@ -252,3 +252,15 @@ def latest(entries: Iterable[UsageEntry]) -> dict[str, UsageEntry]:
         if known is None or (entry.settled, entry.time) >= (known.settled, known.time):
             found[entry.request_id] = entry
     return found
+
+
+def usage_of(state: Path, ids: Collection[str], since: datetime | None) -> list[UsageEntry]:
+    """Return the lines that count of some requests. Of a ledger that this account cannot read: none."""
+    if not ids:
+        return []
+    try:
+        return [
+            *latest(entry for entry in read_entries(ledger_files(state, since)) if entry.request_id in ids).values()
+        ]
+    except OSError:
+        return []

@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from typing import Final
 
 from squidkeeper.base.formatting import quantity, thousands
+from squidkeeper.policy.language.quotas import shown_cost
 from squidkeeper.record.log.listing import printable
 from squidkeeper.record.log.record import NONE, Record, decode_field, format_time
+from squidkeeper.record.usage.ledger import UsageEntry, UsageState
 from squidkeeper.record.why.cache_log import CacheLine, CacheLog
 from squidkeeper.record.why.causes import BY_CODE, SHOWN_OF_MESSAGE, KnownCause, shown, shown_url
 from squidkeeper.record.why.details import Detail
@@ -89,6 +91,19 @@ def crashes(known: Iterable[SquidCrash], since: str) -> Iterator[Explained]:
             names = {"origins": ", ".join(crash.origins) or "unknown", "clients": ", ".join(crash.clients) or "unknown"}
             facts = {"told": crash.told, **names}
             yield Explained(cause, cause.say(facts), cause.advise(facts), False, 1, at, at, crash.clients)
+
+
+def about_usage(entry: UsageEntry) -> str:
+    """Say what a metered request counts for."""
+    cached = f" ({thousands(entry.cached_in)} cached)" if entry.cached_in else ""
+    tokens = f"{quantity(entry.tokens_in, 'token')} in{cached} and {thousands(entry.tokens_out)} out"
+    used = (
+        f"{tokens} of {shown(decode_field(entry.model) or 'an unknown model')}, at a cost of {shown_cost(entry.cost)}"
+    )
+    if entry.state is UsageState.METERED:
+        return f"{entry.request_id} used {used}, as its API reported."
+    reason = decode_field(entry.reason) or ("not read" if entry.settled else "the answer has not ended")
+    return f"{entry.request_id} counts for its reserve, {used}: {shown(reason)}."
 
 
 def newest_first(groups: Iterable[Explained]) -> list[Explained]:
