@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+from squidkeeper.policy.language.prices import Prices
 from squidkeeper.policy.usage.tokens import Usage
 
+_PRICED: Final = 10**6  # tokens, whose price a policy names
 
-def cost_of(usage: Usage, prices: object) -> int:
-    """Return the cost of a usage, in millionths of the currency, rounded up."""
-    del usage, prices
-    return 0
+
+def cost_of(usage: Usage, prices: Prices) -> int:
+    """Return the cost of a usage, in millionths of the currency, rounded up. A model of no price has the dearest."""
+    price = prices.find(usage.model) or prices.dearest
+    uncached = usage.tokens_in - usage.cached_in - usage.cache_write
+    cost = (
+        uncached * price.tokens_in
+        + usage.cached_in * price.cached_in
+        + usage.cache_write * price.cache_write
+        + usage.tokens_out * price.tokens_out
+    )
+    return -(-cost // _PRICED)

@@ -2,21 +2,95 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from typing import Final
+
+from squidkeeper.base.errors import UnreadableBody
+from squidkeeper.policy.bodies.reading import read_content
 from squidkeeper.policy.bodies.sent_request import SentRequest
-from squidkeeper.policy.usage.forms import UsageForm
+from squidkeeper.policy.usage.counting import MOST_TOKENS, read_text, read_value
+from squidkeeper.policy.usage.forms import FORMS, UsageForm, model_in
+from squidkeeper.policy.usage.members import Found, MemberScanner, WantedMembers, path_of
 from squidkeeper.policy.usage.tokens import Reserve
+
+BYTES_OF_A_TOKEN: Final = 4  # of a prompt, as https://help.openai.com/en/articles/4936856 has it for English
+_READ_AT_MOST: Final = 32 << 20  # bytes of a body
+_ANY_LIMIT: Final = tuple(dict.fromkeys(name for form in FORMS for name in form.limits))
+_ANY_CHOICES: Final = tuple(dict.fromkeys(name for form in FORMS for name in form.choices))
+_ANY: Final = WantedMembers(("model", *_ANY_LIMIT, *_ANY_CHOICES))
 
 
 def reserve_of(sent: SentRequest, reserve: int, form: UsageForm | None) -> Reserve:
-    """Return what a request may use. `reserve` is the answer's tokens where the request names no limit."""
-    del form
-    return Reserve("", len(sent.body), reserve)
+    """Return what a request may use.
 
-
-def with_usage_asked(body: bytes) -> bytes | None:
-    """Return the body of a chat of OpenAI with `stream_options.include_usage`.
-
-    None where it has that already, asks for no stream, or is not plain JSON.
+    The prompt is a token for every four bytes of the body, its images included. An answer is as long as the request
+    allows; `reserve` tokens where it names no limit, and at least that many where the form is unknown. Each of several
+    answers counts. A body that cannot be read counts as it was sent, and names nothing.
     """
-    del body
-    return None
+    if form is not None and (form.uses_nothing or sent.method != "POST"):
+        return Reserve("", 0, 0)
+    content = _content(sent)
+    found = _members(content, _ANY if form is None else form.asked)
+    tokens_in = -(-len(content or sent.body) // BYTES_OF_A_TOKEN)
+    model = read_text(_written(found, "model")) or ("" if form is None else model_in(form, sent.method, sent.target))
+    return Reserve(model, min(tokens_in, MOST_TOKENS), _tokens_out(found, reserve, form))
+
+
+def _tokens_out(found: Found, reserve: int, form: UsageForm | None) -> int:
+    if form is not None and not form.tokens_out:
+        return 0
+    named = [*_numbers(found, _ANY_LIMIT if form is None else form.limits)]
+    if form is None or not named:
+        named.append(reserve)
+    choices = max(_numbers(found, _ANY_CHOICES if form is None else form.choices), default=1)
+    return min(max(named) * max(choices, 1), MOST_TOKENS)
+
+
+def _numbers(found: Found, names: tuple[str, ...]) -> Iterator[int]:
+    for name in names:
+        value = read_value(_written(found, name))
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            yield value
+
+
+def _content(sent: SentRequest) -> bytes | None:
+    try:
+        return read_content(sent, _READ_AT_MOST)
+    except UnreadableBody:
+        return None
+
+
+def _members(content: bytes | None, wanted: WantedMembers) -> Found:
+    scanner = MemberScanner(wanted)
+    scanner.feed(content or b"")
+    is_object = content is not None and content.lstrip()[:1] == b"{"
+    return scanner.objects[0] if is_object and scanner.is_whole and len(scanner.objects) == 1 else {}
+
+
+def _written(found: Found, name: str) -> bytes:
+    member = found.get(path_of(name))
+    return b"null" if member is None else member.value
+
+
+# --- streams that are to report their usage ---------------------------------------------------------------------------
+
+_OPTIONS: Final = "stream_options"
+_STREAM: Final = WantedMembers(("stream", _OPTIONS))
+
+
+def with_usage_asked(body: bytes, form: UsageForm | None) -> bytes | None:
+    """Return the body of a stream of OpenAI's chat API with `stream_options.include_usage`; the rest stays as it is.
+
+    None where it says so already, where it asks for no stream, and where it is not plain JSON.
+    """
+    found = _members(body, _STREAM) if form is not None and form.asks_usage else {}
+    if _written(found, "stream") != b"true":
+        return None
+    options = read_value(_written(found, _OPTIONS)) or {}
+    if not isinstance(options, dict) or options.get("include_usage") is True:
+        return None
+    written = json.dumps({**options, "include_usage": True}).encode()
+    if (member := found.get(path_of(_OPTIONS))) is not None:
+        return b"".join((body[: member.start], written, body[member.start + len(member.value) :]))
+    return body.replace(b"{", b'{"%b": %b, ' % (_OPTIONS.encode(), written), 1)

@@ -12,8 +12,8 @@ class Usage:
     `tokens_in` is all of the prompt. `cached_in` and `cache_write` are parts of it. `tokens_out` is all that was
     generated, with what the client does not see of it.
 
-    `answer_id` is set where a client can read the same answer again (OpenAI's responses). Count for an ID only what
-    exceeds what was counted for it before.
+    `answer_id` is set where a client can read the same answer again. Count for an ID only what exceeds what was counted
+    for it before.
     """
 
     model: str
@@ -24,15 +24,19 @@ class Usage:
     answer_id: str = ""
 
 
+NOTHING_USED = Usage("", 0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Unmetered:
     """Why an answer reports nothing that can be counted. The request then costs its reserve.
 
-    `tokens_out` is the least that was generated, as far as it was seen. It may be more than the reserve.
-    `answer_id` is set where the usage is reported later, in an answer of its own (`background` of OpenAI's responses).
+    `tokens_in` and `tokens_out` are what was used at least, as far as it was seen. They can exceed the reserve.
+    `answer_id` is set where the usage comes later, in another answer with this ID.
     """
 
     reason: str
+    tokens_in: int = 0
     tokens_out: int = 0
     answer_id: str = ""
 

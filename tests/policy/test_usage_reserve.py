@@ -1,0 +1,222 @@
+"""What requests to model APIs may use, what tokens cost, and streams that are asked for their usage."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from squidkeeper.policy.bodies.sent_request import SentRequest
+from squidkeeper.policy.language.prices import Price, Prices
+from squidkeeper.policy.usage.cost import cost_of
+from squidkeeper.policy.usage.forms import form_of
+from squidkeeper.policy.usage.members import KEPT_AT_MOST, FoundMember, MemberScanner, WantedMembers, path_of
+from squidkeeper.policy.usage.reserve import reserve_of, with_usage_asked
+from squidkeeper.policy.usage.tokens import Reserve, Usage
+
+CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
+GEMINI = "/v1beta/models/gemini-2.5-flash:generateContent"
+OF_RULE = 4096
+
+
+def reserved(
+    body: str | bytes, target: str = CHAT, *headers: tuple[str, str], method: str = "POST", complete: bool = True
+) -> Reserve:
+    raw = body.encode() if isinstance(body, str) else body
+    sent = SentRequest(method, target, headers, raw, complete, has_body=bool(raw))
+    return reserve_of(sent, OF_RULE, form_of(method, target))
+
+
+M = '"model": "m", '
+OUT: tuple[tuple[str, str, int], ...] = (  # target, body, tokens of the answer
+    (CHAT, f'{{{M}"messages": []}}', OF_RULE),
+    (CHAT, f'{{{M}"max_tokens": 100}}', 100),
+    (CHAT, f'{{{M}"max_tokens": 0}}', 0),
+    (CHAT, f'{{{M}"max_tokens": 100000}}', 100000),
+    (CHAT, f'{{{M}"max_tokens": 1, "max_completion_tokens": 900}}', 900),
+    (CHAT, f'{{{M}"max_tokens": 100, "n": 5}}', 500),
+    (CHAT, f'{{{M}"n": 3}}', 3 * OF_RULE),
+    (CHAT, f'{{{M}"n": 0, "max_tokens": 7}}', 7),
+    (CHAT, f'{{{M}"max_tokens": {10**12}, "n": 9}}', 10**9),
+    ("/v1/completions", f'{{{M}"max_tokens": 10, "n": 2, "best_of": 8}}', 80),
+    ("/v1/embeddings", f'{{{M}"input": "a"}}', 0),
+    (RESPONSES, f'{{{M}"max_output_tokens": 64}}', 64),
+    (MESSAGES, f'{{{M}"max_tokens": 64}}', 64),
+    (GEMINI, '{"generationConfig": {"maxOutputTokens": 64, "candidateCount": 2}}', 128),
+    (GEMINI, '{"generation_config": {"max_output_tokens": 64}}', 64),
+    (f"{GEMINI[:-15]}streamGenerateContent", '{"generationConfig": {"maxOutputTokens": 64}}', 64),
+    ("/v1beta/interactions", f'{{{M}"generation_config": {{"max_output_tokens": 64}}}}', 64),
+    ("/model/m/converse", '{"inferenceConfig": {"maxTokens": 64}}', 64),
+    # what is not plainly a limit is none
+    (CHAT, f'{{{M}"max_tokens": "1"}}', OF_RULE),
+    (CHAT, f'{{{M}"max_tokens": -1}}', OF_RULE),
+    (CHAT, f'{{{M}"max_tokens": 1.5}}', OF_RULE),
+    (CHAT, f'{{{M}"max_tokens": true}}', OF_RULE),
+    (CHAT, f'{{{M}"max_tokens": null}}', OF_RULE),
+    (CHAT, f'{{{M}"max_tokens": [1]}}', OF_RULE),
+    (CHAT, f'{{{M}"max_output_tokens": 1}}', OF_RULE),  # of another API
+    (CHAT, f'{{{M}"metadata": {{"max_tokens": 1}}}}', OF_RULE),
+    (CHAT, f'{{{M}"text": "\\"max_tokens\\": 1"}}', OF_RULE),
+    (RESPONSES, f'{{{M}"max_tokens": 1}}', OF_RULE),
+    # servers could differ on it
+    (CHAT, f'{{{M}"max_tokens": 1, "max_tokens": 100000}}', OF_RULE),
+    (CHAT, f'{{{M}"max_tokens": 1, "Max_Tokens": 100000}}', OF_RULE),
+    (CHAT, f'{{{M}"max_tokens": 1, "maxTokens": 100000}}', OF_RULE),
+    (CHAT, f'{{{M}"max_tokens": 1, "max_token\\u0073": 100000}}', OF_RULE),
+    (GEMINI, '{"generationConfig": {"maxOutputTokens": 1}, "generation_config": {"maxOutputTokens": 9}}', OF_RULE),
+    (CHAT, '[{"max_tokens": 1}]', OF_RULE),
+    (CHAT, '{"max_tokens": 1}{"max_tokens": 9}', OF_RULE),
+    (CHAT, '{"max_tokens": 1', OF_RULE),
+    (CHAT, "max_tokens=1", OF_RULE),
+    (CHAT, "", OF_RULE),
+    # an unknown form names no less than the rule
+    ("/v1/other", f'{{{M}"max_tokens": 1}}', OF_RULE),
+    ("/v1/other", f'{{{M}"max_tokens": 9000, "n": 2}}', 18000),
+)
+
+
+@pytest.mark.parametrize(("target", "body", "tokens_out"), OUT)
+def test_a_request_reserves_the_answer_that_it_allows(target: str, body: str, tokens_out: int) -> None:
+    reserve = reserved(body, target)
+    assert reserve.tokens_out == tokens_out
+    assert reserve.tokens_in == (len(body) + 3) // 4
+
+
+@pytest.mark.parametrize(
+    ("target", "body", "model"),
+    [
+        (CHAT, f"{{{M}}}", "m"),
+        ("/v1/other", f"{{{M}}}", "m"),
+        (GEMINI, "{}", "gemini-2.5-flash"),
+        (CHAT, "{}", ""),
+        (CHAT, '{"model": 7}', ""),
+        (CHAT, f'{{"model": "{"x" * 2**20}"}}', ""),
+        (CHAT, f'{{{M}"model": "cheap"}}', ""),
+    ],
+)
+def test_a_reserve_is_for_the_model_that_is_asked(target: str, body: str, model: str) -> None:
+    assert reserved(body, target).model == model
+
+
+def test_a_body_counts_by_its_content() -> None:
+    body = json.dumps({"model": "m", "max_tokens": 5, "text": "x" * 100_000}).encode()
+    assert reserved(gzip.compress(body), CHAT, ("Content-Encoding", "gzip")) == reserved(body)
+    assert reserved(b"x" * 100, CHAT, ("Content-Encoding", "br")) == Reserve("", 25, OF_RULE)
+    assert reserved(body[:400], complete=False) == Reserve("", 100, OF_RULE)
+
+
+def test_what_generates_nothing_reserves_nothing() -> None:
+    assert reserved("{}", "/v1/messages/count_tokens") == Reserve("", 0, 0)
+    assert reserved("", "/v1/responses/resp_1", method="GET") == Reserve("", 0, 0)
+    assert reserved("", "/v1/other", method="GET") == Reserve("", 0, OF_RULE)
+
+
+# --- streams that are to report their usage ---------------------------------------------------------------------------
+
+KEPT = '"temperature": 0.10, "text": "é \\u00e9", "n":  1e0'
+ASKED = '{"stream_options": {"include_usage": true}, '
+ASKS: tuple[tuple[str, str | None], ...] = (
+    (f'{{"stream": true, {KEPT}}}', f'{ASKED}"stream": true, {KEPT}}}'),
+    (f' {{ {KEPT}, "stream": true}}', f' {ASKED} {KEPT}, "stream": true}}'),
+    ('{"stream_options": null, "stream": true}', '{"stream_options": {"include_usage": true}, "stream": true}'),
+    (
+        '{"stream_options":{"include_usage":false, "include_obfuscation": false}, "stream": true, "a": {}}',
+        '{"stream_options":{"include_usage": true, "include_obfuscation": false}, "stream": true, "a": {}}',
+    ),
+    ('{"stream": true, "stream_options": {"include_usage": true}}', None),
+    ('{"stream": true, "stream_options": []}', '{"stream": true, "stream_options": {"include_usage": true}}'),
+    ('{"stream": true, "stream_options": [1]}', None),
+    ('{"stream": false}', None),
+    ('{"stream": "true"}', None),
+    ('{"messages": [{"stream": true}]}', None),
+    ('{"stream": true, "stream": false}', None),
+    ('{"stream": true', None),
+    ('[{"stream": true}]', None),
+    ("{}", None),
+    ("", None),
+)
+
+
+@pytest.mark.parametrize(("body", "asked"), ASKS)
+def test_a_stream_is_asked_for_its_usage_and_else_stays_as_it_is(body: str, asked: str | None) -> None:
+    assert with_usage_asked(body.encode(), form_of("POST", CHAT)) == (None if asked is None else asked.encode())
+
+
+def test_only_apis_that_know_the_option_are_asked() -> None:
+    for target in (MESSAGES, RESPONSES, GEMINI, "/v1/other"):
+        assert with_usage_asked(b'{"stream": true}', form_of("POST", target)) is None
+    assert with_usage_asked(b'{"stream": true}', form_of("POST", "/v1/completions")) is not None
+
+
+# --- cost -------------------------------------------------------------------------------------------------------------
+
+PRICES = Prices((Price("gpt-4o*", 2_500_000, 10_000_000, 1_250_000, 2_500_000), Price("dear", 1, 75_000_000, 0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("usage", "cost"),
+    [
+        (Usage("gpt-4o-2024-08-06", 1_000_000, 1_000_000), 12_500_000),
+        (Usage("gpt-4o", 1_000, 100, cached_in=600, cache_write=100), 300 * 2.5 + 600 * 1.25 + 100 * 2.5 + 100 * 10),
+        (Usage("gpt-4o", 1, 0), 3),
+        (Usage("gpt-4o", 0, 0), 0),
+        (Usage("unknown", 1_000_000, 1_000_000), 77_500_000),
+        (Usage("", 0, 1), 75),
+        (Reserve("dear", 0, 1_000).usage, 75_000),
+    ],
+)
+def test_tokens_cost_what_the_prices_say(usage: Usage, cost: float) -> None:
+    assert cost_of(usage, PRICES) == cost
+    assert cost_of(usage, Prices()) == 0
+
+
+# --- members ----------------------------------------------------------------------------------------------------------
+
+WANTED = ("model", "usage", "response.usage", "response.id", "a.b.c")
+NAMES = st.sampled_from(["model", "usage", "response", "id", "a", "b", "c", "x", ""])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(
+    documents=st.lists(st.dictionaries(NAMES, VALUES, max_size=5), max_size=3),
+    indent=st.sampled_from([None, 0, 3]),
+    places=st.lists(st.integers(0, 2000)),
+    in_array=st.booleans(),
+)
+def test_members_are_found_as_a_parser_finds_them(
+    documents: list[dict[str, object]], indent: int | None, places: list[int], in_array: bool
+) -> None:
+    content = json.dumps(documents, indent=indent) if in_array else "\n".join(map(json.dumps, documents))
+    raw, scanner, start = content.encode(), MemberScanner(WantedMembers(WANTED)), 0
+    for place in [*sorted(places), len(raw)]:
+        scanner.feed(raw[start:place])
+        start = max(start, place)
+    assert scanner.is_whole
+    found = [{path: json.loads(member.value) for path, member in members.items()} for members in scanner.objects]
+    assert found == [
+        {path_of(name): value for name in WANTED if (value := member_of(document, name)) is not ...}
+        for document in documents
+    ]
+
+
+def member_of(value: object, name: str) -> object:
+    """Return a member, `...` where it is missing."""
+    for part in name.split("."):
+        value = value.get(part, ...) if isinstance(value, dict) else ...
+    return value
+
+
+def test_a_member_tells_its_place_and_a_long_one_is_missing() -> None:
+    scanner = MemberScanner(WantedMembers(("usage", "model")))
+    long = b'"' + b"x" * KEPT_AT_MOST + b'"'
+    scanner.feed(b' {"usage":')
+    scanner.feed(b' [1] , "model": ' + long + b"}")
+    assert scanner.is_whole
+    assert scanner.objects == [{path_of("usage"): FoundMember(b"[1]", 11)}]
