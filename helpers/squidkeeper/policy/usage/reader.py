@@ -40,7 +40,7 @@ class UsageReader:
         self, form: UsageForm | None, *, is_stream: bool = False, model: str = "", is_read_again: bool = False
     ) -> None:
         self._settled: Usage | Unmetered = _UNKNOWN
-        self._report = _Report(form, model, is_read_again=is_read_again) if form is not None else None
+        self._report = _ReportedUsage(form, model, is_read_again=is_read_again) if form is not None else None
         self._body = (_Events if is_stream else _Document)(self._report) if self._report is not None else None
 
     @classmethod
@@ -81,7 +81,7 @@ def reader_for(method: str, target: str, status: int, headers: Iterable[tuple[st
     return UsageReader(form, is_stream=types == [_EVENTS], model=model, is_read_again=method != "POST")
 
 
-class _Report:
+class _ReportedUsage:
     """What an answer has reported until now."""
 
     __slots__ = (
@@ -152,7 +152,7 @@ class _Document:
 
     __slots__ = ("_objects", "_report", "_scanner")
 
-    def __init__(self, report: _Report) -> None:
+    def __init__(self, report: _ReportedUsage) -> None:
         self._report = report
         self._scanner = MemberScanner(report.form.wanted)
         self._objects = 0
@@ -180,7 +180,7 @@ class _Events:
 
     __slots__ = ("_head", "_is_data", "_is_first", "_last", "_report", "_rest", "_scanner")
 
-    def __init__(self, report: _Report) -> None:
+    def __init__(self, report: _ReportedUsage) -> None:
         self._report = report
         self._rest = b""
         self._last = b""  # the last event with a usage, as long as it is not read
