@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
@@ -18,6 +20,8 @@ from hypothesis import strategies as st
 
 from squidkeeper.base.errors import CountsUnavailable, PatternError
 from squidkeeper.base.faults import FaultCode, Location
+from squidkeeper.base.layout import BODIES_FOLDER
+from squidkeeper.base.squid_account import call_as_owner
 from squidkeeper.cli import main
 from squidkeeper.policy.engine import Stage, decide
 from squidkeeper.policy.engine.explain import explain
@@ -508,3 +512,71 @@ def test_a_place_that_cannot_be_read_is_named_with_its_option(tmp_path: Path, wr
     assert done.exit_code == 1
     assert expected.format(tmp_path / "nowhere") in done.output
     assert f" by --{wrong} DIR" in done.output
+
+
+def test_tokens_are_listed_and_reset_in_the_counts_of_their_own_account(tmp_path: Path) -> None:
+    policy, state = tmp_path / "policy", tmp_path / "state"
+    policy.mkdir()
+    (state / BODIES_FOLDER).mkdir(parents=True)
+    rules = "rules:\n  - {name: llm, action: allow, hosts: [llm.example], meter: tokens}\n"
+    quotas = (
+        "prices: [{model: '*', in: 2.5, out: 10}]\n"
+        "quotas:\n"
+        "  - {name: budget, per: client, cost: 20, every: month}\n"
+        "  - {name: tokens, per: all, tokens: 1000, every: week}\n"
+        "  - {name: calls, per: all, requests: 10, every: day}\n"
+    )
+    (policy / "policy.yaml").write_text(f"version: 1\n{rules}{quotas}")
+    counted = {
+        state / BODIES_FOLDER: {
+            QuotaCount("budget", QuotaUnit.COST, Window.MONTH, "192.0.2.1"): 17_000_000,
+            QuotaCount("tokens", QuotaUnit.TOKENS, Window.WEEK, "all"): 250,
+        },
+        state: {QuotaCount("calls", QuotaUnit.REQUESTS, Window.DAY, "all"): 4},
+    }
+    for folder, amounts in counted.items():
+        with closing(LocalCounts(folder)) as counts:
+            counts.add_all(amounts)
+
+    def said(*options: str) -> list[str]:
+        places = ("--policy", str(policy), "--state", str(state))
+        return [line.partition(", resets")[0] for line in run_quota(*places, *options)]
+
+    assert said() == [
+        "budget: 20.00 of cost a month for each client",
+        "   85 %  192.0.2.1  17.00 of cost",
+        "tokens: 1,000 tokens a week for all together",
+        "   25 %  all  250 tokens",
+        "calls: 10 requests a day for all together",
+        "   40 %  all  4 requests",
+    ]
+    assert said("--reset", "budget")[1:2] == ["         nothing is used"]
+    assert said()[3:] == [
+        "   25 %  all  250 tokens",
+        "calls: 10 requests a day for all together",
+        "   40 %  all  4 requests",
+    ]
+
+
+def run_quota(*options: str) -> list[str]:
+    done = CliRunner().invoke(main, ["quota", *options])
+    assert done.exit_code == 0, done.output
+    return done.output.splitlines()
+
+
+@pytest.mark.system
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can call something as another account")
+def test_counts_of_an_account_without_a_name_are_read_with_its_rights(open_folder: Path) -> None:
+    with closing(LocalCounts(open_folder)) as counts:
+        counts.add(COUNT, 3)
+    for path in (open_folder / "quotas", *(open_folder / "quotas").iterdir()):
+        os.chown(path, 61_999, 61_999)
+    read = call_as_owner(open_folder / "quotas", lambda: [os.geteuid(), LocalCounts(open_folder).uses()[0].used])
+    assert read == [61_999, 3]
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    with TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)

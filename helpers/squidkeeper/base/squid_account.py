@@ -109,14 +109,10 @@ def call_as_owner(folder: Path, function: Callable[[], Any]) -> Any:
 
     Whatever is in the folder, links and pipes too, then leads nowhere that its owner could not go itself.
     """
-    try:
-        owner = folder.stat()
-        if os.geteuid() != 0 or owner.st_uid == 0:
-            return function()
-        name = pwd.getpwuid(owner.st_uid).pw_name
-    except KeyError as error:
-        raise OSError(f"{folder} is of an account that does not exist: {error}") from error
-    return call_as(Account(name, owner.st_uid, owner.st_gid), function)
+    owner = folder.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return function()
+    return call_as(Account(f"#{owner.st_uid}", owner.st_uid, owner.st_gid), function)
 
 
 def become_owner(folder: Path) -> None:
@@ -164,7 +160,7 @@ def _answer(account: Account, function: Callable[[], Any], sender: int) -> None:
     """Answer as the account, and end; no answer where its rights cannot be taken."""
     try:
         if not is_this(account):
-            os.setgroups([*os.getgrouplist(account.name, account.group), pwd.getpwnam(account.name).pw_gid])
+            os.setgroups(_groups_of(account.user, account.group))
             os.setgid(account.group)
             os.setuid(account.user)
         try:

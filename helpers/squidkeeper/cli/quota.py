@@ -40,8 +40,8 @@ _SHOWN: Final = 10
 def quota(top: int, reset: str | None, as_json: bool, directory: Path, state: Path, store: Path | None) -> None:
     """Show what is used of each quota, and by whom; the largest user comes first.
 
-    A number can be some units too high, because helpers reserve a few in advance. The announced size of a request
-    counts from its start. What it did not send is given back at its end.
+    A number can be some units too high, because helpers reserve a few in advance. The announced size of a request, or
+    the tokens that it may use, count from its start. What it did not use is given back at its end.
 
     \b
     Example:
@@ -84,14 +84,19 @@ def _of_all_gateways(store: Path, reset: str | None) -> list[Row]:
 
 
 def _of_this_gateway(directory: Path, state: Path, reset: str | None) -> list[Row]:
+    from squidkeeper.base.layout import BODIES_FOLDER
     from squidkeeper.base.squid_account import call_as_owner
+    from squidkeeper.serving.quotas.local_counts import FOLDER
     from squidkeeper.serving.quotas.store_settings import quota_store_file
 
     if (file := quota_store_file(directory)).exists():
         expected = "list them by --store FILE, with the settings of the operator's user (squid/FLEET.md)"
         raise click.ClickException(f"{file}: all gateways share the counts, and this one may not list them: {expected}")
+    bodies = state / BODIES_FOLDER
     try:
         rows: list[Row] = call_as_owner(state, lambda: _local_rows(state, reset))
+        if (of_tokens := bodies / FOLDER).exists():  # tokens and cost are counted there, by another account
+            rows += call_as_owner(of_tokens, lambda: _local_rows(bodies, reset))
     except OSError as error:
         remedy = "name the state folder by --state DIR, or run this as root"
         raise click.ClickException(f"the counts cannot be read: {printable(str(error))}: {remedy}") from error
