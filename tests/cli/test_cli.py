@@ -501,6 +501,7 @@ def test_explain_in_json_has_the_keys_that_programs_read(policy: Path) -> None:
         "connections": None,
         "tunnel": {"mode": "first", "reason": "the rewrite mirror may apply"},
         "upstream": None,
+        "meter": None,
         "quotas": [],
         "not_rendered": None,
         "resolved": {"host": "registry.example", "private_address": "deny", "opened_by": "the rewrite mirror"},

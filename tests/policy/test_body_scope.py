@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from squidkeeper.base.errors import InvalidUrl, PatternError
 from squidkeeper.policy.bodies import judging
 from squidkeeper.policy.bodies.sent_request import BodyOutcome, Fit, SentRequest
-from squidkeeper.policy.engine import CompiledPolicy, Stage, decide, decide_body, format_listed, listed_rules
-from squidkeeper.policy.engine.body_scope import LISTED_AT_MOST
+from squidkeeper.policy.engine import CompiledPolicy, Stage, decide, decide_body, listed_rules
+from squidkeeper.policy.engine.body_scope import LISTED_AT_MOST, format_listed
 from squidkeeper.policy.language import body_faults
 from squidkeeper.policy.language.bodies import Body, JsonBody
 from squidkeeper.policy.language.model import Action, Policy, Rewrite, Rule, Strip

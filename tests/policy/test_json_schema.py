@@ -106,6 +106,7 @@ ONLY_CHECK_FINDS = {
     "end-required-and-dropped",
     "grants-together",
     "lists-and-secrets",
+    "cost-without-prices",
     "many-headers",
     "many-values",
     "name-with-a-tab",

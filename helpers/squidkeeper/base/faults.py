@@ -54,6 +54,7 @@ class FaultCode(StrEnum):
     PASSTHROUGH_CONFLICT = "passthrough-conflict"
     CONNECTIONS_CONFLICT = "connections-conflict"
     BODY_CONFLICT = "body-conflict"
+    METER_CONFLICT = "meter-conflict"
     SECRET_EXPOSED = "secret-exposed"  # noqa: S105 - a code
     SECRET_CYCLE = "secret-cycle"  # noqa: S105 - a code
     SECRET_HOST = "secret-host"  # noqa: S105 - a code
@@ -77,6 +78,7 @@ class FaultCode(StrEnum):
     WHEN_NEVER = "when-never"
     GRANT_FOR_NOBODY = "grant-for-nobody"
     QUOTA_NEVER = "quota-never"
+    QUOTA_BELOW_RESERVE = "quota-below-reserve"
     TEST_LAPSED = "test-lapsed"
     OBSERVING_DEFAULT = "observing-default"
     UNUSED = "unused"

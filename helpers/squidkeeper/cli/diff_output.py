@@ -126,6 +126,7 @@ def _facts(consequence: Consequence, change: Change) -> Iterator[str]:
     yield f"through {consequence.upstream}" if consequence.upstream else ""
     if consequence.bodies and change in (Change.BODIES, Change.OPENED, Change.CLOSED):
         yield f"by the first that holds: {', then '.join(map(str, consequence.bodies))}"
+    yield f"meter: {consequence.meter or 'none'}" if change is Change.METER else ""
     for count in consequence.counts:
         yield f"{quantity(count.uses, 'use')} of {count.grant}"
     yield f"then {_then(consequence)}" if consequence.spent else ""
@@ -195,6 +196,7 @@ def _consequence_row(consequence: Consequence) -> dict[str, object]:
         "connections": consequence.connections,
         "upstream": consequence.upstream or None,
         "bodies": list(map(str, consequence.bodies)),
+        "meter": str(consequence.meter) if consequence.meter else None,
         "quotas": [sorted(counts) for counts in consequence.quotas],
         "uses": consequence.uses,
         "then": _then(consequence),

@@ -325,6 +325,7 @@ def _text(asked: str, found: Explanation, missing: str | None, squid: _Squid | N
         ("observed", _observed_text(found)),
         ("WARNING", _warning_text(found)),
         ("not rendered", missing),
+        ("meter", str(decision.meter) if decision.meter and not found.undecided else None),
         ("rewrite", _rewrite_text(decision)),
         *(("credential", _credential_text(credential)) for credential in decision.credentials),
         *(("secret", f"{secret.name}: {secret.source}") for secret in found.secrets),
@@ -521,6 +522,7 @@ def _as_object(found: Explanation, missing: str | None) -> dict[str, object]:
         "connections": decision.connections,
         "tunnel": found.tunnel and {"mode": found.tunnel.mode, "reason": found.tunnel.reason},
         "upstream": found.upstream.name if found.upstream else None,
+        "meter": str(decision.meter) if decision.meter and not found.undecided else None,
         "quotas": [quota.name for quota in found.quotas],
         "not_rendered": missing,
         "resolved": found.resolved

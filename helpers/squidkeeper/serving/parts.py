@@ -74,7 +74,7 @@ NEEDED: Final[Mapping[Part, Callable[[Policy], bool]]] = {
     Part.PAGES: lambda _: True,
     Part.PASSTHROUGH: lambda policy: any(rule.passthrough for rule in policy.rules_and_grants),
     Part.PRIVATE: _opens_private,
-    Part.QUOTAS: lambda policy: bool(policy.quotas),
+    Part.QUOTAS: lambda policy: not all(quota.unit.is_tokens for quota in policy.quotas),
     Part.READ_HEADERS: lambda policy: policy.watches_requests or _reads_headers(policy),
     Part.REWRITES: lambda policy: (
         bool(policy.rewrites) or any(isinstance(credential.form, QueryParameters) for credential in policy.credentials)
@@ -100,7 +100,7 @@ def keys_of(decision: Decision) -> frozenset[str]:
     """List the keys that a decision needs, beside those of every request under its policy."""
     outlook = decision.outlook
     flags = (
-        (Part.BODIES, bool(decision.by_body)),
+        (Part.BODIES, bool(decision.by_body or decision.meter)),
         (Part.CREDENTIALS, outlook.may_inject or outlook.may_rewrite or bool(decision.credentials)),
         (Part.CREDENTIALS_BY_HEADERS, outlook.needs_headers),
         (Part.READ_HEADERS, outlook.needs_headers),

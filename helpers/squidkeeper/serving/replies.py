@@ -22,7 +22,7 @@ from squidkeeper.base.metrics import (
     REWRITE,
     WATCH,
 )
-from squidkeeper.policy.engine import CompiledPolicy, Decision, deny, format_listed, mode_in_force
+from squidkeeper.policy.engine import CompiledPolicy, Decision, deny, listed_text, mode_in_force
 from squidkeeper.policy.engine.decision import Rewritten
 from squidkeeper.policy.engine.own_host import TICKET_PAGE
 from squidkeeper.policy.language.headers import INJECTABLE_HEADERS, UNKNOWN_HEADERS
@@ -75,10 +75,10 @@ def acl_reply(
     """
     counts = (_decision_key(helper, decision.rule, _outcome(decision, tunnel)),)
     mode = mode_in_force(decision, shares=shares)
-    by_body = [("body_", format_listed(policy, decision.by_body))] if policy and decision.by_body else []
+    listed = listed_text(policy, decision) if policy else None
     annotations = [
         *_decided(decision, policy),
-        *by_body,
+        *([("body_", listed)] if listed else []),
         *([("observed_", decision.observed)] if decision.observed else []),
         *([("user_", recorded_user(user))] if user is not None else []),
         *(_tunnel(tunnel, mode) if tunnel else ()),

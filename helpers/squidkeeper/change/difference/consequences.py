@@ -17,6 +17,7 @@ from squidkeeper.policy.language.bodies import Body
 from squidkeeper.policy.language.body_texts import body_text
 from squidkeeper.policy.language.forms import AwsSigV4, Form, Headers, InjectedValue, QueryParameters
 from squidkeeper.policy.language.model import Credential, Rewrite, Route, Rule
+from squidkeeper.policy.language.prices import Metering
 from squidkeeper.policy.language.quotas import Counted, Quota
 from squidkeeper.policy.protocol.request import Malformed, Request, request_to
 from squidkeeper.policy.url import Host, format_authority
@@ -40,6 +41,7 @@ class Change(StrEnum):
     CONNECTIONS = "connections"
     UPSTREAM = "upstream"
     BODIES = "bodies"
+    METER = "meter"
     QUOTAS = "quotas"
     USES = "uses"
     OBSERVED = "observed"
@@ -59,11 +61,13 @@ class BodyRule(NamedTuple):
     verdict: str
     observes: bool = False
     body: Body | None = None
+    meter: Metering | None = None
 
     def __str__(self) -> str:
         """Write it for people."""
         where = f" where the body is {body_text(self.body)}" if self.body else ""
-        return f"{'observed ' if self.observes else ''}{self.verdict}{where}"
+        metered = f" (meter: {self.meter})" if self.meter else ""
+        return f"{'observed ' if self.observes else ''}{self.verdict}{where}{metered}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,7 @@ class Consequence:
     spent: Consequence | None = None
     quotas: tuple[frozenset[str], ...] = (frozenset(),)
     bodies: tuple[BodyRule, ...] = ()
+    meter: Metering | None = None  # without bodies that decide
 
     @property
     def uses(self) -> int | None:
@@ -136,6 +141,7 @@ _COMPARED: dict[Change, Callable[[Consequence], object]] = {
     Change.CONNECTIONS: lambda consequence: consequence.connections,
     Change.UPSTREAM: lambda consequence: consequence.upstream,
     Change.BODIES: lambda consequence: consequence.bodies,
+    Change.METER: lambda consequence: not consequence.bodies and consequence.meter,
     Change.QUOTAS: lambda consequence: (consequence.quotas, len(consequence.quotas) > 1 and consequence.counts),
     Change.USES: lambda consequence: consequence.counts,
     Change.OBSERVED: lambda consequence: consequence.observed,
@@ -144,7 +150,7 @@ _COMPARED: dict[Change, Callable[[Consequence], object]] = {
 
 def body_rules(listed: Sequence[Rule], default: Decision) -> tuple[BodyRule, ...]:
     """Write the rules that the body decides among; `default` decides where the last has a body."""
-    rules = [BodyRule(rule.verdict, rule.observe, rule.body) for rule in listed]
+    rules = [BodyRule(rule.verdict, rule.observe, rule.body, rule.meter) for rule in listed]
     if listed and not decides_without_body(listed[-1]):
         rules.append(BodyRule("allow" if default.allowed else "deny"))
     return tuple(rules)
@@ -221,6 +227,7 @@ def consequence_of(
         route_text(upstream),
         observed=observed_verdict(decision.observed),
         bodies=bodies,
+        meter=decision.meter,
     )
     if not decision.redirects:
         return consequence
@@ -229,7 +236,8 @@ def consequence_of(
 
 def not_fetched(consequence: Consequence) -> Consequence:
     """Leave out of a redirect what concerns only a request that is fetched."""
-    return replace(consequence, private=False, websocket=False, strip=(), connections=None, credentials=(), upstream="")
+    kept = replace(consequence, private=False, websocket=False, strip=(), connections=None, credentials=(), upstream="")
+    return replace(kept, meter=None)
 
 
 def observed_verdict(observed: str | None) -> str:

@@ -14,7 +14,8 @@ from squidkeeper.change.difference.url_comparison import Doubt
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.body_texts import is_narrower
 from squidkeeper.policy.language.model import Policy, Token
-from squidkeeper.policy.language.quotas import Counted
+from squidkeeper.policy.language.prices import Prices
+from squidkeeper.policy.language.quotas import Counted, shown_cost
 from squidkeeper.policy.language.secret_sources import FetchedSource, NamedSecret
 
 _UNCOUNTED = float("inf")
@@ -36,6 +37,7 @@ class SettingKind(StrEnum):
     SEALING_KEY = "sealing key"
     QUOTA = "quota"
     QUOTA_NAMES = "names of a quota"
+    PRICES = "prices"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,15 @@ def _settings(policy: Policy) -> Iterator[tuple[_Setting, str]]:
     for key in policy.sealing_keys:
         yield _Setting(SettingKind.SEALING_KEY, f"key {key} of sealed tokens"), "used"
     yield from _quotas(policy)
+    if policy.prices.entries:
+        yield _Setting(SettingKind.PRICES, "prices"), _prices(policy.prices)
+
+
+def _prices(prices: Prices) -> str:
+    """Write the prices of a million tokens: of a prompt, an answer, and what a cache gives and takes."""
+    kinds = ("tokens_in", "tokens_out", "cached_in", "cache_write")
+    texts = (", ".join(shown_cost(getattr(price, kind)) for kind in kinds) for price in prices.entries)
+    return "; ".join(f"{price.model} {text}" for price, text in zip(prices.entries, texts, strict=True))
 
 
 def _quotas(policy: Policy) -> Iterator[tuple[_Setting, str]]:
@@ -199,7 +210,10 @@ def _is_within(place: int, rules: tuple[BodyRule, ...], ceiling: tuple[BodyRule,
         return True
     denied = _deniers(rules[:place])
     return any(
-        rule.verdict == "allow" and not rule.observes and is_narrower(rules[place].body, rule.body)
+        rule.verdict == "allow"
+        and not rule.observes
+        and is_narrower(rules[place].body, rule.body)
+        and rule.meter in (None, rules[place].meter)
         for number, rule in enumerate(ceiling)
         if _deniers(ceiling[:number]) <= denied
     )
@@ -219,6 +233,7 @@ _CLOSES: dict[Change, Callable[[Consequence, Consequence], bool]] = {
     Change.CONNECTIONS: lambda before, after: _STRICTER[after.connections] > _STRICTER[before.connections],
     Change.STRIP: lambda before, after: set(before.strip) <= set(after.strip),
     Change.BODIES: lambda before, after: _takes_no_more(before.bodies, after.bodies),
+    Change.METER: lambda before, _after: before.meter is None,
     Change.QUOTAS: _is_counted,
     Change.USES: lambda before, after: _uses(after) <= _uses(before),
 }

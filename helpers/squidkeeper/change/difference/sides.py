@@ -131,7 +131,7 @@ def _consequence_now(
         refused = replace(consequences.denied_by(decision, host), observed=observed, quotas=_quotas(side, decision))
         return refused, decision.asks, None
     grant, rewrite, names = decision.counted, applied.rewrite, [one.name for one in applied.credentials]
-    forwarded = (decision.websocket, decision.connections, decision.strip)
+    forwarded = (decision.websocket, decision.connections, decision.strip, decision.meter)
     listed = tuple(rule.name for rule in applied.by_body)
     key = (decision.private, forwarded, grant and grant.name, rewrite and rewrite.name, listed, *names)
     consequence = _allowed(side, decision, applied, observed)
@@ -152,6 +152,7 @@ def _allowed(side: Side, decision: Decision, applied: Applied, observed: str) ->
         observed=observed,
         quotas=_quotas(side, decision),
         bodies=consequences.body_rules(decision.by_body, side.match.candidates.default),
+        meter=decision.meter,
     )
     if applied.rewrite is None:
         return consequence
@@ -251,7 +252,7 @@ def _target_host(side: Side, rewrite: Rewrite) -> Host | None:
 
 def _otherwise(side: Side, consequence: consequences.Consequence, grant: Rule | None) -> str:
     credentials = " ".join(map(_credential_key, side.match.candidates.credentials))
-    forwarded = (consequence.websocket, consequence.connections, consequence.strip)
+    forwarded = (consequence.websocket, consequence.connections, consequence.strip, consequence.meter)
     kept = (consequence.private, forwarded, consequence.upstream)
     return f"{kept} {credentials} {grant and (grant.name, grant.made, grant.uses)}"
 

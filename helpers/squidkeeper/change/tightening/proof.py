@@ -80,7 +80,7 @@ def _loosens(policy: Policy, rule: Rule, below: Rule) -> bool:
 
 
 def _effects(rule: Rule) -> object:
-    return rule.private, rule.websocket, rule.passthrough, rule.strip, rule.connections
+    return rule.private, rule.websocket, rule.passthrough, rule.strip, rule.connections, rule.meter
 
 
 def _counts(policy: Policy, rule: str) -> frozenset[str]:

@@ -92,6 +92,7 @@ def opened_by(rule: Rule) -> str:
     parts += [f"paths {', '.join(path.text for path in match.paths)}"] if match.paths else []
     parts += [f"{field.name} {', '.join(field.written(match))}" for field in FINITE_FIELDS if field.written(match)]
     parts += [f"where the body is {body_text(rule.body)}"] if rule.body else []
+    parts += [f"meter: {rule.meter}"] if rule.meter else []
     parts += [f"for {', '.join(sorted(match.clients))}"] if match.clients else []
     return "; ".join(parts)
 

@@ -170,6 +170,8 @@ def _granted(grant: Rule, policy: Policy) -> str:
 def _effects(rule: Rule) -> Iterator[str]:
     if rule.body is not None:
         yield f"where the body is {code(body_text(rule.body))}"
+    if rule.meter is not None:
+        yield "the tokens that it uses are counted"
     if rule.private:
         yield "also at private addresses"
     if rule.passthrough:

@@ -3,7 +3,7 @@
 `decide` is the one decision. Helpers, `explain`, a policy's tests and drift all call it.
 """
 
-from squidkeeper.policy.engine.body_scope import decide_body, format_listed, listed_rules
+from squidkeeper.policy.engine.body_scope import decide_body, listed_rules, listed_text
 from squidkeeper.policy.engine.compiled_policy import CompiledPolicy, HostMatch
 from squidkeeper.policy.engine.decide import Stage, asks_url, decide, decide_until_spent
 from squidkeeper.policy.engine.decision import Decision, deny
@@ -20,7 +20,7 @@ __all__ = [
     "decide_body",
     "decide_until_spent",
     "deny",
-    "format_listed",
     "listed_rules",
+    "listed_text",
     "mode_in_force",
 ]

@@ -79,6 +79,13 @@ def _opens_more(rule: Rule) -> bool:
     return rule.action is Action.ALLOW and not rule.observe and any(value(rule) for value in AGREED.values())
 
 
+def listed_text(policy: CompiledPolicy, decision: Decision) -> str | None:
+    """Write the list of a decision: of a metered one, its rule alone. None where `squidkeeper bodies` is not asked."""
+    if decision.by_body:
+        return format_listed(policy, decision.by_body)
+    return policy.position_names[decision.rule] if decision.meter else None
+
+
 def format_listed(policy: CompiledPolicy, rules: Sequence[Rule]) -> str:
     """Write a list as Squid passes it on: positions of rules and grants, and `d` for the default."""
     names = [_CLOSED if rule is CLOSED_DEFAULT else policy.position_names[rule.name] for rule in rules]
@@ -133,7 +140,8 @@ def decide_sent(policy: CompiledPolicy, before: Decision, sent: SentRequest) -> 
     after = decide_body(policy, before, sent)
     if after is None or not after.allowed:
         return after or _UNFINISHED
-    return replace(before, rule=after.rule, reason=after.reason, location=after.location, observed=after.observed)
+    decided = {name: getattr(after, name) for name in ("rule", "reason", "location", "observed", "meter")}
+    return replace(before, **decided)
 
 
 def judge(rules: Sequence[Rule], sent: SentRequest) -> Iterator[Judged]:

@@ -406,6 +406,7 @@ def decision_of(rule: Rule, *, private: bool = False) -> Decision:
         strip=rule.strip,
         asks=asks,
         counted=counted,
+        meter=rule.meter,
     )
 
 

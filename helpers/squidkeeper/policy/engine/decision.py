@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from squidkeeper.base.faults import Location
 from squidkeeper.policy.language.forms import QueryParameters
 from squidkeeper.policy.language.model import Action, Credential, Rewrite, Route, Rule, Strip
+from squidkeeper.policy.language.prices import Metering
 from squidkeeper.policy.protocol.request import TunnelMode
 from squidkeeper.policy.url import Url
 
@@ -70,7 +71,8 @@ class Decision:
     scope `observes_url` means that this depends on the URL.
     At request scope `by_body` are the rules that the body decides among: the first that holds. The last is the first
     without `body`; where the last has one, the default decides if none holds. `rule` is the first of them that allows.
-    `found` is why a body was denied, for the record.
+    `found` is why a body was denied, for the record. `meter` is set where `squidkeeper bodies` counts what is used.
+    Of the rules `by_body`, the one that holds has its own.
     A decision is equal to itself alone.
     """
 
@@ -93,6 +95,7 @@ class Decision:
     counted: Rule | None = None
     by_body: tuple[Rule, ...] = ()
     found: str | None = None
+    meter: Metering | None = None
 
     @property
     def allowed(self) -> bool:

@@ -14,7 +14,7 @@ from squidkeeper.policy.engine.decide import Stage, decide
 from squidkeeper.policy.engine.decision import Decision
 from squidkeeper.policy.engine.fields import Entry, UrlFacts, body_may_hold, failing_fields, is_deny
 from squidkeeper.policy.engine.host_scope import first_rewrite, first_rule
-from squidkeeper.policy.engine.quotas import counting, ticket_quotas
+from squidkeeper.policy.engine.quotas import counting, ticket_quotas, token_quotas
 from squidkeeper.policy.engine.request_scope import decide_reading, facts_of
 from squidkeeper.policy.engine.tunnels import TunnelUse
 from squidkeeper.policy.language.host_index import HostIndex
@@ -119,7 +119,7 @@ def explain(
         grant(policy, decision),
         observed(policy, decision),
         policy.source.observe_default if decision.allowed and decision.rule == "default" else None,
-        quotas_of(policy, request, before),
+        quotas_in(policy, policy.match(request), before, decision),
     )
 
 
@@ -298,6 +298,7 @@ def _restricting_fields(rule: Rule) -> tuple[str, ...]:
         "paths": not match.any_path,
         "query": match.query is not None,
         "body": rule.body is not None,
+        "meter": rule.meter is not None,
     }
     return tuple(name for name, holds in restricts.items() if holds)
 
@@ -355,20 +356,23 @@ def upstream(policy: CompiledPolicy, request: Request | Malformed, decision: Dec
     return policy.upstream(facts_of(match.facts, rewritten.url) if rewritten else match.facts)
 
 
-def quotas_of(policy: CompiledPolicy, request: Request | Malformed, decision: Decision) -> tuple[Quota, ...]:
-    """List the quotas that count an allowed request, or the ticket of one that is asked about."""
-    return quotas_in(policy, policy.match(request), decision)
+def quotas_in(
+    policy: CompiledPolicy, match: HostMatch, decision: Decision, by_body: Decision | None = None
+) -> tuple[Quota, ...]:
+    """List the quotas that count an allowed request, or the ticket of one that is asked about.
 
-
-def quotas_in(policy: CompiledPolicy, match: HostMatch, decision: Decision) -> tuple[Quota, ...]:
-    """List the same for what a policy holds for a request."""
+    Tokens are counted for the rule that holds once the body was read: of `by_body`, where that decides.
+    """
     if match.denial or not (decision.allowed or decision.asks):
         return ()
     if not decision.allowed:
         return ticket_quotas(policy.source, match.facts.clients, decision.rule)
     is_tunnel = match.facts.method is None
     quotas = match.candidates.quotas
-    return counting(quotas, decision.rule, is_tunnel=is_tunnel, passthrough=decision.passthrough)
+    counted = counting(quotas, decision.rule, is_tunnel=is_tunnel, passthrough=decision.passthrough)
+    last = by_body or decision
+    tokens = last.allowed and last.meter is not None
+    return (*counted, *token_quotas(policy.source, match.facts.clients, last.rule)) if tokens else counted
 
 
 def by_reading(policy: CompiledPolicy, request: Request | Malformed, at: datetime) -> list[tuple[ReadPath, Decision]]:

@@ -138,6 +138,7 @@ def _decide_tunnel(policy: CompiledPolicy, match: HostMatch, now: RulesInForce, 
         upstream=match.candidates.upstream,
         asks=deciders.all_ask,
         counted=None,
+        meter=None,
     )
 
 

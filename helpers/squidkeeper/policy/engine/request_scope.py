@@ -131,7 +131,7 @@ def _consequences(policy: CompiledPolicy, match: HostMatch, applied: Applied) ->
     counted = decision.counted and decision.counted.name
     rewrite = applied.rewrite and applied.rewrite.name
     credentials = tuple(credential.name for credential in applied.credentials)
-    forwarded = (decision.websocket, decision.connections, decision.strip)
+    forwarded = (decision.websocket, decision.connections, decision.strip, decision.meter)
     by_body = tuple(rule.name for rule in decision.by_body)
     return (decision.action, decision.private, forwarded, counted, rewrite, credentials, by_body)
 
@@ -155,7 +155,7 @@ def _rewrite(
     if target == url:  # a redirect would never end
         return _add_credentials(policy, decision, facts, url)
     if rewrite.redirect is not None:
-        return replace(decision, rewritten=Rewritten(rewrite, target))
+        return replace(decision, rewritten=Rewritten(rewrite, target), meter=None)
     if target.host.private and not rewrite.private:
         return deny_private(target.host, f"the rewrite {rewrite.name}")
     return _add_credentials(policy, decision, facts, target, Rewritten(rewrite, target))

@@ -32,6 +32,7 @@ _NOT_OBSERVING = {
     "tls": "it passes no tunnel through",
     "websocket": "it passes no WebSocket",
     "connections": "it uses no connection",
+    "meter": "it counts nothing",
 }
 
 

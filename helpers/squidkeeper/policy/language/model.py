@@ -274,7 +274,7 @@ class Rule:
     @property
     def certain(self) -> bool:
         """Whether it decides a tunnel, and makes a host unrestricted where it allows."""
-        return self.match.any_request and self.body is None
+        return self.match.any_request and not self.asks_service
 
     @property
     def any_url(self) -> bool:
@@ -283,8 +283,8 @@ class Rule:
 
     @property
     def asks_service(self) -> bool:
-        """Whether requests that it matches may go to the service of bodies."""
-        return self.body is not None
+        """Whether requests that it matches may go to the service of bodies, to be decided or counted there."""
+        return self.body is not None or self.meter is not None
 
     @property
     def verdict(self) -> Action:
@@ -293,8 +293,8 @@ class Rule:
 
     @property
     def needs_url(self) -> bool:
-        """Whether it decides no request without its URL: by its fields or body, or as a person or a count decides."""
-        return not self.any_url or self.action is Action.ASK or self.uses is not None
+        """Whether it decides no request without its URL: by its fields or body, for a count, or as a person decides."""
+        return not self.any_url or self.asks_service or self.action is Action.ASK or self.uses is not None
 
     def lapsed(self, at: datetime) -> bool:
         """Whether the rule no longer matches."""

@@ -17,8 +17,8 @@ from squidkeeper.policy.url import DEFAULT_PORTS, Host
 Entry = Rule | Rewrite | Credential
 
 _ALLOW_ONLY = (
-    (Action.DENY, "a deny", {"tls", "websocket", "connections", "headers"}),
-    (Action.ASK, "an ask", {"tls", "websocket", "connections", "headers", "strip", "private"}),
+    (Action.DENY, "a deny", {"tls", "websocket", "connections", "headers", "meter"}),
+    (Action.ASK, "an ask", {"tls", "websocket", "connections", "headers", "strip", "private", "meter"}),
 )
 _NOT_BESIDE = {
     "paths": "no path is seen in the tunnel",
@@ -31,6 +31,7 @@ _NOT_BESIDE = {
     "connections": "no request is seen in the tunnel",
     "websocket": "upgrades in the tunnel pass unseen",
     "body": "no body is seen in the tunnel",
+    "meter": "no answer is seen in the tunnel",
 }
 _ONE_OF_BOTH = "remove {!r}, or remove 'tls' so that each request is decided"
 _APART = "expected other hosts, ports or clients"

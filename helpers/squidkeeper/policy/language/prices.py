@@ -25,6 +25,10 @@ class Metering:
     reserve: int = RESERVE
     ask_usage: bool = False
 
+    def __str__(self) -> str:
+        """Write it for people: `tokens, reserve 4,096`."""
+        return f"tokens, reserve {self.reserve:,}{', asks for usage' if self.ask_usage else ''}"
+
 
 @dataclass(frozen=True, slots=True)
 class Price:
@@ -72,6 +76,6 @@ def parse_amount(value: object) -> int:
     match = _AMOUNT.fullmatch(text) if isinstance(value, int | Unquoted) else None
     if match is None:
         raise PatternError(
-            "expected a number with six decimals at most (without quotes and commas), such as 25 or 0.075"
+            "expected a number below 1,000,000,000 with six decimals at most (without quotes), such as 25 or 0.075"
         )
     return int(match[1]) * MILLIONTHS + int((match[2] or "").ljust(6, "0"))

@@ -144,15 +144,16 @@ def never_used(policy: Policy) -> Iterator[Fault]:
     """Warn about quotas that count nothing: what their rules decide is not what they count."""
     rules = {rule.name: rule for rule in policy.rules}
     for quota in policy.quotas:
-        named = [rules.get(name) for name in sorted(quota.rules or ())]
-        if named and not any(_counts_some(quota.unit, rule) for rule in named):
+        of_tokens = quota.unit.is_tokens
+        names = rules if quota.rules is None and of_tokens else sorted(quota.rules or ())
+        if (names or of_tokens) and not any(_counts_some(quota.unit, rules.get(name)) for name in names):
             message = f"quota {quota.name!r} counts no {quota.unit}: {_NEVER[quota.unit]}"
             yield Fault(quota.location, FaultCode.QUOTA_NEVER, message)
 
 
 def _counts_some(unit: QuotaUnit, rule: Rule | None) -> bool:
     if rule is None:
-        return True
+        return not unit.is_tokens
     if unit is QuotaUnit.TICKETS:
         return rule.action == "ask"
     if unit.is_tokens:
@@ -181,6 +182,6 @@ _NEVER = {
     QuotaUnit.BYTES_OUT: "its rules deny",
     QuotaUnit.BYTES_IN: "its rules deny",
     **dict.fromkeys(
-        (QuotaUnit.TOKENS_IN, QuotaUnit.TOKENS_OUT, QuotaUnit.TOKENS, QuotaUnit.COST), "none of its rules has meter"
+        (QuotaUnit.TOKENS_IN, QuotaUnit.TOKENS_OUT, QuotaUnit.TOKENS, QuotaUnit.COST), "no rule of it has meter"
     ),
 }

@@ -11,6 +11,7 @@ from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
 
 SHARE = 16  # a lease is at most this part of what is left, so that the last units are given one by one
 LEASE_AT_MOST = 32
+LARGEST: Final = 2**53  # a count goes no higher: a number in Lua is exact up to here
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from squidkeeper.base.errors import CountsUnavailable
 from squidkeeper.base.shared_database import SharedDatabase
 from squidkeeper.policy.language.quotas import QuotaUnit, Window
-from squidkeeper.serving.quotas.counts import QuotaCount, QuotaUse, Taken, share
+from squidkeeper.serving.quotas.counts import LARGEST, QuotaCount, QuotaUse, Taken, share
 
 if TYPE_CHECKING:
     import sqlite3
@@ -161,7 +161,7 @@ def _current(database: sqlite3.Connection, count: QuotaCount, now: float) -> tup
 
 def _write(database: sqlite3.Connection, count: QuotaCount, began: int, used: int) -> None:
     ends = count.window.end(began)
-    database.execute(_WRITE, (*_key(count), began, ends, used))
+    database.execute(_WRITE, (*_key(count), began, ends, min(used, LARGEST)))
 
 
 def _key(count: QuotaCount) -> tuple[str, str, str, str]:

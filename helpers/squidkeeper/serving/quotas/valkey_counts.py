@@ -17,7 +17,7 @@ from squidkeeper.base.errors import CountsUnavailable, ExtraMissing
 from squidkeeper.base.untrusted_file import read_regular
 from squidkeeper.policy.extras import require
 from squidkeeper.policy.language.quotas import QuotaUnit, Window
-from squidkeeper.serving.quotas.counts import QuotaCount, QuotaUse, Taken
+from squidkeeper.serving.quotas.counts import LARGEST, QuotaCount, QuotaUse, Taken
 from squidkeeper.serving.quotas.store_settings import QuotaStoreSettings
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class ValkeyCounts:
 
     def add(self, count: QuotaCount, amount: int) -> None:
         """Add what was used already."""
-        self._run(count, 0, 0, amount)
+        self._run(count, 0, 0, min(amount, LARGEST))
 
     def uses(self) -> list[QuotaUse]:
         """List what is used in the windows of now, by all gateways together."""
