@@ -1,5 +1,6 @@
 """How tests wait: for a condition, or for a fixed time that says why. `sleep` stands here alone."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -41,6 +42,11 @@ def pause(seconds: float, why: str) -> None:
     """Wait for a fixed time. Only for a pace, a slow peer, or a clock: what a test waits for is a condition."""
     assert why
     time.sleep(seconds)
+
+
+async def pause_between(seconds: float) -> None:
+    """Wait as a slow peer does, while others go on."""
+    await asyncio.sleep(seconds)
 
 
 def files_at_rest() -> None:

@@ -5,6 +5,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 from squidkeeper.operate.demo.authority import Authority
+from tests.waiting import pause_between
 
 T = TypeVar("T")
 TLS_PORTS = (443, 444, 8443)
@@ -68,6 +70,33 @@ class Answer:
         lines = {**fixed, **self.headers}
         head = f"HTTP/1.1 {self.status} Answer\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         return head.encode("latin-1") + b"\r\n" + self.body
+
+    async def send(self, writer: asyncio.StreamWriter) -> None:
+        writer.write(self.encode())
+        await writer.drain()
+
+
+@dataclass(frozen=True, slots=True)
+class Stream(Answer):
+    """A body that comes event by event, in chunks. Without `ends` the connection ends in the middle of it."""
+
+    events: tuple[bytes, ...] = ()
+    pause: float = 0.0
+    ends: bool = True
+
+    async def send(self, writer: asyncio.StreamWriter) -> None:
+        fixed = {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked", **self.headers}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fixed.items())
+        writer.write(f"HTTP/1.1 {self.status} Answer\r\n{lines}\r\n".encode("latin-1"))
+        for event in self.events:
+            event = event.replace(b"{time}", f"{time.time():.6f}".encode())
+            writer.write(b"%x\r\n%s\r\n" % (len(event), event))
+            await writer.drain()
+            await pause_between(self.pause)
+        if not self.ends:
+            raise ConnectionAbortedError("as the test wants it")
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
 
 
 class Bytes(Answer):
@@ -220,8 +249,7 @@ class Origins:
         answer = plan if isinstance(plan, Answer) else plan(seen)
         if answer.gate:
             await answer.gate.passed()
-        writer.write(answer.encode())
-        await writer.drain()
+        await answer.send(writer)
         return "close" not in "".join(seen.values("Connection")).lower()
 
 

@@ -288,6 +288,7 @@ def files() -> Iterator[tuple[str, str]]:
         yield from ((name, _failure(name, failure)) for name in failure.errors)
 
 
+_ANNOTATION: Final = re.compile(r"%'?\{([a-z_]+)\}note")
 _IN_A_PAGE: Final = re.compile(r"@Squid\{%(?P<quoting>['\"#]?)(?:\{(?P<name>[^}]*)\})?(?P<code>[a-z_>S]+)\}")
 
 
@@ -295,11 +296,12 @@ def fill_denial(text: str, page: DenialPage, values: Mapping[str, str], request_
     """Fill the page of a denial as Squid does.
 
     `text` is that of `files`. `values` has the annotations that a helper sends, and Squid's codes: `>rm`, `>ru`, `>a`
-    and `tg`. The lines and members of `page` hold no annotation.
+    and `tg`.
     """
+    noted = {name: _ANNOTATION.sub(lambda found: values[found[1]], note) for name, note in _noted(page).items()}
 
     def filled(found: re.Match[str]) -> str:
-        value = {**values, **_noted(page)}[found["name"] if found["code"] == "note" else found["code"]]
+        value = {**values, **noted}[found["name"] if found["code"] == "note" else found["code"]]
         if found["quoting"] == _ENCODED:
             return quote(value, safe="")
         return json.dumps(value)[1:-1] if found["quoting"] == _QUOTED else value

@@ -33,6 +33,7 @@ class Part(StrEnum):
     CREDENTIALS = "credentials"
     CREDENTIALS_BY_HEADERS = "credentials-by-headers"
     LOGIN = "login"
+    METER = "meter"
     OVERRIDE_HEADERS = "override-headers"
     PAGES = "pages"
     PASSTHROUGH = "passthrough"
@@ -70,6 +71,7 @@ NEEDED: Final[Mapping[Part, Callable[[Policy], bool]]] = {
     Part.CREDENTIALS: lambda policy: bool(policy.credentials or policy.sealing_keys or policy.rewrites),
     Part.CREDENTIALS_BY_HEADERS: _reads_headers,
     Part.LOGIN: lambda policy: any(client.tokens is not None for client in policy.clients),
+    Part.METER: lambda policy: policy.meters,
     Part.OVERRIDE_HEADERS: lambda _: True,
     Part.PAGES: lambda _: True,
     Part.PASSTHROUGH: lambda policy: any(rule.passthrough for rule in policy.rules_and_grants),
@@ -103,6 +105,7 @@ def keys_of(decision: Decision) -> frozenset[str]:
         (Part.BODIES, bool(decision.by_body or decision.meter)),
         (Part.CREDENTIALS, outlook.may_inject or outlook.may_rewrite or bool(decision.credentials)),
         (Part.CREDENTIALS_BY_HEADERS, outlook.needs_headers),
+        (Part.METER, bool(decision.meter) or any(rule.meter for rule in decision.by_body)),
         (Part.READ_HEADERS, outlook.needs_headers),
         (Part.PASSTHROUGH, decision.passthrough),
         (Part.PRIVATE, decision.private),

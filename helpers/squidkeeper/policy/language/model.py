@@ -453,6 +453,11 @@ class Policy:
         return self.watch is not None or any(credential.placeholder for credential in self.credentials)
 
     @property
+    def meters(self) -> bool:
+        """Whether `squidkeeper bodies` counts what the requests of a rule use."""
+        return any(rule.meter is not None for rule in self.rules)
+
+    @property
     def users(self) -> frozenset[str]:
         """The proxy users that it names: with `users`, or as clients with tokens."""
         named = (client.users or () if client.tokens is None else (client.name,) for client in self.clients)

@@ -12,6 +12,7 @@ from squidkeeper.policy.bodies.sent_request import SentRequest
 from squidkeeper.services.bodies.icap import IcapRequest, parse_http
 
 _ASKED: Final = "x-sk-asked"
+_USER: Final = "x-sk-user"  # where a rule of the policy has `meter`
 _TOKENS: Final = 5
 
 
@@ -19,8 +20,8 @@ _TOKENS: Final = 5
 class AskedBody:
     """A request, as far as it has come, and the revision and the rules that may still decide it.
 
-    `observed` is what a rule ahead of these has observed, `request_id` its ID in the access log. `most_bytes` is as
-    much of the body as one of the rules may need. It is known once the request was judged.
+    `observed` is what a rule ahead of these has observed. `request_id` and `user` are those of the access log.
+    `most_bytes` is as much of the body as one of the rules may need. It is known once the request was judged.
     """
 
     sent: SentRequest
@@ -30,6 +31,7 @@ class AskedBody:
     client: str
     request_id: str
     observed: str | None
+    user: str | None = None
     most_bytes: int = 0
 
 
@@ -38,7 +40,12 @@ def asked_by(request: IcapRequest) -> AskedBody:
     revision, listed, observed, client, number = _noted(request.headers)
     http = parse_http(request.http)
     body = SentRequest(http.method, http.target, http.headers, complete=not request.has_body, has_body=request.has_body)
-    return AskedBody(body, http.url, revision, listed, client, number, None if observed == "-" else observed)
+    user = unquote(request.headers.get(_USER, "-"))
+    return AskedBody(body, http.url, revision, listed, client, number, _told(observed), _told(user))
+
+
+def _told(text: str) -> str | None:
+    return None if text == "-" else text
 
 
 def _noted(headers: Mapping[str, str]) -> tuple[str, ...]:

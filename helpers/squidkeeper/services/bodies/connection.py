@@ -33,6 +33,7 @@ from squidkeeper.services.bodies.icap import (
     format_malformed,
     format_options,
     format_unchanged,
+    with_length,
 )
 from squidkeeper.services.bodies.judge import (
     DECIDE_SECONDS,
@@ -43,6 +44,7 @@ from squidkeeper.services.bodies.judge import (
     TOO_MUCH,
     BodyJudge,
     Judgement,
+    SquidConnection,
 )
 
 REST_SECONDS: Final = 60.0  # in which the rest of a denied body is read
@@ -59,7 +61,7 @@ class _Stage(Enum):
     ANSWERED = auto()  # the denial was sent, and there is still more, which is dropped
 
 
-class IcapConnection(asyncio.Protocol):
+class IcapConnection(SquidConnection):
     """One connection of Squid's."""
 
     def __init__(self, judge: BodyJudge) -> None:
@@ -256,10 +258,22 @@ class IcapConnection(asyncio.Protocol):
             self._refuse(TOO_MUCH)
         elif judgement.allowed and self._is_outdated(self._asked):
             self._refuse(EDITED)
+        elif judgement.meter is not None and not judgement.metered:
+            self._wait_for(self._take_reserve(judgement, self._asked))
         elif judgement.allowed:
             self._pass_on(judgement)
         else:
             self._deny(judgement, self._asked)
+
+    async def _take_reserve(self, judgement: Judgement, asked: AskedBody) -> None:
+        """Have the reserve of a metered request taken; its body may be another one then."""
+        judgement, body = await self._judge.settler.reserve(judgement, asked)
+        self._waits, self._task = False, None
+        if body is not None and self._request is not None:
+            self._request = self._request._replace(http=with_length(self._request.http, len(body)), may_skip=False)
+            asked.sent.body = body
+        self._decide(judgement)
+        self._advance()
 
     def _is_outdated(self, asked: AskedBody) -> bool:
         """Return whether a body has come so late that an edit applies to it."""

@@ -46,10 +46,12 @@ class Pages:
         self._texts = {form: with_commands(texts[template(form)], layout) for form in Form}
         self._by_body = {form: with_commands(explained_with_body(texts[template(form)]), layout) for form in Form}
 
-    def write(self, decision: Decision, asked: AskedBody, contact: str | None) -> FormAnswer:
-        """Write the page of a denial."""
+    def write(
+        self, decision: Decision, asked: AskedBody, contact: str | None, resets: tuple[str, int] | None = None
+    ) -> FormAnswer:
+        """Write the page of a denial. `resets`, of one by a quota: when it begins again, and in how many seconds."""
         form = form_of(asked.sent.values("accept"))
-        page = _PAGES["passing" if decision.rule in _PASSING else "denied"]
+        page = _PAGES["quota" if resets else "passing" if decision.rule in _PASSING else "denied"]
         values = {
             "rule_": decision.rule,
             "reason_": (decision.reason or "-").replace("</", "< /"),
@@ -59,7 +61,9 @@ class Pages:
             ">a": asked.client,
             "tg": strftime("%Y-%m-%dT%H:%M:%SZ", gmtime()),
         }
-        texts = self._by_body if decision.found else self._texts
+        if resets is not None:
+            values |= {"resets_": resets[0], "resets_in_": str(resets[1])}
+        texts = self._by_body if decision.found and resets is None else self._texts
         text = fill_denial(texts[form], page, values, asked.request_id)
         return FormAnswer(HTTPStatus.FORBIDDEN, _TYPES[form], text.encode())
 

@@ -1,4 +1,4 @@
-"""ICAP (RFC 3507), as Squid speaks it: REQMOD and OPTIONS. It parses and writes bytes, and does no input or output.
+"""ICAP (RFC 3507), as Squid speaks it: REQMOD, RESPMOD and OPTIONS. It parses and writes bytes, and does no input.
 
 Squid sends the head of an HTTP request, then its body in chunks. It stops after `PREVIEW` bytes of a longer body, and
 waits: for an answer, or for `100 Continue`. A request without a body has an empty preview.
@@ -17,7 +17,7 @@ _LONGEST_HEAD: Final = 64 * 1024  # of ICAP. Squid's own request_header_max_size
 _LONGEST_HTTP: Final = 128 * 1024
 _LONGEST_CHUNK_LINE: Final = 64
 _CRLF: Final = b"\r\n"
-_REQUEST_LINE: Final = re.compile(r"(OPTIONS|REQMOD) icap://\S{1,512} ICAP/1\.0", re.ASCII)
+_REQUEST_LINE: Final = re.compile(r"(OPTIONS|REQMOD|RESPMOD) icap://\S{1,512} ICAP/1\.0", re.ASCII)
 _HEADER: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
 _OF_THE_CLIENT: Final = re.compile("proxy-auth", re.IGNORECASE)  # Squid copies such headers as the client sent them
 _HTTP_LINE: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e\x80-\xff]+) HTTP/\d\.\d")
@@ -72,10 +72,12 @@ class IcapParser:
     """Parses what Squid sends on one connection, in any pieces.
 
     `receive` takes bytes. `next_event` returns the next event, or None where it needs more bytes. It raises
-    `InvalidIcap` for bytes that are none of Squid's: nothing after them can be understood.
+    `InvalidIcap` for bytes that are none of Squid's: nothing after them can be understood. `parse_head` reads the head
+    of a request; it returns the length of what follows ahead of the body, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parse_head: Callable[[bytes], tuple[IcapRequest, int]] | None = None) -> None:
+        self._parse_head = parse_head or _parse_head
         self._buffer = bytearray()
         self._searched = 0  # bytes that hold no end of a line, or of a head
         self._left = 0  # bytes of what is being read
@@ -113,7 +115,7 @@ class IcapParser:
         head = self._until(_CRLF * 2, _LONGEST_HEAD)
         if head is None:
             return None
-        self._request, self._left = _parse_head(head)
+        self._request, self._left = self._parse_head(head)
         self._step = self._read_http
         return self._step()
 
@@ -121,7 +123,7 @@ class IcapParser:
         if len(self._buffer) < self._left or self._request is None:
             return None
         request = self._request._replace(http=self._take(self._left))
-        if request.method == "REQMOD" and not request.http.endswith(_CRLF * 2):
+        if request.http and not request.http.endswith(_CRLF * 2):
             raise InvalidIcap("the head of an HTTP request has no end where Encapsulated says")
         self._in_preview = request.has_preview
         self._step = self._read_chunk_line if request.has_body else self._end
@@ -200,8 +202,8 @@ def parse_http(head: bytes) -> HttpHead:
     return HttpHead(found[1], found[2], tuple((one[1], one[2].strip(" \t")) for one in headers if one))
 
 
-def _parse_head(head: bytes) -> tuple[IcapRequest, int]:
-    """Parse the head of ICAP; returns the request without its HTTP head, and the length of that."""
+def parse_fields(head: bytes) -> tuple[str, dict[str, str]]:
+    """Parse the head of ICAP: its method, and its headers by their names in lower case."""
     first, *lines = head.decode("latin-1").split("\r\n")
     lines = [line for line in lines if not _OF_THE_CLIENT.match(line)]
     found = _REQUEST_LINE.fullmatch(first)
@@ -209,17 +211,30 @@ def _parse_head(head: bytes) -> tuple[IcapRequest, int]:
     headers = {one[1].lower(): one[2].strip(" \t") for one in fields if one}
     if found is None or len(headers) < len(lines):
         raise InvalidIcap("the head is not valid, or has a header twice")
-    if found[1] == "OPTIONS":
+    return found[1], headers
+
+
+def with_length(http: bytes, length: int) -> bytes:
+    """Return the head of an HTTP request for a body of another length."""
+    first, *lines = http.removesuffix(_CRLF * 2).split(_CRLF)
+    kept = [line for line in lines if not line.lower().startswith(b"content-length:")]
+    return _CRLF.join([first, *kept, b"Content-Length: %d" % length, b"", b""])
+
+
+def _parse_head(head: bytes) -> tuple[IcapRequest, int]:
+    """Parse the head of ICAP; returns the request without its HTTP head, and the length of that."""
+    method, headers = parse_fields(head)
+    if method == "OPTIONS":
         if headers.get("encapsulated", "null-body=0") != "null-body=0":
             raise InvalidIcap("OPTIONS has a body")
-        return IcapRequest(found[1], headers, b"", has_body=False, has_preview=False, may_skip=False), 0
+        return IcapRequest(method, headers, b"", has_body=False, has_preview=False, may_skip=False), 0
     holds = _ENCAPSULATED.fullmatch(headers.get("encapsulated", ""))
     if holds is None or not 0 < int(holds[2]) <= _LONGEST_HTTP:
         raise InvalidIcap("Encapsulated is not valid, or its head is too long")
     has_preview = "preview" in headers
     allows = {item.strip() for item in headers.get("allow", "").split(",")}
     may_skip = has_preview or "204" in allows
-    request = IcapRequest(found[1], headers, b"", holds[1] == "req", has_preview, may_skip)
+    request = IcapRequest(method, headers, b"", holds[1] == "req", has_preview, may_skip)
     return request, int(holds[2])
 
 
@@ -229,13 +244,13 @@ CONTINUE: Final = b"ICAP/1.0 100 Continue\r\n\r\n"
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
-def format_options() -> bytes:
+def format_options(method: str = "REQMOD", preview: int = PREVIEW) -> bytes:
     """Write the answer to OPTIONS.
 
     Without `Transfer-Preview` Squid sends no preview. Then a 204 to a body of over 64 KB ends Squid (ModXact.cc,
     virginConsume). While Squid has no valid answer it serves nothing, so the answer holds for a week.
     """
-    offer = {"Methods": "REQMOD", "Service": "squidkeeper", "Allow": "204", "Preview": str(PREVIEW)}
+    offer = {"Methods": method, "Service": "squidkeeper", "Allow": "204", "Preview": str(preview)}
     lasting = {"Transfer-Preview": "*", "Options-TTL": "604800", "Encapsulated": "null-body=0"}
     return _head("200 OK", offer | lasting)
 
@@ -248,6 +263,12 @@ def format_unchanged(headers: Mapping[str, str]) -> bytes:
 def format_echo(http: bytes, headers: Mapping[str, str]) -> bytes:
     """Write the request's own head back. Its body follows, in chunks."""
     encapsulated = {"Encapsulated": f"req-hdr=0, req-body={len(http)}"}
+    return _head("200 OK", {**headers, **encapsulated}) + http
+
+
+def format_response(http: bytes, headers: Mapping[str, str], *, has_body: bool) -> bytes:
+    """Write the head of an answer back. Its body follows, in chunks."""
+    encapsulated = {"Encapsulated": f"res-hdr=0, {'res' if has_body else 'null'}-body={len(http)}"}
     return _head("200 OK", {**headers, **encapsulated}) + http
 
 

@@ -24,7 +24,7 @@ from squidkeeper.serving.quotas.counts import client_network
 from squidkeeper.serving.replies import body_count
 
 if TYPE_CHECKING:
-    from squidkeeper.services.bodies.connection import IcapConnection
+    from squidkeeper.services.bodies.settling import Settler
 
 JUDGED_AT_ONCE: Final = 64 * 1024  # bytes of a body. A thread judges a longer one, so that others do not wait
 _AT_ONCE_FOR_ALL_RULES: Final = 2 * JUDGED_AT_ONCE  # each rule may read the body
@@ -32,6 +32,8 @@ _BYTES_OF_A_VALUE: Final = 64  # a value takes about as long as so many bytes of
 _LARGE: Final = 4 << 20  # bytes of a content. It is parsed alone: that can take ten times as much memory
 BYTES_AT_MOST: Final = 192 << 20  # of requests and their answers, in this process
 _SHARE: Final = 3  # a client has a third of it at most, which is the largest body and more
+METERED_BYTES: Final = 32 << 20  # of the body of a metered request, which is read whole
+QUOTA: Final = "quota"
 _UNAVAILABLE: Final = "policy-unavailable"
 _FOUND_LENGTH: Final = 200  # characters
 _UNKNOWN: Final = deny(
@@ -53,11 +55,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A decision by the body. `answer` is that to a denied request: the head of the response, and its body."""
+    """A decision by the body. `answer` is that to a denied request: the head of the response, and its body.
+
+    `meter` is the rule with `meter` that allows. Its reserve is taken before the request passes; `metered` is then what
+    Squid keeps of it.
+    """
 
     decision: Decision
     observed: str | None = None
     answer: tuple[bytes, bytes] | None = None
+    meter: tuple[CompiledPolicy, Rule] | None = None
+    metered: str = ""
 
     @property
     def allowed(self) -> bool:
@@ -73,14 +81,26 @@ class Judgement:
     def headers(self) -> dict[str, str]:
         """What Squid notes for the access log."""
         decision = self.decision
-        found = f"{BY_BODY}{decision.found}"[:_FOUND_LENGTH] if decision.found else "-"
+        by = "" if decision.rule == QUOTA else BY_BODY
+        found = f"{by}{decision.found}"[:_FOUND_LENGTH] if decision.found else "-"
         told = {
             "X-SK-Rule": decision.rule,
             "X-SK-Verdict": str(decision.action),
             "X-SK-Observed": self.observed or "-",
             "X-SK-Found": found,
         }
-        return {name: _header_value(value) for name, value in told.items()}
+        kept = {"X-SK-Metered": self.metered} if self.metered else {}
+        return {name: _header_value(value) for name, value in (told | kept).items()}
+
+
+class SquidConnection(asyncio.Protocol):
+    """A connection of Squid's, as the process sees it."""
+
+    def check(self, now: float) -> None:
+        """End what takes too long; called once a second."""
+
+    def drain(self) -> None:
+        """Close the connection, after the answer to a request that is under way."""
 
 
 class Room:
@@ -105,23 +125,48 @@ class Room:
 
 
 class BodyJudge:
-    """Judges requests for all connections. `count` counts a decision and its seconds. `drains`: no connection stays."""
+    """Judges requests for all connections. `count` counts a decision and its seconds. `drains`: no connection stays.
+
+    `new_settler` makes what counts for metered requests, when the first one comes.
+    """
 
     def __init__(
-        self, policies: Policies, pages: Pages, turns: DenialTurns, pool: Executor, count: Callable[[Key, float], None]
+        self,
+        policies: Policies,
+        pages: Pages,
+        turns: DenialTurns,
+        pool: Executor,
+        count: Callable[[Key, float], None],
+        new_settler: Callable[[], Settler] | None = None,
     ) -> None:
         self.policies = policies
         self.turns = turns
         self.room = Room()
-        self.connections: set[IcapConnection] = set()
+        self.connections: set[SquidConnection] = set()
         self.drains = False
         self._pages = pages
         self._pool = pool
         self._count = count
+        self._new_settler = new_settler
+        self._settler: Settler | None = None
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._large = asyncio.Lock()
         self._under_way: set[asyncio.Task[Judgement | None]] = set()
         self._reported: set[str] = set()
+
+    @property
+    def settler(self) -> Settler:
+        """What counts for metered requests."""
+        if self._settler is None:
+            if self._new_settler is None:
+                raise RuntimeError("nothing counts what metered requests use")
+            self._settler = self._new_settler()
+        return self._settler
+
+    @property
+    def counting(self) -> Settler | None:
+        """The same, once there was a metered request."""
+        return self._settler
 
     def at_once(self, asked: AskedBody) -> CompiledPolicy | None:
         """Return the policy of a request that takes so little time that no other request has to wait for it."""
@@ -168,10 +213,14 @@ class BodyJudge:
         rules = _rules(policy, asked)
         if not rules:
             return self.refused(_UNREAD, asked)
-        asked.most_bytes = max((rule.body.max_bytes for rule in rules if rule.body is not None), default=0)
+        asked.most_bytes = max(map(_most_bytes, rules), default=0)
         decision = decide_body(policy, rules, asked.sent)
         if decision is None:
             return None
+        for rule in rules:
+            if rule.meter is not None and decision.allowed and decision.rule == rule.name:
+                observed = asked.observed or decision.observed
+                return Judgement(decision, observed, meter=(policy, rule)) if asked.sent.complete else None
         if not decision.allowed and (denial := form_answer(decision, rules, asked)) is not None:
             return Judgement(decision, asked.observed or decision.observed, (http_head(denial), denial.body))
         return self.refused(decision, asked, policy.source.contact)
@@ -207,6 +256,10 @@ def _rules(policy: CompiledPolicy, asked: AskedBody) -> tuple[Rule, ...]:
         return listed_rules(policy, asked.listed)
     except PatternError:
         return ()
+
+
+def _most_bytes(rule: Rule) -> int:
+    return METERED_BYTES if rule.meter is not None else rule.body.max_bytes if rule.body is not None else 0
 
 
 def _is_encoded(asked: AskedBody) -> bool:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from squidkeeper.base.errors import ListenFailed
 from squidkeeper.base.layout import BODIES_FOLDER, Layout
@@ -21,7 +21,7 @@ from squidkeeper.base.metrics import BODIES
 from squidkeeper.base.service_notify import ALIVE, READY, notify
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
-from squidkeeper.services.bodies.connection import IcapConnection
+from squidkeeper.services.bodies.arriving import Arriving
 from squidkeeper.services.bodies.denials import DenialTurns, Pages
 from squidkeeper.services.bodies.judge import BodyJudge
 from squidkeeper.services.bodies.policies import Policies
@@ -29,6 +29,9 @@ from squidkeeper.serving.counters.layout import Key
 from squidkeeper.serving.helpers.helper_counters import HelperCounters
 from squidkeeper.serving.helpers.loop import answer_while_loading
 from squidkeeper.serving.helpers.throttle import Limits
+
+if TYPE_CHECKING:
+    from squidkeeper.services.bodies.settling import Settler
 
 _LONGEST_SECONDS: Final = 5.0  # of a wait for a client's own turn
 _THREADS: Final = 2
@@ -85,18 +88,12 @@ async def _run(
 ) -> None:
     loop, end = asyncio.get_running_loop(), asyncio.Event()
     loop.set_exception_handler(_report)
-    pool = ThreadPoolExecutor(_THREADS, "judge")
-
-    def count(key: Key, seconds: float) -> None:
-        counting.add(1, seconds, [key])
-
-    policies = Policies(lambda: watcher.current, revisions, ThreadPoolExecutor(1, "policies"))
-    limits = Limits(options.rate, options.burst, _LONGEST_SECONDS)
-    turns = DenialTurns(limits, lambda due, then: loop.call_later(due - time.monotonic(), then))
-    judge = BodyJudge(policies, Pages(options.layout), turns, pool, count)
+    judge = _new_judge(loop, options, watcher, counting, revisions)
+    if watcher.current is not None and watcher.current.source.meters:
+        judge.settler.tick()  # it writes what a killed process has counted and not written
     host, port = options.listen
     try:
-        server = await loop.create_server(lambda: IcapConnection(judge), host, port, reuse_port=True, backlog=_BACKLOG)
+        server = await loop.create_server(lambda: Arriving(judge), host, port, reuse_port=True, backlog=_BACKLOG)
     except OSError as error:
         raise ListenFailed(f"{host}:{port}: {error.strerror or error}") from error
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -108,8 +105,33 @@ async def _run(
         with suppress(TimeoutError):
             await asyncio.wait_for(end.wait(), _CHECK_EVERY_SECONDS)
     await _drain(server, judge)
+    if judge.counting is not None:
+        await judge.counting.finish()
     logging.shutdown()
     os._exit(0)  # at once: a thread may wait for a disk, and Python would wait for the thread
+
+
+def _new_judge(
+    loop: asyncio.AbstractEventLoop,
+    options: BodiesOptions,
+    watcher: PolicyWatcher[CompiledPolicy],
+    counting: HelperCounters,
+    revisions: Path,
+) -> BodyJudge:
+    policies = Policies(lambda: watcher.current, revisions, ThreadPoolExecutor(1, "policies"))
+    limits = Limits(options.rate, options.burst, _LONGEST_SECONDS)
+    turns = DenialTurns(limits, lambda due, then: loop.call_later(due - time.monotonic(), then))
+    pages, pool = Pages(options.layout), ThreadPoolExecutor(_THREADS, "judge")
+
+    def new_settler() -> Settler:
+        from squidkeeper.services.bodies.settling import Settler  # late: only metered requests need it
+
+        return Settler(options.directory, options.state, policies, pages, lambda keys: counting.add(0, 0.0, keys))
+
+    def count(key: Key, seconds: float) -> None:
+        counting.add(1, seconds, [key])
+
+    return BodyJudge(policies, pages, turns, pool, count, new_settler)
 
 
 async def _drain(server: asyncio.Server, judge: BodyJudge) -> None:
@@ -128,6 +150,8 @@ def _check(judge: BodyJudge) -> None:
     now = time.monotonic()
     for connection in [*judge.connections]:
         connection.check(now)
+    if judge.counting is not None:
+        judge.counting.tick()
 
 
 def _report(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_network
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
 
@@ -24,9 +24,14 @@ class QuotaCount:
     holder: str
 
     @classmethod
-    def of(cls, quota: Quota, holder: str) -> QuotaCount:
+    def of(cls, quota: Quota, holder: str) -> Self:
         """Name the count of a quota for a holder."""
         return cls(quota.name, quota.unit, quota.window, holder)
+
+    @classmethod
+    def parse(cls, quota: str, unit: str, every: str, holder: str) -> Self:
+        """Read a count as a store keeps it; ValueError for a unit or a window that is unknown."""
+        return cls(quota, QuotaUnit(unit), Window(every), holder)
 
 
 @dataclass(frozen=True, slots=True)

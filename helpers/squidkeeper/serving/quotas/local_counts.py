@@ -9,11 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from squidkeeper.base.errors import CountsUnavailable
 from squidkeeper.base.shared_database import SharedDatabase
-from squidkeeper.policy.language.quotas import QuotaUnit, Window
 from squidkeeper.serving.quotas.counts import LARGEST, QuotaCount, QuotaUse, Taken, share
 
 if TYPE_CHECKING:
@@ -50,11 +49,30 @@ SELECT quota, unit, every, holder, sum(used), max(ends) FROM (
 _WRITE: Final = "INSERT OR REPLACE INTO counts VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
+class Offer(NamedTuple):
+    """What is used of a count, held by requests under way, and may be used at most; now, and the end of the window."""
+
+    used: int
+    held: int
+    limit: int
+    now: float
+    ends: int
+
+    @property
+    def free(self) -> int:
+        """What nobody uses or holds."""
+        return self.taken(0).left - self.held
+
+    def taken(self, given: int) -> Taken:
+        """Say what was given of it."""
+        return Taken(given, self.used, max(0, self.limit - self.used), self.ends - self.now)
+
+
 class LocalCounts:
     """The counts below a state folder, for the processes of Squid's account."""
 
-    def __init__(self, state: Path, clock: Callable[[], float] = time.time) -> None:
-        self._database = SharedDatabase(state / FOLDER / "counts.db", _SCHEMA, 0o750, failure=CountsUnavailable)
+    def __init__(self, state: Path, clock: Callable[[], float] = time.time, more: str = "") -> None:
+        self._database = SharedDatabase(state / FOLDER / "counts.db", _SCHEMA + more, 0o750, failure=CountsUnavailable)
         self._clock = clock
         self._tidied = 0.0
 
@@ -82,17 +100,12 @@ class LocalCounts:
         units count until the window ends.
         """
         with self._database.transaction() as database:
-            now = self._clock()
-            began, here = _current(database, count, now)
-            ends = count.window.end(began)
-            [held] = database.execute(_HELD, (*_key(count), now)).fetchone()
-            used = here if used is None else used
-            left = max(0, limit - used)
-            given = left - held if size is None else size
-            if not 0 < given <= left - held:
-                return Taken(0, used, left, ends - now)
-            database.execute(_HOLD, (request, *_key(count), given, ends))
-            return Taken(given, used, left, ends - now)
+            offer = self._offer(database, count, limit, used)
+            given = offer.free if size is None else size
+            if not 0 < given <= offer.free:
+                return offer.taken(0)
+            self._keep(database, request, count, given, offer.ends)
+            return offer.taken(given)
 
     def release(self, requests: Iterable[str]) -> None:
         """Hold nothing any more for these requests."""
@@ -114,11 +127,7 @@ class LocalCounts:
     def add_all(self, amounts: dict[QuotaCount, int]) -> None:
         """Add to several counts, all or none."""
         with self._database.transaction() as database:
-            now = self._clock()
-            for count, amount in amounts.items():
-                began, used = _current(database, count, now)
-                _write(database, count, began, used + amount)
-            self._tidy(database, now)
+            self._add(database, amounts)
 
     def uses(self) -> list[QuotaUse]:
         """List what is used in the windows of now."""
@@ -128,7 +137,7 @@ class LocalCounts:
             now = self._clock()
             rows = database.execute(_USES, (now,))
             return [
-                QuotaUse(QuotaCount(quota, QuotaUnit(unit), Window(every), holder), used, ends - now)
+                QuotaUse(QuotaCount.parse(quota, unit, every, holder), used, ends - now)
                 for quota, unit, every, holder, used, ends in rows
             ]
 
@@ -143,6 +152,22 @@ class LocalCounts:
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+    def _offer(self, database: sqlite3.Connection, count: QuotaCount, limit: int, used: int | None) -> Offer:
+        now = self._clock()
+        began, here = _current(database, count, now)
+        [held] = database.execute(_HELD, (*_key(count), now)).fetchone()
+        return Offer(here if used is None else used, held, limit, now, count.window.end(began))
+
+    def _keep(self, database: sqlite3.Connection, request: str, count: QuotaCount, size: int, ends: int) -> None:
+        database.execute(_HOLD, (request, *_key(count), size, ends))
+
+    def _add(self, database: sqlite3.Connection, amounts: dict[QuotaCount, int]) -> None:
+        now = self._clock()
+        for count, amount in amounts.items():
+            began, used = _current(database, count, now)
+            _write(database, count, began, used + amount)
+        self._tidy(database, now)
 
     def _tidy(self, database: sqlite3.Connection, now: float) -> None:
         if abs(now - self._tidied) >= _TIDY_EVERY_SECONDS:

@@ -109,9 +109,15 @@ class GatewayCounts:
     one in force. Without a good one no count is available: else each gateway would give the whole limit.
     """
 
-    def __init__(self, directory: Path, state: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        state: Path,
+        clock: Callable[[], float] = time.monotonic,
+        local: LocalCounts | None = None,
+    ) -> None:
         self._file = quota_store_file(directory)
-        self._local = LocalCounts(state)
+        self._local = local or LocalCounts(state)
         self._problem = StoreProblem(state)
         self._clock = clock
         self._read_at = float("-inf")

@@ -1,0 +1,308 @@
+"""What metered requests use: their reserve is taken when they begin, and settled when their answers have ended.
+
+One process takes the reserve, and any other may settle it. All that settling needs is in `Metered`, which Squid keeps.
+One thread counts, and writes the ledger: neither a disk nor a store of all gateways holds up other requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import astuple, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from math import ceil
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from squidkeeper.base.errors import CountsUnavailable, InvalidIcap, InvalidUrl
+from squidkeeper.base.layout import BODIES_FOLDER
+from squidkeeper.base.metrics import QUOTA_DENIALS
+from squidkeeper.policy.engine import CompiledPolicy, deny
+from squidkeeper.policy.engine.quotas import token_quotas
+from squidkeeper.policy.language.model import Rule
+from squidkeeper.policy.language.prices import NO_PRICES, Metering, Prices
+from squidkeeper.policy.language.quotas import UNCOUNTED, Quota, QuotaUnit, shown_amount
+from squidkeeper.policy.url import address_host, parse_address
+from squidkeeper.policy.usage.cost import cost_of
+from squidkeeper.policy.usage.forms import form_of
+from squidkeeper.policy.usage.reserve import reserve_of, with_usage_asked
+from squidkeeper.policy.usage.tokens import Unmetered, Usage
+from squidkeeper.record.log.record import NONE
+from squidkeeper.record.log.requests import token
+from squidkeeper.record.usage.ledger import (
+    Amounts,
+    MeteredRequest,
+    UsageEntry,
+    UsageState,
+    append_entry,
+    ledger_file,
+    ledger_files,
+    parse_entry,
+    recorded_text,
+    usage_entry,
+)
+from squidkeeper.services.bodies.asked import AskedBody
+from squidkeeper.services.bodies.denials import Pages, form_answer, http_head
+from squidkeeper.services.bodies.judge import JUDGED_AT_ONCE, QUOTA, Judgement
+from squidkeeper.services.bodies.policies import Policies
+from squidkeeper.serving.counters.layout import Key, counter_key
+from squidkeeper.serving.helpers.meter import refusal_reason
+from squidkeeper.serving.quotas.counts import holder
+from squidkeeper.serving.quotas.meter import Refusal
+from squidkeeper.serving.quotas.reserves import Reserves, Used
+from squidkeeper.serving.replies import body_count
+
+_AGAIN_SECONDS: Final = (0.05, 0.2)  # an answer that has just ended is settled within a moment
+_AWAY_SECONDS: Final = 5.0
+_WAITING_AT_MOST: Final = 50_000  # settlements, while nothing can be counted. Others stay reserved
+_encode = msgspec.json.encode
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Metered:
+    """A request whose reserve was taken. `model` is the one that it asks for."""
+
+    request: MeteredRequest
+    model: str
+    reserve: Amounts
+
+    def format(self) -> str:
+        """Write it as Squid keeps it."""
+        reserve = (self.reserve.tokens_in, self.reserve.tokens_out, self.reserve.cost)
+        return " ".join([*astuple(self.request), recorded_text(self.model), *map(str, reserve)])
+
+    @classmethod
+    def parse(cls, text: str) -> Metered:
+        """Read what `format` has written; `InvalidIcap` for another text."""
+        try:
+            *told, model, tokens_in, tokens_out, cost = text.split(" ")
+            reserve = Amounts(int(tokens_in), int(tokens_out), int(cost))
+            return cls(MeteredRequest(*told), "" if model == NONE else unquote(model), reserve)
+        except (ValueError, TypeError):
+            raise InvalidIcap("an answer comes without what is known of its request") from None
+
+
+class Settler:
+    """Takes reserves, and settles them. `count` counts a denial by a quota."""
+
+    def __init__(
+        self, directory: Path, state: Path, policies: Policies, pages: Pages, count: Callable[[list[Key]], None]
+    ) -> None:
+        self._policies = policies
+        self._pages = pages
+        self._count = count
+        self._state = state
+        self._ledger = ledger_file(state)
+        self._reserves = Reserves(directory, state / BODIES_FOLDER)
+        self._thread = ThreadPoolExecutor(1, "counts")
+        self._waiting: deque[Callable[[], None]] = deque()  # work of the thread, to be done again
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._problem = ""
+        self._thread.submit(self._recover)
+
+    # --- the reserve ----------------------------------------------------------------------------------------------
+
+    async def reserve(self, judgement: Judgement, asked: AskedBody) -> tuple[Judgement, bytes | None]:
+        """Take the reserve of a request that is allowed, or deny it; also return its new body, None for its own."""
+        if judgement.meter is None:
+            return judgement, None
+        policy, rule = judgement.meter
+        if len(asked.sent.body) <= JUDGED_AT_ONCE:
+            metered, body = _metered(policy, rule, asked)
+        else:  # others would wait
+            metered, body = await asyncio.to_thread(_metered, policy, rule, asked)
+        if refusal := await self._hold(policy, rule, asked, metered):
+            return self._refused(refusal, metered, judgement.meter, asked), None
+        return replace(judgement, metered=metered.format()), body
+
+    async def _hold(self, policy: CompiledPolicy, rule: Rule, asked: AskedBody, metered: Metered) -> Refusal | None:
+        quotas = _quotas(policy, rule, asked)
+        entry = usage_entry(metered.request, datetime.now(UTC), metered.model, metered.reserve)
+        loop = asyncio.get_running_loop()
+        for seconds in (*_AGAIN_SECONDS, None):
+            refusal = await loop.run_in_executor(self._thread, self._take, quotas, metered, entry)
+            if refusal is None or not refusal.held or seconds is None:
+                return refusal
+            await asyncio.sleep(seconds)
+        return None
+
+    def _take(self, quotas: list[tuple[Quota, str]], metered: Metered, entry: UsageEntry) -> Refusal | None:
+        if quotas:
+            try:
+                held = self._reserves.hold(entry.request_id, quotas, _used(metered.reserve), _encode(entry))
+            except CountsUnavailable as error:
+                self._report(str(error))
+                return Refusal(quotas[0][0], _AWAY_SECONDS, unavailable=str(error))
+            if held is not True:
+                return held or None
+        self._write(entry)
+        return None
+
+    def _refused(
+        self, refusal: Refusal, metered: Metered, by: tuple[CompiledPolicy, Rule], asked: AskedBody
+    ) -> Judgement:
+        policy, rule = by
+        name = refusal.quota.name
+        found = f"{UNCOUNTED if refusal.unavailable else 'quota'}:{name}"
+        decision = replace(deny(QUOTA, _reason(refusal, metered.reserve)), found=found)
+        self._count([body_count(decision), counter_key(QUOTA_DENIALS, name)])
+        at = datetime.now(UTC) + timedelta(seconds=refusal.ends_in + 0.5)  # rounded, as it is cut to the second
+        resets, contact = (f"{at:%Y-%m-%dT%H:%M:%SZ}", ceil(refusal.ends_in)), policy.source.contact
+        page = form_answer(decision, (rule,), asked) or self._pages.write(decision, asked, contact, resets)
+        return Judgement(decision, asked.observed, (http_head(page), page.body))
+
+    # --- the settlement -------------------------------------------------------------------------------------------
+
+    def settle(self, metered: Metered, outcome: Usage | Unmetered, *, whole: bool) -> None:
+        """Count what an answer has reported, or the reserve where it has not. `whole`: all of the answer has come."""
+        policy = self._policies.at_hand(metered.request.revision)
+        if policy is not None:
+            self._settle(metered, outcome, policy.source.prices, whole=whole)
+            return
+        task = asyncio.create_task(self._settle_later(metered, outcome, whole=whole))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _settle_later(self, metered: Metered, outcome: Usage | Unmetered, *, whole: bool) -> None:
+        policy = await self._policies.find(metered.request.revision)
+        self._settle(metered, outcome, policy.source.prices if policy else NO_PRICES, whole=whole)
+
+    def _settle(self, metered: Metered, outcome: Usage | Unmetered, prices: Prices, *, whole: bool) -> None:
+        used, state, model, reason = _settlement(metered, outcome, prices, whole=whole)
+        entry = usage_entry(metered.request, datetime.now(UTC), model, used, metered.reserve, state, reason)
+        self._thread.submit(self._do, lambda: self._count_used(entry, _used(used)))
+
+    def _count_used(self, entry: UsageEntry, used: Used) -> None:
+        self._reserves.settle(entry.request_id, used, _encode(entry))
+        self._write(entry)
+
+    # --- the thread -----------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Try again what could not be counted; called once a second."""
+        if self._waiting:
+            self._thread.submit(self._try_again)
+
+    async def finish(self) -> None:
+        """Wait until all is counted that was submitted, for a moment."""
+        with suppress(TimeoutError):
+            done = asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)
+            await asyncio.wait_for(done, _AWAY_SECONDS)
+
+    def _do(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except (CountsUnavailable, OSError) as error:
+            self._report(str(error))
+            if len(self._waiting) < _WAITING_AT_MOST:
+                self._waiting.append(work)
+        else:
+            self._problem = ""
+
+    def _try_again(self) -> None:
+        for _ in range(len(self._waiting)):
+            self._do(self._waiting.popleft())
+            if self._problem:
+                return
+
+    def _write(self, entry: UsageEntry) -> None:
+        try:
+            append_entry(self._ledger, entry)
+        except OSError as error:
+            self._report(f"the ledger cannot be written: {error}")
+            if len(self._waiting) < _WAITING_AT_MOST:
+                self._waiting.append(lambda: append_entry(self._ledger, entry))
+
+    def _recover(self) -> None:
+        """Write what killed processes have counted and not written."""
+        self._do(lambda: self._reserves.take_last_lines(self._is_written, self._write_line))
+
+    def _is_written(self, line: bytes) -> bool:
+        since = datetime.fromisoformat(parse_entry(line).time)
+        return any(line in file.read_bytes() for file in ledger_files(self._state, since))
+
+    def _write_line(self, line: bytes) -> None:
+        append_entry(self._ledger, parse_entry(line))
+
+    def _report(self, problem: str) -> None:
+        """Log a failure when it begins or changes, not for each request."""
+        if problem != self._problem:
+            _log.error("what metered requests use cannot be counted: %s", problem)
+        self._problem = problem
+
+
+def _metered(policy: CompiledPolicy, rule: Rule, asked: AskedBody) -> tuple[Metered, bytes | None]:
+    """Read what a request may use; also its body where that has to ask for usage."""
+    sent, meter = asked.sent, rule.meter or Metering()
+    form = form_of(sent.method, sent.target)
+    reserve = reserve_of(sent, meter.reserve, form)
+    told = (asked.request_id, asked.client, asked.user or NONE, recorded_text(rule.name), asked.revision)
+    request = MeteredRequest(*told, recorded_text(_host(asked.url)))
+    metered = Metered(request, reserve.model, _amounts(reserve.usage, policy.source.prices))
+    return metered, with_usage_asked(sent.body, form) if meter.ask_usage else None
+
+
+def _quotas(policy: CompiledPolicy, rule: Rule, asked: AskedBody) -> list[tuple[Quota, str]]:
+    """List the quotas that count the tokens of a request, each with whose count it is."""
+    address = None
+    with suppress(InvalidUrl):
+        address = address_host(parse_address(asked.client))
+    clients = policy.clients_of(address, token(asked.user or NONE))
+    quotas = token_quotas(policy.source, clients, rule.name)
+    return [(quota, holder(quota, asked.client, asked.user, rule.name)) for quota in quotas]
+
+
+def _settlement(
+    metered: Metered, outcome: Usage | Unmetered, prices: Prices, *, whole: bool
+) -> tuple[Amounts, UsageState, str, str]:
+    """Return what a request has used, as what, of which model, and why it is its reserve."""
+    if isinstance(outcome, Usage):
+        return _amounts(outcome, prices), UsageState.METERED, outcome.model or metered.model, ""
+    reserve = metered.reserve
+    state = UsageState.UNMETERED if whole else UsageState.RESERVED
+    tokens_in, tokens_out = max(reserve.tokens_in, outcome.tokens_in), max(reserve.tokens_out, outcome.tokens_out)
+    cost = max(reserve.cost, cost_of(Usage(metered.model, tokens_in, tokens_out), prices))
+    return Amounts(tokens_in, tokens_out, cost), state, metered.model, outcome.reason
+
+
+def _amounts(usage: Usage, prices: Prices) -> Amounts:
+    cost = cost_of(usage, prices)
+    return Amounts(usage.tokens_in, usage.tokens_out, cost, usage.cached_in, usage.cache_write)
+
+
+def _used(amounts: Amounts) -> Used:
+    return {
+        QuotaUnit.TOKENS_IN: amounts.tokens_in,
+        QuotaUnit.TOKENS_OUT: amounts.tokens_out,
+        QuotaUnit.TOKENS: amounts.tokens_in + amounts.tokens_out,
+        QuotaUnit.COST: amounts.cost,
+    }
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _reason(refusal: Refusal, reserve: Amounts) -> str:
+    """Say why a quota refuses a request, for its client."""
+    quota = refusal.quota
+    if refusal.held:
+        return f"Of the quota {quota.name} ({quota.text}), requests that have not ended hold what this request may use."
+    if refusal.left and not refusal.unavailable:
+        may, left = (shown_amount(quota.unit, amount) for amount in (_used(reserve)[quota.unit], refusal.left))
+        return (
+            f"This request may use {may}, and the quota {quota.name} ({quota.text}) has {left} left. Ask for fewer"
+            " tokens of answer (max_tokens), or send fewer."
+        )
+    return refusal_reason(refusal)

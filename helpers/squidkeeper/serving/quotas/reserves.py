@@ -1,0 +1,142 @@
+"""What metered requests may use is reserved when they begin, and settled when their answers have ended.
+
+A reserve is held on this gateway until it is settled, or its window ends. What a store of all gateways counts is what
+was used. So a request of another gateway does not see a reserve.
+
+Each change comes with a line of the ledger. The file of counts keeps the last line of each process, in the same
+transaction as the change. A process that starts finds there the line that a killed one has not written.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from squidkeeper.policy.language.quotas import Quota, QuotaUnit
+from squidkeeper.serving.quotas.counts import QuotaCount, Taken
+from squidkeeper.serving.quotas.local_counts import LocalCounts
+from squidkeeper.serving.quotas.meter import Refusal
+from squidkeeper.serving.quotas.opening import GatewayCounts
+
+if TYPE_CHECKING:
+    import sqlite3
+
+Used = Mapping[QuotaUnit, int]
+_SCHEMA: Final = "CREATE TABLE IF NOT EXISTS lines (process TEXT NOT NULL PRIMARY KEY, line BLOB NOT NULL);"
+_OF_REQUEST: Final = "SELECT quota, unit, every, holder FROM held WHERE request = ?"
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """So much of a count. `used` is what the store of all gateways has; None: what is counted here."""
+
+    count: QuotaCount
+    limit: int
+    size: int
+    used: int | None = None
+
+
+class ReservedCounts(LocalCounts):
+    """The counts of one gateway, with the reserves of requests under way."""
+
+    def __init__(self, state: Path, clock: Callable[[], float] = time.time) -> None:
+        super().__init__(state, clock, _SCHEMA)
+        self._process = secrets.token_hex(8)
+
+    def hold_all(self, request: str, holds: Sequence[Hold], line: bytes) -> tuple[Hold, Taken] | bool:
+        """Hold something of each count, or nothing: then return the first that has too little left.
+
+        Else return whether it is held for the first time: Squid asks again where a process was killed.
+        """
+        with self._database.transaction() as database:
+            if database.execute(_OF_REQUEST, (request,)).fetchone():
+                return False
+            found = [(hold, self._offer(database, hold.count, hold.limit, hold.used)) for hold in holds]
+            for hold, offer in found:
+                if offer.free <= 0 or hold.size > offer.free:
+                    return hold, offer.taken(0)
+            for hold, offer in found:
+                self._keep(database, request, hold.count, hold.size, offer.ends)
+            self._note(database, line)
+            return True
+
+    def held_for(self, request: str) -> list[QuotaCount]:
+        """List the counts of which a request holds something."""
+        with self._database.opened() as database:
+            return _counts(database, request)
+
+    def settle(self, request: str, used: Used, line: bytes) -> None:
+        """Count what a request has used, in place of what it holds."""
+        with self._database.transaction() as database:
+            self._add(database, {count: used[count.unit] for count in _counts(database, request)})
+            database.execute("DELETE FROM held WHERE request = ?", (request,))
+            self._note(database, line)
+
+    def take_last_lines(self, is_written: Callable[[bytes], bool], write: Callable[[bytes], None]) -> None:
+        """Write the last lines of other processes where they have not done so, and forget them."""
+        with self._database.opened() as database:
+            found = database.execute("SELECT process, line FROM lines WHERE process <> ?", (self._process,)).fetchall()
+            for process, line in found:
+                if not is_written(line):
+                    write(line)
+                database.execute("DELETE FROM lines WHERE process = ? AND line = ?", (process, line))
+
+    def _note(self, database: sqlite3.Connection, line: bytes) -> None:
+        database.execute("INSERT OR REPLACE INTO lines VALUES (?, ?)", (self._process, line))
+
+
+class Reserves:
+    """Reserves of one gateway, for one thread. Its methods raise `CountsUnavailable` where nothing can be counted."""
+
+    def __init__(self, directory: Path, state: Path) -> None:
+        self._local = ReservedCounts(state)
+        self._counts = GatewayCounts(directory, state, local=self._local)
+        self._sent: set[tuple[str, QuotaCount]] = set()  # to the store of all gateways, of what is not settled yet
+
+    def hold(self, request: str, wanted: Iterable[tuple[Quota, str]], reserve: Used, line: bytes) -> Refusal | bool:
+        """Hold the reserve of a request of each quota for a holder, or nothing: then return which quota refuses it.
+
+        Else return whether it is held for the first time.
+        """
+        quotas = {QuotaCount.of(quota, holder): quota for quota, holder in wanted}
+        found = self._local.hold_all(request, [self._seen(count, quotas[count], reserve) for count in quotas], line)
+        if isinstance(found, bool):
+            return found
+        hold, taken = found
+        return Refusal(quotas[hold.count], taken.ends_in, left=taken.left, held=taken.left >= max(hold.size, 1))
+
+    def settle(self, request: str, used: Used, line: bytes) -> None:
+        """Count what a request has used. Where the store of all gateways is away, it has to be settled again later."""
+        if not self._counts.are_local:
+            for count in self._local.held_for(request):
+                self._send(request, count, used[count.unit])
+        self._local.settle(request, used, line)
+        self._sent = {(other, count) for other, count in self._sent if other != request}
+
+    def take_last_lines(self, is_written: Callable[[bytes], bool], write: Callable[[bytes], None]) -> None:
+        """Write the last lines of killed processes to the ledger."""
+        self._local.take_last_lines(is_written, write)
+
+    def close(self) -> None:
+        """Close the file of counts, and the connection to the store of all gateways."""
+        self._counts.close()
+
+    def _seen(self, count: QuotaCount, quota: Quota, reserve: Used) -> Hold:
+        if self._counts.are_local:
+            return Hold(count, quota.limit, reserve[count.unit])
+        taken = self._counts.take(count, quota.limit, 0)
+        return Hold(count, taken.used + taken.left, reserve[count.unit], taken.used)
+
+    def _send(self, request: str, count: QuotaCount, amount: int) -> None:
+        if (request, count) not in self._sent:
+            self._counts.add(count, amount)
+            self._sent.add((request, count))
+
+
+def _counts(database: sqlite3.Connection, request: str) -> list[QuotaCount]:
+    rows = database.execute(_OF_REQUEST, (request,)).fetchall()
+    return [QuotaCount.parse(*row) for row in rows]
