@@ -194,7 +194,7 @@ def test_members_are_found_as_a_parser_finds_them(
     documents: list[dict[str, object]], indent: int | None, places: list[int], in_array: bool
 ) -> None:
     content = json.dumps(documents, indent=indent) if in_array else "\n".join(map(json.dumps, documents))
-    raw, scanner, start = content.encode(), MemberScanner(WantedMembers(WANTED)), 0
+    raw, scanner, start = content.encode(), MemberScanner(WantedMembers(WANTED), is_array=True), 0
     for place in [*sorted(places), len(raw)]:
         scanner.feed(raw[start:place])
         start = max(start, place)

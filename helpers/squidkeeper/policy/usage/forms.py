@@ -53,7 +53,7 @@ class UsageForm:
     @cached_property
     def pattern(self) -> re.Pattern[str]:
         """The pattern of its method and path."""
-        return re.compile(self.request, re.IGNORECASE)
+        return re.compile(self.request, re.IGNORECASE | re.ASCII)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -84,6 +84,8 @@ class UsageForm:
         return re.compile(re.escape(self.mark) + rb"[ \t\r\n]*+:[ \t\r\n]*+(?!null)")
 
 
+_NAME: Final = r"\w[\w.@-]*"  # no path that two servers could read in two ways has a form
+_PATH: Final = f"(/{_NAME})*"
 _OPENAI: Final = "https://platform.openai.com/docs/api-reference"
 _TOTAL: Final = "total_tokens"
 _DONE: Final = (b"data: [DONE]", b"data:[DONE]")
@@ -92,13 +94,13 @@ FORMS: Final = (
     UsageForm(
         "nothing generated",
         "https://docs.anthropic.com/en/api/messages-count-tokens",
-        r"(POST .*(/messages/count_tokens|/responses/input_tokens|:countTokens)"
-        r"|GET .*(/models(/[^/]+)?|/responses/[^/]+/input_items))",
+        f"(POST {_PATH}(/messages/count_tokens|/responses/input_tokens|:countTokens)"
+        f"|GET {_PATH}(/models(/{_NAME})?|/responses/{_NAME}/input_items))",
     ),
     UsageForm(
         "openai chat",
         f"{_OPENAI}/chat/object",
-        "POST .*/chat/completions",
+        f"POST {_PATH}/chat/completions",
         tokens_in=("prompt_tokens",),
         tokens_out=("completion_tokens",),
         cached_in="prompt_tokens_details.cached_tokens",
@@ -112,7 +114,7 @@ FORMS: Final = (
     UsageForm(
         "openai completions",
         f"{_OPENAI}/completions/object",
-        "POST .*/completions",
+        f"POST {_PATH}/completions",
         tokens_in=("prompt_tokens",),
         tokens_out=("completion_tokens",),
         cached_in="prompt_tokens_details.cached_tokens",
@@ -125,14 +127,14 @@ FORMS: Final = (
     UsageForm(
         "openai embeddings",
         f"{_OPENAI}/embeddings/create",
-        "POST .*/embeddings",
+        f"POST {_PATH}/embeddings",
         tokens_in=("prompt_tokens",),
         total=_TOTAL,
     ),
     UsageForm(
         "openai responses",
         f"{_OPENAI}/responses/object",
-        "(POST .*/responses(/compact|/[^/]+/cancel)?|GET .*/responses/[^/]+)",
+        f"(POST {_PATH}/responses(/compact|/{_NAME}/cancel)?|GET {_PATH}/responses/{_NAME})",
         tokens_in=("input_tokens",),
         tokens_out=("output_tokens",),
         cached_in="input_tokens_details.cached_tokens",
@@ -146,7 +148,7 @@ FORMS: Final = (
     UsageForm(
         "anthropic messages",
         "https://docs.anthropic.com/en/api/messages-streaming",
-        "POST .*(/messages|/publishers/anthropic/models/[^/]+:(rawPredict|streamRawPredict))",
+        f"POST {_PATH}(/messages|/publishers/anthropic/models/{_NAME}:(rawPredict|streamRawPredict))",
         tokens_in=("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"),
         tokens_out=("output_tokens",),
         cached_in="cache_read_input_tokens",
@@ -161,7 +163,7 @@ FORMS: Final = (
     UsageForm(
         "gemini",
         "https://ai.google.dev/api/generate-content#UsageMetadata",
-        "POST .*/models/(?P<model>[^/:]+):(generateContent|streamGenerateContent)",
+        f"POST {_PATH}/models/(?P<model>{_NAME}):(generateContent|streamGenerateContent)",
         tokens_in=("promptTokenCount", "toolUsePromptTokenCount"),
         tokens_out=("candidatesTokenCount", "thoughtsTokenCount"),
         cached_in="cachedContentTokenCount",
@@ -175,7 +177,7 @@ FORMS: Final = (
     UsageForm(
         "gemini interactions",
         "https://ai.google.dev/api/interactions-api",
-        "(POST .*/interactions(/[^/]+/cancel)?|GET .*/interactions/[^/]+)",
+        f"(POST {_PATH}/interactions(/{_NAME}/cancel)?|GET {_PATH}/interactions/{_NAME})",
         tokens_in=("total_input_tokens", "total_tool_use_tokens"),
         tokens_out=("total_output_tokens", "total_thought_tokens"),
         cached_in="total_cached_tokens",
@@ -187,7 +189,7 @@ FORMS: Final = (
     UsageForm(
         "bedrock converse",
         "https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_TokenUsage.html",
-        "POST .*/model/(?P<model>[^/]+)/converse",
+        f"POST {_PATH}/model/(?P<model>{_NAME}((:|%3A){_NAME})?)/converse",
         tokens_in=("inputTokens", "cacheReadInputTokens", "cacheWriteInputTokens"),
         tokens_out=("outputTokens",),
         cached_in="cacheReadInputTokens",

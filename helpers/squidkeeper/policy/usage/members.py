@@ -9,6 +9,8 @@ from typing import Final, NamedTuple
 
 KEPT_AT_MOST: Final = 16 * 1024  # bytes of a member; a longer one counts as missing
 _UNREAD_AT_MOST: Final = 2048  # bytes that wait for more: a name with its colon has up to 1,091
+_DEEPEST: Final = 256
+_NAMES_AT_MOST: Final = 4096  # that are read of one object
 Path = tuple[bytes, ...]
 
 
@@ -39,7 +41,7 @@ def path_of(name: str) -> Path:
 
 
 class MemberScanner:
-    """Reads JSON objects: one, or one after the other, also as the items of an array.
+    """Reads a JSON object; with `is_array` several, as the items of an array or one after the other.
 
     Names are compared without case and `_`, as lenient parsers do. `is_plain` turns false where a wanted name is there
     twice, where a name beside it is written with an escape, and where the bytes are no JSON. Then nothing more is
@@ -47,12 +49,27 @@ class MemberScanner:
     """
 
     __slots__ = (
-        *("_at", "_depth", "_found", "_in_text", "_kept", "_path", "_rest", "_seen", "_start", "_state"),
+        *(
+            "_at",
+            "_depth",
+            "_found",
+            "_in_text",
+            "_is_after_one",
+            "_is_array",
+            "_kept",
+            "_names",
+            "_path",
+            "_rest",
+            "_seen",
+            "_start",
+            "_state",
+        ),
         *("_value", "_wanted", "is_plain", "objects"),
     )
 
-    def __init__(self, wanted: WantedMembers) -> None:
+    def __init__(self, wanted: WantedMembers, *, is_array: bool = False) -> None:
         self._wanted = wanted
+        self._is_array = is_array
         self._state: _State = MemberScanner._between
         self._rest = b""
         self._at = 0  # how many bytes come before `_rest`
@@ -61,8 +78,8 @@ class MemberScanner:
         self._found: Found = {}
         self._seen: set[Path] = set()
         self._kept: bytearray | None = None
-        self._start = self._depth = 0
-        self._in_text = False
+        self._start = self._depth = self._names = 0
+        self._in_text = self._is_after_one = False
         self.objects: list[Found] = []
         self.is_plain = True
 
@@ -88,9 +105,9 @@ class MemberScanner:
 
     def _between(self, data: bytes, at: int) -> int:
         """Find the next object."""
-        end = _matched(_BETWEEN, data, at)
-        if data[end : end + 1] == b"{":
-            self._found, self._seen, self._path = {}, set(), ()
+        end = _matched(_BETWEEN if self._is_array else _SPACES, data, at)
+        if data[end : end + 1] == b"{" and (self._is_array or not self._is_after_one):
+            self._found, self._seen, self._path, self._names = {}, set(), (), 0
             self._state = MemberScanner._name
             return end + 1
         self.is_plain = end == len(data)
@@ -105,6 +122,8 @@ class MemberScanner:
         match = _NAME.match(data, at)
         if match is None:
             return at
+        self._names += 1
+        self.is_plain = self._names <= _NAMES_AT_MOST
         self._value = (*self._path, _folded(match[1]))
         if self._value in self._wanted.containers or self._value in self._wanted.paths:
             self.is_plain = self._value not in self._seen
@@ -117,6 +136,7 @@ class MemberScanner:
             self._path = self._path[:-1]
         else:
             self.objects.append(self._found)
+            self._is_after_one = True
             self._state = MemberScanner._between
 
     def _first_byte(self, data: bytes, at: int) -> int:
@@ -141,6 +161,7 @@ class MemberScanner:
             self._in_text = not self._in_text
         elif mark in (b"{", b"["):
             self._depth += 1
+            self.is_plain = self._depth <= _DEEPEST
         elif mark and mark != b"\\" and self._depth == 0:
             self._keep(data[at:end])
             self._end_value(mark)
@@ -171,8 +192,11 @@ _SPACES: Final = re.compile(rb"[ \t\r\n]*+")
 _GAP: Final = re.compile(rb"[ \t\r\n,]*+")
 _NAME: Final = re.compile(rb'"([^"\\]{0,1024}+)"[ \t\r\n]{0,64}+:')
 _TEXT: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
-_RUN: Final = rb'(?:[^"{}\[\]%b]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+'
-_RUNS: Final = (re.compile(_RUN % b",", re.DOTALL), re.compile(_RUN % b"", re.DOTALL))  # in a value, and below it
+_RUN: Final = rb'(?:[^"{}\[\]%b]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"|%b)*+'
+_SHALLOW: Final = (
+    rb"[{\[]" + _RUN % (b"", rb"[{\[]" + _RUN % (b"", rb"[{\[][^\"{}\[\]]*+[}\]]") + rb"[}\]]") + rb"[}\]]"
+)
+_RUNS: Final = tuple(re.compile(_RUN % (ends, _SHALLOW), re.DOTALL) for ends in (b",", b""))  # in a value, and below it
 
 
 def _folded(name: bytes) -> bytes:

@@ -150,22 +150,20 @@ class _ReportedUsage:
 class _Document:
     """Reads an answer in JSON: one object, or an array of them where the form streams that."""
 
-    __slots__ = ("_objects", "_report", "_scanner")
+    __slots__ = ("_report", "_scanner")
 
     def __init__(self, report: _ReportedUsage) -> None:
         self._report = report
-        self._scanner = MemberScanner(report.form.wanted)
-        self._objects = 0
+        self._scanner = MemberScanner(report.form.wanted, is_array=report.form.is_array)
 
     def feed(self, data: bytes) -> None:
         self._scanner.feed(data)
         for found in self._scanner.objects:
             self._report.add(found)
-        self._objects += len(self._scanner.objects)
         self._scanner.objects.clear()
 
     def end(self, *, whole: bool) -> None:
-        if (whole and not self._scanner.is_whole) or (self._objects > 1 and not self._report.form.is_array):
+        if whole and not self._scanner.is_whole:
             self._report.spoil()
 
 
@@ -263,7 +261,7 @@ class _Events:
         self._end_line()
         if scanner is None:
             return
-        if not scanner.is_whole or len(scanner.objects) > 1:
+        if not scanner.is_whole:
             self._report.spoil()
         for found in scanner.objects:
             self._report.add(found)

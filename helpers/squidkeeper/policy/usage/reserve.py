@@ -64,8 +64,7 @@ def _content(sent: SentRequest) -> bytes | None:
 def _members(content: bytes | None, wanted: WantedMembers) -> Found:
     scanner = MemberScanner(wanted)
     scanner.feed(content or b"")
-    is_object = content is not None and content.lstrip()[:1] == b"{"
-    return scanner.objects[0] if is_object and scanner.is_whole and len(scanner.objects) == 1 else {}
+    return scanner.objects[0] if scanner.is_whole and scanner.objects else {}
 
 
 def _written(found: Found, name: str) -> bytes:
