@@ -16,6 +16,7 @@ from squidkeeper.services.exporter.collector import COUNTERS
 LABELS = {
     *("client", "rule", "verdict", "helper", "credential", "method_class", "status_class", "revision", "wait", "code"),
     *("version", "result", "folder", "export", "quota", "secret", "task", "severity", "sha256"),
+    *("model", "state", "direction"),
 }
 # What the dashboards for Squid ask for.
 OF_SQUID = """

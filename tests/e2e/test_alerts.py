@@ -46,7 +46,8 @@ ALERTS = {
 PANELS = json.loads((OBSERVE / "dashboard.json").read_text())["panels"]
 QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel.get("targets", ())]
 # A fault below makes every other alert fire. These take a log that grows faster than it can be read, more edits
-# than revisions are stored, a judge of edits, a source of the policy, or a second gateway: promtool has them.
+# than revisions are stored, a judge of edits, a source of the policy, an API of models, or a second gateway: promtool
+# has them.
 NOT_MADE_HERE = {
     "SquidkeeperBodiesDown",
     "SquidkeeperCasDiffer",
@@ -61,6 +62,7 @@ NOT_MADE_HERE = {
     "SquidkeeperPullRefused",
     "SquidkeeperPullAltered",
     "SquidkeeperPullDiffers",
+    "SquidkeeperQuotaNearlyUsed",
     "SquidkeeperQuotaStoreCertificateEndsSoon",
     "SquidkeeperQuotaStoreUnavailable",
 }

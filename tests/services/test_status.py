@@ -407,7 +407,8 @@ def test_bodies_need_one_process_and_none_where_no_rule_asks_for_them() -> None:
 
 def test_each_condition_has_a_case_here() -> None:
     """These come with others, and have a test of their own."""
-    here = {"no-policy", "secret-unavailable", "secrets-not-fetched", "secret-fetch-failing", "secret-expiring"}
+    here = {"no-policy", "quota-nearly-used", "model-without-price"}
+    here |= {"secret-unavailable", "secrets-not-fetched", "secret-fetch-failing", "secret-expiring"}
     assert {condition.code for condition in CONDITIONS if condition.find} - WRONG.keys() == here
 
 

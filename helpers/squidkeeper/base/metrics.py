@@ -1,7 +1,7 @@
 """The table of all metrics under `squidkeeper_`: name, type, labels and meaning.
 
 A test holds the table in the documentation to it. Label values come from the policy and from the lists here, never from
-an address, a host or a URL: clients could invent any number of those.
+an address, a host or a URL: clients could invent any number of those. The names of models have a bound.
 """
 
 from dataclasses import dataclass
@@ -126,6 +126,28 @@ RECORD_INVALID_LINES = Metric(
 RECORD_LOST = Metric(
     "squidkeeper_record_lost_total",
     "Times that a part of the access log was lost before it was counted: truncated, deleted or damaged.",
+)
+
+# --- The ledger of usage ------------------------------------------------------------------------------------------
+
+_USAGE_LABELS = ("client", "rule", "model", "state")
+METERED_REQUESTS = Metric(
+    "squidkeeper_metered_requests_total",
+    "Requests of rules with `meter` whose answer has ended. state: metered, or its reserve counts (reserved: the "
+    "answer did not come whole; unmetered: nothing could be read from it).",
+    _USAGE_LABELS,
+)
+TOKENS = Metric(
+    "squidkeeper_tokens_total",
+    "Tokens of metered requests. direction: in (all of the prompt) or out. model: the one that answered; beyond 64 "
+    "`other`; `none` where a reserve counts.",
+    (*_USAGE_LABELS, "direction"),
+)
+COST = Metric("squidkeeper_cost_total", "Cost of these tokens, in the currency of `prices`.", _USAGE_LABELS)
+QUOTA_USED = Metric(
+    "squidkeeper_quota_used_ratio",
+    "The used part of a quota of tokens or cost, with reserves: of whoever has used most of it on this gateway.",
+    ("quota",),
 )
 
 # --- The helpers --------------------------------------------------------------------------------------------------

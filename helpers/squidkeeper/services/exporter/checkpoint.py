@@ -15,6 +15,7 @@ from squidkeeper.base.errors import StateInUse
 from squidkeeper.record.log.follower import Position
 from squidkeeper.services.exporter.counts import RequestCounts
 from squidkeeper.services.exporter.recent import Denial, DriftSeen
+from squidkeeper.services.exporter.usage_counts import UsageCounts
 from squidkeeper.serving.counters.layout import Key
 
 _VERSION = 1
@@ -24,7 +25,8 @@ _log = logging.getLogger(__name__)
 class Checkpoint(msgspec.Struct, frozen=True):
     """The counts since a time, their position in the log, and the newest denials and findings.
 
-    `counter_files` holds the last values read from each counter file, by its identity.
+    `counter_files` holds the last values read from each counter file, by its identity. `usage` is counted in the ledger
+    of usage.
     """
 
     since: str
@@ -34,6 +36,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
     drift: tuple[DriftSeen, ...] = ()
     counter_files: dict[str, list[tuple[Key, float]]] = msgspec.field(name="slots", default_factory=dict)
     version: int = _VERSION
+    usage: UsageCounts = UsageCounts()
 
 
 class CheckpointStore:

@@ -19,6 +19,7 @@ from squidkeeper.base import metrics
 from squidkeeper.base.metrics import HELPERS, NONE, Metric
 from squidkeeper.base.squid_counters import SquidCounters
 from squidkeeper.policy.language.model import VERDICT_NAMES, Action, Policy
+from squidkeeper.policy.language.prices import MILLIONTHS
 from squidkeeper.services.exporter.conditions import CONDITIONS, active_conditions
 from squidkeeper.services.exporter.counts import SERIES_LIMIT, RequestCounts
 from squidkeeper.services.exporter.snapshot import Snapshot
@@ -43,7 +44,7 @@ class GatewayCollector(Collector):
         """Collect a snapshot, and make families of it."""
         view = self._collect()
         of_gateway = (_log_families, _helper_families, _policy_families, _exporter_families, _archive_families)
-        for families in (*of_gateway, _pull_families, _fetching_families, _export_families):
+        for families in (*of_gateway, _usage_families, _pull_families, _fetching_families, _export_families):
             yield from families(view)
         yield from squid_families(view.squid)
 
@@ -160,6 +161,20 @@ def _archive_families(view: Snapshot) -> Iterator[Family]:
     ends = view.quota_store_not_after
     yield _family(metrics.QUOTA_STORE_CERTIFICATE_EXPIRY, {(): ends.timestamp()} if ends else {})
     yield _family(metrics.QUOTA_STORE_UP, {} if problem is None else {(): 0 if problem else 1})
+
+
+def _usage_families(view: Snapshot) -> Iterator[Family]:
+    used = view.checkpoint.usage.used
+    yield _family(metrics.METERED_REQUESTS, {labels: requests for labels, (requests, *_) in used})
+    tokens = {(*labels, "in"): tokens_in for labels, (_, tokens_in, _, _) in used}
+    tokens |= {(*labels, "out"): tokens_out for labels, (_, _, tokens_out, _) in used}
+    yield _family(metrics.TOKENS, tokens)
+    yield _family(metrics.COST, {labels: cost / MILLIONTHS for labels, (*_, cost) in used})
+    quotas = view.policy.quotas if view.policy else ()
+    ratios = {(quota.name,): 0.0 for quota in quotas if quota.unit.is_tokens}
+    for use in view.token_uses:
+        ratios[use.quota.name,] = max(use.ratio, ratios.get((use.quota.name,), 0.0))
+    yield _family(metrics.QUOTA_USED, ratios)
 
 
 def _pull_families(view: Snapshot) -> Iterator[Family]:

@@ -30,6 +30,7 @@ from squidkeeper.services.pulling.settings import patience_seconds
 from squidkeeper.serving.counters.layout import HelperStatus
 from squidkeeper.serving.credentials.fetch_status import SecretStatus
 from squidkeeper.serving.parts import Part, not_in_force, read_in_force
+from squidkeeper.serving.quotas.token_uses import NEARLY
 
 _SECRET_EXPIRES_SOON: Final = timedelta(minutes=10)
 _CA_WARNING: Final = timedelta(days=30)
@@ -487,6 +488,34 @@ def _quota_store_certificate_expiring(view: Snapshot) -> Iterator[str]:
 def _ends(view: Snapshot, end: datetime | None, within: timedelta) -> Iterator[str]:
     if end and end - view.at <= within:
         yield f"{duration((end - view.at).total_seconds())} left" if end > view.at else timestamp(end)
+
+
+@_warning(
+    "quota-nearly-used",
+    "0m",
+    "Four fifths of a quota of tokens or cost are used",
+    "`squidkeeper quota` shows who uses it, `squidkeeper log --by client` for what. Once it is spent, requests that it"
+    " counts are denied until it begins again: raise its limit, or set it to zero by `squidkeeper quota --reset NAME`.",
+    only_exporter=True,
+)
+def _quota_nearly_used(view: Snapshot) -> Iterator[str]:
+    for use in sorted(view.token_uses, key=lambda use: use.ratio, reverse=True):
+        if use.ratio >= NEARLY:
+            yield f"{printable(use.text)}; it begins again in {duration(use.ends_in)}"
+
+
+@_info(
+    "model-without-price",
+    None,
+    "Models without a price of their own have answered: their tokens cost the dearest of each price",
+    "Add their prices to the policy's `prices`.",
+    only_exporter=True,
+)
+def _model_without_price(view: Snapshot) -> Iterator[str]:
+    if view.policy and view.policy.prices.entries:
+        since = format_time(view.at - _IS_NEWS)
+        models = (model for model, last in view.checkpoint.usage.models.items() if last >= since)
+        yield from (printable(model) for model in models if view.policy.prices.find(model) is None)
 
 
 @_critical(

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -22,6 +22,7 @@ from squidkeeper.record.log.record import Record, parse_record, parse_time
 from squidkeeper.services.exporter.checkpoint import Checkpoint, CheckpointStore
 from squidkeeper.services.exporter.counts import RequestCounter
 from squidkeeper.services.exporter.recent import DriftSeen, RecentAnswer, RecentAnswers, RecentDenials
+from squidkeeper.services.exporter.usage_counts import UsageCounter, UsageCounts
 from squidkeeper.services.exporter.used_bytes import UsedBytes
 from squidkeeper.serving.counters.layout import Key
 from squidkeeper.serving.counters.reader import CounterFile, Totals
@@ -37,7 +38,12 @@ class LogCounter:
     """Counts one access log, and saves the counts in one folder."""
 
     def __init__(
-        self, log: Path, store: CheckpointStore, drift: DriftChecker, used_bytes: UsedBytes | None = None
+        self,
+        log: Path,
+        store: CheckpointStore,
+        drift: DriftChecker,
+        used_bytes: UsedBytes | None = None,
+        usage: Callable[[UsageCounts], UsageCounter] | None = None,
     ) -> None:
         last = store.read() or Checkpoint(since=datetime.now(UTC).isoformat(timespec="milliseconds"))
         self.denials = RecentDenials(last.denials)
@@ -49,6 +55,7 @@ class LogCounter:
         self._follower = Follower(log, last.position)
         self._before = last.counts
         self._counter = RequestCounter(last.counts)
+        self._usage = usage(last.usage) if usage else None
         self._findings = deque(last.drift, _FINDINGS_LIMIT)
         self._totals = Totals({name: dict(values) for name, values in last.counter_files.items()})
         self._saved: Checkpoint | None = None  # None: the first is always written, which tests the disk
@@ -92,6 +99,8 @@ class LogCounter:
             self._thread.join()
         self.save()
         self._follower.close()
+        if self._usage:
+            self._usage.close()
 
     def save(self) -> Checkpoint:
         """Save the counts as they are now, and return them, also if the disk cannot be written."""
@@ -136,7 +145,14 @@ class LogCounter:
                 self._count(line)
             if self._used_bytes is not None and not self._problem:
                 self._used_bytes.flush()
-        return bool(lines)
+            return self._count_usage() or bool(lines)
+
+    def _count_usage(self) -> bool:
+        try:
+            return self._usage is not None and self._usage.count_batch()
+        except OSError as error:
+            _log.error("the ledger of usage cannot be read: %s", error)
+            return False
 
     def _read(self) -> list[bytes]:
         try:
@@ -189,4 +205,5 @@ class LogCounter:
                 self.denials.newest(),
                 tuple(self._findings),
                 {name: list(values.items()) for name, values in self._totals.known.items()},
+                usage=self._usage.counts() if self._usage else UsageCounts(),
             )

@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from threading import Thread
@@ -19,6 +20,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from squidkeeper.base.errors import ListenFailed
+from squidkeeper.base.layout import BODIES_FOLDER
 from squidkeeper.base.rotated_logs import oldest_write, rotated
 from squidkeeper.base.squid_counters import SquidCounters, read_counters
 from squidkeeper.base.squid_version import squid_version
@@ -29,6 +31,7 @@ from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
 from squidkeeper.record.archive_status import read_archive_status, read_deleted_logs
 from squidkeeper.record.export_status import read_exports
 from squidkeeper.record.log.drift import DriftChecker, PastPolicies
+from squidkeeper.record.usage.ledger import ledger_file
 from squidkeeper.services.exporter.certificate import StoreCertificate, read_certificate
 from squidkeeper.services.exporter.checkpoint import CheckpointStore
 from squidkeeper.services.exporter.collector import GatewayCollector
@@ -38,6 +41,7 @@ from squidkeeper.services.exporter.server import Application, serve
 from squidkeeper.services.exporter.snapshot import Snapshot, read_disks
 from squidkeeper.services.exporter.status_page import page
 from squidkeeper.services.exporter.stopped_watchdog import StoppedWatchdog, uncounted_helpers
+from squidkeeper.services.exporter.usage_counts import UsageCounter
 from squidkeeper.services.exporter.used_bytes import UsedBytes
 from squidkeeper.services.maintenance.process import read_maintenance_status
 from squidkeeper.services.pulling.settings import read_pull_status
@@ -48,6 +52,7 @@ from squidkeeper.serving.drained import drained_since
 from squidkeeper.serving.quotas.notices import read_store_problem
 from squidkeeper.serving.quotas.opening import GatewayCounts
 from squidkeeper.serving.quotas.store_settings import quota_store_file
+from squidkeeper.serving.quotas.token_uses import token_uses
 from squidkeeper.serving.squid_crashes import read_crashes
 from squidkeeper.serving.tickets.judgement import settle
 from squidkeeper.serving.tickets.store import TicketStore
@@ -137,6 +142,7 @@ class Exporter:
         self._questions = WaitingQuestions(options.state)
         self._store = CheckpointStore(options.state / "exporter")
         self._store_certificate = StoreCertificate(options.directory)
+        self._counts = GatewayCounts(options.directory, options.state)
         self._watcher: PolicyWatcher[CompiledPolicy] = PolicyWatcher(
             options.directory, options.state / "lists", lambda compiled: compiled, options.state / "revisions"
         )
@@ -153,7 +159,8 @@ class Exporter:
             drift = DriftChecker(past, self._current, past.replacing)
             options = self._options
             used_bytes = UsedBytes(options.state, self._current, GatewayCounts(options.directory, options.state))
-            self._log_counter = LogCounter(options.access_log, self._store, drift, used_bytes)
+            usage = partial(UsageCounter, ledger_file(options.state), current=self._current)
+            self._log_counter = LogCounter(options.access_log, self._store, drift, used_bytes, usage)
             try:
                 self._log_counter.start(CATCH_UP_SECONDS)
                 server = serve(self._application(self._options.listen[0]), listener)
@@ -244,6 +251,7 @@ class Exporter:
             uncounted_helpers=uncounted_helpers(options.state, os.geteuid(), counter_files, now),
             crashes=read_crashes(options.state),
             questions_waiting=self._questions.count(self._watcher.current, now),
+            token_uses=tuple(token_uses(compiled.source.quotas, options.state, self._counts)) if compiled else (),
         )
 
     def _folders(self) -> dict[str, Path]:
@@ -265,7 +273,8 @@ class Exporter:
     def _quota_store_problem(self, now: float) -> str | None:
         if not quota_store_file(self._options.directory).exists():
             return None
-        return read_store_problem(self._options.state, now)
+        state = self._options.state
+        return read_store_problem(state, now) or read_store_problem(state / BODIES_FOLDER, now)
 
     def _read_counter_files(self) -> tuple[CounterFile, ...]:
         try:

@@ -24,6 +24,7 @@ from squidkeeper.services.pulling.settings import PullStatus
 from squidkeeper.serving.counters.layout import HelperStatus, Key
 from squidkeeper.serving.counters.reader import CounterFile
 from squidkeeper.serving.credentials.fetch_status import FetchStatus, SecretStatus
+from squidkeeper.serving.quotas.token_uses import TokenUse
 from squidkeeper.serving.squid_crashes import SquidCrash
 
 _LOW_RATIO: Final = 0.1
@@ -110,6 +111,7 @@ class Snapshot:
     uncounted_helpers: tuple[int, ...] = ()  # processes that write no counter file
     crashes: tuple[SquidCrash, ...] = ()
     questions_waiting: int | None = None  # None: no client has ever asked, or that cannot be read
+    token_uses: tuple[TokenUse, ...] = ()
 
     @property
     def at(self) -> datetime:

@@ -11,6 +11,7 @@ from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.base.gateway_commands import command, with_commands
 from squidkeeper.base.layout import Layout
 from squidkeeper.policy.language.model import Action
+from squidkeeper.policy.language.quotas import shown_cost
 from squidkeeper.policy.url import parse_address
 from squidkeeper.record.log.record import redacted_url, truncate
 from squidkeeper.record.log.requests import NOT_BY_THE_POLICY
@@ -20,11 +21,19 @@ from squidkeeper.record.why.details import location_facts
 from squidkeeper.services.exporter.conditions import ActiveCondition, Severity, active_conditions, policy_faults
 from squidkeeper.services.exporter.recent import Denial
 from squidkeeper.services.exporter.snapshot import Snapshot
-from squidkeeper.services.exporter.status_rows import RuleRow, helper_rows, logged_time, rule_rows, secret_rows
+from squidkeeper.services.exporter.status_rows import (
+    RuleRow,
+    helper_rows,
+    logged_time,
+    rule_rows,
+    secret_rows,
+    usage_rows,
+)
 from squidkeeper.serving.parts import named_parts, read_in_force
 
 _RULES_SHOWN = 500
 _FAULTS_SHOWN = 50
+_USES_SHOWN = 20
 _SHORT_URL = 240  # characters that a row shows; its command has the rest
 
 
@@ -66,6 +75,9 @@ def page(view: Snapshot, program: str) -> str:
             "rules_left_out": len(rules) - len(shown),
             "helpers": tuple(helper_rows(view)),
             "secrets": tuple(secret_rows(view)),
+            "usage": usage_rows(view),
+            "uses": sorted(view.token_uses, key=lambda use: -use.ratio)[:_USES_SHOWN],
+            "shown_cost": shown_cost,
             "faults": faults[:_FAULTS_SHOWN],
             "faults_total": len(faults),
             "most_hits": max((rule.allowed + rule.denied for rule in rules), default=0),

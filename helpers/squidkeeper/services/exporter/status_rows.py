@@ -11,11 +11,13 @@ from squidkeeper.base.formatting import ago
 from squidkeeper.base.metrics import DECISIONS, LOADS_POLICY, PROTOCOL_ERRORS
 from squidkeeper.policy.language.model import VERDICT_NAMES, Action
 from squidkeeper.policy.language.secret_sources import EnvironmentSource, needed_secrets
+from squidkeeper.record.usage.ledger import UsageState
 from squidkeeper.services.exporter.snapshot import Snapshot
 from squidkeeper.serving.credentials import SecretStore
 from squidkeeper.serving.credentials.fetch_status import SecretStatus
 
 _TUNNEL: Final = "tunnel"
+RESERVES: Final = "reserves, where no answer said what it used"
 _REPLIES: Final = frozenset({DECISIONS.name, PROTOCOL_ERRORS.name})
 
 
@@ -61,6 +63,17 @@ class HelperRow:
     """Lines that it and earlier processes with its counter file have answered."""
     has_policy: bool = True
     """Whether this kind of helper decides by the policy."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """What requests used of one model. `cost` is in millionths of the currency."""
+
+    model: str
+    requests: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +136,17 @@ def _rule_row(
         owner=owner,
         built_in=built_in,
     )
+
+
+def usage_rows(view: Snapshot) -> list[UsageRow]:
+    """List the models that have answered metered requests, the dearest first, with the reserves of the others."""
+    rows: dict[str, UsageRow] = {}
+    for (_, _, model, state), (requests, tokens_in, tokens_out, cost) in view.checkpoint.usage.used:
+        name = model if state == UsageState.METERED else RESERVES
+        row = rows.get(name, UsageRow(name))
+        used = (row.tokens_in + tokens_in, row.tokens_out + tokens_out, row.cost + cost)
+        rows[name] = UsageRow(name, row.requests + requests, *used)
+    return sorted(rows.values(), key=lambda row: (-row.cost, -row.tokens_in, row.model))
 
 
 def helper_rows(view: Snapshot) -> Iterator[HelperRow]:
