@@ -15,6 +15,7 @@ from squidkeeper.change.difference.report import report
 from squidkeeper.change.replay.judge import Difference, ReplayJudge
 from squidkeeper.change.replay.result import FlipKind
 from squidkeeper.change.tightening.edits import decided_by_bodies
+from squidkeeper.change.tightening.proof import _loosening
 from squidkeeper.change.tightening.text import opened_by
 from squidkeeper.change.tightening.usage import AttributionJudge
 from squidkeeper.cli.diff_output import as_text
@@ -87,6 +88,27 @@ def test_a_narrower_body_is_within_a_ceiling_and_a_wider_one_is_not(made: Make, 
     assert within(made, wide, narrow) == []
     assert within(made, narrow, wide) == [Change.BODIES]
     assert within(made, wide, wide) == within(made, narrow, narrow) == []
+
+
+METERED = ", meter: tokens"
+
+
+@pytest.mark.parametrize("body", ["", ONE])
+def test_a_request_that_is_no_longer_counted_is_beyond_a_ceiling(made: Make, body: str) -> None:
+    metered, more, plain = (CHAT % f"{body}{text}" for text in (METERED, f"{METERED}, reserve: 9", ""))
+    change = Change.BODIES if body else Change.METER
+    assert within(made, (plain,), (metered,)) == within(made, (metered,), (metered,)) == []
+    assert within(made, (metered,), (plain,)) == within(made, (metered,), (more,)) == [change]
+    text = as_text(report((made(metered), made(plain)), ("old", "new"), NOW))
+    assert "meter: tokens, reserve 4,096" in text
+
+
+def test_other_prices_are_another_setting(made: Make) -> None:
+    one, other = (made(CHAT % METERED, more=f"prices: [{{model: a*, in: {price}, out: 5}}]\n") for price in (1, 0.5))
+    for is_ceiling in (False, True):
+        [found] = report((one, other), ("old", "new"), NOW, is_ceiling=is_ceiling).settings
+        assert (found.name, found.before) == ("prices", "a* 1.00, 5.00, 1.00, 1.00")
+        assert found.after == "a* 0.50, 5.00, 0.50, 0.50"
 
 
 @pytest.mark.parametrize(
@@ -183,6 +205,19 @@ def test_tighten_leaves_the_rules_between_which_bodies_decide(made: Make) -> Non
     one = recorded(policy)
     assert AttributionJudge(policy).question(one).judge(one) is None
     assert "where the body is json /model: a" in opened_by(policy.source.rules[1])
+
+
+def test_tighten_and_the_brief_say_that_tokens_are_counted(made: Make) -> None:
+    policy = made(CHAT % METERED).source
+    assert "meter: tokens, reserve 4,096" in opened_by(policy.rules[0])
+    brief = write_brief(policy, KitClient(), NOW)
+    assert "the tokens that it uses are counted" in brief
+
+
+def test_tighten_narrows_no_metered_rule_above_one_that_is_not(made: Make) -> None:
+    rest = "{name: rest, action: allow, hosts: [.example], methods: [GET, POST]}"
+    assert _loosening(made(CHAT % METERED, rest).source, NOW) == {"chat"}
+    assert _loosening(made(CHAT % METERED, rest.replace("}", f"{METERED}}}")).source, NOW) == set()
 
 
 def test_no_rule_is_proposed_that_would_open_every_body(made: Make) -> None:

@@ -46,6 +46,7 @@ from squidkeeper.policy.language.model import (
     Token,
 )
 from squidkeeper.policy.language.paths import parse_path_pattern
+from squidkeeper.policy.language.prices import Metering
 from squidkeeper.policy.language.queries import parse_query
 from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
 from squidkeeper.policy.language.schedules import Hours, Schedule
@@ -108,6 +109,7 @@ ROUTES = [
 ]
 
 
+METERS = [Metering(), Metering(5)]
 BODIES = [
     JsonBody((Member(("m",), Allowed(("a",))),)),
     JsonBody((Member(("m",), Allowed(("a", "b"))),)),
@@ -170,7 +172,8 @@ def seen(policy: CompiledPolicy, asked: Question) -> dict[str, Any]:
             "closed": decision.rule in rules and not decision.asks,
             "grantable": (decision.asks or decision.rule == "default") and not request.host.private,  # type: ignore[union-attr]
         }
-    bodies = [BodyRule(str(one.rule.verdict), one.rule.observe, one.rule.body) for one in found.by_body]
+    listed = [one.rule for one in found.by_body]
+    bodies = [BodyRule(str(rule.verdict), rule.observe, rule.body, rule.meter) for rule in listed]
     if bodies and (bodies[-1].body or bodies[-1].observes):
         bodies.append(BodyRule("allow" if policy.source.default is Action.ALLOW else "deny"))
     uses, spent = uses_of(policy, request, asked.at)
@@ -185,6 +188,7 @@ def seen(policy: CompiledPolicy, asked: Question) -> dict[str, Any]:
         "spent": spent,
         "observed": observed,
         "bodies": bodies,
+        "meter": None if bodies else decision.meter,
         "private": decision.private and fetched.address is None,
         "passthrough": decision.passthrough,
         "websocket": found.websocket is not None and found.websocket.passes,
@@ -210,7 +214,7 @@ def exceeds(policies: Policies, asked: Question) -> bool:
         return True
     if new["rewrite"] and new["rewrite"][0] is not None:
         return False
-    if any(takes(policies[1], asked, sent) and not takes(policies[0], asked, sent) for sent in DOCUMENTS):
+    if any(takes_more(policies, asked, sent) for sent in DOCUMENTS):
         return True
     return (
         any(old.get(name) != new[name] for name in ("rewrite", "credentials", "upstream"))
@@ -219,10 +223,12 @@ def exceeds(policies: Policies, asked: Question) -> bool:
     )
 
 
-def takes(policy: CompiledPolicy, asked: Question, body: bytes | None) -> bool:
-    """Whether a request is allowed with a body."""
+def takes_more(policies: Policies, asked: Question, body: bytes | None) -> bool:
+    """Whether the second policy alone allows a request with a body, or meters it in another way than the first."""
     request = request_to(asked.method, asked.target, asked.client, asked.user)
-    return explain(policy, request, asked.at, written_request(asked.method, asked.target, body)).decision.allowed
+    sent = written_request(asked.method, asked.target, body)
+    old, new = (explain(policy, request, asked.at, sent).decision for policy in policies)
+    return new.allowed and (not old.allowed or (old.meter is not None and old.meter != new.meter))
 
 
 def is_opened_by_a_grant(policies: Policies, asked: Question) -> bool:
@@ -410,6 +416,7 @@ extras = st.fixed_dictionaries(
         "scheduled": st.sets(st.integers(0, 5), max_size=1),
         "asks_default": st.booleans(),
         "bodies": st.dictionaries(st.integers(0, 5), st.sampled_from(BODIES), max_size=3),
+        "metered": st.dictionaries(st.integers(0, 5), st.sampled_from(METERS), max_size=2),
         "with_users": st.dictionaries(st.integers(0, 5), st.sets(st.sampled_from(USERS[2:]), min_size=1), max_size=3),
         "ending": st.sets(st.sampled_from(["one", "two"])),
         "grants": st.lists(
@@ -445,13 +452,19 @@ def with_body(rule: Rule, body: JsonBody | None) -> Rule:
     return replace(rule, body=body, private=False, websocket=False, strip=None, connections=None)
 
 
+def with_meter(rule: Rule, meter: Metering | None) -> Rule:
+    takes = rule.action is Action.ALLOW and not rule.passthrough
+    return replace(rule, meter=meter, websocket=False) if meter and takes else rule
+
+
 def with_clients(rule: Rule, names: set[str] | None) -> Rule:
     return replace(rule, match=replace(rule.match, clients=frozenset(names))) if names else rule
 
 
 def observing(rule: Rule) -> Rule:
     """Let a rule observe. It opens nothing then, so it has nothing of what only a rule that opens may have."""
-    return replace(rule, observe=True, private=False, websocket=False, passthrough=False, strip=None, connections=None)
+    without = replace(rule, private=False, websocket=False, passthrough=False, strip=None, connections=None, meter=None)
+    return replace(without, observe=True)
 
 
 def with_extras(policy: Policy, drawn: dict[str, Any]) -> Policy:
@@ -468,6 +481,7 @@ def with_extras(policy: Policy, drawn: dict[str, Any]) -> Policy:
     ]
     bodies = {} if policy.rewrites else drawn["bodies"]
     stripped = [with_body(rule, bodies.get(number)) for number, rule in enumerate(stripped)]
+    stripped = [with_meter(rule, drawn["metered"].get(number)) for number, rule in enumerate(stripped)]
     stripped = [with_clients(rule, drawn["with_users"].get(number)) for number, rule in enumerate(stripped)]
     return replace(
         policy,

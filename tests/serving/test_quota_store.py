@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import os
 import re
 import signal
@@ -34,7 +35,7 @@ from squidkeeper.serving.quotas.store_settings import FILE, OnUnavailable, read_
 from squidkeeper.serving.quotas.valkey_counts import ValkeyCounts
 
 from ..receivers import dripping_server
-from ..valkey_server import GATEWAYS, OPERATOR, PASSWORD, LossyRelay, ValkeyServer, rights
+from ..valkey_server import GATEWAYS, OPERATOR, PASSWORD, REPOSITORY, LossyRelay, ValkeyServer, rights
 from .quota_workers import Clock, check_that_no_limit_is_passed
 
 pytestmark = pytest.mark.system
@@ -242,6 +243,60 @@ def test_a_window_goes_by_the_clock_of_the_server_and_has_a_count_of_its_own(
     assert server.command("MGET", before, current, after).split() == ["5", "1", "6"]
     kept = int(server.command("EXPIRETIME", current.replace("gw-2", "gw-1")))
     assert kept == ends + 86_400
+
+
+def windows_by_lua(server: ValkeyServer, times: list[int], window: Window) -> list[tuple[int, int]]:
+    """Ask the server, which runs the function's file, when the windows of some times begin and end."""
+    script = (REPOSITORY / "squid/quotas.lua").read_text().partition("\n")[2].rpartition("redis.register_function")[0]
+    script += """
+    local found = {}
+    for number = 2, #ARGV do
+        local began, ends = window_of(ARGV[number], ARGV[1])
+        found[#found + 1] = string.format('%.0f %.0f', began, ends)
+    end
+    return found
+    """
+    asked = (str(valkey_counts.windows_of(window)), *map(str, times))
+    lines = server.command("EVAL", script.replace("{GATEWAYS}", "{}"), "0", *asked).splitlines()
+    return [(int(began), int(ends)) for began, ends in map(str.split, lines)]
+
+
+FIRSTS = [calendar.timegm((year, month, 1, 0, 0, 0)) for year in range(1999, 2102) for month in range(1, 13)]
+
+
+@given(st.sampled_from(Window), st.lists(st.integers(0, 7_000_000_000), min_size=100, max_size=200))
+@example(Window.MONTH, [*FIRSTS, *(first - 1 for first in FIRSTS)])
+@settings(max_examples=10)
+def test_the_function_has_the_windows_of_the_language(server: ValkeyServer, window: Window, times: list[int]) -> None:
+    assert windows_by_lua(server, times, window) == [(window.begin(at), window.end(at)) for at in times]
+
+
+@pytest.mark.parametrize("window", Window)
+def test_a_count_of_each_window_ends_with_it(server: ValkeyServer, counts: ValkeyCounts, window: Window) -> None:
+    count = QuotaCount("q", QuotaUnit.TOKENS, window, "all")
+    counts.add(count, 5)
+    taken, now = counts.take(count, 7, 0), int(server.command("TIME").split()[0])
+    assert (taken.used, taken.left) == (5, 2)
+    assert taken.ends_in == pytest.approx(window.end(now) - now, abs=2)
+    [key] = server.command("KEYS", "*").split()
+    assert key.endswith(f":{window.end(now)}")
+    kept = int(server.command("EXPIRETIME", key)) - window.end(now)
+    assert kept == window.end(now) - window.begin(now)
+
+
+def test_a_function_of_an_older_version_says_that_it_knows_no_months(
+    server: ValkeyServer, counts: ValkeyCounts
+) -> None:
+    script = (REPOSITORY / "squid/quotas.lua").read_text().replace("{GATEWAYS}", "{'gw-1'}")
+    old = re.sub(r"    if windows == 'week'.*?    end\n(?=    return now)", "", script, flags=re.DOTALL)
+    assert old != script
+    server.command("FUNCTION", "LOAD", "REPLACE", old)
+    try:
+        with pytest.raises(CountsUnavailable, match=r"load squid/quotas\.lua of this version"):
+            counts.take(QuotaCount("q", QuotaUnit.TOKENS, Window.MONTH, "all"), 7, 0)
+        assert counts.take(QuotaCount("q", QuotaUnit.TOKENS, Window.DAY, "all"), 7, 1).given == 1
+    finally:
+        server.load_function()
 
 
 POLICY = """

@@ -381,6 +381,38 @@ def test_a_count_begins_again_with_its_window_by_the_clock_in_utc(tmp_path: Path
     assert counts.take(COUNT, 2, 1) == Taken(1, 1, 1, 86_399)
 
 
+@pytest.mark.parametrize(
+    ("window", "began", "end"),
+    [
+        (Window.WEEK, datetime(2026, 11, 23, tzinfo=UTC), datetime(2026, 11, 30, tzinfo=UTC)),
+        (Window.MONTH, datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC)),
+    ],
+)
+def test_a_budget_begins_again_on_monday_or_on_the_first(
+    tmp_path: Path, window: Window, began: datetime, end: datetime
+) -> None:
+    clock = Clock(began.timestamp())
+    counts, count = LocalCounts(tmp_path, clock), QuotaCount("q", QuotaUnit.TOKENS, window, "all")
+    counts.add(count, 7)
+    assert counts.hold("request", count, 10, 3) == Taken(3, 7, 3, end.timestamp() - clock.now)
+    clock.now = end.timestamp() - 1
+    assert counts.take(count, 10, 0) == Taken(0, 7, 3, 1)
+    assert counts.hold("other", count, 10, 1).given == 0, "three are still held"
+    clock.now += 1
+    assert counts.take(count, 10, 0).used == 0
+    assert counts.hold("other", count, 10, 10).given == 10
+    counts.add(count, 1)
+    clock.now -= 7_200  # set back: the window that has begun goes on
+    assert counts.take(count, 10, 0).used == 1
+
+
+def test_a_count_goes_no_higher_than_lua_can_count(tmp_path: Path) -> None:
+    counts = LocalCounts(tmp_path)
+    for _ in range(2):
+        counts.add(COUNT, 10**30)
+    assert counts.take(COUNT, 10, 0).used == 2**53
+
+
 def test_a_clock_that_is_set_back_gives_nothing_again(tmp_path: Path) -> None:
     clock = Clock(datetime(2026, 11, 26, 0, 0, 5, tzinfo=UTC).timestamp())
     counts = LocalCounts(tmp_path, clock)

@@ -73,7 +73,7 @@ class ValkeyCounts:
             self._client = None
 
     def _run(self, count: QuotaCount, limit: int, asked: int, added: int) -> Taken:
-        arguments = [self._settings.user, _name_of(count), _windows(count.window), limit, asked, added]
+        arguments = [self._settings.user, _name_of(count), windows_of(count.window), limit, asked, added]
         given, used, milliseconds = self._do(
             lambda client: client.fcall(_FUNCTION, 0, *arguments), is_repeatable=not added
         )
@@ -190,7 +190,7 @@ def _parts(keys: list[str]) -> Iterator[list[str]]:
     return (keys[start : start + _AT_ONCE] for start in range(0, len(keys), _AT_ONCE))
 
 
-def _windows(window: Window) -> int | str:
+def windows_of(window: Window) -> int | str:
     """Return what tells the function when windows end: their length, or the name of those without one in seconds."""
     return str(window) if window in (Window.WEEK, Window.MONTH) else window.end(0)
 
