@@ -208,9 +208,10 @@ def kill_workers(master: psutil.Process) -> bool:
 
 
 @contextmanager
-def process_named(name: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    program = Path(shutil.copy("/bin/sleep", folder / name))
-    with subprocess.Popen([program, "60"]) as process:
+def process_named(name: str, folder: Path, script: str = "read forever") -> Iterator[subprocess.Popen[bytes]]:
+    """A shell of this name. `$0` in its script is the shell itself."""
+    program = Path(shutil.copy("/bin/sh", folder / name))
+    with subprocess.Popen([program, "-c", script, program], stdin=subprocess.PIPE) as process:
         (folder / "squid.pid").write_text(f"{process.pid}\n")
         wait_for(lambda: Path(f"/proc/{process.pid}/comm").read_text() == f"{name}\n", "the program")
         yield process
@@ -220,9 +221,19 @@ def process_named(name: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 @pytest.mark.system
 def test_a_squid_that_does_not_handle_the_signal_yet_is_left_alone(tmp_path: Path) -> None:
     """It would end by it."""
-    with process_named("squid", tmp_path) as process:
-        assert not SquidProcess(tmp_path / "squid.pid").signal(SIGHUP)
-        assert process.poll() is None
+    with process_named("squid", tmp_path, '"$0" -c "read forever"; true') as master:
+        squid = SquidProcess(tmp_path / "squid.pid")
+        run = wait_for(squid.run, "the kid")
+        assert not squid.signal(SIGHUP)
+        assert (run.ended(), master.poll()) == (0, None)
+
+
+@pytest.mark.system
+def test_a_master_without_kids_is_no_run(tmp_path: Path) -> None:
+    """Otherwise a check between the end of the kids and that of the master takes the latter for a crash."""
+    with process_named("squid", tmp_path):
+        squid = SquidProcess(tmp_path / "squid.pid")
+        assert (squid.run(), squid.runs()) == (None, False)
 
 
 @pytest.mark.system

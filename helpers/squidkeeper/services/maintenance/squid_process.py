@@ -69,7 +69,7 @@ class SquidProcess:
         self._pid_file = pid_file
 
     def runs(self) -> bool:
-        """Whether Squid runs."""
+        """Whether Squid serves. A master outlives its kids for a moment, and serves nobody."""
         return bool(self._kids())
 
     def run(self) -> SquidRun | None:
@@ -102,7 +102,7 @@ class SquidProcess:
     def _kids(self) -> list[psutil.Process]:
         master = self.master()
         try:
-            return ([kid for kid in master.children() if kid.name() == _NAME] or [master]) if master else []
+            return [kid for kid in master.children() if kid.name() == _NAME] if master else []
         except psutil.Error:
             return []
 
