@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from hmac import digest
@@ -17,8 +18,17 @@ from typing import Any
 import pytest
 
 from squidkeeper.base.errors import WebhookFailed
+from squidkeeper.base.faults import Location
+from squidkeeper.base.layout import BODIES_FOLDER
+from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
+from squidkeeper.policy.policy_store.sources import read_sources
 from squidkeeper.services.maintenance.process import read_maintenance_status
-from squidkeeper.services.webhook import Webhook, WebhookFormat, read_webhook_settings, webhook_body
+from squidkeeper.services.webhook import Webhook, WebhookFormat, quota_body, read_webhook_settings, webhook_body
+from squidkeeper.serving.quotas.counts import QuotaCount
+from squidkeeper.serving.quotas.local_counts import LocalCounts
+from squidkeeper.serving.quotas.token_uses import TokenUse
 from squidkeeper.serving.tickets.store import Ticket, TicketStore
 from squidkeeper.serving.tickets.ticket import AskedRequest, Holder
 from tests.receivers import HttpsReceiver, dripping_receiver, https_receiver
@@ -292,3 +302,66 @@ def test_slack_gets_the_questions_as_lines() -> None:
     assert lines[0] == "12 new questions wait on the gateway gw. Decide there: squidkeeper ask"
     assert lines[1] == f"`abcdefgh2342` {VM}  `GET https://a.example/0`"
     assert (len(lines), lines[-1]) == (12, "and 2 more")
+
+
+# --- quotas -------------------------------------------------------------------------------------------------------
+
+BUDGET = """version: 1
+prices: [{model: "*", in: 2.5, out: 10}]
+rules:
+  - {name: models, action: allow, hosts: [llm.example], meter: tokens}
+quotas:
+  - {name: budget, per: client, cost: 20, every: month}
+"""
+
+
+def use(state: Path, holder: str, amount: int) -> None:
+    (state / BODIES_FOLDER).mkdir(exist_ok=True)
+    with closing(LocalCounts(state / BODIES_FOLDER)) as counts:
+        counts.add(QuotaCount("budget", QuotaUnit.COST, Window.MONTH, holder), amount)
+
+
+def put_in_force(folder: Path) -> None:
+    (folder / "policy").mkdir()
+    (folder / "policy/policy.yaml").write_text(BUDGET)
+    sources = read_sources(folder / "policy")
+    revision = load(folder / "policy", datetime.now(UTC)).compiled.revision
+    store_revision(sources, revision, folder / "revisions")
+    mark_in_force(folder / "revisions", revision)
+
+
+def test_a_quota_that_is_nearly_used_is_told_once(
+    tmp_path: Path, receiver: HttpsReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_in_force(tmp_path)
+    task = Webhook(configure(tmp_path, receiver), tmp_path)
+    use(tmp_path, VM, 15_999_999)
+    run_until(task, lambda: task._thread and not task._thread.is_alive(), "the quotas to be read")
+    assert receiver.asked == []
+    use(tmp_path, VM, 1)
+    monkeypatch.setattr(task, "_next", 0.0)
+    run_until(task, lambda: receiver.taken, "the message")
+    told = json.loads(receiver.taken[0].body)
+    assert (told["event"], told["new"]) == ("quota-nearly-used", 1)
+    [quota] = told["quotas"]
+    assert quota.pop("resets").endswith("-01T00:00:00Z")
+    about = {"quota": "budget", "unit": "cost", "limit": 20_000_000, "every": "month"}
+    assert quota == about | {"holder": VM, "used": 16_000_000}
+    wait_for(lambda: task._nearly_used._told, "the note that people were told")
+    use(tmp_path, VM, 1_000_000)
+    use(tmp_path, "user:<@U1>", 19_000_000)
+    wait_for(lambda: not task._thread or not task._thread.is_alive(), "the end of the first one")
+    monkeypatch.setattr(task, "_next", 0.0)
+    run_until(task, lambda: len(receiver.taken) == 2, "the second message")
+    assert [one["holder"] for one in json.loads(receiver.taken[1].body)["quotas"]] == ["user:%3C%40U1%3E"]
+
+
+def test_slack_gets_quotas_as_lines() -> None:
+    quota = Quota("budget", Location("p", 1, 1), QuotaUnit.COST, 20_000_000, Window.MONTH, Counted.CLIENT)
+    body = quota_body(WebhookFormat.SLACK, [TokenUse(quota, "user:<@U1>", 17_000_000, 7200.0)] * 12, "gw", NOW)
+    lines = json.loads(body)["text"].splitlines()
+    assert lines[:2] == [
+        "Nearly used on the gateway gw. Who uses it: squidkeeper quota",
+        "`user:%3C%40U1%3E` 85% of budget (20.00 of cost a month for each client), begins again in 2 h",
+    ]
+    assert len(lines) == 11

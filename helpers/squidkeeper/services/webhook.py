@@ -1,4 +1,6 @@
-"""A task of `squidkeeper maintain`: it tells people that questions wait. Nothing is approved over it.
+"""A task of `squidkeeper maintain`: it tells people about questions, and about quotas of tokens.
+
+Nothing is approved over it.
 
 webhook.yaml is a file of the gateway's own set-up: whoever may edit the policy cannot choose where questions are sent.
 All that a client chose is percent-encoded, and Slack's markup is escaped. The query of a URL stays on the gateway: it
@@ -30,11 +32,12 @@ from urllib.parse import quote
 import msgspec
 
 from squidkeeper.base.errors import DeliveryFailed, InvalidExport, MessagesRefused, SquidkeeperError, WebhookFailed
-from squidkeeper.base.formatting import utc_seconds
+from squidkeeper.base.formatting import duration, utc_seconds
 from squidkeeper.base.untrusted_file import read_regular
 from squidkeeper.policy.destination import Destination, Transport, parse_destination
 from squidkeeper.record.export.https import Body, HttpsSender, tls_context
 from squidkeeper.record.export.messages import Backoff, Message, MessageKind
+from squidkeeper.serving.quotas.token_uses import NearlyUsed, TokenUse
 from squidkeeper.serving.tickets.judgement import sound_ticket
 from squidkeeper.serving.tickets.store import Ticket, TicketStore
 
@@ -128,6 +131,28 @@ def webhook_body(form: WebhookFormat, waiting: Sequence[Ticket], gateway: str, n
     return json.dumps(write(waiting, gateway, now)).encode()
 
 
+def quota_body(form: WebhookFormat, uses: Sequence[TokenUse], gateway: str, now: float) -> bytes:
+    """Write that quotas of tokens are nearly used."""
+    shown = uses[:SHOWN_AT_MOST]
+    if form is WebhookFormat.SLACK:
+        begins = f"Nearly used on the gateway {_slack_text(gateway)}. Who uses it: squidkeeper quota"
+        lines = [begins, *(f"`{_slack_text(_encoded(use.holder))}` {_slack_text(_used(use))}" for use in shown)]
+        return json.dumps({"text": "\n".join(lines), "unfurl_links": False, "unfurl_media": False}).encode()
+    about = {"version": 1, "event": "quota-nearly-used", "gateway": gateway, "time": utc_seconds(now)}
+    return json.dumps({**about, "new": len(uses), "quotas": [_quota(use, now) for use in shown]}).encode()
+
+
+def _quota(use: TokenUse, now: float) -> dict[str, Any]:
+    quota = use.quota
+    about = {"quota": quota.name, "unit": str(quota.unit), "limit": quota.limit, "every": str(quota.window)}
+    used = {"holder": _encoded(use.holder), "used": use.used, "resets": utc_seconds(now + use.ends_in + 0.5)}  # rounded
+    return about | used
+
+
+def _used(use: TokenUse) -> str:
+    return f"{use.ratio:.0%} of {use.quota.name} ({use.quota.text}), begins again in {duration(use.ends_in)}"
+
+
 def signature_headers(key: bytes, body: bytes, now: float) -> dict[str, str]:
     """Sign a body together with the time, so that nobody can send it again later; without a key, give nothing."""
     if not key:
@@ -201,6 +226,7 @@ class Webhook:
     def __init__(self, file: Path, state: Path) -> None:
         self._file = file
         self._state = state
+        self._nearly_used = NearlyUsed(state)
         self._settings: WebhookSettings | None = None
         self._backoff = Backoff()
         self._next = 0.0  # by the monotonic clock
@@ -229,10 +255,13 @@ class Webhook:
         self._settings = settings
 
     def _run(self, settings: WebhookSettings) -> None:
+        about = "questions wait"
         try:
             sent = self._send_new(settings)
+            about = "a quota is nearly used"
+            sent = self._send_nearly_used(settings) or sent
         except (SquidkeeperError, OSError) as error:
-            self._failure = f"questions wait, and nobody is told: {error}"
+            self._failure = f"{about}, and nobody is told: {error}"
             asked = error.retry_seconds if isinstance(error, DeliveryFailed) else None
             self._next = time.monotonic() + self._backoff.seconds(asked)
             return
@@ -253,6 +282,13 @@ class Webhook:
             return True
         finally:
             store.close()
+
+    def _send_nearly_used(self, settings: WebhookSettings) -> bool:
+        now = time.time()
+        if new := self._nearly_used.new(now):
+            _post(settings, quota_body(settings.format, new, gethostname(), now), now)
+            self._nearly_used.tell(new, now)
+        return bool(new)
 
 
 def _in_turn(tickets: Sequence[Ticket]) -> list[Ticket]:

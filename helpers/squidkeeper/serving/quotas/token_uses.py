@@ -1,16 +1,18 @@
 """How much of the quotas of tokens and cost is used, and by whom."""
 
 from collections.abc import Collection
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from squidkeeper.base.errors import CountsUnavailable
+from squidkeeper.base.errors import CountsUnavailable, PolicyError
 from squidkeeper.base.layout import BODIES_FOLDER
 from squidkeeper.policy.language.quotas import Quota, shown_amount
+from squidkeeper.policy.policy_store.loading import load_stored_revision
+from squidkeeper.policy.policy_store.revisions import revision_in_force
 from squidkeeper.serving.quotas.counts import QuotaUse
-from squidkeeper.serving.quotas.local_counts import LocalCounts
+from squidkeeper.serving.quotas.local_counts import FOLDER, LocalCounts
 from squidkeeper.serving.quotas.opening import GatewayCounts
 
 NEARLY: Final = 0.8  # of a limit
@@ -56,3 +58,39 @@ def token_uses(quotas: Collection[Quota], state: Path, counts: GatewayCounts) ->
 def _of_all_gateways(quota: Quota, use: QuotaUse, counts: GatewayCounts) -> TokenUse:
     used = use.used if counts.are_local else max(use.used, counts.take(use.count, quota.limit, 0).used)
     return TokenUse(quota, use.count.holder, used, use.ends_in)
+
+
+class NearlyUsed:
+    """Finds quotas of tokens that are nearly used, of the policy in force, each once for each holder and window."""
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._revision = ""
+        self._quotas: Collection[Quota] = ()
+        self._counts: GatewayCounts | None = None
+        self._told: dict[tuple[str, str], float] = {}  # until when
+
+    def new(self, now: float) -> list[TokenUse]:
+        """List those that `tell` was not called for, the most used first."""
+        if not (self._state / BODIES_FOLDER / FOLDER).exists():
+            return []
+        self._follow()
+        found = token_uses(self._quotas, self._state, self._counts) if self._counts else []
+        new = (use for use in found if use.ratio >= NEARLY and self._told.get((use.quota.name, use.holder), 0) <= now)
+        return sorted(new, key=lambda use: (-use.ratio, use.quota.name, use.holder))
+
+    def tell(self, uses: Collection[TokenUse], now: float) -> None:
+        """Note that people were told, so that they are told again in the next window at the earliest."""
+        self._told = {key: until for key, until in self._told.items() if until > now}
+        self._told |= {(use.quota.name, use.holder): now + use.ends_in for use in uses}
+
+    def _follow(self) -> None:
+        """Read the quotas of the policy in force, where it is another one now. One that does not load has none."""
+        revisions = self._state / "revisions"
+        in_force = revision_in_force(revisions)
+        if in_force is None or in_force.revision == self._revision:
+            return
+        self._revision, self._quotas = in_force.revision, ()
+        self._counts = GatewayCounts(in_force.directory, self._state)
+        with suppress(PolicyError, OSError):
+            self._quotas = load_stored_revision(revisions, in_force.revision).source.quotas
