@@ -91,10 +91,12 @@ def test_a_time_is_compared_in_the_milliseconds_that_records_have() -> None:
     assert time_literal(at) == "TIMESTAMP '2026-11-25T12:00:00.123'"
 
 
-def test_the_exporter_counts_a_denied_tunnel_and_the_first_request_inside_as_one() -> None:
+@pytest.mark.parametrize("verdict", ["deny", "-"])
+def test_the_exporter_counts_a_denied_tunnel_and_the_first_request_inside_as_one(verdict: str) -> None:
+    """Squid answers the request by itself (`-`) where no helper answered about the CONNECT."""
     counter = RequestCounter(RequestCounts())
     connect = record(method="CONNECT", url="a.example:443", verdict="deny", observed="deny:x", connection="7")
-    inside = record(status=403, verdict="deny", error="403:ERR_SQUIDKEEPER_TEXT", observed="deny:x", connection="7")
+    inside = record(status=403, verdict=verdict, error="403:ERR_SQUIDKEEPER_TEXT", observed="deny:x", connection="7")
     for served in (connect, inside):
         counter.count(served, NONE_OF_POLICY)
     counts = counter.counts()

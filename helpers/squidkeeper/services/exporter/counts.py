@@ -91,14 +91,14 @@ class RequestCounter:
     def count(self, record: Record, client: str) -> None:
         """Count a request by a client of the policy, or `none`. Allowed tunnels are counted separately.
 
-        The first request inside a denied tunnel is counted with its CONNECT.
+        The first request inside a denied tunnel counts with its CONNECT, even if it has no decision of its own.
         """
         method = metrics.unseen_class(record.method) if is_unseen(record) else metrics.method_class(record.method)
         kind = (client, record.rule, record.verdict, method, record.status // 100)
         cells = self._cells.get(kind) or self._open(kind)
         duration, time = record.duration_ms, record.time
         is_denied = record.verdict == "deny"
-        is_counted = is_denied and self._is_counted(record)
+        is_counted = record.verdict != "allow" and self._is_counted(record)
         cells.requests[0] += not is_counted
         if record.bytes > 0:
             cells.response_bytes[0] += record.bytes
