@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -93,6 +94,12 @@ class Raw:
         """Send a request with this Host (None for none) and these header lines; return its answer."""
         lines = [f"{method} {target} HTTP/1.1", *([f"Host: {host}"] if host is not None else []), *headers]
         return self.send("\r\n".join(lines) + "\r\n\r\n").answer(method)
+
+    def lines(self) -> Iterator[bytes]:
+        """Read line after line, as they come, until the connection ends."""
+        with suppress(ConnectionError):
+            while line := self._file.readline():
+                yield line.rstrip(b"\r\n")
 
     def finish(self) -> Self:
         """Tell the other side that nothing more will be sent."""

@@ -45,6 +45,9 @@ NEEDS = {
     },
     "secrets: {s: {env: S}}\ndefaults: {watch_secrets: true}": {Part.WATCH, "watch.secrets", Part.READ_HEADERS},
     "quotas: [{name: q, per: client, bytes_out: 5MB, every: day}]": {Part.QUOTAS, "quotas.bytes_out-5000000"},
+    "rules: [{name: a, action: allow, hosts: [a.example], meter: tokens}]": {Part.BODIES, Part.METER},
+    "rules: [{name: a, action: allow, hosts: [a.example], meter: tokens}]\n"
+    "quotas: [{name: q, per: client, tokens: 5, every: month}]": {Part.BODIES, Part.METER, "meter.quotas"},
 }
 
 

@@ -12,7 +12,7 @@ from squidkeeper.base.faults import Location
 from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
 from squidkeeper.serving.quotas.local_counts import LocalCounts
 from squidkeeper.serving.quotas.meter import Refusal
-from squidkeeper.serving.quotas.reserves import Reserves
+from squidkeeper.serving.quotas.reserves import CountedAnswer, Reserves
 
 IN, OUT, TOKENS, COST = QuotaUnit.TOKENS_IN, QuotaUnit.TOKENS_OUT, QuotaUnit.TOKENS, QuotaUnit.COST
 
@@ -112,3 +112,11 @@ def test_the_last_line_of_a_killed_process_is_written_once(reserves: Reserves, f
     with closing(new(folder)) as other:
         other.take_last_lines(lambda line: line in written, written.append)
     assert written == [b"last", b"own"]
+
+
+def test_what_was_counted_for_an_answer_is_kept_with_its_settlement(reserves: Reserves, folder: Path) -> None:
+    assert reserves.counted("resp_1") is None
+    reserves.settle("a", amounts(1, 1), b"line", CountedAnswer("resp_1", b"first"))
+    reserves.settle("b", amounts(1, 1), b"line", CountedAnswer("resp_1", b"second"))
+    with closing(new(folder)) as other:
+        assert (other.counted("resp_1"), other.counted("resp_2")) == (b"second", None)

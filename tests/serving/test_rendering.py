@@ -135,6 +135,12 @@ def test_the_helpers_are_told_what_is_in_force() -> None:
     assert ",".join(FULL.in_force) in texts[part_file(Part.CREDENTIALS)]
 
 
+def test_without_a_rule_with_meter_nothing_is_asked_about_answers() -> None:
+    texts = rendered(replace(FULL, keys=FULL.keys - {Part.METER}))
+    assert "/usage " in rendered(FULL)[part_file(Part.METER)]
+    assert [name for name, text in texts.items() if "/usage" in text or "metered_" in text] == []
+
+
 def test_many_keys_do_not_make_a_line_longer_than_squid_reads() -> None:
     keys = frozenset(f"strip.{'x' * 60}-{number}" for number in range(500))
     longest = max(len(line) for line in rendered(Values(keys=keys))[CORE].splitlines())

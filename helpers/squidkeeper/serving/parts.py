@@ -63,6 +63,7 @@ def _has_websockets(policy: Policy) -> bool:
     return policy.default_action is Action.ALLOW or any(opened)
 
 
+TOKENS_COUNTED: Final = f"{Part.METER}.quotas"
 # Whether a policy needs a part.
 NEEDED: Final[Mapping[Part, Callable[[Policy], bool]]] = {
     Part.ASK: lambda policy: policy.ask_default or any(rule.action is Action.ASK for rule in policy.rules),
@@ -123,6 +124,8 @@ def keys_of(decision: Decision) -> frozenset[str]:
 def _of_policy(policy: Policy) -> Iterator[str]:
     if policy.watch:
         yield f"{Part.WATCH}.secrets"
+    if any(quota.unit.is_tokens for quota in policy.quotas):
+        yield TOKENS_COUNTED
     limits = [quota.limit for quota in policy.quotas if quota.unit is QuotaUnit.BYTES_OUT]
     if limits:
         yield f"{Part.QUOTAS}.bytes_out-{max(limits)}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.base.atomic_write import replace
-from squidkeeper.base.errors import SetupFailed
+from squidkeeper.base.errors import CountsUnavailable, SetupFailed
 from squidkeeper.base.layout import BODIES, Layout
 from squidkeeper.base.squid_account import Account, call_as
 from squidkeeper.operate.setup.entries import ROOT, owner_here
@@ -14,6 +14,9 @@ from squidkeeper.operate.setup.machine import uses_systemd
 from squidkeeper.operate.setup.options import port_of
 from squidkeeper.operate.setup.processes import InstalledService, starts_services
 from squidkeeper.operate.setup.sockets import listeners, wait_until
+from squidkeeper.serving.parts import TOKENS_COUNTED
+from squidkeeper.serving.quotas.store_settings import quota_store_file, read_quota_store
+from squidkeeper.serving.rendering import Values
 
 _START_SECONDS: Final = 20.0
 _ANSWER_SECONDS: Final = 5.0
@@ -22,8 +25,10 @@ _LONGEST_ANSWER: Final = 4096
 _NEEDED: Final = ("preview: 65535", "transfer-preview: *")
 
 
-def start_body_services(layout: Layout, account: Account) -> None:
-    """Put the processes in place and start those that do not run; `SetupFailed` where one does not come up.
+def start_body_services(layout: Layout, account: Account, values: Values) -> None:
+    """Put the processes in place and start those that do not run as they have to.
+
+    `SetupFailed` where one does not come up.
 
     An account that is not root starts nothing: in a container `gateway run` does.
     """
@@ -33,15 +38,31 @@ def start_body_services(layout: Layout, account: Account) -> None:
     services = [InstalledService(name, layout, systemd, owner) for name in BODIES]
     for service in services:
         unit = service.paths.unit
-        if not unit.exists():
-            replace(unit, (layout.templates / unit.name).read_bytes(), 0o644, owner_here(ROOT))
-        if starts_services() and not service.runs():
+        text = with_quota_store((layout.templates / unit.name).read_text(), layout, values)
+        is_other = not unit.exists() or (TOKENS_COUNTED in values.keys and unit.read_text() != text)
+        if is_other:
+            replace(unit, text.encode(), 0o644, owner_here(ROOT))
+        if starts_services() and (is_other or not service.runs()):
             service.start()
     if not wait_until(_START_SECONDS, lambda: listeners(layout.bodies) == len(services)):
         details = "".join(service.log_tail() for service in services)
         raise SetupFailed(f"nothing, or one process alone, listens on {layout.bodies}", details=details)
     if problem := options_problem(layout.bodies):
         raise SetupFailed(problem)
+
+
+def with_quota_store(unit: str, layout: Layout, values: Values) -> str:
+    """Let the process of a unit reach a store of all gateways on another host, where quotas of tokens count there."""
+    if TOKENS_COUNTED not in values.keys:
+        return unit
+    try:
+        settings = read_quota_store(quota_store_file(layout.policy))
+    except CountsUnavailable:
+        return unit
+    if settings is None or settings.address.is_loopback:
+        return unit
+    opened = unit.replace("IPAddressAllow=localhost\n", f"IPAddressAllow=localhost {settings.address}\n")
+    return opened.replace("=AF_INET AF_UNIX", "=AF_INET AF_INET6 AF_UNIX") if settings.address.version == 6 else opened
 
 
 def options_problem(address: str) -> str:

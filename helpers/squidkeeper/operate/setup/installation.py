@@ -26,6 +26,7 @@ from squidkeeper.base.layout import ACCOUNTS, BODIES, SERVICES, SOCKETS_OF_WORKE
 from squidkeeper.base.squid_account import call_as
 from squidkeeper.base.squid_version import squid_version
 from squidkeeper.operate.setup import checks, entries, rendering
+from squidkeeper.operate.setup.body_services import with_quota_store
 from squidkeeper.operate.setup.ca_files import ca_files
 from squidkeeper.operate.setup.configuration import (
     NO_RESOLVER,
@@ -524,6 +525,10 @@ class Installation:
         if os.path.realpath(layout.policy) != os.path.realpath(layout.pulled / CURRENT):
             say("", f"{layout.policy} is no link to {layout.pulled / CURRENT} yet: policy/PULL.md says how to make it")
 
+    def _unit(self, name: str) -> str:
+        unit = self._configuration.unit(name)
+        return with_quota_store(unit, self._layout, self._values) if name in BODIES else unit
+
     def _prepare_files(self) -> None:
         layout, ours = self._layout, self._configuration
         files = self._files = {**self._ca.first, **self._files, **self._ca.last}
@@ -537,7 +542,7 @@ class Installation:
         elif layout.squid_dropin:
             files[layout.squid_dropin] = _file(ours.render("squid.service.conf"))
         needed = ("maintenance", "render", *(name for name in self._needed if name != "archive"))
-        files |= {layout.service(name).unit: _file(ours.unit(name)) for name in needed}
+        files |= {layout.service(name).unit: _file(self._unit(name)) for name in needed}
         self._prepare_archive()
         if accounts := self._accounts():
             files[layout.account] = _file(accounts)

@@ -16,7 +16,7 @@ from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from math import ceil
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -56,7 +56,7 @@ from squidkeeper.serving.counters.layout import Key, counter_key
 from squidkeeper.serving.helpers.meter import refusal_reason
 from squidkeeper.serving.quotas.counts import holder
 from squidkeeper.serving.quotas.meter import Refusal
-from squidkeeper.serving.quotas.reserves import Reserves, Used
+from squidkeeper.serving.quotas.reserves import CountedAnswer, Reserves, Used
 from squidkeeper.serving.replies import body_count
 
 _AGAIN_SECONDS: Final = (0.05, 0.2)  # an answer that has just ended is settled within a moment
@@ -176,12 +176,19 @@ class Settler:
         self._settle(metered, outcome, policy.source.prices if policy else NO_PRICES, whole=whole)
 
     def _settle(self, metered: Metered, outcome: Usage | Unmetered, prices: Prices, *, whole: bool) -> None:
-        used, state, model, reason = _settlement(metered, outcome, prices, whole=whole)
-        entry = usage_entry(metered.request, datetime.now(UTC), model, used, metered.reserve, state, reason)
-        self._thread.submit(self._do, lambda: self._count_used(entry, _used(used)))
+        settlement = _settlement(metered, outcome, prices, whole=whole)
+        self._thread.submit(self._do, lambda: self._count_used(metered, settlement))
 
-    def _count_used(self, entry: UsageEntry, used: Used) -> None:
-        self._reserves.settle(entry.request_id, used, _encode(entry))
+    def _count_used(self, metered: Metered, settlement: _Settlement) -> None:
+        used, answer = settlement.used, None
+        if settlement.answer_id:
+            counted = self._reserves.counted(settlement.answer_id)
+            before = msgspec.json.decode(counted, type=Amounts) if counted else Amounts()
+            used = _each(lambda new, old: max(new - old, 0), used, before)
+            answer = CountedAnswer(settlement.answer_id, _encode(_each(max, settlement.used, before)))
+        told = (settlement.model, used, metered.reserve, settlement.state, settlement.reason)
+        entry = usage_entry(metered.request, datetime.now(UTC), *told)
+        self._reserves.settle(entry.request_id, _used(used), _encode(entry), answer)
         self._write(entry)
 
     # --- the thread -----------------------------------------------------------------------------------------------
@@ -260,17 +267,29 @@ def _quotas(policy: CompiledPolicy, rule: Rule, asked: AskedBody) -> list[tuple[
     return [(quota, holder(quota, asked.client, asked.user, rule.name)) for quota in quotas]
 
 
-def _settlement(
-    metered: Metered, outcome: Usage | Unmetered, prices: Prices, *, whole: bool
-) -> tuple[Amounts, UsageState, str, str]:
-    """Return what a request has used, as what, of which model, and why it is its reserve."""
+class _Settlement(NamedTuple):
+    """What a request has used, as what, of which model, why it is its reserve, and the ID of its answer."""
+
+    used: Amounts
+    state: UsageState
+    model: str
+    reason: str
+    answer_id: str
+
+
+def _settlement(metered: Metered, outcome: Usage | Unmetered, prices: Prices, *, whole: bool) -> _Settlement:
     if isinstance(outcome, Usage):
-        return _amounts(outcome, prices), UsageState.METERED, outcome.model or metered.model, ""
+        model = outcome.model or metered.model
+        return _Settlement(_amounts(outcome, prices), UsageState.METERED, model, "", outcome.answer_id)
     reserve = metered.reserve
     state = UsageState.UNMETERED if whole else UsageState.RESERVED
     tokens_in, tokens_out = max(reserve.tokens_in, outcome.tokens_in), max(reserve.tokens_out, outcome.tokens_out)
     cost = max(reserve.cost, cost_of(Usage(metered.model, tokens_in, tokens_out), prices))
-    return Amounts(tokens_in, tokens_out, cost), state, metered.model, outcome.reason
+    return _Settlement(Amounts(tokens_in, tokens_out, cost), state, metered.model, outcome.reason, outcome.answer_id)
+
+
+def _each(choose: Callable[[int, int], int], new: Amounts, old: Amounts) -> Amounts:
+    return Amounts(*map(choose, astuple(new), astuple(old)))
 
 
 def _amounts(usage: Usage, prices: Prices) -> Amounts:

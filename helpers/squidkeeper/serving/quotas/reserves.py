@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from squidkeeper.policy.language.quotas import Quota, QuotaUnit
 from squidkeeper.serving.quotas.counts import QuotaCount, Taken
@@ -26,8 +26,20 @@ if TYPE_CHECKING:
     import sqlite3
 
 Used = Mapping[QuotaUnit, int]
-_SCHEMA: Final = "CREATE TABLE IF NOT EXISTS lines (process TEXT NOT NULL PRIMARY KEY, line BLOB NOT NULL);"
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS lines (process TEXT NOT NULL PRIMARY KEY, line BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS answers (id TEXT NOT NULL PRIMARY KEY, counted BLOB NOT NULL, until INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS by_time ON answers (until);
+"""
+_ANSWERS_SECONDS: Final = 30 * 86_400  # as long as APIs keep answers
 _OF_REQUEST: Final = "SELECT quota, unit, every, holder FROM held WHERE request = ?"
+
+
+class CountedAnswer(NamedTuple):
+    """The ID of an answer that can be read again, and what was counted for it, as the caller writes it."""
+
+    answer_id: str
+    counted: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +81,19 @@ class ReservedCounts(LocalCounts):
         with self._database.opened() as database:
             return _counts(database, request)
 
-    def settle(self, request: str, used: Used, line: bytes) -> None:
+    def counted(self, answer_id: str) -> bytes | None:
+        """Return what was counted for an answer."""
+        with self._database.opened() as database:
+            row = database.execute("SELECT counted FROM answers WHERE id = ?", (answer_id,)).fetchone()
+            return bytes(row[0]) if row else None
+
+    def settle(self, request: str, used: Used, line: bytes, answer: CountedAnswer | None) -> None:
         """Count what a request has used, in place of what it holds."""
         with self._database.transaction() as database:
+            if answer is not None:
+                now = int(self._clock())
+                database.execute("DELETE FROM answers WHERE until < ?", (now,))
+                database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (*answer, now + _ANSWERS_SECONDS))
             self._add(database, {count: used[count.unit] for count in _counts(database, request)})
             database.execute("DELETE FROM held WHERE request = ?", (request,))
             self._note(database, line)
@@ -109,12 +131,16 @@ class Reserves:
         hold, taken = found
         return Refusal(quotas[hold.count], taken.ends_in, left=taken.left, held=taken.left >= max(hold.size, 1))
 
-    def settle(self, request: str, used: Used, line: bytes) -> None:
+    def counted(self, answer_id: str) -> bytes | None:
+        """Return what was counted for an answer that can be read again."""
+        return self._local.counted(answer_id)
+
+    def settle(self, request: str, used: Used, line: bytes, answer: CountedAnswer | None = None) -> None:
         """Count what a request has used. Where the store of all gateways is away, it has to be settled again later."""
         if not self._counts.are_local:
             for count in self._local.held_for(request):
                 self._send(request, count, used[count.unit])
-        self._local.settle(request, used, line)
+        self._local.settle(request, used, line, answer)
         self._sent = {(other, count) for other, count in self._sent if other != request}
 
     def take_last_lines(self, is_written: Callable[[bytes], bool], write: Callable[[bytes], None]) -> None:

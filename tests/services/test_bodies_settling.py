@@ -1,0 +1,224 @@
+"""What is reserved and settled of metered requests, without a Squid, and what fails meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.base.layout import Layout
+from squidkeeper.policy.bodies.sent_request import SentRequest
+from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.usage.tokens import NOTHING_USED, Unmetered, Usage
+from squidkeeper.record.usage.ledger import UsageEntry, UsageState, latest, ledger_file, ledger_files, read_entries
+from squidkeeper.services.bodies.asked import AskedBody
+from squidkeeper.services.bodies.denials import Pages
+from squidkeeper.services.bodies.judge import Judgement
+from squidkeeper.services.bodies.policies import Policies
+from squidkeeper.services.bodies.settling import Metered, Settler
+from squidkeeper.serving.quotas.local_counts import LocalCounts
+from tests.conftest import compiled_of
+
+POLICY = """
+quotas:
+  - {name: daily, tokens: 1000, per: client, every: day}
+  - {name: other, tokens_out: 1, per: client, clients: [bob], every: day}
+clients: {bob: {networks: [192.0.2.9]}}
+prices: [{model: "*", in: 1, out: 2}]
+rules:
+  - {name: ünlimited, action: allow, hosts: [llm.example], meter: tokens, reserve: 50, ask_usage: true}
+"""
+CHAT = b'{"model": "gpt-x", "max_tokens": 100, "stream": true}'
+
+
+class Service:
+    """What counts, and what it has written."""
+
+    def __init__(self, policy: CompiledPolicy, folder: Path) -> None:
+        self.policy = policy
+        self.state = folder / "state"
+        (self.state / "bodies").mkdir(parents=True, exist_ok=True)
+        self.counted: list[tuple[str, ...]] = []
+        policies = Policies(lambda: policy, folder / "revisions", ThreadPoolExecutor(1))
+        self.settler = Settler(folder / "policy", self.state, policies, Pages(Layout.of(None)), self.counted.extend)
+
+    async def reserve(self, number: str, body: bytes = CHAT, client: str = "192.0.2.1") -> Judgement:
+        headers = [("Content-Type", "application/json"), ("Accept", "application/json")]
+        sent = SentRequest("POST", "/v1/chat/completions", headers, body)
+        asked = AskedBody(sent, "https://llm.example/v1/x", self.policy.revision, "r0", client, f"gw.{number}", None)
+        rule = self.policy.source.rules[0]
+        judgement = Judgement(self.policy.decision_by(rule), meter=(self.policy, rule))
+        judgement, self.body = await self.settler.reserve(judgement, asked)
+        return judgement
+
+    async def settle(self, judgement: Judgement, outcome: Usage | Unmetered, *, whole: bool = True) -> UsageEntry:
+        metered = Metered.parse(judgement.metered)
+        self.settler.settle(metered, outcome, whole=whole)
+        await self.settler.finish()
+        return latest(self.lines())[metered.request.request_id]
+
+    def lines(self) -> list[UsageEntry]:
+        return [*read_entries(ledger_files(self.state))]
+
+    def used(self) -> int:
+        with closing(LocalCounts(self.state / "bodies")) as counts:
+            return sum(use.used for use in counts.uses() if use.count.quota == "daily")
+
+
+def run(scenario: Callable[[Service], Coroutine[None, None, None]], folder: Path) -> None:
+    policy = compiled_of(folder / "policy", POLICY)
+
+    async def whole() -> None:
+        service = Service(policy, folder)
+        await scenario(service)
+        await service.settler.finish()
+        service.settler._thread.submit(service.settler._reserves.close).result()
+
+    asyncio.run(whole())
+
+
+TOKENS_IN = -(-len(CHAT) // 4)
+RESERVE = TOKENS_IN + 100
+
+
+@pytest.mark.parametrize(
+    ("outcome", "whole", "state", "tokens", "cost"),
+    [
+        (Usage("gpt-x-1", 7, 5), True, UsageState.METERED, 12, 17),
+        (Usage("", 7, 500, cached_in=3), False, UsageState.METERED, 507, 1_007),
+        (NOTHING_USED, True, UsageState.METERED, 0, 0),
+        (Unmetered("It reports none."), True, UsageState.UNMETERED, RESERVE, TOKENS_IN + 200),
+        (Unmetered("It was cut.", tokens_out=7), False, UsageState.RESERVED, RESERVE, TOKENS_IN + 200),
+        (Unmetered("It was cut.", tokens_in=90, tokens_out=300), False, UsageState.RESERVED, 390, 690),
+    ],
+)
+def test_a_request_counts_for_what_is_reported_or_for_its_reserve(
+    tmp_path: Path, outcome: Usage | Unmetered, whole: bool, state: UsageState, tokens: int, cost: int
+) -> None:
+    async def scenario(service: Service) -> None:
+        judgement = await service.reserve("1")
+        assert judgement.headers["X-SK-Metered"] == judgement.metered
+        assert service.used() == RESERVE
+        entry = await service.settle(judgement, outcome, whole=whole)
+        assert (entry.state, entry.tokens_in + entry.tokens_out, entry.cost) == (state, tokens, cost)
+        assert (entry.reserved_in, entry.reserved_out) == (TOKENS_IN, 100)
+        assert (entry.rule, entry.model) == (
+            "%C3%BCnlimited",
+            "gpt-x-1" if outcome == Usage("gpt-x-1", 7, 5) else "gpt-x",
+        )
+        assert service.used() == tokens
+
+    run(scenario, tmp_path)
+
+
+def test_a_stream_is_asked_for_its_usage(tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        await service.reserve("1")
+        assert service.body is not None
+        assert b'"include_usage": true' in service.body
+        await service.reserve("2", b"{}")
+        assert service.body is None
+
+    run(scenario, tmp_path)
+
+
+def test_a_quota_denies_and_nothing_is_held(tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        denied = await service.reserve("1", b'{"max_tokens": 2000}')
+        assert (denied.allowed, denied.decision.rule, denied.metered) == (False, "quota", "")
+        assert denied.headers["X-SK-Found"] == "quota:daily"
+        assert b"may use 2,005 tokens" in (denied.answer or (b"", b""))[1]
+        assert ("squidkeeper_quota_denials_total", "quota", "daily") in service.counted
+        assert (await service.reserve("2", client="192.0.2.9")).headers["X-SK-Found"] == "quota:other"
+        assert service.lines() == []
+        assert service.used() == 0
+
+    run(scenario, tmp_path)
+
+
+def test_requests_that_have_not_ended_hold_what_another_needs(tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        held = [await service.reserve(str(number), b'{"max_tokens": 300}') for number in range(3)]
+        assert all(judgement.allowed for judgement in held)
+        denied = await service.reserve("3", b'{"max_tokens": 300}')
+        assert "requests that have not ended hold" in (denied.decision.reason or "")
+        waiting = asyncio.create_task(service.reserve("4", b'{"max_tokens": 300}'))
+        await service.settle(held[0], NOTHING_USED)
+        assert (await waiting).allowed
+
+    run(scenario, tmp_path)
+
+
+def test_what_cannot_be_counted_is_denied(tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        (service.state / "bodies/quotas").write_text("no folder")
+        denied = await service.reserve("1")
+        assert denied.headers["X-SK-Found"] == "quota-unavailable:daily"
+        assert "cannot be counted at the moment" in (denied.decision.reason or "")
+        (service.state / "bodies/quotas").unlink()
+        assert (await service.reserve("2")).allowed
+
+    run(scenario, tmp_path)
+
+
+def test_a_settlement_that_fails_is_made_later(tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        judgement = await service.reserve("1")
+        (service.state / "bodies/quotas").rename(service.state / "bodies/away")
+        (service.state / "bodies/quotas").write_text("no folder")
+        assert not (await service.settle(judgement, Usage("m", 3, 4))).settled
+        (service.state / "bodies/quotas").unlink()
+        (service.state / "bodies/away").rename(service.state / "bodies/quotas")
+        service.settler.tick()
+        await service.settler.finish()
+        assert latest(service.lines())["gw.1"].settled
+        assert service.used() == 7
+
+    run(scenario, tmp_path)
+
+
+def test_a_line_that_cannot_be_written_is_written_later(tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        ledger = ledger_file(service.state)
+        ledger.parent.mkdir()
+        ledger.mkdir()
+        judgement = await service.reserve("1")
+        assert judgement.allowed
+        ledger.rmdir()
+        assert (await service.settle(judgement, Usage("m", 3, 4))).settled
+        service.settler.tick()
+        await service.settler.finish()
+        assert [entry.settled for entry in service.lines()] == [True, False]
+        assert latest(service.lines())["gw.1"].tokens_in == 3
+
+    run(scenario, tmp_path)
+
+
+def test_an_answer_that_is_read_again_counts_once(tmp_path: Path) -> None:
+    """A response in the background reports its usage in a later answer, which can be read often."""
+
+    async def scenario(service: Service) -> None:
+        begun = await service.settle(await service.reserve("1"), Unmetered("later", answer_id="resp_1"))
+        assert (begun.tokens_in, begun.tokens_out) == (TOKENS_IN, 100)
+        told = Usage("m", 5, 130, answer_id="resp_1")
+        read = [await service.settle(await service.reserve(number), told) for number in ("2", "3")]
+        assert [(entry.tokens_in, entry.tokens_out) for entry in read] == [(0, 30), (0, 0)]
+        assert service.used() == TOKENS_IN + 130
+
+    run(scenario, tmp_path)
+
+
+def test_the_line_of_a_killed_process_is_written_by_the_next_one(tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        await service.reserve("1")
+        ledger_file(service.state).write_text("")  # as if it had been killed ahead of this
+        other = Service(service.policy, tmp_path)
+        await other.settler.finish()
+        other.settler._thread.submit(other.settler._reserves.close).result()
+        assert [entry.request_id for entry in service.lines()] == ["gw.1"]
+
+    run(scenario, tmp_path)
