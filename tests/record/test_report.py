@@ -31,6 +31,7 @@ from squidkeeper.record.report.period import Period
 from squidkeeper.record.report.text import text as text_of
 from squidkeeper.record.table.sources import TableSources
 from squidkeeper.record.table.table import open_table
+from squidkeeper.record.usage.ledger import Amounts, MeteredRequest, UsageState, append_entry, ledger_file, usage_entry
 
 from ..conftest import write_policy
 from ..markup import ATTRIBUTES, HOSTILE, INVISIBLE, TAGS, Page
@@ -386,7 +387,7 @@ def documented_keys() -> Iterator[tuple[str, str]]:
 
 def test_the_json_has_the_keys_that_are_documented() -> None:
     sections = ("summary", "timeline", "traffic", "denials", "observed", "credentials", "first_seen", "upstreams")
-    named = {*sections, "client_errors", "drift", "left_out"}  # by the keys inside
+    named = {*sections, "client_errors", "usage", "drift", "left_out"}  # by the keys inside
     assert sorted(documented_keys()) == sorted(key for key in keys_of(figures.Report) if key[0] or key[1] not in named)
 
 
@@ -546,3 +547,47 @@ def test_the_address_of_a_client_stands_on_one_line() -> None:
     assert "<span>192.168.137.10</span>" in shown
     assert "<span>2001:db8::1 a b</span>" in shown
     assert re.search(r"th\.client > span \{[^}]*writing-mode: vertical-rl", shown)
+
+
+# --- tokens ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_metered_requests_used_is_a_section_with_a_chart(tmp_path: Path) -> None:
+    ledger = ledger_file(tmp_path)
+    ledger.parent.mkdir(parents=True)
+    reserve, used = Amounts(1000, 4096, 41_200), Amounts(800, 120, 3_200, cached_in=512)
+    for number, model in enumerate(["gpt-4o", "<b>", "gpt-4o"]):
+        about = MeteredRequest(f"1.2.3.{number}", "192.0.2.1", "ci", "models", "-", "a.example")
+        append_entry(ledger, usage_entry(about, NOON + timedelta(seconds=number), model, reserve))
+        if number != 1:
+            at = NOON + timedelta(seconds=number + 1)
+            append_entry(ledger, usage_entry(about, at, model, used, reserve, UsageState.METERED))
+    log = tmp_path / "access.log"
+    log.write_bytes(line(0) + b"\n" + line(4) + b"\n")
+    (tmp_path / "revisions").mkdir()
+
+    def run(*options: str) -> str:
+        return CliRunner().invoke(main, ["report", "--policy", str(tmp_path), *options, str(log)]).stdout
+
+    with_state = ("--state", str(tmp_path))
+    report = json.loads(run("--json", *with_state))
+    sums = ("requests", "reserved", "tokens_in", "cached_in", "tokens_out", "cost")
+
+    def row(name: str, *numbers: int) -> dict[str, object]:
+        return {"name": name, **dict(zip(sums, numbers, strict=True))}
+
+    assert report["usage"] == {
+        "total": row("", 3, 1, 2600, 1024, 4336, 47_600),
+        "models": [row("<b>", 1, 1, 1000, 0, 4096, 41_200), row("gpt-4o", 2, 0, 1600, 1024, 240, 6_400)],
+        "clients": [row("192.0.2.1 ci", 3, 1, 2600, 1024, 4336, 47_600)],
+        "over_time": [0, 920 + 5096, 0, 920, 0],
+    }
+    assert "gpt-4o         2         0       1600    1024         240  0.0064" in run(*with_state)
+    html = run("--html", "-", *with_state)
+    shown = Page(html)
+    assert shown.names() <= TAGS
+    assert "3 metered requests used 2,600 tokens in and 4,336 out, at a cost of 0.0476." in shown.text
+    assert "6,936 tokens, at most 6,016 each second" in html
+    for options in ((), ("--html", "-")):
+        assert "tokens" not in run(*options).lower()
+    assert json.loads(run("--json"))["usage"] is None

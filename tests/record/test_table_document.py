@@ -14,7 +14,9 @@ from squidkeeper.record.table.columns import COLUMNS, POSITION
 from squidkeeper.record.table.sources import TableSources
 from squidkeeper.record.table.statement import parse_select
 from squidkeeper.record.table.table import Table, open_table
-from tests.records import after_noon, record_line
+from squidkeeper.record.table.usage import create_usage
+from squidkeeper.record.usage.ledger import Amounts, MeteredRequest, append_entry, ledger_file, usage_entry
+from tests.records import NOON, after_noon, record_line
 
 DOCUMENT = (Path(__file__).parents[2] / "squid/observe/TABLE.md").read_text()
 QUERIES = re.findall(r"```sql\n(.*?)```", DOCUMENT, re.DOTALL)
@@ -38,7 +40,12 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Table]:
     ]
     file = tmp_path_factory.mktemp("log") / "access.log"
     file.write_bytes(b"".join(line + b"\n" for line in lines))
+    ledger = ledger_file(file.parent)
+    ledger.parent.mkdir(parents=True)
+    about = MeteredRequest("1.2.3.4", "192.0.2.1", "-", "models", "-", "a.example")
+    append_entry(ledger, usage_entry(about, NOON, "gpt-4o", Amounts(800, 120, 3_200)))
     with open_table(TableSources((file,)), threads=1) as opened:
+        create_usage(opened.database, [ledger])
         yield opened
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -94,6 +95,13 @@ def test_the_lines_add_up_to_what_a_store_counts_wherever_they_are_cut(
     ]
     kept = latest(lines).values()
     assert counted == [sum(map(tokens, kept)), sum(line.cost for line in kept)]
+
+
+def test_the_line_of_the_document_has_the_fields_of_an_entry() -> None:
+    document = (Path(__file__).parents[2] / "squid/observe/RECORD.md").read_text().partition("\n## Usage\n")[2]
+    line = next(line for line in document.splitlines() if line.startswith("{"))
+    assert msgspec.json.encode(parse_entry(line.encode())).decode() == line
+    assert set(re.findall(r"`(\w+)`", document)) >= {"state", "settled", "model", "tokens_in", "tokens_out", "cost"}
 
 
 # --- writing and reading ----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import click
 
 from squidkeeper.base.errors import PolicyError
 from squidkeeper.cli.arguments import table_options
-from squidkeeper.cli.options import json_option, path_option, policy_option, state_option
+from squidkeeper.cli.options import DEFAULT_STATE, json_option, path_option, policy_option, state_option
 from squidkeeper.cli.output import progress, report_skipped
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from squidkeeper.record.report.figures import Report
     from squidkeeper.record.report.period import Period
     from squidkeeper.record.table.sources import TableSources
+    from squidkeeper.record.table.table import Table
 
 _STDOUT = Path("-")
 
@@ -31,9 +32,9 @@ _STDOUT = Path("-")
 @path_option("--html", metavar="PAGE", help="Write one HTML page; - for standard output.")
 @json_option
 @policy_option
-@state_option("Also report drift, by the revisions in this state folder.", default=None)
+@state_option("Also report drift, by the revisions in this state folder, and what metered requests used.", default=None)
 def report(read: TableOptions, html: Path | None, as_json: bool, directory: Path, state: Path | None) -> None:
-    """Report on a period: clients, hosts, denials, new hosts, failures and credentials.
+    """Report on a period: clients, hosts, denials, new hosts, failures, credentials, and tokens of metered requests.
 
     FILEs are access logs, also compressed, or archived parts; `-` is standard input. Without FILE: the archive, the
     access log and its rotated files. Records before --since show which hosts are new.
@@ -52,8 +53,9 @@ def report(read: TableOptions, html: Path | None, as_json: bool, directory: Path
         raise click.UsageError("give one of --html PAGE and --json")
     _check_page(html, read.files)
     past, reasons = _past_policies(state), _reasons(directory)
+    ledger = state or (DEFAULT_STATE if read.sources.log else None)
     with progress("reading the access log"):
-        found = _build(read.sources, Period(*read.period), read.threads, past, reasons)
+        found = _build(read.sources, Period(*read.period), read.threads, past, reasons, ledger)
     _write(found, html, as_json=as_json)
 
 
@@ -77,6 +79,7 @@ def _build(
     threads: int | None,
     past: PastPolicies | None,
     reasons: Mapping[str, str | None],
+    ledger: Path | None,
 ) -> Report:
     from squidkeeper.record.log.drift import DriftChecker
     from squidkeeper.record.report.builder import COLUMNS, build_report, drift
@@ -99,8 +102,21 @@ def _build(
             reasons=reasons,
             invalid=table.skipped.count,
             damaged=table.skipped.damaged,
+            with_usage=_has_usage(table, ledger, period),
             drift=drift(table.connection, period, checker, past.effective()) if checker and past else None,
         )
+
+
+def _has_usage(table: Table, state: Path | None, period: Period) -> bool:
+    from squidkeeper.base.errors import UnreadableLog
+    from squidkeeper.record.table.usage import create_usage
+    from squidkeeper.record.usage.ledger import ledger_files
+
+    try:
+        files = ledger_files(state, period.since) if state else ()
+        return create_usage(table.database, files, period.since, period.until)
+    except UnreadableLog:  # a FILE may be all that this account can read
+        return False
 
 
 def _past_policies(state: Path | None) -> PastPolicies | None:

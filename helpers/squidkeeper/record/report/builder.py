@@ -13,6 +13,7 @@ from squidkeeper.record.report.denials import URL_SHOWN, denials
 from squidkeeper.record.report.period import Period, RecordCounts, utc
 from squidkeeper.record.report.traffic import Steps, timeline, traffic
 from squidkeeper.record.report.upstreams import upstreams
+from squidkeeper.record.report.usage import usage
 from squidkeeper.record.table.drift import DriftTable
 
 if TYPE_CHECKING:
@@ -45,11 +46,12 @@ def build_report(
     invalid: int = 0,
     damaged: Iterable[str] = (),
     drift: figures.DriftFigures | None = None,
+    with_usage: bool = False,
 ) -> figures.Report:
     """Build the report of a period from the views `requests` and `records`.
 
     Records from before the period show which hosts are new. `reasons` are those of rules, `invalid` the lines that
-    are no records, `damaged` the files that were read in part.
+    are no records, `damaged` the files that were read in part. `with_usage`: there is a table `usage`.
     """
     records = period.count_records(connection)
     period.load(connection)
@@ -57,7 +59,8 @@ def build_report(
     sections.load_answered(connection)
     since, until = _period(connection, period)
     sums = sections.summary(connection, records)
-    over_time, denials_over_time = timeline(connection, Steps.of(since, until))
+    steps = Steps.of(since, until)
+    over_time, denials_over_time = timeline(connection, steps)
     return figures.Report(
         format=figures.FORMAT,
         made_at=now,
@@ -73,6 +76,7 @@ def build_report(
         first_seen=sections.first_seen(connection, records),
         upstreams=upstreams(connection),
         client_errors=sections.client_errors(connection),
+        usage=usage(connection, steps) if with_usage else None,
         drift=drift,
         left_out=tuple(
             sorted(_left_out(connection, records, sums.requests, invalid), key=lambda one: (-one.count, one.name))

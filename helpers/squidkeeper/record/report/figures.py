@@ -300,6 +300,34 @@ class DriftFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class UsageSums:
+    """What metered requests used: of a model, of a client, or all."""
+
+    name: str
+    requests: int
+    reserved: int
+    """Those that count for their reserve, because no answer said what it used."""
+    tokens_in: int
+    cached_in: int
+    """Those of `tokens_in` that the API had cached."""
+    tokens_out: int
+    cost: int
+    """In millionths of the currency of `prices`."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageFigures:
+    """Tokens and their cost, as the ledger of usage has them."""
+
+    total: UsageSums
+    models: tuple[UsageSums, ...]
+    """The dearest first."""
+    clients: tuple[UsageSums, ...]
+    over_time: tuple[int, ...]
+    """Tokens, in and out, in each of `timeline.steps`."""
+
+
+@dataclass(frozen=True, slots=True)
 class TimelineFigures:
     """Requests over time."""
 
@@ -328,6 +356,8 @@ class Report:
     first_seen: FirstSeen
     upstreams: UpstreamFigures
     client_errors: ClientErrorFigures
+    usage: UsageFigures | None
+    """None where nothing was metered."""
     drift: DriftFigures | None
     """None without `--state`."""
     left_out: tuple[Count, ...]

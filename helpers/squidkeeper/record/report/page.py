@@ -11,6 +11,7 @@ from math import log10
 from markupsafe import Markup
 
 from squidkeeper.base.formatting import milliseconds
+from squidkeeper.policy.language.quotas import shown_cost
 from squidkeeper.record.pages.page import label, line, picture, rect, render, share
 from squidkeeper.record.report.figures import Report, TimelineFigures, TimelineStep, Upstream
 from squidkeeper.record.report.traffic import STEPS_SECONDS
@@ -39,6 +40,8 @@ def page(report: Report) -> str:
             "heat": lambda count: _heat(count, most),
             "over_time": over_time,
             "discovery": discovery,
+            "tokens": tokens,
+            "shown_cost": shown_cost,
             "spark": spark,
             "decades": Decades.of(report.upstreams.slowest),
             "shortest": _SHORT_URL,
@@ -160,6 +163,19 @@ def discovery(timeline: TimelineFigures, width: int) -> Markup:
     drawn = [*panel.frame("New hosts, cumulative"), *_time_axis(timeline, width, panel.bottom), path]
     words = f"{panel.most:,} hosts were requested for the first time"
     return picture(width, panel.bottom + _BOTTOM, words, drawn, title="New hosts over time")
+
+
+def tokens(timeline: TimelineFigures, over_time: Sequence[int], width: int) -> Markup:
+    """Draw the tokens of metered requests over time."""
+    panel = _Panel(_TOP, 90, width, max(over_time, default=0))
+    each = _step_name(timeline.step_seconds)
+    drawn = [
+        *panel.frame(f"Tokens in and out, each {each}"),
+        *_time_axis(timeline, width, panel.bottom),
+        *panel.bars("allow", over_time),
+    ]
+    words = f"{sum(over_time):,} tokens, at most {panel.most:,} each {each}"
+    return picture(width, panel.bottom + _BOTTOM, words, drawn, title="Tokens over time")
 
 
 @dataclass(frozen=True, slots=True)

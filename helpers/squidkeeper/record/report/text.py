@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from itertools import chain
 from typing import Final
 
 from squidkeeper.base.formatting import byte_size, milliseconds, quantity, thousands, timestamp
+from squidkeeper.policy.language.quotas import shown_cost
 from squidkeeper.record.report.figures import Count, Report
 from squidkeeper.record.table.rows import as_table
 
@@ -77,6 +79,13 @@ def _sections(report: Report) -> Iterator[tuple[str, Sequence[str], Rows]]:
         ("credential", "host", "requests", "refused", "failed"),
         [(use.credential, use.host, use.requests, use.refused, use.failed) for use in report.credentials.uses],
     )
+    used = (("models", report.usage.models), ("clients of models", report.usage.clients)) if report.usage else ()
+    for title, rows in used:
+        yield (
+            f"{title}, the dearest first",
+            ("name", "requests", "reserved", "tokens_in", "cached", "tokens_out", "cost"),
+            [(*astuple(row)[:-1], shown_cost(row.cost)) for row in rows],
+        )
     drift = report.drift.latest if report.drift else ()
     yield (
         "drift",
