@@ -42,6 +42,7 @@ from squidkeeper.record.export.process import ExportProcess, delivery_of, run_ex
 from squidkeeper.record.export.syslog import MESSAGE_BYTES
 from squidkeeper.record.export.targets import ExportTarget, make_target, read_targets
 from squidkeeper.record.export_status import ExportState, ExportStore, read_exports
+from squidkeeper.record.usage.ledger import Amounts, MeteredRequest, UsageState, append_entry, ledger_file, usage_entry
 from tests.ports import free_port
 from tests.receivers import (
     HttpsReceiver,
@@ -51,7 +52,7 @@ from tests.receivers import (
     https_receiver,
     rsyslog,
 )
-from tests.records import after_noon, record_line
+from tests.records import NOON, after_noon, record_line
 from tests.waiting import pause, stays, wait_for
 
 pytestmark = pytest.mark.system
@@ -298,6 +299,26 @@ def test_the_head_of_the_archive_is_told_once_for_each_number(
             number,
         )
     assert (gateway.status().sent, gateway.status().gaps) == (2, 0)
+
+
+def test_what_metered_requests_used_is_told_once_also_after_a_restart(
+    gateway: Gateway, start: Start, receiver: HttpsReceiver
+) -> None:
+    ledger, reserve, used = ledger_file(gateway.state), Amounts(1000, 4096, 900), Amounts(800, 120, 70)
+    ledger.parent.mkdir(parents=True)
+    ledger.write_bytes(b"no line of a ledger\n")
+    for number in range(3):
+        about = MeteredRequest(f"gw.1.2.{number}", "192.0.2.1", "-", "models", "-", "llm.example")
+        append_entry(ledger, usage_entry(about, NOON, "gpt-4o", reserve))
+        append_entry(ledger, usage_entry(about, NOON, "gpt-4o", used, reserve, UsageState.METERED))
+        running = start(receiver.url, receiver.ca)
+        gateway.write(1)
+        gateway.wait_for_all()
+        wait_for(lambda: len(notices(receiver.lines)) == number + 1)  # noqa: B023 - used at once
+        running.stop()
+    told = [(notice["request_id"], notice["tokens_in"]) for notice in notices(receiver.lines)]
+    assert told == [(f"gw.1.2.{number}", 800) for number in range(3)]
+    assert (gateway.status().sent, gateway.status().gaps) == (3, 0)
 
 
 @pytest.mark.parametrize("content", ["garbage", '{"number":1,"digest":"a","time":"never"}'])

@@ -21,8 +21,9 @@ from squidkeeper.record.export.facts import ExportOptions, clean, facts_of
 from squidkeeper.record.export.formats import FORMATS, MessageEncoder
 from squidkeeper.record.export.messages import ArchiveHead, Gap
 from squidkeeper.record.log.record import LENGTHS, NONE, Record, parse_record
+from squidkeeper.record.usage.ledger import Amounts, MeteredRequest, UsageState, usage_entry
 from tests.documents import mapping_table
-from tests.records import record
+from tests.records import NOON, record
 from tests.siem_formats import (
     CHECKS,
     VERSION,
@@ -487,3 +488,45 @@ def test_a_denial_by_a_quota_is_no_finding_of_a_secret() -> None:
     assert severities[0] == severities[1] != severities[2]
     alerts = [json.loads(encoder("ocsf").record(record))["is_alert"] for record in (quota, denied, secret)]
     assert alerts == [False, False, True]
+
+
+# ── usage ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+USED = usage_entry(
+    MeteredRequest("gw.1.2.3", "192.0.2.1", "ci%20bot", "models", "0123456789ab", "llm.example"),
+    NOON,
+    "gpt-4o\n|=",
+    Amounts(800, 120, 3_200, cached_in=512),
+    Amounts(1000, 4096, 41_200),
+    UsageState.METERED,
+)
+
+
+def test_what_a_request_used_is_a_notice_in_each_format() -> None:
+    told = json.loads(encoder("json").usage(USED))
+    assert (told["notice"], told["model"], told["user"], told["cost"]) == ("usage", "gpt-4o%0A|=", "ci bot", 3200)
+    assert told["message"] == "metered: 800 tokens in and 120 out of gpt-4o%0A|="
+    assert "reason" not in told
+    event = json.loads(encoder("ocsf").usage(USED))
+    validator("base_event").validate(event)
+    assert (event["severity"], event["unmapped"]["tokens_in"]) == ("Informational", 800)
+    ecs_event = check_ecs(encoder("ecs").usage(USED))
+    assert (ecs_event["event"]["action"], ecs_event["squidkeeper"]["tokens_out"]) == ("usage", 120)
+    values = check_cef(encoder("cef").usage(USED))
+    assert "tokens_in=800 cached_in=512" in values["cs6"]
+    assert "model=gpt-4o%0A|= state=metered" in values["cs6"]
+
+
+def test_what_a_request_used_has_opentelemetrys_own_names() -> None:
+    attributes = attributes_of(encoder("otlp").usage(USED))
+    assert {name: attributes[name] for name in attributes if not name.startswith("squidkeeper.")} == {
+        "client.address": "192.0.2.1",
+        "user.name": "ci bot",
+        "server.address": "llm.example",
+        "gen_ai.response.model": "gpt-4o%0A|=",
+        "gen_ai.usage.input_tokens": 800,
+        "gen_ai.usage.cache_read.input_tokens": 512,
+        "gen_ai.usage.cache_creation.input_tokens": 0,
+        "gen_ai.usage.output_tokens": 120,
+    }
+    assert (attributes["squidkeeper.state"], attributes["squidkeeper.cost"]) == ("metered", 3200)

@@ -48,6 +48,7 @@ class ExportState(msgspec.Struct, frozen=True):
     waiting_since: float | None = None  # since when the receiver has not taken what there is; None: it has all
     backlog_bytes: int = 0
     failure: str = ""  # of the last attempt, without a secret; empty: it succeeded
+    usage: Position = Position()  # in the ledger of usage
 
 
 @dataclass(frozen=True, slots=True)

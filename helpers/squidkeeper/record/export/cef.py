@@ -79,7 +79,11 @@ _KINDS: Final[Mapping[str, tuple[MessageKind | str, str, int]]] = {  # signature
 }
 _UNDECIDED: Final = (MessageKind.UNDECIDED, "Request that no rule decided", 3)
 _FOUND: Final = ("found", "Request that holds a secret, a canary or a placeholder", 9)
-_NOTICES: Final = {MessageKind.GAP: ("Records are missing", 8), MessageKind.ARCHIVE_HEAD: ("Head of the archive", 1)}
+_NOTICES: Final = {
+    MessageKind.GAP: ("Records are missing", 8),
+    MessageKind.ARCHIVE_HEAD: ("Head of the archive", 1),
+    MessageKind.USAGE: ("Tokens that a request used", 1),
+}
 
 
 def of_record(record: Record, options: ExportOptions) -> bytes:

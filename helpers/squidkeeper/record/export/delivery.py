@@ -1,4 +1,4 @@
-"""The delivery of one export: from the access log to its receiver, each record at least once.
+"""The delivery of one export: from the access log and the ledger of usage to its receiver, each line at least once.
 
 The position on disk is moved on only after the receiver has taken the records. Before records leave, the file says how
 many: whoever continues after a crash knows how many may arrive twice. After a failure everything since the position is
@@ -6,6 +6,7 @@ read from the log again, so that no more than one batch is in memory, however lo
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from squidkeeper.base.errors import DeliveryFailed, InvalidRecord, MessagesRefused
+from squidkeeper.base.errors import DeliveryFailed, InvalidEntry, InvalidRecord, MessagesRefused
 from squidkeeper.base.formatting import quantity
 from squidkeeper.base.rotated_logs import rotated
 from squidkeeper.record.chain.entries import Head
@@ -26,6 +27,7 @@ from squidkeeper.record.export.messages import ArchiveHead, Backoff, Gap, Messag
 from squidkeeper.record.export_status import UNREADABLE, ExportState, ExportStore
 from squidkeeper.record.log.follower import Follower, Position, beginning
 from squidkeeper.record.log.record import Record, parse_timed_record
+from squidkeeper.record.usage.ledger import UsageEntry, parse_entry
 
 BATCH_BYTES: Final = 256 * 1024  # of the log: a bound for the memory of an export, and for what a receiver gets at once
 _DELETED: Final = "a part of the access log was deleted before it was sent"
@@ -43,11 +45,13 @@ _log = logging.getLogger(__name__)
 class Batch:
     """Messages that are sent together, and what is true once the receiver has them.
 
-    `end` is the position after them, `until` the time of their newest record, `full` whether the log has more.
+    `end` and `usage_end` are the positions after them, in the log and in the ledger of usage. `until` is the time of
+    their newest record. `full`: there is more.
     """
 
     messages: tuple[Message, ...]
     end: Position
+    usage_end: Position
     until: str
     archive_head: int
     gaps: int = 0
@@ -67,11 +71,14 @@ def first_position(log: Path) -> Position:
 
 
 class LogBatches:
-    """Reads the access log from where an export stands."""
+    """Reads the access log, and the ledger of usage, from where an export stands."""
 
-    def __init__(self, log: Path, state: ExportState, encoder: MessageEncoder, head: Callable[[], Head | None]) -> None:
+    def __init__(
+        self, log: Path, ledger: Path, state: ExportState, encoder: MessageEncoder, head: Callable[[], Head | None]
+    ) -> None:
         self._encoder = encoder
         self._follower = Follower(log, state.position)
+        self._usage = Follower(ledger, state.usage)
         self._deleted = _UNREADABLE if state.position == UNREADABLE else _DELETED
         self._deleted_seen = self._damaged_seen = 0
         self._until = state.until
@@ -94,18 +101,22 @@ class LogBatches:
         records = [*map(_parsed, lines)]
         valid = [record for record in records if record]
         gaps = [*self._gaps(valid, len(records) - len(valid))]
-        messages = (*map(self.of_gap, gaps), *map(self._of_record, valid), *self._of_head())
-        if not lines and not messages:
+        usage = self._usage.read(BATCH_BYTES)
+        used = (entry for line in usage if (entry := _parsed_usage(line)) and entry.settled)
+        notices = (*map(self._of_usage, used), *self._of_head())
+        messages = (*map(self.of_gap, gaps), *map(self._of_record, valid), *notices)
+        if not messages:
             return None
         self._until = valid[-1].time if valid else self._until
         return Batch(
             messages,
             self._follower.position,
+            self._usage.position,
             self._until,
             self._archive_head,
             len(gaps),
             sum(gap.records or 0 for gap in gaps),
-            full=sum(map(len, lines)) >= BATCH_BYTES // 2,
+            full=max(sum(map(len, lines)), sum(map(len, usage))) >= BATCH_BYTES // 2,
         )
 
     def of_gap(self, gap: Gap) -> Message:
@@ -113,8 +124,9 @@ class LogBatches:
         return Message(MessageKind.GAP, gap.end or gap.start, self._encoder.gap(gap))
 
     def close(self) -> None:
-        """Close the log."""
+        """Close the log and the ledger."""
         self._follower.close()
+        self._usage.close()
 
     def _gaps(self, valid: list[Record], invalid: int) -> Iterator[Gap]:
         for reason in self._reasons():
@@ -135,6 +147,9 @@ class LogBatches:
         kind = MessageKind(ACTIONS.get(record.verdict, MessageKind.UNDECIDED))
         return Message(kind, record.time, self._encoder.record(record))
 
+    def _of_usage(self, entry: UsageEntry) -> Message:
+        return Message(MessageKind.USAGE, entry.time, self._encoder.usage(entry))
+
     def _of_head(self) -> Iterator[Message]:
         """Tell about the head of the archive when it has changed: whoever puts back an old one is found by it."""
         head = self._head()
@@ -148,6 +163,13 @@ def _parsed(line: bytes) -> Record | None:
     try:
         return parse_timed_record(line)
     except InvalidRecord:
+        return None
+
+
+def _parsed_usage(line: bytes) -> UsageEntry | None:
+    try:
+        return parse_entry(line)
+    except InvalidEntry:
         return None
 
 
@@ -180,8 +202,10 @@ class Delivery:
         sender: Sender,
         ending: Event,
         head: Callable[[], Head | None] = lambda: None,
+        ledger: Path = Path(os.devnull),
     ) -> None:
         self._log_file = log
+        self._ledger = ledger
         self._store = store
         self._encoder = encoder
         self._sender = sender
@@ -292,6 +316,7 @@ class Delivery:
         self._backoff.reset()
         self._write(
             position=batch.end,
+            usage=batch.usage_end,
             unconfirmed=0,
             sent=state.sent + attempt.records,
             gaps=state.gaps + attempt.gaps,
@@ -320,7 +345,7 @@ class Delivery:
             self._store.beat()
 
     def _from_position(self) -> LogBatches:
-        return LogBatches(self._log_file, self._store.state, self._encoder, self._head)
+        return LogBatches(self._log_file, self._ledger, self._store.state, self._encoder, self._head)
 
     def _write(self, **changes: object) -> None:
         self._store.write(replace(self._store.state, **changes))

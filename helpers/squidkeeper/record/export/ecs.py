@@ -1,5 +1,6 @@
 """The format `ecs`: the Elastic Common Schema, version 8. What it has no field for is below `squidkeeper`."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -74,8 +75,11 @@ _REQUEST: Final = {
     "network.direction": "outbound",
     "network.transport": "tcp",
 }
-_GAP: Final = {"event.kind": "pipeline_error"}
-_INFORMATION: Final = {"event.kind": "event", "event.category": ["configuration"], "event.type": ["info"]}
+_NOTICES: Final[Mapping[MessageKind, Mapping[str, Any]]] = {
+    MessageKind.GAP: {"event.kind": "pipeline_error"},
+    MessageKind.ARCHIVE_HEAD: {"event.kind": "event", "event.category": ["configuration"], "event.type": ["info"]},
+    MessageKind.USAGE: {"event.kind": "event", "event.category": ["web"], "event.type": ["info"]},
+}
 _encoder = msgspec.json.Encoder()
 
 
@@ -88,12 +92,11 @@ def of_record(record: Record, options: ExportOptions) -> bytes:
 
 def of_notice(notice: Notice, options: ExportOptions) -> bytes:
     """Write a notice, with its details below `squidkeeper`."""
-    is_gap = notice.kind is MessageKind.GAP
     values: dict[str, Any] = {
         **_COMMON,
         "@timestamp": notice.time,
         "message": notice.message,
-        **(_GAP if is_gap else _INFORMATION),
+        **_NOTICES[notice.kind],
         "event.action": notice.kind,
         "event.dataset": "squidkeeper.export",
         "observer.name": options.gateway,

@@ -12,8 +12,9 @@ import msgspec
 from squidkeeper.policy.url import RECORDED_URL_LENGTH
 from squidkeeper.record.export import cef, ecs, ocsf, otlp
 from squidkeeper.record.export.facts import ExportOptions
-from squidkeeper.record.export.messages import ArchiveHead, Gap, Notice, archive_head_notice, gap_notice
+from squidkeeper.record.export.messages import ArchiveHead, Gap, Notice, archive_head_notice, gap_notice, usage_notice
 from squidkeeper.record.log.record import LENGTHS, NONE, Record, decode_field, redacted_url
+from squidkeeper.record.usage.ledger import UsageEntry
 
 _encoder = msgspec.json.Encoder()
 _SHORTEST: Final = 16  # characters that are left of a text in any case
@@ -87,6 +88,10 @@ class MessageEncoder:
     def archive_head(self, head: ArchiveHead) -> bytes:
         """Write the notice about the head of the archive."""
         return self._format.of_notice(archive_head_notice(head), self._options)
+
+    def usage(self, entry: UsageEntry) -> bytes:
+        """Write the notice about what a metered request used."""
+        return self._format.of_notice(usage_notice(entry), self._options)
 
     def body(self, messages: Sequence[bytes]) -> bytes:
         """Write messages as the body of one request over https."""

@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, Protocol
 
-from squidkeeper.record.log.record import format_time
+from squidkeeper.record.export.facts import clean
+from squidkeeper.record.log.record import decode_field, format_time
+from squidkeeper.record.usage.ledger import UsageEntry
 
 FIRST_SECONDS: Final = 1.0
 LAST_SECONDS: Final = 60.0
@@ -22,6 +24,7 @@ class MessageKind(StrEnum):
     UNDECIDED = "undecided"  # no rule decided it: a refused login, or no request came
     GAP = "gap"
     ARCHIVE_HEAD = "archive-head"
+    USAGE = "usage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,23 @@ def archive_head_notice(head: ArchiveHead) -> Notice:
     """Write the head of the archive."""
     message = f"the archive's chain has {head.number} entries"
     return Notice(MessageKind.ARCHIVE_HEAD, head.time, message, {"number": head.number, "digest": head.digest})
+
+
+def usage_notice(entry: UsageEntry) -> Notice:
+    """Write what a metered request used. Its texts are decoded; what is not printable in them is encoded again."""
+    details = {name: getattr(entry, name) for name in _OF_USAGE}
+    details = {name: clean(decode_field(value)) if isinstance(value, str) else value for name, value in details.items()}
+    told = {name: value for name, value in details.items() if value not in (None, "")}
+    message = (
+        f"{entry.state}: {entry.tokens_in} tokens in and {entry.tokens_out} out of {told.get('model', 'no model')}"
+    )
+    return Notice(MessageKind.USAGE, entry.time, message, told)
+
+
+_OF_USAGE: Final = (
+    *("request_id", "client", "user", "host", "rule", "revision", "model", "state", "reason"),
+    *("tokens_in", "cached_in", "cache_write", "tokens_out", "cost"),
+)
 
 
 class Backoff:

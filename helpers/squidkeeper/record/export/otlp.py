@@ -44,6 +44,16 @@ ROWS: Final = {
         )
     },
 }
+_OF_USAGE: Final = {
+    "client": "client.address",
+    "user": "user.name",
+    "host": "server.address",
+    "model": "gen_ai.response.model",  # of a reserve, the one of the request
+    "tokens_in": "gen_ai.usage.input_tokens",
+    "cached_in": "gen_ai.usage.cache_read.input_tokens",
+    "cache_write": "gen_ai.usage.cache_creation.input_tokens",
+    "tokens_out": "gen_ai.usage.output_tokens",
+}
 CONTENT_TYPE: Final = "application/x-protobuf"
 _METHODS: Final = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE", "QUERY")
 _LISTS: Final = ("http.request.header.referer", "http.response.header.content-type")  # a header may stand twice
@@ -62,7 +72,8 @@ def of_notice(notice: Notice, options: ExportOptions) -> bytes:
     """Write a notice as one serialized LogRecord."""
     severity = _ERROR if notice.kind is MessageKind.GAP else _INFO
     details = {"gateway": options.gateway, **notice.details}
-    attributes: dict[str, Fact] = {f"squidkeeper.{name}": value for name, value in details.items()}
+    names = _OF_USAGE if notice.kind is MessageKind.USAGE else {}
+    attributes: dict[str, Fact] = {names.get(name, f"squidkeeper.{name}"): value for name, value in details.items()}
     return _log_record(notice.kind, notice.time_ms, severity, notice.message, attributes)
 
 

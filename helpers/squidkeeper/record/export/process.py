@@ -27,6 +27,7 @@ from squidkeeper.record.export.messages import Sender
 from squidkeeper.record.export.syslog import PAYLOAD_BYTES, SyslogSender
 from squidkeeper.record.export.targets import ExportTarget
 from squidkeeper.record.export_status import ExportStore
+from squidkeeper.record.usage.ledger import ledger_file
 
 _NICENESS: Final = 10  # Squid and its helpers go first
 _SYSLOG: Final = (Transport.SYSLOG_TCP, Transport.SYSLOG_TLS)
@@ -72,7 +73,15 @@ def delivery_of(target: ExportTarget, store: ExportStore, process: ExportProcess
     )
     encoder = MessageEncoder(target.format, options)
     sender = _sender(target, encoder, process.gateway)
-    return Delivery(process.access_log, store, encoder, sender, ending, lambda: read_head(process.archive))
+    return Delivery(
+        process.access_log,
+        store,
+        encoder,
+        sender,
+        ending,
+        lambda: read_head(process.archive),
+        ledger_file(process.state),
+    )
 
 
 def _sender(target: ExportTarget, encoder: MessageEncoder, gateway: str) -> Sender:
