@@ -21,9 +21,10 @@ from tests.waiting import pause, wait_for
 
 from .curl import curl
 from .gateway import Gateway, NewGateway
-from .models import CHAT, GEMINI_STREAM, JSON, Call, answer, chat, mixed, send_all, start_all
+from .models import CHAT, GEMINI_STREAM, JSON, Call, answer, chat, chat_events, mixed, send_all, start_all
 from .origin import Answer, Origins, Stream
 from .raw import Raw, tunnel
+from .test_hostile_origins import part
 
 POLICY = """
 version: 1
@@ -39,6 +40,7 @@ prices:
 rules:
   - {name: models, action: allow, hosts: [llm.example], meter: tokens, reserve: 70}
   - {name: tight, action: allow, hosts: [tight.example], meter: tokens, reserve: 200}
+  - {name: refused, action: allow, hosts: [refused.example], meter: tokens}
   - {name: asking, action: allow, hosts: [asking.example], meter: tokens, ask_usage: true}
   - {name: free, action: allow, hosts: [plain.example]}
 """
@@ -207,6 +209,22 @@ def test_neither_a_client_nor_an_origin_can_claim_what_was_reserved(gateway: Gat
     last = settled(gateway)[-1]
     assert (last.tokens_in, last.tokens_out, last.state, last.host) == (3, 4, UsageState.METERED, "llm.example")
     assert entries(gateway, "plain.example") == []
+
+
+def test_an_answer_that_would_end_squid_is_refused_also_where_it_is_metered(gateway: Gateway, origins: Origins) -> None:
+    origins.fallback = part("plain")
+    pid = gateway.pid
+    assert curl(gateway, f"https://refused.example{CHAT}", "-d", "{}").status == 500
+    assert gateway.pid == pid
+
+
+@pytest.mark.long
+def test_a_stream_that_is_silent_for_longer_than_squid_waits_goes_on(gateway: Gateway, origins: Origins) -> None:
+    origins.fallback = Stream(events=tuple(chat_events((3, 4), "gpt-x"))[-2:], pause=65)
+    reply = curl(gateway, f"https://llm.example{CHAT}", "-d", "{}", "--max-time", "200")
+    assert reply.body == b"".join(origins.fallback.events)
+    last = settled(gateway)[-1]
+    assert (last.state, last.tokens_in, last.tokens_out) == (UsageState.METERED, 3, 4)
 
 
 # --- budgets ----------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from squidkeeper.policy.bodies.sent_request import SentRequest
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.usage.tokens import NOTHING_USED, Unmetered, Usage
 from squidkeeper.record.usage.ledger import UsageEntry, UsageState, latest, ledger_file, ledger_files, read_entries
+from squidkeeper.services.bodies import settling
 from squidkeeper.services.bodies.asked import AskedBody
 from squidkeeper.services.bodies.denials import Pages
 from squidkeeper.services.bodies.judge import Judgement
@@ -74,9 +75,11 @@ def run(scenario: Callable[[Service], Coroutine[None, None, None]], folder: Path
 
     async def whole() -> None:
         service = Service(policy, folder)
-        await scenario(service)
-        await service.settler.finish()
-        service.settler._thread.submit(service.settler._reserves.close).result()
+        try:
+            await scenario(service)
+        finally:
+            await service.settler.finish()
+            service.settler._thread.submit(service.settler._reserves.close).result()
 
     asyncio.run(whole())
 
@@ -140,12 +143,13 @@ def test_a_quota_denies_and_nothing_is_held(tmp_path: Path) -> None:
     run(scenario, tmp_path)
 
 
-def test_requests_that_have_not_ended_hold_what_another_needs(tmp_path: Path) -> None:
+def test_requests_that_have_not_ended_hold_what_another_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(service: Service) -> None:
         held = [await service.reserve(str(number), b'{"max_tokens": 300}') for number in range(3)]
         assert all(judgement.allowed for judgement in held)
         denied = await service.reserve("3", b'{"max_tokens": 300}')
         assert "requests that have not ended hold" in (denied.decision.reason or "")
+        monkeypatch.setattr(settling, "_AGAIN_SECONDS", (0.02,) * 1_000)
         waiting = asyncio.create_task(service.reserve("4", b'{"max_tokens": 300}'))
         await service.settle(held[0], NOTHING_USED)
         assert (await waiting).allowed
@@ -155,6 +159,7 @@ def test_requests_that_have_not_ended_hold_what_another_needs(tmp_path: Path) ->
 
 def test_what_cannot_be_counted_is_denied(tmp_path: Path) -> None:
     async def scenario(service: Service) -> None:
+        await service.settler.finish()
         (service.state / "bodies/quotas").write_text("no folder")
         denied = await service.reserve("1")
         assert denied.headers["X-SK-Found"] == "quota-unavailable:daily"

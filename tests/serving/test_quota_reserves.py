@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from squidkeeper.base.faults import Location
 from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
@@ -62,7 +67,7 @@ def test_another_process_settles_it(reserves: Reserves, folder: Path) -> None:
     with closing(new(folder)) as other:
         other.settle("a", amounts(90, 1_200, 60), b"2")
     assert used(folder) == {"out": 1_200, "all": 1_290, "cost": 60}
-    assert isinstance(reserves.hold("b", WANTED, amounts(0, 0), b"3"), Refusal)
+    assert isinstance(reserves.hold("b", WANTED, amounts(0, 1), b"3"), Refusal)
 
 
 @pytest.mark.parametrize(
@@ -86,12 +91,13 @@ def test_a_reserve_is_taken_of_each_quota_or_of_none(
     assert used(folder) == {"out": 400, "all": 500, "cost": 7}
 
 
-def test_a_spent_quota_refuses_a_request_that_uses_nothing_of_it(reserves: Reserves) -> None:
+def test_a_spent_quota_refuses_all_but_what_uses_nothing_of_it(reserves: Reserves) -> None:
     reserves.hold("a", WANTED, amounts(0, 1_000), b"1")
-    reserves.settle("a", amounts(0, 1_000), b"2")
-    refusal = reserves.hold("b", WANTED, amounts(10, 0), b"3")
+    reserves.settle("a", amounts(0, 1_200), b"2")
+    refusal = reserves.hold("b", WANTED, amounts(10, 1), b"3")
     assert isinstance(refusal, Refusal)
     assert (refusal.quota.name, refusal.left, refusal.held) == ("out", 0, False)
+    assert reserves.hold("c", WANTED, amounts(10, 0), b"4") is True
 
 
 def test_a_request_that_is_asked_about_again_is_held_once(reserves: Reserves, folder: Path) -> None:
@@ -120,3 +126,65 @@ def test_what_was_counted_for_an_answer_is_kept_with_its_settlement(reserves: Re
     reserves.settle("b", amounts(1, 1), b"line", CountedAnswer("resp_1", b"second"))
     with closing(new(folder)) as other:
         assert (other.counted("resp_1"), other.counted("resp_2")) == (b"second", None)
+
+
+class Line(NamedTuple):
+    """A line of a ledger."""
+
+    request: str
+    used: int
+    reserved: int
+
+
+class Gateway:
+    """Two processes that count, and their ledger. Each can be killed between a change and its line."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ledger: list[bytes] = []
+        self.processes = [new(folder), new(folder)]
+        self.held: dict[str, int] = {}
+
+    def write(self, number: int, line: Line, *, killed: bool) -> None:
+        if killed:
+            self.processes[number].close()
+            self.processes[number] = new(self.folder)
+            self.processes[number].take_last_lines(lambda line: line in self.ledger, self.ledger.append)
+        else:
+            self.ledger.append(json.dumps(line).encode())
+
+    def begin(self, number: int, request: str, reserve: int, *, killed: bool) -> None:
+        line = Line(request, reserve, 0)
+        held = self.processes[number].hold(request, PLENTY, amounts(0, reserve), json.dumps(line).encode())
+        if held is True:
+            self.held[request] = reserve
+            self.write(number, line, killed=killed)
+
+    def end(self, number: int, request: str, used: int, *, killed: bool) -> None:
+        line = Line(request, used, self.held.pop(request))
+        self.processes[number].settle(request, amounts(0, used), json.dumps(line).encode())
+        self.write(number, line, killed=killed)
+
+
+PLENTY = [(quota("all", TOKENS, 10**12), "ann")]
+STEPS = st.tuples(st.integers(0, 1), st.integers(0, 5), st.integers(0, 10**6), st.booleans())
+
+
+@given(st.lists(STEPS, max_size=30))
+@settings(max_examples=40, deadline=None)
+def test_the_sum_over_the_ledger_is_what_is_counted_whatever_is_killed(steps: list[tuple[int, int, int, bool]]) -> None:
+    """A step begins a request, or ends it where it has begun, in either process."""
+    with TemporaryDirectory() as name:
+        (Path(name) / "policy").mkdir()
+        (Path(name) / "state").mkdir()
+        gateway = Gateway(Path(name))
+        for step, (process, request, amount, killed) in enumerate(steps):
+            known = next((one for one in gateway.held if one.startswith(f"{request}.")), None)
+            if known is None:
+                gateway.begin(process, f"{request}.{step}", amount, killed=killed)
+            else:
+                gateway.end(process, known, amount, killed=killed)
+            lines = [Line(*json.loads(line)) for line in gateway.ledger]
+            assert sum(line.used - line.reserved for line in lines) == used(Path(name)).get("all", 0)
+        for process_ in gateway.processes:
+            process_.close()

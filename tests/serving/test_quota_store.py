@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,14 +28,16 @@ from squidkeeper.services.exporter.certificate import StoreCertificate
 from squidkeeper.serving.quotas import valkey_counts
 from squidkeeper.serving.quotas.counts import LEASE_AT_MOST, QuotaCount, share
 from squidkeeper.serving.quotas.local_counts import LocalCounts
-from squidkeeper.serving.quotas.meter import Meter
+from squidkeeper.serving.quotas.meter import Meter, Refusal
 from squidkeeper.serving.quotas.notices import StoreProblem, read_store_problem
 from squidkeeper.serving.quotas.opening import AWAY_SECONDS, GatewayCounts, SharedCounts
+from squidkeeper.serving.quotas.reserves import Reserves
 from squidkeeper.serving.quotas.store_settings import FILE, OnUnavailable, read_quota_store
 from squidkeeper.serving.quotas.valkey_counts import ValkeyCounts
 
 from ..receivers import dripping_server
 from ..valkey_server import GATEWAYS, OPERATOR, PASSWORD, REPOSITORY, LossyRelay, ValkeyServer, rights
+from ..waiting import wait_for
 from .quota_workers import Clock, check_that_no_limit_is_passed
 
 pytestmark = pytest.mark.system
@@ -619,3 +621,44 @@ def test_a_store_that_is_away_is_reported_until_it_answers_or_nobody_asks(tmp_pa
     assert read_store_problem(tmp_path, at) == ""
     (tmp_path / "quotas/store-away").symlink_to("/etc/hostname")
     assert read_store_problem(tmp_path, at) == ""
+
+
+def reserves_of(server: ValkeyServer, folder: Path, user: str) -> Reserves:
+    """What counts for metered requests on one gateway."""
+    (folder / user / "policy").mkdir(parents=True)
+    (folder / user / "state").mkdir()
+    server.write_settings(folder / user, "deny", 2, user)
+    return Reserves(folder / user / "policy", folder / user / "state")
+
+
+def test_what_metered_requests_use_counts_for_all_gateways_and_what_they_reserve_on_one(
+    own_server: ValkeyServer, tmp_path: Path
+) -> None:
+    tokens = replace(QUOTA, unit=QuotaUnit.TOKENS, limit=1_000)
+    wanted, used = [(tokens, "all")], {QuotaUnit.TOKENS: 700}
+    first, second = (reserves_of(own_server, tmp_path, user) for user in GATEWAYS[:2])
+    with closing(first), closing(second):
+        assert first.hold("a", wanted, used, b"1") is True
+        assert isinstance(first.hold("b", wanted, used, b"2"), Refusal)
+        assert second.hold("c", wanted, used, b"3") is True
+        first.settle("a", {QuotaUnit.TOKENS: 250}, b"4")
+        refusal = first.hold("d", wanted, {QuotaUnit.TOKENS: 751}, b"5")
+        assert isinstance(refusal, Refusal)
+        assert (refusal.left, refusal.held) == (750, False)
+        own_server.kill()
+        with pytest.raises(CountsUnavailable):
+            second.settle("c", used, b"6")
+        with pytest.raises(CountsUnavailable):
+            second.hold("e", wanted, used, b"7")
+        own_server.start()
+        wait_for(lambda: settled(second, "c", used), "the server to be asked again")
+        refusal = first.hold("f", wanted, {QuotaUnit.TOKENS: 51}, b"8")
+        assert isinstance(refusal, Refusal)
+        assert (refusal.left, refusal.held) == (50, False)
+
+
+def settled(reserves: Reserves, request: str, used: dict[QuotaUnit, int]) -> bool:
+    with suppress(CountsUnavailable):
+        reserves.settle(request, used, b"9")
+        return True
+    return False

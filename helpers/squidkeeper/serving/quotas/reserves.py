@@ -62,14 +62,15 @@ class ReservedCounts(LocalCounts):
     def hold_all(self, request: str, holds: Sequence[Hold], line: bytes) -> tuple[Hold, Taken] | bool:
         """Hold something of each count, or nothing: then return the first that has too little left.
 
-        Else return whether it is held for the first time: Squid asks again where a process was killed.
+        Else return whether it is held for the first time: Squid asks again where a process was killed. A request that
+        uses nothing, such as one for an answer of before, passes.
         """
         with self._database.transaction() as database:
             if database.execute(_OF_REQUEST, (request,)).fetchone():
                 return False
             found = [(hold, self._offer(database, hold.count, hold.limit, hold.used)) for hold in holds]
             for hold, offer in found:
-                if offer.free <= 0 or hold.size > offer.free:
+                if hold.size > max(offer.free, 0):
                     return hold, offer.taken(0)
             for hold, offer in found:
                 self._keep(database, request, hold.count, hold.size, offer.ends)
@@ -100,6 +101,8 @@ class ReservedCounts(LocalCounts):
 
     def take_last_lines(self, is_written: Callable[[bytes], bool], write: Callable[[bytes], None]) -> None:
         """Write the last lines of other processes where they have not done so, and forget them."""
+        if not self._database.exists:
+            return
         with self._database.opened() as database:
             found = database.execute("SELECT process, line FROM lines WHERE process <> ?", (self._process,)).fetchall()
             for process, line in found:
