@@ -133,20 +133,18 @@ RECORD_LOST = Metric(
 _USAGE_LABELS = ("client", "rule", "model", "state")
 METERED_REQUESTS = Metric(
     "squidkeeper_metered_requests_total",
-    "Requests of rules with `meter` whose answer has ended. state: metered, or its reserve counts (reserved: the "
-    "answer did not come whole; unmetered: nothing could be read from it).",
+    "Metered requests whose answer has ended. state: metered; reserved or unmetered where the reserve counts.",
     _USAGE_LABELS,
 )
 TOKENS = Metric(
     "squidkeeper_tokens_total",
-    "Tokens of metered requests. direction: in (all of the prompt) or out. model: the one that answered; beyond 64 "
-    "`other`; `none` where a reserve counts.",
+    "Their tokens. direction: in or out. model: the one that answered; `none` for a reserve.",
     (*_USAGE_LABELS, "direction"),
 )
-COST = Metric("squidkeeper_cost_total", "Cost of these tokens, in the currency of `prices`.", _USAGE_LABELS)
+COST = Metric("squidkeeper_cost_total", "Their cost, in the currency of `prices`.", _USAGE_LABELS)
 QUOTA_USED = Metric(
     "squidkeeper_quota_used_ratio",
-    "The used part of a quota of tokens or cost, with reserves: of whoever has used most of it on this gateway.",
+    "The used part of a quota of tokens or cost, with reserves: the most of any holder on this gateway.",
     ("quota",),
 )
 

@@ -50,8 +50,8 @@ class UsageState(StrEnum):
     """What a request counts for."""
 
     METERED = "metered"  # what the API reported
-    RESERVED = "reserved"  # its reserve: the answer is under way, or did not come whole
-    UNMETERED = "unmetered"  # its reserve: the answer came whole, and nothing could be read from it
+    RESERVED = "reserved"  # its reserve, or what was seen beyond: the answer is under way, or did not come whole
+    UNMETERED = "unmetered"  # the same: the answer came whole, and nothing could be read from it
 
 
 class UsageEntry(msgspec.Struct, frozen=True, gc=False):
@@ -117,7 +117,7 @@ def usage_entry(
 ) -> UsageEntry:
     """Make the first line of a request, with what was reserved as `used`, or the second, with its `reserve` again.
 
-    `used` is the reserve as well in a second line that is not metered.
+    In a second line that is not metered, `used` is the reserve, or more where more was seen.
     """
     told, settled = (
         (request.request_id, request.client, request.user, request.rule, request.revision),

@@ -507,7 +507,7 @@ def _quota_nearly_used(view: Snapshot) -> Iterator[str]:
 @_info(
     "model-without-price",
     None,
-    "Models without a price of their own have answered: their tokens cost the dearest of each price",
+    "Models without a price have answered, so their tokens cost the dearest",
     "Add their prices to the policy's `prices`.",
     only_exporter=True,
 )
