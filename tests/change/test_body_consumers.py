@@ -96,9 +96,10 @@ METERED = ", meter: tokens"
 @pytest.mark.parametrize("body", ["", ONE])
 def test_a_request_that_is_no_longer_counted_is_beyond_a_ceiling(made: Make, body: str) -> None:
     metered, more, plain = (CHAT % f"{body}{text}" for text in (METERED, f"{METERED}, reserve: 9", ""))
-    change = Change.BODIES if body else Change.METER
+    changed = [*([Change.BODIES] if body else []), Change.METER]
     assert within(made, (plain,), (metered,)) == within(made, (metered,), (metered,)) == []
-    assert within(made, (metered,), (plain,)) == within(made, (metered,), (more,)) == [change]
+    assert within(made, (metered,), (plain,)) == within(made, (metered,), (more,)) == changed
+    assert within(made, (CHAT % METERED,), (metered,)) == [], "a body, and counted alike"
     text = as_text(report((made(metered), made(plain)), ("old", "new"), NOW))
     assert "meter: tokens, reserve 4,096" in text
 

@@ -188,7 +188,7 @@ def seen(policy: CompiledPolicy, asked: Question) -> dict[str, Any]:
         "spent": spent,
         "observed": observed,
         "bodies": bodies,
-        "meter": None if bodies else decision.meter,
+        "meter": {one.meter for one in bodies if one[:2] == ("allow", False)} if bodies else {decision.meter},
         "private": decision.private and fetched.address is None,
         "passthrough": decision.passthrough,
         "websocket": found.websocket is not None and found.websocket.passes,

@@ -78,14 +78,14 @@ def test_the_folder_names_secrets_and_the_local_setup_has_their_sources(director
 # A new field stands here, or in LOCAL_SECTIONS or LOCAL_DEFAULTS: whoever adds it decides whether others may write it.
 # They may not, where it makes the gateway read a file, run a program, send a secret or connect.
 OF_THE_FOLDER = {
-    "PolicyFile": "version defaults clients lists rules presets grants rewrites credentials quotas tests end_required"
-    " end",
+    "PolicyFile": "version defaults clients lists rules presets grants rewrites credentials quotas prices tests"
+    " end_required end",
     "Defaults": "action ask reason contact watch_secrets observe",
     "ClientEntry": "networks users token_sha256 connections",
     "TokenEntry": "sha256 expires",
     "ListEntry": "file",  # within the folder: below
     "RuleEntry": "name action clients hosts lists schemes ports methods paths query reason private expires owner strip"
-    " headers tls websocket connections observe when body",
+    " headers tls websocket connections observe when body meter reserve ask_usage",
     "BodyEntry": "in_json only git mcp max",
     "PlaceEntry": "values min max absent",
     "GitEntry": "push delete create options",
@@ -99,7 +99,9 @@ OF_THE_FOLDER = {
     " headers parameters placeholder",
     "Basic": "username password",
     "AwsSigV4Entry": "access_key_id secret_access_key session_token region service",
-    "QuotaEntry": "name per clients rules requests tunnels tickets bytes_out bytes_in every",  # the store is local
+    "QuotaEntry": "name per clients rules requests tunnels tickets bytes_out bytes_in tokens_in tokens_out tokens cost"
+    " every",  # the store is local
+    "PriceEntry": "model tokens_in tokens_out cached_in cache_write",
     "TestEntry": "request expect client user at rule rewrite credentials observed body push",
     "PushEntry": "update create delete options",
 }

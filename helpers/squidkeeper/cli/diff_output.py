@@ -118,6 +118,10 @@ def _quotas(consequence: Consequence) -> str:
     return ", then by ".join(", ".join(sorted(counts)) or "no quota" for counts in consequence.quotas)
 
 
+def _meters(consequence: Consequence) -> str:
+    return " or ".join(sorted(str(meter or "none") for meter in consequence.meters))
+
+
 def _facts(consequence: Consequence, change: Change) -> Iterator[str]:
     yield consequence.rewrite
     yield f"credentials {', '.join(consequence.credentials)}" if consequence.credentials else ""
@@ -126,7 +130,7 @@ def _facts(consequence: Consequence, change: Change) -> Iterator[str]:
     yield f"through {consequence.upstream}" if consequence.upstream else ""
     if consequence.bodies and change in (Change.BODIES, Change.OPENED, Change.CLOSED):
         yield f"by the first that holds: {', then '.join(map(str, consequence.bodies))}"
-    yield f"meter: {consequence.meter or 'none'}" if change is Change.METER else ""
+    yield f"meter: {_meters(consequence)}" if change is Change.METER else ""
     for count in consequence.counts:
         yield f"{quantity(count.uses, 'use')} of {count.grant}"
     yield f"then {_then(consequence)}" if consequence.spent else ""
@@ -196,7 +200,7 @@ def _consequence_row(consequence: Consequence) -> dict[str, object]:
         "connections": consequence.connections,
         "upstream": consequence.upstream or None,
         "bodies": list(map(str, consequence.bodies)),
-        "meter": str(consequence.meter) if consequence.meter else None,
+        "meter": _meters(consequence),
         "quotas": [sorted(counts) for counts in consequence.quotas],
         "uses": consequence.uses,
         "then": _then(consequence),

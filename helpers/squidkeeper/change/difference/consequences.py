@@ -106,7 +106,7 @@ class Consequence:
     spent: Consequence | None = None
     quotas: tuple[frozenset[str], ...] = (frozenset(),)
     bodies: tuple[BodyRule, ...] = ()
-    meter: Metering | None = None  # without bodies that decide
+    meter: Metering | None = None  # where no body decides
 
     @property
     def uses(self) -> int | None:
@@ -117,6 +117,12 @@ class Consequence:
     def closed(self) -> bool:
         """Whether a rule of the policy denies, so that no grant opens it."""
         return not (self.allowed or self.asks) and self.location is not None
+
+    @property
+    def meters(self) -> frozenset[Metering | None]:
+        """How a request may be metered, by one body or another."""
+        allows = [rule for rule in self.bodies if rule.verdict == "allow" and not rule.observes]
+        return frozenset(rule.meter for rule in allows) if self.bodies else frozenset([self.meter])
 
     @property
     def rules(self) -> frozenset[str]:
@@ -141,7 +147,7 @@ _COMPARED: dict[Change, Callable[[Consequence], object]] = {
     Change.CONNECTIONS: lambda consequence: consequence.connections,
     Change.UPSTREAM: lambda consequence: consequence.upstream,
     Change.BODIES: lambda consequence: consequence.bodies,
-    Change.METER: lambda consequence: not consequence.bodies and consequence.meter,
+    Change.METER: lambda consequence: consequence.meters,
     Change.QUOTAS: lambda consequence: (consequence.quotas, len(consequence.quotas) > 1 and consequence.counts),
     Change.USES: lambda consequence: consequence.counts,
     Change.OBSERVED: lambda consequence: consequence.observed,

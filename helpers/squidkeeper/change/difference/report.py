@@ -233,7 +233,7 @@ _CLOSES: dict[Change, Callable[[Consequence, Consequence], bool]] = {
     Change.CONNECTIONS: lambda before, after: _STRICTER[after.connections] > _STRICTER[before.connections],
     Change.STRIP: lambda before, after: set(before.strip) <= set(after.strip),
     Change.BODIES: lambda before, after: _takes_no_more(before.bodies, after.bodies),
-    Change.METER: lambda before, _after: before.meter is None,
+    Change.METER: lambda before, after: before.meters == {None} or after.meters <= before.meters,  # with BODIES
     Change.QUOTAS: _is_counted,
     Change.USES: lambda before, after: _uses(after) <= _uses(before),
 }
