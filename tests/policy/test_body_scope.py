@@ -157,9 +157,41 @@ def test_a_grant_that_differs_from_the_rules_of_a_list_is_passed_over(more: Comp
 
 def test_a_rule_that_observes_bodies_has_them_read_on_a_host_that_is_open(more: CompiledPolicy) -> None:
     match = more.match(request_to("POST", "https://watched.example/x"))
-    assert decide(more, match, NOW, Stage.HOST).outlook.needs_url
-    decision = decide(more, match, NOW)
-    assert (decision.rule, format_listed(more, decision.by_body)) == ("all", "r2,r3")
+    for decision in (decide(more, match, NOW, Stage.HOST), decide(more, match, NOW, Stage.URL)):
+        assert (decision.rule, format_listed(more, decision.by_body)) == ("all", "r2,r3")
+
+
+AT_HOST = {
+    "[{allow}]": "r0,d",
+    "[{allow_get}, {deny}, {all}]": "r1,r2",
+    "[{deny}, {deny_all}]": "",  # denied without the body
+    "[{deny}, {path}, {all}]": None,
+    "[{allow}, {git}]": None,
+    "[{allow}, {asks}]": None,
+}
+
+
+@pytest.mark.parametrize("rules", AT_HOST)
+def test_the_url_is_asked_about_only_where_lists_of_rules_differ_by_it(tmp_path: Path, rules: str) -> None:
+    named = {
+        "allow": f"{{name: allow, action: allow, hosts: [a.example], {CHAT}}}",
+        "allow_get": f"{{name: allow-get, action: allow, hosts: [a.example], methods: [GET], {CHAT}}}",
+        "deny": f"{{name: deny, action: deny, hosts: [a.example], {CHAT}}}",
+        "all": "{name: all, action: allow, hosts: [a.example]}",
+        "deny_all": "{name: deny-all, action: deny, hosts: [a.example]}",
+        "path": f"{{name: path, action: allow, hosts: [a.example], paths: [/v1/**], {CHAT}}}",
+        "git": "{name: git, action: allow, hosts: [a.example], body: {git: {push: [refs/heads/a]}}}",
+        "asks": "{name: asks, action: ask, hosts: [a.example]}",
+    }
+    policy = compiled_of(tmp_path / "policy", f"rules: {rules.format_map(named)}")
+    match = policy.match(request_to("POST", "https://a.example/x"))
+    at_host = decide(policy, match, NOW, Stage.HOST)
+    assert at_host.outlook.needs_url == (AT_HOST[rules] is None)
+    if not at_host.outlook.needs_url:
+        by_url = decide(policy, match, NOW, Stage.URL)
+        assert (at_host.action, at_host.rule, at_host.by_body) == (by_url.action, by_url.rule, by_url.by_body)
+        assert (format_listed(policy, at_host.by_body) if at_host.by_body else "") == AT_HOST[rules]
+        assert not at_host.final
 
 
 def test_a_host_whose_bodies_are_observed_is_not_shared_either(more: CompiledPolicy) -> None:

@@ -69,7 +69,7 @@ class Decision:
     `upstream` is where a request is forwarded: at host scope, and where it is rewritten.
     `observed` is what a rule that observes would have decided, as it is recorded: `allow:RULE` or `deny:RULE`. At host
     scope `observes_url` means that this depends on the URL.
-    At request scope `by_body` are the rules that the body decides among: the first that holds. The last is the first
+    `by_body` are the rules that the body decides among: the first that holds. The last is the first
     without `body`; where the last has one, the default decides if none holds. `rule` is the first of them that allows.
     `found` is why a body was denied, for the record. `meter` is set where `squidkeeper bodies` counts what is used.
     Of the rules `by_body`, the one that holds has its own.
@@ -122,7 +122,7 @@ class Decision:
     def final(self) -> bool:
         """Whether an allow at host scope leaves nothing to ask about the request."""
         asks_more = self.outlook.asks_more or self.observes_url
-        return self.allowed and not asks_more and self.strip is None and self.upstream is None
+        return self.allowed and not (asks_more or self.by_body or self.strip or self.upstream)
 
 
 def deny(rule: str, reason: str) -> Decision:

@@ -6,10 +6,13 @@ from dataclasses import replace
 from datetime import datetime
 from typing import NamedTuple
 
+from squidkeeper.policy.engine.body_scope import decided_by_body
 from squidkeeper.policy.engine.compiled_policy import CompiledPolicy, HostMatch, RulesInForce, decision_of, holding
 from squidkeeper.policy.engine.decision import Decision, Outlook, deny
 from squidkeeper.policy.engine.observing import observe_host, observe_tunnel
+from squidkeeper.policy.engine.precedence import decides_without_body, first_of, rules_by_body
 from squidkeeper.policy.engine.quotas import counts_tunnel
+from squidkeeper.policy.language.bodies import GitBody
 from squidkeeper.policy.language.forms import QueryParameters
 from squidkeeper.policy.language.model import Action, Rewrite, Rule
 from squidkeeper.policy.url import Host
@@ -90,6 +93,8 @@ def _decide_request(policy: CompiledPolicy, match: HostMatch, now: RulesInForce,
 
 
 def _decide_any_url(policy: CompiledPolicy, match: HostMatch, now: RulesInForce) -> Decision:
+    if by_body := _read_for_any_url(match, now):
+        return _decide_by_body(policy, match, by_body)
     deciders = _deciders(match, now)
     first = deciders.rules[0] if deciders.rules else None
     if first is None or not first.needs_url:
@@ -105,6 +110,27 @@ def _decide_any_url(policy: CompiledPolicy, match: HostMatch, now: RulesInForce)
         asks=deciders.all_ask,
     )
     return checked_private(decision, match.facts.host) if decision.asks else decision
+
+
+def _decide_by_body(policy: CompiledPolicy, match: HostMatch, by_body: tuple[Rule, ...]) -> Decision:
+    first, default = first_of(by_body), match.candidates.default
+    decision = checked_private(default if first is None else policy.decision_by(first), match.facts.host)
+    return decided_by_body(policy, decision, by_body, default) if decision.allowed else decision
+
+
+def _read_for_any_url(match: HostMatch, now: RulesInForce) -> tuple[Rule, ...]:
+    """List the rules that the body decides among, where each URL has the same; none where the URL may decide."""
+    listed = []
+    for rule in (now.rules if now.observing is None else now.observing) if now.reading else ():
+        if not rule.match.any_url or isinstance(rule.body, GitBody) or rule.action is Action.ASK or rule.uses:
+            return ()
+        listed.append(rule)
+        if decides_without_body(rule):
+            break
+    by_default = not (listed and decides_without_body(listed[-1]))
+    if by_default and (now.grants or match.candidates.default.asks or match.candidates.default_observes):
+        return ()
+    return rules_by_body(listed, (), lambda _: True)
 
 
 def _read(decision: Decision) -> Decision:

@@ -39,7 +39,7 @@ def applied_where_bodies_are_read(
     by_body = rules_by_body(rules, grants, holds)
     if not by_body:
         return applied_entries(candidates, (rule for rule in rules if not rule.observe), grants, holds)
-    rule = _first_of(by_body)
+    rule = first_of(by_body)
     applied = applied_entries(candidates, () if rule is None else (rule,), (), holds)
     return applied._replace(by_body=by_body)
 
@@ -78,7 +78,7 @@ def _allows(rule: Rule) -> bool:
     return rule.action is Action.ALLOW and not rule.observe
 
 
-def _first_of(rules: tuple[Rule, ...]) -> Rule | None:
+def first_of(rules: tuple[Rule, ...]) -> Rule | None:
     """Return the first rule that allows, or else the one that decides without a body; None for the default."""
     last = rules[-1] if decides_without_body(rules[-1]) else None
     return next(filter(_allows, rules), last)
