@@ -19,7 +19,7 @@ from squidkeeper.services.bodies.icap import (
     format_unchanged,
 )
 
-ALLOWED = {"X-SK-Rule": "stub", "X-SK-Verdict": "allow", "X-SK-Observed": "-", "X-SK-Found": "-"}
+ALLOWED = {"X-SK-Rule": "stub", "X-SK-Verdict": "allow"}
 
 
 class Asked:

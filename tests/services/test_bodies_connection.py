@@ -176,7 +176,7 @@ def whole(body: bytes) -> bytes:
 def test_a_body_within_the_preview_passes_by_204(service: Service) -> None:
     answer = service.receive(service.asked(), whole(SMALL))
     assert answer.startswith(b"ICAP/1.0 204 No Content\r\n")
-    assert b"\r\nX-SK-Rule: chat\r\nX-SK-Verdict: allow\r\nX-SK-Observed: -\r\nX-SK-Found: -\r\n\r\n" in answer
+    assert b"\r\nX-SK-Rule: chat\r\nX-SK-Verdict: allow\r\n\r\n" in answer
     assert service.receive(service.asked(), whole(SMALL)).startswith(b"ICAP/1.0 204 "), "the connection is used again"
     assert (
         service.counted == [("squidkeeper_decisions_total", "helper", "bodies", "rule", "chat", "verdict", "allow")] * 2
@@ -197,7 +197,7 @@ def test_a_request_without_a_body_is_judged_too(service: Service, method: str, l
 def test_a_denial_has_the_page_in_the_form_that_the_client_accepts(service: Service, accept: str, kind: str) -> None:
     answer = service.receive(service.asked(accept=accept), whole(LARGE)).decode()
     assert answer.startswith("ICAP/1.0 200 OK\r\n")
-    assert "\r\nX-SK-Rule: default\r\nX-SK-Verdict: deny\r\nX-SK-Observed: -\r\nX-SK-Found: body:chat: " in answer
+    assert "\r\nX-SK-Rule: default\r\nX-SK-Verdict: deny\r\nX-SK-Found: body:chat: " in answer
     assert f"\r\n\r\nHTTP/1.1 403 Forbidden\r\nContent-Type: {kind}" in answer
     for shown in ("ann@example.com", "gw.1.2.3", "192.0.2.1", "https://llm.example/x", "chat: /model"):
         assert shown in answer
