@@ -174,6 +174,8 @@ def test_what_inspects_bodies_starts_ahead_of_squid_one_process_after_the_other(
         (StepKind.STOP_SERVICE, second.unit),
         *((StepKind.REMOVE, path) for path in gone[2:]),
     ]
+    metered = summary(plan(LAYOUT, WANTED, replace(HERE, files=there, was_metered=True)))
+    assert LAYOUT.bodies_state not in [path for _, path in metered]  # what was used stays
 
 
 @pytest.mark.parametrize(

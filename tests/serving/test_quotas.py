@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from squidkeeper.base.errors import CountsUnavailable, PatternError
 from squidkeeper.base.faults import FaultCode, Location
 from squidkeeper.base.layout import BODIES_FOLDER
-from squidkeeper.base.squid_account import call_as_owner
+from squidkeeper.base.squid_account import Account, call_as, call_as_owner
 from squidkeeper.cli import main
 from squidkeeper.policy.engine import Stage, decide
 from squidkeeper.policy.engine.explain import explain
@@ -605,6 +605,23 @@ def test_counts_of_an_account_without_a_name_are_read_with_its_rights(open_folde
         os.chown(path, 61_999, 61_999)
     read = call_as_owner(open_folder / "quotas", lambda: [os.geteuid(), LocalCounts(open_folder).uses()[0].used])
     assert read == [61_999, 3]
+
+
+@pytest.mark.system
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can call something as another account")
+def test_another_account_of_the_group_reads_the_counts_while_they_are_written(open_folder: Path) -> None:
+    """As the exporter reads the counts of tokens."""
+    with closing(LocalCounts(open_folder)) as counts:
+        counts.add(COUNT, 3)
+        for path, mode in (
+            (open_folder / "quotas", 0o750),
+            *((one, 0o640) for one in (open_folder / "quotas").iterdir()),
+        ):
+            os.chown(path, 61_999, 61_998)
+            path.chmod(mode)
+        counts.add(COUNT, 4)
+        reader = Account("#61997", 61_997, 61_998)
+        assert call_as(reader, lambda: LocalCounts(open_folder).uses()[0].used) == 7
 
 
 @pytest.fixture

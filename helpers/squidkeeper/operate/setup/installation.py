@@ -78,6 +78,7 @@ from squidkeeper.operate.setup.processes import InstalledService, InstalledSquid
 from squidkeeper.operate.setup.transaction import Transaction
 from squidkeeper.policy.language.upstreams import DEFAULT
 from squidkeeper.record.chain.keys import ArchiveKey
+from squidkeeper.record.usage.ledger import ledger_file
 from squidkeeper.services.maintenance.own_addresses import own_addresses, prepare_own_addresses, reached_at
 from squidkeeper.services.maintenance.tls import CERTIFICATE, ServerCertificate
 from squidkeeper.services.pulling.settings import CURRENT, read_pull_settings
@@ -728,6 +729,7 @@ class Installation:
             changed_since_told=self._changed_since_told(),
             services_work=frozenset(name for name, service in services.items() if service.works()),
             service_told=told,
+            was_metered=ledger_file(layout.state).exists(),
             closed=self._closed(layout.state, *(() if wanted.exporter == NO_EXPORTER else (layout.counts,))),
         )
 

@@ -127,6 +127,7 @@ class Present:
     services_work: frozenset[str] = frozenset()
     service_told: Mapping[str, str] = field(default_factory=dict)
     closed: tuple[Path, ...] = ()  # folders of the state that Squid's account cannot write
+    was_metered: bool = False  # there is a ledger of usage, which stays, with the counts of its quotas
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +224,8 @@ class _Planner:
         if not self._wanted.bodies:
             first, second = BODIES
             yield from self._without(first, layout.service(first).applied)
-            yield from self._without(second, layout.service(second).applied, layout.bodies_state)
+            folder = () if self._present.was_metered else (layout.bodies_state,)
+            yield from self._without(second, layout.service(second).applied, *folder)
         if not self._wanted.exports:
             yield from self._without("export", layout.service("export").applied, layout.export_state)
         if not self._wanted.pulls:
