@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from squidkeeper.base.errors import UnreadableBody
 from squidkeeper.policy.bodies.sent_request import SentRequest
 from squidkeeper.policy.language.prices import Price, Prices
 from squidkeeper.policy.usage.cost import cost_of
@@ -34,7 +35,6 @@ M = '"model": "m", '
 OUT: tuple[tuple[str, str, int], ...] = (  # target, body, tokens of the answer
     (CHAT, f'{{{M}"messages": []}}', OF_RULE),
     (CHAT, f'{{{M}"max_tokens": 100}}', 100),
-    (CHAT, f'{{{M}"max_tokens": 0}}', 0),
     (CHAT, f'{{{M}"max_tokens": 100000}}', 100000),
     (CHAT, f'{{{M}"max_tokens": 1, "max_completion_tokens": 900}}', 900),
     (CHAT, f'{{{M}"max_tokens": 100, "n": 5}}', 500),
@@ -50,32 +50,52 @@ OUT: tuple[tuple[str, str, int], ...] = (  # target, body, tokens of the answer
     (f"{GEMINI[:-15]}streamGenerateContent", '{"generationConfig": {"maxOutputTokens": 64}}', 64),
     ("/v1beta/interactions", f'{{{M}"generation_config": {{"max_output_tokens": 64}}}}', 64),
     ("/model/m/converse", '{"inferenceConfig": {"maxTokens": 64}}', 64),
-    # what is not plainly a limit is none
-    (CHAT, f'{{{M}"max_tokens": "1"}}', OF_RULE),
+    # what is no limit
+    (CHAT, f'{{{M}"max_tokens": 0}}', OF_RULE),
     (CHAT, f'{{{M}"max_tokens": -1}}', OF_RULE),
-    (CHAT, f'{{{M}"max_tokens": 1.5}}', OF_RULE),
-    (CHAT, f'{{{M}"max_tokens": true}}', OF_RULE),
     (CHAT, f'{{{M}"max_tokens": null}}', OF_RULE),
-    (CHAT, f'{{{M}"max_tokens": [1]}}', OF_RULE),
     (CHAT, f'{{{M}"max_output_tokens": 1}}', OF_RULE),  # of another API
     (CHAT, f'{{{M}"metadata": {{"max_tokens": 1}}}}', OF_RULE),
     (CHAT, f'{{{M}"text": "\\"max_tokens\\": 1"}}', OF_RULE),
     (RESPONSES, f'{{{M}"max_tokens": 1}}', OF_RULE),
-    # servers could differ on it
-    (CHAT, f'{{{M}"max_tokens": 1, "max_tokens": 100000}}', OF_RULE),
-    (CHAT, f'{{{M}"max_tokens": 1, "Max_Tokens": 100000}}', OF_RULE),
-    (CHAT, f'{{{M}"max_tokens": 1, "maxTokens": 100000}}', OF_RULE),
-    (CHAT, f'{{{M}"max_tokens": 1, "max_token\\u0073": 100000}}', OF_RULE),
-    (GEMINI, '{"generationConfig": {"maxOutputTokens": 1}, "generation_config": {"maxOutputTokens": 9}}', OF_RULE),
-    (CHAT, '[{"max_tokens": 1}]', OF_RULE),
-    (CHAT, '{"max_tokens": 1}{"max_tokens": 9}', OF_RULE),
-    (CHAT, '{"max_tokens": 1', OF_RULE),
-    (CHAT, "max_tokens=1", OF_RULE),
     (CHAT, "", OF_RULE),
     # an unknown form names no less than the rule
     ("/v1/other", f'{{{M}"max_tokens": 1}}', OF_RULE),
     ("/v1/other", f'{{{M}"max_tokens": 9000, "n": 2}}', 18000),
+    ("/v1/other", f'{{{M}"max_tokens": "x", "n": 1.5}}', OF_RULE),
+    ("/v1/other", "max_tokens=1", OF_RULE),
 )
+UNREADABLE: tuple[tuple[str, str | bytes, str], ...] = (  # an API could read another limit in it
+    *((CHAT, f'{{{M}"max_tokens": {value}}}', "max_tokens") for value in ('"1"', "64000.0", "6.4e4", "true", "[1]")),
+    (CHAT, f'{{{M}"n": "128"}}', "n is no"),
+    *(
+        (CHAT, body, "plain JSON")
+        for body in (
+            f'{{{M}"max_tokens": 1, "max_tokens": 100000}}',
+            f'{{{M}"max_tokens": 1, "Max_Tokens": 100000}}',
+            f'{{{M}"max_tokens": 1, "maxTokens": 100000}}',
+            f'{{{M}"max_tokens": 1, "max_token\\u0073": 100000}}',
+            f'{{{M}"max_tokens": 100000{" " * KEPT_AT_MOST}}}',
+            f'{{"model": "{"x" * 2**20}"}}',
+            f'{{{M}"model": "cheap"}}',
+            '[{"max_tokens": 1}]',
+            '{"max_tokens": 1}{"max_tokens": 9}',
+            '{"max_tokens": 1',
+            "max_tokens=1",
+            '\ufeff{"max_tokens": 1}',
+            '{"max_tokens": 1}'.encode("utf-16"),
+        )
+    ),
+    (GEMINI, '{"generationConfig": {"maxOutputTokens": 1}, "generation_config": {"maxOutputTokens": 9}}', "plain JSON"),
+)
+
+
+@pytest.mark.parametrize(("target", "body", "reason"), UNREADABLE)
+def test_a_body_that_an_api_could_read_in_another_way_has_no_reserve(
+    target: str, body: str | bytes, reason: str
+) -> None:
+    with pytest.raises(UnreadableBody, match=reason):
+        reserved(body, target)
 
 
 @pytest.mark.parametrize(("target", "body", "tokens_out"), OUT)
@@ -93,8 +113,7 @@ def test_a_request_reserves_the_answer_that_it_allows(target: str, body: str, to
         (GEMINI, "{}", "gemini-2.5-flash"),
         (CHAT, "{}", ""),
         (CHAT, '{"model": 7}', ""),
-        (CHAT, f'{{"model": "{"x" * 2**20}"}}', ""),
-        (CHAT, f'{{{M}"model": "cheap"}}', ""),
+        (GEMINI, '{"model": "cheap"}', "gemini-2.5-flash"),
     ],
 )
 def test_a_reserve_is_for_the_model_that_is_asked(target: str, body: str, model: str) -> None:
@@ -104,8 +123,9 @@ def test_a_reserve_is_for_the_model_that_is_asked(target: str, body: str, model:
 def test_a_body_counts_by_its_content() -> None:
     body = json.dumps({"model": "m", "max_tokens": 5, "text": "x" * 100_000}).encode()
     assert reserved(gzip.compress(body), CHAT, ("Content-Encoding", "gzip")) == reserved(body)
-    assert reserved(b"x" * 100, CHAT, ("Content-Encoding", "br")) == Reserve("", 25, OF_RULE)
-    assert reserved(body[:400], complete=False) == Reserve("", 100, OF_RULE)
+    assert reserved(b"x" * 100, "/v1/other", ("Content-Encoding", "br")) == Reserve("", 25, OF_RULE)
+    with pytest.raises(UnreadableBody, match="neither gzip nor deflate"):
+        reserved(b"x" * 100, CHAT, ("Content-Encoding", "br"))
 
 
 def test_what_generates_nothing_reserves_nothing() -> None:
@@ -130,7 +150,8 @@ ASKS: tuple[tuple[str, str | None], ...] = (
     ('{"stream": true, "stream_options": []}', '{"stream": true, "stream_options": {"include_usage": true}}'),
     ('{"stream": true, "stream_options": [1]}', None),
     ('{"stream": false}', None),
-    ('{"stream": "true"}', None),
+    *((f'{{"stream": {value}}}', f'{ASKED}"stream": {value}}}') for value in ("1", '"true"', '"yes"')),
+    ('{"stream": null}', None),
     ('{"messages": [{"stream": true}]}', None),
     ('{"stream": true, "stream": false}', None),
     ('{"stream": true', None),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -13,6 +15,7 @@ import pytest
 from squidkeeper.base.layout import Layout
 from squidkeeper.policy.bodies.sent_request import SentRequest
 from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.language.model import Rule
 from squidkeeper.policy.usage.tokens import NOTHING_USED, Unmetered, Usage
 from squidkeeper.record.usage.ledger import UsageEntry, UsageState, latest, ledger_file, ledger_files, read_entries
 from squidkeeper.services.bodies import settling
@@ -47,9 +50,17 @@ class Service:
         policies = Policies(lambda: policy, folder / "revisions", ThreadPoolExecutor(1))
         self.settler = Settler(folder / "policy", self.state, policies, Pages(Layout.of(None)), self.counted.extend)
 
-    async def reserve(self, number: str, body: bytes = CHAT, client: str = "192.0.2.1") -> Judgement:
-        headers = [("Content-Type", "application/json"), ("Accept", "application/json")]
-        sent = SentRequest("POST", "/v1/chat/completions", headers, body)
+    async def reserve(
+        self,
+        number: str,
+        body: bytes = CHAT,
+        client: str = "192.0.2.1",
+        call: str = "POST /v1/chat/completions",
+        encoding: str = "identity",
+    ) -> Judgement:
+        headers = [("Content-Type", "application/json"), ("Accept", "application/json"), ("Content-Encoding", encoding)]
+        method, target = call.split()
+        sent = SentRequest(method, target, headers, body)
         asked = AskedBody(sent, "https://llm.example/v1/x", self.policy.revision, "r0", client, f"gw.{number}", None)
         rule = self.policy.source.rules[0]
         judgement = Judgement(self.policy.decision_by(rule), meter=(self.policy, rule))
@@ -210,9 +221,64 @@ def test_an_answer_that_is_read_again_counts_once(tmp_path: Path) -> None:
         begun = await service.settle(await service.reserve("1"), Unmetered("later", answer_id="resp_1"))
         assert (begun.tokens_in, begun.tokens_out) == (TOKENS_IN, 100)
         told = Usage("m", 5, 130, answer_id="resp_1")
-        read = [await service.settle(await service.reserve(number), told) for number in ("2", "3")]
+        get = "GET /v1/responses/resp_1"
+        read = [await service.settle(await service.reserve(number, b"", call=get), told) for number in ("2", "3")]
         assert [(entry.tokens_in, entry.tokens_out) for entry in read] == [(0, 30), (0, 0)]
         assert service.used() == TOKENS_IN + 130
+
+    run(scenario, tmp_path)
+
+
+def test_a_client_that_chooses_the_id_of_its_answers_pays_for_each(tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        for number in ("1", "2"):
+            told = await service.settle(await service.reserve(number), Usage("m", 5, 130, answer_id="mine"))
+            assert (told.tokens_in, told.tokens_out) == (5, 130)
+        assert service.used() == 270
+
+    run(scenario, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "reason"),
+    [
+        (b'{"max_tokens": 1, "max_tokens": 64000}', "identity", "plain JSON"),
+        (b'{"max_tokens": "64000"}', "identity", "no whole number"),
+        (CHAT, "br", "it cannot ask for the usage"),
+        (gzip.compress(CHAT), "gzip", "it cannot ask for the usage"),
+    ],
+)
+def test_a_request_is_denied_whose_use_cannot_be_told(tmp_path: Path, body: bytes, encoding: str, reason: str) -> None:
+    async def scenario(service: Service) -> None:
+        denied = await service.reserve("1", body, encoding=encoding)
+        assert (denied.decision.rule, denied.metered) == ("invalid-request", "")
+        assert reason in (denied.decision.reason or "")
+        assert service.lines() == []
+
+    run(scenario, tmp_path)
+
+
+def test_a_body_that_inflates_has_a_thread_and_a_client_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = gzip.compress(b'{"messages": "' + bytes(32 << 20) + b'"}')
+    read, at_once, most = settling._metered, 0, 0
+
+    def metered(policy: CompiledPolicy, rule: Rule, asked: AskedBody) -> tuple[Metered, bytes | None]:
+        nonlocal at_once, most
+        assert threading.current_thread() is not threading.main_thread()
+        at_once += 1
+        most = max(most, at_once)
+        try:
+            return read(policy, rule, asked)
+        finally:
+            at_once -= 1
+
+    async def scenario(service: Service) -> None:
+        monkeypatch.setattr(settling, "_metered", metered)
+        sent = [service.reserve(str(n), bomb, call="POST /v1/messages", encoding="gzip") for n in range(3)]
+        assert not any(judgement.allowed for judgement in await asyncio.gather(*sent))
+        assert most == 1
 
     run(scenario, tmp_path)
 

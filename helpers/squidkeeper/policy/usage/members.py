@@ -64,7 +64,7 @@ class MemberScanner:
             "_start",
             "_state",
         ),
-        *("_value", "_wanted", "is_plain", "objects"),
+        *("_value", "_wanted", "has_long", "is_plain", "objects"),
     )
 
     def __init__(self, wanted: WantedMembers, *, is_array: bool = False) -> None:
@@ -82,6 +82,7 @@ class MemberScanner:
         self._in_text = self._is_after_one = False
         self.objects: list[Found] = []
         self.is_plain = True
+        self.has_long = False  # a wanted member is missing, because it is too long
 
     @property
     def is_whole(self) -> bool:
@@ -176,7 +177,7 @@ class MemberScanner:
         if self._kept is not None:
             self._kept += data
             if len(self._kept) > KEPT_AT_MOST:
-                self._kept = None
+                self._kept, self.has_long = None, True
 
     def _end_value(self, mark: bytes) -> None:
         self.is_plain = mark != b"]"

@@ -171,7 +171,7 @@ class BodyJudge:
     def at_once(self, asked: AskedBody) -> CompiledPolicy | None:
         """Return the policy of a request that takes so little time that no other request has to wait for it."""
         body = asked.sent.body
-        if len(body) > JUDGED_AT_ONCE or _is_encoded(asked):
+        if len(body) > JUDGED_AT_ONCE or is_encoded(asked):
             return None
         values = sum(map(body.count, (b",", b"[", b"{"))) if asked.sent.complete else 0  # a part is not parsed
         rules = max(asked.listed.count(","), 1)  # the last has no body
@@ -262,13 +262,14 @@ def _most_bytes(rule: Rule) -> int:
     return METERED_BYTES if rule.meter is not None else rule.body.max_bytes if rule.body is not None else 0
 
 
-def _is_encoded(asked: AskedBody) -> bool:
+def is_encoded(asked: AskedBody) -> bool:
+    """Whether a body has to be decoded, after which it may be large."""
     return asked.sent.values("content-encoding") not in ([], ["identity"])
 
 
 def _may_be_large(policy: CompiledPolicy, asked: AskedBody) -> bool:
     """Return whether the content of a body may be large. Its rules bound what 1 KB can inflate to."""
-    if not _is_encoded(asked):
+    if not is_encoded(asked):
         return len(asked.sent.body) > _LARGE
     return any(rule.body is not None and rule.body.max_bytes > _LARGE for rule in _rules(policy, asked))
 

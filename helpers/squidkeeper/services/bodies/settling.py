@@ -16,15 +16,16 @@ from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from math import ceil
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
+from weakref import WeakValueDictionary
 
 import msgspec
 
-from squidkeeper.base.errors import CountsUnavailable, InvalidIcap, InvalidUrl
+from squidkeeper.base.errors import CountsUnavailable, InvalidIcap, InvalidUrl, UnreadableBody
 from squidkeeper.base.layout import BODIES_FOLDER
 from squidkeeper.base.metrics import QUOTA_DENIALS
-from squidkeeper.policy.engine import CompiledPolicy, deny
+from squidkeeper.policy.engine import CompiledPolicy, Decision, deny
 from squidkeeper.policy.engine.quotas import token_quotas
 from squidkeeper.policy.language.model import Rule
 from squidkeeper.policy.language.prices import NO_PRICES, Metering, Prices
@@ -50,11 +51,11 @@ from squidkeeper.record.usage.ledger import (
 )
 from squidkeeper.services.bodies.asked import AskedBody
 from squidkeeper.services.bodies.denials import Pages, form_answer, http_head
-from squidkeeper.services.bodies.judge import JUDGED_AT_ONCE, QUOTA, Judgement
+from squidkeeper.services.bodies.judge import JUDGED_AT_ONCE, QUOTA, Judgement, is_encoded
 from squidkeeper.services.bodies.policies import Policies
 from squidkeeper.serving.counters.layout import Key, counter_key
 from squidkeeper.serving.helpers.meter import refusal_reason
-from squidkeeper.serving.quotas.counts import holder
+from squidkeeper.serving.quotas.counts import client_network, holder
 from squidkeeper.serving.quotas.meter import Refusal
 from squidkeeper.serving.quotas.reserves import CountedAnswer, Reserves, Used
 from squidkeeper.serving.replies import body_count
@@ -104,7 +105,8 @@ class Settler:
         self._reserves = Reserves(directory, state / BODIES_FOLDER)
         self._thread = ThreadPoolExecutor(1, "counts")
         self._waiting: deque[Callable[[], None]] = deque()  # work of the thread, to be done again
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # a client has a thread at a time
         self._problem = ""
         self._thread.submit(self._recover)
 
@@ -115,13 +117,29 @@ class Settler:
         if judgement.meter is None:
             return judgement, None
         policy, rule = judgement.meter
-        if len(asked.sent.body) <= JUDGED_AT_ONCE:
-            metered, body = _metered(policy, rule, asked)
-        else:  # others would wait
-            metered, body = await asyncio.to_thread(_metered, policy, rule, asked)
+        try:
+            metered, body = await self._read(policy, rule, asked)
+        except UnreadableBody as error:
+            decision = deny("invalid-request", f"What this request may use cannot be told: {error}.")
+            return self._denied(decision, judgement.meter, asked), None
         if refusal := await self._hold(policy, rule, asked, metered):
             return self._refused(refusal, metered, judgement.meter, asked), None
         return replace(judgement, metered=metered.format()), body
+
+    async def _read(self, policy: CompiledPolicy, rule: Rule, asked: AskedBody) -> tuple[Metered, bytes | None]:
+        """Read what a request may use. One that may take long has a thread: others would wait."""
+        if len(asked.sent.body) <= JUDGED_AT_ONCE and not is_encoded(asked):
+            return _metered(policy, rule, asked)
+        task = asyncio.create_task(self._read_in_thread(policy, rule, asked))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    async def _read_in_thread(
+        self, policy: CompiledPolicy, rule: Rule, asked: AskedBody
+    ) -> tuple[Metered, bytes | None]:
+        async with self._locks.setdefault(client_network(asked.client), asyncio.Lock()):
+            return await asyncio.to_thread(_metered, policy, rule, asked)
 
     async def _hold(self, policy: CompiledPolicy, rule: Rule, asked: AskedBody, metered: Metered) -> Refusal | None:
         quotas = _quotas(policy, rule, asked)
@@ -149,14 +167,25 @@ class Settler:
     def _refused(
         self, refusal: Refusal, metered: Metered, by: tuple[CompiledPolicy, Rule], asked: AskedBody
     ) -> Judgement:
-        policy, rule = by
         name = refusal.quota.name
         found = f"{UNCOUNTED if refusal.unavailable else 'quota'}:{name}"
         decision = replace(deny(QUOTA, _reason(refusal, metered.reserve)), found=found)
-        self._count([body_count(decision), counter_key(QUOTA_DENIALS, name)])
+        self._count([counter_key(QUOTA_DENIALS, name)])
         at = datetime.now(UTC) + timedelta(seconds=refusal.ends_in + 0.5)  # rounded, as it is cut to the second
-        resets, contact = (f"{at:%Y-%m-%dT%H:%M:%SZ}", ceil(refusal.ends_in)), policy.source.contact
-        page = form_answer(decision, (rule,), asked) or self._pages.write(decision, asked, contact, resets)
+        return self._denied(decision, by, asked, (f"{at:%Y-%m-%dT%H:%M:%SZ}", ceil(refusal.ends_in)))
+
+    def _denied(
+        self,
+        decision: Decision,
+        by: tuple[CompiledPolicy, Rule],
+        asked: AskedBody,
+        resets: tuple[str, int] | None = None,
+    ) -> Judgement:
+        policy, rule = by
+        self._count([body_count(decision)])
+        page = form_answer(decision, (rule,), asked) or self._pages.write(
+            decision, asked, policy.source.contact, resets
+        )
         return Judgement(decision, asked.observed, (http_head(page), page.body))
 
     # --- the settlement -------------------------------------------------------------------------------------------
@@ -182,10 +211,14 @@ class Settler:
     def _count_used(self, metered: Metered, settlement: _Settlement) -> None:
         used, answer = settlement.used, None
         if settlement.answer_id:
-            counted = self._reserves.counted(settlement.answer_id)
+            answer_id = f"{metered.request.host} {settlement.answer_id}"
+            generates = (
+                metered.reserve.tokens_in > 0
+            )  # what has a prompt counts in full: some APIs let it choose the ID
+            counted = None if generates else self._reserves.counted(answer_id)
             before = msgspec.json.decode(counted, type=Amounts) if counted else Amounts()
             used = _each(lambda new, old: max(new - old, 0), used, before)
-            answer = CountedAnswer(settlement.answer_id, _encode(_each(max, settlement.used, before)))
+            answer = CountedAnswer(answer_id, _encode(_each(max, settlement.used, before)))
         told = (settlement.model, used, metered.reserve, settlement.state, settlement.reason)
         entry = usage_entry(metered.request, datetime.now(UTC), *told)
         self._reserves.settle(entry.request_id, _used(used), _encode(entry), answer)
@@ -250,6 +283,8 @@ def _metered(policy: CompiledPolicy, rule: Rule, asked: AskedBody) -> tuple[Mete
     """Read what a request may use; also its body where that has to ask for usage."""
     sent, meter = asked.sent, rule.meter or Metering()
     form = form_of(sent.method, sent.target)
+    if meter.ask_usage and form is not None and form.asks_usage and is_encoded(asked):
+        raise UnreadableBody("the body is encoded, so it cannot ask for the usage")
     reserve = reserve_of(sent, meter.reserve, form)
     told = (asked.request_id, asked.client, asked.user or NONE, recorded_text(rule.name), asked.revision)
     request = MeteredRequest(*told, recorded_text(_host(asked.url)))
