@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import sqlite3
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from squidkeeper.services.bodies.denials import Pages
 from squidkeeper.services.bodies.judge import Judgement
 from squidkeeper.services.bodies.policies import Policies
 from squidkeeper.services.bodies.settling import Metered, Settler
+from squidkeeper.serving.quotas import reserves
 from squidkeeper.serving.quotas.local_counts import LocalCounts
 from tests.conftest import compiled_of
 
@@ -75,6 +77,11 @@ class Service:
 
     def lines(self) -> list[UsageEntry]:
         return [*read_entries(ledger_files(self.state))]
+
+    def held(self) -> int:
+        """How many rows hold something."""
+        with closing(sqlite3.connect(self.state / "bodies/quotas/counts.db")) as database:
+            return int(database.execute("SELECT count(*) FROM held").fetchone()[0])
 
     def used(self) -> int:
         with closing(LocalCounts(self.state / "bodies")) as counts:
@@ -279,6 +286,37 @@ def test_a_body_that_inflates_has_a_thread_and_a_client_one_at_a_time(
         sent = [service.reserve(str(n), bomb, call="POST /v1/messages", encoding="gzip") for n in range(3)]
         assert not any(judgement.allowed for judgement in await asyncio.gather(*sent))
         assert most == 1
+
+    run(scenario, tmp_path)
+
+
+def test_a_flood_of_requests_without_answers_leaves_few_rows_and_frees_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reserve of a long answer is merged with theirs. What it uses beyond that counts all the same."""
+    monkeypatch.setattr(reserves, "ROWS_AT_MOST", 10)
+
+    async def scenario(service: Service) -> None:
+        long = await service.reserve("1")
+        flood = [await service.reserve(f"2{number:02}", b"", call="GET /v1/responses/x") for number in range(60)]
+        assert service.held() <= 11
+        assert service.used() == RESERVE
+        await service.settle(long, Usage("m", 400, 300))
+        assert service.used() == 700
+        await service.settle(flood[-1], Usage("m", 10, 20))
+        assert service.used() == 730
+
+    run(scenario, tmp_path)
+
+
+def test_what_cannot_be_priced_costs_its_reserve(tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        judgement = await service.reserve("1")
+        metered = Metered.parse(judgement.metered)
+        service.settler._settle(metered, Usage("m", 7, 500), None, whole=True)
+        await service.settler.finish()
+        entry = latest(service.lines())["gw.1"]
+        assert (entry.state, entry.tokens_out, entry.cost) == (UsageState.UNMETERED, 500, TOKENS_IN + 200)
 
     run(scenario, tmp_path)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
@@ -55,7 +55,7 @@ from squidkeeper.services.bodies.judge import JUDGED_AT_ONCE, QUOTA, Judgement, 
 from squidkeeper.services.bodies.policies import Policies
 from squidkeeper.serving.counters.layout import Key, counter_key
 from squidkeeper.serving.helpers.meter import refusal_reason
-from squidkeeper.serving.quotas.counts import client_network, holder
+from squidkeeper.serving.quotas.counts import QuotaCount, client_network, holder
 from squidkeeper.serving.quotas.meter import Refusal
 from squidkeeper.serving.quotas.reserves import CountedAnswer, Reserves, Used
 from squidkeeper.serving.replies import body_count
@@ -122,7 +122,7 @@ class Settler:
         except UnreadableBody as error:
             decision = deny("invalid-request", f"What this request may use cannot be told: {error}.")
             return self._denied(decision, judgement.meter, asked), None
-        if refusal := await self._hold(policy, rule, asked, metered):
+        if refusal := await self._hold(policy, rule, metered):
             return self._refused(refusal, metered, judgement.meter, asked), None
         return replace(judgement, metered=metered.format()), body
 
@@ -141,8 +141,8 @@ class Settler:
         async with self._locks.setdefault(client_network(asked.client), asyncio.Lock()):
             return await asyncio.to_thread(_metered, policy, rule, asked)
 
-    async def _hold(self, policy: CompiledPolicy, rule: Rule, asked: AskedBody, metered: Metered) -> Refusal | None:
-        quotas = _quotas(policy, rule, asked)
+    async def _hold(self, policy: CompiledPolicy, rule: Rule, metered: Metered) -> Refusal | None:
+        quotas = _quotas(policy, metered.request, rule.name)
         entry = usage_entry(metered.request, datetime.now(UTC), metered.model, metered.reserve)
         loop = asyncio.get_running_loop()
         for seconds in (*_AGAIN_SECONDS, None):
@@ -194,7 +194,7 @@ class Settler:
         """Count what an answer has reported, or the reserve where it has not. `whole`: all of the answer has come."""
         policy = self._policies.at_hand(metered.request.revision)
         if policy is not None:
-            self._settle(metered, outcome, policy.source.prices, whole=whole)
+            self._settle(metered, outcome, policy, whole=whole)
             return
         task = asyncio.create_task(self._settle_later(metered, outcome, whole=whole))
         self._tasks.add(task)
@@ -202,13 +202,18 @@ class Settler:
 
     async def _settle_later(self, metered: Metered, outcome: Usage | Unmetered, *, whole: bool) -> None:
         policy = await self._policies.find(metered.request.revision)
-        self._settle(metered, outcome, policy.source.prices if policy else NO_PRICES, whole=whole)
+        self._settle(metered, outcome, policy, whole=whole)
 
-    def _settle(self, metered: Metered, outcome: Usage | Unmetered, prices: Prices, *, whole: bool) -> None:
-        settlement = _settlement(metered, outcome, prices, whole=whole)
-        self._thread.submit(self._do, lambda: self._count_used(metered, settlement))
+    def _settle(
+        self, metered: Metered, outcome: Usage | Unmetered, policy: CompiledPolicy | None, *, whole: bool
+    ) -> None:
+        if policy is None:
+            outcome = Unmetered("its policy is no longer stored", outcome.tokens_in, outcome.tokens_out)
+        settlement = _settlement(metered, outcome, policy.source.prices if policy else NO_PRICES, whole=whole)
+        beyond = _beyond(policy, metered, _used(settlement.used)) if policy else {}
+        self._thread.submit(self._do, lambda: self._count_used(metered, settlement, beyond))
 
-    def _count_used(self, metered: Metered, settlement: _Settlement) -> None:
+    def _count_used(self, metered: Metered, settlement: _Settlement, beyond: Mapping[QuotaCount, int]) -> None:
         used, answer = settlement.used, None
         if settlement.answer_id:
             answer_id = f"{metered.request.host} {settlement.answer_id}"
@@ -221,7 +226,7 @@ class Settler:
             answer = CountedAnswer(answer_id, _encode(_each(max, settlement.used, before)))
         told = (settlement.model, used, metered.reserve, settlement.state, settlement.reason)
         entry = usage_entry(metered.request, datetime.now(UTC), *told)
-        self._reserves.settle(entry.request_id, _used(used), _encode(entry), answer)
+        self._reserves.settle(entry.request_id, _used(used), _encode(entry), answer, beyond)
         self._write(entry)
 
     # --- the thread -----------------------------------------------------------------------------------------------
@@ -292,14 +297,23 @@ def _metered(policy: CompiledPolicy, rule: Rule, asked: AskedBody) -> tuple[Mete
     return metered, with_usage_asked(sent.body, form) if meter.ask_usage else None
 
 
-def _quotas(policy: CompiledPolicy, rule: Rule, asked: AskedBody) -> list[tuple[Quota, str]]:
+def _quotas(policy: CompiledPolicy, request: MeteredRequest, rule: str) -> list[tuple[Quota, str]]:
     """List the quotas that count the tokens of a request, each with whose count it is."""
     address = None
     with suppress(InvalidUrl):
-        address = address_host(parse_address(asked.client))
-    clients = policy.clients_of(address, token(asked.user or NONE))
-    quotas = token_quotas(policy.source, clients, rule.name)
-    return [(quota, holder(quota, asked.client, asked.user, rule.name)) for quota in quotas]
+        address = address_host(parse_address(request.client))
+    quotas = token_quotas(policy.source, policy.clients_of(address, token(request.user)), rule)
+    user = None if request.user == NONE else request.user
+    return [(quota, holder(quota, request.client, user, rule)) for quota in quotas]
+
+
+def _beyond(policy: CompiledPolicy, metered: Metered, used: Used) -> dict[QuotaCount, int]:
+    """Return how much of each count a request has used beyond its reserve."""
+    more = {unit: used[unit] - reserved for unit, reserved in _used(metered.reserve).items()}
+    if max(more.values()) <= 0:
+        return {}
+    counts = (QuotaCount.of(*one) for one in _quotas(policy, metered.request, unquote(metered.request.rule)))
+    return {count: max(more[count.unit], 0) for count in counts}
 
 
 class _Settlement(NamedTuple):

@@ -37,9 +37,8 @@ CREATE INDEX IF NOT EXISTS by_request ON held (request);
 """
 _FIND: Final = "SELECT began, used FROM counts WHERE quota = ? AND unit = ? AND every = ? AND holder = ?"
 _HOLD: Final = "INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?, ?, ?, ?)"
-_HELD: Final = (
-    "SELECT coalesce(sum(amount), 0) FROM held WHERE quota = ? AND unit = ? AND every = ? AND holder = ? AND ends > ?"
-)
+OF_COUNT: Final = "FROM held WHERE quota = ? AND unit = ? AND every = ? AND holder = ?"
+_HELD: Final = f"SELECT coalesce(sum(amount * (ends > ?)), 0), count(*) {OF_COUNT}"
 _USES: Final = """
 SELECT quota, unit, every, holder, sum(used), max(ends) FROM (
     SELECT quota, unit, every, holder, used, ends FROM counts
@@ -50,10 +49,14 @@ _WRITE: Final = "INSERT OR REPLACE INTO counts VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
 class Offer(NamedTuple):
-    """What is used of a count, held by requests under way, and may be used at most; now, and the end of the window."""
+    """What is used of a count, held by requests under way, and may be used at most; now, and the end of the window.
+
+    `rows` is by how many requests it is held.
+    """
 
     used: int
     held: int
+    rows: int
     limit: int
     now: float
     ends: int
@@ -156,11 +159,11 @@ class LocalCounts:
     def _offer(self, database: sqlite3.Connection, count: QuotaCount, limit: int, used: int | None) -> Offer:
         now = self._clock()
         began, here = _current(database, count, now)
-        [held] = database.execute(_HELD, (*_key(count), now)).fetchone()
-        return Offer(here if used is None else used, held, limit, now, count.window.end(began))
+        held, rows = database.execute(_HELD, (now, *key_of(count))).fetchone()
+        return Offer(here if used is None else used, held, rows, limit, now, count.window.end(began))
 
     def _keep(self, database: sqlite3.Connection, request: str, count: QuotaCount, size: int, ends: int) -> None:
-        database.execute(_HOLD, (request, *_key(count), size, ends))
+        database.execute(_HOLD, (request, *key_of(count), size, ends))
 
     def _add(self, database: sqlite3.Connection, amounts: dict[QuotaCount, int]) -> None:
         now = self._clock()
@@ -178,7 +181,7 @@ class LocalCounts:
 
 def _current(database: sqlite3.Connection, count: QuotaCount, now: float) -> tuple[int, int]:
     began = count.window.begin(now)
-    row = database.execute(_FIND, _key(count)).fetchone()
+    row = database.execute(_FIND, key_of(count)).fetchone()
     if row is None or not began <= row[0] <= count.window.end(began):
         return began, 0
     return row[0], row[1]
@@ -186,8 +189,9 @@ def _current(database: sqlite3.Connection, count: QuotaCount, now: float) -> tup
 
 def _write(database: sqlite3.Connection, count: QuotaCount, began: int, used: int) -> None:
     ends = count.window.end(began)
-    database.execute(_WRITE, (*_key(count), began, ends, min(used, LARGEST)))
+    database.execute(_WRITE, (*key_of(count), began, ends, min(used, LARGEST)))
 
 
-def _key(count: QuotaCount) -> tuple[str, str, str, str]:
+def key_of(count: QuotaCount) -> tuple[str, str, str, str]:
+    """Return a count as the file names it."""
     return count.quota, count.unit, count.window, count.holder

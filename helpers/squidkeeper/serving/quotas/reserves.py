@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from squidkeeper.policy.language.quotas import Quota, QuotaUnit
 from squidkeeper.serving.quotas.counts import QuotaCount, Taken
-from squidkeeper.serving.quotas.local_counts import LocalCounts
+from squidkeeper.serving.quotas.local_counts import OF_COUNT, LocalCounts, key_of
 from squidkeeper.serving.quotas.meter import Refusal
 from squidkeeper.serving.quotas.opening import GatewayCounts
 
@@ -26,12 +26,19 @@ if TYPE_CHECKING:
     import sqlite3
 
 Used = Mapping[QuotaUnit, int]
+Amounts = Mapping[QuotaCount, int]
+NOTHING: Final[Amounts] = {}
+ROWS_AT_MOST: Final = 2048  # of requests that hold something of one count
+_MERGED: Final = ""  # as a request
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS lines (process TEXT NOT NULL PRIMARY KEY, line BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS answers (id TEXT NOT NULL PRIMARY KEY, counted BLOB NOT NULL, until INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS by_time ON answers (until);
 """
 _ANSWERS_SECONDS: Final = 30 * 86_400  # as long as APIs keep answers
+_FORGET_ANSWERS: Final = (
+    "DELETE FROM answers WHERE until < ? OR rowid <= (SELECT max(rowid) - 100000 FROM answers)"  # an origin chooses IDs
+)
 _OF_REQUEST: Final = "SELECT quota, unit, every, holder FROM held WHERE request = ?"
 
 
@@ -74,8 +81,22 @@ class ReservedCounts(LocalCounts):
                     return hold, offer.taken(0)
             for hold, offer in found:
                 self._keep(database, request, hold.count, hold.size, offer.ends)
+                if offer.rows >= ROWS_AT_MOST:
+                    self._merge(database, hold.count, offer.ends)
             self._note(database, line)
             return True
+
+    def _merge(self, database: sqlite3.Connection, count: QuotaCount, ends: int) -> None:
+        """Hold with one row what the older half of the requests holds: most were left before their answers came."""
+        key = key_of(count)
+        middle = database.execute(
+            f"SELECT request {OF_COUNT} ORDER BY request LIMIT 1 OFFSET ?", (*key, ROWS_AT_MOST // 2)
+        )
+        older = f"{OF_COUNT} AND request <= ?"  # a request's ID begins with its time
+        place = (*key, *middle.fetchone())
+        [amount] = database.execute(f"SELECT coalesce(sum(amount * (ends = ?)), 0) {older}", (ends, *place)).fetchone()
+        database.execute(f"DELETE {older}", place)
+        self._keep(database, _MERGED, count, amount, ends)
 
     def held_for(self, request: str) -> list[QuotaCount]:
         """List the counts of which a request holds something."""
@@ -88,14 +109,15 @@ class ReservedCounts(LocalCounts):
             row = database.execute("SELECT counted FROM answers WHERE id = ?", (answer_id,)).fetchone()
             return bytes(row[0]) if row else None
 
-    def settle(self, request: str, used: Used, line: bytes, answer: CountedAnswer | None) -> None:
-        """Count what a request has used, in place of what it holds."""
+    def settle(self, request: str, used: Used, line: bytes, answer: CountedAnswer | None, beyond: Amounts) -> None:
+        """Count what a request has used, in place of what it holds, or `beyond` a reserve that was merged."""
         with self._database.transaction() as database:
             if answer is not None:
                 now = int(self._clock())
-                database.execute("DELETE FROM answers WHERE until < ?", (now,))
+                database.execute(_FORGET_ANSWERS, (now,))
                 database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (*answer, now + _ANSWERS_SECONDS))
-            self._add(database, {count: used[count.unit] for count in _counts(database, request)})
+            held = {count: used[count.unit] for count in _counts(database, request)}
+            self._add(database, {**beyond, **held})
             database.execute("DELETE FROM held WHERE request = ?", (request,))
             self._note(database, line)
 
@@ -138,12 +160,18 @@ class Reserves:
         """Return what was counted for an answer that can be read again."""
         return self._local.counted(answer_id)
 
-    def settle(self, request: str, used: Used, line: bytes, answer: CountedAnswer | None = None) -> None:
-        """Count what a request has used. Where the store of all gateways is away, it has to be settled again later."""
+    def settle(
+        self, request: str, used: Used, line: bytes, answer: CountedAnswer | None = None, beyond: Amounts = NOTHING
+    ) -> None:
+        """Count what a request has used. Where the store of all gateways is away, it has to be settled again later.
+
+        `beyond` is how much that exceeds the reserve of each count.
+        """
         if not self._counts.are_local:
-            for count in self._local.held_for(request):
-                self._send(request, count, used[count.unit])
-        self._local.settle(request, used, line, answer)
+            held = {count: used[count.unit] for count in self._local.held_for(request)}
+            for count, amount in {**beyond, **held}.items():
+                self._send(request, count, amount)
+        self._local.settle(request, used, line, answer, beyond)
         self._sent = {(other, count) for other, count in self._sent if other != request}
 
     def take_last_lines(self, is_written: Callable[[bytes], bool], write: Callable[[bytes], None]) -> None:
