@@ -17,7 +17,7 @@ from squidkeeper.services.bodies.answers import AnswerConnection
 from squidkeeper.services.bodies.arriving import Arriving
 from squidkeeper.services.bodies.connection import IcapConnection
 from squidkeeper.services.bodies.icap import CONTINUE, LAST_CHUNK, format_chunk
-from squidkeeper.services.bodies.judge import BodyJudge
+from squidkeeper.services.bodies.judge import BodyJudge, Room
 from squidkeeper.services.bodies.settling import Metered
 
 from .test_bodies_connection import Transport
@@ -42,7 +42,7 @@ class Service:
 
     def __init__(self) -> None:
         self.settled = Settled()
-        self.judge = SimpleNamespace(connections=set(), drains=False, settler=self.settled)
+        self.judge = SimpleNamespace(connections=set(), drains=False, settler=self.settled, room=Room())
         self.connection = AnswerConnection(cast(BodyJudge, self.judge))
         self.transport = Transport()
         self.connection.connection_made(cast(asyncio.Transport, self.transport))
@@ -174,12 +174,20 @@ def test_a_process_that_drains_answers_to_the_end() -> None:
     assert service.transport.closed
 
 
-def test_reading_stops_while_squid_takes_nothing() -> None:
+def test_reading_stops_while_squid_takes_nothing_and_what_waits_counts_for_the_client() -> None:
     service = Service()
+    service.receive(answered() + PREVIEW_ENDS)
+    service.transport.left = 70_000
     service.connection.pause_writing()
     assert not service.transport.reads
+    assert service.judge.room._held == {"192.0.2.1": 70_000}
+    service.receive(LAST_CHUNK)
     service.connection.resume_writing()
     assert service.transport.reads
+    service.receive(answered() + PREVIEW_ENDS)
+    service.connection.pause_writing()
+    service.connection.connection_lost(None)
+    assert service.judge.room.held == 0
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,8 @@ class AnswerConnection(SquidConnection):
         self._answer: PassingAnswer | None = None
         self._passes = False  # the head of the answer was sent back
         self._wrote = 0.0
+        self._held = 0  # bytes that the room counts for the client
+        self._client = ""
 
     # --- what asyncio calls ---------------------------------------------------------------------------------------
 
@@ -93,6 +95,7 @@ class AnswerConnection(SquidConnection):
         """Settle an answer that did not end: the client has left, or Squid was killed."""
         self._judge.connections.discard(self)
         self._transport = None
+        self._hold(0)
         self._settle(whole=False)
 
     def data_received(self, data: bytes) -> None:
@@ -106,14 +109,23 @@ class AnswerConnection(SquidConnection):
             self._close()
 
     def pause_writing(self) -> None:
-        """Read no more than Squid takes back."""
+        """Read no more than Squid takes back, and have what it does not take counted for the client."""
         if self._transport is not None:
             self._transport.pause_reading()
+            self._hold(self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         """Read on."""
+        self._hold(0)
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
+
+    def _hold(self, size: int) -> None:
+        if size and self._answer is not None:
+            self._client = self._answer.metered.request.client
+        more, self._held = size - self._held, size
+        if more:
+            self._judge.room.take(self._client, more)
 
     # --- what the process calls -----------------------------------------------------------------------------------
 
