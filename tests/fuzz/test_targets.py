@@ -18,9 +18,12 @@ from squidkeeper.policy.bodies import git_push, json_form
 from squidkeeper.policy.language import document
 from squidkeeper.policy.protocol import lines as helper_lines
 from squidkeeper.policy.url import Reading
+from squidkeeper.policy.usage import members
+from squidkeeper.policy.usage import reader as usage_reader
+from squidkeeper.policy.usage.tokens import Usage
 from squidkeeper.record.log import follower, log_files
 
-from . import documents, lines, policies, pushes, records, urls
+from . import answers, documents, lines, policies, pushes, records, urls
 from .target import Target
 
 TARGETS = {
@@ -30,6 +33,7 @@ TARGETS = {
     "records": records.TARGET,
     "pushes": pushes.TARGET,
     "documents": documents.TARGET,
+    "answers": answers.TARGET,
 }
 
 
@@ -58,7 +62,9 @@ def changed_body(data: st.DataObject, target: Target) -> bytes:
     return body
 
 
-@pytest.mark.parametrize("target", [pushes.TARGET, documents.TARGET], ids=["pushes", "documents"])
+@pytest.mark.parametrize(
+    "target", [pushes.TARGET, documents.TARGET, answers.TARGET], ids=["pushes", "documents", "answers"]
+)
 @settings(deadline=None)
 @given(st.data())
 def test_any_body_holds(target: Target, data: st.DataObject) -> None:
@@ -129,6 +135,8 @@ BROKEN: dict[str, tuple[Target, object, str, object]] = {
     "a name is compared by its case": (documents.TARGET, json_form, "folded", str),
     "two members have one name": (documents.TARGET, json_form, "_DECODER", json.JSONDecoder()),
     "an object is an empty array": (documents.TARGET, json_form, "EACH", ""),
+    "a usage is made up": (answers.TARGET, usage_reader, "usage_of", lambda *_: Usage("gpt", 1, 1)),
+    "the name of a member has to come at once": (answers.TARGET, members, "_UNREAD_AT_MOST", 0),
     "a damaged log is not noticed": (records.TARGET, log_files, "DamagedLog", ()),
     "a log is forgotten when it is rotated": (records.TARGET, follower, "rotated", lambda path: []),
 }

@@ -210,6 +210,27 @@ def test_a_stream_reports_its_last_usage() -> None:
     assert isinstance(read_events(*events, whole=False), Unmetered)  # a later one could have come
 
 
+STARTED = {"type": "message_start", "message": {"model": "m", "usage": {"input_tokens": 25, "output_tokens": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("events", "outcome"),
+    [
+        ([{"usage": {"output_tokens": 15}}], Usage("m", 25, 15)),
+        ([{"usage": {"output_tokens": 9}}, {"usage": {"output_tokens": 15}}], Usage("m", 25, 15)),
+        ([{"usage": {"input_tokens": 60, "output_tokens": 15}}], Usage("m", 60, 15)),
+        ([{"usage": {"input_tokens": None, "output_tokens": 15}}], Usage("m", 25, 15)),
+        ([{"usage": {"output_tokens": "15"}}], Unmetered(NOT_PLAIN, tokens_out=2)),
+        ([{"usage": {"output_tokens": "9"}}, {"usage": {"output_tokens": 15}}], Unmetered(NOT_PLAIN, tokens_out=3)),
+        ([{"type": "error", "error": {"type": "overloaded_error"}}], Unmetered(NO_USAGE, 25, 2)),
+        ([], Unmetered(NO_USAGE, 25, 1)),
+    ],
+)
+def test_a_message_reports_its_usage_in_parts(events: list[object], outcome: Usage | Unmetered) -> None:
+    """What a part has replaces what was before. Only with a part behind the first is the usage that of the answer."""
+    assert read_events(STARTED, *events, target=MESSAGES) == outcome
+
+
 def test_the_total_counts_what_the_parts_leave_out() -> None:
     """Some servers count thoughts in `total_tokens` alone."""
     assert read_events({"model": "grok", "usage": chat_usage(total_tokens=825)}) == Usage("grok", 20, 805)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-KEPT_AT_MOST: Final = 16 * 1024  # bytes of a member; a longer one counts as missing
+KEPT_AT_MOST: Final = 16 * 1024  # bytes of a member
 _UNREAD_AT_MOST: Final = 2048  # bytes that wait for more: a name with its colon has up to 1,091
 _DEEPEST: Final = 256
 _NAMES_AT_MOST: Final = 4096  # that are read of one object
@@ -15,7 +15,7 @@ Path = tuple[bytes, ...]
 
 
 class FoundMember(NamedTuple):
-    """The value of a member as it is written, and how many bytes of the document come before it."""
+    """The value of a member as it is written, empty where it is too long; how many bytes come before it."""
 
     value: bytes
     start: int
@@ -64,7 +64,7 @@ class MemberScanner:
             "_start",
             "_state",
         ),
-        *("_value", "_wanted", "has_long", "is_plain", "objects"),
+        *("_value", "_wanted", "is_plain", "objects"),
     )
 
     def __init__(self, wanted: WantedMembers, *, is_array: bool = False) -> None:
@@ -82,7 +82,6 @@ class MemberScanner:
         self._in_text = self._is_after_one = False
         self.objects: list[Found] = []
         self.is_plain = True
-        self.has_long = False  # a wanted member is missing, because it is too long
 
     @property
     def is_whole(self) -> bool:
@@ -177,7 +176,8 @@ class MemberScanner:
         if self._kept is not None:
             self._kept += data
             if len(self._kept) > KEPT_AT_MOST:
-                self._kept, self.has_long = None, True
+                self._kept = None
+                self._found[self._value] = FoundMember(b"", self._start)
 
     def _end_value(self, mark: bytes) -> None:
         self.is_plain = mark != b"]"

@@ -192,10 +192,11 @@ class _Events:
         *events, rest = _EVENT_END.split(data) if b"\r" in data else data.split(b"\n\n")
         for event in events:
             self._add(event)
-        if self._scanner is not None or len(rest) > _HELD_AT_MOST:
-            length = len(rest.rstrip(b"\r\n"))  # a line may end here in two bytes, and the event with one more
-            self._read_last()
-            self._read(rest[:length])
+        if self._scanner is None:
+            rest = rest.lstrip(b"\r\n")
+        length = len(rest.rstrip(b"\r\n"))  # a line may end here in two bytes, and the event with one more
+        if self._scanner is not None or length > _HELD_AT_MOST:
+            self._read_long(rest[:length])
             rest = rest[length:]
         self._rest = rest
 
@@ -206,19 +207,26 @@ class _Events:
         self._read_last()
 
     def _add(self, event: bytes) -> None:
-        report = self._report
-        report.events += not event.startswith(b":")
-        if self._scanner is not None:
-            self._read(event)
+        event = event if self._scanner is not None else event.lstrip(b"\r\n")
+        if self._scanner is not None or len(event) > _HELD_AT_MOST:
+            self._read_long(event)
             self._end_event()
-        elif report.form.mark in event and report.form.marked.search(event):
-            if report.form.is_cumulative:
+            return
+        form = self._report.form
+        self._report.events += event[:1] not in (b"", b":")
+        if form.mark in event and form.marked.search(event):
+            if form.is_cumulative:
                 self._read_last()
             self._last = event
-            if len(event) > _HELD_AT_MOST:
-                self._read_last()
-        elif report.form.last_event and event.lstrip(b"\n").startswith(report.form.last_event):
-            report.is_finished = True
+        elif form.last_event and event.startswith(form.last_event):
+            self._report.is_finished = True
+
+    def _read_long(self, part: bytes) -> None:
+        """Read a part of a long event, after the last one with a usage."""
+        if self._scanner is None:
+            self._report.events += not part.startswith(b":")
+            self._read_last()
+        self._read(part)
 
     def _read_last(self) -> None:
         if self._last:

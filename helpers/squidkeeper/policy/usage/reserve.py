@@ -70,9 +70,10 @@ def _content(sent: SentRequest, form: UsageForm | None) -> bytes | None:
 
 def _plain_members(content: bytes | None, form: UsageForm) -> Found:
     scanner = _scanned(content, form.asked)
-    if content and (not (scanner.is_whole and scanner.objects) or scanner.has_long):
+    found = scanner.objects[0] if scanner.is_whole and scanner.objects else None
+    if content and (found is None or not all(member.value for member in found.values())):
         raise UnreadableBody("the body is not plain JSON")
-    return scanner.objects[0] if content else {}
+    return found or {}
 
 
 def _members(content: bytes | None, wanted: WantedMembers) -> Found:
@@ -108,7 +109,8 @@ def with_usage_asked(body: bytes, form: UsageForm | None) -> bytes | None:
     found = _members(body, _STREAM) if form is not None and form.asks_usage else {}
     if _written(found, "stream") in (b"null", b"false"):
         return None
-    options = read_value(_written(found, _OPTIONS)) or {}
+    there = _written(found, _OPTIONS)
+    options = {} if there == b"null" else read_value(there)
     if not isinstance(options, dict) or options.get("include_usage") is True:
         return None
     written = json.dumps({**options, "include_usage": True}).encode()
