@@ -39,14 +39,15 @@ FAR: Final = (
     + f"  - {{name: far-shared, action: allow, hosts: [{FAR_SHARED}], methods: [GET, HEAD]}}\n"
     + f"  - {{name: far-own, action: allow, hosts: [{FAR_OWN}]}}\n"
 )
-# Every request to `HOST` is covered: a GET by the deny, a POST by the first two.
+# Every request to `HOST` is covered: a GET by the deny, a POST by the first two. PUT keeps the part `shared` away, as
+# in `HOST_SCOPE`.
 BODIES: Final = _policy().replace(
     f"  - {{name: host, action: allow, hosts: [{HOST}]}}\n",
     f"""\
   - {{name: push, action: allow, hosts: [{PUSHES}], body: {{git: {{push: [refs/heads/**]}}}}}}
   - {{name: small, action: allow, hosts: [{HOST}], methods: [POST], body: {{json: {{/model: [small]}}}}}}
   - {{name: large, action: deny, hosts: [{HOST}], body: {{json: {{/model: [large]}}}}}}
-  - {{name: host, action: allow, hosts: [{HOST}], methods: [GET]}}
+  - {{name: host, action: allow, hosts: [{HOST}], methods: [GET, PUT]}}
 """,
 )
 # Each part of the configuration, by a policy that has it in force.

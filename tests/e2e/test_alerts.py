@@ -49,7 +49,6 @@ QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in pa
 # than revisions are stored, a judge of edits, a source of the policy, an API of models, or a second gateway: promtool
 # has them.
 NOT_MADE_HERE = {
-    "SquidkeeperBodiesDown",
     "SquidkeeperCasDiffer",
     "SquidkeeperDrained",
     "SquidkeeperHelperUncounted",
@@ -79,6 +78,7 @@ rules:
   - {name: open, action: allow, hosts: [open.example, injected.example, rewritten.example]}
   - {name: paths, action: allow, hosts: [paths.example], paths: [/open/**]}
   - {name: limited, action: allow, hosts: [limited.example]}
+  - {name: read, action: allow, hosts: [read.example], body: {json: {/model: [small]}}}
   - {name: window, action: allow, hosts: [window.example], expires: "EXPIRES"}
 quotas:
   - {name: few, per: all, rules: [limited], requests: 1, every: day}
@@ -210,9 +210,10 @@ def watched(
     archive = gateway.root / "archive"
     archive.mkdir(exist_ok=True)
     options = ("--tls-certificate", gateway.ca.with_name("signing.crt"), "--archive", archive)
-    exporter = Exporter(gateway, 9129, *options)
+    exporter = Exporter(gateway, 9129, *options, "--fragment", gateway.layout.fragment)
     watched = Watched(gateway, exporter, maintenance, fetching, prometheus)
     try:
+        gateway.start_bodies(1)  # beside the one that is there
         gateway.start()
         fetching.start()
         maintenance.use(NAMESERVER)
@@ -310,15 +311,16 @@ def deny(gateway: Gateway, times: int) -> None:
 
 
 def make_faults_that_show_late(watched: Watched) -> None:
-    """A helper is stuck, and the maintenance process is down, after ten seconds without a heartbeat."""
+    """Nothing reads bodies; a helper is stuck, and the maintenance process is down, after ten seconds of silence."""
     watched.stop_a_helper()
+    watched.gateway.kill_bodies()
     watched.maintenance.use()
     make_faults_of_an_export(watched.gateway.root / "state")
     make_faults_of_the_archive(watched.gateway.root)
     with watched.log.open("a") as log:
         log.write("not a line of the record\n")
     let_the_state_be_written_by_root_alone(watched.state)
-    watched.wait_until_fired("MaintenanceFailing")
+    watched.wait_until_fired("MaintenanceFailing", "BodiesDown")
     watched.maintenance.kill()
 
 
