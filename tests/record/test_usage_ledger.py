@@ -143,7 +143,7 @@ def test_processes_write_at_once_and_lose_no_line_when_the_file_is_rotated(
 ) -> None:
     file = ledger_file(tmp_path)
     file.parent.mkdir(parents=True)
-    monkeypatch.setattr(ledger, "FILE_BYTES", 20_000)
+    monkeypatch.setattr(ledger, "FILE_BYTES", 1_000)
     with ProcessPoolExecutor(4) as pool:
         list(pool.map(_append_many, [file] * 4, [range(start, start + 100) for start in range(0, 400, 100)]))
     assert len(latest(read_entries(ledger_files(tmp_path)))) == 400

@@ -334,6 +334,7 @@ def test_a_quota_that_is_nearly_used_is_told_once(
     tmp_path: Path, receiver: HttpsReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_in_force(tmp_path)
+    monkeypatch.setattr("squidkeeper.serving.quotas.token_uses._EVERY_SECONDS", 0.0)
     task = Webhook(configure(tmp_path, receiver), tmp_path)
     use(tmp_path, VM, 15_999_999)
     run_until(task, lambda: task._thread and not task._thread.is_alive(), "the quotas to be read")

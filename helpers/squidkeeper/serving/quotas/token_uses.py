@@ -16,6 +16,7 @@ from squidkeeper.serving.quotas.local_counts import FOLDER, LocalCounts
 from squidkeeper.serving.quotas.opening import GatewayCounts
 
 NEARLY: Final = 0.8  # of a limit
+_EVERY_SECONDS: Final = 10.0  # a thousand holders take 6 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,13 @@ class NearlyUsed:
         self._quotas: Collection[Quota] = ()
         self._counts: GatewayCounts | None = None
         self._told: dict[tuple[str, str], float] = {}  # until when
+        self._next = 0.0
 
     def new(self, now: float) -> list[TokenUse]:
         """List those that `tell` was not called for, the most used first."""
-        if not (self._state / BODIES_FOLDER / FOLDER).exists():
+        if now < self._next or not (self._state / BODIES_FOLDER / FOLDER).exists():
             return []
+        self._next = now + _EVERY_SECONDS
         self._follow()
         found = token_uses(self._quotas, self._state, self._counts) if self._counts else []
         new = (use for use in found if use.ratio >= NEARLY and self._told.get((use.quota.name, use.holder), 0) <= now)
