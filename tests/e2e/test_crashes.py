@@ -12,7 +12,7 @@ from squidkeeper.record.chain.chain import read_chain
 from squidkeeper.serving.squid_crashes import read_crashes
 from tests.waiting import wait_for
 
-from .curl import CurlFailed, curl
+from .curl import CurlFailed, answer, curl
 from .gateway import Gateway, NewGateway
 from .maintained import has_checked, maintained
 from .observer import Exporter, fetch
@@ -34,7 +34,13 @@ def gateway(new_gateway: NewGateway) -> Iterator[Gateway]:
     made.edit("squidkeeper.conf", "icap_enable on", "icap_enable off")
     made.start()
     with maintained(made, "--squid", f"127.0.0.1:{made.address[1]}"):
+        wait_for((made.root / "state/own-addresses.told").exists, "the first reconfigure")
         yield made
+
+
+def serves(gateway: Gateway, client: str = "127.0.0.1") -> None:
+    """Wait until Squid answers: it may have just started, or reads its configuration."""
+    wait_for(lambda: answer(gateway, "http://docs.example/", client=client).status == 200, "Squid")
 
 
 @pytest.mark.one_worker("it ends the worker that holds the connection")
@@ -43,7 +49,7 @@ def test_after_a_crash_what_squid_said_and_whom_it_served_are_one_condition_one_
 ) -> None:
     state, before = gateway.root / "state", len(read_crashes(gateway.root / "state"))
     host, client, told = "held.example", "127.0.0.31", "it was killed"
-    wait_for(lambda: curl(gateway, "http://docs.example/", client="127.0.0.40").status == 200, "Squid after a crash")
+    serves(gateway, "127.0.0.40")
     with Raw(gateway, client) as connection:
         connection.send(f"POST http://{host}/ HTTP/1.1\r\nHost: {host}\r\nContent-Length: 5\r\n\r\n")
         has_checked(gateway)
@@ -66,7 +72,7 @@ def test_after_a_crash_what_squid_said_and_whom_it_served_are_one_condition_one_
 
 def test_an_answer_that_ends_squid_names_its_origin(gateway: Gateway, origins: Origins) -> None:
     state, before = gateway.root / "state", len(read_crashes(gateway.root / "state"))
-    wait_for(lambda: curl(gateway, "http://docs.example/").status == 200, "Squid after a crash")
+    serves(gateway)
     has_checked(gateway)
     origins.fallback = part("plain")
     with pytest.raises(CurlFailed):
@@ -79,14 +85,14 @@ def test_an_answer_that_ends_squid_names_its_origin(gateway: Gateway, origins: O
 def test_a_squid_that_is_restarted_has_not_crashed(gateway: Gateway, origins: Origins) -> None:
     before = len(read_crashes(gateway.root / "state"))
     gateway.restart()
-    assert curl(gateway, "http://docs.example/").status == 200
+    serves(gateway)
     has_checked(gateway)
     assert len(read_crashes(gateway.root / "state")) == before
 
 
 def test_a_worker_that_crashes_after_its_master_is_noted(gateway: Gateway, origins: Origins) -> None:
     before, worker = len(read_crashes(gateway.root / "state")), gateway.pid
-    wait_for(lambda: curl(gateway, "http://docs.example/").status == 200, "Squid")
+    serves(gateway)
     has_checked(gateway)
     os.kill(gateway.master, signal.SIGKILL)
     has_checked(gateway)

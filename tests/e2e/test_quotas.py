@@ -15,7 +15,7 @@ from tests.valkey_server import GATEWAYS, OPERATOR, ValkeyServer
 from tests.valkey_server import PASSWORD as VALKEY_PASSWORD
 from tests.waiting import pause, wait_for
 
-from .curl import CurlFailed, curl
+from .curl import CurlFailed, answer, curl
 from .gateway import Gateway, NewGateway
 from .observer import Exporter, fetch
 from .origin import Origins
@@ -82,7 +82,7 @@ def test_requests_in_a_tunnel_and_outside_count_once_each_and_a_denied_one_does_
 
 
 def test_the_page_names_the_quota_and_when_it_resets_in_each_form(gateway: Gateway, origins: Origins) -> None:
-    use_up(gateway)
+    use_up(gateway, origins)
     text = curl(gateway, "http://docs.example/text", client="127.0.0.2")
     assert (text.status, text.rule) == (403, "quota")
     assert text.reason == "The quota per-vm (5 requests a day for each client) is used up."
@@ -269,9 +269,9 @@ def test_bytes_that_nobody_counts_are_denied(gateway: Gateway, origins: Origins)
 
 
 def test_counts_survive_helpers_that_are_killed_and_a_restart_of_squid(gateway: Gateway, origins: Origins) -> None:
-    use_up(gateway)
+    use_up(gateway, origins)
     gateway.kill_helpers("meter")
-    wait_for(lambda: curl(gateway, "http://docs.example/killed", client="127.0.0.2").rule == "quota", "a new helper")
+    wait_for(lambda: answer(gateway, "http://docs.example/killed", client="127.0.0.2").rule == "quota", "a new helper")
     gateway.kill()
     gateway.start()
     assert curl(gateway, "http://docs.example/restarted", client="127.0.0.2").rule == "quota"
@@ -350,6 +350,7 @@ def test_what_cannot_be_counted_is_denied(gateway: Gateway, origins: Origins) ->
     assert "quotas cannot be counted" in gateway.cache_log()
 
 
-def use_up(gateway: Gateway) -> None:
+def use_up(gateway: Gateway, origins: Origins) -> None:
     """Use the quota of the client 127.0.0.2, and forget what the origins saw."""
     wait_for(lambda: curl(gateway, "http://docs.example/", client="127.0.0.2").rule == "quota", "the quota")
+    origins.forget()

@@ -9,7 +9,7 @@ import pytest
 
 from tests.waiting import pause, wait_for
 
-from .curl import curl
+from .curl import answer, curl
 from .gateway import Gateway, NewGateway
 from .load import Load, load
 from .origin import Origins
@@ -211,7 +211,7 @@ def test_squid_may_reconfigure_under_load_and_nothing_gets_through(new_gateway: 
             running.at_least(30)
             gateway.reconfigure()
         running.at_least(30)
-        wait_for(lambda: curl(gateway, "http://always.example/").status == 200, "service after the reconfigure")
+        wait_for(lambda: answer(gateway, "http://always.example/").status == 200, "service after the reconfigure")
     assert 200 in running.statuses("always.example")
     assert 200 not in running.statuses("never.example") + running.statuses("toggled.example")
     assert {url.split("/")[2] for url in origins.urls()} == {"always.example"}

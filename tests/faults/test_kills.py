@@ -28,7 +28,7 @@ def test_a_helper_killed_again_and_again_lets_nothing_through(gateway: Gateway, 
             running.at_least(20)
             wait_for(lambda: gateway.kill_helpers(kind), f"a helper: {kind}")
         running.at_least(20)
-        wait_for(lambda: curl(gateway, "http://open.example/after").status == 200, "service after the kills")
+        wait_for(lambda: answer(gateway, "http://open.example/after").status == 200, "service after the kills")
     fatal = gateway.fatal()[before:]
     assert [line for line in fatal if SQUIDS_ASSERTION not in line] == []
     cut_off = {None} if fatal else set()
