@@ -16,6 +16,7 @@ from .clients import Machine, machine_of
 from .gateway import Gateway, NewGateway
 from .network import VirtualMachine
 from .origin import Answer, Origins, Seen, Stream
+from .registries import of_json
 
 REASON = "Of the quota spent"
 POLICY = """
@@ -72,6 +73,12 @@ for chunk in client.models.generate_content_stream(**asked):
     last = chunk
 told(last.usage_metadata)
 """
+BACKGROUND = """
+import openai
+client = openai.OpenAI(api_key="k")
+answer = client.responses.create(model="gpt-test", input="6 * 7?", background=True, max_output_tokens=50)
+print(answer.status, *(client.responses.retrieve(answer.id).status for _ in range(3)))
+"""
 SDKS = {  # the script, and the samples that the stand-in plays
     "openai": (OPENAI, ["chat.json", "chat.sse", "responses.json", "responses.sse", "completions.json"]),
     "anthropic": (ANTHROPIC, ["messages.json", "messages.sse"]),
@@ -86,12 +93,20 @@ def play(seen: Seen) -> Answer:
     path = seen.target.partition("?")[0].rpartition("/")[2].rpartition(":")[2]
     name = {"completions": "chat" if "/chat/" in seen.target else "completions"}.get(path, path)
     name = "gemini" if name.endswith("enerateContent") else name
+    if seen.method == "GET" or b'"background":true' in seen.body:
+        return of_json(in_background(is_done=seen.method == "GET"))
     content = PLAYED[f"{name}.{'sse' if is_stream else 'json'}"].content
     if not is_stream:
         return Answer(body=content, headers={"Content-Type": "application/json"})
     if name == "chat" and b"include_usage" not in seen.body:
         content = content.replace(b'"usage":{', b'"unasked":{')
     return Stream(events=tuple(content[at : at + 100] for at in range(0, len(content), 100)))
+
+
+def in_background(*, is_done: bool) -> dict[str, object]:
+    """Return the recorded response as one that is generated in the background."""
+    response = {**json.loads(PLAYED["responses.json"].content), "background": True}
+    return response if is_done else {**response, "status": "queued", "output": [], "usage": None}
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +146,17 @@ def test_the_ledger_counts_what_the_sdk_reads(sdk: str, machine: Machine, gatewa
     found = entries(gateway)[before:]
     assert {entry.state for entry in found} == {UsageState.METERED}
     assert sorted(map(counted, found)) == sorted(map(expected, samples))
+
+
+@pytest.mark.clients
+def test_an_answer_in_the_background_counts_once(machine: Machine, gateway: Gateway, tmp_path: Path) -> None:
+    before, usage = len(entries(gateway)), PLAYED["responses.json"].usage
+    assert run(machine, BACKGROUND, tmp_path).split() == ["queued", *["completed"] * 3]
+    wait_for(lambda: [entry.settled for entry in entries(gateway)[before:]] == [True] * 4, "the settlements")
+    found = entries(gateway)[before:]
+    assert [entry.state for entry in found] == [UsageState.UNMETERED, *[UsageState.METERED] * 3]
+    assert sum(entry.tokens_in for entry in found) == usage.tokens_in
+    assert [entry.tokens_out for entry in found] == [50, usage.tokens_out - 50, 0, 0]
 
 
 def counted(entry: UsageEntry) -> tuple[str, int, int, int, int]:
