@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -94,6 +95,16 @@ def test_filters_hold_for_what_was_used(state: Path) -> None:
         **dict(zip(("reserved", "tokens_in", "tokens_out", "cost"), (0, 800, 120, 3200), strict=True)),
         "last": "2026-11-25T12:00:01.000Z",
     }
+
+
+def test_the_ledger_of_before_the_log_is_not_read(state: Path) -> None:
+    file = ledger_file(state)
+    older = file.with_name(f"{file.name}-20261124000000")
+    file.rename(older)
+    os.utime(older, (NOON.timestamp() - 30,) * 2)
+    assert "TOKENS_IN" in run(state, "log", "--by", "rule").output
+    os.utime(older, (NOON.timestamp() - 90,) * 2)
+    assert "TOKENS_IN" not in run(state, "log", "--by", "rule").output
 
 
 def test_where_nothing_is_metered_counts_are_as_before(state: Path) -> None:

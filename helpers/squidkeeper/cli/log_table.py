@@ -108,7 +108,7 @@ class TableLog:
 
     def _show_groups(self, table: Table, by: str) -> None:
         view, records = self._select(table), select_rows(table.connection, "records", self._wanted.filters)
-        metered = self._has_usage(table, by) or by == MODEL
+        metered = self._has_usage(table, view, by) or by == MODEL
         counted = with_usage(table.connection, view) if metered else view
         groups = Groups.count(table.connection, counted, records, by, metered=metered)
         if self._wanted.as_json:
@@ -143,9 +143,11 @@ class TableLog:
         with open_table(self._sources, *period, columns=self._columns(), folds=folds) as table:
             yield table
 
-    def _has_usage(self, table: Table, by: str) -> bool:
+    def _has_usage(self, table: Table, view: str, by: str) -> bool:
+        """Read what the requests of a view have used; whether anything is known."""
+        files = ledger_files(self._state, listing.oldest_time(table.connection, view))
         try:
-            return create_usage(table.database, ledger_files(self._state, self._wanted.since))
+            return create_usage(table.database, files)
         except UnreadableLog:  # a FILE may be all that this account can read
             if by == MODEL:
                 raise

@@ -192,6 +192,12 @@ def count_rows(connection: duckdb.DuckDBPyConnection, view: str) -> int:
     return int(count)
 
 
+def oldest_time(connection: duckdb.DuckDBPyConnection, view: str) -> datetime | None:
+    """Return the end of the oldest request of a view; None if it has none."""
+    ((oldest,),) = connection.execute(f"SELECT min(time) FROM {view}").fetchall()
+    return oldest and oldest.replace(tzinfo=UTC)  # type: ignore[no-any-return] # a TIMESTAMP
+
+
 def count_records(connection: duckdb.DuckDBPyConnection) -> tuple[int, int]:
     """Count records, and the CONNECTs of opened tunnels among them."""
     ((records, tunnels),) = connection.execute(
