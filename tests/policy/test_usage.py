@@ -365,6 +365,11 @@ def test_an_error_and_a_count_of_tokens_use_nothing() -> None:
     assert read([PLAIN], kind="Application/JSON ;charset=UTF-8") == Usage("gpt", 20, 5)
 
 
+@pytest.mark.parametrize("status", [408, 499, 504, 524])
+def test_an_answer_that_somebody_gave_up_waiting_for_costs_its_reserve(status: int) -> None:
+    assert isinstance(read([PLAIN], status=status), Unmetered)
+
+
 # --- any bytes, much, and quickly -------------------------------------------------------------------------------------
 
 ALPHABET = [b'"usage": {', b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"data: ", b"\n", b"\r", b"7", b"x" * 5000]

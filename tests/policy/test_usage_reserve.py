@@ -87,6 +87,18 @@ UNREADABLE: tuple[tuple[str, str | bytes, str], ...] = (  # an API could read an
         )
     ),
     (GEMINI, '{"generationConfig": {"maxOutputTokens": 1}, "generation_config": {"maxOutputTokens": 9}}', "plain JSON"),
+    *(
+        (f"{GEMINI}?key=k&{query}", "{}", "asked not to tell")
+        for query in (
+            "fields=candidates",
+            "$fields=c",
+            "%24%66ields=c",
+            "alt=proto",
+            "$alt=proto",
+            "callback=x",
+            "a;alt=",
+        )
+    ),
 )
 
 
@@ -118,6 +130,12 @@ def test_a_request_reserves_the_answer_that_it_allows(target: str, body: str, to
 )
 def test_a_reserve_is_for_the_model_that_is_asked(target: str, body: str, model: str) -> None:
     assert reserved(body, target).model == model
+
+
+def test_answers_of_gemini_are_asked_for_whole() -> None:
+    assert reserved("{}", f"{GEMINI}?alt=sse&key=k&$alt=json;charset=utf-8").tokens_out == OF_RULE
+    with pytest.raises(UnreadableBody, match="asked not to tell"):
+        reserved("{}", GEMINI, ("X-Goog-FieldMask", "candidates"))
 
 
 def test_a_body_counts_by_its_content() -> None:

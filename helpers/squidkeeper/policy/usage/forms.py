@@ -43,6 +43,7 @@ class UsageForm:
     last_event: tuple[bytes, ...] = ()  # how the event begins that ends a stream
     limits: tuple[str, ...] = ()  # members of a request that bound the tokens of an answer
     choices: tuple[str, ...] = ()  # members of a request with the number of answers
+    query_hides_usage: bool = False  # parameters of the query can leave the usage out
     asks_usage: bool = False  # a stream reports its usage where `stream_options.include_usage` says so
 
     @property
@@ -171,6 +172,7 @@ FORMS: Final = (
         usage="usageMetadata",
         model="modelVersion",
         is_array=True,
+        query_hides_usage=True,
         limits=("generationConfig.maxOutputTokens",),
         choices=("generationConfig.candidateCount",),
     ),

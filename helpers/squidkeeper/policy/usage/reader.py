@@ -17,6 +17,8 @@ from squidkeeper.policy.usage.members import Found, MemberScanner, path_of
 from squidkeeper.policy.usage.tokens import NOTHING_USED, Unmetered, Usage
 
 _FIRST_ERROR: Final = 400
+_GAVE_UP: Final = frozenset({408, 499, 504, 524})  # somebody on the way: the model may have generated until then
+_LATE: Final = Unmetered("the answer did not come in time")
 _UNKNOWN: Final = Unmetered("no form of answers is known for this path")
 _ENCODED: Final = Unmetered("the answer is encoded")
 _TYPE: Final = Unmetered("the answer is neither JSON nor a stream of events")
@@ -66,9 +68,12 @@ class UsageReader:
 def reader_for(method: str, target: str, status: int, headers: Iterable[tuple[str, str]]) -> UsageReader:
     """Return the reader of an answer, by its request (`target` is path and query), its status and its headers.
 
-    An answer of status 400 or more uses nothing. Its reader ends with a `Usage` of zero.
+    An answer of status 400 or more uses nothing, and its reader ends with a `Usage` of zero. That is not so where
+    somebody gave up waiting for it.
     """
     form = form_of(method, target)
+    if status in _GAVE_UP:
+        return UsageReader.settled(_LATE)
     if status >= _FIRST_ERROR or (form is not None and form.uses_nothing):
         return UsageReader.settled(NOTHING_USED)
     fields = [(name.lower(), value.strip().lower()) for name, value in headers]

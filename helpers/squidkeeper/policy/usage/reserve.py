@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from typing import Final
+from urllib.parse import parse_qsl
 
 from squidkeeper.base.errors import UnreadableBody
 from squidkeeper.policy.bodies.reading import read_content
@@ -16,6 +17,7 @@ from squidkeeper.policy.usage.tokens import Reserve
 
 BYTES_OF_A_TOKEN: Final = 4  # of a prompt, as https://help.openai.com/en/articles/4936856 has it for English
 _READ_AT_MOST: Final = 32 << 20  # bytes of a body
+_HIDING: Final = frozenset({"fields", "callback"})
 _PIECE: Final = 64 << 10  # bytes
 _ANY_LIMIT: Final = tuple(dict.fromkeys(name for form in FORMS for name in form.limits))
 _ANY_CHOICES: Final = tuple(dict.fromkeys(name for form in FORMS for name in form.choices))
@@ -32,11 +34,24 @@ def reserve_of(sent: SentRequest, reserve: int, form: UsageForm | None) -> Reser
     """
     if form is not None and (form.uses_nothing or sent.method != "POST"):
         return Reserve("", 0, 0)
+    if form is not None and form.query_hides_usage:
+        _check_query(sent)
     content = _content(sent, form)
     found = _members(content, _ANY) if form is None else _plain_members(content, form)
     tokens_in = -(-len(content or sent.body) // BYTES_OF_A_TOKEN)
     model = ("" if form is None else model_in(form, sent.method, sent.target)) or read_text(_written(found, "model"))
     return Reserve(model, min(tokens_in, MOST_TOKENS), _tokens_out(found, reserve, form))
+
+
+def _check_query(sent: SentRequest) -> None:
+    """Refuse what Google's APIs take for another answer (https://cloud.google.com/apis/docs/system-parameters)."""
+    query = parse_qsl(sent.target.partition("?")[2].replace(";", "&"), keep_blank_values=True)
+    parameters = [(name.strip("$ ").lower(), value) for name, value in query]
+    hides = any(
+        name in _HIDING or (name == "alt" and value.lower() not in ("sse", "json")) for name, value in parameters
+    )
+    if hides or any(name.lower().replace("_", "-") == "x-goog-fieldmask" for name, _ in sent.headers):
+        raise UnreadableBody("its answer is asked not to tell the usage")
 
 
 def _tokens_out(found: Found, reserve: int, form: UsageForm | None) -> int:
