@@ -271,13 +271,14 @@ def test_an_answer_in_the_background_is_counted_by_its_id() -> None:
     answer_id = str(answer["id"])
     later = json.dumps(answer | {"status": "queued", "usage": None}).encode()
     done = json.dumps(answer).encode()
-    unfinished = Unmetered("the answer is still being generated", answer_id=answer_id)
-    assert read([later], RESPONSES) == unfinished
+    assert read([later], RESPONSES) == Unmetered("the answer is still being generated", answer_id=answer_id)
     again = f"{RESPONSES}/{answer_id}"
-    assert read([later], again, method="GET") == unfinished
+    assert read([later], again, method="GET") == NOTHING_USED
     assert read([done], again, method="GET") == Usage("gpt-4.1-2025-04-14", 1036, 87, 1024, answer_id=answer_id)
     events = b"".join(b'data: {"type": "x", "response": %b}\n\n' % body for body in (later, done))
     assert read([events], again, TYPES["sse"], method="GET") == read([done], RESPONSES)
+    left = read([events[:-9]], again, TYPES["sse"], method="GET", whole=False)
+    assert left == Unmetered(CUT, tokens_out=1)
 
 
 def test_an_answer_that_was_counted_where_it_was_generated_is_free_to_read_again() -> None:

@@ -140,8 +140,9 @@ class _ReportedUsage:
 
     def outcome(self, *, whole: bool) -> Usage | Unmetered:
         """Return what the answer reports."""
-        if self._is_read_again and not self._is_background:
-            return NOTHING_USED  # it was counted where it was generated
+        is_polled = self._reason == _LATER and not self.events
+        if self._is_read_again and (is_polled or not self._is_background):
+            return NOTHING_USED  # an answer counts where it was generated; one in the background when it is done
         answer_id = self._answer_id if self._is_background else ""
         usage = usage_of(self.form, self._counts or {}, self._model, answer_id)
         is_whole = whole or self.is_finished
