@@ -715,7 +715,7 @@ quotas = st.builds(
 )
 by_rules = st.lists(
     st.tuples(
-        st.sampled_from(["allow", "allow", "ask", "deny", "passthrough"]),
+        st.sampled_from(["allow", "metered", "ask", "deny", "passthrough"]),
         st.sampled_from([None, "near", "bot"]),
         st.sampled_from([None, "/x/**"]),
     ),
@@ -745,7 +745,10 @@ def quota_rule(name: str, does: str, client: str | None, path: str | None) -> Ru
     match = Match(clients=frozenset({client}) if client else None)
     if does == "passthrough":
         return Rule(name, PLACE, Action.ALLOW, match, passthrough=True)
-    return Rule(name, PLACE, Action(does), replace(match, paths=(parse_path_pattern(path),)) if path else match)
+    match = replace(match, paths=(parse_path_pattern(path),)) if path else match
+    if does == "metered":
+        return Rule(name, PLACE, Action.ALLOW, match, meter=METERS[0])
+    return Rule(name, PLACE, Action(does), match)
 
 
 def counts_of(
@@ -775,6 +778,8 @@ def is_under(quota: Quota, decision: Decision, clients: tuple[str, ...], request
         return False
     if (quota.unit is QuotaUnit.TICKETS) != (not decision.allowed):
         return False
+    if quota.unit.is_tokens:
+        return request.method != CONNECT and decision.meter is not None
     if request.method != CONNECT:
         return quota.unit is not QuotaUnit.TUNNELS
     return quota.unit is QuotaUnit.TUNNELS or quota.unit is QuotaUnit.TICKETS or passes_size(quota, decision)

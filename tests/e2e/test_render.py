@@ -186,6 +186,6 @@ def test_what_squid_does_not_parse_changes_nothing(gateway: Gateway) -> None:
     stays(lambda: (files_of(gateway), reconfigures(gateway)) == (before, told), 2, "what Squid was told")
     assert status(gateway, "plain.example") == 200
     assert (
-        "does not have strip.x-never yet"
+        "strip.x-never yet: requests that need it are denied"
         in gateway.command("check", "--policy", gateway.policy_folder, "--fragment", gateway.layout.fragment).stdout
     )
