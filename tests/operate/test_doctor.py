@@ -975,6 +975,8 @@ def test_the_conditions_of_the_exporter_are_checks_too() -> None:
     found = {condition.code for condition in CONDITIONS if condition.find}
     assert found - {check.code for check in ALL_CHECKS} == {
         "access-log-behind",
+        "model-without-price",
+        "quota-nearly-used",
         "requests-failing",
         "state-not-writable",
     }
