@@ -354,7 +354,7 @@ def before_body(policy: Policy, asked: Asked, path: tuple[object, str]) -> Outco
     if first is None and not (by_default and default_port(asked.url)):
         asks = last.action is Action.ASK if last else policy.ask_default
         return ASKED if asks else DENIED
-    reached = by_default and first is not None and (first.private or first.websocket)
+    reached = by_default and default_port(asked.url) and first is not None and (first.private or first.websocket)
     return listed if agreeing(listed) and not reached else DENIED
 
 
