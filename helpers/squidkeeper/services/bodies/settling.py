@@ -217,10 +217,8 @@ class Settler:
         used, answer = settlement.used, None
         if settlement.answer_id:
             answer_id = f"{metered.request.host} {settlement.answer_id}"
-            generates = (
-                metered.reserve.tokens_in > 0
-            )  # what has a prompt counts in full: some APIs let it choose the ID
-            counted = None if generates else self._reserves.counted(answer_id)
+            # What has a prompt counts in full: some APIs let a client choose the ID.
+            counted = None if metered.reserve.tokens_in else self._reserves.counted(answer_id)
             before = msgspec.json.decode(counted, type=Amounts) if counted else Amounts()
             used = _each(lambda new, old: max(new - old, 0), used, before)
             answer = CountedAnswer(answer_id, _encode(_each(max, settlement.used, before)))
