@@ -305,8 +305,8 @@ def test_a_killed_service_ends_its_streams_and_their_reserves_stay(new_gateway: 
     assert curl(gateway, url, "-d", small).status == 500
     gateway.start_bodies(2)
     wait_for(lambda: curl(gateway, url, "-d", small).status == 200, "Squid to ask the service again")
-    wait_for(lambda: counted(gateway)[0] == sum(call.reserve) + 7, "the settlement")
-    assert entries(gateway)[-1].state is UsageState.METERED
+    wait_for(lambda: entries(gateway)[-1].state is UsageState.METERED, "the settlement")
+    assert counted(gateway)[0] == sum(call.reserve) + 7
     check_ledger(gateway)
 
 
