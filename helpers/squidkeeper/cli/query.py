@@ -48,7 +48,7 @@ def query(sql: str, read: TableOptions, form: str, output: Path | None, state: P
     Examples:
       squidkeeper query "DESCRIBE requests"
       squidkeeper query "SELECT host, count(*) FROM requests GROUP BY host"
-      squidkeeper query "SELECT model, sum(cost) / 1e6 FROM usage GROUP BY model"
+      squidkeeper query "SELECT model, sum(cost) FROM usage GROUP BY model"
 
     \b
     Exit status:
