@@ -720,6 +720,8 @@ THROTTLE_HELPER = replace(HELPER, helper="throttle", revision=None)
         (replace(DENIED, time=datetime.fromtimestamp(NOW - 301, UTC)), (replace(HELPER, started=0.0),), False),
         (replace(DENIED, rule="policy-unavailable"), (HELPER,), False),
         (replace(DENIED, rule="not-rendered"), (HELPER,), False),
+        (replace(DENIED, facts={"error": "ERR_SQUIDKEEPER_TEXT"}), (HELPER,), True),
+        (replace(DENIED, rule="quota", facts={"error": "-"}), (HELPER,), False),  # the service for bodies has denied it
     ],
 )
 def test_denials_without_a_throttle_are_on_the_status_page(

@@ -22,7 +22,7 @@ from squidkeeper.base.squid_counters import COUNTER
 from squidkeeper.policy.extras import missing_extras
 from squidkeeper.policy.language.lint import lint
 from squidkeeper.policy.language.model import Policy
-from squidkeeper.record.log.record import format_time
+from squidkeeper.record.log.record import NONE, format_time
 from squidkeeper.record.why.causes import CRASHED_REMEDY, NO_HELPER_REMEDY, STORE_ONE_LINE
 from squidkeeper.services.exporter.snapshot import HELPER_PATIENCE_SECONDS, LAST_MINUTES, Disk, Snapshot
 from squidkeeper.services.exporter.status_rows import logged_time, secret_rows
@@ -425,14 +425,16 @@ def _throttle_not_running(view: Snapshot) -> Iterator[str]:
     """Find a denial that asked for the throttle although none runs.
 
     Squid starts the throttle at the first denial after a start or reconfigure. So only denials count that a helper
-    which still runs can have decided. Squid itself denies with policy-unavailable.
+    which still runs can have decided. Squid itself denies with policy-unavailable. A denial without a page of Squid's
+    asked for nothing: `squidkeeper bodies` answered, or a tunnel leads nowhere.
     """
     started = [helper.started for helper in view.helpers if helper.helper in JUDGES]
     if not started or any(helper.helper == THROTTLE for helper in view.helpers):
         return
     since = datetime.fromtimestamp(max(view.now - LAST_MINUTES.total_seconds(), min(started) + _START_SECONDS), UTC)
     until = datetime.fromtimestamp(view.now - _START_SECONDS, UTC)
-    times = (denial.time for denial in view.checkpoint.denials if denial.rule not in _DENIED_BY_SQUID)
+    denials = (denial for denial in view.checkpoint.denials if denial.rule not in _DENIED_BY_SQUID)
+    times = (denial.time for denial in denials if denial.facts.get("error") != NONE)
     if at := max((time for time in times if since < time < until), default=None):
         yield f"a denial asked for it {ago(at, view.at)}"
 
