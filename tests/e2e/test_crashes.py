@@ -84,10 +84,11 @@ def test_an_answer_that_ends_squid_names_its_origin(gateway: Gateway, origins: O
 
 def test_a_squid_that_is_restarted_has_not_crashed(gateway: Gateway, origins: Origins) -> None:
     before = len(read_crashes(gateway.root / "state"))
+    serves(gateway)  # a Squid that is ended while it starts says nothing, so its end counts as a crash
     gateway.restart()
     serves(gateway)
     has_checked(gateway)
-    assert len(read_crashes(gateway.root / "state")) == before
+    assert read_crashes(gateway.root / "state")[before:] == ()
 
 
 def test_a_worker_that_crashes_after_its_master_is_noted(gateway: Gateway, origins: Origins) -> None:
