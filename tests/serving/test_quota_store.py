@@ -133,7 +133,8 @@ def test_gateways_count_together_and_the_operator_lists_and_forgets(
     for odd in (b"\xff:\xff:\xff:\xff:\xff:\xff", b"requests:day:q", b"requests:day:\xff:all:2000000000"):
         hostile.incrby(b"squidkeeper:quota:gw-2:" + odd, 5)
     assert {(use.count, use.used) for use in operator.uses()} == {(COUNT, 9), (other, 10**15)}
-    assert operator.forget(COUNT.quota) == 1
+    assert operator.forget(COUNT.quota, f"{COUNT.holder[:-1]}*") == 0
+    assert operator.forget(COUNT.quota, COUNT.holder) == 1
     assert [use.count for use in operator.uses()] == [other]
 
 
@@ -341,7 +342,9 @@ def test_the_command_lists_and_resets_with_the_operators_settings(
     assert quota() == f"{refused}list them by --store FILE, with the settings of the operator's user (squid/FLEET.md)\n"
     shown = quota("--store", str(gateway(tmp_path / "operator", server, user=OPERATOR) / FILE))
     assert "192.0.2.7  5 requests, resets in " in shown
-    assert "nothing is used" in quota("--store", str(tmp_path / "operator" / FILE), "--reset", "per-vm")
+    reset = quota("--store", str(tmp_path / "operator" / FILE), "--reset", "per-vm", "--holder", "192.0.2.7")
+    assert "Reset per-vm of 192.0.2.7: 5 requests to zero.\n" in reset
+    assert "nothing is used" in reset
     assert "User gw-1 has no permissions to run the 'scan' command" in quota("--store", str(folder / FILE))
 
 

@@ -446,6 +446,17 @@ def test_a_quota_is_forgotten_alone(tmp_path: Path) -> None:
     assert [use.used for use in counts.uses()] == [7]
 
 
+def test_one_holder_of_a_quota_is_forgotten_with_what_is_held_and_no_other(tmp_path: Path) -> None:
+    counts = LocalCounts(tmp_path)
+    alice, bob = (QuotaCount("q", QuotaUnit.COST, Window.DAY, f"user:{name}") for name in ("alice", "bob"))
+    for number, count in enumerate((alice, bob)):
+        counts.add(count, 5)
+        counts.hold(f"r{number}", count, 100, 10)
+    assert counts.forget("q", "user:al*") == 0
+    assert counts.forget("q", "user:alice") == 1
+    assert [(use.count, use.used) for use in counts.uses()] == [(bob, 15)]
+
+
 def test_another_limit_goes_on_from_what_was_used(tmp_path: Path) -> None:
     counts = LocalCounts(tmp_path)
     counts.add(COUNT, 5)
@@ -562,6 +573,7 @@ def test_tokens_are_listed_and_reset_in_the_counts_of_their_own_account(tmp_path
     counted = {
         state / BODIES_FOLDER: {
             QuotaCount("budget", QuotaUnit.COST, Window.MONTH, "192.0.2.1"): 17_000_000,
+            QuotaCount("budget", QuotaUnit.COST, Window.MONTH, "user:bob"): 1_000_000,
             QuotaCount("tokens", QuotaUnit.TOKENS, Window.WEEK, "all"): 250,
         },
         state: {QuotaCount("calls", QuotaUnit.REQUESTS, Window.DAY, "all"): 4},
@@ -577,12 +589,25 @@ def test_tokens_are_listed_and_reset_in_the_counts_of_their_own_account(tmp_path
     assert said() == [
         "budget: 20.00 of cost a month for each client",
         "   85 %  192.0.2.1  17.00 of cost",
+        "    5 %  user:bob  1.00 of cost",
         "tokens: 1,000 tokens a week for all together",
         "   25 %  all  250 tokens",
         "calls: 10 requests a day for all together",
         "   40 %  all  4 requests",
     ]
-    assert said("--reset", "budget")[1:2] == ["         nothing is used"]
+    assert said("--reset", "budget", "--holder", "192.0.2.1")[:3] == [
+        "Reset budget of 192.0.2.1: 17.00 of cost to zero.",
+        "budget: 20.00 of cost a month for each client",
+        "    5 %  user:bob  1.00 of cost",
+    ]
+    nobody = "Nothing to reset: quota budget is not used by alice (a holder is named as the table shows it)."
+    assert said("--reset", "budget", "--holder", "alice")[0] == nobody
+    assert said("--reset", "budget")[::2][:2] == [
+        "Reset budget of user:bob: 1.00 of cost to zero.",
+        "         nothing is used",
+    ]
+    refused = CliRunner().invoke(main, ["quota", "--policy", str(policy), "--holder", "alice"])
+    assert "--holder: it goes with --reset NAME" in refused.output
     assert said()[3:] == [
         "   25 %  all  250 tokens",
         "calls: 10 requests a day for all together",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
@@ -16,6 +16,7 @@ from squidkeeper.cli.output import show_json
 
 if TYPE_CHECKING:
     from squidkeeper.policy.language.quotas import Quota
+    from squidkeeper.serving.quotas.counts import QuotaCount
     from squidkeeper.serving.quotas.local_counts import LocalCounts
     from squidkeeper.serving.quotas.valkey_counts import ValkeyCounts
 
@@ -23,11 +24,23 @@ Row = dict[str, Any]
 _SHOWN: Final = 10
 
 
+class Reset(NamedTuple):
+    """Whose count of which quota begins again at zero. Without a holder: everybody's."""
+
+    quota: str
+    holder: str | None
+
+    def holds_for(self, count: QuotaCount) -> bool:
+        """Whether it is for a count."""
+        return self.quota == count.quota and self.holder in (None, count.holder)
+
+
 @click.command()
 @click.option(
     "--top", metavar="N", type=click.IntRange(1), default=_SHOWN, show_default=True, help="Users to show of each quota."
 )
-@click.option("--reset", metavar="NAME", help="Set this quota's counts to zero, for everybody.")
+@click.option("--reset", metavar="NAME", help="Set this quota's counts to zero: for everybody, or for --holder.")
+@click.option("--holder", metavar="HOLDER", help="Whom --reset is for, as the table shows it.")
 @json_option
 @policy_option
 @state_option()
@@ -37,7 +50,15 @@ _SHOWN: Final = 10
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The store of all gateways, as quota-store.yaml but with the operator's user.",
 )
-def quota(top: int, reset: str | None, as_json: bool, directory: Path, state: Path, store: Path | None) -> None:
+def quota(
+    top: int,
+    reset: str | None,
+    holder: str | None,
+    as_json: bool,
+    directory: Path,
+    state: Path,
+    store: Path | None,
+) -> None:
     """Show what is used of each quota, and by whom; the largest user comes first.
 
     A number can be some units too high, because helpers reserve a few in advance. The announced size of a request, or
@@ -45,13 +66,18 @@ def quota(top: int, reset: str | None, as_json: bool, directory: Path, state: Pa
 
     \b
     Example:
-      sudo squidkeeper quota --reset uploads
+      sudo squidkeeper quota --reset uploads --holder user:agent
     """
     quotas = _quotas(directory)
     if reset is not None and reset not in {quota.name for quota in quotas}:
         raise click.BadParameter(f"the policy has no quota {reset!r}", param_hint="--reset")
-    rows = _of_all_gateways(store, reset) if store else _of_this_gateway(directory, state, reset)
-    shown = [(quota, _of(quota, rows)) for quota in quotas]
+    if holder is not None and reset is None:
+        raise click.BadParameter("it goes with --reset NAME", param_hint="--holder")
+    asked = Reset(reset, holder) if reset is not None else None
+    rows = _of_all_gateways(store, asked) if store else _of_this_gateway(directory, state, asked)
+    shown = [(quota, _of(quota, [row for row in rows if not row["was_reset"]])) for quota in quotas]
+    if asked:
+        _say_reset(asked, [(quota, _of(quota, [row for row in rows if row["was_reset"]])) for quota in quotas], top)
     if as_json:
         show_json([_as_object(count, used, top) for count, used in shown])
         return
@@ -59,6 +85,21 @@ def quota(top: int, reset: str | None, as_json: bool, directory: Path, state: Pa
         click.echo("\n".join(_lines(counted, used, top)))
     if not quotas:
         click.echo("The policy has no quotas.")
+
+
+def _say_reset(asked: Reset, was: Sequence[tuple[Quota, Sequence[Row]]], top: int) -> None:
+    """Say what a reset did, apart from the table: on standard error."""
+    from squidkeeper.policy.language.quotas import shown_amount
+
+    if not any(used for _, used in was):
+        who = "anybody" if asked.holder is None else f"{asked.holder} (a holder is named as the table shows it)"
+        click.echo(f"Nothing to reset: quota {printable(asked.quota)} is not used by {printable(who)}.", err=True)
+    for quota, used in was:
+        for row in used[:top]:
+            amount = shown_amount(quota.unit, row["used"])
+            click.echo(f"Reset {printable(quota.name)} of {printable(row['holder'])}: {amount} to zero.", err=True)
+        if len(used) > top:
+            click.echo(f"Reset {printable(quota.name)} of {quantity(len(used) - top, 'more', 'more')}.", err=True)
 
 
 def _quotas(directory: Path) -> Sequence[Quota]:
@@ -72,7 +113,7 @@ def _quotas(directory: Path) -> Sequence[Quota]:
         raise click.ClickException(f"the policy does not load: {printable(str(error.faults[0]))}: {remedy}") from error
 
 
-def _of_all_gateways(store: Path, reset: str | None) -> list[Row]:
+def _of_all_gateways(store: Path, reset: Reset | None) -> list[Row]:
     from squidkeeper.serving.quotas.store_settings import read_quota_store
     from squidkeeper.serving.quotas.valkey_counts import ValkeyCounts
 
@@ -83,7 +124,7 @@ def _of_all_gateways(store: Path, reset: str | None) -> list[Row]:
         raise click.ClickException(f"the counts cannot be read: {printable(str(error))}") from error
 
 
-def _of_this_gateway(directory: Path, state: Path, reset: str | None) -> list[Row]:
+def _of_this_gateway(directory: Path, state: Path, reset: Reset | None) -> list[Row]:
     from squidkeeper.base.layout import BODIES_FOLDER
     from squidkeeper.base.squid_account import call_as_owner
     from squidkeeper.serving.quotas.local_counts import FOLDER
@@ -103,7 +144,7 @@ def _of_this_gateway(directory: Path, state: Path, reset: str | None) -> list[Ro
     return rows
 
 
-def _local_rows(state: Path, reset: str | None) -> list[Row]:
+def _local_rows(state: Path, reset: Reset | None) -> list[Row]:
     from squidkeeper.serving.quotas.local_counts import LocalCounts
 
     try:
@@ -112,10 +153,11 @@ def _local_rows(state: Path, reset: str | None) -> list[Row]:
         raise OSError(str(error)) from error
 
 
-def _rows(counts: LocalCounts | ValkeyCounts, reset: str | None) -> list[Row]:
+def _rows(counts: LocalCounts | ValkeyCounts, reset: Reset | None) -> list[Row]:
     with closing(counts):
+        uses = counts.uses()
         if reset is not None:
-            counts.forget(reset)
+            counts.forget(reset.quota, reset.holder)
         return [
             {
                 "quota": use.count.quota,
@@ -124,8 +166,9 @@ def _rows(counts: LocalCounts | ValkeyCounts, reset: str | None) -> list[Row]:
                 "holder": use.count.holder,
                 "used": use.used,
                 "resets_in_seconds": max(0, round(use.ends_in)),
+                "was_reset": reset is not None and reset.holds_for(use.count),
             }
-            for use in counts.uses()
+            for use in uses
         ]
 
 

@@ -45,6 +45,7 @@ SELECT quota, unit, every, holder, sum(used), max(ends) FROM (
     UNION ALL SELECT quota, unit, every, holder, amount, ends FROM held
 ) WHERE ends > ? GROUP BY quota, unit, every, holder
 """
+_OF_HOLDER: Final = "WHERE quota = :quota AND (:holder IS NULL OR holder = :holder)"
 _WRITE: Final = "INSERT OR REPLACE INTO counts VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -144,13 +145,14 @@ class LocalCounts:
                 for quota, unit, every, holder, used, ends in rows
             ]
 
-    def forget(self, quota: str) -> int:
-        """Forget the counts of a quota."""
+    def forget(self, quota: str, holder: str | None = None) -> int:
+        """Forget the counts of a quota, or of one holder of it."""
         if not self._database.exists:
             return 0
-        with self._database.opened() as database:
-            database.execute("DELETE FROM held WHERE quota = ?", (quota,))
-            return database.execute("DELETE FROM counts WHERE quota = ?", (quota,)).rowcount
+        asked = {"quota": quota, "holder": holder}
+        with self._database.transaction() as database:
+            database.execute(f"DELETE FROM held {_OF_HOLDER}", asked)  # noqa: S608 - ours
+            return database.execute(f"DELETE FROM counts {_OF_HOLDER}", asked).rowcount  # noqa: S608 - ours
 
     def close(self) -> None:
         """Close the file."""

@@ -62,9 +62,9 @@ class ValkeyCounts:
         """List what is used in the windows of now, by all gateways together."""
         return list(self._do(_uses, _LIST_SECONDS))
 
-    def forget(self, quota: str) -> int:
-        """Forget the counts of a quota."""
-        return int(self._do(lambda client: _forget(client, quota), _LIST_SECONDS))
+    def forget(self, quota: str, holder: str | None = None) -> int:
+        """Forget the counts of a quota, or of one holder of it."""
+        return int(self._do(lambda client: _forget(client, quota, holder), _LIST_SECONDS))
 
     def close(self) -> None:
         """Close the connection."""
@@ -172,16 +172,16 @@ def _uses(client: Any) -> list[QuotaUse]:
     ]
 
 
-def _forget(client: Any, quota: str) -> int:
-    found = dict(_scan(client, quote(quota, safe="")))
+def _forget(client: Any, quota: str, holder: str | None) -> int:
+    found = dict(_scan(client, quote(quota, safe=""), "*" if holder is None else quote(holder, safe="")))
     for keys in _parts([*found]):
         client.delete(*keys)
     return len({count for count, _ in found.values()})
 
 
-def _scan(client: Any, quota: str = "*") -> Iterator[tuple[str, tuple[QuotaCount, int]]]:
+def _scan(client: Any, quota: str = "*", holder: str = "*") -> Iterator[tuple[str, tuple[QuotaCount, int]]]:
     """List the keys of all users, each with its count and the end of its window. One may come twice."""
-    for key in client.scan_iter(match=f"{_PREFIX}*:*:*:{quota}:*:*", count=_AT_ONCE):
+    for key in client.scan_iter(match=f"{_PREFIX}*:*:*:{quota}:{holder}:*", count=_AT_ONCE):
         if counted := _count_of(key):
             yield key, counted
 
