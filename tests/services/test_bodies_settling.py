@@ -59,11 +59,15 @@ class Service:
         client: str = "192.0.2.1",
         call: str = "POST /v1/chat/completions",
         encoding: str = "identity",
+        user: str | None = None,
+        accept: str = "application/json",
     ) -> Judgement:
-        headers = [("Content-Type", "application/json"), ("Accept", "application/json"), ("Content-Encoding", encoding)]
+        headers = [("Content-Type", "application/json"), ("Accept", accept), ("Content-Encoding", encoding)]
         method, target = call.split()
         sent = SentRequest(method, target, headers, body)
-        asked = AskedBody(sent, "https://llm.example/v1/x", self.policy.revision, "r0", client, f"gw.{number}", None)
+        asked = AskedBody(
+            sent, "https://llm.example/v1/x", self.policy.revision, "r0", client, f"gw.{number}", None, user
+        )
         rule = self.policy.source.rules[0]
         judgement = Judgement(self.policy.decision_by(rule), meter=(self.policy, rule))
         judgement, self.body = await self.settler.reserve(judgement, asked)
@@ -157,6 +161,30 @@ def test_a_quota_denies_and_nothing_is_held(tmp_path: Path) -> None:
         assert (await service.reserve("2", client="192.0.2.9")).headers["X-SK-Found"] == "quota:other"
         assert service.lines() == []
         assert service.used() == 0
+
+    run(scenario, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("user", "options"),
+    [
+        ("alice", " --user=alice"),
+        ("a.b@c-d", " --user=a.b@c-d"),
+        (None, ""),
+        ("a'; reboot; '", ""),
+        ("a</xmp>", ""),
+        ("a\nb", ""),
+        ("é", ""),
+    ],
+)
+def test_the_command_on_the_page_names_the_user_where_that_is_safe_to_paste(
+    tmp_path: Path, user: str | None, options: str
+) -> None:
+    async def scenario(service: Service) -> None:
+        for accept in ("text/plain", "text/html"):
+            denied = await service.reserve("1", b'{"max_tokens": 2000}', user=user, accept=accept)
+            page = (denied.answer or (b"", b""))[1].decode()
+            assert f"squidkeeper explain --client 192.0.2.1{options} 'POST' 'https://llm.example/v1/x'\n" in page
 
     run(scenario, tmp_path)
 

@@ -314,6 +314,11 @@ def explained_with_body(text: str) -> str:
     return text.replace(_EXPLAIN, f"sudo squidkeeper explain --body FILE {_OF_REQUEST}")
 
 
+def explained_with_user(text: str, user: str | None) -> str:
+    """Write the page of a denial of a user: its command names the user, where that is safe to paste."""
+    return text.replace(_OF_CLIENT, f"{_OF_CLIENT} --user={user}") if user and _PLAIN_USER.fullmatch(user) else text
+
+
 def template(form: Form) -> str:
     """Name the file of a form."""
     return f"ERR_SQUIDKEEPER_{form.name}"
@@ -364,7 +369,9 @@ _METHOD, _URL, _CLIENT = _code("%>rm"), _code("%>ru"), _code("%>a")  # Squid esc
 _SENT = "Nothing was sent to the origin."
 _TITLE, _ADVICE = _note("title_"), _note("advice_")
 _WHY = f"sudo squidkeeper why {_ID}"
-_OF_REQUEST = f"--client {_CLIENT} '{_code('%#>rm')}' '{_URL}'"
+_OF_CLIENT = f"--client {_CLIENT}"
+_PLAIN_USER = re.compile(r"[A-Za-z0-9._@+-]{1,100}")
+_OF_REQUEST = f"{_OF_CLIENT} '{_code('%#>rm')}' '{_URL}'"
 _EXPLAIN = f"sudo squidkeeper explain {_OF_REQUEST}"
 
 

@@ -18,7 +18,16 @@ from squidkeeper.policy.bodies.sent_request import FormAnswer
 from squidkeeper.policy.engine import Decision
 from squidkeeper.policy.language.model import Rule
 from squidkeeper.services.bodies.asked import AskedBody
-from squidkeeper.serving.error_pages import DENIALS, NO_CONTACT, Form, explained_with_body, files, fill_denial, template
+from squidkeeper.serving.error_pages import (
+    DENIALS,
+    NO_CONTACT,
+    Form,
+    explained_with_body,
+    explained_with_user,
+    files,
+    fill_denial,
+    template,
+)
 from squidkeeper.serving.helpers.throttle import Clients, Limits, Surplus
 from squidkeeper.serving.quotas.counts import client_network
 
@@ -64,7 +73,7 @@ class Pages:
         if resets is not None:
             values |= {"resets_": resets[0], "resets_in_": str(resets[1])}
         texts = self._by_body if decision.found and resets is None else self._texts
-        text = fill_denial(texts[form], page, values, asked.request_id)
+        text = fill_denial(explained_with_user(texts[form], asked.user), page, values, asked.request_id)
         return FormAnswer(HTTPStatus.FORBIDDEN, _TYPES[form], text.encode())
 
 
