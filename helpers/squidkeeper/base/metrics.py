@@ -138,10 +138,10 @@ METERED_REQUESTS = Metric(
 )
 TOKENS = Metric(
     "squidkeeper_tokens_total",
-    "Their tokens. direction: in or out. model: the one that answered; `none` for a reserve.",
+    "Tokens of metered requests. direction: in or out. model: the one that answered; `none` for a reserve.",
     (*_USAGE_LABELS, "direction"),
 )
-COST = Metric("squidkeeper_cost_total", "Their cost, in the currency of `prices`.", _USAGE_LABELS)
+COST = Metric("squidkeeper_cost_total", "Cost of metered requests, in the currency of `prices`.", _USAGE_LABELS)
 QUOTA_USED = Metric(
     "squidkeeper_quota_used_ratio",
     "The used part of a quota of tokens or cost, with reserves: the most of any holder on this gateway.",

@@ -509,7 +509,7 @@ def _quota_nearly_used(view: Snapshot) -> Iterator[str]:
 @_info(
     "model-without-price",
     None,
-    "Models without a price have answered, so their tokens cost the dearest",
+    "Models without a price have answered, so the highest prices count",
     "Add their prices to the policy's `prices`.",
     only_exporter=True,
 )
