@@ -104,6 +104,13 @@ def test_a_request_that_is_no_longer_counted_is_beyond_a_ceiling(made: Make, bod
     assert "meter: tokens, reserve 4,096" in text
 
 
+def test_a_limit_of_cost_is_written_as_people_write_it(made: Make) -> None:
+    more = "prices: [{model: a*, in: 1, out: 5}]\nquotas: [{name: q, per: all, every: day, cost: %s}]\n"
+    policies = [made(CHAT % METERED, more=more % cost) for cost in (20, 25.000001)]
+    [found] = report((policies[0], policies[1]), ("old", "new"), NOW).settings
+    assert (found.name, found.before, found.after) == ("quota q: cost every day per all", "20.00", "25.000001")
+
+
 def test_other_prices_are_another_setting(made: Make) -> None:
     one, other = (made(CHAT % METERED, more=f"prices: [{{model: a*, in: {price}, out: 5}}]\n") for price in (1, 0.5))
     for is_ceiling in (False, True):

@@ -15,7 +15,7 @@ from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.body_texts import is_narrower
 from squidkeeper.policy.language.model import Policy, Token
 from squidkeeper.policy.language.prices import Prices
-from squidkeeper.policy.language.quotas import Counted, shown_cost
+from squidkeeper.policy.language.quotas import Counted, QuotaUnit, shown_cost
 from squidkeeper.policy.language.secret_sources import FetchedSource, NamedSecret
 
 _UNCOUNTED = float("inf")
@@ -102,7 +102,8 @@ def _prices(prices: Prices) -> str:
 def _quotas(policy: Policy) -> Iterator[tuple[_Setting, str]]:
     for quota in policy.quotas:
         name = f"quota {quota.name}: {quota.unit} every {quota.window} per {quota.per}"
-        yield _Setting(SettingKind.QUOTA, name), str(quota.limit)
+        limit = shown_cost(quota.limit) if quota.unit is QuotaUnit.COST else str(quota.limit)
+        yield _Setting(SettingKind.QUOTA, name), limit
         for what, names in (("rules", quota.rules), ("clients", quota.clients)):
             if names is not None:
                 yield _Setting(SettingKind.QUOTA_NAMES, f"{what} of the quota {quota.name}"), ", ".join(sorted(names))
