@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import sqlite3
 import threading
 from collections.abc import Callable, Coroutine
@@ -161,6 +162,25 @@ def test_a_quota_denies_and_nothing_is_held(tmp_path: Path) -> None:
         assert (await service.reserve("2", client="192.0.2.9")).headers["X-SK-Found"] == "quota:other"
         assert service.lines() == []
         assert service.used() == 0
+
+    run(scenario, tmp_path)
+
+
+@pytest.mark.parametrize(("tokens", "never"), [(990, False), (995, False), (996, True)])
+def test_a_request_that_never_fits_is_told_that_no_reset_helps(tmp_path: Path, tokens: int, *, never: bool) -> None:
+    """Its prompt counts for five more; another one has used three."""
+
+    async def scenario(service: Service) -> None:
+        used = await service.reserve("0")
+        await service.settle(used, Usage("gpt-x", 2, 10))
+        denied = await service.reserve("1", b'{"max_tokens": %d }' % tokens)
+        page = json.loads((denied.answer or (b"", b""))[1])
+        assert denied.headers["X-SK-Found"] == "quota:daily"
+        assert (page["title"], page["rule"]) == ("DENIED by a quota of this gateway", "quota")
+        assert (page["retryable"], "resets" in page) == (not never, not never)
+        assert ("more than the whole quota daily (1,000 tokens a day for each client)" in page["reason"]) == never
+        text = await service.reserve("2", b'{"max_tokens": %d }' % tokens, accept="text/plain")
+        assert (b"\nRetry: does not help\n" in (text.answer or (b"", b""))[1]) == never
 
     run(scenario, tmp_path)
 

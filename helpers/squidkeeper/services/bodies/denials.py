@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from time import gmtime, strftime
@@ -45,6 +46,14 @@ _TYPES: Final[Mapping[Form, str]] = {
 _SAFE_IN_URL: Final = "%!$&()*+,-./:;=?@_"  # as Squid writes a URL on a page
 _PASSING: Final = ("not-rendered", "tunnel-outdated", "policy-unavailable")  # as pages.conf has them
 _PAGES: Final = {page.name: page for page in DENIALS}
+QUOTA: Final = "quota"  # the rule
+_NEVER: Final = replace(
+    _PAGES[QUOTA],
+    advice="Retrying does not help: the whole limit of the quota is less than this request may use. Send another one.",
+    retryable=False,
+    lines=(),
+    members=(),
+)
 
 
 class Pages:
@@ -58,9 +67,14 @@ class Pages:
     def write(
         self, decision: Decision, asked: AskedBody, contact: str | None, resets: tuple[str, int] | None = None
     ) -> FormAnswer:
-        """Write the page of a denial. `resets`, of one by a quota: when it begins again, and in how many seconds."""
+        """Write the page of a denial. `resets`, of one by a quota: when it begins again, and in how many seconds.
+
+        Without it, that quota never has enough.
+        """
         form = form_of(asked.sent.values("accept"))
-        page = _PAGES["quota" if resets else "passing" if decision.rule in _PASSING else "denied"]
+        page = _PAGES[QUOTA if resets else "passing" if decision.rule in _PASSING else "denied"]
+        if decision.rule == QUOTA and resets is None:
+            page = _NEVER
         values = {
             "rule_": decision.rule,
             "reason_": (decision.reason or "-").replace("</", "< /"),
@@ -72,7 +86,7 @@ class Pages:
         }
         if resets is not None:
             values |= {"resets_": resets[0], "resets_in_": str(resets[1])}
-        texts = self._by_body if decision.found and resets is None else self._texts
+        texts = self._by_body if decision.found and decision.rule != QUOTA else self._texts
         text = fill_denial(explained_with_user(texts[form], asked.user), page, values, asked.request_id)
         return FormAnswer(HTTPStatus.FORBIDDEN, _TYPES[form], text.encode())
 

@@ -17,7 +17,7 @@ from squidkeeper.base.errors import PatternError
 from squidkeeper.policy.engine import CompiledPolicy, Decision, decide_body, deny, listed_rules
 from squidkeeper.policy.language.model import BY_BODY, Rule
 from squidkeeper.services.bodies.asked import AskedBody
-from squidkeeper.services.bodies.denials import DenialTurns, Pages, form_answer, http_head
+from squidkeeper.services.bodies.denials import QUOTA, DenialTurns, Pages, form_answer, http_head
 from squidkeeper.services.bodies.policies import Policies
 from squidkeeper.serving.counters.layout import Key
 from squidkeeper.serving.quotas.counts import client_network
@@ -33,7 +33,6 @@ _LARGE: Final = 4 << 20  # bytes of a content. It is parsed alone: that can take
 BYTES_AT_MOST: Final = 192 << 20  # of requests and their answers, in this process
 _SHARE: Final = 3  # a client has a third of it at most, which is the largest body and more
 METERED_BYTES: Final = 32 << 20  # of the body of a metered request, which is read whole
-QUOTA: Final = "quota"
 _UNAVAILABLE: Final = "policy-unavailable"
 _FOUND_LENGTH: Final = 200  # characters
 _UNKNOWN: Final = deny(

@@ -50,8 +50,8 @@ from squidkeeper.record.usage.ledger import (
     usage_entry,
 )
 from squidkeeper.services.bodies.asked import AskedBody
-from squidkeeper.services.bodies.denials import Pages, form_answer, http_head
-from squidkeeper.services.bodies.judge import JUDGED_AT_ONCE, QUOTA, Judgement, is_encoded
+from squidkeeper.services.bodies.denials import QUOTA, Pages, form_answer, http_head
+from squidkeeper.services.bodies.judge import JUDGED_AT_ONCE, Judgement, is_encoded
 from squidkeeper.services.bodies.policies import Policies
 from squidkeeper.serving.counters.layout import Key, counter_key
 from squidkeeper.serving.helpers.meter import refusal_reason
@@ -171,6 +171,8 @@ class Settler:
         found = f"{UNCOUNTED if refusal.unavailable else 'quota'}:{name}"
         decision = replace(deny(QUOTA, _reason(refusal, metered.reserve)), found=found)
         self._count([counter_key(QUOTA_DENIALS, name)])
+        if not refusal.unavailable and _never_fits(refusal.quota, metered.reserve):
+            return self._denied(decision, by, asked)
         at = datetime.now(UTC) + timedelta(seconds=refusal.ends_in + 0.5)  # rounded, as it is cut to the second
         return self._denied(decision, by, asked, (f"{at:%Y-%m-%dT%H:%M:%SZ}", ceil(refusal.ends_in)))
 
@@ -360,9 +362,20 @@ def _host(url: str) -> str:
         return ""
 
 
+def _never_fits(quota: Quota, reserve: Amounts) -> bool:
+    """Whether a request may use more than the whole limit of a quota: no reset helps it."""
+    return _used(reserve)[quota.unit] > quota.limit
+
+
 def _reason(refusal: Refusal, reserve: Amounts) -> str:
     """Say why a quota refuses a request, for its client."""
     quota = refusal.quota
+    if not refusal.unavailable and _never_fits(quota, reserve):
+        may = shown_amount(quota.unit, _used(reserve)[quota.unit])
+        return (
+            f"This request may use {may}, which is more than the whole quota {quota.name} ({quota.text}). Ask for fewer"
+            " tokens of answer (max_tokens), or send fewer."
+        )
     if refusal.held:
         return f"Of the quota {quota.name} ({quota.text}), requests that have not ended hold what this request may use."
     if refusal.left and not refusal.unavailable:
