@@ -207,6 +207,56 @@ def test_a_budget_without_a_rule_that_meters_is_warned_about(tmp_path: Path) -> 
     assert found == [FaultCode.QUOTA_NEVER]
 
 
+COUNTED = "  - {name: chat, action: allow, hosts: [llm.example], methods: [POST], paths: [/chat], meter: tokens}\n"
+BUDGET = """\
+quotas: [{name: q, per: client, every: day, cost: 20}]
+prices: [{model: "*", in: 1, out: 1}]
+presets: [{preset: openai@1}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("rules", "warned"),
+    [
+        (["rest, action: allow, hosts: [.example]"], "rule 'rest'"),
+        (["rest, action: allow, hosts: [llm.example], paths: [/embed]"], "rule 'rest'"),
+        (["rest, action: allow, hosts: [llm.example], methods: [GET]"], None),
+        (["rest, action: allow, hosts: [other.example]"], None),
+        (["closed, action: deny, hosts: [llm.example]", "rest, action: allow, hosts: ['*']"], None),
+        (
+            ["closed, action: deny, hosts: [llm.example], paths: [/x]", "rest, action: allow, hosts: ['*']"],
+            "rule 'rest'",
+        ),
+        (["all, action: allow, hosts: [llm.example], meter: tokens", "rest, action: allow, hosts: ['*']"], None),
+        (["gpt, action: allow, hosts: [api.openai.com], paths: [/x], meter: tokens"], "preset 'openai@1'"),
+        (["gpt, action: allow, hosts: [api.openai.com], meter: tokens"], None),
+    ],
+)
+def test_an_allow_that_passes_a_budget_by_is_warned_about(tmp_path: Path, rules: list[str], warned: str | None) -> None:
+    text = f"rules:\n{COUNTED}" + "".join(f"  - {{name: {rule}}}\n" for rule in rules) + BUDGET
+    found = [fault for fault in lint(compiled_of(tmp_path / "policy", text).source, NOW) if fault.code == "uncounted"]
+    assert [fault.message.partition(" has ")[0] for fault in found] == ([warned] if warned else [])
+    without = compiled_of(tmp_path / "without", text.replace("cost: 20", "requests: 20").partition("prices:")[0])
+    assert FaultCode.UNCOUNTED not in {fault.code for fault in lint(without.source, NOW)}
+
+
+@pytest.mark.parametrize(
+    ("above", "below", "warned"),
+    [
+        ("gpt-*", "gpt-5*", True),
+        ("gpt-*", "gpt-5", True),
+        ("*", "*-large", True),
+        ("gpt-5*", "gpt-*", False),
+        ("*-large", "gpt-*", False),
+        ("gpt-*-x", "gpt-*", False),
+    ],
+)
+def test_a_price_that_never_applies_is_warned_about(tmp_path: Path, above: str, below: str, warned: bool) -> None:
+    text = "prices:\n" + "".join(f"  - {{model: '{model}', in: 1, out: 1}}\n" for model in (above, below))
+    found = [fault for fault in lint(compiled_of(tmp_path / "policy", text).source, NOW) if fault.code == "price-never"]
+    assert [(fault.location.line, above in fault.message) for fault in found] == ([(4, True)] if warned else [])
+
+
 # --- windows ----------------------------------------------------------------------------------------------------------
 
 times = st.datetimes(datetime(1970, 1, 2), datetime(2199, 12, 31), timezones=st.just(UTC))

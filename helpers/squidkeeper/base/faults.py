@@ -79,6 +79,8 @@ class FaultCode(StrEnum):
     GRANT_FOR_NOBODY = "grant-for-nobody"
     QUOTA_NEVER = "quota-never"
     QUOTA_BELOW_RESERVE = "quota-below-reserve"
+    UNCOUNTED = "uncounted"
+    PRICE_NEVER = "price-never"
     TEST_LAPSED = "test-lapsed"
     OBSERVING_DEFAULT = "observing-default"
     UNUSED = "unused"

@@ -401,10 +401,11 @@ class _Maker:
             yield Quota(entry.name, place, unit, limit, entry.every, entry.per, entry.rules, entry.clients)
 
     def prices(self) -> Iterator[Price]:
-        for entry in self.model.prices or ():
+        for position, entry in enumerate(self.model.prices or ()):
+            place = self._place("prices", position)
             cached = entry.tokens_in if entry.cached_in is None else entry.cached_in
             written = entry.tokens_in if entry.cache_write is None else entry.cache_write
-            yield Price(entry.model, entry.tokens_in, entry.tokens_out, cached, written)
+            yield Price(entry.model, entry.tokens_in, entry.tokens_out, cached, written, location=place)
 
     def tests(self) -> Iterator[PolicyTest]:
         for position, entry in enumerate(self.model.tests or ()):

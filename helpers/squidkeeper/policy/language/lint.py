@@ -12,7 +12,7 @@ from squidkeeper.policy.language.body_warnings import narrowing_nothing
 from squidkeeper.policy.language.grants import FLEET_GRANTS
 from squidkeeper.policy.language.host_index import HostIndex
 from squidkeeper.policy.language.hosts import HostForm
-from squidkeeper.policy.language.meter_faults import below_a_reserve
+from squidkeeper.policy.language.meter_faults import below_a_reserve, shadowed_prices, uncounted
 from squidkeeper.policy.language.model import FINITE_FIELDS, Action, Match, Policy, Rewrite, Rule
 from squidkeeper.policy.language.public_suffixes import is_public_suffix
 from squidkeeper.policy.language.queries import QueryPattern
@@ -44,6 +44,8 @@ def lint(policy: Policy, now: datetime) -> tuple[Fault, ...]:
                 *_upstreams(policy),
                 *never_used(policy),
                 *below_a_reserve(policy),
+                *uncounted(policy),
+                *shadowed_prices(policy),
             }
         )
     )

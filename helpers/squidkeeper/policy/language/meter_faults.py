@@ -1,12 +1,14 @@
-"""`meter`, quotas of tokens and prices: what cannot stand beside each other, and a budget that a reserve is above."""
+"""`meter`, quotas of tokens and prices: what cannot stand beside each other, and what makes a budget of little use."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from squidkeeper.base.faults import Fault, FaultCode
 from squidkeeper.policy.language.document import Document, entries
-from squidkeeper.policy.language.model import Policy
+from squidkeeper.policy.language.model import Action, Policy, Rule
+from squidkeeper.policy.language.overlaps import covers, overlap
 from squidkeeper.policy.language.prices import MILLIONTHS
 from squidkeeper.policy.language.quotas import Quota, QuotaUnit
 
@@ -52,3 +54,48 @@ def _taken(policy: Policy, quota: Quota, reserve: int) -> int:
     if quota.unit is QuotaUnit.COST:
         return reserve * policy.prices.dearest.tokens_out // MILLIONTHS
     return reserve if quota.unit in (QuotaUnit.TOKENS, QuotaUnit.TOKENS_OUT) else 0
+
+
+def uncounted(policy: Policy) -> Iterator[Fault]:
+    """Warn about allows, and presets, without `meter` that open a host of a rule with `meter` past its budget."""
+    metered = [rule for rule in policy.rules if rule.meter is not None]
+    if not metered or not any(quota.unit.is_tokens for quota in policy.quotas):
+        return
+    presets = {preset.name: preset.location for preset in policy.presets}
+    for position, rule in enumerate(policy.rules):
+        is_allow = rule.action is Action.ALLOW and rule.meter is None and not rule.observe
+        if is_allow and (counted := _beside(policy, rule, metered, policy.rules[:position])):
+            name = f"preset {rule.preset!r}" if rule.preset else f"rule {rule.name!r}"
+            message = f"{name} has no meter, and allows POST to a host of {counted.name!r}: no budget counts that"
+            remedy = "expected 'meter', methods without POST, or a deny above"
+            yield Fault(presets.get(rule.preset or "", rule.location), FaultCode.UNCOUNTED, f"{message}; {remedy}")
+
+
+def _beside(policy: Policy, rule: Rule, metered: Iterable[Rule], above: Iterable[Rule]) -> Rule | None:
+    """Return the rule with `meter` of which another allows a host, unless a rule above decides all its POSTs there."""
+    if "POST" not in (rule.match.methods or {"POST"}):
+        return None
+    posts = replace(rule, match=replace(rule.match, methods=frozenset({"POST"})))
+    anywhere = replace(posts, match=replace(posts.match, paths=None, query=None))
+    for other in metered:
+        if overlap(anywhere, other, policy.lists):
+            at_host = replace(posts, match=replace(posts.match, hosts=other.match.hosts, lists=other.match.lists))
+            if not any(_closes(first, narrow) for first in above for narrow in (posts, at_host)):
+                return other
+    return None
+
+
+def _closes(first: Rule, rule: Rule) -> bool:
+    """Whether a rule above denies or counts all requests of another one."""
+    decides = first.body is None and not first.observe and (first.action is not Action.ALLOW or first.meter is not None)
+    return decides and covers(first, rule)
+
+
+def shadowed_prices(policy: Policy) -> Iterator[Fault]:
+    """Warn about prices that never apply. A private character stands for what only a wildcard holds for."""
+    for position, price in enumerate(policy.prices.entries):
+        some = price.model.replace("*", "\ue000")
+        first = next((above for above in policy.prices.entries[:position] if above.is_for(some)), None)
+        if first is not None:
+            message = f"the price of {price.model!r} never applies: {first.model!r} above it is for the same models"
+            yield Fault(price.location, FaultCode.PRICE_NEVER, message)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from squidkeeper.base.errors import PatternError
+from squidkeeper.base.faults import Location
 from squidkeeper.policy.language.document import Unquoted
 from squidkeeper.policy.language.globs import ANYTHING, glob_matcher
 
@@ -42,6 +43,7 @@ class Price:
     tokens_out: int
     cached_in: int
     cache_write: int
+    location: Location = field(default=Location(""), compare=False, kw_only=True)
 
     def is_for(self, model: str) -> bool:
         """Whether it is the price of a model."""
