@@ -137,10 +137,19 @@ def test_what_is_legal_in_a_rule_and_surely_unmeant_is_shown(directory: Path, fi
     assert shown == ([] if expected is None else [f"policy.yaml:2:9: {expected}"])
 
 
+LOGIN = "clients: {a: {users: [u]}}\n"  # a count of its own where clients have one
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("clients: {a: {users: [u]}}", ["2:11: client 'a' is not used [unused]"]),
+        (f"{LOGIN}quotas: [{{name: q, per: client, requests: 5, every: day}}]", []),
+        (f"{LOGIN}quotas: [{{name: q, per: all, requests: 5, every: day}}]", ["2:11: client 'a' is not used [unused]"]),
+        (
+            "clients: {a: {networks: [192.0.2.7]}}\nquotas: [{name: q, per: client, requests: 5, every: day}]",
+            ["2:11: client 'a' is not used [unused]"],
+        ),
         ("lists: {l: {file: list.txt}}", ["2:9: list 'l' is not used [unused]"]),
         ("secrets: {s: {env: S}}", ["2:11: secret 's' is not used [unused]"]),
         ("defaults: {watch_secrets: true}\nsecrets: {s: {env: S}}", []),

@@ -16,7 +16,7 @@ from squidkeeper.policy.language.meter_faults import below_a_reserve, shadowed_p
 from squidkeeper.policy.language.model import FINITE_FIELDS, Action, Match, Policy, Rewrite, Rule
 from squidkeeper.policy.language.public_suffixes import is_public_suffix
 from squidkeeper.policy.language.queries import QueryPattern
-from squidkeeper.policy.language.quotas import never_used
+from squidkeeper.policy.language.quotas import Counted, never_used
 from squidkeeper.policy.language.secret_sources import needed_secrets
 from squidkeeper.policy.url import DEFAULT_PORTS, is_private, parse_authority
 
@@ -118,6 +118,8 @@ def _unused(policy: Policy) -> Iterator[Fault]:
     secrets |= _all(needed_secrets(secret.source) for secret in policy.secrets.values())
     secrets |= {*policy.sealing_keys} | ({*policy.secrets} if policy.watch else set())
     clients = _all(m.clients for m in matches) | _all(quota.clients for quota in policy.quotas)
+    if any(quota.per is Counted.CLIENT and quota.clients is None for quota in policy.quotas):
+        clients |= {client.name for client in policy.clients if client.users or client.tokens is not None}
     sections: tuple[tuple[str, Mapping[str, Location], set[str]], ...] = (
         ("client", {client.name: client.location for client in policy.clients}, clients),
         ("list", {name: hosts.location for name, hosts in policy.lists.items()}, _all(m.lists for m in matches)),
