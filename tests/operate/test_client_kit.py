@@ -642,6 +642,28 @@ def test_the_brief_tells_how_bodies_are_denied_where_a_rule_of_the_client_reads_
         assert [one in text for one in said] == [tells] * len(said)
 
 
+def test_the_brief_names_the_budgets_of_the_client(tmp_path: Path) -> None:
+    text = """\
+clients: {agents: {networks: [192.0.2.0/24]}, ci: {networks: [198.51.100.0/24]}}
+rules:
+  - {name: chat, action: allow, clients: [agents], hosts: [llm.example], meter: tokens}
+  - {name: open, action: allow, hosts: [open.example]}
+quotas:
+  - {name: day, per: client, cost: 25, every: day}
+  - {name: chats, per: all, rules: [chat, open], tokens: 2000000, every: month}
+  - {name: of-ci, per: client, clients: [ci], tokens: 3000000, every: day}
+  - {name: of-open, per: client, rules: [open], requests: 5, every: day}
+prices: [{model: "*", in: 1, out: 1}]
+"""
+    policy = compiled_of(tmp_path / "policy", text).source
+    of_agents, of_ci, of_others = (write_brief(policy, client_of(policy, name), NOW) for name in ("agents", "ci", None))
+    assert "1. 25.00 of cost a day for each client (quota `day`)\n" in of_agents
+    assert "2. 2,000,000 tokens a month for all together, of `chat` (quota `chats`)\n\n" in of_agents
+    assert all(name not in of_agents for name in ("of-ci", "of-open"))
+    assert "changes the policy, or a budget begins again." in of_agents
+    assert all("udget" not in brief for brief in (of_ci, of_others)), "nothing that they reach is counted"
+
+
 def test_the_brief_of_a_client_that_reaches_nothing_has_no_rewrites_and_no_credentials(tmp_path: Path) -> None:
     text = """
 clients: {agents: {networks: [192.168.137.0/24]}}

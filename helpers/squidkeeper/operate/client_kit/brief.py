@@ -10,10 +10,12 @@ from typing import TypeVar
 
 from squidkeeper.base.formatting import quantity
 from squidkeeper.operate.client_kit.client import ANY_CLIENT, KitClient
+from squidkeeper.policy.engine.quotas import token_quotas
 from squidkeeper.policy.language.body_texts import body_text
 from squidkeeper.policy.language.forms import QueryParameters
 from squidkeeper.policy.language.headers import UNKNOWN_HEADERS
 from squidkeeper.policy.language.model import FINITE_FIELDS, Action, Credential, Match, Policy, Rewrite, Rule
+from squidkeeper.policy.language.quotas import Quota
 from squidkeeper.policy.url import OWN_HOST
 
 _ITEMS_SHOWN = 20  # of one field: hosts, paths
@@ -49,7 +51,7 @@ _DENIED = """\
 - The answer has status 403 and says which rule denied it, and why. For `Accept: application/json` it is a JSON object
   (`application/problem+json`) with `rule`, `reason`, `retryable` and `request_id`.
 {by_body}- Do not repeat the request, and do not look for another way to the same data: the answer stays the same
-  until the operator changes the policy.
+  until the operator changes the policy{again}.
 - If the task needs it, say so in your answer, with the URL, the rule and the request ID of the page, so that somebody
   can ask {contact}.
 - A status of {unread}502, 503 or 504 with a page of the gateway is no denial: the host does not exist, does not answer,
@@ -70,6 +72,13 @@ The request waits for a person, who may answer in minutes or in days. Stop repea
 - `pending`: nobody has answered yet. `approved`: send exactly the same request again, before `until`. `denied`: the
   answer is no, and `reason` says why. `lapsed`: the approval has ended; the same request asks again.
 - If you end before there is an answer, name the ticket and the URL in your answer.
+
+"""
+_BUDGETS = """\
+## Budgets
+
+What models use is counted. Once one of these is spent, the requests that it counts are denied by the rule `quota` until
+the time that the denial names (`resets` in JSON). Then they can pass again.
 
 """
 _LIMITS = """\
@@ -96,6 +105,7 @@ def write_brief(policy: Policy, client: KitClient, at: datetime) -> str:
     reaches = policy.default is Action.ALLOW or any(rule.action is Action.ALLOW for rule in (*rules, *grants))
     credentials = [credential for credential in policy.credentials if reaches and client.concerns(credential)]
     rewrites = [rewrite for rewrite in policy.rewrites if reaches and client.concerns(rewrite)]
+    budgets = [*_budgets(policy, client, [rule for rule in rules if rule.meter is not None])]
     parts = [
         _HEAD.format(who=who, revision=policy.revision, day=f"{at:%Y-%m-%d}"),
         _RULES if rules else _NO_RULE,
@@ -104,16 +114,19 @@ def write_brief(policy: Policy, client: KitClient, at: datetime) -> str:
         *_grants(grants, policy),
         *_credentials(credentials, policy),
         *_rewrites(rewrites, policy),
-        _denied(contact, reads_bodies=any(rule.body is not None for rule in rules)),
+        *budgets,
+        _denied(contact, reads_bodies=any(rule.body is not None for rule in rules), has_budgets=bool(budgets)),
         _TICKETS * asks,
         _LIMITS,
     ]
     return "".join(parts)
 
 
-def _denied(contact: str, *, reads_bodies: bool) -> str:
+def _denied(contact: str, *, reads_bodies: bool, has_budgets: bool) -> str:
+    again = ", or a budget begins again" if has_budgets else ""
     unread, why_unread = ("500, ", ", or the gateway could not read the body (500)") if reads_bodies else ("", "")
-    return _DENIED.format(contact=contact, by_body=_BY_BODY * reads_bodies, unread=unread, why_unread=why_unread)
+    by_body = _BY_BODY * reads_bodies
+    return _DENIED.format(contact=contact, again=again, by_body=by_body, unread=unread, why_unread=why_unread)
 
 
 def escape(text: str) -> str:
@@ -242,6 +255,22 @@ def _credentials(credentials: Sequence[Credential], policy: Policy) -> Iterable[
 
 def _places(credential: Credential) -> str:
     return ", ".join(map(code, credential.form.places))
+
+
+def _budgets(policy: Policy, client: KitClient, metered: Sequence[Rule]) -> Iterator[str]:
+    """Write the quotas of tokens and cost that count rules of the client."""
+    names = (client.name,) if client.client else ()
+    quotas = {quota.name: quota for rule in metered for quota in token_quotas(policy, names, rule.name)}
+    if quotas:
+        yield _BUDGETS
+        yield from _bounded(list(quotas.values()), "budget", lambda quota: _budget(quota, metered))
+        yield "\n"
+
+
+def _budget(quota: Quota, metered: Sequence[Rule]) -> str:
+    counted = [rule.name for rule in metered if quota.counts(rule.name)]
+    of_rules = f", of {_items(counted)}" if quota.rules is not None else ""
+    return f"{quota.text}{of_rules} (quota {code(quota.name)})"
 
 
 def _rewrites(rewrites: Sequence[Rewrite], policy: Policy) -> Iterable[str]:
