@@ -99,6 +99,7 @@ RECORDS: dict[str, dict[str, Any]] = {
     },
     "client-left": {**CONNECT, "error": "ERR_CLIENT_GONE", "squid": "NONE_NONE_ABORTED/HIER_NONE"},
     "certificate-fetch": {**DENIED, "client": NONE, "rule": "invalid-request"},
+    "unmetered-request": {**DENIED, "rule": "invalid-request", "found": "body:the%20body%20is%20not%20plain%20JSON"},
     "parent-refused": {"status": 500, "error": "ERR_ICAP_FAILURE", "squid": "TCP_MISS/FIRSTUP_PARENT"},
     "not-forwarded": {**FAILED, "error": "ERR_CANNOT_FORWARD"},
     "invalid-answer": {**FAILED, "error": "ERR_ICAP_FAILURE"},
@@ -462,6 +463,11 @@ def test_an_invalid_request_whose_reason_the_record_does_not_hold_may_have_one_o
     told = sentence(**{**DENIED, "rule": "invalid-request", "url": "http://a.example/"})
     assert told.startswith("No policy allows such a request: TRACE, TRACK or PURGE; a scheme other than http")
     assert "too many readings" in told
+
+
+def test_a_metered_request_that_cannot_be_counted_has_the_reason_of_the_record() -> None:
+    told = sentence(**RECORDS["unmetered-request"])
+    assert told.endswith("has `meter`, and what the request may use cannot be told: the body is not plain JSON.")
 
 
 # --- cache.log --------------------------------------------------------------------------------------------------------

@@ -299,8 +299,8 @@ def test_a_client_that_chooses_the_id_of_its_answers_pays_for_each(tmp_path: Pat
     [
         (b'{"max_tokens": 1, "max_tokens": 64000}', "identity", "plain JSON"),
         (b'{"max_tokens": "64000"}', "identity", "no whole number"),
-        (CHAT, "br", "it cannot ask for the usage"),
-        (gzip.compress(CHAT), "gzip", "it cannot ask for the usage"),
+        (CHAT, "br", "the body is compressed, and the rule ünlimited has ask_usage: send it plain"),
+        (gzip.compress(CHAT), "gzip", "the body is compressed"),
     ],
 )
 def test_a_request_is_denied_whose_use_cannot_be_told(tmp_path: Path, body: bytes, encoding: str, reason: str) -> None:
@@ -308,6 +308,8 @@ def test_a_request_is_denied_whose_use_cannot_be_told(tmp_path: Path, body: byte
         denied = await service.reserve("1", body, encoding=encoding)
         assert (denied.decision.rule, denied.metered) == ("invalid-request", "")
         assert reason in (denied.decision.reason or "")
+        found = denied.headers["X-SK-Found"].encode("latin-1").decode()
+        assert denied.decision.reason == f"What this request may use cannot be told: {found.removeprefix('body:')}."
         assert service.lines() == []
 
     run(scenario, tmp_path)

@@ -121,7 +121,7 @@ class Settler:
             metered, body = await self._read(policy, rule, asked)
         except UnreadableBody as error:
             decision = deny("invalid-request", f"What this request may use cannot be told: {error}.")
-            return self._denied(decision, judgement.meter, asked), None
+            return self._denied(replace(decision, found=str(error)), judgement.meter, asked), None
         if refusal := await self._hold(policy, rule, metered):
             return self._refused(refusal, metered, judgement.meter, asked), None
         return replace(judgement, metered=metered.format()), body
@@ -289,7 +289,7 @@ def _metered(policy: CompiledPolicy, rule: Rule, asked: AskedBody) -> tuple[Mete
     sent, meter = asked.sent, rule.meter or Metering()
     form = form_of(sent.method, sent.target)
     if meter.ask_usage and form is not None and form.asks_usage and is_encoded(asked):
-        raise UnreadableBody("the body is encoded, so it cannot ask for the usage")
+        raise UnreadableBody(f"the body is compressed, and the rule {rule.name} has ask_usage: send it plain")
     reserve = reserve_of(sent, meter.reserve, form)
     told = (asked.request_id, asked.client, asked.user or NONE, recorded_text(rule.name), asked.revision)
     request = MeteredRequest(*told, recorded_text(_host(asked.url)))
