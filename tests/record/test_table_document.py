@@ -42,8 +42,9 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Table]:
     file.write_bytes(b"".join(line + b"\n" for line in lines))
     ledger = ledger_file(file.parent)
     ledger.parent.mkdir(parents=True)
-    about = MeteredRequest("1.2.3.4", "192.0.2.1", "-", "models", "-", "a.example")
-    append_entry(ledger, usage_entry(about, NOON, "gpt-4o", Amounts(800, 120, 3_200)))
+    for request_id, user in (("1.2.3.4", "alice"), ("1.2.3.5", "bob")):
+        about = MeteredRequest(request_id, "192.0.2.1", user, "models", "-", "a.example")
+        append_entry(ledger, usage_entry(about, NOON, "gpt-4o", Amounts(800, 120, 3_200)))
     with open_table(TableSources((file,)), threads=1) as opened:
         create_usage(opened.database, [ledger])
         yield opened
@@ -69,6 +70,12 @@ def test_there_are_ten_queries_or_more() -> None:
 @pytest.mark.parametrize("sql", QUERIES, ids=range(len(QUERIES)))
 def test_a_query_of_the_document_is_allowed_and_finds_something(table: Table, sql: str) -> None:
     assert table.connection.execute(parse_select(sql).text).fetchall() != []
+
+
+def test_users_at_one_address_have_rows_of_their_own(table: Table) -> None:
+    costs = next(sql for sql in QUERIES if "FROM usage" in sql)
+    rows = table.connection.execute(parse_select(costs).text).fetchall()
+    assert sorted(row[:2] for row in rows) == [("192.0.2.1", "alice"), ("192.0.2.1", "bob")]
 
 
 def test_a_byte_of_a_client_that_is_not_utf_8_ends_no_query(table: Table) -> None:
