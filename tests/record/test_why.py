@@ -637,6 +637,47 @@ def test_the_advice_for_a_quota_names_who_may_list_its_counts(log: Path) -> None
     (log.parent / "quota-store.yaml").touch()
     expected = f"To do: {asks} --store FILE`, with the settings of Valkey's user operator, shows what is used"
     assert expected in why(log).output
+    assert "--reset NAME --holder HOLDER --store FILE`" in why(log).output
+
+
+WITH_QUOTAS = """
+clients:
+  vms: {networks: [192.168.137.0/24], users: [alice, bob]}
+rules:
+  - {name: llm, action: allow, clients: [vms], hosts: [a.example], meter: tokens}
+prices: [{model: "*", in: 1, out: 2}]
+quotas:
+  - {name: day, per: client, cost: 20, every: day}
+  - {name: of rule, per: rule, requests: 5, every: hour}
+"""
+
+
+@pytest.mark.parametrize(
+    ("fields", "told", "holder"),
+    [
+        ({"user": "alice"}, "of alice: quota:day (20.00 of cost a day for each client).", "day --holder user:alice"),
+        ({"user": NONE}, "of the client: quota:day (20.00 of cost", "day --holder 192.168.137.9"),
+        ({"found": "quota:of%20rule"}, "(5 requests an hour for each rule)", "'of rule' --holder HOLDER"),
+        ({"found": "quota:gone"}, "quota:gone.", "NAME --holder HOLDER"),
+        ({"user": "a'b"}, "of a'b", """day --holder 'user:a'"'"'b'"""),
+    ],
+)
+def test_a_denial_by_a_quota_says_whose_count_it_is_its_limit_and_how_it_begins_again(
+    log: Path, fields: dict[str, Any], told: str, holder: str
+) -> None:
+    write_policy(log.parent / "policy", WITH_QUOTAS)
+    denied = {**RECORDS["quota"], "found": "quota:day", "revision": NONE, "client": "192.168.137.9"}
+    add(log, **{**denied, **fields})
+    output = why(log).output
+    assert told in output
+    assert re.search(f"--reset {re.escape(holder)}`", output)
+    assert ("its reset at " in output) == ("gone" not in told)
+
+
+def test_one_cause_of_a_quota_is_of_one_login(log: Path) -> None:
+    for user in ("alice", "bob"):
+        add(log, **{**RECORDS["quota"], "found": "quota:day", "user": user})
+    assert causes(log) == ["quota", "quota"]
 
 
 WITH_SECRET = """

@@ -5,7 +5,7 @@ A detail that is read now, and not as it was then, says so.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from shlex import quote
 from typing import Final
 
@@ -14,6 +14,7 @@ from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.engine.explain import Explanation, PassedOver, explain
 from squidkeeper.policy.engine.fields import Entry
 from squidkeeper.policy.language.model import Credential, Rule
+from squidkeeper.policy.language.quotas import Counted
 from squidkeeper.policy.protocol.request import Malformed
 from squidkeeper.policy.url import Address, gives_credentials, is_private
 from squidkeeper.record.log.record import NONE, Record, decode_field, host_of, parse_time, truncated_fields
@@ -22,6 +23,7 @@ from squidkeeper.record.why.cache_log import CacheLog
 from squidkeeper.record.why.causes import OPENS_THE_MACHINE, SHOWN_OF_MESSAGE, shown
 from squidkeeper.record.why.proposal import propose
 from squidkeeper.record.why.search import Failure
+from squidkeeper.serving.quotas.counts import holder
 from squidkeeper.serving.squid_crashes import SquidCrash
 from squidkeeper.serving.tickets.store import Ticket, TicketState
 from squidkeeper.serving.tickets.ticket import AskedRequest
@@ -312,11 +314,30 @@ def _request(record: Record, _known: Surroundings) -> Detail:
     return Detail({"request": quote(shown(record.request_id))})
 
 
-def _quota(_record: Record, known: Surroundings) -> Detail:
-    """Name who can list the counts: of shared ones, no gateway."""
-    if not known.counts_are_shared:
-        return Detail()
-    return Detail({"quota_uses": "`squidkeeper quota --store FILE`, with the settings of Valkey's user operator,"})
+def _quota(record: Record, known: Surroundings) -> Detail:
+    """Name the limit, whose count it is, when it begins again, and who can list the counts: of shared ones, no gateway.
+
+    The record does not have the rule that allowed the request, whose name a count for each rule has.
+    """
+    facts: dict[str, str] = {}
+    values: dict[str, object] = {}
+    policy = _policy(record, known)
+    name = (decode_field(record.found) or "").removeprefix("quota:")
+    quota = next((quota for quota in policy.source.quotas if quota.name == name), None) if policy else None
+    if quota is not None:
+        ends = datetime.fromtimestamp(quota.window.end(parse_time(record).timestamp()), UTC)
+        user = None if record.user == NONE else record.user
+        whose = "HOLDER" if quota.per is Counted.RULE else holder(quota, record.client, user, "")
+        facts = {
+            "limit": f" ({quota.text})",
+            "its_reset": f"its reset at {ends:%Y-%m-%dT%H:%M:%SZ}",
+            "reset": f"{quote(shown(name))} --holder {quote(shown(whose))}",
+        }
+        values = {"quota": name, "limit": quota.limit, "unit": str(quota.unit), "holder": whose}
+    if known.counts_are_shared:
+        facts["quota_uses"] = "`squidkeeper quota --store FILE`, with the settings of Valkey's user operator,"
+        facts["reset"] = f"{facts.get('reset', 'NAME --holder HOLDER')} --store FILE"
+    return Detail(facts, values)
 
 
 _DETAILS: Final[Mapping[str, Callable[[Record, Surroundings], Detail]]] = {
