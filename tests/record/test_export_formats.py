@@ -482,6 +482,16 @@ def test_no_other_format_imports_the_protobufs() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=REPOSITORY).returncode == 0
 
 
+@pytest.mark.parametrize("found", ["body:the%20body%20is%20not%20plain%20JSON", "body:it%20is%20long,%20and%20cut"])
+def test_a_denial_by_a_body_is_no_finding_of_a_secret(found: str) -> None:
+    [denied, by_body] = (record(**{**KINDS["denied"], **more}) for more in ({}, {"found": found}))
+    assert cef_severity(by_body) == cef_severity(denied)
+
+
+def cef_severity(found: Record) -> list[str]:
+    return parse_cef(encoder("cef").record(found))[0][4:]
+
+
 def test_a_denial_by_a_quota_is_no_finding_of_a_secret() -> None:
     quota, denied, secret = (record(**KINDS[kind]) for kind in ("a quota", "denied", "a secret"))
     severities = [parse_cef(encoder("cef").record(record))[0][4:] for record in (quota, denied, secret)]

@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from squidkeeper.base.errors import InvalidUrl
-from squidkeeper.policy.language.model import SEALED
+from squidkeeper.policy.language.model import BY_BODY, SEALED
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.policy.url import parse_authority
 from squidkeeper.record.log.record import NONE, Record, authority_of, decode_field, format_time, host_of, parse_time
@@ -82,10 +82,11 @@ _LISTS: Final = ("credential", "found")
 
 
 def holds_what_it_must_not(facts: Mapping[str, Fact | None]) -> bool:
-    """Whether a request held a secret, a canary or a placeholder: `found` has a denying quota and others too."""
+    """Whether a request held a secret, a canary or a placeholder: `found` has denying quotas and bodies too."""
     found = facts.get("found")
     names = found if isinstance(found, list | tuple) else [found] if found else []
-    return any(not str(name).startswith(("quota", SEALED)) for name in names)
+    is_by_body = bool(names) and str(names[0]).startswith(BY_BODY)  # its text may have commas
+    return not is_by_body and any(not str(name).startswith(("quota", SEALED)) for name in names)
 
 
 def _times(record: Record) -> dict[str, Fact | None]:
