@@ -247,6 +247,7 @@ def test_an_allow_that_passes_a_budget_by_is_warned_about(tmp_path: Path, rules:
         ("gpt-*", "gpt-5", True),
         ("*", "*-large", True),
         ("gpt-5*", "gpt-*", False),
+        ("gpt-5", "gpt-5*", False),
         ("*-large", "gpt-*", False),
         ("gpt-*-x", "gpt-*", False),
     ],
