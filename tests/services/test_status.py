@@ -715,6 +715,8 @@ def test_the_command_asks_what_was_denied_without_its_query() -> None:
         ("policy-unavailable", "The helper that answered had no policy that loads"),
         ("not-rendered", "lacks lines that the policy needs"),
         ("login-refused", "was revoked, or has expired"),
+        ("quota", "No command: what was used decided, and not the request."),
+        ("quota", "--reset NAME --holder HOLDER"),
     ],
 )
 def test_there_is_no_command_that_would_give_another_verdict(rule: str, said: str) -> None:

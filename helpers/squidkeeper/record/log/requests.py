@@ -34,7 +34,7 @@ NOT_BY_THE_POLICY: Final = {  # rules whose denials do not follow from record an
     "secret-leaving": "it held a secret, and the record withholds what it was",
     "placeholder-misdirected": "it held a placeholder, and the record holds no headers",
     "ticket-page": "only the gateway's tickets tell whether there was one for this client",
-    "quota": "a quota was used up, and the record does not hold what was used",
+    "quota": "a quota denied it, and the record does not hold what was used: see `squidkeeper quota`",
     "header-too-long": "its headers were too long, and the record holds none",
     "login-refused": "the token of the login was revoked or had expired, and the record does not hold the token",
     "not-rendered": "Squid's configuration lacked lines that the policy needs: run `squidkeeper doctor`",

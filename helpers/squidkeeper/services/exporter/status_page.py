@@ -135,6 +135,7 @@ _NOT_EXPLAINED = {
     "`squidkeeper log --json --rule authority-mismatch | tail -n 1 | squidkeeper explain --record -` shows what does"
     " not match.",
     **dict.fromkeys(NOT_BY_THE_POLICY, _NO_COMMAND),
+    "quota": "No command: what was used decided, and not the request.",
 }
 _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}")
 
