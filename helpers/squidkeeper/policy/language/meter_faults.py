@@ -8,7 +8,7 @@ from dataclasses import replace
 from squidkeeper.base.faults import Fault, FaultCode
 from squidkeeper.policy.language.document import Document, entries
 from squidkeeper.policy.language.model import Action, Policy, Rule
-from squidkeeper.policy.language.overlaps import covers, overlap
+from squidkeeper.policy.language.overlaps import HostNeighbours, covers, overlap
 from squidkeeper.policy.language.prices import MILLIONTHS
 from squidkeeper.policy.language.quotas import Quota, QuotaUnit
 
@@ -62,9 +62,11 @@ def uncounted(policy: Policy) -> Iterator[Fault]:
     if not metered or not any(quota.unit.is_tokens for quota in policy.quotas):
         return
     presets = {preset.name: preset.location for preset in policy.presets}
+    neighbours = HostNeighbours(metered)
     for position, rule in enumerate(policy.rules):
         is_allow = rule.action is Action.ALLOW and rule.meter is None and not rule.observe
-        if is_allow and (counted := _beside(policy, rule, metered, policy.rules[:position])):
+        near = [metered[other] for other in neighbours.of(rule)] if is_allow else []
+        if near and (counted := _beside(policy, rule, near, policy.rules[:position])):
             name = f"preset {rule.preset!r}" if rule.preset else f"rule {rule.name!r}"
             message = f"{name} has no meter, and allows POST to a host of {counted.name!r}: no budget counts that"
             remedy = "expected 'meter', methods without POST, or a deny above"
