@@ -467,7 +467,9 @@ def test_an_invalid_request_whose_reason_the_record_does_not_hold_may_have_one_o
 
 def test_a_metered_request_that_cannot_be_counted_has_the_reason_of_the_record() -> None:
     told = sentence(**RECORDS["unmetered-request"])
-    assert told.endswith("has `meter`, and what the request may use cannot be told: the body is not plain JSON.")
+    assert told.endswith(
+        "has `meter`, and the gateway cannot tell what the request may use: the body is not plain JSON."
+    )
 
 
 # --- cache.log --------------------------------------------------------------------------------------------------------

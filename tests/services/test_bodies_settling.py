@@ -309,7 +309,10 @@ def test_a_request_is_denied_whose_use_cannot_be_told(tmp_path: Path, body: byte
         assert (denied.decision.rule, denied.metered) == ("invalid-request", "")
         assert reason in (denied.decision.reason or "")
         found = denied.headers["X-SK-Found"].encode("latin-1").decode()
-        assert denied.decision.reason == f"What this request may use cannot be told: {found.removeprefix('body:')}."
+        assert (
+            denied.decision.reason
+            == f"The gateway cannot tell what this request may use: {found.removeprefix('body:')}."
+        )
         assert service.lines() == []
 
     run(scenario, tmp_path)

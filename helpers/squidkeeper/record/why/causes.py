@@ -458,7 +458,7 @@ CAUSES: Final = (
     KnownCause(
         "unmetered-request",
         f"rule `invalid-request`, and `{BY_BODY}` in `found`",
-        "The rule that allows the request has `meter`, and what the request may use cannot be told: {found}.",
+        "The rule that allows the request has `meter`, and the gateway cannot tell what the request may use: {found}.",
         "Let the client send its body as plain JSON, with numbers as numbers. Where nothing is to be counted, a rule"
         " without `meter` above can allow it.",
         lambda record: _of_rule(_INVALID)(record) and told_by_body(record) is not None,

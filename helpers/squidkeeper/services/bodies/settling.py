@@ -120,7 +120,7 @@ class Settler:
         try:
             metered, body = await self._read(policy, rule, asked)
         except UnreadableBody as error:
-            decision = deny("invalid-request", f"What this request may use cannot be told: {error}.")
+            decision = deny("invalid-request", f"The gateway cannot tell what this request may use: {error}.")
             return self._denied(replace(decision, found=str(error)), judgement.meter, asked), None
         if refusal := await self._hold(policy, rule, metered):
             return self._refused(refusal, metered, judgement.meter, asked), None
