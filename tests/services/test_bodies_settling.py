@@ -300,7 +300,7 @@ def test_a_client_that_chooses_the_id_of_its_answers_pays_for_each(tmp_path: Pat
         (b'{"max_tokens": 1, "max_tokens": 64000}', "identity", "plain JSON"),
         (b'{"max_tokens": "64000"}', "identity", "no whole number"),
         (CHAT, "br", "the body is compressed, and the rule ünlimited has ask_usage: send it plain"),
-        (gzip.compress(CHAT), "gzip", "the body is compressed"),
+        (gzip.compress(CHAT, mtime=0), "gzip", "the body is compressed"),
     ],
 )
 def test_a_request_is_denied_whose_use_cannot_be_told(tmp_path: Path, body: bytes, encoding: str, reason: str) -> None:
