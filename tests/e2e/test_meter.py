@@ -12,9 +12,11 @@ from collections.abc import Iterable
 from contextlib import closing, suppress
 from itertools import count
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
+from squidkeeper.policy.language.model import Token
 from squidkeeper.record.usage.ledger import UsageEntry, UsageState, latest, ledger_files, read_entries
 from squidkeeper.serving.quotas.local_counts import LocalCounts
 from tests.waiting import pause, wait_for
@@ -44,6 +46,8 @@ rules:
   - {name: asking, action: allow, hosts: [asking.example], meter: tokens, ask_usage: true}
   - {name: free, action: allow, hosts: [plain.example]}
 """
+TOKEN = "sqk_token-of-alice-0123456789"
+POLICY += f"clients: {{alice: {{token_sha256: {Token.of(TOKEN).sha256}}}}}\n"
 PRICES = {"gpt": (2_500_000, 10_000_000)}
 OTHER_PRICE = (1_000_000, 5_000_000)
 LOST_CALLS = int(os.environ.get("SQUIDKEEPER_LOST_CALLS", "10000"))
@@ -253,6 +257,15 @@ def test_a_spent_budget_denies_the_next_request(gateway: Gateway, origins: Origi
     settled(gateway, "tight.example")
     assert "is used up" in (tight(gateway, "127.0.0.21", Call(CHAT, "whole", (1, 1), limit=1))[1] or "")
     assert tight(gateway, "127.0.0.22", Call(CHAT, "whole", (1, 1), limit=1))[0] == 200
+
+
+def test_the_record_says_why_a_request_cannot_be_counted(gateway: Gateway) -> None:
+    login = ("--proxy-user", f"alice:{TOKEN}")
+    reply = curl(gateway, f"https://tight.example{CHAT}", "-d", "no JSON", *login, client="127.0.0.24")
+    assert (reply.status, reply.rule) == (403, "invalid-request")
+    assert "explain --body FILE --client 127.0.0.24 --user=alice 'POST' " in reply.body.decode()
+    line = gateway.logged(f"https://tight.example{CHAT}", len(gateway.log()) - 1)
+    assert unquote(str(line["found"])) == "body:the body is not plain JSON"
 
 
 def test_sdks_show_why_a_budget_denies(gateway: Gateway) -> None:
