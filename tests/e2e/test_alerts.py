@@ -31,6 +31,7 @@ from .curl import CurlFailed, curl
 from .fetching import Fetching, put_command
 from .gateway import NAMESERVER, REPOSITORY, Gateway, NewGateway
 from .load import load
+from .models import CHAT, JSON, chat
 from .network import run
 from .observer import GATEWAY, Exporter, Maintenance, Prometheus, fetch
 from .origin import Answer, Origins
@@ -79,9 +80,12 @@ rules:
   - {name: paths, action: allow, hosts: [paths.example], paths: [/open/**]}
   - {name: limited, action: allow, hosts: [limited.example]}
   - {name: read, action: allow, hosts: [read.example], body: {json: {/model: [small]}}}
+  - {name: metered, action: allow, hosts: [llm.example], meter: tokens}
   - {name: window, action: allow, hosts: [window.example], expires: "EXPIRES"}
 quotas:
   - {name: few, per: all, rules: [limited], requests: 1, every: day}
+prices:
+  - {model: "*", in: 1, out: 5}
 rewrites:
   - {name: away, hosts: [rewritten.example], to: "https://open.example{path}"}
 secrets:
@@ -245,6 +249,7 @@ def faults(watched: Watched, all_origins: Origins) -> Watched:
     """
     all_origins.forget()
     all_origins.answers["open.example/cached"] = Answer(headers={"Cache-Control": "public, max-age=600"})
+    all_origins.answers[f"llm.example{CHAT}"] = Answer(body=json.dumps(chat((200, 50))).encode(), headers=JSON)
     traffic_of_every_kind(watched.gateway)
     watched.prometheus.scrape(3)
     # Prometheus was there before the exporter.
@@ -269,6 +274,7 @@ def traffic_of_every_kind(gateway: Gateway) -> None:
     for _ in range(3):
         assert curl(gateway, "http://open.example/cached", client="127.0.0.2").status == 200
     assert curl(gateway, "http://open.example/", "--data", "x").status == 200
+    assert curl(gateway, f"http://llm.example{CHAT}", "--data", '{"model": "small"}').status == 200
     assert curl(gateway, "http://closed.example/").status == 403
     assert curl(gateway, "http://asked.example/").status == 403
 
