@@ -470,6 +470,7 @@ hostile_text = st.text(max_size=12)
 @settings(max_examples=50)
 @given(hostile_text, hostile_text, hostile_text)
 @example("", "", "\U0001ee67 \u7528")
+@example("", "", " ")
 def test_what_a_client_made_up_breaks_out_of_nothing(host: str, path: str, user: str) -> None:
     uses = [
         use(ONE, "GET", f"https://{quote(host, errors='replace')}/{quote(path, errors='replace')}"),

@@ -39,9 +39,10 @@ class Asker:
 
     @property
     def definable(self) -> bool:
-        """Whether a policy can name it: not a user with a control character, or with bytes that are not UTF-8."""
-        login = self.login or ""
-        return self.known is not None or (login.isprintable() and _NOT_UTF8 not in login)
+        """Whether a policy can name it: no user of spaces, with control characters or bytes that are not UTF-8."""
+        if self.known is not None or self.login is None:
+            return True
+        return bool(self.login.strip()) and self.login.isprintable() and _NOT_UTF8 not in self.login
 
 
 @dataclass(slots=True)
