@@ -50,7 +50,11 @@ def test_the_number_of_clients_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
         assert len(shares._unused_at) <= 100
 
 
-def test_a_client_is_not_charged_for_what_others_took_of_the_processor(now: list[float]) -> None:
+def test_a_client_is_not_charged_for_what_others_took_of_the_processor(
+    now: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "thread_time", lambda: 0.0)
+
     def wait(_line: bytes) -> Reply:
         now[0] += BURST_SECONDS * 2
         return Reply(Result.OK)
