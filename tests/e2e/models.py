@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -85,21 +86,27 @@ class Call:
         return json.dumps(told).encode()
 
     @property
+    def path(self) -> str:
+        """What is sent. Gemini's names the model, which counts where no answer does."""
+        return self.target.replace("gemini-x", f"gemini-{self.number}")
+
+    @property
     def model(self) -> str:
         """The model of its answer."""
         return f"{FAMILIES[self.target]}-{self.number}"
 
     @property
     def reserve(self) -> tuple[int, int]:
-        sent = SentRequest("POST", self.target, [("Content-Type", "application/json")], self.body)
-        reserve = reserve_of(sent, 0, form_of("POST", self.target))
+        sent = SentRequest("POST", self.path, [("Content-Type", "application/json")], self.body)
+        reserve = reserve_of(sent, 0, form_of("POST", self.path))
         return reserve.tokens_in, reserve.tokens_out
 
 
 def answer(seen: Seen) -> Answer:
     """Answer as the request asks."""
     said = json.loads(seen.body)
-    spent, way, target = (said["spent"][0], said["spent"][1]), said["way"], seen.target
+    spent, way = (said["spent"][0], said["spent"][1]), said["way"]
+    target = re.sub(r"gemini-\d+", "gemini-x", seen.target)
     model = said["model"].replace("x", FAMILIES[target])
     if way == "failed":
         return Answer(status=429, body=json.dumps(chat(spent, model)).encode(), headers=JSON)
@@ -148,7 +155,7 @@ async def _send(gateway: Gateway, call: Call, host: str) -> int | None:
     writer = None
     try:
         reader, writer = await asyncio.open_connection(*gateway.address)
-        head = f"POST http://{host}{call.target} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        head = f"POST http://{host}{call.path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
         writer.write(f"{head}Content-Length: {len(call.body)}\r\nConnection: close\r\n\r\n".encode() + call.body)
         answered = b""
         while data := await asyncio.wait_for(reader.read(65536), 60):
