@@ -16,7 +16,7 @@ from tests.conftest import HUNTED, SHARED_FOLDER
 from tests.leak_hunt import Hunt
 
 from . import canaries, network
-from .clients import GO
+from .clients import GO, Machine, machine_of
 from .dns import PUBLIC, Names
 from .gateway import NAMESERVER, Gateway, NewGateway, Site, install_prototype
 from .network import run
@@ -182,6 +182,14 @@ def vm(internet: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[net
     yield vm
     vm.stop()
     network.unfilter_vm()
+
+
+@pytest.fixture(scope="module")
+def machine(
+    gateway: Gateway, vm: network.VirtualMachine, programs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Machine:
+    """The VM as a client of the gateway of a module of tests."""
+    return machine_of(vm, gateway, programs, tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")

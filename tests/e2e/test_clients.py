@@ -19,7 +19,6 @@ from .clients import (
     Machine,
     ask,
     clients_table,
-    machine_of,
 )
 from .gateway import Gateway, NewGateway
 from .network import VirtualMachine, run
@@ -85,11 +84,6 @@ def trust_in_java(vm: VirtualMachine, ca: Path, store: Path) -> None:
     words = ("-importcert", "-noprompt", "-storepass", "changeit", "-alias", "gateway")
     run("keytool", *words, "-file", ca, "-keystore", store)
     vm.run("mount", "--bind", store, JAVA_STORE)
-
-
-@pytest.fixture(scope="module")
-def machine(gateway: Gateway, programs: Path, vm: VirtualMachine, tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    return machine_of(vm, gateway, programs, tmp_path_factory.mktemp("home"))
 
 
 @pytest.mark.clients

@@ -13,7 +13,7 @@ from squidkeeper.record.usage.ledger import UsageEntry, UsageState, latest, ledg
 from tests.usage_samples import TABLE, Sample
 from tests.waiting import wait_for
 
-from .clients import Machine, machine_of
+from .clients import Machine
 from .gateway import Gateway, NewGateway
 from .network import VirtualMachine
 from .origin import Answer, Origins, Seen, Stream
@@ -118,11 +118,6 @@ def gateway(new_gateway: NewGateway, vm: VirtualMachine) -> Gateway:
     gateway = new_gateway(POLICY, at=vm.gateway)
     vm.trust(gateway.ca)
     return gateway.start()
-
-
-@pytest.fixture(scope="module")
-def machine(gateway: Gateway, vm: VirtualMachine, programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    return machine_of(vm, gateway, programs, tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(autouse=True)

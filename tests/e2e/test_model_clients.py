@@ -8,7 +8,7 @@ import pytest
 from tests.waiting import wait_for
 
 from . import registries
-from .clients import Machine, machine_of
+from .clients import Machine
 from .gateway import Gateway, NewGateway
 from .network import VirtualMachine
 from .origin import Origins
@@ -117,11 +117,6 @@ def gateway(new_gateway: NewGateway, vm: VirtualMachine) -> Gateway:
     gateway = new_gateway(POLICY, at=vm.gateway)
     vm.trust(gateway.ca)
     return gateway.start()
-
-
-@pytest.fixture(scope="module")
-def machine(gateway: Gateway, vm: VirtualMachine, programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    return machine_of(vm, gateway, programs, tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture
