@@ -64,9 +64,8 @@ def _put(layout: Layout, values: Values, account: Account) -> None:
     files = rendered_files(layout, read_templates(layout), values, account)
     _parse(layout, files)
     if values.inspects_bodies:
-        start_body_services(
-            layout, account, values
-        )  # ahead of Squid, which does without it for a while where it is not there
+        # Ahead of Squid, which does without it for a while where it is not there.
+        start_body_services(layout, account, values)
     before = {path: read_entry(path) for path in files}
     try:
         put_rendered(files)

@@ -119,11 +119,8 @@ def usage_entry(
 
     In a second line that is not metered, `used` is the reserve, or more where more was seen.
     """
-    told, settled = (
-        (request.request_id, request.client, request.user, request.rule, request.revision),
-        reserve is not None,
-    )
-    reserve = reserve or Amounts()
+    told = (request.request_id, request.client, request.user, request.rule, request.revision)
+    settled, reserve = reserve is not None, reserve or Amounts()
     amounts = (used.tokens_in, used.cached_in, used.cache_write, used.tokens_out, used.cost)
     return UsageEntry(
         *(VERSION, format_time(at), *told, request.host, recorded_text(model), state, settled, recorded_text(reason)),
