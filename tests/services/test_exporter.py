@@ -511,6 +511,7 @@ def test_health_is_bad_for_what_stops_requests_and_for_nothing_else() -> None:
         "resolver-failing",
         "own-addresses-failing",
         "tls-failing",
+        "transparent-failing",
     }
 
 

@@ -94,7 +94,7 @@ def test_an_alert_says_of_which_gateway_how_bad_it_is_what_it_means_and_what_to_
         assert "by (job, instance" not in rule["expr"], "the label is lost"
 
 
-TASKS = ("resolver", "own-addresses", "rotation", "reload-gate", "tls", "webhook")
+TASKS = ("resolver", "own-addresses", "rotation", "reload-gate", "tls", "transparent", "webhook")
 TABLE = {
     condition.code: (condition.severity, condition.after, condition.summary)
     for condition in CONDITIONS

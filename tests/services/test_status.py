@@ -297,6 +297,10 @@ WRONG = {
         with_task("tls", "HAProxy does not answer"),
         "The maintenance task tls fails: HAProxy does not answer.",
     ),
+    "transparent-failing": (
+        with_task("transparent", "192.168.137.1 is not on this machine"),
+        "The maintenance task transparent fails: 192.168.137.1 is not on this machine.",
+    ),
     "webhook-failing": (
         with_task("webhook", "questions wait, and nobody is told: https://hooks.example: status 500"),
         "The maintenance task webhook fails: questions wait, and nobody is told: https://hooks.example: status 500.",

@@ -90,6 +90,10 @@ class TlsPortFailed(SquidkeeperError):
     """HAProxy does not answer, or does not take its certificate; the text says what it answered."""
 
 
+class TransparentFailed(SquidkeeperError):
+    """Clients without proxy settings do not get through; the text says what does not answer."""
+
+
 class WebhookFailed(SquidkeeperError):
     """People cannot be told that questions wait; the text says why, and shows neither the URL nor the key."""
 

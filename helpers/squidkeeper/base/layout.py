@@ -16,6 +16,7 @@ ACCOUNTS: Final = {name: f"squidkeeper-{name}" for name in ("secrets", "archive"
     BODIES, "squidkeeper-bodies"
 )  # one user for both: else they could not share a port
 BODIES_FOLDER: Final = "bodies"  # of the state folder
+TRANSPARENT_FOLDER: Final = "transparent"  # likewise
 SOCKETS_OF_WORKERS: Final = Path("/run/squid")  # built into Squid; with systemd its unit makes the folder
 _DYNAMIC_USERS: Final = (61184, 65519)  # systemd keeps these for DynamicUser=, so that no account has one
 

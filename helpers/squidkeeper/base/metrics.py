@@ -258,7 +258,8 @@ STATE_WRITABLE = Metric(
 MAINTENANCE_UP = Metric("squidkeeper_maintenance_up", "Whether the maintenance process gives a heartbeat.")
 MAINTENANCE_TASK_SUCCESS = Metric(
     "squidkeeper_maintenance_task_success",
-    "Whether a task of the maintenance process works: resolver, rotation, own-addresses, reload-gate, tls or webhook.",
+    "Whether a task of the maintenance process works: resolver, rotation, own-addresses, reload-gate, tls, "
+    "transparent or webhook.",
     ("task",),
 )
 

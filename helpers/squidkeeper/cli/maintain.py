@@ -107,6 +107,12 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str | None)
 )
 @file_option("--ca", DEFAULT_LAYOUT.signing_cert, "The CA that issues that certificate.")
 @file_option("--ca-key", DEFAULT_LAYOUT.signing_key, "The CA's key.")
+@click.option(
+    "--transparent",
+    metavar="ADDRESS",
+    multiple=True,
+    help="Ask what serves clients without proxy settings on this address. Can be repeated.",
+)
 @file_option("--webhook", DEFAULT_LAYOUT.webhook, "Where to tell people about questions.")
 def maintain(
     resolver: str | None,
@@ -124,6 +130,7 @@ def maintain(
     tls_names: tuple[str, ...],
     ca: Path,
     ca_key: Path,
+    transparent: tuple[str, ...],
     webhook: Path,
 ) -> None:
     """Run the tasks of maintenance, until SIGTERM.
@@ -135,6 +142,7 @@ def maintain(
       limit the logs
       judge edits of the policy
       renew HAProxy's certificate
+      ask what serves clients without proxy settings
       tell people about waiting questions (webhook.yaml)
 
     Run it beside Squid, as Squid's account. A failed task is logged and tried again every second. The exporter
@@ -166,6 +174,12 @@ def maintain(
             at_the_end.callback(judge.stop)
             layout = Layout.around(directory, state)
             tasks += [judge, RenderRequest(directory, layout.render_request, layout.rendered)]
+        if transparent:
+            from squidkeeper.services.maintenance.transparent import TransparentPorts  # others do without it
+
+            ports = TransparentPorts(transparent, state)
+            at_the_end.callback(ports.stop)
+            tasks.append(ports)
         if resolver:
             own = Resolver(resolver, resolv_conf, state / "resolver")
             at_the_end.callback(own.stop)

@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-import psutil
-
 from squidkeeper.base.gateway_commands import RESTART_BODIES
 from squidkeeper.base.layout import BODIES
 from squidkeeper.operate.doctor.inspection import Found, Inspection, critical, finds, warning
+from squidkeeper.operate.doctor.listening import foreign_listeners
 from squidkeeper.operate.setup.body_services import options_problem
 from squidkeeper.operate.setup.options import port_of
 from squidkeeper.operate.setup.processes import InstalledService
@@ -76,16 +75,6 @@ def _bodies_unanswered(seen: Inspection) -> Iterator[Found]:
     running=True,
 )
 def _bodies_foreign(seen: Inspection) -> Iterator[Found]:
-    services, own = _services(seen), set[int]()
-    for pid in filter(None, (service.pid() for service in services)):
-        first = psutil.Process(pid)
-        own |= {process.pid for process in (first, *first.children(recursive=True))}
-    for pid in sorted(_listeners(seen.layout.bodies) - own if services else ()):
-        yield Found(f"process {pid} ({psutil.Process(pid).name()}) listens on {seen.layout.bodies}")
-
-
-def _listeners(address: str) -> set[int]:
-    host, port = address.rpartition(":")[0], port_of(address)
-    places = {(host, port), ("0.0.0.0", port), ("::", port)}  # noqa: S104 - compared, not bound
-    found = psutil.net_connections("tcp")
-    return {one.pid for one in found if one.status == psutil.CONN_LISTEN and one.laddr[:2] in places and one.pid}
+    services = _services(seen)
+    for process in foreign_listeners(seen.layout.bodies, services) if services else ():
+        yield Found(f"process {process.pid} ({process.name()}) listens on {seen.layout.bodies}")

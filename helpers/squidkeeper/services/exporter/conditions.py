@@ -847,6 +847,12 @@ _TASKS: Final = {
         f" squidkeeper-tls`, or install.sh again. {_MAINTENANCE_LOG}, and `journalctl -u squidkeeper-tls` or tls.log.",
         True,
     ),
+    "transparent": (
+        "Clients without proxy settings do not get through. Run `./install.sh`, which starts what does not run, and"
+        " `squidkeeper doctor`, which names a program on one of the ports. An address comes with its interface. Logs:"
+        " `journalctl -u squidkeeper-dns`, `journalctl -u squidkeeper-transparent`.",
+        True,
+    ),
     "webhook": (
         "Questions of clients wait, and nobody is told. `squidkeeper ask` shows them. Check webhook.yaml."
         f" {_MAINTENANCE_LOG}.",

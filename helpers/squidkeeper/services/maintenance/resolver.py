@@ -28,6 +28,7 @@ _RETRY_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 5.0
 _SILENCE_SECONDS: Final = 5.0  # without an answer for so long, the resolver has failed
 _ANSWER_BYTES: Final = 512
+_ANSWERS_AT: Final = slice(6, 8)  # RFC 1035: the number of answers
 # RFC 1035: a header with one question and RD set, then localhost, type A, class IN. unbound knows the answer.
 _QUESTION: Final = bytes.fromhex("5351 0100 0001 0000 0000 0000") + b"\x09localhost\0\0\x01\0\x01"
 _log = logging.getLogger(__name__)
@@ -135,25 +136,32 @@ class Resolver:
 
 
 class Probe:
-    """Sends unbound a query for `localhost` at each check, and reads the answer at a later one."""
+    """Sends unbound a query at each check, for `localhost` by default, and reads the answer at a later one."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, question: bytes = _QUESTION) -> None:
         self._address = address
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._question = question
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.connect((address, 53))
         self._answered = time.monotonic()
 
     def check(self) -> None:
         """Send a query; `ResolverFailed` after some seconds without an answer."""
         with suppress(OSError):  # no answer yet, or nothing listens
-            while self._socket.recv(_ANSWER_BYTES):
-                self._answered = time.monotonic()
+            while answer := self._socket.recv(_ANSWER_BYTES):
+                if any(answer[_ANSWERS_AT]):
+                    self._answered = time.monotonic()
         with suppress(OSError):
-            self._socket.send(_QUESTION)
+            self._socket.send(self._question)
         if time.monotonic() - self._answered > _SILENCE_SECONDS:
             raise ResolverFailed(
                 f"unbound does not answer on {self._address} port 53 (its process: ss -lunp src {self._address})"
             )
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._socket.close()
 
 
 def _end_with_parent() -> None:

@@ -1,0 +1,30 @@
+"""Programs that listen where only services of the gateway may."""
+
+from collections.abc import Iterable, Iterator
+
+import psutil
+
+from squidkeeper.operate.setup.options import port_of
+from squidkeeper.operate.setup.processes import InstalledService
+
+
+def foreign_listeners(
+    address: str, services: Iterable[InstalledService], *, udp: bool = False
+) -> Iterator[psutil.Process]:
+    """Yield the processes that take what is sent to ADDRESS:PORT, and are none of these services."""
+    own = {pid for service in services for pid in _with_children(service.pid())}
+    for pid in sorted(_listeners(address, udp=udp) - own):
+        yield psutil.Process(pid)
+
+
+def _with_children(pid: int | None) -> Iterator[int]:
+    if pid:
+        first = psutil.Process(pid)
+        yield from (process.pid for process in (first, *first.children(recursive=True)))
+
+
+def _listeners(address: str, *, udp: bool) -> set[int]:
+    host, port = address.rpartition(":")[0].strip("[]"), port_of(address)
+    places = {(host, port), ("0.0.0.0", port), ("::", port)}  # noqa: S104 - compared, not bound
+    found = (one for one in psutil.net_connections("udp" if udp else "tcp") if one.laddr[:2] in places)
+    return {one.pid for one in found if one.pid and (one.status == psutil.CONN_LISTEN or (udp and not one.raddr))}
