@@ -24,6 +24,7 @@ from click.testing import CliRunner
 from squidkeeper.base.errors import InvalidSetting
 from squidkeeper.base.layout import Layout
 from squidkeeper.cli import main
+from squidkeeper.operate.client_kit import probe_script
 from squidkeeper.operate.client_kit.brief import write_brief
 from squidkeeper.operate.client_kit.client import KitClient, allowed_url, client_of, denied_url
 from squidkeeper.operate.client_kit.environment import VARIABLES, ClientSettings, parse_proxy, variables
@@ -41,8 +42,8 @@ HOSTILE = """it's "a" $(touch /x) `b` \\ # {} ${PATH}"""
 PROXY = "http://192.168.137.1:3129"
 
 
-def settings(proxy: str = PROXY, **given: Any) -> ClientSettings:
-    return ClientSettings(proxy=parse_proxy(proxy), **given)
+def settings(proxy: str | None = PROXY, **given: Any) -> ClientSettings:
+    return ClientSettings(proxy=parse_proxy(proxy) if proxy else None, **given)
 
 
 def written(form: EnvironmentForm, client: str = "agents", **given: Any) -> tuple[str, dict[str, str]]:
@@ -97,6 +98,20 @@ def test_java_gets_the_proxy_and_its_trust_store() -> None:
     assert {"-Dhttps.proxyHost=fd00::1", "-Dhttps.proxyPort=3129", "-Dhttp.proxyHost=fd00::1"} < set(options)
     assert "-Djavax.net.ssl.trustStore=/etc/ssl/certs/java/cacerts" in options
     assert "-Dhttp.nonProxyHosts=localhost|127.0.0.1|[::1]|[fd00::1]" in options
+
+
+def test_without_a_proxy_the_variables_of_the_roots_alone_are_left_in_every_form() -> None:
+    found, explicit = variables(settings(None)), variables(settings())
+    assert set(found) == {
+        *("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT", "UV_SYSTEM_CERTS"),
+        *("NODE_EXTRA_CA_CERTS", "npm_config_cafile", "DENO_CERT", "CARGO_HTTP_CAINFO", "AWS_CA_BUNDLE"),
+        "JAVA_TOOL_OPTIONS",
+    }
+    assert {name for name, value in found.items() if value != explicit[name]} == {"JAVA_TOOL_OPTIONS"}
+    assert explicit["JAVA_TOOL_OPTIONS"].endswith(found["JAVA_TOOL_OPTIONS"])
+    for form in EnvironmentForm:
+        text, _ = written(form, proxy=None)
+        assert "proxy" not in text.lower()
 
 
 def test_a_proxy_user_gets_a_placeholder_whatever_the_name_holds() -> None:
@@ -239,11 +254,15 @@ def test_the_dockerfile_form_writes_the_root_with_and_without_ca_certificates(
 
 
 def probe(
-    form: ProbeForm, folder: Path, allowed: str = "https://ok.example/", denied: str = "https://no.example/"
+    form: ProbeForm,
+    folder: Path,
+    allowed: str = "https://ok.example/",
+    denied: str = "https://no.example/",
+    proxy: str | None = PROXY,
 ) -> Path:
     """A probe of an environment whose files are in the folder."""
     ca, bundle = folder / "ca.crt", folder / "bundle.crt"
-    wanted = settings(ca_path=str(ca), bundle_path=str(bundle))
+    wanted = settings(proxy, ca_path=str(ca), bundle_path=str(bundle))
     file = folder / f"probe.{form}"
     file.write_text(write_probe(ClientProbe(HOSTILE, wanted, ROOT, (allowed,), (denied,)), form))
     return file
@@ -263,10 +282,12 @@ def tools(tmp_path: Path) -> Path:
     return folder
 
 
-def run_probe(form: ProbeForm, folder: Path, tools: Path, **environment: str) -> tuple[int, str]:
+def run_probe(
+    form: ProbeForm, folder: Path, tools: Path, proxy: str | None = PROXY, **environment: str
+) -> tuple[int, str]:
     options = ["--direct", "127.0.0.1:9", "--resolver", "127.0.0.1"] if form is ProbeForm.PYTHON else []
     done = subprocess.run(
-        [runner(form), str(probe(form, folder)), *options],
+        [runner(form), str(probe(form, folder, proxy=proxy)), *options],
         env={"PATH": str(tools), "DIRECT": "", **environment},
         capture_output=True,
         text=True,
@@ -410,6 +431,61 @@ def test_the_probe_does_not_ask_for_variables_that_are_set(form: ProbeForm, tmp_
     _, shown = run_probe(form, tmp_path, tools, **{**wanted, "NODE_USE_ENV_PROXY": "", "JAVA_TOOL_OPTIONS": ""})
     assert "  - node: export http_proxy=" in shown
     assert "  - java: export JAVA_TOOL_OPTIONS=" in shown
+
+
+WITHOUT_PROXY = [  # what a program printed, though it has no proxy → what to fix
+    ("curl", "curl: (6) Could not resolve host: ok.example", "let the gateway resolve names: its address alone"),
+    ("git", "fatal: unable to access: Network is unreachable", "git: let it resolve names as the system does"),
+    ("go", "status=407", "go: put USER:PASSWORD@ before the host: export http_proxy='' https_proxy=''"),
+    ("node", "wrong version number", "node: look for a proxy or no_proxy"),
+    ("npm", "connect ECONNREFUSED", "check that the address that names have here is the gateway's address"),
+]
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("form", ProbeForm)
+def test_the_probe_knows_what_goes_wrong_without_a_proxy(form: ProbeForm, tmp_path: Path, tools: Path) -> None:
+    for program, output, _ in WITHOUT_PROXY:
+        fake_program(tools, program, 1, output)
+    _, shown = run_probe(form, tmp_path, tools, proxy=None)
+    assert shown.startswith(f"Probe of {HOSTILE}, without a proxy\n")
+    for _, _, part in WITHOUT_PROXY:
+        assert f"\n  - {part}" in shown
+    _, shown = run_probe(form, tmp_path, tools, proxy=None, HTTPS_PROXY=PROXY)
+    assert re.search("^variables  missing or different: .*HTTPS_PROXY", shown, re.MULTILINE)
+
+
+NAMES = [  # the addresses of example.com, and of a name that only the gateway's resolver knows → the line
+    ("192.0.2.1", "192.0.2.1", "DNS        of the gateway: every name is 192.0.2.1"),
+    ("203.0.113.7", "", "DNS        not of the gateway: example.com is 203.0.113.7"),
+    ("203.0.113.7", "192.0.2.1", "DNS        not of the gateway: example.com is 203.0.113.7"),
+    ("", "", "DNS        not of the gateway: example.com is unknown"),
+]
+
+
+@pytest.mark.parametrize(("known", "unknown", "line"), NAMES)
+def test_without_a_proxy_each_name_has_to_have_the_same_address(
+    known: str, unknown: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(probe_script.KIT, "transparent", True)
+    monkeypatch.setattr(probe_script, "addresses_of", lambda name: [known] if known else [])
+    shown, fix = probe_script.check_name([unknown] if unknown else [])
+    assert (shown, bool(fix)) == (line, "not of" in line)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(("known", "unknown", "line"), NAMES)
+def test_the_probe_in_shell_compares_the_same_names(
+    known: str, unknown: str, line: str, tmp_path: Path, tools: Path
+) -> None:
+    fake = tools / "getent"
+    fake.write_text(
+        f'#!{tools}/sh\n[ "$2" = example.com ] && set -- {known} || set -- {unknown}\n[ "$1" ] && echo "$1  name"\n'
+    )
+    fake.chmod(0o755)
+    _, shown = run_probe(ProbeForm.SH, tmp_path, tools, proxy=None)
+    assert line in shown.splitlines()
+    assert ("  - let the gateway resolve names: " in shown) == ("not of" in line)
 
 
 @pytest.mark.system
@@ -610,6 +686,36 @@ def test_the_brief_shows_what_is_this_clients_and_nothing_else_in_the_order_in_w
     assert "these headers, and parameters such as `?name=` to the query. Send none" in of_ci
     assert "2. `?key=`: `ci-alone.example`" in of_ci
     assert "deploy.example" not in run("brief", "--policy", policy)[1]
+
+
+def test_the_brief_of_a_client_without_a_proxy_names_none(policy: Path) -> None:
+    status, text = run("brief", "--policy", policy, "--client", "agents", "--transparent")
+    assert status == 0
+    assert "Programs need no proxy settings:\nevery name has the gateway's address here." in text
+    assert "on ports 80 and 443 alone" in text
+    assert "proxy" not in text.replace("no proxy settings", "")
+    assert "fetch`" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--client", "ci"], "ci logs in, and a client without proxy settings is known by `networks` alone"),
+        (["--client", "people", "--user", "ann"], "people logs in, and a client"),
+        (["--proxy", PROXY], "leave --proxy and --no-proxy out"),
+        (["--client", "agents", "--no-proxy", "a.example"], "leave --proxy and --no-proxy out"),
+    ],
+)
+def test_what_needs_a_proxy_is_refused_without_one(arguments: list[str], message: str, policy: Path) -> None:
+    status, text = run("env", "--policy", policy, "--transparent", *arguments)
+    assert (status, message in " ".join(text.split())) == (2, True)
+
+
+def test_env_and_probe_need_no_gateways_address_without_a_proxy(policy: Path, tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").write_text(ROOT)
+    arguments = ("--policy", policy, "--client", "agents", "--transparent")
+    assert run("env", *arguments)[1] == written(EnvironmentForm.SH, proxy=None)[0]
+    assert "Probe of agents, without a proxy" in run("probe", *arguments, "--ca", tmp_path / "ca.crt")[1]
 
 
 def test_the_brief_bounds_what_it_lists(policy: Path) -> None:

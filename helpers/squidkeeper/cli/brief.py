@@ -19,4 +19,4 @@ def brief(found: ClientOfGateway) -> None:
     """
     from squidkeeper.operate.client_kit.brief import write_brief
 
-    click.echo(write_brief(found.policy.source, found.client, found.now), nl=False)
+    click.echo(write_brief(found.policy.source, found.client, found.now, transparent=found.transparent), nl=False)

@@ -28,15 +28,21 @@ def client_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def with_client(
-        client: str | None, user: str | None, root: Path | None, directory: Path | None, **options: Any
+        client: str | None,
+        user: str | None,
+        root: Path | None,
+        directory: Path | None,
+        transparent: bool,
+        **options: Any,
     ) -> Any:
-        return command(found=_read_client(client, user, root, directory), **options)
+        return command(found=_read_client(client, user, root, directory, transparent=transparent), **options)
 
     return combined(
         click.option("--client", metavar="NAME", help="A client of the policy. [default: none of them]"),
         click.option("--user", metavar="NAME", help="The proxy user, if the client has several."),
         root_option,
         path_option("--policy", "directory", help="Another policy."),
+        click.option("--transparent", is_flag=True, help="For a client without proxy settings."),
     )(with_client)
 
 
@@ -62,9 +68,12 @@ class ClientOfGateway:
     policy: CompiledPolicy
     client: KitClient
     now: datetime
+    transparent: bool  # the client has no proxy settings
 
 
-def _read_client(client: str | None, user: str | None, root: Path | None, directory: Path | None) -> ClientOfGateway:
+def _read_client(
+    client: str | None, user: str | None, root: Path | None, directory: Path | None, *, transparent: bool
+) -> ClientOfGateway:
     """Load the policy and find the client; `InvalidSetting` where that is not possible."""
     from squidkeeper.operate.client_kit.client import client_of
     from squidkeeper.policy.policy_store.loading import load
@@ -73,9 +82,12 @@ def _read_client(client: str | None, user: str | None, root: Path | None, direct
     folder = directory or layout.policy
     try:
         policy = load(folder, now).compiled
-        return ClientOfGateway(layout, policy, client_of(policy.source, client, user), now)
+        found = client_of(policy.source, client, user)
     except PolicyError as error:
         raise click.ClickException(f"{error}\n{folder} does not load: fix it first (squidkeeper check)") from error
+    if transparent and found.user is not None:
+        raise InvalidSetting(f"{found.name} logs in, and a client without proxy settings is known by `networks` alone")
+    return ClientOfGateway(layout, policy, found, now, transparent)
 
 
 def read_settings(
@@ -84,7 +96,9 @@ def read_settings(
     """Check what the variables are made from; `InvalidSetting` says what was expected."""
     from squidkeeper.operate.client_kit.environment import ClientSettings, parse_proxy
 
-    url = parse_proxy(proxy) if proxy else _proxy_of(found)
+    if found.transparent and (proxy or no_proxy):
+        raise InvalidSetting("--transparent is for clients without a proxy: leave --proxy and --no-proxy out")
+    url = None if found.transparent else parse_proxy(proxy) if proxy else _proxy_of(found)
     return ClientSettings(proxy=url, user=found.client.user, token=token, direct=no_proxy, **paths)
 
 

@@ -28,11 +28,16 @@ ItemT = TypeVar("ItemT")
 _HEAD = """\
 # Network access
 
-All network traffic of this machine goes through an HTTP proxy that enforces a policy. The variables `http_proxy` and
-`HTTPS_PROXY` name it. There is no other way out: names do not resolve here, and direct connections fail.
+{way}
 This is the policy{who}, revision `{revision}`, of {day}. It can change at any time; the gateway's answer counts.
 
 """
+_BY_PROXY = """\
+All network traffic of this machine goes through an HTTP proxy that enforces a policy. The variables `http_proxy` and
+`HTTPS_PROXY` name it. There is no other way out: names do not resolve here, and direct connections fail."""
+_TRANSPARENT = """\
+All network traffic of this machine goes through a gateway that enforces a policy. Programs need no proxy settings:
+every name has the gateway's address here. There is no other way out: connections to other addresses fail."""
 _IN_QUERY = ", and parameters such as `?name=` to the query"
 _RULES = """\
 ## What you may reach
@@ -84,8 +89,7 @@ the time that the denial names (`resets` in JSON). Then they can pass again.
 _LIMITS = """\
 ## Also
 
-- Only `http://` and `https://` URLs work, on ports 80 and 443 unless a rule names others. No ssh, no `git://`.
-  Node's `fetch` reaches `https://` URLs only: for plain `http://` use `http.get`, or `curl`.
+- Only `http://` and `https://` URLs work, on ports 80 and 443{ports}. No ssh, no `git://`.{fetch}
   HTTP/2 and gRPC work only where a rule says "not decrypted", WebSockets where a rule says so or opens a whole host.
 - Use host names. An `https://` URL with an address in place of the name fails, unless a rule says "not decrypted".
 - Private addresses are closed, also those that a name resolves to, except where a rule opens them.
@@ -95,8 +99,15 @@ _LIMITS = """\
 """
 
 
-def write_brief(policy: Policy, client: KitClient, at: datetime) -> str:
-    """Write the brief of one client."""
+_LIMITS_BY_PROXY = _LIMITS.format(
+    ports=" unless a rule names others",
+    fetch="\n  Node's `fetch` reaches `https://` URLs only: for plain `http://` use `http.get`, or `curl`.",
+)
+_LIMITS_TRANSPARENT = _LIMITS.format(ports=" alone", fetch="")
+
+
+def write_brief(policy: Policy, client: KitClient, at: datetime, *, transparent: bool = False) -> str:
+    """Write the brief of one client, which has proxy settings unless it is transparent."""
     who = "" if client.name == ANY_CLIENT else f" for {code(client.name)}"
     contact = escape(policy.contact) if policy.contact else "the operator of the gateway"
     rules = [rule for rule in policy.rules if client.concerns(rule) and not rule.lapsed(at) and not rule.observe]
@@ -106,8 +117,9 @@ def write_brief(policy: Policy, client: KitClient, at: datetime) -> str:
     credentials = [credential for credential in policy.credentials if reaches and client.concerns(credential)]
     rewrites = [rewrite for rewrite in policy.rewrites if reaches and client.concerns(rewrite)]
     budgets = [*_budgets(policy, client, [rule for rule in rules if rule.meter is not None])]
+    way, limits = (_TRANSPARENT, _LIMITS_TRANSPARENT) if transparent else (_BY_PROXY, _LIMITS_BY_PROXY)
     parts = [
-        _HEAD.format(who=who, revision=policy.revision, day=f"{at:%Y-%m-%d}"),
+        _HEAD.format(way=way, who=who, revision=policy.revision, day=f"{at:%Y-%m-%d}"),
         _RULES if rules else _NO_RULE,
         *_bounded(rules, "rule", lambda rule: _rule(rule, policy)),
         _default(policy, len(rules)),
@@ -117,7 +129,7 @@ def write_brief(policy: Policy, client: KitClient, at: datetime) -> str:
         *budgets,
         _denied(contact, reads_bodies=any(rule.body is not None for rule in rules), has_budgets=bool(budgets)),
         _TICKETS * asks,
-        _LIMITS,
+        limits,
     ]
     return "".join(parts)
 

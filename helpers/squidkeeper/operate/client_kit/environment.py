@@ -43,7 +43,7 @@ class Proxy(NamedTuple):
 class ClientSettings:
     """What the variables of one client are made from. Paths are paths in its VM."""
 
-    proxy: Proxy
+    proxy: Proxy | None  # None: a client without proxy settings, for which each name has the gateway's address
     user: str | None = None
     token: str | None = field(default=None, repr=False)  # of the user, where it is given
     ca_path: str = CA_PATH
@@ -62,18 +62,18 @@ class ClientSettings:
 
     @property
     def proxy_url(self) -> str:
-        """The proxy of https URLs."""
-        return self.proxy.url(self.user, self.token)
+        """The proxy of https URLs; empty without a proxy."""
+        return self.proxy.url(self.user, self.token) if self.proxy else ""
 
     @property
     def http_proxy_url(self) -> str:
         """The proxy of http URLs: never by TLS, which some programs do not speak to a proxy (Python's urllib)."""
-        return self.proxy._replace(scheme="http").url(self.user, self.token)
+        return self.proxy._replace(scheme="http").url(self.user, self.token) if self.proxy else ""
 
     @property
     def no_proxy(self) -> tuple[str, ...]:
-        """The hosts that are reached directly, the proxy itself among them."""
-        return tuple(dict.fromkeys((*_ALWAYS_DIRECT, self.proxy.host.text, *self.direct)))
+        """The hosts that are reached directly, the proxy itself among them; none without a proxy."""
+        return tuple(dict.fromkeys((*_ALWAYS_DIRECT, self.proxy.host.text, *self.direct))) if self.proxy else ()
 
 
 def parse_proxy(text: str) -> Proxy:
@@ -109,18 +109,28 @@ def _basic(settings: ClientSettings) -> str:
     return "" if settings.user is None else "basic"
 
 
+def _use_proxy(settings: ClientSettings) -> str:
+    return "1" if settings.proxy else ""
+
+
 def _java(settings: ClientSettings) -> str:
-    host, port = settings.proxy.host.text, str(settings.proxy.port)
     properties = {
-        "http.proxyHost": host,
-        "http.proxyPort": port,
-        "https.proxyHost": host,
-        "https.proxyPort": port,
-        "http.nonProxyHosts": "|".join(_java_hosts(settings.no_proxy)),
+        **(_java_proxy(settings.proxy, settings.no_proxy) if settings.proxy else {}),
         "javax.net.ssl.trustStore": settings.java_store_path,
         "javax.net.ssl.trustStorePassword": "changeit",  # as of every JDK: a PKCS #12 file is not read without it
     }
     return " ".join(f"-D{name}={value}" for name, value in properties.items())
+
+
+def _java_proxy(proxy: Proxy, no_proxy: Iterable[str]) -> dict[str, str]:
+    host, port = proxy.host.text, str(proxy.port)
+    return {
+        "http.proxyHost": host,
+        "http.proxyPort": port,
+        "https.proxyHost": host,
+        "https.proxyPort": port,
+        "http.nonProxyHosts": "|".join(_java_hosts(no_proxy)),
+    }
 
 
 def _java_hosts(hosts: Iterable[str]) -> list[str]:
@@ -145,7 +155,7 @@ VARIABLES: Mapping[str, Callable[[ClientSettings], str]] = {
     # The roots of the system, not those that uv brings; older ones read SSL_CERT_FILE.
     "UV_SYSTEM_CERTS": lambda _: "true",
     "NODE_EXTRA_CA_CERTS": _root,  # Node, npm, Bun: adds to their own roots
-    "NODE_USE_ENV_PROXY": lambda _: "1",  # Node's fetch, from 22.21 and 24.5 on
+    "NODE_USE_ENV_PROXY": _use_proxy,  # Node's fetch, from 22.21 and 24.5 on
     "npm_config_proxy": _http_proxy,
     "npm_config_https_proxy": _proxy,
     "npm_config_noproxy": _no_proxy,

@@ -87,15 +87,16 @@ def _cloud_init(environment: ClientEnvironment) -> str:
     Keys: https://docs.cloud-init.io/en/latest/reference/modules.html (Write Files, CA Certificates, Apt Configure).
     """
     settings = environment.settings
-    config = {
+    config: dict[str, object] = {
         "write_files": [
             {"path": settings.ca_path, "permissions": "0644", "content": environment.root},
             {"path": _PROFILE, "permissions": "0644", "content": _sh(environment)},
             {"path": "/etc/environment", "append": True, "content": _assignments(variables(settings))},
         ],
         "ca_certs": {"trusted": [environment.root]},
-        "apt": {"http_proxy": settings.http_proxy_url, "https_proxy": settings.proxy_url},
     }
+    if settings.proxy:
+        config["apt"] = {"http_proxy": settings.http_proxy_url, "https_proxy": settings.proxy_url}
     text = yaml.dump(config, Dumper=_Block, sort_keys=False, allow_unicode=True, width=1000)
     return "#cloud-config\n" + _comments(environment) + text
 

@@ -10,9 +10,22 @@ from typing import NamedTuple
 
 from squidkeeper.base.formatting import substitute
 from squidkeeper.operate.client_kit.environment import ClientSettings, variables
-from squidkeeper.operate.client_kit.probe_table import PROGRAMS, REACHED, REASON, RULE, STATUS, SYMPTOMS, ProbedProgram
+from squidkeeper.operate.client_kit.probe_table import (
+    PROGRAMS,
+    PROXY_IS_SET,
+    PROXY_VARIABLES,
+    REACHED,
+    REASON,
+    RULE,
+    STATUS,
+    SYMPTOMS,
+    SYMPTOMS_WITHOUT_PROXY,
+    ProbedProgram,
+    Symptom,
+)
 
 _EMPTY = 'json.loads("{}")  # noqa: UP006 - replaced by `squidkeeper probe`'
+_NO_PROXY = dict.fromkeys(PROXY_VARIABLES, "")
 _NO_VARIABLE = "put the root of the gateway into the trust store of the system"
 
 
@@ -43,8 +56,19 @@ class ClientProbe:
 
     @property
     def variables(self) -> Mapping[str, str]:
-        """The variables that the client has to have."""
-        return variables(self.settings)
+        """The variables that the client has to have; without proxy settings, those of a proxy have to be empty."""
+        return variables(self.settings) | ({} if self.settings.proxy else _NO_PROXY)
+
+    @property
+    def title(self) -> str:
+        """The first line of what the probe prints."""
+        proxy = self.settings.proxy
+        return f"Probe of {self.client}, {f'proxy {proxy.url()}' if proxy else 'without a proxy'}"
+
+    @property
+    def symptoms(self) -> tuple[Symptom, ...]:
+        """What can go wrong."""
+        return SYMPTOMS if self.settings.proxy else SYMPTOMS_WITHOUT_PROXY
 
     def export(self, names: Iterable[str]) -> str:
         """Write the line of a shell that sets variables."""
@@ -57,14 +81,16 @@ class ClientProbe:
         return Remedy(program.roots, self.export(program.roots), self._fill(program.if_roots_are_set))
 
     def set_proxy(self, program: ProbedProgram) -> Remedy:
-        """Say how a program comes to use the proxy."""
-        return Remedy(program.proxy, self.export(program.proxy), program.if_proxy_is_set)
+        """Say how a program comes to use the proxy, or none."""
+        names = tuple(name for name in program.proxy if name in self.variables)
+        return Remedy(names, self.export(names), program.if_proxy_is_set if self.settings.proxy else PROXY_IS_SET)
 
     @property
     def fills(self) -> Mapping[str, str]:
         """What stands in the fixes of all programs."""
         export = self.export(name for name in self.variables if name.lower() in ("http_proxy", "https_proxy"))
-        return {"proxy": self.settings.proxy.url(), "export_proxy": export}
+        proxy = self.settings.proxy
+        return {"proxy": proxy.url() if proxy else "the address that names have here", "export_proxy": export}
 
     def _fill(self, remedy: str) -> str:
         settings = self.settings
@@ -78,8 +104,8 @@ def write_probe(probe: ClientProbe, form: ProbeForm) -> str:
 
 def _python(probe: ClientProbe) -> str:
     kit = {
-        "client": probe.client,
-        "proxy": probe.settings.proxy.url(),
+        "title": probe.title,
+        "transparent": probe.settings.proxy is None,
         "variables": dict(probe.variables),
         "ca_path": probe.settings.ca_path,
         "bundle_path": probe.settings.bundle_path,
@@ -90,7 +116,7 @@ def _python(probe: ClientProbe) -> str:
         "rule": RULE,
         "reason": REASON,
         "reached": REACHED,
-        "symptoms": [(symptom.pattern, symptom.meaning, symptom.fix, symptom.of_gateway) for symptom in SYMPTOMS],
+        "symptoms": [(symptom.pattern, symptom.meaning, symptom.fix, symptom.of_gateway) for symptom in probe.symptoms],
         "fills": dict(probe.fills),
         "programs": [
             {
@@ -114,7 +140,8 @@ def _sh(probe: ClientProbe) -> str:
     fills |= {"set_roots": '"$set_roots"', "set_proxy": '"$set_proxy"'}  # which differ from program to program
     in_quotes = {f"{{{name}}}": f"'{word}'" for name, word in fills.items()}
     values = {
-        "TITLE": quote(f"Probe of {probe.client}, proxy {settings.proxy.url()}"),
+        "TITLE": quote(probe.title),
+        "TRANSPARENT": _yes_or_no(settings.proxy is None),
         "CA_PATH": quote(settings.ca_path),
         "BUNDLE_PATH": quote(settings.bundle_path),
         "ROOT": quote(probe.root.strip()),
@@ -130,7 +157,7 @@ def _sh(probe: ClientProbe) -> str:
         "SYMPTOMS": "\n".join(
             f"    symptom {quote(one.pattern)} {quote(one.meaning)} {substitute(quote(one.fix), in_quotes)} "
             f"{_yes_or_no(one.of_gateway)} && return"
-            for one in SYMPTOMS
+            for one in probe.symptoms
         ),
         "PROGRAMS": "\n".join(
             " ".join(

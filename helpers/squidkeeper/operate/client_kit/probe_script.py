@@ -22,6 +22,7 @@ KIT: Dict[str, Any] = json.loads("{}")  # noqa: UP006 - replaced by `squidkeeper
 DIRECT = ["1.1.1.1:443", "8.8.8.8:443", "[2606:4700:4700::1111]:443"]
 RESOLVERS = ["1.1.1.1", "8.8.8.8"]
 NAME = "example.com"
+GATEWAYS_NAME = "squidkeeper-probe.example"  # which only the resolver of a transparent gateway knows
 PROGRAM_SECONDS = 90  # Java compiles first
 TIMEOUT_SECONDS = 2  # of what must not answer
 CLOSE = "the host group of the VM has to drop 0.0.0.0/0 and to allow the gateway alone"
@@ -38,12 +39,13 @@ class Outcome(NamedTuple):
 def main() -> None:
     """Check the environment, the ways around the gateway and each program; exit with 1 if something is to be fixed."""
     options = parse_options()
-    say(f"Probe of {KIT['client']}, proxy {KIT['proxy']}")
+    say(KIT["title"])
+    gateway = addresses_of(GATEWAYS_NAME) if KIT["transparent"] else []
     fixes = [check_environment(), *check_files()]
     with ThreadPoolExecutor(8) as pool:
         routes = [pool.submit(check_direct, authority) for authority in options.direct]
-        routes += [pool.submit(check_name)]
-        routes += [pool.submit(check_resolver, address) for address in options.resolver]
+        routes += [pool.submit(check_name, gateway)]
+        routes += [pool.submit(check_resolver, address, gateway) for address in options.resolver]
         for route in routes:
             found, fix = route.result()
             say(found)
@@ -145,8 +147,8 @@ def check_direct(authority: str) -> Tuple[str, str]:  # noqa: UP006
     return f"direct     OPEN: {authority}", f"{authority} is reached without the gateway: {CLOSE}"
 
 
-def check_resolver(address: str) -> Tuple[str, str]:  # noqa: UP006
-    """Ask a name server by UDP; give the line to print and what to fix."""
+def check_resolver(address: str, gateway: List[str]) -> Tuple[str, str]:  # noqa: UP006
+    """Ask a name server by UDP; give the line to print and what to fix. The gateway's may answer with its address."""
     name = b"".join(bytes([len(label)]) + label.encode() for label in NAME.split("."))
     question = struct.pack(">6H", 4711, 0x0100, 1, 0, 0, 0) + name + b"\0\0\1\0\1"
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as asking:
@@ -159,15 +161,29 @@ def check_resolver(address: str) -> Tuple[str, str]:  # noqa: UP006
             answer = b""
     if answer[6:8] in (b"", b"\0\0"):  # no answer, or one without an address
         return f"DNS        closed: the name server {address} does not answer", ""
+    if any(socket.inet_aton(own) in answer for own in gateway if ":" not in own):
+        return f"DNS        of the gateway: the name server {address}", ""
     fix = f"the name server {address} answers, so data can leave in names: {CLOSE}"
     return f"DNS        OPEN: the name server {address} answers", fix
 
 
-def check_name() -> Tuple[str, str]:  # noqa: UP006
-    """Look a name up as programs do; give the line to print and what to fix."""
+def addresses_of(name: str) -> List[str]:  # noqa: UP006
+    """Look a name up as programs do; give its addresses, none where it does not resolve."""
     try:
-        socket.getaddrinfo(NAME, 443)
+        return sorted({str(found[4][0]) for found in socket.getaddrinfo(name, 443)})
     except OSError:
+        return []
+
+
+def check_name(gateway: List[str]) -> Tuple[str, str]:  # noqa: UP006
+    """Look a name up; give the line to print and what to fix."""
+    found = addresses_of(NAME)
+    if KIT["transparent"]:
+        if found and found == gateway:
+            return f"DNS        of the gateway: every name is {', '.join(found)}", ""
+        fix = "let the gateway resolve names: its address alone in dns_servers of the host group of the VM"
+        return f"DNS        not of the gateway: {NAME} is {', '.join(found) or 'unknown'}", fix
+    if not found:
         return f"DNS        closed: {NAME} does not resolve", ""
     fix = 'names resolve here: set dns_servers: ["127.0.0.1"] in the host group of the VM'
     return f"DNS        OPEN: {NAME} resolves", fix

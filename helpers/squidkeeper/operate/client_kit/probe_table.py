@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from squidkeeper.record.why.causes import SPEAKS_TLS
 
-_PROXY = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
-_PROXY_IS_SET = "look for a proxy or no_proxy in its own configuration: its variables are right already"
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+PROXY_IS_SET = "look for a proxy or no_proxy in its own configuration: its variables are right already"
 _ROOTS_ARE_SET = (
     "put the gateway's root into the files that its variables name: they are right already. If the gateway has another "
     "CA now, print this probe again"
@@ -27,9 +27,9 @@ class ProbedProgram:
     program: str  # skipped unless this is on the PATH
     command: str
     roots: tuple[str, ...]
-    proxy: tuple[str, ...] = _PROXY
+    proxy: tuple[str, ...] = PROXY_VARIABLES
     if_roots_are_set: str = _ROOTS_ARE_SET
-    if_proxy_is_set: str = _PROXY_IS_SET
+    if_proxy_is_set: str = PROXY_IS_SET
     asks_below: bool = False  # it asks for a path of its own below the URL, which the policy may decide differently
 
 
@@ -106,7 +106,7 @@ PROGRAMS = (
         "node",
         f"node -e '{_FETCH}' \"$URL\"",
         ("NODE_EXTRA_CA_CERTS",),
-        proxy=(*_PROXY, "NODE_USE_ENV_PROXY"),
+        proxy=(*PROXY_VARIABLES, "NODE_USE_ENV_PROXY"),
         if_proxy_is_set="update Node, or give fetch a ProxyAgent of undici: NODE_USE_ENV_PROXY needs Node 22.21, 24.5 "
         "or newer",
     ),
@@ -172,6 +172,12 @@ REACHED = (
     "|repository .* not found|not valid: is this a git repository|does not appear to be a git"
 )
 
+_NO_NAME = (
+    "could not resolve|unable to resolve|failure resolving|name resolution|getaddrinfo|Name or service not known"
+    "|EAI_AGAIN|ENOTFOUND|no such host|dns error|UnresolvedAddress|UnknownHost|dial tcp: lookup"
+)
+_NO_ROUTE = "Network is unreachable|No route to host|ENETUNREACH|EHOSTUNREACH"
+
 # The first that matches counts.
 SYMPTOMS = (
     Symptom("No module named|Could not find or load main class|module not found: jdk.compiler", "not installed", ""),
@@ -204,13 +210,12 @@ SYMPTOMS = (
         "{set_roots}",
     ),
     Symptom(
-        "could not resolve|unable to resolve|failure resolving|name resolution|getaddrinfo|Name or service not known"
-        "|EAI_AGAIN|ENOTFOUND|no such host|dns error|UnresolvedAddress|UnknownHost|dial tcp: lookup",
+        _NO_NAME,
         "does not use the proxy: it looks the name up itself",
         "{set_proxy}",
     ),
     Symptom(
-        "Network is unreachable|No route to host|ENETUNREACH|EHOSTUNREACH",
+        _NO_ROUTE,
         "does not use the proxy: it connects directly",
         "{set_proxy}",
     ),
@@ -226,4 +231,18 @@ SYMPTOMS = (
         "check that {proxy} is the gateway's address and can be reached from here",
         of_gateway=True,
     ),
+)
+SYMPTOMS_WITHOUT_PROXY = (
+    Symptom(
+        _NO_NAME,
+        "the name does not resolve",
+        "let the gateway resolve names: its address alone in dns_servers of the host group of the VM",
+        of_gateway=True,
+    ),
+    Symptom(
+        _NO_ROUTE,
+        "connects to another address than the gateway's",
+        "let it resolve names as the system does: a name server of its own, or an address in a URL, does not work here",
+    ),
+    *SYMPTOMS,
 )

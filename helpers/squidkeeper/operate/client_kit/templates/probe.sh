@@ -17,6 +17,8 @@ ALLOWED=@ALLOWED@
 DENIED=@DENIED@
 DIRECT=${DIRECT-1.1.1.1:443 8.8.8.8:443} # that must not be reached
 NAME=example.com
+GATEWAYS_NAME=squidkeeper-probe.example # which only the resolver of a transparent gateway knows
+TRANSPARENT=@TRANSPARENT@
 
 WORK=$(mktemp -d) || exit 1
 trap 'rm -rf "$WORK"' EXIT
@@ -99,8 +101,22 @@ check_direct() {
     done
 }
 
+address_of() { getent hosts "$1" | head -n 1 | sed 's/[[:space:]].*//'; }
+
+check_transparent_name() {
+    found=$(address_of "$NAME")
+    if [ -n "$found" ] && [ "$found" = "$(address_of "$GATEWAYS_NAME")" ]; then
+        echo "DNS        of the gateway: every name is $found"
+    else
+        echo "DNS        not of the gateway: $NAME is ${found:-unknown}"
+        fix 'let the gateway resolve names: its address alone in dns_servers of the host group of the VM'
+    fi
+}
+
 check_name() {
-    if has getent && getent hosts "$NAME" >/dev/null 2>&1; then
+    if [ "$TRANSPARENT" = yes ] && has getent; then
+        check_transparent_name
+    elif has getent && getent hosts "$NAME" >/dev/null 2>&1; then
         echo "DNS        OPEN: $NAME resolves"
         fix 'names resolve here: set dns_servers: ["127.0.0.1"] in the host group of the VM'
     elif has getent; then
