@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from squidkeeper.base.faults import Fault, FaultCode
+    from squidkeeper.base.metrics import TransparentResult
 
 
 class SquidkeeperError(Exception):
@@ -32,6 +33,14 @@ class UnreadableBody(SquidkeeperError):
 
 class InvalidIcap(SquidkeeperError):
     """Bytes on a connection of ICAP that are none of Squid's; the text says what was expected, and nothing of them."""
+
+
+class HelloRefused(SquidkeeperError):
+    """The first bytes of a TLS client that name no server; `result` is what is counted."""
+
+    def __init__(self, result: TransparentResult) -> None:
+        super().__init__(result)
+        self.result = result
 
 
 class InvalidRecord(SquidkeeperError):

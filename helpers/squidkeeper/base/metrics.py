@@ -21,6 +21,7 @@ LOGIN: Final = "login"
 WATCH: Final = "watch"
 METER: Final = "meter"
 BODIES: Final = "bodies"  # no helper of Squid's, but counted as one
+TRANSPARENT: Final = "transparent"  # likewise; in `squidkeeper_helper_processes` alone
 JUDGES: Final = (HOST, REQUEST, REWRITE, CREDENTIAL)  # the helpers that decide by the policy
 LOADS_POLICY: Final = (*JUDGES, LOGIN, WATCH, METER, BODIES)
 HELPERS: Final = (*LOADS_POLICY, THROTTLE, CERTIFICATE)
@@ -29,6 +30,20 @@ HELPERS: Final = (*LOADS_POLICY, THROTTLE, CERTIFICATE)
 WAITS: Final = ("at_once", "held", "surplus")  # the values of the label `wait`
 LOGIN_RESULTS: Final = ("accepted", "unknown_client", "wrong_token", "expired", "other_network", "no_policy")
 CERTIFICATE_RESULTS: Final = ("made", "kept", "refused")  # the values of the label `result`
+
+
+class TransparentResult(StrEnum):
+    """What became of a connection to the transparent ports: it was opened, and has ended; or why it was refused."""
+
+    OPENED = "opened"
+    ENDED = "ended"
+    GONE = "gone"  # the client has closed it before
+    NO_SERVER_NAME = "no_server_name"
+    NOT_TLS = "not_tls"
+    TIMEOUT = "timeout"
+    TOO_MANY = "too_many"
+    SQUID_UNREACHABLE = "squid_unreachable"
+    SQUID_REFUSED = "squid_refused"
 
 
 class MetricKind(StrEnum):

@@ -51,6 +51,7 @@ GROUPS = {  # what people do, with a line for each command that fits beside its 
         "maintain": "Run the resolver, and limit the logs",
         "secrets": "Fetch the secrets that have a source",
         "bodies": "Inspect bodies of requests",
+        "transparent": "Take clients without proxy settings",
         "render": "Add parts to Squid's configuration after an edit",
     },
     "Started by Squid": {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from squidkeeper.base.layout import BODIES_FOLDER
+from squidkeeper.base.layout import BODIES_FOLDER, TRANSPARENT_FOLDER
 from squidkeeper.base.metrics import Metric
 
 Key = tuple[str, ...]  # a metric's name, then its labels: name, value, name, value, …
@@ -58,8 +58,8 @@ class HelperStatus:
 
 
 def counter_folders(state: Path) -> tuple[Path, ...]:
-    """List the folders of counter files: the helpers', and that of what inspects bodies, which has another account."""
-    return state / FOLDER, state / BODIES_FOLDER / FOLDER
+    """List the folders of counter files: the helpers', and those of services that have another account."""
+    return state / FOLDER, state / BODIES_FOLDER / FOLDER, state / TRANSPARENT_FOLDER / FOLDER
 
 
 def file_name(number: int) -> str:

@@ -1,0 +1,85 @@
+"""A connection of a client, and the one to Squid for it."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+
+from squidkeeper.services.transparent.client_hello import ClientHelloReader
+from squidkeeper.serving.quotas.counts import client_network
+
+_ALERT: Final = bytes((21, 3, 3, 0, 2, 2))  # a fatal one (RFC 8446, 6); its description follows
+UNRECOGNIZED_NAME: Final = _ALERT + bytes((112,))
+ACCESS_DENIED: Final = _ALERT + bytes((49,))
+INTERNAL_ERROR: Final = _ALERT + bytes((80,))
+_KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 6))
+
+
+class Step(Enum):
+    """How far a connection has come."""
+
+    FIRST_BYTES = auto()  # the client has not sent its ClientHello, or its first byte of HTTP
+    CONNECTING = auto()  # to Squid
+    ASKING = auto()  # Squid has not answered the CONNECT
+    OPEN = auto()
+    ENDED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port of clients, and where Squid takes what comes there."""
+
+    name: str
+    to: tuple[str, int]
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether clients speak TLS here."""
+        return self.name == "https"
+
+
+class End:
+    """One of the two ends of a connection. `is_full`: it takes no more bytes now. `ended`: it sends no more."""
+
+    __slots__ = ("connection", "ended", "is_full", "other", "socket")
+
+    def __init__(self, connection: ClientConnection, of: socket.socket) -> None:
+        self.connection = connection
+        self.socket = of
+        self.other = self
+        self.is_full = self.ended = False
+
+
+class ClientConnection:
+    """A client's connection. `until` is its deadline by the monotonic clock; 0: none."""
+
+    __slots__ = ("client", "head", "held", "network", "port", "reader", "squid", "step", "until")
+
+    def __init__(self, accepted: socket.socket, address: str, port: Port, until: float) -> None:
+        self.client = End(self, accepted)
+        self.squid: End | None = None
+        self.network = client_network(address)
+        self.port = port
+        self.reader = ClientHelloReader() if port.is_tls else None
+        self.head = b""  # what Squid is told first
+        self.held = b""  # what Squid has not taken yet of that, or of the ClientHello
+        self.step = Step.FIRST_BYTES
+        self.until = until
+
+    def name_client(self) -> bytes:
+        """Return the header of the PROXY protocol, which tells Squid who calls."""
+        source, target = self.client.socket.getpeername(), self.client.socket.getsockname()
+        family = "TCP6" if self.client.socket.family == socket.AF_INET6 else "TCP4"
+        hosts = " ".join(host.partition("%")[0] for host in (source[0], target[0]))
+        return f"PROXY {family} {hosts} {source[1]} {target[1]}\r\n".encode()
+
+
+def tune(client: socket.socket) -> None:
+    """Have each write sent at once, and a client that has vanished found within two minutes."""
+    client.setblocking(False)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        client.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -1,0 +1,299 @@
+"""The loop that takes clients, tells Squid about them, and passes bytes.
+
+Nothing of what passes is kept here. Bytes are taken from one end when the other end has taken them, so a slow reader
+slows down whoever sends to it (back-pressure), and costs no memory of this process.
+
+epoll(7) tells each change once (edge-triggered). So an end is read until it has no more bytes, or the other is full.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from squidkeeper.base.errors import HelloRefused
+from squidkeeper.base.metrics import TransparentResult
+from squidkeeper.services.transparent.connection import (
+    ACCESS_DENIED,
+    INTERNAL_ERROR,
+    UNRECOGNIZED_NAME,
+    ClientConnection,
+    End,
+    Port,
+    Step,
+    tune,
+)
+
+HELLO_SECONDS: Final = 5.0
+FIRST_BYTE_SECONDS: Final = 30.0
+CONNECT_SECONDS: Final = 5.0  # while Squid restarts, a client waits so long
+ANSWER_SECONDS: Final = 30.0
+HALF_CLOSED_SECONDS: Final = 60.0  # without a byte, after Squid has ended its half
+CHECK_EVERY_SECONDS: Final = 0.25
+_AT_ONCE: Final = 64 << 10  # bytes
+_ACCEPTED_AT_ONCE: Final = 64
+_EVENTS_AT_ONCE: Final = 256
+_ANSWER_BYTES: Final = 8 << 10
+_BOTH: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_READ_TO_THE_END: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_ALERTS: Final = {
+    TransparentResult.NO_SERVER_NAME: UNRECOGNIZED_NAME,
+    TransparentResult.SQUID_REFUSED: ACCESS_DENIED,
+    TransparentResult.SQUID_UNREACHABLE: INTERNAL_ERROR,
+}
+
+
+class TransparentRelay:
+    """All connections. `count` gets what became of each, and its client."""
+
+    def __init__(self, count: Callable[[TransparentResult, str], None], most: int, most_of_one: int) -> None:
+        self._count = count
+        self._most, self._most_of_one = most, most_of_one
+        self._poll = select.epoll()
+        self._listeners: dict[int, tuple[socket.socket, Port]] = {}
+        self._ends: dict[int, End] = {}
+        self._of_client: dict[str, int] = {}
+        self._connections = 0
+        self._timed: set[ClientConnection] = set()
+        self._more: list[End] = []  # may have more bytes than were read at once
+        self._closing: list[socket.socket] = []
+        self._room = bytearray(_AT_ONCE)
+        self._view = memoryview(self._room)
+
+    def listen(self, listener: socket.socket, port: Port) -> None:
+        """Take clients from a listening socket."""
+        listener.setblocking(False)
+        self._listeners[listener.fileno()] = (listener, port)
+        self._poll.register(listener, select.EPOLLIN)
+
+    def run(self, tick: Callable[[], bool]) -> None:
+        """Pass bytes, and call `tick` some times a second, until it returns False."""
+        check_at = 0.0
+        while True:
+            now = time.monotonic()
+            if now >= check_at:
+                if not tick():
+                    return
+                self._check(now)
+                check_at = now + CHECK_EVERY_SECONDS
+            more, self._more = self._more, []
+            for descriptor, events in self._poll.poll(0 if more else CHECK_EVERY_SECONDS, _EVENTS_AT_ONCE):
+                if (end := self._ends.get(descriptor)) is not None:
+                    self._take(end, events)
+                elif descriptor in self._listeners:
+                    self._accept(*self._listeners[descriptor])
+            for end in more:
+                self._take(end, _READ_TO_THE_END)
+            self._close()
+
+    # --- clients --------------------------------------------------------------------------------------------------
+
+    def _accept(self, listener: socket.socket, port: Port) -> None:
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                client, (address, *_) = listener.accept()
+            except OSError:  # none waits any more, or it has gone
+                return
+            self._begin(client, address, port)
+
+    def _begin(self, client: socket.socket, address: str, port: Port) -> None:
+        patience = HELLO_SECONDS if port.is_tls else FIRST_BYTE_SECONDS
+        connection = ClientConnection(client, address, port, time.monotonic() + patience)
+        network = connection.network
+        if self._connections >= self._most or self._of_client.get(network, 0) >= self._most_of_one:
+            self._count(TransparentResult.TOO_MANY, network)
+            client.close()
+            return
+        self._connections += 1
+        self._of_client[network] = self._of_client.get(network, 0) + 1
+        tune(client)
+        self._timed.add(connection)
+        self._register(connection.client)
+
+    def _register(self, end: End) -> None:
+        self._ends[end.socket.fileno()] = end
+        self._poll.register(end.socket, _BOTH)
+
+    def _take(self, end: End, events: int) -> None:
+        connection = end.connection
+        try:
+            if connection.step is Step.OPEN:
+                self._pass(end, events)
+            elif connection.step is Step.FIRST_BYTES:
+                self._read_first(connection)
+            elif end is connection.squid:
+                self._ask(connection, end)
+        except HelloRefused as refused:
+            self._end(connection, refused.result)
+        except BlockingIOError:
+            pass  # there is nothing to read
+        except OSError:
+            self._end(connection, TransparentResult.GONE)
+
+    def _read_first(self, connection: ClientConnection) -> None:
+        client = connection.client.socket
+        if connection.reader is None:
+            if client.recv_into(self._room, 1, socket.MSG_PEEK):
+                connection.head = connection.name_client()
+                self._connect(connection)
+            else:
+                self._end(connection, TransparentResult.GONE)
+            return
+        data = client.recv(_AT_ONCE)
+        if not data:
+            self._end(connection, TransparentResult.GONE)
+        elif (name := connection.reader.receive(data)) is not None:
+            asked = f"CONNECT {name}:443 HTTP/1.1\r\nHost: {name}:443\r\n\r\n"
+            connection.head = connection.name_client() + asked.encode()
+            self._connect(connection)
+
+    # --- Squid ----------------------------------------------------------------------------------------------------
+
+    def _connect(self, connection: ClientConnection) -> None:
+        if connection.step is Step.FIRST_BYTES:
+            connection.step, connection.until = Step.CONNECTING, time.monotonic() + CONNECT_SECONDS
+        family = socket.AF_INET6 if ":" in connection.port.to[0] else socket.AF_INET
+        squid = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        if squid.connect_ex(connection.port.to) not in (0, errno.EINPROGRESS):
+            squid.close()  # `_check` connects again
+            return
+        squid.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.squid = End(connection, squid)
+        connection.squid.other, connection.client.other = connection.client, connection.squid
+        connection.held = connection.head
+        self._register(connection.squid)
+
+    def _ask(self, connection: ClientConnection, squid: End) -> None:
+        """Tell Squid who calls and, for TLS, where to; then read its answer."""
+        if connection.step is Step.CONNECTING:
+            if squid.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                self._forget(squid)
+                connection.squid = None
+                return
+            connection.step, connection.until = Step.ASKING, time.monotonic() + ANSWER_SECONDS
+        self._send_held(squid)
+        if connection.reader is None:
+            self._open(connection)
+        elif not connection.held:
+            self._read_answer(connection, connection.reader.received, squid)
+
+    def _read_answer(self, connection: ClientConnection, hello: bytearray, squid: End) -> None:
+        got = squid.socket.recv_into(self._room, _ANSWER_BYTES, socket.MSG_PEEK)
+        head, end, _ = bytes(self._room[:got]).partition(b"\r\n\r\n")
+        if end and head.startswith(b"HTTP/1.1 200 "):
+            squid.socket.recv_into(self._room, len(head + end))
+            connection.held = bytes(hello)
+            self._open(connection)
+        elif end or not got or got == _ANSWER_BYTES:
+            self._end(connection, TransparentResult.SQUID_REFUSED)
+
+    def _open(self, connection: ClientConnection) -> None:
+        """Pass bytes from now on, and those that are there already."""
+        connection.step, connection.until, connection.head, connection.reader = Step.OPEN, 0.0, b"", None
+        self._timed.discard(connection)
+        self._count(TransparentResult.OPENED, connection.network)
+        self._more += connection.client, connection.client.other
+
+    def _send_held(self, squid: End) -> None:
+        connection = squid.connection
+        if connection.held:
+            connection.held = connection.held[_send(squid, connection.held) :]
+
+    # --- bytes ----------------------------------------------------------------------------------------------------
+
+    def _pass(self, end: End, events: int) -> None:
+        if events & select.EPOLLOUT and end.is_full:
+            end.is_full = False
+            self._move(end.other, until_end=True)
+        if events & ~select.EPOLLOUT:
+            if events & _READ_TO_THE_END and end is end.connection.squid and not end.connection.until:
+                end.connection.until = time.monotonic() + HALF_CLOSED_SECONDS
+                self._timed.add(end.connection)
+            self._move(end, until_end=bool(events & _READ_TO_THE_END))
+
+    def _move(self, source: End, *, until_end: bool) -> None:
+        """Move bytes to the other end, as far as it takes them; with `until_end` ask again whether there is an end."""
+        target, connection = source.other, source.connection
+        if target is connection.squid:
+            self._send_held(target)
+        if target.is_full or source.ended:
+            return
+        got = source.socket.recv_into(self._room, 0, socket.MSG_PEEK)
+        if not got:
+            self._end_half(source)
+            return
+        sent = _send(target, self._view[:got])
+        if sent:
+            source.socket.recv_into(self._room, sent, socket.MSG_TRUNC)
+            if connection.until:
+                connection.until = time.monotonic() + HALF_CLOSED_SECONDS
+        if not target.is_full and (until_end or got == _AT_ONCE):
+            self._more.append(source)
+
+    def _end_half(self, source: End) -> None:
+        source.ended = True
+        if source.other.ended:
+            self._end(source.connection, TransparentResult.ENDED)
+        else:
+            source.other.socket.shutdown(socket.SHUT_WR)
+
+    # --- ends -----------------------------------------------------------------------------------------------------
+
+    def _check(self, now: float) -> None:
+        """End what takes too long, and connect again where Squid did not listen."""
+        for connection in [*self._timed]:
+            if now >= connection.until:
+                self._expire(connection)
+            elif connection.step is Step.CONNECTING and connection.squid is None:
+                self._connect(connection)
+        self._close()
+
+    def _expire(self, connection: ClientConnection) -> None:
+        late = {
+            Step.FIRST_BYTES: TransparentResult.TIMEOUT,
+            Step.CONNECTING: TransparentResult.SQUID_UNREACHABLE,
+            Step.ASKING: TransparentResult.SQUID_UNREACHABLE,
+            Step.OPEN: TransparentResult.ENDED,
+        }
+        self._end(connection, late[connection.step])
+
+    def _end(self, connection: ClientConnection, result: TransparentResult) -> None:
+        if connection.step is Step.OPEN:
+            result = TransparentResult.ENDED
+        connection.step = Step.ENDED
+        self._count(result, connection.network)
+        if connection.port.is_tls and result in _ALERTS:
+            with suppress(OSError):
+                connection.client.socket.send(_ALERTS[result])
+        for end in filter(None, (connection.client, connection.squid)):
+            self._forget(end)
+        self._timed.discard(connection)
+        self._connections -= 1
+        left = self._of_client.pop(connection.network) - 1
+        if left:
+            self._of_client[connection.network] = left
+
+    def _forget(self, end: End) -> None:
+        """Close a socket, after these events: until then no other gets its number."""
+        del self._ends[end.socket.fileno()]
+        self._closing.append(end.socket)
+
+    def _close(self) -> None:
+        for closing in self._closing:
+            closing.close()
+        self._closing.clear()
+
+
+def _send(end: End, data: bytes | memoryview) -> int:
+    """Return how many bytes an end takes now."""
+    try:
+        sent = end.socket.send(data)
+    except BlockingIOError:
+        sent = 0
+    end.is_full = sent < len(data)
+    return sent
