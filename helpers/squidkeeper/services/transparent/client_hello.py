@@ -15,53 +15,22 @@ from squidkeeper.policy.url import parse_host
 HELLO_BYTES: Final = 64 << 10  # at most, with the headers of its records
 _RECORDS: Final = 64  # at most: each costs time, and can hold a single byte
 _RECORD_BYTES: Final = 2**14
-_RECORD_HEADER: Final = 5
-_HANDSHAKE, _CLIENT_HELLO, _SERVER_NAME, _HOST_NAME = 22, 1, 0, 0
+_RECORD_HEADER, _MESSAGE_HEADER = 5, 4  # bytes
+_BEGINNING: Final = b"\x16\3"  # a record of a handshake, of any version from SSL 3.0
+_CLIENT_HELLO, _SERVER_NAME, _HOST_NAME = 1, 0, 0
 _VERSION_AND_RANDOM: Final = 2 + 32
 
 
-class ClientHelloReader:
-    """Reads one ClientHello as it comes. `received` holds all bytes, also those behind the hello."""
+def server_name(data: bytes) -> str | None:
+    """Return the name that a hello asks for, in its one spelling; None while the hello is not whole.
 
-    def __init__(self) -> None:
-        self.received = bytearray()
-        self._message = bytearray()  # the content of the whole records
-        self._at = self._records = 0
-
-    def receive(self, data: bytes) -> str | None:
-        """Take bytes; return the name of the server once the hello is whole, None before. `HelloRefused`."""
-        self.received += data
-        while (content := self._next_record()) is not None:
-            self._message += content
-            if self._message[0] != _CLIENT_HELLO:
-                raise HelloRefused(TransparentResult.NOT_TLS)
-            end = 4 + int.from_bytes(self._message[1:4]) if len(self._message) >= 4 else HELLO_BYTES
-            if len(self._message) >= end:
-                return server_name(bytes(self._message[4:end]))
-        if len(self.received) >= HELLO_BYTES or self._records == _RECORDS:
-            raise HelloRefused(TransparentResult.NOT_TLS)
+    The name is that of the extension `server_name` (RFC 6066, 3). Bytes behind the hello do not count. `HelloRefused`
+    tells that no name can come.
+    """
+    hello = _hello(data)
+    if hello is None and len(data) < HELLO_BYTES:
         return None
-
-    def _next_record(self) -> bytearray | None:
-        header = bytes(self.received[self._at : self._at + _RECORD_HEADER])
-        if header[:1] not in (b"", bytes([_HANDSHAKE])) or header[1:2] not in (b"", b"\3"):
-            raise HelloRefused(TransparentResult.NOT_TLS)
-        size = int.from_bytes(header[3:])
-        end = self._at + _RECORD_HEADER + size
-        if len(header) < _RECORD_HEADER or self._records == _RECORDS:
-            return None
-        if not 0 < size <= _RECORD_BYTES:
-            raise HelloRefused(TransparentResult.NOT_TLS)
-        if len(self.received) < end:
-            return None
-        content = self.received[self._at + _RECORD_HEADER : end]
-        self._at, self._records = end, self._records + 1
-        return content
-
-
-def server_name(hello: bytes) -> str:
-    """Return the name in the extension `server_name` (RFC 6066, 3) in its one spelling; `HelloRefused`."""
-    fields = _Fields(hello)
+    fields = _Fields(hello or b"")
     fields.take(_VERSION_AND_RANDOM)
     for length_bytes in (1, 2, 1):  # the session ID, cipher suites, compression methods
         fields.vector(length_bytes)
@@ -72,6 +41,37 @@ def server_name(hello: bytes) -> str:
     if len(lists) != 1:
         raise HelloRefused(TransparentResult.NO_SERVER_NAME)
     return _host(_only_name(_Fields(lists[0])))
+
+
+def _hello(data: bytes) -> bytes | None:
+    message = bytearray()
+    for content in _records(data):
+        message += content
+        if message[0] != _CLIENT_HELLO:
+            raise HelloRefused(TransparentResult.NOT_TLS)
+        end = _MESSAGE_HEADER + int.from_bytes(message[1:_MESSAGE_HEADER])
+        if len(message) >= max(end, _MESSAGE_HEADER):
+            return bytes(message[_MESSAGE_HEADER:end])
+    return None
+
+
+def _records(data: bytes) -> Iterator[bytes]:
+    """Yield the content of each whole record of a handshake."""
+    at = 0
+    for _ in range(_RECORDS):
+        header = data[at : at + _RECORD_HEADER]
+        if not _BEGINNING.startswith(header[:2]):
+            break
+        if len(header) < _RECORD_HEADER:
+            return
+        size = int.from_bytes(header[3:])
+        if not 0 < size <= _RECORD_BYTES:
+            break
+        at += _RECORD_HEADER + size
+        if len(data) < at:
+            return
+        yield data[at - size : at]
+    raise HelloRefused(TransparentResult.NOT_TLS)
 
 
 def _extensions(fields: _Fields) -> Iterator[tuple[int, bytes]]:

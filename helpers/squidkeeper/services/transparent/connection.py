@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
-from squidkeeper.services.transparent.client_hello import ClientHelloReader
-from squidkeeper.serving.quotas.counts import client_network
-
 _ALERT: Final = bytes((21, 3, 3, 0, 2, 2))  # a fatal one (RFC 8446, 6); its description follows
 UNRECOGNIZED_NAME: Final = _ALERT + bytes((112,))
 ACCESS_DENIED: Final = _ALERT + bytes((49,))
@@ -55,18 +52,17 @@ class End:
 class ClientConnection:
     """A client's connection. `until` is its deadline by the monotonic clock; 0: none."""
 
-    __slots__ = ("client", "head", "held", "network", "port", "reader", "squid", "step", "until")
+    __slots__ = ("client", "connect_until", "head", "network", "port", "squid", "step", "until")
 
-    def __init__(self, accepted: socket.socket, address: str, port: Port, until: float) -> None:
+    def __init__(self, accepted: socket.socket, network: str, port: Port, until: float) -> None:
         self.client = End(self, accepted)
         self.squid: End | None = None
-        self.network = client_network(address)
+        self.network = network
         self.port = port
-        self.reader = ClientHelloReader() if port.is_tls else None
         self.head = b""  # what Squid is told first
-        self.held = b""  # what Squid has not taken yet of that, or of the ClientHello
         self.step = Step.FIRST_BYTES
         self.until = until
+        self.connect_until = 0.0
 
     def name_client(self) -> bytes:
         """Return the header of the PROXY protocol, which tells Squid who calls."""

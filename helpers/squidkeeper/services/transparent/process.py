@@ -31,7 +31,6 @@ _BACKLOG: Final = 1024
 _FREEBIND: Final = {socket.AF_INET: (socket.IPPROTO_IP, 15), socket.AF_INET6: (socket.IPPROTO_IPV6, 78)}  # ip(7)
 _OWN_DESCRIPTORS: Final = 64
 _MOST_OF_ONE: Final = 2048  # connections, as in haproxy.cfg
-_PARTS: Final = 8  # a client has one of them at most
 _WRITE_EVERY_SECONDS: Final = 1.0
 _LOG_EVERY_SECONDS: Final = 10.0
 _LOGGED_AT_ONCE: Final = 10
@@ -55,7 +54,7 @@ def run_transparent(options: TransparentOptions) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     connections = (most - _OWN_DESCRIPTORS) // 2
     tally = Tally(options.state)
-    relay = TransparentRelay(tally.count, connections, min(_MOST_OF_ONE, connections // _PARTS))
+    relay = TransparentRelay(tally.count, connections, _MOST_OF_ONE)
     for port, address in options.listen:
         relay.listen(_listener(address), port)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -9,6 +9,7 @@ epoll(7) tells each change once (edge-triggered). So an end is read until it has
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 import time
@@ -18,6 +19,7 @@ from typing import Final
 
 from squidkeeper.base.errors import HelloRefused
 from squidkeeper.base.metrics import TransparentResult
+from squidkeeper.services.transparent.client_hello import HELLO_BYTES, server_name
 from squidkeeper.services.transparent.connection import (
     ACCESS_DENIED,
     INTERNAL_ERROR,
@@ -28,6 +30,7 @@ from squidkeeper.services.transparent.connection import (
     Step,
     tune,
 )
+from squidkeeper.serving.quotas.counts import client_network
 
 HELLO_SECONDS: Final = 5.0
 FIRST_BYTE_SECONDS: Final = 30.0
@@ -35,7 +38,8 @@ CONNECT_SECONDS: Final = 5.0  # while Squid restarts, a client waits so long
 ANSWER_SECONDS: Final = 30.0
 HALF_CLOSED_SECONDS: Final = 60.0  # without a byte, after Squid has ended its half
 CHECK_EVERY_SECONDS: Final = 0.25
-_AT_ONCE: Final = 64 << 10  # bytes
+_AT_ONCE: Final = HELLO_BYTES
+_SHARE: Final = 4  # of the room that is left, a client has one part at most
 _ACCEPTED_AT_ONCE: Final = 64
 _EVENTS_AT_ONCE: Final = 256
 _ANSWER_BYTES: Final = 8 << 10
@@ -102,16 +106,18 @@ class TransparentRelay:
             self._begin(client, address, port)
 
     def _begin(self, client: socket.socket, address: str, port: Port) -> None:
-        patience = HELLO_SECONDS if port.is_tls else FIRST_BYTE_SECONDS
-        connection = ClientConnection(client, address, port, time.monotonic() + patience)
-        network = connection.network
-        if self._connections >= self._most or self._of_client.get(network, 0) >= self._most_of_one:
+        network = client_network(address)
+        # The more connections there are, the fewer one client may have: there is always room for another client.
+        room = min(self._most_of_one, (self._most - self._connections) // _SHARE)
+        if self._of_client.get(network, 0) >= room:
             self._count(TransparentResult.TOO_MANY, network)
             client.close()
             return
+        tune(client)
+        patience = HELLO_SECONDS if port.is_tls else FIRST_BYTE_SECONDS
+        connection = ClientConnection(client, network, port, time.monotonic() + patience)
         self._connections += 1
         self._of_client[network] = self._of_client.get(network, 0) + 1
-        tune(client)
         self._timed.add(connection)
         self._register(connection.client)
 
@@ -136,27 +142,24 @@ class TransparentRelay:
             self._end(connection, TransparentResult.GONE)
 
     def _read_first(self, connection: ClientConnection) -> None:
-        client = connection.client.socket
-        if connection.reader is None:
-            if client.recv_into(self._room, 1, socket.MSG_PEEK):
-                connection.head = connection.name_client()
-                self._connect(connection)
-            else:
-                self._end(connection, TransparentResult.GONE)
-            return
-        data = client.recv(_AT_ONCE)
-        if not data:
+        """Connect to Squid once the client has said where to. What it has sent stays with the kernel until then."""
+        got = connection.client.socket.recv_into(self._room, 0, socket.MSG_PEEK)
+        if not got:
             self._end(connection, TransparentResult.GONE)
-        elif (name := connection.reader.receive(data)) is not None:
-            asked = f"CONNECT {name}:443 HTTP/1.1\r\nHost: {name}:443\r\n\r\n"
-            connection.head = connection.name_client() + asked.encode()
-            self._connect(connection)
+            return
+        head = connection.name_client()
+        if connection.port.is_tls:
+            name = server_name(bytes(self._view[:got]))
+            if name is None:
+                return
+            head += f"CONNECT {name}:443 HTTP/1.1\r\nHost: {name}:443\r\n\r\n".encode()
+        connection.head, connection.step = head, Step.CONNECTING
+        connection.until = connection.connect_until = time.monotonic() + CONNECT_SECONDS
+        self._connect(connection)
 
     # --- Squid ----------------------------------------------------------------------------------------------------
 
     def _connect(self, connection: ClientConnection) -> None:
-        if connection.step is Step.FIRST_BYTES:
-            connection.step, connection.until = Step.CONNECTING, time.monotonic() + CONNECT_SECONDS
         family = socket.AF_INET6 if ":" in connection.port.to[0] else socket.AF_INET
         squid = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         if squid.connect_ex(connection.port.to) not in (0, errno.EINPROGRESS):
@@ -165,44 +168,47 @@ class TransparentRelay:
         squid.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.squid = End(connection, squid)
         connection.squid.other, connection.client.other = connection.client, connection.squid
-        connection.held = connection.head
         self._register(connection.squid)
 
     def _ask(self, connection: ClientConnection, squid: End) -> None:
-        """Tell Squid who calls and, for TLS, where to; then read its answer."""
-        if connection.step is Step.CONNECTING:
-            if squid.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                self._forget(squid)
-                connection.squid = None
-                return
-            connection.step, connection.until = Step.ASKING, time.monotonic() + ANSWER_SECONDS
-        self._send_held(squid)
-        if connection.reader is None:
-            self._open(connection)
-        elif not connection.held:
-            self._read_answer(connection, connection.reader.received, squid)
+        """Tell Squid who calls and, for TLS, where to; then read its answer. Connect again if it has none."""
+        try:
+            if connection.step is Step.CONNECTING:
+                self._tell(connection, squid.socket)
+            if connection.step is Step.ASKING:
+                self._read_answer(connection, squid.socket)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._forget(squid)
+            connection.squid, connection.step, connection.until = None, Step.CONNECTING, connection.connect_until
 
-    def _read_answer(self, connection: ClientConnection, hello: bytearray, squid: End) -> None:
-        got = squid.socket.recv_into(self._room, _ANSWER_BYTES, socket.MSG_PEEK)
-        head, end, _ = bytes(self._room[:got]).partition(b"\r\n\r\n")
-        if end and head.startswith(b"HTTP/1.1 200 "):
-            squid.socket.recv_into(self._room, len(head + end))
-            connection.held = bytes(hello)
+    def _tell(self, connection: ClientConnection, squid: socket.socket) -> None:
+        if error := squid.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(error, os.strerror(error))
+        squid.send(connection.head)  # less than the buffer of a new connection
+        if connection.port.is_tls:
+            connection.step, connection.until = Step.ASKING, time.monotonic() + ANSWER_SECONDS
+        else:
             self._open(connection)
-        elif end or not got or got == _ANSWER_BYTES:
+
+    def _read_answer(self, connection: ClientConnection, squid: socket.socket) -> None:
+        got = squid.recv_into(self._room, _ANSWER_BYTES, socket.MSG_PEEK)
+        if not got:
+            raise ConnectionResetError
+        head, end, _ = bytes(self._view[:got]).partition(b"\r\n\r\n")
+        if end and head.startswith(b"HTTP/1.1 200 "):
+            squid.recv_into(self._room, len(head + end))
+            self._open(connection)
+        elif end or got == _ANSWER_BYTES:
             self._end(connection, TransparentResult.SQUID_REFUSED)
 
     def _open(self, connection: ClientConnection) -> None:
         """Pass bytes from now on, and those that are there already."""
-        connection.step, connection.until, connection.head, connection.reader = Step.OPEN, 0.0, b"", None
+        connection.step, connection.until, connection.head = Step.OPEN, 0.0, b""
         self._timed.discard(connection)
         self._count(TransparentResult.OPENED, connection.network)
         self._more += connection.client, connection.client.other
-
-    def _send_held(self, squid: End) -> None:
-        connection = squid.connection
-        if connection.held:
-            connection.held = connection.held[_send(squid, connection.held) :]
 
     # --- bytes ----------------------------------------------------------------------------------------------------
 
@@ -219,8 +225,6 @@ class TransparentRelay:
     def _move(self, source: End, *, until_end: bool) -> None:
         """Move bytes to the other end, as far as it takes them; with `until_end` ask again whether there is an end."""
         target, connection = source.other, source.connection
-        if target is connection.squid:
-            self._send_held(target)
         if target.is_full or source.ended:
             return
         got = source.socket.recv_into(self._room, 0, socket.MSG_PEEK)
@@ -228,7 +232,7 @@ class TransparentRelay:
             self._end_half(source)
             return
         sent = _send(target, self._view[:got])
-        if sent:
+        if sent:  # what is taken off now is not copied again
             source.socket.recv_into(self._room, sent, socket.MSG_TRUNC)
             if connection.until:
                 connection.until = time.monotonic() + HALF_CLOSED_SECONDS
@@ -250,7 +254,8 @@ class TransparentRelay:
             if now >= connection.until:
                 self._expire(connection)
             elif connection.step is Step.CONNECTING and connection.squid is None:
-                self._connect(connection)
+                with suppress(OSError):
+                    self._connect(connection)
         self._close()
 
     def _expire(self, connection: ClientConnection) -> None:
@@ -270,6 +275,7 @@ class TransparentRelay:
         if connection.port.is_tls and result in _ALERTS:
             with suppress(OSError):
                 connection.client.socket.send(_ALERTS[result])
+                connection.client.socket.recv_into(self._room, 0, socket.MSG_TRUNC)  # unread bytes would reset it
         for end in filter(None, (connection.client, connection.squid)):
             self._forget(end)
         self._timed.discard(connection)
@@ -289,7 +295,7 @@ class TransparentRelay:
         self._closing.clear()
 
 
-def _send(end: End, data: bytes | memoryview) -> int:
+def _send(end: End, data: memoryview) -> int:
     """Return how many bytes an end takes now."""
     try:
         sent = end.socket.send(data)
