@@ -23,6 +23,7 @@ import pytest
 
 from squidkeeper.base.layout import SOCKETS_OF_WORKERS, Layout
 from tests.records import record_line
+from tests.valkey_server import GATEWAYS, ValkeyServer
 from tests.waiting import wait_for
 
 from .test_install import (
@@ -470,8 +471,10 @@ def view(gateway: Gateway, folder: Path, then: str, *namespaces: str) -> Iterato
     with subprocess.Popen([*command, "view", str(folder), str(venv)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "ready\n"
-        yield Machine(int(Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text()))
-        holder.kill()
+        try:
+            yield Machine(int(Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text()))
+        finally:
+            holder.kill()
 
 
 @pytest.fixture
@@ -485,7 +488,14 @@ def machine(gateway: Gateway, tmp_path: Path) -> Iterator[Machine]:
 @pytest.fixture
 def systemd(gateway: Gateway, tmp_path: Path) -> Iterator[Machine]:
     """A machine that systemd has booted, with nothing in it but its journal, and with a network of its own."""
-    with view(gateway, tmp_path, BOOT, "--net", "--cgroup", "--uts", "--ipc") as machine:
+    with booted(gateway, tmp_path) as machine:
+        yield machine
+
+
+@contextmanager
+def booted(gateway: Gateway, folder: Path) -> Iterator[Machine]:
+    """A view that systemd has booted."""
+    with view(gateway, folder, BOOT, "--net", "--cgroup", "--uts", "--ipc") as machine:
         ready = ["systemctl", "is-active", "--quiet", "basic.target"]
         wait_for(lambda: machine.run(*ready).returncode == 0, "systemd to boot")
         yield machine
@@ -767,6 +777,70 @@ def test_with_systemd_an_edit_starts_what_inspects_bodies(systemd: Machine, sour
     assert systemd.run(installer, "--uninstall").returncode == 0
     for unit in units:
         assert_nothing_is_left(systemd, unit)
+
+
+COUNTED = """
+version: 1
+quotas: [{name: daily, tokens: 1000000, per: all, every: day}]
+rules: [{name: model, action: allow, hosts: [127.0.0.1], ports: [8000], private: true, meter: tokens}]
+"""
+STORES = ("10.213.27.5", "10.213.27.9")  # of this machine, which the one in the view reaches
+
+
+@pytest.mark.long
+def test_with_systemd_what_counts_tokens_follows_the_address_of_the_store(
+    base: Path, source: Path, tmp_path: Path
+) -> None:
+    gateway = Gateway(source, base / "counting", free_port())
+    done = gateway.install(*gateway.listen, "--no-start", "--extras", "valkey")
+    assert done.returncode == 0, done.stderr
+    with booted(gateway, tmp_path) as machine:
+        first, second = (ValkeyServer(base / address, address=address) for address in connected(machine))
+        use_store(machine, first.start())
+        machine.path("/etc/squidkeeper/policy").mkdir()
+        machine.path("/etc/squidkeeper/policy/counted.yaml").write_text(COUNTED)
+        machine.run("systemd-run", "--unit", "origin", "python3", "-m", "http.server", "8000")
+        done = machine.run(source / "install.sh", *gateway.listen, "--extras", "valkey")
+        assert done.returncode == 0, done.stdout + done.stderr
+        ask = ("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-x", gateway.listen[1], "http://127.0.0.1:8000/")
+        wait_for(lambda: machine.run(*ask).stdout == "200", "the origin")
+        wait_for(lambda: first.command("keys", "*tokens:day:daily:all*"), "its count")
+        pid = property_of(machine, "MainPID", "bodies-1")
+        use_store(machine, second.start())
+        first.kill()
+        wait_for(lambda: machine.run(*ask).stdout == "200", "the other server")
+        wait_for(lambda: second.command("keys", "*tokens:day:daily:all*"), "its count")
+        assert property_of(machine, "MainPID", "bodies-1") not in ("0", pid)
+        second.kill()
+        wait_for(lambda: machine.run(*ask).stdout == "403", "the denial without a server")
+        assert machine.run(source / "install.sh", "--uninstall").returncode == 0
+    gateway.clear()
+
+
+def connected(machine: Machine) -> tuple[str, str]:
+    """Connect the network of a view to this machine's, on which servers can listen."""
+    names = ("sk-store", "type", "veth", "peer", "name", "sk-view", "netns", str(machine.process))
+    subprocess.run(["ip", "link", "add", *names], check=True)
+    for address in STORES:
+        subprocess.run(["ip", "address", "add", f"{address}/28", "dev", "sk-store"], check=True)
+    subprocess.run(["ip", "link", "set", "sk-store", "up"], check=True)
+    for words in ("link set lo up", "address add 10.213.27.2/28 dev sk-view", "link set sk-view up"):
+        assert machine.run("ip", *words.split()).returncode == 0
+    return STORES
+
+
+def use_store(machine: Machine, server: ValkeyServer) -> None:
+    """Write the settings of a gateway that counts there, in one step."""
+    folder = machine.path("/etc/squidkeeper")
+    folder.mkdir(exist_ok=True)
+    text = server.write_settings(folder, "deny", gateways=2, user=GATEWAYS[0]).read_text()
+    assert server.ca
+    shutil.copy(server.ca, folder / "store.crt")
+    text = text.replace(str(server.ca), "/etc/squidkeeper/store.crt").replace(str(folder), "/etc/squidkeeper")
+    (folder / "quota-store.yaml").write_text(text)
+    for name in ("quota-store.yaml", "quota-store.password", "store.crt"):
+        shutil.chown(folder / name, "root", grp.getgrgid(pwd.getpwnam(squid_account()).pw_gid).gr_name)
+        (folder / name).chmod(0o640)
 
 
 def property_of(machine: Machine, names: str, service: str = "exporter") -> str:

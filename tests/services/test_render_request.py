@@ -77,6 +77,14 @@ def test_the_password_of_a_parent_is_followed(task: RenderRequest, request_file:
     assert [asked(task, request_file) for _ in range(2)] == [True, False]
 
 
+def test_the_store_of_quotas_is_followed(task: RenderRequest, request_file: Path, tmp_path: Path) -> None:
+    """The processes that count tokens reach its address alone."""
+    assert asked(task, request_file)
+    (tmp_path / "quota-store.yaml").write_text("address: 192.0.2.1:6379\n")
+    files_at_rest()
+    assert [asked(task, request_file) for _ in range(2)] == [True, False]
+
+
 @pytest.mark.parametrize("values", ["", "{", "[]", '{"password_files": 1}'])
 def test_values_that_are_none_change_nothing(
     task: RenderRequest, request_file: Path, tmp_path: Path, values: str

@@ -18,7 +18,7 @@ from squidkeeper.base.formatting import substitute
 from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import Account
 from squidkeeper.operate.setup import checks
-from squidkeeper.operate.setup.body_services import start_body_services
+from squidkeeper.operate.setup.body_services import is_quota_store_known, start_body_services
 from squidkeeper.operate.setup.configuration import listen_of
 from squidkeeper.operate.setup.entries import File, read_entry, remove, text_at, write_entry
 from squidkeeper.operate.setup.machine import uses_systemd
@@ -26,6 +26,7 @@ from squidkeeper.operate.setup.options import port_of
 from squidkeeper.operate.setup.processes import InstalledSquid
 from squidkeeper.operate.setup.rendering import named_values, put_rendered, read_templates, read_values, rendered_files
 from squidkeeper.operate.setup.sockets import is_open, wait_until
+from squidkeeper.serving.parts import TOKENS_COUNTED
 from squidkeeper.serving.rendering import Values, merge
 
 PAUSE_SECONDS: Final = 10.0  # between two reconfigures: each refuses connections for a moment
@@ -47,6 +48,8 @@ def add_parts(layout: Layout, account: Account) -> bool:
         time.sleep(pause)
         values = _needed(layout, account, former)  # of the policy as it is then
     if values == former:
+        if TOKENS_COUNTED in values.keys and is_quota_store_known(layout):
+            start_body_services(layout, account, values)  # the store of quotas can have another address
         return False
     _put(layout, values, account)
     _log.info("in force now: %s", ", ".join(sorted({*values.in_force} - {*former.in_force})) or "other values")

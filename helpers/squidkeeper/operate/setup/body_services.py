@@ -65,6 +65,14 @@ def with_quota_store(unit: str, layout: Layout, values: Values) -> str:
     return opened.replace("=AF_INET AF_UNIX", "=AF_INET AF_INET6 AF_UNIX") if settings.address.version == 6 else opened
 
 
+def is_quota_store_known(layout: Layout) -> bool:
+    """Return whether quota-store.yaml can be used, or is not there. Processes that run keep the last good version."""
+    with suppress(CountsUnavailable):
+        read_quota_store(quota_store_file(layout.policy))
+        return True
+    return False
+
+
 def options_problem(address: str) -> str:
     """Ask what listens there for its options, as Squid does; say what is wrong with the answer, empty: nothing."""
     host, port = address.rpartition(":")[0], port_of(address)

@@ -16,6 +16,7 @@ import msgspec
 
 from squidkeeper.policy.policy_store.reload_gate import PATIENCE_SECONDS, Edit, edit_held, read_verdict
 from squidkeeper.policy.policy_store.sources import fingerprint
+from squidkeeper.serving.quotas.store_settings import quota_store_file
 
 _NO_STATUS: Final = None  # it runs
 
@@ -69,7 +70,9 @@ class _Named(msgspec.Struct):
 
 
 class RenderRequest:
-    """Makes the file when a file of the policy has changed, or of a parent's password. Once at its start, too.
+    """Makes the file when a file of the policy has changed, of a parent's password or of the quota store.
+
+    It also makes the file once at its start.
 
     `values` is the file of what Squid's configuration was rendered with.
     """
@@ -84,7 +87,7 @@ class RenderRequest:
 
     def check(self) -> None:
         """Ask where something has changed; OSError if the file cannot be made."""
-        seen = fingerprint(self._directory, self._password_files())
+        seen = fingerprint(self._directory, (quota_store_file(self._directory), *self._password_files()))
         if seen != self._seen:
             os.close(os.open(self._request, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o640))
             self._seen = seen
