@@ -50,7 +50,7 @@ read_arguments() {
         case $1 in
         --listen | --exporter-listen | --health-listen) check=check_listen ;;
         --log-bytes | --archive-bytes) check=check_size ;;
-        --certificates | --archive-days | --ca | --intermediate-days | --status-from | --tls-name | --behind | --upstream | --bump | --gateway | --workers) check=checked_later ;;
+        --certificates | --archive-days | --ca | --intermediate-days | --status-from | --tls-name | --behind | --transparent | --upstream | --bump | --gateway | --workers) check=checked_later ;;
         --policy | --ca-dir | --wheels) check=check_directory ;;
         --root) check=check_root ;;
         --extras) check=check_extras ;;

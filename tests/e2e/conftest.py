@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from .gateway import NAMESERVER, Gateway, NewGateway, Site, install_prototype
 from .network import run
 from .observer import Exporter
 from .origin import Origins
+from .transparent import Transparent
 
 NO_SECRETS: Mapping[str, bytes | str] = {}
 
@@ -182,6 +184,25 @@ def vm(internet: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[net
     yield vm
     vm.stop()
     network.unfilter_vm()
+
+
+@pytest.fixture(scope="module")
+def transparent(
+    new_gateway: NewGateway, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Transparent]:
+    """A gateway with --transparent, by its POLICY, LOCAL_CONF and SECRETS as `gateway`. A VM asks its resolver."""
+    module, address = request.module, network.VirtualMachine.gateway
+    secrets, local_conf = getattr(module, "SECRETS", NO_SECRETS), getattr(module, "LOCAL_CONF", ())
+    options = ("--transparent", address, *getattr(module, "OPTIONS", ()))
+    with ExitStack() as stack:
+        vm = network.VirtualMachine(tmp_path_factory.mktemp("vm"), address)
+        stack.callback(network.unfilter_vm)
+        stack.callback(vm.stop)
+        gateway = new_gateway(module.POLICY, *local_conf, at=address, options=options, secrets=secrets)
+        vm.trust(gateway.ca)
+        transparent = Transparent(gateway.start(), vm)
+        stack.callback(transparent.stop)
+        yield transparent.start()
 
 
 @pytest.fixture(scope="module")

@@ -614,7 +614,7 @@ def test_a_gateway_that_the_internet_can_use_is_asked_for_and_told(
     for arguments in (asked_for, ()):  # one that is in place goes on
         done = machine.run(installer, "--no-start", *arguments)
         assert done.returncode == 0, done.stderr
-        assert "WARNING       an open proxy: Squid listens on " in done.stdout
+        assert "WARNING       an open proxy: the gateway listens on " in done.stdout
         assert "rule 'example' allows any client" in done.stdout
     done = machine.run(installer, "--no-start", "--listen", "127.0.0.1:3129")
     assert (done.returncode, "WARNING" in done.stdout) == (0, False)

@@ -32,6 +32,7 @@ from squidkeeper.operate.setup.configuration import (
     listen_of_haproxy,
     names,
     status_from_of,
+    transparent_of,
     unique_name,
     usual_exporter,
     usual_gateway_name,
@@ -145,14 +146,18 @@ def test_no_replacement_is_replaced_again_and_the_longest_text_counts() -> None:
 def files_of(root: str, account: str, certgen: str, **given: Any) -> list[str]:
     """Every file that is made from squid/ for one gateway."""
     machine = Machine(Account(account, 65534, 65534), Path(certgen), False, False)
-    fronts: list[dict[str, Any]] = [{"tls": True}, {"behind": ("192.0.2.1", "2001:db8::3129"), "health": "9130"}]
-    whole = ("squid_conf", "haproxy", "local_conf", "prometheus", "alerts")
+    fronts: list[dict[str, Any]] = [
+        {"tls": True, "transparent": ("192.0.2.2",)},
+        {"behind": ("192.0.2.1", "2001:db8::3129"), "health": "9130"},
+    ]
+    whole = ("squid_conf", "dns", "haproxy", "local_conf", "prometheus", "alerts")
     parts = ("squidkeeper-archive.timer", "logrotate")
     units = ("archive", "maintenance", "secrets", "bodies-1", "tls", "exporter", "export", "pull", "render")
+    added = ("transparent", "dns")
     made = []
     for front in fronts:
         one = replace(configuration(Path(root)), machine=machine, workers=2, **front, **given)
-        made += [*(getattr(one, name)() for name in whole), *map(one.render, parts), *map(one.unit, units)]
+        made += [*(getattr(one, name)() for name in whole), *map(one.render, parts), *map(one.unit, (*units, *added))]
         made += [*one.templates(with_logformat=True).values(), one.apparmor("squid"), *one.pages().values()]
     return made
 
@@ -272,6 +277,49 @@ def test_without_tls_nothing_speaks_the_proxy_protocol() -> None:
     assert "--tls" not in configuration(None).unit("maintenance")
 
 
+def in_force(conf: str) -> set[str]:
+    return set(re.sub(r"\\\n", "", conf).splitlines()) - set(re.findall(r"^(?:#.*)?$", conf, re.MULTILINE))
+
+
+def test_transparent_ports_add_lines_to_squid_conf_and_nothing_without() -> None:
+    root = Path("/srv/gateway")
+    plain = configuration(root)
+    given = configuration(root, transparent=("192.168.137.1", "fd00::1"), workers=2)
+    own, login = plain.layout.resolver, part_file(Part.LOGIN)
+    added = in_force(given.squid_conf()) - in_force(configuration(root, workers=2).squid_conf())
+    assert sorted(line.split(" ssl-bump ")[0] for line in added) == [
+        "acl sk_transparent myportname sk_transparent_tls sk_transparent_http",
+        "acl sk_without_login annotate_client token_=none",
+        "http_access deny sk_transparent sk_without_login !all",
+        f"http_port {own}:13080 worker-queues name=sk_transparent_http require-proxy-header accel vhost allow-direct",
+        f"http_port {own}:13443 worker-queues name=sk_transparent_tls require-proxy-header",
+        "proxy_protocol_access allow localhost",
+        "request_header_access Surrogate-Capability deny sk_transparent",
+    ]
+    assert listen_of(given.squid_conf()) == listen_of(plain.squid_conf())
+    assert "\nhttp_access deny !sk_transparent sk_sends_login !sk_over_tls !sk_logged_in\n" in given.templates()[login]
+    assert [name for name, text in plain.templates().items() if "sk_transparent" in text] == []
+    listens = "--listen 192.168.137.1 --listen fd00::1"
+    assert f"{listens} --tls-to {own}:13443 --http-to {own}:13080\n" in given.unit("transparent")
+    assert "--transparent 192.168.137.1 --transparent fd00::1" in given.unit("maintenance")
+    assert "--transparent" not in plain.unit("maintenance")
+    assert f"{plain.layout.dns} r,\n" in given.apparmor("unbound")
+    assert str(plain.layout.dns) not in plain.apparmor("unbound")
+
+
+@pytest.mark.parametrize("addresses", [("192.0.2.7",), ("2001:db8::7",), ("192.0.2.7", "2001:db8::7")])
+def test_the_resolver_for_clients_has_the_addresses_that_were_given_and_a_later_run_reads_them(
+    addresses: tuple[str, ...],
+) -> None:
+    made = configuration(None, transparent=addresses).dns()
+    assert re.findall(r"^    interface: (\S+)$", made, re.MULTILINE) == [*addresses]
+    kinds = ("AAAA" if ":" in address else "A" for address in addresses)
+    expected = [f". 60 IN {kind} {address}" for kind, address in zip(kinds, addresses, strict=True)]
+    assert re.findall(r'^    local-data: "(.*)"$', made, re.MULTILINE) == expected
+    assert transparent_of(made) == addresses
+    assert transparent_of("") == ()
+
+
 def test_behind_load_balancers_squid_takes_clients_from_these_alone_and_the_exporter_tells_them() -> None:
     made = configuration(None, behind=("10.0.0.5", "fd00::5"), health="9130")
     conf = made.squid_conf()
@@ -340,7 +388,8 @@ def test_squid_conf_names_one_program_for_certificates_and_tells_which() -> None
 
 def test_a_squid_conf_with_name_servers_of_the_operators_has_none_of_ours() -> None:
     ours = configuration(None, resolver="none")
-    assert "127.53.53.53" not in ours.squid_conf()
+    assert "\ndns_nameservers " not in ours.squid_conf()
+    assert "127.53.53.53" not in ours.unit("maintenance")
     assert "# Left out: /etc/squid/local.conf has a dns_nameservers line.\n" in ours.squid_conf()
     assert "--resolver" not in ours.unit("maintenance")
     assert " --resolver 127.1.2.3 " in configuration(None).unit("maintenance")

@@ -109,6 +109,31 @@ def test_haproxy_leaves_the_port_before_squid_takes_it_again() -> None:
     ]
 
 
+def test_ports_for_clients_without_settings_are_started_after_squid_and_taken_back() -> None:
+    shim, dns = (LAYOUT.service(name) for name in ("transparent", "dns"))
+    files = {**FILES, LAYOUT.dns: File(b"dns\n"), shim.unit: File(b"shim\n"), dns.unit: File(b"unbound\n")}
+    made = plan(LAYOUT, replace(WANTED, files=files, transparent=True), Present())
+    assert summary(made)[-6:] == [
+        (StepKind.WRITE_OWN_ADDRESSES, LAYOUT.state),
+        (StepKind.START_MAINTENANCE, MAINTENANCE.applied),
+        (StepKind.START_SQUID, LAYOUT.applied),
+        (StepKind.START_TRANSPARENT, shim.applied),
+        (StepKind.START_DNS, dns.applied),
+        (StepKind.START_EXPORTER, EXPORTER.applied),
+    ]
+    assert (StepKind.MAKE_SHARED, LAYOUT.transparent_state) in summary(made)
+    changed = plan(LAYOUT, replace(WANTED, files={**files, LAYOUT.dns: File(b"other\n")}, transparent=True), Present())
+    assert noted(StepKind.START_DNS, changed) != noted(StepKind.START_DNS, made)
+    assert noted(StepKind.START_TRANSPARENT, changed) == noted(StepKind.START_TRANSPARENT, made)
+    gone = [(shim.unit, shim.applied, LAYOUT.transparent_state), (dns.unit, dns.applied, LAYOUT.dns)]
+    there = {**HERE.files, **dict.fromkeys((path for paths in gone for path in paths), File(b"there\n"))}
+    assert summary(plan(LAYOUT, WANTED, replace(HERE, files=there))) == [
+        step
+        for paths in reversed(gone)
+        for step in ((StepKind.STOP_SERVICE, paths[0]), *((StepKind.REMOVE, path) for path in paths))
+    ]
+
+
 def test_no_proxy_header_is_sent_to_a_squid_that_takes_none() -> None:
     """Squid would record it as a client's request that is no HTTP."""
     plain, behind = (

@@ -12,7 +12,7 @@ from squidkeeper.base.metrics import LOGIN_RESULTS
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.model import Token
 from squidkeeper.policy.protocol.lines import Result
-from squidkeeper.policy.protocol.request import parse_request, request_to
+from squidkeeper.policy.protocol.request import NO_LOGIN, parse_request, request_to
 from squidkeeper.record.log.drift import DriftChecker
 from squidkeeper.record.log.record import NONE
 from squidkeeper.serving.helpers.acl import HostScope
@@ -144,6 +144,20 @@ def test_a_login_is_asked_for_where_one_client_that_can_log_in_now_would_be_allo
     for method, scheme, port in (("GET", "http", 80), ("CONNECT", "https", 443)):
         reply = scope.answer(f"{client} - {method} {scheme} {host} {port} - - -".encode())
         assert (("ask_login_", "yes") in reply.annotations) is asked
+
+
+@pytest.mark.parametrize("host", ["a.example", "b.example", "c.example", "d.example", "e.example", "f.example"])
+def test_nobody_is_asked_for_a_login_on_a_port_without_logins(tmp_path: Path, host: str) -> None:
+    """A denied CONNECT passes there as elsewhere, so that the request in it gets its page."""
+    scope = HostScope(compiled_of(tmp_path, ASKING))
+    for client in ("10.0.0.9", "192.0.2.9"):
+        [connect, get] = (
+            dict(scope.answer(f"{client} - {words} - - {NO_LOGIN}".encode()).annotations)
+            for words in (f"CONNECT - {host} 443", f"GET http {host} 80")
+        )
+        assert "ask_login_" not in {*connect, *get}
+        assert connect["verdict_"] == "allow" or connect["bump_"] == "first"
+        assert connect["rule_"] == get["rule_"] != "login-refused"
 
 
 def test_a_record_of_a_login_belongs_to_its_client_for_metrics_and_drift(policy: CompiledPolicy) -> None:

@@ -10,11 +10,25 @@ from squidkeeper.base.errors import NotInstalled
 
 # What runs beside Squid, in the order of its start.
 BODIES: Final = ("bodies-1", "bodies-2")  # two processes on one port: while one starts, the other answers
-SERVICES: Final = ("maintenance", "secrets", *BODIES, "tls", "exporter", "archive", "export", "pull", "render")
+SERVICES: Final = (
+    "maintenance",
+    "secrets",
+    *BODIES,
+    "tls",
+    "transparent",
+    "dns",
+    "exporter",
+    "archive",
+    "export",
+    "pull",
+    "render",
+)
 # The accounts of the services that have one of their own, with systemd. Their order counts without it.
-ACCOUNTS: Final = {name: f"squidkeeper-{name}" for name in ("secrets", "archive", "export", "pull")} | dict.fromkeys(
-    BODIES, "squidkeeper-bodies"
-)  # one user for both: else they could not share a port
+ACCOUNTS: Final = {
+    **{name: f"squidkeeper-{name}" for name in ("secrets", "archive", "export", "pull")},
+    **dict.fromkeys(BODIES, "squidkeeper-bodies"),  # one user for both: else they could not share a port
+    **{name: f"squidkeeper-{name}" for name in ("transparent", "dns")},
+}
 BODIES_FOLDER: Final = "bodies"  # of the state folder
 TRANSPARENT_FOLDER: Final = "transparent"  # likewise
 SOCKETS_OF_WORKERS: Final = Path("/run/squid")  # built into Squid; with systemd its unit makes the folder
@@ -51,6 +65,7 @@ class Layout:
     exports: Annotated[Path, "/etc/squidkeeper/export", "etc/export"]  # a file for each export
     observe: Annotated[Path, "/etc/squidkeeper/observe", "etc/observe"]
     haproxy: Annotated[Path, "/etc/squidkeeper/haproxy.cfg", "etc/haproxy.cfg"]
+    dns: Annotated[Path, "/etc/squidkeeper/dns.conf", "etc/dns.conf"]  # of unbound, with --transparent
     program: Annotated[Path, "/opt/squidkeeper/bin/squidkeeper", "bin/squidkeeper"]
     supervise: Annotated[Path, "/opt/squidkeeper/bin/supervise", "bin/supervise"]
     ssl_db: Annotated[Path, "/var/spool/squid/ssl_db", "state/ssl_db"]
@@ -99,7 +114,7 @@ class Layout:
         owned = {"secrets": self.secrets, "export": self.export_state, "pull": self.pulled}
         own = (owned | dict.fromkeys(BODIES, self.bodies_state)).get(name)
         run = own or self.run
-        in_run = own or name == "archive"
+        in_run = own or name in ("archive", "transparent", "dns")
         log = run / f"{name}.log" if in_run else self.access_log.with_name(f"{name}.log")
         unit, applied = units / f"squidkeeper-{name}.service", self.prefix / f"applied-{name}"
         return ServicePaths(unit, run / f"{name}.pid", log, applied)
@@ -252,6 +267,21 @@ class Layout:
     def behind_haproxy(self) -> str:
         """Where Squid listens behind HAProxy: gateways beside each other have addresses of their own."""
         return f"{self.resolver}:13129"
+
+    @property
+    def transparent_tls(self) -> str:
+        """Where Squid takes the tunnels of clients without proxy settings."""
+        return f"{self.resolver}:13443"
+
+    @property
+    def transparent_http(self) -> str:
+        """Where Squid takes the plain requests of clients without proxy settings."""
+        return f"{self.resolver}:13080"
+
+    @property
+    def transparent_state(self) -> Path:
+        """The folder of the counters of the ports for clients without proxy settings, made as `export_state`."""
+        return self.state / TRANSPARENT_FOLDER
 
     @property
     def bodies(self) -> str:

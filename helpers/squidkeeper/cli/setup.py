@@ -19,6 +19,7 @@ from squidkeeper.operate.setup.options import (
     NO_UPSTREAM,
     NOT_BEHIND,
     NOT_SHOWN,
+    NOT_TRANSPARENT,
     SetupOptions,
 )
 
@@ -75,6 +76,18 @@ def _balancers(value: str) -> tuple[str, ...]:
         raise click.BadParameter(f"{error}: name addresses, such as 10.0.0.5,10.0.0.6, or none") from error
 
 
+def _transparent(value: str) -> tuple[str, ...]:
+    if value == "none":
+        return NOT_TRANSPARENT
+    try:
+        addresses = [ip_address(place) for place in value.split(",") if value]
+    except ValueError as error:
+        raise click.BadParameter(f"{error}: name addresses, such as 192.168.137.1,fd00::1, or none") from error
+    if len({address.version for address in addresses}) < len(addresses):
+        raise click.BadParameter("a name has one address of each kind: expected one of IPv4, one of IPv6, or both")
+    return tuple(map(str, addresses))
+
+
 def _networks(value: str) -> tuple[str, ...]:
     from squidkeeper.policy.language.hosts import parse_network
 
@@ -102,6 +115,7 @@ _PARSERS: Final[dict[str, Callable[[str], Any]]] = {
     "certificates": partial(_one_of, GENERATORS),
     "status_from": _networks,
     "tls_name": _server_names,
+    "transparent": _transparent,
     "upstream": _upstream,
     "bump": partial(_one_of, BUMPS),
     "gateway": _gateway_name,

@@ -56,14 +56,14 @@ class VirtualMachine:
     address = "192.168.137.10"
     gateway = "192.168.137.1"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name_server: str = "127.0.0.1") -> None:
         store = next((Path(path) for path in _TRUST_STORES if os.path.exists(path)), None)
         if store is None:
             raise DemoFailed(f"no trust store: none of {', '.join(_TRUST_STORES)} exists")
         self._trust = folder / "ca-certificates.crt"
         self._trust.write_bytes(store.read_bytes())
         resolv = folder / "resolv.conf"
-        resolv.write_text("nameserver 127.0.0.1\n")
+        resolv.write_text(f"nameserver {name_server}\n")
         files = ((self._trust, store), (resolv, "/etc/resolv.conf"))
         binds = " && ".join(shlex.join(["mount", "--bind", str(file), str(place)]) for file, place in files)
         script = f"{binds} && ip link set lo up && echo ready && exec sleep infinity"

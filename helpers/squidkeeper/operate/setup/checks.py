@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from shutil import which
@@ -119,6 +120,19 @@ def check_listener(address: str, option: str, *pids: int | None) -> None:
         raise SetupFailed(what, f"set the network up first, {other}, or install with --no-start") from error
     if not free and not any(process_listens(pid, port_of(address)) for pid in pids):
         raise SetupFailed(f"something else listens on {address} already", f"end it, or {other}")
+
+
+def check_ports(address: str, pids: Mapping[int, int | None]) -> bool:
+    """Check that processes of ours can listen on ports of an address; give whether this machine has the address."""
+    host = f"[{address}]" if ":" in address else address
+    for port, pid in pids.items():
+        try:
+            if is_free(f"{host}:{port}") or process_listens(pid, port):
+                continue
+        except OSError:
+            return False
+        raise SetupFailed(f"something else listens on {host}:{port} already", "end it, or choose another --transparent")
+    return True
 
 
 def check_parent(name: str, host: str, port: int, *listens: str) -> str:

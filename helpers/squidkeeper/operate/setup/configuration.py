@@ -25,6 +25,8 @@ MARK: Final = "# Written by squidkeeper's install.sh, which replaces it: lines o
 NO_RESOLVER: Final = "none"
 FRAGMENT: Final = "squidkeeper.conf"
 LOGFORMAT: Final = "squidkeeper-logformat.conf"
+_TRANSPARENT: Final = re.compile(r"(?<=^# >>> transparent\n).*?(?=^# <<<\n)", re.MULTILINE | re.DOTALL)
+_DNS_ADDRESS: Final = "192.168.137.1"  # in dns.conf
 _CERTGEN: Final = "/usr/lib/squid/security_file_certgen"
 _RESOLVER: Final = "127.53.53.53"
 _BODIES: Final = f"--listen {_RESOLVER}:344 "
@@ -80,6 +82,11 @@ def behind_of(conf: str) -> tuple[str, ...]:
     """List the addresses of the load balancers that a squid.conf takes clients from."""
     found = re.search(f"^{_BALANCERS}(.+)$", conf, re.MULTILINE)
     return (*found[1].split(),) if found else ()
+
+
+def transparent_of(dns_conf: str) -> tuple[str, ...]:
+    """List the addresses that a dns.conf gives every name."""
+    return (*re.findall(r"^ *local-data: .* A(?:AAA)? (\S+)\"$", dns_conf, re.MULTILINE),)
 
 
 def binds(listen: str) -> tuple[str, ...]:
@@ -166,6 +173,7 @@ class Configuration:
     tls: bool = False  # HAProxy takes the clients
     tls_names: tuple[str, ...] = ()  # as given; else the address it listens on and the host name
     behind: tuple[str, ...] = ()  # the addresses of load balancers on other machines, which take the clients
+    transparent: tuple[str, ...] = ()  # the addresses of the ports for clients without proxy settings
     status_from: tuple[str, ...] = ()  # networks that may see the status page, beside this machine
     health: str = ""  # where /healthz is served to these
     resolver: str = NO_RESOLVER
@@ -180,6 +188,8 @@ class Configuration:
         text = (self.source / "squid" / name).read_text()
         if self.certificates == SQUID:
             text = re.sub(r"^(#?)(sslcrtd_program )", _other_comment, text, flags=re.MULTILINE)
+        if self.transparent:
+            text = _TRANSPARENT.sub(lambda block: re.sub("^#(?! )", "", block[0], flags=re.MULTILINE), text)
         return substitute(text, {**self._values(), **moved})
 
     def _values(self) -> dict[str, str]:
@@ -188,12 +198,12 @@ class Configuration:
             "http_port 3129": f"http_port {self._http_port}",
             '"gateway":"gw-1"': f'"gateway":"{self.gateway}"',  # of the example of Prometheus
         }
-        if self.tls or self.behind:
+        if self.tls or self.behind or self.transparent:
             values[f"#{_TAKES_HEADER}localhost"] = f"{_TAKES_HEADER}localhost"
         if self.behind:
             values[f"#{_BALANCERS}192.0.2.1"] = f"{_BALANCERS}{' '.join(self.behind)}"
             values[f"#{_TAKES_HEADER}sk_"] = f"{_TAKES_HEADER}sk_"
-        return values | self._of_resolver()
+        return values | self._of_resolver() | self._of_transparent()
 
     @property
     def server_names(self) -> tuple[str, ...]:
@@ -239,6 +249,7 @@ class Configuration:
         return pages | {
             "WORKERS": f"workers {self.workers}" if self.workers > 1 else "",
             "RATE": f"{_RATE / self.workers:g}",
+            "UNLESS_TRANSPARENT": "!sk_transparent " if self.transparent else "",
             "BURST": str(-(-_BURST // self.workers)),
             "BODIES": self.layout.bodies,
         }
@@ -258,6 +269,24 @@ class Configuration:
         """How many HAProxy can have: its unit raises the limit, and `supervise` cannot."""
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         return _DESCRIPTORS if self.machine.systemd or hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+
+    @property
+    def transparent_ports(self) -> tuple[str, ...]:
+        """Where clients without proxy settings are taken with TLS."""
+        return tuple(f"[{address}]:443" if ":" in address else f"{address}:443" for address in self.transparent)
+
+    def _of_transparent(self) -> dict[str, str]:
+        queues, layout = " worker-queues" if self.workers > 1 else "", self.layout
+        listens = {"13443": layout.transparent_tls, "13080": layout.transparent_http}
+        return {f"{_RESOLVER}:{port}": f"{listen}{queues}" for port, listen in listens.items()}
+
+    def dns(self) -> str:
+        """Render the configuration of unbound, which gives every name the address of this gateway."""
+        interface, answer = f"    interface: {_DNS_ADDRESS}\n", f'    local-data: ". 60 IN A {_DNS_ADDRESS}"\n'
+        kinds = [(address, "AAAA" if ":" in address else "A") for address in self.transparent]
+        answers = "".join(answer.replace(f"A {_DNS_ADDRESS}", f"{kind} {address}") for address, kind in kinds)
+        interfaces = "".join(f"    interface: {address}\n" for address in self.transparent)
+        return self.render("dns.conf", {interface: interfaces, answer: answers})
 
     def local_conf(self) -> str:
         """Render a local.conf for the operator to edit."""
@@ -284,6 +313,9 @@ class Configuration:
                 yield from self._maintenance_options()
             case "exporter":
                 yield from self._exporter_options()
+            case "transparent":
+                yield from (f"--listen {address}" for address in self.transparent)
+                yield f"--tls-to {self.layout.transparent_tls} --http-to {self.layout.transparent_http}"
             case "export":
                 yield f"--gateway {self.gateway}"
             case "render":
@@ -299,6 +331,7 @@ class Configuration:
             yield f"--log-bytes {self.log_bytes}"
         if self.behind:
             yield "--proxy-header"
+        yield from (f"--transparent {address}" for address in self.transparent)
         if self.tls:
             yield f"--tls {self.listen}"
             yield from [f"--tls-name {','.join(self.tls_names)}"] if self.tls_names else []
@@ -340,7 +373,7 @@ class Configuration:
     def apparmor(self, program: str) -> str:
         """List what AppArmor must let a program do; it goes by the target of a link."""
         if program == "unbound":
-            return f"{self.layout.state}/resolver/* r,\n"
+            return f"{self.layout.state}/resolver/* r,\n" + (f"{self.layout.dns} r,\n" if self.transparent else "")
         prefix, root = self.layout.prefix, self.layout.root
         lines = [f"{prefix}/venv-*/bin/squidkeeper Ux,", "/run/squidkeeper-install.*/** r,"]
         lines += [f"{root}/{what}," for what in ("etc/** r", "log/* rw", "run/* rwk", "state/** rwk") if root]
@@ -367,6 +400,8 @@ _UNITS = {
     "secrets": "squidkeeper-secrets.service",
     **dict.fromkeys(BODIES, "squidkeeper-bodies.service"),
     "tls": "squidkeeper-tls.service",
+    "transparent": "squidkeeper-transparent.service",
+    "dns": "squidkeeper-dns.service",
     "exporter": "observe/squidkeeper-exporter.service",
     "export": "squidkeeper-export.service",
     "pull": "squidkeeper-pull.service",

@@ -10,7 +10,7 @@ import shutil
 import socket
 import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -40,6 +40,7 @@ from squidkeeper.operate.setup.configuration import (
     listen_of_haproxy,
     names,
     status_from_of,
+    transparent_of,
     unique_name,
     usual_exporter,
     usual_gateway_name,
@@ -65,6 +66,7 @@ from squidkeeper.operate.setup.options import (
     NO_UPSTREAM,
     NOT_BEHIND,
     NOT_SHOWN,
+    NOT_TRANSPARENT,
     SQUID,
     SetupOptions,
     SetupStage,
@@ -141,6 +143,7 @@ class Installation:
         self._prepare_configuration()
         self._prepare_resolver()
         self._prepare_tls()
+        self._prepare_transparent()
         self._prepare_exports()
         self._prepare_pull()
         self._prepare_files()
@@ -278,6 +281,10 @@ class Installation:
         behind = () if options.behind == NOT_BEHIND else options.behind or behind_of(self._conf)
         exporter = options.exporter or told or usual_exporter(layout, listen)
         self._check_behind(behind, exporter, tls=tls)
+        transparent = () if options.transparent == NOT_TRANSPARENT else options.transparent
+        if not options.transparent:
+            transparent = transparent_of(entries.text_at(layout.dns))
+        self._check_transparent(transparent)
         self._check_status_from(exporter)
         shown_before = status_from_of(entries.text_at(layout.service("exporter").unit))
         health = options.health_listen or self._started_with("exporter", "health-listen")
@@ -300,6 +307,7 @@ class Installation:
             archive_is_copied=layout.archive_store.exists(),
             tls=tls,
             behind=behind,
+            transparent=transparent,
             status_from=() if options.status_from == NOT_SHOWN else options.status_from or shown_before,
             health=health or usual_health(layout, listen),
             tls_names=options.tls_name or (*filter(None, self._maintained("tls-name").split(",")),),
@@ -333,6 +341,13 @@ class Installation:
             raise SetupFailed(
                 f"{self._layout.tls} is too long for the path of a socket",
                 f"with --tls, choose a --root that is shorter by {len(str(self._layout.tls)) - _LONGEST_TLS_FOLDER}",
+            )
+
+    def _check_transparent(self, addresses: tuple[str, ...]) -> None:
+        if addresses and self._yours:
+            raise SetupFailed(
+                f"--transparent adds http_port lines to {self._layout.conf}, which is yours",
+                "--transparent none; squid/squid.conf has the lines that it would add",
             )
 
     def _check_behind(self, behind: tuple[str, ...], exporter: str, *, tls: bool) -> None:
@@ -463,7 +478,8 @@ class Installation:
 
     def _prepare_resolver(self) -> None:
         self._stage.name = "resolver"
-        if self._configuration.resolver != NO_RESOLVER and not UNBOUND.exists():
+        ours = self._configuration
+        if (ours.resolver != NO_RESOLVER or ours.transparent) and not UNBOUND.exists():
             self._install_package("unbound", install_unbound)
         self._open_apparmor("unbound")
 
@@ -490,6 +506,18 @@ class Installation:
         if HAPROXY.exists() or self._install_package("haproxy", install_haproxy):
             (folder / "haproxy.cfg").write_text(ours.haproxy({"/var/lib/squidkeeper/tls": str(folder)}))
             quietly(HAPROXY, "-c", "-f", folder / "haproxy.cfg")
+
+    def _prepare_transparent(self) -> None:
+        self._stage.name = "transparent"
+        layout, ours = self._layout, self._configuration
+        if not ours.transparent:
+            return
+        self._files[layout.dns] = _file(ours.dns())
+        say("transparent", f"ports 53, 80 and 443 of {', '.join(ours.transparent)}, for clients without proxy settings")
+        if UNBOUND.exists():
+            prepared = self._work / layout.dns.name
+            prepared.write_text(ours.dns())
+            quietly(f"{UNBOUND}-checkconf", prepared)
 
     def _needs_server_certificate(self) -> bool:
         # The one in place is in a folder of Squid's account, which could put a pipe there.
@@ -582,6 +610,7 @@ class Installation:
     def _needed(self) -> list[str]:
         """The services with an account of their own."""
         needed = {"secrets": self._fetches, "archive": True, "export": bool(self._exports), "pull": self._pulls}
+        needed |= dict.fromkeys(("transparent", "dns"), bool(self._configuration.transparent))
         needed |= dict.fromkeys(BODIES, self._inspects)
         return [name for name, is_needed in needed.items() if is_needed]
 
@@ -601,28 +630,43 @@ class Installation:
         self._stage.name = "listen"
         ours, services, starts = self._configuration, self._services(), not self._options.no_start
         self._transaction.services = services
-        if self._starts_squid:
-            checks.check_listener(ours.listen, "--listen", self._squid.pid(), services["tls"].pid())
-        if self._starts_squid and ours.tls:
-            checks.check_listener(ours.squid_listen, "--root, or install without --tls", self._squid.pid())
+        for is_checked, listen, option, processes in self._listens():
+            if is_checked:
+                checks.check_listener(listen, option, *(process.pid() for process in processes))
         if starts and ours.resolver != NO_RESOLVER:
             checks.check_resolver(ours.resolver, services["maintenance"].pid(), self._layout.local)
-        if starts and ours.exporter != NO_EXPORTER:
-            checks.check_listener(ours.exporter, "--exporter-listen", services["exporter"].pid())
-        if starts and self._inspects:
-            checks.check_listener(self._layout.bodies, "--root", *(services[name].pid() for name in BODIES))
-        if starts and ours.behind:
-            checks.check_listener(ours.health, "--health-listen", services["exporter"].pid())
-        if not ours.behind and (reached := reached_at(ours.squid)):
-            self._check_open(", ".join(map(str, reached)))
+        if starts:
+            self._check_transparent_ports()
+        for listen in (*([] if ours.behind else [ours.squid]), *ours.transparent_ports):
+            if reached := reached_at(listen):
+                self._check_open(listen, ", ".join(map(str, reached)))
 
-    def _check_open(self, public: str) -> None:
+    def _listens(self) -> Iterator[tuple[bool, str, str, list[InstalledSquid | InstalledService]]]:
+        """List where processes listen: whether to check it, the option that names it, and whose it may be already."""
+        ours, services, layout, squid = self._configuration, self._transaction.services, self._layout, self._squid
+        starts, exporter = not self._options.no_start, services["exporter"]
+        without = "--root, or install without"
+        yield self._starts_squid, ours.listen, "--listen", [squid, services["tls"]]
+        yield self._starts_squid and ours.tls, ours.squid_listen, f"{without} --tls", [squid]
+        yield starts and ours.exporter != NO_EXPORTER, ours.exporter, "--exporter-listen", [exporter]
+        yield starts and self._inspects, layout.bodies, "--root", [services[name] for name in BODIES]
+        yield starts and bool(ours.behind), ours.health, "--health-listen", [exporter]
+        for listen in (layout.transparent_tls, layout.transparent_http):
+            yield starts and bool(ours.transparent), listen, f"{without} --transparent", [squid]
+
+    def _check_transparent_ports(self) -> None:
+        shim, dns = (self._transaction.services[name].pid() for name in ("transparent", "dns"))
+        for address in self._configuration.transparent:
+            if not checks.check_ports(address, {443: shim, 80: shim, 53: dns}):
+                say("WARNING", f"{address} is not an address of this machine yet: nobody is answered until it is")
+
+    def _check_open(self, listen: str, public: str) -> None:
         """Refuse a new open proxy, unless it was asked for; one in place goes on with a warning."""
         found = checks.open_rules(self._machine, self._policy, self._layout.state)
         rules = [self._as_given(rule) for rule in found]
         if not rules:
             return
-        reached = f"Squid listens on {self._configuration.squid}, which the internet reaches at {public}"
+        reached = f"the gateway listens on {listen}, which the internet reaches at {public}"
         what = f"an open proxy: {reached}, and the policy allows any client"
         asked_for = self._options.open or ":" in self._options.listen
         if not asked_for and not self._layout.fragment.exists() and not self._yours:
@@ -643,9 +687,9 @@ class Installation:
         found = {name: InstalledService(name, self._layout, systemd, owner, port) for name, port in ports.items()}
         others = {name: self._user_of(name) for name in ACCOUNTS}
         others["render"] = entries.ROOT
-        port = port_of(self._layout.bodies)
+        listening = dict.fromkeys(BODIES, port_of(self._layout.bodies)) | {"transparent": 443, "dns": 53}
         return found | {
-            name: InstalledService(name, self._layout, systemd, who, port if name in BODIES else None)
+            name: InstalledService(name, self._layout, systemd, who, listening.get(name))
             for name, who in others.items()
         }
 
@@ -687,6 +731,7 @@ class Installation:
             exports=self._exports,
             pulls=self._pulls,
             tls=ours.tls,
+            transparent=bool(ours.transparent),
             certificate=ours.tls and self._needs_server_certificate(),
             own_addresses=own_addresses().encode(),
             store=new_store,
@@ -711,11 +756,12 @@ class Installation:
             layout.local,
             *units,
             layout.haproxy,
+            layout.dns,
             *(layout.service(name).applied for name in ("tls", "render", *ACCOUNTS)),
         }
         files = {path: entries.read_entry(path) for path in (*paths, layout.own_addresses)}
         ours = {layout.run, layout.counts, layout.secrets, layout.export_state, layout.tls, layout.ssl_db}
-        ours.add(layout.bodies_state)
+        ours |= {layout.bodies_state, layout.transparent_state}
         for folder in {*wanted.folders, *ours}:
             if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
                 raise SetupFailed(f"{folder} is not a folder", "move it away")
@@ -792,6 +838,7 @@ def _advices(options: SetupOptions, layout: Layout) -> Mapping[str, str]:
         "configuration": f"fix the line, most likely in {layout.local}, and run this again",
         "resolver": f"install the package unbound by hand, or name other name servers in {layout.local}",
         "TLS": "see the lines above; --no-tls does without it",
+        "transparent": "see the lines above; --transparent none does without it",
         "listen": "end what listens there, or choose another --listen",
         "bodies": f"see the lines above; what inspects bodies listens on {layout.bodies}",
         "secrets": "see the lines above; policy/REFERENCE.md explains the sources of secrets",

@@ -14,6 +14,7 @@ SQUIDKEEPER: Final = "squidkeeper"
 GENERATORS: Final = (SQUIDKEEPER, SQUID)  # whose program makes the certificates of hosts; the first is the default
 NO_UPSTREAM: Final = "none"
 NOT_BEHIND: Final = ("none",)
+NOT_TRANSPARENT: Final = ("none",)
 NOT_SHOWN: Final = ("none",)  # the status page, to no other machine
 SHARED, DOCUMENTED = BUMPS = ("shared", "documented")  # whether tunnels share connections to origins
 MOST_WORKERS: Final = 16  # one exporter reads the log of all, and one process on two cores takes 12,000 lines a second
@@ -46,6 +47,7 @@ class SetupOptions:
     tls_name: tuple[str, ...] = ()
     behind: tuple[str, ...] = ()  # addresses of load balancers, or NOT_BEHIND
     health_listen: str = ""
+    transparent: tuple[str, ...] = ()  # addresses of the ports 53, 80 and 443, or NOT_TRANSPARENT
     upstream: str = ""
     bump: str = ""  # one of BUMPS
     gateway: str = ""  # its name in records

@@ -40,6 +40,8 @@ class StepKind(StrEnum):
     RECONFIGURE_SQUID = "reconfigure Squid, and note it in"
     MAKE_SERVER_CERTIFICATE = "make the certificate of the TLS port in"
     START_TLS = "start HAProxy, and note it in"
+    START_TRANSPARENT = "start the ports for clients without proxy settings, and note them in"
+    START_DNS = "start the resolver for clients without proxy settings, and note it in"
     START_EXPORTER = "start the exporter, and note it in"
     START_ARCHIVE = "start the runs of the archive, and note them in"
     MAKE_SHARED = "make, as Squid's account and for its group,"
@@ -54,6 +56,8 @@ STARTS: Final = {  # the services
     StepKind.START_BODIES_1: "bodies-1",
     StepKind.START_BODIES_2: "bodies-2",
     StepKind.START_TLS: "tls",
+    StepKind.START_TRANSPARENT: "transparent",
+    StepKind.START_DNS: "dns",
     StepKind.START_EXPORTER: "exporter",
     StepKind.START_ARCHIVE: "archive",
     StepKind.START_EXPORT: "export",
@@ -71,6 +75,7 @@ _STAGES: Final = {
     StepKind.RECONFIGURE_SQUID: "start",
     StepKind.MAKE_SERVER_CERTIFICATE: "TLS",
     StepKind.START_TLS: "TLS",
+    StepKind.START_DNS: "transparent",
 }
 
 
@@ -107,6 +112,7 @@ class Wanted:
     exports: bytes = b""  # the files of the exports; empty: there is none
     pulls: bool = False  # the policy is pulled
     tls: bool = False  # HAProxy takes the clients
+    transparent: bool = False  # there are ports for clients without proxy settings
     certificate: bool = False  # the one of the TLS port is due
     store: bool = False  # the certificate store in place is another CA's
     drop_store: bool = False
@@ -173,7 +179,7 @@ class _Planner:
             ahead, after = ([], [*ahead, *after]) if then else ([*ahead, *after], [])
         others = {"squid": self._squid, "store": self._store, "exporter": self._exporter}
         needed_by_squid, last = ("secrets", *BODIES), ("archive", "export", "pull", "render")
-        for name in (*ahead, *needed_by_squid, "squid", "store", "tls", *after, *last):
+        for name in (*ahead, *needed_by_squid, "squid", "store", "tls", "transparent", "dns", *after, *last):
             yield from others[name]() if name in others else self._service(name)
 
     def _sends_header(self, files: Mapping[Path, Entry]) -> bool:
@@ -216,28 +222,34 @@ class _Planner:
         yield from (SetupStep(StepKind.REMOVE, path) for path in self._wanted.gone if path in self._here)
         if self._wanted.store:
             yield SetupStep(StepKind.PUT_STORE, self._layout.ssl_db)
-        layout = self._layout
-        if self._wanted.exporter == NO_EXPORTER:
-            yield from self._without("exporter", layout.observe)
-        if not self._wanted.fetches:
-            yield from self._without("secrets", layout.service("secrets").applied, layout.secrets)
-        if not self._wanted.bodies:
-            first, second = BODIES
-            yield from self._without(first, layout.service(first).applied)
-            folder = () if self._present.was_metered else (layout.bodies_state,)
-            yield from self._without(second, layout.service(second).applied, *folder)
-        if not self._wanted.exports:
-            yield from self._without("export", layout.service("export").applied, layout.export_state)
-        if not self._wanted.pulls:
-            yield from self._without("pull", layout.service("pull").applied)
-        if not self._wanted.tls:
-            yield from self._without("tls", layout.service("tls").applied, layout.haproxy, layout.tls)
+        for service, (is_needed, left) in self._optional.items():
+            if not is_needed:
+                yield from self._without(service, *left)
+
+    @property
+    def _optional(self) -> dict[str, tuple[bool, tuple[Path, ...]]]:
+        """Map the services that a gateway can do without: whether this one needs it, and what goes with it."""
+        wanted, layout = self._wanted, self._layout
+        first, second = BODIES
+        counts = () if self._present.was_metered else (layout.bodies_state,)
+        return {
+            "exporter": (wanted.exporter != NO_EXPORTER, (layout.observe,)),
+            "secrets": (wanted.fetches, (layout.secrets,)),
+            first: (wanted.bodies, ()),
+            second: (wanted.bodies, counts),
+            "export": (bool(wanted.exports), (layout.export_state,)),
+            "pull": (wanted.pulls, ()),
+            "tls": (wanted.tls, (layout.haproxy, layout.tls)),
+            "dns": (wanted.transparent, (layout.dns,)),
+            "transparent": (wanted.transparent, (layout.transparent_state,)),
+        }
 
     def _without(self, service: str, *others: Path) -> Iterator[SetupStep]:
-        unit = self._layout.service(service).unit
+        unit, applied = self._layout.service(service).unit, self._layout.service(service).applied
+        noted = () if service == "exporter" else (applied,)  # its note says that there is none
         if unit in self._here:
             yield SetupStep(StepKind.STOP_SERVICE, unit)
-        yield from (SetupStep(StepKind.REMOVE, path) for path in (unit, *others) if path in self._here)
+        yield from (SetupStep(StepKind.REMOVE, path) for path in (unit, *noted, *others) if path in self._here)
 
     def _state(self) -> Iterator[SetupStep]:
         yield from (SetupStep(StepKind.GIVE_TO_SQUID, path) for path in self._present.closed)
@@ -247,23 +259,18 @@ class _Planner:
             yield SetupStep(StepKind.MAKE_SHARED, self._layout.export_state)
         if self._wanted.bodies and self._layout.bodies_state not in self._here:
             yield SetupStep(StepKind.MAKE_SHARED, self._layout.bodies_state)
+        if self._wanted.transparent and self._layout.transparent_state not in self._here:
+            yield SetupStep(StepKind.MAKE_SHARED, self._layout.transparent_state)
         if _content(self._here.get(self._layout.own_addresses)) != self._wanted.own_addresses:
             yield SetupStep(StepKind.WRITE_OWN_ADDRESSES, self._layout.state)
         if self._wanted.certificate:
             yield SetupStep(StepKind.MAKE_SERVER_CERTIFICATE, self._layout.tls)
 
     def _service(self, name: str) -> Iterator[SetupStep]:
-        wanted = self._wanted
         paths, reads = self._layout.service(name), self._service_reads(name)
-        needed = {
-            "maintenance": True,
-            "secrets": wanted.fetches,
-            **dict.fromkeys(BODIES, wanted.bodies),
-            "tls": wanted.tls,
-            "export": bool(wanted.exports),
-            "pull": wanted.pulls,
-        }
-        if needed.get(name, paths.unit in wanted.files) and self._goes_on(name, reads):
+        always = name == "maintenance" or paths.unit in self._wanted.files
+        is_needed, _ = self._optional.get(name, (always, ()))
+        if is_needed and self._goes_on(name, reads):
             yield _noting(_START_OF[name], paths.applied, reads)
 
     def _exporter(self) -> Iterator[SetupStep]:
@@ -295,6 +302,8 @@ class _Planner:
         match name:
             case "tls":
                 return self._hash((unit, layout.supervise, layout.haproxy))
+            case "dns":
+                return self._hash((unit, layout.supervise, layout.dns))
             case "archive":
                 return self._hash((unit, layout.archive_timer, layout.supervise, layout.program, layout.archive_pub))
             case "render":

@@ -32,7 +32,7 @@ def uninstall(layout: Layout) -> None:
             f"{yours} includes {layout.fragment}, which --uninstall removes",
             "take that line out, tell Squid if it runs with it, and run this again",
         )
-    _stop(layout, "render", "pull", "export", "archive", "exporter", "tls", systemd=systemd)
+    _stop(layout, "render", "pull", "export", "archive", "exporter", "dns", "transparent", "tls", systemd=systemd)
     if ours:
         squid.stop()
         layout.conf.unlink()
@@ -82,7 +82,7 @@ def _remove_files(layout: Layout) -> None:
     kept = (layout.state, layout.run, layout.applied, layout.ca_choices, forced_file(layout.policy))
     services = (path for name in SERVICES for path in (layout.service(name).unit, layout.service(name).applied))
     others = filter(None, (layout.archive_timer, layout.render_path, layout.logrotate, layout.squid_dropin))
-    for path in (*ours, *kept, *services, *others, layout.haproxy, layout.observe, layout.supervise):
+    for path in (*ours, *kept, *services, *others, layout.haproxy, layout.dns, layout.observe, layout.supervise):
         remove(path)
     if layout.command is None or read_entry(layout.command) == Link(str(layout.program)):
         for path in (*layout.shell_files.values(), *filter(None, [layout.command])):

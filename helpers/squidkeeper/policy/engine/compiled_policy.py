@@ -31,7 +31,7 @@ from squidkeeper.policy.language.model import (
     finite_values,
 )
 from squidkeeper.policy.language.quotas import Quota
-from squidkeeper.policy.protocol.request import ANY_LOGIN, CONNECT, Malformed, Request
+from squidkeeper.policy.protocol.request import ANY_LOGIN, CONNECT, NO_LOGIN, Malformed, Request
 from squidkeeper.policy.url import Host, parse_authority
 
 EntryT = TypeVar("EntryT", Rule, Rewrite, Credential, Route)
@@ -179,7 +179,7 @@ class CompiledPolicy:
         if own is not None:
             return HostMatch(_NO_FACTS, Candidates((), (), (), (), own), request.url, own)
         lapses = None
-        if request.login is not None or request.user in self._logins:
+        if request.login not in (None, NO_LOGIN) or request.user in self._logins:
             refused, lapses = self._check_login(request)
             if refused:
                 return HostMatch(_NO_FACTS, Candidates((), (), (), (), refused), request.url, refused)
@@ -210,7 +210,7 @@ class CompiledPolicy:
 
         Squid can ask for a login at a CONNECT and outside of tunnels, not inside.
         """
-        if not self._logins or isinstance(request, Malformed) or request.user is not None:
+        if not self._logins or isinstance(request, Malformed) or request.user is not None or request.login == NO_LOGIN:
             return
         if request.scheme == "https" and request.method != CONNECT:
             return

@@ -29,6 +29,7 @@ from squidkeeper.policy.url import (
 CONNECT = "CONNECT"
 REQUEST_TOKENS = 9
 ANY_LOGIN = "*"  # no ID of a token: what people state names a user, who counts as logged in
+NO_LOGIN = "none"  # nor is this: the client came to a port where nobody can log in
 _LONGEST_KNOWN_METHOD = 64  # characters, so that what is kept is bounded; Squid itself takes 32
 _REFUSED_METHODS = {
     "TRACE": "returns a request's headers to whoever asks",
