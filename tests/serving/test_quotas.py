@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -22,6 +23,7 @@ from squidkeeper.base.errors import CountsUnavailable, PatternError
 from squidkeeper.base.faults import FaultCode, Location
 from squidkeeper.base.layout import BODIES_FOLDER
 from squidkeeper.base.squid_account import Account, call_as, call_as_owner
+from squidkeeper.change.approvals.decisions import who_decides
 from squidkeeper.cli import main
 from squidkeeper.policy.engine import Stage, decide
 from squidkeeper.policy.engine.explain import explain
@@ -608,11 +610,22 @@ def test_tokens_are_listed_and_reset_in_the_counts_of_their_own_account(tmp_path
     ]
     refused = CliRunner().invoke(main, ["quota", "--policy", str(policy), "--holder", "alice"])
     assert "--holder: it goes with --reset NAME" in refused.output
-    assert said()[3:] == [
+    uncounted = [
         "   25 %  all  250 tokens",
         "calls: 10 requests a day for all together",
         "   40 %  all  4 requests",
     ]
+    assert said()[3:] == uncounted
+    kept = [json.loads(line) for line in (tmp_path / "decisions.jsonl").read_text().splitlines()]
+    assert [(one["decision"], one["who"], one["quota"], one["holder"]) for one in kept] == [
+        ("reset", who_decides(), "budget", holder) for holder in ("192.0.2.1", "alice", "")
+    ]
+    (tmp_path / "decisions.jsonl").unlink()
+    (tmp_path / "decisions.jsonl").mkdir()
+    reset = ("--reset", "tokens", "--policy", str(policy), "--state", str(state))
+    refused = CliRunner().invoke(main, ["quota", *reset])
+    assert (refused.exit_code, "decisions.jsonl cannot be written" in refused.output) == (1, True)
+    assert said()[3:] == uncounted
 
 
 def run_quota(*options: str) -> list[str]:

@@ -64,6 +64,8 @@ def quota(
     A number can be some units too high, because helpers reserve a few in advance. The announced size of a request, or
     the tokens that it may use, count from its start. What it did not use is given back at its end.
 
+    decisions.jsonl beside the policy directory keeps who reset a count. If that cannot be kept, nothing is reset.
+
     \b
     Example:
       sudo squidkeeper quota --reset uploads --holder user:agent
@@ -74,6 +76,8 @@ def quota(
     if holder is not None and reset is None:
         raise click.BadParameter("it goes with --reset NAME", param_hint="--holder")
     asked = Reset(reset, holder) if reset is not None else None
+    if asked:
+        _keep(directory, asked)
     rows = _of_all_gateways(store, asked) if store else _of_this_gateway(directory, state, asked)
     shown = [(quota, _of(quota, [row for row in rows if not row["was_reset"]])) for quota in quotas]
     if asked:
@@ -85,6 +89,12 @@ def quota(
         click.echo("\n".join(_lines(counted, used, top)))
     if not quotas:
         click.echo("The policy has no quotas.")
+
+
+def _keep(directory: Path, asked: Reset) -> None:
+    from squidkeeper.change.approvals.decisions import keep_reset
+
+    keep_reset(directory, asked.quota, asked.holder)
 
 
 def _say_reset(asked: Reset, was: Sequence[tuple[Quota, Sequence[Row]]], top: int) -> None:

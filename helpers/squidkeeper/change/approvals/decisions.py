@@ -1,7 +1,7 @@
-"""What people have decided about tickets, and what is in force meanwhile.
+"""What people have decided about tickets and counts, and what is in force meanwhile.
 
 Decisions are in a file outside of the state folder, which only grows. Each line is a JSON object: who decided what
-about which question, when and why.
+about which question or quota, when and why.
 """
 
 import fcntl
@@ -9,11 +9,12 @@ import json
 import os
 import pwd
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from squidkeeper.base.errors import EditRefused, PolicyError
+from squidkeeper.base.formatting import utc_time
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.policy_store.loading import load, load_stored_revision
 from squidkeeper.policy.policy_store.revisions import revision_in_force
@@ -43,6 +44,17 @@ class TicketDecision:
     uses: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ResetDecision:
+    """A decision to begin the counts of a quota again, for one holder or, without a name, for all."""
+
+    time: str
+    who: str
+    quota: str
+    holder: str
+    decision: str = "reset"
+
+
 class DecisionLog:
     """The file, open for one decision: what cannot be kept is not decided."""
 
@@ -54,7 +66,7 @@ class DecisionLog:
         except OSError as error:
             raise EditRefused(f"{self.path} cannot be written: {error.strerror}; nothing was decided") from error
 
-    def keep(self, decision: TicketDecision) -> None:
+    def keep(self, decision: TicketDecision | ResetDecision) -> None:
         """Append a decision, on disk when this returns."""
         os.write(self._file, json.dumps(asdict(decision)).encode() + b"\n")
         os.fsync(self._file)
@@ -62,6 +74,17 @@ class DecisionLog:
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
+
+
+def keep_reset(policy: Path, quota: str, holder: str | None) -> None:
+    """Keep who begins the counts of a quota again; `EditRefused` where it cannot be kept."""
+    log = DecisionLog(policy)
+    try:
+        log.keep(ResetDecision(utc_time(datetime.now(UTC)), who_decides(), quota, holder or ""))
+    except OSError as error:
+        raise EditRefused(f"{log.path} cannot be written: {error.strerror}; nothing was reset") from error
+    finally:
+        log.close()
 
 
 def who_decides() -> str:
