@@ -22,9 +22,13 @@ import msgspec
 import pytest
 import yaml
 
+from squidkeeper.base.layout import TRANSPARENT_FOLDER
+from squidkeeper.base.metrics import TRANSPARENT_CONNECTIONS, TransparentResult
 from squidkeeper.record.archive_status import ArchiveStatus, DeletedLogs
 from squidkeeper.record.export_status import ExportState, ExportStore
 from squidkeeper.serving.certificates.authority import CertificateAuthority, make_intermediate
+from squidkeeper.serving.counters.layout import FOLDER, counter_key
+from squidkeeper.serving.counters.writer import CounterWriter
 from tests.waiting import pause, wait_for
 
 from .curl import CurlFailed, curl
@@ -143,12 +147,14 @@ class Watched:
         maintenance: Maintenance,
         fetching: Fetching,
         prometheus: Prometheus,
+        connections: "ConnectionsCounted",
     ) -> None:
         self.gateway = gateway
         self.fetching = fetching
         self.exporter = exporter
         self.maintenance = maintenance
         self.prometheus = prometheus
+        self.connections = connections
         self.log = gateway.root / "log/access.log"
         self.state = gateway.root / "state/exporter"
         self.since = time.time()
@@ -194,6 +200,21 @@ class Watched:
         wait_for(all_have_fired, lambda: f"the alerts {sorted(missing)}", seconds=120)
 
 
+class ConnectionsCounted:
+    """Counts of the transparent ports, which Squid's account can read."""
+
+    def __init__(self, state: Path) -> None:
+        folder = state / TRANSPARENT_FOLDER / FOLDER
+        self._writer = CounterWriter(folder, {})
+        self.add(TransparentResult.OPENED, 1)
+        for place in (folder.parent, folder, *folder.iterdir()):
+            shutil.chown(place, group="proxy")
+
+    def add(self, result: TransparentResult, number: int) -> None:
+        self._writer.add({counter_key(TRANSPARENT_CONNECTIONS, result): number})
+        self._writer.beat(None)
+
+
 @pytest.fixture(scope="module")
 def watched(
     new_gateway: NewGateway, all_origins: Origins, tmp_path_factory: pytest.TempPathFactory
@@ -208,6 +229,7 @@ def watched(
     gateway.secret("bait", BAIT)
     gateway.render()
     renew_intermediate(gateway, days=20)
+    connections = ConnectionsCounted(gateway.root / "state")
     maintenance = Maintenance(gateway, gateway.root / "resolv.conf")
     put_command(gateway, "give", GIVE)
     fetching = Fetching(gateway)
@@ -215,7 +237,7 @@ def watched(
     archive.mkdir(exist_ok=True)
     options = ("--tls-certificate", gateway.ca.with_name("signing.crt"), "--archive", archive)
     exporter = Exporter(gateway, 9129, *options, "--fragment", gateway.layout.fragment)
-    watched = Watched(gateway, exporter, maintenance, fetching, prometheus)
+    watched = Watched(gateway, exporter, maintenance, fetching, prometheus, connections)
     try:
         gateway.start_bodies(1)  # beside the one that is there
         gateway.start()
@@ -290,6 +312,7 @@ def make_faults_of_requests(watched: Watched, origins: Origins) -> None:
     wait_for(lambda: curl(gateway, "https://injected.example/").status == 403, "the secret to be missed")
     deny(gateway, 150)
     renew_intermediate(gateway, days=5)
+    watched.connections.add(TransparentResult.NO_SERVER_NAME, 200)
     origins.answers["open.example/failing"] = Answer(503)
 
     def fired() -> bool:
@@ -304,6 +327,7 @@ def make_faults_of_requests(watched: Watched, origins: Origins) -> None:
         "CredentialFailing",
         "SecretLeaving",
         "DenialSurge",
+        "TransparentRefusing",
         "CaEndsNow",
         "TlsCertificateEndsNow",
     )

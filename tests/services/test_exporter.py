@@ -26,7 +26,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from squidkeeper.base.errors import ListenFailed
-from squidkeeper.base.metrics import DECISION_DURATION, METRICS
+from squidkeeper.base.metrics import DECISION_DURATION, METRICS, TRANSPARENT_CONNECTIONS, TransparentResult
 from squidkeeper.base.squid_counters import SquidCounters, parse_counters, read_counters
 from squidkeeper.cli import main
 from squidkeeper.policy.policy_store.loading import load
@@ -47,7 +47,7 @@ from squidkeeper.services.exporter.status_page import page
 from squidkeeper.services.exporter.status_rows import helper_rows, rule_rows, secret_rows
 from squidkeeper.services.maintenance.process import MaintenanceStatus, TaskRunner
 from squidkeeper.serving.certificates.authority import make_ca, make_intermediate
-from squidkeeper.serving.counters.layout import HelperStatus, Key, histogram_keys, make_key
+from squidkeeper.serving.counters.layout import HelperStatus, Key, counter_key, histogram_keys, make_key
 from squidkeeper.serving.counters.reader import CounterFile
 
 from ..conftest import compiled_of
@@ -703,6 +703,18 @@ def test_the_maintenance_process_is_served_with_each_of_its_tasks(policy: Path) 
     assert found['squidkeeper_maintenance_task_success{task="resolver"}'] == 0
     assert found['squidkeeper_maintenance_task_success{task="rotation"}'] == 1
     assert samples(view(policy))["squidkeeper_maintenance_up"] == 0
+
+
+def test_connections_to_the_transparent_ports_are_served_with_each_result_and_without_these_ports_not_at_all(
+    policy: Path,
+) -> None:
+    name = "squidkeeper_transparent_connections_total"
+    assert not [series for series in samples(view(policy)) if series.startswith(name)]
+    opened = counter_key(TRANSPARENT_CONNECTIONS, TransparentResult.OPENED)
+    found = samples(replace(view(policy), totals={opened: 7.0}))
+    assert {series: found[series] for series in found if series.startswith(name)} == {
+        f'{name}{{result="{result}"}}': 7 if result == "opened" else 0 for result in TransparentResult
+    }
 
 
 DENIED_AT = datetime.fromtimestamp(NOW - 20, UTC)

@@ -15,6 +15,7 @@ import pytest
 
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.base.layout import Layout
+from squidkeeper.base.metrics import TRANSPARENT_CONNECTIONS
 from squidkeeper.base.squid_counters import COUNTER, SquidCounters
 from squidkeeper.base.squid_version import SquidVersion
 from squidkeeper.policy.language.model import Action, Match, Policy, Rule, Strip
@@ -36,7 +37,7 @@ from squidkeeper.services.maintenance.process import MaintenanceStatus
 from squidkeeper.services.maintenance.resolver import Resolver
 from squidkeeper.services.maintenance.rotation import Rotation
 from squidkeeper.services.pulling.settings import PullStatus
-from squidkeeper.serving.counters.layout import HelperStatus
+from squidkeeper.serving.counters.layout import HelperStatus, counter_key
 from squidkeeper.serving.counters.reader import CounterFile
 from squidkeeper.serving.credentials.fetch_status import FetchStatus, SecretStatus
 from squidkeeper.serving.credentials.fetched_values import FetchedValue, format_value, value_file
@@ -884,6 +885,13 @@ def test_no_query_and_no_password_is_on_the_page() -> None:
     assert "https://***@a.example/x" in html
     assert "TOPSECRET" not in html
     assert "hunter2" not in html
+
+
+def test_the_page_counts_connections_to_the_transparent_ports_where_they_are() -> None:
+    counts = {"opened": 1200.0, "ended": 1100.0, "no_server_name": 3.0}
+    totals = {counter_key(TRANSPARENT_CONNECTIONS, result): number for result, number in counts.items()}
+    assert "Without proxy settings 1,200 connections 3 × no server name" in text_of(replace(WELL, totals=totals))
+    assert "Without proxy settings" not in text_of(WELL)
 
 
 def test_the_page_lets_nothing_else_in() -> None:

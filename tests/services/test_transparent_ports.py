@@ -22,7 +22,7 @@ from tests.waiting import wait_for
 pytestmark = pytest.mark.system
 
 FOUR, SIX = "192.168.137.1", "fd00:137::1"
-NO_PROCESS = "squidkeeper transparent does not run, or is stuck"
+NO_PROCESS = "squidkeeper transparent does not run, is stuck, or cannot write to the state folder"
 
 NewPorts = Callable[..., TransparentPorts]
 

@@ -230,6 +230,14 @@ QUOTA_DENIALS = Metric(
     ("quota",),
 )
 
+# --- The transparent ports ----------------------------------------------------------------------------------------
+
+TRANSPARENT_CONNECTIONS = Metric(
+    "squidkeeper_transparent_connections_total",
+    "Connections of clients without proxy settings: opened, ended (of these), or refused and why.",
+    ("result",),
+)
+
 # --- The policy directory -----------------------------------------------------------------------------------------
 
 POLICY_INFO = Metric("squidkeeper_policy_info", "1 for the revision of the policy in force.", ("revision",))

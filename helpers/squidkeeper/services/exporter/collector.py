@@ -113,6 +113,9 @@ def _helper_families(view: Snapshot) -> Iterator[Family]:
         metrics.QUOTA_DENIALS,
     ):
         yield _family(metric, _expected(metric, view.policy) | _by_labels(metric, view.totals))
+    connections = _by_labels(metrics.TRANSPARENT_CONNECTIONS, view.totals)  # none without these ports
+    results = dict.fromkeys([(result,) for result in metrics.TransparentResult], 0.0) if connections else {}
+    yield _family(metrics.TRANSPARENT_CONNECTIONS, results | connections)
     yield _decision_durations(view.totals)
     yield _per_helper(metrics.HELPER_PROCESSES, [status.helper for status in helpers])
     outdated = [status.helper for status in helpers if view.is_outdated(status)]

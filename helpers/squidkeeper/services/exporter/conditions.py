@@ -439,6 +439,9 @@ def _throttle_not_running(view: Snapshot) -> Iterator[str]:
         yield f"a denial asked for it {ago(at, view.at)}"
 
 
+_warning("transparent-refusing", "0m", "The transparent ports refuse many connections")(None)
+
+
 @_critical(
     "bodies-down",
     "1m",

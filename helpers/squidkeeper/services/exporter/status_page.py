@@ -27,6 +27,7 @@ from squidkeeper.services.exporter.status_rows import (
     logged_time,
     rule_rows,
     secret_rows,
+    transparent_rows,
     usage_rows,
 )
 from squidkeeper.serving.parts import named_parts, read_in_force
@@ -74,6 +75,7 @@ def page(view: Snapshot, program: str) -> str:
             "rules_total": sum(not rule.built_in for rule in rules),
             "rules_left_out": len(rules) - len(shown),
             "helpers": tuple(helper_rows(view)),
+            "transparent": transparent_rows(view),
             "secrets": tuple(secret_rows(view)),
             "usage": usage_rows(view),
             "uses": sorted(view.token_uses, key=lambda use: -use.ratio)[:_USES_SHOWN],

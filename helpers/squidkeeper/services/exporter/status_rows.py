@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 from typing import Final
 
 from squidkeeper.base.formatting import ago
-from squidkeeper.base.metrics import DECISIONS, LOADS_POLICY, PROTOCOL_ERRORS
+from squidkeeper.base.metrics import DECISIONS, LOADS_POLICY, PROTOCOL_ERRORS, TRANSPARENT_CONNECTIONS
 from squidkeeper.policy.language.model import VERDICT_NAMES, Action
 from squidkeeper.policy.language.secret_sources import EnvironmentSource, needed_secrets
 from squidkeeper.record.usage.ledger import UsageState
 from squidkeeper.services.exporter.snapshot import Snapshot
+from squidkeeper.serving.counters.layout import key_labels
 from squidkeeper.serving.credentials import SecretStore
 from squidkeeper.serving.credentials.fetch_status import SecretStatus
 
@@ -147,6 +148,12 @@ def usage_rows(view: Snapshot) -> list[UsageRow]:
         used = (row.tokens_in + tokens_in, row.tokens_out + tokens_out, row.cost + cost)
         rows[name] = UsageRow(name, row.requests + requests, *used)
     return sorted(rows.values(), key=lambda row: (-row.cost, -row.tokens_in, row.model))
+
+
+def transparent_rows(view: Snapshot) -> dict[str, int]:
+    """Count the connections to the transparent ports by what became of them; empty without these ports."""
+    name, label = TRANSPARENT_CONNECTIONS.name, TRANSPARENT_CONNECTIONS.labels[0]
+    return {key_labels(key)[label]: round(number) for key, number in view.totals.items() if key[0] == name}
 
 
 def helper_rows(view: Snapshot) -> Iterator[HelperRow]:

@@ -54,7 +54,7 @@ class TransparentPorts:
                 self._forget(address)
                 yield f"{address} is not on this machine"
         if not self._takes_connections():
-            yield "squidkeeper transparent does not run, or is stuck"
+            yield "squidkeeper transparent does not run, is stuck, or cannot write to the state folder"
 
     def _forget(self, address: str) -> None:
         if probe := self._probes.pop(address, None):

@@ -15,18 +15,13 @@ from typing import Final
 
 from squidkeeper.base.errors import ListenFailed
 from squidkeeper.base.layout import TRANSPARENT_FOLDER
-from squidkeeper.base.metrics import TRANSPARENT, Metric, TransparentResult
+from squidkeeper.base.metrics import TRANSPARENT, TRANSPARENT_CONNECTIONS, TransparentResult
 from squidkeeper.base.service_notify import ALIVE, READY, notify
 from squidkeeper.services.transparent.connection import Port
 from squidkeeper.services.transparent.relay import TransparentRelay
 from squidkeeper.serving.counters.layout import FOLDER, HelperStatus, counter_key
 from squidkeeper.serving.counters.writer import CounterWriter
 
-CONNECTIONS: Final = Metric(
-    "squidkeeper_transparent_connections_total",
-    "Connections of clients without proxy settings: opened, ended (of these), or refused and why.",
-    ("result",),
-)
 _BACKLOG: Final = 1024
 _FREEBIND: Final = {socket.AF_INET: (socket.IPPROTO_IP, 15), socket.AF_INET6: (socket.IPPROTO_IPV6, 78)}  # ip(7)
 _OWN_DESCRIPTORS: Final = 64
@@ -116,7 +111,9 @@ class Tally:
 
     def write(self) -> None:
         """Write the counts and a heartbeat."""
-        self._writer.add({counter_key(CONNECTIONS, result): number for result, number in self._counts.items()})
+        self._writer.add(
+            {counter_key(TRANSPARENT_CONNECTIONS, result): number for result, number in self._counts.items()}
+        )
         self._counts.clear()
         self._writer.beat(HelperStatus(TRANSPARENT, os.getpid(), self._started, time.time(), reload_ok=True))
 
