@@ -30,6 +30,7 @@ from squidkeeper.base.layout import BODIES, Layout
 from squidkeeper.base.squid_account import Account, squid_account
 from squidkeeper.cli import main
 from squidkeeper.operate.doctor import bodies, machine
+from squidkeeper.operate.doctor import transparent as doctor_transparent
 from squidkeeper.operate.doctor.examination import ALL_CHECKS, as_text, examine
 from squidkeeper.operate.doctor.inspection import CHECKS, Found, Inspection, inspect
 from squidkeeper.operate.setup.configuration import Configuration
@@ -82,6 +83,8 @@ def install(root: Path, ca: CertificateAuthority = CA, **options: Any) -> Layout
         folder.mkdir(parents=True)
     layout.conf.write_text(ours.squid_conf())
     layout.local.write_text(ours.local_conf())
+    if ours.transparent:
+        layout.dns.write_text(ours.dns())
     (layout.policy / "policy.yaml").write_text(POLICY)
     (layout.policy / "secret").write_text("s3cr3t-of-this-test\n")
     (layout.policy / "secret").chmod(0o600)
@@ -720,7 +723,17 @@ def test_an_open_proxy_is_found(layout: Layout, monkeypatch: pytest.MonkeyPatch)
     assert found("open-proxy", inspect(layout)) == []
     edit(layout.policy / "policy.yaml", "action: allow, clients: [vm]", "action: allow")
     [one] = found("open-proxy", inspect(layout))
-    assert one.detail.startswith(f"Squid listens on {LISTEN}, reached at 198.51.100.7; rule 'api' allows any client")
+    assert one.detail.startswith(f"it listens on {LISTEN}, reached at 198.51.100.7; rule 'api' allows any client")
+
+
+def test_ports_for_clients_without_proxy_settings_can_be_an_open_proxy(
+    transparent: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "reached_at", lambda listen: ["198.51.100.7"] if listen == "127.0.0.9:443" else [])
+    assert found("open-proxy", inspect(transparent)) == []
+    edit(transparent.policy / "policy.yaml", "action: allow, clients: [vm]", "action: allow")
+    [one] = found("open-proxy", inspect(transparent))
+    assert one.detail.startswith("it listens on 127.0.0.9:443, reached at 198.51.100.7; rule 'api' allows any")
 
 
 def test_a_port_for_load_balancers_alone_is_no_open_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -954,6 +967,76 @@ def answering(server: socket.socket, answer: bytes) -> Iterator[None]:
     thread.start()
     yield
     thread.join()
+
+
+# --- Clients without proxy settings -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def transparent(tmp_path: Path) -> Layout:
+    return install(tmp_path, transparent=("127.0.0.9", "2001:db8::9"))
+
+
+def test_ports_for_clients_without_proxy_settings_are_as_installed(transparent: Layout) -> None:
+    seen = inspect(transparent)
+    assert seen.listens == (LISTEN,)
+    codes = ("tunnel-not-bumped", "proxy-protocol-open", "proxy-header-from-nobody", *TRANSPARENT_CODES)
+    assert [found(code, seen) for code in codes] == [[]] * len(codes)
+
+
+TRANSPARENT_CODES = ("transparent-port-taken", "transparent-lines-missing", "transparent-asks-others")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "missing"),
+    [
+        (" accel vhost allow-direct", "", "http_port 127.{}:13080 require-proxy-header accel vhost allow-direct"),
+        (
+            "name=sk_transparent_tls require-proxy-header",
+            "name=sk_transparent_tls",
+            "http_port 127.{}:13443 require-proxy-header ssl-bump",
+        ),
+        (
+            "http_access deny sk_transparent sk_without_login !all",
+            "",
+            "http_access deny sk_transparent sk_without_login !all",
+        ),
+    ],
+)
+def test_lines_for_clients_without_proxy_settings_that_were_edited_are_found(
+    transparent: Layout, old: str, new: str, missing: str
+) -> None:
+    edit(transparent.conf, old, new)
+    [one] = found("transparent-lines-missing", inspect(transparent))
+    assert one == Found(missing.format(transparent.resolver.removeprefix("127.")), str(transparent.conf))
+
+
+@pytest.mark.parametrize(
+    "line", ["forward-zone:", "  stub-zone:", "auth-zone:", 'include: "/etc/unbound/x.conf"', "rpz:"]
+)
+def test_a_resolver_of_clients_that_can_ask_others_is_found(transparent: Layout, line: str) -> None:
+    with transparent.dns.open("a") as file:
+        file.write(f"{line}\n")
+    number = len(transparent.dns.read_text().splitlines())
+    found_there = Found(line.strip(), f"{transparent.dns}:{number}")
+    assert found("transparent-asks-others", inspect(transparent)) == [found_there]
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_another_program_on_a_port_of_clients_without_proxy_settings_is_found(
+    transparent: Layout, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM) as server:
+        server.bind(("127.0.0.9", 0))
+        if protocol == "tcp":
+            server.listen()
+        port = server.getsockname()[1]
+        monkeypatch.setattr(doctor_transparent, "_PORTS", ((port, protocol, "dns"),))
+        [one] = found("transparent-port-taken", inspect(transparent))
+        assert one.detail.startswith(f"process {os.getpid()} (")
+        assert one.detail.endswith(f") listens on 127.0.0.9:{port} ({protocol})")
+        monkeypatch.setattr(InstalledService, "pid", lambda _: os.getpid())
+        assert found("transparent-port-taken", inspect(transparent)) == []
 
 
 # --- The whole ----------------------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def _passed_on_encrypted(seen: Inspection) -> Iterator[Found]:
         if directive.first == "tunnel" and _NEVER not in directive.words:
             yield _at(directive)
     for directive in seen.named("http_port", "https_port"):
-        if "ssl-bump" not in directive.words:
+        if "ssl-bump" not in directive.words and directive.first != seen.layout.transparent_http:
             yield _at(directive, f"{directive.name} {directive.first} has no ssl-bump")
 
 
@@ -412,7 +412,7 @@ def _proxy_protocol_open(seen: Inspection) -> Iterator[Found]:
 )
 def _proxy_header_from_nobody(seen: Inspection) -> Iterator[Found]:
     allowed = {word for line in seen.named("proxy_protocol_access") if line.first == "allow" for word in line.words[1:]}
-    if allowed - {"localhost"} or (allowed and seen.layout.haproxy.exists()):
+    if allowed - {"localhost"} or (allowed and (seen.layout.haproxy.exists() or seen.layout.dns.exists())):
         return
     for port in seen.named("http_port"):
         if "require-proxy-header" in port.words:

@@ -14,7 +14,7 @@ from squidkeeper.base.errors import PatternError
 from squidkeeper.base.formatting import quantity
 from squidkeeper.base.gateway_commands import with_commands
 from squidkeeper.base.layout import Layout
-from squidkeeper.operate.doctor import bodies, configuration, machine  # noqa: F401 - their checks are in CHECKS by then
+from squidkeeper.operate.doctor import bodies, configuration, machine, transparent  # noqa: F401 - their checks are in CHECKS by then
 from squidkeeper.operate.doctor.inspection import CHECKS, FINDERS, Check, Found, Inspection, warning
 from squidkeeper.services.exporter.conditions import CONDITIONS, Condition, Severity
 from squidkeeper.serving.parts import named_parts

@@ -15,7 +15,7 @@ from squidkeeper.base.rotated_logs import oldest_write, rotated
 from squidkeeper.base.squid_account import Account, squid_account
 from squidkeeper.base.squid_counters import SquidCounters, read_counters
 from squidkeeper.base.squid_version import squid_version
-from squidkeeper.operate.setup.configuration import listen_of_haproxy
+from squidkeeper.operate.setup.configuration import listen_of_haproxy, transparent_of
 from squidkeeper.operate.setup.entries import text_at
 from squidkeeper.operate.setup.machine import uses_systemd
 from squidkeeper.operate.setup.options import port_of, reachable
@@ -90,6 +90,12 @@ class Inspection:
         return frozenset({*INJECTABLE_HEADERS, *(place for held in credentials for place in held.form.places)})
 
     @property
+    def transparent(self) -> tuple[str, ...]:
+        """The hosts where clients without proxy settings come."""
+        addresses = transparent_of(text_at(self.layout.dns))
+        return tuple(f"[{address}]" if ":" in address else address for address in addresses)
+
+    @property
     def is_root(self) -> bool:
         """Whether this process can take the rights of another account."""
         return os.geteuid() == 0
@@ -104,15 +110,11 @@ def inspect(layout: Layout) -> Inspection:
     """Read a gateway. OSError where its squid.conf cannot be read, `NotInstalled` where there is no gateway of ours."""
     layout.check_installed()
     conf = read_squid_conf(layout.conf, Macros(layout.squid_service))
-    ports = tuple(
-        directive.first
-        for directive in conf.directives
-        if directive.name == "http_port" and _PORT.fullmatch(directive.first)
-    )
+    own = (layout.transparent_tls, layout.transparent_http)  # which squidkeeper transparent alone uses
+    lines = [line for line in conf.directives if line.name == "http_port" and line.first not in own]
+    ports = tuple(line.first for line in lines if _PORT.fullmatch(line.first))
     listens = (*filter(None, [listen_of_haproxy(text_at(layout.haproxy))]),) or ports
-    behind = not text_at(layout.haproxy) and any(
-        directive.name == "http_port" and "require-proxy-header" in directive.words for directive in conf.directives
-    )
+    behind = not text_at(layout.haproxy) and any("require-proxy-header" in line.words for line in lines)
     sources = read_sources(layout.policy)
     squid, account = reachable(listens[0]) if listens else "127.0.0.1:3129", squid_account()
     return Inspection(

@@ -9,11 +9,11 @@ from squidkeeper.operate.setup.processes import InstalledService
 
 
 def foreign_listeners(
-    address: str, services: Iterable[InstalledService], *, udp: bool = False
+    address: str, services: Iterable[InstalledService], protocol: str = "tcp"
 ) -> Iterator[psutil.Process]:
     """Yield the processes that take what is sent to ADDRESS:PORT, and are none of these services."""
     own = {pid for service in services for pid in _with_children(service.pid())}
-    for pid in sorted(_listeners(address, udp=udp) - own):
+    for pid in sorted(_listeners(address, protocol) - own):
         yield psutil.Process(pid)
 
 
@@ -23,8 +23,9 @@ def _with_children(pid: int | None) -> Iterator[int]:
         yield from (process.pid for process in (first, *first.children(recursive=True)))
 
 
-def _listeners(address: str, *, udp: bool) -> set[int]:
+def _listeners(address: str, protocol: str) -> set[int]:
     host, port = address.rpartition(":")[0].strip("[]"), port_of(address)
     places = {(host, port), ("0.0.0.0", port), ("::", port)}  # noqa: S104 - compared, not bound
-    found = (one for one in psutil.net_connections("udp" if udp else "tcp") if one.laddr[:2] in places)
-    return {one.pid for one in found if one.pid and (one.status == psutil.CONN_LISTEN or (udp and not one.raddr))}
+    found = (one for one in psutil.net_connections(protocol) if one.laddr[:2] in places)
+    listening = (psutil.CONN_LISTEN, psutil.CONN_NONE if protocol == "udp" else psutil.CONN_LISTEN)
+    return {one.pid for one in found if one.pid and one.status in listening and not one.raddr}

@@ -400,9 +400,10 @@ def _open_proxy(seen: Inspection) -> Iterator[Found]:
     """
     open_to = open_to_any_client(seen.policy, str(seen.layout.policy), seen.view.at) if seen.policy else ()
     balanced = {port.first for port in seen.named("http_port") if "require-proxy-header" in port.words}
-    for listen in seen.listens if open_to else ():
+    listens = (*seen.listens, *(f"{host}:443" for host in seen.transparent))
+    for listen in listens if open_to else ():
         if listen not in balanced and (reached := ", ".join(map(str, reached_at(listen)))):
-            yield Found(f"Squid listens on {listen}, reached at {reached}; {open_to[0].text}", str(open_to[0].location))
+            yield Found(f"it listens on {listen}, reached at {reached}; {open_to[0].text}", str(open_to[0].location))
 
 
 # --- Helpers ---------------------------------------------------------------------------------------------------------
