@@ -21,8 +21,8 @@ Before it is measured, a request of each variant shows that the origin sees what
 after round, each round beginning with another one; a ratio is taken within each round, and its median and spread over
 the rounds are what counts. "cpu" is the processor time of the proxy's workers for each request, "helpers" that of its
 helpers, and of the exporter or HAProxy where it serves too (with TLS to HAProxy in the load "http" alone: wrk speaks
-one TLS); other work on the machine touches both less than the rate. Needs nginx, wrk, curl, gcc, openssl, iproute2,
-haproxy and what install.sh installs.
+one TLS), or of the ports for clients without proxy settings; other work on the machine touches both less than the
+rate. Needs nginx, wrk, curl, gcc, openssl, iproute2, haproxy and what install.sh installs.
 """
 
 from __future__ import annotations
@@ -142,6 +142,7 @@ class Variant:
     noop: bool = False  # its helper does nothing
     origin_sees: str = "/a/0"  # of a request for that path: the path, and the credential
     haproxy: str = ""  # HAProxy takes the clients, which call it by this scheme
+    transparent: bool = False  # the clients have no proxy settings
     exporter: bool = False  # it runs too, and is scraped every second
     bodies: bool = False  # what judges bodies runs too
     model: Model = Model()
@@ -160,10 +161,18 @@ class Running:
     beside: int = 0  # the process of HAProxy, or of the exporter
     host: str = HOST
     method: str = "GET"
+    transparent: bool = False  # the clients have no proxy settings
 
     @property
     def title(self) -> str:
         return f"{self.load}: {self.name}"
+
+    @property
+    def client_port(self) -> int:
+        """The port that clients call."""
+        if not self.transparent:
+            return self.port
+        return 80 if self.load == HTTP else 443
 
 
 COMMAND = r"\S+/bin/squidkeeper {helper}\b.*\n.*--state \S+(?: --run \S+)?"  # which goes on in a second line
@@ -182,6 +191,12 @@ VARIANTS = (
     Variant("host scope, exporter", exporter=True),
     Variant("host scope, HAProxy", (HTTP, KEPT_ALIVE, FRESH), haproxy="http"),
     Variant("host scope, TLS to HAProxy", (HTTP,), haproxy="https"),
+    Variant(
+        "host scope, transparent",
+        (HTTP, KEPT_ALIVE, FRESH),
+        transparent=True,
+        model=Model(options=("--transparent", LISTEN)),
+    ),
     Variant("C no-op, request", (HTTP, KEPT_ALIVE), policies.REQUEST_SCOPE, NOOP_REQUEST, noop=True),
     Variant("request scope", (HTTP, KEPT_ALIVE, FRESH), policies.REQUEST_SCOPE),
     Variant("C no-op, injection", (KEPT_ALIVE,), policies.INJECTION, NOOP_CREDENTIAL, noop=True),
@@ -210,6 +225,9 @@ RATIOS: tuple[tuple[str, str, str, float | None], ...] = (  # the last is what i
     (KEPT_ALIVE, "injection", "walkthrough", None),
     *((load, "host scope, HAProxy", "host scope", None) for load in (HTTP, KEPT_ALIVE, FRESH)),
     (HTTP, "host scope, TLS to HAProxy", "host scope", None),
+    (HTTP, "host scope, transparent", "host scope", None),
+    (KEPT_ALIVE, "host scope, transparent", "host scope", 0.75),
+    (FRESH, "host scope, transparent", "host scope", 0.85),
     (HTTP, "host scope, exporter", "host scope", None),
     *((load, "host scope", BEFORE, None) for load in (HTTP, KEPT_ALIVE, FRESH)),
     *(
@@ -257,6 +275,9 @@ def measure(variants: list[Variant], rounds: int, seconds: int, before: Path | N
             workers = stack.enter_context(squid(variant, folder, installed[variant.model], port))
             if variant.bodies:
                 beside = int((folder / f"gateway-{port}/bodies.pid").read_text())
+            if variant.transparent:
+                root = folder / f"gateway-{port}"
+                beside = stack.enter_context(service(root, "transparent", f"{LISTEN}:443"))
             if variant.exporter:
                 beside = stack.enter_context(exporter(installed[variant.model], folder / f"gateway-{port}"))
             running += runs_of(variant, port, workers, beside)
@@ -266,6 +287,7 @@ def measure(variants: list[Variant], rounds: int, seconds: int, before: Path | N
 def runs_of(variant: Variant, port: int, workers: tuple[int, ...], beside: int) -> Iterator[Running]:
     """Name what is measured of a variant."""
     base = Running(variant.name, HTTP, port, workers, variant.haproxy or "http", beside)
+    base = replace(base, transparent=variant.transparent)
     for load in variant.loads:
         if load == FAR:
             yield from far_runs(replace(base, load=FAR))
@@ -467,8 +489,7 @@ def haproxy(folder: Path, port: int) -> Iterator[int]:
 def exporter(installed: Path, root: Path, log: Path | None = None, state: Path | None = None) -> Iterator[int]:
     """Run the exporter of a gateway, and scrape it every second; gives its process when it has counted the log."""
     state = state or root / "state"
-    command = [*INSIDE, "setpriv", f"--reuid={state.stat().st_uid}", f"--regid={state.stat().st_gid}", "--clear-groups"]
-    command += [f"{installed}/bin/squidkeeper", "exporter", "--listen", METRICS, "--state", str(state)]
+    command = [*as_owner(state), f"{installed}/bin/squidkeeper", "exporter", "--listen", METRICS, "--state", str(state)]
     command += ["--access-log", str(log or root / "log/access.log")]
     command += ["--policy", f"{root}/etc/policy", "--ca", f"{root}/etc/ca/signing.crt"]
     backlog = f"curl -sf {METRICS}/metrics | grep -q '^squidkeeper_record_backlog_bytes 0'"
@@ -493,12 +514,34 @@ def bodies(installed: Path, root: Path) -> Iterator[None]:
     with subprocess.Popen([*command, "--policy", f"{root}/etc/policy", "--state", f"{root}/state"]) as process:
         try:
             (root / "bodies.pid").write_text(str(process.pid))
-            subprocess.run(
-                [*INSIDE, "sh", "-c", f"until ss -Hltn | grep -qF {address}; do sleep 0.1; done"], check=True
-            )
+            wait_until_it_listens(address)
             yield
         finally:
             process.terminate()
+
+
+@contextmanager
+def service(root: Path, name: str, address: str) -> Iterator[int]:
+    """Run a service of a gateway by its unit, until it listens; gives its process."""
+    [command] = re.findall(r"(?m)^ExecStart=(.*)$", (root / f"etc/squidkeeper-{name}.service").read_text())
+    with subprocess.Popen([*as_owner(root / "state"), *command.split()]) as process:
+        try:
+            wait_until_it_listens(address)
+            yield process.pid
+        finally:
+            process.terminate()
+
+
+def as_owner(state: Path) -> list[str]:
+    """Return the beginning of a command that runs as the owner of a folder, and may use ports below 1024."""
+    account = (f"--reuid={state.stat().st_uid}", f"--regid={state.stat().st_gid}", "--clear-groups")
+    return [*INSIDE, "setpriv", *account, *(f"--{kind}-caps=+net_bind_service" for kind in ("inh", "ambient"))]
+
+
+def wait_until_it_listens(address: str) -> None:
+    """Wait for a TCP listener at an address and port of the namespace."""
+    command = f"until ss -Hltn | grep -qF {address}; do sleep 0.1; done"
+    subprocess.run([*INSIDE, "sh", "-c", command], check=True, timeout=60)
 
 
 def change(root: Path, variant: Variant, folder: Path, port: int) -> None:
@@ -566,7 +609,7 @@ def wait_until_it_answers(port: int, load: str, origin_sees: str, ca: Path, host
 
 def load(running: Running, seconds: int) -> tuple[float, int]:
     """Load a proxy over plain http; gives requests per second and their number. A failed request ends the benchmark."""
-    script = ["-s", str(HERE / "urls.lua"), f"{running.scheme}://{LISTEN}:{running.port}", "--", running.host]
+    script = ["-s", str(HERE / "urls.lua"), f"{running.scheme}://{LISTEN}:{running.client_port}", "--", running.host]
     script += [running.load] if running.load in POSTS else []
     command = [*INSIDE, "wrk", "-t2", f"-c{CONNECTIONS}", f"-d{seconds}s", *script]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -605,7 +648,8 @@ def push(running: Running, seconds: int, folder: Path) -> tuple[float, int]:
 @contextmanager
 def tunnels(one: Running, seconds: int, folder: Path) -> Iterator[Callable[[], int]]:
     """Load a proxy over https; when the tunnels are open, gives what waits for the end and tells the requests."""
-    command = [*clients("load", folder / f"gateway-{one.port}", one.port), one.load, str(seconds), one.host]
+    what = "transparent" if one.transparent else "load"
+    command = [*clients(what, folder / f"gateway-{one.port}", one.client_port), one.load, str(seconds), one.host]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         opened = process.stdout.readline()

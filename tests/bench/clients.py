@@ -1,12 +1,12 @@
 """The clients of bench.py and sizing.py over https, each in a tunnel through the proxy. They need Python alone.
 
-    clients.py load ADDRESS PORT CA kept-alive|fresh|REQUESTS SECONDS [HOST]
+    clients.py load|transparent ADDRESS PORT CA kept-alive|fresh|REQUESTS SECONDS [HOST]
     clients.py told ADDRESS PORT CA
 
 `load` asks without a pause, REQUESTS in a tunnel before another one is opened. It says "open" when the tunnels are, and
 at the end how many requests were answered, and how many tunnels were closed before a request. A request that fails is
-complained of. `told` reads lines, `open` a tunnel or `ask` in the last one, and says "done" after each. Its tunnels
-stay open until its input ends.
+complained of. `transparent` does the same without CONNECT: it begins with TLS. `told` reads lines, `open` a tunnel or
+`ask` in the last one, and says "done" after each. Its tunnels stay open until its input ends.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import ssl
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 
 CLIENTS = 8
 HOST = "bench.example"
@@ -26,14 +28,14 @@ Proxy = tuple[str, int]
 class Load:
     """The clients, and what each has counted."""
 
-    def __init__(self, proxy: Proxy, context: ssl.SSLContext, host: str) -> None:
-        self._proxy, self._context, self._host = proxy, context, host
+    def __init__(self, opened: Callable[[], ssl.SSLSocket], host: str) -> None:
+        self._opened, self._host = opened, host
         self._all_open = threading.Barrier(CLIENTS, lambda: print("open", flush=True), timeout=30)
         self.answered, self.closed = [0] * CLIENTS, [0] * CLIENTS
 
     def client(self, number: int, each: int, seconds: float) -> None:
         """Be one of the clients, which asks so often in each tunnel."""
-        tunnel = open_tunnel(self._proxy, self._context, self._host)
+        tunnel = self._opened()
         self._all_open.wait()
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
@@ -42,15 +44,16 @@ class Load:
             self.closed[number] += not answered
             if self.answered[number] % each == 0 or not answered:
                 tunnel.close()
-                tunnel = open_tunnel(self._proxy, self._context, self._host)
+                tunnel = self._opened()
 
 
-def open_tunnel(proxy: Proxy, context: ssl.SSLContext, host: str = HOST) -> ssl.SSLSocket:
+def open_tunnel(proxy: Proxy, context: ssl.SSLContext, host: str = HOST, *, transparent: bool = False) -> ssl.SSLSocket:
     """Open a tunnel through the proxy, with TLS inside."""
     plain = socket.create_connection(proxy)
-    plain.sendall(f"CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\n\r\n".encode())
-    answer = plain.recv(65536)
-    assert b" 200 " in answer, answer
+    if not transparent:
+        plain.sendall(f"CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\n\r\n".encode())
+        answer = plain.recv(65536)
+        assert b" 200 " in answer, answer
     return context.wrap_socket(plain, server_hostname=host)
 
 
@@ -68,10 +71,10 @@ def ask(tunnel: ssl.SSLSocket, path: str, host: str = HOST) -> bool:
     return True
 
 
-def load(proxy: Proxy, context: ssl.SSLContext, kind: str, seconds: float, host: str = HOST) -> None:
+def load(opened: Callable[..., ssl.SSLSocket], kind: str, seconds: str, host: str = HOST) -> None:
     """Ask without a pause."""
-    made, each = Load(proxy, context, host), EACH.get(kind) or int(kind)
-    clients = [threading.Thread(target=made.client, args=(number, each, seconds)) for number in range(CLIENTS)]
+    made, each = Load(partial(opened, host), host), EACH.get(kind) or int(kind)
+    clients = [threading.Thread(target=made.client, args=(number, each, float(seconds))) for number in range(CLIENTS)]
     for client in clients:
         client.start()
     for client in clients:
@@ -95,8 +98,7 @@ def main(what: str, address: str, port: str, ca: str, *more: str) -> None:
     if what == "told":
         told(proxy, context)
     else:
-        kind, seconds, *host = more
-        load(proxy, context, kind, float(seconds), *host)
+        load(partial(open_tunnel, proxy, context, transparent=what == "transparent"), *more)
 
 
 if __name__ == "__main__":

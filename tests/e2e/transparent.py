@@ -1,6 +1,7 @@
 """The ports 53, 80 and 443 of a gateway that was installed with --transparent, run as `supervise` runs their units.
 
-The origins listen on 443 and 80 of every address. So what comes from the VM is redirected to two other ports.
+The origins listen on 443 and 80 of every address. So what comes from the VM for
+this machine is redirected to two other ports.
 """
 
 import os
@@ -24,8 +25,8 @@ REDIRECTED = """
 table inet transparent {
     chain from_vm {
         type nat hook prerouting priority dstnat;
-        iifname bragents0 tcp dport 443 redirect to :10443
-        iifname bragents0 tcp dport 80 redirect to :10080
+        iifname bragents0 fib daddr type local tcp dport 443 redirect to :10443
+        iifname bragents0 fib daddr type local tcp dport 80 redirect to :10080
     }
 }
 """

@@ -295,11 +295,17 @@ def test_nodes_have_equal_shares_of_each_version_and_the_number_is_the_autoscale
 
 def with_component(name: str, folder: Path) -> list[Mapping[str, Any]]:
     """What Kustomize makes with a component, as the comment in kustomization.yaml says."""
-    shutil.copytree(KUBERNETES, folder)
-    file = folder / "kustomization.yaml"
-    text = file.read_text()
+    text = (KUBERNETES / "kustomization.yaml").read_text()
     assert f"\n#   - {name}" in text
-    file.write_text(text.replace("\n# components:", "\ncomponents:").replace(f"\n#   - {name}", f"\n  - {name}"))
+    return built_of(
+        text.replace("\n# components:", "\ncomponents:").replace(f"\n#   - {name}", f"\n  - {name}"), folder
+    )
+
+
+def built_of(kustomization: str, folder: Path) -> list[Mapping[str, Any]]:
+    """What Kustomize makes of an edited kustomization.yaml, in a new folder."""
+    shutil.copytree(KUBERNETES, folder)
+    (folder / "kustomization.yaml").write_text(kustomization)
     done = subprocess.run(["kustomize", "build", folder], capture_output=True, text=True, check=True)
     found = [*yaml.safe_load_all(done.stdout)]
     return [one if one["kind"] == "ServiceMonitor" else validated(one) for one in found]  # no schema of the Operator's
@@ -338,6 +344,27 @@ def test_a_load_balancer_names_vms_and_nobody_else_reaches_gateways(tmp_path: Pa
     wanted = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "sessionAffinity": "None"}
     assert service["spec"] | wanted == service["spec"]
     assert service["spec"]["loadBalancerSourceRanges"]
+
+
+@pytest.mark.system
+def test_agents_without_proxy_settings_reach_the_name_server_and_the_ports_of_gateways(tmp_path: Path) -> None:
+    text = (KUBERNETES / "kustomization.yaml").read_text()
+    block = re.search(r"^# patches:\n(?:#  .*\n)+", text, re.MULTILINE)
+    assert block
+    built = built_of(text.replace(block[0], block[0].replace("# ", "", 1).replace("\n# ", "\n")), tmp_path / "with")
+    [deployment], [service] = of_kind(built, "Deployment"), of_kind(built, "Service")
+    [setup] = deployment["spec"]["template"]["spec"]["initContainers"]
+    [variable] = setup["env"]
+    assert setup["args"][-2:] == ["--transparent", f"$({variable['name']})"]
+    assert variable["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+    names = [(port["port"], port.get("protocol", "TCP")) for port in service["spec"]["ports"] if "dns" in port["name"]]
+    assert sorted(names) == [(53, "TCP"), (53, "UDP")]
+    opened = {("TCP", 3129), ("UDP", 53), ("TCP", 53), ("TCP", 80), ("TCP", 443), ("UDP", 443)}
+    policies = {one["metadata"]["name"]: one["spec"] for one in of_kind(built, "NetworkPolicy")}
+    for rule in (policies["squidkeeper-agents"]["egress"][0], policies["squidkeeper-gateways"]["ingress"][0]):
+        assert {(port["protocol"], port["port"]) for port in rule["ports"]} == opened
+    agent = yaml.safe_load((KUBERNETES / "agent.yaml").read_text().replace("# dnsConfig:", "dnsConfig:"))
+    assert validated(agent)["spec"]["dnsConfig"] == {"nameservers": [service["spec"]["clusterIP"]]}
 
 
 def ingress(built: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
