@@ -22,8 +22,9 @@ from squidkeeper.policy.usage import members
 from squidkeeper.policy.usage import reader as usage_reader
 from squidkeeper.policy.usage.tokens import Usage
 from squidkeeper.record.log import follower, log_files
+from squidkeeper.services.transparent import client_hello
 
-from . import answers, documents, lines, policies, pushes, records, urls
+from . import answers, documents, hellos, lines, policies, pushes, records, urls
 from .target import Target
 
 TARGETS = {
@@ -34,6 +35,7 @@ TARGETS = {
     "pushes": pushes.TARGET,
     "documents": documents.TARGET,
     "answers": answers.TARGET,
+    "hellos": hellos.TARGET,
 }
 
 
@@ -63,7 +65,9 @@ def changed_body(data: st.DataObject, target: Target) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "target", [pushes.TARGET, documents.TARGET, answers.TARGET], ids=["pushes", "documents", "answers"]
+    "target",
+    [pushes.TARGET, documents.TARGET, answers.TARGET, hellos.TARGET],
+    ids=["pushes", "documents", "answers", "hellos"],
 )
 @settings(deadline=None)
 @given(st.data())
@@ -137,6 +141,8 @@ BROKEN: dict[str, tuple[Target, object, str, object]] = {
     "an object is an empty array": (documents.TARGET, json_form, "EACH", ""),
     "a usage is made up": (answers.TARGET, usage_reader, "usage_of", lambda *_: Usage("gpt", 1, 1)),
     "the name of a member has to come at once": (answers.TARGET, members, "_UNREAD_AT_MOST", 0),
+    "a name is taken as it came": (hellos.TARGET, client_hello, "_host", lambda name: name.decode("latin-1").lower()),
+    "a hello is the first record": (hellos.TARGET, client_hello, "_hello", lambda data: data[9:]),
     "a damaged log is not noticed": (records.TARGET, log_files, "DamagedLog", ()),
     "a log is forgotten when it is rotated": (records.TARGET, follower, "rotated", lambda path: []),
 }
