@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -32,12 +33,21 @@ table inet transparent {
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One port, for `Raw`: past the redirection, from this machine."""
+
+    address: tuple[str, int]
+    ca: Path
+
+
 class Transparent:
     """The two services of one gateway, by their names: `transparent` and `dns`."""
 
     def __init__(self, gateway: Gateway, vm: VirtualMachine) -> None:
         self.gateway = gateway
         self.vm = vm
+        self.https, self.http = (Port((vm.gateway, port), gateway.ca) for port in PORTS["transparent"])
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         run("nft", REDIRECTED)
 
