@@ -38,15 +38,18 @@ class Port:
 
 
 class End:
-    """One of the two ends of a connection. `is_full`: it takes no more bytes now. `ended`: it sends no more."""
+    """One of the two ends of a connection.
 
-    __slots__ = ("connection", "ended", "is_full", "other", "socket")
+    `is_full`: it takes no more bytes now. `is_ending`: its last bytes have come. `ended`: they have been passed on.
+    """
+
+    __slots__ = ("connection", "ended", "is_ending", "is_full", "other", "socket")
 
     def __init__(self, connection: ClientConnection, of: socket.socket) -> None:
         self.connection = connection
         self.socket = of
         self.other = self
-        self.is_full = self.ended = False
+        self.is_full = self.is_ending = self.ended = False
 
 
 class ClientConnection:

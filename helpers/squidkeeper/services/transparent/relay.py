@@ -44,7 +44,7 @@ _ACCEPTED_AT_ONCE: Final = 64
 _EVENTS_AT_ONCE: Final = 256
 _ANSWER_BYTES: Final = 8 << 10
 _BOTH: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
-_READ_TO_THE_END: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_ENDING: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _ALERTS: Final = {
     TransparentResult.NO_SERVER_NAME: UNRECOGNIZED_NAME,
     TransparentResult.SQUID_REFUSED: ACCESS_DENIED,
@@ -76,12 +76,13 @@ class TransparentRelay:
         self._poll.register(listener, select.EPOLLIN)
 
     def run(self, tick: Callable[[], bool]) -> None:
-        """Pass bytes, and call `tick` some times a second, until it returns False."""
+        """Pass bytes, and call `tick` some times a second, until it returns False; then close all."""
         check_at = 0.0
         while True:
             now = time.monotonic()
             if now >= check_at:
                 if not tick():
+                    self._close_all()
                     return
                 self._check(now)
                 check_at = now + CHECK_EVERY_SECONDS
@@ -92,7 +93,7 @@ class TransparentRelay:
                 elif descriptor in self._listeners:
                     self._accept(*self._listeners[descriptor])
             for end in more:
-                self._take(end, _READ_TO_THE_END)
+                self._take(end, select.EPOLLIN)
             self._close()
 
     # --- clients --------------------------------------------------------------------------------------------------
@@ -127,6 +128,7 @@ class TransparentRelay:
 
     def _take(self, end: End, events: int) -> None:
         connection = end.connection
+        end.is_ending |= bool(events & _ENDING)
         try:
             if connection.step is Step.OPEN:
                 self._pass(end, events)
@@ -213,17 +215,18 @@ class TransparentRelay:
     # --- bytes ----------------------------------------------------------------------------------------------------
 
     def _pass(self, end: End, events: int) -> None:
+        connection = end.connection
+        if end.is_ending and end is connection.squid and not connection.until:
+            connection.until = time.monotonic() + HALF_CLOSED_SECONDS
+            self._timed.add(connection)
         if events & select.EPOLLOUT and end.is_full:
             end.is_full = False
-            self._move(end.other, until_end=True)
+            self._move(end.other)
         if events & ~select.EPOLLOUT:
-            if events & _READ_TO_THE_END and end is end.connection.squid and not end.connection.until:
-                end.connection.until = time.monotonic() + HALF_CLOSED_SECONDS
-                self._timed.add(end.connection)
-            self._move(end, until_end=bool(events & _READ_TO_THE_END))
+            self._move(end)
 
-    def _move(self, source: End, *, until_end: bool) -> None:
-        """Move bytes to the other end, as far as it takes them; with `until_end` ask again whether there is an end."""
+    def _move(self, source: End) -> None:
+        """Move bytes to the other end, as far as it takes them."""
         target, connection = source.other, source.connection
         if target.is_full or source.ended:
             return
@@ -236,7 +239,7 @@ class TransparentRelay:
             source.socket.recv_into(self._room, sent, socket.MSG_TRUNC)
             if connection.until:
                 connection.until = time.monotonic() + HALF_CLOSED_SECONDS
-        if not target.is_full and (until_end or got == _AT_ONCE):
+        if not target.is_full and (source.is_ending or got == _AT_ONCE):
             self._more.append(source)
 
     def _end_half(self, source: End) -> None:
@@ -288,6 +291,14 @@ class TransparentRelay:
         """Close a socket, after these events: until then no other gets its number."""
         del self._ends[end.socket.fileno()]
         self._closing.append(end.socket)
+
+    def _close_all(self) -> None:
+        for listener, _ in self._listeners.values():
+            listener.close()
+        for connection in {end.connection for end in self._ends.values()}:
+            self._end(connection, TransparentResult.GONE)
+        self._close()
+        self._poll.close()
 
     def _close(self) -> None:
         for closing in self._closing:
