@@ -21,10 +21,10 @@ from squidkeeper.record.usage.ledger import UsageEntry, UsageState, latest, ledg
 from squidkeeper.serving.quotas.local_counts import LocalCounts
 from tests.waiting import pause, wait_for
 
-from .curl import curl
+from .curl import CurlFailed, curl
 from .gateway import Gateway, NewGateway
 from .models import CHAT, GEMINI_STREAM, JSON, Call, answer, chat, chat_events, mixed, send_all, start_all
-from .origin import Answer, Origins, Stream
+from .origin import Answer, BrokenOff, Origins, Stream
 from .raw import Raw, tunnel
 from .test_hostile_origins import part
 
@@ -41,7 +41,7 @@ prices:
   - {model: "*", in: 1, out: 5}
 rules:
   - {name: models, action: allow, hosts: [llm.example], meter: tokens, reserve: 70}
-  - {name: tight, action: allow, hosts: [tight.example], meter: tokens, reserve: 200}
+  - {name: tight, action: allow, hosts: [tight.example], ports: [4, 80, 443], meter: tokens, reserve: 200}
   - {name: refused, action: allow, hosts: [refused.example], meter: tokens}
   - {name: asking, action: allow, hosts: [asking.example], meter: tokens, ask_usage: true}
   - {name: free, action: allow, hosts: [plain.example]}
@@ -266,6 +266,21 @@ def test_the_record_says_why_a_request_cannot_be_counted(gateway: Gateway) -> No
     assert "explain --body FILE --client 127.0.0.24 --user=alice 'POST' " in reply.body.decode()
     line = gateway.logged(f"https://tight.example{CHAT}", len(gateway.log()) - 1)
     assert unquote(str(line["found"])) == "body:the body is not plain JSON"
+
+
+def test_a_request_without_a_connection_gives_its_reserve_back_and_one_without_an_answer_does_not(
+    gateway: Gateway, origins: Origins
+) -> None:
+    client, call = "127.0.0.25", Call(CHAT, "whole", (3, 4), limit=300)
+    down = ("http://tight.example:4/v1/chat/completions", "-d", call.body.decode())
+    for _ in range(5):
+        assert curl(gateway, *down, client=client).status == 503
+        settled(gateway, "tight.example")
+    assert used(gateway).get(("tight", client), 0) == 0
+    origins.fallback = BrokenOff()
+    with suppress(CurlFailed):
+        tight(gateway, client, call)
+    wait_for(lambda: used(gateway).get(("tight", client)) == sum(call.reserve), "the reserve of what was sent")
 
 
 def test_sdks_show_why_a_budget_denies(gateway: Gateway) -> None:

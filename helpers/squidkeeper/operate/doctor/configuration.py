@@ -37,8 +37,10 @@ _OWN_ALLOWS: Final = (_OF_OWN_SCRAPE, ("adapted_http_access", "allow", "sk_scrap
 # Actions of ssl_bump after which Squid judges the requests of a tunnel, or ends it.
 _JUDGED: Final = frozenset({"bump", "client-first", "server-first", "stare", "terminate"})
 _UNVERIFIED: Final = re.compile(r"DONT_VERIFY_(?:PEER|DOMAIN)")
-# What keeps a value that the policy watches for out of an access_log line: an ACL, or the format without URLs.
-_WITHHOLD: Final = frozenset({"!sk_withheld", "squidkeeper_withheld", "logformat=squidkeeper_withheld"})
+# What keeps a value that the policy watches for out of an access_log line: an ACL, or a format without URLs.
+_WITHHOLD: Final = frozenset(
+    {"!sk_withheld", "squidkeeper_withheld", "logformat=squidkeeper_withheld", "logformat=squidkeeper_unsent"}
+)
 _VALUE: Final = re.compile(r"( line \d+: \S+ ).*|'[^']*'")  # of what Squid says about a faulty line
 _HEADER_VALUE: Final = re.compile(r'(\S+)\s+("(?:\\.|[^"\\])*"|\S+)\s*(.*)')
 

@@ -124,9 +124,13 @@ def _new_judge(
     pages, pool = Pages(options.layout), ThreadPoolExecutor(_THREADS, "judge")
 
     def new_settler() -> Settler:
-        from squidkeeper.services.bodies.settling import Settler  # late: only metered requests need it
+        # late: only metered requests need it
+        from squidkeeper.services.bodies.settling import Settler
+        from squidkeeper.services.bodies.unsent import listen_for_unsent
 
-        return Settler(options.directory, options.state, policies, pages, lambda keys: counting.add(0, 0.0, keys))
+        settler = Settler(options.directory, options.state, policies, pages, lambda keys: counting.add(0, 0.0, keys))
+        listen_for_unsent(loop, options.listen, settler)
+        return settler
 
     def count(key: Key, seconds: float) -> None:
         counting.add(1, seconds, [key])
