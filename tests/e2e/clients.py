@@ -5,6 +5,7 @@ The environment is the one that `squidkeeper env` prints; the programs of the pr
 
 import json
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass
 from enum import StrEnum
@@ -75,6 +76,7 @@ class Client:
     failure: Shown
     reads: str  # what the user reads of a denial, in the table
     footnote: str = ""  # in the table, beside that of `strict`
+    transparent: str = "same"  # without proxy settings, in the table
     login: Login = Login.AT_ONCE
     strict: bool = False  # checks the extensions of certificates, as Python does from 3.13 on
 
@@ -93,6 +95,7 @@ _FAILED = (Case.DENIED_HOST, Case.DENIED_PATH, Case.BAD_CERTIFICATE)
 _WITHOUT_ORIGIN = (Case.DENIED_HOST, Case.REWRITTEN, Case.BAD_CERTIFICATE)
 _COMMANDS = {program.name: program.command for program in PROGRAMS}
 _FULL = "the whole page"
+_JAVA_STORE = Path("/etc/ssl/certs/java/cacerts")  # as the package ca-certificates-java makes it
 _HTTPX = """
 import sys, httpx
 answer = httpx.get(sys.argv[1], timeout=20)
@@ -126,6 +129,7 @@ func main() {
 	fmt.Printf("status=%d\\n%s\\n", answer.StatusCode, body)
 }
 """  # built as $CLIENTS/get
+_CARGO = 'CARGO_HOME="$TMP" CARGO_NET_RETRY=0 cargo search --index "sparse+$URL" squidkeeper-probe'
 _BROWSER = 'chromium --headless=new --no-sandbox --disable-gpu --user-data-dir="$TMP/profile" --dump-dom "$URL"'
 
 IN_EVERY_RUN = (
@@ -153,15 +157,16 @@ ON_REQUEST = (
     ),
     Client("uv", _COMMANDS["uv"], Shown.STATUS, Shown.STATUS, "`returned a 403 Forbidden error`"),
     Client("npm", _COMMANDS["npm"], Shown.STATUS, Shown.STATUS, "`E403 403 Forbidden`"),
-    Client("Node fetch", _COMMANDS["node"], Shown.PAGE, Shown.PAGE, _FULL),
+    Client("Node fetch", _COMMANDS["node"], Shown.PAGE, Shown.PAGE, _FULL, transparent="same, and `http://` works"),
     Client("Go net/http", '"$CLIENTS/get" "$URL"', Shown.PAGE, Shown.PAGE, _FULL),
     Client("Go modules", _COMMANDS["go"], Shown.STATUS, Shown.STATUS, "`403 Forbidden`"),
+    Client("Cargo", _CARGO, Shown.PAGE, Shown.PAGE, "the beginning of the page, below `got 403`"),
     Client("Java HttpClient", _COMMANDS["java"], Shown.PAGE, Shown.PAGE, _FULL, login=Login.NEVER),
     Client("apt", _COMMANDS["apt"], Shown.STATUS, Shown.STATUS, "`403  Forbidden`"),
     Client("Chromium", _BROWSER, Shown.PAGE, Shown.PAGE, "the page, as HTML", login=Login.NEVER),
 )
 
-_PAGE = re.compile(r"request[ _]id\"?: ", re.IGNORECASE)
+_PAGE = re.compile(r"request[ _]id\"?: |^ *reason: ", re.IGNORECASE | re.MULTILINE)  # Cargo shows the beginning
 _STATUS = re.compile(r"\b(403|502|503)\b")
 _TLS = re.compile(r"certificate|x509|PKIX|SSL", re.IGNORECASE)
 
@@ -173,11 +178,11 @@ class Machine:
     vm: VirtualMachine
     variables: dict[str, str]
 
-    def run(self, command: str, url: str, folder: Path) -> str:
+    def run(self, command: str, url: str, folder: Path, *, seconds: int = 60) -> str:
         """Run a command for a URL as an agent would; give what it printed."""
         environment = {**self.variables, "URL": url, "TMP": str(folder)}
         done = subprocess.run(
-            self.vm.command("timeout", "60", "sh", "-c", command),
+            self.vm.command("timeout", str(seconds), "sh", "-c", command),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -196,6 +201,20 @@ def machine_of(vm: VirtualMachine, gateway: Gateway, programs: Path, home: Path,
     path = f"{programs}/node/node_modules/.bin:{programs}/python/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     variables = gateway_variables(gateway, *options)
     return Machine(vm, {**variables, "PATH": path, "HOME": str(home), "CLIENTS": str(programs)})
+
+
+def cargo_folder() -> Path:
+    """Where cargo itself is: rustup's stand-in for it looks into the home of its user."""
+    found = run("rustup", "which", "cargo").strip() if shutil.which("rustup") else shutil.which("cargo")
+    return Path(found or "/usr/bin/cargo").parent
+
+
+def trust_in_java(vm: VirtualMachine, ca: Path, store: Path) -> None:
+    """Add a CA to Java's trust store in the VM."""
+    shutil.copy(_JAVA_STORE, store)
+    words = ("-importcert", "-noprompt", "-storepass", "changeit", "-alias", "gateway")
+    run("keytool", *words, "-file", ca, "-keystore", store)
+    vm.run("mount", "--bind", store, _JAVA_STORE)
 
 
 def gateway_variables(gateway: Gateway, *options: str | Path) -> dict[str, str]:
@@ -242,11 +261,14 @@ def what_is_shown(output: str, *, reached: bool) -> Shown:
 
 def clients_table() -> str:
     """Write the table of squid/CLIENTS.md, for our own generator of certificates."""
-    rows = [["client", "shows of a denied or failed request", "the user reads of a denial"], ["---"] * 3]
+    rows = [
+        ["client", "shows of a denied or failed request", "the user reads of a denial", "without proxy settings"],
+        ["---"] * 4,
+    ]
     for client in (*IN_EVERY_RUN, *ON_REQUEST):
         name = " ".join(filter(None, (client.name, "¹" if client.strict else "", client.footnote)))
         [shown] = {client.shows(case, generator=OURS) for case in _FAILED}
-        rows.append([name, shown, client.reads])
+        rows.append([name, shown, client.reads, client.transparent])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows).replace("| --- ", "|---").replace("---|", "---|")
 
 

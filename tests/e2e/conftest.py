@@ -16,13 +16,14 @@ from websockets.sync.server import Server, ServerConnection, serve
 from tests.conftest import HUNTED, SHARED_FOLDER
 from tests.leak_hunt import Hunt
 
-from . import canaries, network
+from . import canaries, network, registries
 from .clients import GO, Machine, machine_of
 from .dns import PUBLIC, Names
 from .gateway import NAMESERVER, Gateway, NewGateway, Site, install_prototype
 from .network import run
 from .observer import Exporter
 from .origin import Origins
+from .registries import GoServices, Service
 from .transparent import Transparent
 
 NO_SECRETS: Mapping[str, bytes | str] = {}
@@ -211,6 +212,41 @@ def machine(
 ) -> Machine:
     """The VM as a client of the gateway of a module of tests."""
     return machine_of(vm, gateway, programs, tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def go() -> GoServices:
+    return registries.go()
+
+
+@pytest.fixture(scope="module")
+def services(go: GoServices, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Service]:
+    return {
+        "pypi@1": registries.pypi(),
+        "npm@1": registries.npm(),
+        "debian@1": registries.debian(tmp_path_factory.mktemp("debian")),
+        "crates@1": registries.crates(),
+        "go@1": go.service,
+        "github-read@1": registries.github(tmp_path_factory.mktemp("github")),
+        "anthropic@1": registries.anthropic(),
+        "openai@1": registries.openai(),
+    }
+
+
+@pytest.fixture
+def at(machine: Machine, go: GoServices, tmp_path: Path) -> Machine:
+    """The machine, with the variables that keep a client's own files in this test's folder."""
+    own = {
+        "CARGO_HOME": str(tmp_path / "cargo"),
+        "GOPATH": str(tmp_path / "go"),
+        "GOCACHE": str(tmp_path / "go-cache"),
+        "GOFLAGS": "-modcacherw",
+        "GOSUMDB": go.sumdb,
+        "GOTOOLCHAIN": "local",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_CONFIG_NOSYSTEM": "1",
+    }
+    return Machine(machine.vm, {**machine.variables, **own})
 
 
 @pytest.fixture(scope="module")

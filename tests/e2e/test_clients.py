@@ -1,6 +1,5 @@
 """Every client of squid/CLIENTS.md, in a VM, at a gateway with each kind of CA and each generator of certificates."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -19,6 +18,7 @@ from .clients import (
     Machine,
     ask,
     clients_table,
+    trust_in_java,
 )
 from .gateway import Gateway, NewGateway
 from .network import VirtualMachine, run
@@ -26,7 +26,6 @@ from .origin import Origins
 
 DOCUMENT = Path(__file__).parents[2] / "squid/CLIENTS.md"
 POLICY = f"version: 1\nclients: {{agents: {{networks: [192.168.137.0/24]}}}}\nrules:\n{RULES}"
-JAVA_STORE = Path("/etc/ssl/certs/java/cacerts")  # as the package ca-certificates-java makes it
 
 
 def test_the_document_has_the_table() -> None:
@@ -76,14 +75,6 @@ def gateway(
     vm.trust(gateway.ca)
     trust_in_java(vm, gateway.ca, tmp_path_factory.mktemp("java") / "cacerts")
     return gateway.start()
-
-
-def trust_in_java(vm: VirtualMachine, ca: Path, store: Path) -> None:
-    """Add a CA to Java's trust store in the VM."""
-    shutil.copy(JAVA_STORE, store)
-    words = ("-importcert", "-noprompt", "-storepass", "changeit", "-alias", "gateway")
-    run("keytool", *words, "-file", ca, "-keystore", store)
-    vm.run("mount", "--bind", store, JAVA_STORE)
 
 
 @pytest.mark.clients

@@ -1,6 +1,5 @@
 """Each preset with its clients, in a VM, at a gateway that has this preset alone."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -9,14 +8,13 @@ from squidkeeper.policy.policy_store.sources import read_sources
 from squidkeeper.policy.presets import preset_names
 from tests.waiting import wait_for
 
-from . import registries
-from .clients import Machine, gateway_variables
+from .clients import Machine, cargo_folder, gateway_variables
 from .curl import curl
 from .gateway import Gateway, NewGateway
-from .network import VirtualMachine, run
+from .network import VirtualMachine
 from .origin import Origins
 from .preset_clients import CLIENTS, PresetClient, tried_table
-from .registries import GoServices, Registries, Service
+from .registries import Registries, Service
 
 DOCUMENT = Path(__file__).parents[2] / "policy/PRESETS.md"
 POLICY = "version: 1\nclients: {agents: {networks: [192.168.137.0/24]}}\n"
@@ -70,47 +68,6 @@ def machine(
 ) -> Machine:
     path = f"{programs}/node/node_modules/.bin:{programs}/python/bin:{cargo_folder()}:/usr/sbin:/usr/bin:/sbin:/bin"
     return Machine(vm, {**gateway_variables(one_gateway), "PATH": path, "HOME": str(tmp_path_factory.mktemp("home"))})
-
-
-def cargo_folder() -> Path:
-    """Where cargo itself is: rustup's stand-in for it looks into the home of its user."""
-    found = run("rustup", "which", "cargo").strip() if shutil.which("rustup") else shutil.which("cargo")
-    return Path(found or "/usr/bin/cargo").parent
-
-
-@pytest.fixture(scope="module")
-def go() -> GoServices:
-    return registries.go()
-
-
-@pytest.fixture(scope="module")
-def services(go: GoServices, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Service]:
-    return {
-        "pypi@1": registries.pypi(),
-        "npm@1": registries.npm(),
-        "debian@1": registries.debian(tmp_path_factory.mktemp("debian")),
-        "crates@1": registries.crates(),
-        "go@1": go.service,
-        "github-read@1": registries.github(tmp_path_factory.mktemp("github")),
-        "anthropic@1": registries.anthropic(),
-        "openai@1": registries.openai(),
-    }
-
-
-@pytest.fixture
-def at(gateway: Gateway, machine: Machine, go: GoServices, tmp_path: Path) -> Machine:
-    """The machine, with the variables that keep a client's own files in this test's folder."""
-    own = {
-        "CARGO_HOME": str(tmp_path / "cargo"),
-        "GOPATH": str(tmp_path / "go"),
-        "GOCACHE": str(tmp_path / "go-cache"),
-        "GOFLAGS": "-modcacherw",
-        "GOSUMDB": go.sumdb,
-        "GOTOOLCHAIN": "local",
-        "GIT_TERMINAL_PROMPT": "0",
-        "GIT_CONFIG_NOSYSTEM": "1",
-    }
-    return Machine(machine.vm, {**machine.variables, **own})
 
 
 def decided(gateway: Gateway, before: int) -> set[tuple[str, str, str]]:

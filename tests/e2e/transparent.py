@@ -26,8 +26,8 @@ REDIRECTED = """
 table inet transparent {
     chain from_vm {
         type nat hook prerouting priority dstnat;
-        iifname bragents0 fib daddr type local tcp dport 443 redirect to :10443
-        iifname bragents0 fib daddr type local tcp dport 80 redirect to :10080
+        iifname bragents0 fib daddr . iif type local tcp dport 443 redirect to :10443
+        iifname bragents0 fib daddr . iif type local tcp dport 80 redirect to :10080
     }
 }
 """

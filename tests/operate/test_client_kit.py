@@ -366,10 +366,12 @@ OUTCOMES = [  # what a program printed and its exit status → the result, and a
     ("uv", 1, "hint: An index (x) returned a 403 Forbidden error.", "denied", ""),
     ("uv", 2, "cause: invalid peer certificate: UnknownIssuer", "broken", "export SSL_CERT_FILE="),
     ("go", 1, "go: reading https://x/@v/v1.info: 403 Forbidden", "denied", ""),
+    ("go", 1, "go: reading https://x/@v/v1.info: 404 Not Found", "allowed", "(status 404)"),
     ("go", 1, 'go: Get "x": dial tcp: lookup ok.example: no such host', "broken", "HTTPS_PROXY="),
     ("go", 1, "go: tls: failed to verify: x509: certificate signed by unknown authority", "broken", "SSL_CERT"),
     ("java", 1, "SSLHandshakeException: PKIX path building failed", "broken", "export JAVA_TOOL_OPTIONS="),
     ("apt-get", 100, "Err:3 x Packages\n  403  Forbidden [IP: 192.168.137.1 3129]", "denied", ""),
+    ("apt-get", 100, "Err:3 x Packages\n  404  Not Found [IP: 192.168.137.1 443]", "allowed", "(status 404)"),
     ("wget", 5, "ERROR: The certificate of 'x' is not trusted.", "broken", "trust store of the system"),
     ("wget", 8, f"  HTTP/1.1 403 Forbidden\n{PAGE}", "denied", "Rule: no-push)"),
 ]

@@ -159,7 +159,7 @@ PROGRAMS = (
 # The status that a program printed: the first three digits of the first match. curl prints 000 where there is none.
 STATUS = (
     r"status=[1-9][0-9]{2}|(tunnel failed, response|HTTP code) [0-9]{3}|HTTP/1\.[01]\"? [0-9]{3}"
-    r"|returned error: [0-9]{3}|code E[0-9]{3}"
+    r"|returned error: [0-9]{3}|code E[0-9]{3}|404 +Not Found"
     r"|[45][0-9]{2} +(Forbidden|Client Error|Server Error|Service Unavailable|Bad Gateway|Gateway Time|Proxy Auth)"
 )
 # The lines of a page of the gateway, in any of its forms: of a denial, and of a failure after the policy.
