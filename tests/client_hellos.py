@@ -45,6 +45,14 @@ def in_records(content: bytes, size: int) -> bytes:
     return b"".join(record(content[at : at + size]) for at in range(0, len(content), size))
 
 
+def padded(extensions: bytes, size: int) -> bytes:
+    """A hello of so many bytes, in records of the longest size."""
+    longest = 1 << 14
+    room = size - len(in_records(message(extensions + extension(21, b"")), longest))
+    room -= 5 * (-(-size // (longest + 5)) - 1)
+    return in_records(message(extensions + extension(21, b"\0" * room)), longest)
+
+
 def of_openssl(name: str, alpn: Iterable[str] = ("h2", "http/1.1")) -> bytes:
     """The hello of a real client."""
     context = ssl.create_default_context()

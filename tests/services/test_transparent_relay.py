@@ -15,9 +15,10 @@ import pytest
 
 from squidkeeper.base.metrics import TransparentResult
 from squidkeeper.services.transparent import relay as relay_module
+from squidkeeper.services.transparent.client_hello import HELLO_BYTES
 from squidkeeper.services.transparent.connection import Port
 from squidkeeper.services.transparent.relay import TransparentRelay
-from tests.client_hellos import hello, of_openssl, sni
+from tests.client_hellos import hello, of_openssl, padded, sni
 from tests.waiting import stays, wait_for
 
 pytestmark = pytest.mark.system
@@ -159,11 +160,15 @@ def test_a_client_of_ipv6_is_told() -> None:
         assert rest(client) == b""
 
 
-def test_a_hello_can_come_byte_by_byte(relay: Relay) -> None:
-    sent = hello(sni(b"api.example.com"))
+@pytest.mark.parametrize(
+    ("sent", "piece"),
+    [(hello(sni(b"api.example.com")), 1), (HELLO, 1), (padded(sni(b"api.example.com"), HELLO_BYTES), 1000)],
+    ids=["small", "of OpenSSL", "64 KB"],
+)
+def test_a_hello_can_come_in_pieces(relay: Relay, sent: bytes, piece: int) -> None:
     client = relay.client()
-    for at in range(len(sent)):
-        client.sendall(sent[at : at + 1])
+    for at in range(0, len(sent), piece):
+        client.sendall(sent[at : at + piece])
     squid = relay.called()
     take(squid, proxy_line(client) + CONNECT)
     squid.sendall(ESTABLISHED)
@@ -358,7 +363,7 @@ def test_who_does_not_read_slows_down_the_other_alone(relay: Relay, slow: str) -
     client, squid = relay.opened()
     reader, writer = (client, squid) if slow == "client" else (squid, client)
     sent = fill(writer)
-    assert sent < 20 * MEGABYTE, "what the kernel holds"
+    assert sent < 12 * MEGABYTE, "what the kernel holds, nearly all of it for the writer"
     used = os.times()
     other, its_squid = relay.opened()
     other.sendall(b"still served")

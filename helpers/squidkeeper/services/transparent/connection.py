@@ -11,7 +11,17 @@ _ALERT: Final = bytes((21, 3, 3, 0, 2, 2))  # a fatal one (RFC 8446, 6); its des
 UNRECOGNIZED_NAME: Final = _ALERT + bytes((112,))
 ACCESS_DENIED: Final = _ALERT + bytes((49,))
 INTERNAL_ERROR: Final = _ALERT + bytes((80,))
-_KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 6))
+_KEPT_BYTES: Final = 64 << 10  # by the kernel, in each of its four queues: without a bound, some MB
+_TCP: Final = socket.IPPROTO_TCP
+_OPTIONS: Final = (
+    (_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_RCVBUF, _KEPT_BYTES),
+    (_TCP, socket.TCP_NOTSENT_LOWAT, _KEPT_BYTES),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (_TCP, socket.TCP_KEEPIDLE, 60),
+    (_TCP, socket.TCP_KEEPINTVL, 10),
+    (_TCP, socket.TCP_KEEPCNT, 6),
+)
 
 
 class Step(Enum):
@@ -75,10 +85,8 @@ class ClientConnection:
         return f"PROXY {family} {hosts} {source[1]} {target[1]}\r\n".encode()
 
 
-def tune(client: socket.socket) -> None:
-    """Have each write sent at once, and a client that has vanished found within two minutes."""
-    client.setblocking(False)
-    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _KEEPALIVE:
-        client.setsockopt(socket.IPPROTO_TCP, option, value)
+def tune(tuned: socket.socket) -> None:
+    """Have each write sent at once, bound what the kernel keeps, and find a client that has vanished in two minutes."""
+    tuned.setblocking(False)
+    for level, option, value in _OPTIONS:
+        tuned.setsockopt(level, option, value)

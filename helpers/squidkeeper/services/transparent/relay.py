@@ -71,7 +71,7 @@ class TransparentRelay:
 
     def listen(self, listener: socket.socket, port: Port) -> None:
         """Take clients from a listening socket."""
-        listener.setblocking(False)
+        tune(listener)  # accepted connections inherit it
         self._listeners[listener.fileno()] = (listener, port)
         self._poll.register(listener, select.EPOLLIN)
 
@@ -114,7 +114,7 @@ class TransparentRelay:
             self._count(TransparentResult.TOO_MANY, network)
             client.close()
             return
-        tune(client)
+        client.setblocking(False)
         patience = HELLO_SECONDS if port.is_tls else FIRST_BYTE_SECONDS
         connection = ClientConnection(client, network, port, time.monotonic() + patience)
         self._connections += 1
@@ -163,11 +163,11 @@ class TransparentRelay:
 
     def _connect(self, connection: ClientConnection) -> None:
         family = socket.AF_INET6 if ":" in connection.port.to[0] else socket.AF_INET
-        squid = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        squid = socket.socket(family)
+        tune(squid)
         if squid.connect_ex(connection.port.to) not in (0, errno.EINPROGRESS):
             squid.close()  # `_check` connects again
             return
-        squid.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.squid = End(connection, squid)
         connection.squid.other, connection.client.other = connection.client, connection.squid
         self._register(connection.squid)
