@@ -330,6 +330,8 @@ def test_a_killed_service_ends_its_streams_and_their_reserves_stay(new_gateway: 
         gateway.kill_bodies()
         assert b"0" not in [*lines]
     assert counted(gateway)[0] == sum(call.reserve)
+    with closing(LocalCounts(gateway.root / "state/bodies")) as counts:
+        assert {held.rpartition(".")[2] for held in counts.holding()} == {"1"}, "the worker"
     assert curl(gateway, url, "-d", small).status == 500
     gateway.start_bodies(2)
     wait_for(lambda: curl(gateway, url, "-d", small).status == 200, "Squid to ask the service again")

@@ -61,13 +61,14 @@ class Service:
         call: str = "POST /v1/chat/completions",
         encoding: str = "identity",
         user: str | None = None,
+        worker: str = "1",
         accept: str = "application/json",
     ) -> Judgement:
         headers = [("Content-Type", "application/json"), ("Accept", accept), ("Content-Encoding", encoding)]
         method, target = call.split()
         sent = SentRequest(method, target, headers, body)
         asked = AskedBody(
-            sent, "https://llm.example/v1/x", self.policy.revision, "r0", client, f"gw.{number}", None, user
+            sent, "https://llm.example/v1/x", self.policy.revision, "r0", client, f"gw.{number}", None, user, worker
         )
         rule = self.policy.source.rules[0]
         judgement = Judgement(self.policy.decision_by(rule), meter=(self.policy, rule))
@@ -205,6 +206,19 @@ def test_the_command_on_the_page_names_the_user_where_that_is_safe_to_paste(
             denied = await service.reserve("1", b'{"max_tokens": 2000}', user=user, accept=accept)
             page = (denied.answer or (b"", b""))[1].decode()
             assert f"squidkeeper explain --client 192.0.2.1{options} 'POST' 'https://llm.example/v1/x'\n" in page
+
+    run(scenario, tmp_path)
+
+
+def test_requests_of_two_workers_with_the_same_id_both_count(tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        first = await service.reserve("1", worker="1")
+        again = await service.reserve("1", worker="1")  # Squid asks again where a process was killed
+        second = await service.reserve("1", worker="2", client="192.0.2.1")
+        assert (first.metered, service.held()) == (again.metered, 2)
+        for judgement in (first, second):
+            await service.settle(judgement, Usage("gpt-x", 30, 40))
+        assert (service.held(), service.used()) == (0, 2 * 70)
 
     run(scenario, tmp_path)
 

@@ -85,7 +85,10 @@ class UsageEntry(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class MeteredRequest:
-    """What both lines of a request share, as the access log has it: encoded, `-` for none."""
+    """What both lines of a request share, as the access log has it: encoded, `-` for none.
+
+    `worker` is Squid's. Two workers can give the same request ID at the same moment.
+    """
 
     request_id: str
     client: str
@@ -93,6 +96,12 @@ class MeteredRequest:
     rule: str
     revision: str
     host: str
+    worker: str = NONE
+
+    @property
+    def held_as(self) -> str:
+        """Name the request for its reserve: no other request has this name."""
+        return f"{self.request_id}.{self.worker}"
 
 
 @dataclass(frozen=True, slots=True)

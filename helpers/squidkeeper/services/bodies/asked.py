@@ -13,6 +13,7 @@ from squidkeeper.services.bodies.icap import IcapRequest, parse_http
 
 _ASKED: Final = "x-sk-asked"
 _USER: Final = "x-sk-user"  # where a rule of the policy has `meter`
+_WORKER: Final = "x-sk-worker"  # there too
 _TOKENS: Final = 5
 
 
@@ -32,6 +33,7 @@ class AskedBody:
     request_id: str
     observed: str | None
     user: str | None = None
+    worker: str = "-"
     most_bytes: int = 0
 
 
@@ -40,8 +42,8 @@ def asked_by(request: IcapRequest) -> AskedBody:
     revision, listed, observed, client, number = _noted(request.headers)
     http = parse_http(request.http)
     body = SentRequest(http.method, http.target, http.headers, complete=not request.has_body, has_body=request.has_body)
-    user = unquote(request.headers.get(_USER, "-"))
-    return AskedBody(body, http.url, revision, listed, client, number, _told(observed), _told(user))
+    user, worker = unquote(request.headers.get(_USER, "-")), request.headers.get(_WORKER, "-")
+    return AskedBody(body, http.url, revision, listed, client, number, _told(observed), _told(user), worker)
 
 
 def _told(text: str) -> str | None:

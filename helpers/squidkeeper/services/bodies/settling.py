@@ -155,7 +155,7 @@ class Settler:
     def _take(self, quotas: list[tuple[Quota, str]], metered: Metered, entry: UsageEntry) -> Refusal | None:
         if quotas:
             try:
-                held = self._reserves.hold(entry.request_id, quotas, _used(metered.reserve), _encode(entry))
+                held = self._reserves.hold(metered.request.held_as, quotas, _used(metered.reserve), _encode(entry))
             except CountsUnavailable as error:
                 self._report(str(error))
                 return Refusal(quotas[0][0], _AWAY_SECONDS, unavailable=str(error))
@@ -226,7 +226,7 @@ class Settler:
             answer = CountedAnswer(answer_id, _encode(_each(max, settlement.used, before)))
         told = (settlement.model, used, metered.reserve, settlement.state, settlement.reason)
         entry = usage_entry(metered.request, datetime.now(UTC), *told)
-        self._reserves.settle(entry.request_id, _used(used), _encode(entry), answer, beyond)
+        self._reserves.settle(metered.request.held_as, _used(used), _encode(entry), answer, beyond)
         self._write(entry)
 
     # --- the thread -----------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def _metered(policy: CompiledPolicy, rule: Rule, asked: AskedBody) -> tuple[Mete
         raise UnreadableBody(f"the body is compressed, and the rule {rule.name} has ask_usage: send it plain")
     reserve = reserve_of(sent, meter.reserve, form)
     told = (asked.request_id, asked.client, asked.user or NONE, recorded_text(rule.name), asked.revision)
-    request = MeteredRequest(*told, recorded_text(_host(asked.url)))
+    request = MeteredRequest(*told, recorded_text(_host(asked.url)), recorded_text(asked.worker))
     metered = Metered(request, reserve.model, _amounts(reserve.usage, policy.source.prices))
     return metered, with_usage_asked(sent.body, form) if meter.ask_usage else None
 
