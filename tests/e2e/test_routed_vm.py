@@ -93,12 +93,14 @@ def outside(transparent: Transparent) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def closed(outside: None) -> None:
-    """The rules of the page, for the ports of the tests."""
+def closed(transparent: Transparent, outside: None) -> None:
+    """The rules of the page, for the ports of the tests. Nobody knows a neighbour from before."""
     found = re.search(r"^define vms.*?^\}\n", INSTALL.read_text(), re.MULTILINE | re.DOTALL)
     assert found
     tls, http = PORTS["transparent"]
     run("nft", found[0].replace("tcp . 443", f"tcp . {tls}").replace("tcp . 80", f"tcp . {http}"))
+    run("ip", "neigh", "flush", "all")
+    transparent.vm.run("ip", "neigh", "flush", "all")
 
 
 def asked(transparent: Transparent, *targets: str) -> dict[str, str]:
