@@ -9,7 +9,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from itertools import count
 from pathlib import Path
 from urllib.parse import unquote
@@ -19,6 +19,7 @@ import pytest
 from squidkeeper.policy.language.model import Token
 from squidkeeper.record.usage.ledger import UsageEntry, UsageState, latest, ledger_files, read_entries
 from squidkeeper.serving.quotas.local_counts import LocalCounts
+from tests.ports import free_port
 from tests.waiting import pause, wait_for
 
 from .curl import CurlFailed, curl
@@ -27,6 +28,7 @@ from .models import CHAT, GEMINI_STREAM, JSON, Call, answer, chat, chat_events, 
 from .origin import Answer, BrokenOff, Origins, Stream
 from .raw import Raw, tunnel
 from .test_hostile_origins import part
+from .test_own_addresses import address
 
 POLICY = """
 version: 1
@@ -257,6 +259,25 @@ def test_a_spent_budget_denies_the_next_request(gateway: Gateway, origins: Origi
     settled(gateway, "tight.example")
     assert "is used up" in (tight(gateway, "127.0.0.21", Call(CHAT, "whole", (1, 1), limit=1))[1] or "")
     assert tight(gateway, "127.0.0.22", Call(CHAT, "whole", (1, 1), limit=1))[0] == 200
+
+
+def test_the_budget_of_an_ipv6_client_is_its_networks(new_gateway: NewGateway, origins: Origins) -> None:
+    clients = ("2001:db8:27::1", "2001:db8:27::ffff:2", "2001:db8:27:1::1")
+    port, call = free_port(), Call(CHAT, "whole", (400, 550), limit=100)
+    with ExitStack() as stack:
+        for client in clients:
+            stack.enter_context(address(f"{client}/128"))
+        gateway = new_gateway(POLICY, f"http_port [{clients[0]}]:{port}").start()
+        to_proxy = ("--proxy", f"http://[{clients[0]}]:{port}")
+        statuses = []
+        for client in clients:
+            reply = curl(gateway, f"http://tight.example{CHAT}", "-d", call.body.decode(), *to_proxy, client=client)
+            statuses.append((reply.status, reply.rule))
+            settled(gateway, "tight.example")
+    assert statuses == [(200, None), (403, "quota"), (200, None)]
+    counts = {holder: used for (quota, holder), used in used(gateway).items() if quota == "tight"}
+    assert counts == {"2001:db8:27::/64": 950, "2001:db8:27:1::/64": 950}
+    assert {entry.client for entry in entries(gateway, "tight.example")} == {clients[0], clients[2]}
 
 
 def test_the_record_says_why_a_request_cannot_be_counted(gateway: Gateway) -> None:

@@ -6,10 +6,11 @@ import asyncio
 import gzip
 import json
 import sqlite3
+import subprocess
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,9 @@ from squidkeeper.services.bodies.policies import Policies
 from squidkeeper.services.bodies.settling import Metered, Settler
 from squidkeeper.serving.quotas import reserves
 from squidkeeper.serving.quotas.local_counts import LocalCounts
+from squidkeeper.serving.quotas.reserves import ReservedCounts
 from tests.conftest import compiled_of
+from tests.serving.quota_workers import Clock
 
 POLICY = """
 quotas:
@@ -263,6 +266,68 @@ def test_a_settlement_that_fails_is_made_later(tmp_path: Path) -> None:
         assert latest(service.lines())["gw.1"].settled
         assert service.used() == 7
 
+    run(scenario, tmp_path)
+
+
+@contextmanager
+def locked(bodies: Path) -> Iterator[None]:
+    """Another process keeps the counts to itself, and hangs."""
+    with closing(sqlite3.connect(bodies / "quotas/counts.db", isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        yield
+
+
+@contextmanager
+def full(bodies: Path) -> Iterator[None]:
+    """The disk of counts and ledger has no room."""
+    ballast = bodies / "ballast"
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    yield
+    ballast.unlink()
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("trouble", [locked, full])
+def test_while_counts_cannot_be_written_requests_are_denied_and_what_was_used_counts_afterwards(
+    tmp_path: Path, trouble: Callable[[Path], AbstractContextManager[None]]
+) -> None:
+    async def scenario(service: Service) -> None:
+        bodies = service.state / "bodies"
+        begun = [await service.reserve(str(number), b'{"max_tokens": 90}') for number in range(2)]
+        with trouble(bodies):
+            assert (await service.reserve("7")).headers["X-SK-Found"] == "quota-unavailable:daily"
+            for judgement in begun:
+                assert not (await service.settle(judgement, Usage("m", 30, 40))).settled
+            service.settler.tick()
+            assert (await service.reserve("8")).headers["X-SK-Found"] == "quota-unavailable:daily"
+        service.settler.tick()
+        await service.settler.finish()
+        assert (service.used(), service.held()) == (2 * 70, 0)
+        assert sum(entry.tokens_in + entry.tokens_out for entry in latest(service.lines()).values()) == 2 * 70
+        assert (await service.reserve("9")).allowed
+
+    (tmp_path / "state/bodies").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path / "state/bodies"], check=True)
+    try:
+        run(scenario, tmp_path)
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path / "state/bodies"], check=True)
+
+
+def test_a_clock_that_is_set_back_a_day_gives_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(service: Service) -> None:
+        judgement, held = await service.reserve("1"), await service.reserve("2", b'{"max_tokens": 200}')
+        await service.settle(judgement, Usage("m", 600, 100))
+        clock.now -= 86_400
+        assert not (await service.reserve("3")).allowed
+        assert (await service.settle(held, Usage("m", 50, 50))).settled
+        assert (await service.reserve("4", b'{"max_tokens": 150}')).allowed
+        assert not (await service.reserve("5", b'{"max_tokens": 50}')).allowed
+
+    clock = Clock()
+    monkeypatch.setattr(ReservedCounts.__init__, "__defaults__", (clock,))
     run(scenario, tmp_path)
 
 
