@@ -206,33 +206,29 @@ def test_a_kept_alive_connection_is_judged_request_by_request(transparent: Trans
 # ── Logins ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 RIGHT = b64encode(f"named:{TOKEN}".encode()).decode()
+WRONG = "bmFtZWQ6d3Jvbmc="
 LOGINS = [
-    ((), (200, None), (403, "locked")),
-    ((f"Authorization: Basic {RIGHT}",), (200, None), (403, "locked")),
-    ((f"Proxy-Authorization: Basic {RIGHT}",), (200, None), (403, "locked")),
-    ((f"Proxy-Authorization: Basic {RIGHT}", f"Authorization: Basic {RIGHT}"), (200, None), (403, "locked")),
-    (("Proxy-Authorization: Basic bmFtZWQ6d3Jvbmc=",), (200, None), (403, "locked")),
-    (("Authorization: Basic bmFtZWQ6d3Jvbmc=",), (200, None), (403, "locked")),
-    (("Proxy-Authorization: Bearer x", "Authorization: Negotiate YQ=="), (200, None), (403, "locked")),
+    (),
+    (f"Authorization: Basic {RIGHT}",),
+    (f"Proxy-Authorization: Basic {RIGHT}",),
+    (f"Proxy-Authorization: Basic {RIGHT}", f"Authorization: Basic {RIGHT}"),
+    (f"Proxy-Authorization: Basic {WRONG}",),
+    (f"Authorization: Basic {WRONG}",),
+    ("Proxy-Authorization: Bearer x", "Authorization: Negotiate YQ=="),
 ]
 
 
-@pytest.mark.parametrize(("headers", "of_good", "of_locked"), LOGINS)
+@pytest.mark.parametrize("headers", LOGINS)
 @pytest.mark.parametrize("port", ["https", "http"])
 def test_nobody_logs_in_and_an_origin_gets_its_own_header_as_it_was(
-    transparent: Transparent,
-    origins: Origins,
-    headers: tuple[str, ...],
-    of_good: tuple[int, str | None],
-    of_locked: tuple[int, str | None],
-    port: str,
+    transparent: Transparent, origins: Origins, headers: tuple[str, ...], port: str
 ) -> None:
     gateway, before = transparent.gateway, len(transparent.gateway.log())
     answers = []
     for host in ("good.example", "login.example"):
         with Raw(getattr(transparent, port)) as client:
             answers.append((client.tls(host) if port == "https" else client).get("/login", host, *headers))
-    assert [(answer.status, answer.rule) for answer in answers] == [of_good, of_locked], answers
+    assert [(answer.status, answer.rule) for answer in answers] == [(200, None), (403, "locked")], answers
     [seen] = origins.seen
     sent = [line.removeprefix("Authorization: ") for line in headers if line.startswith("Authorization")]
     assert (seen.values("Authorization"), seen.values("Proxy-Authorization")) == (sent, [])

@@ -85,6 +85,8 @@ def _transparent(value: str) -> tuple[str, ...]:
         raise click.BadParameter(f"{error}: name addresses, such as 192.168.137.1,fd00::1, or none") from error
     if len({address.version for address in addresses}) < len(addresses):
         raise click.BadParameter("a name has one address of each kind: expected one of IPv4, one of IPv6, or both")
+    if any(address.is_unspecified or address.is_multicast for address in addresses):
+        raise click.BadParameter("expected an address of this machine, which clients can reach")
     return tuple(map(str, addresses))
 
 
