@@ -45,22 +45,22 @@ class Load:
     def _answered(self) -> int:
         return sum(answer.status is not None for answer in list(self.answers))
 
-    def client(self, gateway: Gateway, scheme: str, host: str) -> None:
+    def client(self, gateway: Gateway, scheme: str, host: str, opened: "Opener") -> None:
         """Request one unique URL after another on one connection. Open another when it ends."""
         connection: Raw | None = None
+        ahead = ""
         for number in count(1):
             if self._stop.is_set():
                 break
             path = f"/{threading.get_ident()}/{number}"
             url, asked, reply, problem = f"{scheme}://{host}{path}", time.monotonic(), NO_ANSWER, ""
-            target = path if scheme == "https" else url
             try:
-                reply = _reply(connection, target, host)
+                reply = _reply(connection, ahead + path, host)
                 if not reply:  # no connection yet, or one that Squid has closed while it was idle, as it may
                     _close(connection)
                     connection = None
-                    connection = _open(gateway, scheme, host)
-                    reply = connection.get(target, host)
+                    connection, ahead = opened(gateway, scheme, host)
+                    reply = connection.get(ahead + path, host)
             except OSError as error:
                 problem = repr(error)
                 pause(0.05, "refused, or cut off: no busy loop while nobody listens")
@@ -74,8 +74,12 @@ class Load:
         _close(connection)
 
 
-def _open(gateway: Gateway, scheme: str, host: str) -> Raw:
-    return tunnel(gateway, f"{host}:443") if scheme == "https" else Raw(gateway)
+Opener = Callable[[Gateway, str, str], tuple[Raw, str]]  # a connection, and what is ahead of the path of its requests
+
+
+def by_proxy(gateway: Gateway, scheme: str, host: str) -> tuple[Raw, str]:
+    """Open a connection as a client with proxy settings does."""
+    return (tunnel(gateway, f"{host}:443"), "") if scheme == "https" else (Raw(gateway), f"http://{host}")
 
 
 def _reply(connection: Raw | None, target: str, host: str) -> Reply:
@@ -90,14 +94,16 @@ def _close(connection: Raw | None) -> None:
 
 
 @contextmanager
-def load(gateway: Gateway, *clients: tuple[str, str]) -> Iterator[Load]:
+def load(gateway: Gateway, *clients: tuple[str, str], opened: Opener = by_proxy) -> Iterator[Load]:
     """Run one client for each (scheme, host). The block begins when each has had an answer, so helpers have started.
 
     An error in a client fails the test.
     """
     running = Load()
     failures: list[BaseException] = []
-    threads = [threading.Thread(target=_run, args=(running.client, gateway, *client, failures)) for client in clients]
+    threads = [
+        threading.Thread(target=_run, args=(running.client, gateway, *client, opened, failures)) for client in clients
+    ]
     for thread in threads:
         thread.start()
     try:
@@ -111,9 +117,14 @@ def load(gateway: Gateway, *clients: tuple[str, str]) -> Iterator[Load]:
 
 
 def _run(
-    work: Callable[[Gateway, str, str], None], gateway: Gateway, scheme: str, host: str, failures: list[BaseException]
+    work: Callable[[Gateway, str, str, Opener], None],
+    gateway: Gateway,
+    scheme: str,
+    host: str,
+    opened: Opener,
+    failures: list[BaseException],
 ) -> None:
     try:
-        work(gateway, scheme, host)
+        work(gateway, scheme, host, opened)
     except Exception as error:  # noqa: BLE001 - the thread of the test raises it
         failures.append(error)
