@@ -4,10 +4,15 @@ import re
 import secrets
 import socket
 import struct
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from dnslib import CLASS, EDNS0, QTYPE, RCODE, DNSHeader, DNSQuestion, DNSRecord
+
+from tests.waiting import wait_for
 
 from .network import VirtualMachine, run
 from .origin import Answer, Bytes, Origins
@@ -241,6 +246,38 @@ def test_clients_that_hold_all_of_its_tcp_connections_take_it_from_nobody(transp
     finally:
         for client in held:
             client.close()
+
+
+def test_a_client_that_asks_too_often_is_not_answered_and_another_one_is(
+    transparent: Transparent, tmp_path: Path
+) -> None:
+    """By the limit of dns.conf, with a smaller number."""
+    text, own = transparent.gateway.layout.dns.read_text(), "127.0.0.77"
+    conf = tmp_path / "dns.conf"
+    conf.write_text(
+        text.replace("ip-ratelimit: 20000", "ip-ratelimit: 100").replace(f"interface: {GATEWAY}", f"interface: {own}")
+    )
+    with subprocess.Popen(["/usr/sbin/unbound", "-d", "-c", conf], stderr=subprocess.DEVNULL) as resolver:
+        wait_for(lambda: run("ss", "-Hlun", f"src {own}:53"), "the resolver")
+        try:
+            assert answers(own, "127.0.0.5", 1000) < 500
+            assert answers(own, "127.0.0.6", 1) == 1
+        finally:
+            resolver.terminate()
+
+
+def answers(resolver: str, client: str, questions: int) -> int:
+    """Ask from an address, all at once; count the answers."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.bind((client, 0))
+        for _ in range(questions):
+            asking.sendto(question("example.com"), (resolver, 53))
+        asking.settimeout(1)
+        count = 0
+        with suppress(TimeoutError):
+            while asking.recv(512):
+                count += 1
+        return count
 
 
 GARBAGE = [b"", b"\0", b"\xff" * 12, b"\0" * 12, question("example.com")[:-3], question("example.com") + b"\xff" * 400]
