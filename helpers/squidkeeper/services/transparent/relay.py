@@ -34,7 +34,7 @@ from squidkeeper.serving.quotas.counts import client_network
 
 HELLO_SECONDS: Final = 5.0
 FIRST_BYTE_SECONDS: Final = 30.0
-CONNECT_SECONDS: Final = 10.0  # while Squid restarts, a client waits so long
+CONNECT_SECONDS: Final = 5.0  # while Squid restarts, a client waits so long
 ANSWER_SECONDS: Final = 30.0
 HALF_CLOSED_SECONDS: Final = 60.0  # without a byte, after Squid has ended its half
 CHECK_EVERY_SECONDS: Final = 0.25
