@@ -440,7 +440,11 @@ WITHOUT_PROXY = [  # what a program printed, though it has no proxy → what to 
     ("git", "fatal: unable to access: Network is unreachable", "git: let it resolve names as the system does"),
     ("go", "status=407", "go: put USER:PASSWORD@ before the host: export http_proxy='' https_proxy=''"),
     ("node", "wrong version number", "node: look for a proxy or no_proxy"),
-    ("npm", "connect ECONNREFUSED", "check that the address that names have here is the gateway's address"),
+    (
+        "npm",
+        "connect ECONNREFUSED",
+        "check that the address that names have here is the gateway's address and that squidkeeper-transparent runs",
+    ),
 ]
 
 
@@ -455,6 +459,29 @@ def test_the_probe_knows_what_goes_wrong_without_a_proxy(form: ProbeForm, tmp_pa
         assert f"\n  - {part}" in shown
     _, shown = run_probe(form, tmp_path, tools, proxy=None, HTTPS_PROXY=PROXY)
     assert re.search("^variables  missing or different: .*HTTPS_PROXY", shown, re.MULTILINE)
+
+
+SQUID_IS_GONE = {  # what programs print of the alert that a client then gets
+    "curl": "curl: (35) TLS connect error: error:0A000438:SSL routines::tlsv1 alert internal error",
+    "python3": "ssl.SSLError: [SSL: TLSV1_ALERT_INTERNAL_ERROR] tlsv1 alert internal error (_ssl.c:1029)",
+    "git": "fatal: unable to access 'https://ok.example/': GnuTLS, handshake failed: Internal error",
+    "wget": "GnuTLS: received alert [80]: Internal error",
+    "go": "go: remote error: tls: internal error",
+    "uv": "  cause: received fatal alert: InternalError",
+    "java": "javax.net.ssl.SSLHandshakeException: (internal_error) Received fatal alert: internal_error",
+}
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("form", ProbeForm)
+def test_the_probe_says_once_that_squid_does_not_answer_the_transparent_ports(
+    form: ProbeForm, tmp_path: Path, tools: Path
+) -> None:
+    for program, output in SQUID_IS_GONE.items():
+        fake_program(tools, program, 1, output)
+    _, shown = run_probe(form, tmp_path, tools, proxy=None)
+    assert len(re.findall("but Squid does not", shown)) == 2 * (len(SQUID_IS_GONE) + 1)  # python3 is tried twice
+    assert len(re.findall("^  - on the gateway: sudo squidkeeper doctor", shown, re.MULTILINE)) == 1
 
 
 NAMES = [  # the addresses of example.com, and of a name that only the gateway's resolver knows → the line

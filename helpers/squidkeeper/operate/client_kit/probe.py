@@ -90,7 +90,9 @@ class ClientProbe:
         """What stands in the fixes of all programs."""
         export = self.export(name for name in self.variables if name.lower() in ("http_proxy", "https_proxy"))
         proxy = self.settings.proxy
-        return {"proxy": proxy.url() if proxy else "the address that names have here", "export_proxy": export}
+        address = proxy.url() if proxy else "the address that names have here"
+        listener = "Squid" if proxy else "squidkeeper-transparent"
+        return {"proxy": address, "listener": listener, "export_proxy": export}
 
     def _fill(self, remedy: str) -> str:
         settings = self.settings

@@ -222,7 +222,7 @@ SYMPTOMS = (
     Symptom(
         "refused|ConnectException|could(n't| not) connect to server",
         "nothing answers at the address that it connects to",
-        "check that {proxy} is the gateway's address and that Squid runs",
+        "check that {proxy} is the gateway's address and that {listener} runs",
         of_gateway=True,
     ),
     Symptom(
@@ -243,6 +243,12 @@ SYMPTOMS_WITHOUT_PROXY = (
         _NO_ROUTE,
         "connects to another address than the gateway's",
         "let it resolve names as the system does: a name server of its own, or an address in a URL, does not work here",
+    ),
+    Symptom(
+        "(alert|tls|failed)[^a-z]*internal.?error",
+        "the gateway takes the connection, but Squid does not",
+        "on the gateway: sudo squidkeeper doctor tells why Squid does not answer",
+        of_gateway=True,
     ),
     *SYMPTOMS,
 )
