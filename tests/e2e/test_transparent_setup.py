@@ -1,5 +1,6 @@
 """`install.sh --transparent` with its services, in the network of a VM: switched on, kept, supervised, taken back."""
 
+import json
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from .gateway import REPOSITORY
 from .network import VirtualMachine
 
 pytestmark = pytest.mark.long
+OF_THIS_MACHINE = ("disk-space-low", "squid-outdated")
 STATUS = ("curl", "-sS", "--max-time", "20", "-o", "/dev/null", "-w", "%{http_code}")
 
 
@@ -36,6 +38,13 @@ class Installation:
         return {
             int(pid) for pid in re.findall(r"pid=(\d+)", self.vm.run("ss", "-Hltnp", f"src {self.vm.address}:{port}"))
         }
+
+    def doctors_findings(self) -> list[str]:
+        """What `squidkeeper doctor` finds."""
+        command = self.vm.command(self.root / "bin/squidkeeper", "doctor", "--json")
+        found = subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout
+        findings = json.loads(found)["findings"]
+        return [finding["detail"] for finding in findings if finding["code"] not in OF_THIS_MACHINE]
 
     def files(self) -> set[str]:
         """What is there of the ports, but for logs."""
@@ -59,10 +68,12 @@ def test_the_ports_come_stay_are_supervised_and_go(installation: Installation) -
     vm, address, options = installation.vm, installation.vm.address, f"{installation.vm.address},fd00:137::10"
     assert installation.files() == set()
     started = installation.install("--transparent", options)
+    assert "squidkeeper transparent does not run" not in started, "doctor, which runs last"
     assert {"transparent", "dns"} <= {*re.findall(r"^(\w+) +started$", started, re.MULTILINE)}
     assert f"ports 53, 80 and 443 of {address}, fd00:137::10, for clients without proxy settings" in started
     again = installation.install()
     assert again.count("runs, unchanged") == 7, again
+    wait_for(lambda: installation.doctors_findings() == ["fd00:137::10 is not on this machine"], "what is wrong")
     for port in (53, 80, 443):
         [process] = installation.listening(port)
         os.kill(process, signal.SIGKILL)
