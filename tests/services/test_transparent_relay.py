@@ -16,7 +16,7 @@ import pytest
 from squidkeeper.base.metrics import TransparentResult
 from squidkeeper.services.transparent import relay as relay_module
 from squidkeeper.services.transparent.client_hello import HELLO_BYTES
-from squidkeeper.services.transparent.connection import Port
+from squidkeeper.services.transparent.connection import UNAVAILABLE, Port
 from squidkeeper.services.transparent.relay import TransparentRelay
 from tests.client_hellos import hello, of_openssl, padded, sni
 from tests.waiting import stays, wait_for
@@ -267,15 +267,13 @@ def test_a_connection_that_squid_drops_without_an_answer_is_made_again(relay: Re
     take(squid, HELLO)
 
 
-@pytest.mark.parametrize(("port", "alert"), [("https", b"\x15\3\3\0\2\2\x50"), ("http", b"")])
-def test_a_squid_that_stays_away_is_told(
-    monkeypatch: pytest.MonkeyPatch, relay: Relay, port: str, alert: bytes
-) -> None:
+@pytest.mark.parametrize(("port", "told"), [("https", b"\x15\3\3\0\2\2\x50"), ("http", UNAVAILABLE)])
+def test_a_squid_that_stays_away_is_told(monkeypatch: pytest.MonkeyPatch, relay: Relay, port: str, told: bytes) -> None:
     monkeypatch.setattr(relay_module, "CONNECT_SECONDS", 0.5)
     relay.squid.close()
     client = relay.client(port)
     client.sendall(HELLO)
-    assert rest(client) == alert
+    assert rest(client) == told
     relay.counted(TransparentResult.SQUID_UNREACHABLE)
 
 

@@ -11,6 +11,9 @@ _ALERT: Final = bytes((21, 3, 3, 0, 2, 2))  # a fatal one (RFC 8446, 6); its des
 UNRECOGNIZED_NAME: Final = _ALERT + bytes((112,))
 ACCESS_DENIED: Final = _ALERT + bytes((49,))
 INTERNAL_ERROR: Final = _ALERT + bytes((80,))
+UNAVAILABLE: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\nThe gateway's Squid does not answer.\n"
+)
 _KEPT_BYTES: Final = 64 << 10  # by the kernel, in each of its four queues: without a bound, some MB
 _TCP: Final = socket.IPPROTO_TCP
 _OPTIONS: Final = (

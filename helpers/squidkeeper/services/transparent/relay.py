@@ -23,6 +23,7 @@ from squidkeeper.services.transparent.client_hello import HELLO_BYTES, server_na
 from squidkeeper.services.transparent.connection import (
     ACCESS_DENIED,
     INTERNAL_ERROR,
+    UNAVAILABLE,
     UNRECOGNIZED_NAME,
     ClientConnection,
     End,
@@ -45,10 +46,11 @@ _EVENTS_AT_ONCE: Final = 256
 _ANSWER_BYTES: Final = 8 << 10
 _BOTH: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _ENDING: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-_ALERTS: Final = {
-    TransparentResult.NO_SERVER_NAME: UNRECOGNIZED_NAME,
-    TransparentResult.SQUID_REFUSED: ACCESS_DENIED,
-    TransparentResult.SQUID_UNREACHABLE: INTERNAL_ERROR,
+_TOLD: Final = {
+    ("https", TransparentResult.NO_SERVER_NAME): UNRECOGNIZED_NAME,
+    ("https", TransparentResult.SQUID_REFUSED): ACCESS_DENIED,
+    ("https", TransparentResult.SQUID_UNREACHABLE): INTERNAL_ERROR,
+    ("http", TransparentResult.SQUID_UNREACHABLE): UNAVAILABLE,
 }
 
 
@@ -64,7 +66,7 @@ class TransparentRelay:
         self._of_client: dict[str, int] = {}
         self._connections = 0
         self._timed: set[ClientConnection] = set()
-        self._more: list[End] = []  # may have more bytes than were read at once
+        self._more: list[End] = []  # may have bytes that no event tells of
         self._closing: list[socket.socket] = []
         self._room = bytearray(_AT_ONCE)
         self._view = memoryview(self._room)
@@ -221,7 +223,7 @@ class TransparentRelay:
             self._timed.add(connection)
         if events & select.EPOLLOUT and end.is_full:
             end.is_full = False
-            self._move(end.other)
+            self._more.append(end.other)
         if events & ~select.EPOLLOUT:
             self._move(end)
 
@@ -275,9 +277,9 @@ class TransparentRelay:
             result = TransparentResult.ENDED
         connection.step = Step.ENDED
         self._count(result, connection.network)
-        if connection.port.is_tls and result in _ALERTS:
+        if told := _TOLD.get((connection.port.name, result)):
             with suppress(OSError):
-                connection.client.socket.send(_ALERTS[result])
+                connection.client.socket.send(told)
                 connection.client.socket.recv_into(self._room, 0, socket.MSG_TRUNC)  # unread bytes would reset it
         for end in filter(None, (connection.client, connection.squid)):
             self._forget(end)
