@@ -53,6 +53,7 @@ GATEWAYS = {
     "SQUID_ERRORS",
     "BODIES",
     "REQUEST_ID",
+    "UNLESS_TRANSPARENT",
 }  # setup/configuration.py fills them in
 PEER = Peer("corp:0123456789ab", "proxy.example", 3128, "user:pass%20word")
 FULL = Values(
