@@ -779,6 +779,32 @@ def test_with_systemd_an_edit_starts_what_inspects_bodies(systemd: Machine, sour
         assert_nothing_is_left(systemd, unit)
 
 
+@pytest.mark.long
+def test_with_systemd_the_transparent_ports_have_accounts_of_their_own(systemd: Machine, source: Path) -> None:
+    """systemd starts them before their address is there, and kills what takes connections if it is stopped."""
+    installer, address = source / "install.sh", "10.53.53.1"
+    done = systemd.run(installer, "--listen", f"127.0.0.1:{free_port()}", "--transparent", address)
+    assert done.returncode == 0, done.stderr
+    assert f"{address} is not on this machine" in done.stdout
+    assert systemd.run("ip", "address", "add", f"{address}/24", "dev", "lo").returncode == 0
+    for unit, watchdog in (("transparent", "20s"), ("dns", "0")):
+        state = property_of(systemd, "UnitFileState ActiveState User CapabilityBoundingSet WatchdogUSec", unit)
+        assert state == f"enabled active squidkeeper-{unit} cap_net_bind_service {watchdog}"
+    where = ("--resolve", f"en.wikipedia.org:443:{address}", "--cacert", "/etc/squidkeeper/ca/ca.crt")
+    asked = ("curl", *where, "-s", "-o", "/dev/null", "-w", "%{http_code}", "https://en.wikipedia.org/")
+    assert systemd.run(*asked).stdout == "403"
+    doctor = ("/opt/squidkeeper/bin/squidkeeper", "doctor")
+    wait_for(lambda: "No findings" in systemd.run(*doctor).stdout, lambda: systemd.run(*doctor).stdout)
+    before = property_of(systemd, "MainPID", "transparent")
+    systemd.run("systemctl", "kill", "--signal", "STOP", "squidkeeper-transparent")
+    wait_for(lambda: property_of(systemd, "MainPID", "transparent") not in ("0", before), "systemd to end it")
+    wait_for(lambda: systemd.run(*asked).stdout == "403", "the ports again")
+    assert systemd.run(installer).stdout.count("runs, unchanged") == 7
+    assert systemd.run(installer, "--uninstall").returncode == 0
+    for unit in ("transparent", "dns"):
+        assert_nothing_is_left(systemd, unit)
+
+
 COUNTED = """
 version: 1
 quotas: [{name: daily, tokens: 1000000, per: all, every: day}]
