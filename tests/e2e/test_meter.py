@@ -37,13 +37,14 @@ quotas:
   - {name: out, rules: [models], tokens_out: 900000000, per: client, every: month}
   - {name: all, rules: [models], tokens: 900000000, per: client, every: day}
   - {name: money, rules: [models], cost: 900, per: all, every: week}
-  - {name: tight, rules: [tight], tokens: 1000, per: client, every: day}
+  - {name: tight, rules: [tight, down], tokens: 1000, per: client, every: day}
 prices:
   - {model: "gpt-*", in: 2.5, out: 10}
   - {model: "*", in: 1, out: 5}
 rules:
   - {name: models, action: allow, hosts: [llm.example], meter: tokens, reserve: 70}
-  - {name: tight, action: allow, hosts: [tight.example], ports: [4, 80, 443], meter: tokens, reserve: 200}
+  - {name: tight, action: allow, hosts: [tight.example], meter: tokens, reserve: 200}
+  - {name: down, action: allow, hosts: [down.example], ports: [4, 80], meter: tokens}
   - {name: refused, action: allow, hosts: [refused.example], meter: tokens}
   - {name: asking, action: allow, hosts: [asking.example], meter: tokens, ask_usage: true}
   - {name: free, action: allow, hosts: [plain.example]}
@@ -293,14 +294,13 @@ def test_a_request_without_a_connection_gives_its_reserve_back_and_one_without_a
     gateway: Gateway, origins: Origins
 ) -> None:
     client, call = "127.0.0.25", Call(CHAT, "whole", (3, 4), limit=300)
-    down = ("http://tight.example:4/v1/chat/completions", "-d", call.body.decode())
     for _ in range(5):
-        assert curl(gateway, *down, client=client).status == 503
-        settled(gateway, "tight.example")
+        assert curl(gateway, f"http://down.example:4{CHAT}", "-d", call.body.decode(), client=client).status == 503
+        settled(gateway, "down.example")
     assert used(gateway).get(("tight", client), 0) == 0
     origins.fallback = BrokenOff()
     with suppress(CurlFailed):
-        tight(gateway, client, call)
+        curl(gateway, f"http://down.example{CHAT}", "-d", call.body.decode(), client=client)
     wait_for(lambda: used(gateway).get(("tight", client)) == sum(call.reserve), "the reserve of what was sent")
 
 

@@ -831,6 +831,7 @@ def test_with_systemd_what_counts_tokens_follows_the_address_of_the_store(
         ask = ("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-x", gateway.listen[1], "http://127.0.0.1:8000/")
         wait_for(lambda: machine.run(*ask).stdout == "200", "the origin")
         wait_for(lambda: first.command("keys", "*tokens:day:daily:all*"), "its count")
+        assert "127.53.53.53:344 " in machine.run("ss", "-Hlun").stdout, "where Squid says what it has not sent"
         pid = property_of(machine, "MainPID", "bodies-1")
         use_store(machine, second.start())
         first.kill()
