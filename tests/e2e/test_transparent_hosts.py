@@ -243,6 +243,16 @@ def test_an_origin_learns_nothing_of_the_reverse_proxy_in_squid(transparent: Tra
     assert names <= {"host", "via", "cache-control", "connection", "cdn-loop"}, names
 
 
+def test_what_squid_refuses_itself_leaves_no_text_of_it_in_cache_log(transparent: Transparent) -> None:
+    text = "e2e-text-that-no-log-shows"
+    refused = [get(f"/{text}", "Host:"), get(f"{text}.example:443", method="CONNECT")]
+    for port in (transparent.gateway, transparent.http):
+        for sent in (*refused, get(f"http:///{text}"), f"PRI /{text} HTTP/2.0\r\n\r\n", get(f"/{text}", method="%")):
+            with Raw(port) as client:
+                client.send(sent).answer()
+    assert text not in transparent.gateway.cache_log()
+
+
 def test_squid_lived_through_it(transparent: Transparent) -> None:
     gateway = transparent.gateway
     gateway.log()

@@ -283,7 +283,7 @@ PLANTED = {
     ),
     "annotations-printed": ("logformat mine %>a %note\n", "logformat mine: %note prints every annotation"),
     "debugging-prints-headers": ("debug_options ALL,1 11,2\n", "debug_options 11,2"),
-    "requests-in-warnings": ("debug_options ALL,1 55,0\n", "debug_options lacks 11,0 29,0"),
+    "requests-in-warnings": ("debug_options ALL,1 55,0\n", "debug_options lacks 11,0 23,0 29,0 33,0"),
     "workers-overridden": ("workers 3\n", "workers 3"),
     "forwarded-for-believed": ("follow_x_forwarded_for allow all\n", "follow_x_forwarded_for allow all"),
     "proxy-protocol-open": ("proxy_protocol_access allow all\n", "proxy_protocol_access allow all"),
@@ -307,7 +307,7 @@ VARIANTS = [
     ("tunnel-not-bumped", "ssl_bump peek all\n", "ssl_bump peek all"),
     ("tunnel-not-bumped", "on_unsupported_protocol tunnel all\n", "on_unsupported_protocol tunnel all"),
     ("debugging-prints-headers", "debug_options 9,1 all,5\n", "debug_options ALL,5"),
-    ("requests-in-warnings", "debug_options 11,0 29,0 55,0 ALL,1\n", "debug_options lacks 11,0 29,0 55,0"),
+    ("requests-in-warnings", "debug_options 11,0 29,0 55,0 ALL,1\n", "debug_options lacks 11,0 23,0 29,0 33,0 55,0"),
     ("half-closed-clients", "half_closed_clients enable\n", "half_closed_clients enable"),
     ("header-unguarded", 'request_header_add X-Rule "%\'{rule_}note" localhost\n', "X-Rule has no ACL `note rule_`"),
     ("annotations-printed", "logformat mine %{authorization_}note\n", "logformat mine: authorization_"),
@@ -489,7 +489,9 @@ def test_a_log_without_urls_may_show_what_is_watched_for(layout: Layout) -> None
 
 def test_the_exporters_own_request_and_lines_that_never_match_are_no_findings(layout: Layout) -> None:
     add(layout, "http_access allow localhost !all\nproxy_protocol_access allow localhost\n")
-    add(layout, "store_miss allow !sk_injected\ndebug_options 11,5 ALL,1 11,0 29,0 55,0\nssl_bump stare all\n")
+    add(
+        layout, "store_miss allow !sk_injected\ndebug_options 11,5 ALL,1 11,0 23,0 29,0 33,0 55,0\nssl_bump stare all\n"
+    )
     inspection = inspect(layout)
     for code in (
         *("allowed-ahead-of-policy", "proxy-protocol-open", "certificate-errors-allowed", "tunnel-not-bumped"),

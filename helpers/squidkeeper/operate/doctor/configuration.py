@@ -28,7 +28,7 @@ _TALKATIVE: Final = frozenset(
     {"ALL", "9", "11", "23", "28", "29", "33", "44", "55", "61", "73", "74", "82", "84", "93"}
 )
 _DEBUGGING: Final = re.compile(r"(ALL|\d+),(\d+)", re.ASCII | re.IGNORECASE)
-_WARNS_WITH_TEXT: Final = ("11", "29", "55")  # those that do so at level 1
+_WARNS_WITH_TEXT: Final = ("11", "23", "29", "33", "55")  # those that do so at level 1
 # How the exporter's request passes.
 _OF_OWN_SCRAPE: Final = (
     *("http_access", "allow", "localhost", "sk_itself", "sk_counters", "sk_get", "!sk_through_proxy", "sk_is_scrape"),
@@ -359,7 +359,7 @@ def _debug_levels(directive: Directive | None) -> dict[str, int]:
 @critical(
     "debugging-prints-headers",
     "Debugging writes headers or helper answers into cache.log, credentials included",
-    "Set `debug_options ALL,1 11,0 29,0 55,0`, and delete the cache.log that was written with it.",
+    "Set `debug_options ALL,1 11,0 23,0 29,0 33,0 55,0`, and delete the cache.log that was written with it.",
 )
 def _debugging(seen: Inspection) -> Iterator[Found]:
     directive = seen.last("debug_options")
@@ -371,7 +371,7 @@ def _debugging(seen: Inspection) -> Iterator[Found]:
 @warning(
     "requests-in-warnings",
     "Warnings in cache.log can hold text of requests: a login, or a secret in the URL that is fetched",
-    "Let the last `debug_options` end in `11,0 29,0 55,0`.",
+    "Let the last `debug_options` end in `11,0 23,0 29,0 33,0 55,0`.",
 )
 def _warnings_with_requests(seen: Inspection) -> Iterator[Found]:
     directive = seen.last("debug_options")
