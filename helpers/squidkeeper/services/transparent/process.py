@@ -71,6 +71,7 @@ def _listener(address: tuple[str, int]) -> socket.socket:
         listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as error:
+        listener.close()
         raise ListenFailed(f"{address[0]} port {address[1]}: {error.strerror or error}") from error
     return listener
 
