@@ -1,6 +1,5 @@
-"""VMs with a route past the gateway, by IPv4 and IPv6: the packet filter of the installation page closes it."""
+"""VMs with a route past the gateway, by IPv4 and IPv6: squid/transparent.nft closes it."""
 
-import re
 import socket
 import socketserver
 import sys
@@ -26,7 +25,7 @@ defaults: {action: deny}
 rules:
   - {name: open, action: allow, hosts: [open.example]}
 """
-INSTALL = Path(__file__).parents[2] / "squid/INSTALL.md"
+RULES = Path(__file__).parents[2] / "squid/transparent.nft"
 ASK = """
 import socket, sys, time
 for target in sys.argv[1:]:
@@ -94,11 +93,9 @@ def outside(transparent: Transparent) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def closed(transparent: Transparent, outside: None) -> None:
-    """The rules of the page, for the ports of the tests. Nobody knows a neighbour from before."""
-    found = re.search(r"^define vms.*?^\}\n", INSTALL.read_text(), re.MULTILINE | re.DOTALL)
-    assert found
+    """The rules, for the ports of the tests. Nobody knows a neighbour from before."""
     tls, http = PORTS["transparent"]
-    run("nft", found[0].replace("tcp . 443", f"tcp . {tls}").replace("tcp . 80", f"tcp . {http}"))
+    run("nft", RULES.read_text().replace("tcp . 443", f"tcp . {tls}").replace("tcp . 80", f"tcp . {http}"))
     run("ip", "neigh", "flush", "all")
     transparent.vm.run("ip", "neigh", "flush", "all")
 
