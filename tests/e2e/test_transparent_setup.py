@@ -109,3 +109,21 @@ def test_a_port_that_is_taken_and_addresses_that_cannot_be_meant_change_nothing(
         finally:
             server.kill()
     assert installation.files() == set()
+
+
+HOLDS_UDP = "import signal, socket, sys; s = socket.socket(type=2); s.bind((sys.argv[1], 53)); signal.pause()"
+
+
+def test_a_resolver_that_cannot_start_leaves_all_as_it_was(installation: Installation) -> None:
+    vm = installation.vm
+    with subprocess.Popen(vm.command("/usr/bin/python3", "-c", HOLDS_UDP, vm.address)) as holder:
+        wait_for(lambda: vm.run("ss", "-Hlun", f"src {vm.address}:53"), "the port to be taken")
+        try:
+            with pytest.raises(DemoFailed, match="the service dns does not listen on port 53"):
+                installation.install("--transparent", vm.address)
+        finally:
+            holder.kill()
+    assert installation.files() == set()
+    assert [installation.listening(port) for port in (53, 80, 443)] == [set(), set(), set()]
+    proxy = ("--proxy", "http://127.0.0.1:3129", "--cacert", installation.root / "etc/ca/ca.crt")
+    assert vm.run(*STATUS, *proxy, "https://en.wikipedia.org/") == "403"
