@@ -108,6 +108,7 @@ def test_only_what_must_go_on_after_any_error_catches_everything() -> None:
         "services.exporter.log_counter",
         "services.pulling.puller",
         "services.pulling.reading",
+        "services.transparent.relay",
         "serving.helpers.loop",
     ]
 

@@ -15,7 +15,7 @@ import pytest
 
 from squidkeeper.base.metrics import TransparentResult
 from squidkeeper.services.transparent import relay as relay_module
-from squidkeeper.services.transparent.client_hello import HELLO_BYTES
+from squidkeeper.services.transparent.client_hello import HELLO_BYTES, server_name
 from squidkeeper.services.transparent.connection import UNAVAILABLE, Port
 from squidkeeper.services.transparent.relay import TransparentRelay
 from tests.client_hellos import hello, of_openssl, padded, sni
@@ -223,6 +223,26 @@ def test_a_silent_client_is_closed(monkeypatch: pytest.MonkeyPatch, relay: Relay
     client.sendall(sent)
     assert rest(client) == b""
     relay.counted(TransparentResult.TIMEOUT)
+
+
+def test_an_error_of_ours_ends_one_connection_and_is_logged_once_without_what_was_sent(
+    monkeypatch: pytest.MonkeyPatch, relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(data: bytes) -> str | None:
+        if data.startswith(b"secret"):
+            raise ValueError(data)
+        return server_name(data)
+
+    monkeypatch.setattr(relay_module, "server_name", broken)
+    client, squid = relay.opened()
+    for _ in range(3):
+        other = relay.client()
+        other.sendall(b"secret")
+        assert rest(other) == b""
+    client.sendall(b"still served")
+    take(squid, b"still served")
+    [line] = caplog.messages
+    assert line.startswith("a connection has failed: ValueError in broken, line ")
 
 
 ANSWERS = {

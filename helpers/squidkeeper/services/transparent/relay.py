@@ -9,6 +9,7 @@ epoll(7) tells each change once (edge-triggered). So an end is read until it has
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 import socket
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from squidkeeper.base.errors import HelloRefused
+from squidkeeper.base.errors import HelloRefused, describe
 from squidkeeper.base.metrics import TransparentResult
 from squidkeeper.services.transparent.client_hello import HELLO_BYTES, server_name
 from squidkeeper.services.transparent.connection import (
@@ -52,6 +53,7 @@ _TOLD: Final = {
     ("https", TransparentResult.SQUID_UNREACHABLE): INTERNAL_ERROR,
     ("http", TransparentResult.SQUID_UNREACHABLE): UNAVAILABLE,
 }
+_log = logging.getLogger(__name__)
 
 
 class TransparentRelay:
@@ -68,6 +70,7 @@ class TransparentRelay:
         self._timed: set[ClientConnection] = set()
         self._more: list[End] = []  # may have bytes that no event tells of
         self._closing: list[socket.socket] = []
+        self._last_failure = ""
         self._room = bytearray(_AT_ONCE)
         self._view = memoryview(self._room)
 
@@ -144,6 +147,14 @@ class TransparentRelay:
             pass  # there is nothing to read
         except OSError:
             self._end(connection, TransparentResult.GONE)
+        except Exception as error:  # noqa: BLE001 - what one client sends ends no other connection
+            self._log_failure(describe(error))
+            self._end(connection, TransparentResult.GONE)
+
+    def _log_failure(self, failure: str) -> None:
+        if failure != self._last_failure:
+            _log.error("a connection has failed: %s", failure)
+        self._last_failure = failure
 
     def _read_first(self, connection: ClientConnection) -> None:
         """Connect to Squid once the client has said where to. What it has sent stays with the kernel until then."""
@@ -273,6 +284,8 @@ class TransparentRelay:
         self._end(connection, late[connection.step])
 
     def _end(self, connection: ClientConnection, result: TransparentResult) -> None:
+        if connection.step is Step.ENDED:
+            return
         if connection.step is Step.OPEN:
             result = TransparentResult.ENDED
         connection.step = Step.ENDED
