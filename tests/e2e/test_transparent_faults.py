@@ -300,5 +300,5 @@ def test_a_client_that_names_no_server_gets_an_alert_and_is_counted_and_named(
     assert "SSL alert number 112" in told.text
     wait_for(lambda: f"{asked} 1.0" in fetch(watched.port, "/metrics").text, "the exporter to count it")
     assert "1 × no server name" in fetch(watched.port, "/").text
-    line = f"{transparent.vm.address}: 1 connections refused: no-server-name"
+    line = f"{transparent.vm.address}: connections refused: 1, no-server-name"
     wait_for(lambda: line in (gateway.root / "log/transparent.txt").read_text(), "the line in the log")

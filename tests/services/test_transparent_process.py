@@ -55,13 +55,13 @@ def test_refusals_are_logged_by_client_with_a_bound_on_the_lines(
         tally.count(TransparentResult.TOO_MANY, "198.51.100.1")
     tally.count(TransparentResult.OPENED, "203.0.113.1")
     lines = logged(1000)
-    assert lines[0] == "other clients: 4000 connections refused: no-server-name"
-    assert lines[1] == "other clients: 3 connections refused: too-many"
-    assert lines[-1] == "992 connections more were refused"
+    assert lines[0] == "other clients: connections refused: 4000, no-server-name"
+    assert lines[1] == "other clients: connections refused: 3, too-many"
+    assert lines[-1] == "others: connections refused: 992"
     assert len(lines) == 11
     tally.count(TransparentResult.NOT_TLS, "192.0.2.1")
     assert logged(1005) == []
-    assert logged(1011) == ["192.0.2.1: 1 connections refused: not-tls"]
+    assert logged(1011) == ["192.0.2.1: connections refused: 1, not-tls"]
     assert logged(1030) == []
 
 

@@ -121,7 +121,7 @@ class Tally:
     def _log_refusals(self) -> None:
         told = self._refused.most_common(_LOGGED_AT_ONCE)
         for (client, result), number in told:
-            _log.warning("%s: %d connections refused: %s", client, number, result.replace("_", "-"))
+            _log.warning("%s: connections refused: %d, %s", client, number, result.replace("_", "-"))
         if more := self._refused.total() - sum(number for _, number in told):
-            _log.warning("%d connections more were refused", more)
+            _log.warning("others: connections refused: %d", more)
         self._refused.clear()

@@ -186,7 +186,10 @@ class TransparentRelay:
         self._register(connection.squid)
 
     def _ask(self, connection: ClientConnection, squid: End) -> None:
-        """Tell Squid who calls and, for TLS, where to; then read its answer. Connect again if it has none."""
+        """Tell Squid who calls and, for TLS, where to; then read its answer. Connect again if it has none.
+
+        Squid never reads a ClientHello that has come with the CONNECT, so the hello waits for the answer.
+        """
         try:
             if connection.step is Step.CONNECTING:
                 self._tell(connection, squid.socket)
