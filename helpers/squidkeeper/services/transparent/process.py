@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -47,6 +48,8 @@ def run_transparent(options: TransparentOptions) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with suppress(OSError):  # as CPUSchedulingPolicy= of the unit, where that forbids it here
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     connections = (most - _OWN_DESCRIPTORS) // 2
     tally = Tally(options.state)
     relay = TransparentRelay(tally.count, connections, _MOST_OF_ONE)
