@@ -188,6 +188,14 @@ def test_what_comes_behind_a_hello_or_an_answer_is_passed_on(relay: Relay) -> No
     take(client, b"at once")
 
 
+def test_what_squid_sends_with_its_answer_is_passed_on_at_once(relay: Relay) -> None:
+    client = relay.client()
+    client.sendall(HELLO)
+    squid = relay.called()
+    squid.sendall(ESTABLISHED + b"at once")
+    take(client, b"at once")
+
+
 REFUSED = {
     "an address": (hello(sni(b"192.0.2.1")), "no_server_name", b"\x15\3\3\0\2\2\x70"),
     "no name": (hello(b""), "no_server_name", b"\x15\3\3\0\2\2\x70"),
