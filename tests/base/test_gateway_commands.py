@@ -57,6 +57,8 @@ def test_texts_are_for_the_gateway_of_the_system() -> None:
         ("`systemctl restart 'squidkeeper-bodies-*'`", "`./install.sh --root /srv/gw`"),
         ("`journalctl -u squidkeeper-bodies-1`", "`cat /srv/gw/state/bodies/bodies-1.log`"),
         ("`journalctl -u squidkeeper-maintenance -n 50`", "`tail -n 50 /srv/gw/log/maintenance.log`"),
+        ("`journalctl -u squidkeeper-tls`, or tls.log.", "`cat /srv/gw/log/tls.log`."),
+        ("`journalctl -u squidkeeper-dns`, or dns.log in the run folder.", "`cat /srv/gw/run/dns.log`."),
         ("`journalctl -u squidkeeper-pull`", "`cat /srv/gw/pulled/pull.log`"),
         ("`squidkeeper probe`, squidkeeper-exporter", "`squidkeeper probe`, squidkeeper-exporter"),
         ("/opt/squidkeeper/bin/squidkeeper check", "/opt/squidkeeper/bin/squidkeeper check"),

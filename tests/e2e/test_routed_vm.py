@@ -148,3 +148,9 @@ def test_a_client_of_http3_falls_back_without_waiting(transparent: Transparent, 
         "curl", "-sS", "--http3", "-o", "/dev/null", "-w", "%{http_code}", "https://open.example/"
     )
     assert either.text == "200"
+
+
+def test_a_machine_that_does_not_forward_refuses_at_once_too(transparent: Transparent, closed: None) -> None:
+    run("sysctl", "-qw", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0")
+    targets = [f"tcp,{address},22" for address in (*OUTSIDE, "198.51.100.1", "2001:db8::1")]
+    assert asked(transparent, *targets) == dict.fromkeys(targets, "ConnectionRefusedError at once")

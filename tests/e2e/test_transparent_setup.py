@@ -22,6 +22,8 @@ pytestmark = pytest.mark.long
 OF_THIS_MACHINE = ("disk-space-low", "squid-outdated")
 STATUS = ("curl", "-sS", "--max-time", "20", "-o", "/dev/null", "-w", "%{http_code}")
 
+LISTENER = 'LISTEN 0 5 127.0.0.1:80 0.0.0.0:* users:(("python3"'
+
 
 class Installation:
     """A gateway that is installed in the VM, with the environment that was built before."""
@@ -71,6 +73,7 @@ def test_the_ports_come_stay_are_supervised_and_go(installation: Installation) -
     assert "squidkeeper transparent does not run" not in started, "doctor, which runs last"
     assert {"transparent", "dns"} <= {*re.findall(r"^(\w+) +started$", started, re.MULTILINE)}
     assert f"ports 53, 80 and 443 of {address}, fd00:137::10, for clients without proxy settings" in started
+    assert f"needs the name server {address} and fd00:137::10, and what `" in started
     again = installation.install()
     assert again.count("runs, unchanged") == 7, again
     wait_for(lambda: installation.doctors_findings() == ["fd00:137::10 is not on this machine"], "what is wrong")
@@ -78,6 +81,13 @@ def test_the_ports_come_stay_are_supervised_and_go(installation: Installation) -
         [process] = installation.listening(port)
         os.kill(process, signal.SIGKILL)
         wait_for(lambda port=port, process=process: installation.listening(port) - {process}, f"port {port} again")  # type: ignore[misc]
+    for name in ("transparent", "dns"):
+        os.kill(int((installation.root / f"run/{name}.pid").read_text()), signal.SIGTERM)
+    wait_for(lambda: len(installation.doctors_findings()) > 1, "what is wrong")
+    repaired = installation.install()
+    assert re.findall("^    (?:.*: )?(.*not on this machine.*)", repaired, re.MULTILINE) == [
+        "fd00:137::10 is not on this machine"
+    ]
     for port, scheme in ((443, "https"), (80, "http")):
         where = ("--resolve", f"en.wikipedia.org:{port}:{address}", "--cacert", installation.root / "etc/ca/ca.crt")
         assert vm.run(*STATUS, *where, f"{scheme}://en.wikipedia.org/") == "403"
@@ -87,6 +97,7 @@ def test_the_ports_come_stay_are_supervised_and_go(installation: Installation) -
         assert str(DNSRecord.parse(client.recv(512)).a.rdata) == address
     taken_back = installation.install("--transparent", "none")
     assert "reconfigured" in taken_back
+    assert "taken back: no ports 53, 80 and 443" in taken_back
     assert installation.files() == set()
     assert [installation.listening(port) for port in (53, 80, 443)] == [set(), set(), set()]
 
@@ -97,7 +108,7 @@ def test_a_port_that_is_taken_and_addresses_that_cannot_be_meant_change_nothing(
         "gateway.example": "name addresses, such as 192.168.137.1,fd00::1, or none",
         "0.0.0.0": "which clients can reach",
         "::": "which clients can reach",
-        "127.0.0.1": "something else listens on 127.0.0.1:80 already",
+        "127.0.0.1": f"something else listens on 127.0.0.1:80 already: {LISTENER}",
     }
     taken = installation.vm.command("python3", "-m", "http.server", "--bind", "127.0.0.1", "80")
     with subprocess.Popen(taken, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as server:

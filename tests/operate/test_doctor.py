@@ -841,7 +841,8 @@ def test_a_service_that_does_not_run_is_found(layout: Layout) -> None:
     unit = layout.service("exporter").unit
     unit.write_text("[Service]\n")
     layout.service("exporter").applied.write_text("127.0.0.1:9129 0123456789abcdef\n")
-    detail = "squidkeeper-exporter does not answer on 127.0.0.1:9129"
+    log = layout.access_log.with_name("exporter.log")
+    detail = f"squidkeeper-exporter does not answer on 127.0.0.1:9129; its log: {log}"
     assert found("service-not-running", inspect(layout)) == [Found(detail, str(unit))]
     for code in ("squid-down", "maintenance-not-running"):  # conditions of the exporter
         assert found(code, inspect(layout))

@@ -556,6 +556,14 @@ def causes(log: Path, *arguments: str) -> list[str]:
     return [cause["cause"] for cause in json.loads(result.output)["causes"]]
 
 
+def test_with_transparent_ports_the_place_of_what_they_refused_is_named(log: Path) -> None:
+    place = "`journalctl -u squidkeeper-transparent`"
+    assert place not in why(log).output
+    (log.parent / "state/transparent").mkdir(parents=True)
+    assert place in why(log).output
+    assert place not in why(log, "gw-1.1795714530.880.73.57132").output
+
+
 def test_a_log_without_failures_says_so(log: Path) -> None:
     add(log)
     result = why(log)
@@ -604,8 +612,8 @@ def facts_where(folder: Path, now: str, in_force: str | None = None) -> tuple[Co
     ("now", "at", "opens"),
     [
         (CLOSED, ")", "add above closed: `- {name: allow-a-example"),
-        (f"# edited\n{CLOSED}", "which was edited since)", "add above closed: `- {name: allow-a-example"),
-        (CLOSED.replace("deny", "allow"), "which was edited since)", "do nothing: the policy was edited since"),
+        (f"# edited\n{CLOSED}", "; the policy was edited since)", "add above closed: `- {name: allow-a-example"),
+        (CLOSED.replace("deny", "allow"), "; the policy was edited since)", "do nothing: the policy was edited since"),
     ],
 )
 def test_a_place_in_a_policy_that_was_edited_since_says_so(tmp_path: Path, now: str, at: str, opens: str) -> None:

@@ -79,6 +79,7 @@ def test_each_round_gives_a_sign_of_life_with_what_fails(tmp_path: Path) -> None
         assert read_maintenance_status(tmp_path, time.time()) == MaintenanceStatus(
             runs=True, failures={"flaky": failure, "counter": ""}
         )
+        assert read_maintenance_status(tmp_path, time.time()).works is not bool(failure)
         assert not read_maintenance_status(tmp_path, time.time() + 11).runs
 
 

@@ -55,7 +55,7 @@ def test_refusals_are_logged_by_client_with_a_bound_on_the_lines(
         tally.count(TransparentResult.TOO_MANY, "198.51.100.1")
     tally.count(TransparentResult.OPENED, "203.0.113.1")
     lines = logged(1000)
-    assert lines[0] == "other clients: connections refused: 4000, no-server-name"
+    assert lines[0] == "other clients: connections refused: 4000, no-server-name (no host name as TLS server name)"
     assert lines[1] == "other clients: connections refused: 3, too-many"
     assert lines[-1] == "others: connections refused: 992"
     assert len(lines) == 11

@@ -47,7 +47,8 @@ _NAMED: Final = re.compile(
     r"|(?P<squid>squid) -k(?= )"
     rf"|(?P<install>\./install\.sh(?![\w-])|{re.escape(_BODIES)})"
     rf"|systemctl (?P<verb>[a-z]+) (?P<unit>squid|squidkeeper-(?:{'|'.join(SERVICES)}))(?![\w.-])"
-    rf"|journalctl -u squidkeeper-(?P<logged>{'|'.join(SERVICES)})(?: -n (?P<lines>[0-9]+))?)"
+    rf"|journalctl -u squidkeeper-(?P<logged>{'|'.join(SERVICES)})(?: -n (?P<lines>[0-9]+))?"
+    r"(?P<or>`, or [a-z/]+\.log(?: beside access\.log| in (?:its|the run) folder)?)?)"
 )
 _NAMES_A_FILE: Final = re.compile(r"[^`\n]* FILE\b")  # the text has a log of its own
 
@@ -83,7 +84,7 @@ def _without_systemd(found: re.Match[str], layout: Layout) -> str:
         return layout.install_command
     if logged := found["logged"]:
         shows = f"tail -n {lines}" if (lines := found["lines"]) else "cat"
-        return f"{shows} {layout.service(logged).log}"
+        return f"{shows} {layout.service(logged).log}" + "`" * bool(found["or"])  # the one file
     return _of_process(found["verb"], found["unit"], layout)
 
 

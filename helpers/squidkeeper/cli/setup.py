@@ -28,7 +28,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False, resolve_path=True)
 _MOST_DAYS = 36_500
 _COMMAND_LINE: Final = ParameterSource.COMMANDLINE
 _OF_FLEET: Final = {"fleet", "haproxy_cfg", "haproxy_state", "haproxy_pid", "dry_run"}
-_HEARTBEAT_SECONDS = 5.0  # within which a process that has just started gives one
+_HEARTBEAT_SECONDS = 5.0  # within which a process that has just started gives one, or a task finds it
 
 
 def _server_names(value: str) -> tuple[str, ...]:
@@ -242,7 +242,7 @@ def _examine(options: SetupOptions) -> None:
 
     layout = Layout.of(options.root)
     if not options.no_start:
-        wait_until(_HEARTBEAT_SECONDS, lambda: read_maintenance_status(layout.state, time.time()).runs)
+        wait_until(_HEARTBEAT_SECONDS, lambda: read_maintenance_status(layout.state, time.time()).works)
     if not options.no_start and layout.service("secrets").unit.exists():
         wait_until(_HEARTBEAT_SECONDS, lambda: read_fetch_status(layout.secrets, time.time()).has_tried)
     try:

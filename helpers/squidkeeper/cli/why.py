@@ -61,6 +61,10 @@ _DNS_SECONDS: Final = 3.0
 _NAMES_RESOLVED: Final = 5  # for one call: a name takes seconds if nothing answers
 _FAILED = 1
 _NOTHING_TO_SAY = 2
+_REFUSED: Final = (
+    "Not among them: connections that the transparent ports refused, as those without a TLS server name. They are in"
+    " `journalctl -u squidkeeper-transparent`, or transparent.log in the run folder.\n"
+)
 _SOME_ID = "gw-1.1795714530.880.73.57132"
 
 
@@ -154,11 +158,13 @@ def why(
     with progress("looking for failures"):
         known = _surroundings(policies, run, cache_log or _beside(sources), search)
         answer = _Answer(search, _read(search, sources), known, usage_of(state, ids, search.since))
-        newest = answer.newest(number, Layout.around(directory, state, run=run))
+        layout = Layout.around(directory, state, run=run)
+        newest = answer.newest(number, layout)
     if as_json:
         click.echo(answer.as_json(newest))
     else:
-        show_text(answer.as_text(newest, sources), nl=False)
+        has_ports = not ids and os.access(layout.transparent_state, os.F_OK)
+        show_text(answer.as_text(newest, sources) + with_commands(_REFUSED, layout) * has_ports, nl=False)
     if search.unknown_ids:
         raise SystemExit(_NOTHING_TO_SAY)
     raise SystemExit(_FAILED if newest else 0)

@@ -310,7 +310,7 @@ def _few_days_kept(seen: Inspection) -> Iterator[Found]:
 @critical(
     "service-not-running",
     "A service beside Squid does not work",
-    "Run `./install.sh`, which starts it again. Its log: `journalctl -u`, or beside access.log.",
+    "Run `./install.sh`, which starts it again. If it hangs, end it by `kill -9` and its process number.",
     as_root=True,
     running=True,
 )
@@ -322,9 +322,9 @@ def _service_not_running(seen: Inspection) -> Iterator[Found]:
         exporter = listens if name == "exporter" and listens != NO_EXPORTER else ""
         service = InstalledService(name, seen.layout, seen.squid.systemd, port=port_of(exporter) if exporter else None)
         if paths.unit.exists() and not service.works():
-            yield Found(
-                f"squidkeeper-{name}" + (f" does not answer on {exporter}" if exporter else ""), str(paths.unit)
-            )
+            what = f"squidkeeper-{name}" + (f" does not answer on {exporter}" if exporter else "")
+            log = f"`journalctl -u squidkeeper-{name}`" if seen.squid.systemd else paths.log
+            yield Found(f"{what}; its log: {log}", str(paths.unit))
         elif name == "exporter":
             yield from _unanswered(paths.unit, service.pid())
 

@@ -119,7 +119,7 @@ def check_listener(address: str, option: str, *pids: int | None) -> None:
         what = f"{address} is not an address of this machine (yet)"
         raise SetupFailed(what, f"set the network up first, {other}, or install with --no-start") from error
     if not free and not any(process_listens(pid, port_of(address)) for pid in pids):
-        raise SetupFailed(f"something else listens on {address} already", f"end it, or {other}")
+        raise SetupFailed(_taken(address), f"end it, or {other}")
 
 
 def check_ports(address: str, pids: Mapping[int, int | None]) -> bool:
@@ -131,8 +131,16 @@ def check_ports(address: str, pids: Mapping[int, int | None]) -> bool:
                 continue
         except OSError:
             return False
-        raise SetupFailed(f"something else listens on {host}:{port} already", "end it, or choose another --transparent")
+        raise SetupFailed(_taken(f"{host}:{port}"), "end it, or choose another --transparent")
     return True
+
+
+def _taken(listen: str) -> str:
+    return f"something else listens on {listen} already: {_listeners(port_of(listen), '-Hlntp')}"
+
+
+def _listeners(port: int, options: str) -> str:
+    return " ".join(run("ss", options, f"sport = :{port}").stdout.split())
 
 
 def check_parent(name: str, host: str, port: int, *listens: str) -> str:
@@ -159,9 +167,8 @@ def check_resolver(address: str, pid: int | None, local: Path) -> None:
     listen = f"{address}:53"
     if process_listens(pid, 53) or (is_free(listen) and is_free(listen, socket.SOCK_DGRAM)):
         return
-    others = " ".join(run("ss", "-Hlnup", "sport = :53").stdout.split())
     raise SetupFailed(
-        f"something else listens on port 53 of every address, or of {address}: {others}",
+        f"something else listens on port 53 of every address, or of {address}: {_listeners(53, '-Hlnup')}",
         "let it listen on its own addresses alone (dnsmasq: bind-interfaces; BIND: listen-on), or name it in"
         f" {local}, by dns_nameservers",
     )

@@ -511,6 +511,8 @@ class Installation:
         self._stage.name = "transparent"
         layout, ours = self._layout, self._configuration
         if not ours.transparent:
+            if entries.text_at(layout.dns):
+                say("transparent", "taken back: no ports 53, 80 and 443 for clients without proxy settings any more")
             return
         self._files[layout.dns] = _file(ours.dns())
         say("transparent", f"ports 53, 80 and 443 of {', '.join(ours.transparent)}, for clients without proxy settings")
@@ -814,11 +816,17 @@ class Installation:
             "Which rule decided, and why:\n"
             f"  {sudo}{log}\n"
             f"  {sudo}{explain} GET https://en.wikipedia.org/\n"
+            f"{self._for_vms_without_proxy(program)}"
             f"{self._where_to_edit()} Lines of your own for Squid: {layout.local}"
         )
         if ours.exporter != NO_EXPORTER:
             status = f"http://{reachable(ours.exporter)}/"
             show(f"Status: {status}  metrics: /metrics there  alerts, dashboard: {layout.observe}")
+
+    def _for_vms_without_proxy(self, program: str) -> str:
+        addresses = " and ".join(self._configuration.transparent)
+        needs = f"the name server {addresses}, and what `{command('env', self._layout, program)} --transparent` prints"
+        return f"A VM without proxy settings needs {needs}.\n" * bool(addresses)
 
     def _where_to_edit(self) -> str:
         layout = self._layout

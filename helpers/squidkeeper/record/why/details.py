@@ -155,7 +155,7 @@ def _denied_by_body(record: Record, known: Surroundings) -> Detail:
 def _of_revision(policy: CompiledPolicy, known: Surroundings) -> str:
     current = known.current()
     is_edited = current is not None and current.revision != policy.revision
-    return f" of revision {policy.revision}, which was edited since" if is_edited else ""
+    return f" of revision {policy.revision}; the policy was edited since" if is_edited else ""
 
 
 def _is_allowed_now(record: Record, known: Surroundings) -> bool:

@@ -352,7 +352,7 @@ def _no_helper(view: Snapshot) -> Iterator[str]:
     "helper-stuck",
     "1m",
     "A helper does not answer",
-    "Requests that wait for it hang. Squid starts another after `kill -9` and its process number.",
+    "Requests that wait for it hang. End it by `kill -9` and its process number: another is started.",
     unhealthy=True,
 )
 def _helper_stuck(view: Snapshot) -> Iterator[str]:
@@ -500,7 +500,7 @@ def _ends(view: Snapshot, end: datetime | None, within: timedelta) -> Iterator[s
     "0m",
     "Four fifths of a quota of tokens or cost are used",
     "`squidkeeper quota` shows who uses it, `squidkeeper log --by client` for what. Once it is spent, requests that it"
-    " counts are denied until it begins again: raise its limit, or set it to zero by `squidkeeper quota --reset NAME`.",
+    " counts are denied until it begins again: raise the limit, or begin it now: `squidkeeper quota --reset NAME`.",
     only_exporter=True,
 )
 def _quota_nearly_used(view: Snapshot) -> Iterator[str]:
@@ -847,12 +847,13 @@ _TASKS: Final = {
     ),
     "tls": (
         "HAProxy, which takes the clients for Squid, does not run, or has no valid certificate. Run `systemctl restart"
-        f" squidkeeper-tls`, or install.sh again. {_MAINTENANCE_LOG}, and `journalctl -u squidkeeper-tls` or tls.log.",
+        f" squidkeeper-tls`, or install.sh again. {_MAINTENANCE_LOG}, and `journalctl -u squidkeeper-tls`, or tls.log.",
         True,
     ),
     "transparent": (
-        "Clients without proxy settings do not get through. Run `./install.sh`, which starts what does not run, and"
-        " `squidkeeper doctor`, which names a program on one of the ports. An address comes with its interface. Logs:"
+        "Clients without proxy settings do not get through. A missing address comes with its interface. End a process"
+        " that hangs by `kill -9`: another is started. `squidkeeper doctor` names a program on one of the ports. If"
+        " none of our processes runs there, run `./install.sh`. Logs:"
         " `journalctl -u squidkeeper-dns`, `journalctl -u squidkeeper-transparent`.",
         True,
     ),

@@ -30,6 +30,11 @@ class MaintenanceStatus:
     runs: bool
     failures: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def works(self) -> bool:
+        """Whether it runs, and no task fails."""
+        return self.runs and not any(self.failures.values())
+
 
 NOT_RUNNING: Final = MaintenanceStatus(runs=False)
 

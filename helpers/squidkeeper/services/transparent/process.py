@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ _LOG_EVERY_SECONDS: Final = 10.0
 _LOGGED_AT_ONCE: Final = 10
 _NAMED_CLIENTS: Final = 1000
 _QUIET: Final = (TransparentResult.OPENED, TransparentResult.ENDED, TransparentResult.GONE)
+_EXPLAINED: Final[Mapping[str, str]] = {TransparentResult.NO_SERVER_NAME: " (no host name as TLS server name)"}
 _log = logging.getLogger(__name__)
 
 
@@ -124,7 +126,8 @@ class Tally:
     def _log_refusals(self) -> None:
         told = self._refused.most_common(_LOGGED_AT_ONCE)
         for (client, result), number in told:
-            _log.warning("%s: connections refused: %d, %s", client, number, result.replace("_", "-"))
+            why = result.replace("_", "-") + _EXPLAINED.get(result, "")
+            _log.warning("%s: connections refused: %d, %s", client, number, why)
         if more := self._refused.total() - sum(number for _, number in told):
             _log.warning("others: connections refused: %d", more)
         self._refused.clear()
