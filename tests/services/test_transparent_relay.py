@@ -223,7 +223,9 @@ def test_what_is_refused_never_reaches_squid(relay: Relay, sent: bytes, result: 
         relay.squid.accept()
 
 
-@pytest.mark.parametrize(("port", "sent"), [("https", HELLO[:100]), ("https", b""), ("http", b"")])
+@pytest.mark.parametrize(
+    ("port", "sent"), [("https", HELLO[:100]), ("https", b""), ("http", b"")], ids=["a part", "https", "http"]
+)
 def test_a_silent_client_is_closed(monkeypatch: pytest.MonkeyPatch, relay: Relay, port: str, sent: bytes) -> None:
     for name in ("HELLO_SECONDS", "FIRST_BYTE_SECONDS"):
         monkeypatch.setattr(relay_module, name, 0.5)
