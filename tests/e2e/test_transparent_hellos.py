@@ -17,10 +17,9 @@ defaults: {action: allow}
 
 
 def answer(transparent: Transparent, sent: bytes) -> bytes:
-    """Send a hello, and the end of a client that says no more."""
+    """Send a hello; return what comes first."""
     with socket.create_connection(transparent.https.address, 20) as client, suppress(OSError):
         client.sendall(sent)
-        client.shutdown(socket.SHUT_WR)
         return client.recv(65536)
     return b""
 

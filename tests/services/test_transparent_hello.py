@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from squidkeeper.base.errors import HelloRefused
+from squidkeeper.base.errors import HelloIncomplete, HelloRefused
 from squidkeeper.base.metrics import TransparentResult
 from squidkeeper.services.transparent.client_hello import HELLO_BYTES, server_name
 from tests.client_hellos import (
@@ -130,11 +130,30 @@ def test_what_names_no_server_is_refused(data: bytes, result: TransparentResult)
     assert refused.value.result is result
 
 
+def outcome(data: bytes) -> str | int:
+    """The name, or how many bytes are needed."""
+    try:
+        return server_name(data)
+    except HelloIncomplete as incomplete:
+        return incomplete.needed
+
+
 @pytest.mark.parametrize(("data", "name"), FOUND.values(), ids=FOUND)
 def test_a_hello_can_come_in_any_pieces(data: bytes, name: str) -> None:
-    found = [server_name(data[:end]) for end in range(min(len(data), 3000))]
-    assert found == [*sorted(found, key=lambda one: one is not None)]
-    assert {*found} <= {None, name}
+    found = [outcome(data[:end]) for end in range(min(len(data), 3000))] + [name]
+    whole = found.index(name)
+    assert {*found[whole:]} == {name}
+    assert all(isinstance(needed, int) and end < needed <= len(data) for end, needed in enumerate(found[:whole]))
+
+
+def test_a_hello_is_read_again_for_each_record_and_not_for_each_byte() -> None:
+    data = in_records(LONG_MESSAGE, 1 << 14)
+    needed = [outcome(b"")]
+    while isinstance(needed[-1], int):
+        needed.append(outcome(data[: needed[-1]]))
+    record_size = 5 + (1 << 14)
+    assert needed[:-2] == [5, *(number * record_size + more for number in (1, 2, 3) for more in (0, 5))]
+    assert needed[-2:] == [len(data), "api.example.com"]
 
 
 @pytest.mark.parametrize("row", ["a plain hello", "OpenSSL", "early data behind"])

@@ -175,6 +175,21 @@ def test_a_hello_can_come_in_pieces(relay: Relay, sent: bytes, piece: int) -> No
     take(squid, sent)
 
 
+def test_a_hello_that_comes_byte_for_byte_is_read_three_times(monkeypatch: pytest.MonkeyPatch, relay: Relay) -> None:
+    read: list[int] = []
+
+    def counting(data: bytes) -> str:
+        read.append(len(data))
+        return server_name(data)
+
+    monkeypatch.setattr(relay_module, "server_name", counting)
+    client = relay.client()
+    for at in range(len(HELLO)):
+        client.sendall(HELLO[at : at + 1])
+    take(relay.called(), proxy_line(client) + CONNECT)
+    assert len(read) <= 3, "its first byte, the header of its record, all of it"
+
+
 def test_what_comes_behind_a_hello_or_an_answer_is_passed_on(relay: Relay) -> None:
     early = random.Random(1).randbytes(300_000)
     client = relay.client()
@@ -194,6 +209,48 @@ def test_what_squid_sends_with_its_answer_is_passed_on_at_once(relay: Relay) -> 
     squid = relay.called()
     squid.sendall(ESTABLISHED + b"at once")
     take(client, b"at once")
+
+
+ENDS: dict[str, Callable[[socket.socket], None]] = {
+    "reset": lambda client: reset(client),
+    "half-closed": lambda client: client.shutdown(socket.SHUT_WR),
+}
+
+
+def reset(client: socket.socket) -> None:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    client.close()
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_squid_does_not_answer_a_client_that_has_gone(relay: Relay, end: Callable[[socket.socket], None]) -> None:
+    client = relay.client()
+    client.sendall(HELLO)
+    squid = relay.called()
+    take(squid, proxy_line(client) + CONNECT)
+    end(client)
+    with pytest.raises(ConnectionResetError):
+        squid.recv(1)
+    relay.counted(TransparentResult.GONE)
+
+
+def test_a_reset_of_http_is_one_for_squid(relay: Relay) -> None:
+    client = relay.client("http")
+    client.sendall(b"GET / HTTP/1.1\r\n")
+    squid = relay.called()
+    take(squid, proxy_line(client) + b"GET / HTTP/1.1\r\n")
+    reset(client)
+    with pytest.raises(ConnectionResetError):
+        squid.recv(1)
+    relay.counted(OPENED, ENDED)
+
+
+def test_a_client_that_half_closes_before_its_hello_is_whole_is_gone_at_once(relay: Relay) -> None:
+    client = relay.client()
+    client.sendall(HELLO[:100])
+    client.shutdown(socket.SHUT_WR)
+    assert rest(client) == b""
+    relay.counted(TransparentResult.GONE)
 
 
 REFUSED = {
@@ -238,7 +295,7 @@ def test_a_silent_client_is_closed(monkeypatch: pytest.MonkeyPatch, relay: Relay
 def test_an_error_of_ours_ends_one_connection_and_is_logged_once_without_what_was_sent(
     monkeypatch: pytest.MonkeyPatch, relay: Relay, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(data: bytes) -> str | None:
+    def broken(data: bytes) -> str:
         if data.startswith(b"secret"):
             raise ValueError(data)
         return server_name(data)
@@ -438,6 +495,35 @@ def test_one_client_does_not_have_all_connections() -> None:
         mine[0].close()
         relay.counted(TransparentResult.TOO_MANY, TransparentResult.GONE)
         is_served(relay, relay.client())
+
+
+def test_few_connections_of_a_client_wait_for_squid_and_the_others_get_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relay_module, "ASKING_OF_ONE", 2)
+    with running() as relay:
+        waiting = []
+        for _ in range(5):
+            waiting.append(relay.client())
+            waiting[-1].sendall(HELLO)
+        first, second = relay.called(), relay.called()
+        is_served(relay, relay.client(source="127.0.0.2"))
+        waiting[2].close()
+        relay.counted(TransparentResult.GONE)
+        first.sendall(ESTABLISHED)
+        third = relay.called()
+        take(third, proxy_line(waiting[3]) + CONNECT)
+        second.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+        take(relay.called(), proxy_line(waiting[4]) + CONNECT)
+
+
+def test_who_gets_no_turn_is_refused(monkeypatch: pytest.MonkeyPatch, relay: Relay) -> None:
+    monkeypatch.setattr(relay_module, "ASKING_OF_ONE", 0)
+    monkeypatch.setattr(relay_module, "ANSWER_SECONDS", 0.5)
+    client = relay.client()
+    client.sendall(HELLO)
+    assert rest(client) == b""
+    relay.counted(TransparentResult.TOO_MANY)
 
 
 def test_many_clients_together_leave_room_for_another() -> None:

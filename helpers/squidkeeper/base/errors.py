@@ -35,6 +35,14 @@ class InvalidIcap(SquidkeeperError):
     """Bytes on a connection of ICAP that are none of Squid's; the text says what was expected, and nothing of them."""
 
 
+class HelloIncomplete(SquidkeeperError):
+    """The first bytes of a TLS client, of which `needed` are needed in all to read on."""
+
+    def __init__(self, needed: int) -> None:
+        super().__init__(needed)
+        self.needed = needed
+
+
 class HelloRefused(SquidkeeperError):
     """The first bytes of a TLS client that name no server; `result` is what is counted."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from squidkeeper.base.errors import HelloRefused, InvalidUrl
+from squidkeeper.base.errors import HelloIncomplete, HelloRefused, InvalidUrl
 from squidkeeper.base.metrics import TransparentResult
 from squidkeeper.policy.url import parse_host
 
@@ -21,16 +21,13 @@ _CLIENT_HELLO, _SERVER_NAME, _HOST_NAME = 1, 0, 0
 _VERSION_AND_RANDOM: Final = 2 + 32
 
 
-def server_name(data: bytes) -> str | None:
-    """Return the name that a hello asks for, in its one spelling; None while the hello is not whole.
+def server_name(data: bytes) -> str:
+    """Return the name that a hello asks for, in its one spelling.
 
     The name is that of the extension `server_name` (RFC 6066, 3). Bytes behind the hello do not count. `HelloRefused`
-    tells that no name can come.
+    tells that no name can come; `HelloIncomplete`, that more bytes are needed.
     """
-    hello = _hello(data)
-    if hello is None and len(data) < HELLO_BYTES:
-        return None
-    fields = _Fields(hello or b"")
+    fields = _Fields(_hello(data))
     fields.take(_VERSION_AND_RANDOM)
     for length_bytes in (1, 2, 1):  # the session ID, cipher suites, compression methods
         fields.vector(length_bytes)
@@ -43,7 +40,7 @@ def server_name(data: bytes) -> str | None:
     return _host(_only_name(_Fields(lists[0])))
 
 
-def _hello(data: bytes) -> bytes | None:
+def _hello(data: bytes) -> bytes:
     message = bytearray()
     for content in _records(data):
         message += content
@@ -52,7 +49,7 @@ def _hello(data: bytes) -> bytes | None:
         end = _MESSAGE_HEADER + int.from_bytes(message[1:_MESSAGE_HEADER])
         if len(message) >= max(end, _MESSAGE_HEADER):
             return bytes(message[_MESSAGE_HEADER:end])
-    return None
+    raise HelloRefused(TransparentResult.NOT_TLS)
 
 
 def _records(data: bytes) -> Iterator[bytes]:
@@ -62,16 +59,20 @@ def _records(data: bytes) -> Iterator[bytes]:
         header = data[at : at + _RECORD_HEADER]
         if not _BEGINNING.startswith(header[:2]):
             break
-        if len(header) < _RECORD_HEADER:
-            return
+        _need(at + _RECORD_HEADER, data)
         size = int.from_bytes(header[3:])
         if not 0 < size <= _RECORD_BYTES:
             break
         at += _RECORD_HEADER + size
-        if len(data) < at:
-            return
+        _need(at, data)
         yield data[at - size : at]
-    raise HelloRefused(TransparentResult.NOT_TLS)
+
+
+def _need(size: int, data: bytes) -> None:
+    if size > HELLO_BYTES:
+        raise HelloRefused(TransparentResult.NOT_TLS)
+    if size > len(data):
+        raise HelloIncomplete(size)
 
 
 def _extensions(fields: _Fields) -> Iterator[tuple[int, bytes]]:

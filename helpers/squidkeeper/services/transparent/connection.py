@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
@@ -31,6 +31,7 @@ class Step(Enum):
     """How far a connection has come."""
 
     FIRST_BYTES = auto()  # the client has not sent its ClientHello, or its first byte of HTTP
+    QUEUED = auto()  # as many of the client's connections as may wait for Squid do
     CONNECTING = auto()  # to Squid
     ASKING = auto()  # Squid has not answered the CONNECT
     OPEN = auto()
@@ -65,15 +66,25 @@ class End:
         self.is_full = self.is_ending = self.ended = False
 
 
+@dataclass(eq=False, slots=True)
+class Caller:
+    """How many connections one client has, how many of them wait for Squid, and which wait for their turn."""
+
+    network: str
+    connections: int = 0
+    asking: int = 0
+    queue: dict[ClientConnection, None] = field(default_factory=dict)
+
+
 class ClientConnection:
     """A client's connection. `until` is its deadline by the monotonic clock; 0: none."""
 
-    __slots__ = ("client", "connect_until", "head", "network", "port", "squid", "step", "until")
+    __slots__ = ("client", "connect_until", "head", "owner", "port", "squid", "step", "until")
 
-    def __init__(self, accepted: socket.socket, network: str, port: Port, until: float) -> None:
+    def __init__(self, accepted: socket.socket, owner: Caller, port: Port, until: float) -> None:
         self.client = End(self, accepted)
         self.squid: End | None = None
-        self.network = network
+        self.owner = owner
         self.port = port
         self.head = b""  # what Squid is told first
         self.step = Step.FIRST_BYTES

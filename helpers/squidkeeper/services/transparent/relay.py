@@ -13,12 +13,13 @@ import logging
 import os
 import select
 import socket
+import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from squidkeeper.base.errors import HelloRefused, describe
+from squidkeeper.base.errors import HelloIncomplete, HelloRefused, describe
 from squidkeeper.base.metrics import TransparentResult
 from squidkeeper.services.transparent.client_hello import HELLO_BYTES, server_name
 from squidkeeper.services.transparent.connection import (
@@ -26,6 +27,7 @@ from squidkeeper.services.transparent.connection import (
     INTERNAL_ERROR,
     UNAVAILABLE,
     UNRECOGNIZED_NAME,
+    Caller,
     ClientConnection,
     End,
     Port,
@@ -39,6 +41,7 @@ FIRST_BYTE_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 5.0  # while Squid restarts, a client waits so long
 ANSWER_SECONDS: Final = 30.0
 HALF_CLOSED_SECONDS: Final = 60.0  # without a byte, after Squid has ended its half
+ASKING_OF_ONE: Final = 32  # connections of a client that wait for Squid's answer; the others wait here
 CHECK_EVERY_SECONDS: Final = 0.25
 _AT_ONCE: Final = HELLO_BYTES
 _SHARE: Final = 4  # of the room that is left, a client has one part at most
@@ -47,6 +50,7 @@ _EVENTS_AT_ONCE: Final = 256
 _ANSWER_BYTES: Final = 8 << 10
 _BOTH: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _ENDING: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER, socket(7): what Squid has not taken is dropped
 _TOLD: Final = {
     ("https", TransparentResult.NO_SERVER_NAME): UNRECOGNIZED_NAME,
     ("https", TransparentResult.SQUID_REFUSED): ACCESS_DENIED,
@@ -65,7 +69,7 @@ class TransparentRelay:
         self._poll = select.epoll()
         self._listeners: dict[int, tuple[socket.socket, Port]] = {}
         self._ends: dict[int, End] = {}
-        self._of_client: dict[str, int] = {}
+        self._clients: dict[str, Caller] = {}
         self._connections = 0
         self._timed: set[ClientConnection] = set()
         self._more: list[End] = []  # may have bytes that no event tells of
@@ -115,15 +119,17 @@ class TransparentRelay:
         network = client_network(address)
         # The more connections there are, the fewer one client may have: there is always room for another client.
         room = min(self._most_of_one, (self._most - self._connections) // _SHARE)
-        if self._of_client.get(network, 0) >= room:
+        owner = self._clients.get(network) or Caller(network)
+        if owner.connections >= room:
             self._count(TransparentResult.TOO_MANY, network)
             client.close()
             return
         client.setblocking(False)
         patience = HELLO_SECONDS if port.is_tls else FIRST_BYTE_SECONDS
-        connection = ClientConnection(client, network, port, time.monotonic() + patience)
+        connection = ClientConnection(client, owner, port, time.monotonic() + patience)
         self._connections += 1
-        self._of_client[network] = self._of_client.get(network, 0) + 1
+        self._clients[network] = owner
+        owner.connections += 1
         self._timed.add(connection)
         self._register(connection.client)
 
@@ -133,14 +139,8 @@ class TransparentRelay:
 
     def _take(self, end: End, events: int) -> None:
         connection = end.connection
-        end.is_ending |= bool(events & _ENDING)
         try:
-            if connection.step is Step.OPEN:
-                self._pass(end, events)
-            elif connection.step is Step.FIRST_BYTES:
-                self._read_first(connection)
-            elif end is connection.squid:
-                self._ask(connection, end)
+            self._advance(end, events)
         except HelloRefused as refused:
             self._end(connection, refused.result)
         except BlockingIOError:
@@ -151,6 +151,18 @@ class TransparentRelay:
             self._log_failure(describe(error))
             self._end(connection, TransparentResult.GONE)
 
+    def _advance(self, end: End, events: int) -> None:
+        connection = end.connection
+        end.is_ending |= bool(events & _ENDING)
+        if connection.step is Step.OPEN:
+            self._pass(end, events)
+        elif connection.step is Step.FIRST_BYTES:
+            self._read_first(connection)
+        elif end is connection.squid:
+            self._ask(connection, end)
+        elif end.is_ending:
+            self._end(connection, TransparentResult.GONE)
+
     def _log_failure(self, failure: str) -> None:
         if failure != self._last_failure:
             _log.error("a connection has failed: %s", failure)
@@ -159,18 +171,33 @@ class TransparentRelay:
     def _read_first(self, connection: ClientConnection) -> None:
         """Connect to Squid once the client has said where to. What it has sent stays with the kernel until then."""
         got = connection.client.socket.recv_into(self._room, 0, socket.MSG_PEEK)
-        if not got:
+        request = _connect_request(connection.client.socket, self._view[:got]) if connection.port.is_tls else b""
+        if connection.client.is_ending:  # a client that is gone costs Squid nothing
             self._end(connection, TransparentResult.GONE)
-            return
-        head = connection.name_client()
-        if connection.port.is_tls:
-            name = server_name(bytes(self._view[:got]))
-            if name is None:
-                return
-            head += f"CONNECT {name}:443 HTTP/1.1\r\nHost: {name}:443\r\n\r\n".encode()
-        connection.head, connection.step = head, Step.CONNECTING
-        connection.until = connection.connect_until = time.monotonic() + CONNECT_SECONDS
-        self._connect(connection)
+        elif request is not None:
+            connection.head, connection.step = connection.name_client() + request, Step.QUEUED
+            connection.until = time.monotonic() + ANSWER_SECONDS
+            connection.owner.queue[connection] = None
+            self._next(connection.owner)
+
+    def _next(self, client: Caller) -> None:
+        """Connect those of a client's connections whose turn it is: no client's wait for Squid is long for another."""
+        while client.queue and client.asking < ASKING_OF_ONE:
+            connection = next(iter(client.queue))
+            del client.queue[connection]
+            client.asking += 1
+            connection.step = Step.CONNECTING
+            connection.until = connection.connect_until = time.monotonic() + CONNECT_SECONDS
+            with suppress(OSError):  # `_check` connects again
+                self._connect(connection)
+
+    def _leave(self, connection: ClientConnection, step: Step) -> None:
+        """Let the next one of the client have the turn."""
+        was, connection.step = connection.step, step
+        connection.owner.queue.pop(connection, None)
+        if was in {Step.CONNECTING, Step.ASKING}:
+            connection.owner.asking -= 1
+            self._next(connection.owner)
 
     # --- Squid ----------------------------------------------------------------------------------------------------
 
@@ -223,9 +250,10 @@ class TransparentRelay:
 
     def _open(self, connection: ClientConnection) -> None:
         """Pass bytes from now on, and those that are there already."""
-        connection.step, connection.until, connection.head = Step.OPEN, 0.0, b""
+        self._leave(connection, Step.OPEN)
+        connection.until, connection.head = 0.0, b""
         self._timed.discard(connection)
-        self._count(TransparentResult.OPENED, connection.network)
+        self._count(TransparentResult.OPENED, connection.owner.network)
         self._more += connection.client, connection.client.other
 
     # --- bytes ----------------------------------------------------------------------------------------------------
@@ -280,6 +308,7 @@ class TransparentRelay:
     def _expire(self, connection: ClientConnection) -> None:
         late = {
             Step.FIRST_BYTES: TransparentResult.TIMEOUT,
+            Step.QUEUED: TransparentResult.TOO_MANY,
             Step.CONNECTING: TransparentResult.SQUID_UNREACHABLE,
             Step.ASKING: TransparentResult.SQUID_UNREACHABLE,
             Step.OPEN: TransparentResult.ENDED,
@@ -289,10 +318,12 @@ class TransparentRelay:
     def _end(self, connection: ClientConnection, result: TransparentResult) -> None:
         if connection.step is Step.ENDED:
             return
+        if result is TransparentResult.GONE and connection.squid is not None:
+            connection.squid.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         if connection.step is Step.OPEN:
             result = TransparentResult.ENDED
-        connection.step = Step.ENDED
-        self._count(result, connection.network)
+        self._leave(connection, Step.ENDED)
+        self._count(result, connection.owner.network)
         if told := _TOLD.get((connection.port.name, result)):
             with suppress(OSError):
                 connection.client.socket.send(told)
@@ -301,9 +332,9 @@ class TransparentRelay:
             self._forget(end)
         self._timed.discard(connection)
         self._connections -= 1
-        left = self._of_client.pop(connection.network) - 1
-        if left:
-            self._of_client[connection.network] = left
+        connection.owner.connections -= 1
+        if not connection.owner.connections:
+            del self._clients[connection.owner.network]
 
     def _forget(self, end: End) -> None:
         """Close a socket, after these events: until then no other gets its number."""
@@ -322,6 +353,21 @@ class TransparentRelay:
         for closing in self._closing:
             closing.close()
         self._closing.clear()
+
+
+def _connect_request(client: socket.socket, data: memoryview) -> bytes | None:
+    """Ask Squid for the server that a hello names; None while it is not whole.
+
+    An event tells of more bytes when there are as many as are needed: all are read again, which at each byte would
+    cost a processor.
+    """
+    try:
+        name = server_name(bytes(data))
+    except HelloIncomplete as incomplete:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, incomplete.needed)
+        return None
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+    return f"CONNECT {name}:443 HTTP/1.1\r\nHost: {name}:443\r\n\r\n".encode()
 
 
 def _send(end: End, data: memoryview) -> int:
