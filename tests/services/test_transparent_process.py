@@ -13,6 +13,7 @@ from squidkeeper.base.layout import TRANSPARENT_FOLDER
 from squidkeeper.base.metrics import TransparentResult
 from squidkeeper.cli import main
 from squidkeeper.services.transparent import process
+from squidkeeper.services.transparent.connection import KEPT_BYTES
 from squidkeeper.services.transparent.process import Tally
 from squidkeeper.serving.counters.layout import FOLDER
 from squidkeeper.serving.counters.reader import read_counter_files
@@ -63,6 +64,15 @@ def test_refusals_are_logged_by_client_with_a_bound_on_the_lines(
     assert logged(1005) == []
     assert logged(1011) == ["192.0.2.1: connections refused: 1, not-tls"]
     assert logged(1030) == []
+
+
+def test_what_the_kernel_keeps_for_all_connections_fits_the_memory_of_the_unit() -> None:
+    unit = (Path(__file__).parents[2] / "squid/squidkeeper-transparent.service").read_text()
+    descriptors, gigabytes = (
+        int(unit.split(f"\n{name}=")[1].split()[0].rstrip("G")) for name in ("LimitNOFILE", "MemoryMax")
+    )
+    queues = descriptors * 2  # each connection has two sockets
+    assert queues * 2 * KEPT_BYTES < gigabytes << 30
 
 
 @pytest.mark.system

@@ -16,7 +16,7 @@ import pytest
 from squidkeeper.base.metrics import TransparentResult
 from squidkeeper.services.transparent import relay as relay_module
 from squidkeeper.services.transparent.client_hello import HELLO_BYTES, server_name
-from squidkeeper.services.transparent.connection import UNAVAILABLE, Port
+from squidkeeper.services.transparent.connection import KEPT_BYTES, UNAVAILABLE, Port
 from squidkeeper.services.transparent.relay import TransparentRelay
 from tests.client_hellos import hello, of_openssl, padded, sni
 from tests.waiting import stays, wait_for
@@ -453,7 +453,8 @@ def test_who_does_not_read_slows_down_the_other_alone(relay: Relay, slow: str) -
     sent = fill(writer)
     assert sent < 12 * MEGABYTE, "what the kernel holds, nearly all of it for the writer"
     for end in relay.relay._ends.values():
-        assert end.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 128 << 10
+        for queue in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            assert end.socket.getsockopt(socket.SOL_SOCKET, queue) <= 2 * KEPT_BYTES
         assert end.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 64 << 10
     used = os.times()
     other, its_squid = relay.opened()
