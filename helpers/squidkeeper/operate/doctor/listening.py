@@ -27,5 +27,5 @@ def _listeners(address: str, protocol: str) -> set[int]:
     host, port = address.rpartition(":")[0].strip("[]"), port_of(address)
     places = {(host, port), ("0.0.0.0", port), ("::", port)}  # noqa: S104 - compared, not bound
     found = (one for one in psutil.net_connections(protocol) if one.laddr[:2] in places)
-    listening = (psutil.CONN_LISTEN, psutil.CONN_NONE if protocol == "udp" else psutil.CONN_LISTEN)
-    return {one.pid for one in found if one.pid and one.status in listening and not one.raddr}
+    listening = psutil.CONN_NONE if protocol == "udp" else psutil.CONN_LISTEN
+    return {one.pid for one in found if one.pid and one.status == listening and not one.raddr}
