@@ -24,17 +24,30 @@ def extension(kind: int, content: bytes) -> bytes:
 
 def names(*entries: tuple[int, bytes]) -> bytes:
     """The extension with a list of names, each of a kind; 0: a host."""
-    return extension(SERVER_NAME, vector(2, b"".join(bytes([kind]) + vector(2, name) for kind, name in entries)))
+    return extension(
+        SERVER_NAME,
+        vector(2, b"".join(bytes([kind]) + vector(2, name) for kind, name in entries)),
+    )
 
 
 def sni(name: bytes) -> bytes:
     return names((0, name))
 
 
-def message(extensions: bytes | None, session: bytes = b"s" * 32, ciphers: bytes = b"\x13\1\x13\2") -> bytes:
-    """A handshake message; `extensions` None: none, not even their length, as before TLS 1.2."""
-    body = b"\3\3" + b"r" * 32 + vector(1, session) + vector(2, ciphers) + vector(1, b"\0")
-    return b"\1" + vector(3, body + (b"" if extensions is None else vector(2, extensions)))
+def message(
+    extensions: bytes | None,
+    session: bytes = b"s" * 32,
+    ciphers: bytes = b"\x13\1\x13\2",
+) -> bytes:
+    """A handshake message; `extensions` None: none, not even their length, as before
+    TLS 1.2.
+    """
+    body = (
+        b"\3\3" + b"r" * 32 + vector(1, session) + vector(2, ciphers) + vector(1, b"\0")
+    )
+    return b"\1" + vector(
+        3, body + (b"" if extensions is None else vector(2, extensions))
+    )
 
 
 def hello(extensions: bytes | None) -> bytes:
@@ -42,7 +55,9 @@ def hello(extensions: bytes | None) -> bytes:
 
 
 def in_records(content: bytes, size: int) -> bytes:
-    return b"".join(record(content[at : at + size]) for at in range(0, len(content), size))
+    return b"".join(
+        record(content[at : at + size]) for at in range(0, len(content), size)
+    )
 
 
 def padded(extensions: bytes, size: int) -> bytes:

@@ -26,28 +26,50 @@ from squidkeeper.policy.engine import CompiledPolicy, Decision, decide
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.protocol.request import Malformed, Request, request_to
 
-# Without a deadline: what is slow here may be somebody else's load. `--hypothesis-profile thorough` tries much more.
+# Without a deadline: what is slow here may be somebody else's load.
+# `--hypothesis-profile thorough` tries much more.
 settings.register_profile("every run", deadline=None, max_examples=50)
 settings.register_profile("thorough", deadline=None, max_examples=1000)
 settings.load_profile("every run")
 
-# Whoever starts the tests in the background may have them ignored, and so every process that they start.
+# Whoever starts the tests in the background may have them ignored, and so every process
+# that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-SHARED_FOLDER = "SQUIDKEEPER_TESTS_FOLDER"  # in the environment, which the processes of a run have in common
+# in the environment, which the processes of a run have in common
+SHARED_FOLDER = "SQUIDKEEPER_TESTS_FOLDER"
 WORKERS = "SQUIDKEEPER_TESTS_WORKERS"  # and how many workers each gateway has
-DOCUMENTED = "SQUIDKEEPER_TESTS_DOCUMENTED"  # and whether each gateway bumps as `--bump documented` does
-CANARIES = "SQUIDKEEPER_TESTS_CANARIES"  # in the environment too: whether every gateway has canary secrets
+# and whether each gateway bumps as `--bump documented` does
+DOCUMENTED = "SQUIDKEEPER_TESTS_DOCUMENTED"
+# in the environment too: whether every gateway has canary secrets
+CANARIES = "SQUIDKEEPER_TESTS_CANARIES"
 HUNTED = "hunted"  # the file in that folder: how many canaries each gateway has sent
 TESTS = Path(__file__).parent
 _CLONE_NEWNS = 0x20000
 # What a gateway of this machine has, and commands read without options.
 OF_THE_MACHINE = (
-    *("/etc/squid", "/etc/squidkeeper", "/opt/squidkeeper", "/run/squidkeeper", "/var/log/squid"),
-    *("/var/lib/squidkeeper", "/var/lib/squidkeeper-archive", "/var/lib/squidkeeper-pull"),
+    *(
+        "/etc/squid",
+        "/etc/squidkeeper",
+        "/opt/squidkeeper",
+        "/run/squidkeeper",
+        "/var/log/squid",
+    ),
+    *(
+        "/var/lib/squidkeeper",
+        "/var/lib/squidkeeper-archive",
+        "/var/lib/squidkeeper-pull",
+    ),
 )
-SYSTEM_FOLDERS = ("containers", "e2e", "faults", "fleet", "machines")  # all tests in these have the mark "system"
+# all tests in these have the mark "system"
+SYSTEM_FOLDERS = (
+    "containers",
+    "e2e",
+    "faults",
+    "fleet",
+    "machines",
+)
 # What takes longest starts first, so that all processes of a run end together.
 LONGEST_FIRST = (
     "e2e/test_walk.py",
@@ -77,12 +99,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="give every gateway of the end-to-end tests canary secrets, and hunt them",
     )
-    parser.addoption("--workers", type=int, help="give every gateway of the end-to-end tests so many workers")
-    parser.addoption("--documented", action="store_true", help="install these gateways with `--bump documented`")
+    parser.addoption(
+        "--workers",
+        type=int,
+        help="give every gateway of the end-to-end tests so many workers",
+    )
+    parser.addoption(
+        "--documented",
+        action="store_true",
+        help="install these gateways with `--bump documented`",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the folder that all processes of a run share; Squid's account can enter it."""
+    """Make the folder that all processes of a run share; Squid's account can
+    enter it.
+    """
     if not hasattr(config, "workerinput"):
         _hide_gateway()
         if WHEELS.is_dir():  # no package index is asked
@@ -98,10 +130,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _hide_gateway() -> None:
-    """Make for this run a view of the machine in which these folders are empty: a test sees only what it made."""
+    """Make for this run a view of the machine in which these folders are empty: a test
+    sees only what it made.
+    """
     if ctypes.CDLL(None).unshare(_CLONE_NEWNS):
         return  # an account, or a container, that has no right to mount
-    style = Path("/etc/squid/errorpage.css")  # of the package: Squid complains without it
+    # of the package: Squid complains without it
+    style = Path("/etc/squid/errorpage.css")
     kept = style.read_bytes() if style.exists() else b""
     mount("--make-rprivate", "/")
     for place in filter(os.path.isdir, OF_THE_MACHINE):
@@ -119,7 +154,11 @@ def mount(*arguments: str) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a hunt in which no gateway sent a canary: it shows nothing."""
-    if session.config.getoption("--canaries") and not hasattr(session.config, "workerinput") and not any(_hunted()):
+    if (
+        session.config.getoption("--canaries")
+        and not hasattr(session.config, "workerinput")
+        and not any(_hunted())
+    ):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -128,7 +167,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if terminalreporter.config.getoption("--canaries"):
         sent = _hunted()
         told = f"canaries: {len(sent)} gateways, {sum(map(bool, sent))} of them sent {sum(sent)} requests with canaries"
-        terminalreporter.write_line(told if any(sent) else f"{told}: failed, as a hunt without any shows nothing")
+        terminalreporter.write_line(
+            told
+            if any(sent)
+            else f"{told}: failed, as a hunt without any shows nothing"
+        )
 
 
 def _hunted() -> list[int]:
@@ -146,9 +189,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of whole folders. Start with the longest files: then all processes end together."""
+    """Mark the tests of whole folders.
+
+    Start with the longest files: then all processes end together.
+    """
     for item in items:
-        if (mark := item.get_closest_marker("one_worker")) and os.environ.get(WORKERS, "1") != "1":
+        if (mark := item.get_closest_marker("one_worker")) and os.environ.get(
+            WORKERS, "1"
+        ) != "1":
             item.add_marker(pytest.mark.skip(reason=mark.args[0]))
         if item.path.relative_to(TESTS).parts[0] in SYSTEM_FOLDERS:
             item.add_marker("system")
@@ -157,7 +205,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _turn(item: pytest.Item) -> int:
     path = str(item.path.relative_to(TESTS))
-    return next((turn for turn, part in enumerate(LONGEST_FIRST) if path.startswith(part)), len(LONGEST_FIRST))
+    return next(
+        (turn for turn, part in enumerate(LONGEST_FIRST) if path.startswith(part)),
+        len(LONGEST_FIRST),
+    )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -212,12 +263,18 @@ def shared_folder() -> Path:
 
 def few_and_many(few: int, many: int) -> pytest.MarkDecorator:
     """Run a property with few examples, and with many where `-m long` asks for them."""
-    return pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.long)])
+    return pytest.mark.parametrize(
+        "examples", [few, pytest.param(many, marks=pytest.mark.long)]
+    )
 
 
-def hold_for(check: Callable[..., None], *drawn: SearchStrategy[Any], examples: int) -> None:
+def hold_for(
+    check: Callable[..., None], *drawn: SearchStrategy[Any], examples: int
+) -> None:
     """Check so many drawn examples."""
-    settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))(given(*drawn)(check))()
+    settings(
+        max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck)
+    )(given(*drawn)(check))()
 
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -234,7 +291,9 @@ def compiled_of(directory: Path, text: str) -> CompiledPolicy:
     return load(write_policy(directory, text), NOW).compiled
 
 
-def decided(compiled: CompiledPolicy, request: Request | Malformed, at: datetime) -> Decision:
+def decided(
+    compiled: CompiledPolicy, request: Request | Malformed, at: datetime
+) -> Decision:
     return decide(compiled, compiled.match(request), at)
 
 
@@ -245,7 +304,12 @@ def asker(tmp_path: Path) -> Callable[[str], Ask]:
     def make(text: str) -> Ask:
         compiled = compiled_of(tmp_path / "policy", text)
 
-        def ask(asked: str, client: str | None = None, user: str | None = None, at: datetime = NOW) -> Decision:
+        def ask(
+            asked: str,
+            client: str | None = None,
+            user: str | None = None,
+            at: datetime = NOW,
+        ) -> Decision:
             method, _, target = asked.partition(" ")
             return decided(compiled, request_to(method, target, client, user), at)
 

@@ -1,7 +1,9 @@
-"""The search for secrets where none may be: in files, processes, pages and output, as they are or encoded.
+"""The search for secrets where none may be: in files, processes, pages and output, as
+they are or encoded.
 
-Data is made plain first: in lower case, with percent-encoding, `\\x` escapes and HTML entities undone. One comparison
-then finds a value in any case: plain, hexadecimal, and base64 wherever it stands in what was encoded.
+Data is made plain first: in lower case, with percent-encoding, `\\x` escapes and HTML
+entities undone. One comparison then finds a value in any case: plain, hexadecimal, and
+base64 wherever it stands in what was encoded.
 """
 
 import base64
@@ -33,10 +35,15 @@ NOBODY = ("setpriv", "--reuid", "nobody", "--regid", "nogroup", "--clear-groups"
 
 
 class Hunt:
-    """The hunt for named secrets. What it finds is told by the secret's name and its form, never by its value."""
+    """The hunt for named secrets.
+
+    What it finds is told by the secret's name and its form, never by its value.
+    """
 
     def __init__(self, secrets: Mapping[str, str], allowed: Iterable[str] = ()) -> None:
-        """Hunt for these values; `allowed` are patterns of the files in which a value must be."""
+        """Hunt for these values; `allowed` are patterns of the files in which a value
+        must be.
+        """
         self._forms = {
             (name, form): data
             for name, value in secrets.items()
@@ -49,8 +56,14 @@ class Hunt:
     def in_data(self, place: str, data: bytes | str) -> list[str]:
         """Name each secret that is in the data."""
         plain = made_plain(data.encode() if isinstance(data, str) else data)
-        versions = {"plain": plain, "hex": plain, "base64": plain.replace(b"-", b"+").replace(b"_", b"/")}
-        if not any(self._beginnings.search(version) for version in {*versions.values()}):
+        versions = {
+            "plain": plain,
+            "hex": plain,
+            "base64": plain.replace(b"-", b"+").replace(b"_", b"/"),
+        }
+        if not any(
+            self._beginnings.search(version) for version in {*versions.values()}
+        ):
             return []
         return [
             f"{place}: {name} ({form})"
@@ -64,7 +77,8 @@ class Hunt:
 
     def _files(self, folder: Path) -> Iterator[Path]:
         for directory, folders, names in os.walk(folder):
-            folders[:] = [name for name in folders if not name.startswith("venv-")]  # the program, which holds no data
+            # the program, which holds no data
+            folders[:] = [name for name in folders if not name.startswith("venv-")]
             yield from (Path(directory) / name for name in names)
 
     def _in_file(self, file: Path) -> list[str]:
@@ -78,15 +92,28 @@ class Hunt:
         return any(fnmatch.fnmatch(str(file), pattern) for pattern in self._allowed)
 
     def in_processes(self) -> list[str]:
-        """Name each secret that any account can read in the command line or the environment of a process."""
-        done = subprocess.run([*NOBODY, "sh", "-c", _READ_PROCESSES], capture_output=True, env={}, check=False)
+        """Name each secret that any account can read in the command line or the
+        environment of a process.
+        """
+        done = subprocess.run(
+            [*NOBODY, "sh", "-c", _READ_PROCESSES],
+            capture_output=True,
+            env={},
+            check=False,
+        )
         assert b"@/proc/1/cmdline" in done.stdout
         parts = done.stdout.split(b"@/proc/")
-        return [found for part in parts for found in self.in_data(f"/proc/{part[:20].split()[:1]}", part)]
+        return [
+            found
+            for part in parts
+            for found in self.in_data(f"/proc/{part[:20].split()[:1]}", part)
+        ]
 
 
 def _any_of(values: Iterable[bytes]) -> re2._Regexp:
-    """Return an expression for any of these: one pass over the data. One search for each took a hundred times as long.
+    """Return an expression for any of these: one pass over the data.
+
+    One search for each took a hundred times as long.
 
     With long values RE2 runs out of memory for its automaton, and is slower than that.
     """
@@ -97,7 +124,9 @@ def _any_of(values: Iterable[bytes]) -> re2._Regexp:
 
 
 def forms(raw: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield the forms of a value that are looked for in plain data: as it is, hexadecimal, base64 by its alignment."""
+    """Yield the forms of a value that are looked for in plain data: as it is,
+    hexadecimal, base64 by its alignment.
+    """
     yield "plain", made_plain(raw)
     yield "hex", raw.hex().encode()
     for skip in range(3):  # how many of its bytes the group before it takes
@@ -109,7 +138,9 @@ def made_plain(data: bytes) -> bytes:
     data = data.lower()
     for _ in range(_ROUNDS):
         before = data
-        data = _ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode()), unquote_to_bytes(data)).lower()
+        data = _ESCAPE.sub(
+            lambda found: bytes.fromhex(found[1].decode()), unquote_to_bytes(data)
+        ).lower()
         if b"&" in data:
             data = html.unescape(data.decode("latin-1")).encode("latin-1", "replace")
         data = data.replace(b'\\"', b'"').replace(b"\\\\", b"\\")

@@ -1,4 +1,6 @@
-"""What the tests of the pages share: hostile texts, and what a browser makes of a page."""
+"""What the tests of the pages share: hostile texts, and what a browser makes
+of a page.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ HOSTILE = (
     "A" * 8000,
 )
 
-INVISIBLE = re.compile("[\u202a-\u202e\u2066-\u2069\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+INVISIBLE = re.compile(
+    "[\u202a-\u202e\u2066-\u2069\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
+)
 
 
 def keys_in(value: object) -> set[str]:
@@ -61,7 +65,9 @@ APART = _words("td th li dt dd p br h1 h2 h3 summary code text title desc")
 
 
 class Page(HTMLParser):
-    """What a browser makes of a page: its elements with their attributes, and its text."""
+    """What a browser makes of a page: its elements with their attributes, and
+    its text.
+    """
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)

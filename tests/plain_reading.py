@@ -1,6 +1,8 @@
-"""The access log read in plain Python, as the reference that the table is compared with.
+"""The access log read in plain Python, as the reference that the table is compared
+with.
 
-It is written to be obviously right: whole in memory, without bounds, each step a loop. Nothing in the program uses it.
+It is written to be obviously right: whole in memory, without bounds, each step a loop.
+Nothing in the program uses it.
 """
 
 from __future__ import annotations
@@ -12,18 +14,28 @@ from datetime import UTC, datetime, timedelta
 from squidkeeper.base.errors import InvalidRecord
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.record.log.log_files import LINE_LIMIT
-from squidkeeper.record.log.record import CLIENT_ERRORS, NONE, Record, host_of, is_spliced, parse_record, parse_time
+from squidkeeper.record.log.record import (
+    CLIENT_ERRORS,
+    NONE,
+    Record,
+    host_of,
+    is_spliced,
+    parse_record,
+    parse_time,
+)
 
 WAIT = timedelta(seconds=10)
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
-# --- records --------------------------------------------------------------------------------------------------------
+# --- records --------------------------------------------------------------------------
 
 
 @dataclass
 class Reading:
-    """The records of a log in the order of their time; those of one millisecond in the order of their lines."""
+    """The records of a log in the order of their time; those of one millisecond in the
+    order of their lines.
+    """
 
     records: list[Record] = field(default_factory=list)
     invalid: int = 0
@@ -31,7 +43,10 @@ class Reading:
 
 
 def read_lines(lines: Iterable[bytes]) -> Reading:
-    """Read lines without their newlines, the files one after the other. What is longer than a line can be is cut."""
+    """Read lines without their newlines, the files one after the other.
+
+    What is longer than a line can be is cut.
+    """
     reading = Reading()
     for number, line in enumerate(lines, 1):
         try:
@@ -52,7 +67,7 @@ def time_of(record: Record) -> datetime:
     return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
-# --- requests -------------------------------------------------------------------------------------------------------
+# --- requests -------------------------------------------------------------------------
 
 
 @dataclass
@@ -66,22 +81,31 @@ class Requests:
 def fold(records: list[Record]) -> Requests:
     """Leave out what is no request of its own, of records in their order.
 
-    A CONNECT that Squid answers inside the tunnel is left out where a request to its host with a verdict follows on its
-    connection within 10 seconds. A request there without a verdict is left out: the CONNECT stands.
+    A CONNECT that Squid answers inside the tunnel is left out where a request to its
+    host with a verdict follows on its connection within 10 seconds. A request there
+    without a verdict is left out: the CONNECT stands.
     """
     left_out = set()
     for place, connect in enumerate(records):
         for inside in insides_of(records, place) if waits(connect) else ():
             if records[inside].verdict == NONE:
                 left_out.add(inside)
-            elif records[inside].url.startswith(f"https://{connect.url.removesuffix(':443')}/"):
+            elif records[inside].url.startswith(
+                f"https://{connect.url.removesuffix(':443')}/"
+            ):
                 left_out.add(place)
-    requests = [record for place, record in enumerate(records) if place not in left_out and not is_opened(record)]
+    requests = [
+        record
+        for place, record in enumerate(records)
+        if place not in left_out and not is_opened(record)
+    ]
     return Requests(requests, sum(map(is_opened, records)))
 
 
 def insides_of(records: list[Record], connect: int) -> list[int]:
-    """Find what came on the connection of a CONNECT within 10 seconds and was not served."""
+    """Find what came on the connection of a CONNECT within 10 seconds and was not
+    served.
+    """
     return [
         place
         for place in range(connect + 1, len(records))
@@ -93,7 +117,9 @@ def insides_of(records: list[Record], connect: int) -> list[int]:
 
 
 def is_opened(record: Record) -> bool:
-    """Whether a record is the CONNECT of an opened tunnel, whose requests have records of their own."""
+    """Whether a record is the CONNECT of an opened tunnel, whose requests have records
+    of their own.
+    """
     return (
         record.method == CONNECT
         and record.status == 200
@@ -105,8 +131,15 @@ def is_opened(record: Record) -> bool:
 
 
 def waits(record: Record) -> bool:
-    """Whether a record is a CONNECT that Squid answers inside the tunnel: denied, or its origin failed."""
-    if record.method != CONNECT or record.status != 200 or is_opened(record) or record.error in CLIENT_ERRORS:
+    """Whether a record is a CONNECT that Squid answers inside the tunnel: denied, or
+    its origin failed.
+    """
+    if (
+        record.method != CONNECT
+        or record.status != 200
+        or is_opened(record)
+        or record.error in CLIENT_ERRORS
+    ):
         return False
     return record.verdict == "deny" or record.error != NONE
 
@@ -116,7 +149,7 @@ def connection_key(record: Record) -> tuple[str, str, str, str]:
     return record.client, record.connection, record.worker, record.gateway
 
 
-# --- counts ---------------------------------------------------------------------------------------------------------
+# --- counts ---------------------------------------------------------------------------
 
 
 @dataclass
@@ -134,7 +167,9 @@ KEYS: dict[str, Callable[[Record], str]] = {
     "host": lambda record: host_of(record.url).text,
     "rule": lambda record: record.rule,
     "observed": lambda record: record.observed,
-    "client": lambda record: record.client if record.user == NONE else f"{record.user}@{record.client}",
+    "client": lambda record: (
+        record.client if record.user == NONE else f"{record.user}@{record.client}"
+    ),
     "gateway": lambda record: record.gateway,
     "status": lambda record: str(record.status),
     "path": lambda record: shortened(record.url.partition("?")[0]),
@@ -146,7 +181,9 @@ def shortened(path: str) -> str:
     return path if len(path) <= 500 else f"{path[:500]}…"
 
 
-def counted(requests: Iterable[Record], records: Iterable[Record], by: str) -> dict[str, Count]:
+def counted(
+    requests: Iterable[Record], records: Iterable[Record], by: str
+) -> dict[str, Count]:
     """Count requests, and the tunnels among the records, by one of KEYS."""
     counts: dict[str, Count] = {}
     for request in requests:
@@ -163,5 +200,12 @@ def counted(requests: Iterable[Record], records: Iterable[Record], by: str) -> d
 
 
 def is_tunnel(record: Record) -> bool:
-    """Whether a record is the CONNECT of a tunnel, opened or not: it was allowed. What passed through is none."""
-    return record.method == CONNECT and record.verdict == "allow" and not is_spliced(record)
+    """Whether a record is the CONNECT of a tunnel, opened or not: it was allowed.
+
+    What passed through is none.
+    """
+    return (
+        record.method == CONNECT
+        and record.verdict == "allow"
+        and not is_spliced(record)
+    )

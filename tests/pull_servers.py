@@ -1,4 +1,6 @@
-"""Repositories, keys and servers for a pulled policy: git over https, and bundles, on loopback."""
+"""Repositories, keys and servers for a pulled policy: git over https, and bundles, on
+loopback.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,16 @@ GIT_ENVIRONMENT = {
 
 def make_key(file: Path) -> Path:
     """Make an SSH key without a passphrase."""
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(file)], check=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(file)],
+        check=True,
+    )
     return file
 
 
-def allowed_signer(key: Path, name: str = "alice@example.com", options: str = "") -> str:
+def allowed_signer(
+    key: Path, name: str = "alice@example.com", options: str = ""
+) -> str:
     """Write a line of allowed_signers."""
     return f"{name} {options} {key.with_suffix('.pub').read_text()}".replace("  ", " ")
 
@@ -57,11 +64,20 @@ class Repository:
         made = cls(folder, key, served)
         folder.mkdir(parents=True)
         made.git("init", "-q", "-b", "main", ".")
-        subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(served)], check=True, env=GIT_ENVIRONMENT)
+        subprocess.run(
+            ["git", "init", "-q", "--bare", "-b", "main", str(served)],
+            check=True,
+            env=GIT_ENVIRONMENT,
+        )
         made.git("-C", str(served), "config", "uploadpack.allowAnySHA1InWant", "true")
         return made
 
-    def git(self, *arguments: str, given: bytes = b"", environment: dict[str, str] | None = None) -> str:
+    def git(
+        self,
+        *arguments: str,
+        given: bytes = b"",
+        environment: dict[str, str] | None = None,
+    ) -> str:
         signing = ("-c", "gpg.format=ssh", "-c", f"user.signingKey={self.key}")
         done = subprocess.run(
             ["git", *signing, *arguments],
@@ -79,21 +95,38 @@ class Repository:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
 
-    def commit(self, *, signed: bool = True, push: bool = True, environment: dict[str, str] | None = None) -> str:
+    def commit(
+        self,
+        *,
+        signed: bool = True,
+        push: bool = True,
+        environment: dict[str, str] | None = None,
+    ) -> str:
         self.git("add", "-A")
         sign = ("-S",) if signed else ("--no-gpg-sign",)
-        self.git("commit", "-q", "--allow-empty", *sign, "-m", "x", environment=environment)
+        self.git(
+            "commit", "-q", "--allow-empty", *sign, "-m", "x", environment=environment
+        )
         if push:
             self.push()
         return self.git("rev-parse", "HEAD")
 
     def push(self, *arguments: str) -> None:
-        self.git("push", "-q", "--force", *arguments, str(self.served), "HEAD:refs/heads/main")
+        self.git(
+            "push",
+            "-q",
+            "--force",
+            *arguments,
+            str(self.served),
+            "HEAD:refs/heads/main",
+        )
 
 
 @dataclass
 class WebServer:
-    """Serves files of a folder over https, and bare git repositories in it by `git http-backend`."""
+    """Serves files of a folder over https, and bare git repositories in it by `git
+    http-backend`.
+    """
 
     root: Path
     address: str = "127.0.0.1"
@@ -103,7 +136,9 @@ class WebServer:
     redirect: str = ""
     cut_after: int | None = None  # bytes of each answer
     endless: bytes = b""  # what it sends again and again in place of an answer
-    dumb: bool = False  # it gives the files of a repository, as a server without git does
+    dumb: bool = (
+        False  # it gives the files of a repository, as a server without git does
+    )
     pack_uri: str = ""  # where to fetch one more pack, which no client has asked for
     authorization: list[str | None] = field(default_factory=list)
 
@@ -117,16 +152,25 @@ def serving(root: Path, address: str = "127.0.0.1") -> Iterator[WebServer]:
     """Run a server for a while."""
     root.mkdir(parents=True, exist_ok=True)
     now, leaf = datetime.now(UTC), root.parent / "leaf.pem"
-    authority, state = make_ca(now), WebServer(root, address, ca=root.parent / "server.pem")
+    authority, state = (
+        make_ca(now),
+        WebServer(root, address, ca=root.parent / "server.pem"),
+    )
     state.ca.write_bytes(authority.certificate)
     leaf.write_bytes(issue_server_certificate(authority, [address], now))
-    server = ThreadingHTTPServer((address, 0), type("Handler", (_Handler,), {"state": state}))
+    server = ThreadingHTTPServer(
+        (address, 0), type("Handler", (_Handler,), {"state": state})
+    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(leaf)
-    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    server.socket = context.wrap_socket(
+        server.socket, server_side=True, do_handshake_on_connect=False
+    )
     server.daemon_threads = True
     state.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
     thread.start()
     try:
         yield state
@@ -191,9 +235,19 @@ class _Handler(BaseHTTPRequestHandler):
             "GIT_PROTOCOL": self.headers["Git-Protocol"] or "",
         }
         given = self.rfile.read(length)
-        done = subprocess.run(["git", "http-backend"], input=given, env=variables, capture_output=True, check=False)
-        head, _, body = with_pack_uri(done.stdout, self.state.pack_uri).partition(b"\r\n\r\n")
-        headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n") if line)
+        done = subprocess.run(
+            ["git", "http-backend"],
+            input=given,
+            env=variables,
+            capture_output=True,
+            check=False,
+        )
+        head, _, body = with_pack_uri(done.stdout, self.state.pack_uri).partition(
+            b"\r\n\r\n"
+        )
+        headers = dict(
+            line.split(": ", 1) for line in head.decode().split("\r\n") if line
+        )
         self._answer(int(headers.pop("Status", "200").split()[0]), headers, body)
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
@@ -202,7 +256,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body if self.state.cut_after is None else body[: self.state.cut_after])
+        self.wfile.write(
+            body if self.state.cut_after is None else body[: self.state.cut_after]
+        )
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
         pass
@@ -216,8 +272,12 @@ def with_pack_uri(answer: bytes, uri: str) -> bytes:
 
 
 @contextmanager
-def ssh_server(folder: Path, repository: Path, pack_uri: str = "") -> Iterator[tuple[str, Path, Path]]:
-    """Serve one repository by sshd on loopback: its URL, a key that may read it, and the file of its host key."""
+def ssh_server(
+    folder: Path, repository: Path, pack_uri: str = ""
+) -> Iterator[tuple[str, Path, Path]]:
+    """Serve one repository by sshd on loopback: its URL, a key that may read it, and
+    the file of its host key.
+    """
     folder.mkdir()
     Path("/run/sshd").mkdir(exist_ok=True)  # sshd's own, as root
     host, key = make_key(folder / "host"), make_key(folder / "client")
@@ -230,11 +290,15 @@ def ssh_server(folder: Path, repository: Path, pack_uri: str = "") -> Iterator[t
             "while part := os.read(0, 1 << 16):\n"
             f"    os.write(1, with_pack_uri(part, {pack_uri!r}))\n"
         )
-        command = f"GIT_PROTOCOL=version=2 {command} | {sys.executable} {folder}/hostile.py"
+        command = (
+            f"GIT_PROTOCOL=version=2 {command} | {sys.executable} {folder}/hostile.py"
+        )
     allowed = f'restrict,command="{command}" {key.with_suffix(".pub").read_text()}'
     (folder / "authorized_keys").write_text(allowed)
     port = free_port()
-    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {host.with_suffix('.pub').read_text()}")
+    (folder / "known_hosts").write_text(
+        f"[127.0.0.1]:{port} {host.with_suffix('.pub').read_text()}"
+    )
     options = {
         "ListenAddress": f"127.0.0.1:{port}",
         "HostKey": host,
@@ -245,12 +309,18 @@ def ssh_server(folder: Path, repository: Path, pack_uri: str = "") -> Iterator[t
         "PasswordAuthentication": "no",
         "PermitRootLogin": "forced-commands-only",
     }
-    (folder / "sshd.conf").write_text("".join(f"{name} {value}\n" for name, value in options.items()))
+    (folder / "sshd.conf").write_text(
+        "".join(f"{name} {value}\n" for name, value in options.items())
+    )
     sshd = ("/usr/sbin/sshd", "-D", "-e", "-f", str(folder / "sshd.conf"))
     server = subprocess.Popen(sshd, stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: answers(port), "sshd")
-        yield f"ssh://{getuser()}@127.0.0.1:{port}/policies.git", key, folder / "known_hosts"
+        yield (
+            f"ssh://{getuser()}@127.0.0.1:{port}/policies.git",
+            key,
+            folder / "known_hosts",
+        )
     finally:
         server.terminate()
         server.wait()

@@ -33,7 +33,9 @@ def push(*refs: str, capabilities: str = OF_GIT) -> bytes:
     return commands(*map(update, refs), capabilities=capabilities) + PACK
 
 
-def push_with_options(options: Iterable[str], *refs: str, capabilities: str = OF_GIT) -> bytes:
+def push_with_options(
+    options: Iterable[str], *refs: str, capabilities: str = OF_GIT
+) -> bytes:
     """Return a push that updates refs, with push options."""
     lines = commands(*map(update, refs), capabilities=f"{capabilities} push-options")
     return b"".join((lines, *map(packet, options), b"0000", PACK))

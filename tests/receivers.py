@@ -1,4 +1,6 @@
-"""Receivers of an export: syslog over TCP as a test steers it, Debian's rsyslog, and an https server."""
+"""Receivers of an export: syslog over TCP as a test steers it, Debian's rsyslog, and an
+https server.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def take(_: Received) -> tuple[int, dict[str, str], bytes]:
 
 @dataclass
 class HttpsReceiver:
-    """Takes posts over TLS; `answer` says with what, and `taken` holds those that it answered with 2xx."""
+    """Takes posts over TLS; `answer` says with what, and `taken` holds those that it
+    answered with 2xx.
+    """
 
     port: int
     ca: Path
@@ -97,7 +101,9 @@ def https_receiver(folder: Path) -> Iterator[HttpsReceiver]:
 
     with Server(("127.0.0.1", 0), Handler) as server:
         context = authority.context("127.0.0.1")
-        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        server.socket = context.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
         made.append(HttpsReceiver(server.server_address[1], authority.certificate))
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -109,8 +115,12 @@ def https_receiver(folder: Path) -> Iterator[HttpsReceiver]:
 
 
 @contextmanager
-def dripping_receiver(folder: Path, beginning: bytes, drop: bytes) -> Iterator[HttpsReceiver]:
-    """A receiver over TLS that begins its answer, and goes on with it a drop at a time until the sender ends."""
+def dripping_receiver(
+    folder: Path, beginning: bytes, drop: bytes
+) -> Iterator[HttpsReceiver]:
+    """A receiver over TLS that begins its answer, and goes on with it a drop at a time
+    until the sender ends.
+    """
     authority = Authority(folder)
     context = authority.context("127.0.0.1")
 
@@ -124,8 +134,11 @@ def dripping_receiver(folder: Path, beginning: bytes, drop: bytes) -> Iterator[H
 
 
 @contextmanager
-def dripping_server(handle: Callable[[socket.socket], socket.socket | None], drop: bytes = b".") -> Iterator[int]:
-    """A server that does `handle` with each connection, and then sends a drop at a time until its client ends.
+def dripping_server(
+    handle: Callable[[socket.socket], socket.socket | None], drop: bytes = b"."
+) -> Iterator[int]:
+    """A server that does `handle` with each connection, and then sends a drop at a time
+    until its client ends.
 
     It sends on what `handle` returns, if anything.
     """
@@ -134,7 +147,11 @@ def dripping_server(handle: Callable[[socket.socket], socket.socket | None], dro
         with suppress(OSError):  # the test is over
             while True:
                 connection, _ = server.accept()
-                with suppress(OSError), connection, handle(connection) or connection as opened:
+                with (
+                    suppress(OSError),
+                    connection,
+                    handle(connection) or connection as opened,
+                ):
                     while True:
                         opened.sendall(drop)
                         pause(0.02, "a receiver that drips")
@@ -147,7 +164,9 @@ def dripping_server(handle: Callable[[socket.socket], socket.socket | None], dro
 
 
 def split_frames(stream: bytes) -> list[bytes]:
-    """Cut a stream by octet counting, RFC 6587; a message that is not whole is left out."""
+    """Cut a stream by octet counting, RFC 6587; a message that is not whole is left
+    out.
+    """
     messages = []
     while stream:
         length, space, rest = stream.partition(b" ")
@@ -161,7 +180,8 @@ def split_frames(stream: bytes) -> list[bytes]:
 class TcpReceiver:
     """Reads syslog over TCP. It counts as received what it has read, in whole messages.
 
-    `die_after` connections in turn: so many bytes are read, then it ends without a word, as one that was killed.
+    `die_after` connections in turn: so many bytes are read, then it ends without a
+    word, as one that was killed.
     """
 
     def __init__(self, *die_after: int, context: ssl.SSLContext | None = None) -> None:
@@ -179,7 +199,11 @@ class TcpReceiver:
 
     @property
     def messages(self) -> list[bytes]:
-        return [message for stream in self._streams for message in split_frames(bytes(stream))]
+        return [
+            message
+            for stream in self._streams
+            for message in split_frames(bytes(stream))
+        ]
 
     @property
     def lines(self) -> list[Any]:
@@ -204,15 +228,24 @@ class TcpReceiver:
             connection = self._context.wrap_socket(connection, server_side=True)
         stream = self._streams[-1]
         with connection:
-            while (limit is None or len(stream) < limit) and (data := connection.recv(4096)):
+            while (limit is None or len(stream) < limit) and (
+                data := connection.recv(4096)
+            ):
                 stream += data
             if limit is not None:  # what it has not read is lost: the kernel sends RST
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
 
 
 @contextmanager
-def rsyslog(folder: Path, port: int, driver: str = "", leaf: bytes = b"", ca: Path | None = None) -> Iterator[Path]:
-    """Run Debian's rsyslog; give the file that it writes each message into, as it came. `driver`: of TLS."""
+def rsyslog(
+    folder: Path, port: int, driver: str = "", leaf: bytes = b"", ca: Path | None = None
+) -> Iterator[Path]:
+    """Run Debian's rsyslog; give the file that it writes each message into, as it came.
+
+    `driver`: of TLS.
+    """
     folder.mkdir(exist_ok=True)
     received = folder / "received"
     tls = ""
@@ -222,7 +255,11 @@ def rsyslog(folder: Path, port: int, driver: str = "", leaf: bytes = b"", ca: Pa
             f'global(DefaultNetstreamDriver="{driver}" DefaultNetstreamDriverCAFile="{ca}"'
             f' DefaultNetstreamDriverCertFile="{folder}/leaf.pem" DefaultNetstreamDriverKeyFile="{folder}/leaf.pem")\n'
         )
-    mode = f'StreamDriver.Name="{driver}" StreamDriver.Mode="1" StreamDriver.AuthMode="anon"' if driver else ""
+    mode = (
+        f'StreamDriver.Name="{driver}" StreamDriver.Mode="1" StreamDriver.AuthMode="anon"'
+        if driver
+        else ""
+    )
     configuration = folder / "rsyslog.conf"
     configuration.write_text(
         f'global(workDirectory="{folder}" maxMessageSize="8k")\n{tls}module(load="imtcp" {mode})\n'
@@ -232,9 +269,15 @@ def rsyslog(folder: Path, port: int, driver: str = "", leaf: bytes = b"", ca: Pa
     )
     received.touch()
     command = (RSYSLOGD, "-n", "-f", configuration, "-i", folder / "pid")
-    with (folder / "said").open("wb") as said, subprocess.Popen(command, stdout=said, stderr=said) as process:
+    with (
+        (folder / "said").open("wb") as said,
+        subprocess.Popen(command, stdout=said, stderr=said) as process,
+    ):
         try:
-            wait_for(lambda: _listens(port) or process.poll(), f"rsyslog: {(folder / 'said').read_text()}")
+            wait_for(
+                lambda: _listens(port) or process.poll(),
+                f"rsyslog: {(folder / 'said').read_text()}",
+            )
             yield received
         finally:
             process.terminate()

@@ -12,12 +12,19 @@ from squidkeeper.record.table.columns import FIELDS
 from squidkeeper.record.table.judging import insert
 
 
-def insert_records(connection: duckdb.DuckDBPyConnection, table: str, records: list[Record]) -> None:
+def insert_records(
+    connection: duckdb.DuckDBPyConnection, table: str, records: list[Record]
+) -> None:
     """Make a table of records, as the view of requests has them."""
     rows = []
     for record in records:
-        values: dict[str, Any] = {**msgspec.structs.asdict(record), "host": host_of(record.url).text}
+        values: dict[str, Any] = {
+            **msgspec.structs.asdict(record),
+            "host": host_of(record.url).text,
+        }
         values["time"] = parse_time(record).replace(tzinfo=None)
-        rows.append(tuple(None if value == NONE else value for value in values.values()))
+        rows.append(
+            tuple(None if value == NONE else value for value in values.values())
+        )
     typed = ", ".join(f"{field.name} {field.sql_type}" for field in FIELDS)
     insert(connection, table, f"{typed}, host VARCHAR", rows)

@@ -1,4 +1,6 @@
-"""Records as Squid writes them: an allowed GET, with other fields where a test gives them."""
+"""Records as Squid writes them: an allowed GET, with other fields where a test gives
+them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""An S3 server on loopback, over TLS: moto, with a certificate of a CA that only the test trusts."""
+"""An S3 server on loopback, over TLS: moto, with a certificate of a CA that only the
+test trusts.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,17 @@ class S3Server:
     endpoint: str
     ca: Path
 
-    def settings(self, bucket: str, prefix: str, keys: StoreKeys = KEYS) -> StoreSettings:
+    def settings(
+        self, bucket: str, prefix: str, keys: StoreKeys = KEYS
+    ) -> StoreSettings:
         url = f"s3://{bucket}/{prefix}"
-        return StoreSettings(url=url, endpoint=self.endpoint, region="eu-central-1", ca_file=str(self.ca), keys=keys)
+        return StoreSettings(
+            url=url,
+            endpoint=self.endpoint,
+            region="eu-central-1",
+            ca_file=str(self.ca),
+            keys=keys,
+        )
 
     @property
     def files(self) -> S3FileSystem:
@@ -46,16 +56,23 @@ Application = Callable[[dict[str, Any], Any], Any]
 
 
 @contextmanager
-def s3_server(folder: Path, around: Callable[[Application], Application] = lambda inner: inner) -> Iterator[S3Server]:
+def s3_server(
+    folder: Path, around: Callable[[Application], Application] = lambda inner: inner
+) -> Iterator[S3Server]:
     """Run it in the block; `around` can answer a request before it does."""
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from moto.moto_server.werkzeug_app import (
+        DomainDispatcherApplication,
+        create_backend_app,
+    )
     from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     authority = Authority(folder)
     application = around(DomainDispatcherApplication(create_backend_app))
     context = authority.context("127.0.0.1")
-    server = make_server("127.0.0.1", 0, application, threaded=True, ssl_context=context)
+    server = make_server(
+        "127.0.0.1", 0, application, threaded=True, ssl_context=context
+    )
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield S3Server(f"https://127.0.0.1:{server.server_port}", authority.certificate)

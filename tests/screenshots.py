@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Take the screenshots of the documents: the status page and the report of a gateway that has had traffic.
+"""Take the screenshots of the documents: the status page and the report of a gateway
+that has had traffic.
 
-As root, in the repository, with the environment of the tests: `sudo .venv/bin/python tests/screenshots.py`.
-Writes squid/observe/status.png and report.png. The gateway is real; for the report, the times of its access log are
-spread over a day.
+As root, in the repository, with the environment of the tests: `sudo .venv/bin/python
+tests/screenshots.py`. Writes squid/observe/status.png and report.png. The gateway is
+real; for the report, the times of its access log are spread over a day.
 """
 
 from __future__ import annotations
@@ -46,7 +47,12 @@ credentials:
     header: X-Api-Key
     value: "{anthropic-key}"
 """
-CLIENTS = {"192.168.137.11": 60, "192.168.137.12": 35, "192.168.137.13": 20, "192.168.137.14": 8}
+CLIENTS = {
+    "192.168.137.11": 60,
+    "192.168.137.12": 35,
+    "192.168.137.13": 20,
+    "192.168.137.14": 8,
+}
 ALLOWED = {
     "https://github.com/acme/app": 8,
     "https://github.com/acme/app.git/info/refs?service=git-upload-pack": 6,
@@ -63,7 +69,10 @@ DENIED = {
     "https://telemetry.example/v1/events": 5,
     "https://registry.npmjs.example/left-pad": 1,
 }
-POSTED = {"https://api.anthropic.com/v1/messages": 8, "https://api.openai.com/v1/chat/completions": 3}
+POSTED = {
+    "https://api.anthropic.com/v1/messages": 8,
+    "https://api.openai.com/v1/chat/completions": 3,
+}
 NAMES = sorted({url.split("/")[2] for url in (*ALLOWED, *DENIED, *POSTED)})
 SLOWEST_MS = {"api.anthropic.com": 420, "api.openai.com": 260, "api.github.com": 90}
 
@@ -95,7 +104,9 @@ def gateway_and_vm(folder: Path) -> Iterator[tuple[DemoGateway, VirtualMachine]]
         origins.fallback = answer
         address, ca = f"{vm.gateway}:3129", origins.authority.certificate
         try:
-            with installed(REPOSITORY, ROOT, address, policy(folder), NAMES, ca) as gateway:
+            with installed(
+                REPOSITORY, ROOT, address, policy(folder), NAMES, ca
+            ) as gateway:
                 vm.trust(gateway.ca)
                 yield gateway, vm
         finally:
@@ -115,7 +126,10 @@ def policy(folder: Path) -> Path:
 
 def answer(seen: Seen) -> Answer:
     host = "".join(seen.values("Host"))
-    pause(random.uniform(0.1, 1) * SLOWEST_MS.get(host, 25) / 1000, "an origin as slow as the real one")
+    pause(
+        random.uniform(0.1, 1) * SLOWEST_MS.get(host, 25) / 1000,
+        "an origin as slow as the real one",
+    )
     fails = host == "api.openai.com" and random.random() < 0.3
     return Answer(503 if fails else 200, b"x" * random.randint(500, 40_000))
 
@@ -123,7 +137,14 @@ def answer(seen: Seen) -> Answer:
 def send_requests(vm: VirtualMachine, folder: Path) -> None:
     with ThreadPoolExecutor(len(CLIENTS)) as pool:
         list(pool.map(lambda client: send_as(vm, client, CLIENTS[client]), CLIENTS))
-    curl(vm, "192.168.137.14", "--cacert", folder / "origins/origins.crt", "https://example.com/")  # lacks the CA
+    # lacks the CA
+    curl(
+        vm,
+        "192.168.137.14",
+        "--cacert",
+        folder / "origins/origins.crt",
+        "https://example.com/",
+    )
 
 
 def send_as(vm: VirtualMachine, client: str, number: int) -> None:
@@ -131,13 +152,23 @@ def send_as(vm: VirtualMachine, client: str, number: int) -> None:
     for url in random.choices(list(urls), list(urls.values()), k=number):
         curl(vm, client, url)
         if random.random() < 0.15:
-            curl(vm, client, "--data", "{}", random.choices(list(POSTED), list(POSTED.values()))[0])
+            curl(
+                vm,
+                client,
+                "--data",
+                "{}",
+                random.choices(list(POSTED), list(POSTED.values()))[0],
+            )
 
 
 def curl(vm: VirtualMachine, client: str, *arguments: str | Path) -> None:
     proxy = f"http://{vm.gateway}:3129"
-    command = vm.command("curl", "-q", "-s", "--interface", client, "--proxy", proxy, *arguments)
-    subprocess.run(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, check=False)
+    command = vm.command(
+        "curl", "-q", "-s", "--interface", client, "--proxy", proxy, *arguments
+    )
+    subprocess.run(
+        command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, check=False
+    )
 
 
 def report(gateway: DemoGateway, folder: Path) -> Path:
@@ -147,10 +178,22 @@ def report(gateway: DemoGateway, folder: Path) -> Path:
     first, last = min(times), max(times)
     factor = timedelta(days=1) / (last - first)
     for record, at in zip(records, times, strict=True):
-        record["time"] = f"{(last - (last - at) * factor).astimezone(UTC):%Y-%m-%dT%H:%M:%S.000Z}"
-    (folder / "access.log").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+        record["time"] = (
+            f"{(last - (last - at) * factor).astimezone(UTC):%Y-%m-%dT%H:%M:%S.000Z}"
+        )
+    (folder / "access.log").write_text(
+        "".join(f"{json.dumps(record)}\n" for record in records)
+    )
     page = folder / "report.html"
-    command: list[str | Path] = [gateway.program, "report", "access.log", "--html", page, "--policy", gateway.policy]
+    command: list[str | Path] = [
+        gateway.program,
+        "report",
+        "access.log",
+        "--html",
+        page,
+        "--policy",
+        gateway.policy,
+    ]
     subprocess.run(command, cwd=folder, check=True)
     return page
 
@@ -158,12 +201,29 @@ def report(gateway: DemoGateway, folder: Path) -> Path:
 def take(name: str, url: str, folder: Path) -> None:
     width, height = SIZES[name]
     run(
-        *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"),
-        *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
-        *(f"--user-data-dir={folder}/browser", "--blink-settings=preferredColorScheme=1"),
+        *(
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--hide-scrollbars",
+        ),
+        *(
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--disable-dev-shm-usage",
+        ),
+        *(
+            f"--user-data-dir={folder}/browser",
+            "--blink-settings=preferredColorScheme=1",
+        ),
         *(f"--window-size={width},{height}", f"--screenshot={PAGES}/{name}.png", url),
     )
-    sys.stdout.write(f"{PAGES.relative_to(REPOSITORY)}/{name}.png: {(PAGES / f'{name}.png').stat().st_size:,} bytes\n")
+    sys.stdout.write(
+        f"{PAGES.relative_to(REPOSITORY)}/{name}.png: {(PAGES / f'{name}.png').stat().st_size:,} bytes\n"
+    )
 
 
 if __name__ == "__main__":

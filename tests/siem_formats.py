@@ -1,4 +1,6 @@
-"""What receivers of an export require: a schema or a parser for each format, independent of what writes it."""
+"""What receivers of an export require: a schema or a parser for each format,
+independent of what writes it.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +23,55 @@ from squidkeeper.record.export import ocsf
 
 VERSION = "1.2.3"  # of squidkeeper, as the tests have it
 ECS = yaml.safe_load((Path(__file__).parent / "data/ecs_fields.yaml").read_text())
-# The keys of ArcSight's dictionary (Common Event Format, version 25) that are used here, with the kind of their value.
+# The keys of ArcSight's dictionary (Common Event Format, version 25) that are used
+# here, with the kind of their value.
 DICTIONARY: dict[str, Callable[[str], object]] = {
-    **dict.fromkeys(("rt", "start", "end", "in", "out", "spt", "dpt", "cn1", "cn2", "cn3", "deviceDirection"), int),
-    **dict.fromkeys(("act", "outcome", "reason", "externalId", "dvchost", "suser", "dhost", "app", "msg"), str),
-    **dict.fromkeys(("requestMethod", "request", "requestClientApplication", "requestContext"), str),
+    **dict.fromkeys(
+        (
+            "rt",
+            "start",
+            "end",
+            "in",
+            "out",
+            "spt",
+            "dpt",
+            "cn1",
+            "cn2",
+            "cn3",
+            "deviceDirection",
+        ),
+        int,
+    ),
+    **dict.fromkeys(
+        (
+            "act",
+            "outcome",
+            "reason",
+            "externalId",
+            "dvchost",
+            "suser",
+            "dhost",
+            "app",
+            "msg",
+        ),
+        str,
+    ),
+    **dict.fromkeys(
+        ("requestMethod", "request", "requestClientApplication", "requestContext"), str
+    ),
     **dict.fromkeys(("src", "dst", "c6a2", "c6a3"), ip_address),
-    **dict.fromkeys(("cs1", "cs2", "cs3", "cs4", "cs5", "cs6", "flexString1", "flexString2"), str),
+    **dict.fromkeys(
+        ("cs1", "cs2", "cs3", "cs4", "cs5", "cs6", "flexString1", "flexString2"), str
+    ),
 }
 
 
 @cache
 def validator(class_name: str, *profiles: str) -> Draft202012Validator:
     schema = OcsfJsonSchemaEmbedded(get_ocsf_schema(version=ocsf.SCHEMA_VERSION))
-    return Draft202012Validator(schema.get_class_schema(class_name=class_name, profiles=[*profiles]))
+    return Draft202012Validator(
+        schema.get_class_schema(class_name=class_name, profiles=[*profiles])
+    )
 
 
 def valid_activity(message: bytes) -> dict[str, Any]:
@@ -67,7 +104,11 @@ def is_of_type(kind: str, value: Any) -> bool:
 
 def check_ecs(message: bytes) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(message)
-    flat = {name: value for name, value in leaves(document) if not name.startswith("squidkeeper.")}
+    flat = {
+        name: value
+        for name, value in leaves(document)
+        if not name.startswith("squidkeeper.")
+    }
     for name, value in flat.items():
         assert isinstance(value, list) is (name in ECS["lists"]), name
         for item in value if isinstance(value, list) else [value]:
@@ -80,7 +121,9 @@ def check_ecs(message: bytes) -> dict[str, Any]:
 
 
 def parse_cef(message: bytes) -> tuple[list[str], dict[str, str]]:
-    """Parse as a receiver does: the head ends at the seventh bare `|`, a value at the next ` key=`."""
+    """Parse as a receiver does: the head ends at the seventh bare `|`, a value at the
+    next ` key=`.
+    """
     text = message.decode()
     *head, extension = re.split(r"(?<!\\)(?:\\\\)*\|", text, maxsplit=7)
     assert len(head) == 7
@@ -101,20 +144,28 @@ def check_cef(message: bytes) -> dict[str, str]:
             DICTIONARY[key](value)
         else:
             assert key.removesuffix("Label") in values
-    assert {key for key in values if re.match(r"c[ns6]|flex", key) and f"{key}Label" not in values} == {
-        key for key in values if key.endswith("Label")
-    }
+    assert {
+        key
+        for key in values
+        if re.match(r"c[ns6]|flex", key) and f"{key}Label" not in values
+    } == {key for key in values if key.endswith("Label")}
     return values
 
 
 def value_of(value: AnyValue) -> Any:
     kind = value.WhichOneof("value")
-    return [value_of(item) for item in value.array_value.values] if kind == "array_value" else getattr(value, str(kind))
+    return (
+        [value_of(item) for item in value.array_value.values]
+        if kind == "array_value"
+        else getattr(value, str(kind))
+    )
 
 
 def attributes_of(message: bytes) -> dict[str, Any]:
     log = LogRecord.FromString(message)
-    attributes = {attribute.key: value_of(attribute.value) for attribute in log.attributes}
+    attributes = {
+        attribute.key: value_of(attribute.value) for attribute in log.attributes
+    }
     assert len(attributes) == len(log.attributes)
     return attributes
 

@@ -1,4 +1,6 @@
-"""The documents: every link leads to a heading, every policy in them loads, front page and glossary are short."""
+"""The documents: every link leads to a heading, every policy in them loads, front page
+and glossary are short.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +40,19 @@ def name_of(path: Path) -> str:
 def anchors_of(path: Path) -> set[str]:
     """The anchors of a document, as GitHub derives them from its headings."""
     text = FENCE.sub("", path.read_text())
-    slugs = [slug_of(heading) for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
-    assert len(set(slugs)) == len(slugs), f"{name_of(path)} has two headings with one anchor"
+    slugs = [
+        slug_of(heading) for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    ]
+    assert len(set(slugs)) == len(slugs), (
+        f"{name_of(path)} has two headings with one anchor"
+    )
     return {*slugs, *re.findall(r'<a id="([^"]+)">', text)}
 
 
 def slug_of(heading: str) -> str:
-    return re.sub(r"[^\w\- ]", "", re.sub(r"\]\([^)]*\)", "", heading).lower()).replace(" ", "-")
+    return re.sub(r"[^\w\- ]", "", re.sub(r"\]\([^)]*\)", "", heading).lower()).replace(
+        " ", "-"
+    )
 
 
 def is_broken(document: Path, link: str) -> bool:
@@ -54,7 +62,10 @@ def is_broken(document: Path, link: str) -> bool:
 
 
 def test_every_link_leads_to_a_file_and_a_heading() -> None:
-    links = {document: LINK.findall(FENCE.sub("", document.read_text())) for document in DOCUMENTS}
+    links = {
+        document: LINK.findall(FENCE.sub("", document.read_text()))
+        for document in DOCUMENTS
+    }
     broken = [
         f"{name_of(document)}: {link}"
         for document, found in links.items()
@@ -64,14 +75,22 @@ def test_every_link_leads_to_a_file_and_a_heading() -> None:
     assert broken == []
 
 
-EXAMPLES = [(document, text) for document in DOCUMENTS for text in POLICY.findall(document.read_text())]
+EXAMPLES = [
+    (document, text)
+    for document in DOCUMENTS
+    for text in POLICY.findall(document.read_text())
+]
 
 
 @pytest.mark.system
 @pytest.mark.parametrize(
-    ("document", "text"), EXAMPLES, ids=[f"{name_of(document)}-{at}" for at, (document, _) in enumerate(EXAMPLES)]
+    ("document", "text"),
+    EXAMPLES,
+    ids=[f"{name_of(document)}-{at}" for at, (document, _) in enumerate(EXAMPLES)],
 )
-def test_every_policy_in_a_document_loads_and_passes_its_tests(document: Path, text: str, tmp_path: Path) -> None:
+def test_every_policy_in_a_document_loads_and_passes_its_tests(
+    document: Path, text: str, tmp_path: Path
+) -> None:
     (tmp_path / "policy.yaml").write_text(text)
     for name in re.findall(r"\{file: (\S+?)\}", text):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -92,8 +111,15 @@ def test_the_installer_without_python_has_250_lines_at_most() -> None:
 
 
 def test_the_glossary_has_30_rows_at_most_and_no_term_twice() -> None:
-    section = (REPOSITORY / "helpers/README.md").read_text().split("## Glossary\n")[1].split("\n## ")[0]
-    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| **")]
+    section = (
+        (REPOSITORY / "helpers/README.md")
+        .read_text()
+        .split("## Glossary\n")[1]
+        .split("\n## ")[0]
+    )
+    rows = [
+        line.split("|")[1] for line in section.splitlines() if line.startswith("| **")
+    ]
     terms = [term for row in rows for term in re.findall(r"\*\*(.+?)\*\*", row)]
     assert 20 < len(rows) <= 30
     assert len(set(terms)) == len(terms)
@@ -102,21 +128,32 @@ def test_the_glossary_has_30_rows_at_most_and_no_term_twice() -> None:
 def test_each_option_of_the_installer_has_its_row() -> None:
     usage = (REPOSITORY / "helpers/squidkeeper/operate/setup/usage.txt").read_text()
     options = re.findall(r"^  (--[a-z-]+)", usage, re.MULTILINE)
-    rows = re.findall(r"^\| `(--[a-z-]+)", (REPOSITORY / "squid/INSTALL.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(--[a-z-]+)", (REPOSITORY / "squid/INSTALL.md").read_text(), re.MULTILINE
+    )
     assert sorted(rows) == sorted(set(options) - {"--help"})
 
 
 @pytest.mark.parametrize(
     ("document", "title"),
-    [("squid/TROUBLESHOOTING.md", "What the client sees"), ("policy/REFERENCE.md", "Built-in rules")],
+    [
+        ("squid/TROUBLESHOOTING.md", "What the client sees"),
+        ("policy/REFERENCE.md", "Built-in rules"),
+    ],
 )
 def test_each_built_in_rule_is_explained(document: str, title: str) -> None:
-    section = (REPOSITORY / document).read_text().split(f"## {title}\n")[1].split("\n## ")[0]
+    section = (
+        (REPOSITORY / document).read_text().split(f"## {title}\n")[1].split("\n## ")[0]
+    )
     rows = re.findall(r"^(?:\| |- )([^|]+)", section, re.MULTILINE)
-    assert {name for row in rows for name in re.findall(r"`([a-z-]+)", row)} >= VERDICT_NAMES
+    assert {
+        name for row in rows for name in re.findall(r"`([a-z-]+)", row)
+    } >= VERDICT_NAMES
 
 
-def test_the_rows_of_a_table_have_the_cells_of_its_head_and_no_line_between_them() -> None:
+def test_the_rows_of_a_table_have_the_cells_of_its_head_and_no_line_between_them() -> (
+    None
+):
     wrong = []
     for document in DOCUMENTS:
         text = FENCE.sub("", document.read_text())
@@ -128,7 +165,7 @@ def test_the_rows_of_a_table_have_the_cells_of_its_head_and_no_line_between_them
     assert wrong == []
 
 
-# --- the map of the program ---------------------------------------------------------------------------------------
+# --- the map of the program -----------------------------------------------------------
 
 PACKAGE = REPOSITORY / "helpers/squidkeeper"
 HOUSE = REPOSITORY / "helpers/README.md"
@@ -144,20 +181,33 @@ def test_the_files_of_each_task_exist() -> None:
 
 
 def test_the_way_of_a_line_names_what_is_there() -> None:
-    rows = re.findall(r"^1\. `([\w/]+\.py)`: ((?:`[\w.]+`(?:, )?)+)", section_of("The way of one line"), re.MULTILINE)
+    rows = re.findall(
+        r"^1\. `([\w/]+\.py)`: ((?:`[\w.]+`(?:, )?)+)",
+        section_of("The way of one line"),
+        re.MULTILINE,
+    )
     named = [
-        (file, name) for file, names in rows for dotted in re.findall("`(.*?)`", names) for name in dotted.split(".")
+        (file, name)
+        for file, names in rows
+        for dotted in re.findall("`(.*?)`", names)
+        for name in dotted.split(".")
     ]
     assert len(named) > 16
     texts = {file: (PACKAGE / file).read_text() for file, _ in named}
-    assert [row for row in named if not re.search(rf"(def|class) {row[1]}\b", texts[row[0]])] == []
+    assert [
+        row for row in named if not re.search(rf"(def|class) {row[1]}\b", texts[row[0]])
+    ] == []
 
 
 def test_no_file_holds_the_marks_of_a_merge() -> None:
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=True
+    ).stdout
     marks = re.compile(rb"^(<<<<<<<|>>>>>>>) ", re.MULTILINE)
     assert [
-        name for name in listed.split(b"\0")[:-1] if marks.search((REPOSITORY / os.fsdecode(name)).read_bytes())
+        name
+        for name in listed.split(b"\0")[:-1]
+        if marks.search((REPOSITORY / os.fsdecode(name)).read_bytes())
     ] == []
 
 

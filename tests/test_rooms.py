@@ -1,4 +1,6 @@
-"""An area imports only from those above it in the list, and inside an area the subjects form no cycle."""
+"""An area imports only from those above it in the list, and inside an area the subjects
+form no cycle.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,18 @@ import squidkeeper
 PACKAGE = Path(squidkeeper.__file__).parent
 AREAS = ["base", "policy", "serving", "record", "change", "services", "operate", "cli"]
 HOUSE = PACKAGE.parent / "README.md"
-IMPURE = {"logging", "os", "random", "select", "selectors", "signal", "socket", "subprocess", "threading", "time"}
+IMPURE = {
+    "logging",
+    "os",
+    "random",
+    "select",
+    "selectors",
+    "signal",
+    "socket",
+    "subprocess",
+    "threading",
+    "time",
+}
 PURE = {  # subjects, with what they may import all the same; inet_aton is arithmetic
     "base.atomic_write": {"os"},
     "base.bounded_cache": set(),
@@ -41,7 +54,9 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAG
 
 
 def name_of(path: Path) -> str:
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(
+        ".__init__"
+    )
 
 
 def subject_of(name: str) -> str:
@@ -54,14 +69,22 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             module = node.module or ""
-            found.update({module} if module.count(".") > 1 else {f"{module}.{name.name}" for name in node.names})
+            found.update(
+                {module}
+                if module.count(".") > 1
+                else {f"{module}.{name.name}" for name in node.names}
+            )
         elif isinstance(node, ast.Import):
             found.update(name.name for name in node.names)
     return found
 
 
 def subjects_imported(path: Path) -> set[str]:
-    ours = (name.removeprefix("squidkeeper.") for name in imports(path) if name.startswith("squidkeeper."))
+    ours = (
+        name.removeprefix("squidkeeper.")
+        for name in imports(path)
+        if name.startswith("squidkeeper.")
+    )
     return {subject_of(name) for name in ours}
 
 
@@ -89,13 +112,23 @@ def test_the_subjects_of_an_area_form_no_cycle() -> None:
 def test_what_decides_is_pure(subject: str) -> None:
     paths = [path for path in MODULES if subject_of(name_of(path)) == subject]
     assert paths
-    assert {name.split(".")[0] for path in paths for name in imports(path)} & IMPURE <= PURE[subject]
+    assert {
+        name.split(".")[0] for path in paths for name in imports(path)
+    } & IMPURE <= PURE[subject]
 
 
 def test_only_the_process_that_fetches_secrets_can_fetch_one() -> None:
-    """`check`, `explain` and every other command runs no program of a policy and asks no server for a token."""
-    importing = {name_of(path) for path in MODULES if "services.fetching" in subjects_imported(path)}
-    assert {name for name in importing if subject_of(name) != "services.fetching"} == {"cli.secrets"}
+    """`check`, `explain` and every other command runs no program of a policy and asks
+    no server for a token.
+    """
+    importing = {
+        name_of(path)
+        for path in MODULES
+        if "services.fetching" in subjects_imported(path)
+    }
+    assert {name for name in importing if subject_of(name) != "services.fetching"} == {
+        "cli.secrets"
+    }
 
 
 def test_only_what_must_go_on_after_any_error_catches_everything() -> None:
@@ -114,16 +147,30 @@ def test_only_what_must_go_on_after_any_error_catches_everything() -> None:
 
 
 def test_the_map_of_the_house_names_the_areas_and_their_subjects() -> None:
-    rows = re.findall(r"^\| `(\w+)/` \| [^|]* \| (`.*) \|$", HOUSE.read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)/` \| [^|]* \| (`.*) \|$", HOUSE.read_text(), re.MULTILINE
+    )
     assert [area for area, _ in rows] == AREAS[:-1]
-    named = {f"{area}.{re.sub(r'/|[.]py', '', name)}" for area, names in rows for name in re.findall(r"`(.*?)`", names)}
-    assert named == {subject_of(name_of(path)) for path in MODULES if "." in name_of(path)} - {
-        name for name in map(subject_of, map(name_of, MODULES)) if name.startswith("cli.")
+    named = {
+        f"{area}.{re.sub(r'/|[.]py', '', name)}"
+        for area, names in rows
+        for name in re.findall(r"`(.*?)`", names)
+    }
+    assert named == {
+        subject_of(name_of(path)) for path in MODULES if "." in name_of(path)
+    } - {
+        name
+        for name in map(subject_of, map(name_of, MODULES))
+        if name.startswith("cli.")
     }
 
 
 def test_a_class_name_occurs_once_in_the_program() -> None:
-    nodes = ((path, node) for path in MODULES for node in ast.walk(ast.parse(path.read_text())))
+    nodes = (
+        (path, node)
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+    )
     owners: dict[str, list[str]] = {}
     for path, node in nodes:
         if isinstance(node, ast.ClassDef):

@@ -1,4 +1,6 @@
-"""The text of the repository is plain English: none of these phrases, and what to write instead."""
+"""The text of the repository is plain English: none of these phrases, and what to write
+instead.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,23 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-HELD = {".md", ".py", ".sh", ".conf", ".yaml", ".html", ".service", ".json", ".toml", ".txt", ".c", ".lua", ""}
-LEFT_OUT = (  # other people's text, what changed long ago, faulty policies, and this table
+HELD = {
+    ".md",
+    ".py",
+    ".sh",
+    ".conf",
+    ".yaml",
+    ".html",
+    ".service",
+    ".json",
+    ".toml",
+    ".txt",
+    ".c",
+    ".lua",
+    "",
+}
+# other people's text, what changed long ago, faulty policies, and this table
+LEFT_OUT = (
     "LICENSE",
     "CHANGELOG.md",
     "tests/data/",
@@ -18,7 +35,8 @@ LEFT_OUT = (  # other people's text, what changed long ago, faulty policies, and
     "tests/test_words.py",
 )
 
-INSTEAD = {  # a regular expression, whose spaces may also be line breaks → what to write
+# a regular expression, whose spaces may also be line breaks → what to write
+INSTEAD = {
     r"by a part of itself": "truncated",
     r"(stays?|left) without an answer": "is not answered",
     r"(not get|gets?|getting) on( with)?": "is stuck; continues with",
@@ -50,10 +68,13 @@ INSTEAD = {  # a regular expression, whose spaces may also be line breaks → wh
     r"shall": "must; will",
     r"heeds?|heeded|heeding": "obey; follow",
 }
-IN_DOCUMENTS = {r"the record(?!s)": "the access log (the file); a record is one line of it"}
+IN_DOCUMENTS = {
+    r"the record(?!s)": "the access log (the file); a record is one line of it"
+}
 
 
-BETWEEN_WORDS = r"[ \t]*\s[#/*|>]*[ \t]*"  # also across lines, and across the marks of comments, tables and quotes
+# also across lines, and across the marks of comments, tables and quotes
+BETWEEN_WORDS = r"[ \t]*\s[#/*|>]*[ \t]*"
 
 
 def expression(phrase: str) -> str:
@@ -71,7 +92,9 @@ def held_files() -> list[str]:
     return [
         name
         for name in sorted(listed)
-        if Path(name).suffix in HELD and not name.startswith(LEFT_OUT) and (REPOSITORY / name).is_file()
+        if Path(name).suffix in HELD
+        and not name.startswith(LEFT_OUT)
+        and (REPOSITORY / name).is_file()
     ]
 
 
@@ -88,18 +111,35 @@ def words_to_replace(name: str, text: str) -> list[str]:
 
 def test_the_text_is_plain_english() -> None:
     texts = {name: (REPOSITORY / name).read_text() for name in held_files()}
-    assert [found for name, text in texts.items() for found in words_to_replace(name, text)] == []
+    assert [
+        found for name, text in texts.items() for found in words_to_replace(name, text)
+    ] == []
 
 
 def test_only_one_module_sleeps() -> None:
-    texts = {name: (REPOSITORY / name).read_text() for name in held_files() if name.endswith(".py")}
+    texts = {
+        name: (REPOSITORY / name).read_text()
+        for name in held_files()
+        if name.endswith(".py")
+    }
     sleeps = re.compile(r"\bsleep\(|\bimport sleep\b")
-    sleeping = [name for name, text in texts.items() if name.startswith("tests/") and sleeps.search(text)]
+    sleeping = [
+        name
+        for name, text in texts.items()
+        if name.startswith("tests/") and sleeps.search(text)
+    ]
     assert sleeping == ["tests/waiting.py"]
 
 
 @pytest.mark.parametrize(
-    "phrase", ["it cannot be had", "It looks\n    at it", "# so that\n# none is", "no rule but one", "hold it against"]
+    "phrase",
+    [
+        "it cannot be had",
+        "It looks\n    at it",
+        "# so that\n# none is",
+        "no rule but one",
+        "hold it against",
+    ],
 )
 def test_a_phrase_is_found_across_lines_and_in_any_case(phrase: str) -> None:
     assert len(words_to_replace("a.py", f"first line\n{phrase}\n")) == 1

@@ -1,4 +1,6 @@
-"""A token endpoint on loopback, over TLS, that answers as a test says: with tokens, errors, nothing, or garbage."""
+"""A token endpoint on loopback, over TLS, that answers as a test says: with tokens,
+errors, nothing, or garbage.
+"""
 
 import json
 import socketserver
@@ -13,7 +15,8 @@ from urllib.parse import parse_qs
 
 from squidkeeper.operate.demo.authority import Authority
 
-CANARY = "canary-of-the-source"  # in the first line of each answer: nothing of an answer may be shown
+# in the first line of each answer: nothing of an answer may be shown
+CANARY = "canary-of-the-source"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,36 +30,57 @@ class TokenRequest:
 
     @property
     def form(self) -> dict[str, str]:
-        return {name: values[0] for name, values in parse_qs(self.body.decode()).items()}
+        return {
+            name: values[0] for name, values in parse_qs(self.body.decode()).items()
+        }
 
 
 Respond = Callable[[TokenRequest], bytes]
 
 
 def response(status: int, body: bytes, *headers: str) -> bytes:
-    lines = (f"HTTP/1.1 {status} {CANARY}", f"Content-Length: {len(body)}", "Connection: close", *headers, "", "")
+    lines = (
+        f"HTTP/1.1 {status} {CANARY}",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+        *headers,
+        "",
+        "",
+    )
     return "\r\n".join(lines).encode() + body
 
 
 def token(value: object, **fields: object) -> bytes:
-    return response(200, json.dumps({"access_token": value, "token_type": "bearer"} | fields).encode())
+    return response(
+        200,
+        json.dumps({"access_token": value, "token_type": "bearer"} | fields).encode(),
+    )
 
 
 class TokenServer:
-    """The server. `respond` makes the bytes of an answer; `hang` answers nothing until `stop`."""
+    """The server.
 
-    def __init__(self, folder: Path, address: tuple[str, int] = ("127.0.0.1", 0), *names: str) -> None:
+    `respond` makes the bytes of an answer; `hang` answers nothing until `stop`.
+    """
+
+    def __init__(
+        self, folder: Path, address: tuple[str, int] = ("127.0.0.1", 0), *names: str
+    ) -> None:
         authority = Authority(folder)
         self.ca = authority.certificate
         self.requests: list[TokenRequest] = []
         self.respond: Respond = lambda _: token("a-token", expires_in=3600)
         self._stopped = threading.Event()
-        self._server = socketserver.ThreadingTCPServer(address, self._handler(), bind_and_activate=False)
+        self._server = socketserver.ThreadingTCPServer(
+            address, self._handler(), bind_and_activate=False
+        )
         self._server.allow_reuse_address = self._server.daemon_threads = True
         self._server.server_bind()
         self._server.server_activate()
         self._context = authority.context("127.0.0.1", *names)
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), daemon=True
+        ).start()
 
     @property
     def url(self) -> str:
@@ -98,7 +122,12 @@ class TokenServer:
         while header := file.readline().decode("latin-1").rstrip():
             name, _, value = header.partition(":")
             headers[name.lower()] = value.strip()
-        request = TokenRequest(line, headers, file.read(int(headers.get("content-length", "0"))), time.time())
+        request = TokenRequest(
+            line,
+            headers,
+            file.read(int(headers.get("content-length", "0"))),
+            time.time(),
+        )
         self.requests.append(request)
         try:
             tls.sendall(self.respond(request))

@@ -1,4 +1,5 @@
-"""Debian's Valkey on loopback, as squid/FLEET.md has it: its valkey.conf, certificates and function.
+"""Debian's Valkey on loopback, as squid/FLEET.md has it: its valkey.conf, certificates
+and function.
 
 A user of the tests' own is added. It is on disk only if asked for.
 """
@@ -18,7 +19,11 @@ from pathlib import Path
 from signal import SIGKILL, Signals
 from typing import Self
 
-from squidkeeper.serving.quotas.store_settings import FILE, OnUnavailable, QuotaStoreSettings
+from squidkeeper.serving.quotas.store_settings import (
+    FILE,
+    OnUnavailable,
+    QuotaStoreSettings,
+)
 from tests.ports import free_port
 from tests.waiting import wait_for
 
@@ -34,35 +39,58 @@ ADMINISTRATOR = "tests"  # who may everything
 class ValkeyServer:
     """One server in a folder."""
 
-    def __init__(self, folder: Path, *, tls: bool = True, saves: bool = False, address: str = ADDRESS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tls: bool = True,
+        saves: bool = False,
+        address: str = ADDRESS,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.address = address
         self.folder = folder
         self.port = free_port()
         self.ca = folder / "ca.crt" if tls else None
         self._saves = saves
-        self._also = ["127.0.0.2"] if address == ADDRESS else []  # an address that its certificate does not name
+        # an address that its certificate does not name
+        self._also = ["127.0.0.2"] if address == ADDRESS else []
         self._process: subprocess.Popen[bytes] | None = None
         self._has_function = False
         if tls:
             make_certificates(folder, address)
 
     def settings(
-        self, on_unavailable: OnUnavailable = OnUnavailable.DENY, gateways: int = 2, user: str = GATEWAYS[0]
+        self,
+        on_unavailable: OnUnavailable = OnUnavailable.DENY,
+        gateways: int = 2,
+        user: str = GATEWAYS[0],
     ) -> QuotaStoreSettings:
         return QuotaStoreSettings(
-            ip_address(self.address), self.port, user, PASSWORD, self.ca, on_unavailable, gateways
+            ip_address(self.address),
+            self.port,
+            user,
+            PASSWORD,
+            self.ca,
+            on_unavailable,
+            gateways,
         )
 
-    def write_settings(self, folder: Path, on_unavailable: str, gateways: int, user: str) -> Path:
-        """Write the quota-store.yaml of a gateway, and the password of its user beside it."""
+    def write_settings(
+        self, folder: Path, on_unavailable: str, gateways: int, user: str
+    ) -> Path:
+        """Write the quota-store.yaml of a gateway, and the password of its user beside
+        it.
+        """
         password = folder / "quota-store.password"
         password.write_text(PASSWORD + "\n")
         password.chmod(0o640)
         told = f"address: {self.address}:{self.port}\nuser: {user}\npassword_file: {password}\n"
         told += f"tls_ca: {self.ca}\n" if self.ca else ""
         file = folder / FILE
-        file.write_text(f"{told}on_unavailable: {on_unavailable}\ngateways: {gateways}\n")
+        file.write_text(
+            f"{told}on_unavailable: {on_unavailable}\ngateways: {gateways}\n"
+        )
         return file
 
     def start(self) -> ValkeyServer:
@@ -85,21 +113,42 @@ class ValkeyServer:
         return self
 
     def _conf(self) -> str:
-        """The valkey.conf of squid/FLEET.md as it stands, in this folder, with each gateway and the administrator."""
-        conf = documented(f"bind {DOCUMENTED}\n.*?user gw-1 [^\n]*").replace("\n   ", "\n")
-        conf = conf.replace(DOCUMENTED, " ".join([self.address, *self._also])).replace("6379", str(self.port))
+        """The valkey.conf of squid/FLEET.md as it stands, in this folder, with each
+        gateway and the administrator.
+        """
+        conf = documented(f"bind {DOCUMENTED}\n.*?user gw-1 [^\n]*").replace(
+            "\n   ", "\n"
+        )
+        conf = conf.replace(DOCUMENTED, " ".join([self.address, *self._also])).replace(
+            "6379", str(self.port)
+        )
         conf = conf.replace(">PASSWORD", f">{PASSWORD}").replace("/etc/valkey/", "")
         *others, gateway = conf.splitlines()
         administrator = f"user {ADMINISTRATOR} on >{PASSWORD} ~* &* +@all"
-        return "\n".join([*others, *(gateway.replace(GATEWAYS[0], name) for name in GATEWAYS), administrator, ""])
+        return "\n".join(
+            [
+                *others,
+                *(gateway.replace(GATEWAYS[0], name) for name in GATEWAYS),
+                administrator,
+                "",
+            ]
+        )
 
     def load_function(self) -> None:
         """Load the function, by the command of squid/FLEET.md."""
-        command = documented("sed .*function load replace").replace("ca.crt", str(self.ca))
-        command = command.replace(f"-h {DOCUMENTED} -p 6379", f"-h {self.address} -p {self.port}")
+        command = documented("sed .*function load replace").replace(
+            "ca.crt", str(self.ca)
+        )
+        command = command.replace(
+            f"-h {DOCUMENTED} -p 6379", f"-h {self.address} -p {self.port}"
+        )
         environment = os.environ | {"REDISCLI_AUTH": PASSWORD}
         done = subprocess.run(
-            ["bash", "-o", "pipefail", "-c", command], cwd=REPOSITORY, env=environment, capture_output=True, check=False
+            ["bash", "-o", "pipefail", "-c", command],
+            cwd=REPOSITORY,
+            env=environment,
+            capture_output=True,
+            check=False,
         )
         assert done.returncode == 0, done
         self._has_function = True
@@ -140,7 +189,18 @@ class ValkeyServer:
         """Ask it as a user of `PASSWORD`, or without a login."""
         login = ["--user", user] if user else []
         done = subprocess.run(
-            ["valkey-cli", "-h", self.address, "-p", str(self.port), "--tls", "--cacert", str(self.ca), *login, *words],
+            [
+                "valkey-cli",
+                "-h",
+                self.address,
+                "-p",
+                str(self.port),
+                "--tls",
+                "--cacert",
+                str(self.ca),
+                *login,
+                *words,
+            ],
             env=os.environ | ({"REDISCLI_AUTH": PASSWORD} if user else {}),
             capture_output=True,
             text=True,
@@ -150,7 +210,9 @@ class ValkeyServer:
 
 
 class LossyRelay:
-    """Stands between a gateway and a server, and can lose an answer: the server has done what was asked."""
+    """Stands between a gateway and a server, and can lose an answer: the server has
+    done what was asked.
+    """
 
     def __init__(self, server: tuple[str, int]) -> None:
         self._server = server
@@ -175,7 +237,10 @@ class LossyRelay:
     def _serve(self) -> None:
         with suppress(OSError):  # the end
             while True:
-                with self._listener.accept()[0] as client, socket.create_connection(self._server) as server:
+                with (
+                    self._listener.accept()[0] as client,
+                    socket.create_connection(self._server) as server,
+                ):
                     self._relay(client, server)
 
     def _relay(self, client: socket.socket, server: socket.socket) -> None:
@@ -198,12 +263,26 @@ def rights() -> list[str]:
 
 def documented(pattern: str) -> str:
     """Find the one text of squid/FLEET.md."""
-    [found] = re.findall(f"^ *({pattern})$", (REPOSITORY / "squid/FLEET.md").read_text(), re.MULTILINE | re.DOTALL)
+    [found] = re.findall(
+        f"^ *({pattern})$",
+        (REPOSITORY / "squid/FLEET.md").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
     return str(found)
 
 
 def make_certificates(folder: Path, address: str = ADDRESS) -> None:
-    """Make a CA, and a certificate of it for the address, by the commands of squid/FLEET.md."""
-    commands = documented(f"openssl req -x509 .*IP:{DOCUMENTED}.*-out server.crt").replace(DOCUMENTED, address)
-    done = subprocess.run(["bash", "-ec", commands], cwd=folder, capture_output=True, text=True, check=False)
+    """Make a CA, and a certificate of it for the address, by the commands of
+    squid/FLEET.md.
+    """
+    commands = documented(
+        f"openssl req -x509 .*IP:{DOCUMENTED}.*-out server.crt"
+    ).replace(DOCUMENTED, address)
+    done = subprocess.run(
+        ["bash", "-ec", commands],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr

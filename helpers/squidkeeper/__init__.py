@@ -1,1 +1,3 @@
-"""squidkeeper: the helpers that turn Squid with SSL-bump into the egress gateway of AI agents."""
+"""squidkeeper: the helpers that turn Squid with SSL-bump into the egress gateway of AI
+agents.
+"""

@@ -1,7 +1,9 @@
-"""Write what the image is made of as CycloneDX JSON: its Debian packages, and the Python packages with squidkeeper.
+"""Write what the image is made of as CycloneDX JSON: its Debian packages, and the
+Python packages with squidkeeper.
 
-Usage: sbom.py DPKG_FOLDER SITE_PACKAGES > sbom.json, by the Python of build.lock. The Containerfile runs it.
-The output is validated with CycloneDX's own schema, strictly, before it is written.
+Usage: sbom.py DPKG_FOLDER SITE_PACKAGES > sbom.json, by the Python of build.lock. The
+Containerfile runs it. The output is validated with CycloneDX's own schema, strictly,
+before it is written.
 """
 
 from __future__ import annotations
@@ -27,19 +29,33 @@ def debian_packages(dpkg: str) -> Iterator[Component]:
     listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 - no shell
     for line in listed.splitlines():
         name, version, architecture, source = line.split("\t")
-        where = {"arch": architecture} | ({"upstream": source} if source != name else {})
-        yield _component(name, version, PackageURL("deb", "debian", name, version, where))
+        where = {"arch": architecture} | (
+            {"upstream": source} if source != name else {}
+        )
+        yield _component(
+            name, version, PackageURL("deb", "debian", name, version, where)
+        )
 
 
 def python_packages(folder: str) -> Iterator[Component]:
     """List the distributions that are installed in a folder."""
     for one in distributions(path=[folder]):
         name = one.metadata["Name"]
-        yield _component(name, one.version, PackageURL("pypi", None, name.lower().replace("_", "-"), one.version))
+        yield _component(
+            name,
+            one.version,
+            PackageURL("pypi", None, name.lower().replace("_", "-"), one.version),
+        )
 
 
 def _component(name: str, version: str, purl: PackageURL) -> Component:
-    return Component(name=name, version=version, type=ComponentType.LIBRARY, purl=purl, bom_ref=str(purl))
+    return Component(
+        name=name,
+        version=version,
+        type=ComponentType.LIBRARY,
+        purl=purl,
+        bom_ref=str(purl),
+    )
 
 
 def main() -> None:
@@ -48,7 +64,9 @@ def main() -> None:
     python = list(python_packages(folder))
     version = next(one.version for one in python if one.name == "squidkeeper")
     bom = Bom(components=[*debian_packages(dpkg), *python])
-    bom.metadata.component = Component(name="squidkeeper-gateway", version=version, type=ComponentType.CONTAINER)
+    bom.metadata.component = Component(
+        name="squidkeeper-gateway", version=version, type=ComponentType.CONTAINER
+    )
     text = JsonV1Dot6(bom).output_as_string(indent=1)
     if problem := JsonStrictValidator(SchemaVersion.V1_6).validate_str(text):
         sys.exit(f"sbom.py: CycloneDX does not accept the list: {problem}")

@@ -1,4 +1,6 @@
-"""Commands in pages, runbooks and advice are those of the gateway that they are about."""
+"""Commands in pages, runbooks and advice are those of the gateway that they
+are about.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,13 @@ from pathlib import Path
 import click
 import pytest
 
-from squidkeeper.base.gateway_commands import FILES, OPTIONS, PLACES, command, with_commands
+from squidkeeper.base.gateway_commands import (
+    FILES,
+    OPTIONS,
+    PLACES,
+    command,
+    with_commands,
+)
 from squidkeeper.base.layout import Layout
 from squidkeeper.cli import main
 from squidkeeper.cli.options import own_root
@@ -30,14 +38,24 @@ def command_called(name: str) -> click.Command:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_each_command_gets_every_option_that_it_has_for_a_place(name: str) -> None:
-    taken = {option for parameter in command_called(name).params for option in parameter.opts}
-    names_logs = {"files", "given"} & taken  # FILEs; the archive is read with them where it is named
+    taken = {
+        option for parameter in command_called(name).params for option in parameter.opts
+    }
+    names_logs = {
+        "files",
+        "given",
+    } & taken  # FILEs; the archive is read with them where it is named
     unused = {"--access-log"} if name == "reload" else set()  # with --judge
-    assert {*OPTIONS[name]} == (taken & PLACES.keys()) - unused | ({FILES} if names_logs else set())
+    assert {*OPTIONS[name]} == (taken & PLACES.keys()) - unused | (
+        {FILES} if names_logs else set()
+    )
 
 
 def test_texts_are_for_the_gateway_of_the_system() -> None:
-    for text in [(REPOSITORY / "squid/observe/alerts.yaml").read_text(), *dict(files()).values()]:
+    for text in [
+        (REPOSITORY / "squid/observe/alerts.yaml").read_text(),
+        *dict(files()).values(),
+    ]:
         assert with_commands(text, USUAL) == text
 
 
@@ -69,11 +87,24 @@ def test_below_a_root_each_command_is_of_its_program(text: str, written: str) ->
 
 
 def test_options_for_usual_places_are_left_out() -> None:
-    assert command("check", USUAL, "/my gateway/bin/squidkeeper") == "'/my gateway/bin/squidkeeper' check"
-    elsewhere = Layout.around(Path("/my policy"), USUAL.state, access_log=Path("/my log"))
-    assert command("log", elsewhere) == "squidkeeper log --policy '/my policy' '/my log'*"
-    assert with_commands("`squidkeeper log FILE`", elsewhere) == "`squidkeeper log --policy '/my policy' FILE`"
-    assert with_commands("`systemctl status squid`", elsewhere) == "`systemctl status squid`"
+    assert (
+        command("check", USUAL, "/my gateway/bin/squidkeeper")
+        == "'/my gateway/bin/squidkeeper' check"
+    )
+    elsewhere = Layout.around(
+        Path("/my policy"), USUAL.state, access_log=Path("/my log")
+    )
+    assert (
+        command("log", elsewhere) == "squidkeeper log --policy '/my policy' '/my log'*"
+    )
+    assert (
+        with_commands("`squidkeeper log FILE`", elsewhere)
+        == "`squidkeeper log --policy '/my policy' FILE`"
+    )
+    assert (
+        with_commands("`systemctl status squid`", elsewhere)
+        == "`systemctl status squid`"
+    )
 
 
 def test_a_policy_and_a_state_below_one_root_tell_the_gateway() -> None:
@@ -82,12 +113,20 @@ def test_a_policy_and_a_state_below_one_root_tell_the_gateway() -> None:
     assert Layout.around(ROOT.policy, USUAL.state).root is None
 
 
-@pytest.mark.parametrize("called", ["bin/squidkeeper", "venv-1/lib/squidkeeper/__main__.py"])
 @pytest.mark.parametrize(
-    ("place", "target", "root"), [("gw", "../venv-1", "gw"), ("opt", "../venv-1", None), ("x", "/x", None)]
+    "called", ["bin/squidkeeper", "venv-1/lib/squidkeeper/__main__.py"]
+)
+@pytest.mark.parametrize(
+    ("place", "target", "root"),
+    [("gw", "../venv-1", "gw"), ("opt", "../venv-1", None), ("x", "/x", None)],
 )
 def test_a_program_knows_the_root_that_it_was_installed_in(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, called: str, place: str, target: str, root: str | None
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    called: str,
+    place: str,
+    target: str,
+    root: str | None,
 ) -> None:
     monkeypatch.setattr(sys, "prefix", str(tmp_path / place / "venv-1"))
     monkeypatch.setattr(sys, "argv", [str(tmp_path / place / called)])

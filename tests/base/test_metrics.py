@@ -1,4 +1,6 @@
-"""Every metric is named by Prometheus's conventions, once, and classed as the table says."""
+"""Every metric is named by Prometheus's conventions, once, and classed as the table
+says.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,40 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
-from squidkeeper.base.metrics import METRICS, OTHER, Metric, MetricKind, method_class, status_class
+from squidkeeper.base.metrics import (
+    METRICS,
+    OTHER,
+    Metric,
+    MetricKind,
+    method_class,
+    status_class,
+)
 from squidkeeper.services.exporter.collector import COUNTERS
 
 LABELS = {
-    *("client", "rule", "verdict", "helper", "credential", "method_class", "status_class", "revision", "wait", "code"),
-    *("version", "result", "folder", "export", "quota", "secret", "task", "severity", "sha256"),
+    *(
+        "client",
+        "rule",
+        "verdict",
+        "helper",
+        "credential",
+        "method_class",
+        "status_class",
+        "revision",
+        "wait",
+        "code",
+    ),
+    *(
+        "version",
+        "result",
+        "folder",
+        "export",
+        "quota",
+        "secret",
+        "task",
+        "severity",
+        "sha256",
+    ),
     *("model", "state", "direction"),
 }
 # What the dashboards for Squid ask for.
@@ -43,7 +73,11 @@ def test_each_metric_has_one_entry() -> None:
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_a_metric_is_named_and_labelled_by_the_conventions(metric: Metric) -> None:
     assert re.fullmatch(r"squidkeeper_[a-z_]+", metric.name)
-    assert bool(metric.buckets) is (metric.kind is MetricKind.HISTOGRAM) is metric.name.endswith("_duration_seconds")
+    assert (
+        bool(metric.buckets)
+        is (metric.kind is MetricKind.HISTOGRAM)
+        is metric.name.endswith("_duration_seconds")
+    )
     assert list(metric.buckets) == sorted(set(metric.buckets))
     assert set(metric.labels) <= LABELS
     assert metric.help.endswith(".")
@@ -58,12 +92,20 @@ def test_squids_own_counters_have_the_names_that_dashboards_ask_for() -> None:
 def test_promtool_finds_nothing_to_say_about_the_table() -> None:
     class Everything(Collector):
         def collect(self) -> list[Family]:
-            return [Family(metric.name.removesuffix("_total"), metric.help, str(metric.kind)) for metric in METRICS]
+            return [
+                Family(
+                    metric.name.removesuffix("_total"), metric.help, str(metric.kind)
+                )
+                for metric in METRICS
+            ]
 
     registry = CollectorRegistry()
     registry.register(Everything())
     lint = subprocess.run(
-        ["promtool", "check", "metrics"], input=generate_latest(registry), capture_output=True, check=False
+        ["promtool", "check", "metrics"],
+        input=generate_latest(registry),
+        capture_output=True,
+        check=False,
     )
     assert (lint.returncode, lint.stdout, lint.stderr) == (0, b"", b"")
 
@@ -91,7 +133,16 @@ def test_methods_are_of_four_classes(method: str, expected: str) -> None:
 
 @pytest.mark.parametrize(
     ("status", "expected"),
-    [(100, "1xx"), (204, "2xx"), (304, "3xx"), (403, "4xx"), (599, "5xx"), (0, OTHER), (600, OTHER), (-1, OTHER)],
+    [
+        (100, "1xx"),
+        (204, "2xx"),
+        (304, "3xx"),
+        (403, "4xx"),
+        (599, "5xx"),
+        (0, OTHER),
+        (600, OTHER),
+        (-1, OTHER),
+    ],
 )
 def test_statuses_are_of_six_classes(status: int, expected: str) -> None:
     assert status_class(status) == expected

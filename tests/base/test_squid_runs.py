@@ -6,13 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.base.squid_counters import FILE, SquidSample, format_samples, read_samples, with_sample
+from squidkeeper.base.squid_counters import (
+    FILE,
+    SquidSample,
+    format_samples,
+    read_samples,
+    with_sample,
+)
 
 HOUR = 3600.0
 
 
 def sample(at: float, run: str = "one", requests: int = 0) -> SquidSample:
-    return SquidSample(run=run, started=1.0, asked=at, answered=at + 0.1, requests=requests)
+    return SquidSample(
+        run=run, started=1.0, asked=at, answered=at + 0.1, requests=requests
+    )
 
 
 def test_the_first_of_a_run_and_of_each_hour_and_the_last_are_kept() -> None:
@@ -38,7 +46,9 @@ def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b'[{"run":1}]', b"\xff"])
-def test_a_file_that_is_none_of_ours_holds_no_samples(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_that_is_none_of_ours_holds_no_samples(
+    tmp_path: Path, content: bytes | None
+) -> None:
     if content is not None:
         (tmp_path / FILE).write_bytes(content)
     assert read_samples(tmp_path) == ()

@@ -1,4 +1,6 @@
-"""A file that another account can replace is read, and nothing else that it can put there."""
+"""A file that another account can replace is read, and nothing else that it can put
+there.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,11 @@ def put_link(file: Path) -> None:
     file.symlink_to(file.with_name("secret"))
 
 
-KINDS: dict[str, Callable[[Path], None]] = {"link": put_link, "pipe": os.mkfifo, "folder": os.mkdir}
+KINDS: dict[str, Callable[[Path], None]] = {
+    "link": put_link,
+    "pipe": os.mkfifo,
+    "folder": os.mkdir,
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,15 +51,23 @@ def test_what_is_no_file_keeps_no_descriptor(tmp_path: Path, kind: str) -> None:
 
 def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"0123456789")
-    assert [read_untrusted(tmp_path / "file", longest) for longest in (4, 10, 99)] == [b"0123", *2 * [b"0123456789"]]
+    assert [read_untrusted(tmp_path / "file", longest) for longest in (4, 10, 99)] == [
+        b"0123",
+        *2 * [b"0123456789"],
+    ]
 
 
-def test_a_pipe_that_somebody_holds_open_blocks_no_reader_of_the_state_folder(tmp_path: Path) -> None:
+def test_a_pipe_that_somebody_holds_open_blocks_no_reader_of_the_state_folder(
+    tmp_path: Path,
+) -> None:
     for name in (FILE, DELETED):
         os.mkfifo(tmp_path / name)
     held = [os.open(tmp_path / name, os.O_RDWR) for name in (FILE, DELETED)]
     try:
-        assert (read_samples(tmp_path), read_deleted_logs(tmp_path)) == ((), DeletedLogs())
+        assert (read_samples(tmp_path), read_deleted_logs(tmp_path)) == (
+            (),
+            DeletedLogs(),
+        )
     finally:
         for descriptor in held:
             os.close(descriptor)
@@ -61,10 +75,16 @@ def test_a_pipe_that_somebody_holds_open_blocks_no_reader_of_the_state_folder(tm
 
 @pytest.mark.timeout(20)
 def test_a_pipe_that_the_settings_name_is_waited_for_by_nobody(tmp_path: Path) -> None:
-    pipe, store, webhook = tmp_path / "pipe", tmp_path / "quota-store.yaml", tmp_path / "webhook.yaml"
+    pipe, store, webhook = (
+        tmp_path / "pipe",
+        tmp_path / "quota-store.yaml",
+        tmp_path / "webhook.yaml",
+    )
     os.mkfifo(pipe, 0o640)
     named = f"password_file: {pipe}, tls_ca: {pipe}"
-    store.write_text(f"{{address: '127.0.0.1:6379', user: gw, {named}, on_unavailable: deny, gateways: 2}}")
+    store.write_text(
+        f"{{address: '127.0.0.1:6379', user: gw, {named}, on_unavailable: deny, gateways: 2}}"
+    )
     webhook.write_text(f"{{url: 'https://hooks.example/x', key_file: {pipe}}}")
     with pytest.raises(PullFailed, match="pipe"):
         read_token(pipe)

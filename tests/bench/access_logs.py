@@ -1,4 +1,6 @@
-"""An access log as Squid would write it for many clients, of any length: the same lines in each run."""
+"""An access log as Squid would write it for many clients, of any length: the same lines
+in each run.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,23 @@ START = datetime(2026, 11, 20, tzinfo=UTC)
 CLIENTS = [f"192.168.{number // 250}.{number % 250 + 2}" for number in range(200)]
 DOMAINS = ("example.com", "pypi.example", "github.example", "corp.example")
 HOSTS = [f"h{number}.{DOMAINS[number % len(DOMAINS)]}" for number in range(3000)]
-WEIGHTS = list(accumulate(1 / (number + 1) for number in range(len(HOSTS))))  # a few hosts have most requests
-AGENTS = ("python-requests%2F2.32", "curl%2F8.14.1", "pip%2F25.0%20%7B%22ci%22%3Anull%7D", "git%2F2.47.3", "node")
+# a few hosts have most requests
+WEIGHTS = list(accumulate(1 / (number + 1) for number in range(len(HOSTS))))
+AGENTS = (
+    "python-requests%2F2.32",
+    "curl%2F8.14.1",
+    "pip%2F25.0%20%7B%22ci%22%3Anull%7D",
+    "git%2F2.47.3",
+    "node",
+)
 PATHS = ("simple", "api/v1", "repos")
 REQUESTS_IN_TUNNEL = (1, 1, 2, 3, 6)
 STATUSES, STATUS_WEIGHTS = (200, 304, 404, 500, 503), (90, 4, 4, 1, 1)
 DENIED_SHARE = 0.12
 SECONDS_BETWEEN = 0.06
-QUESTIONS_IN_TUNNEL = (1 - DENIED_SHARE) * sum(REQUESTS_IN_TUNNEL) / len(REQUESTS_IN_TUNNEL) + DENIED_SHARE
+QUESTIONS_IN_TUNNEL = (1 - DENIED_SHARE) * sum(REQUESTS_IN_TUNNEL) / len(
+    REQUESTS_IN_TUNNEL
+) + DENIED_SHARE
 LINE = (
     '{{"v":1,"time":"{time}","client":"{client}","user":"-","method":"{method}","url":"{url}","status":{status},'
     '"bytes":{bytes},"duration_ms":{duration},"verdict":"{verdict}","rule":"{rule}","revision":"{revision}",'
@@ -39,22 +50,32 @@ NOTHING = {
 }
 
 
-def write_log(path: Path, number: int, revisions: tuple[str, ...], questions: int | None = None) -> None:
-    """Write a log of this many lines, or some more; the records name these revisions of the policy in turn.
+def write_log(
+    path: Path, number: int, revisions: tuple[str, ...], questions: int | None = None
+) -> None:
+    """Write a log of this many lines, or some more; the records name these revisions of
+    the policy in turn.
 
-    With `questions`, no more than about so many different ones are asked; without, each URL is another one.
+    With `questions`, no more than about so many different ones are asked; without, each
+    URL is another one.
     """
     with path.open("w", encoding="ascii") as file:
         written = 0
-        for lines in tunnels(revisions, None if questions is None else int(questions / QUESTIONS_IN_TUNNEL)):
+        for lines in tunnels(
+            revisions,
+            None if questions is None else int(questions / QUESTIONS_IN_TUNNEL),
+        ):
             file.writelines(lines)
             written += len(lines)
             if written >= number:
                 return
 
 
-def tunnels(revisions: tuple[str, ...], kinds: int | None = None) -> Iterator[list[str]]:
-    """Make the lines of one tunnel after the other: its CONNECT, then the requests inside.
+def tunnels(
+    revisions: tuple[str, ...], kinds: int | None = None
+) -> Iterator[list[str]]:
+    """Make the lines of one tunnel after the other: its CONNECT, then the requests
+    inside.
 
     With `kinds`, two tunnels of a kind have the same client and the same requests.
     """
@@ -73,24 +94,43 @@ def tunnels(revisions: tuple[str, ...], kinds: int | None = None) -> Iterator[li
             "port": (port := chance.randrange(30_000, 60_000)),
             "request_id": f"{at.timestamp():.0f}.{at.microsecond // 1000}.{connection}.{port}",
         }
-        yield denied(chance, common, host) if chance.random() < DENIED_SHARE else allowed(chance, common, host)
+        yield (
+            denied(chance, common, host)
+            if chance.random() < DENIED_SHARE
+            else allowed(chance, common, host)
+        )
 
 
 def denied(chance: random.Random, common: dict[str, object], host: str) -> list[str]:
     """Make a denied CONNECT, and the request inside that got the page."""
     common |= {"verdict": "deny", "rule": "default", "tunnel": f"{host}%3A443%20first"}
     url = f"https://{host}/{chance.getrandbits(40):x}/{chance.choice(PATHS)}?q={chance.getrandbits(64):x}"
-    answer = {"squid": "TCP_DENIED_REPLY/HIER_NONE", "error": "ERR_ACCESS_DENIED", "sni": host}
-    connect = {"method": "CONNECT", "url": f"{host}:443", "status": 200, "squid": "TCP_DENIED/HIER_NONE"}
+    answer = {
+        "squid": "TCP_DENIED_REPLY/HIER_NONE",
+        "error": "ERR_ACCESS_DENIED",
+        "sni": host,
+    }
+    connect = {
+        "method": "CONNECT",
+        "url": f"{host}:443",
+        "status": 200,
+        "squid": "TCP_DENIED/HIER_NONE",
+    }
     asked = {"method": "GET", "url": url, "status": 403, "bytes": 3819, "sent": 420}
     return [LINE.format_map(common | connect), LINE.format_map(common | answer | asked)]
 
 
 def allowed(chance: random.Random, common: dict[str, object], host: str) -> list[str]:
     """Make the CONNECT of an opened tunnel, and the requests inside."""
-    common |= {"verdict": "allow", "rule": f"rule-{len(host) % 40}", "tunnel": f"{host}%3A443"}
+    common |= {
+        "verdict": "allow",
+        "rule": f"rule-{len(host) % 40}",
+        "tunnel": f"{host}%3A443",
+    }
     connect = common | {"method": "CONNECT", "url": f"{host}:443", "status": 200}
-    requests = (common | inside(chance, host) for _ in range(chance.choice(REQUESTS_IN_TUNNEL)))
+    requests = (
+        common | inside(chance, host) for _ in range(chance.choice(REQUESTS_IN_TUNNEL))
+    )
     return [LINE.format_map(connect), *map(LINE.format_map, requests)]
 
 

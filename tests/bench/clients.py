@@ -1,12 +1,16 @@
-"""The clients of bench.py and sizing.py over https, each in a tunnel through the proxy. They need Python alone.
+"""The clients of bench.py and sizing.py over https, each in a tunnel through the proxy.
+
+They need Python alone.
 
     clients.py load|transparent ADDRESS PORT CA kept-alive|fresh|REQUESTS SECONDS [HOST]
     clients.py told ADDRESS PORT CA
 
-`load` asks without a pause, REQUESTS in a tunnel before another one is opened. It says "open" when the tunnels are, and
-at the end how many requests were answered, and how many tunnels were closed before a request. A request that fails is
-complained of. `transparent` does the same without CONNECT: it begins with TLS. `told` reads lines, `open` a tunnel or
-`ask` in the last one, and says "done" after each. Its tunnels stay open until its input ends.
+`load` asks without a pause, REQUESTS in a tunnel before another one is opened. It says
+"open" when the tunnels are, and at the end how many requests were answered, and how
+many tunnels were closed before a request. A request that fails is complained of.
+`transparent` does the same without CONNECT: it begins with TLS. `told` reads lines,
+`open` a tunnel or `ask` in the last one, and says "done" after each. Its tunnels stay
+open until its input ends.
 """
 
 from __future__ import annotations
@@ -30,7 +34,9 @@ class Load:
 
     def __init__(self, opened: Callable[[], ssl.SSLSocket], host: str) -> None:
         self._opened, self._host = opened, host
-        self._all_open = threading.Barrier(CLIENTS, lambda: print("open", flush=True), timeout=30)
+        self._all_open = threading.Barrier(
+            CLIENTS, lambda: print("open", flush=True), timeout=30
+        )
         self.answered, self.closed = [0] * CLIENTS, [0] * CLIENTS
 
     def client(self, number: int, each: int, seconds: float) -> None:
@@ -47,18 +53,28 @@ class Load:
                 tunnel = self._opened()
 
 
-def open_tunnel(proxy: Proxy, context: ssl.SSLContext, host: str = HOST, *, transparent: bool = False) -> ssl.SSLSocket:
+def open_tunnel(
+    proxy: Proxy,
+    context: ssl.SSLContext,
+    host: str = HOST,
+    *,
+    transparent: bool = False,
+) -> ssl.SSLSocket:
     """Open a tunnel through the proxy, with TLS inside."""
     plain = socket.create_connection(proxy)
     if not transparent:
-        plain.sendall(f"CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\n\r\n".encode())
+        plain.sendall(
+            f"CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\n\r\n".encode()
+        )
         answer = plain.recv(65536)
         assert b" 200 " in answer, answer
     return context.wrap_socket(plain, server_hostname=host)
 
 
 def ask(tunnel: ssl.SSLSocket, path: str, host: str = HOST) -> bool:
-    """Ask for a path; False where the tunnel was closed while nothing was asked, which HTTP allows."""
+    """Ask for a path; False where the tunnel was closed while nothing was asked, which
+    HTTP allows.
+    """
     tunnel.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
     answer = b""
     while not answer.endswith(b"hello\n"):
@@ -71,10 +87,15 @@ def ask(tunnel: ssl.SSLSocket, path: str, host: str = HOST) -> bool:
     return True
 
 
-def load(opened: Callable[..., ssl.SSLSocket], kind: str, seconds: str, host: str = HOST) -> None:
+def load(
+    opened: Callable[..., ssl.SSLSocket], kind: str, seconds: str, host: str = HOST
+) -> None:
     """Ask without a pause."""
     made, each = Load(partial(opened, host), host), EACH.get(kind) or int(kind)
-    clients = [threading.Thread(target=made.client, args=(number, each, float(seconds))) for number in range(CLIENTS)]
+    clients = [
+        threading.Thread(target=made.client, args=(number, each, float(seconds)))
+        for number in range(CLIENTS)
+    ]
     for client in clients:
         client.start()
     for client in clients:
@@ -98,7 +119,10 @@ def main(what: str, address: str, port: str, ca: str, *more: str) -> None:
     if what == "told":
         told(proxy, context)
     else:
-        load(partial(open_tunnel, proxy, context, transparent=what == "transparent"), *more)
+        load(
+            partial(open_tunnel, proxy, context, transparent=what == "transparent"),
+            *more,
+        )
 
 
 if __name__ == "__main__":

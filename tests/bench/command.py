@@ -16,11 +16,23 @@ from pathlib import Path
 
 
 def options_of(text: str | None, **numbers: int) -> argparse.ArgumentParser:
-    """Make a parser of options: those that count something, by their defaults, and where to write the figures."""
-    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Make a parser of options: those that count something, by their defaults, and
+    where to write the figures.
+    """
+    parser = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, default in numbers.items():
-        parser.add_argument(f"--{name}", metavar="N", type=at_least_one, default=default, help=f"default {default:,}")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures here too")
+        parser.add_argument(
+            f"--{name}",
+            metavar="N",
+            type=at_least_one,
+            default=default,
+            help=f"default {default:,}",
+        )
+    parser.add_argument(
+        "--json", metavar="FILE", type=Path, help="write the figures here too"
+    )
     return parser
 
 
@@ -33,9 +45,13 @@ def at_least_one(text: str) -> int:
 
 
 def require(programs: Iterable[str]) -> None:
-    """End where this is not root, or a program is missing that nothing can be measured without."""
+    """End where this is not root, or a program is missing that nothing can be measured
+    without.
+    """
     if os.geteuid():
-        sys.exit("run it as root: it makes a network namespace and starts Squid, which changes to its own account")
+        sys.exit(
+            "run it as root: it makes a network namespace and starts Squid, which changes to its own account"
+        )
     missing = [program for program in programs if shutil.which(program) is None]
     if missing:
         packages = "squid-openssl nginx-light wrk openssl iproute2"
@@ -62,19 +78,37 @@ def show(number: int, rounds: int, what: str) -> None:
 def save(file: Path | None, figures: Mapping[str, object]) -> None:
     """Write the figures, with what they were taken on, where a file is named."""
     if file:
-        machine = {"cpus": os.cpu_count(), "python": sys.version.split()[0], "kernel": os.uname().release}
+        machine = {
+            "cpus": os.cpu_count(),
+            "python": sys.version.split()[0],
+            "kernel": os.uname().release,
+        }
         if shutil.which("squid"):
-            machine["squid"] = subprocess.run(["squid", "-v"], check=True, capture_output=True, text=True).stdout[:40]
+            machine["squid"] = subprocess.run(
+                ["squid", "-v"], check=True, capture_output=True, text=True
+            ).stdout[:40]
         file.write_text(json.dumps({"machine": machine, **figures}, indent=1) + "\n")
 
 
-def table(title: str, figures: Mapping[str, Mapping[str, float | str]]) -> Iterator[str]:
-    """Write a row for each name, with a column for each figure that the first one has."""
+def table(
+    title: str, figures: Mapping[str, Mapping[str, float | str]]
+) -> Iterator[str]:
+    """Write a row for each name, with a column for each figure that the first
+    one has.
+    """
     columns = list(next(iter(figures.values())))
-    yield f"| {title} | " + " | ".join(column.replace("_", " ") for column in columns) + " |"
+    yield (
+        f"| {title} | "
+        + " | ".join(column.replace("_", " ") for column in columns)
+        + " |"
+    )
     yield "|---" * (len(columns) + 1) + "|"
     for name, found in figures.items():
-        yield f"| {name} | " + " | ".join(_cell(found.get(column, "–")) for column in columns) + " |"
+        yield (
+            f"| {name} | "
+            + " | ".join(_cell(found.get(column, "–")) for column in columns)
+            + " |"
+        )
 
 
 def _cell(figure: float | str) -> str:
@@ -84,6 +118,8 @@ def _cell(figure: float | str) -> str:
 @contextmanager
 def scratch() -> Iterator[Path]:
     """Make a folder that Squid's account can enter."""
-    with tempfile.TemporaryDirectory(prefix="squidkeeper-bench-", dir=os.environ.get("TMPDIR", "/var/tmp")) as name:
+    with tempfile.TemporaryDirectory(
+        prefix="squidkeeper-bench-", dir=os.environ.get("TMPDIR", "/var/tmp")
+    ) as name:
         Path(name).chmod(0o755)
         yield Path(name)

@@ -1,8 +1,11 @@
-"""The load "far" of bench.py: an origin that is far away, and a client that is a new process for each request.
+"""The load "far" of bench.py: an origin that is far away, and a client that is a new
+process for each request.
 
-    far.py ADDRESS ORIGIN    serves the origin's port 443 at another address, whose answers come 30 ms later
+    far.py ADDRESS ORIGIN    serves the origin's port 443 at another address, whose
+                             answers come 30 ms later
 
-The relay delays each direction by half of that, and the first bytes of a connection by the time of its handshake.
+The relay delays each direction by half of that, and the first bytes of a connection by
+the time of its handshake.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ ROUND_TRIP = 0.03  # seconds
 PORT = 443
 
 
-async def _relay(origin: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _relay(
+    origin: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
     from_origin, to_origin = await asyncio.open_connection(origin, PORT)
     shaken = asyncio.Event()
     asyncio.get_running_loop().call_later(ROUND_TRIP, shaken.set)
@@ -26,7 +31,9 @@ async def _relay(origin: str, reader: asyncio.StreamReader, writer: asyncio.Stre
 
 
 async def _one_way(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Pass on what comes, each piece after half of a round trip: pieces follow each other without waiting."""
+    """Pass on what comes, each piece after half of a round trip: pieces follow each
+    other without waiting.
+    """
     loop = asyncio.get_running_loop()
     try:
         while data := await reader.read(65536):
@@ -37,18 +44,23 @@ async def _one_way(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 async def _serve(address: str, origin: str) -> None:
-    server = await asyncio.start_server(lambda reader, writer: _relay(origin, reader, writer), address, PORT)
+    server = await asyncio.start_server(
+        lambda reader, writer: _relay(origin, reader, writer), address, PORT
+    )
     await server.serve_forever()
 
 
 def load(curl: Sequence[str], seconds: int) -> tuple[float, int]:
-    """Run a command again and again for so long; gives how often in a second, and how often at all.
+    """Run a command again and again for so long; gives how often in a second, and how
+    often at all.
 
     A command that does not print 200 ends the benchmark.
     """
     began, times = time.monotonic(), 0
     while time.monotonic() < began + seconds:
-        answer = subprocess.run([*curl], capture_output=True, text=True, check=False).stdout
+        answer = subprocess.run(
+            [*curl], capture_output=True, text=True, check=False
+        ).stdout
         if answer != "200":
             sys.exit(f"{' '.join(curl)} answers {answer!r}")
         times += 1

@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""What one step of a quota costs Valkey: the processor time of the server, and of the helper that asks.
+"""What one step of a quota costs Valkey: the processor time of the server, and of the
+helper that asks.
 
-    PYTHONPATH=. .venv/bin/python tests/bench/leases.py [--steps 20000] [--clients 10000]
+    PYTHONPATH=. .venv/bin/python tests/bench/leases.py [--steps 20000] [--clients
+    10000]
 
-Each step takes units of one client's count, one step after the other, with TLS. The server is started for this.
+Each step takes units of one client's count, one step after the other, with TLS. The
+server is started for this.
 """
 
 from __future__ import annotations
@@ -34,13 +37,20 @@ def main() -> None:
 def measure(server: ValkeyServer, steps: int, clients: int) -> None:
     """Take units of each client's count in turn."""
     counts = ValkeyCounts(server.settings())
-    holders = [QuotaCount("per-vm", QuotaUnit.REQUESTS, Window.DAY, f"10.0.{n >> 8}.{n & 255}") for n in range(clients)]
+    holders = [
+        QuotaCount("per-vm", QuotaUnit.REQUESTS, Window.DAY, f"10.0.{n >> 8}.{n & 255}")
+        for n in range(clients)
+    ]
     counts.take(holders[0], LIMIT, 1)
     before, asked = server_seconds(server), time.process_time()
     for number in range(steps):
         assert counts.take(holders[number % clients], LIMIT, LEASE_AT_MOST).given
-    print(f"a step, of the server: {(server_seconds(server) - before) / steps * 1e6:.0f} us")
-    print(f"a step, of who asks:   {(time.process_time() - asked) / steps * 1e6:.0f} us")
+    print(
+        f"a step, of the server: {(server_seconds(server) - before) / steps * 1e6:.0f} us"
+    )
+    print(
+        f"a step, of who asks:   {(time.process_time() - asked) / steps * 1e6:.0f} us"
+    )
     counts.close()
 
 

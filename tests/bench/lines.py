@@ -1,17 +1,22 @@
-"""The helpers alone, through real pipes, beside squidGuard on the same list and the same requests.
+"""The helpers alone, through real pipes, beside squidGuard on the same list and the
+same requests.
 
-    .venv/bin/python tests/bench/lines.py [--awake] [--hosts 1000000] [--rules 10000] [--rounds 7] [--lines 20000]
+    .venv/bin/python tests/bench/lines.py [--awake] [--hosts 1000000] [--rules 10000]
+    [--rounds 7] [--lines 20000]
                                           [--json FILE]
 
-.venv is the environment that tests/run makes. Sixteen lines are in flight, as with Squid. All take turns, round after
-round; a ratio is taken within each round, and its median and spread count. "cpu" is the processor time of the helper
-for each line, with all of its threads, which other work on the machine touches less than the lines per second.
-"fresh": no host was asked before, half of them are below a listed one. "zipf": the hosts of a busy network, the n-th of
-20,000 asked 1/n as often as the first. Without squidGuard that part is left out.
+.venv is the environment that tests/run makes. Sixteen lines are in flight, as with
+Squid. All take turns, round after round; a ratio is taken within each round, and its
+median and spread count. "cpu" is the processor time of the helper for each line, with
+all of its threads, which other work on the machine touches less than the lines per
+second. "fresh": no host was asked before, half of them are below a listed one. "zipf":
+the hosts of a busy network, the n-th of 20,000 asked 1/n as often as the first. Without
+squidGuard that part is left out.
 
-A processor that has nothing to do goes to sleep, and in a virtual machine takes some 50 us to come back: each of the
-sixteen lines pays for that, whoever answers. With `--awake` it is given work of the lowest priority instead, as it has
-in a gateway that is busy.
+A processor that has nothing to do goes to sleep, and in a virtual machine takes some 50
+us to come back: each of the sixteen lines pays for that, whoever answers. With
+`--awake` it is given work of the lowest priority instead, as it has in a gateway that
+is busy.
 """
 
 from __future__ import annotations
@@ -34,17 +39,48 @@ from command import options_of, save, scratch, show, spread, table  # type: igno
 IN_FLIGHT = 16
 ZIPF_HOSTS = 20_000
 STARTS = 7
-_PROCESS_CLOCK = 2  # clock_getcpuclockid(3): in Linux the clock of a process is ~PID << 3 | CPUCLOCK_SCHED
+# clock_getcpuclockid(3): in Linux the clock of a process is ~PID << 3 | CPUCLOCK_SCHED
+_PROCESS_CLOCK = 2
 FEW_RULES = 10
-SYLLABLES = [consonant + vowel for consonant in "bcdfghklmnprstvwz" for vowel in "aeiou"]
-WORDS = ["ads", "track", "cdn", "img", "static", "pixel", "metrics", "stats", "click", "banner", "shop", "www", "m"]
-SUFFIXES = (*("com",) * 24, *("net",) * 5, *("org",) * 3, "ru", "de", "co.uk", "info", "xyz", "top", "online", "com.br")
+SYLLABLES = [
+    consonant + vowel for consonant in "bcdfghklmnprstvwz" for vowel in "aeiou"
+]
+WORDS = [
+    "ads",
+    "track",
+    "cdn",
+    "img",
+    "static",
+    "pixel",
+    "metrics",
+    "stats",
+    "click",
+    "banner",
+    "shop",
+    "www",
+    "m",
+]
+SUFFIXES = (
+    *("com",) * 24,
+    *("net",) * 5,
+    *("org",) * 3,
+    "ru",
+    "de",
+    "co.uk",
+    "info",
+    "xyz",
+    "top",
+    "online",
+    "com.br",
+)
 Figures = dict[str, list[dict[str, float]]]  # of each helper, those of each round
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A helper to measure: how it is started, and how a host and a path become a line for it."""
+    """A helper to measure: how it is started, and how a host and a path become a line
+    for it.
+    """
 
     name: str
     command: list[str]
@@ -54,19 +90,34 @@ class Contender:
 
 def main() -> None:
     parser = options_of(__doc__, hosts=1_000_000, rules=10_000, rounds=7, lines=20_000)
-    parser.add_argument("--awake", action="store_true", help="let no processor go to sleep")
+    parser.add_argument(
+        "--awake", action="store_true", help="let no processor go to sleep"
+    )
     chosen = parser.parse_args()
     listed = hosts_like_published_ones(chosen.hosts)
     with scratch() as folder, awake(chosen.awake):
         contenders = [*ours(folder, listed, chosen.rules), *squidguard(folder, listed)]
-        alone = {contender.name: start_and_memory(contender, listed[0]) for contender in contenders}
+        alone = {
+            contender.name: start_and_memory(contender, listed[0])
+            for contender in contenders
+        }
         figures = measure(contenders, listed, chosen.rounds, chosen.lines)
     print("\n".join(tables(alone, figures)))
-    save(chosen.json, {"hosts": chosen.hosts, "rules": chosen.rules, "alone": alone, "rounds": figures})
+    save(
+        chosen.json,
+        {
+            "hosts": chosen.hosts,
+            "rules": chosen.rules,
+            "alone": alone,
+            "rounds": figures,
+        },
+    )
 
 
 def hosts_like_published_ones(number: int) -> list[str]:
-    """Make that many hosts: domains of their own, and names below the same few, as lists of trackers hold them."""
+    """Make that many hosts: domains of their own, and names below the same few, as
+    lists of trackers hold them.
+    """
     chance = random.Random(4)  # the same hosts in each run
     domains: list[str] = []
     hosts: dict[str, None] = {}
@@ -86,13 +137,19 @@ def hosts_like_published_ones(number: int) -> list[str]:
 
 
 def ours(folder: Path, listed: list[str], rules: int) -> Iterator[Contender]:
-    """Yield our helper at host scope with few and many rules, without and with the list, and at request scope."""
+    """Yield our helper at host scope with few and many rules, without and with the
+    list, and at request scope.
+    """
     (folder / "list.txt").write_text("".join(f".{host}\n" for host in listed))
     for number in (FEW_RULES, rules):
         for with_list in (False, True):
             name = f"host, {number} rules, {'list' if with_list else 'no list'}"
             yield acl("host", name, policy(folder, name, number, with_list))
-    yield acl("request", f"request, {FEW_RULES} rules, list", policy(folder, "request", FEW_RULES, with_list=True))
+    yield acl(
+        "request",
+        f"request, {FEW_RULES} rules, list",
+        policy(folder, "request", FEW_RULES, with_list=True),
+    )
 
 
 def policy(folder: Path, name: str, rules: int, with_list: bool) -> Path:
@@ -115,12 +172,30 @@ def policy(folder: Path, name: str, rules: int, with_list: bool) -> Path:
 
 def acl(scope: str, name: str, place: Path) -> Contender:
     """Return our helper at a scope."""
-    command = [sys.executable, "-m", "squidkeeper", "acl", "--scope", scope, "--concurrency", str(IN_FLIGHT)]
-    command += ["--policy", str(place), "--state", str(place.with_name(f"{place.name}-state"))]
+    command = [
+        sys.executable,
+        "-m",
+        "squidkeeper",
+        "acl",
+        "--scope",
+        scope,
+        "--concurrency",
+        str(IN_FLIGHT),
+    ]
+    command += [
+        "--policy",
+        str(place),
+        "--state",
+        str(place.with_name(f"{place.name}-state")),
+    ]
     channel = count(1)
 
     def line(host: str, path: str) -> str:
-        url = f" http%3A%2F%2F{host}{path.replace('/', '%2F')}" if scope == "request" else ""
+        url = (
+            f" http%3A%2F%2F{host}{path.replace('/', '%2F')}"
+            if scope == "request"
+            else ""
+        )
         return f"{next(channel)} 192.0.2.1 - GET http {host} 80 - - -{url} -\n"
 
     return Contender(name, command, line, place)
@@ -139,7 +214,9 @@ def squidguard(folder: Path, listed: list[str]) -> Iterator[Contender]:
         f"dbhome {place}\nlogdir {place}\ndest listed {{\n domainlist listed/domains\n}}\n"
         "acl {\n default {\n  pass !listed all\n  redirect http://blocked.example/\n }\n}\n"
     )
-    subprocess.run(["squidGuard", "-c", config, "-C", "all"], check=True, capture_output=True)
+    subprocess.run(
+        ["squidGuard", "-c", config, "-C", "all"], check=True, capture_output=True
+    )
     yield Contender("squidGuard", ["squidGuard", "-c", str(config)], _squidguard_line)
 
 
@@ -149,9 +226,14 @@ def _squidguard_line(host: str, path: str) -> str:
 
 @contextmanager
 def awake(wanted: bool) -> Iterator[None]:
-    """Keep each processor busy with work that anything else takes it from, where that is wanted."""
+    """Keep each processor busy with work that anything else takes it from, where that
+    is wanted.
+    """
     spin = "import os\nos.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile True: pass"
-    spinning = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range((os.cpu_count() or 1) if wanted else 0)]
+    spinning = [
+        subprocess.Popen([sys.executable, "-c", spin])
+        for _ in range((os.cpu_count() or 1) if wanted else 0)
+    ]
     try:
         yield
     finally:
@@ -165,11 +247,18 @@ class Helper:
 
     def __init__(self, contender: Contender) -> None:
         self._process = subprocess.Popen(
-            contender.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+            contender.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self._to, self._from = (
+            self._process.stdin.fileno(),
+            self._process.stdout.fileno(),
+        )
         self._line = contender.line
 
     def lines(self, asked: list[tuple[str, str]]) -> list[bytes]:
@@ -220,22 +309,35 @@ def start_and_memory(contender: Contender, host: str) -> dict[str, float]:
 
 def memory_kilobytes(pid: int) -> dict[str, int]:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    return {name: int(size.split()[0]) for name, _, size in (line.partition(":") for line in lines)}
+    return {
+        name: int(size.split()[0])
+        for name, _, size in (line.partition(":") for line in lines)
+    }
 
 
-def measure(contenders: list[Contender], listed: list[str], rounds: int, lines: int) -> Figures:
+def measure(
+    contenders: list[Contender], listed: list[str], rounds: int, lines: int
+) -> Figures:
     """Measure all in turn; gives for each the figures of each round."""
     figures: Figures = {contender.name: [] for contender in contenders}
     chance = random.Random(5)  # the same requests in each run
     busy = zipf(chance, listed)
     with ExitStack() as stack:
-        helpers = {contender.name: stack.enter_context(Helper(contender)) for contender in contenders}
+        helpers = {
+            contender.name: stack.enter_context(Helper(contender))
+            for contender in contenders
+        }
         for number in range(rounds + 1):  # the first warms up and does not count
             kinds = {"fresh": fresh(chance, listed, lines, number), "zipf": busy(lines)}
             for name, helper in helpers.items():
                 found = {}
                 for kind, asked in kinds.items():
-                    found.update({f"{kind}_{what}": figure for what, figure in timed(helper, asked).items()})
+                    found.update(
+                        {
+                            f"{kind}_{what}": figure
+                            for what, figure in timed(helper, asked).items()
+                        }
+                    )
                 if number:
                     figures[name].append(found)
                 show(number, rounds, name)
@@ -243,15 +345,22 @@ def measure(contenders: list[Contender], listed: list[str], rounds: int, lines: 
     return figures
 
 
-def fresh(chance: random.Random, listed: list[str], lines: int, number: int) -> list[tuple[str, str]]:
+def fresh(
+    chance: random.Random, listed: list[str], lines: int, number: int
+) -> list[tuple[str, str]]:
     """Make requests to hosts that were never asked; half are below listed ones."""
     return [
-        (f"f{number}x{line}.{chance.choice(listed) if line % 2 else 'open.example'}", f"/a/{line}")
+        (
+            f"f{number}x{line}.{chance.choice(listed) if line % 2 else 'open.example'}",
+            f"/a/{line}",
+        )
         for line in range(lines)
     ]
 
 
-def zipf(chance: random.Random, listed: list[str]) -> Callable[[int], list[tuple[str, str]]]:
+def zipf(
+    chance: random.Random, listed: list[str]
+) -> Callable[[int], list[tuple[str, str]]]:
     """Make what makes requests as a busy network's."""
     half = chance.sample(listed, min(len(listed), ZIPF_HOSTS // 2))
     hosts = [*half, *(f"h{number}.open.example" for number in range(ZIPF_HOSTS // 2))]
@@ -266,7 +375,9 @@ def zipf(chance: random.Random, listed: list[str]) -> Callable[[int], list[tuple
 
 
 def timed(helper: Helper, asked: list[tuple[str, str]]) -> dict[str, float]:
-    """Ask, sixteen at a time; then a few hundred one by one, for the time that a single one takes."""
+    """Ask, sixteen at a time; then a few hundred one by one, for the time that a single
+    one takes.
+    """
     lines = helper.lines(asked)
     single, many = lines[: len(lines) // 20], lines[len(lines) // 20 :]
     began, before = time.perf_counter(), helper.cpu_seconds()
@@ -292,20 +403,34 @@ def tables(alone: dict[str, dict[str, float]], figures: Figures) -> Iterator[str
     """Write the figures, then the ratios."""
     yield from table("start and memory", alone)
     medians = {
-        name: {what: statistics.median(measured[what] for measured in rounds) for what in rounds[0]}
+        name: {
+            what: statistics.median(measured[what] for measured in rounds)
+            for what in rounds[0]
+        }
         for name, rounds in figures.items()
     }
     yield from table("medians", medians)
-    whats = [f"{kind}_{what}" for kind in ("fresh", "zipf") for what in ("lines_per_second", "cpu_microseconds")]
+    whats = [
+        f"{kind}_{what}"
+        for kind in ("fresh", "zipf")
+        for what in ("lines_per_second", "cpu_microseconds")
+    ]
     found = {
-        f"{one} / {other}": {what: ratio(figures[one], figures[other], what) for what in whats}
+        f"{one} / {other}": {
+            what: ratio(figures[one], figures[other], what) for what in whats
+        }
         for one, other in ratios(list(figures))
     }
-    yield from table("ratio: median of the rounds, and spread; above 1 is in favour of the first", found)
+    yield from table(
+        "ratio: median of the rounds, and spread; above 1 is in favour of the first",
+        found,
+    )
 
 
 def ratios(names: list[str]) -> Iterator[tuple[str, str]]:
-    """Name what is compared with what: each of ours with the smallest, and those with a list against squidGuard."""
+    """Name what is compared with what: each of ours with the smallest, and those with a
+    list against squidGuard.
+    """
     smallest = names[0]
     yield from ((name, smallest) for name in names[1:] if name.startswith("host"))
     if "squidGuard" in names:
@@ -313,9 +438,13 @@ def ratios(names: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def ratio(one: list[dict[str, float]], other: list[dict[str, float]], what: str) -> str:
-    """Write how many times as fast one is, as the median of the rounds and their spread."""
+    """Write how many times as fast one is, as the median of the rounds and their
+    spread.
+    """
     values = [a[what] / b[what] for a, b in zip(one, other, strict=True)]
-    values = [1 / value for value in values] if what.endswith("cpu_microseconds") else values
+    values = (
+        [1 / value for value in values] if what.endswith("cpu_microseconds") else values
+    )
     return str(spread(values))
 
 

@@ -1,4 +1,7 @@
-"""The policies of bench.py's gateways. The host `USED` uses the part in question, the host `HOST` does not."""
+"""The policies of bench.py's gateways.
+
+The host `USED` uses the part in question, the host `HOST` does not.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +42,8 @@ FAR: Final = (
     + f"  - {{name: far-shared, action: allow, hosts: [{FAR_SHARED}], methods: [GET, HEAD]}}\n"
     + f"  - {{name: far-own, action: allow, hosts: [{FAR_OWN}]}}\n"
 )
-# Every request to `HOST` is covered: a GET by the deny, a POST by the first two. PUT keeps the part `shared` away, as
-# in `HOST_SCOPE`.
+# Every request to `HOST` is covered: a GET by the deny, a POST by the first two. PUT
+# keeps the part `shared` away, as in `HOST_SCOPE`.
 BODIES: Final = _policy().replace(
     f"  - {{name: host, action: allow, hosts: [{HOST}]}}\n",
     f"""\
@@ -55,19 +58,28 @@ PARTS: Final = {
     "ask": _policy(more="  - {name: ask, action: ask, hosts: [ask.example]}\n"),
     "credentials": _policy(more=_credential(USED, "bearer: key")),
     "login": _policy(more=f"clients: {{ci: {{token_sha256: {'a' * 64}}}}}\n"),
-    "passthrough": _policy(more="  - {name: pinned, action: allow, hosts: [pinned.example], tls: passthrough}\n"),
+    "passthrough": _policy(
+        more="  - {name: pinned, action: allow, hosts: [pinned.example], tls: passthrough}\n"
+    ),
     "private": _policy(used=", private: true"),
-    "quotas": _policy(more="quotas:\n  - {name: all, per: all, rules: [used], requests: 999999999, every: day}\n"),
+    "quotas": _policy(
+        more="quotas:\n  - {name: all, per: all, rules: [used], requests: 999999999, every: day}\n"
+    ),
     "rewrites": _policy(
         more=f"rewrites:\n  - {{name: moved, hosts: [{USED}], schemes: [http], paths: [/a/**],"
         f' to: "http://{USED}/b{{path}}{{query}}"}}\n'
     ),
-    "rewrites (parameters)": _policy(more=_credential(USED, 'parameters: {key: "{key}"}')),
+    "rewrites (parameters)": _policy(
+        more=_credential(USED, 'parameters: {key: "{key}"}')
+    ),
     "shared": _policy(used=", methods: [GET, HEAD]"),
     "single": _policy(used=", connections: single"),
     "strip": _policy(used=", strip: [X-Debug]"),
-    "upstreams": _policy(more="upstreams:\n  - {name: parent, hosts: [parent.example], url: http://192.0.2.1:3128}\n"),
+    "upstreams": _policy(
+        more="upstreams:\n  - {name: parent, hosts: [parent.example], url: http://192.0.2.1:3128}\n"
+    ),
     "watch": _policy(more=_SECRETS + "defaults: {watch_secrets: true}\n"),
 }
-WITHOUT_USE: Final = frozenset({"ask", "login", "passthrough", "upstreams"})  # whose use is no request to `USED`
+# whose use is no request to `USED`
+WITHOUT_USE: Final = frozenset({"ask", "login", "passthrough", "upstreams"})
 EVERY_REQUEST: Final = frozenset({"watch"})  # used by the requests to `HOST` too

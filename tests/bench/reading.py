@@ -1,13 +1,16 @@
-"""What reading the access log costs, by its length: time on the clock, processor time and memory.
+"""What reading the access log costs, by its length: time on the clock, processor time
+and memory.
 
-    .venv/bin/python tests/bench/reading.py [--records 10000 1000000 …] [--rounds 3] [--only replay] [--archive]
+    .venv/bin/python tests/bench/reading.py [--records 10000 1000000 …] [--rounds 3]
+    [--only replay] [--archive]
                                             [--before DIR]
 
-Each case is a command and a log. In the log of a replay, three of ten requests are different questions, or all are; its
-edit closes a domain, a beginning of paths, or a form of paths that only the whole URL tells. --archive reads the
-archive of the log, not its lines. --before is a worktree of the revision to compare with, whose .venv has that
-squidkeeper: it reads the lines. The commands of a round run one after the other, and a ratio is taken within a round;
-medians of the rounds.
+Each case is a command and a log. In the log of a replay, three of ten requests are
+different questions, or all are; its edit closes a domain, a beginning of paths, or a
+form of paths that only the whole URL tells. --archive reads the archive of the log, not
+its lines. --before is a worktree of the revision to compare with, whose .venv has that
+squidkeeper: it reads the lines. The commands of a round run one after the other, and a
+ratio is taken within a round; medians of the rounds.
 """
 
 from __future__ import annotations
@@ -23,7 +26,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from access_logs import write_log  # type: ignore[import-not-found] # beside this script
-from command import at_least_one, options_of, save, scratch, show, spread, table, written  # type: ignore[import-not-found]
+from command import (  # type: ignore[import-not-found]
+    at_least_one,
+    options_of,
+    save,
+    scratch,
+    show,
+    spread,
+    table,
+    written,
+)
 
 from squidkeeper.policy.policy_store.loading import load_sources
 from squidkeeper.policy.policy_store.revisions import store_revision
@@ -45,7 +57,9 @@ QUESTIONS_IN_LINES = 0.7  # the others are CONNECTs of opened tunnels
 
 @dataclass(frozen=True)
 class Case:
-    """A command with its arguments, the policy that has decided, how many requests differ, and the rules of an edit."""
+    """A command with its arguments, the policy that has decided, how many requests
+    differ, and the rules of an edit.
+    """
 
     name: str
     arguments: tuple[str, ...]
@@ -69,7 +83,13 @@ CASES = (
     Case("log --drift, the host decides", ("log", "--drift")),
     Case("log --drift, the URL decides", ("log", "--drift"), BY_URL),
     *(
-        Case(f"replay, {decides}, {different} different", ("replay",), OLD, different, f"{edit}, {OLD}")
+        Case(
+            f"replay, {decides}, {different} different",
+            ("replay",),
+            OLD,
+            different,
+            f"{edit}, {OLD}",
+        )
         for different in SHARES
         for decides, edit in EDITS.items()
     ),
@@ -79,22 +99,43 @@ CASES = (
 def main() -> None:
     """Run the benchmark."""
     options = options_of(__doc__, rounds=3)
-    options.add_argument("--records", metavar="N", type=at_least_one, nargs="+", default=[10_000, 100_000, 1_000_000])
-    options.add_argument("--only", metavar="TEXT", default="", help="the cases with this in their name")
-    options.add_argument("--archive", action="store_true", help="read the archive of the log, not its lines")
-    options.add_argument("--before", metavar="DIR", type=Path, help="a worktree to compare with")
+    options.add_argument(
+        "--records",
+        metavar="N",
+        type=at_least_one,
+        nargs="+",
+        default=[10_000, 100_000, 1_000_000],
+    )
+    options.add_argument(
+        "--only", metavar="TEXT", default="", help="the cases with this in their name"
+    )
+    options.add_argument(
+        "--archive",
+        action="store_true",
+        help="read the archive of the log, not its lines",
+    )
+    options.add_argument(
+        "--before", metavar="DIR", type=Path, help="a worktree to compare with"
+    )
     chosen = options.parse_args()
     cases = [case for case in CASES if chosen.only in case.name]
     rows = {}
     for number in chosen.records:
-        for case, row in measure(number, chosen.rounds, cases, chosen.before, archived=chosen.archive):
+        for case, row in measure(
+            number, chosen.rounds, cases, chosen.before, archived=chosen.archive
+        ):
             rows[f"{number:,}, {case.name}"] = row
     print("\n".join(table("records, command", rows)))
     save(chosen.json, rows)
 
 
 def measure(
-    number: int, rounds: int, cases: Sequence[Case], before: Path | None, *, archived: bool
+    number: int,
+    rounds: int,
+    cases: Sequence[Case],
+    before: Path | None,
+    *,
+    archived: bool,
 ) -> Iterator[tuple[Case, dict[str, str]]]:
     """Measure the cases with logs of this many records."""
     with scratch() as folder:
@@ -102,15 +143,29 @@ def measure(
             place = folder / str(abs(hash((case.rules, case.different))))
             if not place.exists():
                 write_case(place, case, number, archived=archived)
-            files = sorted(map(str, place.glob("archive/day=*/*.parquet"))) or [str(place / "access.log.1")]
+            files = sorted(map(str, place.glob("archive/day=*/*.parquet"))) or [
+                str(place / "access.log.1")
+            ]
             command = [*case.arguments, *files, "--policy", f"{place}/policy"]
             if "--drift" in case.arguments:
                 command += ["--state", str(place)]
             if case.edit:
-                edited = write_policy(folder / f"edit-{len(list(folder.iterdir()))}", case.edit)
-                command = [*case.arguments, *files, "--policy", str(edited), "--against", f"{place}/policy"]
+                edited = write_policy(
+                    folder / f"edit-{len(list(folder.iterdir()))}", case.edit
+                )
+                command = [
+                    *case.arguments,
+                    *files,
+                    "--policy",
+                    str(edited),
+                    "--against",
+                    f"{place}/policy",
+                ]
                 command += ["--state", str(place), "--allow-denials", str(10**12)]
-            programs = [NEW, *([str(before.resolve() / ".venv/bin/squidkeeper")] if before else [])]
+            programs = [
+                NEW,
+                *([str(before.resolve() / ".venv/bin/squidkeeper")] if before else []),
+            ]
             costs = []
             for round_ in range(rounds):
                 show(round_ + 1, rounds, case.name)
@@ -119,17 +174,33 @@ def measure(
 
 
 def write_case(place: Path, case: Case, number: int, *, archived: bool) -> None:
-    """Write the policy of a case, its revision as if it had been in force, and its log."""
+    """Write the policy of a case, its revision as if it had been in force,
+    and its log.
+    """
     sources = read_sources(write_policy(place / "policy", case.rules))
     revision = load_sources(sources, datetime.now(UTC)).compiled.revision
     store_revision(sources, revision, place / "revisions")
     share = SHARES[case.different]
-    write_log(place / "access.log.1", number, (revision,), share and int(share * QUESTIONS_IN_LINES * number))
+    write_log(
+        place / "access.log.1",
+        number,
+        (revision,),
+        share and int(share * QUESTIONS_IN_LINES * number),
+    )
     if archived:
         (place / "access.log").touch()
-        os.utime(place / "access.log.1", (0, 0))  # Squid may still write to a log that was rotated just now
+        # Squid may still write to a log that was rotated just now
+        os.utime(place / "access.log.1", (0, 0))
         (place / "archive").mkdir(mode=0o750)
-        command = [NEW, "archive", "run", "--access-log", f"{place}/access.log", "--archive", f"{place}/archive"]
+        command = [
+            NEW,
+            "archive",
+            "run",
+            "--access-log",
+            f"{place}/access.log",
+            "--archive",
+            f"{place}/archive",
+        ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -141,31 +212,51 @@ def write_policy(folder: Path, rules: str) -> Path:
 
 
 def cost(command: Sequence[str]) -> Cost:
-    """Run a command; its output is discarded. Exit status 1 means that drift was found."""
+    """Run a command; its output is discarded.
+
+    Exit status 1 means that drift was found.
+    """
     start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode > ("--drift" in command):
         sys.exit(f"{' '.join(command)}: exit status {process.returncode}")
-    return Cost(time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+    return Cost(
+        time.perf_counter() - start,
+        used.ru_utime + used.ru_stime,
+        used.ru_maxrss / 1024,
+    )
 
 
 def row_of(rounds: Sequence[Sequence[Cost]]) -> dict[str, str]:
-    """Write what a command cost, and how many times less than before: on the clock, and of the processor."""
+    """Write what a command cost, and how many times less than before: on the clock, and
+    of the processor.
+    """
     names = ("now", "before")[: len(rounds[0])]
-    row = {name: cell([costs[place] for costs in rounds]) for place, name in enumerate(names)}
+    row = {
+        name: cell([costs[place] for costs in rounds])
+        for place, name in enumerate(names)
+    }
     if len(names) > 1:
         clock = [before.seconds / now.seconds for now, before in rounds]
-        processor = statistics.median(before.processor_seconds / now.processor_seconds for now, before in rounds)
+        processor = statistics.median(
+            before.processor_seconds / now.processor_seconds for now, before in rounds
+        )
         row["ratio"] = f"{spread(clock)}; processor {written(processor)}"
     return row
 
 
 def cell(costs: Sequence[Cost]) -> str:
-    """Write what a command cost: on the clock, of the processor, and its largest size."""
+    """Write what a command cost: on the clock, of the processor, and its
+    largest size.
+    """
     names = ("seconds", "processor_seconds", "megabytes")
-    seconds, processor, megabytes = (statistics.median(getattr(cost, name) for cost in costs) for name in names)
+    seconds, processor, megabytes = (
+        statistics.median(getattr(cost, name) for cost in costs) for name in names
+    )
     return f"{written(seconds)} s ({written(processor)} s), {megabytes:.0f} MB"
 
 

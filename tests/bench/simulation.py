@@ -1,18 +1,25 @@
 #!/usr/bin/env python3
-"""What many VMs ask of gateways: how much of each thing there is, what runs out first, and how long requests wait.
+"""What many VMs ask of gateways: how much of each thing there is, what runs out first,
+and how long requests wait.
 
-    PYTHONPATH=. python3 tests/bench/simulation.py --costs costs.json [--vms 100000] [--gateways 12]
-                                                  [--workers 4] [--sessions 2] [--open 60] [--seconds 60]
+    PYTHONPATH=. python3 tests/bench/simulation.py --costs costs.json [--vms 100000]
+    [--gateways 12]
+                                                  [--workers 4] [--sessions 2] [--open
+                                                  60] [--seconds 60]
 
-It needs Python 3.11 alone. costs.json is written by sizing.py, which measures. A session of a VM is one tunnel and the
-requests in it; `SESSIONS` has how many there are, and to which hosts. Three parts, each with the simplest model
-that answers it:
+It needs Python 3.11 alone. costs.json is written by sizing.py, which measures. A
+session of a VM is one tunnel and the requests in it; `SESSIONS` has how many there are,
+and to which hosts. Three parts, each with the simplest model that answers it:
 
-  demand    rates times costs, against what one gateway has. Nothing random: what runs out first is a matter of sums.
-  waiting   a queue for each worker, because a connection stays with its worker. Each request waits for those before it
-            (Lindley's recursion, exact for one server), with the measured times. Beside it the closed form for arrivals
-            that are independent (Pollaczek and Khinchine): where both agree, the simulation is not needed.
-  storms    all VMs of a gateway that has died, or all VMs at once, open their tunnels again.
+  demand    rates times costs, against what one gateway has. Nothing random: what runs
+            out first is a matter of sums.
+  waiting   a queue for each worker, because a connection stays with its worker. Each
+            request waits for those before it
+            (Lindley's recursion, exact for one server), with the measured times. Beside
+            it the closed form for arrivals that are independent (Pollaczek and
+            Khinchine): where both agree, the simulation is not needed.
+  storms    all VMs of a gateway that has died, or all VMs at once, open their tunnels
+            again.
 """
 
 from __future__ import annotations
@@ -30,10 +37,12 @@ from zlib import crc32
 
 DESCRIPTORS: Final = 16_384  # of a worker: max_filedescriptors
 HAPROXY_CONNECTIONS: Final = 16_000  # for each worker of a gateway: fleet.yaml
-HAPROXY_TUNNEL: Final = 268e-6  # seconds of its processor for a new tunnel, and for a request: bench.py --only HAProxy
+# seconds of its processor for a new tunnel, and for a request: bench.py --only HAProxy
+HAPROXY_TUNNEL: Final = 268e-6
 HAPROXY_REQUEST: Final = 24e-6
 VALKEY_STEP: Final = 29e-6  # seconds of its processor, with 14 gateways: leases.py
-LOCAL_PORTS: Final = 28_232  # net.ipv4.ip_local_port_range: connections to one address and port, from one address
+# net.ipv4.ip_local_port_range: connections to one address and port, from one address
+LOCAL_PORTS: Final = 28_232
 BUSY: Final = 0.7  # of a core, above which waiting grows quickly
 LOG_BYTES: Final = 8 << 30  # --log-bytes
 EXPORTER_CORE: Final = 0.7  # one process reads the log of all workers
@@ -43,7 +52,8 @@ WAVE_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 5.0  # within which clients of a dead gateway come back
 WINDOW_SECONDS: Final = 60  # of a quota
 SAMPLE: Final = 20_000  # sessions, for the mean of what is in one
-SESSIONS: Final = (  # of an agent: out of a hundred, to which host, and how many requests
+# of an agent: out of a hundred, to which host, and how many requests
+SESSIONS: Final = (
     (14, "pypi.org", (2,)),
     (10, "files.pythonhosted.org", (1, 2, 3)),
     (10, "registry.npmjs.org", (2, 3, 4, 5)),
@@ -57,7 +67,10 @@ SESSIONS: Final = (  # of an agent: out of a hundred, to which host, and how man
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What things cost, as sizing.py has measured. Times are in seconds of processor time."""
+    """What things cost, as sizing.py has measured.
+
+    Times are in seconds of processor time.
+    """
 
     request: float
     tunnel: float  # on top of its first request
@@ -102,29 +115,42 @@ class Need:
 def read_costs(path: Path) -> Costs:
     """Read what sizing.py has written."""
     found: dict[str, Any] = json.loads(path.read_text())["costs"]
-    times = ("request", "tunnel", "request_helpers", "tunnel_helpers", "exporter_line", "archive_line")
+    times = (
+        "request",
+        "tunnel",
+        "request_helpers",
+        "tunnel_helpers",
+        "exporter_line",
+        "archive_line",
+    )
     seconds = {name: found[name] / 1e6 for name in times}
     sizes = ("tunnel_bytes", "tunnel_descriptors", "line_bytes", "archive_line_bytes")
     return Costs(
         **seconds,
         requests=_scaled(found["requests_one_at_a_time"], seconds["request"]),
-        tunnels=_scaled(found["tunnels_one_at_a_time"], seconds["request"] + seconds["tunnel"]),
+        tunnels=_scaled(
+            found["tunnels_one_at_a_time"], seconds["request"] + seconds["tunnel"]
+        ),
         **{name: found[name] for name in sizes},
     )
 
 
 def _scaled(values: Sequence[float], mean: float) -> tuple[float, ...]:
-    """Keep the form of a distribution, and give it the mean that was measured under load."""
+    """Keep the form of a distribution, and give it the mean that was measured under
+    load.
+    """
     factor = mean / statistics.mean(values)
     return tuple(value * factor for value in values)
 
 
-# --- What is in a session --------------------------------------------------------------------------------------------
+# --- What is in a session -------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """The sessions of agents: how many requests each has, and the part that goes to the most used host."""
+    """The sessions of agents: how many requests each has, and the part that goes to the
+    most used host.
+    """
 
     requests: tuple[int, ...]
     most_used: float
@@ -140,10 +166,13 @@ def sessions(number: int = SAMPLE) -> Sessions:
     chosen = random.Random(15)
     kinds = chosen.choices(SESSIONS, [weight for weight, _, _ in SESSIONS], k=number)
     hosts = Counter(host for _, host, _ in kinds)
-    return Sessions(tuple(chosen.choice(counts) for _, _, counts in kinds), max(hosts.values()) / number)
+    return Sessions(
+        tuple(chosen.choice(counts) for _, _, counts in kinds),
+        max(hosts.values()) / number,
+    )
 
 
-# --- Demand ----------------------------------------------------------------------------------------------------------
+# --- Demand ---------------------------------------------------------------------------
 
 
 def tunnels_per_second(fleet: Fleet) -> float:
@@ -162,11 +191,31 @@ def needs(fleet: Fleet, costs: Costs, drawn: Sessions) -> list[Need]:
     found = [
         Need("worker cores", workers, fleet.workers * BUSY, "cores"),
         Need("cores beside: helpers, exporter, archive", beside, BUSY, "cores"),
-        Need("descriptors of the workers", held * costs.tunnel_descriptors, fleet.workers * DESCRIPTORS, ""),
-        Need("ports to the most used host", held * drawn.most_used, LOCAL_PORTS, "connections"),
+        Need(
+            "descriptors of the workers",
+            held * costs.tunnel_descriptors,
+            fleet.workers * DESCRIPTORS,
+            "",
+        ),
+        Need(
+            "ports to the most used host",
+            held * drawn.most_used,
+            LOCAL_PORTS,
+            "connections",
+        ),
         Need("ports of HAProxy to it", held, LOCAL_PORTS, "connections"),
-        Need("HAProxy's connections to it", held, fleet.workers * HAPROXY_CONNECTIONS, "connections"),
-        Need("exporter, which is one process", lines * costs.exporter_line, EXPORTER_CORE, "cores"),
+        Need(
+            "HAProxy's connections to it",
+            held,
+            fleet.workers * HAPROXY_CONNECTIONS,
+            "connections",
+        ),
+        Need(
+            "exporter, which is one process",
+            lines * costs.exporter_line,
+            EXPORTER_CORE,
+            "cores",
+        ),
     ]
     return sorted(found, key=lambda need: need.share, reverse=True)
 
@@ -193,19 +242,24 @@ def volumes(fleet: Fleet, costs: Costs, drawn: Sessions) -> dict[str, str]:
 
 
 def lease_steps(fleet: Fleet, drawn: Sessions) -> float:
-    """Tell how often a second helpers ask Valkey. In a window a helper gets 1 unit of a count, then 2, 4 and so on."""
+    """Tell how often a second helpers ask Valkey.
+
+    In a window a helper gets 1 unit of a count, then 2, 4 and so on.
+    """
     chosen, asked = random.Random(17), Counter[tuple[int, int]]()
     for vm, _ in starts(fleet, WINDOW_SECONDS, chosen, waves=False):
         asked[vm, chosen.randrange(fleet.workers)] += chosen.choice(drawn.requests)
     return sum(requests.bit_length() for requests in asked.values()) / WINDOW_SECONDS
 
 
-# --- Waiting ---------------------------------------------------------------------------------------------------------
+# --- Waiting --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """How long requests wait for their worker, in seconds, over all workers; `busiest`: that worker's utilization."""
+    """How long requests wait for their worker, in seconds, over all workers; `busiest`:
+    that worker's utilization.
+    """
 
     mean: float
     most_of_99_percent: float
@@ -217,13 +271,19 @@ class Waits:
 Job = tuple[float, float]  # when it comes, and how long the worker needs for it
 
 
-def arrivals(fleet: Fleet, costs: Costs, drawn: Sessions, seconds: float, *, waves: bool) -> list[list[Job]]:
-    """Draw the work of each worker. In waves, many VMs begin a session within a second."""
+def arrivals(
+    fleet: Fleet, costs: Costs, drawn: Sessions, seconds: float, *, waves: bool
+) -> list[list[Job]]:
+    """Draw the work of each worker.
+
+    In waves, many VMs begin a session within a second.
+    """
     chosen = random.Random(16)
     queues: list[list[Job]] = [[] for _ in range(fleet.gateways * fleet.workers)]
     for vm, begins in starts(fleet, seconds, chosen, waves=waves):
         gateway = crc32(b"%d" % vm) % fleet.gateways  # as `balance source` does
-        worker = chosen.randrange(fleet.workers)  # the kernel, by the port of the connection
+        # the kernel, by the port of the connection
+        worker = chosen.randrange(fleet.workers)
         queue, at = queues[gateway * fleet.workers + worker], begins
         queue.append((at, chosen.choice(costs.tunnels)))
         for _ in range(chosen.choice(drawn.requests) - 1):
@@ -232,17 +292,24 @@ def arrivals(fleet: Fleet, costs: Costs, drawn: Sessions, seconds: float, *, wav
     return [sorted(queue) for queue in queues]
 
 
-def starts(fleet: Fleet, seconds: float, chosen: random.Random, *, waves: bool) -> Iterator[tuple[int, float]]:
+def starts(
+    fleet: Fleet, seconds: float, chosen: random.Random, *, waves: bool
+) -> Iterator[tuple[int, float]]:
     """Yield which VM begins a session, and when."""
     number = round(tunnels_per_second(fleet) * seconds)
     for _ in range(number // WAVE if waves else number):
         at = chosen.uniform(0, seconds)
         for _ in range(WAVE if waves else 1):
-            yield chosen.randrange(fleet.vms), at + (chosen.uniform(0, WAVE_SECONDS) if waves else 0)
+            yield (
+                chosen.randrange(fleet.vms),
+                at + (chosen.uniform(0, WAVE_SECONDS) if waves else 0),
+            )
 
 
 def waits_of(queue: Sequence[Job]) -> Iterator[float]:
-    """Yield how long each job waits: Lindley's recursion for one server, first come, first served."""
+    """Yield how long each job waits: Lindley's recursion for one server, first come,
+    first served.
+    """
     free_at = 0.0
     for at, takes in queue:
         yield max(0.0, free_at - at)
@@ -258,7 +325,9 @@ def waiting(queues: Sequence[Sequence[Job]], seconds: float) -> Waits:
         most_of_99_percent=waits[len(waits) * 99 // 100],
         utilization=statistics.mean(used),
         busiest=max(used),
-        formula=formula_of([takes for queue in queues for _, takes in queue], statistics.mean(used)),
+        formula=formula_of(
+            [takes for queue in queues for _, takes in queue], statistics.mean(used)
+        ),
     )
 
 
@@ -266,25 +335,39 @@ def formula_of(times: Sequence[float], utilization: float) -> float:
     """Return the mean wait for independent arrivals: Pollaczek and Khinchine."""
     mean = statistics.mean(times)
     spread = statistics.pvariance(times, mean) / mean**2
-    return utilization / (1 - utilization) * mean * (1 + spread) / 2 if utilization < 1 else float("inf")
+    return (
+        utilization / (1 - utilization) * mean * (1 + spread) / 2
+        if utilization < 1
+        else float("inf")
+    )
 
 
-# --- Storms ----------------------------------------------------------------------------------------------------------
+# --- Storms ---------------------------------------------------------------------------
 
 
-def storm_seconds(tunnels: float, workers: int, utilization: float, costs: Costs) -> float:
-    """Tell how long workers need for tunnels that are opened at once, beside their usual work."""
+def storm_seconds(
+    tunnels: float, workers: int, utilization: float, costs: Costs
+) -> float:
+    """Tell how long workers need for tunnels that are opened at once, beside their
+    usual work.
+    """
     return tunnels * (costs.tunnel + costs.request) / (workers * (1 - utilization))
 
 
 def storms(fleet: Fleet, costs: Costs, drawn: Sessions) -> dict[str, str]:
     """Tell how long it takes until everybody is served again."""
-    cores = next(need.needs for need in needs(fleet, costs, drawn) if need.name == "worker cores")
+    cores = next(
+        need.needs for need in needs(fleet, costs, drawn) if need.name == "worker cores"
+    )
     used = cores / fleet.workers
     held = tunnels_per_second(fleet) * fleet.open_seconds
     left = fleet.gateways - 1
     with_one_less = min(0.99, used * fleet.gateways / left) if left else 0.99
-    died = storm_seconds(held / fleet.gateways, left * fleet.workers, with_one_less, costs) if left else float("inf")
+    died = (
+        storm_seconds(held / fleet.gateways, left * fleet.workers, with_one_less, costs)
+        if left
+        else float("inf")
+    )
     started = storm_seconds(fleet.vms, fleet.gateways * fleet.workers, 0, costs)
     return {
         "a gateway dies: its tunnels are open elsewhere after": f"{max(died, RETRY_SECONDS):,.0f} s",
@@ -292,19 +375,30 @@ def storms(fleet: Fleet, costs: Costs, drawn: Sessions) -> dict[str, str]:
     }
 
 
-# --- The command -----------------------------------------------------------------------------------------------------
+# --- The command ----------------------------------------------------------------------
 
 
 def main() -> None:
     """Run the simulation."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--costs", type=Path, required=True)
     options.add_argument("--vms", type=int, default=100_000)
     options.add_argument("--gateways", type=int, default=12)
     options.add_argument("--workers", type=int, default=4, help="of each gateway")
-    options.add_argument("--sessions", type=float, default=2, help="of a VM, a minute, in the busiest hour")
-    options.add_argument("--open", type=float, default=60, help="seconds that a tunnel stays open")
-    options.add_argument("--seconds", type=int, default=60, help="of waiting that are simulated")
+    options.add_argument(
+        "--sessions",
+        type=float,
+        default=2,
+        help="of a VM, a minute, in the busiest hour",
+    )
+    options.add_argument(
+        "--open", type=float, default=60, help="seconds that a tunnel stays open"
+    )
+    options.add_argument(
+        "--seconds", type=int, default=60, help="of waiting that are simulated"
+    )
     given = options.parse_args()
     fleet = Fleet(given.vms, given.gateways, given.workers, given.sessions, given.open)
     costs, drawn = read_costs(given.costs), sessions()
@@ -315,7 +409,9 @@ def report(fleet: Fleet, costs: Costs, drawn: Sessions, seconds: int) -> Iterato
     """Write what was found, one a line."""
     yield f"{fleet.vms:,} VMs, {fleet.gateways} gateways of {fleet.workers} workers; {drawn.mean:.2f} requests a tunnel"
     yield "\nall gateways"
-    yield from (f"  {name:<56}{value}" for name, value in volumes(fleet, costs, drawn).items())
+    yield from (
+        f"  {name:<56}{value}" for name, value in volumes(fleet, costs, drawn).items()
+    )
     yield "\none gateway; above 100 % it does not have enough, and the first line runs out first"
     for need in needs(fleet, costs, drawn):
         yield f"  {need.name:<44}{need.share:8.0%}   {need.needs:,.2f} of {need.has:,.2f} {need.unit}".rstrip()
@@ -329,7 +425,9 @@ def report(fleet: Fleet, costs: Costs, drawn: Sessions, seconds: int) -> Iterato
             + (f"   {found.utilization:.0%}, {found.busiest:.0%}")
         )
     yield "\nstorms"
-    yield from (f"  {name:<56}{value}" for name, value in storms(fleet, costs, drawn).items())
+    yield from (
+        f"  {name:<56}{value}" for name, value in storms(fleet, costs, drawn).items()
+    )
 
 
 if __name__ == "__main__":

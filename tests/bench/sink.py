@@ -1,4 +1,6 @@
-"""An origin for the uploads of bench.py: `sink.py ADDRESS` reads each at port 80, then answers it."""
+"""An origin for the uploads of bench.py: `sink.py ADDRESS` reads each at port 80, then
+answers it.
+"""
 
 import re
 import socket

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""What serving clients without proxy settings takes: memory of open tunnels, and answers of the resolver.
+"""What serving clients without proxy settings takes: memory of open tunnels, and
+answers of the resolver.
 
     sudo tests/bench/transparent.py [--tunnels 5000] [--seconds 4] [--json FILE]
 
-bench.py has the rates of requests. The tunnels are idle. A stand-in for Squid accepts each CONNECT, so that only the
-memory of `squidkeeper transparent` is measured. The resolver is asked for unique names, by eight addresses.
+bench.py has the rates of requests. The tunnels are idle. A stand-in for Squid accepts
+each CONNECT, so that only the memory of `squidkeeper transparent` is measured. The
+resolver is asked for unique names, by eight addresses.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from bench import (  # type: ignore[import-not-found] # beside this script
 )
 from command import options_of, require, save, scratch, written  # type: ignore[import-not-found]
 
-CLIENTS = [f"127.0.0.{number}" for number in range(2, 10)]  # one has an eighth of all connections at most
+# one has an eighth of all connections at most
+CLIENTS = [f"127.0.0.{number}" for number in range(2, 10)]
 WINDOW = 32  # questions of one client under way
 
 
@@ -39,10 +42,14 @@ def main() -> None:
     """Measure, and print."""
     chosen = options_of(__doc__, tunnels=5000, seconds=4).parse_args()
     require(("ip", "unbound"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2
+    )
     with scratch() as folder, namespace():
         root = install(folder, Model(options=("--transparent", LISTEN)))
-        assert not ctypes.CDLL(None).setns(os.open(f"/run/netns/{NAMESPACE}", os.O_RDONLY), 0)
+        assert not ctypes.CDLL(None).setns(
+            os.open(f"/run/netns/{NAMESPACE}", os.O_RDONLY), 0
+        )
         figures = tunnels(root, chosen.tunnels) | answers(root, chosen.seconds)
     print("\n".join(f"{name:<52}{written(figure)}" for name, figure in figures.items()))
     save(chosen.json, {"figures": figures})
@@ -51,24 +58,32 @@ def main() -> None:
 def tunnels(root: Path, number: int) -> dict[str, float]:
     """Open tunnels; gives the memory of the process in MB, without and with them."""
     [address, port] = re.findall(
-        r"(?m)^http_port (\S+):(\d+) .*require-proxy-header ssl-bump", (root / "etc/squid.conf").read_text()
+        r"(?m)^http_port (\S+):(\d+) .*require-proxy-header ssl-bump",
+        (root / "etc/squid.conf").read_text(),
     )[0]
     hello = client_hello()
     with ExitStack() as held, service(root, "transparent", f"{LISTEN}:443") as process:
-        squid = held.enter_context(socket.create_server((address, int(port)), backlog=1024))
+        squid = held.enter_context(
+            socket.create_server((address, int(port)), backlog=1024)
+        )
         squid.settimeout(10)
         before = memory(process)
         for _, client in zip(range(number), itertools.cycle(CLIENTS)):
             opened = socket.create_connection((LISTEN, 443), source_address=(client, 0))
             held.enter_context(opened).sendall(hello)
             held.enter_context(accepted(squid, len(hello)))
-        return {"memory without tunnels, MB": before, f"memory with {number:,} open tunnels, MB": memory(process)}
+        return {
+            "memory without tunnels, MB": before,
+            f"memory with {number:,} open tunnels, MB": memory(process),
+        }
 
 
 def client_hello() -> bytes:
     """Return the first bytes of a TLS client."""
     out = ssl.MemoryBIO()
-    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), out, server_hostname="bench.example")
+    client = ssl.create_default_context().wrap_bio(
+        ssl.MemoryBIO(), out, server_hostname="bench.example"
+    )
     try:
         client.do_handshake()
     except ssl.SSLWantReadError:
@@ -90,14 +105,20 @@ def accepted(squid: socket.socket, size: int) -> socket.socket:
 
 def memory(process: int) -> float:
     """Tell the resident memory of a process, in MB."""
-    [size] = re.findall(r"(?m)^VmRSS:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
+    [size] = re.findall(
+        r"(?m)^VmRSS:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text()
+    )
     return int(size) / 1000
 
 
 def answers(root: Path, seconds: int) -> dict[str, float]:
-    """Ask the resolver without a pause; gives answers a second, and what each costs it."""
+    """Ask the resolver without a pause; gives answers a second, and what each
+    costs it.
+    """
     with service(root, "dns", f"{LISTEN}:53") as process, ExitStack() as stack:
-        clients = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in CLIENTS]
+        clients = [
+            stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in CLIENTS
+        ]
         for client, address in zip(clients, CLIENTS, strict=True):
             client.bind((address, 0))
             client.connect((LISTEN, 53))
@@ -111,8 +132,14 @@ def answers(root: Path, seconds: int) -> dict[str, float]:
             for client in clients:
                 for _ in range(WINDOW):
                     assert client.recv(512).endswith(socket.inet_aton(LISTEN))
-        rate, spent = number / (time.monotonic() - began), processor_seconds(process) - before
-    return {"answers of the resolver a second": rate, "processor time of an answer, us": spent / number * 1e6}
+        rate, spent = (
+            number / (time.monotonic() - began),
+            processor_seconds(process) - before,
+        )
+    return {
+        "answers of the resolver a second": rate,
+        "processor time of an answer, us": spent / number * 1e6,
+    }
 
 
 def question(number: int) -> bytes:

@@ -1,4 +1,6 @@
-"""`squidkeeper ask`: tickets as root reads them, answers that are kept or not given, and how wide an approval is."""
+"""`squidkeeper ask`: tickets as root reads them, answers that are kept or not given,
+and how wide an approval is.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,17 @@ from squidkeeper.base.errors import EditRefused
 from squidkeeper.change.approvals import remove_grant
 from squidkeeper.change.approvals.answers import Approval, approve_ticket, deny_ticket
 from squidkeeper.change.approvals.decisions import DecisionLog
-from squidkeeper.change.approvals.scopes import ApprovalScope, approved_fields, clients_that_asked, reach
-from squidkeeper.change.approvals.waiting import find_ticket, note_decision, waiting_tickets
+from squidkeeper.change.approvals.scopes import (
+    ApprovalScope,
+    approved_fields,
+    clients_that_asked,
+    reach,
+)
+from squidkeeper.change.approvals.waiting import (
+    find_ticket,
+    note_decision,
+    waiting_tickets,
+)
 from squidkeeper.cli import main
 from squidkeeper.policy.engine.own_host import _PATH
 from squidkeeper.policy.grant_uses import GrantUses
@@ -37,7 +48,12 @@ from squidkeeper.serving.helpers.asking import Asking
 from squidkeeper.serving.quotas.local_counts import LocalCounts
 from squidkeeper.serving.quotas.meter import Meter
 from squidkeeper.serving.tickets.store import FOLDER, Ticket, TicketState, TicketStore
-from squidkeeper.serving.tickets.ticket import NUMBER, AskedRequest, Holder, ticket_number
+from squidkeeper.serving.tickets.ticket import (
+    NUMBER,
+    AskedRequest,
+    Holder,
+    ticket_number,
+)
 
 from ..conftest import NOW, decided, write_policy
 
@@ -66,11 +82,20 @@ def state(tmp_path: Path) -> Path:
     return folder
 
 
-def asked(state: Path, url: str = URL, client: str = "192.168.137.10", user: str = "", method: str = "GET") -> str:
+def asked(
+    state: Path,
+    url: str = URL,
+    client: str = "192.168.137.10",
+    user: str = "",
+    method: str = "GET",
+) -> str:
     with closing(TicketStore(state)) as store:
         return str(
             store.ask(
-                AskedRequest(client, user, method, url), Holder("192.168.137.0/24", client), "default", time.time()
+                AskedRequest(client, user, method, url),
+                Holder("192.168.137.0/24", client),
+                "default",
+                time.time(),
             )
         )
 
@@ -82,14 +107,19 @@ def run(directory: Path, state: Path, *words: str) -> Result:
 
 
 def decisions(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (directory.parent / "decisions.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (directory.parent / "decisions.jsonl").read_text().splitlines()
+    ]
 
 
-def ticket(url: str = URL, client: str = "192.168.137.10", user: str = "", method: str = "GET") -> Ticket:
+def ticket(
+    url: str = URL, client: str = "192.168.137.10", user: str = "", method: str = "GET"
+) -> Ticket:
     return Ticket("a" * 12, client, user, method, url, "default", 1, 0.0, 0.0)
 
 
-# ── What root reads ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What root reads ───────────────────────────────────────────────────────────────────
 
 
 def test_the_page_of_a_ticket_has_the_form_of_its_number(state: Path) -> None:
@@ -98,7 +128,9 @@ def test_the_page_of_a_ticket_has_the_form_of_its_number(state: Path) -> None:
     assert _PATH.fullmatch(f"/tickets/{number}")
 
 
-@pytest.mark.parametrize("number", ["", "a", "a" * 13, "0" * 12, "../../../etc", "a" * 11 + "\n", "%61" * 4])
+@pytest.mark.parametrize(
+    "number", ["", "a", "a" * 13, "0" * 12, "../../../etc", "a" * 11 + "\n", "%61" * 4]
+)
 def test_no_other_text_is_the_number_of_a_ticket(state: Path, number: str) -> None:
     with pytest.raises(EditRefused, match="is not the number of a ticket"):
         find_ticket(state, number)
@@ -110,8 +142,12 @@ def test_a_number_may_be_typed_in_capitals(state: Path) -> None:
 
 @pytest.mark.system
 @pytest.mark.skipif(os.geteuid() != 0, reason="another account is needed")
-def test_root_reads_tickets_with_the_rights_of_the_account_that_writes_them(state: Path, tmp_path: Path) -> None:
-    """What only root may read stays closed, though the account puts a link to it there."""
+def test_root_reads_tickets_with_the_rights_of_the_account_that_writes_them(
+    state: Path, tmp_path: Path
+) -> None:
+    """What only root may read stays closed, though the account puts a link to
+    it there.
+    """
     for folder in (tmp_path, *tmp_path.parents[:-2]):
         folder.chmod(0o755)
     secret = tmp_path / "secret"
@@ -125,14 +161,19 @@ def test_root_reads_tickets_with_the_rights_of_the_account_that_writes_them(stat
 
 
 def changed(state: Path, number: str, change: str) -> None:
-    """Change a row, and give it the number of what it holds then, as who has the key can."""
+    """Change a row, and give it the number of what it holds then, as who has the key
+    can.
+    """
     with closing(TicketStore(state)) as store:
         key = store.key
         with store._database.opened() as database:
             database.execute(f"UPDATE tickets SET {change} WHERE number = ?", (number,))
             query = "SELECT client, user, method, url FROM tickets WHERE number = ?"
             row = AskedRequest(*map(str, database.execute(query, (number,)).fetchone()))
-            database.execute("UPDATE tickets SET number = ? WHERE number = ?", (ticket_number(key, row), number))
+            database.execute(
+                "UPDATE tickets SET number = ? WHERE number = ?",
+                (ticket_number(key, row), number),
+            )
 
 
 CHANGES = [
@@ -149,27 +190,45 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_row_that_no_helper_writes_is_named_and_hides_no_other(directory: Path, state: Path, change: str) -> None:
+def test_a_row_that_no_helper_writes_is_named_and_hides_no_other(
+    directory: Path, state: Path, change: str
+) -> None:
     faulty, other = asked(state, "https://b.example/"), asked(state)
     changed(state, faulty, change)
     done = run(directory, state)
     assert done.exit_code == 0, done.output
     assert f"{other}  192.168.137.10" in done.output
-    assert "  cannot be read: it holds what no helper writes\n1 question waiting." in done.output
+    assert (
+        "  cannot be read: it holds what no helper writes\n1 question waiting."
+        in done.output
+    )
     found = waiting_tickets(state)
-    assert json.loads(run(directory, state, "--json").output)["unreadable"] == [*found.unreadable]
+    assert json.loads(run(directory, state, "--json").output)["unreadable"] == [
+        *found.unreadable
+    ]
     with pytest.raises(EditRefused, match="holds what no helper writes"):
         find_ticket(state, *found.unreadable)
 
 
-@pytest.mark.parametrize("change", ["url = 'https://evil.example/'", "client = '192.168.137.11'", "method = 'POST'"])
-def test_a_number_that_was_read_cannot_become_another_question(directory: Path, state: Path, change: str) -> None:
+@pytest.mark.parametrize(
+    "change",
+    ["url = 'https://evil.example/'", "client = '192.168.137.11'", "method = 'POST'"],
+)
+def test_a_number_that_was_read_cannot_become_another_question(
+    directory: Path, state: Path, change: str
+) -> None:
     number = asked(state)
     with closing(TicketStore(state)) as store, store._database.opened() as database:
         database.execute(f"UPDATE tickets SET {change}")
-    for words in (("approve", number, "--for", "2h", "--yes"), ("deny", number, "--reason", "No.")):
+    for words in (
+        ("approve", number, "--for", "2h", "--yes"),
+        ("deny", number, "--reason", "No."),
+    ):
         done = run(directory, state, *words)
-        assert (done.exit_code, "holds what no helper writes" in done.output) == (1, True)
+        assert (done.exit_code, "holds what no helper writes" in done.output) == (
+            1,
+            True,
+        )
     assert not (directory.parent / "grants.yaml").exists()
 
 
@@ -181,26 +240,40 @@ def test_a_state_that_no_helper_writes_is_told(state: Path) -> None:
         find_ticket(state, number)
 
 
-def test_what_is_no_utf_8_is_a_question_like_others(directory: Path, state: Path) -> None:
+def test_what_is_no_utf_8_is_a_question_like_others(
+    directory: Path, state: Path
+) -> None:
     number = asked(state, "https://a.example/\udcff")
     assert find_ticket(state, number).url == "https://a.example/\\udcff"
     assert asked(state, "https://a.example/\udcff") == number
 
 
-@pytest.mark.parametrize(("is_folder", "told"), [(True, "cannot be read"), (False, "not a folder: remove it")])
-def test_a_store_that_cannot_be_read_is_told(directory: Path, state: Path, is_folder: bool, told: str) -> None:
+@pytest.mark.parametrize(
+    ("is_folder", "told"),
+    [(True, "cannot be read"), (False, "not a folder: remove it")],
+)
+def test_a_store_that_cannot_be_read_is_told(
+    directory: Path, state: Path, is_folder: bool, told: str
+) -> None:
     if is_folder:
         (state / FOLDER).mkdir()
-    (state / FOLDER / "tickets.db" if is_folder else state / FOLDER).write_bytes(b"x" * 5000)
+    (state / FOLDER / "tickets.db" if is_folder else state / FOLDER).write_bytes(
+        b"x" * 5000
+    )
     done = run(directory, state)
     assert (done.exit_code, told in done.output) == (1, True)
 
 
-def test_what_a_client_sent_reaches_a_terminal_escaped(directory: Path, state: Path) -> None:
+def test_what_a_client_sent_reaches_a_terminal_escaped(
+    directory: Path, state: Path
+) -> None:
     asked(state, "https://a.example/%1b\\x1b?x=%1b", user="\x1b[1m\x07\u202e")
-    asked(state, "https://a.example/\x1b[2J\u202eevil\x07")  # which is denied as no URL before it is asked about
+    # which is denied as no URL before it is asked about
+    asked(state, "https://a.example/\x1b[2J\u202eevil\x07")
     with closing(TicketStore(state)) as store, store._database.opened() as database:
-        database.execute("UPDATE tickets SET number = ? WHERE user = ''", ("\x1b[2J\u202e\x07",))
+        database.execute(
+            "UPDATE tickets SET number = ? WHERE user = ''", ("\x1b[2J\u202e\x07",)
+        )
     done = run(directory, state)
     assert done.exit_code == 0, done.output
     assert not {"\x1b", "\x07", "\u202e"} & set(done.output)
@@ -208,12 +281,14 @@ def test_what_a_client_sent_reaches_a_terminal_escaped(directory: Path, state: P
     assert "1 question waiting." in done.output
 
 
-def test_an_internationalized_host_is_shown_in_punycode(directory: Path, state: Path) -> None:
+def test_an_internationalized_host_is_shown_in_punycode(
+    directory: Path, state: Path
+) -> None:
     asked(state, "https://b\u00fccher.example/x")
     assert "https://xn--bcher-kva.example/x" in run(directory, state).output
 
 
-# ── Answers ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Answers ───────────────────────────────────────────────────────────────────────────
 
 
 def test_an_approval_is_kept_with_who_when_and_why(
@@ -221,11 +296,30 @@ def test_an_approval_is_kept_with_who_when_and_why(
 ) -> None:
     monkeypatch.setenv("SUDO_USER", "ann")
     number = asked(state)
-    done = run(directory, state, "approve", number, "--for", "2h", "--reason", "For ticket 7.", "--yes")
+    done = run(
+        directory,
+        state,
+        "approve",
+        number,
+        "--for",
+        "2h",
+        "--reason",
+        "For ticket 7.",
+        "--yes",
+    )
     assert done.exit_code == 0, done.output
     [kept] = decisions(directory)
-    assert (kept["who"], kept["decision"], kept["reason"]) == ("ann", "approved", "For ticket 7.")
-    assert (kept["ticket"], kept["client"], kept["method"], kept["url"]) == (number, "192.168.137.10", "GET", URL)
+    assert (kept["who"], kept["decision"], kept["reason"]) == (
+        "ann",
+        "approved",
+        "For ticket 7.",
+    )
+    assert (kept["ticket"], kept["client"], kept["method"], kept["url"]) == (
+        number,
+        "192.168.137.10",
+        "GET",
+        URL,
+    )
     assert (kept["scope"], kept["clients"], kept["uses"]) == ("url", ["one"], None)
     [grant] = load(directory, datetime.now(UTC)).compiled.source.grants
     assert kept["grant"] == grant.name
@@ -237,7 +331,10 @@ def test_an_approval_is_kept_with_who_when_and_why(
 def test_what_cannot_be_kept_is_not_approved(directory: Path, state: Path) -> None:
     (directory.parent / "decisions.jsonl").mkdir()
     number = asked(state)
-    for words in (("approve", number, "--for", "2h", "--yes"), ("deny", number, "--reason", "No.")):
+    for words in (
+        ("approve", number, "--for", "2h", "--yes"),
+        ("deny", number, "--reason", "No."),
+    ):
         done = run(directory, state, *words)
         assert done.exit_code == 1
         assert "decisions.jsonl cannot be written" in done.output
@@ -276,14 +373,21 @@ def test_an_approval_is_told_and_kept_while_the_tickets_are_locked(
     if opened_before:
         edit(directory, OPENED)
     with closing(lock(state)):
-        done, told = run(directory, state, *approve), run(directory, state, *approve, "--json")
+        done, told = (
+            run(directory, state, *approve),
+            run(directory, state, *approve, "--json"),
+        )
     assert (done.exit_code, told.exit_code) == (0, 0)
     by = "more" if opened_before else "grant-a-example"
-    assert (f"Open already, by {by} (" if opened_before else f"Granted {by} until ") in done.output
+    assert (
+        f"Open already, by {by} (" if opened_before else f"Granted {by} until "
+    ) in done.output
     warning = f"it is approved and kept, but ticket {number} is not marked: the tickets in {state} cannot be read: "
     assert f"  warning     {warning}" in done.output
     assert json.loads(told.output)["warnings"][0].startswith(warning)
-    assert [(decision["decision"], decision["grant"]) for decision in decisions(directory)] == [("approved", by)] * 2
+    assert [
+        (decision["decision"], decision["grant"]) for decision in decisions(directory)
+    ] == [("approved", by)] * 2
     assert [ticket.number for ticket in waiting_tickets(state).tickets] == [number]
     assert "warning" not in run(directory, state, *approve).output
     assert waiting_tickets(state).tickets == ()
@@ -309,7 +413,11 @@ def test_a_command_waits_for_what_a_helper_writes(directory: Path, state: Path) 
     number = asked(state)
     with closing(lock(state)) as helper:
         done: list[Result] = []
-        denial = Thread(target=lambda: done.append(run(directory, state, "deny", number, "--reason", "No.")))
+        denial = Thread(
+            target=lambda: done.append(
+                run(directory, state, "deny", number, "--reason", "No.")
+            )
+        )
         denial.start()
         denial.join(0.5)
         assert denial.is_alive()
@@ -318,10 +426,23 @@ def test_a_command_waits_for_what_a_helper_writes(directory: Path, state: Path) 
     assert done[0].exit_code == 0
 
 
-def test_the_file_of_decisions_only_grows_and_is_for_root_alone(directory: Path, state: Path) -> None:
+def test_the_file_of_decisions_only_grows_and_is_for_root_alone(
+    directory: Path, state: Path
+) -> None:
     for n in range(3):
-        run(directory, state, "deny", asked(state, f"https://a.example/{n}"), "--reason", f"No. {n}")
-    assert [decision["reason"] for decision in decisions(directory)] == ["No. 0", "No. 1", "No. 2"]
+        run(
+            directory,
+            state,
+            "deny",
+            asked(state, f"https://a.example/{n}"),
+            "--reason",
+            f"No. {n}",
+        )
+    assert [decision["reason"] for decision in decisions(directory)] == [
+        "No. 0",
+        "No. 1",
+        "No. 2",
+    ]
     assert (directory.parent / "decisions.jsonl").stat().st_mode & 0o777 == 0o600
 
 
@@ -336,13 +457,25 @@ def test_the_file_of_decisions_only_grows_and_is_for_root_alone(directory: Path,
 def test_an_approval_for_nobody_is_refused(
     directory: Path, state: Path, client: str, words: tuple[str, ...], told: str
 ) -> None:
-    done = run(directory, state, "approve", asked(state, client=client), "--for", "2h", "--yes", *words)
+    done = run(
+        directory,
+        state,
+        "approve",
+        asked(state, client=client),
+        "--for",
+        "2h",
+        "--yes",
+        *words,
+    )
     assert done.exit_code == 1
     assert told in done.output
     assert not (directory.parent / "grants.yaml").exists()
 
 
-@pytest.mark.parametrize(("words", "clients"), [(("--client", "agents"), {"agents"}), (("--any-client",), None)])
+@pytest.mark.parametrize(
+    ("words", "clients"),
+    [(("--client", "agents"), {"agents"}), (("--any-client",), None)],
+)
 def test_an_approval_can_be_for_more(
     directory: Path, state: Path, words: tuple[str, ...], clients: set[str] | None
 ) -> None:
@@ -351,29 +484,53 @@ def test_an_approval_can_be_for_more(
     assert grant.match.clients == clients
 
 
-def test_the_client_with_the_fewest_addresses_is_the_one_that_asked(directory: Path) -> None:
+def test_the_client_with_the_fewest_addresses_is_the_one_that_asked(
+    directory: Path,
+) -> None:
     policy = load(directory, NOW).compiled
     assert clients_that_asked(policy, ticket()) == ("one", "agents")
     assert clients_that_asked(policy, ticket(client="192.168.137.11")) == ("agents",)
-    assert clients_that_asked(policy, ticket(client="192.168.137.11", user="ann")) == ("people", "agents")
+    assert clients_that_asked(policy, ticket(client="192.168.137.11", user="ann")) == (
+        "people",
+        "agents",
+    )
 
 
-# ── How wide it is ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── How wide it is ────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("scope", list(ApprovalScope))
-def test_an_approval_is_for_the_port_that_was_asked_for(directory: Path, state: Path, scope: ApprovalScope) -> None:
+def test_an_approval_is_for_the_port_that_was_asked_for(
+    directory: Path, state: Path, scope: ApprovalScope
+) -> None:
     number, port = asked(state, "https://a.example:8443/x"), "https://a.example:8443/x"
-    assert run(directory, state, "approve", number, "--for", "2h", "--scope", scope.value, "--yes").exit_code == 0
+    assert (
+        run(
+            directory,
+            state,
+            "approve",
+            number,
+            "--for",
+            "2h",
+            "--scope",
+            scope.value,
+            "--yes",
+        ).exit_code
+        == 0
+    )
     compiled = load(directory, datetime.now(UTC)).compiled
     opened = [
-        decided(compiled, request_to("GET", url, "192.168.137.10", None), datetime.now(UTC)).allowed
+        decided(
+            compiled, request_to("GET", url, "192.168.137.10", None), datetime.now(UTC)
+        ).allowed
         for url in (port, "https://a.example/x", "https://a.example:9443/x")
     ]
     assert opened == [True, False, False]
 
 
-def test_what_else_an_approval_lets_through_is_on_the_same_port(directory: Path) -> None:
+def test_what_else_an_approval_lets_through_is_on_the_same_port(
+    directory: Path,
+) -> None:
     recorded = [
         question("https://a.example/x?y=2", count=100),
         question("https://a.example/z", count=100),
@@ -385,23 +542,39 @@ def test_what_else_an_approval_lets_through_is_on_the_same_port(directory: Path)
     assert found[waiting.number] == {ApprovalScope.PATH: 2, ApprovalScope.HOST: 5}
 
 
-def test_a_star_in_a_path_is_no_wildcard_of_an_approval(directory: Path, state: Path) -> None:
+def test_a_star_in_a_path_is_no_wildcard_of_an_approval(
+    directory: Path, state: Path
+) -> None:
     with pytest.raises(EditRefused, match="holds a \\*"):
         approved_fields(ticket("https://a.example/x/**"), ApprovalScope.PATH)
-    run(directory, state, "approve", asked(state, "https://a.example/x/**?q=*"), "--for", "2h", "--yes")
+    run(
+        directory,
+        state,
+        "approve",
+        asked(state, "https://a.example/x/**?q=*"),
+        "--for",
+        "2h",
+        "--yes",
+    )
     [grant] = load(directory, datetime.now(UTC)).compiled.source.grants
-    assert [url.text for url in grant.match.urls or ()] == ["https://a.example/x/**?q=*"]
+    assert [url.text for url in grant.match.urls or ()] == [
+        "https://a.example/x/**?q=*"
+    ]
     assert grant.match.paths is None
 
 
-def question(url: str, client: str = "192.168.137.10", method: str = "GET", count: int = 1) -> Question:
+def question(
+    url: str, client: str = "192.168.137.10", method: str = "GET", count: int = 1
+) -> Question:
     host, _, port = url.split("/")[2].partition(":")
     at = NOW
     known = (client, "-", method, url, "-", f"{host}:{port or 443}", "-", host)
     return Question(*known, count, 0, 0, at, at, "default", "-", "-", "-", 0, "1.1.1.1")
 
 
-def test_what_else_an_approval_lets_through_is_what_the_policy_asks_about(directory: Path) -> None:
+def test_what_else_an_approval_lets_through_is_what_the_policy_asks_about(
+    directory: Path,
+) -> None:
     policy = load(directory, NOW).compiled
     recorded = [
         question(URL, count=5),  # the question itself
@@ -425,10 +598,15 @@ def test_what_else_an_approval_lets_through_is_what_the_policy_asks_about(direct
         (("approve", "a" * 12, "--for", "1h"), "there is no ticket aaaaaaaaaaaa"),
         (("approve", "../../etc", "--for", "1h"), "is not the number of a ticket"),
         (("deny", "a" * 12, "--reason", "x"), "there is no ticket aaaaaaaaaaaa"),
-        (("deny", "a" * 12, "--reason", "a\x1b[2J"), "--reason: expected 1 to 1,000 printable characters"),
+        (
+            ("deny", "a" * 12, "--reason", "a\x1b[2J"),
+            "--reason: expected 1 to 1,000 printable characters",
+        ),
     ],
 )
-def test_what_cannot_be_answered_is_told(directory: Path, state: Path, words: tuple[str, ...], told: str) -> None:
+def test_what_cannot_be_answered_is_told(
+    directory: Path, state: Path, words: tuple[str, ...], told: str
+) -> None:
     asked(state)
     done = run(directory, state, *words)
     assert done.exit_code == 1
@@ -436,7 +614,7 @@ def test_what_cannot_be_answered_is_told(directory: Path, state: Path, words: tu
     assert "\x1b" not in done.stderr
 
 
-# ── What else has opened or closed it ──────────────────────────────────────────────────────────────────────────────
+# ── What else has opened or closed it ─────────────────────────────────────────────────
 
 
 def shown_state(directory: Path, state: Path, number: str) -> tuple[str, str | None]:
@@ -444,9 +622,16 @@ def shown_state(directory: Path, state: Path, number: str) -> tuple[str, str | N
     policy = load(directory, datetime.now(UTC)).compiled
     asking = Asking(state, Meter(LocalCounts(state)))
     found = find_ticket(state, number)
-    tokens = f"{found.client} - GET https a.example 443 a.example a.example%3A443 -".encode()
+    tokens = (
+        f"{found.client} - GET https a.example 443 a.example a.example%3A443 -".encode()
+    )
     with closing(asking._store):
-        page = asking.show(Reply(lines.Result.OK), tokens, f"https://squidkeeper.internal/tickets/{number}", policy)
+        page = asking.show(
+            Reply(lines.Result.OK),
+            tokens,
+            f"https://squidkeeper.internal/tickets/{number}",
+            policy,
+        )
     told = json.loads(dict(page.annotations)["ticket_state_"])
     return told["state"], told["reason"]
 
@@ -456,7 +641,9 @@ def edit(directory: Path, text: str) -> None:
 
 
 OPENED = POLICY + "  - {name: more, action: allow, hosts: [a.example]}\n"
-CLOSED = POLICY + "  - {name: less, action: deny, hosts: [a.example], reason: Not here.}\n"
+CLOSED = (
+    POLICY + "  - {name: less, action: deny, hosts: [a.example], reason: Not here.}\n"
+)
 
 
 def test_a_question_that_is_open_is_not_denied_and_the_refusal_names_what_opens_it(
@@ -474,14 +661,24 @@ def test_a_question_that_is_open_is_not_denied_and_the_refusal_names_what_opens_
     assert run(directory, state, "deny", number, "--reason", "No.").exit_code == 0
     assert shown_state(directory, state, number) == ("denied", "No.")
     edit(directory, OPENED)
-    assert "by more (" in run(directory, state, "deny", number, "--reason", "No.").output
+    assert (
+        "by more (" in run(directory, state, "deny", number, "--reason", "No.").output
+    )
     edit(directory, POLICY)
     name = "x; $(touch y) 'z"
-    grant = {"name": name, "any_client": True, "hosts": ["a.example"], "expires": "2099-01-01T00:00:00Z", "reason": "x"}
+    grant = {
+        "name": name,
+        "any_client": True,
+        "hosts": ["a.example"],
+        "expires": "2099-01-01T00:00:00Z",
+        "reason": "x",
+    }
     write_policy(directory, f"grants: [{json.dumps(grant)}]", "grants.yaml")
     told = run(directory, state, "deny", number, "--reason", "No.").output
     [command] = re.findall(r"\((squidkeeper grant .*)\); nothing", told)
-    assert shlex.split(command) == ["squidkeeper", "grant", "--revoke", name], "as a shell reads it"
+    assert shlex.split(command) == ["squidkeeper", "grant", "--revoke", name], (
+        "as a shell reads it"
+    )
 
 
 def test_an_approval_sees_a_denial_that_was_given_meanwhile(
@@ -492,15 +689,23 @@ def test_an_approval_sees_a_denial_that_was_given_meanwhile(
     deny_ticket(directory, state, number, "Not today.")
     approval = Approval(ApprovalScope.URL, timedelta(hours=1))
     policy = load(directory, NOW).compiled
-    with pytest.raises(EditRefused, match=r"was denied meanwhile \(Not today.\); nothing was approved"):
+    with pytest.raises(
+        EditRefused, match=r"was denied meanwhile \(Not today.\); nothing was approved"
+    ):
         approve_ticket(directory, state, policy, seen, approval, datetime.now(UTC))
     assert not (directory.parent / "grants.yaml").exists()
 
 
-def test_of_two_answers_at_once_the_later_one_waits_and_sees_the_other(directory: Path, state: Path) -> None:
+def test_of_two_answers_at_once_the_later_one_waits_and_sees_the_other(
+    directory: Path, state: Path
+) -> None:
     number, told = asked(state), list[Result]()
     log = DecisionLog(directory)  # as an approval has it, until its result is written
-    denial = Thread(target=lambda: told.append(run(directory, state, "deny", number, "--reason", "No.")))
+    denial = Thread(
+        target=lambda: told.append(
+            run(directory, state, "deny", number, "--reason", "No.")
+        )
+    )
     denial.start()
     denial.join(0.3)
     assert denial.is_alive()
@@ -510,18 +715,27 @@ def test_of_two_answers_at_once_the_later_one_waits_and_sees_the_other(directory
     assert "is open, by more (" in told[0].output
 
 
-def test_a_question_whose_grant_is_used_up_is_approved_again(directory: Path, state: Path) -> None:
+def test_a_question_whose_grant_is_used_up_is_approved_again(
+    directory: Path, state: Path
+) -> None:
     number = asked(state)
     run(directory, state, "approve", number, "--for", "2h", "--uses", "1", "--yes")
     [grant] = load(directory, datetime.now(UTC)).compiled.source.grants
-    assert "Open already, by grant-a-example" in run(directory, state, "approve", number, "--for", "2h", "--yes").output
+    assert (
+        "Open already, by grant-a-example"
+        in run(directory, state, "approve", number, "--for", "2h", "--yes").output
+    )
     assert GrantUses(state).take(grant)
-    done = run(directory, state, "approve", number, "--for", "2h", "--uses", "1", "--yes")
+    done = run(
+        directory, state, "approve", number, "--for", "2h", "--uses", "1", "--yes"
+    )
     assert "Granted grant-a-example-2 until " in done.output
     assert shown_state(directory, state, number) == ("approved", None)
 
 
-def test_approving_what_something_else_has_opened_ends_its_wait(directory: Path, state: Path) -> None:
+def test_approving_what_something_else_has_opened_ends_its_wait(
+    directory: Path, state: Path
+) -> None:
     number = asked(state)
     edit(directory, OPENED)
     assert shown_state(directory, state, number) == ("approved", None)
@@ -530,10 +744,16 @@ def test_approving_what_something_else_has_opened_ends_its_wait(directory: Path,
     assert "Open already, by more (" in done.output
     assert waiting_tickets(state).tickets == ()
     [kept] = decisions(directory)
-    assert (kept["decision"], kept["reason"], kept["until"]) == ("approved", "Open already, by more", "")
+    assert (kept["decision"], kept["reason"], kept["until"]) == (
+        "approved",
+        "Open already, by more",
+        "",
+    )
 
 
-def test_questions_are_listed_and_denied_while_the_policy_does_not_load(directory: Path, state: Path) -> None:
+def test_questions_are_listed_and_denied_while_the_policy_does_not_load(
+    directory: Path, state: Path
+) -> None:
     number = asked(state)
     sources = read_sources(directory)
     store_revision(sources, sources.revision, state / "revisions")
@@ -547,7 +767,11 @@ def test_questions_are_listed_and_denied_while_the_policy_does_not_load(director
     assert run(directory, state, "deny", number, "--reason", "No.").exit_code == 0
     (directory / "more.yaml").write_text("version: 1\n")
     number = asked(state, "https://b.example/")
-    told = json.loads(run(directory, state, "approve", number, "--for", "2h", "--yes", "--json").output)
+    told = json.loads(
+        run(
+            directory, state, "approve", number, "--for", "2h", "--yes", "--json"
+        ).output
+    )
     assert told == {
         "ticket": number,
         "grant": "grant-b-example",
@@ -557,17 +781,23 @@ def test_questions_are_listed_and_denied_while_the_policy_does_not_load(director
     }
 
 
-def test_the_list_has_only_what_the_policy_still_asks_about(directory: Path, state: Path) -> None:
+def test_the_list_has_only_what_the_policy_still_asks_about(
+    directory: Path, state: Path
+) -> None:
     asked(state)
     asked(state, "https://b.example/")
     edit(directory, CLOSED)
     told = run(directory, state).output
     assert "https://a.example" not in told
-    assert told.endswith("1 question waiting. The policy opens or denies 1 more by now.\n")
+    assert told.endswith(
+        "1 question waiting. The policy opens or denies 1 more by now.\n"
+    )
     assert json.loads(run(directory, state, "--json").output)["decided_by_policy"] == 1
 
 
-def test_the_client_reads_what_the_policy_says_now(directory: Path, state: Path) -> None:
+def test_the_client_reads_what_the_policy_says_now(
+    directory: Path, state: Path
+) -> None:
     number = asked(state)
     assert shown_state(directory, state, number) == ("pending", None)
     edit(directory, CLOSED)
@@ -577,13 +807,21 @@ def test_the_client_reads_what_the_policy_says_now(directory: Path, state: Path)
     assert shown_state(directory, state, number) == ("approved", None)
     remove_grant(directory, "grant-a-example", datetime.now(UTC))
     note_decision(state, number, TicketState.APPROVED, time.time() + 7200, "")
-    assert shown_state(directory, state, number) == ("pending", None)  # as before the helper has the grant
+    # as before the helper has the grant
+    assert shown_state(directory, state, number) == (
+        "pending",
+        None,
+    )
     with closing(TicketStore(state)) as store:
-        store.decide(number, TicketState.APPROVED, time.time() - 60, time.time() + 7200, "")
+        store.decide(
+            number, TicketState.APPROVED, time.time() - 60, time.time() + 7200, ""
+        )
     assert shown_state(directory, state, number) == ("lapsed", None)
 
 
-def test_what_a_person_has_denied_says_so_and_waits_no_longer(directory: Path, state: Path) -> None:
+def test_what_a_person_has_denied_says_so_and_waits_no_longer(
+    directory: Path, state: Path
+) -> None:
     policy = load(directory, datetime.now(UTC)).compiled
     number = asked(state)
     denial = Reply(lines.Result.ERR, message="Ask the team.")
@@ -595,4 +833,7 @@ def test_what_a_person_has_denied_says_so_and_waits_no_longer(directory: Path, s
         again = asking.deny(denial, tokens, URL, "default", policy)
     assert first.annotations == (("ticket_", number),)
     assert again.annotations == ()
-    assert again.message == f"Ask the team. A person has denied it (ticket {number}): Not for builds."
+    assert (
+        again.message
+        == f"Ask the team. A person has denied it (ticket {number}): Not for builds."
+    )

@@ -1,4 +1,6 @@
-"""What bodies decide is told, compared and counted as such: no command takes such a rule for one of URLs alone."""
+"""What bodies decide is told, compared and counted as such: no command takes such a
+rule for one of URLs alone.
+"""
 
 from __future__ import annotations
 
@@ -45,18 +47,22 @@ def made(tmp_path: Path) -> Make:
     numbers = iter(range(20))
 
     def make(*rules: str, more: str = "") -> CompiledPolicy:
-        return compiled_of(tmp_path / str(next(numbers)), f"rules: [{', '.join(rules)}]\n{more}")
+        return compiled_of(
+            tmp_path / str(next(numbers)), f"rules: [{', '.join(rules)}]\n{more}"
+        )
 
     return make
 
 
-# --- diff -------------------------------------------------------------------------------------------------------------
+# --- diff -----------------------------------------------------------------------------
 
 
 def within(made: Make, ceiling: tuple[str, ...], new: tuple[str, ...]) -> list[Change]:
     policies = made(*ceiling), made(*new)
     found = report(policies, ("ceiling", "new"), NOW, is_ceiling=True)
-    assert all(difference.doubt is None for difference in found.differences), as_text(found)
+    assert all(difference.doubt is None for difference in found.differences), as_text(
+        found
+    )
     return [difference.change for difference in found.differences]
 
 
@@ -64,7 +70,9 @@ def bodies(*texts: str) -> list[tuple[str, ...]]:
     return [(CHAT % f", body: {{{text}}}",) for text in texts]
 
 
-NARROWER: list[list[tuple[str, ...]]] = [  # each pair: the ceiling, and what is within it
+NARROWER: list[
+    list[tuple[str, ...]]
+] = [  # each pair: the ceiling, and what is within it
     [(CHAT % "",), (CHAT % ONE,)],
     [(CHAT % TWO,), (CHAT % ONE,)],
     [(CHAT % ONE,), (NO_TOOL, CHAT % ONE)],
@@ -83,7 +91,9 @@ NARROWER: list[list[tuple[str, ...]]] = [  # each pair: the ceiling, and what is
 
 
 @pytest.mark.parametrize("pair", NARROWER)
-def test_a_narrower_body_is_within_a_ceiling_and_a_wider_one_is_not(made: Make, pair: list[tuple[str, ...]]) -> None:
+def test_a_narrower_body_is_within_a_ceiling_and_a_wider_one_is_not(
+    made: Make, pair: list[tuple[str, ...]]
+) -> None:
     wide, narrow = pair
     assert within(made, wide, narrow) == []
     assert within(made, narrow, wide) == [Change.BODIES]
@@ -94,12 +104,24 @@ METERED = ", meter: tokens"
 
 
 @pytest.mark.parametrize("body", ["", ONE])
-def test_a_request_that_is_no_longer_counted_is_beyond_a_ceiling(made: Make, body: str) -> None:
-    metered, more, plain = (CHAT % f"{body}{text}" for text in (METERED, f"{METERED}, reserve: 9", ""))
+def test_a_request_that_is_no_longer_counted_is_beyond_a_ceiling(
+    made: Make, body: str
+) -> None:
+    metered, more, plain = (
+        CHAT % f"{body}{text}" for text in (METERED, f"{METERED}, reserve: 9", "")
+    )
     changed = [*([Change.BODIES] if body else []), Change.METER]
-    assert within(made, (plain,), (metered,)) == within(made, (metered,), (metered,)) == []
-    assert within(made, (metered,), (plain,)) == within(made, (metered,), (more,)) == changed
-    assert within(made, (CHAT % METERED,), (metered,)) == [], "a body, and counted alike"
+    assert (
+        within(made, (plain,), (metered,)) == within(made, (metered,), (metered,)) == []
+    )
+    assert (
+        within(made, (metered,), (plain,))
+        == within(made, (metered,), (more,))
+        == changed
+    )
+    assert within(made, (CHAT % METERED,), (metered,)) == [], (
+        "a body, and counted alike"
+    )
     text = as_text(report((made(metered), made(plain)), ("old", "new"), NOW))
     assert "meter: tokens, reserve 4,096" in text
 
@@ -108,13 +130,22 @@ def test_a_limit_of_cost_is_written_as_people_write_it(made: Make) -> None:
     more = "prices: [{model: a*, in: 1, out: 5}]\nquotas: [{name: q, per: all, every: day, cost: %s}]\n"
     policies = [made(CHAT % METERED, more=more % cost) for cost in (20, 25.000001)]
     [found] = report((policies[0], policies[1]), ("old", "new"), NOW).settings
-    assert (found.name, found.before, found.after) == ("quota q: cost every day per all", "20.00", "25.000001")
+    assert (found.name, found.before, found.after) == (
+        "quota q: cost every day per all",
+        "20.00",
+        "25.000001",
+    )
 
 
 def test_other_prices_are_another_setting(made: Make) -> None:
-    one, other = (made(CHAT % METERED, more=f"prices: [{{model: a*, in: {price}, out: 5}}]\n") for price in (1, 0.5))
+    one, other = (
+        made(CHAT % METERED, more=f"prices: [{{model: a*, in: {price}, out: 5}}]\n")
+        for price in (1, 0.5)
+    )
     for is_ceiling in (False, True):
-        [found] = report((one, other), ("old", "new"), NOW, is_ceiling=is_ceiling).settings
+        [found] = report(
+            (one, other), ("old", "new"), NOW, is_ceiling=is_ceiling
+        ).settings
         assert (found.name, found.before) == ("prices", "a* 1.00, 5.00, 1.00, 1.00")
         assert found.after == "a* 0.50, 5.00, 0.50, 0.50"
 
@@ -125,10 +156,18 @@ def test_other_prices_are_another_setting(made: Make) -> None:
         bodies("json: {/n: 1}", "mcp: {tools: [a]}"),
         bodies("json: {/n: 1}", "json: {/m: 1}"),
         bodies("json: {/n: 1}", "json: {/n: true}"),
-        [(CHAT % ONE,), (CHAT.replace("chat", "other", 1).replace("allow", "deny") % TWO, CHAT % TWO)],
+        [
+            (CHAT % ONE,),
+            (
+                CHAT.replace("chat", "other", 1).replace("allow", "deny") % TWO,
+                CHAT % TWO,
+            ),
+        ],
     ],
 )
-def test_bodies_that_cannot_be_compared_are_reported(made: Make, pair: list[tuple[str, ...]]) -> None:
+def test_bodies_that_cannot_be_compared_are_reported(
+    made: Make, pair: list[tuple[str, ...]]
+) -> None:
     one, other = pair
     assert within(made, one, other) == within(made, other, one) == [Change.BODIES]
 
@@ -140,25 +179,44 @@ def test_a_difference_of_pushes_has_a_push_as_its_example(made: Make) -> None:
     one, two = PUSH % "refs/heads/a", PUSH % "refs/heads/a, refs/heads/b"
     assert within(made, (two,), (one,)) == []
     assert within(made, (one,), (two,)) == [Change.BODIES]
-    opened = report((made("{name: x, action: allow, hosts: [x.example]}"), made(one)), ("old", "new"), NOW)
-    changes = {(one.change, one.doubt, "git-receive-pack" in str(one.example)) for one in opened.differences}
+    opened = report(
+        (made("{name: x, action: allow, hosts: [x.example]}"), made(one)),
+        ("old", "new"),
+        NOW,
+    )
+    changes = {
+        (one.change, one.doubt, "git-receive-pack" in str(one.example))
+        for one in opened.differences
+    }
     assert (Change.OPENED, None, True) in changes
     assert all(doubt is None for _, doubt, _ in changes)
 
 
 def test_a_difference_says_what_the_bodies_must_be(made: Make) -> None:
     text = as_text(report((made(CHAT % ONE), made(CHAT % TWO)), ("old", "new"), NOW))
-    assert "BODIES       any client: POST https, http on api.example, path /chat" in text
-    assert "by the first that holds: allow where the body is json /model: a, b, then deny" in text
+    assert (
+        "BODIES       any client: POST https, http on api.example, path /chat" in text
+    )
+    assert (
+        "by the first that holds: allow where the body is json /model: a, b, then deny"
+        in text
+    )
 
 
-# --- the record -------------------------------------------------------------------------------------------------------
+# --- the record -----------------------------------------------------------------------
 
 
 def recorded(policy: CompiledPolicy, **fields: Any) -> Record:
     tunnel = {"sni": "api.example", "tunnel": quote("api.example:443", safe="")}
-    values = {"url": "https://api.example/chat", "method": "POST", "revision": policy.revision, "verdict": "allow"}
-    return records.record(**{"time": "2026-11-25T11:00:00.000Z", **tunnel, **values, **fields})
+    values = {
+        "url": "https://api.example/chat",
+        "method": "POST",
+        "revision": policy.revision,
+        "verdict": "allow",
+    }
+    return records.record(
+        **{"time": "2026-11-25T11:00:00.000Z", **tunnel, **values, **fields}
+    )
 
 
 @pytest.mark.parametrize("rule", ["chat", "other"])
@@ -170,12 +228,17 @@ def test_what_a_rule_of_the_list_served_is_no_drift(made: Make, rule: str) -> No
 
 
 def test_urls_are_judged_one_by_one_where_a_rule_reads_bodies(made: Make) -> None:
-    read, plain = (RecordedHosts().of(one, recorded(one)) for one in (made(CHAT % ONE), made(CHAT % "")))
+    read, plain = (
+        RecordedHosts().of(one, recorded(one))
+        for one in (made(CHAT % ONE), made(CHAT % ""))
+    )
     assert beginnings_of([read]) is None
     assert beginnings_of([plain]) is not None
 
 
-def replayed(old: CompiledPolicy, new: CompiledPolicy, verdict: str) -> Difference | None:
+def replayed(
+    old: CompiledPolicy, new: CompiledPolicy, verdict: str
+) -> Difference | None:
     one = recorded(old, verdict=verdict)
     return ReplayJudge(old, new).question(one).judge(one)
 
@@ -189,7 +252,12 @@ def replayed(old: CompiledPolicy, new: CompiledPolicy, verdict: str) -> Differen
         (CHAT % "", CHAT % ONE, "allow", "unread"),
         (CHAT % ONE, CHAT % "", "allow", None),
         (CHAT % ONE, CHAT % "", "deny", FlipKind.OPENED),
-        (CHAT % ONE, "{name: x, action: deny, hosts: [api.example]}", "allow", FlipKind.DENIED),
+        (
+            CHAT % ONE,
+            "{name: x, action: deny, hosts: [api.example]}",
+            "allow",
+            FlipKind.DENIED,
+        ),
         (CHAT % ONE, "{name: x, action: deny, hosts: [api.example]}", "deny", None),
     ],
 )
@@ -208,7 +276,12 @@ def test_a_replay_takes_what_a_body_decided_from_the_record_and_sets_apart_what_
 def test_tighten_leaves_the_rules_between_which_bodies_decide(made: Make) -> None:
     rest = "{name: rest, action: allow, hosts: [.example], methods: [GET, POST]}"
     other = "{name: other, action: allow, hosts: [other.example]}"
-    policy = made("{name: above, action: allow, hosts: [api.example], methods: [PUT]}", CHAT % ONE, rest, other)
+    policy = made(
+        "{name: above, action: allow, hosts: [api.example], methods: [PUT]}",
+        CHAT % ONE,
+        rest,
+        other,
+    )
     assert decided_by_bodies(policy.source) == {"chat", "rest"}
     one = recorded(policy)
     assert AttributionJudge(policy).question(one).judge(one) is None
@@ -225,25 +298,40 @@ def test_tighten_and_the_brief_say_that_tokens_are_counted(made: Make) -> None:
 def test_tighten_narrows_no_metered_rule_above_one_that_is_not(made: Make) -> None:
     rest = "{name: rest, action: allow, hosts: [.example], methods: [GET, POST]}"
     assert _loosening(made(CHAT % METERED, rest).source, NOW) == {"chat"}
-    assert _loosening(made(CHAT % METERED, rest.replace("}", f"{METERED}}}")).source, NOW) == set()
+    assert (
+        _loosening(made(CHAT % METERED, rest.replace("}", f"{METERED}}}")).source, NOW)
+        == set()
+    )
 
 
 def test_no_rule_is_proposed_that_would_open_every_body(made: Make) -> None:
     policy = made(CHAT % ONE)
     proposal = propose(recorded(policy, verdict="deny", rule="default"), policy)
     assert proposal is not None
-    assert (proposal.line, "its body is judged by chat" in proposal.obstacle) == (None, True)
+    assert (proposal.line, "its body is judged by chat" in proposal.obstacle) == (
+        None,
+        True,
+    )
 
 
 def test_why_does_not_take_what_a_body_decides_for_allowed_since(made: Make) -> None:
     policy = made(CHAT % ONE)
     record = recorded(policy, verdict="deny", rule="default")
-    known = Surroundings(lambda _: policy, lambda: policy, lambda _: (), lambda *_: None, lambda _: None, CacheLog())
+    known = Surroundings(
+        lambda _: policy,
+        lambda: policy,
+        lambda _: (),
+        lambda *_: None,
+        lambda _: None,
+        CacheLog(),
+    )
     told = details._opening(record, policy, "add this rule", known)
-    assert told.facts["opens"].startswith("a new rule is not enough: its body is judged by chat")
+    assert told.facts["opens"].startswith(
+        "a new rule is not enough: its body is judged by chat"
+    )
 
 
-# --- people -----------------------------------------------------------------------------------------------------------
+# --- people ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -266,19 +354,24 @@ def test_a_body_is_written_for_people(made: Make, body: str, text: str) -> None:
 
 def test_a_brief_says_what_a_body_must_be(made: Make) -> None:
     policy = made(CHAT % ONE, more="clients: {one: {networks: [192.0.2.0/24]}}").source
-    assert "where the body is `json /model: a`" in write_brief(policy, KitClient(policy.clients[0]), NOW)
+    assert "where the body is `json /model: a`" in write_brief(
+        policy, KitClient(policy.clients[0]), NOW
+    )
 
 
 def test_a_client_is_not_tried_with_a_url_whose_body_decides(made: Make) -> None:
     policy = made(
-        f"{{name: chat, action: allow, hosts: [api.example]{ONE}}}", more="clients: {one: {networks: [192.0.2.0/24]}}"
+        f"{{name: chat, action: allow, hosts: [api.example]{ONE}}}",
+        more="clients: {one: {networks: [192.0.2.0/24]}}",
     )
     assert allowed_url(policy, KitClient(policy.source.clients[0]), NOW) is None
 
 
 def test_a_grant_opens_what_other_rules_open_for_some_bodies(made: Make) -> None:
     fields = "any_client: true, hosts: [api.example], methods: [POST], paths: [/chat]"
-    grant = f"grants: [{{name: g, {fields}, expires: '2030-01-01T00:00:00Z', reason: x}}]"
+    grant = (
+        f"grants: [{{name: g, {fields}, expires: '2030-01-01T00:00:00Z', reason: x}}]"
+    )
     policy = made(CHAT % ONE, more=grant)
     effect = effect_of(policy, policy.source.grants[0], NOW)
     assert (effect.opens, effect.openers, effect.deniers) == (True, (), ())

@@ -1,4 +1,6 @@
-"""The difference of two policies beside brute force: small random policies, and requests judged one by one."""
+"""The difference of two policies beside brute force: small random policies, and
+requests judged one by one.
+"""
 
 from __future__ import annotations
 
@@ -88,18 +90,40 @@ MORE_HOSTS = [
     "127.0.0.1",
 ]
 METHODS = ["GET", "POST", "PUT", "OPTIONS", "MADE-UP", "post", "Post", "get"]
-ORIGINS = [("http", 80), ("https", 443), ("http", 8443), ("https", 8443), ("https", 80), ("https", 9)]
-PATHS = ["", *SEGMENTS, *map("/".join, product(SEGMENTS, ["x", "s", "", "..", "x%2fs"]))]
+ORIGINS = [
+    ("http", 80),
+    ("https", 443),
+    ("http", 8443),
+    ("https", 8443),
+    ("https", 80),
+    ("https", 9),
+]
+PATHS = [
+    "",
+    *SEGMENTS,
+    *map("/".join, product(SEGMENTS, ["x", "s", "", "..", "x%2fs"])),
+]
 PATHS += ["x/../s", "x/s/x/s", "s/x%2f..%2fs", "x//s", "x/%2e%2e/x/s"]
 QUERIES = ["", "?q=1", "?q=2", "?q=1&q=2", "?q=12&r", "?q=1;q=3", "?r=1"]
-USERS = [None, None, "clerk", "one", "two"]  # of a client with users, of clients with tokens
+# of a client with users, of clients with tokens
+USERS = [
+    None,
+    None,
+    "clerk",
+    "one",
+    "two",
+]
 CLIENTS = [None, "192.0.2.1", "198.51.100.1", "203.0.113.1"]
 HOURS = [-2, 0, 2]
 GRANTED = ["", "/x/**", "/x", "?q=1", "?q=2"]
 AT_NOON = Schedule(UTC, hours=(Hours(12 * 60, 13 * 60),))
 ROUTES = [
     Route.of(
-        name, PLACE, Match(hosts=(parse_host_pattern(hosts),) if hosts else None, ports=ports), parent, resolve=False
+        name,
+        PLACE,
+        Match(hosts=(parse_host_pattern(hosts),) if hosts else None, ports=ports),
+        parent,
+        resolve=False,
     )
     for name, hosts, ports, parent in (
         ("inner", ".a.example", None, None),
@@ -120,9 +144,17 @@ BODIES = [
 DOCUMENTS = [
     None,
     b"x",
-    *(json_of(text).encode() for text in ("{}", "{m:a}", "{m:b}", "{m:c}", "{m:a,x:1}", "{n:1}", "{n:3}")),
+    *(
+        json_of(text).encode()
+        for text in ("{}", "{m:a}", "{m:b}", "{m:c}", "{m:a,x:1}", "{n:1}", "{n:3}")
+    ),
 ]
-NO_SHRINKING = (Phase.explicit, Phase.reuse, Phase.generate)  # it takes minutes; what fails is small as it is
+# it takes minutes; what fails is small as it is
+NO_SHRINKING = (
+    Phase.explicit,
+    Phase.reuse,
+    Phase.generate,
+)
 Policies = tuple[CompiledPolicy, CompiledPolicy]
 
 
@@ -139,13 +171,23 @@ def every_question() -> Iterator[Question]:
     for method, (scheme, port), host, path, query, client, user, hours in product(
         METHODS, ORIGINS, MORE_HOSTS, PATHS, QUERIES, CLIENTS, USERS, HOURS
     ):
-        yield Question(method, f"{scheme}://{host}:{port}/{path}{query}", client, user, NOW + timedelta(hours=hours))
+        yield Question(
+            method,
+            f"{scheme}://{host}:{port}/{path}{query}",
+            client,
+            user,
+            NOW + timedelta(hours=hours),
+        )
 
 
 def some_questions(draw: random.Random, number: int) -> Iterator[Question]:
     for _ in range(number):
         scheme, port = draw.choice(ORIGINS)
-        host, client, at = draw.choice(MORE_HOSTS), draw.choice(CLIENTS), NOW + timedelta(hours=draw.choice([0, 2]))
+        host, client, at = (
+            draw.choice(MORE_HOSTS),
+            draw.choice(CLIENTS),
+            NOW + timedelta(hours=draw.choice([0, 2])),
+        )
         user = draw.choice(USERS)
         if draw.random() < 0.1:
             yield Question(CONNECT, f"{host}:{port}", client, user, at)
@@ -154,7 +196,7 @@ def some_questions(draw: random.Random, number: int) -> Iterator[Question]:
             yield Question(draw.choice(METHODS), url, client, user, at)
 
 
-# --- what really differs, by `explain` ----------------------------------------------------------------------------
+# --- what really differs, by `explain` ------------------------------------------------
 
 
 def seen(policy: CompiledPolicy, asked: Question) -> dict[str, Any]:
@@ -170,16 +212,32 @@ def seen(policy: CompiledPolicy, asked: Question) -> dict[str, Any]:
             "observed": observed,
             "asks": decision.asks,
             "closed": decision.rule in rules and not decision.asks,
-            "grantable": (decision.asks or decision.rule == "default") and not request.host.private,  # type: ignore[union-attr]
+            "grantable": (decision.asks or decision.rule == "default")
+            and not request.host.private,  # type: ignore[union-attr]
         }
     listed = [one.rule for one in found.by_body]
-    bodies = [BodyRule(str(rule.verdict), rule.observe, rule.body, rule.meter) for rule in listed]
+    bodies = [
+        BodyRule(str(rule.verdict), rule.observe, rule.body, rule.meter)
+        for rule in listed
+    ]
     if bodies and (bodies[-1].body or bodies[-1].observes):
-        bodies.append(BodyRule("allow" if policy.source.default is Action.ALLOW else "deny"))
+        bodies.append(
+            BodyRule("allow" if policy.source.default is Action.ALLOW else "deny")
+        )
     uses, spent = uses_of(policy, request, asked.at)
-    rewrite = decision.rewritten and (decision.rewritten.rewrite.redirect, decision.rewritten.url)
+    rewrite = decision.rewritten and (
+        decision.rewritten.rewrite.redirect,
+        decision.rewritten.url,
+    )
     if decision.redirects:
-        return {"allowed": True, "asks": False, "uses": uses, "spent": spent, "rewrite": rewrite, "observed": observed}
+        return {
+            "allowed": True,
+            "asks": False,
+            "uses": uses,
+            "spent": spent,
+            "rewrite": rewrite,
+            "observed": observed,
+        }
     fetched = decision.rewritten.url.host if decision.rewritten else request.host  # type: ignore[union-attr]
     return {
         "allowed": True,
@@ -188,15 +246,21 @@ def seen(policy: CompiledPolicy, asked: Question) -> dict[str, Any]:
         "spent": spent,
         "observed": observed,
         "bodies": bodies,
-        "meter": {one.meter for one in bodies if one[:2] == ("allow", False)} if bodies else {decision.meter},
+        "meter": {one.meter for one in bodies if one[:2] == ("allow", False)}
+        if bodies
+        else {decision.meter},
         "private": decision.private and fetched.address is None,
         "passthrough": decision.passthrough,
         "websocket": found.websocket is not None and found.websocket.passes,
         "rewrite": rewrite,
-        "credentials": sorted(text for credential in decision.credentials for text in injected(credential)),
+        "credentials": sorted(
+            text for credential in decision.credentials for text in injected(credential)
+        ),
         "strip": decision.strip and decision.strip.headers,
         "connections": decision.connections,
-        "upstream": upstream.name if upstream and upstream.location.file else None,  # else the same parent, or none
+        "upstream": upstream.name
+        if upstream and upstream.location.file
+        else None,  # else the same parent, or none
     }
 
 
@@ -206,10 +270,14 @@ def injected(credential: Credential) -> list[str]:
 
 
 def exceeds(policies: Policies, asked: Question) -> bool:
-    """Whether the second policy does with a request what the first does not, and does not only close."""
+    """Whether the second policy does with a request what the first does not, and does
+    not only close.
+    """
     old, new = (seen(policy, asked) for policy in policies)
     if not (old["allowed"] and new["allowed"]):
-        return bool(new["allowed"] or (old.get("closed") and new["asks"])) or is_opened_by_a_grant(policies, asked)
+        return bool(
+            new["allowed"] or (old.get("closed") and new["asks"])
+        ) or is_opened_by_a_grant(policies, asked)
     if more_uses(old, new):
         return True
     if new["rewrite"] and new["rewrite"][0] is not None:
@@ -217,22 +285,36 @@ def exceeds(policies: Policies, asked: Question) -> bool:
     if any(takes_more(policies, asked, sent) for sent in DOCUMENTS):
         return True
     return (
-        any(old.get(name) != new[name] for name in ("rewrite", "credentials", "upstream"))
-        or any(new[name] and not old.get(name) for name in ("private", "passthrough", "websocket"))
+        any(
+            old.get(name) != new[name]
+            for name in ("rewrite", "credentials", "upstream")
+        )
+        or any(
+            new[name] and not old.get(name)
+            for name in ("private", "passthrough", "websocket")
+        )
         or any(old.get(name) and not new[name] for name in ("strip", "connections"))
     )
 
 
 def takes_more(policies: Policies, asked: Question, body: bytes | None) -> bool:
-    """Whether the second policy alone allows a request with a body, or meters it in another way than the first."""
+    """Whether the second policy alone allows a request with a body, or meters it in
+    another way than the first.
+    """
     request = request_to(asked.method, asked.target, asked.client, asked.user)
     sent = written_request(asked.method, asked.target, body)
-    old, new = (explain(policy, request, asked.at, sent).decision for policy in policies)
-    return new.allowed and (not old.allowed or (old.meter is not None and old.meter != new.meter))
+    old, new = (
+        explain(policy, request, asked.at, sent).decision for policy in policies
+    )
+    return new.allowed and (
+        not old.allowed or (old.meter is not None and old.meter != new.meter)
+    )
 
 
 def is_opened_by_a_grant(policies: Policies, asked: Question) -> bool:
-    """Whether a grant for everything opens below the ceiling what it does not open under it, as a rule denies that."""
+    """Whether a grant for everything opens below the ceiling what it does not open
+    under it, as a rule denies that.
+    """
     old, new = (seen(granting(policy), asked) for policy in policies)
     return bool(new["allowed"]) and bool(old.get("closed"))
 
@@ -244,12 +326,19 @@ def granting(policy: CompiledPolicy) -> CompiledPolicy:
 
 
 def more_uses(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    before, after = (inf if side["spent"]["allowed"] else sum(side["uses"].values()) for side in (old, new))
+    before, after = (
+        inf if side["spent"]["allowed"] else sum(side["uses"].values())
+        for side in (old, new)
+    )
     return after > before
 
 
-def uses_of(policy: CompiledPolicy, request: Request | Malformed, at: datetime) -> tuple[object, dict[str, object]]:
-    """List the grants that are counted for a request, one after the other, and what is seen once they are spent."""
+def uses_of(
+    policy: CompiledPolicy, request: Request | Malformed, at: datetime
+) -> tuple[object, dict[str, object]]:
+    """List the grants that are counted for a request, one after the other, and what is
+    seen once they are spent.
+    """
     spent: dict[str, int | None] = {}
     decision = decide(policy, policy.match(request), at)
     while decision.counted is not None:
@@ -257,7 +346,11 @@ def uses_of(policy: CompiledPolicy, request: Request | Malformed, at: datetime) 
         decision = decide(policy, policy.match(request), at, spent=spent)
     allowed = decision.allowed and not decision.asks
     observed = (decision.observed or "").partition(":")[0]
-    return spent, {"allowed": allowed, "asks": not allowed and decision.asks, "observed": observed}
+    return spent, {
+        "allowed": allowed,
+        "asks": not allowed and decision.asks,
+        "observed": observed,
+    }
 
 
 def differs(policies: Policies, asked: Question) -> set[Change]:
@@ -270,7 +363,8 @@ def differs(policies: Policies, asked: Question) -> set[Change]:
         found.add(Change.GRANTABLE)
     if old.get("uses") and new.get("uses"):
         before, after = (
-            without(policy, frozenset(side["uses"])) for policy, side in zip(policies, (old, new), strict=True)
+            without(policy, frozenset(side["uses"]))
+            for policy, side in zip(policies, (old, new), strict=True)
         )
         if differs((before, after), asked) - found:
             found.add(Change.USES)
@@ -280,29 +374,50 @@ def differs(policies: Policies, asked: Question) -> set[Change]:
 @lru_cache(maxsize=64)
 def without(policy: CompiledPolicy, spent: frozenset[str]) -> CompiledPolicy:
     return CompiledPolicy(
-        replace(policy.source, grants=tuple(grant for grant in policy.source.grants if grant.name not in spent))
+        replace(
+            policy.source,
+            grants=tuple(
+                grant for grant in policy.source.grants if grant.name not in spent
+            ),
+        )
     )
 
 
-# --- whether a request lies in a difference -----------------------------------------------------------------------
+# --- whether a request lies in a difference -------------------------------------------
 
 
-def lies_in(policies: Policies, comparison: Comparison, asked: Question) -> list[CellDifference]:
+def lies_in(
+    policies: Policies, comparison: Comparison, asked: Question
+) -> list[CellDifference]:
     request = request_to(asked.method, asked.target, asked.client, asked.user)
     assert isinstance(request, Request)
-    moment = [holding(policies, at) for at in comparison.parts.moments].index(holding(policies, asked.at))
-    names = tuple(policy.clients_of(request.client, request.user) for policy in policies)
+    moment = [holding(policies, at) for at in comparison.parts.moments].index(
+        holding(policies, asked.at)
+    )
+    names = tuple(
+        policy.clients_of(request.client, request.user) for policy in policies
+    )
     refused = tuple(policy.match(request).denial is not None for policy in policies)
-    method, host = method_of(comparison, asked.method), entries_for(policies, request.host)
+    method, host = (
+        method_of(comparison, asked.method),
+        entries_for(policies, request.host),
+    )
     return [
         difference
         for difference in comparison.found
         if moment in difference.cell.moments
         and (method is None or method in difference.cell.methods)
-        and any(span.holds(request.scheme, request.port) for span in difference.cell.ports)
-        and any((client.names, client.refused) == (names, refused) for client in difference.cell.clients)
+        and any(
+            span.holds(request.scheme, request.port) for span in difference.cell.ports
+        )
+        and any(
+            (client.names, client.refused) == (names, refused)
+            for client in difference.cell.clients
+        )
         and entries_for(policies, difference.cell.hosts.example) == host
-        and (method is None or is_in_urls(policies, difference, parse_url(asked.target)))
+        and (
+            method is None or is_in_urls(policies, difference, parse_url(asked.target))
+        )
     ]
 
 
@@ -311,28 +426,50 @@ def holding(policies: Policies, at: datetime) -> list[int]:
 
 
 def method_of(comparison: Comparison, method: str) -> str | None:
-    """The method that stands for another one; None for a CONNECT, which can be told with any request inside."""
+    """The method that stands for another one; None for a CONNECT, which can be told
+    with any request inside.
+    """
     if method == CONNECT:
         return None
     known, lower = comparison.parts.methods, method.lower()
-    return method if method in known else lower if lower in known else known[len(known) // 2]
+    return (
+        method
+        if method in known
+        else lower
+        if lower in known
+        else known[len(known) // 2]
+    )
 
 
 @lru_cache(maxsize=100)
 def entries_for(policies: Policies, host: Host) -> object:
-    """What a policy knows a host by: the entries for it, and whether it is private or an address."""
+    """What a policy knows a host by: the entries for it, and whether it is private or
+    an address.
+    """
     indexes = (
         index
         for policy in policies
-        for index in (policy.rules, policy.grants, policy.rewrites, policy.credentials, policy.upstreams)
+        for index in (
+            policy.rules,
+            policy.grants,
+            policy.rewrites,
+            policy.credentials,
+            policy.upstreams,
+        )
     )
-    return [index.positions(host) for index in indexes], host.private, host.address is None
+    return (
+        [index.positions(host) for index in indexes],
+        host.private,
+        host.address is None,
+    )
 
 
 def is_in_urls(policies: Policies, difference: CellDifference, url: Url) -> bool:
     if difference.cell.exact is not None:
         return difference.cell.exact.url == url
-    if difference.cells is None or (difference.doubt is Doubt.READINGS and len(readings(url.path)) > 1):
+    if difference.cells is None or (
+        difference.doubt is Doubt.READINGS and len(readings(url.path)) > 1
+    ):
         return True
     values = parse_query(url.query)
     entries = [entry for policy in policies for entry in policy.source.entries]
@@ -344,7 +481,9 @@ def is_in_urls(policies: Policies, difference: CellDifference, url: Url) -> bool
         if (pattern.key, pattern.pattern) == (atom.key, atom.pattern)
         and (pattern.matches_one(values) if atom.one else pattern.matches_all(values))
     }
-    return held == difference.cell.held and any(reads_as(policies, difference, path) for path in readings(url.path))
+    return held == difference.cell.held and any(
+        reads_as(policies, difference, path) for path in readings(url.path)
+    )
 
 
 def reads_as(policies: Policies, difference: CellDifference, path: ReadPath) -> bool:
@@ -368,24 +507,39 @@ def compared(
     return comparison
 
 
-def check(policies: Policies, questions: Iterator[Question], examples_at_most: int) -> None:
+def check(
+    policies: Policies, questions: Iterator[Question], examples_at_most: int
+) -> None:
     comparison = compared(policies)
     for one in comparison.found[:: len(comparison.found) // examples_at_most + 1]:
         if one.example is not None:
             example = Question(
-                one.example.method, one.example.target, one.example.client, one.example.user, one.example.at
+                one.example.method,
+                one.example.target,
+                one.example.client,
+                one.example.user,
+                one.example.at,
             )
             assert one.change in differs(policies, example)
     for asked in questions:
-        changed = {change for change in differs(policies, asked) if is_of_policy(policies, asked)}
+        changed = {
+            change
+            for change in differs(policies, asked)
+            if is_of_policy(policies, asked)
+        }
         if not changed:
             continue
         assert not comparison.same
         lying = lies_in(policies, comparison, asked)
         told = {differing.change for differing in lying if differing.doubt is None}
         unproven = any(differing.doubt is not None for differing in lying)
-        ambiguous = bool(lying) and has_several_readings(asked)  # it can be denied where none of its readings is
-        assert unproven or ambiguous or Change.REWRITE in told or changed <= told, (asked, changed, lying)
+        # it can be denied where none of its readings is
+        ambiguous = bool(lying) and has_several_readings(asked)
+        assert unproven or ambiguous or Change.REWRITE in told or changed <= told, (
+            asked,
+            changed,
+            lying,
+        )
         if exceeds(policies, asked):
             assert wider(lying), (asked, changed, lying)
 
@@ -395,7 +549,9 @@ def has_several_readings(asked: Question) -> bool:
 
 
 def is_of_policy(policies: Policies, asked: Question) -> bool:
-    """Whether the policies judge a request; what is no valid request is denied by both, or not asked about."""
+    """Whether the policies judge a request; what is no valid request is denied by both,
+    or not asked about.
+    """
     if asked.method == CONNECT:
         return True
     try:
@@ -405,7 +561,12 @@ def is_of_policy(policies: Policies, asked: Question) -> bool:
     return True
 
 
-drawn_policies = st.tuples(rules.map(undeclared), defaults, rewrites.map(undeclared), credentials.map(undeclared))
+drawn_policies = st.tuples(
+    rules.map(undeclared),
+    defaults,
+    rewrites.map(undeclared),
+    credentials.map(undeclared),
+)
 extras = st.fixed_dictionaries(
     {
         "observing": st.sets(st.integers(0, 5), max_size=2),
@@ -415,15 +576,30 @@ extras = st.fixed_dictionaries(
         "passthrough": st.sampled_from([False, False, True]),
         "scheduled": st.sets(st.integers(0, 5), max_size=1),
         "asks_default": st.booleans(),
-        "bodies": st.dictionaries(st.integers(0, 5), st.sampled_from(BODIES), max_size=3),
-        "metered": st.dictionaries(st.integers(0, 5), st.sampled_from(METERS), max_size=2),
-        "with_users": st.dictionaries(st.integers(0, 5), st.sets(st.sampled_from(USERS[2:]), min_size=1), max_size=3),
+        "bodies": st.dictionaries(
+            st.integers(0, 5), st.sampled_from(BODIES), max_size=3
+        ),
+        "metered": st.dictionaries(
+            st.integers(0, 5), st.sampled_from(METERS), max_size=2
+        ),
+        "with_users": st.dictionaries(
+            st.integers(0, 5),
+            st.sets(st.sampled_from(USERS[2:]), min_size=1),
+            max_size=3,
+        ),
         "ending": st.sets(st.sampled_from(["one", "two"])),
         "grants": st.lists(
-            st.tuples(st.sampled_from(HOSTS), st.sampled_from(GRANTED), st.sampled_from([None, 1, 3])), max_size=3
+            st.tuples(
+                st.sampled_from(HOSTS),
+                st.sampled_from(GRANTED),
+                st.sampled_from([None, 1, 3]),
+            ),
+            max_size=3,
         ),
         "others": st.sets(st.integers(0, 3), max_size=2),
-        "upstreams": st.lists(st.sampled_from(ROUTES), max_size=2, unique_by=lambda route: route.name),
+        "upstreams": st.lists(
+            st.sampled_from(ROUTES), max_size=2, unique_by=lambda route: route.name
+        ),
     }
 )
 
@@ -432,16 +608,33 @@ def grant_of(number: int, host: str, granted: str, uses: int | None) -> Rule:
     match = Match(hosts=(parse_host_pattern(host),))
     if granted.startswith("?"):
         exact = parse_exact_url(f"https://{host}/x{granted}")
-        match = replace(match, urls=(exact,), methods=frozenset({"GET"}), schemes=frozenset({"https"}))
+        match = replace(
+            match,
+            urls=(exact,),
+            methods=frozenset({"GET"}),
+            schemes=frozenset({"https"}),
+        )
     elif granted:
         match = replace(match, paths=(parse_path_pattern(granted),))
-    return Rule(f"g{number}", PLACE, Action.ALLOW, match, expires=NOW + timedelta(hours=1), uses=uses)
+    return Rule(
+        f"g{number}",
+        PLACE,
+        Action.ALLOW,
+        match,
+        expires=NOW + timedelta(hours=1),
+        uses=uses,
+    )
 
 
 def user_clients(ending: set[str]) -> list[Client]:
     """Make the clients of users; the tokens of some end in an hour."""
-    ends = {name: NOW + timedelta(hours=1) if name in ending else None for name in ("one", "two")}
-    tokens = [Client(name, PLACE, tokens=(Token.of(name, end),)) for name, end in ends.items()]
+    ends = {
+        name: NOW + timedelta(hours=1) if name in ending else None
+        for name in ("one", "two")
+    }
+    tokens = [
+        Client(name, PLACE, tokens=(Token.of(name, end),)) for name, end in ends.items()
+    ]
     return [Client("clerk", PLACE, users=frozenset({"clerk"})), *tokens]
 
 
@@ -449,7 +642,9 @@ def with_body(rule: Rule, body: JsonBody | None) -> Rule:
     """Give a rule a body, and nothing on which rules with bodies have to agree."""
     if body is None or rule.passthrough or rule.action is Action.ASK:
         return rule
-    return replace(rule, body=body, private=False, websocket=False, strip=None, connections=None)
+    return replace(
+        rule, body=body, private=False, websocket=False, strip=None, connections=None
+    )
 
 
 def with_meter(rule: Rule, meter: Metering | None) -> Rule:
@@ -458,31 +653,64 @@ def with_meter(rule: Rule, meter: Metering | None) -> Rule:
 
 
 def with_clients(rule: Rule, names: set[str] | None) -> Rule:
-    return replace(rule, match=replace(rule.match, clients=frozenset(names))) if names else rule
+    return (
+        replace(rule, match=replace(rule.match, clients=frozenset(names)))
+        if names
+        else rule
+    )
 
 
 def observing(rule: Rule) -> Rule:
-    """Let a rule observe. It opens nothing then, so it has nothing of what only a rule that opens may have."""
-    without = replace(rule, private=False, websocket=False, passthrough=False, strip=None, connections=None, meter=None)
+    """Let a rule observe.
+
+    It opens nothing then, so it has nothing of what only a rule that opens may have.
+    """
+    without = replace(
+        rule,
+        private=False,
+        websocket=False,
+        passthrough=False,
+        strip=None,
+        connections=None,
+        meter=None,
+    )
     return replace(without, observe=True)
 
 
 def with_extras(policy: Policy, drawn: dict[str, Any]) -> Policy:
-    """Let some rules of a policy observe, strip and pass through, forward some hosts, and inject other secrets."""
+    """Let some rules of a policy observe, strip and pass through, forward some hosts,
+    and inject other secrets.
+    """
     policy = with_passthrough(policy) if drawn["passthrough"] else policy
     stripped = [
-        replace(rule, strip=Strip.of(["Cookie"]) if number in drawn["stripping"] and not rule.passthrough else None)
+        replace(
+            rule,
+            strip=Strip.of(["Cookie"])
+            if number in drawn["stripping"] and not rule.passthrough
+            else None,
+        )
         for number, rule in enumerate(policy.rules)
     ]
     single = drawn["single"]
     stripped = [
-        replace(rule, connections="single" if number in single and not rule.passthrough else None)
+        replace(
+            rule,
+            connections="single" if number in single and not rule.passthrough else None,
+        )
         for number, rule in enumerate(stripped)
     ]
     bodies = {} if policy.rewrites else drawn["bodies"]
-    stripped = [with_body(rule, bodies.get(number)) for number, rule in enumerate(stripped)]
-    stripped = [with_meter(rule, drawn["metered"].get(number)) for number, rule in enumerate(stripped)]
-    stripped = [with_clients(rule, drawn["with_users"].get(number)) for number, rule in enumerate(stripped)]
+    stripped = [
+        with_body(rule, bodies.get(number)) for number, rule in enumerate(stripped)
+    ]
+    stripped = [
+        with_meter(rule, drawn["metered"].get(number))
+        for number, rule in enumerate(stripped)
+    ]
+    stripped = [
+        with_clients(rule, drawn["with_users"].get(number))
+        for number, rule in enumerate(stripped)
+    ]
     return replace(
         policy,
         clients=(*policy.clients, *user_clients(drawn["ending"])),
@@ -493,17 +721,27 @@ def with_extras(policy: Policy, drawn: dict[str, Any]) -> Policy:
             )
             for number, rule in enumerate(stripped)
         ),
-        grants=tuple(grant_of(number, *grant) for number, grant in enumerate(drawn["grants"])),
+        grants=tuple(
+            grant_of(number, *grant) for number, grant in enumerate(drawn["grants"])
+        ),
         ask_default=drawn["asks_default"],
         observe_default=PLACE if drawn["observes_default"] else None,
         upstreams=tuple(drawn["upstreams"]),
         credentials=tuple(
-            replace(credential, form=Headers(values_of(dict.fromkeys(credential.form.places, "{other}"))))
+            replace(
+                credential,
+                form=Headers(
+                    values_of(dict.fromkeys(credential.form.places, "{other}"))
+                ),
+            )
             if number in drawn["others"]
             else credential
             for number, credential in enumerate(policy.credentials)
         ),
-        secrets={name: NamedSecret(name, PLACE, EnvironmentSource(name)) for name in ("secret", "other")},
+        secrets={
+            name: NamedSecret(name, PLACE, EnvironmentSource(name))
+            for name in ("secret", "other")
+        },
     )
 
 
@@ -515,8 +753,14 @@ def _few(
 
 @st.composite
 def pairs(draw: st.DrawFn, *, small: bool = True) -> tuple[Policy, Policy]:
-    """Two policies: the second is another one, or the first with a part of it changed. Small ones cost half."""
-    first, second = (_few(*drawn) if small else drawn for drawn in (draw(drawn_policies), draw(drawn_policies)))
+    """Two policies: the second is another one, or the first with a part of it changed.
+
+    Small ones cost half.
+    """
+    first, second = (
+        _few(*drawn) if small else drawn
+        for drawn in (draw(drawn_policies), draw(drawn_policies))
+    )
     kept = draw(st.sets(st.integers(0, 3)))
     mixed = [first[number] if number in kept else second[number] for number in range(4)]
     if 0 in kept and first[0] and draw(st.booleans()):
@@ -532,27 +776,40 @@ def pairs(draw: st.DrawFn, *, small: bool = True) -> tuple[Policy, Policy]:
 def test_each_request_that_differs_lies_in_a_difference_and_each_example_differs(
     pair: tuple[Policy, Policy], draw: random.Random
 ) -> None:
-    check((CompiledPolicy(pair[0]), CompiledPolicy(pair[1])), some_questions(draw, 40), 20)
+    check(
+        (CompiledPolicy(pair[0]), CompiledPolicy(pair[1])), some_questions(draw, 40), 20
+    )
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@settings(max_examples=2000, phases=NO_SHRINKING, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=2000, phases=NO_SHRINKING, suppress_health_check=list(HealthCheck)
+)
 @given(pairs(small=False), st.randoms(use_true_random=False))
 def test_each_request_of_many_policies_that_differs_lies_in_a_difference(
     pair: tuple[Policy, Policy], draw: random.Random
 ) -> None:
-    check((CompiledPolicy(pair[0]), CompiledPolicy(pair[1])), some_questions(draw, 300), 10**6)
+    check(
+        (CompiledPolicy(pair[0]), CompiledPolicy(pair[1])),
+        some_questions(draw, 300),
+        10**6,
+    )
 
 
 @settings(max_examples=4, phases=NO_SHRINKING)
 @given(pairs())
-def test_every_difference_is_written_for_people_and_explain_confirms_its_example(pair: tuple[Policy, Policy]) -> None:
+def test_every_difference_is_written_for_people_and_explain_confirms_its_example(
+    pair: tuple[Policy, Policy],
+) -> None:
     policies = CompiledPolicy(pair[0]), CompiledPolicy(pair[1])
     found = report(policies, ("old", "new"), NOW)
     confirm(policies, found.differences)
     for write in (as_text, as_json, as_markdown):
-        assert all(difference.change in write(found).lower() for difference in found.differences)
+        assert all(
+            difference.change in write(found).lower()
+            for difference in found.differences
+        )
     text = as_text(found)
     assert ("mean the same" in text) == found.same
     assert text.count("\n\n") == len(found.differences) + bool(found.settings)
@@ -563,14 +820,23 @@ def test_every_difference_is_written_for_people_and_explain_confirms_its_example
 def test_a_policy_is_the_same_as_itself_with_other_names(
     drawn: tuple[Drawn, Action, DrawnRewrites, DrawnCredentials],
 ) -> None:
-    assert compared((CompiledPolicy(policy_of(*drawn)), CompiledPolicy(policy_of(*drawn)))).same
+    assert compared(
+        (CompiledPolicy(policy_of(*drawn)), CompiledPolicy(policy_of(*drawn)))
+    ).same
 
 
-# --- readings and late schedules, below a ceiling -----------------------------------------------------------------
+# --- readings and late schedules, below a ceiling -------------------------------------
 
 RABAT, BERLIN = ZoneInfo("Africa/Casablanca"), ZoneInfo("Europe/Berlin")
-LATE = [Schedule(RABAT, hours=(Hours(660, 720),)), Schedule(BERLIN, hours=(Hours(840, 780),))]
-MOMENTS = [NOW, datetime(2036, 10, 20, 11, 30, tzinfo=UTC)]  # the first alone holds then, as in no year before
+LATE = [
+    Schedule(RABAT, hours=(Hours(660, 720),)),
+    Schedule(BERLIN, hours=(Hours(840, 780),)),
+]
+# the first alone holds then, as in no year before
+MOMENTS = [
+    NOW,
+    datetime(2036, 10, 20, 11, 30, tzinfo=UTC),
+]
 READ = ["x/y", "s/y", "z", "x/..%2fs/y", "s/..%2fx/y", "x%2f..%2f..%2fz"]
 read_rule = st.tuples(
     st.sampled_from(["allow", "allow", "allow", "deny"]),
@@ -604,36 +870,63 @@ def read_policy(drawn: list[ReadRule]) -> CompiledPolicy:
 def test_nothing_is_open_below_a_ceiling_by_how_a_path_is_read_or_in_a_later_year(
     above: list[ReadRule], other: ReadRule, changed: set[int], is_added: bool
 ) -> None:
-    """The second policy has the rules of the first with some fields changed alike, or with one rule more."""
-    alike = [tuple(other[at] if at in changed else value for at, value in enumerate(rule)) for rule in above]
+    """The second policy has the rules of the first with some fields changed alike, or
+    with one rule more.
+    """
+    alike = [
+        tuple(other[at] if at in changed else value for at, value in enumerate(rule))
+        for rule in above
+    ]
     below: list[Any] = [other, *above] if is_added else alike
     policies = read_policy(above), read_policy(below)
-    asked = (Question("GET", f"https://a.example/{path}", None, None, at) for path, at in product(READ, MOMENTS))
+    asked = (
+        Question("GET", f"https://a.example/{path}", None, None, at)
+        for path, at in product(READ, MOMENTS)
+    )
     found = [question for question in asked if exceeds(policies, question)]
-    assert not (found and report(policies, ("ceiling", "new"), NOW, is_ceiling=True).same), found
+    assert not (
+        found and report(policies, ("ceiling", "new"), NOW, is_ceiling=True).same
+    ), found
 
 
-# --- logins, below a ceiling --------------------------------------------------------------------------------------
+# --- logins, below a ceiling ----------------------------------------------------------
 
 TOKENS = ["one", "two", "three"]
 ends = st.sampled_from([None, 1, 3])
 NETWORK = ip_network("192.0.2.0/24")
-by_token = st.fixed_dictionaries({"tokens": st.dictionaries(st.sampled_from(TOKENS), ends)})
-by_name = st.fixed_dictionaries({"users": st.sets(st.sampled_from(["a", "b"]), min_size=1).map(frozenset)})
-logins: st.SearchStrategy[dict[str, Any]] = st.one_of(by_token, by_token, by_name, st.just({}))
-logged_in = st.fixed_dictionaries({name: st.tuples(logins, st.booleans()) for name in ("a", "b", "c")})
-ruled = st.lists(st.tuples(st.booleans(), st.sampled_from([None, "a", "b", "c"])), max_size=3)
+by_token = st.fixed_dictionaries(
+    {"tokens": st.dictionaries(st.sampled_from(TOKENS), ends)}
+)
+by_name = st.fixed_dictionaries(
+    {"users": st.sets(st.sampled_from(["a", "b"]), min_size=1).map(frozenset)}
+)
+logins: st.SearchStrategy[dict[str, Any]] = st.one_of(
+    by_token, by_token, by_name, st.just({})
+)
+logged_in = st.fixed_dictionaries(
+    {name: st.tuples(logins, st.booleans()) for name in ("a", "b", "c")}
+)
+ruled = st.lists(
+    st.tuples(st.booleans(), st.sampled_from([None, "a", "b", "c"])), max_size=3
+)
 
 
-def with_logins(drawn: dict[str, tuple[dict[str, Any], bool]], allowed: list[tuple[bool, str | None]]) -> Policy:
-    """Make a policy of clients who log in by name, by token or not at all, and of rules for them and any host."""
+def with_logins(
+    drawn: dict[str, tuple[dict[str, Any], bool]],
+    allowed: list[tuple[bool, str | None]],
+) -> Policy:
+    """Make a policy of clients who log in by name, by token or not at all, and of rules
+    for them and any host.
+    """
     clients = [
         Client(
             name,
             PLACE,
             (NETWORK,) if networks or not login else None,
             login.get("users"),
-            tuple(token_of(*token) for token in login["tokens"].items()) if "tokens" in login else None,
+            tuple(token_of(*token) for token in login["tokens"].items())
+            if "tokens" in login
+            else None,
         )
         for name, (login, networks) in drawn.items()
     ]
@@ -655,7 +948,9 @@ def token_of(text: str, hours: int | None) -> Token:
 
 @dataclass(frozen=True)
 class Login:
-    """Who asks: without a login, with the token of a user, or as a user whose password another program checks."""
+    """Who asks: without a login, with the token of a user, or as a user whose password
+    another program checks.
+    """
 
     user: str | None
     token: str | None
@@ -664,15 +959,28 @@ class Login:
 
 
 def opens(policy: CompiledPolicy, login: Login, *, known: bool) -> bool:
-    """Whether the request of a login is allowed. Of a user whom it does not know it is like one without, or refused."""
+    """Whether the request of a login is allowed.
+
+    Of a user whom it does not know it is like one without, or refused.
+    """
     by_token = policy.names_login(login.user)
     if login.user in policy.source.users and by_token != (login.token is not None):
         return False
     if login.user not in (None, *policy.source.users) and known:
         return False
     shown = Token.of(login.token).id if by_token and login.token else None
-    request = Request("GET", Host(login.client), login.user, "https", 443, Host("x.example"), login=shown)
-    return decide(policy, policy.match(request._replace(url="https://x.example/")), login.at).allowed
+    request = Request(
+        "GET",
+        Host(login.client),
+        login.user,
+        "https",
+        443,
+        Host("x.example"),
+        login=shown,
+    )
+    return decide(
+        policy, policy.match(request._replace(url="https://x.example/")), login.at
+    ).allowed
 
 
 @settings(max_examples=25, phases=NO_SHRINKING)
@@ -683,25 +991,43 @@ def test_nobody_logs_in_below_a_ceiling_who_may_not_above(
     name = data.draw(st.sampled_from(["a", "b", "c"]))
     login, networks = clients[name]
     if "tokens" in login and data.draw(st.booleans()):
-        edited = {"tokens": {**login["tokens"], data.draw(st.sampled_from(TOKENS)): data.draw(ends)}}
+        edited = {
+            "tokens": {
+                **login["tokens"],
+                data.draw(st.sampled_from(TOKENS)): data.draw(ends),
+            }
+        }
     else:
         edited = data.draw(logins)
     allows = [(True, name)]  # so that not most of it is denied
-    below = with_logins({**clients, name: (edited, networks)}, data.draw(st.sampled_from([rules, []])) + allows)
-    policies = ceiling, new = CompiledPolicy(with_logins(clients, rules + allows)), CompiledPolicy(below)
+    below = with_logins(
+        {**clients, name: (edited, networks)},
+        data.draw(st.sampled_from([rules, []])) + allows,
+    )
+    policies = ceiling, new = (
+        CompiledPolicy(with_logins(clients, rules + allows)),
+        CompiledPolicy(below),
+    )
     users = [(None, None), *product(["a", "b", "c"], [None, *TOKENS])]
     every_login = (
         Login(*user, client, NOW + timedelta(hours=hours))
-        for user, client, hours in product(users, ["192.0.2.1", "203.0.113.1"], [0, 2, 4])
+        for user, client, hours in product(
+            users, ["192.0.2.1", "203.0.113.1"], [0, 2, 4]
+        )
     )
-    if any(opens(new, login, known=True) and not opens(ceiling, login, known=False) for login in every_login):
+    if any(
+        opens(new, login, known=True) and not opens(ceiling, login, known=False)
+        for login in every_login
+    ):
         assert not report(policies, ("ceiling", "new"), NOW, is_ceiling=True).same
 
 
-# --- quotas, below a ceiling --------------------------------------------------------------------------------------
+# --- quotas, below a ceiling ----------------------------------------------------------
 
 NAMES = ["a", "b", "c"]
-quota_names = st.one_of(st.none(), st.sets(st.sampled_from([*NAMES, "default"]), min_size=1).map(frozenset))
+quota_names = st.one_of(
+    st.none(), st.sets(st.sampled_from([*NAMES, "default"]), min_size=1).map(frozenset)
+)
 quotas = st.builds(
     Quota,
     name=st.just(""),
@@ -711,7 +1037,9 @@ quotas = st.builds(
     window=st.sampled_from([Window.DAY, Window.DAY, Window.HOUR]),
     per=st.sampled_from(Counted),
     rules=quota_names,
-    clients=st.one_of(st.none(), st.sets(st.sampled_from(["near", "bot"]), min_size=1).map(frozenset)),
+    clients=st.one_of(
+        st.none(), st.sets(st.sampled_from(["near", "bot"]), min_size=1).map(frozenset)
+    ),
 )
 by_rules = st.lists(
     st.tuples(
@@ -721,23 +1049,42 @@ by_rules = st.lists(
     ),
     max_size=3,
 )
-by_grants = st.lists(st.tuples(st.sampled_from(["g", "h"]), st.integers(1, 2)), max_size=2, unique_by=lambda g: g[0])
+by_grants = st.lists(
+    st.tuples(st.sampled_from(["g", "h"]), st.integers(1, 2)),
+    max_size=2,
+    unique_by=lambda g: g[0],
+)
 
 
 @st.composite
 def quota_policies(draw: st.DrawFn) -> Policy:
-    """A policy of three rules at most with quotas, for one host; grants go ahead of the rules."""
+    """A policy of three rules at most with quotas, for one host; grants go ahead of the
+    rules.
+    """
     network = ip_network(draw(st.sampled_from(["192.0.2.0/24", "192.0.2.0/25"])))
     ruled = zip(draw(st.permutations(NAMES)), draw(by_rules), strict=False)
     return Policy(
         "0",
-        clients=(Client("near", PLACE, (network,)), Client("bot", PLACE, users=frozenset({"bot"}))),
+        clients=(
+            Client("near", PLACE, (network,)),
+            Client("bot", PLACE, users=frozenset({"bot"})),
+        ),
         rules=tuple(quota_rule(name, *fields) for name, fields in ruled),
         grants=tuple(
-            Rule(name, PLACE, Action.ALLOW, Match(), expires=NOW + timedelta(hours=1), uses=uses)
+            Rule(
+                name,
+                PLACE,
+                Action.ALLOW,
+                Match(),
+                expires=NOW + timedelta(hours=1),
+                uses=uses,
+            )
             for name, uses in draw(by_grants)
         ),
-        quotas=tuple(replace(one, name=f"q{number}") for number, one in enumerate(draw(st.lists(quotas, max_size=2)))),
+        quotas=tuple(
+            replace(one, name=f"q{number}")
+            for number, one in enumerate(draw(st.lists(quotas, max_size=2)))
+        ),
     )
 
 
@@ -754,24 +1101,38 @@ def quota_rule(name: str, does: str, client: str | None, path: str | None) -> Ru
 def counts_of(
     policy: CompiledPolicy, request: Request
 ) -> Iterator[tuple[str, set[tuple[str, QuotaUnit, Window, str]]]]:
-    """What becomes of each of six such requests, one after the other, and the counts that it is in."""
+    """What becomes of each of six such requests, one after the other, and the counts
+    that it is in.
+    """
     match, used = policy.match(request), Counter[str]()
     for _ in range(6):
-        spent = {grant.name: grant for grant in policy.source.grants if used[grant.name] >= (grant.uses or 0)}
+        spent = {
+            grant.name: grant
+            for grant in policy.source.grants
+            if used[grant.name] >= (grant.uses or 0)
+        }
         decision = decide(policy, match, NOW, spent=spent)
         if decision.counted is not None:
             used[decision.counted.name] += 1
         yield (
             "ask" if decision.asks else "allow" if decision.allowed else "deny",
             {
-                (quota.name, quota.unit, quota.window, holder(quota, str(request.client), request.user, decision.rule))
+                (
+                    quota.name,
+                    quota.unit,
+                    quota.window,
+                    holder(quota, str(request.client), request.user, decision.rule),
+                )
                 for quota in policy.source.quotas
-                if (decision.allowed or decision.asks) and is_under(quota, decision, match.facts.clients, request)
+                if (decision.allowed or decision.asks)
+                and is_under(quota, decision, match.facts.clients, request)
             },
         )
 
 
-def is_under(quota: Quota, decision: Decision, clients: tuple[str, ...], request: Request) -> bool:
+def is_under(
+    quota: Quota, decision: Decision, clients: tuple[str, ...], request: Request
+) -> bool:
     if quota.clients is not None and not quota.clients & set(clients):
         return False
     if quota.rules is not None and decision.rule not in quota.rules:
@@ -782,34 +1143,60 @@ def is_under(quota: Quota, decision: Decision, clients: tuple[str, ...], request
         return request.method != CONNECT and decision.meter is not None
     if request.method != CONNECT:
         return quota.unit is not QuotaUnit.TUNNELS
-    return quota.unit is QuotaUnit.TUNNELS or quota.unit is QuotaUnit.TICKETS or passes_size(quota, decision)
+    return (
+        quota.unit is QuotaUnit.TUNNELS
+        or quota.unit is QuotaUnit.TICKETS
+        or passes_size(quota, decision)
+    )
 
 
 def passes_size(quota: Quota, decision: Decision) -> bool:
-    return decision.passthrough and quota.unit in (QuotaUnit.BYTES_IN, QuotaUnit.BYTES_OUT)
+    return decision.passthrough and quota.unit in (
+        QuotaUnit.BYTES_IN,
+        QuotaUnit.BYTES_OUT,
+    )
 
 
 def escapes(policies: Policies, request: Request) -> bool:
-    """Whether one of such requests is counted by the ceiling, and the second lets it pass with a looser count."""
-    limits, given = ({quota.name: quota.limit for quota in policy.source.quotas} for policy in policies)
+    """Whether one of such requests is counted by the ceiling, and the second lets it
+    pass with a looser count.
+    """
+    limits, given = (
+        {quota.name: quota.limit for quota in policy.source.quotas}
+        for policy in policies
+    )
     return any(
         counted not in after or given[counted[0]] > limits[counted[0]]
-        for (was, before), (does, after) in zip(*(counts_of(policy, request) for policy in policies), strict=True)
+        for (was, before), (does, after) in zip(
+            *(counts_of(policy, request) for policy in policies), strict=True
+        )
         if was == does != "deny"
         for counted in before
     )
 
 
 @settings(max_examples=25, phases=NO_SHRINKING)
-@given(quota_policies(), quota_policies(), st.sets(st.sampled_from(["rules", "quotas", "grants", "clients"])))
-def test_what_a_ceiling_counts_is_counted_below_it(ceiling: Policy, other: Policy, kept: set[str]) -> None:
+@given(
+    quota_policies(),
+    quota_policies(),
+    st.sets(st.sampled_from(["rules", "quotas", "grants", "clients"])),
+)
+def test_what_a_ceiling_counts_is_counted_below_it(
+    ceiling: Policy, other: Policy, kept: set[str]
+) -> None:
     new = replace(other, **{name: getattr(ceiling, name) for name in kept})
     policies = CompiledPolicy(ceiling), CompiledPolicy(new)
     hosts = product(["192.0.2.1", "192.0.2.200", "203.0.113.1"], [None, "bot"])
-    targets = [("GET", "https://x.example/"), ("GET", "https://x.example/x/s"), (CONNECT, "x.example:443")]
+    targets = [
+        ("GET", "https://x.example/"),
+        ("GET", "https://x.example/x/s"),
+        (CONNECT, "x.example:443"),
+    ]
     for (method, target), (client, user) in product(targets, hosts):
         request = request_to(method, target, client, user)
         assert isinstance(request, Request)
         if escapes(policies, request):
-            assert not report(policies, ("ceiling", "new"), NOW, is_ceiling=True).same, request
+            assert not report(
+                policies, ("ceiling", "new"), NOW, is_ceiling=True
+            ).same, request
             return

@@ -1,4 +1,6 @@
-"""What a policy is narrowed to: within what it was, and nothing that was asked for is denied."""
+"""What a policy is narrowed to: within what it was, and nothing that was asked for is
+denied.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,17 @@ from ..policy.test_engine_properties import (
     urls,
 )
 from ..record_tables import insert_records
-from .test_replay import COMMON, PLAIN_URLS, POLICIES, RECORDS, logged, passes, plain_request, plainly_decided, tunnel
+from .test_replay import (
+    COMMON,
+    PLAIN_URLS,
+    POLICIES,
+    RECORDS,
+    logged,
+    passes,
+    plain_request,
+    plainly_decided,
+    tunnel,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +61,17 @@ def connection() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def check_narrowed(
-    connection: duckdb.DuckDBPyConnection, records: list[Record], policy: Policy, others: list[Record]
+    connection: duckdb.DuckDBPyConnection,
+    records: list[Record],
+    policy: Policy,
+    others: list[Record],
 ) -> None:
     insert_records(connection, "plain_records", records)
     old = CompiledPolicy(policy)
     use = measure(connection, old, "plain_records")
-    edits = proven(connection, policy, proposed_edits(policy, use, NOW), NOW, "plain_records")
+    edits = proven(
+        connection, policy, proposed_edits(policy, use, NOW), NOW, "plain_records"
+    )
     new = CompiledPolicy(with_edits(policy, edits))
     for record in [*records, *others]:
         was, would = plainly_decided(old, record), plainly_decided(new, record)
@@ -69,10 +86,14 @@ def check_narrowed(
 def counts(policy: CompiledPolicy, record: Record, decision: Decision) -> set[object]:
     """The counts of quotas that a request is in."""
     quotas = quotas_in(policy, policy.match(plain_request(record)), decision)
-    return {(quota.name, decision.rule if quota.per is Counted.RULE else None) for quota in quotas}
+    return {
+        (quota.name, decision.rule if quota.per is Counted.RULE else None)
+        for quota in quotas
+    }
 
 
-# Allows above a default that denies, so that most of a policy can be narrowed; and requests that they allow.
+# Allows above a default that denies, so that most of a policy can be narrowed; and
+# requests that they allow.
 DRAWN = st.builds(
     list.__add__,
     st.lists(
@@ -105,14 +126,22 @@ NARROWABLE = st.builds(
             limit=st.just(1),
             window=st.just(Window.DAY),
             per=st.sampled_from(Counted),
-            rules=st.none() | st.sets(st.sampled_from(["r0", "r1", "g2", "default"]), min_size=1).map(frozenset),
+            rules=st.none()
+            | st.sets(st.sampled_from(["r0", "r1", "g2", "default"]), min_size=1).map(
+                frozenset
+            ),
         ),
         max_size=2,
         unique_by=lambda quota: quota.name,
     ),
 )
 ASKED = st.lists(
-    st.builds(logged, st.sampled_from(["GET", "HEAD", "POST", "MADE-UP"]), PLAIN_URLS | PLAIN_URLS | urls, **COMMON)
+    st.builds(
+        logged,
+        st.sampled_from(["GET", "HEAD", "POST", "MADE-UP"]),
+        PLAIN_URLS | PLAIN_URLS | urls,
+        **COMMON,
+    )
     | st.builds(tunnel, st.sampled_from(HOSTS[:4]), st.just(False), **COMMON),
     min_size=1,
     max_size=15,
@@ -124,7 +153,9 @@ def test_a_narrowed_policy_denies_nothing_of_its_record_and_opens_nothing(
     connection: duckdb.DuckDBPyConnection, examples: int
 ) -> None:
     many = examples > 100
-    records, policies = (RECORDS | ASKED, POLICIES | NARROWABLE) if many else (ASKED, NARROWABLE)
+    records, policies = (
+        (RECORDS | ASKED, POLICIES | NARROWABLE) if many else (ASKED, NARROWABLE)
+    )
     hold_for(
         lambda given, policy, others: check_narrowed(connection, given, policy, others),
         records,
@@ -134,7 +165,7 @@ def test_a_narrowed_policy_denies_nothing_of_its_record_and_opens_nothing(
     )
 
 
-# --- cases ----------------------------------------------------------------------------------------------------------
+# --- cases ----------------------------------------------------------------------------
 
 
 def loaded(text: str, folder: Path) -> CompiledPolicy:
@@ -151,10 +182,19 @@ def found_in(
 ) -> tuple[Findings, dict[str, dict[str, tuple[str, ...] | None]]]:
     insert_records(connection, "plain_records", list(records))
     use = measure(connection, policy, "plain_records")
-    edits = proven(connection, policy.source, proposed_edits(policy.source, use, NOW), NOW, "plain_records")
+    edits = proven(
+        connection,
+        policy.source,
+        proposed_edits(policy.source, use, NOW),
+        NOW,
+        "plain_records",
+    )
     found = findings(policy.source, use, edits, NOW)
     narrower = {
-        rule.rule.name: {str(change.field): change.narrower for change in rule.narrowings} for rule in found.narrowed
+        rule.rule.name: {
+            str(change.field): change.narrower for change in rule.narrowings
+        }
+        for rule in found.narrowed
     }
     return found, narrower
 
@@ -194,7 +234,11 @@ NARROWED: list[tuple[str, list[Record], dict[str, tuple[str, ...] | None]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("fields", "records", "expected"), NARROWED, ids=[str(n) for n in range(len(NARROWED))])
+@pytest.mark.parametrize(
+    ("fields", "records", "expected"),
+    NARROWED,
+    ids=[str(n) for n in range(len(NARROWED))],
+)
 def test_a_rule_is_narrowed_to_what_was_used_of_each_field(
     connection: duckdb.DuckDBPyConnection,
     tmp_path: Path,
@@ -202,13 +246,17 @@ def test_a_rule_is_narrowed_to_what_was_used_of_each_field(
     records: list[Record],
     expected: dict[str, tuple[str, ...] | None],
 ) -> None:
-    policy = loaded(f"{CLIENTS}rules: [{{name: one, action: allow, {fields}}}]", tmp_path)
+    policy = loaded(
+        f"{CLIENTS}rules: [{{name: one, action: allow, {fields}}}]", tmp_path
+    )
     found, narrower = found_in(connection, policy, *records)
     assert narrower.get("one", {}) == expected
     assert found.use.rules["one"].requests == len(records)
 
 
-CLIENTS = "clients: {near: {networks: [192.0.2.0/24]}, far: {networks: [198.51.100.0/24]}}\n"
+CLIENTS = (
+    "clients: {near: {networks: [192.0.2.0/24]}, far: {networks: [198.51.100.0/24]}}\n"
+)
 UNUSED = f"""
 {CLIENTS}lists: {{block: {{file: block.txt}}}}
 presets: [npm@1]
@@ -235,13 +283,21 @@ grants:
 
 
 def test_what_nobody_used_goes_or_is_kept_for_a_reason(
-    connection: duckdb.DuckDBPyConnection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    connection: duckdb.DuckDBPyConnection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TIGHTEN_KEY", "x")
     (tmp_path / "block.txt").write_text("ads.test\n")
     policy = loaded(UNUSED, tmp_path)
     tunnel_alone = tunnel("dead.example", passed_through=False, status=502)
-    found, _ = found_in(connection, policy, get(f"{API}/x", verdict="deny"), get("https://up.example/"), tunnel_alone)
+    found, _ = found_in(
+        connection,
+        policy,
+        get(f"{API}/x", verdict="deny"),
+        get("https://up.example/"),
+        tunnel_alone,
+    )
     assert [rule.name for rule in found.unused] == ["gone", "never"]
     assert {rule.name: why for rule, why in found.kept} == {
         "blocked": KeptFor.CLOSES,
@@ -266,27 +322,46 @@ def test_what_nobody_used_goes_or_is_kept_for_a_reason(
 def test_which_rule_decided_is_told_by_the_policy_and_not_by_the_record(
     connection: duckdb.DuckDBPyConnection, tmp_path: Path
 ) -> None:
-    policy = loaded("rules: [{name: now, action: allow, hosts: [api.example]}]", tmp_path)
-    found, _ = found_in(connection, policy, get(f"{API}/x", rule="another"), get("https://b.example/", rule="now"))
+    policy = loaded(
+        "rules: [{name: now, action: allow, hosts: [api.example]}]", tmp_path
+    )
+    found, _ = found_in(
+        connection,
+        policy,
+        get(f"{API}/x", rule="another"),
+        get("https://b.example/", rule="now"),
+    )
     assert found.use.rules["now"].requests == 1
     assert found.unused == ()
 
 
-def test_the_rule_used_on_most_days_comes_first(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+def test_the_rule_used_on_most_days_comes_first(
+    connection: duckdb.DuckDBPyConnection, tmp_path: Path
+) -> None:
     policy = loaded(
-        "rules: [{name: a, action: allow, hosts: [a.example]}, {name: b, action: allow, hosts: [b.example]}]", tmp_path
+        "rules: [{name: a, action: allow, hosts: [a.example]}, {name: b, action: allow, hosts: [b.example]}]",
+        tmp_path,
     )
-    days = [get("https://b.example/", time=f"2026-11-2{day}T12:00:00.000Z") for day in (1, 2)]
+    days = [
+        get("https://b.example/", time=f"2026-11-2{day}T12:00:00.000Z")
+        for day in (1, 2)
+    ]
     found, _ = found_in(connection, policy, *[get("https://a.example/")] * 5, *days)
-    assert [(rule.rule.name, len(rule.evidence.days), rule.requests) for rule in found.narrowed] == [
+    assert [
+        (rule.rule.name, len(rule.evidence.days), rule.requests)
+        for rule in found.narrowed
+    ] == [
         ("b", 2, 2),
         ("a", 1, 5),
     ]
 
 
-def test_nothing_is_narrowed_where_the_default_allows(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+def test_nothing_is_narrowed_where_the_default_allows(
+    connection: duckdb.DuckDBPyConnection, tmp_path: Path
+) -> None:
     policy = loaded(
-        "defaults: {action: allow}\nrules: [{name: a, action: allow, hosts: [a.example], ports: [8443]}]", tmp_path
+        "defaults: {action: allow}\nrules: [{name: a, action: allow, hosts: [a.example], ports: [8443]}]",
+        tmp_path,
     )
     found, narrower = found_in(connection, policy, get(f"{API}/x"))
     assert (found.unused, narrower) == ((), {})
@@ -303,7 +378,10 @@ def test_a_method_above_a_tunnel_that_passes_through_is_not_narrowed(
         clients: {near: {networks: [192.0.2.0/24]}}
         """, tmp_path)  # fmt: skip
     found, narrower = found_in(
-        connection, policy, get(f"{API}/x"), tunnel("pinned.example", passed_through=True, client="192.0.2.1")
+        connection,
+        policy,
+        get(f"{API}/x"),
+        tunnel("pinned.example", passed_through=True, client="192.0.2.1"),
     )
     assert narrower == {}
     assert found.use.rules["pinned"].requests == 1
@@ -334,7 +412,9 @@ def test_an_edit_that_would_deny_a_recorded_request_is_taken_back(
     assert proven(connection, policy.source, edits, NOW, "plain_records") == kept
 
 
-def test_rules_above_one_with_other_effects_stay_as_wide(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+def test_rules_above_one_with_other_effects_stay_as_wide(
+    connection: duckdb.DuckDBPyConnection, tmp_path: Path
+) -> None:
     policy = loaded("""
         rules:
           - {name: strict, action: allow, hosts: [.example], strip: [Cookie]}
@@ -353,7 +433,9 @@ HELD_BACK = [
 ]
 
 
-@pytest.mark.parametrize("rest", HELD_BACK, ids=["connections", "rewrite", "credential"])
+@pytest.mark.parametrize(
+    "rest", HELD_BACK, ids=["connections", "rewrite", "credential"]
+)
 def test_a_rule_stays_where_a_default_that_observes_would_allow_more(
     connection: duckdb.DuckDBPyConnection, tmp_path: Path, rest: str
 ) -> None:
@@ -399,7 +481,11 @@ def test_what_a_quota_counts_is_not_left_to_a_rule_below_that_it_does_not_count(
     connection: duckdb.DuckDBPyConnection, tmp_path: Path, quota: str, stays: set[str]
 ) -> None:
     policy = loaded(QUOTAS.format(quota=quota), tmp_path)
-    found, narrower = found_in(connection, policy, get(f"{API}/x"), get("https://up.api.example/y"))
+    found, narrower = found_in(
+        connection, policy, get(f"{API}/x"), get("https://up.api.example/y")
+    )
     assert {"held"} - narrower.keys() == stays
     unused = [name for name in ("never", "below") if name not in quota]
-    assert [rule.name for rule in found.unused] == unused, "without a rule that a quota names, no policy would load"
+    assert [rule.name for rule in found.unused] == unused, (
+        "without a rule that a quota names, no policy would load"
+    )

@@ -1,4 +1,6 @@
-"""`squidkeeper log` as it is called: files, filters, forms, and what it does with what is no record."""
+"""`squidkeeper log` as it is called: files, filters, forms, and what it does with what
+is no record.
+"""
 
 import gzip
 import json
@@ -32,17 +34,45 @@ from ..waiting import wait_for
 
 def line(minute: float = 0, url: str = "https://open.example/x", **fields: Any) -> str:
     """A record that ended so many minutes after noon, as Squid writes it."""
-    return record_line(**{"time": after_noon(60 * minute), "url": url, "revision": "-", **fields}).decode()
+    return record_line(
+        **{"time": after_noon(60 * minute), "url": url, "revision": "-", **fields}
+    ).decode()
 
 
-DENIED: dict[str, Any] = {"verdict": "deny", "rule": "closed", "status": 403, "squid": "TCP_DENIED/HIER_NONE"}
+DENIED: dict[str, Any] = {
+    "verdict": "deny",
+    "rule": "closed",
+    "status": 403,
+    "squid": "TCP_DENIED/HIER_NONE",
+}
 LINES = [
     line(0, observed="deny:no%20push"),
-    line(1, "https://api.open.example/v1?x=1", user="ci-bot", status=404, request_id="1795683005.952.53.49078"),
-    line(2, "closed.example:443", method="CONNECT", connection="2", duration_ms=0, **{**DENIED, "status": 200}),
+    line(
+        1,
+        "https://api.open.example/v1?x=1",
+        user="ci-bot",
+        status=404,
+        request_id="1795683005.952.53.49078",
+    ),
+    line(
+        2,
+        "closed.example:443",
+        method="CONNECT",
+        connection="2",
+        duration_ms=0,
+        **{**DENIED, "status": 200},
+    ),
     line(2, "https://closed.example/a/b?c", connection="2", **DENIED),
     line(3, "open.example:443", method="CONNECT", connection="3"),
-    line(4, "http://203.0.113.7:8080/", client="2001:db8::7", method="POST", verdict="-", rule="-", status=503),
+    line(
+        4,
+        "http://203.0.113.7:8080/",
+        client="2001:db8::7",
+        method="POST",
+        verdict="-",
+        rule="-",
+        status=503,
+    ),
 ]
 EVENTS = [event for number, event in enumerate(LINES) if number not in (2, 4)]
 
@@ -62,9 +92,13 @@ def run(*arguments: str | Path) -> Said:
     return Said(done.exit_code, done.stdout, done.stderr)
 
 
-def squidkeeper(*arguments: str | Path, **kind: Any) -> subprocess.CompletedProcess[str]:
+def squidkeeper(
+    *arguments: str | Path, **kind: Any
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "squidkeeper", "log", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, **kind)
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=60, **kind
+    )
 
 
 @pytest.fixture
@@ -85,7 +119,7 @@ def policy(tmp_path: Path) -> Path:
     return folder
 
 
-# ── Forms ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Forms ─────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_table_is_aligned_and_holds_the_whole_url(path: Path) -> None:
@@ -117,7 +151,12 @@ def test_every_connect_is_shown_when_asked_for(path: Path) -> None:
 
 
 COUNTED = {
-    "host": {"open.example": 1, "api.open.example": 1, "closed.example": 1, "203.0.113.7": 1},
+    "host": {
+        "open.example": 1,
+        "api.open.example": 1,
+        "closed.example": 1,
+        "203.0.113.7": 1,
+    },
     "rule": {"open": 2, "closed": 1, "-": 1},
     "client": {"192.168.137.2": 2, "ci-bot@192.168.137.2": 1, "2001:db8::7": 1},
     "status": {"200": 1, "404": 1, "403": 1, "503": 1},
@@ -150,25 +189,49 @@ def test_counts_are_a_table_the_most_first(path: Path) -> None:
 
 def test_a_tunnel_is_no_request_of_the_rule_that_could_allow_one(path: Path) -> None:
     connect = {"method": "CONNECT", "tunnel": "open.example%3A443"}
-    failed = line(0, "open.example:443", error="ERR_SECURE_ACCEPT_FAIL", connection="1", **connect)
+    failed = line(
+        0, "open.example:443", error="ERR_SECURE_ACCEPT_FAIL", connection="1", **connect
+    )
     opened = line(1, "open.example:443", connection="2", **connect)
     inside = line(2, "https://open.example/", connection="2")
-    closed = line(3, "closed.example:443", rule="closed", verdict="deny", connection="3", method="CONNECT")
+    closed = line(
+        3,
+        "closed.example:443",
+        rule="closed",
+        verdict="deny",
+        connection="3",
+        method="CONNECT",
+    )
     path.write_text("".join(f"{text}\n" for text in (failed, opened, inside, closed)))
 
     def counted(*options: str) -> dict[str, tuple[int, int, int]]:
         rows = map(json.loads, run("--by", "rule", "--json", *options, path).lines)
-        return {row["rule"]: (row["requests"], row["denied"], row["tunnels"]) for row in rows}
+        return {
+            row["rule"]: (row["requests"], row["denied"], row["tunnels"])
+            for row in rows
+        }
 
-    assert counted() == {"open": (1, 0, 2), "closed": (1, 1, 0)}  # also the one that was opened
+    # also the one that was opened
+    assert counted() == {
+        "open": (1, 0, 2),
+        "closed": (1, 1, 0),
+    }
     assert counted("--connects") == {"open": (1, 0, 2), "closed": (1, 1, 0)}
 
 
 def test_a_path_that_is_counted_is_cut(path: Path) -> None:
     paths = [*("x" * 8000 + str(number) for number in range(5)), "short"]
-    path.write_text("".join(f"{line(0, f'https://open.example/{other}')}\n" for other in paths))
-    counted = {row["path"]: row["requests"] for row in map(json.loads, run("--by", "path", "--json", path).lines)}
-    assert counted == {f"https://open.example/{'x' * 479}…": 5, "https://open.example/short": 1}
+    path.write_text(
+        "".join(f"{line(0, f'https://open.example/{other}')}\n" for other in paths)
+    )
+    counted = {
+        row["path"]: row["requests"]
+        for row in map(json.loads, run("--by", "path", "--json", path).lines)
+    }
+    assert counted == {
+        f"https://open.example/{'x' * 479}…": 5,
+        "https://open.example/short": 1,
+    }
 
 
 ERROR = "503:ERR_SQUIDKEEPER_NO_ADDRESS"
@@ -176,7 +239,10 @@ ERROR = "503:ERR_SQUIDKEEPER_NO_ADDRESS"
 
 def test_errors_have_a_column_where_a_shown_request_has_one(path: Path) -> None:
     path.write_text(f"{line(0)}\n{line(1, status=503, error=ERROR)}\n")
-    assert run("--until", "2026-11-25T12:00:30Z", path).lines[0].split()[-2:] == ["MS", "URL"]
+    assert run("--until", "2026-11-25T12:00:30Z", path).lines[0].split()[-2:] == [
+        "MS",
+        "URL",
+    ]
     assert run(path).lines == [
         "TIME                      CLIENT         VERDICT  RULE  STATUS  METHOD       MS  "
         "ERROR                           URL",
@@ -191,10 +257,15 @@ def test_errors_have_a_column_where_a_shown_request_has_one(path: Path) -> None:
 def test_the_newest_requests_are_shown_the_newest_last(path: Path, newest: int) -> None:
     said = run("--json", "-n", str(newest), path)
     assert (said.lines, said.err) == (EVENTS[-newest:], "")
-    assert run("--json", "-n", str(newest), "--host", ".open.example", path).lines == EVENTS[:2][-newest:]
+    assert (
+        run("--json", "-n", str(newest), "--host", ".open.example", path).lines
+        == EVENTS[:2][-newest:]
+    )
 
 
-def test_a_long_log_is_shown_in_several_periods_as_in_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_log_is_shown_in_several_periods_as_in_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path.write_text("\n".join([*LINES, "no record"]) + "\n")
     whole, newest = [run(*options, path) for options in ([], ["-n", "3"])]
     opened: list[object] = []
@@ -210,7 +281,8 @@ def test_a_long_log_is_shown_in_several_periods_as_in_one(path: Path, monkeypatc
     split = run(path)
     assert len(opened) == 4
     without_errors = [
-        " ".join(line.replace("  ERROR", "").replace("  -      http", "  http").split()) for line in split.lines
+        " ".join(line.replace("  ERROR", "").replace("  -      http", "  http").split())
+        for line in split.lines
     ]
     assert without_errors == [" ".join(line.split()) for line in whole.lines]
     assert split.err == whole.err
@@ -219,7 +291,7 @@ def test_a_long_log_is_shown_in_several_periods_as_in_one(path: Path, monkeypatc
     assert opened[0] != (None, None)
 
 
-# ── Filters ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Filters ───────────────────────────────────────────────────────────────────────────
 
 FILTERS: list[tuple[tuple[str, ...], list[int]]] = [
     (("--client", "192.168.137.2"), [0, 1, 2]),
@@ -262,11 +334,21 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Table]:
         yield opened
 
 
-@pytest.mark.parametrize(("options", "shown"), FILTERS, ids=[" ".join(options) for options, _ in FILTERS])
-def test_a_filter_leaves_what_was_asked_for(table: Table, options: tuple[str, ...], shown: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("options", "shown"), FILTERS, ids=[" ".join(options) for options, _ in FILTERS]
+)
+def test_a_filter_leaves_what_was_asked_for(
+    table: Table, options: tuple[str, ...], shown: list[int]
+) -> None:
     given = log.make_context("log", list(options)).params
-    view = select_rows(table.connection, "requests", chosen_filters(given, Path("/nowhere")))
-    lines = [line.decode() for batch in listing.lines(table.connection, view, None) for line in batch]
+    view = select_rows(
+        table.connection, "requests", chosen_filters(given, Path("/nowhere"))
+    )
+    lines = [
+        line.decode()
+        for batch in listing.lines(table.connection, view, None)
+        for line in batch
+    ]
     assert lines == [EVENTS[number] for number in shown]
 
 
@@ -276,12 +358,26 @@ PERIODS: list[tuple[tuple[str, ...], list[int]]] = [
     (("--since", "2026-11-25 12:02"), [2, 3]),
     (("--since", "2026-11-26"), []),
     (("--until", "2026-11-25T12:02:00Z"), [0, 1]),
-    (("--since", "2026-11-25T12:01:00Z", "--until", "2026-11-25T12:02:00Z", "--status", "4xx"), [1]),
+    (
+        (
+            "--since",
+            "2026-11-25T12:01:00Z",
+            "--until",
+            "2026-11-25T12:02:00Z",
+            "--status",
+            "4xx",
+        ),
+        [1],
+    ),
 ]
 
 
-@pytest.mark.parametrize(("options", "shown"), PERIODS, ids=[" ".join(options) for options, _ in PERIODS])
-def test_a_period_leaves_what_ended_in_it(path: Path, options: tuple[str, ...], shown: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("options", "shown"), PERIODS, ids=[" ".join(options) for options, _ in PERIODS]
+)
+def test_a_period_leaves_what_ended_in_it(
+    path: Path, options: tuple[str, ...], shown: list[int]
+) -> None:
     assert run("--json", *options, path).lines == [EVENTS[number] for number in shown]
 
 
@@ -293,16 +389,41 @@ def test_a_period_leaves_what_ended_in_it(path: Path, options: tuple[str, ...], 
         ({"status": 200, "error": "ERR_READ_ERROR"}, True),
         ({"status": 200, "error": "ERR_CLIENT_GONE"}, False),
         ({"status": 503, "error": "ERR_CLIENT_GONE"}, False),
-        ({"status": 200, "error": "200:ERR_SQUIDKEEPER_TICKET", "rule": "ticket-page"}, False),
+        (
+            {
+                "status": 200,
+                "error": "200:ERR_SQUIDKEEPER_TICKET",
+                "rule": "ticket-page",
+            },
+            False,
+        ),
         ({"status": 503, "verdict": "-"}, True),
         ({"status": 503, "verdict": "deny"}, False),
         ({"status": 431, "verdict": "-", "error": "ERR_TOO_BIG"}, False),
-        ({"status": 431, "verdict": "-", "error": "ERR_TOO_BIG", "upstream": "192.0.2.1"}, True),
-        ({"status": 502, "verdict": "-", "method": "-", "url": "error:invalid-request"}, False),
+        (
+            {
+                "status": 431,
+                "verdict": "-",
+                "error": "ERR_TOO_BIG",
+                "upstream": "192.0.2.1",
+            },
+            True,
+        ),
+        (
+            {
+                "status": 502,
+                "verdict": "-",
+                "method": "-",
+                "url": "error:invalid-request",
+            },
+            False,
+        ),
     ],
     ids=str,
 )
-def test_what_neither_policy_nor_client_caused_has_failed(path: Path, fields: dict[str, Any], failed: bool) -> None:
+def test_what_neither_policy_nor_client_caused_has_failed(
+    path: Path, fields: dict[str, Any], failed: bool
+) -> None:
     path.write_text(line(0, **fields) + "\n")
     assert len(run("--json", "--failed", path).lines) == failed
     assert report_of(path)["failed"] == failed
@@ -310,10 +431,22 @@ def test_what_neither_policy_nor_client_caused_has_failed(path: Path, fields: di
 
 def test_log_and_report_have_the_same_period_and_the_same_tunnels(path: Path) -> None:
     connect = {"method": "CONNECT", "connection": "2"}
-    lines = (line(0), line(1, "open.example:443", **connect), line(2, "https://open.example/", connection="2"))
-    path.write_text("".join(f"{text}\n" for text in (*lines, line(3, "open.example:443", status=502, **connect))))
+    lines = (
+        line(0),
+        line(1, "open.example:443", **connect),
+        line(2, "https://open.example/", connection="2"),
+    )
+    path.write_text(
+        "".join(
+            f"{text}\n"
+            for text in (*lines, line(3, "open.example:443", status=502, **connect))
+        )
+    )
     since = "2026-11-25T12:00:00.000500"  # within the millisecond of the first
-    tunnels = [json.loads(line)["tunnels"] for line in run("--by", "host", "--json", "--since", since, path).lines]
+    tunnels = [
+        json.loads(line)["tunnels"]
+        for line in run("--by", "host", "--json", "--since", since, path).lines
+    ]
     reported = report_of(path, "--since", since)
     assert (len(run("--json", "--since", since, path).lines), sum(tunnels)) == (3, 2)
     assert (reported["requests"], reported["tunnels"]) == (3, 2)
@@ -347,7 +480,9 @@ rules: [{name: open, action: allow, clients: [agents, six, ci], hosts: [open.exa
         ("other-bot", []),
     ],
 )
-def test_a_client_of_the_policy_is_found_by_its_name(path: Path, policy: Path, clients: str, shown: list[int]) -> None:
+def test_a_client_of_the_policy_is_found_by_its_name(
+    path: Path, policy: Path, clients: str, shown: list[int]
+) -> None:
     (policy / "policy.yaml").write_text(CLIENTS)
     said = run("--json", "--policy", policy, "--client", *clients.split(), path)
     assert (said.lines, said.err) == ([EVENTS[number] for number in shown], "")
@@ -388,9 +523,13 @@ def test_each_kind_of_client_is_found_by_its_name(
     assert wanted.holds(record(client=client, user=user)) is belongs
 
 
-def test_a_client_that_the_policy_does_not_have_is_said(path: Path, policy: Path) -> None:
+def test_a_client_that_the_policy_does_not_have_is_said(
+    path: Path, policy: Path
+) -> None:
     (policy / "policy.yaml").write_text(CLIENTS)
-    said = run("--json", "--policy", policy, "--client", "agent", "--client", "ci-bot", path)
+    said = run(
+        "--json", "--policy", policy, "--client", "agent", "--client", "ci-bot", path
+    )
     assert said.lines == [EVENTS[1]]
     assert said.err == (
         f"--client agent: not an address, network, client or user of the policy in {policy}. "
@@ -399,25 +538,50 @@ def test_a_client_that_the_policy_does_not_have_is_said(path: Path, policy: Path
     (policy / "policy.yaml").write_text("nonsense")
     said = run("--json", "--policy", policy, "--client", "ci-bot", path)
     assert said.lines == [EVENTS[1]]
-    assert said.err == f"{policy} does not load: --client finds proxy users only, no clients of it.\n"
+    assert (
+        said.err
+        == f"{policy} does not load: --client finds proxy users only, no clients of it.\n"
+    )
 
 
 @pytest.mark.parametrize(
-    ("span", "seconds"), [("90s", 90), ("15m", 900), ("2h", 7200), ("3d", 259_200), ("1w", 604_800)]
+    ("span", "seconds"),
+    [("90s", 90), ("15m", 900), ("2h", 7200), ("3d", 259_200), ("1w", 604_800)],
 )
 def test_spans_count_back_from_now(span: str, seconds: int) -> None:
     assert filters.parse_time_option(span, NOON) == NOON - timedelta(seconds=seconds)
 
 
 REFUSED = [
-    (("--since", "yesterday"), "'yesterday' is not a time, expected 15m, 2h, 3d or one like 20"),
+    (
+        ("--since", "yesterday"),
+        "'yesterday' is not a time, expected 15m, 2h, 3d or one like 20",
+    ),
     (("--since", "999999w"), "'999999w' is not a time"),
-    (("--status", "4x"), "'4x' is not a status, expected one such as 403, or a class such as 4xx"),
-    (("--status", "9xx"), "'9xx' is not a status, expected one such as 403, or a class such as 4xx"),
-    (("--host", "https://open.example/"), "is not a host pattern, expected example.com, .example.com"),
-    (("--status", "099"), "'099' is not a status, expected one such as 403, or a class such as 4xx"),
-    (("--since", "1m", "--until", "1h"), "the period ends before it begins: expected a time of --until after that of"),
-    (("--until", "2026-11-25", "--since", "2026-11-25"), "the period ends before it begins"),
+    (
+        ("--status", "4x"),
+        "'4x' is not a status, expected one such as 403, or a class such as 4xx",
+    ),
+    (
+        ("--status", "9xx"),
+        "'9xx' is not a status, expected one such as 403, or a class such as 4xx",
+    ),
+    (
+        ("--host", "https://open.example/"),
+        "is not a host pattern, expected example.com, .example.com",
+    ),
+    (
+        ("--status", "099"),
+        "'099' is not a status, expected one such as 403, or a class such as 4xx",
+    ),
+    (
+        ("--since", "1m", "--until", "1h"),
+        "the period ends before it begins: expected a time of --until after that of",
+    ),
+    (
+        ("--until", "2026-11-25", "--since", "2026-11-25"),
+        "the period ends before it begins",
+    ),
     (("--archive", "/nonexistent"), "/nonexistent: there is no archive here"),
     (("--archive", "/etc"), "/etc: there is no archive here"),
     (("--follow", "--by", "host"), "--follow reads one log while it is written"),
@@ -429,39 +593,67 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("options", "why"), REFUSED, ids=[" ".join(options) for options, _ in REFUSED])
-def test_what_cannot_be_meant_is_refused_with_what_was_expected(options: tuple[str, ...], why: str) -> None:
+@pytest.mark.parametrize(
+    ("options", "why"), REFUSED, ids=[" ".join(options) for options, _ in REFUSED]
+)
+def test_what_cannot_be_meant_is_refused_with_what_was_expected(
+    options: tuple[str, ...], why: str
+) -> None:
     said = run(*options)
     assert said.code == 2
     assert why in " ".join(said.err.split())
 
 
-@pytest.mark.parametrize("options", [(), ("--by", "host"), ("--connects",), ("-n", "3")], ids=str)
-def test_what_was_read_is_said_where_nothing_is_shown(path: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "options", [(), ("--by", "host"), ("--connects",), ("-n", "3")], ids=str
+)
+def test_what_was_read_is_said_where_nothing_is_shown(
+    path: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
     (tmp_path / "empty.log").touch()
-    assert run(*options, tmp_path / "empty.log") == (0, "", "0 records read, no request shown.\n")
+    assert run(*options, tmp_path / "empty.log") == (
+        0,
+        "",
+        "0 records read, no request shown.\n",
+    )
     text = "0 records read from 2026-11-26 00:00:00 until 2026-11-27 00:00:00, no request shown.\n"
-    assert run(*options, "--since", "2026-11-26", "--until", "2026-11-27", path) == (0, "", text)
+    assert run(*options, "--since", "2026-11-26", "--until", "2026-11-27", path) == (
+        0,
+        "",
+        text,
+    )
     (tmp_path / "empty.log").write_text(line() + "\n")
-    assert run("--rule", "none", tmp_path / "empty.log") == (0, "", "1 record read, no request shown.\n")
+    assert run("--rule", "none", tmp_path / "empty.log") == (
+        0,
+        "",
+        "1 record read, no request shown.\n",
+    )
 
 
-# ── Files ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Files ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_rotated_and_compressed_files_are_read_in_the_order_of_time(tmp_path: Path) -> None:
-    files = [tmp_path / name for name in ("access.log", "access.log.1", "access.log.2.gz")]
+def test_rotated_and_compressed_files_are_read_in_the_order_of_time(
+    tmp_path: Path,
+) -> None:
+    files = [
+        tmp_path / name for name in ("access.log", "access.log.1", "access.log.2.gz")
+    ]
     for minute, file in zip((20, 10, 0), files, strict=True):
         content = f"{line(minute)}\n".encode()
         file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
-    assert [json.loads(line)["time"][11:16] for line in run("--json", *files).lines] == ["12:00", "12:10", "12:20"]
+    assert [
+        json.loads(line)["time"][11:16] for line in run("--json", *files).lines
+    ] == ["12:00", "12:10", "12:20"]
 
 
 @pytest.mark.system
 @pytest.mark.parametrize("source", ["<(cat {})", "- <{}"])
 def test_a_pipe_and_standard_input_are_read(path: Path, source: str) -> None:
     command = f"{sys.executable} -m squidkeeper log --json {source.format(path)}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines() == EVENTS
 
 
@@ -470,21 +662,33 @@ MISSING = "no such file or directory"
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("none", f"/none: {MISSING}"), ("", ": is a directory"), ("\x1b]0;\x07", f"/\\x1b]0;\\x07: {MISSING}")],
+    [
+        ("none", f"/none: {MISSING}"),
+        ("", ": is a directory"),
+        ("\x1b]0;\x07", f"/\\x1b]0;\\x07: {MISSING}"),
+    ],
 )
-def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path, name: str, why: str) -> None:
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(
+    tmp_path: Path, name: str, why: str
+) -> None:
     assert run(tmp_path / name) == (2, "", f"Error: {tmp_path}{why}\n")
 
 
-def test_lines_that_are_no_record_are_counted_and_the_first_is_named(path: Path) -> None:
+def test_lines_that_are_no_record_are_counted_and_the_first_is_named(
+    path: Path,
+) -> None:
     path.write_text(f"{line()}\nnot json\n{line(v=9)}\n{{}}\n{line(1)}\n")
     said = run("--json", path)
     assert said.lines == [line(), line(1)]
-    assert said.err.startswith(f"3 invalid lines skipped; the first: {path}:2: not a squidkeeper record")
+    assert said.err.startswith(
+        f"3 invalid lines skipped; the first: {path}:2: not a squidkeeper record"
+    )
     assert said.code == 0
 
 
-@pytest.mark.parametrize("time", ["yesterday", "\x1b[2J", "2026-11-25T12:00:00", "0001-01-01T00:00:00Z"])
+@pytest.mark.parametrize(
+    "time", ["yesterday", "\x1b[2J", "2026-11-25T12:00:00", "0001-01-01T00:00:00Z"]
+)
 def test_a_line_without_a_valid_time_is_no_record(path: Path, time: str) -> None:
     path.write_text(f"{line(time=time)}\n{line(1)}\n")
     said = run("--json", path)
@@ -501,18 +705,30 @@ def test_what_is_no_log_at_all_is_not_shown(tmp_path: Path) -> None:
     assert "1 invalid line skipped" in said.err
 
 
-# ── Terminals ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Terminals ─────────────────────────────────────────────────────────────────────────
 
 ESCAPES = "\x1b]0;owned\x07 \x9b31m \u202e \x00 \x7f"
 
 
 @pytest.mark.parametrize(
-    "options", [[], ["--json"], ["--by", "path"], ["--by", "rule", "--json"], ["--drift"]], ids=str
+    "options",
+    [[], ["--json"], ["--by", "path"], ["--by", "rule", "--json"], ["--drift"]],
+    ids=str,
 )
 def test_nothing_in_a_log_steers_the_terminal(path: Path, options: list[str]) -> None:
     fields = {"rule": f"r{ESCAPES}", "client": f"c{ESCAPES}", "method": f"m{ESCAPES}"}
-    path.write_text(json.dumps({**json.loads(line()), **fields, "url": f"https://a.example/{ESCAPES}"}) + "\n")
-    raw = path.read_text().replace("\\u009b", "\x9b").replace("\\u202e", "\u202e").replace("\\u007f", "\x7f")
+    path.write_text(
+        json.dumps(
+            {**json.loads(line()), **fields, "url": f"https://a.example/{ESCAPES}"}
+        )
+        + "\n"
+    )
+    raw = (
+        path.read_text()
+        .replace("\\u009b", "\x9b")
+        .replace("\\u202e", "\u202e")
+        .replace("\\u007f", "\x7f")
+    )
     path.write_text(raw)  # a JSON string may hold these as they are
     parse_record(path.read_bytes().rstrip())
     said = run(*options, path)
@@ -520,8 +736,12 @@ def test_nothing_in_a_log_steers_the_terminal(path: Path, options: list[str]) ->
     assert all(line.isprintable() for line in said.lines)
 
 
-def terminal(*arguments: str | Path, stdout_too: bool, **environment: str) -> tuple[str, str]:
-    """Run with stderr, and with stdout too, on a terminal; give what was written to it and to a piped stdout."""
+def terminal(
+    *arguments: str | Path, stdout_too: bool, **environment: str
+) -> tuple[str, str]:
+    """Run with stderr, and with stdout too, on a terminal; give what was written to it
+    and to a piped stdout.
+    """
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-m", "squidkeeper", "log", *map(str, arguments)],
@@ -557,20 +777,33 @@ def test_the_verdict_is_coloured_on_a_terminal_alone(path: Path) -> None:
 def test_a_reader_that_goes_away_ends_it_quietly(path: Path) -> None:
     path.write_text(f"{line()}\n" * 50_000)
     command = f"set -o pipefail; {sys.executable} -m squidkeeper log {path} | head -n 2"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=False
+    )
     assert (len(done.stdout.splitlines()), done.stderr, done.returncode) == (2, "", 0)
 
 
-# ── Drift ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Drift ─────────────────────────────────────────────────────────────────────────────
 
 
 def audited(path: Path, policy: Path, *fields: dict[str, Any]) -> None:
     """Write a log of the revision that is in force."""
     revision = load(policy, NOON).compiled.revision
-    urls = ("http://open.example/", "http://closed.example/", "http://open.example/unasked")
+    urls = (
+        "http://open.example/",
+        "http://closed.example/",
+        "http://open.example/unasked",
+    )
     own: list[dict[str, Any]] = [{}, {}, {"rule": "-", "verdict": "-"}]
-    lines = [line(n, url, **{"revision": revision, **own[n]}) for n, url in enumerate(urls)]
-    path.write_text("\n".join([*lines, *(line(9, "http://open.example/", **field) for field in fields)]) + "\n")
+    lines = [
+        line(n, url, **{"revision": revision, **own[n]}) for n, url in enumerate(urls)
+    ]
+    path.write_text(
+        "\n".join(
+            [*lines, *(line(9, "http://open.example/", **field) for field in fields)]
+        )
+        + "\n"
+    )
 
 
 def test_drift_is_shown_with_what_the_policy_says(path: Path, policy: Path) -> None:
@@ -586,35 +819,72 @@ def test_drift_is_shown_with_what_the_policy_says(path: Path, policy: Path) -> N
     assert (said.code, said.err) == (1, "")
 
 
-def test_a_url_that_the_record_cuts_off_is_marked_and_drift_counts_it_apart(path: Path, policy: Path) -> None:
+def test_a_url_that_the_record_cuts_off_is_marked_and_drift_counts_it_apart(
+    path: Path, policy: Path
+) -> None:
     url = f"http://open.example/{'l' * 4076}"
     revision = load(policy, NOON).compiled.revision
-    path.write_text(f"{line(0, url, revision=revision, cut='9000:ab')}\n{line(1, url[:-1], revision=revision)}\n")
-    assert [line.endswith("l… (cut)") for line in run(path).lines] == [False, True, False]
+    path.write_text(
+        f"{line(0, url, revision=revision, cut='9000:ab')}\n{line(1, url[:-1], revision=revision)}\n"
+    )
+    assert [line.endswith("l… (cut)") for line in run(path).lines] == [
+        False,
+        True,
+        False,
+    ]
     said = run("--drift", "--policy", policy, "--state", path.parent, path)
-    assert said.err == "1 served request not checked: the access log has only the beginning of a URL that decides\n"
+    assert (
+        said.err
+        == "1 served request not checked: the access log has only the beginning of a URL that decides\n"
+    )
     assert (said.code, said.lines) == (0, [])
 
 
 def test_drift_is_an_object_with_the_record_in_it(path: Path, policy: Path) -> None:
     audited(path, policy)
-    said = run("--drift", "--json", "--host", "closed.example", "--policy", policy, "--state", path.parent, path)
+    said = run(
+        "--drift",
+        "--json",
+        "--host",
+        "closed.example",
+        "--policy",
+        policy,
+        "--state",
+        path.parent,
+        path,
+    )
     (found,) = map(json.loads, said.lines)
     assert (found["drift"], found["rule"]) == ("allowed", "default")
     assert found["reason"] == "No rule of the policy allows this request."
     assert found["record"] == json.loads(path.read_text().splitlines()[1])
 
 
-def test_what_cannot_be_checked_is_said_and_is_no_drift(path: Path, policy: Path) -> None:
+def test_what_cannot_be_checked_is_said_and_is_no_drift(
+    path: Path, policy: Path
+) -> None:
     audited(path, policy, {"revision": "000000000000"})
     said = run(
-        "--drift", "--rule", "open", "--since", "2026-11-25T12:05:00Z", "--policy", policy, "--state", "/gone", path
+        "--drift",
+        "--rule",
+        "open",
+        "--since",
+        "2026-11-25T12:05:00Z",
+        "--policy",
+        policy,
+        "--state",
+        "/gone",
+        path,
     )
     assert (said.code, said.out) == (0, "")
-    assert said.err == "1 served request not checked: the revision that decided is not stored in /gone/revisions\n"
+    assert (
+        said.err
+        == "1 served request not checked: the revision that decided is not stored in /gone/revisions\n"
+    )
 
 
-def test_a_policy_that_does_not_load_leaves_the_revisions_that_are_kept(path: Path, policy: Path) -> None:
+def test_a_policy_that_does_not_load_leaves_the_revisions_that_are_kept(
+    path: Path, policy: Path
+) -> None:
     audited(path, policy)
     revision = load(policy, NOON).compiled.revision
     store_revision(read_sources(policy), revision, path.parent / "revisions")
@@ -623,15 +893,25 @@ def test_a_policy_that_does_not_load_leaves_the_revisions_that_are_kept(path: Pa
     assert (said.code, len(said.lines), said.err) == (1, 3, "")
 
 
-# ── Following ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Following ─────────────────────────────────────────────────────────────────────────
 
 
 class Following:
     """`squidkeeper log --follow --json` and the lines it has shown."""
 
     def __init__(self, *arguments: str | Path) -> None:
-        command = [sys.executable, "-m", "squidkeeper", "log", "--follow", "--json", *map(str, arguments)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "squidkeeper",
+            "log",
+            "--follow",
+            "--json",
+            *map(str, arguments),
+        ]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         self._out, self._err = self.process.stdout, self.process.stderr
@@ -663,7 +943,9 @@ def test_a_log_is_followed_through_a_rotation_from_a_time_on(path: Path) -> None
 
 
 @pytest.mark.system
-def test_a_followed_log_shows_what_comes_and_a_denied_connect_at_once(path: Path) -> None:
+def test_a_followed_log_shows_what_comes_and_a_denied_connect_at_once(
+    path: Path,
+) -> None:
     following = Following("--rule", "closed", path)
     wait_until_open(following.process.pid, path)
     with path.open("a") as file:
@@ -704,21 +986,45 @@ def wait_until_open(pid: int, path: Path) -> None:
 
 
 @pytest.mark.system
-def test_an_account_that_may_not_look_into_the_state_folder_reads_a_log(path: Path, policy: Path) -> None:
+def test_an_account_that_may_not_look_into_the_state_folder_reads_a_log(
+    path: Path, policy: Path
+) -> None:
     audited(path, policy)
     closed = path.parent / "state"
     closed.mkdir(mode=0)
-    as_nobody = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--reuid=0", sys.executable, "-m", "squidkeeper")
-    command = (*as_nobody, "log", "--policy", str(closed), "--state", str(closed), str(path))
+    as_nobody = (
+        "setpriv",
+        "--bounding-set=-all",
+        "--inh-caps=-all",
+        "--reuid=0",
+        sys.executable,
+        "-m",
+        "squidkeeper",
+    )
+    command = (
+        *as_nobody,
+        "log",
+        "--policy",
+        str(closed),
+        "--state",
+        str(closed),
+        str(path),
+    )
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 4)
-    done = subprocess.run((*command, "--drift"), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        (*command, "--drift"), capture_output=True, text=True, check=False
+    )
     unchecked = f"2 served requests not checked: the revision that decided is not stored in {closed}/revisions\n"
     assert (done.returncode, done.stderr) == (1, unchecked)
 
 
-def test_without_a_file_the_newest_rotated_log_is_read_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Right after a rotation the log is empty, and looks as if there had been no request."""
+def test_without_a_file_the_newest_rotated_log_is_read_too(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right after a rotation the log is empty, and looks as if there had been no
+    request.
+    """
     monkeypatch.setattr("squidkeeper.cli.options.DEFAULT_LOG", path)
     before = run().out
     assert before == run(path).out

@@ -1,4 +1,6 @@
-"""`squidkeeper replay`: which policies it takes, what it prints, and its exit status."""
+"""`squidkeeper replay`: which policies it takes, what it prints, and its exit
+status.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ credentials: [{name: key, hosts: [api.example], bearer: key}]
 
 
 class Site:
-    """A state folder in which a policy is in force, a draft of another one, and an access log."""
+    """A state folder in which a policy is in force, a draft of another one, and an
+    access log.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.state = folder / "state"
@@ -65,7 +69,15 @@ class Site:
 
     def logged(self, *requests: dict[str, Any]) -> None:
         lines = (
-            record_line(**{"time": after_noon(second), "rule": "code", "revision": self.in_force, "sni": host, **asked})
+            record_line(
+                **{
+                    "time": after_noon(second),
+                    "rule": "code",
+                    "revision": self.in_force,
+                    "sni": host,
+                    **asked,
+                }
+            )
             for second, asked in enumerate(requests)
             for host in [asked["url"].split("/")[2]]
         )
@@ -73,28 +85,43 @@ class Site:
 
     def replay(self, *arguments: object) -> Result:
         given = ("replay", *arguments, "--state", self.state, self.log)
-        return CliRunner(catch_exceptions=False).invoke(main, [*map(str, given)], prog_name="squidkeeper")
+        return CliRunner(catch_exceptions=False).invoke(
+            main, [*map(str, given)], prog_name="squidkeeper"
+        )
 
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    monkeypatch.setattr("squidkeeper.record.table.database.yield_to_squid", lambda: None)  # of this process
+    # of this process
+    monkeypatch.setattr(
+        "squidkeeper.record.table.database.yield_to_squid", lambda: None
+    )
     found = Site(tmp_path)
     found.logged(*REQUESTS)
     return found
 
 
 def inside(method: str, url: str, **fields: Any) -> dict[str, Any]:
-    return {"method": method, "url": url, "tunnel": f"{url.split('/')[2]}%3A443", "request_id": "1.2.3.4", **fields}
+    return {
+        "method": method,
+        "url": url,
+        "tunnel": f"{url.split('/')[2]}%3A443",
+        "request_id": "1.2.3.4",
+        **fields,
+    }
 
 
 PUSH = "https://code.example/acme/app/git-receive-pack"
 REQUESTS = (
-    *(inside("POST", f"{PUSH}?token=hidden", client=f"192.168.137.{number}") for number in range(6)),
+    *(
+        inside("POST", f"{PUSH}?token=hidden", client=f"192.168.137.{number}")
+        for number in range(6)
+    ),
     inside("GET", "https://code.example/acme/app"),
     inside("GET", "https://new.example/", verdict="deny", rule="default", status=403),
     inside("GET", "https://api.example/v1", rule="api"),
-    inside("GET", "https://code.example/", verdict=None) | {"verdict": "-", "rule": "-"},
+    inside("GET", "https://code.example/", verdict=None)
+    | {"verdict": "-", "rule": "-"},
 )
 TABLE = """\
 9 requests judged by both policies, 2026-11-25 12:00:00 to 2026-11-25 12:00:08 UTC.
@@ -124,17 +151,27 @@ UNASKED = "no helper was asked: Squid refused the request, or a line of the oper
 def test_a_draft_is_replayed_against_the_policy_in_force(site: Site) -> None:
     done = site.replay("--policy", site.draft)
     new = site.store(site.draft)
-    assert done.output == TABLE.format(old=site.in_force, draft=site.draft, new=new, push=PUSH, unasked=UNASKED)
+    assert done.output == TABLE.format(
+        old=site.in_force, draft=site.draft, new=new, push=PUSH, unasked=UNASKED
+    )
     assert done.exit_code == 1
 
 
 @pytest.mark.parametrize(("allowed", "status"), [(5, 1), (6, 0)])
-def test_more_denials_of_used_requests_than_are_allowed_fail(site: Site, allowed: int, status: int) -> None:
-    assert site.replay("--policy", site.draft, "--allow-denials", allowed).exit_code == status
+def test_more_denials_of_used_requests_than_are_allowed_fail(
+    site: Site, allowed: int, status: int
+) -> None:
+    assert (
+        site.replay("--policy", site.draft, "--allow-denials", allowed).exit_code
+        == status
+    )
 
 
 def test_what_was_not_used_may_be_denied(site: Site) -> None:
-    site.logged(inside("POST", PUSH, status=404), inside("POST", PUSH, verdict="deny", status=403))
+    site.logged(
+        inside("POST", PUSH, status=404),
+        inside("POST", PUSH, verdict="deny", status=403),
+    )
     done = site.replay("--policy", site.draft)
     assert "would be denied: 2 requests, 0 of them used" in done.output
     assert done.exit_code == 0
@@ -175,7 +212,12 @@ def test_json_has_every_group(site: Site) -> None:
         "urls": 1,
         "first": "2026-11-25T12:00:00.000Z",
         "last": "2026-11-25T12:00:00.000Z",
-        "example": {"time": "2026-11-25T12:00:00.000Z", "method": "POST", "url": PUSH, "request_id": "1.2.3.4"},
+        "example": {
+            "time": "2026-11-25T12:00:00.000Z",
+            "method": "POST",
+            "url": PUSH,
+            "request_id": "1.2.3.4",
+        },
     }
     assert found["set_apart"] == {"unasked": 1}
     (gained,) = [flip for flip in found["flips"] if flip["kind"] == "changed"]
@@ -189,16 +231,24 @@ def test_a_policy_replayed_against_itself_says_so(site: Site) -> None:
 
 
 def test_the_access_log_can_disagree_with_the_old_policy(site: Site) -> None:
-    site.logged(inside("GET", "https://code.example/", verdict="deny", rule="no", status=403))
+    site.logged(
+        inside("GET", "https://code.example/", verdict="deny", rule="no", status=403)
+    )
     done = site.replay("--policy", site.draft)
-    assert "decided otherwise than by OLD when they were logged: 1 request\n" in done.output
+    assert (
+        "decided otherwise than by OLD when they were logged: 1 request\n"
+        in done.output
+    )
 
 
 def test_what_a_policy_would_observe_is_told(site: Site) -> None:
     draft = "version: 1\nrules: [{name: old, action: deny, observe: true, hosts: [code.example]}]\n"
     draft += "defaults: {action: allow}\n"
     done = site.replay("--policy", site.write(site.state / "observing", draft))
-    assert "NEW would record deny:old as observed: 7 requests, 7 of them used\n" in done.output
+    assert (
+        "NEW would record deny:old as observed: 7 requests, 7 of them used\n"
+        in done.output
+    )
 
 
 CLIENTS = """
@@ -221,25 +271,43 @@ def test_addresses_of_a_client_of_the_policy_are_one_row(site: Site) -> None:
     (site.old / "policy.yaml").write_text(OLD + CLIENTS)
     askers = [
         *(("-", f"192.168.137.{number}") for number in range(4)),
-        *(("ann", "192.168.1.1"), ("ann", "192.168.1.2"), ("tom", "192.168.1.1"), ("tom", "192.168.138.1")),
+        *(
+            ("ann", "192.168.1.1"),
+            ("ann", "192.168.1.2"),
+            ("tom", "192.168.1.1"),
+            ("tom", "192.168.138.1"),
+        ),
         *(("-", f"192.168.139.{number}") for number in (1, 2)),
     ]
     site.logged(
         *(inside("POST", PUSH, client=address, user=user) for user, address in askers),
         inside("POST", PUSH, client="192.168.137.0", verdict="deny"),
-        inside("POST", PUSH.replace("app", "other"), client="192.168.137.3", status=404),
+        inside(
+            "POST", PUSH.replace("app", "other"), client="192.168.137.3", status=404
+        ),
     )
     done = site.replay("--policy", site.draft, "--against", site.old)
     assert BY_CLIENT.format(push=PUSH) in done.output
-    found = json.loads(site.replay("--policy", site.draft, "--against", site.old, "--json").output)
-    named = {(flip["user"], flip["client"]): flip["policy_clients"] for flip in found["flips"]}
+    found = json.loads(
+        site.replay("--policy", site.draft, "--against", site.old, "--json").output
+    )
+    named = {
+        (flip["user"], flip["client"]): flip["policy_clients"]
+        for flip in found["flips"]
+    }
     assert len(named) == len(askers), "JSON has each address"
-    assert (named["tom", "192.168.138.1"], named[None, "192.168.139.1"]) == (["people", "builders"], [])
+    assert (named["tom", "192.168.138.1"], named[None, "192.168.139.1"]) == (
+        ["people", "builders"],
+        [],
+    )
 
 
 def test_a_client_that_only_the_draft_has_is_named(site: Site) -> None:
     (site.draft / "policy.yaml").write_text(NEW + CLIENTS)
-    assert "no-push  code  agents: 6 addresses" in site.replay("--policy", site.draft).output
+    assert (
+        "no-push  code  agents: 6 addresses"
+        in site.replay("--policy", site.draft).output
+    )
 
 
 GRANT = """\
@@ -256,19 +324,32 @@ def test_a_draft_has_the_grants_of_the_old_policy_and_says_so(site: Site) -> Non
     draft = site.write(site.state / "draft", OLD + "# a draft\n")
     done = site.replay("--policy", draft)
     assert "nothing would be denied, opened or changed" in done.output
-    assert re.search(r"^NEW: .*draft \(revision [0-9a-f]{12}, with the grants of OLD\)$", done.output, re.MULTILINE)
-    assert site.replay("--policy", site.in_force).exit_code == 1, "a stored revision is complete"
+    assert re.search(
+        r"^NEW: .*draft \(revision [0-9a-f]{12}, with the grants of OLD\)$",
+        done.output,
+        re.MULTILINE,
+    )
+    assert site.replay("--policy", site.in_force).exit_code == 1, (
+        "a stored revision is complete"
+    )
 
     grants_file(draft).write_text(GRANT.replace("ask.example", "other.example"))
     done = site.replay("--policy", draft)
-    assert ("would be denied: 1 request, 1 of them used" in done.output, done.exit_code) == (True, 1)
+    assert (
+        "would be denied: 1 request, 1 of them used" in done.output,
+        done.exit_code,
+    ) == (True, 1)
     assert "the grants of OLD" not in done.output, "a draft with its own"
 
 
-def test_a_draft_that_is_put_in_force_keeps_the_revision_that_was_named(site: Site) -> None:
+def test_a_draft_that_is_put_in_force_keeps_the_revision_that_was_named(
+    site: Site,
+) -> None:
     grants_file(site.old).write_text(GRANT)
     draft = site.write(site.state / "draft", NEW)
-    named = json.loads(site.replay("--policy", draft, "--against", site.old, "--json").output)["new"]["revision"]
+    named = json.loads(
+        site.replay("--policy", draft, "--against", site.old, "--json").output
+    )["new"]["revision"]
     (site.old / "policy.yaml").write_text(NEW)
     assert named == read_sources(site.old).revision
 
@@ -283,18 +364,33 @@ MARKDOWN = r"""
 
 
 def test_markdown_of_a_hostile_client_is_in_code_spans(site: Site) -> None:
-    hostile = inside("G`ET", "https://new.example/|`[x](//y)@z", user="a`|", verdict="deny", rule="no", status=403)
+    hostile = inside(
+        "G`ET",
+        "https://new.example/|`[x](//y)@z",
+        user="a`|",
+        verdict="deny",
+        rule="no",
+        status=403,
+    )
     site.logged(hostile)
     done = site.replay("--policy", site.draft, "--markdown")
     assert MARKDOWN in done.output
 
 
 @pytest.mark.parametrize("form", ["--markdown", "--json", None])
-def test_nothing_of_a_client_reaches_the_output_unescaped(site: Site, form: str | None) -> None:
+def test_nothing_of_a_client_reaches_the_output_unescaped(
+    site: Site, form: str | None
+) -> None:
     texts = [text for text in HOSTILE if text != "\ud800"]
     site.logged(
         *(
-            inside("GET", f"https://new.example/{text}"[:4000], user=text[:200], verdict="deny", rule="no")
+            inside(
+                "GET",
+                f"https://new.example/{text}"[:4000],
+                user=text[:200],
+                verdict="deny",
+                rule="no",
+            )
             for text in texts
         )
     )
@@ -304,40 +400,67 @@ def test_nothing_of_a_client_reaches_the_output_unescaped(site: Site, form: str 
     assert form != "--markdown" or not {*"<>[]{}@"} & {*outside_of_code}
 
 
-def test_the_guide_has_every_key_of_the_json_and_every_reason_why_a_request_is_not_judged(site: Site) -> None:
+def test_the_guide_has_every_key_of_the_json_and_every_reason_why_a_request_is_not_judged(
+    site: Site,
+) -> None:
     guide = (Path(__file__).parents[2] / "policy/CHANGING.md").read_text()
-    told = keys_told(guide.partition("\n## Replay\n")[2].partition("\n## Reload gate\n")[0])
-    assert told >= keys_in(json.loads(site.replay("--policy", site.draft, "--json").output))
+    told = keys_told(
+        guide.partition("\n## Replay\n")[2].partition("\n## Reload gate\n")[0]
+    )
+    assert told >= keys_in(
+        json.loads(site.replay("--policy", site.draft, "--json").output)
+    )
     assert told >= SET_APART.keys()
 
 
 @pytest.mark.parametrize("form", ["--markdown", "--json", None])
-@pytest.mark.parametrize("content", [b"", b"# A document\n\nNot one.\n", record_line(verdict="-", rule="-") + b"\n"])
-def test_where_no_request_was_judged_nothing_is_told(site: Site, content: bytes, form: str | None) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"# A document\n\nNot one.\n", record_line(verdict="-", rule="-") + b"\n"],
+)
+def test_where_no_request_was_judged_nothing_is_told(
+    site: Site, content: bytes, form: str | None
+) -> None:
     site.log.write_bytes(content)
     done = site.replay("--policy", site.draft, *((form,) if form else ()))
     assert done.exit_code == 2
-    assert done.output.endswith(f"Error: no request of {site.log} was judged: nothing can be told\n")
+    assert done.output.endswith(
+        f"Error: no request of {site.log} was judged: nothing can be told\n"
+    )
     assert "nothing would be denied" not in done.output
     assert ("3 invalid lines skipped" in done.output) == (b"document" in content)
     assert form or "No request was judged." in done.output
 
 
-# --- what cannot be used --------------------------------------------------------------------------------------------
+# --- what cannot be used --------------------------------------------------------------
 
 UNUSABLE = [
-    (("--policy", "{draft}", "--against", "000000000000"), "'000000000000' is neither a folder nor a revision"),
-    (("--policy", "{draft}", "--against", "../state"), "../state is no folder, as far as this account can read"),
+    (
+        ("--policy", "{draft}", "--against", "000000000000"),
+        "'000000000000' is neither a folder nor a revision",
+    ),
+    (
+        ("--policy", "{draft}", "--against", "../state"),
+        "../state is no folder, as far as this account can read",
+    ),
     (("--policy", "{state}/missing"), "/missing is no folder"),
     (("--policy", "{broken}"), "{broken} does not load"),
-    (("--policy", "{draft}", "--json", "--markdown"), "give one of --json and --markdown"),
-    (("--policy", "{draft}", "--since", "1h", "--until", "2h"), "the period ends before it begins"),
+    (
+        ("--policy", "{draft}", "--json", "--markdown"),
+        "give one of --json and --markdown",
+    ),
+    (
+        ("--policy", "{draft}", "--since", "1h", "--until", "2h"),
+        "the period ends before it begins",
+    ),
     (("--policy", "{draft}", "{state}/no.log"), "no.log"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "message"), UNUSABLE)
-def test_what_cannot_be_used_is_told_with_status_2(site: Site, arguments: tuple[str, ...], message: str) -> None:
+def test_what_cannot_be_used_is_told_with_status_2(
+    site: Site, arguments: tuple[str, ...], message: str
+) -> None:
     broken = site.write(site.state / "broken", "version: 1\nrules: [{name: x}]\n")
     names = {"draft": site.draft, "state": site.state, "broken": broken}
     done = site.replay(*(argument.format(**names) for argument in arguments))
@@ -348,11 +471,16 @@ def test_what_cannot_be_used_is_told_with_status_2(site: Site, arguments: tuple[
 def test_without_a_policy_in_force_the_old_one_has_to_be_named(site: Site) -> None:
     (site.state / "revisions/in-force").unlink()
     done = site.replay("--policy", site.draft)
-    assert (f"{site.state}: no policy is in force here" in done.output, done.exit_code) == (True, 2)
+    assert (
+        f"{site.state}: no policy is in force here" in done.output,
+        done.exit_code,
+    ) == (True, 2)
     assert site.replay("--policy", site.draft, "--against", site.old).exit_code == 1
 
 
-def test_a_stored_revision_that_does_not_load_reaches_a_terminal_escaped(site: Site) -> None:
+def test_a_stored_revision_that_does_not_load_reaches_a_terminal_escaped(
+    site: Site,
+) -> None:
     """Its files are named as another account likes."""
     manifest = site.state / "revisions" / site.in_force / "sources.json"
     raw = json.loads(manifest.read_text())

@@ -1,4 +1,7 @@
-"""The help texts of the command line: short, and true. What is made of them: completion, and the manual page."""
+"""The help texts of the command line: short, and true.
+
+What is made of them: completion, and the manual page.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,17 @@ from squidkeeper.cli import main
 from squidkeeper.cli.shell_files import shell_files
 
 ROOT = Layout.of(Path("/srv/gw"))
-REPOSITORY = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
+REPOSITORY = next(
+    folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file()
+)
 LONGEST_OPTION = 18  # words of the help of one option
 LONGEST_SENTENCE = 25  # words
 WIDEST = 76  # characters of a line that click does not wrap
 
 
-def each_command(command: click.Command = main, name: str = "") -> Iterator[tuple[str, click.Command]]:
+def each_command(
+    command: click.Command = main, name: str = ""
+) -> Iterator[tuple[str, click.Command]]:
     if name:
         yield name, command
     if isinstance(command, click.Group):
@@ -44,36 +51,80 @@ def paragraphs(command: click.Command) -> list[str]:
 def examples(name: str) -> list[list[str]]:
     """Return the words of each call in a help text, up to a pipe or a redirection."""
     lines = [line.strip() for line in (COMMANDS[name].help or "").splitlines()]
-    calls = [re.split(r" [|<>] ", part)[0] for line in lines for part in line.split(" | ")]
-    return [shlex.split(call.removeprefix("sudo ")) for call in calls if re.match(r"(sudo )?squidkeeper ", call)]
+    calls = [
+        re.split(r" [|<>] ", part)[0] for line in lines for part in line.split(" | ")
+    ]
+    return [
+        shlex.split(call.removeprefix("sudo "))
+        for call in calls
+        if re.match(r"(sudo )?squidkeeper ", call)
+    ]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_option_has_one_short_sentence(name: str) -> None:
-    shown = [one for one in COMMANDS[name].params if isinstance(one, click.Option) and not one.hidden]
-    assert [option.opts for option in shown if not option.help or len(option.help.split()) > LONGEST_OPTION] == []
+    shown = [
+        one
+        for one in COMMANDS[name].params
+        if isinstance(one, click.Option) and not one.hidden
+    ]
+    assert [
+        option.opts
+        for option in shown
+        if not option.help or len(option.help.split()) > LONGEST_OPTION
+    ] == []
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_help_has_short_sentences_and_lines(name: str) -> None:
-    prose = [paragraph for paragraph in paragraphs(COMMANDS[name]) if not paragraph.startswith("\b")]
-    sentences = [sentence for text in prose for sentence in re.split(r"(?<=[.:;])\s+", text)]
-    assert [sentence for sentence in sentences if len(sentence.split()) > LONGEST_SENTENCE] == []
-    fixed = [line for text in paragraphs(COMMANDS[name]) if text.startswith("\b") for line in text.splitlines()]
+    prose = [
+        paragraph
+        for paragraph in paragraphs(COMMANDS[name])
+        if not paragraph.startswith("\b")
+    ]
+    sentences = [
+        sentence for text in prose for sentence in re.split(r"(?<=[.:;])\s+", text)
+    ]
+    assert [
+        sentence for sentence in sentences if len(sentence.split()) > LONGEST_SENTENCE
+    ] == []
+    fixed = [
+        line
+        for text in paragraphs(COMMANDS[name])
+        if text.startswith("\b")
+        for line in text.splitlines()
+    ]
     assert [line for line in fixed if len(line) > WIDEST] == []
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if examples(name)])
 def test_an_example_names_a_command_and_its_options(name: str) -> None:
     for _, *words in examples(name):
-        called = max((command for command in COMMANDS if words[: len(command.split())] == command.split()), key=len)
+        called = max(
+            (
+                command
+                for command in COMMANDS
+                if words[: len(command.split())] == command.split()
+            ),
+            key=len,
+        )
         options = {option for param in COMMANDS[called].params for option in param.opts}
         assert {word for word in words if re.match(r"-+[a-z]", word)} <= options, words
 
 
 def test_the_operators_table_has_each_exit_status_that_a_help_names() -> None:
-    section = (REPOSITORY / "squid/OPERATING.md").read_text().split("\n## Exit statuses\n")[1].split("\n## ")[0]
-    rows = {row[1].strip(" `"): row[2:4] for row in (line.split("|") for line in section.splitlines()) if len(row) > 4}
+    section = (
+        (REPOSITORY / "squid/OPERATING.md")
+        .read_text()
+        .split("\n## Exit statuses\n")[1]
+        .split("\n## ")[0]
+    )
+    rows = {
+        row[1].strip(" `"): row[2:4]
+        for row in (line.split("|") for line in section.splitlines())
+        if len(row) > 4
+    }
+    # 1: it could not do it, as of every command
     ones_own = {
         "bodies",
         "demo",
@@ -81,12 +132,23 @@ def test_the_operators_table_has_each_exit_status_that_a_help_names() -> None:
         "export",
         "exporter",
         "transparent",
-    }  # 1: it could not do it, as of every command
-    told = {name for name, command in COMMANDS.items() if "Exit status" in (command.help or "")} - ones_own
+    }
+    told = {
+        name
+        for name, command in COMMANDS.items()
+        if "Exit status" in (command.help or "")
+    } - ones_own
     assert told == rows.keys() - {"command", "---"}
     for name in told:
-        statuses = {int(found) for found in re.findall(r"^ +([12])  ", COMMANDS[name].help or "", re.MULTILINE)}
-        assert statuses == {number for number, cell in enumerate(rows[name], 1) if cell.strip()}, name
+        statuses = {
+            int(found)
+            for found in re.findall(
+                r"^ +([12])  ", COMMANDS[name].help or "", re.MULTILINE
+            )
+        }
+        assert statuses == {
+            number for number, cell in enumerate(rows[name], 1) if cell.strip()
+        }, name
 
 
 @pytest.mark.system
@@ -94,20 +156,34 @@ def test_the_manual_page_has_every_command_and_option(tmp_path: Path) -> None:
     (tmp_path / "page").write_text(shell_files(ROOT)["man"])
     assert "manual page squidkeeper(1)" in (main.help or "")
     shown = subprocess.run(
-        ["man", "--warnings", "-l", "page"], cwd=tmp_path, capture_output=True, text=True, check=True
+        ["man", "--warnings", "-l", "page"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert shown.stderr == ""
-    assert {name for name in COMMANDS if f"\n   squidkeeper {name}" not in shown.stdout} == set()
+    assert {
+        name for name in COMMANDS if f"\n   squidkeeper {name}" not in shown.stdout
+    } == set()
     words = set(re.findall(r"--[a-z-]+", shown.stdout))
-    options = {one for command in COMMANDS.values() for one in command.params if not getattr(one, "hidden", True)}
-    assert {word for option in options for word in option.opts if word.startswith("--")} <= words
+    options = {
+        one
+        for command in COMMANDS.values()
+        for one in command.params
+        if not getattr(one, "hidden", True)
+    }
+    assert {
+        word for option in options for word in option.opts if word.startswith("--")
+    } <= words
     assert "[default: /srv/gw/etc/policy]" in shown.stdout
     assert "/etc/squidkeeper/policy]" not in shown.stdout
 
 
 @pytest.mark.system
 @pytest.mark.parametrize(
-    ("line", "word"), [("pre", "preset"), ("explain --cl", "--client"), ("preset show np", "npm@1")]
+    ("line", "word"),
+    [("pre", "preset"), ("explain --cl", "--client"), ("preset show np", "npm@1")],
 )
 def test_bash_completes(tmp_path: Path, line: str, word: str) -> None:
     (tmp_path / "script").write_text(shell_files(ROOT)["bash"])
@@ -118,5 +194,7 @@ def test_bash_completes(tmp_path: Path, line: str, word: str) -> None:
         _squidkeeper_completion squidkeeper
         echo "${{COMPREPLY[@]}}"
     """
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == [word]

@@ -15,7 +15,8 @@ from typing import Self
 
 REPOSITORY = Path(__file__).parents[2]
 BASE = "debian:trixie-slim"  # as the Containerfiles name it
-TRUST = "/etc/ssl/certs"  # builds ask the registries of this machine, whose certificates it knows
+# builds ask the registries of this machine, whose certificates it knows
+TRUST = "/etc/ssl/certs"
 
 
 def _is_overlay_there(folder: Path) -> bool:
@@ -25,7 +26,10 @@ def _is_overlay_there(folder: Path) -> bool:
         part.mkdir(parents=True)
     options = "lowerdir={},upperdir={},workdir={}".format(*parts[:3])
     mounted = (
-        subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", parts[3]], check=False).returncode == 0
+        subprocess.run(
+            ["mount", "-t", "overlay", "-o", options, "overlay", parts[3]], check=False
+        ).returncode
+        == 0
     )
     if mounted:
         subprocess.run(["umount", parts[3]], check=True)
@@ -43,7 +47,10 @@ class Podman:
     def __post_init__(self) -> None:
         driver = "overlay" if _is_overlay_there(self.folder / "try") else "vfs"
         processes = resource.getrlimit(resource.RLIMIT_NPROC)[1]
-        storage, containers = self.folder / "storage.conf", self.folder / "containers.conf"
+        storage, containers = (
+            self.folder / "storage.conf",
+            self.folder / "containers.conf",
+        )
         storage.write_text(
             f'[storage]\ndriver = "{driver}"\ngraphroot = "{self.folder}/storage"\nrunroot = "{self.folder}/run"\n'
         )
@@ -59,7 +66,9 @@ class Podman:
             "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",
         }
 
-    def run(self, *words: str | Path, check: bool = True, program: str = "podman") -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *words: str | Path, check: bool = True, program: str = "podman"
+    ) -> subprocess.CompletedProcess[str]:
         """Run podman; output and errors are captured together."""
         done = subprocess.run(
             [program, *words],
@@ -76,24 +85,46 @@ class Podman:
 
     def start(self, *words: str | Path, program: str) -> subprocess.Popen[bytes]:
         """Start a command that waits for something."""
-        return subprocess.Popen([program, *words], env=self.environment, stdin=subprocess.DEVNULL, cwd=REPOSITORY)
+        return subprocess.Popen(
+            [program, *words],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            cwd=REPOSITORY,
+        )
 
     def build(self, containerfile: Path, tag: str) -> None:
         """Build an image as the documents say, by the machine's own network."""
-        how = ("--format", "docker", "--layers=false", "--pull=never", "--network", "host", "-v", f"{TRUST}:{TRUST}:ro")
+        how = (
+            "--format",
+            "docker",
+            "--layers=false",
+            "--pull=never",
+            "--network",
+            "host",
+            "-v",
+            f"{TRUST}:{TRUST}:ro",
+        )
         self.run("build", *how, "--file", containerfile, "--tag", tag, REPOSITORY)
 
     def import_base(self) -> None:
         """Make the image that the Containerfiles begin with, from Debian's packages."""
         self.import_suite(BASE.partition(":")[2].removesuffix("-slim"), BASE)
 
-    def import_suite(self, suite: str, tag: str, *packages: str, components: str = "main") -> None:
-        """Make an image of a suite's packages, of Debian or Ubuntu as its name tells."""
+    def import_suite(
+        self, suite: str, tag: str, *packages: str, components: str = "main"
+    ) -> None:
+        """Make an image of a suite's packages, of Debian or Ubuntu as its
+        name tells.
+        """
         if self.run("image", "exists", tag, check=False).returncode == 0:
             return
         with tempfile.NamedTemporaryFile(suffix=".tar") as archive:
             include = ",".join(("ca-certificates", *packages))
-            which = ("--variant=minbase", f"--components={components}", f"--include={include}")
+            which = (
+                "--variant=minbase",
+                f"--components={components}",
+                f"--include={include}",
+            )
             words = ("--quiet", *which, suite, archive.name)
             self.run(*words, program="mmdebstrap")
             self.run("import", "--quiet", archive.name, tag)
@@ -101,7 +132,10 @@ class Podman:
     @classmethod
     @contextmanager
     def opened(cls) -> Iterator[Self]:
-        """Podman until the end of a test run. SQUIDKEEPER_IMAGES names a folder that keeps its images for more runs."""
+        """Podman until the end of a test run.
+
+        SQUIDKEEPER_IMAGES names a folder that keeps its images for more runs.
+        """
         kept = os.environ.get("SQUIDKEEPER_IMAGES")
         folder = Path(kept or tempfile.mkdtemp(prefix="squidkeeper-images-"))
         folder.mkdir(exist_ok=True)

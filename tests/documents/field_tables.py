@@ -1,9 +1,12 @@
-"""The tables of fields of policy/REFERENCE.md, rendered from the JSON Schema of a policy file.
+"""The tables of fields of policy/REFERENCE.md, rendered from the JSON Schema of a
+policy file.
 
-A table has the fields of one model or of several: `<!-- rendered: ClientEntry+TokenEntry -->`. A model after the first
-is a mapping inside of an entry, and its fields are named as `basic.username`.
+A table has the fields of one model or of several: `<!-- rendered:
+ClientEntry+TokenEntry -->`. A model after the first is a mapping inside of an entry,
+and its fields are named as `basic.username`.
 
-After a change of a field or of descriptions.yaml: `python -m tests.documents.field_tables policy/REFERENCE.md`.
+After a change of a field or of descriptions.yaml: `python -m
+tests.documents.field_tables policy/REFERENCE.md`.
 """
 
 import re
@@ -15,10 +18,17 @@ from typing import Any, Final
 from squidkeeper.policy.editor.json_schema import json_schema
 from squidkeeper.policy.language import schema
 
-MATCHING: Final = "MatchFields"  # the fields by which entries match stand in one table, as a rule has them
-_TABLE: Final = re.compile(r"(?<=<!-- rendered: )([\w+]+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
+# the fields by which entries match stand in one table, as a rule has them
+MATCHING: Final = "MatchFields"
+_TABLE: Final = re.compile(
+    r"(?<=<!-- rendered: )([\w+]+) -->\n.*?(?=<!-- end -->)", re.DOTALL
+)
 _HEAD: Final = "| field | meaning |\n|---|---|\n"
-_MATCHING_FIELDS: Final = ("clients", "hosts", *(name for name in schema.MatchFields.model_fields if name != "clients"))
+_MATCHING_FIELDS: Final = (
+    "clients",
+    "hosts",
+    *(name for name in schema.MatchFields.model_fields if name != "clients"),
+)
 _WORDS_AT_MOST: Final = 6
 _PATTERNS: Final = (  # what a text is, by a part of its pattern
     (r"\d{4}-\d{2}-\d{2}", "time"),
@@ -37,7 +47,10 @@ _TYPES: Final = {
 
 def render(text: str) -> str:
     """Render the tables of a document again, and leave all else as it is."""
-    return _TABLE.sub(lambda found: f"{found[1]} -->\n{_HEAD}{''.join(_rows(found[1].split('+')))}", text)
+    return _TABLE.sub(
+        lambda found: f"{found[1]} -->\n{_HEAD}{''.join(_rows(found[1].split('+')))}",
+        text,
+    )
 
 
 def tables_of(text: str) -> list[str]:
@@ -58,26 +71,44 @@ def _rows(models: list[str]) -> Iterator[str]:
 def _entry(whole: Mapping[str, Any], model: str) -> Mapping[str, Any]:
     if model == schema.PolicyFile.__name__:
         return whole
-    entry: Mapping[str, Any] = whole["$defs"]["RuleEntry" if model == MATCHING else model]
+    entry: Mapping[str, Any] = whole["$defs"][
+        "RuleEntry" if model == MATCHING else model
+    ]
     return entry
 
 
 def _key_of(whole: Mapping[str, Any], model: str) -> str:
     """Find the key whose value is a mapping of this model."""
-    properties: list[Mapping[str, object]] = [entry.get("properties", {}) for entry in whole["$defs"].values()]
-    return next(key for fields in properties for key, field in fields.items() if f"/{model}'" in str(field))
+    properties: list[Mapping[str, object]] = [
+        entry.get("properties", {}) for entry in whole["$defs"].values()
+    ]
+    return next(
+        key
+        for fields in properties
+        for key, field in fields.items()
+        if f"/{model}'" in str(field)
+    )
 
 
 def _names(model: str, entry: Mapping[str, Any]) -> list[str]:
-    """List the fields of a table. Those by which entries match have a table of their own, unless they are required."""
+    """List the fields of a table.
+
+    Those by which entries match have a table of their own, unless they are required.
+    """
     if model == MATCHING:
         return list(_MATCHING_FIELDS)
     if not issubclass(getattr(schema, model), schema.TunnelFields):
         return list(entry["properties"])
-    return [name for name in entry["properties"] if name not in _MATCHING_FIELDS or name in entry["required"]]
+    return [
+        name
+        for name in entry["properties"]
+        if name not in _MATCHING_FIELDS or name in entry["required"]
+    ]
 
 
-def _type_and_default(entry: Mapping[str, Any], name: str, whole: Mapping[str, Any]) -> str:
+def _type_and_default(
+    entry: Mapping[str, Any], name: str, whole: Mapping[str, Any]
+) -> str:
     field = entry["properties"][name]
     kind = _type(field, whole["$defs"])
     if name in entry.get("required", ()):
@@ -97,7 +128,9 @@ def _type(field: Mapping[str, Any], defined: Mapping[str, Any]) -> str:
         case {"$ref": str() as name}:
             return _type(defined[name.rpartition("/")[2]], defined)
         case {"anyOf": choices}:
-            return " or ".join(dict.fromkeys(_type(choice, defined) for choice in choices))
+            return " or ".join(
+                dict.fromkeys(_type(choice, defined) for choice in choices)
+            )
         case {"enum": [*words]} if len(words) <= _WORDS_AT_MOST:
             return " or ".join(", ".join(f"`{word}`" for word in words).rsplit(", ", 1))
         case {"const": word}:

@@ -1,6 +1,7 @@
 """The table of squid/observe/EXPORT.md: what stands where in each format.
 
-After a change of a format: `python -m tests.documents.mapping_table squid/observe/EXPORT.md`.
+After a change of a format: `python -m tests.documents.mapping_table
+squid/observe/EXPORT.md`.
 """
 
 import re
@@ -49,12 +50,24 @@ def _lines() -> Iterator[str]:
         cells = ["<br>".join(f"`{name}`" for name in names) for names in places]
         if any(cells) and places != _usual_places(fact):
             what = DERIVED.get(fact, f"`{fact}`")
-            yield "|" + "|".join(f" {cell} " if cell else " " for cell in (what, *cells)) + "|"
+            yield (
+                "|"
+                + "|".join(f" {cell} " if cell else " " for cell in (what, *cells))
+                + "|"
+            )
 
 
 def _usual_places(fact: str) -> list[list[str]]:
-    """Return where a field is that no format has a name for. The document says so once, above the table."""
-    return [[f"unmapped.{fact}"], [f"squidkeeper.{fact}"], ["cs6"], [f"squidkeeper.{fact}"]]
+    """Return where a field is that no format has a name for.
+
+    The document says so once, above the table.
+    """
+    return [
+        [f"unmapped.{fact}"],
+        [f"squidkeeper.{fact}"],
+        ["cs6"],
+        [f"squidkeeper.{fact}"],
+    ]
 
 
 def _names(rows: Mapping[str, str]) -> dict[str, list[str]]:
@@ -68,7 +81,9 @@ def _names(rows: Mapping[str, str]) -> dict[str, list[str]]:
 def _of_cef() -> dict[str, list[str]]:
     labelled = {fact: [key] for key, (_, fact) in cef.LABELLED.items() if fact}
     addresses = {fact: [key, key6] for fact, (key, key6, _) in cef.ADDRESSES.items()}
-    return _names(cef.ROWS) | labelled | addresses | {fact: ["cs6"] for fact in cef.OTHER}
+    return (
+        _names(cef.ROWS) | labelled | addresses | {fact: ["cs6"] for fact in cef.OTHER}
+    )
 
 
 if __name__ == "__main__":

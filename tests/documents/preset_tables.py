@@ -18,7 +18,11 @@ _SECTION: Final = re.compile(f"(?<={_BEGIN}).*?(?={_END})", re.DOTALL)
 
 def render(text: str) -> str:
     """Render the table of a document again, and leave all else as it is."""
-    table = "".join(f"{line}\n" for name in sorted(preset_names()) for line in _lines(summarize(name)))
+    table = "".join(
+        f"{line}\n"
+        for name in sorted(preset_names())
+        for line in _lines(summarize(name))
+    )
     return _SECTION.sub(lambda _: table, text)
 
 
@@ -28,7 +32,11 @@ def _lines(preset: PresetSummary) -> Iterator[str]:
     yield "| rule | methods | URLs |"
     yield "|---|---|---|"
     for rule in preset.rules:
-        body = f"<br>with the body that `squidkeeper preset show {preset.name}` has" if rule.body else ""
+        body = (
+            f"<br>with the body that `squidkeeper preset show {preset.name}` has"
+            if rule.body
+            else ""
+        )
         yield f"| `{rule.name}` | {', '.join(rule.methods)} | {'<br>'.join(map(_code, _urls(rule)))}{body} |"
     yield f"\nFrom {', '.join(f'<{url}>' for url in preset.documents)}, read on {preset.read}.\n"
 

@@ -1,1 +1,3 @@
-"""The gateway as a whole: a real Squid, real TLS origins and real clients, in a network namespace of their own."""
+"""The gateway as a whole: a real Squid, real TLS origins and real clients, in a network
+namespace of their own.
+"""

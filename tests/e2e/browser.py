@@ -1,4 +1,6 @@
-"""A real browser: headless Chromium, which says what became of a page, and asks for everything here."""
+"""A real browser: headless Chromium, which says what became of a page, and asks for
+everything here.
+"""
 
 import json
 import re
@@ -49,7 +51,9 @@ _PROBE = """<!doctype html>
 
 
 # Chromium asks these for itself, whatever it is told; a page that asks others is seen.
-_ITS_OWN = re.compile(r"(http://)?(update\.googleapis|clients2\.google|accounts\.google)\.com\b.*")
+_ITS_OWN = re.compile(
+    r"(http://)?(update\.googleapis|clients2\.google|accounts\.google)\.com\b.*"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +63,11 @@ class View:
     page: str
     width: str
     overflow: int  # pixels by which the document is wider than its window
-    outside: list[str]  # elements that reach beyond the window, those that scroll in a box of their own left out
-    squeezed: list[str]  # elements whose words stand below each other in a column that is too narrow
+    # elements that reach beyond the window, those that scroll in a box of their own
+    # left out
+    outside: list[str]
+    # elements whose words stand below each other in a column that is too narrow
+    squeezed: list[str]
     background: str
     rows: list[str]  # the text of each table row that is shown
     text: str
@@ -73,47 +80,98 @@ class Visit:
     """What a browser made of some pages, and what it did besides."""
 
     views: dict[tuple[str, int], View] = field(default_factory=dict)
-    ran: list[int] = field(default_factory=list)  # scripts of the pages that ran: `top.ran = [...]`
+    # scripts of the pages that ran: `top.ran = [...]`
+    ran: list[int] = field(default_factory=list)
     asked_for: set[str] = field(default_factory=set)
     console: list[str] = field(default_factory=list)
 
 
-def visit(pages: Mapping[str, str], widths: tuple[int, ...], *, dark: bool = False) -> Visit:
+def visit(
+    pages: Mapping[str, str], widths: tuple[int, ...], *, dark: bool = False
+) -> Visit:
     """Open pages, each at each width, in a browser that reaches only this function."""
     frames = "".join(
         f'<iframe name="{name}" src="/{name}" width="{width}" height="900"></iframe>'
         for name in pages
         for width in widths
     )
-    site = _Site({**{f"/{name}": html for name, html in pages.items()}, "/probe": _PROBE.format(frames=frames)})
+    site = _Site(
+        {
+            **{f"/{name}": html for name, html in pages.items()},
+            "/probe": _PROBE.format(frames=frames),
+        }
+    )
     home = tempfile.mkdtemp(prefix="squidkeeper-browser-")
     try:
         dom, errors = _dump(site, home, dark=dark)
     finally:
         site.stop()
         shutil.rmtree(home, ignore_errors=True)
-    *views, probe = json.loads(unescape(dom.partition('<pre id="found">')[2].partition("</pre>")[0]))
+    *views, probe = json.loads(
+        unescape(dom.partition('<pre id="found">')[2].partition("</pre>")[0])
+    )
     seen = [View(**view) for view in views]
-    console = [line for line in errors.splitlines() if "CONSOLE" in line and "source: chrome://" not in line]
-    return Visit({(view.page, int(view.width)): view for view in seen}, probe["ran"], site.asked_for, console)
+    console = [
+        line
+        for line in errors.splitlines()
+        if "CONSOLE" in line and "source: chrome://" not in line
+    ]
+    return Visit(
+        {(view.page, int(view.width)): view for view in seen},
+        probe["ran"],
+        site.asked_for,
+        console,
+    )
 
 
 def _dump(site: "_Site", home: str, *, dark: bool) -> tuple[str, str]:
-    """Print the probe as it is when all has loaded. Whatever the browser asks for, it asks the site, as a proxy."""
+    """Print the probe as it is when all has loaded.
+
+    Whatever the browser asks for, it asks the site, as a proxy.
+    """
     command = [
-        *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={home}"),
-        *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
+        *(
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            f"--user-data-dir={home}",
+        ),
+        *(
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--disable-dev-shm-usage",
+        ),
         *("--disable-extensions", "--disable-default-apps"),
-        *(f"--proxy-server=127.0.0.1:{site.port}", "--proxy-bypass-list=<-loopback>", "--enable-logging=stderr"),
-        *(f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--window-size=1600,1000", "--dump-dom"),
+        *(
+            f"--proxy-server=127.0.0.1:{site.port}",
+            "--proxy-bypass-list=<-loopback>",
+            "--enable-logging=stderr",
+        ),
+        *(
+            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+            "--window-size=1600,1000",
+            "--dump-dom",
+        ),
         "http://pages.example/probe",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+    )
     return done.stdout, done.stderr
 
 
 class _Site:
-    """Serves pages on loopback, also to who takes it for a proxy, and notes what was asked for."""
+    """Serves pages on loopback, also to who takes it for a proxy, and notes what was
+    asked for.
+    """
 
     def __init__(self, pages: Mapping[str, str]) -> None:
         asked_for: set[str] = set()

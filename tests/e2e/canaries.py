@@ -1,6 +1,8 @@
-"""Canaries: secrets of every source and form that a gateway puts into requests, and that may be nowhere else.
+"""Canaries: secrets of every source and form that a gateway puts into requests, and
+that may be nowhere else.
 
-With the option `--canaries` every gateway of the end-to-end tests has them, and is asked for them before it ends.
+With the option `--canaries` every gateway of the end-to-end tests has them, and is
+asked for them before it ends.
 """
 
 from __future__ import annotations
@@ -54,10 +56,25 @@ credentials:
   - {{name: canary-removed, hosts: [removed.{DOMAIN}], bearer: canary-removed}}
   - {{name: canary-wrong, hosts: [untrusted.{DOMAIN}, silent.{DOMAIN}], bearer: canary-bearer}}
 """
-HOSTS = ("bearer", "basic", "header", "environment", "both", "front", "rotated", "removed")  # each gets a canary
+# each gets a canary
+HOSTS = (
+    "bearer",
+    "basic",
+    "header",
+    "environment",
+    "both",
+    "front",
+    "rotated",
+    "removed",
+)
 
-# The only files that may hold a value: the sources, those that the fetching process writes, the password of a parent.
-FETCHED = ("*/run/secrets/*.value", "*/run/secrets/*.refresh")  # not its report, and not its log
+# The only files that may hold a value: the sources, those that the fetching process
+# writes, the password of a parent.
+# not its report, and not its log
+FETCHED = (
+    "*/run/secrets/*.value",
+    "*/run/secrets/*.refresh",
+)
 PARENTS = ("*/etc/squidkeeper.d/upstreams.conf", "*/etc/squidkeeper.d/values.json")
 PLACES = (
     "*/etc/policy/secrets/*",
@@ -84,7 +101,9 @@ def plant(gateway: Gateway) -> None:
 
 
 def send(gateway: Gateway) -> int:
-    """Let a gateway put each canary into a request; give how many requests were answered with 200."""
+    """Let a gateway put each canary into a request; give how many requests were
+    answered with 200.
+    """
     answered = 0
     for host in HOSTS:
         with suppress(CurlFailed):

@@ -1,4 +1,6 @@
-"""One network, one set of origins, one DNS server, one program installed for the whole run; gateways for the tests."""
+"""One network, one set of origins, one DNS server, one program installed for the whole
+run; gateways for the tests.
+"""
 
 import fcntl
 import os
@@ -40,29 +42,51 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def prototype(shared_folder: Path) -> Path:
-    """A gateway installed as users do, from the package registries: once a run, on the machine's own network."""
+    """A gateway installed as users do, from the package registries: once a run, on the
+    machine's own network.
+    """
     with (shared_folder / "prototype.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (shared_folder / "prototype/bin/squidkeeper").exists():  # no other process has installed it
+        if not (
+            shared_folder / "prototype/bin/squidkeeper"
+        ).exists():  # no other process has installed it
             install_prototype(shared_folder / "prototype")
     return shared_folder / "prototype"
 
 
 @pytest.fixture(scope="session")
 def programs(shared_folder: Path) -> Path:
-    """Clients from the registries of their languages: once a run, on the machine's own network."""
+    """Clients from the registries of their languages: once a run, on the machine's own
+    network.
+    """
     folder = shared_folder / "clients"
     with (shared_folder / "clients.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "installed").exists():
             run("/usr/bin/python3", "-m", "venv", folder / "python")
             sdks = ("anthropic", "openai", "google-genai")
-            install = ("env", "-u", "PIP_NO_INDEX", folder / "python/bin/pip", "install", "-q")
+            install = (
+                "env",
+                "-u",
+                "PIP_NO_INDEX",
+                folder / "python/bin/pip",
+                "install",
+                "-q",
+            )
             run(*install, "requests", "httpx", "aiohttp", "uv", *sdks)
             run("npm", "install", "--silent", "--prefix", folder / "node", "node@24")
             (folder / "get.go").write_text(GO)
             cache = f"GOCACHE={folder}/go-cache"
-            run("env", cache, "CGO_ENABLED=0", "go", "build", "-o", folder / "get", folder / "get.go")
+            run(
+                "env",
+                cache,
+                "CGO_ENABLED=0",
+                "go",
+                "build",
+                "-o",
+                folder / "get",
+                folder / "get.go",
+            )
             (folder / "installed").touch()
     return folder
 
@@ -74,7 +98,9 @@ def internet(prototype: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="package")
-def all_origins(internet: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Origins]:
+def all_origins(
+    internet: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Origins]:
     origins = Origins(tmp_path_factory.mktemp("origins"))
     yield origins
     origins.stop()
@@ -95,8 +121,12 @@ def names(internet: None) -> Iterator[Names]:
 
 
 @pytest.fixture(scope="package")
-def site(folder: Path, prototype: Path, all_origins: Origins, names: Names) -> Iterator[Site]:
-    """What the gateways share; when all have stopped, no file of theirs may hold a secret."""
+def site(
+    folder: Path, prototype: Path, all_origins: Origins, names: Names
+) -> Iterator[Site]:
+    """What the gateways share; when all have stopped, no file of theirs may hold a
+    secret.
+    """
     upstream_ca = folder / "upstream.crt"
     shutil.copy(all_origins.authority.certificate, upstream_ca)
     site = Site(folder, prototype, upstream_ca, {})
@@ -128,8 +158,14 @@ def end(gateway: Gateway) -> None:
 
 @pytest.fixture(autouse=True)
 def gateways_of_one_test(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Kill at the end of a test what it has started itself: idle helpers of many gateways slow down the next tests."""
-    made = request.getfixturevalue("gateways") if "gateways" in request.fixturenames else []
+    """Kill at the end of a test what it has started itself: idle helpers of many
+    gateways slow down the next tests.
+    """
+    made = (
+        request.getfixturevalue("gateways")
+        if "gateways" in request.fixturenames
+        else []
+    )
     before = len(made)
     yield
     for gateway in made[before:]:
@@ -139,9 +175,15 @@ def gateways_of_one_test(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def new_gateway(
-    site: Site, ports: Iterator[int], gateways: list[Gateway], request: pytest.FixtureRequest
+    site: Site,
+    ports: Iterator[int],
+    gateways: list[Gateway],
+    request: pytest.FixtureRequest,
 ) -> NewGateway:
-    """Make a gateway: `new_gateway("policy text")`. It is killed at the end of the test or module that made it."""
+    """Make a gateway: `new_gateway("policy text")`.
+
+    It is killed at the end of the test or module that made it.
+    """
 
     def make(
         policy: str,
@@ -157,7 +199,15 @@ def new_gateway(
     ) -> Gateway:
         port = port or next(ports)
         name = f"{request.module.__name__.rpartition('.')[2]}-{port}"
-        gateway = Gateway(site, name, (at, port), nameserver, installed=installed, throttled=throttled, options=options)
+        gateway = Gateway(
+            site,
+            name,
+            (at, port),
+            nameserver,
+            installed=installed,
+            throttled=throttled,
+            options=options,
+        )
         gateways.append(gateway)
         gateway.local_conf(*local_conf)
         for name, text in {**(files or {}), "policy.yaml": policy}.items():
@@ -173,14 +223,20 @@ def new_gateway(
 
 @pytest.fixture(scope="module")
 def gateway(new_gateway: NewGateway, request: pytest.FixtureRequest) -> Gateway:
-    """The gateway of a module, started: with its POLICY, and with its LOCAL_CONF and SECRETS where it has these."""
+    """The gateway of a module, started: with its POLICY, and with its LOCAL_CONF and
+    SECRETS where it has these.
+    """
     module = request.module
     secrets = getattr(module, "SECRETS", NO_SECRETS)
-    return new_gateway(module.POLICY, *getattr(module, "LOCAL_CONF", ()), secrets=secrets).start()
+    return new_gateway(
+        module.POLICY, *getattr(module, "LOCAL_CONF", ()), secrets=secrets
+    ).start()
 
 
 @pytest.fixture(scope="module")
-def vm(internet: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[network.VirtualMachine]:
+def vm(
+    internet: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[network.VirtualMachine]:
     vm = network.VirtualMachine(tmp_path_factory.mktemp("vm"))
     yield vm
     vm.stop()
@@ -189,17 +245,27 @@ def vm(internet: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[net
 
 @pytest.fixture(scope="module")
 def transparent(
-    new_gateway: NewGateway, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    new_gateway: NewGateway,
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Transparent]:
-    """A gateway with --transparent, by its POLICY, LOCAL_CONF and SECRETS as `gateway`. A VM asks its resolver."""
+    """A gateway with --transparent, by its POLICY, LOCAL_CONF and SECRETS as `gateway`.
+
+    A VM asks its resolver.
+    """
     module, address = request.module, network.VirtualMachine.gateway
-    secrets, local_conf = getattr(module, "SECRETS", NO_SECRETS), getattr(module, "LOCAL_CONF", ())
+    secrets, local_conf = (
+        getattr(module, "SECRETS", NO_SECRETS),
+        getattr(module, "LOCAL_CONF", ()),
+    )
     options = ("--transparent", address, *getattr(module, "OPTIONS", ()))
     with ExitStack() as stack:
         vm = network.VirtualMachine(tmp_path_factory.mktemp("vm"), address)
         stack.callback(network.unfilter_vm)
         stack.callback(vm.stop)
-        gateway = new_gateway(module.POLICY, *local_conf, at=address, options=options, secrets=secrets)
+        gateway = new_gateway(
+            module.POLICY, *local_conf, at=address, options=options, secrets=secrets
+        )
         vm.trust(gateway.ca)
         transparent = Transparent(gateway.start(), vm)
         stack.callback(transparent.stop)
@@ -208,7 +274,10 @@ def transparent(
 
 @pytest.fixture(scope="module")
 def machine(
-    gateway: Gateway, vm: network.VirtualMachine, programs: Path, tmp_path_factory: pytest.TempPathFactory
+    gateway: Gateway,
+    vm: network.VirtualMachine,
+    programs: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Machine:
     """The VM as a client of the gateway of a module of tests."""
     return machine_of(vm, gateway, programs, tmp_path_factory.mktemp("home"))
@@ -220,7 +289,9 @@ def go() -> GoServices:
 
 
 @pytest.fixture(scope="module")
-def services(go: GoServices, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Service]:
+def services(
+    go: GoServices, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Service]:
     return {
         "pypi@1": registries.pypi(),
         "npm@1": registries.npm(),
@@ -235,7 +306,9 @@ def services(go: GoServices, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 @pytest.fixture
 def at(machine: Machine, go: GoServices, tmp_path: Path) -> Machine:
-    """The machine, with the variables that keep a client's own files in this test's folder."""
+    """The machine, with the variables that keep a client's own files in this test's
+    folder.
+    """
     own = {
         "CARGO_HOME": str(tmp_path / "cargo"),
         "GOPATH": str(tmp_path / "go"),

@@ -1,4 +1,6 @@
-"""A DNS server of our own: any name is the public origin unless a test says otherwise; every query is recorded."""
+"""A DNS server of our own: any name is the public origin unless a test says otherwise;
+every query is recorded.
+"""
 
 import threading
 from collections.abc import Sequence
@@ -8,31 +10,44 @@ from dnslib import AAAA, QTYPE, RCODE, RR, A, DNSError, DNSRecord
 from dnslib.server import DNSHandler, DNSLogger, DNSServer
 
 PUBLIC = "203.0.113.10"
-# For Squid: keep a name for two to three seconds. A name that is kept for one second can expire between a CONNECT and
-# its ClientHello. Such a tunnel fails.
+# For Squid: keep a name for two to three seconds. A name that is kept for one second
+# can expire between a CONNECT and its ClientHello. Such a tunnel fails.
 SHORT_MEMORY = "negative_dns_ttl 3 seconds"
 
 
 class Names:
-    """Name → addresses; where several lists are given, each query of that type gets the next (the last stays)."""
+    """Name → addresses; where several lists are given, each query of that type gets the
+    next (the last stays).
+    """
 
     def __init__(self, address: str, silent_below: str = "") -> None:
         self.address = address
         self.queries: list[str] = []
         self.seen: list[
             tuple[str, int]
-        ] = []  # the name of each query as it was written, and the port that it came from
+            # the name of each query as it was written, and the port that it came from
+        ] = []
         self.answering = threading.Event()  # while it is not set, answers wait
         self.answering.set()
         self._silent_below = silent_below
         self._answers: dict[str, dict[str, list[list[str]]]] = {}
-        self._server = DNSServer(self, address=address, port=53, logger=DNSLogger("-request,-reply,-truncated,-error"))
+        self._server = DNSServer(
+            self,
+            address=address,
+            port=53,
+            logger=DNSLogger("-request,-reply,-truncated,-error"),
+        )
         self._server.start_thread()
 
     def set(self, name: str, *answers: Sequence[str]) -> None:
-        """Answer `name` with these addresses: one list for good, or one list for each query in turn. [] is NXDOMAIN."""
+        """Answer `name` with these addresses: one list for good, or one list for each
+        query in turn. [] is NXDOMAIN.
+        """
         self._answers[name] = {
-            kind: [[a for a in answer if ip_address(a).version == version] for answer in answers]
+            kind: [
+                [a for a in answer if ip_address(a).version == version]
+                for answer in answers
+            ]
             for kind, version in (("A", 4), ("AAAA", 6))
         }
 
@@ -43,7 +58,9 @@ class Names:
     def resolve(self, request: DNSRecord, handler: DNSHandler) -> DNSRecord:
         self.seen.append((str(request.q.qname).rstrip("."), handler.client_address[1]))
         self.answering.wait(120)
-        if self._silent_below and str(request.q.qname).rstrip(".").lower().endswith(self._silent_below):
+        if self._silent_below and str(request.q.qname).rstrip(".").lower().endswith(
+            self._silent_below
+        ):
             raise DNSError("no answer to this one")
         name, kind = str(request.q.qname).rstrip(".").lower(), QTYPE[request.q.qtype]
         self.queries.append(f"{name} {kind}")

@@ -23,16 +23,45 @@ class Fetching:
 
     def start(self) -> None:
         """Make the folder, and start the process."""
-        root, folder, user = self._root, self._layout.secrets, self._layout.user_without_systemd("secrets")
+        root, folder, user = (
+            self._root,
+            self._layout.secrets,
+            self._layout.user_without_systemd("secrets"),
+        )
         folder.mkdir()
         shutil.chown(folder, user, "proxy")
         folder.chmod(0o2750)
-        command = ["setpriv", "--reuid", str(user), "--regid", "proxy", "--clear-groups", "--pdeathsig", "KILL"]
-        command += [f"{root}/bin/squidkeeper", "secrets", "--policy", f"{root}/etc/policy", "--state", f"{root}/state"]
+        command = [
+            "setpriv",
+            "--reuid",
+            str(user),
+            "--regid",
+            "proxy",
+            "--clear-groups",
+            "--pdeathsig",
+            "KILL",
+        ]
+        command += [
+            f"{root}/bin/squidkeeper",
+            "secrets",
+            "--policy",
+            f"{root}/etc/policy",
+            "--state",
+            f"{root}/state",
+        ]
         command += ["--run", f"{root}/run", "--commands", f"{root}/etc/commands"]
-        environment = {name: value for name, value in os.environ.items() if name != VARIABLE}  # which Squid alone gets
+        # which Squid alone gets
+        environment = {
+            name: value for name, value in os.environ.items() if name != VARIABLE
+        }
         with self._said.open("ab") as out:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment)
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=environment,
+            )
 
     @property
     def pid(self) -> int:

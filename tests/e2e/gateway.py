@@ -1,4 +1,6 @@
-"""A gateway in a folder, as `install.sh --root` makes it: its policy, its Squid, its helpers, its logs."""
+"""A gateway in a folder, as `install.sh --root` makes it: its policy, its Squid, its
+helpers, its logs.
+"""
 
 import json
 import os
@@ -35,7 +37,14 @@ from squidkeeper.policy.policy_store.sources import read_sources
 from squidkeeper.serving.counters.reader import read_all_counter_files
 from squidkeeper.serving.credentials import SecretStore
 from squidkeeper.serving.parts import Part
-from squidkeeper.serving.rendering import Values, decode_values, encode_values, merge, part_file, values_of
+from squidkeeper.serving.rendering import (
+    Values,
+    decode_values,
+    encode_values,
+    merge,
+    part_file,
+    values_of,
+)
 from tests.bare_squid import remove_leftovers
 from tests.conftest import DOCUMENTED, WORKERS
 from tests.waiting import pause, wait_for
@@ -43,7 +52,9 @@ from tests.waiting import pause, wait_for
 from .network import run
 
 REPOSITORY = Path(__file__).parents[2]
-URL_SAFE = "!$%&'()*+,-./:;=?@_"  # Squid writes other characters of a URL in percent-encoding
+URL_SAFE = (
+    "!$%&'()*+,-./:;=?@_"  # Squid writes other characters of a URL in percent-encoding
+)
 NAMESERVER = "127.0.0.53"
 PROTOTYPE_LISTENS = "127.0.0.1:3129"
 EXTRAS = "aws,oauth2,otlp,sealed,valkey"
@@ -51,11 +62,21 @@ _WORKER = re.compile(r"\(squid-\d+\)")  # as Squid names the process
 
 
 def install(root: Path, listen: str, *options: str) -> None:
-    """Install a gateway with the project's own installer; the first one of a run needs the package registries."""
-    common = ("--no-start", "--extras", EXTRAS, "--workers", os.environ.get(WORKERS, "1"))
+    """Install a gateway with the project's own installer; the first one of a run needs
+    the package registries.
+    """
+    common = (
+        "--no-start",
+        "--extras",
+        EXTRAS,
+        "--workers",
+        os.environ.get(WORKERS, "1"),
+    )
     if DOCUMENTED in os.environ:
         options = ("--bump", "documented", *options)
-    run(REPOSITORY / "install.sh", "--root", root, "--listen", listen, *common, *options)
+    run(
+        REPOSITORY / "install.sh", "--root", root, "--listen", listen, *common, *options
+    )
 
 
 def install_prototype(root: Path) -> Path:
@@ -71,13 +92,19 @@ class Site:
     """What the gateways of one run share."""
 
     folder: Path  # traversable by Squid's account
-    prototype: Path  # the gateway that was installed first: the others are copies of it, or use its virtual environment
+    # the gateway that was installed first: the others are copies of it, or use its
+    # virtual environment
+    prototype: Path
     upstream_ca: Path
-    secrets: dict[str, str]  # every secret value that any gateway was given, by gateway and name
+    # every secret value that any gateway was given, by gateway and name
+    secrets: dict[str, str]
 
 
 class Gateway:
-    """A copy of the prototype, or `installed`. Its Squid asks that name server; with None, the gateway's resolver."""
+    """A copy of the prototype, or `installed`.
+
+    Its Squid asks that name server; with None, the gateway's resolver.
+    """
 
     def __init__(
         self,
@@ -95,19 +122,25 @@ class Gateway:
         self.authority = f"{address[0]}:{address[1]}"
         self.ca = self.root / "etc/ca/ca.crt"
         self.policy_folder = self.root / "etc/policy"
-        self.renders = True  # as the service that renders Squid's configuration after an edit
+        self.renders = (
+            True  # as the service that renders Squid's configuration after an edit
+        )
         self.reads_bodies = True  # as the service that judges bodies
         self.layout = Layout.of(self.root)
         self._secrets = site.secrets
         self._squid: subprocess.Popen[bytes] | None = None
         self.bodies: list[
             subprocess.Popen[bytes]
-        ] = []  # the processes that read bodies, where the policy has a rule with `body`
+            # the processes that read bodies, where the policy has a rule with `body`
+        ] = []
         self._own_login = False
         self.root.mkdir()
         for venv in site.prototype.glob("venv-*"):
             (self.root / venv.name).symlink_to(venv)  # what takes the installer long
-        as_prototype = (nameserver, address[0]) == (NAMESERVER, PROTOTYPE_LISTENS.partition(":")[0])
+        as_prototype = (nameserver, address[0]) == (
+            NAMESERVER,
+            PROTOTYPE_LISTENS.partition(":")[0],
+        )
         if installed or options or not as_prototype:
             (self.root / "etc").mkdir()
             self.local_conf(*([f"dns_nameservers {nameserver}"] if nameserver else []))
@@ -117,25 +150,48 @@ class Gateway:
         self.local_conf(f"tls_outgoing_options cafile={site.upstream_ca}")
         self._throttled = throttled
         if not throttled:  # tests are denied more often than a client may be
-            [burst] = re.findall(r"--burst \d+ ", (self.root / "etc/squidkeeper.conf").read_text())
+            [burst] = re.findall(
+                r"--burst \d+ ", (self.root / "etc/squidkeeper.conf").read_text()
+            )
             self.edit("squidkeeper.conf", burst, "--burst 1000000 ")
         shutil.rmtree(self.policy_folder)
         self.policy_folder.mkdir()
 
     def _copy(self, prototype: Path) -> None:
         """Copy what the installer wrote, with this gateway's folder and address."""
-        parts = [part for part in prototype.iterdir() if not part.name.startswith("venv-")]
+        parts = [
+            part for part in prototype.iterdir() if not part.name.startswith("venv-")
+        ]
         run("cp", "--archive", *parts, self.root)
-        texts = [self.root / "applied", *(self.root / "etc").glob("*.*"), self.root / "etc/observe/alerts.yaml"]
+        texts = [
+            self.root / "applied",
+            *(self.root / "etc").glob("*.*"),
+            self.root / "etc/observe/alerts.yaml",
+        ]
         texts += [*self.layout.parts.iterdir(), *self.layout.templates.iterdir()]
         for file in filter(Path.is_file, texts):
             text = file.read_text()
             text = text.replace(Layout.of(prototype).bodies, self.layout.bodies)
-            file.write_text(text.replace(f"{prototype}", f"{self.root}").replace(PROTOTYPE_LISTENS, self.authority))
+            file.write_text(
+                text.replace(f"{prototype}", f"{self.root}").replace(
+                    PROTOTYPE_LISTENS, self.authority
+                )
+            )
         for page in (self.root / "etc/errors").iterdir():
-            page.write_bytes(page.read_bytes().replace(f"{prototype}".encode(), f"{self.root}".encode()))
-        own = self.root / "state/own-addresses"  # of the network that the prototype was installed in
-        own.write_text("".join(line for line in own.read_text().splitlines(True) if line.startswith("#")))
+            page.write_bytes(
+                page.read_bytes().replace(
+                    f"{prototype}".encode(), f"{self.root}".encode()
+                )
+            )
+        # of the network that the prototype was installed in
+        own = self.root / "state/own-addresses"
+        own.write_text(
+            "".join(
+                line
+                for line in own.read_text().splitlines(True)
+                if line.startswith("#")
+            )
+        )
 
     def local_conf(self, *lines: str) -> None:
         """Add lines of the operator's own to Squid's configuration."""
@@ -143,15 +199,21 @@ class Gateway:
             file.writelines(line + "\n" for line in lines)
         if has_own_login("\n".join(lines)):  # as install.sh does
             templates = read_templates(self.layout)
-            templates[part_file(Part.LOGIN)] = without_login(templates[part_file(Part.LOGIN)])
+            templates[part_file(Part.LOGIN)] = without_login(
+                templates[part_file(Part.LOGIN)]
+            )
             self._write_templates(templates)
             self._own_login = True
 
     def edit(self, name: str, old: str, new: str) -> None:
-        """Replace a text that one of the installed files holds, and its template: `squidkeeper.d/watch.conf`, …"""
+        """Replace a text that one of the installed files holds, and its template:
+        `squidkeeper.d/watch.conf`, …
+        """
         file, templates = self.root / "etc" / name, read_templates(self.layout)
         found = {name: templates[name]} if name in templates else {}
-        assert old in found.get(name, "") or old in file.read_text(), f"{file} holds no {old!r}"
+        assert old in found.get(name, "") or old in file.read_text(), (
+            f"{file} holds no {old!r}"
+        )
         if found:
             self._write_templates(templates | {name: templates[name].replace(old, new)})
         if file.exists():
@@ -163,9 +225,15 @@ class Gateway:
             (self.layout.templates / name).write_bytes(entry.content)
 
     def use_certgen(self) -> None:
-        """Let Squid's own program make the certificates, as `install.sh --certificates squid` does."""
+        """Let Squid's own program make the certificates, as `install.sh --certificates
+        squid` does.
+        """
         conf, store = self.root / "etc/squid.conf", self.root / "state/ssl_db"
-        text = re.sub(r"(?m)^(#?)(?=sslcrtd_program )", lambda found: "" if found[1] else "#", conf.read_text())
+        text = re.sub(
+            r"(?m)^(#?)(?=sslcrtd_program )",
+            lambda found: "" if found[1] else "#",
+            conf.read_text(),
+        )
         conf.write_text(text)
         [program] = re.findall(r"(?m)^sslcrtd_program (\S+)", text)
         run(program, "-c", "-s", store, "-M", "4MB")
@@ -185,7 +253,9 @@ class Gateway:
         return file
 
     def secret(self, name: str, value: bytes | str, mode: int = 0o640) -> None:
-        """Put a secret's file into the policy and remember its value for the search at the end of the run."""
+        """Put a secret's file into the policy and remember its value for the search at
+        the end of the run.
+        """
         data = value.encode() if isinstance(value, str) else value
         file = self.write(f"secrets/{name}", "")
         file.write_bytes(data)
@@ -194,33 +264,70 @@ class Gateway:
         self.remember(data.decode("latin-1").strip(), name)
 
     def remember(self, value: str, name: str = "a secret") -> None:
-        """Note a secret value that must not be found in any file of this run, beside those of the same name."""
+        """Note a secret value that must not be found in any file of this run, beside
+        those of the same name.
+        """
         self._secrets[f"{self.root.name}: {name} {len(self._secrets)}"] = value
 
     def settle(self) -> None:
-        """Wait until all helpers decide by the policy on disk, and Squid keeps no answer about a host from before."""
+        """Wait until all helpers decide by the policy on disk, and Squid keeps no
+        answer about a host from before.
+        """
         revision = load(self.policy_folder, datetime.now(UTC)).compiled.revision
-        wait_for(lambda: self._revisions() == {revision}, f"revision {revision} in all helpers")
+        wait_for(
+            lambda: self._revisions() == {revision},
+            f"revision {revision} in all helpers",
+        )
         pause(2, "ttl=1 of sk_host, in whole seconds of a clock")
 
     def _revisions(self) -> set[str | None]:
-        """The revisions by which the helpers decide; None for one that is starting, or has no policy."""
-        found = [file.status for file in read_all_counter_files(self.root / "state") if file.running]
-        return {file.revision if file else None for file in found if not file or file.helper in LOADS_POLICY}
+        """The revisions by which the helpers decide; None for one that is starting, or
+        has no policy.
+        """
+        found = [
+            file.status
+            for file in read_all_counter_files(self.root / "state")
+            if file.running
+        ]
+        return {
+            file.revision if file else None
+            for file in found
+            if not file or file.helper in LOADS_POLICY
+        }
 
-    def command(self, *words: str | Path, answer: str = "") -> subprocess.CompletedProcess[str]:
+    def command(
+        self, *words: str | Path, answer: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command of its own program to the end."""
         command = [self.root / "bin/squidkeeper", *words]
-        return subprocess.run(command, input=answer, capture_output=True, text=True, check=False, timeout=120)
+        return subprocess.run(
+            command,
+            input=answer,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
 
     @property
     def places(self) -> tuple[str | Path, ...]:
         """The options and the argument of a command that reads its access log."""
-        return ("--policy", self.policy_folder, "--state", self.root / "state", self.root / "log/access.log")
+        return (
+            "--policy",
+            self.policy_folder,
+            "--state",
+            self.root / "state",
+            self.root / "log/access.log",
+        )
 
     def render(self, upstream: str = "", *, documented: bool = False) -> None:
         """Render Squid's configuration for the policy, as install.sh does."""
-        self._put(replace(self._values(upstream), documented=documented or DOCUMENTED in os.environ))
+        self._put(
+            replace(
+                self._values(upstream),
+                documented=documented or DOCUMENTED in os.environ,
+            )
+        )
 
     def _values(self, upstream: str = "") -> Values:
         policy = build_sources(read_sources(self.policy_folder)).policy
@@ -234,13 +341,17 @@ class Gateway:
             self.start_bodies()
         entry = getpwnam("proxy")
         account = Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
-        files = rendered_files(self.layout, read_templates(self.layout), values, account)
+        files = rendered_files(
+            self.layout, read_templates(self.layout), values, account
+        )
         for path in {*self.layout.parts.iterdir()} - {*files}:
             path.unlink()
         put_rendered(files)
 
     def _render_new_parts(self) -> None:
-        """Render what an edit needs and Squid does not have, as the service does within seconds."""
+        """Render what an edit needs and Squid does not have, as the service does within
+        seconds.
+        """
         former = read_values(self.layout)
         try:
             values = merge(former, self._values())
@@ -250,7 +361,10 @@ class Gateway:
             before = self.cache_log().count("Accepting ")
             self._put(values)
             self.reconfigure()
-            wait_for(lambda: self.cache_log().count("Accepting ") > before, "Squid to listen again")
+            wait_for(
+                lambda: self.cache_log().count("Accepting ") > before,
+                "Squid to listen again",
+            )
 
     # Squid
 
@@ -259,11 +373,29 @@ class Gateway:
         if self.renders:
             with suppress(PolicyError):
                 placed = read_values(self.layout)
-                self._put(replace(self._values(), default=placed.default, documented=placed.documented))
-        command = ["setpriv", "--pdeathsig", "KILL", "squid", "--foreground", "-YC", *self._which()]
+                self._put(
+                    replace(
+                        self._values(),
+                        default=placed.default,
+                        documented=placed.documented,
+                    )
+                )
+        command = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "squid",
+            "--foreground",
+            "-YC",
+            *self._which(),
+        ]
         with (self.root / "log/start.txt").open("ab") as out:
-            self._squid = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
-        wait_for(self._listens, f"Squid to listen on {self.authority}; see {self.root}/log")
+            self._squid = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+            )
+        wait_for(
+            self._listens, f"Squid to listen on {self.authority}; see {self.root}/log"
+        )
         return self
 
     def _which(self) -> list[str]:
@@ -281,9 +413,21 @@ class Gateway:
         return bool(run("ss", "-Hltn", f"sport = :{self.address[1]}"))
 
     def start_bodies(self, processes: int = 1) -> None:
-        """Start processes that read bodies, as a service does: as Squid's account, which may use their port."""
+        """Start processes that read bodies, as a service does: as Squid's account,
+        which may use their port.
+        """
         rights = ("--inh-caps=+net_bind_service", "--ambient-caps=+net_bind_service")
-        account = ("setpriv", "--pdeathsig", "KILL", "--reuid", "proxy", "--regid", "proxy", "--clear-groups", *rights)
+        account = (
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "--reuid",
+            "proxy",
+            "--regid",
+            "proxy",
+            "--clear-groups",
+            *rights,
+        )
         options: tuple[str | Path, ...] = (
             "--listen",
             self.layout.bodies,
@@ -296,11 +440,16 @@ class Gateway:
         for _ in range(processes):
             with (self.root / "log/bodies.log").open("ab") as out:
                 command = [*account, self.root / "bin/squidkeeper", "bodies", *options]
-                self.bodies.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out))
+                self.bodies.append(
+                    subprocess.Popen(
+                        command, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+                    )
+                )
         address, _, port = self.layout.bodies.rpartition(":")
         listening = ("ss", "-Hltn", f"src {address} and sport = :{port}")
         wait_for(
-            lambda: len(run(*listening).splitlines()) >= len(self.bodies), f"{self.layout.bodies}; see {self.root}/log"
+            lambda: len(run(*listening).splitlines()) >= len(self.bodies),
+            f"{self.layout.bodies}; see {self.root}/log",
         )
 
     def kill_bodies(self) -> None:
@@ -322,7 +471,9 @@ class Gateway:
             self._squid = None
 
     def kill(self) -> None:
-        """Kill Squid, its helpers and what reads bodies, and remove what Squid leaves."""
+        """Kill Squid, its helpers and what reads bodies, and remove what
+        Squid leaves.
+        """
         self.kill_bodies()
         if self._squid:
             kill_tree(self._squid)
@@ -354,7 +505,10 @@ class Gateway:
 
     @property
     def workers(self) -> list[int]:
-        """The processes that serve. A coordinator, which several workers have, serves nobody."""
+        """The processes that serve.
+
+        A coordinator, which several workers have, serves nobody.
+        """
         assert self._squid is not None
         found = [(pid, _command(pid)) for pid in _children(self._squid.pid)]
         return [pid for pid, command in found if _WORKER.match(command)]
@@ -365,15 +519,21 @@ class Gateway:
         return self._squid is not None and self._squid.poll() is None
 
     def helpers(self, kind: str) -> list[int]:
-        """The processes of one helper, by how its command begins: "acl --scope host", "rewrite", "throttle", …"""
+        """The processes of one helper, by how its command begins: "acl --scope host",
+        "rewrite", "throttle", …
+        """
         try:
             found = [pid for worker in self.workers for pid in _children(worker)]
             return [pid for pid in found if f"squidkeeper {kind}" in _command(pid)]
         except (FileNotFoundError, ProcessLookupError):
             return []  # one has just ended
 
-    def kill_helpers(self, kind: str = "", by: signal.Signals = signal.SIGKILL) -> list[int]:
-        """Send a signal to every helper of one kind, or of all; return whom it found."""
+    def kill_helpers(
+        self, kind: str = "", by: signal.Signals = signal.SIGKILL
+    ) -> list[int]:
+        """Send a signal to every helper of one kind, or of all; return whom
+        it found.
+        """
         pids = self.helpers(kind)
         for pid in pids:
             with suppress(ProcessLookupError):
@@ -399,16 +559,21 @@ class Gateway:
     # The logs
 
     def log(self) -> list[dict[str, Any]]:
-        """The access log: each line parsed, text decoded; a line that is not JSON is a failure."""
+        """The access log: each line parsed, text decoded; a line that is not JSON is a
+        failure.
+        """
         file = self.root / "log/access.log"
         lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
         return [json.loads(line, object_hook=_decoded) for line in lines]
 
     def logged(self, url: str, before: int = 0) -> dict[str, Any]:
-        """The first line about a URL from line `before` on, waited for: Squid writes it after the answer."""
+        """The first line about a URL from line `before` on, waited for: Squid writes it
+        after the answer.
+        """
         url = quote(url, safe=URL_SAFE)
         found = wait_for(
-            lambda: [line for line in self.log()[before:] if line["url"] == url], f"{url} in {self.root}/log/access.log"
+            lambda: [line for line in self.log()[before:] if line["url"] == url],
+            f"{url} in {self.root}/log/access.log",
         )
         return found[0]
 
@@ -422,11 +587,17 @@ class Gateway:
 
 
 def _decoded(line: dict[str, Any]) -> dict[str, Any]:
-    return {key: unquote(value) if isinstance(value, str) and key != "url" else value for key, value in line.items()}
+    return {
+        key: unquote(value) if isinstance(value, str) and key != "url" else value
+        for key, value in line.items()
+    }
 
 
 def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [
+        int(child)
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ]
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
@@ -450,7 +621,12 @@ def _lives(pid: int) -> bool:
 
 
 def _command(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return (
+        Path(f"/proc/{pid}/cmdline")
+        .read_bytes()
+        .replace(b"\0", b" ")
+        .decode(errors="replace")
+    )
 
 
 NewGateway = Callable[..., Gateway]

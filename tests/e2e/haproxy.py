@@ -1,4 +1,6 @@
-"""HAProxy of a gateway that was installed with --tls, run by Squid's account as its unit or `supervise` runs it."""
+"""HAProxy of a gateway that was installed with --tls, run by Squid's account as its
+unit or `supervise` runs it.
+"""
 
 import re
 import subprocess
@@ -28,7 +30,10 @@ class HAProxy:
         """Start it; it listens when this returns."""
         with self._log.open("ab") as out:
             self._process = subprocess.Popen(
-                [*AS_SQUID, *self._started_by, *self._command], stdin=subprocess.DEVNULL, stdout=out, stderr=out
+                [*AS_SQUID, *self._started_by, *self._command],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
             )
         wait_for(self._listens, f"HAProxy to listen; see {self._log}")
         return self
@@ -40,7 +45,9 @@ class HAProxy:
     def _listens(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, self._log.read_text()
-        return f"pid={self._process.pid}," in run("ss", "-Hltnp", f"sport = :{self.gateway.address[1]}")
+        return f"pid={self._process.pid}," in run(
+            "ss", "-Hltnp", f"sport = :{self.gateway.address[1]}"
+        )
 
     def said(self) -> str:
         """What it has written since its start."""
@@ -58,7 +65,9 @@ class HAProxy:
 
     @contextmanager
     def edited(self, texts: Mapping[str, str], *started_by: str) -> Iterator[None]:
-        """Run it with another haproxy.cfg meanwhile: texts of the installed one, and what replaces them."""
+        """Run it with another haproxy.cfg meanwhile: texts of the installed one, and
+        what replaces them.
+        """
         file = self.gateway.root / "etc/haproxy.cfg"
         installed = file.read_text()
         self._started_by = started_by

@@ -1,4 +1,6 @@
-"""A stand-in for the service of bodies: it records what Squid sends, and answers as a test wants it."""
+"""A stand-in for the service of bodies: it records what Squid sends, and answers as a
+test wants it.
+"""
 
 import socket
 import threading
@@ -25,7 +27,9 @@ ALLOWED = {"X-SK-Rule": "stub", "X-SK-Verdict": "allow"}
 class Asked:
     """One request on a connection of Squid's."""
 
-    def __init__(self, connection: socket.socket, parser: IcapParser, request: IcapRequest) -> None:
+    def __init__(
+        self, connection: socket.socket, parser: IcapParser, request: IcapRequest
+    ) -> None:
         self.request = request
         self._connection = connection
         self._parser = parser
@@ -86,11 +90,16 @@ def echo(asked: Asked) -> None:
     """Let every request pass, by an echo."""
     if asked.preview() is Mark.PREVIEW_ENDS:
         asked.rest()
-    asked.send(format_echo(asked.request.http, ALLOWED) + format_chunk(asked.body) + LAST_CHUNK)
+    asked.send(
+        format_echo(asked.request.http, ALLOWED) + format_chunk(asked.body) + LAST_CHUNK
+    )
 
 
 class IcapStub:
-    """Listens where the service would. `behaves` answers each request; it can be replaced at any time."""
+    """Listens where the service would.
+
+    `behaves` answers each request; it can be replaced at any time.
+    """
 
     def __init__(self, address: str, behaves: Behaviour = skip) -> None:
         host, _, port = address.rpartition(":")
@@ -104,7 +113,12 @@ class IcapStub:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         for connection in (self._server, *self._connections):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -115,7 +129,9 @@ class IcapStub:
             while True:
                 connection, _ = self._server.accept()
                 self._connections.append(connection)
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+                threading.Thread(
+                    target=self._serve, args=(connection,), daemon=True
+                ).start()
 
     def _serve(self, connection: socket.socket) -> None:
         parser = IcapParser()
@@ -127,7 +143,9 @@ class IcapStub:
                     self._answer(connection, parser, request)
         connection.close()
 
-    def _answer(self, connection: socket.socket, parser: IcapParser, request: IcapRequest) -> None:
+    def _answer(
+        self, connection: socket.socket, parser: IcapParser, request: IcapRequest
+    ) -> None:
         asked = Asked(connection, parser, request)
         if request.method == "OPTIONS":
             asked.preview()

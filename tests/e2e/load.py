@@ -1,4 +1,6 @@
-"""Requests from several clients, one after another; each answer with the time of its request and of its arrival."""
+"""Requests from several clients, one after another; each answer with the time of its
+request and of its arrival.
+"""
 
 import threading
 import time
@@ -13,7 +15,9 @@ from .gateway import Gateway
 from .raw import Raw, tunnel
 from .reply import NO_ANSWER, Reply
 
-PAUSE_SECONDS = 0.02  # between two requests of a client: otherwise the clients take the processors from the gateway
+# between two requests of a client: otherwise the clients take the processors from the
+# gateway
+PAUSE_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +36,16 @@ class Load:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def statuses(self, host: str) -> list[int | None]:
-        return [answer.status for answer in self.answers if answer.url.split("/")[2] == host]
+        return [
+            answer.status for answer in self.answers if answer.url.split("/")[2] == host
+        ]
 
     def answered(self, scheme: str, host: str) -> bool:
-        return any(told.url.startswith(f"{scheme}://{host}/") for told in list(self.answers) if told.status is not None)
+        return any(
+            told.url.startswith(f"{scheme}://{host}/")
+            for told in list(self.answers)
+            if told.status is not None
+        )
 
     def at_least(self, more: int) -> None:
         """Wait for this many more answers."""
@@ -45,18 +55,30 @@ class Load:
     def _answered(self) -> int:
         return sum(answer.status is not None for answer in list(self.answers))
 
-    def client(self, gateway: Gateway, scheme: str, host: str, opened: "Opener") -> None:
-        """Request one unique URL after another on one connection. Open another when it ends."""
+    def client(
+        self, gateway: Gateway, scheme: str, host: str, opened: "Opener"
+    ) -> None:
+        """Request one unique URL after another on one connection.
+
+        Open another when it ends.
+        """
         connection: Raw | None = None
         ahead = ""
         for number in count(1):
             if self._stop.is_set():
                 break
             path = f"/{threading.get_ident()}/{number}"
-            url, asked, reply, problem = f"{scheme}://{host}{path}", time.monotonic(), NO_ANSWER, ""
+            url, asked, reply, problem = (
+                f"{scheme}://{host}{path}",
+                time.monotonic(),
+                NO_ANSWER,
+                "",
+            )
             try:
                 reply = _reply(connection, ahead + path, host)
-                if not reply:  # no connection yet, or one that Squid has closed while it was idle, as it may
+                if not reply:
+                    # no connection yet, or one that Squid has closed while it was idle,
+                    # as it may
                     _close(connection)
                     connection = None
                     connection, ahead = opened(gateway, scheme, host)
@@ -67,19 +89,28 @@ class Load:
             else:
                 pause(PAUSE_SECONDS, "the pace of a client")
             rule = reply.denial if reply and reply.status != 200 else None
-            self.answers.append(Answered(url, asked, time.monotonic(), reply.status or None, rule, problem))
+            self.answers.append(
+                Answered(
+                    url, asked, time.monotonic(), reply.status or None, rule, problem
+                )
+            )
             if connection and (not reply or reply.header("Connection") == "close"):
                 _close(connection)
                 connection = None
         _close(connection)
 
 
-Opener = Callable[[Gateway, str, str], tuple[Raw, str]]  # a connection, and what is ahead of the path of its requests
+# a connection, and what is ahead of the path of its requests
+Opener = Callable[[Gateway, str, str], tuple[Raw, str]]
 
 
 def by_proxy(gateway: Gateway, scheme: str, host: str) -> tuple[Raw, str]:
     """Open a connection as a client with proxy settings does."""
-    return (tunnel(gateway, f"{host}:443"), "") if scheme == "https" else (Raw(gateway), f"http://{host}")
+    return (
+        (tunnel(gateway, f"{host}:443"), "")
+        if scheme == "https"
+        else (Raw(gateway), f"http://{host}")
+    )
 
 
 def _reply(connection: Raw | None, target: str, host: str) -> Reply:
@@ -94,20 +125,30 @@ def _close(connection: Raw | None) -> None:
 
 
 @contextmanager
-def load(gateway: Gateway, *clients: tuple[str, str], opened: Opener = by_proxy) -> Iterator[Load]:
-    """Run one client for each (scheme, host). The block begins when each has had an answer, so helpers have started.
+def load(
+    gateway: Gateway, *clients: tuple[str, str], opened: Opener = by_proxy
+) -> Iterator[Load]:
+    """Run one client for each (scheme, host).
+
+    The block begins when each has had an answer, so helpers have started.
 
     An error in a client fails the test.
     """
     running = Load()
     failures: list[BaseException] = []
     threads = [
-        threading.Thread(target=_run, args=(running.client, gateway, *client, opened, failures)) for client in clients
+        threading.Thread(
+            target=_run, args=(running.client, gateway, *client, opened, failures)
+        )
+        for client in clients
     ]
     for thread in threads:
         thread.start()
     try:
-        wait_for(lambda: all(running.answered(*client) for client in clients), "an answer for each client")
+        wait_for(
+            lambda: all(running.answered(*client) for client in clients),
+            "an answer for each client",
+        )
         yield running
     finally:
         running._stop.set()

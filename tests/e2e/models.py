@@ -1,4 +1,6 @@
-"""Stand-ins for APIs of models: a request says what its answer is to report, and how the answer comes."""
+"""Stand-ins for APIs of models: a request says what its answer is to report, and how
+the answer comes.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +25,36 @@ JSON = {"Content-Type": "application/json"}
 
 
 def event(data: dict[str, Any], name: str = "") -> bytes:
-    return (f"event: {name}\n" if name else "").encode() + f"data: {json.dumps(data)}\n\n".encode()
+    return (
+        f"event: {name}\n" if name else ""
+    ).encode() + f"data: {json.dumps(data)}\n\n".encode()
 
 
 def chat(spent: tuple[int, int], model: str = "gpt-x") -> dict[str, Any]:
-    usage = {"prompt_tokens": spent[0], "completion_tokens": spent[1], "total_tokens": sum(spent)}
-    return {"id": "c", "object": "chat.completion", "model": model, "choices": [], "usage": usage}
+    usage = {
+        "prompt_tokens": spent[0],
+        "completion_tokens": spent[1],
+        "total_tokens": sum(spent),
+    }
+    return {
+        "id": "c",
+        "object": "chat.completion",
+        "model": model,
+        "choices": [],
+        "usage": usage,
+    }
 
 
 def chat_events(spent: tuple[int, int], model: str) -> Iterator[bytes]:
     for word in ("Hello", " there", "."):
-        yield event({"id": "c", "model": model, "choices": [{"delta": {"content": word}}], "usage": None})
+        yield event(
+            {
+                "id": "c",
+                "model": model,
+                "choices": [{"delta": {"content": word}}],
+                "usage": None,
+            }
+        )
     yield event(chat(spent, model))
     yield b"data: [DONE]\n\n"
 
@@ -44,15 +65,28 @@ def messages(spent: tuple[int, int], model: str) -> dict[str, Any]:
 
 
 def messages_events(spent: tuple[int, int], model: str) -> Iterator[bytes]:
-    begun = {**messages(spent, model), "usage": {"input_tokens": spent[0], "output_tokens": 1}}
+    begun = {
+        **messages(spent, model),
+        "usage": {"input_tokens": spent[0], "output_tokens": 1},
+    }
     yield event({"type": "message_start", "message": begun}, "message_start")
-    yield event({"type": "content_block_delta", "delta": {"text": "Hello"}}, "content_block_delta")
-    yield event({"type": "message_delta", "delta": {}, "usage": {"output_tokens": spent[1]}}, "message_delta")
+    yield event(
+        {"type": "content_block_delta", "delta": {"text": "Hello"}},
+        "content_block_delta",
+    )
+    yield event(
+        {"type": "message_delta", "delta": {}, "usage": {"output_tokens": spent[1]}},
+        "message_delta",
+    )
     yield event({"type": "message_stop"}, "message_stop")
 
 
 def gemini(spent: tuple[int, int], model: str) -> dict[str, Any]:
-    usage = {"promptTokenCount": spent[0], "candidatesTokenCount": spent[1], "totalTokenCount": sum(spent)}
+    usage = {
+        "promptTokenCount": spent[0],
+        "candidatesTokenCount": spent[1],
+        "totalTokenCount": sum(spent),
+    }
     return {"candidates": [], "usageMetadata": usage, "modelVersion": model}
 
 
@@ -61,7 +95,11 @@ def gemini_events(spent: tuple[int, int], model: str) -> Iterator[bytes]:
     yield event(gemini(spent, model))
 
 
-CHAT, MESSAGES, GEMINI = "/v1/chat/completions", "/v1/messages", "/v1beta/models/gemini-x:generateContent"
+CHAT, MESSAGES, GEMINI = (
+    "/v1/chat/completions",
+    "/v1/messages",
+    "/v1beta/models/gemini-x:generateContent",
+)
 GEMINI_STREAM = "/v1beta/models/gemini-x:streamGenerateContent?alt=sse"
 WHOLE = {CHAT: chat, MESSAGES: messages, GEMINI: gemini}
 STREAMED = {CHAT: chat_events, MESSAGES: messages_events, GEMINI_STREAM: gemini_events}
@@ -70,7 +108,11 @@ FAMILIES = {CHAT: "gpt", MESSAGES: "claude", GEMINI: "gemini", GEMINI_STREAM: "g
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request. `way`: whole, stream, cut (the origin breaks off), left (the client does), failed, untold."""
+    """One request.
+
+    `way`: whole, stream, cut (the origin breaks off), left (the client does), failed,
+    untold.
+    """
 
     target: str
     way: str
@@ -81,8 +123,16 @@ class Call:
 
     @property
     def body(self) -> bytes:
-        told = {"model": f"x-{self.number}", "max_tokens": self.limit, "way": self.way, "spent": self.spent}
-        told |= {"generationConfig": {"maxOutputTokens": self.limit}, "text": "x" * self.pad}
+        told = {
+            "model": f"x-{self.number}",
+            "max_tokens": self.limit,
+            "way": self.way,
+            "spent": self.spent,
+        }
+        told |= {
+            "generationConfig": {"maxOutputTokens": self.limit},
+            "text": "x" * self.pad,
+        }
         return json.dumps(told).encode()
 
     @property
@@ -97,7 +147,9 @@ class Call:
 
     @property
     def reserve(self) -> tuple[int, int]:
-        sent = SentRequest("POST", self.path, [("Content-Type", "application/json")], self.body)
+        sent = SentRequest(
+            "POST", self.path, [("Content-Type", "application/json")], self.body
+        )
         reserve = reserve_of(sent, 0, form_of("POST", self.path))
         return reserve.tokens_in, reserve.tokens_out
 
@@ -109,9 +161,13 @@ def answer(seen: Seen) -> Answer:
     target = re.sub(r"gemini-\d+", "gemini-x", seen.target)
     model = said["model"].replace("x", FAMILIES[target])
     if way == "failed":
-        return Answer(status=429, body=json.dumps(chat(spent, model)).encode(), headers=JSON)
+        return Answer(
+            status=429, body=json.dumps(chat(spent, model)).encode(), headers=JSON
+        )
     if way == "whole":
-        return Answer(body=json.dumps(WHOLE[target](spent, model)).encode(), headers=JSON)
+        return Answer(
+            body=json.dumps(WHOLE[target](spent, model)).encode(), headers=JSON
+        )
     events = tuple(STREAMED[target](spent, model))
     if way == "left":
         return Stream(events=(events[0], b": \n\n"), pause=20)
@@ -137,7 +193,11 @@ def mixed(numbers: int, seed: int) -> list[Call]:
 
 
 async def _send_all(
-    gateway: Gateway, calls: list[Call], at_once: int, host: str, statuses: dict[int, int | None]
+    gateway: Gateway,
+    calls: list[Call],
+    at_once: int,
+    host: str,
+    statuses: dict[int, int | None],
 ) -> None:
     gate = asyncio.Semaphore(at_once)
 
@@ -151,12 +211,17 @@ async def _send_all(
 
 
 async def _send(gateway: Gateway, call: Call, host: str) -> int | None:
-    """Send one call over plain HTTP. A client that leaves does so after the first event."""
+    """Send one call over plain HTTP. A client that leaves does so after the first
+    event.
+    """
     writer = None
     try:
         reader, writer = await asyncio.open_connection(*gateway.address)
         head = f"POST http://{host}{call.path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-        writer.write(f"{head}Content-Length: {len(call.body)}\r\nConnection: close\r\n\r\n".encode() + call.body)
+        writer.write(
+            f"{head}Content-Length: {len(call.body)}\r\nConnection: close\r\n\r\n".encode()
+            + call.body
+        )
         answered = b""
         while data := await asyncio.wait_for(reader.read(65536), 60):
             answered += data
@@ -175,9 +240,14 @@ async def _send(gateway: Gateway, call: Call, host: str) -> int | None:
 
 
 class Started:
-    """Calls that were sent, so many at once, and are under way. `statuses` has those that have ended."""
+    """Calls that were sent, so many at once, and are under way.
 
-    def __init__(self, gateway: Gateway, calls: list[Call], at_once: int, host: str) -> None:
+    `statuses` has those that have ended.
+    """
+
+    def __init__(
+        self, gateway: Gateway, calls: list[Call], at_once: int, host: str
+    ) -> None:
         self.statuses: dict[int, int | None] = {}
         work = _send_all(gateway, calls, at_once, host, self.statuses)
         self._thread = threading.Thread(target=asyncio.run, args=(work,))
@@ -192,13 +262,19 @@ class Started:
         return [*self.statuses.values()].count(403)
 
 
-def start_all(gateway: Gateway, calls: list[Call], host: str = "llm.example", at_once: int = 1_000) -> Started:
+def start_all(
+    gateway: Gateway, calls: list[Call], host: str = "llm.example", at_once: int = 1_000
+) -> Started:
     """Send calls, and do not wait for them."""
     return Started(gateway, calls, at_once, host)
 
 
-def send_all(gateway: Gateway, calls: list[Call], at_once: int) -> dict[int, int | None]:
-    """Send calls, so many at once; return the status of each, None where its answer did not come whole."""
+def send_all(
+    gateway: Gateway, calls: list[Call], at_once: int
+) -> dict[int, int | None]:
+    """Send calls, so many at once; return the status of each, None where its answer did
+    not come whole.
+    """
     started = start_all(gateway, calls, at_once=at_once)
     started.runs(600)
     return started.statuses

@@ -1,4 +1,6 @@
-"""The network of the tests: that of `squidkeeper demo`, and the packet filter of the walkthrough."""
+"""The network of the tests: that of `squidkeeper demo`, and the packet filter of the
+walkthrough.
+"""
 
 import os
 import re
@@ -14,9 +16,16 @@ __all__ = ["VirtualMachine", "filter_vm", "inside", "internet", "run", "unfilter
 WALKTHROUGH = Path(__file__).parents[2] / "squid/WALKTHROUGH.md"
 
 
-def inside(vm: VirtualMachine, proxy: str, *command: str | Path, **environment: str) -> Reply:
-    """Run a command in the VM as an agent would; its exit status and what it printed, as a Reply."""
-    settings = {**dict.fromkeys(("HTTPS_PROXY", "HTTP_PROXY", "http_proxy"), proxy), "PATH": os.environ["PATH"]}
+def inside(
+    vm: VirtualMachine, proxy: str, *command: str | Path, **environment: str
+) -> Reply:
+    """Run a command in the VM as an agent would; its exit status and what it printed,
+    as a Reply.
+    """
+    settings = {
+        **dict.fromkeys(("HTTPS_PROXY", "HTTP_PROXY", "http_proxy"), proxy),
+        "PATH": os.environ["PATH"],
+    }
     done = subprocess.run(
         vm.command(*command),
         env={**settings, "HOME": "/", **environment},
@@ -30,7 +39,11 @@ def inside(vm: VirtualMachine, proxy: str, *command: str | Path, **environment: 
 
 def filter_vm(port: int) -> None:
     """Load the rules of the walkthrough, for a proxy on this port."""
-    [rules] = re.findall(r"^table inet squidkeeper \{\n.*?^\}\n", WALKTHROUGH.read_text(), re.MULTILINE | re.DOTALL)
+    [rules] = re.findall(
+        r"^table inet squidkeeper \{\n.*?^\}\n",
+        WALKTHROUGH.read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
     unfilter_vm()
     run("nft", rules.replace("dport 3129", f"dport {port}"))
 

@@ -1,4 +1,6 @@
-"""The exporter of a gateway as a process, and Debian's Prometheus that scrapes it every second."""
+"""The exporter of a gateway as a process, and Debian's Prometheus that scrapes it every
+second.
+"""
 
 import json
 import os
@@ -16,7 +18,16 @@ from tests.waiting import wait_for
 from .gateway import Gateway
 from .network import run
 
-AS_SQUID = ["setpriv", "--reuid", "proxy", "--regid", "proxy", "--clear-groups", "--pdeathsig", "KILL"]
+AS_SQUID = [
+    "setpriv",
+    "--reuid",
+    "proxy",
+    "--regid",
+    "proxy",
+    "--clear-groups",
+    "--pdeathsig",
+    "KILL",
+]
 
 UNASKED_RESOLVER = "127.53.0.1"  # of a gateway whose Squid asks the tests' DNS server
 _BIND = "-all,+net_bind_service"
@@ -58,13 +69,35 @@ class Exporter:
     def start(self) -> "Exporter":
         """Start it; it answers when this returns."""
         root = self.gateway.root
-        command = [*AS_SQUID, f"{root}/bin/squidkeeper", "exporter", "--listen", f"127.0.0.1:{self.port}"]
-        command += ["--policy", f"{root}/etc/policy", "--access-log", f"{root}/log/access.log"]
-        command += ["--state", f"{root}/state", "--ca", f"{root}/etc/ca/signing.crt", "--squid", self.gateway.authority]
+        command = [
+            *AS_SQUID,
+            f"{root}/bin/squidkeeper",
+            "exporter",
+            "--listen",
+            f"127.0.0.1:{self.port}",
+        ]
+        command += [
+            "--policy",
+            f"{root}/etc/policy",
+            "--access-log",
+            f"{root}/log/access.log",
+        ]
+        command += [
+            "--state",
+            f"{root}/state",
+            "--ca",
+            f"{root}/etc/ca/signing.crt",
+            "--squid",
+            self.gateway.authority,
+        ]
         command += ["--run", f"{root}/run", *map(str, self._options)]
         with (root / "log/exporter.txt").open("ab") as out:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
-        wait_for(self._answers, f"the exporter's first answer; see {root}/log/exporter.txt")
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+            )
+        wait_for(
+            self._answers, f"the exporter's first answer; see {root}/log/exporter.txt"
+        )
         return self
 
     def __enter__(self) -> Self:
@@ -76,7 +109,9 @@ class Exporter:
 
     def _answers(self) -> bool:
         assert self._process is not None
-        assert self._process.poll() is None, (self.gateway.root / "log/exporter.txt").read_text()
+        assert self._process.poll() is None, (
+            self.gateway.root / "log/exporter.txt"
+        ).read_text()
         try:
             return fetch(self.port, "/metrics").status == 200
         except OSError:
@@ -98,7 +133,9 @@ class Exporter:
         return self._process.pid
 
     def health(self) -> tuple[int, dict[str, str]]:
-        """The status of /healthz, and the conditions by code; most gateways here have no maintenance process."""
+        """The status of /healthz, and the conditions by code; most gateways here have
+        no maintenance process.
+        """
         heartbeat = self.gateway.root / "state/maintenance.json"
         with suppress(OSError):
             if not heartbeat.exists() or heartbeat.read_text() == "{}":
@@ -110,7 +147,9 @@ class Exporter:
 
 
 class Maintenance:
-    """`squidkeeper maintain` of one gateway, as its unit starts it, with a resolv.conf of its own."""
+    """`squidkeeper maintain` of one gateway, as its unit starts it, with a resolv.conf
+    of its own.
+    """
 
     def __init__(self, gateway: Gateway, resolv_conf: Path) -> None:
         self.gateway = gateway
@@ -123,7 +162,9 @@ class Maintenance:
         self.address = self._command[self._command.index("--resolver") + 1]
 
     def use(self, *servers: str) -> None:
-        """Name these name servers in resolv.conf, put in place by rename, as most programs do."""
+        """Name these name servers in resolv.conf, put in place by rename, as most
+        programs do.
+        """
         new = self.resolv_conf.with_suffix(".new")
         new.write_text("".join(f"nameserver {server}\n" for server in servers))
         new.rename(self.resolv_conf)
@@ -131,10 +172,22 @@ class Maintenance:
     def start(self) -> "Maintenance":
         """Start it; the resolver listens when this returns."""
         root = self.gateway.root
-        rights = [option for kind in ("bounding-set", "inh-caps", "ambient-caps") for option in (f"--{kind}", _BIND)]
-        command = [*AS_SQUID[:-2], *rights, *self._command, "--resolv-conf", str(self.resolv_conf)]
+        rights = [
+            option
+            for kind in ("bounding-set", "inh-caps", "ambient-caps")
+            for option in (f"--{kind}", _BIND)
+        ]
+        command = [
+            *AS_SQUID[:-2],
+            *rights,
+            *self._command,
+            "--resolv-conf",
+            str(self.resolv_conf),
+        ]
         with (root / "log/maintenance.txt").open("ab") as out:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+            )
         wait_for(lambda: self.unbound, f"unbound; see {root}/log/maintenance.txt")
         return self
 
@@ -144,8 +197,12 @@ class Maintenance:
 
     @property
     def unbound(self) -> int:
-        """The process that listens on the resolver's address; 0 between one and the next."""
-        found = re.search(r'"unbound",pid=(\d+)', run("ss", "-Hlunp", "src", f"{self.address}:53"))
+        """The process that listens on the resolver's address; 0 between one and the
+        next.
+        """
+        found = re.search(
+            r'"unbound",pid=(\d+)', run("ss", "-Hlunp", "src", f"{self.address}:53")
+        )
         return int(found[1]) if found else 0
 
     def kill(self) -> None:
@@ -164,24 +221,54 @@ GATEWAY = "gw-1"  # as what is scraped is labelled
 
 
 class Prometheus:
-    """A Prometheus that scrapes and evaluates rules every second. An exporter: a port here, or (name, ADDRESS:PORT)."""
+    """A Prometheus that scrapes and evaluates rules every second.
 
-    def __init__(self, folder: Path, port: int, *scraped: int | tuple[str, str], rules: str = "groups: []") -> None:
+    An exporter: a port here, or (name, ADDRESS:PORT).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        port: int,
+        *scraped: int | tuple[str, str],
+        rules: str = "groups: []",
+    ) -> None:
         self.port = port
         folder.mkdir()
-        targets = [target if isinstance(target, tuple) else (GATEWAY, f"127.0.0.1:{target}") for target in scraped]
-        static = json.dumps([{"targets": [place], "labels": {"gateway": name}} for name, place in targets])
+        targets = [
+            target if isinstance(target, tuple) else (GATEWAY, f"127.0.0.1:{target}")
+            for target in scraped
+        ]
+        static = json.dumps(
+            [
+                {"targets": [place], "labels": {"gateway": name}}
+                for name, place in targets
+            ]
+        )
         config = folder / "prometheus.yaml"
         (folder / "rules.yaml").write_text(rules)
         config.write_text(
             "global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}\nrule_files: [rules.yaml]\n"
             f"scrape_configs: [{{job_name: squidkeeper, static_configs: {static}}}]\n"
         )
-        command = ["setpriv", "--pdeathsig", "KILL", "prometheus", f"--config.file={config}", "--log.level=warn"]
-        command += [f"--storage.tsdb.path={folder}/data", f"--web.listen-address=127.0.0.1:{port}"]
-        command += ["--scrape.discovery-reload-interval=100ms"]  # by default its first scrape is five seconds later
+        command = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "prometheus",
+            f"--config.file={config}",
+            "--log.level=warn",
+        ]
+        command += [
+            f"--storage.tsdb.path={folder}/data",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ]
+        # by default its first scrape is five seconds later
+        command += ["--scrape.discovery-reload-interval=100ms"]
         with (folder / "log.txt").open("wb") as out:
-            self._process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+            self._process = subprocess.Popen(
+                command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+            )
         wait_for(self._is_ready, f"Prometheus; see {folder}/log.txt")
 
     def _is_ready(self) -> bool:
@@ -191,11 +278,18 @@ class Prometheus:
             return False
 
     def query(self, text: str) -> dict[tuple[str, ...], float]:
-        """Ask in PromQL; gives the value by the values of the labels, in the order of their names."""
+        """Ask in PromQL; gives the value by the values of the labels, in the order of
+        their names.
+        """
         answer = fetch(self.port, f"/api/v1/query?{urlencode({'query': text})}").json
         assert answer["status"] == "success", answer
         rows = answer["data"]["result"]
-        return {tuple(value for _, value in sorted(row["metric"].items())): float(row["value"][1]) for row in rows}
+        return {
+            tuple(value for _, value in sorted(row["metric"].items())): float(
+                row["value"][1]
+            )
+            for row in rows
+        }
 
     def scrape(self, times: int) -> None:
         """Wait for so many more scrapes that succeed."""

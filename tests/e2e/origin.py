@@ -1,4 +1,6 @@
-"""The origins: one server on every address, TLS and plain, that records each request byte for byte, with any answer."""
+"""The origins: one server on every address, TLS and plain, that records each request
+byte for byte, with any answer.
+"""
 
 import asyncio
 import json
@@ -21,7 +23,14 @@ from tests.waiting import pause_between
 T = TypeVar("T")
 TLS_PORTS = (443, 444, 8443)
 PLAIN_PORTS = (22, 80, 81, 8080)
-ADDRESSES = ("203.0.113.10", "203.0.113.20", "2001:db8::10", "127.0.0.1", "10.0.0.5", "169.254.169.254")
+ADDRESSES = (
+    "203.0.113.10",
+    "203.0.113.20",
+    "2001:db8::10",
+    "127.0.0.1",
+    "10.0.0.5",
+    "169.254.169.254",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,10 @@ class Seen:
     def headers(self) -> list[tuple[str, str]]:
         """Names and values as sent: case, order and doubles kept."""
         lines = self.head.decode("latin-1").rstrip("\r\n").split("\r\n")[1:]
-        return [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
+        return [
+            (name, value.strip())
+            for name, _, value in (line.partition(":") for line in lines)
+        ]
 
     def values(self, name: str) -> list[str]:
         """Every value of a header."""
@@ -68,7 +80,9 @@ class Answer:
     def encode(self) -> bytes:
         fixed = {"Date": formatdate(usegmt=True), "Content-Length": str(len(self.body))}
         lines = {**fixed, **self.headers}
-        head = f"HTTP/1.1 {self.status} Answer\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        head = f"HTTP/1.1 {self.status} Answer\r\n" + "".join(
+            f"{name}: {value}\r\n" for name, value in lines.items()
+        )
         return head.encode("latin-1") + b"\r\n" + self.body
 
     async def send(self, writer: asyncio.StreamWriter) -> None:
@@ -78,14 +92,21 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Stream(Answer):
-    """A body that comes event by event, in chunks. Without `ends` the connection ends in the middle of it."""
+    """A body that comes event by event, in chunks.
+
+    Without `ends` the connection ends in the middle of it.
+    """
 
     events: tuple[bytes, ...] = ()
     pause: float = 0.0
     ends: bool = True
 
     async def send(self, writer: asyncio.StreamWriter) -> None:
-        fixed = {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked", **self.headers}
+        fixed = {
+            "Content-Type": "text/event-stream",
+            "Transfer-Encoding": "chunked",
+            **self.headers,
+        }
         lines = "".join(f"{name}: {value}\r\n" for name, value in fixed.items())
         writer.write(f"HTTP/1.1 {self.status} Answer\r\n{lines}\r\n".encode("latin-1"))
         for event in self.events:
@@ -126,12 +147,22 @@ def silent_port(address: tuple[str, int]) -> Iterator[None]:
 
 def echo(seen: Seen) -> Answer:
     """The request, told back in JSON."""
-    told = {"method": seen.method, "url": seen.url, "headers": seen.headers, "sni": seen.sni, "address": seen.address}
-    return Answer(body=json.dumps(told).encode(), headers={"Content-Type": "application/json"})
+    told = {
+        "method": seen.method,
+        "url": seen.url,
+        "headers": seen.headers,
+        "sni": seen.sni,
+        "address": seen.address,
+    }
+    return Answer(
+        body=json.dumps(told).encode(), headers={"Content-Type": "application/json"}
+    )
 
 
 class Gate:
-    """Holds answers back until it is opened; `waiting` counts the requests that stand before it."""
+    """Holds answers back until it is opened; `waiting` counts the requests that stand
+    before it.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -147,19 +178,29 @@ class Gate:
 
 
 class Origins:
-    """Every origin there is. A name's certificate is for that name, unless `certificates` lists other names for it."""
+    """Every origin there is.
+
+    A name's certificate is for that name, unless `certificates` lists other names for
+    it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.authority = Authority(folder)
         self._stranger = Authority(folder / "stranger")
         self.seen: list[Seen] = []
-        self.connections: list[tuple[str, int]] = []  # address and port of each, TLS handshake done or not
+        self.connections: list[
+            tuple[str, int]
+        ] = []  # address and port of each, TLS handshake done or not
         self.peers: list[str] = []  # where each connection came from
         self.broken: list[Exception] = []  # why connections ended in the middle
-        self.answers: dict[str, Answer | Callable[[Seen], Answer]] = {}  # by host and path: "a.example/x"
+        self.answers: dict[
+            str, Answer | Callable[[Seen], Answer]
+        ] = {}  # by host and path: "a.example/x"
         self.certificates: dict[str, tuple[str, ...]] = {}
         self.untrusted: set[str] = set()  # names whose certificates nobody vouches for
-        self.contexts: dict[str, ssl.SSLContext] = {}  # by name: other certificates than these
+        self.contexts: dict[
+            str, ssl.SSLContext
+        ] = {}  # by name: other certificates than these
         self.fallback: Answer | Callable[[Seen], Answer] = echo
         self._default = self.authority.context(*ADDRESSES)
         self._names: WeakKeyDictionary[ssl.SSLObject, str] = WeakKeyDictionary()
@@ -208,21 +249,30 @@ class Origins:
 
     async def _listen(self) -> list[asyncio.Server]:
         self._default.sni_callback = self._choose_certificate
-        return [await asyncio.start_server(self._serve, port=port, backlog=512) for port in TLS_PORTS + PLAIN_PORTS]
+        return [
+            await asyncio.start_server(self._serve, port=port, backlog=512)
+            for port in TLS_PORTS + PLAIN_PORTS
+        ]
 
-    def _choose_certificate(self, connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+    def _choose_certificate(
+        self, connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext
+    ) -> None:
         if name is None:
             return
         self._names[connection] = name
         authority = self._stranger if name in self.untrusted else self.authority
-        context = self.contexts.get(name) or self._context(authority, self.certificates.get(name, (name,)))
+        context = self.contexts.get(name) or self._context(
+            authority, self.certificates.get(name, (name,))
+        )
         connection.context = context
 
     @cache  # noqa: B019 - one instance, as long as the run
     def _context(self, authority: Authority, names: tuple[str, ...]) -> ssl.SSLContext:
         return authority.context(*names)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         address, port = writer.get_extra_info("sockname")[:2]
         self.connections.append((address, port))
         self.peers.append(writer.get_extra_info("peername")[0])
@@ -236,7 +286,9 @@ class Origins:
         finally:
             writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _answer(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
         """Read one request and answer it; False where the connection is to end."""
         head = await reader.readuntil(b"\r\n\r\n")
         address, port = writer.get_extra_info("sockname")[:2]
@@ -245,7 +297,9 @@ class Origins:
         body = await _body(reader, head)
         seen = Seen(address, port, sni, head, body)
         self.seen.append(seen)
-        plan = self.answers.get("".join(seen.values("Host")) + seen.target.split("?")[0], self.fallback)
+        plan = self.answers.get(
+            "".join(seen.values("Host")) + seen.target.split("?")[0], self.fallback
+        )
         answer = plan if isinstance(plan, Answer) else plan(seen)
         if answer.gate:
             await answer.gate.passed()
@@ -254,7 +308,10 @@ class Origins:
 
 
 async def _body(reader: asyncio.StreamReader, head: bytes) -> bytes:
-    fields = {name.lower(): value for name, _, value in (line.partition(b":") for line in head.split(b"\r\n")[1:])}
+    fields = {
+        name.lower(): value
+        for name, _, value in (line.partition(b":") for line in head.split(b"\r\n")[1:])
+    }
     if b"chunked" not in fields.get(b"transfer-encoding", b""):
         return await reader.readexactly(int(fields.get(b"content-length", b"0")))
     body = bytearray()  # a push of git has thousands of chunks

@@ -1,4 +1,6 @@
-"""A parent proxy of the tests: it records each request, knows any name, and can ask for a password, or be slow."""
+"""A parent proxy of the tests: it records each request, knows any name, and can ask for
+a password, or be slow.
+"""
 
 import asyncio
 import threading
@@ -6,12 +8,15 @@ from collections.abc import Coroutine
 from typing import TypeVar
 
 T = TypeVar("T")
-SOURCE = "127.0.0.77"  # where its connections come from, so that an origin can tell them from Squid's
+# where its connections come from, so that an origin can tell them from Squid's
+SOURCE = "127.0.0.77"
 ORIGIN = "203.0.113.10"
 
 
 class Parent:
-    """CONNECT and absolute-form requests, each to the origins on its port, whatever its name."""
+    """CONNECT and absolute-form requests, each to the origins on its port, whatever its
+    name.
+    """
 
     def __init__(self, port: int, address: str = "127.0.0.1") -> None:
         self.port = port
@@ -29,7 +34,9 @@ class Parent:
 
     def up(self) -> None:
         async def listen() -> None:
-            self._server = await asyncio.start_server(self._serve, self._address, self.port)
+            self._server = await asyncio.start_server(
+                self._serve, self._address, self.port
+            )
 
         self._do(listen())
 
@@ -69,7 +76,9 @@ class Parent:
     def _do(self, work: Coroutine[object, object, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         task = asyncio.current_task()
         assert task
         self._tasks.add(task)
@@ -81,24 +90,38 @@ class Parent:
             writer.close()
             self._tasks.discard(task)
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         self.heads.append(head)
         await self.slow.wait()
         method, target, _ = head.split("\r\n", 1)[0].split(" ")
         if self.password and f"Proxy-Authorization: {self.password}\r\n" not in head:
-            writer.write(b"HTTP/1.1 407 Password\r\nProxy-Authenticate: Basic realm=p\r\nContent-Length: 0\r\n\r\n")
+            writer.write(
+                b"HTTP/1.1 407 Password\r\nProxy-Authenticate: Basic realm=p\r\nContent-Length: 0\r\n\r\n"
+            )
             await writer.drain()
             return
         authority = target if method == "CONNECT" else target.split("/")[2]
         port = int(authority.rpartition(":")[2]) if ":" in authority else 80
-        out_reader, out = await asyncio.open_connection(ORIGIN, port, local_addr=(SOURCE, 0))
+        out_reader, out = await asyncio.open_connection(
+            ORIGIN, port, local_addr=(SOURCE, 0)
+        )
         if method == "CONNECT":
             writer.write(b"HTTP/1.1 200 Yes\r\n\r\n")
         else:
             path = "/" + target.split("/", 3)[3]
-            kept = [line for line in head.split("\r\n")[1:] if not line.lower().startswith(("proxy-", "connection:"))]
-            out.write("\r\n".join([f"{method} {path} HTTP/1.1", "Connection: close", *kept]).encode("latin-1"))
+            kept = [
+                line
+                for line in head.split("\r\n")[1:]
+                if not line.lower().startswith(("proxy-", "connection:"))
+            ]
+            out.write(
+                "\r\n".join(
+                    [f"{method} {path} HTTP/1.1", "Connection: close", *kept]
+                ).encode("latin-1")
+            )
         await asyncio.gather(_copy(reader, out), _copy(out_reader, writer))
 
 

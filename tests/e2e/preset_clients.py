@@ -1,11 +1,15 @@
-"""What the clients of each preset are asked to do: commands of POSIX shell, with an empty folder in $TMP."""
+"""What the clients of each preset are asked to do: commands of POSIX shell, with an
+empty folder in $TMP.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class PresetClient:
-    """A client: what it fetches, what shows that it has, which rules decided, and an upload of its own."""
+    """A client: what it fetches, what shows that it has, which rules decided, and an
+    upload of its own.
+    """
 
     preset: str
     name: str
@@ -134,7 +138,9 @@ CLIENTS = (
         shows="const Answer = 42",
         rules=frozenset({"modules", "checksums", "archives"}),
         upload="curl -sS -T /etc/hostname https://storage.googleapis.com/proxy-golang-org-prod/x",
-        denied=frozenset({"PUT https://storage.googleapis.com/proxy-golang-org-prod/x"}),
+        denied=frozenset(
+            {"PUT https://storage.googleapis.com/proxy-golang-org-prod/x"}
+        ),
     ),
     PresetClient(
         preset="github-read@1",
@@ -145,7 +151,9 @@ CLIENTS = (
         rules=frozenset({"refs", "fetch"}),
         upload='cd "$TMP" && git clone -q https://github.com/acme/app.git && cd app && git -c user.name=A '
         "-c user.email=a@example.com commit -q --allow-empty -m Second && git push",
-        denied=frozenset({"GET https://github.com/acme/app.git/info/refs?service=git-receive-pack"}),
+        denied=frozenset(
+            {"GET https://github.com/acme/app.git/info/refs?service=git-receive-pack"}
+        ),
     ),
     PresetClient(
         preset="github-read@1",
@@ -158,7 +166,12 @@ CLIENTS = (
         rules=frozenset({"pages", "files", "api"}),
         upload="curl -sS -d x https://api.github.com/gists; "
         "curl -sS -T /etc/hostname https://api.github.com/repos/acme/app/contents/x",
-        denied=frozenset({"POST https://api.github.com/gists", "PUT https://api.github.com/repos/acme/app/contents/x"}),
+        denied=frozenset(
+            {
+                "POST https://api.github.com/gists",
+                "PUT https://api.github.com/repos/acme/app/contents/x",
+            }
+        ),
     ),
     PresetClient(
         preset="anthropic@1",
@@ -178,7 +191,10 @@ print([model.id for model in client.models.list()])
         upload=_sdk(
             "anthropic",
             "Anthropic",
-            _denied_upload("anthropic", 'client.beta.files.upload(file=("x.txt", b"x", "text/plain"))'),
+            _denied_upload(
+                "anthropic",
+                'client.beta.files.upload(file=("x.txt", b"x", "text/plain"))',
+            ),
         ),
         denied=frozenset({"POST https://api.anthropic.com/v1/files"}),
     ),
@@ -201,7 +217,10 @@ print([model.id for model in client.models.list()])
         upload=_sdk(
             "openai",
             "OpenAI",
-            _denied_upload("openai", 'client.files.create(file=("x.txt", b"x"), purpose="user_data")'),
+            _denied_upload(
+                "openai",
+                'client.files.create(file=("x.txt", b"x"), purpose="user_data")',
+            ),
         ),
         denied=frozenset({"POST https://api.openai.com/v1/files"}),
     ),
@@ -210,7 +229,10 @@ print([model.id for model in client.models.list()])
 
 def tried_table() -> str:
     """Write the table of policy/PRESETS.md."""
-    rows = ["| preset | client | what it did | the upload that was denied |", "|---|---|---|---|"]
+    rows = [
+        "| preset | client | what it did | the upload that was denied |",
+        "|---|---|---|---|",
+    ]
     rows += [
         f"| `{one.preset}` | {one.name} | {one.tried} | {', '.join(f'`{request}`' for request in sorted(one.denied))} |"
         for one in CLIENTS

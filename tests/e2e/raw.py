@@ -27,13 +27,20 @@ class Raw:
 
     def __init__(self, gateway: Proxy, client: str = "127.0.0.1") -> None:
         self._ca = gateway.ca
-        self._socket = socket.create_connection(gateway.address, TIMEOUT_SECONDS, source_address=(client, 0))
+        self._socket = socket.create_connection(
+            gateway.address, TIMEOUT_SECONDS, source_address=(client, 0)
+        )
         self._file = cast("BinaryIO", self._socket.makefile("rb"))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -47,11 +54,18 @@ class Raw:
 
     def connect(self, authority: bytes | str) -> Reply:
         """Ask for a tunnel and return the answer."""
-        authority = authority.encode("latin-1") if isinstance(authority, str) else authority
-        return self.send(b"CONNECT " + authority + b" HTTP/1.1\r\nHost: " + authority + b"\r\n\r\n").answer()
+        authority = (
+            authority.encode("latin-1") if isinstance(authority, str) else authority
+        )
+        return self.send(
+            b"CONNECT " + authority + b" HTTP/1.1\r\nHost: " + authority + b"\r\n\r\n"
+        ).answer()
 
-    def tls(self, sni: bytes | str | None, ca: Path | None = None, *protocols: str) -> Self:
-        """Start TLS with this SNI (bytes as they are; None for none); the certificate must be of this CA.
+    def tls(
+        self, sni: bytes | str | None, ca: Path | None = None, *protocols: str
+    ) -> Self:
+        """Start TLS with this SNI (bytes as they are; None for none); the certificate
+        must be of this CA.
 
         Without one, of the gateway's. `protocols` are offered by ALPN.
         """
@@ -66,7 +80,9 @@ class Raw:
     def start_tls(self, context: ssl.SSLContext, sni: bytes | str | None) -> Self:
         """Start TLS with a context of the test's own."""
         self._file.close()
-        self._socket = context.wrap_socket(self._socket, server_hostname=cast("str | None", sni))
+        self._socket = context.wrap_socket(
+            self._socket, server_hostname=cast("str | None", sni)
+        )
         self._file = cast("BinaryIO", self._socket.makefile("rb"))
         return self
 
@@ -90,9 +106,17 @@ class Raw:
         """The protocol that was chosen by ALPN."""
         return cast("ssl.SSLSocket", self._socket).selected_alpn_protocol()
 
-    def get(self, target: str, host: str | None, *headers: str, method: str = "GET") -> Reply:
-        """Send a request with this Host (None for none) and these header lines; return its answer."""
-        lines = [f"{method} {target} HTTP/1.1", *([f"Host: {host}"] if host is not None else []), *headers]
+    def get(
+        self, target: str, host: str | None, *headers: str, method: str = "GET"
+    ) -> Reply:
+        """Send a request with this Host (None for none) and these header lines; return
+        its answer.
+        """
+        lines = [
+            f"{method} {target} HTTP/1.1",
+            *([f"Host: {host}"] if host is not None else []),
+            *headers,
+        ]
         return self.send("\r\n".join(lines) + "\r\n\r\n").answer(method)
 
     def lines(self) -> Iterator[bytes]:
@@ -107,7 +131,9 @@ class Raw:
         return self
 
     def abandon(self) -> None:
-        """Break the connection off, also for a thread that waits for an answer on it."""
+        """Break the connection off, also for a thread that waits for an
+        answer on it.
+        """
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -132,14 +158,21 @@ class Raw:
         return head
 
     def _body(self, method: str, status: int, headers: dict[str, str]) -> bytes:
-        if method == "HEAD" or status < 200 or status in (204, 304) or (status == 200 and not headers):
+        if (
+            method == "HEAD"
+            or status < 200
+            or status in (204, 304)
+            or (status == 200 and not headers)
+        ):
             return b""  # the last is the answer to a CONNECT
         if "chunked" in headers.get("Transfer-Encoding", ""):
             return self._chunks()
         length = headers.get("Content-Length")
         body = self._file.read() if length is None else self._file.read(int(length))
         if length is not None and len(body) < int(length):
-            raise ConnectionError(f"the answer ends after {len(body)} of {length} bytes")
+            raise ConnectionError(
+                f"the answer ends after {len(body)} of {length} bytes"
+            )
         return body
 
     def _chunks(self) -> bytes:
@@ -151,8 +184,15 @@ class Raw:
         return body
 
 
-def tunnel(gateway: Proxy, authority: str, sni: bytes | str | None = "same", client: str = "127.0.0.1") -> Raw:
-    """Open a tunnel and start TLS in it; the SNI is the authority's host unless given."""
+def tunnel(
+    gateway: Proxy,
+    authority: str,
+    sni: bytes | str | None = "same",
+    client: str = "127.0.0.1",
+) -> Raw:
+    """Open a tunnel and start TLS in it; the SNI is the authority's host
+    unless given.
+    """
     raw = Raw(gateway, client)
     try:
         answer = raw.connect(authority)

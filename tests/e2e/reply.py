@@ -1,4 +1,6 @@
-"""What a client got: a status, headers and a body; of a denial, the rule and the reason that its page gives."""
+"""What a client got: a status, headers and a body; of a denial, the rule and the reason
+that its page gives.
+"""
 
 import json
 import re
@@ -26,11 +28,15 @@ class Reply:
         return json.loads(self.body)
 
     def header(self, name: str) -> str | None:
-        return next((value for key, value in self.headers if key.lower() == name.lower()), None)
+        return next(
+            (value for key, value in self.headers if key.lower() == name.lower()), None
+        )
 
     @property
     def shown(self) -> str:
-        """The text that a page shows: as it is, or in HTML within `xmp`, where nothing else is markup."""
+        """The text that a page shows: as it is, or in HTML within `xmp`, where nothing
+        else is markup.
+        """
         found = re.search("<xmp>\n(.*?)</xmp>", self.text, re.DOTALL)
         return found[1] if found else self.text
 
@@ -45,7 +51,9 @@ class Reply:
 
     @property
     def denial(self) -> str | None:
-        """What denied: the page's rule; of a page of Squid's own, as where a helper has no answer, its error."""
+        """What denied: the page's rule; of a page of Squid's own, as where a helper has
+        no answer, its error.
+        """
         return self.rule or self.line("Error")
 
     @property
@@ -59,5 +67,8 @@ NO_ANSWER = Reply(0, (), b"")
 def parse_head(head: bytes) -> tuple[int, tuple[tuple[str, str], ...]]:
     """Split a response's head into its status and its headers."""
     first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
-    headers = tuple((name, value.strip()) for name, _, value in (line.partition(":") for line in lines))
+    headers = tuple(
+        (name, value.strip())
+        for name, _, value in (line.partition(":") for line in lines)
+    )
     return int(first.split(" ")[1]), headers

@@ -1,8 +1,10 @@
-"""The alert rules fire in a real Prometheus when the fault is made on a real gateway; every panel's query is answered.
+"""The alert rules fire in a real Prometheus when the fault is made on a real gateway;
+every panel's query is answered.
 
-Time runs sixty times as fast in the copy of the rules: Prometheus scrapes and evaluates each second, a minute of a
-range is a second, a day is 24 minutes, and a minute of `for` is a fifth of a second. Helpers do not start as much
-faster: the range of their starts stays.
+Time runs sixty times as fast in the copy of the rules: Prometheus scrapes and evaluates
+each second, a minute of a range is a second, a day is 24 minutes, and a minute of `for`
+is a fifth of a second. Helpers do not start as much faster: the range of their starts
+stays.
 """
 
 import json
@@ -26,7 +28,10 @@ from squidkeeper.base.layout import TRANSPARENT_FOLDER
 from squidkeeper.base.metrics import TRANSPARENT_CONNECTIONS, TransparentResult
 from squidkeeper.record.archive_status import ArchiveStatus, DeletedLogs
 from squidkeeper.record.export_status import ExportState, ExportStore
-from squidkeeper.serving.certificates.authority import CertificateAuthority, make_intermediate
+from squidkeeper.serving.certificates.authority import (
+    CertificateAuthority,
+    make_intermediate,
+)
 from squidkeeper.serving.counters.layout import FOLDER, counter_key
 from squidkeeper.serving.counters.writer import CounterWriter
 from tests.waiting import pause, wait_for
@@ -49,10 +54,14 @@ ALERTS = {
     if "alert" in rule
 }
 PANELS = json.loads((OBSERVE / "dashboard.json").read_text())["panels"]
-QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel.get("targets", ())]
-# A fault below makes every other alert fire. These take a log that grows faster than it can be read, more edits
-# than revisions are stored, a judge of edits, a source of the policy, an API of models, or a second gateway: promtool
-# has them.
+QUERIES = [
+    (panel["title"], target["expr"])
+    for panel in PANELS
+    for target in panel.get("targets", ())
+]
+# A fault below makes every other alert fire. These take a log that grows faster than it
+# can be read, more edits than revisions are stored, a judge of edits, a source of the
+# policy, an API of models, or a second gateway: promtool has them.
 NOT_MADE_HERE = {
     "SquidkeeperCasDiffer",
     "SquidkeeperDrained",
@@ -104,7 +113,8 @@ credentials:
 BAIT = "e2e-bait-under-alerts"
 # A secret that is renewed every few seconds.
 GIVE = """printf '{"value": "e2e-fetched", "expires_at": "%s"}' "$(date -u -d '+5 seconds' +%FT%TZ)\""""
-# Lines of an operator's that let one host past the policy, and that name a helper as nobody documents it.
+# Lines of an operator's that let one host past the policy, and that name a helper as
+# nobody documents it.
 LOCAL_CONF = """
 cache allow all
 acl bypass dstdomain bypass.example
@@ -124,8 +134,13 @@ def hastened(*files: str) -> str:
         if rule.get("alert") == "SquidkeeperHelperRestarts":
             continue
         if rule.get("alert") == "SquidkeeperHelperStuck":
-            rule["for"] = "0s"  # the exporter ends such a helper after some seconds, which are no less here
-        minute = 0.5 if rule.get("alert") == "SquidkeeperRecordSilent" else 1  # it waits the longest
+            rule["for"] = (
+                # the exporter ends such a helper after some seconds, which are no less
+                # here
+                "0s"
+            )
+        # it waits the longest
+        minute = 0.5 if rule.get("alert") == "SquidkeeperRecordSilent" else 1
         rule["expr"] = with_minutes_of(minute, rule["expr"])
         if "alert" in rule:
             rule["for"] = with_minutes_of(0.2, rule.get("for", "0s"))
@@ -134,11 +149,17 @@ def hastened(*files: str) -> str:
 
 def with_minutes_of(seconds: float, text: str) -> str:
     text = re.sub(r"\b(\d+)d\b", lambda days: f"{int(days[1]) * 1440}m", text)
-    return re.sub(r"\b(\d+)m\b", lambda minutes: f"{int(int(minutes[1]) * seconds * 1000)}ms", text)
+    return re.sub(
+        r"\b(\d+)m\b",
+        lambda minutes: f"{int(int(minutes[1]) * seconds * 1000)}ms",
+        text,
+    )
 
 
 class Watched:
-    """A gateway with its exporter and its maintenance process, and the Prometheus that watches it."""
+    """A gateway with its exporter and its maintenance process, and the Prometheus that
+    watches it.
+    """
 
     def __init__(
         self,
@@ -161,13 +182,18 @@ class Watched:
         self._stopped: int | None = None  # a descriptor of the stopped helper
 
     def stop_a_helper(self) -> None:
-        """Stop a helper as a whole, unless one is stopped now. Whoever is its parent then, it ends with the fixture."""
+        """Stop a helper as a whole, unless one is stopped now.
+
+        Whoever is its parent then, it ends with the fixture.
+        """
         if self._stopped is not None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._stopped, signal.SIGSTOP)
                 return
             os.close(self._stopped)
-        [helper, *_] = wait_for(lambda: self.gateway.helpers("rewrite"), "a helper to stop")
+        [helper, *_] = wait_for(
+            lambda: self.gateway.helpers("rewrite"), "a helper to stop"
+        )
         self._stopped = os.pidfd_open(helper)
         signal.pidfd_send_signal(self._stopped, signal.SIGSTOP)
 
@@ -179,15 +205,25 @@ class Watched:
 
     def firing(self) -> set[str]:
         """The alerts that fire now."""
-        return {name for (name,) in self.prometheus.query('sum by (alertname) (ALERTS{alertstate="firing"})')}
+        return {
+            name
+            for (name,) in self.prometheus.query(
+                'sum by (alertname) (ALERTS{alertstate="firing"})'
+            )
+        }
 
     def fired(self) -> set[str]:
         """The alerts that fire, or have fired."""
         ever = 'sum by (alertname) (last_over_time(ALERTS{alertstate="firing"}[10m]))'
         return {name for (name,) in self.prometheus.query(ever)}
 
-    def wait_until_fired(self, *names: str, again: Callable[[str], None] | None = None) -> None:
-        """Wait for these alerts. `again` makes a fault once more whose alert has not fired."""
+    def wait_until_fired(
+        self, *names: str, again: Callable[[str], None] | None = None
+    ) -> None:
+        """Wait for these alerts.
+
+        `again` makes a fault once more whose alert has not fired.
+        """
         missing = {f"Squidkeeper{name}" for name in names}
 
         def all_have_fired() -> bool:
@@ -217,13 +253,21 @@ class ConnectionsCounted:
 
 @pytest.fixture(scope="module")
 def watched(
-    new_gateway: NewGateway, all_origins: Origins, tmp_path_factory: pytest.TempPathFactory
+    new_gateway: NewGateway,
+    all_origins: Origins,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Watched]:
-    rules = hastened(*((OBSERVE / file).read_text() for file in ("alerts.yaml", "recording.yaml")))
+    rules = hastened(
+        *((OBSERVE / file).read_text() for file in ("alerts.yaml", "recording.yaml"))
+    )
     # It scrapes five seconds after its start, so it starts first.
-    prometheus = Prometheus(tmp_path_factory.mktemp("alerts") / "prometheus", 9090, 9129, rules=rules)
+    prometheus = Prometheus(
+        tmp_path_factory.mktemp("alerts") / "prometheus", 9090, 9129, rules=rules
+    )
     expires = datetime.now(UTC) + timedelta(days=2)
-    gateway = new_gateway(POLICY.replace("EXPIRES", expires.isoformat(timespec="seconds")))
+    gateway = new_gateway(
+        POLICY.replace("EXPIRES", expires.isoformat(timespec="seconds"))
+    )
     gateway.local_conf(*LOCAL_CONF.replace("ROOT", str(gateway.root)).splitlines())
     gateway.secret("token", "e2e-token-under-alerts")
     gateway.secret("bait", BAIT)
@@ -235,7 +279,12 @@ def watched(
     fetching = Fetching(gateway)
     archive = gateway.root / "archive"
     archive.mkdir(exist_ok=True)
-    options = ("--tls-certificate", gateway.ca.with_name("signing.crt"), "--archive", archive)
+    options = (
+        "--tls-certificate",
+        gateway.ca.with_name("signing.crt"),
+        "--archive",
+        archive,
+    )
     exporter = Exporter(gateway, 9129, *options, "--fragment", gateway.layout.fragment)
     watched = Watched(gateway, exporter, maintenance, fetching, prometheus, connections)
     try:
@@ -265,13 +314,18 @@ def renew_intermediate(gateway: Gateway, days: int) -> None:
 
 @pytest.fixture(scope="module")
 def faults(watched: Watched, all_origins: Origins) -> Watched:
-    """The gateway after traffic of every kind, in which nothing is wrong, and then after every fault.
+    """The gateway after traffic of every kind, in which nothing is wrong, and then
+    after every fault.
 
     Alerts wait for seconds, so faults that do not hide each other are made together.
     """
     all_origins.forget()
-    all_origins.answers["open.example/cached"] = Answer(headers={"Cache-Control": "public, max-age=600"})
-    all_origins.answers[f"llm.example{CHAT}"] = Answer(body=json.dumps(chat((200, 50))).encode(), headers=JSON)
+    all_origins.answers["open.example/cached"] = Answer(
+        headers={"Cache-Control": "public, max-age=600"}
+    )
+    all_origins.answers[f"llm.example{CHAT}"] = Answer(
+        body=json.dumps(chat((200, 50))).encode(), headers=JSON
+    )
     traffic_of_every_kind(watched.gateway)
     watched.prometheus.scrape(3)
     # Prometheus was there before the exporter.
@@ -294,22 +348,38 @@ def traffic_of_every_kind(gateway: Gateway) -> None:
     ):
         assert curl(gateway, url, client="127.0.0.2").status == 200
     for _ in range(3):
-        assert curl(gateway, "http://open.example/cached", client="127.0.0.2").status == 200
+        assert (
+            curl(gateway, "http://open.example/cached", client="127.0.0.2").status
+            == 200
+        )
     assert curl(gateway, "http://open.example/", "--data", "x").status == 200
-    assert curl(gateway, f"http://llm.example{CHAT}", "--data", '{"model": "small"}').status == 200
+    assert (
+        curl(
+            gateway, f"http://llm.example{CHAT}", "--data", '{"model": "small"}'
+        ).status
+        == 200
+    )
     assert curl(gateway, "http://closed.example/").status == 403
     assert curl(gateway, "http://asked.example/").status == 403
 
 
 def make_faults_of_requests(watched: Watched, origins: Origins) -> None:
-    """Drift, a line that no helper understands, a missing secret, a canary, a quota, many denials, an old CA."""
+    """Drift, a line that no helper understands, a missing secret, a canary, a quota,
+    many denials, an old CA.
+    """
     gateway = watched.gateway
     assert curl(gateway, f"http://open.example/?q={BAIT}").rule == "secret-leaving"
     assert curl(gateway, "http://bypass.example/", client="127.0.0.2").status == 200
-    assert [curl(gateway, "http://limited.example/").status for _ in range(2)] == [200, 403]
+    assert [curl(gateway, "http://limited.example/").status for _ in range(2)] == [
+        200,
+        403,
+    ]
     assert curl(gateway, "http://short.example/").status == 403
     (gateway.policy_folder / "secrets/token").unlink()
-    wait_for(lambda: curl(gateway, "https://injected.example/").status == 403, "the secret to be missed")
+    wait_for(
+        lambda: curl(gateway, "https://injected.example/").status == 403,
+        "the secret to be missed",
+    )
     deny(gateway, 150)
     renew_intermediate(gateway, days=5)
     watched.connections.add(TransparentResult.NO_SERVER_NAME, 200)
@@ -341,7 +411,9 @@ def deny(gateway: Gateway, times: int) -> None:
 
 
 def make_faults_that_show_late(watched: Watched) -> None:
-    """Nothing reads bodies; a helper is stuck, and the maintenance process is down, after ten seconds of silence."""
+    """Nothing reads bodies; a helper is stuck, and the maintenance process is down,
+    after ten seconds of silence.
+    """
     watched.stop_a_helper()
     watched.gateway.kill_bodies()
     watched.maintenance.use()
@@ -365,18 +437,28 @@ def make_faults_of_an_export(state: Path) -> None:
 
 
 def make_faults_of_the_archive(root: Path) -> None:
-    """Its runs fail, a log of hours ago is not archived, and another one was deleted before it was."""
+    """Its runs fail, a log of hours ago is not archived, and another one was deleted
+    before it was.
+    """
     (root / "log/access.log.9").write_bytes(b"")
     os.utime(root / "log/access.log.9", (time.time() - 14_400, time.time() - 14_400))
     status, deleted = root / "archive/status.json", root / "state/deleted-logs.json"
-    status.write_bytes(msgspec.json.encode(ArchiveStatus(ended=time.time(), succeeded=1.0, failure="No space left")))
-    deleted.write_bytes(msgspec.json.encode(DeletedLogs(1, 1000, "access.log.10", time.time())))
+    status.write_bytes(
+        msgspec.json.encode(
+            ArchiveStatus(ended=time.time(), succeeded=1.0, failure="No space left")
+        )
+    )
+    deleted.write_bytes(
+        msgspec.json.encode(DeletedLogs(1, 1000, "access.log.10", time.time()))
+    )
     for file in (status, deleted):
         file.chmod(0o644)
 
 
 def make_faults_of_secrets(watched: Watched) -> None:
-    """The source of a secret fails while its value is about to expire; then nothing is fetched at all."""
+    """The source of a secret fails while its value is about to expire; then nothing is
+    fetched at all.
+    """
     put_command(watched.gateway, "give", "exit 1")
     watched.wait_until_fired("SecretFetchFailing", "SecretExpiring")
     watched.fetching.stop()
@@ -388,31 +470,52 @@ def make_faults_under_load(watched: Watched) -> None:
     gateway = watched.gateway
     fragment = gateway.root / "etc/squidkeeper.conf"
     installed = fragment.read_text()
-    fragment.write_text(re.sub(r"/\S+/squidkeeper throttle ", "/bin/false throttle ", installed))
+    fragment.write_text(
+        re.sub(r"/\S+/squidkeeper throttle ", "/bin/false throttle ", installed)
+    )
     log_no_more(gateway)
-    wait_for(lambda: denied_without_a_throttle(watched), "the alert that no throttle answers")
+    wait_for(
+        lambda: denied_without_a_throttle(watched), "the alert that no throttle answers"
+    )
     fragment.write_text(installed)
     gateway.reconfigure()
     with full_disk_of_the_log(watched):
-        gateway.write("zz-bad.yaml", "version: 1\nrules:\n  - {name: x, action: perhaps}\n")
+        gateway.write(
+            "zz-bad.yaml", "version: 1\nrules:\n  - {name: x, action: perhaps}\n"
+        )
         kill_helpers_again_and_again(gateway, times=12)
 
         def again(alert: str) -> None:
-            """A helper that was killed before it counted its start, or ended between two scrapes, tells nobody."""
+            """A helper that was killed before it counted its start, or ended between
+            two scrapes, tells nobody.
+            """
             if alert == "HelperRestarts":
                 kill_helpers_again_and_again(gateway, times=1)
             if alert == "HelperStuck":
                 watched.stop_a_helper()
 
-        fired = ("MaintenanceDown", "StateNotWritable", "HelperStuck", "HelperRestarts", "HelpersOutdated")
+        fired = (
+            "MaintenanceDown",
+            "StateNotWritable",
+            "HelperStuck",
+            "HelperRestarts",
+            "HelpersOutdated",
+        )
         more = ("RecordInvalidLines", "ReloadFailed", "DiskSpaceLow", "RecordSilent")
         watched.wait_until_fired(*fired, *more, again=again)
 
 
 def denied_without_a_throttle(watched: Watched) -> bool:
     for number in range(10):  # hosts of their own: Squid caches the reply for one
-        with suppress(CurlFailed):  # Squid restarts after it has started too many throttles
-            assert curl(watched.gateway, f"http://{time.monotonic_ns()}-{number}.example/").status == 403
+        with suppress(
+            CurlFailed
+        ):  # Squid restarts after it has started too many throttles
+            assert (
+                curl(
+                    watched.gateway, f"http://{time.monotonic_ns()}-{number}.example/"
+                ).status
+                == 403
+            )
     return "SquidkeeperThrottleDown" in watched.fired()
 
 
@@ -424,26 +527,41 @@ def let_the_state_be_written_by_root_alone(folder: Path) -> None:
 def kill_helpers_again_and_again(gateway: Gateway, times: int) -> None:
     killed: set[int] = set()
     for number in range(times):
-        [helper, *_] = wait_for(lambda: set(gateway.helpers(HOST_HELPER)) - killed, "a helper")
+        [helper, *_] = wait_for(
+            lambda: set(gateway.helpers(HOST_HELPER)) - killed, "a helper"
+        )
         os.kill(helper, signal.SIGKILL)
         killed.add(helper)
         try:
             curl(gateway, f"http://asked-{number}.example/")  # starts the next helper
         except CurlFailed:  # Squid may fail an assertion when a helper dies
-            pause(10, "Squid gives a worker up that dies within ten seconds of its start, four times")
+            pause(
+                10,
+                "Squid gives a worker up that dies within ten seconds of its start, four times",
+            )
 
 
 def log_no_more(gateway: Gateway) -> None:
-    for configuration in (gateway.root / "etc/squid.conf", gateway.root / "etc/squidkeeper.d/watch.conf"):
-        configuration.write_text(re.sub(r"(?m)^access_log .*$", "access_log none", configuration.read_text()))
+    for configuration in (
+        gateway.root / "etc/squid.conf",
+        gateway.root / "etc/squidkeeper.d/watch.conf",
+    ):
+        configuration.write_text(
+            re.sub(r"(?m)^access_log .*$", "access_log none", configuration.read_text())
+        )
     gateway.reconfigure()
 
 
 def make_faults_of_the_exporter(watched: Watched) -> None:
-    """It does not run; then it starts without Squid, with a bad policy, and with another log that it may not read."""
+    """It does not run; then it starts without Squid, with a bad policy, and with
+    another log that it may not read.
+    """
     watched.exporter.stop()
     watched.gateway.stop()
-    wait_for(lambda: "SquidkeeperExporterDown" in watched.firing(), "the alert that the exporter is down")
+    wait_for(
+        lambda: "SquidkeeperExporterDown" in watched.firing(),
+        "the alert that the exporter is down",
+    )
     last_line = watched.log.read_bytes().splitlines(keepends=True)[-1]
     watched.log.unlink()
     watched.log.write_bytes(last_line)
@@ -466,7 +584,9 @@ def full_disk_of_the_log(watched: Watched) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("alert", sorted(ALERTS.keys() - NOT_MADE_HERE))
-def test_the_alert_has_fired_when_the_fault_was_made(faults: Watched, alert: str) -> None:
+def test_the_alert_has_fired_when_the_fault_was_made(
+    faults: Watched, alert: str
+) -> None:
     assert alert in faults.fired()
 
 
@@ -486,11 +606,24 @@ def test_what_an_alert_tells_is_filled_in(faults: Watched) -> None:
 
 @pytest.mark.parametrize(("panel", "query"), QUERIES)
 def test_a_panels_query_is_answered(faults: Watched, panel: str, query: str) -> None:
-    """After traffic and faults of every kind each has something to show, from when there was."""
-    for variable, value in {"$job": ".*", "$gateway": GATEWAY, "$__rate_interval": "5s", "$__range": "60s"}.items():
+    """After traffic and faults of every kind each has something to show, from when
+    there was.
+    """
+    for variable, value in {
+        "$job": ".*",
+        "$gateway": GATEWAY,
+        "$__rate_interval": "5s",
+        "$__range": "60s",
+    }.items():
         query = query.replace(variable, value)
     asked = {"query": query, "start": faults.since, "end": time.time(), "step": 1}
-    answer = fetch(faults.prometheus.port, f"/api/v1/query_range?{urlencode(asked)}").json
+    answer = fetch(
+        faults.prometheus.port, f"/api/v1/query_range?{urlencode(asked)}"
+    ).json
     assert answer["status"] == "success", answer
-    values = [float(value) for series in answer["data"]["result"] for _, value in series["values"]]
+    values = [
+        float(value)
+        for series in answer["data"]["result"]
+        for _, value in series["values"]
+    ]
     assert [value for value in values if not math.isnan(value)], query

@@ -1,7 +1,9 @@
-"""What code in a VM would try, case by case: every one must end in a logged denial, or be harmless.
+"""What code in a VM would try, case by case: every one must end in a logged denial, or
+be harmless.
 
-Each case names what becomes of it: the rule that denies it; REFUSED where Squid itself does not understand it; or the
-URL that arrives, where the request is no other than an honest one.
+Each case names what becomes of it: the rule that denies it; REFUSED where Squid itself
+does not understand it; or the URL that arrives, where the request is no other than an
+honest one.
 """
 
 import os
@@ -13,7 +15,12 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
-from squidkeeper.policy.language.headers import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS, spellings
+from squidkeeper.policy.language.headers import (
+    HOST_HEADERS,
+    METHOD_HEADERS,
+    PATH_HEADERS,
+    spellings,
+)
 from tests.conftest import DOCUMENTED
 from tests.waiting import wait_for
 
@@ -59,12 +66,20 @@ rules:
   - {name: closed, action: deny, hosts: [.closed.example, bücher.example, 203.0.113.66, "2001:db8::66"]}
 """
 
-OWN_LINES = ["request_header_access X-Forwarded-Host allow all", "acl sk_private dst 2001:db8:64::a00:0/104"]
+OWN_LINES = [
+    "request_header_access X-Forwarded-Host allow all",
+    "acl sk_private dst 2001:db8:64::a00:0/104",
+]
 
 
-@pytest.fixture(scope="module", params=["shared", pytest.param("documented", marks=pytest.mark.long)])
+@pytest.fixture(
+    scope="module",
+    params=["shared", pytest.param("documented", marks=pytest.mark.long)],
+)
 def gateway(new_gateway: NewGateway, request: pytest.FixtureRequest) -> Gateway:
-    """Allow-list only; with requests that share connections to origins, and as `--bump documented` bumps."""
+    """Allow-list only; with requests that share connections to origins, and as `--bump
+    documented` bumps.
+    """
     gateway = new_gateway(POLICY, SHORT_MEMORY)
     gateway.secret("token", TOKEN)
     documented = request.param == "documented" or DOCUMENTED in os.environ
@@ -76,15 +91,19 @@ def gateway(new_gateway: NewGateway, request: pytest.FixtureRequest) -> Gateway:
 
 @pytest.fixture(scope="module")
 def open_gateway(new_gateway: NewGateway) -> Gateway:
-    """All allowed that is not denied: here a denied host must be known however it is spelled; and own lines."""
+    """All allowed that is not denied: here a denied host must be known however it is
+    spelled; and own lines.
+    """
     return new_gateway(OPEN_POLICY, *OWN_LINES).start()
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """Bytes for the proxy port, or for the tunnel where `connect` names one; `sni` "" is that of the tunnel's host.
+    """Bytes for the proxy port, or for the tunnel where `connect` names one; `sni` ""
+    is that of the tunnel's host.
 
-    `closed_by` is the rule that denies the tunnel itself: it leads nowhere, whatever is asked in it.
+    `closed_by` is the rule that denies the tunnel itself: it leads nowhere, whatever is
+    asked in it.
     """
 
     name: str
@@ -98,17 +117,28 @@ class Attack:
         if self.connect is None:
             with Raw(gateway) as client:
                 return client.send(self.send).answer()
-        with tunnel(gateway, self.connect, "same" if self.sni == "" else self.sni) as client:
+        with tunnel(
+            gateway, self.connect, "same" if self.sni == "" else self.sni
+        ) as client:
             return client.send(self.send).answer()
 
 
-def request(target: str, host: str | None = None, method: str = "GET", *headers: str) -> str:
-    lines = [f"{method} {target} HTTP/1.1", *([f"Host: {host}"] if host is not None else []), *headers]
+def request(
+    target: str, host: str | None = None, method: str = "GET", *headers: str
+) -> str:
+    lines = [
+        f"{method} {target} HTTP/1.1",
+        *([f"Host: {host}"] if host is not None else []),
+        *headers,
+    ]
     return "\r\n".join(lines) + "\r\n\r\n"
 
 
 def try_out(
-    attack: Attack, gateway: Gateway, origins: Origins, run: Callable[[Attack, Gateway], Reply] = Attack.run
+    attack: Attack,
+    gateway: Gateway,
+    origins: Origins,
+    run: Callable[[Attack, Gateway], Reply] = Attack.run,
 ) -> None:
     """Run an attack and compare its outcome with the expected one."""
     before = len(gateway.log())
@@ -122,27 +152,43 @@ def try_out(
         return
     assert (reply.status, reply.rule) == (403, attack.becomes), reply
 
-    def is_logged() -> bool:  # the lines of the attack before, and of the CONNECT alone, can be ahead
-        return any((line["status"], line["rule"]) == (403, attack.becomes) for line in gateway.log()[before:])
+    def is_logged() -> (
+        bool
+    ):  # the lines of the attack before, and of the CONNECT alone, can be ahead
+        return any(
+            (line["status"], line["rule"]) == (403, attack.becomes)
+            for line in gateway.log()[before:]
+        )
 
     wait_for(is_logged, "the logged denial")
-    assert {line["verdict"] for line in gateway.log()[before:] if line["status"] == 403} == {"deny"}
+    assert {
+        line["verdict"] for line in gateway.log()[before:] if line["status"] == 403
+    } == {"deny"}
     if attack.closed_by:
         assert origins.connections == []
         closed = ("deny", attack.closed_by)
-        wait_for(lambda: closed in verdicts(gateway, str(attack.connect), before), "the denied CONNECT in the log")
+        wait_for(
+            lambda: closed in verdicts(gateway, str(attack.connect), before),
+            "the denied CONNECT in the log",
+        )
 
 
 def verdicts(gateway: Gateway, url: str, before: int) -> list[tuple[str, str]]:
-    """The verdict and rule of each line about a URL, or about the CONNECT to an authority."""
-    return [(line["verdict"], line["rule"]) for line in gateway.log()[before:] if line["url"] == url]
+    """The verdict and rule of each line about a URL, or about the CONNECT to an
+    authority.
+    """
+    return [
+        (line["verdict"], line["rule"])
+        for line in gateway.log()[before:]
+        if line["url"] == url
+    ]
 
 
 def ids(attacks: list[Attack]) -> list[str]:
     return [attack.name for attack in attacks]
 
 
-# ── Authority ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Authority ─────────────────────────────────────────────────────────────────────────
 
 GOOD, READS, CLOSED = "good.example:443", "reads.example:443", "closed.example:443"
 MISMATCH, INVALID = "authority-mismatch", "invalid-request"
@@ -151,8 +197,19 @@ OTHER_X, READS_X = request("/open/x", "other.example"), request("/x", "reads.exa
 AUTHORITY = [
     Attack("all the same", GOOD_X, "https://good.example/x", GOOD),
     Attack("no SNI", GOOD_X, "https://good.example/x", GOOD, None),
-    Attack("the port said", request("/x", "good.example:443"), "https://good.example/x", GOOD),
-    Attack("upper case", request("/x", "GOOD.Example"), "https://good.example/x", "GooD.eXample:443", "gOOd.example"),
+    Attack(
+        "the port said",
+        request("/x", "good.example:443"),
+        "https://good.example/x",
+        GOOD,
+    ),
+    Attack(
+        "upper case",
+        request("/x", "GOOD.Example"),
+        "https://good.example/x",
+        "GooD.eXample:443",
+        "gOOd.example",
+    ),
     Attack("a denied Host", CLOSED_X, MISMATCH, GOOD),
     Attack("another allowed Host", OTHER_X, MISMATCH, GOOD),
     Attack("another Host and no SNI", CLOSED_X, MISMATCH, GOOD, None),
@@ -160,15 +217,39 @@ AUTHORITY = [
     Attack("another SNI and Host", OTHER_X, MISMATCH, GOOD, "other.example"),
     Attack("a denied SNI and Host", CLOSED_X, MISMATCH, GOOD, "closed.example"),
     Attack("three different", CLOSED_X, MISMATCH, GOOD, "other.example"),
-    Attack("another port", request("/x", "ports.example:8443"), MISMATCH, "ports.example:443"),
-    Attack("another port the other way", request("/x", "ports.example"), MISMATCH, "ports.example:8443"),
+    Attack(
+        "another port",
+        request("/x", "ports.example:8443"),
+        MISMATCH,
+        "ports.example:443",
+    ),
+    Attack(
+        "another port the other way",
+        request("/x", "ports.example"),
+        MISMATCH,
+        "ports.example:8443",
+    ),
     Attack("a port that is none", request("/x", "good.example:44x"), REFUSED, GOOD),
     Attack("a subdomain", request("/x", "a.good.example"), MISMATCH, GOOD),
     Attack("an address as Host", request("/x", "203.0.113.10"), REFUSED, GOOD),
-    Attack("a tunnel to the address", GOOD_X, MISMATCH, f"{PUBLIC}:443", "good.example", "default"),
+    Attack(
+        "a tunnel to the address",
+        GOOD_X,
+        MISMATCH,
+        f"{PUBLIC}:443",
+        "good.example",
+        "default",
+    ),
     Attack("a denied tunnel", CLOSED_X, "closed", CLOSED, "", "closed"),
     Attack("a denied tunnel, then a good Host", GOOD_X, MISMATCH, CLOSED, "", "closed"),
-    Attack("a denied tunnel, all good inside", GOOD_X, MISMATCH, CLOSED, "good.example", "closed"),
+    Attack(
+        "a denied tunnel, all good inside",
+        GOOD_X,
+        MISMATCH,
+        CLOSED,
+        "good.example",
+        "closed",
+    ),
     Attack(
         "a denied tunnel, absolute, good",
         request("https://good.example/x", "good.example"),
@@ -178,45 +259,150 @@ AUTHORITY = [
         "closed",
     ),
     Attack("reading alone", READS_X, "https://reads.example/x", READS),
-    Attack("reading alone, POST", request("/x", "reads.example", "POST", "Content-Length: 0"), "default", READS),
+    Attack(
+        "reading alone, POST",
+        request("/x", "reads.example", "POST", "Content-Length: 0"),
+        "default",
+        READS,
+    ),
     Attack("reading alone, another Host", GOOD_X, MISMATCH, READS),
     Attack("reading alone, a denied Host", CLOSED_X, MISMATCH, READS),
     Attack("reading alone, another SNI", READS_X, MISMATCH, READS, "good.example"),
-    Attack("reading alone, absolute", request("https://good.example/x", "reads.example"), MISMATCH, READS),
-    Attack("reading alone, absolute, http", request("http://reads.example/x"), MISMATCH, READS),
+    Attack(
+        "reading alone, absolute",
+        request("https://good.example/x", "reads.example"),
+        MISMATCH,
+        READS,
+    ),
+    Attack(
+        "reading alone, absolute, http",
+        request("http://reads.example/x"),
+        MISMATCH,
+        READS,
+    ),
     Attack("reading alone, CONNECT", request(READS, None, "CONNECT"), INVALID, READS),
     Attack("reads from another tunnel", READS_X, MISMATCH, GOOD),
-    Attack("userinfo in the Host", request("/x", "u:p@good.example"), "https://good.example/x", GOOD),
-    Attack("absolute, the same", request("https://good.example/x", "good.example"), "https://good.example/x", GOOD),
-    Attack("absolute, denied", request("https://closed.example/x", "good.example"), MISMATCH, GOOD),
-    Attack("absolute, another", request("https://other.example/open/x", "good.example"), MISMATCH, GOOD),
-    Attack("absolute, http", request("http://good.example/x", "good.example"), MISMATCH, GOOD),
-    Attack("absolute, http, denied", request("http://closed.example/x", "good.example"), MISMATCH, GOOD),
-    Attack("absolute, another port", request("https://good.example:8443/x", "good.example"), MISMATCH, GOOD),
-    Attack("absolute with userinfo", request("https://u:p@good.example/x", "good.example"), INVALID, GOOD),
-    Attack("CONNECT inside, the same", request("good.example:443", "good.example", "CONNECT"), INVALID, GOOD),
-    Attack("CONNECT inside, another port", request("good.example:22", "good.example", "CONNECT"), INVALID, GOOD),
-    Attack("CONNECT inside, another host", request("other.example:443", None, "CONNECT"), INVALID, GOOD),
-    Attack("https outside of a tunnel", request("https://good.example/x", "good.example"), INVALID),
-    Attack("https outside, denied", request("https://closed.example/x", "good.example"), INVALID),
+    Attack(
+        "userinfo in the Host",
+        request("/x", "u:p@good.example"),
+        "https://good.example/x",
+        GOOD,
+    ),
+    Attack(
+        "absolute, the same",
+        request("https://good.example/x", "good.example"),
+        "https://good.example/x",
+        GOOD,
+    ),
+    Attack(
+        "absolute, denied",
+        request("https://closed.example/x", "good.example"),
+        MISMATCH,
+        GOOD,
+    ),
+    Attack(
+        "absolute, another",
+        request("https://other.example/open/x", "good.example"),
+        MISMATCH,
+        GOOD,
+    ),
+    Attack(
+        "absolute, http",
+        request("http://good.example/x", "good.example"),
+        MISMATCH,
+        GOOD,
+    ),
+    Attack(
+        "absolute, http, denied",
+        request("http://closed.example/x", "good.example"),
+        MISMATCH,
+        GOOD,
+    ),
+    Attack(
+        "absolute, another port",
+        request("https://good.example:8443/x", "good.example"),
+        MISMATCH,
+        GOOD,
+    ),
+    Attack(
+        "absolute with userinfo",
+        request("https://u:p@good.example/x", "good.example"),
+        INVALID,
+        GOOD,
+    ),
+    Attack(
+        "CONNECT inside, the same",
+        request("good.example:443", "good.example", "CONNECT"),
+        INVALID,
+        GOOD,
+    ),
+    Attack(
+        "CONNECT inside, another port",
+        request("good.example:22", "good.example", "CONNECT"),
+        INVALID,
+        GOOD,
+    ),
+    Attack(
+        "CONNECT inside, another host",
+        request("other.example:443", None, "CONNECT"),
+        INVALID,
+        GOOD,
+    ),
+    Attack(
+        "https outside of a tunnel",
+        request("https://good.example/x", "good.example"),
+        INVALID,
+    ),
+    Attack(
+        "https outside, denied",
+        request("https://closed.example/x", "good.example"),
+        INVALID,
+    ),
     Attack("userinfo", request("http://u:p@user.example/x", "user.example"), INVALID),
-    Attack("userinfo of a denied host", request("http://good.example@closed.example/x"), INVALID),
-    Attack("userinfo, empty", request("http://@good.example/x", "good.example"), "http://good.example/x"),
-    Attack("Host against URL", request("http://good.example/x", "closed.example"), "http://good.example/x"),
-    Attack("an allowed Host, a denied URL", request("http://closed.example/x", "good.example"), "closed"),
+    Attack(
+        "userinfo of a denied host",
+        request("http://good.example@closed.example/x"),
+        INVALID,
+    ),
+    Attack(
+        "userinfo, empty",
+        request("http://@good.example/x", "good.example"),
+        "http://good.example/x",
+    ),
+    Attack(
+        "Host against URL",
+        request("http://good.example/x", "closed.example"),
+        "http://good.example/x",
+    ),
+    Attack(
+        "an allowed Host, a denied URL",
+        request("http://closed.example/x", "good.example"),
+        "closed",
+    ),
     Attack("a fragment", request("http://good.example/x#y", "good.example"), INVALID),
     Attack("a fragment in a tunnel", request("/x#y", "good.example"), INVALID, GOOD),
     Attack(
-        "a fragment that hides a path", request("/open/#/../private", "other.example"), INVALID, "other.example:443"
+        "a fragment that hides a path",
+        request("/open/#/../private", "other.example"),
+        INVALID,
+        "other.example:443",
     ),
 ]
 
 
 @pytest.mark.parametrize("attack", AUTHORITY, ids=ids(AUTHORITY))
 def test_one_authority(gateway: Gateway, origins: Origins, attack: Attack) -> None:
-    everyone = (*(f"{name}.example" for name in ("good", "reads", "other", "closed", "ports", "a.good")), PUBLIC)
+    everyone = (
+        *(
+            f"{name}.example"
+            for name in ("good", "reads", "other", "closed", "ports", "a.good")
+        ),
+        PUBLIC,
+    )
     for name in everyone:
-        origins.certificates[name] = everyone  # one certificate covers all: Squid sees nothing wrong
+        origins.certificates[name] = (
+            everyone  # one certificate covers all: Squid sees nothing wrong
+        )
     try_out(attack, gateway, origins)
 
 
@@ -230,7 +416,11 @@ def test_a_host_that_the_certificate_of_the_tunnel_does_not_cover_is_a_mismatch_
         reply = client.get("/uncovered", host)
     assert (reply.status, origins.urls()) == (503, [])
     line = gateway.logged(f"https://{host}/uncovered", before)
-    assert (line["verdict"], line["rule"], line["revision"]) == ("deny", "authority-mismatch", "-")
+    assert (line["verdict"], line["rule"], line["revision"]) == (
+        "deny",
+        "authority-mismatch",
+        "-",
+    )
 
 
 def test_a_server_whose_own_certificate_is_wrong_is_no_mismatch_of_the_client(
@@ -242,31 +432,58 @@ def test_a_server_whose_own_certificate_is_wrong_is_no_mismatch_of_the_client(
     assert (reply.status, origins.urls()) == (503, [])
     gateway.logged("https://good.example/wrong", before)
     lines = gateway.log()[before:]
-    assert [(line["method"], line["verdict"]) for line in lines] == [("CONNECT", "allow"), ("GET", "-")], lines
+    assert [(line["method"], line["verdict"]) for line in lines] == [
+        ("CONNECT", "allow"),
+        ("GET", "-"),
+    ], lines
 
 
-@pytest.mark.parametrize("hosts", [("good.example", "closed.example"), ("closed.example", "good.example")])
+@pytest.mark.parametrize(
+    "hosts", [("good.example", "closed.example"), ("closed.example", "good.example")]
+)
 @pytest.mark.parametrize("connect", [GOOD, None])
 def test_two_host_headers_never_arrive_as_another(
     gateway: Gateway, origins: Origins, hosts: tuple[str, str], connect: str | None
 ) -> None:
     target = "/x" if connect else "http://good.example/x"
-    Attack("two Hosts", request(target, hosts[0], "GET", f"Host: {hosts[1]}"), "", connect).run(gateway)
+    Attack(
+        "two Hosts", request(target, hosts[0], "GET", f"Host: {hosts[1]}"), "", connect
+    ).run(gateway)
     assert [seen.values("Host") for seen in origins.seen] in ([], [["good.example"]])
 
 
-def test_without_a_host_header_the_tunnel_names_the_host(gateway: Gateway, origins: Origins) -> None:
+def test_without_a_host_header_the_tunnel_names_the_host(
+    gateway: Gateway, origins: Origins
+) -> None:
     Attack("no Host", "GET /x HTTP/1.0\r\n\r\n", "", GOOD).run(gateway)
     Attack("empty Host", request("/x", ""), "", GOOD).run(gateway)
-    assert {(*seen.values("Host"), seen.address) for seen in origins.seen} <= {("good.example", PUBLIC)}
+    assert {(*seen.values("Host"), seen.address) for seen in origins.seen} <= {
+        ("good.example", PUBLIC)
+    }
 
 
-@pytest.mark.parametrize("host", ["closed.example", "other.example", "good.example:8443"])
-def test_a_kept_alive_tunnel_stays_with_its_host(gateway: Gateway, origins: Origins, host: str) -> None:
-    origins.certificates["good.example"] = ("good.example", "closed.example", "other.example")
+@pytest.mark.parametrize(
+    "host", ["closed.example", "other.example", "good.example:8443"]
+)
+def test_a_kept_alive_tunnel_stays_with_its_host(
+    gateway: Gateway, origins: Origins, host: str
+) -> None:
+    origins.certificates["good.example"] = (
+        "good.example",
+        "closed.example",
+        "other.example",
+    )
     with tunnel(gateway, GOOD) as client:
-        first, second, third = client.get("/1", "good.example"), client.get("/open/2", host), client.get("/3", host)
-    assert (first.status, second.status, second.rule) == (200, 403, "authority-mismatch")
+        first, second, third = (
+            client.get("/1", "good.example"),
+            client.get("/open/2", host),
+            client.get("/3", host),
+        )
+    assert (first.status, second.status, second.rule) == (
+        200,
+        403,
+        "authority-mismatch",
+    )
     assert not third or third.status == 403
     assert origins.urls() == ["https://good.example/1"]
 
@@ -281,23 +498,43 @@ def test_a_denied_tunnel_stays_denied(gateway: Gateway, origins: Origins) -> Non
     assert origins.connections == []
 
 
-def test_a_kept_alive_plain_connection_is_judged_request_by_request(gateway: Gateway, origins: Origins) -> None:
-    urls = ["http://good.example/1", "http://closed.example/2", "http://other.example/3", "http://good.example/4"]
+def test_a_kept_alive_plain_connection_is_judged_request_by_request(
+    gateway: Gateway, origins: Origins
+) -> None:
+    urls = [
+        "http://good.example/1",
+        "http://closed.example/2",
+        "http://other.example/3",
+        "http://good.example/4",
+    ]
     with Raw(gateway) as client:
         answers = [client.get(url, "good.example") for url in urls]
-    assert [(a.status, a.rule) for a in answers if a] == [(200, None), (403, "closed"), (403, "default"), (200, None)]
+    assert [(a.status, a.rule) for a in answers if a] == [
+        (200, None),
+        (403, "closed"),
+        (403, "default"),
+        (200, None),
+    ]
     assert origins.urls() == [urls[0], urls[3]]
 
 
-def test_pipelined_requests_are_judged_one_by_one(gateway: Gateway, origins: Origins) -> None:
+def test_pipelined_requests_are_judged_one_by_one(
+    gateway: Gateway, origins: Origins
+) -> None:
     with tunnel(gateway, "other.example:443") as client:
-        client.send("".join(request(path, "other.example") for path in ("/open/1", "/2", "/open/3")))
+        client.send(
+            "".join(
+                request(path, "other.example") for path in ("/open/1", "/2", "/open/3")
+            )
+        )
         answers = [client.answer() for _ in range(3)]
     assert [a.status for a in answers if a][:2] == [200, 403]
     assert {seen.target for seen in origins.seen} <= {"/open/1", "/open/3"}
 
 
-def test_a_denial_does_not_stick_to_a_kept_alive_connection(gateway: Gateway, origins: Origins, names: Names) -> None:
+def test_a_denial_does_not_stick_to_a_kept_alive_connection(
+    gateway: Gateway, origins: Origins, names: Names
+) -> None:
     names.set("sticks.rebind.example", ["10.0.0.5"])
     asked = [
         ("TRACE", "http://good.example/sticks/1", (403, "invalid-request")),
@@ -316,40 +553,101 @@ def test_a_denial_does_not_stick_to_a_kept_alive_connection(gateway: Gateway, or
         assert (line["status"], line["rule"]) == expected
 
 
-def test_an_upgrade_passes_only_where_the_whole_host_is_open(gateway: Gateway, origins: Origins) -> None:
+def test_an_upgrade_passes_only_where_the_whole_host_is_open(
+    gateway: Gateway, origins: Origins
+) -> None:
     for host in ("good", "other", "reads", "paths"):
         with tunnel(gateway, f"{host}.example:443") as client:
-            client.get("/open/ws", f"{host}.example", "Connection: Upgrade", "Upgrade: websocket")
+            client.get(
+                "/open/ws",
+                f"{host}.example",
+                "Connection: Upgrade",
+                "Upgrade: websocket",
+            )
     with tunnel(gateway, "good.example:443") as client:
-        client.get("/ws", "good.example", "Connection: Upgrade", "Upgrade: websocket", method="DELETE")
-    assert [seen.values("Upgrade") for seen in origins.seen] == [["websocket"], [], [], [], []]
+        client.get(
+            "/ws",
+            "good.example",
+            "Connection: Upgrade",
+            "Upgrade: websocket",
+            method="DELETE",
+        )
+    assert [seen.values("Upgrade") for seen in origins.seen] == [
+        ["websocket"],
+        [],
+        [],
+        [],
+        [],
+    ]
 
 
 # Spellings of a host that is denied where all else is allowed; as Latin-1 bytes.
 SPELLED = {
     "closed": (
-        *("CLOSED.EXAMPLE", "closed.example.", "a.closed.example", "xn--bcher-kva.example", "XN--BCHER-KVA.example"),
-        *("bücher.example".encode().decode("latin-1"), "ｃｌｏｓｅｄ.example".encode().decode("latin-1")),
-        *("closed。example".encode().decode("latin-1"), "clo\u00adsed.example".encode().decode("latin-1")),
-        *("203.0.113.66", "3405803842", "0xcb007142", "0313.0.0161.0102", "203.0.28994", "[::ffff:203.0.113.66]"),
+        *(
+            "CLOSED.EXAMPLE",
+            "closed.example.",
+            "a.closed.example",
+            "xn--bcher-kva.example",
+            "XN--BCHER-KVA.example",
+        ),
+        *(
+            "bücher.example".encode().decode("latin-1"),
+            "ｃｌｏｓｅｄ.example".encode().decode("latin-1"),
+        ),
+        *(
+            "closed。example".encode().decode("latin-1"),
+            "clo\u00adsed.example".encode().decode("latin-1"),
+        ),
+        *(
+            "203.0.113.66",
+            "3405803842",
+            "0xcb007142",
+            "0313.0.0161.0102",
+            "203.0.28994",
+            "[::ffff:203.0.113.66]",
+        ),
         *("[2001:db8::66]", "[2001:0DB8:0:0::0066]"),
     ),
     REFUSED: (
-        *("closed.example..", ".closed.example", "a..closed.example", "[closed.example]", "closed.example\0"),
-        *("closed.example\0.good.example", "closed.example\\.good.example", "closed.example\\@good.example"),
+        *(
+            "closed.example..",
+            ".closed.example",
+            "a..closed.example",
+            "[closed.example]",
+            "closed.example\0",
+        ),
+        *(
+            "closed.example\0.good.example",
+            "closed.example\\.good.example",
+            "closed.example\\@good.example",
+        ),
         *(("a" * 63 + ".") * 5 + "example",),
     ),
     "invalid-request": (
-        *("clo%73ed.example", "closed%2eexample", "closed.example%00", "closed.example%00.good.example"),
-        *("good.example%0d%0a.closed.example", "closed.example%2f.good.example", "a" * 64 + ".example"),
+        *(
+            "clo%73ed.example",
+            "closed%2eexample",
+            "closed.example%00",
+            "closed.example%00.good.example",
+        ),
+        *(
+            "good.example%0d%0a.closed.example",
+            "closed.example%2f.good.example",
+            "a" * 64 + ".example",
+        ),
     ),
     None: ("closed.ex\tample", "closed_.example", "xn--a.example"),
 }
-SPELLINGS = [(request, becomes) for becomes, group in SPELLED.items() for request in group]
+SPELLINGS = [
+    (request, becomes) for becomes, group in SPELLED.items() for request in group
+]
 
 
 @pytest.mark.parametrize("form", ["http", "CONNECT"])
-@pytest.mark.parametrize(("host", "becomes"), SPELLINGS, ids=[repr(host)[:40] for host, _ in SPELLINGS])
+@pytest.mark.parametrize(
+    ("host", "becomes"), SPELLINGS, ids=[repr(host)[:40] for host, _ in SPELLINGS]
+)
 def test_a_denied_host_is_denied_however_it_is_spelled(
     open_gateway: Gateway, origins: Origins, host: str, becomes: str | None, form: str
 ) -> None:
@@ -383,7 +681,9 @@ BAD_SNI = [
 
 
 @pytest.mark.parametrize("sni", BAD_SNI, ids=str)
-def test_an_sni_that_is_no_name_opens_nothing(gateway: Gateway, origins: Origins, sni: bytes) -> None:
+def test_an_sni_that_is_no_name_opens_nothing(
+    gateway: Gateway, origins: Origins, sni: bytes
+) -> None:
     origins.certificates[sni.decode("latin-1")] = ("good.example",)
     reply = Attack("", request("/x", "good.example"), "", GOOD, sni).run(gateway)
     assert origins.seen == []
@@ -391,7 +691,7 @@ def test_an_sni_that_is_no_name_opens_nothing(gateway: Gateway, origins: Origins
     assert curl(gateway, "https://good.example/after").status == 200
 
 
-# ── Addresses ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Addresses ─────────────────────────────────────────────────────────────────────────
 
 PRIVATE = [
     "127.0.0.1", "2130706433", "0x7f000001", "0x7f.1", "0x7f.0.0.1", "0177.0.0.1", "017700000001", "127.1", "127.0.1",
@@ -423,19 +723,30 @@ def test_a_private_address_is_denied_in_every_notation(
         assert not reply or reply.status >= 400, reply
 
 
-@pytest.mark.parametrize("host", ["[fe80::1%25lo]", "[::1%lo]", "[::1%25lo]", "[::ffff:127.0.0.1%25lo]"])
-def test_a_zone_hides_no_private_address(open_gateway: Gateway, origins: Origins, host: str) -> None:
+@pytest.mark.parametrize(
+    "host", ["[fe80::1%25lo]", "[::1%lo]", "[::1%25lo]", "[::ffff:127.0.0.1%25lo]"]
+)
+def test_a_zone_hides_no_private_address(
+    open_gateway: Gateway, origins: Origins, host: str
+) -> None:
     with Raw(open_gateway) as client:
         reply = client.get(f"http://{host}/x", "good.example")
     assert origins.connections == []
     assert not reply or reply.status >= 400
 
 
-def test_a_name_that_becomes_private_is_denied_from_then_on(gateway: Gateway, origins: Origins, names: Names) -> None:
+def test_a_name_that_becomes_private_is_denied_from_then_on(
+    gateway: Gateway, origins: Origins, names: Names
+) -> None:
     names.set("turns.rebind.example", [PUBLIC])
     assert curl(gateway, "http://turns.rebind.example/1").status == 200
     names.set("turns.rebind.example", ["127.0.0.1"])
-    wait_for(lambda: curl(gateway, "http://turns.rebind.example/2").rule == "private-address", "the name's new address")
+    wait_for(
+        lambda: (
+            curl(gateway, "http://turns.rebind.example/2").rule == "private-address"
+        ),
+        "the name's new address",
+    )
     assert {address for address, _ in origins.connections} == {PUBLIC}
 
 
@@ -453,7 +764,9 @@ def test_a_name_that_answers_differently_at_every_look_up_never_leads_to_a_priva
 def test_a_tunnel_opened_before_its_name_became_private_leads_nowhere(
     gateway: Gateway, origins: Origins, names: Names
 ) -> None:
-    """CONNECT while the name is public; TLS when it has become private; the request when it is public again."""
+    """CONNECT while the name is public; TLS when it has become private; the request
+    when it is public again.
+    """
     host = "waits.rebind.example"
     origins.certificates["127.0.0.1"] = (host,)
     names.set(host, [PUBLIC])
@@ -461,64 +774,96 @@ def test_a_tunnel_opened_before_its_name_became_private_leads_nowhere(
         answer = client.connect(f"{host}:443")
         assert answer.status == 200
         names.set(host, ["127.0.0.1"])
-        wait_for(lambda: curl(gateway, f"http://{host}/").rule == "private-address", "Squid to look the name up again")
+        wait_for(
+            lambda: curl(gateway, f"http://{host}/").rule == "private-address",
+            "Squid to look the name up again",
+        )
         try:
             client.tls(host)
             names.set(host, [PUBLIC])
-            wait_for(lambda: curl(gateway, f"http://{host}/").status == 200, "Squid to look the name up again")
+            wait_for(
+                lambda: curl(gateway, f"http://{host}/").status == 200,
+                "Squid to look the name up again",
+            )
             client.get("/x", host)
         except OSError:
             pass  # refused in the handshake
     assert {address for address, _ in origins.connections} <= {PUBLIC}
 
 
-@pytest.mark.one_worker("each worker remembers names for itself: what one looks up again, another does not")
+@pytest.mark.one_worker(
+    "each worker remembers names for itself: what one looks up again, another does not"
+)
 @pytest.mark.parametrize("becomes", ["ahead of the CONNECT", "after the CONNECT"])
 def test_a_tunnel_to_a_private_address_stays_one_when_its_name_becomes_public(
     gateway: Gateway, origins: Origins, names: Names, becomes: str
 ) -> None:
-    """The tunnel keeps its server: a rule without `private: true` must not reach it there."""
+    """The tunnel keeps its server: a rule without `private: true` must not reach it
+    there.
+    """
     host = f"{becomes.split()[0]}.mixed.example"
     names.set(host, ["10.0.0.5" if becomes == "ahead of the CONNECT" else PUBLIC])
     with Raw(gateway) as client:
         answer = client.connect(f"{host}:443")
         assert answer.status == 200
         names.set(host, ["10.0.0.5"])
-        wait_for(lambda: curl(gateway, f"http://{host}/").rule == "private-address", "Squid to look the name up again")
+        wait_for(
+            lambda: curl(gateway, f"http://{host}/").rule == "private-address",
+            "Squid to look the name up again",
+        )
         client.tls(host)
         assert_status(client.get("/inside/x", host), 200, None)
         names.set(host, [PUBLIC])
-        wait_for(lambda: curl(gateway, f"http://{host}/").status == 200, "Squid to look the name up again")
+        wait_for(
+            lambda: curl(gateway, f"http://{host}/").status == 200,
+            "Squid to look the name up again",
+        )
         assert_status(client.get("/inside/y", host), 200, None)
         assert_status(client.get("/x", host), 403, "private-address")
-    assert [request.target for request in origins.seen if request.address == "10.0.0.5"] == ["/inside/x", "/inside/y"]
+    assert [
+        request.target for request in origins.seen if request.address == "10.0.0.5"
+    ] == ["/inside/x", "/inside/y"]
 
 
 def assert_status(reply: Reply, status: int, rule: str | None) -> None:
     assert (reply.status, reply.rule) == (status, rule), reply
 
 
-def test_a_network_of_the_operators_own_is_private_too(open_gateway: Gateway, origins: Origins, names: Names) -> None:
+def test_a_network_of_the_operators_own_is_private_too(
+    open_gateway: Gateway, origins: Origins, names: Names
+) -> None:
     addresses = ["2001:db8:64::a00:5", "2001:db8:64::b00:5", "10.0.0.5"]
     answers = statuses(open_gateway, names, addresses)
-    assert [answers[address][1] for address in addresses] == ["private-address", None, "private-address"]
+    assert [answers[address][1] for address in addresses] == [
+        "private-address",
+        None,
+        "private-address",
+    ]
     assert len(origins.connections) == 1
 
 
-# The networks are repeated here, so that Squid is compared with them and not with what was rendered.
+# The networks are repeated here, so that Squid is compared with them and not with what
+# was rendered.
 IPV4_NETWORKS = """
     0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 168.63.129.16/32 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24
     192.168.0.0/16 198.18.0.0/15 224.0.0.0/4 240.0.0.0/4
 """
 IPV6_NETWORKS = "::/96 ::ffff:0:0:0/96 fc00::/7 fe80::/10 fec0::/10 ff00::/8 64:ff9b:1::/48 2001::/32"
-FORMS = {"itself": "{0}", "mapped": "::ffff:{0}", "NAT64": "64:ff9b::{0}", "6to4": "2002:{1:04x}:{2:04x}::1"}
+FORMS = {
+    "itself": "{0}",
+    "mapped": "::ffff:{0}",
+    "NAT64": "64:ff9b::{0}",
+    "6to4": "2002:{1:04x}:{2:04x}::1",
+}
 
 
 def embedded(form: str, address: IPv4Address) -> str:
     return FORMS[form].format(address, int(address) >> 16, int(address) & 0xFFFF)
 
 
-def statuses(gateway: Gateway, names: Names, addresses: list[str]) -> dict[str, tuple[int, str | None]]:
+def statuses(
+    gateway: Gateway, names: Names, addresses: list[str]
+) -> dict[str, tuple[int, str | None]]:
     """The answers for names that lead to these addresses, asked on one connection."""
     answers = {}
     with Raw(gateway) as client:
@@ -535,11 +880,25 @@ def test_a_name_leads_to_no_private_address_embedded_or_not_and_to_those_beside_
     gateway: Gateway, origins: Origins, names: Names, form: str
 ) -> None:
     networks = map(IPv4Network, IPV4_NETWORKS.split())
-    inside = [embedded(form, address) for network in networks for address in (network[0], network[-1])]
-    beside = ["9.255.255.255", "11.0.0.0", "168.63.129.15", "168.63.129.17", "169.253.255.255", "192.0.1.0"]
+    inside = [
+        embedded(form, address)
+        for network in networks
+        for address in (network[0], network[-1])
+    ]
+    beside = [
+        "9.255.255.255",
+        "11.0.0.0",
+        "168.63.129.15",
+        "168.63.129.17",
+        "169.253.255.255",
+        "192.0.1.0",
+    ]
     public = [embedded(form, IPv4Address(address)) for address in beside]
     answers = statuses(gateway, names, [*dict.fromkeys(inside), *public])
-    assert answers == {**dict.fromkeys(inside, (403, "private-address")), **dict.fromkeys(public, (200, None))}
+    assert answers == {
+        **dict.fromkeys(inside, (403, "private-address")),
+        **dict.fromkeys(public, (200, None)),
+    }
     assert len(origins.connections) == len(public)
 
 
@@ -547,59 +906,157 @@ def test_a_name_leads_to_no_private_ipv6_address_and_to_those_beside_it(
     gateway: Gateway, origins: Origins, names: Names
 ) -> None:
     networks = map(IPv6Network, IPV6_NETWORKS.split())
-    inside = [str(address) for network in networks for address in (network[0], network[-1])]
-    public = ["0:0:0:0:0:1::", "64:ff9b:2::", "2001:1::", "2000:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "fe00::"]
+    inside = [
+        str(address) for network in networks for address in (network[0], network[-1])
+    ]
+    public = [
+        "0:0:0:0:0:1::",
+        "64:ff9b:2::",
+        "2001:1::",
+        "2000:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+        "fe00::",
+    ]
     answers = statuses(gateway, names, [*inside, *public])
-    assert answers == {**dict.fromkeys(inside, (403, "private-address")), **dict.fromkeys(public, (200, None))}
+    assert answers == {
+        **dict.fromkeys(inside, (403, "private-address")),
+        **dict.fromkeys(public, (200, None)),
+    }
     assert len(origins.connections) == len(public)
 
 
-def test_a_private_name_learns_nothing_of_its_port(gateway: Gateway, origins: Origins, names: Names) -> None:
+def test_a_private_name_learns_nothing_of_its_port(
+    gateway: Gateway, origins: Origins, names: Names
+) -> None:
     names.set("scan.rebind.example", ["10.0.0.5"])
     for scheme in ("http", "https"):
         curl(gateway, f"{scheme}://scan.rebind.example/")
     assert origins.connections == []
 
 
-# ── Paths ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Paths ─────────────────────────────────────────────────────────────────────────────
 
 # /private/** is denied on this host, all else is open.
 WRITTEN = {
     None: (
-        *("/public/x", "/PRIVATE/x", "/privatex", "/private", "/public./x", "/public%20/x", "/x:get", "/Inc."),
+        *(
+            "/public/x",
+            "/PRIVATE/x",
+            "/privatex",
+            "/private",
+            "/public./x",
+            "/public%20/x",
+            "/x:get",
+            "/Inc.",
+        ),
         *("/%EF%BD%81", "/\xc3\xbc", "/x?cmd=ls"),
     ),
-    "admin": ("/private/", "/private/x", "/private/x?y=z", "/%70rivate/x", "/%70%72%69%76%61%74%65/x"),
+    "admin": (
+        "/private/",
+        "/private/x",
+        "/private/x?y=z",
+        "/%70rivate/x",
+        "/%70%72%69%76%61%74%65/x",
+    ),
     "ambiguous-path": (
-        *("/./private/x", "/%2e/private/x", "/a/../private/x", "/a/%2e%2e/private/x", "/a/.%2E/private/x"),
-        *("/a/%2e%2e%2fprivate/x", "/a/..%2fprivate/x", "/../private/x", "//private/x", "/%2fprivate/x"),
-        *("/private%2fx", "/private%5cx", "/private\\x", "/\\private/x", "/a/..%5cprivate/x", "/a/..\\private/x"),
-        *("/private;v=1/x", "/;a/private/x", "/a/..;/private/x", "/a/..;a=b/private/x", "/%252e%252e/private/x"),
-        *("/a/%252e%252e/private/x", "/%2570rivate/x", "/private%252fx", "/a/..%255cprivate/x", "/%252570rivate/x"),
-        *("/%25252570rivate/x", "/" * 3000 + "private/x", "/" + "a/../" * 1000 + "private/x", "/private./x"),
-        *("/private%20/x", "/private%20.%20/x", "/private::$INDEX_ALLOCATION/x", "/private:$I30:$INDEX_ALLOCATION/x"),
-        *("/a/..%20/private/x", "/%EF%BD%90rivate/x", "/private%EF%BC%8Fx", "/a/%EF%BC%8E%EF%BC%8E/private/x"),
-        *("/\xef\xbd\x90rivate/x", "/%EF%BC%8570rivate/x", "/pri%E2%80%8Bvate/x", "/pri%C2%ADvate/x"),
+        *(
+            "/./private/x",
+            "/%2e/private/x",
+            "/a/../private/x",
+            "/a/%2e%2e/private/x",
+            "/a/.%2E/private/x",
+        ),
+        *(
+            "/a/%2e%2e%2fprivate/x",
+            "/a/..%2fprivate/x",
+            "/../private/x",
+            "//private/x",
+            "/%2fprivate/x",
+        ),
+        *(
+            "/private%2fx",
+            "/private%5cx",
+            "/private\\x",
+            "/\\private/x",
+            "/a/..%5cprivate/x",
+            "/a/..\\private/x",
+        ),
+        *(
+            "/private;v=1/x",
+            "/;a/private/x",
+            "/a/..;/private/x",
+            "/a/..;a=b/private/x",
+            "/%252e%252e/private/x",
+        ),
+        *(
+            "/a/%252e%252e/private/x",
+            "/%2570rivate/x",
+            "/private%252fx",
+            "/a/..%255cprivate/x",
+            "/%252570rivate/x",
+        ),
+        *(
+            "/%25252570rivate/x",
+            "/" * 3000 + "private/x",
+            "/" + "a/../" * 1000 + "private/x",
+            "/private./x",
+        ),
+        *(
+            "/private%20/x",
+            "/private%20.%20/x",
+            "/private::$INDEX_ALLOCATION/x",
+            "/private:$I30:$INDEX_ALLOCATION/x",
+        ),
+        *(
+            "/a/..%20/private/x",
+            "/%EF%BD%90rivate/x",
+            "/private%EF%BC%8Fx",
+            "/a/%EF%BC%8E%EF%BC%8E/private/x",
+        ),
+        *(
+            "/\xef\xbd\x90rivate/x",
+            "/%EF%BC%8570rivate/x",
+            "/pri%E2%80%8Bvate/x",
+            "/pri%C2%ADvate/x",
+        ),
         *("/p%25EF%25BD%2592ivate./x",),
     ),
     "invalid-request": (
-        *("/%2525252570rivate/x", "/%ff", "/%c0%aeprivate/x", "/%00", "/public%00/../private/x", "/a%0d%0ab", "/a%0ab"),
+        *(
+            "/%2525252570rivate/x",
+            "/%ff",
+            "/%c0%aeprivate/x",
+            "/%00",
+            "/public%00/../private/x",
+            "/a%0d%0ab",
+            "/a%0ab",
+        ),
         *("/a%7fb", "/a%2500b", "/\xff"),
     ),
-    "commands": ("/x?cmd=rm", "/x?cmd=ls&cmd=rm+-rf", "/x?c%6dd=%72m", "/x?a=b&cmd=rm%20x"),
+    "commands": (
+        "/x?cmd=rm",
+        "/x?cmd=ls&cmd=rm+-rf",
+        "/x?c%6dd=%72m",
+        "/x?a=b&cmd=rm%20x",
+    ),
 }
 PATHS = [(request, becomes) for becomes, group in WRITTEN.items() for request in group]
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-@pytest.mark.parametrize(("path", "becomes"), PATHS, ids=[repr(path)[:40] for path, _ in PATHS])
+@pytest.mark.parametrize(
+    ("path", "becomes"), PATHS, ids=[repr(path)[:40] for path, _ in PATHS]
+)
 def test_a_denied_path_is_denied_however_it_is_written(
     gateway: Gateway, origins: Origins, path: str, becomes: str | None, scheme: str
 ) -> None:
     if scheme == "http":
-        attack = Attack("", request(f"http://paths.example{path}", "paths.example"), becomes or "")
+        attack = Attack(
+            "", request(f"http://paths.example{path}", "paths.example"), becomes or ""
+        )
     else:
-        attack = Attack("", request(path, "paths.example"), becomes or "", "paths.example:443")
+        attack = Attack(
+            "", request(path, "paths.example"), becomes or "", "paths.example:443"
+        )
     if becomes:
         try_out(attack, gateway, origins)
     else:
@@ -608,9 +1065,34 @@ def test_a_denied_path_is_denied_however_it_is_written(
 
 
 # /v1/** alone is open on this host.
-BESIDE = ["/v1", "/v1x", "/v1x/y", "/V1/x", "/v2/x", "/", "/v1/../v2", "/v1/..%2fv2", "/v1%2f..%2fv2", "/v1/%2e%2e/v2"]
-BESIDE += ["/v1/..;/v2", "/v1/..%5cv2", "/v1/%252e%252e/v2", "/v1/x/../../v2", "/v1\\..\\v2", "//v1/../v2", "/%76%31"]
-BESIDE += ["/v1/..%20/v2", "/v1/%EF%BC%8E%EF%BC%8E/v2", "/v1/.%E2%80%8B./v2", "/v1/x/../..::$DATA/v2", "/v1."]
+BESIDE = [
+    "/v1",
+    "/v1x",
+    "/v1x/y",
+    "/V1/x",
+    "/v2/x",
+    "/",
+    "/v1/../v2",
+    "/v1/..%2fv2",
+    "/v1%2f..%2fv2",
+    "/v1/%2e%2e/v2",
+]
+BESIDE += [
+    "/v1/..;/v2",
+    "/v1/..%5cv2",
+    "/v1/%252e%252e/v2",
+    "/v1/x/../../v2",
+    "/v1\\..\\v2",
+    "//v1/../v2",
+    "/%76%31",
+]
+BESIDE += [
+    "/v1/..%20/v2",
+    "/v1/%EF%BC%8E%EF%BC%8E/v2",
+    "/v1/.%E2%80%8B./v2",
+    "/v1/x/../..::$DATA/v2",
+    "/v1.",
+]
 
 
 def in_tunnel(gateway: Gateway, host: str, path: str) -> Reply:
@@ -619,13 +1101,20 @@ def in_tunnel(gateway: Gateway, host: str, path: str) -> Reply:
 
 
 def whole(ask: Callable[[], Reply]) -> Reply:
-    """Ask until no server has gone: Squid then answers the first request in its tunnel without asking any helper."""
+    """Ask until no server has gone: Squid then answers the first request in its tunnel
+    without asking any helper.
+    """
     replies = (ask() for _ in range(3))
-    return next((reply for reply in replies if reply and "ERR_READ_ERROR" not in reply.text), NO_ANSWER)
+    return next(
+        (reply for reply in replies if reply and "ERR_READ_ERROR" not in reply.text),
+        NO_ANSWER,
+    )
 
 
 @pytest.mark.parametrize("path", BESIDE)
-def test_an_allowed_path_does_not_open_what_lies_beside_it(gateway: Gateway, origins: Origins, path: str) -> None:
+def test_an_allowed_path_does_not_open_what_lies_beside_it(
+    gateway: Gateway, origins: Origins, path: str
+) -> None:
     reply = whole(partial(in_tunnel, gateway, "api.example", path))
     assert reply.status == 403, reply
     assert reply.rule in {"default", "ambiguous-path"}
@@ -633,7 +1122,8 @@ def test_an_allowed_path_does_not_open_what_lies_beside_it(gateway: Gateway, ori
 
 
 @pytest.mark.parametrize(
-    ("length", "statuses"), [(8000, {403}), (8191, {403}), (8192, {400, 414}), (60_000, {400, 414})]
+    ("length", "statuses"),
+    [(8000, {403}), (8191, {403}), (8192, {400, 414}), (60_000, {400, 414})],
 )
 def test_the_longest_url_is_judged_and_a_longer_one_is_refused(
     gateway: Gateway, origins: Origins, length: int, statuses: set[int]
@@ -646,15 +1136,22 @@ def test_the_longest_url_is_judged_and_a_longer_one_is_refused(
     assert origins.connections == []
 
 
-@pytest.mark.parametrize(("unit", "times"), [("%2f", 2600), ("%25", 2600), ("\xff", 7900), (";", 7900), ("%", 7900)])
-def test_a_long_path_of_escapes_is_judged(gateway: Gateway, origins: Origins, unit: str, times: int) -> None:
+@pytest.mark.parametrize(
+    ("unit", "times"),
+    [("%2f", 2600), ("%25", 2600), ("\xff", 7900), (";", 7900), ("%", 7900)],
+)
+def test_a_long_path_of_escapes_is_judged(
+    gateway: Gateway, origins: Origins, unit: str, times: int
+) -> None:
     path = "/" + unit * times + ("41" if unit == "%25" else "")
-    reply = Attack("", request(f"http://other.example{path}", "other.example"), "").run(gateway)
+    reply = Attack("", request(f"http://other.example{path}", "other.example"), "").run(
+        gateway
+    )
     assert not reply or reply.status >= 400
     assert origins.connections == []
 
 
-# ── Headers that name another method, path or host ────────────────────────────────────────────────────────────────
+# ── Headers that name another method, path or host ────────────────────────────────────
 
 
 def sent(names_: Iterable[str]) -> tuple[str, ...]:
@@ -667,18 +1164,34 @@ def passed(origins: Origins, names: Iterable[str]) -> set[str]:
     return {name for name in names if name.lower() in arrived}
 
 
-OVERRIDES = [name for header in (*METHOD_HEADERS, *PATH_HEADERS) for name in spellings(header)]
+OVERRIDES = [
+    name for header in (*METHOD_HEADERS, *PATH_HEADERS) for name in spellings(header)
+]
 OTHER_HOSTS = [name for header in HOST_HEADERS for name in spellings(header)]
 
 
-@pytest.mark.parametrize(("host", "passing"), [("good.example", set(OVERRIDES)), ("paths.example", set())])
+@pytest.mark.parametrize(
+    ("host", "passing"), [("good.example", set(OVERRIDES)), ("paths.example", set())]
+)
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_header_that_overrides_method_or_path_passes_to_unrestricted_hosts_alone(
-    gateway: Gateway, origins: Origins, scheme: str, method: str, host: str, passing: set[str]
+    gateway: Gateway,
+    origins: Origins,
+    scheme: str,
+    method: str,
+    host: str,
+    passing: set[str],
 ) -> None:
-    headers = [*sent(OVERRIDES), *sent(map(str.swapcase, OVERRIDES)), "Content-Length: 0", "X-Other: stays"]
-    with tunnel(gateway, f"{host}:443") if scheme == "https" else Raw(gateway) as client:
+    headers = [
+        *sent(OVERRIDES),
+        *sent(map(str.swapcase, OVERRIDES)),
+        "Content-Length: 0",
+        "X-Other: stays",
+    ]
+    with (
+        tunnel(gateway, f"{host}:443") if scheme == "https" else Raw(gateway) as client
+    ):
         target = "/open/x" if scheme == "https" else f"http://{host}/open/x"
         reply = client.get(target, host, *headers, method=method)
     assert reply.status == 200
@@ -687,20 +1200,24 @@ def test_a_header_that_overrides_method_or_path_passes_to_unrestricted_hosts_alo
 
 
 @pytest.mark.parametrize("host", ["good.example", "paths.example"])
-def test_no_header_that_names_another_host_passes(gateway: Gateway, origins: Origins, host: str) -> None:
+def test_no_header_that_names_another_host_passes(
+    gateway: Gateway, origins: Origins, host: str
+) -> None:
     with tunnel(gateway, f"{host}:443") as client:
         reply = client.get("/open/x", host, *sent(OTHER_HOSTS), "X-Other: stays")
     assert reply.status == 200
     assert passed(origins, [*OTHER_HOSTS, "X-Other"]) == {"X-Other"}
 
 
-def test_a_line_of_the_operators_own_lets_such_a_header_pass(open_gateway: Gateway, origins: Origins) -> None:
+def test_a_line_of_the_operators_own_lets_such_a_header_pass(
+    open_gateway: Gateway, origins: Origins
+) -> None:
     with tunnel(open_gateway, "good.example:443") as client:
         client.get("/x", "good.example", *sent(OTHER_HOSTS))
     assert passed(origins, OTHER_HOSTS) == {"X-Forwarded-Host"}
 
 
-# ── Ports, schemes, methods ────────────────────────────────────────────────────────────────────────────────────────
+# ── Ports, schemes, methods ───────────────────────────────────────────────────────────
 
 PORTS = [
     Attack("an odd port", request("http://good.example:81/", "good.example"), "default"),
@@ -731,25 +1248,56 @@ PORTS = [
     Attack("garbage", b"\x00\xff\x16\x03\x01garbage\r\n\r\n", REFUSED),
     Attack("TLS on the plain port", b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00\r\n\r\n", REFUSED),
 ]  # fmt: skip
-# Authorities to CONNECT to. What Squid reads as good.example:443 is asked for as that, and is 200.
+# Authorities to CONNECT to. What Squid reads as good.example:443 is asked for as that,
+# and is 200.
 ASKED_FOR = {
     200: (
-        *("good.example:443", "good.example:00443", "good.example", "good.example:", "good.example:443x"),
-        *("good.example:443:22", "good.example:443/x", "good.example:443#x", "good.example:443 "),
+        *(
+            "good.example:443",
+            "good.example:00443",
+            "good.example",
+            "good.example:",
+            "good.example:443x",
+        ),
+        *(
+            "good.example:443:22",
+            "good.example:443/x",
+            "good.example:443#x",
+            "good.example:443 ",
+        ),
     ),
     "default": (
-        *("good.example:22", "good.example:80", "good.example:8443", "good.example:444", "other.example:80"),
+        *(
+            "good.example:22",
+            "good.example:80",
+            "good.example:8443",
+            "good.example:444",
+            "other.example:80",
+        ),
         *("nobody.example:443",),
     ),
     "closed": ("closed.example:22",),
     REFUSED: (
-        *("good.example:0", "good.example:-443", "good.example:65979", "https://good.example:443"),
-        *("http://good.example:443/", "u:p@good.example:443", "closed.example:443@good.example", ":443", "*:443"),
+        *(
+            "good.example:0",
+            "good.example:-443",
+            "good.example:65979",
+            "https://good.example:443",
+        ),
+        *(
+            "http://good.example:443/",
+            "u:p@good.example:443",
+            "closed.example:443@good.example",
+            ":443",
+            "*:443",
+        ),
         *("[::1", "good.example,closed.example:443", "a" * 7000 + ":443", ""),
     ),
     "invalid-request": ("good.example@closed.example:443",),
 }
-CONNECTS = [(request, becomes) for becomes, group in ASKED_FOR.items() for request in group]
+CONNECTS = [
+    (request, becomes) for becomes, group in ASKED_FOR.items() for request in group
+]
 
 
 @pytest.mark.parametrize("attack", PORTS, ids=ids(PORTS))
@@ -757,8 +1305,12 @@ def test_ports_and_schemes(gateway: Gateway, origins: Origins, attack: Attack) -
     try_out(attack, gateway, origins)
 
 
-@pytest.mark.parametrize(("authority", "becomes"), CONNECTS, ids=[str(a)[:40] for a, _ in CONNECTS])
-def test_tunnels(gateway: Gateway, origins: Origins, authority: str, becomes: str | int) -> None:
+@pytest.mark.parametrize(
+    ("authority", "becomes"), CONNECTS, ids=[str(a)[:40] for a, _ in CONNECTS]
+)
+def test_tunnels(
+    gateway: Gateway, origins: Origins, authority: str, becomes: str | int
+) -> None:
     before = len(gateway.log())
     host = "good.example" if becomes in (200, REFUSED) else authority
     with Raw(gateway) as client:
@@ -766,19 +1318,30 @@ def test_tunnels(gateway: Gateway, origins: Origins, authority: str, becomes: st
         if reply.status == 200:
             reply = client.tls(None).get("/x", host)
     if becomes == 200:
-        assert (reply.status, origins.urls()) == (200, ["https://good.example/x"]), reply
+        assert (reply.status, origins.urls()) == (200, ["https://good.example/x"]), (
+            reply
+        )
         return
     assert origins.connections == []
     assert not reply or reply.status >= 400
     if becomes != REFUSED:
         assert (reply.status, reply.rule) == (403, becomes)
         if becomes != "invalid-request":  # that is denied at the CONNECT
-            wait_for(lambda: ("deny", becomes) in verdicts(gateway, authority, before), "the denied CONNECT in the log")
-        assert "allow" not in [verdict for verdict, _ in verdicts(gateway, authority, before)]
+            wait_for(
+                lambda: ("deny", becomes) in verdicts(gateway, authority, before),
+                "the denied CONNECT in the log",
+            )
+        assert "allow" not in [
+            verdict for verdict, _ in verdicts(gateway, authority, before)
+        ]
 
 
-@pytest.mark.parametrize("host", ["good.example", "good.example:443", "other.example", "closed.example"])
-@pytest.mark.parametrize("authority", ["good.example:22", "closed.example:443", "nobody.example:443"])
+@pytest.mark.parametrize(
+    "host", ["good.example", "good.example:443", "other.example", "closed.example"]
+)
+@pytest.mark.parametrize(
+    "authority", ["good.example:22", "closed.example:443", "nobody.example:443"]
+)
 def test_a_tunnel_that_is_denied_is_another_ones_for_no_request_in_it(
     gateway: Gateway, origins: Origins, authority: str, host: str
 ) -> None:
@@ -797,7 +1360,9 @@ NO_TLS = {
 
 
 @pytest.mark.parametrize("data", NO_TLS.values(), ids=list(NO_TLS))
-def test_bytes_that_are_no_tls_reach_no_origin(gateway: Gateway, origins: Origins, data: str | bytes) -> None:
+def test_bytes_that_are_no_tls_reach_no_origin(
+    gateway: Gateway, origins: Origins, data: str | bytes
+) -> None:
     with Raw(gateway) as client:
         answer = client.connect(GOOD)
         assert answer.status == 200
@@ -829,10 +1394,15 @@ def test_methods(gateway: Gateway, origins: Origins, attack: Attack) -> None:
     try_out(attack, gateway, origins)
 
 
-def test_no_other_method_carries_a_credential_out(gateway: Gateway, origins: Origins) -> None:
+def test_no_other_method_carries_a_credential_out(
+    gateway: Gateway, origins: Origins
+) -> None:
     for method in ("OPTIONS", "TRACE", "FROB"):
-        Attack("", request("/v1/x", "api.example", method), "", "api.example:443").run(gateway)
-    assert [seen.values("Authorization") for seen in origins.seen] == [[]]  # OPTIONS, bare
+        Attack("", request("/v1/x", "api.example", method), "", "api.example:443").run(
+            gateway
+        )
+    # OPTIONS, bare
+    assert [seen.values("Authorization") for seen in origins.seen] == [[]]
 
 
 POST = "POST http://good.example/x HTTP/1.1\r\nHost: good.example\r\n"
@@ -847,23 +1417,33 @@ SMUGGLED = [
 
 
 @pytest.mark.parametrize("head", SMUGGLED, ids=range(len(SMUGGLED)))
-def test_no_second_request_is_smuggled_inside_a_first(gateway: Gateway, origins: Origins, head: str) -> None:
+def test_no_second_request_is_smuggled_inside_a_first(
+    gateway: Gateway, origins: Origins, head: str
+) -> None:
     inner = request("/smuggled", "closed.example")
     with Raw(gateway) as client:
         client.send(head + inner).answer()
         client.send(request("http://good.example/after", "good.example")).answer()
-    assert not [seen for seen in origins.seen if "smuggled" in seen.target or "closed.example" in seen.values("Host")]
+    assert not [
+        seen
+        for seen in origins.seen
+        if "smuggled" in seen.target or "closed.example" in seen.values("Host")
+    ]
 
 
-# ── One agent against another ──────────────────────────────────────────────────────────────────────────────────────
+# ── One agent against another ─────────────────────────────────────────────────────────
 
 
 def resident_megabytes(pid: int) -> int:
     with open(f"/proc/{pid}/status") as file:
-        return next(int(line.split()[1]) // 1024 for line in file if line.startswith("VmRSS"))
+        return next(
+            int(line.split()[1]) // 1024 for line in file if line.startswith("VmRSS")
+        )
 
 
-def test_thousands_of_long_urls_and_hosts_make_nothing_grow(gateway: Gateway, origins: Origins) -> None:
+def test_thousands_of_long_urls_and_hosts_make_nothing_grow(
+    gateway: Gateway, origins: Origins
+) -> None:
     curl(gateway, "http://other.example/closed")
     squid = resident_megabytes(gateway.pid)
     with Raw(gateway) as client:
@@ -878,26 +1458,37 @@ def test_thousands_of_long_urls_and_hosts_make_nothing_grow(gateway: Gateway, or
     assert origins.connections == []
 
 
-def test_a_client_that_floods_does_not_shut_another_out(gateway: Gateway, origins: Origins) -> None:
-    """Hundreds of questions stand in the queue of one helper while another client goes on working."""
+def test_a_client_that_floods_does_not_shut_another_out(
+    gateway: Gateway, origins: Origins
+) -> None:
+    """Hundreds of questions stand in the queue of one helper while another client goes
+    on working.
+    """
     origins.answers["good.example/other"] = Answer()
     clients = [Raw(gateway, "127.0.0.9") for _ in range(700)]
     try:
         for number, client in enumerate(clients):
             client.send(request(f"http://other.example/{number}", "other.example"))
-        assert curl(gateway, "https://good.example/other", client="127.0.0.8").status == 200
+        assert (
+            curl(gateway, "https://good.example/other", client="127.0.0.8").status
+            == 200
+        )
         answers = [client.answer() for client in clients]
     finally:
         for client in clients:
             client.close()
-    assert {(answer.status, answer.rule) for answer in answers if answer} == {(403, "default")}
+    assert {(answer.status, answer.rule) for answer in answers if answer} == {
+        (403, "default")
+    }
     assert len([answer for answer in answers if answer]) == len(clients)
     assert "queue overload" not in gateway.cache_log()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def squid_lived_through_it(gateway: Gateway, open_gateway: Gateway) -> Iterator[None]:
-    """After all of it: the same processes, every log line JSON, and no complaint that ends a Squid."""
+    """After all of it: the same processes, every log line JSON, and no complaint that
+    ends a Squid.
+    """
     pids = (gateway.pid, open_gateway.pid)
     yield
     assert (gateway.pid, open_gateway.pid) == pids

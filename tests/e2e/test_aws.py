@@ -1,4 +1,6 @@
-"""AWS signatures on a live Squid: what reaches the origin is signed as it arrives, whatever the client sends."""
+"""AWS signatures on a live Squid: what reaches the origin is signed as it arrives,
+whatever the client sends.
+"""
 
 import os
 import subprocess
@@ -39,7 +41,11 @@ credentials:
     hosts: [tables.example]
     aws_sigv4: {access_key_id: id, secret_access_key: key, region: eu-central-1, service: dynamodb}
 """
-KEY_ID, KEY, SESSION = "AKIAE2ETESTKEY", "e2e/aws+secret/access/key", "e2e-aws-session-token=="
+KEY_ID, KEY, SESSION = (
+    "AKIAE2ETESTKEY",
+    "e2e/aws+secret/access/key",
+    "e2e-aws-session-token==",
+)
 STREAMED = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
 
 SECRETS = {"id": KEY_ID, "key": KEY, "session": SESSION}
@@ -73,17 +79,41 @@ PATHS = [
 
 
 @pytest.mark.parametrize("target", PATHS)
-def test_the_bytes_that_arrive_are_those_that_are_signed(gateway: Gateway, origins: Origins, target: str) -> None:
+def test_the_bytes_that_arrive_are_those_that_are_signed(
+    gateway: Gateway, origins: Origins, target: str
+) -> None:
     reply = curl(gateway, f"https://bucket.s3.example{target}")
     assert reply.status == 200, reply.text
     assert problem(origins.seen[0]) is None, origins.seen[0].head
 
 
-def test_an_upload_keeps_the_hash_that_its_client_declares(gateway: Gateway, origins: Origins) -> None:
+def test_an_upload_keeps_the_hash_that_its_client_declares(
+    gateway: Gateway, origins: Origins
+) -> None:
     digest = sha256(b"a body").hexdigest()
-    own = ["-H", f"X-Amz-Content-Sha256: {digest}", "-H", "X-Amz-Date: 20000101T000000Z", "-H", "Content-Type: text/x"]
-    own += ["-H", "Authorization: AWS4-HMAC-SHA256 of-the-client", "-H", "X-Amz-Security-Token: of-the-client"]
-    curl(gateway, "https://bucket.s3.example/x", "-X", "PUT", "--data-raw", "a body", *own)
+    own = [
+        "-H",
+        f"X-Amz-Content-Sha256: {digest}",
+        "-H",
+        "X-Amz-Date: 20000101T000000Z",
+        "-H",
+        "Content-Type: text/x",
+    ]
+    own += [
+        "-H",
+        "Authorization: AWS4-HMAC-SHA256 of-the-client",
+        "-H",
+        "X-Amz-Security-Token: of-the-client",
+    ]
+    curl(
+        gateway,
+        "https://bucket.s3.example/x",
+        "-X",
+        "PUT",
+        "--data-raw",
+        "a body",
+        *own,
+    )
     seen = origins.seen[0]
     assert seen.values("X-Amz-Content-Sha256") == [digest]
     assert b"of-the-client" not in seen.head
@@ -91,7 +121,9 @@ def test_an_upload_keeps_the_hash_that_its_client_declares(gateway: Gateway, ori
     assert problem(seen) is None
 
 
-def test_a_session_has_its_token_and_a_part_of_a_host_no_other_signature(gateway: Gateway, origins: Origins) -> None:
+def test_a_session_has_its_token_and_a_part_of_a_host_no_other_signature(
+    gateway: Gateway, origins: Origins
+) -> None:
     curl(gateway, "https://part.s3.example/mine/x")
     curl(gateway, "https://part.s3.example/other/x")
     assert origins.seen[0].values("X-Amz-Security-Token") == [SESSION]
@@ -99,7 +131,9 @@ def test_a_session_has_its_token_and_a_part_of_a_host_no_other_signature(gateway
     assert origins.seen[1].values("Authorization") == []
 
 
-def test_the_rewritten_request_is_the_one_that_is_signed(gateway: Gateway, origins: Origins) -> None:
+def test_the_rewritten_request_is_the_one_that_is_signed(
+    gateway: Gateway, origins: Origins
+) -> None:
     curl(gateway, "https://front.example/x?y=1")
     assert origins.urls() == ["https://bucket.s3.example/x?y=1"]
     assert problem(origins.seen[0]) is None
@@ -108,11 +142,27 @@ def test_the_rewritten_request_is_the_one_that_is_signed(gateway: Gateway, origi
 @pytest.mark.parametrize(
     ("url", "options", "reason"),
     [
-        ("https://bucket.s3.example/x", ("-T", "/dev/null", "-H", f"X-Amz-Content-Sha256: {STREAMED}"), "each chunk"),
-        ("https://bucket.s3.example/x", ("-H", "X-Amz-Content-Sha256: x"), "not a SHA-256"),
-        ("https://part.s3.example/mine/x", ("-X", "PUT", "-H", "X-Amz-Copy-Source: /b/k"), "X-Amz-Copy-Source"),
+        (
+            "https://bucket.s3.example/x",
+            ("-T", "/dev/null", "-H", f"X-Amz-Content-Sha256: {STREAMED}"),
+            "each chunk",
+        ),
+        (
+            "https://bucket.s3.example/x",
+            ("-H", "X-Amz-Content-Sha256: x"),
+            "not a SHA-256",
+        ),
+        (
+            "https://part.s3.example/mine/x",
+            ("-X", "PUT", "-H", "X-Amz-Copy-Source: /b/k"),
+            "X-Amz-Copy-Source",
+        ),
         ("https://tables.example/", ("--data-raw", "{}"), "signs the body"),
-        ("https://bucket.s3.example/x?X-Amz-Algorithm=AWS4-HMAC-SHA256", (), "the query has a parameter X-Amz-"),
+        (
+            "https://bucket.s3.example/x?X-Amz-Algorithm=AWS4-HMAC-SHA256",
+            (),
+            "the query has a parameter X-Amz-",
+        ),
         (
             "https://part.s3.example/mine/x?a&x%2damz_copy-source=/b/k",
             ("-X", "PUT"),
@@ -130,19 +180,25 @@ def test_what_cannot_be_signed_is_denied_with_its_reason(
     assert origins.seen == []
 
 
-def test_a_service_without_a_declared_hash_is_signed_where_there_is_no_body(gateway: Gateway, origins: Origins) -> None:
+def test_a_service_without_a_declared_hash_is_signed_where_there_is_no_body(
+    gateway: Gateway, origins: Origins
+) -> None:
     curl(gateway, "https://tables.example/a%20b?x=%2F")
     assert problem(origins.seen[0]) is None
 
 
-def test_nothing_is_signed_over_http_nor_for_another_host(gateway: Gateway, origins: Origins) -> None:
+def test_nothing_is_signed_over_http_nor_for_another_host(
+    gateway: Gateway, origins: Origins
+) -> None:
     curl(gateway, "http://bucket.s3.example/x")
     curl(gateway, "https://other.example/x", "-H", "X-Amz-Date: mine")
     assert [seen.values("Authorization") for seen in origins.seen] == [[], []]
     assert origins.seen[1].values("X-Amz-Date") == ["mine"]
 
 
-def test_no_header_of_the_signature_can_be_taken_out_or_doubled(gateway: Gateway, origins: Origins) -> None:
+def test_no_header_of_the_signature_can_be_taken_out_or_doubled(
+    gateway: Gateway, origins: Origins
+) -> None:
     with tunnel(gateway, "bucket.s3.example:443") as client:
         client.get(
             "/x",
@@ -157,19 +213,43 @@ def test_no_header_of_the_signature_can_be_taken_out_or_doubled(gateway: Gateway
     assert len(seen.values("X-Amz-Date") + seen.values("X_Amz_Date")) == 1
 
 
-UNREAD = ("X_Amz_Copy_Source", "X-Amz_Copy-Source", "X.Amz.Copy.Source", "X_Amz_Acl", "X-Amz-Acl", "X-Own", "X_Debug")
+UNREAD = (
+    "X_Amz_Copy_Source",
+    "X-Amz_Copy-Source",
+    "X.Amz.Copy.Source",
+    "X_Amz_Acl",
+    "X-Amz-Acl",
+    "X-Own",
+    "X_Debug",
+)
 
 
-def test_beside_a_signature_no_header_passes_that_the_gateway_does_not_read(gateway: Gateway, origins: Origins) -> None:
+def test_beside_a_signature_no_header_passes_that_the_gateway_does_not_read(
+    gateway: Gateway, origins: Origins
+) -> None:
     own = [f"{name}: /other/secret" for name in UNREAD]
-    for host, path in (("part.s3.example", "/mine/x"), ("part.s3.example", "/other/x"), ("other.example", "/x")):
+    for host, path in (
+        ("part.s3.example", "/mine/x"),
+        ("part.s3.example", "/other/x"),
+        ("other.example", "/x"),
+    ):
         with tunnel(gateway, f"{host}:443") as client:
-            client.get(path, host, *own, "X-Request-Id: 1", "Amz-Sdk-Request: attempt=1", "Range: bytes=0-9")
+            client.get(
+                path,
+                host,
+                *own,
+                "X-Request-Id: 1",
+                "Amz-Sdk-Request: attempt=1",
+                "Range: bytes=0-9",
+            )
     assert problem(origins.seen[0]) is None
     arrived = [[name for name in UNREAD if seen.values(name)] for seen in origins.seen]
     assert arrived == [[], [*UNREAD], [*UNREAD]]
     for seen in origins.seen:
-        assert seen.values("X-Request-Id") + seen.values("Amz-Sdk-Request") == ["1", "attempt=1"]
+        assert seen.values("X-Request-Id") + seen.values("Amz-Sdk-Request") == [
+            "1",
+            "attempt=1",
+        ]
         assert seen.values("Range") == ["bytes=0-9"]
 
 
@@ -192,21 +272,41 @@ list(client.list_objects_v2(Bucket="bucket", Prefix="a/b c", Delimiter="/"))
 
 
 @pytest.mark.long
-def test_a_client_of_aws_with_dummy_keys_works(gateway: Gateway, origins: Origins, tmp_path: Path) -> None:
+def test_a_client_of_aws_with_dummy_keys_works(
+    gateway: Gateway, origins: Origins, tmp_path: Path
+) -> None:
     def answer(seen: Seen) -> Answer:
         found = problem(seen)
         if found is not None:
             return Answer(
-                403, body=f"<Error><Code>SignatureDoesNotMatch</Code><Message>{found}</Message></Error>".encode()
+                403,
+                body=f"<Error><Code>SignatureDoesNotMatch</Code><Message>{found}</Message></Error>".encode(),
             )
         listing = b"<?xml version='1.0'?><ListBucketResult><Name>bucket</Name></ListBucketResult>"
         stored = listing if "list-type" in seen.target else b"an object"
         return Answer(200, body=stored if seen.method == "GET" else b"")
 
     origins.fallback = answer
-    environment = {**clean(), "HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
-    command = [sys.executable, "-c", CLIENT, f"http://{gateway.authority}", os.fspath(gateway.ca)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    environment = {
+        **clean(),
+        "HOME": str(tmp_path),
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    command = [
+        sys.executable,
+        "-c",
+        CLIENT,
+        f"http://{gateway.authority}",
+        os.fspath(gateway.ca),
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout == "an object\n"
     assert [seen.method for seen in origins.seen] == ["PUT", "GET", "DELETE", "GET"]

@@ -1,4 +1,6 @@
-"""When the service of bodies fails, nothing passes unread, and what can deny beside it denies ahead of it."""
+"""When the service of bodies fails, nothing passes unread, and what can deny beside it
+denies ahead of it.
+"""
 
 from __future__ import annotations
 
@@ -92,13 +94,21 @@ def test_a_request_is_judged_with_what_the_client_sent_and_never_sees_the_creden
         assert post(gateway, f"https://llm.example/{size}", size).status == 200
         assert origins.seen[-1].values("Authorization") == [f"Bearer {SECRET}"]
         line = gateway.logged(f"https://llm.example/{size}")
-        assert (line["rule"], line["verdict"], line["credential"]) == ("stub", "allow", "llm")
+        assert (line["rule"], line["verdict"], line["credential"]) == (
+            "stub",
+            "allow",
+            "llm",
+        )
     assert len(stub.requests) == 2
     assert SECRET.encode() not in stub.received
-    assert {request.headers["x-sk-asked"].split(" ")[1] for request in stub.requests} == {"r0,d"}
+    assert {
+        request.headers["x-sk-asked"].split(" ")[1] for request in stub.requests
+    } == {"r0,d"}
 
 
-def test_nothing_else_is_asked_about(gateway: Gateway, stub: IcapStub, origins: Origins) -> None:
+def test_nothing_else_is_asked_about(
+    gateway: Gateway, stub: IcapStub, origins: Origins
+) -> None:
     assert post(gateway, "https://open.example/x").status == 200
     assert curl(gateway, "https://open.example/x").status == 200
     assert stub.requests == []
@@ -129,7 +139,9 @@ def close_in_the_rest(asked: Asked) -> None:
 
 def close_in_an_echo(asked: Asked) -> None:
     asked.preview()
-    asked.send(format_echo(asked.request.http, ALLOWED) + format_chunk(asked.body[:500]))
+    asked.send(
+        format_echo(asked.request.http, ALLOWED) + format_chunk(asked.body[:500])
+    )
     asked.close()
 
 
@@ -146,7 +158,9 @@ def go_on_after_the_end(asked: Asked) -> None:
 
 def hang_in_an_echo(asked: Asked) -> None:
     asked.preview()
-    asked.send(format_echo(asked.request.http, ALLOWED) + format_chunk(asked.body[:500]))
+    asked.send(
+        format_echo(asked.request.http, ALLOWED) + format_chunk(asked.body[:500])
+    )
     asked.preview()
 
 
@@ -160,12 +174,20 @@ FAILURES = {
     "hangs in an echo": hang_in_an_echo,
     "answers HTTP": just(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
     "answers bytes": just(b"\x00\xff" * 100 + b"\r\n\r\n"),
-    "answers an error": just(b"ICAP/1.0 500 Error\r\nISTag: x\r\nEncapsulated: null-body=0\r\n\r\n"),
+    "answers an error": just(
+        b"ICAP/1.0 500 Error\r\nISTag: x\r\nEncapsulated: null-body=0\r\n\r\n"
+    ),
     "answers 404": just(b"ICAP/1.0 404 Not Found\r\nISTag: x\r\n\r\n"),
-    "answers 200 with nothing": just(b"ICAP/1.0 200 OK\r\nISTag: x\r\nEncapsulated: null-body=0\r\n\r\n"),
+    "answers 200 with nothing": just(
+        b"ICAP/1.0 200 OK\r\nISTag: x\r\nEncapsulated: null-body=0\r\n\r\n"
+    ),
     "answers no verdict": just(format_unchanged({})),
-    "answers a denial by 204": just(format_unchanged(ALLOWED | {"X-SK-Verdict": "deny"})),
-    "answers another verdict": just(format_unchanged(ALLOWED | {"X-SK-Verdict": "maybe"})),
+    "answers a denial by 204": just(
+        format_unchanged(ALLOWED | {"X-SK-Verdict": "deny"})
+    ),
+    "answers another verdict": just(
+        format_unchanged(ALLOWED | {"X-SK-Verdict": "maybe"})
+    ),
     "answers a head without an end": just(b"ICAP/1.0 204 No"),
 }
 
@@ -202,7 +224,8 @@ def test_what_denies_beside_the_body_denies_ahead_of_the_service(
     names.set("gone.example", [])
     for origin, status, rule in DENIED_BESIDE:
         reply = post(gateway, f"{origin}/{size}", size)
-        # Squid closes without reading the rest of an upload: the page of a long one can be lost with the connection.
+        # Squid closes without reading the rest of an upload: the page of a long one can
+        # be lost with the connection.
         assert reply.status in ((status,) if size < 10_000 else (0, status))
         line = gateway.logged(f"{origin}/{size}")
         assert (line["status"], line["rule"]) == (status, rule), origin
@@ -210,7 +233,9 @@ def test_what_denies_beside_the_body_denies_ahead_of_the_service(
     assert origins.seen == []
 
 
-def test_nothing_passes_while_no_service_is_there(new_gateway: NewGateway, origins: Origins) -> None:
+def test_nothing_passes_while_no_service_is_there(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
     made = new_gateway(POLICY, secrets={"key": SECRET})
     made.reads_bodies = False
     made.start()
@@ -223,14 +248,25 @@ def test_nothing_passes_while_no_service_is_there(new_gateway: NewGateway, origi
 
 
 def load(gateway: Gateway, seconds: float) -> Counter[int]:
-    """Post by several clients at once; returns how often each status came, 0 for none."""
+    """Post by several clients at once; returns how often each status came, 0
+    for none.
+    """
     until = time.monotonic() + seconds
     statuses: Counter[int] = Counter()
 
     def client(number: int) -> None:
-        body = json.dumps({"model": "small", "text": "x" * (200_000 if number % 4 == 0 else 2_000)}).encode()
-        lines = ("POST http://llm.example/load HTTP/1.1", "Host: llm.example", "Content-Type: application/json")
-        whole = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+        body = json.dumps(
+            {"model": "small", "text": "x" * (200_000 if number % 4 == 0 else 2_000)}
+        ).encode()
+        lines = (
+            "POST http://llm.example/load HTTP/1.1",
+            "Host: llm.example",
+            "Content-Type: application/json",
+        )
+        whole = (
+            "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode()
+            + body
+        )
         while time.monotonic() < until:
             with Raw(gateway) as raw:
                 for _ in range(50):
@@ -248,7 +284,9 @@ def load(gateway: Gateway, seconds: float) -> Counter[int]:
     return statuses
 
 
-@pytest.mark.parametrize("by", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "by", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.long)]
+)
 def test_a_restart_loses_nothing_and_a_kill_what_was_under_way(
     new_gateway: NewGateway, origins: Origins, by: signal.Signals
 ) -> None:
@@ -281,7 +319,9 @@ def test_squid_and_the_service_stay_as_they_are_after_10_000_denials_and_10_000_
     made = new_gateway(POLICY, secrets={"key": SECRET}).start()
     [service] = made.bodies
     processes = (psutil.Process(made.pid), psutil.Process(service.pid))
-    bodies = [chat(model, size) for model in ("small", "large") for size in (100_000, 1_000)]
+    bodies = [
+        chat(model, size) for model in ("small", "large") for size in (100_000, 1_000)
+    ]
 
     def client(turns: int) -> None:
         for turn in range(turns):
@@ -296,7 +336,10 @@ def test_squid_and_the_service_stay_as_they_are_after_10_000_denials_and_10_000_
             origins.seen.clear()
 
     def held() -> list[tuple[int, int]]:
-        return [(process.num_fds(), process.memory_info().rss >> 20) for process in processes]
+        return [
+            (process.num_fds(), process.memory_info().rss >> 20)
+            for process in processes
+        ]
 
     def post(turns: int) -> None:
         with ThreadPoolExecutor(8) as pool:
@@ -306,26 +349,41 @@ def test_squid_and_the_service_stay_as_they_are_after_10_000_denials_and_10_000_
     post(20)
     before = held()
     post(200)  # of 25 requests, by 8 clients: 10,000 of each of the four bodies
-    wait_for(lambda: held()[0][0] <= before[0][0] + 20, lambda: f"descriptors: {before} before, {held()} after")
+    wait_for(
+        lambda: held()[0][0] <= before[0][0] + 20,
+        lambda: f"descriptors: {before} before, {held()} after",
+    )
     after = held()
-    assert all(later[1] <= earlier[1] + 30 for earlier, later in zip(before, after, strict=True)), f"{before} {after}"
+    assert all(
+        later[1] <= earlier[1] + 30
+        for earlier, later in zip(before, after, strict=True)
+    ), f"{before} {after}"
 
 
 def chat(model: str, size: int) -> bytes:
     body = json.dumps({"model": model, "text": "x" * size}).encode()
-    lines = ("POST http://llm.example/load HTTP/1.1", "Host: llm.example", "Content-Type: application/json")
+    lines = (
+        "POST http://llm.example/load HTTP/1.1",
+        "Host: llm.example",
+        "Content-Type: application/json",
+    )
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
 @pytest.mark.long
-def test_two_workers_of_squid_are_judged_by_two_processes(new_gateway: NewGateway, origins: Origins) -> None:
+def test_two_workers_of_squid_are_judged_by_two_processes(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
     made = new_gateway(POLICY, options=("--workers", "2"), secrets={"key": SECRET})
     made.reads_bodies = False
     made.start_bodies(2)
     made.start()
     for number in range(24):
         with Raw(made) as raw:
-            model, size = ("small", "large")[number % 2], (1_000, 100_000)[number % 3 == 0]
+            model, size = (
+                ("small", "large")[number % 2],
+                (1_000, 100_000)[number % 3 == 0],
+            )
             reply = raw.send(chat(model, size)).answer()
         assert reply.status == (200 if model == "small" else 403)
     assert len(origins.seen) == 12
@@ -338,14 +396,18 @@ def test_two_workers_of_squid_are_judged_by_two_processes(new_gateway: NewGatewa
 
 
 @pytest.mark.long
-def test_a_service_that_is_stopped_passes_nothing(new_gateway: NewGateway, origins: Origins) -> None:
+def test_a_service_that_is_stopped_passes_nothing(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
     made = new_gateway(POLICY, secrets={"key": SECRET})
     made.render()
     made.edit("squidkeeper.d/bodies.conf", "icap_io_timeout 60", "icap_io_timeout 10")
     made.start()
     assert post(made, "http://llm.example/before").status == 200
     made.bodies[0].send_signal(signal.SIGSTOP)
-    replies = [post(made, f"http://llm.example/{size}", size) for size in (1_000, 200_000)]
+    replies = [
+        post(made, f"http://llm.example/{size}", size) for size in (1_000, 200_000)
+    ]
     assert [reply.status for reply in replies] == [500, 500]
     assert [seen.target for seen in origins.seen] == ["/before"]
     made.bodies[0].send_signal(signal.SIGCONT)
@@ -353,9 +415,15 @@ def test_a_service_that_is_stopped_passes_nothing(new_gateway: NewGateway, origi
 
 
 @pytest.mark.long
-def test_a_slow_denied_upload_is_answered_after_a_minute(new_gateway: NewGateway, origins: Origins) -> None:
+def test_a_slow_denied_upload_is_answered_after_a_minute(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
     made = new_gateway(POLICY, secrets={"key": SECRET}).start()
-    whole, before = chat("large", 5_000_000), 4_500_000  # over the limit: it is denied then
+    # over the limit: it is denied then
+    whole, before = (
+        chat("large", 5_000_000),
+        4_500_000,
+    )
     with Raw(made) as raw:
         raw.send(whole[:before])
         for place in range(before, before + 70):

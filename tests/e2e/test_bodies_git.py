@@ -59,7 +59,9 @@ PUSH_URL = "https://{}/acme/app.git/git-receive-pack"
 
 @dataclass
 class Forge:
-    """A bare repository at an origin, a clone of it on a client's machine, and the gateway in between."""
+    """A bare repository at an origin, a clone of it on a client's machine, and the
+    gateway in between.
+    """
 
     gateway: Gateway
     origins: Origins
@@ -75,7 +77,13 @@ class Forge:
 
     def refs(self) -> dict[str, str]:
         """Return the refs at the origin."""
-        lines = run("git", "-C", self.repository, "for-each-ref", "--format=%(refname) %(objectname)").splitlines()
+        lines = run(
+            "git",
+            "-C",
+            self.repository,
+            "for-each-ref",
+            "--format=%(refname) %(objectname)",
+        ).splitlines()
         return dict(line.split() for line in lines)
 
     def push_from_origin(self, ref: str) -> None:
@@ -88,7 +96,10 @@ class Forge:
 
     def pushes(self) -> int:
         """Count the pushes that have reached the origin."""
-        return sum(seen.method == "POST" and "git-receive-pack" in seen.target for seen in self.origins.seen)
+        return sum(
+            seen.method == "POST" and "git-receive-pack" in seen.target
+            for seen in self.origins.seen
+        )
 
 
 def url_of(host: str) -> str:
@@ -114,7 +125,7 @@ def forge(gateway: Gateway, origins: Origins, tmp_path: Path) -> Forge:
     return made
 
 
-# --- what passes ------------------------------------------------------------------------------------------------------
+# --- what passes ----------------------------------------------------------------------
 
 
 def test_a_push_to_a_branch_of_the_agent_passes(forge: Forge) -> None:
@@ -123,13 +134,20 @@ def test_a_push_to_a_branch_of_the_agent_passes(forge: Forge) -> None:
     assert "[new branch]      HEAD -> agent/fix" in printed
     assert forge.refs() == {MAIN: forge.refs()[MAIN], AGENT: forge.refs()[MAIN]}
     for url in (REFS_URL, PUSH_URL):
-        assert forge.recorded(url.format("git.example"), before) == ("allow", "agent-branches")
+        assert forge.recorded(url.format("git.example"), before) == (
+            "allow",
+            "agent-branches",
+        )
 
 
 PASSING: dict[str, tuple[str, list[str], list[str]]] = {
     "update": ("git.example", [], ["HEAD:agent/old"]),
     "force": ("git.example", ["--force"], ["HEAD:agent/old"]),
-    "several refs": ("git.example", [], ["HEAD:agent/a", "HEAD:agent/b/c", "HEAD:agent/old"]),
+    "several refs": (
+        "git.example",
+        [],
+        ["HEAD:agent/a", "HEAD:agent/b/c", "HEAD:agent/old"],
+    ),
     "atomic": ("git.example", ["--atomic"], ["HEAD:agent/a", "HEAD:agent/b"]),
     "quiet": ("git.example", ["-q"], ["HEAD:agent/a"]),
     "porcelain": ("git.example", ["--porcelain"], ["HEAD:agent/a"]),
@@ -140,7 +158,11 @@ PASSING: dict[str, tuple[str, list[str], list[str]]] = {
     "delete and create": ("more.example", [], [":agent/old", "HEAD:agent/a"]),
     "lightweight tag": ("more.example", [], ["HEAD:refs/tags/v1"]),
     "ref of Gerrit": ("more.example", [], ["HEAD:refs/for/main"]),
-    "push options": ("more.example", ["--push-option=ci.skip", "--push-option=ci.variable=A=1"], ["HEAD:agent/a"]),
+    "push options": (
+        "more.example",
+        ["--push-option=ci.skip", "--push-option=ci.variable=A=1"],
+        ["HEAD:agent/a"],
+    ),
     "open": ("open.example", [], ["HEAD:refs/heads/any"]),
 }
 
@@ -162,19 +184,34 @@ def test_an_annotated_tag_passes(forge: Forge) -> None:
 
 def test_a_repository_of_sha256_is_pushed_to(forge: Forge) -> None:
     format_ = "--object-format=sha256"
-    run("git", "init", "--quiet", "--bare", format_, forge.repository.parent / "new.git")
-    run("git", "-C", forge.repository.parent / "new.git", "config", "http.receivepack", "true")
-    forge.machine.run("git", "init", "--quiet", format_, "--initial-branch", "main", "new")
+    run(
+        "git", "init", "--quiet", "--bare", format_, forge.repository.parent / "new.git"
+    )
+    run(
+        "git",
+        "-C",
+        forge.repository.parent / "new.git",
+        "config",
+        "http.receivepack",
+        "true",
+    )
+    forge.machine.run(
+        "git", "init", "--quiet", format_, "--initial-branch", "main", "new"
+    )
     git, url = (*GIT, "-C", "new"), "https://git.example/acme/new.git"
     forge.machine.run(*git, "commit", "-q", "--allow-empty", "-m", "Change")
     forge.machine.run(*git, "push", url, "HEAD:agent/fix")
-    assert "(squidkeeper: rule main)" in forge.machine.run(*git, "push", url, "main", status=1)
+    assert "(squidkeeper: rule main)" in forge.machine.run(
+        *git, "push", url, "main", status=1
+    )
 
 
 def test_a_shallow_clone_pushes(forge: Forge) -> None:
     forge.commit()
     forge.git("push", "-q", forge.repository, "main")
-    forge.machine.run(*GIT, "clone", "-q", "--depth", "1", url_of("git.example"), "shallow")
+    forge.machine.run(
+        *GIT, "clone", "-q", "--depth", "1", url_of("git.example"), "shallow"
+    )
     assert (forge.machine.home / "shallow/.git/shallow").exists()
     shallow = (*GIT, "-C", "shallow")
     forge.machine.run(*shallow, "commit", "-q", "--allow-empty", "-m", "Change")
@@ -185,14 +222,24 @@ def test_a_shallow_clone_pushes(forge: Forge) -> None:
 
 
 def test_thousands_of_refs_pass_or_are_refused_whole(forge: Forge) -> None:
-    names = "".join(f"create refs/heads/agent/{number} HEAD\n" for number in range(3_000))
-    update_refs: list[str | Path] = ["git", "-C", forge.machine.home / "clone", "update-ref", "--stdin"]
+    names = "".join(
+        f"create refs/heads/agent/{number} HEAD\n" for number in range(3_000)
+    )
+    update_refs: list[str | Path] = [
+        "git",
+        "-C",
+        forge.machine.home / "clone",
+        "update-ref",
+        "--stdin",
+    ]
     subprocess.run(update_refs, input=names.encode(), check=True)
     refspec = "refs/heads/agent/*:refs/heads/agent/*"
     forge.git("push", "-q", url_of("git.example"), refspec)
     assert len(forge.refs()) == 3_001
     forge.commit()
-    printed = forge.git("push", url_of("git.example"), "refs/heads/agent/*:refs/heads/other/*", status=1)
+    printed = forge.git(
+        "push", url_of("git.example"), "refs/heads/agent/*:refs/heads/other/*", status=1
+    )
     assert printed.count("[remote rejected] agent/") == 3_000
     assert len(forge.refs()) == 3_001
 
@@ -201,13 +248,27 @@ def test_clones_and_fetches_are_allowed_by_their_own_rules(forge: Forge) -> None
     for version in ("0", "2"):
         before = len(forge.gateway.log())
         clone = f"clone-{version}"
-        forge.machine.run(*GIT, "-c", f"protocol.version={version}", "clone", "-q", url_of("git.example"), clone)
-        forge.machine.run(*GIT, "-c", f"protocol.version={version}", "-C", clone, "fetch", "-q")
-        rules = {line["rule"] for line in forge.gateway.log()[before:] if line["method"] != "CONNECT"}
+        forge.machine.run(
+            *GIT,
+            "-c",
+            f"protocol.version={version}",
+            "clone",
+            "-q",
+            url_of("git.example"),
+            clone,
+        )
+        forge.machine.run(
+            *GIT, "-c", f"protocol.version={version}", "-C", clone, "fetch", "-q"
+        )
+        rules = {
+            line["rule"]
+            for line in forge.gateway.log()[before:]
+            if line["method"] != "CONNECT"
+        }
         assert rules == {"reading", "fetching"}
 
 
-# --- what is denied ---------------------------------------------------------------------------------------------------
+# --- what is denied -------------------------------------------------------------------
 
 
 def test_a_push_to_main_is_refused_in_the_words_of_git(forge: Forge) -> None:
@@ -231,7 +292,9 @@ def test_a_refusal_is_shown_to_programs_and_quietly(forge: Forge) -> None:
     rejected = "[remote rejected] (squidkeeper: rule main)"
     printed = forge.git("push", "--porcelain", url_of("git.example"), "main", status=1)
     assert f"!\trefs/heads/main:refs/heads/main\t{rejected}" in printed
-    assert rejected.split("]")[1] in forge.git("push", "-q", url_of("git.example"), "main", status=1)
+    assert rejected.split("]")[1] in forge.git(
+        "push", "-q", url_of("git.example"), "main", status=1
+    )
 
 
 REFUSED: dict[str, tuple[str, str, list[str], list[str]]] = {
@@ -240,8 +303,18 @@ REFUSED: dict[str, tuple[str, str, list[str], list[str]]] = {
     "delete": ("git.example", "default", ["--delete"], ["agent/old"]),
     "tag": ("git.example", "default", [], ["HEAD:refs/tags/v1"]),
     "one of several": ("git.example", "main", [], ["HEAD:agent/a", "HEAD:main"]),
-    "one of several, atomic": ("git.example", "main", ["--atomic"], ["HEAD:agent/a", "HEAD:main"]),
-    "push option": ("git.example", "default", ["--push-option=merge_request.create"], ["HEAD:agent/a"]),
+    "one of several, atomic": (
+        "git.example",
+        "main",
+        ["--atomic"],
+        ["HEAD:agent/a", "HEAD:main"],
+    ),
+    "push option": (
+        "git.example",
+        "default",
+        ["--push-option=merge_request.create"],
+        ["HEAD:agent/a"],
+    ),
     "another push option": (
         "more.example",
         "default",
@@ -250,10 +323,25 @@ REFUSED: dict[str, tuple[str, str, list[str], list[str]]] = {
     ),
     "Gerrit's submit": ("more.example", "default", [], ["HEAD:refs/for/main%submit"]),
     "create": ("update.example", "default", [], ["HEAD:new"]),
-    "delete where only updates are allowed": ("update.example", "default", ["--delete"], ["agent/old"]),
+    "delete where only updates are allowed": (
+        "update.example",
+        "default",
+        ["--delete"],
+        ["agent/old"],
+    ),
     "denied ref": ("open.example", "no-main", [], ["HEAD:main"]),
-    "denied ref in other case": ("open.example", "no-main", [], ["HEAD:refs/heads/MAIN"]),
-    "denied ref among others": ("open.example", "no-main", [], ["HEAD:any", "HEAD:main"]),
+    "denied ref in other case": (
+        "open.example",
+        "no-main",
+        [],
+        ["HEAD:refs/heads/MAIN"],
+    ),
+    "denied ref among others": (
+        "open.example",
+        "no-main",
+        [],
+        ["HEAD:any", "HEAD:main"],
+    ),
 }
 
 
@@ -274,7 +362,9 @@ def test_a_signed_push_is_refused(forge: Forge) -> None:
     key = forge.machine.home / "key"
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
     signing = ("-c", "gpg.format=ssh", "-c", f"user.signingKey={key}")
-    printed = forge.git(*signing, "push", "--signed", url_of("git.example"), "HEAD:agent/a", status=1)
+    printed = forge.git(
+        *signing, "push", "--signed", url_of("git.example"), "HEAD:agent/a", status=1
+    )
     assert "remote unpack failed: squidkeeper: rule" in printed
     assert "the push is signed: its commands are in a certificate" in printed
 
@@ -286,13 +376,17 @@ def test_a_push_in_pieces_is_probed_and_judged(forge: Forge) -> None:
     forge.git("commit", "-qm", "Add")
     printed = forge.git("push", url_of("git.example"), "main", status=1)
     assert "! [remote rejected] main -> main (squidkeeper: rule main)" in printed
-    assert [seen.body for seen in forge.origins.seen if seen.method == "POST"] == [b"0000"]
+    assert [seen.body for seen in forge.origins.seen if seen.method == "POST"] == [
+        b"0000"
+    ]
     forge.git("push", url_of("git.example"), "HEAD:agent/fix")
     assert forge.pushes() == 3
 
 
 @pytest.mark.long
-def test_a_push_of_200_mb_passes_or_is_refused_in_the_words_of_git(forge: Forge) -> None:
+def test_a_push_of_200_mb_passes_or_is_refused_in_the_words_of_git(
+    forge: Forge,
+) -> None:
     (forge.machine.home / "clone/large").write_bytes(os.urandom(200_000_000))
     forge.git("add", "large")
     forge.git("commit", "-qm", "Add")
@@ -302,7 +396,7 @@ def test_a_push_of_200_mb_passes_or_is_refused_in_the_words_of_git(forge: Forge)
     assert AGENT in forge.refs()
 
 
-# --- hostile requests -------------------------------------------------------------------------------------------------
+# --- hostile requests -----------------------------------------------------------------
 
 READ = {"Content-Type": PUSH_TYPE}
 GZIP = {**READ, "Content-Encoding": "gzip"}
@@ -322,23 +416,63 @@ class Hostile(NamedTuple):
 HOSTILE = {  # no rule allows it
     "a query": Hostile("app/git-receive-pack?x=1", "POST", READ, TO_AGENT),
     "another path": Hostile("app/git-receive-packs", "POST", READ, TO_AGENT),
-    "a path that some decode": Hostile("app%2Fgit-receive-pack", "POST", READ, TO_AGENT),
+    "a path that some decode": Hostile(
+        "app%2Fgit-receive-pack", "POST", READ, TO_AGENT
+    ),
     "another method": Hostile("app/git-receive-pack", "PUT", READ, TO_AGENT),
-    "a body ahead of a push": Hostile("app/info/refs?service=git-receive-pack", "GET", READ, TO_AGENT),
-    "two services": Hostile("app/info/refs?service=git-receive-pack&service=x", "GET", {}, b""),
-    "HEAD of the refs": Hostile("app/info/refs?service=git-receive-pack", "HEAD", {}, b""),
-    "another type": Hostile("app/git-receive-pack", "POST", {"Content-Type": "application/json"}, TO_AGENT),
+    "a body ahead of a push": Hostile(
+        "app/info/refs?service=git-receive-pack", "GET", READ, TO_AGENT
+    ),
+    "two services": Hostile(
+        "app/info/refs?service=git-receive-pack&service=x", "GET", {}, b""
+    ),
+    "HEAD of the refs": Hostile(
+        "app/info/refs?service=git-receive-pack", "HEAD", {}, b""
+    ),
+    "another type": Hostile(
+        "app/git-receive-pack", "POST", {"Content-Type": "application/json"}, TO_AGENT
+    ),
     "no body": Hostile("app/git-receive-pack", "POST", READ, b""),
-    "commands after the flush": Hostile("app/git-receive-pack", "POST", READ, commands(update(AGENT)) + HIDDEN),
-    "commands after a probe": Hostile("app/git-receive-pack", "POST", READ, b"0000" + TO_AGENT),
-    "an empty packet": Hostile("app/git-receive-pack", "POST", READ, commands(update(AGENT))[:-4] + b"0004" + HIDDEN),
-    "ref with a parent folder": Hostile("app/git-receive-pack", "POST", READ, push("refs/heads/agent/../main")),
-    "two gzips": Hostile("app/git-receive-pack", "POST", GZIP, gzip.compress(b"0000") + gzip.compress(TO_AGENT)),
+    "commands after the flush": Hostile(
+        "app/git-receive-pack", "POST", READ, commands(update(AGENT)) + HIDDEN
+    ),
+    "commands after a probe": Hostile(
+        "app/git-receive-pack", "POST", READ, b"0000" + TO_AGENT
+    ),
+    "an empty packet": Hostile(
+        "app/git-receive-pack",
+        "POST",
+        READ,
+        commands(update(AGENT))[:-4] + b"0004" + HIDDEN,
+    ),
+    "ref with a parent folder": Hostile(
+        "app/git-receive-pack", "POST", READ, push("refs/heads/agent/../main")
+    ),
+    "two gzips": Hostile(
+        "app/git-receive-pack",
+        "POST",
+        GZIP,
+        gzip.compress(b"0000") + gzip.compress(TO_AGENT),
+    ),
     "gzip in name alone": Hostile("app/git-receive-pack", "POST", GZIP, TO_AGENT),
-    "gzip for CGI alone": Hostile("app/git-receive-pack", "POST", {**READ, "Content_Encoding": "gzip"}, TO_AGENT),
-    "deflate": Hostile("app/git-receive-pack", "POST", {**READ, "Content-Encoding": "deflate"}, TO_AGENT),
-    "a long list without its end": Hostile("app/git-receive-pack", "POST", READ, packet(update(AGENT)) * 20_000),
-    "Git LFS": Hostile("app/info/lfs/objects/batch", "POST", {"Content-Type": "application/vnd.git-lfs+json"}, b"{}"),
+    "gzip for CGI alone": Hostile(
+        "app/git-receive-pack", "POST", {**READ, "Content_Encoding": "gzip"}, TO_AGENT
+    ),
+    "deflate": Hostile(
+        "app/git-receive-pack",
+        "POST",
+        {**READ, "Content-Encoding": "deflate"},
+        TO_AGENT,
+    ),
+    "a long list without its end": Hostile(
+        "app/git-receive-pack", "POST", READ, packet(update(AGENT)) * 20_000
+    ),
+    "Git LFS": Hostile(
+        "app/info/lfs/objects/batch",
+        "POST",
+        {"Content-Type": "application/vnd.git-lfs+json"},
+        b"{}",
+    ),
 }
 
 
@@ -349,8 +483,16 @@ def options_of(folder: Path, request: Hostile) -> list[str | Path]:
     sending = ["--head"] if request.method == "HEAD" else ["-X", request.method]
     if request.body or request.method == "POST":
         sending += ["--data-binary", f"@{file}", "-H", "Expect:"]
-    named = [option for name, value in request.headers.items() for option in ("-H", f"{name}: {value}")]
-    return [*sending, *named, *([] if "Content-Type" in request.headers else ["-H", "Content-Type:"])]
+    named = [
+        option
+        for name, value in request.headers.items()
+        for option in ("-H", f"{name}: {value}")
+    ]
+    return [
+        *sending,
+        *named,
+        *([] if "Content-Type" in request.headers else ["-H", "Content-Type:"]),
+    ]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -378,7 +520,9 @@ AGAINST_DENY = {
     "another method": Hostile("app/git-receive-pack", "PUT", READ, TO_MAIN),
     "a method of nobody": Hostile("app/git-receive-pack", "FOO", READ, TO_MAIN),
     "GET": Hostile("app/git-receive-pack", "GET", READ, TO_MAIN),
-    "another type": Hostile("app/git-receive-pack", "POST", {"Content-Type": "text/plain"}, TO_MAIN),
+    "another type": Hostile(
+        "app/git-receive-pack", "POST", {"Content-Type": "text/plain"}, TO_MAIN
+    ),
     "no type": Hostile("app/git-receive-pack", "POST", {}, TO_MAIN),
     "gzip": Hostile("app/git-receive-pack", "POST", GZIP, gzip.compress(TO_MAIN)),
     "gzip for CGI alone": Hostile(
@@ -387,9 +531,18 @@ AGAINST_DENY = {
         {**READ, "Content_Encoding": "gzip"},
         gzip.compress(TO_MAIN),
     ),
-    "other encoding": Hostile("app/git-receive-pack", "POST", {**READ, "Content-Encoding": "br"}, TO_MAIN),
-    "hidden after the flush": Hostile("app/git-receive-pack", "POST", READ, commands(update(AGENT, new=NONE)) + HIDDEN),
-    "long list": Hostile("app/git-receive-pack", "POST", READ, push(*[f"refs/heads/{n}" for n in range(12_000)], MAIN)),
+    "other encoding": Hostile(
+        "app/git-receive-pack", "POST", {**READ, "Content-Encoding": "br"}, TO_MAIN
+    ),
+    "hidden after the flush": Hostile(
+        "app/git-receive-pack", "POST", READ, commands(update(AGENT, new=NONE)) + HIDDEN
+    ),
+    "long list": Hostile(
+        "app/git-receive-pack",
+        "POST",
+        READ,
+        push(*[f"refs/heads/{n}" for n in range(12_000)], MAIN),
+    ),
 }
 
 
@@ -408,25 +561,46 @@ def test_a_deny_holds_for_what_a_server_can_take_for_a_push(
     assert origins.seen == []
 
 
-def test_a_push_without_a_report_is_answered_by_the_page(gateway: Gateway, origins: Origins, tmp_path: Path) -> None:
-    request = Hostile("app.git/git-receive-pack", "POST", READ, push(MAIN, capabilities="side-band-64k"))
-    reply = curl(gateway, PUSH_URL.format("git.example"), *options_of(tmp_path, request))
+def test_a_push_without_a_report_is_answered_by_the_page(
+    gateway: Gateway, origins: Origins, tmp_path: Path
+) -> None:
+    request = Hostile(
+        "app.git/git-receive-pack",
+        "POST",
+        READ,
+        push(MAIN, capabilities="side-band-64k"),
+    )
+    reply = curl(
+        gateway, PUSH_URL.format("git.example"), *options_of(tmp_path, request)
+    )
     assert (reply.status, reply.rule) == (403, "main")
     assert origins.seen == []
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 5, 1000])
-def test_a_push_in_chunks_of_any_size_is_judged(gateway: Gateway, origins: Origins, size: int) -> None:
-    for body, allowed in ((TO_AGENT, True), (TO_MAIN, False), (push(AGENT, MAIN), False)):
+def test_a_push_in_chunks_of_any_size_is_judged(
+    gateway: Gateway, origins: Origins, size: int
+) -> None:
+    for body, allowed in (
+        (TO_AGENT, True),
+        (TO_MAIN, False),
+        (push(AGENT, MAIN), False),
+    ):
         before = len(gateway.log())
         head = f"POST /acme/app.git/git-receive-pack HTTP/1.1\r\nHost: git.example\r\nContent-Type: {PUSH_TYPE}\r\n"
         chunks = b"".join(
-            b"%x\r\n%b\r\n" % (len(body[at : at + size]), body[at : at + size]) for at in range(0, len(body), size)
+            b"%x\r\n%b\r\n" % (len(body[at : at + size]), body[at : at + size])
+            for at in range(0, len(body), size)
         )
         with Raw(gateway) as raw:
             assert raw.connect("git.example:443").status == 200
             raw.tls("git.example")
-            reply = raw.send(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n").answer()
+            reply = raw.send(
+                head.encode()
+                + b"Transfer-Encoding: chunked\r\n\r\n"
+                + chunks
+                + b"0\r\n\r\n"
+            ).answer()
         assert reply.status == 200
         assert (b"squidkeeper: rule main" not in reply.body) is allowed
         verdict = gateway.logged(PUSH_URL.format("git.example"), before)["verdict"]

@@ -1,4 +1,6 @@
-"""The processes that inspect bodies: restarted and killed under load, and what is told when none runs."""
+"""The processes that inspect bodies: restarted and killed under load, and what is told
+when none runs.
+"""
 
 import json
 import signal
@@ -55,7 +57,12 @@ class Load:
         connection = HTTPConnection(host, port, timeout=60)
         try:
             body = json.dumps({"model": model, "text": "x" * 5000})
-            connection.request("POST", f"http://llm.example/{model}", body, {"Content-Type": "application/json"})
+            connection.request(
+                "POST",
+                f"http://llm.example/{model}",
+                body,
+                {"Content-Type": "application/json"},
+            )
             return connection.getresponse().status
         except (OSError, HTTPException):
             return 0
@@ -92,7 +99,9 @@ def end(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 
 def replace_each(gateway: Gateway, load: Load, number: signal.Signals) -> None:
-    """End one process after the other by a signal, as an upgrade does, and start another in its place."""
+    """End one process after the other by a signal, as an upgrade does, and start
+    another in its place.
+    """
     for process in [*gateway.bodies]:
         end(process, number)
         load.at_least(10)
@@ -100,7 +109,9 @@ def replace_each(gateway: Gateway, load: Load, number: signal.Signals) -> None:
         gateway.start_bodies(1)
 
 
-def test_a_restart_of_one_process_after_the_other_loses_no_request(gateway: Gateway, origins: Origins) -> None:
+def test_a_restart_of_one_process_after_the_other_loses_no_request(
+    gateway: Gateway, origins: Origins
+) -> None:
     with under_load(gateway) as load:
         for _ in range(3):
             replace_each(gateway, load, signal.SIGTERM)
@@ -108,37 +119,57 @@ def test_a_restart_of_one_process_after_the_other_loses_no_request(gateway: Gate
     assert {*load.statuses["large"]} == {403}
 
 
-def test_processes_that_are_killed_let_nothing_through(gateway: Gateway, origins: Origins) -> None:
+def test_processes_that_are_killed_let_nothing_through(
+    gateway: Gateway, origins: Origins
+) -> None:
     origins.forget()
     with under_load(gateway) as load:
         for _ in range(3):
             replace_each(gateway, load, signal.SIGKILL)
     assert {*load.statuses["small"]} <= {200, 500}
     assert {*load.statuses["large"]} <= {403, 500}
-    assert load.statuses["small"].count(500) <= 3 * 2 * CLIENTS, "more than a killed process was asked about"
+    assert load.statuses["small"].count(500) <= 3 * 2 * CLIENTS, (
+        "more than a killed process was asked about"
+    )
     assert {seen.url for seen in origins.seen} == {"http://llm.example/small"}
 
 
-def test_without_any_process_requests_are_denied_and_the_operator_is_told(gateway: Gateway, origins: Origins) -> None:
+def test_without_any_process_requests_are_denied_and_the_operator_is_told(
+    gateway: Gateway, origins: Origins
+) -> None:
     assert answer_of(gateway, "before").status == 200
-    with Exporter(gateway, free_port(), "--fragment", gateway.layout.fragment) as exporter:
-        wait_for(lambda: "bodies-down" not in conditions(exporter), "the exporter to see the processes")
+    with Exporter(
+        gateway, free_port(), "--fragment", gateway.layout.fragment
+    ) as exporter:
+        wait_for(
+            lambda: "bodies-down" not in conditions(exporter),
+            "the exporter to see the processes",
+        )
         gateway.kill_bodies()
         origins.forget()
         reply = answer_of(gateway, "denied")
         assert reply.status == 500
-        assert b"could not inspect the body of the request, and sent nothing" in reply.body
-        wait_for(lambda: "bodies-down" in conditions(exporter), "the exporter to miss them")
+        assert (
+            b"could not inspect the body of the request, and sent nothing" in reply.body
+        )
+        wait_for(
+            lambda: "bodies-down" in conditions(exporter), "the exporter to miss them"
+        )
     assert origins.seen == []
     line = gateway.logged("https://llm.example/denied")
-    told = gateway.command("why", str(line["request_id"]), "--run", gateway.root / "run", *gateway.places).stdout
+    told = gateway.command(
+        "why", str(line["request_id"]), "--run", gateway.root / "run", *gateway.places
+    ).stdout
     assert "`squidkeeper bodies` did not answer" in told
     gateway.start_bodies(2)
     assert answer_of(gateway, "after").status == 200
 
 
 def conditions(exporter: Exporter) -> set[str]:
-    return {condition["code"] for condition in fetch(exporter.port, "/healthz").json["conditions"]}
+    return {
+        condition["code"]
+        for condition in fetch(exporter.port, "/healthz").json["conditions"]
+    }
 
 
 def answer_of(gateway: Gateway, name: str) -> Reply:

@@ -1,4 +1,6 @@
-"""Squid's cache, turned on in local.conf: it never holds, nor answers for, what a credential opened."""
+"""Squid's cache, turned on in local.conf: it never holds, nor answers for, what a
+credential opened.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +30,11 @@ credentials:
 TOKEN = "e2e-token-of-the-first-client"
 FRESH = {"Cache-Control": "public, max-age=3600", "ETag": '"1"'}
 STALE_SOON = {"Cache-Control": "public, max-age=1", "ETag": '"1"'}
-ONE, OTHER = "127.0.0.1", "127.0.0.3"  # the client whose requests get the credential, and one without
+# the client whose requests get the credential, and one without
+ONE, OTHER = (
+    "127.0.0.1",
+    "127.0.0.3",
+)
 
 LOCAL_CONF = (
     "cache allow all",
@@ -39,7 +45,9 @@ SECRETS = {"token": TOKEN}
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of the origin's: whoever has the key gets an answer that nobody else may see."""
+    """A page of the origin's: whoever has the key gets an answer that nobody else may
+    see.
+    """
 
     gateway: Gateway
     origins: Origins
@@ -48,12 +56,16 @@ class Page:
     def is_served(self, headers: dict[str, str], gate: Gate | None = None) -> None:
         def answer(seen: Seen) -> Answer:
             mine = seen.values("X-Api-Key") == [TOKEN]
-            return Answer(body=b"for the one" if mine else b"for all", headers=headers, gate=gate)
+            return Answer(
+                body=b"for the one" if mine else b"for all", headers=headers, gate=gate
+            )
 
         self.origins.answers[f"shared.example/{self.name}"] = answer
 
     def get(self, client: str) -> str:
-        return curl(self.gateway, f"https://shared.example/{self.name}", client=client).text
+        return curl(
+            self.gateway, f"https://shared.example/{self.name}", client=client
+        ).text
 
 
 @pytest.fixture
@@ -61,7 +73,9 @@ def page(gateway: Gateway, origins: Origins, request: pytest.FixtureRequest) -> 
     return Page(gateway, origins, request.node.name)
 
 
-def test_one_line_in_local_conf_turns_caching_on(gateway: Gateway, origins: Origins) -> None:
+def test_one_line_in_local_conf_turns_caching_on(
+    gateway: Gateway, origins: Origins
+) -> None:
     origins.answers["open.example/kept"] = Answer(headers=FRESH)
     for client in (ONE, OTHER):
         assert curl(gateway, "https://open.example/kept", client=client).text == "hello"
@@ -102,8 +116,22 @@ def test_no_request_joins_an_injected_one_under_way(page: Page) -> None:
         assert (injected.result(60), other.result(20)) == ("for the one", "for all")
 
 
-def test_a_cached_answer_is_not_served_to_a_client_that_may_not_ask(gateway: Gateway, origins: Origins) -> None:
+def test_a_cached_answer_is_not_served_to_a_client_that_may_not_ask(
+    gateway: Gateway, origins: Origins
+) -> None:
     for scheme in ("http", "https"):
         origins.answers["build.example/cached"] = Answer(headers=FRESH)
-        allowed(gateway, origins, f"{scheme}://build.example/cached", "builders-only", client="127.0.0.2")
-        denied(gateway, origins, f"{scheme}://build.example/cached", "default", client="127.0.0.1")
+        allowed(
+            gateway,
+            origins,
+            f"{scheme}://build.example/cached",
+            "builders-only",
+            client="127.0.0.2",
+        )
+        denied(
+            gateway,
+            origins,
+            f"{scheme}://build.example/cached",
+            "default",
+            client="127.0.0.1",
+        )

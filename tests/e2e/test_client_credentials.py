@@ -1,4 +1,6 @@
-"""git, pip and npm at servers that want a password or a token: the clients hold none, and get what they ask for."""
+"""git, pip and npm at servers that want a password or a token: the clients hold none,
+and get what they ask for.
+"""
 
 import base64
 import hashlib
@@ -55,14 +57,19 @@ def private(authorization: str, serve: Callable[[Seen], Answer], seen: Seen) -> 
 
 
 class Machine:
-    """A client's machine: a home folder, and the environment that the gateway's clients have."""
+    """A client's machine: a home folder, and the environment that the gateway's clients
+    have.
+    """
 
     def __init__(self, gateway: Gateway, home: Path) -> None:
         self.home = home
         variables = gateway_variables(gateway, "--proxy", f"http://{gateway.authority}")
         self._environment = {
             **clean(),
-            **{key: str(gateway.ca) if value.endswith(".crt") else value for key, value in variables.items()},
+            **{
+                key: str(gateway.ca) if value.endswith(".crt") else value
+                for key, value in variables.items()
+            },
             "GIT_SSL_CAINFO": str(gateway.ca),  # a VM has the CA in its own trust store
             "HOME": str(home),
             "GIT_CONFIG_NOSYSTEM": "1",
@@ -76,7 +83,12 @@ class Machine:
 
     def run(self, *command: str | Path, status: int = 0) -> str:
         done = subprocess.run(
-            command, cwd=self.home, env=self._environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
+            command,
+            cwd=self.home,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
         )
         printed = (done.stdout + done.stderr).decode(errors="replace")
         assert done.returncode == status, printed
@@ -102,32 +114,60 @@ def test_git_clones_and_pushes_to_a_private_repository(
     run("git", "init", "--quiet", "--bare", "--initial-branch", "main", repository)
     run("git", "-C", repository, "config", "http.receivepack", "true")
     wanted = basic("x-access-token", SECRETS["git"])
-    origins.fallback = lambda seen: private(wanted, lambda request: git_http_backend(tmp_path, request), seen)
+    origins.fallback = lambda seen: private(
+        wanted, lambda request: git_http_backend(tmp_path, request), seen
+    )
     url = "https://git.example/acme/app.git"
     machine.run("git", "clone", "--quiet", url, "first")
-    (machine.home / "first/large").write_bytes(os.urandom(2_000_000))  # more than git sends in one piece
-    for command in ("checkout -q -B main", "add large", "commit -qm Add", "push origin main"):
+    # more than git sends in one piece
+    (machine.home / "first/large").write_bytes(os.urandom(2_000_000))
+    for command in (
+        "checkout -q -B main",
+        "add large",
+        "commit -qm Add",
+        "push origin main",
+    ):
         machine.run(*git, "-C", "first", *command.split())
     machine.run("git", "clone", "--quiet", url, "second")
-    assert (machine.home / "second/large").read_bytes() == (machine.home / "first/large").read_bytes()
-    assert [seen.target for seen in origins.seen if seen.values("Authorization") != [wanted]] == []
+    assert (machine.home / "second/large").read_bytes() == (
+        machine.home / "first/large"
+    ).read_bytes()
+    assert [
+        seen.target for seen in origins.seen if seen.values("Authorization") != [wanted]
+    ] == []
     assert any(seen.target.endswith("/git-receive-pack") for seen in origins.seen)
     assert machine.holds() == []
 
 
 @pytest.mark.long
-def test_pip_installs_from_a_private_index(gateway: Gateway, origins: Origins, machine: Machine) -> None:
+def test_pip_installs_from_a_private_index(
+    gateway: Gateway, origins: Origins, machine: Machine
+) -> None:
     name = "private_package-1.0-py3-none-any.whl"
     page = f'<!DOCTYPE html><html><body><a href="/files/{name}">{name}</a></body></html>'.encode()
     answers = {
-        "/simple/private-package/": Answer(body=page, headers={"Content-Type": "text/html"}),
+        "/simple/private-package/": Answer(
+            body=page, headers={"Content-Type": "text/html"}
+        ),
         f"/files/{name}": Answer(
-            body=wheel("private_package", "ANSWER = 42\n"), headers={"Content-Type": "application/octet-stream"}
+            body=wheel("private_package", "ANSWER = 42\n"),
+            headers={"Content-Type": "application/octet-stream"},
         ),
     }
     wanted = basic("__token__", SECRETS["pypi"])
-    origins.fallback = lambda seen: private(wanted, lambda request: answers.get(request.target, Answer(404)), seen)
-    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", machine.home / "packages")
+    origins.fallback = lambda seen: private(
+        wanted, lambda request: answers.get(request.target, Answer(404)), seen
+    )
+    pip = (
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        machine.home / "packages",
+    )
     machine.run(*pip, "--index-url", "https://pypi.example/simple/", "private-package")
     assert (machine.home / "packages/private_package.py").exists()
     assert {tuple(seen.values("Authorization")) for seen in origins.seen} == {(wanted,)}
@@ -136,9 +176,13 @@ def test_pip_installs_from_a_private_index(gateway: Gateway, origins: Origins, m
 
 @pytest.mark.clients
 @pytest.mark.parametrize(
-    "npmrc", ["", "//npm.example/:_authToken=the-gateway-has-it\n"], ids=["nothing", "placeholder"]
+    "npmrc",
+    ["", "//npm.example/:_authToken=the-gateway-has-it\n"],
+    ids=["nothing", "placeholder"],
 )
-def test_npm_installs_from_a_private_registry(gateway: Gateway, origins: Origins, machine: Machine, npmrc: str) -> None:
+def test_npm_installs_from_a_private_registry(
+    gateway: Gateway, origins: Origins, machine: Machine, npmrc: str
+) -> None:
     (machine.home / ".npmrc").write_text(npmrc)
     package, url = (
         tar({"package/package.json": MANIFEST}),
@@ -147,16 +191,36 @@ def test_npm_installs_from_a_private_registry(gateway: Gateway, origins: Origins
     version = {
         "name": "private-package",
         "version": "1.0.0",
-        "dist": {"tarball": url, "shasum": hashlib.sha1(package, usedforsecurity=False).hexdigest()},
+        "dist": {
+            "tarball": url,
+            "shasum": hashlib.sha1(package, usedforsecurity=False).hexdigest(),
+        },
     }
-    listing = {"name": "private-package", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}}
+    listing = {
+        "name": "private-package",
+        "dist-tags": {"latest": "1.0.0"},
+        "versions": {"1.0.0": version},
+    }
     answers = {
-        "/private-package": Answer(body=json.dumps(listing).encode(), headers={"Content-Type": "application/json"}),
+        "/private-package": Answer(
+            body=json.dumps(listing).encode(),
+            headers={"Content-Type": "application/json"},
+        ),
         "/private-package/-/private-package-1.0.0.tgz": Answer(body=package),
     }
     wanted = f"Bearer {SECRETS['npm']}"
-    origins.fallback = lambda seen: private(wanted, lambda request: answers.get(request.target, Answer(404)), seen)
-    machine.run("npm", "install", "--prefix", ".", "--registry", "https://npm.example/", "private-package")
+    origins.fallback = lambda seen: private(
+        wanted, lambda request: answers.get(request.target, Answer(404)), seen
+    )
+    machine.run(
+        "npm",
+        "install",
+        "--prefix",
+        ".",
+        "--registry",
+        "https://npm.example/",
+        "private-package",
+    )
     assert (machine.home / "node_modules/private-package/package.json").exists()
     assert {tuple(seen.values("Authorization")) for seen in origins.seen} == {(wanted,)}
     assert machine.holds() == []

@@ -1,4 +1,6 @@
-"""Every client of squid/CLIENTS.md, in a VM, with a token in the URL of its proxy: when does it send that?"""
+"""Every client of squid/CLIENTS.md, in a VM, with a token in the URL of its proxy: when
+does it send that?
+"""
 
 from pathlib import Path
 
@@ -6,7 +8,15 @@ import pytest
 
 from squidkeeper.policy.language.model import Token
 
-from .clients import IN_EVERY_RUN, ON_REQUEST, Client, Machine, log_in, logins_table, machine_of
+from .clients import (
+    IN_EVERY_RUN,
+    ON_REQUEST,
+    Client,
+    Machine,
+    log_in,
+    logins_table,
+    machine_of,
+)
 from .gateway import Gateway, NewGateway
 from .network import VirtualMachine
 from .origin import Origins
@@ -36,14 +46,21 @@ def gateway(new_gateway: NewGateway, vm: VirtualMachine) -> Gateway:
 
 
 @pytest.fixture(scope="module")
-def machine(gateway: Gateway, programs: Path, vm: VirtualMachine, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+def machine(
+    gateway: Gateway,
+    programs: Path,
+    vm: VirtualMachine,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Machine:
     home = tmp_path_factory.mktemp("home")
     (home / "token").write_text(f"{TOKEN}\n")
     return machine_of(vm, gateway, programs, home, "--token-file", home / "token")
 
 
 @pytest.mark.clients
-@pytest.mark.parametrize("client", [*IN_EVERY_RUN, *ON_REQUEST], ids=lambda client: client.name)
+@pytest.mark.parametrize(
+    "client", [*IN_EVERY_RUN, *ON_REQUEST], ids=lambda client: client.name
+)
 def test_a_client_sends_its_login_when_the_table_says(
     client: Client, gateway: Gateway, machine: Machine, origins: Origins, tmp_path: Path
 ) -> None:

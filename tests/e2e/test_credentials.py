@@ -1,4 +1,6 @@
-"""Credentials on a live Squid: injected where the policy says, nowhere else, and never seen by a client."""
+"""Credentials on a live Squid: injected where the policy says, nowhere else, and never
+seen by a client.
+"""
 
 import base64
 import os
@@ -101,7 +103,9 @@ def bearer(value: str) -> list[str]:
     return [f"Bearer {value}"]
 
 
-def test_a_bearer_token_arrives_and_the_client_is_told_nothing(gateway: Gateway, origins: Origins) -> None:
+def test_a_bearer_token_arrives_and_the_client_is_told_nothing(
+    gateway: Gateway, origins: Origins
+) -> None:
     origins.answers["api.example/v1/x"] = Answer()
     reply = curl(gateway, "https://api.example/v1/x")
     assert reply.status == 200
@@ -126,12 +130,19 @@ def test_an_origin_does_not_get_a_value_into_the_access_log(
     before = len(gateway.log())
     curl(gateway, "https://both.example/type")
     line = gateway.logged("https://both.example/type", before)
-    assert (line["credential"], line["content_type"]) == ("both-authorization,both-key", logged)
+    assert (line["credential"], line["content_type"]) == (
+        "both-authorization,both-key",
+        logged,
+    )
     assert SECOND.encode() not in (gateway.root / "log/access.log").read_bytes()
 
 
 FORMS = {
-    "git": {"Authorization": [f"Basic {base64.b64encode(f'x-access-token:{TOKEN}'.encode()).decode()}"]},
+    "git": {
+        "Authorization": [
+            f"Basic {base64.b64encode(f'x-access-token:{TOKEN}'.encode()).decode()}"
+        ]
+    },
     "key": {"X-Api-Key": [TOKEN], "Authorization": []},
     "both": {"Authorization": [f"Bearer {TOKEN}"], "X-Api-Key": [f"key {SECOND}!"]},
     "all": {name: [TOKEN] for name in ("Api-Key", "X-Goog-Api-Key", "Private-Token")}
@@ -144,20 +155,30 @@ FORMS = {
 def test_each_form_arrives_as_it_is_written_in_place_of_the_clients(
     gateway: Gateway, origins: Origins, host: str
 ) -> None:
-    own = [option for name in ("Authorization", "Api-Key", "Private-Token") for option in ("-H", f"{name}: client's")]
+    own = [
+        option
+        for name in ("Authorization", "Api-Key", "Private-Token")
+        for option in ("-H", f"{name}: client's")
+    ]
     curl(gateway, f"https://{host}.example/x", *own)
     assert {name: origins.seen[0].values(name) for name in FORMS[host]} == FORMS[host]
 
 
-def test_a_credential_of_several_headers_arrives_as_a_whole_or_not_at_all(gateway: Gateway, origins: Origins) -> None:
+def test_a_credential_of_several_headers_arrives_as_a_whole_or_not_at_all(
+    gateway: Gateway, origins: Origins
+) -> None:
     curl(gateway, "https://several.example/", "-H", "X-Auth-Token: of-the-client")
     seen = origins.seen[0]
     assert seen.values("Authorization") == bearer(TOKEN)
     assert seen.values("X-Api-Key") == [SECOND]
     assert seen.values("Private-Token") == ["plain {} text"]
-    assert seen.values("X-Auth-Token") == []  # several-later shares X-Api-Key with the one above it
+    # several-later shares X-Api-Key with the one above it
+    assert seen.values("X-Auth-Token") == []
     assert seen.values("Api-Key") == [TOKEN]
-    assert gateway.logged("https://several.example/")["credential"] == "several,several-last"
+    assert (
+        gateway.logged("https://several.example/")["credential"]
+        == "several,several-last"
+    )
 
 
 KEYS = [spelling for header in INJECTABLE_HEADERS for spelling in spellings(header)]
@@ -176,7 +197,11 @@ def test_a_credential_removes_every_header_that_could_be_injected_with_any_dash_
     gateway: Gateway, origins: Origins, host: str, injected: list[str]
 ) -> None:
     own = [*KEYS, "Cookie", "Proxy-Authorization"]
-    curl(gateway, f"https://{host}/", *[option for header in own for option in ("-H", f"{header}: client's")])
+    curl(
+        gateway,
+        f"https://{host}/",
+        *[option for header in own for option in ("-H", f"{header}: client's")],
+    )
     seen = origins.seen[0]
     assert [header for header in own if "client's" in seen.values(header)] == ["Cookie"]
     assert [key for key in KEYS if seen.values(key)] == injected
@@ -186,14 +211,28 @@ def test_a_credential_for_a_part_of_a_host_removes_the_headers_that_override_the
     gateway: Gateway, origins: Origins
 ) -> None:
     for path in ("/part/x", "/other"):
-        curl(gateway, f"https://part.example{path}", "-H", "X-Original-URL: /admin", "-H", "X_HTTP-Method: PUT")
+        curl(
+            gateway,
+            f"https://part.example{path}",
+            "-H",
+            "X-Original-URL: /admin",
+            "-H",
+            "X_HTTP-Method: PUT",
+        )
     curl(gateway, "https://git.example/part/x", "-H", "X-Original-URL: /admin")
-    assert [seen.values("X-Original-URL") + seen.values("X_HTTP-Method") for seen in origins.seen] == [
+    assert [
+        seen.values("X-Original-URL") + seen.values("X_HTTP-Method")
+        for seen in origins.seen
+    ] == [
         [],
         [],
         ["/admin"],
     ]
-    assert [bool(seen.values("Authorization")) for seen in origins.seen] == [True, False, True]
+    assert [bool(seen.values("Authorization")) for seen in origins.seen] == [
+        True,
+        False,
+        True,
+    ]
 
 
 OWN = [
@@ -202,7 +241,12 @@ OWN = [
     ("Authorization:Bearer mine",),
     ("Authorization: ",),
     ("Authorization : Bearer mine",),
-    ("Authorization: Bearer mine", "X-Api-Key: mine", "X_Auth-Token: mine", "Connection: Authorization"),
+    (
+        "Authorization: Bearer mine",
+        "X-Api-Key: mine",
+        "X_Auth-Token: mine",
+        "Connection: Authorization",
+    ),
     ("Authorization: Bearer mine", "Connection: close, Authorization"),
 ]
 
@@ -218,14 +262,18 @@ def test_the_clients_own_header_is_replaced_however_it_is_written(
         assert b"mine" not in seen.head
 
 
-def test_nothing_is_injected_elsewhere_on_the_host(gateway: Gateway, origins: Origins) -> None:
+def test_nothing_is_injected_elsewhere_on_the_host(
+    gateway: Gateway, origins: Origins
+) -> None:
     curl(gateway, "https://api.example/v2/x")
     curl(gateway, "https://api.example/v1x")
     curl(gateway, "https://api.example/v1/x", "--request", "OPTIONS")
     assert [seen.values("Authorization") for seen in origins.seen] == [[], [], []]
 
 
-def test_the_clients_own_header_passes_where_nothing_is_injected(gateway: Gateway, origins: Origins) -> None:
+def test_the_clients_own_header_passes_where_nothing_is_injected(
+    gateway: Gateway, origins: Origins
+) -> None:
     curl(gateway, "https://api.example/v2/x", "-H", "Authorization: Bearer mine")
     assert origins.seen[0].values("Authorization") == bearer("mine")
 
@@ -233,30 +281,48 @@ def test_the_clients_own_header_passes_where_nothing_is_injected(gateway: Gatewa
 def test_nothing_is_injected_over_http(gateway: Gateway, origins: Origins) -> None:
     for host in ("api.example/v1/x", "git.example/x", "key.example/x"):
         curl(gateway, f"http://{host}")
-    assert [seen.values("Authorization") + seen.values("X-Api-Key") for seen in origins.seen] == [[], [], []]
+    assert [
+        seen.values("Authorization") + seen.values("X-Api-Key") for seen in origins.seen
+    ] == [[], [], []]
 
 
-def test_a_denied_path_gets_neither_an_answer_nor_a_credential(gateway: Gateway, origins: Origins) -> None:
+def test_a_denied_path_gets_neither_an_answer_nor_a_credential(
+    gateway: Gateway, origins: Origins
+) -> None:
     reply = curl(gateway, "https://api.example/admin/x")
     assert (reply.status, reply.rule) == (403, "no-admin")
     assert origins.seen == []
 
 
-def test_two_clients_get_their_own_credentials(gateway: Gateway, origins: Origins) -> None:
+def test_two_clients_get_their_own_credentials(
+    gateway: Gateway, origins: Origins
+) -> None:
     for client in ("127.0.0.1", "127.0.0.2", "127.0.0.3"):
         curl(gateway, "https://api.example/v1/who", client=client)
-    assert [seen.values("Authorization") for seen in origins.seen] == [bearer(TOKEN), bearer(SECOND), []]
+    assert [seen.values("Authorization") for seen in origins.seen] == [
+        bearer(TOKEN),
+        bearer(SECOND),
+        [],
+    ]
 
 
-def test_a_credential_is_matched_against_the_rewritten_url(gateway: Gateway, origins: Origins) -> None:
+def test_a_credential_is_matched_against_the_rewritten_url(
+    gateway: Gateway, origins: Origins
+) -> None:
     curl(gateway, "https://front.example/x")
     curl(gateway, "http://front.example/y")
     assert origins.urls() == ["https://backend.example/x", "https://backend.example/y"]
-    assert [seen.values("Authorization") for seen in origins.seen] == [bearer(TOKEN)] * 2
+    assert [seen.values("Authorization") for seen in origins.seen] == [
+        bearer(TOKEN)
+    ] * 2
 
 
-@pytest.mark.parametrize("host", ["missing.example", "empty.example", "split.example", "binary.example"])
-def test_a_value_that_is_unavailable_denies_the_request(gateway: Gateway, origins: Origins, host: str) -> None:
+@pytest.mark.parametrize(
+    "host", ["missing.example", "empty.example", "split.example", "binary.example"]
+)
+def test_a_value_that_is_unavailable_denies_the_request(
+    gateway: Gateway, origins: Origins, host: str
+) -> None:
     reply = curl(gateway, f"https://{host}/x")
     assert (reply.status, reply.rule) == (403, "credential-unavailable"), reply.text
     assert origins.seen == []
@@ -264,36 +330,52 @@ def test_a_value_that_is_unavailable_denies_the_request(gateway: Gateway, origin
     assert (line["verdict"], line["rule"]) == ("deny", "credential-unavailable")
 
 
-@pytest.mark.one_worker("an edit is in force within three seconds, not in every worker in the same instant")
+@pytest.mark.one_worker(
+    "an edit is in force within three seconds, not in every worker in the same instant"
+)
 def test_a_secret_that_cannot_be_read_denies_and_one_that_comes_back_is_used(
     new_gateway: NewGateway, origins: Origins
 ) -> None:
     gateway = make(new_gateway)
-    (gateway.policy_folder / "secrets/token").chmod(0o600)  # root's own: Squid's account cannot read it
+    # root's own: Squid's account cannot read it
+    (gateway.policy_folder / "secrets/token").chmod(0o600)
     os.chown(gateway.policy_folder / "secrets/token", 0, 0)
     gateway.start()
     assert curl(gateway, "https://api.example/v1/x").rule == "credential-unavailable"
     gateway.secret("token", "e2e-rotated-token-1")
-    wait_for(lambda: curl(gateway, "https://api.example/v1/x").status == 200, "the secret to be read")
+    wait_for(
+        lambda: curl(gateway, "https://api.example/v1/x").status == 200,
+        "the secret to be read",
+    )
     gateway.secret("token", "e2e-rotated-token-2")
     wait_for(
         lambda: (
-            (curl(gateway, "https://api.example/v1/x"), origins.seen[-1].values("Authorization"))[1]
+            (
+                curl(gateway, "https://api.example/v1/x"),
+                origins.seen[-1].values("Authorization"),
+            )[1]
             == bearer("e2e-rotated-token-2")
         ),
         "the rotated secret",
     )
 
 
-def test_a_redirect_to_another_host_does_not_carry_the_credential(gateway: Gateway, origins: Origins) -> None:
+def test_a_redirect_to_another_host_does_not_carry_the_credential(
+    gateway: Gateway, origins: Origins
+) -> None:
     away = Answer(302, headers={"Location": "https://thief.example/take"})
     origins.answers["mover.example/go"] = away
     curl(gateway, "https://mover.example/go", "--location", "--max-redirs", "3")
     assert origins.urls() == ["https://mover.example/go", "https://thief.example/take"]
-    assert [seen.values("Authorization") for seen in origins.seen] == [bearer(TOKEN), []]
+    assert [seen.values("Authorization") for seen in origins.seen] == [
+        bearer(TOKEN),
+        [],
+    ]
 
 
-def test_no_credential_is_sent_to_a_host_that_proves_another_name(gateway: Gateway, origins: Origins) -> None:
+def test_no_credential_is_sent_to_a_host_that_proves_another_name(
+    gateway: Gateway, origins: Origins
+) -> None:
     origins.certificates["wrong.example"] = ("thief.example",)
     assert curl(gateway, "https://wrong.example/", "--insecure").status == 503
     origins.certificates["wrong.example"] = ("wrong.example",)
@@ -302,8 +384,12 @@ def test_no_credential_is_sent_to_a_host_that_proves_another_name(gateway: Gatew
     assert origins.seen == []
 
 
-def test_a_page_about_a_failed_origin_holds_no_credential(gateway: Gateway, origins: Origins) -> None:
-    origins.answers["api.example/v1/broken"] = lambda seen: Answer(headers={"Content-Length": "not a number"})
+def test_a_page_about_a_failed_origin_holds_no_credential(
+    gateway: Gateway, origins: Origins
+) -> None:
+    origins.answers["api.example/v1/broken"] = lambda seen: Answer(
+        headers={"Content-Length": "not a number"}
+    )
     reply = curl(gateway, "https://api.example/v1/broken")
     assert origins.seen[0].values("Authorization") == bearer(TOKEN)
     assert TOKEN not in reply.text
@@ -321,7 +407,9 @@ def long_value(number: int) -> str:
 
 def long_policy() -> str:
     each = range(LOAD)
-    rules = "version: 1\nrules:\n  - {name: load, action: allow, hosts: [load.example]}\n"
+    rules = (
+        "version: 1\nrules:\n  - {name: load, action: allow, hosts: [load.example]}\n"
+    )
     secrets = "secrets:\n" + "".join(f"  s{n}: {{file: secrets/s{n}}}\n" for n in each)
     credentials = "credentials:\n" + "".join(
         f"  - {{name: c{n}, hosts: [load.example], paths: [/{n}], header: X-Api-Key, value: '{{s{n}}}'}}\n"
@@ -333,23 +421,32 @@ def long_policy() -> str:
 def test_under_200_lookups_in_flight_each_long_value_reaches_its_own_request(
     new_gateway: NewGateway, origins: Origins
 ) -> None:
-    gateway = new_gateway(long_policy(), secrets={f"s{number}": long_value(number) for number in range(LOAD)}).start()
+    gateway = new_gateway(
+        long_policy(),
+        secrets={f"s{number}": long_value(number) for number in range(LOAD)},
+    ).start()
     assert curl(gateway, "https://load.example/0").status == 200  # the helper is up
     with ExitStack() as stack, ThreadPoolExecutor(32) as pool:
         opened = pool.map(lambda _: tunnel(gateway, "load.example:443"), range(LOAD))
         clients = [stack.enter_context(one) for one in opened]
         for turn in range(3):
             origins.seen.clear()
-            with gateway.stopped_helpers("credential"):  # all lookups are in flight before the first is answered
+            with gateway.stopped_helpers(
+                "credential"
+            ):  # all lookups are in flight before the first is answered
                 for number, client in enumerate(clients):
                     client.send(f"GET /{number} HTTP/1.1\r\nHost: load.example\r\n\r\n")
                 wait_for(lambda: gateway.unread() == 0, "Squid to read every request")
             answers = list(pool.map(lambda client: client.answer(), clients))
-            assert [answer.status for answer in answers if answer] == [200] * LOAD, f"turn {turn}"
+            assert [answer.status for answer in answers if answer] == [200] * LOAD, (
+                f"turn {turn}"
+            )
             assert {seen.target: seen.values("X-Api-Key") for seen in origins.seen} == {
                 f"/{n}": [long_value(n)] for n in range(LOAD)
             }
 
 
-def test_a_credential_for_a_closed_host_opens_nothing(gateway: Gateway, origins: Origins) -> None:
+def test_a_credential_for_a_closed_host_opens_nothing(
+    gateway: Gateway, origins: Origins
+) -> None:
     denied(gateway, origins, "https://backend.example/", "default")

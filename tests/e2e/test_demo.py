@@ -1,4 +1,6 @@
-"""`squidkeeper demo`: the tour runs, the status page is reachable from the host, and nothing is left at the end."""
+"""`squidkeeper demo`: the tour runs, the status page is reachable from the host, and
+nothing is left at the end.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,13 @@ class Demo:
 
 @contextmanager
 def running(prototype: Path, folder: Path) -> Iterator[Demo]:
-    command: list[str | Path] = [prototype / "bin/squidkeeper", "demo", "--source", REPOSITORY, "--keep"]
+    command: list[str | Path] = [
+        prototype / "bin/squidkeeper",
+        "demo",
+        "--source",
+        REPOSITORY,
+        "--keep",
+    ]
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -67,12 +75,16 @@ def folder() -> Iterator[Path]:
 
 def is_clean(folder: Path) -> bool:
     """Whether no file and no process of a demo in this folder is left."""
-    commands = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    commands = subprocess.run(
+        ["ps", "-eo", "args"], capture_output=True, text=True, check=True
+    ).stdout
     return list(folder.iterdir()) == [] and f"{folder}/" not in commands
 
 
 @pytest.mark.long
-def test_the_tour_shows_the_walkthrough_and_leaves_nothing(internet: None, prototype: Path, folder: Path) -> None:
+def test_the_tour_shows_the_walkthrough_and_leaves_nothing(
+    internet: None, prototype: Path, folder: Path
+) -> None:
     with running(prototype, folder) as demo:
         page = demo.read_until("The status page of the gateway: ").split()[-1]
         demo.read_until("Press Ctrl-C")
@@ -80,12 +92,18 @@ def test_the_tour_shows_the_walkthrough_and_leaves_nothing(internet: None, proto
             status = response.read().decode()
         assert demo.end(signal.SIGTERM) == 0
     printed = "".join(demo.lines)
-    assert "vm$ curl -sS https://example.com/\n    Hello from example.com, this is /\n" in printed
-    assert "Rule: no-wikipedia\n    Reason: Wikipedia is closed to sandboxes.\n" in printed
+    assert (
+        "vm$ curl -sS https://example.com/\n    Hello from example.com, this is /\n"
+        in printed
+    )
+    assert (
+        "Rule: no-wikipedia\n    Reason: Wikipedia is closed to sandboxes.\n" in printed
+    )
     [token] = re.findall(r"Authorization: Bearer (demo-[0-9a-f]+)", printed)
     assert token not in status
     assert re.search(
-        r"deny +default +403 +GET +\d+ +403:ERR_SQUIDKEEPER_TEXT +https://git\.example/other/app\n", printed
+        r"deny +default +403 +GET +\d+ +403:ERR_SQUIDKEEPER_TEXT +https://git\.example/other/app\n",
+        printed,
     )
     assert "no-wikipedia" in status
     assert is_clean(folder)
@@ -93,7 +111,9 @@ def test_the_tour_shows_the_walkthrough_and_leaves_nothing(internet: None, proto
 
 @pytest.mark.long
 @pytest.mark.parametrize("line", ["Installs the gateway", "vm$ curl"])
-def test_an_interrupted_demo_leaves_nothing(internet: None, prototype: Path, folder: Path, line: str) -> None:
+def test_an_interrupted_demo_leaves_nothing(
+    internet: None, prototype: Path, folder: Path, line: str
+) -> None:
     with running(prototype, folder) as demo:
         demo.read_until(line)
         assert demo.end(signal.SIGINT) == 1

@@ -1,4 +1,6 @@
-"""Drift on a live Squid: hostile traffic raises no false alarm, and what passes the policy by is found."""
+"""Drift on a live Squid: hostile traffic raises no false alarm, and what passes the
+policy by is found.
+"""
 
 import json
 import random
@@ -40,20 +42,29 @@ def records(gateway: Gateway) -> Iterator[Record]:
 
 
 def settled(gateway: Gateway) -> list[Record]:
-    """The record, once a request that is sent now is on it, and the revisions are kept."""
+    """The record, once a request that is sent now is on it, and the revisions
+    are kept.
+    """
     curl(gateway, "http://last.example/")
     gateway.logged("http://last.example/")
-    wait_for(lambda: list((gateway.root / "state/revisions").glob("?" * 12)), "the revision to be kept")
+    wait_for(
+        lambda: list((gateway.root / "state/revisions").glob("?" * 12)),
+        "the revision to be kept",
+    )
     return list(records(gateway))
 
 
 def drift_of(gateway: Gateway) -> tuple[Found, DriftChecker]:
     drift = DriftChecker(PastPolicies(gateway.root / "state/revisions"))
     checked = [(drift.check(record), record) for record in settled(gateway)]
-    return [(finding.kind.value, finding.rule, record.url) for finding, record in checked if finding], drift
+    return [
+        (finding.kind.value, finding.rule, record.url)
+        for finding, record in checked
+        if finding
+    ], drift
 
 
-# ── No false alarm ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── No false alarm ────────────────────────────────────────────────────────────────────
 
 
 ODD_PATHS = """
@@ -66,62 +77,152 @@ ODD_PATHS = """
 @pytest.fixture(scope="module")
 def attacked(new_gateway: NewGateway) -> Gateway:
     """A gateway that has seen hostile traffic."""
-    gateway = new_gateway(attacks.POLICY.replace("secrets:", f"{ODD_PATHS.strip(chr(10))}\nsecrets:"))
+    gateway = new_gateway(
+        attacks.POLICY.replace("secrets:", f"{ODD_PATHS.strip(chr(10))}\nsecrets:")
+    )
     gateway.secret("token", attacks.TOKEN)
     gateway.start()
     for attack in hostile(gateway):
-        with suppress(OSError, CurlFailed):  # whether it is answered is another test's business
+        with suppress(
+            OSError, CurlFailed
+        ):  # whether it is answered is another test's business
             attack()
     return gateway
 
 
 def hostile(gateway: Gateway) -> Iterator[Callable[[], object]]:
     """What test_attacks.py sends, one request or tunnel each."""
-    yield from (partial(attack.run, gateway) for attack in (*attacks.AUTHORITY, *attacks.PORTS, *attacks.METHODS))
+    yield from (
+        partial(attack.run, gateway)
+        for attack in (*attacks.AUTHORITY, *attacks.PORTS, *attacks.METHODS)
+    )
     for path in (*(path for path, _ in attacks.PATHS), *MANY_READINGS):
         yield partial(plain, gateway, "paths.example", path)
         yield partial(inside, gateway, "paths.example", path)
     for path in (*attacks.BESIDE, *MANY_READINGS):
         yield partial(inside, gateway, "api.example", path)
-        yield partial(inside, gateway, "good.example", path)  # open whole: nobody is asked about its paths
+        # open whole: nobody is asked about its paths
+        yield partial(inside, gateway, "good.example", path)
         yield partial(plain, gateway, "good.example", path)
     for host in (*(host for host, _ in attacks.SPELLINGS), *attacks.PRIVATE):
         yield partial(plain, gateway, host, "/")
     for sni in attacks.BAD_SNI:
         yield partial(inside, gateway, "good.example", "/x", sni)
     for head in attacks.SMUGGLED:
-        yield partial(raw, gateway, head + attacks.request("/smuggled", "closed.example"))
+        yield partial(
+            raw, gateway, head + attacks.request("/smuggled", "closed.example")
+        )
 
     hosts = random.Random(4).choices(ODD_HOSTS, k=400)
     yield partial(
-        kept_alive, gateway, [f"http://{host}{path}" for host, path in zip(hosts, odd_paths(400, 4), strict=True)]
+        kept_alive,
+        gateway,
+        [
+            f"http://{host}{path}"
+            for host, path in zip(hosts, odd_paths(400, 4), strict=True)
+        ],
     )
     for seed, host in enumerate(("odd.example", "api.example", "paths.example")):
-        yield partial(kept_alive, gateway, [path or "/" for path in odd_paths(40, seed)], host)
+        yield partial(
+            kept_alive, gateway, [path or "/" for path in odd_paths(40, seed)], host
+        )
 
 
-ODD_HOSTS = ["odd.example"] * 4 + ["good.example", "paths.example", "api.example", "closed.example", "other.example"]
-ODD_HOSTS += ["u:p@good.example", "b\xc3\xbccher.example", "b%C3%BCcher.example", "[2001:db8::1]", "odd.example:8080"]
+ODD_HOSTS = ["odd.example"] * 4 + [
+    "good.example",
+    "paths.example",
+    "api.example",
+    "closed.example",
+    "other.example",
+]
+ODD_HOSTS += [
+    "u:p@good.example",
+    "b\xc3\xbccher.example",
+    "b%C3%BCcher.example",
+    "[2001:db8::1]",
+    "odd.example:8080",
+]
 ODD_PIECES = [
-    *("/", "/", "a", "/a[1]", "/a%5B1%5D", "/back\\slash", "/back%5Cslash", "/it's", "/it%27s", "/b{c}"),
-    *("/b%7bc%7D", "#", "%23", '/x"y', "/x%22y", "/~me", "/%7Eme", "/r|", "/r%7C", "<", "%3e", "^", "`", "%", "%%"),
-    *("%00", "\xc3\xa9", "%C3%A9", "\xff", "%ff", "..", "/../", "%2e%2e", "//", ";x", "%2f", "%252f", "?q=", "?"),
-    *("&q=", 'a"b', "?q=a%22bc", "+", "/open", "/private", "/v1", "/squid-internal-", "/SQUID%2Dinternal-"),
+    *(
+        "/",
+        "/",
+        "a",
+        "/a[1]",
+        "/a%5B1%5D",
+        "/back\\slash",
+        "/back%5Cslash",
+        "/it's",
+        "/it%27s",
+        "/b{c}",
+    ),
+    *(
+        "/b%7bc%7D",
+        "#",
+        "%23",
+        '/x"y',
+        "/x%22y",
+        "/~me",
+        "/%7Eme",
+        "/r|",
+        "/r%7C",
+        "<",
+        "%3e",
+        "^",
+        "`",
+        "%",
+        "%%",
+    ),
+    *(
+        "%00",
+        "\xc3\xa9",
+        "%C3%A9",
+        "\xff",
+        "%ff",
+        "..",
+        "/../",
+        "%2e%2e",
+        "//",
+        ";x",
+        "%2f",
+        "%252f",
+        "?q=",
+        "?",
+    ),
+    *(
+        "&q=",
+        'a"b',
+        "?q=a%22bc",
+        "+",
+        "/open",
+        "/private",
+        "/v1",
+        "/squid-internal-",
+        "/SQUID%2Dinternal-",
+    ),
     *("x" * 1300, '"' * 1366),
 ]
 
 
 def odd_paths(number: int, seed: int) -> Iterator[str]:
-    """Make paths of characters that Squid logs otherwise than they were sent, and of characters that decide."""
+    """Make paths of characters that Squid logs otherwise than they were sent, and of
+    characters that decide.
+    """
     chance = random.Random(seed)
-    return ("".join(chance.choices(ODD_PIECES, k=chance.randint(0, 4))) for _ in range(number))
+    return (
+        "".join(chance.choices(ODD_PIECES, k=chance.randint(0, 4)))
+        for _ in range(number)
+    )
 
 
 def kept_alive(gateway: Gateway, targets: list[str], inside: str | None = None) -> None:
-    """Request one after the other, on a connection or in a tunnel that is opened again when it has ended."""
+    """Request one after the other, on a connection or in a tunnel that is opened again
+    when it has ended.
+    """
     client = None
     for target in targets:
-        client = client or (Raw(gateway) if inside is None else tunnel(gateway, f"{inside}:443"))
+        client = client or (
+            Raw(gateway) if inside is None else tunnel(gateway, f"{inside}:443")
+        )
         if not client.get(target, inside or "x"):
             client.close()
             client = None
@@ -164,53 +265,106 @@ def test_hostile_traffic_raises_no_alarm(attacked: Gateway, origins: Origins) ->
     assert sum(not was_served(record) for record in records(attacked)) > 200
 
 
-def test_what_is_on_record_is_explained_as_it_was_decided(attacked: Gateway, origins: Origins) -> None:
-    """The record's fields are all that decided: a verdict that does not follow from them is refused with the reason."""
+def test_what_is_on_record_is_explained_as_it_was_decided(
+    attacked: Gateway, origins: Origins
+) -> None:
+    """The record's fields are all that decided: a verdict that does not follow from
+    them is refused with the reason.
+    """
     compiled = load(attacked.policy_folder, datetime.now(UTC)).compiled
     wrong, why = [], Counter[str]()
     for record in settled(attacked):
         reason = unexplained(record)
         if reason is None:
-            decision = decide(compiled, compiled.match(request_of(record)), datetime.now(UTC))
+            decision = decide(
+                compiled, compiled.match(request_of(record)), datetime.now(UTC)
+            )
             if (decision.action, decision.rule) != (record.verdict, record.rule):
                 wrong.append((decision.action, decision.rule, record))
         why[reason or f"{record.verdict} {record.rule}"] += 1
     assert wrong == []
-    assert min(why[f"deny {rule}"] for rule in ("default", "closed", "invalid-request", "ambiguous-path")) > 10
-    assert min(why[f"allow {rule}"] for rule in ("good", "paths", "api", "odd-paths")) > 10
+    assert (
+        min(
+            why[f"deny {rule}"]
+            for rule in ("default", "closed", "invalid-request", "ambiguous-path")
+        )
+        > 10
+    )
+    assert (
+        min(why[f"allow {rule}"] for rule in ("good", "paths", "api", "odd-paths")) > 10
+    )
     assert min(why["deny authority-mismatch"], why["deny odd-denied"]) > 2
 
 
-def test_the_url_on_record_alone_is_explained_as_it_was_decided(attacked: Gateway, origins: Origins) -> None:
-    """Where a request was what `explain METHOD URL` takes it for: in its own tunnel, and nothing of it hidden."""
-    compiled, seen = load(attacked.policy_folder, datetime.now(UTC)).compiled, Counter[str]()
+def test_the_url_on_record_alone_is_explained_as_it_was_decided(
+    attacked: Gateway, origins: Origins
+) -> None:
+    """Where a request was what `explain METHOD URL` takes it for: in its own tunnel,
+    and nothing of it hidden.
+    """
+    compiled, seen = (
+        load(attacked.policy_folder, datetime.now(UTC)).compiled,
+        Counter[str](),
+    )
     for record in settled(attacked):
         request = request_to(record.method, record.url, record.client)
-        if unexplained(record) is None and record.hidden == NONE and request_of(record) == request:
+        if (
+            unexplained(record) is None
+            and record.hidden == NONE
+            and request_of(record) == request
+        ):
             decision = decide(compiled, compiled.match(request), datetime.now(UTC))
             if record.rule != "authority-mismatch":  # the TLS server name was another
-                assert (decision.action, decision.rule) == (record.verdict, record.rule), record
+                assert (decision.action, decision.rule) == (
+                    record.verdict,
+                    record.rule,
+                ), record
                 seen[record.rule] += 1
     assert seen.total() > 300
-    assert min(seen[rule] for rule in ("good", "odd-paths", "closed", "invalid-request", "ambiguous-path")) > 2
+    assert (
+        min(
+            seen[rule]
+            for rule in (
+                "good",
+                "odd-paths",
+                "closed",
+                "invalid-request",
+                "ambiguous-path",
+            )
+        )
+        > 2
+    )
 
 
-def test_a_replay_gives_hostile_traffic_the_verdicts_that_it_had(attacked: Gateway, origins: Origins) -> None:
-    """The policy against itself: no flips, and no record with another verdict. An edit flips what it closes alone."""
+def test_a_replay_gives_hostile_traffic_the_verdicts_that_it_had(
+    attacked: Gateway, origins: Origins
+) -> None:
+    """The policy against itself: no flips, and no record with another verdict.
+
+    An edit flips what it closes alone.
+    """
     settled(attacked)
     now = datetime.now(UTC)
     compiled = load(attacked.policy_folder, now).compiled
-    edited = replace(compiled.source, revision="0", rules=tuple(r for r in compiled.source.rules if r.name != "good"))
-    with open_table(TableSources(files=(attacked.root / "log/access.log",)), columns=COLUMNS) as table:
+    edited = replace(
+        compiled.source,
+        revision="0",
+        rules=tuple(r for r in compiled.source.rules if r.name != "good"),
+    )
+    with open_table(
+        TableSources(files=(attacked.root / "log/access.log",)), columns=COLUMNS
+    ) as table:
         same = replayed(table.connection, compiled, compiled)
         closed = replayed(table.connection, compiled, CompiledPolicy(edited))
     assert (same.flips, same.disagreeing) == ((), 0)
     assert same.requests > 400
-    assert {(group.flip.kind, group.flip.was) for group in closed.flips} == {(FlipKind.DENIED, "good")}
+    assert {(group.flip.kind, group.flip.was) for group in closed.flips} == {
+        (FlipKind.DENIED, "good")
+    }
     assert closed.denied_and_used > 20
 
 
-# ── What passes the policy by ──────────────────────────────────────────────────────────────────────────────────────
+# ── What passes the policy by ─────────────────────────────────────────────────────────
 
 POLICY = """
 version: 1
@@ -221,12 +375,16 @@ rules:
 BYPASS = ("acl bypassed dstdomain bypassed.example", "http_access allow bypassed")
 
 
-def test_a_line_of_the_operators_that_passes_the_policy_by_is_found(new_gateway: NewGateway, origins: Origins) -> None:
+def test_a_line_of_the_operators_that_passes_the_policy_by_is_found(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
     gateway = new_gateway(POLICY, *BYPASS).start()
     for host in ("good.example", "closed.example", "bypassed.example"):
         curl(gateway, f"https://{host}/x")
         curl(gateway, f"http://{host}/y")
-    with Raw(gateway) as client:  # what denied the first does not stay with the connection
+    with Raw(
+        gateway
+    ) as client:  # what denied the first does not stay with the connection
         client.get("http://closed.example/z", "closed.example")
         client.get("http://bypassed.example/z", "bypassed.example")
     passed = ["bypassed.example:443", "https://bypassed.example/x"]
@@ -247,7 +405,9 @@ def test_an_allow_that_the_policy_denies_is_found_whatever_the_record_says(
     new_gateway: NewGateway, origins: Origins
 ) -> None:
     gateway = new_gateway(POLICY)
-    revision = json.loads(gateway.command("check", "--json", "--policy", gateway.policy_folder).stdout)
+    revision = json.loads(
+        gateway.command("check", "--json", "--policy", gateway.policy_folder).stdout
+    )
     gateway.local_conf(
         "acl closed dstdomain closed.example",
         f"acl lie annotate_transaction rule_=good verdict_=allow revision_={revision['revision']}",
@@ -258,8 +418,14 @@ def test_an_allow_that_the_policy_denies_is_found_whatever_the_record_says(
     assert drift_of(gateway)[0] == [("allowed", "closed", "http://closed.example/x")]
 
 
-def test_a_credential_that_was_not_due_is_found(new_gateway: NewGateway, origins: Origins) -> None:
-    gateway = new_gateway(POLICY, "acl stray annotate_transaction credential_=stray", "http_access deny stray !all")
+def test_a_credential_that_was_not_due_is_found(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
+    gateway = new_gateway(
+        POLICY,
+        "acl stray annotate_transaction credential_=stray",
+        "http_access deny stray !all",
+    )
     gateway.start()
     assert curl(gateway, "http://good.example/x").status == 200
     assert drift_of(gateway)[0] == [("credential", "good", "http://good.example/x")]

@@ -1,4 +1,6 @@
-"""What an editor with yaml-language-server shows of a policy file: offline, by the schema that the program prints."""
+"""What an editor with yaml-language-server shows of a policy file: offline, by the
+schema that the program prints.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,20 +28,26 @@ tests:
 
 
 @pytest.fixture(scope="module")
-def server(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanguageServer]:
+def server(
+    programs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LanguageServer]:
     node = programs / "node"
     run("npm", "install", "--silent", "--prefix", node, "yaml-language-server@2.0.0")
     folder = tmp_path_factory.mktemp("policy")
     (folder / "schema.json").write_text(CliRunner().invoke(main, ["schema"]).output)
     (folder / "policy.yaml").write_text(POLICY.replace("HERE", ""))
     program = node / "node_modules/yaml-language-server/bin/yaml-language-server"
-    server = LanguageServer(node / "node_modules/.bin/node", program, folder / "policy.yaml")
+    server = LanguageServer(
+        node / "node_modules/.bin/node", program, folder / "policy.yaml"
+    )
     yield server
     server.stop()
 
 
 @pytest.mark.clients
-def test_an_editor_shows_what_is_wrong_what_a_key_is_and_what_there_is(server: LanguageServer) -> None:
+def test_an_editor_shows_what_is_wrong_what_a_key_is_and_what_there_is(
+    server: LanguageServer,
+) -> None:
     assert sorted(server.diagnostics()) == [
         '5: Value is not accepted. Valid values: "allow", "deny", "ask".',
         "6: Property host is not allowed.",
@@ -47,6 +55,8 @@ def test_an_editor_shows_what_is_wrong_what_a_key_is_and_what_there_is(server: L
     ]
     hover = server.at("textDocument/hover", 5, 6)["contents"]["value"]
     assert "What happens with the requests that match." in hover
-    offered = {item["label"] for item in server.at("textDocument/completion", 8, 5)["items"]}
+    offered = {
+        item["label"] for item in server.at("textDocument/completion", 8, 5)["items"]
+    }
     assert {"hosts", "paths", "reason", "observe", "expires"} <= offered
     assert offered.isdisjoint({"name", "action", "host", "to"})

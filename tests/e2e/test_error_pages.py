@@ -1,4 +1,6 @@
-"""The pages with which the gateway answers for itself: in the client's form, for every denial and every failure."""
+"""The pages with which the gateway answers for itself: in the client's form, for every
+denial and every failure.
+"""
 
 import http.client
 import json
@@ -27,7 +29,9 @@ from .reply import Reply
 
 HOSTILE_RULE = 'a "quoted" <name> & \\'
 HOSTILE_REASON = 'Say "please",\n<b>\\ & co. \u2028\u00e9\U0001f600 ' + "</pre>" * 20
-QUOTED_REASON = json.dumps(HOSTILE_REASON, ensure_ascii=False).replace("\u2028", "\\u2028")
+QUOTED_REASON = json.dumps(HOSTILE_REASON, ensure_ascii=False).replace(
+    "\u2028", "\\u2028"
+)
 CONTACT = "platform@example.com, #sandboxes"
 POLICY = f"""
 version: 1
@@ -59,27 +63,48 @@ CONTENT_TYPES = {
     Form.JSON: "application/problem+json",
     Form.HTML: "text/html; charset=utf-8",
 }
-LABELS = {"rule": "Rule", "reason": "Reason", "contact": "Contact", "request_id": "Request ID", "time": "Time"}
+LABELS = {
+    "rule": "Rule",
+    "reason": "Reason",
+    "contact": "Contact",
+    "request_id": "Request ID",
+    "time": "Time",
+}
 
 
 def ask(gateway: Gateway, url: str, form: Form = Form.TEXT, *options: str) -> Reply:
-    return curl(gateway, url, "--header", f"Accept: {ACCEPT[form]}", "--globoff", *options)
+    return curl(
+        gateway, url, "--header", f"Accept: {ACCEPT[form]}", "--globoff", *options
+    )
 
 
 def stated(page: Reply, form: Form) -> dict[str, Any]:
-    """What a page states: by the members of its JSON, or by its lines of the same meaning."""
+    """What a page states: by the members of its JSON, or by its lines of the same
+    meaning.
+    """
     if form is Form.JSON:
         return dict(page.json)
     method, _, url = (page.line("Request") or "").partition(" ")
     lines = {name: page.line(label) for name, label in LABELS.items()}
-    return {**lines, "method": method, "url": url, "retryable": page.line("Retry") == "can help"}
+    return {
+        **lines,
+        "method": method,
+        "url": url,
+        "retryable": page.line("Retry") == "can help",
+    }
 
 
 def check_page(gateway: Gateway, url: str, form: Form) -> dict[str, Any]:
-    """Ask for a URL that is denied, and check what all pages have in common; return what this one states."""
+    """Ask for a URL that is denied, and check what all pages have in common; return
+    what this one states.
+    """
     page = ask(gateway, url, form)
-    assert (page.status, page.header("Content-Type")) == (403, CONTENT_TYPES[form]), page.text
-    assert (page.header("Proxy-Status") or "").startswith("squidkeeper; error=http_request_denied; details="), page.text
+    assert (page.status, page.header("Content-Type")) == (403, CONTENT_TYPES[form]), (
+        page.text
+    )
+    assert (page.header("Proxy-Status") or "").startswith(
+        "squidkeeper; error=http_request_denied; details="
+    ), page.text
     if form is Form.TEXT:
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", page.text)
     found = stated(page, form)
@@ -88,11 +113,18 @@ def check_page(gateway: Gateway, url: str, form: Form) -> dict[str, Any]:
     return found
 
 
-def check_id(gateway: Gateway, request_id: str, time: str, url: str, status: int) -> None:
+def check_id(
+    gateway: Gateway, request_id: str, time: str, url: str, status: int
+) -> None:
     """Check that the access log has one line with this ID, of this request."""
     assert abs(datetime.fromisoformat(time) - datetime.now(UTC)) < timedelta(minutes=1)
-    lines = wait_for(lambda: [line for line in gateway.log() if line["request_id"] == request_id], "its line")
-    assert [(line["url"], line["status"]) for line in lines] == [(quote(url, safe=URL_SAFE), status)]
+    lines = wait_for(
+        lambda: [line for line in gateway.log() if line["request_id"] == request_id],
+        "its line",
+    )
+    assert [(line["url"], line["status"]) for line in lines] == [
+        (quote(url, safe=URL_SAFE), status)
+    ]
     assert request_id.startswith(f"{lines[0]['gateway']}.1")
 
 
@@ -109,13 +141,24 @@ DENIALS = [
 
 
 @pytest.mark.parametrize("form", Form)
-@pytest.mark.parametrize(("url", "rule", "reason"), DENIALS, ids=[denial[0] for denial in DENIALS])
+@pytest.mark.parametrize(
+    ("url", "rule", "reason"), DENIALS, ids=[denial[0] for denial in DENIALS]
+)
 def test_a_denial_comes_in_the_form_that_the_client_accepts(
-    gateway: Gateway, names: Names, origins: Origins, url: str, rule: str, reason: str, form: Form
+    gateway: Gateway,
+    names: Names,
+    origins: Origins,
+    url: str,
+    rule: str,
+    reason: str,
+    form: Form,
 ) -> None:
     names.set("private.open.example", ["10.0.0.5"])
     found = check_page(gateway, url, form)
-    assert (found["rule"], found["contact"]) == (rule, NO_CONTACT if rule == "private-address" else CONTACT)
+    assert (found["rule"], found["contact"]) == (
+        rule,
+        NO_CONTACT if rule == "private-address" else CONTACT,
+    )
     assert str(found["reason"]).startswith(reason)
     assert not found["retryable"]
     assert origins.seen == []
@@ -125,50 +168,83 @@ LACKING = "version: 1\nrules: [{name: lacking, action: allow, hosts: [lacking.ex
 
 
 @pytest.mark.parametrize("form", Form)
-def test_a_denial_that_ends_within_seconds_says_when_to_repeat_the_request(gateway: Gateway, form: Form) -> None:
+def test_a_denial_that_ends_within_seconds_says_when_to_repeat_the_request(
+    gateway: Gateway, form: Form
+) -> None:
     gateway.renders = False
     gateway.write("lacking.yaml", LACKING)
     url = "https://lacking.example/x"
-    wait_for(lambda: stated(ask(gateway, url), Form.TEXT)["rule"] == "not-rendered", "the edit")
+    wait_for(
+        lambda: stated(ask(gateway, url), Form.TEXT)["rule"] == "not-rendered",
+        "the edit",
+    )
     found = check_page(gateway, url, form)
-    assert (found["rule"], found["retryable"], found["contact"]) == ("not-rendered", True, CONTACT)
+    assert (found["rule"], found["retryable"], found["contact"]) == (
+        "not-rendered",
+        True,
+        CONTACT,
+    )
     assert found["reason"].endswith("repeat the request.")
     assert form is not Form.JSON or found["retry_after_seconds"] == 10
     assert form is Form.JSON or ask(gateway, url, form).line("Retry after") == "10 s"
 
 
 @pytest.mark.parametrize("form", Form)
-def test_a_request_in_a_denied_tunnel_has_a_line_of_its_own(gateway: Gateway, form: Form) -> None:
+def test_a_request_in_a_denied_tunnel_has_a_line_of_its_own(
+    gateway: Gateway, form: Form
+) -> None:
     before, url = len(gateway.log()), "https://closed.example/own?line"
     page = ask(gateway, url, form)
     assert stated(page, form)["url"] == url
-    wait_for(lambda: url in [line["url"] for line in gateway.log()[before:]], "its line")
+    wait_for(
+        lambda: url in [line["url"] for line in gateway.log()[before:]], "its line"
+    )
     connect, inside = gateway.log()[before:]
-    assert [(line["method"], line["url"], line["status"]) for line in (connect, inside)] == [
+    assert [
+        (line["method"], line["url"], line["status"]) for line in (connect, inside)
+    ] == [
         ("CONNECT", "closed.example:443", 200),
         ("GET", url, 403),
     ]
     for name in ("verdict", "rule", "connection", "tunnel"):
         assert connect[name] == inside[name]
-    assert (inside["verdict"], inside["rule"], inside["tunnel"]) == ("deny", "closed", "closed.example:443 first")
+    assert (inside["verdict"], inside["rule"], inside["tunnel"]) == (
+        "deny",
+        "closed",
+        "closed.example:443 first",
+    )
     assert (connect["page"], connect["error"]) == ("-", "-")
-    assert (inside["page"], inside["error"]) == ("denied", f"403:ERR_SQUIDKEEPER_{form.name}")
+    assert (inside["page"], inside["error"]) == (
+        "denied",
+        f"403:ERR_SQUIDKEEPER_{form.name}",
+    )
 
 
 @pytest.mark.parametrize("form", Form)
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_hostile_names_reasons_and_urls_stay_text(gateway: Gateway, scheme: str, form: Form) -> None:
-    url = f"{scheme}://hostile.example/a'b\"c\\d<e>&lt;f%00%ff%e2%80%a8\u2028\u00e9?" + "x" * 2000
+def test_hostile_names_reasons_and_urls_stay_text(
+    gateway: Gateway, scheme: str, form: Form
+) -> None:
+    url = (
+        f"{scheme}://hostile.example/a'b\"c\\d<e>&lt;f%00%ff%e2%80%a8\u2028\u00e9?"
+        + "x" * 2000
+    )
     page = ask(gateway, url, form)
     assert page.status == 403
     found = stated(page, form)
-    assert found["rule"] == (HOSTILE_RULE if form is not Form.HTML else quote(HOSTILE_RULE, safe="&"))
-    assert found["reason"] == (HOSTILE_REASON.replace("</", "< /") if form is Form.JSON else 'Say "please",')
+    assert found["rule"] == (
+        HOSTILE_RULE if form is not Form.HTML else quote(HOSTILE_RULE, safe="&")
+    )
+    assert found["reason"] == (
+        HOSTILE_REASON.replace("</", "< /") if form is Form.JSON else 'Say "please",'
+    )
     start = f"{scheme}://hostile.example/a%27b%22c%5cd%3ce%3e&lt;f%00%ff%e2%80%a8%e2%80%a8%c3%a9?"
     assert found["url"].lower().startswith(start)
     assert found["url"].endswith("x" * 2000)
     if form is Form.HTML:
-        assert page.text.count("</") == len(("</title>", "</style>", "</head>", "</xmp>", "</body>", "</html>"))
+        assert page.text.count("</") == len(
+            ("</title>", "</style>", "</head>", "</xmp>", "</body>", "</html>")
+        )
 
 
 ACCEPTED = {
@@ -194,30 +270,51 @@ ACCEPTED = {
 
 @pytest.mark.parametrize(("accept", "form"), ACCEPTED.items(), ids=map(str, ACCEPTED))
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_accept_selects_the_form(gateway: Gateway, scheme: str, accept: str | None, form: Form) -> None:
-    header = "Accept:" if accept is None else f"Accept: {accept}" if accept else "Accept;"
+def test_accept_selects_the_form(
+    gateway: Gateway, scheme: str, accept: str | None, form: Form
+) -> None:
+    header = (
+        "Accept:" if accept is None else f"Accept: {accept}" if accept else "Accept;"
+    )
     page = curl(gateway, f"{scheme}://closed.example/", "--header", header)
     assert page.header("Content-Type") == CONTENT_TYPES[form]
 
 
-def test_a_request_that_is_invalid_under_every_policy_gets_its_page(gateway: Gateway) -> None:
+def test_a_request_that_is_invalid_under_every_policy_gets_its_page(
+    gateway: Gateway,
+) -> None:
     with Raw(gateway) as raw:
-        page = raw.get("http://open.example/", "open.example", "Accept: application/json", method="TRACE")
+        page = raw.get(
+            "http://open.example/",
+            "open.example",
+            "Accept: application/json",
+            method="TRACE",
+        )
     assert (page.status, page.header("Content-Type")) == (403, CONTENT_TYPES[Form.JSON])
     found = page.json
-    assert (found["rule"], found["status"], found["retryable"]) == ("invalid-request", 403, False)
+    assert (found["rule"], found["status"], found["retryable"]) == (
+        "invalid-request",
+        403,
+        False,
+    )
     assert (found["method"], found["cause"]) == ("TRACE", "client")
 
 
-def test_a_head_request_is_denied_without_a_body(gateway: Gateway, origins: Origins) -> None:
+def test_a_head_request_is_denied_without_a_body(
+    gateway: Gateway, origins: Origins
+) -> None:
     with Raw(gateway) as raw:
         reply = raw.get("http://closed.example/", "closed.example", method="HEAD")
     assert (reply.status, reply.body, origins.seen) == (403, b"", [])
 
 
-def test_the_command_on_a_page_explains_the_request_whatever_its_method_holds(gateway: Gateway) -> None:
+def test_the_command_on_a_page_explains_the_request_whatever_its_method_holds(
+    gateway: Gateway,
+) -> None:
     with Raw(gateway) as raw:
-        page = raw.get("http://closed.example/a?b=c&d='e", "closed.example", method="A'`id`|$B")
+        page = raw.get(
+            "http://closed.example/a?b=c&d='e", "closed.example", method="A'`id`|$B"
+        )
     asked = "'A%27%60id%60%7C$B' 'http://closed.example/a?b=c&d=%27e'"
     words = f"{command('explain', gateway.layout)} --client 127.0.0.1 {asked}"
     assert page.line("For the operator") == f"sudo {words}"
@@ -226,18 +323,30 @@ def test_the_command_on_a_page_explains_the_request_whatever_its_method_holds(ga
     assert "closed" in said
 
 
-def test_what_an_origin_answers_is_not_replaced(gateway: Gateway, origins: Origins) -> None:
+def test_what_an_origin_answers_is_not_replaced(
+    gateway: Gateway, origins: Origins
+) -> None:
     for status in (400, 403, 404, 413, 500, 502, 503, 504):
-        forged = "squidkeeper; error=http_request_denied"  # this header is the gateway's alone
-        told = {"Content-Type": "text/x-own", "X-Squid-Error": "ERR_DNS_FAIL 0", "Proxy-Status": forged}
+        # this header is the gateway's alone
+        forged = "squidkeeper; error=http_request_denied"
+        told = {
+            "Content-Type": "text/x-own",
+            "X-Squid-Error": "ERR_DNS_FAIL 0",
+            "Proxy-Status": forged,
+        }
         origins.fallback = Answer(status, b"of the origin", told)
         for scheme in ("http", "https"):
             answer = ask(gateway, f"{scheme}://a.open.example/{status}", Form.JSON)
             assert (answer.status, answer.body) == (status, b"of the origin")
-            assert (answer.header("Content-Type"), answer.header("Proxy-Status")) == ("text/x-own", None)
+            assert (answer.header("Content-Type"), answer.header("Proxy-Status")) == (
+                "text/x-own",
+                None,
+            )
 
 
-def test_a_denied_upload_leaves_no_connection_that_gets_no_answer(gateway: Gateway, origins: Origins) -> None:
+def test_a_denied_upload_leaves_no_connection_that_gets_no_answer(
+    gateway: Gateway, origins: Origins
+) -> None:
     client = http.client.HTTPConnection(*gateway.address, timeout=10)
     body = b"x" * 100_000
     for sent, options in ((body, {}), ([body], {"encode_chunked": True})):
@@ -261,14 +370,20 @@ def test_the_answer_of_the_second_address_is_not_replaced_after_the_first_has_fa
         thread.start()
         answer = ask(gateway, "http://two.open.example:8085/", Form.TEXT)
         thread.join()
-    assert (answer.status, answer.text, answer.header("Proxy-Status")) == (503, "its own", None)
+    assert (answer.status, answer.text, answer.header("Proxy-Status")) == (
+        503,
+        "its own",
+        None,
+    )
 
 
 def answer_once(server: socket.socket) -> None:
     connection, _ = server.accept()
     with connection:
         connection.recv(65536)
-        connection.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 7\r\nConnection: close\r\n\r\nits own")
+        connection.sendall(
+            b"HTTP/1.1 503 Busy\r\nContent-Length: 7\r\nConnection: close\r\n\r\nits own"
+        )
 
 
 def test_no_page_of_squids_is_left(gateway: Gateway) -> None:
@@ -282,26 +397,38 @@ def test_no_page_of_squids_is_left(gateway: Gateway) -> None:
         assert "Squid Software Foundation" not in text
 
 
-# --- git ----------------------------------------------------------------------------------------------------------
+# --- git ------------------------------------------------------------------------------
 
 
 def git(gateway: Gateway, *words: str | Path) -> str:
     """Run git behind a gateway; return what the terminal shows of a failure."""
-    settings = {"https_proxy": f"http://{gateway.authority}", "GIT_SSL_CAINFO": str(gateway.ca)}
-    quiet = {"GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_GLOBAL": "/dev/null", "LC_ALL": "C"}
+    settings = {
+        "https_proxy": f"http://{gateway.authority}",
+        "GIT_SSL_CAINFO": str(gateway.ca),
+    }
+    quiet = {
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "LC_ALL": "C",
+    }
     env = {**clean(), **settings, **quiet}
-    done = subprocess.run(["git", *words], capture_output=True, text=True, check=False, env=env)
+    done = subprocess.run(
+        ["git", *words], capture_output=True, text=True, check=False, env=env
+    )
     assert done.returncode
     return done.stderr
 
 
 DENIED_CLONE = (REPOSITORY / "tests/data/denied_clone.txt").read_text()
 VARYING = re.compile(
-    r"(?<=Request ID: )\S+|\S+\.[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+$|(?<=Time: )\S+|(?<=--client )\S+", re.MULTILINE
+    r"(?<=Request ID: )\S+|\S+\.[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+$|(?<=Time: )\S+|(?<=--client )\S+",
+    re.MULTILINE,
 )
 
 
-def test_a_denied_clone_and_push_show_the_whole_page(gateway: Gateway, tmp_path: Path) -> None:
+def test_a_denied_clone_and_push_show_the_whole_page(
+    gateway: Gateway, tmp_path: Path
+) -> None:
     author = ("-c", "user.name=x", "-c", "user.email=x@example.com")
     run("git", "init", "-q", tmp_path)
     run("git", "-C", tmp_path, *author, "commit", "-q", "--allow-empty", "-m", "x")

@@ -1,6 +1,8 @@
-"""What one client gets while another sends what costs most: its requests are answered while the other goes on.
+"""What one client gets while another sends what costs most: its requests are answered
+while the other goes on.
 
-That a helper takes the lines of clients in turn is shown by tests/serving/test_client_shares.py.
+That a helper takes the lines of clients in turn is shown by
+tests/serving/test_client_shares.py.
 """
 
 import asyncio
@@ -35,7 +37,10 @@ Request = Callable[[int], bytes]
 
 
 def with_header(value: bytes) -> Request:
-    head = b"GET http://open.example/ HTTP/1.1\r\nHost: open.example\r\nUser-Agent: %b\r\n\r\n" % value
+    head = (
+        b"GET http://open.example/ HTTP/1.1\r\nHost: open.example\r\nUser-Agent: %b\r\n\r\n"
+        % value
+    )
     return lambda _: head
 
 
@@ -49,7 +54,8 @@ def asked(number: int) -> bytes:
 
 
 LONG_HEADER = with_header(b"%25" * 20_000)
-ESCAPES = with_header(b"%25" * 5_300)  # with the rest of the head just under what Squid takes
+# with the rest of the head just under what Squid takes
+ESCAPES = with_header(b"%25" * 5_300)
 PERCENT_SIGNS = with_header(b"%" * 15_900)
 BACKSLASHES = with_path(b"\\" * 8_000)
 DOTS = with_path(b"%252f.." * 1_100)
@@ -80,7 +86,9 @@ class Attack:
     async def _one(self, number: int) -> None:
         while not self.over:
             with suppress(OSError):
-                reader, writer = await asyncio.open_connection(*self.address, local_addr=(ATTACKER, 0))
+                reader, writer = await asyncio.open_connection(
+                    *self.address, local_addr=(ATTACKER, 0)
+                )
                 number += self.connections
                 writer.write(self.request(number))
                 if not self.aborts:
@@ -110,7 +118,9 @@ def ask_in_new_tunnel(gateway: Gateway, path: str) -> None:
 
 
 def assert_it_is_served(gateway: Gateway, path: str, attack: Attack) -> None:
-    """Fail unless each of another client's requests is answered, and the attack goes on meanwhile."""
+    """Fail unless each of another client's requests is answered, and the attack goes on
+    meanwhile.
+    """
     ask_in_new_tunnel(gateway, path)  # starts the helpers
     with under(attack):
         before = attack.ended
@@ -122,7 +132,9 @@ def assert_it_is_served(gateway: Gateway, path: str, attack: Attack) -> None:
 
 @pytest.mark.parametrize("connections", [200, 1500])
 @pytest.mark.parametrize(
-    "request_", [LONG_HEADER, ESCAPES, PERCENT_SIGNS], ids=["long header", "escapes", "percent signs"]
+    "request_",
+    [LONG_HEADER, ESCAPES, PERCENT_SIGNS],
+    ids=["long header", "escapes", "percent signs"],
 )
 def test_another_client_is_served_beside_searches(
     watching: Gateway, origins: Origins, connections: int, request_: Request
@@ -130,10 +142,16 @@ def test_another_client_is_served_beside_searches(
     assert_it_is_served(watching, "/", Attack(watching.address, connections, request_))
 
 
-def test_another_client_is_served_beside_tickets(watching: Gateway, origins: Origins) -> None:
-    assert_it_is_served(watching, "/", Attack(watching.address, 100, asked, aborts=True))
+def test_another_client_is_served_beside_tickets(
+    watching: Gateway, origins: Origins
+) -> None:
+    assert_it_is_served(
+        watching, "/", Attack(watching.address, 100, asked, aborts=True)
+    )
 
 
 @pytest.mark.parametrize("request_", [BACKSLASHES, DOTS], ids=["backslashes", "dots"])
-def test_another_client_is_served_beside_paths(judging: Gateway, origins: Origins, request_: Request) -> None:
+def test_another_client_is_served_beside_paths(
+    judging: Gateway, origins: Origins, request_: Request
+) -> None:
     assert_it_is_served(judging, "/a/49/b.js", Attack(judging.address, 1500, request_))

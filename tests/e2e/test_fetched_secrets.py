@@ -1,4 +1,6 @@
-"""Secrets that are fetched, through a live Squid: from a token endpoint that expires, fails, hangs and lies."""
+"""Secrets that are fetched, through a live Squid: from a token endpoint that expires,
+fails, hangs and lies.
+"""
 
 import re
 import time
@@ -33,7 +35,10 @@ credentials:
 
 
 class Endpoint:
-    """A token endpoint whose tokens say when they expire. `answers` replaces them for a while."""
+    """A token endpoint whose tokens say when they expire.
+
+    `answers` replaces them for a while.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.server = TokenServer(folder)
@@ -47,7 +52,9 @@ class Endpoint:
             return response(500, b"e2e-body-of-an-error")
         if self.answers:
             return self.answers(self.server.requests[-1])
-        value = f"e2e-token-{next(self._numbers)}-until-{time.time() + self.lifetime:.2f}"
+        value = (
+            f"e2e-token-{next(self._numbers)}-until-{time.time() + self.lifetime:.2f}"
+        )
         return token(value, expires_in=self.lifetime)
 
 
@@ -57,12 +64,15 @@ def gateway(new_gateway: NewGateway) -> Gateway:
 
 
 @pytest.fixture(scope="module")
-def endpoint(gateway: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+def endpoint(
+    gateway: Gateway, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Endpoint]:
     made = Endpoint(tmp_path_factory.mktemp("endpoint"))
     gateway.secret("client", "e2e-secret-of-the-client")
     gateway.remember("e2e-body-of-an-error")
     ours = "grant: client_credentials, client_id: me, client_secret: client"
-    ca = gateway.write("endpoint.crt", Path(made.server.ca).read_text())  # where the process can read it
+    # where the process can read it
+    ca = gateway.write("endpoint.crt", Path(made.server.ca).read_text())
     fields = f"token_url: '{made.server.url}', ca: '{ca}', {ours}"
     gateway.write("policy.yaml", POLICY.format(fields=fields))
     gateway.start()
@@ -91,18 +101,27 @@ def test_a_request_waits_for_the_first_value_and_follows_every_change(
             assert early.result().status == 200
             first = authorization(origins)
             assert re.fullmatch(r"Bearer e2e-token-\d+-until-[\d.]+", first)
-            wait_for(lambda: curl(gateway, "https://api.example/").status == 200 and authorization(origins) != first)
+            wait_for(
+                lambda: (
+                    curl(gateway, "https://api.example/").status == 200
+                    and authorization(origins) != first
+                )
+            )
     denied(gateway, origins, "api.example")
 
 
 GARBAGE: dict[str, Callable[[TokenServer], Respond]] = {
     "500": lambda _: lambda _: response(500, b"e2e-body-of-an-error"),
     "hang": lambda server: server.hang_a_while,
-    "redirect": lambda _: lambda _: response(302, b"", "Location: https://127.0.0.1:1/"),
+    "redirect": lambda _: (
+        lambda _: response(302, b"", "Location: https://127.0.0.1:1/")
+    ),
     "no json": lambda _: lambda _: response(200, b"e2e-body-of-an-error"),
     "huge": lambda _: lambda _: response(200, b"x" * 3_000_000),
     "no token": lambda _: lambda _: response(200, b'{"access_token": 7}'),
-    "split": lambda _: lambda _: token("e2e-body-of-an-error\r\nX-Injected: x", expires_in=5),
+    "split": lambda _: (
+        lambda _: token("e2e-body-of-an-error\r\nX-Injected: x", expires_in=5)
+    ),
     "nul": lambda _: lambda _: token("e2e-body-of-an-error\0", expires_in=5),
     "no http": lambda _: lambda _: b"e2e-body-of-an-error\r\n\r\n",
 }
@@ -116,8 +135,16 @@ def test_under_load_no_request_is_forwarded_bare_or_with_an_expired_token_and_no
 
     def check(seen: Seen) -> Answer:
         values = seen.values("Authorization")
-        found = [re.fullmatch(r"Bearer e2e-token-\d+-until-([\d.]+)", value) for value in values]
-        if len(found) != 1 or found[0] is None or float(found[0][1]) < time.time() - 1 or seen.values("X-Injected"):
+        found = [
+            re.fullmatch(r"Bearer e2e-token-\d+-until-([\d.]+)", value)
+            for value in values
+        ]
+        if (
+            len(found) != 1
+            or found[0] is None
+            or float(found[0][1]) < time.time() - 1
+            or seen.values("X-Injected")
+        ):
             wrong.append((time.time(), values))
         return Answer()
 
@@ -126,12 +153,17 @@ def test_under_load_no_request_is_forwarded_bare_or_with_an_expired_token_and_no
         denied(gateway, origins, "never.example")
         for name, make in GARBAGE.items():
             endpoint.answers = make(endpoint.server)
-            wait_for(lambda: running.answers[-1].status == 403, f"a denial while the endpoint answers: {name}")
+            wait_for(
+                lambda: running.answers[-1].status == 403,
+                f"a denial while the endpoint answers: {name}",
+            )
             endpoint.answers = None
             wait_for(lambda: running.answers[-1].status == 200, f"the end of: {name}")
             running.at_least(100)
     assert wrong == []
     assert {answer.status for answer in running.answers} == {200, 403}
-    assert {answer.rule for answer in running.answers if answer.status == 403} == {"credential-unavailable"}
+    assert {answer.rule for answer in running.answers if answer.status == 403} == {
+        "credential-unavailable"
+    }
     assert gateway.fatal() == []
     assert "e2e-body-of-an-error" not in gateway.cache_log()

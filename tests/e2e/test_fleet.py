@@ -1,4 +1,5 @@
-"""A gateway behind a load balancer, which names its clients and asks whether it is healthy; and the load balancer.
+"""A gateway behind a load balancer, which names its clients and asks whether it is
+healthy; and the load balancer.
 
 tests/fleet has three gateways, each in a network of its own.
 """
@@ -41,7 +42,12 @@ def version_1(client: str) -> bytes:
 
 def version_2(client: str) -> bytes:
     addresses = ip_address(client).packed + ip_address("127.0.0.1").packed
-    return b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + addresses + (4000).to_bytes(2) + (3129).to_bytes(2)
+    return (
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c"
+        + addresses
+        + (4000).to_bytes(2)
+        + (3129).to_bytes(2)
+    )
 
 
 HEADERS = pytest.mark.parametrize("header", [version_1, version_2])
@@ -76,7 +82,8 @@ def connection(gateway: Gateway, source: str) -> socket.socket:
 def get(to: socket.socket, header: bytes, path: str) -> bytes:
     """Send a PROXY header and a request; give all that comes back."""
     to.sendall(
-        header + f"GET http://example.com{path} HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n".encode()
+        header
+        + f"GET http://example.com{path} HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n".encode()
     )
     try:
         return b"".join(iter(lambda: to.recv(65536), b""))
@@ -84,10 +91,14 @@ def get(to: socket.socket, header: bytes, path: str) -> bytes:
         return b""
 
 
-def health(gateway: Gateway, source: str = BALANCER, path: str = "/healthz") -> tuple[int, str]:
+def health(
+    gateway: Gateway, source: str = BALANCER, path: str = "/healthz"
+) -> tuple[int, str]:
     """Ask as a load balancer does; status 0: the connection was closed."""
     try:
-        with socket.create_connection((gateway.address[0], gateway.address[1] + 7000), 20, (source, 0)) as to:
+        with socket.create_connection(
+            (gateway.address[0], gateway.address[1] + 7000), 20, (source, 0)
+        ) as to:
             to.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
             answer = b"".join(iter(lambda: to.recv(65536), b""))
     except ConnectionError:
@@ -96,7 +107,7 @@ def health(gateway: Gateway, source: str = BALANCER, path: str = "/healthz") -> 
     return int(head.split()[1]) if head else 0, body.decode()
 
 
-# ── Who names the client ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── Who names the client ──────────────────────────────────────────────────────────────
 
 
 @HEADERS
@@ -124,23 +135,32 @@ def test_nobody_else_can_name_a_client(
 
 
 @pytest.mark.parametrize("source", [BALANCER, VM])
-def test_a_connection_without_a_header_gets_nothing(gateway: Gateway, origins: Origins, source: str) -> None:
+def test_a_connection_without_a_header_gets_nothing(
+    gateway: Gateway, origins: Origins, source: str
+) -> None:
     with connection(gateway, source) as to:
         assert get(to, b"", "/without") == b""
     assert origins.seen == []
 
 
 def test_squids_counters_are_read_past_the_header(gateway: Gateway) -> None:
-    assert read_counters(*gateway.address, proxy_header=True).values["client_http.requests"] >= 0
+    assert (
+        read_counters(*gateway.address, proxy_header=True).values[
+            "client_http.requests"
+        ]
+        >= 0
+    )
     assert read_counters(*gateway.address).problem
     unit = (gateway.root / "etc/squidkeeper-maintenance.service").read_text()
     assert re.search("^ExecStart=.* --proxy-header$", unit, re.MULTILINE)
 
 
-# ── Whether it is healthy ────────────────────────────────────────────────────────────────────────────────────────────
+# ── Whether it is healthy ─────────────────────────────────────────────────────────────
 
 
-def test_the_load_balancer_alone_is_told_whether_the_gateway_is_healthy(gateway: Gateway, exporter: Exporter) -> None:
+def test_the_load_balancer_alone_is_told_whether_the_gateway_is_healthy(
+    gateway: Gateway, exporter: Exporter
+) -> None:
     status, body = health(gateway)
     assert (status, json.loads(body)) == (200, {"healthy": True, "conditions": []})
     assert health(gateway, VM) == (0, "")
@@ -156,27 +176,41 @@ def test_a_drained_gateway_is_unhealthy_at_once_and_says_why(
         assert (status, json.loads(body)["conditions"]) == (503, ["drained"])
         assert "drained" in exporter.health()[1]
         with connection(gateway, BALANCER) as still:
-            assert get(still, version_2(VM), "/drained").startswith(OK), "Squid still serves whoever comes"
+            assert get(still, version_2(VM), "/drained").startswith(OK), (
+                "Squid still serves whoever comes"
+            )
     finally:
         assert undrain(gateway.root / "run")
     assert health(gateway)[0] == 200
 
 
-# ── Drained ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Drained ───────────────────────────────────────────────────────────────────────────
 
 
 def command(gateway: Gateway, *options: str) -> subprocess.Popen[str]:
-    program = (f"{gateway.root}/bin/squidkeeper", "drain", "--root", f"{gateway.root}", *options)
-    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    program = (
+        f"{gateway.root}/bin/squidkeeper",
+        "drain",
+        "--root",
+        f"{gateway.root}",
+        *options,
+    )
+    return subprocess.Popen(
+        program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 @pytest.mark.long
-def test_a_drained_gateway_can_stop_its_squid(gateway: Gateway, origins: Origins) -> None:
+def test_a_drained_gateway_can_stop_its_squid(
+    gateway: Gateway, origins: Origins
+) -> None:
     draining = command(gateway, "--for", "1s", "--stop")
     assert draining.communicate(timeout=60)[0].splitlines()[-1] == "Squid is stopped"
     assert draining.returncode == 0
     assert not gateway.runs
     said = command(gateway, "--cancel").communicate(timeout=60)[0]
-    assert said.startswith("the gateway is no longer drained, but Squid is stopped and serves nobody: start it by `")
+    assert said.startswith(
+        "the gateway is no longer drained, but Squid is stopped and serves nobody: start it by `"
+    )
     gateway.stop()
     gateway.start()

@@ -1,4 +1,6 @@
-"""What the helpers of a real gateway count while they are killed, and the revision in the log line of each request."""
+"""What the helpers of a real gateway count while they are killed, and the revision in
+the log line of each request.
+"""
 
 from typing import Any
 
@@ -24,29 +26,41 @@ HELPERS = ("host", "request")
 KILLS = 12
 
 
-def test_the_slots_say_which_helpers_run_and_what_they_judge_by(gateway: Gateway, origins: Origins) -> None:
-    wait_for(lambda: curl(gateway, "http://paths.example/open/x").status == 200, "both helpers")
+def test_the_slots_say_which_helpers_run_and_what_they_judge_by(
+    gateway: Gateway, origins: Origins
+) -> None:
+    wait_for(
+        lambda: curl(gateway, "http://paths.example/open/x").status == 200,
+        "both helpers",
+    )
     assert curl(gateway, "http://closed.example/").status == 403  # starts the throttle
     kinds = [*(f"acl --scope {helper}" for helper in HELPERS), "throttle"]
 
     def running() -> list[HelperStatus]:
         return [
-            slot.status for slot in read_counter_files(gateway.root / "state/helpers") if slot.running and slot.status
+            slot.status
+            for slot in read_counter_files(gateway.root / "state/helpers")
+            if slot.running and slot.status
         ]
 
     def pids() -> set[int]:
         return {pid for kind in kinds for pid in gateway.helpers(kind)}
 
-    wait_for(lambda: {status.pid for status in running()} == pids(), "a slot of each helper")
+    wait_for(
+        lambda: {status.pid for status in running()} == pids(), "a slot of each helper"
+    )
     newest = stored_revisions(gateway.root / "state/revisions")[0].revision
     judged_by = {(status.helper, status.revision) for status in running()}
     assert judged_by == {("host", newest), ("request", newest), ("throttle", None)}
 
 
-def test_each_request_has_the_revision_on_record_that_decided(gateway: Gateway, origins: Origins) -> None:
+def test_each_request_has_the_revision_on_record_that_decided(
+    gateway: Gateway, origins: Origins
+) -> None:
     folder = gateway.root / "state/revisions"
     curl(gateway, "http://open.example/before")
-    gateway.logged("http://open.example/before")  # so are the requests of the tests before
+    # so are the requests of the tests before
+    gateway.logged("http://open.example/before")
     before = len(gateway.log())
     curl(gateway, "https://open.example/allowed")
     curl(gateway, "http://closed.example/denied")
@@ -75,8 +89,15 @@ def test_a_kept_alive_connection_has_the_revision_of_each_of_its_requests_on_rec
     stored = gateway.root / "state/revisions"
     with Raw(gateway) as client:
         assert answered(client, "http://closed.example/before") == 403
-        old = wait_for(lambda: stored_revisions(stored), "the revision to be stored")[0].revision
-        gateway.write("policy.yaml", POLICY.replace("{name: closed, action: deny,", "{name: opened, action: allow,"))
+        old = wait_for(lambda: stored_revisions(stored), "the revision to be stored")[
+            0
+        ].revision
+        gateway.write(
+            "policy.yaml",
+            POLICY.replace(
+                "{name: closed, action: deny,", "{name: opened, action: allow,"
+            ),
+        )
 
         def opened() -> bool:
             return answered(client, "http://closed.example/after") == 200
@@ -90,8 +111,14 @@ def test_a_kept_alive_connection_has_the_revision_of_each_of_its_requests_on_rec
     new = wait_for(replaced, "the edit to be stored")
     assert gateway.logged("http://closed.example/before")["revision"] == old
 
-    def served() -> list[dict[str, Any]]:  # the lines of the requests before the edit came into force are denials
-        lines = (line for line in gateway.log() if line["url"] == "http://closed.example/after")
+    def served() -> list[
+        dict[str, Any]
+    ]:  # the lines of the requests before the edit came into force are denials
+        lines = (
+            line
+            for line in gateway.log()
+            if line["url"] == "http://closed.example/after"
+        )
         return [line for line in lines if line["status"] == 200]
 
     [last] = wait_for(served, "the line of the request that was served")

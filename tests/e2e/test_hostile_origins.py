@@ -1,4 +1,6 @@
-"""Origins that attack the gateway: by answers that end Squid, by certificates that Squid fetches."""
+"""Origins that attack the gateway: by answers that end Squid, by certificates that
+Squid fetches.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,18 +32,34 @@ FAR = "bytes 9223372036854775806-9223372036854775807/*"
 PARTS = {
     "plain": ([f"Content-Range: {FAR}", LENGTH], BODY),
     "chunked": ([f"Content-Range: {FAR}", "Transfer-Encoding: chunked"], CHUNKED),
-    "multipart": ([f"Content-Range: {FAR}", "Content-Type: multipart/byteranges; boundary=b", LENGTH], BODY),
-    "leading zeros": ([f"Content-Range: {FAR.replace(' ', ' 0000000000')}", LENGTH], BODY),
+    "multipart": (
+        [
+            f"Content-Range: {FAR}",
+            "Content-Type: multipart/byteranges; boundary=b",
+            LENGTH,
+        ],
+        BODY,
+    ),
+    "leading zeros": (
+        [f"Content-Range: {FAR.replace(' ', ' 0000000000')}", LENGTH],
+        BODY,
+    ),
     "plus": ([f"Content-Range: {FAR.replace(' ', ' +')}", LENGTH], BODY),
     "folded": (["Content-Range: " + FAR.replace(" ", "\r\n "), LENGTH], BODY),
     "space ahead of the colon": ([f"Content-Range : {FAR}", LENGTH], BODY),
-    "first of two": ([f"Content-Range: {FAR}", "Content-Range: bytes 0-9/10", LENGTH], BODY),
+    "first of two": (
+        [f"Content-Range: {FAR}", "Content-Range: bytes 0-9/10", LENGTH],
+        BODY,
+    ),
 }
 
 
 def part(form: str) -> Bytes:
     lines, body = PARTS[form]
-    return Bytes(body="\r\n".join(["HTTP/1.1 206 Partial Content", *lines, "", ""]).encode() + body)
+    return Bytes(
+        body="\r\n".join(["HTTP/1.1 206 Partial Content", *lines, "", ""]).encode()
+        + body
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +72,17 @@ def gateway(new_gateway: NewGateway) -> Iterator[Gateway]:
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("form", PARTS)
-def test_an_answer_that_would_end_squid_is_refused(gateway: Gateway, origins: Origins, form: str, scheme: str) -> None:
+def test_an_answer_that_would_end_squid_is_refused(
+    gateway: Gateway, origins: Origins, form: str, scheme: str
+) -> None:
     origins.fallback = part(form)
     for method in (["--head"], []):
         before, url = len(gateway.log()), f"{scheme}://far.example/x"
         reply = curl(gateway, url, *method)
         line = gateway.logged(url, before)
-        assert (reply.status, line["status"], line["verdict"]) == (500, 500, "allow"), reply
+        assert (reply.status, line["status"], line["verdict"]) == (500, 500, "allow"), (
+            reply
+        )
         assert line["error"] == "ERR_ICAP_FAILURE"
     assert "it does not take the answer" in reply.text
 
@@ -73,13 +95,21 @@ def test_why_tells_of_the_answer(gateway: Gateway, origins: Origins) -> None:
     assert "invalid-answer: once" in told.stdout
 
 
-def test_squid_keeps_no_part_of_answers_in_memory(gateway: Gateway, origins: Origins) -> None:
-    """With any `http_reply_access` line, Squid keeps 147 KB of each of these answers."""
-    origins.fallback = Answer(headers={f"X-{number}": "x" * 1000 for number in range(55)})
+def test_squid_keeps_no_part_of_answers_in_memory(
+    gateway: Gateway, origins: Origins
+) -> None:
+    """With any `http_reply_access` line, Squid keeps 147 KB of each of these
+    answers.
+    """
+    origins.fallback = Answer(
+        headers={f"X-{number}": "x" * 1000 for number in range(55)}
+    )
     before = 0
     with Raw(gateway) as raw:
         for number in range(1200):
-            if number == 200:  # what Squid's pools and the allocator keep of any request is there by now
+            if number == 200:
+                # what Squid's pools and the allocator keep of any request is there by
+                # now
                 before = resident(gateway.pid)
             reply = raw.get(f"http://large.example/{number}", "large.example")
             assert reply.status == 200
@@ -105,7 +135,9 @@ def test_a_client_that_leaves_ahead_of_the_answer_writes_nothing_into_cache_log(
 
 
 def test_an_ordinary_part_passes(gateway: Gateway, origins: Origins) -> None:
-    origins.fallback = Answer(206, BODY, {"Content-Range": "bytes 999999999999990-999999999999999/*"})
+    origins.fallback = Answer(
+        206, BODY, {"Content-Range": "bytes 999999999999990-999999999999999/*"}
+    )
     for scheme in ("http", "https"):
         reply = curl(gateway, f"{scheme}://a.example/x", "--range", "999999999999990-")
         assert (reply.status, reply.body) == (206, BODY)
@@ -113,10 +145,20 @@ def test_an_ordinary_part_passes(gateway: Gateway, origins: Origins) -> None:
 
 @pytest.mark.parametrize(
     ("source", "answered", "fetched"),
-    [("open.example", 200, 1), ("closed.example", 503, 0), ("inside.example", 503, 0), ("other.example", 503, 0)],
+    [
+        ("open.example", 200, 1),
+        ("closed.example", 503, 0),
+        ("inside.example", 503, 0),
+        ("other.example", 503, 0),
+    ],
 )
 def test_squid_fetches_a_certificate_only_where_operator_and_policy_allow_it(
-    gateway: Gateway, origins: Origins, names: Names, source: str, answered: int, fetched: int
+    gateway: Gateway,
+    origins: Origins,
+    names: Names,
+    source: str,
+    answered: int,
+    fetched: int,
 ) -> None:
     names.set("inside.example", ["10.0.0.5"])
     issuer = incomplete(origins, f"of-{source}", source)
@@ -125,10 +167,14 @@ def test_squid_fetches_a_certificate_only_where_operator_and_policy_allow_it(
     assert curl(gateway, f"https://of-{source}/x").status == answered
     assert origins.urls().count(f"http://{source}/ca.der") == fetched
     line = gateway.logged(f"http://{source}/ca.der", before)
-    assert (line["client"], line["verdict"]) == ("-", "allow" if fetched else "deny"), line
+    assert (line["client"], line["verdict"]) == ("-", "allow" if fetched else "deny"), (
+        line
+    )
 
 
-def test_a_certificate_that_squid_fetches_does_not_end_it(gateway: Gateway, origins: Origins) -> None:
+def test_a_certificate_that_squid_fetches_does_not_end_it(
+    gateway: Gateway, origins: Origins
+) -> None:
     incomplete(origins, "of-crash.example", "crash.example")
     origins.answers["crash.example/ca.der"] = part("plain")
     assert curl(gateway, "https://of-crash.example/x").status == 503
@@ -136,10 +182,13 @@ def test_a_certificate_that_squid_fetches_does_not_end_it(gateway: Gateway, orig
 
 
 def incomplete(origins: Origins, host: str, source: str) -> Intermediate:
-    """Let a host send its leaf alone, which names where the certificate of its issuer is."""
+    """Let a host send its leaf alone, which names where the certificate of its issuer
+    is.
+    """
     issuer = Intermediate(origins.authority, f"issuer of {host}")
     where = x509.AccessDescription(
-        AuthorityInformationAccessOID.CA_ISSUERS, x509.UniformResourceIdentifier(f"http://{source}/ca.der")
+        AuthorityInformationAccessOID.CA_ISSUERS,
+        x509.UniformResourceIdentifier(f"http://{source}/ca.der"),
     )
     origins.contexts[host] = origin_context(
         issuer, host, [x509.DNSName(host)], x509.AuthorityInformationAccess([where])

@@ -1,4 +1,6 @@
-"""The leak hunt: canary secrets go through all that can happen to a request, and are then looked for everywhere."""
+"""The leak hunt: canary secrets go through all that can happen to a request, and are
+then looked for everywhere.
+"""
 
 import base64
 import json
@@ -95,11 +97,16 @@ credentials:
 DOMAIN = canaries.DOMAIN
 APP_KEY = (
     rsa.generate_private_key(65537, 2048)
-    .private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    .private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
     .decode()
 )
 SEALING_KEY = SealingPrivateKey.new()
-GIVE_CANARY = f"printf '%s%s' {MORE['canary-command'][:9]} {MORE['canary-command'][9:]}"  # no file may hold it whole
+# no file may hold it whole
+GIVE_CANARY = f"printf '%s%s' {MORE['canary-command'][:9]} {MORE['canary-command'][9:]}"
 
 
 @dataclass
@@ -129,9 +136,22 @@ class Told:
 
 @pytest.fixture(scope="module")
 def gateway(new_gateway: NewGateway, all_origins: Origins) -> Gateway:
-    planted = ("named", "client-secret", "parameter", "aws-id", "aws-key", "aws-session")
-    secrets: dict[str, bytes | str] = {f"canary-{name}": MORE[f"canary-{name}"] for name in planted}
-    secrets |= {"canary-app-key": APP_KEY, "canary-sealing-key": SEALING_KEY.reveal(), "canary-bait": BAIT}
+    planted = (
+        "named",
+        "client-secret",
+        "parameter",
+        "aws-id",
+        "aws-key",
+        "aws-session",
+    )
+    secrets: dict[str, bytes | str] = {
+        f"canary-{name}": MORE[f"canary-{name}"] for name in planted
+    }
+    secrets |= {
+        "canary-app-key": APP_KEY,
+        "canary-sealing-key": SEALING_KEY.reveal(),
+        "canary-bait": BAIT,
+    }
     gateway = new_gateway(POLICY, "half_closed_clients off", secrets=secrets)
     canaries.plant(gateway)
     gateway.write("upstream.crt", all_origins.authority.certificate.read_text())
@@ -144,7 +164,9 @@ def gateway(new_gateway: NewGateway, all_origins: Origins) -> Gateway:
 def core_dumps() -> Iterator[None]:
     """Let what is started meanwhile dump core, unless it forbids that itself."""
     before = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    resource.setrlimit(
+        resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    )
     yield
     resource.setrlimit(resource.RLIMIT_CORE, before)
 
@@ -160,8 +182,12 @@ def fetcher(gateway: Gateway, all_origins: Origins) -> Iterator[Fetching]:
     """The fetching process, which runs until the last test of this module has ended."""
     all_origins.forget()
     all_origins.fallback = Answer()
-    all_origins.answers[f"{SERVER}/token"] = token_answer("access_token", "canary-oauth2")
-    all_origins.answers[f"{SERVER}/app/installations/2/access_tokens"] = token_answer("token", "canary-github")
+    all_origins.answers[f"{SERVER}/token"] = token_answer(
+        "access_token", "canary-oauth2"
+    )
+    all_origins.answers[f"{SERVER}/app/installations/2/access_tokens"] = token_answer(
+        "token", "canary-github"
+    )
     fetcher = Fetching(gateway)
     with core_dumps():
         fetcher.start()
@@ -170,10 +196,21 @@ def fetcher(gateway: Gateway, all_origins: Origins) -> Iterator[Fetching]:
 
 
 @pytest.fixture(scope="module")
-def told(gateway: Gateway, exporter: Exporter, fetcher: Fetching, all_origins: Origins) -> Told:
+def told(
+    gateway: Gateway, exporter: Exporter, fetcher: Fetching, all_origins: Origins
+) -> Told:
     """A gateway after the whole mix of traffic, with all that it told."""
     told = Told(gateway)
-    for part in (more_forms, every_canary, bad_answers, malformed, methods, broken_policy, rotation, killed_helpers):
+    for part in (
+        more_forms,
+        every_canary,
+        bad_answers,
+        malformed,
+        methods,
+        broken_policy,
+        rotation,
+        killed_helpers,
+    ):
         part(told, all_origins)
     ask_the_operators_commands(told)
     for path in ("/", "/metrics", "/healthz", "/status.json"):
@@ -184,25 +221,45 @@ def told(gateway: Gateway, exporter: Exporter, fetcher: Fetching, all_origins: O
 
 def token_answer(field: str, name: str) -> Answer:
     """The answer of a server of tokens."""
-    body = json.dumps({field: MORE[name], "token_type": "bearer", "expires_in": 3600}).encode()
-    return Answer(201 if field == "token" else 200, body, {"Content-Type": "application/json"})
+    body = json.dumps(
+        {field: MORE[name], "token_type": "bearer", "expires_in": 3600}
+    ).encode()
+    return Answer(
+        201 if field == "token" else 200, body, {"Content-Type": "application/json"}
+    )
 
 
 def more_forms(told: Told, origins: Origins) -> None:
-    """Secrets that are fetched, several headers of any name, and the login of a client: right and wrong."""
+    """Secrets that are fetched, several headers of any name, and the login of a client:
+    right and wrong.
+    """
     for host in ("named", "command", "oauth2", "github"):
-        wait_for(lambda host=host: told.get(f"https://{host}.more.example/") == 200, f"the secret of {host}")  # type: ignore[misc]
-    assert told.get("https://sealed.more.example/", "-H", f"X-Api-Key: {sealed()}") == 200
+        wait_for(
+            lambda host=host: told.get(f"https://{host}.more.example/") == 200,  # type: ignore[misc]
+            f"the secret of {host}",
+        )
+    assert (
+        told.get("https://sealed.more.example/", "-H", f"X-Api-Key: {sealed()}") == 200
+    )
     assert told.get("https://parameter.more.example/?q=1") == 200
     assert told.get("https://aws.more.example/bucket/x?q=1") == 200
     assert told.get("https://aws.more.example/bucket/x?X-Amz-Date=1") == 403
     heads = b"".join(seen.head for seen in origins.seen).decode("latin-1")
-    arrived = {found.split(": ")[1].split(" ")[0] for found in Hunt(MORE).in_data("origins", heads)}
+    arrived = {
+        found.split(": ")[1].split(" ")[0]
+        for found in Hunt(MORE).in_data("origins", heads)
+    }
     assert arrived == set(MORE) - NEVER_SENT, "no hunt without traffic"
     assert told.get("https://login.example/", "--proxy-user", f"canary:{LOGIN}") == 200
     for login in (f"canary:{LOGIN}x", f"other:{LOGIN}", f"{LOGIN}:{LOGIN}"):
         told.get("http://login.example/", "--proxy-user", login)
-    told.get("https://login.example/", "--proxy-user", f"canary:{LOGIN}", "--header", "Proxy-Authorization: x")
+    told.get(
+        "https://login.example/",
+        "--proxy-user",
+        f"canary:{LOGIN}",
+        "--header",
+        "Proxy-Authorization: x",
+    )
     malformed_logins(told)
     parameters(told, origins)
     sealed_tokens(told)
@@ -212,27 +269,44 @@ def more_forms(told: Told, origins: Origins) -> None:
 
 def sealed(**fields: str | list[str]) -> str:
     """A token for one host, with these fields too."""
-    content = {"hosts": ["sealed.more.example"], "secret": MORE["canary-sealed"], **fields}
+    content = {
+        "hosts": ["sealed.more.example"],
+        "secret": MORE["canary-sealed"],
+        **fields,
+    }
     return seal_bytes(format_content(content), SEALING_KEY.public)
 
 
 def malformed_logins(told: Told) -> None:
-    """A login with a line end behind its token, one of another scheme, and one behind a NUL."""
+    """A login with a line end behind its token, one of another scheme, and one behind a
+    NUL.
+    """
     line_end = base64.b64encode(f"canary:{LOGIN}\n".encode()).decode()
     for login in (f"Basic {line_end}", f"Bearer {LOGIN}", f"Digest {LOGIN}"):
-        assert told.get("http://login.example/", "--header", f"Proxy-Authorization: {login}") == 407
+        assert (
+            told.get(
+                "http://login.example/", "--header", f"Proxy-Authorization: {login}"
+            )
+            == 407
+        )
     with Raw(told.gateway) as client:
-        client.send(f"GET http://login.example/ HTTP/1.1\r\nHost: login.example\r\nAccept: \0{LOGIN}\r\n\r\n")
+        client.send(
+            f"GET http://login.example/ HTTP/1.1\r\nHost: login.example\r\nAccept: \0{LOGIN}\r\n\r\n"
+        )
         assert getattr(client.answer(), "status", None) == 400
 
 
 def parameters(told: Told, origins: Origins) -> None:
-    """A secret in the query of the URL that is fetched, from an origin that fails in each way."""
+    """A secret in the query of the URL that is fetched, from an origin that fails in
+    each way.
+    """
     for number, answer in enumerate(BAD):
         origins.answers[f"parameter.more.example/bad/{number}"] = answer
         told.get(f"https://parameter.more.example/bad/{number}?key=mine&q=1")
     origins.untrusted.add("broken.more.example")
-    assert told.get("https://broken.more.example/?q=1", "-H", "Accept: text/html") == 503
+    assert (
+        told.get("https://broken.more.example/?q=1", "-H", "Accept: text/html") == 503
+    )
     assert told.get("http://parameter.more.example/?q=1") == 200
 
 
@@ -240,22 +314,47 @@ def sealed_tokens(told: Told) -> None:
     """Sealed tokens that are refused, each for another reason."""
     url, token = "https://sealed.more.example/", sealed()
     altered = f"{token[:-6]}{'AAAAAA' if token[-6:] != 'AAAAAA' else 'BBBBBB'}"
-    for refused in (altered, sealed(expires="2020-01-01T00:00:00Z"), sealed(methods=["POST"]), f"{token} {token}"):
+    for refused in (
+        altered,
+        sealed(expires="2020-01-01T00:00:00Z"),
+        sealed(methods=["POST"]),
+        f"{token} {token}",
+    ):
         assert told.get(url, "-H", f"Authorization: Bearer {refused}") == 403
-    assert told.get("https://named.more.example/", "-H", f"Authorization: Bearer {token}") == 403
-    assert told.get(f"{url}?token={token}") == told.get(url, "-H", f"Cookie: a={token}") == 403
+    assert (
+        told.get("https://named.more.example/", "-H", f"Authorization: Bearer {token}")
+        == 403
+    )
+    assert (
+        told.get(f"{url}?token={token}")
+        == told.get(url, "-H", f"Cookie: a={token}")
+        == 403
+    )
 
 
 def secrets_of_clients(told: Told, origins: Origins) -> None:
-    """A client sends secrets and placeholders where they do not belong: the denials tell none of them."""
+    """A client sends secrets and placeholders where they do not belong: the denials
+    tell none of them.
+    """
     before = len(origins.seen)
 
     def status(*asked: str) -> int:
-        return curl(told.gateway, *asked).status  # not its page, which shows the client the URL that it sent
+        return curl(
+            told.gateway, *asked
+        ).status  # not its page, which shows the client the URL that it sent
 
-    for value in (BAIT, MORE["canary-named"], canaries.FILES["canary-bearer"], MORE["canary-command"]):
+    for value in (
+        BAIT,
+        MORE["canary-named"],
+        canaries.FILES["canary-bearer"],
+        MORE["canary-command"],
+    ):
         coded = base64.b64encode(f"x:{value}".encode()).decode()
-        for place in (f"?key={quote(value, safe='')}", f"{quote(value, safe='')}/x", f"?key={value.encode().hex()}"):
+        for place in (
+            f"?key={quote(value, safe='')}",
+            f"{quote(value, safe='')}/x",
+            f"?key={value.encode().hex()}",
+        ):
             assert status(f"https://bearer.{DOMAIN}/{place}") == 403
             assert status(f"http://bearer.{DOMAIN}/{place}") == 403
         for header in (
@@ -267,18 +366,40 @@ def secrets_of_clients(told: Told, origins: Origins) -> None:
             "Range: bytes=",
         ):
             assert status(f"https://bearer.{DOMAIN}/", "-H", f"{header} {value}") == 403
-        assert status(f"https://bearer.{DOMAIN}/", "-H", f"Authorization: Basic {coded}") == 403
-    assert status("https://bearer.canary.example/", "-H", f"Authorization: Bearer {PLACEHOLDER}") == 403
+        assert (
+            status(f"https://bearer.{DOMAIN}/", "-H", f"Authorization: Basic {coded}")
+            == 403
+        )
+    assert (
+        status(
+            "https://bearer.canary.example/",
+            "-H",
+            f"Authorization: Bearer {PLACEHOLDER}",
+        )
+        == 403
+    )
     assert len(origins.seen) == before
-    assert status("https://held.more.example/v1/x", "-H", f"Authorization: Bearer {PLACEHOLDER}") == 200
+    assert (
+        status(
+            "https://held.more.example/v1/x",
+            "-H",
+            f"Authorization: Bearer {PLACEHOLDER}",
+        )
+        == 200
+    )
 
 
 def every_canary(told: Told, origins: Origins) -> None:
     """Each canary arrives, once allowed and once on a denied path."""
     assert canaries.send(told.gateway) == len(canaries.HOSTS)
     heads = b"".join(seen.head for seen in origins.seen).decode("latin-1")
-    arrived = {found.split(": ")[1].split(" ")[0] for found in Hunt(canaries.SECRETS).in_data("origins", heads)}
-    assert arrived == set(canaries.SECRETS) - {"canary-unused", "canary-new"}, "no hunt without traffic"
+    arrived = {
+        found.split(": ")[1].split(" ")[0]
+        for found in Hunt(canaries.SECRETS).in_data("origins", heads)
+    }
+    assert arrived == set(canaries.SECRETS) - {"canary-unused", "canary-new"}, (
+        "no hunt without traffic"
+    )
     for path in ("/closed/x", "/closed/%2e%2e/x?q=1"):
         assert told.get(f"https://basic.{DOMAIN}{path}") == 403
     told.get(f"http://bearer.{DOMAIN}/plain")
@@ -298,18 +419,33 @@ BAD: tuple[Answer | Callable[[Seen], Answer], ...] = (
 
 
 def bad_answers(told: Told, origins: Origins) -> None:
-    """Origins that fail, redirect or answer what is no HTTP; and those whose certificates are wrong."""
+    """Origins that fail, redirect or answer what is no HTTP; and those whose
+    certificates are wrong.
+    """
     for number, answer in enumerate(BAD):
         origins.answers[f"header.{DOMAIN}/bad/{number}"] = answer
-        told.get(f"https://header.{DOMAIN}/bad/{number}", "--location", "-H", "Accept: text/html")
-        told.get(f"https://header.{DOMAIN}/bad/{number}", "-H", "Accept: application/json")
+        told.get(
+            f"https://header.{DOMAIN}/bad/{number}",
+            "--location",
+            "-H",
+            "Accept: text/html",
+        )
+        told.get(
+            f"https://header.{DOMAIN}/bad/{number}", "-H", "Accept: application/json"
+        )
     origins.untrusted.add(f"untrusted.{DOMAIN}")
     origins.certificates[f"silent.{DOMAIN}"] = ("another.example",)
-    assert told.get(f"https://untrusted.{DOMAIN}/") == told.get(f"https://silent.{DOMAIN}/") == 503
+    assert (
+        told.get(f"https://untrusted.{DOMAIN}/")
+        == told.get(f"https://silent.{DOMAIN}/")
+        == 503
+    )
 
 
 def malformed(told: Told, origins: Origins) -> None:
-    """Requests that Squid or a helper refuses, in a tunnel to a host with a credential."""
+    """Requests that Squid or a helper refuses, in a tunnel to a host with a
+    credential.
+    """
     host = f"both.{DOMAIN}"
     for head in (
         "GET /x HTTP/1.1\r\nHost: {host}\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -326,7 +462,10 @@ def malformed(told: Told, origins: Origins) -> None:
             reply = client.send(head.format(host=host)).answer()
             told.keep(f"the page of {head[:30]!r}", f"{reply}")
     with Raw(told.gateway) as client:
-        told.keep("the page of a request that is none", str(client.send(b"\0\0\r\n\r\n").answer()))
+        told.keep(
+            "the page of a request that is none",
+            str(client.send(b"\0\0\r\n\r\n").answer()),
+        )
 
 
 def methods(told: Told, origins: Origins) -> None:
@@ -335,7 +474,15 @@ def methods(told: Told, origins: Origins) -> None:
     for method in ("HEAD", "POST", "OPTIONS", "TRACE", "FROB"):
         told.get(url, *(["--head"] if method == "HEAD" else ["--request", method]))
     told.get(url, "-H", "Max-Forwards: 0", "--request", "TRACE")
-    told.get(url, "-H", "Range: bytes=0-1", "-H", 'If-None-Match: "x"', "-H", "Cache-Control: only-if-cached")
+    told.get(
+        url,
+        "-H",
+        "Range: bytes=0-1",
+        "-H",
+        'If-None-Match: "x"',
+        "-H",
+        "Cache-Control: only-if-cached",
+    )
     gate = origins.gate()
     origins.answers[f"both.{DOMAIN}/gone"] = Answer(gate=gate)
     with tunnel(told.gateway, f"both.{DOMAIN}:443") as client:
@@ -348,10 +495,14 @@ def broken_policy(told: Told, origins: Origins) -> None:
     """A reload with a policy that is wrong: the last good one stays in force."""
     gateway = told.gateway
     gateway.write(
-        "yy-broken.yaml", "version: 1\nsecrets: {canary-bearer: {file: secrets/canary-bearer, nonsense: 1}}\n"
+        "yy-broken.yaml",
+        "version: 1\nsecrets: {canary-bearer: {file: secrets/canary-bearer, nonsense: 1}}\n",
     )
     told.run("check", "--policy", gateway.policy_folder)
-    wait_for(lambda: "yy-broken.yaml" in gateway.cache_log(), "the helpers to read the broken policy")
+    wait_for(
+        lambda: "yy-broken.yaml" in gateway.cache_log(),
+        "the helpers to read the broken policy",
+    )
     told.get(f"https://bearer.{DOMAIN}/with-a-broken-policy")
     (gateway.policy_folder / "yy-broken.yaml").unlink()
 
@@ -367,7 +518,11 @@ def rotation(told: Told, origins: Origins) -> None:
 
     wait_for(arrives, "the new value at the origin")
     file = gateway.policy_folder / "secrets/canary-removed"
-    for value in (b"", b"canary-Removed+of/the=hunt~0007\r\nX: y", b"canary-Removed+of/the=hunt~0007\xff"):
+    for value in (
+        b"",
+        b"canary-Removed+of/the=hunt~0007\r\nX: y",
+        b"canary-Removed+of/the=hunt~0007\xff",
+    ):
         file.write_bytes(value)
         assert told.get(f"https://removed.{DOMAIN}/") == 403
     file.chmod(0o600)
@@ -380,9 +535,17 @@ def rotation(told: Told, origins: Origins) -> None:
 def killed_helpers(told: Told, origins: Origins) -> None:
     """Helpers that are killed in the middle of a lookup, by signals that dump core."""
     for kind in ("credential", "acl --scope host", "rewrite"):
-        killed = set(wait_for(lambda kind=kind: told.gateway.helpers(kind), f"{kind} to be killed"))  # type: ignore[misc]
+        killed = set(
+            wait_for(
+                lambda kind=kind: told.gateway.helpers(kind),  # type: ignore[misc]
+                f"{kind} to be killed",
+            )
+        )
         told.gateway.kill_helpers(kind, signal.SIGABRT)
-        wait_for(lambda: told.get(f"https://front.{DOMAIN}/killed") == 200, f"{kind} to be there again")
+        wait_for(
+            lambda: told.get(f"https://front.{DOMAIN}/killed") == 200,
+            f"{kind} to be there again",
+        )
         assert not killed & {*told.gateway.helpers(kind)}
 
 
@@ -412,14 +575,24 @@ def ask_the_operators_commands(told: Told) -> None:
 def hunt() -> Hunt:
     body = max(APP_KEY.splitlines(), key=len)
     return Hunt(
-        {**canaries.SECRETS, **MORE, "canary-login": LOGIN, "canary-app-key": body, "canary-bait": BAIT},
+        {
+            **canaries.SECRETS,
+            **MORE,
+            "canary-login": LOGIN,
+            "canary-app-key": body,
+            "canary-bait": BAIT,
+        },
         canaries.PLACES,
     )
 
 
 def test_no_page_metric_or_command_tells_a_secret(told: Told, hunt: Hunt) -> None:
     assert len(told.parts) > 55
-    assert [found for place, text in told.parts.items() for found in hunt.in_data(place, text)] == []
+    assert [
+        found
+        for place, text in told.parts.items()
+        for found in hunt.in_data(place, text)
+    ] == []
 
 
 def test_no_file_of_the_gateway_holds_a_secret(told: Told, hunt: Hunt) -> None:
@@ -430,30 +603,51 @@ def test_nobody_reads_a_secret_in_a_process(told: Told, hunt: Hunt) -> None:
     assert hunt.in_processes() == []
 
 
-def test_the_fetching_process_has_values_in_their_files_alone(told: Told, fetcher: Fetching, hunt: Hunt) -> None:
+def test_the_fetching_process_has_values_in_their_files_alone(
+    told: Told, fetcher: Fetching, hunt: Hunt
+) -> None:
     folder = told.gateway.root / "run/secrets"
     values = "".join(file.read_text() for file in folder.glob("*.value"))
-    assert all(MORE[f"canary-{name}"] in values for name in ("command", "oauth2", "github")), "no hunt without values"
-    assert {file.name for file in folder.iterdir() if file.suffix != ".value"} == {"status.json"}
+    assert all(
+        MORE[f"canary-{name}"] in values for name in ("command", "oauth2", "github")
+    ), "no hunt without values"
+    assert {file.name for file in folder.iterdir() if file.suffix != ".value"} == {
+        "status.json"
+    }
     for part in ("cmdline", "environ"):
-        assert hunt.in_data(part, Path(f"/proc/{fetcher.pid}/{part}").read_bytes()) == []
+        assert (
+            hunt.in_data(part, Path(f"/proc/{fetcher.pid}/{part}").read_bytes()) == []
+        )
 
 
-def test_the_hunt_finds_what_is_planted_in_each_of_these_places(told: Told, hunt: Hunt) -> None:
+def test_the_hunt_finds_what_is_planted_in_each_of_these_places(
+    told: Told, hunt: Hunt
+) -> None:
     root, value = told.gateway.root, canaries.FILES["canary-unused"]
-    places = ("log/cache.log", "log/access.log", "state/maintenance.json", "run/secrets/secrets.log")
+    places = (
+        "log/cache.log",
+        "log/access.log",
+        "state/maintenance.json",
+        "run/secrets/secrets.log",
+    )
     for place in (*places, "etc/policy/secrets.bak", "core.1"):
         file = root / place
         before = file.read_bytes() if file.exists() else None
         file.write_bytes((before or b"") + f"\n# {value}\n".encode())
         assert hunt.in_folder(root) == [f"{file}: canary-unused (plain)"]
         file.unlink() if before is None else file.write_bytes(before)
-    assert hunt.in_data("a page", "".join(told.parts.values()) + value) == ["a page: canary-unused (plain)"]
+    assert hunt.in_data("a page", "".join(told.parts.values()) + value) == [
+        "a page: canary-unused (plain)"
+    ]
 
 
 def core_size(pid: int) -> list[str]:
     """The soft and the hard limit of a process for the size of a core dump."""
-    [line] = [line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "core file" in line]
+    [line] = [
+        line
+        for line in Path(f"/proc/{pid}/limits").read_text().splitlines()
+        if "core file" in line
+    ]
     return line.split()[4:6]
 
 
@@ -463,12 +657,21 @@ HELPERS = (
 )
 
 
-def test_no_process_that_has_secrets_may_dump_core(told: Told, exporter: Exporter, fetcher: Fetching) -> None:
-    assert "0" not in core_size(told.gateway.pid), "Squid, which starts the helpers, may"
-    processes = wait_for(lambda: asked_helpers(told), "every helper")  # a rotation of the logs starts them again
+def test_no_process_that_has_secrets_may_dump_core(
+    told: Told, exporter: Exporter, fetcher: Fetching
+) -> None:
+    assert "0" not in core_size(told.gateway.pid), (
+        "Squid, which starts the helpers, may"
+    )
+    # a rotation of the logs starts them again
+    processes = wait_for(lambda: asked_helpers(told), "every helper")
     processes |= {"exporter": [exporter.pid], "secrets": [fetcher.pid]}
-    limits = {kind: [core_size(pid) for pid in pids] for kind, pids in processes.items()}
-    assert limits == {kind: [["0", "0"]] * len(pids) for kind, pids in processes.items()}
+    limits = {
+        kind: [core_size(pid) for pid in pids] for kind, pids in processes.items()
+    }
+    assert limits == {
+        kind: [["0", "0"]] * len(pids) for kind, pids in processes.items()
+    }
 
 
 def asked_helpers(told: Told) -> dict[str, list[int]] | None:
@@ -480,5 +683,12 @@ def asked_helpers(told: Told) -> dict[str, list[int]] | None:
 
 
 def test_a_helper_that_aborts_leaves_no_core_dump(told: Told) -> None:
-    folders = {Path.cwd(), told.gateway.root, Path(f"/proc/{told.gateway.pid}/cwd").resolve(), Path("/")}
-    assert [file for folder in folders for file in folder.glob("core*") if file.is_file()] == []
+    folders = {
+        Path.cwd(),
+        told.gateway.root,
+        Path(f"/proc/{told.gateway.pid}/cwd").resolve(),
+        Path("/"),
+    }
+    assert [
+        file for folder in folders for file in folder.glob("core*") if file.is_file()
+    ] == []

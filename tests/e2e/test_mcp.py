@@ -1,4 +1,6 @@
-"""MCP through a gateway: what reaches a server, what a client reads of a denial, and the record."""
+"""MCP through a gateway: what reaches a server, what a client reads of a denial, and
+the record.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,18 @@ rules:
     paths: [/mcp/**]
     body: {mcp: {tools: [search, read_file], arguments: {read_file: {/path: "/data/*"}}, methods: [resources/read]}}
 """
-ALLOWED, DENIED, BY_RULE = ("tools", "allow"), ("default", "deny"), ("no-parents", "deny")
+ALLOWED, DENIED, BY_RULE = (
+    ("tools", "allow"),
+    ("default", "deny"),
+    ("no-parents", "deny"),
+)
 NEW = ("MCP-Protocol-Version: 2026-07-28", "Mcp-Method: tools/call")
 EVENTS = ("Accept: text/event-stream",)
 
 
-def call(tool: str = "search", number: int = 1, **arguments: object) -> dict[str, object]:
+def call(
+    tool: str = "search", number: int = 1, **arguments: object
+) -> dict[str, object]:
     params = {"name": tool, "arguments": arguments}
     return {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
 
@@ -42,12 +50,20 @@ def stand_in(seen: Seen) -> Answer:
     if "id" not in (message := json.loads(seen.body)):
         return Answer(202, b"")
     result = {"jsonrpc": "2.0", "id": message["id"], "result": {}}
-    return Answer(headers={"Content-Type": "application/json"}, body=json.dumps(result).encode())
+    return Answer(
+        headers={"Content-Type": "application/json"}, body=json.dumps(result).encode()
+    )
 
 
 def post(gateway: Gateway, case: str, document: object, *headers: str) -> Any:
-    lines = [part for header in ("Content-Type: application/json", *headers) for part in ("-H", header)]
-    return curl(gateway, f"https://mcp.example/mcp/{case}", *lines, "-d", json.dumps(document))
+    lines = [
+        part
+        for header in ("Content-Type: application/json", *headers)
+        for part in ("-H", header)
+    ]
+    return curl(
+        gateway, f"https://mcp.example/mcp/{case}", *lines, "-d", json.dumps(document)
+    )
 
 
 def recorded(gateway: Gateway, case: str) -> tuple[str, str]:
@@ -58,16 +74,33 @@ def recorded(gateway: Gateway, case: str) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("case", "document", "headers"),
     [
-        ("initialize", {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {}}, ()),
+        (
+            "initialize",
+            {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {}},
+            (),
+        ),
         ("call", call(), ()),
         ("call-of-2026", call(), (*NEW, "Mcp-Name: search")),
         ("arguments", call("read_file", path="/data/x"), ()),
-        ("method", {"jsonrpc": "2.0", "id": 1, "method": "resources/read", "params": {"uri": "x"}}, ()),
+        (
+            "method",
+            {
+                "jsonrpc": "2.0",
+                "id": 1,
+                "method": "resources/read",
+                "params": {"uri": "x"},
+            },
+            (),
+        ),
         ("notification", {"jsonrpc": "2.0", "method": "notifications/initialized"}, ()),
     ],
 )
 def test_a_server_gets_what_is_allowed(
-    gateway: Gateway, origins: Origins, case: str, document: object, headers: tuple[str, ...]
+    gateway: Gateway,
+    origins: Origins,
+    case: str,
+    document: object,
+    headers: tuple[str, ...],
 ) -> None:
     origins.fallback = stand_in
     assert post(gateway, case, document, *headers).status in (200, 202)
@@ -75,22 +108,58 @@ def test_a_server_gets_what_is_allowed(
     assert recorded(gateway, case) == ALLOWED
 
 
-@pytest.mark.parametrize(("method", "header"), [("GET", "Accept: text/event-stream"), ("DELETE", "Mcp-Session-Id: 1")])
-def test_streams_open_and_sessions_end(gateway: Gateway, origins: Origins, method: str, header: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "header"),
+    [("GET", "Accept: text/event-stream"), ("DELETE", "Mcp-Session-Id: 1")],
+)
+def test_streams_open_and_sessions_end(
+    gateway: Gateway, origins: Origins, method: str, header: str
+) -> None:
     origins.fallback = stand_in
-    assert curl(gateway, f"https://mcp.example/mcp/{method}", "-X", method, "-H", header).text == ": open\n\n"
+    assert (
+        curl(
+            gateway, f"https://mcp.example/mcp/{method}", "-X", method, "-H", header
+        ).text
+        == ": open\n\n"
+    )
     assert recorded(gateway, method) == ALLOWED
-    assert curl(gateway, f"https://mcp.example/mcp/{method}", "-X", method).status == 403
+    assert (
+        curl(gateway, f"https://mcp.example/mcp/{method}", "-X", method).status == 403
+    )
 
 
 @pytest.mark.parametrize(
     ("case", "document", "headers", "decided", "reason"),
     [
         ("tool", call("delete_file"), (), DENIED, "the tool is not listed"),
-        ("tool-of-2026", call("delete_file"), (*NEW, "Mcp-Name: delete_file"), DENIED, "the tool is not listed"),
-        ("path", call("read_file", path="/etc/passwd"), (), DENIED, "/arguments/path is not what the rule lists"),
-        ("parents", call("read_file", path="/data/../etc/passwd"), (), BY_RULE, "Name the file itself."),
-        ("listing", {"jsonrpc": "2.0", "id": 1, "method": "resources/list"}, (), DENIED, "the method is not listed"),
+        (
+            "tool-of-2026",
+            call("delete_file"),
+            (*NEW, "Mcp-Name: delete_file"),
+            DENIED,
+            "the tool is not listed",
+        ),
+        (
+            "path",
+            call("read_file", path="/etc/passwd"),
+            (),
+            DENIED,
+            "/arguments/path is not what the rule lists",
+        ),
+        (
+            "parents",
+            call("read_file", path="/data/../etc/passwd"),
+            (),
+            BY_RULE,
+            "Name the file itself.",
+        ),
+        (
+            "listing",
+            {"jsonrpc": "2.0", "id": 1, "method": "resources/list"},
+            (),
+            DENIED,
+            "the method is not listed",
+        ),
     ],
 )
 def test_a_client_reads_why_a_call_is_denied(
@@ -105,7 +174,11 @@ def test_a_client_reads_why_a_call_is_denied(
     reply = post(gateway, f"denied-{case}", document, *headers)
     assert (reply.status, reply.header("Content-Type")) == (200, "application/json")
     error = reply.json["error"]
-    assert (reply.json["id"], error["code"], error["data"]["rule"]) == (1, -32010, decided[0])
+    assert (reply.json["id"], error["code"], error["data"]["rule"]) == (
+        1,
+        -32010,
+        decided[0],
+    )
     assert reason in error["message"]
     assert origins.seen == []
     assert recorded(gateway, f"denied-{case}") == decided
@@ -120,7 +193,9 @@ def test_each_call_of_a_batch_is_answered(gateway: Gateway, origins: Origins) ->
     assert origins.seen == []
 
 
-def test_what_servers_read_as_two_things_reaches_none(gateway: Gateway, origins: Origins) -> None:
+def test_what_servers_read_as_two_things_reaches_none(
+    gateway: Gateway, origins: Origins
+) -> None:
     for case, document, *headers in (
         ("mismatch", call(), *NEW, "Mcp-Name: delete_file"),
         ("case", {**call(), "Method": "ping"}),
@@ -128,7 +203,11 @@ def test_what_servers_read_as_two_things_reaches_none(gateway: Gateway, origins:
         ("type", call(), "Content-Type: text/plain"),
     ):
         reply = post(gateway, f"unreadable-{case}", document, *headers)
-        assert (reply.status, reply.header("Content-Type")) == (400, "text/plain; charset=utf-8")
-        assert reply.text.startswith("squidkeeper: denied by rule no-parents: ")  # a deny holds for it
+        assert (reply.status, reply.header("Content-Type")) == (
+            400,
+            "text/plain; charset=utf-8",
+        )
+        # a deny holds for it
+        assert reply.text.startswith("squidkeeper: denied by rule no-parents: ")
         assert recorded(gateway, f"unreadable-{case}") == BY_RULE
     assert origins.seen == []

@@ -1,4 +1,6 @@
-"""The official SDKs of MCP through a gateway: each line of Python and TypeScript, at servers of both eras."""
+"""The official SDKs of MCP through a gateway: each line of Python and TypeScript, at
+servers of both eras.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +40,25 @@ rules:
     paths: [/mcp]
     body: {mcp: {methods: [resources/read]}}
 """
-SERVERS = {"2025": 9441, "2025 and 2026": 9442}  # the revisions of the Python SDK of line 1 and of line 2
-CLIENTS = ("python 1", "python 2 legacy", "python 2 auto", "typescript 1", "typescript legacy", "typescript auto")
+# the revisions of the Python SDK of line 1 and of line 2
+SERVERS = {
+    "2025": 9441,
+    "2025 and 2026": 9442,
+}
+CLIENTS = (
+    "python 1",
+    "python 2 legacy",
+    "python 2 auto",
+    "typescript 1",
+    "typescript legacy",
+    "typescript auto",
+)
 
 
 class Denied(str):
-    """What a client shows of a denial: the rules that could allow, and why they do not."""
+    """What a client shows of a denial: the rules that could allow, and why
+    they do not.
+    """
 
     def __eq__(self, shown: object) -> bool:
         start = "squidkeeper: denied by rule default: "
@@ -54,16 +69,32 @@ class Denied(str):
 
 @pytest.fixture(scope="session")
 def sdks(shared_folder: Path) -> Path:
-    """The SDKs, from the registries of their languages: once a run, on the machine's own network."""
+    """The SDKs, from the registries of their languages: once a run, on the machine's
+    own network.
+    """
     folder = shared_folder / "mcp-sdks"
     with (shared_folder / "mcp-sdks.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "installed").exists():
-            install = ("env", "-u", "PIP_NO_INDEX")  # the wheels of tests/run are not these
+            # the wheels of tests/run are not these
+            install = (
+                "env",
+                "-u",
+                "PIP_NO_INDEX",
+            )
             for line, wanted in (("1", "mcp<2"), ("2", "mcp>=2,<3")):
                 run("/usr/bin/python3", "-m", "venv", folder / line)
-                run(*install, folder / line / "bin/pip", "install", "-q", wanted, "uvicorn")
-            packages = [f"@modelcontextprotocol/{name}" for name in ("sdk@1", "client@2")]
+                run(
+                    *install,
+                    folder / line / "bin/pip",
+                    "install",
+                    "-q",
+                    wanted,
+                    "uvicorn",
+                )
+            packages = [
+                f"@modelcontextprotocol/{name}" for name in ("sdk@1", "client@2")
+            ]
             run("npm", "install", "--silent", "--prefix", folder, "node@24", *packages)
             (folder / "client.mjs").write_bytes((PROGRAMS / "client.mjs").read_bytes())
             (folder / "installed").touch()
@@ -71,7 +102,9 @@ def sdks(shared_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def servers(sdks: Path, all_origins: Origins, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def servers(
+    sdks: Path, all_origins: Origins, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """The servers, started; their logs."""
     folder = tmp_path_factory.mktemp("mcp-servers")
     leaf = folder / "leaf.pem"
@@ -89,38 +122,65 @@ def servers(sdks: Path, all_origins: Origins, tmp_path_factory: pytest.TempPathF
             ]
             running.append(subprocess.Popen(command, stdout=log, stderr=log))
     for port in SERVERS.values():
-        wait_for(partial(run, "ss", "-Hltn", f"sport = :{port}"), f"the server at {port}; see {folder}")
+        wait_for(
+            partial(run, "ss", "-Hltn", f"sport = :{port}"),
+            f"the server at {port}; see {folder}",
+        )
     yield folder
     for server in running:
         server.kill()
         server.wait()
 
 
-def ask(sdks: Path, gateway: Gateway, client: str, url: str, *steps: object) -> list[object]:
+def ask(
+    sdks: Path, gateway: Gateway, client: str, url: str, *steps: object
+) -> list[object]:
     """Take the steps with a client; return what each came to."""
     language, *mode = client.split()
     if language == "python":
         line, how = mode[0], mode[-1]
-        command: list[str | Path] = [sdks / line / "bin/python", PROGRAMS / "client.py", how, url]
+        command: list[str | Path] = [
+            sdks / line / "bin/python",
+            PROGRAMS / "client.py",
+            how,
+            url,
+        ]
     else:
         command = [sdks / "node_modules/.bin/node", sdks / "client.mjs", mode[0], url]
     environment = {
         **clean(),
-        **gateway_variables(gateway, "--proxy", f"http://{gateway.authority}", "--bundle-path", gateway.ca),
+        **gateway_variables(
+            gateway,
+            "--proxy",
+            f"http://{gateway.authority}",
+            "--bundle-path",
+            gateway.ca,
+        ),
     }
     done = subprocess.run(
-        command, input=json.dumps(steps), capture_output=True, text=True, check=False, env=environment, timeout=120
+        command,
+        input=json.dumps(steps),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-STEPS: tuple[tuple[list[object], object], ...] = (  # what a client does, and what it shows
+STEPS: tuple[
+    tuple[list[object], object], ...
+] = (  # what a client does, and what it shows
     (["list"], ["announce", "delete_file", "proceed", "read_file", "search", "slow"]),
     (["call", "search", {"query": "x"}], "found x"),
     (["call", "delete_file", {"path": "/data/x"}], Denied("the tool is not listed")),
     (["call", "read_file", {"path": "/data/x"}], "content of /data/x"),
-    (["call", "read_file", {"path": "/etc/passwd"}], Denied("/arguments/path is not what the rule lists")),
+    (
+        ["call", "read_file", {"path": "/etc/passwd"}],
+        Denied("/arguments/path is not what the rule lists"),
+    ),
     (["read", "notes://one"], Denied("the method is not listed")),
     (["stream"], "done"),
     (["listen"], "changed"),
@@ -131,7 +191,9 @@ STEPS: tuple[tuple[list[object], object], ...] = (  # what a client does, and wh
 @pytest.mark.clients
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("client", CLIENTS)
-def test_a_session_goes_on_after_denials(gateway: Gateway, sdks: Path, servers: Path, client: str, server: str) -> None:
+def test_a_session_goes_on_after_denials(
+    gateway: Gateway, sdks: Path, servers: Path, client: str, server: str
+) -> None:
     log = servers / f"{SERVERS[server]}.log"
     ended = log.read_text().count("DELETE /mcp")
     url = f"https://tools.example:{SERVERS[server]}/mcp"
@@ -147,9 +209,18 @@ def test_a_session_goes_on_after_denials(gateway: Gateway, sdks: Path, servers: 
 @pytest.mark.clients
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("client", CLIENTS)
-def test_a_listed_method_passes(gateway: Gateway, sdks: Path, servers: Path, client: str, server: str) -> None:
+def test_a_listed_method_passes(
+    gateway: Gateway, sdks: Path, servers: Path, client: str, server: str
+) -> None:
     url = f"https://notes.example:{SERVERS[server]}/mcp"
-    seen = ask(sdks, gateway, client, url, ["read", "notes://one"], ["call", "search", {"query": "x"}])
+    seen = ask(
+        sdks,
+        gateway,
+        client,
+        url,
+        ["read", "notes://one"],
+        ["call", "search", {"query": "x"}],
+    )
     assert seen == ["a note", Denied("the tool is not listed"), "ended"]
 
 
@@ -159,7 +230,9 @@ def test_a_body_that_is_too_long_ends_the_session_of_one_sdk_alone(
     gateway: Gateway, sdks: Path, servers: Path, client: str
 ) -> None:
     url = f"https://tools.example:{SERVERS['2025 and 2026']}/mcp"
-    steps = [["call", "search", {"query": query}] for query in ("x", "y" * 1_100_000, "z")]
+    steps = [
+        ["call", "search", {"query": query}] for query in ("x", "y" * 1_100_000, "z")
+    ]
     if client == "python 1":
         with pytest.raises(AssertionError, match="400 Bad Request"):
             ask(sdks, gateway, client, url, *steps)

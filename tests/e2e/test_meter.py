@@ -1,4 +1,6 @@
-"""Metered requests through a real Squid: their answers pass untouched, and what they use is counted to the token."""
+"""Metered requests through a real Squid: their answers pass untouched, and what they
+use is counted to the token.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,31 @@ from urllib.parse import unquote
 import pytest
 
 from squidkeeper.policy.language.model import Token
-from squidkeeper.record.usage.ledger import UsageEntry, UsageState, latest, ledger_files, read_entries
+from squidkeeper.record.usage.ledger import (
+    UsageEntry,
+    UsageState,
+    latest,
+    ledger_files,
+    read_entries,
+)
 from squidkeeper.serving.quotas.local_counts import LocalCounts
 from tests.ports import free_port
 from tests.waiting import pause, wait_for
 
 from .curl import CurlFailed, curl
 from .gateway import Gateway, NewGateway
-from .models import CHAT, GEMINI_STREAM, JSON, Call, answer, chat, chat_events, mixed, send_all, start_all
+from .models import (
+    CHAT,
+    GEMINI_STREAM,
+    JSON,
+    Call,
+    answer,
+    chat,
+    chat_events,
+    mixed,
+    send_all,
+    start_all,
+)
 from .origin import Answer, BrokenOff, Origins, Stream
 from .raw import Raw, tunnel
 from .test_hostile_origins import part
@@ -77,15 +96,22 @@ def price(model: str, tokens_in: int, tokens_out: int) -> int:
 
 
 def expected(call: Call) -> tuple[int, int, int]:
-    """What a call counts for: what its answer reports, its reserve, or nothing. A reserve covers what was reported."""
+    """What a call counts for: what its answer reports, its reserve, or nothing.
+
+    A reserve covers what was reported.
+    """
     if call.way == "failed":
         return 0, 0, 0
     (tokens_in, tokens_out), model = call.reserve, "x"
     if call.way in ("whole", "stream"):
         (tokens_in, tokens_out), model = call.spent, call.model
-    elif call.way in ("cut", "left") and call.target != CHAT:  # the first event reports the prompt
+    elif (
+        call.way in ("cut", "left") and call.target != CHAT
+    ):  # the first event reports the prompt
         tokens_in = max(tokens_in, call.spent[0])
-        if call.way == "cut" and call.target == GEMINI_STREAM:  # any event can be its last, so the answer seems whole
+        if (
+            call.way == "cut" and call.target == GEMINI_STREAM
+        ):  # any event can be its last, so the answer seems whole
             (tokens_in, tokens_out), model = (call.spent[0], 1), call.model
     return tokens_in, tokens_out, price(model, tokens_in, tokens_out)
 
@@ -102,27 +128,49 @@ def settled(gateway: Gateway, host: str = "llm.example") -> list[UsageEntry]:
 
 def sums(lines: Iterable[UsageEntry]) -> tuple[int, int, int]:
     found = [(entry.tokens_in, entry.tokens_out, entry.cost) for entry in lines]
-    return (sum(a for a, _, _ in found), sum(b for _, b, _ in found), sum(c for _, _, c in found))
+    return (
+        sum(a for a, _, _ in found),
+        sum(b for _, b, _ in found),
+        sum(c for _, _, c in found),
+    )
 
 
 def counted(gateway: Gateway) -> tuple[int, int, int]:
-    """Tokens of both kinds, tokens of answers, and the cost, as the quotas have counted them."""
+    """Tokens of both kinds, tokens of answers, and the cost, as the quotas have counted
+    them.
+    """
     found = used(gateway)
-    return tuple(sum(used for (quota, _), used in found.items() if quota == name) for name in ("all", "out", "money"))  # type: ignore[return-value]
+    return tuple(
+        sum(used for (quota, _), used in found.items() if quota == name)
+        for name in ("all", "out", "money")
+    )  # type: ignore[return-value]
 
 
-def test_counts_are_equal_to_what_the_models_have_spent(gateway: Gateway, origins: Origins) -> None:
+def test_counts_are_equal_to_what_the_models_have_spent(
+    gateway: Gateway, origins: Origins
+) -> None:
     calls = mixed(300, seed=1)
     before, lines = counted(gateway), {*latest(entries(gateway))}
     statuses = send_all(gateway, calls, at_once=12)
-    wrong = {calls[place].way for place, status in statuses.items() if (status is None) != (calls[place].way == "left")}
+    wrong = {
+        calls[place].way
+        for place, status in statuses.items()
+        if (status is None) != (calls[place].way == "left")
+    }
     assert wrong <= {"cut"}
-    wait_for(lambda: len({*latest(entries(gateway))} - lines) == len(calls), "a line for each call")
+    wait_for(
+        lambda: len({*latest(entries(gateway))} - lines) == len(calls),
+        "a line for each call",
+    )
     settled(gateway)
     told = [expected(call) for call in calls]
     tokens_in, tokens_out, cost = (sum(part) for part in zip(*told, strict=True))
     now = counted(gateway)
-    assert [one - other for one, other in zip(now, before, strict=True)] == [tokens_in + tokens_out, tokens_out, cost]
+    assert [one - other for one, other in zip(now, before, strict=True)] == [
+        tokens_in + tokens_out,
+        tokens_out,
+        cost,
+    ]
     check_ledger(gateway)
 
 
@@ -131,20 +179,26 @@ def check_ledger(gateway: Gateway) -> None:
     every = entries(gateway)
     of_last = sums(latest(every).values())
     of_all = sums(every)
-    reserved = [(entry.reserved_in, entry.reserved_out, entry.reserved_cost) for entry in every]
-    assert of_last == tuple(one - sum(row[place] for row in reserved) for place, one in enumerate(of_all))
+    reserved = [
+        (entry.reserved_in, entry.reserved_out, entry.reserved_cost) for entry in every
+    ]
+    assert of_last == tuple(
+        one - sum(row[place] for row in reserved) for place, one in enumerate(of_all)
+    )
     tokens_in, tokens_out, cost = of_last
     assert (tokens_in + tokens_out, tokens_out, cost) == counted(gateway)
 
 
-# --- how answers pass -------------------------------------------------------------------------------------------------
+# --- how answers pass -----------------------------------------------------------------
 
 
 def delays(gateway: Gateway, host: str) -> list[float]:
     """How long after the origin each event of a stream comes, in milliseconds."""
     found = []
     with Raw(gateway) as raw:
-        raw.send(f"POST http://{host}{CHAT} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 2\r\n\r\n{{}}")
+        raw.send(
+            f"POST http://{host}{CHAT} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 2\r\n\r\n{{}}"
+        )
         for line in raw.lines():
             if line.startswith(b"data: at "):
                 found.append(1_000 * (time.time() - float(line.split()[2])))
@@ -163,28 +217,44 @@ def test_events_come_within_milliseconds(gateway: Gateway, origins: Origins) -> 
 
 def test_an_answer_arrives_as_it_was_sent(gateway: Gateway, origins: Origins) -> None:
     body = bytes(range(256)) * 40_000
-    for headers in ({"Content-Type": "application/json"}, {"Content-Type": "text/plain", "Content-Encoding": "gzip"}):
+    for headers in (
+        {"Content-Type": "application/json"},
+        {"Content-Type": "text/plain", "Content-Encoding": "gzip"},
+    ):
         origins.fallback = Answer(body=body, headers=headers)
         reply = curl(gateway, f"https://llm.example{CHAT}", "-d", "{}")
         assert (reply.status, reply.body) == (200, body)
         assert reply.header("Content-Type") == headers["Content-Type"]
     settled(gateway)
-    assert {entry.state for entry in entries(gateway)[-2:]} <= {UsageState.UNMETERED, UsageState.RESERVED}
+    assert {entry.state for entry in entries(gateway)[-2:]} <= {
+        UsageState.UNMETERED,
+        UsageState.RESERVED,
+    }
 
 
 @pytest.mark.parametrize(
-    ("method", "status", "counts"), [("HEAD", 200, 70), ("GET", 304, 0), ("DELETE", 204, 70), ("POST", 503, 0)]
+    ("method", "status", "counts"),
+    [("HEAD", 200, 70), ("GET", 304, 0), ("DELETE", 204, 70), ("POST", 503, 0)],
 )
 def test_an_answer_without_use_passes(
     gateway: Gateway, origins: Origins, method: str, status: int, counts: int
 ) -> None:
-    """A request of a form that is unknown, as HEAD is, counts for the reserve of its rule."""
-    origins.fallback = Answer(status=status, body=b"" if status in (204, 304) else b"{}", headers=JSON)
+    """A request of a form that is unknown, as HEAD is, counts for the reserve of its
+    rule.
+    """
+    origins.fallback = Answer(
+        status=status, body=b"" if status in (204, 304) else b"{}", headers=JSON
+    )
     before = counted(gateway)
     target = CHAT if method == "POST" else "/v1/models"
     with tunnel(gateway, "llm.example:443") as raw:
         for _ in range(2):
-            assert raw.get(target, "llm.example", "Content-Length: 0", method=method).status == status
+            assert (
+                raw.get(
+                    target, "llm.example", "Content-Length: 0", method=method
+                ).status
+                == status
+            )
     settled(gateway)
     assert counted(gateway)[0] - before[0] == 2 * counts
 
@@ -196,29 +266,59 @@ def test_models_are_asked_for_plain_answers_and_streams_for_their_use(
     for size in (1, 200_000):
         body = json.dumps({**asked, "text": "x" * size})
         (tmp_path / "body").write_text(body)
-        sent = ("--data-binary", f"@{tmp_path}/body", "-H", "Content-Type: application/json")
-        assert curl(gateway, f"https://asking.example{CHAT}", *sent, "--compressed").status == 200
+        sent = (
+            "--data-binary",
+            f"@{tmp_path}/body",
+            "-H",
+            "Content-Type: application/json",
+        )
+        assert (
+            curl(gateway, f"https://asking.example{CHAT}", *sent, "--compressed").status
+            == 200
+        )
         seen = origins.seen[-1]
         assert seen.values("Accept-Encoding") == []
         assert seen.values("Content-Length") == [str(len(seen.body))]
-        assert json.loads(seen.body) == {**json.loads(body), "stream_options": {"include_usage": True}}
-    assert [entry.state for entry in settled(gateway, "asking.example")] == [UsageState.METERED] * 2
+        assert json.loads(seen.body) == {
+            **json.loads(body),
+            "stream_options": {"include_usage": True},
+        }
+    assert [entry.state for entry in settled(gateway, "asking.example")] == [
+        UsageState.METERED
+    ] * 2
     origins.fallback = Answer()
     curl(gateway, "https://plain.example/x", "--compressed")
     assert origins.seen[-1].values("Accept-Encoding") != []
 
 
-def test_neither_a_client_nor_an_origin_can_claim_what_was_reserved(gateway: Gateway, origins: Origins) -> None:
+def test_neither_a_client_nor_an_origin_can_claim_what_was_reserved(
+    gateway: Gateway, origins: Origins
+) -> None:
     claim = "X-SK-Metered: a b - models r llm.example x 0 0 0"
-    origins.fallback = Answer(body=json.dumps(chat((3, 4))).encode(), headers={**JSON, "X-SK-Metered": claim[14:]})
-    assert curl(gateway, f"https://llm.example{CHAT}", "-d", "{}", "-H", claim).status == 200
-    assert curl(gateway, "https://plain.example/", "-d", "{}", "-H", claim).status == 200
+    origins.fallback = Answer(
+        body=json.dumps(chat((3, 4))).encode(),
+        headers={**JSON, "X-SK-Metered": claim[14:]},
+    )
+    assert (
+        curl(gateway, f"https://llm.example{CHAT}", "-d", "{}", "-H", claim).status
+        == 200
+    )
+    assert (
+        curl(gateway, "https://plain.example/", "-d", "{}", "-H", claim).status == 200
+    )
     last = settled(gateway)[-1]
-    assert (last.tokens_in, last.tokens_out, last.state, last.host) == (3, 4, UsageState.METERED, "llm.example")
+    assert (last.tokens_in, last.tokens_out, last.state, last.host) == (
+        3,
+        4,
+        UsageState.METERED,
+        "llm.example",
+    )
     assert entries(gateway, "plain.example") == []
 
 
-def test_an_answer_that_would_end_squid_is_refused_also_where_it_is_metered(gateway: Gateway, origins: Origins) -> None:
+def test_an_answer_that_would_end_squid_is_refused_also_where_it_is_metered(
+    gateway: Gateway, origins: Origins
+) -> None:
     origins.fallback = part("plain")
     pid = gateway.pid
     assert curl(gateway, f"https://refused.example{CHAT}", "-d", "{}").status == 500
@@ -226,7 +326,9 @@ def test_an_answer_that_would_end_squid_is_refused_also_where_it_is_metered(gate
 
 
 @pytest.mark.long
-def test_a_stream_that_is_silent_for_longer_than_squid_waits_goes_on(gateway: Gateway, origins: Origins) -> None:
+def test_a_stream_that_is_silent_for_longer_than_squid_waits_goes_on(
+    gateway: Gateway, origins: Origins
+) -> None:
     origins.fallback = Stream(events=tuple(chat_events((3, 4), "gpt-x"))[-2:], pause=65)
     reply = curl(gateway, f"https://llm.example{CHAT}", "-d", "{}", "--max-time", "200")
     assert reply.body == b"".join(origins.fallback.events)
@@ -234,35 +336,66 @@ def test_a_stream_that_is_silent_for_longer_than_squid_waits_goes_on(gateway: Ga
     assert (last.state, last.tokens_in, last.tokens_out) == (UsageState.METERED, 3, 4)
 
 
-# --- budgets ----------------------------------------------------------------------------------------------------------
+# --- budgets --------------------------------------------------------------------------
 
 
-def tight(gateway: Gateway, client: str, call: Call, *options: str) -> tuple[int, str | None]:
-    reply = curl(gateway, f"https://tight.example{call.target}", "-d", call.body.decode(), *options, client=client)
+def tight(
+    gateway: Gateway, client: str, call: Call, *options: str
+) -> tuple[int, str | None]:
+    reply = curl(
+        gateway,
+        f"https://tight.example{call.target}",
+        "-d",
+        call.body.decode(),
+        *options,
+        client=client,
+    )
     return reply.status, reply.reason
 
 
-def test_a_spent_budget_denies_the_next_request(gateway: Gateway, origins: Origins) -> None:
+def test_a_spent_budget_denies_the_next_request(
+    gateway: Gateway, origins: Origins
+) -> None:
     spends = Call(CHAT, "whole", (400, 550), limit=100)
     assert tight(gateway, "127.0.0.21", spends)[0] == 200
     settled(gateway, "tight.example")
     seen = len(origins.seen)
-    reply = curl(gateway, f"https://tight.example{CHAT}", "-d", spends.body.decode(), client="127.0.0.21")
+    reply = curl(
+        gateway,
+        f"https://tight.example{CHAT}",
+        "-d",
+        spends.body.decode(),
+        client="127.0.0.21",
+    )
     assert (reply.status, reply.rule) == (403, "quota")
     reason = "the quota tight (1,000 tokens a day for each client) has 50 tokens left."
     assert reason in (reply.reason or "")
     assert (reply.line("Resets") or "").endswith(" s)")
-    assert reply.header("Proxy-Status") == 'squidkeeper; error=http_request_denied; details="rule quota"'
+    assert (
+        reply.header("Proxy-Status")
+        == 'squidkeeper; error=http_request_denied; details="rule quota"'
+    )
     assert len(origins.seen) == seen
     line = gateway.logged(f"https://tight.example{CHAT}", len(gateway.log()) - 1)
-    assert (line["rule"], line["verdict"], line["found"], line["status"]) == ("quota", "deny", "quota:tight", 403)
-    assert tight(gateway, "127.0.0.21", Call(CHAT, "whole", (20, 60), limit=10))[0] == 200
+    assert (line["rule"], line["verdict"], line["found"], line["status"]) == (
+        "quota",
+        "deny",
+        "quota:tight",
+        403,
+    )
+    assert (
+        tight(gateway, "127.0.0.21", Call(CHAT, "whole", (20, 60), limit=10))[0] == 200
+    )
     settled(gateway, "tight.example")
-    assert "is used up" in (tight(gateway, "127.0.0.21", Call(CHAT, "whole", (1, 1), limit=1))[1] or "")
+    assert "is used up" in (
+        tight(gateway, "127.0.0.21", Call(CHAT, "whole", (1, 1), limit=1))[1] or ""
+    )
     assert tight(gateway, "127.0.0.22", Call(CHAT, "whole", (1, 1), limit=1))[0] == 200
 
 
-def test_the_budget_of_an_ipv6_client_is_its_networks(new_gateway: NewGateway, origins: Origins) -> None:
+def test_the_budget_of_an_ipv6_client_is_its_networks(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
     clients = ("2001:db8:27::1", "2001:db8:27::ffff:2", "2001:db8:27:1::1")
     port, call = free_port(), Call(CHAT, "whole", (400, 550), limit=100)
     with ExitStack() as stack:
@@ -272,20 +405,44 @@ def test_the_budget_of_an_ipv6_client_is_its_networks(new_gateway: NewGateway, o
         to_proxy = ("--proxy", f"http://[{clients[0]}]:{port}")
         statuses = []
         for client in clients:
-            reply = curl(gateway, f"http://tight.example{CHAT}", "-d", call.body.decode(), *to_proxy, client=client)
+            reply = curl(
+                gateway,
+                f"http://tight.example{CHAT}",
+                "-d",
+                call.body.decode(),
+                *to_proxy,
+                client=client,
+            )
             statuses.append((reply.status, reply.rule))
             settled(gateway, "tight.example")
     assert statuses == [(200, None), (403, "quota"), (200, None)]
-    counts = {holder: used for (quota, holder), used in used(gateway).items() if quota == "tight"}
+    counts = {
+        holder: used
+        for (quota, holder), used in used(gateway).items()
+        if quota == "tight"
+    }
     assert counts == {"2001:db8:27::/64": 950, "2001:db8:27:1::/64": 950}
-    assert {entry.client for entry in entries(gateway, "tight.example")} == {clients[0], clients[2]}
+    assert {entry.client for entry in entries(gateway, "tight.example")} == {
+        clients[0],
+        clients[2],
+    }
 
 
 def test_the_record_says_why_a_request_cannot_be_counted(gateway: Gateway) -> None:
     login = ("--proxy-user", f"alice:{TOKEN}")
-    reply = curl(gateway, f"https://tight.example{CHAT}", "-d", "no JSON", *login, client="127.0.0.24")
+    reply = curl(
+        gateway,
+        f"https://tight.example{CHAT}",
+        "-d",
+        "no JSON",
+        *login,
+        client="127.0.0.24",
+    )
     assert (reply.status, reply.rule) == (403, "invalid-request")
-    assert "explain --body FILE --client 127.0.0.24 --user=alice 'POST' " in reply.body.decode()
+    assert (
+        "explain --body FILE --client 127.0.0.24 --user=alice 'POST' "
+        in reply.body.decode()
+    )
     line = gateway.logged(f"https://tight.example{CHAT}", len(gateway.log()) - 1)
     assert unquote(str(line["found"])) == "body:the body is not plain JSON"
 
@@ -295,22 +452,53 @@ def test_a_request_without_a_connection_gives_its_reserve_back_and_one_without_a
 ) -> None:
     client, call = "127.0.0.25", Call(CHAT, "whole", (3, 4), limit=300)
     for _ in range(5):
-        assert curl(gateway, f"http://down.example:4{CHAT}", "-d", call.body.decode(), client=client).status == 503
+        assert (
+            curl(
+                gateway,
+                f"http://down.example:4{CHAT}",
+                "-d",
+                call.body.decode(),
+                client=client,
+            ).status
+            == 503
+        )
         settled(gateway, "down.example")
     assert used(gateway).get(("tight", client), 0) == 0
     origins.fallback = BrokenOff()
     with suppress(CurlFailed):
-        curl(gateway, f"http://down.example{CHAT}", "-d", call.body.decode(), client=client)
-    wait_for(lambda: used(gateway).get(("tight", client)) == sum(call.reserve), "the reserve of what was sent")
+        curl(
+            gateway,
+            f"http://down.example{CHAT}",
+            "-d",
+            call.body.decode(),
+            client=client,
+        )
+    wait_for(
+        lambda: used(gateway).get(("tight", client)) == sum(call.reserve),
+        "the reserve of what was sent",
+    )
 
 
 def test_sdks_show_why_a_budget_denies(gateway: Gateway) -> None:
     asked = Call(CHAT, "whole", (1, 1), limit=2_000)
     body, accept = asked.body.decode(), ("-H", "Accept: application/json")
-    reply = curl(gateway, f"https://tight.example{CHAT}", "-d", body, *accept, client="127.0.0.23")
-    assert (reply.status, reply.header("Content-Type")) == (403, "application/problem+json")
+    reply = curl(
+        gateway,
+        f"https://tight.example{CHAT}",
+        "-d",
+        body,
+        *accept,
+        client="127.0.0.23",
+    )
+    assert (reply.status, reply.header("Content-Type")) == (
+        403,
+        "application/problem+json",
+    )
     assert reply.json["type"] == "urn:squidkeeper:quota"
-    assert "DENIED by a quota of this gateway: This request may use " in reply.json["message"]
+    assert (
+        "DENIED by a quota of this gateway: This request may use "
+        in reply.json["message"]
+    )
     assert not reply.json["retryable"], "it never fits"
     assert "resets" not in reply.json
 
@@ -320,7 +508,9 @@ def test_requests_at_once_pass_a_budget_by_no_more_than_they_use_beyond_their_re
 ) -> None:
     gate = origins.gate()
     spent = (60, 120)
-    origins.fallback = Answer(body=json.dumps(chat(spent)).encode(), headers=JSON, gate=gate)
+    origins.fallback = Answer(
+        body=json.dumps(chat(spent)).encode(), headers=JSON, gate=gate
+    )
     call = Call(CHAT, "whole", spent, limit=100)
     reserve = sum(call.reserve)
     started = start_all(gateway, [call] * 30, "tight.example")
@@ -336,12 +526,17 @@ def test_requests_at_once_pass_a_budget_by_no_more_than_they_use_beyond_their_re
     assert 1_000 < total <= 1_000 + passing * (sum(spent) - reserve)
 
 
-# --- what dies --------------------------------------------------------------------------------------------------------
+# --- what dies ------------------------------------------------------------------------
 
 
-def test_a_killed_service_ends_its_streams_and_their_reserves_stay(new_gateway: NewGateway, origins: Origins) -> None:
+def test_a_killed_service_ends_its_streams_and_their_reserves_stay(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
     gateway = new_gateway(POLICY).start()
-    call, small = Call(CHAT, "left", (5, 5), limit=77), Call(CHAT, "whole", (3, 4)).body.decode()
+    call, small = (
+        Call(CHAT, "left", (5, 5), limit=77),
+        Call(CHAT, "whole", (3, 4)).body.decode(),
+    )
     url = f"https://llm.example{CHAT}"
     with Raw(gateway) as raw:
         head = f"POST http://llm.example{CHAT} HTTP/1.1\r\nHost: llm.example\r\nContent-Length: {len(call.body)}"
@@ -352,21 +547,30 @@ def test_a_killed_service_ends_its_streams_and_their_reserves_stay(new_gateway: 
         assert b"0" not in [*lines]
     assert counted(gateway)[0] == sum(call.reserve)
     with closing(LocalCounts(gateway.root / "state/bodies")) as counts:
-        assert {held.rpartition(".")[2] for held in counts.holding()} == {"1"}, "the worker"
+        assert {held.rpartition(".")[2] for held in counts.holding()} == {"1"}, (
+            "the worker"
+        )
     assert curl(gateway, url, "-d", small).status == 500
     gateway.start_bodies(2)
-    wait_for(lambda: curl(gateway, url, "-d", small).status == 200, "Squid to ask the service again")
+    wait_for(
+        lambda: curl(gateway, url, "-d", small).status == 200,
+        "Squid to ask the service again",
+    )
     wait_for(lambda: entries(gateway)[-1].state is UsageState.METERED, "the settlement")
     assert counted(gateway)[0] == sum(call.reserve) + 7
     check_ledger(gateway)
 
 
-def test_one_process_settles_what_another_has_reserved(new_gateway: NewGateway, origins: Origins) -> None:
+def test_one_process_settles_what_another_has_reserved(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
     gateway = new_gateway(POLICY)
     gateway.start()
     gateway.start_bodies(1)
     gate = origins.gate()
-    origins.fallback = Answer(body=json.dumps(chat((3, 4))).encode(), headers=JSON, gate=gate)
+    origins.fallback = Answer(
+        body=json.dumps(chat((3, 4))).encode(), headers=JSON, gate=gate
+    )
     started = start_all(gateway, [Call(CHAT, "whole", (3, 4))] * 4)
     wait_for(lambda: gate.waiting == 4, "four requests")
     gateway.bodies[0].terminate()
@@ -381,7 +585,9 @@ def test_one_process_settles_what_another_has_reserved(new_gateway: NewGateway, 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_what_is_lost_with_a_killed_process_stays_reserved(new_gateway: NewGateway, origins: Origins) -> None:
+def test_what_is_lost_with_a_killed_process_stays_reserved(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
     """While one of two services, or Squid, is killed every few seconds."""
     gateway = new_gateway(POLICY)
     gateway.start_bodies(2)
@@ -392,7 +598,10 @@ def test_what_is_lost_with_a_killed_process_stays_reserved(new_gateway: NewGatew
         if not started.runs(3):
             break
         kill_one(gateway, turn)
-    pause(25, "a stream that its client has left, while Squid was killed, ends at the origin")
+    pause(
+        25,
+        "a stream that its client has left, while Squid was killed, ends at the origin",
+    )
     check_calls(gateway, origins, calls)
     check_ledger(gateway)
 
@@ -410,15 +619,24 @@ def kill_one(gateway: Gateway, turn: int) -> None:
 
 
 def check_calls(gateway: Gateway, origins: Origins, calls: list[Call]) -> None:
-    """Each call that reached the origin counts for what was reported, or for its reserve at least."""
-    lines = {entry.model.rpartition("-")[2]: entry for entry in latest(entries(gateway)).values()}
-    reached = {json.loads(seen.body)["model"].rpartition("-")[2] for seen in origins.seen}
+    """Each call that reached the origin counts for what was reported, or for its
+    reserve at least.
+    """
+    lines = {
+        entry.model.rpartition("-")[2]: entry
+        for entry in latest(entries(gateway)).values()
+    }
+    reached = {
+        json.loads(seen.body)["model"].rpartition("-")[2] for seen in origins.seen
+    }
     assert reached <= lines.keys()
     kinds = Counter[str]()
     for number, entry in lines.items():
         call = calls[int(number)]
         counts = entry.tokens_in, entry.tokens_out, entry.cost
         is_expected = counts == expected(call)
-        assert is_expected or (counts[0] >= call.reserve[0] and counts[1] >= call.reserve[1]), (call, entry)
+        assert is_expected or (
+            counts[0] >= call.reserve[0] and counts[1] >= call.reserve[1]
+        ), (call, entry)
         kinds["as expected" if is_expected else entry.state] += 1
     assert kinds["as expected"] > 0.8 * len(lines), kinds

@@ -1,4 +1,6 @@
-"""The SDKs of model APIs at a gateway that meters: what the ledger counts is what each SDK reads itself."""
+"""The SDKs of model APIs at a gateway that meters: what the ledger counts is what each
+SDK reads itself.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.policy.usage.tokens import Usage
-from squidkeeper.record.usage.ledger import UsageEntry, UsageState, latest, ledger_files, read_entries
+from squidkeeper.record.usage.ledger import (
+    UsageEntry,
+    UsageState,
+    latest,
+    ledger_files,
+    read_entries,
+)
 from tests.usage_samples import TABLE, Sample
 from tests.waiting import wait_for
 
@@ -81,7 +89,16 @@ answer = client.responses.create(model="gpt-test", input="6 * 7?", background=Tr
 print(answer.status, *(client.responses.retrieve(answer.id).status for _ in range(3)))
 """
 SDKS = {  # the script, and the samples that the stand-in plays
-    "openai": (OPENAI, ["chat.json", "chat.sse", "responses.json", "responses.sse", "completions.json"]),
+    "openai": (
+        OPENAI,
+        [
+            "chat.json",
+            "chat.sse",
+            "responses.json",
+            "responses.sse",
+            "completions.json",
+        ],
+    ),
     "anthropic": (ANTHROPIC, ["messages.json", "messages.sse"]),
     "google-genai": (GEMINI, ["gemini.json", "gemini.sse"]),
 }
@@ -92,10 +109,16 @@ POLLS = count()  # of the answer in the background, which is done with the secon
 
 
 def play(seen: Seen) -> Answer:
-    """Play the recorded answer of a path, a stream in small pieces; its usage only where a stream asks for that."""
-    is_stream = b'"stream":true' in seen.body.replace(b" ", b"") or "alt=sse" in seen.target
+    """Play the recorded answer of a path, a stream in small pieces; its usage only
+    where a stream asks for that.
+    """
+    is_stream = (
+        b'"stream":true' in seen.body.replace(b" ", b"") or "alt=sse" in seen.target
+    )
     path = seen.target.partition("?")[0].rpartition("/")[2].rpartition(":")[2]
-    name = {"completions": "chat" if "/chat/" in seen.target else "completions"}.get(path, path)
+    name = {"completions": "chat" if "/chat/" in seen.target else "completions"}.get(
+        path, path
+    )
     name = "gemini" if name.endswith("enerateContent") else name
     if seen.method == "GET" or b'"background":true' in seen.body:
         return of_json(in_background(is_done=next(POLLS) > 1))
@@ -104,13 +127,19 @@ def play(seen: Seen) -> Answer:
         return Answer(body=content, headers={"Content-Type": "application/json"})
     if name == "chat" and b"include_usage" not in seen.body:
         content = content.replace(b'"usage":{', b'"unasked":{')
-    return Stream(events=tuple(content[at : at + 100] for at in range(0, len(content), 100)))
+    return Stream(
+        events=tuple(content[at : at + 100] for at in range(0, len(content), 100))
+    )
 
 
 def in_background(*, is_done: bool) -> dict[str, object]:
     """Return the recorded response as one that is generated in the background."""
     response = {**json.loads(PLAYED["responses.json"].content), "background": True}
-    return response if is_done else {**response, "status": "queued", "output": [], "usage": None}
+    return (
+        response
+        if is_done
+        else {**response, "status": "queued", "output": [], "usage": None}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -130,41 +159,78 @@ def entries(gateway: Gateway) -> list[UsageEntry]:
 
 
 def run(machine: Machine, script: str, folder: Path, spent: str = "{}") -> str:
-    return machine.run(f"python3 - <<'END'\n{script.replace('SPENT', spent)}\nEND\n", "", folder)
+    return machine.run(
+        f"python3 - <<'END'\n{script.replace('SPENT', spent)}\nEND\n", "", folder
+    )
 
 
 @pytest.mark.clients
 @pytest.mark.parametrize("sdk", SDKS)
-def test_the_ledger_counts_what_the_sdk_reads(sdk: str, machine: Machine, gateway: Gateway, tmp_path: Path) -> None:
+def test_the_ledger_counts_what_the_sdk_reads(
+    sdk: str, machine: Machine, gateway: Gateway, tmp_path: Path
+) -> None:
     script, files = SDKS[sdk]
     samples = [PLAYED[file] for file in files]
     before = len(entries(gateway))
     output = run(machine, script, tmp_path)
-    assert output.splitlines() == [json.dumps([s.usage.tokens_in, s.usage.tokens_out]) for s in samples], output
-    wait_for(lambda: [entry.settled for entry in entries(gateway)[before:]] == [True] * len(samples), "the settlements")
+    assert output.splitlines() == [
+        json.dumps([s.usage.tokens_in, s.usage.tokens_out]) for s in samples
+    ], output
+    wait_for(
+        lambda: (
+            [entry.settled for entry in entries(gateway)[before:]]
+            == [True] * len(samples)
+        ),
+        "the settlements",
+    )
     found = entries(gateway)[before:]
     assert {entry.state for entry in found} == {UsageState.METERED}
     assert sorted(map(counted, found)) == sorted(map(expected, samples))
 
 
 @pytest.mark.clients
-def test_an_answer_in_the_background_counts_once(machine: Machine, gateway: Gateway, tmp_path: Path) -> None:
+def test_an_answer_in_the_background_counts_once(
+    machine: Machine, gateway: Gateway, tmp_path: Path
+) -> None:
     before, usage = len(entries(gateway)), PLAYED["responses.json"].usage
-    assert run(machine, BACKGROUND, tmp_path).split() == ["queued", "queued", "completed", "completed"]
-    wait_for(lambda: [entry.settled for entry in entries(gateway)[before:]] == [True] * 4, "the settlements")
+    assert run(machine, BACKGROUND, tmp_path).split() == [
+        "queued",
+        "queued",
+        "completed",
+        "completed",
+    ]
+    wait_for(
+        lambda: [entry.settled for entry in entries(gateway)[before:]] == [True] * 4,
+        "the settlements",
+    )
     found = entries(gateway)[before:]
-    assert [entry.state for entry in found] == [UsageState.UNMETERED, *[UsageState.METERED] * 3]
+    assert [entry.state for entry in found] == [
+        UsageState.UNMETERED,
+        *[UsageState.METERED] * 3,
+    ]
     assert sum(entry.tokens_in for entry in found) == usage.tokens_in
     assert [entry.tokens_out for entry in found] == [50, 0, usage.tokens_out - 50, 0]
 
 
 def counted(entry: UsageEntry) -> tuple[str, int, int, int, int]:
-    return entry.model, entry.tokens_in, entry.tokens_out, entry.cached_in, entry.cache_write
+    return (
+        entry.model,
+        entry.tokens_in,
+        entry.tokens_out,
+        entry.cached_in,
+        entry.cache_write,
+    )
 
 
 def expected(sample: Sample) -> tuple[str, int, int, int, int]:
     usage: Usage = sample.usage
-    return usage.model, usage.tokens_in, usage.tokens_out, usage.cached_in, usage.cache_write
+    return (
+        usage.model,
+        usage.tokens_in,
+        usage.tokens_out,
+        usage.cached_in,
+        usage.cache_write,
+    )
 
 
 @pytest.mark.clients
@@ -173,9 +239,16 @@ def test_an_sdk_shows_that_a_quota_is_spent_and_does_not_ask_again(
     sdk: str, machine: Machine, gateway: Gateway, origins: Origins, tmp_path: Path
 ) -> None:
     before = len(gateway.log())
-    output = run(machine, SDKS[sdk][0], tmp_path, '{"base_url": "https://spent.example"}')
+    output = run(
+        machine, SDKS[sdk][0], tmp_path, '{"base_url": "https://spent.example"}'
+    )
     assert "spent" in output.splitlines()[-1], output
     assert "403" in output
-    wait_for(lambda: [line for line in gateway.log()[before:] if line["method"] == "POST"], "the denial")
-    assert len([line for line in gateway.log()[before:] if line["method"] == "POST"]) == 1
+    wait_for(
+        lambda: [line for line in gateway.log()[before:] if line["method"] == "POST"],
+        "the denial",
+    )
+    assert (
+        len([line for line in gateway.log()[before:] if line["method"] == "POST"]) == 1
+    )
     assert not origins.seen

@@ -1,4 +1,6 @@
-"""What a metered request used, as operators read it: commands, metrics, a condition and the status page."""
+"""What a metered request used, as operators read it: commands, metrics, a condition and
+the status page.
+"""
 
 from __future__ import annotations
 
@@ -29,24 +31,58 @@ CALL = Call(CHAT, "whole", (400, 410), limit=50)
 @pytest.fixture
 def request_id(gateway: Gateway, origins: Origins) -> str:
     origins.fallback = answer
-    assert curl(gateway, f"https://llm.example{CHAT}", "-d", CALL.body.decode(), client="127.0.0.31").status == 200
+    assert (
+        curl(
+            gateway,
+            f"https://llm.example{CHAT}",
+            "-d",
+            CALL.body.decode(),
+            client="127.0.0.31",
+        ).status
+        == 200
+    )
 
     def settled() -> list[str]:
         found = latest(read_entries(ledger_files(gateway.root / "state"))).items()
-        return [number for number, entry in found if entry.settled and entry.client == "127.0.0.31"]
+        return [
+            number
+            for number, entry in found
+            if entry.settled and entry.client == "127.0.0.31"
+        ]
 
     return str(wait_for(settled, "the line of the request")[0])
 
 
-def test_what_a_request_used_is_told_everywhere(gateway: Gateway, request_id: str) -> None:
+def test_what_a_request_used_is_told_everywhere(
+    gateway: Gateway, request_id: str
+) -> None:
     log, state = gateway.root / "log/access.log", gateway.root / "state"
     wait_for(lambda: request_id in log.read_text(), "its line in the access log")
-    row = json.loads(gateway.command("log", "--by", "model", "--json", "--state", state, log).stdout)
-    assert (row["model"], row["tokens_in"], row["tokens_out"], row["reserved"]) == (CALL.model, *CALL.spent, 0)
+    row = json.loads(
+        gateway.command("log", "--by", "model", "--json", "--state", state, log).stdout
+    )
+    assert (row["model"], row["tokens_in"], row["tokens_out"], row["reserved"]) == (
+        CALL.model,
+        *CALL.spent,
+        0,
+    )
     assert row["cost"] == 400 * 2.5 + 410 * 10
-    why = gateway.command("why", request_id, "--state", state, "--policy", gateway.root / "etc/policy", log).stdout
-    assert f"{request_id} used 400 tokens in and 410 out of {CALL.model}, at a cost of 0.0051" in why
-    quota = gateway.command("quota", "--state", state, "--policy", gateway.root / "etc/policy").stdout
+    why = gateway.command(
+        "why",
+        request_id,
+        "--state",
+        state,
+        "--policy",
+        gateway.root / "etc/policy",
+        log,
+    ).stdout
+    assert (
+        f"{request_id} used 400 tokens in and 410 out of {CALL.model}, at a cost of 0.0051"
+        in why
+    )
+    quota = gateway.command(
+        "quota", "--state", state, "--policy", gateway.root / "etc/policy"
+    ).stdout
     assert "   81 %  127.0.0.31  810 tokens, resets in " in quota
     with Exporter(gateway, port := free_port()):
         metrics = fetch(port, "/metrics").text.splitlines()

@@ -57,7 +57,8 @@ class ModelClient:
         call = ask.replace("MODEL", repr(model)).replace("OPTIONS", options)
         body = "\n".join(f"    {line}" for line in call.splitlines())
         return (
-            f"python3 - <<'END'\n{self.preamble}\ntry:\n{body}\nexcept {self.error} as error:\n    print(error)\nEND\n"
+            f"python3 - <<'END'\n{self.preamble}\ntry:\n{body}\nexcept "
+            f"{self.error} as error:\n    print(error)\nEND\n"
         )
 
 
@@ -121,7 +122,11 @@ def gateway(new_gateway: NewGateway, vm: VirtualMachine) -> Gateway:
 
 @pytest.fixture
 def apis(origins: Origins) -> Origins:
-    services: Service = {**registries.anthropic(), **registries.openai(), **registries.gemini()}
+    services: Service = {
+        **registries.anthropic(),
+        **registries.openai(),
+        **registries.gemini(),
+    }
     origins.fallback = Registries(services)
     return origins
 
@@ -130,15 +135,30 @@ def apis(origins: Origins) -> Origins:
 @pytest.mark.parametrize("by_stream", [False, True], ids=["at once", "stream"])
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.sdk)
 def test_an_sdk_reaches_the_allowed_model_alone_and_shows_why(
-    client: ModelClient, by_stream: bool, machine: Machine, gateway: Gateway, apis: Origins, tmp_path: Path
+    client: ModelClient,
+    by_stream: bool,
+    machine: Machine,
+    gateway: Gateway,
+    apis: Origins,
+    tmp_path: Path,
 ) -> None:
     ask, model = client.asks[by_stream], ALLOWED.get(client.sdk, "gpt-test")
     assert machine.run(client.script(ask, model), "", tmp_path).strip() == "42"
     assert len(apis.seen) == 1
     before = len(gateway.log())
-    for script in (client.script(ask, "other"), client.script(ask, model, client.hosted_tool)):
+    for script in (
+        client.script(ask, "other"),
+        client.script(ask, model, client.hosted_tool),
+    ):
         output = machine.run(script, "", tmp_path)
         assert REASON in output, output
-    wait_for(lambda: [line["rule"] for line in gateway.log()[before:] if line["method"] == "POST"], "the denials")
-    assert {line["rule"] for line in gateway.log()[before:] if line["method"] == "POST"} == {"others"}
+    wait_for(
+        lambda: [
+            line["rule"] for line in gateway.log()[before:] if line["method"] == "POST"
+        ],
+        "the denials",
+    )
+    assert {
+        line["rule"] for line in gateway.log()[before:] if line["method"] == "POST"
+    } == {"others"}
     assert len(apis.seen) == 1

@@ -1,4 +1,6 @@
-"""The walkthrough from inside a VM: only the gateway reachable, no DNS, the CA in the trust store, plain clients."""
+"""The walkthrough from inside a VM: only the gateway reachable, no DNS, the CA in the
+trust store, plain clients.
+"""
 
 import re
 import socket
@@ -10,7 +12,16 @@ import pytest
 
 from squidkeeper.operate.client_kit.probe import ProbeForm
 
-from .clients import IN_EVERY_RUN, OURS, RULES, Case, Client, Machine, ask, gateway_variables
+from .clients import (
+    IN_EVERY_RUN,
+    OURS,
+    RULES,
+    Case,
+    Client,
+    Machine,
+    ask,
+    gateway_variables,
+)
 from .gateway import Gateway, NewGateway
 from .network import VirtualMachine, filter_vm, run, unfilter_vm
 from .network import inside as run_inside
@@ -46,14 +57,18 @@ def gateway(new_gateway: NewGateway, vm: VirtualMachine) -> Gateway:
     return gateway.start()
 
 
-def inside(vm: VirtualMachine, gateway: Gateway, *command: str | Path, **environment: str) -> Reply:
+def inside(
+    vm: VirtualMachine, gateway: Gateway, *command: str | Path, **environment: str
+) -> Reply:
     return run_inside(vm, f"http://{gateway.authority}", *command, **environment)
 
 
 CURL = ("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}\n")
 
 
-def test_the_walkthroughs_two_requests(vm: VirtualMachine, gateway: Gateway, origins: Origins) -> None:
+def test_the_walkthroughs_two_requests(
+    vm: VirtualMachine, gateway: Gateway, origins: Origins
+) -> None:
     assert inside(vm, gateway, *CURL, "https://example.com/").text == "200\n"
     assert inside(vm, gateway, *CURL, "https://en.wikipedia.org/").text == "403\n"
     assert origins.urls() == ["https://example.com/"]
@@ -62,21 +77,43 @@ def test_the_walkthroughs_two_requests(vm: VirtualMachine, gateway: Gateway, ori
     assert gateway.logged("https://en.wikipedia.org/")["status"] == 403
 
 
-@pytest.mark.parametrize("address", ["203.0.113.10", "127.0.0.53", "10.0.0.5", "169.254.169.254"])
+@pytest.mark.parametrize(
+    "address", ["203.0.113.10", "127.0.0.53", "10.0.0.5", "169.254.169.254"]
+)
 def test_nothing_but_the_gateway_is_reachable(
     vm: VirtualMachine, gateway: Gateway, origins: Origins, address: str
 ) -> None:
-    direct = ("curl", "-sS", "--noproxy", "*", "--connect-timeout", "1", f"http://{address}/")
+    direct = (
+        "curl",
+        "-sS",
+        "--noproxy",
+        "*",
+        "--connect-timeout",
+        "1",
+        f"http://{address}/",
+    )
     assert inside(vm, gateway, *direct).status != 0
     assert origins.connections == []
 
 
-def test_nothing_on_the_gateway_but_the_proxys_port_is_reachable(vm: VirtualMachine, gateway: Gateway) -> None:
+def test_nothing_on_the_gateway_but_the_proxys_port_is_reachable(
+    vm: VirtualMachine, gateway: Gateway
+) -> None:
     """By the nftables rules of the installation page. Without them both arrive."""
-    with socket.create_server((vm.gateway, 0)) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+    with (
+        socket.create_server((vm.gateway, 0)) as tcp,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
         udp.bind((vm.gateway, 0))
         udp.settimeout(1)
-        probe = (sys.executable, "-c", PROBE, vm.gateway, str(tcp.getsockname()[1]), str(udp.getsockname()[1]))
+        probe = (
+            sys.executable,
+            "-c",
+            PROBE,
+            vm.gateway,
+            str(tcp.getsockname()[1]),
+            str(udp.getsockname()[1]),
+        )
         assert inside(vm, gateway, *probe).status != 0
         with pytest.raises(TimeoutError):
             udp.recv(10)
@@ -101,10 +138,21 @@ def test_no_name_resolves_inside(vm: VirtualMachine, gateway: Gateway) -> None:
 
 
 @pytest.fixture(scope="module")
-def machine(gateway: Gateway, vm: VirtualMachine, tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    """The VM with the variables that `squidkeeper env` prints, and the system's programs alone."""
+def machine(
+    gateway: Gateway, vm: VirtualMachine, tmp_path_factory: pytest.TempPathFactory
+) -> Machine:
+    """The VM with the variables that `squidkeeper env` prints, and the system's
+    programs alone.
+    """
     home = str(tmp_path_factory.mktemp("home"))
-    return Machine(vm, {**gateway_variables(gateway), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": home})
+    return Machine(
+        vm,
+        {
+            **gateway_variables(gateway),
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": home,
+        },
+    )
 
 
 @pytest.mark.parametrize("client", IN_EVERY_RUN, ids=lambda client: client.name)
@@ -115,17 +163,39 @@ def test_a_client_shows_what_the_table_of_clients_says(
     assert shown == {case: client.shows(case, generator=OURS) for case in Case}
 
 
-@pytest.mark.parametrize("form", [ProbeForm.PYTHON, pytest.param(ProbeForm.SH, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "form", [ProbeForm.PYTHON, pytest.param(ProbeForm.SH, marks=pytest.mark.long)]
+)
 def test_the_probe_finds_nothing_to_fix_in_the_vm(
-    form: ProbeForm, vm: VirtualMachine, gateway: Gateway, machine: Machine, origins: Origins, tmp_path: Path
+    form: ProbeForm,
+    vm: VirtualMachine,
+    gateway: Gateway,
+    machine: Machine,
+    origins: Origins,
+    tmp_path: Path,
 ) -> None:
     tools = tmp_path / "tools"  # without the programs that take long
     tools.mkdir()
     for name in PROGRAMS_OF_THE_PROBE:
         (tools / name).symlink_to(f"/usr/bin/{name}")
     program = f"{gateway.root}/bin/squidkeeper"
-    urls = ("--allowed", "https://example.com/probe", "--denied", "https://closed.example/")
-    arguments = ("--root", gateway.root, "--client", "agents", "--ca-path", gateway.ca, *urls, "--format", form)
+    urls = (
+        "--allowed",
+        "https://example.com/probe",
+        "--denied",
+        "https://closed.example/",
+    )
+    arguments = (
+        "--root",
+        gateway.root,
+        "--client",
+        "agents",
+        "--ca-path",
+        gateway.ca,
+        *urls,
+        "--format",
+        form,
+    )
     script = tmp_path / "probe"
     script.write_text(run(program, "probe", *arguments))
     command = {
@@ -134,7 +204,9 @@ def test_the_probe_finds_nothing_to_fix_in_the_vm(
     }[form]
     shown = machine.run(f"export PATH={tools}; {command}; echo exit $?", "", tmp_path)
     assert re.findall(r"^(curl|python|git) +(\w+)", shown, re.MULTILINE) == [
-        (name, result) for name in ("curl", "python", "git") for result in ("allowed", "denied")
+        (name, result)
+        for name in ("curl", "python", "git")
+        for result in ("allowed", "denied")
     ]
     assert "OPEN" not in shown
     assert "direct     closed: 1.1.1.1:443" in shown
@@ -143,7 +215,21 @@ def test_the_probe_finds_nothing_to_fix_in_the_vm(
 
 
 PROGRAMS_OF_THE_PROBE = (
-    *("sh", "grep", "sed", "head", "tail", "cut", "mktemp", "mkdir", "rm", "tee", "cat", "timeout", "getent"),
+    *(
+        "sh",
+        "grep",
+        "sed",
+        "head",
+        "tail",
+        "cut",
+        "mktemp",
+        "mkdir",
+        "rm",
+        "tee",
+        "cat",
+        "timeout",
+        "getent",
+    ),
     *("curl", "python3", "git"),
 )
 
@@ -158,20 +244,34 @@ def test_git_clones_over_https_and_cannot_push(
     subprocess.run(["sh", "-ec", script], check=True)
     for file in (repository / ".git").rglob("*"):
         if file.is_file():
-            origins.answers[f"git.example/app.git/{file.relative_to(repository / '.git')}"] = Answer(
-                body=file.read_bytes()
-            )
+            origins.answers[
+                f"git.example/app.git/{file.relative_to(repository / '.git')}"
+            ] = Answer(body=file.read_bytes())
     origins.fallback = Answer(404)
     clone = ("git", "clone", "-q", "https://git.example/app.git", tmp_path / "clone")
-    done = inside(vm, gateway, *clone, HTTPS_PROXY="", https_proxy=f"http://{gateway.authority}")
+    done = inside(
+        vm, gateway, *clone, HTTPS_PROXY="", https_proxy=f"http://{gateway.authority}"
+    )
     assert done.status == 0, done.text
     assert (tmp_path / "clone/file").read_text() == "hello\n"
-    push = inside(vm, gateway, "git", "-C", tmp_path / "clone", "push", "-q", "https://git.example/app.git", "HEAD:x")
+    push = inside(
+        vm,
+        gateway,
+        "git",
+        "-C",
+        tmp_path / "clone",
+        "push",
+        "-q",
+        "https://git.example/app.git",
+        "HEAD:x",
+    )
     assert push.status != 0
     assert not [seen for seen in origins.seen if seen.method == "POST"]
 
 
-def test_a_credential_is_added_that_the_vm_never_sees(vm: VirtualMachine, gateway: Gateway, origins: Origins) -> None:
+def test_a_credential_is_added_that_the_vm_never_sees(
+    vm: VirtualMachine, gateway: Gateway, origins: Origins
+) -> None:
     origins.answers["api.example/v1"] = Answer(body=b"done")
     done = inside(vm, gateway, "curl", "-sS", "-i", "https://api.example/v1")
     assert "done" in done.text

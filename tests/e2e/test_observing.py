@@ -1,4 +1,6 @@
-"""Rules that observe, and rules with a schedule, on a live Squid: recorded, of no effect; judged at their own time."""
+"""Rules that observe, and rules with a schedule, on a live Squid: recorded, of no
+effect; judged at their own time.
+"""
 
 from datetime import UTC, datetime, timedelta
 
@@ -79,7 +81,10 @@ def test_what_a_rule_observes_is_recorded_and_passes(
     [
         ("https://git.example/other/app", "allow:wider"),
         ("https://git.example/third/app", "-"),
-        ("http://new.example/other/app", "allow:wider"),  # the host alone denies it; the URL is asked for the record
+        (
+            "http://new.example/other/app",
+            "allow:wider",
+        ),  # the host alone denies it; the URL is asked for the record
         ("http://new.example/third", "-"),
         ("https://rest.example/", "-"),  # whose hours are over
     ],
@@ -93,17 +98,24 @@ def test_what_a_rule_observes_is_recorded_and_stays_denied(
     assert gateway.logged(url, before)["observed"] == observed
 
 
-def test_a_denied_tunnel_and_the_request_in_it_have_what_was_observed(gateway: Gateway, origins: Origins) -> None:
+def test_a_denied_tunnel_and_the_request_in_it_have_what_was_observed(
+    gateway: Gateway, origins: Origins
+) -> None:
     before = len(gateway.log())
     denied(gateway, origins, "https://new.example/other/x", "default")
     inside = gateway.logged("https://new.example/other/x", before)
     connect = gateway.logged("new.example:443", before)
-    assert [line["observed"] for line in (connect, inside)] == ["allow:wider", "allow:wider"]
+    assert [line["observed"] for line in (connect, inside)] == [
+        "allow:wider",
+        "allow:wider",
+    ]
     assert curl(gateway, "http://git.example/third").status == 403
     assert gateway.logged("http://git.example/third", before)["observed"] == "-"
 
 
-def test_what_no_rule_decides_passes_where_the_default_observes(open_gateway: Gateway, origins: Origins) -> None:
+def test_what_no_rule_decides_passes_where_the_default_observes(
+    open_gateway: Gateway, origins: Origins
+) -> None:
     before = len(open_gateway.log())
     allowed(open_gateway, origins, "https://any.example/a", "default")
     allowed(open_gateway, origins, "http://any.example/a", "default")
@@ -112,10 +124,18 @@ def test_what_no_rule_decides_passes_where_the_default_observes(open_gateway: Ga
     denied(open_gateway, origins, "https://any.example:8443/", "default")
     denied(open_gateway, origins, "http://10.0.0.5/", "private-address")
     observed = {line["url"]: line["observed"] for line in open_gateway.log()[before:]}
-    assert observed["https://any.example/a"] == observed["http://any.example/a"] == "deny:default"
+    assert (
+        observed["https://any.example/a"]
+        == observed["http://any.example/a"]
+        == "deny:default"
+    )
     assert observed["any.example:443"] == "deny:default"
     assert observed["https://draft.example/x/1"] == "allow:draft"
-    assert observed["https://closed.example/"] == observed["https://any.example:8443/"] == "-"
+    assert (
+        observed["https://closed.example/"]
+        == observed["https://any.example:8443/"]
+        == "-"
+    )
 
 
 def test_what_the_default_lets_through_has_no_credential_and_no_override(
@@ -123,7 +143,14 @@ def test_what_the_default_lets_through_has_no_credential_and_no_override(
 ) -> None:
     seen = allowed(open_gateway, origins, "https://api.example/", "api")
     assert seen.values("Authorization") == ["Bearer t0ken-of-the-api"]
-    options = ("-X", "POST", "-H", "X-HTTP-Method-Override: DELETE", "-H", "Authorization: Bearer own")
+    options = (
+        "-X",
+        "POST",
+        "-H",
+        "X-HTTP-Method-Override: DELETE",
+        "-H",
+        "Authorization: Bearer own",
+    )
     seen = allowed(open_gateway, origins, "https://api.example/", "default", *options)
     assert "t0ken" not in str(seen.headers)
     assert seen.values("X-HTTP-Method-Override") == []
@@ -137,10 +164,14 @@ def test_a_name_with_a_private_address_stays_closed_where_the_default_observes(
 
 
 @pytest.mark.long
-def test_each_request_of_an_open_tunnel_is_judged_at_its_own_time(new_gateway: NewGateway, origins: Origins) -> None:
+def test_each_request_of_an_open_tunnel_is_judged_at_its_own_time(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
     now = datetime.now(UTC)
     end = (now + timedelta(seconds=70)).replace(second=0, microsecond=0)
-    gateway = new_gateway(POLICY.format(now=now - timedelta(minutes=5), end=end)).start()
+    gateway = new_gateway(
+        POLICY.format(now=now - timedelta(minutes=5), end=end)
+    ).start()
     with tunnel(gateway, "day.example:443") as client:
         while datetime.now(UTC) < end - timedelta(seconds=1):
             reply = client.get("/x", "day.example")

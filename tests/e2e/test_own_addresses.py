@@ -1,4 +1,6 @@
-"""The gateway's own public addresses are closed to clients, and followed when they change."""
+"""The gateway's own public addresses are closed to clients, and followed when they
+change.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,12 +41,22 @@ def address(text: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def gateway(new_gateway: NewGateway) -> Iterator[Gateway]:
-    """A gateway with two public addresses of its own, of which Squid has not read, and its maintenance process."""
+    """A gateway with two public addresses of its own, of which Squid has not read, and
+    its maintenance process.
+    """
     gateway = new_gateway(POLICY).start()
     with address(f"{FIRST}/32"), address(f"{SIX}/128"), maintained(gateway) as said:
-        wait_for(lambda: "closed addresses of this machine" in said.read_text(), "the addresses to be closed")
-        wait_for(lambda: "Reconfiguring Squid" in gateway.cache_log(), "Squid to reconfigure")
-        wait_for(lambda: _is_closed(gateway, f"http://{FIRST}/first"), "Squid to close the address")
+        wait_for(
+            lambda: "closed addresses of this machine" in said.read_text(),
+            "the addresses to be closed",
+        )
+        wait_for(
+            lambda: "Reconfiguring Squid" in gateway.cache_log(), "Squid to reconfigure"
+        )
+        wait_for(
+            lambda: _is_closed(gateway, f"http://{FIRST}/first"),
+            "Squid to close the address",
+        )
         yield gateway
 
 
@@ -56,26 +68,50 @@ def own_addresses(gateway: Gateway) -> Path:
     return gateway.root / "state/own-addresses"
 
 
-def test_the_installer_writes_the_file_that_squid_reads(new_gateway: NewGateway) -> None:
+def test_the_installer_writes_the_file_that_squid_reads(
+    new_gateway: NewGateway,
+) -> None:
     gateway = new_gateway(POLICY, installed=True)
-    assert own_addresses(gateway).read_text().startswith("# The public addresses of this gateway")
+    assert (
+        own_addresses(gateway)
+        .read_text()
+        .startswith("# The public addresses of this gateway")
+    )
     assert own_addresses(gateway).owner() == "proxy"
 
 
-def test_squid_starts_without_the_file_and_reads_it_when_it_is_written(new_gateway: NewGateway) -> None:
+def test_squid_starts_without_the_file_and_reads_it_when_it_is_written(
+    new_gateway: NewGateway,
+) -> None:
     gateway = new_gateway(POLICY)
     own_addresses(gateway).unlink()
     gateway.start()
     assert curl(gateway, "http://closed.example/").rule == "default"
-    assert f"ERROR: Can not open file {own_addresses(gateway)} for reading" in gateway.cache_log()
+    assert (
+        f"ERROR: Can not open file {own_addresses(gateway)} for reading"
+        in gateway.cache_log()
+    )
     with address("203.0.113.74/32"), maintained(gateway):
-        wait_for(lambda: _is_closed(gateway, "http://203.0.113.74/"), "the address to be closed")
+        wait_for(
+            lambda: _is_closed(gateway, "http://203.0.113.74/"),
+            "the address to be closed",
+        )
 
 
 @pytest.mark.parametrize(
-    "host", [FIRST, "3405803847", f"[::ffff:{FIRST}]", "[64:ff9b::cb00:7147]", "[2002:cb00:7147::9]", f"[{SIX}]"]
+    "host",
+    [
+        FIRST,
+        "3405803847",
+        f"[::ffff:{FIRST}]",
+        "[64:ff9b::cb00:7147]",
+        "[2002:cb00:7147::9]",
+        f"[{SIX}]",
+    ],
 )
-def test_an_own_address_is_denied_in_every_notation(gateway: Gateway, origins: Origins, host: str) -> None:
+def test_an_own_address_is_denied_in_every_notation(
+    gateway: Gateway, origins: Origins, host: str
+) -> None:
     with Raw(gateway) as client:
         reply = client.get(f"http://{host}/x", host)
     assert (reply.status, reply.rule) == (403, "private-address")
@@ -97,14 +133,21 @@ def test_other_public_addresses_stay_open(gateway: Gateway, origins: Origins) ->
         allowed(gateway, origins, f"http://{host}/other", "open")
 
 
-def test_a_rule_opens_an_own_address(gateway: Gateway, origins: Origins, names: Names) -> None:
+def test_a_rule_opens_an_own_address(
+    gateway: Gateway, origins: Origins, names: Names
+) -> None:
     names.set("opened.example", [FIRST])
     allowed(gateway, origins, "http://opened.example/", "opened")
 
 
-def test_an_address_that_is_added_is_closed_within_seconds(gateway: Gateway, origins: Origins) -> None:
+def test_an_address_that_is_added_is_closed_within_seconds(
+    gateway: Gateway, origins: Origins
+) -> None:
     allowed(gateway, origins, f"http://{THIRD}/before", "open")
     with address(f"{THIRD}/32"):
-        wait_for(lambda: _is_closed(gateway, f"http://{THIRD}/added"), "the address to be closed")
+        wait_for(
+            lambda: _is_closed(gateway, f"http://{THIRD}/added"),
+            "the address to be closed",
+        )
         assert _is_closed(gateway, f"http://{FIRST}/still")
     assert _is_closed(gateway, f"http://{THIRD}/removed"), "until another one is added"

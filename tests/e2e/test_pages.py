@@ -48,21 +48,38 @@ HOSTILE = (
 @pytest.fixture(scope="module")
 def gateway(new_gateway: NewGateway, all_origins: Origins, names: Names) -> Gateway:
     """A gateway that has had ordinary and hostile requests."""
-    gateway = new_gateway(POLICY, secrets={"token": "ghp_the-token-of-the-pages"}).start()
-    for url in ("https://api.example/v1/x?q=QUERY", "https://example.com/", "https://api.example/v2/x?q=QUERY"):
+    gateway = new_gateway(
+        POLICY, secrets={"token": "ghp_the-token-of-the-pages"}
+    ).start()
+    for url in (
+        "https://api.example/v1/x?q=QUERY",
+        "https://example.com/",
+        "https://api.example/v2/x?q=QUERY",
+    ):
         curl(gateway, url)
     for _ in range(3):
         curl(gateway, "https://en.wikipedia.org/wiki/Squid?q=QUERY")
     for text in HOSTILE:
         curl(gateway, f"http://evil.example/{text}?q=QUERY", "--globoff")
     with pytest.raises(CurlFailed):
-        curl(gateway, "https://example.com/", "--cacert", all_origins.authority.certificate)  # does not trust our CA
+        # does not trust our CA
+        curl(
+            gateway,
+            "https://example.com/",
+            "--cacert",
+            all_origins.authority.certificate,
+        )
     names.set("nas.example", ["10.0.0.5"])
     curl(gateway, "https://nas.example/")
     with Raw(gateway) as raw:
-        raw.send(f"GET http://x.example/{SCRIPT} HTTP/1.1\r\nHost: x.example\r\nUser-Agent: {SCRIPT}\r\n\r\n".encode())
+        raw.send(
+            f"GET http://x.example/{SCRIPT} HTTP/1.1\r\nHost: x.example\r\nUser-Agent: {SCRIPT}\r\n\r\n".encode()
+        )
         raw.answer()
-    wait_for(lambda: len(gateway.log()) >= 3 + 2 * 3 + 3 + len(HOSTILE) + 1 + 2 + 1, "the record of them")
+    wait_for(
+        lambda: len(gateway.log()) >= 3 + 2 * 3 + 3 + len(HOSTILE) + 1 + 2 + 1,
+        "the record of them",
+    )
     return gateway
 
 
@@ -80,7 +97,9 @@ def status(exporter: Exporter) -> str:
 
 @pytest.fixture(scope="module")
 def empty(gateway: Gateway) -> str:
-    return gateway.command("report", "--since", "2100-01-01", "--html", "-", *gateway.places).stdout
+    return gateway.command(
+        "report", "--since", "2100-01-01", "--html", "-", *gateway.places
+    ).stdout
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +111,9 @@ def test_the_browser_tells_what_must_not_be() -> None:
     """What the tests below find nothing of is found where it is."""
     open_page = f"<title>x</title>{SCRIPT}<img src='http://elsewhere.example/x'><p style='width: 900px'>wide"
     open_page += f"<p style='width: 50px'>{'narrow ' * 10}"
-    seen = visit({"open": open_page, "closed": f"<meta {CLOSED}>{open_page}"}, (NARROW,))
+    seen = visit(
+        {"open": open_page, "closed": f"<meta {CLOSED}>{open_page}"}, (NARROW,)
+    )
     assert seen.ran == [1]
     assert "http://elsewhere.example/x" in seen.asked_for
     assert seen.views["open", NARROW].overflow > 500
@@ -104,17 +125,28 @@ def test_the_browser_tells_what_must_not_be() -> None:
 def test_the_report_shows_who_went_where_and_what_was_denied(light: Visit) -> None:
     rows = light.views["report", WIDE].rows
     assert any(re.fullmatch(r"en\.wikipedia\.org 3 .*⊘ 3", row) for row in rows)
-    assert any(row.startswith("no-wikipedia Wikipedia is closed to sandboxes. 3 2 ") for row in rows)
-    assert any(row.startswith("3 127.0.0.1 no-wikipedia") and row.endswith("/wiki/Squid") for row in rows)
+    assert any(
+        row.startswith("no-wikipedia Wikipedia is closed to sandboxes. 3 2 ")
+        for row in rows
+    )
+    assert any(
+        row.startswith("3 127.0.0.1 no-wikipedia") and row.endswith("/wiki/Squid")
+        for row in rows
+    )
     assert any(re.match(r"api-token api\.example 1", row) for row in rows)
     assert light.views["report", WIDE].pictures >= 3
 
 
-def test_the_status_page_says_what_is_wrong_and_shows_rules_denials_and_secrets(light: Visit) -> None:
+def test_the_status_page_says_what_is_wrong_and_shows_rules_denials_and_secrets(
+    light: Visit,
+) -> None:
     view = light.views["status", WIDE]
     assert "warning A secret is unavailable: secret missing: the file " in view.text
     assert any(re.match(r"1 no-wikipedia deny 3 \d+ \w+ ago", row) for row in view.rows)
-    assert any(row.startswith("3 hotfix-window allow") and "expired" in row for row in view.rows)
+    assert any(
+        row.startswith("3 hotfix-window allow") and "expired" in row
+        for row in view.rows
+    )
     (wikipedia,) = [row for row in view.rows if "× 3 127.0.0.1 no-wikipedia" in row]
     assert re.search(
         r"/wiki/Squid The rule no-wikipedia \(/\S+/policy\.yaml:\d+\) denies it: Wikipedia is closed to sandboxes\.$",
@@ -124,41 +156,73 @@ def test_the_status_page_says_what_is_wrong_and_shows_rules_denials_and_secrets(
     assert any(row.startswith("host well ") for row in view.rows)
 
 
-def test_a_client_that_does_not_trust_the_ca_is_no_failing_host_of_the_report(light: Visit) -> None:
+def test_a_client_that_does_not_trust_the_ca_is_no_failing_host_of_the_report(
+    light: Visit,
+) -> None:
     rows = light.views["report", WIDE].rows
     (mistrust,) = [row for row in rows if "ERR_SECURE_ACCEPT_FAIL" in row]
-    assert mistrust.startswith("127.0.0.1 1 TLS with the client failed: it does not trust the gateway's CA")
+    assert mistrust.startswith(
+        "127.0.0.1 1 TLS with the client failed: it does not trust the gateway's CA"
+    )
     assert mistrust.endswith("example.com")
 
 
-def test_a_tunnel_that_was_denied_for_its_address_is_one_denial_of_the_status_page(light: Visit) -> None:
+def test_a_tunnel_that_was_denied_for_its_address_is_one_denial_of_the_status_page(
+    light: Visit,
+) -> None:
     rows = light.views["status", WIDE].rows
-    assert [re.sub(".* 127.0.0.1 ", "", row) for row in rows if "nas.example" in row] == [
+    assert [
+        re.sub(".* 127.0.0.1 ", "", row) for row in rows if "nas.example" in row
+    ] == [
         "private-address GET https://nas.example/ nas.example has a private address, which the rule that allows it "
         "does not open."
     ]
 
 
 def test_the_ready_command_explains_the_denial(gateway: Gateway, status: str) -> None:
-    commands = [unescape(code) for code in re.findall(r"<code>(\S*/bin/squidkeeper explain [^<]*)</code>", status)]
-    command = next(command for command in commands if command.endswith("https://en.wikipedia.org/wiki/Squid"))
+    commands = [
+        unescape(code)
+        for code in re.findall(
+            r"<code>(\S*/bin/squidkeeper explain [^<]*)</code>", status
+        )
+    ]
+    command = next(
+        command
+        for command in commands
+        if command.endswith("https://en.wikipedia.org/wiki/Squid")
+    )
     assert command.startswith(f"{gateway.root}/bin/")
     environment = {"PATH": "/usr/bin:/bin"}
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        ["sh", "-c", command],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
     assert done.returncode == 1, done.stderr
-    assert done.stdout.startswith("DENY         GET https://en.wikipedia.org/wiki/Squid\nrule         no-wikipedia")
+    assert done.stdout.startswith(
+        "DENY         GET https://en.wikipedia.org/wiki/Squid\nrule         no-wikipedia"
+    )
 
 
-def test_no_script_of_a_client_runs_and_nothing_is_asked_for_or_complained_of(light: Visit) -> None:
+def test_no_script_of_a_client_runs_and_nothing_is_asked_for_or_complained_of(
+    light: Visit,
+) -> None:
     assert light.ran == []
-    assert light.asked_for == {f"http://pages.example/{name}" for name in ("probe", "report", "status", "empty")}
+    assert light.asked_for == {
+        f"http://pages.example/{name}"
+        for name in ("probe", "report", "status", "empty")
+    }
     assert [view.loaded for view in light.views.values()] == [[]] * len(light.views)
     assert light.console == []
 
 
 @pytest.mark.parametrize("width", [NARROW, WIDE])
 @pytest.mark.parametrize("page", ["report", "status", "empty"])
-def test_nothing_is_wider_than_the_window_or_squeezed(light: Visit, page: str, width: int) -> None:
+def test_nothing_is_wider_than_the_window_or_squeezed(
+    light: Visit, page: str, width: int
+) -> None:
     view = light.views[page, width]
     assert view.squeezed == []
     assert view.outside == []

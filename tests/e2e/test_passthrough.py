@@ -73,7 +73,9 @@ def pinned(
     between: Callable[[], object] = lambda: None,
     client: str = "127.0.0.1",
 ) -> Iterator[Raw]:
-    """Open a tunnel, and TLS in it that trusts the origin's authority alone; `between` comes between the two."""
+    """Open a tunnel, and TLS in it that trusts the origin's authority alone; `between`
+    comes between the two.
+    """
     with Raw(gateway, client) as raw:
         answer = raw.connect(authority)
         assert answer.status == 200
@@ -82,19 +84,33 @@ def pinned(
 
 
 def get(
-    gateway: Gateway, origins: Origins, authority: str, sni: bytes | str | None, *, client: str = "127.0.0.1"
+    gateway: Gateway,
+    origins: Origins,
+    authority: str,
+    sni: bytes | str | None,
+    *,
+    client: str = "127.0.0.1",
 ) -> Reply:
     with pinned(gateway, origins, authority, sni, client=client) as raw:
         return raw.get("/x", authority.rpartition(":")[0])
 
 
-def lines_of(gateway: Gateway, authority: str, before: int, number: int = 2) -> list[tuple[str, int, str, str]]:
-    """What the access log has for a tunnel, once it has that many lines: Squid's result, status, verdict and rule."""
+def lines_of(
+    gateway: Gateway, authority: str, before: int, number: int = 2
+) -> list[tuple[str, int, str, str]]:
+    """What the access log has for a tunnel, once it has that many lines: Squid's
+    result, status, verdict and rule.
+    """
 
     def found() -> list[tuple[str, int, str, str]]:
         lines = [line for line in gateway.log()[before:] if line["url"] == authority]
-        results = [line["squid"].partition("/")[0].removesuffix("_ABORTED") for line in lines]
-        read = [(one, line["status"], line["verdict"], line["rule"]) for one, line in zip(results, lines, strict=True)]
+        results = [
+            line["squid"].partition("/")[0].removesuffix("_ABORTED") for line in lines
+        ]
+        read = [
+            (one, line["status"], line["verdict"], line["rule"])
+            for one, line in zip(results, lines, strict=True)
+        ]
         return read if len(read) >= number else []
 
     try:
@@ -109,7 +125,9 @@ def test_a_client_that_trusts_the_origin_alone_passes_and_the_tunnel_is_on_recor
     before = len(gateway.log())
     with pinned(gateway, origins, "pinned.example:443", "pinned.example") as raw:
         assert raw.names() == ["pinned.example"]
-        reply = raw.get("/never/seen?by=squid", "pinned.example", "X-Forwarded-Host: any")
+        reply = raw.get(
+            "/never/seen?by=squid", "pinned.example", "X-Forwarded-Host: any"
+        )
     assert (reply.status, reply.header("Via")) == (200, None)
     assert [seen.values("X-Forwarded-Host") for seen in origins.seen] == [["any"]]
     assert lines_of(gateway, "pinned.example:443", before) == [
@@ -117,7 +135,11 @@ def test_a_client_that_trusts_the_origin_alone_passes_and_the_tunnel_is_on_recor
         ("TCP_TUNNEL", 200, "allow", "pinned"),
     ]
     last = gateway.log()[-1]
-    assert (last["sni"], last["tunnel"], last["upstream"]) == ("pinned.example", "pinned.example:443", PUBLIC)
+    assert (last["sni"], last["tunnel"], last["upstream"]) == (
+        "pinned.example",
+        "pinned.example:443",
+        PUBLIC,
+    )
     assert last["bytes"] > 0
     assert last["request_bytes"] > 500
 
@@ -143,9 +165,21 @@ def test_the_same_host_in_another_spelling_passes(
 DENIED = [
     ("pinned.example:443", None, "authority-mismatch"),
     ("pinned.example:443", "evil.example", "authority-mismatch"),
-    ("pinned.example:443", "bumped.example", "authority-mismatch"),  # allowed, for some paths only
-    ("pinned.example:443", "api.example", "authority-mismatch"),  # where a credential would be injected
-    ("pinned.example:443", "a.moving.example", "authority-mismatch"),  # passes through, for itself
+    (
+        "pinned.example:443",
+        "bumped.example",
+        "authority-mismatch",
+    ),  # allowed, for some paths only
+    (
+        "pinned.example:443",
+        "api.example",
+        "authority-mismatch",
+    ),  # where a credential would be injected
+    (
+        "pinned.example:443",
+        "a.moving.example",
+        "authority-mismatch",
+    ),  # passes through, for itself
     ("pinned.example:443", "a.pinned.example", "authority-mismatch"),
     ("pinned.example:443", "pinned.example.evil.example", "authority-mismatch"),
     ("pinned.example:443", "203.0.113.10", "authority-mismatch"),
@@ -161,7 +195,13 @@ def test_another_server_name_or_none_is_denied_and_reaches_no_origin(
     before = len(gateway.log())
     with pytest.raises(ssl.SSLError), pinned(gateway, origins, authority, sni):
         pass
-    denied = ("TCP_DENIED", 403, "deny", rule)  # the lines of the tunnel before can be late
+    # the lines of the tunnel before can be late
+    denied = (
+        "TCP_DENIED",
+        403,
+        "deny",
+        rule,
+    )
     wait_for(lambda: denied in lines_of(gateway, authority, before), "the denial")
     assert origins.connections == []
 
@@ -170,8 +210,16 @@ BUMPED = [
     ("bumped.example:443", "bumped.example", "127.0.0.1"),
     ("api.example:443", "api.example", "127.0.0.1"),
     ("front.example:443", "front.example", "127.0.0.1"),
-    ("pinned.example:443", "pinned.example", "127.0.0.2"),  # a rule above sees paths of this client
-    ("pinned.example:443", "pinned.example", "127.0.0.9"),  # no rule is for this client: the page needs TLS
+    (
+        "pinned.example:443",
+        "pinned.example",
+        "127.0.0.2",
+    ),  # a rule above sees paths of this client
+    (
+        "pinned.example:443",
+        "pinned.example",
+        "127.0.0.9",
+    ),  # no rule is for this client: the page needs TLS
     ("ports.example:443", "ports.example", "127.0.0.1"),
 ]
 
@@ -195,23 +243,37 @@ def test_a_tunnel_that_is_bumped_client_first_leads_to_no_host_that_passes_throu
         first = raw.get("/first", "front.example")
         second = raw.get("/second", "pinned.example")
         third = raw.get("pinned.example:443", "pinned.example:443", method="CONNECT")
-    assert (first.status, second.status, second.rule) == (200, 403, "authority-mismatch")
+    assert (first.status, second.status, second.rule) == (
+        200,
+        403,
+        "authority-mismatch",
+    )
     assert not third or third.status == 403
     assert origins.urls() == ["https://bumped.example/first"]
 
 
-# ── What comes between the two questions ──────────────────────────────────────────────────────────────────────────────
+# ── What comes between the two questions ──────────────────────────────────────────────
 
 
-def test_a_helper_that_dies_before_the_second_answer_denies(gateway: Gateway, origins: Origins) -> None:
+def test_a_helper_that_dies_before_the_second_answer_denies(
+    gateway: Gateway, origins: Origins
+) -> None:
     stop = partial(gateway.kill_helpers, "acl --scope host", signal.SIGSTOP)
     before, host = len(gateway.log()), "dies.moving.example"
     killer = threading.Timer(0.5, gateway.kill_helpers, ("acl --scope host",))
     killer.start()
-    with pytest.raises(ssl.SSLError), pinned(gateway, origins, f"{host}:443", host, stop):
+    with (
+        pytest.raises(ssl.SSLError),
+        pinned(gateway, origins, f"{host}:443", host, stop),
+    ):
         pass
     killer.join()
-    assert lines_of(gateway, f"{host}:443", before)[1] == ("TCP_DENIED", 403, "deny", "policy-unavailable")
+    assert lines_of(gateway, f"{host}:443", before)[1] == (
+        "TCP_DENIED",
+        403,
+        "deny",
+        "policy-unavailable",
+    )
     assert origins.connections == []
     assert get(gateway, origins, f"{host}:443", host).status == 200
 
@@ -219,7 +281,11 @@ def test_a_helper_that_dies_before_the_second_answer_denies(gateway: Gateway, or
 @pytest.mark.parametrize(
     ("old", "new", "rule"),
     [
-        ("tls: passthrough}\n  - {name: inside", "paths: [/x/**]}\n  - {name: inside", "invalid-request"),
+        (
+            "tls: passthrough}\n  - {name: inside",
+            "paths: [/x/**]}\n  - {name: inside",
+            "invalid-request",
+        ),
         (
             "{name: moving, action: allow, hosts: [.moving.example], tls: passthrough}",
             "{name: moving, action: deny, hosts: [.moving.example]}",
@@ -234,33 +300,56 @@ def test_a_policy_that_no_longer_passes_the_tunnel_through_denies_it(
     before, host = len(gateway.log()), f"{rule}.moving.example"
     edit = partial(put_in_force, gateway, POLICY.replace(old, new))
     try:
-        with pytest.raises(ssl.SSLError), pinned(gateway, origins, f"{host}:443", host, edit):
+        with (
+            pytest.raises(ssl.SSLError),
+            pinned(gateway, origins, f"{host}:443", host, edit),
+        ):
             pass
-        assert lines_of(gateway, f"{host}:443", before)[1] == ("TCP_DENIED", 403, "deny", rule)
+        assert lines_of(gateway, f"{host}:443", before)[1] == (
+            "TCP_DENIED",
+            403,
+            "deny",
+            rule,
+        )
         assert origins.connections == []
     finally:
         put_in_force(gateway, POLICY)
 
 
 def put_in_force(gateway: Gateway, policy: str) -> None:
-    """Edit the policy, and wait until every helper that Squid could ask decides by it."""
+    """Edit the policy, and wait until every helper that Squid could ask
+    decides by it.
+    """
     gateway.write("policy.yaml", policy)
     revision = load(gateway.policy_folder, datetime.now(UTC)).compiled.revision
 
     def decide_by() -> set[str | None]:
         slots = read_counter_files(gateway.root / "state/helpers")
-        return {slot.status.revision for slot in slots if slot.running and slot.status and slot.status.helper == HOST}
+        return {
+            slot.status.revision
+            for slot in slots
+            if slot.running and slot.status and slot.status.helper == HOST
+        }
 
     wait_for(lambda: decide_by() == {revision}, "the policy in all helpers")
 
 
-def test_a_reconfigure_in_between_changes_nothing(gateway: Gateway, origins: Origins) -> None:
-    def reconfigure() -> None:  # to its end: a lookup that is under way meanwhile is denied
+def test_a_reconfigure_in_between_changes_nothing(
+    gateway: Gateway, origins: Origins
+) -> None:
+    def reconfigure() -> (
+        None
+    ):  # to its end: a lookup that is under way meanwhile is denied
         before = gateway.cache_log().count(LISTENING)
         gateway.reconfigure()
-        wait_for(lambda: gateway.cache_log().count(LISTENING) > before, "the end of the reconfigure")
+        wait_for(
+            lambda: gateway.cache_log().count(LISTENING) > before,
+            "the end of the reconfigure",
+        )
 
-    with pinned(gateway, origins, "pinned.example:443", "pinned.example", reconfigure) as raw:
+    with pinned(
+        gateway, origins, "pinned.example:443", "pinned.example", reconfigure
+    ) as raw:
         reply = raw.get("/x", "pinned.example")
     assert reply.status == 200
 
@@ -270,11 +359,15 @@ def test_helpers_that_are_killed_under_load_let_no_other_server_name_through(
     gateway: Gateway, origins: Origins
 ) -> None:
     def attack(number: int) -> bool:
-        """Whether the server name of the tunnel's own host passed; another one never does."""
+        """Whether the server name of the tunnel's own host passed; another one never
+        does.
+        """
         good = number % 4 == 0
         host = f"h{number}.moving.example"
         try:
-            with pinned(gateway, origins, f"{host}:443", host if good else "evil.example") as raw:
+            with pinned(
+                gateway, origins, f"{host}:443", host if good else "evil.example"
+            ) as raw:
                 return bool(raw.get("/good" if good else "/evil", host))
         except (OSError, AssertionError):  # denied, or the worker of Squid has ended
             return False
@@ -289,7 +382,7 @@ def test_helpers_that_are_killed_under_load_let_no_other_server_name_through(
     assert {seen.sni for seen in origins.seen if seen.sni} & {"evil.example"} == set()
 
 
-# ── Private addresses ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── Private addresses ─────────────────────────────────────────────────────────────────
 
 
 def test_a_name_with_a_private_address_is_denied_unless_the_rule_opens_it(
@@ -298,29 +391,61 @@ def test_a_name_with_a_private_address_is_denied_unless_the_rule_opens_it(
     names.set("private.moving.example", ["10.0.0.5"])
     names.set("inside.example", ["10.0.0.5"])
     before = len(gateway.log())
-    with pytest.raises(ssl.SSLError), pinned(gateway, origins, "private.moving.example:443", "private.moving.example"):
+    with (
+        pytest.raises(ssl.SSLError),
+        pinned(
+            gateway, origins, "private.moving.example:443", "private.moving.example"
+        ),
+    ):
         pass
     (line,) = lines_of(gateway, "private.moving.example:443", before, 1)
-    assert line == ("NONE_NONE", 200, "deny", "private-address")  # bumped, so that a request inside is denied
+    # bumped, so that a request inside is denied
+    assert line == (
+        "NONE_NONE",
+        200,
+        "deny",
+        "private-address",
+    )
     assert origins.connections == []
-    assert get(gateway, origins, "inside.example:443", "inside.example").json["address"] == "10.0.0.5"
+    assert (
+        get(gateway, origins, "inside.example:443", "inside.example").json["address"]
+        == "10.0.0.5"
+    )
 
 
-@pytest.mark.one_worker("each worker remembers names for itself: what one looks up again, another does not")
-def test_a_name_that_turns_private_in_between_is_denied(gateway: Gateway, origins: Origins, names: Names) -> None:
+@pytest.mark.one_worker(
+    "each worker remembers names for itself: what one looks up again, another does not"
+)
+def test_a_name_that_turns_private_in_between_is_denied(
+    gateway: Gateway, origins: Origins, names: Names
+) -> None:
     names.set("turns.moving.example", [PUBLIC], ["10.0.0.5"])
     before = len(gateway.log())
 
     def expire() -> None:  # Squid keeps a name for two seconds at least
-        wait_for(lambda: asked_again(gateway, names, "turns.moving.example"), "the second look-up")
+        wait_for(
+            lambda: asked_again(gateway, names, "turns.moving.example"),
+            "the second look-up",
+        )
 
     with (
         pytest.raises(ssl.SSLError),
-        pinned(gateway, origins, "turns.moving.example:443", "turns.moving.example", expire),
+        pinned(
+            gateway, origins, "turns.moving.example:443", "turns.moving.example", expire
+        ),
     ):
         pass
-    denied = ("TCP_TUNNEL", 500, "deny", "private-address")  # among the lines of the look-ups
-    wait_for(lambda: denied in lines_of(gateway, "turns.moving.example:443", before), "the denial")
+    # among the lines of the look-ups
+    denied = (
+        "TCP_TUNNEL",
+        500,
+        "deny",
+        "private-address",
+    )
+    wait_for(
+        lambda: denied in lines_of(gateway, "turns.moving.example:443", before),
+        "the denial",
+    )
     assert origins.connections == []
 
 
@@ -330,13 +455,20 @@ def asked_again(gateway: Gateway, names: Names, host: str) -> bool:
     return len(names.asked(host)) > 2
 
 
-# ── Bytes that are no TLS, and what comes after a denial ─────────────────────────────────────────────────────────────
+# ── Bytes that are no TLS, and what comes after a denial ──────────────────────────────
 
 
 @pytest.mark.parametrize(
-    "sent", [b"GET / HTTP/1.1\r\nHost: pinned.example\r\n\r\n", b"SSH-2.0-x\r\n", b"\x16\x03\x01\x00\x05hello"]
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nHost: pinned.example\r\n\r\n",
+        b"SSH-2.0-x\r\n",
+        b"\x16\x03\x01\x00\x05hello",
+    ],
 )
-def test_what_is_no_tls_is_never_passed_on(gateway: Gateway, origins: Origins, sent: bytes) -> None:
+def test_what_is_no_tls_is_never_passed_on(
+    gateway: Gateway, origins: Origins, sent: bytes
+) -> None:
     with Raw(gateway) as raw:
         raw.connect("pinned.example:443")
         raw.send(sent)
@@ -344,36 +476,52 @@ def test_what_is_no_tls_is_never_passed_on(gateway: Gateway, origins: Origins, s
     assert origins.connections == []
 
 
-@pytest.mark.parametrize("name", [b"pinned.exampl\0", b"pinned\nexample", b"pinned.ex\0mple"])
-def test_a_server_name_with_strange_bytes_is_denied(gateway: Gateway, origins: Origins, name: bytes) -> None:
+@pytest.mark.parametrize(
+    "name", [b"pinned.exampl\0", b"pinned\nexample", b"pinned.ex\0mple"]
+)
+def test_a_server_name_with_strange_bytes_is_denied(
+    gateway: Gateway, origins: Origins, name: bytes
+) -> None:
     before = len(gateway.log())
     with Raw(gateway) as raw:
         raw.connect("pinned.example:443")
-        raw.send(client_hello("pinned.example").replace(b"pinned.example", name.ljust(14, b"e"))).answer()
+        raw.send(
+            client_hello("pinned.example").replace(
+                b"pinned.example", name.ljust(14, b"e")
+            )
+        ).answer()
     lines = lines_of(gateway, "pinned.example:443", before, 1)
-    assert {(status, rule) for _, status, verdict, rule in lines if verdict == "deny"} <= {(403, "authority-mismatch")}
+    assert {
+        (status, rule) for _, status, verdict, rule in lines if verdict == "deny"
+    } <= {(403, "authority-mismatch")}
     assert origins.connections == []
 
 
-def test_nothing_follows_on_the_connection_of_a_denied_tunnel(gateway: Gateway, origins: Origins) -> None:
+def test_nothing_follows_on_the_connection_of_a_denied_tunnel(
+    gateway: Gateway, origins: Origins
+) -> None:
     hello = client_hello("evil.example")
     with Raw(gateway) as raw:
         raw.connect("pinned.example:443")
         raw.send(hello)
         assert raw.answer()  # the page, which no TLS client understands
-        assert not raw.send(b"CONNECT pinned.example:443 HTTP/1.1\r\nHost: pinned.example:443\r\n\r\n").answer()
+        assert not raw.send(
+            b"CONNECT pinned.example:443 HTTP/1.1\r\nHost: pinned.example:443\r\n\r\n"
+        ).answer()
     assert origins.connections == []
 
 
 def client_hello(sni: str) -> bytes:
     outgoing = ssl.MemoryBIO()
-    connection = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=sni)
+    connection = ssl.create_default_context().wrap_bio(
+        ssl.MemoryBIO(), outgoing, server_hostname=sni
+    )
     with pytest.raises(ssl.SSLWantReadError):
         connection.do_handshake()
     return outgoing.read()
 
 
-# ── HTTP/2 and WebSocket ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── HTTP/2 and WebSocket ──────────────────────────────────────────────────────────────
 
 
 def test_http_2_is_negotiated_in_a_tunnel_that_passes_through_and_in_no_other(
@@ -381,7 +529,12 @@ def test_http_2_is_negotiated_in_a_tunnel_that_passes_through_and_in_no_other(
 ) -> None:
     with Raw(gateway) as raw:
         raw.connect("ports.example:9443")
-        assert raw.tls("ports.example", origins.authority.certificate, "h2", "http/1.1").protocol == "h2"
+        assert (
+            raw.tls(
+                "ports.example", origins.authority.certificate, "h2", "http/1.1"
+            ).protocol
+            == "h2"
+        )
     with Raw(gateway) as raw:
         raw.connect("chat.example:9443")
         assert raw.tls("chat.example", None, "h2", "http/1.1").protocol != "h2"
@@ -390,11 +543,15 @@ def test_http_2_is_negotiated_in_a_tunnel_that_passes_through_and_in_no_other(
 def websocket(gateway: Gateway, path: str) -> str | bytes:
     """Send a message through a tunnel that Squid bumps, and give the echo."""
     connection = socket.create_connection(gateway.address)
-    connection.sendall(b"CONNECT chat.example:9443 HTTP/1.1\r\nHost: chat.example:9443\r\n\r\n")
+    connection.sendall(
+        b"CONNECT chat.example:9443 HTTP/1.1\r\nHost: chat.example:9443\r\n\r\n"
+    )
     assert connection.recv(1000).startswith(b"HTTP/1.1 200")
     context = ssl.create_default_context(cafile=str(gateway.ca))
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    with connect(f"wss://chat.example:9443{path}", sock=connection, ssl=context, compression=None) as client:
+    with connect(
+        f"wss://chat.example:9443{path}", sock=connection, ssl=context, compression=None
+    ) as client:
         client.send("hello")
         return client.recv()
 
@@ -414,7 +571,7 @@ def test_a_websocket_passes_by_rule_and_path(gateway: Gateway, echoing: Server) 
     assert denied.value.response.status_code == 403
 
 
-# ── The records of all of this ────────────────────────────────────────────────────────────────────────────────────────
+# ── The records of all of this ────────────────────────────────────────────────────────
 
 
 def test_none_of_it_is_drift(gateway: Gateway) -> None:
@@ -427,11 +584,21 @@ def test_what_is_logged_is_explained_as_it_was_decided(gateway: Gateway) -> None
     policies = PastPolicies(gateway.root / "state/revisions")
     wrong, explained = [], Counter[str]()
     for record in records(gateway):
-        policy = None if record.revision == NONE or unexplained(record) else policies(record.revision)
+        policy = (
+            None
+            if record.revision == NONE or unexplained(record)
+            else policies(record.revision)
+        )
         if policy is not None:
             explained[record.rule] += 1
             decision = explain(policy, request_of(record), parse_time(record)).decision
             if (decision.action, decision.rule) != (record.verdict, record.rule):
                 wrong.append((decision, record))
     assert wrong == []
-    assert min(explained[rule] for rule in ("pinned", "authority-mismatch", "invalid-request", "chat")) > 0
+    assert (
+        min(
+            explained[rule]
+            for rule in ("pinned", "authority-mismatch", "invalid-request", "chat")
+        )
+        > 0
+    )

@@ -29,7 +29,9 @@ def test_the_document_has_the_table() -> None:
     assert table in DOCUMENT.read_text(), table
 
 
-@pytest.fixture(scope="module", params=CLIENTS, ids=lambda client: f"{client.preset}: {client.name}")
+@pytest.fixture(
+    scope="module", params=CLIENTS, ids=lambda client: f"{client.preset}: {client.name}"
+)
 def client(request: pytest.FixtureRequest) -> PresetClient:
     found: PresetClient = request.param
     return found
@@ -51,29 +53,51 @@ def one_gateway(new_gateway: NewGateway, vm: VirtualMachine, programs: Path) -> 
 def gateway(one_gateway: Gateway, preset: str) -> Gateway:
     """The gateway, started again where the preset is another one."""
     policy = f"{POLICY}presets: [{{preset: {preset}, clients: [agents]}}]\n"
-    if one_gateway.runs and (one_gateway.policy_folder / "policy.yaml").read_text() == policy:
+    if (
+        one_gateway.runs
+        and (one_gateway.policy_folder / "policy.yaml").read_text() == policy
+    ):
         return one_gateway
     one_gateway.kill()
     one_gateway.write("policy.yaml", policy)
     one_gateway.start()
-    curl(one_gateway, "http://nowhere.example/")  # Squid starts a helper when it needs one
-    in_force = f"revision {read_sources(one_gateway.policy_folder).revision} is in force"
-    wait_for(lambda: in_force in one_gateway.cache_log(), in_force)  # which waits until a new file rests
+    # Squid starts a helper when it needs one
+    curl(one_gateway, "http://nowhere.example/")
+    in_force = (
+        f"revision {read_sources(one_gateway.policy_folder).revision} is in force"
+    )
+    # which waits until a new file rests
+    wait_for(lambda: in_force in one_gateway.cache_log(), in_force)
     return one_gateway
 
 
 @pytest.fixture(scope="module")
 def machine(
-    one_gateway: Gateway, programs: Path, vm: VirtualMachine, tmp_path_factory: pytest.TempPathFactory
+    one_gateway: Gateway,
+    programs: Path,
+    vm: VirtualMachine,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Machine:
     path = f"{programs}/node/node_modules/.bin:{programs}/python/bin:{cargo_folder()}:/usr/sbin:/usr/bin:/sbin:/bin"
-    return Machine(vm, {**gateway_variables(one_gateway), "PATH": path, "HOME": str(tmp_path_factory.mktemp("home"))})
+    return Machine(
+        vm,
+        {
+            **gateway_variables(one_gateway),
+            "PATH": path,
+            "HOME": str(tmp_path_factory.mktemp("home")),
+        },
+    )
 
 
 def decided(gateway: Gateway, before: int) -> set[tuple[str, str, str]]:
-    """The requests that were logged since, CONNECTs aside: method and URL, verdict, rule."""
+    """The requests that were logged since, CONNECTs aside: method and URL, verdict,
+    rule.
+    """
     lines = [line for line in gateway.log()[before:] if line["method"] != "CONNECT"]
-    return {(f"{line['method']} {line['url']}", line["verdict"], line["rule"]) for line in lines}
+    return {
+        (f"{line['method']} {line['url']}", line["verdict"], line["rule"])
+        for line in lines
+    }
 
 
 def refused(gateway: Gateway, before: int) -> set[tuple[str, str, str]]:
@@ -82,26 +106,42 @@ def refused(gateway: Gateway, before: int) -> set[tuple[str, str, str]]:
 
 @pytest.mark.clients
 def test_a_client_fetches_through_the_preset_alone(
-    client: PresetClient, gateway: Gateway, at: Machine, services: dict[str, Service], origins: Origins, tmp_path: Path
+    client: PresetClient,
+    gateway: Gateway,
+    at: Machine,
+    services: dict[str, Service],
+    origins: Origins,
+    tmp_path: Path,
 ) -> None:
     origins.fallback = Registries(services[client.preset])
     before = len(gateway.log())
     output = at.run(client.fetch, "", tmp_path)
     assert client.shows in output, output
     rules = {f"{client.preset}/{rule}" for rule in client.rules}
-    wait_for(lambda: {rule for _, _, rule in decided(gateway, before)} >= rules, f"the rules {rules}")
+    wait_for(
+        lambda: {rule for _, _, rule in decided(gateway, before)} >= rules,
+        f"the rules {rules}",
+    )
     assert refused(gateway, before) == set()
 
 
 @pytest.mark.clients
 def test_a_client_cannot_upload(
-    client: PresetClient, gateway: Gateway, at: Machine, services: dict[str, Service], origins: Origins, tmp_path: Path
+    client: PresetClient,
+    gateway: Gateway,
+    at: Machine,
+    services: dict[str, Service],
+    origins: Origins,
+    tmp_path: Path,
 ) -> None:
     origins.fallback = Registries(services[client.preset])
     before = len(gateway.log())
     output = at.run(client.upload, "", tmp_path)
     assert "denied" in output.lower() or "403" in output, output
     denied = {(request, "deny", "default") for request in client.denied}
-    wait_for(lambda: len(refused(gateway, before)) >= len(denied), f"the denials; the client printed:\n{output}")
+    wait_for(
+        lambda: len(refused(gateway, before)) >= len(denied),
+        f"the denials; the client printed:\n{output}",
+    )
     assert refused(gateway, before) == denied
     assert not {f"{seen.method} {seen.url}" for seen in origins.seen} & client.denied

@@ -1,6 +1,8 @@
-"""The record under requests that are made to break it: every line strict JSON, one for each request, its fields intact.
+"""The record under requests that are made to break it: every line strict JSON, one for
+each request, its fields intact.
 
-1,000 requests by default; SQUIDKEEPER_HOSTILE_REQUESTS=100000 sends as many as that, which takes some minutes.
+1,000 requests by default; SQUIDKEEPER_HOSTILE_REQUESTS=100000 sends as many as that,
+which takes some minutes.
 """
 
 import json
@@ -33,7 +35,14 @@ from squidkeeper.record.export.facts import ExportOptions
 from squidkeeper.record.export.formats import FORMATS, MessageEncoder
 from squidkeeper.record.log.follower import Follower
 from squidkeeper.record.log.log_files import read_log_lines
-from squidkeeper.record.log.record import LENGTHS, LINE_LENGTH, NONE, Record, parse_record, redacted_url
+from squidkeeper.record.log.record import (
+    LENGTHS,
+    LINE_LENGTH,
+    NONE,
+    Record,
+    parse_record,
+    redacted_url,
+)
 from squidkeeper.services.maintenance.rotation import Rotation
 from squidkeeper.services.maintenance.squid_process import SquidProcess
 from tests.archived import archived_lines
@@ -89,7 +98,8 @@ USER_AGENTS = [
     '"' * 8192,
     "\\" * 8192,
     "\xff" * 8192,
-    "é".encode().decode("latin-1") * 130,  # a character of two bytes stands over the cut
+    "é".encode().decode("latin-1")
+    * 130,  # a character of two bytes stands over the cut
     "\xf0\x9f\x92\xa9" * 65,
     "",
     "-",
@@ -108,15 +118,25 @@ class Sent:
     user_agent: str
 
     def head(self, number: int) -> bytes:
-        """Write it; the number comes first in its query, so that it can be told from all others."""
+        """Write it; the number comes first in its query, so that it can be told from
+        all others.
+        """
         target = f"http://h{number % 50}.hostile.example/{number}{self.path}"
-        lines = [f"{self.method} {target} HTTP/1.1", "Host: x", f"User-Agent: {self.user_agent}", "Content-Length: 0"]
+        lines = [
+            f"{self.method} {target} HTTP/1.1",
+            "Host: x",
+            f"User-Agent: {self.user_agent}",
+            "Content-Length: 0",
+        ]
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 def requests() -> dict[int, Sent]:
     pick = random.Random(7).choice
-    return {number: Sent(pick(METHODS), pick(URLS), pick(USER_AGENTS)) for number in range(REQUESTS)}
+    return {
+        number: Sent(pick(METHODS), pick(URLS), pick(USER_AGENTS))
+        for number in range(REQUESTS)
+    }
 
 
 @dataclass
@@ -128,23 +148,34 @@ class Hostile:
     answered: list[int] = field(default_factory=list)
 
     def run(self, meanwhile: Callable[[], None]) -> None:
-        """Send everything, on several connections at a time; what is to be done meanwhile is done halfway."""
+        """Send everything, on several connections at a time; what is to be done
+        meanwhile is done halfway.
+        """
         items = list(self.sent.items())
-        batches = iter([items[start : start + BATCH] for start in range(0, len(items), BATCH)])
+        batches = iter(
+            [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
+        )
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             running = [pool.submit(self._send, batches) for _ in range(CONNECTIONS)]
             wait_for(
-                lambda: len(self.answered) > len(items) // 2 or failed(running), "half of the answers", seconds=300
+                lambda: len(self.answered) > len(items) // 2 or failed(running),
+                "half of the answers",
+                seconds=300,
             )
             meanwhile()
             for future in running:
                 future.result()
 
     def _send(self, batches: Iterator[list[tuple[int, Sent]]]) -> None:
-        """Send requests several at a time on a kept-alive connection, and wait for every answer."""
+        """Send requests several at a time on a kept-alive connection, and wait for
+        every answer.
+        """
         for batch in batches:
             with Raw(self.gateway) as client:
-                writer = threading.Thread(target=client.send, args=(b"".join(record.head(at) for at, record in batch),))
+                writer = threading.Thread(
+                    target=client.send,
+                    args=(b"".join(record.head(at) for at, record in batch),),
+                )
                 writer.start()
                 for number, request in batch:
                     answer = client.answer(request.method)
@@ -195,7 +226,9 @@ def logged(gateway: Gateway) -> list[bytes]:
 
 
 def strict(line: bytes) -> Record:
-    """Parse a line as strictly as can be: ASCII, one object, each field once, in the record's order."""
+    """Parse a line as strictly as can be: ASCII, one object, each field once, in the
+    record's order.
+    """
     assert line.isascii()
     assert len(line) < LINE_LENGTH
     pairs: list[list[tuple[str, object]]] = []
@@ -207,7 +240,9 @@ def strict(line: bytes) -> Record:
     return record
 
 
-def test_hostile_requests_are_each_one_line_with_its_fields_intact_through_a_rotation(gateway: Gateway) -> None:
+def test_hostile_requests_are_each_one_line_with_its_fields_intact_through_a_rotation(
+    gateway: Gateway,
+) -> None:
     hostile = Hostile(gateway, requests())
     with followed(gateway.root / "log/access.log") as lines:
         hostile.run(lambda: rotate(gateway))
@@ -227,40 +262,69 @@ def test_hostile_requests_are_each_one_line_with_its_fields_intact_through_a_rot
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_squid_logs_of_hostile_requests_is_valid_in_each_format_of_an_export(gateway: Gateway, name: str) -> None:
+def test_what_squid_logs_of_hostile_requests_is_valid_in_each_format_of_an_export(
+    gateway: Gateway, name: str
+) -> None:
     encoder = MessageEncoder(name, ExportOptions(version=VERSION, gateway="egress-1"))
     before = len(logged(gateway))
     with Raw(gateway) as client:
-        client.get('http://hostile.example/"exported', "hostile.example", 'User-Agent: "|=\\', "Referer: \xff")
+        client.get(
+            'http://hostile.example/"exported',
+            "hostile.example",
+            'User-Agent: "|=\\',
+            "Referer: \xff",
+        )
     logged_since(gateway, before, 1)
     for line in random.Random(7).sample(logged(gateway), min(before + 1, 100)):
         CHECKS[name](encoder.record(strict(line)))
 
 
 def check(record: Record, number: int, sent: Sent) -> None:
-    target = recorded_url(sent.head(number).split(b" ")[1].decode("utf-8", "surrogateescape"))
-    assert (record.url, record.cut) == (target[:4096], whole(target) if len(target) >= 4096 else NONE)
-    assert (record.method, record.status, record.verdict, record.rule) == (sent.method, 403, "deny", "default")
-    assert (record.client, record.squid, record.error) == ("127.0.0.1", "TCP_DENIED/HIER_NONE", DENIED)
+    target = recorded_url(
+        sent.head(number).split(b" ")[1].decode("utf-8", "surrogateescape")
+    )
+    assert (record.url, record.cut) == (
+        target[:4096],
+        whole(target) if len(target) >= 4096 else NONE,
+    )
+    assert (record.method, record.status, record.verdict, record.rule) == (
+        sent.method,
+        403,
+        "deny",
+        "default",
+    )
+    assert (record.client, record.squid, record.error) == (
+        "127.0.0.1",
+        "TCP_DENIED/HIER_NONE",
+        DENIED,
+    )
     assert record.page == "denied"
     user_agent = sent.user_agent.encode("latin-1")
     is_whole = len(record.user_agent) < USER_AGENT_CHARACTERS
-    kept = unquote_to_bytes(re.sub("%[0-9A-F]?$", "", record.user_agent))  # the cut may be in an escape
-    assert kept == (user_agent or b"-") if is_whole else user_agent.startswith(kept), record.user_agent
+    # the cut may be in an escape
+    kept = unquote_to_bytes(re.sub("%[0-9A-F]?$", "", record.user_agent))
+    assert kept == (user_agent or b"-") if is_whole else user_agent.startswith(kept), (
+        record.user_agent
+    )
     assert is_whole or len(record.user_agent) == USER_AGENT_CHARACTERS
 
 
 def whole(url: str) -> str:
-    """The field `cut` of a URL that the record cuts off: its length and the beginning of its hash."""
+    """The field `cut` of a URL that the record cuts off: its length and the beginning
+    of its hash.
+    """
     return f"{len(url)}:{sha256(url.encode()).hexdigest()[:32]}"
 
 
-# ── What a client sends, and what it gets ───────────────────────────────────────────────────────────────────────────
+# ── What a client sends, and what it gets ─────────────────────────────────────────────
 
 SIZE = 100_000
 UPLOADS = {
     "with its length": (f"Content-Length: {SIZE}", b"x" * SIZE),
-    "in chunks": ("Transfer-Encoding: chunked", b"%x\r\n%s\r\n" % (SIZE // 2, b"x" * (SIZE // 2)) * 2 + b"0\r\n\r\n"),
+    "in chunks": (
+        "Transfer-Encoding: chunked",
+        b"%x\r\n%s\r\n" % (SIZE // 2, b"x" * (SIZE // 2)) * 2 + b"0\r\n\r\n",
+    ),
 }
 
 
@@ -274,13 +338,21 @@ def test_the_bytes_of_an_upload_are_counted_without_the_lines_of_chunks(
     header, body = UPLOADS[form]
     target = url if scheme == "http" else "/open/upload"
     head = f"{method} {target} HTTP/1.1\r\nHost: hostile.example\r\n{header}\r\n\r\n".encode()
-    with Raw(gateway) if scheme == "http" else tunnel(gateway, "hostile.example:443") as client:
+    with (
+        Raw(gateway)
+        if scheme == "http"
+        else tunnel(gateway, "hostile.example:443") as client
+    ):
         answer = client.send(head + body).answer()
         port = client.port
     assert answer.status == 200
     assert len(origins.seen[-1].body) == SIZE
     line = logged_since(gateway, before, 1 if scheme == "http" else 2)[-1]
-    assert (line.url, line.request_bytes, line.client_port) == (url, len(head) + SIZE, f"{port}")
+    assert (line.url, line.request_bytes, line.client_port) == (
+        url,
+        len(head) + SIZE,
+        f"{port}",
+    )
 
 
 def test_the_connect_of_a_tunnel_that_is_decrypted_counts_its_own_head_alone(
@@ -302,7 +374,9 @@ CONTENT_TYPES = {
     "x" * 500: "x" * 128,
     '"' * 500: '"' * 42,
     "caf\xe9/\xff": "caf\xe9/\xff",
-    "a/b,b,,b": "a/b,b,b" if canaries.asked_for() else "a/b,b,,b",  # the policy has credentials, or has none
+    "a/b,b,,b": "a/b,b,b"
+    if canaries.asked_for()
+    else "a/b,b,,b",  # the policy has credentials, or has none
     "": NONE,
 }
 
@@ -312,7 +386,9 @@ def test_the_content_type_of_an_answer_is_on_record_without_its_parameters(
     gateway: Gateway, origins: Origins, sent: str
 ) -> None:
     before = len(logged(gateway))
-    origins.answers["hostile.example/open/type"] = Answer(headers={"Content-Type": sent} if sent else {})
+    origins.answers["hostile.example/open/type"] = Answer(
+        headers={"Content-Type": sent} if sent else {}
+    )
     with Raw(gateway) as client:
         client.get("http://hostile.example/open/type", "hostile.example")
     (record,) = logged_since(gateway, before, 1)
@@ -327,17 +403,27 @@ def test_the_content_type_of_a_denial_is_html_in_the_record_whatever_the_client_
 ) -> None:
     before = len(logged(gateway))
     with Raw(gateway) as client:
-        answer = client.get("http://hostile.example/closed", "hostile.example", f"Accept: {accept}")
-    assert ((answer.header("Content-Type") or "") == "application/problem+json") is (accept != "text/html")
+        answer = client.get(
+            "http://hostile.example/closed", "hostile.example", f"Accept: {accept}"
+        )
+    assert ((answer.header("Content-Type") or "") == "application/problem+json") is (
+        accept != "text/html"
+    )
     (record,) = logged_since(gateway, before, 1)
     assert (record.status, record.content_type) == (403, "text/html")
 
 
-def test_a_referrer_is_on_record_and_can_be_shown_without_what_it_could_hold(gateway: Gateway) -> None:
+def test_a_referrer_is_on_record_and_can_be_shown_without_what_it_could_hold(
+    gateway: Gateway,
+) -> None:
     before, referrer = len(logged(gateway)), 'https://u:p@from.example/a"}?token=x#y'
     with Raw(gateway) as client:
-        client.get("http://hostile.example/referred", "hostile.example", f"Referer: {referrer}")
-        client.get("http://hostile.example/long", "hostile.example", "Referer: " + "é" * 10_000)
+        client.get(
+            "http://hostile.example/referred", "hostile.example", f"Referer: {referrer}"
+        )
+        client.get(
+            "http://hostile.example/long", "hostile.example", "Referer: " + "é" * 10_000
+        )
     short, long = logged_since(gateway, before, 2)
     assert unquote(short.referrer) == referrer
     assert redacted_url(unquote(short.referrer)) == 'https://***@from.example/a"}'
@@ -345,12 +431,18 @@ def test_a_referrer_is_on_record_and_can_be_shown_without_what_it_could_hold(gat
 
 
 @pytest.mark.one_worker("it expects the number of the only worker")
-def test_a_record_names_its_gateway_and_the_worker_and_nothing_was_observed(gateway: Gateway) -> None:
+def test_a_record_names_its_gateway_and_the_worker_and_nothing_was_observed(
+    gateway: Gateway,
+) -> None:
     before = len(logged(gateway))
     with Raw(gateway) as client:
         client.get("http://hostile.example/named", "hostile.example")
     (record,) = logged_since(gateway, before, 1)
-    assert (record.gateway, record.worker, record.observed) == (socket.gethostname(), "1", NONE)
+    assert (record.gateway, record.worker, record.observed) == (
+        socket.gethostname(),
+        "1",
+        NONE,
+    )
 
 
 BROKEN = [
@@ -366,23 +458,38 @@ BROKEN = [
     b'GET http://u":p\\@h.hostile.example/%d HTTP/1.1\r\nHost: x\r\n\r\n',
     b'GET http://h.hostile.example/%d HTTP/9.9"\r\n\r\n',
     b"GET http://h.hostile.example/%d/" + b"a" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-    b"GET http://h.hostile.example/%d HTTP/1.1\r\nHost: x\r\nUser-Agent: " + b'"' * 70_000 + b"\r\n\r\n",
+    b"GET http://h.hostile.example/%d HTTP/1.1\r\nHost: x\r\nUser-Agent: "
+    + b'"' * 70_000
+    + b"\r\n\r\n",
     b'CONNECT "\\%d:443 HTTP/1.1\r\nHost: x\r\n\r\n',
     b"\x16\x03\x01%d\x00\xff\xfe\r\n\r\n",
 ]
 
 
-def test_what_is_hardly_a_request_is_a_line_of_strict_json_too(gateway: Gateway) -> None:
+def test_what_is_hardly_a_request_is_a_line_of_strict_json_too(
+    gateway: Gateway,
+) -> None:
     before = len(logged(gateway))
     for number, data in enumerate(BROKEN):
         with Raw(gateway) as client:
             client.send(data.replace(b"%d", b"%d" % number, 1)).answer()
-    wait_for(lambda: len(logged(gateway)) >= before + len(BROKEN), "a line for each of them")
+    wait_for(
+        lambda: len(logged(gateway)) >= before + len(BROKEN), "a line for each of them"
+    )
     for line in logged(gateway)[before:]:
         strict(line)
 
 
-SNIS = [b"plain.example", b'"},{"v":1', b"back\\slash", b"new\nline", b"\xff\xfe\xc3(", b"s" * 250, b"\x1b[2J", b"-"]
+SNIS = [
+    b"plain.example",
+    b'"},{"v":1',
+    b"back\\slash",
+    b"new\nline",
+    b"\xff\xfe\xc3(",
+    b"s" * 250,
+    b"\x1b[2J",
+    b"-",
+]
 
 
 def test_a_hostile_server_name_is_on_record_as_it_was_sent(gateway: Gateway) -> None:
@@ -391,31 +498,61 @@ def test_a_hostile_server_name_is_on_record_as_it_was_sent(gateway: Gateway) -> 
         with Raw(gateway) as client:
             client.connect(f"t{number}.hostile.example:443")
             client.send(client_hello(sni)).finish()
-    wait_for(lambda: len(connects(gateway, before)) == len(SNIS), "the CONNECT of each tunnel")
-    logged_names = {number: unquote_to_bytes(connect.sni) for number, connect in connects(gateway, before).items()}
+    wait_for(
+        lambda: len(connects(gateway, before)) == len(SNIS),
+        "the CONNECT of each tunnel",
+    )
+    logged_names = {
+        number: unquote_to_bytes(connect.sni)
+        for number, connect in connects(gateway, before).items()
+    }
     assert logged_names == dict(enumerate(SNIS))
 
 
-def test_squid_counts_each_line_but_those_of_connections_without_a_request(gateway: Gateway) -> None:
-    """Of all the hostile requests above, through a rotation; what reads the counter is not counted."""
+def test_squid_counts_each_line_but_those_of_connections_without_a_request(
+    gateway: Gateway,
+) -> None:
+    """Of all the hostile requests above, through a rotation; what reads the counter is
+    not counted.
+    """
 
     def fits() -> bool:
         counted = read_counters(*gateway.address).values["client_http.requests"]
-        files = rotated(gateway.root / "log/access.log"), [gateway.root / "log/access.log"]
-        lines = [line for file in chain(*files) for line in file.read_bytes().splitlines()]
-        empty = [line for line in lines if b'"error:transaction-end-before-headers"' in line]
+        files = (
+            rotated(gateway.root / "log/access.log"),
+            [gateway.root / "log/access.log"],
+        )
+        lines = [
+            line for file in chain(*files) for line in file.read_bytes().splitlines()
+        ]
+        empty = [
+            line for line in lines if b'"error:transaction-end-before-headers"' in line
+        ]
         return counted == len(lines) - len(empty)
 
     wait_for(fits, "Squid's counter to fit its lines")
 
 
-def test_what_no_policy_decided_names_no_revision_of_what_came_before_it(gateway: Gateway) -> None:
+def test_what_no_policy_decided_names_no_revision_of_what_came_before_it(
+    gateway: Gateway,
+) -> None:
     with Raw(gateway) as connection:
         for method in ("GET", "TRACE"):
-            reply = connection.get("http://closed.example/kept-alive", "closed.example", method=method)
+            reply = connection.get(
+                "http://closed.example/kept-alive", "closed.example", method=method
+            )
             assert reply.status == 403
     denied, refused = wait_for(
-        lambda: two if len(two := [one for one in gateway.log() if one["url"].endswith("/kept-alive")]) == 2 else None,
+        lambda: (
+            two
+            if len(
+                two := [
+                    one for one in gateway.log() if one["url"].endswith("/kept-alive")
+                ]
+            )
+            == 2
+            else None
+        ),
         "both requests in the access log",
     )
     assert (denied["rule"], denied["connection"]) == ("default", refused["connection"])
@@ -423,9 +560,17 @@ def test_what_no_policy_decided_names_no_revision_of_what_came_before_it(gateway
 
 
 @pytest.mark.parametrize("helper", ["acl --scope host", "acl --scope request"])
-def test_a_client_that_leaves_while_a_helper_is_asked_is_not_denied_on_record(gateway: Gateway, helper: str) -> None:
+def test_a_client_that_leaves_while_a_helper_is_asked_is_not_denied_on_record(
+    gateway: Gateway, helper: str
+) -> None:
     url = f"http://hostile.example/open/left-{len(helper)}"
-    wait_for(lambda: asked(gateway, "http://hostile.example/open/first") and gateway.helpers(helper), "both helpers")
+    wait_for(
+        lambda: (
+            asked(gateway, "http://hostile.example/open/first")
+            and gateway.helpers(helper)
+        ),
+        "both helpers",
+    )
     with gateway.stopped_helpers(helper), Raw(gateway, "127.0.0.9") as client:
         client.send(f"GET {url} HTTP/1.1\r\nHost: hostile.example\r\n\r\n")
         wait_for(lambda: gateway.unread() == 0, "Squid to read the request")
@@ -435,7 +580,9 @@ def test_a_client_that_leaves_while_a_helper_is_asked_is_not_denied_on_record(ga
     assert (left["status"], left["error"]) == (0, "ERR_CLIENT_GONE")
 
 
-def test_a_helper_that_dies_denies_by_policy_unavailable_on_record(gateway: Gateway) -> None:
+def test_a_helper_that_dies_denies_by_policy_unavailable_on_record(
+    gateway: Gateway,
+) -> None:
     url = "http://hostile.example/open/killed"
     wait_for(lambda: asked(gateway, "http://hostile.example/open/first"), "an answer")
     with Raw(gateway) as client:
@@ -446,7 +593,11 @@ def test_a_helper_that_dies_denies_by_policy_unavailable_on_record(gateway: Gate
         answer = client.answer()
     assert (answer.status, answer.line("Error")) == (403, "ERR_ACCESS_DENIED")
     killed = gateway.logged(url)
-    assert (killed["verdict"], killed["rule"], killed["status"]) == ("deny", "policy-unavailable", 403)
+    assert (killed["verdict"], killed["rule"], killed["status"]) == (
+        "deny",
+        "policy-unavailable",
+        403,
+    )
 
 
 def test_each_request_in_a_tunnel_without_an_address_is_on_record_with_its_own_verdict(
@@ -455,10 +606,14 @@ def test_each_request_in_a_tunnel_without_an_address_is_on_record_with_its_own_v
     names.set("nowhere.example", [])
     for method, status in (("PUT", 403), ("GET", 503)):
         with tunnel(gateway, "nowhere.example:443") as client:
-            answer = client.get(f"/{method}", "nowhere.example", "Content-Length: 0", method=method)
+            answer = client.get(
+                f"/{method}", "nowhere.example", "Content-Length: 0", method=method
+            )
         assert answer.status == status
     gateway.logged("https://nowhere.example/GET")
-    said = gateway.command("log", "--json", "--host", "nowhere.example", *gateway.places).stdout
+    said = gateway.command(
+        "log", "--json", "--host", "nowhere.example", *gateway.places
+    ).stdout
     shown = [parse_record(line.encode()) for line in said.splitlines()]
     assert [(record.method, record.verdict, record.rule) for record in shown] == [
         ("PUT", "deny", "default"),
@@ -469,7 +624,12 @@ def test_each_request_in_a_tunnel_without_an_address_is_on_record_with_its_own_v
 # CONNECT, the target inside, its Host, and the URL that Squid makes of both.
 FRONTED = [
     ("evil.example:443", "/x", "h0.hostile.example", "https://h0.hostile.example/x"),
-    ("evil.example:443", "https://h0.hostile.example/x", "evil.example", "https://h0.hostile.example/x"),
+    (
+        "evil.example:443",
+        "https://h0.hostile.example/x",
+        "evil.example",
+        "https://h0.hostile.example/x",
+    ),
     ("evil.example:8443", "/x", "evil.example", "https://evil.example/x"),
     ("evil.example:443", "*", "evil.example", "http://:80*"),
     ("evil.example:443", "urn:x", "evil.example", "urn:x"),
@@ -484,21 +644,36 @@ def test_a_denied_or_failed_host_is_not_hidden_behind_another_that_the_client_na
     before = len(logged(gateway))
     for number, (connect, target, host, _) in enumerate(FRONTED, 1):
         with tunnel(gateway, connect) as client:
-            assert client.get(target, host, method="OPTIONS" if target == "*" else "GET")
+            assert client.get(
+                target, host, method="OPTIONS" if target == "*" else "GET"
+            )
         assert logged_since(gateway, before, 2 * number)
     urls = [url for connect, *_, inside in FRONTED for url in (connect, inside)]
     assert [line.url for line in logged_since(gateway, before, len(urls))] == urls
     log = tmp_path / "access.log"
     log.write_bytes(b"".join(line + b"\n" for line in logged(gateway)[before:]))
     options = ("--json", *gateway.places[:-1], log)
-    shown = [json.loads(line)["url"] for line in gateway.command("log", *options).stdout.splitlines()]
+    shown = [
+        json.loads(line)["url"]
+        for line in gateway.command("log", *options).stdout.splitlines()
+    ]
     evil = [row[0] for row in FRONTED if row[0].startswith("evil.")]
     assert [url for url in shown if url.startswith("evil.")] == evil
     causes = json.loads(gateway.command("why", *options).stdout)["causes"]
-    found = [cause for cause in causes if cause["cause"] in ("no-rule", "name-unresolved")]
+    found = [
+        cause for cause in causes if cause["cause"] in ("no-rule", "name-unresolved")
+    ]
     sentences = " ".join(cause["sentence"] for cause in found)
-    assert [host for host in ("evil", "nowhere", "hostile") if f"{host}.example" in sentences] == ["evil"]
-    assert [cause["remedy"] for cause in found if "hosts: [h0.hostile.example]" in cause["remedy"]] == []
+    assert [
+        host
+        for host in ("evil", "nowhere", "hostile")
+        if f"{host}.example" in sentences
+    ] == ["evil"]
+    assert [
+        cause["remedy"]
+        for cause in found
+        if "hosts: [h0.hostile.example]" in cause["remedy"]
+    ] == []
 
 
 def asked(gateway: Gateway, url: str) -> bool:
@@ -511,7 +686,9 @@ def asked(gateway: Gateway, url: str) -> bool:
 def client_hello(sni: bytes) -> bytes:
     """Begin TLS with this server name, which need not be one."""
     outgoing, stand_in = ssl.MemoryBIO(), b"q" * len(sni)
-    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=stand_in)
+    client = ssl.create_default_context().wrap_bio(
+        ssl.MemoryBIO(), outgoing, server_hostname=stand_in
+    )
     with suppress(ssl.SSLWantReadError):
         client.do_handshake()
     return outgoing.read().replace(stand_in, sni)
@@ -519,14 +696,25 @@ def client_hello(sni: bytes) -> bytes:
 
 def connects(gateway: Gateway, before: int) -> dict[int, Record]:
     records = [strict(line) for line in logged(gateway)[before:]]
-    return {int(one.url.split(".")[0][1:]): one for one in records if one.method == "CONNECT" and one.url[0] == "t"}
+    return {
+        int(one.url.split(".")[0][1:]): one
+        for one in records
+        if one.method == "CONNECT" and one.url[0] == "t"
+    }
 
 
-# ── Every field, and who asked ─────────────────────────────────────────────────────────────────────────────────────
+# ── Every field, and who asked ────────────────────────────────────────────────────────
 
 LONG_NAME = "🦑" * 99  # twelve characters each in the access log
 LONG_USER = '{"caf\xe9"}' * 16
-HEADERS = ["Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key", "Private-Token", "X-Auth-Token"]
+HEADERS = [
+    "Authorization",
+    "X-Api-Key",
+    "Api-Key",
+    "X-Goog-Api-Key",
+    "Private-Token",
+    "X-Auth-Token",
+]
 USERS_POLICY = f"""
 version: 1
 clients:
@@ -550,7 +738,10 @@ USERS_POLICY += "".join(
 @pytest.fixture(scope="module")
 def with_users(new_gateway: NewGateway) -> Gateway:
     gateway = new_gateway(USERS_POLICY, secrets={"token": "e2e-token-of-the-record"})
-    lines = [f"{user}:{run('openssl', 'passwd', '-apr1', 'pw').strip()}\n" for user in ("ci-bot", "other", LONG_USER)]
+    lines = [
+        f"{user}:{run('openssl', 'passwd', '-apr1', 'pw').strip()}\n"
+        for user in ("ci-bot", "other", LONG_USER)
+    ]
     passwords = gateway.write("passwords", "")
     passwords.write_text("".join(lines), encoding="latin-1")
     gateway.local_conf(
@@ -567,21 +758,31 @@ def authorization(user: str, password: str = "pw") -> str:
 
 
 def logged_since(gateway: Gateway, before: int, number: int) -> list[Record]:
-    wait_for(lambda: len(logged(gateway)) >= before + number, f"{number} more lines in the access log")
+    wait_for(
+        lambda: len(logged(gateway)) >= before + number,
+        f"{number} more lines in the access log",
+    )
     return [strict(line) for line in logged(gateway)[before:]]
 
 
 @contextmanager
 def tunnel_of(gateway: Gateway, user: str, host: str) -> Iterator[Raw]:
     with Raw(gateway) as client:
-        client.send(f"CONNECT {host}:443 HTTP/1.1\r\nHost: {host}\r\n{authorization(user)}\r\n\r\n")
+        client.send(
+            f"CONNECT {host}:443 HTTP/1.1\r\nHost: {host}\r\n{authorization(user)}\r\n\r\n"
+        )
         reply = client.answer()
         assert reply.status == 200
         yield client.tls(host)
 
 
-def test_no_field_makes_a_line_longer_than_it_may_be(with_users: Gateway, origins: Origins) -> None:
-    before, host = len(logged(with_users)), f"{'l' * 63}.{'l' * 63}.{'l' * 63}.long.example"
+def test_no_field_makes_a_line_longer_than_it_may_be(
+    with_users: Gateway, origins: Origins
+) -> None:
+    before, host = (
+        len(logged(with_users)),
+        f"{'l' * 63}.{'l' * 63}.{'l' * 63}.long.example",
+    )
     origins.certificates["origin.example"] = ("origin.example", host)
     agent = "User-Agent: " + '"' * 6000
     with tunnel_of(with_users, LONG_USER, host) as client:
@@ -590,12 +791,26 @@ def test_no_field_makes_a_line_longer_than_it_may_be(with_users: Gateway, origin
         closed = f"http://{'c' * 63}.closed.example/" + '"' * 7900
         client.get(closed, "x", agent, authorization(LONG_USER), method="%" * 32)
     with Raw(with_users) as client:
-        client.send(f"CONNECT {host}:443 HTTP/1.1\r\nHost: x\r\n{authorization(LONG_USER)}\r\n\r\n").answer()
+        client.send(
+            f"CONNECT {host}:443 HTTP/1.1\r\nHost: x\r\n{authorization(LONG_USER)}\r\n\r\n"
+        ).answer()
         client.send(client_hello(b'"' * 255)).finish()
     records = logged_since(with_users, before, 4)
-    longest = {name: max(len(getattr(record, name)) for record in records) for name in LENGTHS}
-    assert {name: length for name, length in longest.items() if length > LENGTHS[name]} == {}
-    for name in ("user", "method", "url", "rule", "credential", "fetched", "user_agent"):
+    longest = {
+        name: max(len(getattr(record, name)) for record in records) for name in LENGTHS
+    }
+    assert {
+        name: length for name, length in longest.items() if length > LENGTHS[name]
+    } == {}
+    for name in (
+        "user",
+        "method",
+        "url",
+        "rule",
+        "credential",
+        "fetched",
+        "user_agent",
+    ):
         assert longest[name] == LENGTHS[name], name
     assert longest["sni"] == 3 * 255
     assert longest["tunnel"] > len(host)
@@ -603,16 +818,42 @@ def test_no_field_makes_a_line_longer_than_it_may_be(with_users: Gateway, origin
     assert denied.cut == whole(recorded_url(closed))
 
 
-def test_the_user_on_record_is_who_was_let_in_not_who_was_claimed(with_users: Gateway, origins: Origins) -> None:
+def test_the_user_on_record_is_who_was_let_in_not_who_was_claimed(
+    with_users: Gateway, origins: Origins
+) -> None:
     before = len(logged(with_users))
-    asked = [("ci-bot", "pw", "user"), ("ci-bot", "wrong", "user"), ("ci-bot", "pw", "user")]
-    asked += [("ci-bot", "pw", "a.closed"), ("other", "wrong", "user"), ("other", "pw", "user")]
-    with Raw(with_users) as client:  # the first and third of one second: Squid has the helper's answer to the third
+    asked = [
+        ("ci-bot", "pw", "user"),
+        ("ci-bot", "wrong", "user"),
+        ("ci-bot", "pw", "user"),
+    ]
+    asked += [
+        ("ci-bot", "pw", "a.closed"),
+        ("other", "wrong", "user"),
+        ("other", "pw", "user"),
+    ]
+    with (
+        Raw(with_users) as client
+    ):  # the first and third of one second: Squid has the helper's answer to the third
         for user, password, host in asked:
-            client.get(f"http://{host}.example/", f"{host}.example", authorization(user, password))
-        client.get("http://user.example/", "user.example", authorization("ci-bot"), method="TRACE")
-        client.get("http://user.example/", "user.example", authorization("ci-bot", "wrong"))
-    said = [(line.status, line.user, line.verdict, unquote(line.rule)) for line in logged_since(with_users, before, 8)]
+            client.get(
+                f"http://{host}.example/",
+                f"{host}.example",
+                authorization(user, password),
+            )
+        client.get(
+            "http://user.example/",
+            "user.example",
+            authorization("ci-bot"),
+            method="TRACE",
+        )
+        client.get(
+            "http://user.example/", "user.example", authorization("ci-bot", "wrong")
+        )
+    said = [
+        (line.status, line.user, line.verdict, unquote(line.rule))
+        for line in logged_since(with_users, before, 8)
+    ]
     refused = (407, NONE, NONE, NONE)
     assert said == [
         (200, "ci-bot", "allow", "by-user"),
@@ -631,21 +872,43 @@ def test_what_passes_through_a_tunnel_is_on_record_with_its_user(
 ) -> None:
     names.set("private.example", ["10.0.0.5"])
     before = len(logged(with_users))
-    rules = {"user": "by-user", "a.closed": f"{LONG_NAME}2", "private": "private-address"}
+    rules = {
+        "user": "by-user",
+        "a.closed": f"{LONG_NAME}2",
+        "private": "private-address",
+    }
     for name in rules:
         with tunnel_of(with_users, "ci-bot", f"{name}.example") as client:
             client.get("/", f"{name}.example")
-    said = [(line.method, line.user, unquote(line.rule)) for line in logged_since(with_users, before, 6)]
-    assert sorted(said) == sorted((method, "ci-bot", rule) for rule in rules.values() for method in ("CONNECT", "GET"))
+    said = [
+        (line.method, line.user, unquote(line.rule))
+        for line in logged_since(with_users, before, 6)
+    ]
+    assert sorted(said) == sorted(
+        (method, "ci-bot", rule)
+        for rule in rules.values()
+        for method in ("CONNECT", "GET")
+    )
 
 
-# ── Archived ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Archived ──────────────────────────────────────────────────────────────────────────
 
 
 def by_logrotate(gateway: Gateway, folder: Path, *more: str) -> None:
-    """Rotate by the rule that is installed, or by another one; Squid is told as its postrotate does."""
-    rule = (Path(__file__).parents[2] / "squid/logrotate").read_text().replace("/var/log/squid", f"{gateway.root}/log")
-    rule = re.sub(r"\tpostrotate.*?endscript\n", "".join(f"\t{line}\n" for line in more), rule, flags=re.DOTALL)
+    """Rotate by the rule that is installed, or by another one; Squid is told as its
+    postrotate does.
+    """
+    rule = (
+        (Path(__file__).parents[2] / "squid/logrotate")
+        .read_text()
+        .replace("/var/log/squid", f"{gateway.root}/log")
+    )
+    rule = re.sub(
+        r"\tpostrotate.*?endscript\n",
+        "".join(f"\t{line}\n" for line in more),
+        rule,
+        flags=re.DOTALL,
+    )
     (folder / "rule").write_text(rule.replace("\tdaily\n", "\tdaily\n\tsu root root\n"))
     run("logrotate", "--force", "--state", folder / "state", folder / "rule")
     if not more:
@@ -653,14 +916,20 @@ def by_logrotate(gateway: Gateway, folder: Path, *more: str) -> None:
 
 
 def by_size(gateway: Gateway, archive: Path) -> None:
-    """Rotate as `squidkeeper maintain` does, with a limit that what is archived already exceeds."""
+    """Rotate as `squidkeeper maintain` does, with a limit that what is archived already
+    exceeds.
+    """
     log, state = gateway.root / "log/access.log", gateway.root / "state"
     squid = SquidProcess(gateway.root / "run/squid.pid")
     limit = 32 * (log.stat().st_size - 1)
-    Rotation(log, log.with_name("cache.log"), squid, limit, archive=archive, state=state).check()
+    Rotation(
+        log, log.with_name("cache.log"), squid, limit, archive=archive, state=state
+    ).check()
 
 
-def test_each_line_is_archived_once_however_the_log_is_rotated(gateway: Gateway, tmp_path: Path) -> None:
+def test_each_line_is_archived_once_however_the_log_is_rotated(
+    gateway: Gateway, tmp_path: Path
+) -> None:
     """Also the lines of the tests before this one, which were rotated by hand."""
     log, archive = gateway.root / "log/access.log", tmp_path / "archive"
     archive.mkdir()
@@ -677,7 +946,11 @@ def test_each_line_is_archived_once_however_the_log_is_rotated(gateway: Gateway,
         before = {path.stat().st_ino for path in rotated(log)}
         rotate_log()
         wait_for(lambda: log.exists() and log.stat().st_size == 0, "a new log")
-        new = [path for path in rotated(log) if not expected or path.stat().st_ino not in before]
+        new = [
+            path
+            for path in rotated(log)
+            if not expected or path.stat().st_ino not in before
+        ]
         with new[-1].open("ab") as torn:
             torn.write(b'{"v":1,"time":"2026-11-2\n')
         for path in new:

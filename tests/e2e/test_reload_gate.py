@@ -1,4 +1,6 @@
-"""The reload gate under load: what it holds back and refuses changes no answer, whatever is killed meanwhile."""
+"""The reload gate under load: what it holds back and refuses changes no answer,
+whatever is killed meanwhile.
+"""
 
 import os
 import signal
@@ -18,10 +20,20 @@ from .origin import Origins
 
 GATED = "version: 1\ndefaults: {reload_gate: {since: 1h, denials: 2}}\nrules:\n"
 ALWAYS = "  - {name: always, action: allow, hosts: [always.example]}\n"
-OPENED = GATED + ALWAYS + "  - {name: toggled, action: allow, hosts: [toggled.example]}\n"
-CLOSED = GATED + ALWAYS + "  - {name: toggled, action: deny, hosts: [toggled.example], reason: Closed.}\n"
+OPENED = (
+    GATED + ALWAYS + "  - {name: toggled, action: allow, hosts: [toggled.example]}\n"
+)
+CLOSED = (
+    GATED
+    + ALWAYS
+    + "  - {name: toggled, action: deny, hosts: [toggled.example], reason: Closed.}\n"
+)
 USERS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")  # of the host that the edit closes
-LOAD = (("http", "always.example"), ("https", "toggled.example"), ("http", "never.example"))
+LOAD = (
+    ("http", "always.example"),
+    ("https", "toggled.example"),
+    ("http", "never.example"),
+)
 
 
 def reload(gateway: Gateway, *options: str) -> tuple[int, str]:
@@ -32,7 +44,9 @@ def reload(gateway: Gateway, *options: str) -> tuple[int, str]:
 
 @contextmanager
 def used(gateway: Gateway) -> Iterator[Load]:
-    """Three clients have used the host that an edit would close; requests go on while the block runs."""
+    """Three clients have used the host that an edit would close; requests go on while
+    the block runs.
+    """
     for client in USERS:
         answers(gateway, "http://toggled.example/", 200, client)
     gateway.logged("http://toggled.example/")
@@ -45,20 +59,32 @@ def told(gateway: Gateway, what: str) -> None:
 
 
 def answers(gateway: Gateway, url: str, status: int, client: str = "127.0.0.1") -> None:
-    """Wait until this is the answer: Squid denies what it asked helpers that were killed, or before a reconfigure."""
+    """Wait until this is the answer: Squid denies what it asked helpers that were
+    killed, or before a reconfigure.
+    """
 
-    wait_for(lambda: answer(gateway, url, client=client).status == status, f"{status} of {url}")
+    wait_for(
+        lambda: answer(gateway, url, client=client).status == status,
+        f"{status} of {url}",
+    )
 
 
 def denied_always(gateway: Gateway, running: Load) -> None:
-    cut_off = {None} if gateway.fatal() else set()  # a helper that is killed can take Squid's worker with it
+    # a helper that is killed can take Squid's worker with it
+    cut_off = {None} if gateway.fatal() else set()
     assert {403} <= {*running.statuses("never.example")} <= {403} | cut_off
 
 
 def denied_nothing_else(running: Load) -> None:
     """Squid itself denies what it asked a helper that was killed."""
-    found = {(answer.url.split("/")[2], answer.rule) for answer in running.answers if answer.status == 403}
-    assert {(host, rule) for host, rule in found if rule != "ERR_ACCESS_DENIED"} == {("never.example", "default")}
+    found = {
+        (answer.url.split("/")[2], answer.rule)
+        for answer in running.answers
+        if answer.status == 403
+    }
+    assert {(host, rule) for host, rule in found if rule != "ERR_ACCESS_DENIED"} == {
+        ("never.example", "default")
+    }
 
 
 def judges(maintain: int) -> list[int]:
@@ -70,27 +96,47 @@ def test_an_edit_that_would_deny_what_clients_use_is_refused_until_root_accepts_
     new_gateway: NewGateway, origins: Origins
 ) -> None:
     gateway = new_gateway(OPENED).start()
-    with maintained(gateway, "--policy", str(gateway.policy_folder)), used(gateway) as running:
+    with (
+        maintained(gateway, "--policy", str(gateway.policy_folder)),
+        used(gateway) as running,
+    ):
         gateway.write("policy.yaml", CLOSED)
         told(gateway, "the reload gate refuses revision")
         running.at_least(30)
         gateway.kill_helpers("acl")
-        answers(gateway, "http://toggled.example/after", 200)  # helpers that start have the policy in force
+        # helpers that start have the policy in force
+        answers(gateway, "http://toggled.example/after", 200)
         running.at_least(30)
         status, said = reload(gateway)
         assert status == 1, said
-        named = [line.split(":")[0] for line in said.splitlines() if line.startswith("client ")]
-        assert {f"client {user} would be denied toggled.example by toggled" for user in USERS} <= {*named}
+        named = [
+            line.split(":")[0]
+            for line in said.splitlines()
+            if line.startswith("client ")
+        ]
+        assert {
+            f"client {user} would be denied toggled.example by toggled"
+            for user in USERS
+        } <= {*named}
         denied_nothing_else(running)
         assert reload(gateway, "--force")[0] == 0
-        wait_for(lambda: curl(gateway, "http://toggled.example/x").rule == "toggled", "the accepted edit")
+        wait_for(
+            lambda: curl(gateway, "http://toggled.example/x").rule == "toggled",
+            "the accepted edit",
+        )
     denied_always(gateway, running)
-    assert not [answer for answer in running.answers if "always" in answer.url and answer.rule == "default"]
+    assert not [
+        answer
+        for answer in running.answers
+        if "always" in answer.url and answer.rule == "default"
+    ]
     assert not [url for url in origins.urls() if "never.example" in url]
 
 
 @pytest.mark.long
-def test_without_a_judge_an_edit_comes_in_force_after_20_seconds(new_gateway: NewGateway, origins: Origins) -> None:
+def test_without_a_judge_an_edit_comes_in_force_after_20_seconds(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
     gateway = new_gateway(OPENED).start()
     with used(gateway) as running:
         gateway.write("policy.yaml", CLOSED)
@@ -100,15 +146,25 @@ def test_without_a_judge_an_edit_comes_in_force_after_20_seconds(new_gateway: Ne
         gateway.kill_helpers("acl")
         answers(gateway, "http://toggled.example/after", 200)
         told(gateway, "is in force without a verdict of the reload gate")
-        wait_for(lambda: curl(gateway, "http://toggled.example/x").rule == "toggled", "the edit")
+        wait_for(
+            lambda: curl(gateway, "http://toggled.example/x").rule == "toggled",
+            "the edit",
+        )
     denied_always(gateway, running)
 
 
 @pytest.mark.long
-def test_a_judge_that_is_killed_again_and_again_opens_nothing(new_gateway: NewGateway, origins: Origins) -> None:
+def test_a_judge_that_is_killed_again_and_again_opens_nothing(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
     gateway = new_gateway(OPENED).start()
-    with maintained(gateway, "--policy", str(gateway.policy_folder)) as said, used(gateway) as running:
-        [maintain] = [int(pid) for pid in _processes(f"{gateway.root}/bin/squidkeeper maintain")]
+    with (
+        maintained(gateway, "--policy", str(gateway.policy_folder)) as said,
+        used(gateway) as running,
+    ):
+        [maintain] = [
+            int(pid) for pid in _processes(f"{gateway.root}/bin/squidkeeper maintain")
+        ]
         gateway.write("policy.yaml", CLOSED)
         killed = 0
         while killed < 5:
@@ -120,7 +176,9 @@ def test_a_judge_that_is_killed_again_and_again_opens_nothing(new_gateway: NewGa
         told(gateway, "the reload gate refuses revision")
         running.at_least(30)
         assert "ended with status -9" in said.read_text()
-        wait_for(lambda: "reload-gate: works again" in said.read_text(), "the judge to work")
+        wait_for(
+            lambda: "reload-gate: works again" in said.read_text(), "the judge to work"
+        )
     assert 403 not in running.statuses("toggled.example")
     denied_always(gateway, running)
 
@@ -129,6 +187,8 @@ def _processes(command: str) -> list[str]:
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
-            if command in entry.read_bytes().replace(b"\0", b" ").decode(errors="replace"):
+            if command in entry.read_bytes().replace(b"\0", b" ").decode(
+                errors="replace"
+            ):
                 found.append(entry.parent.name)
     return found

@@ -1,4 +1,6 @@
-"""`squidkeeper render`: an edit that brings the first use of a part is in force without install.sh."""
+"""`squidkeeper render`: an edit that brings the first use of a part is in force without
+install.sh.
+"""
 
 import os
 import subprocess
@@ -31,30 +33,62 @@ EDITS = {
     "strip": (RULE % ", strip: [X-Debug]", "strip.x-debug"),
     "known headers": (RULE % ", headers: known", "strip.all"),
     "own header": (
-        RULE % "" + SECRETS + "credentials: [{name: c, hosts: [new.example], headers: {X-Own: '{key}'}}]\n",
+        RULE % ""
+        + SECRETS
+        + "credentials: [{name: c, hosts: [new.example], headers: {X-Own: '{key}'}}]\n",
         "inject.x-own",
     ),
-    "upstream": (RULE % "" + "upstreams: [{name: u, hosts: [new.example], url: 'http://127.0.0.1:9'}]\n", "upstreams"),
+    "upstream": (
+        RULE % ""
+        + "upstreams: [{name: u, hosts: [new.example], url: 'http://127.0.0.1:9'}]\n",
+        "upstreams",
+    ),
     "watch": (RULE % "" + SECRETS + "defaults: {watch_secrets: true}\n", "watch"),
-    "quota": (RULE % "" + "quotas: [{name: q, per: client, requests: 5, every: day}]\n", "quotas"),
-    "rewrite": (RULE % "" + "rewrites: [{name: r, hosts: [new.example], to: 'https://plain.example/x'}]\n", "rewrites"),
+    "quota": (
+        RULE % "" + "quotas: [{name: q, per: client, requests: 5, every: day}]\n",
+        "quotas",
+    ),
+    "rewrite": (
+        RULE % ""
+        + "rewrites: [{name: r, hosts: [new.example], to: 'https://plain.example/x'}]\n",
+        "rewrites",
+    ),
     "single": (RULE % ", connections: single", "single"),
 }
 
 
-PASSING = ("not-rendered", "default", "tunnel-outdated")  # rules that deny the new host until the edit is in force
+# rules that deny the new host until the edit is in force
+PASSING = (
+    "not-rendered",
+    "default",
+    "tunnel-outdated",
+)
 
 
 @pytest.fixture(scope="module")
 def shared(new_gateway: NewGateway) -> Iterator[Gateway]:
-    """A gateway whose maintenance process and `render` run, as an installed one's do."""
+    """A gateway whose maintenance process and `render` run, as an installed
+    one's do.
+    """
     gateway = new_gateway(POLICY)
     gateway.secret("key", SECRET)
     gateway.start()
     gateway.renders = False
-    command = [f"{gateway.root}/bin/squidkeeper", "render", "--root", str(gateway.root), "--follow"]
-    with maintained(gateway, "--policy", str(gateway.policy_folder)), subprocess.Popen(command) as render:
-        wait_for((gateway.root / "state/own-addresses.told").exists, "the start of the maintenance process")
+    command = [
+        f"{gateway.root}/bin/squidkeeper",
+        "render",
+        "--root",
+        str(gateway.root),
+        "--follow",
+    ]
+    with (
+        maintained(gateway, "--policy", str(gateway.policy_folder)),
+        subprocess.Popen(command) as render,
+    ):
+        wait_for(
+            (gateway.root / "state/own-addresses.told").exists,
+            "the start of the maintenance process",
+        )
         yield gateway
         render.terminate()
 
@@ -75,11 +109,15 @@ def is_idle(gateway: Gateway) -> bool:
 
 def files_of(gateway: Gateway) -> dict[Path, str]:
     layout = gateway.layout
-    return {path: path.read_text() for path in (layout.fragment, *layout.parts.iterdir())}
+    return {
+        path: path.read_text() for path in (layout.fragment, *layout.parts.iterdir())
+    }
 
 
 def asked(gateway: Gateway, host: str = "new.example") -> Reply:
-    return answer(gateway, f"https://{host}/x", "-H", "X-Debug: client's", "-H", "X-Own: client's")
+    return answer(
+        gateway, f"https://{host}/x", "-H", "X-Debug: client's", "-H", "X-Own: client's"
+    )
 
 
 def status(gateway: Gateway, host: str = "new.example") -> int:
@@ -91,7 +129,8 @@ def in_force(gateway: Gateway) -> frozenset[str]:
 
 
 def reconfigures(gateway: Gateway) -> int:
-    return gateway.cache_log().count("kid1| Reconfiguring Squid Cache")  # of the first worker
+    # of the first worker
+    return gateway.cache_log().count("kid1| Reconfiguring Squid Cache")
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -106,15 +145,31 @@ def test_an_edit_with_a_new_part_is_in_force_within_seconds_and_until_then_denie
 
     def is_in_force() -> bool:
         replies.extend(filter(None, [asked(gateway)]))
-        return key in in_force(gateway) and bool(replies) and replies[-1].rule not in PASSING
+        return (
+            key in in_force(gateway)
+            and bool(replies)
+            and replies[-1].rule not in PASSING
+        )
 
-    wait_for(is_in_force, lambda: f"{key}: {replies[-1:]}, in force: {sorted(in_force(gateway))}")
-    assert {reply.rule for reply in replies[:-1] if reply.status == 403} <= {*PASSING, None}
+    wait_for(
+        is_in_force,
+        lambda: f"{key}: {replies[-1:]}, in force: {sorted(in_force(gateway))}",
+    )
+    assert {reply.rule for reply in replies[:-1] if reply.status == 403} <= {
+        *PASSING,
+        None,
+    }
     for seen in origins.seen:
         assert seen.values("X-Debug") == [] or name not in ("strip", "known headers")
-        assert "client's" not in seen.values("X-Own") or name not in ("own header", "known headers", "watch")
+        assert "client's" not in seen.values("X-Own") or name not in (
+            "own header",
+            "known headers",
+            "watch",
+        )
     if name == "own header":
-        assert {*(value for seen in origins.seen for value in seen.values("X-Own"))} == {SECRET}
+        assert {
+            *(value for seen in origins.seen for value in seen.values("X-Own"))
+        } == {SECRET}
 
 
 PASSTHROUGH = "version: 1\nrules: [{name: new, action: allow, hosts: [new.example], tls: passthrough}]\n"
@@ -127,7 +182,9 @@ def test_passthrough_is_in_force_within_seconds_and_until_then_nothing_passes(
     gateway.write("new.yaml", PASSTHROUGH)
     wait_for(lambda: passes_through(gateway, origins), "the edit")
     assert "passthrough" in in_force(gateway)
-    assert {len(seen.headers) for seen in origins.seen} == {1}, "a request that the gateway has decrypted came through"
+    assert {len(seen.headers) for seen in origins.seen} == {1}, (
+        "a request that the gateway has decrypted came through"
+    )
 
 
 def passes_through(gateway: Gateway, origins: Origins) -> bool:
@@ -135,7 +192,12 @@ def passes_through(gateway: Gateway, origins: Origins) -> bool:
     with suppress(OSError), Raw(gateway) as client:
         opened = client.connect("new.example:443")
         if opened and opened.status == 200:
-            return client.tls("new.example", origins.authority.certificate).get("/x", "new.example").status == 200
+            return (
+                client.tls("new.example", origins.authority.certificate)
+                .get("/x", "new.example")
+                .status
+                == 200
+            )
     return False
 
 
@@ -147,7 +209,9 @@ def test_an_edit_without_a_new_part_reconfigures_nothing(gateway: Gateway) -> No
     assert (files_of(gateway), reconfigures(gateway)) == (before, told)
 
 
-def test_an_edit_that_is_taken_back_and_made_again_reconfigures_once(gateway: Gateway) -> None:
+def test_an_edit_that_is_taken_back_and_made_again_reconfigures_once(
+    gateway: Gateway,
+) -> None:
     told = reconfigures(gateway)
     for _ in range(2):
         gateway.write("new.yaml", "version: 1\n" + RULE % ", strip: [X-Again]")
@@ -162,30 +226,55 @@ def test_an_edit_that_is_taken_back_and_made_again_reconfigures_once(gateway: Ga
 HOSTILE = (
     'rules: [{name: a, action: allow, hosts: [a.example], strip: ["X\\nhttp_access allow all"]}]\n',
     'upstreams: [{name: u, hosts: [a.example], url: "http://127.0.0.1:9\\nhttp_access allow all"}]\n',
-    SECRETS + "credentials: [{name: c, hosts: [a.example], headers: {\"X-Own\\nhttp_access\": '{key}'}}]\n",
+    SECRETS
+    + "credentials: [{name: c, hosts: [a.example], headers: {\"X-Own\\nhttp_access\": '{key}'}}]\n",
 )
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_a_hostile_value_of_a_policy_changes_nothing(gateway: Gateway, text: str) -> None:
+def test_a_hostile_value_of_a_policy_changes_nothing(
+    gateway: Gateway, text: str
+) -> None:
     before, told = files_of(gateway), reconfigures(gateway)
     gateway.write("new.yaml", f"version: 1\n{text}")
     wait_for(lambda: not is_idle(gateway), "the request")
     wait_for(lambda: is_idle(gateway), "the run")
-    stays(lambda: (files_of(gateway), reconfigures(gateway)) == (before, told), 2, "what Squid was told")
+    stays(
+        lambda: (files_of(gateway), reconfigures(gateway)) == (before, told),
+        2,
+        "what Squid was told",
+    )
     assert status(gateway, "plain.example") == 200
 
 
 def test_what_squid_does_not_parse_changes_nothing(gateway: Gateway) -> None:
-    gateway.edit("squidkeeper.conf", "\ncache deny all\n", "\ncache deny all\nno_such_directive on\n")
-    gateway.layout.fragment.write_text(gateway.layout.fragment.read_text().replace("no_such_directive on\n", ""))
+    gateway.edit(
+        "squidkeeper.conf",
+        "\ncache deny all\n",
+        "\ncache deny all\nno_such_directive on\n",
+    )
+    gateway.layout.fragment.write_text(
+        gateway.layout.fragment.read_text().replace("no_such_directive on\n", "")
+    )
     before, told = files_of(gateway), reconfigures(gateway)
     gateway.write("new.yaml", "version: 1\n" + RULE % ", strip: [X-Never]")
-    wait_for(lambda: (reply := asked(gateway)) and reply.rule == "not-rendered", "the edit")
+    wait_for(
+        lambda: (reply := asked(gateway)) and reply.rule == "not-rendered", "the edit"
+    )
     wait_for(lambda: is_idle(gateway), "the run")
-    stays(lambda: (files_of(gateway), reconfigures(gateway)) == (before, told), 2, "what Squid was told")
+    stays(
+        lambda: (files_of(gateway), reconfigures(gateway)) == (before, told),
+        2,
+        "what Squid was told",
+    )
     assert status(gateway, "plain.example") == 200
     assert (
         "strip.x-never yet: requests that need it are denied"
-        in gateway.command("check", "--policy", gateway.policy_folder, "--fragment", gateway.layout.fragment).stdout
+        in gateway.command(
+            "check",
+            "--policy",
+            gateway.policy_folder,
+            "--fragment",
+            gateway.layout.fragment,
+        ).stdout
     )

@@ -1,4 +1,6 @@
-"""The way of a name: Squid, the gateway's own resolver (unbound), the host's name servers; and forged answers."""
+"""The way of a name: Squid, the gateway's own resolver (unbound), the host's name
+servers; and forged answers.
+"""
 
 import os
 import re
@@ -29,7 +31,9 @@ rules:
   - {name: inside, action: allow, hosts: [open.private.example], private: true}
 """
 FORGED = "203.0.113.66"
-UPSTREAM = "203.0.113.53"  # where a spoofed packet can claim to come from: the kernel drops one from a loopback address
+# where a spoofed packet can claim to come from: the kernel drops one from a loopback
+# address
+UPSTREAM = "203.0.113.53"
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +51,19 @@ def maintenance(gateway: Gateway) -> Iterator[Maintenance]:
 
 @pytest.fixture(autouse=True)
 def running(gateway: Gateway, maintenance: Maintenance, names: Names) -> None:
-    """Whatever a test has done, the next one finds the resolver forwarding to the tests' DNS server."""
+    """Whatever a test has done, the next one finds the resolver forwarding to the
+    tests' DNS server.
+    """
     if not maintenance.runs:
         maintenance.start()
     forward_to(gateway, maintenance, NAMESERVER)
-    wait_for(lambda: answer(gateway, f"http://ready-{time.monotonic_ns()}.example/").status == 200, "an answer")
+    wait_for(
+        lambda: (
+            answer(gateway, f"http://ready-{time.monotonic_ns()}.example/").status
+            == 200
+        ),
+        "an answer",
+    )
 
 
 def forward_to(gateway: Gateway, maintenance: Maintenance, *servers: str) -> None:
@@ -59,31 +71,49 @@ def forward_to(gateway: Gateway, maintenance: Maintenance, *servers: str) -> Non
     maintenance.use(*servers)
     named = [server for server in servers if server != maintenance.address]
     rendered = gateway.root / "state/resolver/unbound.conf"
-    wait_for(lambda: re.findall(r"forward-addr: (\S+)", rendered.read_text()) == named, f"{servers} to be taken up")
+    wait_for(
+        lambda: re.findall(r"forward-addr: (\S+)", rendered.read_text()) == named,
+        f"{servers} to be taken up",
+    )
 
 
 def fetched(gateway: Gateway, host: str) -> int:
     return curl(gateway, f"http://{host}/").status
 
 
-def test_squid_asks_the_resolver_that_install_sh_has_named(gateway: Gateway, maintenance: Maintenance) -> None:
+def test_squid_asks_the_resolver_that_install_sh_has_named(
+    gateway: Gateway, maintenance: Maintenance
+) -> None:
     configuration = (gateway.root / "etc/squid.conf").read_text()
     assert f"\ndns_nameservers {maintenance.address}\n" in configuration
     assert maintenance.address.startswith("127.")
 
 
-def test_queries_come_from_different_ports_in_mixed_case(gateway: Gateway, names: Names) -> None:
+def test_queries_come_from_different_ports_in_mixed_case(
+    gateway: Gateway, names: Names
+) -> None:
     before = len(names.seen)
     for number in range(16):
         assert fetched(gateway, f"many-letters-{number}.ports.example") == 200
-    asked = [(name, port) for name, port in names.seen[before:] if name.lower().endswith("ports.example")]
+    asked = [
+        (name, port)
+        for name, port in names.seen[before:]
+        if name.lower().endswith("ports.example")
+    ]
     assert len(asked) >= 32  # A and AAAA
     assert len({port for _, port in asked}) >= len(asked) - 2
-    assert len([name for name, _ in asked if name not in (name.lower(), name.upper())]) >= len(asked) - 2
+    assert (
+        len([name for name, _ in asked if name not in (name.lower(), name.upper())])
+        >= len(asked) - 2
+    )
 
 
-@pytest.mark.parametrize("host", ["box.test", "box.invalid", "nas.home.arpa", "hidden.onion"])
-def test_names_that_unbound_keeps_to_itself_by_default_resolve(gateway: Gateway, origins: Origins, host: str) -> None:
+@pytest.mark.parametrize(
+    "host", ["box.test", "box.invalid", "nas.home.arpa", "hidden.onion"]
+)
+def test_names_that_unbound_keeps_to_itself_by_default_resolve(
+    gateway: Gateway, origins: Origins, host: str
+) -> None:
     assert fetched(gateway, host) == 200
     assert origins.urls() == [f"http://{host}/"]
 
@@ -99,16 +129,27 @@ def test_a_private_answer_arrives_and_is_denied_or_allowed_by_the_policy(
     assert {address for address, _ in origins.connections} == {"10.1.2.3"}
 
 
-def test_a_name_without_an_address_is_told_as_such(gateway: Gateway, names: Names) -> None:
+def test_a_name_without_an_address_is_told_as_such(
+    gateway: Gateway, names: Names
+) -> None:
     names.set("none.example", [])
     assert fetched(gateway, "none.example") == 503
 
 
-def test_a_changed_resolv_conf_is_followed(gateway: Gateway, maintenance: Maintenance, names: Names) -> None:
+def test_a_changed_resolv_conf_is_followed(
+    gateway: Gateway, maintenance: Maintenance, names: Names
+) -> None:
     other = Names("127.0.0.54")
     try:
-        forward_to(gateway, maintenance, other.address, maintenance.address)  # its own address in it makes no loop
-        wait_for(lambda: fetched(gateway, f"moves-{time.monotonic_ns()}.example") == 200 and other.seen, "the change")
+        # its own address in it makes no loop
+        forward_to(gateway, maintenance, other.address, maintenance.address)
+        wait_for(
+            lambda: (
+                fetched(gateway, f"moves-{time.monotonic_ns()}.example") == 200
+                and other.seen
+            ),
+            "the change",
+        )
         assert fetched(gateway, "moved.example") == 200
         assert other.asked("moved.example")
         assert names.asked("moved.example") == []
@@ -116,7 +157,9 @@ def test_a_changed_resolv_conf_is_followed(gateway: Gateway, maintenance: Mainte
         other.stop()
 
 
-def test_an_empty_resolv_conf_changes_nothing_and_is_told_once(gateway: Gateway, maintenance: Maintenance) -> None:
+def test_an_empty_resolv_conf_changes_nothing_and_is_told_once(
+    gateway: Gateway, maintenance: Maintenance
+) -> None:
     maintenance.resolv_conf.write_text("search example\n")
     wait_for(lambda: "has no name server" in log_of(gateway), "the complaint")
     pause(2, "maintenance reads resolv.conf every second")
@@ -131,8 +174,16 @@ def test_bytes_of_no_encoding_in_resolv_conf_do_not_hide_its_name_servers(
 ) -> None:
     other = Names("127.0.0.54")
     try:
-        maintenance.resolv_conf.write_bytes(b'# B\xfcro\nnameserver 127.0.0.54\nnameserver fe80::1%a"b\n')
-        wait_for(lambda: fetched(gateway, f"moved-{time.monotonic_ns()}.example") == 200 and other.seen, "the change")
+        maintenance.resolv_conf.write_bytes(
+            b'# B\xfcro\nnameserver 127.0.0.54\nnameserver fe80::1%a"b\n'
+        )
+        wait_for(
+            lambda: (
+                fetched(gateway, f"moved-{time.monotonic_ns()}.example") == 200
+                and other.seen
+            ),
+            "the change",
+        )
     finally:
         other.stop()
 
@@ -141,7 +192,9 @@ def log_of(gateway: Gateway) -> str:
     return (gateway.root / "log/maintenance.txt").read_text()
 
 
-def test_a_killed_unbound_is_started_again(gateway: Gateway, maintenance: Maintenance) -> None:
+def test_a_killed_unbound_is_started_again(
+    gateway: Gateway, maintenance: Maintenance
+) -> None:
     killed = maintenance.unbound
     os.kill(killed, signal.SIGKILL)
     wait_for(lambda: maintenance.unbound not in (0, killed), "another unbound")
@@ -155,7 +208,10 @@ def test_a_killed_maintenance_process_takes_unbound_with_it_and_the_next_starts_
     wait_for(lambda: not maintenance.unbound, "the end of unbound")
     assert fetched(gateway, "in-between.example") == 503
     maintenance.start()
-    wait_for(lambda: fetched(gateway, f"after-{time.monotonic_ns()}.example") == 200, "an answer")
+    wait_for(
+        lambda: fetched(gateway, f"after-{time.monotonic_ns()}.example") == 200,
+        "an answer",
+    )
 
 
 def test_a_configuration_of_unbound_that_a_crash_has_torn_is_written_again(
@@ -164,10 +220,15 @@ def test_a_configuration_of_unbound_that_a_crash_has_torn_is_written_again(
     maintenance.kill()
     (gateway.root / "state/resolver/unbound.conf").write_bytes(b"server:\n\xff\0")
     maintenance.start()
-    wait_for(lambda: fetched(gateway, f"after-{time.monotonic_ns()}.example") == 200, "an answer")
+    wait_for(
+        lambda: fetched(gateway, f"after-{time.monotonic_ns()}.example") == 200,
+        "an answer",
+    )
 
 
-def test_a_silent_name_server_fails_a_name_within_five_seconds(gateway: Gateway, maintenance: Maintenance) -> None:
+def test_a_silent_name_server_fails_a_name_within_five_seconds(
+    gateway: Gateway, maintenance: Maintenance
+) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.55", 53))
         forward_to(gateway, maintenance, "127.0.0.55")
@@ -175,22 +236,30 @@ def test_a_silent_name_server_fails_a_name_within_five_seconds(gateway: Gateway,
 
 
 @pytest.mark.long
-def test_names_whose_servers_are_silent_do_not_spoil_others(gateway: Gateway, maintenance: Maintenance) -> None:
-    """One client asks for thousands of them; by unbound's defaults every name then fails."""
+def test_names_whose_servers_are_silent_do_not_spoil_others(
+    gateway: Gateway, maintenance: Maintenance
+) -> None:
+    """One client asks for thousands of them; by unbound's defaults every name then
+    fails.
+    """
     partly = Names("127.0.0.56", silent_below="silent.example")
     try:
         forward_to(gateway, maintenance, partly.address)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             for number in range(2400):
-                question = DNSRecord.question(f"n{number}.silent.example", ("A", "AAAA")[number % 2])
+                question = DNSRecord.question(
+                    f"n{number}.silent.example", ("A", "AAAA")[number % 2]
+                )
                 client.sendto(question.pack(), (maintenance.address, 53))
                 pause(0.005, "unbound's rate for one client")
-        assert [fetched(gateway, f"good-{number}.example") for number in range(5)] == [200] * 5
+        assert [fetched(gateway, f"good-{number}.example") for number in range(5)] == [
+            200
+        ] * 5
     finally:
         partly.stop()
 
 
-# ── Forged answers ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Forged answers ────────────────────────────────────────────────────────────────────
 
 FLOOD = """
 import socket, struct, sys
@@ -218,19 +287,45 @@ def upstream(internet: None) -> Iterator[Names]:
     server.stop()
 
 
-def forged(gateway: Gateway, vm: VirtualMachine, upstream: Names, origins: Origins, host: str) -> bool:
-    """Flood the port of the last query with every ID, while a name is looked up. Whether one was believed."""
+def forged(
+    gateway: Gateway, vm: VirtualMachine, upstream: Names, origins: Origins, host: str
+) -> bool:
+    """Flood the port of the last query with every ID, while a name is looked up.
+
+    Whether one was believed.
+    """
     origins.forget()
     assert fetched(gateway, f"before-{host}") == 200
     asked_from = upstream.seen[-1][1]
     upstream.answering.clear()
     try:
         client = subprocess.Popen(
-            ["curl", "-s", "-o", "/dev/null", "--proxy", f"http://{gateway.authority}", f"http://{host}/"]
+            [
+                "curl",
+                "-s",
+                "-o",
+                "/dev/null",
+                "--proxy",
+                f"http://{gateway.authority}",
+                f"http://{host}/",
+            ]
         )
-        wait_for(lambda: [name for name, _ in upstream.seen if name.lower() == host], "the look-up")
+        wait_for(
+            lambda: [name for name, _ in upstream.seen if name.lower() == host],
+            "the look-up",
+        )
         subprocess.run(
-            vm.command(sys.executable, "-c", FLOOD, UPSTREAM, vm.gateway, str(asked_from), host, FORGED), check=True
+            vm.command(
+                sys.executable,
+                "-c",
+                FLOOD,
+                UPSTREAM,
+                vm.gateway,
+                str(asked_from),
+                host,
+                FORGED,
+            ),
+            check=True,
         )
     finally:
         upstream.answering.set()
@@ -247,11 +342,18 @@ def test_a_flood_of_forged_answers_is_believed_by_squid_alone_and_stopped_by_res
     upstream: Names,
     origins: Origins,
 ) -> None:
-    # Here every address is this machine's own, and the kernel drops what claims to come from one.
+    # Here every address is this machine's own, and the kernel drops what claims to come
+    # from one.
     Path("/proc/sys/net/ipv4/conf/bragents0/accept_local").write_text("1")
-    patient = ("dns_timeout 2 minutes", "dns_retransmit_interval 1 minute")  # a flood takes a loaded machine long
+    # a flood takes a loaded machine long
+    patient = (
+        "dns_timeout 2 minutes",
+        "dns_retransmit_interval 1 minute",
+    )
     squid_alone = new_gateway(POLICY, *patient, nameserver=UPSTREAM).start()
-    assert forged(squid_alone, vm, upstream, origins, "alone.example"), "the flood of this test is none"
+    assert forged(squid_alone, vm, upstream, origins, "alone.example"), (
+        "the flood of this test is none"
+    )
     filter_vm(gateway.address[1])
     assert not forged(squid_alone, vm, upstream, origins, "filtered.example")
     unfilter_vm()

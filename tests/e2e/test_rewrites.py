@@ -1,4 +1,6 @@
-"""Rewrites on a live Squid: to another https host, to a path, to a redirect; and what pip does through them."""
+"""Rewrites on a live Squid: to another https host, to a path, to a redirect; and what
+pip does through them.
+"""
 
 import subprocess
 import sys
@@ -50,21 +52,32 @@ def gateway(new_gateway: NewGateway, names: Names) -> Gateway:
 
 
 REWRITTEN = [
-    ("https://packages.example/simple/requests/?x=1", "https://registry.example/python/simple/requests/?x=1"),
-    ("http://packages.example/simple/requests/", "https://registry.example/python/simple/requests/"),
+    (
+        "https://packages.example/simple/requests/?x=1",
+        "https://registry.example/python/simple/requests/?x=1",
+    ),
+    (
+        "http://packages.example/simple/requests/",
+        "https://registry.example/python/simple/requests/",
+    ),
     ("https://npm.example/left-pad", "https://registry.example/npm/left-pad"),
     ("https://npm.example/@scope/name", "https://registry.example/npm/@scope/name"),
     ("https://npm.example/@scope%2fname", "https://registry.example/npm/@scope%2Fname"),
     ("https://npm.example/v2/x/y", "https://n.example/x/y?v=2"),
     ("https://mirrored.example/a/b?c=d", "https://target.example/a/b?c=d"),
-    ("https://mirrored.example/a%20b?c=%2f%26", "https://target.example/a%20b?c=%2f%26"),
+    (
+        "https://mirrored.example/a%20b?c=%2f%26",
+        "https://target.example/a%20b?c=%2f%26",
+    ),
     ("http://upgrade.example/x?y", "https://upgrade.example/x?y"),
     ("https://plain.example/x", "https://target.example:8443/x"),
     ("https://tenant.example/x", "https://tenant.example.target.example/x"),
 ]
 
 
-@pytest.mark.parametrize(("url", "arrives"), REWRITTEN, ids=[url for url, _ in REWRITTEN])
+@pytest.mark.parametrize(
+    ("url", "arrives"), REWRITTEN, ids=[url for url, _ in REWRITTEN]
+)
 def test_a_rewritten_request_arrives_at_its_target_over_tls(
     gateway: Gateway, origins: Origins, url: str, arrives: str
 ) -> None:
@@ -80,7 +93,9 @@ TARGET = "https://target.example/"
 LONGEST = "a" * (8000 - len(TARGET))  # what makes a target of 8,000 characters
 
 
-def test_the_longest_rewrite_arrives_at_its_target(gateway: Gateway, origins: Origins) -> None:
+def test_the_longest_rewrite_arrives_at_its_target(
+    gateway: Gateway, origins: Origins
+) -> None:
     with tunnel(gateway, "mirrored.example:443") as client:
         reply = client.get(f"/{LONGEST}", "mirrored.example")
     assert reply.status == 200
@@ -88,26 +103,37 @@ def test_the_longest_rewrite_arrives_at_its_target(gateway: Gateway, origins: Or
 
 
 @pytest.mark.parametrize("host", ["mirrored.example", "inside.example"])
-@pytest.mark.parametrize("tail", ["opened/" + LONGEST, "opened/" + "a" * 8150, "opened/" + "\u00c3\u00a9" * 3000])
+@pytest.mark.parametrize(
+    "tail",
+    ["opened/" + LONGEST, "opened/" + "a" * 8150, "opened/" + "\u00c3\u00a9" * 3000],
+)
 def test_a_rewrite_that_squid_could_not_parse_reaches_nobody(
     gateway: Gateway, origins: Origins, host: str, tail: str
 ) -> None:
-    """Squid would fetch the client's own URL, with the credentials of the target and where it may be private."""
+    """Squid would fetch the client's own URL, with the credentials of the target and
+    where it may be private.
+    """
     with tunnel(gateway, f"{host}:443") as client:
         reply = client.get(f"/{tail}"[: 8190 - len(f"https://{host}")], host)
     assert (reply.status, reply.rule) == (403, "invalid-request")
     assert origins.seen == []
 
 
-def test_what_no_rewrite_matches_goes_where_it_was_sent(gateway: Gateway, origins: Origins) -> None:
+def test_what_no_rewrite_matches_goes_where_it_was_sent(
+    gateway: Gateway, origins: Origins
+) -> None:
     assert (
-        allowed(gateway, origins, "https://packages.example/other", "packages").url == "https://packages.example/other"
+        allowed(gateway, origins, "https://packages.example/other", "packages").url
+        == "https://packages.example/other"
     )
-    url = "https://packages.example:8443/simple/x"  # a rewrite without ports covers 443 alone
+    # a rewrite without ports covers 443 alone
+    url = "https://packages.example:8443/simple/x"
     assert allowed(gateway, origins, url, "packages").url == url
 
 
-def test_requests_of_one_tunnel_go_to_their_own_targets(gateway: Gateway, origins: Origins) -> None:
+def test_requests_of_one_tunnel_go_to_their_own_targets(
+    gateway: Gateway, origins: Origins
+) -> None:
     paths = ["/simple/a/", "/other", "/files/b", "/simple/c/"]
     with tunnel(gateway, "packages.example:443") as client:
         answers = [client.get(path, "packages.example") for path in paths]
@@ -120,7 +146,9 @@ def test_requests_of_one_tunnel_go_to_their_own_targets(gateway: Gateway, origin
     ]
 
 
-def test_the_targets_certificate_is_verified(gateway: Gateway, origins: Origins) -> None:
+def test_the_targets_certificate_is_verified(
+    gateway: Gateway, origins: Origins
+) -> None:
     origins.certificates["wrongname.example"] = ("another.example",)
     origins.untrusted.add("untrusted.example")
     assert curl(gateway, "https://badcert.example/").status == 503
@@ -128,22 +156,43 @@ def test_the_targets_certificate_is_verified(gateway: Gateway, origins: Origins)
     assert origins.seen == []
 
 
-def test_a_redirect_is_answered_to_the_client_and_reaches_no_origin(gateway: Gateway, origins: Origins) -> None:
+def test_a_redirect_is_answered_to_the_client_and_reaches_no_origin(
+    gateway: Gateway, origins: Origins
+) -> None:
     reply = curl(gateway, "http://moved.example/a?b=c")
-    assert (reply.status, reply.header("Location")) == (308, "https://moved.example/a?b=c")
+    assert (reply.status, reply.header("Location")) == (
+        308,
+        "https://moved.example/a?b=c",
+    )
     assert origins.connections == []
     assert gateway.logged("http://moved.example/a?b=c")["status"] == 308
 
 
-def test_a_client_that_follows_the_redirect_arrives(gateway: Gateway, origins: Origins) -> None:
-    reply = curl(gateway, "http://moved.example/followed", "--location", "--data", "body", "--output", "/dev/stdout")
+def test_a_client_that_follows_the_redirect_arrives(
+    gateway: Gateway, origins: Origins
+) -> None:
+    reply = curl(
+        gateway,
+        "http://moved.example/followed",
+        "--location",
+        "--data",
+        "body",
+        "--output",
+        "/dev/stdout",
+    )
     assert reply.status == 308  # the first of the two answers; the second follows it
-    assert [(seen.url, seen.body) for seen in origins.seen] == [("https://moved.example/followed", b"body")]
+    assert [(seen.url, seen.body) for seen in origins.seen] == [
+        ("https://moved.example/followed", b"body")
+    ]
 
 
-def test_a_rewrite_into_a_private_network_needs_its_own_leave(gateway: Gateway, origins: Origins) -> None:
+def test_a_rewrite_into_a_private_network_needs_its_own_leave(
+    gateway: Gateway, origins: Origins
+) -> None:
     assert curl(gateway, "https://inside.example/opened/x").status == 200
-    assert [(seen.url, seen.address) for seen in origins.seen] == [("https://private.example/opened/x", "10.0.0.5")]
+    assert [(seen.url, seen.address) for seen in origins.seen] == [
+        ("https://private.example/opened/x", "10.0.0.5")
+    ]
     connections = len(origins.connections)
     reply = curl(gateway, "https://inside.example/other")
     assert (reply.status, reply.rule) == (403, "private-address")
@@ -163,18 +212,24 @@ def test_a_private_name_with_a_rewrite_is_closed_where_the_rewrite_does_not_matc
     assert {address for address, _ in origins.connections} <= {PUBLIC}
 
 
-def test_what_the_policy_denies_is_not_rewritten(gateway: Gateway, origins: Origins) -> None:
+def test_what_the_policy_denies_is_not_rewritten(
+    gateway: Gateway, origins: Origins
+) -> None:
     reply = curl(gateway, "https://mirrored.example/secret/x")
     assert (reply.status, reply.rule) == (403, "no-secrets")
     assert origins.connections == []
 
 
-def test_the_target_itself_is_not_opened_by_a_rewrite_to_it(gateway: Gateway, origins: Origins) -> None:
+def test_the_target_itself_is_not_opened_by_a_rewrite_to_it(
+    gateway: Gateway, origins: Origins
+) -> None:
     denied(gateway, origins, "https://target.example/", "default")
     denied(gateway, origins, "https://registry.example/python/simple/x/", "default")
 
 
-def test_a_denial_reads_the_path_as_servers_do(gateway: Gateway, origins: Origins) -> None:
+def test_a_denial_reads_the_path_as_servers_do(
+    gateway: Gateway, origins: Origins
+) -> None:
     reply = curl(gateway, "https://mirrored.example/public/..%2fsecret/x")
     assert (reply.status, reply.rule) == (403, "ambiguous-path")
     assert origins.seen == []
@@ -183,15 +238,30 @@ def test_a_denial_reads_the_path_as_servers_do(gateway: Gateway, origins: Origin
 def test_pip_installs_from_an_index_that_is_rewritten_to_a_mirror(
     gateway: Gateway, origins: Origins, tmp_path: Path
 ) -> None:
-    name, text, target = "mirrored_demo-1.0-py3-none-any.whl", "HELLO = 'from the mirror'\n", tmp_path / "site"
+    name, text, target = (
+        "mirrored_demo-1.0-py3-none-any.whl",
+        "HELLO = 'from the mirror'\n",
+        tmp_path / "site",
+    )
     index = f'<a href="/files/{name}">{name}</a>'.encode()
     html = {"Content-Type": "text/html"}
-    origins.answers["registry.example/python/simple/mirrored-demo/"] = Answer(body=index, headers=html)
-    origins.answers[f"registry.example/files/{name}"] = Answer(body=wheel("mirrored_demo", text))
+    origins.answers["registry.example/python/simple/mirrored-demo/"] = Answer(
+        body=index, headers=html
+    )
+    origins.answers[f"registry.example/files/{name}"] = Answer(
+        body=wheel("mirrored_demo", text)
+    )
     pip = (sys.executable, "-m", "pip", "--isolated", "--no-cache-dir")
     command: list[str | Path] = [*pip, "install", "--target", target]
-    options: list[str | Path] = ["--proxy", f"http://{gateway.authority}", "--cert", gateway.ca]
+    options: list[str | Path] = [
+        "--proxy",
+        f"http://{gateway.authority}",
+        "--cert",
+        gateway.ca,
+    ]
     options += ["--index-url", "https://packages.example/simple/", "mirrored-demo"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, env=clean(), check=False)
+    done = subprocess.run(
+        [*command, *options], capture_output=True, text=True, env=clean(), check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (target / "mirrored_demo.py").read_text() == text

@@ -1,4 +1,6 @@
-"""VMs with a route past the gateway, by IPv4 and IPv6: squid/transparent.nft closes it."""
+"""VMs with a route past the gateway, by IPv4 and IPv6: squid/transparent.nft
+closes it.
+"""
 
 import socket
 import socketserver
@@ -65,7 +67,10 @@ class Stream(socketserver.BaseRequestHandler):
 def serve(stack: ExitStack, address: str, port: int) -> None:
     """Answer to TCP and UDP."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    for kind, handler in ((socketserver.TCPServer, Stream), (socketserver.UDPServer, Datagram)):
+    for kind, handler in (
+        (socketserver.TCPServer, Stream),
+        (socketserver.UDPServer, Datagram),
+    ):
         of_family = type("Server", (kind,), {"address_family": family})
         server = stack.enter_context(of_family((address, port), handler))
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -95,7 +100,12 @@ def outside(transparent: Transparent) -> Iterator[None]:
 def closed(transparent: Transparent, outside: None) -> None:
     """The rules, for the ports of the tests. Nobody knows a neighbour from before."""
     tls, http = PORTS["transparent"]
-    run("nft", RULES.read_text().replace("tcp . 443", f"tcp . {tls}").replace("tcp . 80", f"tcp . {http}"))
+    run(
+        "nft",
+        RULES.read_text()
+        .replace("tcp . 443", f"tcp . {tls}")
+        .replace("tcp . 80", f"tcp . {http}"),
+    )
     run("ip", "neigh", "flush", "all")
     transparent.vm.run("ip", "neigh", "flush", "all")
 
@@ -106,23 +116,43 @@ def asked(transparent: Transparent, *targets: str) -> dict[str, str]:
     return dict(line.split(" ", 1) for line in told.splitlines())
 
 
-TARGETS = [f"{kind},{address},{port}" for kind in ("tcp", "udp") for address in OUTSIDE for port in (22, 443)]
+TARGETS = [
+    f"{kind},{address},{port}"
+    for kind in ("tcp", "udp")
+    for address in OUTSIDE
+    for port in (22, 443)
+]
 
 
-def test_without_the_rules_a_vm_reaches_the_other_machine(transparent: Transparent, outside: None) -> None:
+def test_without_the_rules_a_vm_reaches_the_other_machine(
+    transparent: Transparent, outside: None
+) -> None:
     assert asked(transparent, *TARGETS) == dict.fromkeys(TARGETS, "outside")
 
 
-def test_everything_else_is_refused_at_once(transparent: Transparent, closed: None) -> None:
+def test_everything_else_is_refused_at_once(
+    transparent: Transparent, closed: None
+) -> None:
     """Origins listen on port 22 of the gateway too. Nobody listens to UDP there."""
-    targets = [*TARGETS, *(f"{kind},{address},{port}" for kind, port in GATEWAYS_OWN for address in GATEWAY)]
-    assert asked(transparent, *targets) == dict.fromkeys(targets, "ConnectionRefusedError at once")
+    targets = [
+        *TARGETS,
+        *(
+            f"{kind},{address},{port}"
+            for kind, port in GATEWAYS_OWN
+            for address in GATEWAY
+        ),
+    ]
+    assert asked(transparent, *targets) == dict.fromkeys(
+        targets, "ConnectionRefusedError at once"
+    )
 
 
 GATEWAYS_OWN = (("tcp", 22), ("udp", 22), ("udp", 443))
 
 
-def test_the_gateway_answers_questions_to_every_name_server(transparent: Transparent, closed: None) -> None:
+def test_the_gateway_answers_questions_to_every_name_server(
+    transparent: Transparent, closed: None
+) -> None:
     told = transparent.inside(sys.executable, "-c", RESOLVE, *OUTSIDE, *GATEWAY).text
     assert told.split() == [*GATEWAY] * 8
 
@@ -133,7 +163,9 @@ def test_requests_by_both_families_arrive_and_are_on_record(
     transparent: Transparent, closed: None, origins: Origins, scheme: str, family: str
 ) -> None:
     url = f"{scheme}://open.example/{scheme}{family}"
-    told = transparent.inside("curl", "-sS", family, "-o", "/dev/null", "-w", "%{http_code}", url)
+    told = transparent.inside(
+        "curl", "-sS", family, "-o", "/dev/null", "-w", "%{http_code}", url
+    )
     assert told.text == "200"
     client = {"-4": transparent.vm.address, "-6": "fd37::10"}[family]
     assert transparent.gateway.logged(url)["client"] == client
@@ -141,16 +173,40 @@ def test_requests_by_both_families_arrive_and_are_on_record(
     assert told.rule == "default"
 
 
-def test_a_client_of_http3_falls_back_without_waiting(transparent: Transparent, closed: None, origins: Origins) -> None:
-    only = transparent.inside("curl", "-sS", "--http3-only", "-m", "10", "-w", "%{time_total}", "https://open.example/")
+def test_a_client_of_http3_falls_back_without_waiting(
+    transparent: Transparent, closed: None, origins: Origins
+) -> None:
+    only = transparent.inside(
+        "curl",
+        "-sS",
+        "--http3-only",
+        "-m",
+        "10",
+        "-w",
+        "%{time_total}",
+        "https://open.example/",
+    )
     assert (only.status, float(only.text.split()[-1]) < 1) == (7, True), only.text
     either = transparent.inside(
-        "curl", "-sS", "--http3", "-o", "/dev/null", "-w", "%{http_code}", "https://open.example/"
+        "curl",
+        "-sS",
+        "--http3",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_code}",
+        "https://open.example/",
     )
     assert either.text == "200"
 
 
-def test_a_machine_that_does_not_forward_refuses_at_once_too(transparent: Transparent, closed: None) -> None:
+def test_a_machine_that_does_not_forward_refuses_at_once_too(
+    transparent: Transparent, closed: None
+) -> None:
     run("sysctl", "-qw", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0")
-    targets = [f"tcp,{address},22" for address in (*OUTSIDE, "198.51.100.1", "2001:db8::1")]
-    assert asked(transparent, *targets) == dict.fromkeys(targets, "ConnectionRefusedError at once")
+    targets = [
+        f"tcp,{address},22" for address in (*OUTSIDE, "198.51.100.1", "2001:db8::1")
+    ]
+    assert asked(transparent, *targets) == dict.fromkeys(
+        targets, "ConnectionRefusedError at once"
+    )

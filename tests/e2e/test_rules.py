@@ -1,4 +1,6 @@
-"""Rules on a live Squid: allow-list only, paths, methods, ports, clients, private addresses by number and by name."""
+"""Rules on a live Squid: allow-list only, paths, methods, ports, clients, private
+addresses by number and by name.
+"""
 
 import pytest
 
@@ -54,8 +56,15 @@ def test_neither_the_client_nor_squid_is_told_to_the_origin_and_the_record_has_t
     assert b"127.0.0.1" not in seen.head
     assert b"6.13" not in seen.head
     line = gateway.logged(url)
-    assert (line["client"], line["method"], line["sni"]) == ("127.0.0.1", "GET", "exact.example")
-    assert (line["tunnel"], line["upstream_ms"].isdecimal()) == ("exact.example:443", True)
+    assert (line["client"], line["method"], line["sni"]) == (
+        "127.0.0.1",
+        "GET",
+        "exact.example",
+    )
+    assert (line["tunnel"], line["upstream_ms"].isdecimal()) == (
+        "exact.example:443",
+        True,
+    )
     assert line["bytes"] > 0
     assert line["duration_ms"] >= 0
     assert line["time"].endswith("Z")
@@ -82,11 +91,15 @@ ALLOWED = [
 
 
 @pytest.mark.parametrize(("url", "rule"), ALLOWED, ids=[url for url, _ in ALLOWED])
-def test_what_a_rule_allows_arrives(gateway: Gateway, origins: Origins, url: str, rule: str) -> None:
+def test_what_a_rule_allows_arrives(
+    gateway: Gateway, origins: Origins, url: str, rule: str
+) -> None:
     assert allowed(gateway, origins, url, rule).url == url
 
 
-def test_a_tunnel_opens_whose_name_has_a_ttl_of_0_and_whose_client_hello_is_late(gateway: Gateway) -> None:
+def test_a_tunnel_opens_whose_name_has_a_ttl_of_0_and_whose_client_hello_is_late(
+    gateway: Gateway,
+) -> None:
     with Raw(gateway) as client:
         assert client.connect("late.domain.example:443").status == 200
         pause(2, "a slow client")
@@ -127,7 +140,8 @@ def test_what_no_rule_allows_is_denied_and_never_resolved(
     gateway: Gateway, origins: Origins, names: Names, url: str, rule: str
 ) -> None:
     asked = len(names.queries)
-    by_number = ["--insecure"] if "//127" in url else []  # Squid names the address as a host name in its certificate
+    # Squid names the address as a host name in its certificate
+    by_number = ["--insecure"] if "//127" in url else []
     denied(gateway, origins, url, rule, *by_number)
     assert names.queries[asked:] == []
 
@@ -143,7 +157,9 @@ DENIED_INSIDE = [
 ]
 
 
-@pytest.mark.parametrize(("url", "rule"), DENIED_INSIDE, ids=[url for url, _ in DENIED_INSIDE])
+@pytest.mark.parametrize(
+    ("url", "rule"), DENIED_INSIDE, ids=[url for url, _ in DENIED_INSIDE]
+)
 def test_a_denied_path_in_an_opened_tunnel_does_not_arrive(
     gateway: Gateway, origins: Origins, url: str, rule: str
 ) -> None:
@@ -160,32 +176,50 @@ def test_methods_decide_between_rules(gateway: Gateway, origins: Origins) -> Non
     assert allowed(gateway, origins, url, "writing", "--data", "job").body == b"job"
     assert allowed(gateway, origins, url, "reading").method == "GET"
     reply = curl(gateway, url, "--request", "DELETE")
-    assert (reply.status, reply.rule, reply.reason) == (403, "default", "Ask the platform team to open a host.")
+    assert (reply.status, reply.rule, reply.reason) == (
+        403,
+        "default",
+        "Ask the platform team to open a host.",
+    )
     assert [seen.method for seen in origins.seen] == ["POST", "GET"]
 
 
 def test_a_client_is_known_by_its_network(gateway: Gateway, origins: Origins) -> None:
-    allowed(gateway, origins, "https://build.example/", "builders-only", client="127.0.0.2")
+    allowed(
+        gateway, origins, "https://build.example/", "builders-only", client="127.0.0.2"
+    )
     denied(gateway, origins, "https://build.example/", "default", client="127.0.0.3")
-    allowed(gateway, origins, "http://build.example/", "builders-only", client="127.0.0.2")
+    allowed(
+        gateway, origins, "http://build.example/", "builders-only", client="127.0.0.2"
+    )
     denied(gateway, origins, "http://build.example/", "default", client="127.0.0.1")
 
 
-def test_an_https_origin_known_by_its_address_alone_cannot_be_verified(gateway: Gateway, origins: Origins) -> None:
-    """Squid 6 compares no address in a certificate: nothing is proved, and Squid refuses."""
+def test_an_https_origin_known_by_its_address_alone_cannot_be_verified(
+    gateway: Gateway, origins: Origins
+) -> None:
+    """Squid 6 compares no address in a certificate: nothing is proved, and Squid
+    refuses.
+    """
     assert curl(gateway, "https://203.0.113.10/", "--insecure").status == 503
     assert origins.seen == []
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_no_answer_is_cached_unless_caching_is_turned_on(gateway: Gateway, origins: Origins, scheme: str) -> None:
-    origins.answers["exact.example/kept"] = Answer(headers={"Cache-Control": "public, max-age=3600"})
+def test_no_answer_is_cached_unless_caching_is_turned_on(
+    gateway: Gateway, origins: Origins, scheme: str
+) -> None:
+    origins.answers["exact.example/kept"] = Answer(
+        headers={"Cache-Control": "public, max-age=3600"}
+    )
     for _ in range(2):
         assert curl(gateway, f"{scheme}://exact.example/kept").status == 200
     assert len(origins.seen) == 2
 
 
-def test_a_client_is_known_by_its_proxy_user(new_gateway: NewGateway, origins: Origins) -> None:
+def test_a_client_is_known_by_its_proxy_user(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
     policy = """
     version: 1
     clients:
@@ -197,7 +231,9 @@ def test_a_client_is_known_by_its_proxy_user(new_gateway: NewGateway, origins: O
       - {name: pinned, action: allow, clients: [bot], hosts: [pinned.example], tls: passthrough}
     """
     gateway = new_gateway(policy)
-    passwords = gateway.write("passwords", f"ci-bot:{run('openssl', 'passwd', '-apr1', 'pw').strip()}\n")
+    passwords = gateway.write(
+        "passwords", f"ci-bot:{run('openssl', 'passwd', '-apr1', 'pw').strip()}\n"
+    )
     gateway.local_conf(
         f"auth_param basic program /usr/lib/squid/basic_ncsa_auth {passwords}",
         "acl known proxy_auth REQUIRED",
@@ -210,22 +246,35 @@ def test_a_client_is_known_by_its_proxy_user(new_gateway: NewGateway, origins: O
         seen = allowed(gateway, origins, url, "by-user", *user)
         assert seen.values("Proxy-Authorization") == []
         assert gateway.logged(url)["user"] == "ci-bot"
-        allowed(gateway, origins, f"{scheme}://both.example/", "by-both", *user, client="127.0.0.2")
+        allowed(
+            gateway,
+            origins,
+            f"{scheme}://both.example/",
+            "by-both",
+            *user,
+            client="127.0.0.2",
+        )
         denied(gateway, origins, f"{scheme}://both.example/", "default", *user)
     assert curl(gateway, "http://user.example/").status == 407
     pinned = ("--cacert", origins.authority.certificate)
     assert curl(gateway, "https://pinned.example/", *pinned, *user).status == 200
     spliced = wait_for(
-        lambda: [line for line in gateway.log() if "pinned.example" in line["url"]][1:], "its second line"
+        lambda: [line for line in gateway.log() if "pinned.example" in line["url"]][1:],
+        "its second line",
     )
     assert {line["user"] for line in spliced} == {"ci-bot"}
     with pytest.raises(CurlFailed):
         curl(gateway, "https://pinned.example/", *pinned)
 
 
-def test_a_rule_may_open_a_private_address_by_name(gateway: Gateway, origins: Origins, names: Names) -> None:
+def test_a_rule_may_open_a_private_address_by_name(
+    gateway: Gateway, origins: Origins, names: Names
+) -> None:
     names.set("internal.example", ["10.0.0.5"])
-    assert allowed(gateway, origins, "https://internal.example/", "internal").address == "10.0.0.5"
+    assert (
+        allowed(gateway, origins, "https://internal.example/", "internal").address
+        == "10.0.0.5"
+    )
 
 
 def test_a_name_that_resolves_to_a_private_address_is_denied_in_a_tunnel(
@@ -238,12 +287,19 @@ def test_a_name_that_resolves_to_a_private_address_is_denied_in_a_tunnel(
         denied(gateway, origins, f"https://{host}/", "private-address")
 
 
-def test_a_public_address_that_looks_private_is_allowed(gateway: Gateway, origins: Origins, names: Names) -> None:
+def test_a_public_address_that_looks_private_is_allowed(
+    gateway: Gateway, origins: Origins, names: Names
+) -> None:
     names.set("edge.rebind.example", ["172.32.0.1"])
-    assert allowed(gateway, origins, "https://edge.rebind.example/", "by-name").address == "172.32.0.1"
+    assert (
+        allowed(gateway, origins, "https://edge.rebind.example/", "by-name").address
+        == "172.32.0.1"
+    )
 
 
-@pytest.mark.parametrize("addresses", [[PUBLIC, "10.0.0.5"], ["10.0.0.5", PUBLIC], [PUBLIC, "::1"]])
+@pytest.mark.parametrize(
+    "addresses", [[PUBLIC, "10.0.0.5"], ["10.0.0.5", PUBLIC], [PUBLIC, "::1"]]
+)
 def test_a_name_with_a_public_and_a_private_address_never_reaches_the_private_one(
     gateway: Gateway, origins: Origins, names: Names, addresses: list[str]
 ) -> None:

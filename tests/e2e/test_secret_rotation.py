@@ -1,4 +1,6 @@
-"""Secrets that change under a running gateway: a new value replaces the former one, a removed one denies."""
+"""Secrets that change under a running gateway: a new value replaces the former one, a
+removed one denies.
+"""
 
 import os
 import shutil
@@ -44,7 +46,9 @@ def gateway(new_gateway: NewGateway) -> Iterator[Gateway]:
     curl(gateway, "https://file.example/")  # starts the helpers
     with fetching(gateway):
         yield gateway
-    for file in (gateway.root / "etc").glob("source-*"):  # no file may hold a secret at the end of the run
+    for file in (gateway.root / "etc").glob(
+        "source-*"
+    ):  # no file may hold a secret at the end of the run
         file.unlink()
 
 
@@ -70,8 +74,12 @@ def sent(gateway: Gateway, origins: Origins, host: str) -> str | None:
     return str(value)
 
 
-def becomes(gateway: Gateway, origins: Origins, host: str, expected: str | None) -> None:
-    """Wait for this header, or a denial; until then, requests have what they had before the change."""
+def becomes(
+    gateway: Gateway, origins: Origins, host: str, expected: str | None
+) -> None:
+    """Wait for this header, or a denial; until then, requests have what they had before
+    the change.
+    """
     before = sent(gateway, origins, host)
 
     def is_there() -> bool:
@@ -83,7 +91,9 @@ def becomes(gateway: Gateway, origins: Origins, host: str, expected: str | None)
         wait_for(is_there, f"{expected} at the origin")
 
 
-def test_a_file_that_is_rotated_is_in_use_and_a_removed_one_denies(gateway: Gateway, origins: Origins) -> None:
+def test_a_file_that_is_rotated_is_in_use_and_a_removed_one_denies(
+    gateway: Gateway, origins: Origins
+) -> None:
     gateway.secret("in-file", "rotated-file-value-1")
     becomes(gateway, origins, "file.example", "Bearer rotated-file-value-1")
     gateway.secret("in-file", "rotated-file-value-2")
@@ -93,13 +103,19 @@ def test_a_file_that_is_rotated_is_in_use_and_a_removed_one_denies(gateway: Gate
 
 
 def test_a_volume_of_kubernetes_is_swapped(gateway: Gateway, origins: Origins) -> None:
-    """As the kubelet does it: a folder for each version, and a rename of the link to it. No change of the policy."""
+    """As the kubelet does it: a folder for each version, and a rename of the link to
+    it.
+
+    No change of the policy.
+    """
     volume = gateway.root / "etc/volume"
     volume.mkdir()
     (volume / "github-token").symlink_to("..data/github-token")
     for number in (1, 2, 3):
         put_version(volume, f"..2026_11_26_{number}", f"value-of-the-volume-{number}")
-        becomes(gateway, origins, "volume.example", f"Bearer value-of-the-volume-{number}")
+        becomes(
+            gateway, origins, "volume.example", f"Bearer value-of-the-volume-{number}"
+        )
 
 
 def put_version(volume: Path, name: str, value: str) -> None:
@@ -108,29 +124,46 @@ def put_version(volume: Path, name: str, value: str) -> None:
     file.write_text(value)
     shutil.chown(file, group="proxy")
     file.chmod(0o440)
-    former = (volume / "..data").readlink() if (volume / "..data").is_symlink() else None
+    former = (
+        (volume / "..data").readlink() if (volume / "..data").is_symlink() else None
+    )
     (volume / "..data_tmp").symlink_to(name)
     os.replace(volume / "..data_tmp", volume / "..data")
     if former:
         shutil.rmtree(volume / former)
 
 
-def test_a_fetched_value_that_is_rotated_is_in_use_and_a_removed_one_denies(gateway: Gateway, origins: Origins) -> None:
+def test_a_fetched_value_that_is_rotated_is_in_use_and_a_removed_one_denies(
+    gateway: Gateway, origins: Origins
+) -> None:
     becomes(gateway, origins, "command.example", "Bearer rotated-fetched-value-1")
     put_source(gateway, "command", "rotated-fetched-value-2\n")
     becomes(gateway, origins, "command.example", "Bearer rotated-fetched-value-2")
-    [file] = (file for file in (gateway.root / "run/secrets").glob("*.value") if "value-2" in file.read_text())
+    [file] = (
+        file
+        for file in (gateway.root / "run/secrets").glob("*.value")
+        if "value-2" in file.read_text()
+    )
     file.unlink()
     becomes(gateway, origins, "command.example", None)
 
 
 @pytest.mark.long
-def test_a_fetched_value_is_used_until_it_expires_while_its_source_fails(gateway: Gateway, origins: Origins) -> None:
+def test_a_fetched_value_is_used_until_it_expires_while_its_source_fails(
+    gateway: Gateway, origins: Origins
+) -> None:
     gateway.remember("value-that-expires")
     end = time.time() + 6
     at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(end))
-    put_source(gateway, "expiring", f'{{"value": "value-that-expires", "expires_at": "{at}"}}')
-    wait_for(lambda: sent(gateway, origins, "expiring.example") == "Bearer value-that-expires", "the value")
+    put_source(
+        gateway, "expiring", f'{{"value": "value-that-expires", "expires_at": "{at}"}}'
+    )
+    wait_for(
+        lambda: (
+            sent(gateway, origins, "expiring.example") == "Bearer value-that-expires"
+        ),
+        "the value",
+    )
     (gateway.root / "etc/source-expiring").unlink()
     while (now := time.time()) < int(end):
         found = sent(gateway, origins, "expiring.example")

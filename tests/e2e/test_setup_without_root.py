@@ -1,4 +1,6 @@
-"""`squidkeeper setup` as Squid's own account, as a container runs it: no root, and nothing outside of its folders."""
+"""`squidkeeper setup` as Squid's own account, as a container runs it: no root, and
+nothing outside of its folders.
+"""
 
 import os
 import pwd
@@ -29,7 +31,14 @@ def set_up(prototype: Path, place: Path, *options: str) -> str:
         "--root",
         place / "gateway",
     ]
-    command: list[str | Path] = [venv / "bin/squidkeeper", *words, "--ca-dir", place / "ca", "--no-start", *options]
+    command: list[str | Path] = [
+        venv / "bin/squidkeeper",
+        *words,
+        "--ca-dir",
+        place / "ca",
+        "--no-start",
+        *options,
+    ]
     done = subprocess.run(
         command,
         user=account.pw_uid,
@@ -56,7 +65,9 @@ def place(folder: Path) -> Path:
     return place
 
 
-def test_setup_needs_no_root_below_a_folder_of_squids_account(prototype: Path, place: Path) -> None:
+def test_setup_needs_no_root_below_a_folder_of_squids_account(
+    prototype: Path, place: Path
+) -> None:
     told = set_up(prototype, place)
     assert f"the CA's key is in {place}/ca/ca.key" in told
     assert "squid -k parse accepts squid.conf" in told
@@ -65,6 +76,8 @@ def test_setup_needs_no_root_below_a_folder_of_squids_account(prototype: Path, p
     assert not list((place / "gateway").rglob("ca.key"))  # the root's stays where it is
 
 
-def test_a_second_run_without_root_has_nothing_to_do(prototype: Path, place: Path) -> None:
+def test_a_second_run_without_root_has_nothing_to_do(
+    prototype: Path, place: Path
+) -> None:
     told = set_up(prototype, place, "--dry-run")
     assert [line for line in told.splitlines() if line.startswith("would")] == []

@@ -1,4 +1,6 @@
-"""The transparent ports while something fails: what clients get, beside those with proxy settings, and who is told."""
+"""The transparent ports while something fails: what clients get, beside those with
+proxy settings, and who is told.
+"""
 
 import json
 import logging
@@ -33,12 +35,20 @@ version: 1
 rules:
   - {name: open, action: allow, hosts: [open.example]}
 """
-CLIENTS = (("https", "open.example"), ("http", "open.example"), ("https", "closed.example"))
+CLIENTS = (
+    ("https", "open.example"),
+    ("http", "open.example"),
+    ("https", "closed.example"),
+)
 EXPECTED = {"open.example": 200, "closed.example": 403}
 BACK_SECONDS = 4  # supervise starts again what has ended a second ago
 CURL = ("curl", "-sS", "--max-time", "5", "-o", "/dev/null", "-w", "%{http_code}")
 TIMED_OUT = 28  # an exit status of curl
-NOT_RESOLVED = (6, TIMED_OUT)  # the gateway's kernel tells a VM once a second that nothing listens
+# the gateway's kernel tells a VM once a second that nothing listens
+NOT_RESOLVED = (
+    6,
+    TIMED_OUT,
+)
 _log = logging.getLogger(__name__)
 
 
@@ -51,9 +61,13 @@ class Port:
 
 
 def without_settings(gateway: Gateway, scheme: str, host: str) -> tuple[Raw, str]:
-    """Open a connection as a client without proxy settings does, to the address that its resolver gives."""
+    """Open a connection as a client without proxy settings does, to the address that
+    its resolver gives.
+    """
     tls, http = PORTS["transparent"]
-    connection = Raw(Port((gateway.address[0], tls if scheme == "https" else http), gateway.ca))
+    connection = Raw(
+        Port((gateway.address[0], tls if scheme == "https" else http), gateway.ca)
+    )
     try:
         return (connection.tls(host) if scheme == "https" else connection), ""
     except BaseException:
@@ -63,13 +77,25 @@ def without_settings(gateway: Gateway, scheme: str, host: str) -> tuple[Raw, str
 
 @contextmanager
 def supervised(transparent: Transparent, name: str) -> Iterator[Callable[[], int]]:
-    """Have `supervise` run a service; gives what finds its process, 0 between one and the next."""
+    """Have `supervise` run a service; gives what finds its process, 0 between one and
+    the next.
+    """
     layout = transparent.gateway.layout
     unit = layout.service(name).unit
     before = unit.read_text()
     transparent.stop(name)
-    unit.write_text(re.sub(r"^(ExecStart=.*)", rf"\1 {' '.join(ADDED[name])}", before, flags=re.MULTILINE))
-    owner = (layout.user_without_systemd(name), transparent.gateway.root.joinpath("state").stat().st_gid)
+    unit.write_text(
+        re.sub(
+            r"^(ExecStart=.*)",
+            rf"\1 {' '.join(ADDED[name])}",
+            before,
+            flags=re.MULTILINE,
+        )
+    )
+    owner = (
+        layout.user_without_systemd(name),
+        transparent.gateway.root.joinpath("state").stat().st_gid,
+    )
     service = InstalledService(name, layout, systemd=False, owner=owner)
     service.start()
     try:
@@ -83,7 +109,12 @@ def supervised(transparent: Transparent, name: str) -> Iterator[Callable[[], int
 
 
 def listening(address: str, *ports: int) -> int:
-    found = [re.search(r"pid=(\d+)", run("ss", "-Hltnp", f"src {address} and sport = :{port}")) for port in ports]
+    found = [
+        re.search(
+            r"pid=(\d+)", run("ss", "-Hltnp", f"src {address} and sport = :{port}")
+        )
+        for port in ports
+    ]
     return int(found[0][1]) if found[0] and all(found) else 0
 
 
@@ -102,15 +133,25 @@ def watched(transparent: Transparent) -> Iterator[Exporter]:
 
 
 def failure(transparent: Transparent) -> str:
-    return str(json.loads((transparent.gateway.root / "state/maintenance.json").read_text())["transparent"])
+    return str(
+        json.loads((transparent.gateway.root / "state/maintenance.json").read_text())[
+            "transparent"
+        ]
+    )
 
 
 def conditions(exporter: Exporter) -> set[str]:
-    return {condition["code"] for condition in fetch(exporter.port, "/healthz").json["conditions"]}
+    return {
+        condition["code"]
+        for condition in fetch(exporter.port, "/healthz").json["conditions"]
+    }
 
 
 def wait_for_health(exporter: Exporter) -> None:
-    wait_for(lambda: exporter.health() == (200, {}), lambda: f"a healthy gateway: {exporter.health()}")
+    wait_for(
+        lambda: exporter.health() == (200, {}),
+        lambda: f"a healthy gateway: {exporter.health()}",
+    )
 
 
 def nothing_wrongly_allowed(load: Load, origins: Origins) -> None:
@@ -121,7 +162,9 @@ def nothing_wrongly_allowed(load: Load, origins: Origins) -> None:
 
 
 def lost(load: Load) -> Counter[str]:
-    """Count what clients did not get: connections without an answer, and other answers than expected."""
+    """Count what clients did not get: connections without an answer, and other answers
+    than expected.
+    """
     found: Counter[str] = Counter()
     for answer in load.answers:
         expected = EXPECTED[answer.url.split("/")[2]]
@@ -130,7 +173,7 @@ def lost(load: Load) -> Counter[str]:
     return found
 
 
-# ── The process that takes connections ───────────────────────────────────────────────────────────────────────────────
+# ── The process that takes connections ────────────────────────────────────────────────
 
 
 def test_one_that_is_killed_costs_its_connections_and_is_back_within_seconds(
@@ -152,9 +195,18 @@ def test_one_that_is_killed_costs_its_connections_and_is_back_within_seconds(
         took = time.monotonic() - at
         without.at_least(30)
     nothing_wrongly_allowed(without, origins)
-    _log.info("killed: back after %.1f s; without settings: %s; with: %s", took, lost(without), lost(beside))
+    _log.info(
+        "killed: back after %.1f s; without settings: %s; with: %s",
+        took,
+        lost(without),
+        lost(beside),
+    )
     assert took < BACK_SECONDS
-    late = [answer for answer in without.answers if answer.status is None and answer.asked > at + BACK_SECONDS]
+    late = [
+        answer
+        for answer in without.answers
+        if answer.status is None and answer.asked > at + BACK_SECONDS
+    ]
     assert (late, lost(beside)) == ([], Counter())
 
 
@@ -162,14 +214,24 @@ def test_one_that_hangs_keeps_its_clients_waiting_and_is_told(
     transparent: Transparent, watched: Exporter, origins: Origins
 ) -> None:
     gateway = transparent.gateway
-    with supervised(transparent, "transparent") as pid, load(gateway, *CLIENTS) as beside:
+    with (
+        supervised(transparent, "transparent") as pid,
+        load(gateway, *CLIENTS) as beside,
+    ):
         wait_for_health(watched)
         held, _ = without_settings(gateway, "https", "open.example")
         with held:
             os.kill(pid(), signal.SIGSTOP)
-            assert transparent.inside(*CURL, "https://open.example/").status == TIMED_OUT
-            wait_for(lambda: {"transparent-failing", "helper-stuck"} <= conditions(watched), "the exporter to tell")
-            assert failure(transparent).startswith("squidkeeper transparent does not run, is stuck")
+            assert (
+                transparent.inside(*CURL, "https://open.example/").status == TIMED_OUT
+            )
+            wait_for(
+                lambda: {"transparent-failing", "helper-stuck"} <= conditions(watched),
+                "the exporter to tell",
+            )
+            assert failure(transparent).startswith(
+                "squidkeeper transparent does not run, is stuck"
+            )
             os.kill(pid(), signal.SIGCONT)
             assert held.get("/continued", "open.example").status == 200
         wait_for_health(watched)
@@ -192,7 +254,10 @@ def test_a_full_disk_for_its_counts_costs_no_client_and_is_told(
         run("mount", "-t", "tmpfs", "-o", "size=64k,mode=777", "tmpfs", folder)
         try:
             (folder / "ballast").write_bytes(bytes(64 * 1024))
-            wait_for(lambda: "transparent-failing" in conditions(watched), "the exporter to tell")
+            wait_for(
+                lambda: "transparent-failing" in conditions(watched),
+                "the exporter to tell",
+            )
             without.at_least(30)
         finally:
             run("umount", folder)
@@ -200,16 +265,22 @@ def test_a_full_disk_for_its_counts_costs_no_client_and_is_told(
     assert lost(without) == Counter()
 
 
-# ── The resolver ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The resolver ──────────────────────────────────────────────────────────────────────
 
 
 def test_a_resolver_that_is_killed_is_back_within_seconds_and_costs_no_connection(
     transparent: Transparent, origins: Origins
 ) -> None:
-    with supervised(transparent, "dns") as pid, load(transparent.gateway, *CLIENTS, opened=without_settings) as without:
+    with (
+        supervised(transparent, "dns") as pid,
+        load(transparent.gateway, *CLIENTS, opened=without_settings) as without,
+    ):
         killed, at = pid(), time.monotonic()
         os.kill(killed, signal.SIGKILL)
-        assert transparent.inside(*CURL, "--max-time", "1", "https://open.example/").status in NOT_RESOLVED
+        assert (
+            transparent.inside(*CURL, "--max-time", "1", "https://open.example/").status
+            in NOT_RESOLVED
+        )
         wait_for(lambda: pid() not in (0, killed), "another one")
         took = time.monotonic() - at
         assert transparent.inside(*CURL, "https://open.example/").text == "200"
@@ -226,8 +297,12 @@ def test_a_resolver_that_hangs_is_told_and_replaced_when_it_is_killed(
         hanging = pid()
         os.kill(hanging, signal.SIGSTOP)
         assert transparent.inside(*CURL, "https://open.example/").status in NOT_RESOLVED
-        wait_for(lambda: "transparent-failing" in conditions(watched), "the exporter to tell")
-        assert failure(transparent).startswith(f"unbound does not answer on {transparent.vm.gateway} port 53")
+        wait_for(
+            lambda: "transparent-failing" in conditions(watched), "the exporter to tell"
+        )
+        assert failure(transparent).startswith(
+            f"unbound does not answer on {transparent.vm.gateway} port 53"
+        )
         os.kill(hanging, signal.SIGKILL)
         wait_for(lambda: pid() not in (0, hanging), "another one")
         assert transparent.inside(*CURL, "https://open.example/").text == "200"
@@ -241,15 +316,19 @@ def test_an_address_that_is_gone_is_told_and_one_that_comes_back_needs_no_restar
     wait_for_health(watched)
     run("ip", "addr", "del", address, "dev", "bragents0")
     try:
-        wait_for(lambda: "transparent-failing" in conditions(watched), "the exporter to tell")
-        assert failure(transparent) == f"{transparent.vm.gateway} is not on this machine"
+        wait_for(
+            lambda: "transparent-failing" in conditions(watched), "the exporter to tell"
+        )
+        assert (
+            failure(transparent) == f"{transparent.vm.gateway} is not on this machine"
+        )
     finally:
         run("ip", "addr", "add", address, "dev", "bragents0")
     assert transparent.inside(*CURL, "https://open.example/").text == "200"
     wait_for_health(watched)
 
 
-# ── Squid ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Squid ─────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_squid_that_stays_down_ends_connections_after_five_seconds(
@@ -269,7 +348,9 @@ def test_a_squid_that_stays_down_ends_connections_after_five_seconds(
     assert transparent.inside(*CURL, "https://open.example/").text == "200"
 
 
-@pytest.mark.parametrize("how", [Gateway.restart, Gateway.reconfigure], ids=["restarted", "reconfigured"])
+@pytest.mark.parametrize(
+    "how", [Gateway.restart, Gateway.reconfigure], ids=["restarted", "reconfigured"]
+)
 def test_a_squid_that_is_restarted_costs_what_is_under_way_and_new_connections_wait(
     transparent: Transparent, origins: Origins, how: Callable[[Gateway], object]
 ) -> None:
@@ -284,21 +365,41 @@ def test_a_squid_that_is_restarted_costs_what_is_under_way_and_new_connections_w
             beside.at_least(20)
     nothing_wrongly_allowed(without, origins)
     nothing_wrongly_allowed(beside, origins)
-    told = [(sum(lost(one).values()), len(one.answers), dict(lost(one))) for one in (without, beside)]
+    told = [
+        (sum(lost(one).values()), len(one.answers), dict(lost(one)))
+        for one in (without, beside)
+    ]
     _log.info("%s three times: without settings %s, with %s", how.__name__, *told)
-    assert lost(without).total() <= 3 * 2 * len(CLIENTS), "more than what is under way three times"
+    assert lost(without).total() <= 3 * 2 * len(CLIENTS), (
+        "more than what is under way three times"
+    )
 
 
-# ── Refusals ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Refusals ──────────────────────────────────────────────────────────────────────────
 
 
 def test_a_client_that_names_no_server_gets_an_alert_and_is_counted_and_named(
     transparent: Transparent, watched: Exporter
 ) -> None:
-    gateway, asked = transparent.gateway, 'squidkeeper_transparent_connections_total{result="no_server_name"}'
-    told = transparent.inside("openssl", "s_client", "-connect", f"{transparent.vm.gateway}:443", "-noservername")
+    gateway, asked = (
+        transparent.gateway,
+        'squidkeeper_transparent_connections_total{result="no_server_name"}',
+    )
+    told = transparent.inside(
+        "openssl",
+        "s_client",
+        "-connect",
+        f"{transparent.vm.gateway}:443",
+        "-noservername",
+    )
     assert "SSL alert number 112" in told.text
-    wait_for(lambda: f"{asked} 1.0" in fetch(watched.port, "/metrics").text, "the exporter to count it")
+    wait_for(
+        lambda: f"{asked} 1.0" in fetch(watched.port, "/metrics").text,
+        "the exporter to count it",
+    )
     assert "1 × no server name" in fetch(watched.port, "/").text
     line = f"{transparent.vm.address}: connections refused: 1, no-server-name"
-    wait_for(lambda: line in (gateway.root / "log/transparent.txt").read_text(), "the line in the log")
+    wait_for(
+        lambda: line in (gateway.root / "log/transparent.txt").read_text(),
+        "the line in the log",
+    )

@@ -1,4 +1,7 @@
-"""Hosts and logins by the ports 443 and 80 for clients without proxy settings. All is allowed that is not denied."""
+"""Hosts and logins by the ports 443 and 80 for clients without proxy settings.
+
+All is allowed that is not denied.
+"""
 
 from base64 import b64encode
 from dataclasses import dataclass
@@ -31,7 +34,9 @@ INVALID, PRIVATE_ADDRESS = "invalid-request", "private-address"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Bytes for port 80; and the status, with the rule that denies, or the URL that is asked for."""
+    """Bytes for port 80; and the status, with the rule that denies, or the URL that is
+    asked for.
+    """
 
     send: str
     status: int
@@ -118,7 +123,9 @@ def asked(transparent: Transparent, sent: str) -> Reply:
         return client.send(sent).answer()
 
 
-@pytest.mark.parametrize("hosts", [("good.example", "closed.example"), ("closed.example", "good.example")])
+@pytest.mark.parametrize(
+    "hosts", [("good.example", "closed.example"), ("closed.example", "good.example")]
+)
 def test_two_hosts_are_one_host_for_the_policy_and_the_origin(
     transparent: Transparent, origins: Origins, hosts: tuple[str, str]
 ) -> None:
@@ -126,7 +133,9 @@ def test_two_hosts_are_one_host_for_the_policy_and_the_origin(
     assert [seen.values("Host") for seen in origins.seen] in ([], [["good.example"]])
 
 
-@pytest.mark.parametrize(("host", "becomes"), SPELLINGS, ids=[repr(host)[:40] for host, _ in SPELLINGS])
+@pytest.mark.parametrize(
+    ("host", "becomes"), SPELLINGS, ids=[repr(host)[:40] for host, _ in SPELLINGS]
+)
 def test_a_denied_host_is_denied_however_it_is_spelled(
     transparent: Transparent, origins: Origins, host: str, becomes: str | None
 ) -> None:
@@ -137,13 +146,28 @@ def test_a_denied_host_is_denied_however_it_is_spelled(
 
 
 @pytest.mark.parametrize("host", PRIVATE)
-def test_a_private_address_is_denied_in_every_notation(transparent: Transparent, origins: Origins, host: str) -> None:
+def test_a_private_address_is_denied_in_every_notation(
+    transparent: Transparent, origins: Origins, host: str
+) -> None:
     reply = asked(transparent, get("/x", f"Host: {host}"))
     assert origins.connections == []
-    assert reply.rule == PRIVATE_ADDRESS if reply.status == 403 else not reply or reply.status >= 400, reply
+    assert (
+        reply.rule == PRIVATE_ADDRESS
+        if reply.status == 403
+        else not reply or reply.status >= 400
+    ), reply
 
 
-@pytest.mark.parametrize("host", ["myself.example", "192.168.137.1", "squidkeeper", "localhost", "127.53.53.53:13080"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "myself.example",
+        "192.168.137.1",
+        "squidkeeper",
+        "localhost",
+        "127.53.53.53:13080",
+    ],
+)
 @pytest.mark.parametrize("port", ["https", "http"])
 def test_the_gateway_itself_is_no_origin(
     transparent: Transparent, origins: Origins, names: Names, host: str, port: str
@@ -151,14 +175,21 @@ def test_the_gateway_itself_is_no_origin(
     names.set("myself.example", ["192.168.137.1"])
     names.set("squidkeeper", ["192.168.137.1"])
     names.set("localhost", ["127.0.0.1"])
-    named = "myself.example" if host[0].isdigit() else host  # no TLS server name is an address
+    # no TLS server name is an address
+    named = "myself.example" if host[0].isdigit() else host
     with Raw(getattr(transparent, port)) as client:
-        reply = client.tls(named).get("/x", named) if port == "https" else client.get("/x", host)
-    assert (reply.status, reply.rule) in ((403, PRIVATE_ADDRESS), (403, "default")), reply
+        reply = (
+            client.tls(named).get("/x", named)
+            if port == "https"
+            else client.get("/x", host)
+        )
+    assert (reply.status, reply.rule) in ((403, PRIVATE_ADDRESS), (403, "default")), (
+        reply
+    )
     assert origins.connections == []
 
 
-# ── The TLS server name and the Host ─────────────────────────────────────────────────────────────────────────────────
+# ── The TLS server name and the Host ──────────────────────────────────────────────────
 
 SERVER_NAMES = [
     ("good.example", "good.example", (200, None)),
@@ -174,10 +205,18 @@ SERVER_NAMES = [
 
 @pytest.mark.parametrize(("name", "host", "expected"), SERVER_NAMES)
 def test_the_host_inside_is_the_one_that_tls_names(
-    transparent: Transparent, origins: Origins, name: str, host: str, expected: tuple[int, str | None]
+    transparent: Transparent,
+    origins: Origins,
+    name: str,
+    host: str,
+    expected: tuple[int, str | None],
 ) -> None:
     for covered in ("good.example", "closed.example", "other.example"):
-        origins.certificates[covered] = ("good.example", "closed.example", "other.example")
+        origins.certificates[covered] = (
+            "good.example",
+            "closed.example",
+            "other.example",
+        )
     with Raw(transparent.https) as client:
         reply = client.tls(name).get("/x", host)
     assert (reply.status, reply.rule) == expected, reply
@@ -185,7 +224,15 @@ def test_the_host_inside_is_the_one_that_tls_names(
 
 
 @pytest.mark.parametrize(
-    "name", [None, b"good.example\n", b"good.example\r\nHost: x", b"*.example", b"a" * 255, b"203.0.113.10"]
+    "name",
+    [
+        None,
+        b"good.example\n",
+        b"good.example\r\nHost: x",
+        b"*.example",
+        b"a" * 255,
+        b"203.0.113.10",
+    ],
 )
 def test_a_client_without_a_server_name_is_told_so_and_reaches_nothing(
     transparent: Transparent, origins: Origins, name: bytes | None
@@ -195,15 +242,19 @@ def test_a_client_without_a_server_name_is_told_so_and_reaches_nothing(
     assert origins.connections == []
 
 
-def test_a_kept_alive_connection_is_judged_request_by_request(transparent: Transparent, origins: Origins) -> None:
+def test_a_kept_alive_connection_is_judged_request_by_request(
+    transparent: Transparent, origins: Origins
+) -> None:
     hosts = ["good.example", "closed.example", "other.example", "good.example"]
     with Raw(transparent.http) as client:
         answers = [client.get("/x", host) for host in hosts]
     assert [answer.rule for answer in answers] == [None, "closed", None, None]
-    assert origins.urls() == [f"http://{host}/x" for host in hosts if host != "closed.example"]
+    assert origins.urls() == [
+        f"http://{host}/x" for host in hosts if host != "closed.example"
+    ]
 
 
-# ── Logins ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Logins ────────────────────────────────────────────────────────────────────────────
 
 RIGHT = b64encode(f"named:{TOKEN}".encode()).decode()
 WRONG = "bmFtZWQ6d3Jvbmc="
@@ -227,27 +278,53 @@ def test_nobody_logs_in_and_an_origin_gets_its_own_header_as_it_was(
     answers = []
     for host in ("good.example", "login.example"):
         with Raw(getattr(transparent, port)) as client:
-            answers.append((client.tls(host) if port == "https" else client).get("/login", host, *headers))
-    assert [(answer.status, answer.rule) for answer in answers] == [(200, None), (403, "locked")], answers
+            answers.append(
+                (client.tls(host) if port == "https" else client).get(
+                    "/login", host, *headers
+                )
+            )
+    assert [(answer.status, answer.rule) for answer in answers] == [
+        (200, None),
+        (403, "locked"),
+    ], answers
     [seen] = origins.seen
-    sent = [line.removeprefix("Authorization: ") for line in headers if line.startswith("Authorization")]
-    assert (seen.values("Authorization"), seen.values("Proxy-Authorization")) == (sent, [])
+    sent = [
+        line.removeprefix("Authorization: ")
+        for line in headers
+        if line.startswith("Authorization")
+    ]
+    assert (seen.values("Authorization"), seen.values("Proxy-Authorization")) == (
+        sent,
+        [],
+    )
     for host in ("good.example", "login.example"):
         assert gateway.logged(f"{port}://{host}/login", before)["user"] == "-"
 
 
-def test_an_origin_learns_nothing_of_the_reverse_proxy_in_squid(transparent: Transparent, origins: Origins) -> None:
-    asked(transparent, get("/x", HOST, 'Surrogate-Capability: x="y"', "CDN-Loop: squidkeeper"))
+def test_an_origin_learns_nothing_of_the_reverse_proxy_in_squid(
+    transparent: Transparent, origins: Origins
+) -> None:
+    asked(
+        transparent,
+        get("/x", HOST, 'Surrogate-Capability: x="y"', "CDN-Loop: squidkeeper"),
+    )
     asked(transparent, get(GOOD, HOST, "X-Forwarded-For: 192.0.2.9"))
     names = {name.lower() for seen in origins.seen for name, _ in seen.headers}
     assert names <= {"host", "via", "cache-control", "connection", "cdn-loop"}, names
 
 
-def test_what_squid_refuses_itself_leaves_no_text_of_it_in_cache_log(transparent: Transparent) -> None:
+def test_what_squid_refuses_itself_leaves_no_text_of_it_in_cache_log(
+    transparent: Transparent,
+) -> None:
     text = "e2e-text-that-no-log-shows"
     refused = [get(f"/{text}", "Host:"), get(f"{text}.example:443", method="CONNECT")]
     for port in (transparent.gateway, transparent.http):
-        for sent in (*refused, get(f"http:///{text}"), f"PRI /{text} HTTP/2.0\r\n\r\n", get(f"/{text}", method="%")):
+        for sent in (
+            *refused,
+            get(f"http:///{text}"),
+            f"PRI /{text} HTTP/2.0\r\n\r\n",
+            get(f"/{text}", method="%"),
+        ):
             with Raw(port) as client:
                 client.send(sent).answer()
     assert text not in transparent.gateway.cache_log()

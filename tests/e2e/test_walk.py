@@ -1,4 +1,6 @@
-"""One walk of every capability through a real Squid: three gateways, one request or command for each."""
+"""One walk of every capability through a real Squid: three gateways, one request or
+command for each.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,7 @@ def command(gateway: Gateway, *words: str | Path, status: int = 0) -> str:
     return done.stdout
 
 
-# ── One gateway, one policy with a rule for each thing ────────────────────────────────────────────────────────────────
+# ── One gateway, one policy with a rule for each thing ────────────────────────────────
 
 ALLOWED: list[tuple[str, str, tuple[str, ...], str]] = [
     ("https://git.example/acme/app?x=1", "git", (), "127.0.0.1"),
@@ -112,16 +114,25 @@ DENIED: list[tuple[str, str, tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("url", "rule", "options", "client"), ALLOWED, ids=[row[0] for row in ALLOWED])
+@pytest.mark.parametrize(
+    ("url", "rule", "options", "client"), ALLOWED, ids=[row[0] for row in ALLOWED]
+)
 def test_what_a_rule_allows_arrives_and_is_recorded(
-    gateway: Gateway, origins: Origins, url: str, rule: str, options: tuple[str, ...], client: str
+    gateway: Gateway,
+    origins: Origins,
+    url: str,
+    rule: str,
+    options: tuple[str, ...],
+    client: str,
 ) -> None:
     seen = allowed(gateway, origins, url, rule, *options, client=client)
     assert seen.url == url
     assert seen.values("Proxy-Authorization") == []
 
 
-@pytest.mark.parametrize(("url", "rule", "options"), DENIED, ids=[f"{row[0]}-{row[1]}" for row in DENIED])
+@pytest.mark.parametrize(
+    ("url", "rule", "options"), DENIED, ids=[f"{row[0]}-{row[1]}" for row in DENIED]
+)
 def test_what_no_rule_allows_is_denied_and_recorded(
     gateway: Gateway, origins: Origins, url: str, rule: str, options: tuple[str, ...]
 ) -> None:
@@ -133,32 +144,54 @@ def test_what_no_rule_allows_is_denied_and_recorded(
     assert origins.seen == []
 
 
-def test_an_https_request_is_bumped_with_a_certificate_of_the_gateways(gateway: Gateway, origins: Origins) -> None:
+def test_an_https_request_is_bumped_with_a_certificate_of_the_gateways(
+    gateway: Gateway, origins: Origins
+) -> None:
     with tunnel(gateway, "git.example:443") as client:
-        answers = [client.get(path, "git.example") for path in ("/acme/a", "/acme/git-receive-pack")]
+        answers = [
+            client.get(path, "git.example")
+            for path in ("/acme/a", "/acme/git-receive-pack")
+        ]
         assert client.names() == ["git.example"]
-    assert [(answer.status, answer.rule) for answer in answers if answer] == [(200, None), (403, "no-push")]
+    assert [(answer.status, answer.rule) for answer in answers if answer] == [
+        (200, None),
+        (403, "no-push"),
+    ]
     assert origins.seen[0].sni == "git.example"
 
 
-def test_an_origin_with_a_certificate_of_no_known_ca_is_refused(gateway: Gateway, origins: Origins) -> None:
+def test_an_origin_with_a_certificate_of_no_known_ca_is_refused(
+    gateway: Gateway, origins: Origins
+) -> None:
     origins.untrusted.add("strip.example")
     assert curl(gateway, "https://strip.example/", "--insecure").status == 503
     assert origins.seen == []
 
 
-def test_a_denial_has_a_page_in_the_form_that_the_client_takes(gateway: Gateway, origins: Origins) -> None:
+def test_a_denial_has_a_page_in_the_form_that_the_client_takes(
+    gateway: Gateway, origins: Origins
+) -> None:
     url = "https://git.example/acme/app/git-receive-pack"
     text = curl(gateway, url)
-    assert (text.header("Content-Type"), text.reason) == ("text/plain; charset=utf-8", "Read-only.")
+    assert (text.header("Content-Type"), text.reason) == (
+        "text/plain; charset=utf-8",
+        "Read-only.",
+    )
     told = curl(gateway, url, "-H", "Accept: application/json")
-    assert (told.header("Content-Type"), told.json["rule"]) == ("application/problem+json", "no-push")
+    assert (told.header("Content-Type"), told.json["rule"]) == (
+        "application/problem+json",
+        "no-push",
+    )
     page = curl(gateway, url, "-H", "Accept: text/html")
-    assert (page.header("Content-Type"), page.rule) == ("text/html; charset=utf-8", "no-push")
+    assert (page.header("Content-Type"), page.rule) == (
+        "text/html; charset=utf-8",
+        "no-push",
+    )
 
 
 @pytest.mark.parametrize(
-    ("url", "arrives"), [("https://header.example/x", "/x"), ("http://front.example/x", "/moved/x")]
+    ("url", "arrives"),
+    [("https://header.example/x", "/x"), ("http://front.example/x", "/moved/x")],
 )
 def test_a_credential_replaces_the_clients_header_also_behind_a_rewrite(
     gateway: Gateway, origins: Origins, url: str, arrives: str
@@ -166,7 +199,10 @@ def test_a_credential_replaces_the_clients_header_also_behind_a_rewrite(
     reply = curl(gateway, url, "-H", "Authorization: mine", "-H", "X-Acme-Key: mine")
     [seen] = origins.seen
     assert (reply.status, seen.url) == (200, f"https://header.example{arrives}")
-    assert (seen.values("Authorization"), seen.values("X-Acme-Key")) == ([f"Bearer {KEY}"], [KEY])
+    assert (seen.values("Authorization"), seen.values("X-Acme-Key")) == (
+        [f"Bearer {KEY}"],
+        [KEY],
+    )
     assert gateway.logged(url)["credential"] == "header"
 
 
@@ -184,13 +220,19 @@ def test_a_request_is_signed_for_aws(gateway: Gateway, origins: Origins) -> None
 
 
 def test_a_body_decides(gateway: Gateway, origins: Origins) -> None:
-    url, typed = "https://llm.example/v1/chat", ("-H", "Content-Type: application/json", "--data")
+    url, typed = (
+        "https://llm.example/v1/chat",
+        ("-H", "Content-Type: application/json", "--data"),
+    )
     assert curl(gateway, url, *typed, '{"model": "small"}').status == 200
     assert [seen.body for seen in origins.seen] == [b'{"model": "small"}']
     reply = curl(gateway, f"{url}/large", *typed, '{"model": "large"}')
     assert (reply.status, reply.rule) == (403, "default")
     line = gateway.logged(f"{url}/large")
-    assert (line["verdict"], line["found"]) == ("deny", "body:small-model: /model is not what the rule lists")
+    assert (line["verdict"], line["found"]) == (
+        "deny",
+        "body:small-model: /model is not what the rule lists",
+    )
     assert len(origins.seen) == 1
 
 
@@ -201,74 +243,131 @@ def test_a_missing_secret_denies(gateway: Gateway, origins: Origins) -> None:
 
 
 def test_a_header_is_stripped(gateway: Gateway, origins: Origins) -> None:
-    seen = allowed(gateway, origins, "https://strip.example/x", "stripped", "-H", "Cookie: a=b", "-H", "X-Kept: c")
+    seen = allowed(
+        gateway,
+        origins,
+        "https://strip.example/x",
+        "stripped",
+        "-H",
+        "Cookie: a=b",
+        "-H",
+        "X-Kept: c",
+    )
     assert (seen.values("Cookie"), seen.values("X-Kept")) == ([], ["c"])
 
 
-def test_a_websocket_passes_where_a_rule_says_so(gateway: Gateway, echoing: Server) -> None:
+def test_a_websocket_passes_where_a_rule_says_so(
+    gateway: Gateway, echoing: Server
+) -> None:
     connection = socket.create_connection(gateway.address)
-    connection.sendall(b"CONNECT chat.example:9443 HTTP/1.1\r\nHost: chat.example:9443\r\n\r\n")
+    connection.sendall(
+        b"CONNECT chat.example:9443 HTTP/1.1\r\nHost: chat.example:9443\r\n\r\n"
+    )
     assert connection.recv(1000).startswith(b"HTTP/1.1 200")
     context = ssl.create_default_context(cafile=str(gateway.ca))
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    with connect("wss://chat.example:9443/room", sock=connection, ssl=context, compression=None) as client:
+    with connect(
+        "wss://chat.example:9443/room", sock=connection, ssl=context, compression=None
+    ) as client:
         client.send("hello")
         assert client.recv() == "hello"
     assert gateway.logged("https://chat.example:9443/room")["status"] == 101
 
 
-def test_a_tunnel_passes_through_with_the_origins_own_certificate(gateway: Gateway, origins: Origins) -> None:
+def test_a_tunnel_passes_through_with_the_origins_own_certificate(
+    gateway: Gateway, origins: Origins
+) -> None:
     with Raw(gateway) as raw:
         raw.connect("pinned.example:443")
-        reply = raw.tls("pinned.example", origins.authority.certificate).get("/x", "pinned.example")
+        reply = raw.tls("pinned.example", origins.authority.certificate).get(
+            "/x", "pinned.example"
+        )
     assert reply.status == 200
     assert gateway.logged("pinned.example:443")["rule"] == "pinned"
 
 
-def test_a_private_address_is_reached_only_where_a_rule_opens_it(gateway: Gateway, origins: Origins) -> None:
-    assert allowed(gateway, origins, "https://inside.example/", "inside").address == "10.0.0.5"
+def test_a_private_address_is_reached_only_where_a_rule_opens_it(
+    gateway: Gateway, origins: Origins
+) -> None:
+    assert (
+        allowed(gateway, origins, "https://inside.example/", "inside").address
+        == "10.0.0.5"
+    )
     origins.forget()
     denied(gateway, origins, "https://moved.rebind.example/", "private-address")
 
 
 def test_a_quota_ends(gateway: Gateway, origins: Origins) -> None:
-    answers = [curl(gateway, "https://counted.example/", client="127.0.0.5") for _ in range(4)]  # a day may end between
+    # a day may end between
+    answers = [
+        curl(gateway, "https://counted.example/", client="127.0.0.5") for _ in range(4)
+    ]
     assert [answer.status for answer in answers[:2]] == [200, 200]
     assert (answers[3].status, answers[3].rule) == (403, "quota")
 
 
-def test_what_a_rule_observes_passes_and_is_recorded(gateway: Gateway, origins: Origins) -> None:
+def test_what_a_rule_observes_passes_and_is_recorded(
+    gateway: Gateway, origins: Origins
+) -> None:
     allowed(gateway, origins, "https://git.example/acme/old", "git")
     assert gateway.logged("https://git.example/acme/old")["observed"] == "deny:retired"
 
 
-def test_a_person_approves_what_a_client_asks_for(gateway: Gateway, origins: Origins) -> None:
+def test_a_person_approves_what_a_client_asks_for(
+    gateway: Gateway, origins: Origins
+) -> None:
     url = "https://asked.example/x"
     number = denied(gateway, origins, url, "asked", reason="Ask Ann.").line("Ticket")
     assert number
     places = ("--policy", gateway.policy_folder, "--state", gateway.root / "state")
-    command(gateway, "ask", "approve", number, "--for", "1h", "--any-client", "--yes", *places)
+    command(
+        gateway,
+        "ask",
+        "approve",
+        number,
+        "--for",
+        "1h",
+        "--any-client",
+        "--yes",
+        *places,
+    )
     wait_for(lambda: curl(gateway, url).status == 200, "the approved request")
     state = curl(gateway, f"http://squidkeeper.internal/tickets/{number}")
     assert json.loads(state.body)["state"] == "approved"
     assert curl(gateway, "https://asked.example/y").status == 403
 
 
-# ── What the record of all of this says ───────────────────────────────────────────────────────────────────────────────
+# ── What the record of all of this says ───────────────────────────────────────────────
 
 
-def test_every_request_is_explained_as_it_was_decided_and_none_is_drift(gateway: Gateway) -> None:
+def test_every_request_is_explained_as_it_was_decided_and_none_is_drift(
+    gateway: Gateway,
+) -> None:
     found, checker = drift_of(gateway)
     assert (found, checker.unchecked) == ([], 0)
     policies, rules = PastPolicies(gateway.root / "state/revisions"), set[str]()
     for record in records(gateway):
-        is_told_elsewhere = record.revision == NONE or unexplained(record) or told_by_body(record)
+        is_told_elsewhere = (
+            record.revision == NONE or unexplained(record) or told_by_body(record)
+        )
         policy = None if is_told_elsewhere else policies(record.revision)
         if policy is not None:
             decision = explain(policy, request_of(record), parse_time(record)).decision
-            assert (decision.action, decision.rule) == (record.verdict, record.rule), record
+            assert (decision.action, decision.rule) == (record.verdict, record.rule), (
+                record
+            )
             rules.add(record.rule)
-    assert rules >= {"git", "no-push", "reading", "pages", "builders-only", "bot-only", "pinned", "default", "asked"}
+    assert rules >= {
+        "git",
+        "no-push",
+        "reading",
+        "pages",
+        "builders-only",
+        "bot-only",
+        "pinned",
+        "default",
+        "asked",
+    }
 
 
 def test_the_commands_tell_what_happened_and_why(gateway: Gateway) -> None:
@@ -276,16 +375,31 @@ def test_the_commands_tell_what_happened_and_why(gateway: Gateway) -> None:
     lines = command(gateway, "log", log, "--rule", "no-push", "--json").splitlines()
     assert {json.loads(line)["status"] for line in lines} == {403}
     places = (*policy, "--state", gateway.root / "state", "--run", gateway.root / "run")
-    why = json.dumps(json.loads(command(gateway, "why", log, "--host", "git.example", "--json", *places, status=1)))
+    why = json.dumps(
+        json.loads(
+            command(
+                gateway,
+                "why",
+                log,
+                "--host",
+                "git.example",
+                "--json",
+                *places,
+                status=1,
+            )
+        )
+    )
     assert "Read-only." in why
     told = command(gateway, "explain", "GET", "https://git.example/acme/app", *policy)
     assert re.match(r"ALLOW +GET https://git\.example/acme/app\nrule +git \(", told)
     command(gateway, "check", *policy)
 
 
-# ── A gateway whose policy is edited ──────────────────────────────────────────────────────────────────────────────────
+# ── A gateway whose policy is edited ──────────────────────────────────────────────────
 
-CLOSED = "version: 1\nrules:\n  - {name: always, action: allow, hosts: [always.example]}\n"
+CLOSED = (
+    "version: 1\nrules:\n  - {name: always, action: allow, hosts: [always.example]}\n"
+)
 OPENED = CLOSED + "  - {name: opened, action: allow, hosts: [toggled.example]}\n"
 
 
@@ -295,19 +409,30 @@ def test_an_edit_is_in_force_in_an_open_tunnel_too_and_a_faulty_one_changes_noth
     gateway = new_gateway(OPENED).start()
     with tunnel(gateway, "toggled.example:443") as inside:
         before = inside.get("/x", "toggled.example")
-        gateway.write("policy.yaml", OPENED.replace("allow, hosts: [toggled", "alow, hosts: [toggled"))
+        gateway.write(
+            "policy.yaml",
+            OPENED.replace("allow, hosts: [toggled", "alow, hosts: [toggled"),
+        )
         checked = gateway.command("check", "--policy", gateway.policy_folder)
         assert "policy.yaml:4:28: fault: 'action' is 'alow'" in checked.stdout
         faulty = curl(gateway, "https://toggled.example/y")
         gateway.write("policy.yaml", CLOSED)
-        wait_for(lambda: curl(gateway, "https://toggled.example/").status == 403, "the edit in force")
+        wait_for(
+            lambda: curl(gateway, "https://toggled.example/").status == 403,
+            "the edit in force",
+        )
         gateway.settle()
         after = inside.get("/z", "toggled.example")
-    assert (before.status, faulty.status, after.status, after.rule) == (200, 200, 403, "default")
+    assert (before.status, faulty.status, after.status, after.rule) == (
+        200,
+        200,
+        403,
+        "default",
+    )
     allowed(gateway, origins, "https://always.example/", "always")
 
 
-# ── A gateway as install.sh leaves it ─────────────────────────────────────────────────────────────────────────────────
+# ── A gateway as install.sh leaves it ─────────────────────────────────────────────────
 
 
 def test_an_installed_gateway_is_watched_found_well_and_removed(site: Site) -> None:
@@ -315,19 +440,36 @@ def test_an_installed_gateway_is_watched_found_well_and_removed(site: Site) -> N
     root.mkdir()
     [venv] = site.prototype.glob("venv-*")
     (root / venv.name).symlink_to(venv)  # what takes the installer long
-    installer, program = (REPOSITORY / "install.sh", "--root", root), root / "bin/squidkeeper"
+    installer, program = (
+        (REPOSITORY / "install.sh", "--root", root),
+        root / "bin/squidkeeper",
+    )
     told = run(*installer, "--listen", f"127.0.0.1:{port}", "--extras", EXTRAS)
     try:
         assert "an edit is in force within 3 seconds" in told
-        ask = ("--proxy", f"http://127.0.0.1:{port}", "--cacert", root / "etc/ca/ca.crt", "-w", "%{http_code}")
+        ask = (
+            "--proxy",
+            f"http://127.0.0.1:{port}",
+            "--cacert",
+            root / "etc/ca/ca.crt",
+            "-w",
+            "%{http_code}",
+        )
         url = "https://en.wikipedia.org/wiki/Squid"
         assert run("curl", "-q", "-sS", "-o", "/dev/null", *ask, url) == "403"
-        wait_for(lambda: "no-wikipedia" in fetch(port + 6000, "/metrics").text, "the denial in the metrics")
+        wait_for(
+            lambda: "no-wikipedia" in fetch(port + 6000, "/metrics").text,
+            "the denial in the metrics",
+        )
         page = fetch(port + 6000, "/")
         assert (page.status, "no-wikipedia" in page.text) == (200, True)
-        found = json.loads(run(program, "doctor", "--json", "--root", root, check=False))
+        found = json.loads(
+            run(program, "doctor", "--json", "--root", root, check=False)
+        )
         of_this_machine = {"disk-space-low", "squid-outdated"}
-        assert {finding["code"] for finding in found["findings"]} <= of_this_machine, found
+        assert {finding["code"] for finding in found["findings"]} <= of_this_machine, (
+            found
+        )
     finally:
         run(*installer, "--uninstall")
     assert not program.exists()

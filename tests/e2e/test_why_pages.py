@@ -1,7 +1,8 @@
-"""Every page of the gateway, each made on a live one: its form and its status, and `why` has the cause of the page.
+"""Every page of the gateway, each made on a live one: its form and its status, and
+`why` has the cause of the page.
 
-A denial that is added needs its row in MADE. All are made with and without a placeholder in the policy: with one, a
-helper decides what the access log has.
+A denial that is added needs its row in MADE. All are made with and without a
+placeholder in the policy: with one, a helper decides what the access log has.
 """
 
 import json
@@ -68,7 +69,11 @@ upstreams:
 sealed_tokens: {{keys: [key]}}
 """
 LOCAL = (
-    *("connect_timeout 2 seconds", "read_timeout 2 seconds", "forward_timeout 4 seconds"),
+    *(
+        "connect_timeout 2 seconds",
+        "read_timeout 2 seconds",
+        "forward_timeout 4 seconds",
+    ),
     *("request_body_max_size 10 KB", "reply_body_max_size 100 KB"),
     *("acl banned dstdomain banned.open.example", "http_access deny banned"),
     *("acl nowhere dstdomain nowhere.open.example", "never_direct allow nowhere"),
@@ -77,10 +82,13 @@ LOCAL = (
 
 def sealed() -> str:
     """A token for another host than it is sent to."""
-    return seal_bytes(format_content({"hosts": ["other.example"], "secret": "sealed-in-every-page"}), KEY.public)
+    return seal_bytes(
+        format_content({"hosts": ["other.example"], "secret": "sealed-in-every-page"}),
+        KEY.public,
+    )
 
 
-# --- how pages are made -----------------------------------------------------------------------------------------------
+# --- how pages are made ---------------------------------------------------------------
 
 Trial = Callable[[Gateway], Reply]
 JSON = "Accept: application/json"
@@ -103,7 +111,9 @@ def sent(data: str | bytes) -> Trial:
     return send
 
 
-def inside(target: str, host: str, method: str = "GET", sni: str = "a.open.example") -> Trial:
+def inside(
+    target: str, host: str, method: str = "GET", sni: str = "a.open.example"
+) -> Trial:
     """A request in the tunnel to a.open.example."""
 
     def ask(gateway: Gateway) -> Reply:
@@ -117,21 +127,34 @@ def with_lost_helper(gateway: Gateway) -> Reply:
     """Ask while the helper that decides hangs, and end it."""
     curl(gateway, "http://a.open.example/")
     with gateway.stopped_helpers("acl --scope host"), Raw(gateway) as client:
-        client.send(f"GET http://unasked.open.example/ HTTP/1.1\r\nHost: unasked.open.example\r\n{JSON}\r\n\r\n")
+        client.send(
+            f"GET http://unasked.open.example/ HTTP/1.1\r\nHost: unasked.open.example\r\n{JSON}\r\n\r\n"
+        )
         wait_for(lambda: gateway.unread() == 0, "Squid to read the request")
         gateway.kill_helpers("acl --scope host")
         return client.answer()
 
 
 TLS_HELLO = b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00\r\n\r\n"
-CERTIFICATES = ("expired", "early", "self", "wrong", "untrusted")  # what is wrong with the certificate of such a host
+# what is wrong with the certificate of such a host
+CERTIFICATES = (
+    "expired",
+    "early",
+    "self",
+    "wrong",
+    "untrusted",
+)
 # By page of a denial, or error of Squid's: what makes it, by the cause that `why` has.
 MADE: dict[str, dict[str, list[Trial]]] = {
     "denied": {
         "policy": both("closed.example/a?token=TOPSECRET"),
-        "no-rule": both("unknown.example/a?token=TOPSECRET") + both("paths.example/closed") + [get("http://10.0.0.9/")],
+        "no-rule": both("unknown.example/a?token=TOPSECRET")
+        + both("paths.example/closed")
+        + [get("http://10.0.0.9/")],
         "ambiguous-path": both("paths.example/open/%2e%2e/x"),
-        "sealed-token-refused": [get("https://sealed.example/", "-H", f"Authorization: Bearer {sealed()}")],
+        "sealed-token-refused": [
+            get("https://sealed.example/", "-H", f"Authorization: Bearer {sealed()}")
+        ],
         "machine-address": both("169.254.169.254/latest"),
         "invalid-request": both("a.open.example/%1b"),
     },
@@ -146,19 +169,31 @@ MADE: dict[str, dict[str, list[Trial]]] = {
     },
     "private": {"private-address": both("private.open.example/")},
     "passing": {"not-rendered": both("unrendered.example/")},
-    "ERR_ACCESS_DENIED": {"squid-conf": both("banned.open.example/"), "no-helper": [with_lost_helper]},
-    "ERR_DNS_FAIL": {"name-unresolved": both("none.inside.example/") + both("none.open.example/")},
+    "ERR_ACCESS_DENIED": {
+        "squid-conf": both("banned.open.example/"),
+        "no-helper": [with_lost_helper],
+    },
+    "ERR_DNS_FAIL": {
+        "name-unresolved": both("none.inside.example/") + both("none.open.example/")
+    },
     "ERR_CONNECT_FAIL": {
         "origin-refused": both("refused.open.example:8085/"),
         "origin-silent": both("silent.open.example:8086/"),
     },
     "ERR_SECURE_CONNECT_FAIL": {
         "origin-tls": [get("https://ended.open.example:8087/")],
-        "origin-certificate": [get(f"https://{fault}.open.example/") for fault in CERTIFICATES],
-        "authority-mismatch": [inside("/", "other.open.example"), inside("/", "a.open.example", sni="b.open.example")],
+        "origin-certificate": [
+            get(f"https://{fault}.open.example/") for fault in CERTIFICATES
+        ],
+        "authority-mismatch": [
+            inside("/", "other.open.example"),
+            inside("/", "a.open.example", sni="b.open.example"),
+        ],
     },
     "ERR_READ_TIMEOUT": {"origin-slow": both("slow.open.example/x")},
-    "ERR_READ_ERROR": {"not-forwarded": both("nowhere.open.example/") + both("a.down.corp.example/")},
+    "ERR_READ_ERROR": {
+        "not-forwarded": both("nowhere.open.example/") + both("a.down.corp.example/")
+    },
     "ERR_ZERO_SIZE_OBJECT": {"origin-broke-off": [get("http://empty.open.example/x")]},
     "ERR_INVALID_RESP": {"invalid-answer": both("garbled.open.example/x")},
     "ERR_ICAP_FAILURE": {
@@ -170,20 +205,37 @@ MADE: dict[str, dict[str, list[Trial]]] = {
             *both("big.open.example/", "--data", "x" * 20_000, "-H", "Expect:"),
             *both("head.open.example/x"),
             *both("body.open.example/x"),
-            sent("GET http://x.open.example/ HTTP/1.1\r\nX: " + "x" * 70_000 + "\r\n\r\n"),
+            sent(
+                "GET http://x.open.example/ HTTP/1.1\r\nX: " + "x" * 70_000 + "\r\n\r\n"
+            ),
         ],
     },
-    "ERR_ONLY_IF_CACHED_MISS": {"not-cached": both("cached.open.example/", "-H", "Cache-Control: only-if-cached")},
+    "ERR_ONLY_IF_CACHED_MISS": {
+        "not-cached": both(
+            "cached.open.example/", "-H", "Cache-Control: only-if-cached"
+        )
+    },
     "ERR_INVALID_REQ": {"not-http": both("y.open.example/", "-H", "Expect: more")},
-    "ERR_UNSUP_HTTPVERSION": {"not-http": [sent("GET http://z.open.example/ HTTP/3.7\r\n\r\n")]},
-    "ERR_PROTOCOL_UNKNOWN": {"tls-to-plain-port": [sent("nonsense\r\n\r\n"), sent(TLS_HELLO)]},
-    "ERR_INVALID_URL": {"not-http": [sent("GET /<script>alert(1)</script> HTTP/1.1\r\n\r\n")]},
+    "ERR_UNSUP_HTTPVERSION": {
+        "not-http": [sent("GET http://z.open.example/ HTTP/3.7\r\n\r\n")]
+    },
+    "ERR_PROTOCOL_UNKNOWN": {
+        "tls-to-plain-port": [sent("nonsense\r\n\r\n"), sent(TLS_HELLO)]
+    },
+    "ERR_INVALID_URL": {
+        "not-http": [sent("GET /<script>alert(1)</script> HTTP/1.1\r\n\r\n")]
+    },
     "ERR_CACHE_ACCESS_DENIED": {
-        "login-refused": [get("http://vm.example/?wrong", "--proxy-user", "vm-7:wrong")],
-        "login-needed": [sent("GET http://vm.example/<script> HTTP/1.1\r\nHost: vm.example\r\n\r\n")],
+        "login-refused": [
+            get("http://vm.example/?wrong", "--proxy-user", "vm-7:wrong")
+        ],
+        "login-needed": [
+            sent("GET http://vm.example/<script> HTTP/1.1\r\nHost: vm.example\r\n\r\n")
+        ],
     },
 }
-# By error of Squid's: the statuses of its pages, and whether they say that another try can help.
+# By error of Squid's: the statuses of its pages, and whether they say that another try
+# can help.
 ERRORS = {
     "ERR_ACCESS_DENIED": ({403}, True),
     "ERR_DNS_FAIL": ({503}, True),
@@ -214,8 +266,12 @@ def failing_origins(origins: Origins, names: Names) -> Iterator[None]:
         "body.open.example/x": Answer(body=b"x" * 200_000),
         "empty.open.example/x": BrokenOff(),
         "garbled.open.example/x": Bytes(body=b"HTTP/1.1 two hundred\r\n\r\n"),
-        "far.open.example/x": Answer(206, b"x", {"Content-Range": f"bytes {2**63 - 9}-{2**63 - 9}/{2**63 - 1}"}),
-        "head.open.example/x": Bytes(body=b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000 + b"\r\n\r\n"),
+        "far.open.example/x": Answer(
+            206, b"x", {"Content-Range": f"bytes {2**63 - 9}-{2**63 - 9}/{2**63 - 1}"}
+        ),
+        "head.open.example/x": Bytes(
+            body=b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000 + b"\r\n\r\n"
+        ),
     }
     names.set("private.open.example", ["10.0.0.5"])
     names.set("ended.open.example", [ENDS])
@@ -243,7 +299,9 @@ def end_handshakes(server: socket.socket) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A page as a client got it: its kind, its line of the access log, and what `why` tells by its request ID."""
+    """A page as a client got it: its kind, its line of the access log, and what `why`
+    tells by its request ID.
+    """
 
     reply: Reply
     kind: str
@@ -268,7 +326,11 @@ POLICIES = [
 @pytest.fixture(scope="module", params=POLICIES)
 def gateway(request: pytest.FixtureRequest, new_gateway: NewGateway) -> Gateway:
     policy = POLICY.replace(", placeholder: PLACEHOLDER", request.param)
-    gateway = new_gateway(policy, *LOCAL, secrets={"password": "password-of-every-page", "key": KEY.reveal()})
+    gateway = new_gateway(
+        policy,
+        *LOCAL,
+        secrets={"password": "password-of-every-page", "key": KEY.reveal()},
+    )
     gateway.remember(TOKEN)
     gateway.start()
     gateway.renders = False
@@ -276,18 +338,32 @@ def gateway(request: pytest.FixtureRequest, new_gateway: NewGateway) -> Gateway:
 
 
 @pytest.fixture(scope="module")
-def shown(gateway: Gateway, all_origins: Origins, names: Names) -> dict[Row, list[Shown]]:
+def shown(
+    gateway: Gateway, all_origins: Origins, names: Names
+) -> dict[Row, list[Shown]]:
     """Every page."""
     gateway.write("unrendered.yaml", UNRENDERED)
     curl(gateway, "http://few.example/")  # all that the quota gives
-    wait_for(lambda: curl(gateway, "http://unrendered.example/").rule == "not-rendered", "the edit")
-    rows = [(page, cause, trials) for page, causes in MADE.items() for cause, trials in causes.items()]
+    wait_for(
+        lambda: curl(gateway, "http://unrendered.example/").rule == "not-rendered",
+        "the edit",
+    )
+    rows = [
+        (page, cause, trials)
+        for page, causes in MADE.items()
+        for cause, trials in causes.items()
+    ]
     rows.sort(key=lambda row: row[1] == "no-helper")  # which no other request must meet
     with failing_origins(all_origins, names), ThreadPoolExecutor(4) as pool:
-        replies = [*pool.map(lambda row: made(gateway, row[2]), rows[:-1]), made(gateway, rows[-1][2])]
+        replies = [
+            *pool.map(lambda row: made(gateway, row[2]), rows[:-1]),
+            made(gateway, rows[-1][2]),
+        ]
     told = told_by_why(gateway, [request_id(reply) for row in replies for reply in row])
     return {
-        (page, cause): [Shown(reply, kind_of(reply), *told[request_id(reply)]) for reply in row]
+        (page, cause): [
+            Shown(reply, kind_of(reply), *told[request_id(reply)]) for reply in row
+        ]
         for (page, cause, _), row in zip(rows, replies, strict=True)
     }
 
@@ -315,20 +391,35 @@ def kind_of(reply: Reply) -> str:
     """Name the page of a denial, or the error of Squid's."""
     if is_json(reply):
         return str(reply.json["type"]).removeprefix("urn:squidkeeper:")
-    told = reply.line("Error") or next(page.name for page in DENIALS if f"<title>{page.title}<" in reply.text)
+    told = reply.line("Error") or next(
+        page.name for page in DENIALS if f"<title>{page.title}<" in reply.text
+    )
     return told.partition(" ")[0]
 
 
-def told_by_why(gateway: Gateway, ids: list[str]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+def told_by_why(
+    gateway: Gateway, ids: list[str]
+) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Ask `why` once about all; give the line and the cause of each."""
-    wait_for(lambda: {*ids} <= {line["request_id"] for line in gateway.log()}, "their lines")
+    wait_for(
+        lambda: {*ids} <= {line["request_id"] for line in gateway.log()}, "their lines"
+    )
     found = json.loads(why(gateway, "--json", "-n", "1000", *ids))
-    causes = {request["request_id"]: cause for cause in found["causes"] for request in cause["newest"]}
-    return {line["request_id"]: (line, causes.get(line["request_id"], {})) for line in gateway.log()}
+    causes = {
+        request["request_id"]: cause
+        for cause in found["causes"]
+        for request in cause["newest"]
+    }
+    return {
+        line["request_id"]: (line, causes.get(line["request_id"], {}))
+        for line in gateway.log()
+    }
 
 
 def why(gateway: Gateway, *words: str) -> str:
-    said = gateway.command("why", *words, "--run", gateway.root / "run", *gateway.places).stdout
+    said = gateway.command(
+        "why", *words, "--run", gateway.root / "run", *gateway.places
+    ).stdout
     assert "TOPSECRET" not in said
     return said
 
@@ -338,67 +429,126 @@ def test_each_page_of_a_denial_is_made() -> None:
 
 
 @pytest.mark.parametrize("page", MADE)
-def test_why_has_the_cause_of_the_page(shown: dict[Row, list[Shown]], page: str) -> None:
+def test_why_has_the_cause_of_the_page(
+    shown: dict[Row, list[Shown]], page: str
+) -> None:
     for cause in MADE[page]:
         for seen in shown[page, cause]:
             assert (seen.kind, seen.told.get("cause")) == (page, cause), seen
             assert seen.line["page"] in ("-", seen.kind, "no-address")
-            is_judged = seen.line["verdict"] != "-" and cause != "authority-mismatch"  # else it was not searched
+            # else it was not searched
+            is_judged = seen.line["verdict"] != "-" and cause != "authority-mismatch"
             assert (seen.line["url"] != "-") or not is_judged, seen.line
 
 
 @pytest.mark.parametrize("page", MADE)
-def test_a_page_has_its_form_and_says_whether_to_try_again(shown: dict[Row, list[Shown]], page: str) -> None:
-    """The page of a denial has the form that the client accepts, a failure is told in text."""
-    statuses, retryable = ERRORS.get(page, ({403}, page in ("asked", "passing", "quota")))
+def test_a_page_has_its_form_and_says_whether_to_try_again(
+    shown: dict[Row, list[Shown]], page: str
+) -> None:
+    """The page of a denial has the form that the client accepts, a failure is told in
+    text.
+    """
+    statuses, retryable = ERRORS.get(
+        page, ({403}, page in ("asked", "passing", "quota"))
+    )
     for one in (seen for cause in MADE[page] for seen in shown[page, cause]):
         reply = one.reply
         assert reply.status in statuses, reply
         assert "<script" not in reply.text
-        # Of a tunnel that fails, Squid makes the page for the CONNECT; 0: its client left before Squid wrote the line.
+        # Of a tunnel that fails, Squid makes the page for the CONNECT; 0: its client
+        # left before Squid wrote the line.
         assert one.line["status"] in (reply.status, 200, 0)
         if is_json(reply):
             assert (reply.json["status"], reply.json["retryable"]) == (403, retryable)
         elif page.startswith("ERR_"):
-            asks_acls = reply.status not in (400, 431, 505)  # of what cannot be parsed, no ACL is asked
-            expected = "text/plain; charset=utf-8" if asks_acls else "text/html;charset=utf-8"
+            # of what cannot be parsed, no ACL is asked
+            asks_acls = reply.status not in (
+                400,
+                431,
+                505,
+            )
+            expected = (
+                "text/plain; charset=utf-8" if asks_acls else "text/html;charset=utf-8"
+            )
             assert reply.header("Content-Type") == expected
-            assert (reply.line("Retry") == "can help", reply.line("Contact")) == (retryable, NO_CONTACT), reply.text
+            assert (reply.line("Retry") == "can help", reply.line("Contact")) == (
+                retryable,
+                NO_CONTACT,
+            ), reply.text
 
 
-def test_what_a_client_gets_no_page_for_has_its_cause(gateway: Gateway, shown: object) -> None:
-    for host in ("distrust.open.example", "unseen.closed.example"):  # by clients that do not trust the CA
-        command = ["curl", "-q", "-sS", "--proxy", f"http://{gateway.authority}", f"https://{host}/"]
-        assert subprocess.run(command, env=clean(), capture_output=True, check=False).returncode == 60
+def test_what_a_client_gets_no_page_for_has_its_cause(
+    gateway: Gateway, shown: object
+) -> None:
+    for host in (
+        "distrust.open.example",
+        "unseen.closed.example",
+    ):  # by clients that do not trust the CA
+        command = [
+            "curl",
+            "-q",
+            "-sS",
+            "--proxy",
+            f"http://{gateway.authority}",
+            f"https://{host}/",
+        ]
+        assert (
+            subprocess.run(
+                command, env=clean(), capture_output=True, check=False
+            ).returncode
+            == 60
+        )
     with Raw(gateway) as client:
         client.connect("ssh.open.example:443")
         client.send(b"SSH-2.0-OpenSSH_9.6\r\n").answer()
-    expected = {"distrust.open": "ca-not-trusted", "unseen.closed": "no-rule", "ssh.open": "no-tls-in-tunnel"}
+    expected = {
+        "distrust.open": "ca-not-trusted",
+        "unseen.closed": "no-rule",
+        "ssh.open": "no-tls-in-tunnel",
+    }
     for host, cause in expected.items():
         gateway.logged(f"{host}.example:443")
-        [found] = json.loads(why(gateway, "--json", "--host", f"{host}.example"))["causes"]
+        [found] = json.loads(why(gateway, "--json", "--host", f"{host}.example"))[
+            "causes"
+        ]
         assert found["cause"] == cause
-        assert ("does not trust the gateway's CA" in found["sentence"]) is (cause != "no-tls-in-tunnel")
+        assert ("does not trust the gateway's CA" in found["sentence"]) is (
+            cause != "no-tls-in-tunnel"
+        )
 
 
-def test_a_name_that_was_private_and_a_request_that_did_not_fail(gateway: Gateway, shown: object, names: Names) -> None:
+def test_a_name_that_was_private_and_a_request_that_did_not_fail(
+    gateway: Gateway, shown: object, names: Names
+) -> None:
     names.set("turned.open.example", ["10.0.0.5"])
     page = curl(gateway, "https://turned.open.example/")
-    assert "had a private address" in why(gateway, "--host", "turned.open.example") or page.rule == "private-address"
+    assert (
+        "had a private address" in why(gateway, "--host", "turned.open.example")
+        or page.rule == "private-address"
+    )
     curl(gateway, "http://fine.open.example/")
     gateway.logged("http://fine.open.example/")
     assert "fine.open.example" not in why(gateway, "-n", "1000")
 
 
-def test_the_command_on_the_page_of_a_failure_tells_its_cause(gateway: Gateway, shown: object) -> None:
+def test_the_command_on_the_page_of_a_failure_tells_its_cause(
+    gateway: Gateway, shown: object
+) -> None:
     page = curl(gateway, "https://keyed.example/by-id")
     *_, command = re.findall("^For the operator: sudo (.*)$", page.text, re.MULTILINE)
     assert command.endswith(f" {page.line('Request ID')}")
-    assert run("sh", "-c", command, check=False).startswith("credential-unavailable: once, last ")
+    assert run("sh", "-c", command, check=False).startswith(
+        "credential-unavailable: once, last "
+    )
 
 
-def test_why_proposes_a_rule_and_says_what_the_page_says(shown: dict[Row, list[Shown]]) -> None:
+def test_why_proposes_a_rule_and_says_what_the_page_says(
+    shown: dict[Row, list[Shown]],
+) -> None:
     for seen in shown["denied", "no-rule"]:
         assert "add this rule: `- {name: allow-" in seen.told["remedy"]
     [sealed_token] = shown["denied", "sealed-token-refused"]
-    assert sealed_token.told["sentence"] == "The sealed token is refused: it is for another host."
+    assert (
+        sealed_token.told["sentence"]
+        == "The sealed token is refused: it is for another host."
+    )

@@ -1,4 +1,6 @@
-"""The network, origins and gateways of tests/e2e, for this folder's tests; the gateway under fault has an exporter."""
+"""The network, origins and gateways of tests/e2e, for this folder's tests; the gateway
+under fault has an exporter.
+"""
 
 import pytest
 
@@ -37,7 +39,9 @@ __all__ = [
 
 
 def prepared(gateway: Gateway) -> Gateway:
-    """Set up a gateway for the policy of these tests; a tunnel whose certificate is lost ends soon."""
+    """Set up a gateway for the policy of these tests; a tunnel whose certificate is
+    lost ends soon.
+    """
     gateway.local_conf("request_timeout 10 seconds")
     gateway.secret("token", TOKEN)
     return gateway
@@ -45,5 +49,7 @@ def prepared(gateway: Gateway) -> Gateway:
 
 @pytest.fixture(scope="module")
 def gateway(new_gateway: NewGateway) -> Gateway:
-    """The gateway that the tests of a module share, each of which leaves it as it was."""
+    """The gateway that the tests of a module share, each of which leaves it
+    as it was.
+    """
     return prepared(new_gateway(POLICY)).start()

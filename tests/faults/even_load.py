@@ -1,4 +1,6 @@
-"""An even load of requests that each know what must become of them, and the account of what they got and why."""
+"""An even load of requests that each know what must become of them, and the account of
+what they got and why.
+"""
 
 import threading
 import time
@@ -19,12 +21,17 @@ TOGGLED = "as the last edit says"
 # What a failure may cost a client; any other wrong answer is a fault.
 COST = ("lost", "403 policy-unavailable", "403 ERR_ACCESS_DENIED", "5")
 MANY = 5000  # more hosts than Squid keeps certificates and answers for
-ALSO_MAY_ARRIVE = MAY_ARRIVE | {"paths.example", "toggled.example", *(f"n{host}.many.example" for host in range(MANY))}
+ALSO_MAY_ARRIVE = MAY_ARRIVE | {
+    "paths.example",
+    "toggled.example",
+    *(f"n{host}.many.example" for host in range(MANY)),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A request and what becomes of it; {n} is a number of its own, {many} one of many hosts.
+    """A request and what becomes of it; {n} is a number of its own, {many} one of many
+    hosts.
 
     What must never arrive has "closed" in its URL.
     """
@@ -53,40 +60,57 @@ MIXED = [
     Case("http://{many}/{n}"),
 ]
 PLAIN = [case for hostile in HOSTILE for case in (*MIXED, hostile)]
-OTHER_HOST = Case("https://open.example/closed/{n}", "403 authority-mismatch", host="closed.example")
+OTHER_HOST = Case(
+    "https://open.example/closed/{n}", "403 authority-mismatch", host="closed.example"
+)
 TUNNELS = [
     [Case("https://open.example/{n}")] * 48,
     [Case("https://open.example/{n}")] * 47 + [OTHER_HOST],
     [Case("https://paths.example/open/{n}")] * 48,
-    [Case("https://paths.example/open/{n}"), Case("https://paths.example/closed/{n}", "403 default")] * 24,
+    [
+        Case("https://paths.example/open/{n}"),
+        Case("https://paths.example/closed/{n}", "403 default"),
+    ]
+    * 24,
     [Case("https://closed.example/{n}", "403 default")] * 48,
     [Case("https://rewritten.example/{n}")] * 48,
     [Case("https://injected.example/{n}")] * 48,
     [Case("https://toggled.example/{n}", TOGGLED)] * 48,
 ]
-# Each client goes round its cases, on a connection that is opened again for each round and for each tunnel's host.
+# Each client goes round its cases, on a connection that is opened again for each round
+# and for each tunnel's host.
 CLIENTS = [PLAIN] * 6 + [[*cases, Case("https://{many}/{n}")] for cases in TUNNELS]
 
 
 @dataclass
 class Account:
-    """The answers to the clients, compared with what was done to the gateway meanwhile."""
+    """The answers to the clients, compared with what was done to the gateway
+    meanwhile.
+    """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     over: threading.Event = field(default_factory=threading.Event)
     right: Counter[Outcome] = field(default_factory=Counter)
-    costs: Counter[str] = field(default_factory=Counter)  # what was not as it must be, with its causes
-    closed: Counter[str] = field(default_factory=Counter)  # kept connections that ended when a request came
+    # what was not as it must be, with its causes
+    costs: Counter[str] = field(default_factory=Counter)
+    # kept connections that ended when a request came
+    closed: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     tunnels: int = 0
     milliseconds: list[float] = field(default_factory=list)
-    spells: list[tuple[float, float, str]] = field(default_factory=list)  # from when to when a cause may cost something
-    edits: list[tuple[float, Outcome]] = field(default_factory=list)  # since when, what becomes of the toggled host
+    # from when to when a cause may cost something
+    spells: list[tuple[float, float, str]] = field(default_factory=list)
+    # since when, what becomes of the toggled host
+    edits: list[tuple[float, Outcome]] = field(default_factory=list)
 
     def enter(self, case: Case, url: str, asked: float, got: Outcome) -> None:
-        """Compare one answer with the expected one; one that is wrongly allowed ends everything."""
+        """Compare one answer with the expected one; one that is wrongly allowed ends
+        everything.
+        """
         came = time.monotonic()
-        expected = self._toggled(asked, came) if case.becomes == TOGGLED else {case.becomes}
+        expected = (
+            self._toggled(asked, came) if case.becomes == TOGGLED else {case.becomes}
+        )
         causes = self._causes(asked, came)
         with self.lock:
             if got in expected:
@@ -94,7 +118,9 @@ class Account:
                 return
             self.costs[f"{got}, {causes or 'without a cause'}"] += 1
             if not causes or not got.startswith(COST):
-                self.wrong.append(f"{case.method} {url}: {got}, not {' or '.join(expected)}")
+                self.wrong.append(
+                    f"{case.method} {url}: {got}, not {' or '.join(expected)}"
+                )
         if got == "200":
             self.over.set()
 
@@ -103,18 +129,28 @@ class Account:
             self.closed[self._causes(asked, time.monotonic()) or "without a cause"] += 1
 
     def _causes(self, asked: float, came: float) -> str:
-        causes = {cause for begin, end, cause in self.spells[-10:] if begin <= came and asked <= end}
+        causes = {
+            cause
+            for begin, end, cause in self.spells[-10:]
+            if begin <= came and asked <= end
+        }
         return " and ".join(sorted(causes))
 
     def _toggled(self, asked: float, came: float) -> set[Outcome]:
         since, outcome = next(edit for edit in reversed(self.edits) if edit[0] <= came)
-        return {outcome} if asked - since >= IN_FORCE_SECONDS else {"200", "403 toggled"}
+        return (
+            {outcome} if asked - since >= IN_FORCE_SECONDS else {"200", "403 toggled"}
+        )
 
     def lost(self) -> int:
-        return sum(number for cost, number in self.costs.items() if cost.startswith("lost"))
+        return sum(
+            number for cost, number in self.costs.items() if cost.startswith("lost")
+        )
 
     def answered(self) -> int:
-        """Requests that were answered, rightly or not, and tunnels: each of them is logged."""
+        """Requests that were answered, rightly or not, and tunnels: each of them is
+        logged.
+        """
         return self.right.total() + self.costs.total() - self.lost() + self.tunnels
 
 
@@ -126,10 +162,14 @@ class Client:
         self._connection: Raw | None = None
         self._place = ""
 
-    def run(self, cases: list[Case], numbers: range, began: float, per_second: float) -> None:
+    def run(
+        self, cases: list[Case], numbers: range, began: float, per_second: float
+    ) -> None:
         try:
             for turn, number in enumerate(numbers):
-                if self._account.over.wait(max(0.0, began + number / per_second - time.monotonic())):
+                if self._account.over.wait(
+                    max(0.0, began + number / per_second - time.monotonic())
+                ):
                     break
                 if turn % len(cases) == 0:
                     self._close()
@@ -150,31 +190,47 @@ class Client:
         self._account.enter(case, url, asked, outcome(reply))
 
     def _reply(self, case: Case, url: str) -> tuple[Reply, bool]:
-        """Ask once; gives whether it was on a connection that had been kept, which HTTP lets a server close."""
-        reply, kept = NO_ANSWER, self._connection is not None and self._place == place_of(url)
+        """Ask once; gives whether it was on a connection that had been kept, which HTTP
+        lets a server close.
+        """
+        reply, kept = (
+            NO_ANSWER,
+            self._connection is not None and self._place == place_of(url),
+        )
         try:
             reply = self._timed(self._connected(url), url, case)
         except (OSError, ValueError):
-            self._account.over.wait(0.05)  # refused, or cut off: no busy loop while nobody listens
-        if not reply or outcome(reply) == "lost" or reply.header("Connection") == "close":
+            # refused, or cut off: no busy loop while nobody listens
+            self._account.over.wait(0.05)
+        if (
+            not reply
+            or outcome(reply) == "lost"
+            or reply.header("Connection") == "close"
+        ):
             self._close()
         return reply, kept
 
     def _timed(self, connection: Raw, url: str, case: Case) -> Reply:
         target = "/" + url.split("/", 3)[3] if self._place else url
         sent = time.monotonic()
-        reply = connection.get(target, case.host or urlsplit(url).hostname, method=case.method)
+        reply = connection.get(
+            target, case.host or urlsplit(url).hostname, method=case.method
+        )
         with self._account.lock:
             self._account.milliseconds.append((time.monotonic() - sent) * 1000)
         return reply
 
     def _connected(self, url: str) -> Raw:
-        """Return a connection that such a URL is asked for on: to the proxy, or a tunnel to its host."""
+        """Return a connection that such a URL is asked for on: to the proxy, or a
+        tunnel to its host.
+        """
         place = place_of(url)
         if self._connection is None or place != self._place:
             self._close()
             self._place = place
-            self._connection = self._tunnel() if place else Raw(self._gateway, self._address)
+            self._connection = (
+                self._tunnel() if place else Raw(self._gateway, self._address)
+            )
         return self._connection
 
     def _tunnel(self) -> Raw:
@@ -195,6 +251,8 @@ def place_of(url: str) -> str:
 
 
 def outcome(reply: Reply) -> Outcome:
-    if not reply or int(reply.header("Content-Length") or len(reply.body)) != len(reply.body):
+    if not reply or int(reply.header("Content-Length") or len(reply.body)) != len(
+        reply.body
+    ):
         return "lost"
     return f"403 {reply.denial}" if reply.status == 403 else str(reply.status)

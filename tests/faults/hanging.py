@@ -6,7 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_FAN_CLASS_CONTENT, _FAN_CLOEXEC, _FAN_MARK_ADD, _FAN_OPEN_PERM, _AT_FDCWD = 0x04, 0x01, 0x01, 0x10000, -100
+_FAN_CLASS_CONTENT, _FAN_CLOEXEC, _FAN_MARK_ADD, _FAN_OPEN_PERM, _AT_FDCWD = (
+    0x04,
+    0x01,
+    0x01,
+    0x10000,
+    -100,
+)
 
 
 @contextmanager
@@ -18,7 +24,9 @@ def opening_hangs(file: Path) -> Iterator[None]:
         raise OSError(ctypes.get_errno(), "fanotify_init: needs root")
     try:
         asked = ctypes.c_uint64(_FAN_OPEN_PERM)
-        if libc.fanotify_mark(group, _FAN_MARK_ADD, asked, _AT_FDCWD, os.fsencode(file)):
+        if libc.fanotify_mark(
+            group, _FAN_MARK_ADD, asked, _AT_FDCWD, os.fsencode(file)
+        ):
             raise OSError(ctypes.get_errno(), f"fanotify_mark: {file}")
         yield
     finally:

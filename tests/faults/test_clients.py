@@ -22,7 +22,11 @@ def test_clients_that_hang_or_send_a_byte_a_second_keep_nobody_waiting(
     gateway: Gateway, exporter: Exporter, origins: Origins
 ) -> None:
     with under_load(gateway, origins) as load, ExitStack() as stack:
-        for start in ("", "GET http://closed.example", "CONNECT injected.example:443 HTTP/1.1\r\n\r\n") * 30:
+        for start in (
+            "",
+            "GET http://closed.example",
+            "CONNECT injected.example:443 HTTP/1.1\r\n\r\n",
+        ) * 30:
             stack.enter_context(Raw(gateway)).send(start)
         slow = stack.enter_context(Raw(gateway))
         text = REQUEST.format(host="closed.example")
@@ -43,7 +47,8 @@ def test_clients_that_half_close_get_what_they_asked_for(
         for host, status in (("open.example", 200), ("closed.example", 403)):
             with Raw(gateway) as client:
                 answer = client.send(REQUEST.format(host=host)).finish().answer()
-            assert not answer or answer.status == status, host  # Squid may take it for one that has left
+            # Squid may take it for one that has left
+            assert not answer or answer.status == status, host
 
 
 @pytest.fixture
@@ -55,8 +60,12 @@ def descriptors() -> Iterator[None]:
 
 
 @pytest.mark.long
-def test_ten_thousand_lookups_at_once(gateway: Gateway, origins: Origins, descriptors: None) -> None:
-    """All of them wait for the helpers, which are stopped so long; then each has the answer that it must have."""
+def test_ten_thousand_lookups_at_once(
+    gateway: Gateway, origins: Origins, descriptors: None
+) -> None:
+    """All of them wait for the helpers, which are stopped so long; then each has the
+    answer that it must have.
+    """
     with under_load(gateway, origins):
         pass
     origins.forget()
@@ -64,12 +73,18 @@ def test_ten_thousand_lookups_at_once(gateway: Gateway, origins: Origins, descri
         clients = []
         with gateway.stopped_helpers("acl"):
             for number in range(10_000):
-                host = "open.example" if number % 10 == 0 else f"n{number}.closed.example"
+                host = (
+                    "open.example" if number % 10 == 0 else f"n{number}.closed.example"
+                )
                 client = stack.enter_context(Raw(gateway, f"127.0.0.{2 + number % 8}"))
                 clients.append((host, client.send(REQUEST.format(host=host))))
             wait_for(lambda: gateway.unread() == 0, "Squid to read all", seconds=60)
         answers = [(host, client.answer()) for host, client in clients]
-    wrong = [(host, answer) for host, answer in answers if answer.status != (200 if host == "open.example" else 403)]
+    wrong = [
+        (host, answer)
+        for host, answer in answers
+        if answer.status != (200 if host == "open.example" else 403)
+    ]
     assert wrong == []
     only_what_may_arrive(origins)
     assert curl(gateway, "http://open.example/after").status == 200

@@ -15,7 +15,9 @@ from .expect import POLICY, answers, under_load
 
 
 def with_set_clock(gateway: Gateway, library: Path, setting: Path) -> None:
-    """Let the helpers read their clock by what `setting` holds, and by the true one where they measure spans."""
+    """Let the helpers read their clock by what `setting` holds, and by the true one
+    where they measure spans.
+    """
     program = gateway.root / "bin/squidkeeper"
     true = program.with_name("squidkeeper-true")
     program.rename(true)
@@ -27,8 +29,11 @@ def with_set_clock(gateway: Gateway, library: Path, setting: Path) -> None:
 
 
 @pytest.mark.long
-def test_the_clock_of_the_helpers_set_back_and_forth(new_gateway: NewGateway, origins: Origins) -> None:
-    [library] = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")  # apt-get install libfaketime
+def test_the_clock_of_the_helpers_set_back_and_forth(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
+    # apt-get install libfaketime
+    [library] = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
     lapses = datetime.now(UTC) + timedelta(hours=12)
     rule = f"  - {{name: lapsing, action: allow, hosts: [lapsing.example], expires: {lapses:%Y-%m-%dT%H:%M:%SZ}}}\n"
     gateway = prepared(new_gateway(POLICY.replace("rules:\n", "rules:\n" + rule)))
@@ -36,13 +41,20 @@ def test_the_clock_of_the_helpers_set_back_and_forth(new_gateway: NewGateway, or
     set_clock(setting, 0)
     with_set_clock(gateway, library, setting)
     gateway.start()
-    with Exporter(gateway, 9133), under_load(gateway, origins, also={"lapsing.example"}) as load:
+    with (
+        Exporter(gateway, 9133),
+        under_load(gateway, origins, also={"lapsing.example"}) as load,
+    ):
         helpers = gateway.helpers("")
         for days, status in ((0, 200), (1, 403), (-1, 200), (1, 403), (0, 200)):
             set_clock(setting, days)
             answers(gateway, "http://lapsing.example/", status)
             load.at_least(30)
-        stays(lambda: set(helpers) <= set(gateway.helpers("")), 15, "each helper, longer than a watchdog waits,")
+        stays(
+            lambda: set(helpers) <= set(gateway.helpers("")),
+            15,
+            "each helper, longer than a watchdog waits,",
+        )
 
 
 def set_clock(setting: Path, days: int) -> None:

@@ -1,4 +1,6 @@
-"""The state folder and the log on disks that are full, read-only or gone, under load."""
+"""The state folder and the log on disks that are full, read-only or gone,
+under load.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -63,7 +65,10 @@ def test_the_state_folder_full(new_gateway: NewGateway, origins: Origins) -> Non
     ):
         with full(state):
             gateway.write("policy.yaml", POLICY + "# edited: a revision to keep\n")
-            wait_for(lambda: "is not stored" in gateway.cache_log(), "the operator to be told")
+            wait_for(
+                lambda: "is not stored" in gateway.cache_log(),
+                "the operator to be told",
+            )
             load.at_least(60)
         wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
 
@@ -83,13 +88,18 @@ def test_the_state_folder_read_only(new_gateway: NewGateway, origins: Origins) -
         assert curl(gateway, "http://open.example/").status == 200
         assert curl(gateway, "http://closed.example/").rule == "default"
         assert curl(gateway, "https://injected.example/").status == 200
-        wait_for(lambda: "metrics of this helper cannot be written" in gateway.cache_log(), "the operator to be told")
+        wait_for(
+            lambda: "metrics of this helper cannot be written" in gateway.cache_log(),
+            "the operator to be told",
+        )
     finally:
         gateway.stop()
         run("umount", "--lazy", state)
 
 
-def test_the_state_folder_gone(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+def test_the_state_folder_gone(
+    gateway: Gateway, exporter: Exporter, origins: Origins
+) -> None:
     state = gateway.root / "state"
     with under_load(gateway, origins) as load:
         state.rename(state.with_name("state-away"))
@@ -101,13 +111,27 @@ def test_the_state_folder_gone(gateway: Gateway, exporter: Exporter, origins: Or
 @pytest.mark.one_worker("Squid's master stays with the coordinator of several")
 @pytest.mark.long
 def test_the_disk_of_the_log_full(new_gateway: NewGateway, origins: Origins) -> None:
-    """Squid ends rather than serve what it cannot log, and its master gives up; it has to be started."""
+    """Squid ends rather than serve what it cannot log, and its master gives up; it has
+    to be started.
+    """
     gateway = prepared(new_gateway(POLICY))
     log = gateway.root / "log"
-    fault = Fault(denied="what helpers had been asked", lost="Squid has ended", failed="Squid is about to end")
-    with small_disk(log, 2), exported(gateway.start(), 9132) as exporter, under_load(gateway, origins, fault):
+    fault = Fault(
+        denied="what helpers had been asked",
+        lost="Squid has ended",
+        failed="Squid is about to end",
+    )
+    with (
+        small_disk(log, 2),
+        exported(gateway.start(), 9132) as exporter,
+        under_load(gateway, origins, fault),
+    ):
         with full(log):
-            wait_for(lambda: gateway._squid and gateway._squid.poll(), "Squid's master to give up", seconds=60)
+            wait_for(
+                lambda: gateway._squid and gateway._squid.poll(),
+                "Squid's master to give up",
+                seconds=60,
+            )
             assert not answer(gateway, "http://open.example/")
             assert metric(exporter, "squid_up") == 0
         gateway.restart()

@@ -1,4 +1,6 @@
-"""Helpers that die, stop, get stuck, or run out of memory or descriptors, under load."""
+"""Helpers that die, stop, get stuck, or run out of memory or descriptors,
+under load.
+"""
 
 import os
 import signal
@@ -15,7 +17,15 @@ from tests.e2e.raw import Raw
 from tests.waiting import wait_for
 
 from .conftest import prepared
-from .expect import HELPERS, POLICY, Fault, answers, metric, only_what_may_arrive, under_load
+from .expect import (
+    HELPERS,
+    POLICY,
+    Fault,
+    answers,
+    metric,
+    only_what_may_arrive,
+    under_load,
+)
 from .hanging import opening_hangs
 
 DIED = Fault(
@@ -37,7 +47,11 @@ def settled(gateway: Gateway, exporter: Exporter) -> list[int]:
 
     def found() -> list[int]:
         pids = running(gateway)
-        return pids if metric(exporter, "squidkeeper_helper_processes") == len(pids) else []
+        return (
+            pids
+            if metric(exporter, "squidkeeper_helper_processes") == len(pids)
+            else []
+        )
 
     return wait_for(found, "each helper to have a slot")
 
@@ -56,7 +70,9 @@ def said(exporter: Exporter) -> str:
     return (exporter.gateway.root / "log/exporter.txt").read_text()
 
 
-def test_all_helpers_killed(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+def test_all_helpers_killed(
+    gateway: Gateway, exporter: Exporter, origins: Origins
+) -> None:
     with under_load(gateway, origins, DIED) as load:
         for _ in range(3):
             wait_for(gateway.kill_helpers, "helpers")
@@ -64,7 +80,9 @@ def test_all_helpers_killed(gateway: Gateway, exporter: Exporter, origins: Origi
     wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
 
 
-def test_all_helpers_stopped_are_ended_by_the_exporter(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+def test_all_helpers_stopped_are_ended_by_the_exporter(
+    gateway: Gateway, exporter: Exporter, origins: Origins
+) -> None:
     before = said(exporter).count("was stopped")
     with under_load(gateway, origins, DIED) as load:
         stopped = settled(gateway, exporter)
@@ -89,23 +107,29 @@ def test_one_helper_stopped_is_ended_by_the_exporter(
 
 
 @pytest.mark.long
-def test_without_an_exporter_a_stopped_helper_keeps_clients_waiting(new_gateway: NewGateway, origins: Origins) -> None:
+def test_without_an_exporter_a_stopped_helper_keeps_clients_waiting(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
     alone = prepared(new_gateway(POLICY)).start()
     with under_load(alone, origins):
         pass
     with alone.stopped_helpers("acl --scope host") as stopped:
         with Raw(alone) as client, pytest.raises(TimeoutError):
-            client.send("GET http://new.closed.example/ HTTP/1.1\r\nHost: new.closed.example\r\n\r\n").answer()
+            client.send(
+                "GET http://new.closed.example/ HTTP/1.1\r\nHost: new.closed.example\r\n\r\n"
+            ).answer()
         assert not gone(stopped)
     answers(alone, "http://open.example/after", 200)
     only_what_may_arrive(origins)
 
 
-# --- a secret's source that hangs ---------------------------------------------------------------------------------
+# --- a secret's source that hangs -----------------------------------------------------
 
 
 @pytest.mark.long
-def test_a_secret_whose_file_system_hangs(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+def test_a_secret_whose_file_system_hangs(
+    gateway: Gateway, exporter: Exporter, origins: Origins
+) -> None:
     file = gateway.policy_folder / "secrets/token"
     with under_load(gateway, origins, DIED) as load, opening_hangs(file):
         os.utime(file)  # so that it is read again
@@ -116,7 +140,9 @@ def test_a_secret_whose_file_system_hangs(gateway: Gateway, exporter: Exporter, 
     answers(gateway, "https://injected.example/after", 200)
 
 
-def test_a_secret_that_is_a_pipe_nobody_writes_to(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+def test_a_secret_that_is_a_pipe_nobody_writes_to(
+    gateway: Gateway, exporter: Exporter, origins: Origins
+) -> None:
     file = gateway.policy_folder / "secrets/token"
     kept = file.with_name("kept")
     with under_load(gateway, origins, Fault(denied="the credential is unavailable")):
@@ -129,7 +155,7 @@ def test_a_secret_that_is_a_pipe_nobody_writes_to(gateway: Gateway, exporter: Ex
         answers(gateway, "https://injected.example/", 200)
 
 
-# --- limits -------------------------------------------------------------------------------------------------------
+# --- limits ---------------------------------------------------------------------------
 
 
 def limit(pids: list[int], what: str) -> None:
@@ -141,13 +167,19 @@ def limit(pids: list[int], what: str) -> None:
 def test_helpers_without_a_descriptor_to_spare_keep_the_last_good_policy(
     gateway: Gateway, exporter: Exporter, origins: Origins
 ) -> None:
-    fault = Fault(denied="a secret that was not read yet cannot be opened", only={"injected.example"})
+    fault = Fault(
+        denied="a secret that was not read yet cannot be opened",
+        only={"injected.example"},
+    )
     with under_load(gateway, origins, fault) as load:
         pids = running(gateway)
         limit(pids, "--nofile=1:")
         try:
             gateway.write("policy.yaml", POLICY + "# edited\n")
-            wait_for(lambda: "too many open files" in gateway.cache_log().lower(), "the fault in cache.log")
+            wait_for(
+                lambda: "too many open files" in gateway.cache_log().lower(),
+                "the fault in cache.log",
+            )
             wait_for(lambda: exporter.health()[0] == 503, "the operator to be told")
             load.at_least(30)
         finally:
@@ -156,7 +188,9 @@ def test_helpers_without_a_descriptor_to_spare_keep_the_last_good_policy(
         wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
 
 
-def test_helpers_without_the_memory_to_start(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+def test_helpers_without_the_memory_to_start(
+    gateway: Gateway, exporter: Exporter, origins: Origins
+) -> None:
     program = gateway.root / "bin/squidkeeper"
     true = program.with_name("squidkeeper-true")
     with under_load(gateway, origins, DIED) as load:
@@ -166,7 +200,12 @@ def test_helpers_without_the_memory_to_start(gateway: Gateway, exporter: Exporte
             program.chmod(0o755)
             gateway.kill_helpers()
             answers(gateway, "http://open.example/none", "ERR_ACCESS_DENIED")
-            wait_for(lambda: ("http://open.example/none", "policy-unavailable") in rules(gateway), "the logged rule")
+            wait_for(
+                lambda: (
+                    ("http://open.example/none", "policy-unavailable") in rules(gateway)
+                ),
+                "the logged rule",
+            )
             load.at_least(10)
         finally:
             true.rename(program)

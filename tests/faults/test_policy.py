@@ -1,4 +1,6 @@
-"""The policy directory as it should not be, under load; edits that are merely bad are in tests/e2e/test_reload.py."""
+"""The policy directory as it should not be, under load; edits that are merely bad are
+in tests/e2e/test_reload.py.
+"""
 
 import os
 import shutil
@@ -54,14 +56,20 @@ def replaced(folder: Path) -> None:
 # Secrets are read when they are used, and these lie in the directory.
 WITH_SECRETS = Fault(denied="the credential cannot be read", only={"injected.example"})
 BREAKS: dict[str, tuple[Callable[[Path], object], Fault]] = {
-    "file unreadable": (lambda folder: (folder / "policy.yaml").chmod(0o600), HARMLESS),  # root's alone
+    "file unreadable": (
+        lambda folder: (folder / "policy.yaml").chmod(0o600),
+        HARMLESS,
+    ),  # root's alone
     "a pipe": (a_pipe, HARMLESS),
     "folder removed": (shutil.rmtree, WITH_SECRETS),
     # The others take as long, and show the same.
     "folder unreadable": (lambda folder: folder.chmod(0o700), WITH_SECRETS),
     "file removed": (lambda folder: (folder / "policy.yaml").unlink(), HARMLESS),
     "file emptied": (lambda folder: (folder / "policy.yaml").write_text(""), HARMLESS),
-    "file torn": (lambda folder: (folder / "policy.yaml").write_text(POLICY[:-20]), HARMLESS),
+    "file torn": (
+        lambda folder: (folder / "policy.yaml").write_text(POLICY[:-20]),
+        HARMLESS,
+    ),
     "folder replaced": (replaced, WITH_SECRETS),
 }
 IN_EVERY_RUN = 3
@@ -69,7 +77,10 @@ IN_EVERY_RUN = 3
 
 @pytest.mark.parametrize(
     "how",
-    [pytest.param(how, marks=() if at < IN_EVERY_RUN else pytest.mark.long) for at, how in enumerate(BREAKS)],
+    [
+        pytest.param(how, marks=() if at < IN_EVERY_RUN else pytest.mark.long)
+        for at, how in enumerate(BREAKS)
+    ],
 )
 def test_a_policy_that_is_unavailable_leaves_the_last_good_one_in_force(
     gateway: Gateway, exporter: Exporter, origins: Origins, how: str
@@ -77,7 +88,10 @@ def test_a_policy_that_is_unavailable_leaves_the_last_good_one_in_force(
     break_it, fault = BREAKS[how]
     with under_load(gateway, origins, fault) as load:
         with broken(gateway.policy_folder, break_it):
-            wait_for(lambda: "policy-not-loaded" in exporter.health()[1], "the operator to be told")
+            wait_for(
+                lambda: "policy-not-loaded" in exporter.health()[1],
+                "the operator to be told",
+            )
             load.at_least(30)
         wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
 
@@ -86,34 +100,59 @@ def test_a_policy_that_is_unavailable_leaves_the_last_good_one_in_force(
 def test_an_edit_that_the_reload_gate_refuses_is_told_and_costs_nothing(
     gateway: Gateway, exporter: Exporter, origins: Origins
 ) -> None:
-    gated = POLICY.replace("version: 1\n", "version: 1\ndefaults: {reload_gate: {since: 1h, denials: 2}}\n")
+    gated = POLICY.replace(
+        "version: 1\n", "version: 1\ndefaults: {reload_gate: {since: 1h, denials: 2}}\n"
+    )
     gateway.write("policy.yaml", gated)
-    wait_for(lambda: getattr(revision_in_force(gateway.root / "state/revisions"), "gated", False), "the gate")
+    wait_for(
+        lambda: getattr(
+            revision_in_force(gateway.root / "state/revisions"), "gated", False
+        ),
+        "the gate",
+    )
     with maintained(gateway, "--policy", str(gateway.policy_folder)):
         for client in ("127.0.0.2", "127.0.0.3", "127.0.0.4"):
             answered = partial(curl, gateway, "http://open.example/", client=client)
             wait_for(lambda: answered().status == 200, f"an answer for {client}")  # noqa: B023 - it ends in this round
         with under_load(gateway, origins, HARMLESS) as load:
-            gateway.write("policy.yaml", gated.replace("{name: open, action: allow", "{name: open, action: deny"))
+            gateway.write(
+                "policy.yaml",
+                gated.replace(
+                    "{name: open, action: allow", "{name: open, action: deny"
+                ),
+            )
             told = "The reload gate refuses an edit of the policy"
-            wait_for(lambda: told in fetch(exporter.port, "/").text, "the operator to be told")
+            wait_for(
+                lambda: told in fetch(exporter.port, "/").text,
+                "the operator to be told",
+            )
             page = fetch(exporter.port, "/").text
             assert "does not load" not in page
             assert exporter.health() == (200, {})
-            assert "squidkeeper_policy_reload_gated 1" in fetch(exporter.port, "/metrics").text
+            assert (
+                "squidkeeper_policy_reload_gated 1"
+                in fetch(exporter.port, "/metrics").text
+            )
             assert "client 127.0.0.2 would be denied open.example by open" in page
             load.at_least(30)
             gateway.write("policy.yaml", gated)
-            wait_for(lambda: told not in fetch(exporter.port, "/").text, "the end of it")
+            wait_for(
+                lambda: told not in fetch(exporter.port, "/").text, "the end of it"
+            )
     gateway.write("policy.yaml", POLICY)
 
 
 def test_helpers_that_start_while_the_policy_is_bad_deny_everything(
     gateway: Gateway, exporter: Exporter, origins: Origins
 ) -> None:
-    with under_load(gateway, origins, Fault(denied="no policy", lost=SQUIDS_OWN)) as load:
+    with under_load(
+        gateway, origins, Fault(denied="no policy", lost=SQUIDS_OWN)
+    ) as load:
         gateway.write("policy.yaml", "version: 1\nrules: [\n")
-        wait_for(lambda: "policy-not-loaded" in exporter.health()[1], "the operator to be told")
+        wait_for(
+            lambda: "policy-not-loaded" in exporter.health()[1],
+            "the operator to be told",
+        )
         gateway.kill_helpers()
         answers(gateway, "http://open.example/none", "policy-unavailable")
         load.at_least(30)
@@ -125,12 +164,21 @@ def test_helpers_that_start_while_the_policy_is_bad_deny_everything(
 def test_a_rewriter_that_starts_while_the_policy_is_bad_passes_nothing_unrewritten(
     gateway: Gateway, exporter: Exporter, origins: Origins
 ) -> None:
-    """It alone has no policy: the other helpers go on with theirs, and would let the request through as it is."""
+    """It alone has no policy: the other helpers go on with theirs, and would let the
+    request through as it is.
+    """
     # A second credential helper that the load starts meanwhile has no policy either.
-    fault = Fault(denied="the rewriter has no policy", lost=SQUIDS_OWN, only={"rewritten.example", "injected.example"})
+    fault = Fault(
+        denied="the rewriter has no policy",
+        lost=SQUIDS_OWN,
+        only={"rewritten.example", "injected.example"},
+    )
     with under_load(gateway, origins, fault) as load:
         gateway.write("policy.yaml", "version: 1\nrules: [\n")
-        wait_for(lambda: "policy-not-loaded" in exporter.health()[1], "the operator to be told")
+        wait_for(
+            lambda: "policy-not-loaded" in exporter.health()[1],
+            "the operator to be told",
+        )
         gateway.kill_helpers("rewrite")
         answers(gateway, "https://rewritten.example/", "ERR_ACCESS_DENIED")
         load.at_least(30)
@@ -139,10 +187,16 @@ def test_a_rewriter_that_starts_while_the_policy_is_bad_passes_nothing_unrewritt
 
 
 @pytest.mark.long
-def test_a_policy_whose_file_system_hangs(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
-    """Helpers go on with what they have; one that starts denies what it is asked, and nobody waits for ever."""
+def test_a_policy_whose_file_system_hangs(
+    gateway: Gateway, exporter: Exporter, origins: Origins
+) -> None:
+    """Helpers go on with what they have; one that starts denies what it is asked, and
+    nobody waits for ever.
+    """
     file = gateway.policy_folder / "policy.yaml"
-    with under_load(gateway, origins, Fault(denied="no policy", lost=SQUIDS_OWN)) as load:
+    with under_load(
+        gateway, origins, Fault(denied="no policy", lost=SQUIDS_OWN)
+    ) as load:
         with opening_hangs(file):
             os.utime(file)  # so that it is read again
             load.at_least(100)

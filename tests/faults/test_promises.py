@@ -1,4 +1,6 @@
-"""The table of promises names a test for each row, and each test that breaks a gateway is in it."""
+"""The table of promises names a test for each row, and each test that breaks a gateway
+is in it.
+"""
 
 import ast
 import re
@@ -9,13 +11,19 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 PROMISES = REPOSITORY / "squid/FAULTS.md"
 ROWS = [
-    line for line in PROMISES.read_text().splitlines() if line.startswith("| ") and not line.startswith("| fault |")
+    line
+    for line in PROMISES.read_text().splitlines()
+    if line.startswith("| ") and not line.startswith("| fault |")
 ]
 _NAMED = re.compile(r"`(tests/[a-z0-9_/]+\.py)::(test_\w+)`")
 
 
 def functions_of(file: Path) -> set[str]:
-    return {node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)}
+    return {
+        node.name
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    }
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.split("|")[1].strip() for row in ROWS])
@@ -34,5 +42,10 @@ def test_each_fault_is_in_the_table() -> None:
         Path(__file__),
         Path(__file__).with_name("test_watchdogs.py"),
     }
-    tests = {name for file in files for name in functions_of(file) if name.startswith("test_")}
+    tests = {
+        name
+        for file in files
+        for name in functions_of(file)
+        if name.startswith("test_")
+    }
     assert tests - {name for _, name in _NAMED.findall(PROMISES.read_text())} == set()

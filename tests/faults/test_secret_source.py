@@ -1,4 +1,6 @@
-"""A secret's file that another process has a lease on: whoever opens it as usual waits until that lets go."""
+"""A secret's file that another process has a lease on: whoever opens it as usual waits
+until that lets go.
+"""
 
 import fcntl
 import os
@@ -22,15 +24,22 @@ except SecretUnavailable as error:
 """
 
 
-def test_a_secret_that_would_have_to_be_waited_for_is_unavailable(tmp_path: Path) -> None:
+def test_a_secret_that_would_have_to_be_waited_for_is_unavailable(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "token"
     file.write_text("a-token-that-is-leased")
     descriptor = os.open(file, os.O_RDWR)
     try:
-        fcntl.fcntl(descriptor, fcntl.F_SETSIG, 28)  # SIGWINCH, which nobody minds, for the kernel's question
+        # SIGWINCH, which nobody minds, for the kernel's question
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, 28)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         asked = subprocess.run(
-            [sys.executable, "-c", ASK, file], capture_output=True, text=True, timeout=20, check=True
+            [sys.executable, "-c", ASK, file],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
         )
     finally:
         os.close(descriptor)

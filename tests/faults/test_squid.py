@@ -1,4 +1,6 @@
-"""Squid reconfigured, restarted, killed, with two workers, without descriptors; its log rotated and removed."""
+"""Squid reconfigured, restarted, killed, with two workers, without descriptors; its log
+rotated and removed.
+"""
 
 import os
 import re
@@ -22,14 +24,22 @@ from .conftest import prepared
 from .expect import POLICY, Fault, answers, metric, recorded, under_load
 
 SQUIDS_OWN = "Squid may fail an assertion of its own when a helper ends"
-RESTART = Fault(denied="what helpers had been asked", lost="Squid ends its connections", failed="Squid is about to end")
+RESTART = Fault(
+    denied="what helpers had been asked",
+    lost="Squid ends its connections",
+    failed="Squid is about to end",
+)
 
 
 def counted_once(gateway: Gateway, exporter: Exporter) -> None:
-    """Each line of the logs is counted; Squid writes the last ones after their answers."""
+    """Each line of the logs is counted; Squid writes the last ones after
+    their answers.
+    """
 
     def difference() -> float:
-        files = {file.stat().st_ino: file for file in gateway.root.glob("log*/access.log*")}
+        files = {
+            file.stat().st_ino: file for file in gateway.root.glob("log*/access.log*")
+        }
         written = sum(file.read_bytes().count(b"\n") for file in files.values())
         return recorded(exporter) - written
 
@@ -37,7 +47,9 @@ def counted_once(gateway: Gateway, exporter: Exporter) -> None:
 
 
 @pytest.mark.long
-def test_squid_reconfigured(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+def test_squid_reconfigured(
+    gateway: Gateway, exporter: Exporter, origins: Origins
+) -> None:
     with under_load(gateway, origins, RESTART) as load:
         for _ in range(2):
             gateway.reconfigure()
@@ -45,12 +57,21 @@ def test_squid_reconfigured(gateway: Gateway, exporter: Exporter, origins: Origi
         answers(gateway, "http://open.example/after", 200)
 
 
-def test_the_log_rotated(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
-    """Renamed, then Squid told, as logrotate does: no record is lost, and none is counted twice."""
+def test_the_log_rotated(
+    gateway: Gateway, exporter: Exporter, origins: Origins
+) -> None:
+    """Renamed, then Squid told, as logrotate does: no record is lost, and none is
+    counted twice.
+    """
     log = gateway.root / "log/access.log"
-    with under_load(gateway, origins, Fault(denied="what helpers had been asked", lost=SQUIDS_OWN)) as load:
+    with under_load(
+        gateway, origins, Fault(denied="what helpers had been asked", lost=SQUIDS_OWN)
+    ) as load:
         for _ in range(2):
-            for old, new in (("access.log.1", "access.log.2"), ("access.log", "access.log.1")):
+            for old, new in (
+                ("access.log.1", "access.log.2"),
+                ("access.log", "access.log.1"),
+            ):
                 with suppress(FileNotFoundError):
                     log.with_name(old).rename(log.with_name(new))
             gateway.rotate()
@@ -60,12 +81,18 @@ def test_the_log_rotated(gateway: Gateway, exporter: Exporter, origins: Origins)
     assert metric(exporter, "squidkeeper_record_lost_total") == 0
 
 
-def test_the_logs_too_long(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
-    """Rotated by size, and the oldest deleted: records are counted once each, and the folder keeps within its bound."""
+def test_the_logs_too_long(
+    gateway: Gateway, exporter: Exporter, origins: Origins
+) -> None:
+    """Rotated by size, and the oldest deleted: records are counted once each, and the
+    folder keeps within its bound.
+    """
     log = gateway.root / "log"
     kept = gateway.root / "log-kept"  # other names for what is deleted
     kept.mkdir()
-    with under_load(gateway, origins, Fault(denied="what helpers had been asked", lost=SQUIDS_OWN)) as load:
+    with under_load(
+        gateway, origins, Fault(denied="what helpers had been asked", lost=SQUIDS_OWN)
+    ) as load:
         before = bytes_of(log)
         with maintained(gateway, "--log-bytes", str(3 * before)):
             wait_for(lambda: list(log.glob("access.log-*")), "the log to be rotated")
@@ -90,15 +117,23 @@ def bytes_of(folder: Path) -> int:
     return total
 
 
-def test_the_log_removed(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
-    """Squid goes on writing to what has no name any more, and the exporter counts on there; then to a new one."""
+def test_the_log_removed(
+    gateway: Gateway, exporter: Exporter, origins: Origins
+) -> None:
+    """Squid goes on writing to what has no name any more, and the exporter counts on
+    there; then to a new one.
+    """
     log = gateway.root / "log/access.log"
-    with under_load(gateway, origins, Fault(denied="what helpers had been asked", lost=SQUIDS_OWN)) as load:
+    with under_load(
+        gateway, origins, Fault(denied="what helpers had been asked", lost=SQUIDS_OWN)
+    ) as load:
         log.unlink()
         load.at_least(30)
         assert not log.exists()
         before = recorded(exporter)
-        wait_for(lambda: recorded(exporter) > before, "requests counted that have no file")
+        wait_for(
+            lambda: recorded(exporter) > before, "requests counted that have no file"
+        )
         assert metric(exporter, "squidkeeper_record_readable") == 0
         assert exporter.health()[0] == 503
         gateway.rotate()
@@ -108,14 +143,18 @@ def test_the_log_removed(gateway: Gateway, exporter: Exporter, origins: Origins)
 
 
 @pytest.mark.long
-def test_squid_restarted(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+def test_squid_restarted(
+    gateway: Gateway, exporter: Exporter, origins: Origins
+) -> None:
     with under_load(gateway, origins, RESTART) as load:
         load.at_least(10)
         gateway.restart()
     wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
 
 
-def test_squid_killed_is_started_again_by_its_master(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+def test_squid_killed_is_started_again_by_its_master(
+    gateway: Gateway, exporter: Exporter, origins: Origins
+) -> None:
     with under_load(gateway, origins, RESTART) as load:
         killed = gateway.pid
         os.kill(killed, signal.SIGKILL)
@@ -126,14 +165,21 @@ def test_squid_killed_is_started_again_by_its_master(gateway: Gateway, exporter:
 
 def descendants(pid: int) -> list[int]:
     try:
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        children = [
+            int(child)
+            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
     except OSError:
         return []
     return [process for child in children for process in (child, *descendants(child))]
 
 
 def helpers_of(pid: int) -> list[int]:
-    return [child for child in descendants(pid) if b"squidkeeper\0" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [
+        child
+        for child in descendants(pid)
+        if b"squidkeeper\0" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
 
 
 def settled(gateway: Gateway, exporter: Exporter) -> list[int]:
@@ -147,17 +193,26 @@ def test_two_workers(new_gateway: NewGateway, origins: Origins) -> None:
     gateway = prepared(new_gateway(POLICY, options=("--workers", "2"))).start()
     with Exporter(gateway, 9130) as exporter:
         assert gateway._squid
-        fault = Fault(denied="what helpers had been asked", lost="a worker is started again", failed="so is another")
+        fault = Fault(
+            denied="what helpers had been asked",
+            lost="a worker is started again",
+            failed="so is another",
+        )
         with under_load(gateway, origins, fault) as load:
             for pid in helpers_of(gateway._squid.pid):
                 os.kill(pid, signal.SIGKILL)
             load.at_least(30)
             gateway.reconfigure()
             load.at_least(30)
-            stopped = wait_for(lambda: settled(gateway, exporter), "each helper to have a slot")
+            stopped = wait_for(
+                lambda: settled(gateway, exporter), "each helper to have a slot"
+            )
             for pid in stopped:
                 os.kill(pid, signal.SIGSTOP)
-            wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in stopped), "the exporter to end them")
+            wait_for(
+                lambda: not any(Path(f"/proc/{pid}").exists() for pid in stopped),
+                "the exporter to end them",
+            )
             load.at_least(30)
         wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
         counted_once(gateway, exporter)
@@ -166,16 +221,26 @@ def test_two_workers(new_gateway: NewGateway, origins: Origins) -> None:
 
 
 @pytest.mark.long
-def test_a_worker_that_is_killed_and_its_coordinator_serve_again(new_gateway: NewGateway, origins: Origins) -> None:
-    """In either order. Without a queue of its own, a worker that starts after the coordinator listens no more."""
+def test_a_worker_that_is_killed_and_its_coordinator_serve_again(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
+    """In either order.
+
+    Without a queue of its own, a worker that starts after the coordinator listens no
+    more.
+    """
     gateway = prepared(new_gateway(POLICY, options=("--workers", "2"))).start()
     assert gateway._squid
-    with under_load(gateway, origins, replace(RESTART, denied="a worker starts with new helpers")) as load:
+    with under_load(
+        gateway, origins, replace(RESTART, denied="a worker starts with new helpers")
+    ) as load:
         for _ in range(2):
             for name in ("(squid-coord-", "(squid-1)"):
                 kill_kid(gateway._squid.pid, name)
             load.at_least(30)
-        wait_for(lambda: listening(gateway) == {*gateway.workers}, "each worker to listen")
+        wait_for(
+            lambda: listening(gateway) == {*gateway.workers}, "each worker to listen"
+        )
 
 
 def kill_kid(master: int, name: str) -> None:
@@ -185,19 +250,36 @@ def kill_kid(master: int, name: str) -> None:
 
 
 def kids(master: int, name: str) -> list[int]:
-    children = map(int, Path(f"/proc/{master}/task/{master}/children").read_text().split())
-    return [pid for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(name.encode())]
+    children = map(
+        int, Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    )
+    return [
+        pid
+        for pid in children
+        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(name.encode())
+    ]
 
 
 def listening(gateway: Gateway) -> set[int]:
-    return {int(pid) for pid in re.findall(r"pid=(\d+)", run("ss", "-Hltnp", f"sport = :{gateway.address[1]}"))}
+    return {
+        int(pid)
+        for pid in re.findall(
+            r"pid=(\d+)", run("ss", "-Hltnp", f"sport = :{gateway.address[1]}")
+        )
+    }
 
 
 @pytest.mark.long
 def test_squid_without_descriptors(new_gateway: NewGateway, origins: Origins) -> None:
-    """Idle connections take all there are: others wait, and are served when those end."""
+    """Idle connections take all there are: others wait, and are served when
+    those end.
+    """
     gateway = prepared(new_gateway(POLICY, "max_filedescriptors 128")).start()
-    fault = Fault(denied="no helper can be started", lost="no connection is taken", failed="no origin can be reached")
+    fault = Fault(
+        denied="no helper can be started",
+        lost="no connection is taken",
+        failed="no origin can be reached",
+    )
     with under_load(gateway, origins, fault) as load:
         with ExitStack() as idle, pytest.raises(TimeoutError):  # noqa: PT012 - one of many is not taken
             for _ in range(400):

@@ -46,12 +46,25 @@ Run = Callable[..., "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    """Run a loop with a watchdog that looks ten times a second; each line does what it is told."""
+    """Run a loop with a watchdog that looks ten times a second; each line does what it
+    is told.
+    """
     started: list[subprocess.Popen[bytes]] = []
 
     def start(at_line: str, silent_seconds: float = 60) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-c", LOOP.format(at_line=at_line), str(tmp_path), str(silent_seconds)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        command = [
+            sys.executable,
+            "-c",
+            LOOP.format(at_line=at_line),
+            str(tmp_path),
+            str(silent_seconds),
+        ]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         started.append(process)
         return process
 
@@ -71,7 +84,9 @@ def test_a_helper_that_waits_in_a_line_ends_and_says_where(run: Run) -> None:
     assert "stuck for 10 s" in said_at_its_end(run("signal.pause()"))
 
 
-def test_a_helper_whose_interpreter_gives_no_thread_a_turn_ends_and_says_where(run: Run) -> None:
+def test_a_helper_whose_interpreter_gives_no_thread_a_turn_ends_and_says_where(
+    run: Run,
+) -> None:
     """For years, and Python's own re lets no other thread run."""
     assert "Timeout" in said_at_its_end(run("re.match(r'(a+)+$', 'a' * 64 + 'b')", 2))
 
@@ -97,7 +112,9 @@ def test_a_helper_that_answers_or_waits_for_lines_goes_on(run: Run) -> None:
     assert process.stdout.readline() == b"OK\n"
 
 
-def test_a_helper_that_answers_line_after_line_of_what_it_read_at_once_goes_on(run: Run) -> None:
+def test_a_helper_that_answers_line_after_line_of_what_it_read_at_once_goes_on(
+    run: Run,
+) -> None:
     process = run("threading.Event().wait(0.3)")
     assert process.stdout
     ask(process, b"line\n" * 5)  # more than a deadline in all
@@ -105,7 +122,9 @@ def test_a_helper_that_answers_line_after_line_of_what_it_read_at_once_goes_on(r
     assert process.poll() is None
 
 
-def test_a_helper_that_was_stopped_for_longer_than_the_deadline_goes_on(run: Run) -> None:
+def test_a_helper_that_was_stopped_for_longer_than_the_deadline_goes_on(
+    run: Run,
+) -> None:
     process = run("threading.Event().wait(0.2)")
     assert process.stdout
     ask(process)
@@ -117,7 +136,7 @@ def test_a_helper_that_was_stopped_for_longer_than_the_deadline_goes_on(run: Run
     assert process.stdout.readline() == b"OK\n"
 
 
-# --- the exporter's -----------------------------------------------------------------------------------------------
+# --- the exporter's -------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -125,10 +144,14 @@ def helper(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """A helper whose state folder cannot be written: it is a file."""
     (tmp_path / "state").touch()
     program = tmp_path / "squidkeeper"
-    program.write_text(f"#!{sys.executable}\nfrom squidkeeper.cli import main\nmain()\n")
+    program.write_text(
+        f"#!{sys.executable}\nfrom squidkeeper.cli import main\nmain()\n"
+    )
     program.chmod(0o755)
     command = [str(program), "certificate", "--state", str(tmp_path / "state")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as process:
         assert process.stdin
         assert process.stdout
         process.stdin.write(b"new_certificate 1 x\n")
@@ -145,8 +168,14 @@ def look(watchdog: StoppedWatchdog, times: int) -> None:
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
     os.kill(process.pid, signal.SIGSTOP)
-    threads = list(Path(f"/proc/{process.pid}/task").iterdir())  # each stops at its own next turn
-    wait_for(lambda: all((thread / "stat").read_text().split()[2] == "T" for thread in threads), "the process to stop")
+    # each stops at its own next turn
+    threads = list(Path(f"/proc/{process.pid}/task").iterdir())
+    wait_for(
+        lambda: all(
+            (thread / "stat").read_text().split()[2] == "T" for thread in threads
+        ),
+        "the process to stop",
+    )
 
 
 def test_a_process_that_has_stopped_is_ended_after_twelve_looks(
@@ -160,13 +189,17 @@ def test_a_process_that_has_stopped_is_ended_after_twelve_looks(
     assert helper.wait(10) == -signal.SIGKILL
 
 
-def test_a_process_that_runs_is_not_ended(tmp_path: Path, helper: "subprocess.Popen[bytes]") -> None:
+def test_a_process_that_runs_is_not_ended(
+    tmp_path: Path, helper: "subprocess.Popen[bytes]"
+) -> None:
     look(StoppedWatchdog(tmp_path / "state"), 2 * STOPPED_CHECKS)
     assert [*helper_processes(tmp_path / "state", os.geteuid())] == [helper.pid]
     assert helper.poll() is None
 
 
-def test_a_process_that_goes_on_in_time_is_not_ended(tmp_path: Path, helper: "subprocess.Popen[bytes]") -> None:
+def test_a_process_that_goes_on_in_time_is_not_ended(
+    tmp_path: Path, helper: "subprocess.Popen[bytes]"
+) -> None:
     stop(helper)
     watchdog = StoppedWatchdog(tmp_path / "state")
     look(watchdog, STOPPED_CHECKS)
@@ -193,4 +226,7 @@ def test_a_helper_that_cannot_count_is_told_once_it_has_had_the_time_to_start(
     assert uncounted_helpers(state, user, (), now) == ()
     assert uncounted_helpers(state, user, (), now + 60) == (helper.pid,)
     status = HelperStatus("certificate", helper.pid, now, now)
-    assert uncounted_helpers(state, user, [CounterFile(0, True, "x", status)], now + 60) == ()
+    assert (
+        uncounted_helpers(state, user, [CounterFile(0, True, "x", status)], now + 60)
+        == ()
+    )

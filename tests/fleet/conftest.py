@@ -1,4 +1,6 @@
-"""The internet, origins and program of tests/e2e, and a fleet on it that the tests of a module share."""
+"""The internet, origins and program of tests/e2e, and a fleet on it that the tests of a
+module share.
+"""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,7 +12,15 @@ import pytest
 
 from squidkeeper.serving.certificates.authority import make_ca
 from tests.e2e.balancer import Balancer
-from tests.e2e.conftest import all_origins, folder, internet, names, origins, prototype, site
+from tests.e2e.conftest import (
+    all_origins,
+    folder,
+    internet,
+    names,
+    origins,
+    prototype,
+    site,
+)
 from tests.e2e.dns import Names
 from tests.e2e.gateway import Gateway, Site, install
 from tests.e2e.observer import Exporter, Prometheus
@@ -72,7 +82,11 @@ def behind_haproxy(stack: ExitStack, site: Site, members: tuple[Member, ...]) ->
     for gateway in members:
         gateway.start()
     balancer = Balancer(
-        site.folder / "balancer", FRONT, [FRONT[0], FRONT_IPV6[0]], [one.gateway for one in members], f"{FRONT[1]}"
+        site.folder / "balancer",
+        FRONT,
+        [FRONT[0], FRONT_IPV6[0]],
+        [one.gateway for one in members],
+        f"{FRONT[1]}",
     )
     stack.callback(balancer.stop)
     with front.entered():
@@ -84,7 +98,9 @@ def behind_haproxy(stack: ExitStack, site: Site, members: tuple[Member, ...]) ->
 
 @pytest.fixture(scope="module")
 def whole(module_site: Site, ca: Path) -> Iterator[Whole]:
-    """The same with a git server that the gateways pull their policy from, Valkey and Prometheus."""
+    """The same with a git server that the gateways pull their policy from, Valkey and
+    Prometheus.
+    """
     folder = module_site.folder
     with ExitStack() as stack:
         stack.enter_context(network())
@@ -92,7 +108,9 @@ def whole(module_site: Site, ca: Path) -> Iterator[Whole]:
         with git.entered():
             server = stack.enter_context(serving(folder / "git/served", GIT))
         key = make_key(folder / "git/key")
-        repository = Repository.make(folder / "git/work", key, server.root / "policies.git")
+        repository = Repository.make(
+            folder / "git/work", key, server.root / "policies.git"
+        )
         repository.write("policy.yaml", policy(edited_is_open=False))
         repository.commit()
         valkey = ValkeyServer(folder / "valkey", saves=True, address=STORE)
@@ -108,17 +126,35 @@ def whole(module_site: Site, ca: Path) -> Iterator[Whole]:
             pulls.append(Pull(plain))
             stack.callback(pulls[-1].stop)
             pulls[-1].start()
-            exporter = Exporter(plain.gateway, 9129, *exporter_options(plain.gateway), "--listen", "0.0.0.0:9129")
+            exporter = Exporter(
+                plain.gateway,
+                9129,
+                *exporter_options(plain.gateway),
+                "--listen",
+                "0.0.0.0:9129",
+            )
             stack.callback(exporter.stop)
             members.append(replace(plain, exporter=exporter))
         fleet = behind_haproxy(stack, module_site, tuple(members))
         witness = on(stack, Machine("witness", WITNESS))
         rules = (members[0].gateway.root / "etc/observe/alerts.yaml").read_text()
         with witness.entered():
-            scraped = [(member.name, f"{member.machine.address}:9129") for member in members]
+            scraped = [
+                (member.name, f"{member.machine.address}:9129") for member in members
+            ]
             prometheus = Prometheus(folder / "prometheus", 9090, *scraped, rules=rules)
         stack.callback(prometheus.stop)
-        yield Whole(fleet, tuple(pulls), repository, git, server, valkey, store, prometheus, witness)
+        yield Whole(
+            fleet,
+            tuple(pulls),
+            repository,
+            git,
+            server,
+            valkey,
+            store,
+            prometheus,
+            witness,
+        )
 
 
 def on(stack: ExitStack, machine: Machine) -> Machine:
@@ -147,10 +183,23 @@ def exporter_options(gateway: Gateway) -> list[str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the table of what each fault has cost, and some of the requests that were lost."""
-    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
-    told = [pair for report in reports if report.when == "call" for pair in report.user_properties]
-    rows, lost = ([str(text) for name, text in told if name == kind] for kind in ("row", "lost"))
+    """Print the table of what each fault has cost, and some of the requests that were
+    lost.
+    """
+    reports = [
+        report
+        for kind in ("passed", "failed")
+        for report in terminalreporter.getreports(kind)
+    ]
+    told = [
+        pair
+        for report in reports
+        if report.when == "call"
+        for pair in report.user_properties
+    ]
+    rows, lost = (
+        [str(text) for name, text in told if name == kind] for kind in ("row", "lost")
+    )
     if rows:
         terminalreporter.section("what faults cost")
         terminalreporter.write_line("\n".join((HEAD, *rows, "", *lost)))

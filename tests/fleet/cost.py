@@ -32,7 +32,10 @@ HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 @dataclass
 class Cost:
-    """What came of the requests of one fault. A credential that was not where it must be is `misplaced`."""
+    """What came of the requests of one fault.
+
+    A credential that was not where it must be is `misplaced`.
+    """
 
     fault: str
     running: FleetLoad
@@ -45,10 +48,30 @@ class Cost:
     @property
     def row(self) -> str:
         run = self.running
-        edits, agreed = self.agreed_seconds, f"{max(self.agreed_seconds):.0f} s" if self.agreed_seconds else "–"
-        alerts = ", ".join(sorted(alert.removeprefix("Squidkeeper") for alert in self.alerts)) or "none"
-        counts = (run.right.total(), len(run.lost), len(run.cut), len(run.wrongly_allowed) + len(self.misplaced))
-        rest = (len(run.wrongly_denied), f"{run.longest_seconds:.1f} s", self.given, len(edits), agreed, alerts)
+        edits, agreed = (
+            self.agreed_seconds,
+            f"{max(self.agreed_seconds):.0f} s" if self.agreed_seconds else "–",
+        )
+        alerts = (
+            ", ".join(
+                sorted(alert.removeprefix("Squidkeeper") for alert in self.alerts)
+            )
+            or "none"
+        )
+        counts = (
+            run.right.total(),
+            len(run.lost),
+            len(run.cut),
+            len(run.wrongly_allowed) + len(self.misplaced),
+        )
+        rest = (
+            len(run.wrongly_denied),
+            f"{run.longest_seconds:.1f} s",
+            self.given,
+            len(edits),
+            agreed,
+            alerts,
+        )
         return f"| {' | '.join(map(str, (self.fault, *counts, *rest)))} |"
 
     def use_up(self) -> None:
@@ -59,22 +82,37 @@ class Cost:
             return fleet.get(address, f"/used/{time.monotonic()}", self.host) == 403
 
         for address in ASKING:
-            wait_for(lambda address=address: denied(address), f"the end of the quota of {self.host}")  # type: ignore[misc] # mypy does not take a default in a lambda
+            wait_for(
+                lambda address=address: denied(address),  # type: ignore[misc] # mypy does not take a default in a lambda
+                f"the end of the quota of {self.host}",
+            )
 
     def look_at(self, origins: Origins) -> None:
         """Count what has reached the origins."""
         seen = origins.seen[:]
         self.given = sum(asked.values("Host") == [self.host] for asked in seen)
         for request in seen:
-            wanted = [f"Bearer {TOKEN}"] if request.values("Host") == ["secret.example"] else []
+            wanted = (
+                [f"Bearer {TOKEN}"]
+                if request.values("Host") == ["secret.example"]
+                else []
+            )
             if request.values("Authorization") != wanted:
-                self.misplaced.append(f"{request.url}: {len(request.values('Authorization'))} credentials")
+                self.misplaced.append(
+                    f"{request.url}: {len(request.values('Authorization'))} credentials"
+                )
 
 
 @contextmanager
-def cost(whole: Whole, origins: Origins, fault: str, number: int, *, edits: bool = True) -> Iterator[Cost]:
+def cost(
+    whole: Whole, origins: Origins, fault: str, number: int, *, edits: bool = True
+) -> Iterator[Cost]:
     """Let clients ask meanwhile, and edits go on; then use up the quota, and count."""
-    begun, edited, before = time.monotonic(), len(whole.editor.agreed_seconds), whole.alerts(1)
+    begun, edited, before = (
+        time.monotonic(),
+        len(whole.editor.agreed_seconds),
+        whole.alerts(1),
+    )
     with load(whole.fleet, ASKING, whole.questions(number), HOLDING) as running:
         found = Cost(fault, running, f"counted-{number}.example")
         with whole.editor.editing() if edits else nullcontext():

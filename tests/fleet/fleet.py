@@ -1,4 +1,6 @@
-"""Three gateways behind HAProxy, each on a machine of its own, and clients with addresses of their own."""
+"""Three gateways behind HAProxy, each on a machine of its own, and clients with
+addresses of their own.
+"""
 
 import subprocess
 from dataclasses import dataclass, field
@@ -49,10 +51,19 @@ class Member:
             self.gateway.start()
 
     def command(self, *words: str) -> subprocess.Popen[str]:
-        """Start a command of the program on its machine, for this gateway: `command("drain", "--for", "10s")`."""
-        program = (f"{self.gateway.root}/bin/squidkeeper", *words, "--root", f"{self.gateway.root}")
+        """Start a command of the program on its machine, for this gateway:
+        `command("drain", "--for", "10s")`.
+        """
+        program = (
+            f"{self.gateway.root}/bin/squidkeeper",
+            *words,
+            "--root",
+            f"{self.gateway.root}",
+        )
         with self.machine.entered():
-            return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            return subprocess.Popen(
+                program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
 
     def run(self, *words: str) -> str:
         """Run such a command to its end; give what it says."""
@@ -72,7 +83,10 @@ class Front:
 
 @dataclass
 class Fleet:
-    """The whole. Its addresses: HAProxy 10.99.0.5, gateways 10.99.1.N, clients 10.99.2.N."""
+    """The whole.
+
+    Its addresses: HAProxy 10.99.0.5, gateways 10.99.1.N, clients 10.99.2.N.
+    """
 
     members: tuple[Member, ...]
     balancer: Balancer
@@ -87,7 +101,9 @@ class Fleet:
             return Raw(front, address)
 
     def tunnel(self, address: str, host: str) -> Raw:
-        """A tunnel of a client to a host, with TLS in it; OSError where it is not opened."""
+        """A tunnel of a client to a host, with TLS in it; OSError where it is not
+        opened.
+        """
         with self.clients.entered():
             return tunnel(Front(FRONT, self.balancer.ca), f"{host}:443", client=address)
 
@@ -103,11 +119,15 @@ class Fleet:
             return NO_ANSWER
 
     def get(self, address: str, path: str, host: str = "open.example") -> int:
-        """One request on a connection of its own; return the status, 0 without an answer."""
+        """One request on a connection of its own; return the status, 0 without an
+        answer.
+        """
         return self.ask(address, path, host).status
 
     def server_of(self, address: str) -> str:
-        """Which gateway serves a client now: the one in whose log a request of it is."""
+        """Which gateway serves a client now: the one in whose log a request
+        of it is.
+        """
         path = f"/where/{address}/{len(self._seen)}"
         self._seen[path] = 1
         assert self.get(address, path) == 200
@@ -115,24 +135,39 @@ class Fleet:
 
         def found() -> str | None:
             logs = ((member.name, member.gateway.log()) for member in self.members)
-            return next((name for name, log in logs if any(line["url"] == url for line in log)), None)
+            return next(
+                (name for name, log in logs if any(line["url"] == url for line in log)),
+                None,
+            )
 
         return wait_for(found, f"{url} in a log")
 
     def served(self, addresses: tuple[str, ...] = CLIENTS) -> dict[str, str]:
         """Which gateway serves each of these clients now."""
-        paths = {address: f"/served/{address}/{len(self._seen)}" for address in addresses}
+        paths = {
+            address: f"/served/{address}/{len(self._seen)}" for address in addresses
+        }
         self._seen |= dict.fromkeys(paths.values(), 1)
         for address, path in paths.items():
             assert self.get(address, path) == 200, address
 
         def found() -> dict[str, str] | None:
-            by_url = {line["url"]: member.name for member in self.members for line in member.gateway.log()}
-            names = {address: by_url.get(f"http://open.example{path}", "") for address, path in paths.items()}
+            by_url = {
+                line["url"]: member.name
+                for member in self.members
+                for line in member.gateway.log()
+            }
+            names = {
+                address: by_url.get(f"http://open.example{path}", "")
+                for address, path in paths.items()
+            }
             return names if all(names.values()) else None
 
         return wait_for(found, "the requests in the logs")
 
     def wait_until_up(self, *names: str) -> None:
         """Wait until HAProxy holds these gateways for healthy, and no others."""
-        wait_for(lambda: self.balancer.up() == set(names), f"{names} to be healthy, and no others")
+        wait_for(
+            lambda: self.balancer.up() == set(names),
+            f"{names} to be healthy, and no others",
+        )

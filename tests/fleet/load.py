@@ -1,4 +1,6 @@
-"""Clients that know their answers: each asks for what it may have and for what it may not, again and again."""
+"""Clients that know their answers: each asks for what it may have and for what it may
+not, again and again.
+"""
 
 import json
 import threading
@@ -14,7 +16,8 @@ from tests.waiting import pause, wait_for
 
 from .fleet import Fleet
 
-PAUSE_SECONDS = 0.05  # between two requests of a client: the gateways share the processors with the clients
+# between two requests of a client: the gateways share the processors with the clients
+PAUSE_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +38,17 @@ BASIC = (always("open.example", 200), always("closed.example", 403))
 
 @dataclass
 class FleetLoad:
-    """What came of the requests so far. All but those in held tunnels are on connections of their own."""
+    """What came of the requests so far.
+
+    All but those in held tunnels are on connections of their own.
+    """
 
     fleet: Fleet
     right: Counter[str] = field(default_factory=Counter)  # by host
     wrongly_allowed: list[str] = field(default_factory=list)
     wrongly_denied: list[str] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)  # no answer, or neither an allowed one nor a denial
+    # no answer, or neither an allowed one nor a denial
+    lost: list[str] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)  # held tunnels that ended
     longest_seconds: float = 0  # that a client has waited for an answer, or for its end
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -65,7 +72,9 @@ class FleetLoad:
         reply = self.fleet.ask(address, path, question.host, question.scheme)
         self.longest_seconds = max(self.longest_seconds, time.monotonic() - begun)
         right = before | question.right()  # an edit may come in between
-        what = f"{time.strftime('%X')} {address} {question.scheme}://{question.host}{path}"
+        what = (
+            f"{time.strftime('%X')} {address} {question.scheme}://{question.host}{path}"
+        )
         self._note(what, question.host, reply, right)
 
     def _note(self, what: str, host: str, reply: Reply, right: frozenset[int]) -> None:
@@ -88,7 +97,9 @@ class FleetLoad:
             try:
                 held = held or self.fleet.tunnel(address, host)
             except OSError as error:
-                self.lost.append(f"{time.strftime('%X')} {address} CONNECT {host}: {error}")
+                self.lost.append(
+                    f"{time.strftime('%X')} {address} CONNECT {host}: {error}"
+                )
             if held and not _serves(held, host):
                 self.cut.append(f"{time.strftime('%X')} {address} {host}")
                 held.close()
@@ -112,10 +123,18 @@ def load(
     questions: tuple[Question, ...] = BASIC,
     holders: tuple[str, ...] = (),
 ) -> Iterator[FleetLoad]:
-    """Run one client for each address meanwhile, and one that holds a tunnel for each of `holders`."""
+    """Run one client for each address meanwhile, and one that holds a tunnel for each
+    of `holders`.
+    """
     running = FleetLoad(fleet)
-    threads = [threading.Thread(target=running.client, args=(address, questions)) for address in addresses]
-    threads += [threading.Thread(target=running.holder, args=(holder, "open.example")) for holder in holders]
+    threads = [
+        threading.Thread(target=running.client, args=(address, questions))
+        for address in addresses
+    ]
+    threads += [
+        threading.Thread(target=running.holder, args=(holder, "open.example"))
+        for holder in holders
+    ]
     for thread in threads:
         thread.start()
     try:

@@ -1,7 +1,8 @@
-"""Machines of a fleet: network namespaces on one bridge, which the internet of tests/e2e is the way out of.
+"""Machines of a fleet: network namespaces on one bridge, which the internet of
+tests/e2e is the way out of.
 
-A socket or process belongs to the namespace of the thread that makes it. So a block with `machine.entered()` runs on
-that machine: what it starts stays there.
+A socket or process belongs to the namespace of the thread that makes it. So a block
+with `machine.entered()` runs on that machine: what it starts stays there.
 """
 
 import ctypes
@@ -32,7 +33,9 @@ def bridge() -> Iterator[None]:
 
 
 class Machine:
-    """A machine with addresses of its own, IPv4 in 10.99.0.0/16 and IPv6 in fd99::/48."""
+    """A machine with addresses of its own, IPv4 in 10.99.0.0/16 and IPv6 in
+    fd99::/48.
+    """
 
     def __init__(self, name: str, *addresses: str) -> None:
         self.name = name
@@ -52,7 +55,9 @@ class Machine:
         with self.entered():
             run("ip", "link", "set", "eth0", "up")
             for address in addresses:
-                network = (f"{address}/48", "nodad") if ":" in address else (f"{address}/16",)
+                network = (
+                    (f"{address}/48", "nodad") if ":" in address else (f"{address}/16",)
+                )
                 run("ip", "addr", "add", network[0], "dev", "eth0", *network[1:])
             run("ip", "route", "add", "default", "via", ROUTER)
 

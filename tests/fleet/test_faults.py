@@ -1,20 +1,28 @@
-"""Each part of a fleet fails in turn, while clients that know their answers ask and the policy is edited.
+"""Each part of a fleet fails in turn, while clients that know their answers ask and the
+policy is edited.
 
-Each test leaves a row of the table that a run prints at its end. In none is anything allowed that must not be, in none
-is a credential in another request than those it is for, or missing there.
+Each test leaves a row of the table that a run prints at its end. In none is anything
+allowed that must not be, in none is a credential in another request than those it is
+for, or missing there.
 
 The columns of the table:
 
-  wrongly allowed   answered although denied, or a credential in another request, or missing: 0, or the test fails
+  wrongly allowed   answered although denied, or a credential in another request, or
+                    missing: 0, or the test fails
   lost              no answer, or an error
-  wrongly denied    403 for what is allowed. An edited host has both answers until all decide alike, and 4 s more
+  wrongly denied    403 for what is allowed. An edited host has both answers until all
+                    decide alike, and 4 s more
   longest wait      of one request for its answer or its end
-  quota             requests under it that reached the origin when all clients are denied
-  until all agreed  the longest time from a commit until each gateway, asked directly, decides by it
-  alerts            those that fired or became pending, beyond those of the moment before
+  quota             requests under it that reached the origin when all clients are
+                    denied
+  until all agreed  the longest time from a commit until each gateway, asked directly,
+                    decides by it
+  alerts            those that fired or became pending, beyond those of the moment
+                    before
 
-Losses that are not explained: in one of four runs, at a load average of ten to twenty, 87 requests while the network
-was cut; in another, at 35, three requests denied by `policy-unavailable` just after all three Squids had restarted.
+Losses that are not explained: in one of four runs, at a load average of ten to twenty,
+87 requests while the network was cut; in another, at 35, three requests denied by
+`policy-unavailable` just after all three Squids had restarted.
 """
 
 import os
@@ -48,9 +56,15 @@ def rounds() -> Iterator[int]:
 
 @pytest.fixture
 def costs(
-    whole: Whole, origins: Origins, rounds: Iterator[int], record_property: Callable[[str, object], None]
+    whole: Whole,
+    origins: Origins,
+    rounds: Iterator[int],
+    record_property: Callable[[str, object], None],
 ) -> Costs:
-    """Count what a fault costs: `with costs("what fails") as found`. Nothing was allowed that must not be."""
+    """Count what a fault costs: `with costs("what fails") as found`.
+
+    Nothing was allowed that must not be.
+    """
 
     @contextmanager
     def make(fault: str, *, edits: bool = True) -> Iterator[Cost]:
@@ -66,7 +80,9 @@ def costs(
 
 
 def assert_as_before(found: Cost) -> None:
-    """Nothing was lost or denied; a quota gave what it has, but for what a helper had taken and did not use."""
+    """Nothing was lost or denied; a quota gave what it has, but for what a helper had
+    taken and did not use.
+    """
     assert found.running.lost == []
     assert found.running.wrongly_denied == []
     assert found.running.cut == []
@@ -79,10 +95,12 @@ def test_without_a_fault(costs: Costs) -> None:
     assert_as_before(found)
 
 
-# --- a gateway --------------------------------------------------------------------------------------------------------
+# --- a gateway ------------------------------------------------------------------------
 
 
-def test_a_gateway_that_is_killed_costs_what_it_was_answering(whole: Whole, costs: Costs) -> None:
+def test_a_gateway_that_is_killed_costs_what_it_was_answering(
+    whole: Whole, costs: Costs
+) -> None:
     dies = whole.fleet.members[0]
     with costs("a gateway: Squid and helpers killed") as found:
         dies.gateway.kill()
@@ -94,7 +112,9 @@ def test_a_gateway_that_is_killed_costs_what_it_was_answering(whole: Whole, cost
     assert found.given <= LIMIT
 
 
-def test_a_gateway_that_is_stopped_keeps_its_clients_waiting(whole: Whole, costs: Costs) -> None:
+def test_a_gateway_that_is_stopped_keeps_its_clients_waiting(
+    whole: Whole, costs: Costs
+) -> None:
     gateway = whole.fleet.members[1].gateway
     with costs("a gateway: Squid stopped (SIGSTOP)") as found:
         with stopped(gateway.pid):
@@ -105,7 +125,9 @@ def test_a_gateway_that_is_stopped_keeps_its_clients_waiting(whole: Whole, costs
     assert found.given <= LIMIT
 
 
-def test_a_gateway_that_is_cut_off_costs_what_it_was_answering(whole: Whole, costs: Costs) -> None:
+def test_a_gateway_that_is_cut_off_costs_what_it_was_answering(
+    whole: Whole, costs: Costs
+) -> None:
     with costs("a gateway: network cut") as found:
         with whole.fleet.members[2].machine.cut_off():
             pause(AWAY_SECONDS, "the fault lasts")
@@ -115,7 +137,9 @@ def test_a_gateway_that_is_cut_off_costs_what_it_was_answering(whole: Whole, cos
     assert found.given <= LIMIT
 
 
-def test_helpers_that_are_killed_deny_what_they_were_asked(whole: Whole, costs: Costs) -> None:
+def test_helpers_that_are_killed_deny_what_they_were_asked(
+    whole: Whole, costs: Costs
+) -> None:
     gateway = whole.fleet.members[0].gateway
     with costs("a gateway: all its helpers killed, three times") as found:
         for _ in range(3):
@@ -124,7 +148,7 @@ def test_helpers_that_are_killed_deny_what_they_were_asked(whole: Whole, costs: 
     assert found.given <= LIMIT
 
 
-# --- HAProxy ----------------------------------------------------------------------------------------------------------
+# --- HAProxy --------------------------------------------------------------------------
 
 
 def test_a_reload_of_haproxy_costs_nothing(whole: Whole, costs: Costs) -> None:
@@ -138,7 +162,9 @@ def test_a_reload_of_haproxy_costs_nothing(whole: Whole, costs: Costs) -> None:
     assert_as_before(found)
 
 
-def test_an_haproxy_that_is_killed_costs_all_clients_until_it_is_back(whole: Whole, costs: Costs) -> None:
+def test_an_haproxy_that_is_killed_costs_all_clients_until_it_is_back(
+    whole: Whole, costs: Costs
+) -> None:
     with costs("HAProxy: killed, started 2 s later") as found:
         whole.fleet.balancer.kill()
         pause(2, "nobody balances")
@@ -149,7 +175,7 @@ def test_an_haproxy_that_is_killed_costs_all_clients_until_it_is_back(whole: Who
     assert found.given <= LIMIT
 
 
-# --- Valkey -----------------------------------------------------------------------------------------------------------
+# --- Valkey ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=["deny", "local"])
@@ -206,11 +232,16 @@ def test_without_valkey_a_quota_is_bounded_and_all_else_is_as_before(
     assert found.given <= LIMIT * (2 if at_most_twice else 1)
 
 
-# --- the source of the policy -----------------------------------------------------------------------------------------
+# --- the source of the policy ---------------------------------------------------------
 
 
-def test_without_the_git_server_every_gateway_goes_on(whole: Whole, costs: Costs) -> None:
-    with costs("git server: network cut; an edit meanwhile") as found, whole.git.cut_off():
+def test_without_the_git_server_every_gateway_goes_on(
+    whole: Whole, costs: Costs
+) -> None:
+    with (
+        costs("git server: network cut; an edit meanwhile") as found,
+        whole.git.cut_off(),
+    ):
         pause(2 * AWAY_SECONDS, "the fault lasts")
     assert_as_before(found)
 
@@ -233,7 +264,9 @@ def rewound(whole: Whole) -> None:
 
 def opened() -> str:
     """The policy with the closed host open."""
-    return policy(edited_is_open=False).replace("open.example, secret", "open.example, closed.example, secret")
+    return policy(edited_is_open=False).replace(
+        "open.example, secret", "open.example, closed.example, secret"
+    )
 
 
 COMMITS = {
@@ -244,12 +277,17 @@ COMMITS = {
 
 
 @pytest.mark.parametrize("fault", COMMITS)
-def test_a_commit_that_may_not_be_is_refused_by_every_gateway(whole: Whole, costs: Costs, fault: str) -> None:
+def test_a_commit_that_may_not_be_is_refused_by_every_gateway(
+    whole: Whole, costs: Costs, fault: str
+) -> None:
     before = whole.repository.git("rev-parse", "HEAD")
     with costs(f"git: {fault}, then the next edit", edits=False) as found:
         COMMITS[fault](whole)
         tip = whole.repository.git("rev-parse", "HEAD")
-        wait_for(lambda: {pull.status()["refused"] for pull in whole.pulls} == {tip}, "all to refuse it")
+        wait_for(
+            lambda: {pull.status()["refused"] for pull in whole.pulls} == {tip},
+            "all to refuse it",
+        )
         assert {pull.status()["version"] for pull in whole.pulls} == {before}
         found.running.at_least(200)
         whole.repository.git("reset", "-q", "--hard", before)
@@ -257,13 +295,16 @@ def test_a_commit_that_may_not_be_is_refused_by_every_gateway(whole: Whole, cost
     assert_as_before(found)
 
 
-# --- what an operator does --------------------------------------------------------------------------------------------
+# --- what an operator does ------------------------------------------------------------
 
 
-def test_a_rolling_upgrade_costs_what_is_open_when_squid_restarts(whole: Whole, costs: Costs, ca: Path) -> None:
+def test_a_rolling_upgrade_costs_what_is_open_when_squid_restarts(
+    whole: Whole, costs: Costs, ca: Path
+) -> None:
     with costs("rolling upgrade, 10 s for each drain") as found:
         for member in whole.fleet.members:
-            member.command("drain", "--for", "10s").communicate(timeout=120)  # the held tunnels stay: it says so
+            # the held tunnels stay: it says so
+            member.command("drain", "--for", "10s").communicate(timeout=120)
             member.gateway.local_conf("max_filedescriptors 8192")
             install(member.gateway.root, member.gateway.authority, "--ca-dir", str(ca))
             member.restart_squid()

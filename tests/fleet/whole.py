@@ -1,6 +1,8 @@
-"""A fleet with all that stands around it: a git server that has its policy, Valkey that counts its quotas, Prometheus.
+"""A fleet with all that stands around it: a git server that has its policy, Valkey that
+counts its quotas, Prometheus.
 
-Each is on a machine of its own. An editor commits to the policy again and again, and knows what is right meanwhile.
+Each is on a machine of its own. An editor commits to the policy again and again, and
+knows what is right meanwhile.
 """
 
 import json
@@ -31,9 +33,9 @@ PROBE = "10.99.2.200"  # the client that the editor names
 TOKEN = "the-token-of-the-fleet"
 LIMIT = 200  # of each quota, for all gateways together
 ROUNDS = 30  # each fault has a quota of its own, which nobody has used
-SETTLES_SECONDS = (
-    4  # once a gateway decides by an edit, all its helpers do within three, and Squid asks again after one
-)
+# once a gateway decides by an edit, all its helpers do within three, and Squid asks
+# again after one
+SETTLES_SECONDS = 4
 PULL = """
 source: {{git: {url}/policies.git, branch: main, ca: {etc}/git.pem}}
 allowed_signers: {etc}/allowed_signers
@@ -53,8 +55,14 @@ gateways: 3
 def policy(*, edited_is_open: bool) -> str:
     """The policy that all gateways pull."""
     counted = [f"counted-{number}" for number in range(ROUNDS)]
-    rules = [f"  - {{name: {name}, action: allow, hosts: [{name}.example]}}" for name in counted]
-    quotas = [f"  - {{name: {name}, per: rule, rules: [{name}], requests: {LIMIT}, every: day}}" for name in counted]
+    rules = [
+        f"  - {{name: {name}, action: allow, hosts: [{name}.example]}}"
+        for name in counted
+    ]
+    quotas = [
+        f"  - {{name: {name}, per: rule, rules: [{name}], requests: {LIMIT}, every: day}}"
+        for name in counted
+    ]
     action = "allow" if edited_is_open else "deny"
     return "\n".join(
         [
@@ -81,7 +89,11 @@ def set_up_pull(gateway: Gateway, server: WebServer, key: Path) -> None:
     (etc / "local.yaml").write_text(LOCAL)
     (etc / "secrets").mkdir()
     (etc / "secrets/token").write_text(TOKEN)
-    for name, mode in (("local.yaml", 0o640), ("secrets", 0o750), ("secrets/token", 0o640)):
+    for name, mode in (
+        ("local.yaml", 0o640),
+        ("secrets", 0o750),
+        ("secrets/token", 0o640),
+    ):
         shutil.chown(etc / name, group="proxy")
         (etc / name).chmod(mode)
     gateway.remember(TOKEN, "token")
@@ -93,7 +105,9 @@ def set_up_counts(member: Member, valkey: ValkeyServer, on_unavailable: str) -> 
     (etc / "quota-store.password").write_text(PASSWORD)
     shutil.copy(valkey.folder / "ca.crt", etc / "quota-store-ca.crt")
     address = f"{STORE}:{valkey.port}"
-    told = STORE_SETTINGS.format(address=address, user=member.name, etc=etc, on_unavailable=on_unavailable)
+    told = STORE_SETTINGS.format(
+        address=address, user=member.name, etc=etc, on_unavailable=on_unavailable
+    )
     (etc / "quota-store.yaml").write_text(told)
     for name in ("quota-store.password", "quota-store.yaml"):
         shutil.chown(etc / name, group="proxy")
@@ -113,12 +127,29 @@ class Pull:
 
     def start(self) -> None:
         """Start it, and let the gateway follow its link once there is a version."""
-        root, owner = self._member.gateway.root, Layout.of(self._member.gateway.root).user_without_systemd("pull")
+        root, owner = (
+            self._member.gateway.root,
+            Layout.of(self._member.gateway.root).user_without_systemd("pull"),
+        )
         shutil.chown(self.folder, owner, "proxy")
-        as_puller = ["setpriv", "--reuid", f"{owner}", "--regid", "proxy", "--clear-groups", "--pdeathsig", "KILL"]
+        as_puller = [
+            "setpriv",
+            "--reuid",
+            f"{owner}",
+            "--regid",
+            "proxy",
+            "--clear-groups",
+            "--pdeathsig",
+            "KILL",
+        ]
         with (root / "log/pull.txt").open("ab") as out, self._member.machine.entered():
-            self._process = subprocess.Popen([*as_puller, *self._command], stdout=out, stderr=out)
-        wait_for((self.folder / "current/policy.yaml").exists, f"the first version; see {root}/log/pull.txt")
+            self._process = subprocess.Popen(
+                [*as_puller, *self._command], stdout=out, stderr=out
+            )
+        wait_for(
+            (self.folder / "current/policy.yaml").exists,
+            f"the first version; see {root}/log/pull.txt",
+        )
         link = root / "etc/policy"
         if not link.is_symlink():
             link.rename(root / "etc/policy.before-pull")
@@ -172,17 +203,26 @@ class Whole:
             with member.machine.entered():
                 member.exporter.start()
         self.fleet.wait_until_up(*(gateway.name for gateway in self.fleet.members))
-        for address in CLIENTS:  # the helpers of each gateway start with the first requests
-            wait_for(lambda address=address: self._serves(address), f"an answer for {address}")  # type: ignore[misc] # mypy does not take a default in a lambda
+        for (
+            address
+        ) in CLIENTS:  # the helpers of each gateway start with the first requests
+            wait_for(
+                lambda address=address: self._serves(address),  # type: ignore[misc] # mypy does not take a default in a lambda
+                f"an answer for {address}",
+            )
 
     def _serves(self, address: str) -> bool:
         reply = self.fleet.ask(address, "/started", "secret.example", "https")
         return reply.status == 200
 
     def alerts(self, seconds: float) -> set[str]:
-        """The alerts that have fired, or begun to wait for their time, in the last seconds."""
+        """The alerts that have fired, or begun to wait for their time, in the last
+        seconds.
+        """
         with self.witness.entered():
-            found = self.prometheus.query(f"max by (alertname) (max_over_time(ALERTS[{max(1, round(seconds))}s]))")
+            found = self.prometheus.query(
+                f"max by (alertname) (max_over_time(ALERTS[{max(1, round(seconds))}s]))"
+            )
         return {name for (name,) in found}
 
 
@@ -194,10 +234,14 @@ class Editor:
         self._right = frozenset({403})
         self.is_open = False
         self.alone = threading.Lock()  # whoever writes the repository
-        self.agreed_seconds: list[float] = []  # of each edit, from its commit until every gateway decided by it
+        self.agreed_seconds: list[
+            float
+        ] = []  # of each edit, from its commit until every gateway decided by it
 
     def right(self) -> frozenset[int]:
-        """The statuses of edited.example that are right now: while an edit is under way, both."""
+        """The statuses of edited.example that are right now: while an edit is under
+        way, both.
+        """
         return self._right
 
     def edit(self, *, settle: bool = True) -> None:
@@ -206,17 +250,23 @@ class Editor:
             self._right = frozenset({200, 403})
             self.is_open = not self.is_open
             expected = 200 if self.is_open else 403
-            self._whole.repository.write("policy.yaml", policy(edited_is_open=self.is_open))
+            self._whole.repository.write(
+                "policy.yaml", policy(edited_is_open=self.is_open)
+            )
             begun = time.monotonic()
             self._whole.repository.commit()
-            wait_for(lambda: self._all_say(expected), "all gateways to have the edit", 240)
+            wait_for(
+                lambda: self._all_say(expected), "all gateways to have the edit", 240
+            )
             self.agreed_seconds.append(time.monotonic() - begun)
             if settle:
                 pause(SETTLES_SECONDS, "answers under way are given by either policy")
                 self._right = frozenset({expected})
 
     def _all_say(self, expected: int) -> bool:
-        return all(self._status(member) == expected for member in self._whole.fleet.members)
+        return all(
+            self._status(member) == expected for member in self._whole.fleet.members
+        )
 
     def _status(self, member: Member) -> int:
         """Ask one gateway itself, as HAProxy does; 0 without an answer."""
@@ -227,7 +277,9 @@ class Editor:
             self._whole.fleet.front.entered(),
             socket.create_connection((host, port), timeout=3) as probe,
         ):
-            probe.sendall(f"{head}Host: edited.example\r\nConnection: close\r\n\r\n".encode())
+            probe.sendall(
+                f"{head}Host: edited.example\r\nConnection: close\r\n\r\n".encode()
+            )
             first = probe.recv(64).split(b" ")
             return int(first[1]) if len(first) > 1 else 0
         return 0

@@ -1,6 +1,7 @@
 """Answers of model APIs: their usage is that of a plain reading, wherever they are cut.
 
-The first byte of an input says which API the answer is of, and whether it is a stream. The rest is its body.
+The first byte of an input says which API the answer is of, and whether it is a stream.
+The rest is its body.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from tests.usage_samples import CHAT, TABLE, TYPES
 
 from .target import Target
 
-TARGETS = (CHAT, *dict.fromkeys(sample.target for sample in TABLE if sample.target != CHAT))
+TARGETS = (
+    CHAT,
+    *dict.fromkeys(sample.target for sample in TABLE if sample.target != CHAT),
+)
 KINDS = tuple(TYPES.values())
 
 
@@ -26,13 +30,20 @@ def check(data: bytes) -> None:
     outcome = read([body], target, is_stream=is_stream)
     half = len(body) // 2
     assert read([body[:half], body[half:]], target, is_stream=is_stream) == outcome
-    assert read([body[at : at + 1] for at in range(len(body))], target, is_stream=is_stream) == outcome
+    assert (
+        read(
+            [body[at : at + 1] for at in range(len(body))], target, is_stream=is_stream
+        )
+        == outcome
+    )
     usages = [*plain_usages(body, is_stream=is_stream)] if target == CHAT else [None]
     if isinstance(outcome, Usage) and None not in usages:
         last = usages[-1] or {}
         total = last.get("total_tokens") or 0
         assert outcome.tokens_in == last["prompt_tokens"]
-        assert outcome.tokens_out == max(last.get("completion_tokens") or 0, total - outcome.tokens_in)
+        assert outcome.tokens_out == max(
+            last.get("completion_tokens") or 0, total - outcome.tokens_in
+        )
 
 
 def read(pieces: Iterable[bytes], target: str, *, is_stream: bool) -> Usage | Unmetered:
@@ -51,7 +62,11 @@ def plain_usages(body: bytes, *, is_stream: bool) -> Iterator[dict[str, Any] | N
             yield None
             continue
         members = document.items() if isinstance(document, dict) else ()
-        yield from (value for name, value in members if name.lower().replace("_", "") == "usage" and value is not None)
+        yield from (
+            value
+            for name, value in members
+            if name.lower().replace("_", "") == "usage" and value is not None
+        )
 
 
 def plain_events(body: bytes) -> Iterator[bytes]:
@@ -69,9 +84,13 @@ def seeds() -> Iterable[bytes]:
     for sample in TABLE:
         place = 2 * TARGETS.index(sample.target) + sample.file.endswith(".sse")
         yield (
-            bytes([place]) + sample.content[-2000:] if sample.file.endswith(".sse") else bytes([place]) + sample.content
+            bytes([place]) + sample.content[-2000:]
+            if sample.file.endswith(".sse")
+            else bytes([place]) + sample.content
         )
-    usage = b'{"usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}}'
+    usage = (
+        b'{"usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}}'
+    )
     yield b"\0" + usage
     yield b"\1data:" + usage.replace(b", ", b",\r\ndata: ") + b"\r\r"
     yield b"\1\xef\xbb\xbfdata:" + usage + b"\n\n: ping\n\ndata: [DONE]\n\n"
@@ -90,6 +109,19 @@ WORDS = (
         b'"prompt_tokens": 1,',
         b"null",
     ),
-    *(b"{", b"}", b"[", b"]", b",", b'"', b"\\", b"-1", b"1e9", b"true", b"x" * 5000, b"[" * 300),
+    *(
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b'"',
+        b"\\",
+        b"-1",
+        b"1e9",
+        b"true",
+        b"x" * 5000,
+        b"[" * 300,
+    ),
 )
 TARGET = Target(check, seeds, WORDS, longest_bytes=8192)

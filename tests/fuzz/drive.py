@@ -1,4 +1,6 @@
-"""Run one target under atheris: `python -m tests.fuzz.drive TARGET CORPUS [options of libFuzzer]`."""
+"""Run one target under atheris: `python -m tests.fuzz.drive TARGET CORPUS [options of
+libFuzzer]`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore] # 
 
 from .target import Target
 
-_WHOLLY_RANDOM = 3  # of four mutations, those by libFuzzer itself where a target has its own
+_WHOLLY_RANDOM = (
+    3  # of four mutations, those by libFuzzer itself where a target has its own
+)
 
 
 def main() -> None:
@@ -23,7 +27,14 @@ def main() -> None:
         (folder / f"seed-{number:03}").write_bytes(seed)
     words = folder.with_name(f"{folder.name}.words")
     words.write_text("".join(f'"{_escaped(word)}"\n' for word in target.words))
-    arguments = [sys.argv[0], corpus, f"-dict={words}", f"-max_len={target.longest_bytes}", "-timeout=10", *options]
+    arguments = [
+        sys.argv[0],
+        corpus,
+        f"-dict={words}",
+        f"-max_len={target.longest_bytes}",
+        "-timeout=10",
+        *options,
+    ]
     atheris.Setup(arguments, target.check, **_mutator(target))
     atheris.Fuzz()
 

@@ -1,4 +1,6 @@
-"""ClientHellos: the name is the one that OpenSSL finds, in a host's one spelling, however the hello comes."""
+"""ClientHellos: the name is the one that OpenSSL finds, in a host's one spelling,
+however the hello comes.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,16 @@ from collections.abc import Iterable
 
 from squidkeeper.base.errors import HelloIncomplete, HelloRefused
 from squidkeeper.services.transparent.client_hello import server_name
-from tests.client_hellos import extension, hello, in_records, message, names, of_openssl, read_by_openssl, sni
+from tests.client_hellos import (
+    extension,
+    hello,
+    in_records,
+    message,
+    names,
+    of_openssl,
+    read_by_openssl,
+    sni,
+)
 
 from .target import Target
 
@@ -21,7 +32,9 @@ def check(data: bytes) -> None:
     assert HOST.fullmatch(name)
     assert len(name) <= 253
     assert outcome(data + b"\0more") == name
-    assert {outcome(data[:end]) for end in range(0, len(data), 1 + len(data) // 64)} <= {None, name}
+    assert {
+        outcome(data[:end]) for end in range(0, len(data), 1 + len(data) // 64)
+    } <= {None, name}
     read = read_by_openssl(data)  # it refuses much that names a server
     assert read is None or read.lower().removesuffix(".") == name
 
@@ -46,7 +59,25 @@ def seeds() -> Iterable[bytes]:
 
 
 WORDS = (
-    *(b"\x16\3\1", b"\0\0", b"\0\x0f", b"\1", b"\xff\xff", b"\0\0\0\x14\0\x12\0\0\x0fapi.example.com"),
-    *(b".", b"..", b"\0", b"\r\n", b"xn--", b"1.2.3.4", b"[::1]", b"a" * 70, b"\xc3\xbc", b"*"),
+    *(
+        b"\x16\3\1",
+        b"\0\0",
+        b"\0\x0f",
+        b"\1",
+        b"\xff\xff",
+        b"\0\0\0\x14\0\x12\0\0\x0fapi.example.com",
+    ),
+    *(
+        b".",
+        b"..",
+        b"\0",
+        b"\r\n",
+        b"xn--",
+        b"1.2.3.4",
+        b"[::1]",
+        b"a" * 70,
+        b"\xc3\xbc",
+        b"*",
+    ),
 )
 TARGET = Target(check, seeds, WORDS)

@@ -1,7 +1,9 @@
-"""The helper protocol: a stream cut anywhere is the same lines, tokens and replies survive their round trip.
+"""The helper protocol: a stream cut anywhere is the same lines, tokens and replies
+survive their round trip.
 
-An input is a stream of Squid's: its first byte says how the reads cut it, its second which limits hold. The same bytes
-are also tokens to send, and the annotations and message of a reply, which is read back by Squid's own rules.
+An input is a stream of Squid's: its first byte says how the reads cut it, its second
+which limits hold. The same bytes are also tokens to send, and the annotations and
+message of a reply, which is read back by Squid's own rules.
 """
 
 from __future__ import annotations
@@ -40,11 +42,13 @@ def check(data: bytes) -> None:
     check_reply(stream, CONCURRENCIES[choice % len(CONCURRENCIES)])
 
 
-# --- the stream ---------------------------------------------------------------------------------------------------
+# --- the stream -----------------------------------------------------------------------
 
 
 def check_cutting(stream: bytes, size: int, limit: int) -> None:
-    """Whatever the reads, the lines are the same; one over the limit stays over it, and nothing more is held."""
+    """Whatever the reads, the lines are the same; one over the limit stays over it, and
+    nothing more is held.
+    """
     whole = [line.removesuffix(b"\r") for line in stream.split(b"\n")[:-1]]
     buffer, got = LineBuffer(limit), []
     for piece in pieces(stream, size + 1):
@@ -66,7 +70,9 @@ def pieces(stream: bytes, size: int) -> Iterator[bytes]:
 
 
 def check_line(line: bytes) -> None:
-    """A line has a channel-ID and the right number of tokens, or is refused; one that is too long always is."""
+    """A line has a channel-ID and the right number of tokens, or is refused; one that
+    is too long always is.
+    """
     split = split_channel(line)
     digits, _, rest = line.partition(b" ")
     if digits.isdigit() and len(digits) <= 19:
@@ -80,7 +86,9 @@ def check_line(line: bytes) -> None:
         assert len(request.split(b" ")) not in COUNTS or len(request) > LINE_LIMIT
         return
     assert len(tokens) in COUNTS
-    assert [token is None for token in tokens] == [sent == b"-" for sent in request.split(b" ")]
+    assert [token is None for token in tokens] == [
+        sent == b"-" for sent in request.split(b" ")
+    ]
 
 
 def check_tokens(values: list[bytes]) -> None:
@@ -88,20 +96,28 @@ def check_tokens(values: list[bytes]) -> None:
     escaped = b" ".join(escape(value) for value in values)
     if len(escaped) <= LINE_LIMIT:
         tokens = parse_tokens(escaped, (len(values),))
-        assert [(token or "").encode("utf-8", "surrogateescape") for token in tokens] == values
+        assert [
+            (token or "").encode("utf-8", "surrogateescape") for token in tokens
+        ] == values
 
 
 def escape(value: bytes) -> bytes:
-    """Escape as rfc1738_escape(3) of Squid does; a bare `-` would say that there is no value."""
+    """Escape as rfc1738_escape(3) of Squid does; a bare `-` would say that there is no
+    value.
+    """
     if value == b"-":
         return b"%2D"
-    return b"".join(b"%c" % byte if 0x21 <= byte <= 0x7E and byte not in b'%"' else b"%%%02X" % byte for byte in value)
+    return b"".join(
+        b"%c" % byte if 0x21 <= byte <= 0x7E and byte not in b'%"' else b"%%%02X" % byte
+        for byte in value
+    )
 
 
-# --- the reply ----------------------------------------------------------------------------------------------------
+# --- the reply ------------------------------------------------------------------------
 
 
-# What a denial says for each form of a page: which text it is, and how the page's reader gets it back.
+# What a denial says for each form of a page: which text it is, and how the page's
+# reader gets it back.
 FORMS: dict[str, tuple[str, Callable[[str], str]]] = {
     "reason_": ("reason_", str),
     "rule_html_": ("rule_", unescape),
@@ -112,7 +128,9 @@ FORMS: dict[str, tuple[str, Callable[[str], str]]] = {
 
 
 def check_reply(stream: bytes, concurrency: int) -> None:
-    """Squid reads back the result and the annotations; of the message as much as fits the bound."""
+    """Squid reads back the result and the annotations; of the message as much as fits
+    the bound.
+    """
     first, _, rest = stream.partition(b"\n")
     value, message = (part.decode("utf-8", "surrogateescape") for part in (first, rest))
     reply = Reply(Result.ERR, (("rule_", value), ("verdict_", "deny")), message)
@@ -138,18 +156,27 @@ def check_reply(stream: bytes, concurrency: int) -> None:
 
 
 def printable(text: str) -> str:
-    """Put '?' for each character that would end the line or reach a terminal; a line's end is Squid's `\\n`."""
-    return "".join("?" if unicodedata.category(one) in ("Cc", "Cs") and one != "\n" else one for one in text)
+    """Put '?' for each character that would end the line or reach a terminal; a line's
+    end is Squid's `\\n`.
+    """
+    return "".join(
+        "?" if unicodedata.category(one) in ("Cc", "Cs") and one != "\n" else one
+        for one in text
+    )
 
 
 def squid_reads(line: bytes) -> tuple[bytes, bytes, list[tuple[str, str]]]:
-    """Read a reply as Squid does (src/helper/Reply.cc, strwordtok() of src/compat and src/tools)."""
+    """Read a reply as Squid does (src/helper/Reply.cc, strwordtok() of src/compat and
+    src/tools).
+    """
     channel, _, rest = line.removesuffix(b"\n").partition(b" ")
     result, _, rest = rest.partition(b" ")
     pairs = []
     while rest:
         key, equals, rest = rest.partition(b"=")
-        assert equals, "a word without a value ends the annotations, and with them what the reply says"
+        assert equals, (
+            "a word without a value ends the annotations, and with them what the reply says"
+        )
         assert b" " not in key
         assert rest[:1] != b" ", "Squid takes no space after '='"
         value, rest = squid_word(rest)
@@ -178,7 +205,7 @@ def squid_word(text: bytes) -> tuple[bytes, bytes]:
     return bytes(word), text[at + 1 :]
 
 
-# --- where to start -----------------------------------------------------------------------------------------------
+# --- where to start -------------------------------------------------------------------
 
 _PLACE = b"192.168.137.2 - GET https api.example 443 api.example api.example%3A443 -"
 
@@ -186,7 +213,9 @@ _PLACE = b"192.168.137.2 - GET https api.example 443 api.example api.example%3A4
 def seeds() -> Iterable[bytes]:
     yield b"\x00\x00"
     yield b"\x05\x01 1 \n9999999999999999999 \n99999999999999999999 a\n"
-    yield b"\x03\x02" + b"".join(b"%d %b -\r\n" % (number, _PLACE) for number in range(4))
+    yield b"\x03\x02" + b"".join(
+        b"%d %b -\r\n" % (number, _PLACE) for number in range(4)
+    )
     yield b"\xff\x03" + b"7 %b https://api.example/a%%20b -\n" % _PLACE
     yield b"\x40\x04" + b"x" * 1001 + b"\n1 -\n"
     yield b"\x00\x02" + b"1234567\r8\n1234567\r\n"
@@ -194,5 +223,18 @@ def seeds() -> Iterable[bytes]:
     yield b"\x10\x03" + b"%20" * 400 + b"\n" + b'"\\' * 900 + b"\n"
 
 
-WORDS = (b"\r\n", b"\n", b" ", b" - ", b"%20", b"%0A", b"%25", b'"', b"\\", b"=", b"9999999999999999999", b"\xc2\x85")
+WORDS = (
+    b"\r\n",
+    b"\n",
+    b" ",
+    b" - ",
+    b"%20",
+    b"%0A",
+    b"%25",
+    b'"',
+    b"\\",
+    b"=",
+    b"9999999999999999999",
+    b"\xc2\x85",
+)
 TARGET = Target(check, seeds, WORDS, longest_bytes=8192)

@@ -1,7 +1,9 @@
-"""The policy loader: any files give a policy or `PolicyError`, and a policy that loads can be asked anything.
+"""The policy loader: any files give a policy or `PolicyError`, and a policy that loads
+can be asked anything.
 
-An input is the policy's files, parted by `SEPARATOR`. Beside them lie the list and secret files that the examples name.
-Half of the mutations are of the YAML's tree: what is put in comes from the examples and from a table of odd values.
+An input is the policy's files, parted by `SEPARATOR`. Beside them lie the list and
+secret files that the examples name. Half of the mutations are of the YAML's tree: what
+is put in comes from the examples and from a table of odd values.
 """
 
 from __future__ import annotations
@@ -20,7 +22,13 @@ import yaml
 
 from squidkeeper.base.errors import InvalidUrl, PolicyError
 from squidkeeper.policy.engine import CompiledPolicy, Stage, decide
-from squidkeeper.policy.engine.explain import by_reading, not_applied, not_reached, passed_over, websocket
+from squidkeeper.policy.engine.explain import (
+    by_reading,
+    not_applied,
+    not_reached,
+    passed_over,
+    websocket,
+)
 from squidkeeper.policy.language.builder import build  # noqa: F401 - loading imports it late, and atheris only follows what it has seen
 from squidkeeper.policy.language.lint import lint
 from squidkeeper.policy.language.model import Policy
@@ -36,7 +44,14 @@ SEPARATOR = b"\n%%%\n"
 FILES_AT_MOST = 3
 PLACES_AT_MOST = 10_000  # of a tree that aliases make endless
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-PATHS = ("/", "/acme/x?q=1", "/a/..%2fb;v=1/c?q=1;q=2", "/simple/%2e%2e/%252e/", "/%zz", "/é//\\..\\")
+PATHS = (
+    "/",
+    "/acme/x?q=1",
+    "/a/..%2fb;v=1/c?q=1;q=2",
+    "/simple/%2e%2e/%252e/",
+    "/%zz",
+    "/é//\\..\\",
+)
 METHODS = ("GET", "POST", "OPTIONS")
 
 _folder = tempfile.TemporaryDirectory(prefix="squidkeeper-fuzz-")
@@ -48,7 +63,9 @@ def check(data: bytes) -> None:
     first, second = attempt(), attempt()
     assert said_of(first) == said_of(second), "two loads of the same files differ"
     for fault in said_of(first)[1:]:
-        assert not CONTROL.search(fault), "a fault is one line, which nobody's text can break"
+        assert not CONTROL.search(fault), (
+            "a fault is one line, which nobody's text can break"
+        )
     if isinstance(first, LoadedPolicy):
         check_policy(first.compiled)
 
@@ -66,10 +83,18 @@ def lay_out(data: bytes) -> None:
 
 
 def lay_out_what_is_named() -> None:
-    for name in ("list.txt", "lists/trackers.txt", "wide.txt", "secrets/github-token", "secrets/open"):
+    for name in (
+        "list.txt",
+        "lists/trackers.txt",
+        "wide.txt",
+        "secrets/github-token",
+        "secrets/open",
+    ):
         path = _directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("ads.example\n192.0.2.0/24\n.x\n" if name.endswith(".txt") else "token\n")
+        path.write_text(
+            "ads.example\n192.0.2.0/24\n.x\n" if name.endswith(".txt") else "token\n"
+        )
         path.chmod(0o644 if name.endswith("open") else 0o640)
 
 
@@ -87,7 +112,7 @@ def said_of(result: LoadedPolicy | PolicyError) -> list[str]:
     return [result.compiled.revision, *map(str, result.warnings)]
 
 
-# --- a policy that loads ------------------------------------------------------------------------------------------
+# --- a policy that loads --------------------------------------------------------------
 
 
 def check_policy(compiled: CompiledPolicy) -> None:
@@ -97,20 +122,35 @@ def check_policy(compiled: CompiledPolicy) -> None:
         for number, path in enumerate(PATHS):
             method = METHODS[number % len(METHODS)]
             scheme = "http" if number == len(PATHS) - 1 else "https"
-            check_request(compiled, request_to(method, f"{scheme}://{host}{path}", "192.168.137.10", "ci-bot"))
+            check_request(
+                compiled,
+                request_to(
+                    method, f"{scheme}://{host}{path}", "192.168.137.10", "ci-bot"
+                ),
+            )
         check_request(compiled, request_to("CONNECT", f"{host}:443"))
 
 
 def hosts_of(policy: Policy) -> list[str]:
     """Hosts that entries of the policy are for, and one that hardly any is for."""
-    matches = [entry.match for section in (policy.rules, policy.rewrites, policy.credentials) for entry in section]
+    matches = [
+        entry.match
+        for section in (policy.rules, policy.rewrites, policy.credentials)
+        for entry in section
+    ]
     patterns = [pattern for match in matches for pattern in match.hosts or ()]
     texts = [
-        str(pattern.network.network_address) if pattern.network else f"sub.{pattern.name}"[-253:].lstrip(".")
+        str(pattern.network.network_address)
+        if pattern.network
+        else f"sub.{pattern.name}"[-253:].lstrip(".")
         for pattern in patterns[:4]
     ]
     names = [pattern.name for pattern in patterns[:4] if pattern.name]
-    return [host for text in ("other.test", *names, *texts) if (host := host_in_url(text)) is not None]
+    return [
+        host
+        for text in ("other.test", *names, *texts)
+        if (host := host_in_url(text)) is not None
+    ]
 
 
 def host_in_url(text: str) -> str | None:
@@ -121,7 +161,9 @@ def host_in_url(text: str) -> str | None:
 
 
 def check_request(compiled: CompiledPolicy, request: Request | Malformed) -> None:
-    """What holds for every URL of the host holds for this one, and every decision can be explained."""
+    """What holds for every URL of the host holds for this one, and every decision can
+    be explained.
+    """
     decision = decide(compiled, compiled.match(request), NOW)
     passed_over(compiled, request, NOW)
     not_reached(compiled, request, decision, NOW)
@@ -134,33 +176,59 @@ def check_request(compiled: CompiledPolicy, request: Request | Malformed) -> Non
     if decision.allowed:
         assert at_host.allowed, "what passes at request scope is never stopped before"
         assert at_host.outlook.may_rewrite or decision.rewritten is None
-        assert at_host.outlook.may_inject or at_host.outlook.may_rewrite or not decision.credentials
+        assert (
+            at_host.outlook.may_inject
+            or at_host.outlook.may_rewrite
+            or not decision.credentials
+        )
     elif decision.rule not in ("invalid-request", "ambiguous-path"):
-        assert not at_host.allowed or at_host.outlook.needs_url or at_host.outlook.may_rewrite
+        assert (
+            not at_host.allowed
+            or at_host.outlook.needs_url
+            or at_host.outlook.may_rewrite
+        )
 
 
-# --- where to start -----------------------------------------------------------------------------------------------
+# --- where to start -------------------------------------------------------------------
 
 
 def seeds() -> Iterator[bytes]:
     """Yield the tests' policies, the examples, and each of their sections alone."""
-    for path in (*sorted((ROOT / "tests/data").rglob("*.yaml")), ROOT / "policy/policy.yaml"):
+    for path in (
+        *sorted((ROOT / "tests/data").rglob("*.yaml")),
+        ROOT / "policy/policy.yaml",
+    ):
         yield path.read_bytes()
-    documents = "".join((ROOT / f"policy/{name}.md").read_text() for name in ("README", "REFERENCE"))
+    documents = "".join(
+        (ROOT / f"policy/{name}.md").read_text() for name in ("README", "REFERENCE")
+    )
     for text in re.findall(r"```yaml\n(.*?)```", documents, re.DOTALL):
         yield text.encode()
     for tree in _examples():
         for section, entries in tree.items():
             if section != "version":
                 yield dump({"version": 1, section: entries})
-    tested = b"tests:\n- {request: 'GET https://a.example/', expect: deny, rule: gone}\n"
-    yield b'version: 1\nrules:\n- {name: "a\\tb", action: deny, hosts: [a.example]}\n' + tested
+    tested = (
+        b"tests:\n- {request: 'GET https://a.example/', expect: deny, rule: gone}\n"
+    )
+    yield (
+        b'version: 1\nrules:\n- {name: "a\\tb", action: deny, hosts: [a.example]}\n'
+        + tested
+    )
     yield b'version: 1\ntests:\n- {request: "GET https://a.example/\\t\\n2", expect: allow}\n'
-    yield b"version: 1\n" + SEPARATOR + b"version: 1\ndefaults: {action: allow}\n" + SEPARATOR + b"version: 1\n"
+    yield (
+        b"version: 1\n"
+        + SEPARATOR
+        + b"version: 1\ndefaults: {action: allow}\n"
+        + SEPARATOR
+        + b"version: 1\n"
+    )
 
 
 def _examples() -> list[dict[str, Any]]:
-    texts = [path.read_text() for path in sorted((ROOT / "tests/data/good").glob("*.yaml"))]
+    texts = [
+        path.read_text() for path in sorted((ROOT / "tests/data/good").glob("*.yaml"))
+    ]
     return [tree for tree in map(parse, texts) if isinstance(tree, dict)]
 
 
@@ -172,24 +240,95 @@ def parse(text: str | bytes) -> object:
 
 
 def dump(tree: object, *, flow: bool | None = None) -> bytes:
-    text = yaml.dump(tree, Dumper=yaml.CSafeDumper, sort_keys=False, default_flow_style=flow, allow_unicode=True)
-    return re.sub(r"(?m)^version: '1'$", "version: 1", text).encode("utf-8", "surrogatepass")
+    text = yaml.dump(
+        tree,
+        Dumper=yaml.CSafeDumper,
+        sort_keys=False,
+        default_flow_style=flow,
+        allow_unicode=True,
+    )
+    return re.sub(r"(?m)^version: '1'$", "version: 1", text).encode(
+        "utf-8", "surrogatepass"
+    )
 
 
-# --- mutations of the tree ----------------------------------------------------------------------------------------
+# --- mutations of the tree ------------------------------------------------------------
 
 ODD: tuple[object, ...] = (
-    *("", "-", "*", "**", ".", "..", "*.com", "**.a.example", "::1", "[::1]:443", "0.0.0.0/0", "::/0", "é.example"),
-    *("/", "/**", "/*/%2f*", "/%zz", "regex:", "regex:/(?P<a>.*)", "regex:(", "regex:/(a{1000}){1000}", "{query}"),
-    *("https://{host}{path}{query}", "https://a.example/{a}?{query}", "http://a.example", "https://u@a.example/#x"),
-    *("Bearer {github-token}", "{{}}", "{", "allow", "deny", "default", "GET https://a.example/%2e%2e", "CONNECT a:1"),
-    *("2026-11-24T12:00:00Z", "9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59", "\x85", "\u2028", "x" * 5000),
-    *(0, -1, 65535, 65536, 10**30, 1.5, True, False, None, [], {}, [[]], {"": ""}, list(range(50)), {"a": {"a": []}}),
+    *(
+        "",
+        "-",
+        "*",
+        "**",
+        ".",
+        "..",
+        "*.com",
+        "**.a.example",
+        "::1",
+        "[::1]:443",
+        "0.0.0.0/0",
+        "::/0",
+        "é.example",
+    ),
+    *(
+        "/",
+        "/**",
+        "/*/%2f*",
+        "/%zz",
+        "regex:",
+        "regex:/(?P<a>.*)",
+        "regex:(",
+        "regex:/(a{1000}){1000}",
+        "{query}",
+    ),
+    *(
+        "https://{host}{path}{query}",
+        "https://a.example/{a}?{query}",
+        "http://a.example",
+        "https://u@a.example/#x",
+    ),
+    *(
+        "Bearer {github-token}",
+        "{{}}",
+        "{",
+        "allow",
+        "deny",
+        "default",
+        "GET https://a.example/%2e%2e",
+        "CONNECT a:1",
+    ),
+    *(
+        "2026-11-24T12:00:00Z",
+        "9999-12-31T23:59:59-23:59",
+        "0001-01-01T00:00:00+23:59",
+        "\x85",
+        "\u2028",
+        "x" * 5000,
+    ),
+    *(
+        0,
+        -1,
+        65535,
+        65536,
+        10**30,
+        1.5,
+        True,
+        False,
+        None,
+        [],
+        {},
+        [[]],
+        {"": ""},
+        list(range(50)),
+        {"a": {"a": []}},
+    ),
 )
 
 
 def mutate(data: bytes, seed: int) -> bytes:
-    """Change the tree of one of the files: put another value in, take one out, double one, or swap two."""
+    """Change the tree of one of the files: put another value in, take one out, double
+    one, or swap two.
+    """
     chance = random.Random(seed)
     parts = data.split(SEPARATOR)
     number = chance.randrange(len(parts))
@@ -219,15 +358,27 @@ def _change(tree: object, chance: random.Random) -> None:
         holder.append(holder[key])
     else:
         example, at = chance.choice(_places_of_examples())
-        into = at if isinstance(holder, dict) and isinstance(at, str) and action == 3 else key
+        into = (
+            at
+            if isinstance(holder, dict) and isinstance(at, str) and action == 3
+            else key
+        )
         holder[into] = copy.deepcopy(example[at])
 
 
 def _places(tree: object, levels: int = 50) -> Iterator[tuple[Any, Any]]:
-    """List every place in a tree; by its anchors a YAML tree can hold itself, so only so many levels of it."""
+    """List every place in a tree; by its anchors a YAML tree can hold itself, so only
+    so many levels of it.
+    """
     if not levels:
         return
-    keys: Iterable[Any] = list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
+    keys: Iterable[Any] = (
+        list(tree)
+        if isinstance(tree, dict)
+        else range(len(tree))
+        if isinstance(tree, list)
+        else ()
+    )
     for key in keys:
         yield tree, key
         yield from _places(tree[key], levels - 1)  # type: ignore[index] # it has keys, so it can be indexed
@@ -242,8 +393,28 @@ def _places_of_examples() -> list[tuple[Any, Any]]:
 _EXAMPLES = _examples()
 _PLACES: list[tuple[Any, Any]] = []
 WORDS = (
-    *(b"version: 1\n", b"rules:", b"name: ", b"action: ", b"hosts: ", b"paths: ", b"query: ", b"to: ", b"clients:"),
-    *(b"credentials:", b"secrets:", b"tests:", b"rewrites:", b"lists:", b"defaults:", b"expires: ", b"regex:", b"- "),
+    *(
+        b"version: 1\n",
+        b"rules:",
+        b"name: ",
+        b"action: ",
+        b"hosts: ",
+        b"paths: ",
+        b"query: ",
+        b"to: ",
+        b"clients:",
+    ),
+    *(
+        b"credentials:",
+        b"secrets:",
+        b"tests:",
+        b"rewrites:",
+        b"lists:",
+        b"defaults:",
+        b"expires: ",
+        b"regex:",
+        b"- ",
+    ),
     *(
         b"&a ",
         b"*a",

@@ -1,7 +1,9 @@
-"""The access log: a line is a record or `InvalidRecord`, a file is read whole, a followed log gives each line once.
+"""The access log: a line is a record or `InvalidRecord`, a file is read whole, a
+followed log gives each line once.
 
-An input is a log as it lies on the disk; its first byte picks what is done to it while it is followed: rotated,
-compressed, left and taken up again. The lines given out have to be those written, whatever the order of events.
+An input is a log as it lies on the disk; its first byte picks what is done to it while
+it is followed: rotated, compressed, left and taken up again. The lines given out have
+to be those written, whatever the order of events.
 """
 
 from __future__ import annotations
@@ -41,11 +43,13 @@ def check(data: bytes) -> None:
             log.follow(data)
 
 
-# --- one line -----------------------------------------------------------------------------------------------------
+# --- one line -------------------------------------------------------------------------
 
 
 def check_record(line: bytes) -> None:
-    """What is a record has every field in its type, and is the same when written and read again."""
+    """What is a record has every field in its type, and is the same when written and
+    read again.
+    """
     try:
         record = parse_record(line)
     except InvalidRecord:
@@ -61,11 +65,13 @@ def check_record(line: bytes) -> None:
     assert parse_record(msgspec.json.encode(record)) == record
 
 
-# --- whole files --------------------------------------------------------------------------------------------------
+# --- whole files ----------------------------------------------------------------------
 
 
 def check_whole(folder: Path, data: bytes) -> None:
-    """A plain file gives its lines; what is called compressed and is not is `UnreadableLog`, nothing else."""
+    """A plain file gives its lines; what is called compressed and is not is
+    `UnreadableLog`, nothing else.
+    """
     plain = folder / "access.log"
     plain.write_bytes(data)
     assert read(plain) == lines_of(data)
@@ -93,7 +99,7 @@ def lines_of(data: bytes) -> list[bytes]:
     return [line.removesuffix(b"\r") for line in (*whole, *([rest] if rest else []))]
 
 
-# --- followed -----------------------------------------------------------------------------------------------------
+# --- followed -------------------------------------------------------------------------
 
 
 class Log:
@@ -107,11 +113,16 @@ class Log:
         self.written: list[bytes] = []
 
     def follow(self, data: bytes) -> None:
-        """Write the data piece by piece; the first byte of each says what happens behind it."""
+        """Write the data piece by piece; the first byte of each says what happens
+        behind it.
+        """
         self.write(b"begin", torn=False)
         self.read()  # what is rotated before anyone looks is no business of a follower
         for number, piece in enumerate(pieces(data)):
-            self.write(b"%d %b" % (number, piece[1:].replace(b"\n", b"/")), torn=bool(piece[0] & 8))
+            self.write(
+                b"%d %b" % (number, piece[1:].replace(b"\n", b"/")),
+                torn=bool(piece[0] & 8),
+            )
             EVENTS[piece[0] % len(EVENTS)](self)
         self.read()
         assert self.given == self.written
@@ -140,7 +151,9 @@ class Log:
         self.given += self.follower.read(3)
 
     def rotate(self) -> None:
-        """Rename the log and those before it, as Squid and logrotate(8) do; a new one is not there yet."""
+        """Rename the log and those before it, as Squid and logrotate(8) do; a new one
+        is not there yet.
+        """
         for number in range(len(rotated(self.path)), 0, -1):
             for suffix in ("", ".gz"):
                 with suppress(FileNotFoundError):
@@ -154,7 +167,9 @@ class Log:
         self.path.touch()
 
     def compress(self) -> None:
-        """Compress the last one rotated, as gzip(1) does: the new file first, then the old one is deleted."""
+        """Compress the last one rotated, as gzip(1) does: the new file first, then the
+        old one is deleted.
+        """
         last = self.path.with_name("access.log.1")
         if last.exists():
             with last.open("rb") as plain, gzip.open(f"{last}.gz", "wb", 1) as packed:
@@ -187,19 +202,26 @@ def pieces(data: bytes) -> Iterable[bytes]:
     return [piece for piece in data.split(b"\n")[:12] if piece]
 
 
-# --- where to start -----------------------------------------------------------------------------------------------
+# --- where to start -------------------------------------------------------------------
 
 
 def seeds() -> Iterable[bytes]:
     line = record_line(url="https://a.example/")
     yield line
     yield record_line(v=2)
-    yield record_line(user="%C3%A9%ff%0", url="https://a.example/%25", rule="\U0001f600")
-    yield line.replace(b'"v":1', b'"v":1e0') + b"\n" + line[:-5] + b"\n" + line + b"\r\n"
+    yield record_line(
+        user="%C3%A9%ff%0", url="https://a.example/%25", rule="\U0001f600"
+    )
+    yield (
+        line.replace(b'"v":1', b'"v":1e0') + b"\n" + line[:-5] + b"\n" + line + b"\r\n"
+    )
     yield line.replace(b'"GET"', b'"\xff\\ud800"') + b"\n{}\n[]\nnull\n" + b"[" * 600
     yield gzip.compress(line + b"\n", 1)
     for kind in range(16):
-        yield b"\n".join(b"%cline" % byte for byte in (0x30 + kind, 0x35, 0x36, 0x3D, 0x31 + kind, 0x36, 0x30))
+        yield b"\n".join(
+            b"%cline" % byte
+            for byte in (0x30 + kind, 0x35, 0x36, 0x3D, 0x31 + kind, 0x36, 0x30)
+        )
 
 
 WORDS = (

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class Target:
     """A property of bytes: `check` raises where they show it to be broken.
 
-    `words` are what a mutation puts in besides random bytes. `mutate`, where there is one, makes of an input another
-    of the same kind (data, seed → data).
+    `words` are what a mutation puts in besides random bytes. `mutate`, where there is
+    one, makes of an input another of the same kind (data, seed → data).
     """
 
     check: Callable[[bytes], None]

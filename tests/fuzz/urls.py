@@ -1,7 +1,9 @@
-"""The readings of a URL: never anything but `InvalidUrl`, bounded, and none that a server could have is missing.
+"""The readings of a URL: never anything but `InvalidUrl`, bounded, and none that a
+server could have is missing.
 
-An input is the request target as Squid writes it, in UTF-8 or not, and the path of another one. The oracle is a handful
-of servers, each as it is known to take a path apart: whatever one of them would serve has to be among the readings.
+An input is the request target as Squid writes it, in UTF-8 or not, and the path of
+another one. The oracle is a handful of servers, each as it is known to take a path
+apart: whatever one of them would serve has to be among the readings.
 """
 
 from __future__ import annotations
@@ -15,7 +17,17 @@ from urllib.parse import unquote_to_bytes
 
 from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.policy import url as urls
-from squidkeeper.policy.url import Host, Reading, Url, bracketed, parse_authority, parse_host, parse_url, readings, sent
+from squidkeeper.policy.url import (
+    Host,
+    Reading,
+    Url,
+    bracketed,
+    parse_authority,
+    parse_host,
+    parse_url,
+    readings,
+    sent,
+)
 
 from .target import Target
 
@@ -46,7 +58,9 @@ def check_parts(text: str) -> None:
     for part in {text, *re.split("[/?#@:]", text)}:
         host = host_of(part)
         with without_shortcuts():
-            assert host_of(part) == host, "the short way for plain names leads elsewhere"
+            assert host_of(part) == host, (
+                "the short way for plain names leads elsewhere"
+            )
 
 
 def host_of(text: str) -> Host | None:
@@ -74,7 +88,9 @@ def without_shortcuts() -> Iterator[None]:
 def check_spelling(url: Url) -> None:
     """A URL is written in what a URL may hold, and read again it is itself."""
     text = str(url)
-    assert all("!" <= character <= "~" for character in text), "a character that a URL may not hold bare"
+    assert all("!" <= character <= "~" for character in text), (
+        "a character that a URL may not hold bare"
+    )
     assert parse_url(text) == url
     assert parse_host(bracketed(url.host)) == url.host
     assert url.path.startswith("/")
@@ -82,7 +98,7 @@ def check_spelling(url: Url) -> None:
     assert "#" not in text
 
 
-# --- the readings -------------------------------------------------------------------------------------------------
+# --- the readings ---------------------------------------------------------------------
 
 
 def check_readings(path: str) -> None:
@@ -99,20 +115,24 @@ def check_readings(path: str) -> None:
         assert other.startswith("/")
         assert len(other) <= max(len(path) + len("/"), LONGEST_NORMALIZED)
         assert not re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", other)
-        assert not set(readings_of(other)) - set(paths), f"what a reading can be read as is missing: {other!r}"
+        assert not set(readings_of(other)) - set(paths), (
+            f"what a reading can be read as is missing: {other!r}"
+        )
     for name, serve in SERVERS.items():
         assert serve(path) in paths, f"{name} would serve {serve(path)!r}"
 
 
 def readings_of(path: str) -> list[str]:
-    """Read a reading once more, as a server behind a proxy does that passes on what it made of the path."""
+    """Read a reading once more, as a server behind a proxy does that passes on what it
+    made of the path.
+    """
     try:
         return [reading.path for reading in readings(path)]
     except InvalidUrl:  # it can hold what no path that is sent may: a stray '%'
         return []
 
 
-# --- the servers --------------------------------------------------------------------------------------------------
+# --- the servers ----------------------------------------------------------------------
 
 
 def decode(path: str) -> str:
@@ -120,7 +140,9 @@ def decode(path: str) -> str:
 
 
 def resolve(path: str) -> str:
-    """Remove dot segments, as RFC 3986, 5.2.4 writes it down: on the text, not on a list of segments."""
+    """Remove dot segments, as RFC 3986, 5.2.4 writes it down: on the text, not on a
+    list of segments.
+    """
     out = ""
     while path:
         if path.startswith("/../") or path == "/..":
@@ -149,7 +171,9 @@ def without_parameters(path: str) -> str:
 
 
 def windows_names(path: str) -> str:
-    """Name the files as Windows does: no stream of a type, no dots and spaces at the end of a name."""
+    """Name the files as Windows does: no stream of a type, no dots and spaces at the
+    end of a name.
+    """
     return "/".join(map(windows_name, path.split("/")))
 
 
@@ -166,7 +190,9 @@ def normalized(path: str) -> str:
 
 def without_invisible(path: str) -> str:
     """Name the files as HFS+ does, of what it ignores the usual ones."""
-    return path.translate(dict.fromkeys((0xAD, *range(0x200B, 0x2010), *range(0x2060, 0x2064), 0xFEFF)))
+    return path.translate(
+        dict.fromkeys((0xAD, *range(0x200B, 0x2010), *range(0x2060, 0x2064), 0xFEFF))
+    )
 
 
 def chain(*steps: Callable[[str], str]) -> Callable[[str], str]:
@@ -185,23 +211,37 @@ SERVERS: dict[str, Callable[[str], str]] = {
     "a WSGI program, which is given the path decoded": chain(decode),
     "nginx before a WSGI program": chain(decode, merge, resolve, decode),
     "a servlet container": chain(without_parameters, decode, merge, resolve),
-    "a servlet container that decodes first": chain(decode, without_parameters, resolve, merge),
-    "a servlet container on Windows": chain(without_parameters, decode, slashes, merge, resolve),
+    "a servlet container that decodes first": chain(
+        decode, without_parameters, resolve, merge
+    ),
+    "a servlet container on Windows": chain(
+        without_parameters, decode, slashes, merge, resolve
+    ),
     "IIS": chain(decode, slashes, merge, resolve),
     "a proxy that resolves, before nginx": chain(resolve, decode, merge, resolve),
-    "nginx before a servlet container": chain(decode, merge, resolve, without_parameters, resolve),
-    "IIS, with the names of files": chain(decode, slashes, merge, resolve, windows_names),
-    "IIS, which finds dots in a name only then": chain(decode, slashes, windows_names, merge, resolve),
+    "nginx before a servlet container": chain(
+        decode, merge, resolve, without_parameters, resolve
+    ),
+    "IIS, with the names of files": chain(
+        decode, slashes, merge, resolve, windows_names
+    ),
+    "IIS, which finds dots in a name only then": chain(
+        decode, slashes, windows_names, merge, resolve
+    ),
     "nginx on Windows": chain(decode, merge, resolve, windows_names),
     "a proxy that decodes nothing, before Windows": chain(resolve, windows_names),
     "nginx on macOS": chain(decode, merge, resolve, without_invisible),
     "nginx before a program that normalizes": chain(decode, merge, resolve, normalized),
-    "a program that normalizes and decodes once more": chain(decode, normalized, decode, resolve),
-    "two that decode, before IIS": chain(decode, decode, decode, slashes, merge, resolve),
+    "a program that normalizes and decodes once more": chain(
+        decode, normalized, decode, resolve
+    ),
+    "two that decode, before IIS": chain(
+        decode, decode, decode, slashes, merge, resolve
+    ),
 }
 
 
-# --- where to start -----------------------------------------------------------------------------------------------
+# --- where to start -------------------------------------------------------------------
 
 _PARTS = (
     "/",

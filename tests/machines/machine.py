@@ -1,7 +1,8 @@
 """A machine that boots: systemd as process 1 of a container, with a network of its own.
 
-It has the kernel of the host, which has neither AppArmor nor SELinux here, and no memory controller for systemd: that
-a helper killed for memory ends nothing else (`OOMPolicy`) is a property of the unit, and not tried.
+It has the kernel of the host, which has neither AppArmor nor SELinux here, and no
+memory controller for systemd: that a helper killed for memory ends nothing else
+(`OOMPolicy`) is a property of the unit, and not tried.
 """
 
 from __future__ import annotations
@@ -16,9 +17,29 @@ from typing import Self
 from tests.containers.podman import Podman
 from tests.waiting import wait_for
 
-PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3-venv", "curl", "iproute2", "procps", "squid-openssl", "unbound")
-_RIGHTS = ("--privileged", "--systemd=false", "--network", "none", "--tmpfs", "/run", "--tmpfs", "/tmp")
-# systemd needs the second version of control groups, and a tree of mounts that is shared.
+PACKAGES = (
+    "systemd",
+    "systemd-sysv",
+    "dbus",
+    "python3-venv",
+    "curl",
+    "iproute2",
+    "procps",
+    "squid-openssl",
+    "unbound",
+)
+_RIGHTS = (
+    "--privileged",
+    "--systemd=false",
+    "--network",
+    "none",
+    "--tmpfs",
+    "/run",
+    "--tmpfs",
+    "/tmp",
+)
+# systemd needs the second version of control groups, and a tree of mounts that is
+# shared.
 _BOOT = """
 mount --make-rshared /
 umount -l /sys/fs/cgroup
@@ -38,7 +59,18 @@ class BootedMachine:
     def made(self, image: str, folder: Path) -> Iterator[Self]:
         """Make it, with a folder of the host to read; remove it at the end."""
         volume = ("--volume", f"{folder}:{folder}:ro")
-        self.podman.run("create", "--replace", "--name", self.name, *_RIGHTS, *volume, image, "sh", "-ec", _BOOT)
+        self.podman.run(
+            "create",
+            "--replace",
+            "--name",
+            self.name,
+            *_RIGHTS,
+            *volume,
+            image,
+            "sh",
+            "-ec",
+            _BOOT,
+        )
         try:
             yield self
         finally:
@@ -47,13 +79,19 @@ class BootedMachine:
     def boot(self) -> None:
         """Start it, and wait until systemd takes orders."""
         self.podman.run("start", self.name)
-        wait_for(lambda: self.run("systemctl", "is-active", "basic.target").returncode == 0, "the machine to boot")
+        wait_for(
+            lambda: self.run("systemctl", "is-active", "basic.target").returncode == 0,
+            "the machine to boot",
+        )
 
     def reboot(self) -> None:
         """Shut it down, and boot it."""
         self.run("systemctl", "reboot")
         state = ("inspect", "--format", "{{.State.Status}}", self.name)
-        wait_for(lambda: self.podman.run(*state).stdout.strip() == "exited", "the machine to shut down")
+        wait_for(
+            lambda: self.podman.run(*state).stdout.strip() == "exited",
+            "the machine to shut down",
+        )
         self.boot()
 
     def run(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -68,4 +106,6 @@ class BootedMachine:
 
     def property_of(self, unit: str, name: str) -> str:
         """A property of a unit of systemd's."""
-        return self.succeed("systemctl", "show", "--value", "--property", name, unit).strip()
+        return self.succeed(
+            "systemctl", "show", "--value", "--property", name, unit
+        ).strip()

@@ -15,14 +15,25 @@ UNIT = (Path(__file__).parents[2] / "squid/squidkeeper-bodies.service").read_tex
 STORE = """
 {{address: {address}, user: a, password_file: {folder}/password, tls_ca: /etc/ca, on_unavailable: deny, gateways: 2}}
 """
-OTHER, OTHER_IPV6 = "IPAddressAllow=localhost 192.0.2.7\n", "IPAddressAllow=localhost 2001:db8::7\n"
+OTHER, OTHER_IPV6 = (
+    "IPAddressAllow=localhost 192.0.2.7\n",
+    "IPAddressAllow=localhost 2001:db8::7\n",
+)
 
 
 @pytest.mark.parametrize(
     ("keys", "address", "lines"),
     [
-        ({Part.METER, TOKENS_COUNTED}, "192.0.2.7:6379", (OTHER, "RestrictAddressFamilies=AF_INET AF_UNIX\n")),
-        ({TOKENS_COUNTED}, "'[2001:db8::7]:6379'", (OTHER_IPV6, "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX\n")),
+        (
+            {Part.METER, TOKENS_COUNTED},
+            "192.0.2.7:6379",
+            (OTHER, "RestrictAddressFamilies=AF_INET AF_UNIX\n"),
+        ),
+        (
+            {TOKENS_COUNTED},
+            "'[2001:db8::7]:6379'",
+            (OTHER_IPV6, "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX\n"),
+        ),
         ({TOKENS_COUNTED}, "127.0.0.1:6379", ()),
         ({TOKENS_COUNTED}, None, ()),
         ({Part.METER, Part.QUOTAS}, "192.0.2.7:6379", ()),
@@ -36,7 +47,11 @@ def test_the_process_reaches_another_host_only_to_count_tokens_there(
     if address is not None:
         (tmp_path / "password").write_text("p")
         (tmp_path / "password").chmod(0o640)
-        (layout.policy.parent / "quota-store.yaml").write_text(STORE.format(address=address, folder=tmp_path))
+        (layout.policy.parent / "quota-store.yaml").write_text(
+            STORE.format(address=address, folder=tmp_path)
+        )
     unit = with_quota_store(UNIT, layout, Values(keys=frozenset(keys)))
-    assert {*unit.splitlines(keepends=True)} - {*UNIT.splitlines(keepends=True)} == {*lines} - {*UNIT.splitlines(True)}
+    assert {*unit.splitlines(keepends=True)} - {*UNIT.splitlines(keepends=True)} == {
+        *lines
+    } - {*UNIT.splitlines(True)}
     assert "IPAddressDeny=any\n" in unit

@@ -1,4 +1,6 @@
-"""`squidkeeper doctor` reads the configuration as Squid does, and each check finds the fault that is planted for it."""
+"""`squidkeeper doctor` reads the configuration as Squid does, and each check finds the
+fault that is planted for it.
+"""
 
 from __future__ import annotations
 
@@ -37,16 +39,29 @@ from squidkeeper.operate.setup.configuration import Configuration
 from squidkeeper.operate.setup.entries import write_entry
 from squidkeeper.operate.setup.machine import Machine
 from squidkeeper.operate.setup.processes import InstalledService, InstalledSquid
-from squidkeeper.operate.setup.rendering import put_rendered, read_templates, rendered_files, template_folder
+from squidkeeper.operate.setup.rendering import (
+    put_rendered,
+    read_templates,
+    rendered_files,
+    template_folder,
+)
 from squidkeeper.policy.policy_store.loading import build_sources
-from squidkeeper.policy.policy_store.reload_gate import GateVerdict, force, write_verdict
+from squidkeeper.policy.policy_store.reload_gate import (
+    GateVerdict,
+    force,
+    write_verdict,
+)
 from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
 from squidkeeper.policy.policy_store.sources import read_sources
 from squidkeeper.services.exporter.conditions import CONDITIONS, Severity
 from squidkeeper.services.exporter.stopped_watchdog import StoppedWatchdog
 from squidkeeper.services.maintenance.process import MaintenanceStatus
 from squidkeeper.serving.certificates.authority import CertificateAuthority, make_ca
-from squidkeeper.serving.credentials.fetch_status import FetchStatus, SecretStatus, format_fetch_report
+from squidkeeper.serving.credentials.fetch_status import (
+    FetchStatus,
+    SecretStatus,
+    format_fetch_report,
+)
 from squidkeeper.serving.drained import drain
 from squidkeeper.serving.parts import Part, needed_keys
 from squidkeeper.serving.rendering import Values
@@ -61,7 +76,8 @@ pytestmark = pytest.mark.system
 REPOSITORY = Path(__file__).parents[2]
 ACCOUNT = Account("nobody", 65534, 65534)
 CA = make_ca(datetime.now(UTC))
-LISTEN = f"127.0.0.1:{free_port()}"  # nobody answers there: a gateway of this machine may have 3129
+# nobody answers there: a gateway of this machine may have 3129
+LISTEN = f"127.0.0.1:{free_port()}"
 POLICY = """\
 version: 1
 clients: {vm: {networks: [192.0.2.2]}}
@@ -77,9 +93,22 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def install(root: Path, ca: CertificateAuthority = CA, **options: Any) -> Layout:
     """Lay out a gateway as install.sh does, without its program and processes."""
     layout = Layout.of(root)
-    host = Machine(ACCOUNT, Path("/usr/lib/squid/security_file_certgen"), systemd=False, selinux=False)
-    ours = Configuration(REPOSITORY, layout, host, LISTEN, LISTEN, "none", "", **options)
-    for folder in (layout.conf.parent / "ca", layout.policy, layout.state, layout.run, layout.program.parent):
+    host = Machine(
+        ACCOUNT,
+        Path("/usr/lib/squid/security_file_certgen"),
+        systemd=False,
+        selinux=False,
+    )
+    ours = Configuration(
+        REPOSITORY, layout, host, LISTEN, LISTEN, "none", "", **options
+    )
+    for folder in (
+        layout.conf.parent / "ca",
+        layout.policy,
+        layout.state,
+        layout.run,
+        layout.program.parent,
+    ):
         folder.mkdir(parents=True)
     layout.conf.write_text(ours.squid_conf())
     layout.local.write_text(ours.local_conf())
@@ -92,8 +121,12 @@ def install(root: Path, ca: CertificateAuthority = CA, **options: Any) -> Layout
     layout.webhook.chmod(0o640)
     write_entry(layout.templates, template_folder(ours.templates()))
     layout.parts.mkdir()
-    keys = frozenset(Part) | needed_keys(build_sources(read_sources(layout.policy)).policy)
-    put_rendered(rendered_files(layout, read_templates(layout), Values(keys=keys), ACCOUNT))
+    keys = frozenset(Part) | needed_keys(
+        build_sources(read_sources(layout.policy)).policy
+    )
+    put_rendered(
+        rendered_files(layout, read_templates(layout), Values(keys=keys), ACCOUNT)
+    )
     layout.own_addresses.write_text("")
     layout.errors.mkdir()
     layout.signing_cert.write_bytes(ca.certificate)
@@ -101,7 +134,10 @@ def install(root: Path, ca: CertificateAuthority = CA, **options: Any) -> Layout
     layout.signing_key.write_bytes(ca.key)
     layout.secrets.mkdir()
     (layout.secrets / "k.value").touch(0o640)
-    shutil.chown(layout.secrets / "k.value", 61184 if os.geteuid() == 0 else os.geteuid())  # of the fetching process
+    # of the fetching process
+    shutil.chown(
+        layout.secrets / "k.value", 61184 if os.geteuid() == 0 else os.geteuid()
+    )
     layout.program.symlink_to(Path(sys.prefix) / "bin/squidkeeper")
     layout.access_log.parent.mkdir()
     layout.access_log.touch()
@@ -120,7 +156,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 @pytest.fixture
 def restored(installed: Layout) -> Iterator[Layout]:
-    """One gateway for many tests, whose configuration is as before after each of them."""
+    """One gateway for many tests, whose configuration is as before after each
+    of them.
+    """
     before = {path: path.read_bytes() for path in etc_files(installed)}
     yield installed
     for path in etc_files(installed) - before.keys():
@@ -146,7 +184,9 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def readable(layout: Layout) -> Inspection:
-    """As where Squid's account can read the files: pytest's folder is closed to other accounts."""
+    """As where Squid's account can read the files: pytest's folder is closed to other
+    accounts.
+    """
     return replace(inspect(layout), account=squid_account() if os.geteuid() else None)
 
 
@@ -155,7 +195,7 @@ def found(code: str, seen: Inspection) -> list[Found]:
     return list(check.find(seen))
 
 
-# --- Squid's configuration ----------------------------------------------------------------------------------------
+# --- Squid's configuration ------------------------------------------------------------
 
 ODD = {
     "squid.conf": """\
@@ -203,12 +243,20 @@ def write_odd(folder: Path) -> Path:
 
 def test_a_configuration_is_read_with_its_files_and_lines(tmp_path: Path) -> None:
     conf = read_squid_conf(write_odd(tmp_path), Macros("sk", "squid", 0))
-    assert [(str(one.file.relative_to(tmp_path)), one.line, one.name, one.words) for one in conf.directives] == [
+    assert [
+        (str(one.file.relative_to(tmp_path)), one.line, one.name, one.words)
+        for one in conf.directives
+    ] == [
         ("squid.conf", 2, "acl", ("a", "src", "192.0.2.1", "192.0.2.2", "192.0.2.3")),
         ("squid.conf", 7, "http_port", ("13999",)),
         ("squid.conf", 9, "visible_hostname", ("zero-squid-sk",)),
         ("squid.conf", 13, "forwarded_for", ("off",)),
-        ("squid.conf", 19, "via", ("off",)),  # of nested conditions the innermost alone counts
+        (
+            "squid.conf",
+            19,
+            "via",
+            ("off",),
+        ),  # of nested conditions the innermost alone counts
         ("parts/10.conf", 1, "acl", ("first", "src", "192.0.2.1")),
         ("parts/2.conf", 1, "acl", ("second", "src", "192.0.2.1")),
         ("more.conf", 1, "acl", ("cut", "src", "192.0.2.1")),
@@ -226,14 +274,19 @@ def test_a_configuration_is_read_with_its_files_and_lines(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("include /nowhere/*.conf\n", "includes /nowhere/*.conf, and there is no such file"),
+        (
+            "include /nowhere/*.conf\n",
+            "includes /nowhere/*.conf, and there is no such file",
+        ),
         ("if true\n", "an 'if' has no 'endif'"),
         ("endif\n", "'endif' without an 'if'"),
         ("else\n", "'else' without an 'if'"),
         ("if maybe\nendif\n", "'maybe' is not true, false or NUMBER = NUMBER"),
     ],
 )
-def test_what_squid_refuses_to_read_is_a_problem(tmp_path: Path, text: str, problem: str) -> None:
+def test_what_squid_refuses_to_read_is_a_problem(
+    tmp_path: Path, text: str, problem: str
+) -> None:
     (tmp_path / "squid.conf").write_text(text)
     [one] = read_squid_conf(tmp_path / "squid.conf", Macros()).problems
     assert one.text == problem
@@ -247,7 +300,12 @@ def test_an_include_of_itself_ends(tmp_path: Path) -> None:
 
 
 def parse(conf: Path) -> str:
-    done = subprocess.run(["squid", "-n", "sk", "-k", "parse", "-f", conf], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["squid", "-n", "sk", "-k", "parse", "-f", conf],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return done.stderr
 
 
@@ -255,18 +313,30 @@ def test_squid_processes_the_same_lines(tmp_path: Path) -> None:
     """A fault of the configuration ends Squid's output, so there is none."""
     for conf in (write_odd(tmp_path), install(tmp_path / "gateway").conf):
         processed = re.findall(r"\| Processing: (.*)", parse(conf))
-        ours = [line.text for line in read_squid_conf(conf, Macros("sk", "squid", 0)).lines]
+        ours = [
+            line.text for line in read_squid_conf(conf, Macros("sk", "squid", 0)).lines
+        ]
         assert len(processed) > 10
         assert ours == processed
 
 
-# --- The checks ---------------------------------------------------------------------------------------------------
+# --- The checks -----------------------------------------------------------------------
 
-# Lines for local.conf, and the detail of what is found at the last one: the line itself where none is given.
+# Lines for local.conf, and the detail of what is found at the last one: the line itself
+# where none is given.
 PLANTED = {
-    "allowed-ahead-of-policy": ("http_access allow localhost \\\n  !manager\n", "http_access allow localhost !manager"),
-    "private-addresses-open": ("cache_peer 192.0.2.9 parent 3128 0 login=u:pw\n", "cache_peer 192.0.2.9"),
-    "certificate-errors-allowed": ("sslproxy_cert_error allow all\n", "sslproxy_cert_error allow all"),
+    "allowed-ahead-of-policy": (
+        "http_access allow localhost \\\n  !manager\n",
+        "http_access allow localhost !manager",
+    ),
+    "private-addresses-open": (
+        "cache_peer 192.0.2.9 parent 3128 0 login=u:pw\n",
+        "cache_peer 192.0.2.9",
+    ),
+    "certificate-errors-allowed": (
+        "sslproxy_cert_error allow all\n",
+        "sslproxy_cert_error allow all",
+    ),
     "verification-off": (
         "tls_outgoing_options flags=DONT_VERIFY_PEER\n",
         "tls_outgoing_options … DONT_VERIFY_PEER",
@@ -276,17 +346,32 @@ PLANTED = {
         'acl ruled note rule_\nrequest_header_add X-Rule "%{rule_}note" ruled\n',
         'X-Rule: write "%\'{KEY}note", in double quotes',
     ),
-    "client-header-kept": ("request_header_access Api_Key allow all\n", "request_header_access Api_Key allow all"),
+    "client-header-kept": (
+        "request_header_access Api_Key allow all\n",
+        "request_header_access Api_Key allow all",
+    ),
     "token-not-encoded": (
         "external_acl_type mine %>a %ssl::>sni %#>rd /bin/true\n",
         "external_acl_type mine: %ssl::>sni",
     ),
-    "annotations-printed": ("logformat mine %>a %note\n", "logformat mine: %note prints every annotation"),
+    "annotations-printed": (
+        "logformat mine %>a %note\n",
+        "logformat mine: %note prints every annotation",
+    ),
     "debugging-prints-headers": ("debug_options ALL,1 11,2\n", "debug_options 11,2"),
-    "requests-in-warnings": ("debug_options ALL,1 55,0\n", "debug_options lacks 11,0 23,0 29,0 33,0"),
+    "requests-in-warnings": (
+        "debug_options ALL,1 55,0\n",
+        "debug_options lacks 11,0 23,0 29,0 33,0",
+    ),
     "workers-overridden": ("workers 3\n", "workers 3"),
-    "forwarded-for-believed": ("follow_x_forwarded_for allow all\n", "follow_x_forwarded_for allow all"),
-    "proxy-protocol-open": ("proxy_protocol_access allow all\n", "proxy_protocol_access allow all"),
+    "forwarded-for-believed": (
+        "follow_x_forwarded_for allow all\n",
+        "follow_x_forwarded_for allow all",
+    ),
+    "proxy-protocol-open": (
+        "proxy_protocol_access allow all\n",
+        "proxy_protocol_access allow all",
+    ),
     "proxy-header-from-nobody": ("http_port 127.0.0.1:3140 require-proxy-header\n", ""),
     "override-header-kept": ("request_header_access X-Rewrite_URL allow all\n", ""),
     "answers-kept-too-long": (
@@ -294,27 +379,70 @@ PLANTED = {
         "external_acl_type mine keeps answers for 3600 s",
     ),
     "half-closed-clients": ("half_closed_clients on\n", ""),
-    "answers-kept-in-memory": ("http_reply_access allow all\n", "http_reply_access allow all"),
+    "answers-kept-in-memory": (
+        "http_reply_access allow all\n",
+        "http_reply_access allow all",
+    ),
 }
 # The same by another line: code, line, detail.
 VARIANTS = [
-    ("allowed-ahead-of-policy", "http_access2 allow all\n", "adapted_http_access allow all"),
-    ("counter-unlike-lines", "stats_collection deny localhost\n", "stats_collection deny localhost"),
+    (
+        "allowed-ahead-of-policy",
+        "http_access2 allow all\n",
+        "adapted_http_access allow all",
+    ),
+    (
+        "counter-unlike-lines",
+        "stats_collection deny localhost\n",
+        "stats_collection deny localhost",
+    ),
     ("credentials-cached", "store_miss allow all\n", "store_miss allow all"),
     ("credentials-cached", "send_hit allow localhost\n", "send_hit allow localhost"),
-    ("client-header-kept", "request_header_access Other allow all\n", "request_header_access Other allow all"),
+    (
+        "client-header-kept",
+        "request_header_access Other allow all\n",
+        "request_header_access Other allow all",
+    ),
     ("override-header-kept", "request_header_access Forwarded allow all\n", ""),
     ("tunnel-not-bumped", "ssl_bump peek all\n", "ssl_bump peek all"),
-    ("tunnel-not-bumped", "on_unsupported_protocol tunnel all\n", "on_unsupported_protocol tunnel all"),
+    (
+        "tunnel-not-bumped",
+        "on_unsupported_protocol tunnel all\n",
+        "on_unsupported_protocol tunnel all",
+    ),
     ("debugging-prints-headers", "debug_options 9,1 all,5\n", "debug_options ALL,5"),
-    ("requests-in-warnings", "debug_options 11,0 29,0 55,0 ALL,1\n", "debug_options lacks 11,0 23,0 29,0 33,0 55,0"),
-    ("half-closed-clients", "half_closed_clients enable\n", "half_closed_clients enable"),
-    ("header-unguarded", 'request_header_add X-Rule "%\'{rule_}note" localhost\n', "X-Rule has no ACL `note rule_`"),
-    ("annotations-printed", "logformat mine %{authorization_}note\n", "logformat mine: authorization_"),
+    (
+        "requests-in-warnings",
+        "debug_options 11,0 29,0 55,0 ALL,1\n",
+        "debug_options lacks 11,0 23,0 29,0 33,0 55,0",
+    ),
+    (
+        "half-closed-clients",
+        "half_closed_clients enable\n",
+        "half_closed_clients enable",
+    ),
+    (
+        "header-unguarded",
+        'request_header_add X-Rule "%\'{rule_}note" localhost\n',
+        "X-Rule has no ACL `note rule_`",
+    ),
+    (
+        "annotations-printed",
+        "logformat mine %{authorization_}note\n",
+        "logformat mine: authorization_",
+    ),
     ("annotations-printed", "note x %note{authorization_}\n", "note x: authorization_"),
     ("debugging-prints-headers", "debug_options ALL,5\n", "debug_options ALL,5"),
-    ("tunnel-not-bumped", "http_port 127.0.0.1:3130\n", "http_port 127.0.0.1:3130 has no ssl-bump"),
-    ("verification-off", "sslproxy_flags DONT_VERIFY_PEER\n", "sslproxy_flags … DONT_VERIFY_PEER"),
+    (
+        "tunnel-not-bumped",
+        "http_port 127.0.0.1:3130\n",
+        "http_port 127.0.0.1:3130 has no ssl-bump",
+    ),
+    (
+        "verification-off",
+        "sslproxy_flags DONT_VERIFY_PEER\n",
+        "sslproxy_flags … DONT_VERIFY_PEER",
+    ),
     (
         "proxy-protocol-open",
         "acl lb src 192.0.2.1 ::/0\nproxy_protocol_access allow lb\n",
@@ -339,28 +467,45 @@ VARIANTS = [
     [*((code, *pair) for code, pair in PLANTED.items()), *VARIANTS],
     ids=lambda value: value[:24],
 )
-def test_a_faulty_line_is_found_with_its_place(restored: Layout, code: str, line: str, detail: str) -> None:
+def test_a_faulty_line_is_found_with_its_place(
+    restored: Layout, code: str, line: str, detail: str
+) -> None:
     layout = restored
     assert found(code, inspect(layout)) == []
-    at = layout.local.read_text().count("\n") + line.rstrip("\n").replace("\\\n", "").count("\n") + 1
+    at = (
+        layout.local.read_text().count("\n")
+        + line.rstrip("\n").replace("\\\n", "").count("\n")
+        + 1
+    )
     add(layout, line)
-    assert found(code, inspect(layout)) == [Found(detail or line.rstrip(), f"{layout.local}:{at}")]
+    assert found(code, inspect(layout)) == [
+        Found(detail or line.rstrip(), f"{layout.local}:{at}")
+    ]
 
 
 def test_squid_accepts_the_faulty_lines(layout: Layout) -> None:
-    for line in (*(line for line, _ in PLANTED.values()), *(line for _, line, _ in VARIANTS)):
+    for line in (
+        *(line for line, _ in PLANTED.values()),
+        *(line for _, line, _ in VARIANTS),
+    ):
         add(layout, line)
     assert re.findall(r"FATAL.*|Bungled.*|unrecognized.*", parse(layout.conf)) == []
 
 
-def without(path: Callable[[Layout], Path], old: str, new: str = "") -> Callable[[Layout], None]:
+def without(
+    path: Callable[[Layout], Path], old: str, new: str = ""
+) -> Callable[[Layout], None]:
     """Replace a text of one of the installed files."""
     return lambda layout: edit(path(layout), old, new)
 
 
 def watch(layout: Layout) -> None:
     """Let the policy watch for its secrets."""
-    edit(layout.policy / "policy.yaml", "version: 1\n", "version: 1\ndefaults: {watch_secrets: true}\n")
+    edit(
+        layout.policy / "policy.yaml",
+        "version: 1\n",
+        "version: 1\ndefaults: {watch_secrets: true}\n",
+    )
 
 
 def watch_with(layout: Layout, line: str) -> None:
@@ -379,7 +524,11 @@ def write(path: Path, text: str) -> None:
 
 
 def other_errors(layout: Layout) -> None:
-    edit(pages(layout), f"error_directory {layout.errors}", f"error_directory {layout.state}")
+    edit(
+        pages(layout),
+        f"error_directory {layout.errors}",
+        f"error_directory {layout.state}",
+    )
 
 
 def include_not(layout: Layout) -> None:
@@ -409,19 +558,43 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
         without(part("credentials"), "\nstore_miss deny "),
         "store_miss deny !sk_final sk_https sk_injected is missing",
     ),
-    ("credentials-cached", without(fragment, "\ncache deny all"), "cache deny all is missing"),
+    (
+        "credentials-cached",
+        without(fragment, "\ncache deny all"),
+        "cache deny all is missing",
+    ),
     (
         "rewriter-bypassed",
         without(part("rewrites"), "url_rewrite_bypass off", "url_rewrite_bypass on"),
         "url_rewrite_bypass on",
     ),
-    ("error-pages-show-headers", without(pages, "email_err_data off"), "email_err_data off is missing"),
-    ("error-pages-show-headers", without(pages, "email_err_data off", "email_err_data on"), "email_err_data on"),
+    (
+        "error-pages-show-headers",
+        without(pages, "email_err_data off"),
+        "email_err_data off is missing",
+    ),
+    (
+        "error-pages-show-headers",
+        without(pages, "email_err_data off", "email_err_data on"),
+        "email_err_data on",
+    ),
     ("error-pages-not-ours", other_errors, "expected error_directory /"),
-    ("no-access-log", without(conf, "\naccess_log ", "\n#access_log "), "squidkeeper is missing"),
+    (
+        "no-access-log",
+        without(conf, "\naccess_log ", "\n#access_log "),
+        "squidkeeper is missing",
+    ),
     ("worker-port-shared", lambda layout: add(layout, "workers 2\n"), "http_port "),
-    ("few-descriptors", without(conf, "max_filedescriptors 16384", "max_filedescriptors 1024"), "descriptors 1024"),
-    ("few-descriptors", without(conf, "max_filedescriptors 16384"), "max_filedescriptors is missing"),
+    (
+        "few-descriptors",
+        without(conf, "max_filedescriptors 16384", "max_filedescriptors 1024"),
+        "descriptors 1024",
+    ),
+    (
+        "few-descriptors",
+        without(conf, "max_filedescriptors 16384"),
+        "max_filedescriptors is missing",
+    ),
     (
         "counter-unlike-lines",
         without(conf, "stats_collection deny", "#stats_collection deny"),
@@ -429,7 +602,9 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
     ),
     (
         "counter-unlike-lines",
-        without(conf, "stats_collection ", "stats_collection allow all\nstats_collection "),
+        without(
+            conf, "stats_collection ", "stats_collection allow all\nstats_collection "
+        ),
         "allow",
     ),
     (
@@ -437,11 +612,27 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
         without(fragment, "10.0.0.0/8 "),
         "it differs from what the templates and the policy give",
     ),
-    ("rendered-lines-outdated", lambda layout: layout.logformat.unlink(), "it is missing"),
-    ("answers-kept-too-long", without(fragment, "ttl=1 negative_ttl=1", ""), "sk_host keeps answers for 3600 s"),
+    (
+        "rendered-lines-outdated",
+        lambda layout: layout.logformat.unlink(),
+        "it is missing",
+    ),
+    (
+        "answers-kept-too-long",
+        without(fragment, "ttl=1 negative_ttl=1", ""),
+        "sk_host keeps answers for 3600 s",
+    ),
     ("token-not-encoded", without(fragment, "%#ssl::>sni", "%ssl::>sni"), "%ssl::>sni"),
-    ("squid-conf-incomplete", lambda layout: pages(layout).unlink(), "there is no such file"),
-    ("annotations-printed", lambda value: write(value.errors / "ERR_X", "<p>@Squid{%note}"), "an error page: *"),
+    (
+        "squid-conf-incomplete",
+        lambda layout: pages(layout).unlink(),
+        "there is no such file",
+    ),
+    (
+        "annotations-printed",
+        lambda value: write(value.errors / "ERR_X", "<p>@Squid{%note}"),
+        "an error page: *",
+    ),
     (
         "wrong-passwords-pass",
         without(part("login"), "auth_param basic key_extras", "#"),
@@ -449,21 +640,42 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
     ),
     (
         "watched-requests-logged",
-        lambda value: watch_with(value, "access_log udp://192.0.2.9:9 logformat=squidkeeper\n"),
+        lambda value: watch_with(
+            value, "access_log udp://192.0.2.9:9 logformat=squidkeeper\n"
+        ),
         "udp",
     ),
     (
         "watched-requests-logged",
-        lambda value: watch_with(value, "access_log udp://192.0.2.9:9 logformat=squidkeeper !sk_has_request\n"),
+        lambda value: watch_with(
+            value,
+            "access_log udp://192.0.2.9:9 logformat=squidkeeper !sk_has_request\n",
+        ),
         "udp",
     ),
-    ("watched-requests-logged", watch_without_ours, "squidkeeper's access_log line with "),
-    ("two-resolvers", lambda layout: add(layout, "dns_nameservers 192.0.2.1\ndns_nameservers 192.0.2.2\n"), "beside"),
+    (
+        "watched-requests-logged",
+        watch_without_ours,
+        "squidkeeper's access_log line with ",
+    ),
+    (
+        "two-resolvers",
+        lambda layout: add(
+            layout, "dns_nameservers 192.0.2.1\ndns_nameservers 192.0.2.2\n"
+        ),
+        "beside",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("code", "change", "part"), CHANGED, ids=lambda value: value if isinstance(value, str) else "")
-def test_a_changed_file_is_found(restored: Layout, code: str, change: Callable[[Layout], None], part: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "change", "part"),
+    CHANGED,
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_changed_file_is_found(
+    restored: Layout, code: str, change: Callable[[Layout], None], part: str
+) -> None:
     assert found(code, inspect(restored)) == []
     change(restored)
     details = found(code, inspect(restored))
@@ -472,55 +684,110 @@ def test_a_changed_file_is_found(restored: Layout, code: str, change: Callable[[
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("code", "change", "_"), CHANGED, ids=lambda value: value if isinstance(value, str) else "")
-def test_squid_accepts_the_changed_files(restored: Layout, code: str, change: Callable[[Layout], None], _: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "change", "_"),
+    CHANGED,
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_squid_accepts_the_changed_files(
+    restored: Layout, code: str, change: Callable[[Layout], None], _: str
+) -> None:
     change(restored)
     refused = re.findall(r"FATAL.*|Bungled.*|unrecognized.*", parse(restored.conf))
-    assert bool(refused) == (code == "squid-conf-incomplete" or not restored.logformat.exists())
+    assert bool(refused) == (
+        code == "squid-conf-incomplete" or not restored.logformat.exists()
+    )
 
 
 def test_a_log_without_urls_may_show_what_is_watched_for(layout: Layout) -> None:
-    watch_with(layout, "access_log udp://192.0.2.9:9 logformat=squidkeeper_withheld\naccess_log none\n")
+    watch_with(
+        layout,
+        "access_log udp://192.0.2.9:9 logformat=squidkeeper_withheld\naccess_log none\n",
+    )
     add(layout, "access_log udp://192.0.2.9:9 logformat=squidkeeper !sk_withheld\n")
-    edit(layout.local, "#access_log ", "access_log ")  # the lines for a collector, as documented
+    # the lines for a collector, as documented
+    edit(layout.local, "#access_log ", "access_log ")
     assert found("watched-requests-logged", inspect(layout)) == []
     assert re.findall(r"FATAL.*|Bungled.*", parse(layout.conf)) == []
 
 
-def test_the_exporters_own_request_and_lines_that_never_match_are_no_findings(layout: Layout) -> None:
-    add(layout, "http_access allow localhost !all\nproxy_protocol_access allow localhost\n")
+def test_the_exporters_own_request_and_lines_that_never_match_are_no_findings(
+    layout: Layout,
+) -> None:
     add(
-        layout, "store_miss allow !sk_injected\ndebug_options 11,5 ALL,1 11,0 23,0 29,0 33,0 55,0\nssl_bump stare all\n"
+        layout,
+        "http_access allow localhost !all\nproxy_protocol_access allow localhost\n",
+    )
+    add(
+        layout,
+        "store_miss allow !sk_injected\ndebug_options 11,5 ALL,1 11,0 23,0 29,0 33,0 55,0\nssl_bump stare all\n",
     )
     inspection = inspect(layout)
     for code in (
-        *("allowed-ahead-of-policy", "proxy-protocol-open", "certificate-errors-allowed", "tunnel-not-bumped"),
+        *(
+            "allowed-ahead-of-policy",
+            "proxy-protocol-open",
+            "certificate-errors-allowed",
+            "tunnel-not-bumped",
+        ),
         *("credentials-cached", "debugging-prints-headers", "requests-in-warnings"),
     ):
         assert found(code, inspection) == []
 
 
-def test_a_configuration_that_squid_rejects_is_found_and_its_values_are_not_shown(layout: Layout) -> None:
+def test_a_configuration_that_squid_rejects_is_found_and_its_values_are_not_shown(
+    layout: Layout,
+) -> None:
     assert found("squid-conf-rejected", inspect(layout)) == []
     add(layout, "cache_peer h3re.example parent s3cr3t\n")
-    details = " ".join(finding.detail for finding in found("squid-conf-rejected", inspect(layout)))
+    details = " ".join(
+        finding.detail for finding in found("squid-conf-rejected", inspect(layout))
+    )
     assert "cache_peer" in details
     assert "s3cr3t" not in details
 
 
-# --- The machine --------------------------------------------------------------------------------------------------
+# --- The machine ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("path", "mode", "detail"),
     [
-        ("etc/ca/signing.key", 0o644, "the CA's key: every account can read or write it (mode 0644)"),
-        ("etc/ca/signing.key", 0o660, "the CA's key: group 0 can read or write it (mode 0660)"),
-        ("etc/policy/secret", 0o604, "a secret of the policy: every account can read or write it (mode 0604)"),
-        ("run/secrets/k.value", 0o644, "a secret that was fetched: every account can read or write it (mode 0644)"),
-        ("etc/webhook.yaml", 0o644, "the URL of the webhook: every account can read or write it (mode 0644)"),
-        ("etc/policy", 0o775, "above a secret of the policy: group 0 can replace files in it (mode 0775)"),
-        ("etc/policy", 0o777, "above a secret of the policy: every account can replace files in it (mode 0777)"),
+        (
+            "etc/ca/signing.key",
+            0o644,
+            "the CA's key: every account can read or write it (mode 0644)",
+        ),
+        (
+            "etc/ca/signing.key",
+            0o660,
+            "the CA's key: group 0 can read or write it (mode 0660)",
+        ),
+        (
+            "etc/policy/secret",
+            0o604,
+            "a secret of the policy: every account can read or write it (mode 0604)",
+        ),
+        (
+            "run/secrets/k.value",
+            0o644,
+            "a secret that was fetched: every account can read or write it (mode 0644)",
+        ),
+        (
+            "etc/webhook.yaml",
+            0o644,
+            "the URL of the webhook: every account can read or write it (mode 0644)",
+        ),
+        (
+            "etc/policy",
+            0o775,
+            "above a secret of the policy: group 0 can replace files in it (mode 0775)",
+        ),
+        (
+            "etc/policy",
+            0o777,
+            "above a secret of the policy: every account can replace files in it (mode 0777)",
+        ),
     ],
 )
 @as_root
@@ -529,14 +796,19 @@ def test_a_secret_that_other_accounts_can_read_or_replace_is_found(
 ) -> None:
     assert found("secret-file-open", inspect(layout)) == []
     (layout.conf.parents[1] / path).chmod(mode)
-    assert found("secret-file-open", inspect(layout)) == [Found(detail, str(layout.conf.parents[1] / path))]
+    assert found("secret-file-open", inspect(layout)) == [
+        Found(detail, str(layout.conf.parents[1] / path))
+    ]
 
 
 @as_root
 def test_a_secret_of_another_account_is_found(layout: Layout) -> None:
     shutil.chown(layout.signing_key, 12345)
     [finding] = found("secret-file-open", inspect(layout))
-    assert finding.detail == "the CA's key: it belongs to user 12345, neither root nor Squid's account"
+    assert (
+        finding.detail
+        == "the CA's key: it belongs to user 12345, neither root nor Squid's account"
+    )
 
 
 @as_root
@@ -546,7 +818,9 @@ def test_what_is_fetched_alone_may_belong_to_another_account(layout: Layout) -> 
     shutil.chown(layout.policy / "token.value", 12345)
     shutil.chown(layout.policy, 12346)
     shutil.chown(layout.secrets, 61184)
-    assert [finding.detail for finding in found("secret-file-open", inspect(layout))] == [
+    assert [
+        finding.detail for finding in found("secret-file-open", inspect(layout))
+    ] == [
         "a secret of the policy: it belongs to user 12345, neither root nor Squid's account",
         "above a secret of the policy: user 12346 can replace files in it (mode 0755)",
     ]
@@ -554,14 +828,22 @@ def test_what_is_fetched_alone_may_belong_to_another_account(layout: Layout) -> 
 
 WEBHOOKS = {
     "a typing slip": ("urll: https://hooks.example/secret\n", "unknown field"),
-    "no https": ("url: http://hooks.example/secret\nformat: slack\n", "url is not one of https://HOST/PATH"),
+    "no https": (
+        "url: http://hooks.example/secret\nformat: slack\n",
+        "url is not one of https://HOST/PATH",
+    ),
     "no key": ("url: https://hooks.example/secret\n", "key_file is missing"),
-    "no authority": ("url: https://hooks.example/secret\nformat: slack\nca_file: /none.pem\n", "name a PEM file"),
+    "no authority": (
+        "url: https://hooks.example/secret\nformat: slack\nca_file: /none.pem\n",
+        "name a PEM file",
+    ),
 }
 
 
 @pytest.mark.parametrize(("text", "told"), WEBHOOKS.values(), ids=WEBHOOKS)
-def test_a_fault_of_the_webhook_is_found_before_a_question_waits(layout: Layout, text: str, told: str) -> None:
+def test_a_fault_of_the_webhook_is_found_before_a_question_waits(
+    layout: Layout, text: str, told: str
+) -> None:
     one = readable(layout)
     assert found("webhook-failing", one) == []
     layout.webhook.write_text(text)
@@ -573,10 +855,15 @@ def test_a_fault_of_the_webhook_is_found_before_a_question_waits(layout: Layout,
     assert found("webhook-failing", one) == []
 
 
-def test_what_the_webhook_meets_is_found_where_the_maintenance_process_runs(layout: Layout) -> None:
+def test_what_the_webhook_meets_is_found_where_the_maintenance_process_runs(
+    layout: Layout,
+) -> None:
     failed = MaintenanceStatus(runs=True, failures={"webhook": "status 500"})
     inspection = replace(inspect(layout), account=None)
-    [finding] = found("webhook-failing", replace(inspection, view=replace(inspection.view, maintenance=failed)))
+    [finding] = found(
+        "webhook-failing",
+        replace(inspection, view=replace(inspection.view, maintenance=failed)),
+    )
     assert finding.detail == "status 500"
 
 
@@ -586,16 +873,23 @@ def test_settings_are_read_as_squids_account_reads_them(layout: Layout) -> None:
     inspection = inspect(layout)  # pytest's folder is closed to it
     for code in ("webhook-failing", "quota-store-unusable"):
         [finding] = found(code, inspection)
-        assert finding.detail.endswith("Permission denied: Squid's account has to read it")
+        assert finding.detail.endswith(
+            "Permission denied: Squid's account has to read it"
+        )
 
 
 @pytest.mark.parametrize(
-    ("name", "code"), [("quota-store.yaml", "quota-store-unusable"), ("pull.yaml", "pull-settings-unusable")]
+    ("name", "code"),
+    [
+        ("quota-store.yaml", "quota-store-unusable"),
+        ("pull.yaml", "pull-settings-unusable"),
+    ],
 )
 def test_a_fault_of_settings_beside_the_policy_is_found(
     layout: Layout, name: str, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "account_of", lambda _: None)  # this machine may have one that pulls
+    # this machine may have one that pulls
+    monkeypatch.setattr(machine, "account_of", lambda _: None)
     one, file = readable(layout), layout.policy.parent / name
     assert found(code, one) == []
     file.write_text("adress: 127.0.0.1:6379\n")
@@ -607,16 +901,22 @@ def test_a_fault_of_settings_beside_the_policy_is_found(
 def test_a_policy_that_is_pulled_without_a_ceiling_is_found(layout: Layout) -> None:
     inspection, file = inspect(layout), layout.pull_settings
     assert found("pull-without-ceiling", inspection) == []
-    settings = "source: {git: 'https://git.example/p', branch: main}\nallowed_signers: /a\n"
+    settings = (
+        "source: {git: 'https://git.example/p', branch: main}\nallowed_signers: /a\n"
+    )
     file.write_text(settings)
-    assert found("pull-without-ceiling", inspection) == [Found("it names no ceiling", str(file))]
+    assert found("pull-without-ceiling", inspection) == [
+        Found("it names no ceiling", str(file))
+    ]
     file.write_text(f"{settings}ceiling: /c\n")
     assert found("pull-without-ceiling", inspection) == []
     file.write_text("")
     assert found("pull-without-ceiling", inspection) == []
 
 
-def test_the_store_of_quotas_is_asked_for_a_count(layout: Layout, tmp_path: Path) -> None:
+def test_the_store_of_quotas_is_asked_for_a_count(
+    layout: Layout, tmp_path: Path
+) -> None:
     one, server = readable(layout), ValkeyServer(tmp_path / "valkey")
     assert found("quota-store-unavailable", one) == []
     file = server.start().write_settings(layout.policy.parent, "local", 2, GATEWAYS[0])
@@ -631,38 +931,72 @@ def test_the_store_of_quotas_is_asked_for_a_count(layout: Layout, tmp_path: Path
     assert "refused" in away.detail
     assert [without_function.place, away.place] == [str(file)] * 2
     file.write_text("{}")
-    assert found("quota-store-unavailable", one) == []  # quota-store-unusable tells that
+    # quota-store-unusable tells that
+    assert found("quota-store-unavailable", one) == []
 
 
 @as_root
 def test_what_squids_account_cannot_read_is_found(layout: Layout) -> None:
-    places = [Path(finding.place) for finding in found("squid-cannot-read", inspect(layout))]
-    assert layout.signing_key in places  # it is root's alone here, as is pytest's folder
+    places = [
+        Path(finding.place) for finding in found("squid-cannot-read", inspect(layout))
+    ]
+    # it is root's alone here, as is pytest's folder
+    assert layout.signing_key in places
 
 
-def test_secrets_that_nothing_fetches_are_found_where_it_is_meant_to_run(layout: Layout) -> None:
+def test_secrets_that_nothing_fetches_are_found_where_it_is_meant_to_run(
+    layout: Layout,
+) -> None:
     source = "token: {command: {run: [give-token]}}, gone: {file: gone}"
     edit(layout.policy / "policy.yaml", "token: {file: secret}", source)
     codes = ("secrets-not-fetched", "secret-unavailable")
     for running, expected in ((False, codes[1:]), (True, codes)):
-        made = {check.code: cases for check, cases in examine(inspect(layout), running=running).found}
+        made = {
+            check.code: cases
+            for check, cases in examine(inspect(layout), running=running).found
+        }
         assert tuple(code for code in codes if code in made) == expected
-        assert [case.detail.count("give-token") for case in made["secret-unavailable"]] == [0]
-    (layout.secrets / "status.json").write_bytes(format_fetch_report({"token": SecretStatus("command")}, ""))
-    assert len(found("secret-unavailable", inspect(layout))) == 2  # it runs, and has not fetched it
+        assert [
+            case.detail.count("give-token") for case in made["secret-unavailable"]
+        ] == [0]
+    (layout.secrets / "status.json").write_bytes(
+        format_fetch_report({"token": SecretStatus("command")}, "")
+    )
+    # it runs, and has not fetched it
+    assert len(found("secret-unavailable", inspect(layout))) == 2
 
 
 @pytest.mark.parametrize(
     ("status", "tried"),
     [
         (FetchStatus(runs=True), False),  # it has not read the policy
-        (FetchStatus(runs=True, secrets={"a": SecretStatus("x", last_success=1.0), "b": SecretStatus("x")}), False),
-        (FetchStatus(runs=True, secrets={"a": SecretStatus("x", 1.0), "b": SecretStatus("x", failures=1)}), True),
+        (
+            FetchStatus(
+                runs=True,
+                secrets={
+                    "a": SecretStatus("x", last_success=1.0),
+                    "b": SecretStatus("x"),
+                },
+            ),
+            False,
+        ),
+        (
+            FetchStatus(
+                runs=True,
+                secrets={
+                    "a": SecretStatus("x", 1.0),
+                    "b": SecretStatus("x", failures=1),
+                },
+            ),
+            True,
+        ),
         (FetchStatus(runs=False, secrets={"a": SecretStatus("x", 1.0)}), False),
         (FetchStatus(runs=True, problem="the folder is gone"), True),
     ],
 )
-def test_an_installation_examines_once_each_secret_was_tried(status: FetchStatus, tried: bool) -> None:
+def test_an_installation_examines_once_each_secret_was_tried(
+    status: FetchStatus, tried: bool
+) -> None:
     assert status.has_tried is tried
 
 
@@ -670,8 +1004,12 @@ def test_a_clock_that_is_behind_is_found(tmp_path: Path) -> None:
     layout = install(tmp_path / "now")
     assert found("clock-off", inspect(layout)) == []
     os.utime(layout.access_log, (time.time() + 3600,) * 2)
-    assert [place.place for place in found("clock-off", inspect(layout))] == [str(layout.access_log)]
-    tomorrow = install(tmp_path / "tomorrow", make_ca(datetime.now(UTC) + timedelta(days=3)))
+    assert [place.place for place in found("clock-off", inspect(layout))] == [
+        str(layout.access_log)
+    ]
+    tomorrow = install(
+        tmp_path / "tomorrow", make_ca(datetime.now(UTC) + timedelta(days=3))
+    )
     [finding] = found("clock-off", inspect(tomorrow))
     assert finding.detail.startswith("the CA begins at ")
 
@@ -679,12 +1017,36 @@ def test_a_clock_that_is_behind_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rule", "code", "part"),
     [
-        ("daily\n rotate 14\n copytruncate\n", "logrotate-loses-records", "copytruncate"),
-        ("daily\n rotate 14\n", "logrotate-loses-records", "does not run `squid -k rotate`"),
-        ("rotate 0\n postrotate\n squid -k rotate\n endscript\n", "logrotate-loses-records", "rotate 0"),
-        ("daily\n postrotate\n squid -k rotate\n endscript\n", "logrotate-keeps-few-days", "4 days of records"),
-        ("postrotate\n squid -k rotate\n endscript\n", "", ""),  # as logrotate.conf says
-        ("daily\n rotate 2\n postrotate\n squid -k rotate\n", "logrotate-keeps-few-days", "2 days of records"),
+        (
+            "daily\n rotate 14\n copytruncate\n",
+            "logrotate-loses-records",
+            "copytruncate",
+        ),
+        (
+            "daily\n rotate 14\n",
+            "logrotate-loses-records",
+            "does not run `squid -k rotate`",
+        ),
+        (
+            "rotate 0\n postrotate\n squid -k rotate\n endscript\n",
+            "logrotate-loses-records",
+            "rotate 0",
+        ),
+        (
+            "daily\n postrotate\n squid -k rotate\n endscript\n",
+            "logrotate-keeps-few-days",
+            "4 days of records",
+        ),
+        (
+            "postrotate\n squid -k rotate\n endscript\n",
+            "",
+            "",
+        ),  # as logrotate.conf says
+        (
+            "daily\n rotate 2\n postrotate\n squid -k rotate\n",
+            "logrotate-keeps-few-days",
+            "2 days of records",
+        ),
         ("daily\n rotate 30\n postrotate\n squid -k rotate\n", "", ""),
         ("weekly\n rotate -1\n postrotate\n squid -k rotate\n", "", ""),
     ],
@@ -694,25 +1056,34 @@ def test_a_rule_of_logrotate_that_loses_the_audit_is_found(
 ) -> None:
     rules = tmp_path / "logrotate.d"
     rules.mkdir()
-    (tmp_path / "logrotate.conf").write_text("monthly\nweekly\nrotate 4\ninclude /etc/logrotate.d\nrotate 1\n")
+    (tmp_path / "logrotate.conf").write_text(
+        "monthly\nweekly\nrotate 4\ninclude /etc/logrotate.d\nrotate 1\n"
+    )
     (rules / "squid").write_text(
         f"# squid\n\n{layout.access_log.parent}/*.log {{\n {rule}}}\n/other {{\n rotate 0\n}}\n"
     )
     inspection = replace(inspect(layout), logrotate=rules)
-    both = {code: found(code, inspection) for code in ("logrotate-loses-records", "logrotate-keeps-few-days")}
+    both = {
+        code: found(code, inspection)
+        for code in ("logrotate-loses-records", "logrotate-keeps-few-days")
+    }
     assert [name for name, cases in both.items() if cases] == ([code] if code else [])
     for case in both.get(code, []):
         assert part in case.detail
         assert case.place == f"{rules}/squid:3"
 
 
-def test_a_rule_that_logrotate_ignores_loses_nothing(layout: Layout, tmp_path: Path) -> None:
+def test_a_rule_that_logrotate_ignores_loses_nothing(
+    layout: Layout, tmp_path: Path
+) -> None:
     rules = tmp_path / "logrotate.d"
     rules.mkdir()
     ours = (Path(__file__).parents[2] / "squid/logrotate").read_text()
     ours = ours.replace("/var/log/squid", str(layout.access_log.parent))
     (rules / "00-squidkeeper").write_text(ours)
-    (rules / "squid").write_text(f"{layout.access_log.parent}/*.log {{\n rotate 0\n copytruncate\n}}\n")
+    (rules / "squid").write_text(
+        f"{layout.access_log.parent}/*.log {{\n rotate 0\n copytruncate\n}}\n"
+    )
     inspection = replace(inspect(layout), logrotate=rules)
     codes = ("logrotate-loses-records", "logrotate-keeps-few-days")
     assert [found(code, inspection) for code in codes] == [[], []]
@@ -720,26 +1091,48 @@ def test_a_rule_that_logrotate_ignores_loses_nothing(layout: Layout, tmp_path: P
     assert [len(found(code, inspection)) for code in codes] == [2, 0]
 
 
-def test_an_open_proxy_is_found(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "reached_at", lambda listen: ["198.51.100.7"] if listen == LISTEN else [])
+def test_an_open_proxy_is_found(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        machine,
+        "reached_at",
+        lambda listen: ["198.51.100.7"] if listen == LISTEN else [],
+    )
     assert found("open-proxy", inspect(layout)) == []
     edit(layout.policy / "policy.yaml", "action: allow, clients: [vm]", "action: allow")
     [one] = found("open-proxy", inspect(layout))
-    assert one.detail.startswith(f"it listens on {LISTEN}, reached at 198.51.100.7; rule 'api' allows any client")
+    assert one.detail.startswith(
+        f"it listens on {LISTEN}, reached at 198.51.100.7; rule 'api' allows any client"
+    )
 
 
 def test_ports_for_clients_without_proxy_settings_can_be_an_open_proxy(
     transparent: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "reached_at", lambda listen: ["198.51.100.7"] if listen == "127.0.0.9:443" else [])
+    monkeypatch.setattr(
+        machine,
+        "reached_at",
+        lambda listen: ["198.51.100.7"] if listen == "127.0.0.9:443" else [],
+    )
     assert found("open-proxy", inspect(transparent)) == []
-    edit(transparent.policy / "policy.yaml", "action: allow, clients: [vm]", "action: allow")
+    edit(
+        transparent.policy / "policy.yaml",
+        "action: allow, clients: [vm]",
+        "action: allow",
+    )
     [one] = found("open-proxy", inspect(transparent))
-    assert one.detail.startswith("it listens on 127.0.0.9:443, reached at 198.51.100.7; rule 'api' allows any")
+    assert one.detail.startswith(
+        "it listens on 127.0.0.9:443, reached at 198.51.100.7; rule 'api' allows any"
+    )
 
 
-def test_a_port_for_load_balancers_alone_is_no_open_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--behind` without `--listen`, as squid/FLEET.md installs it, listens on every address."""
+def test_a_port_for_load_balancers_alone_is_no_open_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--behind` without `--listen`, as squid/FLEET.md installs it, listens on every
+    address.
+    """
     monkeypatch.setattr(machine, "reached_at", lambda _: ["198.51.100.7"])
     layout = install(tmp_path, behind=("192.0.2.1",))
     edit(layout.policy / "policy.yaml", "action: allow, clients: [vm]", "action: allow")
@@ -756,15 +1149,26 @@ def test_each_helper_answers_and_one_that_does_not_is_found(
     assert [*layout.state.iterdir()] == [layout.own_addresses]  # it has counted nothing
     silent = tmp_path / "silent/squidkeeper"
     silent.parent.mkdir()
-    silent.write_text("#!/bin/sh\necho $OF_ROOT\nexit 3\n")  # what it is told would be its answer
+    # what it is told would be its answer
+    silent.write_text("#!/bin/sh\necho $OF_ROOT\nexit 3\n")
     monkeypatch.setenv("OF_ROOT", "s3cr3t")
     silent.chmod(0o755)
     edit(
-        part("credentials")(layout), f"{layout.program} credential --concurrency", f"{silent} credential --concurrency"
+        part("credentials")(layout),
+        f"{layout.program} credential --concurrency",
+        f"{silent} credential --concurrency",
     )
-    edit(part("rewrites")(layout), f"{layout.program} rewrite", "/nowhere/squidkeeper rewrite")
+    edit(
+        part("rewrites")(layout),
+        f"{layout.program} rewrite",
+        "/nowhere/squidkeeper rewrite",
+    )
     changed = inspect(layout)
-    lines = [line for line in changed.conf.lines if "silent/" in line.text or "nowhere/" in line.text]
+    lines = [
+        line
+        for line in changed.conf.lines
+        if "silent/" in line.text or "nowhere/" in line.text
+    ]
     one = replace(changed, conf=SquidConf(lines), account=one.account)
     details = [case.detail for case in found("helper-silent", one)]
     assert details == [
@@ -773,7 +1177,9 @@ def test_each_helper_answers_and_one_that_does_not_is_found(
     ]
 
 
-def test_a_helper_that_hangs_is_found(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_helper_that_hangs_is_found(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(machine, "_ANSWER_SECONDS", 0.2)
     hanging = tmp_path / "squidkeeper"
     hanging.write_text("#!/bin/sh\nexec sleep 60\n")
@@ -781,7 +1187,9 @@ def test_a_helper_that_hangs_is_found(layout: Layout, tmp_path: Path, monkeypatc
     for path in (layout.conf, layout.fragment):
         edit(path, f"{layout.program}", f"{hanging}")
     inspection = replace(inspect(layout), account=None)
-    assert {case.detail.rpartition(": ")[2] for case in found("helper-silent", inspection)} == {"no answer within 0 s"}
+    assert {
+        case.detail.rpartition(": ")[2] for case in found("helper-silent", inspection)
+    } == {"no answer within 0 s"}
 
 
 @pytest.mark.parametrize("ends", [True, False])
@@ -795,21 +1203,34 @@ def test_doctor_stops_a_helper_and_sees_whether_the_exporter_ends_it(
     watchdog = StoppedWatchdog(layout.state, every_seconds=0.05)
     if ends:
         watchdog.start()
-    cases = [case.detail.rpartition(": ")[2] for case in found("stopped-helper-stays", inspection)]
-    assert cases == ([] if ends else ["nothing ended a process that was stopped for 0 s"])
+    cases = [
+        case.detail.rpartition(": ")[2]
+        for case in found("stopped-helper-stays", inspection)
+    ]
+    assert cases == (
+        [] if ends else ["nothing ended a process that was stopped for 0 s"]
+    )
     assert [*layout.state.iterdir()] == [layout.own_addresses]  # it has counted nothing
 
 
 @as_root
-def test_a_squid_with_too_few_descriptors_is_found(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process of the name stands in for Squid's master; its child has the limit of 256."""
+def test_a_squid_with_too_few_descriptors_is_found(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process of the name stands in for Squid's master; its child has the limit of
+    256.
+    """
     program = layout.run / "squid"
     shutil.copy("/bin/sh", program)
     kid = f'ulimit -n 256; exec {program} -c "read x"'
-    with subprocess.Popen([program, "-c", f"({kid}); read y"], stdin=subprocess.PIPE, cwd="/") as master:
+    with subprocess.Popen(
+        [program, "-c", f"({kid}); read y"], stdin=subprocess.PIPE, cwd="/"
+    ) as master:
         try:
             monkeypatch.setattr(InstalledSquid, "pid", lambda _: master.pid)
-            wait_for(lambda: found("few-descriptors-granted", inspect(layout)), "the child")
+            wait_for(
+                lambda: found("few-descriptors-granted", inspect(layout)), "the child"
+            )
             [finding] = found("few-descriptors-granted", inspect(layout))
         finally:
             master.kill()
@@ -823,17 +1244,27 @@ def test_a_client_that_can_have_nearly_all_connections_is_found(
     assert found("client-fills-descriptors", inspect(layout)) == []
     add(layout, "client_ip_max_connections 8000\n")
     [squid] = found("client-fills-descriptors", inspect(layout))
-    assert squid.detail == "client_ip_max_connections is 8000, and a worker has 16384 descriptors"
+    assert (
+        squid.detail
+        == "client_ip_max_connections is 8000, and a worker has 16384 descriptors"
+    )
     add(layout, "client_ip_max_connections 2048\n")
-    layout.haproxy.write_text("tcp-request connection reject if { sc0_conn_cur gt 2048 }\n")
+    layout.haproxy.write_text(
+        "tcp-request connection reject if { sc0_conn_cur gt 2048 }\n"
+    )
     with subprocess.Popen(["sh", "-c", "ulimit -n 20000; exec sleep 60"]) as haproxy:
         try:
             monkeypatch.setattr(InstalledService, "pid", lambda _: haproxy.pid)
-            wait_for(lambda: found("client-fills-descriptors", inspect(layout)), "the limit")
+            wait_for(
+                lambda: found("client-fills-descriptors", inspect(layout)), "the limit"
+            )
             [few] = found("client-fills-descriptors", inspect(layout))
         finally:
             haproxy.kill()
-    assert few.detail == "HAProxy lets a client have 2048 connections, and has 20000 descriptors"
+    assert (
+        few.detail
+        == "HAProxy lets a client have 2048 connections, and has 20000 descriptors"
+    )
 
 
 def test_a_service_that_does_not_run_is_found(layout: Layout) -> None:
@@ -849,14 +1280,18 @@ def test_a_service_that_does_not_run_is_found(layout: Layout) -> None:
 
 
 @as_root
-def test_a_service_that_is_stopped_does_not_work(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_is_stopped_does_not_work(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     unit = layout.service("tls").unit
     unit.write_text("[Service]\n")
     with subprocess.Popen(["sleep", "60"]) as process:
         monkeypatch.setattr(InstalledService, "pid", lambda _: process.pid)
         assert found("service-not-running", inspect(layout)) == []
         process.send_signal(signal.SIGSTOP)
-        wait_for(lambda: found("service-not-running", inspect(layout)), "it to be found")
+        wait_for(
+            lambda: found("service-not-running", inspect(layout)), "it to be found"
+        )
         process.kill()
 
 
@@ -864,7 +1299,9 @@ def test_an_exporter_that_does_not_answer_load_balancers_is_found(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unit = layout.service("exporter").unit
-    unit.write_text("[Service]\nExecStart=/x exporter --health-listen [::]:9130 --health-from 192.0.2.1\n")
+    unit.write_text(
+        "[Service]\nExecStart=/x exporter --health-listen [::]:9130 --health-from 192.0.2.1\n"
+    )
     layout.service("exporter").applied.write_text("127.0.0.1:9129 0123456789abcdef\n")
     monkeypatch.setattr(InstalledService, "works", lambda _: True)
     detail = "squidkeeper-exporter does not answer load balancers on [::]:9130"
@@ -893,33 +1330,55 @@ def test_processes_that_do_not_inspect_bodies_are_found_where_squid_asks_them(
     assert found("bodies-down", inspect(layout))[0] == Found(missing, str(first))
     first.touch()
     second.touch()
-    silent = [f"squidkeeper-bodies-{number} does not listen on {layout.bodies}" for number in (1, 2)]
+    silent = [
+        f"squidkeeper-bodies-{number} does not listen on {layout.bodies}"
+        for number in (1, 2)
+    ]
     assert [one.detail for one in found("bodies-down", inspect(layout))] == silent
     assert found("bodies-unanswered", inspect(layout)) == []
-    monkeypatch.setattr(InstalledService, "works", lambda service: service.name == "bodies-2")
+    monkeypatch.setattr(
+        InstalledService, "works", lambda service: service.name == "bodies-2"
+    )
     assert found("bodies-down", inspect(layout)) == []
     assert found("service-not-running", inspect(layout)) == []
     (layout.parts / "bodies.conf").unlink()
-    assert [found(code, inspect(layout)) for code in BODY_CODES] == [[]] * len(BODY_CODES)
+    assert [found(code, inspect(layout)) for code in BODY_CODES] == [[]] * len(
+        BODY_CODES
+    )
 
 
 @pytest.mark.parametrize(
     ("pid", "works", "why"),
     [
         (1, "bodies-2", ["squidkeeper-bodies-1 does not answer"]),
-        (None, "", [f"squidkeeper-bodies-{number} does not run, or nothing starts it again" for number in (1, 2)]),
+        (
+            None,
+            "",
+            [
+                f"squidkeeper-bodies-{number} does not run, or nothing starts it again"
+                for number in (1, 2)
+            ],
+        ),
     ],
 )
 def test_one_process_that_inspects_bodies_and_does_not_work_is_a_warning_while_the_other_answers(
-    layout: Layout, monkeypatch: pytest.MonkeyPatch, pid: int | None, works: str, why: list[str]
+    layout: Layout,
+    monkeypatch: pytest.MonkeyPatch,
+    pid: int | None,
+    works: str,
+    why: list[str],
 ) -> None:
     answers = cycle(["does not answer", ""])
     monkeypatch.setattr(bodies, "options_problem", lambda _: next(answers))
     monkeypatch.setattr(InstalledService, "pid", lambda _: pid)
-    monkeypatch.setattr(InstalledService, "works", lambda service: service.name == works)
+    monkeypatch.setattr(
+        InstalledService, "works", lambda service: service.name == works
+    )
     inspection = inspect(layout)
     assert [one.detail for one in found("bodies-half-down", inspection)] == why
-    assert [found(code, inspection) for code in ("bodies-down", "bodies-unanswered")] == [[], []]
+    assert [
+        found(code, inspection) for code in ("bodies-down", "bodies-unanswered")
+    ] == [[], []]
     monkeypatch.setattr(bodies, "options_problem", lambda _: "does not answer")
     assert found("bodies-half-down", inspection) == []
     assert found("bodies-unanswered" if works else "bodies-down", inspection)
@@ -933,9 +1392,18 @@ OPTIONS = b"ICAP/1.0 200 OK\r\nPreview: 65535\r\nTransfer-Preview: *\r\n\r\n"
     ("answer", "problem"),
     [
         (OPTIONS, ""),
-        (OPTIONS.replace(b"65535", b"65536"), "does not answer as `squidkeeper bodies` does"),
-        (OPTIONS.replace(b"Transfer-Preview: *\r\n", b""), "does not answer as `squidkeeper bodies` does"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not answer as `squidkeeper bodies` does"),
+        (
+            OPTIONS.replace(b"65535", b"65536"),
+            "does not answer as `squidkeeper bodies` does",
+        ),
+        (
+            OPTIONS.replace(b"Transfer-Preview: *\r\n", b""),
+            "does not answer as `squidkeeper bodies` does",
+        ),
+        (
+            b"HTTP/1.1 400 Bad Request\r\n\r\n",
+            "does not answer as `squidkeeper bodies` does",
+        ),
         (b"", "does not answer as `squidkeeper bodies` does"),
     ],
 )
@@ -947,7 +1415,9 @@ def test_what_answers_squid_as_it_should_not_is_found(
         monkeypatch.setattr(Layout, "bodies", address)
         monkeypatch.setattr(InstalledService, "works", lambda _: True)
         with answering(server, answer):
-            details = [one.detail for one in found("bodies-unanswered", inspect(layout))]
+            details = [
+                one.detail for one in found("bodies-unanswered", inspect(layout))
+            ]
         assert [problem in detail for detail in details] == ([True] if problem else [])
         [foreign] = found("bodies-foreign", inspect(layout))
         assert foreign.detail.startswith(f"process {os.getpid()} (")
@@ -972,7 +1442,7 @@ def answering(server: socket.socket, answer: bytes) -> Iterator[None]:
     thread.join()
 
 
-# --- Clients without proxy settings -------------------------------------------------------------------------------
+# --- Clients without proxy settings ---------------------------------------------------
 
 
 @pytest.fixture
@@ -980,20 +1450,35 @@ def transparent(tmp_path: Path) -> Layout:
     return install(tmp_path, transparent=("127.0.0.9", "2001:db8::9"))
 
 
-def test_ports_for_clients_without_proxy_settings_are_as_installed(transparent: Layout) -> None:
+def test_ports_for_clients_without_proxy_settings_are_as_installed(
+    transparent: Layout,
+) -> None:
     seen = inspect(transparent)
     assert seen.listens == (LISTEN,)
-    codes = ("tunnel-not-bumped", "proxy-protocol-open", "proxy-header-from-nobody", *TRANSPARENT_CODES)
+    codes = (
+        "tunnel-not-bumped",
+        "proxy-protocol-open",
+        "proxy-header-from-nobody",
+        *TRANSPARENT_CODES,
+    )
     assert [found(code, seen) for code in codes] == [[]] * len(codes)
 
 
-TRANSPARENT_CODES = ("transparent-port-taken", "transparent-lines-missing", "transparent-asks-others")
+TRANSPARENT_CODES = (
+    "transparent-port-taken",
+    "transparent-lines-missing",
+    "transparent-asks-others",
+)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "missing"),
     [
-        (" accel vhost allow-direct", "", "http_port 127.{}:13080 require-proxy-header accel vhost allow-direct"),
+        (
+            " accel vhost allow-direct",
+            "",
+            "http_port 127.{}:13080 require-proxy-header accel vhost allow-direct",
+        ),
         (
             "name=sk_transparent_tls require-proxy-header",
             "name=sk_transparent_tls",
@@ -1011,13 +1496,24 @@ def test_lines_for_clients_without_proxy_settings_that_were_edited_are_found(
 ) -> None:
     edit(transparent.conf, old, new)
     [one] = found("transparent-lines-missing", inspect(transparent))
-    assert one == Found(missing.format(transparent.resolver.removeprefix("127.")), str(transparent.conf))
+    assert one == Found(
+        missing.format(transparent.resolver.removeprefix("127.")), str(transparent.conf)
+    )
 
 
 @pytest.mark.parametrize(
-    "line", ["forward-zone:", "  stub-zone:", "auth-zone:", 'include: "/etc/unbound/x.conf"', "rpz:"]
+    "line",
+    [
+        "forward-zone:",
+        "  stub-zone:",
+        "auth-zone:",
+        'include: "/etc/unbound/x.conf"',
+        "rpz:",
+    ],
 )
-def test_a_resolver_of_clients_that_can_ask_others_is_found(transparent: Layout, line: str) -> None:
+def test_a_resolver_of_clients_that_can_ask_others_is_found(
+    transparent: Layout, line: str
+) -> None:
     with transparent.dns.open("a") as file:
         file.write(f"{line}\n")
     number = len(transparent.dns.read_text().splitlines())
@@ -1029,7 +1525,9 @@ def test_a_resolver_of_clients_that_can_ask_others_is_found(transparent: Layout,
 def test_another_program_on_a_port_of_clients_without_proxy_settings_is_found(
     transparent: Layout, monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
-    with socket.socket(type=socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM) as server:
+    with socket.socket(
+        type=socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
+    ) as server:
         server.bind(("127.0.0.9", 0))
         if protocol == "tcp":
             server.listen()
@@ -1042,7 +1540,7 @@ def test_another_program_on_a_port_of_clients_without_proxy_settings_is_found(
         assert found("transparent-port-taken", inspect(transparent)) == []
 
 
-# --- The whole ----------------------------------------------------------------------------------------------------
+# --- The whole ------------------------------------------------------------------------
 
 
 def test_each_check_has_a_planted_fault() -> None:
@@ -1053,8 +1551,13 @@ def test_each_check_has_a_planted_fault() -> None:
 def test_each_code_is_there_once_and_each_remedy_can_be_written(layout: Layout) -> None:
     codes = [check.code for check in ALL_CHECKS]
     assert len(set(codes)) == len(codes)
-    diagnosis = replace(examine(inspect(layout), running=False), found=tuple((check, ()) for check in ALL_CHECKS))
-    assert "{" not in as_text(diagnosis).replace("%'{KEY}note", "").replace("%#{Proxy", "")
+    diagnosis = replace(
+        examine(inspect(layout), running=False),
+        found=tuple((check, ()) for check in ALL_CHECKS),
+    )
+    assert "{" not in as_text(diagnosis).replace("%'{KEY}note", "").replace(
+        "%#{Proxy", ""
+    )
 
 
 def test_the_conditions_of_the_exporter_are_checks_too() -> None:
@@ -1071,7 +1574,11 @@ def test_the_conditions_of_the_exporter_are_checks_too() -> None:
 def test_a_crash_that_is_over_does_not_keep_a_gateway_drained(layout: Layout) -> None:
     note_crash(layout.state, time.time() - 3600, "it was killed", 1)
     diagnosis = examine(inspect(layout), running=False)
-    [(check, cases)] = [(check, cases) for check, cases in diagnosis.found if check.code == "squid-crashed"]
+    [(check, cases)] = [
+        (check, cases)
+        for check, cases in diagnosis.found
+        if check.code == "squid-crashed"
+    ]
     assert cases
     assert check.severity is Severity.WARNING
 
@@ -1079,7 +1586,9 @@ def test_a_crash_that_is_over_does_not_keep_a_gateway_drained(layout: Layout) ->
 def test_the_document_has_every_check() -> None:
     text = (REPOSITORY / "squid/DOCTOR.md").read_text()
     rows = re.findall(r"^\| `([a-z-]+)` \| (\w+) \| (.*?) \|", text, re.MULTILINE)
-    assert sorted(rows) == sorted((check.code, check.severity.value, check.summary) for check in CHECKS)
+    assert sorted(rows) == sorted(
+        (check.code, check.severity.value, check.summary) for check in CHECKS
+    )
 
 
 def doctor(*arguments: str | Path) -> tuple[int, str]:
@@ -1088,7 +1597,10 @@ def doctor(*arguments: str | Path) -> tuple[int, str]:
 
 
 def test_the_worst_is_first_and_no_secret_is_shown(layout: Layout) -> None:
-    add(layout, "half_closed_clients on\ncache_peer 192.0.2.9 parent 3128 0 login=u:s3cr3t-of-this-test\n")
+    add(
+        layout,
+        "half_closed_clients on\ncache_peer 192.0.2.9 parent 3128 0 login=u:s3cr3t-of-this-test\n",
+    )
     status, text = doctor("--root", layout.conf.parents[1])
     assert status == 1
     assert text.index("(private-addresses-open)") < text.index("(half-closed-clients)")
@@ -1108,34 +1620,54 @@ def test_the_worst_is_first_and_no_secret_is_shown(layout: Layout) -> None:
     assert "s3cr3t" not in text
 
 
-def test_an_installed_gateway_has_few_directives_and_doctor_counts_them(layout: Layout) -> None:
-    whole = json.loads(doctor("--root", layout.conf.parents[1], "--json")[1])["directives"]
-    policy = build_sources(read_sources(REPOSITORY / "policy")).policy  # which a new gateway has
+def test_an_installed_gateway_has_few_directives_and_doctor_counts_them(
+    layout: Layout,
+) -> None:
+    whole = json.loads(doctor("--root", layout.conf.parents[1], "--json")[1])[
+        "directives"
+    ]
+    policy = build_sources(
+        read_sources(REPOSITORY / "policy")
+    ).policy  # which a new gateway has
     shutil.rmtree(layout.parts)
     layout.parts.mkdir()
     values = Values(keys=needed_keys(policy))
     put_rendered(rendered_files(layout, read_templates(layout), values, ACCOUNT))
-    counts = json.loads(doctor("--root", layout.conf.parents[1], "--json")[1])["directives"]
+    counts = json.loads(doctor("--root", layout.conf.parents[1], "--json")[1])[
+        "directives"
+    ]
     assert sum(counts.values()) <= 350
     assert counts["parts"] < whole["parts"]
-    numbers = f"{sum(counts.values())} directives: " + ", ".join(f"{count} in {file}" for file, count in counts.items())
+    numbers = f"{sum(counts.values())} directives: " + ", ".join(
+        f"{count} in {file}" for file, count in counts.items()
+    )
     assert f"({numbers})" in doctor("--root", layout.conf.parents[1])[1]
 
 
-def test_what_to_do_is_written_for_the_gateway_that_was_examined(layout: Layout) -> None:
+def test_what_to_do_is_written_for_the_gateway_that_was_examined(
+    layout: Layout,
+) -> None:
     assert drain(layout.run)
     text = doctor("--root", layout.conf.parents[1])[1]
-    assert f"    fix: `{layout.program} drain --cancel` lets clients come again.\n" in text
+    assert (
+        f"    fix: `{layout.program} drain --cancel` lets clients come again.\n" in text
+    )
 
 
 @pytest.mark.parametrize(
     ("severity", "outcome"),
-    [(Severity.INFO, (False, False)), (Severity.WARNING, (False, True)), (Severity.CRITICAL, (True, True))],
+    [
+        (Severity.INFO, (False, False)),
+        (Severity.WARNING, (False, True)),
+        (Severity.CRITICAL, (True, True)),
+    ],
 )
 def test_a_warning_fails_in_strict_mode_alone_and_no_remark_and_nothing_that_is_accepted_does(
     restored: Layout, severity: Severity, outcome: tuple[bool, bool]
 ) -> None:
-    found = tuple((check, (Found("x"),)) for check in CHECKS if check.severity is severity)
+    found = tuple(
+        (check, (Found("x"),)) for check in CHECKS if check.severity is severity
+    )
     one = replace(examine(inspect(restored), running=False), found=found)
     assert found
     assert (one.failed(), one.failed(strict=True)) == outcome
@@ -1153,7 +1685,9 @@ def test_an_accepted_finding_is_shown_last_with_its_reason(layout: Layout) -> No
     assert ", 1 accepted: " in text
     findings = {
         finding["code"]: finding["accepted"]
-        for finding in json.loads(doctor("--root", layout.conf.parents[1], "--json")[1])["findings"]
+        for finding in json.loads(
+            doctor("--root", layout.conf.parents[1], "--json")[1]
+        )["findings"]
     }
     assert findings["credentials-cached"] == "this gateway has no cache"
     assert findings["half-closed-clients"] is None
@@ -1164,18 +1698,24 @@ def test_an_accepted_finding_is_shown_last_with_its_reason(layout: Layout) -> No
     [
         ("half-closed-client: why\n", "half-closed-client is no code of a finding"),
         ("half-closed-clients:\n", "expected lines of CODE: REASON"),
-        ("half-closed-clients: ' '\n", "half-closed-clients has no reason: write why it is accepted"),
+        (
+            "half-closed-clients: ' '\n",
+            "half-closed-clients has no reason: write why it is accepted",
+        ),
         ("- half-closed-clients\n", "expected lines of CODE: REASON"),
         ("{", "expected lines of CODE: REASON"),
         ("# none\n", ""),
     ],
 )
-def test_a_file_of_accepted_findings_with_a_fault_accepts_nothing(restored: Layout, text: str, detail: str) -> None:
+def test_a_file_of_accepted_findings_with_a_fault_accepts_nothing(
+    restored: Layout, text: str, detail: str
+) -> None:
     add(restored, "half_closed_clients on\n")
     restored.accepted.write_text(text)
-    assert [case.detail.endswith(detail) for case in found("accepted-unusable", inspect(restored))] == [True] * bool(
-        detail
-    )
+    assert [
+        case.detail.endswith(detail)
+        for case in found("accepted-unusable", inspect(restored))
+    ] == [True] * bool(detail)
     assert "    accepted: " not in as_text(examine(inspect(restored), running=False))
 
 
@@ -1188,15 +1728,23 @@ def open_folder() -> Iterator[Path]:
 
 
 @as_root
-def test_pull_yaml_is_read_with_the_groups_of_the_unit(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The unit has Squid's group, and the account's own; `mail` stands in for the account."""
+def test_pull_yaml_is_read_with_the_groups_of_the_unit(
+    open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unit has Squid's group, and the account's own; `mail` stands in for the
+    account.
+    """
     monkeypatch.setattr(machine, "ACCOUNTS", {"pull": "mail"})
     layout, squid = install(open_folder / "gateway"), squid_account()
     assert squid is not None
     inspection, file = replace(inspect(layout), account=squid), layout.pull_settings
-    file.write_text("source: {git: 'https://git.example/p', branch: main}\nallowed_signers: /a\n")
+    file.write_text(
+        "source: {git: 'https://git.example/p', branch: main}\nallowed_signers: /a\n"
+    )
     file.chmod(0o640)
-    assert found("pull-settings-unusable", inspection) == [Found(f"{file}: Permission denied", str(file))]
+    assert found("pull-settings-unusable", inspection) == [
+        Found(f"{file}: Permission denied", str(file))
+    ]
     for group in (squid.group, "mail"):
         shutil.chown(file, 0, group)
         assert found("pull-settings-unusable", inspection) == []
@@ -1204,7 +1752,10 @@ def test_pull_yaml_is_read_with_the_groups_of_the_unit(open_folder: Path, monkey
 
 @pytest.mark.parametrize(
     ("fault", "told"),
-    [(PermissionError("refused"), "refused"), (KeyError("s3cr3t"), "KeyError, a fault of squidkeeper's")],
+    [
+        (PermissionError("refused"), "refused"),
+        (KeyError("s3cr3t"), "KeyError, a fault of squidkeeper's"),
+    ],
 )
 def test_a_check_that_fails_is_a_finding_and_an_unforeseen_fault_shows_its_kind_alone(
     restored: Layout, monkeypatch: pytest.MonkeyPatch, fault: Exception, told: str
@@ -1215,9 +1766,16 @@ def test_a_check_that_fails_is_a_finding_and_an_unforeseen_fault_shows_its_kind_
     assert "s3cr3t" not in text
 
 
-def test_no_line_ends_the_examination(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Squid splits at ASCII's spaces alone: a line of U+00A0 has a name, which Squid does not know."""
-    add(layout, "acl\nacl x\nacl x note\nmax_filedescriptors \u00b2\n\u00a0\nhttp_port none\nrequest_header_access\n")
+def test_no_line_ends_the_examination(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Squid splits at ASCII's spaces alone: a line of U+00A0 has a name, which Squid
+    does not know.
+    """
+    add(
+        layout,
+        "acl\nacl x\nacl x note\nmax_filedescriptors \u00b2\n\u00a0\nhttp_port none\nrequest_header_access\n",
+    )
     monkeypatch.setattr(InstalledSquid, "pid", lambda _: os.getpid())
     diagnosis = examine(inspect(layout))
     assert "few-descriptors" in {check.code for check, _ in diagnosis.found}
@@ -1228,52 +1786,92 @@ def test_no_line_ends_the_examination(layout: Layout, monkeypatch: pytest.Monkey
 def test_behind_haproxy_squid_is_asked_at_haproxys_port(layout: Layout) -> None:
     layout.haproxy.write_text("# As given: --listen 127.0.0.9:3129\n")
     inspection = inspect(layout)
-    assert (inspection.view.squid_address, inspection.listens) == ("127.0.0.9:3129", ("127.0.0.9:3129",))
+    assert (inspection.view.squid_address, inspection.listens) == (
+        "127.0.0.9:3129",
+        ("127.0.0.9:3129",),
+    )
 
 
 def test_without_a_gateway_the_status_is_2(layout: Layout, tmp_path: Path) -> None:
     advice = "name the gateway by --root DIR\n"  # these tests run as root
     other = Layout.of(tmp_path / "other")
     neither = f"squidkeeper is not installed: there is neither {other.fragment} nor {other.program}"
-    assert doctor("--root", tmp_path / "other") == (2, f"squidkeeper doctor: {neither}: {advice}")
+    assert doctor("--root", tmp_path / "other") == (
+        2,
+        f"squidkeeper doctor: {neither}: {advice}",
+    )
     layout.conf.unlink()
     missing = f"{layout.conf} cannot be read (No such file or directory)"
     assert doctor("--root", tmp_path) == (2, f"squidkeeper doctor: {missing}: {advice}")
 
 
-def test_the_file_that_cannot_be_read_is_named(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_that_cannot_be_read_is_named(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unreadable(folder: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(folder))
 
-    monkeypatch.setattr("squidkeeper.operate.doctor.inspection.read_sources", unreadable)
+    monkeypatch.setattr(
+        "squidkeeper.operate.doctor.inspection.read_sources", unreadable
+    )
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     said = f"{layout.policy} cannot be read (Permission denied): name the gateway by --root DIR, or run this as root\n"
-    assert doctor("--root", layout.conf.parents[1]) == (2, f"squidkeeper doctor: {said}")
+    assert doctor("--root", layout.conf.parents[1]) == (
+        2,
+        f"squidkeeper doctor: {said}",
+    )
 
 
-def test_what_only_root_can_check_is_named(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_only_root_can_check_is_named(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     seen = inspect(layout)
-    seen.conf.problems.append(Problem("squid.conf:1", "includes x, which cannot be read (Permission denied)", True))
+    seen.conf.problems.append(
+        Problem(
+            "squid.conf:1", "includes x, which cannot be read (Permission denied)", True
+        )
+    )
     assert found("squid-conf-incomplete", seen) == []
     text = as_text(examine(seen, running=False))
-    assert "Not read: squid.conf:1 includes x, which cannot be read (Permission denied).\n" in text
-    [line] = [line for line in text.splitlines() if line.startswith("Not checked, as only root can: disk-full, ")]
-    assert all(code in line for code in ("squid-conf-rejected", "secret-file-open", "squid-cannot-read"))
+    assert (
+        "Not read: squid.conf:1 includes x, which cannot be read (Permission denied).\n"
+        in text
+    )
+    [line] = [
+        line
+        for line in text.splitlines()
+        if line.startswith("Not checked, as only root can: disk-full, ")
+    ]
+    assert all(
+        code in line
+        for code in ("squid-conf-rejected", "secret-file-open", "squid-cannot-read")
+    )
 
 
 def test_an_edit_that_the_reload_gate_refuses_is_found(layout: Layout) -> None:
     file = layout.policy / "policy.yaml"
-    edit(file, "version: 1\n", "version: 1\ndefaults: {reload_gate: {since: 1d, denials: 1}}\n")
+    edit(
+        file,
+        "version: 1\n",
+        "version: 1\ndefaults: {reload_gate: {since: 1d, denials: 1}}\n",
+    )
     revisions, before = layout.state / "revisions", read_sources(layout.policy)
     store_revision(before, before.revision, revisions)
     mark_in_force(revisions, before.revision)
-    edit(file, "hosts: [api.example]}\ncredentials", "hosts: [other.example]}\ncredentials")
+    edit(
+        file,
+        "hosts: [api.example]}\ncredentials",
+        "hosts: [other.example]}\ncredentials",
+    )
     after = read_sources(layout.policy).revision
     assert found("reload-gated", inspect(layout)) == []
     write_verdict(revisions, GateVerdict(before.revision, after, 0.0, 2, 2, 1))
     told = [finding.detail for finding in found("reload-gated", inspect(layout))]
     assert found("policy-not-loaded", inspect(layout)) == []
-    assert f"the reload gate refuses revision {after}: it would deny 2 combinations" in told[0]
+    assert (
+        f"the reload gate refuses revision {after}: it would deny 2 combinations"
+        in told[0]
+    )
     force(layout.policy, after)
     assert found("reload-gated", inspect(layout)) == []

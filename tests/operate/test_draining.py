@@ -1,4 +1,6 @@
-"""A gateway is drained by a file in its run folder; who listens where is read in the kernel's tables."""
+"""A gateway is drained by a file in its run folder; who listens where is read in the
+kernel's tables.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def test_open_connections_are_those_to_the_port_on_its_address(host: str) -> Non
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with ExitStack() as opened:
         try:
-            server = opened.enter_context(socket.create_server((host, 0), family=family))
+            server = opened.enter_context(
+                socket.create_server((host, 0), family=family)
+            )
         except OSError:
             pytest.skip("this machine has no IPv6")
         port = server.getsockname()[1]
@@ -61,7 +65,9 @@ def test_open_connections_are_those_to_the_port_on_its_address(host: str) -> Non
         for _ in range(2):
             opened.enter_context(socket.create_connection((host, port)))
             opened.enter_context(server.accept()[0])
-        assert [open_connections(place) for place in (listen, str(port), f"0.0.0.0:{port}")] == [2, 2, 2]
+        assert [
+            open_connections(place) for place in (listen, str(port), f"0.0.0.0:{port}")
+        ] == [2, 2, 2]
         assert open_connections(f"127.0.0.9:{port}") == 0
 
 
@@ -70,54 +76,77 @@ def test_a_client_of_ipv4_counts_where_both_protocols_are_listened_to() -> None:
     with ExitStack() as opened:
         try:
             server = opened.enter_context(
-                socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=socket.has_dualstack_ipv6())
+                socket.create_server(
+                    ("::", 0),
+                    family=socket.AF_INET6,
+                    dualstack_ipv6=socket.has_dualstack_ipv6(),
+                )
             )
         except OSError:
             pytest.skip("this machine has no IPv6")
         port = server.getsockname()[1]
         opened.enter_context(socket.create_connection(("127.0.0.1", port)))
         opened.enter_context(server.accept()[0])
-        assert [open_connections(place) for place in (str(port), f"127.0.0.1:{port}")] == [1, 1]
+        assert [
+            open_connections(place) for place in (str(port), f"127.0.0.1:{port}")
+        ] == [1, 1]
 
 
 @pytest.mark.system
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--for", "10"], "'10' is not a duration, expected one such as 30s, 10m or 2h"),
+        (
+            ["--for", "10"],
+            "'10' is not a duration, expected one such as 30s, 10m or 2h",
+        ),
         (["--for", "7d"], "'7d' is not a duration"),
         (["--cancel", "--stop"], "--cancel and --stop exclude each other"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options: list[str], message: str) -> None:
+def test_options_that_make_no_sense_are_refused(
+    options: list[str], message: str
+) -> None:
     done = CliRunner().invoke(main, ["drain", *options])
     assert done.exit_code == 2
     assert message in done.output
 
 
 @pytest.mark.parametrize("options", [[], ["--stop"], ["--cancel"]])
-def test_without_a_gateway_nothing_is_drained_stopped_or_made(tmp_path: Path, options: list[str]) -> None:
+def test_without_a_gateway_nothing_is_drained_stopped_or_made(
+    tmp_path: Path, options: list[str]
+) -> None:
     """A squid.conf alone is the distribution's: this Squid is not ours to stop."""
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/squid.conf").write_text("http_port 3128\n")
     done = CliRunner().invoke(main, ["drain", "--root", str(tmp_path), *options])
     missing = f"there is neither {tmp_path}/etc/squidkeeper.conf nor {tmp_path}/bin/squidkeeper"
     assert done.exit_code == 2
-    assert f"squidkeeper is not installed: {missing}: name the gateway by --root DIR\n" in done.output
+    assert (
+        f"squidkeeper is not installed: {missing}: name the gateway by --root DIR\n"
+        in done.output
+    )
     assert os.listdir(tmp_path) == ["etc"]
 
 
-def test_a_gateway_that_cannot_be_drained_is_told_from_one_that_is_not_idle(tmp_path: Path) -> None:
+def test_a_gateway_that_cannot_be_drained_is_told_from_one_that_is_not_idle(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/squidkeeper.conf").touch()
-    for problem in (f"{tmp_path}/etc/squid.conf: No such file or directory", "has no http_port"):
+    for problem in (
+        f"{tmp_path}/etc/squid.conf: No such file or directory",
+        "has no http_port",
+    ):
         done = CliRunner().invoke(main, ["drain", "--root", str(tmp_path)])
         assert (done.exit_code, problem in done.output) == (2, True)
         (tmp_path / "etc/squid.conf").touch()
     assert drained_since(tmp_path / "run") is None
 
 
-def test_cancelling_says_that_squid_is_stopped_and_how_to_start_it(tmp_path: Path) -> None:
+def test_cancelling_says_that_squid_is_stopped_and_how_to_start_it(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/squidkeeper.conf").touch()
     assert drain(tmp_path / "run")
@@ -125,7 +154,10 @@ def test_cancelling_says_that_squid_is_stopped_and_how_to_start_it(tmp_path: Pat
     command = layout.install_command
     for before in ("the gateway is no longer drained", "the gateway was not drained"):
         done = CliRunner().invoke(main, ["drain", "--root", str(tmp_path), "--cancel"])
-        assert done.output == f"{before}, but Squid is stopped and serves nobody: start it by `{command}`\n"
+        assert (
+            done.output
+            == f"{before}, but Squid is stopped and serves nobody: start it by `{command}`\n"
+        )
 
 
 @pytest.mark.system
@@ -138,7 +170,16 @@ def test_an_idle_gateway_waits_until_a_load_balancer_has_noticed() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as server:  # nobody connects to it
         port = server.getsockname()[1]
-        assert wait_until_idle(f"127.0.0.1:{port}", 60, lambda _: None, clock=lambda: now[0], sleep=advance) == 0
+        assert (
+            wait_until_idle(
+                f"127.0.0.1:{port}",
+                60,
+                lambda _: None,
+                clock=lambda: now[0],
+                sleep=advance,
+            )
+            == 0
+        )
         assert now[0] - 100 > 3
         left = wait_until_idle(
             f"127.0.0.1:{port}",
@@ -170,7 +211,9 @@ def test_a_process_listens_on_a_port_by_itself_or_by_a_descendant() -> None:
 
 @pytest.mark.system
 def test_a_process_that_has_ended_is_gone_though_nobody_waits_for_it() -> None:
-    """As in a container whose first process waits for no child of others: a Squid that has ended stays a zombie."""
+    """As in a container whose first process waits for no child of others: a Squid that
+    has ended stays a zombie.
+    """
     with subprocess.Popen(["sleep", "300"]) as process:
         assert not has_ended(process.pid)
         process.kill()

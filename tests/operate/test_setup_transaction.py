@@ -1,4 +1,6 @@
-"""The transaction of an installation: every step can fail, and then everything is as before."""
+"""The transaction of an installation: every step can fail, and then everything is as
+before.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,15 @@ from squidkeeper.base.errors import SetupFailed
 from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import Account
 from squidkeeper.operate.setup.configuration import MARK
-from squidkeeper.operate.setup.entries import File, Folder, Link, read_entry, read_source, text_at, write_entry
+from squidkeeper.operate.setup.entries import (
+    File,
+    Folder,
+    Link,
+    read_entry,
+    read_source,
+    text_at,
+    write_entry,
+)
 from squidkeeper.operate.setup.machine import Machine
 from squidkeeper.operate.setup.plan import SetupStep, StepKind
 from squidkeeper.operate.setup.processes import InstalledSquid
@@ -33,7 +43,10 @@ pytestmark = pytest.mark.system  # takes the rights of an account
 
 @dataclass(eq=False)
 class FakeProcess:
-    """Squid or a service: only what a transaction asks of it. It comes up unless its files say `broken`."""
+    """Squid or a service: only what a transaction asks of it.
+
+    It comes up unless its files say `broken`.
+    """
 
     name: str
     log: list[str]
@@ -74,7 +87,9 @@ class Gateway:
         self.log: list[str] = []
         self.told: list[tuple[str, str]] = []
         self.squid = FakeProcess("squid", self.log)
-        self.services = {name: FakeProcess(name, self.log) for name in ("maintenance", "exporter")}
+        self.services = {
+            name: FakeProcess(name, self.log) for name in ("maintenance", "exporter")
+        }
         for path, entry in self.before().items():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_entry(path, entry)
@@ -83,7 +98,9 @@ class Gateway:
         layout = self.layout
         return {
             layout.conf: File(f"{MARK}\nhttp_port 3129\n".encode(), 0o640),
-            layout.errors: Folder({"ERR_A": File(b"a"), "inner": Folder({"ERR_B": Link("ERR_A")})}),
+            layout.errors: Folder(
+                {"ERR_A": File(b"a"), "inner": Folder({"ERR_B": Link("ERR_A")})}
+            ),
             layout.program: Link("../venv-1/bin/squidkeeper"),
             layout.observe: Folder({"alerts.yaml": File(b"alerts")}),
             layout.ssl_db: Folder({"index.txt": File(b"leaves", 0o600)}, 0o700),
@@ -95,7 +112,13 @@ class Gateway:
         if not store.exists():
             write_entry(store, Folder({"ca.crt": File(b"new")}))
         machine = Machine(ACCOUNT, Path("/none"), systemd=False, selinux=False)
-        made = Transaction(self.layout, machine, cast(Any, self.squid), store, lambda *line: self.told.append(line))
+        made = Transaction(
+            self.layout,
+            machine,
+            cast(Any, self.squid),
+            store,
+            lambda *line: self.told.append(line),
+        )
         made.services = cast(Any, self.services)
         return made
 
@@ -103,19 +126,37 @@ class Gateway:
         """One of each kind, in the order of a plan."""
         layout = self.layout
         return [
-            SetupStep(StepKind.MAKE, layout.root / "log/deep" if layout.root else layout.run, Folder({}, 0o750, OURS)),
-            SetupStep(StepKind.PUT, layout.conf, File(f"{MARK}\nhttp_port 3130\n".encode(), 0o644)),
+            SetupStep(
+                StepKind.MAKE,
+                layout.root / "log/deep" if layout.root else layout.run,
+                Folder({}, 0o750, OURS),
+            ),
+            SetupStep(
+                StepKind.PUT,
+                layout.conf,
+                File(f"{MARK}\nhttp_port 3130\n".encode(), 0o644),
+            ),
             SetupStep(StepKind.PUT, layout.local, File(b"local")),
             SetupStep(StepKind.PUT, layout.errors, Folder({"ERR_A": File(b"newer")})),
             SetupStep(StepKind.PUT, layout.program, Link("../venv-2/bin/squidkeeper")),
-            SetupStep(StepKind.PUT, layout.policy / "deep/policy.yaml", File(b"policy")),
+            SetupStep(
+                StepKind.PUT, layout.policy / "deep/policy.yaml", File(b"policy")
+            ),
             SetupStep(StepKind.STOP_SERVICE, layout.service("exporter").unit),
             SetupStep(StepKind.REMOVE, layout.observe),
             SetupStep(StepKind.PUT_STORE, layout.ssl_db),
             SetupStep(StepKind.MAKE_AS_SQUID, layout.counts),
-            SetupStep(StepKind.START_MAINTENANCE, layout.service("maintenance").applied, File(b"m\n")),
+            SetupStep(
+                StepKind.START_MAINTENANCE,
+                layout.service("maintenance").applied,
+                File(b"m\n"),
+            ),
             SetupStep(StepKind.RESTART_SQUID, layout.applied, File(b"3130 c d\n")),
-            SetupStep(StepKind.START_EXPORTER, layout.service("exporter").applied, File(b"e\n")),
+            SetupStep(
+                StepKind.START_EXPORTER,
+                layout.service("exporter").applied,
+                File(b"e\n"),
+            ),
         ]
 
 
@@ -126,7 +167,14 @@ def snapshot(top: Path) -> dict[str, tuple[object, ...]]:
         about = path.lstat()
         content = path.read_bytes() if stat.S_ISREG(about.st_mode) else b""
         target = os.readlink(path) if path.is_symlink() else ""
-        found[str(path)] = (about.st_ino, about.st_mode, about.st_uid, about.st_gid, content, target)
+        found[str(path)] = (
+            about.st_ino,
+            about.st_mode,
+            about.st_uid,
+            about.st_gid,
+            content,
+            target,
+        )
     return found
 
 
@@ -146,9 +194,21 @@ def test_every_step_is_applied_and_leaves_nothing_beside_it(gateway: Gateway) ->
             assert read_entry(step.path) == step.entry
     assert not layout.observe.exists()
     assert [path.name for path in layout.ssl_db.iterdir()] == ["ca.crt"]
-    assert (text_at(layout.applied), text_at(layout.service("exporter").applied)) == ("3130 c d", "e")
-    assert [path for path in layout.prefix.rglob("*") if ".squidkeeper-" in path.name] == []
-    started = ("stop exporter", "stop maintenance", "start maintenance", "stop squid", "start squid", "stop exporter")
+    assert (text_at(layout.applied), text_at(layout.service("exporter").applied)) == (
+        "3130 c d",
+        "e",
+    )
+    assert [
+        path for path in layout.prefix.rglob("*") if ".squidkeeper-" in path.name
+    ] == []
+    started = (
+        "stop exporter",
+        "stop maintenance",
+        "start maintenance",
+        "stop squid",
+        "start squid",
+        "stop exporter",
+    )
     assert gateway.log == [*started, "start exporter"]
 
 
@@ -161,7 +221,9 @@ def upper_layer(gateway: Gateway) -> Iterator[None]:
     for folder in (root, upper, work):
         folder.mkdir()
     options = f"lowerdir={image},upperdir={upper},workdir={work}"
-    subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", root], check=True)
+    subprocess.run(
+        ["mount", "-t", "overlay", "-o", options, "overlay", root], check=True
+    )
     try:
         yield
     finally:
@@ -169,9 +231,15 @@ def upper_layer(gateway: Gateway) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_folders_of_an_image_are_replaced_and_put_back(gateway: Gateway, fails: bool) -> None:
+def test_folders_of_an_image_are_replaced_and_put_back(
+    gateway: Gateway, fails: bool
+) -> None:
     """overlayfs renames no folder of a lower layer."""
-    wanted = gateway.before() if fails else {step.path: step.entry for step in gateway.steps()[1:6]}
+    wanted = (
+        gateway.before()
+        if fails
+        else {step.path: step.entry for step in gateway.steps()[1:6]}
+    )
     with upper_layer(gateway):
         transaction = gateway.transaction()
         for step in gateway.steps():
@@ -181,11 +249,17 @@ def test_folders_of_an_image_are_replaced_and_put_back(gateway: Gateway, fails: 
         else:
             transaction.commit()
         assert {path: read_entry(path) for path in wanted} == wanted
-        assert [path for path in gateway.layout.prefix.rglob("*") if ".squidkeeper-" in path.name] == []
+        assert [
+            path
+            for path in gateway.layout.prefix.rglob("*")
+            if ".squidkeeper-" in path.name
+        ] == []
 
 
 @pytest.mark.parametrize("last", range(14))
-def test_after_a_failure_behind_any_step_everything_is_as_before(gateway: Gateway, last: int) -> None:
+def test_after_a_failure_behind_any_step_everything_is_as_before(
+    gateway: Gateway, last: int
+) -> None:
     transaction = gateway.transaction()
     before = snapshot(gateway.layout.prefix)
     for step in gateway.steps()[:last]:
@@ -226,7 +300,9 @@ def break_one(patch: pytest.MonkeyPatch, gateway: Gateway, call: str) -> None:
             patch.setattr(process, "broken_while", lambda: True)
 
 
-def test_a_first_installation_that_fails_leaves_nothing_and_starts_nothing(tmp_path: Path) -> None:
+def test_a_first_installation_that_fails_leaves_nothing_and_starts_nothing(
+    tmp_path: Path,
+) -> None:
     gateway = Gateway(tmp_path / "gateway")
     for path in (gateway.layout.conf, gateway.layout.applied):
         path.unlink()
@@ -236,20 +312,30 @@ def test_a_first_installation_that_fails_leaves_nothing_and_starts_nothing(tmp_p
     transaction = gateway.transaction()
     transaction.apply(gateway.steps()[1])
     with pytest.raises(SetupFailed, match="Squid does not listen on 3130") as failed:
-        transaction.apply(SetupStep(StepKind.START_SQUID, gateway.layout.applied, File(b"3130 c d\n")))
+        transaction.apply(
+            SetupStep(StepKind.START_SQUID, gateway.layout.applied, File(b"3130 c d\n"))
+        )
     assert "cache.log" in failed.value.advice
     assert transaction.roll_back() == [], "nothing ran before"
-    prepared = {path: about for path, about in snapshot(gateway.layout.prefix).items() if "/prepared" not in path}
+    prepared = {
+        path: about
+        for path, about in snapshot(gateway.layout.prefix).items()
+        if "/prepared" not in path
+    }
     assert prepared == before
     assert not gateway.squid.running
 
 
-def test_a_squid_that_does_not_start_with_what_was_put_back_is_told(gateway: Gateway) -> None:
+def test_a_squid_that_does_not_start_with_what_was_put_back_is_told(
+    gateway: Gateway,
+) -> None:
     transaction = gateway.transaction()
     transaction.apply(gateway.steps()[11])
     gateway.squid.broken_while = lambda: True
     log = gateway.layout.cache_log
-    assert transaction.roll_back() == [f"Squid does not start with its files any more: read {log}"]
+    assert transaction.roll_back() == [
+        f"Squid does not start with its files any more: read {log}"
+    ]
 
 
 def test_what_cannot_be_put_back_is_named_and_the_rest_put_back(
@@ -260,7 +346,11 @@ def test_what_cannot_be_put_back_is_named_and_the_rest_put_back(
     for step in gateway.steps()[1:4]:
         transaction.apply(step)
     replace = Path.replace
-    patched = {layout.errors.with_name("errors.squidkeeper-old"): OSError("No space left on device")}
+    patched = {
+        layout.errors.with_name("errors.squidkeeper-old"): OSError(
+            "No space left on device"
+        )
+    }
 
     def failing(path: Path, target: Path) -> Path:
         if path in patched:
@@ -272,7 +362,9 @@ def test_what_cannot_be_put_back_is_named_and_the_rest_put_back(
     assert read_entry(layout.conf) == before
 
 
-def test_a_reconfigured_squid_is_reconfigured_alone_and_its_note_dated_before(gateway: Gateway) -> None:
+def test_a_reconfigured_squid_is_reconfigured_alone_and_its_note_dated_before(
+    gateway: Gateway,
+) -> None:
     transaction, note = gateway.transaction(), gateway.layout.applied
     transaction.apply(SetupStep(StepKind.PUT, gateway.layout.fragment, File(b"newer")))
     transaction.apply(SetupStep(StepKind.RECONFIGURE_SQUID, note, File(b"3129 a c\n")))
@@ -291,10 +383,14 @@ def test_what_a_run_that_was_killed_has_left_is_no_harm(gateway: Gateway) -> Non
     transaction.apply(SetupStep(StepKind.PUT, conf, File(b"new")))
     assert transaction.roll_back() == []
     assert read_entry(conf) == before
-    assert [path.name for path in conf.parent.iterdir() if ".squidkeeper-" in path.name] == []
+    assert [
+        path.name for path in conf.parent.iterdir() if ".squidkeeper-" in path.name
+    ] == []
 
 
-def test_what_a_full_disk_cuts_off_is_removed(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_full_disk_cuts_off_is_removed(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     transaction, layout = gateway.transaction(), gateway.layout
     before = snapshot(layout.prefix)
 
@@ -303,7 +399,9 @@ def test_what_a_full_disk_cuts_off_is_removed(gateway: Gateway, monkeypatch: pyt
 
     monkeypatch.setattr(os, "fchmod", full)  # the last call for a file
     with pytest.raises(OSError, match="No space"):
-        transaction.apply(SetupStep(StepKind.PUT, layout.errors, Folder({"a": File(b"new")})))
+        transaction.apply(
+            SetupStep(StepKind.PUT, layout.errors, Folder({"a": File(b"new")}))
+        )
     assert transaction.roll_back() == []
     assert snapshot(layout.prefix) == before
 
@@ -311,22 +409,34 @@ def test_what_a_full_disk_cuts_off_is_removed(gateway: Gateway, monkeypatch: pyt
 def test_what_an_operator_has_moved_away_beside_it_stays(tmp_path: Path) -> None:
     gateway = Gateway(tmp_path / "gateway")
     layout = gateway.layout
-    moved = [path.with_name(f"{path.name}.{end}") for path in (layout.conf, layout.policy) for end in ("old", "new")]
+    moved = [
+        path.with_name(f"{path.name}.{end}")
+        for path in (layout.conf, layout.policy)
+        for end in ("old", "new")
+    ]
     for path in moved:
         write_entry(path, Folder({"theirs": File(b"theirs")}))
     transaction = gateway.transaction()
     transaction.apply(SetupStep(StepKind.PUT, layout.conf, File(b"new")))
-    transaction.apply(SetupStep(StepKind.PUT, layout.policy, Folder({"policy.yaml": File(b"new")})))
+    transaction.apply(
+        SetupStep(StepKind.PUT, layout.policy, Folder({"policy.yaml": File(b"new")}))
+    )
     transaction.commit()
     assert [text_at(path / "theirs") for path in moved] == ["theirs"] * len(moved)
 
 
-# --- entries ------------------------------------------------------------------------------------------------------
+# --- entries --------------------------------------------------------------------------
 
 
 def test_an_entry_is_read_as_it_was_written(tmp_path: Path) -> None:
     entry = Folder(
-        {"file": File(b"\0\xff", 0o640, OURS), "link": Link("nowhere"), "folder": Folder({}, 0o700, OURS)}, 0o750, OURS
+        {
+            "file": File(b"\0\xff", 0o640, OURS),
+            "link": Link("nowhere"),
+            "folder": Folder({}, 0o700, OURS),
+        },
+        0o750,
+        OURS,
     )
     write_entry(tmp_path / "entry", entry)
     assert read_entry(tmp_path / "entry") == entry
@@ -342,11 +452,15 @@ def test_a_source_is_read_with_the_modes_of_the_installation(tmp_path: Path) -> 
     (tmp_path / "policy/link").symlink_to("plain")
     plain = File(b"x", 0o640, (0, 13))
     assert read_source(tmp_path / "policy", 0o750, (0, 13)) == Folder(
-        {"plain": plain, "runs": File(b"x", 0o750, (0, 13)), "link": plain}, 0o750, (0, 13)
+        {"plain": plain, "runs": File(b"x", 0o750, (0, 13)), "link": plain},
+        0o750,
+        (0, 13),
     )
 
 
-def test_of_what_is_in_a_folder_of_squids_account_only_the_text_of_files_is_read(tmp_path: Path) -> None:
+def test_of_what_is_in_a_folder_of_squids_account_only_the_text_of_files_is_read(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "pid").symlink_to(tmp_path / "secret")
     os.mkfifo(tmp_path / "pipe")
@@ -361,22 +475,33 @@ def test_of_what_is_in_a_folder_of_squids_account_only_the_text_of_files_is_read
     assert text_at(tmp_path / "endless", end=3) == "\0" * 3
     os.close(held)
     (tmp_path / "log").write_text("first\nlast\n")
-    assert [text_at(tmp_path / "log", end=end) for end in (5, 1000)] == ["last", "first\nlast"]
+    assert [text_at(tmp_path / "log", end=end) for end in (5, 1000)] == [
+        "last",
+        "first\nlast",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("kids", "runs"), [("squid-coord-3", False), ("squid-coord-3 squid-1", True), ("squid-1", True)]
+    ("kids", "runs"),
+    [("squid-coord-3", False), ("squid-coord-3 squid-1", True), ("squid-1", True)],
 )
 def test_a_squid_whose_workers_have_all_given_up_does_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kids: str, runs: bool
 ) -> None:
     program = shutil.copy("/bin/bash", tmp_path / "squid")
-    start = " ".join(f"(exec -a '({kid})' {program} -c 'read -r <&3') &" for kid in kids.split())
-    with subprocess.Popen([program, "-c", f"exec 3<&0; {start} read -r"], stdin=subprocess.PIPE) as master:
+    start = " ".join(
+        f"(exec -a '({kid})' {program} -c 'read -r <&3') &" for kid in kids.split()
+    )
+    with subprocess.Popen(
+        [program, "-c", f"exec 3<&0; {start} read -r"], stdin=subprocess.PIPE
+    ) as master:
         monkeypatch.setattr(InstalledSquid, "pid", lambda _: master.pid)
         wait_for(
             lambda: (
-                sum("".join(child.cmdline()).startswith("(squid-") for child in psutil.Process(master.pid).children())
+                sum(
+                    "".join(child.cmdline()).startswith("(squid-")
+                    for child in psutil.Process(master.pid).children()
+                )
                 == len(kids.split())
             ),
             "the kids",
@@ -387,15 +512,29 @@ def test_a_squid_whose_workers_have_all_given_up_does_not_run(
 
 
 @pytest.mark.parametrize("whose", ["this", "another"])
-def test_under_a_root_the_squid_of_another_gateway_is_not_taken_for_its_own(tmp_path: Path, whose: str) -> None:
+def test_under_a_root_the_squid_of_another_gateway_is_not_taken_for_its_own(
+    tmp_path: Path, whose: str
+) -> None:
     layout = Layout.of(tmp_path / "this")
     program = shutil.copy("/bin/bash", tmp_path / "squid")
-    command = [str(program), "-c", "read -r", "squid", "-f", str(tmp_path / whose / "etc/squid.conf")]
+    command = [
+        str(program),
+        "-c",
+        "read -r",
+        "squid",
+        "-f",
+        str(tmp_path / whose / "etc/squid.conf"),
+    ]
     layout.run.mkdir(parents=True)
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
-        wait_for(lambda: psutil.Process(process.pid).cmdline()[-1:] == command[-1:], "it to run")
+        wait_for(
+            lambda: psutil.Process(process.pid).cmdline()[-1:] == command[-1:],
+            "it to run",
+        )
         layout.pid_file.write_text(f"{process.pid}\n")
-        assert InstalledSquid(layout, systemd=False).pid() == (process.pid if whose == "this" else None)
+        assert InstalledSquid(layout, systemd=False).pid() == (
+            process.pid if whose == "this" else None
+        )
         layout.pid_file.write_text(f"{1 << 70}\n")
         assert InstalledSquid(layout, systemd=False).pid() is None
         process.kill()

@@ -25,9 +25,15 @@ HOLDS, FAILS, UNREADABLE, NEEDS_MORE = Fit
 JSON = (("Content-Type", "application/json"),)
 
 
-def body_of(members: dict[str, Allowed], only: Sequence[str] | None = None, max_bytes: int = 4096) -> JsonBody:
+def body_of(
+    members: dict[str, Allowed],
+    only: Sequence[str] | None = None,
+    max_bytes: int = 4096,
+) -> JsonBody:
     named = tuple(Member(pointer(place), allowed) for place, allowed in members.items())
-    return JsonBody(named, None if only is None else tuple(map(pointer, only)), max_bytes)
+    return JsonBody(
+        named, None if only is None else tuple(map(pointer, only)), max_bytes
+    )
 
 
 def pointer(text: str) -> tuple[str, ...]:
@@ -38,19 +44,27 @@ OF_ANY_MODEL = body_of({"/model": Allowed(values=("*",))})
 MODEL = body_of({"/model": Allowed(values=("gpt-5-mini", "gpt-5-mini-*"))})
 
 
-def sent(content: bytes | str, headers: Sequence[tuple[str, str]] = JSON, *, complete: bool = True) -> SentRequest:
+def sent(
+    content: bytes | str,
+    headers: Sequence[tuple[str, str]] = JSON,
+    *,
+    complete: bool = True,
+) -> SentRequest:
     raw = content.encode() if isinstance(content, str) else content
     return SentRequest("POST", "/v1/chat", headers, raw, complete)
 
 
-def judged(content: bytes | str, body: JsonBody = MODEL, *, deny: bool = False) -> BodyOutcome:
+def judged(
+    content: bytes | str, body: JsonBody = MODEL, *, deny: bool = False
+) -> BodyOutcome:
     return examine(body, sent(content), deny=deny)
 
 
-# --- where parsers differ ---------------------------------------------------------------------------------------------
+# --- where parsers differ -------------------------------------------------------------
 
 M = '"model":"gpt-5-mini"'
-# RFC 8259, the notes on interoperability in 2 to 9; RFC 7493 (I-JSON); seriot.ch, "Parsing JSON is a minefield"
+# RFC 8259, the notes on interoperability in 2 to 9; RFC 7493 (I-JSON); seriot.ch,
+# "Parsing JSON is a minefield"
 PARSERS_DIFFER: dict[str, bytes | str] = {
     # objects
     "duplicate, last wins": '{"model":"evil",' + M + "}",
@@ -143,15 +157,25 @@ PARSERS_DIFFER: dict[str, bytes | str] = {
     "object for one item": '{"tools":{"type":"web_search"},' + M + "}",
 }
 PLACES = ("/model", "/input", "/messages", "/max_tokens", "/n", "/tools/*/type")
-WATCHED = body_of({place: Allowed(values=("gpt-5-mini",), absent=True) for place in PLACES}, max_bytes=20_000)
-CLOSED = [body_of({place: Allowed(values=("nobody sends this",))}, max_bytes=20_000) for place in PLACES]
+WATCHED = body_of(
+    {place: Allowed(values=("gpt-5-mini",), absent=True) for place in PLACES},
+    max_bytes=20_000,
+)
+CLOSED = [
+    body_of({place: Allowed(values=("nobody sends this",))}, max_bytes=20_000)
+    for place in PLACES
+]
 
 
 @pytest.mark.parametrize("case", PARSERS_DIFFER)
-def test_what_parsers_read_in_two_ways_holds_for_no_allow_and_for_each_deny(case: str) -> None:
+def test_what_parsers_read_in_two_ways_holds_for_no_allow_and_for_each_deny(
+    case: str,
+) -> None:
     allow = judged(PARSERS_DIFFER[case], WATCHED)
     assert allow.fit is UNREADABLE, allow
-    assert {UNREADABLE, HOLDS} & {judged(PARSERS_DIFFER[case], body, deny=True).fit for body in CLOSED}
+    assert {UNREADABLE, HOLDS} & {
+        judged(PARSERS_DIFFER[case], body, deny=True).fit for body in CLOSED
+    }
     assert allow.reason
     assert "evil" not in allow.reason
 
@@ -164,7 +188,9 @@ READ_ALIKE: dict[str, bytes | str] = {
     "two halves": "{" + M + ',"a":"\\ud83d\\uDE00"}',
     "two pairs": "{" + M + ',"a":"\\ud83d\\ude00\\ud83d\\ude00"}',
     "a backslash, and no escape": "{" + M + ',"a":"\\\\u0000 \\\\ud800"}',
-    "separators of lines that JavaScript had no texts with": "{" + M + ',"a":"\u2028\u2029"}',
+    "separators of lines that JavaScript had no texts with": "{"
+    + M
+    + ',"a":"\u2028\u2029"}',
     "delete": "{" + M + ',"a":"\x7f"}',
     "no character": "{" + M + ',"a":"\uffff"}',
     "beyond the first plane": "{" + M + ',"a":"\U0001f600"}',
@@ -178,24 +204,50 @@ READ_ALIKE: dict[str, bytes | str] = {
     "long numbers in a text": "{" + M + ',"a":"' + "1" * 999 + '"}',
     "brackets in a text": "{" + M + ',"a":"' + '[{\\"' * 999 + '"}',
     "many brackets": "{" + M + ',"a":[' + ",".join(["[[]]"] * 99) + "]}",
-    "as deep as may be": "{" + M + ',"a":' + "[{}," * (MAX_DEPTH - 2) + "[]" + "]" * (MAX_DEPTH - 2) + "}",
+    "as deep as may be": "{"
+    + M
+    + ',"a":'
+    + "[{}," * (MAX_DEPTH - 2)
+    + "[]"
+    + "]" * (MAX_DEPTH - 2)
+    + "}",
     "null for an array": '{"tools":null,' + M + "}",
 }
 
 
 @pytest.mark.parametrize("case", READ_ALIKE)
 def test_what_all_parsers_read_alike_is_read(case: str) -> None:
-    body = body_of({"/model": Allowed(values=("gpt-5-mini",)), "/tools/*/type": Allowed(absent=True)}, max_bytes=20_000)
+    body = body_of(
+        {
+            "/model": Allowed(values=("gpt-5-mini",)),
+            "/tools/*/type": Allowed(absent=True),
+        },
+        max_bytes=20_000,
+    )
     assert judged(READ_ALIKE[case], body) == (HOLDS, "")
 
 
-# --- what stands at a pointer -----------------------------------------------------------------------------------------
+# --- what stands at a pointer ---------------------------------------------------------
 
-TOOLS, TOOLS_OR_NONE = (Allowed(values=("function",), absent=absent) for absent in (False, True))
+TOOLS, TOOLS_OR_NONE = (
+    Allowed(values=("function",), absent=absent) for absent in (False, True)
+)
 PLACED = [  # pointer, what may stand there, document, in an allow, in a deny
     ("/model", Allowed(values=("gpt-5-mini",)), '{"model":"gpt-5-mini"}', HOLDS, HOLDS),
-    ("/model", Allowed(values=("gpt-5-mini",)), '{"model":"gpt-5-mini "}', FAILS, HOLDS),
-    ("/model", Allowed(values=("gpt-5-mini",)), '{"model":["gpt-5-mini"]}', FAILS, HOLDS),
+    (
+        "/model",
+        Allowed(values=("gpt-5-mini",)),
+        '{"model":"gpt-5-mini "}',
+        FAILS,
+        HOLDS,
+    ),
+    (
+        "/model",
+        Allowed(values=("gpt-5-mini",)),
+        '{"model":["gpt-5-mini"]}',
+        FAILS,
+        HOLDS,
+    ),
     ("/model", Allowed(values=("gpt-5-mini",)), '{"model":null}', FAILS, FAILS),
     ("/model", Allowed(values=("gpt-5-mini",)), "{}", FAILS, FAILS),
     ("/model", Allowed(values=("gpt-5-mini",), absent=True), "{}", HOLDS, HOLDS),
@@ -225,17 +277,59 @@ PLACED = [  # pointer, what may stand there, document, in an allow, in a deny
     ("/n", Allowed(least=1, most=2), '{"n":"1"}', FAILS, HOLDS),
     ("/n", Allowed(least=1, values=(-1, "all")), '{"n":-1}', HOLDS, HOLDS),
     ("/n", Allowed(least=1, values=(-1, "all")), '{"n":"all"}', HOLDS, HOLDS),
-    ("/tools/*/type", TOOLS, '{"tools":[{"type":"function"},{"type":"function"}]}', HOLDS, HOLDS),
-    ("/tools/*/type", TOOLS, '{"tools":[{"type":"function"},{"type":"web_search"}]}', FAILS, HOLDS),
+    (
+        "/tools/*/type",
+        TOOLS,
+        '{"tools":[{"type":"function"},{"type":"function"}]}',
+        HOLDS,
+        HOLDS,
+    ),
+    (
+        "/tools/*/type",
+        TOOLS,
+        '{"tools":[{"type":"function"},{"type":"web_search"}]}',
+        FAILS,
+        HOLDS,
+    ),
     ("/tools/*/type", TOOLS, '{"tools":[{"type":"function"},{}]}', FAILS, HOLDS),
-    ("/tools/*/type", TOOLS_OR_NONE, '{"tools":[{"type":"function"},{}]}', HOLDS, HOLDS),
+    (
+        "/tools/*/type",
+        TOOLS_OR_NONE,
+        '{"tools":[{"type":"function"},{}]}',
+        HOLDS,
+        HOLDS,
+    ),
     ("/tools/*/type", TOOLS_OR_NONE, '{"tools":["web_search"]}', FAILS, FAILS),
     ("/tools/*/type", TOOLS_OR_NONE, '{"tools":"a text has no types"}', HOLDS, HOLDS),
     ("/tools/*/type/x", TOOLS_OR_NONE, '{"tools":[{"type":"a"}]}', FAILS, FAILS),
-    ("/tools/*/type", TOOLS_OR_NONE, '{"tools":{"type":"function"}}', UNREADABLE, UNREADABLE),
-    ("/tools/*/type", TOOLS_OR_NONE, '{"tools":{"*":{"type":"function"}}}', UNREADABLE, UNREADABLE),
-    ("/tools/*/type", TOOLS_OR_NONE, '{"tools":[[{"type":"function"}]]}', UNREADABLE, UNREADABLE),
-    ("/tools/*/type", TOOLS_OR_NONE, '{"tools":[{"type":"function","Type":"web_search"}]}', UNREADABLE, UNREADABLE),
+    (
+        "/tools/*/type",
+        TOOLS_OR_NONE,
+        '{"tools":{"type":"function"}}',
+        UNREADABLE,
+        UNREADABLE,
+    ),
+    (
+        "/tools/*/type",
+        TOOLS_OR_NONE,
+        '{"tools":{"*":{"type":"function"}}}',
+        UNREADABLE,
+        UNREADABLE,
+    ),
+    (
+        "/tools/*/type",
+        TOOLS_OR_NONE,
+        '{"tools":[[{"type":"function"}]]}',
+        UNREADABLE,
+        UNREADABLE,
+    ),
+    (
+        "/tools/*/type",
+        TOOLS_OR_NONE,
+        '{"tools":[{"type":"function","Type":"web_search"}]}',
+        UNREADABLE,
+        UNREADABLE,
+    ),
     ("/tools/*/type", TOOLS_OR_NONE, '{"tools":[]}', HOLDS, HOLDS),
     ("/tools/*/type", TOOLS_OR_NONE, '{"tools":null}', HOLDS, HOLDS),
     ("/tools/*/type", TOOLS_OR_NONE, "{}", HOLDS, HOLDS),
@@ -256,18 +350,27 @@ PLACED = [  # pointer, what may stand there, document, in an allow, in a deny
 ]
 
 
-@pytest.mark.parametrize(("place", "allowed", "document", "in_allow", "in_deny"), PLACED)
+@pytest.mark.parametrize(
+    ("place", "allowed", "document", "in_allow", "in_deny"), PLACED
+)
 def test_an_allow_needs_every_place_and_a_deny_one(
     place: str, allowed: Allowed, document: str, in_allow: Fit, in_deny: Fit
 ) -> None:
     body = body_of({place: allowed})
-    assert (judged(document, body).fit, judged(document, body, deny=True).fit) == (in_allow, in_deny)
+    assert (judged(document, body).fit, judged(document, body, deny=True).fit) == (
+        in_allow,
+        in_deny,
+    )
 
 
 @pytest.mark.parametrize("deny", [False, True])
 def test_every_member_has_to_hold(deny: bool) -> None:
     body = body_of({"/a": Allowed(values=(1,)), "/b": Allowed(values=(2,))})
-    for document, fit in (('{"a":1,"b":2}', HOLDS), ('{"a":0,"b":2}', FAILS), ('{"a":1,"b":0}', FAILS)):
+    for document, fit in (
+        ('{"a":1,"b":2}', HOLDS),
+        ('{"a":0,"b":2}', FAILS),
+        ('{"a":1,"b":0}', FAILS),
+    ):
         assert judged(document, body, deny=deny).fit is fit
 
 
@@ -289,14 +392,22 @@ OTHERS = {"/model": '"small"', "/stream": "false", "/n": "4", "/mixed": '"8"'}
 @pytest.mark.parametrize("place", LENIENT)
 def test_a_deny_holds_for_what_a_server_can_convert(place: str) -> None:
     body = body_of({place: LISTED[place]})
-    for value, fit in (*((value, HOLDS) for value in LENIENT[place]), (OTHERS[place], FAILS), ("null", FAILS)):
+    for value, fit in (
+        *((value, HOLDS) for value in LENIENT[place]),
+        (OTHERS[place], FAILS),
+        ("null", FAILS),
+    ):
         assert judged(f'{{"{place[1:]}":{value}}}', body, deny=True).fit is fit, value
 
 
 @pytest.mark.parametrize(
     ("only", "document", "fit"),
     [
-        (["/model", "/messages"], '{"model":"x","messages":[{"any":{"thing":1}}]}', HOLDS),
+        (
+            ["/model", "/messages"],
+            '{"model":"x","messages":[{"any":{"thing":1}}]}',
+            HOLDS,
+        ),
         (["/model", "/messages"], '{"model":"x","store":true}', FAILS),
         (["/model", "/messages"], '{"MODEL":"x"}', FAILS),
         (["/model"], "{}", HOLDS),
@@ -314,22 +425,33 @@ def test_a_deny_holds_for_what_a_server_can_convert(place: str) -> None:
         ([""], "[1,{}]", HOLDS),
     ],
 )
-def test_only_what_is_listed_may_be_in_a_document(only: list[str], document: str, fit: Fit) -> None:
+def test_only_what_is_listed_may_be_in_a_document(
+    only: list[str], document: str, fit: Fit
+) -> None:
     assert judged(document, body_of({}, only)).fit is fit
 
 
 def test_a_reason_names_the_place_and_nothing_of_the_body() -> None:
     assert judged('{"model":"evil"}') == (FAILS, "/model is not what the rule lists")
     assert judged("{}") == (FAILS, "/model is missing")
-    assert judged('{"model":"gpt-5-mini","x":evil}') == (UNREADABLE, "the body is not JSON, at character 26")
+    assert judged('{"model":"gpt-5-mini","x":evil}') == (
+        UNREADABLE,
+        "the body is not JSON, at character 26",
+    )
     assert judged(b"\xef\xbb\xbf{}").reason == "the body begins with a byte order mark"
     assert judged(b'"\xff"').reason == "the body is not UTF-8"
-    assert judged('{"tools":{}}', body_of({"/tools/*/a~b": TOOLS})).reason == "/tools is an object, expected an array"
+    assert (
+        judged('{"tools":{}}', body_of({"/tools/*/a~b": TOOLS})).reason
+        == "/tools is an object, expected an array"
+    )
 
 
 def test_without_a_body_a_rule_holds_neither_way() -> None:
     request = SentRequest("GET", "/", (), has_body=False)
-    assert [examine(MODEL, request, deny=deny).fit for deny in (False, True)] == [FAILS, FAILS]
+    assert [examine(MODEL, request, deny=deny).fit for deny in (False, True)] == [
+        FAILS,
+        FAILS,
+    ]
 
 
 def test_any_url_can_have_a_document_and_its_clients_read_the_page() -> None:
@@ -342,7 +464,9 @@ def test_a_body_that_is_already_too_long_is_not_waited_for() -> None:
     assert outcome == (UNREADABLE, "the body is longer than 4096 bytes")
 
 
-@pytest.mark.parametrize("item", ["[]", "{}", "1", '"a"', '{"a":"b"}', "[" * 9 + "]" * 9])
+@pytest.mark.parametrize(
+    "item", ["[]", "{}", "1", '"a"', '{"a":"b"}', "[" * 9 + "]" * 9]
+)
 def test_a_document_has_a_bounded_number_of_values(item: str) -> None:
     count = MAX_VALUES // sum(map(item.count, ("[", "{")), 1)
     of_any = body_of({}, max_bytes=10**7)
@@ -355,11 +479,21 @@ def test_a_document_has_a_bounded_number_of_values(item: str) -> None:
 def test_what_stands_in_a_text_is_no_value(text: str) -> None:
     of_any = body_of({}, max_bytes=10**7)
     assert judged(f'["{text * 200_000}"]', of_any).fit is HOLDS
-    assert judged(f'["{text * 200_000}",[{"[]," * MAX_VALUES}1]]', of_any).fit is UNREADABLE
+    assert (
+        judged(f'["{text * 200_000}",[{"[]," * MAX_VALUES}1]]', of_any).fit
+        is UNREADABLE
+    )
 
 
 @pytest.mark.parametrize(
-    "content", ['"' * 10**7, '""' * 5 * 10**6, "[]" * 5 * 10**6, '{"a"' * 2_500_000, '","' * 3 * 10**6]
+    "content",
+    [
+        '"' * 10**7,
+        '""' * 5 * 10**6,
+        "[]" * 5 * 10**6,
+        '{"a"' * 2_500_000,
+        '","' * 3 * 10**6,
+    ],
 )
 def test_what_an_unreadable_document_takes_is_bounded(content: str) -> None:
     tracemalloc.start()
@@ -373,9 +507,15 @@ def test_what_an_unreadable_document_takes_is_bounded(content: str) -> None:
 def test_rules_of_different_limits_share_one_document() -> None:
     request = sent("{" + M + "}")
     limits = (5, 1000, 2000, 500)
-    outcomes = [examine(body_of({}, max_bytes=limit), request, deny=False).fit for limit in limits]
+    outcomes = [
+        examine(body_of({}, max_bytes=limit), request, deny=False).fit
+        for limit in limits
+    ]
     assert outcomes == [UNREADABLE, HOLDS, HOLDS, HOLDS]
-    assert len([kept for kept in request.kept.values() if isinstance(kept, ParsedJson)]) == 1
+    assert (
+        len([kept for kept in request.kept.values() if isinstance(kept, ParsedJson)])
+        == 1
+    )
 
 
 def test_a_released_request_holds_nothing_of_its_body() -> None:
@@ -385,14 +525,16 @@ def test_a_released_request_holds_nothing_of_its_body() -> None:
     assert (request.body, request.kept) == (b"", {})
 
 
-def test_a_document_is_parsed_once_for_all_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_document_is_parsed_once_for_all_rules(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     request = sent("{" + M + "}")
     assert examine(MODEL, request, deny=False).fit is HOLDS
     monkeypatch.delattr("squidkeeper.policy.bodies.json_form.parse")
     assert examine(OF_ANY_MODEL, request, deny=True).fit is HOLDS
 
 
-# --- Content-Type and Content-Encoding --------------------------------------------------------------------------------
+# --- Content-Type and Content-Encoding ------------------------------------------------
 
 CONTENT = ("{" + M + "}").encode()
 
@@ -403,7 +545,11 @@ def raw_deflate(content: bytes) -> bytes:
 
 
 def stored(block: bytes) -> bytes:
-    return len(block).to_bytes(2, "little") + (len(block) ^ 0xFFFF).to_bytes(2, "little") + block
+    return (
+        len(block).to_bytes(2, "little")
+        + (len(block) ^ 0xFFFF).to_bytes(2, "little")
+        + block
+    )
 
 
 TYPES = [
@@ -440,7 +586,9 @@ TYPES = [
 def test_only_a_type_of_json_is_read(types: list[str], fit: Fit) -> None:
     headers = [("content-TYPE", value) for value in types]
     assert examine(MODEL, sent(CONTENT, headers), deny=False).fit is fit
-    assert examine(MODEL, sent(CONTENT[:1], headers, complete=False), deny=False).fit in (fit, NEEDS_MORE)
+    assert examine(
+        MODEL, sent(CONTENT[:1], headers, complete=False), deny=False
+    ).fit in (fit, NEEDS_MORE)
 
 
 CODED: list[tuple[list[tuple[str, str]], bytes, Fit]] = [
@@ -456,7 +604,11 @@ CODED: list[tuple[list[tuple[str, str]], bytes, Fit]] = [
     ([("Content-Encoding", "gzip")], gzip.compress(CONTENT)[:-1], UNREADABLE),
     ([("Content-Encoding", "gzip")], gzip.compress(CONTENT) + b"\0", UNREADABLE),
     ([("Content-Encoding", "gzip")], gzip.compress(CONTENT) * 2, UNREADABLE),
-    ([("Content-Encoding", "gzip")], gzip.compress(CONTENT)[:-8] + bytes(8), UNREADABLE),
+    (
+        [("Content-Encoding", "gzip")],
+        gzip.compress(CONTENT)[:-8] + bytes(8),
+        UNREADABLE,
+    ),
     ([("Content-Encoding", "gzip")], zlib.compress(CONTENT), UNREADABLE),
     ([("Content-Encoding", "gzip")], gzip.compress(bytes(10**6)), UNREADABLE),
     ([("Content-Encoding", "deflate")], raw_deflate(CONTENT), UNREADABLE),
@@ -466,8 +618,16 @@ CODED: list[tuple[list[tuple[str, str]], bytes, Fit]] = [
     ([("Content-Encoding", "br")], CONTENT, UNREADABLE),
     ([("Content-Encoding", "")], CONTENT, UNREADABLE),
     ([("Content-Encoding", "gzip, gzip")], gzip.compress(CONTENT), UNREADABLE),
-    ([("Content-Encoding", "gzip"), ("Content-Encoding", "gzip")], gzip.compress(CONTENT), UNREADABLE),
-    ([("Content-Encoding", "gzip"), ("content-encoding", "identity")], gzip.compress(CONTENT), UNREADABLE),
+    (
+        [("Content-Encoding", "gzip"), ("Content-Encoding", "gzip")],
+        gzip.compress(CONTENT),
+        UNREADABLE,
+    ),
+    (
+        [("Content-Encoding", "gzip"), ("content-encoding", "identity")],
+        gzip.compress(CONTENT),
+        UNREADABLE,
+    ),
     ([("Content_Encoding", "gzip")], CONTENT, UNREADABLE),
     ([("content.encoding", "gzip")], CONTENT, UNREADABLE),
     ([("Content-Encoding ", "gzip")], CONTENT, UNREADABLE),
@@ -480,21 +640,36 @@ CODED: list[tuple[list[tuple[str, str]], bytes, Fit]] = [
 
 
 @pytest.mark.parametrize(("headers", "content", "fit"), CODED, ids=range(len(CODED)))
-def test_an_encoding_is_undone_as_every_server_does(headers: list[tuple[str, str]], content: bytes, fit: Fit) -> None:
+def test_an_encoding_is_undone_as_every_server_does(
+    headers: list[tuple[str, str]], content: bytes, fit: Fit
+) -> None:
     assert examine(MODEL, sent(content, [*JSON, *headers]), deny=False).fit is fit
     if fit is UNREADABLE:
-        assert examine(OF_ANY_MODEL, sent(content, [*JSON, *headers]), deny=True).fit is UNREADABLE
+        assert (
+            examine(OF_ANY_MODEL, sent(content, [*JSON, *headers]), deny=True).fit
+            is UNREADABLE
+        )
 
 
 def test_a_body_that_inflates_to_two_documents_is_unreadable() -> None:
-    """To a reader of deflate without zlib, the two bytes of zlib's header begin a stored block of one byte."""
+    """To a reader of deflate without zlib, the two bytes of zlib's header begin a
+    stored block of one byte.
+    """
     to_raw = stored(CONTENT) + b"\x01" + stored(b"")
     to_zlib = to_raw + bytes(0xFFFE - len(to_raw))
-    body = b"\x78\x01\x00" + stored(to_zlib) + b"\x01" + stored(b"") + zlib.adler32(to_zlib).to_bytes(4, "big")
+    body = (
+        b"\x78\x01\x00"
+        + stored(to_zlib)
+        + b"\x01"
+        + stored(b"")
+        + zlib.adler32(to_zlib).to_bytes(4, "big")
+    )
     assert zlib.decompress(body) == to_zlib
     assert zlib.decompressobj(-zlib.MAX_WBITS).decompress(body) == b"\x01" + CONTENT
     rule = body_of({"/model": Allowed(values=("gpt-5-mini",))}, max_bytes=100_000)
-    outcome = examine(rule, sent(body, [*JSON, ("Content-Encoding", "deflate")]), deny=False)
+    outcome = examine(
+        rule, sent(body, [*JSON, ("Content-Encoding", "deflate")]), deny=False
+    )
     assert outcome == (UNREADABLE, "the body is deflated in two ways at once")
 
 
@@ -503,21 +678,39 @@ def test_a_bomb_costs_no_more_than_the_cap() -> None:
     rule = body_of({}, max_bytes=100_000)
     tracemalloc.start()
     try:
-        outcome = examine(rule, sent(bomb, [*JSON, ("Content-Encoding", "gzip")]), deny=False)
+        outcome = examine(
+            rule, sent(bomb, [*JSON, ("Content-Encoding", "gzip")]), deny=False
+        )
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
     assert outcome == (UNREADABLE, "the body is longer than 100000 bytes")
 
 
-# --- any bytes --------------------------------------------------------------------------------------------------------
+# --- any bytes ------------------------------------------------------------------------
 
-SCALARS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(-1e9, 1e9) | st.text(max_size=5)
-DOCUMENTS = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=3), inner))
-ENCODINGS: dict[str, Callable[[bytes], bytes]] = {"identity": bytes, "gzip": gzip.compress, "deflate": zlib.compress}
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(-1e9, 1e9)
+    | st.text(max_size=5)
+)
+DOCUMENTS = st.recursive(
+    SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=3), inner)
+)
+ENCODINGS: dict[str, Callable[[bytes], bytes]] = {
+    "identity": bytes,
+    "gzip": gzip.compress,
+    "deflate": zlib.compress,
+}
 
 
-@given(st.binary() | st.text().map(str.encode) | DOCUMENTS.map(lambda value: json.dumps(value).encode()))
+@given(
+    st.binary()
+    | st.text().map(str.encode)
+    | DOCUMENTS.map(lambda value: json.dumps(value).encode())
+)
 def test_any_bytes_have_one_outcome(content: bytes) -> None:
     for encoding in ENCODINGS:
         for deny in (False, True):
@@ -529,7 +722,9 @@ def test_any_bytes_have_one_outcome(content: bytes) -> None:
 def test_a_cut_body_needs_more_or_has_the_outcome_of_all_of_it(
     document: object, encoding: str, data: st.DataObject
 ) -> None:
-    content = ENCODINGS[encoding](json.dumps({"model": "gpt-5-mini", "x": document}).encode())
+    content = ENCODINGS[encoding](
+        json.dumps({"model": "gpt-5-mini", "x": document}).encode()
+    )
     headers = [*JSON, ("Content-Encoding", encoding)]
     cut = data.draw(st.integers(0, len(content)))
     whole = examine(MODEL, sent(content, headers), deny=False)
@@ -538,30 +733,63 @@ def test_a_cut_body_needs_more_or_has_the_outcome_of_all_of_it(
 
 
 @given(
-    st.recursive(st.text('[]{}\\",:', max_size=4), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+    st.recursive(
+        st.text('[]{}\\",:', max_size=4),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
 )
 def test_brackets_in_texts_are_no_depth(document: object) -> None:
     content, depth = json.dumps(document).encode(), depth_of(document)
     for allowed in {depth, max(depth - 1, 0)}:
         with mock.patch("squidkeeper.policy.bodies.json_form.MAX_DEPTH", allowed):
-            refused = judged(content, body_of({}, max_bytes=10**6)).reason == f"the document is deeper than {allowed}"
+            refused = (
+                judged(content, body_of({}, max_bytes=10**6)).reason
+                == f"the document is deeper than {allowed}"
+            )
             assert refused == (depth > allowed)
 
 
 def depth_of(value: object) -> int:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    inner = (
+        value.values()
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, list)
+        else None
+    )
     return 0 if inner is None else 1 + max(map(depth_of, inner), default=0)
 
 
 TOKENS = (
     *'{}[]:,"\\ \n01-.',
-    *("e9", "null", "true", '"a":', "\\u0061", "\\ud800", "\\udc00", "//", "\ufeff", "\u2028", "\0", "NaN", "1e400"),
+    *(
+        "e9",
+        "null",
+        "true",
+        '"a":',
+        "\\u0061",
+        "\\ud800",
+        "\\udc00",
+        "//",
+        "\ufeff",
+        "\u2028",
+        "\0",
+        "NaN",
+        "1e400",
+    ),
     *("0x1", "'", ',"model":"evil"', '"a":{"a":1},'),
 )
 
 
-@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 2), st.sampled_from(TOKENS)), max_size=3))
-def test_what_is_read_is_what_another_parser_reads(edits: list[tuple[int, int, str]]) -> None:
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 60), st.integers(0, 2), st.sampled_from(TOKENS)),
+        max_size=3,
+    )
+)
+def test_what_is_read_is_what_another_parser_reads(
+    edits: list[tuple[int, int, str]],
+) -> None:
     content = '{"model":"gpt-5-mini","a":[1,{"b":"\\ud83d\\ude00","c":-2.5e3}]}'
     for at, removed, token in edits:
         content = content[:at] + token + content[at + removed :]

@@ -1,4 +1,6 @@
-"""`body:` as people write it: the model that is made of it, tests that send bodies, `check` and `explain`."""
+"""`body:` as people write it: the model that is made of it, tests that send bodies,
+`check` and `explain`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,16 @@ from squidkeeper.policy.bodies.written_request import push_body, written_request
 from squidkeeper.policy.engine import decide_body
 from squidkeeper.policy.engine.explain import explain
 from squidkeeper.policy.language import body_faults
-from squidkeeper.policy.language.bodies import MAX_BYTES, Allowed, Body, GitBody, JsonBody, McpBody, Member, WrittenPush
+from squidkeeper.policy.language.bodies import (
+    MAX_BYTES,
+    Allowed,
+    Body,
+    GitBody,
+    JsonBody,
+    McpBody,
+    Member,
+    WrittenPush,
+)
 from squidkeeper.policy.language.lint import lint
 from squidkeeper.policy.language.overlaps import overlap
 from squidkeeper.policy.policy_store.loading import load
@@ -58,37 +69,81 @@ rules:
 
 def call(tool: str, **arguments: str) -> str:
     return json.dumps(
-        {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
+        {
+            "jsonrpc": "2.0",
+            "id": 1,
+            "method": "tools/call",
+            "params": {"name": tool, "arguments": arguments},
+        }
     )
 
 
 # The request of a test, what it sends, and what is decided.
 TESTS = [
-    (f"POST {CHAT}", "body: {model: small-2, messages: [], seed: null, temperature: 0.5}", "allow, rule: chat"),
+    (
+        f"POST {CHAT}",
+        "body: {model: small-2, messages: [], seed: null, temperature: 0.5}",
+        "allow, rule: chat",
+    ),
     (f"POST {CHAT}", "body: {model: large}", "deny, rule: default"),
     (f"POST {CHAT}", "body: {model: small, stop: x}", "deny, rule: default"),
     (f"POST {CHAT}", "body: {model: small, max_tokens: 4097}", "deny, rule: default"),
     (f"POST {CHAT}", "body: {model: small, temperature: 0.8}", "deny, rule: default"),
-    (f"POST {CHAT}", "body: {model: small, tools: [{type: web_search}]}", "deny, rule: no-search"),
+    (
+        f"POST {CHAT}",
+        "body: {model: small, tools: [{type: web_search}]}",
+        "deny, rule: no-search",
+    ),
     (f"POST {CHAT}", 'body: \'{"model": "small"}\'', "allow, rule: chat"),
-    (f"POST {CHAT}", 'body: \'{"model": "large", "model": "small"}\'', "deny, rule: no-search"),
+    (
+        f"POST {CHAT}",
+        'body: \'{"model": "large", "model": "small"}\'',
+        "deny, rule: no-search",
+    ),
     (f"POST {CHAT}", "body: model=small", "deny, rule: no-search"),
     (f"POST {CHAT}", "", "deny, rule: default"),
     (f"POST {PUSH}", "push: {update: [refs/heads/agent/a]}", "allow, rule: push"),
-    (f"POST {PUSH}", "push: {create: [refs/heads/agent/a, refs/heads/agent/b]}", "allow, rule: push"),
-    (f"POST {PUSH}", "push: {create: [refs/heads/agent/a], update: [refs/heads/main]}", "deny, rule: default"),
+    (
+        f"POST {PUSH}",
+        "push: {create: [refs/heads/agent/a, refs/heads/agent/b]}",
+        "allow, rule: push",
+    ),
+    (
+        f"POST {PUSH}",
+        "push: {create: [refs/heads/agent/a], update: [refs/heads/main]}",
+        "deny, rule: default",
+    ),
     (f"POST {PUSH}", "push: {delete: [refs/heads/agent/a]}", "deny, rule: default"),
-    (f"POST {PUSH}", "push: {update: [refs/heads/agent/a], options: [merge_request.create]}", "deny, rule: default"),
-    ("GET https://git.example/acme/app.git/info/refs?service=git-receive-pack", "", "allow, rule: push"),
+    (
+        f"POST {PUSH}",
+        "push: {update: [refs/heads/agent/a], options: [merge_request.create]}",
+        "deny, rule: default",
+    ),
+    (
+        "GET https://git.example/acme/app.git/info/refs?service=git-receive-pack",
+        "",
+        "allow, rule: push",
+    ),
     (f"POST {MCP}", f"body: '{call('read_file', path='/data/x')}'", "allow, rule: mcp"),
-    (f"POST {MCP}", f"body: '{call('read_file', path='/etc/x')}'", "deny, rule: default"),
-    (f"POST {MCP}", f"body: '{call('write_file', path='/data/x')}'", "deny, rule: default"),
+    (
+        f"POST {MCP}",
+        f"body: '{call('read_file', path='/etc/x')}'",
+        "deny, rule: default",
+    ),
+    (
+        f"POST {MCP}",
+        f"body: '{call('write_file', path='/data/x')}'",
+        "deny, rule: default",
+    ),
     (f"GET {MCP}", "", "allow, rule: mcp"),
 ]
 
 
 def written(tests: list[tuple[str, str, str]]) -> str:
-    entries = (f"{{request: '{request}', {sent and f'{sent}, '}expect: {said}}}" for request, sent, said in tests)
+    entries = (
+        f"{{request: '{request}', {sent and f'{sent}, '}expect: {said}}}"
+        for request, sent, said in tests
+    )
     return "tests:\n" + "".join(f"  - {entry}\n" for entry in entries)
 
 
@@ -112,7 +167,9 @@ BODIES: dict[str, Body] = {
     "{json: {/x: [1, 1.5, -2, true, null, '1', 123456789012]}}": JsonBody(
         (Member(("x",), Allowed((1, 1.5, -2, True, None, "1", 123456789012))),)
     ),
-    "{json: {/x: {min: 0, max: 0.5}}, max: 5MB}": JsonBody((Member(("x",), Allowed(None, 0, 0.5)),), None, 5_000_000),
+    "{json: {/x: {min: 0, max: 0.5}}, max: 5MB}": JsonBody(
+        (Member(("x",), Allowed(None, 0, 0.5)),), None, 5_000_000
+    ),
     "{json: {/x: {absent: true}, /y: {absent: false}, /z: {values: [1], absent: true}}, only: [/x, /y, /z]}": JsonBody(
         (
             Member(("x",), Allowed((), absent=True)),
@@ -132,12 +189,15 @@ BODIES: dict[str, Body] = {
 
 @pytest.mark.parametrize("written", BODIES)
 def test_a_body_is_read_as_it_is_written(tmp_path: Path, written: str) -> None:
-    policy = compiled_of(tmp_path, f"rules: [{{name: a, action: allow, hosts: [a.example], body: {written}}}]")
+    policy = compiled_of(
+        tmp_path,
+        f"rules: [{{name: a, action: allow, hosts: [a.example], body: {written}}}]",
+    )
     assert policy.source.rules[0].body == BODIES[written]
     assert MAX_BYTES == 1_000_000
 
 
-# --- warnings ---------------------------------------------------------------------------------------------------------
+# --- warnings -------------------------------------------------------------------------
 
 BODY = "body: {json: {/x: 1}}"
 
@@ -158,13 +218,22 @@ BODY = "body: {json: {/x: 1}}"
 def test_a_rule_with_a_body_makes_no_later_one_pointless(
     tmp_path: Path, first: str, later: str, found: FaultCode | None
 ) -> None:
-    rules = (f"{{name: {name}, hosts: [a.example], {text}}}" for name, text in (("first", first), ("later", later)))
+    rules = (
+        f"{{name: {name}, hosts: [a.example], {text}}}"
+        for name, text in (("first", first), ("later", later))
+    )
     policy = compiled_of(tmp_path, f"rules: [{', '.join(rules)}]")
     warned = {warning.code for warning in lint(policy.source, NOW)}
-    assert warned & {FaultCode.RULE_UNREACHABLE, FaultCode.DENY_TOO_LATE} == ({found} if found else set())
+    assert warned & {FaultCode.RULE_UNREACHABLE, FaultCode.DENY_TOO_LATE} == (
+        {found} if found else set()
+    )
 
 
-JSON, PUSH_TO, CALL = "body: {json: {%s}}", "body: {git: {push: [%s]}}", "body: {mcp: {tools: [%s]}}"
+JSON, PUSH_TO, CALL = (
+    "body: {json: {%s}}",
+    "body: {git: {push: [%s]}}",
+    "body: {mcp: {tools: [%s]}}",
+)
 EVERY_REF = "'**'"
 AGENT = PUSH_TO % "refs/heads/agent/**"
 ANY_BODY = "allows the same requests whatever their body"
@@ -192,12 +261,20 @@ NONE_OF_THE_SAME = "allows the same requests, and limits none of the same"
         (BODY, ["action: deny, methods: [GET]", "action: allow"], ANY_BODY),
         (JSON % "/x: 1", [f"action: allow, {JSON % '/y: 1'}"], NONE_OF_THE_SAME),
         (JSON % "/x: 1", [f"action: allow, {JSON % '/x: 2'}"], None),
-        (JSON % "/x: 1, /y: 1", [f"action: allow, {JSON % '/x: [1, 2]'}"], NONE_OF_THE_SAME),
+        (
+            JSON % "/x: 1, /y: 1",
+            [f"action: allow, {JSON % '/x: [1, 2]'}"],
+            NONE_OF_THE_SAME,
+        ),
         (JSON % "/x: 1, /y: 1", [f"action: allow, {JSON % '/x: 2'}"], None),
         (JSON % "/x: 1", [f"action: allow, {CALL % 'a'}"], None),
         (AGENT, [f"action: allow, {PUSH_TO % EVERY_REF}"], NONE_OF_THE_SAME),
         (AGENT, [f"action: allow, {PUSH_TO % 'refs/heads/main'}"], None),
-        ("body: {git: {push: [refs/x], delete: true}}", [f"action: allow, {PUSH_TO % EVERY_REF}"], None),
+        (
+            "body: {git: {push: [refs/x], delete: true}}",
+            [f"action: allow, {PUSH_TO % EVERY_REF}"],
+            None,
+        ),
         (CALL % "a", [f"action: allow, {CALL % 'a, b'}"], NONE_OF_THE_SAME),
         (CALL % "a, c", [f"action: allow, {CALL % 'a, b'}"], None),
     ],
@@ -206,13 +283,22 @@ def test_a_body_is_warned_about_that_a_rule_below_opens(
     tmp_path: Path, rule: str, below: list[str], opened: str | None
 ) -> None:
     texts = [f"{{name: x, action: allow, hosts: [a.example], {rule}}}"]
-    texts += [f"{{name: y{n}, hosts: [.example], {text}}}" for n, text in enumerate(below)]
-    directory = write_policy(tmp_path / "p", f"clients: {{c: {{users: [c]}}}}\nrules: [{', '.join(texts)}]")
-    found = [one for one in lint(load(directory, NOW).compiled.source, NOW) if one.code is FaultCode.NARROWS_NOTHING]
-    last = f"'y{len(below) - 1}' ({directory}/policy.yaml:3:"
-    assert [(last in one.message, opened is not None and opened in one.message) for one in found] == (
-        [(True, True)] if opened else []
+    texts += [
+        f"{{name: y{n}, hosts: [.example], {text}}}" for n, text in enumerate(below)
+    ]
+    directory = write_policy(
+        tmp_path / "p", f"clients: {{c: {{users: [c]}}}}\nrules: [{', '.join(texts)}]"
     )
+    found = [
+        one
+        for one in lint(load(directory, NOW).compiled.source, NOW)
+        if one.code is FaultCode.NARROWS_NOTHING
+    ]
+    last = f"'y{len(below) - 1}' ({directory}/policy.yaml:3:"
+    assert [
+        (last in one.message, opened is not None and opened in one.message)
+        for one in found
+    ] == ([(True, True)] if opened else [])
 
 
 MINI = "{name: mini, action: allow, hosts: [api.openai.com], paths: [/v1/chat/completions], body: {json: {/model: m}}}"
@@ -225,7 +311,10 @@ DENIED_BELOW = "{name: other, action: deny, hosts: [api.openai.com], methods: [P
         (f"rules: [{MINI}]\npresets: [openai@1]", "'openai@1/chat' (preset openai@1:"),
         (f"rules: [{MINI}, {DENIED_BELOW}]\npresets: [openai@1]", None),
         (f"rules: [{MINI}]\npresets: [anthropic@1]", None),
-        (f"defaults: {{action: allow}}\nrules: [{MINI}]", "the default allows the same requests"),
+        (
+            f"defaults: {{action: allow}}\nrules: [{MINI}]",
+            "the default allows the same requests",
+        ),
         (f"defaults: {{action: allow}}\nrules: [{MINI}, {DENIED_BELOW}]", None),
         ("defaults: {action: allow}\npresets: [openai@1]", None),
     ],
@@ -234,23 +323,34 @@ def test_a_body_is_warned_about_that_a_preset_or_the_default_opens(
     tmp_path: Path, text: str, opened: str | None
 ) -> None:
     policy = load(write_policy(tmp_path / "p", text), NOW).compiled.source
-    found = [one.message for one in lint(policy, NOW) if one.code is FaultCode.NARROWS_NOTHING]
-    assert [opened is not None and opened in one for one in found] == ([True] if opened else [])
+    found = [
+        one.message
+        for one in lint(policy, NOW)
+        if one.code is FaultCode.NARROWS_NOTHING
+    ]
+    assert [opened is not None and opened in one for one in found] == (
+        [True] if opened else []
+    )
 
 
-# --- explain ----------------------------------------------------------------------------------------------------------
+# --- explain --------------------------------------------------------------------------
 
 
 @pytest.fixture
 def explained(tmp_path: Path) -> Callable[..., tuple[int, str]]:
     directory, file = write_policy(tmp_path / "policy", RULES), tmp_path / "body"
 
-    def run(method: str, url: str, body: bytes | None = None, *options: str) -> tuple[int, str]:
+    def run(
+        method: str, url: str, body: bytes | None = None, *options: str
+    ) -> tuple[int, str]:
         if body is not None:
             file.write_bytes(body)
             options = ("--body", str(file), *options)
         fragment = ("--fragment", str(tmp_path / "none"))
-        result = CliRunner().invoke(main, ["explain", "--policy", str(directory), *fragment, *options, method, url])
+        result = CliRunner().invoke(
+            main,
+            ["explain", "--policy", str(directory), *fragment, *options, method, url],
+        )
         return result.exit_code, result.output.replace(f"{directory}/", "")
 
     return run
@@ -263,7 +363,11 @@ def rows(output: str) -> list[str]:
     lines = output.splitlines()
     return [
         lines[0].split()[0],
-        *(line[13:] for line in lines if line.startswith(("rule ", "reason ", "missing ", "body "))),
+        *(
+            line[13:]
+            for line in lines
+            if line.startswith(("rule ", "reason ", "missing ", "body "))
+        ),
     ]
 
 
@@ -316,22 +420,46 @@ def test_explain_says_which_rules_the_body_decides_among(
 def test_explain_says_that_a_record_has_no_body_and_takes_one(tmp_path: Path) -> None:
     directory = write_policy(tmp_path / "policy", RULES)
     line, file = tmp_path / "line", tmp_path / "body"
-    line.write_bytes(record_line(method="POST", url=CHAT, tunnel="api.example:443", sni="api.example", rule="chat"))
+    line.write_bytes(
+        record_line(
+            method="POST",
+            url=CHAT,
+            tunnel="api.example:443",
+            sni="api.example",
+            rule="chat",
+        )
+    )
     file.write_bytes(b'{"model": "large"}')
-    options = ["explain", "--policy", str(directory), "--fragment", str(tmp_path / "none"), "--record", str(line)]
+    options = [
+        "explain",
+        "--policy",
+        str(directory),
+        "--fragment",
+        str(tmp_path / "none"),
+        "--record",
+        str(line),
+    ]
     without = CliRunner().invoke(main, options)
-    assert (without.exit_code, "\nmissing      --body FILE, " in without.output) == (2, True)
+    assert (without.exit_code, "\nmissing      --body FILE, " in without.output) == (
+        2,
+        True,
+    )
     assert CliRunner().invoke(main, [*options, "--body", str(file)]).exit_code == 1
 
 
 def test_explain_in_json_has_what_each_body_came_to(explained: Explained) -> None:
     found = json.loads(explained("POST", CHAT, b'{"model": "large"}', "--json")[1])
-    assert [(one["name"], one["verdict"], one["judged"]["fit"]) for one in found["by_body"]] == [
+    assert [
+        (one["name"], one["verdict"], one["judged"]["fit"]) for one in found["by_body"]
+    ] == [
         ("no-search", "deny", "fails"),
         ("chat", "allow", "fails"),
     ]
     undecided = json.loads(explained("POST", CHAT, None, "--json")[1])
-    assert (undecided["verdict"], [one["judged"] for one in undecided["by_body"]]) == ("undecided", [None, None])
+    assert (undecided["verdict"], [one["judged"] for one in undecided["by_body"]]) == (
+        "undecided",
+        [None, None],
+    )
 
 
 @pytest.mark.parametrize(
@@ -343,7 +471,9 @@ def test_explain_in_json_has_what_each_body_came_to(explained: Explained) -> Non
         (("--header", "Content-Encoding: gzip"), 1),
     ],
 )
-def test_explain_sends_a_body_with_its_headers(explained: Explained, headers: tuple[str, ...], status: int) -> None:
+def test_explain_sends_a_body_with_its_headers(
+    explained: Explained, headers: tuple[str, ...], status: int
+) -> None:
     assert explained("POST", CHAT, b'{"model": "small"}', *headers)[0] == status
 
 
@@ -360,8 +490,12 @@ def test_explain_sends_a_body_with_its_headers(explained: Explained, headers: tu
         (["refs/heads/*"], 2, "is a glob"),
     ],
 )
-def test_explain_makes_a_push_as_tests_do(explained: Explained, pushed: list[str], status: int, said: str) -> None:
-    code, output = explained("POST", PUSH, None, *(word for text in pushed for word in ("--push", text)))
+def test_explain_makes_a_push_as_tests_do(
+    explained: Explained, pushed: list[str], status: int, said: str
+) -> None:
+    code, output = explained(
+        "POST", PUSH, None, *(word for text in pushed for word in ("--push", text))
+    )
     assert code == status
     assert said in output
 
@@ -375,11 +509,18 @@ def test_explain_refuses_a_header_without_a_colon(explained: Explained) -> None:
 
 
 def test_explain_takes_a_get_for_one_without_a_body(explained: Explained) -> None:
-    assert explained("GET", "https://git.example/acme/a.git/info/refs?service=git-receive-pack")[0] == 0
+    assert (
+        explained(
+            "GET", "https://git.example/acme/a.git/info/refs?service=git-receive-pack"
+        )[0]
+        == 0
+    )
     assert rows(explained("GET", CHAT)[1])[:2] == ["DENY", "default"]
 
 
-def test_explain_names_the_body_of_a_rule_that_its_url_rules_out(explained: Explained) -> None:
+def test_explain_names_the_body_of_a_rule_that_its_url_rules_out(
+    explained: Explained,
+) -> None:
     output = explained("POST", "https://git.example/acme/app.git/git-upload-pack")[1]
     assert "passed over  push (policy.yaml:18): body did not hold" in output
 
@@ -388,13 +529,18 @@ with TemporaryDirectory() as folder:
     POLICY = compiled_of(Path(folder), RULES)
 
 
-def test_explain_names_what_is_passed_over_below_a_rule_that_reads_bodies(tmp_path: Path) -> None:
+def test_explain_names_what_is_passed_over_below_a_rule_that_reads_bodies(
+    tmp_path: Path,
+) -> None:
     rules = (
-        "{name: a, action: allow, hosts: [a.example], %s}, {name: b, action: allow, hosts: [a.example], paths: [/b]}"
+        "{name: a, action: allow, hosts: [a.example], %s}, {name: b, action: "
+        "allow, hosts: [a.example], paths: [/b]}"
     )
     policy = compiled_of(tmp_path, f"rules: [{rules % BODY}]")
     found = explain(policy, request_to("POST", "https://a.example/x"), NOW)
-    assert [(one.entry.name, one.fields) for one in found.passed_over] == [("b", ("paths",))]
+    assert [(one.entry.name, one.fields) for one in found.passed_over] == [
+        ("b", ("paths",))
+    ]
 
 
 AROUND = """
@@ -432,26 +578,50 @@ def test_what_explain_passes_over_stands_above_what_decides_and_what_it_does_not
     st.one_of(
         st.none(),
         st.sampled_from(
-            [b"{}", b'{"model": "small"}', b'{"model": "small", "tools": [{"type": "web_search"}]}', b"[", b""]
+            [
+                b"{}",
+                b'{"model": "small"}',
+                b'{"model": "small", "tools": [{"type": "web_search"}]}',
+                b"[",
+                b"",
+            ]
         ),
-        st.sampled_from(["search", "read_file", "other"]).map(lambda tool: call(tool, path="/data/x").encode()),
-        st.sampled_from(["refs/heads/agent/x", "refs/heads/main"]).map(lambda ref: push_body(WrittenPush((ref,)))),
+        st.sampled_from(["search", "read_file", "other"]).map(
+            lambda tool: call(tool, path="/data/x").encode()
+        ),
+        st.sampled_from(["refs/heads/agent/x", "refs/heads/main"]).map(
+            lambda ref: push_body(WrittenPush((ref,)))
+        ),
     ),
 )
-def test_explain_and_the_tests_of_a_policy_say_what_decide_body_does(url: str, method: str, body: bytes | None) -> None:
+def test_explain_and_the_tests_of_a_policy_say_what_decide_body_does(
+    url: str, method: str, body: bytes | None
+) -> None:
     sent, request = written_request(method, url, body), request_to(method, url)
     before = decided(POLICY, request, NOW)
     enforced = decide_body(POLICY, before, sent) if before.by_body else before
     assert enforced is not None
     found = explain(POLICY, request, NOW, sent).decision
-    assert (found.action, found.rule, found.reason) == (enforced.action, enforced.rule, enforced.reason)
-
-
-def test_faults_of_many_rules_are_found_without_comparing_all_pairs(tmp_path: Path) -> None:
-    bodies, others = (
-        [f"{{name: {kind}{n}, action: allow, hosts: [h{n}.example]%s}}" for n in range(40)] for kind in "ab"
+    assert (found.action, found.rule, found.reason) == (
+        enforced.action,
+        enforced.rule,
+        enforced.reason,
     )
-    rules = ", ".join([*(rule % f", {BODY}" for rule in bodies), *(rule % "" for rule in others)])
+
+
+def test_faults_of_many_rules_are_found_without_comparing_all_pairs(
+    tmp_path: Path,
+) -> None:
+    bodies, others = (
+        [
+            f"{{name: {kind}{n}, action: allow, hosts: [h{n}.example]%s}}"
+            for n in range(40)
+        ]
+        for kind in "ab"
+    )
+    rules = ", ".join(
+        [*(rule % f", {BODY}" for rule in bodies), *(rule % "" for rule in others)]
+    )
     policy = compiled_of(tmp_path, f"rules: [{rules}]").source
     with patch.object(body_faults, "overlap", wraps=overlap) as compared:
         assert list(body_faults.conflicts(policy)) == []

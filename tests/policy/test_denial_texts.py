@@ -1,7 +1,8 @@
-"""Every text that a denied client reads, byte for byte, as tests/data/denials.txt has them.
+"""Every text that a denied client reads, byte for byte, as tests/data/denials.txt has
+them.
 
-A row there is the policy, the helper and its line, as Squid writes it; then, indented, the rule and the text. Values in
-braces are below. Headers follow as `NAME=VALUE`.
+A row there is the policy, the helper and its line, as Squid writes it; then, indented,
+the rule and the text. Values in braces are below. Headers follow as `NAME=VALUE`.
 """
 
 from __future__ import annotations
@@ -22,15 +23,30 @@ from squidkeeper.policy.language.sealed_tokens import format_content
 from squidkeeper.policy.protocol.lines import LINE_LIMIT, Reply, Result
 from squidkeeper.policy.protocol.request import request_to
 from squidkeeper.policy.protocol.request_headers import READ_HEADERS
-from squidkeeper.serving.credentials.sealing import LONGEST_TOKEN, SealingPrivateKey, seal_bytes
+from squidkeeper.serving.credentials.sealing import (
+    LONGEST_TOKEN,
+    SealingPrivateKey,
+    seal_bytes,
+)
 from squidkeeper.serving.credentials.watched_values import WatchedValues
 from squidkeeper.serving.helpers import credential, watch
-from squidkeeper.serving.helpers.acl import HostScope, RequestScope, answer_host, answer_url
+from squidkeeper.serving.helpers.acl import (
+    HostScope,
+    RequestScope,
+    answer_host,
+    answer_url,
+)
 from squidkeeper.serving.helpers.loop import Answering
 from squidkeeper.serving.helpers.meter import refusal_reason
 from squidkeeper.serving.parts import not_rendered
 from squidkeeper.serving.quotas.meter import Refusal
-from squidkeeper.serving.replies import acl_reply, broken_reply, denied_ticket, no_ticket, no_ticket_page
+from squidkeeper.serving.replies import (
+    acl_reply,
+    broken_reply,
+    denied_ticket,
+    no_ticket,
+    no_ticket_page,
+)
 from squidkeeper.serving.tickets.store import NoTicket
 
 from ..conftest import NOW, compiled_of, decided
@@ -91,10 +107,12 @@ REFUSALS: dict[str, dict[str, Any]] = {
     "held": {"held": True},
     "uncounted": {"unavailable": "no store"},
 }
-# The calls whose text a client reads; and pieces that no client sees, or that another test shows.
+# The calls whose text a client reads; and pieces that no client sees, or that another
+# test shows.
 REASONS = ("deny", "InvalidUrl", "SealedTokenRefused", "SigningRefused")
 UNSEEN = {
-    "the request target is not an absolute URL without userinfo ('user@host')",  # `parse_url` then says which
+    # `parse_url` then says which
+    "the request target is not an absolute URL without userinfo ('user@host')",
     "the target of a CONNECT has no port",  # `_no_authority` then says what is expected
     " does not start with '/'",  # no URL has such a path
     ", as ",  # the extra for sealed tokens is missing (test_extras.py)
@@ -104,16 +122,25 @@ UNSEEN = {
 def values() -> dict[str, str]:
     """The values in braces."""
     content = {"hosts": ["*.signed.example"], "secret": "sealed-value"}
-    tokens = {name: seal_bytes(format_content({**content, name: guard}), KEY.public) for name, guard in GUARDS.items()}
-    tokens["other"] = seal_bytes(format_content(content), SealingPrivateKey.new().public)
+    tokens = {
+        name: seal_bytes(format_content({**content, name: guard}), KEY.public)
+        for name, guard in GUARDS.items()
+    }
+    tokens["other"] = seal_bytes(
+        format_content(content), SealingPrivateKey.new().public
+    )
     tokens["wrong"] = seal_bytes(b"[]", KEY.public)
-    tokens["cut"], tokens["endless"] = tokens["secret"][:-2], tokens["secret"] + "A" * LONGEST_TOKEN
+    tokens["cut"], tokens["endless"] = (
+        tokens["secret"][:-2],
+        tokens["secret"] + "A" * LONGEST_TOKEN,
+    )
     hosts = {name: f"{name}.example" for name in ("open", "api", "asked")}
     hosts |= {name: f"{name}.signed.example" for name in ("s3", "db", "any")}
     return {
         **{f"sealed-{name}": token for name, token in tokens.items()},
         **{
-            name: f"192.0.2.1 - GET https {host} 443 {host} {host}:443 - https://{host}" for name, host in hosts.items()
+            name: f"192.0.2.1 - GET https {host} 443 {host} {host}:443 - https://{host}"
+            for name, host in hosts.items()
         },
         "long": "x" * 7_900,
         "endless": "x" * LINE_LIMIT,
@@ -124,7 +151,9 @@ def values() -> dict[str, str]:
 
 def asked(policy: CompiledPolicy, line: bytes) -> Reply:
     """Decide a method and a target as `explain` does."""
-    return acl_reply(decided(policy, request_to(*line.decode().split(" ")), NOW), "", policy)
+    return acl_reply(
+        decided(policy, request_to(*line.decode().split(" ")), NOW), "", policy
+    )
 
 
 def helpers_of(policy: CompiledPolicy | None) -> dict[str, Callable[[bytes], Any]]:
@@ -135,7 +164,9 @@ def helpers_of(policy: CompiledPolicy | None) -> dict[str, Callable[[bytes], Any
         "host": HostScope(policy).answer,
         "url": partial(answer_url, RequestScope(policy)),
         "credential": partial(credential.answer, injector, concurrency=1),
-        "headers": partial(credential.answer, injector, concurrency=1, with_headers=True),
+        "headers": partial(
+            credential.answer, injector, concurrency=1, with_headers=True
+        ),
         "watch": partial(watch.answer, watch.Watch(policy, WatchedValues())),
         "explain": partial(asked, policy),
         "broken": int,
@@ -146,17 +177,30 @@ def stated(helper: str, line: str) -> bytes:
     """Write a line as Squid does: with a token for each header that helpers read."""
     if helper not in ("headers", "watch"):
         return line.encode()
-    words = [word for word in line.split(" ") if word.partition("=")[0] not in READ_HEADERS]
-    headers = {word.partition("=")[0]: word.partition("=")[2] for word in line.split(" ")}
-    return " ".join([*words, *(headers.get(name, "-") for name in READ_HEADERS)]).encode()
+    words = [
+        word for word in line.split(" ") if word.partition("=")[0] not in READ_HEADERS
+    ]
+    headers = {
+        word.partition("=")[0]: word.partition("=")[2] for word in line.split(" ")
+    }
+    return " ".join(
+        [*words, *(headers.get(name, "-") for name in READ_HEADERS)]
+    ).encode()
 
 
 def texts_of_state() -> Iterator[tuple[str, str | None]]:
     """The texts that depend on what a gateway has counted, kept or rendered."""
-    quota = Quota("uploads", Location(""), QuotaUnit.BYTES_OUT, 10**9, Window.DAY, Counted.CLIENT)
+    quota = Quota(
+        "uploads", Location(""), QuotaUnit.BYTES_OUT, 10**9, Window.DAY, Counted.CLIENT
+    )
     denial = Reply(Result.ERR, message="The rule asked denies this.")
-    yield from ((f"quota {name}", refusal_reason(Refusal(quota, 5.0, **fields))) for name, fields in REFUSALS.items())
-    yield from ((f"no ticket {why.name}", no_ticket(denial, why).message) for why in NoTicket)
+    yield from (
+        (f"quota {name}", refusal_reason(Refusal(quota, 5.0, **fields)))
+        for name, fields in REFUSALS.items()
+    )
+    yield from (
+        (f"no ticket {why.name}", no_ticket(denial, why).message) for why in NoTicket
+    )
     yield "denied ticket", denied_ticket(denial, "abcdefghijkl", "No.").message
     yield "no page", no_ticket_page(denial).message
     yield "not rendered", not_rendered(["watch", "ask"]).reason
@@ -176,7 +220,11 @@ def test_each_text_is_what_it_was(tmp_path: Path) -> None:
     expected, named, told = DENIALS.read_text(), values(), dict(texts_of_state())
     for row in expected.splitlines()[2 * len(told) :: 2]:
         policy, helper, line = row.format(**named).split(" ", 2)
-        answering = Answering(helpers[policy][helper], lambda reply, _: reply, partial(broken_reply, helper="acl"))
+        answering = Answering(
+            helpers[policy][helper],
+            lambda reply, _: reply,
+            partial(broken_reply, helper="acl"),
+        )
         reply, _ = answering.answer(stated(helper, line), b"")
         told[row] = f"{dict(reply.annotations)['rule_']}: {reply.message}"
     assert "".join(f"{row}\n  {text}\n" for row, text in told.items()) == expected
@@ -184,9 +232,23 @@ def test_each_text_is_what_it_was(tmp_path: Path) -> None:
 
 def test_no_reason_is_left_out() -> None:
     """A text that is new needs a row."""
-    files = [file for area in ("policy", "serving") for file in (SOURCE / area).rglob("*.py")]
-    calls = [node for file in files for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    files = [
+        file for area in ("policy", "serving") for file in (SOURCE / area).rglob("*.py")
+    ]
+    calls = [
+        node
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call)
+    ]
     told = [call for call in calls if getattr(call.func, "id", "") in REASONS]
-    texts = [part.value for call in told for part in ast.walk(call) if isinstance(part, ast.Constant)]
+    texts = [
+        part.value
+        for call in told
+        for part in ast.walk(call)
+        if isinstance(part, ast.Constant)
+    ]
     known = DENIALS.read_text()
-    assert {text for text in texts if isinstance(text, str) and text not in known} == UNSEEN
+    assert {
+        text for text in texts if isinstance(text, str) and text not in known
+    } == UNSEEN

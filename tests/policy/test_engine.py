@@ -1,4 +1,6 @@
-"""The decision: what each field, section and built-in rule of the policy language does to a request."""
+"""The decision: what each field, section and built-in rule of the policy language does
+to a request.
+"""
 
 from __future__ import annotations
 
@@ -188,13 +190,18 @@ def test_every_request_of_the_table_is_decided_as_the_language_says(ask: Ask) ->
         ("192.0.2.1", "DEV", "deny by default"),
     ],
 )
-def test_a_client_is_its_networks_and_its_users(ask: Ask, client: str, user: str, expected: str) -> None:
+def test_a_client_is_its_networks_and_its_users(
+    ask: Ask, client: str, user: str, expected: str
+) -> None:
     assert said(ask("GET https://clients.example/", client, user)) == expected
 
 
 def test_an_expired_rule_no_longer_matches(ask: Ask) -> None:
     ends = datetime(2026, 12, 1, 18, tzinfo=UTC)
-    assert said(ask("GET https://window.example/", at=ends - timedelta(seconds=1))) == "allow by window"
+    assert (
+        said(ask("GET https://window.example/", at=ends - timedelta(seconds=1)))
+        == "allow by window"
+    )
     assert said(ask("GET https://window.example/", at=ends)) == "deny by default"
 
 
@@ -210,7 +217,9 @@ def test_a_denial_gives_the_rules_reason_or_the_defaults(asker: AskerFactory) ->
     assert ask("GET https://c.example/").reason == "Ask the platform team."
 
 
-def test_a_default_that_allows_opens_standard_ports_and_public_addresses_only(asker: AskerFactory) -> None:
+def test_a_default_that_allows_opens_standard_ports_and_public_addresses_only(
+    asker: AskerFactory,
+) -> None:
     ask = asker("defaults: {action: allow}")
     assert said(ask("GET https://a.example/")) == "allow by default"
     assert said(ask("GET http://a.example:8080/")) == "deny by default"
@@ -230,22 +239,46 @@ def test_a_default_that_allows_opens_standard_ports_and_public_addresses_only(as
     assert not ask("GET https://a.example/").private
 
 
-def test_hosts_that_the_same_entries_hold_for_are_each_asked_whether_they_are_private(tmp_path: Path) -> None:
-    compiled = compiled_of(tmp_path, "defaults: {action: allow}\nrules: [{name: r, action: allow, hosts: [c.example]}]")
+def test_hosts_that_the_same_entries_hold_for_are_each_asked_whether_they_are_private(
+    tmp_path: Path,
+) -> None:
+    compiled = compiled_of(
+        tmp_path,
+        "defaults: {action: allow}\nrules: [{name: r, action: allow, hosts: [c.example]}]",
+    )
     for _ in range(2):  # the second time by what is kept from the first
         for asked in ("GET http://{}/", "CONNECT {}:443"):
-            for host, verdict in (("10.0.0.1", "deny by private-address"), ("a.example", "allow by default")):
-                decision = decided(compiled, request_to(*asked.format(host).split(" ")), NOW)
-                assert (said(decision), host in (decision.reason or "")) == (verdict, host == "10.0.0.1")
+            for host, verdict in (
+                ("10.0.0.1", "deny by private-address"),
+                ("a.example", "allow by default"),
+            ):
+                decision = decided(
+                    compiled, request_to(*asked.format(host).split(" ")), NOW
+                )
+                assert (said(decision), host in (decision.reason or "")) == (
+                    verdict,
+                    host == "10.0.0.1",
+                )
 
 
-@pytest.mark.parametrize("pattern", [".a.example", "*.a.example", "**.a.example", "b.a.example", "*"])
-def test_a_list_of_one_form_holds_as_a_rule_of_that_form_does(tmp_path: Path, pattern: str) -> None:
+@pytest.mark.parametrize(
+    "pattern", [".a.example", "*.a.example", "**.a.example", "b.a.example", "*"]
+)
+def test_a_list_of_one_form_holds_as_a_rule_of_that_form_does(
+    tmp_path: Path, pattern: str
+) -> None:
     (tmp_path / "list.txt").write_text(f"{pattern}\nother.test\n")
-    compiled = compiled_of(tmp_path, "lists: {l: {file: list.txt}}\nrules: [{name: r, action: deny, lists: [l]}]")
+    compiled = compiled_of(
+        tmp_path,
+        "lists: {l: {file: list.txt}}\nrules: [{name: r, action: deny, lists: [l]}]",
+    )
     for host in ("a.example", "b.a.example", "c.b.a.example", "example", "other.test"):
-        expected = host == "other.test" or parse_host_pattern(pattern).matches(Host(host))
-        assert (decided(compiled, request_to("GET", f"https://{host}/"), NOW).rule == "r") is expected
+        expected = host == "other.test" or parse_host_pattern(pattern).matches(
+            Host(host)
+        )
+        assert (
+            decided(compiled, request_to("GET", f"https://{host}/"), NOW).rule == "r"
+        ) is expected
 
 
 def test_what_a_policy_caches_is_bounded(tmp_path: Path) -> None:
@@ -256,13 +289,21 @@ def test_what_a_policy_caches_is_bounded(tmp_path: Path) -> None:
         assert len(kept) <= 11
     kept.add("too large", 0, 1001)
     assert kept.get("too large") is None
-    compiled = compiled_of(tmp_path, "rules: [{name: r, action: allow, hosts: [a.example]}]")
+    compiled = compiled_of(
+        tmp_path, "rules: [{name: r, action: allow, hosts: [a.example]}]"
+    )
     for number in range(10_000):
-        decided(compiled, request_to(f"M{number}", "http://a.example/", user=f"user{number}"), NOW)
+        decided(
+            compiled,
+            request_to(f"M{number}", "http://a.example/", user=f"user{number}"),
+            NOW,
+        )
     assert max(len(compiled._candidates), len(compiled._decisions)) < 5_000
 
 
-def test_methods_that_a_client_makes_up_have_what_is_kept_in_common(tmp_path: Path) -> None:
+def test_methods_that_a_client_makes_up_have_what_is_kept_in_common(
+    tmp_path: Path,
+) -> None:
     compiled = compiled_of(
         tmp_path,
         """
@@ -272,8 +313,20 @@ def test_methods_that_a_client_makes_up_have_what_is_kept_in_common(tmp_path: Pa
         """,
     )
     kept = {}
-    for method in ("M1", "M2", "POST", "propfind", "Propfind", "PROPFIND", "GET", "OPTIONS", "CONNECT"):
-        request = request_to(method, "a.example:443" if method == "CONNECT" else "https://a.example/")
+    for method in (
+        "M1",
+        "M2",
+        "POST",
+        "propfind",
+        "Propfind",
+        "PROPFIND",
+        "GET",
+        "OPTIONS",
+        "CONNECT",
+    ):
+        request = request_to(
+            method, "a.example:443" if method == "CONNECT" else "https://a.example/"
+        )
         kept[method] = id(compiled.match(request).candidates)
     assert len({kept.pop("M1"), kept.pop("M2"), kept.pop("POST")}) == 1
     assert kept.pop("propfind") == kept.pop("Propfind")
@@ -290,14 +343,25 @@ def test_a_deny_holds_for_a_method_in_any_case_and_an_allow_as_it_is_written(
           - {{name: open, action: allow, hosts: [{}]}}
           - {{name: patch, action: allow, hosts: [b.example], methods: [PATCH]}}
     """
-    assert asker(rules.format("a.example"))(f"{method} https://a.example/").rule == "closed"
-    assert asker(rules.format("c.example"))(f"{method} https://b.example/").allowed is (method == "PATCH")
+    assert (
+        asker(rules.format("a.example"))(f"{method} https://a.example/").rule
+        == "closed"
+    )
+    assert asker(rules.format("c.example"))(f"{method} https://b.example/").allowed is (
+        method == "PATCH"
+    )
 
 
-# --- one authority ------------------------------------------------------------------------------------------------
+# --- one authority --------------------------------------------------------------------
 
 STATED = ("client", "user", "method", "scheme", "host", "port", "sni", "tunnel")
-SAME = dict(zip(STATED, (None, None, "GET", "https", "a.example", "443", None, "a.example:443"), strict=True))
+SAME = dict(
+    zip(
+        STATED,
+        (None, None, "GET", "https", "a.example", "443", None, "a.example:443"),
+        strict=True,
+    )
+)
 AUTHORITIES: dict[str, list[dict[str, str | None]]] = {
     "allow by a": [
         {},
@@ -323,8 +387,20 @@ AUTHORITIES: dict[str, list[dict[str, str | None]]] = {
         {"tunnel": None},
         {"scheme": "http", "url": "http://a.example:443/"},
         {"method": "CONNECT", "scheme": None, "url": None, "sni": "a.example"},
-        {"method": "CONNECT", "scheme": None, "url": None, "sni": "a.example", "tunnel": None},
-        {"method": "CONNECT", "scheme": None, "url": None, "sni": "a.example", "tunnel": "b.example:443"},
+        {
+            "method": "CONNECT",
+            "scheme": None,
+            "url": None,
+            "sni": "a.example",
+            "tunnel": None,
+        },
+        {
+            "method": "CONNECT",
+            "scheme": None,
+            "url": None,
+            "sni": "a.example",
+            "tunnel": "b.example:443",
+        },
         {"host": "a.example\x00"},
         {"host": "a.example\r\n"},
         {"host": ""},
@@ -339,18 +415,24 @@ AUTHORITIES: dict[str, list[dict[str, str | None]]] = {
 
 
 @pytest.mark.parametrize(
-    ("expected", "changes"), [(expected, changes) for expected, rows in AUTHORITIES.items() for changes in rows]
+    ("expected", "changes"),
+    [(expected, changes) for expected, rows in AUTHORITIES.items() for changes in rows],
 )
 def test_connect_sni_and_request_have_to_name_one_host(
     tmp_path: Path, expected: str, changes: dict[str, str | None]
 ) -> None:
-    compiled = compiled_of(tmp_path, "rules: [{name: a, action: allow, hosts: [a.example], ports: [80, 443, 8443]}]")
+    compiled = compiled_of(
+        tmp_path,
+        "rules: [{name: a, action: allow, hosts: [a.example], ports: [80, 443, 8443]}]",
+    )
     url = changes.get("url", "https://a.example/")
-    request = parse_request([changes.get(name, SAME[name]) for name in STATED] + [None], url)
+    request = parse_request(
+        [changes.get(name, SAME[name]) for name in STATED] + [None], url
+    )
     assert said(decided(compiled, request, NOW)) == expected
 
 
-# --- passthrough --------------------------------------------------------------------------------------------------
+# --- passthrough ----------------------------------------------------------------------
 
 PASSTHROUGH = """
 clients:
@@ -377,7 +459,11 @@ credentials:
         ("192.0.2.9", "A.Example.:443", True),
         ("192.0.2.9", "203.0.113.7:443", True),
         ("192.0.2.9", "a.example:8443", False),
-        ("192.0.2.1", "a.example:443", False),  # these belong to two clients, and something has to see their requests
+        (
+            "192.0.2.1",
+            "a.example:443",
+            False,
+        ),  # these belong to two clients, and something has to see their requests
         ("192.0.2.2", "a.example:443", False),
         ("192.0.2.3", "a.example:443", False),
         ("198.51.100.1", "a.example:443", False),
@@ -410,17 +496,29 @@ def test_the_second_question_about_a_connect_is_about_the_same_host(
     tmp_path: Path, sni: str | None, tunnel: str | None, expected: str
 ) -> None:
     compiled = compiled_of(tmp_path, PASSTHROUGH)
-    asked = parse_request(["192.0.2.9", None, "CONNECT", None, "a.example", "443", sni, tunnel, None])
+    asked = parse_request(
+        ["192.0.2.9", None, "CONNECT", None, "a.example", "443", sni, tunnel, None]
+    )
     assert said(decided(compiled, asked, NOW)) == expected
 
 
 def test_plain_http_does_not_pass_through(tmp_path: Path) -> None:
     compiled = compiled_of(tmp_path, PASSTHROUGH)
-    assert said(decided(compiled, request_to("GET", "http://a.example/", "192.0.2.9"), NOW)) == "deny by default"
-    assert said(decided(compiled, request_to("GET", "https://a.example/", "192.0.2.9"), NOW)) == "allow by pinned"
+    assert (
+        said(
+            decided(compiled, request_to("GET", "http://a.example/", "192.0.2.9"), NOW)
+        )
+        == "deny by default"
+    )
+    assert (
+        said(
+            decided(compiled, request_to("GET", "https://a.example/", "192.0.2.9"), NOW)
+        )
+        == "allow by pinned"
+    )
 
 
-# --- WebSockets ---------------------------------------------------------------------------------------------------
+# --- WebSockets -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -447,10 +545,12 @@ def test_a_websocket_passes_where_every_reading_of_the_path_allows_it(
     assert (said(decision), decision.websocket) == (expected, upgrades)
 
 
-# --- what is known without the URL --------------------------------------------------------------------------------
+# --- what is known without the URL ----------------------------------------------------
 
 
-def at_host(ask_text: str, tmp_path: Path, asked: str = "GET https://a.example/") -> Decision:
+def at_host(
+    ask_text: str, tmp_path: Path, asked: str = "GET https://a.example/"
+) -> Decision:
     compiled = compiled_of(tmp_path, ask_text)
     method, _, url = asked.partition(" ")
     return decide(compiled, compiled.match(request_to(method, url)), NOW, Stage.HOST)
@@ -460,20 +560,46 @@ def at_host(ask_text: str, tmp_path: Path, asked: str = "GET https://a.example/"
     ("rules", "expected", "needs_url"),
     [
         ("[{name: r, action: allow, hosts: [a.example]}]", "allow by r", False),
-        ("[{name: r, action: allow, hosts: [a.example], methods: [GET]}]", "allow by r", False),
-        ("[{name: r, action: allow, hosts: [a.example], methods: [POST]}]", "deny by default", False),
-        ("[{name: r, action: allow, hosts: [a.example], paths: [/x, /**]}]", "allow by r", False),
-        ("[{name: r, action: allow, hosts: [a.example], paths: [/x]}]", "allow by r", True),
-        ("[{name: r, action: deny, hosts: [a.example], query: {a: b}}]", "allow by r", True),
+        (
+            "[{name: r, action: allow, hosts: [a.example], methods: [GET]}]",
+            "allow by r",
+            False,
+        ),
+        (
+            "[{name: r, action: allow, hosts: [a.example], methods: [POST]}]",
+            "deny by default",
+            False,
+        ),
+        (
+            "[{name: r, action: allow, hosts: [a.example], paths: [/x, /**]}]",
+            "allow by r",
+            False,
+        ),
+        (
+            "[{name: r, action: allow, hosts: [a.example], paths: [/x]}]",
+            "allow by r",
+            True,
+        ),
+        (
+            "[{name: r, action: deny, hosts: [a.example], query: {a: b}}]",
+            "allow by r",
+            True,
+        ),
         (
             "[{name: d, action: deny, hosts: [a.example]}, {name: r, action: allow, hosts: [a.example], paths: [/x]}]",
             "deny by d",
             False,
         ),
-        ("[{name: r, action: allow, hosts: [b.example], paths: [/x]}]", "deny by default", False),
+        (
+            "[{name: r, action: allow, hosts: [b.example], paths: [/x]}]",
+            "deny by default",
+            False,
+        ),
     ],
 )
-def test_the_url_is_asked_for_only_where_it_decides(tmp_path: Path, rules: str, expected: str, needs_url: bool) -> None:
+def test_the_url_is_asked_for_only_where_it_decides(
+    tmp_path: Path, rules: str, expected: str, needs_url: bool
+) -> None:
     decision = at_host(f"rules: {rules}", tmp_path)
     assert (said(decision), decision.outlook.needs_url) == (expected, needs_url)
 
@@ -492,11 +618,17 @@ def test_the_url_is_asked_for_only_where_it_decides(tmp_path: Path, rules: str, 
 def test_a_host_is_unrestricted_where_every_url_and_method_is_allowed(
     tmp_path: Path, rules: list[str], unrestricted: bool
 ) -> None:
-    entries = [f"{{name: r{number}, hosts: [a.example], {fields}}}" for number, fields in enumerate(rules)]
+    entries = [
+        f"{{name: r{number}, hosts: [a.example], {fields}}}"
+        for number, fields in enumerate(rules)
+    ]
     for method in ("GET", "POST", "PUT", "MADE-UP"):
         asked = f"{method} https://a.example/"
         assert (
-            at_host(f"rules: [{', '.join(entries)}]", tmp_path / method, asked).outlook.unrestricted is unrestricted
+            at_host(
+                f"rules: [{', '.join(entries)}]", tmp_path / method, asked
+            ).outlook.unrestricted
+            is unrestricted
         ), method
 
 
@@ -505,11 +637,26 @@ def test_a_host_is_unrestricted_where_every_url_and_method_is_allowed(
     [
         ("", False),
         ("credentials: [{name: c, hosts: [a.example], bearer: t}]", False),
-        ("credentials: [{name: c, hosts: [a.example], paths: [/**], bearer: t}]", False),
-        ("credentials: [{name: c, hosts: [a.example], paths: [/x/**], bearer: t}]", True),
-        ("credentials: [{name: c, hosts: [a.example], methods: [GET], bearer: t}]", True),
-        ("credentials: [{name: c, hosts: [a.example], query: {q: x}, bearer: t}]", True),
-        ("credentials: [{name: c, hosts: [b.example], paths: [/x/**], bearer: t}]", False),
+        (
+            "credentials: [{name: c, hosts: [a.example], paths: [/**], bearer: t}]",
+            False,
+        ),
+        (
+            "credentials: [{name: c, hosts: [a.example], paths: [/x/**], bearer: t}]",
+            True,
+        ),
+        (
+            "credentials: [{name: c, hosts: [a.example], methods: [GET], bearer: t}]",
+            True,
+        ),
+        (
+            "credentials: [{name: c, hosts: [a.example], query: {q: x}, bearer: t}]",
+            True,
+        ),
+        (
+            "credentials: [{name: c, hosts: [b.example], paths: [/x/**], bearer: t}]",
+            False,
+        ),
     ],
 )
 def test_the_credential_of_an_unrestricted_host_varies_where_it_is_for_a_part_of_it(
@@ -518,7 +665,10 @@ def test_the_credential_of_an_unrestricted_host_varies_where_it_is_for_a_part_of
     policy = f"rules: [{{name: r, action: allow, hosts: [a.example]}}]\nsecrets: {{t: {{env: T}}}}\n{entries}"
     for method in ("GET", "POST"):
         decision = at_host(policy, tmp_path / method, f"{method} https://a.example/")
-        assert (decision.outlook.unrestricted, decision.outlook.credential_varies) == (True, varies), method
+        assert (decision.outlook.unrestricted, decision.outlook.credential_varies) == (
+            True,
+            varies,
+        ), method
 
 
 @pytest.mark.parametrize("part", ["", "methods: [DELETE], ", "paths: [/x/**], "])
@@ -527,7 +677,10 @@ def test_a_host_with_a_rewrite_is_not_unrestricted(tmp_path: Path, part: str) ->
     policy = f"rules: [{{name: r, action: allow, hosts: [a.example]}}]\nrewrites: [{rewrite}]"
     for method in ("GET", "DELETE"):
         decision = at_host(policy, tmp_path / method, f"{method} https://a.example/")
-        assert (decision.outlook.unrestricted, decision.outlook.credential_varies) == (False, False), method
+        assert (decision.outlook.unrestricted, decision.outlook.credential_varies) == (
+            False,
+            False,
+        ), method
 
 
 CONNECTS = [
@@ -537,18 +690,30 @@ CONNECTS = [
     (["action: allow, paths: [/x]", "action: deny"], "allow by r0"),
     (["action: allow, schemes: [http]"], "deny by default"),
     (["action: allow, methods: [POST], query: {a: b}"], "allow by r0"),
-    (["action: deny, query: {a: b}", "action: deny, paths: [/**]", "action: allow"], "deny by r1"),
+    (
+        ["action: deny, query: {a: b}", "action: deny, paths: [/**]", "action: allow"],
+        "deny by r1",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("rules", "expected"), CONNECTS)
-def test_a_tunnel_opens_where_a_request_in_it_could_pass(tmp_path: Path, rules: list[str], expected: str) -> None:
-    entries = (f"{{name: r{number}, hosts: [a.example], {fields}}}" for number, fields in enumerate(rules))
+def test_a_tunnel_opens_where_a_request_in_it_could_pass(
+    tmp_path: Path, rules: list[str], expected: str
+) -> None:
+    entries = (
+        f"{{name: r{number}, hosts: [a.example], {fields}}}"
+        for number, fields in enumerate(rules)
+    )
     compiled = compiled_of(tmp_path, f"rules: [{', '.join(entries)}]")
-    assert said(decided(compiled, request_to("CONNECT", "a.example:443"), NOW)) == expected
+    assert (
+        said(decided(compiled, request_to("CONNECT", "a.example:443"), NOW)) == expected
+    )
 
 
-def test_a_tunnel_to_a_private_address_opens_where_one_of_the_allows_is_for_private_addresses(tmp_path: Path) -> None:
+def test_a_tunnel_to_a_private_address_opens_where_one_of_the_allows_is_for_private_addresses(
+    tmp_path: Path,
+) -> None:
     compiled = compiled_of(
         tmp_path,
         """
@@ -559,11 +724,17 @@ def test_a_tunnel_to_a_private_address_opens_where_one_of_the_allows_is_for_priv
     )
     decision = decided(compiled, request_to("CONNECT", "10.0.0.1:443"), NOW)
     assert (said(decision), decision.private) == ("allow by public", True)
-    assert said(decided(compiled, request_to("GET", "https://10.0.0.1/x"), NOW)) == "deny by private-address"
-    assert said(decided(compiled, request_to("GET", "https://10.0.0.1/y"), NOW)) == "allow by inside"
+    assert (
+        said(decided(compiled, request_to("GET", "https://10.0.0.1/x"), NOW))
+        == "deny by private-address"
+    )
+    assert (
+        said(decided(compiled, request_to("GET", "https://10.0.0.1/y"), NOW))
+        == "allow by inside"
+    )
 
 
-# --- rewrites and credentials -------------------------------------------------------------------------------------
+# --- rewrites and credentials ---------------------------------------------------------
 
 REWRITES = """
 rules:
@@ -594,16 +765,32 @@ credentials:
 @pytest.mark.parametrize(
     ("asked", "rewrite", "url"),
     [
-        ("https://packages.example/simple/x/?y=1", "mirror", "https://registry.internal/python/simple/x/?y=1"),
-        ("https://packages.example/simple/@a%2fb", "mirror", "https://registry.internal/python/simple/@a%2Fb"),
+        (
+            "https://packages.example/simple/x/?y=1",
+            "mirror",
+            "https://registry.internal/python/simple/x/?y=1",
+        ),
+        (
+            "https://packages.example/simple/@a%2fb",
+            "mirror",
+            "https://registry.internal/python/simple/@a%2Fb",
+        ),
         ("https://packages.example/other", None, None),
-        ("https://p.example/a%26b/c/d?e=f", "grouped", "https://m.example/x/c/d?a=a%26b&e=f"),
+        (
+            "https://p.example/a%26b/c/d?e=f",
+            "grouped",
+            "https://m.example/x/c/d?a=a%26b&e=f",
+        ),
         ("https://p.example/a+b/c", "grouped", "https://m.example/x/c?a=a%2Bb"),
         ("http://h.example/x?y", "https-only", "https://h.example/x?y"),
         ("https://h.example/x?y", None, None),
         ("https://own.by.example/x?y", None, None),
         ("http://own.by.example/x?y", "own", "https://own.by.example/x?y"),
-        ("https://a.by.example/x?y", "by-host", "https://a.by.example.mirror.example:8443/m/x"),
+        (
+            "https://a.by.example/x?y",
+            "by-host",
+            "https://a.by.example.mirror.example:8443/m/x",
+        ),
         ("https://beside.example/x/y", "beside", "https://registry.example/python/x/y"),
         ("https://public.example/r/me/x", "public", "https://git.example/me/public/x"),
     ],
@@ -614,7 +801,10 @@ def test_the_first_rewrite_that_matches_says_where_a_request_is_fetched(
     decision = asker(REWRITES)(f"GET {asked}")
     rewritten = decision.rewritten
     assert decision.allowed
-    assert (rewritten and rewritten.rewrite.name, rewritten and str(rewritten.url)) == (rewrite, url)
+    assert (rewritten and rewritten.rewrite.name, rewritten and str(rewritten.url)) == (
+        rewrite,
+        url,
+    )
 
 
 @pytest.mark.parametrize(
@@ -629,20 +819,33 @@ def test_the_first_rewrite_that_matches_says_where_a_request_is_fetched(
         # nor beside it, nor out of what stands ahead of a group
         *(
             (f"https://beside.example/{path}", "deny by invalid-request")
-            for path in ("../python-private/x", "..%2fpython-private/x", "%2e%2e/pythonic")
+            for path in (
+                "../python-private/x",
+                "..%2fpython-private/x",
+                "%2e%2e/pythonic",
+            )
         ),
         *(
             (f"https://public.example/r/me/{path}", "deny by invalid-request")
-            for path in ("../secret/x", "%2e%2e/secret/x", "..%2fsecret/x", "..;/secret/x")
+            for path in (
+                "../secret/x",
+                "%2e%2e/secret/x",
+                "..%2fsecret/x",
+                "..;/secret/x",
+            )
         ),
     ],
 )
-def test_no_path_leads_a_rewrite_out_of_where_it_points(asker: AskerFactory, asked: str, expected: str) -> None:
+def test_no_path_leads_a_rewrite_out_of_where_it_points(
+    asker: AskerFactory, asked: str, expected: str
+) -> None:
     assert said(asker(REWRITES)(f"GET {asked}")) == expected
 
 
 @pytest.mark.parametrize("tail", ["a" * 8100, "?" + "\u00e9" * 3000])
-def test_a_rewrite_makes_no_url_that_squid_cannot_parse(asker: AskerFactory, tail: str) -> None:
+def test_a_rewrite_makes_no_url_that_squid_cannot_parse(
+    asker: AskerFactory, tail: str
+) -> None:
     ask = asker("""
         defaults: {action: allow}
         rewrites: [{name: away, hosts: [a.example], to: "https://registry.example/python{path}{query}"}]
@@ -676,21 +879,30 @@ GRANTED = [
 ]
 
 
-def test_for_each_header_the_first_credential_that_matches_what_is_fetched_is_granted(asker: AskerFactory) -> None:
+def test_for_each_header_the_first_credential_that_matches_what_is_fetched_is_granted(
+    asker: AskerFactory,
+) -> None:
     ask = asker(REWRITES)
     for asked, credentials in [*GRANTED, *GRANTED]:  # once more, as it was kept
         decision = ask(asked)
         assert decision.allowed
-        assert (asked, [credential.name for credential in decision.credentials]) == (asked, credentials)
+        assert (asked, [credential.name for credential in decision.credentials]) == (
+            asked,
+            credentials,
+        )
 
 
-def test_a_path_that_only_some_servers_read_as_the_credentials_is_denied(asker: AskerFactory) -> None:
+def test_a_path_that_only_some_servers_read_as_the_credentials_is_denied(
+    asker: AskerFactory,
+) -> None:
     decision = asker(REWRITES)("GET https://api.github.com/repos/acme/..%2fother")
     assert said(decision) == "deny by ambiguous-path"
     assert "plain /repos/other" in (decision.reason or "")
 
 
-def test_the_reason_of_an_ambiguous_path_does_not_claim_that_decoded_escapes_were_sent(ask: Ask) -> None:
+def test_the_reason_of_an_ambiguous_path_does_not_claim_that_decoded_escapes_were_sent(
+    ask: Ask,
+) -> None:
     reason = ask("GET https://api.example/v2/%2e%2e/admin/x").reason or ""
     assert reason.endswith(": normalized /v2/../admin/x, resolved /admin/x.")
 
@@ -710,11 +922,19 @@ def test_squid_asks_for_rewrites_and_credentials_only_where_there_can_be_some(
     tmp_path: Path, asked: str, may_rewrite: bool, may_inject: bool
 ) -> None:
     decision = at_host(REWRITES, tmp_path, asked)
-    assert (decision.outlook.may_rewrite, decision.outlook.may_inject) == (may_rewrite, may_inject)
+    assert (decision.outlook.may_rewrite, decision.outlook.may_inject) == (
+        may_rewrite,
+        may_inject,
+    )
 
 
-@pytest.mark.parametrize(("host", "needed"), [("bucket.example", True), ("old.example", True), ("api.example", False)])
-def test_the_clients_headers_are_needed_where_a_request_may_be_signed(tmp_path: Path, host: str, needed: bool) -> None:
+@pytest.mark.parametrize(
+    ("host", "needed"),
+    [("bucket.example", True), ("old.example", True), ("api.example", False)],
+)
+def test_the_clients_headers_are_needed_where_a_request_may_be_signed(
+    tmp_path: Path, host: str, needed: bool
+) -> None:
     text = """
     rules: [{name: open, action: allow, hosts: [bucket.example, old.example, api.example]}]
     rewrites: [{name: moved, hosts: [old.example], to: "https://bucket.example{path}"}]
@@ -723,19 +943,38 @@ def test_the_clients_headers_are_needed_where_a_request_may_be_signed(tmp_path: 
       - {name: api, hosts: [api.example], bearer: id}
       - {name: s3, hosts: [bucket.example], aws_sigv4: {access_key_id: id, secret_access_key: id, region: r}}
     """
-    assert at_host(textwrap.dedent(text), tmp_path, f"GET https://{host}/").outlook.needs_headers is needed
+    assert (
+        at_host(
+            textwrap.dedent(text), tmp_path, f"GET https://{host}/"
+        ).outlook.needs_headers
+        is needed
+    )
 
 
 def test_the_tunnel_of_a_host_with_rewrites_says_so(tmp_path: Path) -> None:
     compiled = compiled_of(tmp_path, REWRITES)
-    assert decided(compiled, request_to("CONNECT", "packages.example:443"), NOW).outlook.may_rewrite
-    assert not decided(compiled, request_to("CONNECT", "api.github.com:443"), NOW).outlook.may_rewrite
+    assert decided(
+        compiled, request_to("CONNECT", "packages.example:443"), NOW
+    ).outlook.may_rewrite
+    assert not decided(
+        compiled, request_to("CONNECT", "api.github.com:443"), NOW
+    ).outlook.may_rewrite
 
 
-@pytest.mark.parametrize("ahead", ["", "{name: seen, action: deny, observe: true, hosts: [a.example]}, "])
+@pytest.mark.parametrize(
+    "ahead", ["", "{name: seen, action: deny, observe: true, hosts: [a.example]}, "]
+)
 def test_a_rules_verdict_is_made_once_whoever_asks(tmp_path: Path, ahead: str) -> None:
-    """A client that makes up methods must not have one made, and kept, for each of them."""
-    compiled = compiled_of(tmp_path, f"rules: [{ahead}{{name: closed, action: deny, hosts: [a.example], paths: [/x]}}]")
+    """A client that makes up methods must not have one made, and kept, for each of
+    them.
+    """
+    compiled = compiled_of(
+        tmp_path,
+        f"rules: [{ahead}{{name: closed, action: deny, hosts: [a.example], paths: [/x]}}]",
+    )
     requests = [request_to(f"M{number}", "http://a.example/x") for number in range(2)]
-    first, second = (decide(compiled, compiled.match(request), NOW, Stage.URL) for request in requests)
+    first, second = (
+        decide(compiled, compiled.match(request), NOW, Stage.URL)
+        for request in requests
+    )
     assert first is second

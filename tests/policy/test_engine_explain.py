@@ -10,15 +10,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from squidkeeper.policy.engine import CompiledPolicy
-from squidkeeper.policy.engine.explain import Resolved, WebSocket, grant, not_reached, passed_over, resolved, websocket
+from squidkeeper.policy.engine.explain import (
+    Resolved,
+    WebSocket,
+    grant,
+    not_reached,
+    passed_over,
+    resolved,
+    websocket,
+)
 from squidkeeper.policy.language.model import Action, Policy, Rule
 from squidkeeper.policy.protocol.request import request_to
 
 from ..conftest import NOW, compiled_of, decided
-from .test_engine_properties import defaults, methods, policy_of, rewrites, ruled, rules, urls
+from .test_engine_properties import (
+    defaults,
+    methods,
+    policy_of,
+    rewrites,
+    ruled,
+    rules,
+    urls,
+)
 
 
-def test_a_rule_passed_over_is_explained_by_the_fields_that_did_not_hold(tmp_path: Path) -> None:
+def test_a_rule_passed_over_is_explained_by_the_fields_that_did_not_hold(
+    tmp_path: Path,
+) -> None:
     compiled = compiled_of(
         tmp_path,
         """
@@ -35,7 +53,10 @@ def test_a_rule_passed_over_is_explained_by_the_fields_that_did_not_hold(tmp_pat
     )
     request = request_to("GET", "https://a.example/")
     assert decided(compiled, request, NOW).rule == "decides"
-    assert [(passed.entry.name, passed.fields) for passed in passed_over(compiled, request, NOW)] == [
+    assert [
+        (passed.entry.name, passed.fields)
+        for passed in passed_over(compiled, request, NOW)
+    ] == [
         ("clients-port", ("clients", "ports")),
         ("posts", ("methods", "paths")),
         ("old", ("expires",)),
@@ -67,17 +88,27 @@ def test_nothing_below_the_rule_that_matched_was_passed_over_when_another_verdic
 ) -> None:
     compiled, request = compiled_of(tmp_path, BUILT_IN), request_to(*asked.split(" "))
     assert decided(compiled, request, NOW).rule == verdict
-    assert [passed.entry.name for passed in passed_over(compiled, request, NOW)] == names
+    assert [
+        passed.entry.name for passed in passed_over(compiled, request, NOW)
+    ] == names
 
 
 @given(ruled, methods, urls)
-def test_every_rule_passed_over_stands_above_the_one_that_decides(policy: Policy, method: str, text: str) -> None:
+def test_every_rule_passed_over_stands_above_the_one_that_decides(
+    policy: Policy, method: str, text: str
+) -> None:
     compiled = CompiledPolicy(policy)
     for request in (request_to(method, text), request_to("CONNECT", "b.a.example:443")):
         decision = decided(compiled, request, NOW)
         for passed in passed_over(compiled, request, NOW):
-            if passed.entry not in compiled.source.grants:  # which are asked after the rules
-                assert decision.location is None or decision.asks or passed.entry.location < decision.location
+            if (
+                passed.entry not in compiled.source.grants
+            ):  # which are asked after the rules
+                assert (
+                    decision.location is None
+                    or decision.asks
+                    or passed.entry.location < decision.location
+                )
 
 
 NOT_REACHED = """
@@ -99,7 +130,10 @@ rules:
     [
         ("GET https://payroll.corp.example/", ["no-payroll"]),
         ("POST https://payroll.corp.example/", ["no-payroll", "no-posts"]),
-        ("GET https://payroll.corp.example/a/b%2f..%2fsecret", ["no-payroll", "no-secret"]),
+        (
+            "GET https://payroll.corp.example/a/b%2f..%2fsecret",
+            ["no-payroll", "no-secret"],
+        ),
         ("CONNECT payroll.corp.example:443", ["no-payroll"]),
         ("GET https://www.corp.example/", []),
         ("GET https://payroll.corp.example/admin/x", []),
@@ -109,8 +143,14 @@ rules:
 def test_denies_that_hold_too_below_the_rule_that_allows_were_not_reached(
     tmp_path: Path, asked: str, names: list[str]
 ) -> None:
-    compiled, request = compiled_of(tmp_path, NOT_REACHED), request_to(*asked.split(" "))
-    assert [rule.name for rule in not_reached(compiled, request, decided(compiled, request, NOW), NOW)] == names
+    compiled, request = (
+        compiled_of(tmp_path, NOT_REACHED),
+        request_to(*asked.split(" ")),
+    )
+    assert [
+        rule.name
+        for rule in not_reached(compiled, request, decided(compiled, request, NOW), NOW)
+    ] == names
 
 
 @given(ruled, methods, urls)
@@ -121,9 +161,16 @@ def test_a_deny_that_was_not_reached_is_one_that_would_deny_if_it_stood_first(
         decision = decided(CompiledPolicy(policy), request, NOW)
         found = not_reached(CompiledPolicy(policy), request, decision, NOW)
         for rule in policy.rules:
-            if decision.allowed and decision.location and rule.location > decision.location:
+            if (
+                decision.allowed
+                and decision.location
+                and rule.location > decision.location
+            ):
                 first = replace(policy, rules=(rule, *policy.rules))
-                denies = rule.action is Action.DENY and not decided(CompiledPolicy(first), request, NOW).allowed
+                denies = (
+                    rule.action is Action.DENY
+                    and not decided(CompiledPolicy(first), request, NOW).allowed
+                )
                 assert (rule in found) == (denies and not is_for_every_host(rule))
 
 
@@ -154,7 +201,12 @@ rewrites:
         ("GET https://mirrored.example/", False, "mirror", ()),
         ("GET https://deletes.example/", False, "deletes", ()),
         ("GET https://posts.example/", False, "no-posts", ("methods",)),
-        ("GET https://part.example/x?q=x", False, "part", ("methods", "paths", "query")),
+        (
+            "GET https://part.example/x?q=x",
+            False,
+            "part",
+            ("methods", "paths", "query"),
+        ),
         ("GET https://chat.example/live/x", True, None, ()),
         ("GET https://chat.example/rest/x", False, "live", ("paths",)),
     ],
@@ -165,11 +217,21 @@ def test_an_allowed_get_says_whether_it_may_become_a_websocket_and_what_keeps_it
     compiled, request = compiled_of(tmp_path, WEBSOCKET), request_to(*asked.split(" "))
     found = websocket(compiled, request, decided(compiled, request, NOW), NOW)
     assert found
-    assert (found.passes, found.entry and found.entry.name, found.fields) == (passes, name, fields)
+    assert (found.passes, found.entry and found.entry.name, found.fields) == (
+        passes,
+        name,
+        fields,
+    )
 
 
 @pytest.mark.parametrize(
-    "asked", ["POST https://whole.example/", "GET https://closed.example/", "CONNECT whole.example:443", "GET ftp://x/"]
+    "asked",
+    [
+        "POST https://whole.example/",
+        "GET https://closed.example/",
+        "CONNECT whole.example:443",
+        "GET ftp://x/",
+    ],
 )
 def test_nothing_else_can_become_a_websocket(tmp_path: Path, asked: str) -> None:
     compiled, request = compiled_of(tmp_path, WEBSOCKET), request_to(*asked.split(" "))
@@ -177,7 +239,9 @@ def test_nothing_else_can_become_a_websocket(tmp_path: Path, asked: str) -> None
 
 
 @given(st.builds(policy_of, rules, defaults, rewrites), urls)
-def test_what_keeps_a_get_from_becoming_a_websocket_is_always_named(policy: Policy, text: str) -> None:
+def test_what_keeps_a_get_from_becoming_a_websocket_is_always_named(
+    policy: Policy, text: str
+) -> None:
     compiled, request = CompiledPolicy(policy), request_to("GET", text)
     decision = decided(compiled, request, NOW)
     found = websocket(compiled, request, decision, NOW)
@@ -216,6 +280,8 @@ AWAY = "rewrites: [{name: away, hosts: [a.example], to: 'https://b.example/'%s}]
 def test_a_name_that_is_allowed_is_resolved_and_may_be_denied_then(
     tmp_path: Path, rule: str, more: str, asked: str, expected: Resolved | None
 ) -> None:
-    compiled = compiled_of(tmp_path, f"rules: [{{name: a, action: allow, {rule}}}]\n{more}")
+    compiled = compiled_of(
+        tmp_path, f"rules: [{{name: a, action: allow, {rule}}}]\n{more}"
+    )
     request = request_to(*asked.split())
     assert resolved(compiled, request, decided(compiled, request, NOW)) == expected

@@ -1,4 +1,6 @@
-"""The engine, and the helpers' way to it, beside a plain reading of the language: random policies, hostile URLs."""
+"""The engine, and the helpers' way to it, beside a plain reading of the language:
+random policies, hostile URLs.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,16 @@ from squidkeeper.policy.grant_uses import GrantUses
 from squidkeeper.policy.language.forms import Headers, values_of
 from squidkeeper.policy.language.host_lists import HostList, stored_key
 from squidkeeper.policy.language.hosts import parse_host_pattern
-from squidkeeper.policy.language.model import FINITE_FIELDS, Action, Client, Credential, Match, Policy, Rewrite, Rule
+from squidkeeper.policy.language.model import (
+    FINITE_FIELDS,
+    Action,
+    Client,
+    Credential,
+    Match,
+    Policy,
+    Rewrite,
+    Rule,
+)
 from squidkeeper.policy.language.paths import parse_path_pattern
 from squidkeeper.policy.language.queries import QueryPattern
 from squidkeeper.policy.language.schedules import Hours, Schedule
@@ -31,24 +42,83 @@ from squidkeeper.policy.language.secret_sources import EnvironmentSource, NamedS
 from squidkeeper.policy.language.targets import parse_target
 from squidkeeper.policy.protocol.lines import Reply, Result
 from squidkeeper.policy.protocol.request import parse_request, request_to, stated_tokens
-from squidkeeper.policy.url import Reading, Url, normalize_escapes, parse_url, read, readings
+from squidkeeper.policy.url import (
+    Reading,
+    Url,
+    normalize_escapes,
+    parse_url,
+    read,
+    readings,
+)
 from squidkeeper.serving.credentials import SecretStore
 from squidkeeper.serving.helpers import credential, host_matches, rewrite
-from squidkeeper.serving.helpers.acl import HostScope, RequestScope, answer_host, answer_url
+from squidkeeper.serving.helpers.acl import (
+    HostScope,
+    RequestScope,
+    answer_host,
+    answer_url,
+)
 from squidkeeper.serving.helpers.credential import Injector
 from squidkeeper.serving.helpers.rewrite import Rewriter
 from squidkeeper.serving.replies import header_annotation
 
 from ..conftest import NOW, decided
 
-HOSTS = ["a.example", "b.a.example", "c.b.a.example", "other.test", "203.0.113.7", "203.0.113.7", "10.0.0.9"]
-HOST_PATTERNS = ["a.example", ".a.example", "*.a.example", "**.a.example", "203.0.113.0/24", "203.0.113.0/24", "*"]
+HOSTS = [
+    "a.example",
+    "b.a.example",
+    "c.b.a.example",
+    "other.test",
+    "203.0.113.7",
+    "203.0.113.7",
+    "10.0.0.9",
+]
+HOST_PATTERNS = [
+    "a.example",
+    ".a.example",
+    "*.a.example",
+    "**.a.example",
+    "203.0.113.0/24",
+    "203.0.113.0/24",
+    "*",
+]
 LIST = ["b.a.example", "**.b.a.example", "other.test"]
 CLIENTS = {"near": "192.0.2.0/24", "far": "198.51.100.0/24"}
-PATHS = ["/**", "/x", "/x/**", "/**/s", "/x/*", "/*", "/x%2fs", "/x*/s", "/x.", "/ｘ/**"]  # full-width
-SEGMENTS = ["x", "s", "x", "s", "", ".", "..", "%2e%2e", "x%2fs", "%2f", ";p", "..;", "%5c", "%252f", "\\", "~", "%78"]
+# full-width
+PATHS = [
+    "/**",
+    "/x",
+    "/x/**",
+    "/**/s",
+    "/x/*",
+    "/*",
+    "/x%2fs",
+    "/x*/s",
+    "/x.",
+    "/ｘ/**",
+]
+SEGMENTS = [
+    "x",
+    "s",
+    "x",
+    "s",
+    "",
+    ".",
+    "..",
+    "%2e%2e",
+    "x%2fs",
+    "%2f",
+    ";p",
+    "..;",
+    "%5c",
+    "%252f",
+    "\\",
+    "~",
+    "%78",
+]
 SEGMENTS += ["x.", "s%20", "x::$DATA", "ｘ", "s\u200b", "．．"]
-# The declared fields: values that are drawn together, and the value of a request in plain Python.
+# The declared fields: values that are drawn together, and the value of a request in
+# plain Python.
 PLAIN: dict[str, tuple[list[str], Callable[[Url], str]]] = {}
 FIELDS = st.fixed_dictionaries(
     {
@@ -64,18 +134,45 @@ FIELDS = st.fixed_dictionaries(
     }
 )
 # When a rule holds: always, until so many hours from NOW, or at some hours of each day.
-TIMES: list[int | Hours | None] = [None, None, -1, 1, Hours(11 * 60, 13 * 60), Hours(13 * 60, 11 * 60)]
-NAMES = ["clients", "hosts", "lists", "schemes", "ports", "methods", "paths", "query", *PLAIN]
+TIMES: list[int | Hours | None] = [
+    None,
+    None,
+    -1,
+    1,
+    Hours(11 * 60, 13 * 60),
+    Hours(13 * 60, 11 * 60),
+]
+NAMES = [
+    "clients",
+    "hosts",
+    "lists",
+    "schemes",
+    "ports",
+    "methods",
+    "paths",
+    "query",
+    *PLAIN,
+]
 NOTHING = dict.fromkeys(NAMES)
 GRANT = "grant"  # the action of what is drawn as a grant
 
-matches = st.tuples(FIELDS, st.sets(st.sampled_from([*NAMES, *["hosts", "paths"] * 3]), max_size=2)).map(
-    lambda drawn: {name: field if name in drawn[1] else None for name, field in drawn[0].items()}
+matches = st.tuples(
+    FIELDS, st.sets(st.sampled_from([*NAMES, *["hosts", "paths"] * 3]), max_size=2)
+).map(
+    lambda drawn: {
+        name: field if name in drawn[1] else None for name, field in drawn[0].items()
+    }
 )
 rules = st.builds(
     list.__add__,
     st.lists(
-        st.tuples(st.sampled_from([*Action, GRANT]), matches, st.booleans(), st.sampled_from(TIMES), st.booleans()),
+        st.tuples(
+            st.sampled_from([*Action, GRANT]),
+            matches,
+            st.booleans(),
+            st.sampled_from(TIMES),
+            st.booleans(),
+        ),
         max_size=5,
     ),
     st.sampled_from(
@@ -90,7 +187,9 @@ urls = st.builds(
     st.lists(st.sampled_from(SEGMENTS), max_size=4).map("/".join),
     st.sampled_from(["", "?q=1", "?q=2", "?q=1&q=2", "?q=12&r"]),
 )
-methods = st.sampled_from(["GET", "POST", "PUT", "OPTIONS", "MADE-UP", "post", "Post", "get"])
+methods = st.sampled_from(
+    ["GET", "POST", "PUT", "OPTIONS", "MADE-UP", "post", "Post", "get"]
+)
 TARGETS = [
     "https://mirror.test/m{path}{query}",
     "https://{host}/x{path}",
@@ -98,16 +197,30 @@ TARGETS = [
     "https://10.0.0.1{path}{query}",
 ]
 rewrites = st.lists(
-    st.tuples(matches, st.sampled_from(TARGETS), st.booleans(), st.sampled_from([None, None, 308])), max_size=2
+    st.tuples(
+        matches,
+        st.sampled_from(TARGETS),
+        st.booleans(),
+        st.sampled_from([None, None, 308]),
+    ),
+    max_size=2,
 )
-headers = st.lists(st.sampled_from(["Authorization", "X-Api-Key", "Api-Key"]), min_size=1, max_size=2, unique=True)
+headers = st.lists(
+    st.sampled_from(["Authorization", "X-Api-Key", "Api-Key"]),
+    min_size=1,
+    max_size=2,
+    unique=True,
+)
 credentials = st.lists(st.tuples(matches, headers), max_size=4)
 
 
 def undeclared(drawn: list[tuple[Any, ...]]) -> list[Any]:
     """Leave the declared fields out, which a difference does not compare."""
     without = dict.fromkeys(PLAIN)
-    return [tuple({**part, **without} if isinstance(part, dict) else part for part in grant) for grant in drawn]
+    return [
+        tuple({**part, **without} if isinstance(part, dict) else part for part in grant)
+        for grant in drawn
+    ]
 
 
 def test_the_properties_know_every_matching_field() -> None:
@@ -131,9 +244,17 @@ def policy_of(
         "0",
         default_action=Action.ALLOW if default is Action.ALLOW else Action.DENY,
         ask_default=default is Action.ASK,
-        clients=tuple(Client(name, PLACE, (ip_network(network),)) for name, network in CLIENTS.items()),
+        clients=tuple(
+            Client(name, PLACE, (ip_network(network),))
+            for name, network in CLIENTS.items()
+        ),
         lists={
-            "list": HostList(PLACE, trie=marisa_trie.Trie([stored_key(parse_host_pattern(text).key) for text in LIST]))
+            "list": HostList(
+                PLACE,
+                trie=marisa_trie.Trie(
+                    [stored_key(parse_host_pattern(text).key) for text in LIST]
+                ),
+            )
         },
         rules=tuple(
             Rule(
@@ -142,11 +263,17 @@ def policy_of(
                 Action(action),
                 match_of(fields),
                 private=private and action != Action.ASK,
-                expires=NOW + timedelta(hours=expires) if isinstance(expires, int) else None,
-                when=Schedule(UTC, hours=(expires,)) if isinstance(expires, Hours) else None,
+                expires=NOW + timedelta(hours=expires)
+                if isinstance(expires, int)
+                else None,
+                when=Schedule(UTC, hours=(expires,))
+                if isinstance(expires, Hours)
+                else None,
                 websocket=websocket and action == Action.ALLOW,
             )
-            for number, (action, fields, private, expires, websocket) in enumerate(drawn)
+            for number, (action, fields, private, expires, websocket) in enumerate(
+                drawn
+            )
             if action != GRANT
         ),
         grants=tuple(
@@ -155,18 +282,31 @@ def policy_of(
                 Location("policy.yaml", number + 1_000, 1),
                 Action.ALLOW,
                 match_of(fields),
-                expires=NOW + timedelta(hours=expires if isinstance(expires, int) else 1),
+                expires=NOW
+                + timedelta(hours=expires if isinstance(expires, int) else 1),
                 uses=3 if counted else None,
             )
             for number, (action, fields, _, expires, counted) in enumerate(drawn)
             if action == GRANT
         ),
         rewrites=tuple(
-            Rewrite(f"w{number}", PLACE, match_of(fields), parse_target(target), redirect, private)
+            Rewrite(
+                f"w{number}",
+                PLACE,
+                match_of(fields),
+                parse_target(target),
+                redirect,
+                private,
+            )
             for number, (fields, target, private, redirect) in enumerate(rewritten)
         ),
         credentials=tuple(
-            Credential(f"c{number}", PLACE, match_of(fields), Headers(values_of(dict.fromkeys(names, "{secret}"))))
+            Credential(
+                f"c{number}",
+                PLACE,
+                match_of(fields),
+                Headers(values_of(dict.fromkeys(names, "{secret}"))),
+            )
             for number, (fields, names) in enumerate(injected)
         ),
     )
@@ -181,7 +321,9 @@ PLACE = Location("policy.yaml", 1, 1)
 
 
 def match_of(fields: dict[str, Any]) -> Match:
-    declared: dict[str, Any] = {name: fields[name] and frozenset(fields[name]) for name in PLAIN}
+    declared: dict[str, Any] = {
+        name: fields[name] and frozenset(fields[name]) for name in PLAIN
+    }
     return Match(
         clients=fields["clients"] and frozenset(fields["clients"]),
         hosts=fields["hosts"] and tuple(map(parse_host_pattern, fields["hosts"])),
@@ -190,12 +332,13 @@ def match_of(fields: dict[str, Any]) -> Match:
         ports=fields["ports"] and tuple(fields["ports"]),
         methods=fields["methods"] and frozenset(fields["methods"]),
         paths=fields["paths"] and tuple(map(parse_path_pattern, fields["paths"])),
-        query=fields["query"] and tuple(QueryPattern(*pair) for pair in fields["query"].items()),
+        query=fields["query"]
+        and tuple(QueryPattern(*pair) for pair in fields["query"].items()),
         **declared,
     )
 
 
-# --- the plain reading --------------------------------------------------------------------------------------------
+# --- the plain reading ----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -226,12 +369,19 @@ ASKED = Outcome(Action.ASK)
 
 
 def plain_decision(policy: Policy, asked: Asked) -> Outcome:
-    """Decide as the language defines it: every reading, every entry, from top to bottom."""
-    outcomes = {plain_outcome(policy, asked, path.reading, path.path) for path in readings(asked.url.path)}
+    """Decide as the language defines it: every reading, every entry, from top to
+    bottom.
+    """
+    outcomes = {
+        plain_outcome(policy, asked, path.reading, path.path)
+        for path in readings(asked.url.path)
+    }
     outcome = outcomes.pop()
     if outcomes or outcome.rewrite is None:
         return DENIED if outcomes else outcome
-    rewrite = next(rewrite for rewrite in policy.rewrites if rewrite.name == outcome.rewrite)
+    rewrite = next(
+        rewrite for rewrite in policy.rewrites if rewrite.name == outcome.rewrite
+    )
     target = plain_target(rewrite, asked.url)
     if target == asked.url:
         return plain_fetched(policy, asked, replace(outcome, rewrite=None), target)
@@ -239,34 +389,74 @@ def plain_decision(policy: Policy, asked: Asked) -> Outcome:
         return replace(outcome, url=target)
     if target.host.text.startswith("10.") and not rewrite.private:
         return DENIED
-    return plain_fetched(policy, asked, replace(outcome, private=rewrite.private, url=target), target)
+    return plain_fetched(
+        policy, asked, replace(outcome, private=rewrite.private, url=target), target
+    )
 
 
 def plain_outcome(policy: Policy, asked: Asked, reading: Reading, path: str) -> Outcome:
     """Decide for one reading, as far as to the name of the rewrite."""
-    rule = next((other for other in policy.rules if plainly_holds(other, asked, reading, path)), None)
+    rule = next(
+        (other for other in policy.rules if plainly_holds(other, asked, reading, path)),
+        None,
+    )
     if rule is None or rule.action is Action.ASK:
-        rule = next((grant for grant in policy.grants if plainly_holds(grant, asked, reading, path)), rule)
-    allows = rule.action is Action.ALLOW if rule else policy.default_action is Action.ALLOW and default_port(asked.url)
-    private, websocket = rule is not None and rule.private, rule is not None and rule.websocket
+        rule = next(
+            (
+                grant
+                for grant in policy.grants
+                if plainly_holds(grant, asked, reading, path)
+            ),
+            rule,
+        )
+    allows = (
+        rule.action is Action.ALLOW
+        if rule
+        else policy.default_action is Action.ALLOW and default_port(asked.url)
+    )
+    private, websocket = (
+        rule is not None and rule.private,
+        rule is not None and rule.websocket,
+    )
     if asked.url.host.private and not private:
         return DENIED
     if not allows:
-        return ASKED if (rule.action is Action.ASK if rule else policy.ask_default) else DENIED
+        return (
+            ASKED
+            if (rule.action is Action.ASK if rule else policy.ask_default)
+            else DENIED
+        )
     counted = rule.name if rule and rule.uses else None
-    rewrite = next((rewrite for rewrite in policy.rewrites if plainly_holds(rewrite, asked, reading, path)), None)
+    rewrite = next(
+        (
+            rewrite
+            for rewrite in policy.rewrites
+            if plainly_holds(rewrite, asked, reading, path)
+        ),
+        None,
+    )
     if rewrite is not None:
-        return Outcome(Action.ALLOW, private, rewrite.name, websocket=websocket, counted=counted)
+        return Outcome(
+            Action.ALLOW, private, rewrite.name, websocket=websocket, counted=counted
+        )
     names = plain_credentials(policy, asked, reading, path)
-    return Outcome(Action.ALLOW, private, credentials=names, websocket=websocket, counted=counted)
+    return Outcome(
+        Action.ALLOW, private, credentials=names, websocket=websocket, counted=counted
+    )
 
 
 def plain_target(rewrite: Rewrite, url: Url) -> Url:
     """Fill in one of TARGETS; what it says ahead of the path stays ahead of it."""
-    ahead, _, query = rewrite.target.text.replace("{host}", url.host.text).partition("{path}")
+    ahead, _, query = rewrite.target.text.replace("{host}", url.host.text).partition(
+        "{path}"
+    )
     path = re.sub("https://[^/]*", "", ahead)
-    target = parse_url(ahead + url.path + (f"?{url.query}" if query and url.query else ""))
-    if not all(f"{reading.path}/".startswith(f"{path}/") for reading in readings(target.path)):
+    target = parse_url(
+        ahead + url.path + (f"?{url.query}" if query and url.query else "")
+    )
+    if not all(
+        f"{reading.path}/".startswith(f"{path}/") for reading in readings(target.path)
+    ):
         raise InvalidUrl("it leads out of the target")
     return target
 
@@ -274,18 +464,29 @@ def plain_target(rewrite: Rewrite, url: Url) -> Url:
 def plain_fetched(policy: Policy, asked: Asked, outcome: Outcome, url: Url) -> Outcome:
     """Add the credentials for the URL that is fetched."""
     fetched = Asked(asked.method, url, asked.client, asked.at)
-    found = {plain_credentials(policy, fetched, path.reading, path.path) for path in readings(url.path)}
+    found = {
+        plain_credentials(policy, fetched, path.reading, path.path)
+        for path in readings(url.path)
+    }
     names = found.pop()
     return DENIED if found else replace(outcome, credentials=names)
 
 
-def plain_credentials(policy: Policy, asked: Asked, reading: Reading, path: str) -> tuple[str, ...]:
+def plain_credentials(
+    policy: Policy, asked: Asked, reading: Reading, path: str
+) -> tuple[str, ...]:
     if asked.url.scheme != "https" or asked.method == "OPTIONS":
         return ()
-    holding = [credential for credential in policy.credentials if plainly_holds(credential, asked, reading, path)]
+    holding = [
+        credential
+        for credential in policy.credentials
+        if plainly_holds(credential, asked, reading, path)
+    ]
     chosen: list[Credential] = []
     for injected in holding:
-        if not any(place in two.form.places for two in chosen for place in injected.form.places):
+        if not any(
+            place in two.form.places for two in chosen for place in injected.form.places
+        ):
             chosen.append(injected)
     return tuple(credential.name for credential in chosen)
 
@@ -294,30 +495,50 @@ def default_port(url: Url) -> bool:
     return url.port == {"http": 80, "https": 443}[url.scheme]
 
 
-def plainly_holds(entry: Rule | Rewrite | Credential, asked: Asked, reading: Reading, path: str) -> bool:
+def plainly_holds(
+    entry: Rule | Rewrite | Credential, asked: Asked, reading: Reading, path: str
+) -> bool:
     match, url = entry.match, asked.url
     denies = isinstance(entry, Rule) and entry.action is Action.DENY
     values = [pair.partition("=") for pair in (url.query or "").split("&") if pair]
     found = [value for name, _, value in values if name == "q"]
     return all(
         (
-            not isinstance(entry, Rule) or entry.expires is None or entry.expires > asked.at,
-            not isinstance(entry, Rule) or entry.when is None or plain_hours(entry.when.hours[0], asked.at.hour),
-            match.clients is None or any(plain_client(name, asked.client) for name in match.clients),
+            not isinstance(entry, Rule)
+            or entry.expires is None
+            or entry.expires > asked.at,
+            not isinstance(entry, Rule)
+            or entry.when is None
+            or plain_hours(entry.when.hours[0], asked.at.hour),
+            match.clients is None
+            or any(plain_client(name, asked.client) for name in match.clients),
             plain_hosts(match, url.host.text),
             match.schemes is None or url.scheme in match.schemes,
             url.port == 8443 if match.ports else (denies or default_port(url)),
-            match.methods is None or (asked.method.upper() if denies else asked.method) in match.methods,
-            match.paths is None or any(plain_path(pattern.text, reading, path) for pattern in match.paths),
-            match.query is None or (bool(found) and (any if denies else all)(value.startswith("1") for value in found)),
-            *(value(url) in (getattr(match, name) or [value(url)]) for name, (_, value) in PLAIN.items()),
+            match.methods is None
+            or (asked.method.upper() if denies else asked.method) in match.methods,
+            match.paths is None
+            or any(plain_path(pattern.text, reading, path) for pattern in match.paths),
+            match.query is None
+            or (
+                bool(found)
+                and (any if denies else all)(value.startswith("1") for value in found)
+            ),
+            *(
+                value(url) in (getattr(match, name) or [value(url)])
+                for name, (_, value) in PLAIN.items()
+            ),
         )
     )
 
 
 def plain_hours(part: Hours, hour: int) -> bool:
     """Whether a part of the day holds at a full hour."""
-    hours = {*range(part.start // 60, 24), *range(part.end // 60)} if part.start > part.end else range(11, 13)
+    hours = (
+        {*range(part.start // 60, 24), *range(part.end // 60)}
+        if part.start > part.end
+        else range(11, 13)
+    )
     return hour in hours
 
 
@@ -328,7 +549,9 @@ def plain_client(name: str, client: str | None) -> bool:
 def plain_hosts(match: Match, host: str) -> bool:
     if match.hosts is None and match.lists is None:
         return True
-    patterns = [pattern.text for pattern in match.hosts or ()] + (LIST if match.lists else [])
+    patterns = [pattern.text for pattern in match.hosts or ()] + (
+        LIST if match.lists else []
+    )
     return any(plain_host(pattern, host) for pattern in patterns)
 
 
@@ -343,23 +566,38 @@ def plain_host(pattern: str, host: str) -> bool:
         return above[:1] == [pattern[2:]]
     if pattern.startswith("."):
         return host == pattern[1:] or pattern[1:] in above
-    return host == pattern or (pattern == "203.0.113.0/24" and host.startswith("203.0.113."))
+    return host == pattern or (
+        pattern == "203.0.113.0/24" and host.startswith("203.0.113.")
+    )
 
 
 def plain_path(pattern: str, reading: Reading, path: str) -> bool:
-    glob = read(reading, normalize_escapes(pattern.replace("**", "\x02").replace("*", "\x01")))
-    expression = re.escape(glob).replace("/\x02/", "/(.*/)?").replace("\x02", ".*").replace("\x01", "[^/]*")
+    glob = read(
+        reading, normalize_escapes(pattern.replace("**", "\x02").replace("*", "\x01"))
+    )
+    expression = (
+        re.escape(glob)
+        .replace("/\x02/", "/(.*/)?")
+        .replace("\x02", ".*")
+        .replace("\x01", "[^/]*")
+    )
     return re.fullmatch(expression, path, re.DOTALL) is not None
 
 
-# --- the properties -----------------------------------------------------------------------------------------------
+# --- the properties -------------------------------------------------------------------
 
 thoroughly = settings(max_examples=200, deadline=None)
 NO_X: Drawn = [(Action.DENY, {**NOTHING, "paths": ["/x/**"]}, False, None, False)]
 clients = st.sampled_from([None, "192.0.2.1", "198.51.100.1", "203.0.113.1"])
 
 
-def expected_of(policy: Policy, method: str, text: str, client: str | None = None, at: datetime = NOW) -> Outcome:
+def expected_of(
+    policy: Policy,
+    method: str,
+    text: str,
+    client: str | None = None,
+    at: datetime = NOW,
+) -> Outcome:
     try:
         return plain_decision(policy, Asked(method, parse_url(text), client, at))
     except InvalidUrl:
@@ -368,8 +606,15 @@ def expected_of(policy: Policy, method: str, text: str, client: str | None = Non
 
 @thoroughly
 @given(policies, clients, methods, urls)
-@example(policy_of(NO_X, Action.ALLOW), None, "GET", "https://a.example/s/../x/s")  # what is drawn hardly ever is this
-@example(policy_of(NO_X, Action.ALLOW), None, "GET", "https://a.example/s%2f..%2fx/s%5c..%5c..%5cs")
+@example(
+    policy_of(NO_X, Action.ALLOW), None, "GET", "https://a.example/s/../x/s"
+)  # what is drawn hardly ever is this
+@example(
+    policy_of(NO_X, Action.ALLOW),
+    None,
+    "GET",
+    "https://a.example/s%2f..%2fx/s%5c..%5c..%5cs",
+)
 @example(policy_of(NO_X, Action.ALLOW), None, "GET", "https://a.example/x./s")
 def test_the_engine_decides_as_a_plain_reading_of_the_policy_does(
     policy: Policy, client: str | None, method: str, text: str
@@ -382,9 +627,17 @@ def outcome_of(decision: Decision) -> Outcome:
     if not decision.allowed:
         return ASKED if decision.asks else DENIED
     names = tuple(credential.name for credential in decision.credentials)
-    where, counted = decision.rewritten, decision.counted.name if decision.counted else None
-    to = None if where is None else where.rewrite.name, None if where is None else where.url
-    return Outcome(Action.ALLOW, decision.private, *to, names, decision.websocket, counted)
+    where, counted = (
+        decision.rewritten,
+        decision.counted.name if decision.counted else None,
+    )
+    to = (
+        None if where is None else where.rewrite.name,
+        None if where is None else where.url,
+    )
+    return Outcome(
+        Action.ALLOW, decision.private, *to, names, decision.websocket, counted
+    )
 
 
 @thoroughly
@@ -397,7 +650,9 @@ def test_credentials_are_those_of_the_url_that_is_fetched_whatever_the_rewriter_
         expected = expected if expected.rewrite is None else DENIED
     elif expected.action is Action.ALLOW:
         try:
-            expected = plain_fetched(policy, Asked(method, parse_url(text)), expected, parse_url(final_url))
+            expected = plain_fetched(
+                policy, Asked(method, parse_url(text)), expected, parse_url(final_url)
+            )
         except InvalidUrl:
             expected = DENIED
     compiled = CompiledPolicy(policy)
@@ -407,7 +662,7 @@ def test_credentials_are_those_of_the_url_that_is_fetched_whatever_the_rewriter_
         assert outcome_of(decision) == expected
 
 
-# --- the helpers' way: lines, caches, two scopes --------------------------------------------------------------------
+# --- the helpers' way: lines, caches, two scopes --------------------------------------
 
 UNUSUAL = re.compile(
     re.search(
@@ -417,14 +672,21 @@ UNUSUAL = re.compile(
     )[1]  # type: ignore[index] # it is there, or all below fails
 )
 asked_of_one = st.builds(
-    lambda url, path, *how: [(method, url) for method in how] + [(how[0], "/".join([*url.split("/")[:3], path]))],
+    lambda url, path, *how: (
+        [(method, url) for method in how]
+        + [(how[0], "/".join([*url.split("/")[:3], path]))]
+    ),
     urls,
     st.sampled_from(["", "x", "x/s", "?q=1"]),
     methods,
     methods,
 )
 asked_for = st.builds(lambda one, other: [*one, *other], asked_of_one, asked_of_one)
-requests = st.lists(st.tuples(st.integers(0, 5), clients, st.sampled_from([-2, 0, 2])), min_size=2, max_size=6)
+requests = st.lists(
+    st.tuples(st.integers(0, 5), clients, st.sampled_from([-2, 0, 2])),
+    min_size=2,
+    max_size=6,
+)
 
 
 def tokens_of(method: str, text: str, client: str | None) -> str:
@@ -449,11 +711,16 @@ class Helpers:
         self.request = RequestScope(compiled, uses=EndlessUses(Path()))
         self.injector = Injector(compiled)
         self.injector.secrets = SecretStore(
-            {"secret": NamedSecret("secret", PLACE, EnvironmentSource("IT"))}, {"IT": "s3cret"}
+            {"secret": NamedSecret("secret", PLACE, EnvironmentSource("IT"))},
+            {"IT": "s3cret"},
         )
 
-    def ask(self, method: str, text: str, client: str | None, at: datetime) -> tuple[Reply, Reply, Reply, Reply]:
-        """Ask at host scope, at request scope, the rewriter, and then for credentials, as Squid would."""
+    def ask(
+        self, method: str, text: str, client: str | None, at: datetime
+    ) -> tuple[Reply, Reply, Reply, Reply]:
+        """Ask at host scope, at request scope, the rewriter, and then for credentials,
+        as Squid would.
+        """
         url = quote(text)
         with patch.object(host_matches, "datetime") as clock:
             clock.now.return_value = at
@@ -464,15 +731,21 @@ class Helpers:
                 answer_host(self.host, f"{tokens} -".encode()),
                 answer_url(self.request, f"{tokens} {url} -".encode()),
                 rewritten,
-                credential.answer(self.injector, f"{tokens} {url} {target} -".encode(), 4),
+                credential.answer(
+                    self.injector, f"{tokens} {url} {target} -".encode(), 4
+                ),
             )
 
     def in_a_tunnel(self, tokens: str) -> str:
-        """Put the tag of the tunnel that its CONNECT opens into the tokens of a request."""
+        """Put the tag of the tunnel that its CONNECT opens into the tokens of a
+        request.
+        """
         client, user, method, scheme, host, port, sni, _, token = tokens.split()
         if scheme != "https":
             return tokens
-        connect = answer_host(self.host, f"{client} {user} CONNECT - {host} {port} - - {token} -".encode())
+        connect = answer_host(
+            self.host, f"{client} {user} CONNECT - {host} {port} - - {token} -".encode()
+        )
         tag = quote(dict(connect.annotations)["clt_conn_tag"], safe="")
         return " ".join((client, user, method, scheme, host, port, sni, tag, token))
 
@@ -480,13 +753,21 @@ class Helpers:
 @thoroughly
 @given(policies, asked_for, requests)
 def test_what_squid_is_answered_line_after_line_is_what_a_plain_reading_says(
-    policy: Policy, where: list[tuple[str, str]], asked: list[tuple[int, str | None, int]]
+    policy: Policy,
+    where: list[tuple[str, str]],
+    asked: list[tuple[int, str | None, int]],
 ) -> None:
     helpers = Helpers(policy)
-    for number, client, hours in asked:  # again and again of the same place: from the cache, at any time
+    for (
+        number,
+        client,
+        hours,
+    ) in asked:  # again and again of the same place: from the cache, at any time
         method, text = where[number]
         at = NOW + timedelta(hours=hours)
-        at_host, at_request, rewritten_to, granted = helpers.ask(method, text, client, at)
+        at_host, at_request, rewritten_to, granted = helpers.ask(
+            method, text, client, at
+        )
         expected = expected_of(policy, method, text, client, at)
         said = dict(at_request.annotations)
         assert (at_request.result is Result.OK) == (expected.action is Action.ALLOW)
@@ -504,10 +785,17 @@ def test_what_squid_is_answered_line_after_line_is_what_a_plain_reading_says(
 
 
 def names_of(policy: Policy, granted: Reply) -> str:
-    """Tell which credentials a reply has, and check that every header of them is there, once, and no other."""
+    """Tell which credentials a reply has, and check that every header of them is there,
+    once, and no other.
+    """
     said = dict(granted.annotations)
     names = said.get("credential_", "")
-    places = [place for held in policy.credentials if held.name in names.split(",") for place in held.form.places]
+    places = [
+        place
+        for held in policy.credentials
+        if held.name in names.split(",")
+        for place in held.form.places
+    ]
     injected = [name for name, value in granted.annotations if value == "s3cret"]
     assert sorted(injected) == sorted(map(header_annotation, places))
     return names
@@ -522,9 +810,11 @@ def is_read_in_too_many_ways(text: str) -> bool:
 
 
 def check_host_scope(reply: Reply, text: str, expected: Outcome) -> None:
-    """Squid asks again where the answer says so or the URL is unusual; what it does not ask about has to hold as it is.
+    """Squid asks again where the answer says so or the URL is unusual; what it does not
+    ask about has to hold as it is.
 
-    The one thing that only request scope denies is a usual URL with more readings than are decided.
+    The one thing that only request scope denies is a usual URL with more readings than
+    are decided.
     """
     if is_read_in_too_many_ways(text):
         return
@@ -537,46 +827,75 @@ def check_host_scope(reply: Reply, text: str, expected: Outcome) -> None:
     by_url = said["tag"].startswith("sk_url_decides")
     asks = by_url or UNUSUAL.search(text)
     rewrites, injects = said.get("rewrite_") == "yes", said.get("inject_") == "yes"
-    assert asks or rewrites or injects or expected.action is Action.ALLOW  # readings can differ in credentials alone
+    # readings can differ in credentials alone
+    assert asks or rewrites or injects or expected.action is Action.ALLOW
     if expected.action is Action.ALLOW:
         assert rewrites or expected.rewrite is None
         assert rewrites or injects or not expected.credentials
-        assert asks or expected.rewrite or said.get("private_", "no") == ("yes" if expected.private else "no")
+        assert (
+            asks
+            or expected.rewrite
+            or said.get("private_", "no") == ("yes" if expected.private else "no")
+        )
     if said.get("websocket_") == "yes" and expected.action is Action.ALLOW:
-        is_unrestricted = said.get("override_") == "yes" or injects  # as far as the answer shows
+        # as far as the answer shows
+        is_unrestricted = said.get("override_") == "yes" or injects
         assert expected.websocket or is_unrestricted or not by_url
     if said["tag"].startswith("sk_final"):
         assert not {"rewrite_", "inject_"} & set(said)
 
 
 @given(ruled, methods, urls)
-def test_host_scope_never_decides_otherwise_than_request_scope(policy: Policy, method: str, text: str) -> None:
+def test_host_scope_never_decides_otherwise_than_request_scope(
+    policy: Policy, method: str, text: str
+) -> None:
     compiled = CompiledPolicy(policy)
     match = compiled.match(request_to(method, text))
     at_host = decide(compiled, match, NOW, Stage.HOST)
     decision = decide(compiled, match, NOW)
-    if not at_host.outlook.needs_url and decision.rule not in ("invalid-request", "ambiguous-path"):
-        assert (at_host.action, at_host.rule, at_host.private) == (decision.action, decision.rule, decision.private)
+    if not at_host.outlook.needs_url and decision.rule not in (
+        "invalid-request",
+        "ambiguous-path",
+    ):
+        assert (at_host.action, at_host.rule, at_host.private) == (
+            decision.action,
+            decision.rule,
+            decision.private,
+        )
     if decision.rule == "ambiguous-path":
         assert at_host.outlook.needs_url
 
 
 @given(ruled, methods, urls)
-def test_what_may_pass_inside_a_tunnel_finds_the_tunnel_open(policy: Policy, method: str, text: str) -> None:
+def test_what_may_pass_inside_a_tunnel_finds_the_tunnel_open(
+    policy: Policy, method: str, text: str
+) -> None:
     compiled = CompiledPolicy(policy)
     url = parse_url(text.replace("http:", "https:"))
     if decided(compiled, request_to(method, str(url)), NOW).allowed:
-        assert decided(compiled, request_to("CONNECT", f"{url.host.text}:{url.port}"), NOW).allowed
+        assert decided(
+            compiled, request_to("CONNECT", f"{url.host.text}:{url.port}"), NOW
+        ).allowed
 
 
 def with_passthrough(policy: Policy) -> Policy:
-    """Let every rule of a policy that could be one pass tunnels through, whatever else the policy holds."""
+    """Let every rule of a policy that could be one pass tunnels through, whatever else
+    the policy holds.
+    """
     https = frozenset({"https"})
     return replace(
         policy,
         rules=tuple(
-            replace(rule, passthrough=True, websocket=False, match=replace(rule.match, schemes=https))
-            if rule.action is Action.ALLOW and rule.certain and rule.match.hosts and rule.match.paths is None
+            replace(
+                rule,
+                passthrough=True,
+                websocket=False,
+                match=replace(rule.match, schemes=https),
+            )
+            if rule.action is Action.ALLOW
+            and rule.certain
+            and rule.match.hosts
+            and rule.match.paths is None
             else rule
             for rule in policy.rules
         ),
@@ -589,12 +908,20 @@ def test_every_request_of_a_tunnel_that_passes_through_would_be_allowed_as_it_is
 ) -> None:
     policy = with_passthrough(policy)
     compiled, url = CompiledPolicy(policy), parse_url(text.replace("http:", "https:"))
-    tunnel = decided(compiled, request_to("CONNECT", f"{url.host.text}:{url.port}", client), NOW)
+    tunnel = decided(
+        compiled, request_to("CONNECT", f"{url.host.text}:{url.port}", client), NOW
+    )
     decision = decided(compiled, request_to(method, str(url), client), NOW)
     if tunnel.passthrough and decision.rule != "invalid-request":
-        assert (decision.action, decision.rule, decision.private) == (Action.ALLOW, tunnel.rule, tunnel.private)
+        assert (decision.action, decision.rule, decision.private) == (
+            Action.ALLOW,
+            tunnel.rule,
+            tunnel.private,
+        )
         assert outcome_of(decision) == Outcome(Action.ALLOW, tunnel.private)
-        assert next(rule for rule in policy.rules if rule.name == tunnel.rule).passthrough
+        assert next(
+            rule for rule in policy.rules if rule.name == tunnel.rule
+        ).passthrough
 
 
 @given(policies, st.sampled_from([*HOSTS, None, "a.example.", "A.EXAMPLE"]), urls)
@@ -607,7 +934,11 @@ def test_a_tunnel_is_spliced_only_where_it_passes_through_and_tls_names_its_host
     stated, _ = stated_tokens("CONNECT", authority)
     opened = decided(compiled, request_to("CONNECT", authority), NOW)
     spliced = decided(compiled, parse_request([*stated[:6], sni, authority, None]), NOW)
-    agrees = host.address is not None if sni is None else sni.lower().rstrip(".") == host.text
+    agrees = (
+        host.address is not None
+        if sni is None
+        else sni.lower().rstrip(".") == host.text
+    )
     assert spliced.allowed == (opened.passthrough and agrees)
     if not agrees:
         assert spliced.rule == "authority-mismatch"

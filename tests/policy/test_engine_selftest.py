@@ -1,4 +1,6 @@
-"""The tests that a policy carries: what each of their fields compares the decision with, in the words of a fault."""
+"""The tests that a policy carries: what each of their fields compares the decision
+with, in the words of a fault.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ tests: [{request: "GET https://b.a.example%s", expect: allow, %s}]
 
 
 def failure(tmp_path: Path, path: str, field: str) -> str | None:
-    """Load a policy with one test; gives what its fault says behind the request, None where it holds."""
+    """Load a policy with one test; gives what its fault says behind the request, None
+    where it holds.
+    """
     try:
         compiled_of(tmp_path, POLICY % (path, field))
     except PolicyError as error:

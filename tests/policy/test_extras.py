@@ -43,20 +43,29 @@ def test_an_extra_that_is_installed_is_no_problem(extra: str) -> None:
     require(extra)
 
 
-def test_a_missing_extra_is_named_with_the_command_that_installs_it(without: Callable[..., None]) -> None:
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(
+    without: Callable[..., None],
+) -> None:
     without("botocore", "httpx", "nacl", "opentelemetry", "s3fs", "valkey")
     with pytest.raises(ExtraMissing) as caught:
         require("oauth2")
-    assert str(caught.value) == "the extra 'oauth2' is not installed: run ./install.sh --extras oauth2"
+    assert (
+        str(caught.value)
+        == "the extra 'oauth2' is not installed: run ./install.sh --extras oauth2"
+    )
 
 
-def test_the_command_keeps_the_extras_that_are_installed(without: Callable[..., None]) -> None:
+def test_the_command_keeps_the_extras_that_are_installed(
+    without: Callable[..., None],
+) -> None:
     without("httpx")
     problem = "the extra 'oauth2' is not installed: run ./install.sh --extras aws,oauth2,otlp,s3,sealed,valkey"
     assert extra_problem("oauth2") == problem
 
 
-def test_an_entry_that_needs_a_missing_extra_is_a_warning(tmp_path: Path, without: Callable[..., None]) -> None:
+def test_an_entry_that_needs_a_missing_extra_is_a_warning(
+    tmp_path: Path, without: Callable[..., None]
+) -> None:
     policy = compiled_of(
         tmp_path,
         """
@@ -73,32 +82,56 @@ sealed_tokens: {keys: [sealing]}
     without("authlib", "nacl")
     faults = [*missing_extras(policy)]
     assert {fault.code for fault in faults} == {FaultCode.EXTRA_MISSING}
-    command = "is not installed: run ./install.sh --extras aws,oauth2,otlp,s3,sealed,valkey"  # one for all of them
+    # one for all of them
+    command = (
+        "is not installed: run ./install.sh --extras aws,oauth2,otlp,s3,sealed,valkey"
+    )
     assert [fault.message for fault in faults] == [
         f"secret 'token': the extra 'oauth2' {command}",
         f"secret 'sealing', a key of sealed tokens: the extra 'sealed' {command}",
     ]
 
 
-def test_no_token_is_blamed_where_the_extra_is_missing(tmp_path: Path, without: Callable[..., None]) -> None:
+def test_no_token_is_blamed_where_the_extra_is_missing(
+    tmp_path: Path, without: Callable[..., None]
+) -> None:
     (tmp_path / "sealing").write_text(SealingPrivateKey.new().reveal())
     (tmp_path / "sealing").chmod(0o600)
     without("nacl")
-    policy = compiled_of(tmp_path, "secrets: {sealing: {file: sealing}}\nsealed_tokens: {keys: [sealing]}\n")
-    tokens = SealedTokens(SecretStore(policy.source.secrets, {}), policy.source.sealing_keys)
+    policy = compiled_of(
+        tmp_path,
+        "secrets: {sealing: {file: sealing}}\nsealed_tokens: {keys: [sealing]}\n",
+    )
+    tokens = SealedTokens(
+        SecretStore(policy.source.secrets, {}), policy.source.sealing_keys
+    )
     with pytest.raises(
-        SealedTokenRefused, match="this gateway opens none, as the extra 'sealed' is not installed: run"
+        SealedTokenRefused,
+        match="this gateway opens none, as the extra 'sealed' is not installed: run",
     ):
         tokens.open("sealed")
 
 
 def test_the_extras_of_the_program_of_pip_and_of_the_installer_are_the_same() -> None:
-    declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    [offered] = re.findall(r"local name='\((\S+)\)'", (REPOSITORY / "install.sh").read_text())
+    declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    [offered] = re.findall(
+        r"local name='\((\S+)\)'", (REPOSITORY / "install.sh").read_text()
+    )
     assert [*EXTRAS] == sorted(declared.keys() - {"dev"}) == offered.split("|")
 
 
 def test_an_export_needs_the_extra_of_its_format(without: Callable[..., None]) -> None:
     without("opentelemetry")
-    with pytest.raises(InvalidExport, match=r"^format otlp: the extra 'otlp' is not installed: run \./install"):
-        make_target(format_name="otlp", to="https://logs.example/", full_urls=False, ca=None, headers=None)
+    with pytest.raises(
+        InvalidExport,
+        match=r"^format otlp: the extra 'otlp' is not installed: run \./install",
+    ):
+        make_target(
+            format_name="otlp",
+            to="https://logs.example/",
+            full_urls=False,
+            ca=None,
+            headers=None,
+        )

@@ -1,4 +1,6 @@
-"""What a rule's `git:` reads of a push, what it allows and denies, and git's report of a denial."""
+"""What a rule's `git:` reads of a push, what it allows and denies, and git's report of
+a denial.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,19 @@ from hypothesis import strategies as st
 from squidkeeper.policy.bodies.git_form import answer, examine, may_hold
 from squidkeeper.policy.bodies.sent_request import Fit, SentRequest
 from squidkeeper.policy.language.bodies import MAX_BYTES, GitBody
-from tests.pushes import NEW, NONE, OF_GIT, OLD, PACK, PUSH_TYPE, commands, packet, push, push_with_options, update
+from tests.pushes import (
+    NEW,
+    NONE,
+    OF_GIT,
+    OLD,
+    PACK,
+    PUSH_TYPE,
+    commands,
+    packet,
+    push,
+    push_with_options,
+    update,
+)
 
 AGENT, MAIN = "refs/heads/agent/fix", "refs/heads/main"
 AGENTS = GitBody(("refs/heads/agent/**",))
@@ -28,7 +42,9 @@ def sent(
     method: str = "POST",
     complete: bool = True,
 ) -> SentRequest:
-    return SentRequest(method, target, headers or HEADERS, body, complete, has_body=True)
+    return SentRequest(
+        method, target, headers or HEADERS, body, complete, has_body=True
+    )
 
 
 def bodiless(method: str, target: str) -> SentRequest:
@@ -39,7 +55,7 @@ def allows(body: GitBody, request: SentRequest) -> bool:
     return examine(body, request, deny=False).fit is Fit.HOLDS
 
 
-# --- what is allowed and denied ---------------------------------------------------------------------------------------
+# --- what is allowed and denied -------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -75,18 +91,38 @@ def test_a_glob_is_for_whole_refs(glob: str, ref: str, holds: bool) -> None:
         (update(AGENT, new=NONE), {"delete", "both"}),
         (update(AGENT, old=NONE, new=NONE), {"both"}),
         (update(AGENT, old="0" * 64, new="a" * 64), {"create", "both"}),
-        (update(AGENT, old="0" * 39 + "1", new="A" * 40), {"neither", "create", "delete", "both"}),
+        (
+            update(AGENT, old="0" * 39 + "1", new="A" * 40),
+            {"neither", "create", "delete", "both"},
+        ),
     ],
 )
-def test_creating_and_deleting_are_allowed_apart(command: str, allowing: set[str]) -> None:
-    kinds = {"neither": (False, False), "create": (True, False), "delete": (False, True), "both": (True, True)}
-    bodies = {name: GitBody(AGENTS.push, create=create, delete=delete) for name, (create, delete) in kinds.items()}
-    assert {name for name, body in bodies.items() if allows(body, sent(commands(command) + PACK))} == allowing
+def test_creating_and_deleting_are_allowed_apart(
+    command: str, allowing: set[str]
+) -> None:
+    kinds = {
+        "neither": (False, False),
+        "create": (True, False),
+        "delete": (False, True),
+        "both": (True, True),
+    }
+    bodies = {
+        name: GitBody(AGENTS.push, create=create, delete=delete)
+        for name, (create, delete) in kinds.items()
+    }
+    assert {
+        name
+        for name, body in bodies.items()
+        if allows(body, sent(commands(command) + PACK))
+    } == allowing
 
 
 def test_a_push_is_allowed_whole_and_denied_by_any_part() -> None:
     both = sent(push(AGENT, MAIN))
-    assert examine(AGENTS, both, deny=False) == (Fit.FAILS, "the push is for a ref that the rule does not list")
+    assert examine(AGENTS, both, deny=False) == (
+        Fit.FAILS,
+        "the push is for a ref that the rule does not list",
+    )
     assert examine(ONLY_MAIN, both, deny=True).fit is Fit.HOLDS
     assert examine(ONLY_MAIN, sent(push(AGENT)), deny=True).fit is Fit.FAILS
 
@@ -95,20 +131,36 @@ def test_a_push_is_allowed_whole_and_denied_by_any_part() -> None:
     ("body", "command", "reason"),
     [
         (AGENTS, update(MAIN), "the push is for a ref that the rule does not list"),
-        (AGENTS, update(MAIN, new=NONE), "the push is for a ref that the rule does not list"),
+        (
+            AGENTS,
+            update(MAIN, new=NONE),
+            "the push is for a ref that the rule does not list",
+        ),
         (AGENTS, update(AGENT, new=NONE), "the push deletes a ref"),
-        (GitBody(AGENTS.push, create=False), update(AGENT, old=NONE), "the push creates a ref"),
+        (
+            GitBody(AGENTS.push, create=False),
+            update(AGENT, old=NONE),
+            "the push creates a ref",
+        ),
     ],
 )
-def test_a_denied_push_tells_which_kind_of_command_is_not_allowed(body: GitBody, command: str, reason: str) -> None:
-    assert examine(body, sent(commands(command) + PACK), deny=False) == (Fit.FAILS, reason)
+def test_a_denied_push_tells_which_kind_of_command_is_not_allowed(
+    body: GitBody, command: str, reason: str
+) -> None:
+    assert examine(body, sent(commands(command) + PACK), deny=False) == (
+        Fit.FAILS,
+        reason,
+    )
 
 
 def test_a_deny_compares_refs_without_case() -> None:
     for ref in ("refs/heads/Main", "refs/Heads/MAIN"):
         assert examine(ONLY_MAIN, sent(push(ref)), deny=True).fit is Fit.HOLDS
         assert not allows(ONLY_MAIN, sent(push(ref)))
-    assert examine(GitBody(("refs/heads/Main",)), sent(push(MAIN)), deny=True).fit is Fit.HOLDS
+    assert (
+        examine(GitBody(("refs/heads/Main",)), sent(push(MAIN)), deny=True).fit
+        is Fit.HOLDS
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,13 +180,24 @@ def test_a_deny_compares_refs_without_case() -> None:
 def test_push_options_are_denied_unless_listed(
     listed: tuple[str, ...], options: tuple[str, ...], holds: bool | None
 ) -> None:
-    outcome = examine(GitBody(AGENTS.push, options=listed), sent(push_with_options(options, AGENT)), deny=False)
-    assert outcome.fit is {True: Fit.HOLDS, False: Fit.FAILS, None: Fit.UNREADABLE}[holds]
+    outcome = examine(
+        GitBody(AGENTS.push, options=listed),
+        sent(push_with_options(options, AGENT)),
+        deny=False,
+    )
+    assert (
+        outcome.fit is {True: Fit.HOLDS, False: Fit.FAILS, None: Fit.UNREADABLE}[holds]
+    )
 
 
 def test_a_deny_reads_refs_alone() -> None:
     body = GitBody(("refs/heads/**",), delete=True, options=("**",))
-    assert examine(body, sent(push_with_options(("ci.skip",), "refs/tags/v1")), deny=True).fit is Fit.FAILS
+    assert (
+        examine(
+            body, sent(push_with_options(("ci.skip",), "refs/tags/v1")), deny=True
+        ).fit
+        is Fit.FAILS
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,9 +219,15 @@ READABLE = [
     packet(update(AGENT)) + b"0000" + PACK,  # no capabilities
     packet(update(AGENT) + "\n") + b"0000" + PACK,
     packet(f"{update(AGENT)}\0{OF_GIT}\n") + b"0000" + PACK,
-    packet(f"{update(AGENT)}\0{OF_GIT}").upper().replace(AGENT.upper().encode(), AGENT.encode()) + b"0000" + PACK,
+    packet(f"{update(AGENT)}\0{OF_GIT}")
+    .upper()
+    .replace(AGENT.upper().encode(), AGENT.encode())
+    + b"0000"
+    + PACK,
     packet(f"shallow {OLD}\n") + packet("shallow " + "a" * 64) + push(AGENT),
-    commands(update(AGENT, new=NONE), capabilities=OF_GIT + " atomic quiet"),  # a delete has no pack
+    commands(
+        update(AGENT, new=NONE), capabilities=OF_GIT + " atomic quiet"
+    ),  # a delete has no pack
     push(AGENT, AGENT),
 ]
 
@@ -168,7 +237,7 @@ def test_what_clients_send_is_read(body: bytes) -> None:
     assert allows(GitBody(AGENTS.push, delete=True), sent(body))
 
 
-# --- which requests ---------------------------------------------------------------------------------------------------
+# --- which requests -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -217,7 +286,11 @@ def test_an_allow_is_for_what_can_only_be_a_push_and_a_deny_for_what_may_be_one(
         ("GET", "/acme/app.git/info/refs?service=git-upload-pack", False),
         ("GET", "/acme/app.git/info/refs", False),
         ("GET", "/acme/app.git/info/refs?", False),
-        ("GET", "/acme/app.git/info/refs?service=git-receive-pack&service=git-upload-pack", False),
+        (
+            "GET",
+            "/acme/app.git/info/refs?service=git-receive-pack&service=git-upload-pack",
+            False,
+        ),
         ("GET", "/acme/app.git/info/refs?service=git%2Dreceive-pack", False),
         ("GET", "/acme/app.git/info/refs?service=git-receive-pack&", False),
         ("GET", "/acme/app.git/info/refs/?service=git-receive-pack", False),
@@ -226,7 +299,9 @@ def test_an_allow_is_for_what_can_only_be_a_push_and_a_deny_for_what_may_be_one(
         ("POST", "/acme/app.git/info/refs?service=git-receive-pack", False),
     ],
 )
-def test_the_request_ahead_of_a_push_holds_in_an_allow_alone(method: str, target: str, holds: bool) -> None:
+def test_the_request_ahead_of_a_push_holds_in_an_allow_alone(
+    method: str, target: str, holds: bool
+) -> None:
     path, mark, query = target.partition("?")
     assert may_hold(method, path, query if mark else None) is holds
     assert allows(AGENTS, bodiless(method, target)) is holds
@@ -242,10 +317,13 @@ def test_a_push_without_a_body_holds_for_neither() -> None:
 def test_a_path_without_a_single_meaning_is_unreadable() -> None:
     request = sent(push(AGENT), target="/a%zz/git-receive-pack")
     for deny in (False, True):
-        assert examine(AGENTS, request, deny=deny) == (Fit.UNREADABLE, "the path cannot be read")
+        assert examine(AGENTS, request, deny=deny) == (
+            Fit.UNREADABLE,
+            "the path cannot be read",
+        )
 
 
-# --- what is unreadable -----------------------------------------------------------------------------------------------
+# --- what is unreadable ---------------------------------------------------------------
 
 NO_LENGTH = "the length of a packet is not four hexadecimal digits"
 ODD_LENGTH = "a packet has a length that a push does not use"
@@ -268,66 +346,147 @@ UNREADABLE = {
     "delimiter": (FIRST + b"0001" + HIDDEN + b"0000" + PACK, ODD_LENGTH),
     "end of response": (FIRST + b"0002" + HIDDEN + b"0000" + PACK, ODD_LENGTH),
     "three": (FIRST + b"0003" + HIDDEN + b"0000" + PACK, ODD_LENGTH),
-    "empty packet, a flush to some": (FIRST + b"0004" + HIDDEN + b"0000" + PACK, ODD_LENGTH),
+    "empty packet, a flush to some": (
+        FIRST + b"0004" + HIDDEN + b"0000" + PACK,
+        ODD_LENGTH,
+    ),
     "longer than a packet may be": (b"fff1" + b"a" * 0xFFED + b"0000", ODD_LENGTH),
     "cut off in a length": (FIRST + b"00", CUT_OFF),
     "cut off in a command": (FIRST[:60], CUT_OFF),
     "no flush": (FIRST, CUT_OFF),
     # what follows
     "commands after the flush": (FIRST + b"0000" + HIDDEN + b"0000" + PACK, NO_PACK),
-    "commands after a delete": (commands(update(AGENT, new=NONE)) + HIDDEN + b"0000" + PACK, NO_PACK),
+    "commands after a delete": (
+        commands(update(AGENT, new=NONE)) + HIDDEN + b"0000" + PACK,
+        NO_PACK,
+    ),
     "two flushes": (FIRST + b"00000000" + PACK, NO_PACK),
     "commands after a probe": (b"0000" + FIRST + b"0000" + PACK, NO_PACK),
     "a pack without commands": (b"0000" + PACK, NO_PACK),
-    "options without the capability": (FIRST + b"0000" + packet("ci.skip") + b"0000" + PACK, NO_PACK),
+    "options without the capability": (
+        FIRST + b"0000" + packet("ci.skip") + b"0000" + PACK,
+        NO_PACK,
+    ),
     "a part of PACK": (FIRST + b"0000PAC", CUT_OFF),
     # commands
     "another line": (packet("hello") + b"0000", NO_COMMAND),
     "error line": (packet("ERR no") + b"0000", NO_COMMAND),
-    "shallow after a command": (FIRST + packet(f"shallow {OLD}") + b"0000" + PACK, NO_COMMAND),
-    "shallow with more": (packet(f"shallow {OLD} {MAIN}") + FIRST + b"0000" + PACK, NO_COMMAND),
+    "shallow after a command": (
+        FIRST + packet(f"shallow {OLD}") + b"0000" + PACK,
+        NO_COMMAND,
+    ),
+    "shallow with more": (
+        packet(f"shallow {OLD} {MAIN}") + FIRST + b"0000" + PACK,
+        NO_COMMAND,
+    ),
     "no ref": (packet(f"{OLD} {NEW} \0{OF_GIT}") + b"0000" + PACK, NO_COMMAND),
     "short ID": (packet(update(AGENT, old="1" * 39)) + b"0000" + PACK, NO_COMMAND),
-    "IDs of two kinds": (packet(update(AGENT, old="1" * 64)) + b"0000" + PACK, NO_COMMAND),
+    "IDs of two kinds": (
+        packet(update(AGENT, old="1" * 64)) + b"0000" + PACK,
+        NO_COMMAND,
+    ),
     "two spaces": (packet(f"{OLD}  {NEW} {AGENT}") + b"0000" + PACK, NO_COMMAND),
     "tab": (packet(f"{OLD} {NEW}\t{AGENT}") + b"0000" + PACK, NO_COMMAND),
     "HEAD": (push("HEAD"), NO_COMMAND),
     "not under refs/": (push("agent/fix"), NO_COMMAND),
     "longer than a path": (push("refs/heads/agent/" + "a" * 4080), NO_COMMAND),
-    "capabilities twice": (FIRST + packet(f"{update(AGENT)}\0push-options") + b"0000" + PACK, NO_COMMAND),
-    "a second NUL": (packet(f"{update(AGENT)}\0{OF_GIT}\0push-options") + b"0000" + PACK, "printable ASCII"),
-    "line feed in capabilities": (packet(f"{update(AGENT)}\0a\npush-options") + b"0000" + PACK, "printable ASCII"),
-    "options with a value": (push(AGENT, capabilities="push-options=1"), "push-options has a value"),
-    "signed": (packet(f"push-cert\0{OF_GIT}") + packet("certificate version 0.1\n") + b"0000", "the push is signed"),
+    "capabilities twice": (
+        FIRST + packet(f"{update(AGENT)}\0push-options") + b"0000" + PACK,
+        NO_COMMAND,
+    ),
+    "a second NUL": (
+        packet(f"{update(AGENT)}\0{OF_GIT}\0push-options") + b"0000" + PACK,
+        "printable ASCII",
+    ),
+    "line feed in capabilities": (
+        packet(f"{update(AGENT)}\0a\npush-options") + b"0000" + PACK,
+        "printable ASCII",
+    ),
+    "options with a value": (
+        push(AGENT, capabilities="push-options=1"),
+        "push-options has a value",
+    ),
+    "signed": (
+        packet(f"push-cert\0{OF_GIT}") + packet("certificate version 0.1\n") + b"0000",
+        "the push is signed",
+    ),
     "signed later": (FIRST + packet("push-cert") + b"0000", "the push is signed"),
     # refs
     **{
         f"ref {ref!r}": (push(ref), NO_REF)
         for ref in (
-            *("refs/heads/../main", "refs/heads/agent/../main", "refs/heads/agent/a..b", "refs/heads//agent/a"),
-            *("refs/heads/agent/", "refs/heads/agent/.a", "refs/heads/agent/a.", "refs/heads/agent/a.lock"),
-            *("refs/heads/agent/a.lock/b", "refs/heads/agent/a b", "refs/heads/agent/a~1", "refs/heads/agent/a^"),
-            *("refs/heads/agent/a:b", "refs/heads/agent/a?", "refs/heads/agent/*", "refs/heads/agent/[a"),
-            *("refs/heads/agent/a\\b", "refs/heads/agent/@{1}", "refs/heads/agent/a\x7f", "refs/heads/agent/a\tb"),
+            *(
+                "refs/heads/../main",
+                "refs/heads/agent/../main",
+                "refs/heads/agent/a..b",
+                "refs/heads//agent/a",
+            ),
+            *(
+                "refs/heads/agent/",
+                "refs/heads/agent/.a",
+                "refs/heads/agent/a.",
+                "refs/heads/agent/a.lock",
+            ),
+            *(
+                "refs/heads/agent/a.lock/b",
+                "refs/heads/agent/a b",
+                "refs/heads/agent/a~1",
+                "refs/heads/agent/a^",
+            ),
+            *(
+                "refs/heads/agent/a:b",
+                "refs/heads/agent/a?",
+                "refs/heads/agent/*",
+                "refs/heads/agent/[a",
+            ),
+            *(
+                "refs/heads/agent/a\\b",
+                "refs/heads/agent/@{1}",
+                "refs/heads/agent/a\x7f",
+                "refs/heads/agent/a\tb",
+            ),
             *("refs/heads/agent/a\nrefs/heads/main", "refs/heads/agent/a\r"),
         )
     },
-    "ref not UTF-8": (packet(update(AGENT).encode() + b"\xff") + b"0000" + PACK, "not UTF-8"),
-    "ref in overlong UTF-8": (packet(update(AGENT).encode() + b"\xc0\xaf") + b"0000" + PACK, "not UTF-8"),
+    "ref not UTF-8": (
+        packet(update(AGENT).encode() + b"\xff") + b"0000" + PACK,
+        "not UTF-8",
+    ),
+    "ref in overlong UTF-8": (
+        packet(update(AGENT).encode() + b"\xc0\xaf") + b"0000" + PACK,
+        "not UTF-8",
+    ),
     # options
-    "NUL in an option": (OPTIONS + packet("ci.skip\0merge_request.create") + b"0000" + PACK, "control character"),
-    "line feed in an option": (OPTIONS + packet("a\nmerge_request.create") + b"0000" + PACK, "control character"),
-    "empty option": (OPTIONS + b"0004" + packet("merge_request.create") + b"0000" + PACK, ODD_LENGTH),
+    "NUL in an option": (
+        OPTIONS + packet("ci.skip\0merge_request.create") + b"0000" + PACK,
+        "control character",
+    ),
+    "line feed in an option": (
+        OPTIONS + packet("a\nmerge_request.create") + b"0000" + PACK,
+        "control character",
+    ),
+    "empty option": (
+        OPTIONS + b"0004" + packet("merge_request.create") + b"0000" + PACK,
+        ODD_LENGTH,
+    ),
     "no flush after options": (OPTIONS + packet("ci.skip"), CUT_OFF),
     "a pack in place of options": (OPTIONS + PACK, NO_LENGTH),
-    "options twice": (OPTIONS + b"0000" + packet("merge_request.create") + b"0000" + PACK, NO_PACK),
+    "options twice": (
+        OPTIONS + b"0000" + packet("merge_request.create") + b"0000" + PACK,
+        NO_PACK,
+    ),
 }
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_servers_can_read_differently_holds_for_no_allow_and_every_deny(name: str) -> None:
+def test_what_servers_can_read_differently_holds_for_no_allow_and_every_deny(
+    name: str,
+) -> None:
     body, reason = UNREADABLE[name]
-    for rule in (GitBody(("**",), delete=True, options=("**",)), GitBody(("refs/none",))):
+    for rule in (
+        GitBody(("**",), delete=True, options=("**",)),
+        GitBody(("refs/none",)),
+    ):
         for deny in (False, True):
             outcome = examine(rule, sent(body), deny=deny)
             assert outcome.fit is Fit.UNREADABLE, outcome
@@ -346,20 +505,34 @@ def test_what_servers_can_read_differently_holds_for_no_allow_and_every_deny(nam
         (*HEADERS, ("content-type", "application/json")),
     ],
 )
-def test_a_body_behind_another_content_type_is_unreadable(headers: tuple[tuple[str, str], ...]) -> None:
+def test_a_body_behind_another_content_type_is_unreadable(
+    headers: tuple[tuple[str, str], ...],
+) -> None:
     for deny in (False, True):
-        assert examine(AGENTS, sent(push(AGENT), *headers), deny=deny).fit is Fit.UNREADABLE
+        assert (
+            examine(AGENTS, sent(push(AGENT), *headers), deny=deny).fit
+            is Fit.UNREADABLE
+        )
 
 
-GZIP, TWO_GZIPS = gzip.compress(push(AGENT)), gzip.compress(b"0000") + gzip.compress(push(MAIN))
+GZIP, TWO_GZIPS = (
+    gzip.compress(push(AGENT)),
+    gzip.compress(b"0000") + gzip.compress(push(MAIN)),
+)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip"])
 def test_a_compressed_push_is_read_once_it_has_come_whole(encoding: str) -> None:
     headers = (*HEADERS, ("Content-Encoding", encoding))
     assert allows(AGENTS, sent(GZIP, *headers))
-    assert examine(ONLY_MAIN, sent(gzip.compress(push(MAIN)), *headers), deny=True).fit is Fit.HOLDS
-    assert examine(AGENTS, sent(GZIP[:-1], *headers, complete=False), deny=False).fit is Fit.NEEDS_MORE
+    assert (
+        examine(ONLY_MAIN, sent(gzip.compress(push(MAIN)), *headers), deny=True).fit
+        is Fit.HOLDS
+    )
+    assert (
+        examine(AGENTS, sent(GZIP[:-1], *headers, complete=False), deny=False).fit
+        is Fit.NEEDS_MORE
+    )
 
 
 @pytest.mark.parametrize(
@@ -369,9 +542,15 @@ def test_a_compressed_push_is_read_once_it_has_come_whole(encoding: str) -> None
         ((("Content-Encoding", "gzip"),), push(AGENT)),
         ((("Content-Encoding", "gzip"),), GZIP[:-1]),
         ((("Content-Encoding", "gzip"),), GZIP[:-8] + bytes(8)),  # the wrong checksum
-        ((("Content-Encoding", "gzip"),), TWO_GZIPS),  # git reads the first, others read both
+        (
+            (("Content-Encoding", "gzip"),),
+            TWO_GZIPS,
+        ),  # git reads the first, others read both
         ((("Content-Encoding", "gzip"),), GZIP + push(MAIN)),
-        ((("Content-Encoding", "gzip"),), gzip.compress(push(AGENT) + bytes(MAX_BYTES))),
+        (
+            (("Content-Encoding", "gzip"),),
+            gzip.compress(push(AGENT) + bytes(MAX_BYTES)),
+        ),
         ((("Content-Encoding", "GZIP"),), GZIP),  # git reads it as it is
         ((("Content-Encoding", "gzip, identity"),), GZIP),
         ((("Content-Encoding", "deflate"),), zlib.compress(push(AGENT))),
@@ -379,7 +558,10 @@ def test_a_compressed_push_is_read_once_it_has_come_whole(encoding: str) -> None
         ((("Content-Encoding", "identity"),), push(AGENT)),
         ((("Content-Encoding", "br"),), push(AGENT)),
         ((("Content-Encoding", "gzip"), ("Content-Encoding", "gzip")), GZIP),
-        ((("Content_Encoding", "gzip"),), push(AGENT)),  # a gateway to CGI takes it for the other
+        (
+            (("Content_Encoding", "gzip"),),
+            push(AGENT),
+        ),  # a gateway to CGI takes it for the other
         ((("Content-Encoding", "gzip"), ("Content_Encoding", "identity")), GZIP),
     ],
     ids=range(16),
@@ -388,15 +570,22 @@ def test_an_encoding_that_servers_can_read_differently_is_unreadable(
     headers: tuple[tuple[str, str], ...], body: bytes
 ) -> None:
     for deny in (False, True):
-        assert examine(AGENTS, sent(body, *HEADERS, *headers), deny=deny).fit is Fit.UNREADABLE
+        assert (
+            examine(AGENTS, sent(body, *HEADERS, *headers), deny=deny).fit
+            is Fit.UNREADABLE
+        )
 
 
-# --- bodies that have not come whole ----------------------------------------------------------------------------------
+# --- bodies that have not come whole --------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "body",
-    [push(AGENT, "refs/heads/agent/b"), push_with_options(["ci.skip"], AGENT), packet(f"shallow {OLD}") + push(AGENT)],
+    [
+        push(AGENT, "refs/heads/agent/b"),
+        push_with_options(["ci.skip"], AGENT),
+        packet(f"shallow {OLD}") + push(AGENT),
+    ],
 )
 def test_a_push_is_decided_with_the_first_bytes_of_its_pack(body: bytes) -> None:
     rule = GitBody(AGENTS.push, options=("ci.skip",))
@@ -408,18 +597,25 @@ def test_a_push_is_decided_with_the_first_bytes_of_its_pack(body: bytes) -> None
 
 
 def test_a_probe_is_decided_with_its_end() -> None:
-    assert examine(AGENTS, sent(b"0000", complete=False), deny=False).fit is Fit.NEEDS_MORE
+    assert (
+        examine(AGENTS, sent(b"0000", complete=False), deny=False).fit is Fit.NEEDS_MORE
+    )
     assert allows(AGENTS, sent(b"0000"))
 
 
 def test_more_than_max_is_unreadable_and_the_pack_is_not_counted() -> None:
     body = push(AGENT)
     commands_end = body.index(b"PACK")
-    assert allows(GitBody(AGENTS.push, max_bytes=commands_end), sent(body + bytes(1_000_000)))
+    assert allows(
+        GitBody(AGENTS.push, max_bytes=commands_end), sent(body + bytes(1_000_000))
+    )
     for complete in (False, True):
         short = GitBody(AGENTS.push, max_bytes=commands_end - 1)
         outcome = examine(short, sent(body, complete=complete), deny=False)
-        assert outcome == (Fit.UNREADABLE, f"the commands are longer than {commands_end - 1} bytes")
+        assert outcome == (
+            Fit.UNREADABLE,
+            f"the commands are longer than {commands_end - 1} bytes",
+        )
 
 
 def test_thousands_of_refs_are_read() -> None:
@@ -430,7 +626,9 @@ def test_thousands_of_refs_are_read() -> None:
 
 
 @given(st.binary(max_size=200), st.booleans(), st.booleans())
-def test_any_bytes_have_an_outcome_and_a_report(body: bytes, complete: bool, deny: bool) -> None:
+def test_any_bytes_have_an_outcome_and_a_report(
+    body: bytes, complete: bool, deny: bool
+) -> None:
     request = sent(body, complete=complete)
     assert examine(AGENTS, request, deny=deny).fit is not Fit.HOLDS or body == b"0000"
     assert answer(AGENTS, request, "agents", "No.") is None
@@ -446,10 +644,12 @@ def test_a_changed_byte_never_opens_another_ref(data: st.DataObject) -> None:
         assert bytes(body).count(b"refs/heads/agent/") == 2
 
 
-# --- the report of a denial -------------------------------------------------------------------------------------------
+# --- the report of a denial -----------------------------------------------------------
 
 
-def report_of(body: bytes, rule: str = "agents", reason: str = "Push to agent/.") -> bytes | None:
+def report_of(
+    body: bytes, rule: str = "agents", reason: str = "Push to agent/."
+) -> bytes | None:
     found = answer(AGENTS, sent(body), rule, reason)
     assert found is None or found[:2] == (200, "application/x-git-receive-pack-result")
     return found and found.body
@@ -473,12 +673,24 @@ def test_a_report_rejects_each_ref_and_shows_the_reason() -> None:
 
 def test_a_client_that_reads_no_report_gets_none() -> None:
     assert report_of(push(MAIN, capabilities="side-band-64k quiet")) is None
-    assert report_of(push(MAIN, capabilities="no-report-status report-status-v3")) is None
-    assert answer(AGENTS, bodiless("GET", "/acme/app/info/refs?service=git-receive-pack"), "default", "") is None
+    assert (
+        report_of(push(MAIN, capabilities="no-report-status report-status-v3")) is None
+    )
+    assert (
+        answer(
+            AGENTS,
+            bodiless("GET", "/acme/app/info/refs?service=git-receive-pack"),
+            "default",
+            "",
+        )
+        is None
+    )
 
 
 def test_an_unreadable_push_is_reported_as_not_unpacked() -> None:
-    signed = packet(f"push-cert\0{OF_GIT}") + packet("certificate version 0.1\n") + b"0000"
+    signed = (
+        packet(f"push-cert\0{OF_GIT}") + packet("certificate version 0.1\n") + b"0000"
+    )
     report = report_of(signed)
     assert report is not None
     assert packet("unpack squidkeeper: rule agents\n") in report
@@ -490,7 +702,9 @@ def test_a_report_has_refs_of_the_push_and_no_other_bytes_of_it() -> None:
     body = b"".join(
         (
             commands(
-                update(AGENT, old="c" * 40), update(MAIN), capabilities=f"{OF_GIT} session-id={canary} push-options"
+                update(AGENT, old="c" * 40),
+                update(MAIN),
+                capabilities=f"{OF_GIT} session-id={canary} push-options",
             ),
             packet(canary),
             b"0000",
@@ -503,7 +717,9 @@ def test_a_report_has_refs_of_the_push_and_no_other_bytes_of_it() -> None:
     assert b"c" * 40 not in report
 
 
-def test_a_report_of_thousands_of_refs_is_hardly_longer_than_its_push_and_in_packets() -> None:
+def test_a_report_of_thousands_of_refs_is_hardly_longer_than_its_push_and_in_packets() -> (
+    None
+):
     body = push(*(f"refs/heads/{number}" for number in range(9_000)))
     report = report_of(body)
     assert report is not None
@@ -518,7 +734,9 @@ def test_a_report_of_thousands_of_refs_is_hardly_longer_than_its_push_and_in_pac
 
 
 def test_a_reason_of_any_text_is_lines_of_printable_characters() -> None:
-    report = report_of(push(MAIN), reason="Größe\r\nsecond\x1b[31m\x00 line" + "x" * 70_000)
+    report = report_of(
+        push(MAIN), reason="Größe\r\nsecond\x1b[31m\x00 line" + "x" * 70_000
+    )
     assert report is not None
     for control in (b"\x1b", b"\r", b"\x00"):
         assert control not in report

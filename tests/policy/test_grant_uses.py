@@ -1,4 +1,6 @@
-"""The count of a grant's uses: never more than it has, over processes, restarts and failures."""
+"""The count of a grant's uses: never more than it has, over processes, restarts and
+failures.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ def test_a_grant_is_used_as_often_as_it_says_and_no_more(tmp_path: Path) -> None
     assert [uses.take(GRANT) for _ in range(5)] == [True, True, True, False, False]
     assert uses.left(GRANT) == 0
     assert GrantUses(tmp_path).take(GRANT) is False  # after a restart
-    assert uses.left(replace(GRANT, made=NOW.replace(hour=13))) == 3  # a later one of the same name
+    # a later one of the same name
+    assert uses.left(replace(GRANT, made=NOW.replace(hour=13))) == 3
     assert uses.left(replace(GRANT, uses=None)) is None
     [file] = (tmp_path / "grant-uses").iterdir()
     assert file.stat().st_size == 3  # what is denied writes nothing
@@ -57,10 +60,15 @@ print(sum(uses.take(grant) for _ in range(40)), flush=True)
 
 
 @pytest.mark.system
-def test_processes_that_count_at_once_never_give_more_uses_than_there_are(tmp_path: Path) -> None:
+def test_processes_that_count_at_once_never_give_more_uses_than_there_are(
+    tmp_path: Path,
+) -> None:
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", WORKER, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for _ in range(4)
     ]
@@ -77,21 +85,28 @@ def test_a_use_that_another_process_took_meanwhile_is_not_given(
     uses, write = GrantUses(tmp_path), os.write
     assert uses.take(GRANT)
     assert uses.take(GRANT)
-    monkeypatch.setattr("squidkeeper.policy.grant_uses.os.write", lambda file, one: write(file, one) + write(file, one))
+    monkeypatch.setattr(
+        "squidkeeper.policy.grant_uses.os.write",
+        lambda file, one: write(file, one) + write(file, one),
+    )
     assert not uses.take(GRANT)
 
 
 @pytest.mark.system
 def test_a_process_that_is_stopped_holds_up_no_other(tmp_path: Path) -> None:
     uses = GrantUses(tmp_path)
-    with subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)], stdin=subprocess.PIPE, text=True) as worker:
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(tmp_path)], stdin=subprocess.PIPE, text=True
+    ) as worker:
         worker.send_signal(signal.SIGSTOP)
         assert uses.take(GRANT)
         worker.kill()
 
 
 @pytest.mark.parametrize("what", ["a link", "a folder", "no folder"])
-def test_a_use_that_cannot_be_counted_is_denied(tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_use_that_cannot_be_counted_is_denied(
+    tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
     scope = RequestScope(compiled_of(tmp_path / "policy", POLICY), GrantUses(tmp_path))
     assert answer_url(scope, LINE % b"%2F").result is Result.OK
     folder = tmp_path / "grant-uses"
@@ -107,45 +122,83 @@ def test_a_use_that_cannot_be_counted_is_denied(tmp_path: Path, what: str, caplo
         folder.write_bytes(b"")
     for _ in range(2):
         reply = answer_url(scope, LINE % b"%2F")
-        assert (reply.result, dict(reply.annotations)["rule_"]) == (Result.ERR, "default")
+        assert (reply.result, dict(reply.annotations)["rule_"]) == (
+            Result.ERR,
+            "default",
+        )
     assert [record.message.partition(":")[0] for record in caplog.records] == [
         "the uses of grants cannot be counted, so these allow nothing"
     ]
 
 
-def test_at_request_scope_each_answer_is_a_use_and_the_next_grant_follows(tmp_path: Path) -> None:
+def test_at_request_scope_each_answer_is_a_use_and_the_next_grant_follows(
+    tmp_path: Path,
+) -> None:
     compiled = compiled_of(tmp_path / "policy", POLICY)
-    first, second = (RequestScope(compiled, GrantUses(tmp_path)) for _ in range(2))  # two helpers
+    # two helpers
+    first, second = (RequestScope(compiled, GrantUses(tmp_path)) for _ in range(2))
     scopes = [first, second, first, second, first]
     replies = [answer_url(scope, LINE % b"%2Fmore") for scope in scopes]
-    assert [dict(reply.annotations)["rule_"] for reply in replies] == ["few", "few", "more", "default", "default"]
+    assert [dict(reply.annotations)["rule_"] for reply in replies] == [
+        "few",
+        "few",
+        "more",
+        "default",
+        "default",
+    ]
     assert answer_url(first, LINE % b"%2F").result is Result.ERR
 
 
 @pytest.mark.parametrize(
-    "watched", ["paths: ['/secret/**']", "query: {q: x}", "paths: [/more]", "methods: [GET]", "paths: ['/**']"]
+    "watched",
+    [
+        "paths: ['/secret/**']",
+        "query: {q: x}",
+        "paths: [/more]",
+        "methods: [GET]",
+        "paths: ['/**']",
+    ],
 )
-def test_what_a_rule_observes_of_the_host_is_counted_too(tmp_path: Path, watched: str) -> None:
+def test_what_a_rule_observes_of_the_host_is_counted_too(
+    tmp_path: Path, watched: str
+) -> None:
     rule = f"rules:\n  - {{name: watched, action: deny, observe: true, hosts: [a.example], {watched}}}\n"
-    scope = RequestScope(compiled_of(tmp_path / "policy", POLICY + rule), GrantUses(tmp_path))
-    rules = [dict(answer_url(scope, LINE % b"%2Fmore").annotations)["rule_"] for _ in range(5)]
+    scope = RequestScope(
+        compiled_of(tmp_path / "policy", POLICY + rule), GrantUses(tmp_path)
+    )
+    rules = [
+        dict(answer_url(scope, LINE % b"%2Fmore").annotations)["rule_"]
+        for _ in range(5)
+    ]
     assert rules == ["few", "few", "more", "default", "default"]
 
 
-def test_what_a_default_observes_is_recorded_when_a_grant_has_no_uses_left(tmp_path: Path) -> None:
+def test_what_a_default_observes_is_recorded_when_a_grant_has_no_uses_left(
+    tmp_path: Path,
+) -> None:
     default = "defaults: {action: deny, observe: true}\n"
-    scope = RequestScope(compiled_of(tmp_path / "policy", default + POLICY), GrantUses(tmp_path))
+    scope = RequestScope(
+        compiled_of(tmp_path / "policy", default + POLICY), GrantUses(tmp_path)
+    )
     replies = [answer_url(scope, LINE % b"%2F") for _ in range(3)]
     assert [reply.result for reply in replies] == [Result.OK] * 3
-    assert [dict(reply.annotations).get("observed_") for reply in replies] == [None, None, "deny:default"]
+    assert [dict(reply.annotations).get("observed_") for reply in replies] == [
+        None,
+        None,
+        "deny:default",
+    ]
 
 
-def test_without_a_place_to_count_a_grant_with_uses_allows_nothing(tmp_path: Path) -> None:
+def test_without_a_place_to_count_a_grant_with_uses_allows_nothing(
+    tmp_path: Path,
+) -> None:
     scope = RequestScope(compiled_of(tmp_path / "policy", POLICY))
     assert answer_url(scope, LINE % b"%2F").result is Result.ERR
 
 
-def test_counts_of_grants_that_are_gone_are_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_counts_of_grants_that_are_gone_are_removed_and_nothing_else(
+    tmp_path: Path,
+) -> None:
     uses = GrantUses(tmp_path)
     other = replace(GRANT, name="other")
     uses.take(GRANT)

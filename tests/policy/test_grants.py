@@ -1,4 +1,6 @@
-"""Grants and asks in the decision: what they open, what they never do, and where a person is asked."""
+"""Grants and asks in the decision: what they open, what they never do, and where a
+person is asked.
+"""
 
 from __future__ import annotations
 
@@ -124,12 +126,18 @@ def test_a_grant_is_for_its_clients_until_it_lapses(
 def test_grants_of_one_file_are_below_the_denies_of_every_other(tmp_path: Path) -> None:
     grant = "grants: [{name: g, any_client: true, hosts: [a.example], expires: 2036-01-01T00:00:00Z, reason: x}]"
     (tmp_path / "10-grants.yaml").write_text(f"version: 1\n{grant}\n")
-    compiled = compiled_of(tmp_path, "rules: [{name: closed, action: deny, hosts: [a.example], paths: [/x]}]")
+    compiled = compiled_of(
+        tmp_path,
+        "rules: [{name: closed, action: deny, hosts: [a.example], paths: [/x]}]",
+    )
     for path, expected in {"/x": "deny by closed", "/y": "allow by g"}.items():
-        assert said(decided(compiled, request_to("GET", f"https://a.example{path}"), NOW)) == expected
+        assert (
+            said(decided(compiled, request_to("GET", f"https://a.example{path}"), NOW))
+            == expected
+        )
 
 
-# --- at host scope -------------------------------------------------------------------------------------------------
+# --- at host scope --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -139,7 +147,12 @@ def test_grants_of_one_file_are_below_the_denies_of_every_other(tmp_path: Path) 
         ("CONNECT a.example:443", False, False, True),
         ("GET https://c.example/", False, False, False),
         ("CONNECT c.example:443", False, False, False),
-        ("GET https://d.example/", True, False, False),  # each use is counted, so each URL is asked about
+        (
+            "GET https://d.example/",
+            True,
+            False,
+            False,
+        ),  # each use is counted, so each URL is asked about
         ("GET https://b.example/", False, False, False),
         ("GET https://unknown.example/", False, False, False),
     ],
@@ -148,12 +161,18 @@ def test_host_scope_says_what_the_url_decides_and_where_a_person_may_be_asked(
     tmp_path: Path, asked: str, needs_url: bool, asks: bool, may_ask: bool
 ) -> None:
     decision = at_host(compiled_of(tmp_path, POLICY), asked)
-    assert (decision.outlook.needs_url, decision.asks, decision.outlook.may_ask) == (needs_url, asks, may_ask)
+    assert (decision.outlook.needs_url, decision.asks, decision.outlook.may_ask) == (
+        needs_url,
+        asks,
+        may_ask,
+    )
 
 
 def at_host(compiled: CompiledPolicy, asked: str, client: str = AGENT) -> Decision:
     method, _, target = asked.partition(" ")
-    return decide(compiled, compiled.match(request_to(method, target, client)), NOW, Stage.HOST)
+    return decide(
+        compiled, compiled.match(request_to(method, target, client)), NOW, Stage.HOST
+    )
 
 
 ASKING = """
@@ -192,7 +211,9 @@ def test_a_default_that_asks_lets_tunnels_open_for_the_url(
     assert (found, decision.asks, decision.outlook.may_ask) == (expected, asks, may_ask)
 
 
-def test_a_default_that_asks_denies_each_url_with_its_reason(asker: Callable[[str], Ask]) -> None:
+def test_a_default_that_asks_denies_each_url_with_its_reason(
+    asker: Callable[[str], Ask],
+) -> None:
     ask = asker(ASKING)
     decision = ask("GET https://z.example/x")
     assert (said(decision), decision.reason) == ("ask by default", "Ask first.")
@@ -200,31 +221,49 @@ def test_a_default_that_asks_denies_each_url_with_its_reason(asker: Callable[[st
     assert said(ask("GET https://d.example/ads")) == "deny by no-ads"
 
 
-@pytest.mark.parametrize("asked", ["GET https://10.0.0.1/", "CONNECT 10.0.0.1:443", "GET http://169.254.169.254/"])
+@pytest.mark.parametrize(
+    "asked",
+    ["GET https://10.0.0.1/", "CONNECT 10.0.0.1:443", "GET http://169.254.169.254/"],
+)
 @pytest.mark.parametrize("default", ["ask: true", "action: deny"])
-def test_a_private_address_is_neither_asked_about_nor_granted(tmp_path: Path, asked: str, default: str) -> None:
+def test_a_private_address_is_neither_asked_about_nor_granted(
+    tmp_path: Path, asked: str, default: str
+) -> None:
     policy = compiled_of(tmp_path, f"defaults: {{{default}}}").source
     wide = Rule("g", PLACE, Action.ALLOW, Match(), expires=LATER)
     compiled = CompiledPolicy(replace(policy, grants=(wide,)))
     decision = decided(compiled, request_to(*asked.split(" ")), NOW)
-    assert (said(decision), decision.outlook.may_ask) == ("deny by private-address", False)
+    assert (said(decision), decision.outlook.may_ask) == (
+        "deny by private-address",
+        False,
+    )
     decision = decided(CompiledPolicy(policy), request_to(*asked.split(" ")), NOW)
     assert not decision.allowed
     assert not decision.asks
 
 
-def test_a_client_that_could_log_in_is_asked_to_before_a_person_is_asked(tmp_path: Path) -> None:
+def test_a_client_that_could_log_in_is_asked_to_before_a_person_is_asked(
+    tmp_path: Path,
+) -> None:
     scope = HostScope(compiled_of(tmp_path, ASKING))
-    for host, expected in {"c.example": "yes", "e.example": "yes", "z.example": None}.items():
+    for host, expected in {
+        "c.example": "yes",
+        "e.example": "yes",
+        "z.example": None,
+    }.items():
         reply = scope.answer(f"192.0.2.7 - CONNECT - {host} 443 - - - -".encode())
         assert dict(reply.annotations).get("ask_login_") == expected
 
 
-# --- what a grant does not give -------------------------------------------------------------------------------------
+# --- what a grant does not give -------------------------------------------------------
 
 
-def test_a_grant_makes_no_host_unrestricted_so_no_websocket_passes(tmp_path: Path) -> None:
-    assert not at_host(compiled_of(tmp_path, POLICY), "GET https://c.example/").outlook.unrestricted
+def test_a_grant_makes_no_host_unrestricted_so_no_websocket_passes(
+    tmp_path: Path,
+) -> None:
+    assert not at_host(
+        compiled_of(tmp_path, POLICY), "GET https://c.example/"
+    ).outlook.unrestricted
 
 
 def test_credentials_of_the_policy_are_for_granted_requests_too(tmp_path: Path) -> None:
@@ -233,11 +272,15 @@ def test_credentials_of_the_policy_are_for_granted_requests_too(tmp_path: Path) 
     credentials: [{name: api, hosts: [a.example], paths: [/v1/**], bearer: token}]
     grants: [{name: g, any_client: true, hosts: [a.example], expires: 2036-01-01T00:00:00Z, reason: x}]
     """
-    decision = decided(compiled_of(tmp_path, text), request_to("GET", "https://a.example/v1/x"), NOW)
+    decision = decided(
+        compiled_of(tmp_path, text), request_to("GET", "https://a.example/v1/x"), NOW
+    )
     assert [credential.name for credential in decision.credentials] == ["api"]
 
 
-def test_grants_with_different_counts_for_the_readings_of_a_path_deny(tmp_path: Path) -> None:
+def test_grants_with_different_counts_for_the_readings_of_a_path_deny(
+    tmp_path: Path,
+) -> None:
     text = """
     grants:
       - {name: few, any_client: true, hosts: [a.example], paths: [/x/**], uses: 1,
@@ -249,12 +292,20 @@ def test_grants_with_different_counts_for_the_readings_of_a_path_deny(tmp_path: 
     assert said(decision) == "deny by ambiguous-path"
 
 
-def test_a_grant_without_uses_left_leaves_the_next_one_or_the_rules_to_decide(tmp_path: Path) -> None:
+def test_a_grant_without_uses_left_leaves_the_next_one_or_the_rules_to_decide(
+    tmp_path: Path,
+) -> None:
     compiled = compiled_of(tmp_path, POLICY)
     match = compiled.match(request_to("GET", "https://d.example/", AGENT))
     decision = decide(compiled, match, NOW, Stage.URL)
-    assert (said(decision), decision.counted and decision.counted.uses) == ("allow by g-counted", 2)
-    assert said(decide(compiled, match, NOW, Stage.URL, spent={"g-counted"})) == "deny by default"
+    assert (said(decision), decision.counted and decision.counted.uses) == (
+        "allow by g-counted",
+        2,
+    )
+    assert (
+        said(decide(compiled, match, NOW, Stage.URL, spent={"g-counted"}))
+        == "deny by default"
+    )
 
 
 def test_what_is_granted_is_not_observed_as_denied(asker: Callable[[str], Ask]) -> None:
@@ -262,7 +313,10 @@ def test_what_is_granted_is_not_observed_as_denied(asker: Callable[[str], Ask]) 
     defaults: {observe: true}
     grants: [{name: g, any_client: true, hosts: [a.example], paths: [/x], expires: 2036-01-01T00:00:00Z, reason: x}]
     """)
-    for path, expected in {"/x": ("allow by g", None), "/y": ("allow by default", "deny:default")}.items():
+    for path, expected in {
+        "/x": ("allow by g", None),
+        "/y": ("allow by default", "deny:default"),
+    }.items():
         decision = ask(f"GET https://a.example{path}")
         assert (said(decision), decision.observed) == expected
 
@@ -275,11 +329,14 @@ def test_a_policys_tests_can_expect_that_a_person_is_asked(tmp_path: Path) -> No
     ]
     compiled_of(tmp_path, f"{ASKING}tests: [{', '.join(tests)}]")
     with pytest.raises(PolicyError) as raised:
-        compiled_of(tmp_path, f'{ASKING}tests: [{{request: "GET https://b.example/", expect: ask}}]')
+        compiled_of(
+            tmp_path,
+            f'{ASKING}tests: [{{request: "GET https://b.example/", expect: ask}}]',
+        )
     assert "expected ask, got deny by closed" in str(raised.value)
 
 
-# --- properties -----------------------------------------------------------------------------------------------------
+# --- properties -----------------------------------------------------------------------
 
 
 @given(ruled, methods, urls, urls)
@@ -291,11 +348,17 @@ def test_grants_change_no_verdict_that_a_rule_decides_and_open_nothing_but_their
     except PatternError:  # it has too many readings
         return
     match = Match(
-        ports=(range(exact.url.port, exact.url.port + 1),), schemes=frozenset({exact.url.scheme}), urls=(exact,)
+        ports=(range(exact.url.port, exact.url.port + 1),),
+        schemes=frozenset({exact.url.scheme}),
+        urls=(exact,),
     )
-    without = decided(CompiledPolicy(replace(policy, grants=())), request_to(method, text), NOW)
+    without = decided(
+        CompiledPolicy(replace(policy, grants=())), request_to(method, text), NOW
+    )
     rule = Rule("exact", PLACE, Action.ALLOW, match, expires=LATER)
-    opened = decided(CompiledPolicy(replace(policy, grants=(rule,))), request_to(method, text), NOW)
+    opened = decided(
+        CompiledPolicy(replace(policy, grants=(rule,))), request_to(method, text), NOW
+    )
     same = parse_url(text)._replace(host=exact.url.host) == exact.url
     undecided = without.rule == "default" or without.asks
     if not has_one_reading(text):  # a grant opens each reading that no rule decides

@@ -1,4 +1,6 @@
-"""The file beside a policy that holds what commands grant: read with the policy, watched, stored, and forgiving."""
+"""The file beside a policy that holds what commands grant: read with the policy,
+watched, stored, and forgiving.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,11 @@ from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.policy_store.loading import load, load_stored_revision
 from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
 from squidkeeper.policy.policy_store.revisions import store_revision
-from squidkeeper.policy.policy_store.sources import grants_file, policy_files, read_sources
+from squidkeeper.policy.policy_store.sources import (
+    grants_file,
+    policy_files,
+    read_sources,
+)
 from squidkeeper.policy.protocol.request import request_to
 
 from ..conftest import NOW, decided, write_policy
@@ -38,7 +44,9 @@ def directory(tmp_path: Path) -> Path:
 
 
 def verdict(compiled: CompiledPolicy, host: str) -> str:
-    decision = decided(compiled, request_to("GET", f"https://{host}/", "192.0.2.1"), NOW)
+    decision = decided(
+        compiled, request_to("GET", f"https://{host}/", "192.0.2.1"), NOW
+    )
     return f"{decision.action} by {decision.rule}"
 
 
@@ -48,15 +56,23 @@ def grant(directory: Path, client: str = "agents") -> Path:
     return file
 
 
-def test_what_is_granted_beside_the_policy_is_part_of_it_and_not_of_its_tests(directory: Path) -> None:
+def test_what_is_granted_beside_the_policy_is_part_of_it_and_not_of_its_tests(
+    directory: Path,
+) -> None:
     before = load(directory, NOW).compiled
     file = grant(directory)
     after = load(directory, NOW).compiled
     assert file == directory.parent / "grants.yaml"
-    assert (verdict(before, "a.example"), verdict(after, "a.example")) == ("deny by default", "allow by g")
+    assert (verdict(before, "a.example"), verdict(after, "a.example")) == (
+        "deny by default",
+        "allow by g",
+    )
     assert verdict(after, "closed.example") == "deny by closed"
     assert before.revision != after.revision
-    assert [path.name for path in policy_files(directory)] == ["policy.yaml", "grants.yaml"]
+    assert [path.name for path in policy_files(directory)] == [
+        "policy.yaml",
+        "grants.yaml",
+    ]
 
 
 @pytest.mark.parametrize("place", [".", "../policy", "policy/../policy", "link"])
@@ -76,7 +92,9 @@ def test_a_client_that_is_gone_leaves_its_grant_without_effect(directory: Path) 
     assert [str(warning.code) for warning in found.warnings] == ["grant-for-nobody"]
 
 
-def test_a_client_that_is_gone_is_a_fault_in_a_file_of_the_policy(directory: Path) -> None:
+def test_a_client_that_is_gone_is_a_fault_in_a_file_of_the_policy(
+    directory: Path,
+) -> None:
     (directory / "grants.yaml").write_text(GRANT % "gone")
     with pytest.raises(PolicyError) as raised:
         load(directory, NOW)
@@ -84,15 +102,21 @@ def test_a_client_that_is_gone_is_a_fault_in_a_file_of_the_policy(directory: Pat
 
 
 def test_the_file_holds_nothing_but_grants(directory: Path) -> None:
-    grants_file(directory).write_text("version: 1\nrules: [{name: r, action: allow, hosts: [b.example]}]\n")
+    grants_file(directory).write_text(
+        "version: 1\nrules: [{name: r, action: allow, hosts: [b.example]}]\n"
+    )
     with pytest.raises(PolicyError) as raised:
         load(directory, NOW)
     assert "'rules' is no section of this file" in str(raised.value)
 
 
-def test_a_policy_file_of_the_same_name_is_another_file(directory: Path, tmp_path: Path) -> None:
+def test_a_policy_file_of_the_same_name_is_another_file(
+    directory: Path, tmp_path: Path
+) -> None:
     (directory / "grants.yaml").write_text(
-        f"{GRANT % 'agents'}end: true\n".replace("name: g", "name: own").replace("a.example", "own.example")
+        f"{GRANT % 'agents'}end: true\n".replace("name: g", "name: own").replace(
+            "a.example", "own.example"
+        )
     )
     grant(directory)
     sources = read_sources(directory)
@@ -103,26 +127,43 @@ def test_a_policy_file_of_the_same_name_is_another_file(directory: Path, tmp_pat
     assert load_again.revision == stored.revision
 
 
-def test_a_stored_revision_has_what_was_granted(directory: Path, tmp_path: Path) -> None:
+def test_a_stored_revision_has_what_was_granted(
+    directory: Path, tmp_path: Path
+) -> None:
     grant(directory)
     sources = read_sources(directory)
     store_revision(sources, sources.revision, tmp_path / "revisions")
     grants_file(directory).unlink()
-    assert verdict(load_stored_revision(tmp_path / "revisions", sources.revision), "a.example") == "allow by g"
+    assert (
+        verdict(
+            load_stored_revision(tmp_path / "revisions", sources.revision), "a.example"
+        )
+        == "allow by g"
+    )
     again = read_sources(directory)
     assert again.revision == sources.revision_without_granted
     store_revision(again, again.revision, tmp_path / "revisions")
-    assert verdict(load_stored_revision(tmp_path / "revisions", again.revision), "a.example") == "deny by default"
+    assert (
+        verdict(
+            load_stored_revision(tmp_path / "revisions", again.revision), "a.example"
+        )
+        == "deny by default"
+    )
 
 
-# --- watched ------------------------------------------------------------------------------------------------------
+# --- watched --------------------------------------------------------------------------
 
 
 @pytest.fixture
-def watcher(directory: Path, tmp_path: Path) -> Callable[[], PolicyWatcher[CompiledPolicy]]:
+def watcher(
+    directory: Path, tmp_path: Path
+) -> Callable[[], PolicyWatcher[CompiledPolicy]]:
     def make() -> PolicyWatcher[CompiledPolicy]:
-        made = PolicyWatcher(directory, None, lambda compiled: compiled, tmp_path / "revisions")
-        wait_for(lambda: loaded(made))  # a file that has just been written is read again
+        made = PolicyWatcher(
+            directory, None, lambda compiled: compiled, tmp_path / "revisions"
+        )
+        # a file that has just been written is read again
+        wait_for(lambda: loaded(made))
         return made
 
     return make

@@ -29,10 +29,19 @@ SCHEMA = Draft202012Validator(json_schema())
 MODELS = {
     name: model
     for name, model in vars(schema).items()
-    if isinstance(model, type) and issubclass(model, BaseModel) and model is not BaseModel and name != "_Model"
+    if isinstance(model, type)
+    and issubclass(model, BaseModel)
+    and model is not BaseModel
+    and name != "_Model"
 }
-GOOD = [parse_document(file, file.read_bytes()) for file in sorted((DATA / "good").glob("*.yaml"))]
-WRITTEN = [parse_document(Path(f"{file.name}-{at}"), text.encode()) for at, (file, text) in enumerate(EXAMPLES)]
+GOOD = [
+    parse_document(file, file.read_bytes())
+    for file in sorted((DATA / "good").glob("*.yaml"))
+]
+WRITTEN = [
+    parse_document(Path(f"{file.name}-{at}"), text.encode())
+    for at, (file, text) in enumerate(EXAMPLES)
+]
 SHIPPED = [read_preset(name) for name in sorted(preset_names())]
 
 
@@ -43,11 +52,18 @@ def as_an_editor_reads(value: object) -> Any:
         return None if value.null else value.text if number is None else number
     if isinstance(value, dict):
         return {str(key): as_an_editor_reads(item) for key, item in value.items()}
-    return [as_an_editor_reads(item) for item in value] if isinstance(value, list) else value
+    return (
+        [as_an_editor_reads(item) for item in value]
+        if isinstance(value, list)
+        else value
+    )
 
 
 def problems(document: Document) -> list[str]:
-    return [f"{error.json_path}: {error.message}" for error in SCHEMA.iter_errors(as_an_editor_reads(document.data))]
+    return [
+        f"{error.json_path}: {error.message}"
+        for error in SCHEMA.iter_errors(as_an_editor_reads(document.data))
+    ]
 
 
 def test_the_command_prints_a_valid_schema() -> None:
@@ -58,7 +74,9 @@ def test_the_command_prints_a_valid_schema() -> None:
 
 def test_the_file_for_editors_is_the_schema() -> None:
     written = (Path(__file__).parents[2] / "policy/schema.json").read_text()
-    assert written == CliRunner().invoke(main, ["schema"]).output, "squidkeeper schema > policy/schema.json"
+    assert written == CliRunner().invoke(main, ["schema"]).output, (
+        "squidkeeper schema > policy/schema.json"
+    )
 
 
 def test_each_model_and_field_is_described_once() -> None:
@@ -66,7 +84,9 @@ def test_each_model_and_field_is_described_once() -> None:
         f"{name}.{field}"
         for name, model in MODELS.items()
         for field in model.model_fields
-        if not any(field in getattr(base, "model_fields", {}) for base in model.__mro__[1:])
+        if not any(
+            field in getattr(base, "model_fields", {}) for base in model.__mro__[1:]
+        )
     }
     models = {name for name, model in MODELS.items() if model.__subclasses__() == []}
     assert own | models == descriptions().keys()
@@ -75,9 +95,12 @@ def test_each_model_and_field_is_described_once() -> None:
 
 def test_the_tables_of_the_reference_have_the_fields_of_each_model() -> None:
     text = (Path(__file__).parents[2] / "policy/REFERENCE.md").read_text()
-    assert render(text) == text, "python -m tests.documents.field_tables policy/REFERENCE.md"
+    assert render(text) == text, (
+        "python -m tests.documents.field_tables policy/REFERENCE.md"
+    )
     assert sorted(tables_of(text)) == sorted(
-        {MATCHING} | {name for name, model in MODELS.items() if not model.__subclasses__()}
+        {MATCHING}
+        | {name for name, model in MODELS.items() if not model.__subclasses__()}
     )
 
 
@@ -88,7 +111,9 @@ def test_the_schema_has_the_default_of_a_field() -> None:
     assert "default" not in defined["RuleEntry"]["properties"]["reason"]
 
 
-@pytest.mark.parametrize("document", [*GOOD, *WRITTEN, *SHIPPED], ids=lambda written: written.path.name)
+@pytest.mark.parametrize(
+    "document", [*GOOD, *WRITTEN, *SHIPPED], ids=lambda written: written.path.name
+)
 def test_it_takes_what_check_takes(document: Document) -> None:
     assert problems(document) == []
 
@@ -120,31 +145,54 @@ ONLY_CHECK_FINDS = {
 
 
 def test_of_the_bad_policies_it_finds_those_with_a_wrong_shape() -> None:
-    documents = [parse_document(file, file.read_bytes()) for file in sorted((DATA / "bad").glob("*.yaml"))]
-    readable = [document for document in documents if document.root is not None and not document.faults]
-    assert {written.path.stem for written in readable if not problems(written)} == ONLY_CHECK_FINDS
+    documents = [
+        parse_document(file, file.read_bytes())
+        for file in sorted((DATA / "bad").glob("*.yaml"))
+    ]
+    readable = [
+        document
+        for document in documents
+        if document.root is not None and not document.faults
+    ]
+    assert {
+        written.path.stem for written in readable if not problems(written)
+    } == ONLY_CHECK_FINDS
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("rules: [{name: a, action: dent}]", "'dent' is not one of ['allow', 'deny', 'ask']"),
-        ("rules: [{name: a, action: deny, host: [a.example]}]", "'host' was unexpected"),
+        (
+            "rules: [{name: a, action: dent}]",
+            "'dent' is not one of ['allow', 'deny', 'ask']",
+        ),
+        (
+            "rules: [{name: a, action: deny, host: [a.example]}]",
+            "'host' was unexpected",
+        ),
         ("rules: [{action: deny}]", "'name' is a required property"),
-        ("rules: [{name: a, action: deny, ports: ['443']}]", "is not valid under any of the given schemas"),
+        (
+            "rules: [{name: a, action: deny, ports: ['443']}]",
+            "is not valid under any of the given schemas",
+        ),
         ("rules: [{name: a, action: deny, methods: [get]}]", "'get' does not match"),
-        ("rules: [{name: a, action: deny, hosts: a.example}]", "is not of type 'array'"),
+        (
+            "rules: [{name: a, action: deny, hosts: a.example}]",
+            "is not of type 'array'",
+        ),
         ("presets: [npm@99]", "is not valid under any of the given schemas"),
         ("defaults: {watch_secrets: maybe}", "is not of type 'boolean'"),
     ],
 )
 def test_it_finds(text: str, problem: str) -> None:
-    found = problems(parse_document(Path("policy.yaml"), f"version: 1\n{text}\n".encode()))
+    found = problems(
+        parse_document(Path("policy.yaml"), f"version: 1\n{text}\n".encode())
+    )
     assert len(found) == 1
     assert problem in found[0]
 
 
-# --- the policies of policy/examples ---------------------------------------------------------------------------------
+# --- the policies of policy/examples --------------------------------------------------
 
 EXAMPLE_POLICIES = Path(__file__).parents[2] / "policy/examples"
 FOLDERS = sorted(folder for folder in EXAMPLE_POLICIES.iterdir() if folder.is_dir())
@@ -155,12 +203,16 @@ NO_VALUE = FaultCode.SECRET_UNREADABLE  # the values are the operator's
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda written: written.name)
 def test_an_example_loads_passes_its_tests_and_has_no_warning(folder: Path) -> None:
     loaded = load(folder, datetime.now(UTC))
-    assert [str(warning) for warning in loaded.warnings if warning.code is not NO_VALUE] == []
+    assert [
+        str(warning) for warning in loaded.warnings if warning.code is not NO_VALUE
+    ] == []
     expected = {str(test.expect) for test in loaded.compiled.source.tests}
     assert expected == {"allow", "deny"}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda written: f"{written.parent.name}-{written.name}")
+@pytest.mark.parametrize(
+    "file", FILES, ids=lambda written: f"{written.parent.name}-{written.name}"
+)
 def test_an_editor_finds_the_schema_and_nothing_wrong(file: Path) -> None:
     text = file.read_text()
     [schema] = re.findall(r"\A# yaml-language-server: \$schema=(\S+)\n", text)
@@ -169,5 +221,7 @@ def test_an_editor_finds_the_schema_and_nothing_wrong(file: Path) -> None:
 
 
 def test_the_table_names_each_example() -> None:
-    named = re.findall(r"^\| \[([\w-]+)\]", (EXAMPLE_POLICIES / "README.md").read_text(), re.MULTILINE)
+    named = re.findall(
+        r"^\| \[([\w-]+)\]", (EXAMPLE_POLICIES / "README.md").read_text(), re.MULTILINE
+    )
     assert sorted(named) == [folder.name for folder in FOLDERS]

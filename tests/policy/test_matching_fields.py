@@ -31,7 +31,13 @@ from squidkeeper.policy.engine import CompiledPolicy, sealed_guards
 from squidkeeper.policy.engine.fields import HOST_FIELDS, URL_FIELDS
 from squidkeeper.policy.grant_uses import GrantUses
 from squidkeeper.policy.language import lint, model, passthrough, schema
-from squidkeeper.policy.language.model import FINITE_FIELDS, FiniteField, HostFacts, Match, Rule
+from squidkeeper.policy.language.model import (
+    FINITE_FIELDS,
+    FiniteField,
+    HostFacts,
+    Match,
+    Rule,
+)
 from squidkeeper.policy.language.sealed_tokens import format_content, parse_content
 from squidkeeper.policy.protocol.request import request_to
 from squidkeeper.policy.url import Host, parse_host
@@ -51,7 +57,10 @@ SAMPLES = {
     "paths": "[/x]",
     "query": "{q: x}",
     "urls": "['https://www.a.example/x']",
-    **{name: f"[{ENTRIES['RuleEntry']['properties'][name]['items']['enum'][0]}]" for name in DECLARED},
+    **{
+        name: f"[{ENTRIES['RuleEntry']['properties'][name]['items']['enum'][0]}]"
+        for name in DECLARED
+    },
 }
 OF_RULES = [name for name in ALL if name != "urls"]
 OF_GRANTS = [name for name in ALL if name in schema.GrantEntry.model_fields]
@@ -71,7 +80,9 @@ def policy_of(tmp_path: Path) -> Callable[..., CompiledPolicy]:
         directory = tmp_path / str(next(numbers))
         directory.mkdir()
         (directory / "few.txt").write_text("www.a.example\n")
-        clients = "clients: {one: {networks: [192.0.2.0/24]}}\nlists: {few: {file: few.txt}}"
+        clients = (
+            "clients: {one: {networks: [192.0.2.0/24]}}\nlists: {few: {file: few.txt}}"
+        )
         return compiled_of(directory, f"{clients}\nrules: [{rules}]\n{more}\n")
 
     return made
@@ -82,18 +93,29 @@ PolicyOf = Callable[..., CompiledPolicy]
 
 def test_every_field_has_a_sample_and_decides() -> None:
     assert {*SAMPLES} == {*ALL}
-    assert {*HOST_FIELDS, *URL_FIELDS} == {*ALL} - {"hosts", "lists"}  # for these there is an index
+    # for these there is an index
+    assert {*HOST_FIELDS, *URL_FIELDS} == {*ALL} - {
+        "hosts",
+        "lists",
+    }
     assert [*schema.FiniteFields.model_fields] == DECLARED
 
 
 @pytest.mark.parametrize("name", OF_RULES)
-def test_lint_does_not_take_what_a_field_narrows_for_wide(policy_of: PolicyOf, name: str) -> None:
-    found = lint.lint(policy_of(f"{{{entry(name, 'name: narrow, action: allow')}}}, {WIDE}").source, NOW)
+def test_lint_does_not_take_what_a_field_narrows_for_wide(
+    policy_of: PolicyOf, name: str
+) -> None:
+    found = lint.lint(
+        policy_of(f"{{{entry(name, 'name: narrow, action: allow')}}}, {WIDE}").source,
+        NOW,
+    )
     assert FaultCode.RULE_UNREACHABLE not in {one.code for one in found}
 
 
 @pytest.mark.parametrize("name", OF_RULES)
-def test_a_difference_of_any_field_is_a_difference(policy_of: PolicyOf, name: str) -> None:
+def test_a_difference_of_any_field_is_a_difference(
+    policy_of: PolicyOf, name: str
+) -> None:
     narrow = entry(name, "name: wide, action: allow")
     found = compare((policy_of(WIDE), policy_of(f"{{{narrow}}}")), NOW)
     assert not found.same
@@ -101,10 +123,18 @@ def test_a_difference_of_any_field_is_a_difference(policy_of: PolicyOf, name: st
         assert found.limit == f"what {name} tells apart, which is unproven"
 
 
-@pytest.mark.parametrize("name", [name for name in OF_RULES if name != "clients"])  # a brief is for one client
+@pytest.mark.parametrize(
+    "name", [name for name in OF_RULES if name != "clients"]
+)  # a brief is for one client
 def test_a_brief_has_every_field(policy_of: PolicyOf, name: str) -> None:
-    policies = (policy_of(text).source for text in (WIDE, f"{{{entry(name, 'name: wide, action: allow')}}}"))
-    wide, narrow = (write_brief(replace(policy, revision=""), KitClient(policy.clients[0]), NOW) for policy in policies)
+    policies = (
+        policy_of(text).source
+        for text in (WIDE, f"{{{entry(name, 'name: wide, action: allow')}}}")
+    )
+    wide, narrow = (
+        write_brief(replace(policy, revision=""), KitClient(policy.clients[0]), NOW)
+        for policy in policies
+    )
     assert wide != narrow
 
 
@@ -112,7 +142,9 @@ def test_a_brief_has_every_field(policy_of: PolicyOf, name: str) -> None:
 def granted(policy_of: PolicyOf) -> Callable[[str], Rule]:
     def made(name: str) -> Rule:
         client = "" if name == "clients" else "any_client: true, "
-        text = entry(name, f"name: some, {client}expires: '2026-12-01T00:00:00Z', reason: Try")
+        text = entry(
+            name, f"name: some, {client}expires: '2026-12-01T00:00:00Z', reason: Try"
+        )
         [rule] = policy_of(WIDE, f"grants: [{{{text}}}]").source.grants
         return rule
 
@@ -120,57 +152,94 @@ def granted(policy_of: PolicyOf) -> Callable[[str], Rule]:
 
 
 @pytest.mark.parametrize("name", OF_GRANTS)
-def test_what_a_person_approves_has_every_field(granted: Callable[[str], Rule], tmp_path: Path, name: str) -> None:
+def test_what_a_person_approves_has_every_field(
+    granted: Callable[[str], Rule], tmp_path: Path, name: str
+) -> None:
     rule = granted(name)
     without = replace(rule, match=replace(rule.match, **{name: None}))
     counts = GrantUses(tmp_path)
     assert dict(described(rule)) != dict(described(without))
-    assert grant._object(rule, counts, NOW)[name] != grant._object(without, counts, NOW)[name]
+    assert (
+        grant._object(rule, counts, NOW)[name]
+        != grant._object(without, counts, NOW)[name]
+    )
 
 
 @pytest.mark.parametrize("name", OF_RULES)
-def test_tighten_keeps_every_field_that_it_does_not_narrow(policy_of: PolicyOf, name: str) -> None:
+def test_tighten_keeps_every_field_that_it_does_not_narrow(
+    policy_of: PolicyOf, name: str
+) -> None:
     assert {*ALL} == {*Field, "ports", "query", "urls", *DECLARED}
     policy = policy_of(f"{{{entry(name, 'name: rule, action: allow')}}}").source
     field = Field.PATHS if name != "paths" else Field.METHODS
-    edits = {"rule": (Narrowing(field, None, ("/y",) if field is Field.PATHS else ("GET",)),)}
+    edits = {
+        "rule": (Narrowing(field, None, ("/y",) if field is Field.PATHS else ("GET",)),)
+    }
     before, after = policy.rules[0].match, with_edits(policy, edits).rules[0].match
     assert replace(after, **{field: None}) == before
-    shown = (opened_by(policy.rules[0]), opened_by(replace(policy.rules[0], match=Match())))
+    shown = (
+        opened_by(policy.rules[0]),
+        opened_by(replace(policy.rules[0], match=Match())),
+    )
     assert (shown[0] != shown[1]) or name in ("schemes", "ports", "query")
 
 
 def test_learn_writes_the_fields_that_it_knows_and_no_other() -> None:
     some = ("a",)
-    rule = LearnedRule("a", some, some, some, 1, some, True, some, Evidence(1, NOW, NOW, *[frozenset[Any]()] * 3))
+    rule = LearnedRule(
+        "a",
+        some,
+        some,
+        some,
+        1,
+        some,
+        True,
+        some,
+        Evidence(1, NOW, NOW, *[frozenset[Any]()] * 3),
+    )
     written = {name for name, _ in draft._fields(rule)} & {*ALL}
     assert {*ALL} == written | {"lists", "query", "urls", *DECLARED}
 
 
 @pytest.mark.parametrize("name", OF_RULES)
 def test_a_sealed_token_has_a_field_as_a_guard_or_refuses_it(name: str) -> None:
-    value: Any = {"query": {"q": "x"}, "ports": [8443]}.get(name, [SAMPLES[name].strip("[]")])
+    value: Any = {"query": {"q": "x"}, "ports": [8443]}.get(
+        name, [SAMPLES[name].strip("[]")]
+    )
     fields = {"hosts": ["www.a.example"], "secret": "s", name: value}
     if name in ("lists", "schemes", *DECLARED):
         with pytest.raises(PatternError, match="a sealed token has no such guard"):
             format_content(fields)
         return
     match = parse_content(format_content(fields)).match
-    assert name == "hosts" or (getattr(match, name) is not None and name in sealed_guards._OTHER)
+    assert name == "hosts" or (
+        getattr(match, name) is not None and name in sealed_guards._OTHER
+    )
 
 
 def test_what_passes_through_has_a_field_or_refuses_it() -> None:
-    assert {*ALL} <= {*passthrough._NOT_BESIDE, "clients", "hosts", "ports", "urls", *DECLARED}
+    assert {*ALL} <= {
+        *passthrough._NOT_BESIDE,
+        "clients",
+        "hosts",
+        "ports",
+        "urls",
+        *DECLARED,
+    }
 
 
-# --- what is shown of every declared field, by one that the tests declare ------------------------------------------
+# --- what is shown of every declared field, by one that the tests declare -------------
 
-KINDS = FiniteField("schemes", lambda facts: "http" if facts.host.address is None else "https")
+KINDS = FiniteField(
+    "schemes", lambda facts: "http" if facts.host.address is None else "https"
+)
 
 
 @pytest.fixture
 def declared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have `schemes` tell names from addresses, which the engine's cache does not do itself."""
+    """Have `schemes` tell names from addresses, which the engine's cache does not do
+    itself.
+    """
     for module in (model, lint, comparison):
         monkeypatch.setattr(module, "FINITE_FIELDS", (KINDS,))
     monkeypatch.setitem(HOST_FIELDS, "schemes", KINDS.holds)
@@ -178,24 +247,49 @@ def declared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("wide", "narrow", "covers"),
-    [(None, None, True), (None, "a", True), ("a", None, False), ("ab", "a", True), ("a", "ab", False)],
+    [
+        (None, None, True),
+        (None, "a", True),
+        ("a", None, False),
+        ("ab", "a", True),
+        ("a", "ab", False),
+    ],
 )
-def test_a_declared_field_covers_what_it_lists(wide: str | None, narrow: str | None, covers: bool) -> None:
-    one, two = (Match(schemes=None if values is None else frozenset(values)) for values in (wide, narrow))
+def test_a_declared_field_covers_what_it_lists(
+    wide: str | None, narrow: str | None, covers: bool
+) -> None:
+    one, two = (
+        Match(schemes=None if values is None else frozenset(values))
+        for values in (wide, narrow)
+    )
     assert KINDS.covers(one, two) is covers
     assert KINDS.written(two) == sorted(narrow or "")
 
 
-@pytest.mark.parametrize(("listed", "holds"), [(None, True), ("http", True), ("https", False)])
-def test_a_declared_field_holds_where_the_value_is_listed(listed: str | None, holds: bool) -> None:
+@pytest.mark.parametrize(
+    ("listed", "holds"), [(None, True), ("http", True), ("https", False)]
+)
+def test_a_declared_field_holds_where_the_value_is_listed(
+    listed: str | None, holds: bool
+) -> None:
     match = Match(schemes=None if listed is None else frozenset({listed}))
-    assert KINDS.holds(match, HostFacts((), "GET", "", Host("a.example"), 443), False) is holds
+    assert (
+        KINDS.holds(match, HostFacts((), "GET", "", Host("a.example"), 443), False)
+        is holds
+    )
 
 
 @pytest.mark.usefixtures("declared")
-def test_hosts_that_a_declared_field_tells_apart_share_no_answer(policy_of: PolicyOf) -> None:
-    policy = policy_of("{name: names, action: allow, hosts: ['**.example', 203.0.113.0/24], schemes: [http]}")
-    asked = [decided(policy, request_to("GET", f"http://{host}/"), NOW) for host in ("a.example", "203.0.113.7") * 2]
+def test_hosts_that_a_declared_field_tells_apart_share_no_answer(
+    policy_of: PolicyOf,
+) -> None:
+    policy = policy_of(
+        "{name: names, action: allow, hosts: ['**.example', 203.0.113.0/24], schemes: [http]}"
+    )
+    asked = [
+        decided(policy, request_to("GET", f"http://{host}/"), NOW)
+        for host in ("a.example", "203.0.113.7") * 2
+    ]
     assert [tunnel.allowed for tunnel in asked] == [True, False, True, False]
     assert not parse_host("203.0.113.7").private
 
@@ -203,7 +297,10 @@ def test_hosts_that_a_declared_field_tells_apart_share_no_answer(policy_of: Poli
 @pytest.mark.usefixtures("declared")
 def test_a_difference_of_a_declared_field_is_unproven(policy_of: PolicyOf) -> None:
     policy = policy_of("{name: r, action: allow, hosts: [.a.example], schemes: [http]}")
-    assert compare((policy, policy), NOW).limit == "what schemes tells apart, which is unproven"
+    assert (
+        compare((policy, policy), NOW).limit
+        == "what schemes tells apart, which is unproven"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,15 +310,28 @@ class MoreFields(Match):
     kinds: frozenset[str] | None = None
 
 
-@pytest.mark.parametrize(("first", "later", "hides"), [(None, "a", True), ("a", "a", True), ("a", None, False)])
+@pytest.mark.parametrize(
+    ("first", "later", "hides"),
+    [(None, "a", True), ("a", "a", True), ("a", None, False)],
+)
 def test_lint_knows_what_a_declared_field_covers(
-    policy_of: PolicyOf, monkeypatch: pytest.MonkeyPatch, first: str | None, later: str | None, hides: bool
+    policy_of: PolicyOf,
+    monkeypatch: pytest.MonkeyPatch,
+    first: str | None,
+    later: str | None,
+    hides: bool,
 ) -> None:
     monkeypatch.setattr(lint, "FINITE_FIELDS", (FiniteField("kinds", lambda _: "a"),))
     policy = policy_of(f"{WIDE}, {WIDE.replace('wide', 'later')}").source
     matches = [
-        MoreFields(hosts=policy.rules[0].match.hosts, kinds=frozenset(one) if one else None) for one in (first, later)
+        MoreFields(
+            hosts=policy.rules[0].match.hosts, kinds=frozenset(one) if one else None
+        )
+        for one in (first, later)
     ]
-    rules = tuple(replace(rule, match=match) for rule, match in zip(policy.rules, matches, strict=True))
+    rules = tuple(
+        replace(rule, match=match)
+        for rule, match in zip(policy.rules, matches, strict=True)
+    )
     found = {warning.code for warning in lint.lint(replace(policy, rules=rules), NOW)}
     assert (FaultCode.RULE_UNREACHABLE in found) is hides

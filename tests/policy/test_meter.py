@@ -1,4 +1,6 @@
-"""`meter`: which requests it is of, how it reaches `squidkeeper bodies`, and what tokens cost."""
+"""`meter`: which requests it is of, how it reaches `squidkeeper bodies`, and what
+tokens cost.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,13 @@ from hypothesis import strategies as st
 from squidkeeper.base.errors import InvalidUrl, PatternError
 from squidkeeper.base.faults import FaultCode
 from squidkeeper.policy.bodies.sent_request import SentRequest
-from squidkeeper.policy.engine import CompiledPolicy, Stage, decide, decide_body, listed_rules
+from squidkeeper.policy.engine import (
+    CompiledPolicy,
+    Stage,
+    decide,
+    decide_body,
+    listed_rules,
+)
 from squidkeeper.policy.engine.explain import explain
 from squidkeeper.policy.language.document import Unquoted
 from squidkeeper.policy.language.lint import lint
@@ -29,7 +37,15 @@ from squidkeeper.serving.parts import Part, keys_of, needed_keys
 from squidkeeper.serving.replies import acl_reply
 
 from ..conftest import NOW, compiled_of, decided
-from .test_engine_properties import Asked, clients, methods, plain_decision, plainly_holds, policies, urls
+from .test_engine_properties import (
+    Asked,
+    clients,
+    methods,
+    plain_decision,
+    plainly_holds,
+    policies,
+    urls,
+)
 
 POLICY = """\
 clients: {vm: {networks: [192.0.2.0/24]}}
@@ -65,8 +81,18 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> CompiledPolicy:
         ("GET https://llm.example/v1/models", "llm", LLM, "r2"),
         ("POST https://llm.example/v1/files/x", "files", None, ""),
         ("POST https://llm.example/chat", "chat", Metering(), "r1,r2"),
-        ("POST https://moved.example/x", "moved", None, ""),  # a redirect is not fetched
-        ("POST https://llm.example/v1/x/..%2ffiles/x", "ambiguous-path", None, ""),  # metered by one reading alone
+        (
+            "POST https://moved.example/x",
+            "moved",
+            None,
+            "",
+        ),  # a redirect is not fetched
+        (
+            "POST https://llm.example/v1/x/..%2ffiles/x",
+            "ambiguous-path",
+            None,
+            "",
+        ),  # metered by one reading alone
         ("POST https://whole.example/x", "whole", Metering(), "r4"),
         ("CONNECT whole.example:443", "whole", None, ""),
         ("POST https://plain.example/", "plain", None, ""),
@@ -78,30 +104,59 @@ def test_a_metered_request_goes_through_the_body_service(
 ) -> None:
     decision = decided(policy, request_to(*asked.split(" ")), NOW)
     assert (decision.rule, decision.meter) == (rule, meter)
-    assert dict(acl_reply(decision, "request", policy).annotations).get("body_", "") == listed
+    assert (
+        dict(acl_reply(decision, "request", policy).annotations).get("body_", "")
+        == listed
+    )
     assert (Part.BODIES in keys_of(decision)) is bool(listed)
 
 
 def test_the_host_alone_decides_no_metered_request(policy: CompiledPolicy) -> None:
-    host = decide(policy, policy.match(request_to("POST", "https://whole.example/x")), NOW, Stage.HOST)
+    host = decide(
+        policy,
+        policy.match(request_to("POST", "https://whole.example/x")),
+        NOW,
+        Stage.HOST,
+    )
     assert (host.outlook.needs_url, host.final, host.meter) == (True, False, None)
     assert ("tag", "sk_url_decides") in acl_reply(host, "host", policy).annotations
-    assert not host.outlook.unrestricted, "else a WebSocket would pass, of which nothing is counted"
-    plain = decide(policy, policy.match(request_to("POST", "https://plain.example/x")), NOW, Stage.HOST)
+    assert not host.outlook.unrestricted, (
+        "else a WebSocket would pass, of which nothing is counted"
+    )
+    plain = decide(
+        policy,
+        policy.match(request_to("POST", "https://plain.example/x")),
+        NOW,
+        Stage.HOST,
+    )
     assert (plain.outlook.needs_url, plain.outlook.unrestricted) == (False, True)
 
 
-def test_the_rule_that_holds_once_the_body_was_read_tells_what_is_reserved(policy: CompiledPolicy) -> None:
+def test_the_rule_that_holds_once_the_body_was_read_tells_what_is_reserved(
+    policy: CompiledPolicy,
+) -> None:
     for model, rule, meter in (("small", "chat", Metering()), ("large", "llm", LLM)):
         body = f'{{"model": "{model}"}}'.encode()
-        headers = (("Content-Type", "application/json"), ("Content-Length", str(len(body))))
+        headers = (
+            ("Content-Type", "application/json"),
+            ("Content-Length", str(len(body))),
+        )
         sent = SentRequest("POST", "/chat", headers, body, complete=True, has_body=True)
         after = decide_body(policy, listed_rules(policy, "r1,r2"), sent)
         assert after is not None
         assert (after.rule, after.meter) == (rule, meter)
-        found = explain(policy, request_to("POST", "https://llm.example/chat", "192.0.2.1"), NOW, sent)
+        found = explain(
+            policy,
+            request_to("POST", "https://llm.example/chat", "192.0.2.1"),
+            NOW,
+            sent,
+        )
         assert found.decision.meter == meter
-        assert [quota.name for quota in found.quotas] == ["requests", "day", *(["spend"] if rule == "llm" else [])]
+        assert [quota.name for quota in found.quotas] == [
+            "requests",
+            "day",
+            *(["spend"] if rule == "llm" else []),
+        ]
 
 
 @pytest.mark.parametrize(
@@ -118,34 +173,49 @@ def test_tokens_are_no_business_of_the_meter_of_requests(
 ) -> None:
     method, url = asked.split(" ")
     request = request_to(method, url, client)
-    assert [quota.name for quota in policy.match(request).candidates.quotas] in (["requests"], [])
+    assert [quota.name for quota in policy.match(request).candidates.quotas] in (
+        ["requests"],
+        [],
+    )
     assert [quota.name for quota in explain(policy, request, NOW).quotas] == counting
 
 
-def test_a_policy_of_budgets_alone_needs_no_meter_of_requests(policy: CompiledPolicy) -> None:
+def test_a_policy_of_budgets_alone_needs_no_meter_of_requests(
+    policy: CompiledPolicy,
+) -> None:
     assert {Part.BODIES, Part.QUOTAS} <= needed_keys(policy.source)
     budgets = tuple(quota for quota in policy.source.quotas if quota.unit.is_tokens)
     assert Part.QUOTAS not in needed_keys(replace(policy.source, quotas=budgets))
 
 
-# --- the plain reading ------------------------------------------------------------------------------------------------
+# --- the plain reading ----------------------------------------------------------------
 
 
 def metered(policy: Policy, meters: Sequence[int]) -> Policy:
     rules = (
-        replace(rule, meter=Metering(number) if number and rule.action is Action.ALLOW else None, websocket=False)
+        replace(
+            rule,
+            meter=Metering(number) if number and rule.action is Action.ALLOW else None,
+            websocket=False,
+        )
         for rule, number in zip(policy.rules, meters, strict=False)
     )
     return replace(policy, rules=tuple(rules))
 
 
-metered_policies = st.builds(metered, policies, st.lists(st.sampled_from([0, 1, 2]), min_size=9, max_size=9))
+metered_policies = st.builds(
+    metered, policies, st.lists(st.sampled_from([0, 1, 2]), min_size=9, max_size=9)
+)
 
 
 def plain_meters(policy: Policy, asked: Asked) -> set[Metering | None]:
     found = set()
     for path in readings(asked.url.path):
-        rules = (rule for rule in policy.rules if plainly_holds(rule, asked, path.reading, path.path))
+        rules = (
+            rule
+            for rule in policy.rules
+            if plainly_holds(rule, asked, path.reading, path.path)
+        )
         rule = next(rules, None)
         found.add(rule.meter if rule else None)
     return found
@@ -155,7 +225,10 @@ def plain_meters(policy: Policy, asked: Asked) -> set[Metering | None]:
 def test_a_request_is_metered_as_a_plain_reading_of_the_language_says(
     policy: Policy, method: str, text: str, client: str | None
 ) -> None:
-    asked, request = Asked(method, parse_url(text), client), request_to(method, text, client)
+    asked, request = (
+        Asked(method, parse_url(text), client),
+        request_to(method, text, client),
+    )
     decision = decided(CompiledPolicy(policy), request, NOW)
     try:
         plain, meters = plain_decision(policy, asked), plain_meters(policy, asked)
@@ -163,7 +236,9 @@ def test_a_request_is_metered_as_a_plain_reading_of_the_language_says(
         assert not decision.allowed
         return
     assert decision.allowed is (plain.action is Action.ALLOW and len(meters) == 1)
-    assert decision.meter == (meters.pop() if decision.allowed and not decision.redirects else None)
+    assert decision.meter == (
+        meters.pop() if decision.allowed and not decision.redirects else None
+    )
 
 
 @given(metered_policies, methods, urls, clients)
@@ -173,10 +248,12 @@ def test_squid_asks_about_the_url_of_each_metered_request(
     compiled, request = CompiledPolicy(policy), request_to(method, text, client)
     if decided(compiled, request, NOW).meter is not None:
         host = decide(compiled, compiled.match(request), NOW, Stage.HOST)
-        assert ("tag", "sk_url_decides") in acl_reply(host, "host", compiled).annotations
+        assert ("tag", "sk_url_decides") in acl_reply(
+            host, "host", compiled
+        ).annotations
 
 
-# --- warnings ---------------------------------------------------------------------------------------------------------
+# --- warnings -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -187,7 +264,10 @@ def test_squid_asks_about_the_url_of_each_metered_request(
         ("tokens_out: 99, rules: [llm]", FaultCode.QUOTA_BELOW_RESERVE),
         ("tokens_out: 99, rules: [plain]", FaultCode.QUOTA_NEVER),
         ("tokens_in: 5", None),
-        ("cost: 0.000999", FaultCode.QUOTA_BELOW_RESERVE),  # 100 tokens of the dearest, at 10 for a million
+        (
+            "cost: 0.000999",
+            FaultCode.QUOTA_BELOW_RESERVE,
+        ),  # 100 tokens of the dearest, at 10 for a million
         ("cost: 0.001", None),
         ("cost: 5, rules: [default]", FaultCode.QUOTA_NEVER),
     ],
@@ -197,13 +277,19 @@ def test_a_budget_that_counts_nothing_or_no_reserve_fits_in_is_warned_about(
 ) -> None:
     head, _, rest = POLICY.replace(", meter: tokens}", "}").partition("quotas:\n")
     text = f"{head}quotas:\n  - {{name: q, per: client, every: month, {quota}}}\nprices:{rest.partition('prices:')[2]}"
-    found = {fault.code for fault in lint(compiled_of(tmp_path / "policy", text).source, NOW)}
-    assert found & {FaultCode.QUOTA_NEVER, FaultCode.QUOTA_BELOW_RESERVE} == ({code} if code else set())
+    found = {
+        fault.code for fault in lint(compiled_of(tmp_path / "policy", text).source, NOW)
+    }
+    assert found & {FaultCode.QUOTA_NEVER, FaultCode.QUOTA_BELOW_RESERVE} == (
+        {code} if code else set()
+    )
 
 
 def test_a_budget_without_a_rule_that_meters_is_warned_about(tmp_path: Path) -> None:
     text = "quotas:\n  - {name: q, per: all, every: day, tokens: 5}\n"
-    found = [fault.code for fault in lint(compiled_of(tmp_path / "policy", text).source, NOW)]
+    found = [
+        fault.code for fault in lint(compiled_of(tmp_path / "policy", text).source, NOW)
+    ]
     assert found == [FaultCode.QUOTA_NEVER]
 
 
@@ -222,22 +308,57 @@ presets: [{preset: openai@1}]
         (["rest, action: allow, hosts: [llm.example], paths: [/embed]"], "rule 'rest'"),
         (["rest, action: allow, hosts: [llm.example], methods: [GET]"], None),
         (["rest, action: allow, hosts: [other.example]"], None),
-        (["closed, action: deny, hosts: [llm.example]", "rest, action: allow, hosts: ['*']"], None),
         (
-            ["closed, action: deny, hosts: [llm.example], paths: [/x]", "rest, action: allow, hosts: ['*']"],
+            [
+                "closed, action: deny, hosts: [llm.example]",
+                "rest, action: allow, hosts: ['*']",
+            ],
+            None,
+        ),
+        (
+            [
+                "closed, action: deny, hosts: [llm.example], paths: [/x]",
+                "rest, action: allow, hosts: ['*']",
+            ],
             "rule 'rest'",
         ),
-        (["all, action: allow, hosts: [llm.example], meter: tokens", "rest, action: allow, hosts: ['*']"], None),
-        (["gpt, action: allow, hosts: [api.openai.com], paths: [/x], meter: tokens"], "preset 'openai@1'"),
+        (
+            [
+                "all, action: allow, hosts: [llm.example], meter: tokens",
+                "rest, action: allow, hosts: ['*']",
+            ],
+            None,
+        ),
+        (
+            ["gpt, action: allow, hosts: [api.openai.com], paths: [/x], meter: tokens"],
+            "preset 'openai@1'",
+        ),
         (["gpt, action: allow, hosts: [api.openai.com], meter: tokens"], None),
     ],
 )
-def test_an_allow_that_passes_a_budget_by_is_warned_about(tmp_path: Path, rules: list[str], warned: str | None) -> None:
-    text = f"rules:\n{COUNTED}" + "".join(f"  - {{name: {rule}}}\n" for rule in rules) + BUDGET
-    found = [fault for fault in lint(compiled_of(tmp_path / "policy", text).source, NOW) if fault.code == "uncounted"]
-    assert [fault.message.partition(" has ")[0] for fault in found] == ([warned] if warned else [])
-    without = compiled_of(tmp_path / "without", text.replace("cost: 20", "requests: 20").partition("prices:")[0])
-    assert FaultCode.UNCOUNTED not in {fault.code for fault in lint(without.source, NOW)}
+def test_an_allow_that_passes_a_budget_by_is_warned_about(
+    tmp_path: Path, rules: list[str], warned: str | None
+) -> None:
+    text = (
+        f"rules:\n{COUNTED}"
+        + "".join(f"  - {{name: {rule}}}\n" for rule in rules)
+        + BUDGET
+    )
+    found = [
+        fault
+        for fault in lint(compiled_of(tmp_path / "policy", text).source, NOW)
+        if fault.code == "uncounted"
+    ]
+    assert [fault.message.partition(" has ")[0] for fault in found] == (
+        [warned] if warned else []
+    )
+    without = compiled_of(
+        tmp_path / "without",
+        text.replace("cost: 20", "requests: 20").partition("prices:")[0],
+    )
+    assert FaultCode.UNCOUNTED not in {
+        fault.code for fault in lint(without.source, NOW)
+    }
 
 
 @pytest.mark.parametrize(
@@ -252,15 +373,27 @@ def test_an_allow_that_passes_a_budget_by_is_warned_about(tmp_path: Path, rules:
         ("gpt-*-x", "gpt-*", False),
     ],
 )
-def test_a_price_that_never_applies_is_warned_about(tmp_path: Path, above: str, below: str, warned: bool) -> None:
-    text = "prices:\n" + "".join(f"  - {{model: '{model}', in: 1, out: 1}}\n" for model in (above, below))
-    found = [fault for fault in lint(compiled_of(tmp_path / "policy", text).source, NOW) if fault.code == "price-never"]
-    assert [(fault.location.line, above in fault.message) for fault in found] == ([(4, True)] if warned else [])
+def test_a_price_that_never_applies_is_warned_about(
+    tmp_path: Path, above: str, below: str, warned: bool
+) -> None:
+    text = "prices:\n" + "".join(
+        f"  - {{model: '{model}', in: 1, out: 1}}\n" for model in (above, below)
+    )
+    found = [
+        fault
+        for fault in lint(compiled_of(tmp_path / "policy", text).source, NOW)
+        if fault.code == "price-never"
+    ]
+    assert [(fault.location.line, above in fault.message) for fault in found] == (
+        [(4, True)] if warned else []
+    )
 
 
-# --- windows ----------------------------------------------------------------------------------------------------------
+# --- windows --------------------------------------------------------------------------
 
-times = st.datetimes(datetime(1970, 1, 2), datetime(2199, 12, 31), timezones=st.just(UTC))
+times = st.datetimes(
+    datetime(1970, 1, 2), datetime(2199, 12, 31), timezones=st.just(UTC)
+)
 
 
 def plain_window(window: Window, at: datetime) -> tuple[datetime, datetime]:
@@ -269,9 +402,13 @@ def plain_window(window: Window, at: datetime) -> tuple[datetime, datetime]:
     match window:
         case Window.MONTH:
             first = day.replace(day=1)
-            return first, first + timedelta(days=calendar.monthrange(at.year, at.month)[1])
+            return first, first + timedelta(
+                days=calendar.monthrange(at.year, at.month)[1]
+            )
         case Window.WEEK:
-            return day - timedelta(days=at.weekday()), day + timedelta(days=7 - at.weekday())
+            return day - timedelta(days=at.weekday()), day + timedelta(
+                days=7 - at.weekday()
+            )
         case Window.DAY:
             return day, day + timedelta(days=1)
         case Window.HOUR:
@@ -289,18 +426,29 @@ def plain_window(window: Window, at: datetime) -> tuple[datetime, datetime]:
 def test_a_window_begins_and_ends_by_the_calendar(window: Window, at: datetime) -> None:
     seconds = at.timestamp()
     began, ended = plain_window(window, at)
-    assert (window.begin(seconds), window.end(seconds)) == (began.timestamp(), ended.timestamp())
+    assert (window.begin(seconds), window.end(seconds)) == (
+        began.timestamp(),
+        ended.timestamp(),
+    )
     assert window.begin(window.end(seconds)) == window.end(seconds)
 
 
-# --- prices -----------------------------------------------------------------------------------------------------------
+# --- prices ---------------------------------------------------------------------------
 
 
-def test_the_first_price_whose_glob_matches_is_the_models(policy: CompiledPolicy) -> None:
+def test_the_first_price_whose_glob_matches_is_the_models(
+    policy: CompiledPolicy,
+) -> None:
     prices = policy.source.prices
-    assert prices.find("gpt-5-large") == Price("gpt-5*", 1_250_000, 10_000_000, 125_000, 1_250_000)
-    assert prices.find("x-large") == Price("*-large", 3_000_000, 5_000_000, 3_000_000, 4_000_000)
-    assert [prices.find(model) for model in ("gpt-4", "GPT-5", "x-large ", "", "a" * 10**6)] == [None] * 5
+    assert prices.find("gpt-5-large") == Price(
+        "gpt-5*", 1_250_000, 10_000_000, 125_000, 1_250_000
+    )
+    assert prices.find("x-large") == Price(
+        "*-large", 3_000_000, 5_000_000, 3_000_000, 4_000_000
+    )
+    assert [
+        prices.find(model) for model in ("gpt-4", "GPT-5", "x-large ", "", "a" * 10**6)
+    ] == [None] * 5
     assert prices.dearest == Price("*", 3_000_000, 10_000_000, 3_000_000, 4_000_000)
     assert Prices().dearest == Price("*", 0, 0, 0, 0)
 
@@ -319,7 +467,10 @@ def test_a_glob_of_models_has_one_wildcard(glob: str, model: str) -> None:
         (Unquoted("12.50", "a number"), 12_500_000),
         (Unquoted("999999999.999999", "a number"), 999_999_999_999_999),
         *((value, None) for value in ("25", True, None, -1, 10**9)),
-        *((Unquoted(text, "a number"), None) for text in ("1.", ".5", "1e3", "-1", "0.0000001", ".inf", "1_000", "٣")),
+        *(
+            (Unquoted(text, "a number"), None)
+            for text in ("1.", ".5", "1e3", "-1", "0.0000001", ".inf", "1_000", "٣")
+        ),
     ],
 )
 def test_an_amount_is_read_exactly(value: object, amount: int | None) -> None:
@@ -341,5 +492,7 @@ def test_an_amount_is_read_exactly(value: object, amount: int | None) -> None:
         (QuotaUnit.TOKENS_OUT, 2, "2 tokens out"),
     ],
 )
-def test_an_amount_is_written_for_people(unit: QuotaUnit, count: int, shown: str) -> None:
+def test_an_amount_is_written_for_people(
+    unit: QuotaUnit, count: int, shown: str
+) -> None:
     assert shown_amount(unit, count) == shown

@@ -1,4 +1,6 @@
-"""`observe: true`: what a rule would have decided is recorded, and changes no verdict."""
+"""`observe: true`: what a rule would have decided is recorded, and changes no
+verdict.
+"""
 
 from __future__ import annotations
 
@@ -53,9 +55,14 @@ ONE = [True, *[False] * 5]
 observing = st.lists(st.booleans(), min_size=6, max_size=6)
 
 
-def observing_policy(policy: Policy, observes: list[bool], observes_default: bool = False) -> Policy:
+def observing_policy(
+    policy: Policy, observes: list[bool], observes_default: bool = False
+) -> Policy:
     marked = zip(policy.rules, [*observes, *[False] * len(policy.rules)], strict=False)
-    made = [replace(rule, observe=True, private=False, websocket=False) if one else rule for rule, one in marked]
+    made = [
+        replace(rule, observe=True, private=False, websocket=False) if one else rule
+        for rule, one in marked
+    ]
     place = PLACE if observes_default and policy.default is Action.DENY else None
     return replace(policy, rules=tuple(made), observe_default=place)
 
@@ -64,32 +71,63 @@ observing_policies = st.builds(observing_policy, policies, observing, st.boolean
 
 
 def without_observing(policy: Policy) -> Policy:
-    return replace(policy, rules=tuple(rule for rule in policy.rules if not rule.observe))
+    return replace(
+        policy, rules=tuple(rule for rule in policy.rules if not rule.observe)
+    )
 
 
-def decisions_of(policy: Policy, method: str, text: str, client: str | None) -> list[list[object]]:
-    """Decide at every stage and time, and for the tunnel; give all but what is observed."""
+def decisions_of(
+    policy: Policy, method: str, text: str, client: str | None
+) -> list[list[object]]:
+    """Decide at every stage and time, and for the tunnel; give all but what is
+    observed.
+    """
     compiled, url = CompiledPolicy(policy), parse_url(text)
     request = compiled.match(request_to(method, text, client))
-    tunnel = compiled.match(request_to("CONNECT", f"{url.host.text}:{url.port}", client))
-    asked: list[tuple[HostMatch, Stage]] = [(request, stage) for stage in (Stage.HOST, Stage.URL, Stage.ALL)]
+    tunnel = compiled.match(
+        request_to("CONNECT", f"{url.host.text}:{url.port}", client)
+    )
+    asked: list[tuple[HostMatch, Stage]] = [
+        (request, stage) for stage in (Stage.HOST, Stage.URL, Stage.ALL)
+    ]
     found = [
         decide(compiled, match, NOW + timedelta(hours=hours), stage)
         for match, stage in [*asked, (tunnel, Stage.HOST), (tunnel, Stage.ALL)]
         for hours in (-2, 0, 2)
     ]
     finals = (None, text, "https://mirror.test/other")
-    found += [decide(compiled, request, NOW, Stage.FETCH, text, final) for final in finals]
-    return [[getattr(told, field.name) for field in fields(Decision) if field.name not in OBSERVED] for told in found]
+    found += [
+        decide(compiled, request, NOW, Stage.FETCH, text, final) for final in finals
+    ]
+    return [
+        [
+            getattr(told, field.name)
+            for field in fields(Decision)
+            if field.name not in OBSERVED
+        ]
+        for told in found
+    ]
 
 
 @given(observing_policies, clients, methods, urls)
-@example(observing_policy(policy_of(NO_PATH + ALL, Action.DENY), ONE), None, "GET", "https://a.example/x/s")
-@example(observing_policy(policy_of(NO_PATH + ALL, Action.DENY), ONE), None, "GET", f"https://a.example/{'a%2f' * 30}")
+@example(
+    observing_policy(policy_of(NO_PATH + ALL, Action.DENY), ONE),
+    None,
+    "GET",
+    "https://a.example/x/s",
+)
+@example(
+    observing_policy(policy_of(NO_PATH + ALL, Action.DENY), ONE),
+    None,
+    "GET",
+    f"https://a.example/{'a%2f' * 30}",
+)
 def test_without_its_observing_rules_a_policy_decides_the_same(
     policy: Policy, client: str | None, method: str, text: str
 ) -> None:
-    assert decisions_of(policy, method, text, client) == decisions_of(without_observing(policy), method, text, client)
+    assert decisions_of(policy, method, text, client) == decisions_of(
+        without_observing(policy), method, text, client
+    )
 
 
 class CountedUses(GrantUses):
@@ -104,8 +142,12 @@ class CountedUses(GrantUses):
         return has_left
 
 
-def counted_of(policy: Policy, method: str, text: str, client: str | None) -> tuple[list[bool], Counter[str]]:
-    """Ask five times, as Squid does; give which requests passed, and the uses that were counted."""
+def counted_of(
+    policy: Policy, method: str, text: str, client: str | None
+) -> tuple[list[bool], Counter[str]]:
+    """Ask five times, as Squid does; give which requests passed, and the uses that were
+    counted.
+    """
     helpers = Helpers(policy)
     uses = CountedUses()
     helpers.request = RequestScope(helpers.host.policy, uses)
@@ -117,7 +159,9 @@ def counted_of(policy: Policy, method: str, text: str, client: str | None) -> tu
             said = dict(reply.annotations)
             unusual = reply.result is Result.OK and is_unusual(text)
             if said.get("tag", "").startswith("sk_url_decides") or unusual:
-                reply = answer_url(helpers.request, f"{tokens} {quote(text)} -".encode())
+                reply = answer_url(
+                    helpers.request, f"{tokens} {quote(text)} -".encode()
+                )
             passed.append(reply.result is Result.OK)
     return passed, uses.taken
 
@@ -125,24 +169,52 @@ def counted_of(policy: Policy, method: str, text: str, client: str | None) -> tu
 @given(rules, defaults, observing, clients, methods, urls)
 @example(NO_PATH, Action.ASK, ONE, None, "GET", "https://a.example/")
 def test_without_its_observing_rules_a_policy_counts_the_same_uses(
-    drawn: Drawn, default: Action, observes: list[bool], client: str | None, method: str, text: str
+    drawn: Drawn,
+    default: Action,
+    observes: list[bool],
+    client: str | None,
+    method: str,
+    text: str,
 ) -> None:
-    few = (GRANT, NOTHING, False, None, True)  # a grant with uses, below those that are drawn
+    # a grant with uses, below those that are drawn
+    few = (
+        GRANT,
+        NOTHING,
+        False,
+        None,
+        True,
+    )
     policy = observing_policy(policy_of([*drawn, few], default), observes)
     plain = counted_of(without_observing(policy), method, text, client)
     assert counted_of(policy, method, text, client) == plain
 
 
-# --- what is observed, beside a plain reading -------------------------------------------------------------------------
+# --- what is observed, beside a plain reading -----------------------------------------
 
 
 def plainly_observed(policy: Policy, asked: Asked) -> str | None:
-    """Observe as the language defines it: the first rule that holds, for every reading."""
+    """Observe as the language defines it: the first rule that holds, for
+    every reading.
+    """
     found = []
     for path in readings(asked.url.path):
-        rule = next((other for other in policy.rules if plainly_holds(other, asked, path.reading, path.path)), None)
+        rule = next(
+            (
+                other
+                for other in policy.rules
+                if plainly_holds(other, asked, path.reading, path.path)
+            ),
+            None,
+        )
         if rule is None or (rule.action is Action.ASK and not rule.observe):
-            rule = next((one for one in policy.grants if plainly_holds(one, asked, path.reading, path.path)), rule)
+            rule = next(
+                (
+                    one
+                    for one in policy.grants
+                    if plainly_holds(one, asked, path.reading, path.path)
+                ),
+                rule,
+            )
         found.append(plainly_of_first(policy, asked, rule))
     denied = [observed for observed, allowed in found if observed and not allowed]
     if denied:
@@ -152,8 +224,12 @@ def plainly_observed(policy: Policy, asked: Asked) -> str | None:
     return next((observed for observed, _ in found if observed), None)
 
 
-def plainly_of_first(policy: Policy, asked: Asked, rule: Rule | None) -> tuple[str | None, bool]:
-    """Return what is observed where a rule is the first, and whether the request would be allowed."""
+def plainly_of_first(
+    policy: Policy, asked: Asked, rule: Rule | None
+) -> tuple[str | None, bool]:
+    """Return what is observed where a rule is the first, and whether the request would
+    be allowed.
+    """
     if rule is None:
         if policy.observe_default and default_port(asked.url):
             return "deny:default", False
@@ -184,13 +260,20 @@ def test_what_is_observed_line_after_line_is_what_a_plain_reading_says(
             assert recorded == expected
         if asks and at_host.result is Result.ERR:
             assert at_request.result is Result.ERR
-            assert (said["rule_"], said["verdict_"]) == (asked["rule_"], asked["verdict_"])
-    decision = decide(helpers.host.policy, helpers.host.policy.match(request_to(method, text, client)), NOW)
+            assert (said["rule_"], said["verdict_"]) == (
+                asked["rule_"],
+                asked["verdict_"],
+            )
+    decision = decide(
+        helpers.host.policy,
+        helpers.host.policy.match(request_to(method, text, client)),
+        NOW,
+    )
     if decision.rule not in ("invalid-request", "private-address"):
         assert decision.observed == expected
 
 
-# --- rules ------------------------------------------------------------------------------------------------------------
+# --- rules ----------------------------------------------------------------------------
 
 DRAFT = """
     rules:
@@ -207,12 +290,32 @@ DRAFT = """
     ("asked", "verdict", "rule", "observed"),
     [
         ("GET https://git.example/acme/app", Action.ALLOW, "git", None),
-        ("POST https://git.example/acme/app/git-receive-pack", Action.ALLOW, "git", "deny:no-push"),
+        (
+            "POST https://git.example/acme/app/git-receive-pack",
+            Action.ALLOW,
+            "git",
+            "deny:no-push",
+        ),
         ("POST https://git.example/other/app", Action.DENY, "default", "allow:wider"),
         ("POST https://git.example/third/app", Action.DENY, "default", None),
-        ("GET https://git.example/acme/x/..;/git-receive-pack", Action.ALLOW, "git", "deny:no-push"),
-        ("POST https://git.example/other/..%2facme/x", Action.DENY, "ambiguous-path", "allow:wider"),
-        ("POST https://git.example/other/..%2fthird", Action.DENY, "default", None),  # one reading would be allowed
+        (
+            "GET https://git.example/acme/x/..;/git-receive-pack",
+            Action.ALLOW,
+            "git",
+            "deny:no-push",
+        ),
+        (
+            "POST https://git.example/other/..%2facme/x",
+            Action.DENY,
+            "ambiguous-path",
+            "allow:wider",
+        ),
+        (
+            "POST https://git.example/other/..%2fthird",
+            Action.DENY,
+            "default",
+            None,
+        ),  # one reading would be allowed
         ("GET https://old.example/", Action.ALLOW, "old", "deny:closed"),
         ("CONNECT old.example:443", Action.ALLOW, "old", "deny:closed"),
         ("CONNECT git.example:443", Action.ALLOW, "git", "allow:wider"),
@@ -223,15 +326,27 @@ def test_the_first_observing_rule_above_the_one_that_decides_is_observed(
     asker: Make, asked: str, verdict: Action, rule: str, observed: str | None
 ) -> None:
     decision = asker(DRAFT)(asked)
-    assert (decision.action, decision.rule, decision.observed) == (verdict, rule, observed)
+    assert (decision.action, decision.rule, decision.observed) == (
+        verdict,
+        rule,
+        observed,
+    )
 
 
 @pytest.mark.parametrize(
     ("field", "observed"),
-    [("methods: [POST]", "allow:below"), ("methods: [GET, POST]", "allow:below"), ("ports: [443]", "deny:first")],
+    [
+        ("methods: [POST]", "allow:below"),
+        ("methods: [GET, POST]", "allow:below"),
+        ("ports: [443]", "deny:first"),
+    ],
 )
-def test_a_deny_for_some_methods_is_not_what_is_observed_of_a_tunnel(asker: Make, field: str, observed: str) -> None:
-    """A request inside may have another method, so that the CONNECT itself is not what the deny is for."""
+def test_a_deny_for_some_methods_is_not_what_is_observed_of_a_tunnel(
+    asker: Make, field: str, observed: str
+) -> None:
+    """A request inside may have another method, so that the CONNECT itself is not what
+    the deny is for.
+    """
     ask = asker(
         f"rules: [{{name: first, action: deny, observe: true, hosts: [a.example], {field}}},"
         " {name: below, action: allow, observe: true, hosts: [a.example]}]"
@@ -239,22 +354,34 @@ def test_a_deny_for_some_methods_is_not_what_is_observed_of_a_tunnel(asker: Make
     assert ask("CONNECT a.example:443").observed == observed
 
 
-def test_nothing_is_observed_of_a_private_address_that_the_default_would_deny_anyway(asker: Make) -> None:
+def test_nothing_is_observed_of_a_private_address_that_the_default_would_deny_anyway(
+    asker: Make,
+) -> None:
     ask = asker(
         "defaults: {observe: true}\n"
         "rules: [{name: open, action: allow, hosts: [10.0.0.0/8], paths: [/x/**], private: true},"
         " {name: draft, action: allow, observe: true, hosts: [10.0.0.0/8], paths: [/y/**]}]"
     )
-    assert [ask(f"GET https://10.0.0.1/{path}").observed for path in ("x/1", "y/1", "z")] == [None, None, None]
+    assert [
+        ask(f"GET https://10.0.0.1/{path}").observed for path in ("x/1", "y/1", "z")
+    ] == [None, None, None]
 
 
-def test_a_tunnel_that_is_denied_stays_closed_for_a_rule_that_observes(asker: Make) -> None:
-    ask = asker("rules: [{name: draft, action: allow, observe: true, hosts: [a.example], paths: [/x/**]}]")
+def test_a_tunnel_that_is_denied_stays_closed_for_a_rule_that_observes(
+    asker: Make,
+) -> None:
+    ask = asker(
+        "rules: [{name: draft, action: allow, observe: true, hosts: [a.example], paths: [/x/**]}]"
+    )
     decision = ask("CONNECT a.example:443")
-    assert (decision.action, decision.rule, decision.observed) == (Action.DENY, "default", "allow:draft")
+    assert (decision.action, decision.rule, decision.observed) == (
+        Action.DENY,
+        "default",
+        "allow:draft",
+    )
 
 
-# --- the default ------------------------------------------------------------------------------------------------------
+# --- the default ----------------------------------------------------------------------
 
 OBSERVING_DEFAULT = """
     defaults: {observe: true}
@@ -281,7 +408,12 @@ OBSERVING_DEFAULT = """
         ("GET https://closed.example/", Action.DENY, "closed", None),
         ("GET https://draft.example/x/1", Action.ALLOW, "default", "allow:draft"),
         ("GET https://draft.example/y", Action.ALLOW, "default", "deny:default"),
-        ("GET https://draft.example/x/..%2fy", Action.ALLOW, "default", "deny:default"),  # denied in one reading
+        (
+            "GET https://draft.example/x/..%2fy",
+            Action.ALLOW,
+            "default",
+            "deny:default",
+        ),  # denied in one reading
         ("POST https://api.example/", Action.ALLOW, "default", "deny:default"),
         ("GET https://api.example/", Action.ALLOW, "api", None),
     ],
@@ -290,10 +422,16 @@ def test_what_no_rule_decides_is_allowed_where_the_default_observes(
     asker: Make, asked: str, verdict: Action, rule: str, observed: str | None
 ) -> None:
     decision = asker(OBSERVING_DEFAULT)(asked)
-    assert (decision.action, decision.rule, decision.observed) == (verdict, rule, observed)
+    assert (decision.action, decision.rule, decision.observed) == (
+        verdict,
+        rule,
+        observed,
+    )
 
 
-def test_a_default_that_observes_gives_no_credential_and_no_rewrite(tmp_path: Path) -> None:
+def test_a_default_that_observes_gives_no_credential_and_no_rewrite(
+    tmp_path: Path,
+) -> None:
     compiled = compiled_of(tmp_path, OBSERVING_DEFAULT)
     url = "https://api.example/x"
     decided = {}
@@ -309,13 +447,24 @@ def test_a_default_that_observes_gives_no_credential_and_no_rewrite(tmp_path: Pa
         assert (decision.rewritten, decision.credentials) == (None, ())
 
 
-def test_a_host_is_not_unrestricted_because_the_default_observes(tmp_path: Path) -> None:
+def test_a_host_is_not_unrestricted_because_the_default_observes(
+    tmp_path: Path,
+) -> None:
     compiled = compiled_of(tmp_path, "defaults: {observe: true}")
-    decision = decide(compiled, compiled.match(request_to("GET", "https://new.example/")), NOW, Stage.HOST)
-    assert (decision.action, decision.outlook.unrestricted, decision.passthrough) == (Action.ALLOW, False, False)
+    decision = decide(
+        compiled,
+        compiled.match(request_to("GET", "https://new.example/")),
+        NOW,
+        Stage.HOST,
+    )
+    assert (decision.action, decision.outlook.unrestricted, decision.passthrough) == (
+        Action.ALLOW,
+        False,
+        False,
+    )
 
 
-# --- faults -----------------------------------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -335,13 +484,22 @@ def test_a_host_is_not_unrestricted_because_the_default_observes(tmp_path: Path)
                 "headers: known",
             )
         ),
-        ("defaults: {action: allow, observe: true}", "observe: true beside action: allow"),
+        (
+            "defaults: {action: allow, observe: true}",
+            "observe: true beside action: allow",
+        ),
     ],
 )
-def test_what_an_observing_rule_cannot_do_is_a_fault(tmp_path: Path, text: str, message: str) -> None:
+def test_what_an_observing_rule_cannot_do_is_a_fault(
+    tmp_path: Path, text: str, message: str
+) -> None:
     with pytest.raises(PolicyError) as raised:
         compiled_of(tmp_path, text)
-    (fault,) = [fault for fault in raised.value.faults if fault.code is FaultCode.OBSERVE_CONFLICT]
+    (fault,) = [
+        fault
+        for fault in raised.value.faults
+        if fault.code is FaultCode.OBSERVE_CONFLICT
+    ]
     assert message in fault.message
 
 
@@ -349,18 +507,38 @@ def test_a_test_of_a_policy_can_expect_what_is_observed(tmp_path: Path) -> None:
     rules = "rules: [{name: r, action: deny, observe: true, hosts: [a.example]}]\n    defaults: {action: allow}"
     tests = '{request: "GET https://a.example/", expect: allow, observed: "deny:r"}'
     none = '{request: "GET https://b.example/", expect: allow, observed: []}'
-    compiled_of(tmp_path / "good", f"{rules}\n    tests: [{tests}, {none}]".replace("\n    ", "\n"))
+    compiled_of(
+        tmp_path / "good",
+        f"{rules}\n    tests: [{tests}, {none}]".replace("\n    ", "\n"),
+    )
     for wrong, message in (
-        (tests.replace("a.example", "b.example"), "expected to observe deny:r, observed nothing"),
-        (tests.replace('"deny:r"', "[]"), "expected to observe nothing, observed deny:r"),
+        (
+            tests.replace("a.example", "b.example"),
+            "expected to observe deny:r, observed nothing",
+        ),
+        (
+            tests.replace('"deny:r"', "[]"),
+            "expected to observe nothing, observed deny:r",
+        ),
     ):
         with pytest.raises(PolicyError, match=message):
-            compiled_of(tmp_path / "bad", f"{rules}\n    tests: [{none}, {wrong}]".replace("\n    ", "\n"))
+            compiled_of(
+                tmp_path / "bad",
+                f"{rules}\n    tests: [{none}, {wrong}]".replace("\n    ", "\n"),
+            )
 
 
 @pytest.mark.parametrize("text", ["deny", "denied:r", '"deny:other"', "[deny]"])
-def test_an_expectation_that_can_never_be_observed_is_a_fault(tmp_path: Path, text: str) -> None:
+def test_an_expectation_that_can_never_be_observed_is_a_fault(
+    tmp_path: Path, text: str
+) -> None:
     test = f'{{request: "GET https://a.example/", expect: deny, observed: {text}}}'
     with pytest.raises(PolicyError) as raised:
-        compiled_of(tmp_path, f"rules: [{{name: r, action: deny, hosts: [a.example]}}]\ntests: [{test}]")
-    assert {fault.code for fault in raised.value.faults} <= {FaultCode.WRONG_TYPE, FaultCode.UNKNOWN_NAME}
+        compiled_of(
+            tmp_path,
+            f"rules: [{{name: r, action: deny, hosts: [a.example]}}]\ntests: [{test}]",
+        )
+    assert {fault.code for fault in raised.value.faults} <= {
+        FaultCode.WRONG_TYPE,
+        FaultCode.UNKNOWN_NAME,
+    }

@@ -1,4 +1,6 @@
-"""Which files are being written: what inotify reports of them, through a lost report too."""
+"""Which files are being written: what inotify reports of them, through a lost report
+too.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def test_a_file_that_is_replaced_while_it_is_written_is_complete(policy: Path) -
 def test_others_learn_of_an_unfinished_file_and_of_its_end(
     policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(
+        "squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.0
+    )
     first = watching(policy, tmp_path / "lock")
     with policy.open("a") as file:
         file.write("# more")
@@ -84,13 +88,17 @@ def test_others_learn_of_an_unfinished_file_and_of_its_end(
 def test_after_lost_reports_a_file_is_unfinished_until_it_is_quiet(
     policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # longer than this test takes
     monkeypatch.setattr(
         "squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 600.0
-    )  # longer than this test takes
+    )
     writes = watching(policy)
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     others = [policy.with_name(f"other{number}") for number in range(2)]
-    with others[0].open("w", buffering=1) as one, others[1].open("w", buffering=1) as two:
+    with (
+        others[0].open("w", buffering=1) as one,
+        others[1].open("w", buffering=1) as two,
+    ):
         for _ in range(limit // 2 + 10):  # in turn: equal reports in a row are one
             one.write("\n")
             two.write("\n")
@@ -98,7 +106,9 @@ def test_after_lost_reports_a_file_is_unfinished_until_it_is_quiet(
         file.write("# a write that is not reported")
         file.flush()
         assert is_known(writes.find([policy])) is False
-        monkeypatch.setattr("squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.0)
+        monkeypatch.setattr(
+            "squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.0
+        )
         assert writes.find([policy]) is None
         file.write("# one that is")
         file.flush()
@@ -113,5 +123,7 @@ def test_a_helper_starts_no_other_program_to_use_inotify() -> None:
         "sys.addaudithook(lambda event, _: started.append(event) if event == 'subprocess.Popen' else None); "
         "print(repr(OpenWrites().problem), started)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "'' []\n"

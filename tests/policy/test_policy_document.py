@@ -66,7 +66,8 @@ def test_places_are_of_values_and_keys_in_characters() -> None:
     assert document.locate(("é",)) == Location("policy.yaml", 1, 4)
     assert document.locate(("é", 1, "ü")) == Location("policy.yaml", 1, 12)
     assert document.locate(("c", 0)) == Location("policy.yaml", 3, 5)
-    assert document.locate(("c", 7, "x")) == Location("policy.yaml", 3, 3)  # as far as the steps lead
+    # as far as the steps lead
+    assert document.locate(("c", 7, "x")) == Location("policy.yaml", 3, 3)
     assert document.locate(()) == Location("policy.yaml", 1, 1)
 
 
@@ -74,7 +75,11 @@ def test_an_alias_is_the_value_it_names_with_a_key_of_its_own() -> None:
     document = parse_document(PATH, b"a: &x [1]\nb: *x\n")
     assert document.data == {"a": [1], "b": [1]}
     assert document.locate(("b",), key=True) == Location("policy.yaml", 2, 1)
-    assert document.locate(("b",)) == document.locate(("a",)) == Location("policy.yaml", 1, 4)
+    assert (
+        document.locate(("b",))
+        == document.locate(("a",))
+        == Location("policy.yaml", 1, 4)
+    )
 
 
 QUOTE = "the quote that opens here is not closed"
@@ -104,7 +109,9 @@ WHOLE = "is the whole value in quotes, with none of the same kind inside, and ea
         ("a: [b]]\n", 7, WHOLE),
     ],
 )
-def test_what_is_no_yaml_has_its_place_and_how_to_mend_it(text: str, column: int, hint: str) -> None:
+def test_what_is_no_yaml_has_its_place_and_how_to_mend_it(
+    text: str, column: int, hint: str
+) -> None:
     fault = parse_document(PATH, text.encode()).faults[-1]
     assert fault.location == Location("policy.yaml", 1, column)
     assert fault.message.endswith(f"; {hint}")
@@ -125,18 +132,28 @@ def test_a_key_with_no_space_after_it_is_found(text: str, line: int) -> None:
     assert fault.message.endswith(f"; is a space missing after the ':' in line {line}?")
 
 
-@pytest.mark.parametrize("text", ["a: b: c\n", "a:\n  - localhost:80\n   - b: c\n", "a: https://b: c\n"])
+@pytest.mark.parametrize(
+    "text", ["a: b: c\n", "a:\n  - localhost:80\n   - b: c\n", "a: https://b: c\n"]
+)
 def test_a_colon_in_text_is_not_taken_for_a_key(text: str) -> None:
     (fault,) = parse_document(PATH, text.encode()).faults
     assert "is this line, indented by" in fault.message
 
 
-@given(st.one_of(st.binary(max_size=60), st.text("ab:-[]{},&*!|>'\"%@`#?~<\n\t 0é\x85", max_size=60).map(str.encode)))
+@given(
+    st.one_of(
+        st.binary(max_size=60),
+        st.text("ab:-[]{},&*!|>'\"%@`#?~<\n\t 0é\x85", max_size=60).map(str.encode),
+    )
+)
 @settings(max_examples=500)
 def test_any_bytes_are_a_mapping_or_a_fault(content: bytes) -> None:
     document = parse_document(PATH, content)
     assert document.root is not None or document.faults
-    assert all(fault.location.line >= 1 and fault.location.column >= 1 for fault in document.faults)
+    assert all(
+        fault.location.line >= 1 and fault.location.column >= 1
+        for fault in document.faults
+    )
 
 
 SCALARS = st.one_of(
@@ -144,38 +161,79 @@ SCALARS = st.one_of(
     st.booleans(),
     st.integers(-1, 70000),
     st.sampled_from(
-        ["a", "", "*", ".com", "example.com", "10.0.0.0/8", "443-444", "{s}", "allow", "GET", "/**", "https"]
+        [
+            "a",
+            "",
+            "*",
+            ".com",
+            "example.com",
+            "10.0.0.0/8",
+            "443-444",
+            "{s}",
+            "allow",
+            "GET",
+            "/**",
+            "https",
+        ]
     ),
     st.sampled_from(
-        ["regex:/(?P<a>.*)", "https://{host}/{a}", "http://x{path}", "2026-01-01T00:00:00Z", "GET http://a/"]
+        [
+            "regex:/(?P<a>.*)",
+            "https://{host}/{a}",
+            "http://x{path}",
+            "2026-01-01T00:00:00Z",
+            "GET http://a/",
+        ]
     ),
 )
-ENTRIES = (PolicyFile, schema.RuleEntry, schema.RewriteEntry, schema.CredentialEntry, schema.TestEntry)
+ENTRIES = (
+    PolicyFile,
+    schema.RuleEntry,
+    schema.RewriteEntry,
+    schema.CredentialEntry,
+    schema.TestEntry,
+)
 KEYS = sorted({key for entry in ENTRIES for key in entry.model_fields})
 VALUES = st.recursive(
     SCALARS,
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from([*KEYS, "a", "s", "file", "env"]), inner, max_size=5)
+        | st.dictionaries(
+            st.sampled_from([*KEYS, "a", "s", "file", "env"]), inner, max_size=5
+        )
     ),
     max_leaves=12,
 )
 FILES = st.fixed_dictionaries(
-    {"version": st.just(1)}, optional={key: VALUES for key in PolicyFile.model_fields if key != "version"}
+    {"version": st.just(1)},
+    optional={key: VALUES for key in PolicyFile.model_fields if key != "version"},
 )
 
 
 @given(FILES)
 @settings(max_examples=500)
-def test_any_values_are_a_policy_or_faults_with_their_places(values: dict[str, object]) -> None:
+def test_any_values_are_a_policy_or_faults_with_their_places(
+    values: dict[str, object],
+) -> None:
     faults = faults_of(json.dumps(values).encode())
-    assert all(fault.location.line == 1 and fault.location.column >= 1 for fault in faults)
-    assert all("pydantic" not in fault.message and "Input should" not in fault.message for fault in faults)
+    assert all(
+        fault.location.line == 1 and fault.location.column >= 1 for fault in faults
+    )
+    assert all(
+        "pydantic" not in fault.message and "Input should" not in fault.message
+        for fault in faults
+    )
 
 
 def faults_of(content: bytes) -> tuple[Fault, ...]:
     unread = FileProblem(FaultCode.UNREADABLE, "it is not read here")
-    contents = PolicyContents("", (parse_document(PATH, content),), AnyFile(unread), AnyFile(SecretFile()), frozenset())
+    contents = PolicyContents(
+        "",
+        (parse_document(PATH, content),),
+        AnyFile(unread),
+        AnyFile(SecretFile()),
+        frozenset(),
+    )
     try:
         build(contents)
     except PolicyError as error:

@@ -61,11 +61,17 @@ def policy_of(folder: Path, text: str) -> Path:
 
 
 def client_of(folder: Path, name: str = "ci") -> Client:
-    return next(client for client in load(folder, NOW).compiled.source.clients if client.name == name)
+    return next(
+        client
+        for client in load(folder, NOW).compiled.source.clients
+        if client.name == name
+    )
 
 
 @pytest.mark.parametrize("text", POLICIES.values(), ids=POLICIES)
-def test_tokens_are_added_and_revoked_and_every_comment_stays(tmp_path: Path, text: str) -> None:
+def test_tokens_are_added_and_revoked_and_every_comment_stays(
+    tmp_path: Path, text: str
+) -> None:
     folder = policy_of(tmp_path, text)
     before = [client.name for client in load(folder, NOW).compiled.source.clients]
     kept = client_of(folder) if "ci" in before else None
@@ -80,14 +86,22 @@ def test_tokens_are_added_and_revoked_and_every_comment_stays(tmp_path: Path, te
     assert remove_tokens(folder, "ci", ONE.id, NOW) == (ONE.id,)
     assert TWO in (client_of(folder).tokens or ())
     assert TWO.id in remove_tokens(folder, "ci", None, NOW)
-    assert client_of(folder).tokens == ()  # not None: networks alone would open what the token did
-    assert {client.name for client in load(folder, NOW).compiled.source.clients} == {*before, "ci"}
+    # not None: networks alone would open what the token did
+    assert client_of(folder).tokens == ()
+    assert {client.name for client in load(folder, NOW).compiled.source.clients} == {
+        *before,
+        "ci",
+    }
 
 
-def test_a_new_client_gets_its_networks_and_a_known_one_keeps_its_own(tmp_path: Path) -> None:
+def test_a_new_client_gets_its_networks_and_a_known_one_keeps_its_own(
+    tmp_path: Path,
+) -> None:
     folder = policy_of(tmp_path, POLICIES["none"])
     add_token(folder, "ci", ONE, ("192.0.2.0/24",), NOW)
-    assert [str(network) for network in client_of(folder).networks or ()] == ["192.0.2.0/24"]
+    assert [str(network) for network in client_of(folder).networks or ()] == [
+        "192.0.2.0/24"
+    ]
     with pytest.raises(EditRefused, match="in the policy already"):
         add_token(folder, "ci", TWO, ("198.51.100.0/24",), NOW)
 
@@ -99,7 +113,12 @@ def test_a_new_client_gets_its_networks_and_a_known_one_keeps_its_own(tmp_path: 
         ("ci", POLICIES["none"], ("192.0.2.1/24",), "does not load with this change"),
         ("b", POLICIES["flow"], (), "'users' beside 'token_sha256'"),
         ("ci", "version: 1\nrulez: []\n", (), "fix it first"),
-        ("ci", "version: 1\nclients: {b: {users: &x [x]}}\nrules: []\n", (), "fix it first"),
+        (
+            "ci",
+            "version: 1\nclients: {b: {users: &x [x]}}\nrules: []\n",
+            (),
+            "fix it first",
+        ),
     ],
 )
 def test_an_edit_that_would_not_load_changes_nothing(
@@ -120,7 +139,10 @@ def test_what_is_not_there_cannot_be_revoked(tmp_path: Path) -> None:
 
 
 def test_owner_mode_and_links_stay(tmp_path: Path) -> None:
-    folder, file = policy_of(tmp_path / "policy", POLICIES["none"]), tmp_path / "real.yaml"
+    folder, file = (
+        policy_of(tmp_path / "policy", POLICIES["none"]),
+        tmp_path / "real.yaml",
+    )
     (folder / "policy.yaml").rename(file)
     (folder / "policy.yaml").symlink_to(file)
     file.chmod(0o604)
@@ -134,7 +156,12 @@ def test_owner_mode_and_links_stay(tmp_path: Path) -> None:
 
 
 def squidkeeper(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "squidkeeper", *words], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "squidkeeper", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_a_client_that_needed_no_login_gets_the_way_back(tmp_path: Path) -> None:
@@ -143,27 +170,42 @@ def test_a_client_that_needed_no_login_gets_the_way_back(tmp_path: Path) -> None
         CliRunner().invoke(main, ["client", verb, "ci", "--policy", str(folder)]).stderr
         for verb in ("add", "add", "remove")
     ]
-    assert ["remove `token_sha256` of ci" in text for text in told] == [True, False, True]
+    assert ["remove `token_sha256` of ci" in text for text in told] == [
+        True,
+        False,
+        True,
+    ]
 
 
 @pytest.mark.system
-def test_the_command_prints_a_token_once_and_the_policy_has_its_hash_alone(tmp_path: Path) -> None:
+def test_the_command_prints_a_token_once_and_the_policy_has_its_hash_alone(
+    tmp_path: Path,
+) -> None:
     folder = policy_of(tmp_path, POLICIES["none"])
     made = squidkeeper("client", "add", "ci", "--for", "2h", "--policy", folder)
     text = made.stdout.strip()
     assert re.fullmatch(r"sqk_[\w-]{43}", text)
     assert text not in made.stderr
-    assert made.stderr.endswith(f"squidkeeper env --policy {folder} --client ci --token-file FILE\n")
+    assert made.stderr.endswith(
+        f"squidkeeper env --policy {folder} --client ci --token-file FILE\n"
+    )
     assert text not in (folder / "policy.yaml").read_text()
     [token] = client_of(folder).tokens or ()
     assert token.sha256 == Token.of(text).sha256
     listed = squidkeeper("client", "list", "--policy", folder).stdout
     assert listed.startswith(f"ci (any network)\n  {token.id}, expires in ")
-    assert squidkeeper("client", "remove", "ci", "--policy", folder).stdout == f"Client ci: revoked {token.id}\n"
-    assert "nobody can log in" in squidkeeper("client", "list", "--policy", folder).stdout
+    assert (
+        squidkeeper("client", "remove", "ci", "--policy", folder).stdout
+        == f"Client ci: revoked {token.id}\n"
+    )
+    assert (
+        "nobody can log in" in squidkeeper("client", "list", "--policy", folder).stdout
+    )
     gateway = tmp_path / "gateway"
     shutil.copytree(folder, gateway / "etc/policy")
     made = squidkeeper("client", "add", "ci", "--policy", gateway / "etc/policy")
-    assert made.stderr.endswith(f"{gateway}/bin/squidkeeper env --client ci --token-file FILE\n")
+    assert made.stderr.endswith(
+        f"{gateway}/bin/squidkeeper env --client ci --token-file FILE\n"
+    )
     wrong = squidkeeper("client", "add", "ci", "--for", "soon", "--policy", folder)
     assert (wrong.returncode, wrong.stdout) == (2, "")

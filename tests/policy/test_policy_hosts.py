@@ -10,20 +10,40 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from squidkeeper.base.errors import PatternError
-from squidkeeper.policy.language.hosts import HostForm, host_keys, parse_host_pattern, parse_network
+from squidkeeper.policy.language.hosts import (
+    HostForm,
+    host_keys,
+    parse_host_pattern,
+    parse_network,
+)
 from squidkeeper.policy.url import Host, parse_host
 
 HOSTS = {
-    "example.com": (["example.com", "EXAMPLE.COM."], ["www.example.com", "example.org", "xexample.com"]),
-    ".example.com": (["example.com", "www.example.com", "a.b.example.com"], ["xexample.com", "com"]),
+    "example.com": (
+        ["example.com", "EXAMPLE.COM."],
+        ["www.example.com", "example.org", "xexample.com"],
+    ),
+    ".example.com": (
+        ["example.com", "www.example.com", "a.b.example.com"],
+        ["xexample.com", "com"],
+    ),
     "*.example.com": (["www.example.com"], ["example.com", "a.b.example.com"]),
-    "**.example.com": (["www.example.com", "a.b.example.com"], ["example.com", "xexample.com"]),
+    "**.example.com": (
+        ["www.example.com", "a.b.example.com"],
+        ["example.com", "xexample.com"],
+    ),
     "*": (["example.com", "com", "192.0.2.1", "[::1]"], []),
-    "203.0.113.0/24": (["203.0.113.9", "3405803785", "0xcb.0x00.0x71.9"], ["203.0.114.9", "example.com", "[::1]"]),
+    "203.0.113.0/24": (
+        ["203.0.113.9", "3405803785", "0xcb.0x00.0x71.9"],
+        ["203.0.114.9", "example.com", "[::1]"],
+    ),
     "192.0.2.7": (["192.0.2.7", "[::ffff:192.0.2.7]"], ["192.0.2.8"]),
     "2001:db8::/32": (["[2001:db8::1]"], ["[2001:db9::1]", "192.0.2.1"]),
     "[2001:db8::1]": (["[2001:DB8:0::1]"], ["[2001:db8::2]"]),
-    "BÜCHER.example": (["xn--bcher-kva.example", "bücher.example."], ["bucher.example"]),
+    "BÜCHER.example": (
+        ["xn--bcher-kva.example", "bücher.example."],
+        ["bucher.example"],
+    ),
     "*.Bücher.Example.": (["a.xn--bcher-kva.example"], ["xn--bcher-kva.example"]),
 }
 
@@ -56,7 +76,9 @@ OVERLAPS = [
 
 
 @pytest.mark.parametrize(("one", "two", "expected"), OVERLAPS)
-def test_patterns_overlap_where_one_host_matches_both(one: str, two: str, expected: bool) -> None:
+def test_patterns_overlap_where_one_host_matches_both(
+    one: str, two: str, expected: bool
+) -> None:
     first, second = parse_host_pattern(one), parse_host_pattern(two)
     assert (first.overlaps(second), second.overlaps(first)) == (expected, expected)
     assert first.overlaps(first)
@@ -81,7 +103,9 @@ def matches(form: HostForm, name: str, host: str) -> bool:
 @given(FORMS, NAMES, NAMES)
 @example(HostForm.LABEL, "com", "a.com")
 @example(HostForm.UNDER, "com", "com")
-def test_keys_find_exactly_the_patterns_that_match(form: HostForm, name: str, host: str) -> None:
+def test_keys_find_exactly_the_patterns_that_match(
+    form: HostForm, name: str, host: str
+) -> None:
     pattern = parse_host_pattern(f"{form}{name}")
     expected = matches(form, name, host)
     assert (pattern.key in host_keys(Host(host))) is expected
@@ -89,23 +113,43 @@ def test_keys_find_exactly_the_patterns_that_match(form: HostForm, name: str, ho
 
 
 SHORT_NAMES = st.lists(LABELS, min_size=1, max_size=2).map(".".join)
-SHORT_HOSTS = [".".join(labels) for length in (1, 2, 3, 4) for labels in product(("a", "b", "com"), repeat=length)]
+SHORT_HOSTS = [
+    ".".join(labels)
+    for length in (1, 2, 3, 4)
+    for labels in product(("a", "b", "com"), repeat=length)
+]
 
 
 @given(FORMS, SHORT_NAMES, FORMS, SHORT_NAMES)
 def test_patterns_overlap_exactly_where_a_host_matches_both(
     form: HostForm, name: str, other_form: HostForm, other: str
 ) -> None:
-    expected = any(matches(form, name, host) and matches(other_form, other, host) for host in SHORT_HOSTS)
-    assert parse_host_pattern(f"{form}{name}").overlaps(parse_host_pattern(f"{other_form}{other}")) is expected
+    expected = any(
+        matches(form, name, host) and matches(other_form, other, host)
+        for host in SHORT_HOSTS
+    )
+    assert (
+        parse_host_pattern(f"{form}{name}").overlaps(
+            parse_host_pattern(f"{other_form}{other}")
+        )
+        is expected
+    )
 
 
 @pytest.mark.parametrize("form", [HostForm.TREE, HostForm.LABEL, HostForm.UNDER])
-def test_a_whole_top_level_domain_is_known_from_a_zone_of_ones_own(form: HostForm) -> None:
+def test_a_whole_top_level_domain_is_known_from_a_zone_of_ones_own(
+    form: HostForm,
+) -> None:
     covering = ("com", "COM.", "рф", "xn--p1ai")
-    assert [name for name in covering if not parse_host_pattern(f"{form}{name}").covers_top_level] == []
+    assert [
+        name
+        for name in covering
+        if not parse_host_pattern(f"{form}{name}").covers_top_level
+    ] == []
     others = ("internal", "lan", "consul", "example.com", "co.uk")
-    assert [name for name in others if parse_host_pattern(f"{form}{name}").covers_top_level] == []
+    assert [
+        name for name in others if parse_host_pattern(f"{form}{name}").covers_top_level
+    ] == []
     assert not parse_host_pattern("com").covers_top_level
 
 
@@ -119,8 +163,13 @@ def test_a_whole_top_level_domain_is_known_from_a_zone_of_ones_own(form: HostFor
         ("192.0.2.7.", "192.0.2.7"),
     ],
 )
-def test_an_address_that_is_read_as_another_one_than_it_seems_is_no_pattern(text: str, read_as: str) -> None:
-    with pytest.raises(PatternError, match=f"'{text}' is a way to write {read_as}, expected the address itself"):
+def test_an_address_that_is_read_as_another_one_than_it_seems_is_no_pattern(
+    text: str, read_as: str
+) -> None:
+    with pytest.raises(
+        PatternError,
+        match=f"'{text}' is a way to write {read_as}, expected the address itself",
+    ):
         parse_host_pattern(text)
 
 
@@ -130,7 +179,9 @@ def test_keys_of_a_host_are_distinct_and_end_with_any(host: str) -> None:
     assert len(keys) == len(set(keys))
     assert keys[0] == host
     assert keys[-1] == "*"
-    assert host_keys(Host(host), wildcards=False) == [key for key in keys if not key.startswith(("*.", "**."))]
+    assert host_keys(Host(host), wildcards=False) == [
+        key for key in keys if not key.startswith(("*.", "**."))
+    ]
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,9 @@ GIT_PATH = (
 def with_rule(fields: str, rule: str = PUSH) -> str:
     clients = "clients: {c: {users: [c]}, used: {users: [d]}}\n"
     using = "  - {name: use, action: deny, clients: [c, used], hosts: [unrelated.invalid]}\n"
-    return f"{clients}rules:\n{rule}{using}  - {{name: first, action: deny, {fields}}}\n"
+    return (
+        f"{clients}rules:\n{rule}{using}  - {{name: first, action: deny, {fields}}}\n"
+    )
 
 
 SERVICE = "query: {service: git-receive-pack}"
@@ -77,19 +79,26 @@ SERVICE = "query: {service: git-receive-pack}"
 def test_a_denied_path_of_git_is_shown_unless_the_request_before_it_is_denied(
     directory: Path, fields: str, is_shown: bool
 ) -> None:
-    assert warnings(directory, with_rule(fields)) == [f"policy.yaml:4:5: {GIT_PATH}"] * is_shown
+    assert (
+        warnings(directory, with_rule(fields))
+        == [f"policy.yaml:4:5: {GIT_PATH}"] * is_shown
+    )
 
 
 @pytest.mark.parametrize(
     "rule",
     [
         PUSH.replace("deny", "allow"),
-        PUSH.replace("'/**/git-receive-pack'", "'/**/git-receive-pack', '/**/info/refs'"),
+        PUSH.replace(
+            "'/**/git-receive-pack'", "'/**/git-receive-pack', '/**/info/refs'"
+        ),
         PUSH.replace("git-receive-pack", "git-receive-packs"),
         PUSH.replace("}", ", body: {git: {push: [refs/heads/main]}}}"),
     ],
 )
-def test_another_rule_about_paths_of_git_is_not_shown(directory: Path, rule: str) -> None:
+def test_another_rule_about_paths_of_git_is_not_shown(
+    directory: Path, rule: str
+) -> None:
     assert warnings(directory, with_rule("hosts: [unrelated.example]", rule)) == []
 
 
@@ -107,12 +116,22 @@ OF_A_RULE: dict[str, str | None] = {
     "action: allow, methods: [POST, GET], websocket: true": None,
     **{
         f"action: allow, paths: ['{path}']": f"rule 'r': '{path}' {GRPC}"
-        for path in ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/*", "/a.B/**")
+        for path in (
+            "/grpc.health.v1.Health/Check",
+            "/grpc.health.v1.Health/*",
+            "/a.B/**",
+        )
     },
     "action: deny, paths: [/a.B/**]": None,
     **{
         f"action: allow, paths: ['{path}']": None
-        for path in ("/v1/Check", "/files/a.B/Check", "/index.html/x", "/a.B/Check/more", "/A.B/c")
+        for path in (
+            "/v1/Check",
+            "/files/a.B/Check",
+            "/index.html/x",
+            "/a.B/Check/more",
+            "/A.B/c",
+        )
     },
     "action: allow, hosts: [10.0.0.0/8, 203.0.113.7]": "rule 'r': 10.0.0.0/8 is private and stays closed, expected"
     " private: true [private-closed]",
@@ -131,8 +150,13 @@ OF_A_RULE: dict[str, str | None] = {
 
 
 @pytest.mark.parametrize("fields", OF_A_RULE)
-def test_what_is_legal_in_a_rule_and_surely_unmeant_is_shown(directory: Path, fields: str) -> None:
-    hosts, expected = "" if "hosts" in fields else "hosts: [a.example], ", OF_A_RULE[fields]
+def test_what_is_legal_in_a_rule_and_surely_unmeant_is_shown(
+    directory: Path, fields: str
+) -> None:
+    hosts, expected = (
+        "" if "hosts" in fields else "hosts: [a.example], ",
+        OF_A_RULE[fields],
+    )
     shown = warnings(directory, f"rules: [{{name: r, {hosts}{fields}}}]\n")
     assert shown == ([] if expected is None else [f"policy.yaml:2:9: {expected}"])
 
@@ -145,7 +169,10 @@ LOGIN = "clients: {a: {users: [u]}}\n"  # a count of its own where clients have 
     [
         ("clients: {a: {users: [u]}}", ["2:11: client 'a' is not used [unused]"]),
         (f"{LOGIN}quotas: [{{name: q, per: client, requests: 5, every: day}}]", []),
-        (f"{LOGIN}quotas: [{{name: q, per: all, requests: 5, every: day}}]", ["2:11: client 'a' is not used [unused]"]),
+        (
+            f"{LOGIN}quotas: [{{name: q, per: all, requests: 5, every: day}}]",
+            ["2:11: client 'a' is not used [unused]"],
+        ),
         (
             "clients: {a: {networks: [192.0.2.7]}}\nquotas: [{name: q, per: client, requests: 5, every: day}]",
             ["2:11: client 'a' is not used [unused]"],
@@ -155,11 +182,15 @@ LOGIN = "clients: {a: {users: [u]}}\n"  # a count of its own where clients have 
         ("defaults: {watch_secrets: true}\nsecrets: {s: {env: S}}", []),
         (
             "secrets: {s: {env: S}}\ncredentials: [{name: c, hosts: [a.example], schemes: [http], bearer: s}]",
-            ["3:15: credential 'c' is never sent: its schemes leave out https [never-sent]"],
+            [
+                "3:15: credential 'c' is never sent: its schemes leave out https [never-sent]"
+            ],
         ),
     ],
 )
-def test_what_has_no_effect_is_shown_where_it_is_defined(directory: Path, text: str, expected: list[str]) -> None:
+def test_what_has_no_effect_is_shown_where_it_is_defined(
+    directory: Path, text: str, expected: list[str]
+) -> None:
     assert warnings(directory, text) == [f"policy.yaml:{one}" for one in expected]
 
 
@@ -182,7 +213,9 @@ def test_a_lapsed_rule_is_shown(directory: Path) -> None:
         ("*.example.com", False),
     ],
 )
-def test_a_wildcard_over_a_longer_public_suffix_is_shown(directory: Path, pattern: str, public: bool) -> None:
+def test_a_wildcard_over_a_longer_public_suffix_is_shown(
+    directory: Path, pattern: str, public: bool
+) -> None:
     text = f"""\
     secrets: {{s: {{env: S}}}}
     rules:
@@ -193,11 +226,14 @@ def test_a_wildcard_over_a_longer_public_suffix_is_shown(directory: Path, patter
     clients: {{c: {{users: [u]}}}}
     """
     covers = f"{pattern!r} covers a public suffix, under which anyone can have a host [public-suffix]"
-    expected = [f"policy.yaml:5:5: rule 'allow': {covers}", f"policy.yaml:7:5: credential 'c': {covers}"]
+    expected = [
+        f"policy.yaml:5:5: rule 'allow': {covers}",
+        f"policy.yaml:7:5: credential 'c': {covers}",
+    ]
     assert warnings(directory, text) == (expected if public else [])
 
 
-# --- shadowed rules -----------------------------------------------------------------------------------------------
+# --- shadowed rules -------------------------------------------------------------------
 
 SHADOWED = [
     ("hosts: [a.example]", "hosts: [a.example]"),
@@ -205,26 +241,44 @@ SHADOWED = [
         "hosts: [.example.com]",
         "hosts: [example.com, a.example.com, '*.b.example.com', '**.c.example.com', .example.com]",
     ),
-    ("hosts: ['**.example.com']", "hosts: [a.example.com, '*.example.com', .a.example.com]"),
+    (
+        "hosts: ['**.example.com']",
+        "hosts: [a.example.com, '*.example.com', .a.example.com]",
+    ),
     ("hosts: ['*.example.com']", "hosts: ['*.example.com', a.example.com]"),
     ("hosts: ['*']", "hosts: [a.example, 192.0.2.0/24]"),
     ("hosts: ['*']", "clients: [c]"),
     ("reason: all", "hosts: ['*']"),
     ("reason: all", "lists: [l], hosts: [a.example]"),
     ("lists: [l]", "lists: [l]"),
-    ("lists: [l]", "hosts: [a.listed.example, 203.0.113.9, 203.0.113.128/25, .b.listed.example]"),
+    (
+        "lists: [l]",
+        "hosts: [a.listed.example, 203.0.113.9, 203.0.113.128/25, .b.listed.example]",
+    ),
     ("lists: [l], hosts: [a.example]", "lists: [l], hosts: [a.example]"),
     ("hosts: [203.0.112.0/23]", "hosts: [203.0.113.9]"),
-    ("hosts: [a.example]", "hosts: [a.example], paths: [/x/**], methods: [GET], query: {a: b}, clients: [c]"),
+    (
+        "hosts: [a.example]",
+        "hosts: [a.example], paths: [/x/**], methods: [GET], query: {a: b}, clients: [c]",
+    ),
     ("hosts: [a.example], paths: [/x, /**]", "hosts: [a.example]"),
     ("hosts: [a.example], clients: [c]", "hosts: [a.example], clients: [c]"),
-    ("hosts: [a.example], paths: [/x/**, /y]", "hosts: [a.example], paths: [/y, /x/**], methods: [GET]"),
+    (
+        "hosts: [a.example], paths: [/x/**, /y]",
+        "hosts: [a.example], paths: [/y, /x/**], methods: [GET]",
+    ),
     ("hosts: [a.example], methods: [GET, POST]", "hosts: [a.example], methods: [GET]"),
     ("hosts: [a.example], query: {a: b}", "hosts: [a.example], query: {a: b}"),
     ("hosts: [a.example]", "hosts: [a.example], ports: [1-65535]"),
-    ("hosts: [a.example], ports: [443-500, 501-600, 80]", "hosts: [a.example], ports: [450-550]"),
+    (
+        "hosts: [a.example], ports: [443-500, 501-600, 80]",
+        "hosts: [a.example], ports: [450-550]",
+    ),
     ("hosts: [a.example], schemes: [https]", "hosts: [a.example], schemes: [https]"),
-    ("hosts: [a.example], expires: 2027-01-01T00:00:00Z", "hosts: [a.example], expires: 2027-01-01T00:00:00Z"),
+    (
+        "hosts: [a.example], expires: 2027-01-01T00:00:00Z",
+        "hosts: [a.example], expires: 2027-01-01T00:00:00Z",
+    ),
 ]
 NOT_SHADOWED = [
     ("hosts: [a.example]", "hosts: [b.example]"),
@@ -246,8 +300,14 @@ NOT_SHADOWED = [
     ("hosts: [a.example], ports: [443, 445]", "hosts: [a.example], ports: [443-445]"),
     ("hosts: [a.example], schemes: [https]", "hosts: [a.example]"),
     ("hosts: [a.example], expires: 2027-01-01T00:00:00Z", "hosts: [a.example]"),
-    ("hosts: [a.example], expires: 2027-01-01T00:00:00Z", "hosts: [a.example], expires: 2027-01-02T00:00:00Z"),
-    ("hosts: [a.example], expires: 2026-01-01T00:00:00Z", "hosts: [a.example], expires: 2027-01-01T00:00:00Z"),
+    (
+        "hosts: [a.example], expires: 2027-01-01T00:00:00Z",
+        "hosts: [a.example], expires: 2027-01-02T00:00:00Z",
+    ),
+    (
+        "hosts: [a.example], expires: 2026-01-01T00:00:00Z",
+        "hosts: [a.example], expires: 2027-01-01T00:00:00Z",
+    ),
 ]
 
 
@@ -262,11 +322,17 @@ def pair(first: str, second: str, action: str = "deny") -> str:
 
 
 def shadow_warnings(directory: Path, text: str) -> list[str]:
-    return [warning for warning in warnings(directory, text) if "can never decide" in warning]
+    return [
+        warning
+        for warning in warnings(directory, text)
+        if "can never decide" in warning
+    ]
 
 
 @pytest.mark.parametrize(("first", "second"), SHADOWED)
-def test_a_rule_that_an_earlier_one_leaves_nothing_is_shown(directory: Path, first: str, second: str) -> None:
+def test_a_rule_that_an_earlier_one_leaves_nothing_is_shown(
+    directory: Path, first: str, second: str
+) -> None:
     assert shadow_warnings(directory, pair(first, second)) == [
         "policy.yaml:6:5: rule 'second' can never decide: "
         "'first' (policy.yaml:5:5) decides all it could match [rule-unreachable]"
@@ -274,12 +340,16 @@ def test_a_rule_that_an_earlier_one_leaves_nothing_is_shown(directory: Path, fir
 
 
 @pytest.mark.parametrize(("first", "second"), NOT_SHADOWED)
-def test_a_rule_that_still_has_something_to_decide_is_not_shown(directory: Path, first: str, second: str) -> None:
+def test_a_rule_that_still_has_something_to_decide_is_not_shown(
+    directory: Path, first: str, second: str
+) -> None:
     assert shadow_warnings(directory, pair(first, second)) == []
 
 
 def with_a_late_deny(allowed: str, denied: str) -> str:
-    return pair(allowed, denied, "allow").replace("second, action: allow", "second, action: deny")
+    return pair(allowed, denied, "allow").replace(
+        "second, action: allow", "second, action: deny"
+    )
 
 
 @pytest.mark.parametrize(
@@ -287,28 +357,60 @@ def with_a_late_deny(allowed: str, denied: str) -> str:
     [
         ("hosts: [.corp.example]", "hosts: [payroll.corp.example]", True),
         ("hosts: ['*']", "hosts: [pastebin.example]", True),
-        ("hosts: [.corp.example]", "hosts: [payroll.corp.example], ports: [80, 443]", True),
-        ("hosts: [a.example], paths: [/x/**], clients: [c]", "hosts: [a.example], paths: [/x/**], clients: [c]", True),
-        ("hosts: [a.example]", "hosts: [a.example], ports: [8443]", False),  # which nothing opens
-        ("hosts: [a.example], methods: [PATCH]", "hosts: [a.example], methods: [PATCH]", False),  # and patch
+        (
+            "hosts: [.corp.example]",
+            "hosts: [payroll.corp.example], ports: [80, 443]",
+            True,
+        ),
+        (
+            "hosts: [a.example], paths: [/x/**], clients: [c]",
+            "hosts: [a.example], paths: [/x/**], clients: [c]",
+            True,
+        ),
+        (
+            "hosts: [a.example]",
+            "hosts: [a.example], ports: [8443]",
+            False,
+        ),  # which nothing opens
+        (
+            "hosts: [a.example], methods: [PATCH]",
+            "hosts: [a.example], methods: [PATCH]",
+            False,
+        ),  # and patch
     ],
 )
-def test_a_deny_that_comes_too_late_is_shown(directory: Path, allowed: str, denied: str, late: bool) -> None:
-    opens = "'first' (policy.yaml:5:5), above it, opens all it could close [deny-too-late]"
-    assert [warning for warning in warnings(directory, with_a_late_deny(allowed, denied)) if "second" in warning] == [
-        f"policy.yaml:6:5: rule 'second' closes nothing: {opens}"
-    ] * late
+def test_a_deny_that_comes_too_late_is_shown(
+    directory: Path, allowed: str, denied: str, late: bool
+) -> None:
+    opens = (
+        "'first' (policy.yaml:5:5), above it, opens all it could close [deny-too-late]"
+    )
+    assert [
+        warning
+        for warning in warnings(directory, with_a_late_deny(allowed, denied))
+        if "second" in warning
+    ] == [f"policy.yaml:6:5: rule 'second' closes nothing: {opens}"] * late
 
 
-def test_a_deny_that_closes_what_is_open_on_another_port_is_not_shown(directory: Path) -> None:
+def test_a_deny_that_closes_what_is_open_on_another_port_is_not_shown(
+    directory: Path,
+) -> None:
     text = with_a_late_deny("hosts: [a.example]", "hosts: [a.example]")
     elsewhere = "  - {name: third, action: allow, hosts: ['*'], ports: [8443]}\n"
-    for open_elsewhere in (text + elsewhere, f"defaults: {{action: allow}}\n{textwrap.dedent(text)}"):
+    for open_elsewhere in (
+        text + elsewhere,
+        f"defaults: {{action: allow}}\n{textwrap.dedent(text)}",
+    ):
         assert "second" not in str(warnings(directory, textwrap.dedent(open_elsewhere)))
 
 
-@pytest.mark.parametrize("entry", ["rules: [{action: allow, name: r", "rewrites: [{to: 'https://m.example', name: r"])
-def test_a_path_that_is_open_on_every_host_is_shown(directory: Path, entry: str) -> None:
+@pytest.mark.parametrize(
+    "entry",
+    ["rules: [{action: allow, name: r", "rewrites: [{to: 'https://m.example', name: r"],
+)
+def test_a_path_that_is_open_on_every_host_is_shown(
+    directory: Path, entry: str
+) -> None:
     holds = "holds for every host, as it names none: if that is meant, write hosts: ['*'] [every-host]"
     for field in ("paths: [/v2/**]", "query: {q: x}"):
         (warning,) = warnings(directory, f"{entry}, {field}}}]\n")
@@ -318,15 +420,26 @@ def test_a_path_that_is_open_on_every_host_is_shown(directory: Path, entry: str)
 
 
 def test_an_allow_covers_its_default_ports_alone(directory: Path) -> None:
-    assert shadow_warnings(directory, pair("hosts: [a.example]", "hosts: [a.example], ports: [8443]", "allow")) == []
-    assert shadow_warnings(directory, pair("hosts: [a.example]", "hosts: [a.example]", "allow")) != []
+    assert (
+        shadow_warnings(
+            directory,
+            pair("hosts: [a.example]", "hosts: [a.example], ports: [8443]", "allow"),
+        )
+        == []
+    )
+    assert (
+        shadow_warnings(
+            directory, pair("hosts: [a.example]", "hosts: [a.example]", "allow")
+        )
+        != []
+    )
     mixed = pair("hosts: [a.example]", "hosts: [a.example]", "allow").replace(
         "second, action: allow", "second, action: deny"
     )
     assert shadow_warnings(directory, mixed) == []
 
 
-# --- asks and grants ----------------------------------------------------------------------------------------------
+# --- asks and grants ------------------------------------------------------------------
 
 ASKING = """\
 rules:
@@ -337,17 +450,22 @@ rules:
 
 def test_a_rule_below_an_ask_that_decides_all_of_it_is_shown(directory: Path) -> None:
     unreachable = "policy.yaml:4:5: rule 'later' can never decide: 'asks' (policy.yaml:3:5) decides all it could match"
-    assert warnings(directory, ASKING % "allow") == [f"{unreachable} [rule-unreachable]"]
+    assert warnings(directory, ASKING % "allow") == [
+        f"{unreachable} [rule-unreachable]"
+    ]
     [late] = warnings(directory, ASKING % "deny")
     nothing = "policy.yaml:4:5: rule 'later' closes nothing: 'asks' (policy.yaml:3:5), above it, asks about all"
     assert late == f"{nothing} it could close [deny-too-late]"
     above = (
-        "rules:\n  - {name: a, action: deny, hosts: [b.a.example]}\n  - {name: b, action: ask, hosts: [.a.example]}\n"
+        "rules:\n  - {name: a, action: deny, hosts: [b.a.example]}\n  - {name: "
+        "b, action: ask, hosts: [.a.example]}\n"
     )
     assert warnings(directory, above) == []
 
 
-def test_a_grant_that_has_lapsed_and_one_that_is_wide_are_shown(directory: Path) -> None:
+def test_a_grant_that_has_lapsed_and_one_that_is_wide_are_shown(
+    directory: Path,
+) -> None:
     text = """\
     clients: {a: {networks: [192.0.2.1]}}
     grants:
@@ -358,7 +476,9 @@ def test_a_grant_that_has_lapsed_and_one_that_is_wide_are_shown(directory: Path)
     assert found == ["[rule-lapsed]", "[public-suffix]", "[unknown-method]"]
 
 
-def test_a_grant_for_any_client_is_shown_where_clients_are_required(directory: Path) -> None:
+def test_a_grant_for_any_client_is_shown_where_clients_are_required(
+    directory: Path,
+) -> None:
     grant = "{name: g, any_client: true, hosts: [a.example], expires: 2036-01-01T00:00:00Z, reason: x}"
     (directory / "policy.yaml").write_text(f"version: 1\ngrants: [{grant}]")
     policy = build_sources(read_sources(directory, {})).policy

@@ -17,9 +17,17 @@ from squidkeeper.base.faults import FaultCode, Location
 from squidkeeper.policy.language.builder import BuiltPolicy
 from squidkeeper.policy.language.forms import Headers
 from squidkeeper.policy.language.model import FINITE_FIELDS, Action, Policy
-from squidkeeper.policy.language.secret_sources import EnvironmentSource, FileSource, NamedSecret
+from squidkeeper.policy.language.secret_sources import (
+    EnvironmentSource,
+    FileSource,
+    NamedSecret,
+)
 from squidkeeper.policy.policy_store.loading import build_sources
-from squidkeeper.policy.policy_store.sources import Fingerprint, fingerprint, read_sources
+from squidkeeper.policy.policy_store.sources import (
+    Fingerprint,
+    fingerprint,
+    read_sources,
+)
 from squidkeeper.policy.url import parse_host
 
 DATA = Path(__file__).parents[1] / "data"
@@ -43,7 +51,9 @@ def policy(tmp_path: Path) -> Path:
     return directory
 
 
-def load(directory: Path, text: str | None = None, environment: dict[str, str] = ENVIRONMENT) -> BuiltPolicy:
+def load(
+    directory: Path, text: str | None = None, environment: dict[str, str] = ENVIRONMENT
+) -> BuiltPolicy:
     if text is not None:
         (directory / "policy.yaml").write_text(f"version: 1\n{text}")
     return build_sources(read_sources(directory, environment))
@@ -63,17 +73,20 @@ def test_the_reference_lists_every_code() -> None:
     text = (Path(__file__).parents[2] / "policy/REFERENCE.md").read_text()
     tables = text.partition("## Faults and warnings\n")[2].partition("\n## ")[0]
     cells = [row.split("|")[1] for row in tables.splitlines() if row.startswith("| `")]
-    assert [code for cell in cells for code in re.findall("`([^`]+)`", cell)] == list(FaultCode)
+    assert [code for cell in cells for code in re.findall("`([^`]+)`", cell)] == list(
+        FaultCode
+    )
 
 
-# --- every fault at once ------------------------------------------------------------------------------------------
+# --- every fault at once --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", BAD, ids=[path.stem for path in BAD])
 def test_a_bad_policy_shows_exactly_its_faults(policy: Path, bad: Path) -> None:
     shutil.copy(bad, policy / "policy.yaml")
     _, _, expected = bad.read_bytes().partition(b"# expected\n")
-    found = [re.sub(rf"\b({DECLARED}), ", "", fault) for fault in faults_of(policy)]  # among the keys that are expected
+    # among the keys that are expected
+    found = [re.sub(rf"\b({DECLARED}), ", "", fault) for fault in faults_of(policy)]
     assert found == [line.removeprefix("# ") for line in expected.decode().splitlines()]
 
 
@@ -216,10 +229,14 @@ def test_a_bad_policy_shows_exactly_its_faults(policy: Path, bad: Path) -> None:
         ),
     ],
 )
-def test_a_value_where_a_secret_is_named_is_in_no_fault(policy: Path, text: str) -> None:
+def test_a_value_where_a_secret_is_named_is_in_no_fault(
+    policy: Path, text: str
+) -> None:
     found = faults_of(policy, text)
     assert found
-    assert not any(value in fault for fault in found for value in ("MARKER", "123456", "123_456"))
+    assert not any(
+        value in fault for fault in found for value in ("MARKER", "123456", "123_456")
+    )
 
 
 def test_a_value_where_a_secret_has_its_source_is_in_no_warning(policy: Path) -> None:
@@ -231,23 +248,36 @@ def test_a_value_where_a_secret_has_its_source_is_in_no_warning(policy: Path) ->
 @pytest.mark.parametrize(
     ("field", "expected"),
     [
-        *((f"methods: ['{one}']", "can never match") for one in ("*", "GET*", "-GET", "1GET", "GET|POST", "GÉT", "ſ")),
+        *(
+            (f"methods: ['{one}']", "can never match")
+            for one in ("*", "GET*", "-GET", "1GET", "GET|POST", "GÉT", "ſ")
+        ),
         ("methods: [ALL]", "for all methods, leave 'methods' out [invalid-method]"),
         ("query: {q: 'regex:.*x.*'}", "a query has no expressions, expected text"),
     ],
 )
-def test_a_field_that_says_nothing_is_a_fault(policy: Path, field: str, expected: str) -> None:
+def test_a_field_that_says_nothing_is_a_fault(
+    policy: Path, field: str, expected: str
+) -> None:
     (fault,) = faults_of(policy, f"rules: [{{name: a, action: deny, {field}}}]")
     assert expected in fault
 
 
-def test_faults_of_all_files_are_shown_in_the_order_of_their_places(policy: Path) -> None:
+def test_faults_of_all_files_are_shown_in_the_order_of_their_places(
+    policy: Path,
+) -> None:
     (policy / "b.yaml").write_text("version: 2\n")
     (policy / "a.yml").write_text("version: 1\nrulez: 1\nrules: [{name: a}]\n")
-    assert [fault.split(": ")[0] for fault in faults_of(policy)] == ["a.yml:2:1", "a.yml:3:9", "b.yaml:1:10"]
+    assert [fault.split(": ")[0] for fault in faults_of(policy)] == [
+        "a.yml:2:1",
+        "a.yml:3:9",
+        "b.yaml:1:10",
+    ]
 
 
-@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "---\n", "~\n", "text\n"])
+@pytest.mark.parametrize(
+    "text", ["", "# nothing but a comment\n", "---\n", "~\n", "text\n"]
+)
 def test_a_file_without_a_mapping_is_a_fault(policy: Path, text: str) -> None:
     (policy / "policy.yaml").write_text(text)
     (fault,) = faults_of(policy)
@@ -258,24 +288,33 @@ def test_deep_nesting_and_long_numbers_are_faults_not_crashes(policy: Path) -> N
     assert "nest" in faults_of(policy, "rules: " + "[" * 100_000)[0]
     assert "nest" in faults_of(policy, "rules: " + "{a: " * 900)[0]
     assert (
-        "expected a number from 1" in faults_of(policy, f"rules: [{{name: a, action: deny, ports: [{'9' * 9000}]}}]")[0]
+        "expected a number from 1"
+        in faults_of(
+            policy, f"rules: [{{name: a, action: deny, ports: [{'9' * 9000}]}}]"
+        )[0]
     )
 
 
 @pytest.mark.parametrize("what", ["missing", "file", "empty", "hidden"])
-def test_a_directory_without_a_policy_is_one_clear_fault(tmp_path: Path, what: str) -> None:
+def test_a_directory_without_a_policy_is_one_clear_fault(
+    tmp_path: Path, what: str
+) -> None:
     directory = tmp_path / "policy"
     if what == "file":
         directory.write_text("version: 1\n")
     elif what != "missing":
         directory.mkdir()
-        (directory / (".policy.yaml" if what == "hidden" else "policy.txt")).write_text("version: 1\n")
+        (directory / (".policy.yaml" if what == "hidden" else "policy.txt")).write_text(
+            "version: 1\n"
+        )
     (fault,) = faults_of(directory)
     assert fault.startswith(f"{directory}: the policy directory ")
 
 
 def test_what_is_no_regular_file_is_a_fault_and_never_waited_for(policy: Path) -> None:
-    (policy / "policy.yaml").write_text("version: 1\nlists: {a: {file: fifo}, b: {file: lists}}\n")
+    (policy / "policy.yaml").write_text(
+        "version: 1\nlists: {a: {file: fifo}, b: {file: lists}}\n"
+    )
     os.mkfifo(policy / "fifo.yaml")
     os.mkfifo(policy / "fifo")
     (policy / "directory.yaml").mkdir()
@@ -289,23 +328,37 @@ def test_what_is_no_regular_file_is_a_fault_and_never_waited_for(policy: Path) -
     ]
 
 
-def test_a_reference_that_may_be_to_what_cannot_be_read_is_no_fault(policy: Path) -> None:
+def test_a_reference_that_may_be_to_what_cannot_be_read_is_no_fault(
+    policy: Path,
+) -> None:
     (policy / "directory.yaml").mkdir()
-    (policy / "policy.yaml").write_text("version: 1\nrules: [{name: r, action: deny, clients: [elsewhere]}]\n")
-    assert faults_of(policy) == ["directory.yaml: the policy file cannot be read: is a directory [unreadable]"]
+    (policy / "policy.yaml").write_text(
+        "version: 1\nrules: [{name: r, action: deny, clients: [elsewhere]}]\n"
+    )
+    assert faults_of(policy) == [
+        "directory.yaml: the policy file cannot be read: is a directory [unreadable]"
+    ]
 
 
-# --- merging ------------------------------------------------------------------------------------------------------
+# --- merging --------------------------------------------------------------------------
 
 
 def test_files_are_merged_in_name_order(policy: Path) -> None:
-    (policy / "20.yaml").write_text("version: 1\nrules: [{name: third, action: deny, clients: [c]}]\n")
+    (policy / "20.yaml").write_text(
+        "version: 1\nrules: [{name: third, action: deny, clients: [c]}]\n"
+    )
     (policy / "10.yml").write_text(
         "version: 1\nrules: [{name: first, action: deny, lists: [l]}, {name: second, action: deny}]\n"
     )
-    (policy / "30.yaml").write_text("version: 1\nclients: {c: {users: [u]}}\nlists: {l: {file: list.txt}}\n")
+    (policy / "30.yaml").write_text(
+        "version: 1\nclients: {c: {users: [u]}}\nlists: {l: {file: list.txt}}\n"
+    )
     (policy / ".40.yaml").write_text("nonsense")
-    assert [rule.name for rule in load(policy).policy.rules] == ["first", "second", "third"]
+    assert [rule.name for rule in load(policy).policy.rules] == [
+        "first",
+        "second",
+        "third",
+    ]
 
 
 def test_names_are_unique_and_defaults_stand_once_over_all_files(policy: Path) -> None:
@@ -321,12 +374,13 @@ def test_names_are_unique_and_defaults_stand_once_over_all_files(policy: Path) -
 
 def test_the_same_name_may_stand_in_two_sections(policy: Path) -> None:
     loaded = load(
-        policy, "clients: {x: {users: [u]}}\nlists: {x: {file: list.txt}}\nrules: [{name: x, action: deny}]\n"
+        policy,
+        "clients: {x: {users: [u]}}\nlists: {x: {file: list.txt}}\nrules: [{name: x, action: deny}]\n",
     )
     assert loaded.policy.rules[0].name == "x"
 
 
-# --- a file that is cut off ---------------------------------------------------------------------------------------
+# --- a file that is cut off -----------------------------------------------------------
 
 ENDING = "version: 1\nrules:\n  - {name: a, action: deny, hosts: [a.example]}\n"
 
@@ -346,18 +400,26 @@ def test_a_file_that_requires_its_end_loads_with_it(policy: Path) -> None:
     ("text", "ended", "least"),
     [
         (ENDING + "end: true\n", ["policy.yaml"], 0),
-        ((DATA / "good" / "end.yaml").read_text(), [], len("version: 1\nend: required")),
+        (
+            (DATA / "good" / "end.yaml").read_text(),
+            [],
+            len("version: 1\nend: required"),
+        ),
     ],
     ids=["one that ended before", "one that requires its end"],
 )
-def test_no_prefix_of_a_file_that_has_to_end_loads(policy: Path, text: str, ended: list[str], least: int) -> None:
+def test_no_prefix_of_a_file_that_has_to_end_loads(
+    policy: Path, text: str, ended: list[str], least: int
+) -> None:
     for length in range(least, len(text.rstrip())):
         with pytest.raises(PolicyError):
             load_after(policy, text[:length], *ended)
     assert load_after(policy, text, *ended).policy.rules
 
 
-def test_the_fault_of_a_file_that_is_cut_off_stands_where_it_ends_and_says_how_to_do_without(policy: Path) -> None:
+def test_the_fault_of_a_file_that_is_cut_off_stands_where_it_ends_and_says_how_to_do_without(
+    policy: Path,
+) -> None:
     with pytest.raises(PolicyError) as raised:
         load_after(policy, ENDING, "policy.yaml")
     [fault] = raised.value.faults
@@ -370,14 +432,17 @@ def test_the_fault_of_a_file_that_is_cut_off_stands_where_it_ends_and_says_how_t
     assert load_after(policy, ENDING, "other.yaml").policy.rules
 
 
-# --- a text that a comment cuts off -------------------------------------------------------------------------------
+# --- a text that a comment cuts off ---------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("reason", "warned"),
     [
         ("reason: Closed. Ask #platform", (7, 25, "#platform")),
-        ("reason: Closed.\n      Ask #platform or #security", (8, 11, "#platform or #security")),
+        (
+            "reason: Closed.\n      Ask #platform or #security",
+            (8, 11, "#platform or #security"),
+        ),
         ("owner: team #1", (7, 17, "#1")),
         ("DEFAULTS {action: deny,\n  reason: Ask #platform\n  }", (3, 15, "#platform")),
         ("DEFAULTS\n  contact: platform@example.com, #agents", (3, 34, "#agents")),
@@ -395,27 +460,35 @@ def test_a_text_that_stops_at_a_word_with_a_hash_is_warned_about(
     policy: Path, reason: str, warned: tuple[int, int, str] | None
 ) -> None:
     above = f"rules:\n  - {{name: b, action: deny, hosts: [b.example]}}\n{RULE}    "
-    text = f"{'' if reason.startswith('DEFAULTS') else above}{reason}\n".replace("DEFAULTS", "defaults:")
+    text = f"{'' if reason.startswith('DEFAULTS') else above}{reason}\n".replace(
+        "DEFAULTS", "defaults:"
+    )
     loaded = load(policy, text)
-    warnings = [(warning.location.line, warning.location.column, warning.message) for warning in loaded.warnings]
+    warnings = [
+        (warning.location.line, warning.location.column, warning.message)
+        for warning in loaded.warnings
+    ]
     if warned is None:
         assert warnings == []
         return
     line, column, word = warned
     [key] = re.findall("reason|owner|contact", reason)
     expected = f"{key!r} ends before {word!r}, which YAML reads as a comment; quote the text, or put a space after"
-    assert [(line, column, message.startswith(expected)) for line, column, message in warnings] == [
-        (line, column, True)
-    ], warnings
+    assert [
+        (line, column, message.startswith(expected))
+        for line, column, message in warnings
+    ] == [(line, column, True)], warnings
 
 
 RULE = "  - name: a\n    action: deny\n    hosts: [a.example]\n"
 
 
-# --- what a good policy becomes -----------------------------------------------------------------------------------
+# --- what a good policy becomes -------------------------------------------------------
 
 
-def test_the_example_of_the_language_loads_without_a_fault_or_a_warning(policy: Path) -> None:
+def test_the_example_of_the_language_loads_without_a_fault_or_a_warning(
+    policy: Path,
+) -> None:
     shutil.copy(DATA / "good" / "language.yaml", policy)
     loaded = load(policy)
     assert loaded.warnings == ()
@@ -433,13 +506,20 @@ def test_the_example_of_the_language_loads_without_a_fault_or_a_warning(policy: 
     assert made.rules[4].match.ports == (range(443, 444), range(8443, 8444))
     assert made.rules[4].private
     assert made.rules[0].location == Location(str(policy / "language.yaml"), 18, 5)
-    values = [value for held in made.credentials if isinstance(held.form, Headers) for value in held.form.values]
+    values = [
+        value
+        for held in made.credentials
+        if isinstance(held.form, Headers)
+        for value in held.form.values
+    ]
     assert [(value.name, value.template, value.username) for value in values] == [
         ("Authorization", "Bearer {github-token}", None),
         ("Authorization", "{github-token}", "x-access-token"),
         ("X-Api-Key", "{model-key}", None),
     ]
-    assert made.secrets["github-token"].source == FileSource(policy / "secrets/github-token")
+    assert made.secrets["github-token"].source == FileSource(
+        policy / "secrets/github-token"
+    )
     assert parse_host("ads.example.com") in made.lists["trackers"]
     assert made.tests[1].client == ip_address("192.168.137.10")
     assert made.tests[1].credentials == ("github-api",)
@@ -451,10 +531,16 @@ def test_every_unusual_form_is_understood(policy: Path) -> None:
     assert loaded.warnings == ()
     closed, is_open, quoted = loaded.policy.rules
     networks = loaded.policy.clients[0].networks
-    assert networks == (ip_network("fd00:137::/64"), ip_network("192.168.137.7"), ip_network("10.1.0.0/16"))
+    assert networks == (
+        ip_network("fd00:137::/64"),
+        ip_network("192.168.137.7"),
+        ip_network("10.1.0.0/16"),
+    )
     assert closed.reason == "Two lines\nof text."
     assert is_open.match.ports == (range(80, 81), range(443, 445), range(8443, 8444))
-    assert is_open.expires == datetime(2026, 12, 1, 18, 0, 0, 500_000, timezone(timedelta(hours=2)))
+    assert is_open.expires == datetime(
+        2026, 12, 1, 18, 0, 0, 500_000, timezone(timedelta(hours=2))
+    )
     assert quoted.expires == datetime(2026, 12, 1, 18, tzinfo=UTC)
     assert quoted.match.hosts == is_open.match.hosts
     assert loaded.policy.credentials[0].form.secrets == ("a", "b.c-d")
@@ -470,13 +556,17 @@ def test_the_smallest_policy_denies_everything(policy: Path) -> None:
     assert made.default_action is Action.DENY
 
 
-def test_relative_paths_start_from_the_directory_of_the_file_as_it_is_named(policy: Path, tmp_path: Path) -> None:
-    (tmp_path / "elsewhere.yaml").write_text("version: 1\nlists: {l: {file: list.txt}}\n")
+def test_relative_paths_start_from_the_directory_of_the_file_as_it_is_named(
+    policy: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere.yaml").write_text(
+        "version: 1\nlists: {l: {file: list.txt}}\n"
+    )
     (policy / "link.yaml").symlink_to(tmp_path / "elsewhere.yaml")
     assert parse_host("ads.example.com") in load(policy).policy.lists["l"]
 
 
-# --- secrets ------------------------------------------------------------------------------------------------------
+# --- secrets --------------------------------------------------------------------------
 
 
 def test_a_secret_that_is_unavailable_is_a_warning(policy: Path) -> None:
@@ -490,28 +580,39 @@ def test_a_secret_that_is_unavailable_is_a_warning(policy: Path) -> None:
         "policy.yaml:6:12: secret 'd' is unavailable: its environment variable is unset or empty [secret-unset]",
     ]
     place = Location(str(policy / "policy.yaml"), 4, 3)
-    assert loaded.policy.secrets["b"] == NamedSecret("b", place, EnvironmentSource("UNSET"))
+    assert loaded.policy.secrets["b"] == NamedSecret(
+        "b", place, EnvironmentSource("UNSET")
+    )
 
 
 @pytest.mark.parametrize(
-    ("mode", "loads"), [(0o600, True), (0o640, True), (0o660, True), (0o644, False), (0o604, False)]
+    ("mode", "loads"),
+    [(0o600, True), (0o640, True), (0o660, True), (0o644, False), (0o604, False)],
 )
-def test_a_secret_file_that_everyone_can_read_is_a_fault(policy: Path, mode: int, loads: bool) -> None:
+def test_a_secret_file_that_everyone_can_read_is_a_fault(
+    policy: Path, mode: int, loads: bool
+) -> None:
     (policy / "secret").write_text("s")
     (policy / "secret").chmod(mode)
     (policy / "link").symlink_to("secret")
     text = "secrets: {s: {file: link}}\n"
     if loads:
-        assert load(policy, text).policy.secrets["s"].source == FileSource(policy / "link")
+        assert load(policy, text).policy.secrets["s"].source == FileSource(
+            policy / "link"
+        )
     else:
-        assert "can be read by everyone, expected mode 0640" in faults_of(policy, text)[0]
+        assert (
+            "can be read by everyone, expected mode 0640" in faults_of(policy, text)[0]
+        )
 
 
-# --- lists --------------------------------------------------------------------------------------------------------
+# --- lists ----------------------------------------------------------------------------
 
 
 def test_lines_of_a_list_that_are_not_understood_are_one_warning(policy: Path) -> None:
-    (policy / "list.txt").write_text("# mine\n||ads.example^$script\nads.example\na b\nhttps://x/\n*.*.x\n")
+    (policy / "list.txt").write_text(
+        "# mine\n||ads.example^$script\nads.example\na b\nhttps://x/\n*.*.x\n"
+    )
     loaded = load(policy, "lists: {l: {file: list.txt}}\n")
     assert warnings_of(loaded, policy) == [
         "list.txt:2:1: 4 lines were not understood and left out: lines 2, 4, 5 "
@@ -522,7 +623,9 @@ def test_lines_of_a_list_that_are_not_understood_are_one_warning(policy: Path) -
 
 @pytest.mark.parametrize("secret", ["TOKEN=s3cret", "@@||s3cret^", "||com^"])
 def test_no_text_of_a_list_is_shown(policy: Path, secret: str) -> None:
-    """Whoever checks an edit can read more than who wrote it: the list may be any file."""
+    """Whoever checks an edit can read more than who wrote it: the list may be
+    any file.
+    """
     (policy / "secret").write_text(f"{secret}\n")
     (policy / "list.txt").unlink(missing_ok=True)
     (policy / "list.txt").symlink_to("secret")
@@ -547,14 +650,24 @@ def test_no_text_of_a_list_is_shown(policy: Path, secret: str) -> None:
         ("# nothing yet\n127.0.0.1 localhost\n", "the list holds no host pattern"),
     ],
 )
-def test_a_list_without_a_pattern_is_a_warning_of_its_own(policy: Path, text: str, found: str) -> None:
+def test_a_list_without_a_pattern_is_a_warning_of_its_own(
+    policy: Path, text: str, found: str
+) -> None:
     (policy / "list.txt").write_text(text)
     shown = warnings_of(load(policy, "lists: {l: {file: list.txt}}\n"), policy)
-    assert shown[0] == f"list.txt: {found}, so an entry that names it matches nothing [list-empty]"
+    assert (
+        shown[0]
+        == f"list.txt: {found}, so an entry that names it matches nothing [list-empty]"
+    )
 
 
-@pytest.mark.parametrize("line", ["@@||good.example^", "good.example CNAME rpz-passthru.", "server=/good.example/#"])
-def test_a_list_that_takes_hosts_out_serves_a_deny_but_no_allow_and_no_credential(policy: Path, line: str) -> None:
+@pytest.mark.parametrize(
+    "line",
+    ["@@||good.example^", "good.example CNAME rpz-passthru.", "server=/good.example/#"],
+)
+def test_a_list_that_takes_hosts_out_serves_a_deny_but_no_allow_and_no_credential(
+    policy: Path, line: str
+) -> None:
     (policy / "list.txt").write_text(f"||example^$all\n{line}\n")
     lists = "lists: {l: {file: list.txt}}\nsecrets: {s: {file: secrets/github-token}}\n"
     deny = "rules: [{name: a, action: deny, lists: [l]}]\n"
@@ -565,15 +678,21 @@ def test_a_list_that_takes_hosts_out_serves_a_deny_but_no_allow_and_no_credentia
     ):
         kind = "an allow" if "allow" in rule else "a credential"
         assert any(
-            f"list 'l' excludes hosts by its line 2, which is not understood: not safe for {kind}" in fault
+            f"list 'l' excludes hosts by its line 2, which is not understood: not safe for {kind}"
+            in fault
             for fault in faults_of(policy, lists + rule)
         )
 
 
 @pytest.mark.parametrize("line", ["||com^", "address=/com/", "*.com CNAME ."])
-def test_a_list_in_another_format_may_not_open_a_whole_top_level_domain(policy: Path, line: str) -> None:
+def test_a_list_in_another_format_may_not_open_a_whole_top_level_domain(
+    policy: Path, line: str
+) -> None:
     (policy / "list.txt").write_text(f"{line}\n")
-    faults = faults_of(policy, "lists: {l: {file: list.txt}}\nrules: [{name: a, action: allow, lists: [l]}]\n")
+    faults = faults_of(
+        policy,
+        "lists: {l: {file: list.txt}}\nrules: [{name: a, action: allow, lists: [l]}]\n",
+    )
     assert len(faults) == 1
     assert "list 'l' holds too wide a pattern for an allow: its line 1" in faults[0]
 
@@ -587,7 +706,7 @@ def test_a_list_that_changes_while_it_is_read_does_not_load(policy: Path) -> Non
     assert fingerprint(policy, sources.named) != sources.fingerprint
 
 
-# --- noticing a change --------------------------------------------------------------------------------------------
+# --- noticing a change ----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -602,9 +721,13 @@ def watched(policy: Path) -> Path:
 
 
 def state(directory: Path) -> Fingerprint:
-    """Take the fingerprint with every file named, the change time (which a test cannot set back) left to one side."""
+    """Take the fingerprint with every file named, the change time (which a test cannot
+    set back) left to one side.
+    """
     sources = read_sources(directory)
-    return tuple((name, reading and reading[:-1]) for name, reading in sources.fingerprint)
+    return tuple(
+        (name, reading and reading[:-1]) for name, reading in sources.fingerprint
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -613,15 +736,19 @@ def nothing_is_hot(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
-    "edited in place": lambda folder: (folder / "policy.yaml").write_text("version: 1\n"),
-    "replaced by rename": lambda folder: Path(shutil.copy2(folder / "policy.yaml", folder / ".new")).replace(
-        folder / "policy.yaml"
+    "edited in place": lambda folder: (folder / "policy.yaml").write_text(
+        "version: 1\n"
     ),
+    "replaced by rename": lambda folder: Path(
+        shutil.copy2(folder / "policy.yaml", folder / ".new")
+    ).replace(folder / "policy.yaml"),
     "a file more": lambda folder: (folder / "z.yaml").write_text("version: 1\n"),
     "a file less": lambda folder: (folder / "policy.yaml").unlink(),
     "list edited": lambda folder: (folder / "list.txt").write_text("sda.example.com\n"),
     "list removed": lambda folder: (folder / "list.txt").unlink(),
-    "secret rotated": lambda folder: (folder / "secrets/github-token").write_text("other\n"),
+    "secret rotated": lambda folder: (folder / "secrets/github-token").write_text(
+        "other\n"
+    ),
     "secret opened": lambda folder: (folder / "secrets/github-token").chmod(0o644),
 }
 
@@ -636,11 +763,15 @@ def test_every_change_shows_in_the_fingerprint(watched: Path, change: str) -> No
     assert fingerprint(watched, sources.named) != sources.fingerprint
 
 
-def test_a_swapped_directory_of_links_shows_as_with_a_mounted_config_map(tmp_path: Path) -> None:
+def test_a_swapped_directory_of_links_shows_as_with_a_mounted_config_map(
+    tmp_path: Path,
+) -> None:
     for version in ("1", "2"):
         (tmp_path / f"..{version}").mkdir()
         (tmp_path / f"..{version}" / "policy.yaml").write_text(f"version: {version}\n")
-        os.utime(tmp_path / f"..{version}" / "policy.yaml", (1_000_000_000, 1_000_000_000))
+        os.utime(
+            tmp_path / f"..{version}" / "policy.yaml", (1_000_000_000, 1_000_000_000)
+        )
     (tmp_path / "..data").symlink_to("..1")
     (tmp_path / "policy.yaml").symlink_to("..data/policy.yaml")
     sources = read_sources(tmp_path)
@@ -652,15 +783,21 @@ def test_a_swapped_directory_of_links_shows_as_with_a_mounted_config_map(tmp_pat
 
 
 def test_what_a_broken_policy_names_is_watched_too(policy: Path) -> None:
-    (policy / "policy.yaml").write_text("version: 7\nlists: {l: {file: gone.txt}}\nsecrets: {s: {file: gone, x: 1}}\n")
+    (policy / "policy.yaml").write_text(
+        "version: 7\nlists: {l: {file: gone.txt}}\nsecrets: {s: {file: gone, x: 1}}\n"
+    )
     sources = read_sources(policy)
     assert sources.named == (policy / "gone.txt", policy / "gone")
     (policy / "gone.txt").touch()
     assert fingerprint(policy, sources.named) != sources.fingerprint
 
 
-def test_a_file_written_a_moment_ago_equals_no_reading(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squidkeeper.policy.policy_store.sources._HOT_NANOSECONDS", 60_000_000_000)
+def test_a_file_written_a_moment_ago_equals_no_reading(
+    policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "squidkeeper.policy.policy_store.sources._HOT_NANOSECONDS", 60_000_000_000
+    )
     (policy / "policy.yaml").write_text("version: 1\n")
     assert fingerprint(policy) != fingerprint(policy)
 
@@ -672,11 +809,17 @@ def test_what_is_no_part_of_the_policy_changes_nothing(watched: Path) -> None:
     assert state(watched) == before
 
 
-def test_the_revision_is_of_names_and_contents_secrets_left_out(watched: Path, tmp_path: Path) -> None:
+def test_the_revision_is_of_names_and_contents_secrets_left_out(
+    watched: Path, tmp_path: Path
+) -> None:
     revision = load(watched).policy.revision
     CHANGES["secret rotated"](watched)
     shutil.copytree(watched, tmp_path / "copy", symlinks=True)
-    assert load(watched).policy.revision == load(tmp_path / "copy").policy.revision == revision
+    assert (
+        load(watched).policy.revision
+        == load(tmp_path / "copy").policy.revision
+        == revision
+    )
     CHANGES["list edited"](watched)
     changed = load(watched).policy.revision
     (watched / "policy.yaml").rename(watched / "other.yaml")

@@ -1,4 +1,6 @@
-"""Path patterns and the globs under them, against a matcher that takes the language at its word."""
+"""Path patterns and the globs under them, against a matcher that takes the language at
+its word.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,14 @@ PATHS = {
 def test_a_pattern_matches_its_paths_and_no_others(pattern: str) -> None:
     parsed = parse_path_pattern(pattern)
     matching, others = PATHS[pattern]
-    assert [path for path in matching if parsed.match(ReadPath(Reading.SENT, path)) is None] == []
-    assert [path for path in others if parsed.match(ReadPath(Reading.SENT, path)) is not None] == []
+    assert [
+        path for path in matching if parsed.match(ReadPath(Reading.SENT, path)) is None
+    ] == []
+    assert [
+        path
+        for path in others
+        if parsed.match(ReadPath(Reading.SENT, path)) is not None
+    ] == []
 
 
 def matches(pattern: str, path: str, before: str = "") -> bool:
@@ -43,17 +51,22 @@ def matches(pattern: str, path: str, before: str = "") -> bool:
     if pattern.startswith("**/") and before == "/" and matches(pattern[3:], path, "/"):
         return True
     if pattern.startswith("**"):
-        return any(matches(pattern[2:], path[taken:], "*") for taken in range(len(path) + 1))
+        return any(
+            matches(pattern[2:], path[taken:], "*") for taken in range(len(path) + 1)
+        )
     if pattern.startswith("*"):
         segment = len(path.partition("/")[0])
-        return any(matches(pattern[1:], path[taken:], "*") for taken in range(segment + 1))
+        return any(
+            matches(pattern[1:], path[taken:], "*") for taken in range(segment + 1)
+        )
     if not pattern or not path:
         return not pattern and not path
     return pattern[0] == path[0] and matches(pattern[1:], path[1:], pattern[0])
 
 
 @given(
-    st.text("/ab*", max_size=8).map(lambda text: f"/{text}"), st.text("/ab", max_size=8).map(lambda text: f"/{text}")
+    st.text("/ab*", max_size=8).map(lambda text: f"/{text}"),
+    st.text("/ab", max_size=8).map(lambda text: f"/{text}"),
 )
 @example("/**/", "/")
 @example("/a/**/**/b", "/a/b")
@@ -65,10 +78,15 @@ def test_a_glob_matches_what_the_language_says(pattern: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("reading", Reading)
-def test_two_stars_at_the_start_are_the_same_with_and_without_a_slash(reading: Reading) -> None:
+def test_two_stars_at_the_start_are_the_same_with_and_without_a_slash(
+    reading: Reading,
+) -> None:
     for text in ("**", "**/x", "**x"):
         for path in ("/", "/x", "/a/x", "/ax", "/y"):
-            found = [parse_path_pattern(pattern).match(ReadPath(reading, path)) for pattern in (text, f"/{text}")]
+            found = [
+                parse_path_pattern(pattern).match(ReadPath(reading, path))
+                for pattern in (text, f"/{text}")
+            ]
             assert found[0] == found[1]
 
 
@@ -84,16 +102,26 @@ def test_a_glob_that_is_taken_can_be_compared_with_every_reading(text: str) -> N
 
 def test_a_glob_is_read_the_way_the_path_beside_it_is_read() -> None:
     pattern = parse_path_pattern("/@scope%2fname")
-    assert all(pattern.match(path) is not None for path in readings(sent("/@scope%2fname")))
-    assert not all(pattern.match(path) is not None for path in readings(sent("/@scope%2f..%2f@other%2fname")))
+    assert all(
+        pattern.match(path) is not None for path in readings(sent("/@scope%2fname"))
+    )
+    assert not all(
+        pattern.match(path) is not None
+        for path in readings(sent("/@scope%2f..%2f@other%2fname"))
+    )
 
 
 def test_a_regex_gives_its_named_groups_and_is_compared_as_it_stands() -> None:
     pattern = parse_path_pattern("regex:/(?P<first>[^/]*)(?:/(?P<rest>.*))?")
     assert pattern.groups == ("first", "rest")
-    assert pattern.match(ReadPath(Reading.SENT, "/a/b/c")) == {"first": "a", "rest": "b/c"}
+    assert pattern.match(ReadPath(Reading.SENT, "/a/b/c")) == {
+        "first": "a",
+        "rest": "b/c",
+    }
     assert pattern.match(ReadPath(Reading.SENT, "/a")) == {"first": "a", "rest": ""}
-    assert parse_path_pattern("regex:/%7Ea").match(ReadPath(Reading.SENT, "/~a")) is None
+    assert (
+        parse_path_pattern("regex:/%7Ea").match(ReadPath(Reading.SENT, "/~a")) is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,12 +151,18 @@ def test_what_can_never_match_is_no_pattern(text: str) -> None:
         parse_path_pattern(text)
 
 
-@pytest.mark.parametrize("text", [".*x", "^/a", "(a|/b)", "(?P<o>/x)", "[^a]b", "\\x2fa", "(/a)*", "(?i)/A", "\\C*"])
+@pytest.mark.parametrize(
+    "text",
+    [".*x", "^/a", "(a|/b)", "(?P<o>/x)", "[^a]b", "\\x2fa", "(/a)*", "(?i)/A", "\\C*"],
+)
 def test_an_expression_that_can_begin_as_a_path_does_is_a_pattern(text: str) -> None:
     parse_path_pattern(f"regex:{text}")
 
 
-@pytest.mark.parametrize(("text", "everything"), [("/**", True), ("**", True), ("/*", False), ("/**/x", False)])
+@pytest.mark.parametrize(
+    ("text", "everything"),
+    [("/**", True), ("**", True), ("/*", False), ("/**/x", False)],
+)
 def test_what_matches_every_path_is_known(text: str, everything: bool) -> None:
     assert parse_path_pattern(text).everything is everything
 
@@ -160,10 +194,27 @@ def test_the_readings_by_which_a_glob_reads_the_same_share_what_matches_them() -
         (r"/[(?P<a>]\\(?P<b>.*)", False),
     ],
 )
-def test_an_expression_without_its_groups_matches_the_same(expression: str, is_asked_without: bool) -> None:
+def test_an_expression_without_its_groups_matches_the_same(
+    expression: str, is_asked_without: bool
+) -> None:
     pattern = parse_path_pattern(f"regex:{expression}")
     assert (pattern._ungrouped is not None) is is_asked_without
-    for path in ("/a/b-x", "/a/b/-x", "/a/b.git/c", "/abgit/c", "/12", "/(P<a>x", "/P<a>x", "/?x", "/<\\x", "/"):
+    for path in (
+        "/a/b-x",
+        "/a/b/-x",
+        "/a/b.git/c",
+        "/abgit/c",
+        "/12",
+        "/(P<a>x",
+        "/P<a>x",
+        "/?x",
+        "/<\\x",
+        "/",
+    ):
         found = re2.fullmatch(expression, path)
-        groups = None if found is None else {name: found.group(name) or "" for name in pattern.groups}
+        groups = (
+            None
+            if found is None
+            else {name: found.group(name) or "" for name in pattern.groups}
+        )
         assert pattern.match(ReadPath(Reading.SENT, path)) == groups

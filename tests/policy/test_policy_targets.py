@@ -10,14 +10,29 @@ from squidkeeper.policy.language.paths import parse_path_pattern
 from squidkeeper.policy.language.targets import check_target, parse_target
 
 TARGETS = {
-    "https://registry.internal/python{path}{query}": ("https", "registry.internal", "/python{path}", "{query}"),
+    "https://registry.internal/python{path}{query}": (
+        "https",
+        "registry.internal",
+        "/python{path}",
+        "{query}",
+    ),
     "https://{host}{path}{query}": ("https", "{host}", "{path}", "{query}"),
     "http://{host}:8080": ("http", "{host}:8080", "", ""),
     "https://a.{host}/x?u={path}": ("https", "a.{host}", "/x", "?u={path}"),
-    "https://[2001:db8::1]:8443/{a}?b={b}": ("https", "[2001:db8::1]:8443", "/{a}", "?b={b}"),
+    "https://[2001:db8::1]:8443/{a}?b={b}": (
+        "https",
+        "[2001:db8::1]:8443",
+        "/{a}",
+        "?b={b}",
+    ),
     "https://mirror.example?fixed=1": ("https", "mirror.example", "", "?fixed=1"),
     "https://mirror.example{query}": ("https", "mirror.example", "", "{query}"),
-    "https://mirror.example/a?b=c{query}": ("https", "mirror.example", "/a", "?b=c{query}"),
+    "https://mirror.example/a?b=c{query}": (
+        "https",
+        "mirror.example",
+        "/a",
+        "?b=c{query}",
+    ),
 }
 
 
@@ -39,7 +54,9 @@ def test_a_target_is_taken_apart(text: str) -> None:
         ("https://m.example{query}{query}", "https://m.example{query}"),
     ],
 )
-def test_what_a_placeholder_brings_with_it_does_not_stand_there_already(text: str, corrected: str) -> None:
+def test_what_a_placeholder_brings_with_it_does_not_stand_there_already(
+    text: str, corrected: str
+) -> None:
     with pytest.raises(PatternError) as raised:
         parse_target(text)
     assert str(raised.value).endswith(f"expected {corrected!r}")
@@ -53,16 +70,22 @@ def test_a_slash_ahead_of_the_path_is_the_paths_own() -> None:
 
 def test_every_path_of_a_rewrite_has_the_groups_of_its_target() -> None:
     target = parse_target("https://mirror.example/{a}?x={b}")
-    both, one = parse_path_pattern("regex:/(?P<a>.)(?P<b>.)"), parse_path_pattern("regex:/(?P<a>.)")
+    both, one = (
+        parse_path_pattern("regex:/(?P<a>.)(?P<b>.)"),
+        parse_path_pattern("regex:/(?P<a>.)"),
+    )
     check_target(target, None, [both, both])
     with pytest.raises(PatternError, match=r"\{b\} is not known"):
         check_target(target, None, [both, one])
 
 
 @pytest.mark.parametrize(
-    ("schemes", "opens"), [(None, True), (["https"], True), (["http", "https"], True), (["http"], False)]
+    ("schemes", "opens"),
+    [(None, True), (["https"], True), (["http", "https"], True), (["http"], False)],
 )
-def test_a_target_in_http_is_for_http_alone(schemes: list[str] | None, opens: bool) -> None:
+def test_a_target_in_http_is_for_http_alone(
+    schemes: list[str] | None, opens: bool
+) -> None:
     target = parse_target("http://mirror.example{path}")
     check_target(parse_target("https://mirror.example{path}"), schemes, None)
     if opens:
@@ -75,7 +98,12 @@ def test_a_target_in_http_is_for_http_alone(schemes: list[str] | None, opens: bo
 @pytest.mark.parametrize(
     ("text", "secrets"),
     [
-        *(("{a}", ("a",)), ("Bearer {a}", ("a",)), ("{b}:{a}:{b}", ("b", "a")), ("{{{a}}}", ("a",))),
+        *(
+            ("{a}", ("a",)),
+            ("Bearer {a}", ("a",)),
+            ("{b}:{a}:{b}", ("b", "a")),
+            ("{{{a}}}", ("a",)),
+        ),
         *(("{{b}} {a}", ("a",)), ("plain", ()), ("{{a}}", ())),
     ],
 )

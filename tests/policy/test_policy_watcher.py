@@ -1,4 +1,6 @@
-"""The policy in force: loaded, swapped whole, the last good one kept, and what was in force kept on disk."""
+"""The policy in force: loaded, swapped whole, the last good one kept, and what was in
+force kept on disk.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ import pytest
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.policy_store.loading import load_stored_revision
 from squidkeeper.policy.policy_store.policy_watcher import FileWatch, PolicyWatcher
-from squidkeeper.policy.policy_store.revisions import revision_in_force, stored_revisions
+from squidkeeper.policy.policy_store.revisions import (
+    revision_in_force,
+    stored_revisions,
+)
 
 from ..conftest import write_policy
 from ..waiting import files_at_rest, pause, stays, wait_for
@@ -29,7 +34,10 @@ BAD = "rules: [{name: open, action: allowed, hosts: [open.example]}, {name: x, a
 
 def make(tmp_path: Path) -> PolicyWatcher[CompiledPolicy]:
     return PolicyWatcher(
-        tmp_path / "policy", tmp_path / "state/lists", lambda compiled: compiled, tmp_path / "state/revisions"
+        tmp_path / "policy",
+        tmp_path / "state/lists",
+        lambda compiled: compiled,
+        tmp_path / "state/revisions",
     )
 
 
@@ -40,14 +48,19 @@ def look(live: PolicyWatcher[CompiledPolicy]) -> None:
 
 
 def kept_names(tmp_path: Path) -> list[str]:
-    return [revision.revision for revision in stored_revisions(tmp_path / "state/revisions")]
+    return [
+        revision.revision for revision in stored_revisions(tmp_path / "state/revisions")
+    ]
 
 
 def test_before_the_first_look_nothing_is_in_force(tmp_path: Path) -> None:
     live = make(tmp_path)
     assert live.current is None
     assert (live.state.revision, live.state.ok) == (None, False)
-    assert live.state.problem == f"{tmp_path}/policy: the policy is not read yet [not-read]"
+    assert (
+        live.state.problem
+        == f"{tmp_path}/policy: the policy is not read yet [not-read]"
+    )
 
 
 def test_the_state_names_the_revision_and_when_it_was_loaded(tmp_path: Path) -> None:
@@ -56,22 +69,35 @@ def test_the_state_names_the_revision_and_when_it_was_loaded(tmp_path: Path) -> 
     live = make(tmp_path)
     look(live)
     assert live.current
-    assert (live.state.revision, live.state.ok, live.state.faults) == (live.current.source.revision, True, ())
+    assert (live.state.revision, live.state.ok, live.state.faults) == (
+        live.current.source.revision,
+        True,
+        (),
+    )
     assert live.state.loaded
     assert before <= live.state.loaded <= time.time()
     assert not (tmp_path / "state/revisions").exists()  # the thread stores it later
 
 
-def test_a_policy_that_never_loaded_is_not_in_force_and_its_faults_are_known(tmp_path: Path) -> None:
+def test_a_policy_that_never_loaded_is_not_in_force_and_its_faults_are_known(
+    tmp_path: Path,
+) -> None:
     write_policy(tmp_path / "policy", BAD)
     live = make(tmp_path)
     look(live)
-    assert (live.current, live.state.revision, live.state.loaded, live.state.ok) == (None, None, None, False)
+    assert (live.current, live.state.revision, live.state.loaded, live.state.ok) == (
+        None,
+        None,
+        None,
+        False,
+    )
     assert [fault.location.line for fault in live.state.faults] == [2, 2]
     assert "allowed" in live.state.problem
 
 
-def test_a_bad_edit_keeps_the_revision_and_tells_its_faults_until_it_is_mended(tmp_path: Path) -> None:
+def test_a_bad_edit_keeps_the_revision_and_tells_its_faults_until_it_is_mended(
+    tmp_path: Path,
+) -> None:
     write_policy(tmp_path / "policy", GOOD)
     live = make(tmp_path)
     look(live)
@@ -79,13 +105,25 @@ def test_a_bad_edit_keeps_the_revision_and_tells_its_faults_until_it_is_mended(t
     write_policy(tmp_path / "policy", BAD)
     look(live)
     bad = live.state
-    assert (bad.revision, bad.loaded, bad.ok, len(bad.faults)) == (good.revision, good.loaded, False, 2)
+    assert (bad.revision, bad.loaded, bad.ok, len(bad.faults)) == (
+        good.revision,
+        good.loaded,
+        False,
+        2,
+    )
     write_policy(tmp_path / "policy", GOOD)
     look(live)
-    assert (live.state.revision, live.state.ok, live.state.problem, live.state.faults) == (good.revision, True, "", ())
+    assert (
+        live.state.revision,
+        live.state.ok,
+        live.state.problem,
+        live.state.faults,
+    ) == (good.revision, True, "", ())
 
 
-def test_a_good_edit_that_one_process_alone_has_seen_ahead_of_a_bad_one_is_in_force_in_all(tmp_path: Path) -> None:
+def test_a_good_edit_that_one_process_alone_has_seen_ahead_of_a_bad_one_is_in_force_in_all(
+    tmp_path: Path,
+) -> None:
     first, second = started(tmp_path), started(tmp_path)
     write_policy(tmp_path / "policy", GOOD.replace("open,", "closed,"))
     look(first)
@@ -101,7 +139,9 @@ def test_a_good_edit_that_one_process_alone_has_seen_ahead_of_a_bad_one_is_in_fo
     comes_in_force_again(second, tmp_path)
 
 
-def test_what_was_loaded_later_stays_where_another_process_could_not_be_told(tmp_path: Path) -> None:
+def test_what_was_loaded_later_stays_where_another_process_could_not_be_told(
+    tmp_path: Path,
+) -> None:
     other, live = started(tmp_path), started(tmp_path)
     write_policy(tmp_path / "policy", GOOD.replace("open,", "closed,"))
     look(live)  # and is not stored, as on a full disk
@@ -131,17 +171,26 @@ def test_what_was_in_force_is_kept_by_the_watch(tmp_path: Path) -> None:
     write_policy(tmp_path / "policy", BAD)
     wait_for(lambda: not live.state.ok)
     assert kept_names(tmp_path) == [second, first]
-    assert load_stored_revision(tmp_path / "state/revisions", str(first)).source.rules[0].name == "open"
+    assert (
+        load_stored_revision(tmp_path / "state/revisions", str(first))
+        .source.rules[0]
+        .name
+        == "open"
+    )
 
 
 def test_a_disk_that_takes_nothing_costs_one_line_in_the_log_and_no_verdict(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.policy.policy_store.revisions._TRY_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(
+        "squidkeeper.policy.policy_store.revisions._TRY_AGAIN_SECONDS", 0.0
+    )
     caplog.set_level(logging.WARNING)
     disk = tmp_path / "state"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", disk], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", disk], check=True
+    )
     try:
         write_policy(tmp_path / "policy", GOOD)
         live = make(tmp_path)
@@ -157,22 +206,31 @@ def test_a_disk_that_takes_nothing_costs_one_line_in_the_log_and_no_verdict(
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_a_hundred_edits_a_second_are_taken_up_and_bounded_on_disk(tmp_path: Path) -> None:
+def test_a_hundred_edits_a_second_are_taken_up_and_bounded_on_disk(
+    tmp_path: Path,
+) -> None:
     write_policy(tmp_path / "policy", GOOD)
     live = make(tmp_path)
     live.start()
     for number in range(200):
         new = tmp_path / "policy/.new"
-        new.write_text("version: 1\n" + GOOD.replace("open.example", f"open{number}.example"))
+        new.write_text(
+            "version: 1\n" + GOOD.replace("open.example", f"open{number}.example")
+        )
         new.rename(tmp_path / "policy/policy.yaml")
         pause(0.01, "a hundred edits a second")
-    wait_for(lambda: "open199.example" in str(live.current and live.current.source.rules[0].match.hosts))
+    wait_for(
+        lambda: (
+            "open199.example"
+            in str(live.current and live.current.source.rules[0].match.hosts)
+        )
+    )
     wait_for(lambda: live.state.revision in kept_names(tmp_path))
     assert len(kept_names(tmp_path)) <= 50
     wait_for(lambda: not list((tmp_path / "state/revisions").glob(".*")))
 
 
-# --- files that are being written ---------------------------------------------------------------------------------
+# --- files that are being written -----------------------------------------------------
 
 HALF = "version: 1\nrules:\n  - {name: first, action: allow, hosts: ['*']}\n"
 REST = "  - {name: second, action: deny, hosts: [closed.example]}\n"
@@ -194,7 +252,9 @@ def comes_in_force(live: PolicyWatcher[CompiledPolicy], *names: str) -> None:
     look_until(live, lambda: rule_names(live) == [*names])
 
 
-def look_until(live: PolicyWatcher[CompiledPolicy], condition: Callable[[], bool]) -> None:
+def look_until(
+    live: PolicyWatcher[CompiledPolicy], condition: Callable[[], bool]
+) -> None:
     def looked() -> bool:
         look(live)
         return condition()
@@ -222,7 +282,10 @@ def started(tmp_path: Path, text: str = GOOD) -> PolicyWatcher[CompiledPolicy]:
     ids=["edited", "new", "behind a symbolic link", "behind a hard link"],
 )
 def test_a_half_written_file_is_not_loaded_until_it_is_closed(
-    tmp_path: Path, written: str, link: Callable[[Path, Path], None] | None, names: list[str]
+    tmp_path: Path,
+    written: str,
+    link: Callable[[Path, Path], None] | None,
+    names: list[str],
 ) -> None:
     if link:
         write_policy(tmp_path, GOOD, written)
@@ -271,7 +334,9 @@ def test_a_half_written_list_is_not_loaded_until_it_is_closed(tmp_path: Path) ->
 def test_an_edit_waits_for_a_list_that_is_written_unless_it_does_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(
+        "squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.1
+    )
     ads = listed(tmp_path)
     live = started(tmp_path, LISTED)
     with ads.open("w") as file:
@@ -285,7 +350,9 @@ def test_an_edit_waits_for_a_list_that_is_written_unless_it_does_without_it(
         comes_in_force(live, "open")
 
 
-def test_a_list_that_an_edit_names_is_not_loaded_while_it_is_still_written(tmp_path: Path) -> None:
+def test_a_list_that_an_edit_names_is_not_loaded_while_it_is_still_written(
+    tmp_path: Path,
+) -> None:
     live = started(tmp_path)
     (tmp_path / "lists").mkdir()
     with (tmp_path / "lists/ads.txt").open("w") as file:
@@ -302,7 +369,9 @@ def test_a_list_that_an_edit_names_is_not_loaded_while_it_is_still_written(tmp_p
 def test_a_file_that_stays_open_is_reported_and_loads_once_it_is_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.policy.policy_store.policy_watcher._WRITE_SECONDS", 0.2)
+    monkeypatch.setattr(
+        "squidkeeper.policy.policy_store.policy_watcher._WRITE_SECONDS", 0.2
+    )
     live = started(tmp_path)
     file = tmp_path / "policy/policy.yaml"
     with file.open("w") as writer:
@@ -313,7 +382,9 @@ def test_a_file_that_stays_open_is_reported_and_loads_once_it_is_replaced(
         assert f"{file}: open for writing since " in live.state.problem
         assert caplog.text.count("open for writing since ") == 1
         assert "the last good policy goes on" in caplog.text
-        write_policy(tmp_path / "policy", GOOD.replace("name: open", "name: replaced"), ".new")
+        write_policy(
+            tmp_path / "policy", GOOD.replace("name: open", "name: replaced"), ".new"
+        )
         (tmp_path / "policy/.new").rename(file)
         comes_in_force(live, "replaced")
         assert (live.state.ok, live.state.problem) == (True, "")
@@ -367,14 +438,20 @@ def test_a_policy_that_was_put_back_is_what_was_in_force_last(tmp_path: Path) ->
         live.store()
     found = revision_in_force(tmp_path / "state/revisions")
     assert found is not None
-    assert (found.revision, found.directory, found.ended) == (first, tmp_path / "policy", frozenset())
+    assert (found.revision, found.directory, found.ended) == (
+        first,
+        tmp_path / "policy",
+        frozenset(),
+    )
     assert len(kept_names(tmp_path)) == 2
 
 
 def test_a_process_that_starts_goes_by_the_others_for_as_long_as_the_file_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(
+        "squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.2
+    )
     first = started(tmp_path)
     with (tmp_path / "policy/policy.yaml").open("w") as file:
         file.write(HALF)
@@ -392,15 +469,21 @@ def test_a_process_that_starts_alone_waits_until_the_file_is_quiet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started(tmp_path)
-    monkeypatch.setattr("squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 600.0)
+    monkeypatch.setattr(
+        "squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 600.0
+    )
     write_policy(tmp_path / "policy", "rules: [{name: later, action: deny}]")
     alone = make(tmp_path)
     comes_in_force(alone, "open")
-    monkeypatch.setattr("squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(
+        "squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.1
+    )
     comes_in_force(alone, "later")
 
 
-def test_a_process_that_starts_with_what_was_in_force_denies_once_the_file_is_complete_and_bad(tmp_path: Path) -> None:
+def test_a_process_that_starts_with_what_was_in_force_denies_once_the_file_is_complete_and_bad(
+    tmp_path: Path,
+) -> None:
     started(tmp_path)
     with (tmp_path / "policy/policy.yaml").open("w") as file:
         file.write("version: 1\n" + BAD)
@@ -415,18 +498,30 @@ def test_a_process_that_starts_with_what_was_in_force_denies_once_the_file_is_co
 def test_a_process_that_starts_while_an_edit_replaces_another_begins_with_what_was_in_force(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(
+        "squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.0
+    )
     first = started(tmp_path)
-    write_policy(tmp_path / "policy", "rules: [{name: second, action: allow, hosts: [open.example]}]")
+    write_policy(
+        tmp_path / "policy",
+        "rules: [{name: second, action: allow, hosts: [open.example]}]",
+    )
     later = make(tmp_path)
-    with monkeypatch.context() as edited:  # again and again, between reading and loading
+    with (
+        monkeypatch.context() as edited
+    ):  # again and again, between reading and loading
         edited.setattr(FileWatch, "is_current", lambda *_: False)
         look(later)
-        assert (rule_names(later), later.state.revision) == (["open"], first.state.revision)
+        assert (rule_names(later), later.state.revision) == (
+            ["open"],
+            first.state.revision,
+        )
     comes_in_force(later, "second")
 
 
-def test_a_process_that_starts_loads_what_is_in_force_at_once_however_new_the_file_is(tmp_path: Path) -> None:
+def test_a_process_that_starts_loads_what_is_in_force_at_once_however_new_the_file_is(
+    tmp_path: Path,
+) -> None:
     first = started(tmp_path)
     write_policy(tmp_path / "policy", GOOD)
     later = make(tmp_path)
@@ -438,7 +533,12 @@ def test_a_process_that_starts_loads_what_is_in_force_at_once_however_new_the_fi
 def test_what_was_in_force_of_another_directory_is_not_taken(tmp_path: Path) -> None:
     started(tmp_path)
     write_policy(tmp_path / "other", "rules: [{name: other, action: deny}]")
-    live = PolicyWatcher(tmp_path / "other", None, lambda compiled: compiled, tmp_path / "state/revisions")
+    live = PolicyWatcher(
+        tmp_path / "other",
+        None,
+        lambda compiled: compiled,
+        tmp_path / "state/revisions",
+    )
     comes_in_force(live, "other")
 
 
@@ -464,25 +564,36 @@ print("all in force")
     ("limit", "problem"),
     [
         ("max_inotify_instances", "inotify cannot be used (Too many open files)"),
-        ("max_inotify_watches", "inotify cannot watch {policy} (No space left on device)"),
+        (
+            "max_inotify_watches",
+            "inotify cannot watch {policy} (No space left on device)",
+        ),
     ],
 )
-def test_without_inotify_the_log_says_so_once_and_edits_load(tmp_path: Path, limit: str, problem: str) -> None:
+def test_without_inotify_the_log_says_so_once_and_edits_load(
+    tmp_path: Path, limit: str, problem: str
+) -> None:
     policy = write_policy(tmp_path / "policy", GOOD)
     limited = (
-        f"echo 0 > /proc/sys/user/{limit}; exec {shlex.join([sys.executable, '-c', WITHOUT_INOTIFY, str(policy)])}"
+        f"echo 0 > /proc/sys/user/{limit}; exec "
+        f"{shlex.join([sys.executable, '-c', WITHOUT_INOTIFY, str(policy)])}"
     )
     command = ["unshare", "--user", "--map-root-user", "sh", "-c", limited]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1:] == ["all in force"], done.stdout + done.stderr
     assert done.stdout.count(problem.format(policy=policy)) == 1, done.stdout
-    assert done.stdout.count("may be loaded half-written") == len(done.stdout.splitlines()) - 1
+    assert (
+        done.stdout.count("may be loaded half-written")
+        == len(done.stdout.splitlines()) - 1
+    )
 
 
-# --- files that end with `end: true` ------------------------------------------------------------------------------
+# --- files that end with `end: true` --------------------------------------------------
 
 
-def test_a_file_that_ended_so_must_end_so_again_in_every_process_until_it_is_dropped(tmp_path: Path) -> None:
+def test_a_file_that_ended_so_must_end_so_again_in_every_process_until_it_is_dropped(
+    tmp_path: Path,
+) -> None:
     live = started(tmp_path, GOOD + "\nend: true\n")
     revision = live.state.revision
     write_policy(tmp_path / "policy", GOOD)

@@ -27,7 +27,12 @@ from squidkeeper.policy.language.document import parse_document
 from squidkeeper.policy.language.hosts import HostForm
 from squidkeeper.policy.language.lint import lint, open_to_any_client
 from squidkeeper.policy.language.model import VERDICT_NAMES, Action, Rule
-from squidkeeper.policy.policy_store.loading import build_sources, load, load_preset, load_stored_revision
+from squidkeeper.policy.policy_store.loading import (
+    build_sources,
+    load,
+    load_preset,
+    load_stored_revision,
+)
 from squidkeeper.policy.policy_store.revisions import store_revision
 from squidkeeper.policy.policy_store.sources import read_sources, sources_of
 from squidkeeper.policy.presets import preset_names, preset_text, read_preset
@@ -39,7 +44,8 @@ from ..conftest import NOW, compiled_of, write_policy
 
 NAMES = sorted(preset_names())
 DOCUMENT = Path(__file__).parents[2] / "policy/PRESETS.md"
-# What is shipped never changes. A preset that has to change gets another version, in a file of its own.
+# What is shipped never changes. A preset that has to change gets another version, in a
+# file of its own.
 SHIPPED: dict[str, str] = {
     "anthropic@1": "9486a586ae0da369fa10f7b8ef1c0344d07f650bbc39679a3d9837508c115578",
     "crates@1": "1f26bbfab108c4a35427fe5f4d49f77c256ea4e5ad9edae0eeb2168d621b1e4d",
@@ -50,7 +56,13 @@ SHIPPED: dict[str, str] = {
     "openai@1": "b1dc1677895c7d48285d6352cb4321c8b34a96a61868c9cfddfb45a50fd536fa",
     "pypi@1": "5f7a7c718401c69090cfc4a1b42d7afd0d2f0574024aa5c808b8e4254867e133",
 }
-SHARED_STORAGE = ("amazonaws.com", "blob.core.windows.net", "cloudfront.net", "googleapis.com", "r2.dev")
+SHARED_STORAGE = (
+    "amazonaws.com",
+    "blob.core.windows.net",
+    "cloudfront.net",
+    "googleapis.com",
+    "r2.dev",
+)
 EVERY_PRESET = f"presets: [{', '.join(NAMES)}]\n"
 
 
@@ -72,7 +84,9 @@ def warnings(directory: Path, text: str) -> list[str]:
     return [str(fault).replace(f"{directory}/", "") for fault in lint(policy, NOW)]
 
 
-def judged(policy: CompiledPolicy, request: str, client: str = "192.0.2.1") -> tuple[str, str]:
+def judged(
+    policy: CompiledPolicy, request: str, client: str = "192.0.2.1"
+) -> tuple[str, str]:
     method, url = request.split(" ")
     decision = decide(policy, policy.match(request_to(method, url, client)), NOW)
     return decision.action, decision.rule
@@ -90,13 +104,15 @@ def rules_of(name: str) -> tuple[Rule, ...]:
     return load_preset(name).source.rules
 
 
-# --- what is shipped ----------------------------------------------------------------------------------------------
+# --- what is shipped ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_version_never_changes(name: str) -> None:
     content = read_preset(name).content
-    assert hashlib.sha256(content).hexdigest() == SHIPPED.get(name), f"{name} has changed: make another version of it"
+    assert hashlib.sha256(content).hexdigest() == SHIPPED.get(name), (
+        f"{name} has changed: make another version of it"
+    )
 
 
 def test_no_shipped_version_is_missing() -> None:
@@ -106,16 +122,24 @@ def test_no_shipped_version_is_missing() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_holds_rules_of_its_own_name_alone(name: str) -> None:
     assert read_preset(name).data.keys() == {"version", "rules"}
-    assert all(re.fullmatch(rf"{re.escape(name)}/[a-z]+", rule.name) for rule in rules_of(name))
+    assert all(
+        re.fullmatch(rf"{re.escape(name)}/[a-z]+", rule.name) for rule in rules_of(name)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_preset_only_opens_and_opens_named_hosts_and_methods_at_default_ports(name: str) -> None:
-    """No rule closes, is for private addresses, is unseen, or opens whatever somebody else may have at a host."""
+def test_a_preset_only_opens_and_opens_named_hosts_and_methods_at_default_ports(
+    name: str,
+) -> None:
+    """No rule closes, is for private addresses, is unseen, or opens whatever somebody
+    else may have at a host.
+    """
     for rule in rules_of(name):
         match = rule.match
         assert rule.action is Action.ALLOW, rule.name
-        assert not any((rule.private, rule.passthrough, rule.websocket, rule.strip, rule.observe)), rule.name
+        assert not any(
+            (rule.private, rule.passthrough, rule.websocket, rule.strip, rule.observe)
+        ), rule.name
         assert (rule.expires, rule.when) == (None, None), rule.name
         assert match.hosts
         assert all(pattern.form is HostForm.EXACT for pattern in match.hosts), rule.name
@@ -128,17 +152,25 @@ def test_a_preset_only_opens_and_opens_named_hosts_and_methods_at_default_ports(
 @pytest.mark.parametrize("name", NAMES)
 def test_storage_that_others_share_is_open_for_one_bucket_alone(name: str) -> None:
     shared = [
-        rule for rule in rules_of(name) if any(host.text.endswith(SHARED_STORAGE) for host in rule.match.hosts or ())
+        rule
+        for rule in rules_of(name)
+        if any(host.text.endswith(SHARED_STORAGE) for host in rule.match.hosts or ())
     ]
     for rule in shared:
-        assert all(re.match(r"/[a-z0-9-]+/", path.text) for path in rule.match.paths or ()), rule.name
+        assert all(
+            re.match(r"/[a-z0-9-]+/", path.text) for path in rule.match.paths or ()
+        ), rule.name
         assert rule.match.paths
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_sent_has_paths(name: str) -> None:
     """A POST carries data out: each is for paths that the provider's documents name."""
-    assert all(rule.match.paths for rule in rules_of(name) if "POST" in (rule.match.methods or ()))
+    assert all(
+        rule.match.paths
+        for rule in rules_of(name)
+        if "POST" in (rule.match.methods or ())
+    )
 
 
 def test_no_preset_has_a_warning_of_its_own(directory: Path) -> None:
@@ -153,7 +185,9 @@ def test_a_preset_names_its_documents_and_the_day(name: str) -> None:
     assert summary.documents
     assert all(url.startswith("https://") for url in summary.documents)
     assert date.fromisoformat(summary.read) >= date(2026, 11, 26)
-    assert [rule.name for rule in summary.rules] == [rule.name for rule in rules_of(name)]
+    assert [rule.name for rule in summary.rules] == [
+        rule.name for rule in rules_of(name)
+    ]
 
 
 def test_the_document_has_the_tables() -> None:
@@ -258,27 +292,72 @@ def test_a_preset_opens_this_and_not_that(case: str) -> None:
 
 CHAT, RESPONSES, MESSAGES = (
     f"POST https://{path}"
-    for path in ("api.openai.com/v1/chat/completions", "api.openai.com/v1/responses", "api.anthropic.com/v1/messages")
+    for path in (
+        "api.openai.com/v1/chat/completions",
+        "api.openai.com/v1/responses",
+        "api.anthropic.com/v1/messages",
+    )
 )
-HOSTED: dict[str, tuple[str, str]] = {  # a request of models, and what in it lets the provider reach other hosts
-    "a hosted tool": (RESPONSES, '"tools": [{"type": "function", "name": "a"}, {"type": "web_search"}]'),
-    "an MCP server as a tool": (RESPONSES, '"tools": [{"type": "mcp", "server_url": "https://evil.example/"}]'),
+HOSTED: dict[
+    str, tuple[str, str]
+] = {  # a request of models, and what in it lets the provider reach other hosts
+    "a hosted tool": (
+        RESPONSES,
+        '"tools": [{"type": "function", "name": "a"}, {"type": "web_search"}]',
+    ),
+    "an MCP server as a tool": (
+        RESPONSES,
+        '"tools": [{"type": "mcp", "server_url": "https://evil.example/"}]',
+    ),
     "a hosted shell": (RESPONSES, '"tools": [{"type": "shell"}]'),
-    "tools in a namespace": (RESPONSES, '"tools": [{"type": "namespace", "tools": [{"type": "mcp"}]}]'),
-    "tools in the input": (RESPONSES, '"input": [{"type": "additional_tools", "tools": [{"type": "web_search"}]}]'),
+    "tools in a namespace": (
+        RESPONSES,
+        '"tools": [{"type": "namespace", "tools": [{"type": "mcp"}]}]',
+    ),
+    "tools in the input": (
+        RESPONSES,
+        '"input": [{"type": "additional_tools", "tools": [{"type": "web_search"}]}]',
+    ),
     "a stored prompt": (RESPONSES, '"prompt": {"id": "p"}'),
-    "the URL of an image": (RESPONSES, '"input": [{"content": [{"type": "input_image", "image_url": "https://e/"}]}]'),
-    "the URL of a file": (RESPONSES, '"input": [{"content": [{"type": "input_file", "file_url": "https://e/"}]}]'),
-    "the URL in the output of a tool": (RESPONSES, '"input": [{"output": [{"image_url": "https://e/"}]}]'),
-    "the file in the output of a tool": (RESPONSES, '"input": [{"output": [{"file_url": "https://e/"}]}]'),
+    "the URL of an image": (
+        RESPONSES,
+        '"input": [{"content": [{"type": "input_image", "image_url": "https://e/"}]}]',
+    ),
+    "the URL of a file": (
+        RESPONSES,
+        '"input": [{"content": [{"type": "input_file", "file_url": "https://e/"}]}]',
+    ),
+    "the URL in the output of a tool": (
+        RESPONSES,
+        '"input": [{"output": [{"image_url": "https://e/"}]}]',
+    ),
+    "the file in the output of a tool": (
+        RESPONSES,
+        '"input": [{"output": [{"file_url": "https://e/"}]}]',
+    ),
     "a search in a chat": (CHAT, '"web_search_options": {}'),
     "a hosted tool in a chat": (CHAT, '"tools": [{"type": "web_search"}]'),
-    "the URL of an image in a chat": (CHAT, '"messages": [{"content": [{"image_url": {"url": "https://e/"}}]}]'),
-    "a server tool": (MESSAGES, '"tools": [{"name": "a"}, {"type": "web_fetch_20260318", "name": "web_fetch"}]'),
-    "the shell of a server tool": (MESSAGES, '"tools": [{"type": "code_execution_20260521"}]'),
-    "an MCP server": (MESSAGES, '"mcp_servers": [{"type": "url", "url": "https://e/"}]'),
+    "the URL of an image in a chat": (
+        CHAT,
+        '"messages": [{"content": [{"image_url": {"url": "https://e/"}}]}]',
+    ),
+    "a server tool": (
+        MESSAGES,
+        '"tools": [{"name": "a"}, {"type": "web_fetch_20260318", "name": "web_fetch"}]',
+    ),
+    "the shell of a server tool": (
+        MESSAGES,
+        '"tools": [{"type": "code_execution_20260521"}]',
+    ),
+    "an MCP server": (
+        MESSAGES,
+        '"mcp_servers": [{"type": "url", "url": "https://e/"}]',
+    ),
     "skills": (MESSAGES, '"container": {"skills": []}'),
-    "a tool in a message": (MESSAGES, '"messages": [{"content": [{"tool": {"definition": {"type": "mcp_toolset"}}}]}]'),
+    "a tool in a message": (
+        MESSAGES,
+        '"messages": [{"content": [{"tool": {"definition": {"type": "mcp_toolset"}}}]}]',
+    ),
     "a tool in a compaction": (
         MESSAGES,
         '"messages": [{"content": [{"tool_changes": [{"definition": {"type": "mcp_toolset"}}]}]}]',
@@ -287,7 +366,10 @@ HOSTED: dict[str, tuple[str, str]] = {  # a request of models, and what in it le
         MESSAGES,
         '"messages": [{"content": [{"source": {"type": "url", "url": "https://e/"}}]}]',
     ),
-    "the URL in a result": (MESSAGES, '"messages": [{"content": [{"content": [{"source": {"type": "url"}}]}]}]'),
+    "the URL in a result": (
+        MESSAGES,
+        '"messages": [{"content": [{"content": [{"source": {"type": "url"}}]}]}]',
+    ),
 }
 ORDINARY: dict[str, tuple[str, str]] = {
     "a text": (RESPONSES, '"input": "Hello"'),
@@ -329,7 +411,9 @@ def test_a_preset_of_models_opens_what_agents_send(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", HOSTED)
-def test_a_preset_of_models_closes_what_lets_the_provider_reach_other_hosts(case: str) -> None:
+def test_a_preset_of_models_closes_what_lets_the_provider_reach_other_hosts(
+    case: str,
+) -> None:
     decision = by_body(*HOSTED[case])
     assert (decision.action, decision.rule) == ("deny", "default")
 
@@ -343,26 +427,49 @@ def test_each_place_that_a_preset_of_models_names_closes_something() -> None:
         if isinstance(body, JsonBody)
         for one in body.members
     }
-    assert {text.removesuffix(" is not what the rule lists") for text in found} == places
+    assert {
+        text.removesuffix(" is not what the rule lists") for text in found
+    } == places
 
 
-# --- a policy that names presets ----------------------------------------------------------------------------------
+# --- a policy that names presets ------------------------------------------------------
 
 
-def test_the_rules_of_presets_stand_below_those_of_the_operator_whatever_the_files(directory: Path) -> None:
+def test_the_rules_of_presets_stand_below_those_of_the_operator_whatever_the_files(
+    directory: Path,
+) -> None:
     (directory / "10-presets.yaml").write_text("version: 1\npresets: [pypi@1, npm@1]\n")
-    policy = compiled_of(directory, "rules: [{name: closed, action: deny, hosts: [pypi.org], paths: [/simple/evil/]}]")
+    policy = compiled_of(
+        directory,
+        "rules: [{name: closed, action: deny, hosts: [pypi.org], paths: [/simple/evil/]}]",
+    )
     names = [rule.name for rule in policy.source.rules]
-    assert names == ["closed", "pypi@1/index", "pypi@1/files", "npm@1/packages", "npm@1/audit"]
+    assert names == [
+        "closed",
+        "pypi@1/index",
+        "pypi@1/files",
+        "npm@1/packages",
+        "npm@1/audit",
+    ]
     assert judged(policy, "GET https://pypi.org/simple/evil/") == ("deny", "closed")
-    assert judged(policy, "GET https://pypi.org/simple/good/") == ("allow", "pypi@1/index")
+    assert judged(policy, "GET https://pypi.org/simple/good/") == (
+        "allow",
+        "pypi@1/index",
+    )
 
 
-REQUESTS = [case.split(maxsplit=3)[3] for case in CASES.strip().splitlines() if "ambiguous" not in case]
+REQUESTS = [
+    case.split(maxsplit=3)[3]
+    for case in CASES.strip().splitlines()
+    if "ambiguous" not in case
+]
 HOSTS = sorted({request.split("/")[2] for request in REQUESTS})
 OPERATORS_RULES = st.lists(
     st.fixed_dictionaries(
-        {"action": st.sampled_from(["allow", "deny"]), "hosts": st.lists(st.sampled_from(HOSTS), min_size=1)},
+        {
+            "action": st.sampled_from(["allow", "deny"]),
+            "hosts": st.lists(st.sampled_from(HOSTS), min_size=1),
+        },
         optional={
             "methods": st.lists(st.sampled_from(["GET", "POST", "PUT"]), min_size=1),
             "paths": st.just(["/simple/**", "/v1/**", "/acme/**"]),
@@ -374,12 +481,29 @@ OPERATORS_RULES = st.lists(
 
 def test_a_preset_decides_where_no_rule_of_the_operator_does_and_nowhere_else() -> None:
     alone = {name: load_preset(name) for name in NAMES}
-    opened = {(name, request): judged(alone[name], request) for name in NAMES for request in REQUESTS}
+    opened = {
+        (name, request): judged(alone[name], request)
+        for name in NAMES
+        for request in REQUESTS
+    }
 
-    @given(OPERATORS_RULES, st.lists(st.sampled_from(NAMES), unique=True), st.lists(st.sampled_from(REQUESTS)))
-    def check(rules: list[dict[str, object]], named: list[str], requests: list[str]) -> None:
+    @given(
+        OPERATORS_RULES,
+        st.lists(st.sampled_from(NAMES), unique=True),
+        st.lists(st.sampled_from(REQUESTS)),
+    )
+    def check(
+        rules: list[dict[str, object]], named: list[str], requests: list[str]
+    ) -> None:
         own: dict[str, object] = (
-            {"rules": [{"name": f"own {number}", **rule} for number, rule in enumerate(rules)]} if rules else {}
+            {
+                "rules": [
+                    {"name": f"own {number}", **rule}
+                    for number, rule in enumerate(rules)
+                ]
+            }
+            if rules
+            else {}
         )
         of_presets: dict[str, object] = {"presets": named} if named else {}
         without, together = of_data(own), of_data({**own, **of_presets})
@@ -387,22 +511,32 @@ def test_a_preset_decides_where_no_rule_of_the_operator_does_and_nowhere_else() 
             action, rule = judged(without, request)
             if not rule.startswith("own "):
                 verdicts = (opened[name, request] for name in named)
-                action, rule = next((verdict for verdict in verdicts if verdict[0] == "allow"), (action, rule))
+                action, rule = next(
+                    (verdict for verdict in verdicts if verdict[0] == "allow"),
+                    (action, rule),
+                )
             assert judged(together, request) == (action, rule), request
 
     check()
 
 
 def of_data(data: dict[str, object]) -> CompiledPolicy:
-    document = parse_document(Path("policy.yaml"), json.dumps({"version": 1, **data}).encode())
+    document = parse_document(
+        Path("policy.yaml"), json.dumps({"version": 1, **data}).encode()
+    )
     return CompiledPolicy(build_sources(sources_of((document,))).policy)
 
 
 def test_the_brief_of_a_client_has_the_presets_that_are_for_it(directory: Path) -> None:
     clients = "clients: {a: {networks: [10.0.0.0/8]}, b: {networks: [192.0.2.0/24]}}"
-    policy = compiled_of(directory, f"{clients}\npresets: [{{preset: npm@1, clients: [a]}}, pypi@1]").source
+    policy = compiled_of(
+        directory, f"{clients}\npresets: [{{preset: npm@1, clients: [a]}}, pypi@1]"
+    ).source
     for_each = {"pypi@1/index", "pypi@1/files"}
-    for name, shown in (("a", {"npm@1/packages", "npm@1/audit", *for_each}), ("b", for_each)):
+    for name, shown in (
+        ("a", {"npm@1/packages", "npm@1/audit", *for_each}),
+        ("b", for_each),
+    ):
         brief = write_brief(policy, client_of(policy, name), NOW)
         assert set(re.findall(r"rule `(\w+@1/\w+)`", brief)) == shown
 
@@ -418,9 +552,18 @@ def test_a_rule_of_a_preset_stands_where_it_is_shipped(directory: Path) -> None:
 def test_a_preset_is_for_the_clients_that_are_named_with_it(directory: Path) -> None:
     text = "clients: {agents: {networks: [10.0.0.0/8]}}\npresets: [{preset: npm@1, clients: [agents]}, pypi@1]"
     policy = compiled_of(directory, text)
-    assert judged(policy, "GET https://registry.npmjs.org/x", "10.0.0.1") == ("allow", "npm@1/packages")
-    assert judged(policy, "GET https://registry.npmjs.org/x", "192.0.2.1") == ("deny", "default")
-    assert judged(policy, "GET https://pypi.org/simple/x/", "192.0.2.1") == ("allow", "pypi@1/index")
+    assert judged(policy, "GET https://registry.npmjs.org/x", "10.0.0.1") == (
+        "allow",
+        "npm@1/packages",
+    )
+    assert judged(policy, "GET https://registry.npmjs.org/x", "192.0.2.1") == (
+        "deny",
+        "default",
+    )
+    assert judged(policy, "GET https://pypi.org/simple/x/", "192.0.2.1") == (
+        "allow",
+        "pypi@1/index",
+    )
     assert warnings(directory, text) == []  # the client is used
 
 
@@ -428,20 +571,29 @@ def test_a_test_of_the_policy_can_name_a_rule_of_a_preset(directory: Path) -> No
     test = "tests: [{request: GET https://pypi.org/simple/x/, expect: allow, rule: %s}]"
     compiled_of(directory, f"presets: [pypi@1]\n{test % 'pypi@1/index'}")
     assert len(faults(directory, f"presets: [pypi@1]\n{test % 'pypi@1/files'}")) == 1
-    assert "there is no rule or verdict 'pypi@1/index'" in faults(directory, test % "pypi@1/index")[0]
+    assert (
+        "there is no rule or verdict 'pypi@1/index'"
+        in faults(directory, test % "pypi@1/index")[0]
+    )
 
 
 THERE_ARE = f"expected one of {', '.join(NAMES)} [unknown-name]"
 FAULTS = {
     "presets: [npm@9]": [f"policy.yaml:2:11: there is no preset 'npm@9', {THERE_ARE}"],
     "presets: [npm]": [f"policy.yaml:2:11: there is no preset 'npm', {THERE_ARE}"],
-    "presets: [../presets/npm@1]": [f"policy.yaml:2:11: there is no preset '../presets/npm@1', {THERE_ARE}"],
-    "presets: [{preset: NPM@1}]": [f"policy.yaml:2:20: there is no preset 'NPM@1', {THERE_ARE}"],
+    "presets: [../presets/npm@1]": [
+        f"policy.yaml:2:11: there is no preset '../presets/npm@1', {THERE_ARE}"
+    ],
+    "presets: [{preset: NPM@1}]": [
+        f"policy.yaml:2:20: there is no preset 'NPM@1', {THERE_ARE}"
+    ],
     "presets: [npm@1, {preset: npm@1}]": [
         "policy.yaml:2:18: preset 'npm@1' is named twice, first at policy.yaml:2:11; "
         "expected it once, with all its clients [duplicate-name]"
     ],
-    "presets: npm@1": ["policy.yaml:2:10: 'presets' is 'npm@1', expected a list, such as [one, two] [wrong-type]"],
+    "presets: npm@1": [
+        "policy.yaml:2:10: 'presets' is 'npm@1', expected a list, such as [one, two] [wrong-type]"
+    ],
     "presets: [1]": [
         "policy.yaml:2:11: an entry of 'presets' is the number 1, expected a mapping (key: value) [wrong-type]"
     ],
@@ -473,9 +625,13 @@ def test_a_preset_whose_file_is_broken_is_a_fault_and_loads_nothing(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("squidkeeper.policy.presets._FOLDER", tmp_path)
-    (tmp_path / "half@1.yaml").write_text("version: 1\nrules: [{name: half@1/x, action: all")
+    (tmp_path / "half@1.yaml").write_text(
+        "version: 1\nrules: [{name: half@1/x, action: all"
+    )
     (tmp_path / "lost@1.yaml").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "wide@1.yaml").write_text("version: 1\nrules: [{name: wide@1/x, action: allow, hosts: ['*.com']}]\n")
+    (tmp_path / "wide@1.yaml").write_text(
+        "version: 1\nrules: [{name: wide@1/x, action: allow, hosts: ['*.com']}]\n"
+    )
     shown = faults(directory, "presets: [half@1, lost@1, wide@1]")
     assert [(line.partition(":")[0], line.rpartition(" ")[2]) for line in shown] == [
         ("preset half@1", "[not-yaml]"),
@@ -484,7 +640,7 @@ def test_a_preset_whose_file_is_broken_is_a_fault_and_loads_nothing(
     ]
 
 
-# --- the command --------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------
 
 
 def preset_command(*arguments: str) -> Result:
@@ -497,13 +653,15 @@ def test_the_list_names_each_preset_and_what_it_opens() -> None:
     assert [line.split("  ")[0] for line in result.output.splitlines()] == NAMES
     assert "Packages of the npm registry, for npm and pnpm." in result.output
     listed = json.loads(preset_command("list", "--json").output)["presets"]
-    assert [f"{unproposed['name']}  {unproposed['opens']}" for unproposed in listed] == [
-        re.sub("  +", "  ", line) for line in result.output.splitlines()
-    ]
+    assert [
+        f"{unproposed['name']}  {unproposed['opens']}" for unproposed in listed
+    ] == [re.sub("  +", "  ", line) for line in result.output.splitlines()]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_shown_of_a_preset_is_a_policy_that_opens_the_same(directory: Path, name: str) -> None:
+def test_what_is_shown_of_a_preset_is_a_policy_that_opens_the_same(
+    directory: Path, name: str
+) -> None:
     result = preset_command("show", name)
     assert result.output == preset_text(name)
     (directory / "policy.yaml").write_text(result.output)
@@ -513,19 +671,27 @@ def test_what_is_shown_of_a_preset_is_a_policy_that_opens_the_same(directory: Pa
 
 
 @pytest.mark.parametrize("name", ["npm", "npm@9", "../__init__", "npm@1.yaml"])
-def test_the_command_names_what_there_is_instead_of_an_unknown_preset(name: str) -> None:
+def test_the_command_names_what_there_is_instead_of_an_unknown_preset(
+    name: str,
+) -> None:
     result = preset_command("show", name)
     assert result.exit_code == 2
-    assert f"there is no preset {name!r}, expected one of {', '.join(NAMES)}" in " ".join(result.output.split())
+    assert (
+        f"there is no preset {name!r}, expected one of {', '.join(NAMES)}"
+        in " ".join(result.output.split())
+    )
 
 
-# --- lint ---------------------------------------------------------------------------------------------------------
+# --- lint -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("deny", "shown"),
     [
-        ("hosts: [registry.npmjs.org], methods: [POST]", []),  # one rule of a preset may be closed above it
+        (
+            "hosts: [registry.npmjs.org], methods: [POST]",
+            [],
+        ),  # one rule of a preset may be closed above it
         ("hosts: [pypi.org], paths: [/simple/x/]", []),
         (
             "hosts: [registry.npmjs.org]",
@@ -543,7 +709,9 @@ def test_only_a_preset_that_can_never_decide_is_shown_where_it_is_named(
     assert warnings(directory, f"presets: [pypi@1, npm@1]\n{rule}") == shown
 
 
-def test_a_preset_for_any_client_is_shown_once_where_it_is_named(directory: Path) -> None:
+def test_a_preset_for_any_client_is_shown_once_where_it_is_named(
+    directory: Path,
+) -> None:
     text = "clients: {a: {networks: [10.0.0.0/8]}}\npresets: [npm@1, {preset: pypi@1, clients: [a]}]"
     found = open_to_any_client(compiled_of(directory, text).source, str(directory), NOW)
     assert [str(fault).replace(f"{directory}/", "") for fault in found] == [
@@ -551,7 +719,7 @@ def test_a_preset_for_any_client_is_shown_once_where_it_is_named(directory: Path
     ]
 
 
-# --- revisions ----------------------------------------------------------------------------------------------------
+# --- revisions ------------------------------------------------------------------------
 
 
 def test_the_presets_of_a_policy_are_part_of_its_revision(
@@ -586,23 +754,36 @@ def test_a_stored_revision_decides_as_it_did_when_its_presets_are_no_longer_ship
         assert judged(stored, request, client) == judged(policy, request, client)
 
 
-def test_a_stored_preset_that_was_changed_or_lost_is_not_decided_by(directory: Path, tmp_path: Path) -> None:
+def test_a_stored_preset_that_was_changed_or_lost_is_not_decided_by(
+    directory: Path, tmp_path: Path
+) -> None:
     policy = compiled_of(directory, "presets: [npm@1]")
     store_revision(read_sources(directory), policy.revision, tmp_path / "revisions")
     stored = tmp_path / "revisions" / policy.revision / "presets" / "npm@1"
     stored.write_bytes(stored.read_bytes().replace(b"[GET, HEAD]", b"[GET, PUT]"))
     with pytest.raises(OSError, match="not stored completely"):
         load_stored_revision(tmp_path / "revisions", policy.revision)
-    store_revision(read_sources(directory), policy.revision, tmp_path / "revisions")  # as at the next load
-    assert load_stored_revision(tmp_path / "revisions", policy.revision).revision == policy.revision
+    # as at the next load
+    store_revision(read_sources(directory), policy.revision, tmp_path / "revisions")
+    assert (
+        load_stored_revision(tmp_path / "revisions", policy.revision).revision
+        == policy.revision
+    )
     stored.unlink()
     store_revision(read_sources(directory), policy.revision, tmp_path / "revisions")
-    assert load_stored_revision(tmp_path / "revisions", policy.revision).revision == policy.revision
+    assert (
+        load_stored_revision(tmp_path / "revisions", policy.revision).revision
+        == policy.revision
+    )
 
 
 def test_a_policy_without_presets_has_the_revision_that_it_had(directory: Path) -> None:
-    """Requests of earlier releases are judged by their stored revisions, which keep their names."""
-    assert compiled_of(directory, "defaults: {action: allow}").revision == "532bc6b53ea3"
+    """Requests of earlier releases are judged by their stored revisions, which keep
+    their names.
+    """
+    assert (
+        compiled_of(directory, "defaults: {action: allow}").revision == "532bc6b53ea3"
+    )
 
 
 def test_explain_advises_no_edit_of_a_rule_of_a_preset(directory: Path) -> None:

@@ -38,13 +38,17 @@ BODIES = {
     b"host=a.example" + END: A,
     b"host=[::1]" + END: replace(A, host="[::1]"),
     b"host=a.example" + END + b" " + OTHER: replace(A, origin=OTHER),
-    b"host=a.example" + END.replace(b"Trusted", b"Untrusted"): replace(A, signing=Signing.UNTRUSTED),
-    b"host=a.example" + END.replace(b"signTrusted", b"signSelf"): replace(A, signing=Signing.SELF),
-    b"host=a.example\nsetCommonName=a.example\nsetValidAfter=on\nsetValidBefore=on" + END: replace(
-        A, replaces_names=True, ignores_start=True, ignores_end=True
+    b"host=a.example" + END.replace(b"Trusted", b"Untrusted"): replace(
+        A, signing=Signing.UNTRUSTED
     ),
+    b"host=a.example" + END.replace(b"signTrusted", b"signSelf"): replace(
+        A, signing=Signing.SELF
+    ),
+    b"host=a.example\nsetCommonName=a.example\nsetValidAfter=on\nsetValidBefore=on"
+    + END: replace(A, replaces_names=True, ignores_start=True, ignores_end=True),
     b"host=a.example\nsetValidAfter=on" + END: replace(A, ignores_end=True),
-    b"host=a.example" + END.replace(KEY, EC_KEY).replace(b"SHA256", b"RSA-SHA512"): replace(
+    b"host=a.example"
+    + END.replace(KEY, EC_KEY).replace(b"SHA256", b"RSA-SHA512"): replace(
         A, hash_name="RSA-SHA512", key=EC_KEY
     ),
 }
@@ -71,16 +75,29 @@ HOSTILE = [  # server names that a client can give, and what Squid adds to them
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("end", [END, END.replace(b"signTrusted", b"signSelf") + b" " + OTHER])
-def test_a_server_name_that_holds_lines_of_the_protocol_is_a_name(name: bytes, end: bytes) -> None:
+@pytest.mark.parametrize(
+    "end", [END, END.replace(b"signTrusted", b"signSelf") + b" " + OTHER]
+)
+def test_a_server_name_that_holds_lines_of_the_protocol_is_a_name(
+    name: bytes, end: bytes
+) -> None:
     wanted = parse_leaf_request(request(b"host=" + name + end))
     expected = parse_leaf_request(request(b"host=x" + end))
     assert wanted == replace(expected, host=name.decode("utf-8", "replace"))
 
 
-@given(st.binary(max_size=300), st.sampled_from(["signTrusted", "signUntrusted", "signSelf"]), st.booleans())
-def test_no_server_name_chooses_how_its_certificate_is_signed(name: bytes, signing: str, mimics: bool) -> None:
-    end = b"\nSign=%b\nSignHash=SHA256\n%b%b" % (signing.encode(), CERTIFICATE, KEY) + (b" " + OTHER) * mimics
+@given(
+    st.binary(max_size=300),
+    st.sampled_from(["signTrusted", "signUntrusted", "signSelf"]),
+    st.booleans(),
+)
+def test_no_server_name_chooses_how_its_certificate_is_signed(
+    name: bytes, signing: str, mimics: bool
+) -> None:
+    end = (
+        b"\nSign=%b\nSignHash=SHA256\n%b%b" % (signing.encode(), CERTIFICATE, KEY)
+        + (b" " + OTHER) * mimics
+    )
     wanted = parse_leaf_request(request(b"host=" + name + end))
     assert wanted.host == name.decode("utf-8", "replace")
     assert (wanted.signing, wanted.ca, wanted.key) == (signing, CERTIFICATE, KEY)
@@ -101,14 +118,22 @@ def test_no_server_name_chooses_how_its_certificate_is_signed(name: bytes, signi
         (b"new_certificate 4 abc", "longer than"),
         (request(b"host=a" + END[:-9]), "does not end with"),
         (request(b"host=a" + END.replace(KEY, b"")), "does not end with"),
-        (request(b"host=a" + END.replace(b"\nSign=signTrusted", b"")), "does not end with"),
+        (
+            request(b"host=a" + END.replace(b"\nSign=signTrusted", b"")),
+            "does not end with",
+        ),
         (request(b"host=a" + END + b"more"), "does not end with"),
-        (request(b"host=a" + END.replace(b"signTrusted", b"signAll")), "Sign is none of"),
+        (
+            request(b"host=a" + END.replace(b"signTrusted", b"signAll")),
+            "Sign is none of",
+        ),
         (request(END[1:]), "does not end with"),
         (request(b"name=a" + END), "does not begin with"),
     ],
 )
-def test_what_is_no_request_is_refused_with_what_it_lacks(text: bytes, lacks: str) -> None:
+def test_what_is_no_request_is_refused_with_what_it_lacks(
+    text: bytes, lacks: str
+) -> None:
     with pytest.raises(InvalidLine, match=lacks):
         parse_leaf_request(text)
 
@@ -120,14 +145,22 @@ def test_what_is_no_request_is_refused_with_what_it_lacks(text: bytes, lacks: st
         (LeafReply(Result.ERR, b"why not"), b"ERR 7 why not\x01"),
     ],
 )
-def test_a_reply_has_its_length_and_ends_with_a_byte_1(reply: LeafReply, written: bytes) -> None:
+def test_a_reply_has_its_length_and_ends_with_a_byte_1(
+    reply: LeafReply, written: bytes
+) -> None:
     assert format_leaf_reply(reply) == written
 
 
-@pytest.mark.parametrize(("text", "channel"), [(b"17 " + request(b""), b"17"), (request(b""), b""), (b"1 x", b"")])
+@pytest.mark.parametrize(
+    ("text", "channel"),
+    [(b"17 " + request(b""), b"17"), (request(b""), b""), (b"1 x", b"")],
+)
 def test_a_reply_has_the_channel_id_of_its_request(text: bytes, channel: bytes) -> None:
     assert leaf_channel(text) == channel
-    assert format_leaf_reply(LeafReply(Result.ERR, b"no"), channel) == (channel + b" " + b"ERR 2 no\x01").strip()
+    assert (
+        format_leaf_reply(LeafReply(Result.ERR, b"no"), channel)
+        == (channel + b" " + b"ERR 2 no\x01").strip()
+    )
 
 
 def test_neither_the_key_nor_a_reply_shows_in_a_traceback() -> None:
@@ -136,7 +169,7 @@ def test_neither_the_key_nor_a_reply_shows_in_a_traceback() -> None:
     assert "PRIVATE" not in repr(LeafReply(Result.OK, KEY))
 
 
-# ── Cutting ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Cutting ───────────────────────────────────────────────────────────────────────────
 
 BODY = st.one_of(st.sampled_from(sorted(BODIES)), st.binary(max_size=50))
 
@@ -151,17 +184,31 @@ def cut(stream: bytes, sizes: list[int]) -> list[bytes]:
 
 
 @given(st.lists(BODY, max_size=6), st.lists(st.integers(1, 400), max_size=30))
-def test_every_request_is_cut_once_however_it_arrives(bodies: list[bytes], sizes: list[int]) -> None:
-    requests = [b"%d " % number * (number % 2) + request(body) for number, body in enumerate(bodies)]
+def test_every_request_is_cut_once_however_it_arrives(
+    bodies: list[bytes], sizes: list[int]
+) -> None:
+    requests = [
+        b"%d " % number * (number % 2) + request(body)
+        for number, body in enumerate(bodies)
+    ]
     assert cut(b"".join(request + b"\n" for request in requests), sizes) == requests
 
 
 @given(
-    st.lists(st.binary(min_size=1, max_size=80).map(lambda text: text.replace(b"\n", b"x")), max_size=5),
+    st.lists(
+        st.binary(min_size=1, max_size=80).map(lambda text: text.replace(b"\n", b"x")),
+        max_size=5,
+    ),
     st.lists(st.integers(1, 60), max_size=30),
 )
-def test_lines_of_garbage_are_cut_once_each_and_the_next_request_is_whole(lines: list[bytes], sizes: list[int]) -> None:
-    garbage = [line for line in lines if line.strip() and not line.startswith(b"\r") and b"new_" not in line]
+def test_lines_of_garbage_are_cut_once_each_and_the_next_request_is_whole(
+    lines: list[bytes], sizes: list[int]
+) -> None:
+    garbage = [
+        line
+        for line in lines
+        if line.strip() and not line.startswith(b"\r") and b"new_" not in line
+    ]
     wanted = request(min(BODIES))
     found = cut(b"".join(line + b"\n" for line in garbage) + wanted + b"\n", sizes)
     assert found[-1] == wanted
@@ -176,7 +223,9 @@ def test_no_bytes_break_it(stream: bytes, sizes: list[int]) -> None:
 
 
 @pytest.mark.parametrize("length", [REQUEST_LIMIT + 1, 5_000_000])
-def test_a_request_over_the_limit_is_answered_at_once_and_never_held(length: int) -> None:
+def test_a_request_over_the_limit_is_answered_at_once_and_never_held(
+    length: int,
+) -> None:
     buffer, wanted = LeafRequestBuffer(), request(min(BODIES))
     tracemalloc.start()
     [header] = buffer.feed(b"new_certificate %d " % length)

@@ -37,12 +37,22 @@ TOKENS = {
 
 
 @pytest.mark.parametrize(("request_line", "tokens"), TOKENS.items())
-def test_tokens_are_percent_decoded_and_a_dash_is_nothing(request_line: bytes, tokens: list[str | None]) -> None:
+def test_tokens_are_percent_decoded_and_a_dash_is_nothing(
+    request_line: bytes, tokens: list[str | None]
+) -> None:
     assert parse_tokens(request_line, (2,)) == tokens
 
 
-@given(st.lists(st.sampled_from([*b" -%2aF\xc3\xa9\xe2\xff\x00"]).map(lambda byte: bytes([byte]))).map(b"".join))
-def test_tokens_decoded_at_once_are_those_decoded_one_by_one(request_line: bytes) -> None:
+@given(
+    st.lists(
+        st.sampled_from([*b" -%2aF\xc3\xa9\xe2\xff\x00"]).map(
+            lambda byte: bytes([byte])
+        )
+    ).map(b"".join)
+)
+def test_tokens_decoded_at_once_are_those_decoded_one_by_one(
+    request_line: bytes,
+) -> None:
     tokens = request_line.split(b" ")
     one_by_one = [None if token == b"-" else decode_token(token) for token in tokens]
     assert parse_tokens(request_line, (len(tokens),)) == one_by_one
@@ -50,9 +60,17 @@ def test_tokens_decoded_at_once_are_those_decoded_one_by_one(request_line: bytes
     assert split_tokens(request_line, len(tokens), (len(tokens),)) == [request_line]
 
 
-@given(st.lists(st.sampled_from([b"%", b"%3A", b"%2F", b"%25", b"%3a", b"2F", b"3", b"A", b"\xff"])).map(b"".join))
+@given(
+    st.lists(
+        st.sampled_from(
+            [b"%", b"%3A", b"%2F", b"%25", b"%3a", b"2F", b"3", b"A", b"\xff"]
+        )
+    ).map(b"".join)
+)
 def test_a_token_is_decoded_once_as_the_library_does(token: bytes) -> None:
-    assert decode_token(token) == unquote_to_bytes(token).decode("utf-8", "surrogateescape")
+    assert decode_token(token) == unquote_to_bytes(token).decode(
+        "utf-8", "surrogateescape"
+    )
 
 
 @pytest.mark.parametrize("request_line", [b"", b"a", b"a b c", b"a  b", b"a b "])
@@ -76,7 +94,9 @@ def test_another_number_of_tokens_is_refused(request_line: bytes) -> None:
         (b"9" * 20 + b" a", None),
     ],
 )
-def test_a_channel_id_is_digits_and_a_space(line: bytes, split: tuple[bytes, bytes] | None) -> None:
+def test_a_channel_id_is_digits_and_a_space(
+    line: bytes, split: tuple[bytes, bytes] | None
+) -> None:
     assert split_channel(line) == split
 
 
@@ -89,8 +109,12 @@ REPLIES = {
     Reply(Result.OK, (("x_", ""),)): b'OK x_=""\n',
     Reply(Result.OK, (("x_", "a\r\nERR"),)): b'OK x_="a?\\nERR"\n',
     Reply(Result.OK, (("x_", "\x00\udcff"),)): b'OK x_="??"\n',
-    Reply(Result.ERR, (("rule_", "x"),), "é, U+2028:\u2028"): 'ERR rule_=x reason_="é, U+2028:\u2028"\n'.encode(),
-    Reply(Result.ERR, (("rule_", "a&b"),), 'A\n"b"\x07</p>'): b'ERR rule_="a&b" reason_="A\\n\\"b\\"?< /p>"\n',
+    Reply(
+        Result.ERR, (("rule_", "x"),), "é, U+2028:\u2028"
+    ): 'ERR rule_=x reason_="é, U+2028:\u2028"\n'.encode(),
+    Reply(
+        Result.ERR, (("rule_", "a&b"),), 'A\n"b"\x07</p>'
+    ): b'ERR rule_="a&b" reason_="A\\n\\"b\\"?< /p>"\n',
     Reply(Result.BH, message="é"): 'BH message="é"\n'.encode(),
 }
 
@@ -102,7 +126,9 @@ def test_a_reply_is_one_line_of_squids_grammar(reply: Reply, line: bytes) -> Non
 
 
 @given(st.text(), st.text())
-def test_whatever_a_value_holds_the_reply_is_one_line_that_squid_reads_back(value: str, message: str) -> None:
+def test_whatever_a_value_holds_the_reply_is_one_line_that_squid_reads_back(
+    value: str, message: str
+) -> None:
     line = format_reply(Reply(Result.ERR, (("rule_", value),), message), b"1")
     assert line.count(b"\n") == 1
     assert not set(line[:-1]) & set(range(0x20))
@@ -112,7 +138,9 @@ def test_whatever_a_value_holds_the_reply_is_one_line_that_squid_reads_back(valu
 
 
 @given(st.text(min_size=200), st.integers(1, 300))
-def test_a_message_is_cut_so_that_all_replies_in_flight_stay_within_the_bound(text: str, concurrency: int) -> None:
+def test_a_message_is_cut_so_that_all_replies_in_flight_stay_within_the_bound(
+    text: str, concurrency: int
+) -> None:
     limit = reply_limit(concurrency)
     line = format_reply(Reply(Result.ERR, (("rule_", "x"),), text), b"1", limit)
     assert line.endswith(b"\n")
@@ -120,13 +148,24 @@ def test_a_message_is_cut_so_that_all_replies_in_flight_stay_within_the_bound(te
 
 
 @pytest.mark.parametrize(
-    ("reason", "shown"), [("a" * 1000, 600), ('"' * 1000, 300), ("\n" * 1000, 300), ("&" * 1000, 600)]
+    ("reason", "shown"),
+    [("a" * 1000, 600), ('"' * 1000, 300), ("\n" * 1000, 300), ("&" * 1000, 600)],
 )
 def test_a_page_has_the_documented_room_for_a_reason(reason: str, shown: int) -> None:
-    head = (("rule_", "r" * 60), ("revision_", "0123456789ab"), ("user_", "u" * 40), ("contact_", "c" * 60))
+    head = (
+        ("rule_", "r" * 60),
+        ("revision_", "0123456789ab"),
+        ("user_", "u" * 40),
+        ("contact_", "c" * 60),
+    )
     line = format_reply(Reply(Result.ERR, head, reason), b"123456789", reply_limit(32))
-    [text] = [pair for pair in shlex.split(line.decode()) if pair.startswith("reason_=")]
-    assert len(text.removeprefix("reason_=").replace("\\n", "\n").removesuffix("…")) >= shown
+    [text] = [
+        pair for pair in shlex.split(line.decode()) if pair.startswith("reason_=")
+    ]
+    assert (
+        len(text.removeprefix("reason_=").replace("\\n", "\n").removesuffix("…"))
+        >= shown
+    )
 
 
 def test_a_cut_message_fills_its_room() -> None:
@@ -136,11 +175,15 @@ def test_a_cut_message_fills_its_room() -> None:
 
 def test_annotations_are_never_cut() -> None:
     with pytest.raises(ReplyTooLong, match="over the bound of 1993"):
-        format_reply(Reply(Result.OK, (("authorization_", "x" * 2000),)), b"1", reply_limit(16))
+        format_reply(
+            Reply(Result.OK, (("authorization_", "x" * 2000),)), b"1", reply_limit(16)
+        )
 
 
 @given(st.binary(), st.lists(st.integers(1, 7)))
-def test_a_stream_is_cut_into_its_lines_wherever_reads_end(data: bytes, sizes: list[int]) -> None:
+def test_a_stream_is_cut_into_its_lines_wherever_reads_end(
+    data: bytes, sizes: list[int]
+) -> None:
     buffer, got, at = LineBuffer(), [], 0
     for size in [*sizes, len(data)]:
         got += buffer.feed(data[at : at + size])
@@ -150,7 +193,9 @@ def test_a_stream_is_cut_into_its_lines_wherever_reads_end(data: bytes, sizes: l
 
 @pytest.mark.parametrize("channel", [b"", b"1 ", LONGEST_CHANNEL + b" "])
 @pytest.mark.parametrize("over", [b"x", b"\r2", b"x" * 20 * LINE_LIMIT])
-def test_of_a_line_over_the_limit_a_little_is_kept_and_it_is_refused(channel: bytes, over: bytes) -> None:
+def test_of_a_line_over_the_limit_a_little_is_kept_and_it_is_refused(
+    channel: bytes, over: bytes
+) -> None:
     buffer = LineBuffer()
     assert buffer.feed(channel + b"x" * LINE_LIMIT + over) == []
     [line, following] = buffer.feed(b"\n2 a\n")

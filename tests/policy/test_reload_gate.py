@@ -1,4 +1,6 @@
-"""The reload gate: an edit waits for a verdict, and is accepted, refused, or passes without one."""
+"""The reload gate: an edit waits for a verdict, and is accepted, refused, or passes
+without one.
+"""
 
 from __future__ import annotations
 
@@ -48,16 +50,25 @@ grants:
   - {name: g, any_client: true, hosts: [granted.example], expires: 2036-01-01T00:00:00Z, reason: Asked for.}
 """
 LOST = GatedDenial(
-    "192.168.137.10", "closed", "open.example", 312, "2026-11-26T19:00:00Z", "GET https://open.example/a"
+    "192.168.137.10",
+    "closed",
+    "open.example",
+    312,
+    "2026-11-26T19:00:00Z",
+    "GET https://open.example/a",
 )
 
 
 @pytest.fixture(autouse=True)
 def _at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each edit is a rename, so none has to come to rest."""
-    monkeypatch.setattr("squidkeeper.policy.policy_store.policy_watcher._SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(
+        "squidkeeper.policy.policy_store.policy_watcher._SETTLE_SECONDS", 0.0
+    )
     monkeypatch.setattr("squidkeeper.policy.policy_store.sources._HOT_NANOSECONDS", 0)
-    monkeypatch.setattr("squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(
+        "squidkeeper.policy.policy_store.open_writes._QUIET_SECONDS", 0.0
+    )
 
 
 def write_policy(directory: Path, text: str) -> None:
@@ -96,9 +107,14 @@ def held(tmp_path: Path) -> Held:
     return live, edit_to(tmp_path, CLOSED, live)
 
 
-def judge(tmp_path: Path, edit: Edit, denials: int = 0, judged: float | None = None) -> None:
+def judge(
+    tmp_path: Path, edit: Edit, denials: int = 0, judged: float | None = None
+) -> None:
     at, named = time.time() if judged is None else judged, (LOST,) * min(denials, 100)
-    write_verdict(folder(tmp_path), GateVerdict(edit.old, edit.new, at, denials, denials, 3, named))
+    write_verdict(
+        folder(tmp_path),
+        GateVerdict(edit.old, edit.new, at, denials, denials, 3, named),
+    )
 
 
 def test_a_policy_says_how_many_denials_an_edit_of_it_may_bring(tmp_path: Path) -> None:
@@ -110,9 +126,15 @@ def test_a_policy_says_how_many_denials_an_edit_of_it_may_bring(tmp_path: Path) 
     assert found.gated
 
 
-def test_an_edit_is_held_back_and_a_verdict_is_asked_for(tmp_path: Path, held: Held) -> None:
+def test_an_edit_is_held_back_and_a_verdict_is_asked_for(
+    tmp_path: Path, held: Held
+) -> None:
     live, edit = held
-    assert (rule_names(live), live.state.revision, live.state.held) == (["open"], edit.old, edit.new)
+    assert (rule_names(live), live.state.revision, live.state.held) == (
+        ["open"],
+        edit.old,
+        edit.new,
+    )
     assert (live.state.ok, live.state.faults) == (False, ())
     asked = edit_held(folder(tmp_path))
     assert asked
@@ -123,15 +145,26 @@ def test_an_edit_that_is_accepted_comes_in_force(tmp_path: Path, held: Held) -> 
     live, edit = held
     judge(tmp_path, edit, denials=3)
     live.check()
-    assert (rule_names(live), live.state.revision, live.state.ok) == (["closed"], edit.new, True)
+    assert (rule_names(live), live.state.revision, live.state.ok) == (
+        ["closed"],
+        edit.new,
+        True,
+    )
     assert (live.state.held, live.state.warnings) == (None, ())
 
 
-def test_an_edit_that_is_refused_is_a_fault_that_names_what_it_would_deny(tmp_path: Path, held: Held) -> None:
+def test_an_edit_that_is_refused_is_a_fault_that_names_what_it_would_deny(
+    tmp_path: Path, held: Held
+) -> None:
     live, edit = held
     judge(tmp_path, edit, denials=4)
     live.check()
-    assert (rule_names(live), live.state.revision, live.state.ok, live.state.held) == (["open"], edit.old, False, None)
+    assert (rule_names(live), live.state.revision, live.state.ok, live.state.held) == (
+        ["open"],
+        edit.old,
+        False,
+        None,
+    )
     assert {fault.code for fault in live.state.faults} == {FaultCode.RELOAD_GATED}
     first, second, *_ = live.state.faults
     assert first.message == (
@@ -149,7 +182,10 @@ def test_few_of_many_denials_are_named(tmp_path: Path) -> None:
     judge(tmp_path, edit_to(tmp_path, CLOSED, live), denials=4000)
     live.check()
     assert len(live.state.faults) == 12
-    assert live.state.faults[-1].message == "and 3,990 more: `squidkeeper reload` shows them"
+    assert (
+        live.state.faults[-1].message
+        == "and 3,990 more: `squidkeeper reload` shows them"
+    )
 
 
 def test_what_a_verdict_names_cannot_break_a_line_nor_fill_the_log() -> None:
@@ -165,14 +201,24 @@ def test_without_a_verdict_an_edit_comes_in_force_in_time_and_a_warning_says_so(
     assert rule_names(live) == ["open"]
     patience_ends(monkeypatch)
     live.check()
-    assert (rule_names(live), live.state.revision, live.state.ok) == (["closed"], edit.new, True)
-    assert [warning.code for warning in live.state.warnings] == [FaultCode.RELOAD_UNJUDGED]
+    assert (rule_names(live), live.state.revision, live.state.ok) == (
+        ["closed"],
+        edit.new,
+        True,
+    )
+    assert [warning.code for warning in live.state.warnings] == [
+        FaultCode.RELOAD_UNJUDGED
+    ]
 
 
 def patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the time pass that an edit waits for a verdict, without a wait that a busy machine could make too long."""
+    """Let the time pass that an edit waits for a verdict, without a wait that a busy
+    machine could make too long.
+    """
     at = time.monotonic() + reload_gate.PATIENCE_SECONDS
-    monkeypatch.setattr(reload_gate, "time", SimpleNamespace(monotonic=lambda: at, time=time.time))
+    monkeypatch.setattr(
+        reload_gate, "time", SimpleNamespace(monotonic=lambda: at, time=time.time)
+    )
 
 
 @pytest.mark.parametrize(
@@ -188,34 +234,51 @@ def test_a_verdict_about_another_edit_is_ignored(
     other = Edit(old or edit.old, new or edit.new)
     judge(tmp_path, other, denials)
     live.check()
-    assert (rule_names(live), live.state.held, live.state.faults) == (["open"], edit.new, ())
+    assert (rule_names(live), live.state.held, live.state.faults) == (
+        ["open"],
+        edit.new,
+        (),
+    )
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"old": 1}', b"\xff" * 50, b"[" * 5000])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"old": 1}', b"\xff" * 50, b"[" * 5000]
+)
 def test_what_is_no_verdict_is_none(tmp_path: Path, content: bytes) -> None:
     folder(tmp_path).mkdir(parents=True)
     (folder(tmp_path) / "verdict.json").write_bytes(content)
     assert read_verdict(folder(tmp_path), Edit("0" * 12, "1" * 12)) is None
 
 
-def test_an_old_acceptance_does_not_open_the_gate_again(tmp_path: Path, held: Held) -> None:
+def test_an_old_acceptance_does_not_open_the_gate_again(
+    tmp_path: Path, held: Held
+) -> None:
     live, edit = held
     judge(tmp_path, edit, judged=time.time() - 3600)
     live.check()
     assert live.state.held == edit.new
 
 
-def test_an_edit_that_is_taken_back_is_in_force_as_before(tmp_path: Path, held: Held) -> None:
+def test_an_edit_that_is_taken_back_is_in_force_as_before(
+    tmp_path: Path, held: Held
+) -> None:
     live, edit = held
     write_policy(tmp_path / "policy", OPEN)
     live.check()
-    assert (rule_names(live), live.state.revision, live.state.ok, live.state.held) == (["open"], edit.old, True, None)
+    assert (rule_names(live), live.state.revision, live.state.ok, live.state.held) == (
+        ["open"],
+        edit.old,
+        True,
+        None,
+    )
     judge(tmp_path, edit)
     live.check()
     assert rule_names(live) == ["open"]
 
 
-def test_of_two_edits_one_after_the_other_only_the_second_counts(tmp_path: Path) -> None:
+def test_of_two_edits_one_after_the_other_only_the_second_counts(
+    tmp_path: Path,
+) -> None:
     live = in_force(tmp_path)
     first = edit_to(tmp_path, CLOSED, live)
     second = edit_to(tmp_path, OTHER, live)
@@ -247,7 +310,9 @@ def test_a_refused_edit_that_is_touched_is_judged_again(
     assert rule_names(live) == ["closed"]
 
 
-def test_a_faulty_edit_after_a_refused_one_keeps_the_policy_in_force(tmp_path: Path) -> None:
+def test_a_faulty_edit_after_a_refused_one_keeps_the_policy_in_force(
+    tmp_path: Path,
+) -> None:
     live = in_force(tmp_path)
     judge(tmp_path, edit_to(tmp_path, CLOSED, live), denials=4)
     live.check()
@@ -259,7 +324,9 @@ def test_a_faulty_edit_after_a_refused_one_keeps_the_policy_in_force(tmp_path: P
     assert (rule_names(live), live.state.ok) == (["open"], True)
 
 
-def test_the_gate_of_the_policy_in_force_counts_and_not_that_of_the_edit(tmp_path: Path) -> None:
+def test_the_gate_of_the_policy_in_force_counts_and_not_that_of_the_edit(
+    tmp_path: Path,
+) -> None:
     live = in_force(tmp_path, OPEN.removeprefix(GATE))
     edit_to(tmp_path, CLOSED, live)
     assert rule_names(live) == ["closed"]  # in force at once: there was no gate
@@ -273,13 +340,18 @@ def test_what_commands_grant_and_revoke_is_in_force_at_once(tmp_path: Path) -> N
     grants.write_text(GRANT)
     live.check()
     assert live.current
-    assert ([grant.name for grant in live.current.source.grants], live.state.held) == (["g"], None)
+    assert ([grant.name for grant in live.current.source.grants], live.state.held) == (
+        ["g"],
+        None,
+    )
     grants.unlink()
     live.check()
     assert (live.current.source.grants, live.state.held) == ((), None)
 
 
-def test_an_edit_beside_a_grant_is_held_back_and_the_grant_with_it(tmp_path: Path) -> None:
+def test_an_edit_beside_a_grant_is_held_back_and_the_grant_with_it(
+    tmp_path: Path,
+) -> None:
     live = in_force(tmp_path)
     (tmp_path / "grants.yaml").write_text(GRANT)
     edit = edit_to(tmp_path, CLOSED, live)
@@ -287,26 +359,36 @@ def test_an_edit_beside_a_grant_is_held_back_and_the_grant_with_it(tmp_path: Pat
     assert (live.current.source.grants, live.state.held) == ((), edit.new)
 
 
-# --- accepted by hand ---------------------------------------------------------------------------------------------
+# --- accepted by hand -----------------------------------------------------------------
 
 
-def test_an_edit_that_is_forced_comes_in_force_though_it_was_refused(tmp_path: Path, held: Held) -> None:
+def test_an_edit_that_is_forced_comes_in_force_though_it_was_refused(
+    tmp_path: Path, held: Held
+) -> None:
     live, edit = held
     judge(tmp_path, edit, denials=4)
     live.check()
     force(tmp_path / "policy", edit.new)
     live.check()
-    assert (rule_names(live), live.state.ok, live.state.warnings) == (["closed"], True, ())
+    assert (rule_names(live), live.state.ok, live.state.warnings) == (
+        ["closed"],
+        True,
+        (),
+    )
 
 
 @pytest.mark.parametrize("text", ["{old}", "{new} {old}", "link"])
-def test_what_was_forced_is_exactly_one_revision_in_a_file(tmp_path: Path, held: Held, text: str) -> None:
+def test_what_was_forced_is_exactly_one_revision_in_a_file(
+    tmp_path: Path, held: Held, text: str
+) -> None:
     live, edit = held
     (tmp_path / "elsewhere").write_text(edit.new)
     if text == "link":
         forced_file(tmp_path / "policy").symlink_to(tmp_path / "elsewhere")
     else:
-        forced_file(tmp_path / "policy").write_text(text.format(old=edit.old, new=edit.new))
+        forced_file(tmp_path / "policy").write_text(
+            text.format(old=edit.old, new=edit.new)
+        )
     live.check()
     assert live.state.held == edit.new
 
@@ -319,26 +401,37 @@ def test_a_force_of_another_account_is_none(tmp_path: Path, held: Held) -> None:
     assert live.state.held == edit.new
 
 
-# --- several processes --------------------------------------------------------------------------------------------
+# --- several processes ----------------------------------------------------------------
 
 
-def test_a_process_that_starts_meanwhile_has_the_revision_in_force(tmp_path: Path, held: Held) -> None:
+def test_a_process_that_starts_meanwhile_has_the_revision_in_force(
+    tmp_path: Path, held: Held
+) -> None:
     _, edit = held
     later = make(tmp_path)
     later.check()
-    assert (rule_names(later), later.state.revision, later.state.held) == (["open"], edit.old, edit.new)
+    assert (rule_names(later), later.state.revision, later.state.held) == (
+        ["open"],
+        edit.old,
+        edit.new,
+    )
     judge(tmp_path, edit, denials=4)
     later.check()
     assert (rule_names(later), later.state.ok) == (["open"], False)
     last = make(tmp_path)
     last.check()
-    assert (rule_names(last), last.state.faults[0].code) == (["open"], FaultCode.RELOAD_GATED)
+    assert (rule_names(last), last.state.faults[0].code) == (
+        ["open"],
+        FaultCode.RELOAD_GATED,
+    )
     write_policy(tmp_path / "policy", BAD)
     last.check()
     assert rule_names(last) == ["open"]  # and it never denies everything
 
 
-def test_a_process_that_starts_after_a_refusal_asks_for_no_other_verdict(tmp_path: Path, held: Held) -> None:
+def test_a_process_that_starts_after_a_refusal_asks_for_no_other_verdict(
+    tmp_path: Path, held: Held
+) -> None:
     _, edit = held
     judge(tmp_path, edit, denials=4)
     (folder(tmp_path) / "held").unlink()
@@ -347,7 +440,9 @@ def test_a_process_that_starts_after_a_refusal_asks_for_no_other_verdict(tmp_pat
     assert (rule_names(later), edit_held(folder(tmp_path))) == (["open"], None)
 
 
-def test_a_process_follows_one_that_has_accepted_an_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_follows_one_that_has_accepted_an_edit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = in_force(tmp_path), make(tmp_path)
     second.check()
     edit_to(tmp_path, CLOSED, first)
@@ -358,12 +453,18 @@ def test_a_process_follows_one_that_has_accepted_an_edit(tmp_path: Path, monkeyp
     first.store()
     second.check()
     assert rule_names(second) == ["closed"]
-    assert [warning.code for warning in second.state.warnings] == [FaultCode.RELOAD_UNJUDGED]
+    assert [warning.code for warning in second.state.warnings] == [
+        FaultCode.RELOAD_UNJUDGED
+    ]
 
 
-def test_a_process_without_a_state_follows_the_verdicts_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_process_without_a_state_follows_the_verdicts_and_writes_nothing(
+    tmp_path: Path,
+) -> None:
     live = in_force(tmp_path)
-    follower = PolicyWatcher(tmp_path / "policy", None, lambda compiled: compiled, follows=folder(tmp_path))
+    follower = PolicyWatcher(
+        tmp_path / "policy", None, lambda compiled: compiled, follows=folder(tmp_path)
+    )
     follower.check()
     before = sorted(path.name for path in folder(tmp_path).iterdir())
     write_policy(tmp_path / "policy", CLOSED)
@@ -397,7 +498,10 @@ def test_a_full_disk_delays_an_edit_and_stops_nothing(
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         edit_to(tmp_path, CLOSED, live)
         assert rule_names(live) == ["open"]
-        assert caplog.text.count("the reload gate cannot be asked: Read-only file system") == 1
+        assert (
+            caplog.text.count("the reload gate cannot be asked: Read-only file system")
+            == 1
+        )
         patience_ends(monkeypatch)
         live.check()
         assert rule_names(live) == ["closed"]
@@ -405,9 +509,16 @@ def test_a_full_disk_delays_an_edit_and_stops_nothing(
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-HOSTS = st.lists(st.sampled_from(["a.example", "b.example", "c.example"]), min_size=1, max_size=3, unique=True)
+HOSTS = st.lists(
+    st.sampled_from(["a.example", "b.example", "c.example"]),
+    min_size=1,
+    max_size=3,
+    unique=True,
+)
 Step = tuple[list[str], str, bool]  # hosts, action, whether the edit is accepted
-STEPS = st.lists(st.tuples(HOSTS, st.sampled_from(["allow", "deny"]), st.booleans()), max_size=3)
+STEPS = st.lists(
+    st.tuples(HOSTS, st.sampled_from(["allow", "deny"]), st.booleans()), max_size=3
+)
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -415,7 +526,9 @@ STEPS = st.lists(st.tuples(HOSTS, st.sampled_from(["allow", "deny"]), st.boolean
 def test_a_refused_edit_never_changes_what_is_in_force(
     tmp_path_factory: pytest.TempPathFactory, steps: list[Step]
 ) -> None:
-    """Edit again and again: a process that runs, and one that starts, have the revision that was accepted last."""
+    """Edit again and again: a process that runs, and one that starts, have the revision
+    that was accepted last.
+    """
     tmp_path = tmp_path_factory.mktemp("gate")
     write_policy(tmp_path / "policy", OPEN)
     live = make(tmp_path)
@@ -423,7 +536,10 @@ def test_a_refused_edit_never_changes_what_is_in_force(
     live.store()
     for hosts, action, accepted in steps:
         before, old = live.current, str(live.state.revision)
-        write_policy(tmp_path / "policy", f"{GATE}rules: [{{name: r, action: {action}, hosts: [{', '.join(hosts)}]}}]")
+        write_policy(
+            tmp_path / "policy",
+            f"{GATE}rules: [{{name: r, action: {action}, hosts: [{', '.join(hosts)}]}}]",
+        )
         live.check()
         edit = Edit(old, read_sources(tmp_path / "policy").revision)
         judge(tmp_path, edit, denials=0 if accepted else 4)

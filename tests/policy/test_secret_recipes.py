@@ -1,6 +1,8 @@
-"""The recipes of policy/SECRETS.md: its policies load, and its programs give the value by what the real programs print.
+"""The recipes of policy/SECRETS.md: its policies load, and its programs give the value
+by what the real programs print.
 
-The programs of the services are stand-ins. Each knows the only arguments and environment that it accepts.
+The programs of the services are stand-ins. Each knows the only arguments and
+environment that it accepts.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ VALUE = "ghs_value-of-the-secret"
 
 @dataclass(frozen=True, slots=True)
 class StandIn:
-    """A program that accepts one list of arguments, needs variables (as patterns of `case`), and prints something."""
+    """A program that accepts one list of arguments, needs variables (as patterns of
+    `case`), and prints something.
+    """
 
     arguments: str
     prints: str
@@ -36,8 +40,20 @@ class StandIn:
     @property
     def script(self) -> str:
         words, text = shlex.quote(self.arguments), shlex.quote(self.prints)
-        checks = [f'case "${{{name}-}}" in {value}) ;; *) exit 9 ;; esac' for name, value in self.needs.items()]
-        return "\n".join([f'if [ "$*" = {words} ]; then', *checks, f"printf %s {text}", "exit", "fi", ""])
+        checks = [
+            f'case "${{{name}-}}" in {value}) ;; *) exit 9 ;; esac'
+            for name, value in self.needs.items()
+        ]
+        return "\n".join(
+            [
+                f'if [ "$*" = {words} ]; then',
+                *checks,
+                f"printf %s {text}",
+                "exit",
+                "fi",
+                "",
+            ]
+        )
 
 
 VAULT = (
@@ -77,7 +93,9 @@ STAND_INS: dict[str, tuple[str, tuple[StandIn, ...]]] = {
     "Azure Key Vault": (
         "az",
         (
-            StandIn("login --identity --output none", "", {"AZURE_CONFIG_DIR": "/tmp/*"}),
+            StandIn(
+                "login --identity --output none", "", {"AZURE_CONFIG_DIR": "/tmp/*"}
+            ),
             StandIn(
                 "keyvault secret show --vault-name agents-vault --name github-token --query value --output tsv",
                 f"{VALUE}\n",
@@ -109,17 +127,25 @@ STAND_INS: dict[str, tuple[str, tuple[StandIn, ...]]] = {
 
 
 def section(title: str) -> str:
-    [text] = re.findall(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", SECRETS.read_text(), re.MULTILINE | re.DOTALL)
+    [text] = re.findall(
+        rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)",
+        SECRETS.read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
     return str(text)
 
 
 def policy_of(folder: Path, title: str) -> Policy:
-    [text] = re.findall(r"^```yaml\n(version: 1\n.*?)^```", section(title), re.MULTILINE | re.DOTALL)
+    [text] = re.findall(
+        r"^```yaml\n(version: 1\n.*?)^```", section(title), re.MULTILINE | re.DOTALL
+    )
     return compiled_of(folder, text.removeprefix("version: 1\n")).source
 
 
 def program_of(folder: Path, title: str, replaced: dict[str, str]) -> Path:
-    """Put the program of a recipe into a folder of commands, with its files in the test's folder."""
+    """Put the program of a recipe into a folder of commands, with its files in the
+    test's folder.
+    """
     pattern = rf"^`{ETC}commands/([\w-]+)`:\n\n```sh\n(#!/bin/sh\n.*?)^```"
     [(name, text)] = re.findall(pattern, section(title), re.MULTILINE | re.DOTALL)
     for old, new in replaced.items():
@@ -147,7 +173,9 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def put_stand_in(path: Path, name: str, cases: tuple[StandIn, ...], replaced: dict[str, str]) -> None:
+def put_stand_in(
+    path: Path, name: str, cases: tuple[StandIn, ...], replaced: dict[str, str]
+) -> None:
     text = "#!/bin/sh\n" + "".join(case.script for case in cases) + "exit 8\n"
     for old, new in replaced.items():
         text = text.replace(old, new)
@@ -157,7 +185,9 @@ def put_stand_in(path: Path, name: str, cases: tuple[StandIn, ...], replaced: di
 
 @pytest.mark.system
 @pytest.mark.parametrize("title", STAND_INS)
-def test_a_command_of_a_recipe_gives_the_value(title: str, path: Path, tmp_path: Path) -> None:
+def test_a_command_of_a_recipe_gives_the_value(
+    title: str, path: Path, tmp_path: Path
+) -> None:
     etc = {ETC: f"{tmp_path}/"}
     (tmp_path / "op-token").write_text("ops_first\n")
     name, cases = STAND_INS[title]
@@ -168,7 +198,12 @@ def test_a_command_of_a_recipe_gives_the_value(title: str, path: Path, tmp_path:
 
 @pytest.mark.system
 def test_openbao_is_vault_by_other_names(path: Path, tmp_path: Path) -> None:
-    names = {ETC: f"{tmp_path}/", "vault kv": "bao kv", "vault write": "bao write", "VAULT_": "BAO_"}
+    names = {
+        ETC: f"{tmp_path}/",
+        "vault kv": "bao kv",
+        "vault write": "bao write",
+        "VAULT_": "BAO_",
+    }
     put_stand_in(path, "bao", VAULT, names)
     program_of(tmp_path, "Vault or OpenBao", names)
     assert fetched(policy_of(tmp_path, "Vault or OpenBao"), tmp_path) == VALUE
@@ -195,4 +230,9 @@ def test_a_kubernetes_volume_is_a_file(tmp_path: Path) -> None:
 
 def test_every_recipe_is_tried() -> None:
     headings = re.findall(r"^## (.*)$", SECRETS.read_text(), re.MULTILINE)
-    assert {*headings} == {*STAND_INS, "Kubernetes secret volumes", "systemd credentials", "How a command is used"}
+    assert {*headings} == {
+        *STAND_INS,
+        "Kubernetes secret volumes",
+        "systemd credentials",
+        "How a command is used",
+    }

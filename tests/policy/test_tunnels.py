@@ -8,10 +8,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.policy.engine import CompiledPolicy, Stage, checked_tunnel, decide, mode_in_force
+from squidkeeper.policy.engine import (
+    CompiledPolicy,
+    Stage,
+    checked_tunnel,
+    decide,
+    mode_in_force,
+)
 from squidkeeper.policy.language.methods import BODILESS
 from squidkeeper.policy.language.model import Action
-from squidkeeper.policy.protocol.request import Request, TunnelMode, authority_of, parse_request, read_tag, tunnel_tag
+from squidkeeper.policy.protocol.request import (
+    Request,
+    TunnelMode,
+    authority_of,
+    parse_request,
+    read_tag,
+    tunnel_tag,
+)
 
 from ..conftest import NOW, compiled_of
 from .test_engine_properties import (
@@ -33,11 +46,15 @@ READ = "{name: read, action: allow, hosts: [a.example], methods: [GET, HEAD]}"
 POST = "{name: post, action: allow, hosts: [a.example], methods: [POST], paths: [/up]}"
 
 
-def mode_of(policy: CompiledPolicy, host: str = "a.example", scheme: str = "https") -> tuple[str, str]:
+def mode_of(
+    policy: CompiledPolicy, host: str = "a.example", scheme: str = "https"
+) -> tuple[str, str]:
     """Return the mode of the tunnel to a host, or of plain http, and why."""
     port = {"https": "443", "http": "80"}[scheme]
     method, stated = ("CONNECT", None) if scheme == "https" else ("GET", "http")
-    request = parse_request(["192.0.2.1", None, method, stated, host, port, None, None, None])
+    request = parse_request(
+        ["192.0.2.1", None, method, stated, host, port, None, None, None]
+    )
     decision = decide(policy, policy.match(request), NOW, Stage.HOST)
     return decision.mode, decision.outlook.mode_reason
 
@@ -104,7 +121,9 @@ TABLE = {
 
 
 @pytest.mark.parametrize(("text", "expected"), TABLE.items(), ids=range(len(TABLE)))
-def test_a_tunnel_is_shared_only_where_nothing_with_a_body_is_allowed(tmp_path: Path, text: str, expected: str) -> None:
+def test_a_tunnel_is_shared_only_where_nothing_with_a_body_is_allowed(
+    tmp_path: Path, text: str, expected: str
+) -> None:
     mode, reason = mode_of(compiled_of(tmp_path, text))
     assert f"{mode}: {reason}" == expected
 
@@ -113,7 +132,10 @@ def test_a_tunnel_is_shared_only_where_nothing_with_a_body_is_allowed(tmp_path: 
     ("text", "expected"),
     [
         (f"rules: [{READ}]", "shared"),
-        (f"rules: [{READ}, {{name: tls, action: allow, hosts: [a.example], schemes: [https]}}]", "shared"),
+        (
+            f"rules: [{READ}, {{name: tls, action: allow, hosts: [a.example], schemes: [https]}}]",
+            "shared",
+        ),
         (
             f"{OTHER}rules: [{READ}, {{name: up, action: allow, hosts: [a.example], clients: [other]}}]",
             "own",
@@ -124,7 +146,12 @@ def test_a_tunnel_is_shared_only_where_nothing_with_a_body_is_allowed(tmp_path: 
             "own",
         ),
     ],
-    ids=["read", "bodies over https", "bodies of another client", "bodies of another client by the default"],
+    ids=[
+        "read",
+        "bodies over https",
+        "bodies of another client",
+        "bodies of another client by the default",
+    ],
 )
 def test_plain_http_shares_connections_only_where_no_client_may_send_a_body(
     tmp_path: Path, text: str, expected: str
@@ -143,15 +170,26 @@ def test_plain_http_shares_connections_only_where_no_client_may_send_a_body(
         ("go@1", "proxy.golang.org"),
     ],
 )
-def test_presets_of_packages_are_shared_as_they_stand(tmp_path: Path, preset: str, host: str) -> None:
-    assert mode_of(compiled_of(tmp_path, f"presets: [{{preset: {preset}}}]"), host)[0] == "shared"
+def test_presets_of_packages_are_shared_as_they_stand(
+    tmp_path: Path, preset: str, host: str
+) -> None:
+    assert (
+        mode_of(compiled_of(tmp_path, f"presets: [{{preset: {preset}}}]"), host)[0]
+        == "shared"
+    )
 
 
 def test_npm_is_shared_without_its_audit(tmp_path: Path) -> None:
     npm = "presets: [{preset: npm@1}]"
-    assert mode_of(compiled_of(tmp_path, npm), "registry.npmjs.org") == ("own", "the rule npm@1/audit allows POST")
+    assert mode_of(compiled_of(tmp_path, npm), "registry.npmjs.org") == (
+        "own",
+        "the rule npm@1/audit allows POST",
+    )
     deny = "rules: [{name: no-audit, action: deny, hosts: [registry.npmjs.org], methods: [POST]}]"
-    assert mode_of(compiled_of(tmp_path, f"{npm}\n{deny}"), "registry.npmjs.org")[0] == "shared"
+    assert (
+        mode_of(compiled_of(tmp_path, f"{npm}\n{deny}"), "registry.npmjs.org")[0]
+        == "shared"
+    )
 
 
 @pytest.mark.parametrize("mode", TunnelMode)
@@ -162,10 +200,18 @@ def test_a_tag_names_the_authority_and_the_mode(mode: TunnelMode) -> None:
 
 
 @pytest.mark.parametrize(
-    "tag", ["a.example:443 denied", "a.example:443 own", "a.example:443 first x", "a.example:443 "]
+    "tag",
+    [
+        "a.example:443 denied",
+        "a.example:443 own",
+        "a.example:443 first x",
+        "a.example:443 ",
+    ],
 )
 def test_what_is_no_tag_matches_no_request(tag: str) -> None:
-    request = parse_request([None, None, "GET", "https", "a.example", "443", None, tag, None])
+    request = parse_request(
+        [None, None, "GET", "https", "a.example", "443", None, tag, None]
+    )
     assert getattr(request, "rule", None) == "authority-mismatch"
 
 
@@ -185,17 +231,36 @@ def test_a_request_that_needs_another_tunnel_is_denied(
 ) -> None:
     policy = compiled_of(tmp_path, edited)
     tag = tunnel_tag("a.example:443", mode)
-    request = parse_request(["192.0.2.1", None, "GET", "https", "a.example", "443", None, tag, None])
-    decision = checked_tunnel(decide(policy, policy.match(request), NOW, Stage.HOST), request, shares=shares)
+    request = parse_request(
+        ["192.0.2.1", None, "GET", "https", "a.example", "443", None, tag, None]
+    )
+    decision = checked_tunnel(
+        decide(policy, policy.match(request), NOW, Stage.HOST), request, shares=shares
+    )
     expected = "read" if mode in PASSES[edited, shares] else "tunnel-outdated"
     assert (decision.rule, decision.allowed) == (expected, expected == "read")
 
 
 def test_what_is_denied_is_denied_by_its_own_rule_in_any_tunnel(tmp_path: Path) -> None:
     policy = compiled_of(tmp_path, f"rules: [{READ}]")
-    request = parse_request(["192.0.2.1", None, "POST", "https", "a.example", "443", None, "a.example:443", None])
+    request = parse_request(
+        [
+            "192.0.2.1",
+            None,
+            "POST",
+            "https",
+            "a.example",
+            "443",
+            None,
+            "a.example:443",
+            None,
+        ]
+    )
     assert (
-        checked_tunnel(decide(policy, policy.match(request), NOW, Stage.HOST), request, shares=True).rule == "default"
+        checked_tunnel(
+            decide(policy, policy.match(request), NOW, Stage.HOST), request, shares=True
+        ).rule
+        == "default"
     )
 
 
@@ -215,11 +280,19 @@ RARELY = st.sampled_from([False] * 9 + [True])
 
 @settings(max_examples=300)
 @given(
-    st.lists(st.tuples(ACTIONS, HELD, RARELY, st.sampled_from(TIMES), RARELY), min_size=1, max_size=4),
+    st.lists(
+        st.tuples(ACTIONS, HELD, RARELY, st.sampled_from(TIMES), RARELY),
+        min_size=1,
+        max_size=4,
+    ),
     st.sampled_from([*Action, *[Action.DENY] * 5]),
     st.one_of(st.just([]), rewrites),
     st.one_of(st.just([]), credentials),
-    st.lists(st.tuples(methods, st.sampled_from(HOSTS[:3]), st.just("")), min_size=4, max_size=8),
+    st.lists(
+        st.tuples(methods, st.sampled_from(HOSTS[:3]), st.just("")),
+        min_size=4,
+        max_size=8,
+    ),
 )
 def test_nothing_else_than_the_three_methods_is_allowed_where_connections_are_shared(
     drawn: Drawn,
@@ -230,23 +303,42 @@ def test_nothing_else_than_the_three_methods_is_allowed_where_connections_are_sh
 ) -> None:
     policy = CompiledPolicy(policy_of(drawn, default, rewritten, injected))
     sources = [network.partition("/")[0][:-1] + "1" for network in CLIENTS.values()]
-    for scheme, (method, host, port) in ((scheme, tunnel) for scheme in ("https", "http") for tunnel in asked):
+    for scheme, (method, host, port) in (
+        (scheme, tunnel) for scheme in ("https", "http") for tunnel in asked
+    ):
         number = port[1:] or {"https": "443", "http": "80"}[scheme]
-        shared = [source for source in sources if _mode(policy, source, scheme, host, number) is TunnelMode.SHARED]
-        everyone = sources if scheme == "http" and shared else shared  # over plain http, no client may send a body
+        shared = [
+            source
+            for source in sources
+            if _mode(policy, source, scheme, host, number) is TunnelMode.SHARED
+        ]
+        # over plain http, no client may send a body
+        everyone = sources if scheme == "http" and shared else shared
         for source in everyone:
             for path in ("/", "/x", "/x/s", "/s?q=1"):
                 url = f"{scheme}://{host}{port}{path}"
                 tag = f"{host}:{number}" if scheme == "https" else None
-                request = parse_request([source, None, method, scheme, host, number, None, tag, None], url)
+                request = parse_request(
+                    [source, None, method, scheme, host, number, None, tag, None], url
+                )
                 decision = decide(policy, policy.match(request), NOW)
                 assert method in BODILESS or not (decision.allowed or decision.asks)
                 if source in shared and decision.allowed:
-                    assert (decision.credentials, decision.rewritten, decision.private) == ((), None, False)
+                    assert (
+                        decision.credentials,
+                        decision.rewritten,
+                        decision.private,
+                    ) == ((), None, False)
 
 
-def _mode(policy: CompiledPolicy, source: str, scheme: str, host: str, port: str) -> TunnelMode:
+def _mode(
+    policy: CompiledPolicy, source: str, scheme: str, host: str, port: str
+) -> TunnelMode:
     method, stated = ("CONNECT", None) if scheme == "https" else ("GET", "http")
-    request = parse_request([source, None, method, stated, host, port, None, None, None])
+    request = parse_request(
+        [source, None, method, stated, host, port, None, None, None]
+    )
     assert isinstance(request, Request)
-    return mode_in_force(decide(policy, policy.match(request), NOW, Stage.HOST), shares=True)
+    return mode_in_force(
+        decide(policy, policy.match(request), NOW, Stage.HOST), shares=True
+    )

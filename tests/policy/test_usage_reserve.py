@@ -1,4 +1,6 @@
-"""What requests to model APIs may use, what tokens cost, and streams that are asked for their usage."""
+"""What requests to model APIs may use, what tokens cost, and streams that are asked for
+their usage.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ from squidkeeper.policy.bodies.sent_request import SentRequest
 from squidkeeper.policy.language.prices import Price, Prices
 from squidkeeper.policy.usage.cost import cost_of
 from squidkeeper.policy.usage.forms import form_of
-from squidkeeper.policy.usage.members import KEPT_AT_MOST, FoundMember, MemberScanner, WantedMembers, path_of
+from squidkeeper.policy.usage.members import (
+    KEPT_AT_MOST,
+    FoundMember,
+    MemberScanner,
+    WantedMembers,
+    path_of,
+)
 from squidkeeper.policy.usage.reserve import reserve_of, with_usage_asked
 from squidkeeper.policy.usage.tokens import Reserve, Usage
 
@@ -24,7 +32,11 @@ OF_RULE = 4096
 
 
 def reserved(
-    body: str | bytes, target: str = CHAT, *headers: tuple[str, str], method: str = "POST", complete: bool = True
+    body: str | bytes,
+    target: str = CHAT,
+    *headers: tuple[str, str],
+    method: str = "POST",
+    complete: bool = True,
 ) -> Reserve:
     raw = body.encode() if isinstance(body, str) else body
     sent = SentRequest(method, target, headers, raw, complete, has_body=bool(raw))
@@ -47,8 +59,16 @@ OUT: tuple[tuple[str, str, int], ...] = (  # target, body, tokens of the answer
     (MESSAGES, f'{{{M}"max_tokens": 64}}', 64),
     (GEMINI, '{"generationConfig": {"maxOutputTokens": 64, "candidateCount": 2}}', 128),
     (GEMINI, '{"generation_config": {"max_output_tokens": 64}}', 64),
-    (f"{GEMINI[:-15]}streamGenerateContent", '{"generationConfig": {"maxOutputTokens": 64}}', 64),
-    ("/v1beta/interactions", f'{{{M}"generation_config": {{"max_output_tokens": 64}}}}', 64),
+    (
+        f"{GEMINI[:-15]}streamGenerateContent",
+        '{"generationConfig": {"maxOutputTokens": 64}}',
+        64,
+    ),
+    (
+        "/v1beta/interactions",
+        f'{{{M}"generation_config": {{"max_output_tokens": 64}}}}',
+        64,
+    ),
     ("/model/m/converse", '{"inferenceConfig": {"maxTokens": 64}}', 64),
     # what is no limit
     (CHAT, f'{{{M}"max_tokens": 0}}', OF_RULE),
@@ -65,8 +85,13 @@ OUT: tuple[tuple[str, str, int], ...] = (  # target, body, tokens of the answer
     ("/v1/other", f'{{{M}"max_tokens": "x", "n": 1.5}}', OF_RULE),
     ("/v1/other", "max_tokens=1", OF_RULE),
 )
-UNREADABLE: tuple[tuple[str, str | bytes, str], ...] = (  # an API could read another limit in it
-    *((CHAT, f'{{{M}"max_tokens": {value}}}', "max_tokens") for value in ('"1"', "64000.0", "6.4e4", "true", "[1]")),
+UNREADABLE: tuple[
+    tuple[str, str | bytes, str], ...
+] = (  # an API could read another limit in it
+    *(
+        (CHAT, f'{{{M}"max_tokens": {value}}}', "max_tokens")
+        for value in ('"1"', "64000.0", "6.4e4", "true", "[1]")
+    ),
     (CHAT, f'{{{M}"n": "128"}}', "n is no"),
     *(
         (CHAT, body, "plain JSON")
@@ -86,7 +111,11 @@ UNREADABLE: tuple[tuple[str, str | bytes, str], ...] = (  # an API could read an
             '{"max_tokens": 1}'.encode("utf-16"),
         )
     ),
-    (GEMINI, '{"generationConfig": {"maxOutputTokens": 1}, "generation_config": {"maxOutputTokens": 9}}', "plain JSON"),
+    (
+        GEMINI,
+        '{"generationConfig": {"maxOutputTokens": 1}, "generation_config": {"maxOutputTokens": 9}}',
+        "plain JSON",
+    ),
     *(
         (f"{GEMINI}?key=k&{query}", "{}", "asked not to tell")
         for query in (
@@ -111,7 +140,9 @@ def test_a_body_that_an_api_could_read_in_another_way_has_no_reserve(
 
 
 @pytest.mark.parametrize(("target", "body", "tokens_out"), OUT)
-def test_a_request_reserves_the_answer_that_it_allows(target: str, body: str, tokens_out: int) -> None:
+def test_a_request_reserves_the_answer_that_it_allows(
+    target: str, body: str, tokens_out: int
+) -> None:
     reserve = reserved(body, target)
     assert reserve.tokens_out == tokens_out
     assert reserve.tokens_in == (len(body) + 3) // 4
@@ -128,20 +159,29 @@ def test_a_request_reserves_the_answer_that_it_allows(target: str, body: str, to
         (GEMINI, '{"model": "cheap"}', "gemini-2.5-flash"),
     ],
 )
-def test_a_reserve_is_for_the_model_that_is_asked(target: str, body: str, model: str) -> None:
+def test_a_reserve_is_for_the_model_that_is_asked(
+    target: str, body: str, model: str
+) -> None:
     assert reserved(body, target).model == model
 
 
 def test_answers_of_gemini_are_asked_for_whole() -> None:
-    assert reserved("{}", f"{GEMINI}?alt=sse&key=k&$alt=json;charset=utf-8").tokens_out == OF_RULE
+    assert (
+        reserved("{}", f"{GEMINI}?alt=sse&key=k&$alt=json;charset=utf-8").tokens_out
+        == OF_RULE
+    )
     with pytest.raises(UnreadableBody, match="asked not to tell"):
         reserved("{}", GEMINI, ("X-Goog-FieldMask", "candidates"))
 
 
 def test_a_body_counts_by_its_content() -> None:
     body = json.dumps({"model": "m", "max_tokens": 5, "text": "x" * 100_000}).encode()
-    assert reserved(gzip.compress(body), CHAT, ("Content-Encoding", "gzip")) == reserved(body)
-    assert reserved(b"x" * 100, "/v1/other", ("Content-Encoding", "br")) == Reserve("", 25, OF_RULE)
+    assert reserved(
+        gzip.compress(body), CHAT, ("Content-Encoding", "gzip")
+    ) == reserved(body)
+    assert reserved(b"x" * 100, "/v1/other", ("Content-Encoding", "br")) == Reserve(
+        "", 25, OF_RULE
+    )
     with pytest.raises(UnreadableBody, match="neither gzip nor deflate"):
         reserved(b"x" * 100, CHAT, ("Content-Encoding", "br"))
 
@@ -152,14 +192,17 @@ def test_what_generates_nothing_reserves_nothing() -> None:
     assert reserved("", "/v1/other", method="GET") == Reserve("", 0, OF_RULE)
 
 
-# --- streams that are to report their usage ---------------------------------------------------------------------------
+# --- streams that are to report their usage -------------------------------------------
 
 KEPT = '"temperature": 0.10, "text": "é \\u00e9", "n":  1e0'
 ASKED = '{"stream_options": {"include_usage": true}, '
 ASKS: tuple[tuple[str, str | None], ...] = (
     (f'{{"stream": true, {KEPT}}}', f'{ASKED}"stream": true, {KEPT}}}'),
     (f' {{ {KEPT}, "stream": true}}', f' {ASKED} {KEPT}, "stream": true}}'),
-    ('{"stream_options": null, "stream": true}', '{"stream_options": {"include_usage": true}, "stream": true}'),
+    (
+        '{"stream_options": null, "stream": true}',
+        '{"stream_options": {"include_usage": true}, "stream": true}',
+    ),
     (
         '{"stream_options":{"include_usage":false, "include_obfuscation": false}, "stream": true, "a": {}}',
         '{"stream_options":{"include_usage": true, "include_obfuscation": false}, "stream": true, "a": {}}',
@@ -170,7 +213,10 @@ ASKS: tuple[tuple[str, str | None], ...] = (
     ('{"stream": true, "stream_options": [1]}', None),
     (f'{{"stream": true, "stream_options": {{"a": "{"x" * 20_000}"}}}}', None),
     ('{"stream": false}', None),
-    *((f'{{"stream": {value}}}', f'{ASKED}"stream": {value}}}') for value in ("1", '"true"', '"yes"')),
+    *(
+        (f'{{"stream": {value}}}', f'{ASKED}"stream": {value}}}')
+        for value in ("1", '"true"', '"yes"')
+    ),
     ('{"stream": null}', None),
     ('{"messages": [{"stream": true}]}', None),
     ('{"stream": true, "stream": false}', None),
@@ -182,26 +228,41 @@ ASKS: tuple[tuple[str, str | None], ...] = (
 
 
 @pytest.mark.parametrize(("body", "asked"), ASKS)
-def test_a_stream_is_asked_for_its_usage_and_else_stays_as_it_is(body: str, asked: str | None) -> None:
-    assert with_usage_asked(body.encode(), form_of("POST", CHAT)) == (None if asked is None else asked.encode())
+def test_a_stream_is_asked_for_its_usage_and_else_stays_as_it_is(
+    body: str, asked: str | None
+) -> None:
+    assert with_usage_asked(body.encode(), form_of("POST", CHAT)) == (
+        None if asked is None else asked.encode()
+    )
 
 
 def test_only_apis_that_know_the_option_are_asked() -> None:
     for target in (MESSAGES, RESPONSES, GEMINI, "/v1/other"):
         assert with_usage_asked(b'{"stream": true}', form_of("POST", target)) is None
-    assert with_usage_asked(b'{"stream": true}', form_of("POST", "/v1/completions")) is not None
+    assert (
+        with_usage_asked(b'{"stream": true}', form_of("POST", "/v1/completions"))
+        is not None
+    )
 
 
-# --- cost -------------------------------------------------------------------------------------------------------------
+# --- cost -----------------------------------------------------------------------------
 
-PRICES = Prices((Price("gpt-4o*", 2_500_000, 10_000_000, 1_250_000, 2_500_000), Price("dear", 1, 75_000_000, 0, 0)))
+PRICES = Prices(
+    (
+        Price("gpt-4o*", 2_500_000, 10_000_000, 1_250_000, 2_500_000),
+        Price("dear", 1, 75_000_000, 0, 0),
+    )
+)
 
 
 @pytest.mark.parametrize(
     ("usage", "cost"),
     [
         (Usage("gpt-4o-2024-08-06", 1_000_000, 1_000_000), 12_500_000),
-        (Usage("gpt-4o", 1_000, 100, cached_in=600, cache_write=100), 300 * 2.5 + 600 * 1.25 + 100 * 2.5 + 100 * 10),
+        (
+            Usage("gpt-4o", 1_000, 100, cached_in=600, cache_write=100),
+            300 * 2.5 + 600 * 1.25 + 100 * 2.5 + 100 * 10,
+        ),
         (Usage("gpt-4o", 1, 0), 3),
         (Usage("gpt-4o", 0, 0), 0),
         (Usage("unknown", 1_000_000, 1_000_000), 77_500_000),
@@ -214,13 +275,19 @@ def test_tokens_cost_what_the_prices_say(usage: Usage, cost: float) -> None:
     assert cost_of(usage, Prices()) == 0
 
 
-# --- members ----------------------------------------------------------------------------------------------------------
+# --- members --------------------------------------------------------------------------
 
 WANTED = ("model", "usage", "response.usage", "response.id", "a.b.c")
 NAMES = st.sampled_from(["model", "usage", "response", "id", "a", "b", "c", "x", ""])
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4)
+    ),
     max_leaves=10,
 )
 
@@ -232,17 +299,35 @@ VALUES = st.recursive(
     in_array=st.booleans(),
 )
 def test_members_are_found_as_a_parser_finds_them(
-    documents: list[dict[str, object]], indent: int | None, places: list[int], in_array: bool
+    documents: list[dict[str, object]],
+    indent: int | None,
+    places: list[int],
+    in_array: bool,
 ) -> None:
-    content = json.dumps(documents, indent=indent) if in_array else "\n".join(map(json.dumps, documents))
-    raw, scanner, start = content.encode(), MemberScanner(WantedMembers(WANTED), is_array=True), 0
+    content = (
+        json.dumps(documents, indent=indent)
+        if in_array
+        else "\n".join(map(json.dumps, documents))
+    )
+    raw, scanner, start = (
+        content.encode(),
+        MemberScanner(WantedMembers(WANTED), is_array=True),
+        0,
+    )
     for place in [*sorted(places), len(raw)]:
         scanner.feed(raw[start:place])
         start = max(start, place)
     assert scanner.is_whole
-    found = [{path: json.loads(member.value) for path, member in members.items()} for members in scanner.objects]
+    found = [
+        {path: json.loads(member.value) for path, member in members.items()}
+        for members in scanner.objects
+    ]
     assert found == [
-        {path_of(name): value for name in WANTED if (value := member_of(document, name)) is not ...}
+        {
+            path_of(name): value
+            for name in WANTED
+            if (value := member_of(document, name)) is not ...
+        }
         for document in documents
     ]
 
@@ -260,4 +345,9 @@ def test_a_member_tells_its_place_and_a_long_one_is_empty() -> None:
     scanner.feed(b' {"usage":')
     scanner.feed(b' [1] , "model": ' + long + b"}")
     assert scanner.is_whole
-    assert scanner.objects == [{path_of("usage"): FoundMember(b"[1]", 11), path_of("model"): FoundMember(b"", 26)}]
+    assert scanner.objects == [
+        {
+            path_of("usage"): FoundMember(b"[1]", 11),
+            path_of("model"): FoundMember(b"", 26),
+        }
+    ]

@@ -13,7 +13,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from squidkeeper.cli import main
-from squidkeeper.record.chain.chain import CHAIN, HEAD, append_entry, read_chain, seal_head
+from squidkeeper.record.chain.chain import (
+    CHAIN,
+    HEAD,
+    append_entry,
+    read_chain,
+    seal_head,
+)
 from squidkeeper.record.chain.entries import ChainEntry, EntryKind, format_entry
 from squidkeeper.record.chain.keys import ArchiveKey
 from squidkeeper.record.chain.places import PLACING, FolderPlace
@@ -116,7 +122,10 @@ def add_a_part_with_the_next_number(archive: Path) -> None:
         (link_a_part, [("part-missing", ONE)]),
         (replace_a_part_by_a_pipe, [("part-missing", ONE)]),
         (add_a_part, [("part-unknown", "day=2026-11-25/part-00000002.parquet")]),
-        (add_a_part_with_the_next_number, [("part-unknown", "day=2026-11-25/part-00000004.parquet")]),
+        (
+            add_a_part_with_the_next_number,
+            [("part-unknown", "day=2026-11-25/part-00000004.parquet")],
+        ),
     ],
 )
 def test_what_is_done_to_parts_is_found(
@@ -130,11 +139,21 @@ def test_what_is_done_to_parts_is_found(
     ("edit", "expected"),
     [
         (
-            lambda one, two, three: [one, two.replace(b'"rows":5', b'"rows":4', 1), three],
+            lambda one, two, three: [
+                one,
+                two.replace(b'"rows":5', b'"rows":4', 1),
+                three,
+            ],
             ["line-changed:2", "line-out-of-place:3", "numbers-missing"],
         ),
-        (lambda one, _, three: [one, three], ["line-out-of-place:2", "numbers-missing", *["part-unknown"] * 2]),
-        (lambda one, two, three: [two, one, three], [f"line-out-of-place:{number}" for number in (1, 2, 3)]),
+        (
+            lambda one, _, three: [one, three],
+            ["line-out-of-place:2", "numbers-missing", *["part-unknown"] * 2],
+        ),
+        (
+            lambda one, two, three: [two, one, three],
+            [f"line-out-of-place:{number}" for number in (1, 2, 3)],
+        ),
         (lambda *lines: [*lines, lines[0]], ["line-out-of-place:4"]),
     ],
     ids=["changed", "removed", "in another order", "repeated"],
@@ -144,9 +163,14 @@ def test_what_is_done_to_lines_of_the_chain_is_found(
 ) -> None:
     write_lines(archive, edit(*lines_of(archive)))
     faults = verify(archive).faults
-    found = [f"{one.code}{one.place.removeprefix(CHAIN) if one.place.startswith(CHAIN) else ''}" for one in faults]
+    found = [
+        f"{one.code}{one.place.removeprefix(CHAIN) if one.place.startswith(CHAIN) else ''}"
+        for one in faults
+    ]
     assert found[: len(expected)] == expected
-    assert {fault.text for fault in faults if fault.code == "numbers-missing"} <= {"entry 2 is missing"}
+    assert {fault.text for fault in faults if fault.code == "numbers-missing"} <= {
+        "entry 2 is missing"
+    }
 
 
 def test_a_chain_that_lost_its_end_is_found_by_its_head(archive: Path) -> None:
@@ -156,12 +180,20 @@ def test_a_chain_that_lost_its_end_is_found_by_its_head(archive: Path) -> None:
     assert codes(archive) == [("head-mismatch", HEAD)]
 
 
-def test_an_entry_without_a_signature_is_found_and_removes_nothing(archive: Path) -> None:
+def test_an_entry_without_a_signature_is_found_and_removes_nothing(
+    archive: Path,
+) -> None:
     named = verify(archive).entries[0].parts
-    append_entry(archive, ChainEntry(kind=EntryKind.TOMBSTONE, parts=named, reason="older than 90 days"))
+    append_entry(
+        archive,
+        ChainEntry(kind=EntryKind.TOMBSTONE, parts=named, reason="older than 90 days"),
+    )
     for part in named:
         (archive / part.path).unlink()
-    assert codes(archive) == [("line-unsigned", f"{CHAIN}:4"), *(("part-missing", part.path) for part in named)]
+    assert codes(archive) == [
+        ("line-unsigned", f"{CHAIN}:4"),
+        *(("part-missing", part.path) for part in named),
+    ]
 
 
 def test_an_entry_of_another_key_is_found(archive: Path) -> None:
@@ -169,14 +201,21 @@ def test_an_entry_of_another_key_is_found(archive: Path) -> None:
     assert codes(archive)[:2] == [("other-key", f"{CHAIN}:4"), ("other-key", HEAD)]
 
 
-def test_an_archive_that_was_sealed_again_whole_by_another_key_is_found(archive: Path, tmp_path: Path) -> None:
+def test_an_archive_that_was_sealed_again_whole_by_another_key_is_found(
+    archive: Path, tmp_path: Path
+) -> None:
     make_archive(tmp_path / "forged", ATTACKERS)
     found = codes(tmp_path / "forged")
-    assert found[:4] == [*(("other-key", f"{CHAIN}:{number}") for number in (1, 2, 3)), ("other-key", HEAD)]
+    assert found[:4] == [
+        *(("other-key", f"{CHAIN}:{number}") for number in (1, 2, 3)),
+        ("other-key", HEAD),
+    ]
     assert {code for code, _ in found[4:]} == {"part-unknown"}
 
 
-def test_a_line_with_the_name_of_our_key_and_another_signature_is_found(archive: Path) -> None:
+def test_a_line_with_the_name_of_our_key_and_another_signature_is_found(
+    archive: Path,
+) -> None:
     add_source(archive, ATTACKERS, 4)
     lines = lines_of(archive)
     forged = lines[3].replace(ATTACKERS.public.id.encode(), KEY.public.id.encode())
@@ -197,7 +236,9 @@ def test_a_head_that_was_changed_or_removed_is_found(archive: Path) -> None:
     assert codes(archive) == [("head-missing", HEAD)]
 
 
-def test_an_old_archive_put_back_whole_is_found_by_a_head_that_was_kept(archive: Path, tmp_path: Path) -> None:
+def test_an_old_archive_put_back_whole_is_found_by_a_head_that_was_kept(
+    archive: Path, tmp_path: Path
+) -> None:
     shutil.copytree(archive, tmp_path / "old")
     add_source(archive, KEY, 4)
     kept = read_chain(archive)
@@ -205,10 +246,15 @@ def test_an_old_archive_put_back_whole_is_found_by_a_head_that_was_kept(archive:
     shutil.copytree(tmp_path / "old", archive)
     assert codes(archive) == []  # nothing in the archive itself can tell
     (fault,) = verify(archive, KeptHead(4, kept.digest)).faults
-    assert str(fault) == f"{CHAIN}: it ends at entry 3, and a head of number 4 was kept: an old archive was put back"
+    assert (
+        str(fault)
+        == f"{CHAIN}: it ends at entry 3, and a head of number 4 was kept: an old archive was put back"
+    )
 
 
-def test_an_old_archive_that_went_on_is_found_by_the_digest_that_was_kept(archive: Path, tmp_path: Path) -> None:
+def test_an_old_archive_that_went_on_is_found_by_the_digest_that_was_kept(
+    archive: Path, tmp_path: Path
+) -> None:
     shutil.copytree(archive, tmp_path / "old")
     add_source(archive, KEY, 4)
     kept = KeptHead(4, read_chain(archive).digest)
@@ -219,7 +265,9 @@ def test_an_old_archive_that_went_on_is_found_by_the_digest_that_was_kept(archiv
     assert codes(archive, kept) == [("old-head", CHAIN)]
 
 
-def test_a_head_of_another_chain_of_the_same_key_is_found(archive: Path, tmp_path: Path) -> None:
+def test_a_head_of_another_chain_of_the_same_key_is_found(
+    archive: Path, tmp_path: Path
+) -> None:
     shutil.copytree(archive, tmp_path / "other")
     for folder in (archive, tmp_path / "other"):
         add_source(folder, KEY, 4)
@@ -239,10 +287,23 @@ def test_an_archive_that_is_gone_is_found(archive: Path) -> None:
     assert codes(archive, KeptHead(3)) == [("head-missing", HEAD), ("old-head", CHAIN)]
 
 
-def test_a_day_that_retention_removed_is_told_apart_from_a_missing_one(archive: Path) -> None:
-    gone = tuple(part for entry in verify(archive).entries for part in entry.parts if part.day == "2026-11-21")
-    append_entry(archive, ChainEntry(kind=EntryKind.TOMBSTONE, parts=gone, reason="older than 90 days"), KEY)
-    assert verify(archive).notes == (f"{ONE}: a tombstone names it, and it is still there",)
+def test_a_day_that_retention_removed_is_told_apart_from_a_missing_one(
+    archive: Path,
+) -> None:
+    gone = tuple(
+        part
+        for entry in verify(archive).entries
+        for part in entry.parts
+        if part.day == "2026-11-21"
+    )
+    append_entry(
+        archive,
+        ChainEntry(kind=EntryKind.TOMBSTONE, parts=gone, reason="older than 90 days"),
+        KEY,
+    )
+    assert verify(archive).notes == (
+        f"{ONE}: a tombstone names it, and it is still there",
+    )
     remove_a_day(archive)
     result = verify(archive)
     assert (result.faults, result.notes, result.parts) == ((), (), 5)
@@ -264,7 +325,10 @@ def test_a_run_that_was_interrupted_is_no_fault(archive: Path) -> None:
 
 def test_a_key_that_was_replaced_verifies_what_it_signed(archive: Path) -> None:
     add_source(archive, ATTACKERS, 4)
-    assert verify_archive(FolderPlace(archive), [KEY.public, ATTACKERS.public]).faults == ()
+    assert (
+        verify_archive(FolderPlace(archive), [KEY.public, ATTACKERS.public]).faults
+        == ()
+    )
 
 
 def run(*arguments: str | Path) -> Result:
@@ -278,17 +342,24 @@ def key_file(tmp_path: Path) -> Path:
     return file
 
 
-def test_the_command_names_the_key_of_the_gateway(archive: Path, tmp_path: Path) -> None:
+def test_the_command_names_the_key_of_the_gateway(
+    archive: Path, tmp_path: Path
+) -> None:
     asked = "--key is missing: give the public key, as a copy that is kept elsewhere"
     assert asked in run(archive).output
     (archive.absolute().parent / "etc").mkdir()
     key = archive.absolute().parent / "etc/archive.pub"
     key.write_bytes(KEY.public.pem)
     result = run(archive)
-    assert (result.exit_code, f"{asked}. This gateway's own is {key}" in result.output) == (2, True)
+    assert (
+        result.exit_code,
+        f"{asked}. This gateway's own is {key}" in result.output,
+    ) == (2, True)
 
 
-def test_the_command_names_every_fault_and_ends_with_1(archive: Path, key_file: Path) -> None:
+def test_the_command_names_every_fault_and_ends_with_1(
+    archive: Path, key_file: Path
+) -> None:
     change_a_byte(archive)
     (archive / TWO).unlink()
     result = run(archive, "--key", key_file)
@@ -311,7 +382,9 @@ def replace_by(kind: str, file: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "FIFO", "link"])
-@pytest.mark.parametrize(("name", "code"), [(HEAD, "head-missing"), (CHAIN, "line-damaged")])
+@pytest.mark.parametrize(
+    ("name", "code"), [(HEAD, "head-missing"), (CHAIN, "line-damaged")]
+)
 def test_what_is_no_file_is_a_fault_and_hides_no_other(
     archive: Path, key_file: Path, kind: str, name: str, code: str
 ) -> None:
@@ -327,21 +400,35 @@ def test_what_is_no_file_is_a_fault_and_hides_no_other(
     assert not any(line.startswith("OK") for line in result.output.splitlines())
 
 
-def test_a_number_without_a_digest_is_told_to_prove_little(archive: Path, key_file: Path) -> None:
+def test_a_number_without_a_digest_is_told_to_prove_little(
+    archive: Path, key_file: Path
+) -> None:
     digest = read_chain(archive).digest
-    assert "named without its SHA-256" in run(archive, "--key", key_file, "--head", "3").output
-    assert "named without its SHA-256" not in run(archive, "--key", key_file, "--head", f"3:{digest}").output
+    assert (
+        "named without its SHA-256"
+        in run(archive, "--key", key_file, "--head", "3").output
+    )
+    assert (
+        "named without its SHA-256"
+        not in run(archive, "--key", key_file, "--head", f"3:{digest}").output
+    )
 
 
 def test_the_command_prints_json_and_ends_with_0(archive: Path, key_file: Path) -> None:
     result = run(archive, "--key", key_file, "--head", "3", "--json")
     assert result.exit_code == 0
     printed = json.loads(result.output)
-    assert (printed["faults"], printed["last_entry"], printed["head"]["number"]) == ([], 3, 3)
+    assert (printed["faults"], printed["last_entry"], printed["head"]["number"]) == (
+        [],
+        3,
+        3,
+    )
 
 
 @pytest.mark.parametrize("how", ["in it", "link into it", "link from it", "hard link"])
-def test_the_command_refuses_a_key_that_lies_in_the_archive(archive: Path, tmp_path: Path, how: str) -> None:
+def test_the_command_refuses_a_key_that_lies_in_the_archive(
+    archive: Path, tmp_path: Path, how: str
+) -> None:
     inside, outside = archive / "archive.pub", tmp_path / "outside.pub"
     real = outside if how == "link from it" else inside
     real.write_bytes(KEY.public.pem)
@@ -351,12 +438,16 @@ def test_the_command_refuses_a_key_that_lies_in_the_archive(archive: Path, tmp_p
         inside.symlink_to(outside)
     elif how == "hard link":
         outside.hardlink_to(inside)
-    result = run(archive, "--key", inside if how in ("in it", "link from it") else outside)
+    result = run(
+        archive, "--key", inside if how in ("in it", "link from it") else outside
+    )
     assert result.exit_code == 1
     assert "lies in the archive" in result.output
 
 
-def test_the_command_takes_a_kept_copy_of_the_head(archive: Path, key_file: Path, tmp_path: Path) -> None:
+def test_the_command_takes_a_kept_copy_of_the_head(
+    archive: Path, key_file: Path, tmp_path: Path
+) -> None:
     add_source(archive, KEY, 4)
     shutil.copy(archive / HEAD, tmp_path / "kept.json")
     write_lines(archive, lines_of(archive)[:3])
@@ -380,7 +471,9 @@ def test_the_command_refuses_a_kept_head_that_the_key_did_not_sign(
     assert "no key of --key has signed it" in result.output
 
 
-def test_the_command_refuses_what_is_no_public_key(archive: Path, tmp_path: Path) -> None:
+def test_the_command_refuses_what_is_no_public_key(
+    archive: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "key"
     file.write_bytes(KEY.pem)
     result = run(archive, "--key", file)

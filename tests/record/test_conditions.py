@@ -1,4 +1,6 @@
-"""The conditions in SQL are those in Python: the two are compared on every combination of the fields that they read."""
+"""The conditions in SQL are those in Python: the two are compared on every combination
+of the fields that they read.
+"""
 
 from __future__ import annotations
 
@@ -34,16 +36,25 @@ VALUES: dict[str, tuple[object, ...]] = {
     "error": (NONE, "503:ERR_SQUIDKEEPER_NO_ADDRESS", *CLIENT_ERRORS),
     "upstream": (NONE, "192.0.2.1"),
     "squid": (
-        *("TCP_MISS/HIER_DIRECT", "TCP_TUNNEL/HIER_DIRECT", "TCP_DENIED/HIER_NONE", "NONE_NONE_ABORTED/HIER_NONE"),
+        *(
+            "TCP_MISS/HIER_DIRECT",
+            "TCP_TUNNEL/HIER_DIRECT",
+            "TCP_DENIED/HIER_NONE",
+            "NONE_NONE_ABORTED/HIER_NONE",
+        ),
         NONE,
     ),
 }
-COMBINATIONS = [dict(zip(VALUES, values, strict=True)) for values in product(*VALUES.values())]
+COMBINATIONS = [
+    dict(zip(VALUES, values, strict=True)) for values in product(*VALUES.values())
+]
 NO_REQUEST = "verdict IS NULL AND method IS NULL"
 
 
 def is_refused(record: Record) -> bool:
-    return filters.is_refused(record.verdict, record.status, record.error, record.upstream)
+    return filters.is_refused(
+        record.verdict, record.status, record.error, record.upstream
+    )
 
 
 BOTH: dict[str, Callable[[Record], bool]] = {
@@ -65,13 +76,17 @@ BOTH: dict[str, Callable[[Record], bool]] = {
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("log") / "access.log"
-    path.write_bytes(b"".join(record_line(**combination) + b"\n" for combination in COMBINATIONS))
+    path.write_bytes(
+        b"".join(record_line(**combination) + b"\n" for combination in COMBINATIONS)
+    )
     return path
 
 
 def test_each_condition_holds_in_sql_where_it_holds_in_python(log: Path) -> None:
     with open_table(TableSources(files=(log,)), threads=1, columns={*VALUES}) as table:
-        found = table.connection.execute(f"SELECT {', '.join(BOTH)} FROM records ORDER BY position").fetchall()
+        found = table.connection.execute(
+            f"SELECT {', '.join(BOTH)} FROM records ORDER BY position"
+        ).fetchall()
     for place, (sql, holds) in enumerate(BOTH.items()):
         expected = [holds(record(**combination)) for combination in COMBINATIONS]
         assert [row[place] for row in found] == expected, sql
@@ -83,7 +98,11 @@ def test_the_exporter_counts_the_same_tunnels() -> None:
     records = [record(**combination) for combination in COMBINATIONS]
     for served in records:
         counter.count(served, "agents")
-    assert sum(number for _, number in counter.counts().tunnels) == sum(map(is_tunnel, records)) > 0
+    assert (
+        sum(number for _, number in counter.counts().tunnels)
+        == sum(map(is_tunnel, records))
+        > 0
+    )
 
 
 def test_a_time_is_compared_in_the_milliseconds_that_records_have() -> None:
@@ -92,15 +111,34 @@ def test_a_time_is_compared_in_the_milliseconds_that_records_have() -> None:
 
 
 @pytest.mark.parametrize("verdict", ["deny", "-"])
-def test_the_exporter_counts_a_denied_tunnel_and_the_first_request_inside_as_one(verdict: str) -> None:
-    """Squid answers the request by itself (`-`) where no helper answered about the CONNECT."""
+def test_the_exporter_counts_a_denied_tunnel_and_the_first_request_inside_as_one(
+    verdict: str,
+) -> None:
+    """Squid answers the request by itself (`-`) where no helper answered about the
+    CONNECT.
+    """
     counter = RequestCounter(RequestCounts())
-    connect = record(method="CONNECT", url="a.example:443", verdict="deny", observed="deny:x", connection="7")
-    inside = record(status=403, verdict=verdict, error="403:ERR_SQUIDKEEPER_TEXT", observed="deny:x", connection="7")
+    connect = record(
+        method="CONNECT",
+        url="a.example:443",
+        verdict="deny",
+        observed="deny:x",
+        connection="7",
+    )
+    inside = record(
+        status=403,
+        verdict=verdict,
+        error="403:ERR_SQUIDKEEPER_TEXT",
+        observed="deny:x",
+        connection="7",
+    )
     for served in (connect, inside):
         counter.count(served, NONE_OF_POLICY)
     counts = counter.counts()
     assert sum(number for _, number in counts.requests) == 1
-    assert [number for _, number in (*counts.unnamed_denials, *counts.observed)] == [1, 1]
+    assert [number for _, number in (*counts.unnamed_denials, *counts.observed)] == [
+        1,
+        1,
+    ]
     counter.count(inside, NONE_OF_POLICY)
     assert sum(number for _, number in counter.counts().requests) == 2

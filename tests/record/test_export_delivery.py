@@ -1,4 +1,6 @@
-"""Delivery of an export: each record at least once, through failures of the receiver, the log and the process."""
+"""Delivery of an export: each record at least once, through failures of the receiver,
+the log and the process.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +39,24 @@ from squidkeeper.record.chain.chain import HEAD
 from squidkeeper.record.chain.entries import Head, format_head
 from squidkeeper.record.chain.keys import ArchiveKey
 from squidkeeper.record.export import delivery, syslog
-from squidkeeper.record.export.messages import LAST_SECONDS, Backoff, Message, MessageKind
+from squidkeeper.record.export.messages import (
+    LAST_SECONDS,
+    Backoff,
+    Message,
+    MessageKind,
+)
 from squidkeeper.record.export.process import ExportProcess, delivery_of, run_exports
 from squidkeeper.record.export.syslog import MESSAGE_BYTES
 from squidkeeper.record.export.targets import ExportTarget, make_target, read_targets
 from squidkeeper.record.export_status import ExportState, ExportStore, read_exports
-from squidkeeper.record.usage.ledger import Amounts, MeteredRequest, UsageState, append_entry, ledger_file, usage_entry
+from squidkeeper.record.usage.ledger import (
+    Amounts,
+    MeteredRequest,
+    UsageState,
+    append_entry,
+    ledger_file,
+    usage_entry,
+)
 from tests.ports import free_port
 from tests.receivers import (
     HttpsReceiver,
@@ -87,13 +101,22 @@ class Gateway:
         """Append records, numbered by `connection`, a second apart."""
         with self.log.open("ab") as file:
             for _ in range(number):
-                line = record_line(connection=str(self._written), time=after_noon(self._written), **fields)
+                line = record_line(
+                    connection=str(self._written),
+                    time=after_noon(self._written),
+                    **fields,
+                )
                 file.write(line + b"\n")
                 self._written += 1
 
     def write_head(self, number: int) -> None:
         self.archive.mkdir(exist_ok=True)
-        head = Head(number=number, digest=str(number) * 64, time=after_noon(0), gateway="gw.example")
+        head = Head(
+            number=number,
+            digest=str(number) * 64,
+            time=after_noon(0),
+            gateway="gw.example",
+        )
         (self.archive / HEAD).write_bytes(format_head(head, ArchiveKey.new()))
 
     def rotate(self, name: str) -> Path:
@@ -111,7 +134,11 @@ class Gateway:
         return self.status()
 
     def wait_for_all(self) -> None:
-        self.wait(lambda state: state.sent + state.lost == self._written and state.waiting_since is None)
+        self.wait(
+            lambda state: (
+                state.sent + state.lost == self._written and state.waiting_since is None
+            )
+        )
 
 
 class Running:
@@ -121,8 +148,12 @@ class Running:
         self._ending = Event()
         self._store = ExportStore(gateway.state, target.name)
         self._store.__enter__()
-        process = ExportProcess(gateway.log, gateway.state, gateway.archive, "gw.example")
-        self._thread = Thread(target=delivery_of(target, self._store, process, self._ending).run)
+        process = ExportProcess(
+            gateway.log, gateway.state, gateway.archive, "gw.example"
+        )
+        self._thread = Thread(
+            target=delivery_of(target, self._store, process, self._ending).run
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -148,9 +179,20 @@ def start(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     with ExitStack() as stack:
 
         def started(
-            to: str | None, ca: Path | None = None, headers: Path | None = None, form: str = "json", **environment: str
+            to: str | None,
+            ca: Path | None = None,
+            headers: Path | None = None,
+            form: str = "json",
+            **environment: str,
         ) -> Running:
-            target = make_target(name="x", format_name=form, to=to, ca=ca, headers=headers, environment=environment)
+            target = make_target(
+                name="x",
+                format_name=form,
+                to=to,
+                ca=ca,
+                headers=headers,
+                environment=environment,
+            )
             running = Running(gateway, target)
             stack.callback(running.stop)
             return running
@@ -205,10 +247,18 @@ def test_every_record_arrives_once_through_rotations_and_restarts(
     gateway.wait_for_all()
     assert numbers(lines_of(out)) == [*range(715)]
     state = gateway.status()
-    assert (state.sent, state.doubled, state.gaps, state.lost, state.unconfirmed) == (715, 0, 0, 0, 0)
+    assert (state.sent, state.doubled, state.gaps, state.lost, state.unconfirmed) == (
+        715,
+        0,
+        0,
+        0,
+        0,
+    )
 
 
-def test_a_file_that_is_renamed_is_followed_by_a_new_one(gateway: Gateway, start: Start, tmp_path: Path) -> None:
+def test_a_file_that_is_renamed_is_followed_by_a_new_one(
+    gateway: Gateway, start: Start, tmp_path: Path
+) -> None:
     out = tmp_path / "out.ndjson"
     gateway.write(2)
     start(f"file:{out}")
@@ -216,10 +266,15 @@ def test_a_file_that_is_renamed_is_followed_by_a_new_one(gateway: Gateway, start
     out.rename(tmp_path / "out.ndjson.1")
     gateway.write(1)
     gateway.wait_for_all()
-    assert (numbers(lines_of(tmp_path / "out.ndjson.1")), numbers(lines_of(out))) == ([0, 1], [2])
+    assert (numbers(lines_of(tmp_path / "out.ndjson.1")), numbers(lines_of(out))) == (
+        [0, 1],
+        [2],
+    )
 
 
-def test_a_torn_last_line_of_the_file_gets_an_end(gateway: Gateway, start: Start, tmp_path: Path) -> None:
+def test_a_torn_last_line_of_the_file_gets_an_end(
+    gateway: Gateway, start: Start, tmp_path: Path
+) -> None:
     out = tmp_path / "out.ndjson"
     out.write_text('{"torn":')
     gateway.write(1)
@@ -246,12 +301,22 @@ def test_rotated_logs_that_are_newer_than_a_deleted_one_are_sent(
     gateway.wait(lambda state: state.sent == 24)
     assert numbers(lines_of(out)) == [0, 1, 2, *range(5, 26)]
     (gap,) = notices(lines_of(out))
-    assert (gap["notice"], gap["from"], gap["to"]) == ("gap", after_noon(2), after_noon(5))
-    assert ("records" in gap, gateway.status().gaps, gateway.status().lost) == (False, 1, 0)
+    assert (gap["notice"], gap["from"], gap["to"]) == (
+        "gap",
+        after_noon(2),
+        after_noon(5),
+    )
+    assert ("records" in gap, gateway.status().gaps, gateway.status().lost) == (
+        False,
+        1,
+        0,
+    )
     assert "deleted before it was sent" in gap["reason"]
 
 
-def test_a_log_that_is_damaged_is_not_told_as_deleted(gateway: Gateway, start: Start, tmp_path: Path) -> None:
+def test_a_log_that_is_damaged_is_not_told_as_deleted(
+    gateway: Gateway, start: Start, tmp_path: Path
+) -> None:
     out = tmp_path / "out.ndjson"
     gateway.write(3)
     send_all(gateway, start, f"file:{out}")
@@ -263,7 +328,11 @@ def test_a_log_that_is_damaged_is_not_told_as_deleted(gateway: Gateway, start: S
     start(f"file:{out}")
     gateway.wait(lambda state: state.sent == 4)
     (gap,) = notices(lines_of(out))
-    assert (numbers(lines_of(out)), gap["from"], gap["to"]) == ([0, 1, 2, 13], after_noon(2), after_noon(13))
+    assert (numbers(lines_of(out)), gap["from"], gap["to"]) == (
+        [0, 1, 2, 13],
+        after_noon(2),
+        after_noon(13),
+    )
     assert "cannot be read" in gap["reason"]
 
 
@@ -293,7 +362,9 @@ def test_the_head_of_the_archive_is_told_once_for_each_number(
         gateway.wait_for_all()
         wait_for(lambda: len(notices(receiver.lines)) == gateway.status().archive_head)
         running.stop()
-        heads = [(notice["number"], notice["digest"]) for notice in notices(receiver.lines)]
+        heads = [
+            (notice["number"], notice["digest"]) for notice in notices(receiver.lines)
+        ]
         assert (heads, gateway.status().archive_head) == (
             [(day, str(day) * 64) for day in range(1, number + 1)],
             number,
@@ -304,24 +375,38 @@ def test_the_head_of_the_archive_is_told_once_for_each_number(
 def test_what_metered_requests_used_is_told_once_also_after_a_restart(
     gateway: Gateway, start: Start, receiver: HttpsReceiver
 ) -> None:
-    ledger, reserve, used = ledger_file(gateway.state), Amounts(1000, 4096, 900), Amounts(800, 120, 70)
+    ledger, reserve, used = (
+        ledger_file(gateway.state),
+        Amounts(1000, 4096, 900),
+        Amounts(800, 120, 70),
+    )
     ledger.parent.mkdir(parents=True)
     ledger.write_bytes(b"no line of a ledger\n")
     for number in range(3):
-        about = MeteredRequest(f"gw.1.2.{number}", "192.0.2.1", "-", "models", "-", "llm.example")
+        about = MeteredRequest(
+            f"gw.1.2.{number}", "192.0.2.1", "-", "models", "-", "llm.example"
+        )
         append_entry(ledger, usage_entry(about, NOON, "gpt-4o", reserve))
-        append_entry(ledger, usage_entry(about, NOON, "gpt-4o", used, reserve, UsageState.METERED))
+        append_entry(
+            ledger,
+            usage_entry(about, NOON, "gpt-4o", used, reserve, UsageState.METERED),
+        )
         running = start(receiver.url, receiver.ca)
         gateway.write(1)
         gateway.wait_for_all()
         wait_for(lambda: len(notices(receiver.lines)) == number + 1)  # noqa: B023 - used at once
         running.stop()
-    told = [(notice["request_id"], notice["tokens_in"]) for notice in notices(receiver.lines)]
+    told = [
+        (notice["request_id"], notice["tokens_in"])
+        for notice in notices(receiver.lines)
+    ]
     assert told == [(f"gw.1.2.{number}", 800) for number in range(3)]
     assert (gateway.status().sent, gateway.status().gaps) == (3, 0)
 
 
-@pytest.mark.parametrize("content", ["garbage", '{"number":1,"digest":"a","time":"never"}'])
+@pytest.mark.parametrize(
+    "content", ["garbage", '{"number":1,"digest":"a","time":"never"}']
+)
 def test_a_head_that_is_none_does_not_end_the_export(
     gateway: Gateway, start: Start, tmp_path: Path, content: str
 ) -> None:
@@ -333,7 +418,9 @@ def test_a_head_that_is_none_does_not_end_the_export(
     assert gateway.status().archive_head == 0
 
 
-def test_lines_that_are_no_records_are_told_as_a_gap(gateway: Gateway, start: Start, receiver: HttpsReceiver) -> None:
+def test_lines_that_are_no_records_are_told_as_a_gap(
+    gateway: Gateway, start: Start, receiver: HttpsReceiver
+) -> None:
     gateway.write(1)
     with gateway.log.open("ab") as file:
         file.write(b"not a record\n{}\n" + record_line(time="never") + b"\n")
@@ -344,7 +431,9 @@ def test_lines_that_are_no_records_are_told_as_a_gap(gateway: Gateway, start: St
     assert (numbers(receiver.lines), gap["records"], state.lost) == ([0, 1], 3, 3)
 
 
-def test_a_log_that_is_missing_for_a_moment_is_no_failure(gateway: Gateway, start: Start, tmp_path: Path) -> None:
+def test_a_log_that_is_missing_for_a_moment_is_no_failure(
+    gateway: Gateway, start: Start, tmp_path: Path
+) -> None:
     gateway.write(1)
     start(f"file:{tmp_path}/out")
     gateway.wait_for_all()
@@ -369,18 +458,25 @@ def test_a_log_that_cannot_be_read_is_a_failure(
 
 
 def full(*_: object) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a write does not name the file
+    # a write does not name the file
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_an_export_whose_file_cannot_be_written_tries_again_and_names_it(
-    gateway: Gateway, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    gateway: Gateway,
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     out = tmp_path / "out.ndjson"
     gateway.write(3)
     with monkeypatch.context() as disk:
         disk.setattr(export_status, "replace", full)
         start(f"file:{out}")
-        message = f"x: {gateway.state}/export/x.json: No space left on device: trying again"
+        message = (
+            f"x: {gateway.state}/export/x.json: No space left on device: trying again"
+        )
         wait_for(lambda: message in caplog.messages)
         stays(lambda: not out.exists(), 0.2, "no file, in some attempts")
     gateway.wait_for_all()
@@ -388,7 +484,11 @@ def test_an_export_whose_file_cannot_be_written_tries_again_and_names_it(
 
 
 def test_what_left_before_a_crash_counts_although_the_disk_is_full_then(
-    gateway: Gateway, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    gateway: Gateway,
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     gateway.write(3)
     with ExportStore(gateway.state, "x") as store:
@@ -434,12 +534,16 @@ def test_a_position_that_cannot_be_read_is_told_and_nothing_is_left_out(
     assert f"{file}: not a file of this program" in caplog.text
 
 
-def test_root_does_not_write_into_the_folder_of_another_account(gateway: Gateway) -> None:
+def test_root_does_not_write_into_the_folder_of_another_account(
+    gateway: Gateway,
+) -> None:
     gateway.state.mkdir()
     os.chown(gateway.state, 1, 1)
     target = make_target(format_name="json", to="file:/dev/null")
     process = ExportProcess(gateway.log, gateway.state, gateway.archive, "gw.example")
-    with pytest.raises(InvalidExport, match=r"state: belongs to daemon, .*sudo -u daemon squidkeeper"):
+    with pytest.raises(
+        InvalidExport, match=r"state: belongs to daemon, .*sudo -u daemon squidkeeper"
+    ):
         run_exports([target], process)
     assert not [*gateway.state.iterdir()]
 
@@ -455,7 +559,11 @@ def test_a_receiver_that_is_busy_gets_everything_later_and_nothing_twice(
     gateway.write(20)
     start(receiver.url, receiver.ca)
     gateway.wait_for_all()
-    assert (numbers(receiver.lines), gateway.status().doubled, len(receiver.asked)) == ([*range(20)], 0, 4)
+    assert (numbers(receiver.lines), gateway.status().doubled, len(receiver.asked)) == (
+        [*range(20)],
+        0,
+        4,
+    )
 
 
 def test_a_record_that_the_receiver_refuses_is_given_up_and_told(
@@ -468,9 +576,14 @@ def test_a_record_that_the_receiver_refuses_is_given_up_and_told(
     gateway.write(20)
     start(receiver.url, receiver.ca)
     gateway.wait_for_all()
-    assert sorted(numbers(receiver.lines)) == [number for number in range(20) if number not in (3, 11)]
+    assert sorted(numbers(receiver.lines)) == [
+        number for number in range(20) if number not in (3, 11)
+    ]
     told = [(gap["from"], gap["to"], gap["records"]) for gap in notices(receiver.lines)]
-    assert told == [(after_noon(3), after_noon(3), 1), (after_noon(11), after_noon(11), 1)]
+    assert told == [
+        (after_noon(3), after_noon(3), 1),
+        (after_noon(11), after_noon(11), 1),
+    ]
     assert (gateway.status().gaps, gateway.status().lost) == (2, 2)
 
 
@@ -478,7 +591,16 @@ def test_a_notice_that_the_receiver_refuses_is_no_record_that_was_lost(
     gateway: Gateway, start: Start, receiver: HttpsReceiver
 ) -> None:
     def answer(request: Received) -> tuple[int, dict[str, str], bytes]:
-        return (400 if "archive-head" in [notice["notice"] for notice in notices(request.lines)] else 200), {}, b""
+        return (
+            (
+                400
+                if "archive-head"
+                in [notice["notice"] for notice in notices(request.lines)]
+                else 200
+            ),
+            {},
+            b"",
+        )
 
     receiver.answer = answer
     gateway.write_head(1)
@@ -495,18 +617,29 @@ def test_a_receiver_that_refuses_everything_makes_nothing_lost(
     gateway.write(20)
     start(receiver.url, receiver.ca)
     failure = wait_for(lambda: gateway.status().failure)
-    assert failure == f"{receiver.url}: status 400; it takes not even a notice about that"
+    assert (
+        failure == f"{receiver.url}: status 400; it takes not even a notice about that"
+    )
     receiver.answer = lambda _: (200, {}, b"")
     gateway.wait_for_all()
     assert (numbers(receiver.lines), gateway.status().gaps) == ([*range(20)], 0)
 
 
-def test_a_redirect_is_not_followed(gateway: Gateway, start: Start, receiver: HttpsReceiver) -> None:
-    receiver.answer = lambda _: (307, {"Location": f"https://127.0.0.1:{receiver.port}/other"}, b"")
+def test_a_redirect_is_not_followed(
+    gateway: Gateway, start: Start, receiver: HttpsReceiver
+) -> None:
+    receiver.answer = lambda _: (
+        307,
+        {"Location": f"https://127.0.0.1:{receiver.port}/other"},
+        b"",
+    )
     gateway.write(1)
     start(receiver.url, receiver.ca)
     failure = wait_for(lambda: gateway.status().failure)
-    assert failure == f"{receiver.url}: status 307: redirects are not followed, name the URL itself"
+    assert (
+        failure
+        == f"{receiver.url}: status 307: redirects are not followed, name the URL itself"
+    )
     assert {request.path for request in receiver.asked} == {"/in"}
 
 
@@ -521,7 +654,11 @@ def test_nothing_is_sent_to_a_receiver_whose_certificate_is_not_valid(
 
 
 def test_headers_are_sent_and_shown_nowhere(
-    gateway: Gateway, start: Start, receiver: HttpsReceiver, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    gateway: Gateway,
+    start: Start,
+    receiver: HttpsReceiver,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
     headers = tmp_path / "headers"
@@ -543,12 +680,25 @@ def test_headers_are_sent_and_shown_nowhere(
 def logged(request: Received) -> list[tuple[str, str]]:
     """Name the event and the connection of each log record in a request."""
     parsed = ExportLogsServiceRequest.FromString(request.body)
-    records = [one for resource in parsed.resource_logs for scope in resource.scope_logs for one in scope.log_records]
-    values = [{pair.key: pair.value.string_value for pair in record.attributes} for record in records]
-    return [(one.event_name, of.get("squidkeeper.connection", "")) for one, of in zip(records, values, strict=True)]
+    records = [
+        one
+        for resource in parsed.resource_logs
+        for scope in resource.scope_logs
+        for one in scope.log_records
+    ]
+    values = [
+        {pair.key: pair.value.string_value for pair in record.attributes}
+        for record in records
+    ]
+    return [
+        (one.event_name, of.get("squidkeeper.connection", ""))
+        for one, of in zip(records, values, strict=True)
+    ]
 
 
-def test_otlp_goes_where_opentelemetrys_variables_say(gateway: Gateway, start: Start, receiver: HttpsReceiver) -> None:
+def test_otlp_goes_where_opentelemetrys_variables_say(
+    gateway: Gateway, start: Start, receiver: HttpsReceiver
+) -> None:
     gateway.write(2)
     start(
         None,
@@ -559,18 +709,25 @@ def test_otlp_goes_where_opentelemetrys_variables_say(gateway: Gateway, start: S
     )
     gateway.wait_for_all()
     (request,) = receiver.taken
-    sent = {name: request.headers[name] for name in ("Content-Type", "api-key", "other")}
+    sent = {
+        name: request.headers[name] for name in ("Content-Type", "api-key", "other")
+    }
     assert (request.path, sent) == (
         "/v1/logs",
         {"Content-Type": "application/x-protobuf", "api-key": "a b", "other": "1"},
     )
-    assert logged(request) == [("squidkeeper.request", "0"), ("squidkeeper.request", "1")]
+    assert logged(request) == [
+        ("squidkeeper.request", "0"),
+        ("squidkeeper.request", "1"),
+    ]
 
 
 def test_records_that_an_otlp_receiver_rejects_are_told_as_a_gap(
     gateway: Gateway, start: Start, receiver: HttpsReceiver
 ) -> None:
-    partial = ExportLogsServiceResponse(partial_success=ExportLogsPartialSuccess(rejected_log_records=2))
+    partial = ExportLogsServiceResponse(
+        partial_success=ExportLogsPartialSuccess(rejected_log_records=2)
+    )
     answers = [b"", partial.SerializeToString()]
     receiver.answer = lambda _: (200, {}, answers.pop())
     gateway.write(5)
@@ -584,7 +741,9 @@ def test_records_that_an_otlp_receiver_rejects_are_told_as_a_gap(
 def test_an_otlp_receiver_that_rejects_everything_makes_nothing_lost(
     gateway: Gateway, start: Start, receiver: HttpsReceiver
 ) -> None:
-    partial = ExportLogsServiceResponse(partial_success=ExportLogsPartialSuccess(rejected_log_records=1))
+    partial = ExportLogsServiceResponse(
+        partial_success=ExportLogsPartialSuccess(rejected_log_records=1)
+    )
     receiver.answer = lambda _: (200, {}, partial.SerializeToString())
     gateway.write(1)
     start(receiver.url, receiver.ca, form="otlp")
@@ -598,14 +757,22 @@ def test_an_otlp_receiver_that_rejects_everything_makes_nothing_lost(
     ("environment", "why"),
     [
         ({}, "name it by --to, or by OTEL_EXPORTER_OTLP_ENDPOINT"),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}, "unencrypted only to this machine"),
         (
-            {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://a.example", "OTEL_EXPORTER_OTLP_HEADERS": "x y=hunter2"},
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"},
+            "unencrypted only to this machine",
+        ),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "https://a.example",
+                "OTEL_EXPORTER_OTLP_HEADERS": "x y=hunter2",
+            },
             "OTEL_EXPORTER_OTLP_HEADERS: expected name=value",
         ),
     ],
 )
-def test_faulty_variables_of_opentelemetry_are_refused(environment: dict[str, str], why: str) -> None:
+def test_faulty_variables_of_opentelemetry_are_refused(
+    environment: dict[str, str], why: str
+) -> None:
     with pytest.raises(InvalidExport, match=why) as caught:
         make_target(format_name="otlp", environment=environment)
     assert "hunter2" not in str(caught.value)
@@ -655,29 +822,55 @@ def test_nothing_is_sent_to_a_tls_receiver_whose_name_is_another(
 
 
 @pytest.mark.parametrize("driver", ["", "ossl", "gtls"])
-def test_rsyslog_gets_every_record_whole(gateway: Gateway, start: Start, tmp_path: Path, driver: str) -> None:
+def test_rsyslog_gets_every_record_whole(
+    gateway: Gateway, start: Start, tmp_path: Path, driver: str
+) -> None:
     authority, port = Authority(tmp_path / "ca"), free_port()
     hostile = "%0A%0D%00%22%FF%F0%9F%92%A9<13>1%20x" * 100
     leaf = authority.leaf("127.0.0.1") if driver else b""
-    with rsyslog(tmp_path / "rsyslog", port, driver, leaf, authority.certificate) as received:
+    with rsyslog(
+        tmp_path / "rsyslog", port, driver, leaf, authority.certificate
+    ) as received:
         gateway.write(50)
         gateway.write(
-            5, url=f"https://a.example/{hostile}"[:4096], user_agent=hostile[:256], verdict="deny", tunnel=hostile
+            5,
+            url=f"https://a.example/{hostile}"[:4096],
+            user_agent=hostile[:256],
+            verdict="deny",
+            tunnel=hostile,
         )
         gateway.write(1, verdict="-", rule="-", status=407)
-        running = start(f"syslog+{'tls' if driver else 'tcp'}://127.0.0.1:{port}", authority.certificate)
+        running = start(
+            f"syslog+{'tls' if driver else 'tcp'}://127.0.0.1:{port}",
+            authority.certificate,
+        )
         gateway.wait_for_all()
         running.stop()
         wait_for(lambda: received.read_bytes().count(b"\n") >= 56)
         messages = received.read_bytes().splitlines()
     heads = [message.split(b" ", 7)[:7] for message in messages]
-    assert heads[0] == [b"<134>1", after_noon(0).encode(), b"gw.example", b"squidkeeper", b"-", b"allowed", b"-"]
-    assert [head[0::5] for head in heads[-2:]] == [[b"<133>1", b"denied"], [b"<134>1", b"undecided"]]
+    assert heads[0] == [
+        b"<134>1",
+        after_noon(0).encode(),
+        b"gw.example",
+        b"squidkeeper",
+        b"-",
+        b"allowed",
+        b"-",
+    ]
+    assert [head[0::5] for head in heads[-2:]] == [
+        [b"<133>1", b"denied"],
+        [b"<134>1", b"undecided"],
+    ]
     assert max(map(len, messages)) <= MESSAGE_BYTES
-    assert numbers([json.loads(message.split(b" ", 7)[7]) for message in messages]) == [*range(56)]
+    assert numbers([json.loads(message.split(b" ", 7)[7]) for message in messages]) == [
+        *range(56)
+    ]
 
 
-def test_nothing_is_lost_while_rsyslog_restarts(gateway: Gateway, start: Start, tmp_path: Path) -> None:
+def test_nothing_is_lost_while_rsyslog_restarts(
+    gateway: Gateway, start: Start, tmp_path: Path
+) -> None:
     port = free_port()
     start(f"syslog+tcp://127.0.0.1:{port}")
     found: list[int] = []
@@ -685,10 +878,20 @@ def test_nothing_is_lost_while_rsyslog_restarts(gateway: Gateway, start: Start, 
         gateway.write(200)
         with rsyslog(tmp_path / f"rsyslog-{number}", port) as received:
             wait_for(lambda received=received: received.read_bytes())  # type: ignore[misc] # of the loop
-        found += numbers([json.loads(line.split(b" ", 7)[7]) for line in received.read_bytes().splitlines()])
+        found += numbers(
+            [
+                json.loads(line.split(b" ", 7)[7])
+                for line in received.read_bytes().splitlines()
+            ]
+        )
     with rsyslog(tmp_path / "rsyslog-last", port) as received:
         gateway.wait_for_all()
-    found += numbers([json.loads(line.split(b" ", 7)[7]) for line in received.read_bytes().splitlines()])
+    found += numbers(
+        [
+            json.loads(line.split(b" ", 7)[7])
+            for line in received.read_bytes().splitlines()
+        ]
+    )
     counts = Counter(found)
     assert sorted(counts) == [*range(600)]
     assert counts.total() - len(counts) <= gateway.status().doubled
@@ -698,13 +901,19 @@ def test_nothing_is_lost_while_rsyslog_restarts(gateway: Gateway, start: Start, 
 
 
 class Forker:
-    """Starts `squidkeeper export` as a process of its own, without the time that its imports take."""
+    """Starts `squidkeeper export` as a process of its own, without the time that its
+    imports take.
+    """
 
     def __init__(self) -> None:
         command = (sys.executable, "-c", FORKER)
         self._running = 0
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
 
     def start(self, *options: str | Path) -> int:
@@ -738,19 +947,48 @@ def forker() -> Iterator[Forker]:
 
 @pytest.mark.parametrize("kills", [10, pytest.param(200, marks=pytest.mark.long)])
 def test_nothing_is_lost_when_the_process_is_killed(
-    gateway: Gateway, receiver: HttpsReceiver, forker: Forker, tmp_path: Path, kills: int
+    gateway: Gateway,
+    receiver: HttpsReceiver,
+    forker: Forker,
+    tmp_path: Path,
+    kills: int,
 ) -> None:
-    """At random moments, with three receivers, while Squid writes and the log is rotated; what is doubled counts."""
-    chance, syslog_receiver, out = random.Random(kills), TcpReceiver(), tmp_path / "out.ndjson"
+    """At random moments, with three receivers, while Squid writes and the log is
+    rotated; what is doubled counts.
+    """
+    chance, syslog_receiver, out = (
+        random.Random(kills),
+        TcpReceiver(),
+        tmp_path / "out.ndjson",
+    )
     config = tmp_path / "export"
     config.mkdir()
     (config / "file.yaml").write_text(f"format: json\nto: file:{out}\n")
-    (config / "https.yaml").write_text(f"format: json\nto: {receiver.url}\nca: {receiver.ca}\n")
-    (config / "syslog.yaml").write_text(f"format: json\nto: syslog+tcp://127.0.0.1:{syslog_receiver.port}\n")
-    options = ("--config", config, "--access-log", gateway.log, "--state", gateway.state, "--archive", gateway.archive)
+    (config / "https.yaml").write_text(
+        f"format: json\nto: {receiver.url}\nca: {receiver.ca}\n"
+    )
+    (config / "syslog.yaml").write_text(
+        f"format: json\nto: syslog+tcp://127.0.0.1:{syslog_receiver.port}\n"
+    )
+    options = (
+        "--config",
+        config,
+        "--access-log",
+        gateway.log,
+        "--state",
+        gateway.state,
+        "--archive",
+        gateway.archive,
+    )
     gateway.write(total := 1)
-    pid = forker.start(*options)  # an export begins with the log that there is at its first start
-    wait_for(lambda: all(gateway.status(name).position.first_line_digest for name in ("file", "https", "syslog")))
+    # an export begins with the log that there is at its first start
+    pid = forker.start(*options)
+    wait_for(
+        lambda: all(
+            gateway.status(name).position.first_line_digest
+            for name in ("file", "https", "syslog")
+        )
+    )
     forker.end(pid, signal.SIGKILL)
     for number in range(kills):
         pid = forker.start(*options)
@@ -762,11 +1000,17 @@ def test_nothing_is_lost_when_the_process_is_killed(
             gateway.rotate(f"{1000 - number}")
         assert forker.end(pid, signal.SIGKILL) == -signal.SIGKILL
     pid = forker.start(*options)
-    wait_for(lambda: all(gateway.status(name).sent == total for name in ("file", "https")))
+    wait_for(
+        lambda: all(gateway.status(name).sent == total for name in ("file", "https"))
+    )
     wait_for(lambda: len({*numbers(syslog_receiver.lines)}) == total)
     assert forker.end(pid, signal.SIGTERM) == 0
     syslog_receiver.close()
-    got = {"file": lines_of(out), "https": receiver.lines, "syslog": syslog_receiver.lines}
+    got = {
+        "file": lines_of(out),
+        "https": receiver.lines,
+        "syslog": syslog_receiver.lines,
+    }
     for name, lines in got.items():
         counts = Counter(numbers(lines))
         assert sorted(counts) == [*range(total)], name
@@ -776,7 +1020,10 @@ def test_nothing_is_lost_when_the_process_is_killed(
 
 
 def test_two_processes_do_not_share_an_export(gateway: Gateway) -> None:
-    with ExportStore(gateway.state, "x"), pytest.raises(StateInUse, match=r"x\.json: another process has this export"):
+    with (
+        ExportStore(gateway.state, "x"),
+        pytest.raises(StateInUse, match=r"x\.json: another process has this export"),
+    ):
         ExportStore(gateway.state, "x").__enter__()
 
 
@@ -816,7 +1063,9 @@ def test_a_destination_is_shown_without_its_query(text: str, shown: str) -> None
         ("file:records.ndjson", "the whole path"),
     ],
 )
-def test_a_faulty_destination_is_refused_and_no_password_shown(text: str, why: str) -> None:
+def test_a_faulty_destination_is_refused_and_no_password_shown(
+    text: str, why: str
+) -> None:
     with pytest.raises(InvalidExport, match=why) as caught:
         parse_destination(text)
     assert "hunter2" not in str(caught.value)
@@ -830,10 +1079,16 @@ def test_a_faulty_destination_is_refused_and_no_password_shown(text: str, why: s
             for text in ("Bearer hunter2", "Host: hunter2", "A: hunter2\x01", "A:")
         ),
         ("A B: hunter2", 0o640, ":2: expected a header"),
-        ("Authorization: Bearer hunter2", 0o644, ": every account can use it: chmod 0640 "),
+        (
+            "Authorization: Bearer hunter2",
+            0o644,
+            ": every account can use it: chmod 0640 ",
+        ),
     ],
 )
-def test_a_faulty_file_of_headers_is_refused_without_a_value(tmp_path: Path, text: str, mode: int, why: str) -> None:
+def test_a_faulty_file_of_headers_is_refused_without_a_value(
+    tmp_path: Path, text: str, mode: int, why: str
+) -> None:
     headers = tmp_path / "headers"
     headers.write_text(f"X-Good: 1\n{text}\n")
     headers.chmod(mode)
@@ -857,7 +1112,9 @@ def test_a_faulty_file_of_headers_is_refused_without_a_value(tmp_path: Path, tex
         ("format: json\nto: file:/a\nheaders: /dev/null\n", "every account can use it"),
     ],
 )
-def test_a_faulty_file_of_an_export_is_named(tmp_path: Path, text: str, why: str) -> None:
+def test_a_faulty_file_of_an_export_is_named(
+    tmp_path: Path, text: str, why: str
+) -> None:
     (tmp_path / "siem.yaml").write_text(text)
     with pytest.raises(InvalidExport) as caught:
         read_targets(tmp_path)
@@ -870,7 +1127,8 @@ def test_waits_are_doubled_up_to_a_minute_and_spread() -> None:
     backoff = Backoff()
     waits = [backoff.seconds() for _ in range(12)]
     assert all(
-        0.5 * bound <= wait <= bound for wait, bound in zip(waits, (1, 2, 4, 8, 16, 32, *(60,) * 6), strict=True)
+        0.5 * bound <= wait <= bound
+        for wait, bound in zip(waits, (1, 2, 4, 8, 16, 32, *(60,) * 6), strict=True)
     )
     assert backoff.seconds(asked=120) == 120
     assert backoff.seconds(asked=10**9) == 600
@@ -883,20 +1141,40 @@ def test_a_check_finds_a_log_and_folders_that_cannot_be_used(tmp_path: Path) -> 
     state.mkdir()
 
     def checked(to: str) -> tuple[int, str]:
-        arguments = ["--format", "json", "--to", to, "--access-log", log, "--state", state]
+        arguments = [
+            "--format",
+            "json",
+            "--to",
+            to,
+            "--access-log",
+            log,
+            "--state",
+            state,
+        ]
         done = CliRunner().invoke(main, ["export", "--check", *map(str, arguments)])
         return done.exit_code, done.output.splitlines()[-1]
 
-    assert checked(f"file:{tmp_path}/out") == (1, f"Error: {log}: no such file or directory")
+    assert checked(f"file:{tmp_path}/out") == (
+        1,
+        f"Error: {log}: no such file or directory",
+    )
     log.touch()
-    assert checked(f"file:{tmp_path}/out") == (0, f"json-out: json to file:{tmp_path}/out")
+    assert checked(f"file:{tmp_path}/out") == (
+        0,
+        f"json-out: json to file:{tmp_path}/out",
+    )
     unusable = "there is no such folder that this account can write in"
-    assert checked(f"file:{tmp_path}/no/out") == (1, f"Error: {tmp_path}/no: {unusable}")
+    assert checked(f"file:{tmp_path}/no/out") == (
+        1,
+        f"Error: {tmp_path}/no: {unusable}",
+    )
     state.rmdir()
     assert checked("syslog+tls://siem.example") == (1, f"Error: {state}: {unusable}")
 
 
-def test_a_receiver_that_drips_has_not_confirmed_after_the_time_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_receiver_that_drips_has_not_confirmed_after_the_time_for_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(syslog, "_CONFIRM_SECONDS", 0.3)
     with dripping_server(read_once) as port, closing(sending_to(port)) as sender:
         begun = time.monotonic()
@@ -910,7 +1188,9 @@ def read_once(connection: socket.socket) -> None:
 
 
 def sending_to(port: int) -> syslog.SyslogSender:
-    sender = syslog.SyslogSender(parse_destination(f"syslog+tcp://127.0.0.1:{port}"), None, "gateway")
+    sender = syslog.SyslogSender(
+        parse_destination(f"syslog+tcp://127.0.0.1:{port}"), None, "gateway"
+    )
     sender.open()
     sender.send([Message(MessageKind.ALLOWED, "-", b"{}")])
     return sender

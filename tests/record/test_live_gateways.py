@@ -1,4 +1,6 @@
-"""`--fleet FILE`: log, query, report and why over running gateways, which real ssh servers stand for."""
+"""`--fleet FILE`: log, query, report and why over running gateways, which real ssh
+servers stand for.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,12 @@ from ..records import record_line
 pytestmark = pytest.mark.system
 
 NOW = datetime.now(UTC)
-DENIED = {"status": 403, "verdict": "deny", "rule": "default", "error": "403:ERR_SQUIDKEEPER_DENIED"}
+DENIED = {
+    "status": 403,
+    "verdict": "deny",
+    "rule": "default",
+    "error": "403:ERR_SQUIDKEEPER_DENIED",
+}
 FLEET = """\
 version: 1
 haproxy: {addresses: [10.0.0.5]}
@@ -27,7 +34,8 @@ gateways:
   - {name: gw-2, address: 127.77.0.2}
   - {name: gone, address: 127.77.0.3}
 """
-# On a gateway: what was asked is noted, and `sudo -n squidkeeper` stands for the program with that gateway's places.
+# On a gateway: what was asked is noted, and `sudo -n squidkeeper` stands for the
+# program with that gateway's places.
 REMOTE = """\
 #!/bin/sh
 echo "$SSH_ORIGINAL_COMMAND" >> {folder}/{name}.asked
@@ -62,7 +70,11 @@ def line(name: str, number: int) -> bytes:
     at = format_time(NOW - timedelta(seconds=9 - number))
     url = f"https://{name}.example/{number}"
     return record_line(
-        time=at, url=url, gateway=name, request_id=request_id(name, number), **(DENIED if number else {})
+        time=at,
+        url=url,
+        gateway=name,
+        request_id=request_id(name, number),
+        **(DENIED if number else {}),
     )
 
 
@@ -74,20 +86,49 @@ def run(tmp_path: Path) -> Run:
     (tmp_path / "policy/policy.yaml").write_text("version: 1\n")
     (tmp_path / "fleet.yaml").write_text(FLEET)
     for key in ("host", "key"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / key], check=True)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / key],
+            check=True,
+        )
     (tmp_path / "key").rename(tmp_path / "home/.ssh/id_ed25519")
-    (tmp_path / "home/.ssh/known_hosts").write_text(f"127.77.0.* {(tmp_path / 'host.pub').read_text()}")
+    (tmp_path / "home/.ssh/known_hosts").write_text(
+        f"127.77.0.* {(tmp_path / 'host.pub').read_text()}"
+    )
     for number, name in enumerate(("gw-1", "gw-2"), 1):
-        known = {"folder": tmp_path, "name": name, "python": sys.executable, "address": f"127.77.0.{number}"}
-        (tmp_path / f"{name}.log").write_bytes(b"".join(line(name, number) + b"\n" for number in range(3)))
+        known = {
+            "folder": tmp_path,
+            "name": name,
+            "python": sys.executable,
+            "address": f"127.77.0.{number}",
+        }
+        (tmp_path / f"{name}.log").write_bytes(
+            b"".join(line(name, number) + b"\n" for number in range(3))
+        )
         (tmp_path / f"{name}.conf").write_text(SERVER.format_map(known))
         (tmp_path / f"{name}.sh").write_text(REMOTE.format_map(known))
         (tmp_path / f"{name}.sh").chmod(0o755)
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         inside = INSIDE.format(folder=tmp_path, python=sys.executable)
-        unshare = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
-        command = (*unshare, "sh", "-ec", inside, "sh", *words, "--fleet", str(tmp_path / "fleet.yaml"))
+        unshare = (
+            "unshare",
+            "--mount",
+            "--net",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+        )
+        command = (
+            *unshare,
+            "sh",
+            "-ec",
+            inside,
+            "sh",
+            *words,
+            "--fleet",
+            str(tmp_path / "fleet.yaml"),
+        )
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     return run
@@ -95,7 +136,10 @@ def run(tmp_path: Path) -> Run:
 
 def test_a_fleet_is_read_as_one_table(run: Run) -> None:
     shown = run("log", "--json", "--since", "1h")
-    assert {json.loads(line)["gateway"] for line in shown.stdout.splitlines()} == {"gw-1", "gw-2"}, shown.stderr
+    assert {json.loads(line)["gateway"] for line in shown.stdout.splitlines()} == {
+        "gw-1",
+        "gw-2",
+    }, shown.stderr
     assert "Damaged: gone (127.77.0.3): " in shown.stderr
     sql = "SELECT gateway, count(*) AS n FROM requests GROUP BY ALL ORDER BY ALL"
     counted = run("query", sql, "--since", "1h", "--format", "csv")
@@ -106,16 +150,24 @@ def test_a_fleet_is_read_as_one_table(run: Run) -> None:
     assert "gone" not in report.stderr
 
 
-def test_why_asks_the_gateway_that_the_request_id_begins_with(run: Run, tmp_path: Path) -> None:
+def test_why_asks_the_gateway_that_the_request_id_begins_with(
+    run: Run, tmp_path: Path
+) -> None:
     told = run("why", request_id("gw-2", 1))
     assert told.returncode == 1, told.stdout + told.stderr
-    assert (told.returncode, told.stdout.startswith("gw-2:\nno-rule: once, last ")) == (1, True), told.stderr
+    assert (told.returncode, told.stdout.startswith("gw-2:\nno-rule: once, last ")) == (
+        1,
+        True,
+    ), told.stderr
     assert f"GET https://gw-2.example/1  ({request_id('gw-2', 1)})" in told.stdout
     assert not (tmp_path / "gw-1.asked").exists()
     every = run("why", "--host", ".example", "--json", "--since", "1h")
     assert every.returncode == 2, "a gateway did not answer"
     gateways = json.loads(every.stdout)["gateways"]
-    assert {name: gateway["failed"] for name, gateway in gateways.items()} == {"gw-1": 2, "gw-2": 2}
+    assert {name: gateway["failed"] for name, gateway in gateways.items()} == {
+        "gw-1": 2,
+        "gw-2": 2,
+    }
     assert "Not answered: gone (127.77.0.3): " in every.stderr
 
 
@@ -130,8 +182,14 @@ def test_what_is_asked_for_is_one_word_on_the_gateway(run: Run, tmp_path: Path) 
     ("words", "told"),
     [
         (["log"], "--fleet needs --since"),
-        (["why", "--gateway", "other"], "the fleet has no gateway 'other': it has gw-1, gw-2, gone"),
-        (["log", "--since", "1h", "--gateway", "gone"], "no gateway has answered: gone (127.77.0.3): "),
+        (
+            ["why", "--gateway", "other"],
+            "the fleet has no gateway 'other': it has gw-1, gw-2, gone",
+        ),
+        (
+            ["log", "--since", "1h", "--gateway", "gone"],
+            "no gateway has answered: gone (127.77.0.3): ",
+        ),
         (["query", "SELECT 1", "access.log"], "it excludes FILEs"),
     ],
 )

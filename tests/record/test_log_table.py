@@ -1,4 +1,6 @@
-"""What `squidkeeper log` shows by the table is what a plain Python reading shows, of any records."""
+"""What `squidkeeper log` shows by the table is what a plain Python reading shows, of
+any records.
+"""
 
 from __future__ import annotations
 
@@ -64,11 +66,22 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> list[CompiledPolicy]:
     return found
 
 
-# --- records --------------------------------------------------------------------------------------------------------
+# --- records --------------------------------------------------------------------------
 
 NAMES = [
     f"{name}.example"
-    for name in ("open", "paths", "closed", "lapses", "reading", "query", "api", "front", "whole", "between")
+    for name in (
+        "open",
+        "paths",
+        "closed",
+        "lapses",
+        "reading",
+        "query",
+        "api",
+        "front",
+        "whole",
+        "between",
+    )
 ]
 PATHS = (
     "/",
@@ -83,12 +96,31 @@ PATHS = (
     '/"\\\x00\u00e9',
 )
 URLS = [
-    *(f"{scheme}://{host}{path}"[:4096] for scheme in ("http", "https") for host in NAMES for path in PATHS),
+    *(
+        f"{scheme}://{host}{path}"[:4096]
+        for scheme in ("http", "https")
+        for host in NAMES
+        for path in PATHS
+    ),
     *(f"{host}:443" for host in NAMES),
-    *("-", "error:x", "http://[2001:db8::7]/", "http://OPEN.example:80", "https://open.example?x", "x://y://z"),
+    *(
+        "-",
+        "error:x",
+        "http://[2001:db8::7]/",
+        "http://OPEN.example:80",
+        "https://open.example?x",
+        "x://y://z",
+    ),
 ]
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "client": ("192.168.137.2", "192.168.137.2", "10.0.0.9", "2001:db8::7", "no address", NONE),
+    "client": (
+        "192.168.137.2",
+        "192.168.137.2",
+        "10.0.0.9",
+        "2001:db8::7",
+        "no address",
+        NONE,
+    ),
     "user": (NONE, NONE, "ci-bot", "dev", "b%C3%B6t", "%ff", "agents"),
     "method": ("GET", "GET", "GET", "POST", "CONNECT", NONE, '"'),
     "url": tuple(URLS),
@@ -101,10 +133,27 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "fetched": (NONE, NONE, "https%3A%2F%2Fapi.example%2Fv1%2Fx"),
     "sni": (NONE, "open.example", "closed.example"),
     "tunnel": (NONE, "open.example%3A443", "closed.example%3A443%20first"),
-    "error": (NONE, NONE, NONE, "ERR_CLIENT_GONE", "503:ERR_SQUIDKEEPER_NO_ADDRESS", '"\\'),
+    "error": (
+        NONE,
+        NONE,
+        NONE,
+        "ERR_CLIENT_GONE",
+        "503:ERR_SQUIDKEEPER_NO_ADDRESS",
+        '"\\',
+    ),
     "squid": (
-        *("TCP_MISS/HIER_DIRECT", "TCP_MISS/HIER_DIRECT", "NONE_NONE/HIER_NONE", "TCP_DENIED/HIER_NONE"),
-        *("TCP_DENIED_REPLY/HIER_DIRECT", "TCP_TUNNEL/HIER_DIRECT", "NONE_NONE_ABORTED/HIER_NONE", NONE),
+        *(
+            "TCP_MISS/HIER_DIRECT",
+            "TCP_MISS/HIER_DIRECT",
+            "NONE_NONE/HIER_NONE",
+            "TCP_DENIED/HIER_NONE",
+        ),
+        *(
+            "TCP_DENIED_REPLY/HIER_DIRECT",
+            "TCP_TUNNEL/HIER_DIRECT",
+            "NONE_NONE_ABORTED/HIER_NONE",
+            NONE,
+        ),
     ),
     "connection": ("1", "2"),
     "hidden": (NONE, NONE, "fragment", "userinfo"),
@@ -113,11 +162,16 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "page": (NONE, "denied"),
 }
 LINES = 400
-SEEDS = [*range(2), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 40))]
+SEEDS = [
+    *range(2),
+    *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 40)),
+]
 
 
 def written(folder: Path, seed: int, revisions: list[str]) -> TableSources:
-    """Write a log of random records, most of them nearly as Squid writes them, a few lines in another form."""
+    """Write a log of random records, most of them nearly as Squid writes them, a few
+    lines in another form.
+    """
     chosen = random.Random(seed)
     path = folder / "access.log"
     lines = [_line(chosen, number, revisions) for number in range(LINES)]
@@ -129,11 +183,19 @@ def _line(chosen: random.Random, number: int, revisions: list[str]) -> bytes:
     url = chosen.choice(URLS)
     host = url.partition("://")[2].partition("/")[0]
     inside = {"sni": host, "tunnel": f"{host}%3A443"} if url.startswith("https") else {}
-    connect = {"method": "CONNECT", "squid": "NONE_NONE/HIER_NONE"} if url.endswith(":443") else {}
+    connect = (
+        {"method": "CONNECT", "squid": "NONE_NONE/HIER_NONE"}
+        if url.endswith(":443")
+        else {}
+    )
     names = chosen.sample(list(CHOICES), chosen.choice((0, 1, 2, 3, len(CHOICES))))
     changed = {name: chosen.choice(CHOICES[name]) for name in names}
     at = after_noon(number // 4 + chosen.choice((0, 0.001, 10, 10.001)))
-    line = record_line(time=at, revision=chosen.choice(revisions), **{"url": url, **inside, **connect, **changed})
+    line = record_line(
+        time=at,
+        revision=chosen.choice(revisions),
+        **{"url": url, **inside, **connect, **changed},
+    )
     return line if chosen.random() < 0.8 else line.replace(b'","', b'", "', 1)
 
 
@@ -142,10 +204,14 @@ def plain(sources: TableSources) -> list[Record]:
 
 
 def shown(table: Table, view: str, newest: int | None = None) -> list[Record]:
-    return [parse_record(line) for lines in listing.lines(table.connection, view, newest) for line in lines]
+    return [
+        parse_record(line)
+        for lines in listing.lines(table.connection, view, newest)
+        for line in lines
+    ]
 
 
-# --- filters and forms ----------------------------------------------------------------------------------------------
+# --- filters and forms ----------------------------------------------------------------
 
 CLIENTS = [
     "192.168.137.2",
@@ -161,10 +227,14 @@ CLIENTS = [
 ]
 FILTERS: dict[str, Callable[[CompiledPolicy], filters.Selecting]] = {
     **{
-        f"client {who}": lambda policy, who=who: filters.of_client([who], policy.source.clients)  # type: ignore[misc]
+        f"client {who}": lambda policy, who=who: filters.of_client(
+            [who], policy.source.clients
+        )  # type: ignore[misc]
         for who in CLIENTS
     },
-    "clients": lambda policy: filters.of_client(["10.0.0.9", "dev"], policy.source.clients),
+    "clients": lambda policy: filters.of_client(
+        ["10.0.0.9", "dev"], policy.source.clients
+    ),
     "host": lambda _: filters.of_host(["open.example"]),
     "hosts": lambda _: filters.of_host([".example", "2001:db8::/32"]),
     "any host": lambda _: filters.of_host(["*"]),
@@ -190,27 +260,42 @@ def test_each_filter_and_each_form_is_that_of_the_plain_reading(
         assert shown(table, "records") == records
         assert shown(table, "requests") == requests
         assert shown(table, "requests", 5) == requests[-5:]
-        assert listing.count_records(table.connection) == (len(records), fold(records).tunnels)
+        assert listing.count_records(table.connection) == (
+            len(records),
+            fold(records).tunnels,
+        )
         assert rows(table, "requests") == list(map(request_row, requests))
         for name, made in FILTERS.items():
             grant = made(policy)
-            assert shown(table, select_rows(table.connection, "requests", [grant])) == list(
-                filter(grant.holds, requests)
-            ), name
+            assert shown(
+                table, select_rows(table.connection, "requests", [grant])
+            ) == list(filter(grant.holds, requests)), name
         both = [FILTERS["hosts"](policy), FILTERS["status"](policy)]
         view = select_rows(table.connection, "requests", both)
-        assert shown(table, view) == [asked for asked in requests if all(holding.holds(asked) for holding in both)]
+        assert shown(table, view) == [
+            asked for asked in requests if all(holding.holds(asked) for holding in both)
+        ]
         for by in listing.KEYS:
             assert by_key(table, by) == [
-                (key, row.requests, row.denied, row.tunnels, row.bytes, format_time(row.last))
+                (
+                    key,
+                    row.requests,
+                    row.denied,
+                    row.tunnels,
+                    row.bytes,
+                    format_time(row.last),
+                )
                 for key, row in sorted(
-                    counted(requests, records, by).items(), key=lambda one: (-one[1].requests, -one[1].tunnels, one[0])
+                    counted(requests, records, by).items(),
+                    key=lambda one: (-one[1].requests, -one[1].tunnels, one[0]),
                 )
             ]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_columns_that_are_needed_are_enough(tmp_path: Path, policies: list[CompiledPolicy], seed: int) -> None:
+def test_the_columns_that_are_needed_are_enough(
+    tmp_path: Path, policies: list[CompiledPolicy], seed: int
+) -> None:
     policy = policies[0]
     sources = written(tmp_path, seed, [policy.revision])
     records = plain(sources)
@@ -218,44 +303,79 @@ def test_the_columns_that_are_needed_are_enough(tmp_path: Path, policies: list[C
         assert rows(table, "requests") == list(map(request_row, fold(records).requests))
     with open_table(sources, columns=listing.ROW_FIELDS, folds=False) as table:
         assert rows(table, "records") == list(map(request_row, records))
-        assert listing.count_records(table.connection) == (len(records), fold(records).tunnels)
+        assert listing.count_records(table.connection) == (
+            len(records),
+            fold(records).tunnels,
+        )
         with pytest.raises(duckdb.CatalogException):
             rows(table, "requests")
 
 
 def rows(table: Table, view: str) -> list[RequestRow]:
-    return [row for batch in listing.request_rows(table.connection, view, None) for row in batch]
+    return [
+        row
+        for batch in listing.request_rows(table.connection, view, None)
+        for row in batch
+    ]
 
 
 def by_key(table: Table, by: str) -> list[tuple[str, int, int, int, int, str]]:
-    counts = listing.Groups.count(table.connection, "requests", "records", by).most_first()
-    return [(count.key, count.requests, count.denied, count.tunnels, count.bytes, count.last) for count in counts]
+    counts = listing.Groups.count(
+        table.connection, "requests", "records", by
+    ).most_first()
+    return [
+        (
+            count.key,
+            count.requests,
+            count.denied,
+            count.tunnels,
+            count.bytes,
+            count.last,
+        )
+        for count in counts
+    ]
 
 
-# --- drift ----------------------------------------------------------------------------------------------------------
+# --- drift ----------------------------------------------------------------------------
 
 
-def checker(policies: list[CompiledPolicy], effective: tuple[Effective, ...]) -> DriftChecker:
+def checker(
+    policies: list[CompiledPolicy], effective: tuple[Effective, ...]
+) -> DriftChecker:
     """Judge by two revisions, of which the second replaces the first."""
     past = PastPolicies(Path("/nowhere"))
     past._read_at = float("inf")
     past._effective = effective
-    past._places = {revision.revision: place for place, revision in enumerate(effective)}
+    past._places = {
+        revision.revision: place for place, revision in enumerate(effective)
+    }
     past._known.update({policy.revision: policy for policy in policies})
     return DriftChecker(past, replacing=past.replacing)
 
 
-def test_drift_of_every_path_of_a_host_is_that_of_each_record(tmp_path: Path, policies: list[CompiledPolicy]) -> None:
+def test_drift_of_every_path_of_a_host_is_that_of_each_record(
+    tmp_path: Path, policies: list[CompiledPolicy]
+) -> None:
     path = tmp_path / "access.log"
     revision = policies[0].revision
     urls = [url for url in URLS if url.startswith("https://")]
     lines = [_served(url, revision) for url in (*urls, *reversed(urls))]
     path.write_bytes(b"\n".join([*lines, b""]))
-    expected = [record.url for record in map(parse_record, lines) if checker(policies, ()).check(record)]
+    expected = [
+        record.url
+        for record in map(parse_record, lines)
+        if checker(policies, ()).check(record)
+    ]
     with open_table(TableSources(files=(path,))) as table:
         DriftTable(table.connection, "records", checker(policies, ()))
-        found = [parse_record(line).url for batch in listing.findings(table.connection, None) for *_, line in batch]
-        ((asked,),) = table.connection.execute("SELECT count(*) FROM drift_questions").fetchall()
+        found = [
+            parse_record(line).url
+            for batch in listing.findings(table.connection, None)
+            for *_, line in batch
+        ]
+        ((asked,),) = table.connection.execute(
+            "SELECT count(*) FROM drift_questions"
+        ).fetchall()
     assert found == expected
     assert len(expected) > 40
     assert asked < len(urls), "what has one answer is asked once"
@@ -268,14 +388,28 @@ def test_drift_tells_a_denial_without_a_rule_and_clients_without_an_address_apar
     undecided = {"rule": NONE, "revision": NONE}
     different: tuple[dict[str, Any], ...] = (
         *({"verdict": verdict, **undecided} for verdict in ("deny", NONE)),
-        *({"client": client, "revision": policies[0].revision} for client in ("no address", "another", NONE)),
+        *(
+            {"client": client, "revision": policies[0].revision}
+            for client in ("no address", "another", NONE)
+        ),
     )
-    lines = [record_line(time=after_noon(at), **fields) for at, fields in enumerate(different * 20)]
+    lines = [
+        record_line(time=after_noon(at), **fields)
+        for at, fields in enumerate(different * 20)
+    ]
     path.write_bytes(b"\n".join([*lines, b""]))
-    expected = [found.reason for record in map(parse_record, lines) if (found := checker(policies, ()).check(record))]
+    expected = [
+        found.reason
+        for record in map(parse_record, lines)
+        if (found := checker(policies, ()).check(record))
+    ]
     with open_table(TableSources(files=(path,))) as table:
         DriftTable(table.connection, "records", checker(policies, ()))
-        told = [reason for batch in listing.findings(table.connection, None) for _, _, reason, _ in batch]
+        told = [
+            reason
+            for batch in listing.findings(table.connection, None)
+            for _, _, reason, _ in batch
+        ]
     assert told == expected
     assert len({*expected}) == len(different)
 
@@ -286,15 +420,26 @@ def _served(url: str, revision: str) -> bytes:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_drift_is_that_of_each_record(tmp_path: Path, policies: list[CompiledPolicy], seed: int) -> None:
-    revisions = [policies[0].revision, policies[1].revision, policies[0].revision, "000000000000", NONE]
+def test_drift_is_that_of_each_record(
+    tmp_path: Path, policies: list[CompiledPolicy], seed: int
+) -> None:
+    revisions = [
+        policies[0].revision,
+        policies[1].revision,
+        policies[0].revision,
+        "000000000000",
+        NONE,
+    ]
     effective = tuple(
-        Effective(policy.revision, NOON + timedelta(seconds=60 * number)) for number, policy in enumerate(policies)
+        Effective(policy.revision, NOON + timedelta(seconds=60 * number))
+        for number, policy in enumerate(policies)
     )
     sources = written(tmp_path, seed, revisions)
     one_by_one, at_once = checker(policies, effective), checker(policies, effective)
     expected = [
-        (one, str(found.kind), found.rule, found.reason) for one in plain(sources) if (found := one_by_one.check(one))
+        (one, str(found.kind), found.rule, found.reason)
+        for one in plain(sources)
+        if (found := one_by_one.check(one))
     ]
     with open_table(sources) as table:
         DriftTable(table.connection, "records", at_once, effective)
@@ -305,7 +450,9 @@ def test_drift_is_that_of_each_record(tmp_path: Path, policies: list[CompiledPol
         ]
     with open_table(sources, columns=JUDGED, folds=False) as table:
         DriftTable(table.connection, "records", checker(policies, effective), effective)
-        of_few_columns = "SELECT kind, finding_rule, reason FROM drift ORDER BY time, position"
+        of_few_columns = (
+            "SELECT kind, finding_rule, reason FROM drift ORDER BY time, position"
+        )
         few = table.connection.execute(of_few_columns).fetchall()
     assert few == [tuple(answer) for _, *answer in judged]
     assert judged == expected

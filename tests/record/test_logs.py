@@ -35,7 +35,7 @@ def read(*paths: Path) -> list[bytes]:
     return [*read_log_lines(paths)]
 
 
-# ── Whole files ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Whole files ───────────────────────────────────────────────────────────────────────
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -52,7 +52,8 @@ def test_a_log_is_read_whatever_its_form(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(packed)
     assert read(path) == lines(0, 5000)
     if suffix:
-        path.write_bytes(packed + packed + b"\0" * 512)  # files that follow each other, and padding
+        # files that follow each other, and padding
+        path.write_bytes(packed + packed + b"\0" * 512)
         assert read(path) == lines(0, 5000) * 2
         path.write_bytes(PACK[suffix](b""))
         assert read(path) == []
@@ -83,7 +84,9 @@ def test_what_unpacks_to_much_more_takes_no_memory(tmp_path: Path) -> None:
         f"print(sum(1 for _ in read_log_lines([Path({str(path)!r})])))\n"
         "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     count, kilobytes = map(int, done.stdout.split())
     assert count == 200_000
     assert kilobytes < 80_000
@@ -92,7 +95,11 @@ def test_what_unpacks_to_much_more_takes_no_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("access.log.1.gz", gzip.compress(b"line\n" * 1000, mtime=0)[:-9], "damaged or truncated"),
+        (
+            "access.log.1.gz",
+            gzip.compress(b"line\n" * 1000, mtime=0)[:-9],
+            "damaged or truncated",
+        ),
         ("access.log.1.gz", b"no gzip at all", "damaged or truncated"),
         ("access.log.1.xz", b"no xz at all", "damaged or truncated"),
         ("access.log.1.bz2", b"no bzip2 at all", "damaged or truncated"),
@@ -119,20 +126,45 @@ def test_a_missing_log_is_named(tmp_path: Path) -> None:
     "names",
     [
         ["access.log.10.gz", "access.log.2.xz", "access.log.1", "access.log.0"],
-        ["access.log-20251231.gz", "access.log-20260101", "access.log-2026010207", "access.log-20260103-1767398400"],
+        [
+            "access.log-20251231.gz",
+            "access.log-20260101",
+            "access.log-2026010207",
+            "access.log-20260103-1767398400",
+        ],
     ],
 )
-def test_rotated_logs_come_oldest_first_and_nothing_else_comes(tmp_path: Path, names: list[str]) -> None:
-    strangers = ["access.log", "access.log.old", "access.log.1.bak", "other.log.1", "access.log.gz", "xaccess.log.1"]
+def test_rotated_logs_come_oldest_first_and_nothing_else_comes(
+    tmp_path: Path, names: list[str]
+) -> None:
+    strangers = [
+        "access.log",
+        "access.log.old",
+        "access.log.1.bak",
+        "other.log.1",
+        "access.log.gz",
+        "xaccess.log.1",
+    ]
     for name in [*names, *strangers]:
         (tmp_path / name).touch()
     assert [path.name for path in rotated(tmp_path / "access.log")] == names
 
 
-def test_logs_rotated_by_number_and_by_date_come_in_the_order_of_their_last_write(tmp_path: Path) -> None:
+def test_logs_rotated_by_number_and_by_date_come_in_the_order_of_their_last_write(
+    tmp_path: Path,
+) -> None:
     """logrotate and `squidkeeper maintain` rotate the same log."""
-    names = ["access.log-20261125093000", "access.log.2.gz", "access.log-20261126010000", "access.log-20261126"]
-    names += ["access.log-20261126120000", "access.log.1", "access.log-20261126120000-1"]
+    names = [
+        "access.log-20261125093000",
+        "access.log.2.gz",
+        "access.log-20261126010000",
+        "access.log-20261126",
+    ]
+    names += [
+        "access.log-20261126120000",
+        "access.log.1",
+        "access.log-20261126120000-1",
+    ]
     for hour, name in enumerate(names):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (0, hour * 3600))
@@ -141,7 +173,11 @@ def test_logs_rotated_by_number_and_by_date_come_in_the_order_of_their_last_writ
 
 def test_the_next_name_is_of_a_rotated_log_and_not_taken(tmp_path: Path) -> None:
     path, at = tmp_path / "access.log", datetime(2026, 11, 25, 6, 30)
-    for expected in ("access.log-20261125063000", "access.log-20261125063000-1", "access.log-20261125063000-2"):
+    for expected in (
+        "access.log-20261125063000",
+        "access.log-20261125063000-1",
+        "access.log-20261125063000-2",
+    ):
         assert next_name(path, at).name == expected
         next_name(path, at).touch()
         assert rotated(path)[-1].name == expected
@@ -157,7 +193,10 @@ def test_a_span_is_looked_for_in_the_files_that_can_hold_it(tmp_path: Path) -> N
     path = tmp_path / "access.log"
     for hours, name in enumerate(["access.log", "access.log.1", "access.log.2.gz"]):
         (tmp_path / name).touch()
-        os.utime(tmp_path / name, (0, datetime(2026, 11, 25, 12 - hours, tzinfo=UTC).timestamp()))
+        os.utime(
+            tmp_path / name,
+            (0, datetime(2026, 11, 25, 12 - hours, tzinfo=UTC).timestamp()),
+        )
     since = datetime(2026, 11, 25, 10, 30, tzinfo=UTC)
     assert files_since(path, None) == [path]
     assert files_since(path, since) == [tmp_path / "access.log.1", path]
@@ -173,12 +212,21 @@ RECORD = (
 def test_files_in_any_order_are_read_in_the_order_of_time(tmp_path: Path) -> None:
     for day, name in enumerate(["access.log.2.gz", "access.log.1", "access.log"], 1):
         record = RECORD % f"2026-11-0{day}T00:00:00.000Z".encode()
-        (tmp_path / name).write_bytes(gzip.compress(record) if name.endswith(".gz") else record)
-    given = [tmp_path / name for name in ["access.log", "access.log.1", "access.log.2.gz", "access.log"]]
-    assert [path.name for path in sorted_by_time(given)] == ["access.log.2.gz", "access.log.1", "access.log"]
+        (tmp_path / name).write_bytes(
+            gzip.compress(record) if name.endswith(".gz") else record
+        )
+    given = [
+        tmp_path / name
+        for name in ["access.log", "access.log.1", "access.log.2.gz", "access.log"]
+    ]
+    assert [path.name for path in sorted_by_time(given)] == [
+        "access.log.2.gz",
+        "access.log.1",
+        "access.log",
+    ]
 
 
-# ── Followed ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Followed ──────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
@@ -209,7 +257,9 @@ def test_what_is_written_is_given_once_in_order(path: Path, follower: Follower) 
     assert (follower.lost, follower.readable, follower.backlog_bytes) == (0, True, 0)
 
 
-def test_a_small_limit_gives_whole_lines_all_the_same(path: Path, follower: Follower) -> None:
+def test_a_small_limit_gives_whole_lines_all_the_same(
+    path: Path, follower: Follower
+) -> None:
     write(path, 0, 10)
     assert follower.read(3) == lines(0, 1)
     assert everything(follower, 3) == lines(1, 10)
@@ -233,7 +283,9 @@ def test_a_missing_log_is_waited_for(path: Path, follower: Follower) -> None:
     assert (follower.readable, follower.lost) == (True, 0)
 
 
-@pytest.mark.parametrize("gone", [Path.unlink, lambda path: path.rename(path.with_suffix(".away"))])
+@pytest.mark.parametrize(
+    "gone", [Path.unlink, lambda path: path.rename(path.with_suffix(".away"))]
+)
 def test_a_log_that_is_deleted_or_renamed_is_not_readable_until_squid_writes_a_new_one(
     path: Path, follower: Follower, gone: Callable[[Path], object]
 ) -> None:
@@ -248,7 +300,9 @@ def test_a_log_that_is_deleted_or_renamed_is_not_readable_until_squid_writes_a_n
 
 
 @pytest.mark.system
-def test_a_log_in_a_folder_that_was_closed_is_not_readable_until_it_is_opened(path: Path, follower: Follower) -> None:
+def test_a_log_in_a_folder_that_was_closed_is_not_readable_until_it_is_opened(
+    path: Path, follower: Follower
+) -> None:
     write(path, 0, 3)
     everything(follower)
     write(path, 3, 5)
@@ -263,17 +317,22 @@ def test_a_log_in_a_folder_that_was_closed_is_not_readable_until_it_is_opened(pa
     assert (follower.readable, follower.lost) == (True, 0)
 
 
-def test_what_is_no_regular_file_is_not_waited_for(path: Path, follower: Follower) -> None:
+def test_what_is_no_regular_file_is_not_waited_for(
+    path: Path, follower: Follower
+) -> None:
     os.mkfifo(path)
     assert everything(follower) == []
     assert not follower.readable
 
 
-def test_a_renamed_log_is_read_to_its_end_before_the_new_one(path: Path, follower: Follower) -> None:
+def test_a_renamed_log_is_read_to_its_end_before_the_new_one(
+    path: Path, follower: Follower
+) -> None:
     write(path, 0, 10)
     assert everything(follower) == lines(0, 10)
     path.rename(path.with_name("access.log.1"))
-    write(path.with_name("access.log.1"), 10, 15)  # Squid has not opened the new one yet
+    # Squid has not opened the new one yet
+    write(path.with_name("access.log.1"), 10, 15)
     assert everything(follower) == lines(10, 15)
     path.touch()
     write(path.with_name("access.log.1"), 15, 20)
@@ -303,7 +362,9 @@ def test_what_is_written_to_the_old_log_while_the_new_one_is_found_is_not_lost(
     assert everything(follower) == lines(10, 20)
 
 
-def test_several_rotations_between_two_looks_lose_nothing(path: Path, follower: Follower) -> None:
+def test_several_rotations_between_two_looks_lose_nothing(
+    path: Path, follower: Follower
+) -> None:
     write(path, 0, 10)
     assert everything(follower) == lines(0, 10)
     write(path, 10, 12)
@@ -320,7 +381,9 @@ def rotate(path: Path, start: int, end: int) -> None:
         for suffix in ("", ".gz"):
             old = path.with_name(f"access.log.{number}{suffix}")
             if old.exists():
-                compressed = gzip.compress(old.read_bytes()) if not suffix else old.read_bytes()
+                compressed = (
+                    gzip.compress(old.read_bytes()) if not suffix else old.read_bytes()
+                )
                 path.with_name(f"access.log.{number + 1}.gz").write_bytes(compressed)
                 old.unlink()
     path.rename(path.with_name("access.log.1"))
@@ -337,7 +400,9 @@ def test_a_truncated_log_goes_on_in_its_copy(path: Path, follower: Follower) -> 
     assert follower.lost == 0
 
 
-def test_a_truncated_log_that_has_grown_again_is_still_seen_to_be_another(path: Path, follower: Follower) -> None:
+def test_a_truncated_log_that_has_grown_again_is_still_seen_to_be_another(
+    path: Path, follower: Follower
+) -> None:
     write(path, 0, 10)
     assert everything(follower) == lines(0, 10)
     copy_and_truncate(path)
@@ -351,7 +416,9 @@ def copy_and_truncate(path: Path) -> None:
     os.truncate(path, 0)
 
 
-def test_a_log_truncated_without_a_copy_is_a_loss(path: Path, follower: Follower) -> None:
+def test_a_log_truncated_without_a_copy_is_a_loss(
+    path: Path, follower: Follower
+) -> None:
     write(path, 0, 10)
     assert everything(follower) == lines(0, 10)
     os.truncate(path, 0)
@@ -360,7 +427,9 @@ def test_a_log_truncated_without_a_copy_is_a_loss(path: Path, follower: Follower
     assert follower.lost == 1
 
 
-def test_a_log_deleted_under_squid_is_read_as_long_as_squid_writes_it(path: Path, follower: Follower) -> None:
+def test_a_log_deleted_under_squid_is_read_as_long_as_squid_writes_it(
+    path: Path, follower: Follower
+) -> None:
     with path.open("ab", buffering=0) as squid:
         squid.write(b"line 0\n")
         assert everything(follower) == lines(0, 1)
@@ -372,7 +441,9 @@ def test_a_log_deleted_under_squid_is_read_as_long_as_squid_writes_it(path: Path
     assert follower.lost == 0
 
 
-def test_a_line_cut_off_by_a_full_disk_is_given_when_the_next_file_begins(path: Path, follower: Follower) -> None:
+def test_a_line_cut_off_by_a_full_disk_is_given_when_the_next_file_begins(
+    path: Path, follower: Follower
+) -> None:
     path.write_bytes(b"line 0\ntorn")
     assert everything(follower) == lines(0, 1)
     rotate(path, 1, 3)
@@ -388,7 +459,7 @@ def test_an_endless_line_takes_no_memory(path: Path, follower: Follower) -> None
     assert (len(long), after) == (log_files.LINE_LIMIT + 1, b"line 1")
 
 
-# ── Gone on with, by another process ──────────────────────────────────────────────────────────────────────────────
+# ── Gone on with, by another process ──────────────────────────────────────────────────
 
 
 def resumed(path: Path, position: Position) -> tuple[list[bytes], int]:
@@ -410,7 +481,9 @@ def test_a_position_is_found_again_after_rotations_and_compression(
     assert resumed(path, follower.position) == (lines(10, 20 + rotations), 0)
 
 
-def test_a_position_within_a_torn_line_is_before_it(path: Path, follower: Follower) -> None:
+def test_a_position_within_a_torn_line_is_before_it(
+    path: Path, follower: Follower
+) -> None:
     path.write_bytes(b"line 0\nli")
     everything(follower)
     with path.open("ab") as file:
@@ -418,7 +491,9 @@ def test_a_position_within_a_torn_line_is_before_it(path: Path, follower: Follow
     assert resumed(path, follower.position) == (lines(1, 2), 0)
 
 
-def test_a_position_in_a_file_that_is_gone_is_a_loss_counted_once(path: Path, follower: Follower) -> None:
+def test_a_position_in_a_file_that_is_gone_is_a_loss_counted_once(
+    path: Path, follower: Follower
+) -> None:
     write(path, 0, 10)
     everything(follower)
     path.unlink()
@@ -440,12 +515,17 @@ def begun(path: Path, second: int) -> bytes:
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["of-another-process", "open"])
-def test_newer_rotated_logs_are_read_after_one_that_is_gone(path: Path, follower: Follower, held: bool) -> None:
+def test_newer_rotated_logs_are_read_after_one_that_is_gone(
+    path: Path, follower: Follower, held: bool
+) -> None:
     begun(path.with_name("access.log.4.gz"), 0)
     begun(path, 1)
     assert len(everything(follower)) == 1
     path.unlink()
-    newer = [begun(path.with_name(name), second) for second, name in ((2, "access.log.2.gz"), (3, "access.log.1"))]
+    newer = [
+        begun(path.with_name(name), second)
+        for second, name in ((2, "access.log.2.gz"), (3, "access.log.1"))
+    ]
     newer.append(begun(path, 4))
     if held:
         assert (everything(follower), follower.lost) == (newer, 0)
@@ -454,22 +534,35 @@ def test_newer_rotated_logs_are_read_after_one_that_is_gone(path: Path, follower
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_a_damaged_file_is_read_up_to_its_damage(path: Path, follower: Follower, restarted: bool) -> None:
+def test_a_damaged_file_is_read_up_to_its_damage(
+    path: Path, follower: Follower, restarted: bool
+) -> None:
     write(path, 0, 1)
     assert everything(follower) == lines(0, 1)
     rotate(path, 1, 51)
     rotate(path, 51, 53)
     packed = gzip.compress(b"".join(line + b"\n" for line in lines(1, 51)))
-    path.with_name("access.log.1.gz").write_bytes(packed[:-4])  # without a part of its checksum
+    # without a part of its checksum
+    path.with_name("access.log.1.gz").write_bytes(packed[:-4])
     path.with_name("access.log.1").unlink()
     if restarted:
         with closing(Follower(path, follower.position)) as other:
-            assert (everything(other), other.damaged, other.deleted) == (lines(1, 53), 1, 0)
+            assert (everything(other), other.damaged, other.deleted) == (
+                lines(1, 53),
+                1,
+                0,
+            )
     else:
-        assert (everything(follower), follower.damaged, follower.deleted) == (lines(1, 53), 1, 0)
+        assert (everything(follower), follower.damaged, follower.deleted) == (
+            lines(1, 53),
+            1,
+            0,
+        )
 
 
-def test_a_part_that_cannot_be_read_is_not_told_as_deleted(path: Path, follower: Follower) -> None:
+def test_a_part_that_cannot_be_read_is_not_told_as_deleted(
+    path: Path, follower: Follower
+) -> None:
     begun(path, 1)
     everything(follower)
     begun(path, 2)
@@ -482,7 +575,9 @@ def test_a_part_that_cannot_be_read_is_not_told_as_deleted(path: Path, follower:
         assert (len(everything(other)), other.damaged, other.deleted) == (1, 0, 1)
 
 
-def test_a_damaged_file_between_is_a_loss_and_not_the_end(path: Path, follower: Follower) -> None:
+def test_a_damaged_file_between_is_a_loss_and_not_the_end(
+    path: Path, follower: Follower
+) -> None:
     write(path, 0, 10)
     assert everything(follower) == lines(0, 10)
     rotate(path, 10, 20)

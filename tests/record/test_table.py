@@ -40,7 +40,9 @@ FIELD_NAMES = [column.name for column in FIELDS]
 
 def records_in(table: Table, view: str = "records") -> list[Record]:
     names = ", ".join(FIELD_NAMES)
-    rows = table.connection.execute(f"SELECT {names} FROM {view} ORDER BY time, position").fetchall()
+    rows = table.connection.execute(
+        f"SELECT {names} FROM {view} ORDER BY time, position"
+    ).fetchall()
     return [record_of(row, FIELD_NAMES) for row in rows]
 
 
@@ -62,12 +64,27 @@ def assert_same(table: Table, plain: Reading) -> None:
     if plain.first_invalid:
         assert f":{plain.first_invalid}: " in table.skipped.first
     folded = fold(plain.records)
-    assert records_in(table, "requests") == [as_columns(record) for record in folded.requests]
+    assert records_in(table, "requests") == [
+        as_columns(record) for record in folded.requests
+    ]
 
 
-# --- any lines ------------------------------------------------------------------------------------------------------
+# --- any lines ------------------------------------------------------------------------
 
-STRANGE_TEXTS = ["-", "a", "%22", "A\\u00e9", "é", "a\x7fb", '"', "\\", "\x00", "\U0001f600", "", "x" * 300]
+STRANGE_TEXTS = [
+    "-",
+    "a",
+    "%22",
+    "A\\u00e9",
+    "é",
+    "a\x7fb",
+    '"',
+    "\\",
+    "\x00",
+    "\U0001f600",
+    "",
+    "x" * 300,
+]
 STRANGE_URLS = [
     "https://open.example/x?y#z",
     "http://OPEN.example:8080/",
@@ -120,7 +137,9 @@ ODD_NUMBERS = [2**53 + 1, 2**62, -0.0, 200.0, 1e3, 200.7, "200", True, None]
 TEXTS = st.sampled_from(STRANGE_TEXTS) | st.text(max_size=12)
 URLS = st.sampled_from(STRANGE_URLS)
 NUMBERS = st.integers(-5, 700) | st.sampled_from(ODD_NUMBERS)
-TIMES = st.integers(0, 30_000).map(lambda after: after_noon(after / 1000)) | st.sampled_from(STRANGE_TIMES)
+TIMES = st.integers(0, 30_000).map(
+    lambda after: after_noon(after / 1000)
+) | st.sampled_from(STRANGE_TIMES)
 
 
 def changed_field(name: str) -> st.SearchStrategy[Any]:
@@ -135,19 +154,39 @@ def changed_field(name: str) -> st.SearchStrategy[Any]:
 
 @st.composite
 def records_as_json(draw: st.DrawFn) -> bytes:
-    """Write a record as Squid does, with fields changed, left out, repeated, unknown, or out of order."""
+    """Write a record as Squid does, with fields changed, left out, repeated, unknown,
+    or out of order.
+    """
     names = draw(st.sets(st.sampled_from(FIELD_NAMES), max_size=4))
-    fields = {**USUAL, "request_bytes": 0, **{name: draw(changed_field(name)) for name in sorted(names)}}
+    fields = {
+        **USUAL,
+        "request_bytes": 0,
+        **{name: draw(changed_field(name)) for name in sorted(names)},
+    }
     dropped = draw(st.sampled_from([0, 0, 0, 1, 3, 7, 8, 20]))
     pairs = list(fields.items())[: len(fields) - dropped]
     if draw(st.integers(0, 9)) == 0:
         pairs = draw(st.permutations(pairs))
     if draw(st.integers(0, 9)) == 0:
-        pairs += [draw(st.sampled_from([("unknown", {"a": [1]}), ("client", "10.0.0.9"), ("status", 7), ("url", 5)]))]
+        pairs += [
+            draw(
+                st.sampled_from(
+                    [
+                        ("unknown", {"a": [1]}),
+                        ("client", "10.0.0.9"),
+                        ("status", 7),
+                        ("url", 5),
+                    ]
+                )
+            )
+        ]
     ascii_only = draw(st.booleans())
-    separators = draw(st.sampled_from([(",", ":"), (",", ":"), (",", ":"), (", ", ": ")]))
+    separators = draw(
+        st.sampled_from([(",", ":"), (",", ":"), (",", ":"), (", ", ": ")])
+    )
     encoded = (
-        f"{json.dumps(name)}{separators[1]}{json.dumps(value, ensure_ascii=ascii_only)}" for name, value in pairs
+        f"{json.dumps(name)}{separators[1]}{json.dumps(value, ensure_ascii=ascii_only)}"
+        for name, value in pairs
     )
     return ("{" + separators[0].join(encoded) + "}").encode("utf-8", "surrogatepass")
 
@@ -170,8 +209,23 @@ SPOILT: Sequence[Callable[[bytes], bytes]] = (
 LINES = st.one_of(
     records_as_json(),
     records_as_json(),
-    st.tuples(records_as_json(), st.sampled_from(SPOILT)).map(lambda both: both[1](both[0]).replace(b"\n", b"")),
-    st.sampled_from([b"", b"  ", b"null", b"5", b"\xff\xfe", b"#", b'"', b"\x00", b"\xef\xbb\xbf{}", b"[" * 5000]),
+    st.tuples(records_as_json(), st.sampled_from(SPOILT)).map(
+        lambda both: both[1](both[0]).replace(b"\n", b"")
+    ),
+    st.sampled_from(
+        [
+            b"",
+            b"  ",
+            b"null",
+            b"5",
+            b"\xff\xfe",
+            b"#",
+            b'"',
+            b"\x00",
+            b"\xef\xbb\xbf{}",
+            b"[" * 5000,
+        ]
+    ),
 )
 
 
@@ -181,8 +235,12 @@ def assert_read_alike(folder: Path, lines: list[bytes]) -> None:
     plain = read_lines(line.removesuffix(b"\r") for line in lines)
     with open_table(TableSources((file,)), threads=1) as table:
         assert_same(table, plain)
-        hosts = table.connection.execute("SELECT host FROM records ORDER BY time, position").fetchall()
-        assert [row[0] for row in hosts] == [text_or_none(host_of(record.url).text) for record in plain.records]
+        hosts = table.connection.execute(
+            "SELECT host FROM records ORDER BY time, position"
+        ).fetchall()
+        assert [row[0] for row in hosts] == [
+            text_or_none(host_of(record.url).text) for record in plain.records
+        ]
 
 
 def text_or_none(text: str) -> str | None:
@@ -193,11 +251,19 @@ ANY = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthC
 
 
 @few_and_many(8, 300)
-def test_any_lines_are_the_records_that_a_plain_reading_finds(tmp_path: Path, examples: int) -> None:
-    hold_for(lambda lines: assert_read_alike(tmp_path, lines), st.lists(LINES, max_size=12), examples=examples)
+def test_any_lines_are_the_records_that_a_plain_reading_finds(
+    tmp_path: Path, examples: int
+) -> None:
+    hold_for(
+        lambda lines: assert_read_alike(tmp_path, lines),
+        st.lists(LINES, max_size=12),
+        examples=examples,
+    )
 
 
-def test_every_strange_value_of_every_field_is_read_as_a_plain_reading_does(tmp_path: Path) -> None:
+def test_every_strange_value_of_every_field_is_read_as_a_plain_reading_does(
+    tmp_path: Path,
+) -> None:
     of_field = {"url": [*STRANGE_URLS, *STRANGE_TEXTS], "time": STRANGE_TIMES}
     lines = [
         record_line(**{"request_bytes": 0, name: value})
@@ -208,15 +274,24 @@ def test_every_strange_value_of_every_field_is_read_as_a_plain_reading_does(tmp_
 
 
 @pytest.mark.parametrize("place", range(len(SPOILT)))
-def test_a_spoilt_line_among_others_is_read_as_a_plain_reading_does(tmp_path: Path, place: int) -> None:
+def test_a_spoilt_line_among_others_is_read_as_a_plain_reading_does(
+    tmp_path: Path, place: int
+) -> None:
     whole = record_line(request_bytes=0)
     assert_read_alike(tmp_path, [whole, SPOILT[place](whole), whole])
 
 
-# --- folding ----------------------------------------------------------------------------------------------------------
+# --- folding --------------------------------------------------------------------------
 
 
-ODD_TARGETS = ("-", "https://b.example/", "a.example:8443", "https://a.example:8443/", "https://a.example", "urn:x")
+ODD_TARGETS = (
+    "-",
+    "https://b.example/",
+    "a.example:8443",
+    "https://a.example:8443/",
+    "https://a.example",
+    "urn:x",
+)
 
 
 @st.composite
@@ -227,16 +302,31 @@ def tunnels(draw: st.DrawFn) -> list[bytes]:
         at += draw(st.sampled_from([0, 0, 0.001, 1, 5, 9.999, 10, 10.001]))
         fields = {
             "method": draw(st.sampled_from(["CONNECT", "CONNECT", "GET"])),
-            "url": draw(st.sampled_from([*["a.example:443", "https://a.example/x"] * 3, *ODD_TARGETS])),
+            "url": draw(
+                st.sampled_from(
+                    [*["a.example:443", "https://a.example/x"] * 3, *ODD_TARGETS]
+                )
+            ),
             "status": draw(st.sampled_from([200, 200, 403])),
             "verdict": draw(st.sampled_from(["allow", "deny", "-"])),
-            "error": draw(st.sampled_from(["-", "-", "ERR_DNS_FAIL", "ERR_CLIENT_GONE"])),
+            "error": draw(
+                st.sampled_from(["-", "-", "ERR_DNS_FAIL", "ERR_CLIENT_GONE"])
+            ),
             "squid": draw(
-                st.sampled_from(["NONE_NONE/HIER_NONE", "NONE_NONE_ABORTED/-", "TCP_TUNNEL/HIER_DIRECT", "-"])
+                st.sampled_from(
+                    [
+                        "NONE_NONE/HIER_NONE",
+                        "NONE_NONE_ABORTED/-",
+                        "TCP_TUNNEL/HIER_DIRECT",
+                        "-",
+                    ]
+                )
             ),
             "connection": draw(st.sampled_from(["1", "2"])),
             "worker": draw(st.sampled_from(["1", "1", "2"])),
-            "tunnel": draw(st.sampled_from(["-", "a.example%3A443", "a.example%3A443"])),
+            "tunnel": draw(
+                st.sampled_from(["-", "a.example%3A443", "a.example%3A443"])
+            ),
             "user": draw(st.sampled_from(["-", "vm-7"])),
             "rule": draw(st.sampled_from(["-", "a", "b"])),
             "duration_ms": draw(st.integers(0, 9)),
@@ -251,29 +341,54 @@ def tunnels(draw: st.DrawFn) -> list[bytes]:
 def test_tunnels_are_folded_as_a_plain_reading_does_also_across_files(
     tmp_path: Path, lines: list[bytes], border: int
 ) -> None:
-    files = (written(tmp_path, lines[:border], "first.log"), written(tmp_path, lines[border:], "second.log"))
+    files = (
+        written(tmp_path, lines[:border], "first.log"),
+        written(tmp_path, lines[border:], "second.log"),
+    )
     with open_table(TableSources(files), threads=1) as table:
         assert_same(table, read_lines(lines))
 
 
-def test_what_is_allowed_and_did_not_fail_is_a_request_unless_it_opened_a_tunnel(tmp_path: Path) -> None:
+def test_what_is_allowed_and_did_not_fail_is_a_request_unless_it_opened_a_tunnel(
+    tmp_path: Path,
+) -> None:
     kinds = itertools.product(
         ("CONNECT", "GET", "-"),
         (200, 503),
         ("NONE_NONE/HIER_NONE", "NONE_NONE_ABORTED/-", "TCP_TUNNEL/HIER_DIRECT", "-"),
     )
     lines = [
-        record_line(method=method, status=status, squid=squid, connection=str(number), request_bytes=0)
+        record_line(
+            method=method,
+            status=status,
+            squid=squid,
+            connection=str(number),
+            request_bytes=0,
+        )
         for number, (method, status, squid) in enumerate(kinds)
     ]
     with open_table(TableSources((written(tmp_path, lines),)), threads=1) as table:
         assert_same(table, read_lines(lines))
 
 
-def test_a_denied_tunnel_counts_with_its_requests_and_a_failed_one_stands_for_its_request(tmp_path: Path) -> None:
+def test_a_denied_tunnel_counts_with_its_requests_and_a_failed_one_stands_for_its_request(
+    tmp_path: Path,
+) -> None:
     denied = {"verdict": "deny", "rule": "no"}
-    undecided = {"verdict": "-", "rule": "-", "revision": "-", "status": 503, "error": "ERR_DNS_FAIL"}
-    former = {"verdict": "-", "rule": "-", "revision": "-", "status": 403, "error": "403:ERR_SQUIDKEEPER_DENIED"}
+    undecided = {
+        "verdict": "-",
+        "rule": "-",
+        "revision": "-",
+        "status": 503,
+        "error": "ERR_DNS_FAIL",
+    }
+    former = {
+        "verdict": "-",
+        "rule": "-",
+        "revision": "-",
+        "status": 403,
+        "error": "403:ERR_SQUIDKEEPER_DENIED",
+    }
     tunnels: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
         (denied, [{**denied, "url": "https://a.example/x"}, denied]),
         (denied, [denied]),
@@ -283,12 +398,28 @@ def test_a_denied_tunnel_counts_with_its_requests_and_a_failed_one_stands_for_it
     lines = []
     for number, (connect, insides) in enumerate(tunnels):
         on = {"connection": str(number), "request_bytes": 0, "time": after_noon(number)}
-        lines.append(record_line(**on, method="CONNECT", url="a.example:443", request_id=f"{number}", **connect))
+        lines.append(
+            record_line(
+                **on,
+                method="CONNECT",
+                url="a.example:443",
+                request_id=f"{number}",
+                **connect,
+            )
+        )
         for place, inside in enumerate(insides):
-            lines.append(record_line(**{**on, "status": 403, "request_id": f"{number}.{place}", **inside}))
+            lines.append(
+                record_line(
+                    **{**on, "status": 403, "request_id": f"{number}.{place}", **inside}
+                )
+            )
     with open_table(TableSources((written(tmp_path, lines),)), threads=1) as table:
-        rows = table.connection.execute("SELECT request_id FROM requests ORDER BY time, position").fetchall()
-        assert standing(table.connection, ["0", "0.0", "1", "1.0", "2.0", "3.0", "4"]) == {
+        rows = table.connection.execute(
+            "SELECT request_id FROM requests ORDER BY time, position"
+        ).fetchall()
+        assert standing(
+            table.connection, ["0", "0.0", "1", "1.0", "2.0", "3.0", "4"]
+        ) == {
             "0": "0.0",
             "2.0": "2",
             "3.0": "3",
@@ -296,9 +427,13 @@ def test_a_denied_tunnel_counts_with_its_requests_and_a_failed_one_stands_for_it
     assert [version for (version,) in rows] == ["0.0", "0.1", "1", "1.0", "2", "3"]
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------
 
-PACKED: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
 
 
 def zstd(folder: Path, content: bytes) -> bytes:
@@ -315,13 +450,18 @@ def zstd(folder: Path, content: bytes) -> bytes:
 
 
 def usual_lines(count: int, **fields: Any) -> list[bytes]:
-    return [record_line(time=after_noon(second), request_bytes=0, **fields) for second in range(count)]
+    return [
+        record_line(time=after_noon(second), request_bytes=0, **fields)
+        for second in range(count)
+    ]
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
 def test_a_compressed_log_is_read(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"access.log.1{suffix}"
-    file.write_bytes(PACKED[suffix](b"".join(line + b"\n" for line in usual_lines(9)) + b"x\n"))
+    file.write_bytes(
+        PACKED[suffix](b"".join(line + b"\n" for line in usual_lines(9)) + b"x\n")
+    )
     with open_table(TableSources((file,)), threads=1) as table:
         assert len(records_in(table)) == 9
         assert table.skipped.first.startswith(f"{file}:10: not a squidkeeper record")
@@ -330,39 +470,63 @@ def test_a_compressed_log_is_read(tmp_path: Path, suffix: str) -> None:
 
 def test_a_zstd_log_is_read_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     file = tmp_path / "access.log.1.zst"
-    packed = zstd(tmp_path, b"".join(line + b"\n" for line in [*usual_lines(9), b"x", *usual_lines(1)]))
+    packed = zstd(
+        tmp_path,
+        b"".join(line + b"\n" for line in [*usual_lines(9), b"x", *usual_lines(1)]),
+    )
     file.write_bytes(packed)
     with open_table(TableSources((file,)), threads=1) as table:
         assert len(records_in(table)) == 10
         assert table.skipped.first.startswith(f"{file}:10: ")
     with open_table(TableSources((file,)), threads=1, since=NOON) as table:
         assert table.skipped.first.startswith(f"{file}: not a squidkeeper record")
-    for whole in (packed, packed + packed, packed + b"\x50\x2a\x4d\x18\x02\x00\x00\x00ab"):
+    for whole in (
+        packed,
+        packed + packed,
+        packed + b"\x50\x2a\x4d\x18\x02\x00\x00\x00ab",
+    ):
         file.write_bytes(whole)
         with open_table(TableSources((file,)), threads=1) as table:
             assert table.skipped.damaged == []
     for cut in (1, 9, len(packed) // 2):
         file.write_bytes(packed[:-cut])
         with open_table(TableSources((file,)), threads=1) as table:
-            assert table.skipped.damaged == [f"{file}: damaged or truncated: it ends within a frame"]
+            assert table.skipped.damaged == [
+                f"{file}: damaged or truncated: it ends within a frame"
+            ]
     file.write_bytes(b"no zstd" + packed)
     with open_table(TableSources((file,)), threads=1) as table:
         assert (records_in(table), table.skipped.count) == ([], 0)
-        assert table.skipped.damaged[0].startswith(f"{file}: damaged, or has bytes that are not UTF-8")
+        assert table.skipped.damaged[0].startswith(
+            f"{file}: damaged, or has bytes that are not UTF-8"
+        )
 
 
 @pytest.mark.system
 def test_a_pipe_is_read(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "squidkeeper", "query", "SELECT count(*) AS n FROM records", "-"]
+    command = [
+        sys.executable,
+        "-m",
+        "squidkeeper",
+        "query",
+        "SELECT count(*) AS n FROM records",
+        "-",
+    ]
     content = b"".join(line + b"\n" for line in usual_lines(3)) + b'{"half'
     ran = subprocess.run(command, input=content, capture_output=True, check=True)
     assert (ran.stdout, ran.stderr) == (b"N\n3\n", b"")
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
-def test_what_is_readable_of_a_damaged_file_is_used_and_the_damage_named(tmp_path: Path, suffix: str) -> None:
+def test_what_is_readable_of_a_damaged_file_is_used_and_the_damage_named(
+    tmp_path: Path, suffix: str
+) -> None:
     file = tmp_path / f"access.log.1{suffix}"
-    packed = PACKED[suffix](b"".join(line + b"\n" for line in usual_lines(2_000, user=os.urandom(500).hex())))
+    packed = PACKED[suffix](
+        b"".join(
+            line + b"\n" for line in usual_lines(2_000, user=os.urandom(500).hex())
+        )
+    )
     file.write_bytes(packed[: len(packed) - 40])
     with open_table(TableSources((file,)), threads=1) as table:
         assert len(table.skipped.damaged) == 1
@@ -372,7 +536,9 @@ def test_what_is_readable_of_a_damaged_file_is_used_and_the_damage_named(tmp_pat
 
 
 @pytest.mark.parametrize("period", [{}, {"since": NOON}])
-def test_a_gzip_with_a_wrong_checksum_is_named_and_used(tmp_path: Path, period: dict[str, Any]) -> None:
+def test_a_gzip_with_a_wrong_checksum_is_named_and_used(
+    tmp_path: Path, period: dict[str, Any]
+) -> None:
     file = tmp_path / "access.log.1.gz"
     lines = [*usual_lines(2), b"no record", *usual_lines(1), b"no record"]
     packed = bytearray(gzip.compress(b"".join(line + b"\n" for line in lines)))
@@ -380,18 +546,35 @@ def test_a_gzip_with_a_wrong_checksum_is_named_and_used(tmp_path: Path, period: 
     file.write_bytes(packed)
     with open_table(TableSources((file,)), threads=1, **period) as table:
         assert len(records_in(table)) == 3
-        assert [other.startswith(f"{file}: damaged or truncated: ") for other in table.skipped.damaged] == [True]
+        assert [
+            other.startswith(f"{file}: damaged or truncated: ")
+            for other in table.skipped.damaged
+        ] == [True]
         assert table.skipped.count == 2
     file.rename(tmp_path / "access.log.2.gz")
     (tmp_path / "access.log").write_bytes(b"")
-    with open_table(TableSources(log=tmp_path / "access.log"), threads=1, **period) as table:
+    with open_table(
+        TableSources(log=tmp_path / "access.log"), threads=1, **period
+    ) as table:
         assert (len(records_in(table)), len(table.skipped.damaged)) == (3, 1)
 
 
-@pytest.mark.parametrize("place", [pytest.param(place, marks=[pytest.mark.long] * (place > 3)) for place in range(200)])
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(place, marks=[pytest.mark.long] * (place > 3))
+        for place in range(200)
+    ],
+)
 def test_a_flipped_bit_of_a_gzip_is_always_named(tmp_path: Path, place: int) -> None:
     file = tmp_path / "access.log.1.gz"
-    packed = bytearray(gzip.compress(b"".join(line + b"\n" for line in usual_lines(300, user=os.urandom(200).hex()))))
+    packed = bytearray(
+        gzip.compress(
+            b"".join(
+                line + b"\n" for line in usual_lines(300, user=os.urandom(200).hex())
+            )
+        )
+    )
     bit = random.Random(place).randrange(8 * 20, 8 * len(packed))  # behind the header
     packed[bit // 8] ^= 1 << bit % 8
     file.write_bytes(packed)
@@ -399,7 +582,9 @@ def test_a_flipped_bit_of_a_gzip_is_always_named(tmp_path: Path, place: int) -> 
         assert table.skipped.damaged, bit
 
 
-def test_a_half_last_line_is_no_invalid_line_and_a_whole_one_without_its_newline_is_a_record(tmp_path: Path) -> None:
+def test_a_half_last_line_is_no_invalid_line_and_a_whole_one_without_its_newline_is_a_record(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "access.log"
     for end, records in ((b'{"v":1,', 2), (record_line(request_bytes=0), 3), (b"", 2)):
         file.write_bytes(b"\n".join([*usual_lines(2), end]))
@@ -407,18 +592,43 @@ def test_a_half_last_line_is_no_invalid_line_and_a_whole_one_without_its_newline
             assert (len(records_in(table)), table.skipped.count) == (records, 0)
 
 
-def test_of_a_period_the_rest_is_left_out_and_a_connect_ahead_of_it_is_still_folded(tmp_path: Path) -> None:
-    of_tunnel = {"connection": "1", "tunnel": "a.example%3A443", "request_bytes": 0, "verdict": "deny"}
+def test_of_a_period_the_rest_is_left_out_and_a_connect_ahead_of_it_is_still_folded(
+    tmp_path: Path,
+) -> None:
+    of_tunnel = {
+        "connection": "1",
+        "tunnel": "a.example%3A443",
+        "request_bytes": 0,
+        "verdict": "deny",
+    }
     lines = [
-        record_line(**of_tunnel, time=after_noon(1), method="CONNECT", url="a.example:443", duration_ms=30),
-        record_line(**of_tunnel, time=after_noon(3), url="https://a.example/", status=403, duration_ms=4),
-        record_line(time=after_noon(3), client="not in [the] form "[:5], request_bytes=0),
+        record_line(
+            **of_tunnel,
+            time=after_noon(1),
+            method="CONNECT",
+            url="a.example:443",
+            duration_ms=30,
+        ),
+        record_line(
+            **of_tunnel,
+            time=after_noon(3),
+            url="https://a.example/",
+            status=403,
+            duration_ms=4,
+        ),
+        record_line(
+            time=after_noon(3), client="not in [the] form "[:5], request_bytes=0
+        ),
         b" " + record_line(time=after_noon(20), request_bytes=0),
         b"no record",
     ]
     since, until = NOON + timedelta(seconds=2), NOON + timedelta(seconds=20)
-    with open_table(TableSources((written(tmp_path, lines),)), threads=1, since=since, until=until) as table:
-        durations = table.connection.execute("SELECT duration_ms FROM requests ORDER BY ALL").fetchall()
+    with open_table(
+        TableSources((written(tmp_path, lines),)), threads=1, since=since, until=until
+    ) as table:
+        durations = table.connection.execute(
+            "SELECT duration_ms FROM requests ORDER BY ALL"
+        ).fetchall()
         assert durations == [(3,), (4,)]
         assert len(records_in(table)) == 2
         assert ":5: " in table.skipped.first
@@ -433,16 +643,24 @@ def test_of_a_period_the_rest_is_left_out_and_a_connect_ahead_of_it_is_still_fol
         "20261125T120010.000000Z",
     ],
 )
-def test_a_time_in_another_form_or_zone_is_in_its_period(tmp_path: Path, time: str) -> None:
-    sources = TableSources((written(tmp_path, [record_line(time=time, request_bytes=0)]),))
+def test_a_time_in_another_form_or_zone_is_in_its_period(
+    tmp_path: Path, time: str
+) -> None:
+    sources = TableSources(
+        (written(tmp_path, [record_line(time=time, request_bytes=0)]),)
+    )
     since, until = NOON + timedelta(seconds=10), NOON + timedelta(seconds=11)
     for period, there in (((since, until), 1), ((until, None), 0), ((None, since), 0)):
         with open_table(sources, *period) as table:
             assert len(records_in(table)) == there, period
 
 
-@pytest.mark.parametrize("strange", [b"", b"\xff"])  # the second has Python read the file
-def test_a_byte_order_mark_is_ignored_in_both_ways_of_reading(tmp_path: Path, strange: bytes) -> None:
+@pytest.mark.parametrize(
+    "strange", [b"", b"\xff"]
+)  # the second has Python read the file
+def test_a_byte_order_mark_is_ignored_in_both_ways_of_reading(
+    tmp_path: Path, strange: bytes
+) -> None:
     file = tmp_path / "access.log"
     first, second = usual_lines(2)
     file.write_bytes(b"\xef\xbb\xbf" + first + b"\n" + strange + b"\n" + second + b"\n")
@@ -450,18 +668,29 @@ def test_a_byte_order_mark_is_ignored_in_both_ways_of_reading(tmp_path: Path, st
         assert (len(records_in(table)), table.skipped.count) == (2, 1)
 
 
-@pytest.mark.parametrize("length", [LINE_LIMIT, LINE_LIMIT + 1, LINE_LIMIT + 2, 5 * LINE_LIMIT])
+@pytest.mark.parametrize(
+    "length", [LINE_LIMIT, LINE_LIMIT + 1, LINE_LIMIT + 2, 5 * LINE_LIMIT]
+)
 def test_a_line_that_is_far_too_long_is_no_record(tmp_path: Path, length: int) -> None:
     short = len(record_line(request_bytes=0, user=""))
-    lines = [record_line(request_bytes=0, user="x" * (length - short)), record_line(request_bytes=0)]
+    lines = [
+        record_line(request_bytes=0, user="x" * (length - short)),
+        record_line(request_bytes=0),
+    ]
     with open_table(TableSources((written(tmp_path, lines),)), threads=1) as table:
         too_long = length > LINE_LIMIT + 1
         assert (len(records_in(table)), table.skipped.count) == (2 - too_long, too_long)
 
 
 def test_a_log_that_is_missing_is_named(tmp_path: Path) -> None:
-    for sources in (TableSources((tmp_path / "none.log",)), TableSources(log=tmp_path / "access.log")):
-        with pytest.raises(UnreadableLog, match=r"no such file"), open_table(sources, threads=1):
+    for sources in (
+        TableSources((tmp_path / "none.log",)),
+        TableSources(log=tmp_path / "access.log"),
+    ):
+        with (
+            pytest.raises(UnreadableLog, match=r"no such file"),
+            open_table(sources, threads=1),
+        ):
             pass
 
 
@@ -489,17 +718,29 @@ def test_what_spills_takes_half_of_the_free_space_at_most(
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     usage = shutil.disk_usage(tmp_path)._replace(free=free_megabytes * 1024**2)
-    monkeypatch.setattr("squidkeeper.record.table.database.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr(
+        "squidkeeper.record.table.database.shutil.disk_usage", lambda _: usage
+    )
     large = "SELECT max(n) FROM (SELECT n FROM (SELECT hash(range) AS n FROM range(8_000_000)) ORDER BY n OFFSET 1)"
-    told = nullcontext() if fits else pytest.raises(UnreadableLog, match="half of the free space")
+    told = (
+        nullcontext()
+        if fits
+        else pytest.raises(UnreadableLog, match="half of the free space")
+    )
     with told, open_database(threads=1, memory_limit="40MB") as database:
         database.connection.execute(f"CREATE TABLE sorted AS {large}")
 
 
-def test_a_spill_folder_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spill_folder_may_have_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "it's [a] *").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "it's [a] *"))
-    lines = [*usual_lines(2), b" " + record_line(request_bytes=0)]  # the last one is decoded in Python
+    # the last one is decoded in Python
+    lines = [
+        *usual_lines(2),
+        b" " + record_line(request_bytes=0),
+    ]
     file = tmp_path / "access.log.1.xz"  # Python reads it, in pieces
     file.write_bytes(lzma.compress(b"".join(line + b"\n" for line in lines)))
     with open_table(TableSources((file,)), threads=1) as table:
@@ -515,14 +756,23 @@ def test_helpers_and_exporter_do_not_import_duckdb() -> None:
 
 def test_every_field_of_a_record_is_a_column_in_its_order() -> None:
     names = [column.name for column in COLUMNS]
-    assert names == ["time", *(name for name in Record.__struct_fields__ if name != "time"), "host", "raw"]
+    assert names == [
+        "time",
+        *(name for name in Record.__struct_fields__ if name != "time"),
+        "host",
+        "raw",
+    ]
 
 
 def test_the_time_is_utc_to_the_millisecond(tmp_path: Path) -> None:
-    file = written(tmp_path, [record_line(time="2026-11-25T13:00:00.1239+01:00", request_bytes=0)])
+    file = written(
+        tmp_path, [record_line(time="2026-11-25T13:00:00.1239+01:00", request_bytes=0)]
+    )
     with open_table(TableSources((file,)), threads=1) as table:
         (time,) = table.connection.execute("SELECT time FROM records").fetchall()[0]
-    assert time.replace(tzinfo=UTC) == datetime(2026, 11, 25, 12, 0, 0, 123_000, tzinfo=UTC)
+    assert time.replace(tzinfo=UTC) == datetime(
+        2026, 11, 25, 12, 0, 0, 123_000, tzinfo=UTC
+    )
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
@@ -530,22 +780,38 @@ def test_lines_as_squid_writes_them_are_loaded_the_fast_way(
     tmp_path: Path, compression: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = b"".join(line + b"\n" for line in usual_lines(9))
-    packed = {"none": content, "gzip": gzip.compress(content), "zstd": zstd(tmp_path, content)}
+    packed = {
+        "none": content,
+        "gzip": gzip.compress(content),
+        "zstd": zstd(tmp_path, content),
+    }
     file = tmp_path / "access.log"
     file.write_bytes(packed[compression])
     monkeypatch.setattr(LineTable, "_insertion", None)  # the slow way
     with open_database(threads=1) as database:
         lines = LineTable(database)
         assert lines.load(file, compression) == Loaded(0, 9)
-        found = database.connection.execute(f"SELECT count(time), count(raw) FROM ({lines.relation()})").fetchall()
+        found = database.connection.execute(
+            f"SELECT count(time), count(raw) FROM ({lines.relation()})"
+        ).fetchall()
     assert found == [(9, 0)]
 
 
-@pytest.mark.parametrize("fields", range(sum(not field.optional for field in FIELDS), len(FIELDS) + 1))
-def test_lines_of_each_earlier_release_need_no_decoder(tmp_path: Path, fields: int) -> None:
+@pytest.mark.parametrize(
+    "fields", range(sum(not field.optional for field in FIELDS), len(FIELDS) + 1)
+)
+def test_lines_of_each_earlier_release_need_no_decoder(
+    tmp_path: Path, fields: int
+) -> None:
     known = [field.name for field in FIELDS[:fields]]
-    line = json.dumps({name: USUAL[name] for name in known}, separators=(",", ":")).encode()
+    line = json.dumps(
+        {name: USUAL[name] for name in known}, separators=(",", ":")
+    ).encode()
     with open_database(threads=1) as database:
-        lines = LineTable(database, [column for column in COLUMNS if column.name in {*known, "host"}])
+        lines = LineTable(
+            database, [column for column in COLUMNS if column.name in {*known, "host"}]
+        )
         assert list(lines.deviating(lines.load(written(tmp_path, [line])))) == []
-        assert database.connection.execute(f"SELECT count(*) FROM ({lines.relation()})").fetchall() == [(1,)]
+        assert database.connection.execute(
+            f"SELECT count(*) FROM ({lines.relation()})"
+        ).fetchall() == [(1,)]

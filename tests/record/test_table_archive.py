@@ -30,7 +30,12 @@ from squidkeeper.record.table.table import Table, open_table
 from tests.records import record_line
 
 MIDNIGHT = datetime(2026, 11, 26, tzinfo=UTC)
-TUNNEL = {"connection": "7", "worker": "2", "tunnel": "a.example%3A443", "request_bytes": 0}
+TUNNEL = {
+    "connection": "7",
+    "worker": "2",
+    "tunnel": "a.example%3A443",
+    "request_bytes": 0,
+}
 
 
 PACKED: dict[str, Callable[[bytes], bytes]] = {
@@ -42,11 +47,15 @@ PACKED: dict[str, Callable[[bytes], bytes]] = {
 
 
 def at(seconds: float) -> str:
-    return (MIDNIGHT + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S.%f")[:23] + "Z"
+    return (MIDNIGHT + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S.%f")[
+        :23
+    ] + "Z"
 
 
 def line(seconds: float, url: str, **fields: object) -> bytes:
-    return record_line(**{"time": at(seconds), "url": url, "request_bytes": 0, **fields})
+    return record_line(
+        **{"time": at(seconds), "url": url, "request_bytes": 0, **fields}
+    )
 
 
 def write(file: Path, *lines: bytes) -> Path:
@@ -55,18 +64,41 @@ def write(file: Path, *lines: bytes) -> Path:
 
 
 def urls(table: Table, view: str = "records") -> list[str]:
-    return [row[0] for row in table.connection.execute(f"SELECT url FROM {view} ORDER BY time, position").fetchall()]
+    return [
+        row[0]
+        for row in table.connection.execute(
+            f"SELECT url FROM {view} ORDER BY time, position"
+        ).fetchall()
+    ]
 
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> TableSources:
-    """An archived log of two days, which still lies there; one that is not archived; and the log."""
+    """An archived log of two days, which still lies there; one that is not archived;
+    and the log.
+    """
     log = tmp_path / "access.log"
     write(
         tmp_path / "access.log.2",
         line(-20, "https://a.example/1", client="é"),
-        line(-5, "a.example:443", **TUNNEL, method="CONNECT", verdict="deny", rule="no-a", duration_ms=40),
-        line(1, "https://a.example/2", **TUNNEL, verdict="deny", rule="no-a", duration_ms=2, status=403),
+        line(
+            -5,
+            "a.example:443",
+            **TUNNEL,
+            method="CONNECT",
+            verdict="deny",
+            rule="no-a",
+            duration_ms=40,
+        ),
+        line(
+            1,
+            "https://a.example/2",
+            **TUNNEL,
+            verdict="deny",
+            rule="no-a",
+            duration_ms=2,
+            status=403,
+        ),
         b"no record",
     )
     os.utime(tmp_path / "access.log.2", (MIDNIGHT.timestamp(),) * 2)
@@ -75,11 +107,24 @@ def gateway(tmp_path: Path) -> TableSources:
     write(
         tmp_path / "access.log.1",
         line(30, "https://a.example/3"),
-        line(40, "b.example:443", **{**TUNNEL, "tunnel": "b"}, method="CONNECT", error="ERR_CONNECT_FAIL"),
+        line(
+            40,
+            "b.example:443",
+            **{**TUNNEL, "tunnel": "b"},
+            method="CONNECT",
+            error="ERR_CONNECT_FAIL",
+        ),
     )
     write(
         log,
-        line(45, "https://b.example/4", **{**TUNNEL, "tunnel": "b"}, verdict="-", rule="-", status=503),
+        line(
+            45,
+            "https://b.example/4",
+            **{**TUNNEL, "tunnel": "b"},
+            verdict="-",
+            rule="-",
+            status=503,
+        ),
         line(60, "https://a.example/5"),
     )
     for age, name in enumerate(("access.log", "access.log.1", "access.log.2")):
@@ -87,17 +132,32 @@ def gateway(tmp_path: Path) -> TableSources:
     return TableSources(log=log, archive=tmp_path / "archive")
 
 
-def test_archive_rotated_logs_and_log_are_one_table_with_each_line_once(gateway: TableSources) -> None:
+def test_archive_rotated_logs_and_log_are_one_table_with_each_line_once(
+    gateway: TableSources,
+) -> None:
     with open_table(gateway, threads=1) as table:
         assert urls(table) == [
-            *("https://a.example/1", "a.example:443", "https://a.example/2", "https://a.example/3"),
+            *(
+                "https://a.example/1",
+                "a.example:443",
+                "https://a.example/2",
+                "https://a.example/3",
+            ),
             *("b.example:443", "https://b.example/4", "https://a.example/5"),
         ]
-        client = table.connection.execute("SELECT client FROM records ORDER BY time LIMIT 1").fetchall()
+        client = table.connection.execute(
+            "SELECT client FROM records ORDER BY time LIMIT 1"
+        ).fetchall()
         assert client == [("é",)]
         assert urls(table, "requests") == [
-            # a denied tunnel across two parts: the request inside stands; a failed one across two logs: the CONNECT
-            *("https://a.example/1", "https://a.example/2", "https://a.example/3", "b.example:443"),
+            # a denied tunnel across two parts: the request inside stands; a failed one
+            # across two logs: the CONNECT
+            *(
+                "https://a.example/1",
+                "https://a.example/2",
+                "https://a.example/3",
+                "b.example:443",
+            ),
             "https://a.example/5",
         ]
         assert not table.skipped.damaged
@@ -122,12 +182,17 @@ def test_a_rotated_log_that_is_archived_is_not_read_again_however_it_is_compress
     if suffix:
         plain.unlink()
     with open_table(gateway, threads=1) as table:
-        assert [path.name for path in table.paths if path.suffix != ".parquet"] == ["access.log.1", "access.log"]
+        assert [path.name for path in table.paths if path.suffix != ".parquet"] == [
+            "access.log.1",
+            "access.log",
+        ]
         assert len(urls(table)) == 7
 
 
 @pytest.mark.parametrize("suffix", PACKED)
-def test_of_a_log_that_grew_after_it_was_archived_what_is_new_is_read(gateway: TableSources, suffix: str) -> None:
+def test_of_a_log_that_grew_after_it_was_archived_what_is_new_is_read(
+    gateway: TableSources, suffix: str
+) -> None:
     assert gateway.log is not None
     plain = gateway.log.with_name("access.log.2")
     grown = plain.read_bytes() + line(3, "https://new.example/") + b"\nno record\n"
@@ -140,7 +205,9 @@ def test_of_a_log_that_grew_after_it_was_archived_what_is_new_is_read(gateway: T
         assert (table.skipped.count, ".log.2" in table.skipped.first) == (1, True)
 
 
-def test_a_copy_that_was_cut_after_it_was_archived_is_not_read_again(gateway: TableSources) -> None:
+def test_a_copy_that_was_cut_after_it_was_archived_is_not_read_again(
+    gateway: TableSources,
+) -> None:
     assert gateway.log is not None
     copy = gateway.log.with_name("access.log.2")
     copy.write_bytes(b"".join(copy.read_bytes().splitlines(keepends=True)[:2]))
@@ -149,25 +216,43 @@ def test_a_copy_that_was_cut_after_it_was_archived_is_not_read_again(gateway: Ta
 
 
 def test_parts_outside_of_the_period_are_not_read(gateway: TableSources) -> None:
-    with open_table(gateway, threads=1, since=MIDNIGHT + timedelta(seconds=0.5)) as table:
+    with open_table(
+        gateway, threads=1, since=MIDNIGHT + timedelta(seconds=0.5)
+    ) as table:
         days = [path.parent.name for path in table.paths if path.suffix == ".parquet"]
         assert urls(table, "requests")[0] == "https://a.example/2"
-    assert days == ["day=2026-11-25", "day=2026-11-26"]  # its CONNECT ended the day before
-    with open_table(gateway, threads=1, since=MIDNIGHT + timedelta(seconds=20)) as table:
-        assert [path.parent.name for path in table.paths if path.suffix == ".parquet"] == []
+    # its CONNECT ended the day before
+    assert days == [
+        "day=2026-11-25",
+        "day=2026-11-26",
+    ]
+    with open_table(
+        gateway, threads=1, since=MIDNIGHT + timedelta(seconds=20)
+    ) as table:
+        assert [
+            path.parent.name for path in table.paths if path.suffix == ".parquet"
+        ] == []
         assert "access.log.1" in [path.name for path in table.paths]
-    with open_table(gateway, threads=1, since=MIDNIGHT + timedelta(seconds=42)) as table:
-        assert urls(table, "requests") == ["https://a.example/5"]  # the CONNECT of /4, which stands for it, was before
+    with open_table(
+        gateway, threads=1, since=MIDNIGHT + timedelta(seconds=42)
+    ) as table:
+        # the CONNECT of /4, which stands for it, was before
+        assert urls(table, "requests") == ["https://a.example/5"]
 
 
-def test_a_part_that_is_missing_cut_or_not_in_the_chain_is_not_used(gateway: TableSources) -> None:
+def test_a_part_that_is_missing_cut_or_not_in_the_chain_is_not_used(
+    gateway: TableSources,
+) -> None:
     assert isinstance(gateway.archive, Path)
     first, second = sorted(gateway.archive.glob("day=*/*"))
     shutil.copy(first, first.with_name("part-00000099-0.parquet"))
     first.unlink()
     second.write_bytes(second.read_bytes()[:-1])
     with open_table(gateway, threads=1) as table:
-        assert [file.split(":")[0] for file in table.skipped.damaged] == [str(first), str(second)]
+        assert [file.split(":")[0] for file in table.skipped.damaged] == [
+            str(first),
+            str(second),
+        ]
         assert urls(table)[0] == "https://a.example/3"
 
 
@@ -179,31 +264,55 @@ def test_a_part_of_an_earlier_release_lacks_columns(tmp_path: Path) -> None:
         chosen = "SELECT TIMESTAMP '2026-11-25 12:00:00' AS time, 'GET' AS method, 200 AS status, 'h' AS client"
         connection.execute(f"COPY ({chosen}) TO '{part}' (FORMAT parquet)")
     with open_table(TableSources((part,)), threads=1) as table:
-        found = table.connection.execute("SELECT method, status, url, request_bytes, worker FROM requests").fetchall()
+        found = table.connection.execute(
+            "SELECT method, status, url, request_bytes, worker FROM requests"
+        ).fetchall()
     assert found == [("GET", 200, None, 0, None)]
 
 
 @pytest.mark.parametrize("command", ["log", "report", "why"])
-def test_a_named_archive_is_read_with_files_and_each_line_once(gateway: TableSources, command: str) -> None:
+def test_a_named_archive_is_read_with_files_and_each_line_once(
+    gateway: TableSources, command: str
+) -> None:
     assert isinstance(gateway.archive, Path)
     assert gateway.log
     files = [str(gateway.log.with_name(f"access.log{end}")) for end in ("", ".1", ".2")]
-    reading = [command, "--json", *(("--last", "2026-11-25") if command == "why" else ())]
-    told = CliRunner().invoke(main, [*reading, *files[:2], "--archive", str(gateway.archive)]).stdout
-    twice = CliRunner().invoke(main, [*reading, *files, "--archive", str(gateway.archive)]).stdout
+    reading = [
+        command,
+        "--json",
+        *(("--last", "2026-11-25") if command == "why" else ()),
+    ]
+    told = (
+        CliRunner()
+        .invoke(main, [*reading, *files[:2], "--archive", str(gateway.archive)])
+        .stdout
+    )
+    twice = (
+        CliRunner()
+        .invoke(main, [*reading, *files, "--archive", str(gateway.archive)])
+        .stdout
+    )
     if command == "log":
-        assert [json.loads(line)["url"][-1] for line in told.splitlines()] == ["1", "2", "3", "3", "5"]
+        assert [json.loads(line)["url"][-1] for line in told.splitlines()] == [
+            "1",
+            "2",
+            "3",
+            "3",
+            "5",
+        ]
         assert twice == told
     else:
         counted = "requests" if command == "why" else "summary"
         assert json.loads(told)[counted] == json.loads(twice)[counted]
 
 
-# --- rotation meanwhile ----------------------------------------------------------------------------------------------
+# --- rotation meanwhile ---------------------------------------------------------------
 
 
 @contextmanager
-def meanwhile(monkeypatch: pytest.MonkeyPatch, actions: Sequence[Callable[[], object]]) -> Iterator[None]:
+def meanwhile(
+    monkeypatch: pytest.MonkeyPatch, actions: Sequence[Callable[[], object]]
+) -> Iterator[None]:
     """Do one of the actions after each load of a file."""
     waiting = list(actions)
     load = LineTable.load
@@ -220,8 +329,14 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, actions: Sequence[Callable[[], ob
     assert waiting == []
 
 
-def test_a_log_that_is_cut_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = write(tmp_path / "access.log", line(1, "https://a.example/"), line(2, "https://b.example/"))
+def test_a_log_that_is_cut_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = write(
+        tmp_path / "access.log",
+        line(1, "https://a.example/"),
+        line(2, "https://b.example/"),
+    )
 
     def cut() -> None:  # as copytruncate of logrotate does
         shutil.copy(log, tmp_path / "access.log.1")
@@ -229,29 +344,43 @@ def test_a_log_that_is_cut_while_it_is_read_is_read_again(tmp_path: Path, monkey
             file.truncate(0)
             file.write(line(3, "https://c.example/") + b"\n")
 
-    with meanwhile(monkeypatch, [cut]), open_table(TableSources(log=log), threads=1) as table:
-        assert urls(table) == ["https://a.example/", "https://b.example/", "https://c.example/"]
+    with (
+        meanwhile(monkeypatch, [cut]),
+        open_table(TableSources(log=log), threads=1) as table,
+    ):
+        assert urls(table) == [
+            "https://a.example/",
+            "https://b.example/",
+            "https://c.example/",
+        ]
 
 
-def test_a_log_that_is_renamed_while_it_is_read_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_is_renamed_while_it_is_read_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = write(tmp_path / "access.log", line(1, "https://a.example/"))
 
     def rename() -> None:
         log.rename(tmp_path / "access.log.1")
         write(log, line(2, "https://b.example/"))
 
-    with meanwhile(monkeypatch, [rename]), open_table(TableSources(log=log), threads=1) as table:
+    with (
+        meanwhile(monkeypatch, [rename]),
+        open_table(TableSources(log=log), threads=1) as table,
+    ):
         assert urls(table) == ["https://a.example/"]
 
 
-# --- the rights of a query -------------------------------------------------------------------------------------------
+# --- the rights of a query ------------------------------------------------------------
 
 
 @pytest.mark.system
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_root_queries_a_closed_archive_as_nobody(gateway: TableSources) -> None:
     assert isinstance(gateway.archive, Path)
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:  # pytest's own folders are closed
+    with tempfile.TemporaryDirectory(
+        dir="/var/tmp"
+    ) as folder:  # pytest's own folders are closed
         Path(folder).chmod(0o755)
         archive = Path(shutil.copytree(gateway.archive, Path(folder, "archive")))
         for path in (archive, *archive.rglob("*")):
@@ -261,7 +390,11 @@ def test_root_queries_a_closed_archive_as_nobody(gateway: TableSources) -> None:
         closed = next(archive.glob("day=*/*"))
         closed.chmod(0o600)
         text = "nobody, as which root queries, cannot read it: "
-        group = grp.getgrgid(account.group).gr_name if (account := squid_account()) else "GROUP"
+        group = (
+            grp.getgrgid(account.group).gr_name
+            if (account := squid_account())
+            else "GROUP"
+        )
         commands = f"chgrp -R {group} {archive} && chmod -R g+rX {archive}"
         advice = f"{text}{commands}; the folders above must be open to every account (chmod o+x)\n"
         refused = f"Error: {closed}: {advice}"
@@ -277,8 +410,19 @@ def test_root_queries_a_closed_archive_as_nobody(gateway: TableSources) -> None:
 
 def counted(gateway: TableSources, archive: Path) -> tuple[str, str, int]:
     program = "import squidkeeper.cli.options as o; from pathlib import Path; o.DEFAULT_LOG = Path({!r});"
-    program = program.format(str(gateway.log)) + "from squidkeeper.cli import main; main()"
-    command = [sys.executable, "-c", program, "query", "--archive", str(archive), "--format", "csv"]
+    program = (
+        program.format(str(gateway.log)) + "from squidkeeper.cli import main; main()"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "query",
+        "--archive",
+        str(archive),
+        "--format",
+        "csv",
+    ]
     sql = "SELECT count(*) AS n, count(DISTINCT host) AS hosts FROM requests"
     ran = subprocess.run([*command, sql], capture_output=True, text=True, check=False)
     return ran.stdout, ran.stderr, ran.returncode

@@ -38,7 +38,9 @@ USED = Amounts(800, 120, 70, cached_in=512)
 
 
 def request(number: int) -> MeteredRequest:
-    return MeteredRequest(f"1.2.3.{number}", "192.168.137.2", "-", "models", "0123456789ab", "api.example")
+    return MeteredRequest(
+        f"1.2.3.{number}", "192.168.137.2", "-", "models", "0123456789ab", "api.example"
+    )
 
 
 def opened(number: int, reserve: Amounts = RESERVE, at: datetime = NOON) -> UsageEntry:
@@ -59,19 +61,34 @@ def tokens(entry: UsageEntry) -> int:
     return entry.tokens_in + entry.tokens_out
 
 
-# --- what the lines add up to -----------------------------------------------------------------------------------------
+# --- what the lines add up to ---------------------------------------------------------
 
 AMOUNTS = st.builds(Amounts, *[st.integers(0, 10**6)] * 3)
-END = st.one_of(st.none(), st.just("reserved"), AMOUNTS)  # killed ahead of its end; not readable; metered
+# killed ahead of its end; not readable; metered
+END = st.one_of(st.none(), st.just("reserved"), AMOUNTS)
 
 
-@given(st.lists(st.tuples(AMOUNTS, END), max_size=12), st.randoms(use_true_random=False), st.data())
+@given(
+    st.lists(st.tuples(AMOUNTS, END), max_size=12),
+    st.randoms(use_true_random=False),
+    st.data(),
+)
 def test_the_lines_add_up_to_what_a_store_counts_wherever_they_are_cut(
-    requests: list[tuple[Amounts, Amounts | str | None]], order: random.Random, data: st.DataObject
+    requests: list[tuple[Amounts, Amounts | str | None]],
+    order: random.Random,
+    data: st.DataObject,
 ) -> None:
     """A store holds a reserve, and at the end adds what was used and releases it."""
-    steps = [(number, step) for number, (_, end) in enumerate(requests) for step in ("open", "end")[: 1 + bool(end)]]
-    steps.sort(key=lambda step: (order.random(), step) if step[1] == "open" else (2 + order.random(), step))
+    steps = [
+        (number, step)
+        for number, (_, end) in enumerate(requests)
+        for step in ("open", "end")[: 1 + bool(end)]
+    ]
+    steps.sort(
+        key=lambda step: (
+            (order.random(), step) if step[1] == "open" else (2 + order.random(), step)
+        )
+    )
     lines, held, added = [], dict[int, Amounts](), [0, 0]
     for number, step in steps[: data.draw(st.integers(0, len(steps)))]:
         reserve, end = requests[number]
@@ -98,13 +115,24 @@ def test_the_lines_add_up_to_what_a_store_counts_wherever_they_are_cut(
 
 
 def test_the_line_of_the_document_has_the_fields_of_an_entry() -> None:
-    document = (Path(__file__).parents[2] / "squid/observe/RECORD.md").read_text().partition("\n## Usage\n")[2]
+    document = (
+        (Path(__file__).parents[2] / "squid/observe/RECORD.md")
+        .read_text()
+        .partition("\n## Usage\n")[2]
+    )
     line = next(line for line in document.splitlines() if line.startswith("{"))
     assert msgspec.json.encode(parse_entry(line.encode())).decode() == line
-    assert set(re.findall(r"`(\w+)`", document)) >= {"state", "settled", "model", "tokens_in", "tokens_out", "cost"}
+    assert set(re.findall(r"`(\w+)`", document)) >= {
+        "state",
+        "settled",
+        "model",
+        "tokens_in",
+        "tokens_out",
+        "cost",
+    }
 
 
-# --- writing and reading ----------------------------------------------------------------------------------------------
+# --- writing and reading --------------------------------------------------------------
 
 
 def test_a_line_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -114,7 +142,9 @@ def test_a_line_is_read_as_it_was_written(tmp_path: Path) -> None:
     for entry in written:
         append_entry(file, entry)
     assert list(read_entries(ledger_files(tmp_path))) == written
-    assert file.read_bytes().startswith(b'{"v":1,"time":"2026-11-25T12:00:00.000Z","request_id":"1.2.3.1",')
+    assert file.read_bytes().startswith(
+        b'{"v":1,"time":"2026-11-25T12:00:00.000Z","request_id":"1.2.3.1",'
+    )
     assert file.stat().st_mode & 0o777 == 0o640
 
 
@@ -129,7 +159,10 @@ def test_a_line_that_was_cut_costs_no_other_line(tmp_path: Path) -> None:
     with file.open("ab") as writing:
         writing.write(b'{"v":1,"time":"2026-11-25T1')
     append_entry(file, opened(2))
-    assert [entry.request_id for entry in read_entries([file])] == ["1.2.3.1", "1.2.3.2"]
+    assert [entry.request_id for entry in read_entries([file])] == [
+        "1.2.3.1",
+        "1.2.3.2",
+    ]
 
 
 def _append_many(file: Path, numbers: range) -> None:
@@ -145,19 +178,31 @@ def test_processes_write_at_once_and_lose_no_line_when_the_file_is_rotated(
     file.parent.mkdir(parents=True)
     monkeypatch.setattr(ledger, "FILE_BYTES", 1_000)
     with ProcessPoolExecutor(4) as pool:
-        list(pool.map(_append_many, [file] * 4, [range(start, start + 100) for start in range(0, 400, 100)]))
+        list(
+            pool.map(
+                _append_many,
+                [file] * 4,
+                [range(start, start + 100) for start in range(0, 400, 100)],
+            )
+        )
     assert len(latest(read_entries(ledger_files(tmp_path)))) == 400
     assert len(rotated(file)) > 3
 
 
-def test_a_day_has_its_own_file_and_old_ones_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_day_has_its_own_file_and_old_ones_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, now = ledger_file(tmp_path), datetime.now(UTC)
     file.parent.mkdir(parents=True)
     for days_ago in (100, 2, 1, 0):
         at = now - timedelta(days=days_ago)
         append_entry(file, opened(days_ago, at=at))
         os.utime(file, (at.timestamp(), at.timestamp()))
-    assert [entry.request_id[-1] for entry in read_entries(ledger_files(tmp_path))] == ["2", "1", "0"]
+    assert [entry.request_id[-1] for entry in read_entries(ledger_files(tmp_path))] == [
+        "2",
+        "1",
+        "0",
+    ]
     assert [path.name[:20] for path in rotated(file)] == [
         f"usage.jsonl-{now - timedelta(days=days):%Y%m%d}" for days in (1, 0)
     ]
@@ -197,14 +242,24 @@ def test_the_name_of_a_model_is_cut_and_encoded(name: str | None, shown: str) ->
 
 
 def test_no_number_is_written_that_cannot_be_read() -> None:
-    entry = usage_entry(request(1), NOON, "m", Amounts(-1, 10**30, 7), RESERVE, UsageState.METERED)
+    entry = usage_entry(
+        request(1), NOON, "m", Amounts(-1, 10**30, 7), RESERVE, UsageState.METERED
+    )
     assert (entry.tokens_in, entry.tokens_out, entry.cost) == (0, 2**53 - 1, 7)
     assert parse_entry(msgspec.json.encode(entry)) == entry
 
 
 @pytest.mark.parametrize(
     "line",
-    [b"", b"{}", b"[1]", b"\xff", b"[" * 100_000, b'{"v":2', msgspec.json.encode({"v": 1, "time": "2026-11-25"})],
+    [
+        b"",
+        b"{}",
+        b"[1]",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"v":2',
+        msgspec.json.encode({"v": 1, "time": "2026-11-25"}),
+    ],
 )
 def test_other_lines_are_no_entries(line: bytes) -> None:
     with pytest.raises(InvalidEntry):
@@ -213,7 +268,14 @@ def test_other_lines_are_no_entries(line: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("v", 2), ("time", "noon"), ("tokens_in", -1), ("tokens_in", "5"), ("cost", 2**53), ("state", "free")],
+    [
+        ("v", 2),
+        ("time", "noon"),
+        ("tokens_in", -1),
+        ("tokens_in", "5"),
+        ("cost", 2**53),
+        ("state", "free"),
+    ],
 )
 def test_a_line_with_another_value_is_no_entry(field: str, value: object) -> None:
     line = msgspec.json.encode(msgspec.to_builtins(settled(1)) | {field: value})

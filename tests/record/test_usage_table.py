@@ -1,4 +1,6 @@
-"""What `log --by`, `query` and `why` tell of metered requests, by the ledger of usage."""
+"""What `log --by`, `query` and `why` tell of metered requests, by the ledger
+of usage.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +42,17 @@ def request_id(number: int) -> str:
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
-    """Three metered requests and one that is not: `gpt-4o` answered, the client left, the service was killed."""
+    """Three metered requests and one that is not: `gpt-4o` answered, the client left,
+    the service was killed.
+    """
     file = ledger_file(tmp_path)
     file.parent.mkdir(parents=True)
 
     def write(number: int, *more: Any, model: str = "gpt-4o") -> None:
         client = f"192.168.137.{number}"
-        about = MeteredRequest(request_id(number), client, "-", "models", "0123456789ab", "api.example")
+        about = MeteredRequest(
+            request_id(number), client, "-", "models", "0123456789ab", "api.example"
+        )
         append_entry(file, usage_entry(about, NOON, model, *more))
 
     for number in (1, 2, 3):
@@ -56,7 +62,11 @@ def state(tmp_path: Path) -> Path:
     fields = {"rule": "models", "url": "https://api.example/v1/chat"}
     lines = [
         record_line(
-            time=after_noon(n), request_id=request_id(n), client=f"192.168.137.{n}", connection=str(n), **fields
+            time=after_noon(n),
+            request_id=request_id(n),
+            client=f"192.168.137.{n}",
+            connection=str(n),
+            **fields,
         )
         for n in (1, 2, 3, 4)
     ]
@@ -66,10 +76,12 @@ def state(tmp_path: Path) -> Path:
 
 def run(state: Path, *arguments: object) -> Result:
     options = ("--state", state, state / "access.log")
-    return CliRunner().invoke(main, [str(argument) for argument in (*arguments, *options)])
+    return CliRunner().invoke(
+        main, [str(argument) for argument in (*arguments, *options)]
+    )
 
 
-# --- log --by -----------------------------------------------------------------------------------------------------
+# --- log --by -------------------------------------------------------------------------
 
 
 def test_requests_are_counted_by_model_the_dearest_first(state: Path) -> None:
@@ -88,11 +100,21 @@ def test_requests_are_counted_by_rule_with_what_they_used(state: Path) -> None:
 
 
 def test_filters_hold_for_what_was_used(state: Path) -> None:
-    found = run(state, "log", "--by", "client", "--client", "192.168.137.1", "--json").output
+    found = run(
+        state, "log", "--by", "client", "--client", "192.168.137.1", "--json"
+    ).output
     assert json.loads(found) == {
         "client": "192.168.137.1",
-        **dict(zip(("requests", "denied", "tunnels", "bytes"), (1, 0, 0, 500), strict=True)),
-        **dict(zip(("reserved", "tokens_in", "tokens_out", "cost"), (0, 800, 120, 3200), strict=True)),
+        **dict(
+            zip(("requests", "denied", "tunnels", "bytes"), (1, 0, 0, 500), strict=True)
+        ),
+        **dict(
+            zip(
+                ("reserved", "tokens_in", "tokens_out", "cost"),
+                (0, 800, 120, 3200),
+                strict=True,
+            )
+        ),
         "last": "2026-11-25T12:00:01.000Z",
     }
 
@@ -126,37 +148,76 @@ def test_a_ledger_that_cannot_be_read_hides_tokens_alone(state: Path) -> None:
     assert "token" not in run(state, "why", request_id(1), "--policy", state).output
 
 
-# --- query ----------------------------------------------------------------------------------------------------------
+# --- query ----------------------------------------------------------------------------
 
 
-def rows(state: Path, columns: str, since: datetime | None = None, until: datetime | None = None) -> list[Any]:
+def rows(
+    state: Path,
+    columns: str,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> list[Any]:
     with open_database(1) as database:
         create_usage(database, ledger_files(state, since), since, until)
-        return database.connection.execute(f"SELECT {columns} FROM usage ORDER BY request_id").fetchall()
+        return database.connection.execute(
+            f"SELECT {columns} FROM usage ORDER BY request_id"
+        ).fetchall()
 
 
 def test_a_metered_request_is_one_row(state: Path) -> None:
-    assert rows(state, "client, state, settled, reason, tokens_in, cached_in, cost, reserved_cost") == [
+    assert rows(
+        state,
+        "client, state, settled, reason, tokens_in, cached_in, cost, reserved_cost",
+    ) == [
         ("192.168.137.1", "metered", True, None, 800, 512, 3200, 41_200),
-        ("192.168.137.2", "reserved", True, "the%20client%20left", 1000, 0, 41_200, 41_200),
+        (
+            "192.168.137.2",
+            "reserved",
+            True,
+            "the%20client%20left",
+            1000,
+            0,
+            41_200,
+            41_200,
+        ),
         ("192.168.137.3", "reserved", False, None, 1000, 0, 41_200, 0),
     ]
 
 
 def test_a_row_is_of_the_time_at_which_it_was_settled(state: Path) -> None:
-    about = MeteredRequest(request_id(9), "192.168.137.9", "-", "models", "0123456789ab", "api.example")
+    about = MeteredRequest(
+        request_id(9), "192.168.137.9", "-", "models", "0123456789ab", "api.example"
+    )
     append_entry(ledger_file(state), usage_entry(about, NOON, "m", RESERVE))
-    append_entry(ledger_file(state), usage_entry(about, NEXT_DAY, "m", USED, RESERVE, UsageState.METERED))
-    assert [len(rows(state, "*", *period)) for period in ((NOON, NEXT_DAY), (NEXT_DAY, None))] == [3, 1]
+    append_entry(
+        ledger_file(state),
+        usage_entry(about, NEXT_DAY, "m", USED, RESERVE, UsageState.METERED),
+    )
+    assert [
+        len(rows(state, "*", *period))
+        for period in ((NOON, NEXT_DAY), (NEXT_DAY, None))
+    ] == [3, 1]
 
 
 @pytest.mark.system
 def test_a_query_reads_the_table(state: Path) -> None:
     sql = (
-        "SELECT model, status, cost / 1e6 AS cost FROM usage JOIN requests USING (request_id) WHERE settled ORDER BY 1"
+        "SELECT model, status, cost / 1e6 AS cost FROM usage JOIN requests USING "
+        "(request_id) WHERE settled ORDER BY 1"
     )
-    command = [sys.executable, "-m", "squidkeeper", "query", sql, "--state", str(state), str(state / "access.log")]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    command = [
+        sys.executable,
+        "-m",
+        "squidkeeper",
+        "query",
+        sql,
+        "--state",
+        str(state),
+        str(state / "access.log"),
+    ]
+    found = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
     assert [line.split() for line in found.splitlines()] == [
         ["MODEL", "STATUS", "COST"],
         ["gpt-4o", "200", "0.0412"],
@@ -168,7 +229,7 @@ OUT = "800 tokens in (512 cached) and 120 out of gpt-4o-2024-08-06"
 HELD = "counts for its reserve, 1,000 tokens in and 4,096 out of gpt-4o, at a cost of 0.0412"
 
 
-# --- why ------------------------------------------------------------------------------------------------------------
+# --- why ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -182,7 +243,9 @@ HELD = "counts for its reserve, 1,000 tokens in and 4,096 out of gpt-4o, at a co
 def test_why_tells_what_a_request_used(state: Path, number: int, told: str) -> None:
     output = run(state, "why", request_id(number), "--policy", state).output
     assert f"{request_id(number)} {told}" in output.splitlines()
-    usage = json.loads(run(state, "why", request_id(number), "--policy", state, "--json").output)["usage"]
+    usage = json.loads(
+        run(state, "why", request_id(number), "--policy", state, "--json").output
+    )["usage"]
     assert [entry["request_id"] for entry in usage] == [request_id(number)]
 
 

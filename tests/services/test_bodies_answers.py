@@ -1,4 +1,6 @@
-"""Answers to metered requests, without a Squid: how they pass, and when they are settled."""
+"""Answers to metered requests, without a Squid: how they pass, and when they are
+settled.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,14 @@ from squidkeeper.services.bodies.settling import Metered
 
 from .test_bodies_connection import Transport
 
-METERED = Metered(MeteredRequest("gw.1.2.3", "192.0.2.1", "-", "chat", "abc", "llm.example"), "gpt-x", Amounts(5, 9, 2))
-STREAM = b'data: {"usage": {"prompt_tokens": 3, "completion_tokens": 4}}\n\ndata: [DONE]\n\n'
+METERED = Metered(
+    MeteredRequest("gw.1.2.3", "192.0.2.1", "-", "chat", "abc", "llm.example"),
+    "gpt-x",
+    Amounts(5, 9, 2),
+)
+STREAM = (
+    b'data: {"usage": {"prompt_tokens": 3, "completion_tokens": 4}}\n\ndata: [DONE]\n\n'
+)
 PREVIEW_ENDS = b"0\r\n\r\n"
 
 
@@ -33,7 +41,9 @@ class Settled:
     def __init__(self) -> None:
         self.all: list[tuple[Metered, Usage | Unmetered, bool]] = []
 
-    def settle(self, metered: Metered, outcome: Usage | Unmetered, *, whole: bool) -> None:
+    def settle(
+        self, metered: Metered, outcome: Usage | Unmetered, *, whole: bool
+    ) -> None:
         self.all.append((metered, outcome, whole))
 
 
@@ -42,7 +52,9 @@ class Service:
 
     def __init__(self) -> None:
         self.settled = Settled()
-        self.judge = SimpleNamespace(connections=set(), drains=False, settler=self.settled, room=Room())
+        self.judge = SimpleNamespace(
+            connections=set(), drains=False, settler=self.settled, room=Room()
+        )
         self.connection = AnswerConnection(cast(BodyJudge, self.judge))
         self.transport = Transport()
         self.connection.connection_made(cast(asyncio.Transport, self.transport))
@@ -57,14 +69,26 @@ class Service:
 
 
 def answered(
-    status: str = "200 OK", *headers: str, body: str = "res", metered: str = "", preview: bool = True, allow: str = ""
+    status: str = "200 OK",
+    *headers: str,
+    body: str = "res",
+    metered: str = "",
+    preview: bool = True,
+    allow: str = "",
 ) -> bytes:
     sent = b"POST https://llm.example/v1/chat/completions HTTP/1.1\r\nHost: llm.example\r\n\r\n"
     http = "\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode()
     metered = metered or METERED.format().replace(" ", "%20")
     lines = ["RESPMOD icap://127.0.0.1:344/usage ICAP/1.0", f"X-SK-Metered: {metered}"]
-    lines += [*(["Preview: 0"] if preview else []), *([f"Allow: {allow}"] if allow else [])]
-    lines += [f"Encapsulated: req-hdr=0, res-hdr={len(sent)}, {body}-body={len(sent) + len(http)}", "", ""]
+    lines += [
+        *(["Preview: 0"] if preview else []),
+        *([f"Allow: {allow}"] if allow else []),
+    ]
+    lines += [
+        f"Encapsulated: req-hdr=0, res-hdr={len(sent)}, {body}-body={len(sent) + len(http)}",
+        "",
+        "",
+    ]
     return "\r\n".join(lines).encode() + sent + http
 
 
@@ -76,7 +100,8 @@ def test_each_event_passes_when_it_comes() -> None:
     assert begun.endswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
     for event in (b"data: 1\n\n", b"data: 2\n\n"):
         assert service.receive(format_chunk(event)) == format_chunk(event)
-    assert service.receive(b"5\r\nda") == format_chunk(b"da")  # not held until the chunk is whole
+    # not held until the chunk is whole
+    assert service.receive(b"5\r\nda") == format_chunk(b"da")
     assert service.receive(b"ta:\r\n") == format_chunk(b"ta:")
     assert service.wholes == []
     assert service.receive(LAST_CHUNK) == LAST_CHUNK
@@ -96,10 +121,17 @@ def test_a_usage_is_read_wherever_squid_cuts_the_answer() -> None:
         assert (outcome.tokens_in, outcome.tokens_out) == (3, 4)
 
 
-@pytest.mark.parametrize(("status", "length"), [("204 No Content", ()), ("304 Not Modified", ("Content-Length: 9",))])
-def test_an_answer_without_a_body_passes_unchanged(status: str, length: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("status", "length"),
+    [("204 No Content", ()), ("304 Not Modified", ("Content-Length: 9",))],
+)
+def test_an_answer_without_a_body_passes_unchanged(
+    status: str, length: tuple[str, ...]
+) -> None:
     service = Service()
-    assert service.receive(answered(status, *length, body="null")).startswith(b"ICAP/1.0 204 ")
+    assert service.receive(answered(status, *length, body="null")).startswith(
+        b"ICAP/1.0 204 "
+    )
     assert service.wholes == [True]
 
 
@@ -119,9 +151,16 @@ def test_an_answer_with_an_empty_body_ends_with_its_preview() -> None:
     assert service.wholes == [True]
 
 
-def test_an_answer_is_not_whole_when_the_client_leaves_or_the_origin_breaks_off() -> None:
+def test_an_answer_is_not_whole_when_the_client_leaves_or_the_origin_breaks_off() -> (
+    None
+):
     service = Service()
-    service.receive(answered("200 OK", "Content-Length: 10") + PREVIEW_ENDS + format_chunk(b"12345") + LAST_CHUNK)
+    service.receive(
+        answered("200 OK", "Content-Length: 10")
+        + PREVIEW_ENDS
+        + format_chunk(b"12345")
+        + LAST_CHUNK
+    )
     service.receive(answered() + PREVIEW_ENDS + format_chunk(b"12345"))
     service.connection.connection_lost(None)
     service.connection.connection_lost(None)
@@ -136,7 +175,8 @@ def test_a_silent_answer_is_kept_alive_without_a_change_of_its_body() -> None:
     assert service.transport.take() == b""
     service.connection.check(service.connection._wrote + 21)
     assert service.transport.take() == b"0"
-    assert service.receive(format_chunk(b"x" * 27)) == format_chunk(b"x" * 27)  # Squid reads the length 01b
+    # Squid reads the length 01b
+    assert service.receive(format_chunk(b"x" * 27)) == format_chunk(b"x" * 27)
     service.receive(LAST_CHUNK)
     service.connection.check(service.connection._wrote + 1_000)
     assert service.transport.take() == b""
@@ -146,7 +186,9 @@ def test_a_silent_answer_is_kept_alive_without_a_change_of_its_body() -> None:
     "data",
     [
         answered(metered="x"),
-        answered(metered=METERED.format().replace(" ", "%20").replace("5%20", "five%20")),
+        answered(
+            metered=METERED.format().replace(" ", "%20").replace("5%20", "five%20")
+        ),
         answered("x y"),
         answered().replace(b"RESPMOD", b"REQMOD"),
         answered().replace(b"res-hdr=", b"res-hdr=9"),
@@ -160,8 +202,14 @@ def test_what_is_no_answer_of_squids_is_refused(data: bytes) -> None:
 
 
 def test_its_options_ask_for_an_empty_preview() -> None:
-    options = Service().receive(b"OPTIONS icap://127.0.0.1:344/usage ICAP/1.0\r\n\r\n").decode()
-    assert {"Methods: RESPMOD", "Preview: 0", "Transfer-Preview: *"} < {*options.split("\r\n")}
+    options = (
+        Service()
+        .receive(b"OPTIONS icap://127.0.0.1:344/usage ICAP/1.0\r\n\r\n")
+        .decode()
+    )
+    assert {"Methods: RESPMOD", "Preview: 0", "Transfer-Preview: *"} < {
+        *options.split("\r\n")
+    }
 
 
 def test_a_process_that_drains_answers_to_the_end() -> None:
@@ -174,7 +222,9 @@ def test_a_process_that_drains_answers_to_the_end() -> None:
     assert service.transport.closed
 
 
-def test_reading_stops_while_squid_takes_nothing_and_what_waits_counts_for_the_client() -> None:
+def test_reading_stops_while_squid_takes_nothing_and_what_waits_counts_for_the_client() -> (
+    None
+):
     service = Service()
     service.receive(answered() + PREVIEW_ENDS)
     service.transport.left = 70_000
@@ -200,7 +250,9 @@ def test_reading_stops_while_squid_takes_nothing_and_what_waits_counts_for_the_c
         (b"x" * 2_000, IcapConnection),
     ],
 )
-def test_the_first_line_names_who_answers(line: bytes, kind: type[asyncio.Protocol]) -> None:
+def test_the_first_line_names_who_answers(
+    line: bytes, kind: type[asyncio.Protocol]
+) -> None:
     judge = SimpleNamespace(connections=set(), drains=False)
     chosen: list[asyncio.Protocol] = []
     transport = Transport()
@@ -217,8 +269,12 @@ TOKENS = st.integers(0, 2**53 - 1)
 
 
 @given(st.text(max_size=120), TOKENS, TOKENS, TOKENS)
-def test_what_squid_keeps_of_a_request_is_read_back(model: str, tokens_in: int, tokens_out: int, cost: int) -> None:
-    kept = Metered(METERED.request, model, Amounts(tokens_in, tokens_out, cost)).format()
+def test_what_squid_keeps_of_a_request_is_read_back(
+    model: str, tokens_in: int, tokens_out: int, cost: int
+) -> None:
+    kept = Metered(
+        METERED.request, model, Amounts(tokens_in, tokens_out, cost)
+    ).format()
     found = Metered.parse(kept)
     assert found.reserve == Amounts(tokens_in, tokens_out, cost)
     assert found.format() == kept

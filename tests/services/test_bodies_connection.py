@@ -1,4 +1,6 @@
-"""A connection of Squid's, without a Squid: what is read, when it is judged, and what is answered."""
+"""A connection of Squid's, without a Squid: what is read, when it is judged, and what
+is answered.
+"""
 
 from __future__ import annotations
 
@@ -99,12 +101,19 @@ class Transport:
 class Service:
     """A connection, and what its process has."""
 
-    def __init__(self, policy: CompiledPolicy, folder: Path, at: Callable[[float, Callable[[], None]], object]) -> None:
+    def __init__(
+        self,
+        policy: CompiledPolicy,
+        folder: Path,
+        at: Callable[[float, Callable[[], None]], object],
+    ) -> None:
         self.counted: list[tuple[str, ...]] = []
         self.pool = ThreadPoolExecutor(2)
         self.policies = Policies(lambda: policy, folder / "revisions", self.pool)
         turns = DenialTurns(Limits(5, 100, 5), at)
-        self.judge = BodyJudge(self.policies, Pages(Layout.of(None)), turns, self.pool, self._count)
+        self.judge = BodyJudge(
+            self.policies, Pages(Layout.of(None)), turns, self.pool, self._count
+        )
         self.revision = policy.revision
         self.transport = Transport()
         self.connection = self.connect(self.transport)
@@ -136,7 +145,9 @@ class Service:
         http = f"{method} https://llm.example/x HTTP/1.1\r\nHost: llm.example\r\nAccept: {accept}\r\n"
         http += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         http += "Content-Type: application/json\r\n\r\n"
-        head = "REQMOD icap://127.0.0.1:344/ ICAP/1.0\r\n" + (f"Preview: {PREVIEW}\r\n" if preview else "")
+        head = "REQMOD icap://127.0.0.1:344/ ICAP/1.0\r\n" + (
+            f"Preview: {PREVIEW}\r\n" if preview else ""
+        )
         noted = f"{self.revision} {listed.replace(',', '%2C')} - 192.0.2.1 gw.1.2.3"
         head += f"X-SK-Asked: {noted}\r\n"
         return f"{head}Encapsulated: req-hdr=0, {body}-body={len(http)}\r\n\r\n{http}".encode()
@@ -147,7 +158,11 @@ def policy(tmp_path: Path) -> CompiledPolicy:
     return compiled_of(tmp_path / "policy", POLICY)
 
 
-def run(scenario: Callable[[Service], Coroutine[Any, Any, None]], policy: CompiledPolicy, folder: Path) -> None:
+def run(
+    scenario: Callable[[Service], Coroutine[Any, Any, None]],
+    policy: CompiledPolicy,
+    folder: Path,
+) -> None:
     async def whole() -> None:
         service = Service(policy, folder, asyncio.get_running_loop().call_at)
         await scenario(service)
@@ -177,29 +192,63 @@ def test_a_body_within_the_preview_passes_by_204(service: Service) -> None:
     answer = service.receive(service.asked(), whole(SMALL))
     assert answer.startswith(b"ICAP/1.0 204 No Content\r\n")
     assert b"\r\nX-SK-Rule: chat\r\nX-SK-Verdict: allow\r\n\r\n" in answer
-    assert service.receive(service.asked(), whole(SMALL)).startswith(b"ICAP/1.0 204 "), "the connection is used again"
+    assert service.receive(service.asked(), whole(SMALL)).startswith(
+        b"ICAP/1.0 204 "
+    ), "the connection is used again"
     assert (
-        service.counted == [("squidkeeper_decisions_total", "helper", "bodies", "rule", "chat", "verdict", "allow")] * 2
+        service.counted
+        == [
+            (
+                "squidkeeper_decisions_total",
+                "helper",
+                "bodies",
+                "rule",
+                "chat",
+                "verdict",
+                "allow",
+            )
+        ]
+        * 2
     )
 
 
 @pytest.mark.parametrize(
-    ("method", "listed", "status"), [("GET", "r0,d", b"200 OK"), ("PUT", "r1,r2", b"204 No Content")]
+    ("method", "listed", "status"),
+    [("GET", "r0,d", b"200 OK"), ("PUT", "r1,r2", b"204 No Content")],
 )
-def test_a_request_without_a_body_is_judged_too(service: Service, method: str, listed: str, status: bytes) -> None:
-    assert service.receive(service.asked(method, body="null", listed=listed)).startswith(b"ICAP/1.0 " + status)
+def test_a_request_without_a_body_is_judged_too(
+    service: Service, method: str, listed: str, status: bytes
+) -> None:
+    assert service.receive(
+        service.asked(method, body="null", listed=listed)
+    ).startswith(b"ICAP/1.0 " + status)
 
 
 @pytest.mark.parametrize(
     ("accept", "kind"),
-    [("*/*", "text/plain"), ("application/json", "application/problem+json"), ("text/html, */*;q=0.1", "text/html")],
+    [
+        ("*/*", "text/plain"),
+        ("application/json", "application/problem+json"),
+        ("text/html, */*;q=0.1", "text/html"),
+    ],
 )
-def test_a_denial_has_the_page_in_the_form_that_the_client_accepts(service: Service, accept: str, kind: str) -> None:
+def test_a_denial_has_the_page_in_the_form_that_the_client_accepts(
+    service: Service, accept: str, kind: str
+) -> None:
     answer = service.receive(service.asked(accept=accept), whole(LARGE)).decode()
     assert answer.startswith("ICAP/1.0 200 OK\r\n")
-    assert "\r\nX-SK-Rule: default\r\nX-SK-Verdict: deny\r\nX-SK-Found: body:chat: " in answer
+    assert (
+        "\r\nX-SK-Rule: default\r\nX-SK-Verdict: deny\r\nX-SK-Found: body:chat: "
+        in answer
+    )
     assert f"\r\n\r\nHTTP/1.1 403 Forbidden\r\nContent-Type: {kind}" in answer
-    for shown in ("ann@example.com", "gw.1.2.3", "192.0.2.1", "https://llm.example/x", "chat: /model"):
+    for shown in (
+        "ann@example.com",
+        "gw.1.2.3",
+        "192.0.2.1",
+        "https://llm.example/x",
+        "chat: /model",
+    ):
         assert shown in answer
     command = "For the operator: sudo squidkeeper explain --body FILE --client 192.0.2.1 'POST' 'https://llm.example/x'"
     assert (command in answer) is (kind != "application/problem+json")
@@ -207,12 +256,16 @@ def test_a_denial_has_the_page_in_the_form_that_the_client_accepts(service: Serv
 
 
 def test_a_rule_is_named_as_it_is(service: Service) -> None:
-    answer = service.receive(service.asked("PUT", listed="r1,r2"), whole(LARGE)).decode()
+    answer = service.receive(
+        service.asked("PUT", listed="r1,r2"), whole(LARGE)
+    ).decode()
     assert "\r\nX-SK-Rule: ünlike\r\n" in answer
     assert "\nRule: ünlike\nReason: No." in answer
 
 
-def test_a_longer_body_is_read_judged_and_echoed(policy: CompiledPolicy, tmp_path: Path) -> None:
+def test_a_longer_body_is_read_judged_and_echoed(
+    policy: CompiledPolicy, tmp_path: Path
+) -> None:
     async def scenario(service: Service) -> None:
         body = json.dumps({"model": "small", "text": "x" * 200_000}).encode()
         first, rest = body[:PREVIEW], body[PREVIEW:]
@@ -253,22 +306,36 @@ def test_what_may_take_long_is_judged_by_a_thread(
     asked.revision = service.revision
     assert (service.judge.at_once(asked) is not None) is at_once
     asked.listed = ",".join(["r0"] * 63 + ["d"])
-    assert service.judge.at_once(asked) is None or len(body) < 100, "each rule may read it"
+    assert service.judge.at_once(asked) is None or len(body) < 100, (
+        "each rule may read it"
+    )
 
 
-def test_a_compressed_body_is_judged_and_denied_by_a_thread(policy: CompiledPolicy, tmp_path: Path) -> None:
+def test_a_compressed_body_is_judged_and_denied_by_a_thread(
+    policy: CompiledPolicy, tmp_path: Path
+) -> None:
     async def scenario(service: Service) -> None:
-        assert service.receive(service.asked(headers=GZIP), whole(gzip.compress(MANY_VALUES))) == b""
+        assert (
+            service.receive(
+                service.asked(headers=GZIP), whole(gzip.compress(MANY_VALUES))
+            )
+            == b""
+        )
         await judged(service)
         assert service.transport.take().startswith(b"ICAP/1.0 204 ")
-        assert service.receive(service.asked(headers=GZIP), whole(gzip.compress(LARGE))) == b""
+        assert (
+            service.receive(service.asked(headers=GZIP), whole(gzip.compress(LARGE)))
+            == b""
+        )
         await judged(service)
         assert b"X-SK-Rule: default" in service.transport.take()
 
     run(scenario, policy, tmp_path)
 
 
-def test_a_client_has_one_thread_also_when_its_connections_are_lost(policy: CompiledPolicy, tmp_path: Path) -> None:
+def test_a_client_has_one_thread_also_when_its_connections_are_lost(
+    policy: CompiledPolicy, tmp_path: Path
+) -> None:
     """Otherwise a client that does not wait for its answers would have all threads."""
     under_way = Busy()
 
@@ -276,7 +343,9 @@ def test_a_client_has_one_thread_also_when_its_connections_are_lost(policy: Comp
         under_way.watch(service)
         for number in range(8):
             connection = service.connect(Transport())
-            head = service.asked(headers=GZIP).replace(b"192.0.2.1", b"192.0.2.%d" % (1 + number // 7))
+            head = service.asked(headers=GZIP).replace(
+                b"192.0.2.1", b"192.0.2.%d" % (1 + number // 7)
+            )
             connection.data_received(head + whole(gzip.compress(SMALL)))
             for _ in range(3):
                 await next_turn()
@@ -296,8 +365,12 @@ def test_large_bodies_are_judged_one_at_a_time(tmp_path: Path) -> None:
     async def scenario(service: Service) -> None:
         under_way.watch(service)
         for number in range(4):
-            head = service.asked(headers=GZIP).replace(b"192.0.2.1", b"192.0.2.%d" % number)
-            service.connect(Transport()).data_received(head + whole(gzip.compress(SMALL)))
+            head = service.asked(headers=GZIP).replace(
+                b"192.0.2.1", b"192.0.2.%d" % number
+            )
+            service.connect(Transport()).data_received(
+                head + whole(gzip.compress(SMALL))
+            )
         await next_turn()
         await asyncio.gather(*service.judge._under_way)
         assert under_way.most_of_all == 1
@@ -343,7 +416,9 @@ class Busy:
         service.judge._judge = watched  # type: ignore[method-assign]
 
 
-def test_an_echo_reads_no_faster_than_squid_takes_it(policy: CompiledPolicy, tmp_path: Path) -> None:
+def test_an_echo_reads_no_faster_than_squid_takes_it(
+    policy: CompiledPolicy, tmp_path: Path
+) -> None:
     async def scenario(service: Service) -> None:
         body = json.dumps({"model": "small"}).encode()
         service.receive(service.asked(preview=False), format_chunk(body))
@@ -352,19 +427,32 @@ def test_an_echo_reads_no_faster_than_squid_takes_it(policy: CompiledPolicy, tmp
         assert not service.transport.reads
         service.connection.resume_writing()
         assert service.transport.reads
-        assert service.receive(format_chunk(b"more"), b"0\r\n\r\n").endswith(b"4\r\nmore\r\n0\r\n\r\n")
+        assert service.receive(format_chunk(b"more"), b"0\r\n\r\n").endswith(
+            b"4\r\nmore\r\n0\r\n\r\n"
+        )
 
     run(scenario, policy, tmp_path)
 
 
-def whole_of(body: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> AskedBody:
-    sent = SentRequest("POST", "/x", (("Content-Type", "application/json"), *headers.items()), body)
-    return AskedBody(sent, "https://llm.example/x", "", "r0,d", "192.0.2.1", "gw.1.2.3", None)
+def whole_of(
+    body: bytes, headers: Mapping[str, str] = MappingProxyType({})
+) -> AskedBody:
+    sent = SentRequest(
+        "POST", "/x", (("Content-Type", "application/json"), *headers.items()), body
+    )
+    return AskedBody(
+        sent, "https://llm.example/x", "", "r0,d", "192.0.2.1", "gw.1.2.3", None
+    )
 
 
-def test_a_denied_upload_is_read_to_its_end_first(policy: CompiledPolicy, tmp_path: Path) -> None:
+def test_a_denied_upload_is_read_to_its_end_first(
+    policy: CompiledPolicy, tmp_path: Path
+) -> None:
     async def scenario(service: Service) -> None:
-        assert service.receive(service.asked(), format_chunk(b"{" * PREVIEW), b"0\r\n\r\n") == CONTINUE
+        assert (
+            service.receive(service.asked(), format_chunk(b"{" * PREVIEW), b"0\r\n\r\n")
+            == CONTINUE
+        )
         for _ in range(60):
             service.receive(format_chunk(b"x" * 100_000))
             await judged(service)
@@ -415,7 +503,9 @@ def test_the_rest_of_a_denied_body_has_bounds(service: Service) -> None:
     denied(service)
     service.connection._rest = REST_BYTES
     assert b"X-SK-Rule: default" in service.receive(format_chunk(b"x"))
-    assert service.receive(format_chunk(b"x"), b"0\r\n\r\n") == b"", "the denial is not lost, as Squid may still send"
+    assert service.receive(format_chunk(b"x"), b"0\r\n\r\n") == b"", (
+        "the denial is not lost, as Squid may still send"
+    )
     assert service.receive(service.asked(), whole(SMALL)).startswith(b"ICAP/1.0 204 ")
 
 
@@ -439,7 +529,9 @@ def test_a_client_that_sends_on_after_its_denial_is_cut_off(service: Service) ->
         ("half a head, then nothing", SILENT_SECONDS, None),
     ],
 )
-def test_what_takes_too_long_ends(service: Service, comes: str, seconds: float, outcome: bytes | None) -> None:
+def test_what_takes_too_long_ends(
+    service: Service, comes: str, seconds: float, outcome: bytes | None
+) -> None:
     now = service.connection._heard
     if comes.startswith("half a head"):
         service.receive(service.asked()[:50])
@@ -454,7 +546,9 @@ def test_what_takes_too_long_ends(service: Service, comes: str, seconds: float, 
     if outcome is None:
         assert service.transport.aborted
     elif comes == "half a body":
-        assert b"X-SK-Rule: policy-unavailable" in service.receive(format_chunk(b"x"), b"0; ieof\r\n\r\n")
+        assert b"X-SK-Rule: policy-unavailable" in service.receive(
+            format_chunk(b"x"), b"0; ieof\r\n\r\n"
+        )
     else:
         assert outcome in service.transport.sent
 
@@ -466,20 +560,33 @@ def test_an_idle_connection_stays(service: Service) -> None:
 
 
 def test_what_squid_does_not_send_closes_the_connection(service: Service) -> None:
-    assert service.receive(b"GET / HTTP/1.1\r\n\r\n").startswith(b"ICAP/1.0 400 Bad Request\r\n")
+    assert service.receive(b"GET / HTTP/1.1\r\n\r\n").startswith(
+        b"ICAP/1.0 400 Bad Request\r\n"
+    )
     assert service.transport.closed
 
 
 def test_a_request_without_the_notes_of_squid_is_refused(service: Service) -> None:
     sent = service.asked().replace(b" gw.1.2.3", b"")
-    assert service.receive(sent, whole(SMALL)).startswith(b"ICAP/1.0 400 Bad Request\r\n")
+    assert service.receive(sent, whole(SMALL)).startswith(
+        b"ICAP/1.0 400 Bad Request\r\n"
+    )
 
 
-@pytest.mark.parametrize(("seconds", "passes"), [(EDITED_SECONDS - 1, True), (EDITED_SECONDS + 1, False)])
+@pytest.mark.parametrize(
+    ("seconds", "passes"), [(EDITED_SECONDS - 1, True), (EDITED_SECONDS + 1, False)]
+)
 def test_an_edit_reaches_a_body_that_comes_late(
-    service: Service, policy: CompiledPolicy, tmp_path: Path, seconds: float, *, passes: bool
+    service: Service,
+    policy: CompiledPolicy,
+    tmp_path: Path,
+    seconds: float,
+    *,
+    passes: bool,
 ) -> None:
-    """Otherwise an agent could keep heads of requests as a reserve against a rule that is removed."""
+    """Otherwise an agent could keep heads of requests as a reserve against a rule that
+    is removed.
+    """
     edited = compiled_of(tmp_path / "edited", POLICY.replace("[small]", "[smaller]"))
     service.receive(service.asked(), format_chunk(SMALL[:5]))
     service.policies.at_hand(policy.revision)
@@ -493,21 +600,30 @@ def test_an_edit_reaches_a_body_that_comes_late(
 def test_a_late_body_is_judged_by_the_policy_in_force(service: Service) -> None:
     service.receive(service.asked(), format_chunk(SMALL[:5]))
     service.connection._came -= DECIDE_SECONDS - 1
-    assert service.receive(format_chunk(SMALL[5:]), b"0; ieof\r\n\r\n").startswith(b"ICAP/1.0 204 ")
+    assert service.receive(format_chunk(SMALL[5:]), b"0; ieof\r\n\r\n").startswith(
+        b"ICAP/1.0 204 "
+    )
 
 
 @pytest.mark.parametrize("listed", ["", "r9,d", "r0", "r0,r0", "x", "r0,d,d"])
-def test_a_list_that_is_none_of_the_policy_denies(service: Service, listed: str) -> None:
+def test_a_list_that_is_none_of_the_policy_denies(
+    service: Service, listed: str
+) -> None:
     answer = service.receive(service.asked(listed=listed), whole(SMALL))
     assert b"X-SK-Rule: policy-unavailable\r\nX-SK-Verdict: deny\r\n" in answer
 
 
-def test_a_revision_that_is_not_stored_denies(policy: CompiledPolicy, tmp_path: Path) -> None:
+def test_a_revision_that_is_not_stored_denies(
+    policy: CompiledPolicy, tmp_path: Path
+) -> None:
     async def scenario(service: Service) -> None:
         service.revision = "0123456789ab"
         service.receive(service.asked(), whole(SMALL))
         await judged(service)
-        assert b"X-SK-Rule: policy-unavailable\r\nX-SK-Verdict: deny\r\n" in service.transport.sent
+        assert (
+            b"X-SK-Rule: policy-unavailable\r\nX-SK-Verdict: deny\r\n"
+            in service.transport.sent
+        )
 
     run(scenario, policy, tmp_path)
 
@@ -526,9 +642,13 @@ def test_a_process_that_ends_closes_after_the_answer(service: Service) -> None:
     idle.connection_lost(None)
 
 
-def test_no_more_is_held_than_a_rule_may_need(policy: CompiledPolicy, tmp_path: Path) -> None:
+def test_no_more_is_held_than_a_rule_may_need(
+    policy: CompiledPolicy, tmp_path: Path
+) -> None:
     async def scenario(service: Service) -> None:
-        service.receive(service.asked(), format_chunk(b'"' + b"x" * (PREVIEW - 1)), b"0\r\n\r\n")
+        service.receive(
+            service.asked(), format_chunk(b'"' + b"x" * (PREVIEW - 1)), b"0\r\n\r\n"
+        )
         most = 0
         for _ in range(80):
             service.receive(format_chunk(b"x" * 50_000))
@@ -577,10 +697,15 @@ def test_a_denial_counts_as_what_is_held_until_its_turn(service: Service) -> Non
     assert service.connection._asked.sent.headers == ()
 
 
-def test_a_denial_for_which_there_is_no_room_is_the_page(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_denial_for_which_there_is_no_room_is_the_page(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     preview, rest = long_push(service, "refs/heads/main")
-    monkeypatch.setattr(service.connection, "_hold", lambda size: size > PREVIEW)  # the body, and no report
-    assert b"Content-Type: text/plain; charset=utf-8\r\n" in service.receive(preview, rest)
+    # the body, and no report
+    monkeypatch.setattr(service.connection, "_hold", lambda size: size > PREVIEW)
+    assert b"Content-Type: text/plain; charset=utf-8\r\n" in service.receive(
+        preview, rest
+    )
 
 
 def test_a_lost_connection_holds_nothing(service: Service) -> None:
@@ -588,7 +713,11 @@ def test_a_lost_connection_holds_nothing(service: Service) -> None:
         pass
     service.connection.connection_lost(None)
     connection = service.connection
-    assert (connection._asked, connection._request, connection._judgement) == (None, None, None)
+    assert (connection._asked, connection._request, connection._judgement) == (
+        None,
+        None,
+        None,
+    )
     assert service.judge.room.held == 0
     connection._write_denial()
     assert service.transport.sent == b""
@@ -629,7 +758,9 @@ def test_denials_of_one_client_are_throttled() -> None:
     assert sorted(done) == sorted([*range(1_100), -1]), "each is answered once"
 
 
-def test_a_denial_that_waits_for_its_turn_holds_nothing_of_its_body(service: Service) -> None:
+def test_a_denial_that_waits_for_its_turn_holds_nothing_of_its_body(
+    service: Service,
+) -> None:
     """A parsed document is up to 25 times as long as its body."""
     while service.receive(service.asked(), whole(LARGE)):
         pass
@@ -641,8 +772,16 @@ def test_the_form_of_a_page_is_chosen_as_squid_chooses_it() -> None:
     from squidkeeper.services.bodies.denials import WANTS
 
     for form, name in ((Form.HTML, "html"), (Form.JSON, "json")):
-        line = next(line for line in conf.splitlines() if line.startswith(f"acl sk_wants_{name} "))
-        written = line.partition("-i ")[2].replace("[[:space:]]", r"\s").replace("[,\\s]", "[,\\s]")
+        line = next(
+            line
+            for line in conf.splitlines()
+            if line.startswith(f"acl sk_wants_{name} ")
+        )
+        written = (
+            line.partition("-i ")[2]
+            .replace("[[:space:]]", r"\s")
+            .replace("[,\\s]", "[,\\s]")
+        )
         assert written.replace("[,[:space:]]", r"[,\s]") == WANTS[form].pattern
     assert form_of([]) is Form.TEXT
     assert form_of(["text/plain", "application/json;q=0"]) is Form.TEXT

@@ -34,7 +34,9 @@ def reqmod(*headers: str, body: str | None = "req", http: bytes = HTTP) -> bytes
 
 
 OPTIONS = b"OPTIONS icap://127.0.0.1:1344/ ICAP/1.0\r\nHost: 127.0.0.1:1344\r\nAllow: trailers\r\n\r\n"
-WITHOUT_BODY = reqmod("Preview: 0", "Allow: 204, trailers", "X-SK-Bodies: r3,d", body="null")
+WITHOUT_BODY = reqmod(
+    "Preview: 0", "Allow: 204, trailers", "X-SK-Bodies: r3,d", body="null"
+)
 IN_PREVIEW = reqmod("Preview: 5") + b"2\r\nab\r\n3\r\ncde\r\n0; ieof\r\n\r\n"
 OVER_PREVIEW = reqmod("Preview: 2") + b"2\r\nab\r\n0\r\n\r\n"
 REST = b"3\r\ncde\r\n0\r\n\r\n"
@@ -42,8 +44,14 @@ WITHOUT_PREVIEW = reqmod() + b"5\r\nabcde\r\n0\r\n\r\n"
 
 
 def test_what_squid_copies_of_the_client_is_not_read() -> None:
-    """Otherwise a client could have its requests refused as none of Squid's, and so an alert raised."""
-    copied = ("Proxy-Authenticate: \x01", "proxy-authorization: a", "Proxy-Authorization: b")
+    """Otherwise a client could have its requests refused as none of Squid's, and so an
+    alert raised.
+    """
+    copied = (
+        "Proxy-Authenticate: \x01",
+        "proxy-authorization: a",
+        "Proxy-Authorization: b",
+    )
     parser = IcapParser()
     parser.receive(reqmod("X-SK-Asked: a", *copied))
     request = parser.next_event()
@@ -61,7 +69,10 @@ def events(parser: IcapParser, *, reads_on: bool = True) -> list[Event]:
 
 
 def parsed(*pieces: bytes) -> list[Event]:
-    """The events of what comes in pieces, its bytes joined. After a preview the body is read on."""
+    """The events of what comes in pieces, its bytes joined.
+
+    After a preview the body is read on.
+    """
     parser = IcapParser()
     found: list[Event] = []
     for piece in pieces:
@@ -76,7 +87,9 @@ def parsed(*pieces: bytes) -> list[Event]:
 
 
 def marks(found: list[Event]) -> list[object]:
-    return [event.method if isinstance(event, IcapRequest) else event for event in found]
+    return [
+        event.method if isinstance(event, IcapRequest) else event for event in found
+    ]
 
 
 @pytest.mark.parametrize(
@@ -86,23 +99,35 @@ def marks(found: list[Event]) -> list[object]:
         (WITHOUT_BODY, ["REQMOD", Mark.REQUEST_ENDS]),
         (IN_PREVIEW, ["REQMOD", b"abcde", Mark.REQUEST_ENDS]),
         (OVER_PREVIEW, ["REQMOD", b"ab", Mark.PREVIEW_ENDS]),
-        (OVER_PREVIEW + REST, ["REQMOD", b"ab", Mark.PREVIEW_ENDS, b"cde", Mark.REQUEST_ENDS]),
+        (
+            OVER_PREVIEW + REST,
+            ["REQMOD", b"ab", Mark.PREVIEW_ENDS, b"cde", Mark.REQUEST_ENDS],
+        ),
         (WITHOUT_PREVIEW, ["REQMOD", b"abcde", Mark.REQUEST_ENDS]),
         (reqmod("Preview: 0") + b"0; ieof\r\n\r\n", ["REQMOD", Mark.REQUEST_ENDS]),
-        (OPTIONS + WITHOUT_BODY, ["OPTIONS", Mark.REQUEST_ENDS, "REQMOD", Mark.REQUEST_ENDS]),
+        (
+            OPTIONS + WITHOUT_BODY,
+            ["OPTIONS", Mark.REQUEST_ENDS, "REQMOD", Mark.REQUEST_ENDS],
+        ),
     ],
 )
 def test_a_request_is_the_same_in_every_cut(sent: bytes, found: list[object]) -> None:
     assert marks(parsed(sent)) == found
     for cut in range(1, len(sent)):
         assert marks(parsed(sent[:cut], sent[cut:])) == found
-    assert marks(parsed(*(sent[place : place + 1] for place in range(len(sent))))) == found
+    assert (
+        marks(parsed(*(sent[place : place + 1] for place in range(len(sent))))) == found
+    )
 
 
 def test_the_head_of_a_request_is_read() -> None:
     request = parsed(WITHOUT_BODY)[0]
     assert isinstance(request, IcapRequest)
-    assert (request.has_body, request.has_preview, request.may_skip) == (False, True, True)
+    assert (request.has_body, request.has_preview, request.may_skip) == (
+        False,
+        True,
+        True,
+    )
     assert (request.headers["x-sk-bodies"], request.http) == ("r3,d", HTTP)
     http = parse_http(request.http)
     assert (http.method, http.target) == ("POST", "/v1/chat?x=1")
@@ -110,9 +135,12 @@ def test_the_head_of_a_request_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("headers", "may_skip"), [((), False), (("Allow: trailers",), False), (("Allow: 204, trailers",), True)]
+    ("headers", "may_skip"),
+    [((), False), (("Allow: trailers",), False), (("Allow: 204, trailers",), True)],
 )
-def test_without_a_preview_204_has_to_be_allowed(headers: tuple[str, ...], may_skip: bool) -> None:
+def test_without_a_preview_204_has_to_be_allowed(
+    headers: tuple[str, ...], may_skip: bool
+) -> None:
     request = parsed(reqmod(*headers))[0]
     assert isinstance(request, IcapRequest)
     assert request.may_skip is may_skip
@@ -150,9 +178,13 @@ MALFORMED = {
     "a folded header": reqmod("X-A: 1", " 2"),
     "a bare line feed": reqmod("X-A: 1\nX-B: 2"),
     "no encapsulated": (FIRST + "\r\n").encode(),
-    "a body of OPTIONS": OPTIONS.replace(b"Allow: trailers", b"Encapsulated: opt-body=0"),
+    "a body of OPTIONS": OPTIONS.replace(
+        b"Allow: trailers", b"Encapsulated: opt-body=0"
+    ),
     "an encapsulated response": reqmod().replace(b"req-hdr", b"res-hdr"),
-    "a wrong length of the head": reqmod().replace(f"body={len(HTTP)}".encode(), b"body=20"),
+    "a wrong length of the head": reqmod().replace(
+        f"body={len(HTTP)}".encode(), b"body=20"
+    ),
     "an empty head": reqmod(http=b""),
     "a head that is too long": reqmod(http=b"x" * 200_000),
     "an endless head": FIRST.encode() + b"X-A: 1\r\n" * 10_000,
@@ -197,8 +229,12 @@ def test_any_bytes_are_parsed_alike_in_any_pieces_or_refused(examples: int) -> N
     whole = st.lists(
         st.one_of(
             st.binary(max_size=30),
-            st.sampled_from([OPTIONS, WITHOUT_BODY, IN_PREVIEW, OVER_PREVIEW, REST, WITHOUT_PREVIEW]),
-            st.sampled_from([b"0\r\n\r\n", b"3\r\n", b"0; ieof\r\n\r\n", b"\r\n", FIRST.encode()]),
+            st.sampled_from(
+                [OPTIONS, WITHOUT_BODY, IN_PREVIEW, OVER_PREVIEW, REST, WITHOUT_PREVIEW]
+            ),
+            st.sampled_from(
+                [b"0\r\n\r\n", b"3\r\n", b"0; ieof\r\n\r\n", b"\r\n", FIRST.encode()]
+            ),
         ),
         max_size=5,
     ).map(b"".join)
@@ -230,16 +266,28 @@ def test_a_chunk_is_read_as_it_was_written(data: bytes) -> None:
 
 def test_the_answers_are_those_of_rfc_3507() -> None:
     told = {"X-SK-Rule": "chat"}
-    assert format_unchanged(told).startswith(b'ICAP/1.0 204 No Content\r\nISTag: "squidkeeper"\r\nX-SK-Rule: chat\r\n')
+    assert format_unchanged(told).startswith(
+        b'ICAP/1.0 204 No Content\r\nISTag: "squidkeeper"\r\nX-SK-Rule: chat\r\n'
+    )
     echo = format_echo(HTTP, told)
-    assert f"\r\nEncapsulated: req-hdr=0, req-body={len(HTTP)}\r\n\r\n".encode() + HTTP in echo
+    assert (
+        f"\r\nEncapsulated: req-hdr=0, req-body={len(HTTP)}\r\n\r\n".encode() + HTTP
+        in echo
+    )
     answer = format_answer(b"HTTP/1.1 403 Forbidden\r\n\r\n", b"no", told)
-    assert answer.endswith(b"\r\n\r\nHTTP/1.1 403 Forbidden\r\n\r\n2\r\nno\r\n0\r\n\r\n")
+    assert answer.endswith(
+        b"\r\n\r\nHTTP/1.1 403 Forbidden\r\n\r\n2\r\nno\r\n0\r\n\r\n"
+    )
     assert b"Encapsulated: res-hdr=0, res-body=26\r\n" in answer
     assert b"\r\nConnection: close\r\n" in format_malformed()
 
 
 def test_the_options_keep_squid_from_its_two_faults() -> None:
     lines = format_options().decode().split("\r\n")
-    assert {"Preview: 65535", "Transfer-Preview: *", "Allow: 204", "Methods: REQMOD"} <= {*lines}
+    assert {
+        "Preview: 65535",
+        "Transfer-Preview: *",
+        "Allow: 204",
+        "Methods: REQMOD",
+    } <= {*lines}
     assert not any(line.startswith("Max-Connections") for line in lines)

@@ -37,7 +37,13 @@ print(megabytes() - before)
 
 @pytest.mark.system
 def test_the_memory_of_long_bodies_goes_when_they_do() -> None:
-    ended = subprocess.run([sys.executable, "-c", LONG_BODIES], capture_output=True, text=True, check=True, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-c", LONG_BODIES],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     assert 0 < int(ended.stdout) < 30, "megabytes: what is kept has ten"
 
 
@@ -50,13 +56,21 @@ print([name for name in sys.modules if "usage" in name or name in ("sqlite3", "s
 
 @pytest.mark.system
 def test_what_counts_usage_is_loaded_only_where_a_request_is_metered() -> None:
-    ended = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-c", LOADED],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     assert ended.stdout == "[]\n"
 
 
 POLICY = "rules: [{name: models, action: allow, hosts: [llm.example], meter: tokens}]"
 METERED = "gw.1.2.{number}%20192.0.2.1%20-%20models%20{revision}%20llm.example%20x%205%209%202"
-EVENT = format_chunk(b'data: {"choices": [{"delta": {"content": "' + b"x" * 400 + b'"}}]}\n\n')
+EVENT = format_chunk(
+    b'data: {"choices": [{"delta": {"content": "' + b"x" * 400 + b'"}}]}\n\n'
+)
 
 
 def begun(number: int, revision: str) -> bytes:
@@ -85,10 +99,15 @@ def test_a_thousand_streams_at_once_take_little_memory(tmp_path: Path) -> None:
     )
     with ExitStack() as stack:
         command = [sys.executable, "-m", "squidkeeper", "bodies", *places]
-        process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+        process = stack.enter_context(
+            subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        )
         stack.callback(process.kill)
         wait_for(lambda: is_open(port), "the service to listen")
-        streams = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(1_000)]
+        streams = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            for _ in range(1_000)
+        ]
         for number, stream in enumerate(streams):
             stream.sendall(begun(number, revision))
         for _ in range(20):
@@ -98,8 +117,15 @@ def test_a_thousand_streams_at_once_take_little_memory(tmp_path: Path) -> None:
             taken = b""
             while taken.count(EVENT) < 20:
                 taken += stream.recv(65_536)
-        resident = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * 4 // 1024
+        resident = (
+            int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * 4 // 1024
+        )
         assert resident < 150, "megabytes"
         for stream in streams:
             stream.close()
-        wait_for(lambda: len(latest(read_entries(ledger_files(tmp_path / "state")))) == 1_000, "1,000 settlements")
+        wait_for(
+            lambda: (
+                len(latest(read_entries(ledger_files(tmp_path / "state")))) == 1_000
+            ),
+            "1,000 settlements",
+        )

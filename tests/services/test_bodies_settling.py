@@ -1,4 +1,6 @@
-"""What is reserved and settled of metered requests, without a Squid, and what fails meanwhile."""
+"""What is reserved and settled of metered requests, without a Squid, and what fails
+meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,14 @@ from squidkeeper.policy.bodies.sent_request import SentRequest
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.model import Rule
 from squidkeeper.policy.usage.tokens import NOTHING_USED, Unmetered, Usage
-from squidkeeper.record.usage.ledger import UsageEntry, UsageState, latest, ledger_file, ledger_files, read_entries
+from squidkeeper.record.usage.ledger import (
+    UsageEntry,
+    UsageState,
+    latest,
+    ledger_file,
+    ledger_files,
+    read_entries,
+)
 from squidkeeper.services.bodies import settling
 from squidkeeper.services.bodies.asked import AskedBody
 from squidkeeper.services.bodies.denials import Pages
@@ -54,7 +63,13 @@ class Service:
         (self.state / "bodies").mkdir(parents=True, exist_ok=True)
         self.counted: list[tuple[str, ...]] = []
         policies = Policies(lambda: policy, folder / "revisions", ThreadPoolExecutor(1))
-        self.settler = Settler(folder / "policy", self.state, policies, Pages(Layout.of(None)), self.counted.extend)
+        self.settler = Settler(
+            folder / "policy",
+            self.state,
+            policies,
+            Pages(Layout.of(None)),
+            self.counted.extend,
+        )
 
     async def reserve(
         self,
@@ -67,18 +82,32 @@ class Service:
         worker: str = "1",
         accept: str = "application/json",
     ) -> Judgement:
-        headers = [("Content-Type", "application/json"), ("Accept", accept), ("Content-Encoding", encoding)]
+        headers = [
+            ("Content-Type", "application/json"),
+            ("Accept", accept),
+            ("Content-Encoding", encoding),
+        ]
         method, target = call.split()
         sent = SentRequest(method, target, headers, body)
         asked = AskedBody(
-            sent, "https://llm.example/v1/x", self.policy.revision, "r0", client, f"gw.{number}", None, user, worker
+            sent,
+            "https://llm.example/v1/x",
+            self.policy.revision,
+            "r0",
+            client,
+            f"gw.{number}",
+            None,
+            user,
+            worker,
         )
         rule = self.policy.source.rules[0]
         judgement = Judgement(self.policy.decision_by(rule), meter=(self.policy, rule))
         judgement, self.body = await self.settler.reserve(judgement, asked)
         return judgement
 
-    async def settle(self, judgement: Judgement, outcome: Usage | Unmetered, *, whole: bool = True) -> UsageEntry:
+    async def settle(
+        self, judgement: Judgement, outcome: Usage | Unmetered, *, whole: bool = True
+    ) -> UsageEntry:
         metered = Metered.parse(judgement.metered)
         self.settler.settle(metered, outcome, whole=whole)
         await self.settler.finish()
@@ -89,7 +118,9 @@ class Service:
 
     def held(self) -> int:
         """How many rows hold something."""
-        with closing(sqlite3.connect(self.state / "bodies/quotas/counts.db")) as database:
+        with closing(
+            sqlite3.connect(self.state / "bodies/quotas/counts.db")
+        ) as database:
             return int(database.execute("SELECT count(*) FROM held").fetchone()[0])
 
     def used(self) -> int:
@@ -97,7 +128,9 @@ class Service:
             return sum(use.used for use in counts.uses() if use.count.quota == "daily")
 
 
-def run(scenario: Callable[[Service], Coroutine[None, None, None]], folder: Path) -> None:
+def run(
+    scenario: Callable[[Service], Coroutine[None, None, None]], folder: Path
+) -> None:
     policy = compiled_of(folder / "policy", POLICY)
 
     async def whole() -> None:
@@ -121,20 +154,47 @@ RESERVE = TOKENS_IN + 100
         (Usage("gpt-x-1", 7, 5), True, UsageState.METERED, 12, 17),
         (Usage("", 7, 500, cached_in=3), False, UsageState.METERED, 507, 1_007),
         (NOTHING_USED, True, UsageState.METERED, 0, 0),
-        (Unmetered("It reports none."), True, UsageState.UNMETERED, RESERVE, TOKENS_IN + 200),
-        (Unmetered("It was cut.", tokens_out=7), False, UsageState.RESERVED, RESERVE, TOKENS_IN + 200),
-        (Unmetered("It was cut.", tokens_in=90, tokens_out=300), False, UsageState.RESERVED, 390, 690),
+        (
+            Unmetered("It reports none."),
+            True,
+            UsageState.UNMETERED,
+            RESERVE,
+            TOKENS_IN + 200,
+        ),
+        (
+            Unmetered("It was cut.", tokens_out=7),
+            False,
+            UsageState.RESERVED,
+            RESERVE,
+            TOKENS_IN + 200,
+        ),
+        (
+            Unmetered("It was cut.", tokens_in=90, tokens_out=300),
+            False,
+            UsageState.RESERVED,
+            390,
+            690,
+        ),
     ],
 )
 def test_a_request_counts_for_what_is_reported_or_for_its_reserve(
-    tmp_path: Path, outcome: Usage | Unmetered, whole: bool, state: UsageState, tokens: int, cost: int
+    tmp_path: Path,
+    outcome: Usage | Unmetered,
+    whole: bool,
+    state: UsageState,
+    tokens: int,
+    cost: int,
 ) -> None:
     async def scenario(service: Service) -> None:
         judgement = await service.reserve("1")
         assert judgement.headers["X-SK-Metered"] == judgement.metered
         assert service.used() == RESERVE
         entry = await service.settle(judgement, outcome, whole=whole)
-        assert (entry.state, entry.tokens_in + entry.tokens_out, entry.cost) == (state, tokens, cost)
+        assert (entry.state, entry.tokens_in + entry.tokens_out, entry.cost) == (
+            state,
+            tokens,
+            cost,
+        )
         assert (entry.reserved_in, entry.reserved_out) == (TOKENS_IN, 100)
         assert (entry.rule, entry.model) == (
             "%C3%BCnlimited",
@@ -159,11 +219,17 @@ def test_a_stream_is_asked_for_its_usage(tmp_path: Path) -> None:
 def test_a_quota_denies_and_nothing_is_held(tmp_path: Path) -> None:
     async def scenario(service: Service) -> None:
         denied = await service.reserve("1", b'{"max_tokens": 2000}')
-        assert (denied.allowed, denied.decision.rule, denied.metered) == (False, "quota", "")
+        assert (denied.allowed, denied.decision.rule, denied.metered) == (
+            False,
+            "quota",
+            "",
+        )
         assert denied.headers["X-SK-Found"] == "quota:daily"
         assert b"may use 2,005 tokens" in (denied.answer or (b"", b""))[1]
         assert ("squidkeeper_quota_denials_total", "quota", "daily") in service.counted
-        assert (await service.reserve("2", client="192.0.2.9")).headers["X-SK-Found"] == "quota:other"
+        assert (await service.reserve("2", client="192.0.2.9")).headers[
+            "X-SK-Found"
+        ] == "quota:other"
         assert service.lines() == []
         assert service.used() == 0
 
@@ -171,7 +237,9 @@ def test_a_quota_denies_and_nothing_is_held(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("tokens", "never"), [(990, False), (995, False), (996, True)])
-def test_a_request_that_never_fits_is_told_that_no_reset_helps(tmp_path: Path, tokens: int, *, never: bool) -> None:
+def test_a_request_that_never_fits_is_told_that_no_reset_helps(
+    tmp_path: Path, tokens: int, *, never: bool
+) -> None:
     """Its prompt counts for five more; another one has used three."""
 
     async def scenario(service: Service) -> None:
@@ -180,10 +248,18 @@ def test_a_request_that_never_fits_is_told_that_no_reset_helps(tmp_path: Path, t
         denied = await service.reserve("1", b'{"max_tokens": %d }' % tokens)
         page = json.loads((denied.answer or (b"", b""))[1])
         assert denied.headers["X-SK-Found"] == "quota:daily"
-        assert (page["title"], page["rule"]) == ("DENIED by a quota of this gateway", "quota")
+        assert (page["title"], page["rule"]) == (
+            "DENIED by a quota of this gateway",
+            "quota",
+        )
         assert (page["retryable"], "resets" in page) == (not never, not never)
-        assert ("more than the whole quota daily (1,000 tokens a day for each client)" in page["reason"]) == never
-        text = await service.reserve("2", b'{"max_tokens": %d }' % tokens, accept="text/plain")
+        assert (
+            "more than the whole quota daily (1,000 tokens a day for each client)"
+            in page["reason"]
+        ) == never
+        text = await service.reserve(
+            "2", b'{"max_tokens": %d }' % tokens, accept="text/plain"
+        )
         assert (b"\nRetry: does not help\n" in (text.answer or (b"", b""))[1]) == never
 
     run(scenario, tmp_path)
@@ -206,9 +282,14 @@ def test_the_command_on_the_page_names_the_user_where_that_is_safe_to_paste(
 ) -> None:
     async def scenario(service: Service) -> None:
         for accept in ("text/plain", "text/html"):
-            denied = await service.reserve("1", b'{"max_tokens": 2000}', user=user, accept=accept)
+            denied = await service.reserve(
+                "1", b'{"max_tokens": 2000}', user=user, accept=accept
+            )
             page = (denied.answer or (b"", b""))[1].decode()
-            assert f"squidkeeper explain --client 192.0.2.1{options} 'POST' 'https://llm.example/v1/x'\n" in page
+            assert (
+                f"squidkeeper explain --client 192.0.2.1{options} 'POST' 'https://llm.example/v1/x'\n"
+                in page
+            )
 
     run(scenario, tmp_path)
 
@@ -216,7 +297,8 @@ def test_the_command_on_the_page_names_the_user_where_that_is_safe_to_paste(
 def test_requests_of_two_workers_with_the_same_id_both_count(tmp_path: Path) -> None:
     async def scenario(service: Service) -> None:
         first = await service.reserve("1", worker="1")
-        again = await service.reserve("1", worker="1")  # Squid asks again where a process was killed
+        # Squid asks again where a process was killed
+        again = await service.reserve("1", worker="1")
         second = await service.reserve("1", worker="2", client="192.0.2.1")
         assert (first.metered, service.held()) == (again.metered, 2)
         for judgement in (first, second):
@@ -226,9 +308,14 @@ def test_requests_of_two_workers_with_the_same_id_both_count(tmp_path: Path) -> 
     run(scenario, tmp_path)
 
 
-def test_requests_that_have_not_ended_hold_what_another_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_that_have_not_ended_hold_what_another_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scenario(service: Service) -> None:
-        held = [await service.reserve(str(number), b'{"max_tokens": 300}') for number in range(3)]
+        held = [
+            await service.reserve(str(number), b'{"max_tokens": 300}')
+            for number in range(3)
+        ]
         assert all(judgement.allowed for judgement in held)
         denied = await service.reserve("3", b'{"max_tokens": 300}')
         assert "requests that have not ended hold" in (denied.decision.reason or "")
@@ -272,7 +359,9 @@ def test_a_settlement_that_fails_is_made_later(tmp_path: Path) -> None:
 @contextmanager
 def locked(bodies: Path) -> Iterator[None]:
     """Another process keeps the counts to itself, and hangs."""
-    with closing(sqlite3.connect(bodies / "quotas/counts.db", isolation_level=None)) as database:
+    with closing(
+        sqlite3.connect(bodies / "quotas/counts.db", isolation_level=None)
+    ) as database:
         database.execute("BEGIN IMMEDIATE")
         yield
 
@@ -295,30 +384,51 @@ def test_while_counts_cannot_be_written_requests_are_denied_and_what_was_used_co
 ) -> None:
     async def scenario(service: Service) -> None:
         bodies = service.state / "bodies"
-        begun = [await service.reserve(str(number), b'{"max_tokens": 90}') for number in range(2)]
+        begun = [
+            await service.reserve(str(number), b'{"max_tokens": 90}')
+            for number in range(2)
+        ]
         with trouble(bodies):
-            assert (await service.reserve("7")).headers["X-SK-Found"] == "quota-unavailable:daily"
+            assert (await service.reserve("7")).headers[
+                "X-SK-Found"
+            ] == "quota-unavailable:daily"
             for judgement in begun:
                 assert not (await service.settle(judgement, Usage("m", 30, 40))).settled
             service.settler.tick()
-            assert (await service.reserve("8")).headers["X-SK-Found"] == "quota-unavailable:daily"
+            assert (await service.reserve("8")).headers[
+                "X-SK-Found"
+            ] == "quota-unavailable:daily"
         service.settler.tick()
         await service.settler.finish()
         assert (service.used(), service.held()) == (2 * 70, 0)
-        assert sum(entry.tokens_in + entry.tokens_out for entry in latest(service.lines()).values()) == 2 * 70
+        assert (
+            sum(
+                entry.tokens_in + entry.tokens_out
+                for entry in latest(service.lines()).values()
+            )
+            == 2 * 70
+        )
         assert (await service.reserve("9")).allowed
 
     (tmp_path / "state/bodies").mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path / "state/bodies"], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path / "state/bodies"],
+        check=True,
+    )
     try:
         run(scenario, tmp_path)
     finally:
         subprocess.run(["umount", "--lazy", tmp_path / "state/bodies"], check=True)
 
 
-def test_a_clock_that_is_set_back_a_day_gives_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_is_set_back_a_day_gives_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scenario(service: Service) -> None:
-        judgement, held = await service.reserve("1"), await service.reserve("2", b'{"max_tokens": 200}')
+        judgement, held = (
+            await service.reserve("1"),
+            await service.reserve("2", b'{"max_tokens": 200}'),
+        )
         await service.settle(judgement, Usage("m", 600, 100))
         clock.now -= 86_400
         assert not (await service.reserve("3")).allowed
@@ -349,24 +459,38 @@ def test_a_line_that_cannot_be_written_is_written_later(tmp_path: Path) -> None:
 
 
 def test_an_answer_that_is_read_again_counts_once(tmp_path: Path) -> None:
-    """A response in the background reports its usage in a later answer, which can be read often."""
+    """A response in the background reports its usage in a later answer, which can be
+    read often.
+    """
 
     async def scenario(service: Service) -> None:
-        begun = await service.settle(await service.reserve("1"), Unmetered("later", answer_id="resp_1"))
+        begun = await service.settle(
+            await service.reserve("1"), Unmetered("later", answer_id="resp_1")
+        )
         assert (begun.tokens_in, begun.tokens_out) == (TOKENS_IN, 100)
         told = Usage("m", 5, 130, answer_id="resp_1")
         get = "GET /v1/responses/resp_1"
-        read = [await service.settle(await service.reserve(number, b"", call=get), told) for number in ("2", "3")]
-        assert [(entry.tokens_in, entry.tokens_out) for entry in read] == [(0, 30), (0, 0)]
+        read = [
+            await service.settle(await service.reserve(number, b"", call=get), told)
+            for number in ("2", "3")
+        ]
+        assert [(entry.tokens_in, entry.tokens_out) for entry in read] == [
+            (0, 30),
+            (0, 0),
+        ]
         assert service.used() == TOKENS_IN + 130
 
     run(scenario, tmp_path)
 
 
-def test_a_client_that_chooses_the_id_of_its_answers_pays_for_each(tmp_path: Path) -> None:
+def test_a_client_that_chooses_the_id_of_its_answers_pays_for_each(
+    tmp_path: Path,
+) -> None:
     async def scenario(service: Service) -> None:
         for number in ("1", "2"):
-            told = await service.settle(await service.reserve(number), Usage("m", 5, 130, answer_id="mine"))
+            told = await service.settle(
+                await service.reserve(number), Usage("m", 5, 130, answer_id="mine")
+            )
             assert (told.tokens_in, told.tokens_out) == (5, 130)
         assert service.used() == 270
 
@@ -378,11 +502,17 @@ def test_a_client_that_chooses_the_id_of_its_answers_pays_for_each(tmp_path: Pat
     [
         (b'{"max_tokens": 1, "max_tokens": 64000}', "identity", "plain JSON"),
         (b'{"max_tokens": "64000"}', "identity", "no whole number"),
-        (CHAT, "br", "the body is compressed, and the rule ünlimited has ask_usage: send it plain"),
+        (
+            CHAT,
+            "br",
+            "the body is compressed, and the rule ünlimited has ask_usage: send it plain",
+        ),
         (gzip.compress(CHAT, mtime=0), "gzip", "the body is compressed"),
     ],
 )
-def test_a_request_is_denied_whose_use_cannot_be_told(tmp_path: Path, body: bytes, encoding: str, reason: str) -> None:
+def test_a_request_is_denied_whose_use_cannot_be_told(
+    tmp_path: Path, body: bytes, encoding: str, reason: str
+) -> None:
     async def scenario(service: Service) -> None:
         denied = await service.reserve("1", body, encoding=encoding)
         assert (denied.decision.rule, denied.metered) == ("invalid-request", "")
@@ -403,7 +533,9 @@ def test_a_body_that_inflates_has_a_thread_and_a_client_one_at_a_time(
     bomb = gzip.compress(b'{"messages": "' + bytes(32 << 20) + b'"}')
     read, at_once, most = settling._metered, 0, 0
 
-    def metered(policy: CompiledPolicy, rule: Rule, asked: AskedBody) -> tuple[Metered, bytes | None]:
+    def metered(
+        policy: CompiledPolicy, rule: Rule, asked: AskedBody
+    ) -> tuple[Metered, bytes | None]:
         nonlocal at_once, most
         assert threading.current_thread() is not threading.main_thread()
         at_once += 1
@@ -415,7 +547,10 @@ def test_a_body_that_inflates_has_a_thread_and_a_client_one_at_a_time(
 
     async def scenario(service: Service) -> None:
         monkeypatch.setattr(settling, "_metered", metered)
-        sent = [service.reserve(str(n), bomb, call="POST /v1/messages", encoding="gzip") for n in range(3)]
+        sent = [
+            service.reserve(str(n), bomb, call="POST /v1/messages", encoding="gzip")
+            for n in range(3)
+        ]
         assert not any(judgement.allowed for judgement in await asyncio.gather(*sent))
         assert most == 1
 
@@ -425,12 +560,18 @@ def test_a_body_that_inflates_has_a_thread_and_a_client_one_at_a_time(
 def test_a_flood_of_requests_without_answers_leaves_few_rows_and_frees_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reserve of a long answer is merged with theirs. What it uses beyond that counts all the same."""
+    """The reserve of a long answer is merged with theirs.
+
+    What it uses beyond that counts all the same.
+    """
     monkeypatch.setattr(reserves, "ROWS_AT_MOST", 10)
 
     async def scenario(service: Service) -> None:
         long = await service.reserve("1")
-        flood = [await service.reserve(f"2{number:02}", b"", call="GET /v1/responses/x") for number in range(60)]
+        flood = [
+            await service.reserve(f"2{number:02}", b"", call="GET /v1/responses/x")
+            for number in range(60)
+        ]
         assert service.held() <= 11
         assert service.used() == RESERVE
         await service.settle(long, Usage("m", 400, 300))
@@ -448,15 +589,22 @@ def test_what_cannot_be_priced_costs_its_reserve(tmp_path: Path) -> None:
         service.settler._settle(metered, Usage("m", 7, 500), None, whole=True)
         await service.settler.finish()
         entry = latest(service.lines())["gw.1"]
-        assert (entry.state, entry.tokens_out, entry.cost) == (UsageState.UNMETERED, 500, TOKENS_IN + 200)
+        assert (entry.state, entry.tokens_out, entry.cost) == (
+            UsageState.UNMETERED,
+            500,
+            TOKENS_IN + 200,
+        )
 
     run(scenario, tmp_path)
 
 
-def test_the_line_of_a_killed_process_is_written_by_the_next_one(tmp_path: Path) -> None:
+def test_the_line_of_a_killed_process_is_written_by_the_next_one(
+    tmp_path: Path,
+) -> None:
     async def scenario(service: Service) -> None:
         await service.reserve("1")
-        ledger_file(service.state).write_text("")  # as if it had been killed ahead of this
+        # as if it had been killed ahead of this
+        ledger_file(service.state).write_text("")
         other = Service(service.policy, tmp_path)
         await other.settler.finish()
         other.settler._thread.submit(other.settler._reserves.close).result()

@@ -1,4 +1,6 @@
-"""What Squid says about metered requests that reached no origin, and what else comes to that port."""
+"""What Squid says about metered requests that reached no origin, and what else comes to
+that port.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,18 @@ class Kept(Settler):
         self.settled.append((metered.request.request_id, outcome, whole))
 
 
-def test_requests_that_reached_no_origin_use_nothing_and_other_lines_change_nothing() -> None:
+def test_requests_that_reached_no_origin_use_nothing_and_other_lines_change_nothing() -> (
+    None
+):
     kept = Kept()
-    for datagram in (b"", b"-\n", b"\xff" * 2000, LINE[:-4] + b"\n", LINE + b"x\n", LINE + b"\n-\n" + LINE + b"\n"):
+    for datagram in (
+        b"",
+        b"-\n",
+        b"\xff" * 2000,
+        LINE[:-4] + b"\n",
+        LINE + b"x\n",
+        LINE + b"\n-\n" + LINE + b"\n",
+    ):
         settle_unsent(datagram, kept)
     assert kept.settled == [("gw.1.2.3", NOTHING_USED, True)] * 2
 

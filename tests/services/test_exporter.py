@@ -1,4 +1,6 @@
-"""The exporter as a process without a gateway, and its parts: pages, checks, metrics, what is missing."""
+"""The exporter as a process without a gateway, and its parts: pages, checks, metrics,
+what is missing.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,18 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from squidkeeper.base.errors import ListenFailed
-from squidkeeper.base.metrics import DECISION_DURATION, METRICS, TRANSPARENT_CONNECTIONS, TransparentResult
+from squidkeeper.base.metrics import (
+    DECISION_DURATION,
+    METRICS,
+    TRANSPARENT_CONNECTIONS,
+    TransparentResult,
+)
 from squidkeeper.base.squid_counters import SquidCounters, parse_counters, read_counters
 from squidkeeper.cli import main
 from squidkeeper.policy.policy_store.loading import load
@@ -36,18 +45,42 @@ from squidkeeper.record.log.record import format_time
 from squidkeeper.services.exporter import server
 from squidkeeper.services.exporter.certificate import Certificate, read_certificate
 from squidkeeper.services.exporter.checkpoint import Checkpoint
-from squidkeeper.services.exporter.collector import GatewayCollector, expected_series, observed_series, squid_families
+from squidkeeper.services.exporter.collector import (
+    GatewayCollector,
+    expected_series,
+    observed_series,
+    squid_families,
+)
 from squidkeeper.services.exporter.conditions import CONDITIONS, active_conditions
-from squidkeeper.services.exporter.counts import SERIES_LIMIT, RequestCounter, RequestCounts
+from squidkeeper.services.exporter.counts import (
+    SERIES_LIMIT,
+    RequestCounter,
+    RequestCounts,
+)
 from squidkeeper.services.exporter.process import _bound
 from squidkeeper.services.exporter.recent import Denial, RecentAnswer
 from squidkeeper.services.exporter.server import Application
-from squidkeeper.services.exporter.snapshot import HELPER_PATIENCE_SECONDS, Disk, Snapshot, read_disks
+from squidkeeper.services.exporter.snapshot import (
+    HELPER_PATIENCE_SECONDS,
+    Disk,
+    Snapshot,
+    read_disks,
+)
 from squidkeeper.services.exporter.status_page import page
-from squidkeeper.services.exporter.status_rows import helper_rows, rule_rows, secret_rows
+from squidkeeper.services.exporter.status_rows import (
+    helper_rows,
+    rule_rows,
+    secret_rows,
+)
 from squidkeeper.services.maintenance.process import MaintenanceStatus, TaskRunner
 from squidkeeper.serving.certificates.authority import make_ca, make_intermediate
-from squidkeeper.serving.counters.layout import HelperStatus, Key, counter_key, histogram_keys, make_key
+from squidkeeper.serving.counters.layout import (
+    HelperStatus,
+    Key,
+    counter_key,
+    histogram_keys,
+    make_key,
+)
 from squidkeeper.serving.counters.reader import CounterFile
 
 from ..conftest import compiled_of
@@ -78,11 +111,13 @@ def policy_in(parent: Path) -> Path:
     folder.mkdir()
     (folder / "token").write_text(SECRET)
     (folder / "token").chmod(0o600)
-    (folder / "policy.yaml").write_text("version: 1\n" + POLICY.replace(", gone: {file: gone}", ""))
+    (folder / "policy.yaml").write_text(
+        "version: 1\n" + POLICY.replace(", gone: {file: gone}", "")
+    )
     return folder
 
 
-# ── The process ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The process ───────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -99,10 +134,34 @@ class Process:
         self.port = free_port()
         self.log = folder / "access.log"
         self.state = folder / "state"
-        command = [sys.executable, "-m", "squidkeeper", "exporter", "--listen", f"127.0.0.1:{self.port}"]
-        command += ["--policy", str(folder / "policy"), "--access-log", str(self.log), "--state", str(self.state)]
-        command += ["--run", str(folder / "run"), "--ca", str(folder / "ca.crt"), "--squid", "127.0.0.1:1", *options]
-        self.process = subprocess.Popen([*inside, *command], stderr=subprocess.PIPE, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "squidkeeper",
+            "exporter",
+            "--listen",
+            f"127.0.0.1:{self.port}",
+        ]
+        command += [
+            "--policy",
+            str(folder / "policy"),
+            "--access-log",
+            str(self.log),
+            "--state",
+            str(self.state),
+        ]
+        command += [
+            "--run",
+            str(folder / "run"),
+            "--ca",
+            str(folder / "ca.crt"),
+            "--squid",
+            "127.0.0.1:1",
+            *options,
+        ]
+        self.process = subprocess.Popen(
+            [*inside, *command], stderr=subprocess.PIPE, text=True
+        )
 
     def wait(self) -> Process:
         """Wait until it answers."""
@@ -120,7 +179,9 @@ class Process:
         with closing(HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
             connection.request(method, path, headers=headers)
             response = connection.getresponse()
-            return Answer(response.status, dict(response.getheaders()), response.read().decode())
+            return Answer(
+                response.status, dict(response.getheaders()), response.read().decode()
+            )
 
     def unhealthy(self) -> set[str]:
         """The codes of /healthz, with a maintenance process that runs."""
@@ -133,7 +194,11 @@ class Process:
 
     def value(self, series: str) -> float:
         lines = self.get("/metrics").text.splitlines()
-        return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{series} "))
+        return next(
+            float(line.rpartition(" ")[2])
+            for line in lines
+            if line.startswith(f"{series} ")
+        )
 
     def wait_for_value(self, series: str, value: float) -> None:
         wait_for(lambda: self.value(series) == value, f"{series} to be {value}")
@@ -161,10 +226,24 @@ REQUESTS = 'squidkeeper_requests_total{client="lab",method_class="read",rule="op
 @pytest.mark.system
 def test_it_starts_with_nothing_there_and_takes_up_what_comes(tmp_path: Path) -> None:
     with running(tmp_path) as exporter:
-        assert exporter.unhealthy() == {"no-policy", "policy-not-loaded", "access-log-unreadable", *ALWAYS}
-        assert [exporter.value(f"squidkeeper_{name}") for name in ("record_readable", "policy_rules")] == [0, 0]
-        assert [exporter.value(name) for name in ("squid_up", "squidkeeper_policy_last_reload_successful")] == [0, 0]
-        assert "\nsquidkeeper_ca_certificate_expiry_timestamp_seconds " not in exporter.get("/metrics").text
+        assert exporter.unhealthy() == {
+            "no-policy",
+            "policy-not-loaded",
+            "access-log-unreadable",
+            *ALWAYS,
+        }
+        assert [
+            exporter.value(f"squidkeeper_{name}")
+            for name in ("record_readable", "policy_rules")
+        ] == [0, 0]
+        assert [
+            exporter.value(name)
+            for name in ("squid_up", "squidkeeper_policy_last_reload_successful")
+        ] == [0, 0]
+        assert (
+            "\nsquidkeeper_ca_certificate_expiry_timestamp_seconds "
+            not in exporter.get("/metrics").text
+        )
         assert exporter.get("/").status == 200
         (tmp_path / "policy").mkdir()
         (tmp_path / "policy/policy.yaml").write_text(
@@ -190,7 +269,9 @@ def exporter_log(exporter: Process, folder: Path) -> str:
 
 
 @pytest.mark.system
-def test_what_was_served_never_goes_back_even_when_killed_and_the_log_is_gone(tmp_path: Path, policy: Path) -> None:
+def test_what_was_served_never_goes_back_even_when_killed_and_the_log_is_gone(
+    tmp_path: Path, policy: Path
+) -> None:
     (tmp_path / "access.log").write_bytes(line() * 3)
     for number, by in enumerate((signal.SIGTERM, signal.SIGKILL)):
         with running(tmp_path) as exporter:
@@ -198,8 +279,12 @@ def test_what_was_served_never_goes_back_even_when_killed_and_the_log_is_gone(tm
             with exporter.log.open("ab") as log:
                 log.write(line())
             exporter.wait_for_value(REQUESTS, 4 + number)
-            assert exporter.end(by)[0] == (-signal.SIGKILL if by is signal.SIGKILL else 0)
-    kept = json.loads((tmp_path / "state/exporter/counts.json").read_bytes())["counts"]["requests"]
+            assert exporter.end(by)[0] == (
+                -signal.SIGKILL if by is signal.SIGKILL else 0
+            )
+    kept = json.loads((tmp_path / "state/exporter/counts.json").read_bytes())["counts"][
+        "requests"
+    ]
     assert sum(number for _, number in kept) == 5
     exporter.log.write_bytes(line(connection="2"))
     with running(tmp_path) as exporter:
@@ -240,18 +325,25 @@ def test_a_second_one_is_refused_by_name(served: Process) -> None:
 
 
 @pytest.mark.system
-def test_a_port_that_is_taken_is_named_and_nobody_else_opens_its_own_while_it_counts_what_there_is() -> None:
+def test_a_port_that_is_taken_is_named_and_nobody_else_opens_its_own_while_it_counts_what_there_is() -> (
+    None
+):
     with _bound(("127.0.0.1", 0)) as bound, socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with pytest.raises(OSError, match="in use"):
             other.bind(bound.getsockname())
         port = bound.getsockname()[1]
-        with pytest.raises(ListenFailed, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
+        with pytest.raises(
+            ListenFailed,
+            match=f"cannot listen on 127.0.0.1 port {port}: Address already in use",
+        ):
             _bound(("127.0.0.1", port))
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("listen", ["9129", "localhost:9129", "127.0.0.1", "127.0.0.1:x", "::1:9129"])
+@pytest.mark.parametrize(
+    "listen", ["9129", "localhost:9129", "127.0.0.1", "127.0.0.1:x", "::1:9129"]
+)
 def test_an_address_that_is_none_is_refused(listen: str) -> None:
     done = CliRunner().invoke(main, ["exporter", "--listen", listen])
     assert done.exit_code == 2
@@ -259,8 +351,15 @@ def test_an_address_that_is_none_is_refused(listen: str) -> None:
 
 
 @pytest.mark.system
-def test_no_secret_and_no_query_is_on_any_page_or_in_a_core_dump(tmp_path: Path, policy: Path) -> None:
-    denied = line(verdict="deny", rule="closed", status=403, url=f"http://u:{SECRET}@b.example/seen?key={SECRET}")
+def test_no_secret_and_no_query_is_on_any_page_or_in_a_core_dump(
+    tmp_path: Path, policy: Path
+) -> None:
+    denied = line(
+        verdict="deny",
+        rule="closed",
+        status=403,
+        url=f"http://u:{SECRET}@b.example/seen?key={SECRET}",
+    )
     (tmp_path / "access.log").write_bytes(denied)
     with running(tmp_path) as exporter:
         assert resource.prlimit(exporter.process.pid, resource.RLIMIT_CORE) == (0, 0)
@@ -271,21 +370,46 @@ def test_no_secret_and_no_query_is_on_any_page_or_in_a_core_dump(tmp_path: Path,
 
 
 @pytest.mark.system
-def test_an_address_of_the_network_leaves_the_one_of_this_machine(tmp_path: Path, policy: Path) -> None:
-    """In a network of its own. Only who was named sees the page there; without a name, nobody does."""
-    network = ("unshare", "--net", "sh", "-c", 'ip link set lo up; ip address add 192.0.2.7 dev lo; exec "$@"', "sh")
+def test_an_address_of_the_network_leaves_the_one_of_this_machine(
+    tmp_path: Path, policy: Path
+) -> None:
+    """In a network of its own.
+
+    Only who was named sees the page there; without a name, nobody does.
+    """
+    network = (
+        "unshare",
+        "--net",
+        "sh",
+        "-c",
+        'ip link set lo up; ip address add 192.0.2.7 dev lo; exec "$@"',
+        "sh",
+    )
     code = ("curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}")
-    for named, shown in ((), "403"), (("--status-from", "127.0.0.0/8", "--status-from", "192.0.2.0/24"), "200"):
-        exporter = Process(tmp_path, "--listen", "192.0.2.7:9129", *named, inside=network)
+    for named, shown in (
+        ((), "403"),
+        (("--status-from", "127.0.0.0/8", "--status-from", "192.0.2.0/24"), "200"),
+    ):
+        exporter = Process(
+            tmp_path, "--listen", "192.0.2.7:9129", *named, inside=network
+        )
         asked = ("nsenter", "--net", "--target", str(exporter.process.pid), *code)
 
         def answer(host: str, path: str = "", asked: tuple[str, ...] = asked) -> str:
             url = f"http://{host}:9129/{path}"
-            return subprocess.run([*asked, url], capture_output=True, text=True, check=False).stdout
+            return subprocess.run(
+                [*asked, url], capture_output=True, text=True, check=False
+            ).stdout
 
         try:
-            wait_for(lambda: answer("192.0.2.7", "metrics") == "200", "the first answer")
-            assert (answer("127.0.0.1"), answer("127.0.0.1", "metrics"), answer("192.0.2.7")) == ("200", "200", shown)
+            wait_for(
+                lambda: answer("192.0.2.7", "metrics") == "200", "the first answer"
+            )
+            assert (
+                answer("127.0.0.1"),
+                answer("127.0.0.1", "metrics"),
+                answer("192.0.2.7"),
+            ) == ("200", "200", shown)
         finally:
             assert exporter.end()[0] == 0
 
@@ -297,7 +421,15 @@ def test_connections_that_say_nothing_keep_nobody_out(served: Process) -> None:
         connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n")
     try:
         assert served.get("/metrics").status == 200
-        assert int(Path(f"/proc/{served.process.pid}/status").read_text().split("Threads:")[1].split()[0]) < 12
+        assert (
+            int(
+                Path(f"/proc/{served.process.pid}/status")
+                .read_text()
+                .split("Threads:")[1]
+                .split()[0]
+            )
+            < 12
+        )
     finally:
         for connection in idle:
             connection.close()
@@ -305,7 +437,11 @@ def test_connections_that_say_nothing_keep_nobody_out(served: Process) -> None:
 
 @pytest.mark.system
 def test_health_writes_nothing_however_often_it_is_asked(served: Process) -> None:
-    counts, files, begun = served.state / "exporter/counts.json", set(), time.monotonic()
+    counts, files, begun = (
+        served.state / "exporter/counts.json",
+        set(),
+        time.monotonic(),
+    )
     for _ in range(20):
         with served.log.open("ab") as log:
             log.write(line())
@@ -317,13 +453,18 @@ def test_health_writes_nothing_however_often_it_is_asked(served: Process) -> Non
 
 
 @pytest.mark.system
-def test_a_request_that_trickles_in_does_not_keep_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_trickles_in_does_not_keep_its_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(server, "_IDLE_SECONDS", 1)
     monkeypatch.setattr(server, "_CLEANUP_SECONDS", 1)
     bound = socket.create_server(("127.0.0.1", 0))
     serving = server.serve(Application(CollectorRegistry(), lambda: (), str, ()), bound)
     threading.Thread(target=serving.run, daemon=True).start()
-    with socket.create_connection(bound.getsockname()) as client, pytest.raises(ConnectionError):
+    with (
+        socket.create_connection(bound.getsockname()) as client,
+        pytest.raises(ConnectionError),
+    ):
         trickle(client)
     serving.close()
 
@@ -335,7 +476,7 @@ def trickle(client: socket.socket) -> None:
         pause(0.1, "a slow client")
 
 
-# ── The pages ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The pages ─────────────────────────────────────────────────────────────────────────
 
 
 def answer(
@@ -365,7 +506,13 @@ def answer(
         told.append((status, dict(given)))
         return None
 
-    environ = {"PATH_INFO": path, "REQUEST_METHOD": method, "REMOTE_ADDR": peer, "HTTP_HOST": host, **(headers or {})}
+    environ = {
+        "PATH_INFO": path,
+        "REQUEST_METHOD": method,
+        "REMOTE_ADDR": peer,
+        "HTTP_HOST": host,
+        **(headers or {}),
+    }
     body = b"".join(application(environ, start))  # type: ignore[arg-type] # a write that nobody calls
     ((status, given),) = told
     return Answer(int(status[:3]), given, body.decode())
@@ -384,7 +531,9 @@ def view(policy: Path | None) -> Snapshot:
         backlog_bytes=0,
         state_writable=True,
         policy=compiled.source if compiled else None,
-        policy_state=PolicyState(compiled.revision if compiled else None, NOW - 100, ok=True),
+        policy_state=PolicyState(
+            compiled.revision if compiled else None, NOW - 100, ok=True
+        ),
         counter_files=(),
         totals={},
         certificate=Certificate(Path("/ca.crt")),
@@ -395,8 +544,20 @@ def view(policy: Path | None) -> Snapshot:
 @pytest.mark.parametrize(
     ("peer", "status"),
     [
-        *((peer, 200) for peer in ("127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "192.0.2.77")),
-        *((peer, 403) for peer in ("192.0.3.1", "::2", "::ffff:192.0.3.1", "fe80::1%eth0")),
+        *(
+            (peer, 200)
+            for peer in (
+                "127.0.0.1",
+                "127.9.9.9",
+                "::1",
+                "::ffff:127.0.0.1",
+                "192.0.2.77",
+            )
+        ),
+        *(
+            (peer, 403)
+            for peer in ("192.0.3.1", "::2", "::ffff:192.0.3.1", "fe80::1%eth0")
+        ),
     ],
 )
 def test_the_page_is_shown_to_whom_it_is_opened_alone(peer: str, status: int) -> None:
@@ -407,29 +568,59 @@ def test_the_page_is_shown_to_whom_it_is_opened_alone(peer: str, status: int) ->
     assert answer(peer, "/metrics").status == answer(peer, "/healthz").status == 200
 
 
-def test_the_page_is_shown_under_an_address_and_not_under_a_name_or_by_a_proxy_that_could_be_anybodys() -> None:
-    for host in ("localhost", "localhost:9129", "LOCALHOST", "127.0.0.1", "[::1]:9129", "192.0.2.1:9129"):
+def test_the_page_is_shown_under_an_address_and_not_under_a_name_or_by_a_proxy_that_could_be_anybodys() -> (
+    None
+):
+    for host in (
+        "localhost",
+        "localhost:9129",
+        "LOCALHOST",
+        "127.0.0.1",
+        "[::1]:9129",
+        "192.0.2.1:9129",
+    ):
         assert answer(host=host).status == 200, host
-    names = ("", "evil.example", "evil.example:9129", "127.0.0.1.evil.example", "localhost.evil.example", "x@y")
+    names = (
+        "",
+        "evil.example",
+        "evil.example:9129",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "x@y",
+    )
     for host in names:
         assert answer(host=host, on_loopback=False).status == 403, host
-        assert answer(host=host, path="/metrics", on_loopback=False).status == 200, "elsewhere it is scraped by name"
-        assert [answer(host=host, path=path).status for path in ("/", "/metrics", "/healthz")] == [403] * 3, host
+        assert answer(host=host, path="/metrics", on_loopback=False).status == 200, (
+            "elsewhere it is scraped by name"
+        )
+        assert [
+            answer(host=host, path=path).status
+            for path in ("/", "/metrics", "/healthz")
+        ] == [403] * 3, host
     for header in ("HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_FORWARDED_FOR"):
         assert answer(headers={header: "192.0.2.9"}).status == 403, header
-        assert answer(path="/metrics", headers={header: "192.0.2.9"}).status == 200, header
+        assert answer(path="/metrics", headers={header: "192.0.2.9"}).status == 200, (
+            header
+        )
 
 
 @pytest.mark.system
 @pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/nothing"])
 def test_every_answer_lets_nothing_in(path: str) -> None:
     headers = answer(path=path).headers
-    assert headers["Content-Security-Policy"].startswith("default-src 'none'; style-src 'unsafe-inline';")
-    assert (headers["X-Content-Type-Options"], headers["Cache-Control"]) == ("nosniff", "no-store")
+    assert headers["Content-Security-Policy"].startswith(
+        "default-src 'none'; style-src 'unsafe-inline';"
+    )
+    assert (headers["X-Content-Type-Options"], headers["Cache-Control"]) == (
+        "nosniff",
+        "no-store",
+    )
 
 
 def test_other_paths_and_methods_are_refused() -> None:
-    assert answer(path="/metrics/").status == answer(path="/../etc/passwd").status == 404
+    assert (
+        answer(path="/metrics/").status == answer(path="/../etc/passwd").status == 404
+    )
     for method in ("POST", "PUT", "DELETE", "OPTIONS", "TRACE", "get"):
         assert answer(path="/metrics", method=method).status == 405
         assert answer(path="/metrics", method=method).headers["Allow"] == "GET, HEAD"
@@ -440,45 +631,79 @@ def test_other_paths_and_methods_are_refused() -> None:
 def test_metrics_are_served_as_text_and_as_openmetrics() -> None:
     plain = answer(path="/metrics")
     assert plain.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
-    wanted = {"HTTP_ACCEPT": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"}
+    wanted = {
+        "HTTP_ACCEPT": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+    }
     opened = answer(path="/metrics", headers=wanted)
-    assert opened.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert opened.headers["Content-Type"].startswith(
+        "application/openmetrics-text; version=1.0.0"
+    )
     assert opened.text.endswith("# EOF\n")
     families = parse_openmetrics(opened.text)  # type: ignore[no-untyped-call] # the library has no types for it
-    assert {family.name for family in families} == {family.name for family in parse_text(plain.text)}
+    assert {family.name for family in families} == {
+        family.name for family in parse_text(plain.text)
+    }
 
 
 @pytest.mark.parametrize("version", ["x.y", "\xff", "1", "", "1.0.0.0.0"])
 def test_metrics_are_served_whatever_is_asked_for(version: str) -> None:
     for kind in ("application/openmetrics-text", "text/plain"):
-        assert answer(path="/metrics", headers={"HTTP_ACCEPT": f"{kind};version={version};escaping=x"}).status == 200
+        assert (
+            answer(
+                path="/metrics",
+                headers={"HTTP_ACCEPT": f"{kind};version={version};escaping=x"},
+            ).status
+            == 200
+        )
 
 
-# ── Health ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Health ────────────────────────────────────────────────────────────────────────────
 
 GOOD = PolicyState("aaaa", NOW - 100, ok=True)
-HELPER = HelperStatus("host", 77, NOW - 50, NOW - 1, "aaaa", reload_ok=True, reloaded=NOW - 50)
+HELPER = HelperStatus(
+    "host", 77, NOW - 50, NOW - 1, "aaaa", reload_ok=True, reloaded=NOW - 50
+)
 
 
-def seen(state: PolicyState = GOOD, *helpers: HelperStatus, running: bool = True) -> Snapshot:
+def seen(
+    state: PolicyState = GOOD, *helpers: HelperStatus, running: bool = True
+) -> Snapshot:
     """A gateway with these helpers, and with nothing else wrong."""
-    files = tuple(CounterFile(number, running, "x", status) for number, status in enumerate(helpers))
+    files = tuple(
+        CounterFile(number, running, "x", status)
+        for number, status in enumerate(helpers)
+    )
     squid, maintenance = SquidCounters({}, answers=True), MaintenanceStatus(runs=True)
-    return replace(view(None), policy_state=state, counter_files=files, squid=squid, maintenance=maintenance)
+    return replace(
+        view(None),
+        policy_state=state,
+        counter_files=files,
+        squid=squid,
+        maintenance=maintenance,
+    )
 
 
 def wrong(about: Snapshot) -> dict[str, str]:
-    return {condition.condition.code: condition.detail for condition in active_conditions(about, unhealthy_only=True)}
+    return {
+        condition.condition.code: condition.detail
+        for condition in active_conditions(about, unhealthy_only=True)
+    }
 
 
 def test_all_is_well_with_helpers_and_without() -> None:
     assert wrong(seen(GOOD, HELPER)) == wrong(seen()) == {}
     healthy = answer(path="/healthz")
-    assert (healthy.status, json.loads(healthy.text)) == (200, {"healthy": True, "conditions": []})
+    assert (healthy.status, json.loads(healthy.text)) == (
+        200,
+        {"healthy": True, "conditions": []},
+    )
 
 
 def test_health_gives_each_condition_with_its_code() -> None:
-    ill = answer(path="/healthz", about=replace(seen(), maintenance=MaintenanceStatus(runs=False)))
+    ill = answer(
+        path="/healthz",
+        about=replace(seen(), maintenance=MaintenanceStatus(runs=False)),
+    )
     assert ill.status == 503
     assert json.loads(ill.text) == {
         "healthy": False,
@@ -526,7 +751,11 @@ def test_a_helper_that_needs_no_policy_is_not_asked_for_its_revision() -> None:
 @pytest.mark.parametrize(
     ("helper", "code", "detail"),
     [
-        (replace(HELPER, beat=NOW - HELPER_PATIENCE_SECONDS - 1), "helper-stuck", "no heartbeat for 11 s"),
+        (
+            replace(HELPER, beat=NOW - HELPER_PATIENCE_SECONDS - 1),
+            "helper-stuck",
+            "no heartbeat for 11 s",
+        ),
         (replace(HELPER, busy_since=NOW - 12), "helper-stuck", "no reply for 12 s"),
         (
             replace(HELPER, reload_ok=False),
@@ -550,17 +779,35 @@ def test_a_helper_that_needs_no_policy_is_not_asked_for_its_revision() -> None:
         ),
     ],
 )
-def test_a_helper_that_is_ill_is_named(helper: HelperStatus, code: str, detail: str) -> None:
-    assert wrong(seen(GOOD, HELPER, helper)) == {code: f"helper host, process 77: {detail}"}
+def test_a_helper_that_is_ill_is_named(
+    helper: HelperStatus, code: str, detail: str
+) -> None:
+    assert wrong(seen(GOOD, HELPER, helper)) == {
+        code: f"helper host, process 77: {detail}"
+    }
 
 
-def test_a_helper_has_time_to_answer_and_to_take_up_an_edit_and_is_idle_once_it_has_ended() -> None:
+def test_a_helper_has_time_to_answer_and_to_take_up_an_edit_and_is_idle_once_it_has_ended() -> (
+    None
+):
     assert wrong(seen(GOOD, replace(HELPER, beat=NOW - 9, busy_since=NOW - 9))) == {}
-    assert wrong(seen(replace(GOOD, loaded=NOW - 9), replace(HELPER, revision="bbbb"))) == {}
-    assert wrong(seen(GOOD, replace(HELPER, beat=0.0, revision="old", reload_ok=False), running=False)) == {}
+    assert (
+        wrong(seen(replace(GOOD, loaded=NOW - 9), replace(HELPER, revision="bbbb")))
+        == {}
+    )
+    assert (
+        wrong(
+            seen(
+                GOOD,
+                replace(HELPER, beat=0.0, revision="old", reload_ok=False),
+                running=False,
+            )
+        )
+        == {}
+    )
 
 
-# ── The metrics ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The metrics ───────────────────────────────────────────────────────────────────────
 
 
 def samples(about: Snapshot) -> dict[str, float]:
@@ -568,10 +815,17 @@ def samples(about: Snapshot) -> dict[str, float]:
     registry = CollectorRegistry()
     registry.register(GatewayCollector(lambda: about))
     lines = generate_latest(registry).decode().splitlines()
-    return {series: float(value) for series, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+    return {
+        series: float(value)
+        for series, _, value in (
+            line.rpartition(" ") for line in lines if line[0] != "#"
+        )
+    }
 
 
-def test_each_entry_of_the_table_is_served_by_its_name_kind_and_meaning(policy: Path) -> None:
+def test_each_entry_of_the_table_is_served_by_its_name_kind_and_meaning(
+    policy: Path,
+) -> None:
     registry = CollectorRegistry()
     registry.register(GatewayCollector(lambda: view(policy)))
     told = generate_latest(registry).decode().splitlines()
@@ -591,13 +845,25 @@ def test_what_the_policy_names_is_there_before_it_counts(policy: Path) -> None:
     for client in ("lab", "ops", "none"):
         series = f'client="{client}",method_class="read",rule="open",status_class="2xx",verdict="allow"'
         assert found[f"squidkeeper_requests_total{{{series}}}"] == 0
-        assert found[f'squidkeeper_enforcement_drift_total{{client="{client}",rule="default"}}'] == 0
-    closed = [series for series in found if 'rule="closed"' in series and "requests_total" in series]
+        assert (
+            found[
+                f'squidkeeper_enforcement_drift_total{{client="{client}",rule="default"}}'
+            ]
+            == 0
+        )
+    closed = [
+        series
+        for series in found
+        if 'rule="closed"' in series and "requests_total" in series
+    ]
     assert closed == [
         'squidkeeper_requests_total{client="ops",method_class="read",rule="closed",status_class="4xx",verdict="deny"}'
     ]
     tunnels = {line for line in found if line.startswith("squidkeeper_tunnels_total")}
-    expected = {f'squidkeeper_tunnels_total{{client="{client}",rule="open"}}' for client in ("lab", "ops", "none")}
+    expected = {
+        f'squidkeeper_tunnels_total{{client="{client}",rule="open"}}'
+        for client in ("lab", "ops", "none")
+    }
     assert tunnels == expected
     assert found['squidkeeper_rule_last_matched_timestamp_seconds{rule="closed"}'] == 0
     assert (
@@ -605,29 +871,60 @@ def test_what_the_policy_names_is_there_before_it_counts(policy: Path) -> None:
         == datetime(2030, 1, 1, tzinfo=UTC).timestamp()
     )
     assert found['squidkeeper_credential_failures_total{credential="api"}'] == 0
-    assert [found[f'squidkeeper_helper_processes{{helper="{helper}"}}'] for helper in ("host", "request")] == [0, 0]
+    assert [
+        found[f'squidkeeper_helper_processes{{helper="{helper}"}}']
+        for helper in ("host", "request")
+    ] == [0, 0]
 
 
-def test_a_grant_and_an_ask_have_series_and_a_grant_no_expiry_to_be_warned_about(tmp_path: Path) -> None:
+def test_a_grant_and_an_ask_have_series_and_a_grant_no_expiry_to_be_warned_about(
+    tmp_path: Path,
+) -> None:
     text = """
     defaults: {ask: true}
     rules: [{name: asks, action: ask, hosts: [a.example]}]
     grants: [{name: granted, any_client: true, hosts: [a.example], expires: 2030-01-01T00:00:00Z, reason: x}]
     """
-    found = samples(replace(view(None), policy=compiled_of(tmp_path / "granted", text).source))
-    labels = 'client="none",method_class="read",rule="{}",status_class="{}",verdict="{}"'
-    assert found[f"squidkeeper_requests_total{{{labels.format('granted', '2xx', 'allow')}}}"] == 0
-    assert found[f"squidkeeper_requests_total{{{labels.format('asks', '4xx', 'deny')}}}"] == 0
-    assert found[f"squidkeeper_requests_total{{{labels.format('default', '4xx', 'deny')}}}"] == 0
+    found = samples(
+        replace(view(None), policy=compiled_of(tmp_path / "granted", text).source)
+    )
+    labels = (
+        'client="none",method_class="read",rule="{}",status_class="{}",verdict="{}"'
+    )
+    assert (
+        found[
+            f"squidkeeper_requests_total{{{labels.format('granted', '2xx', 'allow')}}}"
+        ]
+        == 0
+    )
+    assert (
+        found[f"squidkeeper_requests_total{{{labels.format('asks', '4xx', 'deny')}}}"]
+        == 0
+    )
+    assert (
+        found[
+            f"squidkeeper_requests_total{{{labels.format('default', '4xx', 'deny')}}}"
+        ]
+        == 0
+    )
     assert found['squidkeeper_rule_last_matched_timestamp_seconds{rule="granted"}'] == 0
-    assert [series for series in found if series.startswith("squidkeeper_rule_expiry")] == []
+    assert [
+        series for series in found if series.startswith("squidkeeper_rule_expiry")
+    ] == []
 
 
 @pytest.mark.system
 def test_a_policy_of_thousands_makes_no_series_without_end(tmp_path: Path) -> None:
-    clients = "".join(f"  c{number}: {{networks: [10.0.{number}.0/24]}}\n" for number in range(200))
-    rules = "".join(f"  - {{name: r{number}, action: allow, hosts: [h{number}.example]}}\n" for number in range(3000))
-    policy = compiled_of(tmp_path / "many", f"clients:\n{clients}rules:\n{rules}").source
+    clients = "".join(
+        f"  c{number}: {{networks: [10.0.{number}.0/24]}}\n" for number in range(200)
+    )
+    rules = "".join(
+        f"  - {{name: r{number}, action: allow, hosts: [h{number}.example]}}\n"
+        for number in range(3000)
+    )
+    policy = compiled_of(
+        tmp_path / "many", f"clients:\n{clients}rules:\n{rules}"
+    ).source
     assert 0 < len(expected_series(policy)) <= SERIES_LIMIT // 2
 
 
@@ -636,32 +933,70 @@ def test_counts_of_the_record_are_served(policy: Path) -> None:
     for milliseconds in (5, 6, 400_000):
         counter.count(record(duration_ms=milliseconds), "lab")
     counter.count_drift("lab", "closed")
-    checkpoint = Checkpoint(since="2026-11-25T12:00:00.000+00:00", counts=counter.counts())
+    checkpoint = Checkpoint(
+        since="2026-11-25T12:00:00.000+00:00", counts=counter.counts()
+    )
     found = samples(
-        replace(view(policy), checkpoint=checkpoint, backlog_bytes=7, log_readable=False, state_writable=False)
+        replace(
+            view(policy),
+            checkpoint=checkpoint,
+            backlog_bytes=7,
+            log_readable=False,
+            state_writable=False,
+        )
     )
     assert found[REQUESTS] == 3
-    assert found['squidkeeper_response_bytes_total{client="lab",rule="open",verdict="allow"}'] == 300
+    assert (
+        found[
+            'squidkeeper_response_bytes_total{client="lab",rule="open",verdict="allow"}'
+        ]
+        == 300
+    )
     bucket = 'squidkeeper_request_duration_seconds_bucket{le="%s",method_class="read",verdict="allow"}'
-    assert [found[bucket % bound] for bound in ("0.005", "0.01", "300.0", "+Inf")] == [1, 2, 2, 3]
-    assert found['squidkeeper_request_duration_seconds_sum{method_class="read",verdict="allow"}'] == 400.011
+    assert [found[bucket % bound] for bound in ("0.005", "0.01", "300.0", "+Inf")] == [
+        1,
+        2,
+        2,
+        3,
+    ]
+    assert (
+        found[
+            'squidkeeper_request_duration_seconds_sum{method_class="read",verdict="allow"}'
+        ]
+        == 400.011
+    )
     assert found['squidkeeper_enforcement_drift_total{client="lab",rule="closed"}'] == 1
     at = datetime(2026, 11, 25, 12, tzinfo=UTC).timestamp()
     assert found['squidkeeper_rule_last_matched_timestamp_seconds{rule="open"}'] == at
     assert found["squidkeeper_record_last_line_timestamp_seconds"] == at
     assert [
-        found[f"squidkeeper_{name}"] for name in ("record_backlog_bytes", "record_readable", "exporter_state_writable")
+        found[f"squidkeeper_{name}"]
+        for name in (
+            "record_backlog_bytes",
+            "record_readable",
+            "exporter_state_writable",
+        )
     ] == [7, 0, 0]
 
 
-def test_what_an_export_reports_is_served_as_its_file_has_it(policy: Path, tmp_path: Path) -> None:
+def test_what_an_export_reports_is_served_as_its_file_has_it(
+    policy: Path, tmp_path: Path
+) -> None:
     with ExportStore(tmp_path, "siem") as store:
-        store.write(ExportState(sent=7, doubled=6, gaps=5, lost=4, backlog_bytes=3, waiting_since=1000.0))
+        store.write(
+            ExportState(
+                sent=7, doubled=6, gaps=5, lost=4, backlog_bytes=3, waiting_since=1000.0
+            )
+        )
     (tmp_path / "export/other.json").write_text("no state")
     now = view(policy).now
     os.utime(tmp_path / "export/siem.json", (now, now))
     found = samples(replace(view(policy), exports=read_exports(tmp_path, now)))
-    values = {name: value for name, value in found.items() if name.startswith("squidkeeper_export_")}
+    values = {
+        name: value
+        for name, value in found.items()
+        if name.startswith("squidkeeper_export_")
+    }
     expected: dict[str, float] = {
         "up": 1,
         "records_total": 7,
@@ -670,33 +1005,59 @@ def test_what_an_export_reports_is_served_as_its_file_has_it(policy: Path, tmp_p
         "lost_records_total": 4,
     }
     expected |= {"backlog_bytes": 3, "waiting_seconds": now - 1000}
-    assert values == {f'squidkeeper_export_{name}{{export="siem"}}': value for name, value in expected.items()}
+    assert values == {
+        f'squidkeeper_export_{name}{{export="siem"}}': value
+        for name, value in expected.items()
+    }
     assert not read_exports(tmp_path, now + 121)["siem"].runs
 
 
 @pytest.mark.system
-def test_the_room_on_disk_is_served_of_each_folder_that_is_there(policy: Path, tmp_path: Path) -> None:
+def test_the_room_on_disk_is_served_of_each_folder_that_is_there(
+    policy: Path, tmp_path: Path
+) -> None:
     """As df(1) has it, for an account that is not root's."""
     disks = tuple(read_disks({"log": tmp_path, "state": tmp_path / "missing"}))
     found = samples(replace(view(policy), disks=disks))
-    shown = subprocess.run(["df", "-B1", "--output=size", tmp_path], capture_output=True, text=True, check=True)
-    assert found['squidkeeper_filesystem_size_bytes{folder="log"}'] == int(shown.stdout.split()[-1])
-    assert 0 < found['squidkeeper_filesystem_avail_bytes{folder="log"}'] < int(shown.stdout.split()[-1])
+    shown = subprocess.run(
+        ["df", "-B1", "--output=size", tmp_path],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found['squidkeeper_filesystem_size_bytes{folder="log"}'] == int(
+        shown.stdout.split()[-1]
+    )
+    assert (
+        0
+        < found['squidkeeper_filesystem_avail_bytes{folder="log"}']
+        < int(shown.stdout.split()[-1])
+    )
     assert not any('folder="state"' in name for name in found)
 
 
 @pytest.mark.parametrize(
     ("available", "size", "low"),
-    [(1e9, 1e10, False), (9.9e8, 1e10, True), (1e10, 1e12, False), (9.9e9, 1e12, True), (0, 1e6, True)],
+    [
+        (1e9, 1e10, False),
+        (9.9e8, 1e10, True),
+        (1e10, 1e12, False),
+        (9.9e9, 1e12, True),
+        (0, 1e6, True),
+    ],
 )
-def test_a_disk_is_low_with_a_tenth_of_it_left_and_little_by_itself(available: int, size: int, low: bool) -> None:
+def test_a_disk_is_low_with_a_tenth_of_it_left_and_little_by_itself(
+    available: int, size: int, low: bool
+) -> None:
     assert Disk("log", Path("/var/log/squid"), available, size).is_low is low
 
 
 def test_the_maintenance_process_is_served_with_each_of_its_tasks(policy: Path) -> None:
     about = replace(
         view(policy),
-        maintenance=MaintenanceStatus(runs=True, failures={"resolver": "unbound is silent", "rotation": ""}),
+        maintenance=MaintenanceStatus(
+            runs=True, failures={"resolver": "unbound is silent", "rotation": ""}
+        ),
     )
     found = samples(about)
     assert found["squidkeeper_maintenance_up"] == 1
@@ -713,12 +1074,15 @@ def test_connections_to_the_transparent_ports_are_served_with_each_result_and_wi
     opened = counter_key(TRANSPARENT_CONNECTIONS, TransparentResult.OPENED)
     found = samples(replace(view(policy), totals={opened: 7.0}))
     assert {series: found[series] for series in found if series.startswith(name)} == {
-        f'{name}{{result="{result}"}}': 7 if result == "opened" else 0 for result in TransparentResult
+        f'{name}{{result="{result}"}}': 7 if result == "opened" else 0
+        for result in TransparentResult
     }
 
 
 DENIED_AT = datetime.fromtimestamp(NOW - 20, UTC)
-DENIED = Denial(DENIED_AT, "192.0.2.1", None, "GET", "http://closed.example/", 0, "closed")
+DENIED = Denial(
+    DENIED_AT, "192.0.2.1", None, "GET", "http://closed.example/", 0, "closed"
+)
 THROTTLE_HELPER = replace(HELPER, helper="throttle", revision=None)
 
 
@@ -728,28 +1092,60 @@ THROTTLE_HELPER = replace(HELPER, helper="throttle", revision=None)
         (DENIED, (HELPER,), True),
         (DENIED, (HELPER, THROTTLE_HELPER), False),
         (DENIED, (), False),  # Squid has just ended
-        (DENIED, (replace(HELPER, started=NOW - 19),), False),  # Squid has restarted since
-        (replace(DENIED, time=datetime.fromtimestamp(NOW - 2, UTC)), (HELPER,), False),  # it takes a moment to start
-        (replace(DENIED, time=datetime.fromtimestamp(NOW - 301, UTC)), (replace(HELPER, started=0.0),), False),
+        (
+            DENIED,
+            (replace(HELPER, started=NOW - 19),),
+            False,
+        ),  # Squid has restarted since
+        (
+            replace(DENIED, time=datetime.fromtimestamp(NOW - 2, UTC)),
+            (HELPER,),
+            False,
+        ),  # it takes a moment to start
+        (
+            replace(DENIED, time=datetime.fromtimestamp(NOW - 301, UTC)),
+            (replace(HELPER, started=0.0),),
+            False,
+        ),
         (replace(DENIED, rule="policy-unavailable"), (HELPER,), False),
         (replace(DENIED, rule="not-rendered"), (HELPER,), False),
         (replace(DENIED, facts={"error": "ERR_SQUIDKEEPER_TEXT"}), (HELPER,), True),
-        (replace(DENIED, rule="quota", facts={"error": "-"}), (HELPER,), False),  # the service for bodies has denied it
+        (
+            replace(DENIED, rule="quota", facts={"error": "-"}),
+            (HELPER,),
+            False,
+        ),  # the service for bodies has denied it
     ],
 )
 def test_denials_without_a_throttle_are_on_the_status_page(
     policy: Path, denial: Denial, helpers: tuple[HelperStatus, ...], missing: bool
 ) -> None:
-    files = tuple(CounterFile(number, True, "x", status) for number, status in enumerate(helpers))
-    about = replace(view(policy), checkpoint=Checkpoint(since="", denials=(denial,)), counter_files=files)
-    found = {condition.condition.code: condition.detail for condition in active_conditions(about)}
-    assert found.get("throttle-not-running") == ("a denial asked for it 20 s ago" if missing else None)
+    files = tuple(
+        CounterFile(number, True, "x", status) for number, status in enumerate(helpers)
+    )
+    about = replace(
+        view(policy),
+        checkpoint=Checkpoint(since="", denials=(denial,)),
+        counter_files=files,
+    )
+    found = {
+        condition.condition.code: condition.detail
+        for condition in active_conditions(about)
+    }
+    assert found.get("throttle-not-running") == (
+        "a denial asked for it 20 s ago" if missing else None
+    )
 
 
 def test_what_helpers_count_is_served(policy: Path) -> None:
-    *buckets, total = histogram_keys(DECISION_DURATION.name, {"helper": "host"}, DECISION_DURATION.buckets)
+    *buckets, total = histogram_keys(
+        DECISION_DURATION.name, {"helper": "host"}, DECISION_DURATION.buckets
+    )
     totals: dict[Key, float] = {
-        make_key("squidkeeper_decisions_total", {"helper": "host", "rule": "open", "verdict": "allow"}): 5,
+        make_key(
+            "squidkeeper_decisions_total",
+            {"helper": "host", "rule": "open", "verdict": "allow"},
+        ): 5,
         make_key("squidkeeper_protocol_errors_total", {"helper": "rewrite"}): 2,
         make_key("squidkeeper_credential_injections_total", {"credential": "api"}): 3,
         make_key("squidkeeper_helper_starts_total", {"what": "of another release"}): 9,
@@ -770,32 +1166,64 @@ def test_what_helpers_count_is_served(policy: Path) -> None:
             ),
         )
     )
-    assert found['squidkeeper_decisions_total{helper="host",rule="open",verdict="allow"}'] == 5
+    assert (
+        found['squidkeeper_decisions_total{helper="host",rule="open",verdict="allow"}']
+        == 5
+    )
     assert found['squidkeeper_protocol_errors_total{helper="rewrite"}'] == 2
     assert found['squidkeeper_credential_injections_total{credential="api"}'] == 3
     assert found['squidkeeper_helper_starts_total{helper="host"}'] == 0
     duration = "squidkeeper_decision_duration_seconds"
-    assert [found[f'{duration}_bucket{{helper="host",le="{bound}"}}'] for bound in ("1e-05", "1.0", "+Inf")] == [
+    assert [
+        found[f'{duration}_bucket{{helper="host",le="{bound}"}}']
+        for bound in ("1e-05", "1.0", "+Inf")
+    ] == [
         4,
         4,
         5,
     ]
-    assert (found[f'{duration}_count{{helper="host"}}'], found[f'{duration}_sum{{helper="host"}}']) == (5, 2.5)
-    processes = [found[f'squidkeeper_helper_processes{more}{{helper="host"}}'] for more in ("", "_outdated", "_stuck")]
+    assert (
+        found[f'{duration}_count{{helper="host"}}'],
+        found[f'{duration}_sum{{helper="host"}}'],
+    ) == (5, 2.5)
+    processes = [
+        found[f'squidkeeper_helper_processes{more}{{helper="host"}}']
+        for more in ("", "_outdated", "_stuck")
+    ]
     assert processes == [2, 1, 1]
 
 
 def test_each_condition_that_the_exporter_sees_is_served(policy: Path) -> None:
-    found = {series: value for series, value in samples(view(policy)).items() if series.startswith("squidkeeper_cond")}
+    found = {
+        series: value
+        for series, value in samples(view(policy)).items()
+        if series.startswith("squidkeeper_cond")
+    }
     names = {
         condition.code: f'squidkeeper_condition{{code="{condition.code}",severity="{condition.severity}"}}'
         for condition in CONDITIONS
     }
-    assert found.keys() == {names[condition.code] for condition in CONDITIONS if condition.find}
-    active = {"squid-down", "ca-unreadable", "maintenance-not-running", "secret-unavailable", "policy-warning"}
-    assert {series for series, value in found.items() if value} == {names[code] for code in active}
-    well = {series: value for series, value in samples(seen()).items() if series.startswith("squidkeeper_cond")}
-    assert [series for series, value in well.items() if value] == [names["ca-unreadable"]]
+    assert found.keys() == {
+        names[condition.code] for condition in CONDITIONS if condition.find
+    }
+    active = {
+        "squid-down",
+        "ca-unreadable",
+        "maintenance-not-running",
+        "secret-unavailable",
+        "policy-warning",
+    }
+    assert {series for series, value in found.items() if value} == {
+        names[code] for code in active
+    }
+    well = {
+        series: value
+        for series, value in samples(seen()).items()
+        if series.startswith("squidkeeper_cond")
+    }
+    assert [series for series, value in well.items() if value] == [
+        names["ca-unreadable"]
+    ]
 
 
 def test_no_series_is_served_twice(policy: Path) -> None:
@@ -804,34 +1232,56 @@ def test_no_series_is_served_twice(policy: Path) -> None:
         counter.count(record(rule=rule), "lab")
     registry = CollectorRegistry()
     registry.register(
-        GatewayCollector(lambda: replace(view(policy), checkpoint=Checkpoint(since="x", counts=counter.counts())))
+        GatewayCollector(
+            lambda: replace(
+                view(policy), checkpoint=Checkpoint(since="x", counts=counter.counts())
+            )
+        )
     )
-    series = [line.rpartition(" ")[0] for line in generate_latest(registry).decode().splitlines() if line[0] != "#"]
+    series = [
+        line.rpartition(" ")[0]
+        for line in generate_latest(registry).decode().splitlines()
+        if line[0] != "#"
+    ]
     assert len(series) == len(set(series))
 
 
-# ── The status page ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The status page ───────────────────────────────────────────────────────────────────
 
 
 def test_the_status_page_is_filled(policy: Path) -> None:
     counter = RequestCounter(RequestCounts())
     counter.count(record(), "lab")
     counter.count(record(verdict="deny", rule="default"), "lab")
-    checkpoint = Checkpoint(since="2026-11-25T12:00:00.000+00:00", counts=counter.counts())
+    checkpoint = Checkpoint(
+        since="2026-11-25T12:00:00.000+00:00", counts=counter.counts()
+    )
     about = replace(
         view(policy),
         checkpoint=checkpoint,
-        counter_files=(CounterFile(0, True, "x", HELPER, (("squidkeeper_decisions_total", {}, 5.0),)),),
+        counter_files=(
+            CounterFile(
+                0, True, "x", HELPER, (("squidkeeper_decisions_total", {}, 5.0),)
+            ),
+        ),
     )
     at = datetime(2026, 11, 25, 12, tzinfo=UTC)
-    rows = [(row.name, row.action, row.allowed, row.denied, row.last_matched, row.built_in) for row in rule_rows(about)]
+    rows = [
+        (row.name, row.action, row.allowed, row.denied, row.last_matched, row.built_in)
+        for row in rule_rows(about)
+    ]
     assert rows == [
         ("open", "allow", 1, 0, at, False),
         ("closed", "deny", 0, 0, None, False),
         ("default", "deny", 0, 1, at, True),
     ]
     (helper,) = helper_rows(about)
-    assert (helper.kind, helper.outdated, helper.stuck, helper.answered) == ("host", True, False, 5)
+    assert (helper.kind, helper.outdated, helper.stuck, helper.answered) == (
+        "host",
+        True,
+        False,
+        5,
+    )
     secrets = tuple(secret_rows(about))
     assert {secret.name: secret.problem is None for secret in secrets} == {
         "token": False,
@@ -842,38 +1292,65 @@ def test_the_status_page_is_filled(policy: Path) -> None:
     assert "127.0.0.1:3129" in page(about, "squidkeeper")
 
 
-def test_allowed_tunnels_stand_apart_from_a_rules_hits_on_the_status_page(policy: Path) -> None:
+def test_allowed_tunnels_stand_apart_from_a_rules_hits_on_the_status_page(
+    policy: Path,
+) -> None:
     counter = RequestCounter(RequestCounts())
     for verdict, rule, times in (("allow", "open", 36), ("deny", "closed", 2)):
         for _ in range(times):
             counter.count(record(method="CONNECT", verdict=verdict, rule=rule), "lab")
     counter.count(record(), "lab")
-    checkpoint = Checkpoint(since="2026-11-25T12:00:00.000+00:00", counts=counter.counts())
+    checkpoint = Checkpoint(
+        since="2026-11-25T12:00:00.000+00:00", counts=counter.counts()
+    )
     about = replace(view(policy), checkpoint=checkpoint)
-    rows = [(row.name, row.allowed, row.denied, row.tunnels) for row in rule_rows(about)]
+    rows = [
+        (row.name, row.allowed, row.denied, row.tunnels) for row in rule_rows(about)
+    ]
     assert rows == [("open", 1, 0, 36), ("closed", 0, 2, 0)]
 
 
-def test_what_is_observed_is_counted_by_rule_and_verdict_without_tunnels(tmp_path: Path) -> None:
+def test_what_is_observed_is_counted_by_rule_and_verdict_without_tunnels(
+    tmp_path: Path,
+) -> None:
     rules = "[{name: no-push, action: deny, observe: true}, {name: later, action: allow, observe: true}]"
-    policy = compiled_of(tmp_path, f"rules: {rules}\n    defaults: {{observe: true}}".replace("\n    ", "\n")).source
+    policy = compiled_of(
+        tmp_path,
+        f"rules: {rules}\n    defaults: {{observe: true}}".replace("\n    ", "\n"),
+    ).source
     counter = RequestCounter(RequestCounts())
     for observed in ("deny:no-push", "deny:no-push", "deny:default", "-"):
         counter.count(record(observed=observed), "lab")
-    counter.count(record(method="CONNECT", observed="deny:no-push"), "lab")  # an allowed tunnel
-    counter.count(record(method="CONNECT", verdict="deny", observed="allow:other%20one"), "lab")
+    # an allowed tunnel
+    counter.count(record(method="CONNECT", observed="deny:no-push"), "lab")
+    counter.count(
+        record(method="CONNECT", verdict="deny", observed="allow:other%20one"), "lab"
+    )
     counts = RequestCounter(counter.counts()).counts()  # as after a restart
-    assert sorted(counts.observed) == [(("default", "deny"), 1), (("no-push", "deny"), 2), (("other one", "allow"), 1)]
-    assert observed_series(policy) == [("no-push", "deny"), ("later", "allow"), ("default", "deny")]
+    assert sorted(counts.observed) == [
+        (("default", "deny"), 1),
+        (("no-push", "deny"), 2),
+        (("other one", "allow"), 1),
+    ]
+    assert observed_series(policy) == [
+        ("no-push", "deny"),
+        ("later", "allow"),
+        ("default", "deny"),
+    ]
 
 
 def warnings(about: Snapshot) -> tuple[str, ...]:
-    found = {condition.condition.code: condition.details for condition in active_conditions(about)}
+    found = {
+        condition.condition.code: condition.details
+        for condition in active_conditions(about)
+    }
     return found["policy-warning"]
 
 
 @pytest.mark.system
-def test_the_warnings_of_a_policy_are_on_the_status_page_but_not_those_of_secrets(policy: Path) -> None:
+def test_the_warnings_of_a_policy_are_on_the_status_page_but_not_those_of_secrets(
+    policy: Path,
+) -> None:
     (policy / "empty").touch()
     (policy / "list.yaml").write_text(
         "version: 1\nlists: {none: {file: empty}}\nrules: [{name: listed, action: deny, lists: [none]}]\n"
@@ -893,8 +1370,13 @@ def test_what_lacks_an_extra_is_unavailable_and_no_mere_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("squidkeeper.policy.extras.find_spec", lambda _: None)
-    policy = compiled_of(tmp_path, "secrets: {key: {file: key}}\nsealed_tokens: {keys: [key]}\n").source
-    found = {condition.condition.code: condition for condition in active_conditions(replace(view(None), policy=policy))}
+    policy = compiled_of(
+        tmp_path, "secrets: {key: {file: key}}\nsealed_tokens: {keys: [key]}\n"
+    ).source
+    found = {
+        condition.condition.code: condition
+        for condition in active_conditions(replace(view(None), policy=policy))
+    }
     assert "run ./install.sh --extras sealed" in found["secret-unavailable"].detail
     assert "policy-warning" not in found
 
@@ -906,9 +1388,14 @@ def test_the_warnings_of_check_are_on_the_status_page(policy: Path) -> None:
     )
     loaded = load(policy, datetime.fromtimestamp(NOW, UTC))
     about = replace(view(policy), policy=loaded.compiled.source)
-    checked = CliRunner().invoke(main, ["check", "--json", "--account", "root", "--policy", str(policy)])
+    checked = CliRunner().invoke(
+        main, ["check", "--json", "--account", "root", "--policy", str(policy)]
+    )
     lines = {
-        (f"{warning['file']}:{warning['line']}:{warning['column']}", f"{warning['message']} [{warning['code']}]")
+        (
+            f"{warning['file']}:{warning['line']}:{warning['column']}",
+            f"{warning['message']} [{warning['code']}]",
+        )
         for warning in json.loads(checked.stdout)["warnings"]
     }
     secrets = {line for line in lines if "unavailable" in line[1]}
@@ -918,36 +1405,62 @@ def test_the_warnings_of_check_are_on_the_status_page(policy: Path) -> None:
 
 
 def test_only_answers_of_the_last_minutes_count() -> None:
-    old, new = (format_time(datetime.fromtimestamp(NOW - seconds, UTC)) for seconds in (301, 299))
+    old, new = (
+        format_time(datetime.fromtimestamp(NOW - seconds, UTC))
+        for seconds in (301, 299)
+    )
     failing = [RecentAnswer(new, True)] * 6 + [RecentAnswer(new, False)] * 4
     for answers, detail in (
-        ([*failing, *[RecentAnswer(old, False)] * 9], "6 of the last 10 that were allowed"),
+        (
+            [*failing, *[RecentAnswer(old, False)] * 9],
+            "6 of the last 10 that were allowed",
+        ),
         ([RecentAnswer(old, True)] * 20, None),
     ):
-        found = {one.condition.code: one.detail for one in active_conditions(replace(seen(), answers=tuple(answers)))}
+        found = {
+            one.condition.code: one.detail
+            for one in active_conditions(replace(seen(), answers=tuple(answers)))
+        }
         assert found.get("requests-failing") == detail
 
 
-# ── The CA and Squid ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── The CA and Squid ──────────────────────────────────────────────────────────────────
 
 
-def test_of_an_intermediate_and_its_ca_the_one_that_expires_first_is_reported(tmp_path: Path) -> None:
-    file, ca, now = tmp_path / "signing.crt", make_ca(datetime.now(UTC)), datetime.now(UTC)
-    for days, subject in ((90, "CN=squidkeeper intermediate CA "), (None, "CN=squidkeeper egress CA")):
+def test_of_an_intermediate_and_its_ca_the_one_that_expires_first_is_reported(
+    tmp_path: Path,
+) -> None:
+    file, ca, now = (
+        tmp_path / "signing.crt",
+        make_ca(datetime.now(UTC)),
+        datetime.now(UTC),
+    )
+    for days, subject in (
+        (90, "CN=squidkeeper intermediate CA "),
+        (None, "CN=squidkeeper egress CA"),
+    ):
         file.write_bytes(make_intermediate(ca, now, days).certificate)
         found = read_certificate(file)
         assert str(found.subject).startswith(subject)
         assert found.not_after is not None
         assert (found.not_after - now).days in ((90, 89) if days else (3650, 3649))
-        expiry = samples(replace(view(None), certificate=found))["squidkeeper_ca_certificate_expiry_timestamp_seconds"]
+        expiry = samples(replace(view(None), certificate=found))[
+            "squidkeeper_ca_certificate_expiry_timestamp_seconds"
+        ]
         assert expiry == found.not_after.timestamp()
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [(None, "no such file or directory"), (b"x", "it is not a certificate"), (b"", "it is not a certificate")],
+    [
+        (None, "no such file or directory"),
+        (b"x", "it is not a certificate"),
+        (b"", "it is not a certificate"),
+    ],
 )
-def test_a_ca_that_cannot_be_read_says_why(tmp_path: Path, content: bytes | None, problem: str) -> None:
+def test_a_ca_that_cannot_be_read_says_why(
+    tmp_path: Path, content: bytes | None, problem: str
+) -> None:
     if content is not None:
         (tmp_path / "ca.crt").write_bytes(content)
     found = read_certificate(tmp_path / "ca.crt")
@@ -967,7 +1480,10 @@ def test_counters_are_parsed_and_the_rest_is_passed_over() -> None:
 @pytest.mark.parametrize(
     ("told", "problem"),
     [
-        (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", "is answered 403: does squid.conf open it"),
+        (
+            b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n",
+            "is answered 403: does squid.conf open it",
+        ),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "holds no counters"),
         (b"SSH-2.0-OpenSSH\r\n", "SSH-2.0"),
         (b"", "closed connection"),
@@ -982,7 +1498,9 @@ def test_what_is_no_squid_says_why(told: bytes, problem: str) -> None:
     assert found.values == {}
     assert problem in str(found.problem)
     assert found.answers is told.startswith(b"HTTP/1.")
-    assert [sample.value for metric in squid_families(found) for sample in metric.samples] == [found.answers]
+    assert [
+        sample.value for metric in squid_families(found) for sample in metric.samples
+    ] == [found.answers]
 
 
 def answer_once(server: socket.socket, told: bytes) -> None:
@@ -994,7 +1512,11 @@ def answer_once(server: socket.socket, told: bytes) -> None:
 
 @pytest.mark.system
 @pytest.mark.parametrize(
-    "told", [b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\nswap.ins = 1", b"HTTP/1.1 200 OK\r\nA: "]
+    "told",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\nswap.ins = 1",
+        b"HTTP/1.1 200 OK\r\nA: ",
+    ],
 )
 def test_a_squid_that_answers_byte_by_byte_is_not_waited_for(told: bytes) -> None:
     ended = threading.Event()

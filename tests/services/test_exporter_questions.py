@@ -22,7 +22,10 @@ from ..conftest import compiled_of
 
 VM = "192.168.137.10"
 ASKING = "defaults: {ask: true}\n"
-CLOSING = ASKING + "rules: [{name: closed, action: deny, hosts: [a.example], paths: [/1, /2]}]\n"
+CLOSING = (
+    ASKING
+    + "rules: [{name: closed, action: deny, hosts: [a.example], paths: [/1, /2]}]\n"
+)
 DENIAL = Reply(Result.ERR)
 
 
@@ -43,11 +46,15 @@ def ask(store: TicketStore, count: int) -> None:
 
 
 def test_where_nobody_ever_asked_there_is_no_count(tmp_path: Path) -> None:
-    assert WaitingQuestions(tmp_path).count(policy(tmp_path, ASKING), time.time()) is None
+    assert (
+        WaitingQuestions(tmp_path).count(policy(tmp_path, ASKING), time.time()) is None
+    )
     assert not (tmp_path / "tickets").exists()
 
 
-def test_what_an_edit_decides_counts_no_longer(tmp_path: Path, store: TicketStore) -> None:
+def test_what_an_edit_decides_counts_no_longer(
+    tmp_path: Path, store: TicketStore
+) -> None:
     ask(store, 5)
     waiting = WaitingQuestions(tmp_path)
     assert waiting.count(None, time.time()) == 5
@@ -68,7 +75,9 @@ def test_many_questions_are_judged_some_at_a_time(
     assert counts[-1] == 3
 
 
-def test_a_row_that_no_helper_writes_holds_up_no_count(tmp_path: Path, store: TicketStore) -> None:
+def test_a_row_that_no_helper_writes_holds_up_no_count(
+    tmp_path: Path, store: TicketStore
+) -> None:
     ask(store, 3)
     with store._database.opened() as database:
         database.execute("UPDATE tickets SET url = 'no url' WHERE url LIKE '%/2'")
@@ -85,9 +94,16 @@ def test_a_client_at_its_bound_has_room_again_where_an_edit_decides_its_question
     )
 
     def has_ticket(url: str, by: CompiledPolicy) -> bool:
-        return any(name == "ticket_" for name, _ in asking.deny(DENIAL, tokens, url, "default", by).annotations)
+        return any(
+            name == "ticket_"
+            for name, _ in asking.deny(DENIAL, tokens, url, "default", by).annotations
+        )
 
     with closing(asking._store):
         assert not has_ticket("https://b.example/1", policy(tmp_path, ASKING))
         by = policy(tmp_path, CLOSING)
-        assert [has_ticket(f"https://b.example/{n}", by) for n in range(3)] == [True, True, False]
+        assert [has_ticket(f"https://b.example/{n}", by) for n in range(3)] == [
+            True,
+            True,
+            False,
+        ]

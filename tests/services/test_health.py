@@ -24,8 +24,19 @@ LOOPBACK = (ip_network("127.0.0.1/32"), ip_network("::1/128"))
 
 
 @contextmanager
-def serving(run: Path, *, squid: bool = True, policy: bool = True, port: int = 0, waits: bool = False) -> Iterator[int]:
-    server = HealthServer(_bound(("127.0.0.1", port)), LOOPBACK, Health(lambda: squid, lambda: policy, run))
+def serving(
+    run: Path,
+    *,
+    squid: bool = True,
+    policy: bool = True,
+    port: int = 0,
+    waits: bool = False,
+) -> Iterator[int]:
+    server = HealthServer(
+        _bound(("127.0.0.1", port)),
+        LOOPBACK,
+        Health(lambda: squid, lambda: policy, run),
+    )
     server.start()
     try:
         yield int(server.server_address[1])
@@ -37,7 +48,9 @@ def serving(run: Path, *, squid: bool = True, policy: bool = True, port: int = 0
         server.server_close()
 
 
-def ask(port: int, path: str = "/healthz", method: str = "GET", source: str = "127.0.0.1") -> tuple[int, str]:
+def ask(
+    port: int, path: str = "/healthz", method: str = "GET", source: str = "127.0.0.1"
+) -> tuple[int, str]:
     """Ask by HTTP; status 0: the connection was closed."""
     with socket.create_connection(("127.0.0.1", port), 20, (source, 0)) as to:
         try:
@@ -45,7 +58,9 @@ def ask(port: int, path: str = "/healthz", method: str = "GET", source: str = "1
             answer = b"".join(iter(lambda: to.recv(4096), b"")).decode()
         except ConnectionError:
             return 0, ""
-    return (int(answer.split()[1]), answer.partition("\r\n\r\n")[2]) if answer else (0, "")
+    return (
+        (int(answer.split()[1]), answer.partition("\r\n\r\n")[2]) if answer else (0, "")
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +89,11 @@ def test_it_is_healthy_where_squid_answers_by_a_policy_and_clients_may_come(
 def test_nothing_else_is_served_there(tmp_path: Path) -> None:
     with serving(tmp_path) as port:
         assert ask(port, method="HEAD") == (200, "")
-        assert [ask(port, path)[0] for path in ("/", "/metrics", "/healthz?x")] == [404, 404, 404]
+        assert [ask(port, path)[0] for path in ("/", "/metrics", "/healthz?x")] == [
+            404,
+            404,
+            404,
+        ]
         assert ask(port, method="POST")[0] == 501
 
 
@@ -84,7 +103,9 @@ def test_another_address_gets_nothing(tmp_path: Path) -> None:
         assert ask(port)[0] == 200
 
 
-def test_squid_is_asked_once_a_second_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_squid_is_asked_once_a_second_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[int] = []
 
     def answers() -> bool:
@@ -100,7 +121,9 @@ def test_squid_is_asked_once_a_second_at_most(tmp_path: Path, monkeypatch: pytes
     assert len(asked) == 2
 
 
-def test_connections_that_say_nothing_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_that_say_nothing_do_not_pile_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(health, "_CONNECTIONS", 2)
     with serving(tmp_path) as port, ExitStack() as held:
         for _ in range(2):

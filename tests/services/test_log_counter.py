@@ -1,4 +1,6 @@
-"""The record, counted and kept: over restarts, kills, rotations and full disks, each line once."""
+"""The record, counted and kept: over restarts, kills, rotations and full disks, each
+line once.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,12 @@ from squidkeeper.record.log.drift import DriftChecker
 from squidkeeper.record.log.follower import Follower
 from squidkeeper.record.log.record import Record, parse_record
 from squidkeeper.services.exporter.checkpoint import Checkpoint, CheckpointStore
-from squidkeeper.services.exporter.counts import RULES_LIMIT, SERIES_LIMIT, RequestCounter, RequestCounts
+from squidkeeper.services.exporter.counts import (
+    RULES_LIMIT,
+    SERIES_LIMIT,
+    RequestCounter,
+    RequestCounts,
+)
 from squidkeeper.services.exporter.log_counter import LogCounter
 
 from ..conftest import compiled_of
@@ -30,7 +37,13 @@ clients: {lab: {networks: [192.0.2.7]}}
 defaults: {action: allow}
 rules: [{name: closed, action: deny, hosts: [closed.example]}]
 """
-LAB = {"client": "192.0.2.7", "url": "http://a.example/x", "bytes": 100, "upstream": "203.0.113.10", "upstream_ms": "2"}
+LAB = {
+    "client": "192.0.2.7",
+    "url": "http://a.example/x",
+    "bytes": 100,
+    "upstream": "203.0.113.10",
+    "upstream_ms": "2",
+}
 
 
 def line(**changes: object) -> bytes:
@@ -58,7 +71,9 @@ class World:
     def log_counter(self) -> LogCounter:
         self.store = CheckpointStore(self.state)
         self.store.open()
-        self.log_counters.append(LogCounter(self.log, self.store, DriftChecker(lambda _: self.compiled)))
+        self.log_counters.append(
+            LogCounter(self.log, self.store, DriftChecker(lambda _: self.compiled))
+        )
         return self.log_counters[-1]
 
     def counted(self, counter: LogCounter) -> RequestCounts:
@@ -85,43 +100,76 @@ def requests(counts: RequestCounts) -> int:
 
 
 def seen(counts: RequestCounts) -> int:
-    return requests(counts) + sum(number for _, number in counts.tunnels) + counts.invalid_lines
+    return (
+        requests(counts)
+        + sum(number for _, number in counts.tunnels)
+        + counts.invalid_lines
+    )
 
 
-# ── What is counted ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What is counted ───────────────────────────────────────────────────────────────────
 
 
 def test_requests_bytes_and_durations_are_counted_by_their_labels(world: World) -> None:
-    world.write(line(), line(method="HEAD", bytes=50, duration_ms=5), line(method="POST", status=404, duration_ms=6))
-    world.write(line(verdict="deny", rule="closed", status=403, client="192.0.2.9", duration_ms=400_000))
+    world.write(
+        line(),
+        line(method="HEAD", bytes=50, duration_ms=5),
+        line(method="POST", status=404, duration_ms=6),
+    )
+    world.write(
+        line(
+            verdict="deny",
+            rule="closed",
+            status=403,
+            client="192.0.2.9",
+            duration_ms=400_000,
+        )
+    )
     counts = world.counted(world.log_counter())
     assert dict(counts.requests) == {
         ("lab", "open", "allow", "read", "2xx"): 2,
         ("lab", "open", "allow", "write", "4xx"): 1,
         ("none", "closed", "deny", "read", "4xx"): 1,
     }
-    assert dict(counts.response_bytes) == {("lab", "open", "allow"): 250, ("none", "closed", "deny"): 100}
+    assert dict(counts.response_bytes) == {
+        ("lab", "open", "allow"): 250,
+        ("none", "closed", "deny"): 100,
+    }
     empty = [0] * (len(REQUEST_DURATION.buckets) + 1)
     assert (
         dict(counts.durations)
         == {
-            ("allow", "read"): [2, *empty[1:], 8],  # 3 and 5 ms: a bound belongs to its bucket
+            ("allow", "read"): [
+                2,
+                *empty[1:],
+                8,
+            ],  # 3 and 5 ms: a bound belongs to its bucket
             ("allow", "write"): [0, 1, *empty[2:], 6],
             ("deny", "read"): [*empty[:-1], 1, 400_000],
         }
     )
 
 
-def test_denials_of_clients_that_are_none_of_the_policy_are_counted_by_their_network(world: World) -> None:
+def test_denials_of_clients_that_are_none_of_the_policy_are_counted_by_their_network(
+    world: World,
+) -> None:
     denied = {"verdict": "deny", "rule": "closed", "status": 403}
-    world.write(*(line(**denied, client=one) for one in ("192.0.2.9", "192.0.2.77", "2001:db8::1", "2001:db8::2:1")))
+    world.write(
+        *(
+            line(**denied, client=one)
+            for one in ("192.0.2.9", "192.0.2.77", "2001:db8::1", "2001:db8::2:1")
+        )
+    )
     world.write(line(**denied), line(client="198.51.100.7"))
     assert dict(world.counted(world.log_counter()).unnamed_denials) == {
         ("192.0.2.0/24", "deny"): 2,
         ("2001:db8::/64", "deny"): 2,
     }
     world.die()
-    world.write(*(line(**denied, client=f"10.0.{number}.1") for number in range(70)), line(**denied, client="none"))
+    world.write(
+        *(line(**denied, client=f"10.0.{number}.1") for number in range(70)),
+        line(**denied, client="none"),
+    )
     counts = dict(world.counted(world.log_counter()).unnamed_denials)
     assert (len(counts), counts[("other", "deny")]) == (65, 9)
 
@@ -140,7 +188,9 @@ def test_a_record_that_the_judge_fails_on_is_counted_and_so_is_what_follows(
 
 
 @pytest.mark.system
-def test_requests_whose_url_the_record_cuts_off_are_counted_apart_through_a_restart(world: World) -> None:
+def test_requests_whose_url_the_record_cuts_off_are_counted_apart_through_a_restart(
+    world: World,
+) -> None:
     url = f"http://a.example/{'l' * 5000}"[:4096]
     world.write(line(url=url), line(url=url[:-1]), line())
     counts = world.counted(world.log_counter())
@@ -151,15 +201,23 @@ def test_requests_whose_url_the_record_cuts_off_are_counted_apart_through_a_rest
 
 
 def test_what_is_absent_or_of_no_class_has_a_label_of_its_own(world: World) -> None:
-    world.write(line(verdict="-", rule="-", status=0, method="FROB"), line(verdict="maybe", rule="a%20b", status=700))
+    world.write(
+        line(verdict="-", rule="-", status=0, method="FROB"),
+        line(verdict="maybe", rule="a%20b", status=700),
+    )
     assert dict(world.counted(world.log_counter()).requests) == {
         ("lab", "none", "none", OTHER, OTHER): 1,
         ("lab", "a b", "none", "read", OTHER): 1,
     }
 
 
-def test_a_clock_that_was_set_back_takes_nothing_away_and_the_last_match_is_remembered(world: World) -> None:
-    world.write(line(duration_ms=-7, bytes=-1), line(duration_ms=9, bytes=5, time="2026-11-25T12:00:05.000Z"))
+def test_a_clock_that_was_set_back_takes_nothing_away_and_the_last_match_is_remembered(
+    world: World,
+) -> None:
+    world.write(
+        line(duration_ms=-7, bytes=-1),
+        line(duration_ms=9, bytes=5, time="2026-11-25T12:00:05.000Z"),
+    )
     world.write(line(duration_ms=0, bytes=0, time="2026-11-25T11:00:00.000Z"))
     counts = world.counted(world.log_counter())
     assert dict(counts.durations)["allow", "read"][-1] == 9
@@ -167,10 +225,14 @@ def test_a_clock_that_was_set_back_takes_nothing_away_and_the_last_match_is_reme
     assert counts.last_line == counts.last_matched["open"] == "2026-11-25T12:00:05.000Z"
 
 
-def test_a_tunnel_that_was_allowed_is_no_match_of_its_rule_and_is_counted_apart(world: World) -> None:
+def test_a_tunnel_that_was_allowed_is_no_match_of_its_rule_and_is_counted_apart(
+    world: World,
+) -> None:
     tunnel = {"method": "CONNECT", "url": "a.example:443"}
     opened = [line(rule="push", time="2026-11-25T12:00:09.000Z", **tunnel)] * 36
-    denied = line(rule="closed", verdict="deny", time="2026-11-25T12:00:05.000Z", **tunnel)
+    denied = line(
+        rule="closed", verdict="deny", time="2026-11-25T12:00:05.000Z", **tunnel
+    )
     world.write(line(rule="push", time="2026-11-25T12:00:01.000Z"), *opened, denied)
     counts = world.counted(world.log_counter())
     assert dict(counts.requests) == {
@@ -178,12 +240,17 @@ def test_a_tunnel_that_was_allowed_is_no_match_of_its_rule_and_is_counted_apart(
         ("lab", "closed", "deny", "connect", "2xx"): 1,
     }
     assert dict(counts.tunnels) == {("lab", "push"): 36}
-    assert counts.last_matched == {"push": "2026-11-25T12:00:01.000Z", "closed": "2026-11-25T12:00:05.000Z"}
+    assert counts.last_matched == {
+        "push": "2026-11-25T12:00:01.000Z",
+        "closed": "2026-11-25T12:00:05.000Z",
+    }
     world.die()
     assert world.log_counter().save().counts == counts
 
 
-def test_the_first_request_inside_a_denied_tunnel_counts_with_its_connect_through_a_restart(world: World) -> None:
+def test_the_first_request_inside_a_denied_tunnel_counts_with_its_connect_through_a_restart(
+    world: World,
+) -> None:
     denied = {"rule": "closed", "verdict": "deny", "connection": "9"}
     world.write(line(method="CONNECT", url="a.example:443", **denied))
     world.counted(world.log_counter())
@@ -198,12 +265,21 @@ def test_the_first_request_inside_a_denied_tunnel_counts_with_its_connect_throug
     assert dict(counts.requests)["lab", "closed", "deny", "read", "4xx"] == 1
 
 
-def test_a_tunnel_that_passed_through_is_a_match_of_its_rule_and_its_time_is_counted_apart(world: World) -> None:
+def test_a_tunnel_that_passed_through_is_a_match_of_its_rule_and_its_time_is_counted_apart(
+    world: World,
+) -> None:
     tunnel = {"method": "CONNECT", "url": "a.example:443", "rule": "pinned"}
-    ended = line(**tunnel, squid="TCP_TUNNEL/HIER_DIRECT", time="2026-11-25T12:00:09.000Z", duration_ms=90_000)
+    ended = line(
+        **tunnel,
+        squid="TCP_TUNNEL/HIER_DIRECT",
+        time="2026-11-25T12:00:09.000Z",
+        duration_ms=90_000,
+    )
     world.write(line(**tunnel, squid="NONE_NONE/HIER_NONE"), ended)
     counts = world.counted(world.log_counter())
-    assert dict(counts.requests) == {("lab", "pinned", "allow", "passthrough", "2xx"): 1}
+    assert dict(counts.requests) == {
+        ("lab", "pinned", "allow", "passthrough", "2xx"): 1
+    }
     assert dict(counts.tunnels) == {("lab", "pinned"): 1}
     assert counts.last_matched == {"pinned": "2026-11-25T12:00:09.000Z"}
     assert {how: cells[-1] for how, cells in counts.durations} == {
@@ -213,7 +289,11 @@ def test_a_tunnel_that_passed_through_is_a_match_of_its_rule_and_its_time_is_cou
 
 
 def test_a_websocket_is_counted_apart(world: World) -> None:
-    world.write(line(rule="live", status=101, squid="TCP_TUNNEL/HIER_DIRECT", duration_ms=90_000))
+    world.write(
+        line(
+            rule="live", status=101, squid="TCP_TUNNEL/HIER_DIRECT", duration_ms=90_000
+        )
+    )
     counts = world.counted(world.log_counter())
     assert dict(counts.requests) == {("lab", "live", "allow", "websocket", "1xx"): 1}
     assert {how for how, _ in counts.durations} == {("allow", "websocket")}
@@ -234,7 +314,9 @@ def test_lines_that_are_no_record_are_counted_and_passed_over(world: World) -> N
     assert (counts.invalid_lines, requests(counts)) == (7, 1)
 
 
-def test_drift_is_counted_by_the_rule_that_the_policy_names_and_the_newest_are_kept(world: World) -> None:
+def test_drift_is_counted_by_the_rule_that_the_policy_names_and_the_newest_are_kept(
+    world: World,
+) -> None:
     world.write(*(line(url=f"http://closed.example/{number}") for number in range(30)))
     counter = world.log_counter()
     assert dict(world.counted(counter).drift) == {("lab", "closed"): 30}
@@ -243,7 +325,11 @@ def test_drift_is_counted_by_the_rule_that_the_policy_names_and_the_newest_are_k
 
 
 def test_denials_are_kept_for_the_status_page(world: World) -> None:
-    world.write(line(), line(verdict="deny", rule="closed", status=403), line(verdict="deny", rule="closed"))
+    world.write(
+        line(),
+        line(verdict="deny", rule="closed", status=403),
+        line(verdict="deny", rule="closed"),
+    )
     world.counted(world.log_counter())
     world.die()
     (denial,) = world.log_counter().denials.newest()
@@ -251,14 +337,26 @@ def test_denials_are_kept_for_the_status_page(world: World) -> None:
 
 
 def test_answers_are_those_of_requests_that_were_let_through(world: World) -> None:
-    world.write(line(), line(status=503, verdict="-", rule="-"), line(status=0), line(status=403, verdict="deny"))
-    world.write(line(method="CONNECT", url="a.example:443"), line(method="CONNECT", url="a.example:443", status=502))
+    world.write(
+        line(),
+        line(status=503, verdict="-", rule="-"),
+        line(status=0),
+        line(status=403, verdict="deny"),
+    )
+    world.write(
+        line(method="CONNECT", url="a.example:443"),
+        line(method="CONNECT", url="a.example:443", status=502),
+    )
     counter = world.log_counter()
     world.counted(counter)
     assert [answer.failed for answer in counter.answers] == [False, True, True]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @example([{"method": "CONNECT"}])
 @given(
     st.lists(
@@ -268,7 +366,18 @@ def test_answers_are_those_of_requests_that_were_let_through(world: World) -> No
                 field: st.integers() | st.sampled_from([0, 200, 403])
                 if isinstance(value, int)
                 else st.text()
-                | st.sampled_from(["-", "%", "%ff", "CONNECT", "deny", "allow", "a.example:443", "http://["])
+                | st.sampled_from(
+                    [
+                        "-",
+                        "%",
+                        "%ff",
+                        "CONNECT",
+                        "deny",
+                        "allow",
+                        "a.example:443",
+                        "http://[",
+                    ]
+                )
                 for field, value in {**USUAL, **LAB}.items()
                 if field not in ("v", "time")
             },
@@ -276,7 +385,9 @@ def test_answers_are_those_of_requests_that_were_let_through(world: World) -> No
         max_size=4,
     )
 )
-def test_whatever_a_line_holds_it_is_a_request_a_tunnel_or_invalid(world: World, rows: list[dict[str, object]]) -> None:
+def test_whatever_a_line_holds_it_is_a_request_a_tunnel_or_invalid(
+    world: World, rows: list[dict[str, object]]
+) -> None:
     counter = world.log_counters[0] if world.log_counters else world.log_counter()
     before = counter._checkpoint().counts
     for row in rows:
@@ -285,20 +396,27 @@ def test_whatever_a_line_holds_it_is_a_request_a_tunnel_or_invalid(world: World,
     assert seen(after) - seen(before) == len(rows)
 
 
-# ── Its bounds ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Its bounds ────────────────────────────────────────────────────────────────────────
 
 
 def test_nothing_that_is_made_up_makes_series_without_end() -> None:
     counter = RequestCounter(RequestCounts())
     for number in range(3 * SERIES_LIMIT):
-        counter.count(record(rule=f"r{number}", method=f"M{number}", status=number % 999), f"c{number % 50}")
+        counter.count(
+            record(rule=f"r{number}", method=f"M{number}", status=number % 999),
+            f"c{number % 50}",
+        )
         counter.count_drift(f"c{number}", f"r{number}")
     counts = counter.counts()
     assert SERIES_LIMIT <= len(counts.requests) < SERIES_LIMIT + 100
     assert SERIES_LIMIT <= len(counts.response_bytes) < SERIES_LIMIT + 100
     assert len(counts.drift) <= SERIES_LIMIT + 1
     assert len(counts.last_matched) <= RULES_LIMIT + 1
-    assert requests(counts) == sum(number for _, number in counts.drift) == 3 * SERIES_LIMIT
+    assert (
+        requests(counts)
+        == sum(number for _, number in counts.drift)
+        == 3 * SERIES_LIMIT
+    )
     assert sum(number for _, number in counts.response_bytes) == 300 * SERIES_LIMIT
     assert {labels[1] for labels, _ in counts.requests[-1:]} == {OTHER}
 
@@ -313,7 +431,7 @@ def test_what_has_a_series_keeps_it_when_there_is_room_for_no_other() -> None:
     assert dict(again.counts().requests)["lab", "r0", "allow", "read", "2xx"] == 2
 
 
-# ── What is kept ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What is kept ──────────────────────────────────────────────────────────────────────
 
 
 def test_a_restart_goes_on_where_the_last_one_kept(world: World) -> None:
@@ -323,12 +441,21 @@ def test_a_restart_goes_on_where_the_last_one_kept(world: World) -> None:
     world.write(line())
     counts = world.counted(world.log_counter())
     assert requests(first) == 2
-    assert (requests(counts), counts.invalid_lines, dict(counts.drift)) == (3, 1, {("lab", "closed"): 1})
+    assert (requests(counts), counts.invalid_lines, dict(counts.drift)) == (
+        3,
+        1,
+        {("lab", "closed"): 1},
+    )
 
 
 def test_a_kill_at_any_moment_neither_loses_nor_counts_twice(world: World) -> None:
     for number in range(40):
-        world.write(*(line(url=f"http://a.example/{number}/{page}") for page in range(number % 7)))
+        world.write(
+            *(
+                line(url=f"http://a.example/{number}/{page}")
+                for page in range(number % 7)
+            )
+        )
         counter = world.log_counter()
         counter._count_batch()
         if number % 3 == 0:
@@ -339,7 +466,9 @@ def test_a_kill_at_any_moment_neither_loses_nor_counts_twice(world: World) -> No
             counter.save()
         world.die()
         world.write(line()[99:])
-    assert requests(world.counted(world.log_counter())) == sum(number % 7 + 1 for number in range(40))
+    assert requests(world.counted(world.log_counter())) == sum(
+        number % 7 + 1 for number in range(40)
+    )
 
 
 def test_what_was_served_is_still_counted_when_the_log_is_gone(world: World) -> None:
@@ -354,7 +483,9 @@ def test_what_was_served_is_still_counted_when_the_log_is_gone(world: World) -> 
     assert world.counted(world.log_counter()).lost == 1
 
 
-def test_a_log_that_was_rotated_while_nobody_looked_is_counted_to_its_end(world: World) -> None:
+def test_a_log_that_was_rotated_while_nobody_looked_is_counted_to_its_end(
+    world: World,
+) -> None:
     world.write(line())
     world.counted(world.log_counter())
     world.die()
@@ -365,7 +496,9 @@ def test_a_log_that_was_rotated_while_nobody_looked_is_counted_to_its_end(world:
     assert (requests(counts), counts.lost) == (4, 0)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"\xff", b'{"since": "x", "version": 99}', b"[]"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"{}", b"\xff", b'{"since": "x", "version": 99}', b"[]"]
+)
 def test_what_cannot_be_read_is_counted_anew(world: World, content: bytes) -> None:
     world.state.mkdir()
     (world.state / "counts.json").write_bytes(content)
@@ -384,16 +517,19 @@ def test_the_checkpoint_is_replaced_whole_where_something_is_new(world: World) -
         assert file.stat().st_ino == os.fstat(before.fileno()).st_ino
         world.write(line())
         world.counted(counter)
-        assert json.loads(before.read())["counts"]["requests"][0][1] == 1  # a reader of the old file has all of it
+        # a reader of the old file has all of it
+        assert json.loads(before.read())["counts"]["requests"][0][1] == 1
     assert json.loads(file.read_bytes())["counts"]["requests"][0][1] == 2
     assert [path.name for path in world.state.iterdir()] == ["counts.json"]
     assert file.stat().st_mode & 0o7 == 0  # it holds what the record holds
 
 
-# ── When the disk takes nothing ────────────────────────────────────────────────────────────────────────────────────
+# ── When the disk takes nothing ───────────────────────────────────────────────────────
 
 
-def test_a_full_disk_is_said_also_before_there_is_anything_to_count_and_counting_goes_on(world: World) -> None:
+def test_a_full_disk_is_said_also_before_there_is_anything_to_count_and_counting_goes_on(
+    world: World,
+) -> None:
     world.state.mkdir()
     counter = world.log_counter()
     for number in range(2):
@@ -431,7 +567,7 @@ def test_a_second_exporter_is_refused_and_never_overwrites(world: World) -> None
     assert requests(world.store.read().counts) == 1  # type: ignore[union-attr] # it is there
 
 
-# ── The thread ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The thread ────────────────────────────────────────────────────────────────────────
 
 
 def test_what_is_there_is_counted_before_the_start_is_over(world: World) -> None:

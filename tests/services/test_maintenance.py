@@ -1,4 +1,8 @@
-"""`squidkeeper maintain`: its loop, resolv.conf, and a real Squid that is told by signals. See e2e/test_resolver.py."""
+"""`squidkeeper maintain`: its loop, resolv.conf, and a real Squid that is told by
+signals.
+
+See e2e/test_resolver.py.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,11 @@ from click.testing import CliRunner
 from squidkeeper.base.atomic_write import replace
 from squidkeeper.cli import main
 from squidkeeper.operate.setup.sockets import has_ended
-from squidkeeper.services.maintenance.process import MaintenanceStatus, TaskRunner, read_maintenance_status
+from squidkeeper.services.maintenance.process import (
+    MaintenanceStatus,
+    TaskRunner,
+    read_maintenance_status,
+)
 from squidkeeper.services.maintenance.resolver import configuration, name_servers
 from squidkeeper.services.maintenance.squid_process import (
     GivenUpWorkers,
@@ -60,20 +68,30 @@ class Counter:
         self.checks += 1
 
 
-def test_a_failing_task_is_logged_once_and_stops_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_task_is_logged_once_and_stops_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     counter = Counter()
     errors = (None, OSError("a"), OSError("a"), ValueError("b"), None, None)
     rounds = TaskRunner([Flaky(*errors), counter], tmp_path)
     for _ in range(6):
         rounds.check()
-    assert [record.getMessage() for record in caplog.records] == ["flaky: a", "flaky: b", "flaky: works again"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "flaky: a",
+        "flaky: b",
+        "flaky: works again",
+    ]
     assert counter.checks == 6
 
 
 def test_each_round_gives_a_sign_of_life_with_what_fails(tmp_path: Path) -> None:
-    assert read_maintenance_status(tmp_path, time.time()) == MaintenanceStatus(runs=False)
-    rounds = TaskRunner([Flaky(OSError("disk full"), OSError("disk full"), None), Counter()], tmp_path)
+    assert read_maintenance_status(tmp_path, time.time()) == MaintenanceStatus(
+        runs=False
+    )
+    rounds = TaskRunner(
+        [Flaky(OSError("disk full"), OSError("disk full"), None), Counter()], tmp_path
+    )
     for failure in ("disk full", "disk full", ""):
         rounds.check()
         assert read_maintenance_status(tmp_path, time.time()) == MaintenanceStatus(
@@ -94,12 +112,18 @@ def test_a_second_round_without_news_renews_the_sign_of_life(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"a": 1}', b"\xff"])
-def test_a_report_that_is_none_is_no_sign_of_life(tmp_path: Path, content: bytes) -> None:
+def test_a_report_that_is_none_is_no_sign_of_life(
+    tmp_path: Path, content: bytes
+) -> None:
     (tmp_path / "maintenance.json").write_bytes(content)
-    assert read_maintenance_status(tmp_path, time.time()) == MaintenanceStatus(runs=False)
+    assert read_maintenance_status(tmp_path, time.time()) == MaintenanceStatus(
+        runs=False
+    )
 
 
-def test_a_sign_of_life_that_cannot_be_written_stops_no_task(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sign_of_life_that_cannot_be_written_stops_no_task(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     counter = Counter()
     rounds = TaskRunner([counter], tmp_path / "missing")
     rounds.check()
@@ -112,17 +136,31 @@ def test_a_sign_of_life_that_cannot_be_written_stops_no_task(tmp_path: Path, cap
 @pytest.mark.parametrize(
     ("text", "servers"),
     [
-        ("nameserver 192.0.2.1\nnameserver 2001:db8::1\n", ("192.0.2.1", "2001:db8::1")),
-        ("# nameserver 192.0.2.9\n;nameserver 192.0.2.9\nsearch example\nnameserver\t192.0.2.1 # x\n", ("192.0.2.1",)),
+        (
+            "nameserver 192.0.2.1\nnameserver 2001:db8::1\n",
+            ("192.0.2.1", "2001:db8::1"),
+        ),
+        (
+            "# nameserver 192.0.2.9\n;nameserver 192.0.2.9\nsearch example\nnameserver\t192.0.2.1 # x\n",
+            ("192.0.2.1",),
+        ),
         ("nameserver 127.0.0.53\noptions edns0 trust-ad\n", ("127.0.0.53",)),
         ("nameserver 127.53.53.53\nnameserver 192.0.2.1\n", ("192.0.2.1",)),
-        ("nameserver fe80::1%eth0\nnameserver 192.0.2.1\nnameserver 192.0.2.1\n", ("fe80::1%eth0", "192.0.2.1")),
-        ('nameserver ::1%a"b\nnameserver ::1%a#b\nnameserver ::1%a@5\nnameserver 192.0.2.1\n', ("192.0.2.1",)),
+        (
+            "nameserver fe80::1%eth0\nnameserver 192.0.2.1\nnameserver 192.0.2.1\n",
+            ("fe80::1%eth0", "192.0.2.1"),
+        ),
+        (
+            'nameserver ::1%a"b\nnameserver ::1%a#b\nnameserver ::1%a@5\nnameserver 192.0.2.1\n',
+            ("192.0.2.1",),
+        ),
         ('nameserver\nnameserver dns.example\nnameserver 192.0.2.1"\n', ()),
         ("", ()),
     ],
 )
-def test_name_servers_are_those_of_resolv_conf_without_the_resolver_itself(text: str, servers: tuple[str, ...]) -> None:
+def test_name_servers_are_those_of_resolv_conf_without_the_resolver_itself(
+    text: str, servers: tuple[str, ...]
+) -> None:
     assert name_servers(text, own="127.53.53.53") == servers
 
 
@@ -131,7 +169,9 @@ def test_unbound_accepts_the_configuration(tmp_path: Path) -> None:
     file = tmp_path / "unbound.conf"
     servers = ("192.0.2.1", "2001:db8::1", "fe80::1%lo")
     file.write_text(configuration("127.53.53.53", servers, (("discard-timeout", "0"),)))
-    done = subprocess.run(["unbound-checkconf", file], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["unbound-checkconf", file], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     for server in servers:
         assert f"    forward-addr: {server}\n" in file.read_text()
@@ -144,12 +184,16 @@ def test_the_resolver_is_for_this_machine_alone(address: str) -> None:
     assert f"'{address}' is not an address in 127.0.0.0/8" in done.output
 
 
-# ── Files that others read ─────────────────────────────────────────────────────────────────────────────────────────
+# ── Files that others read ────────────────────────────────────────────────────────────
 
 
-def test_a_file_is_replaced_by_one_whose_content_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_replaced_by_one_whose_content_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, synced = tmp_path / "own-addresses", []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.stat(descriptor).st_ino))
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: synced.append(os.stat(descriptor).st_ino)
+    )
     replace(file, b"203.0.113.7\n", 0o644)
     assert (file.read_text(), synced) == ("203.0.113.7\n", [file.stat().st_ino])
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
@@ -174,16 +218,24 @@ def test_every_worker_is_told(workers: int) -> None:
         assert "after.example" in real.access_log.read_text()
         assert run is not None
         assert squid.run() == run
-        worker = max(psutil.Process(int(real.pid_file.read_text())).children(), key=lambda kid: kid.pid)
+        worker = max(
+            psutil.Process(int(real.pid_file.read_text())).children(),
+            key=lambda kid: kid.pid,
+        )
         worker.kill()
-        wait_for(lambda: squid.run() not in (run, None), "another run, which counts from zero")
+        wait_for(
+            lambda: squid.run() not in (run, None),
+            "another run, which counts from zero",
+        )
     assert not squid.runs()
     assert squid.run() is None
 
 
 @pytest.mark.system
 def test_a_squid_whose_workers_have_all_given_up_is_ended() -> None:
-    """Its master would stay, with a coordinator that serves nobody, and nothing start it again."""
+    """Its master would stay, with a coordinator that serves nobody, and nothing start
+    it again.
+    """
     with bare_squid(2) as real:
         squid = SquidProcess(real.pid_file)
         master = squid.master()
@@ -209,18 +261,27 @@ def kill_workers(master: psutil.Process) -> bool:
 
 
 @contextmanager
-def process_named(name: str, folder: Path, script: str = "read forever") -> Iterator[subprocess.Popen[bytes]]:
+def process_named(
+    name: str, folder: Path, script: str = "read forever"
+) -> Iterator[subprocess.Popen[bytes]]:
     """A shell of this name. `$0` in its script is the shell itself."""
     program = Path(shutil.copy("/bin/sh", folder / name))
-    with subprocess.Popen([program, "-c", script, program], stdin=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [program, "-c", script, program], stdin=subprocess.PIPE
+    ) as process:
         (folder / "squid.pid").write_text(f"{process.pid}\n")
-        wait_for(lambda: Path(f"/proc/{process.pid}/comm").read_text() == f"{name}\n", "the program")
+        wait_for(
+            lambda: Path(f"/proc/{process.pid}/comm").read_text() == f"{name}\n",
+            "the program",
+        )
         yield process
         process.kill()
 
 
 @pytest.mark.system
-def test_a_squid_that_does_not_handle_the_signal_yet_is_left_alone(tmp_path: Path) -> None:
+def test_a_squid_that_does_not_handle_the_signal_yet_is_left_alone(
+    tmp_path: Path,
+) -> None:
     """It would end by it."""
     with process_named("squid", tmp_path, '"$0" -c "read forever"; true') as master:
         squid = SquidProcess(tmp_path / "squid.pid")
@@ -231,14 +292,18 @@ def test_a_squid_that_does_not_handle_the_signal_yet_is_left_alone(tmp_path: Pat
 
 @pytest.mark.system
 def test_a_master_without_kids_is_no_run(tmp_path: Path) -> None:
-    """Otherwise a check between the end of the kids and that of the master takes the latter for a crash."""
+    """Otherwise a check between the end of the kids and that of the master takes the
+    latter for a crash.
+    """
     with process_named("squid", tmp_path):
         squid = SquidProcess(tmp_path / "squid.pid")
         assert (squid.run(), squid.runs()) == (None, False)
 
 
 @pytest.mark.system
-def test_another_process_with_the_number_of_a_squid_that_has_ended_is_left_alone(tmp_path: Path) -> None:
+def test_another_process_with_the_number_of_a_squid_that_has_ended_is_left_alone(
+    tmp_path: Path,
+) -> None:
     with process_named("other", tmp_path) as process:
         squid = SquidProcess(tmp_path / "squid.pid")
         assert not squid.runs()
@@ -277,7 +342,9 @@ class Runs:
 
     def start(self) -> subprocess.Popen[bytes]:
         worker = subprocess.Popen(["sleep", "60"])
-        ticks = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        ticks = (
+            Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        )
         self.now = SquidRun(frozenset({f"{worker.pid}@{ticks}"}), 0.0)
         return worker
 
@@ -285,7 +352,9 @@ class Runs:
 @pytest.mark.system
 def test_each_of_two_crashes_within_two_checks_is_noted(tmp_path: Path) -> None:
     squid = Runs()
-    crashes = SquidCrashes(tmp_path, tmp_path / "cache.log", cast("SquidProcess", squid), 3128)
+    crashes = SquidCrashes(
+        tmp_path, tmp_path / "cache.log", cast("SquidProcess", squid), 3128
+    )
     worker = squid.start()
     for _ in range(2):
         crashes.check()
@@ -302,7 +371,9 @@ def test_each_of_two_crashes_within_two_checks_is_noted(tmp_path: Path) -> None:
 
 
 @pytest.mark.system
-def test_a_worker_that_exits_soon_after_another_one_has_crashed_has_not(tmp_path: Path) -> None:
+def test_a_worker_that_exits_soon_after_another_one_has_crashed_has_not(
+    tmp_path: Path,
+) -> None:
     squid, log = Runs(), tmp_path / "cache.log"
     crashes = SquidCrashes(tmp_path, log, cast("SquidProcess", squid), 3128)
     worker = squid.start()

@@ -1,4 +1,6 @@
-"""The file of the gateway's own addresses, with the addresses of a real network and a real Squid that is told."""
+"""The file of the gateway's own addresses, with the addresses of a real network and a
+real Squid that is told.
+"""
 
 from __future__ import annotations
 
@@ -48,17 +50,43 @@ def remove(address: str) -> None:
 
 
 def closed(state: Path) -> list[str]:
-    return [line for line in (state / FILE).read_text().splitlines() if not line.startswith("#")]
+    return [
+        line
+        for line in (state / FILE).read_text().splitlines()
+        if not line.startswith("#")
+    ]
 
 
-def test_public_addresses_are_written_in_every_form_and_private_ones_are_not(network: None, tmp_path: Path) -> None:
-    add("203.0.113.5/24", "10.1.2.3/8", "100.64.0.9/10", "2001:db8::5/64", "fd00::1/64", "fe80::9/64")
+def test_public_addresses_are_written_in_every_form_and_private_ones_are_not(
+    network: None, tmp_path: Path
+) -> None:
+    add(
+        "203.0.113.5/24",
+        "10.1.2.3/8",
+        "100.64.0.9/10",
+        "2001:db8::5/64",
+        "fd00::1/64",
+        "fe80::9/64",
+    )
     prepare_own_addresses(tmp_path)
-    assert closed(tmp_path) == ["203.0.113.5/32", "64:ff9b::cb00:7105/128", "2001:db8::5/128", "2002:cb00:7105::/48"]
+    assert closed(tmp_path) == [
+        "203.0.113.5/32",
+        "64:ff9b::cb00:7105/128",
+        "2001:db8::5/128",
+        "2002:cb00:7105::/48",
+    ]
 
 
-def test_squid_is_reached_from_outside_at_the_public_addresses_where_it_listens(network: None) -> None:
-    add("8.8.4.4/32", "2606:4700::1111/128", "192.168.137.1/24", "100.64.0.1/32", "fd00::1/64")
+def test_squid_is_reached_from_outside_at_the_public_addresses_where_it_listens(
+    network: None,
+) -> None:
+    add(
+        "8.8.4.4/32",
+        "2606:4700::1111/128",
+        "192.168.137.1/24",
+        "100.64.0.1/32",
+        "fd00::1/64",
+    )
     reached = {
         "3129": ["2606:4700::1111", "8.8.4.4"],
         "[::]:3129": ["2606:4700::1111", "8.8.4.4"],
@@ -68,29 +96,55 @@ def test_squid_is_reached_from_outside_at_the_public_addresses_where_it_listens(
         "192.168.137.1:3129": [],
         "[fd00::1]:3129": [],
     }
-    assert {listen: [str(address) for address in reached_at(listen)] for listen in reached} == reached
+    assert {
+        listen: [str(address) for address in reached_at(listen)] for listen in reached
+    } == reached
 
 
-def test_squid_reads_the_file_beside_the_private_networks_without_a_warning(network: None, tmp_path: Path) -> None:
-    """It warns where one network is within another, and fails on what it cannot parse."""
-    add("203.0.113.4/32", "203.0.113.5/32", "2001:db8::4/128", "2001:db8::5/128", "2002:cb00:7104::1/128")
+def test_squid_reads_the_file_beside_the_private_networks_without_a_warning(
+    network: None, tmp_path: Path
+) -> None:
+    """It warns where one network is within another, and fails on what it
+    cannot parse.
+    """
+    add(
+        "203.0.113.4/32",
+        "203.0.113.5/32",
+        "2001:db8::4/128",
+        "2001:db8::5/128",
+        "2002:cb00:7104::1/128",
+    )
     prepare_own_addresses(tmp_path)
-    lines = [line for line in FRAGMENT.read_text().splitlines() if line.startswith("acl sk_private ")]
+    lines = [
+        line
+        for line in FRAGMENT.read_text().splitlines()
+        if line.startswith("acl sk_private ")
+    ]
     text = "\n".join(lines).replace("/var/lib/squidkeeper", str(tmp_path))
-    (tmp_path / "squid.conf").write_text(f"http_port 3128\n{text}\nhttp_access deny sk_private\n")
+    (tmp_path / "squid.conf").write_text(
+        f"http_port 3128\n{text}\nhttp_access deny sk_private\n"
+    )
     command = ["squid", "-k", "parse", "-f", str(tmp_path / "squid.conf")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f'acl sk_private dst "{tmp_path}/own-addresses"' in done.stderr
-    assert [line for line in done.stderr.splitlines() if "WARNING" in line or "ERROR" in line] == []
+    assert [
+        line
+        for line in done.stderr.splitlines()
+        if "WARNING" in line or "ERROR" in line
+    ] == []
 
 
-def test_without_a_public_address_the_file_is_there_and_empty(network: None, tmp_path: Path) -> None:
+def test_without_a_public_address_the_file_is_there_and_empty(
+    network: None, tmp_path: Path
+) -> None:
     prepare_own_addresses(tmp_path)
     assert closed(tmp_path) == []
     assert oct((tmp_path / FILE).stat().st_mode & 0o777) == "0o644"
 
 
-def test_squid_is_told_once_about_each_address_that_is_new(squid: BareSquid, tmp_path: Path) -> None:
+def test_squid_is_told_once_about_each_address_that_is_new(
+    squid: BareSquid, tmp_path: Path
+) -> None:
     OwnAddresses(tmp_path, SquidProcess(tmp_path / "no squid yet")).check()
     task = OwnAddresses(tmp_path, SquidProcess(squid.pid_file))
     task.check()
@@ -106,7 +160,9 @@ def test_squid_is_told_once_about_each_address_that_is_new(squid: BareSquid, tmp
     assert len(closed(tmp_path)) == 4
 
 
-def test_an_address_that_is_removed_stays_closed_and_squid_is_not_told(squid: BareSquid, tmp_path: Path) -> None:
+def test_an_address_that_is_removed_stays_closed_and_squid_is_not_told(
+    squid: BareSquid, tmp_path: Path
+) -> None:
     add("203.0.113.5/32")
     task = OwnAddresses(tmp_path, SquidProcess(squid.pid_file))
     task.check()
@@ -128,18 +184,26 @@ def test_addresses_that_change_all_the_time_reconfigure_squid_no_more_often_than
     squid: BareSquid, tmp_path: Path
 ) -> None:
     now = 0.0
-    task = OwnAddresses(tmp_path, SquidProcess(squid.pid_file), RateLimit((10.0, 1), clock=lambda: now))
+    task = OwnAddresses(
+        tmp_path, SquidProcess(squid.pid_file), RateLimit((10.0, 1), clock=lambda: now)
+    )
     for number in range(1, 6):
         add(f"203.0.113.{number}/32")
         task.check()
-    assert closed(tmp_path)[:3] == ["203.0.113.1/32", "203.0.113.2/31", "203.0.113.4/31"], "for a Squid that starts now"
+    assert closed(tmp_path)[:3] == [
+        "203.0.113.1/32",
+        "203.0.113.2/31",
+        "203.0.113.4/31",
+    ], "for a Squid that starts now"
     wait_for(lambda: squid.reconfigured(1), "Squid to reconfigure")
     now = 10.0
     task.check()
     wait_for(lambda: squid.reconfigured(2), "Squid to reconfigure again")
 
 
-def test_a_successor_tells_squid_what_the_process_before_it_could_not(squid: BareSquid, tmp_path: Path) -> None:
+def test_a_successor_tells_squid_what_the_process_before_it_could_not(
+    squid: BareSquid, tmp_path: Path
+) -> None:
     add("203.0.113.5/32")
     OwnAddresses(tmp_path, SquidProcess(squid.pid_file), RateLimit((10.0, 0))).check()
     for _ in range(2):
@@ -147,7 +211,9 @@ def test_a_successor_tells_squid_what_the_process_before_it_could_not(squid: Bar
     wait_for(lambda: squid.reconfigured(1), "Squid to reconfigure, once")
 
 
-def test_a_file_that_was_removed_is_written_again(squid: BareSquid, tmp_path: Path) -> None:
+def test_a_file_that_was_removed_is_written_again(
+    squid: BareSquid, tmp_path: Path
+) -> None:
     add("203.0.113.5/32")
     task = OwnAddresses(tmp_path, SquidProcess(squid.pid_file))
     task.check()
@@ -158,8 +224,14 @@ def test_a_file_that_was_removed_is_written_again(squid: BareSquid, tmp_path: Pa
     assert closed(tmp_path)[0] == "203.0.113.5/32"
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 64, b"\xff\xfe garbage\n"], ids=["empty", "zeros", "not text"])
-def test_files_that_a_crash_has_torn_are_written_again(squid: BareSquid, tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0" * 64, b"\xff\xfe garbage\n"],
+    ids=["empty", "zeros", "not text"],
+)
+def test_files_that_a_crash_has_torn_are_written_again(
+    squid: BareSquid, tmp_path: Path, content: bytes
+) -> None:
     """Squid would leave own addresses open, or not start."""
     add("203.0.113.5/32")
     OwnAddresses(tmp_path, SquidProcess(squid.pid_file)).check()

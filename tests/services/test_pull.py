@@ -1,4 +1,6 @@
-"""`squidkeeper pull`: what a repository, a bundle and their servers can do to a gateway, and what they cannot."""
+"""`squidkeeper pull`: what a repository, a bundle and their servers can do to a
+gateway, and what they cannot.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +33,40 @@ from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.policy_store.reload_gate import GateVerdict, write_verdict
 from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
 from squidkeeper.policy.policy_store.sources import read_sources
-from squidkeeper.services.pulling import bundle, git_repository, judgement, programs, puller, reading, versions
+from squidkeeper.services.pulling import (
+    bundle,
+    git_repository,
+    judgement,
+    programs,
+    puller,
+    reading,
+    versions,
+)
 from squidkeeper.services.pulling.judgement import Used
 from squidkeeper.services.pulling.puller import Puller, WhatCounts, what_counts
-from squidkeeper.services.pulling.reading import VersionToRead, read_version, read_version_apart
-from squidkeeper.services.pulling.settings import PullStatus, read_pull_settings, read_pull_status
+from squidkeeper.services.pulling.reading import (
+    VersionToRead,
+    read_version,
+    read_version_apart,
+)
+from squidkeeper.services.pulling.settings import (
+    PullStatus,
+    read_pull_settings,
+    read_pull_status,
+)
 from squidkeeper.services.pulling.signatures import split_commit
 from squidkeeper.services.pulling.versions import Version, Versions
 
 from ..conftest import NOW
-from ..pull_servers import GIT_ENVIRONMENT, Repository, WebServer, allowed_signer, make_key, serving, ssh_server
+from ..pull_servers import (
+    GIT_ENVIRONMENT,
+    Repository,
+    WebServer,
+    allowed_signer,
+    make_key,
+    serving,
+    ssh_server,
+)
 from ..waiting import files_at_rest, wait_for
 
 pytestmark = pytest.mark.system
@@ -78,7 +104,11 @@ class Gateway:
 
     def configure(self, more: str = "", settings: str = "") -> None:
         text = SETTINGS.format(
-            url=self.server.url, ca=self.server.ca, more=more, signers=self.etc / "allowed_signers", settings=settings
+            url=self.server.url,
+            ca=self.server.ca,
+            more=more,
+            signers=self.etc / "allowed_signers",
+            settings=settings,
         )
         self.settings.write_text(text)
 
@@ -93,7 +123,9 @@ class Gateway:
         return [rule.name for rule in load(self.policy, NOW).compiled.source.rules]
 
     def raw_commit(self, entries: list[tuple[str, str, str]]) -> str:
-        """Commit a folder `policy` with entries that no work tree could hold: mode, object, name."""
+        """Commit a folder `policy` with entries that no work tree could hold: mode,
+        object, name.
+        """
         git = self.repository.git
         lines = b"".join(
             f"{mode} {'commit' if mode == '160000' else 'tree' if mode == '040000' else 'blob'} {blob}\t{name}".encode()
@@ -119,7 +151,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
 
 @pytest.fixture(autouse=True)
 def readings(monkeypatch: pytest.MonkeyPatch) -> list[VersionToRead]:
-    """What was read: here, where a test can change a bound, and not in a process of its own."""
+    """What was read: here, where a test can change a bound, and not in a process of its
+    own.
+    """
     read: list[VersionToRead] = []
 
     def read_here(version: VersionToRead) -> str:
@@ -150,17 +184,27 @@ def gateway(tmp_path: Path, server: WebServer) -> Iterator[Gateway]:
     made.policy.symlink_to(made.state / "current")
     made.configure()
     yield made
-    server.down, server.redirect, server.cut_after, server.endless = False, "", None, b""
+    server.down, server.redirect, server.cut_after, server.endless = (
+        False,
+        "",
+        None,
+        b"",
+    )
     server.dumb, server.pack_uri = False, ""
 
 
-# --- what is taken ----------------------------------------------------------------------------------------------------
+# --- what is taken --------------------------------------------------------------------
 
 
 def test_a_signed_tip_is_put_in_place_and_so_is_the_next(gateway: Gateway) -> None:
     first = gateway.commit("one")
     status = gateway.pull()
-    assert (status.version, status.signer, status.failure, status.refused) == (first, "alice@example.com", "", "")
+    assert (status.version, status.signer, status.failure, status.refused) == (
+        first,
+        "alice@example.com",
+        "",
+        "",
+    )
     assert gateway.rules() == ["one"]
     second = gateway.commit("two")
     assert gateway.pull().version == second
@@ -171,15 +215,33 @@ def test_a_signed_tip_is_put_in_place_and_so_is_the_next(gateway: Gateway) -> No
 
 
 @pytest.mark.long
-def test_only_policy_files_and_the_lists_that_they_name_reach_the_gateway(gateway: Gateway) -> None:
-    gateway.repository.write("policy/policy.yaml", "version: 1\nlists: {l: {file: lists/l.txt}}\n")
-    for name in ("lists/l.txt", "lists/other.txt", "README.md", "run.sh", "nested/more.yaml"):
+def test_only_policy_files_and_the_lists_that_they_name_reach_the_gateway(
+    gateway: Gateway,
+) -> None:
+    gateway.repository.write(
+        "policy/policy.yaml", "version: 1\nlists: {l: {file: lists/l.txt}}\n"
+    )
+    for name in (
+        "lists/l.txt",
+        "lists/other.txt",
+        "README.md",
+        "run.sh",
+        "nested/more.yaml",
+    ):
         gateway.repository.write(f"policy/{name}", "a.example\n")
-    gateway.repository.write(".gitattributes", "* filter=lfs diff=x text eol=crlf ident\n")
-    gateway.repository.write("policy/.gitattributes".replace("/.", "/x."), "* filter=lfs\n")
+    gateway.repository.write(
+        ".gitattributes", "* filter=lfs diff=x text eol=crlf ident\n"
+    )
+    gateway.repository.write(
+        "policy/.gitattributes".replace("/.", "/x."), "* filter=lfs\n"
+    )
     gateway.repository.commit()
     assert gateway.pull().refused == ""
-    found = sorted(str(path.relative_to(gateway.policy)) for path in gateway.policy.rglob("*") if path.is_file())
+    found = sorted(
+        str(path.relative_to(gateway.policy))
+        for path in gateway.policy.rglob("*")
+        if path.is_file()
+    )
     assert found == [".digest", ".signed", "lists/l.txt", "policy.yaml"]
     assert (gateway.policy / "lists/l.txt").read_text() == "a.example\n"
 
@@ -194,29 +256,51 @@ def rewritten(file: Path, text: str) -> None:
     "edit",
     [
         lambda policy: rewritten(policy / "policy.yaml", POLICY % ("own", "own")),
-        pytest.param(lambda policy: rewritten(policy / "own.yaml", POLICY % ("own", "own")), marks=pytest.mark.long),
-        pytest.param(lambda policy: rewritten(policy / ".signed", "x"), marks=pytest.mark.long),
-        pytest.param(lambda policy: (policy / "policy.yaml").rename(policy / "policy.bak"), marks=pytest.mark.long),
+        pytest.param(
+            lambda policy: rewritten(policy / "own.yaml", POLICY % ("own", "own")),
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            lambda policy: rewritten(policy / ".signed", "x"), marks=pytest.mark.long
+        ),
+        pytest.param(
+            lambda policy: (policy / "policy.yaml").rename(policy / "policy.bak"),
+            marks=pytest.mark.long,
+        ),
     ],
 )
-def test_an_edit_by_hand_is_put_back_or_reported_until_it_is(pulled: Gateway, edit: Callable[[Path], object]) -> None:
+def test_an_edit_by_hand_is_put_back_or_reported_until_it_is(
+    pulled: Gateway, edit: Callable[[Path], object]
+) -> None:
     tip = pulled.repository.git("rev-parse", "HEAD")
     for _ in range(2):  # also what was put back before
         edit(pulled.policy)
         pulled.server.down = True
         assert (pulled.pull().altered, pulled.pull().altered) == (True, True)
         assert command(pulled, "--status")[0] == 1
-        assert f"{tip} is in place, with other files than the source has" in command(pulled, "--status")[1]
+        assert (
+            f"{tip} is in place, with other files than the source has"
+            in command(pulled, "--status")[1]
+        )
         pulled.server.down = False
         status = pulled.pull()
-        assert (status.version, status.altered, status.refused, status.failure) == (tip, False, "", "")
+        assert (status.version, status.altered, status.refused, status.failure) == (
+            tip,
+            False,
+            "",
+            "",
+        )
         assert pulled.rules() == ["good"]
     edit(pulled.policy)
     pulled.commit("bad", signed=False)
     assert (pulled.pull().altered, pulled.pull().refused != "") == (True, True)
     next_one = pulled.commit("next")
     status = pulled.pull()
-    assert (status.version, status.altered, pulled.rules()) == (next_one, False, ["next"])
+    assert (status.version, status.altered, pulled.rules()) == (
+        next_one,
+        False,
+        ["next"],
+    )
 
 
 def test_another_folder_of_the_same_commit_is_put_in_place(pulled: Gateway) -> None:
@@ -239,7 +323,9 @@ def test_grants_of_the_gateway_stay_beside_the_link(gateway: Gateway) -> None:
     gateway.pull()
     gateway.commit("two")
     gateway.pull()
-    assert [grant.name for grant in load(gateway.policy, NOW).compiled.source.grants] == ["g"]
+    assert [
+        grant.name for grant in load(gateway.policy, NOW).compiled.source.grants
+    ] == ["g"]
 
 
 @pytest.mark.long
@@ -247,7 +333,9 @@ def test_a_tag_is_followed_too(gateway: Gateway) -> None:
     tip = gateway.commit("one")
     gateway.repository.git("tag", "-a", "-m", "x", "v1")
     gateway.repository.git("push", "-q", str(gateway.repository.served), "v1")
-    gateway.settings.write_text(gateway.settings.read_text().replace("branch: main", "tag: v1"))
+    gateway.settings.write_text(
+        gateway.settings.read_text().replace("branch: main", "tag: v1")
+    )
     assert gateway.pull().version == tip
 
 
@@ -280,16 +368,32 @@ def test_a_crash_before_the_link_leaves_what_is_in_place(tmp_path: Path) -> None
 # Of each kind of attack, one in the default run.
 
 
-def test_a_strange_name_a_link_and_a_source_of_a_secret_are_refused(pulled: Gateway) -> None:
+def test_a_strange_name_a_link_and_a_source_of_a_secret_are_refused(
+    pulled: Gateway,
+) -> None:
     pulled.raw_commit([("100644", pulled.blob("version: 1\n"), "new\nline.yaml")])
     assert "has a name that is not plain" in refused(pulled)
     pulled.raw_commit([("120000", pulled.blob("/etc/shadow"), "policy.yaml")])
-    assert refused(pulled) == "'policy.yaml' is a symbolic link, expected regular files alone"
-    pulled.raw_commit([("100644", pulled.blob("version: 1\nsecrets: {x: {command: {run: [id]}}}\n"), "policy.yaml")])
-    assert "it does not load: policy.yaml:2:1: 'secrets' is for this gateway's operator alone" in refused(pulled)
+    assert (
+        refused(pulled)
+        == "'policy.yaml' is a symbolic link, expected regular files alone"
+    )
+    pulled.raw_commit(
+        [
+            (
+                "100644",
+                pulled.blob("version: 1\nsecrets: {x: {command: {run: [id]}}}\n"),
+                "policy.yaml",
+            )
+        ]
+    )
+    assert (
+        "it does not load: policy.yaml:2:1: 'secrets' is for this gateway's operator alone"
+        in refused(pulled)
+    )
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------
 
 
 def refused(gateway: Gateway, tip: str = "") -> str:
@@ -314,7 +418,10 @@ def test_a_tip_that_no_allowed_signer_has_signed_is_refused_also_where_it_is_acc
     pulled: Gateway, tmp_path: Path
 ) -> None:
     tip = pulled.commit("bad", signed=False)
-    assert refused(pulled) == "it is not signed, expected the SSH signature of an allowed signer"
+    assert (
+        refused(pulled)
+        == "it is not signed, expected the SSH signature of an allowed signer"
+    )
     assert pulled.pull(tip).refused == tip
     pulled.repository.key = make_key(tmp_path / "mallory")
     pulled.commit("worse")
@@ -324,12 +431,21 @@ def test_a_tip_that_no_allowed_signer_has_signed_is_refused_also_where_it_is_acc
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("options", ['valid-before="20260101"', 'valid-after="20990101"', 'namespaces="file"'])
-def test_a_key_whose_time_is_over_signs_nothing_new_whatever_date_it_writes(pulled: Gateway, options: str) -> None:
-    (pulled.etc / "allowed_signers").write_text(allowed_signer(pulled.key, options=options))
+@pytest.mark.parametrize(
+    "options",
+    ['valid-before="20260101"', 'valid-after="20990101"', 'namespaces="file"'],
+)
+def test_a_key_whose_time_is_over_signs_nothing_new_whatever_date_it_writes(
+    pulled: Gateway, options: str
+) -> None:
+    (pulled.etc / "allowed_signers").write_text(
+        allowed_signer(pulled.key, options=options)
+    )
     pulled.repository.write("policy/policy.yaml", POLICY % ("bad", "bad"))
     date = "2099-06-01T00:00:00Z" if "after" in options else "2025-06-01T00:00:00Z"
-    pulled.repository.commit(environment={"GIT_COMMITTER_DATE": date, "GIT_AUTHOR_DATE": date})
+    pulled.repository.commit(
+        environment={"GIT_COMMITTER_DATE": date, "GIT_AUTHOR_DATE": date}
+    )
     assert "sign" in refused(pulled)
 
 
@@ -337,13 +453,22 @@ def test_a_key_whose_time_is_over_signs_nothing_new_whatever_date_it_writes(pull
 def test_a_signature_of_another_commit_is_refused(pulled: Gateway) -> None:
     git = pulled.repository.git
     signature = split_commit(
-        subprocess.check_output(["git", "cat-file", "commit", "HEAD"], cwd=pulled.repository.folder)
+        subprocess.check_output(
+            ["git", "cat-file", "commit", "HEAD"], cwd=pulled.repository.folder
+        )
     )
     pulled.repository.write("policy/policy.yaml", POLICY % ("bad", "bad"))
     pulled.repository.commit(signed=False, push=False)
     head, _, message = git("cat-file", "commit", "HEAD").partition("\n\n")
     stolen = "gpgsig " + signature[1].decode().strip().replace("\n", "\n ")
-    forged = git("hash-object", "-w", "-t", "commit", "--stdin", given=f"{head}\n{stolen}\n\n{message}\n".encode())
+    forged = git(
+        "hash-object",
+        "-w",
+        "-t",
+        "commit",
+        "--stdin",
+        given=f"{head}\n{stolen}\n\n{message}\n".encode(),
+    )
     git("reset", "-q", "--soft", forged)
     pulled.repository.push()
     assert "does not hold" in refused(pulled)
@@ -367,15 +492,23 @@ def test_a_rewind_is_refused_and_so_is_another_history(pulled: Gateway) -> None:
     assert pulled.rules() == ["forced"]
 
 
-def twin_of(repository: Repository, commit: str, change: Callable[[bytes], bytes]) -> str:
+def twin_of(
+    repository: Repository, commit: str, change: Callable[[bytes], bytes]
+) -> str:
     """Make another commit of the same signed content, as anyone can."""
-    raw = subprocess.check_output(["git", "cat-file", "commit", commit], cwd=repository.folder)
-    return repository.git("hash-object", "-w", "-t", "commit", "--stdin", given=change(raw))
+    raw = subprocess.check_output(
+        ["git", "cat-file", "commit", commit], cwd=repository.folder
+    )
+    return repository.git(
+        "hash-object", "-w", "-t", "commit", "--stdin", given=change(raw)
+    )
 
 
 def wrapped_otherwise(commit: bytes) -> bytes:
     """Write each line of the armor as two."""
-    head, signature, rest = re.split(rb"(?<=SIGNATURE-----\n)((?: .*\n)*?)(?= -----END)", commit, maxsplit=1)
+    head, signature, rest = re.split(
+        rb"(?<=SIGNATURE-----\n)((?: .*\n)*?)(?= -----END)", commit, maxsplit=1
+    )
     return head + re.sub(rb"(?m)^ (.{20})(.+)$", rb" \1\n \2", signature) + rest
 
 
@@ -385,12 +518,18 @@ def moved(commit: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("change", "packs"), [(wrapped_otherwise, 50), pytest.param(moved, -1, marks=pytest.mark.long)]
+    ("change", "packs"),
+    [(wrapped_otherwise, 50), pytest.param(moved, -1, marks=pytest.mark.long)],
 )
 def test_a_twin_of_a_signed_commit_does_not_keep_what_comes_after_it_out(
-    pulled: Gateway, change: Callable[[bytes], bytes], packs: int, monkeypatch: pytest.MonkeyPatch
+    pulled: Gateway,
+    change: Callable[[bytes], bytes],
+    packs: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also where the copy of the repository was removed meanwhile, and the twin with it."""
+    """Also where the copy of the repository was removed meanwhile, and the twin with
+    it.
+    """
     monkeypatch.setattr(git_repository, "_PACKS_AT_MOST", packs)
     pulled.repository.git("config", "i18n.commitEncoding", "ISO-8859-1")
     good, tip = pulled.repository.git("rev-parse", "HEAD"), pulled.commit("one")
@@ -442,14 +581,18 @@ NAMES = [
 
 
 @pytest.mark.long
-def test_a_name_that_is_not_plain_and_a_folder_that_leads_elsewhere_are_refused(pulled: Gateway) -> None:
+def test_a_name_that_is_not_plain_and_a_folder_that_leads_elsewhere_are_refused(
+    pulled: Gateway,
+) -> None:
     bad = pulled.blob(POLICY % ("bad", "bad"))
     for name in NAMES:
         pulled.raw_commit([("100644", bad, name)])
         reason = refused(pulled)
         assert "has a name that is not plain" in reason, name
         assert reason.isprintable(), name
-    inner = pulled.repository.git("mktree", given=f"100644 blob {bad}\tup.yaml\n".encode())
+    inner = pulled.repository.git(
+        "mktree", given=f"100644 blob {bad}\tup.yaml\n".encode()
+    )
     for name in ("..", ".git", "."):
         pulled.raw_commit([("040000", inner, name)])
         status = pulled.pull()
@@ -459,17 +602,32 @@ def test_a_name_that_is_not_plain_and_a_folder_that_leads_elsewhere_are_refused(
 
 @pytest.mark.long
 def test_no_link_and_no_submodule_is_taken(pulled: Gateway) -> None:
-    link, submodule = pulled.blob("/etc/shadow"), pulled.repository.git("rev-parse", "HEAD")
+    link, submodule = (
+        pulled.blob("/etc/shadow"),
+        pulled.repository.git("rev-parse", "HEAD"),
+    )
     for name in ("policy.yaml", "README.md"):
-        for mode, target, what in (("120000", link, "a symbolic link"), ("160000", submodule, "a submodule")):
+        for mode, target, what in (
+            ("120000", link, "a symbolic link"),
+            ("160000", submodule, "a submodule"),
+        ):
             pulled.raw_commit([(mode, target, name)])
-            assert refused(pulled) == f"{name!r} is {what}, expected regular files alone"
+            assert (
+                refused(pulled) == f"{name!r} is {what}, expected regular files alone"
+            )
 
 
 @pytest.mark.long
-def test_too_many_files_and_too_many_bytes_are_refused(pulled: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_files_and_too_many_bytes_are_refused(
+    pulled: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blob = pulled.blob("# nothing\n")
-    pulled.raw_commit([("100644", blob, f"{number}.txt") for number in range(versions.FILES_AT_MOST + 1)])
+    pulled.raw_commit(
+        [
+            ("100644", blob, f"{number}.txt")
+            for number in range(versions.FILES_AT_MOST + 1)
+        ]
+    )
     assert refused(pulled) == "there are 1,001 files, expected 1,000 at most"
     monkeypatch.setattr(versions, "BYTES_AT_MOST", 1000)
     pulled.raw_commit([("100644", pulled.blob("#" * 1001), "policy.yaml")])
@@ -485,7 +643,9 @@ def test_policy_files_that_are_too_large_are_refused_before_they_are_parsed(
 
 
 @pytest.mark.long
-def test_what_is_larger_than_a_child_may_write_is_not_fetched(pulled: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_larger_than_a_child_may_write_is_not_fetched(
+    pulled: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pulled.repository.write("policy/huge.yaml", os.urandom(300_000))
     pulled.repository.commit()
     monkeypatch.setattr(programs, "_FILE_BYTES", 200_000)
@@ -496,7 +656,9 @@ def test_what_is_larger_than_a_child_may_write_is_not_fetched(pulled: Gateway, m
 
 
 @pytest.mark.long
-def test_a_repository_that_grows_too_large_is_removed(pulled: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repository_that_grows_too_large_is_removed(
+    pulled: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(git_repository, "_REPOSITORY_BYTES", 1000)
     pulled.commit("more")
     assert "expected 1,000 at most" in pulled.pull().failure
@@ -509,15 +671,32 @@ def test_a_repository_that_grows_too_large_is_removed(pulled: Gateway, monkeypat
 def test_what_a_fetch_that_fails_has_brought_is_removed(
     pulled: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A server can send packs without the tip's objects: git keeps the pack, and then fails."""
-    stray = pulled.repository.git("hash-object", "-w", "--stdin", given=os.urandom(60_000))
-    pack_objects = ["git", "-C", str(pulled.repository.folder), "pack-objects", "-q", "--stdout"]
+    """A server can send packs without the tip's objects: git keeps the pack, and then
+    fails.
+    """
+    stray = pulled.repository.git(
+        "hash-object", "-w", "--stdin", given=os.urandom(60_000)
+    )
+    pack_objects = [
+        "git",
+        "-C",
+        str(pulled.repository.folder),
+        "pack-objects",
+        "-q",
+        "--stdout",
+    ]
     with (tmp_path / "pack").open("wb") as pack:
-        subprocess.run(pack_objects, input=f"{stray}\n".encode(), stdout=pack, check=True)
+        subprocess.run(
+            pack_objects, input=f"{stray}\n".encode(), stdout=pack, check=True
+        )
     hook = tmp_path / "hook"
     hook.write_text(f"#!/bin/sh\ncat >/dev/null; cat {tmp_path}/pack\n")
     hook.chmod(0o755)
-    settings = {"COUNT": "1", "KEY_0": "uploadpack.packObjectsHook", "VALUE_0": str(hook)}
+    settings = {
+        "COUNT": "1",
+        "KEY_0": "uploadpack.packObjectsHook",
+        "VALUE_0": str(hook),
+    }
     for name, value in settings.items():
         monkeypatch.setitem(GIT_ENVIRONMENT, f"GIT_CONFIG_{name}", value)
     kept = objects(pulled)
@@ -527,7 +706,9 @@ def test_what_a_fetch_that_fails_has_brought_is_removed(
     assert pulled.rules() == ["good"]
 
 
-def test_what_nobody_has_signed_is_removed_and_what_torn_fetches_have_left(pulled: Gateway) -> None:
+def test_what_nobody_has_signed_is_removed_and_what_torn_fetches_have_left(
+    pulled: Gateway,
+) -> None:
     kept = objects(pulled)
     pulled.repository.write("policy/large.txt", os.urandom(60_000))
     pulled.commit("bad", signed=False)
@@ -544,7 +725,9 @@ def test_what_nobody_has_signed_is_removed_and_what_torn_fetches_have_left(pulle
     assert not any(file.exists() for file in torn)
 
 
-def test_a_small_file_counts_as_what_it_takes_on_the_disk(pulled: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_file_counts_as_what_it_takes_on_the_disk(
+    pulled: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = pulled.state / "repository/small"
     small.mkdir()
     for number in range(300):
@@ -596,36 +779,54 @@ def test_without_a_local_setup_nothing_is_taken(pulled: Gateway) -> None:
 def test_the_ceiling_is_not_passed(pulled: Gateway) -> None:
     ceiling = pulled.etc / "ceiling"
     ceiling.mkdir()
-    (ceiling / "policy.yaml").write_text("version: 1\nrules: [{name: all, action: allow, hosts: [.example]}]\n")
+    (ceiling / "policy.yaml").write_text(
+        "version: 1\nrules: [{name: all, action: allow, hosts: [.example]}]\n"
+    )
     pulled.configure(settings=f"ceiling: {ceiling}")
-    credential = "version: 1\ncredentials: [{name: api, hosts: [api.example], bearer: token}]\n"
+    credential = (
+        "version: 1\ncredentials: [{name: api, hosts: [api.example], bearer: token}]\n"
+    )
     pulled.repository.write("policy/credential.yaml", credential)
     pulled.commit("api")
     assert "it passes the ceiling" in refused(pulled)
-    (ceiling / "credential.yaml").write_text(credential)  # its secret is in the gateway's local.yaml
+    # its secret is in the gateway's local.yaml
+    (ceiling / "credential.yaml").write_text(credential)
     assert pulled.pull().refused == ""
-    pulled.repository.write("policy/policy.yaml", "version: 1\nrules: [{name: x, action: allow, hosts: [a.test]}]\n")
+    pulled.repository.write(
+        "policy/policy.yaml",
+        "version: 1\nrules: [{name: x, action: allow, hosts: [a.test]}]\n",
+    )
     pulled.repository.commit()
     for version in (pulled.state / "versions").iterdir():
         if version.name != pulled.pull().version:
             subprocess.run(["rm", "-rf", str(version)], check=True)
     reason = refused(pulled)
-    assert reason.startswith(f"it passes the ceiling {ceiling}: opened by x, such as GET https://a.test/")
-    (ceiling / "policy.yaml").write_text("version: 1\nrules: [{name: closed, action: deny, hosts: [a.test]}]\n")
+    assert reason.startswith(
+        f"it passes the ceiling {ceiling}: opened by x, such as GET https://a.test/"
+    )
+    (ceiling / "policy.yaml").write_text(
+        "version: 1\nrules: [{name: closed, action: deny, hosts: [a.test]}]\n"
+    )
     pulled.repository.write("policy/policy.yaml", "version: 1\n")
     pulled.repository.commit()
-    assert ": grants and approvals could open what closed of the ceiling denies, such as GET" in refused(pulled)
+    assert (
+        ": grants and approvals could open what closed of the ceiling denies, such as GET"
+        in refused(pulled)
+    )
     (ceiling / "policy.yaml").write_text("nonsense")
     assert "the ceiling does not load" in refused(pulled)
 
 
-# --- what is large, and what was refused ------------------------------------------------------------------------------
+# --- what is large, and what was refused ----------------------------------------------
 
 
 def test_a_refused_tip_is_read_again_only_when_what_counts_has_changed(
     pulled: Gateway, readings: list[VersionToRead]
 ) -> None:
-    puller, tip = Puller(pulled.settings, pulled.state, pulled.policy), pulled.commit("bad")
+    puller, tip = (
+        Puller(pulled.settings, pulled.state, pulled.policy),
+        pulled.commit("bad"),
+    )
     ceiling = pulled.etc / "ceiling"
     ceiling.mkdir()
     (ceiling / "policy.yaml").write_text(POLICY % ("none", "none"))
@@ -634,7 +835,10 @@ def test_a_refused_tip_is_read_again_only_when_what_counts_has_changed(
     files_at_rest()
     for _ in range(3):
         status = puller.pull()
-        assert (status.refused, status.reason.partition(":")[0]) == (tip, f"it passes the ceiling {ceiling}")
+        assert (status.refused, status.reason.partition(":")[0]) == (
+            tip,
+            f"it passes the ceiling {ceiling}",
+        )
     assert len(readings) == 1
     assert status.succeeded == pytest.approx(status.ended, abs=60)
     (pulled.etc / "allowed_signers").write_text("")
@@ -645,28 +849,52 @@ def test_a_refused_tip_is_read_again_only_when_what_counts_has_changed(
     assert len(readings) == 2
 
 
-def test_what_counts_for_a_refusal_is_every_file_that_it_is_judged_by(gateway: Gateway) -> None:
+def test_what_counts_for_a_refusal_is_every_file_that_it_is_judged_by(
+    gateway: Gateway,
+) -> None:
     ceiling = gateway.etc / "ceiling"
     (ceiling / "lists").mkdir(parents=True)
     gateway.configure(settings=f"ceiling: {ceiling}")
 
     def counts(tip: str = "1", before: str = "0") -> WhatCounts:
         files_at_rest()
-        return what_counts(tip, before, read_pull_settings(gateway.settings), gateway.settings, gateway.policy)
+        return what_counts(
+            tip,
+            before,
+            read_pull_settings(gateway.settings),
+            gateway.settings,
+            gateway.policy,
+        )
 
     last = counts()
     assert counts() == last
     assert counts("2") != last != counts(before="2")
-    for name in ("local.yaml", "grants.yaml", "pull.yaml", "allowed_signers", "ceiling/policy.yaml", "ceiling/lists/l"):
+    for name in (
+        "local.yaml",
+        "grants.yaml",
+        "pull.yaml",
+        "allowed_signers",
+        "ceiling/policy.yaml",
+        "ceiling/lists/l",
+    ):
         with (gateway.etc / name).open("a") as file:
             file.write("# changed\n")
         assert last != (last := counts()), name
 
 
-def test_a_failure_is_not_remembered(pulled: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    puller, tip = Puller(pulled.settings, pulled.state, pulled.policy), pulled.commit("next")
+def test_a_failure_is_not_remembered(
+    pulled: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    puller, tip = (
+        Puller(pulled.settings, pulled.state, pulled.policy),
+        pulled.commit("next"),
+    )
     with monkeypatch.context() as full:
-        full.setattr(Versions, "write", Mock(side_effect=OSError(ENOSPC, "No space left on device")))
+        full.setattr(
+            Versions,
+            "write",
+            Mock(side_effect=OSError(ENOSPC, "No space left on device")),
+        )
         assert "No space left on device" in puller.pull().failure
     assert puller.pull().version == tip
 
@@ -677,13 +905,18 @@ def test_a_policy_that_each_helper_would_load_for_long_is_refused(
     pulled.commit("slow")
     with monkeypatch.context() as small:
         small.setattr(judgement, "LOAD_SECONDS", -1)
-        assert "s of processor time to load it, expected -1 s at most: write fewer rules" in refused(pulled)
+        assert (
+            "s of processor time to load it, expected -1 s at most: write fewer rules"
+            in refused(pulled)
+        )
     monkeypatch.setattr(judgement, "LOAD_BYTES", -1)
     assert "MB of memory to load it" in refused(pulled)
 
 
 def test_a_file_is_no_folder_too() -> None:
-    with pytest.raises(PullRefused, match=r"'a.yaml' is a file, and a folder with 'a.yaml/x' in it"):
+    with pytest.raises(
+        PullRefused, match=r"'a.yaml' is a file, and a folder with 'a.yaml/x' in it"
+    ):
         versions.check_files({"a.yaml": 1, "a.yaml/x": 1})
 
 
@@ -708,14 +941,20 @@ LARGE = {
     "aliases": (_ALLOW + "- *r\n" * 400_000, "more than 1,000,000 values"),
     "tests": (
         _ALLOW.replace("methods: [POST]", "paths: ['/*x']")
-        + "".join(f"- {{name: r{n}, action: allow, hosts: [a.example], paths: ['/*{n}*/x']}}\n" for n in range(7000))
+        + "".join(
+            f"- {{name: r{n}, action: allow, hosts: [a.example], paths: ['/*{n}*/x']}}\n"
+            for n in range(7000)
+        )
         + "tests:\n"
         + "".join(f"- {_TEST % n}\n" for n in range(20_000)),
         "processor time",
     ),
     "tests-by-alias": (
         _ALLOW
-        + "".join(f"- {{name: r{n}, action: allow, hosts: [a.example], methods: [POST]}}\n" for n in range(7000))
+        + "".join(
+            f"- {{name: r{n}, action: allow, hosts: [a.example], methods: [POST]}}\n"
+            for n in range(7000)
+        )
         + f"tests:\n- &t {_TEST % 0}\n"
         + "- *t\n" * 150_000,
         "processor time",
@@ -726,7 +965,9 @@ LARGE = {
 @pytest.mark.long
 @pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("form", LARGE)
-def test_a_large_policy_is_refused_and_costs_the_process_that_pulls_nothing(pulled: Gateway, form: str) -> None:
+def test_a_large_policy_is_refused_and_costs_the_process_that_pulls_nothing(
+    pulled: Gateway, form: str
+) -> None:
     text, why = LARGE[form]
     assert len(text) < versions.POLICY_BYTES_AT_MOST
     pulled.repository.write("policy/policy.yaml", text)
@@ -743,13 +984,22 @@ def test_a_large_policy_is_refused_and_costs_the_process_that_pulls_nothing(pull
 @pytest.mark.parametrize(
     ("bounds", "why"),
     [
-        (programs.ChildBounds(cpu_seconds=1), "that takes more than 1 s of processor time; write fewer"),
-        (programs.ChildBounds(memory_bytes=200 << 20), "that takes more than 200 MB of memory; write fewer"),
+        (
+            programs.ChildBounds(cpu_seconds=1),
+            "that takes more than 1 s of processor time; write fewer",
+        ),
+        (
+            programs.ChildBounds(memory_bytes=200 << 20),
+            "that takes more than 200 MB of memory; write fewer",
+        ),
         (programs.ChildBounds(memory_bytes=1 << 20), "its process ended with status"),
     ],
 )
 def test_the_process_that_reads_a_version_is_ended_by_its_bounds(
-    pulled: Gateway, monkeypatch: pytest.MonkeyPatch, bounds: programs.ChildBounds, why: str
+    pulled: Gateway,
+    monkeypatch: pytest.MonkeyPatch,
+    bounds: programs.ChildBounds,
+    why: str,
 ) -> None:
     pulled.repository.write("policy/policy.yaml", LARGE["nothings"][0])
     pulled.repository.commit()
@@ -763,14 +1013,30 @@ def test_the_process_that_reads_a_version_is_ended_by_its_bounds(
 def test_what_reads_a_version_ends_with_the_process_that_pulls(pulled: Gateway) -> None:
     pulled.repository.write("policy/policy.yaml", LARGE["tests"][0])
     pulled.repository.commit()
-    places = ("--config", pulled.settings, "--folder", pulled.state, "--policy", pulled.policy)
-    with subprocess.Popen([sys.executable, "-m", "squidkeeper", "pull", *places], stderr=subprocess.DEVNULL) as service:
+    places = (
+        "--config",
+        pulled.settings,
+        "--folder",
+        pulled.state,
+        "--policy",
+        pulled.policy,
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "squidkeeper", "pull", *places],
+        stderr=subprocess.DEVNULL,
+    ) as service:
         try:
             reader = wait_for(lambda: reader_of(service.pid), "the version to be read")
-            wait_for((pulled.state / "versions/.new/policy").exists, "the version to be written")
+            wait_for(
+                (pulled.state / "versions/.new/policy").exists,
+                "the version to be written",
+            )
         finally:
             service.kill()
-    wait_for(lambda: not reader.is_running() or reader.status() == psutil.STATUS_ZOMBIE, "the end of what reads it")
+    wait_for(
+        lambda: not reader.is_running() or reader.status() == psutil.STATUS_ZOMBIE,
+        "the end of what reads it",
+    )
 
 
 def reader_of(service: int) -> psutil.Process | None:
@@ -782,11 +1048,13 @@ def reader_of(service: int) -> psutil.Process | None:
     return None
 
 
-# --- a source that fails ----------------------------------------------------------------------------------------------
+# --- a source that fails --------------------------------------------------------------
 
 
 def failure(gateway: Gateway) -> str:
-    before = gateway.pull() if not gateway.server.down else read_pull_status(gateway.state)
+    before = (
+        gateway.pull() if not gateway.server.down else read_pull_status(gateway.state)
+    )
     status = gateway.pull()
     assert gateway.rules() == ["good"]
     assert before is not None
@@ -794,20 +1062,30 @@ def failure(gateway: Gateway) -> str:
     return status.failure
 
 
-def test_a_source_that_is_away_leaves_what_is_in_place_and_its_time(pulled: Gateway) -> None:
+def test_a_source_that_is_away_leaves_what_is_in_place_and_its_time(
+    pulled: Gateway,
+) -> None:
     before = read_pull_status(pulled.state)
     pulled.server.down = True
     status = pulled.pull()
     assert "git fetch failed" in status.failure
     assert before is not None
-    assert (status.version, status.signer, status.succeeded) == (before.version, before.signer, before.succeeded)
+    assert (status.version, status.signer, status.succeeded) == (
+        before.version,
+        before.signer,
+        before.succeeded,
+    )
     pulled.server.down = False
     assert pulled.pull().failure == ""
 
 
 @pytest.mark.long
-def test_a_redirect_another_certificate_and_a_branch_that_is_gone_are_failures(pulled: Gateway) -> None:
-    pulled.server.redirect = f"{pulled.server.url}/real/policies.git/info/refs?service=git-upload-pack"
+def test_a_redirect_another_certificate_and_a_branch_that_is_gone_are_failures(
+    pulled: Gateway,
+) -> None:
+    pulled.server.redirect = (
+        f"{pulled.server.url}/real/policies.git/info/refs?service=git-upload-pack"
+    )
     assert "git fetch failed" in failure(pulled)
     pulled.server.redirect, settings = "", pulled.settings.read_text()
     pulled.settings.write_text(settings.replace(f", ca: {pulled.server.ca}", ""))
@@ -818,11 +1096,17 @@ def test_a_redirect_another_certificate_and_a_branch_that_is_gone_are_failures(p
 
 def objects(gateway: Gateway) -> set[Path]:
     """The files of all objects that the gateway has fetched."""
-    return {path for path in gateway.state.glob("repository/objects/**/*") if path.is_file()}
+    return {
+        path for path in gateway.state.glob("repository/objects/**/*") if path.is_file()
+    }
 
 
-def test_a_server_without_git_is_refused_before_it_gives_an_object(pulled: Gateway) -> None:
-    """Its files are loose objects: no pack bounds them together, and git checks none."""
+def test_a_server_without_git_is_refused_before_it_gives_an_object(
+    pulled: Gateway,
+) -> None:
+    """Its files are loose objects: no pack bounds them together, and git
+    checks none.
+    """
     kept = objects(pulled)
     pulled.commit("dumb")
     pulled.repository.git("-C", str(pulled.repository.served), "update-server-info")
@@ -834,8 +1118,12 @@ def test_a_server_without_git_is_refused_before_it_gives_an_object(pulled: Gatew
     assert pulled.rules() == ["dumb"]
 
 
-@pytest.mark.parametrize("protocol", ["https", pytest.param("ssh", marks=pytest.mark.long)])
-def test_a_pack_elsewhere_is_not_fetched(pulled: Gateway, tmp_path: Path, protocol: str) -> None:
+@pytest.mark.parametrize(
+    "protocol", ["https", pytest.param("ssh", marks=pytest.mark.long)]
+)
+def test_a_pack_elsewhere_is_not_fetched(
+    pulled: Gateway, tmp_path: Path, protocol: str
+) -> None:
     kept = objects(pulled)
     pulled.commit("elsewhere")
     (pulled.etc / "token").write_text("t0ken\n")
@@ -843,11 +1131,18 @@ def test_a_pack_elsewhere_is_not_fetched(pulled: Gateway, tmp_path: Path, protoc
         uri, both = f"{elsewhere.url}/stray.pack", pulled.etc / "both.pem"
         both.write_bytes(pulled.server.ca.read_bytes() + elsewhere.ca.read_bytes())
         pulled.configure(f", token_file: {pulled.etc}/token")
-        pulled.settings.write_text(pulled.settings.read_text().replace(str(pulled.server.ca), str(both)))
+        pulled.settings.write_text(
+            pulled.settings.read_text().replace(str(pulled.server.ca), str(both))
+        )
         with ExitStack() as stack:
             pulled.server.pack_uri = uri
             if protocol == "ssh":
-                configure_ssh(pulled, *stack.enter_context(ssh_server(tmp_path / "ssh", pulled.repository.served, uri)))
+                configure_ssh(
+                    pulled,
+                    *stack.enter_context(
+                        ssh_server(tmp_path / "ssh", pulled.repository.served, uri)
+                    ),
+                )
             assert "the server names a URI" in pulled.pull().failure
         assert elsewhere.authorization == []
     assert objects(pulled) == kept
@@ -865,7 +1160,9 @@ def test_a_torn_answer_is_no_version(pulled: Gateway) -> None:
 
 
 @pytest.mark.long
-def test_a_token_reaches_the_server_and_no_command_line_or_report(pulled: Gateway) -> None:
+def test_a_token_reaches_the_server_and_no_command_line_or_report(
+    pulled: Gateway,
+) -> None:
     (pulled.etc / "token").write_text("t0ken\n")
     pulled.configure(f", token_file: {pulled.etc}/token")
     pulled.server.authorization.clear()
@@ -879,8 +1176,13 @@ def test_a_token_reaches_the_server_and_no_command_line_or_report(pulled: Gatewa
 def test_no_configuration_of_the_machine_counts(
     pulled: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / ".gitconfig").write_text(f'[url "file://{tmp_path}"]\n insteadOf = {pulled.server.url}\n')
-    for name, value in (("HOME", str(tmp_path)), ("GIT_CONFIG_GLOBAL", str(tmp_path / ".gitconfig"))):
+    (tmp_path / ".gitconfig").write_text(
+        f'[url "file://{tmp_path}"]\n insteadOf = {pulled.server.url}\n'
+    )
+    for name, value in (
+        ("HOME", str(tmp_path)),
+        ("GIT_CONFIG_GLOBAL", str(tmp_path / ".gitconfig")),
+    ):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("GIT_SSL_NO_VERIFY", "1")
     pulled.commit("next")
@@ -890,26 +1192,42 @@ def test_no_configuration_of_the_machine_counts(
 
 def configure_ssh(gateway: Gateway, url: str, key: Path, known_hosts: Path) -> None:
     source = f"{{git: '{url}', branch: main, path: policy, key: {key}, known_hosts: {known_hosts}}}"
-    gateway.settings.write_text(f"source: {source}\nallowed_signers: {gateway.etc}/allowed_signers\n")
+    gateway.settings.write_text(
+        f"source: {source}\nallowed_signers: {gateway.etc}/allowed_signers\n"
+    )
 
 
 @pytest.mark.long
-def test_a_repository_is_read_over_ssh_from_a_known_host_alone(pulled: Gateway, tmp_path: Path) -> None:
-    with ssh_server(tmp_path / "ssh", pulled.repository.served) as (url, key, known_hosts):
+def test_a_repository_is_read_over_ssh_from_a_known_host_alone(
+    pulled: Gateway, tmp_path: Path
+) -> None:
+    with ssh_server(tmp_path / "ssh", pulled.repository.served) as (
+        url,
+        key,
+        known_hosts,
+    ):
         configure_ssh(pulled, url, key, known_hosts)
         pulled.commit("over-ssh")
         assert pulled.pull().failure == ""
         assert pulled.rules() == ["over-ssh"]
         pulled.commit("unseen")
         settings = pulled.settings.read_text()
-        pulled.settings.write_text(settings.replace(f"key: {key}", f"key: {tmp_path}/missing"))
+        pulled.settings.write_text(
+            settings.replace(f"key: {key}", f"key: {tmp_path}/missing")
+        )
         failure = pulled.pull().failure
         assert f"Identity file {tmp_path}/missing not accessible" in failure
         assert "Permission denied (" in failure
         pulled.settings.write_text(settings)
-        place, host = known_hosts.read_text().split()[0], make_key(tmp_path / "host").with_suffix(".pub").read_text()
+        place, host = (
+            known_hosts.read_text().split()[0],
+            make_key(tmp_path / "host").with_suffix(".pub").read_text(),
+        )
         known_hosts.write_text(f"{place} {host}")
-        assert "has changed and you have requested strict checking" in pulled.pull().failure
+        assert (
+            "has changed and you have requested strict checking"
+            in pulled.pull().failure
+        )
         known_hosts.write_text("")
         assert "host key is known for" in pulled.pull().failure
     assert pulled.rules() == ["over-ssh"]
@@ -918,27 +1236,71 @@ def test_a_repository_is_read_over_ssh_from_a_known_host_alone(pulled: Gateway, 
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("source: {git: 'file:///etc', branch: main}\nallowed_signers: /a", "is no source, expected https://"),
-        ("source: {git: 'ext::sh -c id', branch: main}\nallowed_signers: /a", "is no source"),
+        (
+            "source: {git: 'file:///etc', branch: main}\nallowed_signers: /a",
+            "is no source, expected https://",
+        ),
+        (
+            "source: {git: 'ext::sh -c id', branch: main}\nallowed_signers: /a",
+            "is no source",
+        ),
         ("source: {git: '-uhelp', branch: main}\nallowed_signers: /a", "is no source"),
-        ("source: {git: 'https://u:p@h/x', branch: main}\nallowed_signers: /a", "is no source"),
-        ("source: {git: 'ssh://-oProxyCommand=id/x', branch: main}\nallowed_signers: /a", "is no source"),
-        ("source: {git: 'https://h/x', branch: '../x'}\nallowed_signers: /a", "is not the name of a branch or tag"),
-        ("source: {git: 'https://h/x', branch: '-x'}\nallowed_signers: /a", "is not the name of a branch or tag"),
-        ("source: {git: 'https://h/x', branch: a, path: ../x}\nallowed_signers: /a", "is not a folder of the repo"),
-        ("source: {git: 'https://h/x', branch: a, since: abc}\nallowed_signers: /a", "is not the whole hash"),
-        ("source: {git: 'ssh://h/x', branch: a}\nallowed_signers: /a", "known_hosts is missing"),
-        ("source: {git: 'https://h/x'}\nallowed_signers: /a", "exactly one of branch and tag"),
-        ("source: {git: 'https://h/x', branch: a}\nallowed_signers: a", "is a relative path"),
-        ("source: {git: 'https://h/x', branch: a}\nallowed_signers: /a\nevery: 1s", "is not a time"),
+        (
+            "source: {git: 'https://u:p@h/x', branch: main}\nallowed_signers: /a",
+            "is no source",
+        ),
+        (
+            "source: {git: 'ssh://-oProxyCommand=id/x', branch: main}\nallowed_signers: /a",
+            "is no source",
+        ),
+        (
+            "source: {git: 'https://h/x', branch: '../x'}\nallowed_signers: /a",
+            "is not the name of a branch or tag",
+        ),
+        (
+            "source: {git: 'https://h/x', branch: '-x'}\nallowed_signers: /a",
+            "is not the name of a branch or tag",
+        ),
+        (
+            "source: {git: 'https://h/x', branch: a, path: ../x}\nallowed_signers: /a",
+            "is not a folder of the repo",
+        ),
+        (
+            "source: {git: 'https://h/x', branch: a, since: abc}\nallowed_signers: /a",
+            "is not the whole hash",
+        ),
+        (
+            "source: {git: 'ssh://h/x', branch: a}\nallowed_signers: /a",
+            "known_hosts is missing",
+        ),
+        (
+            "source: {git: 'https://h/x'}\nallowed_signers: /a",
+            "exactly one of branch and tag",
+        ),
+        (
+            "source: {git: 'https://h/x', branch: a}\nallowed_signers: a",
+            "is a relative path",
+        ),
+        (
+            "source: {git: 'https://h/x', branch: a}\nallowed_signers: /a\nevery: 1s",
+            "is not a time",
+        ),
         ("source: {bundle: 'http://h/x'}\nallowed_signers: /a", "is no source"),
-        ("source: {bundle: 'https://h/x', branch: a}\nallowed_signers: /a", "a bundle has url"),
-        ("source: {bundle: 'https://h/x', git: 'https://h/x'}\nallowed_signers: /a", "exactly one of git and bundle"),
+        (
+            "source: {bundle: 'https://h/x', branch: a}\nallowed_signers: /a",
+            "a bundle has url",
+        ),
+        (
+            "source: {bundle: 'https://h/x', git: 'https://h/x'}\nallowed_signers: /a",
+            "exactly one of git and bundle",
+        ),
         ("source: {bundle: 'https://h/x'}\nallowed_signers: /a\nunknown: 1", "unknown"),
         ("source: [", "pull.yaml"),
     ],
 )
-def test_settings_that_are_wrong_are_a_failure_and_change_nothing(tmp_path: Path, text: str, fault: str) -> None:
+def test_settings_that_are_wrong_are_a_failure_and_change_nothing(
+    tmp_path: Path, text: str, fault: str
+) -> None:
     settings, state = tmp_path / "pull.yaml", tmp_path / "state"
     settings.write_text(text)
     state.mkdir()
@@ -946,15 +1308,20 @@ def test_settings_that_are_wrong_are_a_failure_and_change_nothing(tmp_path: Path
     assert os.listdir(state) == ["status.json"]
 
 
-# --- bundles ----------------------------------------------------------------------------------------------------------
+# --- bundles --------------------------------------------------------------------------
 
 
-def publish(gateway: Gateway, number: int, rule: str, *, namespace: str = "squidkeeper-policy") -> None:
+def publish(
+    gateway: Gateway, number: int, rule: str, *, namespace: str = "squidkeeper-policy"
+) -> None:
     folder = gateway.etc.parent / "bundled"
     folder.mkdir(exist_ok=True)
     (folder / "policy.yaml").write_text(POLICY % (rule, rule))
     file = gateway.server.root / "policy.bundle"
-    made = CliRunner().invoke(main, ["pull", "bundle", str(folder), "--number", str(number), "--output", str(file)])
+    made = CliRunner().invoke(
+        main,
+        ["pull", "bundle", str(folder), "--number", str(number), "--output", str(file)],
+    )
     assert made.exit_code == 0, made.output
     sign(gateway, file, namespace)
 
@@ -962,7 +1329,17 @@ def publish(gateway: Gateway, number: int, rule: str, *, namespace: str = "squid
 def sign(gateway: Gateway, file: Path, namespace: str = "squidkeeper-policy") -> None:
     Path(f"{file}.sig").unlink(missing_ok=True)
     subprocess.run(
-        ["ssh-keygen", "-q", "-Y", "sign", "-f", str(gateway.key), "-n", namespace, str(file)],
+        [
+            "ssh-keygen",
+            "-q",
+            "-Y",
+            "sign",
+            "-f",
+            str(gateway.key),
+            "-n",
+            namespace,
+            str(file),
+        ],
         check=True,
         capture_output=True,
     )
@@ -972,7 +1349,9 @@ def sign(gateway: Gateway, file: Path, namespace: str = "squidkeeper-policy") ->
 def bundled(gateway: Gateway) -> Gateway:
     """A gateway with bundle 5 in place."""
     source = f"{{bundle: {gateway.server.url}/policy.bundle, ca: {gateway.server.ca}}}"
-    gateway.settings.write_text(f"source: {source}\nallowed_signers: {gateway.etc}/allowed_signers\n")
+    gateway.settings.write_text(
+        f"source: {source}\nallowed_signers: {gateway.etc}/allowed_signers\n"
+    )
     publish(gateway, 5, "good")
     status = gateway.pull()
     assert status.version.startswith("bundle-5-"), status
@@ -987,14 +1366,24 @@ def test_a_bundle_with_a_higher_number_is_put_in_place(bundled: Gateway) -> None
     assert bundled.rules() == ["six"]
     rewritten(bundled.policy / "policy.yaml", POLICY % ("own", "own"))
     status = bundled.pull()
-    assert (status.failure, status.refused, status.altered, bundled.rules()) == ("", "", False, ["six"])
+    assert (status.failure, status.refused, status.altered, bundled.rules()) == (
+        "",
+        "",
+        False,
+        ["six"],
+    )
 
 
-def test_a_bundle_is_not_replayed_and_no_number_stands_for_two(bundled: Gateway) -> None:
+def test_a_bundle_is_not_replayed_and_no_number_stands_for_two(
+    bundled: Gateway,
+) -> None:
     for number in (1, 4, 5):
         publish(bundled, number, "bad")
         status = bundled.pull()
-        assert f"its number is {number}, expected more than 5, which is in place" in status.reason
+        assert (
+            f"its number is {number}, expected more than 5, which is in place"
+            in status.reason
+        )
         assert bundled.rules() == ["good"]
     assert bundled.pull(status.refused).refused == ""
     assert bundled.rules() == ["bad"]
@@ -1026,15 +1415,27 @@ def test_a_bundle_is_signed_for_this_use_and_whole(bundled: Gateway) -> None:
 
 
 NOT_IN_A_BUNDLE: list[tuple[object, str]] = [
-    ({"number": 6, "files": {"../up.yaml": "version: 1"}}, "has a name that is not plain"),
-    ({"number": 6, "files": {"/etc/up.yaml": "version: 1"}}, "has a name that is not plain"),
+    (
+        {"number": 6, "files": {"../up.yaml": "version: 1"}},
+        "has a name that is not plain",
+    ),
+    (
+        {"number": 6, "files": {"/etc/up.yaml": "version: 1"}},
+        "has a name that is not plain",
+    ),
     ({"number": "6", "files": {}}, "it is no bundle"),
     ({"number": 10**15, "files": {}}, "expected one from 1 to 999,999,999,999,999"),
     ({"number": -1, "files": {}}, "expected one from 1 to"),
     ({"number": 6, "files": {}, "run": "id"}, "it is no bundle"),
     ({"number": 6, "files": {}}, "it does not load"),
-    ({"number": 6, "files": {"a.yaml": "x", "a.yaml/x": "x"}}, "'a.yaml' is a file, and a folder with 'a.yaml/x'"),
-    ({"number": 6, "files": {"a.yaml": "secrets: {x: {env: PATH}}"}}, "it does not load"),
+    (
+        {"number": 6, "files": {"a.yaml": "x", "a.yaml/x": "x"}},
+        "'a.yaml' is a file, and a folder with 'a.yaml/x'",
+    ),
+    (
+        {"number": 6, "files": {"a.yaml": "secrets: {x: {env: PATH}}"}},
+        "it does not load",
+    ),
     ([], "it is no bundle"),
 ]
 
@@ -1052,7 +1453,11 @@ def test_what_a_signed_bundle_may_not_hold(bundled: Gateway) -> None:
 @pytest.mark.parametrize(
     ("named", "linked", "why"),
     [
-        ("l.txt", "l.txt", "'l.txt' is a link, or in a folder that is one, expected a regular file in its place"),
+        (
+            "l.txt",
+            "l.txt",
+            "'l.txt' is a link, or in a folder that is one, expected a regular file in its place",
+        ),
         ("lists/l.txt", "lists", "'lists/l.txt' is a link, or in a folder that is one"),
         ("l.txt", "z.yaml", "'z.yaml' is a link, or in a folder that is one"),
         ("../secret/l.txt", "", "'../secret/l.txt' has a name that is not plain"),
@@ -1073,44 +1478,64 @@ def test_a_bundle_is_made_of_regular_files_that_a_gateway_would_load(
     if linked == "pipe.yaml":
         os.mkfifo(folder / linked)
     elif linked:
-        (folder / linked).symlink_to(tmp_path / "secret" / ("" if linked == "lists" else "l.txt"))
+        (folder / linked).symlink_to(
+            tmp_path / "secret" / ("" if linked == "lists" else "l.txt")
+        )
     if named == "l.txt" and linked != "l.txt":
         (folder / named).write_text("open.example\n")
     output = tmp_path / "policy.bundle"
-    done = CliRunner().invoke(main, ["pull", "bundle", str(folder), "--number", "1", "--output", str(output)])
+    done = CliRunner().invoke(
+        main, ["pull", "bundle", str(folder), "--number", "1", "--output", str(output)]
+    )
     assert (done.exit_code, output.exists()) == (1, False)
     assert done.output.startswith(f"Error: {folder} makes no bundle: ")
     assert why in done.output
 
 
 @pytest.mark.long
-def test_a_bundle_below_since_is_refused_and_none_is_fetched_over_a_redirect(bundled: Gateway) -> None:
+def test_a_bundle_below_since_is_refused_and_none_is_fetched_over_a_redirect(
+    bundled: Gateway,
+) -> None:
     text = bundled.settings.read_text().replace("bundle, ca", "bundle, since: 9, ca")
     bundled.settings.write_text(text)
     publish(bundled, 6, "bad")
     assert "expected 9 at least" in bundled.pull().reason
     bundled.server.redirect = f"{bundled.server.url}/real/policy.bundle"
-    assert "status 302, expected 200: redirects are not followed" in bundled.pull().failure
+    assert (
+        "status 302, expected 200: redirects are not followed" in bundled.pull().failure
+    )
 
 
-@pytest.mark.parametrize("endless", [b"a", b"HTTP/1.1 100 Continue\r\n\r\n"], ids=["a trickle", "100 Continue"])
+@pytest.mark.parametrize(
+    "endless",
+    [b"a", b"HTTP/1.1 100 Continue\r\n\r\n"],
+    ids=["a trickle", "100 Continue"],
+)
 def test_a_server_that_never_ends_its_answer_is_a_failure(
     bundled: Gateway, monkeypatch: pytest.MonkeyPatch, endless: bytes
 ) -> None:
     monkeypatch.setattr(bundle, "_SECONDS", 1)
     bundled.server.endless = endless
-    assert bundled.pull().failure.endswith("/policy.bundle cannot be read: it has not ended within 1 s")
+    assert bundled.pull().failure.endswith(
+        "/policy.bundle cannot be read: it has not ended within 1 s"
+    )
     assert bundled.rules() == ["good"]
 
 
 def test_no_token_is_shown_that_cannot_be_sent(bundled: Gateway) -> None:
     token = bundled.etc / "token"
     token.write_text("one\ntwo\n")
-    bundled.settings.write_text(bundled.settings.read_text().replace("bundle, ca", f"bundle, token_file: {token}, ca"))
-    assert bundled.pull().failure.endswith(f"cannot be read: {token} holds no token, expected one line")
+    bundled.settings.write_text(
+        bundled.settings.read_text().replace(
+            "bundle, ca", f"bundle, token_file: {token}, ca"
+        )
+    )
+    assert bundled.pull().failure.endswith(
+        f"cannot be read: {token} holds no token, expected one line"
+    )
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------
 
 
 def command(gateway: Gateway, *options: str) -> tuple[int, str]:
@@ -1124,7 +1549,10 @@ def command(gateway: Gateway, *options: str) -> tuple[int, str]:
 def test_the_command_pulls_once_and_shows_what_became_of_it(gateway: Gateway) -> None:
     tip = gateway.commit("one")
     status, output = command(gateway, "--once")
-    assert (status, output.splitlines()[0]) == (0, f"{tip} is in place, signed by alice@example.com")
+    assert (status, output.splitlines()[0]) == (
+        0,
+        f"{tip} is in place, signed by alice@example.com",
+    )
     assert "ceiling    none: whoever signs may open everything" in output
     gateway.commit("two", signed=False)
     status, output = command(gateway, "--once")
@@ -1135,21 +1563,36 @@ def test_the_command_pulls_once_and_shows_what_became_of_it(gateway: Gateway) ->
 
 
 def test_a_pull_by_hand_tells_that_it_waits_for_another(pulled: Gateway) -> None:
-    places = ("--config", pulled.settings, "--folder", pulled.state, "--policy", pulled.policy)
+    places = (
+        "--config",
+        pulled.settings,
+        "--folder",
+        pulled.state,
+        "--policy",
+        pulled.policy,
+    )
     other = os.open(pulled.state, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)
     once = [sys.executable, "-m", "squidkeeper", "pull", "--once", *map(str, places)]
-    with subprocess.Popen(once, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as command:
+    with subprocess.Popen(
+        once, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as command:
         assert command.stderr is not None
         told = command.stderr.readline()
         os.close(other)
         assert command.wait() == 0
-    assert told.startswith(f"another process pulls into {pulled.state}: the service squidkeeper-pull, or a")
+    assert told.startswith(
+        f"another process pulls into {pulled.state}: the service squidkeeper-pull, or a"
+    )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another account")
-def test_a_pull_of_root_by_hand_reads_a_key_of_the_accounts_own_group(gateway: Gateway) -> None:
-    """As the service reads it: the folder has Squid's group, the key the account's own."""
+def test_a_pull_of_root_by_hand_reads_a_key_of_the_accounts_own_group(
+    gateway: Gateway,
+) -> None:
+    """As the service reads it: the folder has Squid's group, the key the
+    account's own.
+    """
     account = pwd.getpwnam("daemon")
     token = gateway.etc / "token"
     token.write_text("t0ken\n")
@@ -1157,23 +1600,39 @@ def test_a_pull_of_root_by_hand_reads_a_key_of_the_accounts_own_group(gateway: G
     shutil.chown(token, 0, account.pw_gid)
     shutil.chown(gateway.state, account.pw_uid, 4243)
     for path in (gateway.state, gateway.server.ca):
-        for folder in takewhile(lambda parent: parent != Path(tempfile.gettempdir()), path.parents):
+        for folder in takewhile(
+            lambda parent: parent != Path(tempfile.gettempdir()), path.parents
+        ):
             folder.chmod(0o755)
     gateway.configure(f", token_file: {token}")
     tip = gateway.commit("one")
-    places = ("--config", gateway.settings, "--folder", gateway.state, "--policy", gateway.policy)
+    places = (
+        "--config",
+        gateway.settings,
+        "--folder",
+        gateway.state,
+        "--policy",
+        gateway.policy,
+    )
     once = [sys.executable, "-m", "squidkeeper", "pull", "--once", *map(str, places)]
     done = subprocess.run(once, capture_output=True, text=True, check=False)
-    assert done.stdout.startswith(f"{tip} is in place, signed by alice@example.com\n"), done
+    assert done.stdout.startswith(
+        f"{tip} is in place, signed by alice@example.com\n"
+    ), done
     assert {path.lstat().st_uid for path in gateway.state.iterdir()} == {account.pw_uid}
 
 
 @pytest.mark.long
-def test_the_command_tells_where_the_gateway_reads_something_else(pulled: Gateway) -> None:
+def test_the_command_tells_where_the_gateway_reads_something_else(
+    pulled: Gateway,
+) -> None:
     pulled.policy.unlink()
     pulled.policy.mkdir()
     status, output = command(pulled, "--status")
-    assert (status, f"no: {pulled.policy} is no link to {pulled.state}/current" in output) == (1, True)
+    assert (
+        status,
+        f"no: {pulled.policy} is no link to {pulled.state}/current" in output,
+    ) == (1, True)
 
 
 def test_the_status_tells_whether_what_is_in_place_is_in_force(pulled: Gateway) -> None:
@@ -1182,23 +1641,42 @@ def test_the_status_tells_whether_what_is_in_place_is_in_force(pulled: Gateway) 
     revisions, before = pulled.helpers / "revisions", pulled.repository.commit()
     pulled.pull()
     status, output = command(pulled, "--status")
-    assert (status, output.splitlines()[0]) == (0, f"{before} is in place, signed by alice@example.com")
+    assert (status, output.splitlines()[0]) == (
+        0,
+        f"{before} is in place, signed by alice@example.com",
+    )
     assert "in force   unknown: " in output
     assert "run as root, or name --state" in output
-    (pulled.etc / "local.yaml").write_text(f"{LOCAL}defaults: {{reload_gate: {{since: 1d, denials: 3}}}}\n")
+    (pulled.etc / "local.yaml").write_text(
+        f"{LOCAL}defaults: {{reload_gate: {{since: 1d, denials: 3}}}}\n"
+    )
     sources = read_sources(pulled.policy)
     store_revision(sources, sources.revision, revisions, None)
     mark_in_force(revisions, sources.revision)
     status, output = command(pulled, "--status")
-    assert (status, f"in force   revision {sources.revision} is in force" in output) == (0, True)
+    assert (
+        status,
+        f"in force   revision {sources.revision} is in force" in output,
+    ) == (0, True)
     tip = pulled.commit("next")
     pulled.pull()
     two = read_sources(pulled.policy).revision
     assert f"revision {two} waits for the reload gate" in command(pulled, "--status")[1]
-    write_verdict(revisions, GateVerdict(sources.revision, two, time.time(), denials=5, counted=5, allowed=3))
+    write_verdict(
+        revisions,
+        GateVerdict(
+            sources.revision, two, time.time(), denials=5, counted=5, allowed=3
+        ),
+    )
     status, output = command(pulled, "--status")
-    assert (status, output.splitlines()[0]) == (1, f"{tip} is in place, not in force, signed by alice@example.com")
-    assert f"in force   no: revision {two} is refused, and {sources.revision} stays in force\n" in output
+    assert (status, output.splitlines()[0]) == (
+        1,
+        f"{tip} is in place, not in force, signed by alice@example.com",
+    )
+    assert (
+        f"in force   no: revision {two} is refused, and {sources.revision} stays in force\n"
+        in output
+    )
     assert json.loads(command(pulled, "--status", "--json")[1])["in_force"] is False
     (pulled.etc / "local.yaml").unlink()
     status, output = command(pulled, "--status")
@@ -1214,7 +1692,10 @@ def test_a_refusal_names_the_command_for_this_gateway(pulled: Gateway) -> None:
     pulled.repository.push()
     output = command(pulled, "--once")[1]
     own = f"--policy {pulled.policy} --state {pulled.helpers} --config {pulled.settings} --folder {pulled.state}"
-    assert f"`squidkeeper pull {own} --once --accept {first}` takes it all the same" in output
+    assert (
+        f"`squidkeeper pull {own} --once --accept {first}` takes it all the same"
+        in output
+    )
 
 
 def test_the_parts_of_a_commit_are_those_that_git_signs() -> None:
@@ -1225,7 +1706,7 @@ def test_the_parts_of_a_commit_are_those_that_git_signs() -> None:
     assert split_commit(b"tree 1\n\ngpgsig x\n") == (b"tree 1\n\ngpgsig x\n", b"")
 
 
-# --- the report -------------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -1241,7 +1722,9 @@ def test_the_parts_of_a_commit_are_those_that_git_signs() -> None:
         [],
     ],
 )
-def test_a_report_that_no_page_could_show_is_none(tmp_path: Path, report: object) -> None:
+def test_a_report_that_no_page_could_show_is_none(
+    tmp_path: Path, report: object
+) -> None:
     (tmp_path / "status.json").write_text(json.dumps(report))
     assert read_pull_status(tmp_path) is None
 
@@ -1252,7 +1735,9 @@ def test_a_report_is_no_link(tmp_path: Path) -> None:
     assert read_pull_status(tmp_path) is None
 
 
-def test_a_version_that_we_fail_on_does_not_end_the_process(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_that_we_fail_on_does_not_end_the_process(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tip = gateway.commit("one")
 
     def fail(*_: object) -> None:

@@ -1,4 +1,6 @@
-"""The verdict of the reload gate: what counts, who has it judged, and what `squidkeeper reload` shows and accepts."""
+"""The verdict of the reload gate: what counts, who has it judged, and what `squidkeeper
+reload` shows and accepts.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,16 @@ from squidkeeper.record.log.record import format_time
 from squidkeeper.services.maintenance.edits import ReloadJudge
 
 from ..policy.test_policy_watcher import BAD, rule_names
-from ..policy.test_reload_gate import CLOSED, LOST, OPEN, _at_rest, edit_to, folder, in_force, write_policy  # noqa: F401 - a fixture
+from ..policy.test_reload_gate import (
+    CLOSED,
+    LOST,
+    OPEN,
+    _at_rest,  # noqa: F401 - a fixture
+    edit_to,
+    folder,
+    in_force,
+    write_policy,
+)
 from ..records import record_line
 from ..waiting import wait_for
 
@@ -62,7 +73,12 @@ def listing(name: str, *addresses: str) -> Client:
     return Client(name, Location(""), tuple(map(ip_network, addresses)))
 
 
-MACHINES = Machines((listing("vm", "192.0.2.11", "192.0.2.12", "fd00:137::11"), listing("many", "192.0.2.0/24")))
+MACHINES = Machines(
+    (
+        listing("vm", "192.0.2.11", "192.0.2.12", "fd00:137::11"),
+        listing("many", "192.0.2.0/24"),
+    )
+)
 
 
 def judged(*groups: FlipGroup, gate: ReloadGate = GATE) -> GateVerdict:
@@ -72,7 +88,11 @@ def judged(*groups: FlipGroup, gate: ReloadGate = GATE) -> GateVerdict:
 def test_each_client_rule_and_host_that_was_used_counts_once() -> None:
     unused = (group(f"192.0.2.{number}", used=0) for number in range(9))
     found = judged(
-        group("192.0.2.1"), group("192.0.2.1", was="other"), group("192.0.2.1", rule="no"), group("192.0.2.2"), *unused
+        group("192.0.2.1"),
+        group("192.0.2.1", was="other"),
+        group("192.0.2.1", rule="no"),
+        group("192.0.2.2"),
+        *unused,
     )
     assert (found.denials, found.counted, found.accepts) == (3, 3, True)
     assert [(denial.client, denial.rule, denial.count) for denial in found.named] == [
@@ -98,24 +118,35 @@ def test_one_client_alone_is_never_enough() -> None:
 
 
 def test_the_addresses_of_one_ipv6_network_are_one_client() -> None:
-    addresses = [group(f"fd00:137::{number:x}", f"h{number}.example") for number in range(1, 100)]
+    addresses = [
+        group(f"fd00:137::{number:x}", f"h{number}.example") for number in range(1, 100)
+    ]
     assert judged(*addresses).counted == 3  # whatever client lists one of them
     assert judged(*addresses, group("fd00:138::1"), group("fd00:139::1")).counted == 5
 
 
 def test_the_addresses_that_a_client_of_the_policy_lists_are_one_client() -> None:
     addresses = ("192.0.2.11", "192.0.2.12", "fd00:137::11", "fd00:137::12")
-    own = [group(address, f"h{number}.example") for number in range(10) for address in addresses]
+    own = [
+        group(address, f"h{number}.example")
+        for number in range(10)
+        for address in addresses
+    ]
     found = judged(*own)
     assert (found.denials, found.counted, found.accepts) == (10, 3, True)
-    assert judged(*own, group("192.0.2.1"), group("192.0.2.2")).counted == 5  # of a network, each address is one
+    # of a network, each address is one
+    assert judged(*own, group("192.0.2.1"), group("192.0.2.2")).counted == 5
 
 
-def test_neither_logins_of_one_address_nor_addresses_of_one_login_are_several_clients() -> None:
+def test_neither_logins_of_one_address_nor_addresses_of_one_login_are_several_clients() -> (
+    None
+):
     one_address = [group("192.0.2.1", f"h{n}.example", user=f"u{n}") for n in range(10)]
     one_login = [group(f"192.0.2.{n}", f"h{n}.example", user="u") for n in range(1, 10)]
     assert (judged(*one_address).counted, judged(*one_login).counted) == (3, 3)
-    assert judged(*(group(f"192.0.2.{n}", user=f"u{n}") for n in range(1, 6))).counted == 5
+    assert (
+        judged(*(group(f"192.0.2.{n}", user=f"u{n}") for n in range(1, 6))).counted == 5
+    )
 
 
 def test_an_example_shows_no_query() -> None:
@@ -136,8 +167,12 @@ GROUPS = st.lists(
 
 @settings(max_examples=50)
 @given(GROUPS, st.integers(1, 8))
-def test_no_client_alone_makes_an_edit_refused(groups: list[FlipGroup], denials: int) -> None:
-    """Of what is refused without it nothing changes, and with it alone nothing is refused."""
+def test_no_client_alone_makes_an_edit_refused(
+    groups: list[FlipGroup], denials: int
+) -> None:
+    """Of what is refused without it nothing changes, and with it alone nothing is
+    refused.
+    """
     gate = ReloadGate(86400, denials)
     assert bound_of_client(gate) <= denials
     whole = judged(*groups, gate=gate)
@@ -145,11 +180,13 @@ def test_no_client_alone_makes_an_edit_refused(groups: list[FlipGroup], denials:
     for client in {group.client for group in groups}:
         own = [group for group in groups if group.client == client]
         assert judged(*own, gate=gate).accepts
-        others = judged(*(group for group in groups if group.client != client), gate=gate)
+        others = judged(
+            *(group for group in groups if group.client != client), gate=gate
+        )
         assert whole.counted - others.counted <= bound_of_client(gate)
 
 
-# --- who has it judged --------------------------------------------------------------------------------------------
+# --- who has it judged ----------------------------------------------------------------
 
 
 def until(judge: ReloadJudge, condition: Callable[[], bool]) -> str:
@@ -196,20 +233,29 @@ def test_an_edit_that_waits_is_judged_once(tmp_path: Path) -> None:
     for _ in range(3):
         judge.check()
     assert runs(tmp_path) == 1
-    ReloadJudge(folder(tmp_path), leave(tmp_path)).check()  # started again: the verdict is there
+    ReloadJudge(
+        folder(tmp_path), leave(tmp_path)
+    ).check()  # started again: the verdict is there
     assert runs(tmp_path) == 1
 
 
 @pytest.mark.system
 def test_a_judge_that_is_killed_is_started_again(tmp_path: Path) -> None:
     ask_for_verdict(folder(tmp_path), EDIT)
-    killed_once = f"test -e {tmp_path}/once || {{ touch {tmp_path}/once; kill -9 $$; }}; "
+    killed_once = (
+        f"test -e {tmp_path}/once || {{ touch {tmp_path}/once; kill -9 $$; }}; "
+    )
     judge = ReloadJudge(folder(tmp_path), leave(tmp_path, killed_once))
-    assert until(judge, lambda: judge._failure != "") == f"the judge of edit {EDIT} ended with status -9"
+    assert (
+        until(judge, lambda: judge._failure != "")
+        == f"the judge of edit {EDIT} ended with status -9"
+    )
     assert until(judge, lambda: judge._process is None and runs(tmp_path) == 1) == ""
 
 
-def test_an_edit_that_has_waited_too_long_is_not_judged_any_more(tmp_path: Path) -> None:
+def test_an_edit_that_has_waited_too_long_is_not_judged_any_more(
+    tmp_path: Path,
+) -> None:
     ask_for_verdict(folder(tmp_path), EDIT)
     os.utime(folder(tmp_path) / "held", (time.time() - 21,) * 2, follow_symlinks=False)
     ReloadJudge(folder(tmp_path), leave(tmp_path)).check()
@@ -231,7 +277,9 @@ def test_the_judge_of_an_edit_ends_when_another_edit_waits(tmp_path: Path) -> No
     assert judge._process is None
 
 
-@pytest.mark.parametrize("target", ["x", "0" * 12, f"{EDIT}-", f"--{EDIT}", "../../etc/passwd-x"])
+@pytest.mark.parametrize(
+    "target", ["x", "0" * 12, f"{EDIT}-", f"--{EDIT}", "../../etc/passwd-x"]
+)
 def test_what_names_no_edit_is_not_judged(tmp_path: Path, target: str) -> None:
     folder(tmp_path).mkdir(parents=True)
     (folder(tmp_path) / "held").symlink_to(target)
@@ -239,7 +287,7 @@ def test_what_names_no_edit_is_not_judged(tmp_path: Path, target: str) -> None:
     assert runs(tmp_path) == 0
 
 
-# --- the command --------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------
 
 
 def reload(tmp_path: Path, *options: str) -> tuple[int, str]:
@@ -251,8 +299,14 @@ def reload(tmp_path: Path, *options: str) -> tuple[int, str]:
 @pytest.mark.system
 def test_the_policy_in_force_needs_nothing(tmp_path: Path) -> None:
     live = in_force(tmp_path)
-    assert reload(tmp_path) == (0, f"policy: revision {live.state.revision} is in force\n")
-    assert reload(tmp_path, "--force") == (0, f"policy: revision {live.state.revision} is in force\n")
+    assert reload(tmp_path) == (
+        0,
+        f"policy: revision {live.state.revision} is in force\n",
+    )
+    assert reload(tmp_path, "--force") == (
+        0,
+        f"policy: revision {live.state.revision} is in force\n",
+    )
     assert not forced_file(tmp_path / "policy").exists()
 
 
@@ -267,16 +321,23 @@ def test_an_edit_of_a_policy_without_a_gate_loads(tmp_path: Path) -> None:
 
 @pytest.mark.system
 @pytest.mark.parametrize("forced", [(), ("--force",)])
-def test_a_state_of_another_policy_tells_nothing(tmp_path: Path, forced: tuple[str, ...]) -> None:
+def test_a_state_of_another_policy_tells_nothing(
+    tmp_path: Path, forced: tuple[str, ...]
+) -> None:
     in_force(tmp_path)
     (tmp_path / "policy").rename(tmp_path / "other")
     status, said = reload(tmp_path, "--policy", str(tmp_path / "other"), *forced)
-    assert (status, said) == (2, "Error: state is the state of policy, not of other: name --policy or --state\n")
+    assert (status, said) == (
+        2,
+        "Error: state is the state of policy, not of other: name --policy or --state\n",
+    )
 
 
 @pytest.mark.system
 @pytest.mark.parametrize("forced", [(), ("--force",)])
-def test_without_a_state_nothing_is_told_and_nothing_forced(tmp_path: Path, forced: tuple[str, ...]) -> None:
+def test_without_a_state_nothing_is_told_and_nothing_forced(
+    tmp_path: Path, forced: tuple[str, ...]
+) -> None:
     edit_to(tmp_path, CLOSED, in_force(tmp_path))
     status, said = reload(tmp_path, "--state", str(tmp_path / "nowhere"), *forced)
     unknown = "nowhere does not tell which policy is in force, as far as this account can read"
@@ -295,14 +356,27 @@ def test_an_edit_that_waits_is_told_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.system
-def test_a_refused_edit_shows_what_it_would_deny_and_can_be_accepted(tmp_path: Path) -> None:
+def test_a_refused_edit_shows_what_it_would_deny_and_can_be_accepted(
+    tmp_path: Path,
+) -> None:
     live = in_force(tmp_path)
     edit = edit_to(tmp_path, CLOSED, live)
-    write_verdict(folder(tmp_path), GateVerdict(edit.old, edit.new, time.time(), 5, 5, 3, (LOST,) * 5))
+    write_verdict(
+        folder(tmp_path),
+        GateVerdict(edit.old, edit.new, time.time(), 5, 5, 3, (LOST,) * 5),
+    )
     status, said = reload(tmp_path)
     assert status == 1
-    assert said.splitlines()[0] == f"policy: revision {edit.new} is refused, and {edit.old} stays in force"
-    assert said.count("client 192.168.137.10 would be denied open.example by closed: 312 requests") == 5
+    assert (
+        said.splitlines()[0]
+        == f"policy: revision {edit.new} is refused, and {edit.old} stays in force"
+    )
+    assert (
+        said.count(
+            "client 192.168.137.10 would be denied open.example by closed: 312 requests"
+        )
+        == 5
+    )
     status, said = reload(tmp_path, "--force", "--json")
     assert (status, json.loads(said)["state"]) == (0, "forced")
     assert reload(tmp_path)[0] == 0
@@ -313,12 +387,24 @@ def test_a_refused_edit_shows_what_it_would_deny_and_can_be_accepted(tmp_path: P
 @pytest.mark.system
 def test_a_refused_edit_as_json(tmp_path: Path) -> None:
     edit = edit_to(tmp_path, CLOSED, in_force(tmp_path))
-    write_verdict(folder(tmp_path), GateVerdict(edit.old, edit.new, time.time(), 5, 4, 3, (LOST,)))
+    write_verdict(
+        folder(tmp_path), GateVerdict(edit.old, edit.new, time.time(), 5, 4, 3, (LOST,))
+    )
     status, said = reload(tmp_path, "--json")
     found = json.loads(said)
-    assert (status, found["state"], found["in_force"], found["on_disk"]) == (1, "refused", edit.old, edit.new)
+    assert (status, found["state"], found["in_force"], found["on_disk"]) == (
+        1,
+        "refused",
+        edit.old,
+        edit.new,
+    )
     told = found["verdict"]
-    assert [told[name] for name in ("accepts", "denials", "counted", "allowed")] == [False, 5, 4, 3]
+    assert [told[name] for name in ("accepts", "denials", "counted", "allowed")] == [
+        False,
+        5,
+        4,
+        3,
+    ]
     assert told["named"][0]["host"] == "open.example"
 
 
@@ -328,7 +414,9 @@ def test_a_faulty_edit_cannot_be_forced(tmp_path: Path) -> None:
     write_policy(tmp_path / "policy", BAD)
     status, said = reload(tmp_path, "--force")
     assert status == 2
-    assert said.endswith(f"policy: does not load, and {live.state.revision} stays in force\n")
+    assert said.endswith(
+        f"policy: does not load, and {live.state.revision} stays in force\n"
+    )
     assert not forced_file(tmp_path / "policy").exists()
 
 
@@ -342,17 +430,33 @@ def test_where_force_cannot_be_written_the_message_says_what_to_do(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("squidkeeper.policy.policy_store.reload_gate.replace", refuse)
-    assert reload(tmp_path, "--force") == (1, "Error: reload-forced: Permission denied: run this as root\n")
+    assert reload(tmp_path, "--force") == (
+        1,
+        "Error: reload-forced: Permission denied: run this as root\n",
+    )
 
 
-# --- the whole way: a log, an edit, a judge ------------------------------------------------------------------------
+# --- the whole way: a log, an edit, a judge -------------------------------------------
 
 
-def write_log(tmp_path: Path, revision: str, *clients: str, status: int = 200, at: datetime | None = None) -> Path:
+def write_log(
+    tmp_path: Path,
+    revision: str,
+    *clients: str,
+    status: int = 200,
+    at: datetime | None = None,
+) -> Path:
     log = tmp_path / "access.log"
     when = format_time(at or datetime.now(UTC))
     lines = [
-        record_line(client=client, url=URL, time=when, revision=revision, status=status, request_id=f"{number}.1")
+        record_line(
+            client=client,
+            url=URL,
+            time=when,
+            revision=revision,
+            status=status,
+            request_id=f"{number}.1",
+        )
         for number, client in enumerate(clients)
     ]
     log.write_bytes(b"".join(line + b"\n" for line in lines))
@@ -373,7 +477,9 @@ def judge_log(tmp_path: Path, edit: Edit, log: Path) -> GateVerdict | None:
 def _unbound(monkeypatch: pytest.MonkeyPatch) -> None:
     """The judge bounds its own process, which here is that of the tests."""
     monkeypatch.setattr("signal.alarm", lambda _: 0)
-    monkeypatch.setattr("squidkeeper.record.table.database.bound_memory", lambda *_: None)
+    monkeypatch.setattr(
+        "squidkeeper.record.table.database.bound_memory", lambda *_: None
+    )
     monkeypatch.setattr("squidkeeper.cli.reload.end_first", lambda: None)
 
 
@@ -387,9 +493,16 @@ def test_what_was_allowed_and_used_in_the_time_of_the_gate_counts(
     tmp_path: Path, status: int, at: datetime | None, denials: int
 ) -> None:
     edit = edit_to(tmp_path, CLOSED, in_force(tmp_path))
-    found = judge_log(tmp_path, edit, write_log(tmp_path, edit.old, *CLIENTS, status=status, at=at))
+    found = judge_log(
+        tmp_path, edit, write_log(tmp_path, edit.old, *CLIENTS, status=status, at=at)
+    )
     assert found
-    assert (found.denials, found.counted, found.allowed, found.accepts) == (denials, denials, 3, denials <= 3)
+    assert (found.denials, found.counted, found.allowed, found.accepts) == (
+        denials,
+        denials,
+        3,
+        denials <= 3,
+    )
 
 
 @pytest.mark.system
@@ -406,7 +519,10 @@ def test_maintain_has_an_edit_judged_and_refused(tmp_path: Path) -> None:
     live = in_force(tmp_path)
     log = write_log(tmp_path, str(live.state.revision), *CLIENTS)
     judge = ReloadJudge(
-        folder(tmp_path), partial(judging, tmp_path / "policy", tmp_path / "state", log, tmp_path / "none")
+        folder(tmp_path),
+        partial(
+            judging, tmp_path / "policy", tmp_path / "state", log, tmp_path / "none"
+        ),
     )
     edit_to(tmp_path, CLOSED, live)
 
@@ -416,5 +532,8 @@ def test_maintain_has_an_edit_judged_and_refused(tmp_path: Path) -> None:
 
     assert until(judge, refused) == ""
     assert [fault.code for fault in live.state.faults] == [FaultCode.RELOAD_GATED] * 6
-    assert "client 192.168.137.2 would be denied open.example by closed: 1 request," in live.state.problem
+    assert (
+        "client 192.168.137.2 would be denied open.example by closed: 1 request,"
+        in live.state.problem
+    )
     assert rule_names(live) == ["open"]

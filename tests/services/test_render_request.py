@@ -44,7 +44,9 @@ def asked(task: RenderRequest, request_file: Path) -> bool:
     return there
 
 
-def test_it_asks_once_at_its_start_and_after_each_edit(task: RenderRequest, request_file: Path, tmp_path: Path) -> None:
+def test_it_asks_once_at_its_start_and_after_each_edit(
+    task: RenderRequest, request_file: Path, tmp_path: Path
+) -> None:
     assert [asked(task, request_file) for _ in range(3)] == [True, False, False]
     write_policy(tmp_path / "policy", RULE.replace("a.example", "b.example"))
     files_at_rest()
@@ -67,9 +69,13 @@ def test_a_policy_behind_a_link_and_a_grant_beside_it_are_followed(
     assert [asked(task, request_file) for _ in range(2)] == [True, False]
 
 
-def test_the_password_of_a_parent_is_followed(task: RenderRequest, request_file: Path, tmp_path: Path) -> None:
+def test_the_password_of_a_parent_is_followed(
+    task: RenderRequest, request_file: Path, tmp_path: Path
+) -> None:
     (tmp_path / "password").write_text("one\n")
-    (tmp_path / "values.json").write_text(f'{{"password_files": ["{tmp_path}/password"]}}')
+    (tmp_path / "values.json").write_text(
+        f'{{"password_files": ["{tmp_path}/password"]}}'
+    )
     files_at_rest()
     assert [asked(task, request_file) for _ in range(2)] == [True, False]
     (tmp_path / "password").write_text("two\n")
@@ -77,7 +83,9 @@ def test_the_password_of_a_parent_is_followed(task: RenderRequest, request_file:
     assert [asked(task, request_file) for _ in range(2)] == [True, False]
 
 
-def test_the_store_of_quotas_is_followed(task: RenderRequest, request_file: Path, tmp_path: Path) -> None:
+def test_the_store_of_quotas_is_followed(
+    task: RenderRequest, request_file: Path, tmp_path: Path
+) -> None:
     """The processes that count tokens reach its address alone."""
     assert asked(task, request_file)
     (tmp_path / "quota-store.yaml").write_text("address: 192.0.2.1:6379\n")
@@ -93,21 +101,36 @@ def test_values_that_are_none_change_nothing(
     assert asked(task, request_file)
 
 
-def test_it_follows_no_link_to_make_the_file(task: RenderRequest, request_file: Path, tmp_path: Path) -> None:
+def test_it_follows_no_link_to_make_the_file(
+    task: RenderRequest, request_file: Path, tmp_path: Path
+) -> None:
     request_file.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match=os.strerror(40)):
         task.check()
     assert not (tmp_path / "elsewhere").exists()
 
 
-# --- the loop without systemd --------------------------------------------------------------------------------------
+# --- the loop without systemd ---------------------------------------------------------
 
 
 @contextmanager
 def followed(layout: Layout) -> Iterator[int]:
-    """A gateway of which nothing is installed: each run of the command fails, and says so in `told`."""
-    command = (sys.executable, "-m", "squidkeeper", "render", "--root", layout.prefix, "--follow")
-    with (layout.prefix / "told").open("wb") as told, subprocess.Popen(command, stderr=told) as process:
+    """A gateway of which nothing is installed: each run of the command fails, and says
+    so in `told`.
+    """
+    command = (
+        sys.executable,
+        "-m",
+        "squidkeeper",
+        "render",
+        "--root",
+        layout.prefix,
+        "--follow",
+    )
+    with (
+        (layout.prefix / "told").open("wb") as told,
+        subprocess.Popen(command, stderr=told) as process,
+    ):
         try:
             yield process.pid
         finally:
@@ -125,7 +148,9 @@ def failures(layout: Layout) -> int:
     return (layout.prefix / "told").read_text().count("stays as it was")
 
 
-def test_it_runs_at_its_start_and_an_edit_after_a_failure_waits_for_nothing(layout: Layout) -> None:
+def test_it_runs_at_its_start_and_an_edit_after_a_failure_waits_for_nothing(
+    layout: Layout,
+) -> None:
     with followed(layout):
         wait_for(lambda: failures(layout) == 1, "the run at its start")
         for number in (2, 3):

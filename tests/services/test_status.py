@@ -1,4 +1,6 @@
-"""The status page: whether anything is wrong, what to do, and nothing from outside that could do harm."""
+"""The status page: whether anything is wrong, what to do, and nothing from outside that
+could do harm.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,11 @@ from squidkeeper.base.metrics import TRANSPARENT_CONNECTIONS
 from squidkeeper.base.squid_counters import COUNTER, SquidCounters
 from squidkeeper.base.squid_version import SquidVersion
 from squidkeeper.policy.language.model import Action, Match, Policy, Rule, Strip
-from squidkeeper.policy.language.secret_sources import FileSource, NamedSecret, source_key
+from squidkeeper.policy.language.secret_sources import (
+    FileSource,
+    NamedSecret,
+    source_key,
+)
 from squidkeeper.policy.policy_store.policy_watcher import PolicyState
 from squidkeeper.record.archive_status import ArchiveStatus, DeletedLogs
 from squidkeeper.record.export_status import ExportState, ExportStatus
@@ -29,7 +35,13 @@ from squidkeeper.services.exporter.checkpoint import Checkpoint
 from squidkeeper.services.exporter.conditions import CONDITIONS, active_conditions
 from squidkeeper.services.exporter.counts import RequestCounts
 from squidkeeper.services.exporter.process import program_called
-from squidkeeper.services.exporter.recent import DENIALS_LIMIT, Denial, DriftSeen, RecentAnswer, RecentDenials
+from squidkeeper.services.exporter.recent import (
+    DENIALS_LIMIT,
+    Denial,
+    DriftSeen,
+    RecentAnswer,
+    RecentDenials,
+)
 from squidkeeper.services.exporter.snapshot import Disk, Snapshot
 from squidkeeper.services.exporter.status_page import explain_command, page
 from squidkeeper.services.maintenance.own_addresses import OwnAddresses
@@ -40,7 +52,11 @@ from squidkeeper.services.pulling.settings import PullStatus
 from squidkeeper.serving.counters.layout import HelperStatus, counter_key
 from squidkeeper.serving.counters.reader import CounterFile
 from squidkeeper.serving.credentials.fetch_status import FetchStatus, SecretStatus
-from squidkeeper.serving.credentials.fetched_values import FetchedValue, format_value, value_file
+from squidkeeper.serving.credentials.fetched_values import (
+    FetchedValue,
+    format_value,
+    value_file,
+)
 from squidkeeper.serving.squid_crashes import SquidCrash
 
 from ..conftest import compiled_of
@@ -75,15 +91,38 @@ WELL = Snapshot(
 DISK = Disk("log", Path("/var/log/squid"), 5_000_000_000, 10_000_000_000)
 HELPER = HelperStatus("host", 4117, WELL.now, WELL.now, POLICY.revision, reload_ok=True)
 STRIPS = Policy(
-    "r", rules=(Rule("wiki", Location("policy.yaml", 3, 5), Action.ALLOW, Match(), strip=Strip.of(["Cookie"])),)
+    "r",
+    rules=(
+        Rule(
+            "wiki",
+            Location("policy.yaml", 3, 5),
+            Action.ALLOW,
+            Match(),
+            strip=Strip.of(["Cookie"]),
+        ),
+    ),
 )
-FINDING = DriftSeen(NOW - timedelta(hours=2), "192.0.2.1", "GET", "https://a.example/x?q=TOPSECRET", "no", "allowed")
+FINDING = DriftSeen(
+    NOW - timedelta(hours=2),
+    "192.0.2.1",
+    "GET",
+    "https://a.example/x?q=TOPSECRET",
+    "no",
+    "allowed",
+)
 
 
 def denial(**values: object) -> Record:
     """Make the record of a denied GET, unless it has other values."""
-    usual = {"time": "2026-11-24T11:59:00.000Z", "client": "192.0.2.1", "url": "https://a.example/x", "status": 403}
-    return record(**{**usual, "verdict": "deny", "rule": "no", "revision": "-", **values})
+    usual = {
+        "time": "2026-11-24T11:59:00.000Z",
+        "client": "192.0.2.1",
+        "url": "https://a.example/x",
+        "status": 403,
+    }
+    return record(
+        **{**usual, "verdict": "deny", "rule": "no", "revision": "-", **values}
+    )
 
 
 def denials_of(records: Iterable[Record]) -> tuple[Denial, ...]:
@@ -98,7 +137,12 @@ def text_of(view: Snapshot) -> str:
 
 
 def with_helpers(*helpers: HelperStatus) -> Snapshot:
-    return replace(WELL, counter_files=tuple(CounterFile(n, True, "x", helper) for n, helper in enumerate(helpers)))
+    return replace(
+        WELL,
+        counter_files=tuple(
+            CounterFile(n, True, "x", helper) for n, helper in enumerate(helpers)
+        ),
+    )
 
 
 def with_export(*, runs: bool = True, **fields: Any) -> Snapshot:
@@ -106,20 +150,34 @@ def with_export(*, runs: bool = True, **fields: Any) -> Snapshot:
 
 
 def with_task(task: str, failure: str) -> Snapshot:
-    return replace(WELL, maintenance=MaintenanceStatus(runs=True, failures={"other": "", task: failure}))
+    return replace(
+        WELL,
+        maintenance=MaintenanceStatus(runs=True, failures={"other": "", task: failure}),
+    )
 
 
 def with_drift(*findings: DriftSeen, unchecked: int = 0, cut: int = 0) -> Snapshot:
-    counts = RequestCounts(drift=[(("none", "no"), len(findings))], drift_unchecked=unchecked, drift_cut=cut)
-    return replace(WELL, checkpoint=msgspec.structs.replace(CHECKPOINT, counts=counts, drift=findings))
+    counts = RequestCounts(
+        drift=[(("none", "no"), len(findings))],
+        drift_unchecked=unchecked,
+        drift_cut=cut,
+    )
+    return replace(
+        WELL,
+        checkpoint=msgspec.structs.replace(CHECKPOINT, counts=counts, drift=findings),
+    )
 
 
 def with_denials(denials: tuple[Denial, ...]) -> Snapshot:
-    return replace(WELL, checkpoint=msgspec.structs.replace(CHECKPOINT, denials=denials))
+    return replace(
+        WELL, checkpoint=msgspec.structs.replace(CHECKPOINT, denials=denials)
+    )
 
 
 def with_faults(*faults: Fault, revision: str | None = POLICY.revision) -> Snapshot:
-    return replace(WELL, policy_state=replace(POLICY, revision=revision, ok=False, faults=faults))
+    return replace(
+        WELL, policy_state=replace(POLICY, revision=revision, ok=False, faults=faults)
+    )
 
 
 def matched(rule: str, at: datetime) -> Snapshot:
@@ -130,18 +188,27 @@ def matched(rule: str, at: datetime) -> Snapshot:
 def observing(passed: int) -> Snapshot:
     policy = Policy("0", observe_default=Location("policy.yaml", 3, 3))
     counts = RequestCounts(observed=[(("default", "deny"), passed)])
-    return replace(WELL, policy=policy, checkpoint=msgspec.structs.replace(CHECKPOINT, counts=counts))
+    return replace(
+        WELL,
+        policy=policy,
+        checkpoint=msgspec.structs.replace(CHECKPOINT, counts=counts),
+    )
 
 
 def answered(*failed: bool) -> Snapshot:
-    return replace(WELL, answers=tuple(RecentAnswer("2026-11-24T11:59:00.000Z", answered) for answered in failed))
+    return replace(
+        WELL,
+        answers=tuple(
+            RecentAnswer("2026-11-24T11:59:00.000Z", answered) for answered in failed
+        ),
+    )
 
 
 def codes(view: Snapshot) -> list[str]:
     return [condition.condition.code for condition in active_conditions(view)]
 
 
-# --- what is wrong --------------------------------------------------------------------------------------------------
+# --- what is wrong --------------------------------------------------------------------
 
 
 def test_a_gateway_that_is_well_has_nothing_to_do() -> None:
@@ -150,12 +217,25 @@ def test_a_gateway_that_is_well_has_nothing_to_do() -> None:
 
 
 PULLED = PullStatus(
-    "https://git.example/p main", 30, WELL.now, WELL.now - 60, "a" * 40, "alice@example.com", WELL.now - 3600
+    "https://git.example/p main",
+    30,
+    WELL.now,
+    WELL.now - 60,
+    "a" * 40,
+    "alice@example.com",
+    WELL.now - 3600,
 )
 
-FAULT = Fault(Location("policy.yaml", 41, 11), FaultCode.INVALID_HOST, "'.org' is a wildcard, expected '.example.org'")
+FAULT = Fault(
+    Location("policy.yaml", 41, 11),
+    FaultCode.INVALID_HOST,
+    "'.org' is a wildcard, expected '.example.org'",
+)
 WRONG = {
-    "squid-down": (replace(WELL, squid=SquidCounters({}, "refused")), "does not answer: 127.0.0.1:3128 (refused)."),
+    "squid-down": (
+        replace(WELL, squid=SquidCounters({}, "refused")),
+        "does not answer: 127.0.0.1:3128 (refused).",
+    ),
     "squid-counters-unreadable": (
         replace(WELL, squid=SquidCounters({}, "403", answers=True)),
         "Squid's counters cannot be read: 403.",
@@ -182,7 +262,9 @@ WRONG = {
         "This gateway is drained, so that new clients go to others: 3 min ago.",
     ),
     "squid-outdated": (
-        replace(WELL, squid_version=SquidVersion("squid-openssl 6.13-2+deb13u3", False)),
+        replace(
+            WELL, squid_version=SquidVersion("squid-openssl 6.13-2+deb13u3", False)
+        ),
         "Squid has a known flaw: squid-openssl 6.13-2+deb13u3 is older than 6.13-2+deb13u4, which fixes CVE-2026",
     ),
     "quota-store-unavailable": (
@@ -207,12 +289,17 @@ WRONG = {
         "The policy has warnings: policy.yaml:41:11",
     ),
     "policy-lines-outdated": (
-        replace(WELL, policy=STRIPS, fragment="acl --in-force core,certificates,override-headers,pages,websocket"),
+        replace(
+            WELL,
+            policy=STRIPS,
+            fragment="acl --in-force core,certificates,override-headers,pages,websocket",
+        ),
         "are not in force: squidkeeper.conf: Squid's configuration does not have strip, strip.cookie yet",
     ),
     "policy-unavailable": (
         replace(
-            matched("policy-unavailable", NOW - timedelta(minutes=3)), counter_files=with_helpers(HELPER).counter_files
+            matched("policy-unavailable", NOW - timedelta(minutes=3)),
+            counter_files=with_helpers(HELPER).counter_files,
         ),
         "or a helper has no policy: last 3 min ago.",
     ),
@@ -220,15 +307,24 @@ WRONG = {
         matched("policy-unavailable", NOW - timedelta(minutes=3)),
         "No helper that decides runs: requests were denied 3 min ago, as policy-unavailable.",
     ),
-    "requests-failing": (answered(*[True] * 6, *[False] * 4), "fail: 6 of the last 10 that were allowed."),
+    "requests-failing": (
+        answered(*[True] * 6, *[False] * 4),
+        "fail: 6 of the last 10 that were allowed.",
+    ),
     "drift": (with_drift(FINDING), "that the policy denies: last 2 h ago."),
-    "helper-stuck": (with_helpers(replace(HELPER, beat=0.0)), "helper host, process 4117: no heartbeat for"),
+    "helper-stuck": (
+        with_helpers(replace(HELPER, beat=0.0)),
+        "helper host, process 4117: no heartbeat for",
+    ),
     "helper-uncounted": (
         replace(WELL, uncounted_helpers=(4117, 4118)),
         "A helper cannot write to the state folder: process 4117, 4118.",
     ),
     "bodies-down": (
-        replace(WELL, fragment="acl --in-force core,bodies,certificates,override-headers,pages,websocket"),
+        replace(
+            WELL,
+            fragment="acl --in-force core,bodies,certificates,override-headers,pages,websocket",
+        ),
         "Nothing inspects bodies: squidkeeper-bodies-1 and squidkeeper-bodies-2 do not run.",
     ),
     "helper-outdated": (
@@ -249,7 +345,12 @@ WRONG = {
         "The CA, or its intermediate, expires within days: 6 days left for CN=ca.",
     ),
     "ca-expired": (
-        replace(WELL, certificate=replace(CA, subject="CN=squidkeeper intermediate CA 0a1b2c3d", not_after=NOW)),
+        replace(
+            WELL,
+            certificate=replace(
+                CA, subject="CN=squidkeeper intermediate CA 0a1b2c3d", not_after=NOW
+            ),
+        ),
         "The CA, or its intermediate, has expired, and no https passes: CN=squidkeeper intermediate CA 0a1b2c3d,"
         " 2026-11-24 12:00:00.",
     ),
@@ -262,10 +363,16 @@ WRONG = {
         "The access log cannot be read: /var/log/squid/access.log.",
     ),
     "export-behind": (
-        with_export(waiting_since=NOW.timestamp() - 600, failure="syslog+tls://siem.example: no connection"),
+        with_export(
+            waiting_since=NOW.timestamp() - 600,
+            failure="syslog+tls://siem.example: no connection",
+        ),
         "An export does not send what the access log holds: siem: nothing taken for 10 min: syslog+tls://siem.example",
     ),
-    "access-log-behind": (replace(WELL, backlog_bytes=20_000_000), "20 MB are not counted yet"),
+    "access-log-behind": (
+        replace(WELL, backlog_bytes=20_000_000),
+        "20 MB are not counted yet",
+    ),
     "maintenance-not-running": (
         replace(WELL, maintenance=MaintenanceStatus(runs=False)),
         "The maintenance process does not run.",
@@ -283,7 +390,13 @@ WRONG = {
         "The maintenance task rotation fails: [Errno 13]",
     ),
     "reload-gated": (
-        with_faults(Fault(Location("policy"), FaultCode.RELOAD_GATED, "the reload gate refuses revision 2")),
+        with_faults(
+            Fault(
+                Location("policy"),
+                FaultCode.RELOAD_GATED,
+                "the reload gate refuses revision 2",
+            )
+        ),
         "The reload gate refuses an edit of the policy: the reload gate refuses revision 2; revision",
     ),
     "reload-held": (
@@ -303,25 +416,52 @@ WRONG = {
         "The maintenance task transparent fails: 192.168.137.1 is not on this machine.",
     ),
     "webhook-failing": (
-        with_task("webhook", "questions wait, and nobody is told: https://hooks.example: status 500"),
+        with_task(
+            "webhook",
+            "questions wait, and nobody is told: https://hooks.example: status 500",
+        ),
         "The maintenance task webhook fails: questions wait, and nobody is told: https://hooks.example: status 500.",
     ),
     "throttle-not-running": (
         replace(
             with_helpers(replace(HELPER, started=0.0)),
             checkpoint=msgspec.structs.replace(
-                CHECKPOINT, denials=(Denial(NOW - timedelta(minutes=2), "192.0.2.1", None, "GET", "/", 0, "no"),)
+                CHECKPOINT,
+                denials=(
+                    Denial(
+                        NOW - timedelta(minutes=2),
+                        "192.0.2.1",
+                        None,
+                        "GET",
+                        "/",
+                        0,
+                        "no",
+                    ),
+                ),
             ),
         ),
         "No throttle answers: a denial asked for it 2 min ago.",
     ),
-    "state-not-writable": (replace(WELL, state_writable=False), "The exporter cannot save its counts."),
+    "state-not-writable": (
+        replace(WELL, state_writable=False),
+        "The exporter cannot save its counts.",
+    ),
     "pull-failing": (
-        replace(WELL, pull=PullStatus("https://git.example/p main", 30, succeeded=WELL.now - 7200, failure="no route")),
+        replace(
+            WELL,
+            pull=PullStatus(
+                "https://git.example/p main",
+                30,
+                succeeded=WELL.now - 7200,
+                failure="no route",
+            ),
+        ),
         "The source of the policy cannot be read: last read 2 h ago; no route.",
     ),
     "pull-refused": (
-        replace(WELL, pull=replace(PULLED, refused="b" * 40, reason="it is not signed")),
+        replace(
+            WELL, pull=replace(PULLED, refused="b" * 40, reason="it is not signed")
+        ),
         f"A version of the pulled policy is refused: {'b' * 40}, {'a' * 40} stays in place: it is not signed.",
     ),
     "pull-altered": (
@@ -329,30 +469,55 @@ WRONG = {
         f"What is in place of the pulled policy is not what the source has: {'a' * 40}, from {PULLED.source}.",
     ),
     "archive-failing": (
-        replace(WELL, archive=ArchiveStatus(WELL.now - 60, WELL.now - 7200, "No space left on device")),
+        replace(
+            WELL,
+            archive=ArchiveStatus(
+                WELL.now - 60, WELL.now - 7200, "No space left on device"
+            ),
+        ),
         "The access log is not archived: No space left on device.",
     ),
     "archive-behind": (
-        replace(WELL, archive=ArchiveStatus(WELL.now, WELL.now), unarchived_since=WELL.now - 4 * 3600),
+        replace(
+            WELL,
+            archive=ArchiveStatus(WELL.now, WELL.now),
+            unarchived_since=WELL.now - 4 * 3600,
+        ),
         "A rotated log has not been archived for hours: a rotated log ended 4 h ago.",
     ),
     "archive-incomplete": (
-        replace(WELL, deleted_logs=DeletedLogs(3, 700_000_000, "access.log.7", WELL.now - 7200)),
+        replace(
+            WELL,
+            deleted_logs=DeletedLogs(3, 700_000_000, "access.log.7", WELL.now - 7200),
+        ),
         "their records are lost: 3 files of 700 MB so far, the last access.log.7 2 h ago.",
     ),
     "disk-full": (
-        replace(WELL, disks=(replace(DISK, available_bytes=0), replace(DISK, folder="archive"))),
+        replace(
+            WELL,
+            disks=(replace(DISK, available_bytes=0), replace(DISK, folder="archive")),
+        ),
         "A disk that the gateway needs is full: 0 B of 10 GB free on the disk of /var/log/squid.",
     ),
     "disk-space-low": (
-        replace(WELL, disks=(replace(DISK, available_bytes=900_000_000), replace(DISK, folder="state"))),
+        replace(
+            WELL,
+            disks=(
+                replace(DISK, available_bytes=900_000_000),
+                replace(DISK, folder="state"),
+            ),
+        ),
         "900 MB of 10 GB free on the disk of /var/log/squid.",
     ),
 }
 
 
-@pytest.mark.parametrize(("code", "view", "what"), [(code, *case) for code, case in WRONG.items()], ids=WRONG)
-def test_what_is_wrong_stands_first_with_what_to_do(code: str, view: Snapshot, what: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "view", "what"), [(code, *case) for code, case in WRONG.items()], ids=WRONG
+)
+def test_what_is_wrong_stands_first_with_what_to_do(
+    code: str, view: Snapshot, what: str
+) -> None:
     (active,) = active_conditions(view)
     assert active.condition.code == code
     assert what in active.text
@@ -364,24 +529,40 @@ def test_what_is_wrong_stands_first_with_what_to_do(code: str, view: Snapshot, w
 
 
 def test_a_rule_that_observes_shows_what_it_would_have_decided() -> None:
-    watched = Rule("no-push", Location("policy.yaml", 5, 3), Action.DENY, Match(), observe=True)
+    watched = Rule(
+        "no-push", Location("policy.yaml", 5, 3), Action.DENY, Match(), observe=True
+    )
     counts = RequestCounts(observed=[(("no-push", "deny"), 1_234)])
     checkpoint = msgspec.structs.replace(CHECKPOINT, counts=counts)
-    text = text_of(replace(WELL, policy=Policy("0", rules=(watched,)), checkpoint=checkpoint))
+    text = text_of(
+        replace(WELL, policy=Policy("0", rules=(watched,)), checkpoint=checkpoint)
+    )
     assert "no-push observes deny × 1,234" in text
     assert "ALLOWS" not in text
-    assert "ALLOWS and records what it would deny if no rule matches" in text_of(observing(0))
+    assert "ALLOWS and records what it would deny if no rule matches" in text_of(
+        observing(0)
+    )
 
 
 def test_a_policy_that_is_pulled_shows_its_version_signer_and_source() -> None:
     view = replace(WELL, pull=PULLED)
     assert codes(view) == []
     text = text_of(view)
-    assert f"Pulled policy {'a' * 40} in place 1 h ago, signed by alice@example.com" in text
-    assert "https://git.example/p main, read 1 min ago no ceiling: whoever signs may open everything" in text
-    assert "no ceiling" not in text_of(replace(WELL, pull=replace(PULLED, has_ceiling=True)))
+    assert (
+        f"Pulled policy {'a' * 40} in place 1 h ago, signed by alice@example.com"
+        in text
+    )
+    assert (
+        "https://git.example/p main, read 1 min ago no ceiling: whoever signs may open everything"
+        in text
+    )
+    assert "no ceiling" not in text_of(
+        replace(WELL, pull=replace(PULLED, has_ceiling=True))
+    )
     assert "Pulled policy" not in text_of(WELL)
-    assert "none yet" in text_of(replace(WELL, pull=PullStatus("https://git.example/p main", 30)))
+    assert "none yet" in text_of(
+        replace(WELL, pull=PullStatus("https://git.example/p main", 30))
+    )
 
 
 def test_a_source_that_is_read_seldom_is_not_missed_before() -> None:
@@ -390,15 +571,28 @@ def test_a_source_that_is_read_seldom_is_not_missed_before() -> None:
 
 
 def test_an_archive_that_runs_and_what_was_lost_days_ago_are_nothing_to_do() -> None:
-    runs = replace(WELL, archive=ArchiveStatus(WELL.now, WELL.now - 3000, "busy"), unarchived_since=WELL.now - 10_000)
+    runs = replace(
+        WELL,
+        archive=ArchiveStatus(WELL.now, WELL.now - 3000, "busy"),
+        unarchived_since=WELL.now - 10_000,
+    )
     assert codes(runs) == []
-    assert codes(replace(WELL, deleted_logs=DeletedLogs(3, 7, "access.log.7", WELL.now - 90_000))) == []
+    assert (
+        codes(
+            replace(
+                WELL, deleted_logs=DeletedLogs(3, 7, "access.log.7", WELL.now - 90_000)
+            )
+        )
+        == []
+    )
     ended = replace(WELL, archive=ArchiveStatus(WELL.now - 7200, WELL.now - 7200))
     assert "The access log is not archived: it ran last 2 h ago." in text_of(ended)
 
 
 @pytest.mark.parametrize(("requests", "codes"), [(0.0, set()), (1.0, {"no-helper"})])
-def test_a_squid_that_has_just_started_needs_no_helper_yet(requests: float, codes: set[str]) -> None:
+def test_a_squid_that_has_just_started_needs_no_helper_yet(
+    requests: float, codes: set[str]
+) -> None:
     view = matched("policy-unavailable", NOW - timedelta(minutes=3))
     view = replace(view, squid=SquidCounters({COUNTER: requests}, answers=True))
     assert {condition.condition.code for condition in active_conditions(view)} == codes
@@ -406,15 +600,32 @@ def test_a_squid_that_has_just_started_needs_no_helper_yet(requests: float, code
 
 def test_bodies_need_one_process_and_none_where_no_rule_asks_for_them() -> None:
     asked = WRONG["bodies-down"][0]
-    assert codes(replace(asked, counter_files=with_helpers(replace(HELPER, helper="bodies")).counter_files)) == []
+    assert (
+        codes(
+            replace(
+                asked,
+                counter_files=with_helpers(
+                    replace(HELPER, helper="bodies")
+                ).counter_files,
+            )
+        )
+        == []
+    )
     assert codes(replace(asked, fragment=asked.fragment.replace("bodies,", ""))) == []
 
 
 def test_each_condition_has_a_case_here() -> None:
     """These come with others, and have a test of their own."""
     here = {"no-policy", "quota-nearly-used", "model-without-price"}
-    here |= {"secret-unavailable", "secrets-not-fetched", "secret-fetch-failing", "secret-expiring"}
-    assert {condition.code for condition in CONDITIONS if condition.find} - WRONG.keys() == here
+    here |= {
+        "secret-unavailable",
+        "secrets-not-fetched",
+        "secret-fetch-failing",
+        "secret-expiring",
+    }
+    assert {
+        condition.code for condition in CONDITIONS if condition.find
+    } - WRONG.keys() == here
 
 
 def test_each_condition_has_a_code_of_its_own_and_says_what_to_do() -> None:
@@ -431,10 +642,16 @@ def test_each_task_of_the_maintenance_process_has_a_condition() -> None:
 
 
 def test_without_a_policy_everything_is_denied() -> None:
-    assert codes(with_faults(FAULT, revision=None)) == ["no-policy", "policy-not-loaded"]
+    assert codes(with_faults(FAULT, revision=None)) == [
+        "no-policy",
+        "policy-not-loaded",
+    ]
     text = text_of(with_faults(FAULT, revision=None))
     assert "No policy has loaded: everything is denied." in text
-    assert "Run squidkeeper check. If it finds nothing as root, run it as Squid's account." in text
+    assert (
+        "Run squidkeeper check. If it finds nothing as root, run it as Squid's account."
+        in text
+    )
     lines = replace(with_faults(FAULT), fragment_file=Path("/gw/etc/squidkeeper.conf"))
     assert "squidkeeper check --fragment /gw/etc/squidkeeper.conf" in text_of(lines)
 
@@ -446,7 +663,11 @@ def test_what_to_do_is_written_for_the_gateway_of_the_page() -> None:
         state=Path("/gw/state"),
         squid=SquidCounters({}, "refused"),
         drained_since=1,
-        pull=replace(PULLED, refused="b" * 40, reason="no rewind; `squidkeeper pull --once --accept b` takes it"),
+        pull=replace(
+            PULLED,
+            refused="b" * 40,
+            reason="no rewind; `squidkeeper pull --once --accept b` takes it",
+        ),
     )
     text = text_of(below_root)
     assert "/gw/bin/squidkeeper pull --once --accept b" in text
@@ -457,11 +678,18 @@ def test_what_to_do_is_written_for_the_gateway_of_the_page() -> None:
 
 def test_a_refusal_of_the_reload_gate_is_told_as_one() -> None:
     place = Location("/etc/squidkeeper/policy")
-    texts = ("the reload gate refuses revision 2", "client 192.0.2.1 would be denied", "client 192.0.2.2 would be")
+    texts = (
+        "the reload gate refuses revision 2",
+        "client 192.0.2.1 would be denied",
+        "client 192.0.2.2 would be",
+    )
     view = with_faults(*(Fault(place, FaultCode.RELOAD_GATED, text) for text in texts))
     (condition,) = active_conditions(view)
     assert condition.condition.code == "reload-gated"
-    assert condition.detail == f"the reload gate refuses revision 2; revision {POLICY.revision} stays in force"
+    assert (
+        condition.detail
+        == f"the reload gate refuses revision 2; revision {POLICY.revision} stays in force"
+    )
     assert "`squidkeeper reload --force`" in condition.condition.remedy
     assert "does not load" not in text_of(view)
     assert all(text in text_of(view) for text in texts)
@@ -472,19 +700,34 @@ def test_the_most_severe_stands_first() -> None:
     view = replace(WELL, certificate=expires_soon, log_readable=False)
     assert codes(view) == ["access-log-unreadable", "ca-expiring"]
     assert "2 conditions, 1 of them critical." in text_of(view)
-    assert "2 conditions." in text_of(replace(view, log_readable=True, state_writable=False))
+    assert "2 conditions." in text_of(
+        replace(view, log_readable=True, state_writable=False)
+    )
 
 
 def test_drift_of_days_ago_and_helpers_during_a_reload_are_nothing_to_do() -> None:
     assert codes(with_drift(replace(FINDING, time=NOW - timedelta(days=2)))) == []
     reloading = replace(POLICY, loaded=WELL.now - 2)
-    assert codes(replace(with_helpers(replace(HELPER, revision="other")), policy_state=reloading)) == []
+    assert (
+        codes(
+            replace(
+                with_helpers(replace(HELPER, revision="other")), policy_state=reloading
+            )
+        )
+        == []
+    )
 
 
-def test_denials_without_a_helper_and_failures_are_nothing_to_do_when_they_are_over_or_few() -> None:
+def test_denials_without_a_helper_and_failures_are_nothing_to_do_when_they_are_over_or_few() -> (
+    None
+):
     assert codes(matched("policy-unavailable", NOW - timedelta(minutes=5))) == []
-    assert codes(matched("not-rendered", NOW - timedelta(seconds=7))) == []  # install.sh has rendered it since
-    assert [codes(answered(*few)) for few in ([True] * 9, [True, False] * 5)] == [[], []]
+    # install.sh has rendered it since
+    assert codes(matched("not-rendered", NOW - timedelta(seconds=7))) == []
+    assert [codes(answered(*few)) for few in ([True] * 9, [True, False] * 5)] == [
+        [],
+        [],
+    ]
 
 
 def policy_of(folder: Path, text: str) -> Policy:
@@ -507,7 +750,9 @@ rules:
         last_matched={"first": (NOW - timedelta(minutes=3)).isoformat()},
     )
     checkpoint = msgspec.structs.replace(CHECKPOINT, counts=counts)
-    text = text_of(replace(WELL, policy=policy_of(tmp_path, rules), checkpoint=checkpoint))
+    text = text_of(
+        replace(WELL, policy=policy_of(tmp_path, rules), checkpoint=checkpoint)
+    )
     assert text.index("first") < text.index("second") < text.index("default")
     assert "1 first deny 1,234" in text
     assert re.search(r"2 second allow 5 .*36 never expired", text)
@@ -530,10 +775,19 @@ grants:
 
 
 def test_of_very_many_rules_those_that_count_are_shown(tmp_path: Path) -> None:
-    rules = "".join(f"  - {{name: rule-{n}, action: allow, hosts: [h{n}.example]}}\n" for n in range(2000))
-    counts = RequestCounts(requests=[(("none", "rule-1500", "allow", "read", "2xx"), 3)])
+    rules = "".join(
+        f"  - {{name: rule-{n}, action: allow, hosts: [h{n}.example]}}\n"
+        for n in range(2000)
+    )
+    counts = RequestCounts(
+        requests=[(("none", "rule-1500", "allow", "read", "2xx"), 3)]
+    )
     checkpoint = msgspec.structs.replace(CHECKPOINT, counts=counts)
-    text = text_of(replace(WELL, policy=policy_of(tmp_path, f"rules:\n{rules}"), checkpoint=checkpoint))
+    text = text_of(
+        replace(
+            WELL, policy=policy_of(tmp_path, f"rules:\n{rules}"), checkpoint=checkpoint
+        )
+    )
     assert "1501 rule-1500 allow 3" in text
     assert "1,999 rules not shown" in text
     assert "1 rule-0 " not in text
@@ -543,7 +797,9 @@ def test_of_very_many_faults_and_warnings_the_first_are_shown() -> None:
     text = text_of(with_faults(*[FAULT] * 70))
     assert text.count("policy.yaml:41:11") == 50 + 1  # one in the condition
     assert "and 20 more: squidkeeper check shows all" in text
-    (active,) = active_conditions(replace(WELL, policy_state=replace(POLICY, warnings=(FAULT,) * 70)))
+    (active,) = active_conditions(
+        replace(WELL, policy_state=replace(POLICY, warnings=(FAULT,) * 70))
+    )
     assert active.text.count("policy.yaml") == 5
     assert active.text.endswith("; and 65 more.")
 
@@ -557,10 +813,16 @@ secrets: {token: {command: {run: [give-token, "argument"]}}}
 credentials: [{name: api, hosts: [a.example], bearer: token}]
 """
     policy = policy_of(tmp_path, text)
-    value_file(tmp_path, source_key("token", policy.secrets)).write_bytes(format_value(FetchedValue("TOPSECRET")))
+    value_file(tmp_path, source_key("token", policy.secrets)).write_bytes(
+        format_value(FetchedValue("TOPSECRET"))
+    )
 
     def view(*, runs: bool = True, problem: str = "", **status: Any) -> Snapshot:
-        usual = {"source": "command give-token", "last_success": WELL.now - 180, "next_fetch": WELL.now + 120}
+        usual = {
+            "source": "command give-token",
+            "last_success": WELL.now - 180,
+            "next_fetch": WELL.now + 120,
+        }
         secret = SecretStatus(**{**usual, "expires_at": WELL.now + 3600, **status})
         return replace(
             WELL,
@@ -572,10 +834,15 @@ credentials: [{name: api, hosts: [a.example], bearer: token}]
     return view
 
 
-def test_a_secret_that_is_fetched_is_on_the_page_with_its_times(fetched: Callable[..., Snapshot]) -> None:
+def test_a_secret_that_is_fetched_is_on_the_page_with_its_times(
+    fetched: Callable[..., Snapshot],
+) -> None:
     assert codes(fetched()) == []
     shown = text_of(fetched())
-    assert "token yes fetched 3 min ago, next fetch in 2 min, expires in 1 h command give-token api" in shown
+    assert (
+        "token yes fetched 3 min ago, next fetch in 2 min, expires in 1 h command give-token api"
+        in shown
+    )
     assert "TOPSECRET" not in page(fetched(), PROGRAM)
 
 
@@ -585,9 +852,18 @@ FAILS: dict[str, Any] = {"failures": 3, "failure": "the command exited with stat
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
-        ({"runs": False}, ["The process that fetches secrets does not run, or is stuck: token."]),
-        ({"problem": "the folder is full"}, ["A secret cannot be fetched: the folder is full."]),
-        (FAILS, ["A secret cannot be fetched: token: the command exited with status 1."]),
+        (
+            {"runs": False},
+            ["The process that fetches secrets does not run, or is stuck: token."],
+        ),
+        (
+            {"problem": "the folder is full"},
+            ["A secret cannot be fetched: the folder is full."],
+        ),
+        (
+            FAILS,
+            ["A secret cannot be fetched: token: the command exited with status 1."],
+        ),
         (
             {**FAILS, "expires_at": WELL.now + 590},
             [
@@ -595,19 +871,29 @@ FAILS: dict[str, Any] = {"failures": 3, "failure": "the command exited with stat
                 "A secret cannot be fetched: token: the command exited with status 1.",
             ],
         ),
-        ({"expires_at": WELL.now + 5}, []),  # a short one that is renewed as it should be
+        (
+            {"expires_at": WELL.now + 5},
+            [],
+        ),  # a short one that is renewed as it should be
     ],
 )
 def test_a_secret_that_is_not_fetched_is_a_condition(
     fetched: Callable[..., Snapshot], status: dict[str, Any], expected: list[str]
 ) -> None:
-    assert [condition.text for condition in active_conditions(fetched(**status))] == expected
+    assert [
+        condition.text for condition in active_conditions(fetched(**status))
+    ] == expected
 
 
-def test_a_fetched_secret_without_a_value_is_unavailable(fetched: Callable[..., Snapshot], tmp_path: Path) -> None:
+def test_a_fetched_secret_without_a_value_is_unavailable(
+    fetched: Callable[..., Snapshot], tmp_path: Path
+) -> None:
     for file in tmp_path.glob("*.value"):
         file.unlink()
-    assert codes(fetched(**FAILS, last_success=None, expires_at=None)) == ["secret-unavailable", "secret-fetch-failing"]
+    assert codes(fetched(**FAILS, last_success=None, expires_at=None)) == [
+        "secret-unavailable",
+        "secret-fetch-failing",
+    ]
 
 
 def test_secrets_that_are_unavailable_are_one_condition(tmp_path: Path) -> None:
@@ -620,7 +906,11 @@ credentials: [{name: api, hosts: [a.example], bearer: a}]
     (tmp_path / "a").write_text("value")
     (tmp_path / "b").touch()
     view = replace(WELL, policy=policy)
-    (active,) = (condition for condition in active_conditions(view) if condition.condition.code == "secret-unavailable")
+    (active,) = (
+        condition
+        for condition in active_conditions(view)
+        if condition.condition.code == "secret-unavailable"
+    )
     assert active.details == (
         f"secret b: the file {tmp_path}/b is empty",
         f"secret c: the file {tmp_path}/c cannot be read: No such file or directory",
@@ -633,7 +923,10 @@ credentials: [{name: api, hosts: [a.example], bearer: a}]
 
 def test_helpers_are_named_and_judged() -> None:
     throttle = replace(HELPER, helper="throttle", pid=4120, revision=None)
-    stuck, outdated = replace(HELPER, pid=4118, beat=0.0), replace(HELPER, pid=4119, revision="other")
+    stuck, outdated = (
+        replace(HELPER, pid=4118, beat=0.0),
+        replace(HELPER, pid=4119, revision="other"),
+    )
     text = text_of(with_helpers(HELPER, stuck, outdated, throttle))
     assert "host well 4117" in text
     assert "host stuck 4118" in text
@@ -643,21 +936,31 @@ def test_helpers_are_named_and_judged() -> None:
     assert "denies everything" not in text
 
 
-# --- recent denials -------------------------------------------------------------------------------------------------
+# --- recent denials -------------------------------------------------------------------
 
 
 def test_only_denials_are_kept_and_the_same_again_counts_up() -> None:
-    again = denial(time="2026-11-24T11:59:30.000Z", url="https://a.example/x?other=query")
-    first, second = denials_of([denial(), denial(verdict="allow"), denial(rule="other"), again])
+    again = denial(
+        time="2026-11-24T11:59:30.000Z", url="https://a.example/x?other=query"
+    )
+    first, second = denials_of(
+        [denial(), denial(verdict="allow"), denial(rule="other"), again]
+    )
     assert (first.rule, first.times, first.url) == ("no", 2, "https://a.example/x")
     assert first.time == datetime(2026, 11, 24, 11, 59, 30, tzinfo=UTC)
     assert (second.rule, second.times) == ("other", 1)
 
 
 def test_a_client_with_many_denials_does_not_push_out_those_of_another() -> None:
-    many = [denial(client="192.0.2.66", url=f"https://a.example/{number}") for number in range(500)]
+    many = [
+        denial(client="192.0.2.66", url=f"https://a.example/{number}")
+        for number in range(500)
+    ]
     kept = denials_of([denial(), *many, denial(client="192.0.2.2")])
-    assert [denial.client for denial in (kept[0], kept[-1])] == ["192.0.2.2", "192.0.2.1"]
+    assert [denial.client for denial in (kept[0], kept[-1])] == [
+        "192.0.2.2",
+        "192.0.2.1",
+    ]
     assert len(kept) == DENIALS_LIMIT
 
 
@@ -668,25 +971,57 @@ def test_denials_live_through_a_restart_in_their_order() -> None:
 
 def test_the_connect_of_a_denied_tunnel_is_shown_as_the_request_inside() -> None:
     tunnel = "a.example%3A443%20first"
-    connect = denial(method="CONNECT", url="a.example:443", status=200, error="-", tunnel=tunnel, connection="7")
+    connect = denial(
+        method="CONNECT",
+        url="a.example:443",
+        status=200,
+        error="-",
+        tunnel=tunnel,
+        connection="7",
+    )
     inside = denial(tunnel=tunnel, connection="7")
-    assert [(denial.method, denial.times) for denial in denials_of([connect, inside])] == [("GET", 1)]
-    assert [(one.method, one.times) for one in denials_of([connect, connect, inside])] == [("GET", 1), ("CONNECT", 1)]
+    assert [
+        (denial.method, denial.times) for denial in denials_of([connect, inside])
+    ] == [("GET", 1)]
+    assert [
+        (one.method, one.times) for one in denials_of([connect, connect, inside])
+    ] == [("GET", 1), ("CONNECT", 1)]
     assert [denial.method for denial in denials_of([connect])] == ["CONNECT"]
-    other = denial(tunnel=tunnel, connection="7", url="https://good.example/x")  # a client hides no host behind another
-    assert [(denial.method, denial.times) for denial in denials_of([connect, other])] == [("GET", 1), ("CONNECT", 1)]
+    # a client hides no host behind another
+    other = denial(tunnel=tunnel, connection="7", url="https://good.example/x")
+    assert [
+        (denial.method, denial.times) for denial in denials_of([connect, other])
+    ] == [("GET", 1), ("CONNECT", 1)]
 
 
 def test_a_tunnel_that_was_denied_for_its_private_address_is_shown_once() -> None:
-    private = {"rule": "private-address", "tunnel": "nas.example:443", "connection": "7"}
-    connect = denial(method="CONNECT", url="nas.example:443", status=200, squid="TCP_DENIED/HIER_NONE", **private)
+    private = {
+        "rule": "private-address",
+        "tunnel": "nas.example:443",
+        "connection": "7",
+    }
+    connect = denial(
+        method="CONNECT",
+        url="nas.example:443",
+        status=200,
+        squid="TCP_DENIED/HIER_NONE",
+        **private,
+    )
     inside = denial(url="https://nas.example/", squid="NONE_NONE/HIER_NONE", **private)
-    judged = denial(url="https://nas.example/", squid="TCP_DENIED/HIER_NONE", **{**private, "connection": "8"})
-    assert [(denial.method, denial.times) for denial in denials_of([connect, inside])] == [("GET", 1)]
-    assert [(denial.method, denial.times) for denial in denials_of([connect, judged])] == [("GET", 1), ("CONNECT", 1)]
+    judged = denial(
+        url="https://nas.example/",
+        squid="TCP_DENIED/HIER_NONE",
+        **{**private, "connection": "8"},
+    )
+    assert [
+        (denial.method, denial.times) for denial in denials_of([connect, inside])
+    ] == [("GET", 1)]
+    assert [
+        (denial.method, denial.times) for denial in denials_of([connect, judged])
+    ] == [("GET", 1), ("CONNECT", 1)]
 
 
-# --- the ready command ----------------------------------------------------------------------------------------------
+# --- the ready command ----------------------------------------------------------------
 
 
 def command_for(**values: object) -> str | None:
@@ -698,13 +1033,20 @@ def test_the_command_asks_what_was_denied_without_its_query() -> None:
     assert command_for(url="https://a.example/x?q=1") == (
         "squidkeeper explain --client 192.0.2.1 -- GET https://a.example/x"
     )
-    assert command_for(method="CONNECT", url="a.example:443", client="fd00::1", user="ci-bot") == (
-        "squidkeeper explain --client fd00::1 --user=ci-bot -- CONNECT a.example:443"
-    )
+    assert command_for(
+        method="CONNECT", url="a.example:443", client="fd00::1", user="ci-bot"
+    ) == ("squidkeeper explain --client fd00::1 --user=ci-bot -- CONNECT a.example:443")
     by_body = command_for(method="POST", found="body:chat:%20x")
-    assert by_body == "squidkeeper explain --body FILE --client 192.0.2.1 -- POST https://a.example/x"
+    assert (
+        by_body
+        == "squidkeeper explain --body FILE --client 192.0.2.1 -- POST https://a.example/x"
+    )
     (kept,) = denials_of([denial(client="error")])
-    assert explain_command(kept, Layout.around(Path("/my policy"), LAYOUT.state), "/my gateway/bin/squidkeeper") == (
+    assert explain_command(
+        kept,
+        Layout.around(Path("/my policy"), LAYOUT.state),
+        "/my gateway/bin/squidkeeper",
+    ) == (
         "'/my gateway/bin/squidkeeper' explain --policy '/my policy' -- GET https://a.example/x"
     )
 
@@ -716,7 +1058,10 @@ def test_the_command_asks_what_was_denied_without_its_query() -> None:
             "authority-mismatch",
             "| tail -n 1 | squidkeeper explain --record - shows what does not match",
         ),
-        ("credential-unavailable", "A credential that the request needs is unavailable."),
+        (
+            "credential-unavailable",
+            "A credential that the request needs is unavailable.",
+        ),
         ("policy-unavailable", "The helper that answered had no policy that loads"),
         ("not-rendered", "lacks lines that the policy needs"),
         ("login-refused", "was revoked, or has expired"),
@@ -724,7 +1069,9 @@ def test_the_command_asks_what_was_denied_without_its_query() -> None:
         ("quota", "--reset NAME --holder HOLDER"),
     ],
 )
-def test_there_is_no_command_that_would_give_another_verdict(rule: str, said: str) -> None:
+def test_there_is_no_command_that_would_give_another_verdict(
+    rule: str, said: str
+) -> None:
     assert command_for(rule=rule) is None
     text = text_of(with_denials(denials_of([denial(rule=rule)])))
     assert "No command: " in text
@@ -732,11 +1079,22 @@ def test_there_is_no_command_that_would_give_another_verdict(rule: str, said: st
 
 
 def test_a_denial_has_the_sentence_of_its_cause_beside_it_and_what_to_do() -> None:
-    rule = Rule("no", Location("policy.yaml", 3, 5), Action.DENY, Match(), reason="It is closed.")
-    view = replace(with_denials(denials_of([denial()])), policy=Policy("r", rules=(rule,)))
+    rule = Rule(
+        "no",
+        Location("policy.yaml", 3, 5),
+        Action.DENY,
+        Match(),
+        reason="It is closed.",
+    )
+    view = replace(
+        with_denials(denials_of([denial()])), policy=Policy("r", rules=(rule,))
+    )
     text = text_of(view)
     assert "The rule no (policy.yaml:3) denies it: It is closed." in text
-    assert "If the request is meant to pass, add a rule that allows it, or change the one that denies it." in text
+    assert (
+        "If the request is meant to pass, add a rule that allows it, or change the one that denies it."
+        in text
+    )
     assert "The rule no denies it." in text_of(replace(view, policy=None))
 
 
@@ -748,7 +1106,9 @@ def test_only_denials_that_are_kept_are_judged() -> None:
     kept.add(denial(squid="NONE_NONE/HIER_NONE", **inside))
     for number in range(3 * DENIALS_LIMIT):
         kept.add(denial(client="192.0.2.66", url=f"https://a.example/{number}"))
-    assert [request.cause for request in kept.newest()] == ["policy"] * (DENIALS_LIMIT - 1) + ["no-rule"]
+    assert [request.cause for request in kept.newest()] == ["policy"] * (
+        DENIALS_LIMIT - 1
+    ) + ["no-rule"]
 
 
 def test_a_denial_that_an_earlier_release_kept_has_no_sentence() -> None:
@@ -766,8 +1126,14 @@ def test_served_requests_that_could_not_be_checked_are_told_with_the_cause() -> 
     assert "7 could not be checked, because the access log cuts off their URL" in text
 
 
-def test_the_command_calls_the_program_by_its_name_only_where_that_is_the_one_on_the_path(tmp_path: Path) -> None:
-    place, link, other = tmp_path / "bin/squidkeeper", tmp_path / "link", tmp_path / "other"
+def test_the_command_calls_the_program_by_its_name_only_where_that_is_the_one_on_the_path(
+    tmp_path: Path,
+) -> None:
+    place, link, other = (
+        tmp_path / "bin/squidkeeper",
+        tmp_path / "link",
+        tmp_path / "other",
+    )
     place.parent.mkdir()
     place.touch()
     other.touch()
@@ -793,7 +1159,9 @@ NASTY = (
 
 @pytest.mark.system
 @pytest.mark.parametrize("url", NASTY)
-def test_a_shell_takes_the_command_for_nothing_but_words(url: str, tmp_path: Path) -> None:
+def test_a_shell_takes_the_command_for_nothing_but_words(
+    url: str, tmp_path: Path
+) -> None:
     method = "CONNECT" if url.endswith(":443") else "GET"
     (kept,) = denials_of([denial(url=url, method=method, user="%22;$(id)!!'")])
     command = explain_command(kept, LAYOUT, PROGRAM)
@@ -803,9 +1171,19 @@ def test_a_shell_takes_the_command_for_nothing_but_words(url: str, tmp_path: Pat
     words = ["explain", "--client", "192.0.2.1", "--user=\";$(id)!!'", "--", method]
     words.append(kept.url.replace("\\", "%5C"))
     show = "squidkeeper() { for word; do printf '%s\\n' \"<$word>\"; done; }\n"
-    for shell in (["sh"], ["bash"], ["bash", "--norc", "--noprofile", "-i", "-o", "histexpand"]):
+    for shell in (
+        ["sh"],
+        ["bash"],
+        ["bash", "--norc", "--noprofile", "-i", "-o", "histexpand"],
+    ):
         done = subprocess.run(
-            shell, input=f"{show}{command}\n", capture_output=True, text=True, cwd=tmp_path, check=False, timeout=60
+            shell,
+            input=f"{show}{command}\n",
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+            timeout=60,
         )
         said = [line[1:-1] for line in done.stdout.splitlines() if line.startswith("<")]
         assert said == words, (shell, done.stderr)
@@ -828,41 +1206,69 @@ def test_a_shell_takes_the_command_for_nothing_but_words(url: str, tmp_path: Pat
         {"user": "x" * 500},
     ],
 )
-def test_there_is_no_command_for_what_is_too_long_or_could_do_harm(values: dict[str, object]) -> None:
+def test_there_is_no_command_for_what_is_too_long_or_could_do_harm(
+    values: dict[str, object],
+) -> None:
     assert command_for(**values) is None
 
 
-# --- the page -------------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------
 
 
-HOSTILE_FAULTS = tuple(Fault(Location(text, 1, 1), FaultCode.UNKNOWN_KEY, text) for text in HOSTILE)
+HOSTILE_FAULTS = tuple(
+    Fault(Location(text, 1, 1), FaultCode.UNKNOWN_KEY, text) for text in HOSTILE
+)
 
 
 def hostile(folder: Path) -> Snapshot:
-    """Every text in every field that comes from outside, and in those of the operator's."""
+    """Every text in every field that comes from outside, and in those of the
+    operator's.
+    """
     records = [
-        denial(url=f"https://evil.example/{text}?q=TOPSECRET", method=text, rule=text, user=text, client=text)
+        denial(
+            url=f"https://evil.example/{text}?q=TOPSECRET",
+            method=text,
+            rule=text,
+            user=text,
+            client=text,
+        )
         for text in HOSTILE
     ]
-    policy = compiled_of(folder, "rules: [{name: open, action: allow, hosts: [a.example]}]").source
-    rules = tuple(replace(policy.rules[0], name=text, owner=text, expires=NOW) for text in HOSTILE)
+    policy = compiled_of(
+        folder, "rules: [{name: open, action: allow, hosts: [a.example]}]"
+    ).source
+    rules = tuple(
+        replace(policy.rules[0], name=text, owner=text, expires=NOW) for text in HOSTILE
+    )
     secrets = {
-        text: NamedSecret(text, Location(text), FileSource(Path(f"/{text}"))) for text in HOSTILE if text.isprintable()
+        text: NamedSecret(text, Location(text), FileSource(Path(f"/{text}")))
+        for text in HOSTILE
+        if text.isprintable()
     }
     checkpoint = Checkpoint(
         since=CHECKPOINT.since,
         denials=denials_of(records),
-        drift=tuple(DriftSeen(NOW, text, text, f"https://x/{text}", text, text) for text in HOSTILE),
+        drift=tuple(
+            DriftSeen(NOW, text, text, f"https://x/{text}", text, text)
+            for text in HOSTILE
+        ),
     )
     return replace(
-        with_helpers(*(replace(HELPER, helper=text, revision=text) for text in HOSTILE)),
+        with_helpers(
+            *(replace(HELPER, helper=text, revision=text) for text in HOSTILE)
+        ),
         directory=Path(HOSTILE[0]),
         policy=replace(policy, rules=rules, secrets=secrets),
-        policy_state=PolicyState(HOSTILE[0], WELL.now, False, HOSTILE_FAULTS, HOSTILE_FAULTS),
+        policy_state=PolicyState(
+            HOSTILE[0], WELL.now, False, HOSTILE_FAULTS, HOSTILE_FAULTS
+        ),
         checkpoint=checkpoint,
         certificate=replace(CA, subject=HOSTILE[0]),
         squid=SquidCounters({}, HOSTILE[0]),
-        maintenance=MaintenanceStatus(runs=True, failures={text: text for text in HOSTILE} | {"resolver": HOSTILE[0]}),
+        maintenance=MaintenanceStatus(
+            runs=True,
+            failures={text: text for text in HOSTILE} | {"resolver": HOSTILE[0]},
+        ),
     )
 
 
@@ -880,7 +1286,9 @@ def test_nothing_from_outside_becomes_markup(tmp_path: Path) -> None:
 def test_no_query_and_no_password_is_on_the_page() -> None:
     with_password = denial(url="https://user:hunter2@a.example/x?q=TOPSECRET#TOPSECRET")
     view = with_drift(FINDING)
-    checkpoint = msgspec.structs.replace(view.checkpoint, denials=denials_of([with_password]))
+    checkpoint = msgspec.structs.replace(
+        view.checkpoint, denials=denials_of([with_password])
+    )
     html = page(replace(view, checkpoint=checkpoint), PROGRAM)
     assert "https://***@a.example/x" in html
     assert "TOPSECRET" not in html
@@ -889,14 +1297,21 @@ def test_no_query_and_no_password_is_on_the_page() -> None:
 
 def test_the_page_counts_connections_to_the_transparent_ports_where_they_are() -> None:
     counts = {"opened": 1200.0, "ended": 1100.0, "no_server_name": 3.0}
-    totals = {counter_key(TRANSPARENT_CONNECTIONS, result): number for result, number in counts.items()}
-    assert "Without proxy settings 1,200 connections 3 × no server name" in text_of(replace(WELL, totals=totals))
+    totals = {
+        counter_key(TRANSPARENT_CONNECTIONS, result): number
+        for result, number in counts.items()
+    }
+    assert "Without proxy settings 1,200 connections 3 × no server name" in text_of(
+        replace(WELL, totals=totals)
+    )
     assert "Without proxy settings" not in text_of(WELL)
 
 
 def test_the_page_lets_nothing_else_in() -> None:
     found = Page(page(WELL, PROGRAM))
-    policy = next(attributes for _, attributes in found.tags if "http-equiv" in attributes)["content"]
+    policy = next(
+        attributes for _, attributes in found.tags if "http-equiv" in attributes
+    )["content"]
     assert policy is not None
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
 
@@ -919,10 +1334,18 @@ def test_a_line_of_the_record_is_what_is_shown() -> None:
         (with_export(), ""),
         (with_export(waiting_since=NOW.timestamp() - 60), ""),
         (with_export(runs=False), "siem: its process does not run, or is stuck"),
-        (with_export(waiting_since=NOW.timestamp() - 600), "siem: nothing taken for 10 min"),
+        (
+            with_export(waiting_since=NOW.timestamp() - 600),
+            "siem: nothing taken for 10 min",
+        ),
         (with_export(backlog_bytes=20_000_000), "siem: 20 MB are not sent yet"),
     ],
 )
-def test_an_export_is_behind_if_it_is_down_waits_or_has_much_to_send(view: Snapshot, detail: str) -> None:
-    found = {condition.condition.code: condition.detail for condition in active_conditions(view)}
+def test_an_export_is_behind_if_it_is_down_waits_or_has_much_to_send(
+    view: Snapshot, detail: str
+) -> None:
+    found = {
+        condition.condition.code: condition.detail
+        for condition in active_conditions(view)
+    }
     assert found.get("export-behind", "") == detail

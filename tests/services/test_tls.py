@@ -1,4 +1,8 @@
-"""The certificate of the TLS port: what is in it, when it is due, which names it is for. Live: e2e/test_tls.py."""
+"""The certificate of the TLS port: what is in it, when it is due, which names it is
+for.
+
+Live: e2e/test_tls.py.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,12 @@ from cryptography.x509.verification import PolicyBuilder, Store
 
 from squidkeeper.base.errors import InvalidUrl, TlsPortFailed
 from squidkeeper.services.maintenance.squid_process import RateLimit
-from squidkeeper.services.maintenance.tls import ServerCertificate, TlsPort, parse_server_names, server_names
+from squidkeeper.services.maintenance.tls import (
+    ServerCertificate,
+    TlsPort,
+    parse_server_names,
+    server_names,
+)
 from squidkeeper.serving.certificates.authority import (
     CertificateAuthority,
     is_server_certificate_due,
@@ -40,9 +49,16 @@ def signed_by(
 ) -> CertificateAuthority:
     """A CA with a key of this kind and without a key identifier."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "slicer")])
-    builder = x509.CertificateBuilder(name, name, signer.public_key(), 1, NOW - DAY, NOW + 20 * DAY)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-    certificate = builder.sign(signer, None if isinstance(signer, ed25519.Ed25519PrivateKey) else hashes.SHA256())
+    builder = x509.CertificateBuilder(
+        name, name, signer.public_key(), 1, NOW - DAY, NOW + 20 * DAY
+    )
+    builder = builder.add_extension(
+        x509.BasicConstraints(ca=True, path_length=None), critical=True
+    )
+    certificate = builder.sign(
+        signer,
+        None if isinstance(signer, ed25519.Ed25519PrivateKey) else hashes.SHA256(),
+    )
     pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     key = signer.private_bytes(pem, form, serialization.NoEncryption())
     return CertificateAuthority(certificate.public_bytes(pem), key)
@@ -51,8 +67,13 @@ def signed_by(
 def test_strict_clients_accept_it_by_each_of_its_names() -> None:
     certificate = x509.load_pem_x509_certificate(made())
     store = Store(x509.load_pem_x509_certificates(CA.certificate))
-    for name in (x509.DNSName("gateway.example"), x509.IPAddress(IPv4Address("192.168.137.1"))):
-        PolicyBuilder().store(store).time(NOW).build_server_verifier(name).verify(certificate, [])
+    for name in (
+        x509.DNSName("gateway.example"),
+        x509.IPAddress(IPv4Address("192.168.137.1")),
+    ):
+        PolicyBuilder().store(store).time(NOW).build_server_verifier(name).verify(
+            certificate, []
+        )
     assert certificate.not_valid_after_utc - NOW <= 90 * DAY
     assert NOW - certificate.not_valid_before_utc >= DAY
 
@@ -67,27 +88,51 @@ def test_strict_clients_accept_it_by_each_of_its_names() -> None:
     ],
     ids=lambda key: type(key).__name__,
 )
-def test_any_kind_of_ca_can_issue_it_and_it_ends_with_the_ca(key: rsa.RSAPrivateKey, tmp_path: Path) -> None:
+def test_any_kind_of_ca_can_issue_it_and_it_ends_with_the_ca(
+    key: rsa.RSAPrivateKey, tmp_path: Path
+) -> None:
     ca, pem = signed_by(key), tmp_path / "server.pem"
     pem.write_bytes(made(ca))
     (tmp_path / "ca.crt").write_bytes(ca.certificate)
-    command = ["openssl", "verify", "-verify_ip", "192.168.137.1", "-CAfile", str(tmp_path / "ca.crt"), str(pem)]
+    command = [
+        "openssl",
+        "verify",
+        "-verify_ip",
+        "192.168.137.1",
+        "-CAfile",
+        str(tmp_path / "ca.crt"),
+        str(pem),
+    ]
     subprocess.run(command, check=True, capture_output=True)
-    assert not is_server_certificate_due(made(ca), ca.certificate, NAMES, NOW), "no other would last longer"
+    assert not is_server_certificate_due(made(ca), ca.certificate, NAMES, NOW), (
+        "no other would last longer"
+    )
 
 
 def test_an_intermediate_is_sent_with_it_and_the_root_is_not() -> None:
     root = signed_by(ec.generate_private_key(ec.SECP256R1()))
     issuer = x509.load_pem_x509_certificate(root.certificate)
-    key, signer = ec.generate_private_key(ec.SECP256R1()), serialization.load_pem_private_key(root.key, None)
+    key, signer = (
+        ec.generate_private_key(ec.SECP256R1()),
+        serialization.load_pem_private_key(root.key, None),
+    )
     assert isinstance(signer, ec.EllipticCurvePrivateKey)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "intermediate")])
-    builder = x509.CertificateBuilder(issuer.subject, name, key.public_key(), 2, NOW - DAY, NOW + 10 * DAY)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = x509.CertificateBuilder(
+        issuer.subject, name, key.public_key(), 2, NOW - DAY, NOW + 10 * DAY
+    )
+    builder = builder.add_extension(
+        x509.BasicConstraints(ca=True, path_length=0), critical=True
+    )
     pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     chain = builder.sign(signer, hashes.SHA256()).public_bytes(pem) + root.certificate
-    ca = CertificateAuthority(chain, key.private_bytes(pem, form, serialization.NoEncryption()))
-    subjects = [certificate.subject.rfc4514_string() for certificate in x509.load_pem_x509_certificates(made(ca))]
+    ca = CertificateAuthority(
+        chain, key.private_bytes(pem, form, serialization.NoEncryption())
+    )
+    subjects = [
+        certificate.subject.rfc4514_string()
+        for certificate in x509.load_pem_x509_certificates(made(ca))
+    ]
     assert subjects == ["CN=squidkeeper TLS port", "CN=intermediate"]
 
 
@@ -107,7 +152,15 @@ def test_an_intermediate_is_sent_with_it_and_the_root_is_not() -> None:
         (b"-----BEGIN CERTIFICATE-----\ntorn", NAMES, True),
     ],
     ids=[
-        *("new", "other order", "31 days left", "29 days left", "ended", "clock was ahead", "one name more"),
+        *(
+            "new",
+            "other order",
+            "31 days left",
+            "29 days left",
+            "ended",
+            "clock was ahead",
+            "one name more",
+        ),
         *("one name less", "another CA", "empty", "torn"),
     ],
 )
@@ -118,7 +171,10 @@ def test_when_it_is_due(pem: bytes, names: tuple[str, ...], due: bool) -> None:
 def test_names_are_as_they_stand_in_a_certificate_and_what_is_none_is_refused() -> None:
     names = {
         "gateway.example": ("gateway.example",),
-        "Gateway.Example.,192.168.137.1,gateway.example": ("gateway.example", "192.168.137.1"),
+        "Gateway.Example.,192.168.137.1,gateway.example": (
+            "gateway.example",
+            "192.168.137.1",
+        ),
         "2001:db8::1,bücher.example": ("2001:db8::1", "xn--bcher-kva.example"),
     }
     assert {text: parse_server_names(text) for text in names} == names
@@ -127,7 +183,9 @@ def test_names_are_as_they_stand_in_a_certificate_and_what_is_none_is_refused() 
             parse_server_names(text)
 
 
-def test_a_port_alone_means_every_address_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_alone_means_every_address_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "Gateway.example")
     assert {"127.0.0.1", "gateway.example"} <= {*server_names("3129")}
     assert server_names("192.168.137.1:3129") == ("192.168.137.1", "gateway.example")
@@ -140,17 +198,29 @@ def certificate(folder: Path, *names: str) -> ServerCertificate:
     (folder / "ca.crt").write_bytes(CA.certificate)
     (folder / "ca.key").write_bytes(CA.key)
     found = iter(names)
-    return ServerCertificate(folder / "tls/server.pem", folder / "ca.crt", folder / "ca.key", lambda: (next(found),))
+    return ServerCertificate(
+        folder / "tls/server.pem",
+        folder / "ca.crt",
+        folder / "ca.key",
+        lambda: (next(found),),
+    )
 
 
-def test_a_client_that_changes_the_machines_addresses_cannot_have_it_issued_at_will(tmp_path: Path) -> None:
-    task = TlsPort(certificate(tmp_path, *(f"{n}.example" for n in range(20))), RateLimit((600.0, 2)))
+def test_a_client_that_changes_the_machines_addresses_cannot_have_it_issued_at_will(
+    tmp_path: Path,
+) -> None:
+    task = TlsPort(
+        certificate(tmp_path, *(f"{n}.example" for n in range(20))),
+        RateLimit((600.0, 2)),
+    )
     for _ in range(5):
         with pytest.raises(TlsPortFailed, match="HAProxy does not answer"):
             task.check()
     held = x509.load_pem_x509_certificate((tmp_path / "tls/server.pem").read_bytes())
     names = held.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == ["3.example"], "of the second renewal"
+    assert names.get_values_for_type(x509.DNSName) == ["3.example"], (
+        "of the second renewal"
+    )
 
 
 def test_a_key_of_another_ca_issues_nothing(tmp_path: Path) -> None:
@@ -163,7 +233,9 @@ def test_a_key_of_another_ca_issues_nothing(tmp_path: Path) -> None:
     assert made.file.read_bytes() == before
 
 
-def test_a_ca_that_cannot_be_read_fails_the_task_and_leaves_the_certificate(tmp_path: Path) -> None:
+def test_a_ca_that_cannot_be_read_fails_the_task_and_leaves_the_certificate(
+    tmp_path: Path,
+) -> None:
     made = certificate(tmp_path, "a.example", "a.example")
     made.issue()
     before = made.file.read_bytes()

@@ -1,4 +1,6 @@
-"""Whether clients without proxy settings get through, as the maintenance process asks on a network of its own."""
+"""Whether clients without proxy settings get through, as the maintenance process asks
+on a network of its own.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,15 @@ def silent(address: str) -> str:
 
 
 def add(address: str) -> None:
-    run("ip", "address", "add", address, "dev", "lo", *(["nodad"] if ":" in address else []))
+    run(
+        "ip",
+        "address",
+        "add",
+        address,
+        "dev",
+        "lo",
+        *(["nodad"] if ":" in address else []),
+    )
 
 
 def remove(address: str) -> None:
@@ -41,7 +51,9 @@ def remove(address: str) -> None:
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A network of this test's own, with both addresses and a process that takes connections."""
+    """A network of this test's own, with both addresses and a process that takes
+    connections.
+    """
     monkeypatch.setattr(resolver, "_SILENCE_SECONDS", 0.3)
     monkeypatch.setattr(transparent, "_START_SECONDS", 0.3)
     beats(monkeypatch, ago=1)
@@ -62,13 +74,17 @@ def beats(monkeypatch: pytest.MonkeyPatch, ago: float, *, running: bool = True) 
 def answering(address: str, addresses: int = 1) -> Iterator[list[bytes]]:
     """Answer questions on port 53 with so many addresses; gives the questions."""
     asked: list[bytes] = []
-    server = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+    server = socket.socket(
+        socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM
+    )
     server.bind((address, 53))
 
     def serve() -> None:
         while (received := server.recvfrom(512))[0]:
             asked.append(received[0])
-            server.sendto(received[0][:6] + addresses.to_bytes(2) + received[0][8:], received[1])
+            server.sendto(
+                received[0][:6] + addresses.to_bytes(2) + received[0][8:], received[1]
+            )
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -102,7 +118,11 @@ def failure(ports: TransparentPorts) -> str:
 
 
 def fails_with(ports: TransparentPorts, expected: str) -> None:
-    wait_for(lambda: failure(ports) == expected, lambda: f"{expected!r}, not {failure(ports)!r}", seconds=10)
+    wait_for(
+        lambda: failure(ports) == expected,
+        lambda: f"{expected!r}, not {failure(ports)!r}",
+        seconds=10,
+    )
 
 
 def test_all_is_well_where_each_address_answers_and_the_process_runs(
@@ -112,17 +132,29 @@ def test_all_is_well_where_each_address_answers_and_the_process_runs(
     ports = ports_of(FOUR, SIX)
     with answering(FOUR) as four, answering(SIX) as six:
         assert failure(ports) == ""
-        wait_for(lambda: failure(ports) or min(len(four), len(six)) > 5, "questions to both")
+        wait_for(
+            lambda: failure(ports) or min(len(four), len(six)) > 5, "questions to both"
+        )
         assert failure(ports) == ""
-    assert {*four} == {bytes.fromhex("5354 0100 0001 0000 0000 0000") + b"\x0bsquidkeeper\x07example\0\0\1\0\1"}
-    assert {*six} == {bytes.fromhex("5354 0100 0001 0000 0000 0000") + b"\x0bsquidkeeper\x07example\0\0\x1c\0\1"}
+    assert {*four} == {
+        bytes.fromhex("5354 0100 0001 0000 0000 0000")
+        + b"\x0bsquidkeeper\x07example\0\0\1\0\1"
+    }
+    assert {*six} == {
+        bytes.fromhex("5354 0100 0001 0000 0000 0000")
+        + b"\x0bsquidkeeper\x07example\0\0\x1c\0\1"
+    }
 
 
-def test_a_resolver_that_does_not_answer_or_is_another_one_is_named(ports_of: NewPorts) -> None:
+def test_a_resolver_that_does_not_answer_or_is_another_one_is_named(
+    ports_of: NewPorts,
+) -> None:
     ports = ports_of(FOUR, SIX)
     with answering(SIX):
         fails_with(ports, silent(FOUR))
-        with answering(FOUR, addresses=0):  # as any other resolver, which does not know the name
+        with answering(
+            FOUR, addresses=0
+        ):  # as any other resolver, which does not know the name
             fails_with(ports, silent(FOUR))
         with answering(FOUR):
             fails_with(ports, "")
@@ -140,10 +172,14 @@ def test_an_address_that_is_missing_is_named_and_not_asked_until_it_is_there(
         assert failure(ports) == f"{FOUR} is not on this machine"
         assert len(asked) == before
         add(FOUR)
-        assert failure(ports) == "", "the resolver has as long to answer as at the start"
+        assert failure(ports) == "", (
+            "the resolver has as long to answer as at the start"
+        )
 
 
-@pytest.mark.parametrize(("ago", "running"), [(11, True), (1, False)], ids=["stuck", "ended"])
+@pytest.mark.parametrize(
+    ("ago", "running"), [(11, True), (1, False)], ids=["stuck", "ended"]
+)
 def test_a_process_that_takes_no_connections_is_named(
     ports_of: NewPorts, monkeypatch: pytest.MonkeyPatch, ago: float, running: bool
 ) -> None:

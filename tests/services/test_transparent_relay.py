@@ -40,11 +40,15 @@ class Relay:
         self.made: list[socket.socket] = []  # closed at the end
         self._host = host
         self.squid = self.kept(listener("127.0.0.1"))
-        self.relay = TransparentRelay(lambda result, client: self.results.append(result), most, most_of_one)
+        self.relay = TransparentRelay(
+            lambda result, client: self.results.append(result), most, most_of_one
+        )
         self._ports = {name: listener(host) for name in ("https", "http")}
         for name, port in self._ports.items():
             self.relay.listen(port, Port(name, self.squid.getsockname()))
-        self._thread = threading.Thread(target=self.relay.run, args=[lambda: not self._ended])
+        self._thread = threading.Thread(
+            target=self.relay.run, args=[lambda: not self._ended]
+        )
         self._thread.start()
 
     def kept(self, made: socket.socket) -> socket.socket:
@@ -61,7 +65,9 @@ class Relay:
 
     def client(self, port: str = "https", source: str | None = None) -> socket.socket:
         place = self._ports[port].getsockname()[:2]
-        made = self.kept(socket.create_connection(place, SECONDS, (source, 0) if source else None))
+        made = self.kept(
+            socket.create_connection(place, SECONDS, (source, 0) if source else None)
+        )
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return made
 
@@ -80,16 +86,24 @@ class Relay:
         return client, squid
 
     def counted(self, *results: TransparentResult) -> None:
-        wait_for(lambda: self.results == [*results], lambda: f"{results}, not {self.results}")
+        wait_for(
+            lambda: self.results == [*results], lambda: f"{results}, not {self.results}"
+        )
 
 
 def listener(host: str) -> socket.socket:
-    return socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=512)
+    return socket.create_server(
+        (host, 0),
+        family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+        backlog=512,
+    )
 
 
 def proxy_line(client: socket.socket) -> bytes:
     (host, port, *_), (to, to_port, *_) = client.getsockname(), client.getpeername()
-    return f"PROXY TCP{6 if ':' in host else 4} {host} {to} {port} {to_port}\r\n".encode()
+    return (
+        f"PROXY TCP{6 if ':' in host else 4} {host} {to} {port} {to_port}\r\n".encode()
+    )
 
 
 def take(sock: socket.socket, expected: bytes) -> None:
@@ -112,7 +126,9 @@ def rest(sock: socket.socket) -> bytes:
 
 
 @contextmanager
-def running(most: int = 1000, most_of_one: int = 100, host: str = "127.0.0.1") -> Iterator[Relay]:
+def running(
+    most: int = 1000, most_of_one: int = 100, host: str = "127.0.0.1"
+) -> Iterator[Relay]:
     relay = Relay(most, most_of_one, host)
     try:
         yield relay
@@ -162,7 +178,11 @@ def test_a_client_of_ipv6_is_told() -> None:
 
 @pytest.mark.parametrize(
     ("sent", "piece"),
-    [(hello(sni(b"api.example.com")), 1), (HELLO, 1), (padded(sni(b"api.example.com"), HELLO_BYTES), 1000)],
+    [
+        (hello(sni(b"api.example.com")), 1),
+        (HELLO, 1),
+        (padded(sni(b"api.example.com"), HELLO_BYTES), 1000),
+    ],
     ids=["small", "of OpenSSL", "64 KB"],
 )
 def test_a_hello_can_come_in_pieces(relay: Relay, sent: bytes, piece: int) -> None:
@@ -175,7 +195,9 @@ def test_a_hello_can_come_in_pieces(relay: Relay, sent: bytes, piece: int) -> No
     take(squid, sent)
 
 
-def test_a_hello_that_comes_byte_for_byte_is_read_three_times(monkeypatch: pytest.MonkeyPatch, relay: Relay) -> None:
+def test_a_hello_that_comes_byte_for_byte_is_read_three_times(
+    monkeypatch: pytest.MonkeyPatch, relay: Relay
+) -> None:
     read: list[int] = []
 
     def counting(data: bytes) -> str:
@@ -223,7 +245,9 @@ def reset(client: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
-def test_squid_does_not_answer_a_client_that_has_gone(relay: Relay, end: Callable[[socket.socket], None]) -> None:
+def test_squid_does_not_answer_a_client_that_has_gone(
+    relay: Relay, end: Callable[[socket.socket], None]
+) -> None:
     client = relay.client()
     client.sendall(HELLO)
     squid = relay.called()
@@ -245,7 +269,9 @@ def test_a_reset_of_http_is_one_for_squid(relay: Relay) -> None:
     relay.counted(OPENED, ENDED)
 
 
-def test_a_client_that_half_closes_before_its_hello_is_whole_is_gone_at_once(relay: Relay) -> None:
+def test_a_client_that_half_closes_before_its_hello_is_whole_is_gone_at_once(
+    relay: Relay,
+) -> None:
     client = relay.client()
     client.sendall(HELLO[:100])
     client.shutdown(socket.SHUT_WR)
@@ -256,16 +282,26 @@ def test_a_client_that_half_closes_before_its_hello_is_whole_is_gone_at_once(rel
 REFUSED = {
     "an address": (hello(sni(b"192.0.2.1")), "no_server_name", b"\x15\3\3\0\2\2\x70"),
     "no name": (hello(b""), "no_server_name", b"\x15\3\3\0\2\2\x70"),
-    "no name, and more behind": (hello(b"") + b"x" * 1000, "no_server_name", b"\x15\3\3\0\2\2\x70"),
+    "no name, and more behind": (
+        hello(b"") + b"x" * 1000,
+        "no_server_name",
+        b"\x15\3\3\0\2\2\x70",
+    ),
     "HTTP": (b"GET / HTTP/1.1\r\n\r\n", "not_tls", b""),
     "SSL 2.0": (b"\x80\x2e\1\3\1\0\x15\0\0\0\x10" + b"c" * 37, "not_tls", b""),
-    "70,000 bytes": ((b"\x16\3\1\x40\0" + b"\1\xff\xff\xff" + b"x" * 16380) * 5, "not_tls", b""),
+    "70,000 bytes": (
+        (b"\x16\3\1\x40\0" + b"\1\xff\xff\xff" + b"x" * 16380) * 5,
+        "not_tls",
+        b"",
+    ),
     "nothing": (b"", "gone", b""),
 }
 
 
 @pytest.mark.parametrize(("sent", "result", "answer"), REFUSED.values(), ids=REFUSED)
-def test_what_is_refused_never_reaches_squid(relay: Relay, sent: bytes, result: str, answer: bytes) -> None:
+def test_what_is_refused_never_reaches_squid(
+    relay: Relay, sent: bytes, result: str, answer: bytes
+) -> None:
     client = relay.client()
     with suppress(OSError):  # it may be closed before the last byte
         client.sendall(sent)
@@ -281,9 +317,13 @@ def test_what_is_refused_never_reaches_squid(relay: Relay, sent: bytes, result: 
 
 
 @pytest.mark.parametrize(
-    ("port", "sent"), [("https", HELLO[:100]), ("https", b""), ("http", b"")], ids=["a part", "https", "http"]
+    ("port", "sent"),
+    [("https", HELLO[:100]), ("https", b""), ("http", b"")],
+    ids=["a part", "https", "http"],
 )
-def test_a_silent_client_is_closed(monkeypatch: pytest.MonkeyPatch, relay: Relay, port: str, sent: bytes) -> None:
+def test_a_silent_client_is_closed(
+    monkeypatch: pytest.MonkeyPatch, relay: Relay, port: str, sent: bytes
+) -> None:
     for name in ("HELLO_SECONDS", "FIRST_BYTE_SECONDS"):
         monkeypatch.setattr(relay_module, name, 0.5)
     client = relay.client(port)
@@ -344,7 +384,9 @@ def test_a_squid_that_is_away_is_waited_for(relay: Relay) -> None:
     take(squid, HELLO)
 
 
-def test_a_connection_that_squid_drops_without_an_answer_is_made_again(relay: Relay) -> None:
+def test_a_connection_that_squid_drops_without_an_answer_is_made_again(
+    relay: Relay,
+) -> None:
     client = relay.client()
     client.sendall(HELLO)
     for linger in (RESET, struct.pack("ii", 0, 0)):
@@ -357,8 +399,12 @@ def test_a_connection_that_squid_drops_without_an_answer_is_made_again(relay: Re
     take(squid, HELLO)
 
 
-@pytest.mark.parametrize(("port", "told"), [("https", b"\x15\3\3\0\2\2\x50"), ("http", UNAVAILABLE)])
-def test_a_squid_that_stays_away_is_told(monkeypatch: pytest.MonkeyPatch, relay: Relay, port: str, told: bytes) -> None:
+@pytest.mark.parametrize(
+    ("port", "told"), [("https", b"\x15\3\3\0\2\2\x50"), ("http", UNAVAILABLE)]
+)
+def test_a_squid_that_stays_away_is_told(
+    monkeypatch: pytest.MonkeyPatch, relay: Relay, port: str, told: bytes
+) -> None:
     monkeypatch.setattr(relay_module, "CONNECT_SECONDS", 0.5)
     relay.squid.close()
     client = relay.client(port)
@@ -367,7 +413,9 @@ def test_a_squid_that_stays_away_is_told(monkeypatch: pytest.MonkeyPatch, relay:
     relay.counted(TransparentResult.SQUID_UNREACHABLE)
 
 
-def test_a_squid_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch, relay: Relay) -> None:
+def test_a_squid_that_does_not_answer_is_told(
+    monkeypatch: pytest.MonkeyPatch, relay: Relay
+) -> None:
     monkeypatch.setattr(relay_module, "ANSWER_SECONDS", 0.5)
     client = relay.client()
     client.sendall(HELLO)
@@ -375,7 +423,7 @@ def test_a_squid_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch, r
     relay.counted(TransparentResult.SQUID_UNREACHABLE)
 
 
-# --- bytes ------------------------------------------------------------------------------------------------------------
+# --- bytes ----------------------------------------------------------------------------
 
 
 def digest_of(sock: socket.socket) -> Callable[[], str]:
@@ -451,11 +499,16 @@ def test_who_does_not_read_slows_down_the_other_alone(relay: Relay, slow: str) -
     client, squid = relay.opened()
     reader, writer = (client, squid) if slow == "client" else (squid, client)
     sent = fill(writer)
-    assert sent < 12 * MEGABYTE, "what the kernel holds, nearly all of it for the writer"
+    assert sent < 12 * MEGABYTE, (
+        "what the kernel holds, nearly all of it for the writer"
+    )
     for end in relay.relay._ends.values():
         for queue in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             assert end.socket.getsockopt(socket.SOL_SOCKET, queue) <= 2 * KEPT_BYTES
-        assert end.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 64 << 10
+        assert (
+            end.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+            == 64 << 10
+        )
     used = os.times()
     other, its_squid = relay.opened()
     other.sendall(b"still served")
@@ -466,7 +519,9 @@ def test_who_does_not_read_slows_down_the_other_alone(relay: Relay, slow: str) -
     assert len(rest(reader)) == sent
 
 
-def test_a_client_that_never_closes_is_closed_after_squid(monkeypatch: pytest.MonkeyPatch, relay: Relay) -> None:
+def test_a_client_that_never_closes_is_closed_after_squid(
+    monkeypatch: pytest.MonkeyPatch, relay: Relay
+) -> None:
     monkeypatch.setattr(relay_module, "HALF_CLOSED_SECONDS", 0.5)
     client, squid = relay.opened()
     squid.sendall(b"the last")
@@ -475,8 +530,15 @@ def test_a_client_that_never_closes_is_closed_after_squid(monkeypatch: pytest.Mo
     assert rest(client) == b"the last"
 
 
-def test_an_idle_connection_stays(monkeypatch: pytest.MonkeyPatch, relay: Relay) -> None:
-    for name in ("HELLO_SECONDS", "CONNECT_SECONDS", "ANSWER_SECONDS", "HALF_CLOSED_SECONDS"):
+def test_an_idle_connection_stays(
+    monkeypatch: pytest.MonkeyPatch, relay: Relay
+) -> None:
+    for name in (
+        "HELLO_SECONDS",
+        "CONNECT_SECONDS",
+        "ANSWER_SECONDS",
+        "HALF_CLOSED_SECONDS",
+    ):
         monkeypatch.setattr(relay_module, name, 0.4)
     client, squid = relay.opened()
     stays(lambda: relay.results == [OPENED], 1, "the connection")
@@ -484,7 +546,7 @@ def test_an_idle_connection_stays(monkeypatch: pytest.MonkeyPatch, relay: Relay)
     take(squid, b"late")
 
 
-# --- bounds -----------------------------------------------------------------------------------------------------------
+# --- bounds ---------------------------------------------------------------------------
 
 
 def test_one_client_does_not_have_all_connections() -> None:
@@ -518,7 +580,9 @@ def test_few_connections_of_a_client_wait_for_squid_and_the_others_get_their_tur
         take(relay.called(), proxy_line(waiting[4]) + CONNECT)
 
 
-def test_who_gets_no_turn_is_refused(monkeypatch: pytest.MonkeyPatch, relay: Relay) -> None:
+def test_who_gets_no_turn_is_refused(
+    monkeypatch: pytest.MonkeyPatch, relay: Relay
+) -> None:
     monkeypatch.setattr(relay_module, "ASKING_OF_ONE", 0)
     monkeypatch.setattr(relay_module, "ANSWER_SECONDS", 0.5)
     client = relay.client()

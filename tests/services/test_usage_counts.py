@@ -1,4 +1,6 @@
-"""What metered requests used, as metrics and conditions: each request counts once, in a bounded number of series."""
+"""What metered requests used, as metrics and conditions: each request counts once, in a
+bounded number of series.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,14 @@ from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.quotas import QuotaUnit, Window
 from squidkeeper.record.log.drift import DriftChecker
 from squidkeeper.record.usage import ledger
-from squidkeeper.record.usage.ledger import Amounts, MeteredRequest, UsageState, append_entry, ledger_file, usage_entry
+from squidkeeper.record.usage.ledger import (
+    Amounts,
+    MeteredRequest,
+    UsageState,
+    append_entry,
+    ledger_file,
+    usage_entry,
+)
 from squidkeeper.services.exporter import usage_counts as counting
 from squidkeeper.services.exporter.checkpoint import Checkpoint, CheckpointStore
 from squidkeeper.services.exporter.collector import GatewayCollector
@@ -61,12 +70,22 @@ def file(tmp_path: Path) -> Path:
     return file
 
 
-def write(file: Path, number: int, *more: Any, model: str = "gpt-4o", client: str = "192.0.2.7") -> None:
-    about = MeteredRequest(f"1.2.3.{number}", client, "-", "models", "0123456789ab", "llm.example")
+def write(
+    file: Path,
+    number: int,
+    *more: Any,
+    model: str = "gpt-4o",
+    client: str = "192.0.2.7",
+) -> None:
+    about = MeteredRequest(
+        f"1.2.3.{number}", client, "-", "models", "0123456789ab", "llm.example"
+    )
     append_entry(file, usage_entry(about, NOW, model, *more))
 
 
-def counted(file: Path, policy: CompiledPolicy, before: UsageCounts | None = None) -> UsageCounts:
+def counted(
+    file: Path, policy: CompiledPolicy, before: UsageCounts | None = None
+) -> UsageCounts:
     counter = UsageCounter(file, before or UsageCounts(), lambda: policy)
     while counter.count_batch():
         pass
@@ -74,14 +93,24 @@ def counted(file: Path, policy: CompiledPolicy, before: UsageCounts | None = Non
     return counter.counts()
 
 
-# --- counting ---------------------------------------------------------------------------------------------------------
+# --- counting -------------------------------------------------------------------------
 
 
-def test_a_request_counts_once_when_it_has_ended(file: Path, policy: CompiledPolicy) -> None:
+def test_a_request_counts_once_when_it_has_ended(
+    file: Path, policy: CompiledPolicy
+) -> None:
     write(file, 1, RESERVE)
     write(file, 2, RESERVE)
     write(file, 1, USED, RESERVE, UsageState.METERED)
-    write(file, 3, RESERVE, RESERVE, UsageState.UNMETERED, model="made up by a client", client="198.51.100.1")
+    write(
+        file,
+        3,
+        RESERVE,
+        RESERVE,
+        UsageState.UNMETERED,
+        model="made up by a client",
+        client="198.51.100.1",
+    )
     counts = counted(file, policy)
     assert dict(counts.used) == {
         ("lab", "models", "gpt-4o", "metered"): (1, 800, 120, 3_200),
@@ -100,7 +129,9 @@ def test_counting_goes_on_over_restarts_and_rotations(
         if number % 3 == 0:
             counts = counted(file, policy, counts)
     counts = counted(file, policy, counts)
-    assert dict(counts.used) == {("lab", "models", "gpt-4o", "metered"): (20, 16_000, 2_400, 64_000)}
+    assert dict(counts.used) == {
+        ("lab", "models", "gpt-4o", "metered"): (20, 16_000, 2_400, 64_000)
+    }
 
 
 def test_no_number_of_models_makes_more_series(
@@ -113,10 +144,15 @@ def test_no_number_of_models_makes_more_series(
     assert dict(counts.used)["lab", "models", OTHER, "metered"][0] == 10
     monkeypatch.setattr(counting, "CELLS_LIMIT", 3)
     assert len(counted(file, policy).used) == 4
-    assert dict(counted(file, policy).used)[OTHER, OTHER, OTHER, "metered"][0] == counting.MODELS_LIMIT + 10 - 3
+    assert (
+        dict(counted(file, policy).used)[OTHER, OTHER, OTHER, "metered"][0]
+        == counting.MODELS_LIMIT + 10 - 3
+    )
 
 
-def test_the_checkpoint_of_the_exporter_has_the_counts(tmp_path: Path, file: Path, policy: CompiledPolicy) -> None:
+def test_the_checkpoint_of_the_exporter_has_the_counts(
+    tmp_path: Path, file: Path, policy: CompiledPolicy
+) -> None:
     def counter() -> LogCounter:
         store = CheckpointStore(tmp_path / "exporter")
         return LogCounter(
@@ -134,7 +170,7 @@ def test_the_checkpoint_of_the_exporter_has_the_counts(tmp_path: Path, file: Pat
         assert [amounts[0] for _, amounts in first.save().usage.used] == [number]
 
 
-# --- quotas that are nearly used --------------------------------------------------------------------------------------
+# --- quotas that are nearly used ------------------------------------------------------
 
 
 class Local:
@@ -160,18 +196,29 @@ class Away(Shared):
 def used(tmp_path: Path) -> Path:
     (tmp_path / "state" / BODIES_FOLDER).mkdir(parents=True)
     with closing(LocalCounts(tmp_path / "state" / BODIES_FOLDER)) as counts:
-        counts.add(QuotaCount("budget", QuotaUnit.COST, Window.MONTH, "192.0.2.7"), 15_999_999)
-        counts.add(QuotaCount("budget", QuotaUnit.COST, Window.MONTH, "192.0.2.8"), 16_000_000)
+        counts.add(
+            QuotaCount("budget", QuotaUnit.COST, Window.MONTH, "192.0.2.7"), 15_999_999
+        )
+        counts.add(
+            QuotaCount("budget", QuotaUnit.COST, Window.MONTH, "192.0.2.8"), 16_000_000
+        )
         counts.add(QuotaCount("tokens", QuotaUnit.TOKENS, Window.WEEK, "all"), 250)
         counts.add(QuotaCount("gone", QuotaUnit.TOKENS, Window.WEEK, "all"), 250)
     return tmp_path / "state"
 
 
-def uses(state: Path, policy: CompiledPolicy, counts: Any) -> dict[tuple[str, str], int]:
-    return {(use.quota.name, use.holder): use.used for use in token_uses(policy.source.quotas, state, counts)}
+def uses(
+    state: Path, policy: CompiledPolicy, counts: Any
+) -> dict[tuple[str, str], int]:
+    return {
+        (use.quota.name, use.holder): use.used
+        for use in token_uses(policy.source.quotas, state, counts)
+    }
 
 
-def test_what_is_used_of_each_quota_of_tokens_is_listed(used: Path, policy: CompiledPolicy) -> None:
+def test_what_is_used_of_each_quota_of_tokens_is_listed(
+    used: Path, policy: CompiledPolicy
+) -> None:
     assert uses(used, policy, Local()) == {
         ("budget", "192.0.2.7"): 15_999_999,
         ("budget", "192.0.2.8"): 16_000_000,
@@ -182,33 +229,52 @@ def test_what_is_used_of_each_quota_of_tokens_is_listed(used: Path, policy: Comp
     assert uses(used / "nowhere", policy, Local()) == {}
 
 
-def view_of(used: Path, policy: CompiledPolicy, counts: UsageCounts | None = None) -> Snapshot:
+def view_of(
+    used: Path, policy: CompiledPolicy, counts: UsageCounts | None = None
+) -> Snapshot:
     found = tuple(token_uses(policy.source.quotas, used, Local()))  # type: ignore[arg-type] # only what it asks for
-    checkpoint = Checkpoint(since="2026-11-20T12:00:00.000+00:00", usage=counts or UsageCounts())
+    checkpoint = Checkpoint(
+        since="2026-11-20T12:00:00.000+00:00", usage=counts or UsageCounts()
+    )
     return replace(WELL, policy=policy.source, token_uses=found, checkpoint=checkpoint)
 
 
 def details(view: Snapshot) -> dict[str, tuple[str, ...]]:
     codes = ("quota-nearly-used", "model-without-price")
-    return {a.condition.code: a.details for a in active_conditions(view) if a.condition.code in codes}
+    return {
+        a.condition.code: a.details
+        for a in active_conditions(view)
+        if a.condition.code in codes
+    }
 
 
-def test_four_fifths_of_a_quota_are_a_condition(used: Path, policy: CompiledPolicy) -> None:
+def test_four_fifths_of_a_quota_are_a_condition(
+    used: Path, policy: CompiledPolicy
+) -> None:
     ((told,),) = details(view_of(used, policy)).values()
     assert told.startswith(
         "budget (20.00 of cost a month for each client): 192.0.2.8 has used 16.00 of cost, which is 80%;"
     )
 
 
-def test_a_model_without_a_price_is_a_condition_for_a_day(used: Path, policy: CompiledPolicy) -> None:
+def test_a_model_without_a_price_is_a_condition_for_a_day(
+    used: Path, policy: CompiledPolicy
+) -> None:
     recent, old = ("2026-11-24T11:00:00.000Z", "2026-11-22T11:00:00.000Z")
     models = {"gpt-4o-mini": recent, "other-1": recent, "other-2": old}
     view = replace(view_of(used, policy, UsageCounts(models=models)), token_uses=())
     assert details(view) == {"model-without-price": ("other-1",)}
-    assert details(replace(view, policy=replace(policy.source, prices=type(policy.source.prices)()))) == {}
+    assert (
+        details(
+            replace(
+                view, policy=replace(policy.source, prices=type(policy.source.prices)())
+            )
+        )
+        == {}
+    )
 
 
-# --- metrics and the status page --------------------------------------------------------------------------------------
+# --- metrics and the status page ------------------------------------------------------
 
 COUNTS = UsageCounts(
     used=[
@@ -220,25 +286,45 @@ COUNTS = UsageCounts(
 
 
 def test_metrics_have_tokens_and_cost(used: Path, policy: CompiledPolicy) -> None:
-    families = {family.name: family for family in GatewayCollector(lambda: view_of(used, policy, COUNTS)).collect()}
+    families = {
+        family.name: family
+        for family in GatewayCollector(lambda: view_of(used, policy, COUNTS)).collect()
+    }
 
     def samples(name: str) -> dict[tuple[str, ...], float]:
         return {
-            tuple(one.labels.values()): one.value for one in families[name].samples if not one.name.endswith("created")
+            tuple(one.labels.values()): one.value
+            for one in families[name].samples
+            if not one.name.endswith("created")
         }
 
-    assert samples("squidkeeper_tokens")["lab", "models", "gpt-4o", "metered", "in"] == 800
-    assert samples("squidkeeper_tokens")["lab", "models", "gpt-4o", "metered", "out"] == 120
+    assert (
+        samples("squidkeeper_tokens")["lab", "models", "gpt-4o", "metered", "in"] == 800
+    )
+    assert (
+        samples("squidkeeper_tokens")["lab", "models", "gpt-4o", "metered", "out"]
+        == 120
+    )
     assert samples("squidkeeper_cost")["lab", "models", "<b>", "metered"] == 9.0
-    assert samples("squidkeeper_metered_requests")["lab", "models", NONE, "reserved"] == 1
-    assert samples("squidkeeper_quota_used_ratio") == {("budget",): 0.8, ("tokens",): 0.25}
+    assert (
+        samples("squidkeeper_metered_requests")["lab", "models", NONE, "reserved"] == 1
+    )
+    assert samples("squidkeeper_quota_used_ratio") == {
+        ("budget",): 0.8,
+        ("tokens",): 0.25,
+    }
 
 
-def test_the_status_page_shows_tokens_where_there_are_some(used: Path, policy: CompiledPolicy) -> None:
+def test_the_status_page_shows_tokens_where_there_are_some(
+    used: Path, policy: CompiledPolicy
+) -> None:
     assert 'id="usage"' not in page(WELL, "squidkeeper")
     html = page(view_of(used, policy, COUNTS), "squidkeeper")
     assert 'id="usage"' in html
     shown = Page(html)
     rows = "<b> 1 5 6 9.00 reserves, where no answer said what it used 1 1,000 4,096 0.0412 gpt-4o 3 800 120 0.0032"
     assert rows.replace(" ", "") in re.sub(r"\s", "", shown.text)
-    assert "192.0.2.8 has used 16.00 of cost, which is 80%; it begins again in" in shown.text
+    assert (
+        "192.0.2.8 has used 16.00 of cost, which is 80%; it begins again in"
+        in shown.text
+    )

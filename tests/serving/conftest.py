@@ -19,7 +19,11 @@ class Program:
         assert self.process.stdin
         assert self.process.stdout
         assert self.process.stderr
-        self.stdin, self.stdout, self.stderr = self.process.stdin, self.process.stdout, self.process.stderr
+        self.stdin, self.stdout, self.stderr = (
+            self.process.stdin,
+            self.process.stdout,
+            self.process.stderr,
+        )
 
     def send(self, *lines: str | bytes) -> None:
         for line in lines:

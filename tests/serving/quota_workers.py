@@ -1,4 +1,6 @@
-"""Processes that take units of one quota until it is used up, and a clock for what is in one process."""
+"""Processes that take units of one quota until it is used up, and a clock for what is
+in one process.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ class Clock:
 
 def start_worker(folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", WORKER, str(folder)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
 
 def check_that_no_limit_is_passed(folders: Sequence[Path]) -> None:
@@ -55,7 +59,13 @@ def check_that_no_limit_is_passed(folders: Sequence[Path]) -> None:
     assert killed.stdout
     first = [killed.stdout.readline() for _ in range(50)]
     killed.send_signal(signal.SIGKILL)
-    taken = "".join([*first, killed.stdout.read(), *(one.communicate()[0] for one in workers if one is not killed)])
+    taken = "".join(
+        [
+            *first,
+            killed.stdout.read(),
+            *(one.communicate()[0] for one in workers if one is not killed),
+        ]
+    )
     killed.communicate()
     assert set(taken) <= set("+-\n")
     assert LIMIT - LEASE_AT_MOST * len(workers) <= taken.count("+") <= LIMIT

@@ -1,4 +1,6 @@
-"""A client has a share of a helper's time: what it sends beyond that is left to the late lane, unparsed."""
+"""A client has a share of a helper's time: what it sends beyond that is left to the
+late lane, unparsed.
+"""
 
 import subprocess
 import sys
@@ -65,21 +67,46 @@ def test_a_client_is_not_charged_for_what_others_took_of_the_processor(
 
 
 def lines(client: bytes, path: bytes, count: int) -> bytes:
-    rest = b"- GET http open.example 80 - - - http%%3A%%2F%%2Fopen.example%%2F%b -\n" % path
+    rest = (
+        b"- GET http open.example 80 - - - http%%3A%%2F%%2Fopen.example%%2F%b -\n"
+        % path
+    )
     return b"".join(b"%d %b %b" % (number, client, rest) for number in range(count))
 
 
 @pytest.mark.system
-def test_the_first_lane_leaves_what_is_over_a_share_to_the_late_lane(tmp_path: Path) -> None:
+def test_the_first_lane_leaves_what_is_over_a_share_to_the_late_lane(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy/policy.yaml").write_text(POLICY)
     (tmp_path / "state").mkdir()
     sent = lines(CLIENT, b"%5C" * 8_000, 100) + lines(OTHER, b"a%2F49%2Fb.js", 20)
-    command = [sys.executable, "-m", "squidkeeper", "acl", "--scope", "request", "--concurrency", "32"]
-    command += ["--policy", str(tmp_path / "policy"), "--state", str(tmp_path / "state")]
+    command = [
+        sys.executable,
+        "-m",
+        "squidkeeper",
+        "acl",
+        "--scope",
+        "request",
+        "--concurrency",
+        "32",
+    ]
+    command += [
+        "--policy",
+        str(tmp_path / "policy"),
+        "--state",
+        str(tmp_path / "state"),
+    ]
     answers = {}
     for lane in ("first", "late", "only"):
-        done = subprocess.run([*command, "--lane", lane], input=sent, stdout=subprocess.PIPE, check=True, timeout=60)
+        done = subprocess.run(
+            [*command, "--lane", lane],
+            input=sent,
+            stdout=subprocess.PIPE,
+            check=True,
+            timeout=60,
+        )
         answers[lane] = [line.partition(b" ")[2] for line in done.stdout.splitlines()]
     costly, other = answers["first"][:100], answers["first"][100:]
     assert costly[0].startswith(b"ERR rule_=default ")

@@ -1,4 +1,6 @@
-"""Slots: what processes count that are started and killed at any instant is read whole, and never goes back."""
+"""Slots: what processes count that are started and killed at any instant is read whole,
+and never goes back.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.serving.counters.layout import COUNTER_FILES, HelperStatus, Key, make_key
+from squidkeeper.serving.counters.layout import (
+    COUNTER_FILES,
+    HelperStatus,
+    Key,
+    make_key,
+)
 from squidkeeper.serving.counters.reader import CounterFile, Totals, read_counter_files
 from squidkeeper.serving.counters.writer import CounterWriter
 from tests.waiting import pause, wait_for
@@ -42,7 +49,9 @@ class Forked:
         self.pid = os.fork()
         if not self.pid:
             try:
-                logging.root.handlers = [logging.StreamHandler(os.fdopen(self._log.fileno(), "w"))]
+                logging.root.handlers = [
+                    logging.StreamHandler(os.fdopen(self._log.fileno(), "w"))
+                ]
                 run(other)
             finally:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -61,7 +70,9 @@ class Forked:
 
 
 def status() -> HelperStatus:
-    return HelperStatus("host", os.getpid(), time.time(), time.time(), "0123456789ab", True)
+    return HelperStatus(
+        "host", os.getpid(), time.time(), time.time(), "0123456789ab", True
+    )
 
 
 class Writer(Forked):
@@ -133,21 +144,30 @@ def counter_files(folder: Path) -> list[CounterFile]:
     return list(read_counter_files(folder))
 
 
-# --- taken and read -----------------------------------------------------------------------------------------------
+# --- taken and read -------------------------------------------------------------------
 
 
 def test_no_folder_holds_no_counter_files(tmp_path: Path) -> None:
     assert counter_files(tmp_path / "none") == []
 
 
-def test_a_counter_file_tells_whose_it_is_and_what_was_counted(tmp_path: Path, writer: Callable[..., Writer]) -> None:
+def test_a_counter_file_tells_whose_it_is_and_what_was_counted(
+    tmp_path: Path, writer: Callable[..., Writer]
+) -> None:
     process = writer().count(HITS, HITS, ("starts",))
     (file,) = counter_files(tmp_path / "helpers")
     assert (file.number, file.running, file.problem) == (0, True, None)
-    assert file.samples == (("hits", {"rule": "open", "verdict": "allow"}, 2.0), ("starts", {}, 1.0))
+    assert file.samples == (
+        ("hits", {"rule": "open", "verdict": "allow"}, 2.0),
+        ("starts", {}, 1.0),
+    )
     assert file.status
     assert (file.status.helper, file.status.pid) == ("host", process.pid)
-    assert (file.status.revision, file.status.reload_ok, file.status.busy_since) == ("0123456789ab", True, None)
+    assert (file.status.revision, file.status.reload_ok, file.status.busy_since) == (
+        "0123456789ab",
+        True,
+        None,
+    )
 
 
 def test_the_next_process_goes_on_in_the_counter_file_of_one_that_was_killed(
@@ -159,10 +179,15 @@ def test_the_next_process_goes_on_in_the_counter_file_of_one_that_was_killed(
     writer().count(("starts",), HITS)
     (file,) = counter_files(tmp_path / "helpers")
     assert (file.running, file.identity) == (True, dead.identity)
-    assert file.samples == (("hits", {"rule": "open", "verdict": "allow"}, 2.0), ("starts", {}, 1.0))
+    assert file.samples == (
+        ("hits", {"rule": "open", "verdict": "allow"}, 2.0),
+        ("starts", {}, 1.0),
+    )
 
 
-def test_a_process_that_starts_is_not_taken_for_the_one_before(tmp_path: Path, writer: Callable[..., Writer]) -> None:
+def test_a_process_that_starts_is_not_taken_for_the_one_before(
+    tmp_path: Path, writer: Callable[..., Writer]
+) -> None:
     writer().count(HITS).kill()
     pid = os.fork()
     if not pid:
@@ -174,7 +199,10 @@ def test_a_process_that_starts_is_not_taken_for_the_one_before(tmp_path: Path, w
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
     (file,) = counter_files(tmp_path / "helpers")
-    assert (file.status, samples(tmp_path / "helpers")) == (None, {HITS: 1.0, ("starts",): 1.0})
+    assert (file.status, samples(tmp_path / "helpers")) == (
+        None,
+        {HITS: 1.0, ("starts",): 1.0},
+    )
 
 
 def test_processes_that_start_at_once_take_a_counter_file_each(tmp_path: Path) -> None:
@@ -184,14 +212,18 @@ def test_processes_that_start_at_once_take_a_counter_file_each(tmp_path: Path) -
             process.ready().count(HITS)
         found = counter_files(tmp_path)
         assert [file.number for file in found] == list(range(8))
-        assert {file.status.pid for file in found if file.status} == {writer.pid for writer in writers}
+        assert {file.status.pid for file in found if file.status} == {
+            writer.pid for writer in writers
+        }
         assert samples(tmp_path) == {HITS: 8.0}
     finally:
         for process in writers:
             process.kill()
 
 
-def test_a_reader_never_takes_a_counter_file_from_a_process_that_starts(tmp_path: Path) -> None:
+def test_a_reader_never_takes_a_counter_file_from_a_process_that_starts(
+    tmp_path: Path,
+) -> None:
     def read(_: Connection) -> None:
         while True:
             counter_files(tmp_path)
@@ -220,7 +252,9 @@ def test_where_every_counter_file_is_taken_a_process_says_so_once_and_takes_one_
 ) -> None:
     tmp_path = tmp_path / "helpers"
     tmp_path.mkdir()
-    holder = _locked([tmp_path / f"slot-{number:02}" for number in range(COUNTER_FILES)])
+    holder = _locked(
+        [tmp_path / f"slot-{number:02}" for number in range(COUNTER_FILES)]
+    )
     late = writer().count(HITS).count(HITS)
     holder.kill()
     late.count(HITS)
@@ -242,17 +276,24 @@ def _locked(paths: list[Path]) -> Forked:
     return holder
 
 
-# --- killed -------------------------------------------------------------------------------------------------------
+# --- killed ---------------------------------------------------------------------------
 
 
-def test_killed_at_any_instant_nothing_goes_back_and_at_most_one_batch_is_lost(tmp_path: Path) -> None:
+def test_killed_at_any_instant_nothing_goes_back_and_at_most_one_batch_is_lost(
+    tmp_path: Path,
+) -> None:
     instants = random.Random(1)
     totals, before = Totals(), dict[Key, float]()
     for _ in range(25):
         one = Forked(partial(count_forever, tmp_path))
         try:
             known = before.get(("all",), 0.0)
-            wait_for(partial(lambda known: samples(tmp_path).get(("all",), 0.0) > known, known), "another count")
+            wait_for(
+                partial(
+                    lambda known: samples(tmp_path).get(("all",), 0.0) > known, known
+                ),
+                "another count",
+            )
             pause(instants.random() / 100, "any instant")
         finally:
             one.kill()
@@ -279,7 +320,7 @@ def test_what_is_read_under_way_never_goes_back(tmp_path: Path) -> None:
         one.kill()
 
 
-# --- damaged ------------------------------------------------------------------------------------------------------
+# --- damaged --------------------------------------------------------------------------
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "truncated to nothing": lambda content: b"",
@@ -301,7 +342,10 @@ def test_a_damaged_counter_file_is_created_again_and_its_totals_do_not_go_back(
     assert totals.add_up(read_counter_files(folder)) == {HITS: 2.0}
     path = folder / "slot-00"
     path.write_bytes(damage(path.read_bytes()))
-    assert [file.problem for file in counter_files(folder)] in ([], ["not a counter file of this release"])
+    assert [file.problem for file in counter_files(folder)] in (
+        [],
+        ["not a counter file of this release"],
+    )
     assert totals.add_up(read_counter_files(folder)) == {HITS: 2.0}
     writer().count(HITS)
     assert samples(folder) == {HITS: 1.0}
@@ -321,7 +365,9 @@ def test_a_counter_file_damaged_under_its_process_is_created_again(
     assert [file.running for file in counter_files(tmp_path / "helpers")] == [True]
 
 
-def test_a_key_that_was_torn_is_written_over(tmp_path: Path, writer: Callable[..., Writer]) -> None:
+def test_a_key_that_was_torn_is_written_over(
+    tmp_path: Path, writer: Callable[..., Writer]
+) -> None:
     writer().count(HITS).kill()
     path = tmp_path / "helpers/slot-00"
     content = path.read_bytes()
@@ -336,16 +382,28 @@ def test_a_key_that_was_torn_is_written_over(tmp_path: Path, writer: Callable[..
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=400), st.integers(0, 20_000))
-def test_garbage_in_a_counter_file_is_read_without_an_error(garbage: bytes, offset: int) -> None:
+def test_garbage_in_a_counter_file_is_read_without_an_error(
+    garbage: bytes, offset: int
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         start_and_kill(Path(folder), {HITS: 1})
         path = Path(folder) / "slot-00"
         content = path.read_bytes()
-        path.write_bytes((content[:offset] + garbage + content[offset + len(garbage) :])[: len(content)])
-        assert all(value >= 0 for file in counter_files(Path(folder)) for *_, value in file.samples)
+        path.write_bytes(
+            (content[:offset] + garbage + content[offset + len(garbage) :])[
+                : len(content)
+            ]
+        )
+        assert all(
+            value >= 0
+            for file in counter_files(Path(folder))
+            for *_, value in file.samples
+        )
 
 
-def test_what_is_no_counter_file_is_no_counter_file(tmp_path: Path, writer: Callable[..., Writer]) -> None:
+def test_what_is_no_counter_file_is_no_counter_file(
+    tmp_path: Path, writer: Callable[..., Writer]
+) -> None:
     folder = tmp_path / "helpers"
     folder.mkdir()
     target = tmp_path / "precious"
@@ -365,7 +423,9 @@ def test_what_is_no_counter_file_is_no_counter_file(tmp_path: Path, writer: Call
     assert target.read_text() == "precious"
 
 
-def test_a_folder_removed_under_its_process_is_made_again(tmp_path: Path, writer: Callable[..., Writer]) -> None:
+def test_a_folder_removed_under_its_process_is_made_again(
+    tmp_path: Path, writer: Callable[..., Writer]
+) -> None:
     process, folder, totals = writer().count(HITS), tmp_path / "helpers", Totals()
     totals.add_up(read_counter_files(folder))
     (folder / "slot-00").unlink()
@@ -378,22 +438,32 @@ def test_a_folder_removed_under_its_process_is_made_again(tmp_path: Path, writer
 
 
 def test_a_counter_file_that_went_back_is_not_followed() -> None:
-    """As one can be that was restored from a backup, or that a machine lost when it lost its power."""
+    """As one can be that was restored from a backup, or that a machine lost when it
+    lost its power.
+    """
     totals = Totals()
     for value, expected in ((5.0, 5.0), (2.0, 5.0), (6.0, 6.0)):
-        file = CounterFile(0, running=False, identity="a", samples=(("hits", {}, value),))
+        file = CounterFile(
+            0, running=False, identity="a", samples=(("hits", {}, value),)
+        )
         assert totals.add_up([file]) == {("hits",): expected}
 
 
 def test_totals_remember_a_bounded_number_of_counter_files_that_are_no_more() -> None:
     totals = Totals()
     for number in range(1000):
-        totals.add_up([CounterFile(0, running=False, identity=str(number), samples=(("hits", {}, 1.0),))])
+        totals.add_up(
+            [
+                CounterFile(
+                    0, running=False, identity=str(number), samples=(("hits", {}, 1.0),)
+                )
+            ]
+        )
     assert totals.add_up([]) == {("hits",): 1000.0}
     assert len(totals.known) <= 2 * COUNTER_FILES + 1
 
 
-# --- a disk that takes nothing ------------------------------------------------------------------------------------
+# --- a disk that takes nothing --------------------------------------------------------
 
 
 @contextmanager
@@ -410,7 +480,9 @@ def mounted(path: Path, options: str) -> Iterator[Callable[[str], None]]:
         subprocess.run(["umount", "-l", path], check=True)
 
 
-def test_on_a_full_disk_counting_goes_on_in_memory(tmp_path: Path, writer: Callable[..., Writer]) -> None:
+def test_on_a_full_disk_counting_goes_on_in_memory(
+    tmp_path: Path, writer: Callable[..., Writer]
+) -> None:
     with mounted(tmp_path / "disk", "size=1m"):
         folder, filler = tmp_path / "disk/helpers", tmp_path / "disk/filler"
         with pytest.raises(OSError, match="No space left"):
@@ -423,7 +495,9 @@ def test_on_a_full_disk_counting_goes_on_in_memory(tmp_path: Path, writer: Calla
         assert process.kill().count("No space left on device") == 1
 
 
-def test_a_counter_file_is_whole_before_the_disk_is_full(tmp_path: Path, writer: Callable[..., Writer]) -> None:
+def test_a_counter_file_is_whole_before_the_disk_is_full(
+    tmp_path: Path, writer: Callable[..., Writer]
+) -> None:
     with mounted(tmp_path / "disk", "size=1m"):
         folder = tmp_path / "disk/helpers"
         process = writer(folder)
@@ -434,7 +508,9 @@ def test_a_counter_file_is_whole_before_the_disk_is_full(tmp_path: Path, writer:
         assert process.kill() == ""
 
 
-def test_on_a_read_only_disk_counting_goes_on_in_memory(tmp_path: Path, writer: Callable[..., Writer]) -> None:
+def test_on_a_read_only_disk_counting_goes_on_in_memory(
+    tmp_path: Path, writer: Callable[..., Writer]
+) -> None:
     with mounted(tmp_path / "disk", "size=1m") as remount:
         folder = tmp_path / "disk/helpers"
         writer(folder).count(HITS).kill()
@@ -465,15 +541,28 @@ writer.add({("hits",): 1})
 """
 
 
-def test_writes_that_fail_under_way_are_made_up_for_when_they_succeed(tmp_path: Path) -> None:
-    """The bound on a file's size stands for a disk that fails: a file has all of its blocks already."""
-    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True)
+def test_writes_that_fail_under_way_are_made_up_for_when_they_succeed(
+    tmp_path: Path,
+) -> None:
+    """The bound on a file's size stands for a disk that fails: a file has all of its
+    blocks already.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert samples(tmp_path) == {("hits",): 5.0, ("new",): 3.0}
     assert done.stderr.count("File too large") == 1
 
 
-def test_an_account_without_rights_runs_without_metrics(writer: Callable[..., Writer]) -> None:
-    with tempfile.TemporaryDirectory(prefix="squidkeeper-") as name:  # pytest's own folders are closed to others
+def test_an_account_without_rights_runs_without_metrics(
+    writer: Callable[..., Writer],
+) -> None:
+    with tempfile.TemporaryDirectory(
+        prefix="squidkeeper-"
+    ) as name:  # pytest's own folders are closed to others
         closed = Path(name)
         closed.chmod(0o755)
         process = writer(closed / "helpers", account=65_534).count(HITS)
@@ -481,16 +570,25 @@ def test_an_account_without_rights_runs_without_metrics(writer: Callable[..., Wr
         assert process.kill().count("Permission denied") == 1
 
 
-# --- keys ---------------------------------------------------------------------------------------------------------
+# --- keys -----------------------------------------------------------------------------
 
 
-def test_rules_beyond_the_bound_are_counted_as_other(tmp_path: Path, writer: Callable[..., Writer]) -> None:
-    process = writer().count(*(("hits", "rule", f"rule {number}", "verdict", "deny") for number in range(3000)))
+def test_rules_beyond_the_bound_are_counted_as_other(
+    tmp_path: Path, writer: Callable[..., Writer]
+) -> None:
+    process = writer().count(
+        *(
+            ("hits", "rule", f"rule {number}", "verdict", "deny")
+            for number in range(3000)
+        )
+    )
     found = samples(tmp_path / "helpers")
     assert sum(found.values()) == 3000
     assert 500 < len(found) <= 1024
     assert found[("hits", "rule", "other", "verdict", "deny")] == 3001 - len(found)
-    process.count(("starts", "helper", "host"), ("hits", "rule", "rule 7", "verdict", "deny")).kill()
+    process.count(
+        ("starts", "helper", "host"), ("hits", "rule", "rule 7", "verdict", "deny")
+    ).kill()
     writer().count(("hits", "rule", "new", "verdict", "deny"))
     found = samples(tmp_path / "helpers")
     assert found[("starts", "helper", "host")] == 1
@@ -498,8 +596,13 @@ def test_rules_beyond_the_bound_are_counted_as_other(tmp_path: Path, writer: Cal
     assert sum(found.values()) == 3003
 
 
-def test_long_names_are_bounded_in_bytes(tmp_path: Path, writer: Callable[..., Writer]) -> None:
-    writer().count(*(("hits", "rule", "\N{SNOWMAN}" * 100 + str(number)) for number in range(900)), ("starts",))
+def test_long_names_are_bounded_in_bytes(
+    tmp_path: Path, writer: Callable[..., Writer]
+) -> None:
+    writer().count(
+        *(("hits", "rule", "\N{SNOWMAN}" * 100 + str(number)) for number in range(900)),
+        ("starts",),
+    )
     found = samples(tmp_path / "helpers")
     assert sum(found.values()) == 901
     assert found[("starts",)] == 1
@@ -509,15 +612,21 @@ def test_long_names_are_bounded_in_bytes(tmp_path: Path, writer: Callable[..., W
 def test_keys_without_end_that_no_rule_names_do_not_break_a_counter_file(
     tmp_path: Path, writer: Callable[..., Writer]
 ) -> None:
-    writer().count(HITS, *(("hits", "kind", str(number)) for number in range(2000))).count(HITS)
+    writer().count(
+        HITS, *(("hits", "kind", str(number)) for number in range(2000))
+    ).count(HITS)
     found = samples(tmp_path / "helpers")
     assert (found[HITS], len(found)) == (2.0, 1024)
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=5))
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=5)
+)
 def test_a_name_in_any_letters_comes_back_as_it_was(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         start_and_kill(Path(folder), {("hits", "rule", name): 1 for name in names})
         (file,) = counter_files(Path(folder))
-        assert {make_key(*sample[:2]) for sample in file.samples} == {("hits", "rule", name) for name in names}
+        assert {make_key(*sample[:2]) for sample in file.samples} == {
+            ("hits", "rule", name) for name in names
+        }

@@ -30,16 +30,27 @@ OTHER_CA = make_ca(datetime.now(UTC) - timedelta(days=40))
 
 
 def request(
-    host: str, signing: str = "signTrusted", origin: bytes = b"", ca: bytes = CA.certificate, key: bytes = CA.key
+    host: str,
+    signing: str = "signTrusted",
+    origin: bytes = b"",
+    ca: bytes = CA.certificate,
+    key: bytes = CA.key,
 ) -> bytes:
-    body = f"host={host}\nSign={signing}\nSignHash=SHA256\n".encode() + ca + key + (b" " + origin if origin else b"")
+    body = (
+        f"host={host}\nSign={signing}\nSignHash=SHA256\n".encode()
+        + ca
+        + key
+        + (b" " + origin if origin else b"")
+    )
     return b"new_certificate %d %b" % (len(body), body)
 
 
 def leaf_of(reply: bytes) -> x509.Certificate:
     """The leaf in a reply, once it has been found to belong to the key beside it."""
     leaf = x509.load_pem_x509_certificate(reply)
-    key = serialization.load_pem_private_key(reply[reply.index(b"-----BEGIN PRIVATE") :], None)
+    key = serialization.load_pem_private_key(
+        reply[reply.index(b"-----BEGIN PRIVATE") :], None
+    )
     assert leaf.public_key() == key.public_key()
     return leaf
 
@@ -54,7 +65,7 @@ class Clock:
         return self.now
 
 
-# ── What it keeps ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What it keeps ─────────────────────────────────────────────────────────────────────
 
 
 def counted(reply: LeafReply) -> str:
@@ -65,8 +76,16 @@ def counted(reply: LeafReply) -> str:
 
 def test_the_same_request_gets_the_same_leaf_and_another_one_another() -> None:
     certificates = Certificates()
-    first, again = certificates.answer(request("a.example")), certificates.answer(request("a.example"))
-    assert (first.result, first.text, counted(first), counted(again)) == (Result.OK, again.text, "made", "kept")
+    first, again = (
+        certificates.answer(request("a.example")),
+        certificates.answer(request("a.example")),
+    )
+    assert (first.result, first.text, counted(first), counted(again)) == (
+        Result.OK,
+        again.text,
+        "made",
+        "kept",
+    )
     for other in (
         request("b.example"),
         request("a.example", "signSelf"),
@@ -76,24 +95,39 @@ def test_the_same_request_gets_the_same_leaf_and_another_one_another() -> None:
 
 
 def rsa_ca() -> CertificateAuthority:
-    key, name = rsa.generate_private_key(65537, 2048), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "agents")])
+    key, name = (
+        rsa.generate_private_key(65537, 2048),
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "agents")]),
+    )
     now = datetime.now(UTC)
     certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=40))
+        x509.CertificateBuilder(
+            name, name, key.public_key(), 1, now, now + timedelta(days=40)
+        )
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )
     pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     return CertificateAuthority(
-        certificate.public_bytes(pem), key.private_bytes(pem, form, serialization.NoEncryption())
+        certificate.public_bytes(pem),
+        key.private_bytes(pem, form, serialization.NoEncryption()),
     )
 
 
 def test_a_leaf_has_a_key_of_the_kind_of_the_cas() -> None:
     """Else Squid serves the CA's own certificate to clients that prefer its kind."""
     certificates = Certificates()
-    for ca, kind in ((CA, ec.EllipticCurvePublicKey), (rsa_ca(), rsa.RSAPublicKey), (CA, ec.EllipticCurvePublicKey)):
-        leaves = [leaf_of(certificates.answer(request(host, ca=ca.certificate, key=ca.key)).text) for host in "ab"]
+    for ca, kind in (
+        (CA, ec.EllipticCurvePublicKey),
+        (rsa_ca(), rsa.RSAPublicKey),
+        (CA, ec.EllipticCurvePublicKey),
+    ):
+        leaves = [
+            leaf_of(
+                certificates.answer(request(host, ca=ca.certificate, key=ca.key)).text
+            )
+            for host in "ab"
+        ]
         assert isinstance(leaves[0].public_key(), kind)
         assert leaves[0].public_key() == leaves[1].public_key()
 
@@ -108,18 +142,26 @@ def test_a_leaf_is_kept_for_a_day_and_for_no_longer_when_the_clock_is_set() -> N
     second = certificates.answer(request("a.example"))
     assert second.text != first.text
     clock.now -= timedelta(days=20)
-    assert certificates.answer(request("a.example")).text not in (first.text, second.text)
+    assert certificates.answer(request("a.example")).text not in (
+        first.text,
+        second.text,
+    )
 
 
 def test_all_leaves_of_a_process_have_one_key_and_another_process_has_another() -> None:
     certificates = Certificates()
-    one, other = (leaf_of(certificates.answer(request(host)).text).public_key() for host in ("a.example", "b.example"))
+    one, other = (
+        leaf_of(certificates.answer(request(host)).text).public_key()
+        for host in ("a.example", "b.example")
+    )
     assert one == other
     assert leaf_of(Certificates().answer(request("a.example")).text).public_key() != one
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squidkeeper.serving.helpers.certificate._REPLIES_BYTES", 400_000)
+    monkeypatch.setattr(
+        "squidkeeper.serving.helpers.certificate._REPLIES_BYTES", 400_000
+    )
     certificates = Certificates()
     most = 0
     for number in range(350):
@@ -134,9 +176,15 @@ BROKEN = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 @pytest.mark.parametrize(
     ("asked", "why"),
     [
-        (request("a.example", origin=BROKEN), "the origin's certificate cannot be read"),
+        (
+            request("a.example", origin=BROKEN),
+            "the origin's certificate cannot be read",
+        ),
         (request("a.example", ca=BROKEN), "the CA cannot be read"),
-        (request("a.example").replace(b"SHA256", b"SHA111"), "the hash SHA111 is not one of"),
+        (
+            request("a.example").replace(b"SHA256", b"SHA111"),
+            "the hash SHA111 is not one of",
+        ),
     ],
 )
 def test_a_refusal_is_a_certificate_that_nobody_accepts_kept_and_told_once(
@@ -165,7 +213,9 @@ def test_a_line_of_the_log_holds_neither_newlines_nor_much_of_what_a_client_sent
 
 @pytest.mark.parametrize("signing", ["signTrusted", "signUntrusted", "signSelf"])
 def test_how_squid_wants_a_leaf_signed_is_how_it_is_signed(signing: str) -> None:
-    origin = leaf_of(Certificates().answer(request("a.example")).text).public_bytes(serialization.Encoding.PEM)
+    origin = leaf_of(Certificates().answer(request("a.example")).text).public_bytes(
+        serialization.Encoding.PEM
+    )
     leaf = leaf_of(Certificates().answer(request("a.example", signing, origin)).text)
     ca = x509.load_pem_x509_certificate(CA.certificate)
     if signing == "signSelf":
@@ -174,7 +224,7 @@ def test_how_squid_wants_a_leaf_signed_is_how_it_is_signed(signing: str) -> None
         leaf.verify_directly_issued_by(ca)
 
 
-# ── The program ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The program ───────────────────────────────────────────────────────────────────────
 
 
 def ask(program: Program, *pieces: bytes) -> bytes:
@@ -204,19 +254,27 @@ def start(program: Callable[..., Program], tmp_path: Path) -> Start:
 NOT_ANSWERED = [
     (b"hello", b"not a request for a certificate"),
     (b"new_certificate 3 abc", b"does not end with Sign"),
-    (b"new_certificate %d " % (REQUEST_LIMIT + 1) + b"x" * (REQUEST_LIMIT + 1), b"longer than"),
+    (
+        b"new_certificate %d " % (REQUEST_LIMIT + 1) + b"x" * (REQUEST_LIMIT + 1),
+        b"longer than",
+    ),
     (request("a.example").replace(b"signTrusted", b"signTwisted"), b"Sign is none of"),
 ]
 
 
-def test_the_program_answers_every_request_and_ends_with_its_input(start: Start, tmp_path: Path) -> None:
+def test_the_program_answers_every_request_and_ends_with_its_input(
+    start: Start, tmp_path: Path
+) -> None:
     program = start()
     for host in ("a.example", "b.example", "a.example"):
         reply = ask(program, request(host) + b"\n")
         assert reply.startswith(b"OK ")
         assert leaf_of(reply[3:]).subject.rfc4514_string() == f"CN={host}"
     for odd in ("-" * 300, "a.example\n-----BEGIN CERTIFICATE-----\n"):
-        assert leaf_of(ask(program, request(odd) + b"\n")[3:]).subject.rfc4514_string() == "CN=host.invalid"
+        assert (
+            leaf_of(ask(program, request(odd) + b"\n")[3:]).subject.rfc4514_string()
+            == "CN=host.invalid"
+        )
     assert ask(program, request("a.example", origin=BROKEN) + b"\n").startswith(b"OK ")
     half = request("c.example") + b"\n"
     assert ask(program, half[:20], half[20:500], half[500:]).startswith(b"OK ")
@@ -227,12 +285,16 @@ def test_the_program_answers_every_request_and_ends_with_its_input(start: Start,
     assert "PRIVATE" not in err
     (slot,) = read_counter_files(tmp_path / "state/helpers")
     totals = {
-        labels["result"]: value for name, labels, value in slot.samples if name == "squidkeeper_certificates_total"
+        labels["result"]: value
+        for name, labels, value in slot.samples
+        if name == "squidkeeper_certificates_total"
     }
     assert totals == {"made": 5, "kept": 2, "refused": 1}
 
 
-def test_what_is_no_request_is_answered_with_an_error_and_the_next_one_well(start: Start) -> None:
+def test_what_is_no_request_is_answered_with_an_error_and_the_next_one_well(
+    start: Start,
+) -> None:
     program = start()
     for text, lacks in NOT_ANSWERED:
         reply = ask(program, text + b"\n")
@@ -241,7 +303,9 @@ def test_what_is_no_request_is_answered_with_an_error_and_the_next_one_well(star
         assert ask(program, request("a.example") + b"\n").startswith(b"OK ")
 
 
-def test_a_torn_request_has_no_answer_and_ends_the_program_in_order(start: Start) -> None:
+def test_a_torn_request_has_no_answer_and_ends_the_program_in_order(
+    start: Start,
+) -> None:
     program = start()
     program.stdin.write(request("a.example")[:400])
     assert program.end()[0] == b""
@@ -258,10 +322,14 @@ certificate.run(Path(sys.argv[1]))
 
 
 @pytest.mark.long
-def test_a_program_that_is_stuck_ends_after_ten_seconds_and_says_where(tmp_path: Path) -> None:
+def test_a_program_that_is_stuck_ends_after_ten_seconds_and_says_where(
+    tmp_path: Path,
+) -> None:
     asked = request("a.example") + b"\n"
     command = [sys.executable, "-c", HANGS, str(tmp_path / "state")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stdin
         process.stdin.write(asked)
         process.stdin.flush()

@@ -61,13 +61,18 @@ def test_a_login_is_accepted_or_refused_and_counted_by_the_reason(
     assert reply.result is (Result.OK if result == "accepted" else Result.ERR)
     assert [key[-1] for key in reply.counts] == [result]
     token = Token.of(line.split(" ")[1])
-    assert reply.annotations == ((("token_", token.id),) if result == "accepted" else ())
+    assert reply.annotations == (
+        (("token_", token.id),) if result == "accepted" else ()
+    )
     assert token.sha256 not in reply.head.decode()
 
 
 def test_without_a_policy_nobody_logs_in() -> None:
     reply = answer(None, b"ci one 203.0.113.9 -")
-    assert (reply.result, [key[-1] for key in reply.counts]) == (Result.ERR, ["no_policy"])
+    assert (reply.result, [key[-1] for key in reply.counts]) == (
+        Result.ERR,
+        ["no_policy"],
+    )
 
 
 def test_every_reason_has_a_reply() -> None:
@@ -78,7 +83,12 @@ STATED = [  # user, ID of the token, address; who decides
     ("ci", Token.of("one").id, "203.0.113.9", "allow by of-ci"),
     ("ci", Token.of("past").id, "203.0.113.9", "deny by login-refused"),
     ("ci", Token.of("both").id, "203.0.113.9", "deny by login-refused"),
-    ("ci", None, "203.0.113.9", "deny by login-refused"),  # the operator's own program knows such a user
+    (
+        "ci",
+        None,
+        "203.0.113.9",
+        "deny by login-refused",
+    ),  # the operator's own program knows such a user
     ("gone", Token.of("one").id, "203.0.113.9", "deny by login-refused"),
     (None, Token.of("one").id, "203.0.113.9", "deny by login-refused"),
     ("user", None, "203.0.113.9", "deny by default"),
@@ -89,25 +99,53 @@ STATED = [  # user, ID of the token, address; who decides
 
 @pytest.mark.parametrize(("user", "token", "client", "expected"), STATED)
 def test_each_request_is_checked_by_the_token_of_its_login(
-    policy: CompiledPolicy, user: str | None, token: str | None, client: str, expected: str
+    policy: CompiledPolicy,
+    user: str | None,
+    token: str | None,
+    client: str,
+    expected: str,
 ) -> None:
-    request = parse_request([client, user, "GET", "http", "a.example", "80", None, None, token])
+    request = parse_request(
+        [client, user, "GET", "http", "a.example", "80", None, None, token]
+    )
     decision = decided(policy, request, NOW)
     assert f"{decision.action} by {decision.rule}" == expected
 
 
-def test_a_deny_for_a_client_does_not_end_with_its_token(policy: CompiledPolicy) -> None:
+def test_a_deny_for_a_client_does_not_end_with_its_token(
+    policy: CompiledPolicy,
+) -> None:
     for token in ("both", "revoked"):
-        tokens = ["192.0.2.9", "both", "GET", "http", "b.example", "80", None, None, Token.of(token).id]
+        tokens = [
+            "192.0.2.9",
+            "both",
+            "GET",
+            "http",
+            "b.example",
+            "80",
+            None,
+            None,
+            Token.of(token).id,
+        ]
         assert not decided(policy, parse_request(tokens), NOW).allowed
 
 
-def test_what_people_state_of_a_client_counts_as_logged_in_while_one_of_its_tokens_holds(tmp_path: Path) -> None:
-    lapsing = compiled_of(tmp_path, POLICY.replace(f"{Token.of('one').sha256}, ", "").replace("2020-01", "2027-01"))
+def test_what_people_state_of_a_client_counts_as_logged_in_while_one_of_its_tokens_holds(
+    tmp_path: Path,
+) -> None:
+    lapsing = compiled_of(
+        tmp_path,
+        POLICY.replace(f"{Token.of('one').sha256}, ", "").replace("2020-01", "2027-01"),
+    )
     asked = request_to("GET", "https://a.example/", "203.0.113.9", "ci")
     assert decided(lapsing, asked, NOW).rule == "of-ci"
-    assert decided(lapsing, asked, datetime(2027, 1, 1, tzinfo=UTC)).rule == "login-refused"
-    assert lapsing.timetable.changes(NOW, datetime(2028, 1, 1, tzinfo=UTC)) == [datetime(2027, 1, 1, tzinfo=UTC)]
+    assert (
+        decided(lapsing, asked, datetime(2027, 1, 1, tzinfo=UTC)).rule
+        == "login-refused"
+    )
+    assert lapsing.timetable.changes(NOW, datetime(2028, 1, 1, tzinfo=UTC)) == [
+        datetime(2027, 1, 1, tzinfo=UTC)
+    ]
 
 
 LAPSED = f"""  old: {{token_sha256: {{sha256: {Token.of("old").sha256}, expires: 2020-01-01T00:00:00Z}}}}
@@ -142,17 +180,28 @@ def test_a_login_is_asked_for_where_one_client_that_can_log_in_now_would_be_allo
 ) -> None:
     scope = HostScope(compiled_of(tmp_path, ASKING))
     for method, scheme, port in (("GET", "http", 80), ("CONNECT", "https", 443)):
-        reply = scope.answer(f"{client} - {method} {scheme} {host} {port} - - -".encode())
+        reply = scope.answer(
+            f"{client} - {method} {scheme} {host} {port} - - -".encode()
+        )
         assert (("ask_login_", "yes") in reply.annotations) is asked
 
 
-@pytest.mark.parametrize("host", ["a.example", "b.example", "c.example", "d.example", "e.example", "f.example"])
-def test_nobody_is_asked_for_a_login_on_a_port_without_logins(tmp_path: Path, host: str) -> None:
-    """A denied CONNECT passes there as elsewhere, so that the request in it gets its page."""
+@pytest.mark.parametrize(
+    "host",
+    ["a.example", "b.example", "c.example", "d.example", "e.example", "f.example"],
+)
+def test_nobody_is_asked_for_a_login_on_a_port_without_logins(
+    tmp_path: Path, host: str
+) -> None:
+    """A denied CONNECT passes there as elsewhere, so that the request in it gets its
+    page.
+    """
     scope = HostScope(compiled_of(tmp_path, ASKING))
     for client in ("10.0.0.9", "192.0.2.9"):
         [connect, get] = (
-            dict(scope.answer(f"{client} - {words} - - {NO_LOGIN}".encode()).annotations)
+            dict(
+                scope.answer(f"{client} - {words} - - {NO_LOGIN}".encode()).annotations
+            )
             for words in (f"CONNECT - {host} 443", f"GET http {host} 80")
         )
         assert "ask_login_" not in {*connect, *get}
@@ -160,10 +209,16 @@ def test_nobody_is_asked_for_a_login_on_a_port_without_logins(tmp_path: Path, ho
         assert connect["rule_"] == get["rule_"] != "login-refused"
 
 
-def test_a_record_of_a_login_belongs_to_its_client_for_metrics_and_drift(policy: CompiledPolicy) -> None:
+def test_a_record_of_a_login_belongs_to_its_client_for_metrics_and_drift(
+    policy: CompiledPolicy,
+) -> None:
     checker = DriftChecker(lambda _: policy, lambda: policy)
     served = records.record(
-        url="http://a.example/", user="ci", client="203.0.113.9", revision=policy.revision, rule="of-ci"
+        url="http://a.example/",
+        user="ci",
+        client="203.0.113.9",
+        revision=policy.revision,
+        rule="of-ci",
     )
     assert checker.client_name(served) == "ci"
     assert checker.check(served) is None

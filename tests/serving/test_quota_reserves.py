@@ -1,4 +1,6 @@
-"""Reserves of metered requests: all or nothing, settled once, and no line of the ledger lost with a process."""
+"""Reserves of metered requests: all or nothing, settled once, and no line of the ledger
+lost with a process.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ from squidkeeper.serving.quotas.local_counts import LocalCounts
 from squidkeeper.serving.quotas.meter import Refusal
 from squidkeeper.serving.quotas.reserves import CountedAnswer, Reserves
 
-IN, OUT, TOKENS, COST = QuotaUnit.TOKENS_IN, QuotaUnit.TOKENS_OUT, QuotaUnit.TOKENS, QuotaUnit.COST
+IN, OUT, TOKENS, COST = (
+    QuotaUnit.TOKENS_IN,
+    QuotaUnit.TOKENS_OUT,
+    QuotaUnit.TOKENS,
+    QuotaUnit.COST,
+)
 
 
 def quota(name: str, unit: QuotaUnit, limit: int) -> Quota:
@@ -30,7 +37,11 @@ def amounts(tokens_in: int, tokens_out: int, cost: int = 0) -> dict[QuotaUnit, i
     return {IN: tokens_in, OUT: tokens_out, TOKENS: tokens_in + tokens_out, COST: cost}
 
 
-WANTED = [(quota("out", OUT, 1_000), "ann"), (quota("all", TOKENS, 1_500), "ann"), (quota("cost", COST, 50), "ann")]
+WANTED = [
+    (quota("out", OUT, 1_000), "ann"),
+    (quota("all", TOKENS, 1_500), "ann"),
+    (quota("cost", COST, 50), "ann"),
+]
 
 
 @pytest.fixture
@@ -82,7 +93,12 @@ def test_another_process_settles_it(reserves: Reserves, folder: Path) -> None:
     ],
 )
 def test_a_reserve_is_taken_of_each_quota_or_of_none(
-    reserves: Reserves, folder: Path, reserve: dict[QuotaUnit, int], refuses: str, left: int, held: bool
+    reserves: Reserves,
+    folder: Path,
+    reserve: dict[QuotaUnit, int],
+    refuses: str,
+    left: int,
+    held: bool,
 ) -> None:
     reserves.hold("a", WANTED, amounts(100, 400, 7), b"1")
     refusal = reserves.hold("b", WANTED, reserve, b"2")
@@ -91,7 +107,9 @@ def test_a_reserve_is_taken_of_each_quota_or_of_none(
     assert used(folder) == {"out": 400, "all": 500, "cost": 7}
 
 
-def test_a_spent_quota_refuses_all_but_what_uses_nothing_of_it(reserves: Reserves) -> None:
+def test_a_spent_quota_refuses_all_but_what_uses_nothing_of_it(
+    reserves: Reserves,
+) -> None:
     reserves.hold("a", WANTED, amounts(0, 1_000), b"1")
     reserves.settle("a", amounts(0, 1_200), b"2")
     refusal = reserves.hold("b", WANTED, amounts(10, 1), b"3")
@@ -100,14 +118,18 @@ def test_a_spent_quota_refuses_all_but_what_uses_nothing_of_it(reserves: Reserve
     assert reserves.hold("c", WANTED, amounts(10, 0), b"4") is True
 
 
-def test_a_request_that_is_asked_about_again_is_held_once(reserves: Reserves, folder: Path) -> None:
+def test_a_request_that_is_asked_about_again_is_held_once(
+    reserves: Reserves, folder: Path
+) -> None:
     assert reserves.hold("a", WANTED, amounts(100, 600), b"1") is True
     with closing(new(folder)) as other:
         assert other.hold("a", WANTED, amounts(100, 600), b"1") is False
     assert used(folder) == {"out": 600, "all": 700}
 
 
-def test_the_last_line_of_a_killed_process_is_written_once(reserves: Reserves, folder: Path) -> None:
+def test_the_last_line_of_a_killed_process_is_written_once(
+    reserves: Reserves, folder: Path
+) -> None:
     written: list[bytes] = []
     with closing(new(folder)) as killed:
         killed.hold("a", WANTED, amounts(1, 1), b"first")
@@ -120,7 +142,9 @@ def test_the_last_line_of_a_killed_process_is_written_once(reserves: Reserves, f
     assert written == [b"last", b"own"]
 
 
-def test_what_was_counted_for_an_answer_is_kept_with_its_settlement(reserves: Reserves, folder: Path) -> None:
+def test_what_was_counted_for_an_answer_is_kept_with_its_settlement(
+    reserves: Reserves, folder: Path
+) -> None:
     assert reserves.counted("resp_1") is None
     reserves.settle("a", amounts(1, 1), b"line", CountedAnswer("resp_1", b"first"))
     reserves.settle("b", amounts(1, 1), b"line", CountedAnswer("resp_1", b"second"))
@@ -137,7 +161,10 @@ class Line(NamedTuple):
 
 
 class Gateway:
-    """Two processes that count, and their ledger. Each can be killed between a change and its line."""
+    """Two processes that count, and their ledger.
+
+    Each can be killed between a change and its line.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -149,42 +176,56 @@ class Gateway:
         if killed:
             self.processes[number].close()
             self.processes[number] = new(self.folder)
-            self.processes[number].take_last_lines(lambda line: line in self.ledger, self.ledger.append)
+            self.processes[number].take_last_lines(
+                lambda line: line in self.ledger, self.ledger.append
+            )
         else:
             self.ledger.append(json.dumps(line).encode())
 
     def begin(self, number: int, request: str, reserve: int, *, killed: bool) -> None:
         line = Line(request, reserve, 0)
-        held = self.processes[number].hold(request, PLENTY, amounts(0, reserve), json.dumps(line).encode())
+        held = self.processes[number].hold(
+            request, PLENTY, amounts(0, reserve), json.dumps(line).encode()
+        )
         if held is True:
             self.held[request] = reserve
             self.write(number, line, killed=killed)
 
     def end(self, number: int, request: str, used: int, *, killed: bool) -> None:
         line = Line(request, used, self.held.pop(request))
-        self.processes[number].settle(request, amounts(0, used), json.dumps(line).encode())
+        self.processes[number].settle(
+            request, amounts(0, used), json.dumps(line).encode()
+        )
         self.write(number, line, killed=killed)
 
 
 PLENTY = [(quota("all", TOKENS, 10**12), "ann")]
-STEPS = st.tuples(st.integers(0, 1), st.integers(0, 5), st.integers(0, 10**6), st.booleans())
+STEPS = st.tuples(
+    st.integers(0, 1), st.integers(0, 5), st.integers(0, 10**6), st.booleans()
+)
 
 
 @given(st.lists(STEPS, max_size=30))
 @settings(max_examples=40, deadline=None)
-def test_the_sum_over_the_ledger_is_what_is_counted_whatever_is_killed(steps: list[tuple[int, int, int, bool]]) -> None:
+def test_the_sum_over_the_ledger_is_what_is_counted_whatever_is_killed(
+    steps: list[tuple[int, int, int, bool]],
+) -> None:
     """A step begins a request, or ends it where it has begun, in either process."""
     with TemporaryDirectory() as name:
         (Path(name) / "policy").mkdir()
         (Path(name) / "state").mkdir()
         gateway = Gateway(Path(name))
         for step, (process, request, amount, killed) in enumerate(steps):
-            known = next((one for one in gateway.held if one.startswith(f"{request}.")), None)
+            known = next(
+                (one for one in gateway.held if one.startswith(f"{request}.")), None
+            )
             if known is None:
                 gateway.begin(process, f"{request}.{step}", amount, killed=killed)
             else:
                 gateway.end(process, known, amount, killed=killed)
             lines = [Line(*json.loads(line)) for line in gateway.ledger]
-            assert sum(line.used - line.reserved for line in lines) == used(Path(name)).get("all", 0)
+            assert sum(line.used - line.reserved for line in lines) == used(
+                Path(name)
+            ).get("all", 0)
         for process_ in gateway.processes:
             process_.close()

@@ -1,4 +1,6 @@
-"""Counts that gateways share: a real Valkey with TLS, the users of the documentation, and everything that can fail."""
+"""Counts that gateways share: a real Valkey with TLS, the users of the documentation,
+and everything that can fail.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +34,31 @@ from squidkeeper.serving.quotas.meter import Meter, Refusal
 from squidkeeper.serving.quotas.notices import StoreProblem, read_store_problem
 from squidkeeper.serving.quotas.opening import AWAY_SECONDS, GatewayCounts, SharedCounts
 from squidkeeper.serving.quotas.reserves import Reserves
-from squidkeeper.serving.quotas.store_settings import FILE, OnUnavailable, read_quota_store
+from squidkeeper.serving.quotas.store_settings import (
+    FILE,
+    OnUnavailable,
+    read_quota_store,
+)
 from squidkeeper.serving.quotas.valkey_counts import ValkeyCounts
 
 from ..receivers import dripping_server
-from ..valkey_server import GATEWAYS, OPERATOR, PASSWORD, REPOSITORY, LossyRelay, ValkeyServer, rights
+from ..valkey_server import (
+    GATEWAYS,
+    OPERATOR,
+    PASSWORD,
+    REPOSITORY,
+    LossyRelay,
+    ValkeyServer,
+    rights,
+)
 from ..waiting import wait_for
 from .quota_workers import Clock, check_that_no_limit_is_passed
 
 pytestmark = pytest.mark.system
 
-QUOTA = Quota("per vm:1", Location("p"), QuotaUnit.REQUESTS, 2000, Window.DAY, Counted.ALL)
+QUOTA = Quota(
+    "per vm:1", Location("p"), QuotaUnit.REQUESTS, 2000, Window.DAY, Counted.ALL
+)
 COUNT = QuotaCount.of(QUOTA, "2001:db8::/64")
 CountsOf = Callable[..., ValkeyCounts]
 
@@ -85,7 +101,9 @@ def operator(server: ValkeyServer, counts_of: CountsOf) -> ValkeyCounts:
     return counts_of(server, OPERATOR)
 
 
-def test_a_server_that_drips_holds_no_look_up(server: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_drips_holds_no_look_up(
+    server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(valkey_counts, "_ANSWER_SECONDS", 0.3)
     with dripping_server(lambda connection: connection.sendall(b"$100000\r\n")) as port:
         counts = ValkeyCounts(replace(server.settings(), port=port, tls_ca=None))
@@ -95,18 +113,24 @@ def test_a_server_that_drips_holds_no_look_up(server: ValkeyServer, monkeypatch:
     assert time.monotonic() - begun < 5
 
 
-def test_a_ca_that_is_a_pipe_holds_no_look_up(server: ValkeyServer, tmp_path: Path) -> None:
+def test_a_ca_that_is_a_pipe_holds_no_look_up(
+    server: ValkeyServer, tmp_path: Path
+) -> None:
     os.mkfifo(tmp_path / "ca.crt")
     counts = ValkeyCounts(replace(server.settings(), tls_ca=tmp_path / "ca.crt"))
     with pytest.raises(CountsUnavailable, match="not a regular file"):
         counts.take(COUNT, 10, 1)
 
 
-def test_the_exporter_reads_when_the_certificate_of_the_store_expires(own_server: ValkeyServer, tmp_path: Path) -> None:
+def test_the_exporter_reads_when_the_certificate_of_the_store_expires(
+    own_server: ValkeyServer, tmp_path: Path
+) -> None:
     own_server.write_settings(tmp_path, "deny", 3, GATEWAYS[0])
     certificate = StoreCertificate(tmp_path / "policy")
     certificate.ask()
-    [served] = x509.load_pem_x509_certificates((tmp_path / "valkey/server.crt").read_bytes())
+    [served] = x509.load_pem_x509_certificates(
+        (tmp_path / "valkey/server.crt").read_bytes()
+    )
     assert certificate.not_after == served.not_valid_after_utc
     own_server.kill()
     certificate.ask()
@@ -116,11 +140,14 @@ def test_the_exporter_reads_when_the_certificate_of_the_store_expires(own_server
     assert certificate.not_after is None
 
 
-# --- the users and the function -----------------------------------------------------------------------------------
+# --- the users and the function -------------------------------------------------------
 
 
 def test_gateways_count_together_and_the_operator_lists_and_forgets(
-    server: ValkeyServer, counts: ValkeyCounts, operator: ValkeyCounts, counts_of: CountsOf
+    server: ValkeyServer,
+    counts: ValkeyCounts,
+    operator: ValkeyCounts,
+    counts_of: CountsOf,
 ) -> None:
     other = QuotaCount("other", QuotaUnit.BYTES_IN, Window.HOUR, "all")
     counts.add(COUNT, 5)
@@ -130,9 +157,16 @@ def test_gateways_count_together_and_the_operator_lists_and_forgets(
     assert counts_of(server, GATEWAYS[2]).take(COUNT, 9, 1).given == 0
     counts.add(other, 10**15)
     hostile = counts_of(server, GATEWAYS[1])._connected()
-    for odd in (b"\xff:\xff:\xff:\xff:\xff:\xff", b"requests:day:q", b"requests:day:\xff:all:2000000000"):
+    for odd in (
+        b"\xff:\xff:\xff:\xff:\xff:\xff",
+        b"requests:day:q",
+        b"requests:day:\xff:all:2000000000",
+    ):
         hostile.incrby(b"squidkeeper:quota:gw-2:" + odd, 5)
-    assert {(use.count, use.used) for use in operator.uses()} == {(COUNT, 9), (other, 10**15)}
+    assert {(use.count, use.used) for use in operator.uses()} == {
+        (COUNT, 9),
+        (other, 10**15),
+    }
     assert operator.forget(COUNT.quota, f"{COUNT.holder[:-1]}*") == 0
     assert operator.forget(COUNT.quota, COUNT.holder) == 1
     assert [use.count for use in operator.uses()] == [other]
@@ -141,26 +175,74 @@ def test_gateways_count_together_and_the_operator_lists_and_forgets(
 OWN, OTHERS = (f"squidkeeper:quota:{name}:requests:day:q:all" for name in GATEWAYS[:2])
 REFUSED = (
     *("KEYS *", "SCAN 0", "RANDOMKEY", "DBSIZE", "MONITOR"),
-    *("FLUSHALL", f"DEL {OWN}", f"UNLINK {OWN}", f"RENAME {OTHERS} {OWN}", f"SET {OWN} 0", f"GETDEL {OTHERS}"),
-    *(f"INCRBY {OTHERS} -5", f"EXPIREAT {OTHERS} 1", "MGET elsewhere", "INCRBY elsewhere 1"),
-    *("EVAL x 0", "EVAL_RO x 0", "EVALSHA x 0", "EVALSHA_RO x 0", "SCRIPT LOAD x", "SCRIPT FLUSH", "SCRIPT KILL"),
-    *("FUNCTION LOAD x", "FUNCTION DELETE squidkeeper", "FUNCTION FLUSH", "FUNCTION RESTORE x", "FUNCTION LIST"),
-    *("CONFIG GET *", "CONFIG SET maxmemory 1", "ACL LIST", "ACL SETUSER x", "CLIENT KILL ID 1", "CLIENT PAUSE 9"),
-    *("SHUTDOWN", "REPLICAOF NO ONE", "SAVE", "BGREWRITEAOF", "SELECT 1", "SUBSCRIBE x", "PUBLISH x x", "MULTI"),
+    *(
+        "FLUSHALL",
+        f"DEL {OWN}",
+        f"UNLINK {OWN}",
+        f"RENAME {OTHERS} {OWN}",
+        f"SET {OWN} 0",
+        f"GETDEL {OTHERS}",
+    ),
+    *(
+        f"INCRBY {OTHERS} -5",
+        f"EXPIREAT {OTHERS} 1",
+        "MGET elsewhere",
+        "INCRBY elsewhere 1",
+    ),
+    *(
+        "EVAL x 0",
+        "EVAL_RO x 0",
+        "EVALSHA x 0",
+        "EVALSHA_RO x 0",
+        "SCRIPT LOAD x",
+        "SCRIPT FLUSH",
+        "SCRIPT KILL",
+    ),
+    *(
+        "FUNCTION LOAD x",
+        "FUNCTION DELETE squidkeeper",
+        "FUNCTION FLUSH",
+        "FUNCTION RESTORE x",
+        "FUNCTION LIST",
+    ),
+    *(
+        "CONFIG GET *",
+        "CONFIG SET maxmemory 1",
+        "ACL LIST",
+        "ACL SETUSER x",
+        "CLIENT KILL ID 1",
+        "CLIENT PAUSE 9",
+    ),
+    *(
+        "SHUTDOWN",
+        "REPLICAOF NO ONE",
+        "SAVE",
+        "BGREWRITEAOF",
+        "SELECT 1",
+        "SUBSCRIBE x",
+        "PUBLISH x x",
+        "MULTI",
+    ),
 )
 
 
-def test_a_gateway_that_was_taken_over_may_do_nothing_but_count_for_itself(counts: ValkeyCounts) -> None:
+def test_a_gateway_that_was_taken_over_may_do_nothing_but_count_for_itself(
+    counts: ValkeyCounts,
+) -> None:
     raw = counts._connected()
     for command in REFUSED:
         with pytest.raises(NoPermissionError):
             raw.execute_command(*command.split())
 
 
-def test_the_default_user_who_has_all_rights_cannot_log_in(server: ValkeyServer) -> None:
+def test_the_default_user_who_has_all_rights_cannot_log_in(
+    server: ValkeyServer,
+) -> None:
     assert server.command_as(None, "PING") == "NOAUTH Authentication required."
     for password in ("", "x", PASSWORD):
-        assert server.command_as(None, "AUTH", "default", password).startswith("WRONGPASS ")
+        assert server.command_as(None, "AUTH", "default", password).startswith(
+            "WRONGPASS "
+        )
 
 
 def test_a_gateway_that_was_taken_over_cannot_let_others_give_more_than_the_limit(
@@ -171,8 +253,17 @@ def test_a_gateway_that_was_taken_over_cannot_let_others_give_more_than_the_limi
     another = own.replace(GATEWAYS[0], GATEWAYS[1])
     hostile = counts_of(server, GATEWAYS[1])._connected()
     with pytest.raises(ResponseError, match="No permissions to access a key"):
-        hostile.fcall("squidkeeper_take", 0, GATEWAYS[0], "requests:day:q:all", 86_400, 9, 1, 0)
-    for amount in (-(2**53), -(2**62), 2**62, 2**62, 2**62 - 1 + 2**53, -10):  # to the smallest number, and the largest
+        hostile.fcall(
+            "squidkeeper_take", 0, GATEWAYS[0], "requests:day:q:all", 86_400, 9, 1, 0
+        )
+    for amount in (
+        -(2**53),
+        -(2**62),
+        2**62,
+        2**62,
+        2**62 - 1 + 2**53,
+        -10,
+    ):  # to the smallest number, and the largest
         hostile.incrby(another, amount)
         taken = counts.take(COUNT, 10**15, 0)
         assert (taken.used > 0, taken.left) == (True, max(0, 10**15 - taken.used))
@@ -182,17 +273,25 @@ def test_a_gateway_that_was_taken_over_cannot_let_others_give_more_than_the_limi
 
 
 @pytest.mark.parametrize("right", rights())
-def test_each_right_is_needed_and_one_that_is_missing_is_named(own_server: ValkeyServer, right: str) -> None:
+def test_each_right_is_needed_and_one_that_is_missing_is_named(
+    own_server: ValkeyServer, right: str
+) -> None:
     store = ValkeyCounts(own_server.settings())
     own_server.command("ACL", "SETUSER", GATEWAYS[0], f"-{right}")
     with pytest.raises(CountsUnavailable) as caught:
         store.take(COUNT, 10, 1)
-    assert f"User gw-1 has no permissions to run the '{right}' command" in str(caught.value)
-    assert str(caught.value).endswith(": give the user gw-1 the rights that squid/FLEET.md lists")
+    assert f"User gw-1 has no permissions to run the '{right}' command" in str(
+        caught.value
+    )
+    assert str(caught.value).endswith(
+        ": give the user gw-1 the rights that squid/FLEET.md lists"
+    )
     store.close()
 
 
-def test_rights_on_keys_and_a_function_that_are_missing_are_told_with_what_to_do(own_server: ValkeyServer) -> None:
+def test_rights_on_keys_and_a_function_that_are_missing_are_told_with_what_to_do(
+    own_server: ValkeyServer,
+) -> None:
     store = ValkeyCounts(own_server.settings())
     breaks = {
         (
@@ -201,7 +300,10 @@ def test_rights_on_keys_and_a_function_that_are_missing_are_told_with_what_to_do
             GATEWAYS[0],
             "resetkeys",
         ): "access a key.*: give the user gw-1 the rights that squid/",
-        ("FUNCTION", "FLUSH"): "Function not found: load squid/quotas.lua as squid/FLEET.md shows$",
+        (
+            "FUNCTION",
+            "FLUSH",
+        ): "Function not found: load squid/quotas.lua as squid/FLEET.md shows$",
     }
     for command, problem in breaks.items():
         own_server.command(*command)
@@ -227,7 +329,10 @@ def test_the_function_gives_what_a_store_gives(
     if used:
         counts.add(COUNT, used)
     taken = counts.take(COUNT, limit, asked)
-    assert (taken.given, taken.used) == (share(limit, used, asked), used + share(limit, used, asked))
+    assert (taken.given, taken.used) == (
+        share(limit, used, asked),
+        used + share(limit, used, asked),
+    )
     assert 0 < taken.ends_in <= 86_400
     assert counts.take(COUNT, limit, 0).used == taken.used
 
@@ -238,19 +343,37 @@ def test_a_window_goes_by_the_clock_of_the_server_and_has_a_count_of_its_own(
     count = QuotaCount("q", QuotaUnit.REQUESTS, Window.DAY, "all")
     now = int(server.command("TIME").split()[0])
     ends = now - now % 86_400 + 86_400
-    before, current, after = (f"squidkeeper:quota:gw-2:requests:day:q:all:{ends + day * 86_400}" for day in (-1, 0, 1))
-    for key, used in ((before, "5"), (current, "1"), (after, "6")):  # as a clock that was set back leaves them
+    before, current, after = (
+        f"squidkeeper:quota:gw-2:requests:day:q:all:{ends + day * 86_400}"
+        for day in (-1, 0, 1)
+    )
+    for key, used in (
+        (before, "5"),
+        (current, "1"),
+        (after, "6"),
+    ):  # as a clock that was set back leaves them
         server.command("INCRBY", key, used)
     assert [counts.take(count, 2, 1).given for _ in range(2)] == [1, 0]
-    assert [(use.count, use.used, use.ends_in <= 86_400) for use in operator.uses()] == [(count, 2, True)]
+    assert [
+        (use.count, use.used, use.ends_in <= 86_400) for use in operator.uses()
+    ] == [(count, 2, True)]
     assert server.command("MGET", before, current, after).split() == ["5", "1", "6"]
     kept = int(server.command("EXPIRETIME", current.replace("gw-2", "gw-1")))
     assert kept == ends + 86_400
 
 
-def windows_by_lua(server: ValkeyServer, times: list[int], window: Window) -> list[tuple[int, int]]:
-    """Ask the server, which runs the function's file, when the windows of some times begin and end."""
-    script = (REPOSITORY / "squid/quotas.lua").read_text().partition("\n")[2].rpartition("redis.register_function")[0]
+def windows_by_lua(
+    server: ValkeyServer, times: list[int], window: Window
+) -> list[tuple[int, int]]:
+    """Ask the server, which runs the function's file, when the windows of some times
+    begin and end.
+    """
+    script = (
+        (REPOSITORY / "squid/quotas.lua")
+        .read_text()
+        .partition("\n")[2]
+        .rpartition("redis.register_function")[0]
+    )
     script += """
     local found = {}
     for number = 2, #ARGV do
@@ -260,22 +383,37 @@ def windows_by_lua(server: ValkeyServer, times: list[int], window: Window) -> li
     return found
     """
     asked = (str(valkey_counts.windows_of(window)), *map(str, times))
-    lines = server.command("EVAL", script.replace("{GATEWAYS}", "{}"), "0", *asked).splitlines()
+    lines = server.command(
+        "EVAL", script.replace("{GATEWAYS}", "{}"), "0", *asked
+    ).splitlines()
     return [(int(began), int(ends)) for began, ends in map(str.split, lines)]
 
 
-FIRSTS = [calendar.timegm((year, month, 1, 0, 0, 0)) for year in range(1999, 2102) for month in range(1, 13)]
+FIRSTS = [
+    calendar.timegm((year, month, 1, 0, 0, 0))
+    for year in range(1999, 2102)
+    for month in range(1, 13)
+]
 
 
-@given(st.sampled_from(Window), st.lists(st.integers(0, 7_000_000_000), min_size=100, max_size=200))
+@given(
+    st.sampled_from(Window),
+    st.lists(st.integers(0, 7_000_000_000), min_size=100, max_size=200),
+)
 @example(Window.MONTH, [*FIRSTS, *(first - 1 for first in FIRSTS)])
 @settings(max_examples=10)
-def test_the_function_has_the_windows_of_the_language(server: ValkeyServer, window: Window, times: list[int]) -> None:
-    assert windows_by_lua(server, times, window) == [(window.begin(at), window.end(at)) for at in times]
+def test_the_function_has_the_windows_of_the_language(
+    server: ValkeyServer, window: Window, times: list[int]
+) -> None:
+    assert windows_by_lua(server, times, window) == [
+        (window.begin(at), window.end(at)) for at in times
+    ]
 
 
 @pytest.mark.parametrize("window", Window)
-def test_a_count_of_each_window_ends_with_it(server: ValkeyServer, counts: ValkeyCounts, window: Window) -> None:
+def test_a_count_of_each_window_ends_with_it(
+    server: ValkeyServer, counts: ValkeyCounts, window: Window
+) -> None:
     count = QuotaCount("q", QuotaUnit.TOKENS, window, "all")
     counts.add(count, 5)
     taken, now = counts.take(count, 7, 0), int(server.command("TIME").split()[0])
@@ -290,14 +428,28 @@ def test_a_count_of_each_window_ends_with_it(server: ValkeyServer, counts: Valke
 def test_a_function_of_an_older_version_says_that_it_knows_no_months(
     server: ValkeyServer, counts: ValkeyCounts
 ) -> None:
-    script = (REPOSITORY / "squid/quotas.lua").read_text().replace("{GATEWAYS}", "{'gw-1'}")
-    old = re.sub(r"    if windows == 'week'.*?    end\n(?=    return now)", "", script, flags=re.DOTALL)
+    script = (
+        (REPOSITORY / "squid/quotas.lua").read_text().replace("{GATEWAYS}", "{'gw-1'}")
+    )
+    old = re.sub(
+        r"    if windows == 'week'.*?    end\n(?=    return now)",
+        "",
+        script,
+        flags=re.DOTALL,
+    )
     assert old != script
     server.command("FUNCTION", "LOAD", "REPLACE", old)
     try:
-        with pytest.raises(CountsUnavailable, match=r"load squid/quotas\.lua of this version"):
+        with pytest.raises(
+            CountsUnavailable, match=r"load squid/quotas\.lua of this version"
+        ):
             counts.take(QuotaCount("q", QuotaUnit.TOKENS, Window.MONTH, "all"), 7, 0)
-        assert counts.take(QuotaCount("q", QuotaUnit.TOKENS, Window.DAY, "all"), 7, 1).given == 1
+        assert (
+            counts.take(
+                QuotaCount("q", QuotaUnit.TOKENS, Window.DAY, "all"), 7, 1
+            ).given
+            == 1
+        )
     finally:
         server.load_function()
 
@@ -310,7 +462,11 @@ quotas: [{name: per-vm, per: client, requests: 50, every: day}]
 
 
 def gateway(
-    folder: Path, server: ValkeyServer, on_unavailable: str = "deny", gateways: int = 2, user: str = GATEWAYS[0]
+    folder: Path,
+    server: ValkeyServer,
+    on_unavailable: str = "deny",
+    gateways: int = 2,
+    user: str = GATEWAYS[0],
 ) -> Path:
     """Write what one gateway has of its own."""
     folder.mkdir()
@@ -339,31 +495,55 @@ def test_the_command_lists_and_resets_with_the_operators_settings(
         return CliRunner().invoke(main, ["quota", *places, *options]).output
 
     refused = f"Error: {folder}/quota-store.yaml: all gateways share the counts, and this one may not list them: "
-    assert quota() == f"{refused}list them by --store FILE, with the settings of the operator's user (squid/FLEET.md)\n"
-    shown = quota("--store", str(gateway(tmp_path / "operator", server, user=OPERATOR) / FILE))
+    assert (
+        quota()
+        == f"{refused}list them by --store FILE, with the settings of the operator's user (squid/FLEET.md)\n"
+    )
+    shown = quota(
+        "--store", str(gateway(tmp_path / "operator", server, user=OPERATOR) / FILE)
+    )
     assert "192.0.2.7  5 requests, resets in " in shown
-    reset = quota("--store", str(tmp_path / "operator" / FILE), "--reset", "per-vm", "--holder", "192.0.2.7")
+    reset = quota(
+        "--store",
+        str(tmp_path / "operator" / FILE),
+        "--reset",
+        "per-vm",
+        "--holder",
+        "192.0.2.7",
+    )
     assert "Reset per-vm of 192.0.2.7: 5 requests to zero.\n" in reset
     assert "nothing is used" in reset
-    assert "User gw-1 has no permissions to run the 'scan' command" in quota("--store", str(folder / FILE))
+    assert "User gw-1 has no permissions to run the 'scan' command" in quota(
+        "--store", str(folder / FILE)
+    )
 
 
-# --- what can fail ------------------------------------------------------------------------------------------------
+# --- what can fail --------------------------------------------------------------------
 
 
 def fill(server: ValkeyServer) -> None:
     server.command("CONFIG", "SET", "maxmemory", "1")
 
 
-FAULTS: dict[str, tuple[Callable[[ValkeyServer], object], Callable[[ValkeyServer], object], str]] = {
+FAULTS: dict[
+    str, tuple[Callable[[ValkeyServer], object], Callable[[ValkeyServer], object], str]
+] = {
     "killed": (ValkeyServer.kill, ValkeyServer.start, "refused|Connection"),
-    "hanging": (lambda s: s.signal(signal.SIGSTOP), lambda s: s.signal(signal.SIGCONT), "[Tt]ime"),
+    "hanging": (
+        lambda s: s.signal(signal.SIGSTOP),
+        lambda s: s.signal(signal.SIGCONT),
+        "[Tt]ime",
+    ),
     "read-only": (
         lambda s: s.command("REPLICAOF", "127.0.0.1", "1"),
         lambda s: s.command("REPLICAOF", "NO", "ONE"),
         "read only",
     ),
-    "out of memory": (fill, lambda s: s.command("CONFIG", "SET", "maxmemory", "0"), "maxmemory"),
+    "out of memory": (
+        fill,
+        lambda s: s.command("CONFIG", "SET", "maxmemory", "0"),
+        "maxmemory",
+    ),
     "another password": (
         lambda s: ended(s, "ACL", "SETUSER", GATEWAYS[0], "resetpass", ">another"),
         lambda s: s.command("ACL", "SETUSER", GATEWAYS[0], f">{PASSWORD}"),
@@ -401,22 +581,29 @@ def test_a_store_that_fails_gives_nothing_or_this_gateways_part_and_is_asked_aga
     if on_unavailable is OnUnavailable.DENY:
         assert all(count is not None and count.unavailable for count in first)
     else:
-        assert [count is None for count in first] == [True] * 3 + [False] * 2  # a third of the limit
+        assert [count is None for count in first] == [True] * 3 + [
+            False
+        ] * 2  # a third of the limit
     failures = [line for line in told if line]
     assert len(failures) == 1  # then it counts as away
     assert re.search(problem, failures[0])
     assert PASSWORD not in failures[0]
     if fault == "killed":
         clock.now += AWAY_SECONDS + 1
-        meter.take([(quota, COUNT.holder)])  # it fails as before, and is not logged again
+        # it fails as before, and is not logged again
+        meter.take([(quota, COUNT.holder)])
     logged = f"quotas are counted on this gateway alone, up to 1/3 of each limit: {failures[0]}"
-    assert caplog.messages == ([logged] if on_unavailable is OnUnavailable.LOCAL else [])  # else whoever asks logs it
+    # else whoever asks logs it
+    assert caplog.messages == (
+        [logged] if on_unavailable is OnUnavailable.LOCAL else []
+    )
     fixes(own_server)
     clock.now += AWAY_SECONDS + 1
     assert meter.take([(quota, COUNT.holder)]) is None
     assert told[-1] == ""
     unread = 1 if fault == "hanging" else 0  # what it did when it went on, for nobody
-    assert shared.take(COUNT, quota.limit, 0).used == 2 + unread  # appendonly has kept what was used before
+    # appendonly has kept what was used before
+    assert shared.take(COUNT, quota.limit, 0).used == 2 + unread
     store.close()
     local.close()
 
@@ -450,7 +637,9 @@ def test_a_store_that_hangs_holds_a_request_for_no_longer_than_its_time_and_the_
     store.close()
 
 
-def test_a_store_that_would_forget_counts_when_it_is_full_is_refused(own_server: ValkeyServer) -> None:
+def test_a_store_that_would_forget_counts_when_it_is_full_is_refused(
+    own_server: ValkeyServer,
+) -> None:
     store = ValkeyCounts(own_server.settings())
     assert store.take(COUNT, 10, 1).given == 1
     own_server.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
@@ -468,7 +657,8 @@ def test_a_store_that_is_restarted_empty_begins_again(own_server: ValkeyServer) 
     store = ValkeyCounts(own_server.settings())
     assert store.take(COUNT, 1, 1).given == 1
     own_server.command("FLUSHALL")
-    assert store.take(COUNT, 1, 1).given == 1  # one limit more in this window, as documented
+    # one limit more in this window, as documented
+    assert store.take(COUNT, 1, 1).given == 1
     store.close()
 
 
@@ -485,17 +675,24 @@ def test_a_restart_of_the_server_keeps_counts_and_costs_no_request(
     assert "NOPERM" not in (own_server.folder / "log.txt").read_text()
 
 
-def test_what_is_added_is_never_sent_twice_although_the_answer_is_lost(own_server: ValkeyServer) -> None:
+def test_what_is_added_is_never_sent_twice_although_the_answer_is_lost(
+    own_server: ValkeyServer,
+) -> None:
     """The server has counted it by then: bytes would count twice."""
     relay = LossyRelay((own_server.address, own_server.port))
-    with relay, closing(ValkeyCounts(replace(own_server.settings(), port=relay.port))) as store:
+    with (
+        relay,
+        closing(ValkeyCounts(replace(own_server.settings(), port=relay.port))) as store,
+    ):
         store.add(COUNT, 5)
         relay.lose_next_answer()
         with pytest.raises(CountsUnavailable):
             store.add(COUNT, 5)
         assert store.take(COUNT, 100, 0).used == 10
         relay.lose_next_answer()
-        assert store.take(COUNT, 100, 1).used == 12, "a lease is asked for again, and one is wasted"
+        assert store.take(COUNT, 100, 1).used == 12, (
+            "a lease is asked for again, and one is wasted"
+        )
 
 
 def test_a_certificate_of_another_ca_or_for_another_address_is_refused(
@@ -505,19 +702,25 @@ def test_a_certificate_of_another_ca_or_for_another_address_is_refused(
     with pytest.raises(CountsUnavailable, match="certificate"):
         wrong.take(COUNT, 10, 1)
     wrong.close()
-    other = ValkeyCounts(replace(server.settings(), address=type(server.settings().address)("127.0.0.2")))
+    other = ValkeyCounts(
+        replace(server.settings(), address=type(server.settings().address)("127.0.0.2"))
+    )
     with pytest.raises(CountsUnavailable, match="not valid for"):
         other.take(COUNT, 10, 1)
     other.close()
 
 
-def test_threads_of_two_gateways_share_one_limit(server: ValkeyServer, counts: ValkeyCounts, tmp_path: Path) -> None:
+def test_threads_of_two_gateways_share_one_limit(
+    server: ValkeyServer, counts: ValkeyCounts, tmp_path: Path
+) -> None:
     passed: list[int] = []
     quota = replace(QUOTA, limit=300)
 
     def use(user: str) -> None:
         store = ValkeyCounts(server.settings(user=user))
-        meter = Meter(SharedCounts(store, LocalCounts(tmp_path), server.settings(user=user)))
+        meter = Meter(
+            SharedCounts(store, LocalCounts(tmp_path), server.settings(user=user))
+        )
         passed.append(sum(meter.take([(quota, "all")]) is None for _ in range(400)))
         store.close()
 
@@ -529,21 +732,27 @@ def test_threads_of_two_gateways_share_one_limit(server: ValkeyServer, counts: V
     assert 300 - 4 * LEASE_AT_MOST <= sum(passed) <= 300
 
 
-# --- the settings -------------------------------------------------------------------------------------------------
+# --- the settings ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
         ("address: 127.0.0.1", "address: valkey.example", "is not ADDRESS:PORT"),
-        ("address: 127.0.0.1", "address: 192.0.2.7", "without TLS the store must be on this machine"),
+        (
+            "address: 127.0.0.1",
+            "address: 192.0.2.7",
+            "without TLS the store must be on this machine",
+        ),
         ("gateways: 2", "gateways: 0", "expected the number of gateways"),
         ("on_unavailable: deny", "on_unavailable: allow", "on_unavailable"),
         ("user: gw-1", "users: gw-1", "expected address, user, password_file"),
         ("password_file: ", "password_file: /nowhere", "cannot be read"),
     ],
 )
-def test_settings_that_are_wrong_make_every_count_unavailable(tmp_path: Path, old: str, new: str, problem: str) -> None:
+def test_settings_that_are_wrong_make_every_count_unavailable(
+    tmp_path: Path, old: str, new: str, problem: str
+) -> None:
     server = ValkeyServer(tmp_path / "valkey", tls=False)
     folder = gateway(tmp_path / "gateway", server)
     file = folder / FILE
@@ -554,10 +763,14 @@ def test_settings_that_are_wrong_make_every_count_unavailable(tmp_path: Path, ol
     for asked in (lambda: counts.take(COUNT, 10, 1), lambda: counts.add(COUNT, 1)):
         with pytest.raises(CountsUnavailable, match=problem):
             asked()
-    assert problem.split(" ")[0] in read_store_problem(folder, (folder / "quotas/store-away").stat().st_mtime)
+    assert problem.split(" ")[0] in read_store_problem(
+        folder, (folder / "quotas/store-away").stat().st_mtime
+    )
 
 
-def test_a_password_that_everybody_can_read_is_refused_and_never_shown(tmp_path: Path) -> None:
+def test_a_password_that_everybody_can_read_is_refused_and_never_shown(
+    tmp_path: Path,
+) -> None:
     folder = gateway(tmp_path / "gateway", ValkeyServer(tmp_path / "valkey", tls=False))
     (folder / "quota-store.password").chmod(0o644)
     with pytest.raises(CountsUnavailable, match="chmod 0640") as caught:
@@ -575,12 +788,17 @@ def test_without_the_file_a_gateway_counts_by_itself(tmp_path: Path) -> None:
 def test_a_change_of_the_settings_is_in_force_within_a_second(
     tmp_path: Path, own_server: ValkeyServer, server: ValkeyServer
 ) -> None:
-    """Also of the password alone. One that cannot be used leaves the last good one in force, and is told."""
+    """Also of the password alone.
+
+    One that cannot be used leaves the last good one in force, and is told.
+    """
     now = [100.0]
     server.command("FLUSHALL")
     folder = gateway(tmp_path / "gateway", own_server)
     file, password = folder / FILE, folder / "quota-store.password"
-    with closing(GatewayCounts(folder / "policy", folder, clock=lambda: now[0])) as counts:
+    with closing(
+        GatewayCounts(folder / "policy", folder, clock=lambda: now[0])
+    ) as counts:
 
         def used() -> int:
             """Take a unit; a second later the file is read again."""
@@ -588,12 +806,16 @@ def test_a_change_of_the_settings_is_in_force_within_a_second(
             return counts.take(COUNT, 10, 1).used
 
         def told() -> str:
-            return read_store_problem(folder, (folder / "quotas/store-away").stat().st_mtime)
+            return read_store_problem(
+                folder, (folder / "quotas/store-away").stat().st_mtime
+            )
 
         first = file.read_text()
         assert [used(), used()] == [1, 2]
         file.write_text(
-            first.replace(str(own_server.port), str(server.port)).replace(str(own_server.ca), str(server.ca))
+            first.replace(str(own_server.port), str(server.port)).replace(
+                str(own_server.ca), str(server.ca)
+            )
         )
         assert used() == 1, "of the other server"
         good = file.read_text()
@@ -601,7 +823,9 @@ def test_a_change_of_the_settings_is_in_force_within_a_second(
         assert (used(), "expected" in told()) == (2, True)
         file.write_text(good)
         password.write_text("another")
-        with pytest.raises(CountsUnavailable, match=r"WRONGPASS|invalid username-password"):
+        with pytest.raises(
+            CountsUnavailable, match=r"WRONGPASS|invalid username-password"
+        ):
             used()
         password.write_text(PASSWORD)
         assert used() == 3
@@ -610,7 +834,9 @@ def test_a_change_of_the_settings_is_in_force_within_a_second(
         assert (used(), counts.are_local) == (1, True)
 
 
-def test_a_store_that_is_away_is_reported_until_it_answers_or_nobody_asks(tmp_path: Path) -> None:
+def test_a_store_that_is_away_is_reported_until_it_answers_or_nobody_asks(
+    tmp_path: Path,
+) -> None:
     now = 1_800_000_000.0
     assert read_store_problem(tmp_path, now) == ""
     problem = StoreProblem(tmp_path)

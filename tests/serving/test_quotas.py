@@ -1,4 +1,6 @@
-"""Quotas: which requests they count, and that no number of processes takes more than a limit."""
+"""Quotas: which requests they count, and that no number of processes takes more than a
+limit.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,26 @@ from squidkeeper.policy.engine import Stage, decide
 from squidkeeper.policy.engine.explain import explain
 from squidkeeper.policy.engine.quotas import counting, ticket_quotas
 from squidkeeper.policy.language.lint import lint
-from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window, parse_size
+from squidkeeper.policy.language.quotas import (
+    Counted,
+    Quota,
+    QuotaUnit,
+    Window,
+    parse_size,
+)
 from squidkeeper.policy.protocol.lines import Reply, Result
 from squidkeeper.policy.protocol.request import request_to
 from squidkeeper.policy.url import parse_address
 from squidkeeper.serving.helpers.acl import HostScope, answer_host
 from squidkeeper.serving.helpers.meter import QuotaScope, answer
-from squidkeeper.serving.quotas.counts import LEASE_AT_MOST, SHARE, QuotaCount, Taken, holder, share
+from squidkeeper.serving.quotas.counts import (
+    LEASE_AT_MOST,
+    SHARE,
+    QuotaCount,
+    Taken,
+    holder,
+    share,
+)
 from squidkeeper.serving.quotas.local_counts import LocalCounts
 from squidkeeper.serving.quotas.meter import Announced, Meter
 from squidkeeper.serving.quotas.opening import SharedCounts
@@ -101,21 +116,39 @@ def _closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def scope(tmp_path: Path) -> QuotaScope:
-    return QuotaScope(compiled_of(tmp_path / "policy", POLICY), Meter(LocalCounts(tmp_path)))
+    return QuotaScope(
+        compiled_of(tmp_path / "policy", POLICY), Meter(LocalCounts(tmp_path))
+    )
 
 
-# --- which requests are under a quota -----------------------------------------------------------------------------
+# --- which requests are under a quota -------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("asked", "client", "is_counted"),
     [
         ("GET http://open.example/", "192.0.2.7", True),
-        ("GET http://open.example/", "198.51.100.7", False),  # no client that a quota is for
-        ("GET https://llm.example/v1/x", "198.51.100.7", True),  # by the rule, which its URL may match
+        (
+            "GET http://open.example/",
+            "198.51.100.7",
+            False,
+        ),  # no client that a quota is for
+        (
+            "GET https://llm.example/v1/x",
+            "198.51.100.7",
+            True,
+        ),  # by the rule, which its URL may match
         ("CONNECT open.example:443", "192.0.2.7", True),
-        ("CONNECT llm.example:443", "198.51.100.7", False),  # its requests are seen, and counted themselves
-        ("CONNECT pinned.example:443", "198.51.100.7", True),  # its bytes are those of the tunnel
+        (
+            "CONNECT llm.example:443",
+            "198.51.100.7",
+            False,
+        ),  # its requests are seen, and counted themselves
+        (
+            "CONNECT pinned.example:443",
+            "198.51.100.7",
+            True,
+        ),  # its bytes are those of the tunnel
         ("GET http://closed.example/", "192.0.2.7", False),
         ("GET http://asked.example/", "198.51.100.7", False),
     ],
@@ -125,7 +158,9 @@ def test_only_requests_that_a_quota_may_count_are_asked_about(
 ) -> None:
     policy = compiled_of(tmp_path / "policy", POLICY)
     method, _, target = asked.partition(" ")
-    decision = decide(policy, policy.match(request_to(method, target, client)), NOW, Stage.HOST)
+    decision = decide(
+        policy, policy.match(request_to(method, target, client)), NOW, Stage.HOST
+    )
     assert decision.outlook.under_quota is is_counted
     assert not (decision.final and is_counted)
 
@@ -134,18 +169,29 @@ def test_a_policy_without_quotas_puts_nothing_under_one(tmp_path: Path) -> None:
     policy = compiled_of(tmp_path / "policy", POLICY.partition("quotas:")[0])
     match = policy.match(request_to("GET", "http://open.example/", "192.0.2.7"))
     decision = decide(policy, match, NOW, Stage.HOST)
-    assert (match.candidates.quotas, decision.outlook.under_quota, decision.final) == ((), False, True)
+    assert (match.candidates.quotas, decision.outlook.under_quota, decision.final) == (
+        (),
+        False,
+        True,
+    )
 
 
 def test_a_request_counts_by_the_rule_that_allowed_it(tmp_path: Path) -> None:
     policy = compiled_of(tmp_path / "policy", POLICY)
     match = policy.match(request_to("POST", "https://llm.example/v1/x", "192.0.2.7"))
     by_rule = {
-        rule: [quota.name for quota in counting(match.candidates.quotas, rule, is_tunnel=False, passthrough=False)]
+        rule: [
+            quota.name
+            for quota in counting(
+                match.candidates.quotas, rule, is_tunnel=False, passthrough=False
+            )
+        ]
         for rule in ("llm", "rest")
     }
     assert by_rule == {"llm": ["per-vm", "uploads"], "rest": ["per-vm"]}
-    assert [quota.name for quota in ticket_quotas(policy.source, (), "asked")] == ["questions"]
+    assert [quota.name for quota in ticket_quotas(policy.source, (), "asked")] == [
+        "questions"
+    ]
     assert ticket_quotas(policy.source, (), "default") == ()
 
 
@@ -162,14 +208,25 @@ def test_a_request_counts_by_the_rule_that_allowed_it(tmp_path: Path) -> None:
 def test_a_count_belongs_to_a_login_an_address_a_network_or_a_rule(
     per: Counted, address: str, user: str | None, named: str
 ) -> None:
-    assert holder(Quota("q", PLACE, QuotaUnit.REQUESTS, 1, Window.DAY, per), address, user, "llm") == named
+    assert (
+        holder(
+            Quota("q", PLACE, QuotaUnit.REQUESTS, 1, Window.DAY, per),
+            address,
+            user,
+            "llm",
+        )
+        == named
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "size"),
     [
         *(("1GB", 10**9), ("500KB", 500_000), ("1000TB", 10**15)),
-        *((text, None) for text in ("1GiB", "0MB", "1.5GB", "1 GB", "1001TB", "12", "MB", "1gb")),
+        *(
+            (text, None)
+            for text in ("1GiB", "0MB", "1.5GB", "1 GB", "1001TB", "12", "MB", "1gb")
+        ),
     ],
 )
 def test_a_size_is_read_in_powers_of_a_thousand(text: str, size: int | None) -> None:
@@ -190,10 +247,14 @@ def test_a_size_is_read_in_powers_of_a_thousand(text: str, size: int | None) -> 
         ("requests: 5", False),
     ],
 )
-def test_a_quota_that_never_counts_anything_is_warned_about(tmp_path: Path, quota: str, *, warned: bool) -> None:
+def test_a_quota_that_never_counts_anything_is_warned_about(
+    tmp_path: Path, quota: str, *, warned: bool
+) -> None:
     rules = POLICY.partition("quotas:")[0]
     text = f"{rules}quotas:\n  - {{name: q, per: client, every: day, {quota}}}\n"
-    found = {fault.code for fault in lint(compiled_of(tmp_path / "policy", text).source, NOW)}
+    found = {
+        fault.code for fault in lint(compiled_of(tmp_path / "policy", text).source, NOW)
+    }
     assert (FaultCode.QUOTA_NEVER in found) is warned
 
 
@@ -213,11 +274,15 @@ def test_explain_names_the_quotas_that_count_a_request(
     tmp_path: Path, asked: str, client: str, named: list[str]
 ) -> None:
     method, _, target = asked.partition(" ")
-    found = explain(compiled_of(tmp_path / "policy", POLICY), request_to(method, target, client), NOW)
+    found = explain(
+        compiled_of(tmp_path / "policy", POLICY),
+        request_to(method, target, client),
+        NOW,
+    )
     assert [quota.name for quota in found.quotas] == named
 
 
-# --- what the helper answers --------------------------------------------------------------------------------------
+# --- what the helper answers ----------------------------------------------------------
 
 
 def result(reply: Reply) -> tuple[Result, str]:
@@ -226,30 +291,54 @@ def result(reply: Reply) -> tuple[Result, str]:
 
 
 @pytest.mark.system
-def test_each_line_counts_once_and_what_is_used_up_is_denied_with_its_reason(scope: QuotaScope) -> None:
+def test_each_line_counts_once_and_what_is_used_up_is_denied_with_its_reason(
+    scope: QuotaScope,
+) -> None:
     replies = [answer(scope, line("open.example", "rest")) for _ in range(7)]
-    assert [result(reply) for reply in replies] == [(Result.OK, "rest")] * 5 + [(Result.ERR, "quota:per-vm")] * 2
+    assert [result(reply) for reply in replies] == [(Result.OK, "rest")] * 5 + [
+        (Result.ERR, "quota:per-vm")
+    ] * 2
     denied = dict(replies[-1].annotations)
     assert (denied["rule_"], denied["verdict_"]) == ("quota", "deny")
-    assert replies[-1].message == "The quota per-vm (5 requests a minute for each client) is used up."
+    assert (
+        replies[-1].message
+        == "The quota per-vm (5 requests a minute for each client) is used up."
+    )
     assert 0 < int(denied["resets_in_"]) <= 60
     assert ("squidkeeper_quota_denials_total", "quota", "per-vm") in replies[-1].counts
-    assert result(answer(scope, line("open.example", "rest", client="192.0.2.8"))) == (Result.OK, "rest")
-    assert result(answer(scope, line("open.example", "rest", user="ci"))) == (Result.OK, "rest")
+    assert result(answer(scope, line("open.example", "rest", client="192.0.2.8"))) == (
+        Result.OK,
+        "rest",
+    )
+    assert result(answer(scope, line("open.example", "rest", user="ci"))) == (
+        Result.OK,
+        "rest",
+    )
 
 
-def test_a_tunnel_counts_when_it_opens_and_not_when_it_is_spliced(scope: QuotaScope) -> None:
+def test_a_tunnel_counts_when_it_opens_and_not_when_it_is_spliced(
+    scope: QuotaScope,
+) -> None:
     spliced = b"192.0.2.7 - CONNECT - pinned.example 443 pinned.example pinned.example%3A443 - -"
-    assert dict(answer_host(HostScope(scope.policy), spliced).annotations)["quota_"] == "no"
+    assert (
+        dict(answer_host(HostScope(scope.policy), spliced).annotations)["quota_"]
+        == "no"
+    )
     for _ in range(3):
         assert answer(scope, connect("pinned.example", "pinned")).result is Result.OK
     denied = answer(scope, connect("open.example", "rest"))
     assert result(denied) == (Result.ERR, "quota:tunnels")
     tag = dict(denied.annotations)["clt_conn_tag"]
     line_in = b"192.0.2.7 - GET https open.example 443 open.example %b -"
-    inside = (line_in % quote(authority).encode() for authority in (tag, "open.example:443"))
+    inside = (
+        line_in % quote(authority).encode() for authority in (tag, "open.example:443")
+    )
     answers = [result(answer_host(HostScope(scope.policy), asked)) for asked in inside]
-    assert answers == [(Result.ERR, "authority-mismatch"), (Result.OK, "rest")]  # nothing inside passes
+    # nothing inside passes
+    assert answers == [
+        (Result.ERR, "authority-mismatch"),
+        (Result.OK, "rest"),
+    ]
 
 
 def test_no_unit_of_one_quota_is_used_where_another_refuses(tmp_path: Path) -> None:
@@ -260,14 +349,26 @@ def test_no_unit_of_one_quota_is_used_where_another_refuses(tmp_path: Path) -> N
     policy = compiled_of(tmp_path / "policy", POLICY.partition("quotas:")[0] + quotas)
     scope = QuotaScope(policy, Meter(LocalCounts(tmp_path)))
     first = [answer(scope, line("open.example", "rest")).result for _ in range(4)]
-    second = [answer(scope, line("open.example", "rest", client="192.0.2.8")).result for _ in range(2)]
-    third = [answer(scope, line("open.example", "rest", client="192.0.2.9")).result for _ in range(2)]
+    second = [
+        answer(scope, line("open.example", "rest", client="192.0.2.8")).result
+        for _ in range(2)
+    ]
+    third = [
+        answer(scope, line("open.example", "rest", client="192.0.2.9")).result
+        for _ in range(2)
+    ]
     assert [replies.count(Result.OK) for replies in (first, second, third)] == [1, 1, 1]
-    assert result(answer(scope, line("open.example", "rest", client="192.0.2.10"))) == (Result.ERR, "quota:wide")
+    assert result(answer(scope, line("open.example", "rest", client="192.0.2.10"))) == (
+        Result.ERR,
+        "quota:wide",
+    )
 
 
 def test_a_request_without_a_policy_is_denied() -> None:
-    assert result(answer(None, line("open.example", "rest"))) == (Result.ERR, "policy-unavailable")
+    assert result(answer(None, line("open.example", "rest"))) == (
+        Result.ERR,
+        "policy-unavailable",
+    )
 
 
 class Broken:
@@ -283,13 +384,16 @@ class Broken:
     forget: Any = take
 
 
-def test_what_cannot_be_counted_is_denied_and_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_counted_is_denied_and_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     scope = QuotaScope(compiled_of(tmp_path / "policy", POLICY), Meter(Broken()))
     for _ in range(2):
         reply = answer(scope, line("open.example", "rest"))
         assert result(reply) == (Result.ERR, "quota-unavailable:per-vm")
         assert (
-            reply.message == "The quota per-vm (5 requests a minute for each client) cannot be counted at the moment."
+            reply.message
+            == "The quota per-vm (5 requests a minute for each client) cannot be counted at the moment."
         )
     assert [record.message for record in caplog.records] == [
         "quotas cannot be counted, so requests under quota are denied: no store"
@@ -303,9 +407,16 @@ def test_counts_whose_file_cannot_be_opened_refuse(tmp_path: Path) -> None:
     assert "File exists" in refused.unavailable
 
 
-@pytest.mark.parametrize(("length", "passes"), [("999999999", True), ("1000000001", False), ("x", True), ("-", True)])
-def test_a_request_that_would_send_more_than_is_left_is_denied(scope: QuotaScope, length: str, *, passes: bool) -> None:
-    reply = answer(scope, line("llm.example", "llm", client="198.51.100.7", length=length))
+@pytest.mark.parametrize(
+    ("length", "passes"),
+    [("999999999", True), ("1000000001", False), ("x", True), ("-", True)],
+)
+def test_a_request_that_would_send_more_than_is_left_is_denied(
+    scope: QuotaScope, length: str, *, passes: bool
+) -> None:
+    reply = answer(
+        scope, line("llm.example", "llm", client="198.51.100.7", length=length)
+    )
     assert (reply.result is Result.OK) is passes
     if not passes:
         assert reply.message == (
@@ -313,12 +424,23 @@ def test_a_request_that_would_send_more_than_is_left_is_denied(scope: QuotaScope
         )
 
 
-def passes(scope: QuotaScope, number: int, *, length: str = "-", encoding: str = "-") -> bool:
-    asked = line("llm.example", "llm", client="198.51.100.7", length=length, encoding=encoding, number=number)
+def passes(
+    scope: QuotaScope, number: int, *, length: str = "-", encoding: str = "-"
+) -> bool:
+    asked = line(
+        "llm.example",
+        "llm",
+        client="198.51.100.7",
+        length=length,
+        encoding=encoding,
+        number=number,
+    )
     return answer(scope, asked).result is Result.OK
 
 
-def test_announced_bytes_are_taken_at_the_beginning_and_settled_at_the_end(scope: QuotaScope, tmp_path: Path) -> None:
+def test_announced_bytes_are_taken_at_the_beginning_and_settled_at_the_end(
+    scope: QuotaScope, tmp_path: Path
+) -> None:
     counts = LocalCounts(tmp_path)
     assert passes(scope, 1, length="600000000")
     assert not passes(scope, 2, length="600000000")
@@ -353,18 +475,28 @@ def test_what_is_held_ends_with_its_window_and_with_a_reset(tmp_path: Path) -> N
     assert counts.hold("3", count, 100, 100).given == 100
 
 
-def test_nothing_is_held_for_a_request_that_another_quota_refuses(tmp_path: Path) -> None:
+def test_nothing_is_held_for_a_request_that_another_quota_refuses(
+    tmp_path: Path,
+) -> None:
     counts = LocalCounts(tmp_path)
-    small, large = (Quota(f"q{n}", PLACE, QuotaUnit.BYTES_OUT, n, Window.DAY, Counted.ALL) for n in (10, 100))
-    assert Meter(counts).take([(large, "all"), (small, "all")], Announced("1", 50)) is not None
+    small, large = (
+        Quota(f"q{n}", PLACE, QuotaUnit.BYTES_OUT, n, Window.DAY, Counted.ALL)
+        for n in (10, 100)
+    )
+    assert (
+        Meter(counts).take([(large, "all"), (small, "all")], Announced("1", 50))
+        is not None
+    )
     assert counts.uses() == []
 
 
-# --- the counts ---------------------------------------------------------------------------------------------------
+# --- the counts -----------------------------------------------------------------------
 
 
 @given(st.integers(1, 10**9), st.integers(0, 10**9), st.integers(1, LEASE_AT_MOST))
-def test_a_share_is_never_more_than_is_left_and_shrinks_to_one(limit: int, used: int, asked: int) -> None:
+def test_a_share_is_never_more_than_is_left_and_shrinks_to_one(
+    limit: int, used: int, asked: int
+) -> None:
     given_units = share(limit, used, asked)
     left = max(0, limit - used)
     assert given_units <= min(left, asked)
@@ -373,7 +505,9 @@ def test_a_share_is_never_more_than_is_left_and_shrinks_to_one(limit: int, used:
         assert given_units <= 1
 
 
-def test_a_count_begins_again_with_its_window_by_the_clock_in_utc(tmp_path: Path) -> None:
+def test_a_count_begins_again_with_its_window_by_the_clock_in_utc(
+    tmp_path: Path,
+) -> None:
     clock = Clock(datetime(2026, 11, 26, 23, 59, 50, tzinfo=UTC).timestamp())
     counts = LocalCounts(tmp_path, clock)
     assert counts.take(COUNT, 2, 9) == Taken(1, 1, 1, 10)
@@ -386,17 +520,30 @@ def test_a_count_begins_again_with_its_window_by_the_clock_in_utc(tmp_path: Path
 @pytest.mark.parametrize(
     ("window", "began", "end"),
     [
-        (Window.WEEK, datetime(2026, 11, 23, tzinfo=UTC), datetime(2026, 11, 30, tzinfo=UTC)),
-        (Window.MONTH, datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC)),
+        (
+            Window.WEEK,
+            datetime(2026, 11, 23, tzinfo=UTC),
+            datetime(2026, 11, 30, tzinfo=UTC),
+        ),
+        (
+            Window.MONTH,
+            datetime(2026, 11, 1, tzinfo=UTC),
+            datetime(2026, 12, 1, tzinfo=UTC),
+        ),
     ],
 )
 def test_a_budget_begins_again_on_monday_or_on_the_first(
     tmp_path: Path, window: Window, began: datetime, end: datetime
 ) -> None:
     clock = Clock(began.timestamp())
-    counts, count = LocalCounts(tmp_path, clock), QuotaCount("q", QuotaUnit.TOKENS, window, "all")
+    counts, count = (
+        LocalCounts(tmp_path, clock),
+        QuotaCount("q", QuotaUnit.TOKENS, window, "all"),
+    )
     counts.add(count, 7)
-    assert counts.hold("request", count, 10, 3) == Taken(3, 7, 3, end.timestamp() - clock.now)
+    assert counts.hold("request", count, 10, 3) == Taken(
+        3, 7, 3, end.timestamp() - clock.now
+    )
     clock.now = end.timestamp() - 1
     assert counts.take(count, 10, 0) == Taken(0, 7, 3, 1)
     assert counts.hold("other", count, 10, 1).given == 0, "three are still held"
@@ -448,9 +595,14 @@ def test_a_quota_is_forgotten_alone(tmp_path: Path) -> None:
     assert [use.used for use in counts.uses()] == [7]
 
 
-def test_one_holder_of_a_quota_is_forgotten_with_what_is_held_and_no_other(tmp_path: Path) -> None:
+def test_one_holder_of_a_quota_is_forgotten_with_what_is_held_and_no_other(
+    tmp_path: Path,
+) -> None:
     counts = LocalCounts(tmp_path)
-    alice, bob = (QuotaCount("q", QuotaUnit.COST, Window.DAY, f"user:{name}") for name in ("alice", "bob"))
+    alice, bob = (
+        QuotaCount("q", QuotaUnit.COST, Window.DAY, f"user:{name}")
+        for name in ("alice", "bob")
+    )
     for number, count in enumerate((alice, bob)):
         counts.add(count, 5)
         counts.hold(f"r{number}", count, 100, 10)
@@ -471,7 +623,10 @@ def test_another_limit_goes_on_from_what_was_used(tmp_path: Path) -> None:
 @settings(deadline=None)
 @given(
     st.integers(1, 200),
-    st.lists(st.tuples(st.sampled_from(["take", "die", "tick"]), st.integers(0, 3)), max_size=400),
+    st.lists(
+        st.tuples(st.sampled_from(["take", "die", "tick"]), st.integers(0, 3)),
+        max_size=400,
+    ),
 )
 def test_no_number_of_processes_that_end_at_any_time_passes_a_limit(
     tmp_path_factory: pytest.TempPathFactory, limit: int, steps: list[tuple[str, int]]
@@ -493,19 +648,25 @@ def test_no_number_of_processes_that_end_at_any_time_passes_a_limit(
 
 
 @pytest.mark.system
-def test_processes_that_are_killed_at_random_never_take_more_than_the_limit(tmp_path: Path) -> None:
+def test_processes_that_are_killed_at_random_never_take_more_than_the_limit(
+    tmp_path: Path,
+) -> None:
     check_that_no_limit_is_passed([tmp_path] * 3)
 
 
 @pytest.mark.system
-def test_a_process_that_is_stopped_in_the_middle_holds_up_no_other(tmp_path: Path) -> None:
+def test_a_process_that_is_stopped_in_the_middle_holds_up_no_other(
+    tmp_path: Path,
+) -> None:
     with start_worker(tmp_path) as worker:
         worker.send_signal(signal.SIGSTOP)
         assert Meter(LocalCounts(tmp_path)).take([(REQUESTS, "all")]) is None
         worker.kill()
 
 
-def test_the_last_units_are_given_one_by_one_and_a_used_up_count_is_asked_about_once_a_second(tmp_path: Path) -> None:
+def test_the_last_units_are_given_one_by_one_and_a_used_up_count_is_asked_about_once_a_second(
+    tmp_path: Path,
+) -> None:
     clock, asked = Clock(), []
     counts = LocalCounts(tmp_path, clock)
 
@@ -526,8 +687,12 @@ def test_the_last_units_are_given_one_by_one_and_a_used_up_count_is_asked_about_
     assert take()
 
 
-def test_of_bytes_too_a_gateway_gives_its_part_alone_while_the_store_is_away(tmp_path: Path) -> None:
-    chosen = QuotaStoreSettings(parse_address("127.0.0.1"), 1, "u", "p", None, OnUnavailable.LOCAL, gateways=4)
+def test_of_bytes_too_a_gateway_gives_its_part_alone_while_the_store_is_away(
+    tmp_path: Path,
+) -> None:
+    chosen = QuotaStoreSettings(
+        parse_address("127.0.0.1"), 1, "u", "p", None, OnUnavailable.LOCAL, gateways=4
+    )
     quota = Quota("q", PLACE, QuotaUnit.BYTES_OUT, 1000, Window.DAY, Counted.CLIENT)
     with closing(LocalCounts(tmp_path)) as local:
         local.add(QuotaCount.of(quota, "192.0.2.1"), 200)
@@ -538,32 +703,46 @@ def test_of_bytes_too_a_gateway_gives_its_part_alone_while_the_store_is_away(tmp
         assert meter.take([(quota, "192.0.2.1")], Announced("2", 50)) is None
 
 
-# --- the command --------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("wrong", "expected"),
     [
         ("policy", "the policy does not load: {}: the policy directory cannot be read"),
-        ("state", "the counts cannot be read: [Errno 2] No such file or directory: '{}'"),
+        (
+            "state",
+            "the counts cannot be read: [Errno 2] No such file or directory: '{}'",
+        ),
     ],
 )
-def test_a_place_that_cannot_be_read_is_named_with_its_option(tmp_path: Path, wrong: str, expected: str) -> None:
+def test_a_place_that_cannot_be_read_is_named_with_its_option(
+    tmp_path: Path, wrong: str, expected: str
+) -> None:
     (tmp_path / "here/policy").mkdir(parents=True)
     (tmp_path / "here/policy/policy.yaml").write_text("version: 1\n")
     (tmp_path / "here/state").mkdir()
-    places = {name: tmp_path / "here" / name for name in ("policy", "state")} | {wrong: tmp_path / "nowhere"}
-    done = CliRunner().invoke(main, ["quota", "--policy", str(places["policy"]), "--state", str(places["state"])])
+    places = {name: tmp_path / "here" / name for name in ("policy", "state")} | {
+        wrong: tmp_path / "nowhere"
+    }
+    done = CliRunner().invoke(
+        main,
+        ["quota", "--policy", str(places["policy"]), "--state", str(places["state"])],
+    )
     assert done.exit_code == 1
     assert expected.format(tmp_path / "nowhere") in done.output
     assert f" by --{wrong} DIR" in done.output
 
 
-def test_tokens_are_listed_and_reset_in_the_counts_of_their_own_account(tmp_path: Path) -> None:
+def test_tokens_are_listed_and_reset_in_the_counts_of_their_own_account(
+    tmp_path: Path,
+) -> None:
     policy, state = tmp_path / "policy", tmp_path / "state"
     policy.mkdir()
     (state / BODIES_FOLDER).mkdir(parents=True)
-    rules = "rules:\n  - {name: llm, action: allow, hosts: [llm.example], meter: tokens}\n"
+    rules = (
+        "rules:\n  - {name: llm, action: allow, hosts: [llm.example], meter: tokens}\n"
+    )
     quotas = (
         "prices: [{model: '*', in: 2.5, out: 10}]\n"
         "quotas:\n"
@@ -608,7 +787,9 @@ def test_tokens_are_listed_and_reset_in_the_counts_of_their_own_account(tmp_path
         "Reset budget of user:bob: 1.00 of cost to zero.",
         "         nothing is used",
     ]
-    refused = CliRunner().invoke(main, ["quota", "--policy", str(policy), "--holder", "alice"])
+    refused = CliRunner().invoke(
+        main, ["quota", "--policy", str(policy), "--holder", "alice"]
+    )
     assert "--holder: it goes with --reset NAME" in refused.output
     uncounted = [
         "   25 %  all  250 tokens",
@@ -616,15 +797,24 @@ def test_tokens_are_listed_and_reset_in_the_counts_of_their_own_account(tmp_path
         "   40 %  all  4 requests",
     ]
     assert said()[3:] == uncounted
-    kept = [json.loads(line) for line in (tmp_path / "decisions.jsonl").read_text().splitlines()]
-    assert [(one["decision"], one["who"], one["quota"], one["holder"]) for one in kept] == [
-        ("reset", who_decides(), "budget", holder) for holder in ("192.0.2.1", "alice", "")
+    kept = [
+        json.loads(line)
+        for line in (tmp_path / "decisions.jsonl").read_text().splitlines()
+    ]
+    assert [
+        (one["decision"], one["who"], one["quota"], one["holder"]) for one in kept
+    ] == [
+        ("reset", who_decides(), "budget", holder)
+        for holder in ("192.0.2.1", "alice", "")
     ]
     (tmp_path / "decisions.jsonl").unlink()
     (tmp_path / "decisions.jsonl").mkdir()
     reset = ("--reset", "tokens", "--policy", str(policy), "--state", str(state))
     refused = CliRunner().invoke(main, ["quota", *reset])
-    assert (refused.exit_code, "decisions.jsonl cannot be written" in refused.output) == (1, True)
+    assert (
+        refused.exit_code,
+        "decisions.jsonl cannot be written" in refused.output,
+    ) == (1, True)
     assert said()[3:] == uncounted
 
 
@@ -635,19 +825,30 @@ def run_quota(*options: str) -> list[str]:
 
 
 @pytest.mark.system
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can call something as another account")
-def test_counts_of_an_account_without_a_name_are_read_with_its_rights(open_folder: Path) -> None:
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can call something as another account"
+)
+def test_counts_of_an_account_without_a_name_are_read_with_its_rights(
+    open_folder: Path,
+) -> None:
     with closing(LocalCounts(open_folder)) as counts:
         counts.add(COUNT, 3)
     for path in (open_folder / "quotas", *(open_folder / "quotas").iterdir()):
         os.chown(path, 61_999, 61_999)
-    read = call_as_owner(open_folder / "quotas", lambda: [os.geteuid(), LocalCounts(open_folder).uses()[0].used])
+    read = call_as_owner(
+        open_folder / "quotas",
+        lambda: [os.geteuid(), LocalCounts(open_folder).uses()[0].used],
+    )
     assert read == [61_999, 3]
 
 
 @pytest.mark.system
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can call something as another account")
-def test_another_account_of_the_group_reads_the_counts_while_they_are_written(open_folder: Path) -> None:
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can call something as another account"
+)
+def test_another_account_of_the_group_reads_the_counts_while_they_are_written(
+    open_folder: Path,
+) -> None:
     """As the exporter reads the counts of tokens."""
     with closing(LocalCounts(open_folder)) as counts:
         counts.add(COUNT, 3)

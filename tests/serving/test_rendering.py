@@ -1,4 +1,6 @@
-"""Squid's configuration from templates and typed values: no text of a policy becomes a directive."""
+"""Squid's configuration from templates and typed values: no text of a policy becomes a
+directive.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,10 @@ from tests.conftest import write_policy
 SQUID = Path(__file__).parents[2] / "squid"
 CORE = "squidkeeper.conf"
 TEMPLATES = {CORE: (SQUID / CORE).read_text()} | {
-    part_file(Part(path.stem)): path.read_text() for path in (SQUID / "parts").glob("*.conf")
+    part_file(Part(path.stem)): path.read_text()
+    for path in (SQUID / "parts").glob("*.conf")
 }
+# setup/configuration.py fills them in
 GATEWAYS = {
     "WORKERS",
     "RATE",
@@ -54,10 +58,17 @@ GATEWAYS = {
     "BODIES",
     "REQUEST_ID",
     "UNLESS_TRANSPARENT",
-}  # setup/configuration.py fills them in
+}
 PEER = Peer("corp:0123456789ab", "proxy.example", 3128, "user:pass%20word")
 FULL = Values(
-    keys=frozenset(Part) | {"core", "strip.x-debug", "inject.x-own", "upstream.corp:0123456789ab", "watch.secrets"},
+    keys=frozenset(Part)
+    | {
+        "core",
+        "strip.x-debug",
+        "inject.x-own",
+        "upstream.corp:0123456789ab",
+        "watch.secrets",
+    },
     strips={"x-debug": "0a1b2c3d", "all": "5ef5ef03"},
     injects=("X-Own",),
     peers=(PEER,),
@@ -71,29 +82,56 @@ FULL = Values(
 
 def rendered(values: Values, own: str = "", *, pages: bool = False) -> dict[str, str]:
     given = placeholders() if pages else {}
-    texts = {name: fill(text, dict.fromkeys(_gateways(text), "") | given) for name, text in TEMPLATES.items()}
+    texts = {
+        name: fill(text, dict.fromkeys(_gateways(text), "") | given)
+        for name, text in TEMPLATES.items()
+    }
     return render(texts, values, own)
 
 
 def _gateways(text: str) -> set[str]:
-    return {name for name in re.findall(r"@([A-Za-z_]+)@", text) if name in GATEWAYS or name.startswith("PAGE_")}
+    return {
+        name
+        for name in re.findall(r"@([A-Za-z_]+)@", text)
+        if name in GATEWAYS or name.startswith("PAGE_")
+    }
 
 
-def test_each_placeholder_of_the_committed_files_is_known_and_each_known_one_is_used() -> None:
-    named = {name for text in TEMPLATES.values() for name in re.findall(r"@([A-Za-z_]+)@", text)}
+def test_each_placeholder_of_the_committed_files_is_known_and_each_known_one_is_used() -> (
+    None
+):
+    named = {
+        name
+        for text in TEMPLATES.values()
+        for name in re.findall(r"@([A-Za-z_]+)@", text)
+    }
     named |= {"CONTENT_TYPE"}  # in the format of the log
     named -= {"BODIES_LAST"}  # made from the other files
-    assert {name for name in named if name not in GATEWAYS and not name.startswith("PAGE_")} == {*PLACEHOLDERS}
-    assert all("@" not in line for text in rendered(FULL).values() for line in text.splitlines() if line[:1] != "#")
+    assert {
+        name for name in named if name not in GATEWAYS and not name.startswith("PAGE_")
+    } == {*PLACEHOLDERS}
+    assert all(
+        "@" not in line
+        for text in rendered(FULL).values()
+        for line in text.splitlines()
+        if line[:1] != "#"
+    )
 
 
 def test_only_the_parts_that_are_needed_are_there_and_included_in_their_order() -> None:
     texts = rendered(Values(keys=frozenset({"core", Part.STRIP, Part.WATCH})))
     assert texts.keys() == {CORE, part_file(Part.STRIP), part_file(Part.WATCH)}
-    included = re.findall(r"^include /etc/squid/(squidkeeper\.d/\S+)$", texts[CORE], re.MULTILINE)
+    included = re.findall(
+        r"^include /etc/squid/(squidkeeper\.d/\S+)$", texts[CORE], re.MULTILINE
+    )
     assert included == [part_file(Part.WATCH), part_file(Part.STRIP)]
-    everything = re.findall(r"^include /etc/squid/(squidkeeper\.d/\S+)$", rendered(FULL)[CORE], re.MULTILINE)
-    assert {*everything} == {part_file(part) for part in Part if part is not Part.SHARED}  # FULL has a parent
+    everything = re.findall(
+        r"^include /etc/squid/(squidkeeper\.d/\S+)$", rendered(FULL)[CORE], re.MULTILINE
+    )
+    # FULL has a parent
+    assert {*everything} == {
+        part_file(part) for part in Part if part is not Part.SHARED
+    }
 
 
 def test_what_denies_after_the_service_of_bodies_is_asked_ahead_of_it() -> None:
@@ -102,30 +140,48 @@ def test_what_denies_after_the_service_of_bodies_is_asked_ahead_of_it() -> None:
         line.removeprefix("adapted_http_access deny ")
         for name, text in texts.items()
         for line in text.replace("\\\n   ", "").splitlines()
-        if line.startswith("adapted_http_access deny ") and name != part_file(Part.BODIES)
+        if line.startswith("adapted_http_access deny ")
+        and name != part_file(Part.BODIES)
     ]
     core = texts[CORE].replace("\\\n   ", "")
     ahead = dict(re.findall(r"^acl (sk_ahead_\d+) all-of (.*)$", core, re.MULTILINE))
     assert len(ahead) > 5
     assert sorted(ahead.values()) == sorted(
-        ["sk_no_answer !all", *(line for line in later if not line.startswith("CONNECT "))]
+        [
+            "sk_no_answer !all",
+            *(line for line in later if not line.startswith("CONNECT ")),
+        ]
     )
-    assert re.findall(r"^acl sk_asked_ahead any-of (\S+)$", core, re.MULTILINE) == [*ahead]
-    assert [*ahead.values()][-1] == "sk_no_answer !all", "what holds without an answer of the service is noted last"
-    assert re.findall(r"^http_access .*$", core, re.MULTILINE)[-1].endswith(" sk_body_decides sk_asked_ahead")
+    assert re.findall(r"^acl sk_asked_ahead any-of (\S+)$", core, re.MULTILINE) == [
+        *ahead
+    ]
+    assert [*ahead.values()][-1] == "sk_no_answer !all", (
+        "what holds without an answer of the service is noted last"
+    )
+    assert re.findall(r"^http_access .*$", core, re.MULTILINE)[-1].endswith(
+        " sk_body_decides sk_asked_ahead"
+    )
     without = rendered(Values(keys=FULL.keys - {Part.BODIES}), pages=True)
     assert not any("sk_body_decides" in text for text in without.values())
 
 
 def test_without_a_rule_about_bodies_squid_has_no_line_about_them() -> None:
     others = Values(keys=frozenset({"core", *Part} - {Part.BODIES}))
-    assert [line for text in rendered(others).values() for line in text.splitlines() if re.search("sk_bod", line)] == []
+    assert [
+        line
+        for text in rendered(others).values()
+        for line in text.splitlines()
+        if re.search("sk_bod", line)
+    ] == []
     assert "sk_bodies" in rendered(FULL)[part_file(Part.BODIES)]
 
 
 def test_the_order_in_which_templates_are_read_changes_nothing() -> None:
     """A folder lists its files in any order."""
-    texts = {name: fill(text, dict.fromkeys(_gateways(text), "")) for name, text in TEMPLATES.items()}
+    texts = {
+        name: fill(text, dict.fromkeys(_gateways(text), ""))
+        for name, text in TEMPLATES.items()
+    }
     assert render(texts, FULL) == render(dict(reversed(texts.items())), FULL)
 
 
@@ -139,7 +195,9 @@ def test_the_helpers_are_told_what_is_in_force() -> None:
 def test_without_a_rule_with_meter_nothing_is_asked_about_answers() -> None:
     texts = rendered(replace(FULL, keys=FULL.keys - {Part.METER}))
     assert "/usage " in rendered(FULL)[part_file(Part.METER)]
-    assert [name for name, text in texts.items() if "/usage" in text or "metered_" in text] == []
+    assert [
+        name for name, text in texts.items() if "/usage" in text or "metered_" in text
+    ] == []
 
 
 def test_many_keys_do_not_make_a_line_longer_than_squid_reads() -> None:
@@ -159,8 +217,12 @@ CONTINUES = {
 
 
 @pytest.mark.parametrize("hosts", CONTINUES)
-def test_an_upload_goes_on_ahead_of_the_decision_where_the_host_may_ask_the_service(tmp_path: Path, hosts: str) -> None:
-    """Squid refuses a configuration in which a name stands beside one that covers it."""
+def test_an_upload_goes_on_ahead_of_the_decision_where_the_host_may_ask_the_service(
+    tmp_path: Path, hosts: str
+) -> None:
+    """Squid refuses a configuration in which a name stands beside one that
+    covers it.
+    """
     rules = "rules: [{name: a, action: allow, hosts: [other.example]}, {name: b, action: deny, hosts: %s, %s}]"
     text = rules % (hosts, "body: {json: {/x: [1]}}")
     directory = write_policy(tmp_path / "policy", text)
@@ -169,17 +231,23 @@ def test_an_upload_goes_on_ahead_of_the_decision_where_the_host_may_ask_the_serv
     lines = rendered(values)[part_file(Part.BODIES)]
     named = re.findall(r"^acl sk_asked_host dstdomain -n (\S+)$", lines, re.MULTILINE)
     assert named == (CONTINUES[hosts] or [])
-    continues = re.findall(r"^force_request_body_continuation (.*)$", lines, re.MULTILINE)
+    continues = re.findall(
+        r"^force_request_body_continuation (.*)$", lines, re.MULTILINE
+    )
     assert continues == [f"allow !CONNECT{' sk_asked_host' if named else ''}"]
 
 
 def test_hosts_whose_uploads_go_on_stay_while_squid_runs() -> None:
-    one, two, every = (Values(asked_hosts=hosts) for hosts in (("a.example",), ("b.example",), None))
+    one, two, every = (
+        Values(asked_hosts=hosts) for hosts in (("a.example",), ("b.example",), None)
+    )
     assert merge(one, two).asked_hosts == ("a.example", "b.example")
     assert merge(one, every).asked_hosts is merge(every, one).asked_hosts is None
 
 
-HOSTILE = st.text(alphabet="\n\r\t \"'#\\${}@%,;=aZ-_.:/\0é", min_size=1, max_size=12) | st.sampled_from(
+HOSTILE = st.text(
+    alphabet="\n\r\t \"'#\\${}@%,;=aZ-_.:/\0é", min_size=1, max_size=12
+) | st.sampled_from(
     [
         "X\nhttp_access allow all",
         "x allow all",
@@ -217,30 +285,53 @@ def json_with(path: str, value: str) -> str:
     return json.dumps(found)
 
 
-PLACES = ("key", "strip", "strip key", "inject", "key", "host", "login", "default", "asked host")
+PLACES = (
+    "key",
+    "strip",
+    "strip key",
+    "inject",
+    "key",
+    "host",
+    "login",
+    "default",
+    "asked host",
+)
 
 
 @given(place=st.sampled_from(PLACES), value=HOSTILE)
 def test_no_text_of_a_policy_becomes_a_directive(place: str, value: str) -> None:
-    """A hostile text is refused. One that is not stands in as many directives of the same kind as a plain text does."""
+    """A hostile text is refused.
+
+    One that is not stands in as many directives of the same kind as a plain text does.
+    """
     try:
         values = decode_values(json_with(place, value))
     except ValueError:
         return
     assert NAMES.match(value), f"{value!r} was taken for {place}"
-    plain = {line.split(" ")[0] for text in rendered(FULL).values() for line in text.splitlines()}
+    plain = {
+        line.split(" ")[0]
+        for text in rendered(FULL).values()
+        for line in text.splitlines()
+    }
     for name, text in rendered(values).items():
         assert {line.split(" ")[0] for line in text.splitlines()} <= plain, name
 
 
 @pytest.mark.parametrize("place", sorted({*PLACES}))
-@pytest.mark.parametrize("value", ["x\n", "x\nhttp_access allow all", "x y", 'x"', "x#", "x\\", "${x}", "@X@", "x'"])
+@pytest.mark.parametrize(
+    "value",
+    ["x\n", "x\nhttp_access allow all", "x y", 'x"', "x#", "x\\", "${x}", "@X@", "x'"],
+)
 def test_each_text_with_a_meaning_for_squid_is_refused(place: str, value: str) -> None:
     with pytest.raises(ValueError, match="what may stand in Squid's configuration"):
         decode_values(json_with(place, value))
 
 
-@pytest.mark.parametrize("text", ['{"port": 1}', "[]", "", '{"keys": ["core"], "more": 1}', '{"bytes_out": 0}'])
+@pytest.mark.parametrize(
+    "text",
+    ['{"port": 1}', "[]", "", '{"keys": ["core"], "more": 1}', '{"bytes_out": 0}'],
+)
 def test_what_is_not_values_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="Squid's configuration"):
         decode_values(text)
@@ -260,7 +351,9 @@ upstreams:
 """
 
 
-def test_a_policy_gives_its_values_and_a_parent_without_its_password_is_left_out(tmp_path: Path) -> None:
+def test_a_policy_gives_its_values_and_a_parent_without_its_password_is_left_out(
+    tmp_path: Path,
+) -> None:
     directory = write_policy(tmp_path / "policy", POLICY)
     (directory / "pass").write_text("p:#\n")
     (directory / "pass").chmod(0o640)
@@ -275,11 +368,17 @@ def test_a_policy_gives_its_values_and_a_parent_without_its_password_is_left_out
     assert decode_values(encode_values(values)) == values
 
 
-def test_nothing_is_removed_while_squid_runs_and_an_edit_that_is_taken_back_changes_nothing() -> None:
+def test_nothing_is_removed_while_squid_runs_and_an_edit_that_is_taken_back_changes_nothing() -> (
+    None
+):
     less = Values(keys=frozenset({"core"}), bytes_out=5_000_000)
     both = merge(FULL, less)
     assert both == merge(both, less) == merge(both, replace(FULL, default=None))
-    assert (both.keys, both.peers, both.default) == (FULL.keys, FULL.peers, FULL.default)
+    assert (both.keys, both.peers, both.default) == (
+        FULL.keys,
+        FULL.peers,
+        FULL.default,
+    )
 
 
 def test_a_password_and_a_bound_are_replaced() -> None:
@@ -287,16 +386,21 @@ def test_a_password_and_a_bound_are_replaced() -> None:
     assert merge(FULL, new).peers == new.peers
     assert merge(FULL, new).bytes_out == 7
     old = Values(keys=frozenset({"quotas.bytes_out-5"}))
-    assert merge(old, Values(keys=frozenset({"quotas.bytes_out-7"}))).keys == {"quotas.bytes_out-7"}
+    assert merge(old, Values(keys=frozenset({"quotas.bytes_out-7"}))).keys == {
+        "quotas.bytes_out-7"
+    }
 
 
 def test_the_bound_of_a_body_is_left_to_the_operators_own_line() -> None:
-    assert "request_body_max_size 5000000 bytes\n" in rendered(FULL)[part_file(Part.QUOTAS)]
+    assert (
+        "request_body_max_size 5000000 bytes\n"
+        in rendered(FULL)[part_file(Part.QUOTAS)]
+    )
     own = rendered(FULL, "request_body_max_size 1 KB\n")[part_file(Part.QUOTAS)]
     assert "request_body_max_size" not in own
 
 
-# --- what the files name -----------------------------------------------------------------------------------------
+# --- what the files name --------------------------------------------------------------
 
 TOGETHER = {  # what a policy that needs a part needs too
     Part.CREDENTIALS_BY_HEADERS: {Part.CREDENTIALS, Part.READ_HEADERS},
@@ -308,18 +412,34 @@ ALWAYS = {Part.CERTIFICATES, Part.OVERRIDE_HEADERS, Part.PAGES}
 
 def whole(values: Values) -> str:
     """All lines of a gateway, without comments and with continued lines joined."""
-    others = ((SQUID / name).read_text() for name in ("squid.conf", "squidkeeper-logformat.conf"))
+    others = (
+        (SQUID / name).read_text()
+        for name in ("squid.conf", "squidkeeper-logformat.conf")
+    )
     formats = "\n".join(log_formats().values())
     text = "\n".join((*others, formats, *rendered(values, pages=True).values()))
-    return "\n".join(line for line in text.replace("\\\n", " ").splitlines() if not line.startswith("#"))
+    return "\n".join(
+        line
+        for line in text.replace("\\\n", " ").splitlines()
+        if not line.startswith("#")
+    )
 
 
 def acls_of(text: str) -> tuple[set[str], set[str]]:
     """The ACLs that are defined, and those that are named elsewhere."""
     defined = {*re.findall(r"^acl (\S+)", text, re.MULTILINE)}
-    types = {*re.findall(r"^(?:external_acl_type|icap_service) (\S+)", text, re.MULTILINE)}
-    rest = re.sub(r"^(acl \S+ external \S+|acl \S+|external_acl_type.*)", "", text, flags=re.MULTILINE)
-    return defined, {*re.findall(r"(?<![\w=/])!?(sk_\w+)", rest)} - types - {*re.findall(r" name=(sk_\w+)", text)}
+    types = {
+        *re.findall(r"^(?:external_acl_type|icap_service) (\S+)", text, re.MULTILINE)
+    }
+    rest = re.sub(
+        r"^(acl \S+ external \S+|acl \S+|external_acl_type.*)",
+        "",
+        text,
+        flags=re.MULTILINE,
+    )
+    return defined, {*re.findall(r"(?<![\w=/])!?(sk_\w+)", rest)} - types - {
+        *re.findall(r" name=(sk_\w+)", text)
+    }
 
 
 @pytest.mark.parametrize("part", Part)
@@ -329,7 +449,10 @@ def test_each_acl_that_a_part_names_is_defined_where_the_part_is(part: Part) -> 
     defined, used = acls_of(whole(values))
     peers = {name for name in used if name.startswith("sk_corp")}
     tags = {*re.findall(r"tag ((?:sk_\w+ ?)+)", whole(values))}
-    assert used - defined - peers - {name for names in tags for name in names.split()} == set()
+    assert (
+        used - defined - peers - {name for names in tags for name in names.split()}
+        == set()
+    )
 
 
 def test_each_acl_that_is_defined_is_used() -> None:
@@ -355,9 +478,14 @@ def annotations_written() -> set[str]:
 def test_squid_reads_each_annotation_that_helpers_write_and_no_others() -> None:
     text = whole(FULL) + "\n".join(page for _, page in files())
     noted = {*re.findall(r"(?<= )([a-z][a-z_]*_)=", text)}
-    read = {*re.findall(r"note\{([a-z_]+_)\}", text), *re.findall(r"\{([a-z_]+_)\}note", text)}
+    read = {
+        *re.findall(r"note\{([a-z_]+_)\}", text),
+        *re.findall(r"\{([a-z_]+_)\}note", text),
+    }
     read |= {*re.findall(r"^acl \S+ note ([a-z_]+_)", text, re.MULTILINE)}
-    headers = {header_annotation(name) for name in (*INJECTABLE_HEADERS, "X-Own", "X-Amz-Date")}
+    headers = {
+        header_annotation(name) for name in (*INJECTABLE_HEADERS, "X-Own", "X-Amz-Date")
+    }
     assert read - headers - annotations_written() - noted == set()
     assert annotations_written() - read == set()
 
@@ -365,38 +493,59 @@ def test_squid_reads_each_annotation_that_helpers_write_and_no_others() -> None:
 def test_no_part_shares_connections_with_bump_documented_or_a_default_parent() -> None:
     shares = Values(keys=frozenset({"core", Part.SHARED}))
     assert Part.SHARED in shares.parts
-    for other in (replace(shares, documented=True), shares.with_default("http://proxy.example:3128")):
-        assert (Part.SHARED in other.parts, Part.SHARED in other.in_force) == (False, False)
+    for other in (
+        replace(shares, documented=True),
+        shares.with_default("http://proxy.example:3128"),
+    ):
+        assert (Part.SHARED in other.parts, Part.SHARED in other.in_force) == (
+            False,
+            False,
+        )
         assert part_file(Part.SHARED) not in rendered(other)
         assert merge(other, shares).parts == other.parts
 
 
-# --- what Squid's account may answer to root ------------------------------------------------------------------------
+# --- what Squid's account may answer to root ------------------------------------------
 
 ACCOUNT = Account("squid", 13, 13)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | HOSTILE,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(HOSTILE, inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(HOSTILE, inner, max_size=4)
+    ),
 )
 FIELDS = sorted(Values.__struct_fields__)
 ANSWERS = (
     st.binary(max_size=64)
     | st.builds(lambda value: json.dumps(value).encode(), JSON)
     | st.builds(lambda value: json.dumps([value, None]).encode(), JSON)
-    | st.builds(lambda text, problems: json.dumps([[text, problems, False], None]).encode(), JSON, JSON)
     | st.builds(
-        lambda name, value: json.dumps([[json.dumps({name: value}), [], False], None]).encode(),
+        lambda text, problems: json.dumps([[text, problems, False], None]).encode(),
+        JSON,
+        JSON,
+    )
+    | st.builds(
+        lambda name, value: json.dumps(
+            [[json.dumps({name: value}), [], False], None]
+        ).encode(),
         st.sampled_from(FIELDS) | HOSTILE,
         JSON,
     )
     | st.sampled_from(
-        [b"[" * 100_000, b'[["' + b"[" * 100_000 + b'", [], false], null]', b"[null, 5]", b"[null, null]"]
+        [
+            b"[" * 100_000,
+            b'[["' + b"[" * 100_000 + b'", [], false], null]',
+            b"[null, 5]",
+            b"[null, null]",
+        ]
     )
 )
 
 
 def answering(data: bytes) -> Callable[[object, object, int], None]:
-    """What takes the place of the child: it has the account, so it can write anything."""
+    """What takes the place of the child: it has the account, so it can write
+    anything.
+    """
 
     def answer(_: object, __: object, sender: int) -> None:
         with open(sender, "wb") as file:
@@ -426,7 +575,9 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 @pytest.mark.system
 @given(data=ANSWERS)
-def test_root_refuses_what_is_malformed_and_changes_nothing(gateway: Layout, data: bytes) -> None:
+def test_root_refuses_what_is_malformed_and_changes_nothing(
+    gateway: Layout, data: bytes
+) -> None:
     before = contents(gateway.prefix)
     with patch("squidkeeper.base.squid_account._answer", answering(data)):
         try:
@@ -446,5 +597,8 @@ def test_an_answer_without_an_end_is_not_read_to_its_end(gateway: Layout) -> Non
         while True:
             os.write(sender, b"[" * 65_536)
 
-    with patch("squidkeeper.base.squid_account._answer", answer), pytest.raises(OSError, match="no answer of the kind"):
+    with (
+        patch("squidkeeper.base.squid_account._answer", answer),
+        pytest.raises(OSError, match="no answer of the kind"),
+    ):
         named_values(ACCOUNT, gateway, gateway.policy, gateway.state)

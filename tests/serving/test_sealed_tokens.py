@@ -1,4 +1,6 @@
-"""Sealed tokens: round trips, what cannot be sealed, where a token may be presented, and each of its guards."""
+"""Sealed tokens: round trips, what cannot be sealed, where a token may be presented,
+and each of its guards.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ from squidkeeper.policy.engine import decide
 from squidkeeper.policy.engine.sealed_guards import failing_guard
 from squidkeeper.policy.language.forms import InjectedValue
 from squidkeeper.policy.language.model import HostFacts
-from squidkeeper.policy.language.sealed_tokens import SealedEntry, format_content, parse_content
+from squidkeeper.policy.language.sealed_tokens import (
+    SealedEntry,
+    format_content,
+    parse_content,
+)
 from squidkeeper.policy.language.secret_sources import FileSource, NamedSecret
 from squidkeeper.policy.protocol.request import request_to
 from squidkeeper.policy.url import parse_url
@@ -66,9 +72,17 @@ def test_a_token_with_one_bit_altered_is_refused(position: int, bit: int) -> Non
         open_bytes(altered.decode("latin-1"), [KEY])
 
 
-@given(st.integers(0, len(TOKEN) - 1), st.text(st.sampled_from("sk1.-_Aa0=/+ ,"), max_size=3))
+@given(
+    st.integers(0, len(TOKEN) - 1),
+    st.text(st.sampled_from("sk1.-_Aa0=/+ ,"), max_size=3),
+)
 def test_a_token_that_is_cut_or_extended_is_refused(position: int, more: str) -> None:
-    for altered in (TOKEN[:position], TOKEN[position + 1 :], TOKEN[:position] + more, TOKEN + more):
+    for altered in (
+        TOKEN[:position],
+        TOKEN[position + 1 :],
+        TOKEN[:position] + more,
+        TOKEN + more,
+    ):
         if altered != TOKEN:
             with pytest.raises(SealedTokenRefused):
                 open_bytes(altered, [KEY])
@@ -109,9 +123,11 @@ def test_a_token_has_a_longest_length() -> None:
         open_bytes(f"sks1.{KEY.public.id}." + "A" * LONGEST_TOKEN, [KEY])
 
 
-# --- its content --------------------------------------------------------------------------------------------------
+# --- its content ----------------------------------------------------------------------
 
-names = st.text(st.sampled_from("abc-"), min_size=1, max_size=8).map(lambda text: f"x{text}x")
+names = st.text(st.sampled_from("abc-"), min_size=1, max_size=8).map(
+    lambda text: f"x{text}x"
+)
 
 
 @given(
@@ -121,7 +137,9 @@ names = st.text(st.sampled_from("abc-"), min_size=1, max_size=8).map(lambda text
     clients=st.lists(names, max_size=2),
     secret=st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1),
     header=st.sampled_from(["Authorization", "X-Api-Key", "private-token"]),
-    expires=st.sampled_from([None, "2036-12-01T18:00:00Z", "2036-12-01T18:00:00+01:00"]),
+    expires=st.sampled_from(
+        [None, "2036-12-01T18:00:00Z", "2036-12-01T18:00:00+01:00"]
+    ),
 )
 def test_a_content_is_what_was_written(
     hosts: list[str],
@@ -132,8 +150,16 @@ def test_a_content_is_what_was_written(
     header: str,
     expires: str | None,
 ) -> None:
-    fields = {"hosts": hosts, "paths": paths, "methods": methods, "clients": clients, "secret": secret}
-    token = seal_bytes(format_content({**fields, "header": header, "expires": expires}), KEY.public)
+    fields = {
+        "hosts": hosts,
+        "paths": paths,
+        "methods": methods,
+        "clients": clients,
+        "secret": secret,
+    }
+    token = seal_bytes(
+        format_content({**fields, "header": header, "expires": expires}), KEY.public
+    )
     content = parse_content(open_bytes(token, [KEY]))
     assert [pattern.text for pattern in content.hosts] == hosts
     assert [pattern.text for pattern in content.match.paths or ()] == paths
@@ -186,11 +212,17 @@ def test_what_cannot_be_sealed(fields: dict[str, object], expected: str) -> None
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.text() | st.integers(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)
+        st.none() | st.booleans() | st.text() | st.integers(),
+        lambda c: st.lists(c) | st.dictionaries(st.text(), c),
     )
 )
 def test_any_json_is_a_content_or_refused(value: object) -> None:
-    for content in (value, {**FIELDS, "paths": value}, {**FIELDS, "hosts": value}, {**FIELDS, "query": value}):
+    for content in (
+        value,
+        {**FIELDS, "paths": value},
+        {**FIELDS, "hosts": value},
+        {**FIELDS, "query": value},
+    ):
         try:
             parse_content(json.dumps(content).encode())
         except PatternError:
@@ -213,13 +245,15 @@ def test_what_tokens_hold_is_neither_kept_nor_shown() -> None:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff", b"[" * 4_000, b'{"a":' * 1_000, b"NaN", b'"x"', b"[1]"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"[" * 4_000, b'{"a":' * 1_000, b"NaN", b'"x"', b"[1]"]
+)
 def test_bytes_that_are_no_content_are_refused(content: bytes) -> None:
     with pytest.raises(PatternError):
         parse_content(content)
 
 
-# --- its guards ---------------------------------------------------------------------------------------------------
+# --- its guards -----------------------------------------------------------------------
 
 
 GUARDED = {
@@ -252,19 +286,27 @@ GUARDED = {
         ("https://api.example/v1/%2e%2e/v2?a=1", {}, "another path"),
         ("https://api.example/v1/x?a=2", {}, "another query"),
         ("https://api.example/v1/x?a=1&a=2", {}, "another query"),
-        ("https://api.example/v1/x?a=1", {"at": datetime(2036, 12, 1, 18, tzinfo=UTC)}, "expired"),
+        (
+            "https://api.example/v1/x?a=1",
+            {"at": datetime(2036, 12, 1, 18, tzinfo=UTC)},
+            "expired",
+        ),
     ],
     ids=str,
 )
-def test_each_guard_has_to_hold(url: str, changes: dict[str, Any], expected: str | None) -> None:
+def test_each_guard_has_to_hold(
+    url: str, changes: dict[str, Any], expected: str | None
+) -> None:
     parsed = parse_url(url)
     clients, method = changes.get("clients", ("agents",)), changes.get("method", "GET")
     facts = HostFacts(clients, method, parsed.scheme, parsed.host, parsed.port)
-    found = failing_guard(parse_content(format_content(GUARDED)), facts, parsed, changes.get("at", NOW))
+    found = failing_guard(
+        parse_content(format_content(GUARDED)), facts, parsed, changes.get("at", NOW)
+    )
     assert found is None if expected is None else expected in (found or "")
 
 
-# --- where it is presented ----------------------------------------------------------------------------------------
+# --- where it is presented ------------------------------------------------------------
 
 
 def shown(value: object) -> str:
@@ -285,56 +327,99 @@ def basic(text: str) -> str:
         {"authorization": TOKEN},
         {"authorization": basic(f"x-access-token:{TOKEN}")},
         {"authorization": basic(f"{TOKEN}:")},
-        *({"authorization": basic(f"{user}:{TOKEN}").rstrip("=")} for user in ("a", "ab", "abc")),
+        *(
+            {"authorization": basic(f"{user}:{TOKEN}").rstrip("=")}
+            for user in ("a", "ab", "abc")
+        ),
         {"authorization": basic(f"x:{TOKEN}").replace(" ", "\t")},
         {"authorization": f"Bearer\t{TOKEN}"},
         {"authorization": basic(f"{TOKEN}:x-oauth-basic")},
-        {"x-api-key": TOKEN, "authorization": "Bearer of-the-client", "user-agent": "x"},
+        {
+            "x-api-key": TOKEN,
+            "authorization": "Bearer of-the-client",
+            "user-agent": "x",
+        },
         {"private-token": TOKEN},
     ],
     ids=shown,
 )
-def test_a_token_is_taken_from_one_header_that_is_injected(headers: dict[str, str]) -> None:
+def test_a_token_is_taken_from_one_header_that_is_injected(
+    headers: dict[str, str],
+) -> None:
     assert presented_token(headers, "https://api.example/x") == TOKEN
 
 
 @pytest.mark.parametrize(
     ("headers", "url", "reason"),
     [
-        ({"authorization": f"Bearer {TOKEN}", "x-api-key": TOKEN}, "https://a.example/", "more than one header"),
-        ({"authorization": f"Bearer {TOKEN}, Bearer {TOKEN}"}, "https://a.example/", "more than the token"),
-        ({"authorization": basic(f"{TOKEN}:{TOKEN}")}, "https://a.example/", "more than one"),
-        ({"authorization": f"Digest {TOKEN}"}, "https://a.example/", "more than the token"),
-        ({"authorization": f"Basic {TOKEN}"}, "https://a.example/", "more than the token"),
+        (
+            {"authorization": f"Bearer {TOKEN}", "x-api-key": TOKEN},
+            "https://a.example/",
+            "more than one header",
+        ),
+        (
+            {"authorization": f"Bearer {TOKEN}, Bearer {TOKEN}"},
+            "https://a.example/",
+            "more than the token",
+        ),
+        (
+            {"authorization": basic(f"{TOKEN}:{TOKEN}")},
+            "https://a.example/",
+            "more than one",
+        ),
+        (
+            {"authorization": f"Digest {TOKEN}"},
+            "https://a.example/",
+            "more than the token",
+        ),
+        (
+            {"authorization": f"Basic {TOKEN}"},
+            "https://a.example/",
+            "more than the token",
+        ),
         ({"cookie": f"a={TOKEN}"}, "https://a.example/", "does not inject"),
         ({"cookie": f"a={TOKEN.upper()}"}, "https://a.example/", "does not inject"),
         ({}, f"https://a.example/?key={TOKEN.upper()}", "a URL is no place"),
         ({"user-agent": f"x {TOKEN}"}, "https://a.example/", "does not inject"),
         ({}, f"https://a.example/?key={TOKEN}", "a URL is no place"),
         ({}, f"https://a.example/{TOKEN.replace('s', '%73')}", "a URL is no place"),
-        ({"authorization": f"Bearer {TOKEN}"}, f"https://a.example/?key={TOKEN}", "a URL is no place"),
+        (
+            {"authorization": f"Bearer {TOKEN}"},
+            f"https://a.example/?key={TOKEN}",
+            "a URL is no place",
+        ),
     ],
     ids=shown,
 )
-def test_a_token_elsewhere_is_refused(headers: dict[str, str], url: str, reason: str) -> None:
+def test_a_token_elsewhere_is_refused(
+    headers: dict[str, str], url: str, reason: str
+) -> None:
     with pytest.raises(SealedTokenRefused, match=reason) as raised:
         presented_token(headers, url)
     assert TOKEN[-20:] not in str(raised.value)
 
 
-@given(st.dictionaries(st.sampled_from(["authorization", "cookie", "x-api-key"]), st.text() | st.just("Basic !")))
+@given(
+    st.dictionaries(
+        st.sampled_from(["authorization", "cookie", "x-api-key"]),
+        st.text() | st.just("Basic !"),
+    )
+)
 def test_requests_without_a_token_have_none(headers: dict[str, str]) -> None:
     if "sks1." not in str(headers).lower():
         assert presented_token(headers, "https://a.example/x?y=z%25") is None
 
 
-# --- the keys in force --------------------------------------------------------------------------------------------
+# --- the keys in force ----------------------------------------------------------------
 
 
 @pytest.fixture
 def keys(tmp_path: Path) -> tuple[SealedTokens, Path, Path]:
     files = (tmp_path / "new", tmp_path / "old")
-    sources = {file.name: NamedSecret(file.name, Location("policy.yaml"), FileSource(file)) for file in files}
+    sources = {
+        file.name: NamedSecret(file.name, Location("policy.yaml"), FileSource(file))
+        for file in files
+    }
     for file, key in zip(files, (OTHER, KEY), strict=True):
         file.write_text(key.reveal() + "\n")
     return SealedTokens(SecretStore(sources, {}), ("new", "old")), *files
@@ -345,7 +430,9 @@ def test_two_keys_are_in_force_and_one_that_is_removed_opens_nothing_more(
 ) -> None:
     tokens, new, old = keys
     other = seal_bytes(format_content(FIELDS), OTHER.public)
-    assert [tokens.open(token).secret for token in (TOKEN, other, TOKEN)] == [SECRET] * 3
+    assert [tokens.open(token).secret for token in (TOKEN, other, TOKEN)] == [
+        SECRET
+    ] * 3
     old.unlink()
     with pytest.raises(SealedTokenRefused, match="a key that is not in force"):
         tokens.open(TOKEN)
@@ -362,7 +449,9 @@ def test_two_keys_are_in_force_and_one_that_is_removed_opens_nothing_more(
 
 @pytest.mark.parametrize("unusable", ["", "not a key"])
 def test_a_key_that_cannot_be_used_has_no_token_opened_again(
-    keys: tuple[SealedTokens, Path, Path], monkeypatch: pytest.MonkeyPatch, unusable: str
+    keys: tuple[SealedTokens, Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    unusable: str,
 ) -> None:
     tokens, new, _ = keys
     opened: list[str] = []
@@ -371,7 +460,9 @@ def test_a_key_that_cannot_be_used_has_no_token_opened_again(
         opened.append(token)
         return open_bytes(token, keys)
 
-    monkeypatch.setattr("squidkeeper.serving.credentials.sealed_tokens.open_bytes", counted)
+    monkeypatch.setattr(
+        "squidkeeper.serving.credentials.sealed_tokens.open_bytes", counted
+    )
     new.write_text(unusable)
     assert [tokens.open(TOKEN).secret for _ in range(3)] == [SECRET] * 3
     assert opened == [TOKEN]
@@ -381,12 +472,16 @@ def test_a_key_that_cannot_be_used_has_no_token_opened_again(
 def test_a_content_that_is_not_understood_is_refused_without_showing_it(
     keys: tuple[SealedTokens, Path, Path],
 ) -> None:
-    with pytest.raises(SealedTokenRefused, match="not one that this gateway understands") as raised:
-        keys[0].open(seal_bytes(json.dumps({**FIELDS, "oops": SECRET}).encode(), KEY.public))
+    with pytest.raises(
+        SealedTokenRefused, match="not one that this gateway understands"
+    ) as raised:
+        keys[0].open(
+            seal_bytes(json.dumps({**FIELDS, "oops": SECRET}).encode(), KEY.public)
+        )
     assert SECRET not in str(raised.value)
 
 
-# --- the command --------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------
 
 
 def run(*options: str, stdin: str = SECRET) -> str:
@@ -400,9 +495,23 @@ def test_the_command_makes_a_key_and_seals_for_it(tmp_path: Path) -> None:
     file = tmp_path / "key"
     public = run("--new-key", str(file))
     assert run("--public-key", str(file)) == public
-    options = ["--to", public, "--host", "api.example", "--path", "/v1/**", "--method", "GET", "--client", "agents"]
+    options = [
+        "--to",
+        public,
+        "--host",
+        "api.example",
+        "--path",
+        "/v1/**",
+        "--method",
+        "GET",
+        "--client",
+        "agents",
+    ]
     content = parse_content(
-        open_bytes(run(*options, "--days", "2", "--port", "8443"), [SealingPrivateKey.parse(file.read_text())])
+        open_bytes(
+            run(*options, "--days", "2", "--port", "8443"),
+            [SealingPrivateKey.parse(file.read_text())],
+        )
     )
     assert (content.secret, content.template, content.match.clients) == (
         SECRET,
@@ -413,12 +522,19 @@ def test_the_command_makes_a_key_and_seals_for_it(tmp_path: Path) -> None:
     assert content.match.ports == (range(8443, 8444),)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a file can be given to another group by root alone")
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="a file can be given to another group by root alone"
+)
 @pytest.mark.parametrize(
-    ("account", "mode", "group"), [(None, 0o600, os.getegid()), (Account("squid", 7, 8), 0o640, 8)]
+    ("account", "mode", "group"),
+    [(None, 0o600, os.getegid()), (Account("squid", 7, 8), 0o640, 8)],
 )
 def test_a_new_key_can_be_read_by_squids_group_and_nobody_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, account: Account | None, mode: int, group: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    account: Account | None,
+    mode: int,
+    group: int,
 ) -> None:
     monkeypatch.setattr("squidkeeper.base.squid_account.squid_account", lambda: account)
     file = tmp_path / "key"
@@ -429,9 +545,22 @@ def test_a_new_key_can_be_read_by_squids_group_and_nobody_else(
 
 def test_the_command_seals_a_basic_credential_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("of the file\n")
-    options = ["--to", str(KEY.public), "--host", "git.example", "--basic", "x-access-token"]
-    content = parse_content(open_bytes(run(*options, "--secret-file", str(tmp_path / "secret")), [KEY]))
-    assert (content.secret, content.username, content.template) == ("of the file", "x-access-token", "{secret}")
+    options = [
+        "--to",
+        str(KEY.public),
+        "--host",
+        "git.example",
+        "--basic",
+        "x-access-token",
+    ]
+    content = parse_content(
+        open_bytes(run(*options, "--secret-file", str(tmp_path / "secret")), [KEY])
+    )
+    assert (content.secret, content.username, content.template) == (
+        "of the file",
+        "x-access-token",
+        "{secret}",
+    )
 
 
 @pytest.mark.parametrize(
@@ -441,11 +570,26 @@ def test_the_command_seals_a_basic_credential_from_a_file(tmp_path: Path) -> Non
         (["--to", "x", "--host", "a.example"], "not a key of sealed tokens"),
         (["--to", str(KEY.public)], "--host is required"),
         (["--to", str(KEY.public), "--host", "*"], "--host: host pattern '*'"),
-        (["--to", str(KEY.public), "--host", "a.example", "--method", "get"], "--method: "),
-        (["--to", str(KEY.public), "--host", "a.example", "--value", "x"], "--value: "),
-        (["--to", str(KEY.public), "--host", "a.example", "--expires", "soon"], "--expires: "),
         (
-            ["--to", str(KEY.public), "--host", "a.example", "--basic", "x", "--value", "{secret}"],
+            ["--to", str(KEY.public), "--host", "a.example", "--method", "get"],
+            "--method: ",
+        ),
+        (["--to", str(KEY.public), "--host", "a.example", "--value", "x"], "--value: "),
+        (
+            ["--to", str(KEY.public), "--host", "a.example", "--expires", "soon"],
+            "--expires: ",
+        ),
+        (
+            [
+                "--to",
+                str(KEY.public),
+                "--host",
+                "a.example",
+                "--basic",
+                "x",
+                "--value",
+                "{secret}",
+            ],
             "--value and --basic",
         ),
         (["--public-key", "/nowhere/key"], "/nowhere/key: no such file"),
@@ -471,14 +615,28 @@ def test_the_command_never_replaces_a_key(tmp_path: Path) -> None:
 def test_a_default_that_only_observes_gives_nothing_of_a_token(tmp_path: Path) -> None:
     url = "https://api.example/x"
     (tmp_path / "key").write_text(KEY.reveal())
-    secrets = SecretStore({"key": NamedSecret("key", Location("policy.yaml"), FileSource(tmp_path / "key"))}, {})
+    secrets = SecretStore(
+        {
+            "key": NamedSecret(
+                "key", Location("policy.yaml"), FileSource(tmp_path / "key")
+            )
+        },
+        {},
+    )
     found = []
     for default in "{action: allow}", "{observe: true}":
         policy = compiled_of(tmp_path / default, f"defaults: {default}")
         match = policy.match(request_to("GET", url))
-        request = FetchedRequest(match, "GET", url, url, {"authorization": f"Bearer {TOKEN}"})
+        request = FetchedRequest(
+            match, "GET", url, url, {"authorization": f"Bearer {TOKEN}"}
+        )
         observes = policy.source.observe_default is not None
         unsealer = Unsealer(secrets, ("key",), default_observes=observes)
         found.append(unsealer.unseal(decide(policy, match, NOW), request, NOW))
-    assert [(told.rule, len(told.credentials)) for told in found] == [("default", 1), ("sealed-token-refused", 0)]
-    assert "no rule allows this request, and the default only observes" in (found[1].reason or "")
+    assert [(told.rule, len(told.credentials)) for told in found] == [
+        ("default", 1),
+        ("sealed-token-refused", 0),
+    ]
+    assert "no rule allows this request, and the default only observes" in (
+        found[1].reason or ""
+    )

@@ -1,4 +1,6 @@
-"""When a client learns that it is denied: turns, surplus, and the helper that holds answers, as a process on pipes."""
+"""When a client learns that it is denied: turns, surplus, and the helper that holds
+answers, as a process on pipes.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ from tests.waiting import pause
 
 from .conftest import Program
 
-LIMITS = Limits(per_second=8, burst=5, longest_seconds=2)  # an eighth of a second is exact in binary
+# an eighth of a second is exact in binary
+LIMITS = Limits(per_second=8, burst=5, longest_seconds=2)
 NOW = 1000.0
 
 
@@ -38,7 +41,9 @@ def no_release(until: float) -> None:
 
 
 @given(st.lists(st.floats(0, 0.5), max_size=300))
-def test_a_client_never_has_more_turns_than_its_burst_and_its_rate(pauses: list[float]) -> None:
+def test_a_client_never_has_more_turns_than_its_burst_and_its_rate(
+    pauses: list[float],
+) -> None:
     clients, now, turns = Clients(LIMITS), NOW, []
     for seconds in pauses:
         now += seconds
@@ -59,7 +64,9 @@ def test_a_burst_is_answered_at_once_then_one_after_another_then_not_at_all() ->
     assert dues[5:21] == [NOW + turn / 8 for turn in range(1, 17)]
     assert dues[21:] == [None] * 9
     assert clients.due("192.0.2.2", NOW) == NOW, "another client waits for nobody"
-    assert clients.due("192.0.2.1", NOW + 3) == NOW + 3, "after a quiet time it may again"
+    assert clients.due("192.0.2.1", NOW + 3) == NOW + 3, (
+        "after a quiet time it may again"
+    )
 
 
 def test_the_clients_that_are_remembered_are_bounded_and_the_busiest_are_kept() -> None:
@@ -107,28 +114,43 @@ def test_surplus_beyond_the_bound_pushes_out_the_oldest() -> None:
     assert len(surplus._waiting) <= 100
 
 
-def test_a_client_that_waits_too_long_is_sent_on_with_a_turn_among_the_surplus() -> None:
+def test_a_client_that_waits_too_long_is_sent_on_with_a_turn_among_the_surplus() -> (
+    None
+):
     throttle = Throttle(LIMITS, 600, no_release)
     answers = [throttle.answer(b"192.0.2.1 -", NOW, held) for held in range(22)]
     assert [late.reply.result for late in answers] == [Result.OK] * 21 + [Result.ERR]
     assert answers[-1].due == NOW
     assert format_reply(answers[-1].reply, b"7") == b"7 ERR held_until_=1000.00\n"
-    assert [late.reply.counts[0][-1] for late in answers] == ["at_once"] * 5 + ["held"] * 16 + ["surplus"]
+    assert [late.reply.counts[0][-1] for late in answers] == ["at_once"] * 5 + [
+        "held"
+    ] * 16 + ["surplus"]
 
 
 def test_lookups_stay_free_for_clients_below_their_rate() -> None:
     """However many others wait: a client with turns left needs no slot to wait in."""
     throttle = Throttle(LIMITS, 600, no_release)
-    assert throttle.answer(b"192.0.2.1 -", NOW, 600 - SPARE_LOOKUPS - 1).reply.result is Result.OK
-    others = [throttle.answer(b"192.0.2.2 -", NOW, 600 - SPARE_LOOKUPS) for _ in range(6)]
+    assert (
+        throttle.answer(b"192.0.2.1 -", NOW, 600 - SPARE_LOOKUPS - 1).reply.result
+        is Result.OK
+    )
+    others = [
+        throttle.answer(b"192.0.2.2 -", NOW, 600 - SPARE_LOOKUPS) for _ in range(6)
+    ]
     assert [late.reply.result for late in others] == [Result.OK] * 5 + [Result.ERR]
     assert [late.due for late in others] == [NOW] * 6
 
 
 def test_the_longest_reply_fits_the_bound_of_its_concurrency() -> None:
-    throttle = Throttle(Limits(per_second=8, burst=1, longest_seconds=2), 600, no_release)
-    reply = [throttle.answer(b"192.0.2.1 -", 999_999_999.99, 600).reply for _ in range(2)][-1]
-    assert format_reply(reply, b"9" * 19, reply_limit(600)).endswith(b" ERR held_until_=999999999.99\n")
+    throttle = Throttle(
+        Limits(per_second=8, burst=1, longest_seconds=2), 600, no_release
+    )
+    reply = [
+        throttle.answer(b"192.0.2.1 -", 999_999_999.99, 600).reply for _ in range(2)
+    ][-1]
+    assert format_reply(reply, b"9" * 19, reply_limit(600)).endswith(
+        b" ERR held_until_=999999999.99\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -143,7 +165,9 @@ def test_the_longest_reply_fits_the_bound_of_its_concurrency() -> None:
         (b"5000 -", NOW + SURPLUS_SECONDS),
     ],
 )
-def test_surplus_is_answered_at_the_time_that_the_line_names(request_: bytes, due: float) -> None:
+def test_surplus_is_answered_at_the_time_that_the_line_names(
+    request_: bytes, due: float
+) -> None:
     late = answer_surplus(request_, NOW, 0)
     assert (late.due, late.reply.result) == (due, Result.OK)
 
@@ -161,7 +185,9 @@ Start = Callable[..., Program]
 
 @pytest.fixture
 def start(program: Callable[..., Program], tmp_path: Path) -> Start:
-    return lambda *options: program("throttle", "--state", str(tmp_path / "state"), *options)
+    return lambda *options: program(
+        "throttle", "--state", str(tmp_path / "state"), *options
+    )
 
 
 def release(until: float) -> None:
@@ -176,16 +202,26 @@ CLIENT = ("--scope", "client", "--rate", "5", "--burst", "2")
 def test_answers_come_late_and_another_clients_ahead_of_them(start: Start) -> None:
     helper = start(*CLIENT)
     begun = time.monotonic()
-    helper.send("1 192.0.2.1 -\n2 192.0.2.1 -\n3 192.0.2.1 -\n4 192.0.2.1 -\n5 192.0.2.2 -")
+    helper.send(
+        "1 192.0.2.1 -\n2 192.0.2.1 -\n3 192.0.2.1 -\n4 192.0.2.1 -\n5 192.0.2.2 -"
+    )
     came = answers(helper, 5)
-    assert [line for line, _ in came] == ["1 OK\n", "2 OK\n", "5 OK\n", "3 OK\n", "4 OK\n"]
+    assert [line for line, _ in came] == [
+        "1 OK\n",
+        "2 OK\n",
+        "5 OK\n",
+        "3 OK\n",
+        "4 OK\n",
+    ]
     third, fourth = (moment - begun for _, moment in came[3:])
     assert third >= 0.2
     assert fourth >= 0.4
 
 
 def test_the_end_of_input_answers_all_that_is_held_at_once(start: Start) -> None:
-    helper = start("--scope", "client", "--rate", "1", "--burst", "1", "--longest", "100")
+    helper = start(
+        "--scope", "client", "--rate", "1", "--burst", "1", "--longest", "100"
+    )
     helper.send(*(f"{number} 192.0.2.1 -" for number in range(1, 51)))
     assert answers(helper, 1)[0][0] == "1 OK\n"
     begun = time.monotonic()
@@ -231,7 +267,16 @@ def test_another_local_account_releases_nothing(start: Start) -> None:
     helper.send(f"1 - -\n2 {now + 30:.2f} -")
     assert answers(helper, 1)[0][0] == "1 OK\n"
     code = "import socket, sys; socket.socket(1, 2).sendto(b'inf', '\\0squidkeeper-throttle-' + sys.argv[1])"
-    as_nobody = ("setpriv", "--reuid", "65534", "--clear-groups", "/usr/bin/python3", "-c", code, str(os.getpid()))
+    as_nobody = (
+        "setpriv",
+        "--reuid",
+        "65534",
+        "--clear-groups",
+        "/usr/bin/python3",
+        "-c",
+        code,
+        str(os.getpid()),
+    )
     subprocess.run(as_nobody, check=True)
     helper.send("3 - -")
     assert answers(helper, 1)[0][0] == "3 OK\n"
@@ -239,7 +284,9 @@ def test_another_local_account_releases_nothing(start: Start) -> None:
 
 
 def test_the_name_of_a_helper_that_has_ended_is_taken_over(start: Start) -> None:
-    first, second = (start("--scope", "surplus", "--concurrency", "100") for _ in range(2))
+    first, second = (
+        start("--scope", "surplus", "--concurrency", "100") for _ in range(2)
+    )
     for helper in (first, second):
         helper.send("1 - -")
         assert answers(helper, 1)[0][0] == "1 OK\n"

@@ -4,13 +4,19 @@ import os
 from pathlib import Path
 
 
-def replace(file: Path, content: bytes, mode: int = 0o640, owner: tuple[int, int] | None = None) -> None:
-    """Replace a file by rename, after its content is on disk: a crash leaves the old file or the new one.
+def replace(
+    file: Path, content: bytes, mode: int = 0o640, owner: tuple[int, int] | None = None
+) -> None:
+    """Replace a file by rename, after its content is on disk: a crash leaves the old
+    file or the new one.
 
-    `owner` is a user and a group; else it belongs to who writes it. OSError if it cannot be written.
+    `owner` is a user and a group; else it belongs to who writes it. OSError if it
+    cannot be written.
     """
     new = file.with_name(f"{file.name}.new")
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as opened:
+    with open(
+        os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb"
+    ) as opened:
         try:
             opened.write(content)
             opened.flush()
@@ -25,14 +31,19 @@ def replace(file: Path, content: bytes, mode: int = 0o640, owner: tuple[int, int
 
 
 class HeartbeatFile:
-    """A file whose modification time is a sign of life. It is replaced when its content changes."""
+    """A file whose modification time is a sign of life.
+
+    It is replaced when its content changes.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._written = b""
 
     def write(self, content: bytes) -> None:
-        """Write the content or, where the file has it, only the time; OSError if the file cannot be written."""
+        """Write the content or, where the file has it, only the time; OSError if the
+        file cannot be written.
+        """
         if content == self._written and self._file.exists():
             os.utime(self._file)
             return

@@ -24,19 +24,27 @@ class InvalidUrl(SquidkeeperError):
 
 
 class InvalidLine(SquidkeeperError):
-    """A line from Squid that is not what squid.conf makes it; the text says what was expected."""
+    """A line from Squid that is not what squid.conf makes it; the text says what was
+    expected.
+    """
 
 
 class UnreadableBody(SquidkeeperError):
-    """A body of a request that servers could read in several ways; the text says why, and holds nothing of it."""
+    """A body of a request that servers could read in several ways; the text says why,
+    and holds nothing of it.
+    """
 
 
 class InvalidIcap(SquidkeeperError):
-    """Bytes on a connection of ICAP that are none of Squid's; the text says what was expected, and nothing of them."""
+    """Bytes on a connection of ICAP that are none of Squid's; the text says what was
+    expected, and nothing of them.
+    """
 
 
 class HelloIncomplete(SquidkeeperError):
-    """The first bytes of a TLS client, of which `needed` are needed in all to read on."""
+    """The first bytes of a TLS client, of which `needed` are needed in all to
+    read on.
+    """
 
     def __init__(self, needed: int) -> None:
         super().__init__(needed)
@@ -44,7 +52,9 @@ class HelloIncomplete(SquidkeeperError):
 
 
 class HelloRefused(SquidkeeperError):
-    """The first bytes of a TLS client that name no server; `result` is what is counted."""
+    """The first bytes of a TLS client that name no server; `result` is what
+    is counted.
+    """
 
     def __init__(self, result: TransparentResult) -> None:
         super().__init__(result)
@@ -52,7 +62,9 @@ class HelloRefused(SquidkeeperError):
 
 
 class InvalidRecord(SquidkeeperError):
-    """A line that is no line of the record of requests; the text says what was expected."""
+    """A line that is no line of the record of requests; the text says what was
+    expected.
+    """
 
 
 class QueryRefused(SquidkeeperError):
@@ -60,7 +72,9 @@ class QueryRefused(SquidkeeperError):
 
 
 class UnreadableLog(SquidkeeperError):
-    """An access log that cannot be read; the text names the file, says why and what to do."""
+    """An access log that cannot be read; the text names the file, says why and what to
+    do.
+    """
 
 
 class DamagedLog(SquidkeeperError):
@@ -68,11 +82,15 @@ class DamagedLog(SquidkeeperError):
 
 
 class InvalidEntry(SquidkeeperError):
-    """A line of an archive's chain, or its head, that is none; the text says what was expected."""
+    """A line of an archive's chain, or its head, that is none; the text says what was
+    expected.
+    """
 
 
 class InvalidArchiveKey(SquidkeeperError):
-    """A key that seals or verifies no archive; the text names the file, and nothing of a private key."""
+    """A key that seals or verifies no archive; the text names the file, and nothing of
+    a private key.
+    """
 
 
 class ArchiveFailed(SquidkeeperError):
@@ -84,11 +102,15 @@ class ArchiveInUse(SquidkeeperError):
 
 
 class StoreFailed(SquidkeeperError):
-    """An object store that an archive cannot be copied to or read from; the text says why, and shows no key."""
+    """An object store that an archive cannot be copied to or read from; the text says
+    why, and shows no key.
+    """
 
 
 class ObjectTooLarge(StoreFailed):
-    """Objects of a store that are more than is read into memory, or than a disk has room for."""
+    """Objects of a store that are more than is read into memory, or than a disk has
+    room for.
+    """
 
 
 class StateInUse(SquidkeeperError):
@@ -100,19 +122,27 @@ class ListenFailed(SquidkeeperError):
 
 
 class ResolverFailed(SquidkeeperError):
-    """The resolver that Squid asks cannot be set up; the text says why and what to do."""
+    """The resolver that Squid asks cannot be set up; the text says why and
+    what to do.
+    """
 
 
 class TlsPortFailed(SquidkeeperError):
-    """HAProxy does not answer, or does not take its certificate; the text says what it answered."""
+    """HAProxy does not answer, or does not take its certificate; the text says what it
+    answered.
+    """
 
 
 class TransparentFailed(SquidkeeperError):
-    """Clients without proxy settings do not get through; the text says what does not answer."""
+    """Clients without proxy settings do not get through; the text says what does not
+    answer.
+    """
 
 
 class WebhookFailed(SquidkeeperError):
-    """People cannot be told that questions wait; the text says why, and shows neither the URL nor the key."""
+    """People cannot be told that questions wait; the text says why, and shows neither
+    the URL nor the key.
+    """
 
 
 class NotInstalled(SquidkeeperError):
@@ -120,15 +150,21 @@ class NotInstalled(SquidkeeperError):
 
 
 class DemoFailed(SquidkeeperError):
-    """A step of the demonstration that cannot be done, or whose result is unexpected; the text says which."""
+    """A step of the demonstration that cannot be done, or whose result is unexpected;
+    the text says which.
+    """
 
 
 class InvalidSetting(SquidkeeperError):
-    """A proxy, path or host that a client's variables cannot hold; the text says what was expected."""
+    """A proxy, path or host that a client's variables cannot hold; the text says what
+    was expected.
+    """
 
 
 class ExtraMissing(SquidkeeperError):
-    """An optional part whose Python packages are not installed; the text names the command that installs them."""
+    """An optional part whose Python packages are not installed; the text names the
+    command that installs them.
+    """
 
 
 class EditRefused(SquidkeeperError):
@@ -136,24 +172,30 @@ class EditRefused(SquidkeeperError):
 
 
 class FleetFailed(SquidkeeperError):
-    """A file of a fleet that is wrong; each line of the text names a place, and what was expected."""
+    """A file of a fleet that is wrong; each line of the text names a place, and what
+    was expected.
+    """
 
 
 class SetupFailed(SquidkeeperError):
     """An installation that cannot go on; the text says why.
 
-    `advice` says what to do, where the step that failed does not; `details` are lines ahead of the text, such as
-    those of a program that failed.
+    `advice` says what to do, where the step that failed does not; `details` are lines
+    ahead of the text, such as those of a program that failed.
     """
 
     def __init__(self, text: str, advice: str = "", details: str = "") -> None:
         super().__init__(text)
         self.advice = advice
-        self.details = details if details.endswith("\n") or not details else f"{details}\n"
+        self.details = (
+            details if details.endswith("\n") or not details else f"{details}\n"
+        )
 
 
 class PullFailed(SquidkeeperError):
-    """A source that no policy can be pulled from now; the text says why, and shows no token."""
+    """A source that no policy can be pulled from now; the text says why, and shows no
+    token.
+    """
 
 
 class PullRefused(SquidkeeperError):
@@ -169,19 +211,26 @@ class LeafRefused(SquidkeeperError):
 
 
 class SealedTokenRefused(SquidkeeperError):
-    """A sealed token that is not used: the text, which the client sees, says why, and nothing of what it holds."""
+    """A sealed token that is not used: the text, which the client sees, says why, and
+    nothing of what it holds.
+    """
 
 
 class SigningRefused(SquidkeeperError):
-    """A request that cannot be signed from its head: the text, which the client sees, says why."""
+    """A request that cannot be signed from its head: the text, which the client sees,
+    says why.
+    """
 
 
 class PatternError(SquidkeeperError):
-    """A pattern that cannot be understood; the text says what is wrong and what was expected."""
+    """A pattern that cannot be understood; the text says what is wrong and what was
+    expected.
+    """
 
 
 class SecretUnavailable(SquidkeeperError):
-    """A credential's value is unavailable: which kind of problem, and a text that names the secret, never a value.
+    """A credential's value is unavailable: which kind of problem, and a text that names
+    the secret, never a value.
 
     `pending`: it is to be fetched, and no value has been seen yet.
     """
@@ -193,35 +242,48 @@ class SecretUnavailable(SquidkeeperError):
 
 
 class InvalidExport(SquidkeeperError):
-    """An export that cannot be started; the text says why and what to do, and shows no secret."""
+    """An export that cannot be started; the text says why and what to do, and shows no
+    secret.
+    """
 
 
 class DeliveryFailed(SquidkeeperError):
     """A receiver has not taken what was sent; the text says why, and shows no secret.
 
-    `uncertain`: it may have taken some of it. `retry_seconds` is how long it asks to wait; None: it does not ask.
+    `uncertain`: it may have taken some of it. `retry_seconds` is how long it asks to
+    wait; None: it does not ask.
     """
 
-    def __init__(self, text: str, *, uncertain: bool = False, retry_seconds: float | None = None) -> None:
+    def __init__(
+        self, text: str, *, uncertain: bool = False, retry_seconds: float | None = None
+    ) -> None:
         super().__init__(text)
         self.uncertain = uncertain
         self.retry_seconds = retry_seconds
 
 
 class MessagesRefused(SquidkeeperError):
-    """A receiver refuses messages for what they hold, and has taken none of them; the text says how."""
+    """A receiver refuses messages for what they hold, and has taken none of them; the
+    text says how.
+    """
 
 
 class SourceFailed(SquidkeeperError):
-    """A source of a secret gave no usable value; the text says what was expected, and nothing of what it answered."""
+    """A source of a secret gave no usable value; the text says what was expected, and
+    nothing of what it answered.
+    """
 
 
 class CountsUnavailable(SquidkeeperError):
-    """The counts of quotas cannot be read or written; the text says why, and shows no password."""
+    """The counts of quotas cannot be read or written; the text says why, and shows no
+    password.
+    """
 
 
 class PolicyError(SquidkeeperError):
-    """A policy that does not load, with every fault found in it, and the warnings that were found beside them."""
+    """A policy that does not load, with every fault found in it, and the warnings that
+    were found beside them.
+    """
 
     def __init__(self, faults: Sequence[Fault], warnings: Sequence[Fault] = ()) -> None:
         super().__init__("\n".join(str(fault) for fault in faults))
@@ -230,6 +292,8 @@ class PolicyError(SquidkeeperError):
 
 
 def describe(error: BaseException) -> str:
-    """Name an error and where it was raised, without what it says: that could hold a secret."""
+    """Name an error and where it was raised, without what it says: that could hold a
+    secret.
+    """
     last = traceback.extract_tb(error.__traceback__)[-1:]
     return f"{type(error).__name__}{''.join(f' in {frame.name}, line {frame.lineno}' for frame in last)}"

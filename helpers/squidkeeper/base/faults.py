@@ -5,7 +5,10 @@ from enum import StrEnum
 
 
 class FaultCode(StrEnum):
-    """The kinds of faults and warnings. The codes are stable; policy/REFERENCE.md lists them all."""
+    """The kinds of faults and warnings.
+
+    The codes are stable; policy/REFERENCE.md lists them all.
+    """
 
     # Files
     NO_POLICY = "no-policy"
@@ -104,13 +107,21 @@ class FaultCode(StrEnum):
 
 
 SECRET_UNAVAILABLE = frozenset(
-    {FaultCode.SECRET_UNSET, FaultCode.SECRET_EMPTY, FaultCode.SECRET_UNREADABLE, FaultCode.SECRET_INVALID}
+    {
+        FaultCode.SECRET_UNSET,
+        FaultCode.SECRET_EMPTY,
+        FaultCode.SECRET_UNREADABLE,
+        FaultCode.SECRET_INVALID,
+    }
 )
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Location:
-    """A position in a policy file. Line and column count from 1; line 0 means the file as a whole."""
+    """A position in a policy file.
+
+    Line and column count from 1; line 0 means the file as a whole.
+    """
 
     file: str
     line: int = 0

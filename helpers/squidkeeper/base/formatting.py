@@ -1,6 +1,7 @@
 """How templates are filled, and how numbers, sizes and times are written for people.
 
-humanize is not used: it writes "a minute ago" and "1.5 kB", and rounds durations to one unit.
+humanize is not used: it writes "a minute ago" and "1.5 kB", and rounds durations to one
+unit.
 """
 
 import re
@@ -16,7 +17,9 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 def substitute(text: str, replacements: Mapping[str, str]) -> str:
     """Replace texts by others, the longest first; no replacement is replaced again."""
-    found = re.compile("|".join(map(re.escape, sorted(replacements, key=len, reverse=True))))
+    found = re.compile(
+        "|".join(map(re.escape, sorted(replacements, key=len, reverse=True)))
+    )
     return found.sub(lambda match: replacements[match[0]], text)
 
 
@@ -26,17 +29,24 @@ def thousands(number: int) -> str:
 
 
 def quantity(number: int, noun: str, nouns: str = "") -> str:
-    """Write a number with its noun: `1 rule`, `2 rules`; `nouns` is an irregular plural."""
+    """Write a number with its noun: `1 rule`, `2 rules`; `nouns` is an irregular
+    plural.
+    """
     return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
 
 
 def printable(text: str) -> str:
     """Show text of others in one line: characters that are not printable as escapes."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1]
+        for character in text
+    )
 
 
 def byte_size(count: int) -> str:
-    """Write a number of bytes in the unit that leaves two or three digits: `1.5 KB`, `12 MB`."""
+    """Write a number of bytes in the unit that leaves two or three digits: `1.5 KB`,
+    `12 MB`.
+    """
     if count < _THOUSAND:
         return f"{count} B"
     power = min((len(str(count)) - 1) // 3, len(_SIZES))
@@ -49,7 +59,9 @@ def milliseconds(value: int) -> str:
     if value < _THOUSAND:
         return f"{value} ms"
     is_exact = value % _THOUSAND == 0
-    return f"{value / _THOUSAND:.{1 if value < 10 * _THOUSAND and not is_exact else 0}f} s"
+    return (
+        f"{value / _THOUSAND:.{1 if value < 10 * _THOUSAND and not is_exact else 0}f} s"
+    )
 
 
 def percent(share: float) -> str:
@@ -75,7 +87,9 @@ def utc_seconds(seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write a duration in its one or two largest units: `3 s`, `4 min`, `2 h 5 min`, `3 days`."""
+    """Write a duration in its one or two largest units: `3 s`, `4 min`, `2 h 5 min`, `3
+    days`.
+    """
     whole_seconds = int(abs(seconds))
     if whole_seconds < _MINUTE:
         return f"{whole_seconds} s"

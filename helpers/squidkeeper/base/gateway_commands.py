@@ -1,8 +1,9 @@
 """How the commands of one gateway are written.
 
-Texts name commands as they are for the gateway of the system: `squidkeeper check`, `./install.sh`, `squid -k rotate`,
-`systemctl status squid`. A gateway below a root has a program of its own, which knows that root, and no systemd. For a
-gateway in other places, options name them.
+Texts name commands as they are for the gateway of the system: `squidkeeper check`,
+`./install.sh`, `squid -k rotate`, `systemctl status squid`. A gateway below a root has
+a program of its own, which knows that root, and no systemd. For a gateway in other
+places, options name them.
 """
 
 import re
@@ -13,7 +14,9 @@ from typing import Final
 
 from squidkeeper.base.layout import SERVICES, Layout
 
-PLACES: Final[Mapping[str, str]] = {  # options, and the fields of a layout that they name
+PLACES: Final[
+    Mapping[str, str]
+] = {  # options, and the fields of a layout that they name
     "--policy": "policy",
     "--state": "state",
     "--run": "run",
@@ -54,24 +57,40 @@ _NAMES_A_FILE: Final = re.compile(r"[^`\n]* FILE\b")  # the text has a log of it
 
 
 def with_commands(text: str, layout: Layout, program: str = "squidkeeper") -> str:
-    """Write the commands in a text as they are for a gateway; `program` is how the system's is called."""
+    """Write the commands in a text as they are for a gateway; `program` is how the
+    system's is called.
+    """
 
     def written(found: re.Match[str]) -> str:
         if name := found["name"]:
-            return command(name, layout, program, with_log=not _NAMES_A_FILE.match(text, found.end()))
+            return command(
+                name,
+                layout,
+                program,
+                with_log=not _NAMES_A_FILE.match(text, found.end()),
+            )
         return _without_systemd(found, layout) if layout.root else found[0]
 
     return _NAMED.sub(written, text)
 
 
-def command(name: str, layout: Layout, program: str = "squidkeeper", *, with_log: bool = True) -> str:
-    """Write a command of squidkeeper with the options that name this gateway's places, where they are not the usual."""
+def command(
+    name: str, layout: Layout, program: str = "squidkeeper", *, with_log: bool = True
+) -> str:
+    """Write a command of squidkeeper with the options that name this gateway's places,
+    where they are not the usual.
+    """
     usual_layout = Layout.of(layout.root)
     words = [shlex.quote(str(layout.program) if layout.root else program), name]
     for option in OPTIONS[name]:
-        place, usual = (getattr(one, PLACES.get(option, "access_log")) for one in (layout, usual_layout))
+        place, usual = (
+            getattr(one, PLACES.get(option, "access_log"))
+            for one in (layout, usual_layout)
+        )
         if option == FILES:
-            words += [f"{shlex.quote(str(place))}*"] if with_log and place != usual else []
+            words += (
+                [f"{shlex.quote(str(place))}*"] if with_log and place != usual else []
+            )
         elif place != usual:
             words += [option, shlex.quote(str(place))]
     return " ".join(words)
@@ -84,7 +103,8 @@ def _without_systemd(found: re.Match[str], layout: Layout) -> str:
         return layout.install_command
     if logged := found["logged"]:
         shows = f"tail -n {lines}" if (lines := found["lines"]) else "cat"
-        return f"{shows} {layout.service(logged).log}" + "`" * bool(found["or"])  # the one file
+        # the one file
+        return f"{shows} {layout.service(logged).log}" + "`" * bool(found["or"])
     return _of_process(found["verb"], found["unit"], layout)
 
 
@@ -94,7 +114,11 @@ def _of_process(verb: str, unit: str, layout: Layout) -> str:
         return f'ps -fp "$(cat {pid_file})"'
     if unit != "squid":
         return f'pkill -P "$(cat {pid_file})"'  # what supervises it starts it again
-    return f'kill "$(cat {layout.squid_supervisor})"' if verb == "stop" else layout.install_command
+    return (
+        f'kill "$(cat {layout.squid_supervisor})"'
+        if verb == "stop"
+        else layout.install_command
+    )
 
 
 def _pid_file(unit: str, layout: Layout) -> Path:

@@ -9,7 +9,11 @@ from typing import Annotated, Final, Self, get_type_hints
 from squidkeeper.base.errors import NotInstalled
 
 # What runs beside Squid, in the order of its start.
-BODIES: Final = ("bodies-1", "bodies-2")  # two processes on one port: while one starts, the other answers
+# two processes on one port: while one starts, the other answers
+BODIES: Final = (
+    "bodies-1",
+    "bodies-2",
+)
 SERVICES: Final = (
     "maintenance",
     "secrets",
@@ -23,16 +27,26 @@ SERVICES: Final = (
     "pull",
     "render",
 )
-# The accounts of the services that have one of their own, with systemd. Their order counts without it.
+# The accounts of the services that have one of their own, with systemd. Their order
+# counts without it.
 ACCOUNTS: Final = {
-    **{name: f"squidkeeper-{name}" for name in ("secrets", "archive", "export", "pull")},
-    **dict.fromkeys(BODIES, "squidkeeper-bodies"),  # one user for both: else they could not share a port
+    **{
+        name: f"squidkeeper-{name}" for name in ("secrets", "archive", "export", "pull")
+    },
+    **dict.fromkeys(
+        BODIES, "squidkeeper-bodies"
+    ),  # one user for both: else they could not share a port
     **{name: f"squidkeeper-{name}" for name in ("transparent", "dns")},
 }
 BODIES_FOLDER: Final = "bodies"  # of the state folder
 TRANSPARENT_FOLDER: Final = "transparent"  # likewise
-SOCKETS_OF_WORKERS: Final = Path("/run/squid")  # built into Squid; with systemd its unit makes the folder
-_DYNAMIC_USERS: Final = (61184, 65519)  # systemd keeps these for DynamicUser=, so that no account has one
+# built into Squid; with systemd its unit makes the folder
+SOCKETS_OF_WORKERS: Final = Path("/run/squid")
+# systemd keeps these for DynamicUser=, so that no account has one
+_DYNAMIC_USERS: Final = (
+    61184,
+    65519,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +66,29 @@ class Layout:
     root: Path | None
     conf: Annotated[Path, "/etc/squid/squid.conf", "etc/squid.conf"]
     fragment: Annotated[Path, "/etc/squid/squidkeeper.conf", "etc/squidkeeper.conf"]
-    parts: Annotated[Path, "/etc/squid/squidkeeper.d", "etc/squidkeeper.d"]  # those that the policy uses
-    logformat: Annotated[Path, "/etc/squid/squidkeeper-logformat.conf", "etc/squidkeeper-logformat.conf"]
+    # those that the policy uses
+    parts: Annotated[Path, "/etc/squid/squidkeeper.d", "etc/squidkeeper.d"]
+    logformat: Annotated[
+        Path, "/etc/squid/squidkeeper-logformat.conf", "etc/squidkeeper-logformat.conf"
+    ]
     local: Annotated[Path, "/etc/squid/local.conf", "etc/local.conf"]
     errors: Annotated[Path, "/etc/squid/errors/squidkeeper", "etc/errors"]
-    signing_cert: Annotated[Path, "/etc/squid/slicer-ca.crt", "etc/ca/signing.crt"]  # Squid sends it with each leaf
+    # Squid sends it with each leaf
+    signing_cert: Annotated[Path, "/etc/squid/slicer-ca.crt", "etc/ca/signing.crt"]
     signing_key: Annotated[Path, "/etc/squid/slicer-ca.key", "etc/ca/signing.key"]
-    ca_cert: Annotated[Path, "/etc/squidkeeper/ca/ca.crt", "etc/ca/ca.crt"]  # the root, which clients trust
-    ca_key: Annotated[Path, "/etc/squidkeeper/ca/ca.key", "etc/ca/ca.key"]  # root's alone, where it is here at all
+    # the root, which clients trust
+    ca_cert: Annotated[Path, "/etc/squidkeeper/ca/ca.crt", "etc/ca/ca.crt"]
+    # root's alone, where it is here at all
+    ca_key: Annotated[Path, "/etc/squidkeeper/ca/ca.key", "etc/ca/ca.key"]
     policy: Annotated[Path, "/etc/squidkeeper/policy", "etc/policy"]
-    commands: Annotated[Path, "/etc/squidkeeper/commands", "etc/commands"]  # root's programs that print secrets
-    exports: Annotated[Path, "/etc/squidkeeper/export", "etc/export"]  # a file for each export
+    # root's programs that print secrets
+    commands: Annotated[Path, "/etc/squidkeeper/commands", "etc/commands"]
+    # a file for each export
+    exports: Annotated[Path, "/etc/squidkeeper/export", "etc/export"]
     observe: Annotated[Path, "/etc/squidkeeper/observe", "etc/observe"]
     haproxy: Annotated[Path, "/etc/squidkeeper/haproxy.cfg", "etc/haproxy.cfg"]
-    dns: Annotated[Path, "/etc/squidkeeper/dns.conf", "etc/dns.conf"]  # of unbound, with --transparent
+    # of unbound, with --transparent
+    dns: Annotated[Path, "/etc/squidkeeper/dns.conf", "etc/dns.conf"]
     program: Annotated[Path, "/opt/squidkeeper/bin/squidkeeper", "bin/squidkeeper"]
     supervise: Annotated[Path, "/opt/squidkeeper/bin/supervise", "bin/supervise"]
     ssl_db: Annotated[Path, "/var/spool/squid/ssl_db", "state/ssl_db"]
@@ -73,25 +96,45 @@ class Layout:
     cache_log: Annotated[Path, "/var/log/squid/cache.log", "log/cache.log"]
     state: Annotated[Path, "/var/lib/squidkeeper", "state"]
     archive: Annotated[Path, "/var/lib/squidkeeper-archive", "archive"]
-    archive_key: Annotated[Path, "/etc/squidkeeper/archive.key", "etc/archive.key"]  # signs it; root's, or its writer's
-    archive_pub: Annotated[Path, "/etc/squidkeeper/archive.pub", "etc/archive.pub"]  # verifies it
-    pulled: Annotated[Path, "/var/lib/squidkeeper-pull", "pulled"]  # versions of the policy; of an account of its own
-    pull_settings: Annotated[Path, "/etc/squidkeeper/pull.yaml", "etc/pull.yaml"]  # the operator's
-    accepted: Annotated[Path, "/etc/squidkeeper/accepted.yaml", "etc/accepted.yaml"]  # findings; the operator's
-    webhook: Annotated[Path, "/etc/squidkeeper/webhook.yaml", "etc/webhook.yaml"]  # the operator's
-    decisions: Annotated[Path, "/etc/squidkeeper/decisions.jsonl", "etc/decisions.jsonl"]  # what people answered
-    archive_store: Annotated[Path, "/etc/squidkeeper/archive-store.yaml", "etc/archive-store.yaml"]  # the operator's
+    # signs it; root's, or its writer's
+    archive_key: Annotated[Path, "/etc/squidkeeper/archive.key", "etc/archive.key"]
+    # verifies it
+    archive_pub: Annotated[Path, "/etc/squidkeeper/archive.pub", "etc/archive.pub"]
+    # versions of the policy; of an account of its own
+    pulled: Annotated[Path, "/var/lib/squidkeeper-pull", "pulled"]
+    # the operator's
+    pull_settings: Annotated[Path, "/etc/squidkeeper/pull.yaml", "etc/pull.yaml"]
+    # findings; the operator's
+    accepted: Annotated[Path, "/etc/squidkeeper/accepted.yaml", "etc/accepted.yaml"]
+    # the operator's
+    webhook: Annotated[Path, "/etc/squidkeeper/webhook.yaml", "etc/webhook.yaml"]
+    # what people answered
+    decisions: Annotated[
+        Path, "/etc/squidkeeper/decisions.jsonl", "etc/decisions.jsonl"
+    ]
+    # the operator's
+    archive_store: Annotated[
+        Path, "/etc/squidkeeper/archive-store.yaml", "etc/archive-store.yaml"
+    ]
     run: Annotated[Path, "/run/squidkeeper", "run"]
     pid_file: Annotated[Path, "/run/squid.pid", "run/squid.pid"]
 
     @classmethod
     def of(cls, root: Path | None) -> Self:
         """Lay out the gateway of the system, or the one below a root."""
-        return cls(root, **{name: root / place if root else Path(usual) for name, (usual, place) in _paths().items()})
+        return cls(
+            root,
+            **{
+                name: root / place if root else Path(usual)
+                for name, (usual, place) in _paths().items()
+            },
+        )
 
     @classmethod
     def around(cls, policy: Path, state: Path, **others: Path) -> Self:
-        """Lay out the gateway that has this policy and state: below a root where both are, else the usual `others`."""
+        """Lay out the gateway that has this policy and state: below a root where both
+        are, else the usual `others`.
+        """
         root = state.parent
         if (policy, state) == (root / "etc/policy", root / "state"):
             return cls.of(root)
@@ -101,22 +144,35 @@ class Layout:
         """Refuse a place without a gateway, by `NotInstalled`."""
         if not self.fragment.exists() and not self.program.exists():
             missing = f"there is neither {self.fragment} nor {self.program}"
-            raise NotInstalled(f"squidkeeper is not installed: {missing}: name the gateway by --root DIR")
+            raise NotInstalled(
+                f"squidkeeper is not installed: {missing}: name the gateway by --root DIR"
+            )
 
     def replacements(self) -> dict[str, str]:
         """Map each documented path to the path in this gateway."""
-        return {usual: str(getattr(self, name)) for name, (usual, _) in _paths().items()}
+        return {
+            usual: str(getattr(self, name)) for name, (usual, _) in _paths().items()
+        }
 
     def service(self, name: str) -> ServicePaths:
         """List the files of a service."""
         units = self.root / "etc" if self.root else Path("/etc/systemd/system")
         # Where its account can write.
-        owned = {"secrets": self.secrets, "export": self.export_state, "pull": self.pulled}
+        owned = {
+            "secrets": self.secrets,
+            "export": self.export_state,
+            "pull": self.pulled,
+        }
         own = (owned | dict.fromkeys(BODIES, self.bodies_state)).get(name)
         run = own or self.run
         in_run = own or name in ("archive", "transparent", "dns")
-        log = run / f"{name}.log" if in_run else self.access_log.with_name(f"{name}.log")
-        unit, applied = units / f"squidkeeper-{name}.service", self.prefix / f"applied-{name}"
+        log = (
+            run / f"{name}.log" if in_run else self.access_log.with_name(f"{name}.log")
+        )
+        unit, applied = (
+            units / f"squidkeeper-{name}.service",
+            self.prefix / f"applied-{name}",
+        )
         return ServicePaths(unit, run / f"{name}.pid", log, applied)
 
     @property
@@ -133,21 +189,36 @@ class Layout:
     def read_by_squid(self) -> tuple[Path, ...]:
         """What Squid reads when it is reconfigured or started, beside the parts."""
         ours = (self.conf, self.fragment, self.logformat)
-        return (*ours, self.local, self.signing_cert, self.signing_key, self.program, self.errors)
+        return (
+            *ours,
+            self.local,
+            self.signing_cert,
+            self.signing_key,
+            self.program,
+            self.errors,
+        )
 
     @property
     def templates(self) -> Path:
-        """The folder of the templates of Squid's configuration, with this gateway's own values."""
+        """The folder of the templates of Squid's configuration, with this gateway's own
+        values.
+        """
         return self.prefix / "templates"
 
     @property
     def rendered(self) -> Path:
-        """The values of the policy that Squid's configuration was rendered with. It holds passwords of parents."""
+        """The values of the policy that Squid's configuration was rendered with.
+
+        It holds passwords of parents.
+        """
         return self.parts / "values.json"
 
     @property
     def render_request(self) -> Path:
-        """What asks root to render Squid's configuration again: it is there. Nothing in it counts."""
+        """What asks root to render Squid's configuration again: it is there.
+
+        Nothing in it counts.
+        """
         return self.state / "render"
 
     @property
@@ -167,17 +238,23 @@ class Layout:
 
     @property
     def secrets(self) -> Path:
-        """The folder of the secrets that are fetched; with systemd, systemd makes it."""
+        """The folder of the secrets that are fetched; with systemd, systemd
+        makes it.
+        """
         return self.run / "secrets"
 
     @property
     def export_state(self) -> Path:
-        """The folder of the positions of exports: Squid's account makes it, and its group writes into it."""
+        """The folder of the positions of exports: Squid's account makes it, and its
+        group writes into it.
+        """
         return self.state / "export"
 
     @property
     def bodies_state(self) -> Path:
-        """The folder of the counters of what inspects bodies, made as `export_state`."""
+        """The folder of the counters of what inspects bodies, made as
+        `export_state`.
+        """
         return self.state / BODIES_FOLDER
 
     @property
@@ -186,19 +263,29 @@ class Layout:
         return Path("/etc/sysusers.d/squidkeeper.conf")
 
     def user_without_systemd(self, service: str) -> int:
-        """Return the user ID that a service of `ACCOUNTS` has without systemd: no account has it."""
+        """Return the user ID that a service of `ACCOUNTS` has without systemd: no
+        account has it.
+        """
         first, last = _DYNAMIC_USERS
         number = [*dict.fromkeys(ACCOUNTS.values())].index(ACCOUNTS[service])
         return first + (int.from_bytes(self._hash[:4]) + number) % (last - first + 1)
 
     @property
     def squid_dropin(self) -> Path | None:
-        """What is added to systemd's unit of Squid; None: under a root there is none."""
-        return None if self.root else Path("/etc/systemd/system/squid.service.d/squidkeeper.conf")
+        """What is added to systemd's unit of Squid; None: under a root there
+        is none.
+        """
+        return (
+            None
+            if self.root
+            else Path("/etc/systemd/system/squid.service.d/squidkeeper.conf")
+        )
 
     @property
     def squid_supervisor(self) -> Path:
-        """The file with the process ID of what supervises Squid without systemd: root's, in a folder of root's."""
+        """The file with the process ID of what supervises Squid without systemd:
+        root's, in a folder of root's.
+        """
         return self.prefix / "squid-supervisor.pid"
 
     @property
@@ -213,7 +300,9 @@ class Layout:
 
     @property
     def logrotate(self) -> Path | None:
-        """The rule for logrotate, which comes ahead of the one of Squid's package; None: under a root there is none."""
+        """The rule for logrotate, which comes ahead of the one of Squid's package;
+        None: under a root there is none.
+        """
         return None if self.root else Path("/etc/logrotate.d/00-squidkeeper")
 
     @property
@@ -233,7 +322,9 @@ class Layout:
 
     @property
     def shell_files(self) -> dict[str, Path]:
-        """What shells read to complete commands, and `man`; both also look beside the program on PATH."""
+        """What shells read to complete commands, and `man`; both also look beside the
+        program on PATH.
+        """
         share = (self.root or Path("/usr/local")) / "share"
         return {
             "bash": share / "bash-completion/completions/squidkeeper",
@@ -244,7 +335,9 @@ class Layout:
 
     @property
     def squid_service(self) -> str:
-        """The service name of this Squid: gateways beside each other need their own, the same in each run."""
+        """The service name of this Squid: gateways beside each other need their own,
+        the same in each run.
+        """
         return f"sk{self._hash.hex()[:16]}" if self.root else "squid"
 
     @property
@@ -261,11 +354,17 @@ class Layout:
     def resolver(self) -> str:
         """The loopback address of this gateway's own resolver."""
         one, two, three = self._hash[:3]
-        return f"127.{64 + one % 128}.{two}.{1 + three % 254}" if self.root else "127.53.53.53"
+        return (
+            f"127.{64 + one % 128}.{two}.{1 + three % 254}"
+            if self.root
+            else "127.53.53.53"
+        )
 
     @property
     def behind_haproxy(self) -> str:
-        """Where Squid listens behind HAProxy: gateways beside each other have addresses of their own."""
+        """Where Squid listens behind HAProxy: gateways beside each other have addresses
+        of their own.
+        """
         return f"{self.resolver}:13129"
 
     @property
@@ -280,12 +379,17 @@ class Layout:
 
     @property
     def transparent_state(self) -> Path:
-        """The folder of the counters of the ports for clients without proxy settings, made as `export_state`."""
+        """The folder of the counters of the ports for clients without proxy settings,
+        made as `export_state`.
+        """
         return self.state / TRANSPARENT_FOLDER
 
     @property
     def bodies(self) -> str:
-        """Where `squidkeeper bodies` answers Squid. Its port is below 1024, so no other account can listen there."""
+        """Where `squidkeeper bodies` answers Squid.
+
+        Its port is below 1024, so no other account can listen there.
+        """
         return f"{self.resolver}:344"
 
     @property
@@ -296,4 +400,8 @@ class Layout:
 @cache
 def _paths() -> dict[str, tuple[str, str]]:
     hints = get_type_hints(Layout, include_extras=True)
-    return {name: hint.__metadata__ for name, hint in hints.items() if hasattr(hint, "__metadata__")}
+    return {
+        name: hint.__metadata__
+        for name, hint in hints.items()
+        if hasattr(hint, "__metadata__")
+    }

@@ -1,7 +1,8 @@
 """The table of all metrics under `squidkeeper_`: name, type, labels and meaning.
 
-A test holds the table in the documentation to it. Label values come from the policy and from the lists here, never from
-an address, a host or a URL: clients could invent any number of those. The names of models have a bound.
+A test holds the table in the documentation to it. Label values come from the policy and
+from the lists here, never from an address, a host or a URL: clients could invent any
+number of those. The names of models have a bound.
 """
 
 from dataclasses import dataclass
@@ -22,18 +23,38 @@ WATCH: Final = "watch"
 METER: Final = "meter"
 BODIES: Final = "bodies"  # no helper of Squid's, but counted as one
 TRANSPARENT: Final = "transparent"  # likewise; in `squidkeeper_helper_processes` alone
-JUDGES: Final = (HOST, REQUEST, REWRITE, CREDENTIAL)  # the helpers that decide by the policy
+# the helpers that decide by the policy
+JUDGES: Final = (
+    HOST,
+    REQUEST,
+    REWRITE,
+    CREDENTIAL,
+)
 LOADS_POLICY: Final = (*JUDGES, LOGIN, WATCH, METER, BODIES)
 HELPERS: Final = (*LOADS_POLICY, THROTTLE, CERTIFICATE)
 
 
 WAITS: Final = ("at_once", "held", "surplus")  # the values of the label `wait`
-LOGIN_RESULTS: Final = ("accepted", "unknown_client", "wrong_token", "expired", "other_network", "no_policy")
-CERTIFICATE_RESULTS: Final = ("made", "kept", "refused")  # the values of the label `result`
+LOGIN_RESULTS: Final = (
+    "accepted",
+    "unknown_client",
+    "wrong_token",
+    "expired",
+    "other_network",
+    "no_policy",
+)
+# the values of the label `result`
+CERTIFICATE_RESULTS: Final = (
+    "made",
+    "kept",
+    "refused",
+)
 
 
 class TransparentResult(StrEnum):
-    """What became of a connection to the transparent ports: it was opened, and has ended; or why it was refused."""
+    """What became of a connection to the transparent ports: it was opened, and has
+    ended; or why it was refused.
+    """
 
     OPENED = "opened"
     ENDED = "ended"
@@ -56,7 +77,11 @@ class MetricKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric. `name` includes unit and, of a counter, `_total`; `buckets` are the upper bounds of a histogram."""
+    """One metric.
+
+    `name` includes unit and, of a counter, `_total`; `buckets` are the upper bounds of
+    a histogram.
+    """
 
     name: str
     help: str
@@ -71,10 +96,38 @@ class Metric:
         return MetricKind.COUNTER if self.name.endswith("_total") else MetricKind.GAUGE
 
 
-_REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-_DECISION_SECONDS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1.0)
+_REQUEST_SECONDS = (
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
+)
+_DECISION_SECONDS = (
+    0.00001,
+    0.000025,
+    0.00005,
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.01,
+    0.05,
+    0.25,
+    1.0,
+)
 
-# --- The access log ----------------------------------------------------------------------------------------------
+# --- The access log -------------------------------------------------------------------
 
 REQUESTS = Metric(
     "squidkeeper_requests_total",
@@ -101,7 +154,9 @@ UNNAMED_DENIALS = Metric(
     ("client", "verdict"),
 )
 RESPONSE_BYTES = Metric(
-    "squidkeeper_response_bytes_total", "Bytes sent to clients, including headers.", ("client", "rule", "verdict")
+    "squidkeeper_response_bytes_total",
+    "Bytes sent to clients, including headers.",
+    ("client", "rule", "verdict"),
 )
 REQUEST_DURATION = Metric(
     "squidkeeper_request_duration_seconds",
@@ -130,10 +185,17 @@ RULE_LAST_MATCHED = Metric(
     ("rule",),
 )
 RECORD_READABLE = Metric(
-    "squidkeeper_record_readable", "Whether the exporter can read the access log. 0: the counts from it do not grow."
+    "squidkeeper_record_readable",
+    "Whether the exporter can read the access log. 0: the counts from it do not grow.",
 )
-RECORD_BACKLOG = Metric("squidkeeper_record_backlog_bytes", "Bytes of the access log that are not counted yet.")
-RECORD_LAST_LINE = Metric("squidkeeper_record_last_line_timestamp_seconds", "Time of the newest counted request.")
+RECORD_BACKLOG = Metric(
+    "squidkeeper_record_backlog_bytes",
+    "Bytes of the access log that are not counted yet.",
+)
+RECORD_LAST_LINE = Metric(
+    "squidkeeper_record_last_line_timestamp_seconds",
+    "Time of the newest counted request.",
+)
 RECORD_INVALID_LINES = Metric(
     "squidkeeper_record_invalid_lines_total",
     "Unreadable lines of the access log: another logformat or version, or torn by a full disk.",
@@ -143,7 +205,7 @@ RECORD_LOST = Metric(
     "Times that a part of the access log was lost before it was counted: truncated, deleted or damaged.",
 )
 
-# --- The ledger of usage ------------------------------------------------------------------------------------------
+# --- The ledger of usage --------------------------------------------------------------
 
 _USAGE_LABELS = ("client", "rule", "model", "state")
 METERED_REQUESTS = Metric(
@@ -156,14 +218,18 @@ TOKENS = Metric(
     "Tokens of metered requests. direction: in or out. model: the one that answered; `none` for a reserve.",
     (*_USAGE_LABELS, "direction"),
 )
-COST = Metric("squidkeeper_cost_total", "Cost of metered requests, in the currency of `prices`.", _USAGE_LABELS)
+COST = Metric(
+    "squidkeeper_cost_total",
+    "Cost of metered requests, in the currency of `prices`.",
+    _USAGE_LABELS,
+)
 QUOTA_USED = Metric(
     "squidkeeper_quota_used_ratio",
     "The used part of a quota of tokens or cost, with reserves: the most of any holder on this gateway.",
     ("quota",),
 )
 
-# --- The helpers --------------------------------------------------------------------------------------------------
+# --- The helpers ----------------------------------------------------------------------
 
 DECISIONS = Metric(
     "squidkeeper_decisions_total",
@@ -182,8 +248,14 @@ PROTOCOL_ERRORS = Metric(
     "Helper lines that could not be parsed or decided. They are denied. cache.log has the cause.",
     ("helper",),
 )
-WORKERS = Metric("squidkeeper_workers", "Squid's workers, as installed. Each starts its own helpers.")
-HELPER_STARTS = Metric("squidkeeper_helper_starts_total", "Helper processes that Squid has started.", ("helper",))
+WORKERS = Metric(
+    "squidkeeper_workers", "Squid's workers, as installed. Each starts its own helpers."
+)
+HELPER_STARTS = Metric(
+    "squidkeeper_helper_starts_total",
+    "Helper processes that Squid has started.",
+    ("helper",),
+)
 HELPER_PROCESSES = Metric(
     "squidkeeper_helper_processes",
     "Helper processes that run now. 0 is normal: Squid starts one when it needs it.",
@@ -216,7 +288,9 @@ LOGINS = Metric(
     ("result",),
 )
 CREDENTIAL_INJECTIONS = Metric(
-    "squidkeeper_credential_injections_total", "Requests that got this credential.", ("credential",)
+    "squidkeeper_credential_injections_total",
+    "Requests that got this credential.",
+    ("credential",),
 )
 CREDENTIAL_FAILURES = Metric(
     "squidkeeper_credential_failures_total",
@@ -230,7 +304,7 @@ QUOTA_DENIALS = Metric(
     ("quota",),
 )
 
-# --- The transparent ports ----------------------------------------------------------------------------------------
+# --- The transparent ports ------------------------------------------------------------
 
 TRANSPARENT_CONNECTIONS = Metric(
     "squidkeeper_transparent_connections_total",
@@ -238,22 +312,35 @@ TRANSPARENT_CONNECTIONS = Metric(
     ("result",),
 )
 
-# --- The policy directory -----------------------------------------------------------------------------------------
+# --- The policy directory -------------------------------------------------------------
 
-POLICY_INFO = Metric("squidkeeper_policy_info", "1 for the revision of the policy in force.", ("revision",))
+POLICY_INFO = Metric(
+    "squidkeeper_policy_info",
+    "1 for the revision of the policy in force.",
+    ("revision",),
+)
 POLICY_LAST_RELOAD_SUCCESSFUL = Metric(
-    "squidkeeper_policy_last_reload_successful", "Whether the policy on disk is in force. 0: an older one is, or none."
+    "squidkeeper_policy_last_reload_successful",
+    "Whether the policy on disk is in force. 0: an older one is, or none.",
 )
-POLICY_RELOAD_GATED = Metric("squidkeeper_policy_reload_gated", "Whether the reload gate refuses the policy on disk.")
+POLICY_RELOAD_GATED = Metric(
+    "squidkeeper_policy_reload_gated",
+    "Whether the reload gate refuses the policy on disk.",
+)
 POLICY_LAST_RELOAD_SUCCESS = Metric(
-    "squidkeeper_policy_last_reload_success_timestamp_seconds", "When the policy was last loaded."
+    "squidkeeper_policy_last_reload_success_timestamp_seconds",
+    "When the policy was last loaded.",
 )
-POLICY_RULES = Metric("squidkeeper_policy_rules", "Number of rules of the policy in force.")
+POLICY_RULES = Metric(
+    "squidkeeper_policy_rules", "Number of rules of the policy in force."
+)
 RULE_EXPIRY = Metric(
-    "squidkeeper_rule_expiry_timestamp_seconds", "When a rule with `expires` expires, or expired.", ("rule",)
+    "squidkeeper_rule_expiry_timestamp_seconds",
+    "When a rule with `expires` expires, or expired.",
+    ("rule",),
 )
 
-# --- The exporter -------------------------------------------------------------------------------------------------
+# --- The exporter ---------------------------------------------------------------------
 
 TLS_EXPIRY = Metric(
     "squidkeeper_tls_certificate_expiry_timestamp_seconds",
@@ -264,7 +351,9 @@ CA_EXPIRY = Metric(
     "When the CA or its intermediate expires. After that, no https request works.",
 )
 CA_INFO = Metric(
-    "squidkeeper_ca_info", "1 for the SHA-256 of the root. Gateways behind one address need the same root.", ("sha256",)
+    "squidkeeper_ca_info",
+    "1 for the SHA-256 of the root. Gateways behind one address need the same root.",
+    ("sha256",),
 )
 CONDITION = Metric(
     "squidkeeper_condition",
@@ -276,9 +365,11 @@ STATE_WRITABLE = Metric(
     "Whether the exporter can save its counts. 0: after a restart it continues from the last checkpoint.",
 )
 
-# --- The maintenance process --------------------------------------------------------------------------------------
+# --- The maintenance process ----------------------------------------------------------
 
-MAINTENANCE_UP = Metric("squidkeeper_maintenance_up", "Whether the maintenance process gives a heartbeat.")
+MAINTENANCE_UP = Metric(
+    "squidkeeper_maintenance_up", "Whether the maintenance process gives a heartbeat."
+)
 MAINTENANCE_TASK_SUCCESS = Metric(
     "squidkeeper_maintenance_task_success",
     "Whether a task of the maintenance process works: resolver, rotation, own-addresses, reload-gate, tls, "
@@ -286,16 +377,21 @@ MAINTENANCE_TASK_SUCCESS = Metric(
     ("task",),
 )
 
-# --- The secrets that are fetched ---------------------------------------------------------------------------------
+# --- The secrets that are fetched -----------------------------------------------------
 
-SECRETS_UP = Metric("squidkeeper_secrets_up", "Whether the process that fetches secrets gives a heartbeat.")
+SECRETS_UP = Metric(
+    "squidkeeper_secrets_up",
+    "Whether the process that fetches secrets gives a heartbeat.",
+)
 SECRET_FETCHES = Metric(
     "squidkeeper_secret_fetches_total",
     "Attempts to fetch this secret. result: success or failure.",
     ("secret", "result"),
 )
 SECRET_FETCH_FAILURES = Metric(
-    "squidkeeper_secret_fetch_failures", "Failed attempts to fetch this secret since the last success.", ("secret",)
+    "squidkeeper_secret_fetch_failures",
+    "Failed attempts to fetch this secret since the last success.",
+    ("secret",),
 )
 SECRET_EXPIRY = Metric(
     "squidkeeper_secret_expiry_timestamp_seconds",
@@ -303,7 +399,7 @@ SECRET_EXPIRY = Metric(
     ("secret",),
 )
 
-# --- The disks ----------------------------------------------------------------------------------------------------
+# --- The disks ------------------------------------------------------------------------
 
 FILESYSTEM_AVAILABLE = Metric(
     "squidkeeper_filesystem_avail_bytes",
@@ -311,19 +407,29 @@ FILESYSTEM_AVAILABLE = Metric(
     ("folder",),
 )
 FILESYSTEM_SIZE = Metric(
-    "squidkeeper_filesystem_size_bytes", "Size of the file system. folder: log, state or archive.", ("folder",)
+    "squidkeeper_filesystem_size_bytes",
+    "Size of the file system. folder: log, state or archive.",
+    ("folder",),
 )
 
 PULL_INFO = Metric(
-    "squidkeeper_pull_info", "1 for the pulled version that is in place: a commit, or a bundle.", ("version",)
+    "squidkeeper_pull_info",
+    "1 for the pulled version that is in place: a commit, or a bundle.",
+    ("version",),
 )
 PULL_LAST_SUCCESS = Metric(
-    "squidkeeper_pull_last_success_timestamp_seconds", "When the source of the policy was last read."
+    "squidkeeper_pull_last_success_timestamp_seconds",
+    "When the source of the policy was last read.",
 )
-PULL_INTERVAL = Metric("squidkeeper_pull_interval_seconds", "How often the source of the policy is read.")
-PULL_REFUSED = Metric("squidkeeper_pull_refused", "Whether the newest version of the source is refused.")
+PULL_INTERVAL = Metric(
+    "squidkeeper_pull_interval_seconds", "How often the source of the policy is read."
+)
+PULL_REFUSED = Metric(
+    "squidkeeper_pull_refused", "Whether the newest version of the source is refused."
+)
 ARCHIVE_LAST_SUCCESS = Metric(
-    "squidkeeper_archive_last_success_timestamp_seconds", "When the access log was last archived without a failure."
+    "squidkeeper_archive_last_success_timestamp_seconds",
+    "When the access log was last archived without a failure.",
 )
 ARCHIVE_UNARCHIVED = Metric(
     "squidkeeper_archive_unarchived_timestamp_seconds",
@@ -334,13 +440,14 @@ ARCHIVE_DELETED = Metric(
     "Rotated logs that were deleted before they were archived: the logs were over their limit.",
 )
 
-# --- Questions of clients -----------------------------------------------------------------------------------------
+# --- Questions of clients -------------------------------------------------------------
 
 QUESTIONS_WAITING = Metric(
-    "squidkeeper_questions_waiting", "Questions of clients that wait for a person: `squidkeeper ask` lists them."
+    "squidkeeper_questions_waiting",
+    "Questions of clients that wait for a person: `squidkeeper ask` lists them.",
 )
 
-# --- The store of quotas ------------------------------------------------------------------------------------------
+# --- The store of quotas --------------------------------------------------------------
 
 QUOTA_STORE_UP = Metric(
     "squidkeeper_quota_store_up",
@@ -351,11 +458,17 @@ QUOTA_STORE_CERTIFICATE_EXPIRY = Metric(
     "When the certificate of that Valkey expires. You renew it.",
 )
 
-# --- The exports -------------------------------------------------------------------------------------------------
+# --- The exports ----------------------------------------------------------------------
 
-EXPORT_UP = Metric("squidkeeper_export_up", "Whether the process of this export gives a heartbeat.", ("export",))
+EXPORT_UP = Metric(
+    "squidkeeper_export_up",
+    "Whether the process of this export gives a heartbeat.",
+    ("export",),
+)
 EXPORT_RECORDS = Metric(
-    "squidkeeper_export_records_total", "Records that the receiver of this export has taken.", ("export",)
+    "squidkeeper_export_records_total",
+    "Records that the receiver of this export has taken.",
+    ("export",),
 )
 EXPORT_DOUBLED = Metric(
     "squidkeeper_export_doubled_total",
@@ -369,10 +482,14 @@ EXPORT_GAPS = Metric(
     ("export",),
 )
 EXPORT_LOST = Metric(
-    "squidkeeper_export_lost_records_total", "Records in these gaps, where their number is known.", ("export",)
+    "squidkeeper_export_lost_records_total",
+    "Records in these gaps, where their number is known.",
+    ("export",),
 )
 EXPORT_BACKLOG = Metric(
-    "squidkeeper_export_backlog_bytes", "Bytes of the access log that were not sent yet.", ("export",)
+    "squidkeeper_export_backlog_bytes",
+    "Bytes of the access log that were not sent yet.",
+    ("export",),
 )
 EXPORT_WAITING = Metric(
     "squidkeeper_export_waiting_seconds",
@@ -380,20 +497,31 @@ EXPORT_WAITING = Metric(
     ("export",),
 )
 
-METRICS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+METRICS: Final = tuple(
+    value for value in list(globals().values()) if isinstance(value, Metric)
+)
 
 CONNECT_CLASS: Final = "connect"
-_METHOD_CLASSES = {"CONNECT": CONNECT_CLASS, "GET": "read", "HEAD": "read", "OPTIONS": "read"}
+_METHOD_CLASSES = {
+    "CONNECT": CONNECT_CLASS,
+    "GET": "read",
+    "HEAD": "read",
+    "OPTIONS": "read",
+}
 _WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
 def unseen_class(method: str) -> str:
-    """Classify what was passed on unread, which lasts as long as its client likes: passthrough or websocket."""
+    """Classify what was passed on unread, which lasts as long as its client likes:
+    passthrough or websocket.
+    """
     return "passthrough" if method == "CONNECT" else "websocket"
 
 
 def method_class(method: str) -> str:
-    """Classify a method: connect, read (GET, HEAD, OPTIONS), write (POST, PUT, PATCH, DELETE) or other."""
+    """Classify a method: connect, read (GET, HEAD, OPTIONS), write (POST, PUT, PATCH,
+    DELETE) or other.
+    """
     return _METHOD_CLASSES.get(method) or ("write" if method in _WRITES else OTHER)
 
 

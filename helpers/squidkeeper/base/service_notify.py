@@ -1,4 +1,6 @@
-"""What a process tells the service manager that started it, as sd_notify(3); without one it tells nothing."""
+"""What a process tells the service manager that started it, as sd_notify(3); without
+one it tells nothing.
+"""
 
 import os
 import socket
@@ -13,5 +15,11 @@ def notify(state: str) -> None:
     """Tell a state. A manager that does not listen any more is no fault."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address:
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-            channel.sendto(state.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
+        with (
+            suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel,
+        ):
+            channel.sendto(
+                state.encode(),
+                f"\0{address[1:]}" if address.startswith("@") else address,
+            )

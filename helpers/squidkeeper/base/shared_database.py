@@ -1,7 +1,7 @@
 """A SQLite file that several processes of one account write.
 
-A process that is killed leaves no lock and no half-written row. No process waits for another one for longer than
-`wait_seconds`.
+A process that is killed leaves no lock and no half-written row. No process waits for
+another one for longer than `wait_seconds`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,20 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS: Final = 0.2
 _PAGES_AT_MOST: Final = 65_536  # of 4 KB: 256 MB
-_SETTINGS: Final = ("trusted_schema = OFF", "journal_mode = WAL", "synchronous = NORMAL")
+_SETTINGS: Final = (
+    "trusted_schema = OFF",
+    "journal_mode = WAL",
+    "synchronous = NORMAL",
+)
 
 
 class SharedDatabase:
-    """A file of SQLite, opened when it is first used, and opened again after a failure or when it was replaced.
+    """A file of SQLite, opened when it is first used, and opened again after a failure
+    or when it was replaced.
 
-    `mode` is that of its folder. `prepare` is called each time ahead of opening it, when the folder is there. What goes
-    wrong is raised as `failure`, and nothing has changed then.
+    `mode` is that of its folder. `prepare` is called each time ahead of opening it,
+    when the folder is there. What goes wrong is raised as `failure`, and nothing has
+    changed then.
     """
 
     def __init__(
@@ -80,7 +86,8 @@ class SharedDatabase:
             self._connection = None
 
     def _current(self) -> sqlite3.Connection:
-        is_there = self.exists and self._file.stat().st_ino == self._inode  # else somebody has removed the folder
+        # else somebody has removed the folder
+        is_there = self.exists and self._file.stat().st_ino == self._inode
         if self._connection is None or not is_there:
             self.close()
             self._connection = self._open()
@@ -92,7 +99,10 @@ class SharedDatabase:
         self._file.parent.mkdir(mode=self._mode, exist_ok=True)
         self._prepare()
         connection = sqlite3.connect(
-            self._file, timeout=self._wait_seconds, isolation_level=None, check_same_thread=False
+            self._file,
+            timeout=self._wait_seconds,
+            isolation_level=None,
+            check_same_thread=False,
         )
         connection.text_factory = _decoded
         try:

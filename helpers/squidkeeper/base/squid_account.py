@@ -1,4 +1,5 @@
-"""Squid's account: which one it is, what it cannot read, calls with its rights in a forked child.
+"""Squid's account: which one it is, what it cannot read, calls with its rights in a
+forked child.
 
 Also who can change a file besides the accounts that may.
 """
@@ -22,7 +23,10 @@ import msgspec
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An account of this machine, with the group that it runs in. A unit's `Group=` need not be that of passwd."""
+    """An account of this machine, with the group that it runs in.
+
+    A unit's `Group=` need not be that of passwd.
+    """
 
     name: str
     user: int
@@ -39,7 +43,11 @@ def account_of(name: str) -> Account | None:
 
 
 def refused_to_root(folder: Path) -> str:
-    """Say why root must not write into a folder: its account could not replace what root makes. Empty: it may."""
+    """Say why root must not write into a folder: its account could not replace what
+    root makes.
+
+    Empty: it may.
+    """
     user = folder.stat().st_uid if os.geteuid() == 0 and folder.is_dir() else 0
     if user == 0:
         return ""
@@ -59,13 +67,19 @@ def group_name(account: Account) -> str:
 
 
 def squid_account() -> Account | None:
-    """Find the account that Squid was built to run as, as install.sh does; None where there is no Squid."""
+    """Find the account that Squid was built to run as, as install.sh does; None where
+    there is no Squid.
+    """
     program = shutil.which("squid", path=f"{os.environ.get('PATH', '')}:{_SBIN}")
     if program is None:
         return None
     try:
         told = subprocess.run(  # noqa: S603 - Squid itself
-            [program, "-v"], capture_output=True, text=True, timeout=_SECONDS, check=False
+            [program, "-v"],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -74,15 +88,19 @@ def squid_account() -> Account | None:
 
 
 def is_this(account: Account) -> bool:
-    """Whether this process has the rights of an account, and no others: it runs as that account."""
+    """Whether this process has the rights of an account, and no others: it runs as that
+    account.
+    """
     return (os.geteuid(), os.getegid()) == (account.user, account.group)
 
 
 def call_as(account: Account, function: Callable[[], Any], shape: Any = Any) -> Any:
-    """Call a function in a child with the rights of an account, and return its result, which JSON can hold.
+    """Call a function in a child with the rights of an account, and return its result,
+    which JSON can hold.
 
-    An OSError of the function is raised here as an OSError, as is an answer that is none: whoever has the account may
-    have written it. `shape` is the type of the result. PermissionError where this process cannot take the rights.
+    An OSError of the function is raised here as an OSError, as is an answer that is
+    none: whoever has the account may have written it. `shape` is the type of the
+    result. PermissionError where this process cannot take the rights.
     """
     receiver, sender = os.pipe()
     child = os.fork()
@@ -105,9 +123,11 @@ def call_as(account: Account, function: Callable[[], Any], shape: Any = Any) -> 
 
 
 def call_as_owner(folder: Path, function: Callable[[], Any]) -> Any:
-    """Call a function that uses a folder, as root with the rights of the account that owns it: see `call_as`.
+    """Call a function that uses a folder, as root with the rights of the account that
+    owns it: see `call_as`.
 
-    Whatever is in the folder, links and pipes too, then leads nowhere that its owner could not go itself.
+    Whatever is in the folder, links and pipes too, then leads nowhere that its owner
+    could not go itself.
     """
     owner = folder.stat()
     if os.geteuid() != 0 or owner.st_uid == 0:
@@ -116,7 +136,9 @@ def call_as_owner(folder: Path, function: Callable[[], Any]) -> Any:
 
 
 def become_owner(folder: Path) -> None:
-    """As root, become the account that owns a folder, with the folder's group and those that the account is in."""
+    """As root, become the account that owns a folder, with the folder's group and those
+    that the account is in.
+    """
     owner = folder.stat()
     if os.geteuid() == 0 and owner.st_uid != 0:
         os.setgroups(_groups_of(owner.st_uid, owner.st_gid))
@@ -133,17 +155,22 @@ def _groups_of(user: int, group: int) -> list[int]:
 
 
 def unreadable_for(account: Account, paths: Iterable[Path]) -> dict[Path, Path]:
-    """List the files and folders that an account has no permission to read, each with what is closed on the way to it.
+    """List the files and folders that an account has no permission to read, each with
+    what is closed on the way to it.
 
-    That is a folder above it, or itself. Nothing of them is read, and what is not there is left out. PermissionError
-    where this process cannot try.
+    That is a folder above it, or itself. Nothing of them is read, and what is not there
+    is left out. PermissionError where this process cannot try.
     """
-    found = call_as(account, lambda: {str(path): str(closed) for path in paths if (closed := _closed(path))})
+    found = call_as(
+        account,
+        lambda: {str(path): str(closed) for path in paths if (closed := _closed(path))},
+    )
     return {Path(path): Path(closed) for path, closed in found.items()}
 
 
 def changed_by_others(path: Path, owners: Collection[int] = (0,)) -> str:
-    """Name who can change a file, or replace what is in a folder, besides its owners; empty: nobody.
+    """Name who can change a file, or replace what is in a folder, besides its owners;
+    empty: nobody.
 
     In a sticky folder, nobody replaces files of others.
     """
@@ -153,7 +180,9 @@ def changed_by_others(path: Path, owners: Collection[int] = (0,)) -> str:
         return f"user {state.st_uid}"
     if state.st_mode & stat.S_IWOTH and not sticky:
         return "every account"
-    return f"group {state.st_gid}" if state.st_mode & stat.S_IWGRP and not sticky else ""
+    return (
+        f"group {state.st_gid}" if state.st_mode & stat.S_IWGRP and not sticky else ""
+    )
 
 
 def _answer(account: Account, function: Callable[[], Any], sender: int) -> None:
@@ -174,14 +203,23 @@ def _answer(account: Account, function: Callable[[], Any], sender: int) -> None:
 
 
 def _closed(path: Path) -> Path | None:
-    """Find what keeps this process from reading a path: a folder above it that it cannot enter, or the path itself."""
+    """Find what keeps this process from reading a path: a folder above it that it
+    cannot enter, or the path itself.
+    """
     try:
         if path.is_dir():
             os.listdir(path)
         else:
             os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
     except PermissionError:
-        return next((folder for folder in reversed(path.absolute().parents) if not os.access(folder, os.X_OK)), path)
+        return next(
+            (
+                folder
+                for folder in reversed(path.absolute().parents)
+                if not os.access(folder, os.X_OK)
+            ),
+            path,
+        )
     except OSError:
         return None
     return None

@@ -1,8 +1,9 @@
-"""Squid's own counters, read from its cache manager on loopback, and samples of them in each run of Squid.
+"""Squid's own counters, read from its cache manager on loopback, and samples of them in
+each run of Squid.
 
-The samples are a small file in the state folder. The maintenance process takes them; the archive takes them along, and
-verifying compares them with its lines. A run of Squid lasts while its processes are the same: a worker that is started
-again counts from zero.
+The samples are a small file in the state folder. The maintenance process takes them;
+the archive takes them along, and verifying compares them with its lines. A run of Squid
+lasts while its processes are the same: a worker that is started again counts from zero.
 """
 
 import re
@@ -20,7 +21,9 @@ from squidkeeper.base.untrusted_file import read_untrusted
 
 FILE: Final = "squid-runs.json"
 COUNTER: Final = "client_http.requests"
-_EACH_SECONDS: Final = 3600.0  # between two samples of a run that are kept, beside its first and its last
+_EACH_SECONDS: Final = (
+    3600.0  # between two samples of a run that are kept, beside its first and its last
+)
 _KEPT: Final = 5000  # samples: half a year without a restart
 _LONGEST: Final = 4 * 1024 * 1024  # bytes
 PAGE: Final = "/squid-internal-mgr/counters"
@@ -33,7 +36,10 @@ _PAGE_BYTES = 64 * 1024  # twenty times what Squid writes
 
 @dataclass(frozen=True, slots=True)
 class SquidCounters:
-    """Squid's counters by its own names. `problem`: why there are none. `answers`: whether Squid answered at all."""
+    """Squid's counters by its own names.
+
+    `problem`: why there are none. `answers`: whether Squid answered at all.
+    """
 
     values: dict[str, float]
     problem: str | None = None
@@ -41,13 +47,16 @@ class SquidCounters:
 
 
 def read_counters(host: str, port: int, *, proxy_header: bool = False) -> SquidCounters:
-    """Read the counters of the Squid at this address; never fails, and takes two seconds at most.
+    """Read the counters of the Squid at this address; never fails, and takes two
+    seconds at most.
 
-    The request comes from loopback, the only source that squid.conf allows, even if Squid listens on another address.
-    `proxy_header`: the port requires a PROXY header.
+    The request comes from loopback, the only source that squid.conf allows, even if
+    Squid listens on another address. `proxy_header`: the port requires a PROXY header.
     """
     loopback = "::1" if ":" in host else "127.0.0.1"
-    connection = HTTPConnection(host, port, TIMEOUT_SECONDS, source_address=(loopback, 0))
+    connection = HTTPConnection(
+        host, port, TIMEOUT_SECONDS, source_address=(loopback, 0)
+    )
     try:
         connection.connect()
         with whole_exchange(TIMEOUT_SECONDS, partial(shut, connection.sock)):
@@ -66,7 +75,9 @@ def read_counters(host: str, port: int, *, proxy_header: bool = False) -> SquidC
         problem = f"{PAGE} is answered {response.status}: does squid.conf open it for this address?"
         return SquidCounters({}, problem, answers=True)
     values = parse_counters(page)
-    return SquidCounters(values, None if values else f"{PAGE} holds no counters", answers=True)
+    return SquidCounters(
+        values, None if values else f"{PAGE} holds no counters", answers=True
+    )
 
 
 def parse_counters(page: bytes) -> dict[str, float]:
@@ -81,9 +92,12 @@ def _is_number(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SquidSample:
-    """Squid's counter at one time: somewhen from `asked` to `answered`. Times are in seconds since 1970.
+    """Squid's counter at one time: somewhen from `asked` to `answered`.
 
-    `started`: when a run began to count from zero; 0 where one of several workers was started again.
+    Times are in seconds since 1970.
+
+    `started`: when a run began to count from zero; 0 where one of several workers was
+    started again.
     """
 
     run: str
@@ -94,9 +108,13 @@ class SquidSample:
 
 
 def read_samples(state: Path) -> tuple[SquidSample, ...]:
-    """Read the samples, oldest first; none where there is no file, or one that is none of ours."""
+    """Read the samples, oldest first; none where there is no file, or one that is none
+    of ours.
+    """
     try:
-        return msgspec.json.decode(read_untrusted(state / FILE, _LONGEST), type=tuple[SquidSample, ...])
+        return msgspec.json.decode(
+            read_untrusted(state / FILE, _LONGEST), type=tuple[SquidSample, ...]
+        )
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return ()
 
@@ -106,11 +124,21 @@ def format_samples(samples: Iterable[SquidSample]) -> bytes:
     return msgspec.json.encode(tuple(samples)[-_KEPT:])
 
 
-def with_sample(samples: tuple[SquidSample, ...], sample: SquidSample) -> tuple[SquidSample, ...]:
-    """Add a sample. It replaces the last one, unless that is the first of its run or of its hour."""
+def with_sample(
+    samples: tuple[SquidSample, ...], sample: SquidSample
+) -> tuple[SquidSample, ...]:
+    """Add a sample.
+
+    It replaces the last one, unless that is the first of its run or of its hour.
+    """
     before = samples[-2] if len(samples) > 1 else None
     last = samples[-1] if samples else None
-    if last and before and last.run == before.run == sample.run and _hour(last) == _hour(before):
+    if (
+        last
+        and before
+        and last.run == before.run == sample.run
+        and _hour(last) == _hour(before)
+    ):
         return (*samples[:-1], sample)
     return (*samples, sample)
 

@@ -1,4 +1,6 @@
-"""TLS to a server that is verified, against the system's authorities or those of a file."""
+"""TLS to a server that is verified, against the system's authorities or those of a
+file.
+"""
 
 import ssl
 from pathlib import Path
@@ -10,14 +12,17 @@ _LONGEST: Final = 4 << 20
 
 
 def verified_tls(ca: Path | None) -> ssl.SSLContext:
-    """Make a context that verifies certificate and name; OSError (ssl.SSLError too) for a file that is no use.
+    """Make a context that verifies certificate and name; OSError (ssl.SSLError too) for
+    a file that is no use.
 
     Reading the file waits for nobody: it may be a FIFO.
     """
     context = ssl.create_default_context(cadata=_certificates(ca) if ca else None)
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # Squid and curl accept a CA without key usage, and many have none
+    # Squid and curl accept a CA without key usage, and many have none
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
 
 
 def _certificates(ca: Path) -> str:
-    return read_regular(ca, _LONGEST).decode("ascii", "replace") or "none"  # an empty text would be the system's
+    # an empty text would be the system's
+    return read_regular(ca, _LONGEST).decode("ascii", "replace") or "none"

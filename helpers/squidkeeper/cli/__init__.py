@@ -1,4 +1,6 @@
-"""The command line: one command per file, imported when it is called, so that helpers start fast."""
+"""The command line: one command per file, imported when it is called, so that helpers
+start fast.
+"""
 
 from importlib import import_module
 from typing import Any
@@ -75,12 +77,18 @@ class LateGroup(click.Group):
         """List the commands."""
         return list(_COMMANDS)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - as above
+        formatter: click.HelpFormatter,
+    ) -> None:
         """Write the commands by what people do, without an import of any."""
         width = max(map(len, _COMMANDS))
         for title, commands in GROUPS.items():
             with formatter.section(title):
-                formatter.write_dl([(name.ljust(width), does) for name, does in commands.items()])
+                formatter.write_dl(
+                    [(name.ljust(width), does) for name, does in commands.items()]
+                )
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
         """Import a command."""
@@ -95,8 +103,12 @@ class LateGroup(click.Group):
         """Find a command; name the one that was meant."""
         from difflib import get_close_matches  # late: only a mistake needs it
 
-        if args[0] not in _COMMANDS and (near := get_close_matches(args[0], _COMMANDS, 1)):
-            raise click.UsageError(f"No such command {args[0]!r}. Did you mean {near[0]!r}?", ctx)
+        if args[0] not in _COMMANDS and (
+            near := get_close_matches(args[0], _COMMANDS, 1)
+        ):
+            raise click.UsageError(
+                f"No such command {args[0]!r}. Did you mean {near[0]!r}?", ctx
+            )
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -110,6 +122,6 @@ class LateGroup(click.Group):
 def main() -> None:
     """Turn Squid with SSL-bump into the egress gateway of AI agents.
 
-    `squidkeeper COMMAND --help` tells more about a command. The installation adds the manual page squidkeeper(1), and
-    completion for bash, zsh and fish, to share/.
+    `squidkeeper COMMAND --help` tells more about a command. The installation adds the
+    manual page squidkeeper(1), and completion for bash, zsh and fish, to share/.
     """

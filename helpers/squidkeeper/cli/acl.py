@@ -17,17 +17,29 @@ from squidkeeper.cli.options import helper_options, in_force_option, lane_option
 @lane_option
 @in_force_option
 @helper_options(concurrency=16)
-def acl(scope: str, lane: str, in_force: frozenset[str], directory: Path, state: Path, concurrency: int) -> None:
+def acl(
+    scope: str,
+    lane: str,
+    in_force: frozenset[str],
+    directory: Path,
+    state: Path,
+    concurrency: int,
+) -> None:
     """Decide whether requests may pass.
 
-    Squid starts this helper (external_acl_type). It answers each line with OK or ERR, the rule and the reason. By
-    hand, use `squidkeeper explain`.
+    Squid starts this helper (external_acl_type). It answers each line with OK or ERR,
+    the rule and the reason. By hand, use `squidkeeper explain`.
     """
     from functools import partial
 
     from squidkeeper.base.metrics import HOST
     from squidkeeper.policy.grant_uses import GrantUses
-    from squidkeeper.serving.helpers.acl import HostScope, RequestScope, answer_host, answer_url
+    from squidkeeper.serving.helpers.acl import (
+        HostScope,
+        RequestScope,
+        answer_host,
+        answer_url,
+    )
     from squidkeeper.serving.helpers.asking import Asking
     from squidkeeper.serving.helpers.loop import Lane, run
     from squidkeeper.serving.parts import Part
@@ -37,9 +49,19 @@ def acl(scope: str, lane: str, in_force: frozenset[str], directory: Path, state:
     if scope == HOST:
         last = LastAsked(state)
         prepare = partial(HostScope, in_force=in_force, shares=Part.SHARED in in_force)
-        run(scope, prepare, last.noting(answer_host), directory, state, concurrency, Lane(lane))
+        run(
+            scope,
+            prepare,
+            last.noting(answer_host),
+            directory,
+            state,
+            concurrency,
+            Lane(lane),
+        )
         last.write()
     else:
         asking = Asking(state, open_meter(directory, state))
-        decider = partial(RequestScope, uses=GrantUses(state), asking=asking, in_force=in_force)
+        decider = partial(
+            RequestScope, uses=GrantUses(state), asking=asking, in_force=in_force
+        )
         run(scope, decider, answer_url, directory, state, concurrency, Lane(lane))

@@ -77,8 +77,9 @@ def run(
 ) -> None:
     """Archive the rotated access logs, then remove days over the limits.
 
-    Rotated logs may be compressed (.gz, .bz2, .xz, .zst). Every line is kept, invalid ones unchanged. The current log
-    is archived after its rotation. A run can be stopped at any time.
+    Rotated logs may be compressed (.gz, .bz2, .xz, .zst). Every line is kept, invalid
+    ones unchanged. The current log is archived after its rotation. A run can be stopped
+    at any time.
 
     \b
     Exit status:
@@ -93,30 +94,45 @@ def run(
     from squidkeeper.record.archive.retention import ArchiveBounds
 
     if not os.path.isdir(archive):  # Path.is_dir raises in a folder that cannot be read
-        raise click.ClickException(f"{archive}: there is no such folder: make it, with mode 0750 and Squid's group")
+        raise click.ClickException(
+            f"{archive}: there is no such folder: make it, with mode 0750 and Squid's group"
+        )
     if not os.path.isdir(access_log.parent):
-        raise click.ClickException(f"{access_log.parent}: there is no such folder: name Squid's by --access-log")
+        raise click.ClickException(
+            f"{access_log.parent}: there is no such folder: name Squid's by --access-log"
+        )
     try:
-        bounds, store, signing = ArchiveBounds(keep_days, keep_bytes), _store(copy_to), _key(key or _own_key(archive))
+        bounds, store, signing = (
+            ArchiveBounds(keep_days, keep_bytes),
+            _store(copy_to),
+            _key(key or _own_key(archive)),
+        )
         if signing is None:
             _refuse_unsealed(archive)
         become_owner(archive)  # its next run could not replace what root has written
         with progress("archiving"):
-            report = Archiver(access_log, archive, signing, bounds, state=state, store=store).run()
+            report = Archiver(
+                access_log, archive, signing, bounds, state=state, store=store
+            ).run()
     except OSError as error:
         raise click.ClickException(failure(archive, error)) from None
     _show(report)
 
 
 def _without_every(arguments: list[str]) -> list[str]:
-    at = next(number for number, argument in enumerate(arguments) if argument.partition("=")[0] == "--every")
+    at = next(
+        number
+        for number, argument in enumerate(arguments)
+        if argument.partition("=")[0] == "--every"
+    )
     return arguments[:at] + arguments[at + (1 if "=" in arguments[at] else 2) :]
 
 
 def _own_key(archive: Path) -> Path | None:
     return (
         options.DEFAULT_ARCHIVE_KEY
-        if archive == options.DEFAULT_ARCHIVE and os.path.exists(options.DEFAULT_ARCHIVE_KEY)
+        if archive == options.DEFAULT_ARCHIVE
+        and os.path.exists(options.DEFAULT_ARCHIVE_KEY)
         else None
     )
 
@@ -128,10 +144,14 @@ def _key(file: Path | None) -> ArchiveKey | None:
 
 
 def _refuse_unsealed(archive: Path) -> None:
-    """Refuse to add an entry without a signature to an archive that is sealed: it would not verify any more."""
+    """Refuse to add an entry without a signature to an archive that is sealed: it would
+    not verify any more.
+    """
     from squidkeeper.record.chain.chain import HEAD, read_chain
 
-    if os.path.lexists(archive / HEAD) or any(entry.key for entry in read_chain(archive).entries):
+    if os.path.lexists(archive / HEAD) or any(
+        entry.key for entry in read_chain(archive).entries
+    ):
         text = f"{archive} is sealed: add --key FILE, the private key of its service ({options.DEFAULT_ARCHIVE_KEY})"
         raise click.ClickException(text)
 
@@ -141,10 +161,15 @@ def _store(copy_to: str | None) -> ObjectStore | None:
     from squidkeeper.record.chain.store_settings import is_store, read_store_settings
     from squidkeeper.record.chain.stores import ObjectStore
 
-    if copy_to is None or (not copy_to.startswith("s3://") and not Path(copy_to).exists()):
+    if copy_to is None or (
+        not copy_to.startswith("s3://") and not Path(copy_to).exists()
+    ):
         return None
     if not is_store(copy_to):
-        raise click.BadParameter(f"{copy_to!r} is neither s3://BUCKET/PREFIX nor a .yaml file", param_hint="--copy-to")
+        raise click.BadParameter(
+            f"{copy_to!r} is neither s3://BUCKET/PREFIX nor a .yaml file",
+            param_hint="--copy-to",
+        )
     return ObjectStore(read_store_settings(copy_to))
 
 
@@ -202,7 +227,9 @@ def list_days(archive: Path, as_json: bool) -> None:
         return
     click.echo(f"{'DAY':10}  {'LINES':>12}  {'INVALID':>8}  {'SIZE':>9}  PARTS")
     for day in days:
-        click.echo(f"{day.day}  {day.lines:>12,}  {day.invalid:>8,}  {byte_size(day.bytes):>9}  {len(day.parts)}")
+        click.echo(
+            f"{day.day}  {day.lines:>12,}  {day.invalid:>8,}  {byte_size(day.bytes):>9}  {len(day.parts)}"
+        )
 
 
 @archive.command()
@@ -212,8 +239,9 @@ def list_days(archive: Path, as_json: bool) -> None:
 def fetch(store: str, folder: Path, since: datetime | None) -> None:
     """Fetch archives from an object store into a folder.
 
-    STORE is s3://BUCKET/PREFIX, or the YAML file of a store. An archive below gateway=NAME gets a folder of this
-    name. Parts that FOLDER has are not fetched again. Each part is compared with the SHA-256 of its entry.
+    STORE is s3://BUCKET/PREFIX, or the YAML file of a store. An archive below
+    gateway=NAME gets a folder of this name. Parts that FOLDER has are not fetched
+    again. Each part is compared with the SHA-256 of its entry.
 
     \b
     Examples:
@@ -229,11 +257,20 @@ def fetch(store: str, folder: Path, since: datetime | None) -> None:
     from squidkeeper.record.log.record import format_time
 
     failed = False
-    for fetched in fetch_archives(ObjectStore(read_store_settings(store)), folder, format_time(since) if since else ""):
+    for fetched in fetch_archives(
+        ObjectStore(read_store_settings(store)),
+        folder,
+        format_time(since) if since else "",
+    ):
         name = f"{fetched.gateway}: " if fetched.gateway else ""
-        click.echo(f"{name}fetched {quantity(fetched.parts, 'part')}, {byte_size(fetched.bytes)}")
+        click.echo(
+            f"{name}fetched {quantity(fetched.parts, 'part')}, {byte_size(fetched.bytes)}"
+        )
         for path in fetched.missing:
-            click.echo(f"{name}{path}: the store lacks it, or has other content than its entry says", err=True)
+            click.echo(
+                f"{name}{path}: the store lacks it, or has other content than its entry says",
+                err=True,
+            )
         if fetched.failure:
             click.echo(printable(f"{name}not fetched: {fetched.failure}"), err=True)
         failed |= bool(fetched.missing or fetched.failure)
@@ -244,11 +281,22 @@ archive.add_command(verify)
 
 
 def _repeat(arguments: Sequence[str], seconds: float) -> NoReturn:
-    """Run `squidkeeper archive run` with these arguments every so many seconds, until SIGTERM."""
+    """Run `squidkeeper archive run` with these arguments every so many seconds, until
+    SIGTERM.
+    """
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, _end)
     while True:
-        program = ("nice", "-n", "19", sys.executable, "-I", "-m", "squidkeeper")  # Squid and its helpers go first
+        # Squid and its helpers go first
+        program = (
+            "nice",
+            "-n",
+            "19",
+            sys.executable,
+            "-I",
+            "-m",
+            "squidkeeper",
+        )
         command = (*program, "archive", "run", *arguments)
         with subprocess.Popen(command) as child:  # noqa: S603 - our own arguments
             try:

@@ -1,4 +1,6 @@
-"""What arguments of several commands name: recorded requests, and policies with their clients."""
+"""What arguments of several commands name: recorded requests, and policies with their
+clients.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TableOptions:
-    """What to read, of which period, and on how many cores; `files` are those that were named."""
+    """What to read, of which period, and on how many cores; `files` are those that were
+    named.
+    """
 
     files: tuple[Path, ...]
     sources: TableSources
@@ -50,8 +54,11 @@ class TableOptions:
         return self.since, self.until
 
     @contextmanager
-    def open(self, columns: Collection[str], *, with_earlier: bool = False) -> Iterator[Table]:
-        """Read it after what Squid needs, and report what was skipped; `UnreadableLog` if it cannot be read.
+    def open(
+        self, columns: Collection[str], *, with_earlier: bool = False
+    ) -> Iterator[Table]:
+        """Read it after what Squid needs, and report what was skipped; `UnreadableLog`
+        if it cannot be read.
 
         `with_earlier` reads records of all times, which tell what is new in the period.
         """
@@ -66,7 +73,9 @@ class TableOptions:
 
 
 def table_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add FILEs, --archive, --gateway, a period and --threads to a command, which gets them as `read`."""
+    """Add FILEs, --archive, --gateway, a period and --threads to a command, which gets
+    them as `read`.
+    """
 
     @wraps(command)
     def with_table(
@@ -79,11 +88,17 @@ def table_options(command: Callable[..., Any]) -> Callable[..., Any]:
         **options: Any,
     ) -> Any:
         sources = table_sources(files, archive, gateways=gateway)
-        return command(read=TableOptions(files, sources, since, until, threads), **options)
+        return command(
+            read=TableOptions(files, sources, since, until, threads), **options
+        )
 
     kind = click.Path(path_type=Path, readable=False)
-    with_files = click.argument("files", metavar="[FILE]...", nargs=-1, type=kind)(with_table)
-    return threads_option(since_option(until_option(archive_read_option(gateway_option(with_files)))))
+    with_files = click.argument("files", metavar="[FILE]...", nargs=-1, type=kind)(
+        with_table
+    )
+    return threads_option(
+        since_option(until_option(archive_read_option(gateway_option(with_files))))
+    )
 
 
 def check_judged(requests: int, files: Iterable[Path]) -> None:
@@ -95,18 +110,23 @@ def check_judged(requests: int, files: Iterable[Path]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class NamedPolicy:
-    """A policy, how it is named for people, and what commands granted: the file beside its folder."""
+    """A policy, how it is named for people, and what commands granted: the file beside
+    its folder.
+    """
 
     name: str
     compiled: CompiledPolicy
     granted: Document | None
 
 
-def policy_named(text: str, state: Path, lender: NamedPolicy | None = None) -> NamedPolicy:
-    """Load the policy of a folder, or a revision that is stored in the state folder; `UnusableInput` if it does not.
+def policy_named(
+    text: str, state: Path, lender: NamedPolicy | None = None
+) -> NamedPolicy:
+    """Load the policy of a folder, or a revision that is stored in the state folder;
+    `UnusableInput` if it does not.
 
-    Commands write grants beside the folder in force, so a draft elsewhere has none: a folder without them is loaded
-    with those of the lender, as if it were in force.
+    Commands write grants beside the folder in force, so a draft elsewhere has none: a
+    folder without them is loaded with those of the lender, as if it were in force.
     """
     if not os.path.isdir(text):  # Path.is_dir raises in a folder that cannot be read
         return _revision(text, state, f"revision {text}")
@@ -115,18 +135,27 @@ def policy_named(text: str, state: Path, lender: NamedPolicy | None = None) -> N
 
     sources, lent = read_sources(Path(text)), ""
     if lender and lender.granted and sources.granted is None:
-        sources, lent = replace(sources, granted=lender.granted), ", with the grants of OLD"
+        sources, lent = (
+            replace(sources, granted=lender.granted),
+            ", with the grants of OLD",
+        )
     compiled = _loaded(lambda: load_sources(sources, datetime.now(UTC)).compiled, text)
-    return NamedPolicy(f"{text} (revision {compiled.revision}{lent})", compiled, sources.granted)
+    return NamedPolicy(
+        f"{text} (revision {compiled.revision}{lent})", compiled, sources.granted
+    )
 
 
 def policy_in_force(state: Path) -> NamedPolicy:
-    """Load the policy that the helpers loaded last; `UnusableInput` if the state folder does not tell."""
+    """Load the policy that the helpers loaded last; `UnusableInput` if the state folder
+    does not tell.
+    """
     from squidkeeper.policy.policy_store.revisions import revision_in_force
 
     found = revision_in_force(state / "revisions")
     if found is None:
-        raise UnusableInput(f"{state}: no policy is in force here, as far as this account can read: name OLD instead")
+        raise UnusableInput(
+            f"{state}: no policy is in force here, as far as this account can read: name OLD instead"
+        )
     return _revision(found.revision, state, f"revision {found.revision}, in force")
 
 
@@ -136,11 +165,15 @@ def _revision(text: str, state: Path, name: str) -> NamedPolicy:
 
     folder = state / "revisions"
     try:
-        compiled = _loaded(lambda: load_stored_revision(folder, text), f"revision {text}")
+        compiled = _loaded(
+            lambda: load_stored_revision(folder, text), f"revision {text}"
+        )
         return NamedPolicy(name, compiled, read_revision(folder, text).granted)
     except OSError as error:
         if os.sep in text or os.path.exists(text):
-            raise UnusableInput(f"{text} is no folder, as far as this account can read") from error
+            raise UnusableInput(
+                f"{text} is no folder, as far as this account can read"
+            ) from error
         why = (error.strerror or str(error)).lower()
         expected = f"neither a folder nor a revision that is stored in {folder} ({why})"
         raise UnusableInput(
@@ -156,7 +189,9 @@ def _loaded(load: Callable[[], CompiledPolicy], name: str) -> CompiledPolicy:
 
 
 def policy_on_disk(directory: Path) -> CompiledPolicy | None:
-    """Load the policy; None if it does not load: `check` reports why, and the stored revisions decide."""
+    """Load the policy; None if it does not load: `check` reports why, and the stored
+    revisions decide.
+    """
     from squidkeeper.policy.policy_store.loading import load
 
     try:
@@ -173,7 +208,9 @@ def past_policies(directory: Path, state: Path) -> PastPolicies:
 
 
 def clients_named(directory: Path, given: tuple[str, ...]) -> tuple[Client, ...]:
-    """Read the policy's clients if --client has a name; report on stderr the names that the policy does not have."""
+    """Read the policy's clients if --client has a name; report on stderr the names that
+    the policy does not have.
+    """
     from squidkeeper.record.log.filters import network_of
 
     names = [one for one in given if network_of(one) is None]
@@ -181,12 +218,20 @@ def clients_named(directory: Path, given: tuple[str, ...]) -> tuple[Client, ...]
         return ()
     compiled = policy_on_disk(directory)
     if compiled is None:
-        click.echo(f"{directory} does not load: --client finds proxy users only, no clients of it.", err=True)
+        click.echo(
+            f"{directory} does not load: --client finds proxy users only, no clients of it.",
+            err=True,
+        )
         return ()
     clients = compiled.source.clients
-    known = {name for client in clients for name in (client.name, *(client.users or ()))}
+    known = {
+        name for client in clients for name in (client.name, *(client.users or ()))
+    }
     for name in names:
         if name not in known:
             unknown = f"--client {name}: not an address, network, client or user of the policy in {directory}."
-            click.echo(printable(f"{unknown} Only a proxy user of this name matches."), err=True)
+            click.echo(
+                printable(f"{unknown} Only a proxy user of this name matches."),
+                err=True,
+            )
     return clients

@@ -44,12 +44,21 @@ class _Terms:
         """Make the approval."""
         from squidkeeper.change.approvals.answers import Approval
 
-        return Approval(_scope(self.scope), self.valid, self.uses, self.clients, self.any_client, self.reason)
+        return Approval(
+            _scope(self.scope),
+            self.valid,
+            self.uses,
+            self.clients,
+            self.any_client,
+            self.reason,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where the policy, the questions and the access log are, and how far back that is read."""
+    """Where the policy, the questions and the access log are, and how far back that is
+    read.
+    """
 
     directory: Path
     state: Path
@@ -63,10 +72,16 @@ class _Place:
         try:
             return policies_now(self.directory, self.state, datetime.now(UTC))[0]
         except PolicyError as error:
-            raise click.ClickException(f"{error}\n{self.directory} does not load: fix it first") from error
+            raise click.ClickException(
+                f"{error}\n{self.directory} does not load: fix it first"
+            ) from error
 
-    def reach(self, policy: CompiledPolicy, waiting: Sequence[Ticket]) -> Mapping[str, Counter[ApprovalScope]]:
-        """Read the access log for what else approvals would have let through; nothing where it cannot be read."""
+    def reach(
+        self, policy: CompiledPolicy, waiting: Sequence[Ticket]
+    ) -> Mapping[str, Counter[ApprovalScope]]:
+        """Read the access log for what else approvals would have let through; nothing
+        where it cannot be read.
+        """
         from squidkeeper.change.approvals.scopes import hosts_of, reach
         from squidkeeper.record.table.database import quoted
         from squidkeeper.record.table.questions import COLUMNS, QuestionTable
@@ -78,8 +93,12 @@ class _Place:
         now, sources = datetime.now(UTC), TableSources(log=self.access_log)
         hosts = ", ".join(map(quoted, hosts_of(waiting)))
         try:
-            with open_table(sources, self.since or now - _DAY, columns={*COLUMNS, "verdict"}) as table:
-                questions = QuestionTable(table.connection).each(f"verdict = 'deny' AND host IN ({hosts})")
+            with open_table(
+                sources, self.since or now - _DAY, columns={*COLUMNS, "verdict"}
+            ) as table:
+                questions = QuestionTable(table.connection).each(
+                    f"verdict = 'deny' AND host IN ({hosts})"
+                )
                 return reach(policy, waiting, questions, now)
         except UnreadableLog as error:
             click.echo(printable(str(error)), err=True)
@@ -88,11 +107,16 @@ class _Place:
 
 def _place_options(command: Callable[..., Any]) -> Callable[..., Any]:
     with_since = click.option(
-        "--since", metavar="TIME", type=options.Moment(), help="The start of what is read of it. [default: a day ago]"
+        "--since",
+        metavar="TIME",
+        type=options.Moment(),
+        help="The start of what is read of it. [default: a day ago]",
     )(options.packed("place", _Place)(command))
     text = "The access log; its rotated files are read too."
     return options.policy_option(
-        _state_option(options.file_option("--access-log", options.DEFAULT_LOG, text)(with_since))
+        _state_option(
+            options.file_option("--access-log", options.DEFAULT_LOG, text)(with_since)
+        )
     )
 
 
@@ -103,8 +127,9 @@ def _place_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def ask(context: click.Context, as_json: bool, place: _Place) -> None:
     """List the questions of clients that wait for a person.
 
-    A question is a request that the policy asks about. It stays denied until somebody approves it. The list shows
-    what else an approval would have allowed, by the access log.
+    A question is a request that the policy asks about. It stays denied until somebody
+    approves it. The list shows what else an approval would have allowed, by the access
+    log.
 
     \b
     Examples:
@@ -117,44 +142,81 @@ def ask(context: click.Context, as_json: bool, place: _Place) -> None:
     from squidkeeper.change.approvals.waiting import waiting_tickets
 
     policy, found = place.policy_now(), waiting_tickets(place.state)
-    waiting = [ticket for ticket in found.tickets if _is_asked_about(policy, place.state, ticket)]
+    waiting = [
+        ticket
+        for ticket in found.tickets
+        if _is_asked_about(policy, place.state, ticket)
+    ]
     more = place.reach(policy, waiting)
-    shown = [_Shown(ticket, _clients(policy, ticket), more.get(ticket.number)) for ticket in waiting]
+    shown = [
+        _Shown(ticket, _clients(policy, ticket), more.get(ticket.number))
+        for ticket in waiting
+    ]
     decided = len(found.tickets) - len(waiting)
     if as_json:
-        questions = {"waiting": [ticket.as_object() for ticket in shown], "unreadable": [*found.unreadable]}
+        questions = {
+            "waiting": [ticket.as_object() for ticket in shown],
+            "unreadable": [*found.unreadable],
+        }
         show_json({**questions, "decided_by_policy": decided})
         return
     now = datetime.now(UTC)
     for one in shown:
         click.echo("\n".join(one.lines(now)))
     for number in found.unreadable:
-        click.echo(f"{printable(number)}  cannot be read: it holds what no helper writes")
-    click.echo(f"{quantity(len(waiting), 'question')} waiting.{_decided_otherwise(decided)}")
+        click.echo(
+            f"{printable(number)}  cannot be read: it holds what no helper writes"
+        )
+    click.echo(
+        f"{quantity(len(waiting), 'question')} waiting.{_decided_otherwise(decided)}"
+    )
 
 
 @ask.command()
 @click.argument("number")
-@click.option("--for", "valid", metavar="TIME", type=options.Duration(), required=True, help="How long: 30m, 2h or 7d.")
-@click.option("--uses", type=click.IntRange(1), metavar="N", help="Allow at most N requests.")
+@click.option(
+    "--for",
+    "valid",
+    metavar="TIME",
+    type=options.Duration(),
+    required=True,
+    help="How long: 30m, 2h or 7d.",
+)
+@click.option(
+    "--uses", type=click.IntRange(1), metavar="N", help="Allow at most N requests."
+)
 @options.shown_option(
     "--scope",
     type=click.Choice(_SCOPES),
     default=_SCOPES[0],
     help="Allow this URL, its path with any query, or its host; by this method only.",
 )
-@click.option("--client", "clients", multiple=True, metavar="NAME", help="The client, if several match.")
+@click.option(
+    "--client",
+    "clients",
+    multiple=True,
+    metavar="NAME",
+    help="The client, if several match.",
+)
 @click.option("--any-client", is_flag=True, help="Grant it to every client.")
-@click.option("--reason", default="", metavar="TEXT", help="Why, for people. [default: the ticket's number]")
+@click.option(
+    "--reason",
+    default="",
+    metavar="TEXT",
+    help="Why, for people. [default: the ticket's number]",
+)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @options.json_option
 @_place_options
 @options.packed("terms", _Terms)
-def approve(number: str, terms: _Terms, yes: bool, as_json: bool, place: _Place) -> None:
+def approve(
+    number: str, terms: _Terms, yes: bool, as_json: bool, place: _Place
+) -> None:
     """Approve a question: show the grant, and make it.
 
-    The request is allowed within 3 seconds, for the client that asked. If several clients match, the narrowest
-    gets it. An approval never overrides a rule that denies.
+    The request is allowed within 3 seconds, for the client that asked. If several
+    clients match, the narrowest gets it. An approval never overrides a rule that
+    denies.
     """
     from squidkeeper.change.approvals.answers import approve_ticket
     from squidkeeper.change.approvals.decisions import waits_for_edit
@@ -165,13 +227,20 @@ def approve(number: str, terms: _Terms, yes: bool, as_json: bool, place: _Place)
 
     now, approval = datetime.now(UTC).replace(microsecond=0), terms.approval()
     policy, ticket = place.policy_now(), find_ticket(place.state, number)
-    planned = preview_grant(place.directory, approval.grant(policy, ticket, now), now, GrantUses(place.state))
+    planned = preview_grant(
+        place.directory,
+        approval.grant(policy, ticket, now),
+        now,
+        GrantUses(place.state),
+    )
     if not yes and planned.file is not None:
         if not as_json:
             found = place.reach(policy, [ticket]).get(ticket.number)
             _show_planned(ticket, planned, _more(found, terms.scope), now)
         click.confirm("Approve this?", abort=True, err=as_json)
-    granted = approve_ticket(place.directory, place.state, policy, ticket, approval, now)
+    granted = approve_ticket(
+        place.directory, place.state, policy, ticket, approval, now
+    )
     waits = waits_for_edit(place.directory, place.state)
     if as_json:
         show_json({**_granted_object(ticket, granted), "waits_for_edit": waits})
@@ -198,7 +267,9 @@ def _granted_object(ticket: Ticket, granted: Granted) -> dict[str, object]:
 
 @ask.command()
 @click.argument("number")
-@click.option("--reason", required=True, metavar="TEXT", help="Why; the client reads it.")
+@click.option(
+    "--reason", required=True, metavar="TEXT", help="Why; the client reads it."
+)
 @options.policy_option
 @_state_option
 def deny(number: str, reason: str, directory: Path, state: Path) -> None:
@@ -213,7 +284,9 @@ def _is_asked_about(policy: CompiledPolicy, state: Path, ticket: Ticket) -> bool
     from squidkeeper.policy.grant_uses import GrantUses
     from squidkeeper.serving.tickets.judgement import decide_again, waits
 
-    return waits(decide_again(policy, GrantUses(state).is_spent, ticket.asked, datetime.now(UTC)))
+    return waits(
+        decide_again(policy, GrantUses(state).is_spent, ticket.asked, datetime.now(UTC))
+    )
 
 
 def _decided_otherwise(count: int) -> str:
@@ -222,7 +295,9 @@ def _decided_otherwise(count: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """A question, the clients of the policy that it belongs to, and what else approvals would have let through."""
+    """A question, the clients of the policy that it belongs to, and what else approvals
+    would have let through.
+    """
 
     ticket: Ticket
     clients: tuple[str, ...]
@@ -240,9 +315,18 @@ class _Shown:
     def as_object(self) -> dict[str, Any]:
         """Write it for a program."""
         kept = ("number", "client", "user", "method", "url", "rule", "times")
-        fields = {name: value for name, value in asdict(self.ticket).items() if name in kept}
-        more = None if self.more is None else {scope: self.more.get(_scope(scope), 0) for scope in _SCOPES}
-        times = {"first": utc_seconds(self.ticket.first), "last": utc_seconds(self.ticket.last)}
+        fields = {
+            name: value for name, value in asdict(self.ticket).items() if name in kept
+        }
+        more = (
+            None
+            if self.more is None
+            else {scope: self.more.get(_scope(scope), 0) for scope in _SCOPES}
+        )
+        times = {
+            "first": utc_seconds(self.ticket.first),
+            "last": utc_seconds(self.ticket.last),
+        }
         return {**fields, **times, "clients": [*self.clients], "also_opens": more}
 
 
@@ -274,5 +358,7 @@ def _request(ticket: Ticket) -> str:
 
 
 def _often(ticket: Ticket, now: datetime) -> str:
-    first, last = (ago(datetime.fromtimestamp(at, UTC), now) for at in (ticket.first, ticket.last))
+    first, last = (
+        ago(datetime.fromtimestamp(at, UTC), now) for at in (ticket.first, ticket.last)
+    )
     return f"{quantity(ticket.times, 'time')}, first {first}, last {last}"

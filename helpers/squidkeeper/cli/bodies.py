@@ -8,7 +8,12 @@ import click
 
 from squidkeeper.base.errors import ListenFailed
 from squidkeeper.cli.exporter import Address
-from squidkeeper.cli.options import DEFAULT_LAYOUT, policy_option, shown_option, state_option
+from squidkeeper.cli.options import (
+    DEFAULT_LAYOUT,
+    policy_option,
+    shown_option,
+    state_option,
+)
 
 
 @click.command()
@@ -35,11 +40,13 @@ from squidkeeper.cli.options import DEFAULT_LAYOUT, policy_option, shown_option,
     default=100,
     help="Denials of one client without delay, after a quiet time.",
 )
-def bodies(listen: tuple[str, int], directory: Path, state: Path, rate: float, burst: int) -> None:
+def bodies(
+    listen: tuple[str, int], directory: Path, state: Path, rate: float, burst: int
+) -> None:
     """Judge the bodies of requests, until SIGTERM.
 
-    Squid asks this service over ICAP where a rule of the policy has `body`. It denies a request while no process of it
-    answers.
+    Squid asks this service over ICAP where a rule of the policy has `body`. It denies a
+    request while no process of it answers.
 
     \b
     Exit status:
@@ -47,9 +54,13 @@ def bodies(listen: tuple[str, int], directory: Path, state: Path, rate: float, b
     """
     from squidkeeper.services.bodies.process import BodiesOptions, run_bodies
 
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="squidkeeper: %(message)s")
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="squidkeeper: %(message)s"
+    )
     logging.getLogger("squidkeeper").setLevel(logging.INFO)
     try:
         run_bodies(BodiesOptions(listen, directory, state, DEFAULT_LAYOUT, rate, burst))
     except ListenFailed as error:
-        raise click.ClickException(f"{error}: stop what listens there or choose another") from error
+        raise click.ClickException(
+            f"{error}: stop what listens there or choose another"
+        ) from error

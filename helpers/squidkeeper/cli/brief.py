@@ -10,8 +10,8 @@ from squidkeeper.cli.client_options import ClientOfGateway, client_options
 def brief(found: ClientOfGateway) -> None:
     """Print what a client may reach, as Markdown for its agent's instructions.
 
-    The text has the rules, rewrites and credentials (by header) of this client, and why other requests are denied. It
-    has no secret.
+    The text has the rules, rewrites and credentials (by header) of this client, and why
+    other requests are denied. It has no secret.
 
     \b
     Example:
@@ -19,4 +19,9 @@ def brief(found: ClientOfGateway) -> None:
     """
     from squidkeeper.operate.client_kit.brief import write_brief
 
-    click.echo(write_brief(found.policy.source, found.client, found.now, transparent=found.transparent), nl=False)
+    click.echo(
+        write_brief(
+            found.policy.source, found.client, found.now, transparent=found.transparent
+        ),
+        nl=False,
+    )

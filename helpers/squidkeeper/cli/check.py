@@ -17,11 +17,27 @@ from squidkeeper.base.errors import PolicyError, PullFailed
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.base.formatting import age, duration, quantity
 from squidkeeper.base.layout import Layout
-from squidkeeper.base.squid_account import Account, account_of, group_name, squid_account, unreadable_for
-from squidkeeper.cli.options import DEFAULT_POLICY, fragment_option, json_option, policy_option, state_option
+from squidkeeper.base.squid_account import (
+    Account,
+    account_of,
+    group_name,
+    squid_account,
+    unreadable_for,
+)
+from squidkeeper.cli.options import (
+    DEFAULT_POLICY,
+    fragment_option,
+    json_option,
+    policy_option,
+    state_option,
+)
 from squidkeeper.cli.output import progress, show_json, show_text
 from squidkeeper.policy.language.model import SHORTEST_WATCHED
-from squidkeeper.policy.language.secret_sources import EnvironmentSource, FileSource, SecretSource
+from squidkeeper.policy.language.secret_sources import (
+    EnvironmentSource,
+    FileSource,
+    SecretSource,
+)
 
 if TYPE_CHECKING:
     from squidkeeper.policy.language.host_lists import HostList
@@ -33,17 +49,28 @@ if TYPE_CHECKING:
 @click.command()
 @policy_option
 @state_option()
-@click.option("--account", metavar="NAME", help="Squid's account. [default: as `squid -v` names it]")
-@click.option("--require-clients", is_flag=True, help="Fail if a rule allows any client.")
+@click.option(
+    "--account",
+    metavar="NAME",
+    help="Squid's account. [default: as `squid -v` names it]",
+)
+@click.option(
+    "--require-clients", is_flag=True, help="Fail if a rule allows any client."
+)
 @fragment_option
 @json_option
 def check(
-    directory: Path, state: Path, account: str | None, require_clients: bool, fragment: Path, as_json: bool
+    directory: Path,
+    state: Path,
+    account: str | None,
+    require_clients: bool,
+    fragment: Path,
+    as_json: bool,
 ) -> None:
     """Check a policy: print its faults, warnings and the age of lists; run its tests.
 
-    As root, it also finds files that Squid's account cannot read. It names what Squid's configuration lacks, and why
-    install.sh has to be run.
+    As root, it also finds files that Squid's account cannot read. It names what Squid's
+    configuration lacks, and why install.sh has to be run.
 
     \b
     Examples:
@@ -64,12 +91,16 @@ def check(
     access = _access(sources, account, is_draft=is_draft)
     ended = in_force.ended if in_force else frozenset[str]()
     with progress("checking the policy"):
-        report = _report(directory, sources, access, ended, require_clients, fragment, state)
+        report = _report(
+            directory, sources, access, ended, require_clients, fragment, state
+        )
     if as_json:
         show_json(_as_object(report))
     else:
         show_text(_text(report))
-    raise SystemExit(1 if report.faults or report.open_entries or access.warnings else 0)
+    raise SystemExit(
+        1 if report.faults or report.open_entries or access.warnings else 0
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +121,15 @@ class CheckReport:
     open_entries: tuple[Fault, ...] = ()
     gate: ReloadGate | None = None
     install: tuple[str, ...] = ()  # for what install.sh has to be run
-    parts: tuple[str, ...] | None = None  # of Squid's configuration, in force; None where they cannot be read
+    parts: tuple[str, ...] | None = (
+        None  # of Squid's configuration, in force; None where they cannot be read
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What an account, Squid's if it is known, cannot read of a policy; or why that was not checked.
+    """What an account, Squid's if it is known, cannot read of a policy; or why that was
+    not checked.
 
     `faults` are of files without which its helpers keep the policy that they have.
     """
@@ -137,7 +171,12 @@ def _report(
         loaded = load_sources(sources, now, ended=ended)
     except PolicyError as error:
         faults = (*error.faults, *access.faults)
-        return CheckReport(directory, access, faults=faults, warnings=(*error.warnings, *access.warnings))
+        return CheckReport(
+            directory,
+            access,
+            faults=faults,
+            warnings=(*error.warnings, *access.warnings),
+        )
     policy = loaded.compiled.source
     in_force = _rendered(fragment)
     found = (
@@ -149,7 +188,9 @@ def _report(
         *_without_ceiling(policy, directory),
         *access.warnings,
     )
-    open_entries = open_to_any_client(policy, str(directory), now) if require_clients else ()
+    open_entries = (
+        open_to_any_client(policy, str(directory), now) if require_clients else ()
+    )
     return CheckReport(
         directory,
         access,
@@ -167,7 +208,9 @@ def _report(
 
 
 def _without_ceiling(policy: Policy, directory: Path) -> Iterator[Fault]:
-    """Warn about what opens private addresses in a policy that is pulled without a ceiling."""
+    """Warn about what opens private addresses in a policy that is pulled without a
+    ceiling.
+    """
     from squidkeeper.services.pulling.settings import SETTINGS, read_pull_settings
 
     try:
@@ -178,12 +221,16 @@ def _without_ceiling(policy: Policy, directory: Path) -> Iterator[Fault]:
     for entry in entries if settings.ceiling is None else ():
         if entry.private:
             what = f"{entry.name!r} opens private addresses in a policy that is pulled without a ceiling"
-            message = f"{what}: name one in {SETTINGS}, or the next version may open more"
+            message = (
+                f"{what}: name one in {SETTINGS}, or the next version may open more"
+            )
             yield Fault(entry.location, FaultCode.NO_CEILING, message)
 
 
 def _in_force(directory: Path, state: Path) -> InForce | None:
-    """Read which revision of this folder is in force; None where another folder's is, or the state cannot be read."""
+    """Read which revision of this folder is in force; None where another folder's is,
+    or the state cannot be read.
+    """
     from squidkeeper.policy.policy_store.revisions import revision_in_force
 
     found = revision_in_force(state / "revisions")
@@ -191,39 +238,60 @@ def _in_force(directory: Path, state: Path) -> InForce | None:
 
 
 def _access(sources: Sources, name: str | None, *, is_draft: bool) -> Access:
-    """Find out what Squid's account cannot read. Only root can, and that account itself need not.
+    """Find out what Squid's account cannot read. Only root can, and that account itself
+    need not.
 
     A draft can stand where that account reads no file: it is for another place.
     """
     account = squid_account() if name is None else account_of(name)
     if account is None and name is not None:
-        raise click.BadParameter(f"there is no account {name!r} on this machine", param_hint="--account")
+        raise click.BadParameter(
+            f"there is no account {name!r} on this machine", param_hint="--account"
+        )
     if account is None:
         return Access(None, "no Squid was found here: name its account by --account")
     if os.geteuid() == account.user:
         return Access(account.name)
     if os.geteuid() != 0:
-        return Access(account.name, f"only root, or {account.name} itself, can find out")
+        return Access(
+            account.name, f"only root, or {account.name} itself, can find out"
+        )
     try:
         closed_at = unreadable_for(account, [sources.directory]).get(sources.directory)
         if is_draft and closed_at:
-            return Access(account.name, f"{account.name} cannot read {closed_at}, and another policy is in force")
+            return Access(
+                account.name,
+                f"{account.name} cannot read {closed_at}, and another policy is in force",
+            )
         closed = tuple(_unreadable(sources, account))
     except PermissionError as error:
         return Access(account.name, str(error))
-    faults, warnings = (tuple(text for fault, text in closed if fault is wanted) for wanted in (True, False))
+    faults, warnings = (
+        tuple(text for fault, text in closed if fault is wanted)
+        for wanted in (True, False)
+    )
     return Access(account.name, faults=faults, warnings=warnings)
 
 
 def _unreadable(sources: Sources, account: Account) -> Iterator[tuple[bool, Fault]]:
-    """Find each file of a policy that an account cannot read, or the directory alone; tell whether nothing loads."""
-    directory = _NamedFile(sources.directory, Location(str(sources.directory)), "the policy directory", _NOTHING_LOADS)
+    """Find each file of a policy that an account cannot read, or the directory alone;
+    tell whether nothing loads.
+    """
+    directory = _NamedFile(
+        sources.directory,
+        Location(str(sources.directory)),
+        "the policy directory",
+        _NOTHING_LOADS,
+    )
     places = [directory, *_places(sources)]
     found = unreadable_for(account, [place.path for place in places])
     for place in [directory] if directory.path in found else places:
         if place.path in found:
             text = _unreadable_text(place, found[place.path], account)
-            yield place.so == _NOTHING_LOADS, Fault(place.location, FaultCode.CLOSED_TO_SQUID, text)
+            yield (
+                place.so == _NOTHING_LOADS,
+                Fault(place.location, FaultCode.CLOSED_TO_SQUID, text),
+            )
 
 
 def _unreadable_text(place: _NamedFile, closed: Path, account: Account) -> str:
@@ -242,12 +310,16 @@ def _places(sources: Sources) -> Iterator[_NamedFile]:
         yield _NamedFile(path, Location(str(path)), "this file", _NOTHING_LOADS)
     for section, kind, so in _NAMED_FILES:
         for document, name, path in file_entries(sources.with_local, section):
-            yield _NamedFile(path, document.locate((section, name, "file")), f"{kind} {name!r}", so)
+            yield _NamedFile(
+                path, document.locate((section, name, "file")), f"{kind} {name!r}", so
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class _NamedFile:
-    """A file of a policy: where the policy names it, what it is, and what follows if it cannot be read."""
+    """A file of a policy: where the policy names it, what it is, and what follows if it
+    cannot be read.
+    """
 
     path: Path
     location: Location
@@ -264,7 +336,9 @@ _NAMED_FILES = (
 
 
 def _unusable_secrets(policy: Policy, sources: Sources) -> Iterator[Fault]:
-    """Read the secrets as the credential helper does; those that loading has reported are left out."""
+    """Read the secrets as the credential helper does; those that loading has reported
+    are left out.
+    """
     from squidkeeper.serving.credentials import SecretStore
 
     for kind, named in (("secret", policy.secrets), ("canary", policy.canaries)):
@@ -292,7 +366,9 @@ def _is_read(source: SecretSource, sources: Sources) -> bool:
 
 
 def _rendered(fragment: Path) -> frozenset[str] | None:
-    """Read which parts are in force; None where that cannot be read: a draft may be on another machine."""
+    """Read which parts are in force; None where that cannot be read: a draft may be on
+    another machine.
+    """
     from squidkeeper.serving.parts import read_in_force
 
     try:
@@ -305,10 +381,16 @@ def _to_install(policy: Policy, directory: Path, state: Path) -> tuple[str, ...]
     from squidkeeper.policy.language.secret_sources import fetched_secrets
 
     service = Layout.around(directory.absolute(), state).service("secrets").unit
-    return ("fetched secrets",) if any(fetched_secrets(policy.secrets)) and not service.exists() else ()
+    return (
+        ("fetched secrets",)
+        if any(fetched_secrets(policy.secrets)) and not service.exists()
+        else ()
+    )
 
 
-def _list_reports(sources: Sources, lists: Mapping[str, HostList], now: datetime) -> Iterator[ListReport]:
+def _list_reports(
+    sources: Sources, lists: Mapping[str, HostList], now: datetime
+) -> Iterator[ListReport]:
     from squidkeeper.policy.language.document import file_entries
 
     for _, name, path in file_entries(sources.documents, "lists"):
@@ -316,26 +398,44 @@ def _list_reports(sources: Sources, lists: Mapping[str, HostList], now: datetime
         with suppress(OSError):  # removed since it was read: the next load reports it
             changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
             age_seconds = (now - changed).total_seconds()
-            yield ListReport(name, path, summary.patterns, summary.strange, changed, age_seconds)
+            yield ListReport(
+                name, path, summary.patterns, summary.strange, changed, age_seconds
+            )
 
 
 def _text(report: CheckReport) -> str:
-    lines = [f"{fault.location}: fault: {fault.text}" for fault in sorted(report.faults)]
-    lines += [f"{warning.location}: warning: {warning.text}" for warning in sorted(report.warnings)]
+    lines = [
+        f"{fault.location}: fault: {fault.text}" for fault in sorted(report.faults)
+    ]
+    lines += [
+        f"{warning.location}: warning: {warning.text}"
+        for warning in sorted(report.warnings)
+    ]
     lines += [_list_text(listed) for listed in report.lists]
     lines += [_gate_text(report.gate)] if report.gate else []
     if report.access.not_checked:
-        lines.append(f"not checked: what Squid's account can read ({report.access.not_checked})")
+        lines.append(
+            f"not checked: what Squid's account can read ({report.access.not_checked})"
+        )
     if report.parts:
-        lines.append(f"parts of Squid's configuration in force: {', '.join(report.parts)}")
+        lines.append(
+            f"parts of Squid's configuration in force: {', '.join(report.parts)}"
+        )
     if report.install:
-        lines.append(f"run install.sh: nothing does yet what the policy says about {', '.join(report.install)}")
+        lines.append(
+            f"run install.sh: nothing does yet what the policy says about {', '.join(report.install)}"
+        )
     found = f"{quantity(len(report.faults), 'fault')}, {quantity(len(report.warnings), 'warning')}"
     if report.faults:
         return "\n".join([*lines, f"{report.directory} does not load: {found}"])
     grants = f", {quantity(report.grants, 'grant')}" if report.grants else ""
     rules = f"{quantity(report.rules, 'rule')}{grants}"
-    return "\n".join([*lines, f"{report.directory} loads: revision {report.revision}, {rules}, {found}"])
+    return "\n".join(
+        [
+            *lines,
+            f"{report.directory} loads: revision {report.revision}, {rules}, {found}",
+        ]
+    )
 
 
 def _gate_text(gate: ReloadGate) -> str:
@@ -344,7 +444,11 @@ def _gate_text(gate: ReloadGate) -> str:
 
 
 def _list_text(report: ListReport) -> str:
-    left_out = f", {quantity(report.not_understood, 'line')} not understood" if report.not_understood else ""
+    left_out = (
+        f", {quantity(report.not_understood, 'line')} not understood"
+        if report.not_understood
+        else ""
+    )
     return f"{report.file}: list {report.name}: {quantity(report.hosts, 'host')}, {age(report.age_seconds)}{left_out}"
 
 
@@ -360,7 +464,10 @@ def _as_object(report: CheckReport) -> dict[str, object]:
         "lists": [_list_row(listed) for listed in report.lists],
         "install": list(report.install),
         "parts": report.parts,
-        "account": {"name": report.access.account, "not_checked": report.access.not_checked or None},
+        "account": {
+            "name": report.access.account,
+            "not_checked": report.access.not_checked or None,
+        },
     }
 
 

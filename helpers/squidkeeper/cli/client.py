@@ -30,15 +30,28 @@ def client() -> None:
 
 @client.command()
 @click.argument("name")
-@click.option("--for", "valid", metavar="TIME", type=Duration(), help="How long the token is valid: 30m, 2h or 7d.")
 @click.option(
-    "--network", "networks", multiple=True, metavar="NETWORK", help="A network that a new client must also come from."
+    "--for",
+    "valid",
+    metavar="TIME",
+    type=Duration(),
+    help="How long the token is valid: 30m, 2h or 7d.",
+)
+@click.option(
+    "--network",
+    "networks",
+    multiple=True,
+    metavar="NETWORK",
+    help="A network that a new client must also come from.",
 )
 @policy_option
-def add(name: str, valid: timedelta | None, networks: tuple[str, ...], directory: Path) -> None:
+def add(
+    name: str, valid: timedelta | None, networks: tuple[str, ...], directory: Path
+) -> None:
     """Make a token for a client, and print it once.
 
-    A client that is not in the policy is added. The policy stores only the token's hash.
+    A client that is not in the policy is added. The policy stores only the token's
+    hash.
 
     \b
     Example:
@@ -51,7 +64,10 @@ def add(name: str, valid: timedelta | None, networks: tuple[str, ...], directory
     text = _PREFIX + secrets.token_urlsafe(_TOKEN_BYTES)
     token = Token.of(text, None if valid is None else now + valid)
     file = add_token(directory, name, token, networks, now)
-    click.echo(f"Client {name}: token {token.id}{_until(token, now)}, in {file}. It is shown this once:", err=True)
+    click.echo(
+        f"Client {name}: token {token.id}{_until(token, now)}, in {file}. It is shown this once:",
+        err=True,
+    )
     click.echo(text)
     made = _client(directory, name, now)
     if made.networks and not networks and made.tokens == (token,):
@@ -71,27 +87,39 @@ def show(directory: Path, as_json: bool) -> None:
 
     now = datetime.now(UTC)
     try:
-        clients = [client for client in load(directory, now).compiled.source.clients if client.tokens is not None]
+        clients = [
+            client
+            for client in load(directory, now).compiled.source.clients
+            if client.tokens is not None
+        ]
     except PolicyError as error:
-        raise click.ClickException(f"{error}\n{directory} does not load: fix it first") from error
+        raise click.ClickException(
+            f"{error}\n{directory} does not load: fix it first"
+        ) from error
     if as_json:
         show_json({"clients": [_described(client, now) for client in clients]})
         return
     for known in clients:
         networks = ", ".join(map(str, known.networks or ())) or "any network"
-        click.echo(f"{known.name} ({networks})" + ("" if known.tokens else ": no token, so nobody can log in"))
+        click.echo(
+            f"{known.name} ({networks})"
+            + ("" if known.tokens else ": no token, so nobody can log in")
+        )
         for token in known.tokens or ():
             click.echo(f"  {token.id}{_until(token, now)}")
 
 
 @client.command()
 @click.argument("name")
-@click.option("--token", "token_id", metavar="ID", help="Revoke only the token with this ID.")
+@click.option(
+    "--token", "token_id", metavar="ID", help="Revoke only the token with this ID."
+)
 @policy_option
 def remove(name: str, token_id: str | None, directory: Path) -> None:
     """Revoke the tokens of a client.
 
-    They are refused within 3 seconds, in open tunnels too. The client stays in the policy, because rules can name it.
+    They are refused within 3 seconds, in open tunnels too. The client stays in the
+    policy, because rules can name it.
     """
     from squidkeeper.policy.policy_edit import remove_tokens
 
@@ -106,18 +134,32 @@ def remove(name: str, token_id: str | None, directory: Path) -> None:
 def _client(directory: Path, name: str, now: datetime) -> Client:
     from squidkeeper.policy.policy_store.loading import load
 
-    return next(client for client in load(directory, now).compiled.source.clients if client.name == name)
+    return next(
+        client
+        for client in load(directory, now).compiled.source.clients
+        if client.name == name
+    )
 
 
 def _until(token: Token, now: datetime) -> str:
     if token.expires is None:
         return ""
-    return f", {'expired' if token.lapsed(now) else 'expires'} {ago(token.expires, now)}"
+    return (
+        f", {'expired' if token.lapsed(now) else 'expires'} {ago(token.expires, now)}"
+    )
 
 
 def _described(client: Client, now: datetime) -> dict[str, Any]:
     tokens = [
-        {"id": token.id, "expires": token.expires.isoformat() if token.expires else None, "expired": token.lapsed(now)}
+        {
+            "id": token.id,
+            "expires": token.expires.isoformat() if token.expires else None,
+            "expired": token.lapsed(now),
+        }
         for token in client.tokens or ()
     ]
-    return {"name": client.name, "networks": [str(network) for network in client.networks or ()], "tokens": tokens}
+    return {
+        "name": client.name,
+        "networks": [str(network) for network in client.networks or ()],
+        "tokens": tokens,
+    }

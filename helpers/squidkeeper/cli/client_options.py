@@ -1,4 +1,6 @@
-"""What `env`, `probe` and `brief` share: the gateway, its policy, one client of it, and the proxy's URL."""
+"""What `env`, `probe` and `brief` share: the gateway, its policy, one client of it, and
+the proxy's URL.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 
 
 def client_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that choose a gateway and a client of it, which the command gets as `found`."""
+    """Add the options that choose a gateway and a client of it, which the command gets
+    as `found`.
+    """
 
     @wraps(command)
     def with_client(
@@ -35,14 +39,25 @@ def client_options(command: Callable[..., Any]) -> Callable[..., Any]:
         transparent: bool,
         **options: Any,
     ) -> Any:
-        return command(found=_read_client(client, user, root, directory, transparent=transparent), **options)
+        return command(
+            found=_read_client(client, user, root, directory, transparent=transparent),
+            **options,
+        )
 
     return combined(
-        click.option("--client", metavar="NAME", help="A client of the policy. [default: none of them]"),
-        click.option("--user", metavar="NAME", help="The proxy user, if the client has several."),
+        click.option(
+            "--client",
+            metavar="NAME",
+            help="A client of the policy. [default: none of them]",
+        ),
+        click.option(
+            "--user", metavar="NAME", help="The proxy user, if the client has several."
+        ),
         root_option,
         path_option("--policy", "directory", help="Another policy."),
-        click.option("--transparent", is_flag=True, help="For a client without proxy settings."),
+        click.option(
+            "--transparent", is_flag=True, help="For a client without proxy settings."
+        ),
     )(with_client)
 
 
@@ -51,12 +66,33 @@ def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
     from squidkeeper.operate.client_kit import environment
 
     return combined(
-        click.option("--proxy", metavar="URL", help="The proxy's URL. [default: where Squid listens]"),
-        shown_option("--ca-path", default=environment.CA_PATH, help="The gateway's root in the VM."),
-        shown_option("--bundle-path", default=environment.BUNDLE_PATH, help="All roots, in the VM."),
-        shown_option("--java-store-path", default=environment.JAVA_STORE_PATH, help="Java's trust store in the VM."),
+        click.option(
+            "--proxy",
+            metavar="URL",
+            help="The proxy's URL. [default: where Squid listens]",
+        ),
+        shown_option(
+            "--ca-path",
+            default=environment.CA_PATH,
+            help="The gateway's root in the VM.",
+        ),
+        shown_option(
+            "--bundle-path",
+            default=environment.BUNDLE_PATH,
+            help="All roots, in the VM.",
+        ),
+        shown_option(
+            "--java-store-path",
+            default=environment.JAVA_STORE_PATH,
+            help="Java's trust store in the VM.",
+        ),
         path_option("--ca", metavar="FILE", help="Another root, on this machine."),
-        click.option("--no-proxy", multiple=True, metavar="HOST", help="A host that the client reaches directly."),
+        click.option(
+            "--no-proxy",
+            multiple=True,
+            metavar="HOST",
+            help="A host that the client reaches directly.",
+        ),
     )(command)
 
 
@@ -72,9 +108,16 @@ class ClientOfGateway:
 
 
 def _read_client(
-    client: str | None, user: str | None, root: Path | None, directory: Path | None, *, transparent: bool
+    client: str | None,
+    user: str | None,
+    root: Path | None,
+    directory: Path | None,
+    *,
+    transparent: bool,
 ) -> ClientOfGateway:
-    """Load the policy and find the client; `InvalidSetting` where that is not possible."""
+    """Load the policy and find the client; `InvalidSetting` where that is not
+    possible.
+    """
     from squidkeeper.operate.client_kit.client import client_of
     from squidkeeper.policy.policy_store.loading import load
 
@@ -84,26 +127,44 @@ def _read_client(
         policy = load(folder, now).compiled
         found = client_of(policy.source, client, user)
     except PolicyError as error:
-        raise click.ClickException(f"{error}\n{folder} does not load: fix it first (squidkeeper check)") from error
+        raise click.ClickException(
+            f"{error}\n{folder} does not load: fix it first (squidkeeper check)"
+        ) from error
     if transparent and found.user is not None:
-        raise InvalidSetting(f"{found.name} logs in, and a client without proxy settings is known by `networks` alone")
+        raise InvalidSetting(
+            f"{found.name} logs in, and a client without proxy settings is known by `networks` alone"
+        )
     return ClientOfGateway(layout, policy, found, now, transparent)
 
 
 def read_settings(
-    found: ClientOfGateway, proxy: str | None, no_proxy: tuple[str, ...], token: str | None = None, **paths: str
+    found: ClientOfGateway,
+    proxy: str | None,
+    no_proxy: tuple[str, ...],
+    token: str | None = None,
+    **paths: str,
 ) -> ClientSettings:
-    """Check what the variables are made from; `InvalidSetting` says what was expected."""
+    """Check what the variables are made from; `InvalidSetting` says what was
+    expected.
+    """
     from squidkeeper.operate.client_kit.environment import ClientSettings, parse_proxy
 
     if found.transparent and (proxy or no_proxy):
-        raise InvalidSetting("--transparent is for clients without a proxy: leave --proxy and --no-proxy out")
-    url = None if found.transparent else parse_proxy(proxy) if proxy else _proxy_of(found)
-    return ClientSettings(proxy=url, user=found.client.user, token=token, direct=no_proxy, **paths)
+        raise InvalidSetting(
+            "--transparent is for clients without a proxy: leave --proxy and --no-proxy out"
+        )
+    url = (
+        None if found.transparent else parse_proxy(proxy) if proxy else _proxy_of(found)
+    )
+    return ClientSettings(
+        proxy=url, user=found.client.user, token=token, direct=no_proxy, **paths
+    )
 
 
 def read_token(found: ClientOfGateway, file: Path | None) -> str | None:
-    """Read a token of the client from a file, `-` for standard input; `InvalidSetting` where it is none."""
+    """Read a token of the client from a file, `-` for standard input; `InvalidSetting`
+    where it is none.
+    """
     from squidkeeper.operate.client_kit.client import parse_token
 
     if file is None:
@@ -112,41 +173,70 @@ def read_token(found: ClientOfGateway, file: Path | None) -> str | None:
         text = sys.stdin.readline() if str(file) == "-" else file.read_text()
         return parse_token(found.client.client, text.strip(), found.now)
     except (OSError, UnicodeDecodeError) as error:
-        raise click.ClickException(f"{file} cannot be read as a token: {type(error).__name__}") from error
+        raise click.ClickException(
+            f"{file} cannot be read as a token: {type(error).__name__}"
+        ) from error
 
 
 def read_root(file: Path) -> str:
-    """Read the gateway's root: the last certificate of its file, where an intermediate comes before it."""
+    """Read the gateway's root: the last certificate of its file, where an intermediate
+    comes before it.
+    """
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding
 
     try:
-        return x509.load_pem_x509_certificates(file.read_bytes())[-1].public_bytes(Encoding.PEM).decode()
+        return (
+            x509.load_pem_x509_certificates(file.read_bytes())[-1]
+            .public_bytes(Encoding.PEM)
+            .decode()
+        )
     except OSError as error:
-        raise click.ClickException(f"{file} cannot be read ({error.strerror}): give the root by --ca FILE") from error
+        raise click.ClickException(
+            f"{file} cannot be read ({error.strerror}): give the root by --ca FILE"
+        ) from error
     except ValueError as error:
-        raise click.ClickException(f"{file} holds no certificate in PEM form: give the root by --ca FILE") from error
+        raise click.ClickException(
+            f"{file} holds no certificate in PEM form: give the root by --ca FILE"
+        ) from error
 
 
 def _proxy_of(found: ClientOfGateway) -> Proxy:
-    """Read where the gateway listens: its own address in the client's networks where it listens on every address."""
+    """Read where the gateway listens: its own address in the client's networks where it
+    listens on every address.
+    """
     from squidkeeper.operate.client_kit.environment import parse_proxy
     from squidkeeper.operate.setup.configuration import listen_of, listen_of_haproxy
     from squidkeeper.operate.setup.entries import text_at
     from squidkeeper.services.maintenance.own_addresses import interface_addresses
 
     layout = found.layout
-    listen = listen_of_haproxy(text_at(layout.haproxy)) or listen_of(text_at(layout.conf))
+    listen = listen_of_haproxy(text_at(layout.haproxy)) or listen_of(
+        text_at(layout.conf)
+    )
     if not listen:
-        raise InvalidSetting(f"{layout.conf} cannot be read, or has no http_port: give --proxy URL")
+        raise InvalidSetting(
+            f"{layout.conf} cannot be read, or has no http_port: give --proxy URL"
+        )
     host, _, port = listen.rpartition(":")
-    if host not in ("", "0.0.0.0", "[::]") and not ip_address(host.strip("[]")).is_loopback:  # noqa: S104 - compared
+    if (
+        host not in ("", "0.0.0.0", "[::]")  # noqa: S104 - compared
+        and not ip_address(host.strip("[]")).is_loopback
+    ):
         return parse_proxy(f"http://{listen}")
     networks = (found.client.client and found.client.client.networks) or ()
-    own = [address for address in interface_addresses() if any(address in network for network in networks)]
+    own = [
+        address
+        for address in interface_addresses()
+        if any(address in network for network in networks)
+    ]
     if len(own) != 1 or host:
         where = f"on {listen}" if host else f"on port {port} of every address"
         raise InvalidSetting(
             f"Squid listens {where}: give the address that the client uses, as in --proxy http://192.168.137.1:{port}"
         )
-    return parse_proxy(f"http://{own[0]}:{port}" if own[0].version == 4 else f"http://[{own[0]}]:{port}")
+    return parse_proxy(
+        f"http://{own[0]}:{port}"
+        if own[0].version == 4
+        else f"http://[{own[0]}]:{port}"
+    )

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.options import helper_options, in_force_option, run_option, shown_option
+from squidkeeper.cli.options import (
+    helper_options,
+    in_force_option,
+    run_option,
+    shown_option,
+)
 
 
 @click.command()
@@ -18,7 +23,12 @@ from squidkeeper.cli.options import helper_options, in_force_option, run_option,
     default=5,
     help="How long a request waits for a secret's first value.",
 )
-@click.option("--headers", "with_headers", is_flag=True, help="Lines end with the request headers that helpers read.")
+@click.option(
+    "--headers",
+    "with_headers",
+    is_flag=True,
+    help="Lines end with the request headers that helpers read.",
+)
 @in_force_option
 @helper_options(concurrency=4)
 def credential(
@@ -33,8 +43,9 @@ def credential(
 ) -> None:
     """Give Squid the headers to inject.
 
-    Squid starts this helper (external_acl_type at adapted_http_access). It answers each line with headers, which hold
-    secrets. Never run it by hand: `squidkeeper explain` names the credentials.
+    Squid starts this helper (external_acl_type at adapted_http_access). It answers each
+    line with headers, which hold secrets. Never run it by hand: `squidkeeper explain`
+    names the credentials.
     """
     from squidkeeper.base.metrics import CREDENTIAL
     from squidkeeper.serving.credentials.fetched_values import FOLDER
@@ -42,5 +53,7 @@ def credential(
     from squidkeeper.serving.helpers.loop import run as run_helper
 
     answers = partial(answer, concurrency=concurrency, with_headers=with_headers)
-    prepare = partial(Injector, fetched=run / FOLDER, wait_seconds=wait_seconds, in_force=in_force)
+    prepare = partial(
+        Injector, fetched=run / FOLDER, wait_seconds=wait_seconds, in_force=in_force
+    )
     run_helper(CREDENTIAL, prepare, answers, directory, state, concurrency)

@@ -23,13 +23,16 @@ import click
     default=0,
     help="The status page's port on 127.0.0.1. [default: a free one]",
 )
-@click.option("--keep", is_flag=True, help="Wait for Ctrl-C at the end, also without a terminal.")
+@click.option(
+    "--keep", is_flag=True, help="Wait for Ctrl-C at the end, also without a terminal."
+)
 def demo(source: Path, port: int, keep: bool) -> None:
     """Show the gateway at work on this machine, without internet. Needs root.
 
-    The demo makes network namespaces with an origin, a stand-in for a VM and a temporary gateway. It runs the
-    commands of the walkthrough. In a terminal it then waits for Enter, so that you can open the status page. At the
-    end it removes everything.
+    The demo makes network namespaces with an origin, a stand-in for a VM and a
+    temporary gateway. It runs the commands of the walkthrough. In a terminal it then
+    waits for Enter, so that you can open the status page. At the end it removes
+    everything.
 
     \b
     Exit status:

@@ -25,9 +25,15 @@ _MEANINGS = {
     Change.CLOSED: ("", ""),
     Change.ASKS: ("a person may now grant it", "no person may grant it any longer"),
     Change.GRANTABLE: ("grants and approvals could open it", ""),
-    Change.PRIVATE: ("may now be at a private address", "may no longer be at a private address"),
+    Change.PRIVATE: (
+        "may now be at a private address",
+        "may no longer be at a private address",
+    ),
     Change.PASSTHROUGH: ("is no longer decrypted", "is decrypted again"),
-    Change.WEBSOCKET: ("may now become a WebSocket", "may no longer become a WebSocket"),
+    Change.WEBSOCKET: (
+        "may now become a WebSocket",
+        "may no longer become a WebSocket",
+    ),
 }
 _DOUBTS = {
     Doubt.EXPRESSION: "no request is known that the expressions (regex:) tell apart: read them",
@@ -40,8 +46,16 @@ _DOUBTS = {
 
 def as_text(found: DifferenceReport) -> str:
     """Write it for a terminal."""
-    blocks = ["\n".join(_block(difference, found.at, _sides(found))) for difference in found.differences]
-    blocks += ["\n".join(f"{'SETTING':<12} {one.name}: {one.before} → {one.after}" for one in found.settings)]
+    blocks = [
+        "\n".join(_block(difference, found.at, _sides(found)))
+        for difference in found.differences
+    ]
+    blocks += [
+        "\n".join(
+            f"{'SETTING':<12} {one.name}: {one.before} → {one.after}"
+            for one in found.settings
+        )
+    ]
     return "\n\n".join([*filter(None, blocks), _summary(found)])
 
 
@@ -49,7 +63,9 @@ def _sides(found: DifferenceReport) -> tuple[str, str]:
     return ("ceiling", "new") if found.is_ceiling else ("before", "after")
 
 
-def _block(difference: RequestDifference, now: datetime, sides: tuple[str, str]) -> Iterator[str]:
+def _block(
+    difference: RequestDifference, now: datetime, sides: tuple[str, str]
+) -> Iterator[str]:
     title = "UNPROVEN" if difference.doubt else difference.change.upper()
     scopes = [scope_text(scope) for scope in difference.scopes]
     yield f"{title:<12} {scopes[0]}"
@@ -59,7 +75,9 @@ def _block(difference: RequestDifference, now: datetime, sides: tuple[str, str])
     yield from (f"  {name:<10} {text}" for name, text in _rows(difference, now, sides))
 
 
-def _rows(difference: RequestDifference, now: datetime, sides: tuple[str, str]) -> Iterator[tuple[str, str]]:
+def _rows(
+    difference: RequestDifference, now: datetime, sides: tuple[str, str]
+) -> Iterator[tuple[str, str]]:
     if difference.doubt:
         yield "doubt", f"whether {difference.change}: {_DOUBTS[difference.doubt]}"
     elif meaning := _meaning(difference):
@@ -77,22 +95,38 @@ def _meaning(difference: RequestDifference) -> str:
 
 def scope_text(scope: Scope) -> str:
     """Write which requests: `agents: GET https on example.com, path /v1/**`."""
-    clients, methods = _list(scope.clients) or "any client", _list(scope.methods) or "every method"
-    ports, hosts = _list(scope.ports) or "on every port", _list(scope.hosts) or "every host"
+    clients, methods = (
+        _list(scope.clients) or "any client",
+        _list(scope.methods) or "every method",
+    )
+    ports, hosts = (
+        _list(scope.ports) or "on every port",
+        _list(scope.hosts) or "every host",
+    )
     limits = (("path", scope.paths), ("query", scope.queries), ("", scope.times))
-    rest = "".join(f", {name} {_list(texts)}".replace(",  ", ", ") for name, texts in limits if texts)
+    rest = "".join(
+        f", {name} {_list(texts)}".replace(",  ", ", ")
+        for name, texts in limits
+        if texts
+    )
     return printable(f"{clients}: {methods} {ports} on {hosts}{rest}")
 
 
 def _list(texts: tuple[str, ...]) -> str:
-    shown = [text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… (--json has all)" for text in texts[:_SHOWN]]
+    shown = [
+        text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… (--json has all)"
+        for text in texts[:_SHOWN]
+    ]
     if len(texts) > _SHOWN:
         shown.append(f"{len(texts) - _SHOWN:,} more")
-    return ("; or " if any(", " in text for text in shown) else ", ").join(shown)  # a comma may belong to an exception
+    # a comma may belong to an exception
+    return ("; or " if any(", " in text for text in shown) else ", ").join(shown)
 
 
 def example_text(asked: Asked, now: datetime) -> str:
-    """Write a request as `squidkeeper explain` takes it, with its time where that is not now."""
+    """Write a request as `squidkeeper explain` takes it, with its time where that is
+    not now.
+    """
     at = "" if asked.at == now else f" --at {utc_time(asked.at)}"
     client = f" --client {asked.client}" if asked.client else ""
     user = f" --user {shlex.quote(asked.user)}" if asked.user else ""
@@ -100,9 +134,15 @@ def example_text(asked: Asked, now: datetime) -> str:
 
 
 def _consequence_text(consequence: Consequence, change: Change) -> str:
-    where = f" ({consequence.location.file}:{consequence.location.line})" if consequence.location else ""
+    where = (
+        f" ({consequence.location.file}:{consequence.location.line})"
+        if consequence.location
+        else ""
+    )
     facts = [text for text in _facts(consequence, change) if text]
-    return printable("; ".join([f"{_verdict(consequence)} by {consequence.rule}{where}", *facts]))
+    return printable(
+        "; ".join([f"{_verdict(consequence)} by {consequence.rule}{where}", *facts])
+    )
 
 
 def _verdict(consequence: Consequence) -> str:
@@ -115,7 +155,9 @@ def _then(consequence: Consequence) -> str | None:
 
 
 def _quotas(consequence: Consequence) -> str:
-    return ", then by ".join(", ".join(sorted(counts)) or "no quota" for counts in consequence.quotas)
+    return ", then by ".join(
+        ", ".join(sorted(counts)) or "no quota" for counts in consequence.quotas
+    )
 
 
 def _meters(consequence: Consequence) -> str:
@@ -124,7 +166,11 @@ def _meters(consequence: Consequence) -> str:
 
 def _facts(consequence: Consequence, change: Change) -> Iterator[str]:
     yield consequence.rewrite
-    yield f"credentials {', '.join(consequence.credentials)}" if consequence.credentials else ""
+    yield (
+        f"credentials {', '.join(consequence.credentials)}"
+        if consequence.credentials
+        else ""
+    )
     yield f"without {', '.join(consequence.strip)}" if consequence.strip else ""
     yield f"connections {consequence.connections}" if consequence.connections else ""
     yield f"through {consequence.upstream}" if consequence.upstream else ""
@@ -135,16 +181,30 @@ def _facts(consequence: Consequence, change: Change) -> Iterator[str]:
         yield f"{quantity(count.uses, 'use')} of {count.grant}"
     yield f"then {_then(consequence)}" if consequence.spent else ""
     yield f"counted by {_quotas(consequence)}" if change is Change.QUOTAS else ""
-    yield f"observed {consequence.observed}" if consequence.observed and change is Change.OBSERVED else ""
+    yield (
+        f"observed {consequence.observed}"
+        if consequence.observed and change is Change.OBSERVED
+        else ""
+    )
 
 
 def _summary(found: DifferenceReport) -> str:
     old, new = found.names
-    limit = f"\nNOT COMPARED  {found.limit}: there is more than is compared" if found.limit else ""
+    limit = (
+        f"\nNOT COMPARED  {found.limit}: there is more than is compared"
+        if found.limit
+        else ""
+    )
     if found.same:
-        text = f"{new} is within {old}" if found.is_ceiling else f"{old} and {new} mean the same"
+        text = (
+            f"{new} is within {old}"
+            if found.is_ceiling
+            else f"{old} and {new} mean the same"
+        )
     else:
-        proven = sum(difference.doubt is None for difference in found.differences) + len(found.settings)
+        proven = sum(
+            difference.doubt is None for difference in found.differences
+        ) + len(found.settings)
         unproven = sum(difference.doubt is not None for difference in found.differences)
         kind = "wider than" if found.is_ceiling else "different from"
         text = f"{new} is {kind} {old}: {quantity(proven, 'difference')}, {unproven} unproven"
@@ -156,11 +216,20 @@ def as_json(found: DifferenceReport) -> str:
     return json.dumps(
         {
             "same": found.same,
-            "old": {"name": found.names[0], "revision": found.revisions[0], "ceiling": found.is_ceiling},
+            "old": {
+                "name": found.names[0],
+                "revision": found.revisions[0],
+                "ceiling": found.is_ceiling,
+            },
             "new": {"name": found.names[1], "revision": found.revisions[1]},
             "at": found.at.isoformat(timespec="seconds"),
-            "differences": [_difference_row(difference) for difference in found.differences],
-            "settings": [{"name": one.name, "before": one.before, "after": one.after} for one in found.settings],
+            "differences": [
+                _difference_row(difference) for difference in found.differences
+            ],
+            "settings": [
+                {"name": one.name, "before": one.before, "after": one.after}
+                for one in found.settings
+            ],
             "not_compared": found.limit,
         },
         indent=2,
@@ -190,7 +259,9 @@ def _consequence_row(consequence: Consequence) -> dict[str, object]:
     return {
         "verdict": _verdict(consequence),
         "rule": consequence.rule,
-        "location": f"{consequence.location.file}:{consequence.location.line}" if consequence.location else None,
+        "location": f"{consequence.location.file}:{consequence.location.line}"
+        if consequence.location
+        else None,
         "private": consequence.private,
         "passthrough": consequence.passthrough,
         "websocket": consequence.websocket,
@@ -212,18 +283,37 @@ def as_markdown(found: DifferenceReport) -> str:
     """Write it for a pull request."""
     lines = [f"**{_escaped(_summary(found))}**"]
     if found.differences:
-        lines += ["", f"| | requests | {' | '.join(_sides(found))} | example |", "|---|---|---|---|---|"]
-        lines += [_markdown_row(difference, found.at) for difference in found.differences]
+        lines += [
+            "",
+            f"| | requests | {' | '.join(_sides(found))} | example |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [
+            _markdown_row(difference, found.at) for difference in found.differences
+        ]
     if found.settings:
         lines += ["", "| setting | before | after |", "|---|---|---|"]
-        lines += [f"| {_code(one.name)} | {_code(one.before)} | {_code(one.after)} |" for one in found.settings]
+        lines += [
+            f"| {_code(one.name)} | {_code(one.before)} | {_code(one.after)} |"
+            for one in found.settings
+        ]
     return "\n".join(lines)
 
 
 def _markdown_row(difference: RequestDifference, now: datetime) -> str:
-    title = f"unproven: {difference.change}" if difference.doubt else f"**{difference.change}**"
-    scopes = "<br>".join(_code(scope_text(scope)) for scope in difference.scopes[:_SHOWN])
-    more = f"<br>{len(difference.scopes) - _SHOWN} more" if len(difference.scopes) > _SHOWN else ""
+    title = (
+        f"unproven: {difference.change}"
+        if difference.doubt
+        else f"**{difference.change}**"
+    )
+    scopes = "<br>".join(
+        _code(scope_text(scope)) for scope in difference.scopes[:_SHOWN]
+    )
+    more = (
+        f"<br>{len(difference.scopes) - _SHOWN} more"
+        if len(difference.scopes) > _SHOWN
+        else ""
+    )
     consequences = (
         _code(_consequence_text(consequence, difference.change))
         for consequence in (difference.before, difference.after)
@@ -244,4 +334,6 @@ def _code(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return "".join(f"\\{letter}" if letter in r"\`*_{}[]<>()#+!|" else letter for letter in text).replace("\n", "<br>")
+    return "".join(
+        f"\\{letter}" if letter in r"\`*_{}[]<>()#+!|" else letter for letter in text
+    ).replace("\n", "<br>")

@@ -40,7 +40,11 @@ def doctor(root: Path | None, strict: bool, as_json: bool) -> None:
     except (NotInstalled, OSError) as error:
         unread = f"{getattr(error, 'filename', None) or layout.conf} cannot be read"
         advice = "name the gateway by --root DIR"
-        reason = f"{unread} ({error.strerror}): {advice}" if isinstance(error, OSError) else str(error)
+        reason = (
+            f"{unread} ({error.strerror}): {advice}"
+            if isinstance(error, OSError)
+            else str(error)
+        )
         as_root = "" if os.geteuid() == 0 else ", or run this as root"
         click.echo(f"squidkeeper doctor: {reason}{as_root}", err=True)
         raise SystemExit(2) from error

@@ -25,14 +25,17 @@ if TYPE_CHECKING:
     default="10m",
     help="The longest wait until the gateway is idle.",
 )
-@click.option("--stop", is_flag=True, help="Then stop Squid, even with open connections.")
+@click.option(
+    "--stop", is_flag=True, help="Then stop Squid, even with open connections."
+)
 @click.option("--cancel", is_flag=True, help="Accept new clients again.")
 @root_option
 def drain(patience: timedelta, stop: bool, cancel: bool, root: Path | None) -> None:
     """Send new clients to other gateways, and wait until this one is idle.
 
-    /healthz becomes unhealthy at once, so a load balancer sends no new clients. Open connections and tunnels
-    continue. The gateway stays drained until --cancel or a boot, even if Squid restarts.
+    /healthz becomes unhealthy at once, so a load balancer sends no new clients. Open
+    connections and tunnels continue. The gateway stays drained until --cancel or a
+    boot, even if Squid restarts.
 
     \b
     Examples:
@@ -57,8 +60,14 @@ def drain(patience: timedelta, stop: bool, cancel: bool, root: Path | None) -> N
         else:
             raise SystemExit(_drain(layout, int(patience.total_seconds()), stop=stop))
     except OSError as error:
-        remedy = "run this as root" if isinstance(error, PermissionError) else "name the gateway by --root DIR"
-        raise UnusableInput(f"{error.filename or layout.run}: {error.strerror}: {remedy}") from error
+        remedy = (
+            "run this as root"
+            if isinstance(error, PermissionError)
+            else "name the gateway by --root DIR"
+        )
+        raise UnusableInput(
+            f"{error.filename or layout.run}: {error.strerror}: {remedy}"
+        ) from error
 
 
 def _cancel(layout: Layout) -> None:
@@ -69,10 +78,18 @@ def _cancel(layout: Layout) -> None:
     squid = InstalledSquid(layout, uses_systemd(layout.root))
     was_drained = undrain(layout.run)
     if squid.runs():
-        click.echo("clients can come again" if was_drained else "the gateway was not drained")
+        click.echo(
+            "clients can come again" if was_drained else "the gateway was not drained"
+        )
     else:
-        before = "the gateway is no longer drained" if was_drained else "the gateway was not drained"
-        click.echo(f"{before}, but Squid is stopped and serves nobody: start it by `{squid.start_command}`")
+        before = (
+            "the gateway is no longer drained"
+            if was_drained
+            else "the gateway was not drained"
+        )
+        click.echo(
+            f"{before}, but Squid is stopped and serves nobody: start it by `{squid.start_command}`"
+        )
 
 
 def _drain(layout: Layout, patience: int, *, stop: bool) -> int:
@@ -85,7 +102,9 @@ def _drain(layout: Layout, patience: int, *, stop: bool) -> int:
 
     listen = listen_of(layout.conf.read_text())
     if not listen:
-        raise UnusableInput(f"{layout.conf} has no http_port: name the gateway by --root DIR")
+        raise UnusableInput(
+            f"{layout.conf} has no http_port: name the gateway by --root DIR"
+        )
     already = "" if drain(layout.run) else " already"
     click.echo(f"drained{already}: /healthz is unhealthy, and open connections go on")
     noticed = time.time() - (drained_since(layout.run) or time.time())

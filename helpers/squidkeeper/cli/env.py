@@ -13,7 +13,11 @@ from squidkeeper.cli.client_options import (
     setting_options,
 )
 from squidkeeper.cli.options import path_option
-from squidkeeper.operate.client_kit.formats import ClientEnvironment, EnvironmentForm, write_environment
+from squidkeeper.operate.client_kit.formats import (
+    ClientEnvironment,
+    EnvironmentForm,
+    write_environment,
+)
 
 _HOLD_THE_ROOT = (EnvironmentForm.CLOUD_INIT, EnvironmentForm.DOCKERFILE)
 
@@ -29,7 +33,11 @@ _HOLD_THE_ROOT = (EnvironmentForm.CLOUD_INIT, EnvironmentForm.DOCKERFILE)
     show_default=True,
     help="sh: lines to source. dotenv: for docker --env-file.",
 )
-@path_option("--token-file", metavar="FILE", help="A file with the client's token; - for standard input.")
+@path_option(
+    "--token-file",
+    metavar="FILE",
+    help="A file with the client's token; - for standard input.",
+)
 def env(
     found: ClientOfGateway,
     proxy: str | None,
@@ -41,18 +49,24 @@ def env(
 ) -> None:
     """Print the variables that send a client's programs through the gateway.
 
-    The variables name files in the VM: the gateway's root, all roots, and Java's trust store. cloud-init and
-    dockerfile write the first two. For other forms, put the root into the VM's trust store.
+    The variables name files in the VM: the gateway's root, all roots, and Java's trust
+    store. cloud-init and dockerfile write the first two. For other forms, put the root
+    into the VM's trust store.
 
-    --token-file puts the client's token into the proxy's URL. Otherwise the URL of a client that logs in has the word
-    PASSWORD.
+    --token-file puts the client's token into the proxy's URL. Otherwise the URL of a
+    client that logs in has the word PASSWORD.
 
     \b
     Examples:
       squidkeeper env --client agents --token-file token
       squidkeeper env --client agents --format cloud-init > user-data
     """
-    settings = read_settings(found, proxy, no_proxy, read_token(found, token_file), **paths)
+    settings = read_settings(
+        found, proxy, no_proxy, read_token(found, token_file), **paths
+    )
     wanted = EnvironmentForm(form)
     pem = read_root(ca or found.layout.ca_cert) if wanted in _HOLD_THE_ROOT else ""
-    click.echo(write_environment(ClientEnvironment(found.client.name, settings, pem), wanted), nl=False)
+    click.echo(
+        write_environment(ClientEnvironment(found.client.name, settings, pem), wanted),
+        nl=False,
+    )

@@ -13,21 +13,40 @@ import click
 from squidkeeper.base.errors import InvalidRecord, InvalidUrl, PatternError, PolicyError
 from squidkeeper.base.faults import Location
 from squidkeeper.base.formatting import quantity
-from squidkeeper.cli.options import ABSOLUTE_URL, HOST_AND_PORT, Moment, fragment_option, json_option, policy_option
+from squidkeeper.cli.options import (
+    ABSOLUTE_URL,
+    HOST_AND_PORT,
+    Moment,
+    fragment_option,
+    json_option,
+    policy_option,
+)
 from squidkeeper.cli.output import show_json, show_text
 
 if TYPE_CHECKING:
     from squidkeeper.policy.bodies.sent_request import SentRequest
     from squidkeeper.policy.engine import CompiledPolicy, Decision
     from squidkeeper.policy.engine.body_scope import Judged
-    from squidkeeper.policy.engine.explain import Explanation, JudgedRule, PassedOver, Resolved, WebSocket
+    from squidkeeper.policy.engine.explain import (
+        Explanation,
+        JudgedRule,
+        PassedOver,
+        Resolved,
+        WebSocket,
+    )
     from squidkeeper.policy.engine.fields import Entry
     from squidkeeper.policy.engine.tunnels import TunnelUse
     from squidkeeper.policy.language.model import Credential, Policy, Route, Rule
     from squidkeeper.policy.protocol.request import Malformed, Request
 
 _CANNOT_SAY = 2
-_BODILESS = ("GET", "HEAD", "OPTIONS", "DELETE")  # a request has no body where none is given
+# a request has no body where none is given
+_BODILESS = (
+    "GET",
+    "HEAD",
+    "OPTIONS",
+    "DELETE",
+)
 _UNDECIDED = "UNDECIDED"
 _MISSING = "--body FILE, or --push REF: the body of the request, which is on no record, decides"
 _NOT_REACHED_AT_MOST = 5
@@ -44,9 +63,18 @@ _BUMPED = "bumped: HTTP/1.1 passes, each request is decided; HTTP/2 and gRPC nee
 
 @click.command()
 @policy_option
-@click.option("--client", metavar="ADDRESS", help="The client's address, for rules with `clients`.")
+@click.option(
+    "--client",
+    metavar="ADDRESS",
+    help="The client's address, for rules with `clients`.",
+)
 @click.option("--user", metavar="NAME", help="The proxy user.")
-@click.option("--at", metavar="TIME", type=Moment(), help="Decide as of this ISO time (UTC by default).")
+@click.option(
+    "--at",
+    metavar="TIME",
+    type=Moment(),
+    help="Decide as of this ISO time (UTC by default).",
+)
 @json_option
 @fragment_option
 @click.option(
@@ -56,7 +84,12 @@ _BUMPED = "bumped: HTTP/1.1 passes, each request is decided; HTTP/2 and gRPC nee
     type=click.File("rb"),
     help="A line of `squidkeeper log --json`; - for standard input.",
 )
-@click.option("--body", metavar="FILE", type=click.File("rb"), help="The body of the request, as the client sends it.")
+@click.option(
+    "--body",
+    metavar="FILE",
+    type=click.File("rb"),
+    help="The body of the request, as the client sends it.",
+)
 @click.option(
     "--push",
     "pushed",
@@ -64,7 +97,13 @@ _BUMPED = "bumped: HTTP/1.1 passes, each request is decided; HTTP/2 and gRPC nee
     multiple=True,
     help="A push of git that updates REF; also create:REF, delete:REF, option:TEXT, as in `tests`.",
 )
-@click.option("--header", "headers", metavar="'NAME: VALUE'", multiple=True, help="A header that belongs to the body.")
+@click.option(
+    "--header",
+    "headers",
+    metavar="'NAME: VALUE'",
+    multiple=True,
+    help="A header that belongs to the body.",
+)
 @click.argument("method", required=False)
 @click.argument("url", required=False)
 def explain(
@@ -83,21 +122,23 @@ def explain(
 ) -> None:
     """Explain what the gateway does with METHOD URL, and why.
 
-    An https URL is requested in a tunnel of its own, without a TLS server name. CONNECT HOST:PORT opens a tunnel.
+    An https URL is requested in a tunnel of its own, without a TLS server name. CONNECT
+    HOST:PORT opens a tunnel.
 
-    No name is resolved. Squid denies an allowed name as private-address if it has a private address, unless the rule
-    has private: true.
+    No name is resolved. Squid denies an allowed name as private-address if it has a
+    private address, unless the rule has private: true.
 
-    not-rendered: the policy in force allows the request, but Squid's configuration lacks a part for it. A draft gets
-    its parts when it is put in force.
+    not-rendered: the policy in force allows the request, but Squid's configuration
+    lacks a part for it. A draft gets its parts when it is put in force.
 
-    --body has the body for rules with body:. Without it, a GET, HEAD, OPTIONS or DELETE has no body. The body of any
-    other method is then unknown, and the rules that it decides among are listed. A push of git gets its Content-Type,
-    any other body application/json, and the Accept of an MCP client. A --header replaces these. --push makes the body
-    of a push.
+    --body has the body for rules with body:. Without it, a GET, HEAD, OPTIONS or DELETE
+    has no body. The body of any other method is then unknown, and the rules that it
+    decides among are listed. A push of git gets its Content-Type, any other body
+    application/json, and the Accept of an MCP client. A --header replaces these. --push
+    makes the body of a push.
 
-    --record explains the first line of FILE, as of its time. A line that does not follow from the policy is refused
-    with the reason.
+    --record explains the first line of FILE, as of its time. A line that does not
+    follow from the policy is refused with the reason.
 
     \b
     Examples:
@@ -115,25 +156,36 @@ def explain(
     from squidkeeper.policy.engine import explain as engine
 
     asked, request, now, revision = (
-        _of_record(line, method, client, user, at) if line else _of_arguments(method, url, client, user, at)
+        _of_record(line, method, client, user, at)
+        if line
+        else _of_arguments(method, url, client, user, at)
     )
     policy = _load(directory)
     _compare(revision, policy.revision, directory)
     found = engine.explain(
-        policy, request, now, _sent(request, _body(body, pushed), headers, recorded=line is not None)
+        policy,
+        request,
+        now,
+        _sent(request, _body(body, pushed), headers, recorded=line is not None),
     )
     squid = _read_squid(fragment, directory)
     missing = _not_rendered(policy.source, found, squid) if squid else None
-    shown = replace(found, tunnel=_tunnel_in_force(found.tunnel, squid) if squid else found.tunnel)
+    shown = replace(
+        found, tunnel=_tunnel_in_force(found.tunnel, squid) if squid else found.tunnel
+    )
     if as_json:
         show_json(_as_object(shown, missing))
     else:
         show_text(_text(asked, shown, missing, squid))
-    raise SystemExit(_CANNOT_SAY if found.undecided else 0 if found.decision.allowed else 1)
+    raise SystemExit(
+        _CANNOT_SAY if found.undecided else 0 if found.decision.allowed else 1
+    )
 
 
 def _body(body: BinaryIO | None, pushed: tuple[str, ...]) -> bytes | None:
-    """Read the body, or make that of a push as tests do; None where neither is given."""
+    """Read the body, or make that of a push as tests do; None where neither
+    is given.
+    """
     if body is not None and pushed:
         raise click.UsageError("--push makes a body: it goes without --body")
     if not pushed:
@@ -141,12 +193,16 @@ def _body(body: BinaryIO | None, pushed: tuple[str, ...]) -> bytes | None:
     from squidkeeper.policy.bodies.written_request import push_body
     from squidkeeper.policy.language.bodies import WrittenPush
 
-    given: dict[str, list[str]] = {kind: [] for kind in ("update", "create", "delete", "option")}
+    given: dict[str, list[str]] = {
+        kind: [] for kind in ("update", "create", "delete", "option")
+    }
     for text in pushed:
         kind, value = _pushed(text, given.keys())
         given[kind].append(value)
     if not any(given[kind] for kind in ("update", "create", "delete")):
-        raise click.BadParameter("expected a ref too: an option alone is no push", param_hint="--push")
+        raise click.BadParameter(
+            "expected a ref too: an option alone is no push", param_hint="--push"
+        )
     return push_body(WrittenPush(*map(tuple, given.values())))
 
 
@@ -163,23 +219,36 @@ def _pushed(text: str, kinds: Collection[str]) -> tuple[str, str]:
 
 
 def _sent(
-    request: Request | Malformed, body: bytes | None, headers: tuple[str, ...], *, recorded: bool
+    request: Request | Malformed,
+    body: bytes | None,
+    headers: tuple[str, ...],
+    *,
+    recorded: bool,
 ) -> SentRequest | None:
     """Make the request with its body; None where that is not known."""
     from squidkeeper.policy.bodies.written_request import written_request
 
-    if request.url is None or (body is None and (recorded or request.method not in _BODILESS)):
+    if request.url is None or (
+        body is None and (recorded or request.method not in _BODILESS)
+    ):
         return None
-    pairs = [(name.strip(), value.strip()) for name, colon, value in (text.partition(":") for text in headers) if colon]
+    pairs = [
+        (name.strip(), value.strip())
+        for name, colon, value in (text.partition(":") for text in headers)
+        if colon
+    ]
     if len(pairs) < len(headers):
         raise click.BadParameter(
-            "expected NAME: VALUE, such as 'Content-Type: application/json'", param_hint="--header"
+            "expected NAME: VALUE, such as 'Content-Type: application/json'",
+            param_hint="--header",
         )
     return written_request(request.method, request.url, body, pairs)
 
 
 class _Squid(NamedTuple):
-    """What Squid's configuration has, and whether the policy is a draft: another than the one that is installed."""
+    """What Squid's configuration has, and whether the policy is a draft: another than
+    the one that is installed.
+    """
 
     keys: frozenset[str]
     draft: bool
@@ -201,7 +270,9 @@ def _read_squid(fragment: Path, directory: Path) -> _Squid | None:
 
 
 def _not_rendered(policy: Policy, found: Explanation, squid: _Squid) -> str | None:
-    """Say what Squid's configuration lacks: a request to what is in force is denied; None where it lacks nothing."""
+    """Say what Squid's configuration lacks: a request to what is in force is denied;
+    None where it lacks nothing.
+    """
     from squidkeeper.serving.parts import PartsInForce
 
     in_force = PartsInForce(policy, squid.keys)
@@ -209,26 +280,39 @@ def _not_rendered(policy: Policy, found: Explanation, squid: _Squid) -> str | No
     lacking = in_force.lacking(decision) if decision.allowed else frozenset()
     if squid.draft and lacking:
         return (
-            f"Squid gets what it lacks within seconds of the draft's being put in force: {', '.join(sorted(lacking))}"
+            f"Squid gets what it lacks within seconds of the draft's being put "
+            f"in force: {', '.join(sorted(lacking))}"
         )
     return in_force.checked(decision).reason if lacking else None
 
 
 def _tunnel_in_force(found: TunnelUse | None, squid: _Squid) -> TunnelUse | None:
-    """Say which connection a request takes where Squid shares none; a draft may bring that."""
+    """Say which connection a request takes where Squid shares none; a draft may bring
+    that.
+    """
     from squidkeeper.policy.engine.tunnels import TunnelUse
     from squidkeeper.policy.protocol.request import TunnelMode
 
-    if found is None or found.mode is not TunnelMode.SHARED or squid.shares or squid.draft:
+    if (
+        found is None
+        or found.mode is not TunnelMode.SHARED
+        or squid.shares
+        or squid.draft
+    ):
         return found
     return TunnelUse(TunnelMode.OWN, _NOT_SHARED)
 
 
-Question = tuple[str, "Request | Malformed", datetime, str | None]  # the last: the revision that the record names
+# the last: the revision that the record names
+Question = tuple[str, "Request | Malformed", datetime, str | None]
 
 
 def _of_arguments(
-    method: str | None, url: str | None, client: str | None, user: str | None, at: datetime | None
+    method: str | None,
+    url: str | None,
+    client: str | None,
+    user: str | None,
+    at: datetime | None,
 ) -> Question:
     from squidkeeper.policy.protocol.request import request_to
     from squidkeeper.policy.url import RECORDED_URL_LENGTH
@@ -243,7 +327,12 @@ def _of_arguments(
             "Give the whole URL.",
             param_hint="URL",
         )
-    return f"{method} {url}", request_to(method, url, client, user), at or datetime.now(UTC), None
+    return (
+        f"{method} {url}",
+        request_to(method, url, client, user),
+        at or datetime.now(UTC),
+        None,
+    )
 
 
 def _of_record(line: BinaryIO, *given: object) -> Question:
@@ -252,24 +341,43 @@ def _of_record(line: BinaryIO, *given: object) -> Question:
     from squidkeeper.record.log.requests import request_of, told_by_body, unexplained
 
     if any(given):
-        raise click.UsageError("--record goes without METHOD, URL, --client, --user and --at: the record has them")
+        raise click.UsageError(
+            "--record goes without METHOD, URL, --client, --user and --at: the record has them"
+        )
     text = line.readline().rstrip(b"\n")
     if not text:
-        expected = "expected a line of the record, as `squidkeeper log --json` prints it"
-        raise click.BadParameter(f"{line.name} is empty, {expected}", param_hint="--record")
+        expected = (
+            "expected a line of the record, as `squidkeeper log --json` prints it"
+        )
+        raise click.BadParameter(
+            f"{line.name} is empty, {expected}", param_hint="--record"
+        )
     try:
         record = parse_record(text)
         at = parse_time(record)
     except (InvalidRecord, ValueError) as error:
-        raise click.BadParameter(f"{line.name}: {error}", param_hint="--record") from error
+        raise click.BadParameter(
+            f"{line.name}: {error}", param_hint="--record"
+        ) from error
     reason = unexplained(record)
     if reason:
-        click.echo(f"This request cannot be explained by the policy: {reason}.", err=True)
+        click.echo(
+            f"This request cannot be explained by the policy: {reason}.", err=True
+        )
         raise SystemExit(_CANNOT_SAY)
     told = told_by_body(record)
-    by = record.rule if told is None else f"{record.rule}, by its body: {printable(told)}"
+    by = (
+        record.rule
+        if told is None
+        else f"{record.rule}, by its body: {printable(told)}"
+    )
     what = f"{record.method} {record.url} (logged: {record.verdict} by {by})"
-    return what, request_of(record), at, None if record.revision == NONE else record.revision
+    return (
+        what,
+        request_of(record),
+        at,
+        None if record.revision == NONE else record.revision,
+    )
 
 
 def _compare(on_record: str | None, explained: str, directory: Path) -> None:
@@ -293,10 +401,15 @@ def _load(directory: Path) -> CompiledPolicy:
 
 
 def _check_target(method: str, url: str) -> None:
-    """Refuse what no client could mean; what is a URL and no valid one is for the decision to deny."""
+    """Refuse what no client could mean; what is a URL and no valid one is for the
+    decision to deny.
+    """
     if method == "CONNECT":
         if not HOST_AND_PORT.fullmatch(url):
-            raise click.BadParameter(f"CONNECT takes HOST:PORT, such as github.com:443, not {url!r}", param_hint="URL")
+            raise click.BadParameter(
+                f"CONNECT takes HOST:PORT, such as github.com:443, not {url!r}",
+                param_hint="URL",
+            )
     elif not ABSOLUTE_URL.match(url):
         message = f"{url!r} is not an absolute URL, expected one with its scheme, such as https://example.com/"
         raise click.BadParameter(message, param_hint="URL")
@@ -312,9 +425,15 @@ def _check_address(client: str | None) -> None:
         raise click.BadParameter(str(error), param_hint="--client") from error
 
 
-def _text(asked: str, found: Explanation, missing: str | None, squid: _Squid | None) -> str:
+def _text(
+    asked: str, found: Explanation, missing: str | None, squid: _Squid | None
+) -> str:
     decision = found.decision
-    of = f", for the reading {found.by_reading[0][0].reading}" if len(found.by_reading) > 1 else ""
+    of = (
+        f", for the reading {found.by_reading[0][0].reading}"
+        if len(found.by_reading) > 1
+        else ""
+    )
     rows = [
         ("rule", f"{decision.rule}{_at(decision.location)}"),
         ("reason", decision.reason),
@@ -325,18 +444,30 @@ def _text(asked: str, found: Explanation, missing: str | None, squid: _Squid | N
         ("observed", _observed_text(found)),
         ("WARNING", _warning_text(found)),
         ("not rendered", missing),
-        ("meter", str(decision.meter) if decision.meter and not found.undecided else None),
+        (
+            "meter",
+            str(decision.meter) if decision.meter and not found.undecided else None,
+        ),
         ("rewrite", _rewrite_text(decision)),
-        *(("credential", _credential_text(credential)) for credential in decision.credentials),
+        *(
+            ("credential", _credential_text(credential))
+            for credential in decision.credentials
+        ),
         *(("secret", f"{secret.name}: {secret.source}") for secret in found.secrets),
         ("strip", ", ".join(decision.strip.headers) if decision.strip else None),
         ("connection", _connection_text(found, squid)),
         ("upstream", _upstream_text(found.upstream)),
-        *(("quota", f"{quota.name}: {quota.text}{_at(quota.location)}") for quota in found.quotas),
+        *(
+            ("quota", f"{quota.name}: {quota.text}{_at(quota.location)}")
+            for quota in found.quotas
+        ),
         ("resolved", _resolved_text(found.resolved)),
         ("tls", _tls_text(found)),
         ("websocket", _websocket_text(found)),
-        *(("reading", f"{path.reading} {path.path}: {_verdict_text(one)}") for path, one in found.by_reading),
+        *(
+            ("reading", f"{path.reading} {path.path}: {_verdict_text(one)}")
+            for path, one in found.by_reading
+        ),
         *(("passed over", _passed(passed) + of) for passed in found.passed_over),
         *(("not reached", text) for text in _not_reached_texts(found.not_reached)),
         *(("not applied", _passed(passed)) for passed in found.not_applied),
@@ -347,7 +478,11 @@ def _text(asked: str, found: Explanation, missing: str | None, squid: _Squid | N
 
 
 def _verdict_text(decision: Decision) -> str:
-    return "the body decides" if decision.by_body else f"{decision.action} by {decision.rule}"
+    return (
+        "the body decides"
+        if decision.by_body
+        else f"{decision.action} by {decision.rule}"
+    )
 
 
 def _body_texts(found: Explanation) -> Iterator[str]:
@@ -356,14 +491,20 @@ def _body_texts(found: Explanation) -> Iterator[str]:
     for one in found.by_body:
         if found.undecided or one.judged is not None:
             yield f"{one.rule.name}{_at(one.rule.location if one.rule.location.file else None)}: {_body_text(one)}"
-    if found.undecided and (found.by_body[-1].rule.body or found.by_body[-1].rule.observe):
+    if found.undecided and (
+        found.by_body[-1].rule.body or found.by_body[-1].rule.observe
+    ):
         yield "default"
 
 
 def _body_text(one: JudgedRule) -> str:
     does = f"{'observed as ' if one.rule.observe else ''}{one.rule.verdict}"
     if one.judged is None:
-        return f"{does}, whatever the body" if one.rule.body is None else f"{does}, where its body holds"
+        return (
+            f"{does}, whatever the body"
+            if one.rule.body is None
+            else f"{does}, where its body holds"
+        )
     if one.judged.holds:
         return f"{does}{_because(one.judged)}"
     return f"did not hold{_because(one.judged)}"
@@ -375,8 +516,14 @@ def _because(judged: Judged) -> str:
 
 def _ask_text(decision: Decision) -> str | None:
     if decision.asks and not decision.allowed:
-        return "denied with a ticket: a person can allow it for a time (squidkeeper ask)"
-    return "requests to it can be denied with a ticket (squidkeeper ask)" if decision.outlook.may_ask else None
+        return (
+            "denied with a ticket: a person can allow it for a time (squidkeeper ask)"
+        )
+    return (
+        "requests to it can be denied with a ticket (squidkeeper ask)"
+        if decision.outlook.may_ask
+        else None
+    )
 
 
 def _grant_text(grant: Rule | None) -> str | None:
@@ -390,7 +537,11 @@ def _grant_text(grant: Rule | None) -> str | None:
 
 def _observed_text(found: Explanation) -> str | None:
     one = found.observed
-    return None if one is None else f"{one.verdict} by {one.rule}{_at(one.location)}: recorded, and of no effect"
+    return (
+        None
+        if one is None
+        else f"{one.verdict} by {one.rule}{_at(one.location)}: recorded, and of no effect"
+    )
 
 
 def _warning_text(found: Explanation) -> str | None:
@@ -401,12 +552,19 @@ def _warning_text(found: Explanation) -> str | None:
 
 
 def _passed(passed: PassedOver) -> str:
-    why = ", ".join(passed.fields) + " did not hold" if passed.fields != ("expires",) else "it has expired"
+    why = (
+        ", ".join(passed.fields) + " did not hold"
+        if passed.fields != ("expires",)
+        else "it has expired"
+    )
     return f"{passed.entry.name}{_at(passed.entry.location)}: {why}"
 
 
 def _not_reached_texts(rules: list[Rule]) -> Iterator[str]:
-    yield from (f"{rule.name}{_at(rule.location)}: would deny" for rule in rules[:_NOT_REACHED_AT_MOST])
+    yield from (
+        f"{rule.name}{_at(rule.location)}: would deny"
+        for rule in rules[:_NOT_REACHED_AT_MOST]
+    )
     if len(rules) > _NOT_REACHED_AT_MOST:
         yield f"{len(rules) - _NOT_REACHED_AT_MOST} more"
 
@@ -417,8 +575,16 @@ def _upstream_text(found: Route | None) -> str | None:
     if found is None or not found.location.file:
         return "the parent of install.sh --upstream, or none" if found else None
     parent = found.parent
-    where = f"through http://{format_authority(parent.host, parent.port)}" if parent else "straight to the origin"
-    resolves = ", which resolves names that the gateway cannot resolve" if found.resolve else ""
+    where = (
+        f"through http://{format_authority(parent.host, parent.port)}"
+        if parent
+        else "straight to the origin"
+    )
+    resolves = (
+        ", which resolves names that the gateway cannot resolve"
+        if found.resolve
+        else ""
+    )
     return f"{found.name}{_at(found.location)}: {where}{resolves}"
 
 
@@ -441,9 +607,15 @@ def _connection_text(found: Explanation, squid: _Squid | None) -> str | None:
     if found.tunnel is None:
         return None
     mode: str = found.tunnel.mode
-    if mode == "own" and found.passthrough is None:  # over plain http, no connection outlives its request
+    if (
+        mode == "own" and found.passthrough is None
+    ):  # over plain http, no connection outlives its request
         mode = "first"
-    last = "; a request with a body is the last on it" if found.decision.connections == "single" else ""
+    last = (
+        "; a request with a body is the last on it"
+        if found.decision.connections == "single"
+        else ""
+    )
     unless = _UNLESS if mode == "shared" and not (squid and squid.shares) else ""
     return f"{_CONNECTIONS[mode]}{unless}, because for this host {found.tunnel.reason}{last}"
 
@@ -460,7 +632,9 @@ def _websocket_text(found: Explanation) -> str | None:
     if found.grant is not None:
         return "no, a grant passes none"
     remedy = f"websocket: true on {rule_to_change(found.decision)} would let it pass"
-    return f"no, {_websocket_obstacle(found.websocket)}" + (f" ({remedy})" if found.decision.location else "")
+    return f"no, {_websocket_obstacle(found.websocket)}" + (
+        f" ({remedy})" if found.decision.location else ""
+    )
 
 
 def _websocket_obstacle(found: WebSocket) -> str | None:
@@ -490,7 +664,11 @@ def _rewrite_text(decision: Decision) -> str | None:
     if decision.rewritten is None:
         return None
     rewrite = decision.rewritten.rewrite
-    how = "fetched from" if rewrite.redirect is None else f"{rewrite.redirect} redirect to"
+    how = (
+        "fetched from"
+        if rewrite.redirect is None
+        else f"{rewrite.redirect} redirect to"
+    )
     return f"{rewrite.name}{_at(rewrite.location)}: {how} {decision.rewritten.url}"
 
 
@@ -506,7 +684,10 @@ def _as_object(found: Explanation, missing: str | None) -> dict[str, object]:
         "by_body": [_body_fields(one) for one in found.by_body],
         "asks": decision.asks or decision.outlook.may_ask,
         "grant": found.grant
-        and {"expires": found.grant.expires and found.grant.expires.isoformat(), "uses": found.grant.uses},
+        and {
+            "expires": found.grant.expires and found.grant.expires.isoformat(),
+            "uses": found.grant.uses,
+        },
         "observed": found.observed
         and {
             "verdict": found.observed.verdict,
@@ -515,20 +696,34 @@ def _as_object(found: Explanation, missing: str | None) -> dict[str, object]:
         },
         "default_observes": found.default_observes is not None,
         "rewrite": rewritten
-        and {"name": rewritten.rewrite.name, "url": str(rewritten.url), "redirect": rewritten.rewrite.redirect},
+        and {
+            "name": rewritten.rewrite.name,
+            "url": str(rewritten.url),
+            "redirect": rewritten.rewrite.redirect,
+        },
         "credentials": [credential.name for credential in decision.credentials],
         "secrets": {secret.name: str(secret.source) for secret in found.secrets},
         "strip": decision.strip.headers if decision.strip else [],
         "connections": decision.connections,
-        "tunnel": found.tunnel and {"mode": found.tunnel.mode, "reason": found.tunnel.reason},
+        "tunnel": found.tunnel
+        and {"mode": found.tunnel.mode, "reason": found.tunnel.reason},
         "upstream": found.upstream.name if found.upstream else None,
-        "meter": str(decision.meter) if decision.meter and not found.undecided else None,
+        "meter": str(decision.meter)
+        if decision.meter and not found.undecided
+        else None,
         "quotas": [quota.name for quota in found.quotas],
         "not_rendered": missing,
         "resolved": found.resolved
-        and {"host": found.resolved.host, "private_address": "deny", "opened_by": found.resolved.opener},
+        and {
+            "host": found.resolved.host,
+            "private_address": "deny",
+            "opened_by": found.resolved.opener,
+        },
         "websocket": found.websocket
-        and {"passes": found.websocket.passes, "reason": _websocket_obstacle(found.websocket)},
+        and {
+            "passes": found.websocket.passes,
+            "reason": _websocket_obstacle(found.websocket),
+        },
         "passthrough": found.passthrough,
         "readings": [
             {
@@ -547,8 +742,17 @@ def _as_object(found: Explanation, missing: str | None) -> dict[str, object]:
 
 def _body_fields(one: JudgedRule) -> dict[str, object]:
     judged = one.judged
-    told = judged and {"holds": judged.holds, "fit": judged.outcome.fit.name.lower(), "reason": judged.outcome.reason}
-    return {**_named(one.rule), "verdict": one.rule.verdict, "observes": one.rule.observe, "judged": told}
+    told = judged and {
+        "holds": judged.holds,
+        "fit": judged.outcome.fit.name.lower(),
+        "reason": judged.outcome.reason,
+    }
+    return {
+        **_named(one.rule),
+        "verdict": one.rule.verdict,
+        "observes": one.rule.observe,
+        "judged": told,
+    }
 
 
 def _passed_fields(passed: PassedOver) -> dict[str, object]:

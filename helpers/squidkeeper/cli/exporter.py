@@ -31,7 +31,9 @@ class Address(click.ParamType):  # type: ignore[type-arg] # generic in newer rel
 
     name = "address:port"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
         """Parse the value; fail with click's error."""
         from squidkeeper.policy.url import parse_authority
 
@@ -42,7 +44,11 @@ class Address(click.ParamType):  # type: ignore[type-arg] # generic in newer rel
         except InvalidUrl as error:
             self.fail(f"{value!r}: {error}", param, ctx)
         if host.address is None or port is None:
-            self.fail(f"{value!r} is not ADDRESS:PORT, such as 127.0.0.1:9129 or [::1]:9129", param, ctx)
+            self.fail(
+                f"{value!r} is not ADDRESS:PORT, such as 127.0.0.1:9129 or [::1]:9129",
+                param,
+                ctx,
+            )
         return str(host.address), port
 
 
@@ -51,7 +57,9 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
 
     name = "network"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Network:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Network:
         """Parse the value; fail with click's error."""
         from squidkeeper.policy.language.hosts import parse_network
 
@@ -72,9 +80,17 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
 @policy_option
 @file_option("--access-log", DEFAULT_LAYOUT.access_log, "Squid's access log.")
 @written_state_option
-@file_option("--ca", DEFAULT_LAYOUT.signing_cert, "The certificate that Squid signs with, to report its expiry.")
+@file_option(
+    "--ca",
+    DEFAULT_LAYOUT.signing_cert,
+    "The certificate that Squid signs with, to report its expiry.",
+)
 @fragment_option
-@path_option("--tls-certificate", metavar="FILE", help="The TLS port's certificate, to report its expiry.")
+@path_option(
+    "--tls-certificate",
+    metavar="FILE",
+    help="The TLS port's certificate, to report its expiry.",
+)
 @shown_option(
     "--squid",
     metavar="ADDRESS:PORT",
@@ -117,7 +133,8 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
 def exporter(**given: Any) -> None:
     """Serve metrics, health and the status page, until SIGTERM.
 
-    It also starts while the log, the policy, the CA or Squid are missing, and reports that.
+    It also starts while the log, the policy, the CA or Squid are missing, and reports
+    that.
 
     \b
     Exit status:
@@ -125,7 +142,9 @@ def exporter(**given: Any) -> None:
     """
     from squidkeeper.services.exporter.process import ExporterOptions, run_exporter
 
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s"
+    )
     try:
         run_exporter(ExporterOptions(**given))
     except (ListenFailed, StateInUse) as error:

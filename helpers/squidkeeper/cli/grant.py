@@ -22,7 +22,13 @@ from squidkeeper.cli.grant_fleet import (
     pruned,
     revoked,
 )
-from squidkeeper.cli.options import Duration, json_option, packed, policy_option, state_option
+from squidkeeper.cli.options import (
+    Duration,
+    json_option,
+    packed,
+    policy_option,
+    state_option,
+)
 from squidkeeper.cli.output import show_json
 
 if TYPE_CHECKING:
@@ -47,13 +53,31 @@ class _Wanted:
 
 @click.command()
 @click.argument("target", required=False, metavar="[HOST[:PORT][/PATH]|URL]")
-@click.option("--client", "clients", multiple=True, metavar="NAME", help="A client of the policy. Repeatable.")
+@click.option(
+    "--client",
+    "clients",
+    multiple=True,
+    metavar="NAME",
+    help="A client of the policy. Repeatable.",
+)
 @click.option("--any-client", is_flag=True, help="Grant it to every client.")
-@click.option("--for", "valid", metavar="TIME", type=Duration(), help="How long: 30m, 2h or 7d.")
-@click.option("--uses", type=click.IntRange(1), metavar="N", help="Allow at most N requests.")
-@click.option("--method", "methods", multiple=True, metavar="METHOD", help="Only this method. Repeatable.")
+@click.option(
+    "--for", "valid", metavar="TIME", type=Duration(), help="How long: 30m, 2h or 7d."
+)
+@click.option(
+    "--uses", type=click.IntRange(1), metavar="N", help="Allow at most N requests."
+)
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="METHOD",
+    help="Only this method. Repeatable.",
+)
 @click.option("--reason", metavar="TEXT", help="Why, for people.")
-@click.option("--list", "lists", is_flag=True, help="List the grants with their remaining uses.")
+@click.option(
+    "--list", "lists", is_flag=True, help="List the grants with their remaining uses."
+)
 @click.option("--revoke", metavar="NAME", help="Revoke a grant.")
 @click.option("--prune", is_flag=True, help="Remove lapsed grants.")
 @policy_option
@@ -75,11 +99,12 @@ def grant(
 ) -> None:
     """Allow requests for a time, where no rule decides about them.
 
-    HOST and PATH are patterns, as in a policy. Without PATH, every path is allowed. A URL (https://...) is allowed
-    exactly, with its query. The grant is in force within 3 seconds. It opens no private address.
+    HOST and PATH are patterns, as in a policy. Without PATH, every path is allowed. A
+    URL (https://...) is allowed exactly, with its query. The grant is in force within 3
+    seconds. It opens no private address.
 
-    Grants are in grants.yaml, beside the policy's folder. Those of a fleet are in fleet-grants.yaml, in the
-    repository.
+    Grants are in grants.yaml, beside the policy's folder. Those of a fleet are in
+    fleet-grants.yaml, in the repository.
 
     \b
     Examples:
@@ -92,12 +117,22 @@ def grant(
     """
     now = datetime.now(UTC)
     if [bool(target), lists, bool(revoke), prune].count(True) != 1:
-        raise click.UsageError("expected one of HOST[/PATH], --list, --revoke NAME and --prune")
-    if not fleet.fleet and (fleet.key or fleet.allowed_signers or (fleet.branch, fleet.folder) != ("main", "policy")):
-        raise click.UsageError("expected --fleet REPOSITORY with --branch, --path, --key and --allowed-signers")
+        raise click.UsageError(
+            "expected one of HOST[/PATH], --list, --revoke NAME and --prune"
+        )
+    if not fleet.fleet and (
+        fleet.key
+        or fleet.allowed_signers
+        or (fleet.branch, fleet.folder) != ("main", "policy")
+    ):
+        raise click.UsageError(
+            "expected --fleet REPOSITORY with --branch, --path, --key and --allowed-signers"
+        )
     if fleet.fleet:
         new = _new_grant(target, wanted, now) if target else None
-        change_for_fleet(fleet, _change(new, revoke, now, lists=lists), now, as_json=as_json)
+        change_for_fleet(
+            fleet, _change(new, revoke, now, lists=lists), now, as_json=as_json
+        )
     elif lists:
         _show(directory, state, now, as_json=as_json)
     elif revoke:
@@ -105,10 +140,18 @@ def grant(
     elif prune:
         _prune(directory, state, now, as_json=as_json)
     else:
-        _grant(directory, state, _new_grant(target or "", wanted, now), now, as_json=as_json)
+        _grant(
+            directory,
+            state,
+            _new_grant(target or "", wanted, now),
+            now,
+            as_json=as_json,
+        )
 
 
-def _change(new: NewGrant | None, revoke: str | None, now: datetime, *, lists: bool) -> Change:
+def _change(
+    new: NewGrant | None, revoke: str | None, now: datetime, *, lists: bool
+) -> Change:
     if new:
         return granted(new, now.replace(microsecond=0))
     if revoke:
@@ -139,7 +182,9 @@ def _new_grant(target: str, wanted: _Wanted, now: datetime) -> NewGrant:
         raise click.BadParameter(str(error), param_hint="HOST[/PATH]") from error
 
 
-def _grant(directory: Path, state: Path, new: NewGrant, now: datetime, *, as_json: bool) -> None:
+def _grant(
+    directory: Path, state: Path, new: NewGrant, now: datetime, *, as_json: bool
+) -> None:
     from squidkeeper.change.approvals import add_grant
     from squidkeeper.change.approvals.decisions import waits_for_edit
     from squidkeeper.change.approvals.wording import granted_lines
@@ -164,7 +209,9 @@ def _show(directory: Path, state: Path, now: datetime, *, as_json: bool) -> None
         return
     for one in grants:
         ends = "lapsed" if one.lapsed(now) else until(one, now)
-        click.echo(f"{printable(one.name)}: {ends}{_left(one, counts)} ({one.location})")
+        click.echo(
+            f"{printable(one.name)}: {ends}{_left(one, counts)} ({one.location})"
+        )
         for name, text in described(one):
             click.echo(f"  {name:<11} {text}")
     if not grants:
@@ -172,7 +219,9 @@ def _show(directory: Path, state: Path, now: datetime, *, as_json: bool) -> None
 
 
 def _grants(directory: Path, state: Path, now: datetime) -> tuple[Rule, ...]:
-    """Return the grants of the policy on disk; if that does not load, those in force."""
+    """Return the grants of the policy on disk; if that does not load, those
+    in force.
+    """
     from squidkeeper.change.approvals.decisions import policy_in_force
     from squidkeeper.policy.policy_store.loading import load
 
@@ -181,8 +230,13 @@ def _grants(directory: Path, state: Path, now: datetime) -> tuple[Rule, ...]:
     except PolicyError as error:
         in_force = policy_in_force(directory, state)
         if in_force is None:
-            raise click.ClickException(f"{error}\n{directory} does not load: fix it first") from error
-        click.echo(f"{directory} does not load (squidkeeper check). These are the grants in force:", err=True)
+            raise click.ClickException(
+                f"{error}\n{directory} does not load: fix it first"
+            ) from error
+        click.echo(
+            f"{directory} does not load (squidkeeper check). These are the grants in force:",
+            err=True,
+        )
         return in_force.source.grants
 
 
@@ -191,10 +245,14 @@ def _left(rule: Rule, counts: GrantUses) -> str:
         left = counts.left(rule)
     except OSError as error:
         return f", uses left unknown ({error.strerror})"
-    return "" if left is None else f", {left:,} of {quantity(rule.uses or 0, 'use')} left"
+    return (
+        "" if left is None else f", {left:,} of {quantity(rule.uses or 0, 'use')} left"
+    )
 
 
-def _revoke(directory: Path, state: Path, name: str, now: datetime, *, as_json: bool) -> None:
+def _revoke(
+    directory: Path, state: Path, name: str, now: datetime, *, as_json: bool
+) -> None:
     from squidkeeper.change.approvals import remove_grant
     from squidkeeper.change.approvals.decisions import waits_for_edit
     from squidkeeper.change.approvals.wording import WAITS
@@ -215,21 +273,32 @@ def _prune(directory: Path, state: Path, now: datetime, *, as_json: bool) -> Non
     lapsed, left = prune_grants(directory, now)
     in_force = policy_in_force(directory, state)
     if in_force is not None:  # else the counts may be those of another policy
-        GrantUses(state).forget((*left, *in_force.source.grants), (now - _AN_HOUR).timestamp())
+        GrantUses(state).forget(
+            (*left, *in_force.source.grants), (now - _AN_HOUR).timestamp()
+        )
     if as_json:
         show_json({"removed": [grant.name for grant in lapsed], "left": len(left)})
         return
-    names = f": {', '.join(printable(grant.name) for grant in lapsed)}" if lapsed else ""
-    click.echo(f"Removed {quantity(len(lapsed), 'lapsed grant')}{names}. {quantity(len(left), 'grant')} left.")
+    names = (
+        f": {', '.join(printable(grant.name) for grant in lapsed)}" if lapsed else ""
+    )
+    click.echo(
+        f"Removed {quantity(len(lapsed), 'lapsed grant')}{names}. {quantity(len(left), 'grant')} left."
+    )
 
 
 def _granted_object(granted: Granted) -> dict[str, object]:
     effect = granted.effect
-    closed = (*(found.rule for found in effect.deniers), *(grant.name for grant in effect.closing))
+    closed = (
+        *(found.rule for found in effect.deniers),
+        *(grant.name for grant in effect.closing),
+    )
     return {
         "granted": granted.file is not None,
         "name": granted.grant.name if granted.file else None,
-        "expires": granted.grant.expires.isoformat() if granted.file and granted.grant.expires else None,
+        "expires": granted.grant.expires.isoformat()
+        if granted.file and granted.grant.expires
+        else None,
         "file": str(granted.file) if granted.file else None,
         "credentials": [*effect.credentials],
         "open_before": [found.rule for found in effect.openers],

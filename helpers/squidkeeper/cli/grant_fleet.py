@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 _IN_FORCE = "Each gateway whose ceiling allows it has it in force once it has pulled this commit."
 
 
-# Changes the grants of a checkout; gives the title of the commit, empty where nothing has changed, and what is shown.
+# Changes the grants of a checkout; gives the title of the commit, empty where nothing
+# has changed, and what is shown.
 Change = Callable[["Checkout"], tuple[str, list[str]]]
 
 
@@ -40,7 +41,9 @@ class FleetOptions:
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 fleet_options = options.combined(  # of `FleetOptions`
     click.option(
-        "--fleet", metavar="REPOSITORY", help="Change the grants of all gateways that pull from this git repository."
+        "--fleet",
+        metavar="REPOSITORY",
+        help="Change the grants of all gateways that pull from this git repository.",
     ),
     options.shown_option("--branch", default="main", help="With --fleet: the branch."),
     options.shown_option(
@@ -65,11 +68,17 @@ fleet_options = options.combined(  # of `FleetOptions`
 )
 
 
-def change_for_fleet(fleet: FleetOptions, change: Change, now: datetime, *, as_json: bool) -> None:
-    """Change the grants of all gateways, and tell what was done; `EditRefused` if nothing was."""
+def change_for_fleet(
+    fleet: FleetOptions, change: Change, now: datetime, *, as_json: bool
+) -> None:
+    """Change the grants of all gateways, and tell what was done; `EditRefused` if
+    nothing was.
+    """
     from squidkeeper.operate.fleet.fleet_grants import FleetRepository, checked_out
 
-    repository = FleetRepository(fleet.fleet or "", fleet.branch, fleet.folder, fleet.key, fleet.allowed_signers)
+    repository = FleetRepository(
+        fleet.fleet or "", fleet.branch, fleet.folder, fleet.key, fleet.allowed_signers
+    )
     with checked_out(repository) as checkout:
         try:
             title, lines = change(checkout)
@@ -92,8 +101,13 @@ def granted(new: NewGrant, now: datetime) -> Change:
 
     def change(checkout: Checkout) -> tuple[str, list[str]]:
         made = add_grant(checkout.policy, replace(new, by=checkout.person), now)
-        *lines, _ = granted_lines(made, now)  # the last says when it is in force on one gateway
-        return (f"Grant {made.grant.name}", lines) if made.file else ("", [*granted_lines(made, now)])
+        # the last says when it is in force on one gateway
+        *lines, _ = granted_lines(made, now)
+        return (
+            (f"Grant {made.grant.name}", lines)
+            if made.file
+            else ("", [*granted_lines(made, now)])
+        )
 
     return change
 
@@ -132,7 +146,10 @@ def listed(now: datetime) -> Change:
         lines = []
         for grant in loaded.compiled.source.grants:
             ends = "lapsed" if grant.lapsed(now) else until(grant, now)
-            lines += [f"{grant.name}: {ends}", *(f"  {name:<11} {text}" for name, text in described(grant))]
+            lines += [
+                f"{grant.name}: {ends}",
+                *(f"  {name:<11} {text}" for name, text in described(grant)),
+            ]
         return "", lines or ["There are no grants."]
 
     return change
@@ -142,7 +159,10 @@ def _in_repository(text: str, checkout: Checkout) -> str:
     from squidkeeper.policy.language.grants import FLEET_GRANTS
     from squidkeeper.policy.policy_store.sources import grants_file
 
-    text = text.replace(str(grants_file(checkout.policy)), f"{checkout.repository.folder}/{FLEET_GRANTS}")
+    text = text.replace(
+        str(grants_file(checkout.policy)),
+        f"{checkout.repository.folder}/{FLEET_GRANTS}",
+    )
     for place in (checkout.policy, checkout.clone / checkout.repository.folder):
         text = text.replace(str(place), checkout.repository.folder)
     return text

@@ -15,7 +15,12 @@ import click
 from squidkeeper.base.formatting import quantity
 from squidkeeper.cli.arguments import table_options
 from squidkeeper.cli.options import json_option, path_option, policy_option
-from squidkeeper.cli.output import UnusableInput, check_new_file, open_new_file, progress
+from squidkeeper.cli.output import (
+    UnusableInput,
+    check_new_file,
+    open_new_file,
+    progress,
+)
 
 if TYPE_CHECKING:
     from squidkeeper.change.learning.askers import Askers
@@ -33,9 +38,15 @@ _OF_ONE: Final = 1  # the one that is named is trusted by that
 
 @click.command()
 @table_options
-@click.option("--client", metavar="NAME", help="Learn only for this client of the policy.")
 @click.option(
-    "--min-days", metavar="N", type=click.IntRange(1), default=1, help="Propose what was used on N days. [default: 1]"
+    "--client", metavar="NAME", help="Learn only for this client of the policy."
+)
+@click.option(
+    "--min-days",
+    metavar="N",
+    type=click.IntRange(1),
+    default=1,
+    help="Propose what was used on N days. [default: 1]",
 )
 @click.option(
     "--min-clients",
@@ -64,13 +75,16 @@ def learn(
 ) -> None:
     """Draft a policy: few, readable rules for what clients used.
 
-    The draft also covers what clients asked for while the policy observed. Each rule is for the clients that used it.
+    The draft also covers what clients asked for while the policy observed. Each rule is
+    for the clients that used it.
 
-    These become comments instead of rules: what one client alone used, new hosts, addresses, mostly uploads. So a
-    single misbehaving client cannot teach the draft its own requests.
+    These become comments instead of rules: what one client alone used, new hosts,
+    addresses, mostly uploads. So a single misbehaving client cannot teach the draft its
+    own requests.
 
-    FILEs are access logs, also compressed, or archived parts; `-` is standard input. Without FILE: the archive, the
-    access log and its rotated files. Records before --since show which hosts are new.
+    FILEs are access logs, also compressed, or archived parts; `-` is standard input.
+    Without FILE: the archive, the access log and its rotated files. Records before
+    --since show which hosts are new.
 
     \b
     Examples:
@@ -98,25 +112,37 @@ def learn(
         beside, others = _policy_file(output.parent), _policy_file(directory)
         with open_new_file(output) as file:
             file.write(text.encode())
-            _make_readable(file.fileno(), beside or others, stat.S_IMODE(beside.st_mode) if beside else None)
+            _make_readable(
+                file.fileno(),
+                beside or others,
+                stat.S_IMODE(beside.st_mode) if beside else None,
+            )
 
 
 def _beside(draft: Draft, folder: Path) -> tuple[Draft, tuple[str, ...]]:
-    """Leave out what the files of a policy in a folder define already, which would be a fault; tell what that is."""
+    """Leave out what the files of a policy in a folder define already, which would be a
+    fault; tell what that is.
+    """
     from squidkeeper.cli.arguments import policy_on_disk
 
     policy = policy_on_disk(folder) if _policy_file(folder) else None
     if policy is None:
         return draft, ()
     clients = {client.name for client in policy.source.clients} & draft.defined.keys()
-    presets = {preset.name for preset in policy.source.presets} & {preset.name for preset in draft.presets}
+    presets = {preset.name for preset in policy.source.presets} & {
+        preset.name for preset in draft.presets
+    }
     kept = replace(
         draft,
-        defined={name: asker for name, asker in draft.defined.items() if name not in clients},
+        defined={
+            name: asker for name, asker in draft.defined.items() if name not in clients
+        },
         presets=tuple(preset for preset in draft.presets if preset.name not in presets),
     )
     named = ", ".join(sorted(clients | presets))
-    return kept, (f"Left out, as another file of the folder defines it: {named}.",) if named else ()
+    return kept, (
+        f"Left out, as another file of the folder defines it: {named}.",
+    ) if named else ()
 
 
 def _policy_file(folder: Path) -> os.stat_result | None:
@@ -126,7 +152,9 @@ def _policy_file(folder: Path) -> os.stat_result | None:
 
 
 def _make_readable(file: int, like: os.stat_result | None, mode: int | None) -> None:
-    """Set for a file the group of another one, so that Squid's account can read both, and a mode."""
+    """Set for a file the group of another one, so that Squid's account can read both,
+    and a mode.
+    """
     with suppress(PermissionError):  # a group that this account is not in
         if like is not None:
             os.fchown(file, -1, like.st_gid)
@@ -141,24 +169,49 @@ def _policy(directory: Path, client: str | None) -> CompiledPolicy | None:
     policy = policy_on_disk(directory)
     names = [client.name for client in policy.source.clients] if policy else []
     if client is not None and client not in names:
-        known = f"expected one of {', '.join(names)}" if names else f"there is none in {directory}"
-        raise click.BadParameter(f"{client} is no client of the policy, {known}", param_hint="--client")
+        known = (
+            f"expected one of {', '.join(names)}"
+            if names
+            else f"there is none in {directory}"
+        )
+        raise click.BadParameter(
+            f"{client} is no client of the policy, {known}", param_hint="--client"
+        )
     if policy is None:
-        click.echo(f"{directory} does not load: each address is a client of the draft", err=True)
+        click.echo(
+            f"{directory} does not load: each address is a client of the draft",
+            err=True,
+        )
     return policy
 
 
-def _learned(read: TableOptions, askers: Askers, support: Support, *, presets: bool) -> tuple[Draft, tuple[str, ...]]:
+def _learned(
+    read: TableOptions, askers: Askers, support: Support, *, presets: bool
+) -> tuple[Draft, tuple[str, ...]]:
     from squidkeeper.change.learning.learner import learn as learned
-    from squidkeeper.change.learning.uses import COLUMNS, PresetCover, UseTable, newest_presets
+    from squidkeeper.change.learning.uses import (
+        COLUMNS,
+        PresetCover,
+        UseTable,
+        newest_presets,
+    )
 
     cover = PresetCover(newest_presets() if presets else ())
-    with progress("learning from the recorded requests"), read.open(COLUMNS, with_earlier=True) as table:
+    with (
+        progress("learning from the recorded requests"),
+        read.open(COLUMNS, with_earlier=True) as table,
+    ):
         uses = UseTable(table.connection, *read.period)
         draft = learned(uses.each(cover.hosts), askers, cover.covering, support)
         if draft.used is None:
-            raise UnusableInput("0 requests were used, or asked for while the policy observed: nothing to propose")
-        return draft, (*_notes(uses), *_few(draft, support), *_hints(askers.divided(draft.defined)))
+            raise UnusableInput(
+                "0 requests were used, or asked for while the policy observed: nothing to propose"
+            )
+        return draft, (
+            *_notes(uses),
+            *_few(draft, support),
+            *_hints(askers.divided(draft.defined)),
+        )
 
 
 def _notes(uses: UseTable) -> Iterator[str]:
@@ -173,7 +226,11 @@ def _notes(uses: UseTable) -> Iterator[str]:
 def _few(draft: Draft, support: Support) -> Iterator[str]:
     from squidkeeper.change.learning.draft import Unproposed
 
-    few = sum(unproposed.evidence.count for unproposed in draft.listed if unproposed.reason is Unproposed.FEW_CLIENTS)
+    few = sum(
+        unproposed.evidence.count
+        for unproposed in draft.listed
+        if unproposed.reason is Unproposed.FEW_CLIENTS
+    )
     if few:
         why = f"no {quantity(support.clients, 'client')} used the same"
         yield f"{quantity(few, 'request')} listed as few-clients, because {why}: --client NAME drafts for one client."

@@ -1,4 +1,7 @@
-"""`squidkeeper log`: its options. `log_table.py` reads files, `log_follow.py` follows one."""
+"""`squidkeeper log`: its options.
+
+`log_table.py` reads files, `log_follow.py` follows one.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,27 @@ if TYPE_CHECKING:
     from squidkeeper.record.log.follower import Follower
     from squidkeeper.record.table.sources import TableSources
 
-_KEYS = ("host", "rule", "observed", "client", "gateway", "model", "status", "path")  # of record/table/listing.py
-_FILTERS = ("host", "rule", "verdict", "status", "request_id", "observed", "gateway")  # of record/log/filters.py
+# of record/table/listing.py
+_KEYS = (
+    "host",
+    "rule",
+    "observed",
+    "client",
+    "gateway",
+    "model",
+    "status",
+    "path",
+)
+# of record/log/filters.py
+_FILTERS = (
+    "host",
+    "rule",
+    "verdict",
+    "status",
+    "request_id",
+    "observed",
+    "gateway",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,36 +65,78 @@ class WantedRequests:
 
 
 @click.command()
-@click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(readable=False, path_type=Path))
+@click.argument(
+    "files",
+    metavar="[FILE]...",
+    nargs=-1,
+    type=click.Path(readable=False, path_type=Path),
+)
 @options.since_option
 @options.until_option
 @click.option(
-    "--client", metavar="WHO", multiple=True, help="An address, a network, a client of the policy or a proxy user."
+    "--client",
+    metavar="WHO",
+    multiple=True,
+    help="An address, a network, a client of the policy or a proxy user.",
 )
-@click.option("--host", metavar="PATTERN", multiple=True, help="A host pattern, such as .example.com.")
-@click.option("--rule", metavar="NAME", multiple=True, help="The rule that decided.")
-@click.option("--verdict", type=click.Choice(["allow", "deny", "-"]), help="-: no helper decided.")
 @click.option(
-    "--observed", metavar="WHAT", multiple=True, help="What a rule observed: allow, deny, allow:RULE or deny:RULE."
+    "--host",
+    metavar="PATTERN",
+    multiple=True,
+    help="A host pattern, such as .example.com.",
 )
-@click.option("--status", metavar="STATUS", multiple=True, help="A status such as 403 or 4xx.")
-@click.option("--request-id", metavar="ID", multiple=True, help="The request ID that an error page shows.")
+@click.option("--rule", metavar="NAME", multiple=True, help="The rule that decided.")
+@click.option(
+    "--verdict", type=click.Choice(["allow", "deny", "-"]), help="-: no helper decided."
+)
+@click.option(
+    "--observed",
+    metavar="WHAT",
+    multiple=True,
+    help="What a rule observed: allow, deny, allow:RULE or deny:RULE.",
+)
+@click.option(
+    "--status", metavar="STATUS", multiple=True, help="A status such as 403 or 4xx."
+)
+@click.option(
+    "--request-id",
+    metavar="ID",
+    multiple=True,
+    help="The request ID that an error page shows.",
+)
 @options.gateway_option
 @click.option(
     "--failed",
     is_flag=True,
     help="Requests that failed (5xx, errors of Squid), without denials and the client's errors.",
 )
-@click.option("--follow", "-f", is_flag=True, help="Show requests as they end, until interrupted.")
-@click.option("-n", "newest", metavar="N", type=click.IntRange(1), help="Show the newest N requests or findings.")
-@click.option("--json", "as_json", is_flag=True, help="Print the lines as Squid logged them; with --by, the counts.")
+@click.option(
+    "--follow", "-f", is_flag=True, help="Show requests as they end, until interrupted."
+)
+@click.option(
+    "-n",
+    "newest",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Show the newest N requests or findings.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the lines as Squid logged them; with --by, the counts.",
+)
 @click.option(
     "--by",
     type=click.Choice(_KEYS),
     help="Count requests, denials, tunnels and bytes by this, and what metered requests used.",
 )
 @click.option("--connects", is_flag=True, help="Show every CONNECT.")
-@click.option("--drift", is_flag=True, help="Show requests that were served although the policy denied them.")
+@click.option(
+    "--drift",
+    is_flag=True,
+    help="Show requests that were served although the policy denied them.",
+)
 @options.policy_option
 @options.state_option()
 @options.archive_option("An archive to read, or a fleet to ask over ssh.", store=True)
@@ -91,13 +155,14 @@ def log(
 ) -> None:
     """Show requests from the access log, in the order of time.
 
-    FILEs are access logs, also compressed, or archived parts; `-` is standard input. Without FILE: the access log and
-    its newest rotated file. With --since or -n: all rotated files and the archive.
+    FILEs are access logs, also compressed, or archived parts; `-` is standard input.
+    Without FILE: the access log and its newest rotated file. With --since or -n: all
+    rotated files and the archive.
 
     A repeated option matches any of its values. Different options must all match.
 
-    The CONNECT of an opened tunnel is hidden. For a denied or failed tunnel, either the CONNECT or its requests are
-    shown.
+    The CONNECT of an opened tunnel is hidden. For a denied or failed tunnel, either the
+    CONNECT or its requests are shown.
 
     --drift decides each request again, by the stored policy that its record names.
 
@@ -130,9 +195,17 @@ def log(
     )
     try:
         if follow:
-            found = _follow(wanted, files[0] if files else options.DEFAULT_LOG, policies)
+            found = _follow(
+                wanted, files[0] if files else options.DEFAULT_LOG, policies
+            )
         else:
-            found = _read(wanted, _sources(wanted, files, archive, given["gateway"]), policies, past, state)
+            found = _read(
+                wanted,
+                _sources(wanted, files, archive, given["gateway"]),
+                policies,
+                past,
+                state,
+            )
     except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
@@ -140,36 +213,66 @@ def log(
         _end_drift(policies, state / "revisions", found)
 
 
-def _check(*, follow: bool, drift: bool, by: str | None, newest: int | None, files: tuple[Path, ...]) -> None:
+def _check(
+    *,
+    follow: bool,
+    drift: bool,
+    by: str | None,
+    newest: int | None,
+    files: tuple[Path, ...],
+) -> None:
     from squidkeeper.record.log.log_files import STDIN
 
     if follow and (by or newest is not None or len(files) > 1 or STDIN in files):
-        raise click.UsageError("--follow reads one log while it is written: it excludes --by, -n, several FILEs and -")
+        raise click.UsageError(
+            "--follow reads one log while it is written: it excludes --by, -n, several FILEs and -"
+        )
     if drift and by:
-        raise click.UsageError("--drift shows each request that it finds: it excludes --by")
+        raise click.UsageError(
+            "--drift shows each request that it finds: it excludes --by"
+        )
     if by and newest is not None:
         raise click.UsageError("--by counts all requests: it excludes -n")
 
 
-# --- what to show -------------------------------------------------------------------------------------------------
+# --- what to show ---------------------------------------------------------------------
 
 
 def _sources(
-    wanted: WantedRequests, files: tuple[Path, ...], archive: Path | StoreSettings, gateways: tuple[str, ...]
+    wanted: WantedRequests,
+    files: tuple[Path, ...],
+    archive: Path | StoreSettings,
+    gateways: tuple[str, ...],
 ) -> TableSources:
     from squidkeeper.base.rotated_logs import rotated
 
-    with_rotated = wanted.since is not None or wanted.newest is not None or archive != options.DEFAULT_ARCHIVE
+    with_rotated = (
+        wanted.since is not None
+        or wanted.newest is not None
+        or archive != options.DEFAULT_ARCHIVE
+    )
     if not files and not with_rotated:  # right after a rotation the log itself is empty
         files = (*rotated(options.DEFAULT_LOG)[-1:], options.DEFAULT_LOG)
-    return options.table_sources(files, archive, with_rotated=with_rotated, gateways=gateways)
+    return options.table_sources(
+        files, archive, with_rotated=with_rotated, gateways=gateways
+    )
 
 
-def _read(wanted: WantedRequests, sources: TableSources, checker: DriftChecker, past: PastPolicies, state: Path) -> int:
+def _read(
+    wanted: WantedRequests,
+    sources: TableSources,
+    checker: DriftChecker,
+    past: PastPolicies,
+    state: Path,
+) -> int:
     from squidkeeper.cli.log_table import TableLog
     from squidkeeper.record.log.log_files import files_since, sorted_by_time
 
-    files = sorted_by_time(sources.files) if sources.files else files_since(options.DEFAULT_LOG, wanted.since)
+    files = (
+        sorted_by_time(sources.files)
+        if sources.files
+        else files_since(options.DEFAULT_LOG, wanted.since)
+    )
     table = TableLog(wanted, sources, files, checker, state)
     with progress("reading the access log"):
         table.show(past.effective())
@@ -199,15 +302,21 @@ def _follower(path: Path, since: datetime | None) -> Follower:
 def _end_drift(checker: DriftChecker, folder: Path, found: int) -> None:
     if checker.unchecked:
         what = quantity(checker.unchecked, "served request")
-        click.echo(f"{what} not checked: the revision that decided is not stored in {folder}", err=True)
+        click.echo(
+            f"{what} not checked: the revision that decided is not stored in {folder}",
+            err=True,
+        )
     if checker.cut:
         what = quantity(checker.cut, "served request")
-        click.echo(f"{what} not checked: the access log has only the beginning of a URL that decides", err=True)
+        click.echo(
+            f"{what} not checked: the access log has only the beginning of a URL that decides",
+            err=True,
+        )
     if found:
         raise SystemExit(1)
 
 
-# --- filters ----------------------------------------------------------------------------------------------------
+# --- filters --------------------------------------------------------------------------
 
 
 def chosen_filters(given: dict[str, Any], directory: Path) -> tuple[Selecting, ...]:
@@ -217,7 +326,11 @@ def chosen_filters(given: dict[str, Any], directory: Path) -> tuple[Selecting, .
 
     wanted = [_filter(name, given[name]) for name in _FILTERS if given[name]]
     if given["client"]:
-        wanted.append(filters.of_client(given["client"], clients_named(directory, given["client"])))
+        wanted.append(
+            filters.of_client(
+                given["client"], clients_named(directory, given["client"])
+            )
+        )
     if given["failed"]:
         wanted.append(filters.failed())
     return tuple(wanted)

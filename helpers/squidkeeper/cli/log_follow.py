@@ -1,4 +1,7 @@
-"""`squidkeeper log --follow`: each request as it ends. It reads lines one by one, and needs no table."""
+"""`squidkeeper log --follow`: each request as it ends.
+
+It reads lines one by one, and needs no table.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,10 @@ class FollowedLog:
         lines = follower.read()
         if not follower.readable:
             _refuse_closed(follower.path)
-            click.echo(f"{listing.printable(str(follower.path))}: missing or unreadable; waiting for it.", err=True)
+            click.echo(
+                f"{listing.printable(str(follower.path))}: missing or unreadable; waiting for it.",
+                err=True,
+            )
         while True:
             if lines:
                 self._feed(lines)
@@ -64,37 +70,58 @@ class FollowedLog:
         report_invalid(self._reader.invalid, self._reader.first_invalid)
 
     def _feed(self, lines: list[bytes]) -> None:
-        write(self._text(self, [parsed for parsed in self._reader.parse(lines) if self._is_wanted(parsed.record)]))
+        write(
+            self._text(
+                self,
+                [
+                    parsed
+                    for parsed in self._reader.parse(lines)
+                    if self._is_wanted(parsed.record)
+                ],
+            )
+        )
 
     def _is_wanted(self, record: Record) -> bool:
         is_shown = self._shows_tunnels or not is_opened_tunnel(record)
         return is_shown and all(wanted.holds(record) for wanted in self._filters)
 
     def _rows(self, records: list[LoggedRecord]) -> str:
-        return self._requests.lines(listing.request_row(record.record) for record in records)
+        return self._requests.lines(
+            listing.request_row(record.record) for record in records
+        )
 
     def _json_lines(self, records: list[LoggedRecord]) -> str:
         return "".join(listing.json_line(record.line) for record in records)
 
     def _finding_rows(self, records: list[LoggedRecord]) -> str:
         return self._findings.lines(
-            listing.finding_row(parsed.record, found.kind, found.rule) for parsed, found in self._found(records)
+            listing.finding_row(parsed.record, found.kind, found.rule)
+            for parsed, found in self._found(records)
         )
 
     def _json_findings(self, records: list[LoggedRecord]) -> str:
         found = self._found(records)
         return "".join(
-            listing.json_finding(finding.kind, finding.rule, finding.reason, parsed.line) for parsed, finding in found
+            listing.json_finding(
+                finding.kind, finding.rule, finding.reason, parsed.line
+            )
+            for parsed, finding in found
         )
 
     def _found(self, records: list[LoggedRecord]) -> list[tuple[LoggedRecord, Finding]]:
-        found = [(record, finding) for record in records if (finding := self._checker.check(record.record))]
+        found = [
+            (record, finding)
+            for record in records
+            if (finding := self._checker.check(record.record))
+        ]
         self.found += len(found)
         return found
 
 
 def _refuse_closed(path: Path) -> None:
-    """Raise `UnreadableLog` for a log that this account may not read: waiting does not change that."""
+    """Raise `UnreadableLog` for a log that this account may not read: waiting does not
+    change that.
+    """
     try:
         open_log(path, regular=True).close()
     except PermissionError as error:

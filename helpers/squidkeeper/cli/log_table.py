@@ -1,4 +1,7 @@
-"""What `squidkeeper log` reads from files, by the table. `--follow` has no table: `log_follow.py`."""
+"""What `squidkeeper log` reads from files, by the table.
+
+`--follow` has no table: `log_follow.py`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,13 @@ from squidkeeper.base.errors import UnreadableLog
 from squidkeeper.base.formatting import quantity, timestamp
 from squidkeeper.cli.output import report_skipped, write
 from squidkeeper.policy.language.prices import MILLIONTHS
-from squidkeeper.record.log.listing import FindingTable, RequestTable, json_finding, json_line, printable
+from squidkeeper.record.log.listing import (
+    FindingTable,
+    RequestTable,
+    json_finding,
+    json_line,
+    printable,
+)
 from squidkeeper.record.table import listing
 from squidkeeper.record.table.columns import JUDGED
 from squidkeeper.record.table.database import yield_to_squid
@@ -43,10 +52,18 @@ if TYPE_CHECKING:
 
 
 class TableLog:
-    """One call of the command. `files` are the logs among the sources, the oldest first; `state` has the ledger."""
+    """One call of the command.
+
+    `files` are the logs among the sources, the oldest first; `state` has the ledger.
+    """
 
     def __init__(
-        self, wanted: WantedRequests, sources: TableSources, files: list[Path], checker: DriftChecker, state: Path
+        self,
+        wanted: WantedRequests,
+        sources: TableSources,
+        files: list[Path],
+        checker: DriftChecker,
+        state: Path,
     ) -> None:
         self.found = 0  # findings of --drift
         self._wanted = wanted
@@ -59,7 +76,9 @@ class TableLog:
         self._records = self._tunnels = self._merged = self._shown = 0
 
     def show(self, effective: Iterable[Effective] = ()) -> None:
-        """Show what is wanted; report on stderr what is left out. `effective`: the revisions, for --drift."""
+        """Show what is wanted; report on stderr what is left out. `effective`: the
+        revisions, for --drift.
+        """
         yield_to_squid()
         if self._wanted.drift:
             with self._open() as table:
@@ -75,39 +94,66 @@ class TableLog:
 
     def _show_all(self) -> None:
         since, until = self._wanted.since, self._wanted.until
-        times = [at for at in early_times(self._files[0]) if (not since or at > since) and (not until or at < until)]
+        times = [
+            at
+            for at in early_times(self._files[0])
+            if (not since or at > since) and (not until or at < until)
+        ]
         for start, end in pairwise([since, *times, until]):
             with self._open(start, end) as table:
                 self._show_requests(table, self._select(table), in_periods=bool(times))
 
     def _show_newest(self, newest: int) -> None:
-        """Show the newest requests: read the end of the log, and more of it until it holds enough of them."""
+        """Show the newest requests: read the end of the log, and more of it until it
+        holds enough of them.
+        """
         given = self._wanted.since
-        for since in (*(at for at in late_times(self._files[-1], newest) if not given or at > given), given):
+        for since in (
+            *(
+                at
+                for at in late_times(self._files[-1], newest)
+                if not given or at > given
+            ),
+            given,
+        ):
             with self._open(since, self._wanted.until) as table:
                 view = self._select(table)
-                if since is given or listing.count_rows(table.connection, view) >= newest:
+                if (
+                    since is given
+                    or listing.count_rows(table.connection, view) >= newest
+                ):
                     self._show_requests(table, view)
                     return
 
-    def _show_requests(self, table: Table, view: str, *, in_periods: bool = False) -> None:
+    def _show_requests(
+        self, table: Table, view: str, *, in_periods: bool = False
+    ) -> None:
         newest = self._wanted.newest
         if self._wanted.as_json:
             for lines in listing.lines(table.connection, view, newest):
                 write("".join(map(json_line, lines)))
         else:
-            self._requests = self._requests or self._request_table(table, view, in_periods=in_periods)
+            self._requests = self._requests or self._request_table(
+                table, view, in_periods=in_periods
+            )
             for rows in listing.request_rows(table.connection, view, newest):
                 self._shown += len(rows)
                 write(self._requests.lines(rows))
         self._add_counts(table)
 
-    def _request_table(self, table: Table, view: str, *, in_periods: bool) -> RequestTable:
-        with_error = in_periods or listing.has_error(table.connection, view, self._wanted.newest)
+    def _request_table(
+        self, table: Table, view: str, *, in_periods: bool
+    ) -> RequestTable:
+        with_error = in_periods or listing.has_error(
+            table.connection, view, self._wanted.newest
+        )
         return RequestTable(coloured=self._wanted.coloured, with_error=with_error)
 
     def _show_groups(self, table: Table, by: str) -> None:
-        view, records = self._select(table), select_rows(table.connection, "records", self._wanted.filters)
+        view, records = (
+            self._select(table),
+            select_rows(table.connection, "records", self._wanted.filters),
+        )
         metered = self._has_usage(table, view, by) or by == MODEL
         counted = with_usage(table.connection, view) if metered else view
         groups = Groups.count(table.connection, counted, records, by, metered=metered)
@@ -133,14 +179,18 @@ class TableLog:
                 write(findings.lines(rows))
         self._skipped = table.skipped
 
-    # --- reading --------------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------
 
     @contextmanager
-    def _open(self, since: datetime | None = None, until: datetime | None = None) -> Iterator[Table]:
+    def _open(
+        self, since: datetime | None = None, until: datetime | None = None
+    ) -> Iterator[Table]:
         wanted = self._wanted
         period = since or wanted.since, until or wanted.until
         folds = self._view == "requests"
-        with open_table(self._sources, *period, columns=self._columns(), folds=folds) as table:
+        with open_table(
+            self._sources, *period, columns=self._columns(), folds=folds
+        ) as table:
             yield table
 
     def _has_usage(self, table: Table, view: str, by: str) -> bool:
@@ -157,18 +207,24 @@ class TableLog:
         wanted = self._wanted
         if wanted.as_json and not wanted.by:
             return None  # for whole lines
-        shown = (*KEY_FIELDS.get(wanted.by, (wanted.by,)), "bytes", "request_id") if wanted.by else listing.ROW_FIELDS
+        shown = (
+            (*KEY_FIELDS.get(wanted.by, (wanted.by,)), "bytes", "request_id")
+            if wanted.by
+            else listing.ROW_FIELDS
+        )
         return {*shown, *fields_of(wanted.filters), *(JUDGED if wanted.drift else ())}
 
     @property
     def _view(self) -> str:
-        """The view to show. Every record is one row of `records`, which needs no folding."""
+        """The view to show. Every record is one row of `records`, which needs no
+        folding.
+        """
         return "records" if self._wanted.connects or self._wanted.drift else "requests"
 
     def _select(self, table: Table) -> str:
         return select_rows(table.connection, self._view, self._wanted.filters)
 
-    # --- what was left out ----------------------------------------------------------------------------------------
+    # --- what was left out ------------------------------------------------------------
 
     def _add_counts(self, table: Table) -> None:
         self._skipped = table.skipped
@@ -179,7 +235,9 @@ class TableLog:
         if self._wanted.connects:
             return
         self._tunnels += tunnels
-        self._merged += records - tunnels - listing.count_rows(table.connection, "requests")
+        self._merged += (
+            records - tunnels - listing.count_rows(table.connection, "requests")
+        )
 
     def _period(self) -> str:
         since, until = self._wanted.since, self._wanted.until
@@ -194,12 +252,18 @@ class TableLog:
                 err=True,
             )
         elif not self._shown and not self._wanted.as_json and not self._wanted.drift:
-            click.echo(f"{quantity(self._records, 'record')} read{self._period()}, no request shown.", err=True)
+            click.echo(
+                f"{quantity(self._records, 'record')} read{self._period()}, no request shown.",
+                err=True,
+            )
         report_skipped(self._skipped)
 
 
 def _write_groups(groups: Groups, by: str) -> None:
-    widths = {name: max(len(name), len(_number(name, most))) for name, most in groups.largest().items()}
+    widths = {
+        name: max(len(name), len(_number(name, most)))
+        for name, most in groups.largest().items()
+    }
     row = "  ".join([*(f"{{:>{width}}}" for width in widths.values()), "{:<24}", "{}"])
     if widths:
         write(f"{row.format(*map(str.upper, widths), 'LAST', by.upper())}\n")

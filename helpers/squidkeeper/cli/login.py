@@ -12,8 +12,9 @@ from squidkeeper.cli.options import helper_options
 def login(directory: Path, state: Path, concurrency: int) -> None:
     """Check the tokens of clients.
 
-    Squid starts this helper (auth_param). It answers each line with OK and the token's ID, or ERR. Its input holds
-    tokens. Never run it by hand: `squidkeeper client list` shows who has which token.
+    Squid starts this helper (auth_param). It answers each line with OK and the token's
+    ID, or ERR. Its input holds tokens. Never run it by hand: `squidkeeper client list`
+    shows who has which token.
     """
     from squidkeeper.base.metrics import LOGIN
     from squidkeeper.serving.helpers.login import Logins, answer

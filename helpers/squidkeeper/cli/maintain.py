@@ -36,27 +36,41 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in newer releas
 
     name = "size"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
         """Parse the value; fail with click's error."""
         if isinstance(value, int):
             return value
-        digits, unit = (value[:-1], _UNITS[value[-1]]) if value[-1:] in _UNITS else (value, 1)
+        digits, unit = (
+            (value[:-1], _UNITS[value[-1]]) if value[-1:] in _UNITS else (value, 1)
+        )
         if not (digits.isascii() and digits.isdigit() and int(digits)):
-            self.fail(f"{value!r} is not a number of bytes, such as 512M or 8G", param, ctx)
+            self.fail(
+                f"{value!r} is not a number of bytes, such as 512M or 8G", param, ctx
+            )
         return int(digits) * unit
 
 
-def _loopback(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def _loopback(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> str | None:
     try:
-        good = value is None or (ip_address(value).is_loopback and ip_address(value).version == 4)
+        good = value is None or (
+            ip_address(value).is_loopback and ip_address(value).version == 4
+        )
     except ValueError:
         good = False
     if not good:
-        raise click.BadParameter(f"{value!r} is not an address in 127.0.0.0/8", ctx, param)
+        raise click.BadParameter(
+            f"{value!r} is not an address in 127.0.0.0/8", ctx, param
+        )
     return value
 
 
-def _server_names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+def _server_names(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[str, ...]:
     from squidkeeper.services.maintenance.tls import parse_server_names
 
     try:
@@ -72,11 +86,15 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str | None)
     callback=_loopback,
     help="Run the resolver on port 53 of this loopback address.",
 )
-@file_option("--resolv-conf", Path("/etc/resolv.conf"), "The name servers to forward to.")
+@file_option(
+    "--resolv-conf", Path("/etc/resolv.conf"), "The name servers to forward to."
+)
 @written_state_option
 @file_option("--access-log", DEFAULT_LAYOUT.access_log, "Squid's access log.")
 @file_option("--cache-log", DEFAULT_LAYOUT.cache_log, "Squid's cache.log.")
-@file_option("--squid-pid", DEFAULT_LAYOUT.pid_file, "The process ID of Squid's master.")
+@file_option(
+    "--squid-pid", DEFAULT_LAYOUT.pid_file, "The process ID of Squid's master."
+)
 @click.option(
     "--squid",
     "squid_address",
@@ -92,7 +110,9 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str | None)
     help="Limit the access log, such as 20G. [default: 8G, at most half the file system]",
 )
 @archive_option("Keep rotated logs until this archive has them.", default=None)
-@path_option("--policy", "directory", help="Judge held edits of this policy, and render them.")
+@path_option(
+    "--policy", "directory", help="Judge held edits of this policy, and render them."
+)
 @click.option(
     "--tls",
     metavar="[ADDRESS:]PORT",
@@ -105,7 +125,9 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str | None)
     callback=_server_names,
     help="The names in that certificate. [default: the machine's addresses and host name]",
 )
-@file_option("--ca", DEFAULT_LAYOUT.signing_cert, "The CA that issues that certificate.")
+@file_option(
+    "--ca", DEFAULT_LAYOUT.signing_cert, "The CA that issues that certificate."
+)
 @file_option("--ca-key", DEFAULT_LAYOUT.signing_key, "The CA's key.")
 @click.option(
     "--transparent",
@@ -113,7 +135,9 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str | None)
     multiple=True,
     help="Ask what serves clients without proxy settings on this address. Can be repeated.",
 )
-@file_option("--webhook", DEFAULT_LAYOUT.webhook, "Where to tell people about questions.")
+@file_option(
+    "--webhook", DEFAULT_LAYOUT.webhook, "Where to tell people about questions."
+)
 def maintain(
     resolver: str | None,
     resolv_conf: Path,
@@ -145,37 +169,71 @@ def maintain(
       ask what serves clients without proxy settings
       tell people about waiting questions (webhook.yaml)
 
-    Run it beside Squid, as Squid's account. A failed task is logged and tried again every second. The exporter
-    reports failed tasks, and whether this process runs.
+    Run it beside Squid, as Squid's account. A failed task is logged and tried again
+    every second. The exporter reports failed tasks, and whether this process runs.
     """
     from squidkeeper.services.maintenance.edits import ReloadJudge, RenderRequest
     from squidkeeper.services.maintenance.own_addresses import OwnAddresses
     from squidkeeper.services.maintenance.process import run
     from squidkeeper.services.maintenance.resolver import Resolver
     from squidkeeper.services.maintenance.rotation import Rotation
-    from squidkeeper.services.maintenance.squid_process import GivenUpWorkers, SquidProcess
+    from squidkeeper.services.maintenance.squid_process import (
+        GivenUpWorkers,
+        SquidProcess,
+    )
     from squidkeeper.services.maintenance.squid_watch import SquidCrashes, SquidSampler
-    from squidkeeper.services.maintenance.tls import CERTIFICATE, ServerCertificate, TlsPort, server_names
+    from squidkeeper.services.maintenance.tls import (
+        CERTIFICATE,
+        ServerCertificate,
+        TlsPort,
+        server_names,
+    )
     from squidkeeper.services.webhook import Webhook
 
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s"
+    )
     squid = SquidProcess(squid_pid)
-    rotation = Rotation(access_log, cache_log, squid, log_bytes, archive=archive, state=state)
-    tasks: list[Task] = [OwnAddresses(state, squid), GivenUpWorkers(squid), rotation, Webhook(webhook, state)]
+    rotation = Rotation(
+        access_log, cache_log, squid, log_bytes, archive=archive, state=state
+    )
+    tasks: list[Task] = [
+        OwnAddresses(state, squid),
+        GivenUpWorkers(squid),
+        rotation,
+        Webhook(webhook, state),
+    ]
     if squid_address:
-        tasks.append(SquidSampler(state, squid, squid_address, proxy_header=proxy_header))
+        tasks.append(
+            SquidSampler(state, squid, squid_address, proxy_header=proxy_header)
+        )
         tasks.append(SquidCrashes(state, cache_log, squid, squid_address[1]))
     if tls:
-        names = partial(tuple[str, ...], tls_names) if tls_names else partial(server_names, tls)
-        tasks.append(TlsPort(ServerCertificate(state / "tls" / CERTIFICATE, ca, ca_key, names)))
+        names = (
+            partial(tuple[str, ...], tls_names)
+            if tls_names
+            else partial(server_names, tls)
+        )
+        tasks.append(
+            TlsPort(ServerCertificate(state / "tls" / CERTIFICATE, ca, ca_key, names))
+        )
     with ExitStack() as at_the_end:
         if directory:
-            judge = ReloadJudge(state / "revisions", partial(judging, directory, state, access_log, archive))
+            judge = ReloadJudge(
+                state / "revisions",
+                partial(judging, directory, state, access_log, archive),
+            )
             at_the_end.callback(judge.stop)
             layout = Layout.around(directory, state)
-            tasks += [judge, RenderRequest(directory, layout.render_request, layout.rendered)]
+            tasks += [
+                judge,
+                RenderRequest(directory, layout.render_request, layout.rendered),
+            ]
         if transparent:
-            from squidkeeper.services.maintenance.transparent import TransparentPorts  # others do without it
+            # others do without it
+            from squidkeeper.services.maintenance.transparent import (
+                TransparentPorts,
+            )
 
             ports = TransparentPorts(transparent, state)
             at_the_end.callback(ports.stop)
@@ -187,8 +245,26 @@ def maintain(
         run(tasks, state)
 
 
-def judging(directory: Path, state: Path, access_log: Path, archive: Path | None, edit: Edit) -> list[str]:
+def judging(
+    directory: Path, state: Path, access_log: Path, archive: Path | None, edit: Edit
+) -> list[str]:
     """Return the command that judges an edit."""
-    places = ("--policy", str(directory), "--state", str(state), "--access-log", str(access_log))
+    places = (
+        "--policy",
+        str(directory),
+        "--state",
+        str(state),
+        "--access-log",
+        str(access_log),
+    )
     kept = ("--archive", str(archive)) if archive else ()
-    return [sys.executable, "-m", "squidkeeper", "reload", "--judge", str(edit), *places, *kept]
+    return [
+        sys.executable,
+        "-m",
+        "squidkeeper",
+        "reload",
+        "--judge",
+        str(edit),
+        *places,
+        *kept,
+    ]

@@ -12,8 +12,8 @@ from squidkeeper.cli.options import helper_options
 def meter(directory: Path, state: Path, concurrency: int) -> None:
     """Count requests that are under a quota of the policy.
 
-    Squid starts this helper (external_acl_type). It answers each line with OK, or with ERR and the quota that is used
-    up.
+    Squid starts this helper (external_acl_type). It answers each line with OK, or with
+    ERR and the quota that is used up.
     """
     from functools import partial
 

@@ -24,15 +24,23 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def own_root() -> Path | None:
-    """Return the root of the gateway whose program this is; None for the system's, and for no gateway's."""
-    for program in (Path(os.path.abspath(sys.argv[0])), Path(sys.prefix).parent / "bin/squidkeeper"):
-        if os.path.islink(program) and os.readlink(program).startswith("../venv-"):  # as install.sh links it
+    """Return the root of the gateway whose program this is; None for the system's, and
+    for no gateway's.
+    """
+    for program in (
+        Path(os.path.abspath(sys.argv[0])),
+        Path(sys.prefix).parent / "bin/squidkeeper",
+    ):
+        if os.path.islink(program) and os.readlink(program).startswith(
+            "../venv-"
+        ):  # as install.sh links it
             root = program.parents[1]
             return None if root == Layout.of(None).prefix else root
     return None
 
 
-ROOT_VARIABLE = "SQUIDKEEPER_ROOT"  # the root of the gateway that commands are about, as in a container
+# the root of the gateway that commands are about, as in a container
+ROOT_VARIABLE = "SQUIDKEEPER_ROOT"
 _root = os.environ.get(ROOT_VARIABLE)
 DEFAULT_LAYOUT = Layout.of(Path(_root) if _root else own_root())
 DEFAULT_POLICY = DEFAULT_LAYOUT.policy
@@ -52,7 +60,9 @@ class Moment(click.ParamType):  # type: ignore[type-arg] # generic in newer rele
 
     name = "time"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
         """Parse the value."""
         from squidkeeper.record.log.filters import parse_time_option
 
@@ -70,26 +80,40 @@ class Duration(click.ParamType):  # type: ignore[type-arg] # as above
     def __init__(self, *examples: str) -> None:
         self._examples = examples or ("30m", "2h", "7d")
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> timedelta:
         """Parse the value."""
         found = _DURATION.fullmatch(str(value))
         if found is None or found[2] not in {one[-1] for one in self._examples}:
             *first, last = self._examples
-            self.fail(f"{value!r} is not a duration, expected one such as {', '.join(first)} or {last}", param, ctx)
+            self.fail(
+                f"{value!r} is not a duration, expected one such as {', '.join(first)} or {last}",
+                param,
+                ctx,
+            )
         valid = timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
         if valid > _LONGEST:
-            self.fail(f"{value!r} is too long, expected at most {_LONGEST.days}d", param, ctx)
+            self.fail(
+                f"{value!r} is too long, expected at most {_LONGEST.days}d", param, ctx
+            )
         return valid
 
 
-def packed(name: str, kind: type[object]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def packed(
+    name: str, kind: type[object]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Pass the options that are named as the fields of a dataclass as one argument."""
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type] # it is a dataclass
 
     def pack(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
         def run(*given: Any, **options: Any) -> Any:
-            return command(*given, **{name: kind(**{other: options.pop(other) for other in names})}, **options)
+            return command(
+                *given,
+                **{name: kind(**{other: options.pop(other) for other in names})},
+                **options,
+            )
 
         return run
 
@@ -107,19 +131,33 @@ def combined(*options: Callable[[F], F]) -> Callable[[F], F]:
     return add
 
 
-shown_option = partial(click.option, show_default=True)  # its default stands in the help
-# readable=False: a folder that cannot be read becomes a denial or a metric, never the end of the program.
-path_option = partial(shown_option, metavar="DIR", type=click.Path(path_type=Path, readable=False))
-policy_option = path_option("--policy", "directory", default=DEFAULT_POLICY, help="The policy's folder.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+# its default stands in the help
+shown_option = partial(click.option, show_default=True)
+# readable=False: a folder that cannot be read becomes a denial or a metric, never the
+# end of the program.
+path_option = partial(
+    shown_option, metavar="DIR", type=click.Path(path_type=Path, readable=False)
+)
+policy_option = path_option(
+    "--policy", "directory", default=DEFAULT_POLICY, help="The policy's folder."
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object."
+)
 
 
-def _check_period(ctx: click.Context, param: click.Parameter, value: datetime | None) -> datetime | None:
-    """Refuse a period that ends before it begins; the option that comes last knows both."""
+def _check_period(
+    ctx: click.Context, param: click.Parameter, value: datetime | None
+) -> datetime | None:
+    """Refuse a period that ends before it begins; the option that comes last knows
+    both.
+    """
     period = {**ctx.params, str(param.name): value}
     since, until = period.get("since"), period.get("until")
     if since and until and since >= until:
-        raise click.UsageError("the period ends before it begins: expected a time of --until after that of --since")
+        raise click.UsageError(
+            "the period ends before it begins: expected a time of --until after that of --since"
+        )
     return value
 
 
@@ -131,7 +169,11 @@ since_option = click.option(
     help="The start: 15m, 2h or 3d ago, or an ISO time (UTC).",
 )
 until_option = click.option(
-    "--until", metavar="TIME", type=Moment(), callback=_check_period, help="The end, exclusive."
+    "--until",
+    metavar="TIME",
+    type=Moment(),
+    callback=_check_period,
+    help="The end, exclusive.",
 )
 
 
@@ -143,14 +185,21 @@ root_option = path_option(
 )
 
 
-def state_option(text: str = "The state folder.", default: Path | None = DEFAULT_STATE) -> Callable[[F], F]:
+def state_option(
+    text: str = "The state folder.", default: Path | None = DEFAULT_STATE
+) -> Callable[[F], F]:
     """Add the option of the state folder; `text` is its help."""
     return path_option("--state", default=default, help=text)
 
 
-def _not_as_root(_context: click.Context, _option: click.Parameter, state: Path) -> Path:
+def _not_as_root(
+    _context: click.Context, _option: click.Parameter, state: Path
+) -> Path:
     if os.geteuid() == 0:
-        from squidkeeper.base.squid_account import refused_to_root  # a helper starts faster without it
+        # a helper starts faster without it
+        from squidkeeper.base.squid_account import (
+            refused_to_root,
+        )
 
         if refused := refused_to_root(state):
             raise click.BadParameter(refused)
@@ -158,12 +207,18 @@ def _not_as_root(_context: click.Context, _option: click.Parameter, state: Path)
 
 
 # Of a process that writes there: root is refused where the folder is another account's.
-written_state_option = path_option("--state", default=DEFAULT_STATE, help="The state folder.", callback=_not_as_root)
-run_option = path_option("--run", default=DEFAULT_LAYOUT.run, help="The run folder, with fetched secrets.")
+written_state_option = path_option(
+    "--state", default=DEFAULT_STATE, help="The state folder.", callback=_not_as_root
+)
+run_option = path_option(
+    "--run", default=DEFAULT_LAYOUT.run, help="The run folder, with fetched secrets."
+)
 
 
 proxy_header_option = click.option(
-    "--proxy-header", is_flag=True, help="Send the PROXY header that Squid's port requires."
+    "--proxy-header",
+    is_flag=True,
+    help="Send the PROXY header that Squid's port requires.",
 )
 
 
@@ -173,14 +228,21 @@ def file_option(option: str, default: Path, text: str) -> Callable[[F], F]:
 
 
 class ArchiveType(click.ParamType):  # type: ignore[type-arg] # as above
-    """The folder of an archive, or an object store with a copy: its URL, or the YAML file of its settings."""
+    """The folder of an archive, or an object store with a copy: its URL, or the YAML
+    file of its settings.
+    """
 
     name = "archive"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
         """Parse the value."""
         from squidkeeper.base.errors import FleetFailed, StoreFailed
-        from squidkeeper.record.chain.store_settings import is_store, read_store_settings
+        from squidkeeper.record.chain.store_settings import (
+            is_store,
+            read_store_settings,
+        )
 
         try:
             if not isinstance(value, str) or not is_store(value):
@@ -194,29 +256,45 @@ def _fleet(file: Path) -> LiveGateways | None:
     from squidkeeper.operate.fleet.fleet_file import read_fleet
     from squidkeeper.record.table.sources import LiveGateways
 
-    if not file.is_file() or not re.search("^gateways:", file.read_text(errors="replace"), re.MULTILINE):
+    if not file.is_file() or not re.search(
+        "^gateways:", file.read_text(errors="replace"), re.MULTILINE
+    ):
         return None
-    return LiveGateways({gateway.name: gateway.address for gateway in read_fleet(file).gateways})
+    return LiveGateways(
+        {gateway.name: gateway.address for gateway in read_fleet(file).gateways}
+    )
 
 
-def archive_option(text: str, default: Path | None = DEFAULT_ARCHIVE, *, store: bool = False) -> Callable[[F], F]:
-    """Add the option of the archive's folder, with `store` also of a store or a fleet; `text` is its help."""
+def archive_option(
+    text: str, default: Path | None = DEFAULT_ARCHIVE, *, store: bool = False
+) -> Callable[[F], F]:
+    """Add the option of the archive's folder, with `store` also of a store or a fleet;
+    `text` is its help.
+    """
     kind = ArchiveType() if store else click.Path(path_type=Path, readable=False)
     metavar = "DIR|s3://…|FILE.yaml" if store else "DIR"
     names = ("--archive", "--fleet", "archive") if store else ("--archive",)
     return shown_option(*names, metavar=metavar, type=kind, default=default, help=text)
 
 
-archive_read_option = archive_option("An archive to read, or a fleet to ask over ssh.", store=True)
+archive_read_option = archive_option(
+    "An archive to read, or a fleet to ask over ssh.", store=True
+)
 
 
 gateway_option = click.option(
-    "--gateway", metavar="NAME", multiple=True, help="Only requests of this gateway. Repeatable."
+    "--gateway",
+    metavar="NAME",
+    multiple=True,
+    help="Only requests of this gateway. Repeatable.",
 )
 
 
 threads_option = click.option(
-    "--threads", metavar="N", type=click.IntRange(1, 256), help="Cores to use. [default: all but one]"
+    "--threads",
+    metavar="N",
+    type=click.IntRange(1, 256),
+    help="Cores to use. [default: all but one]",
 )
 
 
@@ -227,7 +305,8 @@ def table_sources(
     with_rotated: bool = True,
     gateways: tuple[str, ...] = (),
 ) -> TableSources:
-    """Return what a command reads: FILEs and an archive that is named, or else the log, its rotated files and archive.
+    """Return what a command reads: FILEs and an archive that is named, or else the log,
+    its rotated files and archive.
 
     Of these, what the `gateways` served; without one, all.
     `click.BadParameter` where no archive is in the folder that is named.
@@ -237,19 +316,26 @@ def table_sources(
     named = archive if archive != DEFAULT_ARCHIVE else None
     if isinstance(named, LiveGateways):
         if files:
-            raise click.UsageError("--fleet reads the logs of its gateways: it excludes FILEs")
+            raise click.UsageError(
+                "--fleet reads the logs of its gateways: it excludes FILEs"
+            )
         return TableSources(archive=named, gateways=gateways)
     if isinstance(named, Path):
         check_archive(named)
     if files:
         return TableSources(files, archive=named, gateways=gateways)
-    log = None if named and is_missing(DEFAULT_LOG) else DEFAULT_LOG  # an archive elsewhere
+    # an archive elsewhere
+    log = None if named and is_missing(DEFAULT_LOG) else DEFAULT_LOG
     read = archive if with_rotated else None
-    return TableSources(log=log, with_rotated=with_rotated, archive=read, gateways=gateways)
+    return TableSources(
+        log=log, with_rotated=with_rotated, archive=read, gateways=gateways
+    )
 
 
 def check_archive(folder: Path) -> None:
-    """Refuse a folder that is no archive; what keeps this account out shows where it is read."""
+    """Refuse a folder that is no archive; what keeps this account out shows where it is
+    read.
+    """
     from squidkeeper.record.chain.chain import is_archive
 
     try:
@@ -259,7 +345,9 @@ def check_archive(folder: Path) -> None:
     except OSError:
         found = False
     if not found:
-        raise click.BadParameter(f"{folder}: there is no archive here", param_hint="--archive")
+        raise click.BadParameter(
+            f"{folder}: there is no archive here", param_hint="--archive"
+        )
 
 
 def is_missing(file: Path) -> bool:
@@ -274,11 +362,15 @@ def is_missing(file: Path) -> bool:
 
 
 fragment_option = file_option(
-    "--fragment", DEFAULT_LAYOUT.fragment, "The installed squidkeeper.conf, which names the parts in force."
+    "--fragment",
+    DEFAULT_LAYOUT.fragment,
+    "The installed squidkeeper.conf, which names the parts in force.",
 )
 
 
-def _keys(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> frozenset[str]:
+def _keys(
+    _: click.Context, __: click.Parameter, value: tuple[str, ...]
+) -> frozenset[str]:
     from squidkeeper.serving.parts import parse_in_force
 
     return parse_in_force(value)
@@ -294,7 +386,9 @@ in_force_option = click.option(
 
 
 def helper_options(concurrency: int) -> Callable[[F], F]:
-    """Add the options of a helper that Squid starts; `concurrency` is the value in squid/squidkeeper.conf."""
+    """Add the options of a helper that Squid starts; `concurrency` is the value in
+    squid/squidkeeper.conf.
+    """
 
     def add(command: F) -> F:
         command = shown_option(

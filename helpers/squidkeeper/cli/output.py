@@ -1,4 +1,6 @@
-"""What commands write: JSON, new files, progress, and in place of a traceback, what they cannot do."""
+"""What commands write: JSON, new files, progress, and in place of a traceback, what
+they cannot do.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,19 @@ from typing import IO, TYPE_CHECKING, Final
 
 import click
 
-from squidkeeper.base.errors import InvalidSetting, NotInstalled, SquidkeeperError, UnreadableLog
+from squidkeeper.base.errors import (
+    InvalidSetting,
+    NotInstalled,
+    SquidkeeperError,
+    UnreadableLog,
+)
 
 if TYPE_CHECKING:
     from squidkeeper.record.table.lines import Skipped
 
-_OF_WRITING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
+_OF_WRITING: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
+)
 _EXISTS: Final = "--output {}: the file exists; it was not changed"
 _SILENT_SECONDS: Final = 2.0  # before a command shows that it works
 _NARROWEST: Final = 60  # columns of a terminal
@@ -37,17 +46,27 @@ def show_json(value: object) -> None:
 
 
 def show_text(text: str, *, nl: bool = True) -> None:
-    """Print a text for people. On a terminal, a long line goes on below its last column."""
+    """Print a text for people. On a terminal, a long line goes on below its last
+    column.
+    """
     if sys.stdout.isatty():
         width = max(_NARROWEST, get_terminal_size().columns)
-        text = "\n".join(part for line in text.split("\n") for part in _wrapped(line, width))
+        text = "\n".join(
+            part for line in text.split("\n") for part in _wrapped(line, width)
+        )
     click.echo(text, nl=nl)
 
 
 def _wrapped(line: str, width: int) -> list[str]:
     label = re.match(r" *(?:\S+(?: \S+)* {2,})?", line)
     indent = " " * (label.end() if label else 0)
-    return wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
+    return wrap(
+        line,
+        width,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [""]
 
 
 def write(text: str) -> None:
@@ -60,10 +79,14 @@ def write(text: str) -> None:
 
 @contextmanager
 def progress(what: str) -> Iterator[None]:
-    """Show on a terminal what the block does, once it takes long, until the block or `end_progress` ends it."""
+    """Show on a terminal what the block does, once it takes long, until the block or
+    `end_progress` ends it.
+    """
     if sys.stderr.isatty():
         ended = Event()
-        _shown.append((ended, Thread(target=_count_seconds, args=(what, ended), daemon=True)))
+        _shown.append(
+            (ended, Thread(target=_count_seconds, args=(what, ended), daemon=True))
+        )
         _shown[-1][1].start()
     try:
         yield
@@ -104,11 +127,20 @@ def report_invalid(count: int, first: str) -> None:
 
     if count:
         end_progress()
-        click.echo(f"{quantity(count, 'invalid line')} skipped; the first: {printable(first)}", err=True)
+        click.echo(
+            f"{quantity(count, 'invalid line')} skipped; the first: {printable(first)}",
+            err=True,
+        )
 
 
-def check_new_file(ctx: click.Context, param: click.Parameter, output: Path | None) -> Path | None:  # noqa: ARG001 - click's signature
-    """Refuse a file that exists, as the callback of the option: before a command has worked for it."""
+def check_new_file(
+    ctx: click.Context,  # noqa: ARG001 - click's signature
+    param: click.Parameter,  # noqa: ARG001
+    output: Path | None,
+) -> Path | None:
+    """Refuse a file that exists, as the callback of the option: before a command has
+    worked for it.
+    """
     if output is not None and os.path.lexists(output):
         raise click.UsageError(_EXISTS.format(output))
     return output
@@ -123,11 +155,16 @@ def open_new_file(output: Path | None) -> IO[bytes]:
     except FileExistsError as error:
         raise click.UsageError(_EXISTS.format(output)) from error
     except OSError as error:
-        raise click.UsageError(f"--output {output}: {(error.strerror or str(error)).lower()}") from error
+        raise click.UsageError(
+            f"--output {output}: {(error.strerror or str(error)).lower()}"
+        ) from error
 
 
 class Failed(click.ClickException):
-    """What a command could not do: exit status 1. What is not printable, such as another account's, is escaped."""
+    """What a command could not do: exit status 1.
+
+    What is not printable, such as another account's, is escaped.
+    """
 
     def format_message(self) -> str:
         """Escape each line."""
@@ -144,9 +181,15 @@ class UnusableInput(Failed):
 
 @contextmanager
 def told_failures() -> Iterator[None]:
-    """Make a `click.ClickException` of an error that no command has handled; a closed pipe is click's."""
-    if sys.stdout is None:  # Python's, where the descriptor is closed: the next file that is opened would take it
-        raise click.ClickException("standard output is closed: give it a file, a pipe or /dev/null")
+    """Make a `click.ClickException` of an error that no command has handled; a closed
+    pipe is click's.
+    """
+    if sys.stdout is None:
+        # Python's, where the descriptor is closed: the next file that is opened would
+        # take it
+        raise click.ClickException(
+            "standard output is closed: give it a file, a pipe or /dev/null"
+        )
     try:
         yield
     except (UnreadableLog, InvalidSetting, NotInstalled) as error:
@@ -155,8 +198,13 @@ def told_failures() -> Iterator[None]:
         raise Failed(str(error)) from error
     except OSError as error:
         if error.errno in _OF_WRITING and error.filename is None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer has no place
-            raise click.ClickException(f"cannot write: {(error.strerror or str(error)).lower()}") from error
+            # what is left in its buffer has no place
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.ClickException(
+                f"cannot write: {(error.strerror or str(error)).lower()}"
+            ) from error
         if error.filename is None:
             raise
-        raise Failed(f"{os.fsdecode(error.filename)}: {(error.strerror or str(error)).lower()}") from error
+        raise Failed(
+            f"{os.fsdecode(error.filename)}: {(error.strerror or str(error)).lower()}"
+        ) from error

@@ -8,8 +8,14 @@ from squidkeeper.cli.output import show_json
 from squidkeeper.policy.presets import preset_names, preset_text
 
 
-def _matching(_: click.Context, __: click.Parameter, beginning: str) -> list[CompletionItem]:
-    return [CompletionItem(name) for name in sorted(preset_names()) if name.startswith(beginning)]
+def _matching(
+    _: click.Context, __: click.Parameter, beginning: str
+) -> list[CompletionItem]:
+    return [
+        CompletionItem(name)
+        for name in sorted(preset_names())
+        if name.startswith(beginning)
+    ]
 
 
 @click.group()
@@ -28,7 +34,9 @@ def list_presets(as_json: bool) -> None:
 
     opens = {name: summarize(name).opens for name in sorted(preset_names())}
     if as_json:
-        show_json({"presets": [{"name": name, "opens": text} for name, text in opens.items()]})
+        show_json(
+            {"presets": [{"name": name, "opens": text} for name, text in opens.items()]}
+        )
         return
     width = max(map(len, opens))
     for name, text in opens.items():
@@ -44,5 +52,7 @@ def show(name: str) -> None:
     """
     names = preset_names()
     if name not in names:
-        raise click.BadParameter(f"there is no preset {name!r}, expected one of {', '.join(sorted(names))}")
+        raise click.BadParameter(
+            f"there is no preset {name!r}, expected one of {', '.join(sorted(names))}"
+        )
     click.echo(preset_text(name), nl=False)

@@ -1,10 +1,18 @@
-"""`squidkeeper probe`: one file that runs in the VM of a client, and tells what works there."""
+"""`squidkeeper probe`: one file that runs in the VM of a client, and tells what works
+there.
+"""
 
 from pathlib import Path
 
 import click
 
-from squidkeeper.cli.client_options import ClientOfGateway, client_options, read_root, read_settings, setting_options
+from squidkeeper.cli.client_options import (
+    ClientOfGateway,
+    client_options,
+    read_root,
+    read_settings,
+    setting_options,
+)
 
 
 @click.command()
@@ -18,8 +26,18 @@ from squidkeeper.cli.client_options import ClientOfGateway, client_options, read
     show_default=True,
     help="python: 3.8 or newer. sh: a POSIX shell.",
 )
-@click.option("--allowed", multiple=True, metavar="URL", help="A URL that the policy allows. [default: from its rules]")
-@click.option("--denied", multiple=True, metavar="URL", help="A URL that the policy denies. [default: from its rules]")
+@click.option(
+    "--allowed",
+    multiple=True,
+    metavar="URL",
+    help="A URL that the policy allows. [default: from its rules]",
+)
+@click.option(
+    "--denied",
+    multiple=True,
+    metavar="URL",
+    help="A URL that the policy denies. [default: from its rules]",
+)
 def probe(
     found: ClientOfGateway,
     proxy: str | None,
@@ -32,9 +50,9 @@ def probe(
 ) -> None:
     """Print a file that checks a client's programs from inside its VM.
 
-    The file tries curl, wget, Python, requests, Node, git, pip, npm, uv, Go, Java and apt. Each program requests a
-    URL that the policy allows and one that it denies. The file also tests name resolution and direct connections, and
-    says what to fix.
+    The file tries curl, wget, Python, requests, Node, git, pip, npm, uv, Go, Java and
+    apt. Each program requests a URL that the policy allows and one that it denies. The
+    file also tests name resolution and direct connections, and says what to fix.
 
     \b
     Example:
@@ -42,12 +60,27 @@ def probe(
     In the VM:
       python3 probe.py
     """
-    from squidkeeper.operate.client_kit.client import allowed_url, denied_url, parse_probed_url
+    from squidkeeper.operate.client_kit.client import (
+        allowed_url,
+        denied_url,
+        parse_probed_url,
+    )
     from squidkeeper.operate.client_kit.probe import ClientProbe, ProbeForm, write_probe
 
     settings = read_settings(found, proxy, no_proxy, **paths)
     given = tuple(map(parse_probed_url, allowed)), tuple(map(parse_probed_url, denied))
-    of_policy = [choose(found.policy, found.client, found.now) for choose in (allowed_url, denied_url)]
-    tried = [urls or ((url,) if url else ()) for urls, url in zip(given, of_policy, strict=True)]
+    of_policy = [
+        choose(found.policy, found.client, found.now)
+        for choose in (allowed_url, denied_url)
+    ]
+    tried = [
+        urls or ((url,) if url else ())
+        for urls, url in zip(given, of_policy, strict=True)
+    ]
     pem = read_root(ca or found.layout.ca_cert)
-    click.echo(write_probe(ClientProbe(found.client.name, settings, pem, *tried), ProbeForm(form)), nl=False)
+    click.echo(
+        write_probe(
+            ClientProbe(found.client.name, settings, pem, *tried), ProbeForm(form)
+        ),
+        nl=False,
+    )

@@ -18,7 +18,13 @@ import click
 from squidkeeper.base.errors import PullRefused
 from squidkeeper.base.formatting import ago, printable
 from squidkeeper.base.gateway_commands import with_commands
-from squidkeeper.cli.options import DEFAULT_LAYOUT, DEFAULT_POLICY, json_option, path_option, state_option
+from squidkeeper.cli.options import (
+    DEFAULT_LAYOUT,
+    DEFAULT_POLICY,
+    json_option,
+    path_option,
+    state_option,
+)
 from squidkeeper.cli.output import progress, show_json
 
 if TYPE_CHECKING:
@@ -30,16 +36,34 @@ Write = Callable[[str], str]  # names commands with the options that name this g
 
 @click.group(invoke_without_command=True)
 @click.option("--once", is_flag=True, help="Pull once. [default: repeat until SIGTERM]")
-@click.option("--status", "shows", is_flag=True, help="Show the last pull's result, and pull nothing.")
+@click.option(
+    "--status",
+    "shows",
+    is_flag=True,
+    help="Show the last pull's result, and pull nothing.",
+)
 @click.option(
     "--accept",
     metavar="COMMIT",
     default="",
     help="With --once: accept this commit, or bundle (the end of its name), out of order.",
 )
-@path_option("--config", metavar="FILE", default=DEFAULT_LAYOUT.pull_settings, help="The settings.")
-@path_option("--folder", default=DEFAULT_LAYOUT.pulled, help="The folder of the versions and the report.")
-@path_option("--policy", default=DEFAULT_POLICY, help="The policy's folder: a link to `current` in --folder.")
+@path_option(
+    "--config",
+    metavar="FILE",
+    default=DEFAULT_LAYOUT.pull_settings,
+    help="The settings.",
+)
+@path_option(
+    "--folder",
+    default=DEFAULT_LAYOUT.pulled,
+    help="The folder of the versions and the report.",
+)
+@path_option(
+    "--policy",
+    default=DEFAULT_POLICY,
+    help="The policy's folder: a link to `current` in --folder.",
+)
 @state_option("With --status: the state folder.")
 @json_option
 @click.pass_context
@@ -56,8 +80,9 @@ def pull(
 ) -> None:
     """Pull the policy from git or as a signed bundle, and put it in place.
 
-    The tip must be signed by an allowed signer, come after the version in place, load here, and stay within the
-    ceiling. Otherwise the version in place stays. policy/PULL.md explains the setup.
+    The tip must be signed by an allowed signer, come after the version in place, load
+    here, and stay within the ceiling. Otherwise the version in place stays.
+    policy/PULL.md explains the setup.
 
     \b
     Example:
@@ -73,8 +98,12 @@ def pull(
     if accept and not once:
         raise click.UsageError("--accept is for one pull: add --once")
     if not os.path.isdir(folder):
-        raise click.ClickException(f"{folder}: no such folder. Write {config}, then run install.sh, which makes it")
-    here = replace(DEFAULT_LAYOUT, policy=policy, state=state, pulled=folder, pull_settings=config)
+        raise click.ClickException(
+            f"{folder}: no such folder. Write {config}, then run install.sh, which makes it"
+        )
+    here = replace(
+        DEFAULT_LAYOUT, policy=policy, state=state, pulled=folder, pull_settings=config
+    )
     write = partial(with_commands, layout=here)
     if shows:
         _show_status(folder, policy, state, write, as_json=as_json)
@@ -83,16 +112,24 @@ def pull(
 
 
 @pull.command()
-@click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument(
+    "folder",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+)
 @click.option(
-    "--number", metavar="N", type=click.IntRange(1), required=True, help="Must be higher than the last bundle's."
+    "--number",
+    metavar="N",
+    type=click.IntRange(1),
+    required=True,
+    help="Must be higher than the last bundle's.",
 )
 @path_option("--output", metavar="FILE", required=True, help="The bundle to make.")
 def bundle(folder: Path, number: int, output: Path) -> None:
     """Make a bundle of a policy's folder: its policy files and lists.
 
-    The files must be regular files, and must load as on a gateway. A local.yaml beside FOLDER is loaded too. Sign the
-    bundle, then publish it with its .sig:
+    The files must be regular files, and must load as on a gateway. A local.yaml beside
+    FOLDER is loaded too. Sign the bundle, then publish it with its .sig:
 
     \b
       squidkeeper pull bundle policy --number 41 --output policy.bundle
@@ -104,43 +141,67 @@ def bundle(folder: Path, number: int, output: Path) -> None:
         content = make_bundle(folder, number)
         output.write_bytes(content)
     except (PullRefused, OSError, UnicodeDecodeError) as error:
-        raise click.ClickException(printable(f"{folder} makes no bundle: {error}")) from None
+        raise click.ClickException(
+            printable(f"{folder} makes no bundle: {error}")
+        ) from None
     click.echo(f"{output}: bundle {number}, {len(content):,} bytes. Sign it:")
     click.echo(f"ssh-keygen -Y sign -f KEY -n squidkeeper-policy {quote(str(output))}")
 
 
-def _pull(config: Path, folder: Path, policy: Path, accept: str, write: Write, *, once: bool, as_json: bool) -> None:
+def _pull(
+    config: Path,
+    folder: Path,
+    policy: Path,
+    accept: str,
+    write: Write,
+    *,
+    once: bool,
+    as_json: bool,
+) -> None:
     from squidkeeper.base.squid_account import become_owner
     from squidkeeper.services.pulling.puller import Puller, run_pulling
 
     become_owner(folder)  # what a stranger sends is never read as root
     puller = Puller(config, folder, policy)
     if not once:
-        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
+        logging.basicConfig(
+            level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s"
+        )
         run_pulling(puller)
     try:
         with progress("pulling"):
             status = puller.pull(accept)
     except OSError as error:
-        raise click.ClickException(f"{folder} cannot be written: {error.strerror}") from None
+        raise click.ClickException(
+            f"{folder} cannot be written: {error.strerror}"
+        ) from None
     _tell(status, write, as_json=as_json)
 
 
-def _show_status(folder: Path, policy: Path, state: Path, write: Write, *, as_json: bool) -> None:
+def _show_status(
+    folder: Path, policy: Path, state: Path, write: Write, *, as_json: bool
+) -> None:
     from squidkeeper.services.pulling.settings import CURRENT, read_pull_status
 
     status = read_pull_status(folder)
     if status is None:
-        raise click.ClickException(f"nothing was pulled yet, as far as this account can read {folder}")
+        raise click.ClickException(
+            f"nothing was pulled yet, as far as this account can read {folder}"
+        )
     if os.path.realpath(policy) == os.path.realpath(folder / CURRENT):
         in_force, told = _in_force(policy, state)
     else:
-        in_force, told = False, f"no: {policy} is no link to {folder / CURRENT}, the gateway reads another policy"
+        in_force, told = (
+            False,
+            f"no: {policy} is no link to {folder / CURRENT}, the gateway reads another policy",
+        )
     _tell(status, write, in_force, told, as_json=as_json)
 
 
 def _in_force(policy: Path, state: Path) -> tuple[bool | None, str]:
-    """Return whether the version in place is in force or loading, and a text; None: the state does not say."""
+    """Return whether the version in place is in force or loading, and a text; None: the
+    state does not say.
+    """
     from squidkeeper.cli.output import UnusableInput
     from squidkeeper.cli.reload import WAITS_OR_FAILS, how_it_stands
 
@@ -153,7 +214,14 @@ def _in_force(policy: Path, state: Path) -> tuple[bool | None, str]:
     return (False, f"no: {told}") if found.standing in WAITS_OR_FAILS else (True, told)
 
 
-def _tell(status: PullStatus, write: Write, in_force: bool | None = None, told: str = "", *, as_json: bool) -> NoReturn:
+def _tell(
+    status: PullStatus,
+    write: Write,
+    in_force: bool | None = None,
+    told: str = "",
+    *,
+    as_json: bool,
+) -> NoReturn:
     from squidkeeper.services.pulling.puller import outcome
 
     if as_json:
@@ -162,12 +230,30 @@ def _tell(status: PullStatus, write: Write, in_force: bool | None = None, told: 
         click.echo(printable(write(outcome(status, is_in_force=in_force is not False))))
         for name, text in (*_rows(status), *([("in force", told)] if told else [])):
             click.echo(f"  {name:<10} {printable(write(text))}")
-    raise SystemExit(_FAILED if status.failure or status.refused or status.altered or in_force is False else 0)
+    raise SystemExit(
+        _FAILED
+        if status.failure or status.refused or status.altered or in_force is False
+        else 0
+    )
 
 
 def _rows(status: PullStatus) -> list[tuple[str, str]]:
     now = datetime.now(UTC)
-    times = (("placed", status.placed), ("succeeded", status.succeeded), ("ended", status.ended))
+    times = (
+        ("placed", status.placed),
+        ("succeeded", status.succeeded),
+        ("ended", status.ended),
+    )
     rows = [("source", status.source)] if status.source else []
-    rows += [(name, ago(datetime.fromtimestamp(at, UTC), now)) for name, at in times if at is not None]
-    return [*rows, ("ceiling", "yes" if status.has_ceiling else "none: whoever signs may open everything")]
+    rows += [
+        (name, ago(datetime.fromtimestamp(at, UTC), now))
+        for name, at in times
+        if at is not None
+    ]
+    return [
+        *rows,
+        (
+            "ceiling",
+            "yes" if status.has_ceiling else "none: whoever signs may open everything",
+        ),
+    ]

@@ -32,17 +32,28 @@ _FORMATS = ("table", "csv", "json", "parquet")
 @click.argument("sql")
 @table_options
 @click.option(
-    "--format", "form", type=click.Choice(_FORMATS), default="table", show_default=True, help="How to print rows."
+    "--format",
+    "form",
+    type=click.Choice(_FORMATS),
+    default="table",
+    show_default=True,
+    help="How to print rows.",
 )
-@path_option("--output", metavar="FILE", help="Write to a new file, as parquet requires.")
+@path_option(
+    "--output", metavar="FILE", help="Write to a new file, as parquet requires."
+)
 @state_option("The state folder, for the table `usage`.")
-def query(sql: str, read: TableOptions, form: str, output: Path | None, state: Path) -> None:
+def query(
+    sql: str, read: TableOptions, form: str, output: Path | None, state: Path
+) -> None:
     """Run one SELECT of DuckDB over the tables `requests`, `records` and `usage`.
 
-    `requests` and `records` hold the archive, the access log and its rotated files; or FILEs: logs, also compressed,
-    Parquet files, and `-` for standard input. `usage` holds the tokens and the cost of metered requests.
+    `requests` and `records` hold the archive, the access log and its rotated files; or
+    FILEs: logs, also compressed, Parquet files, and `-` for standard input. `usage`
+    holds the tokens and the cost of metered requests.
 
-    The SELECT cannot read or write a file. As root, it runs as nobody. A table shows the first 1,000 rows.
+    The SELECT cannot read or write a file. As root, it runs as nobody. A table shows
+    the first 1,000 rows.
 
     \b
     Examples:
@@ -55,7 +66,12 @@ def query(sql: str, read: TableOptions, form: str, output: Path | None, state: P
       1  The SELECT was refused or failed.
       2  A log cannot be read, or memory is too short.
     """
-    from squidkeeper.record.table.database import bound_memory, continue_as_child, spare_threads, yield_to_squid
+    from squidkeeper.record.table.database import (
+        bound_memory,
+        continue_as_child,
+        spare_threads,
+        yield_to_squid,
+    )
     from squidkeeper.record.table.rows import QueryFormat
 
     if form == QueryFormat.PARQUET and output is None:
@@ -76,14 +92,18 @@ def _remove(output: Path | None) -> None:
         output.unlink(missing_ok=True)
 
 
-def _run(sql: str, read: TableOptions, form: QueryFormat, file: IO[bytes], state: Path) -> None:
+def _run(
+    sql: str, read: TableOptions, form: QueryFormat, file: IO[bytes], state: Path
+) -> None:
     from squidkeeper.record.table.statement import drop_rights, lock, parse_select
     from squidkeeper.record.table.table import open_table
     from squidkeeper.record.table.usage import USAGE, create_usage
     from squidkeeper.record.usage.ledger import ledger_files
 
     statement = parse_select(sql)
-    with open_table(read.sources, *read.period, read.threads, statement.columns) as table:
+    with open_table(
+        read.sources, *read.period, read.threads, statement.columns
+    ) as table:
         if USAGE in statement.tables:
             create_usage(table.database, ledger_files(state, read.since), *read.period)
         drop_rights(table.database, table.parts)
@@ -106,10 +126,13 @@ def _write(table: Table, sql: str, form: QueryFormat, file: IO[bytes]) -> None:
     except duckdb.OutOfMemoryException:
         raise
     except duckdb.Error as error:
-        text = str(error).partition("\nPlease try installing")[0]  # there are no extensions here
+        # there are no extensions here
+        text = str(error).partition("\nPlease try installing")[0]
         raise QueryRefused(text.rstrip()) from error
     except OverflowError as error:
-        raise QueryRefused("a value is too large to show, such as an interval: cast it, as in x::VARCHAR") from error
+        raise QueryRefused(
+            "a value is too large to show, such as an interval: cast it, as in x::VARCHAR"
+        ) from error
 
 
 def _write_text(table: Table, sql: str, form: QueryFormat, file: IO[bytes]) -> None:
@@ -124,10 +147,17 @@ def _write_text(table: Table, sql: str, form: QueryFormat, file: IO[bytes]) -> N
     if file is sys.stdout.buffer:
         end_progress()
     for line in WRITERS[form](names, rows):
-        file.write((f"{printable(line[:-1])}\n" if on_terminal else line).encode("utf-8", "backslashreplace"))
+        file.write(
+            (f"{printable(line[:-1])}\n" if on_terminal else line).encode(
+                "utf-8", "backslashreplace"
+            )
+        )
     file.flush()
     if is_table and result.fetchone() is not None:
-        click.echo(f"only the first {ROWS_SHOWN:,} rows are shown: --format csv or json writes all", err=True)
+        click.echo(
+            f"only the first {ROWS_SHOWN:,} rows are shown: --format csv or json writes all",
+            err=True,
+        )
 
 
 def _rows(table: Table) -> Iterator[tuple[object, ...]]:
@@ -136,11 +166,14 @@ def _rows(table: Table) -> Iterator[tuple[object, ...]]:
 
 
 def _write_parquet(table: Table, sql: str, file: IO[bytes]) -> None:
-    """Let DuckDB write into a pipe in its spill folder, where it may, so that the result takes no space there."""
+    """Let DuckDB write into a pipe in its spill folder, where it may, so that the
+    result takes no space there.
+    """
     pipe = table.database.spill / "result"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    writer = os.open(pipe, os.O_WRONLY)  # open until DuckDB has written: before, a reader would be at the end
+    # open until DuckDB has written: before, a reader would be at the end
+    writer = os.open(pipe, os.O_WRONLY)
     os.set_blocking(reader, True)
     with ThreadPoolExecutor(1) as pool:
         copied = pool.submit(_copy, reader, file)

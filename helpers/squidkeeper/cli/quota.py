@@ -25,7 +25,10 @@ _SHOWN: Final = 10
 
 
 class Reset(NamedTuple):
-    """Whose count of which quota begins again at zero. Without a holder: everybody's."""
+    """Whose count of which quota begins again at zero.
+
+    Without a holder: everybody's.
+    """
 
     quota: str
     holder: str | None
@@ -37,10 +40,21 @@ class Reset(NamedTuple):
 
 @click.command()
 @click.option(
-    "--top", metavar="N", type=click.IntRange(1), default=_SHOWN, show_default=True, help="Users to show of each quota."
+    "--top",
+    metavar="N",
+    type=click.IntRange(1),
+    default=_SHOWN,
+    show_default=True,
+    help="Users to show of each quota.",
 )
-@click.option("--reset", metavar="NAME", help="Set this quota's counts to zero: for everybody, or for --holder.")
-@click.option("--holder", metavar="HOLDER", help="Whom --reset is for, as the table shows it.")
+@click.option(
+    "--reset",
+    metavar="NAME",
+    help="Set this quota's counts to zero: for everybody, or for --holder.",
+)
+@click.option(
+    "--holder", metavar="HOLDER", help="Whom --reset is for, as the table shows it."
+)
 @json_option
 @policy_option
 @state_option()
@@ -61,10 +75,12 @@ def quota(
 ) -> None:
     """Show what is used of each quota, and by whom; the largest user comes first.
 
-    A number can be some units too high, because helpers reserve a few in advance. The announced size of a request, or
-    the tokens that it may use, count from its start. What it did not use is given back at its end.
+    A number can be some units too high, because helpers reserve a few in advance. The
+    announced size of a request, or the tokens that it may use, count from its start.
+    What it did not use is given back at its end.
 
-    decisions.jsonl beside the policy directory keeps who reset a count. If that cannot be kept, nothing is reset.
+    decisions.jsonl beside the policy directory keeps who reset a count. If that cannot
+    be kept, nothing is reset.
 
     \b
     Example:
@@ -72,16 +88,32 @@ def quota(
     """
     quotas = _quotas(directory)
     if reset is not None and reset not in {quota.name for quota in quotas}:
-        raise click.BadParameter(f"the policy has no quota {reset!r}", param_hint="--reset")
+        raise click.BadParameter(
+            f"the policy has no quota {reset!r}", param_hint="--reset"
+        )
     if holder is not None and reset is None:
         raise click.BadParameter("it goes with --reset NAME", param_hint="--holder")
     asked = Reset(reset, holder) if reset is not None else None
     if asked:
         _keep(directory, asked)
-    rows = _of_all_gateways(store, asked) if store else _of_this_gateway(directory, state, asked)
-    shown = [(quota, _of(quota, [row for row in rows if not row["was_reset"]])) for quota in quotas]
+    rows = (
+        _of_all_gateways(store, asked)
+        if store
+        else _of_this_gateway(directory, state, asked)
+    )
+    shown = [
+        (quota, _of(quota, [row for row in rows if not row["was_reset"]]))
+        for quota in quotas
+    ]
     if asked:
-        _say_reset(asked, [(quota, _of(quota, [row for row in rows if row["was_reset"]])) for quota in quotas], top)
+        _say_reset(
+            asked,
+            [
+                (quota, _of(quota, [row for row in rows if row["was_reset"]]))
+                for quota in quotas
+            ],
+            top,
+        )
     if as_json:
         show_json([_as_object(count, used, top) for count, used in shown])
         return
@@ -97,19 +129,34 @@ def _keep(directory: Path, asked: Reset) -> None:
     keep_reset(directory, asked.quota, asked.holder)
 
 
-def _say_reset(asked: Reset, was: Sequence[tuple[Quota, Sequence[Row]]], top: int) -> None:
+def _say_reset(
+    asked: Reset, was: Sequence[tuple[Quota, Sequence[Row]]], top: int
+) -> None:
     """Say what a reset did, apart from the table: on standard error."""
     from squidkeeper.policy.language.quotas import shown_amount
 
     if not any(used for _, used in was):
-        who = "anybody" if asked.holder is None else f"{asked.holder} (a holder is named as the table shows it)"
-        click.echo(f"Nothing to reset: quota {printable(asked.quota)} is not used by {printable(who)}.", err=True)
+        who = (
+            "anybody"
+            if asked.holder is None
+            else f"{asked.holder} (a holder is named as the table shows it)"
+        )
+        click.echo(
+            f"Nothing to reset: quota {printable(asked.quota)} is not used by {printable(who)}.",
+            err=True,
+        )
     for quota, used in was:
         for row in used[:top]:
             amount = shown_amount(quota.unit, row["used"])
-            click.echo(f"Reset {printable(quota.name)} of {printable(row['holder'])}: {amount} to zero.", err=True)
+            click.echo(
+                f"Reset {printable(quota.name)} of {printable(row['holder'])}: {amount} to zero.",
+                err=True,
+            )
         if len(used) > top:
-            click.echo(f"Reset {printable(quota.name)} of {quantity(len(used) - top, 'more', 'more')}.", err=True)
+            click.echo(
+                f"Reset {printable(quota.name)} of {quantity(len(used) - top, 'more', 'more')}.",
+                err=True,
+            )
 
 
 def _quotas(directory: Path) -> Sequence[Quota]:
@@ -120,7 +167,9 @@ def _quotas(directory: Path) -> Sequence[Quota]:
         return build_sources(read_sources(directory)).policy.quotas
     except PolicyError as error:
         remedy = "fix it, or name another policy by --policy DIR"
-        raise click.ClickException(f"the policy does not load: {printable(str(error.faults[0]))}: {remedy}") from error
+        raise click.ClickException(
+            f"the policy does not load: {printable(str(error.faults[0]))}: {remedy}"
+        ) from error
 
 
 def _of_all_gateways(store: Path, reset: Reset | None) -> list[Row]:
@@ -131,7 +180,9 @@ def _of_all_gateways(store: Path, reset: Reset | None) -> list[Row]:
         settings = read_quota_store(store)
         return [] if settings is None else _rows(ValkeyCounts(settings), reset)
     except CountsUnavailable as error:
-        raise click.ClickException(f"the counts cannot be read: {printable(str(error))}") from error
+        raise click.ClickException(
+            f"the counts cannot be read: {printable(str(error))}"
+        ) from error
 
 
 def _of_this_gateway(directory: Path, state: Path, reset: Reset | None) -> list[Row]:
@@ -142,15 +193,21 @@ def _of_this_gateway(directory: Path, state: Path, reset: Reset | None) -> list[
 
     if (file := quota_store_file(directory)).exists():
         expected = "list them by --store FILE, with the settings of the operator's user (squid/FLEET.md)"
-        raise click.ClickException(f"{file}: all gateways share the counts, and this one may not list them: {expected}")
+        raise click.ClickException(
+            f"{file}: all gateways share the counts, and this one may not list them: {expected}"
+        )
     bodies = state / BODIES_FOLDER
     try:
         rows: list[Row] = call_as_owner(state, lambda: _local_rows(state, reset))
-        if (of_tokens := bodies / FOLDER).exists():  # tokens and cost are counted there, by another account
+        if (
+            of_tokens := bodies / FOLDER
+        ).exists():  # tokens and cost are counted there, by another account
             rows += call_as_owner(of_tokens, lambda: _local_rows(bodies, reset))
     except OSError as error:
         remedy = "name the state folder by --state DIR, or run this as root"
-        raise click.ClickException(f"the counts cannot be read: {printable(str(error))}: {remedy}") from error
+        raise click.ClickException(
+            f"the counts cannot be read: {printable(str(error))}: {remedy}"
+        ) from error
     return rows
 
 

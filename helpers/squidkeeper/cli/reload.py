@@ -26,18 +26,37 @@ if TYPE_CHECKING:
 @click.command()
 @options.policy_option
 @options.state_option()
-@click.option("--force", "forces", is_flag=True, help="Accept the edit on disk, whatever the gate says.")
+@click.option(
+    "--force",
+    "forces",
+    is_flag=True,
+    help="Accept the edit on disk, whatever the gate says.",
+)
 @options.json_option
-@click.option("--judge", metavar="OLD-NEW", hidden=True, help="Judge an edit, as `squidkeeper maintain` has it done.")
-@options.path_option("--access-log", default=options.DEFAULT_LOG, hidden=True)  # of --judge
+@click.option(
+    "--judge",
+    metavar="OLD-NEW",
+    hidden=True,
+    help="Judge an edit, as `squidkeeper maintain` has it done.",
+)
+@options.path_option(
+    "--access-log", default=options.DEFAULT_LOG, hidden=True
+)  # of --judge
 @options.path_option("--archive", hidden=True)  # as above
 def reload(
-    directory: Path, state: Path, forces: bool, as_json: bool, judge: str | None, access_log: Path, archive: Path | None
+    directory: Path,
+    state: Path,
+    forces: bool,
+    as_json: bool,
+    judge: str | None,
+    access_log: Path,
+    archive: Path | None,
 ) -> None:
     """Show whether the policy on disk is in force; or accept an edit.
 
-    Helpers load edits by themselves, unless the reload gate holds an edit back or refuses it. Then this command lists
-    what the edit would deny. --force, as root, puts exactly this edit in force within a second.
+    Helpers load edits by themselves, unless the reload gate holds an edit back or
+    refuses it. Then this command lists what the edit would deny. --force, as root, puts
+    exactly this edit in force within a second.
 
     \b
     Exit status:
@@ -72,7 +91,11 @@ class Standing(StrEnum):
 _STATUS = {Standing.HELD: 1, Standing.REFUSED: 1, Standing.FAULTY: 2} | dict.fromkeys(
     (Standing.IN_FORCE, Standing.LOADING, Standing.FORCED), 0
 )
-WAITS_OR_FAILS = frozenset(_STATUS) - {Standing.IN_FORCE, Standing.LOADING, Standing.FORCED}
+WAITS_OR_FAILS = frozenset(_STATUS) - {
+    Standing.IN_FORCE,
+    Standing.LOADING,
+    Standing.FORCED,
+}
 _NICENESS = 5  # a verdict that comes too late is none
 _FORCED = (Standing.HELD, Standing.REFUSED)
 
@@ -94,15 +117,23 @@ class ReloadReport:
 
 
 def how_it_stands(directory: Path, state: Path) -> ReloadReport:
-    """Compare the policy on disk with the one in force; `UnusableInput` where the state does not name that."""
+    """Compare the policy on disk with the one in force; `UnusableInput` where the state
+    does not name that.
+    """
     from squidkeeper.policy.policy_store.loading import load_sources
-    from squidkeeper.policy.policy_store.reload_gate import Edit, is_forced, read_verdict
+    from squidkeeper.policy.policy_store.reload_gate import (
+        Edit,
+        is_forced,
+        read_verdict,
+    )
     from squidkeeper.policy.policy_store.sources import read_sources
 
     before = _in_force(directory, state)
     old, sources = before.revision, read_sources(directory)
     try:
-        new = load_sources(sources, datetime.now(UTC), None, before.ended).compiled.revision
+        new = load_sources(
+            sources, datetime.now(UTC), None, before.ended
+        ).compiled.revision
     except PolicyError as error:
         return ReloadReport(Standing.FAULTY, old, None, faults=error.faults)
     if old == new:
@@ -114,19 +145,27 @@ def how_it_stands(directory: Path, state: Path) -> ReloadReport:
         return ReloadReport(Standing.FORCED, old, new, verdict)
     if verdict is None:
         return ReloadReport(Standing.HELD, old, new)
-    return ReloadReport(Standing.LOADING if verdict.accepts else Standing.REFUSED, old, new, verdict)
+    return ReloadReport(
+        Standing.LOADING if verdict.accepts else Standing.REFUSED, old, new, verdict
+    )
 
 
 def _in_force(directory: Path, state: Path) -> InForce:
-    """Find the revision in force of this policy: without it nothing is known about a gate."""
+    """Find the revision in force of this policy: without it nothing is known about a
+    gate.
+    """
     from squidkeeper.policy.policy_store.revisions import revision_in_force
 
     found = revision_in_force(state / "revisions")
     if found is None:
-        unknown = "does not tell which policy is in force, as far as this account can read"
+        unknown = (
+            "does not tell which policy is in force, as far as this account can read"
+        )
         raise UnusableInput(f"{state} {unknown}: run as root, or name --state")
     if found.directory != directory.absolute():
-        raise UnusableInput(f"{state} is the state of {found.directory}, not of {directory}: name --policy or --state")
+        raise UnusableInput(
+            f"{state} is the state of {found.directory}, not of {directory}: name --policy or --state"
+        )
     return found
 
 
@@ -136,8 +175,14 @@ def _force(directory: Path, found: ReloadReport) -> ReloadReport:
     try:
         force(directory, found.on_disk or "")
     except OSError as error:
-        advice = "run this as root" if isinstance(error, PermissionError) else "make the folder writable"
-        raise click.ClickException(f"{forced_file(directory)}: {error.strerror}: {advice}") from error
+        advice = (
+            "run this as root"
+            if isinstance(error, PermissionError)
+            else "make the folder writable"
+        )
+        raise click.ClickException(
+            f"{forced_file(directory)}: {error.strerror}: {advice}"
+        ) from error
     return replace(found, standing=Standing.FORCED)
 
 
@@ -146,9 +191,16 @@ def _text(directory: Path, found: ReloadReport) -> str:
 
     said = f"{directory}: {found.told}"
     if found.standing is Standing.FAULTY:
-        return "\n".join([*(f"{fault.location}: fault: {fault.text}" for fault in found.faults), said])
+        return "\n".join(
+            [
+                *(f"{fault.location}: fault: {fault.text}" for fault in found.faults),
+                said,
+            ]
+        )
     if found.standing is Standing.REFUSED and found.verdict:
-        return "\n".join([said, *verdict_texts(found.verdict, len(found.verdict.named))])
+        return "\n".join(
+            [said, *verdict_texts(found.verdict, len(found.verdict.named))]
+        )
     return said
 
 
@@ -171,17 +223,34 @@ def _as_object(found: ReloadReport) -> dict[str, object]:
         "on_disk": found.on_disk,
         "verdict": verdict and {"accepts": verdict.accepts, **asdict(verdict)},
         "faults": [
-            {"file": fault.location.file, "line": fault.location.line, "code": fault.code, "message": fault.message}
+            {
+                "file": fault.location.file,
+                "line": fault.location.line,
+                "code": fault.code,
+                "message": fault.message,
+            }
             for fault in found.faults
         ],
     }
 
 
-def _judge(directory: Path, state: Path, edit_named: str, access_log: Path, archive: Path | None) -> None:
-    """Leave a verdict about an edit; nothing if the policy's files hold another one by now."""
+def _judge(
+    directory: Path,
+    state: Path,
+    edit_named: str,
+    access_log: Path,
+    archive: Path | None,
+) -> None:
+    """Leave a verdict about an edit; nothing if the policy's files hold another one by
+    now.
+    """
     from squidkeeper.change.replay.gate import JUDGE_BYTES, judge_edit
     from squidkeeper.policy.policy_store.loading import load, load_stored_revision
-    from squidkeeper.policy.policy_store.reload_gate import PATIENCE_SECONDS, parse_edit, write_verdict
+    from squidkeeper.policy.policy_store.reload_gate import (
+        PATIENCE_SECONDS,
+        parse_edit,
+        write_verdict,
+    )
     from squidkeeper.record.table.database import bound_memory, spare_threads
     from squidkeeper.record.table.sources import TableSources
 
@@ -190,19 +259,27 @@ def _judge(directory: Path, state: Path, edit_named: str, access_log: Path, arch
     bound_memory(spare_threads(), JUDGE_BYTES)
     edit = parse_edit(edit_named)
     if edit is None:
-        raise click.BadParameter(f"{edit_named!r} is no edit, expected OLD-NEW, two revisions", param_hint="--judge")
+        raise click.BadParameter(
+            f"{edit_named!r} is no edit, expected OLD-NEW, two revisions",
+            param_hint="--judge",
+        )
     new = load(directory, datetime.now(UTC), state / "lists").compiled
     if new.revision != edit.new:
         return
     old = load_stored_revision(state / "revisions", edit.old)
     kept = archive if archive and archive.is_dir() else None
     write_verdict(
-        state / "revisions", judge_edit(old, new, TableSources(log=access_log, archive=kept), datetime.now(UTC))
+        state / "revisions",
+        judge_edit(
+            old, new, TableSources(log=access_log, archive=kept), datetime.now(UTC)
+        ),
     )
 
 
 def end_first() -> None:
-    """Let Squid go first, and let the kernel end this process rather than Squid where memory is short."""
+    """Let Squid go first, and let the kernel end this process rather than Squid where
+    memory is short.
+    """
     with suppress(OSError):
         os.nice(_NICENESS)
     with suppress(OSError):

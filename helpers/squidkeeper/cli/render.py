@@ -19,13 +19,16 @@ _PAUSE_SECONDS = 10.0  # after a failure that left its request in place
 
 @click.command()
 @root_option
-@click.option("--follow", is_flag=True, help="Stay, and repeat when the maintenance process asks.")
+@click.option(
+    "--follow", is_flag=True, help="Stay, and repeat when the maintenance process asks."
+)
 def render(root: Path | None, *, follow: bool) -> None:
     """Add the parts of Squid's configuration that the policy needs.
 
-    systemd starts this as root after an edit (squidkeeper-render.path). Squid's account reads the policy; the command
-    checks the values, and the configuration with `squid -k parse`. For new parts, it reconfigures Squid, at most once
-    in 10 seconds. Only ./install.sh removes parts.
+    systemd starts this as root after an edit (squidkeeper-render.path). Squid's account
+    reads the policy; the command checks the values, and the configuration with `squid
+    -k parse`. For new parts, it reconfigures Squid, at most once in 10 seconds. Only
+    ./install.sh removes parts.
 
     \b
     Exit status:
@@ -40,7 +43,8 @@ def render(root: Path | None, *, follow: bool) -> None:
 def _follow(layout: Layout) -> NoReturn:
     """Run the command for each request, in a process of its own: this one stays small.
 
-    It runs at the start too, and again where it was killed: that may have taken a request.
+    It runs at the start too, and again where it was killed: that may have taken a
+    request.
     """
     import subprocess
 
@@ -50,9 +54,15 @@ def _follow(layout: Layout) -> NoReturn:
         request = _request(layout)
         status = 0
         if wanted or request:
-            status = subprocess.call([sys.executable, "-m", "squidkeeper", "render", *where])  # noqa: S603
+            status = subprocess.call(  # noqa: S603
+                [sys.executable, "-m", "squidkeeper", "render", *where]
+            )
         wanted = status < 0
-        time.sleep(_PAUSE_SECONDS if status and request and _request(layout) == request else _POLL_SECONDS)
+        time.sleep(
+            _PAUSE_SECONDS
+            if status and request and _request(layout) == request
+            else _POLL_SECONDS
+        )
 
 
 def _request(layout: Layout) -> int:
@@ -69,15 +79,26 @@ def _add(layout: Layout) -> int:
     from squidkeeper.base.squid_account import squid_account
     from squidkeeper.operate.setup.addition import add_parts
 
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s"
+    )
     account = squid_account()
     try:
         if account is None:
-            raise SetupFailed("Squid's account is unknown", "install the distribution's own Squid")
-        fcntl.flock(os.open(layout.prefix, os.O_RDONLY), fcntl.LOCK_EX)  # which install.sh holds while it runs
+            raise SetupFailed(
+                "Squid's account is unknown", "install the distribution's own Squid"
+            )
+        # which install.sh holds while it runs
+        fcntl.flock(os.open(layout.prefix, os.O_RDONLY), fcntl.LOCK_EX)
         add_parts(layout, account)
     except (SetupFailed, OSError, ValueError) as error:
-        details = f"\n{error.details}" if isinstance(error, SetupFailed) and error.details else ""
-        logging.getLogger(__name__).error("Squid's configuration stays as it was: %s%s", error, details)
+        details = (
+            f"\n{error.details}"
+            if isinstance(error, SetupFailed) and error.details
+            else ""
+        )
+        logging.getLogger(__name__).error(
+            "Squid's configuration stays as it was: %s%s", error, details
+        )
         return 1
     return 0

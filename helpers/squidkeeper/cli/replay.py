@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.cli.arguments import check_judged, policy_in_force, policy_named, table_options
-from squidkeeper.cli.options import DEFAULT_POLICY, json_option, shown_option, state_option
+from squidkeeper.cli.arguments import (
+    check_judged,
+    policy_in_force,
+    policy_named,
+    table_options,
+)
+from squidkeeper.cli.options import (
+    DEFAULT_POLICY,
+    json_option,
+    shown_option,
+    state_option,
+)
 from squidkeeper.cli.output import progress, show_json, write
 
 if TYPE_CHECKING:
@@ -25,7 +35,12 @@ if TYPE_CHECKING:
     default=str(DEFAULT_POLICY),
     help="The draft: a folder, or a stored revision.",
 )
-@click.option("--against", "old", metavar="OLD", help="The policy to compare with. [default: the one in force]")
+@click.option(
+    "--against",
+    "old",
+    metavar="OLD",
+    help="The policy to compare with. [default: the one in force]",
+)
 @shown_option(
     "--allow-denials",
     metavar="N",
@@ -37,15 +52,22 @@ if TYPE_CHECKING:
 @click.option("--markdown", is_flag=True, help="Print Markdown for a pull request.")
 @state_option()
 def replay(
-    read: TableOptions, new: str, old: str | None, allow_denials: int, as_json: bool, markdown: bool, state: Path
+    read: TableOptions,
+    new: str,
+    old: str | None,
+    allow_denials: int,
+    as_json: bool,
+    markdown: bool,
+    state: Path,
 ) -> None:
     """Judge recorded requests by a draft, and show what it would deny, open or change.
 
-    Both policies judge each request, as of its own time. A request was used if it was allowed and answered with a
-    status of 1xx to 3xx. A draft without grants beside its folder gets those of OLD.
+    Both policies judge each request, as of its own time. A request was used if it was
+    allowed and answered with a status of 1xx to 3xx. A draft without grants beside its
+    folder gets those of OLD.
 
-    FILEs are access logs, also compressed, or archived parts; `-` is standard input. Without FILE: the archive, the
-    access log and its rotated files.
+    FILEs are access logs, also compressed, or archived parts; `-` is standard input.
+    Without FILE: the archive, the access log and its rotated files.
 
     \b
     Example:
@@ -61,7 +83,9 @@ def replay(
     if as_json and markdown:
         raise click.UsageError("give one of --json and --markdown")
     if folder := next((file for file in read.files if file.is_dir()), None):
-        raise click.UsageError(f"{folder} is a folder, expected an access log. A draft is named by --policy {folder}")
+        raise click.UsageError(
+            f"{folder} is a folder, expected an access log. A draft is named by --policy {folder}"
+        )
     before = policy_in_force(state) if old is None else policy_named(old, state)
     after = policy_named(new, state, lender=before)
     result = _replayed(read, before, after)

@@ -13,7 +13,13 @@ import click
 
 from squidkeeper.base.errors import PolicyError
 from squidkeeper.cli.arguments import table_options
-from squidkeeper.cli.options import DEFAULT_STATE, json_option, path_option, policy_option, state_option
+from squidkeeper.cli.options import (
+    DEFAULT_STATE,
+    json_option,
+    path_option,
+    policy_option,
+    state_option,
+)
 from squidkeeper.cli.output import progress, report_skipped
 
 if TYPE_CHECKING:
@@ -29,15 +35,28 @@ _STDOUT = Path("-")
 
 @click.command()
 @table_options
-@path_option("--html", metavar="PAGE", help="Write one HTML page; - for standard output.")
+@path_option(
+    "--html", metavar="PAGE", help="Write one HTML page; - for standard output."
+)
 @json_option
 @policy_option
-@state_option("Also report drift, by the revisions in this state folder, and what metered requests used.", default=None)
-def report(read: TableOptions, html: Path | None, as_json: bool, directory: Path, state: Path | None) -> None:
-    """Report on a period: clients, hosts, denials, new hosts, failures, credentials, and tokens of metered requests.
+@state_option(
+    "Also report drift, by the revisions in this state folder, and what metered requests used.",
+    default=None,
+)
+def report(
+    read: TableOptions,
+    html: Path | None,
+    as_json: bool,
+    directory: Path,
+    state: Path | None,
+) -> None:
+    """Report on a period: clients, hosts, denials, new hosts, failures, credentials,
+    and tokens of metered requests.
 
-    FILEs are access logs, also compressed, or archived parts; `-` is standard input. Without FILE: the archive, the
-    access log and its rotated files. Records before --since show which hosts are new.
+    FILEs are access logs, also compressed, or archived parts; `-` is standard input.
+    Without FILE: the archive, the access log and its rotated files. Records before
+    --since show which hosts are new.
 
     \b
     Example:
@@ -55,22 +74,30 @@ def report(read: TableOptions, html: Path | None, as_json: bool, directory: Path
     past, reasons = _past_policies(state), _reasons(directory)
     ledger = state or (DEFAULT_STATE if read.sources.log else None)
     with progress("reading the access log"):
-        found = _build(read.sources, Period(*read.period), read.threads, past, reasons, ledger)
+        found = _build(
+            read.sources, Period(*read.period), read.threads, past, reasons, ledger
+        )
     _write(found, html, as_json=as_json)
 
 
 def _check_page(html: Path | None, inputs: tuple[Path, ...]) -> None:
-    """Refuse to overwrite a file that is not an HTML page: it could be one of the FILEs."""
+    """Refuse to overwrite a file that is not an HTML page: it could be one of the
+    FILEs.
+    """
     if html is None or html == _STDOUT:
         return
     if html.is_dir() or not html.parent.is_dir():
-        raise click.UsageError(f"--html {html}: expected the name of a page in a folder that is there")
+        raise click.UsageError(
+            f"--html {html}: expected the name of a page in a folder that is there"
+        )
     if not html.exists():
         return
     with html.open("rb") as file:
         is_page = file.read(15) == b"<!doctype html>"
     if html in inputs or not is_page:
-        raise click.UsageError(f"--html {html}: the file exists and is not an HTML page; it was not changed")
+        raise click.UsageError(
+            f"--html {html}: the file exists and is not an HTML page; it was not changed"
+        )
 
 
 def _build(
@@ -89,7 +116,8 @@ def _build(
     from squidkeeper.record.table.table import open_table
 
     yield_to_squid()
-    since = period.since if isinstance(sources.archive, LiveGateways) else None  # else all that was before it, too
+    # else all that was before it, too
+    since = period.since if isinstance(sources.archive, LiveGateways) else None
     checker = DriftChecker(past, replacing=past.replacing) if past else None
     columns = {*COLUMNS, *JUDGED} if checker else COLUMNS
     with open_table(sources, since, threads=threads, columns=columns) as table:
@@ -103,7 +131,9 @@ def _build(
             invalid=table.skipped.count,
             damaged=table.skipped.damaged,
             with_usage=_has_usage(table, ledger, period),
-            drift=drift(table.connection, period, checker, past.effective()) if checker and past else None,
+            drift=drift(table.connection, period, checker, past.effective())
+            if checker and past
+            else None,
         )
 
 
@@ -126,7 +156,9 @@ def _past_policies(state: Path | None) -> PastPolicies | None:
         return None
     folder = state / "revisions"
     if not os.path.isdir(folder):  # Path.is_dir raises in a folder that cannot be read
-        raise click.UsageError(f"--state {state}: no folder of revisions there that this account can read")
+        raise click.UsageError(
+            f"--state {state}: no folder of revisions there that this account can read"
+        )
     return PastPolicies(folder)
 
 
@@ -137,10 +169,17 @@ def _reasons(directory: Path) -> Mapping[str, str | None]:
     try:
         policy = load(directory, datetime.now(UTC)).compiled.source
     except PolicyError:
-        click.echo(f"{directory} does not load: the reasons of its rules are left out", err=True)
+        click.echo(
+            f"{directory} does not load: the reasons of its rules are left out",
+            err=True,
+        )
         return BUILT_IN_REASONS
     default = {"default": policy.default_reason} if policy.default_reason else {}
-    return {**BUILT_IN_REASONS, **default, **{rule.name: rule.reason for rule in policy.rules_and_grants}}
+    return {
+        **BUILT_IN_REASONS,
+        **default,
+        **{rule.name: rule.reason for rule in policy.rules_and_grants},
+    }
 
 
 def _write(found: Report, html: Path | None, *, as_json: bool) -> None:
@@ -151,7 +190,10 @@ def _write(found: Report, html: Path | None, *, as_json: bool) -> None:
         click.echo(json_of(found) if as_json else text(found), nl=as_json)
         return
 
-    from squidkeeper.record.report.page import page  # Jinja, which takes longer to import than a small log to read
+    # Jinja, which takes longer to import than a small log to read
+    from squidkeeper.record.report.page import (
+        page,
+    )
 
     if html == _STDOUT:
         click.echo(page(found), nl=False)
@@ -160,7 +202,9 @@ def _write(found: Report, html: Path | None, *, as_json: bool) -> None:
 
 
 def _replace(html: Path, content: bytes) -> None:
-    """Replace the page whole, with the mode and owner that it has; a new one is as closed as the access log."""
+    """Replace the page whole, with the mode and owner that it has; a new one is as
+    closed as the access log.
+    """
     from squidkeeper.base.atomic_write import replace
 
     if not html.exists():

@@ -14,12 +14,19 @@ from squidkeeper.cli.options import helper_options, run_option
 def rewrite(directory: Path, state: Path, run: Path, concurrency: int) -> None:
     """Rewrite URLs as the policy says.
 
-    Squid starts this helper (url_rewrite_program). It answers each line with the URL to fetch, which can hold
-    secrets. Never run it by hand: use `squidkeeper explain`.
+    Squid starts this helper (url_rewrite_program). It answers each line with the URL to
+    fetch, which can hold secrets. Never run it by hand: use `squidkeeper explain`.
     """
     from squidkeeper.base.metrics import REWRITE
     from squidkeeper.serving.credentials.fetched_values import FOLDER
     from squidkeeper.serving.helpers.loop import run as run_helper
     from squidkeeper.serving.helpers.rewrite import Rewriter, answer
 
-    run_helper(REWRITE, partial(Rewriter, fetched=run / FOLDER), answer, directory, state, concurrency)
+    run_helper(
+        REWRITE,
+        partial(Rewriter, fetched=run / FOLDER),
+        answer,
+        directory,
+        state,
+        concurrency,
+    )

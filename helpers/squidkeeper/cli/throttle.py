@@ -43,7 +43,9 @@ from squidkeeper.cli.options import shown_option, written_state_option
     default=600,
     help="concurrency= of squid.conf.",
 )
-def throttle(scope: str, rate: float, burst: int, longest: float, state: Path, concurrency: int) -> None:
+def throttle(
+    scope: str, rate: float, burst: int, longest: float, state: Path, concurrency: int
+) -> None:
     """Delay the denials of a client that has too many of them.
 
     Squid starts this helper (external_acl_type). It answers each line when it is due.

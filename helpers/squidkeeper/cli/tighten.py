@@ -10,9 +10,21 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.cli.arguments import check_judged, policy_in_force, policy_named, table_options
+from squidkeeper.cli.arguments import (
+    check_judged,
+    policy_in_force,
+    policy_named,
+    table_options,
+)
 from squidkeeper.cli.options import json_option, path_option, shown_option, state_option
-from squidkeeper.cli.output import UnusableInput, check_new_file, open_new_file, progress, show_json, write
+from squidkeeper.cli.output import (
+    UnusableInput,
+    check_new_file,
+    open_new_file,
+    progress,
+    show_json,
+    write,
+)
 
 if TYPE_CHECKING:
     from squidkeeper.change.tightening.edits import Edits
@@ -24,7 +36,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @table_options
-@click.option("--policy", "named", metavar="POLICY", help="A folder, or a stored revision. [default: the one in force]")
+@click.option(
+    "--policy",
+    "named",
+    metavar="POLICY",
+    help="A folder, or a stored revision. [default: the one in force]",
+)
 @shown_option(
     "--min-days",
     metavar="N",
@@ -33,19 +50,35 @@ if TYPE_CHECKING:
     help="Days of the access log that --diff and --output require.",
 )
 @json_option
-@click.option("--diff", "as_diff", is_flag=True, help="Print the narrowed policy as a unified diff.")
-@path_option("--output", callback=check_new_file, help="Write the narrowed policy to a new folder.")
+@click.option(
+    "--diff",
+    "as_diff",
+    is_flag=True,
+    help="Print the narrowed policy as a unified diff.",
+)
+@path_option(
+    "--output",
+    callback=check_new_file,
+    help="Write the narrowed policy to a new folder.",
+)
 @state_option()
 def tighten(
-    read: TableOptions, named: str | None, min_days: int, as_json: bool, as_diff: bool, output: Path | None, state: Path
+    read: TableOptions,
+    named: str | None,
+    min_days: int,
+    as_json: bool,
+    as_diff: bool,
+    output: Path | None,
+    state: Path,
 ) -> None:
-    """Show what of a policy nobody used: rules, parts of rules, clients, lists, credentials.
+    """Show what of a policy nobody used: rules, parts of rules, clients, lists,
+    credentials.
 
-    The policy tells which rule decided each recorded request. Each narrower form is replayed on the same requests,
-    and allows all that the policy allows.
+    The policy tells which rule decided each recorded request. Each narrower form is
+    replayed on the same requests, and allows all that the policy allows.
 
-    FILEs are access logs, also compressed, or archived parts; `-` is standard input. Without FILE: the archive, the
-    access log and its rotated files.
+    FILEs are access logs, also compressed, or archived parts; `-` is standard input.
+    Without FILE: the archive, the access log and its rotated files.
 
     \b
     Example:
@@ -66,11 +99,15 @@ def tighten(
     short = text.too_short(found, min_days)
     if short and (as_diff or output):
         raise click.ClickException(short)
-    changes = _write_edit(policy, named, state, edits, output) if as_diff or output else ""
+    changes = (
+        _write_edit(policy, named, state, edits, output) if as_diff or output else ""
+    )
     if as_diff:
         write(changes)
     elif as_json:
-        result = text.as_object(found, policy.name, policy.compiled.revision, read.since, min_days)
+        result = text.as_object(
+            found, policy.name, policy.compiled.revision, read.since, min_days
+        )
         show_json(result)
     else:
         write("".join(text.as_text(found, policy.name, read.since, min_days)))
@@ -89,7 +126,13 @@ def _found(read: TableOptions, policy: NamedPolicy) -> tuple[Findings, Edits]:
         return findings(source, use, edits, now), edits
 
 
-def _write_edit(policy: NamedPolicy, named: str | None, state: Path, edits: Edits, output: Path | None) -> str:
+def _write_edit(
+    policy: NamedPolicy,
+    named: str | None,
+    state: Path,
+    edits: Edits,
+    output: Path | None,
+) -> str:
     from squidkeeper.change.tightening.edits import edited_documents, unified_diff
 
     sources, lists = _sources(policy, named, state)
@@ -99,8 +142,12 @@ def _write_edit(policy: NamedPolicy, named: str | None, state: Path, edits: Edit
     return "".join(unified_diff(sources.documents, documents))
 
 
-def _sources(policy: NamedPolicy, named: str | None, state: Path) -> tuple[Sources, Path | None]:
-    """Read the files that a policy was loaded from, and where its lists are compiled."""
+def _sources(
+    policy: NamedPolicy, named: str | None, state: Path
+) -> tuple[Sources, Path | None]:
+    """Read the files that a policy was loaded from, and where its lists are
+    compiled.
+    """
     from squidkeeper.policy.policy_store.revisions import compiled_lists, read_revision
     from squidkeeper.policy.policy_store.sources import read_sources
 
@@ -113,14 +160,18 @@ def _sources(policy: NamedPolicy, named: str | None, state: Path) -> tuple[Sourc
     try:
         return read_revision(folder, revision), compiled_lists(folder, revision)
     except OSError as error:
-        raise UnusableInput(f"{folder / revision}: {(error.strerror or str(error)).lower()}") from error
+        raise UnusableInput(
+            f"{folder / revision}: {(error.strerror or str(error)).lower()}"
+        ) from error
 
 
 def _write_files(folder: Path, documents: Iterable[Document]) -> None:
     try:
         folder.mkdir(mode=0o750)
     except OSError as error:
-        raise click.UsageError(f"--output {folder}: {(error.strerror or str(error)).lower()}") from error
+        raise click.UsageError(
+            f"--output {folder}: {(error.strerror or str(error)).lower()}"
+        ) from error
     for document in documents:
         with open_new_file(folder / document.path.name) as file:
             file.write(document.content)

@@ -15,7 +15,8 @@ from squidkeeper.cli.options import helper_options, lane_option, run_option
 def watch(lane: str, directory: Path, state: Path, concurrency: int, run: Path) -> None:
     """Search requests for secrets, canaries and placeholders of the policy.
 
-    Squid starts this helper (external_acl_type). It answers each line with OK, or with ERR, the rule and the reason.
+    Squid starts this helper (external_acl_type). It answers each line with OK, or with
+    ERR, the rule and the reason.
     """
     from squidkeeper.base.metrics import WATCH
     from squidkeeper.serving.credentials.fetched_values import FOLDER

@@ -50,8 +50,9 @@ if TYPE_CHECKING:
     from squidkeeper.serving.tickets.store import Ticket
     from squidkeeper.serving.tickets.ticket import AskedRequest
 
-# The gateway, seconds, milliseconds, the number of the request, the client's port: REQUEST_ID of setup/error_pages.py.
-# Squid writes `-` for what it does not have. Former versions wrote no gateway.
+# The gateway, seconds, milliseconds, the number of the request, the client's port:
+# REQUEST_ID of setup/error_pages.py. Squid writes `-` for what it does not have. Former
+# versions wrote no gateway.
 _REQUEST_ID = re.compile(
     r"(?:(?P<gateway>[A-Za-z0-9._-]+)\.)?(?P<second>[0-9]{9,11})\.[0-9]+\.(?:[0-9]+|-)\.(?:[0-9]+|-)"
 )
@@ -68,7 +69,9 @@ _REFUSED: Final = (
 _SOME_ID = "gw-1.1795714530.880.73.57132"
 
 
-def _checked_url(_context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
+def _checked_url(
+    _context: click.Context, _option: click.Parameter, url: str | None
+) -> str | None:
     if url is None or HOST_AND_PORT.fullmatch(url):
         return url
     if scheme := ABSOLUTE_URL.match(url):
@@ -79,9 +82,20 @@ def _checked_url(_context: click.Context, _option: click.Parameter, url: str | N
 
 @click.command()
 @click.argument("given", metavar="[ID|FILE]...", nargs=-1)
-@click.option("--client", metavar="WHO", multiple=True, help="An address, a network or a client of the policy.")
+@click.option(
+    "--client",
+    metavar="WHO",
+    multiple=True,
+    help="An address, a network or a client of the policy.",
+)
 @click.option("--user", "users", metavar="NAME", multiple=True, help="The proxy user.")
-@click.option("--host", "hosts", metavar="PATTERN", multiple=True, help="A host pattern, such as .example.com.")
+@click.option(
+    "--host",
+    "hosts",
+    metavar="PATTERN",
+    multiple=True,
+    help="A host pattern, such as .example.com.",
+)
 @click.option(
     "--url",
     metavar="URL",
@@ -94,10 +108,21 @@ def _checked_url(_context: click.Context, _option: click.Parameter, url: str | N
     type=Moment(),
     help="The start: 10m, 2h or 3d ago, or an ISO time. [default: 1h]",
 )
-@shown_option("-n", "number", metavar="N", type=click.IntRange(1), default=10, help="Causes to show.")
+@shown_option(
+    "-n",
+    "number",
+    metavar="N",
+    type=click.IntRange(1),
+    default=10,
+    help="Causes to show.",
+)
 @archive_read_option
 @gateway_option
-@path_option("--cache-log", metavar="FILE", help="Squid's cache.log. [default: the one beside the access log]")
+@path_option(
+    "--cache-log",
+    metavar="FILE",
+    help="Squid's cache.log. [default: the one beside the access log]",
+)
 @json_option
 @policy_option
 @state_option()
@@ -120,11 +145,13 @@ def why(
 ) -> None:
     """Tell why requests failed, and what to do: by cause, the newest first.
 
-    ID is the request ID that an error page shows. FILEs are access logs. Without FILE: the archive, the access log
-    and its rotated files. The cache.log beside the access log is read too.
+    ID is the request ID that an error page shows. FILEs are access logs. Without FILE:
+    the archive, the access log and its rotated files. The cache.log beside the access
+    log is read too.
 
-    "likely" marks an inferred cause. squid/TROUBLESHOOTING.md lists the causes. A name that had a private address is
-    resolved again. With --fleet, the gateway of the ID is asked; without ID, all.
+    "likely" marks an inferred cause. squid/TROUBLESHOOTING.md lists the causes. A name
+    that had a private address is resolved again. With --fleet, the gateway of the ID is
+    asked; without ID, all.
 
     \b
     Examples:
@@ -146,33 +173,71 @@ def why(
     ids, files = _ids_and_files(given)
     if isinstance(archive, LiveGateways):
         if files or cache_log:
-            raise click.UsageError("--fleet reads the logs of its gateways: it excludes FILEs and --cache-log")
-        options = {"--client": client, "--user": users, "--host": hosts, "--url": (url,) if url else ()}
-        words = [*sorted(ids), *(word for name, values in options.items() for one in values for word in (name, one))]
-        words += ["-n", str(number), *(["--since", format_time(since)] if since else []), *["--json"] * as_json]
-        raise SystemExit(ask_fleet(archive, gateway or _gateways_of(ids, archive), words, as_json=as_json))
+            raise click.UsageError(
+                "--fleet reads the logs of its gateways: it excludes FILEs and --cache-log"
+            )
+        options = {
+            "--client": client,
+            "--user": users,
+            "--host": hosts,
+            "--url": (url,) if url else (),
+        }
+        words = [
+            *sorted(ids),
+            *(
+                word
+                for name, values in options.items()
+                for one in values
+                for word in (name, one)
+            ),
+        ]
+        words += [
+            "-n",
+            str(number),
+            *(["--since", format_time(since)] if since else []),
+            *["--json"] * as_json,
+        ]
+        raise SystemExit(
+            ask_fleet(
+                archive, gateway or _gateways_of(ids, archive), words, as_json=as_json
+            )
+        )
     policies = _Policies(directory, state)
-    question = Inquiry(ids, tuple(_filters(client, hosts, policies)), frozenset(users), url)
+    question = Inquiry(
+        ids, tuple(_filters(client, hosts, policies)), frozenset(users), url
+    )
     search = Search(question, since or _start(ids, files))
     sources = table_sources(files, archive, gateways=gateway)
     with progress("looking for failures"):
         known = _surroundings(policies, run, cache_log or _beside(sources), search)
-        answer = _Answer(search, _read(search, sources), known, usage_of(state, ids, search.since))
+        answer = _Answer(
+            search, _read(search, sources), known, usage_of(state, ids, search.since)
+        )
         layout = Layout.around(directory, state, run=run)
         newest = answer.newest(number, layout)
     if as_json:
         click.echo(answer.as_json(newest))
     else:
         has_ports = not ids and os.access(layout.transparent_state, os.F_OK)
-        show_text(answer.as_text(newest, sources) + with_commands(_REFUSED, layout) * has_ports, nl=False)
+        show_text(
+            answer.as_text(newest, sources)
+            + with_commands(_REFUSED, layout) * has_ports,
+            nl=False,
+        )
     if search.unknown_ids:
         raise SystemExit(_NOTHING_TO_SAY)
     raise SystemExit(_FAILED if newest else 0)
 
 
 def _gateways_of(ids: frozenset[str], fleet: LiveGateways) -> set[str]:
-    """Name the gateways that IDs begin with; none, where one begins with no gateway of the fleet: all are asked."""
-    names = {found["gateway"] for request_id in ids if (found := _REQUEST_ID.fullmatch(request_id))}
+    """Name the gateways that IDs begin with; none, where one begins with no gateway of
+    the fleet: all are asked.
+    """
+    names = {
+        found["gateway"]
+        for request_id in ids
+        if (found := _REQUEST_ID.fullmatch(request_id))
+    }
     return names if names <= fleet.addresses.keys() else set()
 
 
@@ -183,20 +248,30 @@ def _ids_and_files(given: tuple[str, ...]) -> tuple[frozenset[str], tuple[Path, 
     files = tuple(Path(argument) for argument in given if argument not in ids)
     for file in files:
         if file != STDIN and is_missing(file):
-            message = f"{file}: no such file, and no request ID, which looks like {_SOME_ID}"
+            message = (
+                f"{file}: no such file, and no request ID, which looks like {_SOME_ID}"
+            )
             raise click.BadParameter(message, param_hint="ID or FILE")
     return ids, files
 
 
 def _start(ids: frozenset[str], files: tuple[Path, ...]) -> datetime | None:
-    """Return the time from which to read: an ID has the second at which its request began."""
-    seconds = [int(found["second"]) for request_id in ids if (found := _REQUEST_ID.fullmatch(request_id))]
+    """Return the time from which to read: an ID has the second at which its request
+    began.
+    """
+    seconds = [
+        int(found["second"])
+        for request_id in ids
+        if (found := _REQUEST_ID.fullmatch(request_id))
+    ]
     if seconds:
         return datetime.fromtimestamp(min(seconds), UTC)
     return None if files else datetime.now(UTC) - _USUAL_SPAN
 
 
-def _filters(client: tuple[str, ...], hosts: tuple[str, ...], policies: _Policies) -> Iterator[Filter]:
+def _filters(
+    client: tuple[str, ...], hosts: tuple[str, ...], policies: _Policies
+) -> Iterator[Filter]:
     from squidkeeper.cli.arguments import clients_named
     from squidkeeper.record.log.filters import of_client, of_host
 
@@ -222,17 +297,27 @@ class _Policies:
         self.of = PastPolicies(state / "revisions", self.current)
 
     def in_force(self) -> str:
-        """Name the revision that helpers have loaded last; empty where it is unknown."""
+        """Name the revision that helpers have loaded last; empty where it is
+        unknown.
+        """
         from squidkeeper.policy.policy_store.revisions import revision_in_force
 
         found = revision_in_force(self.state / "revisions")
-        return found.revision if found and found.directory == self.directory.absolute() else ""
+        return (
+            found.revision
+            if found and found.directory == self.directory.absolute()
+            else ""
+        )
 
 
 def _read(search: Search, sources: TableSources) -> ReadRecords:
     from squidkeeper.cli.why_table import read_records
 
-    end = search.since + _LONGEST_REQUEST if search.since and search.question.ids else None
+    end = (
+        search.since + _LONGEST_REQUEST
+        if search.since and search.question.ids
+        else None
+    )
     return read_records(sources, search.since, end, search.question.ids)
 
 
@@ -241,24 +326,40 @@ def _beside(sources: TableSources) -> Path | None:
     return log.with_name("cache.log") if log else None
 
 
-def _surroundings(policies: _Policies, run: Path, cache_log: Path | None, search: Search) -> Surroundings:
+def _surroundings(
+    policies: _Policies, run: Path, cache_log: Path | None, search: Search
+) -> Surroundings:
     from squidkeeper.record.why.cache_log import CacheLog, read_cache_log
     from squidkeeper.record.why.details import Surroundings
     from squidkeeper.serving.quotas.store_settings import quota_store_file
     from squidkeeper.serving.squid_crashes import read_crashes
 
     log = read_cache_log(cache_log, search.since) if cache_log else CacheLog()
-    secret_problem, ticket_of = partial(_secret_problem, run), partial(_ticket_of, policies.state)
+    secret_problem, ticket_of = (
+        partial(_secret_problem, run),
+        partial(_ticket_of, policies.state),
+    )
     is_shared = quota_store_file(policies.directory).exists()
     crashes = read_crashes(policies.state) if search.since else ()
     told = (log, is_shared, crashes, policies.in_force())
-    return Surroundings(policies.of, policies.current, _Resolver(), secret_problem, ticket_of, *told)
+    return Surroundings(
+        policies.of, policies.current, _Resolver(), secret_problem, ticket_of, *told
+    )
 
 
 class _Answer:
-    """One call of the command: what was read, and what was found. Only what is shown is explained."""
+    """One call of the command: what was read, and what was found.
 
-    def __init__(self, search: Search, read: ReadRecords, known: Surroundings, usage: list[UsageEntry]) -> None:
+    Only what is shown is explained.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        read: ReadRecords,
+        known: Surroundings,
+        usage: list[UsageEntry],
+    ) -> None:
         from squidkeeper.record.log.record import format_time
         from squidkeeper.record.why.answer import crashes, without_record
 
@@ -268,24 +369,38 @@ class _Answer:
         self._usage = usage
         self._since = format_time(search.since) if search.since else ""
         self._groups = search.groups(read.records, read.standing)
-        unrecorded = (*crashes(known.crashes, self._since), *without_record(known.cache_log, self._since))
+        unrecorded = (
+            *crashes(known.crashes, self._since),
+            *without_record(known.cache_log, self._since),
+        )
         self._unrecorded = [] if search.question.ids else unrecorded
 
     def newest(self, number: int, layout: Layout) -> list[Explained]:
-        """Explain the newest causes, the newest first; `layout` is the gateway whose commands they name."""
+        """Explain the newest causes, the newest first; `layout` is the gateway whose
+        commands they name.
+        """
         from squidkeeper.record.why.answer import newest_first
 
         found = [self._explained(group) for group in self._groups[:number]]
         newest = newest_first([*found, *self._unrecorded])[:number]
-        return [replace(answer, remedy=with_commands(answer.remedy, layout)) for answer in newest]
+        return [
+            replace(answer, remedy=with_commands(answer.remedy, layout))
+            for answer in newest
+        ]
 
     def _explained(self, group: FailureGroup) -> Explained:
         from squidkeeper.record.why.answer import explained
         from squidkeeper.record.why.details import detail_of
         from squidkeeper.record.why.search import is_unsure_of_user
 
-        answer = explained(group, detail_of(group.newest[0], self._known), self._known.cache_log)
-        return replace(answer, likely=True) if is_unsure_of_user(self._search.question, answer.cause.code) else answer
+        answer = explained(
+            group, detail_of(group.newest[0], self._known), self._known.cache_log
+        )
+        return (
+            replace(answer, likely=True)
+            if is_unsure_of_user(self._search.question, answer.cause.code)
+            else answer
+        )
 
     def as_text(self, shown: list[Explained], sources: TableSources) -> str:
         """Write the answer for people."""
@@ -293,12 +408,18 @@ class _Answer:
 
         read = quantity(self._read.requests, "request")
         since = f" since {self._since}" * bool(self._since)
-        told = [*self._about_ids(sources), *self._left_out(len(shown)), *self._not_read()]
+        told = [
+            *self._about_ids(sources),
+            *self._left_out(len(shown)),
+            *self._not_read(),
+        ]
         if not shown and not self._search.question.ids:
             told.insert(0, "No such failure.")
         told.append(f"{read} read, {self._search.failed:,} failed{since}.")
         causes = as_text(shown, with_gateways=self._read.gateways > 1)
-        return f"{causes}\n" * bool(shown) + "".join(f"{_printable(text)}\n" for text in told)
+        return f"{causes}\n" * bool(shown) + "".join(
+            f"{_printable(text)}\n" for text in told
+        )
 
     def _about_ids(self, sources: TableSources) -> Iterator[str]:
         from squidkeeper.record.why.answer import about_usage
@@ -351,7 +472,9 @@ class _Answer:
                 "requests": self._read.requests,
                 "failed": search.failed,
                 "causes_not_shown": self._causes - len(shown),
-                "not_failed": [about_other(record) for record in search.others.values()],
+                "not_failed": [
+                    about_other(record) for record in search.others.values()
+                ],
                 "usage": [to_builtins(entry) for entry in self._usage],
                 "unknown_ids": sorted(search.unknown_ids),
                 "older_not_read": self._read.is_cut,
@@ -376,7 +499,9 @@ def _printable(text: str) -> str:
 
 
 def _secret_problem(run: Path, policy: CompiledPolicy, name: str) -> str | None:
-    """Return why a secret is unavailable now; None for a variable, which is set for Squid alone."""
+    """Return why a secret is unavailable now; None for a variable, which is set for
+    Squid alone.
+    """
     from squidkeeper.policy.language.secret_sources import EnvironmentSource
     from squidkeeper.serving.credentials import SecretStore
 
@@ -397,7 +522,9 @@ def _ticket_of(state: Path, asked: AskedRequest) -> Ticket | None:
 
 
 class _Resolver:
-    """Resolves names as this machine does, a few of them, each for some seconds at most."""
+    """Resolves names as this machine does, a few of them, each for some seconds at
+    most.
+    """
 
     def __init__(self) -> None:
         self._left = _NAMES_RESOLVED
@@ -413,7 +540,9 @@ class _Resolver:
 
 def _resolve(name: str) -> tuple[Address, ...]:
     answer: Future[tuple[Address, ...]] = Future()
-    Thread(target=lambda: answer.set_result(_addresses(name)), daemon=True).start()  # getaddrinfo(3) has no time limit
+    Thread(
+        target=lambda: answer.set_result(_addresses(name)), daemon=True
+    ).start()  # getaddrinfo(3) has no time limit
     done, _ = wait([answer], _DNS_SECONDS)
     return answer.result() if done else ()
 
@@ -425,6 +554,8 @@ def _addresses(name: str) -> tuple[Address, ...]:
 
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-        return tuple(dict.fromkeys(parse_address(str(address[0])) for *_, address in found))
+        return tuple(
+            dict.fromkeys(parse_address(str(address[0])) for *_, address in found)
+        )
     except (OSError, UnicodeError, InvalidUrl):
         return ()

@@ -1,4 +1,6 @@
-"""`squidkeeper why --fleet`: each gateway answers for itself, with its policy, secrets and cache.log."""
+"""`squidkeeper why --fleet`: each gateway answers for itself, with its policy, secrets
+and cache.log.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +22,39 @@ _SHOWN_BYTES: Final = 1_000_000  # of each gateway
 _NOTHING_TO_SAY: Final = 2
 
 
-def ask_fleet(fleet: LiveGateways, names: Collection[str], words: Sequence[str], *, as_json: bool) -> int:
-    """Show what `why` tells on gateways, of `names` if there are any; return the exit status."""
+def ask_fleet(
+    fleet: LiveGateways, names: Collection[str], words: Sequence[str], *, as_json: bool
+) -> int:
+    """Show what `why` tells on gateways, of `names` if there are any; return the exit
+    status.
+    """
     from squidkeeper.record.table.sources import ask
 
     with TemporaryDirectory(prefix="squidkeeper-why-") as folder:
         answers = [*ask(fleet.of(names), ("why", *words), Path(folder))]
-        told = {answer.gateway: _output(answer) for answer in answers if not answer.problem}
+        told = {
+            answer.gateway: _output(answer) for answer in answers if not answer.problem
+        }
     problems = [answer.problem for answer in answers if answer.problem]
     if as_json:
-        show_json({"gateways": {name: _parsed(text) for name, text in told.items()}, "missing": problems})
+        show_json(
+            {
+                "gateways": {name: _parsed(text) for name, text in told.items()},
+                "missing": problems,
+            }
+        )
     for name, text in ({} if as_json else told).items():
-        click.echo(f"{name}:\n" + "".join(f"{printable(line)}\n" for line in text.splitlines()))
+        click.echo(
+            f"{name}:\n" + "".join(f"{printable(line)}\n" for line in text.splitlines())
+        )
     for problem in problems:
         click.echo(printable(f"Not answered: {problem}"), err=True)
     statuses = {answer.status for answer in answers}
-    return _NOTHING_TO_SAY if problems or statuses == {_NOTHING_TO_SAY} else int(1 in statuses)
+    return (
+        _NOTHING_TO_SAY
+        if problems or statuses == {_NOTHING_TO_SAY}
+        else int(1 in statuses)
+    )
 
 
 def _output(answer: Answer) -> str:

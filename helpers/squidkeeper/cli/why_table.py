@@ -1,4 +1,6 @@
-"""What `squidkeeper why` reads of the access log, by the table: records that can belong to a failure."""
+"""What `squidkeeper why` reads of the access log, by the table: records that can belong
+to a failure.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,39 @@ if TYPE_CHECKING:
 
 NEWEST: Final = 50_000  # records that are judged; older ones are left out
 _COLUMNS: Final = (  # that a cause, its sentence and the policy's decision need
-    *(TIME, "client", "client_port", "user", "method", "url", "status", "verdict", "rule", "revision", "credential"),
-    *("fetched", "sni", "tunnel", "upstream", "error", "squid", "connection", "worker", "tls_error", "cut", "hidden"),
+    *(
+        TIME,
+        "client",
+        "client_port",
+        "user",
+        "method",
+        "url",
+        "status",
+        "verdict",
+        "rule",
+        "revision",
+        "credential",
+    ),
+    *(
+        "fetched",
+        "sni",
+        "tunnel",
+        "upstream",
+        "error",
+        "squid",
+        "connection",
+        "worker",
+        "tls_error",
+        "cut",
+        "hidden",
+    ),
     *("request_id", "found", "gateway", "page", "error_detail"),
 )
-# What `judge` of why/causes.py takes for a failure, and the requests that are asked about by their IDs.
+# What `judge` of why/causes.py takes for a failure, and the requests that are asked
+# about by their IDs.
 _MAY_HAVE_FAILED: Final = (
-    f"verdict = 'deny' OR error IS NOT NULL OR status >= {SERVER_ERROR} OR list_contains(?, request_id)"
+    f"verdict = 'deny' OR error IS NOT NULL OR status >= "
+    f"{SERVER_ERROR} OR list_contains(?, request_id)"
 )
 
 
@@ -36,8 +64,8 @@ _MAY_HAVE_FAILED: Final = (
 class ReadRecords:
     """The requests that may have failed, oldest first, and what could not be read.
 
-    `requests` and `gateways`: how many requests there are, and how many gateways served them. `standing`: the IDs of
-    requests that stand for records that were asked about.
+    `requests` and `gateways`: how many requests there are, and how many gateways served
+    them. `standing`: the IDs of requests that stand for records that were asked about.
     """
 
     records: tuple[Record, ...]
@@ -53,9 +81,14 @@ class ReadRecords:
 
 
 def read_records(
-    sources: TableSources, since: datetime | None, until: datetime | None, ids: Iterable[str]
+    sources: TableSources,
+    since: datetime | None,
+    until: datetime | None,
+    ids: Iterable[str],
 ) -> ReadRecords:
-    """Read a period, and the CONNECTs shortly before it; `UnreadableLog` if a source cannot be read."""
+    """Read a period, and the CONNECTs shortly before it; `UnreadableLog` if a source
+    cannot be read.
+    """
     yield_to_squid()
     early = since and since - WAIT
     with open_table(sources, early, until, columns=_COLUMNS) as table:
@@ -67,7 +100,10 @@ def read_records(
 def _newest(table: Table, ids: list[str]) -> list[Record]:
     found = f"SELECT {', '.join(_COLUMNS)} FROM requests WHERE {_MAY_HAVE_FAILED}"  # noqa: S608 - our own names
     newest = f"{found} ORDER BY {TIME} DESC, {POSITION} DESC LIMIT {NEWEST}"
-    return [record_of(row, _COLUMNS) for row in table.connection.execute(newest, [ids]).fetchall()]
+    return [
+        record_of(row, _COLUMNS)
+        for row in table.connection.execute(newest, [ids]).fetchall()
+    ]
 
 
 def _count(table: Table, since: datetime | None) -> tuple[int, int]:

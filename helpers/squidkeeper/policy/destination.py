@@ -9,7 +9,9 @@ from squidkeeper.base.errors import InvalidExport, InvalidUrl
 from squidkeeper.policy.url import Host, bracketed, parse_authority
 
 _PORTS: Final = {"syslog+tls": 6514, "syslog+tcp": 601, "https": 443, "http": 80}
-_EXPECTED: Final = "syslog+tls://HOST:PORT, syslog+tcp://HOST:PORT, https://HOST/PATH or file:/PATH"
+_EXPECTED: Final = (
+    "syslog+tls://HOST:PORT, syslog+tcp://HOST:PORT, https://HOST/PATH or file:/PATH"
+)
 
 
 class Transport(StrEnum):
@@ -24,7 +26,10 @@ class Transport(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A receiver. `target` is what a request over http(s) asks for, or the path of a file."""
+    """A receiver.
+
+    `target` is what a request over http(s) asks for, or the path of a file.
+    """
 
     transport: Transport
     host: str = ""
@@ -62,7 +67,9 @@ def parse_destination(text: str) -> Destination:
 def _file(rest: str) -> Destination:
     path = rest.removeprefix("//")
     if not path.startswith("/") or path.endswith("/"):
-        raise InvalidExport(f"destination 'file:{rest}': expected the whole path of a file, such as file:/srv/a.ndjson")
+        raise InvalidExport(
+            f"destination 'file:{rest}': expected the whole path of a file, such as file:/srv/a.ndjson"
+        )
     return Destination(Transport.FILE, target=path)
 
 
@@ -74,17 +81,27 @@ def _remote(transport: Transport, rest: str) -> Destination:
             f"destination {transport}://…@…: a password does not belong there, every process can read it: use --headers"
         )
     host, port = _parsed(authority)
-    if transport is Transport.HTTP and not (host.text == "localhost" or (host.address and host.address.is_loopback)):
-        raise InvalidExport(f"destination http://{authority}: unencrypted only to this machine: use https")
+    if transport is Transport.HTTP and not (
+        host.text == "localhost" or (host.address and host.address.is_loopback)
+    ):
+        raise InvalidExport(
+            f"destination http://{authority}: unencrypted only to this machine: use https"
+        )
     if transport in (Transport.SYSLOG_TLS, Transport.SYSLOG_TCP):
         if target.strip("/"):
-            raise InvalidExport(f"destination {transport}://{authority}: syslog has no path: expected {_EXPECTED}")
+            raise InvalidExport(
+                f"destination {transport}://{authority}: syslog has no path: expected {_EXPECTED}"
+            )
         target = ""
     elif not target.isascii() or not target.isprintable() or " " in target:
-        raise InvalidExport(f"destination {transport}://{authority}: its path holds characters that must be encoded")
+        raise InvalidExport(
+            f"destination {transport}://{authority}: its path holds characters that must be encoded"
+        )
     else:
         target = target or "/"
-    return Destination(transport, bracketed(host).strip("[]"), port or _PORTS[transport], target)
+    return Destination(
+        transport, bracketed(host).strip("[]"), port or _PORTS[transport], target
+    )
 
 
 def _parsed(authority: str) -> tuple[Host, int | None]:
@@ -95,5 +112,7 @@ def _parsed(authority: str) -> tuple[Host, int | None]:
 
 
 def _shown(text: str) -> str:
-    """Show a text that may be a whole URL: what follows `?` or precedes `@` may be a secret."""
+    """Show a text that may be a whole URL: what follows `?` or precedes `@` may be a
+    secret.
+    """
     return text.partition("?")[0].rpartition("@")[2]

@@ -1,4 +1,6 @@
-"""The optional parts of the program: which packages each needs, and whether they are installed."""
+"""The optional parts of the program: which packages each needs, and whether they are
+installed.
+"""
 
 from collections.abc import Iterator, Mapping, Set
 from importlib.util import find_spec
@@ -10,7 +12,8 @@ from squidkeeper.policy.language.forms import signs
 from squidkeeper.policy.language.model import Policy
 from squidkeeper.policy.language.secret_sources import GitHubAppSource, OAuth2Source
 
-# By the names in pyproject.toml and of `install.sh --extras`: the modules that are imported.
+# By the names in pyproject.toml and of `install.sh --extras`: the modules that are
+# imported.
 EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "aws": ("botocore",),
     "oauth2": ("authlib", "httpx", "joserfc"),
@@ -22,13 +25,18 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def require(extra: str) -> None:
-    """Raise `ExtraMissing` unless the packages of an extra are installed. Call it ahead of their import."""
+    """Raise `ExtraMissing` unless the packages of an extra are installed.
+
+    Call it ahead of their import.
+    """
     if problem := extra_problem(extra):
         raise ExtraMissing(problem)
 
 
 def extra_problem(extra: str) -> str | None:
-    """Say that an extra is not installed and which command installs it; None: it is installed."""
+    """Say that an extra is not installed and which command installs it; None: it is
+    installed.
+    """
     return None if _is_installed(extra) else _not_installed(extra, {extra})
 
 
@@ -38,7 +46,11 @@ def missing_extras(policy: Policy) -> Iterator[Fault]:
     needed = {extra for _, _, extra in needs}
     for location, what, extra in needs:
         if not _is_installed(extra):
-            yield Fault(location, FaultCode.EXTRA_MISSING, f"{what}: {_not_installed(extra, needed)}")
+            yield Fault(
+                location,
+                FaultCode.EXTRA_MISSING,
+                f"{what}: {_not_installed(extra, needed)}",
+            )
 
 
 def _needs(policy: Policy) -> Iterator[tuple[Location, str, str]]:
@@ -46,14 +58,20 @@ def _needs(policy: Policy) -> Iterator[tuple[Location, str, str]]:
         if isinstance(secret.source, OAuth2Source | GitHubAppSource):
             yield secret.location, f"secret {secret.name!r}", "oauth2"
         if secret.name in policy.sealing_keys:
-            yield secret.location, f"secret {secret.name!r}, a key of sealed tokens", "sealed"
+            yield (
+                secret.location,
+                f"secret {secret.name!r}, a key of sealed tokens",
+                "sealed",
+            )
     for credential in policy.credentials:
         if signs(credential.form):
             yield credential.location, f"credential {credential.name!r}", "aws"
 
 
 def _not_installed(extra: str, needed: Set[str]) -> str:
-    """Name the command that installs what is needed, with what is installed: its option replaces the whole list."""
+    """Name the command that installs what is needed, with what is installed: its option
+    replaces the whole list.
+    """
     extras = ",".join(sorted({*needed, *filter(_is_installed, EXTRAS)}))
     return f"the extra {extra!r} is not installed: run ./install.sh --extras {extras}"
 

@@ -1,7 +1,7 @@
 """Edits of the policy by commands: the tokens of a client, with every comment kept.
 
-Only the section `clients` of one file is written again. The policy as a whole is checked with it before the file is
-replaced, by rename, with its owner and mode.
+Only the section `clients` of one file is written again. The policy as a whole is
+checked with it before the file is replaced, by rename, with its owner and mode.
 """
 
 from __future__ import annotations
@@ -35,14 +35,21 @@ _CLIENTS, _TOKENS = "clients", "token_sha256"
 _Entries = MutableMapping[str, Any]  # of ruamel.yaml, which keeps comments and styles
 
 
-def add_token(directory: Path, name: str, token: Token, networks: tuple[str, ...], now: datetime) -> Path:
-    """Add a token to a client, or the client; give the file. `EditRefused` leaves everything as it was."""
+def add_token(
+    directory: Path, name: str, token: Token, networks: tuple[str, ...], now: datetime
+) -> Path:
+    """Add a token to a client, or the client; give the file.
+
+    `EditRefused` leaves everything as it was.
+    """
     if not is_login_name(name):
         raise EditRefused(f"no program can log in as {name!r}, {NAME_EXPECTED}")
 
     def change(clients: _Entries) -> None:
         if networks and name in clients:
-            raise EditRefused(f"the client {name} is in the policy already: change its networks there")
+            raise EditRefused(
+                f"the client {name} is in the policy already: change its networks there"
+            )
         entry = clients.setdefault(name, _new_entry())
         if networks:
             entry["networks"] = [*networks]
@@ -52,13 +59,19 @@ def add_token(directory: Path, name: str, token: Token, networks: tuple[str, ...
         elif listed is not None:
             entry[_TOKENS] = [listed, _written(token)]
         else:
-            entry.insert(0, _TOKENS, [_written(token)])  # a comment below the last key stays there
+            # a comment below the last key stays there
+            entry.insert(0, _TOKENS, [_written(token)])
 
     return _edit(directory, name, change, now)
 
 
-def remove_tokens(directory: Path, name: str, token_id: str | None, now: datetime) -> tuple[str, ...]:
-    """Remove one token of a client, or all; give their IDs. The client stays, as rules can name it, with no token."""
+def remove_tokens(
+    directory: Path, name: str, token_id: str | None, now: datetime
+) -> tuple[str, ...]:
+    """Remove one token of a client, or all; give their IDs.
+
+    The client stays, as rules can name it, with no token.
+    """
     removed: list[str] = []
 
     def change(clients: _Entries) -> None:
@@ -68,14 +81,17 @@ def remove_tokens(directory: Path, name: str, token_id: str | None, now: datetim
         revoked = [one for one in listed if token_id in (None, _id_of(one))]
         if not revoked:
             which = "token" if token_id is None else f"token {token_id}"
-            raise EditRefused(f"the client {name} has no {which}: `squidkeeper client list` shows what there is")
+            raise EditRefused(
+                f"the client {name} has no {which}: `squidkeeper client list` shows what there is"
+            )
         removed.extend(map(_id_of, revoked))
         kept = [one for one in listed if one not in revoked]
         if kept:
             for token in revoked:
                 listed.remove(token)
         else:
-            entry.ca.items.pop(_TOKENS, None)  # a comment on the last token goes with it
+            # a comment on the last token goes with it
+            entry.ca.items.pop(_TOKENS, None)
             entry[_TOKENS] = round_trip_yaml().load("[]")
 
     _edit(directory, name, change, now, comments_may_go=True)
@@ -83,13 +99,17 @@ def remove_tokens(directory: Path, name: str, token_id: str | None, now: datetim
 
 
 def _id_of(listed: object) -> str:
-    return Token(str(listed["sha256"] if isinstance(listed, Mapping) else listed).lower()).id
+    return Token(
+        str(listed["sha256"] if isinstance(listed, Mapping) else listed).lower()
+    ).id
 
 
 def _written(token: Token) -> object:
     if token.expires is None:
         return token.sha256
-    return round_trip_yaml().load(f"{{sha256: {token.sha256}, expires: {utc_time(token.expires)}}}")
+    return round_trip_yaml().load(
+        f"{{sha256: {token.sha256}, expires: {utc_time(token.expires)}}}"
+    )
 
 
 def _new_entry() -> _Entries:
@@ -108,23 +128,41 @@ def round_trip_yaml() -> YAML:
     return yaml
 
 
-# --- one file, changed whole or not at all ------------------------------------------------------------------------
+# --- one file, changed whole or not at all --------------------------------------------
 
 
 def _edit(
-    directory: Path, name: str, change: Callable[[_Entries], None], now: datetime, *, comments_may_go: bool = False
+    directory: Path,
+    name: str,
+    change: Callable[[_Entries], None],
+    now: datetime,
+    *,
+    comments_may_go: bool = False,
 ) -> Path:
     with locked(directory):
         sources = read_sources(directory)
         if sources.local is not None:
-            raise EditRefused(f"others write {directory} ({sources.local.path} is there): edit it where it comes from")
+            raise EditRefused(
+                f"others write {directory} ({sources.local.path} is there): edit it where it comes from"
+            )
         loaded = load_or_refuse(
-            sources, now, "does not load: fix it first (squidkeeper check). Add a client before a rule names it"
+            sources,
+            now,
+            "does not load: fix it first (squidkeeper check). Add a client before a rule names it",
         )
         document = _document_of(sources.documents, name)
-        new = parse_document(document.path, _with_clients(document, change, comments_may_go=comments_may_go))
-        documents = tuple(new if other is document else other for other in sources.documents)
-        after = load_or_refuse(replace(sources, documents=documents), now, f"does not load with this change of {name}")
+        new = parse_document(
+            document.path,
+            _with_clients(document, change, comments_may_go=comments_may_go),
+        )
+        documents = tuple(
+            new if other is document else other for other in sources.documents
+        )
+        after = load_or_refuse(
+            replace(sources, documents=documents),
+            now,
+            f"does not load with this change of {name}",
+        )
         _check_rest(loaded, after, document, new, name)
         _write(document, new.content)
         return document.path
@@ -145,11 +183,15 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def load_or_refuse(sources: Sources, now: datetime, problem: str) -> LoadedPolicy:
-    """Load a policy as it is, or as it would be; `EditRefused` with every fault and the problem."""
+    """Load a policy as it is, or as it would be; `EditRefused` with every fault and the
+    problem.
+    """
     try:
         return load_sources(sources, now)
     except PolicyError as error:
-        raise EditRefused(f"{error}\n{sources.directory} {problem}; nothing was changed") from error
+        raise EditRefused(
+            f"{error}\n{sources.directory} {problem}; nothing was changed"
+        ) from error
 
 
 def _document_of(documents: Iterable[Document], name: str) -> Document:
@@ -161,22 +203,40 @@ def _document_of(documents: Iterable[Document], name: str) -> Document:
     return min(documents, key=rank)
 
 
-def _with_clients(document: Document, change: Callable[[_Entries], None], *, comments_may_go: bool) -> bytes:
+def _with_clients(
+    document: Document, change: Callable[[_Entries], None], *, comments_may_go: bool
+) -> bytes:
     lines = document.content.decode().splitlines(keepends=True)
     keys = [document.locate((key,), key=True).line - 1 for key in document.data]
-    start = document.locate((_CLIENTS,), key=True).line - 1 if _CLIENTS in document.data else None
+    start = (
+        document.locate((_CLIENTS,), key=True).line - 1
+        if _CLIENTS in document.data
+        else None
+    )
     if start is None:
-        end = document.locate(("end",), key=True).line - 1 if "end" in document.data else len(lines)
+        end = (
+            document.locate(("end",), key=True).line - 1
+            if "end" in document.data
+            else len(lines)
+        )
         if lines and not lines[end - 1].endswith("\n"):
             lines[end - 1] += "\n"
-        return "".join([*lines[:end], "\n", _section(f"{_CLIENTS}: {{}}\n", change), *lines[end:]]).encode()
+        return "".join(
+            [*lines[:end], "\n", _section(f"{_CLIENTS}: {{}}\n", change), *lines[end:]]
+        ).encode()
     end = min((line for line in keys if line > start), default=len(lines))
-    while end > start and lines[end - 1].strip()[:1] in ("", "#") and not lines[end - 1].startswith(" "):
+    while (
+        end > start
+        and lines[end - 1].strip()[:1] in ("", "#")
+        and not lines[end - 1].startswith(" ")
+    ):
         end -= 1  # what stands above the next section
     before = "".join(lines[start:end])
     section = _section(before, change)
     if not comments_may_go and _COMMENT.findall(section) != _COMMENT.findall(before):
-        raise EditRefused("a comment in the section 'clients' would be lost or move: edit it by hand")
+        raise EditRefused(
+            "a comment in the section 'clients' would be lost or move: edit it by hand"
+        )
     return "".join([*lines[:start], section, *lines[end:]]).encode()
 
 
@@ -192,7 +252,9 @@ def _section(text: str, change: Callable[[_Entries], None]) -> str:
             clients = root[_CLIENTS] = CommentedMap()
         indent = clients.lc.data[next(iter(clients))][1] if clients else 2
     except (YAMLError, LookupError, TypeError, AttributeError) as error:
-        raise EditRefused("the section 'clients' has a form that this command cannot edit: edit it by hand") from error
+        raise EditRefused(
+            "the section 'clients' has a form that this command cannot edit: edit it by hand"
+        ) from error
     change(clients)
     yaml.indent(mapping=indent, sequence=indent + 2, offset=indent)
     written = io.StringIO()
@@ -200,23 +262,38 @@ def _section(text: str, change: Callable[[_Entries], None]) -> str:
     return written.getvalue()
 
 
-def _check_rest(before: LoadedPolicy, after: LoadedPolicy, old: Document, new: Document, name: str) -> None:
+def _check_rest(
+    before: LoadedPolicy, after: LoadedPolicy, old: Document, new: Document, name: str
+) -> None:
     def rest(policy: LoadedPolicy) -> list[tuple[object, ...]]:
-        clients = (client for client in policy.compiled.source.clients if client.name != name)
-        return [(client.name, client.networks, client.users, client.tokens) for client in clients]
+        clients = (
+            client for client in policy.compiled.source.clients if client.name != name
+        )
+        return [
+            (client.name, client.networks, client.users, client.tokens)
+            for client in clients
+        ]
 
     def networks(policy: LoadedPolicy) -> list[object]:
-        return [client.networks for client in policy.compiled.source.clients if _is_known(client, name, before)]
+        return [
+            client.networks
+            for client in policy.compiled.source.clients
+            if _is_known(client, name, before)
+        ]
 
     same = {key: value for key, value in old.data.items() if key != _CLIENTS} == {
         key: value for key, value in new.data.items() if key != _CLIENTS
     }
     if not same or rest(before) != rest(after) or networks(before) != networks(after):
-        raise EditRefused(f"{old.path} has a form that this command cannot edit: edit it by hand")
+        raise EditRefused(
+            f"{old.path} has a form that this command cannot edit: edit it by hand"
+        )
 
 
 def _is_known(client: Client, name: str, before: LoadedPolicy) -> bool:
-    return client.name == name and any(other.name == name for other in before.compiled.source.clients)
+    return client.name == name and any(
+        other.name == name for other in before.compiled.source.clients
+    )
 
 
 def _write(document: Document, content: bytes) -> None:
@@ -225,6 +302,10 @@ def _write(document: Document, content: bytes) -> None:
         if path.read_bytes() != document.content:
             raise EditRefused(f"{document.path} was changed meanwhile: try again")
         state = path.stat()
-        write_file(path, content, stat.S_IMODE(state.st_mode), (state.st_uid, state.st_gid))
+        write_file(
+            path, content, stat.S_IMODE(state.st_mode), (state.st_uid, state.st_gid)
+        )
     except OSError as error:
-        raise EditRefused(f"{document.path} cannot be written: {error.strerror}; nothing was changed") from error
+        raise EditRefused(
+            f"{document.path} cannot be written: {error.strerror}; nothing was changed"
+        ) from error

@@ -1,7 +1,8 @@
-"""What the archive of the access log reports: a small file in its folder, which Squid's group can read.
+"""What the archive of the access log reports: a small file in its folder, which Squid's
+group can read.
 
-The maintenance process deletes no rotated log before it is archived, unless the disk would fill up. It notes in the
-state folder what it had to delete.
+The maintenance process deletes no rotated log before it is archived, unless the disk
+would fill up. It notes in the state folder what it had to delete.
 """
 
 from collections.abc import Iterable
@@ -15,13 +16,17 @@ from squidkeeper.base.untrusted_file import read_untrusted
 
 FILE: Final = "status.json"
 DELETED: Final = "deleted-logs.json"
-MOST_FILES: Final = 100_000  # in a report; of more, the oldest are read again by each run
+MOST_FILES: Final = (
+    100_000  # in a report; of more, the oldest are read again by each run
+)
 _LONGEST: Final = 16 * 1024 * 1024  # bytes of a report: room for these
 
 
 @dataclass(frozen=True, slots=True)
 class FileOnDisk:
-    """What a rotated log is known again by under another name, while nobody writes to it."""
+    """What a rotated log is known again by under another name, while nobody writes to
+    it.
+    """
 
     inode: int
     bytes: int
@@ -39,17 +44,22 @@ class FileOnDisk:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveStatus:
-    """The last run of `squidkeeper archive`; times are in seconds since 1970, None: never.
+    """The last run of `squidkeeper archive`; times are in seconds since 1970, None:
+    never.
 
-    `archived` are the rotated logs that are on disk and whose lines are all in the archive, by its chain up to the
-    entry with the SHA-256 `chain`.
+    `archived` are the rotated logs that are on disk and whose lines are all in the
+    archive, by its chain up to the entry with the SHA-256 `chain`.
     """
 
     ended: float | None = None
     succeeded: float | None = None
     failure: str = ""
-    damaged: tuple[str, ...] = ()  # rotated logs whose end is unreadable: what could be read is in the archive
-    refused: tuple[str, ...] = ()  # rotated logs of which nothing could be read, and why: they stay
+    damaged: tuple[
+        str, ...
+    ] = ()  # rotated logs whose end is unreadable: what could be read is in the archive
+    refused: tuple[
+        str, ...
+    ] = ()  # rotated logs of which nothing could be read, and why: they stay
     archived: frozenset[FileOnDisk] = frozenset()
     chain: str = ""
 
@@ -60,7 +70,9 @@ class ArchiveStatus:
 
 @dataclass(frozen=True, slots=True)
 class DeletedLogs:
-    """What was deleted before it was archived: files and bytes, all of them; the last file, and when."""
+    """What was deleted before it was archived: files and bytes, all of them; the last
+    file, and when.
+    """
 
     files: int = 0
     bytes: int = 0
@@ -73,13 +85,18 @@ class DeletedLogs:
 
 
 def read_archive_status(folder: Path) -> ArchiveStatus | None:
-    """Read the report; None if there is no archive. One that has not run yet counts as complete when it was made."""
+    """Read the report; None if there is no archive.
+
+    One that has not run yet counts as complete when it was made.
+    """
     try:
         made = folder.stat().st_mtime
     except OSError:
         return None
     try:
-        return msgspec.json.decode(read_untrusted(folder / FILE, _LONGEST), type=ArchiveStatus)
+        return msgspec.json.decode(
+            read_untrusted(folder / FILE, _LONGEST), type=ArchiveStatus
+        )
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return ArchiveStatus(succeeded=made)
 
@@ -87,6 +104,8 @@ def read_archive_status(folder: Path) -> ArchiveStatus | None:
 def read_deleted_logs(state: Path) -> DeletedLogs:
     """Read what was deleted; nothing if there is no note."""
     try:
-        return msgspec.json.decode(read_untrusted(state / DELETED, _LONGEST), type=DeletedLogs)
+        return msgspec.json.decode(
+            read_untrusted(state / DELETED, _LONGEST), type=DeletedLogs
+        )
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return DeletedLogs()

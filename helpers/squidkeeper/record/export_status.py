@@ -1,4 +1,5 @@
-"""Where each export stands: a small file in the state folder, which is its position and its report at once.
+"""Where each export stands: a small file in the state folder, which is its position and
+its report at once.
 
 Its modification time is the time of the heartbeat.
 """
@@ -23,17 +24,23 @@ from squidkeeper.record.log.follower import Position
 
 FOLDER: Final = "export"  # in the state folder
 SUFFIX: Final = ".json"
-PATIENCE_SECONDS: Final = 120.0  # for a heartbeat: a slow receiver may take that long to answer
-UNREADABLE = Position("unreadable", 0, "0")  # of no file, and before all: everything that there is is sent
+PATIENCE_SECONDS: Final = (
+    120.0  # for a heartbeat: a slow receiver may take that long to answer
+)
+# of no file, and before all: everything that there is is sent
+UNREADABLE = Position("unreadable", 0, "0")
 _BEAT_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
 
 class ExportState(msgspec.Struct, frozen=True):
-    """How far the receiver has taken the access log, and what was counted so far. Times are in seconds since 1970.
+    """How far the receiver has taken the access log, and what was counted so far.
 
-    Up to `position` the receiver has everything. After it, `unconfirmed` messages may have left: they are sent again
-    if the process ends now. `until` is the time of the newest record that the receiver has.
+    Times are in seconds since 1970.
+
+    Up to `position` the receiver has everything. After it, `unconfirmed` messages may
+    have left: they are sent again if the process ends now. `until` is the time of the
+    newest record that the receiver has.
     """
 
     position: Position = Position()
@@ -43,9 +50,13 @@ class ExportState(msgspec.Struct, frozen=True):
     gaps: int = 0
     lost: int = 0  # records in gaps, as far as their number is known
     until: str = ""
-    archive_head: int = 0  # the number of the newest head of the archive that the receiver has
+    archive_head: int = (
+        0  # the number of the newest head of the archive that the receiver has
+    )
     last_success: float = 0.0
-    waiting_since: float | None = None  # since when the receiver has not taken what there is; None: it has all
+    waiting_since: float | None = (
+        None  # since when the receiver has not taken what there is; None: it has all
+    )
     backlog_bytes: int = 0
     failure: str = ""  # of the last attempt, without a secret; empty: it succeeded
     usage: Position = Position()  # in the ledger of usage
@@ -59,7 +70,9 @@ class ExportStatus:
     state: ExportState
 
     def waiting_seconds(self, now: float) -> float:
-        """Tell for how long the receiver has not taken what there is; `now` is in seconds since 1970."""
+        """Tell for how long the receiver has not taken what there is; `now` is in
+        seconds since 1970.
+        """
         since = self.state.waiting_since
         return 0.0 if since is None else max(0.0, now - since)
 
@@ -73,7 +86,10 @@ def parse_export_state(content: bytes) -> ExportState:
 
 
 def read_exports(state: Path, now: float) -> Mapping[str, ExportStatus]:
-    """Read the file of each export, by its name; none if there is no folder. `now` is in seconds since 1970."""
+    """Read the file of each export, by its name; none if there is no folder.
+
+    `now` is in seconds since 1970.
+    """
     folder = state / FOLDER
     try:
         names = sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX))
@@ -86,7 +102,9 @@ def read_exports(state: Path, now: float) -> Mapping[str, ExportStatus]:
 def _read(file: Path, now: float) -> ExportStatus | None:
     try:
         beat = file.stat().st_mtime
-        return ExportStatus(abs(now - beat) <= PATIENCE_SECONDS, parse_export_state(file.read_bytes()))
+        return ExportStatus(
+            abs(now - beat) <= PATIENCE_SECONDS, parse_export_state(file.read_bytes())
+        )
     except (OSError, ValueError):
         return None
 
@@ -107,11 +125,18 @@ class ExportStore:
         self.state = ExportState()
 
     def __enter__(self) -> ExportStore:
-        """Lock and read the file; `StateInUse` if another process has it, OSError if the folder is not writable."""
+        """Lock and read the file; `StateInUse` if another process has it, OSError if
+        the folder is not writable.
+        """
         if not self._folder.is_dir():
             self._folder.mkdir(parents=True)
-            self._folder.chmod(0o2770)  # as install.sh has it: the service writes there by its group
-        self._lock = os.open(self._folder / f"{self.name}.lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            # as install.sh has it: the service writes there by its group
+            self._folder.chmod(0o2770)
+        self._lock = os.open(
+            self._folder / f"{self.name}.lock",
+            os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC,
+            0o640,
+        )
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -121,7 +146,10 @@ class ExportStore:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._release()
 
@@ -138,7 +166,10 @@ class ExportStore:
         self.beat()
 
     def beat(self) -> None:
-        """Show a sign of life. Without a file there is none; the next `write` makes it."""
+        """Show a sign of life.
+
+        Without a file there is none; the next `write` makes it.
+        """
         if self._on_disk and time.monotonic() >= self._written_at + _BEAT_SECONDS:
             try:
                 os.utime(self._file)

@@ -1,14 +1,16 @@
-"""A task of `squidkeeper maintain`: it tells people about questions, and about quotas of tokens.
+"""A task of `squidkeeper maintain`: it tells people about questions, and about quotas
+of tokens.
 
 Nothing is approved over it.
 
-webhook.yaml is a file of the gateway's own set-up: whoever may edit the policy cannot choose where questions are sent.
-All that a client chose is percent-encoded, and Slack's markup is escaped. The query of a URL stays on the gateway: it
-can hold what the client should not have put there.
+webhook.yaml is a file of the gateway's own set-up: whoever may edit the policy cannot
+choose where questions are sent. All that a client chose is percent-encoded, and Slack's
+markup is escaped. The query of a URL stays on the gateway: it can hold what the client
+should not have put there.
 
-A message leaves at most once a minute, whatever clients ask, and names first one question of each client. A receiver
-that does not take it is tried again after longer and longer pauses. Sending can wait for the receiver, so a thread does
-it.
+A message leaves at most once a minute, whatever clients ask, and names first one
+question of each client. A receiver that does not take it is tried again after longer
+and longer pauses. Sending can wait for the receiver, so a thread does it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,13 @@ from urllib.parse import quote
 
 import msgspec
 
-from squidkeeper.base.errors import DeliveryFailed, InvalidExport, MessagesRefused, SquidkeeperError, WebhookFailed
+from squidkeeper.base.errors import (
+    DeliveryFailed,
+    InvalidExport,
+    MessagesRefused,
+    SquidkeeperError,
+    WebhookFailed,
+)
 from squidkeeper.base.formatting import duration, utc_seconds
 from squidkeeper.base.untrusted_file import read_regular
 from squidkeeper.policy.destination import Destination, Transport, parse_destination
@@ -55,7 +63,10 @@ class WebhookFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WebhookSettings:
-    """One receiver. `key` signs what is sent; Slack checks no signature, and needs none."""
+    """One receiver.
+
+    `key` signs what is sent; Slack checks no signature, and needs none.
+    """
 
     destination: Destination = field(repr=False)  # Slack's own URL is a secret
     format: WebhookFormat
@@ -64,18 +75,25 @@ class WebhookSettings:
 
 
 def read_webhook_settings(file: Path) -> WebhookSettings | None:
-    """Read the file; None where there is none. `WebhookFailed` says what is wrong, and shows neither URL nor key."""
+    """Read the file; None where there is none.
+
+    `WebhookFailed` says what is wrong, and shows neither URL nor key.
+    """
     try:
         mode = file.stat().st_mode
         settings = msgspec.yaml.decode(file.read_bytes(), type=_WebhookFile)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise WebhookFailed(f"{file}: {error.strerror}: Squid's account has to read it") from None
+        raise WebhookFailed(
+            f"{file}: {error.strerror}: Squid's account has to read it"
+        ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise WebhookFailed(f"{file}: {error}: {_EXPECTED}") from None
     if mode & _OTHERS:
-        raise WebhookFailed(f"{file}: everybody can read it, and its URL is a secret: chmod 0640")
+        raise WebhookFailed(
+            f"{file}: everybody can read it, and its URL is a secret: chmod 0640"
+        )
     return WebhookSettings(
         _destination(file, settings.url),
         settings.format,
@@ -97,14 +115,18 @@ def _destination(file: Path, url: str) -> Destination:
 def _key(file: Path, settings: _WebhookFile) -> bytes:
     if not settings.key_file:
         if settings.format is WebhookFormat.JSON:
-            raise WebhookFailed(f"{file}: key_file is missing: it signs what is sent, and the receiver checks that")
+            raise WebhookFailed(
+                f"{file}: key_file is missing: it signs what is sent, and the receiver checks that"
+            )
         return b""
     key_file = Path(settings.key_file)
     try:
         key = read_regular(key_file).strip()
         is_closed = not key_file.stat().st_mode & _OTHERS
     except OSError as error:
-        raise WebhookFailed(f"{file}: key_file {key_file}: {error.strerror}: Squid's account has to read it") from None
+        raise WebhookFailed(
+            f"{file}: key_file {key_file}: {error.strerror}: Squid's account has to read it"
+        ) from None
     if len(key) < _KEY_BYTES_AT_LEAST or not is_closed:
         raise WebhookFailed(
             f"{file}: key_file {key_file}: expected {_KEY_BYTES_AT_LEAST} bytes at least that only its owner and group"
@@ -122,30 +144,61 @@ class _WebhookFile(msgspec.Struct, forbid_unknown_fields=True):
 
 SHOWN_AT_MOST: Final = 10
 _LONGEST: Final = 200  # characters of a URL
-_PLAIN: Final = "/:?=.,-_~%[]"  # and letters and digits: neither markup of Slack's, nor of JSON's
+_PLAIN: Final = (
+    "/:?=.,-_~%[]"  # and letters and digits: neither markup of Slack's, nor of JSON's
+)
 
 
-def webhook_body(form: WebhookFormat, waiting: Sequence[Ticket], gateway: str, now: float) -> bytes:
+def webhook_body(
+    form: WebhookFormat, waiting: Sequence[Ticket], gateway: str, now: float
+) -> bytes:
     """Write that questions wait."""
     write = {WebhookFormat.JSON: _json, WebhookFormat.SLACK: _slack}[form]
     return json.dumps(write(waiting, gateway, now)).encode()
 
 
-def quota_body(form: WebhookFormat, uses: Sequence[TokenUse], gateway: str, now: float) -> bytes:
+def quota_body(
+    form: WebhookFormat, uses: Sequence[TokenUse], gateway: str, now: float
+) -> bytes:
     """Write that quotas of tokens are nearly used."""
     shown = uses[:SHOWN_AT_MOST]
     if form is WebhookFormat.SLACK:
         begins = f"Nearly used on the gateway {_slack_text(gateway)}. Who uses it: squidkeeper quota"
-        lines = [begins, *(f"`{_slack_text(_encoded(use.holder))}` {_slack_text(_used(use))}" for use in shown)]
-        return json.dumps({"text": "\n".join(lines), "unfurl_links": False, "unfurl_media": False}).encode()
-    about = {"version": 1, "event": "quota-nearly-used", "gateway": gateway, "time": utc_seconds(now)}
-    return json.dumps({**about, "new": len(uses), "quotas": [_quota(use, now) for use in shown]}).encode()
+        lines = [
+            begins,
+            *(
+                f"`{_slack_text(_encoded(use.holder))}` {_slack_text(_used(use))}"
+                for use in shown
+            ),
+        ]
+        return json.dumps(
+            {"text": "\n".join(lines), "unfurl_links": False, "unfurl_media": False}
+        ).encode()
+    about = {
+        "version": 1,
+        "event": "quota-nearly-used",
+        "gateway": gateway,
+        "time": utc_seconds(now),
+    }
+    return json.dumps(
+        {**about, "new": len(uses), "quotas": [_quota(use, now) for use in shown]}
+    ).encode()
 
 
 def _quota(use: TokenUse, now: float) -> dict[str, Any]:
     quota = use.quota
-    about = {"quota": quota.name, "unit": str(quota.unit), "limit": quota.limit, "every": str(quota.window)}
-    used = {"holder": _encoded(use.holder), "used": use.used, "resets": utc_seconds(now + use.ends_in + 0.5)}  # rounded
+    about = {
+        "quota": quota.name,
+        "unit": str(quota.unit),
+        "limit": quota.limit,
+        "every": str(quota.window),
+    }
+    # rounded
+    used = {
+        "holder": _encoded(use.holder),
+        "used": use.used,
+        "resets": utc_seconds(now + use.ends_in + 0.5),
+    }
     return about | used
 
 
@@ -154,12 +207,17 @@ def _used(use: TokenUse) -> str:
 
 
 def signature_headers(key: bytes, body: bytes, now: float) -> dict[str, str]:
-    """Sign a body together with the time, so that nobody can send it again later; without a key, give nothing."""
+    """Sign a body together with the time, so that nobody can send it again later;
+    without a key, give nothing.
+    """
     if not key:
         return {}
     seconds = str(int(now))
     signed = digest(key, seconds.encode() + b"." + body, sha256).hex()
-    return {"X-Squidkeeper-Timestamp": seconds, "X-Squidkeeper-Signature": f"v1={signed}"}
+    return {
+        "X-Squidkeeper-Timestamp": seconds,
+        "X-Squidkeeper-Signature": f"v1={signed}",
+    }
 
 
 def _json(waiting: Sequence[Ticket], gateway: str, now: float) -> dict[str, Any]:
@@ -188,7 +246,9 @@ def _question(ticket: Ticket) -> dict[str, Any]:
 
 
 def _slack(waiting: Sequence[Ticket], gateway: str, _: float) -> dict[str, Any]:
-    lines = [f"{len(waiting)} new questions wait on the gateway {_slack_text(gateway)}. Decide there: squidkeeper ask"]
+    lines = [
+        f"{len(waiting)} new questions wait on the gateway {_slack_text(gateway)}. Decide there: squidkeeper ask"
+    ]
     lines += [
         f"`{ticket.number}` {_slack_text(_encoded(ticket.client))} {_slack_text(_encoded(ticket.user))}"
         f" `{_slack_text(_encoded(ticket.method))} {_slack_text(_shown_url(ticket.url))}`"
@@ -219,7 +279,10 @@ _BODY: Final = Body("application/json", lambda payloads: payloads[0], lambda _: 
 
 
 class Webhook:
-    """The task. It works while there is a webhook.yaml, which it reads again each time."""
+    """The task.
+
+    It works while there is a webhook.yaml, which it reads again each time.
+    """
 
     name = "webhook"
 
@@ -234,7 +297,9 @@ class Webhook:
         self._thread: Thread | None = None
 
     def check(self) -> None:
-        """Begin to send what is due; `WebhookFailed` while the file is faulty, or the last message was not taken."""
+        """Begin to send what is due; `WebhookFailed` while the file is faulty, or the
+        last message was not taken.
+        """
         is_at_work = self._thread is not None and self._thread.is_alive()
         settings = read_webhook_settings(self._file)
         if not is_at_work and settings != self._settings:
@@ -274,10 +339,18 @@ class Webhook:
         try:
             untold = [ticket for ticket in store.pending(now) if not ticket.told]
             key = store.key if untold else b""
-            new = [ticket for waiting in untold if (ticket := sound_ticket(asdict(waiting), key))]
+            new = [
+                ticket
+                for waiting in untold
+                if (ticket := sound_ticket(asdict(waiting), key))
+            ]
             if not new:
                 return False
-            _post(settings, webhook_body(settings.format, _in_turn(new), gethostname(), now), now)
+            _post(
+                settings,
+                webhook_body(settings.format, _in_turn(new), gethostname(), now),
+                now,
+            )
             store.tell([ticket.number for ticket in new])
             return True
         finally:
@@ -292,13 +365,18 @@ class Webhook:
 
 
 def _in_turn(tickets: Sequence[Ticket]) -> list[Ticket]:
-    """Put the oldest question of each client ahead of the second ones: a message names few, and no client fills it."""
+    """Put the oldest question of each client ahead of the second ones: a message names
+    few, and no client fills it.
+    """
     before: Counter[str] = Counter()
     places = []
     for ticket in tickets:
         places.append(before[ticket.client])
         before[ticket.client] += 1
-    return [ticket for _, ticket in sorted(zip(places, tickets, strict=True), key=itemgetter(0))]
+    return [
+        ticket
+        for _, ticket in sorted(zip(places, tickets, strict=True), key=itemgetter(0))
+    ]
 
 
 def _post(settings: WebhookSettings, body: bytes, now: float) -> None:
@@ -307,7 +385,10 @@ def _post(settings: WebhookSettings, body: bytes, now: float) -> None:
     try:
         sender.send([Message(MessageKind.UNDECIDED, "", body)])
     except (DeliveryFailed, MessagesRefused) as error:
-        hidden = str(error).replace(str(settings.destination), settings.destination.authority)  # its path is a secret
+        # its path is a secret
+        hidden = str(error).replace(
+            str(settings.destination), settings.destination.authority
+        )
         retry = error.retry_seconds if isinstance(error, DeliveryFailed) else None
         raise DeliveryFailed(hidden, retry_seconds=retry) from None
     finally:

@@ -1,1 +1,3 @@
-"""The helpers that Squid starts, what they answer with, and the state that they share."""
+"""The helpers that Squid starts, what they answer with, and the state that
+they share.
+"""

@@ -1,7 +1,9 @@
-"""Whether a gateway is drained: healthy for nobody, so that new clients go to other gateways.
+"""Whether a gateway is drained: healthy for nobody, so that new clients go to other
+gateways.
 
-A file in the run folder says so. The exporter reads that it is there, and since when; `squidkeeper drain` makes it.
-Squid's account can write in that folder, so nothing there is opened or followed.
+A file in the run folder says so. The exporter reads that it is there, and since when;
+`squidkeeper drain` makes it. Squid's account can write in that folder, so nothing there
+is opened or followed.
 """
 
 from contextlib import suppress
@@ -20,7 +22,10 @@ def drained_since(run: Path) -> float | None:
 
 
 def drain(run: Path) -> bool:
-    """Drain the gateway; tell whether it was not. An OSError where the file cannot be made."""
+    """Drain the gateway; tell whether it was not.
+
+    An OSError where the file cannot be made.
+    """
     run.mkdir(mode=0o755, exist_ok=True)
     try:
         (run / FILE).touch(0o644, exist_ok=False)  # O_EXCL follows no link
@@ -30,7 +35,10 @@ def drain(run: Path) -> bool:
 
 
 def undrain(run: Path) -> bool:
-    """Let the gateway be healthy again; tell whether it was drained. An OSError where the file cannot be removed."""
+    """Let the gateway be healthy again; tell whether it was drained.
+
+    An OSError where the file cannot be removed.
+    """
     with suppress(FileNotFoundError):
         (run / FILE).unlink()
         return True

@@ -1,7 +1,9 @@
-"""The pages with which Squid answers for itself: denials of ours, and Squid's own failures.
+"""The pages with which Squid answers for itself: denials of ours, and Squid's own
+failures.
 
-All denials share one template in three forms. The annotations of a row of `DENIALS` fill it: squid.conf has them where
-it says `@PAGE_name@`. Each of Squid's own errors has a plain text, from a row of `FAILURES`.
+All denials share one template in three forms. The annotations of a row of `DENIALS`
+fill it: squid.conf has them where it says `@PAGE_name@`. Each of Squid's own errors has
+a plain text, from a row of `FAILURES`.
 """
 
 import json
@@ -14,8 +16,8 @@ from urllib.parse import quote
 
 from squidkeeper.policy.url import OWN_HOST
 
-# The request ID: the gateway's name, which install.sh writes, the second, the number of the transaction in its process,
-# the port of the client. Together they are unique.
+# The request ID: the gateway's name, which install.sh writes, the second, the number of
+# the transaction in its process, the port of the client. Together they are unique.
 REQUEST_ID: Final = ("gateway", "%tS", "%master_xaction", "%>p")
 
 
@@ -38,9 +40,12 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DenialPage:
-    """A kind of denial. `more` are lines for people and members of the JSON, with annotations in them.
+    """A kind of denial.
 
-    `rule` and `reason` are None where a helper has sent them. No text holds a quote, a backslash or markup.
+    `more` are lines for people and members of the JSON, with annotations in them.
+
+    `rule` and `reason` are None where a helper has sent them. No text holds a quote, a
+    backslash or markup.
     """
 
     name: str
@@ -56,7 +61,10 @@ class DenialPage:
 
 @dataclass(frozen=True, slots=True)
 class FailurePage:
-    """A kind of failure, with Squid's errors of this kind. `detail` are codes of Squid's that tell more."""
+    """A kind of failure, with Squid's errors of this kind.
+
+    `detail` are codes of Squid's that tell more.
+    """
 
     errors: tuple[str, ...]
     title: str
@@ -69,7 +77,9 @@ class FailurePage:
 
 _NO_RETRY = "Retrying does not help"
 _ASK = "To request a change, show this page to the contact."
-_SHOW = "Try again once, in a few seconds. If this page comes back, show it to the contact."
+_SHOW = (
+    "Try again once, in a few seconds. If this page comes back, show it to the contact."
+)
 _TICKET = "%{ticket_}note"
 _TICKET_STATE = f"http://{OWN_HOST}/tickets/{_TICKET}"
 
@@ -112,7 +122,10 @@ DENIALS: Final = (
         Cause.POLICY,
         retryable=True,
         lines=(("Resets", "%{resets_}note (in %{resets_in_}note s)"),),
-        members=(("resets", '"%\'{resets_}note"'), ("resets_in_seconds", "%{resets_in_}note")),
+        members=(
+            ("resets", '"%\'{resets_}note"'),
+            ("resets_in_seconds", "%{resets_in_}note"),
+        ),
     ),
     DenialPage(
         "no_credential",
@@ -247,7 +260,13 @@ FAILURES: Final = (
     ),
     FailurePage(
         (
-            *("ERR_INVALID_URL", "ERR_INVALID_REQ", "ERR_UNSUP_REQ", "ERR_UNSUP_HTTPVERSION", "ERR_CONFLICT_HOST"),
+            *(
+                "ERR_INVALID_URL",
+                "ERR_INVALID_REQ",
+                "ERR_UNSUP_REQ",
+                "ERR_UNSUP_HTTPVERSION",
+                "ERR_CONFLICT_HOST",
+            ),
             *("ERR_PROTOCOL_UNKNOWN", "ERR_PRECONDITION_FAILED", "ERR_URN_RESOLVE"),
         ),
         f"REFUSED: the gateway does not understand the request. {_UNSENT}",
@@ -258,9 +277,26 @@ FAILURES: Final = (
     ),
     FailurePage(
         (
-            *("ERR_SOCKET_FAILURE", "ERR_SHUTTING_DOWN", "ERR_GATEWAY_FAILURE", "ERR_ESI", "ERR_NO_RELAY"),
-            *("ERR_FTP_DISABLED", "ERR_FTP_FAILURE", "ERR_FTP_FORBIDDEN", "ERR_FTP_NOT_FOUND", "ERR_FTP_PUT_ERROR"),
-            *("ERR_FTP_PUT_CREATED", "ERR_FTP_PUT_MODIFIED", "ERR_FTP_UNAVAILABLE", "ERR_DIR_LISTING"),
+            *(
+                "ERR_SOCKET_FAILURE",
+                "ERR_SHUTTING_DOWN",
+                "ERR_GATEWAY_FAILURE",
+                "ERR_ESI",
+                "ERR_NO_RELAY",
+            ),
+            *(
+                "ERR_FTP_DISABLED",
+                "ERR_FTP_FAILURE",
+                "ERR_FTP_FORBIDDEN",
+                "ERR_FTP_NOT_FOUND",
+                "ERR_FTP_PUT_ERROR",
+            ),
+            *(
+                "ERR_FTP_PUT_CREATED",
+                "ERR_FTP_PUT_MODIFIED",
+                "ERR_FTP_UNAVAILABLE",
+                "ERR_DIR_LISTING",
+            ),
         ),
         "FAILED inside this gateway",
         "Squid could not handle the request. Its cache.log has more.",
@@ -273,35 +309,62 @@ NO_CONTACT: Final = "the operator of this gateway"
 
 
 def placeholders() -> dict[str, str]:
-    """Return what squid.conf has for `@PAGE_name@`, and for `@SQUID_ERRORS@`: the errors whose page is plain text."""
-    pages = {f"PAGE_{page.name}": _annotations(page) for page in DENIALS} | {"REQUEST_ID": ".".join(REQUEST_ID)}
-    return {**pages, "SQUID_ERRORS": " ".join(name for failure in FAILURES for name in failure.errors)}
+    """Return what squid.conf has for `@PAGE_name@`, and for `@SQUID_ERRORS@`: the
+    errors whose page is plain text.
+    """
+    pages = {f"PAGE_{page.name}": _annotations(page) for page in DENIALS} | {
+        "REQUEST_ID": ".".join(REQUEST_ID)
+    }
+    return {
+        **pages,
+        "SQUID_ERRORS": " ".join(
+            name for failure in FAILURES for name in failure.errors
+        ),
+    }
 
 
 def files() -> Iterator[tuple[str, str]]:
     """Write every file of the folder of pages: its name and its text."""
     yield from (
-        (template(form), text) for form, text in ((Form.TEXT, _text()), (Form.JSON, _json()), (Form.HTML, _html()))
+        (template(form), text)
+        for form, text in (
+            (Form.TEXT, _text()),
+            (Form.JSON, _json()),
+            (Form.HTML, _html()),
+        )
     )
-    yield "ERR_SQUIDKEEPER_TICKET", _note("ticket_state_")  # JSON, which a helper has written
+    # JSON, which a helper has written
+    yield (
+        "ERR_SQUIDKEEPER_TICKET",
+        _note("ticket_state_"),
+    )
     for failure in FAILURES:
         yield from ((name, _failure(name, failure)) for name in failure.errors)
 
 
 _ANNOTATION: Final = re.compile(r"%'?\{([a-z_]+)\}note")
-_IN_A_PAGE: Final = re.compile(r"@Squid\{%(?P<quoting>['\"#]?)(?:\{(?P<name>[^}]*)\})?(?P<code>[a-z_>S]+)\}")
+_IN_A_PAGE: Final = re.compile(
+    r"@Squid\{%(?P<quoting>['\"#]?)(?:\{(?P<name>[^}]*)\})?(?P<code>[a-z_>S]+)\}"
+)
 
 
-def fill_denial(text: str, page: DenialPage, values: Mapping[str, str], request_id: str) -> str:
+def fill_denial(
+    text: str, page: DenialPage, values: Mapping[str, str], request_id: str
+) -> str:
     """Fill the page of a denial as Squid does.
 
-    `text` is that of `files`. `values` has the annotations that a helper sends, and Squid's codes: `>rm`, `>ru`, `>a`
-    and `tg`.
+    `text` is that of `files`. `values` has the annotations that a helper sends, and
+    Squid's codes: `>rm`, `>ru`, `>a` and `tg`.
     """
-    noted = {name: _ANNOTATION.sub(lambda found: values[found[1]], note) for name, note in _noted(page).items()}
+    noted = {
+        name: _ANNOTATION.sub(lambda found: values[found[1]], note)
+        for name, note in _noted(page).items()
+    }
 
     def filled(found: re.Match[str]) -> str:
-        value = {**values, **noted}[found["name"] if found["code"] == "note" else found["code"]]
+        value = {**values, **noted}[
+            found["name"] if found["code"] == "note" else found["code"]
+        ]
         if found["quoting"] == _ENCODED:
             return quote(value, safe="")
         return json.dumps(value)[1:-1] if found["quoting"] == _QUOTED else value
@@ -315,8 +378,14 @@ def explained_with_body(text: str) -> str:
 
 
 def explained_with_user(text: str, user: str | None) -> str:
-    """Write the page of a denial of a user: its command names the user, where that is safe to paste."""
-    return text.replace(_OF_CLIENT, f"{_OF_CLIENT} --user={user}") if user and _PLAIN_USER.fullmatch(user) else text
+    """Write the page of a denial of a user: its command names the user, where that is
+    safe to paste.
+    """
+    return (
+        text.replace(_OF_CLIENT, f"{_OF_CLIENT} --user={user}")
+        if user and _PLAIN_USER.fullmatch(user)
+        else text
+    )
 
 
 def template(form: Form) -> str:
@@ -327,14 +396,22 @@ def template(form: Form) -> str:
 def _annotations(page: DenialPage) -> str:
     """Write the annotations of a page, as squid.conf quotes them."""
     noted = _noted(page) | (
-        {"rule_": page.rule, "reason_": page.reason or "", "contact_": NO_CONTACT} if page.rule else {}
+        {"rule_": page.rule, "reason_": page.reason or "", "contact_": NO_CONTACT}
+        if page.rule
+        else {}
     )
-    quoted = {name: value.replace("\n", "\\n").replace('"', '\\"') for name, value in noted.items()}
+    quoted = {
+        name: value.replace("\n", "\\n").replace('"', '\\"')
+        for name, value in noted.items()
+    }
     return " ".join(f'{name}="{value}"' for name, value in quoted.items())
 
 
 def _noted(page: DenialPage) -> dict[str, str]:
-    """List the annotations that a page has itself. Two texts end in what only this page has."""
+    """List the annotations that a page has itself.
+
+    Two texts end in what only this page has.
+    """
     lines = "".join(f"\n{label}: {value}" for label, value in page.lines)
     members = "".join(f',\n "{name}": {value}' for name, value in page.members)
     return {
@@ -365,7 +442,12 @@ def _note(name: str, quoting: str = _RAW) -> str:
 
 _ID = ".".join((REQUEST_ID[0], *map(_code, REQUEST_ID[1:])))
 _TIME = _code("%{%Y-%m-%dT%H:%M:%SZ}tg")
-_METHOD, _URL, _CLIENT = _code("%>rm"), _code("%>ru"), _code("%>a")  # Squid escapes quotes and markup in a URL
+# Squid escapes quotes and markup in a URL
+_METHOD, _URL, _CLIENT = (
+    _code("%>rm"),
+    _code("%>ru"),
+    _code("%>a"),
+)
 _SENT = "Nothing was sent to the origin."
 _TITLE, _ADVICE = _note("title_"), _note("advice_")
 _WHY = f"sudo squidkeeper why {_ID}"
@@ -375,7 +457,9 @@ _OF_REQUEST = f"{_OF_CLIENT} '{_code('%#>rm')}' '{_URL}'"
 _EXPLAIN = f"sudo squidkeeper explain {_OF_REQUEST}"
 
 
-def _page(title: str, stated: dict[str, str], advice: str, commands: tuple[str, ...]) -> str:
+def _page(
+    title: str, stated: dict[str, str], advice: str, commands: tuple[str, ...]
+) -> str:
     lines = "".join(f"{label}: {value}\n" for label, value in stated.items())
     for_operator = "".join(f"For the operator: {command}\n" for command in commands)
     return f"{title}\n\nRequest: {_METHOD} {_URL}\n{lines}\n{advice}\n{for_operator}"
@@ -395,7 +479,9 @@ def _text(rule: str = _note("rule_")) -> str:
 
 
 def _html() -> str:
-    """Write HTML: nothing within `xmp` is markup but its end, which no annotation holds: a rule is percent-encoded."""
+    """Write HTML: nothing within `xmp` is markup but its end, which no annotation
+    holds: a rule is percent-encoded.
+    """
     return (
         '<!DOCTYPE html>\n<html lang="en">\n'
         f'<head><meta charset="utf-8"><title>{_TITLE}</title>'
@@ -405,13 +491,17 @@ def _html() -> str:
 
 
 def _json() -> str:
-    """Write problem details (RFC 9457), one member a line. `retryable_` holds the members of one page, too."""
+    """Write problem details (RFC 9457), one member a line.
+
+    `retryable_` holds the members of one page, too.
+    """
     members = {
         "type": f'"urn:squidkeeper:{_note("page_")}"',
         "title": f'"{_TITLE}"',
         "status": "403",
         "detail": f'"{_TITLE}. {_SENT} {_ADVICE}"',
-        "message": f'"{_TITLE}: {_note("reason_", _QUOTED)}"',  # all that the SDK of OpenAI shows
+        # all that the SDK of OpenAI shows
+        "message": f'"{_TITLE}: {_note("reason_", _QUOTED)}"',
         "rule": f'"{_note("rule_", _QUOTED)}"',
         "reason": f'"{_note("reason_", _QUOTED)}"',
         "cause": f'"{_note("cause_")}"',
@@ -423,7 +513,11 @@ def _json() -> str:
         "method": f'"{_METHOD}"',
         "url": f'"{_URL}"',
     }
-    return "{\n" + ",\n".join(f' "{name}": {value}' for name, value in members.items()) + "\n}\n"
+    return (
+        "{\n"
+        + ",\n".join(f' "{name}": {value}' for name, value in members.items())
+        + "\n}\n"
+    )
 
 
 def _failure(error: str, failure: FailurePage) -> str:

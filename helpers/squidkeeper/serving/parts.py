@@ -1,7 +1,9 @@
-"""The parts of Squid's configuration: what a policy needs, what a decision needs, and what is in force.
+"""The parts of Squid's configuration: what a policy needs, what a decision needs, and
+what is in force.
 
-A key names a part (`strip`), or a line of one (`strip.x-debug`). Squid's configuration states the keys that are in
-force to its helpers (`--in-force`). A request that needs another one is denied until it is there.
+A key names a part (`strip`), or a line of one (`strip.x-debug`). Squid's configuration
+states the keys that are in force to its helpers (`--in-force`). A request that needs
+another one is denied until it is there.
 """
 
 import re
@@ -14,7 +16,14 @@ from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.policy.engine import Decision, deny
 from squidkeeper.policy.engine.tunnels import may_share
 from squidkeeper.policy.language.forms import AwsSigV4, QueryParameters, signs
-from squidkeeper.policy.language.model import DIRECT, Action, Credential, Policy, Route, Strip
+from squidkeeper.policy.language.model import (
+    DIRECT,
+    Action,
+    Credential,
+    Policy,
+    Route,
+    Strip,
+)
 from squidkeeper.policy.language.quotas import QuotaUnit
 from squidkeeper.policy.language.upstreams import DEFAULT
 
@@ -50,40 +59,65 @@ class Part(StrEnum):
 
 
 def _reads_headers(policy: Policy) -> bool:
-    return bool(policy.sealing_keys) or any(signs(credential.form) for credential in policy.credentials)
+    return bool(policy.sealing_keys) or any(
+        signs(credential.form) for credential in policy.credentials
+    )
 
 
 def _opens_private(policy: Policy) -> bool:
-    return any(rule.private for rule in policy.rules_and_grants) or any(rewrite.private for rewrite in policy.rewrites)
+    return any(rule.private for rule in policy.rules_and_grants) or any(
+        rewrite.private for rewrite in policy.rewrites
+    )
 
 
 def _has_websockets(policy: Policy) -> bool:
-    """Whether a WebSocket is allowed: by a rule that names it, or on a host that is open for every request."""
-    opened = (rule.websocket or (rule.certain and rule.action is Action.ALLOW) for rule in policy.rules_and_grants)
+    """Whether a WebSocket is allowed: by a rule that names it, or on a host that is
+    open for every request.
+    """
+    opened = (
+        rule.websocket or (rule.certain and rule.action is Action.ALLOW)
+        for rule in policy.rules_and_grants
+    )
     return policy.default_action is Action.ALLOW or any(opened)
 
 
 TOKENS_COUNTED: Final = f"{Part.METER}.quotas"
 # Whether a policy needs a part.
 NEEDED: Final[Mapping[Part, Callable[[Policy], bool]]] = {
-    Part.ASK: lambda policy: policy.ask_default or any(rule.action is Action.ASK for rule in policy.rules),
+    Part.ASK: lambda policy: (
+        policy.ask_default or any(rule.action is Action.ASK for rule in policy.rules)
+    ),
     Part.BODIES: lambda policy: any(rule.asks_service for rule in policy.rules),
     Part.CERTIFICATES: lambda _: True,
-    Part.CREDENTIALS: lambda policy: bool(policy.credentials or policy.sealing_keys or policy.rewrites),
+    Part.CREDENTIALS: lambda policy: bool(
+        policy.credentials or policy.sealing_keys or policy.rewrites
+    ),
     Part.CREDENTIALS_BY_HEADERS: _reads_headers,
-    Part.LOGIN: lambda policy: any(client.tokens is not None for client in policy.clients),
+    Part.LOGIN: lambda policy: any(
+        client.tokens is not None for client in policy.clients
+    ),
     Part.METER: lambda policy: policy.meters,
     Part.OVERRIDE_HEADERS: lambda _: True,
     Part.PAGES: lambda _: True,
-    Part.PASSTHROUGH: lambda policy: any(rule.passthrough for rule in policy.rules_and_grants),
+    Part.PASSTHROUGH: lambda policy: any(
+        rule.passthrough for rule in policy.rules_and_grants
+    ),
     Part.PRIVATE: _opens_private,
-    Part.QUOTAS: lambda policy: not all(quota.unit.is_tokens for quota in policy.quotas),
+    Part.QUOTAS: lambda policy: (
+        not all(quota.unit.is_tokens for quota in policy.quotas)
+    ),
     Part.READ_HEADERS: lambda policy: policy.watches_requests or _reads_headers(policy),
     Part.REWRITES: lambda policy: (
-        bool(policy.rewrites) or any(isinstance(credential.form, QueryParameters) for credential in policy.credentials)
+        bool(policy.rewrites)
+        or any(
+            isinstance(credential.form, QueryParameters)
+            for credential in policy.credentials
+        )
     ),
     Part.SHARED: may_share,
-    Part.SINGLE: lambda policy: any(rule.connections == "single" for rule in policy.rules_and_grants),
+    Part.SINGLE: lambda policy: any(
+        rule.connections == "single" for rule in policy.rules_and_grants
+    ),
     Part.STRIP: lambda policy: any(rule.strip for rule in policy.rules_and_grants),
     Part.UPSTREAMS: lambda policy: bool(policy.upstreams),
     Part.WATCH: lambda policy: policy.watches_requests,
@@ -96,28 +130,55 @@ def needed_keys(policy: Policy) -> frozenset[str]:
     parts = (part for part, is_needed in NEEDED.items() if is_needed(policy))
     strips = (key for rule in policy.rules_and_grants for key in _of_strip(rule.strip))
     upstreams = (key for route in policy.upstreams for key in _of_upstream(route))
-    return frozenset((CORE, *parts, *strips, *_of_credentials(policy.credentials), *upstreams, *_of_policy(policy)))
+    return frozenset(
+        (
+            CORE,
+            *parts,
+            *strips,
+            *_of_credentials(policy.credentials),
+            *upstreams,
+            *_of_policy(policy),
+        )
+    )
 
 
 def keys_of(decision: Decision) -> frozenset[str]:
-    """List the keys that a decision needs, beside those of every request under its policy."""
+    """List the keys that a decision needs, beside those of every request under its
+    policy.
+    """
     outlook = decision.outlook
     flags = (
         (Part.BODIES, bool(decision.by_body or decision.meter)),
-        (Part.CREDENTIALS, outlook.may_inject or outlook.may_rewrite or bool(decision.credentials)),
+        (
+            Part.CREDENTIALS,
+            outlook.may_inject or outlook.may_rewrite or bool(decision.credentials),
+        ),
         (Part.CREDENTIALS_BY_HEADERS, outlook.needs_headers),
-        (Part.METER, bool(decision.meter) or any(rule.meter for rule in decision.by_body)),
+        (
+            Part.METER,
+            bool(decision.meter) or any(rule.meter for rule in decision.by_body),
+        ),
         (Part.READ_HEADERS, outlook.needs_headers),
         (Part.PASSTHROUGH, decision.passthrough),
         (Part.PRIVATE, decision.private),
         (Part.QUOTAS, outlook.under_quota),
-        (Part.REWRITES, outlook.may_rewrite or outlook.may_add_parameters or decision.rewritten is not None),
+        (
+            Part.REWRITES,
+            outlook.may_rewrite
+            or outlook.may_add_parameters
+            or decision.rewritten is not None,
+        ),
         (Part.SINGLE, decision.connections == "single"),
         (Part.WEBSOCKET, decision.websocket),
     )
     parts = (part for part, holds in flags if holds)
     return frozenset(
-        (*parts, *_of_strip(decision.strip), *_of_credentials(decision.credentials), *_of_upstream(decision.upstream))
+        (
+            *parts,
+            *_of_strip(decision.strip),
+            *_of_credentials(decision.credentials),
+            *_of_upstream(decision.upstream),
+        )
     )
 
 
@@ -126,7 +187,9 @@ def _of_policy(policy: Policy) -> Iterator[str]:
         yield f"{Part.WATCH}.secrets"
     if any(quota.unit.is_tokens for quota in policy.quotas):
         yield TOKENS_COUNTED
-    limits = [quota.limit for quota in policy.quotas if quota.unit is QuotaUnit.BYTES_OUT]
+    limits = [
+        quota.limit for quota in policy.quotas if quota.unit is QuotaUnit.BYTES_OUT
+    ]
     if limits:
         yield f"{Part.QUOTAS}.bytes_out-{max(limits)}"
 
@@ -155,7 +218,9 @@ def read_in_force(fragment: str) -> frozenset[str]:
 
 
 def is_draft(directory: Path, fragment: str) -> bool:
-    """Whether a policy is another than the one that an installed squidkeeper.conf names to the helpers."""
+    """Whether a policy is another than the one that an installed squidkeeper.conf names
+    to the helpers.
+    """
     named = _POLICY.search(fragment)
     return named is not None and directory.resolve() != Path(named[1]).resolve()
 
@@ -167,11 +232,14 @@ def named_parts(keys: Iterable[str]) -> tuple[Part, ...]:
 
 
 def not_in_force(policy: Policy, keys: frozenset[str], place: str) -> Iterator[Fault]:
-    """Warn about what a policy needs and Squid's configuration, which is at `place`, does not have."""
+    """Warn about what a policy needs and Squid's configuration, which is at `place`,
+    does not have.
+    """
     missing = PartsInForce(policy, keys).missing
     if missing:
         message = (
-            f"Squid's configuration does not have {', '.join(sorted(missing))} yet: requests that need it are denied"
+            f"Squid's configuration does not have "
+            f"{', '.join(sorted(missing))} yet: requests that need it are denied"
         )
         yield Fault(Location(place), FaultCode.NOT_RENDERED, message)
 
@@ -182,14 +250,20 @@ def parse_in_force(options: Iterable[str]) -> frozenset[str]:
 
 
 class PartsInForce:
-    """What a policy needs and Squid's configuration does not have; nothing where no configuration is asked (None)."""
+    """What a policy needs and Squid's configuration does not have; nothing where no
+    configuration is asked (None).
+    """
 
     def __init__(self, policy: Policy, keys: frozenset[str] | None) -> None:
         # Without the part `shared`, each tunnel has a connection of its own.
         optional = {CORE, Part.SHARED}
-        self.missing = frozenset[str]() if keys is None else needed_keys(policy) - keys - optional
+        self.missing = (
+            frozenset[str]() if keys is None else needed_keys(policy) - keys - optional
+        )
         self._everywhere = self.missing & {Part.WATCH, f"{Part.WATCH}.secrets"}
-        self._upstreams = frozenset(key for key in self.missing if key.startswith("upstream"))
+        self._upstreams = frozenset(
+            key for key in self.missing if key.startswith("upstream")
+        )
         self._denials: dict[frozenset[str], Decision] = {}
 
     def checked(self, decision: Decision) -> Decision:
@@ -200,12 +274,17 @@ class PartsInForce:
         if not lacking:
             return decision
         known = self._denials.get(lacking)
-        if known is None:  # there are as many as combinations of keys in use; the next policy begins again
+        if known is None:
+            # there are as many as combinations of keys in use; the next policy begins
+            # again
             known = self._denials[lacking] = not_rendered(lacking)
         return known
 
     def lacking(self, decision: Decision) -> frozenset[str]:
-        """List the keys that a decision needs and that are not in force. A rewrite can lead to any upstream."""
+        """List the keys that a decision needs and that are not in force.
+
+        A rewrite can lead to any upstream.
+        """
         led = self._upstreams if decision.outlook.may_rewrite else frozenset()
         return (keys_of(decision) & self.missing) | self._everywhere | led
 

@@ -1,4 +1,6 @@
-"""Decisions as Squid reads them: the annotations that Squid reads, the page, and what is counted."""
+"""Decisions as Squid reads them: the annotations that Squid reads, the page, and what
+is counted.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -22,13 +24,26 @@ from squidkeeper.base.metrics import (
     REWRITE,
     WATCH,
 )
-from squidkeeper.policy.engine import CompiledPolicy, Decision, deny, listed_text, mode_in_force
+from squidkeeper.policy.engine import (
+    CompiledPolicy,
+    Decision,
+    deny,
+    listed_text,
+    mode_in_force,
+)
 from squidkeeper.policy.engine.decision import Rewritten
 from squidkeeper.policy.engine.own_host import TICKET_PAGE
 from squidkeeper.policy.language.headers import INJECTABLE_HEADERS, UNKNOWN_HEADERS
 from squidkeeper.policy.language.model import SEALED, SEALED_REFUSED, Route
 from squidkeeper.policy.protocol.lines import LINE_LIMIT, USER_LENGTH, Reply, Result
-from squidkeeper.policy.protocol.request import CONNECT, Malformed, Request, TunnelMode, parse_request, tunnel_tag
+from squidkeeper.policy.protocol.request import (
+    CONNECT,
+    Malformed,
+    Request,
+    TunnelMode,
+    parse_request,
+    tunnel_tag,
+)
 from squidkeeper.policy.url import RECORDED_URL_LENGTH, recorded_url
 from squidkeeper.serving.counters.layout import Key, counter_key
 
@@ -38,7 +53,8 @@ _NO_POLICY = deny(
 )
 _CREDENTIAL_UNAVAILABLE = "The credential for this request ({}) is unavailable; the gateway's cache.log has the reason."
 _OTHER_PARAMETERS = deny(
-    "policy-unavailable", "The policy has just changed what is added to the query of this request. Repeat the request."
+    "policy-unavailable",
+    "The policy has just changed what is added to the query of this request. Repeat the request.",
 )
 WITHOUT_HEADERS = deny(
     "policy-unavailable",
@@ -46,7 +62,8 @@ WITHOUT_HEADERS = deny(
     " again, the gateway's operators have to run install.sh.",
 )
 HEADER_TOO_LONG = deny(
-    "header-too-long", f'URL and headers together are over {LINE_LIMIT:,} bytes in "percent-encoding".'
+    "header-too-long",
+    f'URL and headers together are over {LINE_LIMIT:,} bytes in "percent-encoding".',
 )
 _NO_SUCH_TICKET = "This client has no ticket of this number."
 _BARE_IN_USER = "!$&()*+,-./:;=?@_"
@@ -54,7 +71,7 @@ _DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits of the hash
 _REPLY_BYTES = 1_500  # of Python objects
 
 
-# --- acl ----------------------------------------------------------------------------------------------------------
+# --- acl ------------------------------------------------------------------------------
 
 
 def acl_reply(
@@ -68,10 +85,11 @@ def acl_reply(
 ) -> Reply:
     """Write the reply of the acl helper; a denial has the reason for the page.
 
-    `policy` is the one that decided, `user` the proxy user, for the access log; `tunnel` is the authority of a CONNECT.
-    `shares` tells whether Squid shares connections to origins.
-    A denied CONNECT passes: its tunnel leads nowhere, and each request inside is denied.
-    A tag costs Squid less to test than an annotation. A request keeps its first tag: answers about the host have it.
+    `policy` is the one that decided, `user` the proxy user, for the access log;
+    `tunnel` is the authority of a CONNECT. `shares` tells whether Squid shares
+    connections to origins. A denied CONNECT passes: its tunnel leads nowhere, and each
+    request inside is denied. A tag costs Squid less to test than an annotation. A
+    request keeps its first tag: answers about the host have it.
     """
     counts = (_decision_key(helper, decision.rule, _outcome(decision, tunnel)),)
     mode = mode_in_force(decision, shares=shares)
@@ -86,20 +104,37 @@ def acl_reply(
     if not decision.allowed and tunnel:
         return Reply(Result.OK, tuple(annotations), counts=counts)
     if not decision.allowed:
-        asked = [("tag", "sk_url_decides")] if helper == HOST and decision.observes_url else []
-        return Reply(Result.ERR, (*annotations, *asked, _contact(policy)), decision.reason, counts)
+        asked = (
+            [("tag", "sk_url_decides")]
+            if helper == HOST and decision.observes_url
+            else []
+        )
+        return Reply(
+            Result.ERR,
+            (*annotations, *asked, _contact(policy)),
+            decision.reason,
+            counts,
+        )
     is_watched = policy is not None and policy.source.watches_requests
     outlook = decision.outlook
     by_url = helper == HOST and (outlook.needs_url or decision.observes_url)
-    tag = "sk_url_decides" if by_url else "sk_final" if decision.final else "sk_asks_more"
+    tag = (
+        "sk_url_decides" if by_url else "sk_final" if decision.final else "sk_asks_more"
+    )
     if mode is TunnelMode.SHARED:
         tag += "_shared"
     flags = (
         (("tag", tag), helper == HOST),
         (("private_", "yes"), decision.private),
-        (("private_", "no"), not decision.private and (helper != HOST or tunnel is not None)),
+        (
+            ("private_", "no"),
+            not decision.private and (helper != HOST or tunnel is not None),
+        ),
         (("rewrite_", "yes"), outlook.may_rewrite),
-        (("rewrite_", "parameters"), outlook.may_add_parameters and not outlook.may_rewrite),
+        (
+            ("rewrite_", "parameters"),
+            outlook.may_add_parameters and not outlook.may_rewrite,
+        ),
         (("inject_", "yes"), outlook.may_inject),
         (("headers_", "yes"), outlook.needs_headers),
         (("override_", "yes"), _may_override(decision) and not (tunnel or is_watched)),
@@ -109,33 +144,55 @@ def acl_reply(
         (("connections_", "single"), decision.connections == "single"),
     )
     held = (annotation for annotation, holds in flags if holds)
-    stripped = (("strip_header_", key) for key in (decision.strip.header_keys if decision.strip else ()))
-    return Reply(Result.OK, (*annotations, *held, *stripped, *_forwarded(decision.upstream)), counts=counts)
+    stripped = (
+        ("strip_header_", key)
+        for key in (decision.strip.header_keys if decision.strip else ())
+    )
+    return Reply(
+        Result.OK,
+        (*annotations, *held, *stripped, *_forwarded(decision.upstream)),
+        counts=counts,
+    )
 
 
 def _tunnel(authority: str, mode: TunnelMode) -> Iterator[tuple[str, str]]:
-    """Name the tunnel of a CONNECT, with its mode, and have Squid bump it first where it has no server of its own."""
+    """Name the tunnel of a CONNECT, with its mode, and have Squid bump it first where
+    it has no server of its own.
+    """
     yield "clt_conn_tag", tunnel_tag(authority, mode)
     if mode is not TunnelMode.OWN:
         yield "bump_", "first"
 
 
 def _may_override(decision: Decision) -> bool:
-    """Whether a server may take another method or path than was judged: where each of them is allowed alike."""
-    keeps_known = decision.strip is not None and UNKNOWN_HEADERS in decision.strip.headers
-    return decision.outlook.unrestricted and not (decision.outlook.credential_varies or keeps_known)
+    """Whether a server may take another method or path than was judged: where each of
+    them is allowed alike.
+    """
+    keeps_known = (
+        decision.strip is not None and UNKNOWN_HEADERS in decision.strip.headers
+    )
+    return decision.outlook.unrestricted and not (
+        decision.outlook.credential_varies or keeps_known
+    )
 
 
 def _contact(policy: CompiledPolicy | None) -> tuple[str, str]:
     """Say whom to ask about a denial."""
-    return "contact_", (policy and policy.source.contact) or "the operator of this gateway"
+    return "contact_", (
+        policy and policy.source.contact
+    ) or "the operator of this gateway"
 
 
 def _forwarded(upstream: Route | None) -> tuple[tuple[str, str], ...]:
-    """Write where a request is forwarded, and who resolves a name that the gateway cannot resolve."""
+    """Write where a request is forwarded, and who resolves a name that the gateway
+    cannot resolve.
+    """
     if upstream is None:
         return ()
-    return (("upstream_", upstream.key), ("resolve_", "upstream" if upstream.resolve else "gateway"))
+    return (
+        ("upstream_", upstream.key),
+        ("resolve_", "upstream" if upstream.resolve else "gateway"),
+    )
 
 
 def shared_reply(
@@ -147,7 +204,9 @@ def shared_reply(
     *,
     shares: bool = False,
 ) -> Reply:
-    """Return the reply for a decision that many lines share: written once, and kept by the decision and the user."""
+    """Return the reply for a decision that many lines share: written once, and kept by
+    the decision and the user.
+    """
     key = (decision, user)
     reply = cache.get(key)
     if reply is None:
@@ -164,10 +223,13 @@ def tunnel_reply(
     *,
     shares: bool = False,
 ) -> Reply:
-    """Write a reply of its own for one request without its URL; about the host, for a CONNECT, it names the tunnel."""
+    """Write a reply of its own for one request without its URL; about the host, for a
+    CONNECT, it names the tunnel.
+    """
     if helper != HOST or isinstance(request, Malformed):
         return acl_reply(decision, helper, policy, request.user)
-    is_closed = request.spliced and not decision.allowed  # nothing but an ERR keeps Squid from splicing it
+    # nothing but an ERR keeps Squid from splicing it
+    is_closed = request.spliced and not decision.allowed
     tunnel = request.authority if request.method == CONNECT and not is_closed else None
     reply = acl_reply(decision, helper, policy, request.user, tunnel, shares=shares)
     if request.spliced:  # which was counted when the tunnel was opened
@@ -183,13 +245,16 @@ def no_policy_reply(helper: str, request: Request | Malformed) -> Reply:
 def ask_login(denial: Reply) -> Reply:
     """Have Squid ask for a login, instead of the page of a denial.
 
-    The denial names no tunnel: the next CONNECT of the connection, with the login, opens one.
+    The denial names no tunnel: the next CONNECT of the connection, with the login,
+    opens one.
     """
     return replace(denial, annotations=(*denial.annotations, ("ask_login_", "yes")))
 
 
 def describe_url(reply: Reply, url: str) -> Reply:
-    """Add what the access log cannot show of a URL: a bare `#`, written as `%23` there, and what it cuts off."""
+    """Add what the access log cannot show of a URL: a bare `#`, written as `%23` there,
+    and what it cuts off.
+    """
     described = [("hidden_", "fragment")] if "#" in url else []
     recorded = recorded_url(url)
     if len(recorded) >= RECORDED_URL_LENGTH:
@@ -204,26 +269,54 @@ def with_ticket(denial: Reply, number: str) -> Reply:
 
 
 def no_ticket(denial: Reply, why: str, quotas: Iterable[str] = ()) -> Reply:
-    """Add to the reason of a denial why it has no ticket; `quotas` are those that gave it none."""
+    """Add to the reason of a denial why it has no ticket; `quotas` are those that gave
+    it none.
+    """
     counts = (*denial.counts, *(counter_key(QUOTA_DENIALS, quota) for quota in quotas))
-    return replace(denial, counts=counts, message=f"{denial.message or ''} It has no ticket: {why}.".strip())
+    return replace(
+        denial,
+        counts=counts,
+        message=f"{denial.message or ''} It has no ticket: {why}.".strip(),
+    )
 
 
 def denied_ticket(denial: Reply, number: str, reason: str) -> Reply:
-    """Add to the reason of a denial that a person has denied its ticket: it waits no longer."""
-    return replace(denial, message=f"{denial.message or ''} A person has denied it (ticket {number}): {reason}".strip())
+    """Add to the reason of a denial that a person has denied its ticket: it waits no
+    longer.
+    """
+    return replace(
+        denial,
+        message=f"{denial.message or ''} A person has denied it (ticket {number}): {reason}".strip(),
+    )
 
 
 def ticket_page(page: Reply, state: str) -> Reply:
-    """Show the state of a ticket, which is JSON: Squid answers with it, and sends nothing on."""
-    return replace(page, result=Result.ERR, annotations=(*page.annotations, ("ticket_state_", state)))
+    """Show the state of a ticket, which is JSON: Squid answers with it, and sends
+    nothing on.
+    """
+    return replace(
+        page,
+        result=Result.ERR,
+        annotations=(*page.annotations, ("ticket_state_", state)),
+    )
 
 
 def no_ticket_page(page: Reply) -> Reply:
-    """Deny a page of a ticket that is not there, or of another client's: the answer is the same."""
-    denied = tuple(("verdict_", "deny") if name == "verdict_" else (name, value) for name, value in page.annotations)
+    """Deny a page of a ticket that is not there, or of another client's: the answer is
+    the same.
+    """
+    denied = tuple(
+        ("verdict_", "deny") if name == "verdict_" else (name, value)
+        for name, value in page.annotations
+    )
     counts = (_decision_key(REQUEST, TICKET_PAGE, "deny"),)
-    return replace(page, result=Result.ERR, annotations=denied, message=_NO_SUCH_TICKET, counts=counts)
+    return replace(
+        page,
+        result=Result.ERR,
+        annotations=denied,
+        message=_NO_SUCH_TICKET,
+        counts=counts,
+    )
 
 
 def reply_bytes(reply: Reply) -> int:
@@ -231,59 +324,98 @@ def reply_bytes(reply: Reply) -> int:
     return _REPLY_BYTES + 2 * getsizeof(reply.message)
 
 
-# --- rewrite ------------------------------------------------------------------------------------------------------
+# --- rewrite --------------------------------------------------------------------------
 
 
 def rewrite_reply(decision: Decision, url: str, revision: str) -> Reply:
-    """Write the reply of the rewriter: always with the URL that is fetched, `-` for a denied request."""
+    """Write the reply of the rewriter: always with the URL that is fetched, `-` for a
+    denied request.
+    """
     if decision.rewritten is not None:
-        return _rewritten_reply(decision.rewritten, revision, _forwarded(decision.upstream))
-    return Reply(Result.ERR, (("final_url_", url if decision.allowed else "-"),), counts=_UNCHANGED)
+        return _rewritten_reply(
+            decision.rewritten, revision, _forwarded(decision.upstream)
+        )
+    return Reply(
+        Result.ERR,
+        (("final_url_", url if decision.allowed else "-"),),
+        counts=_UNCHANGED,
+    )
 
 
 def parametrized_reply(reply: Reply, url: str, key: str) -> Reply:
     """Add parameters to what the rewriter answers; `url` has them, and holds secrets.
 
-    `final_url_`, which is logged, stays without them. `key` proves to the credential helper which they are.
+    `final_url_`, which is logged, stays without them. `key` proves to the credential
+    helper which they are.
     """
-    kept = (annotation for annotation in reply.annotations if annotation[0] != "rewrite-url")
-    return Reply(Result.OK, (("rewrite-url", url), *kept, ("parameters_", key)), counts=reply.counts)
+    kept = (
+        annotation for annotation in reply.annotations if annotation[0] != "rewrite-url"
+    )
+    return Reply(
+        Result.OK,
+        (("rewrite-url", url), *kept, ("parameters_", key)),
+        counts=reply.counts,
+    )
 
 
 def parameters_key(decision: Decision, policy: CompiledPolicy) -> str:
-    """Name the parameters that a decision adds to the query, and where their values come from; empty for none.
+    """Name the parameters that a decision adds to the query, and where their values
+    come from; empty for none.
 
     A redirect has none: it would show them to the client.
     """
     forms = [form for _, form in decision.parameters]
     if decision.redirects or not forms:
         return ""
-    sources = [policy.source.secrets[name].source for form in forms for name in form.secrets]
-    values = [form.values for form in forms]  # no set, whose order differs between processes
+    sources = [
+        policy.source.secrets[name].source for form in forms for name in form.secrets
+    ]
+    # no set, whose order differs between processes
+    values = [form.values for form in forms]
     return sha256(repr((values, sources)).encode()).hexdigest()[:_DIGEST_LENGTH]
 
 
-def _rewritten_reply(rewritten: Rewritten, revision: str, forwarded: tuple[tuple[str, str], ...]) -> Reply:
+def _rewritten_reply(
+    rewritten: Rewritten, revision: str, forwarded: tuple[tuple[str, str], ...]
+) -> Reply:
     rewrite, target = rewritten.rewrite, str(rewritten.url)
     # nothing is fetched for a redirect, so the address of its host makes no difference
     private = "yes" if rewrite.private or rewrite.redirect is not None else "no"
-    annotations = (("final_url_", target), ("private_", private), ("revision_", revision), *forwarded)
+    annotations = (
+        ("final_url_", target),
+        ("private_", private),
+        ("revision_", revision),
+        *forwarded,
+    )
     if rewrite.redirect is None:
         counts = (_decision_key(REWRITE, rewrite.name, "rewrite"),)
         return Reply(Result.OK, (("rewrite-url", target), *annotations), counts=counts)
     counts = (_decision_key(REWRITE, rewrite.name, "redirect"),)
-    return Reply(Result.OK, (("status", str(rewrite.redirect)), ("url", target), *annotations), counts=counts)
+    return Reply(
+        Result.OK,
+        (("status", str(rewrite.redirect)), ("url", target), *annotations),
+        counts=counts,
+    )
 
 
-# --- credential ---------------------------------------------------------------------------------------------------
+# --- credential -----------------------------------------------------------------------
 
 
-def credential_reply(decision: Decision, policy: CompiledPolicy, headers: Iterable[tuple[str, str]] = ()) -> Reply:
-    """Write the reply of the credential helper, with the headers of the decision's credentials."""
+def credential_reply(
+    decision: Decision, policy: CompiledPolicy, headers: Iterable[tuple[str, str]] = ()
+) -> Reply:
+    """Write the reply of the credential helper, with the headers of the decision's
+    credentials.
+    """
     annotations = _decided(decision, policy)
     counts = (_decision_key(CREDENTIAL, decision.rule, decision.action),)
     if not decision.allowed:
-        return Reply(Result.ERR, (*annotations, _contact(policy), *_refusal(decision)), decision.reason, counts)
+        return Reply(
+            Result.ERR,
+            (*annotations, _contact(policy), *_refusal(decision)),
+            decision.reason,
+            counts,
+        )
     if not decision.credentials:
         return Reply(Result.OK, annotations, counts=counts)
     names = [credential.name for credential in decision.credentials]
@@ -297,16 +429,33 @@ def credential_reply(decision: Decision, policy: CompiledPolicy, headers: Iterab
 
 
 def _refusal(decision: Decision) -> Iterator[tuple[str, str]]:
-    """Tell the access log why a sealed token was refused: `why` then says it as the page does."""
+    """Tell the access log why a sealed token was refused: `why` then says it as the
+    page does.
+    """
     if decision.rule == SEALED_REFUSED and decision.reason:
-        yield "found_", f"{SEALED}{decision.reason.partition(': ')[2].rstrip('.')}"[:_FOUND_LENGTH]
+        yield (
+            "found_",
+            f"{SEALED}{decision.reason.partition(': ')[2].rstrip('.')}"[:_FOUND_LENGTH],
+        )
 
 
-def credential_unavailable_reply(decision: Decision, policy: CompiledPolicy, failed: Iterable[str]) -> Reply:
-    """Deny because the values of some credentials, named by `failed`, are unavailable."""
+def credential_unavailable_reply(
+    decision: Decision, policy: CompiledPolicy, failed: Iterable[str]
+) -> Reply:
+    """Deny because the values of some credentials, named by `failed`, are
+    unavailable.
+    """
     names = ", ".join(credential.name for credential in decision.credentials)
-    reply = credential_reply(deny("credential-unavailable", _CREDENTIAL_UNAVAILABLE.format(names)), policy)
-    return replace(reply, counts=(*reply.counts, *(counter_key(CREDENTIAL_FAILURES, name) for name in failed)))
+    reply = credential_reply(
+        deny("credential-unavailable", _CREDENTIAL_UNAVAILABLE.format(names)), policy
+    )
+    return replace(
+        reply,
+        counts=(
+            *reply.counts,
+            *(counter_key(CREDENTIAL_FAILURES, name) for name in failed),
+        ),
+    )
 
 
 def other_parameters_reply(policy: CompiledPolicy) -> Reply:
@@ -314,22 +463,28 @@ def other_parameters_reply(policy: CompiledPolicy) -> Reply:
     return credential_reply(_OTHER_PARAMETERS, policy)
 
 
-def signing_refused_reply(decision: Decision, policy: CompiledPolicy, failed: str, reason: str) -> Reply:
-    """Deny because a request cannot be signed with a credential, for a reason that its client can change."""
+def signing_refused_reply(
+    decision: Decision, policy: CompiledPolicy, failed: str, reason: str
+) -> Reply:
+    """Deny because a request cannot be signed with a credential, for a reason that its
+    client can change.
+    """
     reply = credential_unavailable_reply(decision, policy, [failed])
     return replace(reply, message=f"The request cannot be signed ({failed}): {reason}.")
 
 
 def header_annotation(header: str) -> str:
-    """Name the annotation that carries a header's value; the closing `_` keeps Squid from logging it.
+    """Name the annotation that carries a header's value; the closing `_` keeps Squid
+    from logging it.
 
-    A header that the policy names has a prefix: `Rule` must not become the annotation `rule_`.
+    A header that the policy names has a prefix: `Rule` must not become the annotation
+    `rule_`.
     """
     prefix = "" if header in INJECTABLE_HEADERS else "inject_"
     return f"{prefix}{header.lower().replace('-', '_')}_"
 
 
-# --- watch --------------------------------------------------------------------------------------------------------
+# --- watch ----------------------------------------------------------------------------
 
 
 def nothing_found_reply() -> Reply:
@@ -346,7 +501,10 @@ def found_reply(
     withheld: bool = False,
     hide_user: bool = False,
 ) -> Reply:
-    """Deny a request for what it holds, by its nine tokens. `withheld` keeps its URL and headers out of the log."""
+    """Deny a request for what it holds, by its nine tokens.
+
+    `withheld` keeps its URL and headers out of the log.
+    """
     reply = tunnel_reply(decision, WATCH, policy, parse_request(tokens))
     names = ",".join(sorted(found))
     held = (
@@ -358,7 +516,7 @@ def found_reply(
     return replace(reply, annotations=(*kept, *held))
 
 
-# --- meter --------------------------------------------------------------------------------------------------------
+# --- meter ----------------------------------------------------------------------------
 
 
 def within_quota_reply(rule: str) -> Reply:
@@ -368,13 +526,29 @@ def within_quota_reply(rule: str) -> Reply:
 
 
 def over_quota_reply(
-    decision: Decision, policy: CompiledPolicy, request: Request, quota: str, found: str, resets: tuple[str, int]
+    decision: Decision,
+    policy: CompiledPolicy,
+    request: Request,
+    quota: str,
+    found: str,
+    resets: tuple[str, int],
 ) -> Reply:
-    """Deny a request by a quota; `resets` is when its count begins again, and in how many seconds."""
+    """Deny a request by a quota; `resets` is when its count begins again, and in how
+    many seconds.
+    """
     reply = tunnel_reply(decision, METER, policy, request)
     at, seconds = resets
-    closed = (("clt_conn_tag", f"{request.authority} denied"),) if request.method == CONNECT else ()
-    added = (*closed, ("found_", found[:_FOUND_LENGTH]), ("resets_", at), ("resets_in_", str(seconds)))
+    closed = (
+        (("clt_conn_tag", f"{request.authority} denied"),)
+        if request.method == CONNECT
+        else ()
+    )
+    added = (
+        *closed,
+        ("found_", found[:_FOUND_LENGTH]),
+        ("resets_", at),
+        ("resets_in_", str(seconds)),
+    )
     return replace(
         reply,
         annotations=(*reply.annotations, *added),
@@ -387,9 +561,10 @@ _WITHHELD = (("withheld_", "yes"),)
 _SHOWN = (("withheld_", "no"),)
 
 
-# --- every helper -------------------------------------------------------------------------------------------------
+# --- every helper ---------------------------------------------------------------------
 
-JUDGED_LATER = Reply(Result.ERR, (("later_", "yes"),))  # by the late lane, which Squid asks because of this annotation
+# by the late lane, which Squid asks because of this annotation
+JUDGED_LATER = Reply(Result.ERR, (("later_", "yes"),))
 
 
 def judged_late(reply: Reply) -> Reply:
@@ -408,23 +583,34 @@ def broken_reply(message: str, helper: str) -> Reply:
         Result.BH,
         (("rule_", "policy-unavailable"), ("verdict_", "deny")),
         message,
-        (_decision_key(helper, "policy-unavailable", "deny"), counter_key(PROTOCOL_ERRORS, helper)),
+        (
+            _decision_key(helper, "policy-unavailable", "deny"),
+            counter_key(PROTOCOL_ERRORS, helper),
+        ),
     )
 
 
-def _decided(decision: Decision, policy: CompiledPolicy | None) -> tuple[tuple[str, str], ...]:
-    """Write what was decided, and by which revision; without it where none has loaded."""
+def _decided(
+    decision: Decision, policy: CompiledPolicy | None
+) -> tuple[tuple[str, str], ...]:
+    """Write what was decided, and by which revision; without it where none
+    has loaded.
+    """
     revision = (("revision_", policy.revision),) if policy else ()
     return (("rule_", decision.rule), ("verdict_", str(decision.action)), *revision)
 
 
 def recorded_user(user: str) -> str:
-    """Write the proxy user for the access log: Squid's own `%un` also names who gave a wrong password."""
+    """Write the proxy user for the access log: Squid's own `%un` also names who gave a
+    wrong password.
+    """
     return quote(user, safe=_BARE_IN_USER, errors="surrogateescape")[:USER_LENGTH]
 
 
 def _outcome(decision: Decision, tunnel: str | None) -> str:
-    """Name what is counted: a tunnel that is allowed is no request that a rule has matched."""
+    """Name what is counted: a tunnel that is allowed is no request that a rule has
+    matched.
+    """
     if tunnel and decision.allowed:
         return "tunnel"
     return "url" if decision.outlook.needs_url else decision.action
@@ -436,4 +622,6 @@ def _decision_key(helper: str, rule: str, verdict: str) -> Key:
 
 _HELPER, _RULE, _VERDICT = DECISIONS.labels
 _UNCHANGED = (_decision_key(REWRITE, NONE, "unchanged"),)
-NO_REWRITE_POLICY = Reply(Result.ERR, counts=(_decision_key(REWRITE, "policy-unavailable", "deny"),))
+NO_REWRITE_POLICY = Reply(
+    Result.ERR, counts=(_decision_key(REWRITE, "policy-unavailable", "deny"),)
+)

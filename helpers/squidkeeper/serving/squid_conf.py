@@ -1,7 +1,8 @@
 """Squid's configuration as Squid reads it: `parseOneConfigFile` of its cache_cf.cc.
 
-A line that ends in a backslash continues; comments and empty lines within do not end it. Then macros are replaced, and
-`if`, `else`, `endif` and `include` count. Of nested conditions Squid regards the innermost alone.
+A line that ends in a backslash continues; comments and empty lines within do not end
+it. Then macros are replaced, and `if`, `else`, `endif` and `include` count. Of nested
+conditions Squid regards the innermost alone.
 """
 
 import re
@@ -41,9 +42,11 @@ _NAMES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """One line of the configuration, its continuation lines joined; `line` is the first one's number.
+    """One line of the configuration, its continuation lines joined; `line` is the first
+    one's number.
 
-    `in_force` is false below an `if` that does not hold. `rest` is what follows the name.
+    `in_force` is false below an `if` that does not hold. `rest` is what follows the
+    name.
     """
 
     file: Path
@@ -79,13 +82,21 @@ class Directive:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What follows its name, word by word, up to a comment. Quotes around a word are removed."""
-        return tuple(_without_quotes(word) for word in _before_comment(self._words.findall(self.rest)))
+        """What follows its name, word by word, up to a comment.
+
+        Quotes around a word are removed.
+        """
+        return tuple(
+            _without_quotes(word)
+            for word in _before_comment(self._words.findall(self.rest))
+        )
 
     @property
     def number(self) -> int | None:
         """The number that follows its name, if one does."""
-        return int(self.first) if self.first.isascii() and self.first.isdigit() else None
+        return (
+            int(self.first) if self.first.isascii() and self.first.isdigit() else None
+        )
 
     @property
     def is_on(self) -> bool:
@@ -114,7 +125,9 @@ class Macros:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A place that Squid does not accept, or, with `denied`, that this process may not read."""
+    """A place that Squid does not accept, or, with `denied`, that this process may not
+    read.
+    """
 
     place: str
     text: str
@@ -123,7 +136,9 @@ class Problem:
 
 @dataclass(slots=True)
 class SquidConf:
-    """Everything that was read: each line that Squid processes, in its order, and what kept lines from being read."""
+    """Everything that was read: each line that Squid processes, in its order, and what
+    kept lines from being read.
+    """
 
     lines: list[Directive] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
@@ -132,11 +147,16 @@ class SquidConf:
     @property
     def directives(self) -> tuple[Directive, ...]:
         """The directives in force, in Squid's order."""
-        return tuple(line for line in self.lines if line.in_force and line.name not in _CONTROL)
+        return tuple(
+            line for line in self.lines if line.in_force and line.name not in _CONTROL
+        )
 
 
 def read_squid_conf(path: Path, macros: Macros) -> SquidConf:
-    """Read a squid.conf and all that it includes. OSError where that file cannot be read; other faults are problems."""
+    """Read a squid.conf and all that it includes.
+
+    OSError where that file cannot be read; other faults are problems.
+    """
     return _Reader(macros, _text_of(path)).read(path)
 
 
@@ -155,7 +175,9 @@ class _Reader:
         self._conf.files.append(path)
         conditions: list[bool] = []
         for number, line in _logical_lines(text):
-            directive = self._directive(path, number, line, in_force=not conditions or conditions[-1])
+            directive = self._directive(
+                path, number, line, in_force=not conditions or conditions[-1]
+            )
             self._conf.lines.append(directive)
             if directive.written_name in ("if", "else", "endif"):
                 self._apply_condition(directive, conditions)
@@ -164,8 +186,12 @@ class _Reader:
         if conditions:
             self._complain(str(path), "an 'if' has no 'endif'")
 
-    def _directive(self, path: Path, number: int, text: str, *, in_force: bool) -> Directive:
-        return Directive(path, number, self._macros.replace(text), in_force, self._quoted_values)
+    def _directive(
+        self, path: Path, number: int, text: str, *, in_force: bool
+    ) -> Directive:
+        return Directive(
+            path, number, self._macros.replace(text), in_force, self._quoted_values
+        )
 
     def _apply_condition(self, directive: Directive, conditions: list[bool]) -> None:
         if directive.name == "if":
@@ -181,31 +207,46 @@ class _Reader:
         expression = directive.rest.strip(_SPACE)
         left, equals, right = expression.partition("=")
         try:
-            return int(left, 0) == int(right, 0) if equals else {"true": True, "false": False}[expression]
+            return (
+                int(left, 0) == int(right, 0)
+                if equals
+                else {"true": True, "false": False}[expression]
+            )
         except (KeyError, ValueError):
-            self._complain(directive.place, f"'{expression}' is not true, false or NUMBER = NUMBER")
+            self._complain(
+                directive.place, f"'{expression}' is not true, false or NUMBER = NUMBER"
+            )
             return False
 
     def _apply(self, directive: Directive, depth: int) -> None:
         if directive.name == "include":
             for included in _INCLUDED.findall(directive.rest):
-                self._include(directive, _ESCAPED.sub(r"\1", included.strip('"')), depth + 1)
+                self._include(
+                    directive, _ESCAPED.sub(r"\1", included.strip('"')), depth + 1
+                )
         elif directive.name == "configuration_includes_quoted_values":
             self._quoted_values = directive.is_on
 
     def _include(self, directive: Directive, pattern: str, depth: int) -> None:
         found = sorted(glob(pattern, root_dir="/", include_hidden=False))
         if not found:
-            self._complain(directive.place, f"includes {pattern}, and there is no such file")
+            self._complain(
+                directive.place, f"includes {pattern}, and there is no such file"
+            )
         elif depth > _DEEPEST:
-            self._complain(directive.place, f"includes {pattern} more than {_DEEPEST} levels deep, which Squid ignores")
+            self._complain(
+                directive.place,
+                f"includes {pattern} more than {_DEEPEST} levels deep, which Squid ignores",
+            )
         for name in found if depth <= _DEEPEST else ():
             path = Path("/", name)
             try:
                 text = _text_of(path)
             except OSError as error:
                 text = f"includes {path}, which cannot be read ({error.strerror})"
-                self._complain(directive.place, text, denied=isinstance(error, PermissionError))
+                self._complain(
+                    directive.place, text, denied=isinstance(error, PermissionError)
+                )
             else:
                 self._read_file(path, text, depth)
 
@@ -214,11 +255,15 @@ class _Reader:
 
 
 def _text_of(path: Path) -> str:
-    return path.read_bytes().decode(errors="backslashreplace")  # `read_text` takes a lone \\r for the end of a line
+    # `read_text` takes a lone \\r for the end of a line
+    return path.read_bytes().decode(errors="backslashreplace")
 
 
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Yield each line that Squid processes, with its first line's number. One that never ends is never processed."""
+    """Yield each line that Squid processes, with its first line's number.
+
+    One that never ends is never processed.
+    """
     joined, first = "", 0
     for number, physical in enumerate(text.split("\n"), 1):
         line = _CUT.split(physical, maxsplit=1)[0].lstrip(_SPACE)

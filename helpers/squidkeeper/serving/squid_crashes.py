@@ -1,7 +1,9 @@
-"""Crashes of Squid: a small file in the state folder, which the maintenance process writes.
+"""Crashes of Squid: a small file in the state folder, which the maintenance process
+writes.
 
-What Squid served when it ended has no line in the access log. The helper that is asked about each host knows what it
-was asked last. When Squid ends, its helpers end too, and each appends that to a file.
+What Squid served when it ended has no line in the access log. The helper that is asked
+about each host knows what it was asked last. When Squid ends, its helpers end too, and
+each appends that to a file.
 """
 
 import os
@@ -35,7 +37,9 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SquidCrash:
-    """One crash: when it was seen, what Squid said, and whom it served. The newest origins and clients come first.
+    """One crash: when it was seen, what Squid said, and whom it served.
+
+    The newest origins and clients come first.
 
     `in_flight`: how many connections of clients there were at most a second before.
     """
@@ -49,7 +53,9 @@ class SquidCrash:
     @property
     def served(self) -> str:
         """Name the newest origins and clients."""
-        origins, clients = (", ".join(names) or "unknown" for names in (self.origins, self.clients))
+        origins, clients = (
+            ", ".join(names) or "unknown" for names in (self.origins, self.clients)
+        )
         return f"newest origins: {origins}; clients: {clients}"
 
     @property
@@ -60,19 +66,28 @@ class SquidCrash:
 
 
 def read_crashes(state: Path) -> tuple[SquidCrash, ...]:
-    """Read the crashes, the oldest first; none where there is no file, or one that is none of ours."""
+    """Read the crashes, the oldest first; none where there is no file, or one that is
+    none of ours.
+    """
     try:
-        return msgspec.json.decode(read_untrusted(state / FILE, _LONGEST), type=tuple[SquidCrash, ...])
+        return msgspec.json.decode(
+            read_untrusted(state / FILE, _LONGEST), type=tuple[SquidCrash, ...]
+        )
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return ()
 
 
 def note_crash(state: Path, at: float, told: str, in_flight: int) -> SquidCrash:
-    """Note a crash, with what the helpers were asked last. OSError where it cannot be written."""
+    """Note a crash, with what the helpers were asked last.
+
+    OSError where it cannot be written.
+    """
     asked = sorted(_read_asked(state, at - _SERVED_SECONDS), reverse=True)
     origins = tuple(dict.fromkeys(origin for _, _, origin in asked))[:_NAMED]
     clients = tuple(dict.fromkeys(client for _, client, _ in asked))[:_NAMED]
-    crash = SquidCrash(at=at, told=told, in_flight=in_flight, origins=origins, clients=clients)
+    crash = SquidCrash(
+        at=at, told=told, in_flight=in_flight, origins=origins, clients=clients
+    )
     replace(state / FILE, msgspec.json.encode((*read_crashes(state), crash)[-_KEPT:]))
     return crash
 
@@ -84,7 +99,9 @@ class LastAsked:
         self._file = state / _ASKED
         self._asked: deque[tuple[float, bytes]] = deque(maxlen=_ASKED_KEPT)
 
-    def noting(self, answer: Callable[[T | None, bytes], R]) -> Callable[[T | None, bytes], R]:
+    def noting(
+        self, answer: Callable[[T | None, bytes], R]
+    ) -> Callable[[T | None, bytes], R]:
         """Return a function that notes each line, and answers it."""
 
         def noted(scope: T | None, line: bytes) -> R:
@@ -97,7 +114,9 @@ class LastAsked:
         """Append what was asked; a full file begins again. A failure loses it."""
         lines = b"".join(msgspec.json.encode(crash) + b"\n" for crash in self._named())
         with suppress(OSError):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            flags = (
+                os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            )
             with open(os.open(self._file, flags, 0o640), "ab") as file:
                 if os.fstat(file.fileno()).st_size > _LONGEST // 2:
                     file.truncate(0)
@@ -107,7 +126,10 @@ class LastAsked:
         for at, line in self._asked:
             tokens = line.split(b" ")
             if len(tokens) > _PORT:
-                client, host, port = (printable(decode_token(tokens[part])) for part in (_CLIENT, _HOST, _PORT))
+                client, host, port = (
+                    printable(decode_token(tokens[part]))
+                    for part in (_CLIENT, _HOST, _PORT)
+                )
                 yield at, client, f"{host}:{port}"
 
 

@@ -1,7 +1,7 @@
 """An MCP client, made with the Python SDK of either line: `client.py MODE URL`.
 
-It reads steps from standard input, and prints a line of JSON for what each came to. MODE is for the line 2: how it
-finds out the server's revisions.
+It reads steps from standard input, and prints a line of JSON for what each came to.
+MODE is for the line 2: how it finds out the server's revisions.
 """
 
 import asyncio
@@ -54,7 +54,9 @@ async def listening(client: Any) -> AsyncIterator[None]:
             return
 
 
-async def do(client: Any, what: str, name: str = "", arguments: object = None) -> object:
+async def do(
+    client: Any, what: str, name: str = "", arguments: object = None
+) -> object:
     if what == "list":
         return sorted(tool.name for tool in (await client.list_tools()).tools)
     if what == "read":
@@ -80,7 +82,9 @@ async def streamed(client: Any) -> object:
         await progressed.wait()
         await client.call_tool("proceed", {})
 
-    result, _ = await asyncio.gather(client.call_tool("slow", {}, progress_callback=on_progress), proceed())
+    result, _ = await asyncio.gather(
+        client.call_tool("slow", {}, progress_callback=on_progress), proceed()
+    )
     return result.content[0].text
 
 

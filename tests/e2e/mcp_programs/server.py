@@ -1,4 +1,5 @@
-"""An MCP server, made with the Python SDK of either line: `server.py ADDRESS PORT CERTIFICATE KEY`.
+"""An MCP server, made with the Python SDK of either line: `server.py ADDRESS PORT
+CERTIFICATE KEY`.
 
 The line 1 speaks revisions up to 2025-11-25, the line 2 also 2026-07-28.
 """
@@ -66,5 +67,9 @@ for tool in (search, read_file, delete_file, slow, proceed, announce):
     server.add_tool(tool)
 server.resource("notes://one")(note)
 address, port, certificate, key = sys.argv[1:]
-app = server.streamable_http_app() if OLD else server.streamable_http_app(host="0.0.0.0")
-uvicorn.run(app, host=address, port=int(port), ssl_certfile=certificate, ssl_keyfile=key)
+app = (
+    server.streamable_http_app() if OLD else server.streamable_http_app(host="0.0.0.0")
+)
+uvicorn.run(
+    app, host=address, port=int(port), ssl_certfile=certificate, ssl_keyfile=key
+)

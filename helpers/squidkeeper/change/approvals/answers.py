@@ -9,10 +9,19 @@ from shlex import quote
 
 from squidkeeper.base.errors import EditRefused, PolicyError
 from squidkeeper.base.formatting import utc_time
-from squidkeeper.change.approvals.decisions import DecisionLog, TicketDecision, policies_now, who_decides
+from squidkeeper.change.approvals.decisions import (
+    DecisionLog,
+    TicketDecision,
+    policies_now,
+    who_decides,
+)
 from squidkeeper.change.approvals.granting import Granted, add_grant, remove_grant
 from squidkeeper.change.approvals.new_grant import NewGrant
-from squidkeeper.change.approvals.scopes import ApprovalScope, approved_fields, clients_that_asked
+from squidkeeper.change.approvals.scopes import (
+    ApprovalScope,
+    approved_fields,
+    clients_that_asked,
+)
 from squidkeeper.change.approvals.waiting import find_ticket, note_decision
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.grant_uses import GrantUses
@@ -25,7 +34,10 @@ _LONGEST_REASON = 1_000  # characters, as of the reasons of a policy
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """What a person approves of a question. Without `clients`, for the client of the policy that has asked."""
+    """What a person approves of a question.
+
+    Without `clients`, for the client of the policy that has asked.
+    """
 
     scope: ApprovalScope
     valid: timedelta
@@ -35,7 +47,9 @@ class Approval:
     reason: str = ""
 
     def grant(self, policy: CompiledPolicy, ticket: Ticket, now: datetime) -> NewGrant:
-        """Make the grant; `EditRefused` where nobody can be told apart whom it is for."""
+        """Make the grant; `EditRefused` where nobody can be told apart whom
+        it is for.
+        """
         fields = approved_fields(ticket, self.scope)
         return NewGrant(
             expires=now + self.valid,
@@ -57,7 +71,9 @@ class Approval:
         others = [name for name in self.clients if name not in asked]
         if others:
             known = ", ".join(asked) or "none of the policy's clients"
-            raise EditRefused(f"--client {others[0]}: the question is of {known}, whom this would not help")
+            raise EditRefused(
+                f"--client {others[0]}: the question is of {known}, whom this would not help"
+            )
         if not (self.clients or asked):
             raise EditRefused(
                 f"no client of the policy has the address {ticket.client}: add one to the policy, or use --any-client"
@@ -66,7 +82,12 @@ class Approval:
 
 
 def approve_ticket(
-    directory: Path, state: Path, policy: CompiledPolicy, ticket: Ticket, approval: Approval, now: datetime
+    directory: Path,
+    state: Path,
+    policy: CompiledPolicy,
+    ticket: Ticket,
+    approval: Approval,
+    now: datetime,
 ) -> Granted:
     """Approve a question by a grant; where it is open already, without one."""
     check_reason(approval.reason or "-")
@@ -88,32 +109,54 @@ def approve_ticket(
             log.keep(decision)
         except OSError as error:
             remove_grant(directory, granted.grant.name, now)
-            raise EditRefused(f"{log.path} cannot be written: {error.strerror}; nothing was approved") from error
+            raise EditRefused(
+                f"{log.path} cannot be written: {error.strerror}; nothing was approved"
+            ) from error
         return _noted(granted, state, ticket, new.expires)
 
 
 def _check_not_decided_since(seen: Ticket, found: Ticket) -> None:
     if found.decided != seen.decided:
         reason = f" ({found.reason})" if found.reason else ""
-        raise EditRefused(f"ticket {seen.number} was {found.state} meanwhile{reason}; nothing was approved")
+        raise EditRefused(
+            f"ticket {seen.number} was {found.state} meanwhile{reason}; nothing was approved"
+        )
 
 
 def _settled(
-    granted: Granted, log: DecisionLog, directory: Path, state: Path, ticket: Ticket, now: datetime
+    granted: Granted,
+    log: DecisionLog,
+    directory: Path,
+    state: Path,
+    ticket: Ticket,
+    now: datetime,
 ) -> Granted:
     policy = load(directory, now).compiled
     opener = decide_again(policy, GrantUses(state).is_spent, ticket.asked, now)
     if not opener.allowed:
         return granted
     until = opening_ends(policy, opener)
-    decision = _decision(ticket, TicketState.APPROVED, f"Open already, by {opener.rule}")
-    _keep(log, replace(decision, grant=opener.rule, until=utc_time(until) if until else ""))
+    decision = _decision(
+        ticket, TicketState.APPROVED, f"Open already, by {opener.rule}"
+    )
+    _keep(
+        log,
+        replace(decision, grant=opener.rule, until=utc_time(until) if until else ""),
+    )
     return _noted(granted, state, ticket, until)
 
 
-def _noted(granted: Granted, state: Path, ticket: Ticket, until: datetime | None) -> Granted:
+def _noted(
+    granted: Granted, state: Path, ticket: Ticket, until: datetime | None
+) -> Granted:
     try:
-        note_decision(state, ticket.number, TicketState.APPROVED, until.timestamp() if until else 0.0, "")
+        note_decision(
+            state,
+            ticket.number,
+            TicketState.APPROVED,
+            until.timestamp() if until else 0.0,
+            "",
+        )
     except EditRefused as error:
         warning = f"it is approved and kept, but ticket {ticket.number} is not marked: {error}: approve it again"
         return replace(granted, warnings=(*granted.warnings, warning))
@@ -130,8 +173,14 @@ def _check_not_open(directory: Path, state: Path, ticket: Ticket) -> None:
     for policy in policies:
         found = decide_again(policy, GrantUses(state).is_spent, ticket.asked, now)
         if found.allowed:
-            is_grant = any(grant.location == found.location for grant in policy.source.grants)
-            how = f"squidkeeper grant --revoke {quote(found.rule)}" if is_grant else "change the policy"
+            is_grant = any(
+                grant.location == found.location for grant in policy.source.grants
+            )
+            how = (
+                f"squidkeeper grant --revoke {quote(found.rule)}"
+                if is_grant
+                else "change the policy"
+            )
             place = f" ({found.location})" if found.location else ""
             why = f"ticket {ticket.number} is open, by {found.rule}{place}: close that first ({how})"
             raise EditRefused(f"{why}; nothing was denied")
@@ -157,7 +206,9 @@ def _keep(log: DecisionLog, decision: TicketDecision) -> None:
     try:
         log.keep(decision)
     except OSError as error:
-        raise EditRefused(f"{log.path} cannot be written: {error.strerror}; nothing was decided") from error
+        raise EditRefused(
+            f"{log.path} cannot be written: {error.strerror}; nothing was decided"
+        ) from error
 
 
 @contextmanager
@@ -186,4 +237,6 @@ def _decision(ticket: Ticket, decided: TicketState, reason: str) -> TicketDecisi
 def check_reason(reason: str) -> None:
     """Refuse a reason that is no line of text."""
     if not reason.strip() or not reason.isprintable() or len(reason) > _LONGEST_REASON:
-        raise EditRefused(f"--reason: expected 1 to {_LONGEST_REASON:,} printable characters in one line")
+        raise EditRefused(
+            f"--reason: expected 1 to {_LONGEST_REASON:,} printable characters in one line"
+        )

@@ -1,7 +1,7 @@
 """What people have decided about tickets and counts, and what is in force meanwhile.
 
-Decisions are in a file outside of the state folder, which only grows. Each line is a JSON object: who decided what
-about which question or quota, when and why.
+Decisions are in a file outside of the state folder, which only grows. Each line is a
+JSON object: who decided what about which question or quota, when and why.
 """
 
 import fcntl
@@ -21,7 +21,9 @@ from squidkeeper.policy.policy_store.revisions import revision_in_force
 from squidkeeper.policy.policy_store.sources import read_sources
 
 _APPEND: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-FILE: Final = "decisions.jsonl"  # beside the folder of the policy, where root alone can write
+FILE: Final = (
+    "decisions.jsonl"  # beside the folder of the policy, where root alone can write
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,9 @@ class TicketDecision:
 
 @dataclass(frozen=True, slots=True)
 class ResetDecision:
-    """A decision to begin the counts of a quota again, for one holder or, without a name, for all."""
+    """A decision to begin the counts of a quota again, for one holder or, without a
+    name, for all.
+    """
 
     time: str
     who: str
@@ -62,9 +66,12 @@ class DecisionLog:
         self.path = policy.absolute().parent / FILE
         try:
             self._file = os.open(self.path, _APPEND, 0o600)
-            fcntl.flock(self._file, fcntl.LOCK_EX)  # of two decisions at once, the later one sees the other's result
+            # of two decisions at once, the later one sees the other's result
+            fcntl.flock(self._file, fcntl.LOCK_EX)
         except OSError as error:
-            raise EditRefused(f"{self.path} cannot be written: {error.strerror}; nothing was decided") from error
+            raise EditRefused(
+                f"{self.path} cannot be written: {error.strerror}; nothing was decided"
+            ) from error
 
     def keep(self, decision: TicketDecision | ResetDecision) -> None:
         """Append a decision, on disk when this returns."""
@@ -77,12 +84,20 @@ class DecisionLog:
 
 
 def keep_reset(policy: Path, quota: str, holder: str | None) -> None:
-    """Keep who begins the counts of a quota again; `EditRefused` where it cannot be kept."""
+    """Keep who begins the counts of a quota again; `EditRefused` where it cannot be
+    kept.
+    """
     log = DecisionLog(policy)
     try:
-        log.keep(ResetDecision(utc_time(datetime.now(UTC)), who_decides(), quota, holder or ""))
+        log.keep(
+            ResetDecision(
+                utc_time(datetime.now(UTC)), who_decides(), quota, holder or ""
+            )
+        )
     except OSError as error:
-        raise EditRefused(f"{log.path} cannot be written: {error.strerror}; nothing was reset") from error
+        raise EditRefused(
+            f"{log.path} cannot be written: {error.strerror}; nothing was reset"
+        ) from error
     finally:
         log.close()
 
@@ -99,7 +114,9 @@ def who_decides() -> str:
 
 
 def waits_for_edit(directory: Path, state: Path) -> bool:
-    """Whether the policy on disk, grants aside, is another one than is in force; False where nothing tells."""
+    """Whether the policy on disk, grants aside, is another one than is in force; False
+    where nothing tells.
+    """
     found = revision_in_force(state / "revisions")
     if found is None or not found.ungranted or found.directory != directory.absolute():
         return False
@@ -107,7 +124,9 @@ def waits_for_edit(directory: Path, state: Path) -> bool:
 
 
 def policy_in_force(directory: Path, state: Path) -> CompiledPolicy | None:
-    """Load what helpers go by; None where the state folder is of another policy, or does not tell."""
+    """Load what helpers go by; None where the state folder is of another policy, or
+    does not tell.
+    """
     found = revision_in_force(state / "revisions")
     if found is None or found.directory != directory.absolute():
         return None
@@ -117,8 +136,11 @@ def policy_in_force(directory: Path, state: Path) -> CompiledPolicy | None:
         return None
 
 
-def policies_now(directory: Path, state: Path, now: datetime) -> tuple[CompiledPolicy, ...]:
-    """Load the policy on disk, and before it the one in force where the one on disk waits or does not load.
+def policies_now(
+    directory: Path, state: Path, now: datetime
+) -> tuple[CompiledPolicy, ...]:
+    """Load the policy on disk, and before it the one in force where the one on disk
+    waits or does not load.
 
     `PolicyError` where there is none.
     """
@@ -129,5 +151,7 @@ def policies_now(directory: Path, state: Path, now: datetime) -> tuple[CompiledP
         if in_force is None:
             raise
         return (in_force,)
-    in_force = policy_in_force(directory, state) if waits_for_edit(directory, state) else None
+    in_force = (
+        policy_in_force(directory, state) if waits_for_edit(directory, state) else None
+    )
     return (in_force, *on_disk) if in_force else on_disk

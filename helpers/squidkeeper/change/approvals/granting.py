@@ -1,6 +1,7 @@
 """Makes and removes grants: the file beside the policy, replaced whole or not at all.
 
-The whole policy is checked with the new file before that is put in place. One lock keeps two commands apart.
+The whole policy is checked with the new file before that is put in place. One lock
+keeps two commands apart.
 """
 
 from __future__ import annotations
@@ -27,7 +28,12 @@ from squidkeeper.policy.language.lint import lint
 from squidkeeper.policy.language.model import Policy, Rule
 from squidkeeper.policy.policy_edit import load_or_refuse, locked, round_trip_yaml
 from squidkeeper.policy.policy_store.loading import LoadedPolicy, load_sources
-from squidkeeper.policy.policy_store.sources import Sources, grants_file, policy_files, read_sources
+from squidkeeper.policy.policy_store.sources import (
+    Sources,
+    grants_file,
+    policy_files,
+    read_sources,
+)
 
 _EMPTY = """\
 # Grants, as `squidkeeper grant` and `squidkeeper ask` make and remove them. They are part of the policy beside this
@@ -42,7 +48,8 @@ _NOWHERE = Location("")
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """A grant that was made, and the file that it is in; without a file, nothing needed it: see `effect`.
+    """A grant that was made, and the file that it is in; without a file, nothing needed
+    it: see `effect`.
 
     `warnings` are those that `check` gives about it.
     """
@@ -53,10 +60,14 @@ class Granted:
     warnings: tuple[str, ...] = ()
 
 
-def add_grant(directory: Path, new: NewGrant, now: datetime, uses: GrantUses | None = None) -> Granted:
-    """Grant for a time; `EditRefused` where a rule denies it all, or the policy does not load with it.
+def add_grant(
+    directory: Path, new: NewGrant, now: datetime, uses: GrantUses | None = None
+) -> Granted:
+    """Grant for a time; `EditRefused` where a rule denies it all, or the policy does
+    not load with it.
 
-    Nothing is written where all of it is open already. By `uses`, grants that have none left open nothing.
+    Nothing is written where all of it is open already. By `uses`, grants that have none
+    left open nothing.
     """
     with locked(directory):
         edit = _Edit.begin(directory, now)
@@ -66,12 +77,16 @@ def add_grant(directory: Path, new: NewGrant, now: datetime, uses: GrantUses | N
         return granted
 
 
-def preview_grant(directory: Path, new: NewGrant, now: datetime, uses: GrantUses | None = None) -> Granted:
+def preview_grant(
+    directory: Path, new: NewGrant, now: datetime, uses: GrantUses | None = None
+) -> Granted:
     """Return what `add_grant` would make, under another name, and write nothing."""
     return _planned(_Edit.begin(directory, now), new, now, uses)[0]
 
 
-def _planned(edit: _Edit, new: NewGrant, now: datetime, uses: GrantUses | None) -> tuple[Granted, Document]:
+def _planned(
+    edit: _Edit, new: NewGrant, now: datetime, uses: GrantUses | None
+) -> tuple[Granted, Document]:
     before = edit.loaded.compiled.source
     _check_clients(new, before)
     taken = {rule.name for rule in before.rules_and_grants}
@@ -81,18 +96,30 @@ def _planned(edit: _Edit, new: NewGrant, now: datetime, uses: GrantUses | None) 
     compiled = after.compiled
     grant = next(grant for grant in compiled.source.grants if grant.name == name)
     if _plain(compiled.source.grants) != [*_plain(before.grants), *_plain((grant,))]:
-        raise EditRefused(f"{document.path} has a form that this command cannot edit: edit it by hand")
+        raise EditRefused(
+            f"{document.path} has a form that this command cannot edit: edit it by hand"
+        )
     effect = effect_of(_without_spent(compiled, before.grants, uses), grant, now)
     if effect.opens:
-        warnings = tuple(warning.text for warning in lint(compiled.source, now) if warning.location == grant.location)
+        warnings = tuple(
+            warning.text
+            for warning in lint(compiled.source, now)
+            if warning.location == grant.location
+        )
         return Granted(grant, effect, document.path, warnings), document
     if effect.deniers:
         raise EditRefused(_denied_by(effect))
     return Granted(grant, effect, None), document
 
 
-def _without_spent(policy: CompiledPolicy, earlier: tuple[Rule, ...], uses: GrantUses | None) -> CompiledPolicy:
-    spent = {grant.name for grant in earlier if uses and grant.uses is not None and uses.is_spent(grant)}
+def _without_spent(
+    policy: CompiledPolicy, earlier: tuple[Rule, ...], uses: GrantUses | None
+) -> CompiledPolicy:
+    spent = {
+        grant.name
+        for grant in earlier
+        if uses and grant.uses is not None and uses.is_spent(grant)
+    }
     if not spent:
         return policy
     kept = tuple(grant for grant in policy.source.grants if grant.name not in spent)
@@ -100,7 +127,9 @@ def _without_spent(policy: CompiledPolicy, earlier: tuple[Rule, ...], uses: Gran
 
 
 def remove_grant(directory: Path, name: str, now: datetime) -> bool:
-    """Revoke a grant that a command has made; False where the policy does not load, so that nothing changes yet."""
+    """Revoke a grant that a command has made; False where the policy does not load, so
+    that nothing changes yet.
+    """
     with locked(directory):
         sources = read_sources(directory)
         try:
@@ -112,27 +141,43 @@ def remove_grant(directory: Path, name: str, now: datetime) -> bool:
         grant = next((grant for grant in grants if grant.name == name), None)
         file = grants_file(directory)
         if grant is None:
-            raise EditRefused(f"there is no grant {name!r}: `squidkeeper grant --list` shows them")
+            raise EditRefused(
+                f"there is no grant {name!r}: `squidkeeper grant --list` shows them"
+            )
         if grant.location.file == str(directory / FLEET_GRANTS):
             command = f"squidkeeper grant --fleet REPOSITORY --revoke {quote(name)}"
-            raise EditRefused(f"grant {name!r} is one for all gateways: revoke it there, by `{command}`")
+            raise EditRefused(
+                f"grant {name!r} is one for all gateways: revoke it there, by `{command}`"
+            )
         if grant.location.file != str(file):
-            raise EditRefused(f"grant {name!r} is not in {file}: remove it at {grant.location}")
+            raise EditRefused(
+                f"grant {name!r} is not in {file}: remove it at {grant.location}"
+            )
         edit.remove({name})
         return True
 
 
 def _remove_unchecked(sources: Sources, name: str, error: PolicyError) -> None:
-    """Remove a grant while another file of the policy has a fault: whatever that file will say, this only closes."""
+    """Remove a grant while another file of the policy has a fault: whatever that file
+    will say, this only closes.
+    """
     path, before = grants_file(sources.directory), sources.granted
-    if before is None or any(fault.location.file == str(path) for fault in error.faults):
-        raise EditRefused(f"{error}\n{sources.directory} {_DOES_NOT_LOAD}; nothing was changed") from error
-    after = parse_document(path, _edited(path, before.content, lambda grants: _delete(grants, {name})))
+    if before is None or any(
+        fault.location.file == str(path) for fault in error.faults
+    ):
+        raise EditRefused(
+            f"{error}\n{sources.directory} {_DOES_NOT_LOAD}; nothing was changed"
+        ) from error
+    after = parse_document(
+        path, _edited(path, before.content, lambda grants: _delete(grants, {name}))
+    )
     kept, listed = _listed(after), _listed(before)
     if kept == listed:
         raise EditRefused(f"there is no grant {name!r} in {path}")
     if kept != [entry for entry in listed if entry.get("name") != name]:
-        raise EditRefused(f"{path} has a form that this command cannot edit: edit it by hand")
+        raise EditRefused(
+            f"{path} has a form that this command cannot edit: edit it by hand"
+        )
     _write(sources, after)
 
 
@@ -151,7 +196,11 @@ def prune_grants(directory: Path, now: datetime) -> tuple[list[Rule], list[Rule]
     with locked(directory):
         edit = _Edit.begin(directory, now)
         grants, file = edit.loaded.compiled.source.grants, str(grants_file(directory))
-        lapsed = [grant for grant in grants if grant.lapsed(now) and grant.location.file == file]
+        lapsed = [
+            grant
+            for grant in grants
+            if grant.lapsed(now) and grant.location.file == file
+        ]
         edit.remove({grant.name for grant in lapsed})
         return lapsed, [grant for grant in grants if grant not in lapsed]
 
@@ -170,17 +219,25 @@ class _Edit:
         return cls(sources, load_or_refuse(sources, now, _DOES_NOT_LOAD), now)
 
     def granted(self, entry: Any) -> tuple[LoadedPolicy, Document]:
-        """Load the policy as it would be with one more grant; its faults are those of what was asked for."""
+        """Load the policy as it would be with one more grant; its faults are those of
+        what was asked for.
+        """
         document = self._changed(lambda grants: grants.append(entry))
         try:
-            return load_sources(replace(self.sources, granted=document), self.now), document
+            return load_sources(
+                replace(self.sources, granted=document), self.now
+            ), document
         except PolicyError as error:
             faults = "\n".join(fault.text for fault in error.faults)
-            raise EditRefused(f"{faults}\nThis cannot be granted; nothing was changed") from error
+            raise EditRefused(
+                f"{faults}\nThis cannot be granted; nothing was changed"
+            ) from error
 
     def _changed(self, change: Callable[[list[Any]], None]) -> Document:
         path = grants_file(self.sources.directory)
-        content = self.sources.granted.content if self.sources.granted else _EMPTY.encode()
+        content = (
+            self.sources.granted.content if self.sources.granted else _EMPTY.encode()
+        )
         return parse_document(path, _edited(path, content, change))
 
     def remove(self, names: set[str]) -> None:
@@ -188,11 +245,24 @@ class _Edit:
         if not names:
             return
 
-        document, what = self._changed(lambda grants: _delete(grants, names)), ", ".join(sorted(names))
-        after = load_or_refuse(replace(self.sources, granted=document), self.now, f"does not load without {what}")
-        kept = [grant for grant in self.loaded.compiled.source.grants if grant.name not in names]
+        document, what = (
+            self._changed(lambda grants: _delete(grants, names)),
+            ", ".join(sorted(names)),
+        )
+        after = load_or_refuse(
+            replace(self.sources, granted=document),
+            self.now,
+            f"does not load without {what}",
+        )
+        kept = [
+            grant
+            for grant in self.loaded.compiled.source.grants
+            if grant.name not in names
+        ]
         if _plain(after.compiled.source.grants) != _plain(tuple(kept)):
-            raise EditRefused(f"{document.path} has a form that this command cannot edit: edit it by hand")
+            raise EditRefused(
+                f"{document.path} has a form that this command cannot edit: edit it by hand"
+            )
         _write(self.sources, document)
 
 
@@ -201,17 +271,29 @@ def _plain(grants: tuple[Rule, ...]) -> list[Rule]:
 
 
 def _check_clients(new: NewGrant, policy: Policy) -> None:
-    """Refuse a client that the policy does not have: a grant may outlive its clients, and does not begin so."""
+    """Refuse a client that the policy does not have: a grant may outlive its clients,
+    and does not begin so.
+    """
     known = [client.name for client in policy.clients]
     unknown = [name for name in new.clients if name not in known]
     if unknown:
-        expected = f"expected one of {', '.join(known)}" if known else "which names no clients (clients:)"
-        raise EditRefused(f"there is no client {unknown[0]!r} in the policy, {expected}; nothing was changed")
+        expected = (
+            f"expected one of {', '.join(known)}"
+            if known
+            else "which names no clients (clients:)"
+        )
+        raise EditRefused(
+            f"there is no client {unknown[0]!r} in the policy, {expected}; nothing was changed"
+        )
 
 
 def _denied_by(effect: Effect) -> str:
     denier = effect.deniers[0]
-    rest = f"; the rest is open already, by {effect.openers[0].rule!r}" if effect.openers else ""
+    rest = (
+        f"; the rest is open already, by {effect.openers[0].rule!r}"
+        if effect.openers
+        else ""
+    )
     if denier.location is not None:
         why = f"rule {denier.rule!r} ({denier.location}) denies it, and no grant overrides a deny"
     else:
@@ -220,7 +302,9 @@ def _denied_by(effect: Effect) -> str:
 
 
 def _mapping(new: NewGrant, name: str, now: datetime) -> Any:
-    """Write a grant as ruamel.yaml has it: text in double quotes, which YAML reads as text whatever it holds."""
+    """Write a grant as ruamel.yaml has it: text in double quotes, which YAML reads as
+    text whatever it holds.
+    """
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
     from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
@@ -231,7 +315,10 @@ def _mapping(new: NewGrant, name: str, now: datetime) -> Any:
             return sequence
         return DoubleQuotedScalarString(value) if isinstance(value, str) else value
 
-    return CommentedMap((key, written(value)) for key, value in new.entry(name, now.replace(microsecond=0)))
+    return CommentedMap(
+        (key, written(value))
+        for key, value in new.entry(name, now.replace(microsecond=0))
+    )
 
 
 def _edited(path: Path, content: bytes, change: Callable[[list[Any]], None]) -> bytes:
@@ -244,7 +331,9 @@ def _edited(path: Path, content: bytes, change: Callable[[list[Any]], None]) -> 
         root = yaml.load(content.decode())
         grants = root.get(_SECTION) or CommentedSeq()
     except (YAMLError, UnicodeDecodeError, AttributeError) as error:
-        raise EditRefused(f"{path} has a form that this command cannot edit: edit it by hand") from error
+        raise EditRefused(
+            f"{path} has a form that this command cannot edit: edit it by hand"
+        ) from error
     change(grants)
     if grants:
         root[_SECTION] = grants
@@ -256,7 +345,8 @@ def _edited(path: Path, content: bytes, change: Callable[[list[Any]], None]) -> 
 
 
 def _write(sources: Sources, document: Document) -> None:
-    """Replace the file, with its owner and mode; a new one has group and mode of a file of the policy.
+    """Replace the file, with its owner and mode; a new one has group and mode of a file
+    of the policy.
 
     An account that is not root can give a file to no other group than its own.
     """
@@ -266,10 +356,17 @@ def _write(sources: Sources, document: Document) -> None:
         if (path.read_bytes() if path.exists() else None) != before:
             raise EditRefused(f"{path} was changed meanwhile: try again")
         real = path.resolve()  # not a link to it
-        state = (real if before is not None else policy_files(sources.directory)[0]).stat()
-        owner = state.st_uid if before is not None else os.geteuid()  # the policy is of another account if it is pulled
-        group = state.st_gid if before is not None or os.geteuid() == 0 else os.getegid()
+        state = (
+            real if before is not None else policy_files(sources.directory)[0]
+        ).stat()
+        # the policy is of another account if it is pulled
+        owner = state.st_uid if before is not None else os.geteuid()
+        group = (
+            state.st_gid if before is not None or os.geteuid() == 0 else os.getegid()
+        )
         mode = stat.S_IMODE(state.st_mode) & _READABLE | stat.S_IWUSR
         write_file(real, document.content, mode, (owner, group))
     except OSError as error:
-        raise EditRefused(f"{path} cannot be written: {error.strerror}; nothing was changed") from error
+        raise EditRefused(
+            f"{path} cannot be written: {error.strerror}; nothing was changed"
+        ) from error

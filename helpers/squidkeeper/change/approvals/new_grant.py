@@ -1,4 +1,6 @@
-"""A grant that a command is to make: from what a person writes to an entry of `grants`, and what it opens."""
+"""A grant that a command is to make: from what a person writes to an entry of `grants`,
+and what it opens.
+"""
 
 import re
 from collections.abc import Collection, Iterator
@@ -11,7 +13,11 @@ from squidkeeper.base.errors import PatternError
 from squidkeeper.base.formatting import utc_time
 from squidkeeper.policy.engine import CompiledPolicy, Decision, decide
 from squidkeeper.policy.language.exact_urls import parse_exact_url
-from squidkeeper.policy.language.hosts import HostPattern, parse_host_pattern, sample_host
+from squidkeeper.policy.language.hosts import (
+    HostPattern,
+    parse_host_pattern,
+    sample_host,
+)
 from squidkeeper.policy.language.model import Action, Client, Policy, Rule
 from squidkeeper.policy.language.paths import sample_path
 from squidkeeper.policy.protocol.request import request_to
@@ -25,7 +31,10 @@ _PATHS = ("/", "/any")
 
 @dataclass(frozen=True, slots=True)
 class NewGrant:
-    """What is granted: hosts, schemes, ports, paths, or exact URLs. Without `clients`, to any; `by` is who grants."""
+    """What is granted: hosts, schemes, ports, paths, or exact URLs.
+
+    Without `clients`, to any; `by` is who grants.
+    """
 
     expires: datetime
     reason: str
@@ -40,16 +49,26 @@ class NewGrant:
     uses: int | None = None
 
     def named(self, taken: Collection[str]) -> str:
-        """Make up a name after the host that no rule and no grant has; metrics have a series for each name."""
-        host = (self.hosts or tuple(url.partition("://")[2].partition("/")[0] for url in self.urls) or ("",))[0]
-        stem = f"grant-{re.sub(r'[^a-z0-9]+', '-', host.lower()).strip('-')}"[:_STEM_LENGTH]
+        """Make up a name after the host that no rule and no grant has; metrics have a
+        series for each name.
+        """
+        host = (
+            self.hosts
+            or tuple(url.partition("://")[2].partition("/")[0] for url in self.urls)
+            or ("",)
+        )[0]
+        stem = f"grant-{re.sub(r'[^a-z0-9]+', '-', host.lower()).strip('-')}"[
+            :_STEM_LENGTH
+        ]
         numbered = (f"{stem}-{number}" if number > 1 else stem for number in count(1))
         return next(name for name in numbered if name not in taken)
 
     def entry(self, name: str, made: datetime) -> Iterator[tuple[str, object]]:
         """Return the fields of the entry, in their order."""
         yield "name", name
-        yield from [("clients", [*self.clients])] if self.clients else [("any_client", True)]
+        yield from (
+            [("clients", [*self.clients])] if self.clients else [("any_client", True)]
+        )
         for key in ("hosts", "schemes", "ports", "paths", "urls", "methods"):
             if values := getattr(self, key):
                 yield key, [*values]
@@ -60,7 +79,8 @@ class NewGrant:
 
 
 def parse_target(text: str) -> dict[str, Any]:
-    """Read HOST[:PORT][/PATH], patterns as in a policy, or a whole URL, which is meant exactly; `PatternError`.
+    """Read HOST[:PORT][/PATH], patterns as in a policy, or a whole URL, which is meant
+    exactly; `PatternError`.
 
     The host is written as it is compared: in punycode.
     """
@@ -68,9 +88,13 @@ def parse_target(text: str) -> dict[str, Any]:
         return {"urls": (parse_exact_url(text).text,)}
     authority, slash, rest = text.partition("/")
     if not authority:
-        raise PatternError(f"{text!r} has no host, expected HOST[:PORT][/PATH] or a whole URL")
+        raise PatternError(
+            f"{text!r} has no host, expected HOST[:PORT][/PATH] or a whole URL"
+        )
     if "?" in rest:
-        raise PatternError(f"{text!r} has a query, expected the whole URL (https://…), which is then meant exactly")
+        raise PatternError(
+            f"{text!r} has a query, expected the whole URL (https://…), which is then meant exactly"
+        )
     host, port = _split(authority)
     fields: dict[str, Any] = {"hosts": (spelled(parse_host_pattern(host)),)}
     if port:
@@ -83,7 +107,11 @@ def parse_target(text: str) -> dict[str, Any]:
 def _split(authority: str) -> tuple[str, str]:
     """Cut the port off; an IPv6 address without brackets has none."""
     found = _WITH_PORT.fullmatch(authority)
-    return (found["host"].strip("[]"), found["port"]) if found else (authority.strip("[]"), "")
+    return (
+        (found["host"].strip("[]"), found["port"])
+        if found
+        else (authority.strip("[]"), "")
+    )
 
 
 def spelled(pattern: HostPattern) -> str:
@@ -93,48 +121,76 @@ def spelled(pattern: HostPattern) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What was found by requests that a grant is for: whether it opens one, and what decides the others.
+    """What was found by requests that a grant is for: whether it opens one, and what
+    decides the others.
 
-    Of a grant that no request can be made up for, as of an expression, it is taken to open some.
+    Of a grant that no request can be made up for, as of an expression, it is taken to
+    open some.
     """
 
     opens: bool
     deniers: tuple[Decision, ...]
     openers: tuple[Decision, ...]  # that open it without the grant
     credentials: tuple[str, ...]  # of the policy, that requests it opens get
-    closing: tuple[Rule, ...]  # denies for the same host and clients, of which each may close a part
+    # denies for the same host and clients, of which each may close a part
+    closing: tuple[Rule, ...]
 
 
 def effect_of(policy: CompiledPolicy, grant: Rule, at: datetime) -> Effect:
     """Try a grant of a policy."""
-    decisions = [decide(policy, policy.match(request_to(*asked)), at) for asked in _requests(policy.source, grant)]
+    decisions = [
+        decide(policy, policy.match(request_to(*asked)), at)
+        for asked in _requests(policy.source, grant)
+    ]
     opened = [decision for decision in decisions if _is_opened_by(grant, decision)]
-    others = {decision.rule: decision for decision in decisions if not _is_opened_by(grant, decision)}.values()
+    others = {
+        decision.rule: decision
+        for decision in decisions
+        if not _is_opened_by(grant, decision)
+    }.values()
     return Effect(
         opens=bool(opened) or not decisions,
         deniers=tuple(other for other in others if not other.allowed),
         openers=tuple(other for other in others if other.allowed),
-        credentials=tuple(dict.fromkeys(credential.name for opening in opened for credential in opening.credentials)),
+        credentials=tuple(
+            dict.fromkeys(
+                credential.name
+                for opening in opened
+                for credential in opening.credentials
+            )
+        ),
         closing=() if grant.match.urls else tuple(_closing(policy, grant, at)),
     )
 
 
 def _is_opened_by(grant: Rule, decision: Decision) -> bool:
-    """Whether a grant opens a request, also one that other rules open for some bodies."""
+    """Whether a grant opens a request, also one that other rules open for
+    some bodies.
+    """
     named = (decision.location, *(rule.location for rule in decision.by_body))
     return decision.allowed and grant.location in named
 
 
-def _requests(policy: Policy, grant: Rule) -> Iterator[tuple[str, str, str | None, str | None]]:
-    clients = [_asker(one) for one in policy.clients if one.name in (grant.match.clients or ())] or [(None, None)]
-    for method, url, (address, user) in product(sorted(grant.match.methods or _METHODS), _urls(grant), clients):
+def _requests(
+    policy: Policy, grant: Rule
+) -> Iterator[tuple[str, str, str | None, str | None]]:
+    clients = [
+        _asker(one) for one in policy.clients if one.name in (grant.match.clients or ())
+    ] or [(None, None)]
+    for method, url, (address, user) in product(
+        sorted(grant.match.methods or _METHODS), _urls(grant), clients
+    ):
         yield method, url, address, user
 
 
 def _asker(client: Client) -> tuple[str | None, str | None]:
     networks, users = client.networks or (), sorted(client.users or ())
-    address = str(networks[0][min(1, networks[0].num_addresses - 1)]) if networks else None
-    return address, client.name if client.tokens is not None else next(iter(users), None)
+    address = (
+        str(networks[0][min(1, networks[0].num_addresses - 1)]) if networks else None
+    )
+    return address, client.name if client.tokens is not None else next(
+        iter(users), None
+    )
 
 
 def _urls(grant: Rule) -> Iterator[str]:
@@ -143,18 +199,35 @@ def _urls(grant: Rule) -> Iterator[str]:
         yield from (exact.text for exact in match.urls)
         return
     paths = [sample_path(pattern.text) for pattern in match.paths or ()] or _PATHS
-    for scheme, pattern, path in product(sorted(match.schemes or DEFAULT_PORTS), match.hosts or (), paths):
-        ports = [DEFAULT_PORTS[scheme]] if match.ports is None else [ports[0] for ports in match.ports]
+    for scheme, pattern, path in product(
+        sorted(match.schemes or DEFAULT_PORTS), match.hosts or (), paths
+    ):
+        ports = (
+            [DEFAULT_PORTS[scheme]]
+            if match.ports is None
+            else [ports[0] for ports in match.ports]
+        )
         host = sample_host(pattern)
         if host and path:
             yield from (f"{scheme}://{host}:{port}{path}" for port in ports)
 
 
 def _closing(policy: CompiledPolicy, grant: Rule, at: datetime) -> Iterator[Rule]:
-    hosts = [parse_host(host) for pattern in grant.match.hosts or () if (host := sample_host(pattern))]
-    positions = {position for host in hosts for position in policy.rules.positions(host)}
+    hosts = [
+        parse_host(host)
+        for pattern in grant.match.hosts or ()
+        if (host := sample_host(pattern))
+    ]
+    positions = {
+        position for host in hosts for position in policy.rules.positions(host)
+    }
     for rule in (policy.source.rules[position] for position in sorted(positions)):
-        if rule.action is Action.DENY and not rule.observe and not rule.lapsed(at) and _shares_a_client(rule, grant):
+        if (
+            rule.action is Action.DENY
+            and not rule.observe
+            and not rule.lapsed(at)
+            and _shares_a_client(rule, grant)
+        ):
             yield rule
 
 

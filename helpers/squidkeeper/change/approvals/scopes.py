@@ -1,4 +1,6 @@
-"""How wide an approval is, and what else recorded requests it would have let through."""
+"""How wide an approval is, and what else recorded requests it would have let
+through.
+"""
 
 from __future__ import annotations
 
@@ -46,35 +48,50 @@ class ApprovedFields:
 
 
 def approved_fields(ticket: Ticket, scope: ApprovalScope) -> ApprovedFields:
-    """Write what an approval of a question allows; `EditRefused` where no grant can say it."""
+    """Write what an approval of a question allows; `EditRefused` where no grant can say
+    it.
+    """
     url = _parsed(ticket)
     if scope is ApprovalScope.URL:
         return ApprovedFields(urls=(ticket.url,))
     if scope is ApprovalScope.HOST:
         return ApprovedFields(hosts=(url.host.text,), ports=(url.port,))
     if "*" in url.path:
-        raise EditRefused("--scope path: the path holds a *, which would match more: use --scope url")
+        raise EditRefused(
+            "--scope path: the path holds a *, which would match more: use --scope url"
+        )
     return ApprovedFields(hosts=(url.host.text,), ports=(url.port,), paths=(url.path,))
 
 
 def clients_that_asked(policy: CompiledPolicy, ticket: Ticket) -> tuple[str, ...]:
-    """Name the clients of the policy that a question belongs to, the one with the fewest addresses first."""
+    """Name the clients of the policy that a question belongs to, the one with the
+    fewest addresses first.
+    """
     try:
         address = parse_address(ticket.client)
     except InvalidUrl as error:
-        raise EditRefused(f"the ticket {ticket.number} is of no client: {error}") from error
+        raise EditRefused(
+            f"the ticket {ticket.number} is of no client: {error}"
+        ) from error
     return clients_by_size(policy, address, ticket.user)
 
 
 def reach(
-    policy: CompiledPolicy, waiting: Sequence[Ticket], questions: Iterable[Question], at: datetime
+    policy: CompiledPolicy,
+    waiting: Sequence[Ticket],
+    questions: Iterable[Question],
+    at: datetime,
 ) -> Mapping[str, Counter[ApprovalScope]]:
-    """Count, by ticket and scope, the other recorded requests that an approval would have let through.
+    """Count, by ticket and scope, the other recorded requests that an approval would
+    have let through.
 
-    These are requests that the policy asks about; what a rule denies, no approval opens.
+    These are requests that the policy asks about; what a rule denies, no approval
+    opens.
     """
     asked_about = [_Waiting.of(policy, ticket) for ticket in waiting]
-    found: dict[str, Counter[ApprovalScope]] = {ticket.number: Counter() for ticket in waiting}
+    found: dict[str, Counter[ApprovalScope]] = {
+        ticket.number: Counter() for ticket in waiting
+    }
     for question in questions:
         request = request_of(question.record())
         if isinstance(request, Malformed) or request.url is None:
@@ -102,19 +119,41 @@ class _Waiting:
     @classmethod
     def of(cls, policy: CompiledPolicy, ticket: Ticket) -> _Waiting:
         clients, url = clients_that_asked(policy, ticket), _parsed(ticket)
-        grants = {scope: rule for scope in ApprovalScope if (rule := _rule(ticket, url, clients, scope))}
+        grants = {
+            scope: rule
+            for scope in ApprovalScope
+            if (rule := _rule(ticket, url, clients, scope))
+        }
         return cls(ticket, url.host.text, grants)
 
-    def lets_through(self, question: Question, match: HostMatch, decision: Decision) -> list[ApprovalScope]:
-        """List the scopes whose grant allows another request than this question's own."""
-        own = (self.ticket.client, self.ticket.user, self.ticket.method, self.ticket.url)
+    def lets_through(
+        self, question: Question, match: HostMatch, decision: Decision
+    ) -> list[ApprovalScope]:
+        """List the scopes whose grant allows another request than this
+        question's own.
+        """
+        own = (
+            self.ticket.client,
+            self.ticket.user,
+            self.ticket.method,
+            self.ticket.url,
+        )
         url = _url_facts(match)
         if match.facts.host.text != self.host or url is None or decision.allowed:
             return []
-        if own == (question.client, "" if question.user == "-" else question.user, question.method, match.url):
+        if own == (
+            question.client,
+            "" if question.user == "-" else question.user,
+            question.method,
+            match.url,
+        ):
             return []
         grants = self.grants.items()
-        return [scope for scope, rule in grants if holds_for_host(rule, match.facts) and holds_for_url(rule, url)]
+        return [
+            scope
+            for scope, rule in grants
+            if holds_for_host(rule, match.facts) and holds_for_url(rule, url)
+        ]
 
 
 def _url_facts(match: HostMatch) -> UrlFacts | None:
@@ -125,7 +164,9 @@ def _url_facts(match: HostMatch) -> UrlFacts | None:
         return None
 
 
-def _rule(ticket: Ticket, url: Url, clients: tuple[str, ...], scope: ApprovalScope) -> Rule | None:
+def _rule(
+    ticket: Ticket, url: Url, clients: tuple[str, ...], scope: ApprovalScope
+) -> Rule | None:
     try:
         fields = approved_fields(ticket, scope)
         made = Match(
@@ -146,4 +187,6 @@ def _parsed(ticket: Ticket) -> Url:
     try:
         return parse_url(ticket.url)
     except InvalidUrl as error:
-        raise EditRefused(f"the ticket {ticket.number} is about no URL: {error}") from error
+        raise EditRefused(
+            f"the ticket {ticket.number} is about no URL: {error}"
+        ) from error

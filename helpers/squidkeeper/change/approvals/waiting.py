@@ -1,6 +1,8 @@
-"""Tickets as a command of root's reads them: with the rights of the account that writes them, and checked.
+"""Tickets as a command of root's reads them: with the rights of the account that writes
+them, and checked.
 
-Whatever stands in the state folder, links and pipes too, leads root nowhere that Squid's account could not go itself.
+Whatever stands in the state folder, links and pipes too, leads root nowhere that
+Squid's account could not go itself.
 """
 
 import time
@@ -21,14 +23,19 @@ _WAIT_SECONDS: Final = 5.0  # while clients ask, helpers write all the time
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The questions that wait, the one that waits longest first, and the numbers of rows that no helper writes."""
+    """The questions that wait, the one that waits longest first, and the numbers of
+    rows that no helper writes.
+    """
 
     tickets: tuple[Ticket, ...]
     unreadable: tuple[str, ...]
 
 
 def waiting_tickets(state: Path) -> Waiting:
-    """List the questions that wait; `EditRefused` where they cannot be read. A faulty row hides no other."""
+    """List the questions that wait; `EditRefused` where they cannot be read.
+
+    A faulty row hides no other.
+    """
     return _read(state, lambda store: store.pending(time.time()))
 
 
@@ -36,12 +43,18 @@ def find_ticket(state: Path, number: str) -> Ticket:
     """Find a ticket; `EditRefused` where there is none."""
     number = number.lower()
     if not NUMBER.fullmatch(number):
-        raise EditRefused(f"{number!r} is not the number of a ticket, expected 12 letters and digits, as `ask` shows")
+        raise EditRefused(
+            f"{number!r} is not the number of a ticket, expected 12 letters and digits, as `ask` shows"
+        )
     found = _read(state, lambda store: [store.find(number)])
     if found.unreadable:
-        raise EditRefused(f"the ticket {number} holds what no helper writes: it cannot be answered")
+        raise EditRefused(
+            f"the ticket {number} holds what no helper writes: it cannot be answered"
+        )
     if not found.tickets:
-        raise EditRefused(f"there is no ticket {number}: `squidkeeper ask` lists those that wait")
+        raise EditRefused(
+            f"there is no ticket {number}: `squidkeeper ask` lists those that wait"
+        )
     return found.tickets[0]
 
 
@@ -50,7 +63,9 @@ def ticket_of(state: Path, asked: AskedRequest) -> Ticket | None:
     return next(iter(_read(state, lambda store: [store.of(asked)]).tickets), None)
 
 
-def note_decision(state: Path, number: str, decided: TicketState, until: float, reason: str) -> None:
+def note_decision(
+    state: Path, number: str, decided: TicketState, until: float, reason: str
+) -> None:
     """Note in the tickets what was decided, for the page that the client reads."""
 
     def note(store: TicketStore) -> list[Any]:
@@ -60,7 +75,9 @@ def note_decision(state: Path, number: str, decided: TicketState, until: float, 
     _as_owner(state, note)
 
 
-def _read(state: Path, select: Callable[[TicketStore], list[Ticket] | list[Ticket | None]]) -> Waiting:
+def _read(
+    state: Path, select: Callable[[TicketStore], list[Ticket] | list[Ticket | None]]
+) -> Waiting:
     def rows(store: TicketStore) -> list[Any]:
         found = [_plain(asdict(ticket)) for ticket in select(store) if ticket]
         return [store.key.hex() if found else "", *found]
@@ -74,11 +91,16 @@ def _read(state: Path, select: Callable[[TicketStore], list[Ticket] | list[Ticke
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value if isinstance(value, str | int | float) else None for name, value in row.items()}
+    return {
+        name: value if isinstance(value, str | int | float) else None
+        for name, value in row.items()
+    }
 
 
 def _as_owner(state: Path, call: Callable[[TicketStore], list[Any]]) -> list[Any]:
-    """Call with the store, in a child process with the rights of the account that owns the state folder."""
+    """Call with the store, in a child process with the rights of the account that owns
+    the state folder.
+    """
 
     def called() -> list[Any]:
         store = TicketStore(state, _WAIT_SECONDS)
@@ -89,7 +111,9 @@ def _as_owner(state: Path, call: Callable[[TicketStore], list[Any]]) -> list[Any
 
     try:
         if (state / FOLDER).exists() and not (state / FOLDER).is_dir():
-            raise NotADirectoryError(ENOTDIR, "not a folder: remove it", str(state / FOLDER))
+            raise NotADirectoryError(
+                ENOTDIR, "not a folder: remove it", str(state / FOLDER)
+            )
         answer: list[Any] = call_as_owner(state, called)
     except OSError as error:
         raise EditRefused(f"the tickets in {state} cannot be read: {error}") from error

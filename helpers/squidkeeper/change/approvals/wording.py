@@ -1,4 +1,6 @@
-"""Grants as people read them on a terminal: hosts in punycode, what is not printable escaped."""
+"""Grants as people read them on a terminal: hosts in punycode, what is not printable
+escaped.
+"""
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -12,15 +14,23 @@ from squidkeeper.policy.language.model import FINITE_FIELDS, Rule
 
 _CLOSING_AT_MOST: Final = 5
 WAITS: Final = (
-    "Not in force yet: it waits for an edit of the policy that is not in force (`squidkeeper reload`, and cache.log)."
+    "Not in force yet: it waits for an edit of the policy that is not in "
+    "force (`squidkeeper reload`, and cache.log)."
 )
 
 
-def granted_lines(granted: Granted, now: datetime, *, waits: bool = False) -> Iterator[str]:
-    """Tell what was granted, what its requests get, and what is closed all the same; `waits`: for an edit."""
+def granted_lines(
+    granted: Granted, now: datetime, *, waits: bool = False
+) -> Iterator[str]:
+    """Tell what was granted, what its requests get, and what is closed all the same;
+    `waits`: for an edit.
+    """
     effect, one = granted.effect, granted.grant
     if granted.file is None:
-        openers = ", ".join(f"{found.rule}{_at(found.location)}{_for_bodies(found)}" for found in effect.openers)
+        openers = ", ".join(
+            f"{found.rule}{_at(found.location)}{_for_bodies(found)}"
+            for found in effect.openers
+        )
         yield f"Open already, by {printable(openers)}: nothing was granted."
         yield from _warnings(granted)
         if waits:
@@ -39,7 +49,10 @@ def _warnings(granted: Granted) -> Iterator[str]:
 
 def _effects(effect: Effect) -> Iterator[tuple[str, str]]:
     yield from (("credential", printable(name)) for name in effect.credentials)
-    parts = (f"a part, by {found.rule}{_at(found.location)}{_for_bodies(found)}" for found in effect.openers)
+    parts = (
+        f"a part, by {found.rule}{_at(found.location)}{_for_bodies(found)}"
+        for found in effect.openers
+    )
     yield from (("open before", part) for part in parts)
     named = {found.rule: _at(found.location) for found in effect.deniers}
     named |= {rule.name: _at(rule.location) for rule in effect.closing}

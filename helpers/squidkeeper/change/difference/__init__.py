@@ -1,1 +1,4 @@
-"""The difference of meaning between two policies. Pure: policies in, differences out."""
+"""The difference of meaning between two policies.
+
+Pure: policies in, differences out.
+"""

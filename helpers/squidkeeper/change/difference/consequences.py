@@ -9,13 +9,26 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from squidkeeper.base.faults import Location
-from squidkeeper.policy.engine import CompiledPolicy, Decision, HostMatch, Stage, decide, decide_until_spent
+from squidkeeper.policy.engine import (
+    CompiledPolicy,
+    Decision,
+    HostMatch,
+    Stage,
+    decide,
+    decide_until_spent,
+)
 from squidkeeper.policy.engine.decision import Rewritten
 from squidkeeper.policy.engine.explain import quotas_in, upstream
 from squidkeeper.policy.engine.precedence import decides_without_body
 from squidkeeper.policy.language.bodies import Body
 from squidkeeper.policy.language.body_texts import body_text
-from squidkeeper.policy.language.forms import AwsSigV4, Form, Headers, InjectedValue, QueryParameters
+from squidkeeper.policy.language.forms import (
+    AwsSigV4,
+    Form,
+    Headers,
+    InjectedValue,
+    QueryParameters,
+)
 from squidkeeper.policy.language.model import Credential, Rewrite, Route, Rule
 from squidkeeper.policy.language.prices import Metering
 from squidkeeper.policy.language.quotas import Counted, Quota
@@ -26,7 +39,10 @@ _FETCHED = "fetched from"
 
 
 class Change(StrEnum):
-    """What is different for a request; of several, each is reported. The order is that of reports."""
+    """What is different for a request; of several, each is reported.
+
+    The order is that of reports.
+    """
 
     OPENED = "opened"
     CLOSED = "closed"
@@ -48,7 +64,9 @@ class Change(StrEnum):
 
 
 class GrantCount(NamedTuple):
-    """A grant with a number of uses: one of another name, or made at another time, has a count of its own."""
+    """A grant with a number of uses: one of another name, or made at another time, has
+    a count of its own.
+    """
 
     grant: str
     made: datetime | None
@@ -56,7 +74,10 @@ class GrantCount(NamedTuple):
 
 
 class BodyRule(NamedTuple):
-    """A rule that the body decides among: what it does where its body holds. Without a body it holds always."""
+    """A rule that the body decides among: what it does where its body holds.
+
+    Without a body it holds always.
+    """
 
     verdict: str
     observes: bool = False
@@ -72,18 +93,23 @@ class BodyRule(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Consequence:
-    """What a policy does with a request. Names of entries are no part of what compares: a rule may be renamed.
+    """What a policy does with a request.
 
-    `counts` are the grants that allow one after the other, each once the one before is spent; their names do count.
-    `spent` is what becomes of the request once all of them are. `quotas` are the counts that the request is in, by the
-    names of quotas, which do count too: under each of these grants and once they are spent, one set where all are the
-    same. What a quota gives is a setting. Of a denied request only three are compared: `asks`,
-    which a person may grant, `observed`, the verdict that is recorded, and whether it is `closed` or `grantable`: a
-    grant would open it, whether a person was asked or not. `rewrite` is the target, as it stands in the policy or
-    filled in. `bodies` are the rules that the body decides among. `otherwise` is what becomes of a request that the
-    rewrite leaves alone, because it is for the target already: such a request may be allowed where the others are
-    denied. `denies` is set where the rewrite denies some paths with several readings. It holds the target, because
-    another target denies other paths.
+    Names of entries are no part of what compares: a rule may be renamed.
+
+    `counts` are the grants that allow one after the other, each once the one before is
+    spent; their names do count. `spent` is what becomes of the request once all of them
+    are. `quotas` are the counts that the request is in, by the names of quotas, which
+    do count too: under each of these grants and once they are spent, one set where all
+    are the same. What a quota gives is a setting. Of a denied request only three are
+    compared: `asks`, which a person may grant, `observed`, the verdict that is
+    recorded, and whether it is `closed` or `grantable`: a grant would open it, whether
+    a person was asked or not. `rewrite` is the target, as it stands in the policy or
+    filled in. `bodies` are the rules that the body decides among. `otherwise` is what
+    becomes of a request that the rewrite leaves alone, because it is for the target
+    already: such a request may be allowed where the others are denied. `denies` is set
+    where the rewrite denies some paths with several readings. It holds the target,
+    because another target denies other paths.
     """
 
     allowed: bool
@@ -111,7 +137,11 @@ class Consequence:
     @property
     def uses(self) -> int | None:
         """How many requests are allowed; None without a limit."""
-        return sum(count.uses for count in self.counts) if self.spent and not self.spent.allowed else None
+        return (
+            sum(count.uses for count in self.counts)
+            if self.spent and not self.spent.allowed
+            else None
+        )
 
     @property
     def closed(self) -> bool:
@@ -121,13 +151,27 @@ class Consequence:
     @property
     def meters(self) -> frozenset[Metering | None]:
         """How a request may be metered, by one body or another."""
-        allows = [rule for rule in self.bodies if rule.verdict == "allow" and not rule.observes]
-        return frozenset(rule.meter for rule in allows) if self.bodies else frozenset([self.meter])
+        allows = [
+            rule
+            for rule in self.bodies
+            if rule.verdict == "allow" and not rule.observes
+        ]
+        return (
+            frozenset(rule.meter for rule in allows)
+            if self.bodies
+            else frozenset([self.meter])
+        )
 
     @property
     def rules(self) -> frozenset[str]:
         """All that decide, one after the other."""
-        return frozenset([self.rule, *(one.grant for one in self.counts), *([self.spent.rule] if self.spent else [])])
+        return frozenset(
+            [
+                self.rule,
+                *(one.grant for one in self.counts),
+                *([self.spent.rule] if self.spent else []),
+            ]
+        )
 
     @property
     def redirects(self) -> bool:
@@ -148,15 +192,22 @@ _COMPARED: dict[Change, Callable[[Consequence], object]] = {
     Change.UPSTREAM: lambda consequence: consequence.upstream,
     Change.BODIES: lambda consequence: consequence.bodies,
     Change.METER: lambda consequence: consequence.meters,
-    Change.QUOTAS: lambda consequence: (consequence.quotas, len(consequence.quotas) > 1 and consequence.counts),
+    Change.QUOTAS: lambda consequence: (
+        consequence.quotas,
+        len(consequence.quotas) > 1 and consequence.counts,
+    ),
     Change.USES: lambda consequence: consequence.counts,
     Change.OBSERVED: lambda consequence: consequence.observed,
 }
 
 
 def body_rules(listed: Sequence[Rule], default: Decision) -> tuple[BodyRule, ...]:
-    """Write the rules that the body decides among; `default` decides where the last has a body."""
-    rules = [BodyRule(rule.verdict, rule.observe, rule.body, rule.meter) for rule in listed]
+    """Write the rules that the body decides among; `default` decides where the last has
+    a body.
+    """
+    rules = [
+        BodyRule(rule.verdict, rule.observe, rule.body, rule.meter) for rule in listed
+    ]
     if listed and not decides_without_body(listed[-1]):
         rules.append(BodyRule("allow" if default.allowed else "deny"))
     return tuple(rules)
@@ -164,20 +215,30 @@ def body_rules(listed: Sequence[Rule], default: Decision) -> tuple[BodyRule, ...
 
 def quota_counts(quotas: Iterable[Quota], rule: str) -> tuple[frozenset[str]]:
     """Name the counts that a request is in, which a rule allows or asks about."""
-    return (frozenset(quota.name if quota.per is not Counted.RULE else f"{quota.name} of {rule}" for quota in quotas),)
+    return (
+        frozenset(
+            quota.name if quota.per is not Counted.RULE else f"{quota.name} of {rule}"
+            for quota in quotas
+        ),
+    )
 
 
 def counted(stages: Sequence[Consequence], grants: Iterable[Rule]) -> Consequence:
-    """Join what becomes of a request by one grant that is counted after the other, and once they are spent."""
+    """Join what becomes of a request by one grant that is counted after the other, and
+    once they are spent.
+    """
     first, spent = stages[0], stages[-1]
     passing = [stage for stage in stages if stage.allowed or stage.asks] or [first]
     quotas = tuple(quota for stage in passing for quota in stage.quotas)
     first = replace(first, quotas=quotas if len(set(quotas)) > 1 else quotas[:1])
-    counts = tuple(GrantCount(grant.name, grant.made, grant.uses or 0) for grant in grants)
+    counts = tuple(
+        GrantCount(grant.name, grant.made, grant.uses or 0) for grant in grants
+    )
     return replace(first, counts=counts, spent=spent) if counts else first
 
 
-# What of a request goes with the place that it is fetched from: another place says it all.
+# What of a request goes with the place that it is fetched from: another place says it
+# all.
 _OF_A_TARGET = (Change.PRIVATE, Change.CREDENTIALS, Change.UPSTREAM)
 
 
@@ -186,8 +247,16 @@ def changes(before: Consequence, after: Consequence) -> tuple[Change, ...]:
     if before.allowed != after.allowed:
         opens = Change.OPENED if after.allowed else Change.CLOSED
         is_all_denied = not (before if after.allowed else after).otherwise
-        return (opens,) if is_all_denied or before.otherwise == after.otherwise else (opens, Change.REWRITE)
-    found = tuple(change for change, compared in _COMPARED.items() if compared(before) != compared(after))
+        return (
+            (opens,)
+            if is_all_denied or before.otherwise == after.otherwise
+            else (opens, Change.REWRITE)
+        )
+    found = tuple(
+        change
+        for change, compared in _COMPARED.items()
+        if compared(before) != compared(after)
+    )
     if before.closed and after.grantable:
         found = (*found, Change.GRANTABLE)
     if Change.USES not in found and before.spent and after.spent:
@@ -204,19 +273,36 @@ def denied(rule: str, observed: str = "") -> Consequence:
 
 
 def denied_by(decision: Decision, host: Host) -> Consequence:
-    """Make the consequence of a denial. A grant opens what the default or an ask denies, but no private address."""
+    """Make the consequence of a denial.
+
+    A grant opens what the default or an ask denies, but no private address.
+    """
     grantable = (decision.asks or decision.rule == "default") and not host.private
     observed = observed_verdict(decision.observed)
     return Consequence(
-        False, decision.rule, decision.location, observed=observed, asks=decision.asks, grantable=grantable
+        False,
+        decision.rule,
+        decision.location,
+        observed=observed,
+        asks=decision.asks,
+        grantable=grantable,
     )
 
 
 def consequence_of(
-    decision: Decision, host: Host, *, websocket: bool, upstream: Route | None, bodies: tuple[BodyRule, ...] = ()
+    decision: Decision,
+    host: Host,
+    *,
+    websocket: bool,
+    upstream: Route | None,
+    bodies: tuple[BodyRule, ...] = (),
 ) -> Consequence:
-    """Make the consequence of a decision; `websocket` says that the host lets WebSockets pass whatever the rule."""
-    if not decision.allowed or decision.asks:  # a tunnel in which every request is asked about is open for that alone
+    """Make the consequence of a decision; `websocket` says that the host lets
+    WebSockets pass whatever the rule.
+    """
+    if (
+        not decision.allowed or decision.asks
+    ):  # a tunnel in which every request is asked about is open for that alone
         return denied_by(decision, host)
     fetched = decision.rewritten.url.host if decision.rewritten else host
     consequence = Consequence(
@@ -242,7 +328,15 @@ def consequence_of(
 
 def not_fetched(consequence: Consequence) -> Consequence:
     """Leave out of a redirect what concerns only a request that is fetched."""
-    kept = replace(consequence, private=False, websocket=False, strip=(), connections=None, credentials=(), upstream="")
+    kept = replace(
+        consequence,
+        private=False,
+        websocket=False,
+        strip=(),
+        connections=None,
+        credentials=(),
+        upstream="",
+    )
     return replace(kept, meter=None)
 
 
@@ -270,8 +364,14 @@ def _how(rewrite: Rewrite) -> str:
 
 
 def credential_texts(credentials: Iterable[Credential]) -> tuple[str, ...]:
-    """Write what credentials put into a request, and where; without their names, and without any value."""
-    return tuple(sorted(text for credential in credentials for text in form_texts(credential.form)))
+    """Write what credentials put into a request, and where; without their names, and
+    without any value.
+    """
+    return tuple(
+        sorted(
+            text for credential in credentials for text in form_texts(credential.form)
+        )
+    )
 
 
 def form_texts(form: Form) -> list[str]:
@@ -288,7 +388,11 @@ def form_texts(form: Form) -> list[str]:
 
 
 def _value_text(value: InjectedValue) -> str:
-    return value.template if value.username is None else f"basic {value.username}:{value.template}"
+    return (
+        value.template
+        if value.username is None
+        else f"basic {value.username}:{value.template}"
+    )
 
 
 def route_text(route: Route | None) -> str:
@@ -315,28 +419,54 @@ class Asked:
 
 
 def judge(policy: CompiledPolicy, asked: Asked) -> Consequence:
-    """Return what becomes of a request: now, and once the grants that allow it are spent."""
+    """Return what becomes of a request: now, and once the grants that allow it are
+    spent.
+    """
     request = request_to(asked.method, asked.target, asked.client, asked.user)
     match = policy.match(request)
     decisions = list(decide_until_spent(policy, match, asked.at))
-    stages = [_consequence(policy, match, request, asked.at, decision) for decision in decisions]
-    return counted(stages, [decision.counted for decision in decisions if decision.counted is not None])
+    stages = [
+        _consequence(policy, match, request, asked.at, decision)
+        for decision in decisions
+    ]
+    return counted(
+        stages,
+        [decision.counted for decision in decisions if decision.counted is not None],
+    )
 
 
 def _consequence(
-    policy: CompiledPolicy, match: HostMatch, request: Request | Malformed, at: datetime, decision: Decision
+    policy: CompiledPolicy,
+    match: HostMatch,
+    request: Request | Malformed,
+    at: datetime,
+    decision: Decision,
 ) -> Consequence:
     consequence = _uncounted(policy, match, request, at, decision)
-    return replace(consequence, quotas=quota_counts(quotas_in(policy, match, decision), decision.rule))
+    return replace(
+        consequence,
+        quotas=quota_counts(quotas_in(policy, match, decision), decision.rule),
+    )
 
 
 def _uncounted(
-    policy: CompiledPolicy, match: HostMatch, request: Request | Malformed, at: datetime, decision: Decision
+    policy: CompiledPolicy,
+    match: HostMatch,
+    request: Request | Malformed,
+    at: datetime,
+    decision: Decision,
 ) -> Consequence:
     if isinstance(request, Malformed):
-        return consequence_of(decision, match.facts.host, websocket=False, upstream=None)
+        return consequence_of(
+            decision, match.facts.host, websocket=False, upstream=None
+        )
     websocket = request.method == "GET" and (
         decision.websocket or decide(policy, match, at, Stage.HOST).outlook.unrestricted
     )
-    bodies, forwarded = body_rules(decision.by_body, match.candidates.default), upstream(policy, request, decision)
-    return consequence_of(decision, request.host, websocket=websocket, upstream=forwarded, bodies=bodies)
+    bodies, forwarded = (
+        body_rules(decision.by_body, match.candidates.default),
+        upstream(policy, request, decision),
+    )
+    return consequence_of(
+        decision, request.host, websocket=websocket, upstream=forwarded, bodies=bodies
+    )

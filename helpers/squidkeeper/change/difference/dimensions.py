@@ -1,4 +1,6 @@
-"""Clients, ports and methods, cut into the finest parts that two policies could tell apart."""
+"""Clients, ports and methods, cut into the finest parts that two policies could tell
+apart.
+"""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,12 +11,23 @@ from typing import TypeVar
 
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.engine.compiled_policy import injects
-from squidkeeper.policy.engine.fields import HOST_FIELDS, Entry, covers_default_port, covers_every_port
+from squidkeeper.policy.engine.fields import (
+    HOST_FIELDS,
+    Entry,
+    covers_default_port,
+    covers_every_port,
+)
 from squidkeeper.policy.language.hosts import Network
 from squidkeeper.policy.language.model import HostFacts, Route
 from squidkeeper.policy.language.quotas import Quota
 from squidkeeper.policy.protocol.request import ANY_LOGIN, Request
-from squidkeeper.policy.url import DEFAULT_PORTS, Address, Host, address_host, canonical_address
+from squidkeeper.policy.url import (
+    DEFAULT_PORTS,
+    Address,
+    Host,
+    address_host,
+    canonical_address,
+)
 
 AnyEntry = Entry | Route
 T = TypeVar("T", bound=Hashable)
@@ -26,7 +39,8 @@ _NOWHERE = Host("client.invalid")
 
 @dataclass(frozen=True, slots=True)
 class ClientKind:
-    """A kind of client: to which clients of either policy it belongs, and an address and user of that kind.
+    """A kind of client: to which clients of either policy it belongs, and an address
+    and user of that kind.
 
     `lapses` is when the last token of its login expires; None for never.
     """
@@ -71,7 +85,10 @@ class Ports:
     @property
     def example(self) -> int:
         """One of them."""
-        return next((port for port in (8080, 8443) if self.first <= port <= self.last), self.first)
+        return next(
+            (port for port in (8080, 8443) if self.first <= port <= self.last),
+            self.first,
+        )
 
 
 def client_kinds(policies: Sequence[CompiledPolicy]) -> list[ClientKind]:
@@ -87,29 +104,45 @@ def client_kinds(policies: Sequence[CompiledPolicy]) -> list[ClientKind]:
     return list(found.values())
 
 
-def _client_kind(policies: Sequence[CompiledPolicy], address: Address | None, user: str | None) -> ClientKind:
+def _client_kind(
+    policies: Sequence[CompiledPolicy], address: Address | None, user: str | None
+) -> ClientKind:
     host = None if address is None else address_host(address)
     request = Request("GET", host, user, "http", 80, _NOWHERE, login=user and ANY_LOGIN)
-    (old, before), (new, after) = ((policy.clients_of(host, user), policy.match(request)) for policy in policies)
+    (old, before), (new, after) = (
+        (policy.clients_of(host, user), policy.match(request)) for policy in policies
+    )
     refused = before.denial is not None, after.denial is not None
     return ClientKind(address, user, (old, new), refused, (before.lapses, after.lapses))
 
 
 def _addresses(networks: Iterable[Network]) -> list[Address | None]:
-    """Return an address of each part into which the networks cut all addresses; None for those in none of them."""
+    """Return an address of each part into which the networks cut all addresses; None
+    for those in none of them.
+    """
     named = set(networks)
     found: list[Address | None] = [
-        address for address in _firsts(named) if any(address in network for network in named)
+        address
+        for address in _firsts(named)
+        if any(address in network for network in named)
     ]
-    outside = any(not any(address in network for network in named) for address in _firsts(named))
+    outside = any(
+        not any(address in network for network in named) for address in _firsts(named)
+    )
     return [*([None] if outside else []), *found]
 
 
 def _firsts(networks: Iterable[Network]) -> Iterator[Address]:
     bounds: dict[int, set[int]] = {4: {0}, 6: {0}}
     for network in networks:
-        bounds[network.version] |= {int(network.network_address), int(network.broadcast_address) + 1}
-    for version, make, size in ((4, IPv4Address, 2**IPV4LENGTH), (6, IPv6Address, 2**IPV6LENGTH)):
+        bounds[network.version] |= {
+            int(network.network_address),
+            int(network.broadcast_address) + 1,
+        }
+    for version, make, size in (
+        (4, IPv4Address, 2**IPV4LENGTH),
+        (6, IPv6Address, 2**IPV6LENGTH),
+    ):
         ordered = sorted(bound for bound in bounds[version] if bound < size)
         for first, after in zip(ordered, [*ordered[1:], size], strict=True):
             number = first + 1 if first + 1 < after else first
@@ -117,23 +150,46 @@ def _firsts(networks: Iterable[Network]) -> Iterator[Address]:
 
 
 def ports(policies: Sequence[CompiledPolicy]) -> list[Ports]:
-    """Cut the ports of both schemes wherever an entry does, the default ports for themselves."""
-    entries: Iterator[AnyEntry] = (entry for policy in policies for entry in all_entries(policy))
-    bounds = {1, *DEFAULT_PORTS.values(), *(port + 1 for port in DEFAULT_PORTS.values())}
+    """Cut the ports of both schemes wherever an entry does, the default ports for
+    themselves.
+    """
+    entries: Iterator[AnyEntry] = (
+        entry for policy in policies for entry in all_entries(policy)
+    )
+    bounds = {
+        1,
+        *DEFAULT_PORTS.values(),
+        *(port + 1 for port in DEFAULT_PORTS.values()),
+    }
     for entry in entries:
         for span in entry.match.ports or ():
             bounds |= {span.start, span.stop}
     ordered = sorted(bound for bound in bounds if bound <= _LAST_PORT)
-    spans = list(zip(ordered, [*(bound - 1 for bound in ordered[1:]), _LAST_PORT], strict=True))
-    return [Ports(scheme, first, last) for scheme in ("https", "http") for first, last in spans]
+    spans = list(
+        zip(ordered, [*(bound - 1 for bound in ordered[1:]), _LAST_PORT], strict=True)
+    )
+    return [
+        Ports(scheme, first, last)
+        for scheme in ("https", "http")
+        for first, last in spans
+    ]
 
 
 def methods(policies: Sequence[CompiledPolicy]) -> list[str]:
-    """List GET, OPTIONS, the methods that an entry names, one that stands for all others, and each in another case."""
-    entries: Iterator[AnyEntry] = (entry for policy in policies for entry in all_entries(policy))
-    named = {method for entry in entries for method in entry.match.methods or ()} | {"GET", "OPTIONS"}
+    """List GET, OPTIONS, the methods that an entry names, one that stands for all
+    others, and each in another case.
+    """
+    entries: Iterator[AnyEntry] = (
+        entry for policy in policies for entry in all_entries(policy)
+    )
+    named = {method for entry in entries for method in entry.match.methods or ()} | {
+        "GET",
+        "OPTIONS",
+    }
     numbered = (f"OTHER-{number}" for number in count(1))
-    other = next(method for method in chain(_SPARE_METHODS, numbered) if method not in named)
+    other = next(
+        method for method in chain(_SPARE_METHODS, numbered) if method not in named
+    )
     return [*sorted(named), other, *sorted(method.lower() for method in named)]
 
 
@@ -151,12 +207,23 @@ def alike(parts: Iterable[T], key: Callable[[T], object]) -> list[tuple[T, ...]]
 
 
 def client_key(
-    client: ClientKind, entries: Sequence[Sequence[AnyEntry]], quotas: Sequence[Sequence[Quota]], at: datetime
+    client: ClientKind,
+    entries: Sequence[Sequence[AnyEntry]],
+    quotas: Sequence[Sequence[Quota]],
+    at: datetime,
 ) -> object:
-    """Assign the same key to clients that entries and quotas of both policies, and tokens, do not tell apart."""
+    """Assign the same key to clients that entries and quotas of both policies, and
+    tokens, do not tell apart.
+    """
     holds = HOST_FIELDS["clients"]
-    held = [holds(entry.match, client.facts(side), False) for side in (0, 1) for entry in entries[side]]
-    under = [quota.holds_for(client.names[side]) for side in (0, 1) for quota in quotas[side]]
+    held = [
+        holds(entry.match, client.facts(side), False)
+        for side in (0, 1)
+        for entry in entries[side]
+    ]
+    under = [
+        quota.holds_for(client.names[side]) for side in (0, 1) for quota in quotas[side]
+    ]
     return client.refused, client.lapsed(at), tuple(held), tuple(under)
 
 
@@ -165,7 +232,10 @@ def ports_key(ports: Ports, entries: Sequence[Sequence[AnyEntry]]) -> object:
     facts = HostFacts((), "", ports.scheme, _NOWHERE, ports.example)
     fields = (HOST_FIELDS["schemes"], HOST_FIELDS["ports"])
     held = [
-        holds(entry.match, facts, covers_every_port(entry)) for side in entries for entry in side for holds in fields
+        holds(entry.match, facts, covers_every_port(entry))
+        for side in entries
+        for entry in side
+        for holds in fields
     ]
     return ports.scheme, covers_default_port(ports.scheme, ports.example), tuple(held)
 
@@ -174,5 +244,14 @@ def method_key(method: str, entries: Sequence[Sequence[AnyEntry]]) -> object:
     """Assign a key to a method, which WebSockets and credentials can tell apart too."""
     facts = HostFacts((), method, "https", _NOWHERE, 443)
     holds = HOST_FIELDS["methods"]
-    held = [holds(entry.match, facts, covers_every_port(entry)) for side in entries for entry in side]
-    return method == "GET", injects(facts), tuple(held)  # GET is also the method of the request ahead of a push
+    held = [
+        holds(entry.match, facts, covers_every_port(entry))
+        for side in entries
+        for entry in side
+    ]
+    # GET is also the method of the request ahead of a push
+    return (
+        method == "GET",
+        injects(facts),
+        tuple(held),
+    )

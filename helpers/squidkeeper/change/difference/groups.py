@@ -25,9 +25,11 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class RequestDifference:
-    """Requests that differ in one way, by the same two rules; `example` is one, and `before` and `after` are of it.
+    """Requests that differ in one way, by the same two rules; `example` is one, and
+    `before` and `after` are of it.
 
-    Without an example it is not proven that they differ, nor that they do not, for the reason of `doubt`.
+    Without an example it is not proven that they differ, nor that they do not, for the
+    reason of `doubt`.
     """
 
     change: Change
@@ -52,25 +54,40 @@ class _Box:
 
 
 def groups(comparison: Comparison) -> list[RequestDifference]:
-    """Join the cells of a comparison by what is different and by the rules that decide before and after."""
+    """Join the cells of a comparison by what is different and by the rules that decide
+    before and after.
+    """
     found: dict[Hashable, list[CellDifference]] = {}
     for difference in comparison.found:
         found.setdefault(_key(difference), []).append(difference)
     order = list(Change)
     joined = [_group(comparison, cells) for cells in found.values()]
-    return sorted(joined, key=lambda differing: (differing.doubt is not None, order.index(differing.change)))
+    return sorted(
+        joined,
+        key=lambda differing: (
+            differing.doubt is not None,
+            order.index(differing.change),
+        ),
+    )
 
 
 def _key(difference: CellDifference) -> Hashable:
-    sides = ((side.rule, side.location) for side in (difference.before, difference.after))
+    sides = (
+        (side.rule, side.location) for side in (difference.before, difference.after)
+    )
     return difference.change, *sides, _detail(difference), difference.doubt
 
 
 def _detail(difference: CellDifference) -> Hashable:
-    """Return what else has to be the same: which credentials are gained, but not which URL each is rewritten to."""
+    """Return what else has to be the same: which credentials are gained, but not which
+    URL each is rewritten to.
+    """
     if difference.change in (Change.OPENED, Change.CLOSED, Change.REWRITE):
         return None
-    return tuple(value_of(difference.change, side) for side in (difference.before, difference.after))
+    return tuple(
+        value_of(difference.change, side)
+        for side in (difference.before, difference.after)
+    )
 
 
 def value_of(change: Change, consequence: Consequence) -> object:
@@ -83,27 +100,47 @@ def value_of(change: Change, consequence: Consequence) -> object:
 def _group(comparison: Comparison, cells: list[CellDifference]) -> RequestDifference:
     first = min(cells, key=_unlikeliness)
     scopes = _scopes(comparison, cells)
-    return RequestDifference(first.change, first.before, first.after, tuple(scopes), first.example, first.doubt)
+    return RequestDifference(
+        first.change,
+        first.before,
+        first.after,
+        tuple(scopes),
+        first.example,
+        first.doubt,
+    )
 
 
 def _unlikeliness(difference: CellDifference) -> tuple[bool, ...]:
     asked = difference.example
-    return asked is None, asked is None or asked.method != "GET", asked is None or asked.target.startswith("http:")
+    return (
+        asked is None,
+        asked is None or asked.method != "GET",
+        asked is None or asked.target.startswith("http:"),
+    )
 
 
 def _scopes(comparison: Comparison, cells: list[CellDifference]) -> list[Scope]:
     boxes: list[_Box] = []
     for universe, some in _by_urls(cells).items():
-        joined = _joined([_box(cell) for cell in some], ("moments", "methods", "ports", "paths", "queries"))
+        joined = _joined(
+            [_box(cell) for cell in some],
+            ("moments", "methods", "ports", "paths", "queries"),
+        )
         boxes += [_described(box, universe) for box in joined]
     boxes = _joined(boxes, ("clients", "ports", "methods", "hosts", "moments"))
     return [_scope(comparison, box) for box in boxes]
 
 
-def _by_urls(cells: Iterable[CellDifference]) -> dict[tuple[frozenset[Hashable], ...], list[Cell]]:
+def _by_urls(
+    cells: Iterable[CellDifference],
+) -> dict[tuple[frozenset[Hashable], ...], list[Cell]]:
     found: dict[tuple[frozenset[Hashable], ...], list[Cell]] = {}
     for one in cells:
-        known = (frozenset(one.cells.paths), frozenset(one.cells.queries)) if one.cells else (frozenset(), frozenset())
+        known = (
+            (frozenset(one.cells.paths), frozenset(one.cells.queries))
+            if one.cells
+            else (frozenset(), frozenset())
+        )
         found.setdefault(known, []).append(one.cell)
     return found
 
@@ -115,8 +152,13 @@ def _box(cell: Cell) -> _Box:
 
 
 def _described(box: _Box, universe: tuple[frozenset[Hashable], ...]) -> _Box:
-    """Write paths and queries, so that hosts with other patterns can be joined where these are the same."""
-    paths, queries = descriptions.path_texts(box.paths, universe[0]), descriptions.query_texts(box.queries, universe[1])
+    """Write paths and queries, so that hosts with other patterns can be joined where
+    these are the same.
+    """
+    paths, queries = (
+        descriptions.path_texts(box.paths, universe[0]),
+        descriptions.query_texts(box.queries, universe[1]),
+    )
     return replace(box, paths=frozenset({paths}), queries=frozenset({queries}))
 
 
@@ -131,7 +173,9 @@ def _joined(boxes: list[_Box], fields: Iterable[str]) -> list[_Box]:
 
 
 def _union(box: _Box, some: Iterable[_Box], name: str) -> _Box:
-    values: dict[str, frozenset[Hashable]] = {name: frozenset().union(*(getattr(cell, name) for cell in some))}
+    values: dict[str, frozenset[Hashable]] = {
+        name: frozenset().union(*(getattr(cell, name) for cell in some))
+    }
     return replace(box, **values)
 
 

@@ -1,4 +1,7 @@
-"""Which patterns match a text together, and the cells of URLs that they tell apart. One automaton reads all globs."""
+"""Which patterns match a text together, and the cells of URLs that they tell apart.
+
+One automaton reads all globs.
+"""
 
 import re
 from collections import deque
@@ -16,14 +19,21 @@ from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.policy.engine.fields import Entry, is_deny
 from squidkeeper.policy.language.globs import compile_regex
 from squidkeeper.policy.language.model import Match
-from squidkeeper.policy.language.paths import FOLDERS, IN_SEGMENT, OVER_SEGMENTS, PathPattern
+from squidkeeper.policy.language.paths import (
+    FOLDERS,
+    IN_SEGMENT,
+    OVER_SEGMENTS,
+    PathPattern,
+)
 from squidkeeper.policy.url import Reading, ReadPath, normalize_escapes
 
 Matched = frozenset[str]  # the globs that match a text
-May = Callable[[str, str], bool]  # whether a character may come after the text before it
+# whether a character may come after the text before it
+May = Callable[[str, str], bool]
 
 _STATES_AT_MOST = 20_000
-_ANY_OTHER = "x" + ascii_lowercase + digits + ascii_uppercase + "_-~"  # for a character that no glob names there
+# for a character that no glob names there
+_ANY_OTHER = "x" + ascii_lowercase + digits + ascii_uppercase + "_-~"
 _UNUSUAL = (chr(code) for code in range(0x100, 0x180))
 _OTHERS = _ANY_OTHER + "".join(_UNUSUAL)
 _REGEXES_AT_MOST = 6  # they are true and false in every combination
@@ -39,16 +49,27 @@ class TooManyStatesError(Exception):
 
 
 class Automaton:
-    """Reads a text for some globs. A state is the set of the places in them that the text may have led to."""
+    """Reads a text for some globs.
+
+    A state is the set of the places in them that the text may have led to.
+    """
 
     def __init__(self, globs: Mapping[str, Sequence[str]]) -> None:
-        self._skips: list[tuple[int, ...]] = []  # places that are reached without a character
-        self._stays: list[str | None] = []  # the wildcard whose characters stay at a place
-        self._literals: list[tuple[str, int] | None] = []  # a character, and the place that it leads to
+        self._skips: list[
+            tuple[int, ...]
+        ] = []  # places that are reached without a character
+        self._stays: list[
+            str | None
+        ] = []  # the wildcard whose characters stay at a place
+        self._literals: list[
+            tuple[str, int] | None
+        ] = []  # a character, and the place that it leads to
         self._ends: dict[int, str] = {}
         starts = [self._add(name, parts) for name, parts in globs.items()]
         self._reached = [self._reach(place) for place in range(len(self._skips))]
-        self.start = frozenset(place for start in starts for place in self._reached[start])
+        self.start = frozenset(
+            place for start in starts for place in self._reached[start]
+        )
 
     def step(self, state: frozenset[int], character: str) -> frozenset[int]:
         """Return the state after one more character."""
@@ -67,8 +88,14 @@ class Automaton:
 
     def characters(self, state: frozenset[int]) -> list[str]:
         """Return a character of each kind that the state tells apart."""
-        literals = {literal[0] for literal in (self._literals[place] for place in state) if literal}
-        other = next((character for character in _OTHERS if character not in literals), None)
+        literals = {
+            literal[0]
+            for literal in (self._literals[place] for place in state)
+            if literal
+        }
+        other = next(
+            (character for character in _OTHERS if character not in literals), None
+        )
         return [*([other] if other else []), *sorted(literals | {"/"})]
 
     def _add(self, name: str, parts: Sequence[str]) -> int:
@@ -112,11 +139,14 @@ class Automaton:
         return frozenset(found)
 
 
-def texts_of(globs: Mapping[str, Sequence[str]], beginning: str = "", may: May | None = None) -> dict[Matched, str]:
-    """Find every set of globs that match some text together and no other of the globs does; with a shortest text.
+def texts_of(
+    globs: Mapping[str, Sequence[str]], beginning: str = "", may: May | None = None
+) -> dict[Matched, str]:
+    """Find every set of globs that match some text together and no other of the globs
+    does; with a shortest text.
 
-    Only texts with this beginning count. `may` leaves out texts that no client usually sends.
-    `TooManyStatesError` where there are too many combinations.
+    Only texts with this beginning count. `may` leaves out texts that no client usually
+    sends. `TooManyStatesError` where there are too many combinations.
     """
     automaton = Automaton(globs)
     state = automaton.start
@@ -132,7 +162,9 @@ def texts_of(globs: Mapping[str, Sequence[str]], beginning: str = "", may: May |
 def _walk(
     automaton: Automaton, start: frozenset[int], beginning: str, may: May | None
 ) -> Iterator[tuple[frozenset[int], str]]:
-    """Reach each state by a shortest text; with `may`, each state and kind of last character."""
+    """Reach each state by a shortest text; with `may`, each state and kind of last
+    character.
+    """
     seen = {(start, _kind(beginning, may))}
     waiting = deque([(start, beginning)])
     while waiting:
@@ -156,7 +188,9 @@ def _kind(text: str, may: May | None) -> str:
 
 
 class QueryAtom(NamedTuple):
-    """A key of a query with its pattern: one of the values has to match, as in a deny, or all of them."""
+    """A key of a query with its pattern: one of the values has to match, as in a deny,
+    or all of them.
+    """
 
     key: str
     pattern: str
@@ -168,9 +202,11 @@ Held = frozenset[QueryAtom]
 
 @dataclass(frozen=True, slots=True)
 class UrlCells:
-    """The cells of some entries: each set of path patterns that hold together, with paths; the same of the query.
+    """The cells of some entries: each set of path patterns that hold together, with
+    paths; the same of the query.
 
-    A cell that only paths with several readings reach, or that an expression makes, may be without a path.
+    A cell that only paths with several readings reach, or that an expression makes, may
+    be without a path.
     """
 
     paths: Mapping[Matched, tuple[str, ...]]
@@ -178,14 +214,22 @@ class UrlCells:
 
 
 def url_cells(entries: Iterable[Entry], samples: Iterable[str] = ()) -> UrlCells:
-    """Find the cells of the paths and queries of some entries; `samples` are paths to try for expressions.
+    """Find the cells of the paths and queries of some entries; `samples` are paths to
+    try for expressions.
 
     Raises `TooManyStatesError`.
     """
     kept = list(entries)
-    patterns = {path.text: path for entry in kept for path in entry.match.paths or () if not entry.match.any_path}
+    patterns = {
+        path.text: path
+        for entry in kept
+        for path in entry.match.paths or ()
+        if not entry.match.any_path
+    }
     atoms = {
-        QueryAtom(pattern.key, pattern.pattern, is_deny(entry)) for entry in kept for pattern in entry.match.query or ()
+        QueryAtom(pattern.key, pattern.pattern, is_deny(entry))
+        for entry in kept
+        for pattern in entry.match.query or ()
     }
     cells = UrlCells(_path_cells(list(patterns.values()), samples), _query_cells(atoms))
     if len(cells.paths) * len(cells.queries) > _CELLS_AT_MOST:
@@ -195,26 +239,39 @@ def url_cells(entries: Iterable[Entry], samples: Iterable[str] = ()) -> UrlCells
 
 def path_holds(match: Match, matched: Matched) -> bool:
     """Whether `paths` hold in a cell."""
-    return match.any_path or any(pattern.text in matched for pattern in match.paths or ())
+    return match.any_path or any(
+        pattern.text in matched for pattern in match.paths or ()
+    )
 
 
 def query_holds(match: Match, held: Held, *, one: bool) -> bool:
     """Whether `query` holds in a cell: for a deny with `one` value, else with all."""
-    return all(QueryAtom(pattern.key, pattern.pattern, one) in held for pattern in match.query or ())
+    return all(
+        QueryAtom(pattern.key, pattern.pattern, one) in held
+        for pattern in match.query or ()
+    )
 
 
-# --- paths --------------------------------------------------------------------------------------------------------
+# --- paths ----------------------------------------------------------------------------
 
 
-def _path_cells(patterns: Sequence[PathPattern], samples: Iterable[str]) -> dict[Matched, tuple[str, ...]]:
+def _path_cells(
+    patterns: Sequence[PathPattern], samples: Iterable[str]
+) -> dict[Matched, tuple[str, ...]]:
     globs = [pattern for pattern in patterns if pattern.is_glob]
     regexes = [pattern for pattern in patterns if not pattern.is_glob]
     if len(regexes) > _REGEXES_AT_MOST:
         raise TooManyStatesError
     cells, texts = _glob_cells(globs)
     if regexes:
-        texts += [*samples, *(text for pattern in regexes for text in _samples_of(pattern))]
-        chosen = [frozenset(texts_) for texts_ in _subsets([pattern.text for pattern in regexes])]
+        texts += [
+            *samples,
+            *(text for pattern in regexes for text in _samples_of(pattern)),
+        ]
+        chosen = [
+            frozenset(texts_)
+            for texts_ in _subsets([pattern.text for pattern in regexes])
+        ]
         cells = {cell | regex for cell in cells for regex in chosen}
     if len(cells) > _CELLS_AT_MOST:
         raise TooManyStatesError
@@ -224,7 +281,8 @@ def _path_cells(patterns: Sequence[PathPattern], samples: Iterable[str]) -> dict
 def _glob_cells(globs: Sequence[PathPattern]) -> tuple[set[Matched], list[str]]:
     """Find the sets of globs that hold together in any reading, and paths for them.
 
-    A glob is read as the path is, so the globs of each reading are looked through; most are the same in all.
+    A glob is read as the path is, so the globs of each reading are looked through; most
+    are the same in all.
     """
     cells: set[Matched] = set()
     texts: list[str] = []
@@ -247,7 +305,9 @@ def _with_paths(
     found: dict[Matched, list[str]] = {cell: [] for cell in sorted(cells, key=sorted)}
     for text in dict.fromkeys(texts):
         path = ReadPath(Reading.SENT, text)
-        matched = frozenset(pattern.text for pattern in patterns if pattern.match(path) is not None)
+        matched = frozenset(
+            pattern.text for pattern in patterns if pattern.match(path) is not None
+        )
         if matched in found:
             found[matched].append(text)
     return {cell: tuple(paths) for cell, paths in found.items()}
@@ -259,7 +319,9 @@ def _is_usual(text: str, character: str) -> bool:
         return last != "."
     if character == "/":
         return last not in ("/", ".")
-    return _PLAIN.match(character) is not None and not (character == "." and last == "/")
+    return _PLAIN.match(character) is not None and not (
+        character == "." and last == "/"
+    )
 
 
 def _as_sent(text: str) -> str:
@@ -270,7 +332,9 @@ def _as_sent(text: str) -> str:
 
 
 def _samples_of(pattern: PathPattern) -> Iterator[str]:
-    """Return the least text that an expression may match, where RE2 finds one; also with a letter for anything."""
+    """Return the least text that an expression may match, where RE2 finds one; also
+    with a letter for anything.
+    """
     expression = pattern.text.removeprefix("regex:")
     for text in dict.fromkeys((expression, _ANYTHING.sub("x", expression))):
         with suppress(re2.error, UnicodeDecodeError):
@@ -283,7 +347,7 @@ def _subsets(names: Sequence[str]) -> Iterator[list[str]]:
         yield [name for name, is_in in zip(names, chosen, strict=True) if is_in]
 
 
-# --- queries ------------------------------------------------------------------------------------------------------
+# --- queries --------------------------------------------------------------------------
 
 
 def _query_cells(atoms: set[QueryAtom]) -> dict[Held, str | None]:
@@ -302,8 +366,12 @@ def _query_cells(atoms: set[QueryAtom]) -> dict[Held, str | None]:
     return cells
 
 
-def _key_cells(key: str, patterns: Sequence[str], atoms: set[QueryAtom]) -> dict[Held, str | None]:
-    """Find what can hold of the patterns of one key: for no value, one value, or several that match differently."""
+def _key_cells(
+    key: str, patterns: Sequence[str], atoms: set[QueryAtom]
+) -> dict[Held, str | None]:
+    """Find what can hold of the patterns of one key: for no value, one value, or
+    several that match differently.
+    """
     alone = texts_of({pattern: _parts(pattern) for pattern in patterns})
     found = {(matched, matched): [value] for matched, value in alone.items()}
     waiting = list(found)
@@ -319,11 +387,16 @@ def _key_cells(key: str, patterns: Sequence[str], atoms: set[QueryAtom]) -> dict
     cells: dict[Held, str | None] = {frozenset(): None}
     for (of_all, of_one), values in found.items():
         holding = {QueryAtom(key, pattern, one=False) for pattern in of_all}
-        held = atoms & (holding | {QueryAtom(key, pattern, one=True) for pattern in of_one})
+        held = atoms & (
+            holding | {QueryAtom(key, pattern, one=True) for pattern in of_one}
+        )
         text = "&".join(f"{quote_plus(key)}={quote_plus(value)}" for value in values)
         cells.setdefault(frozenset(held), text)
     return cells
 
 
 def _parts(pattern: str) -> tuple[str, ...]:
-    return tuple(OVER_SEGMENTS if part.startswith("*") else part for part in _QUERY_PART.findall(pattern))
+    return tuple(
+        OVER_SEGMENTS if part.startswith("*") else part
+        for part in _QUERY_PART.findall(pattern)
+    )

@@ -1,4 +1,6 @@
-"""What one policy does with the requests of a cell: of one kind of client, scheme, port, method and host."""
+"""What one policy does with the requests of a cell: of one kind of client, scheme,
+port, method and host.
+"""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
@@ -8,7 +10,12 @@ from hashlib import sha256
 
 from squidkeeper.base.faults import Location
 from squidkeeper.change.difference import consequences
-from squidkeeper.change.difference.languages import Held, Matched, path_holds, query_holds
+from squidkeeper.change.difference.languages import (
+    Held,
+    Matched,
+    path_holds,
+    query_holds,
+)
 from squidkeeper.policy.engine import CompiledPolicy, HostMatch, Stage, decide
 from squidkeeper.policy.engine.body_scope import decided_by_body
 from squidkeeper.policy.engine.decision import Decision
@@ -22,7 +29,15 @@ from squidkeeper.policy.engine.precedence import (
     first_rule,
 )
 from squidkeeper.policy.language.bodies import GitBody
-from squidkeeper.policy.language.model import Action, Credential, HostFacts, Match, Policy, Rewrite, Rule
+from squidkeeper.policy.language.model import (
+    Action,
+    Credential,
+    HostFacts,
+    Match,
+    Policy,
+    Rewrite,
+    Rule,
+)
 from squidkeeper.policy.language.paths import parse_path_pattern
 from squidkeeper.policy.language.queries import QueryPattern
 from squidkeeper.policy.protocol.request import Request
@@ -33,10 +48,12 @@ _HOST = "{host}"
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One policy and a cell of requests at one time: the entries that can hold, whatever the URL.
+    """One policy and a cell of requests at one time: the entries that can hold,
+    whatever the URL.
 
-    `denial` where all of them are denied before a rule is asked. `unrestricted` lets WebSockets pass. `reading` are the
-    rules with those that observe, where some of them read bodies.
+    `denial` where all of them are denied before a rule is asked. `unrestricted` lets
+    WebSockets pass. `reading` are the rules with those that observe, where some of them
+    read bodies.
     """
 
     policy: CompiledPolicy
@@ -56,11 +73,23 @@ class Side:
         names = (tuple(entry.name for entry in entries) for entries in kept)
         credentials = tuple(credential.name for credential in candidates.credentials)
         upstream = candidates.upstream and candidates.upstream.name
-        facts = self.match.facts if candidates.rewrites else self.match.facts.method == "GET"
+        facts = (
+            self.match.facts
+            if candidates.rewrites
+            else self.match.facts.method == "GET"
+        )
         private = (host.private, host.address is not None)
-        default = (candidates.default.allowed, candidates.default.asks, candidates.default.observed)
+        default = (
+            candidates.default.allowed,
+            candidates.default.asks,
+            candidates.default.observed,
+        )
         clients = self.match.facts.clients
-        quotas = tuple(quota.name for quota in self.policy.source.quotas if quota.holds_for(clients))
+        quotas = tuple(
+            quota.name
+            for quota in self.policy.source.quotas
+            if quota.holds_for(clients)
+        )
         reading = tuple(rule.name for rule in self.reading)
         return (
             self.denial,
@@ -80,7 +109,11 @@ class Side:
         """The entries that can tell URLs apart."""
         candidates = self.match.candidates
         rules = (*self.rules, *self.grants, *self.observing)
-        pushes = (PUSH, REFS) if any(isinstance(rule.body, GitBody) for rule in self.reading) else ()
+        pushes = (
+            (PUSH, REFS)
+            if any(isinstance(rule.body, GitBody) for rule in self.reading)
+            else ()
+        )
         return (*rules, *pushes, *candidates.rewrites, *candidates.credentials)
 
 
@@ -88,26 +121,62 @@ def side_of(policy: CompiledPolicy, request: Request, at: datetime) -> Side:
     """Look up what a policy holds for the requests of a cell."""
     match = policy.match(request)
     if match.denial is not None:
-        return Side(policy, match, (), (), (), consequences.denied(match.denial.rule), unrestricted=False)
+        return Side(
+            policy,
+            match,
+            (),
+            (),
+            (),
+            consequences.denied(match.denial.rule),
+            unrestricted=False,
+        )
     if match.lapses is not None and at >= match.lapses:
-        return Side(policy, match, (), (), (), consequences.denied("login-refused"), unrestricted=False)
-    unrestricted = decide(policy, match, at, Stage.HOST).outlook.unrestricted if request.method == "GET" else False
+        return Side(
+            policy,
+            match,
+            (),
+            (),
+            (),
+            consequences.denied("login-refused"),
+            unrestricted=False,
+        )
+    unrestricted = (
+        decide(policy, match, at, Stage.HOST).outlook.unrestricted
+        if request.method == "GET"
+        else False
+    )
     now = policy.rules_in_force(match.candidates, at)
     every = now.rules if now.observing is None else now.observing
     reading = every if now.reading else ()
-    return Side(policy, match, now.rules, now.grants, now.observing or (), None, unrestricted, reading)
+    return Side(
+        policy,
+        match,
+        now.rules,
+        now.grants,
+        now.observing or (),
+        None,
+        unrestricted,
+        reading,
+    )
 
 
-def consequence_in(side: Side, matched: Matched, held: Held) -> tuple[consequences.Consequence, tuple[Hashable, ...]]:
-    """Return what becomes of the requests of a cell of URLs, and keys: of two keys, a path is ambiguous.
+def consequence_in(
+    side: Side, matched: Matched, held: Held
+) -> tuple[consequences.Consequence, tuple[Hashable, ...]]:
+    """Return what becomes of the requests of a cell of URLs, and keys: of two keys, a
+    path is ambiguous.
 
-    The first key is that of now, each other one of the time when one more grant is spent. That of a denial is a bool.
+    The first key is that of now, each other one of the time when one more grant is
+    spent. That of a denial is a bool.
     """
     first, key, grant = _consequence_now(side, matched, held)
     stages, grants, keys = [first], list[Rule](), [key]
     while grant is not None:
         grants.append(grant)
-        side = replace(side, grants=tuple(grant for grant in side.grants if grant is not grants[-1]))
+        side = replace(
+            side,
+            grants=tuple(grant for grant in side.grants if grant is not grants[-1]),
+        )
         stage, key, grant = _consequence_now(side, matched, held)
         stages.append(stage)
         keys.append(key)
@@ -117,34 +186,65 @@ def consequence_in(side: Side, matched: Matched, held: Held) -> tuple[consequenc
 def _consequence_now(
     side: Side, matched: Matched, held: Held
 ) -> tuple[consequences.Consequence, Hashable, Rule | None]:
-    """Return the same while all grants of a side have uses left, and the grant whose uses it takes."""
+    """Return the same while all grants of a side have uses left, and the grant whose
+    uses it takes.
+    """
     if side.denial is not None:
         return side.denial, False, None
-    holds = partial(_holds, matched=matched, held=held, method=side.match.facts.method or "")
-    find, rules = (applied_where_bodies_are_read, side.reading) if side.reading else (applied_entries, side.rules)
+    holds = partial(
+        _holds, matched=matched, held=held, method=side.match.facts.method or ""
+    )
+    find, rules = (
+        (applied_where_bodies_are_read, side.reading)
+        if side.reading
+        else (applied_entries, side.rules)
+    )
     applied = find(side.match.candidates, rules, side.grants, holds)
     decision, host = _decision(side, applied), side.match.facts.host
     observed = _observed(side, holds)
     if host.private and not decision.private and (decision.allowed or decision.asks):
         return consequences.denied("private-address", observed=observed), False, None
     if not decision.allowed:
-        refused = replace(consequences.denied_by(decision, host), observed=observed, quotas=_quotas(side, decision))
+        refused = replace(
+            consequences.denied_by(decision, host),
+            observed=observed,
+            quotas=_quotas(side, decision),
+        )
         return refused, decision.asks, None
-    grant, rewrite, names = decision.counted, applied.rewrite, [one.name for one in applied.credentials]
-    forwarded = (decision.websocket, decision.connections, decision.strip, decision.meter)
+    grant, rewrite, names = (
+        decision.counted,
+        applied.rewrite,
+        [one.name for one in applied.credentials],
+    )
+    forwarded = (
+        decision.websocket,
+        decision.connections,
+        decision.strip,
+        decision.meter,
+    )
     listed = tuple(rule.name for rule in applied.by_body)
-    key = (decision.private, forwarded, grant and grant.name, rewrite and rewrite.name, listed, *names)
+    key = (
+        decision.private,
+        forwarded,
+        grant and grant.name,
+        rewrite and rewrite.name,
+        listed,
+        *names,
+    )
     consequence = _allowed(side, decision, applied, observed)
     return consequence, key, grant if consequence.allowed else None
 
 
-def _allowed(side: Side, decision: Decision, applied: Applied, observed: str) -> consequences.Consequence:
+def _allowed(
+    side: Side, decision: Decision, applied: Applied, observed: str
+) -> consequences.Consequence:
     consequence = consequences.Consequence(
         True,
         decision.rule,
         decision.location,
         decision.private and side.match.facts.host.address is None,
-        websocket=side.match.facts.method == "GET" and (decision.websocket or side.unrestricted),
+        websocket=side.match.facts.method == "GET"
+        and (decision.websocket or side.unrestricted),
         credentials=consequences.credential_texts(applied.credentials),
         strip=decision.strip.headers if decision.strip else (),
         connections=decision.connections,
@@ -160,7 +260,9 @@ def _allowed(side: Side, decision: Decision, applied: Applied, observed: str) ->
 
 
 def _quotas(side: Side, decision: Decision) -> tuple[frozenset[str]]:
-    return consequences.quota_counts(quotas_in(side.policy, side.match, decision), decision.rule)
+    return consequences.quota_counts(
+        quotas_in(side.policy, side.match, decision), decision.rule
+    )
 
 
 def _observed(side: Side, holds: Holds) -> str:
@@ -169,11 +271,19 @@ def _observed(side: Side, holds: Holds) -> str:
         return ""
     rule = first_rule(side.observing, side.grants, holds)
     if rule is None:
-        return "" if side.match.facts.host.private else consequences.observed_verdict(default.observed)
+        return (
+            ""
+            if side.match.facts.host.private
+            else consequences.observed_verdict(default.observed)
+        )
     if (
         not rule.observe
         or rule.body is not None
-        or (rule.action is Action.ALLOW and side.match.facts.host.private and not rule.private)
+        or (
+            rule.action is Action.ALLOW
+            and side.match.facts.host.private
+            and not rule.private
+        )
     ):
         return ""
     return rule.verdict
@@ -181,31 +291,53 @@ def _observed(side: Side, holds: Holds) -> str:
 
 def _decision(side: Side, applied: Applied) -> Decision:
     default = side.match.candidates.default
-    decision = default if applied.rule is None else side.policy.decision_by(applied.rule)
+    decision = (
+        default if applied.rule is None else side.policy.decision_by(applied.rule)
+    )
     if not applied.by_body or not decision.allowed:
         return decision
     return decided_by_body(side.policy, decision, applied.by_body, default)
 
 
 def _holds(entry: Entry, matched: Matched, held: Held, method: str) -> bool:
-    """Whether an entry holds in a cell. A grant for exact URLs never does: these are compared one by one."""
+    """Whether an entry holds in a cell.
+
+    A grant for exact URLs never does: these are compared one by one.
+    """
     if entry.match.urls is not None:
         return False
-    if isinstance(entry, Rule) and isinstance(entry.body, GitBody) and not _may_push(matched, held, method):
+    if (
+        isinstance(entry, Rule)
+        and isinstance(entry.body, GitBody)
+        and not _may_push(matched, held, method)
+    ):
         return False
-    return path_holds(entry.match, matched) and query_holds(entry.match, held, one=is_deny(entry))
+    return path_holds(entry.match, matched) and query_holds(
+        entry.match, held, one=is_deny(entry)
+    )
 
 
 def _may_push(matched: Matched, held: Held, method: str) -> bool:
-    """Whether `git:` may hold in a cell, as `may_hold` says about each of its requests."""
+    """Whether `git:` may hold in a cell, as `may_hold` says about each of its
+    requests.
+    """
     if path_holds(PUSH.match, matched):
         return True
-    return method == "GET" and path_holds(REFS.match, matched) and query_holds(REFS.match, held, one=False)
+    return (
+        method == "GET"
+        and path_holds(REFS.match, matched)
+        and query_holds(REFS.match, held, one=False)
+    )
 
 
 # The URLs of a push, and of the request ahead of it: what `git:` tells apart.
 PUSH, REFS = (
-    Rule("", Location(""), Action.ALLOW, Match(paths=(parse_path_pattern(path),), query=query))
+    Rule(
+        "",
+        Location(""),
+        Action.ALLOW,
+        Match(paths=(parse_path_pattern(path),), query=query),
+    )
     for path, query in (
         ("/**/git-receive-pack", None),
         ("/**/info/refs", (QueryPattern("service", "git-receive-pack"),)),
@@ -213,21 +345,38 @@ PUSH, REFS = (
 )
 
 
-# --- what is fetched after a rewrite ------------------------------------------------------------------------------
+# --- what is fetched after a rewrite --------------------------------------------------
 
 
 def _rewritten(
-    side: Side, consequence: consequences.Consequence, rewrite: Rewrite, grant: Rule | None
+    side: Side,
+    consequence: consequences.Consequence,
+    rewrite: Rewrite,
+    grant: Rule | None,
 ) -> consequences.Consequence:
-    """Add a rewrite. The credentials are those for the target: their text says all that could choose among them.
+    """Add a rewrite.
 
-    A request that is for the target already is not rewritten; what becomes of it is compared too.
+    The credentials are those for the target: their text says all that could choose
+    among them.
+
+    A request that is for the target already is not rewritten; what becomes of it is
+    compared too.
     """
     target = _target_host(side, rewrite)
-    itself = target == side.match.facts.host and rewrite.target.scheme == side.match.facts.scheme
+    itself = (
+        target == side.match.facts.host
+        and rewrite.target.scheme == side.match.facts.scheme
+    )
     otherwise = _otherwise(side, consequence, grant) if itself else ""
-    if target is not None and target.private and not (rewrite.private or rewrite.redirect):
-        return replace(consequences.denied("private-address", observed=consequence.observed), otherwise=otherwise)
+    if (
+        target is not None
+        and target.private
+        and not (rewrite.private or rewrite.redirect)
+    ):
+        return replace(
+            consequences.denied("private-address", observed=consequence.observed),
+            otherwise=otherwise,
+        )
     credentials, upstream = _fetched(side, rewrite)
     rewritten = replace(
         consequence,
@@ -250,21 +399,32 @@ def _target_host(side: Side, rewrite: Rewrite) -> Host | None:
     return parse_authority(authority)[0]
 
 
-def _otherwise(side: Side, consequence: consequences.Consequence, grant: Rule | None) -> str:
+def _otherwise(
+    side: Side, consequence: consequences.Consequence, grant: Rule | None
+) -> str:
     credentials = " ".join(map(_credential_key, side.match.candidates.credentials))
-    forwarded = (consequence.websocket, consequence.connections, consequence.strip, consequence.meter)
+    forwarded = (
+        consequence.websocket,
+        consequence.connections,
+        consequence.strip,
+        consequence.meter,
+    )
     kept = (consequence.private, forwarded, consequence.upstream)
     return f"{kept} {credentials} {grant and (grant.name, grant.made, grant.uses)}"
 
 
 def _denies(side: Side, rewrite: Rewrite) -> str:
-    """Return the target of a rewrite that denies some paths by their readings; empty for one that denies none.
+    """Return the target of a rewrite that denies some paths by their readings; empty
+    for one that denies none.
 
-    The rewrite denies a path that may lead out of the text ahead of a placeholder (`target_url`). It also denies a path
-    whose readings get different credentials at the target.
+    The rewrite denies a path that may lead out of the text ahead of a placeholder
+    (`target_url`). It also denies a path whose readings get different credentials at
+    the target.
     """
     target = consequences.rewrite_key(replace(rewrite, redirect=None))
-    if rewrite.redirect is None and any(credential.match.paths for credential in _injectable(side, rewrite)):
+    if rewrite.redirect is None and any(
+        credential.match.paths for credential in _injectable(side, rewrite)
+    ):
         return f"{target} with credentials"
     ahead, _, rest = rewrite.target.path.partition("{")
     return target if rest and (ahead.strip("/") or "{" in rest) else ""
@@ -275,25 +435,45 @@ def _fetched(side: Side, rewrite: Rewrite) -> tuple[str, str]:
     credentials = _injectable(side, rewrite)
     if facts is None:
         return (
-            " ".join(f"{_match_key(held.match, source)} {_credential_key(held)}" for held in credentials),
-            " ".join(f"{_match_key(one.match, source)} {consequences.route_text(one)}" for one in source.upstreams),
+            " ".join(
+                f"{_match_key(held.match, source)} {_credential_key(held)}"
+                for held in credentials
+            ),
+            " ".join(
+                f"{_match_key(one.match, source)} {consequences.route_text(one)}"
+                for one in source.upstreams
+            ),
         )
-    return " ".join(map(_credential_key, credentials)), consequences.route_text(side.policy.upstream(facts))
+    return " ".join(map(_credential_key, credentials)), consequences.route_text(
+        side.policy.upstream(facts)
+    )
 
 
 def _injectable(side: Side, rewrite: Rewrite) -> tuple[Credential, ...]:
     """Return the credentials that a target can get."""
     facts = _fetched_facts(side, rewrite)
-    return side.policy.source.credentials if facts is None else tuple(side.policy.injectable(facts))
+    return (
+        side.policy.source.credentials
+        if facts is None
+        else tuple(side.policy.injectable(facts))
+    )
 
 
 def _fetched_facts(side: Side, rewrite: Rewrite) -> HostFacts | None:
-    """Return the facts of a request for a target; None if the host of the target depends on the request."""
+    """Return the facts of a request for a target; None if the host of the target
+    depends on the request.
+    """
     facts, target = side.match.facts, rewrite.target
     if target.authority != _HOST and _HOST in target.authority:
         return None
-    host, port = (facts.host, None) if target.authority == _HOST else parse_authority(target.authority)
-    return facts._replace(scheme=target.scheme, host=host, port=port or DEFAULT_PORTS[target.scheme])
+    host, port = (
+        (facts.host, None)
+        if target.authority == _HOST
+        else parse_authority(target.authority)
+    )
+    return facts._replace(
+        scheme=target.scheme, host=host, port=port or DEFAULT_PORTS[target.scheme]
+    )
 
 
 def _credential_key(credential: Credential) -> str:
@@ -304,8 +484,16 @@ def _credential_key(credential: Credential) -> str:
 
 
 def _match_key(match: Match, policy: Policy) -> str:
-    lists = {name: sha256(policy.lists[name].trie.tobytes()).hexdigest() for name in match.lists or ()}
-    clients = [client for client in policy.clients if client.name in (match.clients or ())]
-    members = [(client.networks, sorted(client.users or ()), client.tokens) for client in clients]
+    lists = {
+        name: sha256(policy.lists[name].trie.tobytes()).hexdigest()
+        for name in match.lists or ()
+    }
+    clients = [
+        client for client in policy.clients if client.name in (match.clients or ())
+    ]
+    members = [
+        (client.networks, sorted(client.users or ()), client.tokens)
+        for client in clients
+    ]
     fields = (match.hosts, lists, match.schemes and sorted(match.schemes), match.ports)
     return f"{fields} {match.methods and sorted(match.methods)} {members if match.clients else None}"

@@ -7,7 +7,13 @@ from enum import StrEnum
 
 from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.change.difference.consequences import Change, Consequence, changes
-from squidkeeper.change.difference.languages import Held, Matched, TooManyStatesError, UrlCells, url_cells
+from squidkeeper.change.difference.languages import (
+    Held,
+    Matched,
+    TooManyStatesError,
+    UrlCells,
+    url_cells,
+)
 from squidkeeper.change.difference.sides import Side, consequence_in
 from squidkeeper.policy.engine.fields import is_deny
 from squidkeeper.policy.language.model import Match, PolicyTest
@@ -23,14 +29,17 @@ class Doubt(StrEnum):
 
     EXPRESSION = "expression"  # no request is known that an expression tells apart
     PATHS = "paths"  # no path of one reading is known that the policies tell apart
-    READINGS = "readings"  # paths with several readings could be ambiguous for one policy alone
+    # paths with several readings could be ambiguous for one policy alone
+    READINGS = "readings"
     TARGET = "target"  # what a rewrite leads to
     LIMIT = "limit"  # more is to be compared than is compared
 
 
 @dataclass(frozen=True, slots=True)
 class UrlDifference:
-    """A cell of URLs for which two sides differ; `doubt` is why, where no request shows it."""
+    """A cell of URLs for which two sides differ; `doubt` is why, where no request shows
+    it.
+    """
 
     matched: Matched
     held: Held
@@ -44,18 +53,24 @@ class UrlDifference:
         """Return URLs of the cell, of the host of a request."""
         if self.cells is None:
             return
-        port = "" if request.port == DEFAULT_PORTS[request.scheme] else f":{request.port}"
-        authority = format_authority(request.host, request.port).rpartition(":")[0] + port
+        port = (
+            "" if request.port == DEFAULT_PORTS[request.scheme] else f":{request.port}"
+        )
+        authority = (
+            format_authority(request.host, request.port).rpartition(":")[0] + port
+        )
         query = self.cells.queries[self.held]
         for path in self.cells.paths[self.matched]:
             url = f"{request.scheme}://{authority}{path}"
             yield url + (f"?{query}" if query else "")
-            yield url + (f"?{query}&{_UNNAMED}" if query else f"?{_UNNAMED}")  # where a grant is for the other one
+            # where a grant is for the other one
+            yield url + (f"?{query}&{_UNNAMED}" if query else f"?{_UNNAMED}")
 
 
 @dataclass(slots=True)
 class UrlComparison:
-    """Compares what two policies do with the URLs of a cell, once for all cells that the same entries are for.
+    """Compares what two policies do with the URLs of a cell, once for all cells that
+    the same entries are for.
 
     `samples` are paths to try for expressions.
     """
@@ -70,7 +85,11 @@ class UrlComparison:
         known = self._known.get(key)
         if known is None:
             cells = self._cells_of(old, new)
-            known = self._known[key] = [_too_many(old, new)] if cells is None else list(_differences(old, new, cells))
+            known = self._known[key] = (
+                [_too_many(old, new)]
+                if cells is None
+                else list(_differences(old, new, cells))
+            )
         return known
 
     def _cells_of(self, old: Side, new: Side) -> UrlCells | None:
@@ -92,8 +111,12 @@ def sample_paths(tests: Iterable[PolicyTest]) -> Iterator[str]:
 
 
 def _too_many(old: Side, new: Side) -> UrlDifference:
-    before, after = (consequence_in(side, frozenset(), frozenset())[0] for side in (old, new))
-    return UrlDifference(frozenset(), frozenset(), (Change.OPENED,), before, after, Doubt.LIMIT, None)
+    before, after = (
+        consequence_in(side, frozenset(), frozenset())[0] for side in (old, new)
+    )
+    return UrlDifference(
+        frozenset(), frozenset(), (Change.OPENED,), before, after, Doubt.LIMIT, None
+    )
 
 
 def _differences(old: Side, new: Side, cells: UrlCells) -> Iterator[UrlDifference]:
@@ -102,23 +125,39 @@ def _differences(old: Side, new: Side, cells: UrlCells) -> Iterator[UrlDifferenc
         unchanged: set[tuple[Keys, Keys]] = set()
         redirects_denied = False
         for matched in cells.paths:
-            (before, old_keys), (after, new_keys) = (consequence_in(side, matched, held) for side in (old, new))
+            (before, old_keys), (after, new_keys) = (
+                consequence_in(side, matched, held) for side in (old, new)
+            )
             if before.allowed and after.allowed:
                 allowed.add((old_keys, new_keys))
             changed = _own_changes(before, after)
             if changed:
-                yield UrlDifference(matched, held, changed, before, after, _doubt(cells, matched), cells)
+                yield UrlDifference(
+                    matched, held, changed, before, after, _doubt(cells, matched), cells
+                )
             else:
                 unchanged.add((old_keys, new_keys))
             redirects_denied |= _redirects_denied(before, after)
-        if redirects_denied or _opens_ambiguous(allowed) or not _are_ambiguous_alike(unchanged):
-            yield UrlDifference(matched, held, (Change.CLOSED,), before, after, Doubt.READINGS, cells)
+        if (
+            redirects_denied
+            or _opens_ambiguous(allowed)
+            or not _are_ambiguous_alike(unchanged)
+        ):
+            yield UrlDifference(
+                matched, held, (Change.CLOSED,), before, after, Doubt.READINGS, cells
+            )
 
 
 def _own_changes(before: Consequence, after: Consequence) -> tuple[Change, ...]:
-    """List the changes, less that of credentials where the target changes: they are those for the target."""
+    """List the changes, less that of credentials where the target changes: they are
+    those for the target.
+    """
     found = changes(before, after)
-    return tuple(change for change in found if change is not Change.CREDENTIALS or Change.REWRITE not in found)
+    return tuple(
+        change
+        for change in found
+        if change is not Change.CREDENTIALS or Change.REWRITE not in found
+    )
 
 
 def _doubt(cells: UrlCells, matched: Matched) -> Doubt:
@@ -128,12 +167,19 @@ def _doubt(cells: UrlCells, matched: Matched) -> Doubt:
 
 
 def _opens_ambiguous(allowed: set[tuple[Keys, Keys]]) -> bool:
-    """Whether the new policy may allow a path that the old one denies as ambiguous, of cells that both allow.
+    """Whether the new policy may allow a path that the old one denies as ambiguous, of
+    cells that both allow.
 
-    It does where cells with one key for the new policy have several for the old one, while as many grants are spent.
+    It does where cells with one key for the new policy have several for the old one,
+    while as many grants are spent.
     """
-    for spent in range(max((len(keys) for pair in allowed for keys in pair), default=0)):
-        now = {(old[min(spent, len(old) - 1)], new[min(spent, len(new) - 1)]) for old, new in allowed}
+    for spent in range(
+        max((len(keys) for pair in allowed for keys in pair), default=0)
+    ):
+        now = {
+            (old[min(spent, len(old) - 1)], new[min(spent, len(new) - 1)])
+            for old, new in allowed
+        }
         kept = {(old, new) for old, new in now if not isinstance(new, bool)}
         if len(kept) > len({new for _, new in kept}):
             return True
@@ -141,14 +187,18 @@ def _opens_ambiguous(allowed: set[tuple[Keys, Keys]]) -> bool:
 
 
 def _redirects_denied(before: Consequence, after: Consequence) -> bool:
-    """Whether the new policy may redirect a path that a rewrite of the old one denies, of a cell that both allow."""
+    """Whether the new policy may redirect a path that a rewrite of the old one denies,
+    of a cell that both allow.
+    """
     return after.redirects and before.denies not in ("", after.denies)
 
 
 def _are_ambiguous_alike(keys: set[tuple[Keys, Keys]]) -> bool:
-    """Whether both policies deny the same paths as ambiguous, as readings with other keys are.
+    """Whether both policies deny the same paths as ambiguous, as readings with other
+    keys are.
 
-    They do where two cells have one key for the old policy exactly if they have one for the new.
+    They do where two cells have one key for the old policy exactly if they have one for
+    the new.
     """
     return len(keys) == len({old for old, _ in keys}) == len({new for _, new in keys})
 

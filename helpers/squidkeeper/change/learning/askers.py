@@ -1,4 +1,6 @@
-"""Who asked: the clients for which rules are proposed, and the machines that are counted."""
+"""Who asked: the clients for which rules are proposed, and the machines that are
+counted.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,7 +25,10 @@ _UNNAMED = Machines(())
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """One client of a draft. `machine` is where it asks from, `known` the client of the policy that it is."""
+    """One client of a draft.
+
+    `machine` is where it asks from, `known` the client of the policy that it is.
+    """
 
     name: str
     machine: str
@@ -39,22 +44,35 @@ class Asker:
 
     @property
     def definable(self) -> bool:
-        """Whether a policy can name it: no user of spaces, with control characters or bytes that are not UTF-8."""
+        """Whether a policy can name it: no user of spaces, with control characters or
+        bytes that are not UTF-8.
+        """
         if self.known is not None or self.login is None:
             return True
-        return bool(self.login.strip()) and self.login.isprintable() and _NOT_UTF8 not in self.login
+        return (
+            bool(self.login.strip())
+            and self.login.isprintable()
+            and _NOT_UTF8 not in self.login
+        )
 
 
 @dataclass(slots=True)
 class Askers:
-    """Tells whose a use is. Each machine learns for itself; all machines of `only`, a client of the policy, for it."""
+    """Tells whose a use is.
+
+    Each machine learns for itself; all machines of `only`, a client of the policy, for
+    it.
+    """
 
     policy: CompiledPolicy | None = None
     only: str | None = None
-    _members: dict[str, dict[str, str]] = field(default_factory=dict)  # machines by name, of a client of the policy
+    # machines by name, of a client of the policy
+    _members: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def of(self, client: str, user: str) -> Asker | None:
-        """Tell who sent what has these fields in the access log; None where that is not `only`."""
+        """Tell who sent what has these fields in the access log; None where that is not
+        `only`.
+        """
         login = decode_field(user)
         try:
             address = address_host(parse_address(client))
@@ -63,7 +81,9 @@ class Askers:
         clients = self._clients(address, login)
         if self.only is not None and self.only not in [one.name for one in clients]:
             return None
-        asker = _asker(address, login, tuple(clients), self._names(), self._machine(address))
+        asker = _asker(
+            address, login, tuple(clients), self._names(), self._machine(address)
+        )
         for one in clients:
             self._members.setdefault(one.name, {})[asker.name] = asker.machine
         if self.only is None:
@@ -71,26 +91,45 @@ class Askers:
         known = next(client for client in clients if client.name == self.only)
         return Asker(self.only, asker.machine, login, known)
 
-    def names(self, askers: Iterable[Asker]) -> tuple[tuple[str, ...], tuple[Asker | Client, ...]]:
+    def names(
+        self, askers: Iterable[Asker]
+    ) -> tuple[tuple[str, ...], tuple[Asker | Client, ...]]:
         """Name askers as a rule does, and give what a draft has to define for that.
 
-        A client of the policy stands for its machines if it has at least two of them, and all that asked for anything.
+        A client of the policy stands for its machines if it has at least two of them,
+        and all that asked for anything.
         """
         left = {asker.name: asker for asker in askers}
         groups = []
-        for client in self.policy.source.clients if self.policy and self.only is None else ():
+        for client in (
+            self.policy.source.clients if self.policy and self.only is None else ()
+        ):
             members = self._members.get(client.name, {})
             if len(set(members.values())) > 1 and members.keys() <= left.keys():
                 groups.append(client)
-                left = {name: asker for name, asker in left.items() if name not in members}
+                left = {
+                    name: asker for name, asker in left.items() if name not in members
+                }
         alone = [left[name] for name in sorted(left, key=_by_address)]
-        defined: tuple[Asker | Client, ...] = (*groups, *(asker.known or asker for asker in alone))
+        defined: tuple[Asker | Client, ...] = (
+            *groups,
+            *(asker.known or asker for asker in alone),
+        )
         return tuple(asker.name for asker in defined), defined
 
     def divided(self, named: Iterable[str]) -> dict[str, int]:
-        """Return the clients of the policy of which some machines are named one by one, and how many of them."""
-        counts = {name: len(members.keys() & set(named)) for name, members in self._members.items()}
-        return {name: count for name, count in counts.items() if count > 1 and self.only is None}
+        """Return the clients of the policy of which some machines are named one by one,
+        and how many of them.
+        """
+        counts = {
+            name: len(members.keys() & set(named))
+            for name, members in self._members.items()
+        }
+        return {
+            name: count
+            for name, count in counts.items()
+            if count > 1 and self.only is None
+        }
 
     def _clients(self, address: Host, login: str | None) -> list[Client]:
         if self.policy is None:
@@ -104,11 +143,21 @@ class Askers:
         return (self.policy.machines if self.policy else _UNNAMED).of(address.address)
 
     def _names(self) -> frozenset[str]:
-        return frozenset(client.name for client in self.policy.source.clients) if self.policy else frozenset()
+        return (
+            frozenset(client.name for client in self.policy.source.clients)
+            if self.policy
+            else frozenset()
+        )
 
 
 @lru_cache(_CACHED)
-def _asker(address: Host, login: str | None, clients: tuple[Client, ...], names: frozenset[str], machine: str) -> Asker:
+def _asker(
+    address: Host,
+    login: str | None,
+    clients: tuple[Client, ...],
+    names: frozenset[str],
+    machine: str,
+) -> Asker:
     known = next((client for client in clients if _is_one_machine(client)), None)
     if known:
         return Asker(known.name, machine, login, known)
@@ -121,7 +170,9 @@ def _asker(address: Host, login: str | None, clients: tuple[Client, ...], names:
 
 
 def _is_one_machine(client: Client) -> bool:
-    is_login = client.tokens is not None or (client.users is not None and len(client.users) == 1)
+    is_login = client.tokens is not None or (
+        client.users is not None and len(client.users) == 1
+    )
     return is_login or bool(client.single_addresses)
 
 

@@ -53,7 +53,10 @@ _EXPLAINED: Final[Mapping[Unproposed, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class LearnedRule:
-    """A rule of a draft, with what speaks for it. `port` is None where the schemes' own were used."""
+    """A rule of a draft, with what speaks for it.
+
+    `port` is None where the schemes' own were used.
+    """
 
     name: str
     clients: tuple[str, ...]
@@ -88,7 +91,10 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A draft. `placed` counts the requests that it allows of `used`: those used, or asked for while observing.
+    """A draft.
+
+    `placed` counts the requests that it allows of `used`: those used, or asked for
+    while observing.
 
     `defined` has the clients that its rules name.
     """
@@ -103,14 +109,26 @@ class Draft:
 
 # A draft as a policy file, and as JSON.
 #
-# Clients chose the hosts, paths and user names. In YAML each text stands in double quotes, in ASCII; a comment holds
-# nothing that ends its line.
+# Clients chose the hosts, paths and user names. In YAML each text stands in double
+# quotes, in ASCII; a comment holds nothing that ends its line.
 
 
 def yaml_of(draft: Draft, notes: Iterable[str] = ()) -> str:
-    """Write a draft as a file of a policy, with what is only listed as comments at its end."""
-    sections = (_head(draft, notes), _clients(draft), _presets(draft), _rules(draft), _listed(draft))
-    return "\n".join("".join(f"{line}\n" for line in section) for section in map(tuple, sections) if section)
+    """Write a draft as a file of a policy, with what is only listed as comments at its
+    end.
+    """
+    sections = (
+        _head(draft, notes),
+        _clients(draft),
+        _presets(draft),
+        _rules(draft),
+        _listed(draft),
+    )
+    return "\n".join(
+        "".join(f"{line}\n" for line in section)
+        for section in map(tuple, sections)
+        if section
+    )
 
 
 def json_of(draft: Draft, notes: Iterable[str] = ()) -> str:
@@ -121,9 +139,13 @@ def json_of(draft: Draft, notes: Iterable[str] = ()) -> str:
             "placed": draft.placed,
             "notes": list(notes),
             "presets": [
-                {"preset": one.name, "clients": one.clients, **_evidence(one.evidence)} for one in draft.presets
+                {"preset": one.name, "clients": one.clients, **_evidence(one.evidence)}
+                for one in draft.presets
             ],
-            "rules": [{**dict(_fields(rule)), **_evidence(rule.evidence)} for rule in draft.rules],
+            "rules": [
+                {**dict(_fields(rule)), **_evidence(rule.evidence)}
+                for rule in draft.rules
+            ],
             "listed": [
                 {
                     "reason": unproposed.reason,
@@ -149,16 +171,22 @@ def _evidence(evidence: Evidence) -> dict[str, object]:
     }
 
 
-# --- the file -------------------------------------------------------------------------------------------------------
+# --- the file -------------------------------------------------------------------------
 
 
 def _head(draft: Draft, notes: Iterable[str]) -> Iterator[str]:
-    yield from _comment("A draft of `squidkeeper learn`: what was used, or asked for while the policy observed.")
+    yield from _comment(
+        "A draft of `squidkeeper learn`: what was used, or asked for while the policy observed."
+    )
     yield from _comment("Used: allowed, and answered with a status of 1xx to 3xx.")
     if draft.used:
         left = thousands(draft.used.count - draft.placed)
-        yield from _comment(f"{_told(draft.used)}: {thousands(draft.placed)} are allowed here, {left} listed below.")
-    yield from _comment("Read it, and replay it before it is in force: squidkeeper replay --policy DIR")
+        yield from _comment(
+            f"{_told(draft.used)}: {thousands(draft.placed)} are allowed here, {left} listed below."
+        )
+    yield from _comment(
+        "Read it, and replay it before it is in force: squidkeeper replay --policy DIR"
+    )
     for note in notes:
         yield from _comment(note)
     yield "version: 1"
@@ -179,7 +207,10 @@ def _client(client: Client) -> Iterator[str]:
     if client.users is not None:
         yield from _list("    users", sorted(client.users))
     if client.tokens is not None:
-        tokens = (f"{{sha256: {_text(token.sha256)}{_until(token.expires)}}}" for token in client.tokens)
+        tokens = (
+            f"{{sha256: {_text(token.sha256)}{_until(token.expires)}}}"
+            for token in client.tokens
+        )
         yield f"    token_sha256: [{', '.join(tokens)}]"
 
 
@@ -260,27 +291,42 @@ def _listed(draft: Draft) -> Iterator[str]:
             yield f"#   and {thousands(len(left))} more, with {quantity(requests, 'request')}"
 
 
-# --- texts ----------------------------------------------------------------------------------------------------------
+# --- texts ----------------------------------------------------------------------------
 
 
 def _told(evidence: Evidence) -> str:
     first, last = (f"{at:%Y-%m-%d %H:%M}" for at in (evidence.first, evidence.last))
-    period = first if first == last else f"{first} to {last[11:] if first[:10] == last[:10] else last}"
+    period = (
+        first
+        if first == last
+        else f"{first} to {last[11:] if first[:10] == last[:10] else last}"
+    )
     return f"{quantity(evidence.count, 'request')}, {quantity(evidence.clients, 'client')}, {period}"
 
 
 def _some(clients: tuple[str, ...]) -> str:
     more = len(clients) - _CLIENTS_SHOWN
-    return ", ".join((*clients[:_CLIENTS_SHOWN], *([f"and {more} more"] if more > 0 else [])))
+    return ", ".join(
+        (*clients[:_CLIENTS_SHOWN], *([f"and {more} more"] if more > 0 else []))
+    )
 
 
 def _text(text: str) -> str:
-    """Write a text in double quotes, in ASCII. JSON's pairs of escapes for one character are not YAML's."""
-    return "".join(one if " " <= one <= "~" else _escape(one) for one in json.dumps(text, ensure_ascii=False))
+    """Write a text in double quotes, in ASCII. JSON's pairs of escapes for one
+    character are not YAML's.
+    """
+    return "".join(
+        one if " " <= one <= "~" else _escape(one)
+        for one in json.dumps(text, ensure_ascii=False)
+    )
 
 
 def _escape(character: str) -> str:
-    return f"\\u{ord(character):04x}" if character <= "\uffff" else f"\\U{ord(character):08x}"
+    return (
+        f"\\u{ord(character):04x}"
+        if character <= "\uffff"
+        else f"\\U{ord(character):08x}"
+    )
 
 
 def _shown(text: str) -> str:

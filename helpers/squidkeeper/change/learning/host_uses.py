@@ -1,4 +1,6 @@
-"""What one client of a draft used of one host, in bounded memory, and the fewest rules that open just that."""
+"""What one client of a draft used of one host, in bounded memory, and the fewest rules
+that open just that.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +11,13 @@ from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.change.learning import path_shapes
 from squidkeeper.change.learning.askers import Asker
 from squidkeeper.change.learning.draft import Unproposed
-from squidkeeper.change.learning.path_shapes import Evidence, add_to, is_address_like, is_shared, pattern_of
+from squidkeeper.change.learning.path_shapes import (
+    Evidence,
+    add_to,
+    is_address_like,
+    is_shared,
+    pattern_of,
+)
 from squidkeeper.change.learning.uses import Use
 from squidkeeper.policy.language.public_suffixes import registrable_domain
 from squidkeeper.policy.protocol.request import CONNECT
@@ -59,8 +67,11 @@ class HostUses:
     host: str
     presets: dict[str, Evidence] = field(default_factory=dict)
     _shapes: dict[Place, path_shapes.PathShapes] = field(default_factory=dict)
-    _literals: dict[Place, dict[path_shapes.Shape, Evidence]] = field(default_factory=dict)
-    _evidence: dict[tuple[Place, bool], Evidence] = field(default_factory=dict)  # True: of `_shapes`
+    _literals: dict[Place, dict[path_shapes.Shape, Evidence]] = field(
+        default_factory=dict
+    )
+    # True: of `_shapes`
+    _evidence: dict[tuple[Place, bool], Evidence] = field(default_factory=dict)
     _apart: dict[tuple[Unproposed, str], Evidence] = field(default_factory=dict)
     _whole: set[Unproposed] = field(default_factory=set)
     _uploaded: int = 0
@@ -72,7 +83,9 @@ class HostUses:
 
     def add(self, use: Use, presets: Iterable[str]) -> None:
         """Add a use, and the presets that allow it."""
-        evidence = Evidence(use.count, use.first, use.last, use.days, *self.asker.counted)
+        evidence = Evidence(
+            use.count, use.first, use.last, use.days, *self.asker.counted
+        )
         chosen = next(iter(sorted(presets)), None)
         if not self.asker.definable:
             add_to(self._apart, (Unproposed.UNUSUAL, "the user"), evidence)
@@ -87,15 +100,23 @@ class HostUses:
 
     def _add_request(self, use: Use, evidence: Evidence) -> None:
         url = _parsed(use.url)
-        if url is None or _METHOD.fullmatch(use.method) is None or use.method in _NEVER_LISTED:
+        if (
+            url is None
+            or _METHOD.fullmatch(use.method) is None
+            or use.method in _NEVER_LISTED
+        ):
             add_to(self._apart, (Unproposed.UNUSUAL, ""), evidence)
             return
         self._uploaded += use.uploaded
         self._downloaded += use.downloaded
         self._whole |= _reasons(url.host, use)
-        methods = READ if use.method in READ else (use.method,)  # HEAD gives less than GET does
+        # HEAD gives less than GET does
+        methods = READ if use.method in READ else (use.method,)
         place = Place(url.host.text, url.scheme, url.port, methods, use.websocket)
-        has_room = len(self._evidence) < _PLACES_AT_MOST or (place, place.reads) in self._evidence
+        has_room = (
+            len(self._evidence) < _PLACES_AT_MOST
+            or (place, place.reads) in self._evidence
+        )
         is_shape = self._add_path(place, url.path, evidence) if has_room else None
         if is_shape is None:
             add_to(self._apart, (Unproposed.UNUSUAL, ""), evidence)
@@ -103,13 +124,17 @@ class HostUses:
             add_to(self._evidence, (place, is_shape), evidence)
 
     def _add_path(self, place: Place, path: str, evidence: Evidence) -> bool | None:
-        """Add a path, and tell whether its shape or the path itself is proposed; None where no pattern matches it.
+        """Add a path, and tell whether its shape or the path itself is proposed; None
+        where no pattern matches it.
 
-        A write is proposed with the paths that were used. Another path is another effect, and a way out for data.
+        A write is proposed with the paths that were used. Another path is another
+        effect, and a way out for data.
         """
         shape = path_shapes.shape_of(path, keep_first=self._is_shared)
         if shape is not None:
-            self._shapes.setdefault(place, path_shapes.PathShapes(keep_first=self._is_shared)).add(shape, evidence)
+            self._shapes.setdefault(
+                place, path_shapes.PathShapes(keep_first=self._is_shared)
+            ).add(shape, evidence)
             if place.reads:
                 return True
         literal = path_shapes.literal_shape(path)
@@ -121,15 +146,26 @@ class HostUses:
         return False
 
     def finish(self) -> tuple[Openings, dict[tuple[Unproposed, str], Evidence]]:
-        """Return what is proposed of the host, as far as this host alone decides; and what is not, by why and what."""
+        """Return what is proposed of the host, as far as this host alone decides; and
+        what is not, by why and what.
+        """
         whole, openings, apart = self._unproposed(), Openings(), dict(self._apart)
         for (place, is_shape), evidence in self._evidence.items():
             paths = {} if whole else self._paths(place, is_shape=is_shape)
-            openings.update({Opening(place, shape): path for shape, path in paths.items()})
+            openings.update(
+                {Opening(place, shape): path for shape, path in paths.items()}
+            )
             if whole:
                 add_to(apart, (whole, ""), evidence)
             elif not paths:
-                add_to(apart, (Unproposed.MANY_PATHS, " ".join((*place.methods, *self._wide_paths(place)))), evidence)
+                add_to(
+                    apart,
+                    (
+                        Unproposed.MANY_PATHS,
+                        " ".join((*place.methods, *self._wide_paths(place))),
+                    ),
+                    evidence,
+                )
         return openings, apart
 
     def _paths(self, place: Place, *, is_shape: bool) -> path_shapes.Shapes:
@@ -144,15 +180,27 @@ class HostUses:
 
     def everything(self) -> Iterator[Evidence]:
         """Return the evidence of all uses."""
-        yield from (*self.presets.values(), *self._evidence.values(), *self._apart.values())
+        yield from (
+            *self.presets.values(),
+            *self._evidence.values(),
+            *self._apart.values(),
+        )
 
     def _unproposed(self) -> Unproposed | None:
-        heavy = self._uploaded > max(_UPLOADED_BYTES, _UPLOADED_TIMES * self._downloaded)
-        return min(self._whole | ({Unproposed.UPLOADS} if heavy else set()), default=None)
+        heavy = self._uploaded > max(
+            _UPLOADED_BYTES, _UPLOADED_TIMES * self._downloaded
+        )
+        return min(
+            self._whole | ({Unproposed.UPLOADS} if heavy else set()), default=None
+        )
 
 
 def _reasons(host: Host, use: Use) -> set[Unproposed]:
-    found = {Unproposed.ADDRESS: is_address_like(host), Unproposed.PRIVATE: use.private, Unproposed.NEW: use.new}
+    found = {
+        Unproposed.ADDRESS: is_address_like(host),
+        Unproposed.PRIVATE: use.private,
+        Unproposed.NEW: use.new,
+    }
     return {reason for reason, holds in found.items() if holds}
 
 
@@ -164,7 +212,10 @@ def _parsed(url: str) -> Url | None:
 
 
 class Row(NamedTuple):
-    """A rule to be: it opens each combination of what its fields list. `port` is None for the schemes' own."""
+    """A rule to be: it opens each combination of what its fields list.
+
+    `port` is None for the schemes' own.
+    """
 
     clients: tuple[str, ...]
     hosts: tuple[str, ...]
@@ -176,15 +227,23 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        """A name that tells people what it opens, whichever host is first; other rows may have the same."""
+        """A name that tells people what it opens, whichever host is first; other rows
+        may have the same.
+        """
         methods = [method.lower() for method in self.methods if method not in READ]
         return "-".join(
-            [self._sites[:_NAME_LENGTH], *(["read"] if set(READ) & set(self.methods) else []), *methods[:3]]
+            [
+                self._sites[:_NAME_LENGTH],
+                *(["read"] if set(READ) & set(self.methods) else []),
+                *methods[:3],
+            ]
         )
 
     @property
     def _sites(self) -> str:
-        """The host, else the domain of the one owner; where hosts have several owners, the client that uses them."""
+        """The host, else the domain of the one owner; where hosts have several owners,
+        the client that uses them.
+        """
         hosts = [re.sub(r"^\*+\.", "", host) for host in self.hosts]
         owners = {registrable_domain(host) or host for host in hosts}
         if len(hosts) == 1:
@@ -198,24 +257,41 @@ Rows = dict[Row, Evidence]
 
 
 def rows(of_clients: Iterable[tuple[str, Openings]]) -> Rows:
-    """Return the fewest rows that open to each client what it is given, and nothing else; the widely used first."""
+    """Return the fewest rows that open to each client what it is given, and nothing
+    else; the widely used first.
+    """
     of_hosts: dict[str, Rows] = {}
     for client, openings in of_clients:
         for (place, shape), evidence in openings.items():
             port = None if place.port == DEFAULT_PORTS[place.scheme] else place.port
             paths = (pattern_of(shape),)
-            row = Row((client,), (place.host,), (place.scheme,), port, place.methods, place.websocket, paths)
+            row = Row(
+                (client,),
+                (place.host,),
+                (place.scheme,),
+                port,
+                place.methods,
+                place.websocket,
+                paths,
+            )
             of_hosts.setdefault(place.host, {})[row] = evidence
     merged: Rows = {}
     for of_host in of_hosts.values():
         orders = (("paths", "clients"), ("clients", "paths"))
-        first, second = (_merged_in_turn(of_host, (*order, "methods", "schemes")) for order in orders)
+        first, second = (
+            _merged_in_turn(of_host, (*order, "methods", "schemes")) for order in orders
+        )
         merged.update(first if len(first) <= len(second) else second)
     result = _merged(merged, "hosts")
     clients: dict[str, int] = {}
     for row, evidence in result.items():
         clients[row.hosts[0]] = max(evidence.clients, clients.get(row.hosts[0], 0))
-    return dict(sorted(result.items(), key=lambda item: (-clients[item[0].hosts[0]], *_place(item[0]))))
+    return dict(
+        sorted(
+            result.items(),
+            key=lambda item: (-clients[item[0].hosts[0]], *_place(item[0])),
+        )
+    )
 
 
 def _merged_in_turn(some: Rows, fields: Iterable[str]) -> Rows:
@@ -232,7 +308,10 @@ def _merged(some: Rows, field: str) -> Rows:
         values.setdefault(key, set()).update(getattr(row, field))
         evidence[key] = evidence[key] + use if key in evidence else use
     sort = _SORTED.get(field, sorted)
-    return {Row(**{**key._asdict(), field: tuple(sort(values[key]))}): used for key, used in evidence.items()}
+    return {
+        Row(**{**key._asdict(), field: tuple(sort(values[key]))}): used
+        for key, used in evidence.items()
+    }
 
 
 def _methods(some: Iterable[str]) -> list[str]:
@@ -244,4 +323,13 @@ _SORTED: Final[dict[str, Callable[[Iterable[str]], list[str]]]] = {"methods": _m
 
 def _place(row: Row) -> tuple[object, ...]:
     port = row.port or 0
-    return row.hosts[0].lstrip("*."), row.hosts, row.methods, row.schemes, port, row.websocket, row.clients, row.paths
+    return (
+        row.hosts[0].lstrip("*."),
+        row.hosts,
+        row.methods,
+        row.schemes,
+        port,
+        row.websocket,
+        row.clients,
+        row.paths,
+    )

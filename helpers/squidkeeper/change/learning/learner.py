@@ -1,4 +1,5 @@
-"""Learns a draft: for each client from its own uses alone, then what clients have in common as one rule.
+"""Learns a draft: for each client from its own uses alone, then what clients have in
+common as one rule.
 
 So nothing that one client does makes the rules of another one wider.
 """
@@ -10,8 +11,22 @@ from operator import attrgetter
 from typing import Final, Generic, TypeVar
 
 from squidkeeper.change.learning.askers import Asker, Askers
-from squidkeeper.change.learning.draft import Draft, LearnedPreset, LearnedRule, Listed, Unproposed
-from squidkeeper.change.learning.host_uses import LITERAL_PATHS_LISTED, HostUses, Opening, Openings, Place, Row, rows
+from squidkeeper.change.learning.draft import (
+    Draft,
+    LearnedPreset,
+    LearnedRule,
+    Listed,
+    Unproposed,
+)
+from squidkeeper.change.learning.host_uses import (
+    LITERAL_PATHS_LISTED,
+    HostUses,
+    Opening,
+    Openings,
+    Place,
+    Row,
+    rows,
+)
 from squidkeeper.change.learning.path_shapes import (
     Evidence,
     PathShapes,
@@ -40,17 +55,23 @@ _Apart = tuple[Unproposed, str, str, str, Evidence]  # why, host, detail, client
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """What has to speak for what is proposed: on how many days it was used, and by how many machines."""
+    """What has to speak for what is proposed: on how many days it was used, and by how
+    many machines.
+    """
 
     days: int = 1
     clients: int = 1
 
 
-def learn(uses: Iterable[Use], askers: Askers, presets: Presets, support: Support) -> Draft:
+def learn(
+    uses: Iterable[Use], askers: Askers, presets: Presets, support: Support
+) -> Draft:
     """Learn a draft from uses, which come in the order of client, user and host."""
     machines: dict[Asker, _Machine] = {}
     used: Evidence | None = None
-    for (client, user, host), some in groupby(uses, key=attrgetter("client", "user", "host")):
+    for (client, user, host), some in groupby(
+        uses, key=attrgetter("client", "user", "host")
+    ):
         asker = askers.of(client, user)
         if asker is None:
             continue
@@ -62,7 +83,7 @@ def learn(uses: Iterable[Use], askers: Askers, presets: Presets, support: Suppor
     return _draft(tuple(machines.values()), askers, support, used)
 
 
-# --- one machine, in bounded memory ---------------------------------------------------------------------------------
+# --- one machine, in bounded memory ---------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -88,7 +109,9 @@ class _Largest(Generic[T]):
 @dataclass(slots=True)
 class _Machine:
     asker: Asker
-    hosts: _Largest[tuple[tuple[Opening, Evidence], ...]] = field(default_factory=lambda: _Largest(_HOSTS_AT_MOST))
+    hosts: _Largest[tuple[tuple[Opening, Evidence], ...]] = field(
+        default_factory=lambda: _Largest(_HOSTS_AT_MOST)
+    )
     presets: dict[str, Evidence] = field(default_factory=dict)
     listed: dict[Unproposed, _Largest[tuple[str, str]]] = field(default_factory=dict)
 
@@ -99,7 +122,9 @@ class _Machine:
         if openings:
             self.hosts.add(tuple(openings.items()), total(openings.values()))
         for (reason, detail), evidence in apart.items():
-            self.listed.setdefault(reason, _Largest(_LISTED_AT_MOST)).add((uses.host, detail), evidence)
+            self.listed.setdefault(reason, _Largest(_LISTED_AT_MOST)).add(
+                (uses.host, detail), evidence
+            )
 
     def openings(self) -> Iterator[tuple[Opening, Evidence]]:
         self.hosts.cut()
@@ -110,19 +135,29 @@ class _Machine:
         """Return what is not proposed, once the openings are known."""
         for reason, largest in self.listed.items():
             largest.cut()
-            yield from ((reason, *what, self.asker.name, evidence) for what, evidence in largest.entries)
+            yield from (
+                (reason, *what, self.asker.name, evidence)
+                for what, evidence in largest.entries
+            )
             if largest.others:
                 yield reason, "", _OTHERS, self.asker.name, largest.others
         if self.hosts.others:
             yield Unproposed.MANY_HOSTS, "", _OTHERS, self.asker.name, self.hosts.others
 
 
-# --- all of them ----------------------------------------------------------------------------------------------------
+# --- all of them ----------------------------------------------------------------------
 
 
-def _draft(machines: tuple[_Machine, ...], askers: Askers, support: Support, used: Evidence | None) -> Draft:
+def _draft(
+    machines: tuple[_Machine, ...],
+    askers: Askers,
+    support: Support,
+    used: Evidence | None,
+) -> Draft:
     by_name = {machine.asker.name: machine.asker for machine in machines}
-    openings, many = _listable({name: _generalised(some) for name, some in _openings(machines).items()})
+    openings, many = _listable(
+        {name: _generalised(some) for name, some in _openings(machines).items()}
+    )
     proposed, few = _supported(openings, support)
     offered, few_presets = _supported_presets(_presets(machines), support)
     defined: dict[str, Asker | Client] = {}
@@ -132,11 +167,28 @@ def _draft(machines: tuple[_Machine, ...], askers: Askers, support: Support, use
         defined.update(zip(names, definitions, strict=True))
         return names
 
-    rules = _rules({row._replace(clients=named(row.clients)): one for row, one in rows(proposed.items()).items()})
-    learned = tuple(LearnedPreset(name, named(some), total(some.values())) for name, some in sorted(offered.items()))
-    apart = (*(unproposed for machine in machines for unproposed in machine.all_listed()), *many, *few, *few_presets)
-    placed = sum(rule.evidence.count for rule in rules) + sum(rule.evidence.count for rule in learned)
-    listed = _listed(apart, lambda clients: askers.names(by_name[client] for client in clients)[0])
+    rules = _rules(
+        {
+            row._replace(clients=named(row.clients)): one
+            for row, one in rows(proposed.items()).items()
+        }
+    )
+    learned = tuple(
+        LearnedPreset(name, named(some), total(some.values()))
+        for name, some in sorted(offered.items())
+    )
+    apart = (
+        *(unproposed for machine in machines for unproposed in machine.all_listed()),
+        *many,
+        *few,
+        *few_presets,
+    )
+    placed = sum(rule.evidence.count for rule in rules) + sum(
+        rule.evidence.count for rule in learned
+    )
+    listed = _listed(
+        apart, lambda clients: askers.names(by_name[client] for client in clients)[0]
+    )
     return Draft(dict(sorted(defined.items())), learned, rules, listed, placed, used)
 
 
@@ -144,7 +196,9 @@ def _openings(machines: Iterable[_Machine]) -> dict[str, dict[Opening, list[Evid
     found: dict[str, dict[Opening, list[Evidence]]] = {}
     for machine in machines:
         for opening, evidence in machine.openings():
-            found.setdefault(machine.asker.name, {}).setdefault(opening, []).append(evidence)
+            found.setdefault(machine.asker.name, {}).setdefault(opening, []).append(
+                evidence
+            )
     return found
 
 
@@ -156,19 +210,30 @@ def _presets(machines: Iterable[_Machine]) -> dict[str, dict[str, Evidence]]:
     return found
 
 
-def _listed(apart: Iterable[_Apart], names: Callable[[Iterable[str]], tuple[str, ...]]) -> tuple[Listed, ...]:
+def _listed(
+    apart: Iterable[_Apart], names: Callable[[Iterable[str]], tuple[str, ...]]
+) -> tuple[Listed, ...]:
     found: dict[tuple[Unproposed, str, str], dict[str, Evidence]] = {}
     for reason, host, detail, client, evidence in apart:
         add_to(found.setdefault((reason, host, detail), {}), client, evidence)
-    every = [Listed(*what, names(some), total(some.values())) for what, some in found.items()]
-    return tuple(sorted(every, key=lambda one: (one.reason, -one.evidence.count, one.host, one.detail)))
+    every = [
+        Listed(*what, names(some), total(some.values())) for what, some in found.items()
+    ]
+    return tuple(
+        sorted(
+            every,
+            key=lambda one: (one.reason, -one.evidence.count, one.host, one.detail),
+        )
+    )
 
 
 def _generalised(found: Mapping[Opening, list[Evidence]]) -> Openings:
     by_place: dict[Place, dict[Shape, Evidence]] = {}
     for (place, shape), some in found.items():
         by_place.setdefault(place, {})[shape] = total(some)
-    patterns = _host_patterns({place: total(shapes.values()) for place, shapes in by_place.items()})
+    patterns = _host_patterns(
+        {place: total(shapes.values()) for place, shapes in by_place.items()}
+    )
     reads: dict[Place, PathShapes] = {}
     result: Openings = {}
     for place, shapes in by_place.items():
@@ -180,7 +245,12 @@ def _generalised(found: Mapping[Opening, list[Evidence]]) -> Openings:
             else:
                 add_to(result, Opening(wide, shape), evidence)
     for place, joined in reads.items():
-        result.update({Opening(place, shape): evidence for shape, evidence in joined.result().items()})
+        result.update(
+            {
+                Opening(place, shape): evidence
+                for shape, evidence in joined.result().items()
+            }
+        )
     return result
 
 
@@ -196,25 +266,43 @@ def _host_patterns(places: Mapping[Place, Evidence]) -> dict[Place, Place]:
     }
 
 
-def _listable(of_clients: Mapping[str, Openings]) -> tuple[dict[str, Openings], list[_Apart]]:
+def _listable(
+    of_clients: Mapping[str, Openings],
+) -> tuple[dict[str, Openings], list[_Apart]]:
     many: list[_Apart] = []
     kept: dict[str, Openings] = {}
     for name, openings in of_clients.items():
         writes: dict[Place, dict[Shape, Evidence]] = {}
         for (place, shape), evidence in openings.items():
-            writes.setdefault(place, {}).update({} if place.reads else {shape: evidence})
+            writes.setdefault(place, {}).update(
+                {} if place.reads else {shape: evidence}
+            )
         left_out = {
-            place: shapes for place, shapes in writes.items() if without_loudest(shapes.values()) > LITERAL_PATHS_LISTED
+            place: shapes
+            for place, shapes in writes.items()
+            if without_loudest(shapes.values()) > LITERAL_PATHS_LISTED
         }
-        kept[name] = {opening: evidence for opening, evidence in openings.items() if opening.place not in left_out}
+        kept[name] = {
+            opening: evidence
+            for opening, evidence in openings.items()
+            if opening.place not in left_out
+        }
         many += [
-            (Unproposed.MANY_PATHS, place.host, " ".join(place.methods), name, total(shapes.values()))
+            (
+                Unproposed.MANY_PATHS,
+                place.host,
+                " ".join(place.methods),
+                name,
+                total(shapes.values()),
+            )
             for place, shapes in left_out.items()
         ]
     return kept, many
 
 
-def _supported(of_clients: Mapping[str, Openings], support: Support) -> tuple[dict[str, Openings], list[_Apart]]:
+def _supported(
+    of_clients: Mapping[str, Openings], support: Support
+) -> tuple[dict[str, Openings], list[_Apart]]:
     every: dict[Place, dict[Shape, Evidence]] = {}
     for openings in of_clients.values():
         for (place, shape), evidence in openings.items():
@@ -223,11 +311,15 @@ def _supported(of_clients: Mapping[str, Openings], support: Support) -> tuple[di
     few: list[_Apart] = []
     for name, openings in of_clients.items():
         for opening, evidence in openings.items():
-            reason = _too_few(_support(opening, every) if support != Support() else evidence, support)
+            reason = _too_few(
+                _support(opening, every) if support != Support() else evidence, support
+            )
             if reason is None:
                 proposed.setdefault(name, {})[opening] = evidence
             else:
-                detail = f"{' '.join(opening.place.methods)} {pattern_of(opening.shape)}"
+                detail = (
+                    f"{' '.join(opening.place.methods)} {pattern_of(opening.shape)}"
+                )
                 few.append((reason, opening.place.host, detail, name, evidence))
     return {name: _without_covered(some) for name, some in proposed.items()}, few
 
@@ -243,22 +335,35 @@ def _without_covered(openings: Openings) -> Openings:
     }
 
 
-def _support(opening: Opening, every: Mapping[Place, Mapping[Shape, Evidence]]) -> Evidence:
+def _support(
+    opening: Opening, every: Mapping[Place, Mapping[Shape, Evidence]]
+) -> Evidence:
     place, shape = opening
     hosts = [place.host]
-    above = place.host.lstrip("*.") if place.host.startswith("*") else place.host.partition(".")[2]
+    above = (
+        place.host.lstrip("*.")
+        if place.host.startswith("*")
+        else place.host.partition(".")[2]
+    )
     hosts += [] if place.host.startswith("*") else [f"*.{above}"]
     while above:
         hosts.append(f"**.{above}")
         above = above.partition(".")[2]
     wide = (every.get(place._replace(host=host), {}) for host in dict.fromkeys(hosts))
-    return total(evidence for shapes in wide for other, evidence in shapes.items() if covers(other, shape))
+    return total(
+        evidence
+        for shapes in wide
+        for other, evidence in shapes.items()
+        if covers(other, shape)
+    )
 
 
 def _supported_presets(
     presets: Mapping[str, dict[str, Evidence]], support: Support
 ) -> tuple[dict[str, dict[str, Evidence]], list[_Apart]]:
-    reasons = {name: _too_few(total(some.values()), support) for name, some in presets.items()}
+    reasons = {
+        name: _too_few(total(some.values()), support) for name, some in presets.items()
+    }
     few = [
         (reason, "", f"preset {name}", client, evidence)
         for name, reason in reasons.items()

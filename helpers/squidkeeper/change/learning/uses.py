@@ -1,4 +1,6 @@
-"""What a draft is learned from: what clients used, or asked for while the policy observed; which presets cover it."""
+"""What a draft is learned from: what clients used, or asked for while the policy
+observed; which presets cover it.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,17 @@ _BATCH: Final = 5000
 _NEW: Final = timedelta(days=1)
 _NEWNESS_NEEDS: Final = 2 * _NEW  # a shorter record does not tell which hosts are new
 _DENIED_BY: Final = "CASE WHEN starts_with(observed, 'deny:') AND observed <> 'deny:default' THEN observed[6:] END"
-_WANTED: Final = (  # used; or allowed because the default observes; or what a rule that observes would allow
+# used; or allowed because the default observes; or what a rule that observes would
+# allow
+_WANTED: Final = (
     "(used OR coalesce(verdict = 'allow' AND observed = 'deny:default', false)"
     " OR coalesce(starts_with(observed, 'allow:'), false))"
 )
-_REACHED: Final = "coalesce(contains(squid, '/HIER_DIRECT'), false) AND fetched IS NULL"  # its own server, no parent
-_IS_WEBSOCKET: Final = "coalesce(starts_with(squid, 'TCP_TUNNEL') AND method <> 'CONNECT', false)"
+# its own server, no parent
+_REACHED: Final = "coalesce(contains(squid, '/HIER_DIRECT'), false) AND fetched IS NULL"
+_IS_WEBSOCKET: Final = (
+    "coalesce(starts_with(squid, 'TCP_TUNNEL') AND method <> 'CONNECT', false)"
+)
 _FIRST_USES: Final = f"""
     CREATE OR REPLACE TABLE learned_hosts AS SELECT host, min(time) AS first FROM asked WHERE {_WANTED} GROUP BY host
 """
@@ -52,11 +59,13 @@ _USES: Final = f"""
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What one client did with one method and URL, as the access log has them; `-` for none.
+    """What one client did with one method and URL, as the access log has them; `-` for
+    none.
 
-    The URL is without its query, except where a preset needs it. `host` is the URL's in its one spelling. `uploaded`
-    and `downloaded` are bytes. `private` is whether the server had a private address, `new` whether the host was first
-    used within the last day, `denied_by` names the rule that observes and would have denied it.
+    The URL is without its query, except where a preset needs it. `host` is the URL's in
+    its one spelling. `uploaded` and `downloaded` are bytes. `private` is whether the
+    server had a private address, `new` whether the host was first used within the last
+    day, `denied_by` names the rule that observes and would have denied it.
     """
 
     client: str
@@ -82,7 +91,12 @@ class UseTable:
     All rows tell which hosts are new, also those before the period.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, since: datetime | None, until: datetime | None) -> None:
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        since: datetime | None,
+        until: datetime | None,
+    ) -> None:
         self._connection = connection
         tests = [_WANTED, *([f"time >= {time_literal(since)}"] if since else [])]
         tests += [f"time < {time_literal(until)}"] if until else []
@@ -98,20 +112,28 @@ class UseTable:
         return self.span >= _NEWNESS_NEEDS
 
     def each(self, with_query: Collection[str]) -> Iterator[Use]:
-        """Yield the uses in the order of client, user and host; of the hosts `with_query` with their queries."""
+        """Yield the uses in the order of client, user and host; of the hosts
+        `with_query` with their queries.
+        """
         self._insert("learned_private", "upstream", self._private())
         self._insert("learned_with_query", "host", list(with_query))
-        new = f"f.first >= {time_literal(self._new_from)}" if self._new_from else "false"
+        new = (
+            f"f.first >= {time_literal(self._new_from)}" if self._new_from else "false"
+        )
         self._connection.execute(_FIRST_USES)
         rows = _USES.format(new=new, in_period=self._in_period)
-        with self._connection.cursor() as cursor:  # others may use the connection meanwhile
+        with (
+            self._connection.cursor() as cursor
+        ):  # others may use the connection meanwhile
             cursor.execute(rows)
             while fetched := cursor.fetchmany(_BATCH):
                 for row in fetched:
                     yield _use(row)
 
     def _private(self) -> list[str]:
-        rows = self._connection.execute(_UPSTREAMS.format(in_period=self._in_period)).fetchall()
+        rows = self._connection.execute(
+            _UPSTREAMS.format(in_period=self._in_period)
+        ).fetchall()
         return [upstream for (upstream,) in rows if _is_private(upstream)]
 
     def _one(self, statement: str) -> Any:
@@ -143,8 +165,14 @@ class PresetCover:
         self._by_host: dict[str, list[tuple[str, CompiledPolicy]]] = {}
         for name in sorted(names):
             preset = load_preset(name)
-            patterns = (pattern for rule in preset.source.rules for pattern in rule.match.hosts or ())
-            for host in {pattern.name for pattern in patterns if pattern.form is HostForm.EXACT}:
+            patterns = (
+                pattern
+                for rule in preset.source.rules
+                for pattern in rule.match.hosts or ()
+            )
+            for host in {
+                pattern.name for pattern in patterns if pattern.form is HostForm.EXACT
+            }:
                 self._by_host.setdefault(host, []).append((name, preset))
 
     @property
@@ -158,7 +186,11 @@ class PresetCover:
         if not presets or use.method == CONNECT:
             return ()
         request = request_to(use.method, use.url)
-        return tuple(name for name, preset in presets if decide(preset, preset.match(request), use.last).allowed)
+        return tuple(
+            name
+            for name, preset in presets
+            if decide(preset, preset.match(request), use.last).allowed
+        )
 
 
 def newest_presets() -> list[str]:

@@ -1,9 +1,10 @@
 """The verdict of the reload gate about an edit: what it would deny of what was used.
 
-What counts is a client, a rule and a host. Of one client at most half of the denials that the gate allows count, and
-one more, so the traffic of one client cannot hold back the edit that closes it: an edit is refused only where others
-lose as much. A client is a machine (policy/machines.py), and it is a login: neither several addresses or logins of one
-machine, nor several machines with one login, count for more.
+What counts is a client, a rule and a host. Of one client at most half of the denials
+that the gate allows count, and one more, so the traffic of one client cannot hold back
+the edit that closes it: an edit is refused only where others lose as much. A client is
+a machine (policy/machines.py), and it is a login: neither several addresses or logins
+of one machine, nor several machines with one login, count for more.
 """
 
 from collections import Counter
@@ -17,30 +18,48 @@ from squidkeeper.change.replay.result import FlipGroup, FlipKind
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.machines import Machines
 from squidkeeper.policy.language.model import ReloadGate
-from squidkeeper.policy.policy_store.reload_gate import NAMED_AT_MOST, GatedDenial, GateVerdict
+from squidkeeper.policy.policy_store.reload_gate import (
+    NAMED_AT_MOST,
+    GatedDenial,
+    GateVerdict,
+)
 from squidkeeper.policy.url import parse_address
 from squidkeeper.record.log.record import format_time, redacted_url
 from squidkeeper.record.table.sources import TableSources
 from squidkeeper.record.table.table import open_table
 
-JUDGE_BYTES: Final = 800 * 1024**2  # of the process; the unit of `squidkeeper maintain` has more
+# of the process; the unit of `squidkeeper maintain` has more
+JUDGE_BYTES: Final = 800 * 1024**2
 MEMORY_LIMIT: Final = "384MB"  # DuckDB's
 _EXAMPLE_AT_MOST: Final = 300
 _NAME_AT_MOST: Final = 300
 
 
-def judge_edit(old: CompiledPolicy, new: CompiledPolicy, sources: TableSources, now: datetime) -> GateVerdict:
-    """Judge what the new policy would deny of the requests that the old one's gate counts.
+def judge_edit(
+    old: CompiledPolicy, new: CompiledPolicy, sources: TableSources, now: datetime
+) -> GateVerdict:
+    """Judge what the new policy would deny of the requests that the old one's gate
+    counts.
 
-    `UnreadableLog` where the record cannot be read. A policy without a gate allows everything.
+    `UnreadableLog` where the record cannot be read. A policy without a gate allows
+    everything.
     """
     gate = old.source.reload_gate
     if gate is None:
         return GateVerdict(old.revision, new.revision, now.timestamp())
     since = now - timedelta(seconds=gate.since_seconds)
-    with open_table(sources, since, columns=COLUMNS, memory_limit=MEMORY_LIMIT) as table:
-        found = replay(table.connection, old, new, groups_of_client=max(GROUPS_OF_CLIENT, bound_of_client(gate)))
-    return verdict((old.revision, new.revision), gate, found.of(FlipKind.DENIED), now, old.machines)
+    with open_table(
+        sources, since, columns=COLUMNS, memory_limit=MEMORY_LIMIT
+    ) as table:
+        found = replay(
+            table.connection,
+            old,
+            new,
+            groups_of_client=max(GROUPS_OF_CLIENT, bound_of_client(gate)),
+        )
+    return verdict(
+        (old.revision, new.revision), gate, found.of(FlipKind.DENIED), now, old.machines
+    )
 
 
 def bound_of_client(gate: ReloadGate) -> int:
@@ -49,7 +68,11 @@ def bound_of_client(gate: ReloadGate) -> int:
 
 
 def verdict(
-    revisions: tuple[str, str], gate: ReloadGate, groups: Iterable[FlipGroup], now: datetime, machines: Machines
+    revisions: tuple[str, str],
+    gate: ReloadGate,
+    groups: Iterable[FlipGroup],
+    now: datetime,
+    machines: Machines,
 ) -> GateVerdict:
     """Count what would be denied and was used, and decide."""
     denials = _denials(groups, machines)
@@ -57,9 +80,14 @@ def verdict(
         _bounded({(key.machine, key.rule, key.host) for key in denials}, gate),
         _bounded({(key.sender, key.rule, key.host) for key in denials}, gate),
     )
-    named = sorted(denials.values(), key=lambda denial: (-denial.count, denial.client, denial.host, denial.rule))
+    named = sorted(
+        denials.values(),
+        key=lambda denial: (-denial.count, denial.client, denial.host, denial.rule),
+    )
     shown = tuple(named[:NAMED_AT_MOST])
-    return GateVerdict(*revisions, now.timestamp(), len(denials), counted, gate.denials, shown)
+    return GateVerdict(
+        *revisions, now.timestamp(), len(denials), counted, gate.denials, shown
+    )
 
 
 class _Denied(NamedTuple):
@@ -74,8 +102,12 @@ def _bounded(denied: set[tuple[str, str, str]], gate: ReloadGate) -> int:
     return sum(min(number, bound_of_client(gate)) for number in of_clients.values())
 
 
-def _denials(groups: Iterable[FlipGroup], machines: Machines) -> dict[_Denied, GatedDenial]:
-    """Return each client, rule and host once: the groups also tell apart which rule allowed the requests."""
+def _denials(
+    groups: Iterable[FlipGroup], machines: Machines
+) -> dict[_Denied, GatedDenial]:
+    """Return each client, rule and host once: the groups also tell apart which rule
+    allowed the requests.
+    """
     found: dict[_Denied, GatedDenial] = {}
     for group in groups:
         if not group.used:

@@ -1,4 +1,6 @@
-"""The judge of a replay: asks two policies about a recorded request, and compares what they decide."""
+"""The judge of a replay: asks two policies about a recorded request, and compares what
+they decide.
+"""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -10,7 +12,14 @@ from squidkeeper.policy.language.model import Action
 from squidkeeper.policy.language.paths import Beginning
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.policy.url import unrecorded_url
-from squidkeeper.record.log.judging import ANY_TIME, RecordedHost, RecordedHosts, SameFor, asker_of, beginnings_of
+from squidkeeper.record.log.judging import (
+    ANY_TIME,
+    RecordedHost,
+    RecordedHosts,
+    SameFor,
+    asker_of,
+    beginnings_of,
+)
 from squidkeeper.record.log.record import Record, parse_time
 from squidkeeper.record.log.requests import as_sent
 
@@ -19,9 +28,9 @@ from squidkeeper.record.log.requests import as_sent
 class Difference:
     """What a replay shows about a request; where there is nothing, the answer is None.
 
-    `disagrees`: the access log has another verdict than the old policy. `unseen`: one policy would look into a tunnel
-    that passed through, and what it would decide there is not known. `unread`: the body would decide, which no record
-    has.
+    `disagrees`: the access log has another verdict than the old policy. `unseen`: one
+    policy would look into a tunnel that passed through, and what it would decide there
+    is not known. `unread`: the body would decide, which no record has.
     """
 
     flip: Flip | None = None
@@ -36,7 +45,9 @@ _UNSEEN, _UNREAD = Difference(unseen=True), Difference(unread=True)
 
 @dataclass(frozen=True, slots=True)
 class ReplayedHost:
-    """What is asked about all requests of one asker, method, host, tunnel and recorded verdict."""
+    """What is asked about all requests of one asker, method, host, tunnel and recorded
+    verdict.
+    """
 
     old: CompiledPolicy
     new: CompiledPolicy
@@ -52,15 +63,23 @@ class ReplayedHost:
 
     @property
     def beginnings(self) -> frozenset[Beginning] | None:
-        """What decides about a usual URL whose path has one reading; None where more of the URL does."""
+        """What decides about a usual URL whose path has one reading; None where more of
+        the URL does.
+        """
         return beginnings_of(self.hosts)
 
     def judge(self, record: Record) -> Difference | None:
-        """Compare the policies about one of these requests; its time is that at which it was asked."""
+        """Compare the policies about one of these requests; its time is that at which
+        it was asked.
+        """
         at = parse_time(record) if self.depends_on_time else ANY_TIME
         url = None if record.method == CONNECT else unrecorded_url(as_sent(record))
         old, new = self.hosts
-        return _difference(decided(self.old, old, url, at), decided(self.new, new, url, at), record.verdict)
+        return _difference(
+            decided(self.old, old, url, at),
+            decided(self.new, new, url, at),
+            record.verdict,
+        )
 
 
 class ReplayJudge:
@@ -76,33 +95,47 @@ class ReplayJudge:
         return asker_of(self._old, record), asker_of(self._new, record)
 
     def question(self, record: Record) -> ReplayedHost:
-        """Return what to ask about a record, and all others of its asker, method, host, tunnel and verdict."""
+        """Return what to ask about a record, and all others of its asker, method, host,
+        tunnel and verdict.
+        """
         hosts = self._hosts.of(self._old, record), self._hosts.of(self._new, record)
         settled = all(host.is_recorded_alike for host in hosts)
         usual = None
         if settled:
             asked = zip((self._old, self._new), hosts, strict=True)
-            old, new = (_seen(policy, host, host.decision, ANY_TIME) for policy, host in asked)
+            old, new = (
+                _seen(policy, host, host.decision, ANY_TIME) for policy, host in asked
+            )
             usual = _difference(old, new, record.verdict)
         timed = any(host.match.depends_on_time for host in hosts)
         same_for = SameFor.USUAL_URLS if settled else SameFor.NO_OTHER
         return ReplayedHost(self._old, self._new, hosts, usual, same_for, timed)
 
 
-def decided(policy: CompiledPolicy, host: RecordedHost, url: str | None, at: datetime) -> Decision | None:
-    """Decide a recorded request; None where the policy would look into a tunnel that passed through."""
+def decided(
+    policy: CompiledPolicy, host: RecordedHost, url: str | None, at: datetime
+) -> Decision | None:
+    """Decide a recorded request; None where the policy would look into a tunnel that
+    passed through.
+    """
     return _seen(policy, host, decide(policy, host.match, at, Stage.ALL, url), at)
 
 
-def _seen(policy: CompiledPolicy, host: RecordedHost, decision: Decision, at: datetime) -> Decision | None:
-    """Return a decision, or None where the policy would look into a tunnel that passed through."""
+def _seen(
+    policy: CompiledPolicy, host: RecordedHost, decision: Decision, at: datetime
+) -> Decision | None:
+    """Return a decision, or None where the policy would look into a tunnel that passed
+    through.
+    """
     if decision.allowed or not host.match.spliced:
         return decision
     looked_into = decide(policy, host.match._replace(spliced=False), at, Stage.HOST)
     return None if passes(looked_into) else decision
 
 
-def _difference(old: Decision | None, new: Decision | None, verdict: str) -> Difference | None:
+def _difference(
+    old: Decision | None, new: Decision | None, verdict: str
+) -> Difference | None:
     if old is None or new is None:
         return _UNSEEN
     if old.by_body or new.by_body:
@@ -110,36 +143,51 @@ def _difference(old: Decision | None, new: Decision | None, verdict: str) -> Dif
             return None
         if new.by_body:
             return _UNREAD
-        old = replace(old, action=Action(verdict if verdict == "allow" else "deny"))  # as the body has decided
+        # as the body has decided
+        old = replace(old, action=Action(verdict if verdict == "allow" else "deny"))
     flip, disagrees = _flip(old, new), verdict != ("allow" if passes(old) else "deny")
-    return Difference(flip, new.observed, disagrees) if flip or disagrees or new.observed is not None else None
+    return (
+        Difference(flip, new.observed, disagrees)
+        if flip or disagrees or new.observed is not None
+        else None
+    )
 
 
 def _asked(decision: Decision) -> object:
     """Return the rules that the body decides among, and what they ask."""
-    rules = [(rule.name, rule.action, rule.observe, rule.body) for rule in decision.by_body]
+    rules = [
+        (rule.name, rule.action, rule.observe, rule.body) for rule in decision.by_body
+    ]
     return rules, _credentials(decision), _target(decision)
 
 
 def passes(decision: Decision) -> bool:
-    """Whether a request passes: a tunnel in which every request is asked about opens, and lets none through."""
+    """Whether a request passes: a tunnel in which every request is asked about opens,
+    and lets none through.
+    """
     return decision.allowed and not decision.asks
 
 
 def _flip(old: Decision, new: Decision) -> Flip | None:
     passed, would_pass = passes(old), passes(new)
-    if passed is would_pass and (not passed or _gives_nothing(old, new)):  # the usual case
+    if passed is would_pass and (
+        not passed or _gives_nothing(old, new)
+    ):  # the usual case
         return None
     had, has = _credentials(old), _credentials(new)
     gained, lost = _names(has - had), _names(had - has)
-    rewrites = (_rewrite(new), _rewrite(old)) if _target(old) != _target(new) else (None, None)
+    rewrites = (
+        (_rewrite(new), _rewrite(old)) if _target(old) != _target(new) else (None, None)
+    )
     if passed is not would_pass:
         kind = FlipKind.OPENED if would_pass else FlipKind.DENIED
     elif gained or lost or rewrites != (None, None):
         kind = FlipKind.CHANGED
     else:
         return None
-    return Flip(kind, new.rule, old.rule, gained, lost, *rewrites, new.observed, new.asks)
+    return Flip(
+        kind, new.rule, old.rule, gained, lost, *rewrites, new.observed, new.asks
+    )
 
 
 def _gives_nothing(old: Decision, new: Decision) -> bool:
@@ -147,8 +195,14 @@ def _gives_nothing(old: Decision, new: Decision) -> bool:
 
 
 def _credentials(decision: Decision) -> set[tuple[str, ...]]:
-    """Return each credential by its name and what it injects, which an edit can change under the same name."""
-    return {(held.name, *form_texts(held.form)) for held in decision.credentials} if passes(decision) else set()
+    """Return each credential by its name and what it injects, which an edit can change
+    under the same name.
+    """
+    return (
+        {(held.name, *form_texts(held.form)) for held in decision.credentials}
+        if passes(decision)
+        else set()
+    )
 
 
 def _names(credentials: set[tuple[str, ...]]) -> tuple[str, ...]:
@@ -156,7 +210,11 @@ def _names(credentials: set[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def _rewrite(decision: Decision) -> str | None:
-    return decision.rewritten.rewrite.name if passes(decision) and decision.rewritten else None
+    return (
+        decision.rewritten.rewrite.name
+        if passes(decision) and decision.rewritten
+        else None
+    )
 
 
 def _target(decision: Decision) -> object:

@@ -1,7 +1,8 @@
 """The replay: the requests of a table judged by two policies, and what flips, counted.
 
-Each distinct question is judged once, at the time at which it was asked: the start of the request. The verdict of the
-old policy is computed too; that of the access log is only compared.
+Each distinct question is judged once, at the time at which it was asked: the start of
+the request. The verdict of the old policy is computed too; that of the access log is
+only compared.
 """
 
 from __future__ import annotations
@@ -11,11 +12,22 @@ from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Final
 
 from squidkeeper.change.replay.judge import Difference, ReplayJudge
-from squidkeeper.change.replay.result import Example, Flip, FlipGroup, FlipKind, ReplayResult, Total
+from squidkeeper.change.replay.result import (
+    Example,
+    Flip,
+    FlipGroup,
+    FlipKind,
+    ReplayResult,
+    Total,
+)
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.record.log.judging import clients_of
 from squidkeeper.record.table.judging import Decisive, insert, judge_rows, record_from
-from squidkeeper.record.table.questions import COLUMNS as COLUMNS  # that the table has to have
+
+# that the table has to have
+from squidkeeper.record.table.questions import (
+    COLUMNS as COLUMNS,
+)
 from squidkeeper.record.table.questions import KEY, QuestionTable, in_utc
 from squidkeeper.record.table.questions import SET_APART as _SET_APART
 
@@ -32,12 +44,15 @@ SET_APART: Final[Mapping[str, str]] = {
 }
 _LONGEST_DIVIDED: Final = timedelta(days=2000)
 _A_MOMENT: Final = timedelta(microseconds=1)
-_OWN_PAGE: Final = "contains(lower(a.url), '/squid-internal-')"  # denied, whatever decides about the host
+# denied, whatever decides about the host
+_OWN_PAGE: Final = "contains(lower(a.url), '/squid-internal-')"
 DECISIVE: Final = Decisive(
     asker=("client", "user"),
     host=("asker", "method", "origin", "sni", "tunnel", "hidden", "verdict"),
     record=(*KEY, "verdict"),
-    time={"time": "strftime(a.asked_at, '%Y-%m-%dT%H:%M:%S.%fZ')"},  # a rule may end within a millisecond
+    time={
+        "time": "strftime(a.asked_at, '%Y-%m-%dT%H:%M:%S.%fZ')"
+    },  # a rule may end within a millisecond
     special=f"(a.hidden IS NOT NULL OR {_OWN_PAGE})",
 )
 _ROWS: Final = f"""
@@ -85,20 +100,31 @@ def replay(
     rows: str = "requests",
     groups_of_client: int = GROUPS_OF_CLIENT,
 ) -> ReplayResult:
-    """Judge the rows of a table or view with the `COLUMNS` of `requests` by two policies.
+    """Judge the rows of a table or view with the `COLUMNS` of `requests` by two
+    policies.
 
-    The tables `replay_differing` (a row for each request about which there is something to tell) and `replay_flips`
-    (which of them flip) are left.
+    The tables `replay_differing` (a row for each request about which there is something
+    to tell) and `replay_flips` (which of them flip) are left.
     """
     questions = QuestionTable(connection, rows)
     timed = rows_at_their_times(connection, old, new)
     judged = judge_rows(connection, "replay", timed, ReplayJudge(old, new), DECISIVE)
     connection.execute(_DIFFERING)
     flips = _insert_flips(connection, judged.answers)
-    ((requests, first, last),) = connection.execute("SELECT count(*), min(time), max(time) FROM asked").fetchall()
+    ((requests, first, last),) = connection.execute(
+        "SELECT count(*), min(time), max(time) FROM asked"
+    ).fetchall()
     unknown = {
-        UNSEEN: sum(count for answer, count in judged.counts.items() if answer is not None and answer.unseen),
-        UNREAD: sum(count for answer, count in judged.counts.items() if answer is not None and answer.unread),
+        UNSEEN: sum(
+            count
+            for answer, count in judged.counts.items()
+            if answer is not None and answer.unseen
+        ),
+        UNREAD: sum(
+            count
+            for answer, count in judged.counts.items()
+            if answer is not None and answer.unread
+        ),
     }
     return ReplayResult(
         old=old.revision,
@@ -109,34 +135,65 @@ def replay(
         flips=tuple(_groups(connection, flips, groups_of_client, (old, new))),
         totals=_totals(connection),
         observed=_observed(connection, judged.answers),
-        disagreeing=sum(count for answer, count in judged.counts.items() if answer is not None and answer.disagrees),
-        set_apart={**questions.set_apart, **{reason: count for reason, count in unknown.items() if count}},
+        disagreeing=sum(
+            count
+            for answer, count in judged.counts.items()
+            if answer is not None and answer.disagrees
+        ),
+        set_apart={
+            **questions.set_apart,
+            **{reason: count for reason, count in unknown.items() if count},
+        },
     )
 
 
-def rows_at_their_times(connection: duckdb.DuckDBPyConnection, *policies: CompiledPolicy) -> str:
-    """Add to the requests of the view `asked` the time at which policies are asked about them; return their view."""
+def rows_at_their_times(
+    connection: duckdb.DuckDBPyConnection, *policies: CompiledPolicy
+) -> str:
+    """Add to the requests of the view `asked` the time at which policies are asked
+    about them; return their view.
+    """
     connection.execute(_ROWS)
     return _divide_by_time(connection, *policies)
 
 
-def _divide_by_time(connection: duckdb.DuckDBPyConnection, *policies: CompiledPolicy) -> str:
-    """Add to each row the start of the span of time in which the same timed rules hold. Return the view of them.
+def _divide_by_time(
+    connection: duckdb.DuckDBPyConnection, *policies: CompiledPolicy
+) -> str:
+    """Add to each row the start of the span of time in which the same timed rules hold.
 
-    Then a question is asked once in each span. A period that is too long for that is asked about at each time.
+    Return the view of them.
+
+    Then a question is asked once in each span. A period that is too long for that is
+    asked about at each time.
     """
-    ((first, last),) = connection.execute("SELECT min(asked_at), max(asked_at) FROM replay_rows").fetchall()
-    tables = [policy.timetable for policy in policies if policy.timetable.depends_on_time]
+    ((first, last),) = connection.execute(
+        "SELECT min(asked_at), max(asked_at) FROM replay_rows"
+    ).fetchall()
+    tables = [
+        policy.timetable for policy in policies if policy.timetable.depends_on_time
+    ]
     if not tables or first is None or last - first > _LONGEST_DIVIDED:
         return "replay_rows"
-    changes = {change for table in tables for change in table.changes(in_utc(first), in_utc(last) + _A_MOMENT)}
-    starts = [first, *(change.astimezone(UTC).replace(tzinfo=None) for change in sorted(changes))]
-    insert(connection, "replay_spans", "since TIMESTAMP", [(start,) for start in starts])
+    changes = {
+        change
+        for table in tables
+        for change in table.changes(in_utc(first), in_utc(last) + _A_MOMENT)
+    }
+    starts = [
+        first,
+        *(change.astimezone(UTC).replace(tzinfo=None) for change in sorted(changes)),
+    ]
+    insert(
+        connection, "replay_spans", "since TIMESTAMP", [(start,) for start in starts]
+    )
     connection.execute(_TIMED)
     return "replay_timed"
 
 
-def _insert_flips(connection: duckdb.DuckDBPyConnection, answers: Iterable[Difference | None]) -> list[Flip]:
+def _insert_flips(
+    connection: duckdb.DuckDBPyConnection, answers: Iterable[Difference | None]
+) -> list[Flip]:
     places: dict[Flip, int] = {}
     rows = [
         (answer, places.setdefault(replayed.flip, len(places)), str(replayed.flip.kind))
@@ -148,7 +205,9 @@ def _insert_flips(connection: duckdb.DuckDBPyConnection, answers: Iterable[Diffe
 
 
 def _totals(connection: duckdb.DuckDBPyConnection) -> Mapping[FlipKind, Total]:
-    found = {kind: Total(*counts) for kind, *counts in connection.execute(_TOTALS).fetchall()}
+    found = {
+        kind: Total(*counts) for kind, *counts in connection.execute(_TOTALS).fetchall()
+    }
     return {kind: found[kind] for kind in FlipKind if kind in found}
 
 
@@ -159,7 +218,9 @@ def _groups(
     policies: tuple[CompiledPolicy, CompiledPolicy],
 ) -> Iterable[FlipGroup]:
     rows = connection.execute(
-        _GROUPS.format(groups_of_client=groups_of_client, kinds=[str(kind) for kind in FlipKind])
+        _GROUPS.format(
+            groups_of_client=groups_of_client, kinds=[str(kind) for kind in FlipKind]
+        )
     ).fetchall()
     known: dict[tuple[str, str | None], tuple[str, ...]] = {}
     for flip, _, client, user, host, requests, used, urls, first, last, example in rows:
@@ -168,17 +229,38 @@ def _groups(
             known[client, user] = _policy_clients(policies, client, user)
         names = known[client, user]
         yield FlipGroup(
-            flips[flip], client, user, host, requests, used, urls, in_utc(first), in_utc(last), found, names
+            flips[flip],
+            client,
+            user,
+            host,
+            requests,
+            used,
+            urls,
+            in_utc(first),
+            in_utc(last),
+            found,
+            names,
         )
 
 
-def _policy_clients(policies: tuple[CompiledPolicy, CompiledPolicy], client: str, user: str | None) -> tuple[str, ...]:
+def _policy_clients(
+    policies: tuple[CompiledPolicy, CompiledPolicy], client: str, user: str | None
+) -> tuple[str, ...]:
     record = record_from((("client", client), ("user", user)))
     old, new = (clients_of(policy, record) for policy in policies)
     return old or new
 
 
-def _observed(connection: duckdb.DuckDBPyConnection, answers: Iterable[Difference | None]) -> Mapping[str, Total]:
-    rows = [(place, one.observed) for place, one in enumerate(answers) if one is not None and one.observed is not None]
+def _observed(
+    connection: duckdb.DuckDBPyConnection, answers: Iterable[Difference | None]
+) -> Mapping[str, Total]:
+    rows = [
+        (place, one.observed)
+        for place, one in enumerate(answers)
+        if one is not None and one.observed is not None
+    ]
     insert(connection, "replay_observed", "answer INTEGER, observed VARCHAR", rows)
-    return {observed: Total(*counts) for observed, *counts in connection.execute(_OBSERVED).fetchall()}
+    return {
+        observed: Total(*counts)
+        for observed, *counts in connection.execute(_OBSERVED).fetchall()
+    }

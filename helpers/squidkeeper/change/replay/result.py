@@ -16,11 +16,13 @@ class FlipKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """What flips: `was` is the rule that decides by the old policy, `rule` by the new one.
+    """What flips: `was` is the rule that decides by the old policy, `rule` by the new
+    one.
 
-    `gained` and `lost` are names of credentials; one that injects something else is in both. The rewrites are None
-    where there is none; two of the same name lead to different URLs. `observed` is what the new policy would record as
-    observed. `asks` tells that its denial is a ticket, which a person may approve.
+    `gained` and `lost` are names of credentials; one that injects something else is in
+    both. The rewrites are None where there is none; two of the same name lead to
+    different URLs. `observed` is what the new policy would record as observed. `asks`
+    tells that its denial is a ticket, which a person may approve.
     """
 
     kind: FlipKind
@@ -37,9 +39,20 @@ class Flip:
     def changes(self) -> tuple[str, ...]:
         """Write what changes beside the verdict."""
         changed = {*self.gained} & {*self.lost}
-        gained = (f"{name} injects something else" if name in changed else f"+{name}" for name in self.gained)
+        gained = (
+            f"{name} injects something else" if name in changed else f"+{name}"
+            for name in self.gained
+        )
         lost = (f"-{name}" for name in self.lost if name not in changed)
-        return (*gained, *lost, *((self._rewrites,) if (self.rewrite, self.rewrite_was) != (None, None) else ()))
+        return (
+            *gained,
+            *lost,
+            *(
+                (self._rewrites,)
+                if (self.rewrite, self.rewrite_was) != (None, None)
+                else ()
+            ),
+        )
 
     @property
     def _rewrites(self) -> str:
@@ -60,9 +73,11 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class FlipGroup:
-    """The requests of one client to one host that flip alike; `urls` counts their distinct URLs.
+    """The requests of one client to one host that flip alike; `urls` counts their
+    distinct URLs.
 
-    `policy_clients` are those of the old policy to which the address or user belongs; where there are none, of the new.
+    `policy_clients` are those of the old policy to which the address or user belongs;
+    where there are none, of the new.
     """
 
     flip: Flip
@@ -96,10 +111,11 @@ class Total:
 class ReplayResult:
     """What differs between two policies about the requests of a period.
 
-    `flips` has the groups by kind, those with the most used requests first; of one client and kind not more than were
-    asked for, so `totals` may count more. `observed` counts what the new policy would record as observed. `disagreeing`
-    requests have another verdict in the access log than the old policy gives. `set_apart` counts, by reason, what was
-    not judged.
+    `flips` has the groups by kind, those with the most used requests first; of one
+    client and kind not more than were asked for, so `totals` may count more. `observed`
+    counts what the new policy would record as observed. `disagreeing` requests have
+    another verdict in the access log than the old policy gives. `set_apart` counts, by
+    reason, what was not judged.
     """
 
     old: str

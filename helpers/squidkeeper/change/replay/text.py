@@ -1,6 +1,9 @@
-"""A replay as a table for a terminal, and as Markdown for a pull request. Others chose the URLs.
+"""A replay as a table for a terminal, and as Markdown for a pull request.
 
-Query, fragment and password of a URL are left out: `squidkeeper log --request-id ID` shows the whole record.
+Others chose the URLs.
+
+Query, fragment and password of a URL are left out: `squidkeeper log --request-id ID`
+shows the whole record.
 """
 
 import re
@@ -11,7 +14,13 @@ from typing import Final
 
 from squidkeeper.base.formatting import quantity, timestamp
 from squidkeeper.change.replay.replay import SET_APART
-from squidkeeper.change.replay.result import Flip, FlipGroup, FlipKind, ReplayResult, Total
+from squidkeeper.change.replay.result import (
+    Flip,
+    FlipGroup,
+    FlipKind,
+    ReplayResult,
+    Total,
+)
 from squidkeeper.record.log.listing import printable
 from squidkeeper.record.log.record import format_time, redacted_url, truncate
 from squidkeeper.record.table.rows import as_table
@@ -40,7 +49,9 @@ class ReplayedNames:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A row of a table: a group, or several of one host that flip alike, as those of a client of the policy."""
+    """A row of a table: a group, or several of one host that flip alike, as those of a
+    client of the policy.
+    """
 
     flip: Flip
     client: str
@@ -70,7 +81,12 @@ _COLUMNS: Final[Mapping[str, Callable[[_Row], object]]] = {
     "observed": lambda row: row.flip.observed,
     "example": lambda row: row.example,
 }
-_WHERE_GIVEN: Final = {"urls", "changes", "observed"}  # columns that are left out where no row has a value
+# columns that are left out where no row has a value
+_WHERE_GIVEN: Final = {
+    "urls",
+    "changes",
+    "observed",
+}
 
 
 def as_text(result: ReplayResult, names: ReplayedNames) -> Iterator[str]:
@@ -80,21 +96,28 @@ def as_text(result: ReplayResult, names: ReplayedNames) -> Iterator[str]:
         rows, left_out = _rows(result, kind)
         columns = _columns(rows)
         yield f"\n{_heading(result, kind)}\n"
-        yield from as_table(columns, [[_COLUMNS[name](row) for name in columns] for row in rows])
+        yield from as_table(
+            columns, [[_COLUMNS[name](row) for name in columns] for row in rows]
+        )
         yield left_out
     remarks = "".join(f"{line}\n" for line in _remarks(result, printable))
     yield f"\n{remarks}" if remarks else ""
 
 
 def as_markdown(result: ReplayResult, names: ReplayedNames) -> Iterator[str]:
-    """Write the result for a pull request: what others chose stands in code spans, so nothing in it is Markdown."""
+    """Write the result for a pull request: what others chose stands in code spans, so
+    nothing in it is Markdown.
+    """
     yield f"{_judged(result)} OLD is {_code(names.old)}, NEW is {_code(names.new)}.\n"
     for kind in result.totals:
         rows, left_out = _rows(result, kind)
         columns = _columns(rows)
         yield f"\n### {_heading(result, kind).capitalize()}\n\n"
         yield f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
-        yield from (f"| {' | '.join(_cell(_COLUMNS[name](row)) for name in columns)} |\n" for row in rows)
+        yield from (
+            f"| {' | '.join(_cell(_COLUMNS[name](row)) for name in columns)} |\n"
+            for row in rows
+        )
         yield f"\n{left_out}" if left_out else ""
     remarks = "".join(f"- {line}\n" for line in _remarks(result, _code))
     yield f"\n{remarks}" if remarks else ""
@@ -166,16 +189,24 @@ def _rows(result: ReplayResult, kind: FlipKind) -> tuple[list[_Row], str]:
     for group in result.of(kind):
         alike.setdefault((group.flip, group.host), []).append(group)
     blocks = sorted(alike.values(), key=_most_used_first)
-    rows = [row for groups in blocks for row in (*_rows_of_clients(groups), *_rows_of_addresses(groups))]
+    rows = [
+        row
+        for groups in blocks
+        for row in (*_rows_of_clients(groups), *_rows_of_addresses(groups))
+    ]
     more = max(0, len(rows) - _ROWS_SHOWN)
     groups_not_there = result.total(kind).groups - len(result.of(kind))
     if not more and not groups_not_there:
         return rows, ""
-    return rows[:_ROWS_SHOWN], f"… and {quantity(more + groups_not_there, 'more row')}: --json has more\n"
+    return rows[
+        :_ROWS_SHOWN
+    ], f"… and {quantity(more + groups_not_there, 'more row')}: --json has more\n"
 
 
 def _most_used_first(groups: list[FlipGroup]) -> tuple[int, int]:
-    return -sum(group.used for group in groups), -sum(group.requests for group in groups)
+    return -sum(group.used for group in groups), -sum(
+        group.requests for group in groups
+    )
 
 
 def _rows_of_clients(groups: list[FlipGroup]) -> Iterator[_Row]:
@@ -183,14 +214,20 @@ def _rows_of_clients(groups: list[FlipGroup]) -> Iterator[_Row]:
     for group in groups:
         if group.policy_clients:
             members.setdefault(group.policy_clients, []).append(group)
-    for names, members_of_client in sorted(members.items(), key=lambda item: _most_used_first(item[1])):
-        yield _row(members_of_client, f"{', '.join(names)}: {_members(members_of_client)}")
+    for names, members_of_client in sorted(
+        members.items(), key=lambda item: _most_used_first(item[1])
+    ):
+        yield _row(
+            members_of_client, f"{', '.join(names)}: {_members(members_of_client)}"
+        )
 
 
 def _members(groups: list[FlipGroup]) -> str:
     if len(groups) == 1:
         return groups[0].client_name
-    addresses = quantity(len({group.client for group in groups}), "address", "addresses")
+    addresses = quantity(
+        len({group.client for group in groups}), "address", "addresses"
+    )
     users = {group.user for group in groups if group.user is not None}
     return f"{quantity(len(users), 'user')}, {addresses}" if users else addresses
 
@@ -238,7 +275,11 @@ def _requests(total: Total) -> str:
 
 
 def _columns(rows: list[_Row]) -> list[str]:
-    return [name for name, value in _COLUMNS.items() if name not in _WHERE_GIVEN or any(map(value, rows))]
+    return [
+        name
+        for name, value in _COLUMNS.items()
+        if name not in _WHERE_GIVEN or any(map(value, rows))
+    ]
 
 
 def _cell(value: object) -> str:

@@ -1,4 +1,6 @@
-"""What is to change in a policy: rules that go, fields of rules that become narrower, and the edits in its files."""
+"""What is to change in a policy: rules that go, fields of rules that become narrower,
+and the edits in its files.
+"""
 
 import difflib
 import io
@@ -33,15 +35,19 @@ _PARSERS: Final[Mapping[Field, Callable[[Iterable[str]], object]]] = {
 }
 _RULES: Final = "rules"
 _BARE: Final = re.compile(r"(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|https?)")
-_INNER_LIST: Final = re.compile(r"^( *)(?:- )?[a-z_]+:[ ]*(?:#.*)?\n( *)- ", re.MULTILINE)
-_LONGEST_FLOW: Final = 100  # characters; a longer list stands on lines of its own, unless the rule is on one line
+_INNER_LIST: Final = re.compile(
+    r"^( *)(?:- )?[a-z_]+:[ ]*(?:#.*)?\n( *)- ", re.MULTILINE
+)
+# characters; a longer list stands on lines of its own, unless the rule is on one line
+_LONGEST_FLOW: Final = 100
 
 
 def proposed_edits(policy: Policy, use: PolicyUse, now: datetime) -> Edits:
-    """Propose what nobody would miss: allows that were never used go, the others hold what was used.
+    """Propose what nobody would miss: allows that were never used go, the others hold
+    what was used.
 
-    Rules of presets, and what denies, asks or observes, stay as they are. So does an unused rule that a quota names:
-    without it the policy would not load.
+    Rules of presets, and what denies, asks or observes, stay as they are. So does an
+    unused rule that a quota names: without it the policy would not load.
     """
     if policy.default_action is Action.ALLOW:
         return {}
@@ -53,7 +59,11 @@ def proposed_edits(policy: Policy, use: PolicyUse, now: datetime) -> Edits:
             continue
         used = use.of(rule)
         if not used.requests:
-            if not used.tunnels and not _is_to_come(rule, now) and rule.name not in counted:
+            if (
+                not used.tunnels
+                and not _is_to_come(rule, now)
+                and rule.name not in counted
+            ):
                 found[rule.name] = None
             continue
         by_url = not any(other.passthrough for other in policy.rules[position + 1 :])
@@ -64,33 +74,53 @@ def proposed_edits(policy: Policy, use: PolicyUse, now: datetime) -> Edits:
 
 
 def is_edited(rule: Rule) -> bool:
-    """Whether a rule is one that is made narrower: an allow of the operator's that decides."""
+    """Whether a rule is one that is made narrower: an allow of the operator's that
+    decides.
+    """
     return rule.action is Action.ALLOW and rule.preset is None and not rule.observe
 
 
 def decided_by_bodies(policy: Policy) -> frozenset[str]:
-    """Name the rules between which a body may decide. No body is logged, so nothing tells which were used."""
+    """Name the rules between which a body may decide.
+
+    No body is logged, so nothing tells which were used.
+    """
     found = set()
     for place, rule in enumerate(policy.rules):
         if rule.body is not None:
-            found |= {other.name for other in policy.rules[place:] if overlap(rule, other, policy.lists)}
+            found |= {
+                other.name
+                for other in policy.rules[place:]
+                if overlap(rule, other, policy.lists)
+            }
     return frozenset(found)
 
 
 def with_edits(policy: Policy, edits: Edits) -> Policy:
     """Return the policy with its edits, under a revision of its own."""
-    return replace(policy, rules=tuple(_edited(policy.rules, edits)), revision=f"{policy.revision} narrowed")
+    return replace(
+        policy,
+        rules=tuple(_edited(policy.rules, edits)),
+        revision=f"{policy.revision} narrowed",
+    )
 
 
 def _edited(rules: Iterable[Rule], edits: Edits) -> Iterator[Rule]:
     for rule in rules:
         changes = edits.get(rule.name, ())
         if changes is not None:
-            yield replace(rule, match=_narrowed(rule.match, changes)) if changes else rule
+            yield (
+                replace(rule, match=_narrowed(rule.match, changes)) if changes else rule
+            )
 
 
 def _narrowed(match: Match, changes: Iterable[Narrowing]) -> Match:
-    values = {str(one.field): None if one.narrower is None else _PARSERS[one.field](one.narrower) for one in changes}
+    values = {
+        str(one.field): None
+        if one.narrower is None
+        else _PARSERS[one.field](one.narrower)
+        for one in changes
+    }
     return replace(match, **values)  # type: ignore[arg-type] # each parser gives what its field holds
 
 
@@ -99,41 +129,72 @@ def _is_to_come(rule: Rule, now: datetime) -> bool:
     return rule.when is not None and not rule.lapsed(now)
 
 
-# The edits in the files of a policy: only the lines of the rules change that are edited.
+# The edits in the files of a policy: only the lines of the rules change that are
+# edited.
 #
-# ruamel.yaml writes each such rule again, so comments, order and quotes stay. New text is in double quotes. The policy
-# is loaded with the edits, and what it then holds is compared with what was proven.
+# ruamel.yaml writes each such rule again, so comments, order and quotes stay. New text
+# is in double quotes. The policy is loaded with the edits, and what it then holds is
+# compared with what was proven.
 
 
-def edited_documents(sources: Sources, policy: Policy, edits: Edits, lists: Path | None) -> tuple[Document, ...]:
-    """Return the files of a policy with the edits; `EditRefused` where a file has a form that cannot be edited."""
-    documents = tuple(_edited_document(document, edits) for document in sources.documents)
+def edited_documents(
+    sources: Sources, policy: Policy, edits: Edits, lists: Path | None
+) -> tuple[Document, ...]:
+    """Return the files of a policy with the edits; `EditRefused` where a file has a
+    form that cannot be edited.
+    """
+    documents = tuple(
+        _edited_document(document, edits) for document in sources.documents
+    )
     try:
-        built = build_sources(replace(sources, documents=documents), lists, writes=False).policy
+        built = build_sources(
+            replace(sources, documents=documents), lists, writes=False
+        ).policy
     except PolicyError as error:
-        raise EditRefused(f"{error}\nthe policy does not load with these edits: edit it by hand") from error
+        raise EditRefused(
+            f"{error}\nthe policy does not load with these edits: edit it by hand"
+        ) from error
     if _meaning(built) != _meaning(with_edits(policy, edits)):
-        raise EditRefused("a file of the policy has a form that this command cannot edit: edit it by hand")
+        raise EditRefused(
+            "a file of the policy has a form that this command cannot edit: edit it by hand"
+        )
     return documents
 
 
 def _meaning(policy: Policy) -> object:
-    rules = [(rule.name, [getattr(rule.match, field.name) for field in fields(rule.match)]) for rule in policy.rules]
-    return [(name, [frozenset(one) if isinstance(one, tuple) else one for one in values]) for name, values in rules]
+    rules = [
+        (rule.name, [getattr(rule.match, field.name) for field in fields(rule.match)])
+        for rule in policy.rules
+    ]
+    return [
+        (name, [frozenset(one) if isinstance(one, tuple) else one for one in values])
+        for name, values in rules
+    ]
 
 
-def unified_diff(before: Iterable[Document], after: Iterable[Document]) -> Iterator[str]:
+def unified_diff(
+    before: Iterable[Document], after: Iterable[Document]
+) -> Iterator[str]:
     """Write what changes as a unified diff, as `patch` reads it."""
     for one, other in zip(before, after, strict=True):
-        old, new = (document.content.decode().splitlines(keepends=True) for document in (one, other))
+        old, new = (
+            document.content.decode().splitlines(keepends=True)
+            for document in (one, other)
+        )
         for line in difflib.unified_diff(old, new, str(one.path), str(other.path)):
-            yield line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
+            yield (
+                line
+                if line.endswith("\n")
+                else f"{line}\n\\ No newline at end of file\n"
+            )
 
 
 def _edited_document(document: Document, edits: Edits) -> Document:
     rules = document.data.get(_RULES)
     entries = rules if isinstance(rules, list) else []
-    names = [str(entry.get("name")) if isinstance(entry, dict) else "" for entry in entries]
+    names = [
+        str(entry.get("name")) if isinstance(entry, dict) else "" for entry in entries
+    ]
     if not any(name in edits for name in names):
         return document
     lines = document.content.decode().splitlines(keepends=True)
@@ -142,11 +203,14 @@ def _edited_document(document: Document, edits: Edits) -> Document:
         if name in edits:
             lines[start:end] = _entry(document, lines[start:end], edits[name])
     if all(edits.get(name, ()) is None for name in names):
-        del lines[document.locate((_RULES,), key=True).line - 1]  # an empty list is a fault
+        # an empty list is a fault
+        del lines[document.locate((_RULES,), key=True).line - 1]
     return parse_document(document.path, "".join(lines).encode())
 
 
-def _spans(document: Document, lines: list[str], count: int) -> Iterator[tuple[int, int]]:
+def _spans(
+    document: Document, lines: list[str], count: int
+) -> Iterator[tuple[int, int]]:
     starts = [document.locate((_RULES, number)).line - 1 for number in range(count)]
     keys = [document.locate((key,), key=True).line - 1 for key in document.data]
     last = min((key for key in keys if key > starts[0]), default=len(lines))
@@ -155,11 +219,15 @@ def _spans(document: Document, lines: list[str], count: int) -> Iterator[tuple[i
         while end > start + 1 and lines[end - 1].strip()[:1] in ("", "#"):
             end -= 1
         if start == after or not lines[start].lstrip().startswith("- "):
-            raise EditRefused(f"{document.path}:{start + 1}: a rule here does not begin a line: edit it by hand")
+            raise EditRefused(
+                f"{document.path}:{start + 1}: a rule here does not begin a line: edit it by hand"
+            )
         yield start, end
 
 
-def _entry(document: Document, lines: list[str], changes: tuple[Narrowing, ...] | None) -> list[str]:
+def _entry(
+    document: Document, lines: list[str], changes: tuple[Narrowing, ...] | None
+) -> list[str]:
     from ruamel.yaml.error import YAMLError
 
     if changes is None:
@@ -167,18 +235,27 @@ def _entry(document: Document, lines: list[str], changes: tuple[Narrowing, ...] 
     text = "".join(lines)
     indent = text[: len(text) - len(text.lstrip(" "))]
     found = _INNER_LIST.search(textwrap.dedent(text))
-    offset = len(found[2]) - len(found[1]) - (2 if found[0].startswith("- ") else 0) if found else 2
+    offset = (
+        len(found[2]) - len(found[1]) - (2 if found[0].startswith("- ") else 0)
+        if found
+        else 2
+    )
     yaml = round_trip_yaml()
     yaml.indent(mapping=2, sequence=2 + offset, offset=offset)
     try:
         root = yaml.load(text)
         _change(root[0], changes)
     except (YAMLError, LookupError, TypeError, AttributeError) as error:
-        raise EditRefused(f"{document.path} has a form that this command cannot edit: edit it by hand") from error
+        raise EditRefused(
+            f"{document.path} has a form that this command cannot edit: edit it by hand"
+        ) from error
     written = io.StringIO()
     yaml.dump(root, written)
     dedented = textwrap.dedent(written.getvalue())
-    return [f"{indent}{line}" if line.strip() else line for line in dedented.splitlines(keepends=True)]
+    return [
+        f"{indent}{line}" if line.strip() else line
+        for line in dedented.splitlines(keepends=True)
+    ]
 
 
 def _change(entry: Any, changes: Iterable[Narrowing]) -> None:
@@ -190,7 +267,11 @@ def _change(entry: Any, changes: Iterable[Narrowing]) -> None:
             _keep(entry[change.field], change.narrower)
         else:
             entry.pop(change.field, None)
-            entry.insert(place, str(change.field), _values(change.narrower, in_flow=entry.fa.flow_style()))
+            entry.insert(
+                place,
+                str(change.field),
+                _values(change.narrower, in_flow=entry.fa.flow_style()),
+            )
             place += 1
 
 

@@ -38,7 +38,9 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NarrowedRule:
-    """A rule that is wider than its use, and what it narrows to; the narrower form keeps all `requests`."""
+    """A rule that is wider than its use, and what it narrows to; the narrower form
+    keeps all `requests`.
+    """
 
     rule: Rule
     requests: int
@@ -56,9 +58,12 @@ class Unused:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """All that was found. `unused` rules go; those in `kept` were not used either, and stay.
+    """All that was found.
 
-    `narrowed` begins with what was used on the most days, and most: there the record tells most.
+    `unused` rules go; those in `kept` were not used either, and stay.
+
+    `narrowed` begins with what was used on the most days, and most: there the record
+    tells most.
     """
 
     use: PolicyUse
@@ -70,7 +75,11 @@ class Findings:
     @property
     def span(self) -> timedelta:
         """The time from the first request to the last."""
-        return self.use.last - self.use.first if self.use.first and self.use.last else timedelta()
+        return (
+            self.use.last - self.use.first
+            if self.use.first and self.use.last
+            else timedelta()
+        )
 
 
 def findings(policy: Policy, use: PolicyUse, edits: Edits, now: datetime) -> Findings:
@@ -95,7 +104,9 @@ def _weight(rule: NarrowedRule) -> tuple[int, int]:
     return -len(rule.evidence.days), -rule.requests
 
 
-def _kept(policy: Policy, use: PolicyUse, edits: Edits, now: datetime) -> Iterator[tuple[Rule, KeptFor]]:
+def _kept(
+    policy: Policy, use: PolicyUse, edits: Edits, now: datetime
+) -> Iterator[tuple[Rule, KeptFor]]:
     for rule in policy.rules:
         is_used = use.observed[rule.name] if rule.observe else use.of(rule).requests
         if not is_used and rule.name not in edits and rule.preset is None:
@@ -118,12 +129,28 @@ def _others(policy: Policy, use: PolicyUse, now: datetime) -> Iterator[Unused]:
     used_presets = {rule.preset for rule in policy.rules if use.of(rule).requests}
     lapsed = [grant for grant in policy.grants if grant.lapsed(now)]
     named = {
-        Kind.CLIENT: (client.name for client in policy.clients if not use.clients[client.name]),
+        Kind.CLIENT: (
+            client.name for client in policy.clients if not use.clients[client.name]
+        ),
         Kind.LIST: (name for name in policy.lists if not use.lists[name]),
-        Kind.CREDENTIAL: (credential.name for credential in policy.credentials if not use.credentials[credential.name]),
-        Kind.REWRITE: (rewrite.name for rewrite in policy.rewrites if not use.rewrites[rewrite.name]),
-        Kind.PRESET: (preset.name for preset in policy.presets if preset.name not in used_presets),
-        Kind.GRANT: (grant.name for grant in policy.grants if not use.of(grant).requests and grant not in lapsed),
+        Kind.CREDENTIAL: (
+            credential.name
+            for credential in policy.credentials
+            if not use.credentials[credential.name]
+        ),
+        Kind.REWRITE: (
+            rewrite.name
+            for rewrite in policy.rewrites
+            if not use.rewrites[rewrite.name]
+        ),
+        Kind.PRESET: (
+            preset.name for preset in policy.presets if preset.name not in used_presets
+        ),
+        Kind.GRANT: (
+            grant.name
+            for grant in policy.grants
+            if not use.of(grant).requests and grant not in lapsed
+        ),
         Kind.LAPSED_GRANT: (grant.name for grant in lapsed),
     }
     yield from _each(named.items())

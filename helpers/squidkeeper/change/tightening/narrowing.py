@@ -1,6 +1,7 @@
 """The narrower form of a rule: pure, from what it allows and what of that was used.
 
-Each field alone: what is used stays within it, and nothing that the field did not hold comes into it.
+Each field alone: what is used stays within it, and nothing that the field did not hold
+comes into it.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -45,7 +46,10 @@ class Field(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Narrowing:
-    """A field of a rule: what it holds, and the part of that which was used. None: it is left out, and holds all."""
+    """A field of a rule: what it holds, and the part of that which was used.
+
+    None: it is left out, and holds all.
+    """
 
     field: Field
     now: tuple[str, ...] | None
@@ -63,30 +67,47 @@ class Narrowing:
             return "every other path"
         if self.field is Field.HOSTS and self.now is None:
             return "every other host"
-        kept_parts = [value for value in self.narrower or () if value not in (self.now or ())]
+        kept_parts = [
+            value for value in self.narrower or () if value not in (self.now or ())
+        ]
         if not kept_parts:
             return ", ".join(gone)
         return f"the rest of {', '.join(gone)}"
 
 
 def narrowings(rule: Rule, use: RuleUse, *, by_url: bool) -> tuple[Narrowing, ...]:
-    """Return the fields of an allow that hold more than was used. `by_url`: also those that need the request itself."""
+    """Return the fields of an allow that hold more than was used.
+
+    `by_url`: also those that need the request itself.
+    """
     match = rule.match
-    found = [_clients(match, use.clients), *_hosts(match, use), _schemes(match, use.schemes)]
+    found = [
+        _clients(match, use.clients),
+        *_hosts(match, use),
+        _schemes(match, use.schemes),
+    ]
     if by_url and not rule.passthrough:
         found += [_methods(match, use.methods), _paths(match, use)]
-    return tuple(narrowing for narrowing in found if narrowing is not None and narrowing.now != narrowing.narrower)
+    return tuple(
+        narrowing
+        for narrowing in found
+        if narrowing is not None and narrowing.now != narrowing.narrower
+    )
 
 
 def _clients(match: Match, used: Collection[str]) -> Narrowing | None:
     if match.clients is None:
         return None
     kept = tuple(sorted(match.clients & set(used)))
-    return Narrowing(Field.CLIENTS, tuple(sorted(match.clients)), kept) if kept else None
+    return (
+        Narrowing(Field.CLIENTS, tuple(sorted(match.clients)), kept) if kept else None
+    )
 
 
 def _schemes(match: Match, used: Collection[str]) -> Narrowing | None:
-    """Leave http out where it was not used; https stays, so that a client can always change to it."""
+    """Leave http out where it was not used; https stays, so that a client can always
+    change to it.
+    """
     now = _SCHEMES if match.schemes is None else tuple(sorted(match.schemes))
     if "http" in used or "https" not in now or "http" not in now:
         return None
@@ -101,14 +122,18 @@ def _methods(match: Match, used: Collection[str]) -> Narrowing | None:
         kept |= set(_READ)  # HEAD gives less than GET does
     kept &= _LISTABLE if match.methods is None else match.methods
     now = None if match.methods is None else _methods_in_order(match.methods)
-    return Narrowing(Field.METHODS, now, _methods_in_order(kept)) if set(used) <= kept else None
+    return (
+        Narrowing(Field.METHODS, now, _methods_in_order(kept))
+        if set(used) <= kept
+        else None
+    )
 
 
 def _methods_in_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (name not in _READ, name)))
 
 
-# --- hosts ----------------------------------------------------------------------------------------------------------
+# --- hosts ----------------------------------------------------------------------------
 
 
 def _hosts(match: Match, use: RuleUse) -> list[Narrowing]:
@@ -122,7 +147,9 @@ def _hosts(match: Match, use: RuleUse) -> list[Narrowing]:
         if own:
             kept[pattern] = _within(pattern, own)
     lists_needed = bool(left)
-    texts = tuple(dict.fromkeys(text for pattern in patterns for text in kept.get(pattern, ())))
+    texts = tuple(
+        dict.fromkeys(text for pattern in patterns for text in kept.get(pattern, ()))
+    )
     now = None if match.hosts is None else tuple(host.text for host in match.hosts)
     if not lists_needed and not texts:
         return []
@@ -134,11 +161,15 @@ def _hosts(match: Match, use: RuleUse) -> list[Narrowing]:
 
 
 def _within(pattern: HostPattern, hosts: Mapping[Host, Evidence]) -> tuple[str, ...]:
-    names = {host.text: evidence for host, evidence in hosts.items() if host.address is None}
+    names = {
+        host.text: evidence for host, evidence in hosts.items() if host.address is None
+    }
     addresses = [str(host.address) for host in hosts if host.address is not None]
     found = tuple(sorted({*host_patterns(names).values(), *addresses}))
     parsed = [parse_host_pattern(text) for text in found]
-    is_narrower = all(_holds(pattern, one) for one in parsed) and not any(_as_wide(other, pattern) for other in parsed)
+    is_narrower = all(_holds(pattern, one) for one in parsed) and not any(
+        _as_wide(other, pattern) for other in parsed
+    )
     return found if is_narrower and len(found) <= PATTERNS_LISTED else (pattern.text,)
 
 
@@ -154,10 +185,14 @@ def _holds(wide: HostPattern, narrow: HostPattern) -> bool:
 
 
 def _as_wide(other: HostPattern, pattern: HostPattern) -> bool:
-    return other.form is HostForm.UNDER and pattern.form is HostForm.TREE and other.name == pattern.name
+    return (
+        other.form is HostForm.UNDER
+        and pattern.form is HostForm.TREE
+        and other.name == pattern.name
+    )
 
 
-# --- paths ----------------------------------------------------------------------------------------------------------
+# --- paths ----------------------------------------------------------------------------
 
 
 def _paths(match: Match, use: RuleUse) -> Narrowing | None:
@@ -180,7 +215,11 @@ def _shapes_within(pattern: PathPattern | None, used: PathShapes) -> list[str] |
     wide = (REST,) if pattern is None or pattern.everything else _shape(pattern)
     if wide is None or not shapes or len(shapes) > PATTERNS_LISTED or wide in shapes:
         return None
-    return [pattern_of(shape) for shape in shapes] if all(covers(wide, shape) for shape in shapes) else None
+    return (
+        [pattern_of(shape) for shape in shapes]
+        if all(covers(wide, shape) for shape in shapes)
+        else None
+    )
 
 
 def _shape(pattern: PathPattern) -> Shape | None:
@@ -188,4 +227,11 @@ def _shape(pattern: PathPattern) -> Shape | None:
         return None
     shape = tuple(pattern.text.split("/")[1:])
     inner = shape[:-1] if shape[-1] == REST else shape
-    return None if any(REST in segment or (segment != ANY and segment.count(ANY) > 1) for segment in inner) else shape
+    return (
+        None
+        if any(
+            REST in segment or (segment != ANY and segment.count(ANY) > 1)
+            for segment in inner
+        )
+        else shape
+    )

@@ -1,10 +1,11 @@
 """The proof of edits: replayed on the record that they come from, they change nothing.
 
-What a rule no longer allows can be allowed by one below it. Where that one would do more with such a request, or where
-fewer quotas would count it, the rule stays as it is, whatever the record holds.
+What a rule no longer allows can be allowed by one below it. Where that one would do
+more with such a request, or where fewer quotas would count it, the rule stays as it is,
+whatever the record holds.
 
-What would deny, open or change a recorded request, or break a test of the policy, is taken back: the paths of its rule
-first, then all that was to change in it.
+What would deny, open or change a recorded request, or break a test of the policy, is
+taken back: the paths of its rule first, then all that was to change in it.
 """
 
 from __future__ import annotations
@@ -30,11 +31,22 @@ if TYPE_CHECKING:
 
 
 def proven(
-    connection: duckdb.DuckDBPyConnection, policy: Policy, edits: Edits, now: datetime, rows: str = "requests"
+    connection: duckdb.DuckDBPyConnection,
+    policy: Policy,
+    edits: Edits,
+    now: datetime,
+    rows: str = "requests",
 ) -> Edits:
-    """Return the edits that open nothing, and change nothing about any recorded request."""
-    edits = {name: changes for name, changes in edits.items() if name not in _loosening(policy, now)}
-    decisive = replace(policy, observe_default=None)  # what the default observes is allowed whatever the rules are
+    """Return the edits that open nothing, and change nothing about any recorded
+    request.
+    """
+    edits = {
+        name: changes
+        for name, changes in edits.items()
+        if name not in _loosening(policy, now)
+    }
+    # what the default observes is allowed whatever the rules are
+    decisive = replace(policy, observe_default=None)
     old = CompiledPolicy(decisive)
     while edits:
         edited = with_edits(decisive, edits)
@@ -50,22 +62,35 @@ def proven(
 
 
 def _loosening(policy: Policy, now: datetime) -> set[str]:
-    """Name the rules that hold back what others would allow. Of the default that is so while it observes."""
-    allowing = (*policy.rules, *(grant for grant in policy.grants if not grant.lapsed(now)))
+    """Name the rules that hold back what others would allow.
+
+    Of the default that is so while it observes.
+    """
+    allowing = (
+        *policy.rules,
+        *(grant for grant in policy.grants if not grant.lapsed(now)),
+    )
     counts, found = partial(_counts, policy), set()
     for position, rule in enumerate(policy.rules):
-        given = rule.strip or rule.connections or policy.rewrites or policy.credentials  # what the default never gives
-        by_default = policy.observe_default and (given or not counts(rule.name) <= counts(DEFAULT_RULE))
-        if by_default or any(_loosens(policy, rule, other) for other in allowing[position + 1 :]):
+        # what the default never gives
+        given = rule.strip or rule.connections or policy.rewrites or policy.credentials
+        by_default = policy.observe_default and (
+            given or not counts(rule.name) <= counts(DEFAULT_RULE)
+        )
+        if by_default or any(
+            _loosens(policy, rule, other) for other in allowing[position + 1 :]
+        ):
             found.add(rule.name)
     return found
 
 
 def _loosens(policy: Policy, rule: Rule, below: Rule) -> bool:
-    """Whether what a rule no longer allows could be allowed by one below it with other effects.
+    """Whether what a rule no longer allows could be allowed by one below it with other
+    effects.
 
-    That one may open private addresses or WebSockets, pass tunnels through, leave a header in the request, or have
-    fewer quotas. As the first rule for a host it may make it unrestricted, which opens WebSockets too.
+    That one may open private addresses or WebSockets, pass tunnels through, leave a
+    header in the request, or have fewer quotas. As the first rule for a host it may
+    make it unrestricted, which opens WebSockets too.
     """
     if below.action is not Action.ALLOW or below.observe:
         return False
@@ -76,17 +101,37 @@ def _loosens(policy: Policy, rule: Rule, below: Rule) -> bool:
     one, two = rule.match, below.match
     if one.any_host or two.any_host or one.lists or two.lists:
         return True
-    return any(a.overlaps(b) or HostForm.ANY in (a.form, b.form) for a, b in product(one.hosts or (), two.hosts or ()))
+    return any(
+        a.overlaps(b) or HostForm.ANY in (a.form, b.form)
+        for a, b in product(one.hosts or (), two.hosts or ())
+    )
 
 
 def _effects(rule: Rule) -> object:
-    return rule.private, rule.websocket, rule.passthrough, rule.strip, rule.connections, rule.meter
+    return (
+        rule.private,
+        rule.websocket,
+        rule.passthrough,
+        rule.strip,
+        rule.connections,
+        rule.meter,
+    )
 
 
 def _counts(policy: Policy, rule: str) -> frozenset[str]:
-    """Name the counts of a request that a rule allows. A quota for each rule has a count for each."""
-    quotas = [quota for quota in policy.quotas if quota.unit is not QuotaUnit.TICKETS and quota.counts(rule)]
-    return frozenset(f"{quota.name} of {rule}" if quota.per is Counted.RULE else quota.name for quota in quotas)
+    """Name the counts of a request that a rule allows.
+
+    A quota for each rule has a count for each.
+    """
+    quotas = [
+        quota
+        for quota in policy.quotas
+        if quota.unit is not QuotaUnit.TICKETS and quota.counts(rule)
+    ]
+    return frozenset(
+        f"{quota.name} of {rule}" if quota.per is Counted.RULE else quota.name
+        for quota in quotas
+    )
 
 
 def _without(edits: Edits, broken: set[str]) -> Edits:
@@ -95,7 +140,9 @@ def _without(edits: Edits, broken: set[str]) -> Edits:
     kept = dict(edits)
     for name in broken & edits.keys():
         changes = kept.pop(name)
-        others = tuple(change for change in changes or () if change.field is not Field.PATHS)
+        others = tuple(
+            change for change in changes or () if change.field is not Field.PATHS
+        )
         if others and others != changes:
             kept[name] = others
     return kept

@@ -1,4 +1,6 @@
-"""What was found, as a table for a terminal and as JSON. Clients chose the hosts and paths."""
+"""What was found, as a table for a terminal and as JSON. Clients chose the hosts and
+paths.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -14,7 +16,18 @@ from squidkeeper.record.log.listing import printable
 from squidkeeper.record.log.record import format_time
 from squidkeeper.record.table.rows import as_table
 
-_NARROWED: Final = ("rule", "requests", "share", "days", "clients", "last", "holds", "field", "closes", "narrower")
+_NARROWED: Final = (
+    "rule",
+    "requests",
+    "share",
+    "days",
+    "clients",
+    "last",
+    "holds",
+    "field",
+    "closes",
+    "narrower",
+)
 _KEPT: Final[Mapping[KeptFor, str]] = {
     KeptFor.CLOSES: "it may be what protects",
     KeptFor.OBSERVES: "it only observes, and nothing that it matches was asked for",
@@ -37,7 +50,9 @@ _SHORT: Final = "the access log covers {}: too short to narrow a policy by it, e
 _MONTHLY: Final = "What a monthly job needs looks unused."
 
 
-def as_text(found: Findings, name: str, since: datetime | None, min_days: int) -> Iterator[str]:
+def as_text(
+    found: Findings, name: str, since: datetime | None, min_days: int
+) -> Iterator[str]:
     """Write the findings for a terminal."""
     yield from _head(found, name, since, min_days)
     yield from _unused(found.unused)
@@ -57,14 +72,20 @@ def as_text(found: Findings, name: str, since: datetime | None, min_days: int) -
 
 
 def too_short(found: Findings, min_days: int) -> str | None:
-    """Say that the access log is too short to edit a policy by it; None where it is not."""
+    """Say that the access log is too short to edit a policy by it; None where it is
+    not.
+    """
     if found.span >= timedelta(days=min_days):
         return None
     covered = duration(found.span.total_seconds())
-    return _SHORT.format(covered, quantity(min_days, "day"), f"{min_days}; 0 takes any length")
+    return _SHORT.format(
+        covered, quantity(min_days, "day"), f"{min_days}; 0 takes any length"
+    )
 
 
-def as_object(found: Findings, name: str, revision: str, since: datetime | None, min_days: int) -> Mapping[str, object]:
+def as_object(
+    found: Findings, name: str, revision: str, since: datetime | None, min_days: int
+) -> Mapping[str, object]:
     """Return the findings as an object of JSON."""
     use = found.use
     return {
@@ -75,7 +96,9 @@ def as_object(found: Findings, name: str, revision: str, since: datetime | None,
         "first": use.first and format_time(use.first),
         "last": use.last and format_time(use.last),
         "too_short": too_short(found, min_days),
-        "unused": [{**_named(rule), "closes": opened_by(rule)} for rule in found.unused],
+        "unused": [
+            {**_named(rule), "closes": opened_by(rule)} for rule in found.unused
+        ],
         "narrowed": [_narrowed_object(rule, use.requests) for rule in found.narrowed],
         "kept": [{**_named(rule), "reason": reason} for rule, reason in found.kept],
         "others": [{"kind": other.kind, "name": other.name} for other in found.others],
@@ -86,18 +109,28 @@ def as_object(found: Findings, name: str, revision: str, since: datetime | None,
 def opened_by(rule: Rule) -> str:
     """Say what a rule opens."""
     match = rule.match
-    hosts = [host.text for host in match.hosts or ()] + [f"list {name}" for name in match.lists or ()]
+    hosts = [host.text for host in match.hosts or ()] + [
+        f"list {name}" for name in match.lists or ()
+    ]
     parts = [", ".join(hosts) or "every host"]
     parts += [f"methods {', '.join(sorted(match.methods))}"] if match.methods else []
-    parts += [f"paths {', '.join(path.text for path in match.paths)}"] if match.paths else []
-    parts += [f"{field.name} {', '.join(field.written(match))}" for field in FINITE_FIELDS if field.written(match)]
+    parts += (
+        [f"paths {', '.join(path.text for path in match.paths)}"] if match.paths else []
+    )
+    parts += [
+        f"{field.name} {', '.join(field.written(match))}"
+        for field in FINITE_FIELDS
+        if field.written(match)
+    ]
     parts += [f"where the body is {body_text(rule.body)}"] if rule.body else []
     parts += [f"meter: {rule.meter}"] if rule.meter else []
     parts += [f"for {', '.join(sorted(match.clients))}"] if match.clients else []
     return "; ".join(parts)
 
 
-def _head(found: Findings, name: str, since: datetime | None, min_days: int) -> Iterator[str]:
+def _head(
+    found: Findings, name: str, since: datetime | None, min_days: int
+) -> Iterator[str]:
     use = found.use
     if use.first is None or use.last is None:
         yield "No request was judged.\n"
@@ -113,7 +146,9 @@ def _head(found: Findings, name: str, since: datetime | None, min_days: int) -> 
 
 
 def _unused(rules: Iterable[Rule]) -> Iterator[str]:
-    rows = [[rule.name, _place(rule), _holding(rule), opened_by(rule)] for rule in rules]
+    rows = [
+        [rule.name, _place(rule), _holding(rule), opened_by(rule)] for rule in rules
+    ]
     if rows:
         yield f"\nnever used, and closed without them: {quantity(len(rows), 'rule')}\n"
         yield from as_table(*_given(("rule", "place", "holds", "closes"), rows))
@@ -125,32 +160,60 @@ def _narrowed(found: Findings) -> Iterator[str]:
     requests = quantity(sum(rule.requests for rule in found.narrowed), "request")
     rules = quantity(len(found.narrowed), "rule")
     yield f"\nwider than their use: {rules}; narrower, they still allow all {requests}\n"
-    yield from as_table(*_given(_NARROWED, [row for rule in found.narrowed for row in _rows(rule, found.use.requests)]))
+    yield from as_table(
+        *_given(
+            _NARROWED,
+            [row for rule in found.narrowed for row in _rows(rule, found.use.requests)],
+        )
+    )
 
 
 def _rows(rule: NarrowedRule, requests: int) -> Iterator[list[object]]:
     seen = rule.evidence
-    first: list[object] = [rule.rule.name, rule.requests, percent(rule.requests / requests), len(seen.days)]
+    first: list[object] = [
+        rule.rule.name,
+        rule.requests,
+        percent(rule.requests / requests),
+        len(seen.days),
+    ]
     first += [seen.clients, timestamp(seen.last), _holding(rule.rule)]
     for change in rule.narrowings:
-        yield [*first, str(change.field), change.closes, ", ".join(change.narrower or ("(left out)",))]
+        yield [
+            *first,
+            str(change.field),
+            change.closes,
+            ", ".join(change.narrower or ("(left out)",)),
+        ]
         first = [""] * len(first)
 
 
 def _kept(found: Findings) -> Iterator[str]:
-    rows = [[rule.name, _place(rule), str(rule.action), _holding(rule), _KEPT[why]] for rule, why in found.kept]
+    rows = [
+        [rule.name, _place(rule), str(rule.action), _holding(rule), _KEPT[why]]
+        for rule, why in found.kept
+    ]
     if rows:
         yield f"\nnever used, and kept: {quantity(len(rows), 'rule')}\n"
-        yield from as_table(*_given(("rule", "place", "action", "holds", "because"), rows))
+        yield from as_table(
+            *_given(("rule", "place", "action", "holds", "because"), rows)
+        )
 
 
-def _given(names: tuple[str, ...], rows: Sequence[Sequence[object]]) -> tuple[list[str], list[list[object]]]:
+def _given(
+    names: tuple[str, ...], rows: Sequence[Sequence[object]]
+) -> tuple[list[str], list[list[object]]]:
     places = [place for place in range(len(names)) if any(row[place] for row in rows)]
-    return [names[place] for place in places], [[row[place] for place in places] for row in rows]
+    return [names[place] for place in places], [
+        [row[place] for place in places] for row in rows
+    ]
 
 
 def _named(rule: Rule) -> Mapping[str, object]:
-    return {"rule": rule.name, "place": str(rule.location), "holds": _holding(rule) or None}
+    return {
+        "rule": rule.name,
+        "place": str(rule.location),
+        "holds": _holding(rule) or None,
+    }
 
 
 def _place(rule: Rule) -> str:
@@ -174,7 +237,12 @@ def _narrowed_object(rule: NarrowedRule, requests: int) -> Mapping[str, object]:
         "last": format_time(seen.last),
         "keeps": rule.requests,
         "fields": [
-            {"field": change.field, "now": change.now, "narrower": change.narrower, "closes": change.closes}
+            {
+                "field": change.field,
+                "now": change.now,
+                "narrower": change.narrower,
+                "closes": change.closes,
+            }
             for change in rule.narrowings
         ],
     }

@@ -1,6 +1,8 @@
-"""How a policy was used: which rule decided which requests, each distinct question judged once.
+"""How a policy was used: which rule decided which requests, each distinct question
+judged once.
 
-The policy tells which rule decided, not the record: another revision may have been in force then.
+The policy tells which rule decided, not the record: another revision may have been in
+force then.
 """
 
 from __future__ import annotations
@@ -14,13 +16,32 @@ from typing import TYPE_CHECKING, Any, Final
 from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.change.learning.path_shapes import Evidence, PathShapes, shape_of
 from squidkeeper.change.replay.judge import decided, passes
-from squidkeeper.change.replay.replay import COLUMNS as COLUMNS  # that the table has to have
+
+# that the table has to have
+from squidkeeper.change.replay.replay import (
+    COLUMNS as COLUMNS,
+)
 from squidkeeper.change.replay.replay import DECISIVE, rows_at_their_times
 from squidkeeper.policy.engine import CompiledPolicy, Decision
 from squidkeeper.policy.language.paths import Beginning
 from squidkeeper.policy.protocol.request import CONNECT
-from squidkeeper.policy.url import Host, address_host, parse_address, parse_host, parse_url, readings, unrecorded_url
-from squidkeeper.record.log.judging import ANY_TIME, RecordedHost, RecordedHosts, SameFor, asker_of, beginnings_of
+from squidkeeper.policy.url import (
+    Host,
+    address_host,
+    parse_address,
+    parse_host,
+    parse_url,
+    readings,
+    unrecorded_url,
+)
+from squidkeeper.record.log.judging import (
+    ANY_TIME,
+    RecordedHost,
+    RecordedHosts,
+    SameFor,
+    asker_of,
+    beginnings_of,
+)
 from squidkeeper.record.log.record import NONE, Record, parse_time
 from squidkeeper.record.log.requests import as_sent, token
 from squidkeeper.record.table.judging import Judgements, insert, judge_rows
@@ -43,16 +64,23 @@ _SPAN: Final = "sum(requests)::BIGINT, min(first), max(last)"
 _EVIDENCE: Final = f"""{_SPAN}, list_distinct(flatten(list(days))), list(DISTINCT client),
     list(DISTINCT coalesce(user, client))
 """
-_HOSTS_AT_MOST: Final = 2_000  # of a rule; one that was used for more is not narrowed to some of them
+_HOSTS_AT_MOST: Final = (
+    2_000  # of a rule; one that was used for more is not narrowed to some of them
+)
 _METHODS_AT_MOST: Final = 100  # clients can make up methods
 _ANYONE: Final = frozenset({""})  # whoever asked: all that was allowed has to stay so
-_SCHEME: Final = "CASE WHEN contains(base, '://') THEN split_part(base, '://', 1) ELSE 'https' END"
+_SCHEME: Final = (
+    "CASE WHEN contains(base, '://') THEN split_part(base, '://', 1) ELSE 'https' END"
+)
 _ANSWERS: Final = "answer INTEGER, place INTEGER"
 
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """The rule that decided, whether the request passes, and what it got. `observed` is as it is recorded."""
+    """The rule that decided, whether the request passes, and what it got.
+
+    `observed` is as it is recorded.
+    """
 
     rule: str
     passes: bool
@@ -85,13 +113,16 @@ class AttributedHost:
 
     @property
     def beginnings(self) -> frozenset[Beginning] | None:
-        """What decides about a usual URL whose path has one reading; None where more of the URL does."""
+        """What decides about a usual URL whose path has one reading; None where more of
+        the URL does.
+        """
         return beginnings_of([self.host])
 
     def judge(self, record: Record) -> Attribution | None:
         """Attribute one of these requests.
 
-        None where a tunnel passed through that the policy would look into, or where the body decides.
+        None where a tunnel passed through that the policy would look into, or where the
+        body decides.
         """
         at = parse_time(record) if self.depends_on_time else ANY_TIME
         url = None if record.method == CONNECT else unrecorded_url(as_sent(record))
@@ -111,7 +142,9 @@ class AttributionJudge:
         return (asker_of(self._policy, record),)
 
     def question(self, record: Record) -> AttributedHost:
-        """Return what to ask about a record, and all others of its asker, method, host and tunnel."""
+        """Return what to ask about a record, and all others of its asker, method, host
+        and tunnel.
+        """
         return AttributedHost(self._policy, self._hosts.of(self._policy, record))
 
 
@@ -129,9 +162,11 @@ def _attribution(decision: Decision) -> Attribution:
 
 @dataclass(slots=True)
 class RuleUse:
-    """What a rule decided: `requests` of them, and `tunnels`: CONNECTs in which no request came.
+    """What a rule decided: `requests` of them, and `tunnels`: CONNECTs in which no
+    request came.
 
-    `evidence` is of both. Where `hosts` or `paths` is None, some host or path has no pattern of its own.
+    `evidence` is of both. Where `hosts` or `paths` is None, some host or path has no
+    pattern of its own.
     """
 
     requests: int = 0
@@ -146,7 +181,8 @@ class RuleUse:
 
 @dataclass(slots=True)
 class PolicyUse:
-    """How the entries of a policy were used in a period; `rules` by their names, also those of presets and grants.
+    """How the entries of a policy were used in a period; `rules` by their names, also
+    those of presets and grants.
 
     `clients` counts the requests of each client of the policy, whatever was decided.
     """
@@ -168,16 +204,27 @@ class PolicyUse:
         return self.rules.get(rule.name) or RuleUse()
 
 
-def measure(connection: duckdb.DuckDBPyConnection, policy: CompiledPolicy, rows: str = "requests") -> PolicyUse:
-    """Judge the rows of a table or view with the `COLUMNS` of `requests` by a policy, and count what decided."""
+def measure(
+    connection: duckdb.DuckDBPyConnection,
+    policy: CompiledPolicy,
+    rows: str = "requests",
+) -> PolicyUse:
+    """Judge the rows of a table or view with the `COLUMNS` of `requests` by a policy,
+    and count what decided.
+    """
     questions = QuestionTable(connection, rows)
     timed = rows_at_their_times(connection, policy)
-    judged = judge_rows(connection, "tighten", timed, AttributionJudge(policy), DECISIVE)
+    judged = judge_rows(
+        connection, "tighten", timed, AttributionJudge(policy), DECISIVE
+    )
     return _Measurement(connection, policy, questions, judged).result()
 
 
 class _Measurement:
-    """Reads what was judged into a `PolicyUse`. A `place` is the number of a rule and of whether requests pass."""
+    """Reads what was judged into a `PolicyUse`.
+
+    A `place` is the number of a rule and of whether requests pass.
+    """
 
     def __init__(
         self,
@@ -200,7 +247,14 @@ class _Measurement:
             if answer is None:
                 continue
             count = judged.counts[answer]
-            rows.append((number, self._places.setdefault((answer.rule, answer.passes), len(self._places))))
+            rows.append(
+                (
+                    number,
+                    self._places.setdefault(
+                        (answer.rule, answer.passes), len(self._places)
+                    ),
+                )
+            )
             self._use.credentials.update(dict.fromkeys(answer.credentials, count))
             if answer.rewrite is not None:
                 self._use.rewrites[answer.rewrite] += count
@@ -210,23 +264,39 @@ class _Measurement:
 
     def result(self) -> PolicyUse:
         use = self._use
-        rows = self._each("SELECT sum(requests)::BIGINT, min(first), max(last), count(DISTINCT client)")
+        rows = self._each(
+            "SELECT sum(requests)::BIGINT, min(first), max(last), count(DISTINCT client)"
+        )
         for requests, first, last, addresses in rows:
-            use.requests, use.first, use.last, use.addresses = requests or 0, in_utc(first), in_utc(last), addresses
+            use.requests, use.first, use.last, use.addresses = (
+                requests or 0,
+                in_utc(first),
+                in_utc(last),
+                addresses,
+            )
         self._read_clients()
-        names = {place: name for (name, passes), place in self._places.items() if self._counts(name, passes=passes)}
+        names = {
+            place: name
+            for (name, passes), place in self._places.items()
+            if self._counts(name, passes=passes)
+        }
         for place, name in names.items():
-            self._read_rule(place, self._rules[name], use.rules.setdefault(name, RuleUse()))
+            self._read_rule(
+                place, self._rules[name], use.rules.setdefault(name, RuleUse())
+            )
         return use
 
     def _counts(self, name: str, *, passes: bool) -> bool:
-        """Whether such requests are a use of the rule: an allow that allows, a deny or an ask that denies."""
+        """Whether such requests are a use of the rule: an allow that allows, a deny or
+        an ask that denies.
+        """
         rule = self._rules.get(name)
         return rule is not None and passes is (rule.verdict == "allow")
 
     def _read_clients(self) -> None:
         for place, client, user, requests in self._each(
-            "SELECT place, client, user, sum(requests)::BIGINT", "GROUP BY place, client, user"
+            "SELECT place, client, user, sum(requests)::BIGINT",
+            "GROUP BY place, client, user",
         ):
             names = self._policy.clients_of(_address(client), token(user or NONE))
             self._use.clients.update(dict.fromkeys(names, requests))
@@ -239,12 +309,16 @@ class _Measurement:
         return list(self._places)
 
     def _read_rule(self, place: int, rule: Rule, use: RuleUse) -> None:
-        ((count, first, last, days, machines, senders),) = self._each(f"SELECT {_EVIDENCE}", f"WHERE place = {place}")
+        ((count, first, last, days, machines, senders),) = self._each(
+            f"SELECT {_EVIDENCE}", f"WHERE place = {place}"
+        )
         seen = (frozenset(days), frozenset(machines), frozenset(senders))
         use.evidence = Evidence(count, in_utc(first), in_utc(last), *seen)
         self._read_hosts(place, rule, use)
         rows = f"WHERE place = {place} GROUP BY ALL"
-        for method, scheme, requests in self._each(f"SELECT method, {_SCHEME}, sum(requests)::BIGINT", rows):
+        for method, scheme, requests in self._each(
+            f"SELECT method, {_SCHEME}, sum(requests)::BIGINT", rows
+        ):
             use.schemes.add(scheme)
             if method == CONNECT and rule.verdict == "allow" and not rule.passthrough:
                 use.tunnels += requests
@@ -256,9 +330,15 @@ class _Measurement:
             self._read_paths(place, rule, use)
 
     def _read_hosts(self, place: int, rule: Rule, use: RuleUse) -> None:
-        for text, *span in self._each(f"SELECT host, {_SPAN}", f"WHERE place = {place} GROUP BY host"):
+        for text, *span in self._each(
+            f"SELECT host, {_SPAN}", f"WHERE place = {place} GROUP BY host"
+        ):
             host = _host(text)
-            held = [name for name in rule.match.lists or () if host and host in self._policy.source.lists[name]]
+            held = [
+                name
+                for name in rule.match.lists or ()
+                if host and host in self._policy.source.lists[name]
+            ]
             self._use.lists.update(dict.fromkeys(held, span[0]))
             if host is None or use.hosts is None or len(use.hosts) >= _HOSTS_AT_MOST:
                 use.hosts = None
@@ -271,7 +351,11 @@ class _Measurement:
             path = _path(base)
             shape = None if path is None else shape_of(path)
             pattern = None if path is None else _pattern_of(rule, path)
-            if shape is None or use.paths is None or (pattern is None and rule.match.paths is not None):
+            if (
+                shape is None
+                or use.paths is None
+                or (pattern is None and rule.match.paths is not None)
+            ):
                 use.paths = None
                 return
             use.paths.setdefault(pattern, PathShapes()).add(shape, _evidence(*span))
@@ -287,7 +371,12 @@ def _pattern_of(rule: Rule, path: str) -> PathPattern | None:
     patterns = rule.match.paths
     read = readings(path) if patterns else ()
     return next(
-        (pattern for pattern in patterns or () if all(pattern.match(reading) is not None for reading in read)), None
+        (
+            pattern
+            for pattern in patterns or ()
+            if all(pattern.match(reading) is not None for reading in read)
+        ),
+        None,
     )
 
 
@@ -299,7 +388,9 @@ def _host(text: str | None) -> Host | None:
     if text is None:
         return None
     try:
-        return parse_host(f"[{text}]" if ":" in text and not text.startswith("[") else text)
+        return parse_host(
+            f"[{text}]" if ":" in text and not text.startswith("[") else text
+        )
     except InvalidUrl:
         return None
 

@@ -1,1 +1,5 @@
-"""What a client needs: its environment, a probe that runs inside its VM, a brief for its agent. Pure."""
+"""What a client needs: its environment, a probe that runs inside its VM, a brief for
+its agent.
+
+Pure.
+"""

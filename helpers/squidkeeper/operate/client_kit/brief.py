@@ -1,6 +1,7 @@
 """What one client may reach, as Markdown for the instructions of its agent.
 
-It holds what the policy says about this client, no value of a secret, and nothing about other clients.
+It holds what the policy says about this client, no value of a secret, and nothing about
+other clients.
 """
 
 import re
@@ -14,7 +15,15 @@ from squidkeeper.policy.engine.quotas import token_quotas
 from squidkeeper.policy.language.body_texts import body_text
 from squidkeeper.policy.language.forms import QueryParameters
 from squidkeeper.policy.language.headers import UNKNOWN_HEADERS
-from squidkeeper.policy.language.model import FINITE_FIELDS, Action, Credential, Match, Policy, Rewrite, Rule
+from squidkeeper.policy.language.model import (
+    FINITE_FIELDS,
+    Action,
+    Credential,
+    Match,
+    Policy,
+    Rewrite,
+    Rule,
+)
 from squidkeeper.policy.language.quotas import Quota
 from squidkeeper.policy.url import OWN_HOST
 
@@ -106,18 +115,46 @@ _LIMITS_BY_PROXY = _LIMITS.format(
 _LIMITS_TRANSPARENT = _LIMITS.format(ports=" alone", fetch="")
 
 
-def write_brief(policy: Policy, client: KitClient, at: datetime, *, transparent: bool = False) -> str:
-    """Write the brief of one client, which has proxy settings unless it is transparent."""
+def write_brief(
+    policy: Policy, client: KitClient, at: datetime, *, transparent: bool = False
+) -> str:
+    """Write the brief of one client, which has proxy settings unless it is
+    transparent.
+    """
     who = "" if client.name == ANY_CLIENT else f" for {code(client.name)}"
-    contact = escape(policy.contact) if policy.contact else "the operator of the gateway"
-    rules = [rule for rule in policy.rules if client.concerns(rule) and not rule.lapsed(at) and not rule.observe]
-    grants = [grant for grant in policy.grants if client.concerns(grant) and not grant.lapsed(at)]
+    contact = (
+        escape(policy.contact) if policy.contact else "the operator of the gateway"
+    )
+    rules = [
+        rule
+        for rule in policy.rules
+        if client.concerns(rule) and not rule.lapsed(at) and not rule.observe
+    ]
+    grants = [
+        grant
+        for grant in policy.grants
+        if client.concerns(grant) and not grant.lapsed(at)
+    ]
     asks = policy.ask_default or any(rule.action is Action.ASK for rule in rules)
-    reaches = policy.default is Action.ALLOW or any(rule.action is Action.ALLOW for rule in (*rules, *grants))
-    credentials = [credential for credential in policy.credentials if reaches and client.concerns(credential)]
-    rewrites = [rewrite for rewrite in policy.rewrites if reaches and client.concerns(rewrite)]
-    budgets = [*_budgets(policy, client, [rule for rule in rules if rule.meter is not None])]
-    way, limits = (_TRANSPARENT, _LIMITS_TRANSPARENT) if transparent else (_BY_PROXY, _LIMITS_BY_PROXY)
+    reaches = policy.default is Action.ALLOW or any(
+        rule.action is Action.ALLOW for rule in (*rules, *grants)
+    )
+    credentials = [
+        credential
+        for credential in policy.credentials
+        if reaches and client.concerns(credential)
+    ]
+    rewrites = [
+        rewrite for rewrite in policy.rewrites if reaches and client.concerns(rewrite)
+    ]
+    budgets = [
+        *_budgets(policy, client, [rule for rule in rules if rule.meter is not None])
+    ]
+    way, limits = (
+        (_TRANSPARENT, _LIMITS_TRANSPARENT)
+        if transparent
+        else (_BY_PROXY, _LIMITS_BY_PROXY)
+    )
     parts = [
         _HEAD.format(way=way, who=who, revision=policy.revision, day=f"{at:%Y-%m-%d}"),
         _RULES if rules else _NO_RULE,
@@ -127,7 +164,11 @@ def write_brief(policy: Policy, client: KitClient, at: datetime, *, transparent:
         *_credentials(credentials, policy),
         *_rewrites(rewrites, policy),
         *budgets,
-        _denied(contact, reads_bodies=any(rule.body is not None for rule in rules), has_budgets=bool(budgets)),
+        _denied(
+            contact,
+            reads_bodies=any(rule.body is not None for rule in rules),
+            has_budgets=bool(budgets),
+        ),
         _TICKETS * asks,
         limits,
     ]
@@ -136,9 +177,19 @@ def write_brief(policy: Policy, client: KitClient, at: datetime, *, transparent:
 
 def _denied(contact: str, *, reads_bodies: bool, has_budgets: bool) -> str:
     again = ", or a budget begins again" if has_budgets else ""
-    unread, why_unread = ("500, ", ", or the gateway could not read the body (500)") if reads_bodies else ("", "")
+    unread, why_unread = (
+        ("500, ", ", or the gateway could not read the body (500)")
+        if reads_bodies
+        else ("", "")
+    )
     by_body = _BY_BODY * reads_bodies
-    return _DENIED.format(contact=contact, again=again, by_body=by_body, unread=unread, why_unread=why_unread)
+    return _DENIED.format(
+        contact=contact,
+        again=again,
+        by_body=by_body,
+        unread=unread,
+        why_unread=why_unread,
+    )
 
 
 def escape(text: str) -> str:
@@ -160,8 +211,13 @@ def _shorten(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
-def _bounded(entries: Sequence[ItemT], noun: str, line: Callable[[ItemT], str]) -> Iterator[str]:
-    yield from (f"{number}. {line(entry)}\n" for number, entry in enumerate(entries[:_ENTRIES_SHOWN], 1))
+def _bounded(
+    entries: Sequence[ItemT], noun: str, line: Callable[[ItemT], str]
+) -> Iterator[str]:
+    yield from (
+        f"{number}. {line(entry)}\n"
+        for number, entry in enumerate(entries[:_ENTRIES_SHOWN], 1)
+    )
     left = len(entries) - _ENTRIES_SHOWN
     if left > 0:
         yield f"\n{quantity(left, noun)} more, not shown here.\n"
@@ -176,11 +232,17 @@ def _rule(rule: Rule, policy: Policy) -> str:
 
 
 _ASKED = "**denied until a person allows it**"
-_VERDICTS = {Action.ALLOW: "**Allowed**", Action.DENY: "**Denied**", Action.ASK: "**Denied until a person allows it**"}
+_VERDICTS = {
+    Action.ALLOW: "**Allowed**",
+    Action.DENY: "**Denied**",
+    Action.ASK: "**Denied until a person allows it**",
+}
 
 
 def _grants(grants: Sequence[Rule], policy: Policy) -> Iterator[str]:
-    """Write what is granted for a time, without the reasons, which are for the gateway's operators."""
+    """Write what is granted for a time, without the reasons, which are for the
+    gateway's operators.
+    """
     if grants:
         yield "## Granted for a time\n\nWhere no rule above denies it:\n\n"
         yield from _bounded(grants, "grant", lambda grant: _granted(grant, policy))
@@ -188,7 +250,9 @@ def _grants(grants: Sequence[Rule], policy: Policy) -> Iterator[str]:
 
 
 def _granted(grant: Rule, policy: Policy) -> str:
-    times = f", {quantity(grant.uses, 'request')} at most" if grant.uses is not None else ""
+    times = (
+        f", {quantity(grant.uses, 'request')} at most" if grant.uses is not None else ""
+    )
     return f"{_match(grant.match, policy)} (grant {code(grant.name)}), until {grant.expires:%Y-%m-%d %H:%M} UTC{times}"
 
 
@@ -203,7 +267,9 @@ def _effects(rule: Rule) -> Iterator[str]:
         yield "not decrypted: the origin's own certificate arrives, and HTTP/2 works"
     if rule.websocket:
         yield "WebSockets too"
-    if rule.strip and (named := [header for header in rule.strip.headers if header != UNKNOWN_HEADERS]):
+    if rule.strip and (
+        named := [header for header in rule.strip.headers if header != UNKNOWN_HEADERS]
+    ):
         yield f"without the headers {_items(named)}, which the gateway removes"
     if rule.strip and UNKNOWN_HEADERS in rule.strip.headers:
         yield "with usual headers alone: the gateway removes those that it does not know"
@@ -212,7 +278,9 @@ def _effects(rule: Rule) -> Iterator[str]:
 def _default(policy: Policy, rules: int) -> str:
     rest = "Everything else" if rules else "Everything"
     if policy.observe_default:
-        for_now = "for now, and recorded: it will be denied later. It gets no credential"
+        for_now = (
+            "for now, and recorded: it will be denied later. It gets no credential"
+        )
         return f"\n{rest} is **allowed** {for_now} (rule `default`), on port 80 for http and 443 for https.\n\n"
     if policy.default_action is Action.ALLOW:
         return f"\n{rest} is **allowed** (rule `default`), on port 80 for http and 443 for https.\n\n"
@@ -227,7 +295,10 @@ def _match(match: Match, policy: Policy) -> str:
         _field("ports", [_port(port) for port in match.ports or ()]),
         _field("methods", sorted(match.methods or ())),
         _field("paths", [path.text for path in match.paths or ()]),
-        _field("query", [f"{pattern.key}={pattern.pattern}" for pattern in match.query or ()]),
+        _field(
+            "query",
+            [f"{pattern.key}={pattern.pattern}" for pattern in match.query or ()],
+        ),
         _field("URL", [exact.text for exact in match.urls or ()]),
         *(_field(field.name, field.written(match)) for field in FINITE_FIELDS),
     )
@@ -237,7 +308,13 @@ def _match(match: Match, policy: Policy) -> str:
 def _hosts(match: Match, policy: Policy) -> str:
     lists = [policy.lists[name] for name in match.lists or ()]
     known = _items([pattern.text for pattern in match.hosts or ()])
-    listed = [f"{quantity(sum(listed.summary.patterns for listed in lists), 'host')} of a list"] if lists else []
+    listed = (
+        [
+            f"{quantity(sum(listed.summary.patterns for listed in lists), 'host')} of a list"
+        ]
+        if lists
+        else []
+    )
     return " and ".join(filter(None, [known, *listed])) or "every host"
 
 
@@ -258,10 +335,16 @@ def _port(ports: range) -> str:
 def _credentials(credentials: Sequence[Credential], policy: Policy) -> Iterable[str]:
     if not credentials:
         return
-    in_query = any(isinstance(credential.form, QueryParameters) for credential in credentials)
+    in_query = any(
+        isinstance(credential.form, QueryParameters) for credential in credentials
+    )
     yield f"## Credentials\n\nThe gateway adds these headers{_IN_QUERY if in_query else ''}. "
     yield "Send none of your own: it is removed.\n\n"
-    yield from _bounded(credentials, "credential", lambda held: f"{_places(held)}: {_match(held.match, policy)}")
+    yield from _bounded(
+        credentials,
+        "credential",
+        lambda held: f"{_places(held)}: {_match(held.match, policy)}",
+    )
     yield "\n"
 
 
@@ -269,13 +352,21 @@ def _places(credential: Credential) -> str:
     return ", ".join(map(code, credential.form.places))
 
 
-def _budgets(policy: Policy, client: KitClient, metered: Sequence[Rule]) -> Iterator[str]:
+def _budgets(
+    policy: Policy, client: KitClient, metered: Sequence[Rule]
+) -> Iterator[str]:
     """Write the quotas of tokens and cost that count rules of the client."""
     names = (client.name,) if client.client else ()
-    quotas = {quota.name: quota for rule in metered for quota in token_quotas(policy, names, rule.name)}
+    quotas = {
+        quota.name: quota
+        for rule in metered
+        for quota in token_quotas(policy, names, rule.name)
+    }
     if quotas:
         yield _BUDGETS
-        yield from _bounded(list(quotas.values()), "budget", lambda quota: _budget(quota, metered))
+        yield from _bounded(
+            list(quotas.values()), "budget", lambda quota: _budget(quota, metered)
+        )
         yield "\n"
 
 

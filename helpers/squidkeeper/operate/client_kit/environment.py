@@ -1,8 +1,10 @@
-"""The environment of a client: variables that send its programs through the gateway and let them trust it.
+"""The environment of a client: variables that send its programs through the gateway and
+let them trust it.
 
-Some variables add a root (`NODE_EXTRA_CA_CERTS`), others replace all of them (`SSL_CERT_FILE`). The first kind names
-the gateway's root, the second a bundle with the public roots and the gateway's: the origin's own certificate reaches
-the client where a tunnel is passed through.
+Some variables add a root (`NODE_EXTRA_CA_CERTS`), others replace all of them
+(`SSL_CERT_FILE`). The first kind names the gateway's root, the second a bundle with the
+public roots and the gateway's: the origin's own certificate reaches the client where a
+tunnel is passed through.
 """
 
 import re
@@ -20,7 +22,8 @@ CA_PATH = "/etc/squidkeeper/ca.crt"
 BUNDLE_PATH = "/etc/ssl/certs/ca-certificates.crt"
 JAVA_STORE_PATH = "/etc/ssl/certs/java/cacerts"
 _ALWAYS_DIRECT = ("localhost", "127.0.0.1", "::1")
-_PATH = re.compile(r"/[A-Za-z0-9._/+@-]+")  # what no shell, YAML, Dockerfile or Java option reads in another way
+# what no shell, YAML, Dockerfile or Java option reads in another way
+_PATH = re.compile(r"/[A-Za-z0-9._/+@-]+")
 _PROXY = re.compile(r"(https?)://([^/?#@\s]+)/?")
 _DIRECT = re.compile(r"[A-Za-z0-9._:/*\[\]-]+")
 
@@ -33,7 +36,9 @@ class Proxy(NamedTuple):
     port: int
 
     def url(self, user: str | None = None, password: str | None = None) -> str:
-        """Write the URL; with a user, `PASSWORD` stands for a password that is not given."""
+        """Write the URL; with a user, `PASSWORD` stands for a password that is not
+        given.
+        """
         shown = PASSWORD if password is None else quote(password, safe="")
         userinfo = f"{quote(user, safe='')}:{shown}@" if user is not None else ""
         return f"{self.scheme}://{userinfo}{bracketed(self.host)}:{self.port}"
@@ -43,9 +48,12 @@ class Proxy(NamedTuple):
 class ClientSettings:
     """What the variables of one client are made from. Paths are paths in its VM."""
 
-    proxy: Proxy | None  # None: a client without proxy settings, for which each name has the gateway's address
+    # None: a client without proxy settings, for which each name has the gateway's
+    # address
+    proxy: Proxy | None
     user: str | None = None
-    token: str | None = field(default=None, repr=False)  # of the user, where it is given
+    # of the user, where it is given
+    token: str | None = field(default=None, repr=False)
     ca_path: str = CA_PATH
     bundle_path: str = BUNDLE_PATH
     java_store_path: str = JAVA_STORE_PATH
@@ -55,10 +63,14 @@ class ClientSettings:
         for path in (self.ca_path, self.bundle_path, self.java_store_path):
             if not _PATH.fullmatch(path):
                 expected = "an absolute path of letters, digits and . _ / + @ -"
-                raise InvalidSetting(f"{path!r} is not a path for a client's variables, expected {expected}")
+                raise InvalidSetting(
+                    f"{path!r} is not a path for a client's variables, expected {expected}"
+                )
         for host in self.direct:
             if not _DIRECT.fullmatch(host):
-                raise InvalidSetting(f"{host!r} is not a host for NO_PROXY, expected a name, address or network")
+                raise InvalidSetting(
+                    f"{host!r} is not a host for NO_PROXY, expected a name, address or network"
+                )
 
     @property
     def proxy_url(self) -> str:
@@ -67,13 +79,25 @@ class ClientSettings:
 
     @property
     def http_proxy_url(self) -> str:
-        """The proxy of http URLs: never by TLS, which some programs do not speak to a proxy (Python's urllib)."""
-        return self.proxy._replace(scheme="http").url(self.user, self.token) if self.proxy else ""
+        """The proxy of http URLs: never by TLS, which some programs do not speak to a
+        proxy (Python's urllib).
+        """
+        return (
+            self.proxy._replace(scheme="http").url(self.user, self.token)
+            if self.proxy
+            else ""
+        )
 
     @property
     def no_proxy(self) -> tuple[str, ...]:
-        """The hosts that are reached directly, the proxy itself among them; none without a proxy."""
-        return tuple(dict.fromkeys((*_ALWAYS_DIRECT, self.proxy.host.text, *self.direct))) if self.proxy else ()
+        """The hosts that are reached directly, the proxy itself among them; none
+        without a proxy.
+        """
+        return (
+            tuple(dict.fromkeys((*_ALWAYS_DIRECT, self.proxy.host.text, *self.direct)))
+            if self.proxy
+            else ()
+        )
 
 
 def parse_proxy(text: str) -> Proxy:
@@ -96,7 +120,9 @@ def _without_password(text: str) -> str:
 
 
 def variables(settings: ClientSettings) -> dict[str, str]:
-    """List the variables of a client with their values, in the order of `VARIABLES`; less the empty ones."""
+    """List the variables of a client with their values, in the order of `VARIABLES`;
+    less the empty ones.
+    """
     values = ((name, value(settings)) for name, value in VARIABLES.items())
     return {name: value for name, value in values if value}
 
@@ -117,7 +143,8 @@ def _java(settings: ClientSettings) -> str:
     properties = {
         **(_java_proxy(settings.proxy, settings.no_proxy) if settings.proxy else {}),
         "javax.net.ssl.trustStore": settings.java_store_path,
-        "javax.net.ssl.trustStorePassword": "changeit",  # as of every JDK: a PKCS #12 file is not read without it
+        # as of every JDK: a PKCS #12 file is not read without it
+        "javax.net.ssl.trustStorePassword": "changeit",
     }
     return " ".join(f"-D{name}={value}" for name, value in properties.items())
 
@@ -134,11 +161,17 @@ def _java_proxy(proxy: Proxy, no_proxy: Iterable[str]) -> dict[str, str]:
 
 
 def _java_hosts(hosts: Iterable[str]) -> list[str]:
-    return [f"[{host}]" if ":" in host and not host.startswith("[") else host for host in hosts]
+    return [
+        f"[{host}]" if ":" in host and not host.startswith("[") else host
+        for host in hosts
+    ]
 
 
-_proxy, _http_proxy, _root, _bundle = map(attrgetter, ("proxy_url", "http_proxy_url", "ca_path", "bundle_path"))
-# Both cases of the proxy variables: curl reads `http_proxy` in lower case only, others one of the two.
+_proxy, _http_proxy, _root, _bundle = map(
+    attrgetter, ("proxy_url", "http_proxy_url", "ca_path", "bundle_path")
+)
+# Both cases of the proxy variables: curl reads `http_proxy` in lower case only, others
+# one of the two.
 VARIABLES: Mapping[str, Callable[[ClientSettings], str]] = {
     "http_proxy": _http_proxy,
     "https_proxy": _proxy,
@@ -150,7 +183,8 @@ VARIABLES: Mapping[str, Callable[[ClientSettings], str]] = {
     "REQUESTS_CA_BUNDLE": _bundle,  # requests
     "CURL_CA_BUNDLE": _bundle,  # curl
     "GIT_SSL_CAINFO": _bundle,  # git
-    "GIT_HTTP_PROXY_AUTHMETHOD": _basic,  # else git sends a login only when it is asked for one
+    # else git sends a login only when it is asked for one
+    "GIT_HTTP_PROXY_AUTHMETHOD": _basic,
     "PIP_CERT": _bundle,
     # The roots of the system, not those that uv brings; older ones read SSL_CERT_FILE.
     "UV_SYSTEM_CERTS": lambda _: "true",

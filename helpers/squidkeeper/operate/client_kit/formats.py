@@ -1,6 +1,7 @@
 """The variables of a client in the form of each consumer.
 
-The values hold no character that the forms read differently (environment.py refuses such), so each form stays short.
+The values hold no character that the forms read differently (environment.py refuses
+such), so each form stays short.
 """
 
 import json
@@ -12,11 +13,19 @@ from pathlib import PurePosixPath
 
 import yaml
 
-from squidkeeper.operate.client_kit.environment import PASSWORD, ClientSettings, variables
+from squidkeeper.operate.client_kit.environment import (
+    PASSWORD,
+    ClientSettings,
+    variables,
+)
 
 _PROFILE = "/etc/profile.d/squidkeeper.sh"
 _FEDORA = "/etc/pki/"  # where update-ca-trust writes the bundle
-_ANCHORS = ("/usr/local/share/ca-certificates", "/etc/pki/ca-trust/source/anchors")  # Debian and Alpine, Fedora
+# Debian and Alpine, Fedora
+_ANCHORS = (
+    "/usr/local/share/ca-certificates",
+    "/etc/pki/ca-trust/source/anchors",
+)
 
 
 class EnvironmentForm(StrEnum):
@@ -31,7 +40,9 @@ class EnvironmentForm(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ClientEnvironment:
-    """The environment of one client, and the gateway's root certificate in PEM form where the form holds it."""
+    """The environment of one client, and the gateway's root certificate in PEM form
+    where the form holds it.
+    """
 
     client: str
     settings: ClientSettings
@@ -41,7 +52,11 @@ class ClientEnvironment:
     def comments(self) -> tuple[str, ...]:
         """What a reader of the output has to know, a line each."""
         settings = self.settings
-        update = "update-ca-trust" if settings.bundle_path.startswith(_FEDORA) else "update-ca-certificates"
+        update = (
+            "update-ca-trust"
+            if settings.bundle_path.startswith(_FEDORA)
+            else "update-ca-certificates"
+        )
         lines = [
             f"The environment of {self.client}, by squidkeeper env.",
             f"{settings.ca_path}: the gateway's root certificate.",
@@ -64,12 +79,17 @@ def _comments(environment: ClientEnvironment) -> str:
 
 
 def _sh(environment: ClientEnvironment) -> str:
-    exports = (f"export {name}={shlex.quote(value)}\n" for name, value in variables(environment.settings).items())
+    exports = (
+        f"export {name}={shlex.quote(value)}\n"
+        for name, value in variables(environment.settings).items()
+    )
     return _comments(environment) + "".join(exports)
 
 
 def _dotenv(environment: ClientEnvironment) -> str:
-    """Write `NAME=VALUE` lines: docker's --env-file takes what follows the `=` as it is, quotes included."""
+    """Write `NAME=VALUE` lines: docker's --env-file takes what follows the `=` as it
+    is, quotes included.
+    """
     return _comments(environment) + _assignments(variables(environment.settings))
 
 
@@ -82,22 +102,37 @@ def _json(environment: ClientEnvironment) -> str:
 
 
 def _cloud_init(environment: ClientEnvironment) -> str:
-    """Write user data: the root in the system's trust store and as a file, the variables for shells and services.
+    """Write user data: the root in the system's trust store and as a file, the
+    variables for shells and services.
 
-    Keys: https://docs.cloud-init.io/en/latest/reference/modules.html (Write Files, CA Certificates, Apt Configure).
+    Keys: https://docs.cloud-init.io/en/latest/reference/modules.html (Write Files, CA
+    Certificates, Apt Configure).
     """
     settings = environment.settings
     config: dict[str, object] = {
         "write_files": [
-            {"path": settings.ca_path, "permissions": "0644", "content": environment.root},
+            {
+                "path": settings.ca_path,
+                "permissions": "0644",
+                "content": environment.root,
+            },
             {"path": _PROFILE, "permissions": "0644", "content": _sh(environment)},
-            {"path": "/etc/environment", "append": True, "content": _assignments(variables(settings))},
+            {
+                "path": "/etc/environment",
+                "append": True,
+                "content": _assignments(variables(settings)),
+            },
         ],
         "ca_certs": {"trusted": [environment.root]},
     }
     if settings.proxy:
-        config["apt"] = {"http_proxy": settings.http_proxy_url, "https_proxy": settings.proxy_url}
-    text = yaml.dump(config, Dumper=_Block, sort_keys=False, allow_unicode=True, width=1000)
+        config["apt"] = {
+            "http_proxy": settings.http_proxy_url,
+            "https_proxy": settings.proxy_url,
+        }
+    text = yaml.dump(
+        config, Dumper=_Block, sort_keys=False, allow_unicode=True, width=1000
+    )
     return "#cloud-config\n" + _comments(environment) + text
 
 
@@ -106,21 +141,32 @@ class _Block(yaml.SafeDumper):
 
 
 def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    )
 
 
 _Block.add_representer(str, _write_text)
 
 
 def _dockerfile(environment: ClientEnvironment) -> str:
-    """Write instructions for an image of Debian, Ubuntu, Alpine or Fedora, with or without its ca-certificates.
+    """Write instructions for an image of Debian, Ubuntu, Alpine or Fedora, with or
+    without its ca-certificates.
 
-    Without that package the bundle is the root alone, until the package is installed and makes the bundle again.
+    Without that package the bundle is the root alone, until the package is installed
+    and makes the bundle again.
     """
     settings, values = environment.settings, variables(environment.settings)
-    pem = " \\\n        ".join(shlex.quote(line) for line in environment.root.splitlines())
+    pem = " \\\n        ".join(
+        shlex.quote(line) for line in environment.root.splitlines()
+    )
     folders = " ".join(
-        dict.fromkeys([str(PurePosixPath(path).parent) for path in (settings.ca_path, settings.bundle_path)])
+        dict.fromkeys(
+            [
+                str(PurePosixPath(path).parent)
+                for path in (settings.ca_path, settings.bundle_path)
+            ]
+        )
     )
     commands = (
         f"mkdir -p {folders}",
@@ -131,12 +177,21 @@ def _dockerfile(environment: ClientEnvironment) -> str:
         "{ update-ca-certificates || update-ca-trust "
         f"|| cat {settings.ca_path} >> {settings.bundle_path}; }} 2>/dev/null",
     )
-    env = " \\\n    ".join(f"{name}={_docker_quoted(value)}" for name, value in values.items())
-    return _comments(environment) + "RUN " + " \\\n    && ".join(commands) + f"\nENV {env}\n"
+    env = " \\\n    ".join(
+        f"{name}={_docker_quoted(value)}" for name, value in values.items()
+    )
+    return (
+        _comments(environment)
+        + "RUN "
+        + " \\\n    && ".join(commands)
+        + f"\nENV {env}\n"
+    )
 
 
 def _docker_quoted(value: str) -> str:
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$") + '"'
+    return (
+        '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$") + '"'
+    )
 
 
 _FORMS: Mapping[EnvironmentForm, Callable[[ClientEnvironment], str]] = {

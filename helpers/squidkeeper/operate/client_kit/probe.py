@@ -1,4 +1,6 @@
-"""The probe of a client as one file, in Python or for a POSIX shell, from the table of programs."""
+"""The probe of a client as one file, in Python or for a POSIX shell, from the table of
+programs.
+"""
 
 import json
 import shlex
@@ -37,7 +39,9 @@ class ProbeForm(StrEnum):
 
 
 class Remedy(NamedTuple):
-    """What to do while one of these variables is not right, and what once all of them are."""
+    """What to do while one of these variables is not right, and what once all of them
+    are.
+    """
 
     variables: tuple[str, ...]
     unset: str
@@ -46,7 +50,10 @@ class Remedy(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ClientProbe:
-    """What is tried in a VM, and what has to be there. Texts and URLs hold no secret."""
+    """What is tried in a VM, and what has to be there.
+
+    Texts and URLs hold no secret.
+    """
 
     client: str
     settings: ClientSettings
@@ -56,7 +63,9 @@ class ClientProbe:
 
     @property
     def variables(self) -> Mapping[str, str]:
-        """The variables that the client has to have; without proxy settings, those of a proxy have to be empty."""
+        """The variables that the client has to have; without proxy settings, those of a
+        proxy have to be empty.
+        """
         return variables(self.settings) | ({} if self.settings.proxy else _NO_PROXY)
 
     @property
@@ -72,23 +81,40 @@ class ClientProbe:
 
     def export(self, names: Iterable[str]) -> str:
         """Write the line of a shell that sets variables."""
-        return " ".join(["export", *(f"{name}={shlex.quote(self.variables[name])}" for name in names)])
+        return " ".join(
+            [
+                "export",
+                *(f"{name}={shlex.quote(self.variables[name])}" for name in names),
+            ]
+        )
 
     def set_roots(self, program: ProbedProgram) -> Remedy:
         """Say how a program comes to trust the gateway."""
         if not program.roots:
             return Remedy((), _NO_VARIABLE, _NO_VARIABLE)
-        return Remedy(program.roots, self.export(program.roots), self._fill(program.if_roots_are_set))
+        return Remedy(
+            program.roots,
+            self.export(program.roots),
+            self._fill(program.if_roots_are_set),
+        )
 
     def set_proxy(self, program: ProbedProgram) -> Remedy:
         """Say how a program comes to use the proxy, or none."""
         names = tuple(name for name in program.proxy if name in self.variables)
-        return Remedy(names, self.export(names), program.if_proxy_is_set if self.settings.proxy else PROXY_IS_SET)
+        return Remedy(
+            names,
+            self.export(names),
+            program.if_proxy_is_set if self.settings.proxy else PROXY_IS_SET,
+        )
 
     @property
     def fills(self) -> Mapping[str, str]:
         """What stands in the fixes of all programs."""
-        export = self.export(name for name in self.variables if name.lower() in ("http_proxy", "https_proxy"))
+        export = self.export(
+            name
+            for name in self.variables
+            if name.lower() in ("http_proxy", "https_proxy")
+        )
         proxy = self.settings.proxy
         address = proxy.url() if proxy else "the address that names have here"
         listener = "Squid" if proxy else "squidkeeper-transparent"
@@ -96,7 +122,13 @@ class ClientProbe:
 
     def _fill(self, remedy: str) -> str:
         settings = self.settings
-        return substitute(remedy, {"{ca_path}": settings.ca_path, "{java_store_path}": settings.java_store_path})
+        return substitute(
+            remedy,
+            {
+                "{ca_path}": settings.ca_path,
+                "{java_store_path}": settings.java_store_path,
+            },
+        )
 
 
 def write_probe(probe: ClientProbe, form: ProbeForm) -> str:
@@ -118,7 +150,10 @@ def _python(probe: ClientProbe) -> str:
         "rule": RULE,
         "reason": REASON,
         "reached": REACHED,
-        "symptoms": [(symptom.pattern, symptom.meaning, symptom.fix, symptom.of_gateway) for symptom in probe.symptoms],
+        "symptoms": [
+            (symptom.pattern, symptom.meaning, symptom.fix, symptom.of_gateway)
+            for symptom in probe.symptoms
+        ],
         "fills": dict(probe.fills),
         "programs": [
             {
@@ -133,13 +168,19 @@ def _python(probe: ClientProbe) -> str:
         ],
     }
     script = resources.files(__package__).joinpath("probe_script.py").read_text("utf-8")
-    return "#!/usr/bin/env python3\n" + script.replace(_EMPTY, f"json.loads({json.dumps(kit)!r})")
+    return "#!/usr/bin/env python3\n" + script.replace(
+        _EMPTY, f"json.loads({json.dumps(kit)!r})"
+    )
 
 
 def _sh(probe: ClientProbe) -> str:
     settings, quote = probe.settings, shlex.quote
     fills = {name: quote(value) for name, value in probe.fills.items()}
-    fills |= {"set_roots": '"$set_roots"', "set_proxy": '"$set_proxy"'}  # which differ from program to program
+    # which differ from program to program
+    fills |= {
+        "set_roots": '"$set_roots"',
+        "set_proxy": '"$set_proxy"',
+    }
     in_quotes = {f"{{{name}}}": f"'{word}'" for name, word in fills.items()}
     values = {
         "TITLE": quote(probe.title),
@@ -154,7 +195,8 @@ def _sh(probe: ClientProbe) -> str:
         "ALLOWED": quote(" ".join(probe.allowed)),
         "DENIED": quote(" ".join(probe.denied)),
         "VARIABLES": "\n".join(
-            f'    variable {name} {quote(value)} "${name}"' for name, value in probe.variables.items()
+            f'    variable {name} {quote(value)} "${name}"'
+            for name, value in probe.variables.items()
         ),
         "SYMPTOMS": "\n".join(
             f"    symptom {quote(one.pattern)} {quote(one.meaning)} {substitute(quote(one.fix), in_quotes)} "
@@ -168,13 +210,22 @@ def _sh(probe: ClientProbe) -> str:
                     tool.name,
                     tool.program,
                     _yes_or_no(tool.asks_below),
-                    *map(quote, (*_words(probe.set_roots(tool)), *_words(probe.set_proxy(tool)), tool.command)),
+                    *map(
+                        quote,
+                        (
+                            *_words(probe.set_roots(tool)),
+                            *_words(probe.set_proxy(tool)),
+                            tool.command,
+                        ),
+                    ),
                 ]
             )
             for tool in PROGRAMS
         ),
     }
-    text = resources.files(__package__).joinpath("templates/probe.sh").read_text("utf-8")
+    text = (
+        resources.files(__package__).joinpath("templates/probe.sh").read_text("utf-8")
+    )
     return substitute(text, {f"@{name}@": value for name, value in values.items()})
 
 
@@ -186,4 +237,7 @@ def _yes_or_no(holds: bool) -> str:
     return "yes" if holds else "no"
 
 
-_FORMS: Mapping[ProbeForm, Callable[[ClientProbe], str]] = {ProbeForm.PYTHON: _python, ProbeForm.SH: _sh}
+_FORMS: Mapping[ProbeForm, Callable[[ClientProbe], str]] = {
+    ProbeForm.PYTHON: _python,
+    ProbeForm.SH: _sh,
+}

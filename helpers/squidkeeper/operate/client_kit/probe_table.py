@@ -1,7 +1,9 @@
-"""What the probe runs for each program, and how it reads what they print: one table for both of its forms.
+"""What the probe runs for each program, and how it reads what they print: one table for
+both of its forms.
 
-A command is POSIX shell. `$URL` is the URL, `$TMP` an empty folder. It prints `status=NNN` and the beginning of the
-body where the program shows them. Patterns are regular expressions for Python's `re` and `grep -E` alike, in any case.
+A command is POSIX shell. `$URL` is the URL, `$TMP` an empty folder. It prints
+`status=NNN` and the beginning of the body where the program shows them. Patterns are
+regular expressions for Python's `re` and `grep -E` alike, in any case.
 """
 
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ _ROOTS_ARE_SET = (
 
 @dataclass(frozen=True, slots=True)
 class ProbedProgram:
-    """A program that the probe runs, the variables it takes its roots and its proxy from, and what else may be wrong.
+    """A program that the probe runs, the variables it takes its roots and its proxy
+    from, and what else may be wrong.
 
     The remedies hold {ca_path} and {java_store_path}: paths in the VM.
     """
@@ -30,17 +33,25 @@ class ProbedProgram:
     proxy: tuple[str, ...] = PROXY_VARIABLES
     if_roots_are_set: str = _ROOTS_ARE_SET
     if_proxy_is_set: str = PROXY_IS_SET
-    asks_below: bool = False  # it asks for a path of its own below the URL, which the policy may decide differently
+    # it asks for a path of its own below the URL, which the policy may decide
+    # differently
+    asks_below: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Symptom:
-    """What a program prints when something is wrong, what that is, and how to fix it."""
+    """What a program prints when something is wrong, what that is, and how to
+    fix it.
+    """
 
     pattern: str
     meaning: str
-    fix: str  # {proxy}: the proxy's URL; {export_proxy}: a line that sets it; {set_proxy}, {set_roots}: of the program
-    of_gateway: bool = False  # the fix is the same for every program, so it is printed once
+    # {proxy}: the proxy's URL; {export_proxy}: a line that sets it; {set_proxy},
+    # {set_roots}: of the program
+    fix: str
+    of_gateway: bool = (
+        False  # the fix is the same for every program, so it is printed once
+    )
 
 
 _BODY = 'head -c 4000 "$TMP/body" 2>/dev/null'
@@ -97,10 +108,20 @@ PROGRAMS = (
         ("CURL_CA_BUNDLE", "SSL_CERT_FILE"),
     ),
     ProbedProgram(
-        "wget", "wget", f'wget -S -T 20 -t 1 --content-on-error -O "$TMP/body" "$URL"; got=$?; {_BODY}; exit $got', ()
+        "wget",
+        "wget",
+        f'wget -S -T 20 -t 1 --content-on-error -O "$TMP/body" "$URL"; got=$?; {_BODY}; exit $got',
+        (),
     ),
-    ProbedProgram("python", "python3", f"python3 -c '{_URLLIB}' \"$URL\"", ("SSL_CERT_FILE",)),
-    ProbedProgram("requests", "python3", f"python3 -c '{_REQUESTS}' \"$URL\"", ("REQUESTS_CA_BUNDLE",)),
+    ProbedProgram(
+        "python", "python3", f"python3 -c '{_URLLIB}' \"$URL\"", ("SSL_CERT_FILE",)
+    ),
+    ProbedProgram(
+        "requests",
+        "python3",
+        f"python3 -c '{_REQUESTS}' \"$URL\"",
+        ("REQUESTS_CA_BUNDLE",),
+    ),
     ProbedProgram(
         "node",
         "node",
@@ -110,7 +131,13 @@ PROGRAMS = (
         if_proxy_is_set="update Node, or give fetch a ProxyAgent of undici: NODE_USE_ENV_PROXY needs Node 22.21, 24.5 "
         "or newer",
     ),
-    ProbedProgram("git", "git", 'GIT_TERMINAL_PROMPT=0 git ls-remote "$URL"', ("GIT_SSL_CAINFO",), asks_below=True),
+    ProbedProgram(
+        "git",
+        "git",
+        'GIT_TERMINAL_PROMPT=0 git ls-remote "$URL"',
+        ("GIT_SSL_CAINFO",),
+        asks_below=True,
+    ),
     ProbedProgram(
         "pip",
         "pip3",
@@ -156,13 +183,15 @@ PROGRAMS = (
     ProbedProgram("apt", "apt-get", _APT, (), asks_below=True),
 )
 
-# The status that a program printed: the first three digits of the first match. curl prints 000 where there is none.
+# The status that a program printed: the first three digits of the first match. curl
+# prints 000 where there is none.
 STATUS = (
     r"status=[1-9][0-9]{2}|(tunnel failed, response|HTTP code) [0-9]{3}|HTTP/1\.[01]\"? [0-9]{3}"
     r"|returned error: [0-9]{3}|code E[0-9]{3}|404 +Not Found"
     r"|[45][0-9]{2} +(Forbidden|Client Error|Server Error|Service Unavailable|Bad Gateway|Gateway Time|Proxy Auth)"
 )
-# The lines of a page of the gateway, in any of its forms: of a denial, and of a failure after the policy.
+# The lines of a page of the gateway, in any of its forms: of a denial, and of a failure
+# after the policy.
 RULE = r"\"?rule\"?: *\"?(<[a-z]+>)?[^\"<]+"
 REASON = r"\"?reason\"?: *\"?(<[a-z]+>)?[^\"<]+"
 # Without a status: the origin has answered, with something that the program cannot use.
@@ -180,7 +209,11 @@ _NO_ROUTE = "Network is unreachable|No route to host|ENETUNREACH|EHOSTUNREACH"
 
 # The first that matches counts.
 SYMPTOMS = (
-    Symptom("No module named|Could not find or load main class|module not found: jdk.compiler", "not installed", ""),
+    Symptom(
+        "No module named|Could not find or load main class|module not found: jdk.compiler",
+        "not installed",
+        "",
+    ),
     Symptom(
         "status=407|407 Proxy|Proxy Authentication Required|tunnel.* 407|HTTP code 407",
         "the gateway asks for a proxy user",

@@ -1,4 +1,6 @@
-"""The gateway of the demonstration: installed by the installer, in a folder of its own."""
+"""The gateway of the demonstration: installed by the installer, in a folder
+of its own.
+"""
 
 import re
 import shutil
@@ -33,18 +35,32 @@ class DemoGateway:
         self.ca = root / "etc/ca/ca.crt"
 
     def wait_for_record(self, url: str) -> None:
-        """Wait until the access log has a record of a URL: Squid writes it after the response."""
-        _wait_for(lambda: f'"{url}"' in self.access_log.read_text(), f"a record of {url} in {self.access_log}")
+        """Wait until the access log has a record of a URL: Squid writes it after the
+        response.
+        """
+        _wait_for(
+            lambda: f'"{url}"' in self.access_log.read_text(),
+            f"a record of {url} in {self.access_log}",
+        )
 
     def wait_until_ready(self) -> None:
-        """Wait for the end of the first start. A reconfigure, during which requests are denied, can be part of it.
+        """Wait for the end of the first start.
 
-        The maintenance process signals Squid once; a Squid that it found before it served needs no signal.
+        A reconfigure, during which requests are denied, can be part of it.
+
+        The maintenance process signals Squid once; a Squid that it found before it
+        served needs no signal.
         """
-        log, signalled = self.root / "log/cache.log", self.state / f"{OWN_ADDRESSES}.told"
+        log, signalled = (
+            self.root / "log/cache.log",
+            self.state / f"{OWN_ADDRESSES}.told",
+        )
         _wait_for(signalled.exists, f"the maintenance process to write {signalled}")
         time.sleep(_SQUID_REACTS_SECONDS)
-        _wait_for(lambda: _accepts(log.read_text(errors="replace")), f"Squid to accept connections again in {log}")
+        _wait_for(
+            lambda: _accepts(log.read_text(errors="replace")),
+            f"Squid to accept connections again in {log}",
+        )
 
 
 @contextmanager
@@ -53,7 +69,8 @@ def installed(
 ) -> Iterator[DemoGateway]:
     """Install and start a gateway with a policy; uninstall it at the end.
 
-    It runs this program, resolves `names` to the origin, and trusts its CA. `source` has squid/ and policy/.
+    It runs this program, resolves `names` to the origin, and trusts its CA. `source`
+    has squid/ and policy/.
     """
     gateway = DemoGateway(root, address)
     _prepare(root, names, ca)
@@ -68,14 +85,18 @@ def installed(
 def _prepare(root: Path, names: Iterable[str], ca: Path) -> None:
     (root / "etc").mkdir(parents=True)
     (root / "etc/local.conf").write_text(
-        "dns_nameservers 127.0.0.1\n"  # asked for nothing: with it, the gateway needs no resolver
+        # asked for nothing: with it, the gateway needs no resolver
+        "dns_nameservers 127.0.0.1\n"
         f"hosts_file {root}/etc/hosts\n"
         f"tls_outgoing_options cafile={root}/etc/origins.crt\n"
         "shutdown_lifetime 1 second\n"
     )
     shutil.copy(ca, root / "etc/origins.crt")
-    (root / "etc/hosts").write_text("".join(f"{ORIGIN_ADDRESS} {name}\n" for name in names))
-    shutil.copytree(sys.prefix, _environment(root), symlinks=True)  # AppArmor lets Squid run nothing outside
+    (root / "etc/hosts").write_text(
+        "".join(f"{ORIGIN_ADDRESS} {name}\n" for name in names)
+    )
+    # AppArmor lets Squid run nothing outside
+    shutil.copytree(sys.prefix, _environment(root), symlinks=True)
 
 
 def _wait_for(condition: Callable[[], bool], what: str) -> None:
@@ -97,13 +118,24 @@ def _environment(root: Path) -> Path:
 
 
 def _setup(source: Path, root: Path, *options: str) -> None:
-    """Run the part of install.sh that needs no network; if this process is interrupted, let it roll back."""
+    """Run the part of install.sh that needs no network; if this process is interrupted,
+    let it roll back.
+    """
     environment = _environment(root)
-    work = Path(tempfile.mkdtemp(prefix="squidkeeper-install.", dir="/run"))  # setup removes it
+    # setup removes it
+    work = Path(tempfile.mkdtemp(prefix="squidkeeper-install.", dir="/run"))
     work.chmod(0o755)
     fixed = ("--source", source, "--work", work, "--venv", environment, "--root", root)
     process = subprocess.Popen(  # noqa: S603 - our own installer
-        [environment / "bin/python", "-I", "-m", "squidkeeper", "setup", *fixed, *options],
+        [
+            environment / "bin/python",
+            "-I",
+            "-m",
+            "squidkeeper",
+            "setup",
+            *fixed,
+            *options,
+        ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -116,4 +148,6 @@ def _setup(source: Path, root: Path, *options: str) -> None:
         process.communicate()
         raise
     if process.returncode:
-        raise DemoFailed(f"squidkeeper setup {' '.join(options)}: exit status {process.returncode}\n{output}")
+        raise DemoFailed(
+            f"squidkeeper setup {' '.join(options)}: exit status {process.returncode}\n{output}"
+        )

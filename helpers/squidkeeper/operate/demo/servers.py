@@ -1,4 +1,6 @@
-"""The servers of the demonstration: an origin over TLS, and a relay from the host to the status page."""
+"""The servers of the demonstration: an origin over TLS, and a relay from the host to
+the status page.
+"""
 
 import socket
 import threading
@@ -14,13 +16,17 @@ ORIGIN_ADDRESS: Final = "203.0.113.10"  # RFC 5737: no host of the internet
 
 
 class Origin(ThreadingHTTPServer):
-    """An HTTPS server on every address; `received` holds the header lines of each request, by URL."""
+    """An HTTPS server on every address; `received` holds the header lines of each
+    request, by URL.
+    """
 
     daemon_threads = True
 
     def __init__(self, authority: Authority, names: tuple[str, ...]) -> None:
         super().__init__(("0.0.0.0", 443), _OriginHandler)  # noqa: S104 - in a namespace of its own
-        self.socket = authority.context(*names).wrap_socket(self.socket, server_side=True)
+        self.socket = authority.context(*names).wrap_socket(
+            self.socket, server_side=True
+        )
         self.received: dict[str, list[str]] = {}
 
 
@@ -44,12 +50,16 @@ class _OriginHandler(BaseHTTPRequestHandler):
 
 
 class Relay(ThreadingTCPServer):
-    """Passes connections on to a port of the namespace; the socket that it accepts them on is of the host's network."""
+    """Passes connections on to a port of the namespace; the socket that it accepts them
+    on is of the host's network.
+    """
 
     daemon_threads = True
 
     def __init__(self, listening: socket.socket, target: tuple[str, int]) -> None:
-        super().__init__(listening.getsockname(), _RelayHandler, bind_and_activate=False)
+        super().__init__(
+            listening.getsockname(), _RelayHandler, bind_and_activate=False
+        )
         self.socket.close()
         self.socket = listening
         self.target = target
@@ -59,8 +69,13 @@ class _RelayHandler(BaseRequestHandler):
     server: Relay
 
     def handle(self) -> None:
-        with suppress(OSError), socket.create_connection(self.server.target) as upstream:
-            back = threading.Thread(target=_copy, args=(upstream, self.request), daemon=True)
+        with (
+            suppress(OSError),
+            socket.create_connection(self.server.target) as upstream,
+        ):
+            back = threading.Thread(
+                target=_copy, args=(upstream, self.request), daemon=True
+            )
             back.start()
             _copy(self.request, upstream)
             back.join()
@@ -75,7 +90,9 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 @contextmanager
 def serving(server: BaseServer) -> Iterator[None]:
-    """Run a server in a thread of its own, which has the network namespace of the caller."""
+    """Run a server in a thread of its own, which has the network namespace of the
+    caller.
+    """
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -1,4 +1,6 @@
-"""The tour: the steps of the demonstration, each with a command and its expected output."""
+"""The tour: the steps of the demonstration, each with a command and its expected
+output.
+"""
 
 import os
 import secrets
@@ -17,7 +19,14 @@ POLICY = resources.files(__package__).joinpath("policy.yaml").read_text("utf-8")
 NAMES = ("example.com", "git.example", "api.example", "en.wikipedia.org")
 _DENIED = "https://git.example/other/app"
 _INJECTED = "https://api.example/v1/me"
-_DIRECT = ("--noproxy", "*", "--connect-timeout", "1", "--resolve", f"example.com:443:{ORIGIN_ADDRESS}")
+_DIRECT = (
+    "--noproxy",
+    "*",
+    "--connect-timeout",
+    "1",
+    "--resolve",
+    f"example.com:443:{ORIGIN_ADDRESS}",
+)
 
 
 def write_policy(folder: Path) -> str:
@@ -30,10 +39,17 @@ def write_policy(folder: Path) -> str:
 
 
 class Tour:
-    """Runs the steps and prints them; a step whose output is not as expected raises `DemoFailed`."""
+    """Runs the steps and prints them; a step whose output is not as expected raises
+    `DemoFailed`.
+    """
 
     def __init__(
-        self, vm: VirtualMachine, gateway: DemoGateway, origin: Origin, token: str, say: Callable[[str], None]
+        self,
+        vm: VirtualMachine,
+        gateway: DemoGateway,
+        origin: Origin,
+        token: str,
+        say: Callable[[str], None],
     ) -> None:
         self._vm = vm
         self._gateway = gateway
@@ -66,40 +82,62 @@ class Tour:
         self._in_vm("https://example.com/", "Hello from example.com")
 
     def _denied(self) -> None:
-        self._title("The policy denies this one. The agent gets a page that names the rule and the reason.")
-        self._in_vm("https://en.wikipedia.org/wiki/Squid", "Rule: no-wikipedia", "Reason: Wikipedia is closed")
+        self._title(
+            "The policy denies this one. The agent gets a page that names the rule and the reason."
+        )
+        self._in_vm(
+            "https://en.wikipedia.org/wiki/Squid",
+            "Rule: no-wikipedia",
+            "Reason: Wikipedia is closed",
+        )
 
     def _path(self) -> None:
-        self._title("A rule can be for paths: of git.example, the VM may read /acme/ and nothing else.")
+        self._title(
+            "A rule can be for paths: of git.example, the VM may read /acme/ and nothing else."
+        )
         self._in_vm("https://git.example/acme/app", "Hello from git.example")
         self._in_vm(_DENIED, "Rule: default")
 
     def _injected(self) -> None:
-        self._title("The gateway injects a credential. The origin receives it; the VM does not.")
+        self._title(
+            "The gateway injects a credential. The origin receives it; the VM does not."
+        )
         response = self._in_vm(_INJECTED, "Hello from api.example")
         expected = f"Authorization: Bearer {self._token}"
         headers = self._origin.received[_INJECTED]
         self._say("  The origin received:")
         self._output("\n".join(headers))
         if expected not in headers or self._token in response:
-            raise DemoFailed("the credential did not reach the origin, or it reached the VM")
+            raise DemoFailed(
+                "the credential did not reach the origin, or it reached the VM"
+            )
 
     def _direct(self) -> None:
         self._title("Past the gateway, the VM reaches nothing.")
         self._in_vm("https://example.com/", "curl: (28)", options=_DIRECT, status=28)
 
     def _logged(self) -> None:
-        self._title("The access log has a record of each request, with the rule that decided.")
+        self._title(
+            "The access log has a record of each request, with the rule that decided."
+        )
         self._gateway.wait_for_record(_INJECTED)
-        self._on_host("log", self._gateway.access_log, expected=("no-wikipedia", "our-repositories", _DENIED))
+        self._on_host(
+            "log",
+            self._gateway.access_log,
+            expected=("no-wikipedia", "our-repositories", _DENIED),
+        )
 
     def _explained(self) -> None:
         self._title("Why was that request denied?")
         options = ("--client", self._vm.address, "--policy", self._gateway.policy)
-        self._on_host("explain", *options, "GET", _DENIED, expected=("DENY", "default"), status=1)
+        self._on_host(
+            "explain", *options, "GET", _DENIED, expected=("DENY", "default"), status=1
+        )
 
     def _drift(self) -> None:
-        self._title("Was a request served although the policy in force denied it? No output: none was.")
+        self._title(
+            "Was a request served although the policy in force denied it? No output: none was."
+        )
         folders = ("--policy", self._gateway.policy, "--state", self._gateway.state)
         if self._on_host("log", "--drift", *folders, self._gateway.access_log):
             raise DemoFailed("there is drift")
@@ -108,11 +146,17 @@ class Tour:
         self._number += 1
         self._say(f"\n{self._number}. {title}")
 
-    def _in_vm(self, url: str, *expected: str, options: tuple[str, ...] = (), status: int = 0) -> str:
+    def _in_vm(
+        self, url: str, *expected: str, options: tuple[str, ...] = (), status: int = 0
+    ) -> str:
         command: tuple[str | Path, ...] = ("curl", "-sS", *options, url)
-        return self._command("vm$", command, self._vm.command(*command), expected, status)
+        return self._command(
+            "vm$", command, self._vm.command(*command), expected, status
+        )
 
-    def _on_host(self, *arguments: str | Path, expected: tuple[str, ...] = (), status: int = 0) -> str:
+    def _on_host(
+        self, *arguments: str | Path, expected: tuple[str, ...] = (), status: int = 0
+    ) -> str:
         command = (self._gateway.program, *arguments)
         return self._command("host#", command, list(command), expected, status)
 

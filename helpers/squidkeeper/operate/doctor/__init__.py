@@ -1,1 +1,3 @@
-"""`squidkeeper doctor`: what is wrong with an installed gateway, in one table of checks."""
+"""`squidkeeper doctor`: what is wrong with an installed gateway, in one table of
+checks.
+"""

@@ -1,4 +1,7 @@
-"""What is wrong in Squid's configuration. Each finder yields a place and a detail, which shows no value."""
+"""What is wrong in Squid's configuration.
+
+Each finder yields a place and a detail, which shows no value.
+"""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -6,12 +9,22 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
 
-from squidkeeper.operate.doctor.inspection import Found, Inspection, annotations_in, critical, warning
+from squidkeeper.operate.doctor.inspection import (
+    Found,
+    Inspection,
+    annotations_in,
+    critical,
+    warning,
+)
 from squidkeeper.operate.setup import checks
 from squidkeeper.operate.setup.configuration import workers_of
 from squidkeeper.operate.setup.entries import text_at
 from squidkeeper.operate.setup.rendering import outdated_files
-from squidkeeper.policy.language.headers import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS
+from squidkeeper.policy.language.headers import (
+    HOST_HEADERS,
+    METHOD_HEADERS,
+    PATH_HEADERS,
+)
 from squidkeeper.serving.parts import Part
 from squidkeeper.serving.replies import header_annotation
 from squidkeeper.serving.squid_conf import Directive
@@ -22,31 +35,70 @@ _FEW_DESCRIPTORS: Final = 4096
 _LONGEST_TTL: Final = 10
 _NEVER: Final = "!all"  # a line with it never matches
 # Tokens that no client chooses the text of.
-_PLAIN_TOKENS: Final = frozenset({"%>a", "%>p", "%>la", "%>lp", "%la", "%lp", "%<a", "%<p"})
-# The sections of Squid's debugging that print headers, helper answers or keys, from level 2 on.
+_PLAIN_TOKENS: Final = frozenset(
+    {"%>a", "%>p", "%>la", "%>lp", "%la", "%lp", "%<a", "%<p"}
+)
+# The sections of Squid's debugging that print headers, helper answers or keys, from
+# level 2 on.
 _TALKATIVE: Final = frozenset(
-    {"ALL", "9", "11", "23", "28", "29", "33", "44", "55", "61", "73", "74", "82", "84", "93"}
+    {
+        "ALL",
+        "9",
+        "11",
+        "23",
+        "28",
+        "29",
+        "33",
+        "44",
+        "55",
+        "61",
+        "73",
+        "74",
+        "82",
+        "84",
+        "93",
+    }
 )
 _DEBUGGING: Final = re.compile(r"(ALL|\d+),(\d+)", re.ASCII | re.IGNORECASE)
 _WARNS_WITH_TEXT: Final = ("11", "23", "29", "33", "55")  # those that do so at level 1
 # How the exporter's request passes.
 _OF_OWN_SCRAPE: Final = (
-    *("http_access", "allow", "localhost", "sk_itself", "sk_counters", "sk_get", "!sk_through_proxy", "sk_is_scrape"),
+    *(
+        "http_access",
+        "allow",
+        "localhost",
+        "sk_itself",
+        "sk_counters",
+        "sk_get",
+        "!sk_through_proxy",
+        "sk_is_scrape",
+    ),
 )
 _OWN_ALLOWS: Final = (_OF_OWN_SCRAPE, ("adapted_http_access", "allow", "sk_scrape"))
 # Actions of ssl_bump after which Squid judges the requests of a tunnel, or ends it.
-_JUDGED: Final = frozenset({"bump", "client-first", "server-first", "stare", "terminate"})
-_UNVERIFIED: Final = re.compile(r"DONT_VERIFY_(?:PEER|DOMAIN)")
-# What keeps a value that the policy watches for out of an access_log line: an ACL, or a format without URLs.
-_WITHHOLD: Final = frozenset(
-    {"!sk_withheld", "squidkeeper_withheld", "logformat=squidkeeper_withheld", "logformat=squidkeeper_unsent"}
+_JUDGED: Final = frozenset(
+    {"bump", "client-first", "server-first", "stare", "terminate"}
 )
-_VALUE: Final = re.compile(r"( line \d+: \S+ ).*|'[^']*'")  # of what Squid says about a faulty line
+_UNVERIFIED: Final = re.compile(r"DONT_VERIFY_(?:PEER|DOMAIN)")
+# What keeps a value that the policy watches for out of an access_log line: an ACL, or a
+# format without URLs.
+_WITHHOLD: Final = frozenset(
+    {
+        "!sk_withheld",
+        "squidkeeper_withheld",
+        "logformat=squidkeeper_withheld",
+        "logformat=squidkeeper_unsent",
+    }
+)
+# of what Squid says about a faulty line
+_VALUE: Final = re.compile(r"( line \d+: \S+ ).*|'[^']*'")
 _HEADER_VALUE: Final = re.compile(r'(\S+)\s+("(?:\\.|[^"\\])*"|\S+)\s*(.*)')
 
 
 def _at(directive: Directive, detail: str = "") -> Found:
-    return Found(detail or f"{directive.name} {' '.join(directive.words)}", directive.place)
+    return Found(
+        detail or f"{directive.name} {' '.join(directive.words)}", directive.place
+    )
 
 
 @critical(
@@ -70,7 +122,11 @@ def _rejected(seen: Inspection) -> Iterator[Found]:
     "Fix the line. Squid does not start with it.",
 )
 def _incomplete(seen: Inspection) -> Iterator[Found]:
-    yield from (Found(problem.text, problem.place) for problem in seen.conf.problems if not problem.denied)
+    yield from (
+        Found(problem.text, problem.place)
+        for problem in seen.conf.problems
+        if not problem.denied
+    )
 
 
 @critical(
@@ -83,12 +139,21 @@ def _policy_not_included(seen: Inspection) -> Iterator[Found]:
         yield Found(f"include {seen.layout.fragment} is missing", str(seen.layout.conf))
 
 
-@critical("allowed-ahead-of-policy", "Requests are allowed before the policy is asked", _LOCAL)
+@critical(
+    "allowed-ahead-of-policy", "Requests are allowed before the policy is asked", _LOCAL
+)
 def _allowed_ahead(seen: Inspection) -> Iterator[Found]:
     for directive in seen.ahead:
         words = directive.words
-        decides = directive.name in ("http_access", "adapted_http_access") and _NEVER not in words
-        if decides and words[:1] == ("allow",) and (directive.name, *words) not in _OWN_ALLOWS:
+        decides = (
+            directive.name in ("http_access", "adapted_http_access")
+            and _NEVER not in words
+        )
+        if (
+            decides
+            and words[:1] == ("allow",)
+            and (directive.name, *words) not in _OWN_ALLOWS
+        ):
             yield _at(directive)
 
 
@@ -135,35 +200,54 @@ def _passed_on_encrypted(seen: Inspection) -> Iterator[Found]:
     first_step = _first_step(seen)
     for directive in seen.named("ssl_bump"):
         documented = directive.first == "peek" and first_step & set(directive.words[1:])
-        if directive.first not in _JUDGED and not documented and not _is_ours(seen, directive.file):
+        if (
+            directive.first not in _JUDGED
+            and not documented
+            and not _is_ours(seen, directive.file)
+        ):
             yield _at(directive)
     for directive in seen.named("on_unsupported_protocol"):
         if directive.first == "tunnel" and _NEVER not in directive.words:
             yield _at(directive)
     for directive in seen.named("http_port", "https_port"):
-        if "ssl-bump" not in directive.words and directive.first != seen.layout.transparent_http:
+        if (
+            "ssl-bump" not in directive.words
+            and directive.first != seen.layout.transparent_http
+        ):
             yield _at(directive, f"{directive.name} {directive.first} has no ssl-bump")
 
 
 def _first_step(seen: Inspection) -> set[str]:
-    """Name the ACLs of the step ahead of TLS: after a peek in the second one, Squid cannot bump."""
+    """Name the ACLs of the step ahead of TLS: after a peek in the second one, Squid
+    cannot bump.
+    """
     steps: dict[str, set[str]] = {}
-    for name, kind, *values in (line.words for line in seen.named("acl") if line.words[1:]):
+    for name, kind, *values in (
+        line.words for line in seen.named("acl") if line.words[1:]
+    ):
         steps.setdefault(name, set()).update(values if kind == "at_step" else {"any"})
     return {name for name, values in steps.items() if values == {"SslBump1"}}
 
 
-@critical("credentials-cached", "Answers that a credential opened can be cached and served to others", _INSTALL)
+@critical(
+    "credentials-cached",
+    "Answers that a credential opened can be cached and served to others",
+    _INSTALL,
+)
 def _cached_credentials(seen: Inspection) -> Iterator[Found]:
     part = seen.layout.parts / f"{Part.CREDENTIALS}.conf"
     for name in ("store_miss", "send_hit") if part in seen.conf.files else ():
         for directive in seen.named(name):
             if directive.words == ("deny", "!sk_final", "sk_https", "sk_injected"):
                 break
-            if directive.first == "allow" and not {_NEVER, "!sk_injected"} & set(directive.words):
+            if directive.first == "allow" and not {_NEVER, "!sk_injected"} & set(
+                directive.words
+            ):
                 yield _at(directive)
         else:
-            yield Found(f"{name} deny !sk_final sk_https sk_injected is missing", str(part))
+            yield Found(
+                f"{name} deny !sk_final sk_https sk_injected is missing", str(part)
+            )
     if not any(line.words == ("deny", "all") for line in seen.named("cache")):
         yield Found("cache deny all is missing", str(seen.layout.fragment))
 
@@ -174,7 +258,11 @@ def _cached_credentials(seen: Inspection) -> Iterator[Found]:
     'Write `request_header_add NAME "%\'{KEY}note" ACL`, with `acl ACL note KEY`.',
 )
 def _added_headers(one: Inspection) -> Iterator[Found]:
-    guards = {line.first: line.words[2] for line in one.named("acl") if line.words[1:2] == ("note",) and line.words[2:]}
+    guards = {
+        line.first: line.words[2]
+        for line in one.named("acl")
+        if line.words[1:2] == ("note",) and line.words[2:]
+    }
     for directive in one.named("request_header_add"):
         found = _HEADER_VALUE.match(directive.rest)
         keys = set(annotations_in(found[2])) if found else set()
@@ -194,7 +282,9 @@ def _added_headers(one: Inspection) -> Iterator[Found]:
     " Otherwise `squidkeeper archive verify` reports faults that are none.",
 )
 def _counter_unlike_lines(seen: Inspection) -> Iterator[Found]:
-    if not any((line.name, *line.words) == _OF_OWN_SCRAPE for line in seen.named("http_access")):
+    if not any(
+        (line.name, *line.words) == _OF_OWN_SCRAPE for line in seen.named("http_access")
+    ):
         return  # nothing of ours reads them
     left_out = False
     for directive in seen.named("stats_collection"):
@@ -207,7 +297,11 @@ def _counter_unlike_lines(seen: Inspection) -> Iterator[Found]:
         yield Found("stats_collection deny sk_scrape is missing", str(seen.layout.conf))
 
 
-@critical("client-header-kept", "The client's own copy of a header that can be injected is let through", _LOCAL)
+@critical(
+    "client-header-kept",
+    "The client's own copy of a header that can be injected is let through",
+    _LOCAL,
+)
 def _client_headers_kept(seen: Inspection) -> Iterator[Found]:
     yield from _headers_allowed_ahead(seen, (*seen.injected, "all", "other"))
 
@@ -218,14 +312,22 @@ def _client_headers_kept(seen: Inspection) -> Iterator[Found]:
     "Remove the line, unless no server that clients reach reads the header: see squid/README.md.",
 )
 def _override_headers_kept(seen: Inspection) -> Iterator[Found]:
-    yield from _headers_allowed_ahead(seen, (*METHOD_HEADERS, *PATH_HEADERS, *HOST_HEADERS))
+    yield from _headers_allowed_ahead(
+        seen, (*METHOD_HEADERS, *PATH_HEADERS, *HOST_HEADERS)
+    )
 
 
 def _headers_allowed_ahead(seen: Inspection, headers: Iterable[str]) -> Iterator[Found]:
     names = {header.lower().replace("_", "-") for header in headers}
     for directive in seen.ahead:
-        allows = directive.name == "request_header_access" and directive.words[1:2] == ("allow",)
-        if allows and _NEVER not in directive.words and directive.first.lower().replace("_", "-") in names:
+        allows = directive.name == "request_header_access" and directive.words[1:2] == (
+            "allow",
+        )
+        if (
+            allows
+            and _NEVER not in directive.words
+            and directive.first.lower().replace("_", "-") in names
+        ):
             yield _at(directive)
 
 
@@ -247,7 +349,11 @@ def _formats(seen: Inspection) -> Iterator[tuple[Directive, tuple[str, ...]]]:
 )
 def _raw_tokens(seen: Inspection) -> Iterator[Found]:
     for directive, tokens in _formats(seen):
-        raw = [token for token in tokens if not token.startswith("%#") and token not in _PLAIN_TOKENS]
+        raw = [
+            token
+            for token in tokens
+            if not token.startswith("%#") and token not in _PLAIN_TOKENS
+        ]
         if raw:
             yield _at(directive, f"{directive.name} {directive.first}: {' '.join(raw)}")
 
@@ -262,11 +368,22 @@ def _asks_us(directive: Directive) -> bool:
     'Add `auth_param basic key_extras "%>a %#{Proxy-Authorization}>h"`.',
 )
 def _passwords_shared(seen: Inspection) -> Iterator[Found]:
-    """Find basic authentication without key_extras: Squid then has one entry for each name, whatever the password."""
-    keys = [line.rest for line in seen.named("auth_param") if line.words[:2] == ("basic", "key_extras")]
+    """Find basic authentication without key_extras: Squid then has one entry for each
+    name, whatever the password.
+    """
+    keys = [
+        line.rest
+        for line in seen.named("auth_param")
+        if line.words[:2] == ("basic", "key_extras")
+    ]
     for directive in seen.named("auth_param"):
-        if directive.words[:2] == ("basic", "program") and not any("Proxy-Authorization" in key for key in keys):
-            yield _at(directive, f"auth_param basic program {' '.join(directive.words[2:3])} has no key_extras")
+        if directive.words[:2] == ("basic", "program") and not any(
+            "Proxy-Authorization" in key for key in keys
+        ):
+            yield _at(
+                directive,
+                f"auth_param basic program {' '.join(directive.words[2:3])} has no key_extras",
+            )
 
 
 @warning(
@@ -278,15 +395,24 @@ def _kept_answers(seen: Inspection) -> Iterator[Found]:
     for directive in seen.named("external_acl_type"):
         if not _asks_us(directive):
             continue
-        given = dict(word.split("=", 1) for word in directive.words if re.match(r"(negative_)?ttl=\d+$", word))
+        given = dict(
+            word.split("=", 1)
+            for word in directive.words
+            if re.match(r"(negative_)?ttl=\d+$", word)
+        )
         ttl = int(given.get("ttl", 3600))
         seconds = max(ttl, int(given.get("negative_ttl", ttl)))
         if seconds > _LONGEST_TTL:
-            yield _at(directive, f"external_acl_type {directive.first} keeps answers for {seconds} s")
+            yield _at(
+                directive,
+                f"external_acl_type {directive.first} keeps answers for {seconds} s",
+            )
 
 
 @warning(
-    "rewriter-bypassed", "Squid goes past a busy rewriter, and denies the request then", "Set `url_rewrite_bypass off`."
+    "rewriter-bypassed",
+    "Squid goes past a busy rewriter, and denies the request then",
+    "Set `url_rewrite_bypass off`.",
 )
 def _rewriter_bypassed(seen: Inspection) -> Iterator[Found]:
     yield from _switched_on(seen, "url_rewrite_bypass")
@@ -307,7 +433,9 @@ def _half_closed(seen: Inspection) -> Iterator[Found]:
     "Remove the line. Deny requests by `http_access` instead of answers by `http_reply_access`.",
 )
 def _kept_answers_of_origins(seen: Inspection) -> Iterator[Found]:
-    """Find `http_reply_access`: Squid 6 then locks each answer once more than it unlocks it."""
+    """Find `http_reply_access`: Squid 6 then locks each answer once more than it
+    unlocks it.
+    """
     yield from map(_at, seen.named("http_reply_access"))
 
 
@@ -339,11 +467,19 @@ def _printed_annotations(seen: Inspection) -> Iterator[Found]:
     for directive in seen.conf.directives:
         shown = set(annotations_in(directive.rest))
         if directive.name == "logformat" and "*" in shown:
-            yield _at(directive, f"logformat {directive.first}: %note prints every annotation")
+            yield _at(
+                directive, f"logformat {directive.first}: %note prints every annotation"
+            )
         if directive.name != "request_header_add" and shown & secret:
-            yield _at(directive, f"{directive.name} {directive.first}: {', '.join(sorted(shown & secret))}")
+            yield _at(
+                directive,
+                f"{directive.name} {directive.first}: {', '.join(sorted(shown & secret))}",
+            )
     for page in sorted(seen.layout.errors.glob("*")):
-        if shown := {*annotations_in(page.read_text(errors="replace"))} & {*secret, "*"}:
+        if shown := {*annotations_in(page.read_text(errors="replace"))} & {
+            *secret,
+            "*",
+        }:
             yield Found(f"an error page: {', '.join(sorted(shown))}", str(page))
 
 
@@ -352,7 +488,11 @@ def _debug_levels(directive: Directive | None) -> dict[str, int]:
     for word in directive.words if directive else ():
         if found := _DEBUGGING.match(word):
             section, level = found[1].upper(), int(found[2])
-            levels = {"ALL": level} if section == "ALL" else levels | {str(int(section)): level}
+            levels = (
+                {"ALL": level}
+                if section == "ALL"
+                else levels | {str(int(section)): level}
+            )
     return levels
 
 
@@ -400,7 +540,9 @@ def _forwarded_for_believed(seen: Inspection) -> Iterator[Found]:
 )
 def _proxy_protocol_open(seen: Inspection) -> Iterator[Found]:
     sources = [line for line in seen.named("acl") if line.words[1:2] == ("src",)]
-    open_to_all = {line.first for line in sources if any(map(_is_everything, line.words[2:]))}
+    open_to_all = {
+        line.first for line in sources if any(map(_is_everything, line.words[2:]))
+    }
     narrow = {"localhost", *(line.first for line in sources)} - open_to_all
     for directive in seen.named("proxy_protocol_access"):
         if directive.words[:1] == ("allow",) and not narrow & set(directive.words[1:]):
@@ -413,8 +555,15 @@ def _proxy_protocol_open(seen: Inspection) -> Iterator[Found]:
     "Name the load balancers: `./install.sh --behind ADDRESS`; or `./install.sh --behind none`, without any.",
 )
 def _proxy_header_from_nobody(seen: Inspection) -> Iterator[Found]:
-    allowed = {word for line in seen.named("proxy_protocol_access") if line.first == "allow" for word in line.words[1:]}
-    if allowed - {"localhost"} or (allowed and (seen.layout.haproxy.exists() or seen.layout.dns.exists())):
+    allowed = {
+        word
+        for line in seen.named("proxy_protocol_access")
+        if line.first == "allow"
+        for word in line.words[1:]
+    }
+    if allowed - {"localhost"} or (
+        allowed and (seen.layout.haproxy.exists() or seen.layout.dns.exists())
+    ):
         return
     for port in seen.named("http_port"):
         if "require-proxy-header" in port.words:
@@ -440,11 +589,16 @@ def _is_everything(value: str) -> bool:
 def _two_resolvers(seen: Inspection) -> Iterator[Found]:
     places = [*seen.named("dns_nameservers")]
     for directive in places[1:]:
-        yield _at(directive, f"{' '.join(directive.words)}, beside {' '.join(places[0].words)} in {places[0].place}")
+        yield _at(
+            directive,
+            f"{' '.join(directive.words)}, beside {' '.join(places[0].words)} in {places[0].place}",
+        )
 
 
 @warning(
-    "error-pages-not-ours", "Clients get other error pages than squidkeeper's", "Remove your error_directory line."
+    "error-pages-not-ours",
+    "Clients get other error pages than squidkeeper's",
+    "Remove your error_directory line.",
 )
 def _other_error_pages(seen: Inspection) -> Iterator[Found]:
     directive = seen.last("error_directory")
@@ -453,12 +607,25 @@ def _other_error_pages(seen: Inspection) -> Iterator[Found]:
         yield Found(f"expected error_directory {seen.layout.errors}", place)
 
 
-@critical("no-access-log", "Requests are not logged where squidkeeper reads them", _INSTALL)
+@critical(
+    "no-access-log", "Requests are not logged where squidkeeper reads them", _INSTALL
+)
 def _no_record(seen: Inspection) -> Iterator[Found]:
-    expected = {f"stdio:{seen.layout.access_log}", str(seen.layout.access_log), f"daemon:{seen.layout.access_log}"}
+    expected = {
+        f"stdio:{seen.layout.access_log}",
+        str(seen.layout.access_log),
+        f"daemon:{seen.layout.access_log}",
+    }
     logs = [line.words for line in seen.named("access_log")]
-    if not any(expected & set(words[:1]) and {"squidkeeper", "logformat=squidkeeper"} & set(words) for words in logs):
-        yield Found(f"access_log stdio:{seen.layout.access_log} squidkeeper is missing", str(seen.layout.conf))
+    if not any(
+        expected & set(words[:1])
+        and {"squidkeeper", "logformat=squidkeeper"} & set(words)
+        for words in logs
+    ):
+        yield Found(
+            f"access_log stdio:{seen.layout.access_log} squidkeeper is missing",
+            str(seen.layout.conf),
+        )
 
 
 @critical(
@@ -475,14 +642,24 @@ def _logs_what_is_watched_for(seen: Inspection) -> Iterator[Found]:
             yield _at(line, f"access_log {line.first}")
     for acl in ("!sk_withheld", "sk_withheld"):
         if not any(acl in line.words for line in logs):
-            yield Found(f"squidkeeper's access_log line with {acl} is missing", str(seen.layout.conf))
+            yield Found(
+                f"squidkeeper's access_log line with {acl} is missing",
+                str(seen.layout.conf),
+            )
 
 
-@warning("few-descriptors", "Squid can have few connections", "Set `max_filedescriptors 16384`.")
+@warning(
+    "few-descriptors",
+    "Squid can have few connections",
+    "Set `max_filedescriptors 16384`.",
+)
 def _few_descriptors(seen: Inspection) -> Iterator[Found]:
     directive = seen.last("max_filedescriptors")
     if directive is None:
-        yield Found("max_filedescriptors is missing: Squid takes what it is started with", str(seen.layout.conf))
+        yield Found(
+            "max_filedescriptors is missing: Squid takes what it is started with",
+            str(seen.layout.conf),
+        )
     elif (directive.number or 0) < _FEW_DESCRIPTORS:
         yield _at(directive)
 
@@ -493,7 +670,10 @@ def _few_descriptors(seen: Inspection) -> Iterator[Found]:
     "Remove the line, and run `./install.sh --workers N`: the throttle and the alerts depend on the number.",
 )
 def _workers_overridden(seen: Inspection) -> Iterator[Found]:
-    directive, rendered = seen.last("workers"), workers_of(text_at(seen.layout.fragment))
+    directive, rendered = (
+        seen.last("workers"),
+        workers_of(text_at(seen.layout.fragment)),
+    )
     if directive and directive.number != rendered:
         yield _at(directive)
 
@@ -507,11 +687,17 @@ def _worker_port_shared(seen: Inspection) -> Iterator[Found]:
     directive = seen.last("workers")
     if directive and (directive.number or 0) > 1:
         ports = seen.named("http_port", "https_port")
-        yield from (_at(port, f"{port.name} {port.first}") for port in ports if "worker-queues" not in port.words)
+        yield from (
+            _at(port, f"{port.name} {port.first}")
+            for port in ports
+            if "worker-queues" not in port.words
+        )
 
 
 @warning(
-    "rendered-lines-outdated", "Squid's configuration is of another version than the program, or was edited", _INSTALL
+    "rendered-lines-outdated",
+    "Squid's configuration is of another version than the program, or was edited",
+    _INSTALL,
 )
 def _outdated_lines(seen: Inspection) -> Iterator[Found]:
     for path, why in outdated_files(seen.layout):

@@ -1,4 +1,6 @@
-"""Every check of `squidkeeper doctor`, those of this package and the exporter's conditions, as text and as JSON."""
+"""Every check of `squidkeeper doctor`, those of this package and the exporter's
+conditions, as text and as JSON.
+"""
 
 import json
 from collections import Counter
@@ -15,13 +17,22 @@ from squidkeeper.base.formatting import quantity
 from squidkeeper.base.gateway_commands import with_commands
 from squidkeeper.base.layout import Layout
 from squidkeeper.operate.doctor import bodies, configuration, machine, transparent  # noqa: F401 - their checks are in CHECKS by then
-from squidkeeper.operate.doctor.inspection import CHECKS, FINDERS, Check, Found, Inspection, warning
+from squidkeeper.operate.doctor.inspection import (
+    CHECKS,
+    FINDERS,
+    Check,
+    Found,
+    Inspection,
+    warning,
+)
 from squidkeeper.services.exporter.conditions import CONDITIONS, Condition, Severity
 from squidkeeper.serving.parts import named_parts
 
 
 def _of_condition(condition: Condition) -> Check:
-    """Make a check of what the exporter reports: doctor runs the finder of the condition, or its own in place of it."""
+    """Make a check of what the exporter reports: doctor runs the finder of the
+    condition, or its own in place of it.
+    """
 
     def find(inspection: Inspection) -> Iterator[Found]:
         yield from map(Found, condition.find(inspection.view) if condition.find else ())
@@ -30,7 +41,13 @@ def _of_condition(condition: Condition) -> Check:
     severity = Severity.WARNING if condition.past else condition.severity
     finder = FINDERS.get(condition.code, find)
     return Check(
-        condition.code, severity, condition.summary, condition.remedy, finder, as_root=True, running=condition.running
+        condition.code,
+        severity,
+        condition.summary,
+        condition.remedy,
+        finder,
+        as_root=True,
+        running=condition.running,
     )
 
 
@@ -50,7 +67,10 @@ def _acceptance_unusable(seen: Inspection) -> Iterator[Found]:
 
 
 def _accepted_findings(file: Path) -> dict[str, str]:
-    """Read which findings the operator accepts: each code, with the reason. `PatternError` says what is wrong."""
+    """Read which findings the operator accepts: each code, with the reason.
+
+    `PatternError` says what is wrong.
+    """
     try:
         text = file.read_bytes() if file.exists() else b"{}"
         accepted = msgspec.yaml.decode(text, type=dict[str, str] | None) or {}
@@ -64,18 +84,26 @@ def _accepted_findings(file: Path) -> dict[str, str]:
 
 
 _CONDITIONS: Final = tuple(
-    _of_condition(condition) for condition in CONDITIONS if condition.find and not condition.only_exporter
+    _of_condition(condition)
+    for condition in CONDITIONS
+    if condition.find and not condition.only_exporter
 )
-ALL_CHECKS: Final = (_CONDITIONS[0], *CHECKS, *_CONDITIONS[1:])  # most others follow from a full disk
+# most others follow from a full disk
+ALL_CHECKS: Final = (
+    _CONDITIONS[0],
+    *CHECKS,
+    *_CONDITIONS[1:],
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
     """What was found: the worst first, what is accepted last.
 
-    `directives`: how many there are in squidkeeper.conf, in its parts, and in squid.conf with its other files.
-    `accepted`: codes that the operator accepts, each with the reason. `not_checked`: codes of checks that only root can
-    make. `not_read`: files of Squid's configuration that this process may not read.
+    `directives`: how many there are in squidkeeper.conf, in its parts, and in
+    squid.conf with its other files. `accepted`: codes that the operator accepts, each
+    with the reason. `not_checked`: codes of checks that only root can make. `not_read`:
+    files of Squid's configuration that this process may not read.
     """
 
     layout: Layout
@@ -88,14 +116,29 @@ class Diagnosis:
     parts: tuple[str, ...] = ()  # of squidkeeper.conf, in force
 
     def failed(self, *, strict: bool = False) -> bool:
-        """Whether anything critical was found that is not accepted; `strict`: a warning counts too."""
-        counted = (Severity.CRITICAL, Severity.WARNING) if strict else (Severity.CRITICAL,)
-        return any(check.severity in counted and check.code not in self.accepted for check, _ in self.found)
+        """Whether anything critical was found that is not accepted; `strict`: a warning
+        counts too.
+        """
+        counted = (
+            (Severity.CRITICAL, Severity.WARNING) if strict else (Severity.CRITICAL,)
+        )
+        return any(
+            check.severity in counted and check.code not in self.accepted
+            for check, _ in self.found
+        )
 
 
-def examine(seen: Inspection, *, running: bool = True, in_setup: bool = False) -> Diagnosis:
-    """Make each check; without `running` none that concerns processes, and in a setup none that it has made itself."""
-    wanted = [check for check in ALL_CHECKS if (running or not check.running) and not (in_setup and check.in_setup)]
+def examine(
+    seen: Inspection, *, running: bool = True, in_setup: bool = False
+) -> Diagnosis:
+    """Make each check; without `running` none that concerns processes, and in a setup
+    none that it has made itself.
+    """
+    wanted = [
+        check
+        for check in ALL_CHECKS
+        if (running or not check.running) and not (in_setup and check.in_setup)
+    ]
     made = [check for check in wanted if seen.reads_everything or not check.as_root]
     found = [(check, found) for check in made if (found := _made(check, seen))]
     accepted = _accepted(seen)
@@ -104,19 +147,38 @@ def examine(seen: Inspection, *, running: bool = True, in_setup: bool = False) -
         seen.layout,
         len(made),
         _directives(seen),
-        tuple(sorted(found, key=lambda pair: (pair[0].code in accepted, severities.index(pair[0].severity)))),
+        tuple(
+            sorted(
+                found,
+                key=lambda pair: (
+                    pair[0].code in accepted,
+                    severities.index(pair[0].severity),
+                ),
+            )
+        ),
         accepted,
         tuple(check.code for check in wanted if check not in made),
-        tuple(f"{problem.place} {problem.text}" for problem in seen.conf.problems if problem.denied),
-        named_parts(path.stem for path in seen.conf.files if path.parent == seen.layout.parts),
+        tuple(
+            f"{problem.place} {problem.text}"
+            for problem in seen.conf.problems
+            if problem.denied
+        ),
+        named_parts(
+            path.stem for path in seen.conf.files if path.parent == seen.layout.parts
+        ),
     )
 
 
 def _directives(seen: Inspection) -> dict[str, int]:
     counts = {"squidkeeper.conf": 0, "parts": 0, "squid.conf": 0}
     for directive in seen.conf.directives:
-        is_core, is_part = directive.file == seen.layout.fragment, directive.file.parent == seen.layout.parts
-        counts["squidkeeper.conf" if is_core else "parts" if is_part else "squid.conf"] += 1
+        is_core, is_part = (
+            directive.file == seen.layout.fragment,
+            directive.file.parent == seen.layout.parts,
+        )
+        counts[
+            "squidkeeper.conf" if is_core else "parts" if is_part else "squid.conf"
+        ] += 1
     return counts
 
 
@@ -134,7 +196,11 @@ def _made(check: Check, seen: Inspection) -> tuple[Found, ...]:
     except (OSError, psutil.Error) as error:
         return (Found(f"this cannot be checked: {error}"),)
     except Exception as error:  # noqa: BLE001 - what is not foreseen may show a value, and must end no installation
-        return (Found(f"this cannot be checked: {type(error).__name__}, a fault of squidkeeper's"),)
+        return (
+            Found(
+                f"this cannot be checked: {type(error).__name__}, a fault of squidkeeper's"
+            ),
+        )
 
 
 def as_text(diagnosis: Diagnosis) -> str:
@@ -142,16 +208,27 @@ def as_text(diagnosis: Diagnosis) -> str:
     lines: list[str] = []
     for check, found in diagnosis.found:
         lines.append(f"{check.severity}: {check.summary} ({check.code})")
-        lines += [with_commands(_case(one), diagnosis.layout) for one in found if one.place or one.detail]
+        lines += [
+            with_commands(_case(one), diagnosis.layout)
+            for one in found
+            if one.place or one.detail
+        ]
         reason = diagnosis.accepted.get(check.code)
         lines += [
-            f"    accepted: {reason}" if reason else f"    fix: {with_commands(check.remedy, diagnosis.layout)}",
+            f"    accepted: {reason}"
+            if reason
+            else f"    fix: {with_commands(check.remedy, diagnosis.layout)}",
             "",
         ]
-    lines += [_summary(diagnosis), f"Parts in force: {', '.join(diagnosis.parts) or 'none'}."]
+    lines += [
+        _summary(diagnosis),
+        f"Parts in force: {', '.join(diagnosis.parts) or 'none'}.",
+    ]
     lines += [f"Not read: {text}." for text in diagnosis.not_read]
     if diagnosis.not_checked:
-        lines.append(f"Not checked, as only root can: {', '.join(diagnosis.not_checked)}.")
+        lines.append(
+            f"Not checked, as only root can: {', '.join(diagnosis.not_checked)}."
+        )
     return "\n".join(lines)
 
 
@@ -183,18 +260,25 @@ def as_json(diagnosis: Diagnosis) -> str:
 
 
 def _case(found: Found) -> str:
-    return f"    {found.place}: {found.detail}" if found.place else f"    {found.detail}"
+    return (
+        f"    {found.place}: {found.detail}" if found.place else f"    {found.detail}"
+    )
 
 
 def _summary(diagnosis: Diagnosis) -> str:
     directives = quantity(sum(diagnosis.directives.values()), "directive")
-    by_file = ", ".join(f"{number} in {where}" for where, number in diagnosis.directives.items())
+    by_file = ", ".join(
+        f"{number} in {where}" for where, number in diagnosis.directives.items()
+    )
     checked = f"{quantity(diagnosis.made, 'check')} of {diagnosis.layout.conf} ({directives}: {by_file})"
     return f"{', '.join(_counts(diagnosis)) or 'No findings'}: {checked}, its policy, processes and machine."
 
 
 def _counts(diagnosis: Diagnosis) -> Iterator[str]:
     numbers = Counter(
-        "accepted" if check.code in diagnosis.accepted else check.severity for check, _ in diagnosis.found
+        "accepted" if check.code in diagnosis.accepted else check.severity
+        for check, _ in diagnosis.found
     )
-    yield from (f"{numbers[kind]} {kind}" for kind in (*Severity, "accepted") if numbers[kind])
+    yield from (
+        f"{numbers[kind]} {kind}" for kind in (*Severity, "accepted") if numbers[kind]
+    )

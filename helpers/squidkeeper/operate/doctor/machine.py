@@ -19,11 +19,29 @@ from typing import Any, Final
 import psutil
 from cryptography import x509
 
-from squidkeeper.base.errors import CountsUnavailable, InvalidExport, PullFailed, WebhookFailed
+from squidkeeper.base.errors import (
+    CountsUnavailable,
+    InvalidExport,
+    PullFailed,
+    WebhookFailed,
+)
 from squidkeeper.base.formatting import quantity
 from squidkeeper.base.layout import ACCOUNTS, BODIES, SERVICES
-from squidkeeper.base.squid_account import Account, account_of, call_as, changed_by_others, unreadable_for
-from squidkeeper.operate.doctor.inspection import Found, Inspection, critical, finds, info, warning
+from squidkeeper.base.squid_account import (
+    Account,
+    account_of,
+    call_as,
+    changed_by_others,
+    unreadable_for,
+)
+from squidkeeper.operate.doctor.inspection import (
+    Found,
+    Inspection,
+    critical,
+    finds,
+    info,
+    warning,
+)
 from squidkeeper.operate.setup.configuration import CLIENT_SHARE
 from squidkeeper.operate.setup.entries import text_at
 from squidkeeper.operate.setup.options import NO_EXPORTER, port_of
@@ -41,12 +59,20 @@ from squidkeeper.serving.quotas.opening import try_quota_store
 from squidkeeper.serving.quotas.store_settings import quota_store_file, read_quota_store
 
 _ANSWER_SECONDS: Final = 20.0  # on a busy machine
-_STOPPED_SECONDS: Final = 60.0  # the exporter ends a stopped helper within 15, on a very busy machine within 30
+# the exporter ends a stopped helper within 15, on a very busy machine within 30
+_STOPPED_SECONDS: Final = 60.0
 _CLOCK_SECONDS: Final = 60.0
 _FEW_DAYS: Final = 7
-_PERIODS: Final = {"hourly": 1 / 24, "daily": 1, "weekly": 7, "monthly": 30, "yearly": 365}
+_PERIODS: Final = {
+    "hourly": 1 / 24,
+    "daily": 1,
+    "weekly": 7,
+    "monthly": 30,
+    "yearly": 365,
+}
 _URL: Final = "https://squidkeeper.invalid/"
-# What a helper is asked for each token of its format; `-` for others. Nothing is fetched, and any answer will do.
+# What a helper is asked for each token of its format; `-` for others. Nothing is
+# fetched, and any answer will do.
 _ASKED: Final = {
     "%#>a": "127.0.0.1",
     "%#>rm": "GET",
@@ -58,35 +84,57 @@ _ASKED: Final = {
     "%#URI": _URL,
     "%#note{final_url_}": _URL,
 }
-# Of root's environment nothing else is handed on: it can hold secrets that Squid's account must not read.
-_ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+# Of root's environment nothing else is handed on: it can hold secrets that Squid's
+# account must not read.
+_ENVIRONMENT: Final = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C.UTF-8",
+}
 _LOGIN: Final = re.compile(r'\blogin(=|":")[^"]')  # of a parent
 _BLOCK: Final = re.compile(r"^([^\n{}#][^{}]*?)\s*\{([^}]*)\}", re.MULTILINE)
 
 
-# --- Files -----------------------------------------------------------------------------------------------------------
+# --- Files ----------------------------------------------------------------------------
 
 
 def _secret_files(seen: Inspection) -> Iterator[tuple[Path, str]]:
     layout = seen.layout
     yield from ((path, "the CA's key") for path in (layout.signing_key, layout.ca_key))
-    yield from ((path, "passwords of parent proxies") for path in (layout.rendered, layout.parts / "upstreams.conf"))
+    yield from (
+        (path, "passwords of parent proxies")
+        for path in (layout.rendered, layout.parts / "upstreams.conf")
+    )
     yield layout.webhook, "the URL of the webhook"
     yield from ((path, "a secret of the policy") for path in seen.sources.secrets)
-    yield from ((path, "a secret that was fetched") for path in sorted(seen.layout.secrets.glob(f"*{VALUE_SUFFIX}")))
+    yield from (
+        (path, "a secret that was fetched")
+        for path in sorted(seen.layout.secrets.glob(f"*{VALUE_SUFFIX}"))
+    )
 
 
 @finds("secret-unavailable")
 def _unavailable_secrets(seen: Inspection) -> Iterator[Found]:
-    """Find secrets without a value. `secrets-not-fetched` names them where nothing fetches them."""
+    """Find secrets without a value.
+
+    `secrets-not-fetched` names them where nothing fetches them.
+    """
     fetched = {} if seen.view.fetching.runs else seen.view.fetched_secrets
-    yield from (Found(row.problem) for row in secret_rows(seen.view) if row.problem and row.name not in fetched)
-    yield from (Found(str(fault)) for fault in (missing_extras(seen.view.policy) if seen.view.policy else ()))
+    yield from (
+        Found(row.problem)
+        for row in secret_rows(seen.view)
+        if row.problem and row.name not in fetched
+    )
+    yield from (
+        Found(str(fault))
+        for fault in (missing_extras(seen.view.policy) if seen.view.policy else ())
+    )
 
 
 @finds("webhook-failing")
 def _webhook_failing(seen: Inspection) -> Iterator[Found]:
-    """Find what is wrong with webhook.yaml, as Squid's account reads it; else what the process that uses it reports."""
+    """Find what is wrong with webhook.yaml, as Squid's account reads it; else what the
+    process that uses it reports.
+    """
     file, reported = seen.layout.webhook, seen.view.maintenance.failures.get("webhook")
     found = [*_settings_faults(file, _read_webhook, seen, seen.account)]
     yield from found
@@ -107,15 +155,24 @@ def _read_webhook(file: Path) -> None:
     as_root=True,
 )
 def _quota_store_unusable(seen: Inspection) -> Iterator[Found]:
-    yield from _settings_faults(quota_store_file(seen.layout.policy), read_quota_store, seen, seen.account)
+    yield from _settings_faults(
+        quota_store_file(seen.layout.policy), read_quota_store, seen, seen.account
+    )
 
 
 @finds("quota-store-unavailable")
 def _quota_store_unavailable(seen: Inspection) -> Iterator[Found]:
-    """Ask the store of all gateways, as Squid's account: what is wrong with its settings is another finding."""
+    """Ask the store of all gateways, as Squid's account: what is wrong with its
+    settings is another finding.
+    """
     file = quota_store_file(seen.layout.policy)
     if file.exists() and not any(_quota_store_unusable(seen)):
-        yield from _settings_faults(file, lambda file: try_quota_store(read_quota_store(file)), seen, seen.account)
+        yield from _settings_faults(
+            file,
+            lambda file: try_quota_store(read_quota_store(file)),
+            seen,
+            seen.account,
+        )
 
 
 @critical(
@@ -125,14 +182,17 @@ def _quota_store_unavailable(seen: Inspection) -> Iterator[Found]:
     as_root=True,
 )
 def _pull_settings_unusable(seen: Inspection) -> Iterator[Found]:
-    """Find what is wrong with pull.yaml, as the account that pulls reads it, where there is one.
+    """Find what is wrong with pull.yaml, as the account that pulls reads it, where
+    there is one.
 
     Its unit gives it the group of Squid's account, and keeps its own.
     """
     account = account_of(ACCOUNTS["pull"])
     if account and seen.account:
         account = replace(account, group=seen.account.group)
-    yield from _settings_faults(seen.layout.pull_settings, read_pull_settings, seen, account)
+    yield from _settings_faults(
+        seen.layout.pull_settings, read_pull_settings, seen, account
+    )
 
 
 @info(
@@ -149,7 +209,10 @@ def _pull_without_ceiling(seen: Inspection) -> Iterator[Found]:
 
 
 def _settings_faults(
-    file: Path, read: Callable[[Path], object], seen: Inspection, account: Account | None
+    file: Path,
+    read: Callable[[Path], object],
+    seen: Inspection,
+    account: Account | None,
 ) -> Iterator[Found]:
     if not file.exists():
         return
@@ -177,16 +240,26 @@ def _exposed_files(seen: Inspection) -> Iterator[Found]:
     folders: dict[Path, str] = {}
     secrets = seen.layout.secrets.resolve()  # of what fetches
     for path, what in _secret_files(seen):
-        if not path.exists() or (path.parent == seen.layout.parts and not _LOGIN.search(text_at(path))):
+        if not path.exists() or (
+            path.parent == seen.layout.parts and not _LOGIN.search(text_at(path))
+        ):
             continue
-        if problem := _exposed(path, seen.account, fetched=path.parent == seen.layout.secrets):
+        if problem := _exposed(
+            path, seen.account, fetched=path.parent == seen.layout.secrets
+        ):
             yield Found(f"{what}: {problem}", str(path))
         folders |= dict.fromkeys(path.resolve().parents, what)
     for folder, what in folders.items():
-        owners = {*_owners(seen.account), *([folder.stat().st_uid] if folder == secrets else ())}
+        owners = {
+            *_owners(seen.account),
+            *([folder.stat().st_uid] if folder == secrets else ()),
+        }
         if other := changed_by_others(folder, owners):
             mode = stat.S_IMODE(folder.stat().st_mode)
-            yield Found(f"above {what}: {other} can replace files in it (mode {mode:04o})", str(folder))
+            yield Found(
+                f"above {what}: {other} can replace files in it (mode {mode:04o})",
+                str(folder),
+            )
 
 
 def _owners(account: Account | None) -> set[int]:
@@ -196,7 +269,9 @@ def _owners(account: Account | None) -> set[int]:
 def _exposed(path: Path, account: Account | None, *, fetched: bool) -> str:
     found = path.stat()
     mode, others = stat.S_IMODE(found.st_mode), {0, account.group if account else 0}
-    if found.st_uid not in _owners(account) and not fetched:  # what was fetched belongs to what has fetched it
+    if (
+        found.st_uid not in _owners(account) and not fetched
+    ):  # what was fetched belongs to what has fetched it
         return f"it belongs to user {found.st_uid}, neither root nor Squid's account"
     if mode & 0o007:
         return f"every account can read or write it (mode {mode:04o})"
@@ -215,36 +290,57 @@ def _squid_cannot_read(seen: Inspection) -> Iterator[Found]:
     if seen.account is None:
         return
     own = (seen.layout.signing_cert, seen.layout.signing_key, seen.layout.program)
-    files = [*seen.conf.files, *own, *seen.layout.policy.rglob("*"), *seen.sources.named]
+    files = [
+        *seen.conf.files,
+        *own,
+        *seen.layout.policy.rglob("*"),
+        *seen.sources.named,
+    ]
     for path, closed in unreadable_for(seen.account, files).items():
         yield Found(f"closed at {closed}", str(path))
 
 
 @critical(
-    "clock-off", "The clock is behind", "Set the clock, such as by an NTP client. Certificates and `expires` go by it."
+    "clock-off",
+    "The clock is behind",
+    "Set the clock, such as by an NTP client. Certificates and `expires` go by it.",
 )
 def _clock_off(seen: Inspection) -> Iterator[Found]:
-    """Compare the clock with the CA, and with what the gateway wrote: a machine may have no NTP client to ask."""
+    """Compare the clock with the CA, and with what the gateway wrote: a machine may
+    have no NTP client to ask.
+    """
     now = seen.view.now
     try:
-        [first, *_] = x509.load_pem_x509_certificates(seen.layout.signing_cert.read_bytes())
+        [first, *_] = x509.load_pem_x509_certificates(
+            seen.layout.signing_cert.read_bytes()
+        )
     except (OSError, ValueError):
         first = None
     if first and first.not_valid_before_utc.timestamp() > now:
-        yield Found(f"the CA begins at {first.not_valid_before_utc:%Y-%m-%d %H:%M} UTC", str(seen.layout.signing_cert))
-    for path in (seen.layout.access_log, seen.layout.cache_log, seen.layout.applied, seen.layout.conf):
+        yield Found(
+            f"the CA begins at {first.not_valid_before_utc:%Y-%m-%d %H:%M} UTC",
+            str(seen.layout.signing_cert),
+        )
+    for path in (
+        seen.layout.access_log,
+        seen.layout.cache_log,
+        seen.layout.applied,
+        seen.layout.conf,
+    ):
         ahead = path.stat().st_mtime - now if path.exists() else 0
         if ahead > _CLOCK_SECONDS:
             written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
             yield Found(f"it was written at {written:%Y-%m-%d %H:%M} UTC", str(path))
 
 
-# --- logrotate -------------------------------------------------------------------------------------------------------
+# --- logrotate ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class RotationRule:
-    """A block of logrotate's that names the access log, with what logrotate.conf says ahead of all blocks."""
+    """A block of logrotate's that names the access log, with what logrotate.conf says
+    ahead of all blocks.
+    """
 
     place: str
     body: str
@@ -258,21 +354,40 @@ class RotationRule:
     def days(self) -> float:
         """How many days of records it keeps, the current one left out."""
         number = int(self._last(r"rotate\s+(-?\d+)") or 0)
-        return float("inf") if number == -1 else number * _PERIODS[self._last(rf"({'|'.join(_PERIODS)})\b") or "weekly"]
+        return (
+            float("inf")
+            if number == -1
+            else number * _PERIODS[self._last(rf"({'|'.join(_PERIODS)})\b") or "weekly"]
+        )
 
     def _last(self, option: str) -> str:
-        found = (re.findall(rf"^\s*{option}", text, re.MULTILINE) for text in (self.body, self.usual))
+        found = (
+            re.findall(rf"^\s*{option}", text, re.MULTILINE)
+            for text in (self.body, self.usual)
+        )
         return next((values[-1] for values in found if values), "")
 
 
 def _rotation_rules(seen: Inspection) -> Iterator[RotationRule]:
     ignores_others = False
-    usual = re.split(r"^\s*include\b", text_at(seen.logrotate.with_suffix(".conf")), maxsplit=1, flags=re.MULTILINE)[0]
+    usual = re.split(
+        r"^\s*include\b",
+        text_at(seen.logrotate.with_suffix(".conf")),
+        maxsplit=1,
+        flags=re.MULTILINE,
+    )[0]
     for path in sorted(seen.logrotate.glob("*")):
         text = text_at(path)
         for found in _BLOCK.finditer(text):
-            if any(fnmatch(str(seen.layout.access_log), glob.strip("\"'")) for glob in found[1].split()):
-                rule = RotationRule(f"{path}:{text.count(chr(10), 0, found.start()) + 1}", found[2], usual)
+            if any(
+                fnmatch(str(seen.layout.access_log), glob.strip("\"'"))
+                for glob in found[1].split()
+            ):
+                rule = RotationRule(
+                    f"{path}:{text.count(chr(10), 0, found.start()) + 1}",
+                    found[2],
+                    usual,
+                )
                 if not ignores_others:
                     yield rule
                 ignores_others = ignores_others or rule.has("ignoreduplicates")
@@ -286,9 +401,15 @@ def _rotation_rules(seen: Inspection) -> Iterator[RotationRule]:
 def _lost_by_logrotate(seen: Inspection) -> Iterator[Found]:
     for rule in _rotation_rules(seen):
         if rule.has("copytruncate"):
-            yield Found("copytruncate: what is logged between the copy and the cut is lost", rule.place)
+            yield Found(
+                "copytruncate: what is logged between the copy and the cut is lost",
+                rule.place,
+            )
         elif not re.search(r"squid\b.*-k\s*rotate|systemctl .*squid", rule.body):
-            yield Found("it does not run `squid -k rotate`: Squid writes on into the file that is deleted", rule.place)
+            yield Found(
+                "it does not run `squid -k rotate`: Squid writes on into the file that is deleted",
+                rule.place,
+            )
         if rule.days == 0:
             yield Found("rotate 0: the log is deleted, not kept", rule.place)
 
@@ -304,7 +425,7 @@ def _few_days_kept(seen: Inspection) -> Iterator[Found]:
             yield Found(f"{quantity(round(rule.days), 'day')} of records", rule.place)
 
 
-# --- Processes -------------------------------------------------------------------------------------------------------
+# --- Processes ------------------------------------------------------------------------
 
 
 @critical(
@@ -315,24 +436,43 @@ def _few_days_kept(seen: Inspection) -> Iterator[Found]:
     running=True,
 )
 def _service_not_running(seen: Inspection) -> Iterator[Found]:
-    """Find an installed service beside Squid that does not work. Others tell about bodies and heartbeats."""
+    """Find an installed service beside Squid that does not work.
+
+    Others tell about bodies and heartbeats.
+    """
     listens = text_at(seen.layout.service("exporter").applied).split(" ")[0]
     for name in sorted({*SERVICES} - {"maintenance", "secrets", "export", *BODIES}):
         paths = seen.layout.service(name)
         exporter = listens if name == "exporter" and listens != NO_EXPORTER else ""
-        service = InstalledService(name, seen.layout, seen.squid.systemd, port=port_of(exporter) if exporter else None)
+        service = InstalledService(
+            name,
+            seen.layout,
+            seen.squid.systemd,
+            port=port_of(exporter) if exporter else None,
+        )
         if paths.unit.exists() and not service.works():
-            what = f"squidkeeper-{name}" + (f" does not answer on {exporter}" if exporter else "")
-            log = f"`journalctl -u squidkeeper-{name}`" if seen.squid.systemd else paths.log
+            what = f"squidkeeper-{name}" + (
+                f" does not answer on {exporter}" if exporter else ""
+            )
+            log = (
+                f"`journalctl -u squidkeeper-{name}`"
+                if seen.squid.systemd
+                else paths.log
+            )
             yield Found(f"{what}; its log: {log}", str(paths.unit))
         elif name == "exporter":
             yield from _unanswered(paths.unit, service.pid())
 
 
 def _unanswered(unit: Path, exporter: int | None) -> Iterator[Found]:
-    listens = re.search(r"^ExecStart=.* --health-listen (\S+)", text_at(unit), re.MULTILINE)
+    listens = re.search(
+        r"^ExecStart=.* --health-listen (\S+)", text_at(unit), re.MULTILINE
+    )
     if listens and not process_listens(exporter, port_of(listens[1])):
-        yield Found(f"squidkeeper-exporter does not answer load balancers on {listens[1]}", str(unit))
+        yield Found(
+            f"squidkeeper-exporter does not answer load balancers on {listens[1]}",
+            str(unit),
+        )
 
 
 @warning(
@@ -350,7 +490,10 @@ def _few_descriptors_granted(seen: Inspection) -> Iterator[Found]:
         if process.name() == "squid":
             granted = _descriptors(process.pid)
             if granted < wanted.number:
-                yield Found(f"process {process.pid} has {granted} of {wanted.first}", wanted.place)
+                yield Found(
+                    f"process {process.pid} has {granted} of {wanted.first}",
+                    wanted.place,
+                )
 
 
 @warning(
@@ -363,14 +506,23 @@ def _few_descriptors_granted(seen: Inspection) -> Iterator[Found]:
 )
 def _client_fills_descriptors(seen: Inspection) -> Iterator[Found]:
     most, own = seen.last("client_ip_max_connections"), seen.last("max_filedescriptors")
-    if own and own.number and (most is None or not 0 < 3 * 2 * (most.number or 0) < 0.8 * own.number):
+    if (
+        own
+        and own.number
+        and (most is None or not 0 < 3 * 2 * (most.number or 0) < 0.8 * own.number)
+    ):
         limit = most.first if most else "missing"
         place = most.place if most else str(seen.layout.conf)
-        yield Found(f"client_ip_max_connections is {limit}, and a worker has {own.number} descriptors", place)
+        yield Found(
+            f"client_ip_max_connections is {limit}, and a worker has {own.number} descriptors",
+            place,
+        )
     limits = re.search(r"sc0_conn_cur gt (\d+) ", text_at(seen.layout.haproxy))
     pid = InstalledService("tls", seen.layout, seen.squid.systemd).pid()
     if limits and pid is not None:
-        granted = min((_descriptors(process.pid) for process in _with_children(pid)), default=0)
+        granted = min(
+            (_descriptors(process.pid) for process in _with_children(pid)), default=0
+        )
         if granted and int(limits[1]) > granted // CLIENT_SHARE:
             text = f"HAProxy lets a client have {limits[1]} connections, and has {granted} descriptors"
             yield Found(text, str(seen.layout.haproxy))
@@ -383,8 +535,12 @@ def _with_children(pid: int) -> Iterator[psutil.Process]:
 
 
 def _descriptors(pid: int) -> int:
-    """Return the limit of a process: psutil asks for one by a call that containers can forbid."""
-    found = re.search(r"^Max open files +(\d+)", Path(f"/proc/{pid}/limits").read_text(), re.MULTILINE)
+    """Return the limit of a process: psutil asks for one by a call that containers can
+    forbid.
+    """
+    found = re.search(
+        r"^Max open files +(\d+)", Path(f"/proc/{pid}/limits").read_text(), re.MULTILINE
+    )
     return int(found[1]) if found else 0
 
 
@@ -396,17 +552,31 @@ def _descriptors(pid: int) -> int:
 def _open_proxy(seen: Inspection) -> Iterator[Found]:
     """Find a gateway that the internet reaches, and whose policy allows any client.
 
-    A port that requires a PROXY header serves load balancers alone: `proxy-protocol-open` finds one that serves others.
+    A port that requires a PROXY header serves load balancers alone:
+    `proxy-protocol-open` finds one that serves others.
     """
-    open_to = open_to_any_client(seen.policy, str(seen.layout.policy), seen.view.at) if seen.policy else ()
-    balanced = {port.first for port in seen.named("http_port") if "require-proxy-header" in port.words}
+    open_to = (
+        open_to_any_client(seen.policy, str(seen.layout.policy), seen.view.at)
+        if seen.policy
+        else ()
+    )
+    balanced = {
+        port.first
+        for port in seen.named("http_port")
+        if "require-proxy-header" in port.words
+    }
     listens = (*seen.listens, *(f"{host}:443" for host in seen.transparent))
     for listen in listens if open_to else ():
-        if listen not in balanced and (reached := ", ".join(map(str, reached_at(listen)))):
-            yield Found(f"it listens on {listen}, reached at {reached}; {open_to[0].text}", str(open_to[0].location))
+        if listen not in balanced and (
+            reached := ", ".join(map(str, reached_at(listen)))
+        ):
+            yield Found(
+                f"it listens on {listen}, reached at {reached}; {open_to[0].text}",
+                str(open_to[0].location),
+            )
 
 
-# --- Helpers ---------------------------------------------------------------------------------------------------------
+# --- Helpers --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,10 +603,15 @@ class AskedHelper:
 )
 def _silent_helpers(seen: Inspection) -> Iterator[Found]:
     helpers = [*_helpers(seen)]
-    with tempfile.TemporaryDirectory(prefix="squidkeeper-doctor-") as folder, ThreadPoolExecutor() as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="squidkeeper-doctor-") as folder,
+        ThreadPoolExecutor() as pool,
+    ):
         if seen.account and seen.is_root:
             os.chown(folder, seen.account.user, seen.account.group)
-        problems = pool.map(lambda helper: _problem(helper, folder, seen.account), helpers)
+        problems = pool.map(
+            lambda helper: _problem(helper, folder, seen.account), helpers
+        )
         for helper, problem in zip(helpers, problems, strict=True):
             if problem:
                 yield Found(f"{helper.name}: {problem}", helper.place)
@@ -452,16 +627,25 @@ def _silent_helpers(seen: Inspection) -> Iterator[Found]:
     in_setup=True,
 )
 def _stopped_helper_stays(seen: Inspection) -> Iterator[Found]:
-    helper = next((helper for helper in _helpers(seen) if "--state" in helper.command), None)
-    if helper is None or not InstalledService("exporter", seen.layout, seen.squid.systemd).works():
+    helper = next(
+        (helper for helper in _helpers(seen) if "--state" in helper.command), None
+    )
+    if (
+        helper is None
+        or not InstalledService("exporter", seen.layout, seen.squid.systemd).works()
+    ):
         return
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    with subprocess.Popen(helper.command, **pipes, **_started_as(seen.account)) as process:  # noqa: S603 - Squid's command
+    with subprocess.Popen(  # noqa: S603 - Squid's command
+        helper.command, **pipes, **_started_as(seen.account)
+    ) as process:
         process.send_signal(signal.SIGSTOP)
         try:
             process.wait(_STOPPED_SECONDS)
         except subprocess.TimeoutExpired:
-            yield Found(f"{helper.name}: nothing ended a process that was stopped for {_STOPPED_SECONDS:.0f} s")
+            yield Found(
+                f"{helper.name}: nothing ended a process that was stopped for {_STOPPED_SECONDS:.0f} s"
+            )
         finally:
             process.kill()
 
@@ -470,23 +654,39 @@ def _helpers(seen: Inspection) -> Iterator[AskedHelper]:
     extras = seen.last("url_rewrite_extras")
     questions: dict[str, Callable[[Sequence[str]], str]] = {
         "external_acl_type": lambda words: f"1 {_values(words)} -",
-        "url_rewrite_program": lambda _: f"{_URL} {_values(' '.join(extras.words).split() if extras else ())}",
+        "url_rewrite_program": lambda _: (
+            f"{_URL} {_values(' '.join(extras.words).split() if extras else ())}"
+        ),
         "auth_param": lambda _: "1 squidkeeper-doctor - 127.0.0.1 -",
-        "sslcrtd_program": lambda _: "new_certificate 1 x",  # names no host: it answers ERR
+        "sslcrtd_program": lambda _: (
+            "new_certificate 1 x"
+        ),  # names no host: it answers ERR
     }
     for directive in seen.named(*questions):
         words = directive.words
-        start = next((at for at, word in enumerate(words) if Path(word).name == "squidkeeper"), None)
+        start = next(
+            (at for at, word in enumerate(words) if Path(word).name == "squidkeeper"),
+            None,
+        )
         if start is not None:
-            yield AskedHelper(directive.place, words[start:], questions[directive.name](words[1:start]) + "\n")
+            yield AskedHelper(
+                directive.place,
+                words[start:],
+                questions[directive.name](words[1:start]) + "\n",
+            )
 
 
 def _values(format_: Sequence[str]) -> str:
-    return " ".join(_ASKED.get(token, "-") for token in format_ if token.startswith("%"))
+    return " ".join(
+        _ASKED.get(token, "-") for token in format_ if token.startswith("%")
+    )
 
 
 def _problem(helper: AskedHelper, folder: str, account: Account | None) -> str:
-    """Ask a helper; give what is wrong with it. The end of its input ends it, once it has answered."""
+    """Ask a helper; give what is wrong with it.
+
+    The end of its input ends it, once it has answered.
+    """
     pairs = zip(("", *helper.command), helper.command, strict=False)
     try:
         done = subprocess.run(  # noqa: S603 - the command that Squid runs
@@ -501,12 +701,25 @@ def _problem(helper: AskedHelper, folder: str, account: Account | None) -> str:
         return f"no answer within {_ANSWER_SECONDS:.0f} s"
     except OSError as error:
         return f"it cannot be started ({error.strerror})"
-    return "" if done.stdout.strip() else f"it ends without an answer, with status {done.returncode}"
+    return (
+        ""
+        if done.stdout.strip()
+        else f"it ends without an answer, with status {done.returncode}"
+    )
 
 
 def _started_as(account: Account | None) -> dict[str, Any]:
-    options: dict[str, Any] = {"cwd": "/", "env": _ENVIRONMENT, "stderr": subprocess.DEVNULL}
+    options: dict[str, Any] = {
+        "cwd": "/",
+        "env": _ENVIRONMENT,
+        "stderr": subprocess.DEVNULL,
+    }
     if account is None or os.geteuid() != 0:
         return options
     groups = os.getgrouplist(account.name, account.group)
-    return {**options, "user": account.user, "group": account.group, "extra_groups": groups}
+    return {
+        **options,
+        "user": account.user,
+        "group": account.group,
+        "extra_groups": groups,
+    }

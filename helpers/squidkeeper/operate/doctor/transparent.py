@@ -1,4 +1,6 @@
-"""What is wrong with the ports 53, 80 and 443 for clients without proxy settings, where install.sh was given them."""
+"""What is wrong with the ports 53, 80 and 443 for clients without proxy settings, where
+install.sh was given them.
+"""
 
 import re
 from collections.abc import Iterator
@@ -9,8 +11,15 @@ from squidkeeper.operate.doctor.listening import foreign_listeners
 from squidkeeper.operate.setup.entries import text_at
 from squidkeeper.operate.setup.processes import InstalledService
 
-_PORTS: Final = ((53, "tcp", "dns"), (53, "udp", "dns"), (80, "tcp", "transparent"), (443, "tcp", "transparent"))
-_ASKS_OTHERS: Final = re.compile(r"^\s*(?:(?:forward|stub|auth)-zone|include(?:-toplevel)?|rpz)\s*:.*", re.MULTILINE)
+_PORTS: Final = (
+    (53, "tcp", "dns"),
+    (53, "udp", "dns"),
+    (80, "tcp", "transparent"),
+    (443, "tcp", "transparent"),
+)
+_ASKS_OTHERS: Final = re.compile(
+    r"^\s*(?:(?:forward|stub|auth)-zone|include(?:-toplevel)?|rpz)\s*:.*", re.MULTILINE
+)
 
 
 @critical(
@@ -26,7 +35,9 @@ def _port_taken(seen: Inspection) -> Iterator[Found]:
         for port, protocol, name in _PORTS:
             service = InstalledService(name, seen.layout, seen.squid.systemd)
             for process in foreign_listeners(f"{host}:{port}", [service], protocol):
-                yield Found(f"process {process.pid} ({process.name()}) listens on {host}:{port} ({protocol})")
+                yield Found(
+                    f"process {process.pid} ({process.name()}) listens on {host}:{port} ({protocol})"
+                )
 
 
 @critical(
@@ -36,8 +47,20 @@ def _port_taken(seen: Inspection) -> Iterator[Found]:
 )
 def _lines_missing(seen: Inspection) -> Iterator[Found]:
     lines = (
-        ("http_port", (seen.layout.transparent_tls, "require-proxy-header", "ssl-bump")),
-        ("http_port", (seen.layout.transparent_http, "require-proxy-header", "accel", "vhost", "allow-direct")),
+        (
+            "http_port",
+            (seen.layout.transparent_tls, "require-proxy-header", "ssl-bump"),
+        ),
+        (
+            "http_port",
+            (
+                seen.layout.transparent_http,
+                "require-proxy-header",
+                "accel",
+                "vhost",
+                "allow-direct",
+            ),
+        ),
         ("http_access", ("deny", "sk_transparent", "sk_without_login", "!all")),
     )
     for name, words in lines if seen.transparent else ():
@@ -53,4 +76,7 @@ def _lines_missing(seen: Inspection) -> Iterator[Found]:
 def _asks_others(seen: Inspection) -> Iterator[Found]:
     text = text_at(seen.layout.dns)
     for found in _ASKS_OTHERS.finditer(text):
-        yield Found(found[0].strip(), f"{seen.layout.dns}:{text.count(chr(10), 0, found.start()) + 1}")
+        yield Found(
+            found[0].strip(),
+            f"{seen.layout.dns}:{text.count(chr(10), 0, found.start()) + 1}",
+        )

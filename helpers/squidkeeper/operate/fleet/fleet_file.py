@@ -14,7 +14,9 @@ from squidkeeper.operate.setup.configuration import is_gateway_name
 from squidkeeper.operate.setup.options import MOST_WORKERS
 
 _PATH: Final = re.compile(r"/[A-Za-z0-9/._+@-]+")  # HAProxy has a quoting of its own
-_LISTEN: Final = re.compile(r"(?:(?P<address>[0-9.]+|\[[0-9A-Fa-f:.]+\]):)?(?P<port>[1-9][0-9]{0,4})")
+_LISTEN: Final = re.compile(
+    r"(?:(?P<address>[0-9.]+|\[[0-9A-Fa-f:.]+\]):)?(?P<port>[1-9][0-9]{0,4})"
+)
 _PORT: Final = 3129
 _HEALTH_PORT: Final = 9130
 _PER_CLIENT: Final = 2048  # as Squid's client_ip_max_connections
@@ -49,17 +51,26 @@ class FleetGateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def authority(self) -> str:
         """Its address and the port of its proxy."""
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+        return (
+            f"[{self.address}]:{self.port}"
+            if ":" in self.address
+            else f"{self.address}:{self.port}"
+        )
 
     @property
     def id(self) -> int:
-        """What places it among the others for a client: made from its name, so that it keeps its place."""
+        """What places it among the others for a client: made from its name, so that it
+        keeps its place.
+        """
         return crc32(self.name.encode()) % 0x7FFFFFFF + 1
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Gateways, and how HAProxy takes their clients. `addresses`: those of HAProxy, as gateways see them."""
+    """Gateways, and how HAProxy takes their clients.
+
+    `addresses`: those of HAProxy, as gateways see them.
+    """
 
     gateways: tuple[FleetGateway, ...]
     addresses: tuple[str, ...]
@@ -74,7 +85,9 @@ def read_fleet(file: Path) -> Fleet:
         given = msgspec.yaml.decode(file.read_bytes(), type=_FleetFile)
     except OSError as error:
         expected = "expected a readable file with HAProxy's addresses and the gateways"
-        raise FleetFailed(f"{file}: {error.strerror}: {expected}: {_EXAMPLE}") from error
+        raise FleetFailed(
+            f"{file}: {error.strerror}: {expected}: {_EXAMPLE}"
+        ) from error
     except msgspec.ValidationError as error:
         raise FleetFailed(f"{file}: {_told(str(error))}: {_EXAMPLE}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -85,7 +98,13 @@ def read_fleet(file: Path) -> Fleet:
     gateways = (_gateway(gateway) for gateway in given.gateways)
     haproxy = given.haproxy
     addresses = tuple(str(ip_address(address)) for address in haproxy.addresses)
-    return Fleet((*gateways,), addresses, str(haproxy.listen), haproxy.certificate, haproxy.connections_per_client)
+    return Fleet(
+        (*gateways,),
+        addresses,
+        str(haproxy.listen),
+        haproxy.certificate,
+        haproxy.connections_per_client,
+    )
 
 
 class _HAProxy(msgspec.Struct, forbid_unknown_fields=True):
@@ -109,7 +128,9 @@ def _told(problem: str) -> str:
     what, _, path = problem.rstrip("`").partition(" - at `$")
     place = path.removeprefix(".")
     field = re.sub(r"\[\d+\]", "", place).rpartition(".")[2]
-    found = re.fullmatch(r"Object (contains unknown|missing required) field `(.*?)`?", what)
+    found = re.fullmatch(
+        r"Object (contains unknown|missing required) field `(.*?)`?", what
+    )
     if found and found[1] == "missing required":
         place, field, found = f"{place}.{found[2]}".removeprefix("."), found[2], None
     unknown = f"unknown field {found[2]!r}, " if found else ""
@@ -121,13 +142,17 @@ def _faults(given: _FleetFile) -> list[str]:
     for number, gateway in enumerate(given.gateways):
         place = f"gateways[{number}]"
         if not is_gateway_name(gateway.name):
-            faults.append(f"{place}.name: {gateway.name!r}: expected {_EXPECTED['name']}")
+            faults.append(
+                f"{place}.name: {gateway.name!r}: expected {_EXPECTED['name']}"
+            )
         faults += _address_fault(f"{place}.address", gateway.address)
     for number, address in enumerate(given.haproxy.addresses):
         faults += _address_fault(f"haproxy.addresses[{number}]", address)
     found = _LISTEN.fullmatch(str(given.haproxy.listen))
     if found is None or int(found["port"]) > 65535:
-        faults.append(f"haproxy.listen: {given.haproxy.listen!r}: expected {_EXPECTED['listen']}")
+        faults.append(
+            f"haproxy.listen: {given.haproxy.listen!r}: expected {_EXPECTED['listen']}"
+        )
     elif found["address"]:
         faults += _address_fault("haproxy.listen", found["address"].strip("[]"))
     if given.haproxy.certificate and not _PATH.fullmatch(given.haproxy.certificate):
@@ -140,7 +165,11 @@ def _address_fault(place: str, text: str) -> list[str]:
         ip_address(text)
     except ValueError:
         return [f"{place}: {text!r} is not an address, expected {_EXPECTED['address']}"]
-    return [f"{place}: {text!r} has a zone, expected an address without"] if "%" in text else []
+    return (
+        [f"{place}: {text!r} has a zone, expected an address without"]
+        if "%" in text
+        else []
+    )
 
 
 def _repeated(gateways: list[FleetGateway]) -> list[str]:
@@ -149,7 +178,11 @@ def _repeated(gateways: list[FleetGateway]) -> list[str]:
     for number, gateway in enumerate(made):
         for other in made[:number]:
             if gateway.name == other.name or gateway.id == other.id:
-                faults.append(f"gateways[{number}].name: {gateway.name!r} is taken by {other.name!r}: choose another")
+                faults.append(
+                    f"gateways[{number}].name: {gateway.name!r} is taken by {other.name!r}: choose another"
+                )
             elif gateway.authority == other.authority:
-                faults.append(f"gateways[{number}].address: {gateway.authority} is that of {other.name!r} already")
+                faults.append(
+                    f"gateways[{number}].address: {gateway.authority} is that of {other.name!r} already"
+                )
     return faults

@@ -1,10 +1,12 @@
-"""Grants for all gateways: a signed commit to the repository that they pull from, made by a person.
+"""Grants for all gateways: a signed commit to the repository that they pull from, made
+by a person.
 
-The policy is copied out of a clone, so that the commands for one gateway edit it as they do there: the file in the
-repository lies beside the copy, as grants.yaml does. git is the person's own, with its access and its signing key.
+The policy is copied out of a clone, so that the commands for one gateway edit it as
+they do there: the file in the repository lies beside the copy, as grants.yaml does. git
+is the person's own, with its access and its signing key.
 
-A signature vouches for the whole tree, so a commit is made only on a tip that gateways take: else it would sign what
-anyone has pushed.
+A signature vouches for the whole tree, so a commit is made only on a tip that gateways
+take: else it would sign what anyone has pushed.
 """
 
 import shutil
@@ -21,7 +23,11 @@ from squidkeeper.base.errors import EditRefused, PullFailed, PullRefused
 from squidkeeper.base.formatting import quantity
 from squidkeeper.policy.language.grants import FLEET_GRANTS
 from squidkeeper.policy.policy_edit import load_or_refuse
-from squidkeeper.policy.policy_store.sources import grants_file, local_file, read_sources
+from squidkeeper.policy.policy_store.sources import (
+    grants_file,
+    local_file,
+    read_sources,
+)
 from squidkeeper.services.pulling.git_command import what_git_told
 from squidkeeper.services.pulling.signatures import commit_signer
 
@@ -33,7 +39,8 @@ _COMMITS_AT_MOST: Final = 100  # in which the last signed one is looked for
 class FleetRepository:
     """Where a fleet's policy is: the folder of a branch.
 
-    `key` signs, and `allowed_signers` says whose commits count; without them, what git has for both.
+    `key` signs, and `allowed_signers` says whose commits count; without them, what git
+    has for both.
     """
 
     url: str
@@ -45,7 +52,9 @@ class FleetRepository:
 
 @dataclass(frozen=True, slots=True)
 class Checkout:
-    """A clone, and a copy of its policy in which the grants of the fleet lie beside the folder."""
+    """A clone, and a copy of its policy in which the grants of the fleet lie beside the
+    folder.
+    """
 
     repository: FleetRepository
     clone: Path
@@ -54,13 +63,17 @@ class Checkout:
 
     @property
     def person(self) -> str:
-        """Name the person who makes the commit, as git has it; `EditRefused` where git knows nobody."""
+        """Name the person who makes the commit, as git has it; `EditRefused` where git
+        knows nobody.
+        """
         return _git(self.clone, "var", "GIT_AUTHOR_IDENT").partition(" <")[0]
 
     def publish(self, title: str, now: datetime) -> str:
-        """Commit and push the grants beside the copy, if they have changed; give the commit, or nothing.
+        """Commit and push the grants beside the copy, if they have changed; give the
+        commit, or nothing.
 
-        `EditRefused` where a gateway would not load the policy with them, or git does not take them.
+        `EditRefused` where a gateway would not load the policy with them, or git does
+        not take them.
         """
         inside = self.clone / self.repository.folder / FLEET_GRANTS
         shutil.copyfile(grants_file(self.policy), inside)
@@ -69,13 +82,27 @@ class Checkout:
         sources = read_sources(inside.parent)
         load_or_refuse(sources, now, "would not load on a gateway")
         _git(self.clone, "add", "--", str(inside))
-        _git(self.clone, *self._signing(), "commit", "--quiet", "--gpg-sign", "--message", title)
+        _git(
+            self.clone,
+            *self._signing(),
+            "commit",
+            "--quiet",
+            "--gpg-sign",
+            "--message",
+            title,
+        )
         if refusal := _refusal(self.clone, self.allowed_signers):
             raise EditRefused(
                 f"gateways would refuse the new commit: {refusal}; sign with a key that {self.allowed_signers} allows"
                 " (--key FILE); nothing was changed in the repository"
             )
-        _git(self.clone, "push", "--quiet", "origin", f"HEAD:refs/heads/{self.repository.branch}")
+        _git(
+            self.clone,
+            "push",
+            "--quiet",
+            "origin",
+            f"HEAD:refs/heads/{self.repository.branch}",
+        )
         return _git(self.clone, "rev-parse", "HEAD")
 
     def _signing(self) -> tuple[str, ...]:
@@ -86,25 +113,56 @@ class Checkout:
 
 @contextmanager
 def checked_out(repository: FleetRepository) -> Iterator[Checkout]:
-    """Clone a repository for the time of one command; `EditRefused` if that fails, or gateways refuse its tip."""
+    """Clone a repository for the time of one command; `EditRefused` if that fails, or
+    gateways refuse its tip.
+    """
     with TemporaryDirectory(prefix="squidkeeper-grant-") as place:
         clone, policy = Path(place) / "clone", Path(place) / "policy"
-        options = ("--quiet", "--single-branch", "--no-tags", "--no-recurse-submodules", "-c", "core.symlinks=false")
-        _git(Path(place), "clone", *options, f"--branch={repository.branch}", "--", repository.url, str(clone))
+        options = (
+            "--quiet",
+            "--single-branch",
+            "--no-tags",
+            "--no-recurse-submodules",
+            "-c",
+            "core.symlinks=false",
+        )
+        _git(
+            Path(place),
+            "clone",
+            *options,
+            f"--branch={repository.branch}",
+            "--",
+            repository.url,
+            str(clone),
+        )
         allowed_signers = _allowed_signers(repository, clone)
         _check_tip(repository, clone, allowed_signers)
         inside = clone / repository.folder
         if not inside.resolve().is_relative_to(clone.resolve()) or not inside.is_dir():
-            raise EditRefused(f"{repository.url} has no folder {repository.folder!r}: name it by --path")
-        shutil.copytree(inside, policy, ignore=shutil.ignore_patterns(".git", FLEET_GRANTS))
-        for there, here in ((inside / FLEET_GRANTS, grants_file(policy)), (local_file(inside), local_file(policy))):
+            raise EditRefused(
+                f"{repository.url} has no folder {repository.folder!r}: name it by --path"
+            )
+        shutil.copytree(
+            inside, policy, ignore=shutil.ignore_patterns(".git", FLEET_GRANTS)
+        )
+        for there, here in (
+            (inside / FLEET_GRANTS, grants_file(policy)),
+            (local_file(inside), local_file(policy)),
+        ):
             if there.is_file():
                 shutil.copyfile(there, here)
         yield Checkout(repository, clone, policy, allowed_signers)
 
 
 def _allowed_signers(repository: FleetRepository, clone: Path) -> Path:
-    configured = ("config", "--type=path", "--default", "", "--get", "gpg.ssh.allowedSignersFile")
+    configured = (
+        "config",
+        "--type=path",
+        "--default",
+        "",
+        "--get",
+        "gpg.ssh.allowedSignersFile",
+    )
     file = repository.allowed_signers or _git(clone, *configured)
     if not file:
         raise EditRefused(
@@ -118,7 +176,14 @@ def _allowed_signers(repository: FleetRepository, clone: Path) -> Path:
 def _check_tip(repository: FleetRepository, clone: Path, allowed_signers: Path) -> None:
     if refusal := _refusal(clone, allowed_signers):
         commit = _git(clone, "rev-parse", "HEAD")
-        author = _git(clone, "show", "--no-patch", "--no-show-signature", "--format=%an <%ae>", "HEAD")
+        author = _git(
+            clone,
+            "show",
+            "--no-patch",
+            "--no-show-signature",
+            "--format=%an <%ae>",
+            "HEAD",
+        )
         raise EditRefused(
             f"{repository.url}: commit {commit} by {author}, the tip of {repository.branch}, is refused: {refusal}."
             f" A grant on top of it would sign its content too. {_remedy(clone, commit, allowed_signers)} Nothing was"
@@ -127,13 +192,19 @@ def _check_tip(repository: FleetRepository, clone: Path, allowed_signers: Path) 
 
 
 def _remedy(clone: Path, tip: str, allowed_signers: Path) -> str:
-    """Tell how to sign on top of a refused tip: after reading all that is unsigned, or by dropping it.
+    """Tell how to sign on top of a refused tip: after reading all that is unsigned, or
+    by dropping it.
 
     One commit drops it. Of several reverts, each but the last would sign what is left.
     """
     keep = "If all of it is right, push an empty signed commit (git commit -S --allow-empty)."
-    listed = _git(clone, "rev-list", "--first-parent", f"--max-count={_COMMITS_AT_MOST}", "HEAD").split()
-    signed = next((commit for commit in listed if not _refusal(clone, allowed_signers, commit)), "")
+    listed = _git(
+        clone, "rev-list", "--first-parent", f"--max-count={_COMMITS_AT_MOST}", "HEAD"
+    ).split()
+    signed = next(
+        (commit for commit in listed if not _refusal(clone, allowed_signers, commit)),
+        "",
+    )
     if not signed:
         return (
             f"None of the last {quantity(len(listed), 'commit')} is signed by an allowed signer now: read the whole"
@@ -168,7 +239,16 @@ def _output(folder: Path, *arguments: str) -> bytes:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EditRefused(f"git cannot be run: {error}; nothing was changed") from error
     if done.returncode != 0:
-        told = what_git_told(done.stderr.decode("utf-8", "replace")) or f"status {done.returncode}"
-        name = next(argument for argument in arguments if not argument.startswith("-") and "=" not in argument)
-        raise EditRefused(f"git {name} failed: {told}; nothing was changed in the repository")
+        told = (
+            what_git_told(done.stderr.decode("utf-8", "replace"))
+            or f"status {done.returncode}"
+        )
+        name = next(
+            argument
+            for argument in arguments
+            if not argument.startswith("-") and "=" not in argument
+        )
+        raise EditRefused(
+            f"git {name} failed: {told}; nothing was changed in the repository"
+        )
     return done.stdout

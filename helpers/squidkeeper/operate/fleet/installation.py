@@ -1,8 +1,10 @@
-"""Puts HAProxy's configuration for a fleet in place, in the distribution's own HAProxy, and reloads it.
+"""Puts HAProxy's configuration for a fleet in place, in the distribution's own HAProxy,
+and reloads it.
 
-The configuration is setup/haproxy.cfg with the sections of fleet.cfg. The machine needs no Squid. HAProxy itself checks
-the configuration first. Where HAProxy does not serve by it after the reload, the former one comes back: whether an
-address can be listened on shows only then.
+The configuration is setup/haproxy.cfg with the sections of fleet.cfg. The machine needs
+no Squid. HAProxy itself checks the configuration first. Where HAProxy does not serve by
+it after the reload, the former one comes back: whether an address can be listened on
+shows only then.
 """
 
 import os
@@ -31,15 +33,21 @@ from squidkeeper.operate.setup.options import say, show
 from squidkeeper.operate.setup.sockets import wait_until
 from squidkeeper.services.exporter.certificate import read_certificate
 
-MARK: Final = "# HAProxy in front of several gateways of squidkeeper:"  # how the file begins
+MARK: Final = (
+    "# HAProxy in front of several gateways of squidkeeper:"  # how the file begins
+)
 STATE: Final = Path("/var/lib/haproxy")
 _ONE: Final = Path(configuration.__file__).with_name("haproxy.cfg")
 _SEVERAL: Final = Path(__file__).with_name("fleet.cfg")
-_SECTION: Final = re.compile(r"^ *# >>> (\w+)\n(.*?)^ *# <<<\n", re.MULTILINE | re.DOTALL)
+_SECTION: Final = re.compile(
+    r"^ *# >>> (\w+)\n(.*?)^ *# <<<\n", re.MULTILINE | re.DOTALL
+)
 _SERVER: Final = "    server NAME ADDRESS id ID port HEALTH\n"
 _CONNECTIONS: Final = 16_000  # for each worker of a gateway
 _DESCRIPTORS: Final = 66_000  # for as many
-_MOST_DESCRIPTORS: Final = 1_000_000  # the kernel's own limit of a process is a little more (fs.nr_open)
+_MOST_DESCRIPTORS: Final = (
+    1_000_000  # the kernel's own limit of a process is a little more (fs.nr_open)
+)
 
 
 def render(fleet: Fleet, state: Path = STATE) -> str:
@@ -47,7 +55,9 @@ def render(fleet: Fleet, state: Path = STATE) -> str:
     sections: dict[str, str] = dict(_SECTION.findall(_SEVERAL.read_text()))
     if not fleet.certificate:
         sections["tls"] = ""
-    text = _SECTION.sub(lambda found: str(sections.get(found[1], found[2])), _ONE.read_text())
+    text = _SECTION.sub(
+        lambda found: str(sections.get(found[1], found[2])), _ONE.read_text()
+    )
     return substitute_once(re.sub("\n{3,}", "\n\n", text), _replacements(fleet, state))
 
 
@@ -111,7 +121,9 @@ class BalancerPaths:
 
 
 def set_up_fleet(fleet: Fleet, paths: BalancerPaths, *, dry_run: bool) -> None:
-    """Put the configuration in place and reload HAProxy; `SetupFailed`, or an OSError, where that fails."""
+    """Put the configuration in place and reload HAProxy; `SetupFailed`, or an OSError,
+    where that fails.
+    """
     text = render(fleet, paths.state)
     if dry_run:
         show(text.rstrip("\n"))
@@ -137,12 +149,18 @@ def _check_certificate(path: str) -> None:
         raise SetupFailed(f"haproxy.certificate: {path}: there is no such file", advice)
     end = read_certificate(Path(path)).not_after if path else None
     if end and end - datetime.now(UTC) < _RENEWED_BEFORE:
-        say("WARNING", f"{path} expires at {timestamp(end)}: put another one there, and run `systemctl reload haproxy`")
+        say(
+            "WARNING",
+            f"{path} expires at {timestamp(end)}: put another one there, and run `systemctl reload haproxy`",
+        )
 
 
 def _check(text: str) -> None:
     if not HAPROXY.exists():
-        raise SetupFailed(f"HAProxy is not installed: there is no {HAPROXY}", "apt-get install haproxy, or dnf")
+        raise SetupFailed(
+            f"HAProxy is not installed: there is no {HAPROXY}",
+            "apt-get install haproxy, or dnf",
+        )
     with TemporaryDirectory() as folder:
         cfg = Path(folder, "haproxy.cfg")
         cfg.write_text(text)
@@ -152,7 +170,9 @@ def _check(text: str) -> None:
 def _replace(paths: BalancerPaths, before: str, text: str) -> None:
     if before and not before.startswith(MARK):
         replace(paths.former_cfg, f"{before}\n".encode(), 0o644)
-        say("haproxy", f"the configuration that was there is kept as {paths.former_cfg}")
+        say(
+            "haproxy", f"the configuration that was there is kept as {paths.former_cfg}"
+        )
     replace(paths.cfg, text.encode(), 0o644)
     say("haproxy", f"written: {paths.cfg}")
 
@@ -184,14 +204,22 @@ def _tell(paths: BalancerPaths, before: str) -> None:
             say("haproxy", f"the former configuration is back: {paths.cfg}")
             with suppress(SetupFailed):
                 _reload(paths)
-                _check_reloaded(paths, former)  # a signal meanwhile, of the next run, would be lost
+                # a signal meanwhile, of the next run, would be lost
+                _check_reloaded(paths, former)
         raise
-    shown = "systemctl status haproxy" if _has_service(paths) else f"process {_master(paths.pid_file)}"
+    shown = (
+        "systemctl status haproxy"
+        if _has_service(paths)
+        else f"process {_master(paths.pid_file)}"
+    )
     say("haproxy", f"reloaded: {shown}")
 
 
 def _reload(paths: BalancerPaths) -> None:
-    """Tell HAProxy to read its configuration again. It does so later: this tells nothing about the outcome."""
+    """Tell HAProxy to read its configuration again.
+
+    It does so later: this tells nothing about the outcome.
+    """
     if _has_service(paths):
         quietly("systemctl", "reload-or-restart", "haproxy")
     elif pid := _master(paths.pid_file):
@@ -199,7 +227,9 @@ def _reload(paths: BalancerPaths) -> None:
 
 
 def _check_reloaded(paths: BalancerPaths, former: str) -> None:
-    """Wait for a new worker: a master that cannot take its configuration goes on with the worker that it has."""
+    """Wait for a new worker: a master that cannot take its configuration goes on with
+    the worker that it has.
+    """
     if _master(paths.pid_file) is None:
         return  # another place of the PID file: only the service's own word is known
     if not wait_until(_RELOAD_SECONDS, lambda: _worker(paths) not in ("", former)):
@@ -207,7 +237,9 @@ def _check_reloaded(paths: BalancerPaths, former: str) -> None:
             "does this machine have the address of haproxy.listen, and is its port free? HAProxy's log tells:"
             " journalctl -u haproxy"
         )
-        raise SetupFailed("HAProxy was reloaded, and does not serve by the new configuration", advice)
+        raise SetupFailed(
+            "HAProxy was reloaded, and does not serve by the new configuration", advice
+        )
 
 
 def _worker(paths: BalancerPaths) -> str:
@@ -216,7 +248,9 @@ def _worker(paths: BalancerPaths) -> str:
             api.settimeout(_ANSWER_SECONDS)
             api.connect(str(paths.state / _SOCKET))
             api.sendall(b"show info\n")
-            answer = b"".join(iter(lambda: api.recv(4096), b"")).decode(errors="replace")
+            answer = b"".join(iter(lambda: api.recv(4096), b"")).decode(
+                errors="replace"
+            )
     except OSError:
         return ""
     found = _PID.search(answer)

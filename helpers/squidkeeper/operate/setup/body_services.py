@@ -1,4 +1,6 @@
-"""What inspects bodies: whether it answers, and its start while Squid runs, where an edit needs it first."""
+"""What inspects bodies: whether it answers, and its start while Squid runs, where an
+edit needs it first.
+"""
 
 import socket
 from contextlib import suppress
@@ -34,25 +36,39 @@ def start_body_services(layout: Layout, account: Account, values: Values) -> Non
     """
     if not layout.bodies_state.exists():
         call_as(account, lambda: make_shared(layout.bodies_state))
-    owner, systemd = (layout.user_without_systemd(BODIES[0]), account.group), uses_systemd(layout.root)
+    owner, systemd = (
+        (layout.user_without_systemd(BODIES[0]), account.group),
+        uses_systemd(layout.root),
+    )
     services = [InstalledService(name, layout, systemd, owner) for name in BODIES]
     for service in services:
         unit = service.paths.unit
-        text = with_quota_store((layout.templates / unit.name).read_text(), layout, values)
-        is_other = not unit.exists() or (TOKENS_COUNTED in values.keys and unit.read_text() != text)
+        text = with_quota_store(
+            (layout.templates / unit.name).read_text(), layout, values
+        )
+        is_other = not unit.exists() or (
+            TOKENS_COUNTED in values.keys and unit.read_text() != text
+        )
         if is_other:
             replace(unit, text.encode(), 0o644, owner_here(ROOT))
         if starts_services() and (is_other or not service.runs()):
             service.start()
-    if not wait_until(_START_SECONDS, lambda: listeners(layout.bodies) == len(services)):
+    if not wait_until(
+        _START_SECONDS, lambda: listeners(layout.bodies) == len(services)
+    ):
         details = "".join(service.log_tail() for service in services)
-        raise SetupFailed(f"nothing, or one process alone, listens on {layout.bodies}", details=details)
+        raise SetupFailed(
+            f"nothing, or one process alone, listens on {layout.bodies}",
+            details=details,
+        )
     if problem := options_problem(layout.bodies):
         raise SetupFailed(problem)
 
 
 def with_quota_store(unit: str, layout: Layout, values: Values) -> str:
-    """Let the process of a unit reach a store of all gateways on another host, where quotas of tokens count there."""
+    """Let the process of a unit reach a store of all gateways on another host, where
+    quotas of tokens count there.
+    """
     if TOKENS_COUNTED not in values.keys:
         return unit
     try:
@@ -61,12 +77,21 @@ def with_quota_store(unit: str, layout: Layout, values: Values) -> str:
         return unit
     if settings is None or settings.address.is_loopback:
         return unit
-    opened = unit.replace("IPAddressAllow=localhost\n", f"IPAddressAllow=localhost {settings.address}\n")
-    return opened.replace("=AF_INET AF_UNIX", "=AF_INET AF_INET6 AF_UNIX") if settings.address.version == 6 else opened
+    opened = unit.replace(
+        "IPAddressAllow=localhost\n", f"IPAddressAllow=localhost {settings.address}\n"
+    )
+    return (
+        opened.replace("=AF_INET AF_UNIX", "=AF_INET AF_INET6 AF_UNIX")
+        if settings.address.version == 6
+        else opened
+    )
 
 
 def is_quota_store_known(layout: Layout) -> bool:
-    """Return whether quota-store.yaml can be used, or is not there. Processes that run keep the last good version."""
+    """Return whether quota-store.yaml can be used, or is not there.
+
+    Processes that run keep the last good version.
+    """
     with suppress(CountsUnavailable):
         read_quota_store(quota_store_file(layout.policy))
         return True
@@ -74,12 +99,16 @@ def is_quota_store_known(layout: Layout) -> bool:
 
 
 def options_problem(address: str) -> str:
-    """Ask what listens there for its options, as Squid does; say what is wrong with the answer, empty: nothing."""
+    """Ask what listens there for its options, as Squid does; say what is wrong with the
+    answer, empty: nothing.
+    """
     host, port = address.rpartition(":")[0], port_of(address)
     answer = b""
     try:
         with socket.create_connection((host, port), _ANSWER_SECONDS) as connection:
-            connection.sendall(f"OPTIONS icap://{address}/ ICAP/1.0\r\nHost: {address}\r\n\r\n".encode())
+            connection.sendall(
+                f"OPTIONS icap://{address}/ ICAP/1.0\r\nHost: {address}\r\n\r\n".encode()
+            )
             while b"\r\n\r\n" not in answer and len(answer) < _LONGEST_ANSWER:
                 if not (received := connection.recv(_LONGEST_ANSWER)):
                     break
@@ -97,4 +126,6 @@ def make_shared(folder: Path) -> None:
     folder.mkdir(0o750)
     folder.chmod(0o770)  # whatever the umask is
     with suppress(PermissionError):
-        folder.chmod(0o2770)  # systemd forbids squidkeeper-render this bit, which the files of bodies do without
+        # systemd forbids squidkeeper-render this bit, which the files of bodies do
+        # without
+        folder.chmod(0o2770)

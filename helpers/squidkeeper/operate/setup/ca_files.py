@@ -1,8 +1,10 @@
-"""The CA's part of an installation: what signs the leaves, which files hold it, and what has to go.
+"""The CA's part of an installation: what signs the leaves, which files hold it, and
+what has to go.
 
-Clients trust the root (`Layout.ca_cert`). Squid signs with another pair of files (`Layout.signing_cert`): an
-intermediate and its key, or the root itself (`--ca direct`). The root's key is read where it is. It is written
-where a root is made, and where only Squid's pair had it: beside the root, readable by root.
+Clients trust the root (`Layout.ca_cert`). Squid signs with another pair of files
+(`Layout.signing_cert`): an intermediate and its key, or the root itself (`--ca
+direct`). The root's key is read where it is. It is written where a root is made, and
+where only Squid's pair had it: beside the root, readable by root.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ _DIRECT: Final = "direct"
 _INTERMEDIATE: Final = "intermediate"
 _AUTO: Final = "auto"
 _NOT_CHOSEN: Final = "-"
-_GIVE_THE_KEY: Final = "run this with --ca-dir DIR, the folder of the CA's ca.crt and ca.key"
+_GIVE_THE_KEY: Final = (
+    "run this with --ca-dir DIR, the folder of the CA's ca.crt and ca.key"
+)
 _NEW_CA: Final = "--ca-dir with an empty folder makes a new CA"
 _HELP: Final = "./install.sh --help explains the options"
 _ALERTED_DAYS: Final = 30  # SquidkeeperCaEndsSoon
@@ -51,15 +55,20 @@ class CaFiles:
     """What a run makes of the CA."""
 
     signing: CertificateAuthority
-    first: Mapping[Path, Entry]  # written before `read_by_squid`. It can hold the root's key: it is prepared nowhere
+    # written before `read_by_squid`. It can hold the root's key: it is prepared nowhere
+    first: Mapping[Path, Entry]
     read_by_squid: Mapping[Path, Entry]
     last: Mapping[Path, Entry]
     gone: tuple[Path, ...]  # keys that must not stay
     said: tuple[tuple[str, str], ...]
 
 
-def ca_files(options: SetupOptions, layout: Layout, owner: Owner, now: datetime) -> CaFiles:
-    """Choose what signs, and make what is missing; `SetupFailed` where that is impossible."""
+def ca_files(
+    options: SetupOptions, layout: Layout, owner: Owner, now: datetime
+) -> CaFiles:
+    """Choose what signs, and make what is missing; `SetupFailed` where that is
+    impossible.
+    """
     return _Chooser(options, layout, owner, now).choose()
 
 
@@ -81,7 +90,9 @@ class _Choices:
     def check(self) -> None:
         """Check the values."""
         if self.ca not in ("", _DIRECT, _INTERMEDIATE):
-            raise SetupFailed(f"--ca {self.ca}: expected {_DIRECT} or {_INTERMEDIATE}", _HELP)
+            raise SetupFailed(
+                f"--ca {self.ca}: expected {_DIRECT} or {_INTERMEDIATE}", _HELP
+            )
         if not re.fullmatch(f"|{_AUTO}|[1-9][0-9]{{0,4}}", self.days):
             what = f"--intermediate-days {self.days}: expected a number of days, 1 at least, or {_AUTO}"
             raise SetupFailed(what, _HELP)
@@ -98,7 +109,10 @@ class _Choices:
 
 @dataclass(frozen=True, slots=True)
 class _Root:
-    """The CA, and the folder that it is from, or made for. Where its key is not here: the intermediate that stays."""
+    """The CA, and the folder that it is from, or made for.
+
+    Where its key is not here: the intermediate that stays.
+    """
 
     ca: CertificateAuthority
     folder: Path
@@ -108,7 +122,9 @@ class _Root:
 
 
 class _Chooser:
-    def __init__(self, options: SetupOptions, layout: Layout, owner: Owner, now: datetime) -> None:
+    def __init__(
+        self, options: SetupOptions, layout: Layout, owner: Owner, now: datetime
+    ) -> None:
         self._layout = layout
         self._owner = owner
         self._now = now
@@ -145,9 +161,21 @@ class _Chooser:
                 ca = CertificateAuthority(issuer_of(placed.certificate), b"")
                 return _Root(ca, folder, "in place", stays=placed)
             return _Root(placed, folder, "in place")
-        for path in () if given else (layout.ca_cert, layout.ca_key, layout.signing_cert, layout.signing_key):
+        for path in (
+            ()
+            if given
+            else (
+                layout.ca_cert,
+                layout.ca_key,
+                layout.signing_cert,
+                layout.signing_key,
+            )
+        ):
             if os.path.lexists(path):
-                raise SetupFailed(f"{path} is there, but its other half is missing", f"{_GIVE_THE_KEY}; {_NEW_CA}")
+                raise SetupFailed(
+                    f"{path} is there, but its other half is missing",
+                    f"{_GIVE_THE_KEY}; {_NEW_CA}",
+                )
         return _Root(make_ca(self._now), folder, "made, for ten years", made=True)
 
     # What signs
@@ -163,13 +191,17 @@ class _Chooser:
             self._say("WARNING", f"the intermediate is to be renewed: {_GIVE_THE_KEY}")
         return self._files(ca, placed, {})
 
-    def _check_end(self, ca: CertificateAuthority, placed: CertificateAuthority) -> None:
+    def _check_end(
+        self, ca: CertificateAuthority, placed: CertificateAuthority
+    ) -> None:
         ends = certificate_of(placed.certificate).not_valid_after_utc
         if ends > self._now:
             return
         if certificate_of(ca.certificate).not_valid_after_utc <= self._now:
             raise SetupFailed("the CA in place has expired", _NEW_CA)
-        raise SetupFailed(f"the intermediate has expired, at {ends:%Y-%m-%d %H:%M} UTC", _GIVE_THE_KEY)
+        raise SetupFailed(
+            f"the intermediate has expired, at {ends:%Y-%m-%d %H:%M} UTC", _GIVE_THE_KEY
+        )
 
     def _sign_by(self, root: _Root) -> CaFiles:
         check_ca(root.ca, self._now)
@@ -177,46 +209,81 @@ class _Chooser:
         if not self._is_by_intermediate(root.ca):
             self._check_no_days()
             check_direct(root.ca)
-            self._say("", f"no intermediate: Squid signs with the CA's own key, in {self._layout.signing_key}")
-            return self._files(root.ca, root.ca, self._files_of(root) if root.made and self._given else {})
+            self._say(
+                "",
+                f"no intermediate: Squid signs with the CA's own key, in {self._layout.signing_key}",
+            )
+            return self._files(
+                root.ca,
+                root.ca,
+                self._files_of(root) if root.made and self._given else {},
+            )
         signing = self._intermediate(root.ca)
         in_place = root.folder == self._layout.ca_cert.parent
-        self._say_intermediate(signing, "" if in_place else f" with --ca-dir {root.folder}")
+        self._say_intermediate(
+            signing, "" if in_place else f" with --ca-dir {root.folder}"
+        )
         return self._files(root.ca, signing, self._files_of(root))
 
     def _say_root(self, root: CertificateAuthority, origin: str) -> None:
         self._say("CA", f"{origin}: {self._layout.ca_cert}")
-        for label, text in _replaces(dict(self._previous(root.certificate)), root, self._layout.ca_cert):
+        for label, text in _replaces(
+            dict(self._previous(root.certificate)), root, self._layout.ca_cert
+        ):
             self._say(label, text)
         faults = list(strict_faults(root.certificate))
         for fault in faults:
-            self._say("WARNING", f"clients that check strictly, such as Python 3.13, refuse this CA: {fault}")
+            self._say(
+                "WARNING",
+                f"clients that check strictly, such as Python 3.13, refuse this CA: {fault}",
+            )
         if faults:
-            self._say("", f"to fix: {_NEW_CA} that they accept; then every VM must trust the new ca.crt")
+            self._say(
+                "",
+                f"to fix: {_NEW_CA} that they accept; then every VM must trust the new ca.crt",
+            )
 
     def _say_intermediate(self, signing: CertificateAuthority, how: str) -> None:
-        begins, ends = renewed_from(signing.certificate), certificate_of(signing.certificate).not_valid_after_utc
+        begins, ends = (
+            renewed_from(signing.certificate),
+            certificate_of(signing.certificate).not_valid_after_utc,
+        )
         self._say("", f"an intermediate signs, until {ends:%Y-%m-%d}")
         if begins:
-            self._say("", f"to renew it, run install.sh{how} after {begins:%Y-%m-%d %H:%M} UTC: nothing else does")
+            self._say(
+                "",
+                f"to renew it, run install.sh{how} after {begins:%Y-%m-%d %H:%M} UTC: nothing else does",
+            )
         days = self._choices.lifetime
         if days and days <= _ALERTED_DAYS:
             self._say(
-                "WARNING", f"--intermediate-days {days} is little: choose 60 or more. The alerts fire ahead of the"
+                "WARNING",
+                f"--intermediate-days {days} is little: choose 60 or more. The alerts fire ahead of the",
             )
-            self._say("", f"end: SquidkeeperCaEndsSoon {_ALERTED_DAYS} days, SquidkeeperCaEndsNow (critical) 7 days")
+            self._say(
+                "",
+                f"end: SquidkeeperCaEndsSoon {_ALERTED_DAYS} days, SquidkeeperCaEndsNow (critical) 7 days",
+            )
 
     def _check_no_days(self) -> None:
         if self._asked.days:
-            advice = f"leave it out, or use the CA by an intermediate (--ca {_INTERMEDIATE})"
-            raise SetupFailed("--intermediate-days is for an intermediate, and the CA signs directly", advice)
+            advice = (
+                f"leave it out, or use the CA by an intermediate (--ca {_INTERMEDIATE})"
+            )
+            raise SetupFailed(
+                "--intermediate-days is for an intermediate, and the CA signs directly",
+                advice,
+            )
 
     def _is_by_intermediate(self, ca: CertificateAuthority) -> bool:
         if self._choices.ca == _DIRECT:
             return False
         if not may_sign_intermediates(ca):
             if self._asked.ca == _INTERMEDIATE:
-                raise SetupFailed("the path length of the CA, 0, allows no intermediate", "use it by --ca direct")
+                raise SetupFailed(
+                    "the path length of the CA, 0, allows no intermediate",
+                    "use it by --ca direct",
+                )
             self._say("", "its path length, 0, allows no intermediate")
             return False
         return True
@@ -244,23 +311,48 @@ class _Chooser:
     # The files
 
     def _files_of(self, root: _Root) -> dict[Path, Entry]:
-        """List the files of a root whose key stays on this machine: for renewals, readable by root alone."""
+        """List the files of a root whose key stays on this machine: for renewals,
+        readable by root alone.
+        """
         certificate, key = File(root.ca.certificate), File(root.ca.key, 0o600)
         if root.folder == self._layout.ca_cert.parent:
-            self._say("", f"the CA's key is in {self._layout.ca_key}, which root alone reads")
-            self._say("", "to keep it elsewhere: copy it and ca.crt into DIR, and run this with --ca-dir DIR, which")
+            self._say(
+                "", f"the CA's key is in {self._layout.ca_key}, which root alone reads"
+            )
+            self._say(
+                "",
+                "to keep it elsewhere: copy it and ca.crt into DIR, and run this with --ca-dir DIR, which",
+            )
             self._say("", "removes it here")
             return {self._layout.ca_key: key}
         if not root.made:
             return {}
-        self._say("", f"the CA's key is in {root.folder}/ca.key: keep this folder, on another machine if you like")
+        self._say(
+            "",
+            f"the CA's key is in {root.folder}/ca.key: keep this folder, on another machine if you like",
+        )
         return {root.folder / "ca.crt": certificate, root.folder / "ca.key": key}
 
-    def _files(self, root: CertificateAuthority, signing: CertificateAuthority, roots: Mapping[Path, Entry]) -> CaFiles:
-        layout, chosen, previous = self._layout, str(self._choices), dict(self._previous(root.certificate))
-        gone = tuple(path for path in self._gone(root, signing, previous) if path not in roots)
-        if layout.ca_key in gone and is_key_of(layout.ca_key.read_bytes(), root.certificate):
-            self._say("", f"{layout.ca_key} is removed: the CA's key is in {self._given}")
+    def _files(
+        self,
+        root: CertificateAuthority,
+        signing: CertificateAuthority,
+        roots: Mapping[Path, Entry],
+    ) -> CaFiles:
+        layout, chosen, previous = (
+            self._layout,
+            str(self._choices),
+            dict(self._previous(root.certificate)),
+        )
+        gone = tuple(
+            path for path in self._gone(root, signing, previous) if path not in roots
+        )
+        if layout.ca_key in gone and is_key_of(
+            layout.ca_key.read_bytes(), root.certificate
+        ):
+            self._say(
+                "", f"{layout.ca_key} is removed: the CA's key is in {self._given}"
+            )
         noted = layout.ca_choices.exists() or chosen != str(_Choices())
         return CaFiles(
             signing=signing,
@@ -277,28 +369,46 @@ class _Chooser:
     def _previous(self, root: bytes) -> Iterator[tuple[Path, Entry]]:
         for certificate, key in _pairs(self._layout):
             former, its_key = read_entry(certificate), read_entry(key)
-            if isinstance(former, File) and former.content != root and not is_intermediate(former.content):
+            if (
+                isinstance(former, File)
+                and former.content != root
+                and not is_intermediate(former.content)
+            ):
                 yield _beside(certificate), File(former.content)
                 if isinstance(its_key, File):
                     yield _beside(key), File(its_key.content, 0o600)
 
     def _gone(
-        self, root: CertificateAuthority, signing: CertificateAuthority, previous: Mapping[Path, Entry]
+        self,
+        root: CertificateAuthority,
+        signing: CertificateAuthority,
+        previous: Mapping[Path, Entry],
     ) -> Iterator[Path]:
         key = self._layout.ca_key
         if key.exists() and self._is_kept_elsewhere(key, root, previous):
             yield key
-        for path in (_beside(key) for _, key in _pairs(self._layout) if signing.key != root.key):
+        for path in (
+            _beside(key) for _, key in _pairs(self._layout) if signing.key != root.key
+        ):
             if path.is_file() and is_key_of(path.read_bytes(), root.certificate):
                 yield path
 
-    def _is_kept_elsewhere(self, key: Path, root: CertificateAuthority, previous: Mapping[Path, Entry]) -> bool:
-        """Whether a key in the root's place is in the folder given, or beside it: it is that of another CA."""
+    def _is_kept_elsewhere(
+        self, key: Path, root: CertificateAuthority, previous: Mapping[Path, Entry]
+    ) -> bool:
+        """Whether a key in the root's place is in the folder given, or beside it: it is
+        that of another CA.
+        """
         given = self._given / "ca.key" if self._given else key
         if given.exists() and given.samefile(key):
             return False
-        content, kept = key.read_bytes(), previous.get(_beside(key)) or read_entry(_beside(key))
-        return is_key_of(content, root.certificate) or (isinstance(kept, File) and kept.content == content)
+        content, kept = (
+            key.read_bytes(),
+            previous.get(_beside(key)) or read_entry(_beside(key)),
+        )
+        return is_key_of(content, root.certificate) or (
+            isinstance(kept, File) and kept.content == content
+        )
 
 
 def _pairs(layout: Layout) -> tuple[tuple[Path, Path], ...]:
@@ -316,13 +426,26 @@ def _read_ca(certificate: Path, key: Path) -> CertificateAuthority:
 def _replaces(
     previous: Mapping[Path, Entry], root: CertificateAuthority, certificate: Path
 ) -> Iterator[tuple[str, str]]:
-    pems = [entry.content for path, entry in previous.items() if ".crt" in path.name and isinstance(entry, File)]
-    formers, key = [certificate_of(pem) for pem in pems], certificate_of(root.certificate).public_key()
+    pems = [
+        entry.content
+        for path, entry in previous.items()
+        if ".crt" in path.name and isinstance(entry, File)
+    ]
+    formers, key = (
+        [certificate_of(pem) for pem in pems],
+        certificate_of(root.certificate).public_key(),
+    )
     if not formers:
         return
     if all(former.public_key() == key for former in formers):
         ends = min(former.not_valid_after_utc for former in formers)
-        yield "", f"it was issued again for the same key: clients need the new {certificate} by {ends:%Y-%m-%d}"
+        yield (
+            "",
+            f"it was issued again for the same key: clients need the new {certificate} by {ends:%Y-%m-%d}",
+        )
     else:
-        yield "WARNING", f"it replaces another CA: every client must trust the new {certificate}"
+        yield (
+            "WARNING",
+            f"it replaces another CA: every client must trust the new {certificate}",
+        )
     yield "", f"the former one is kept: {' '.join(map(str, previous))}"

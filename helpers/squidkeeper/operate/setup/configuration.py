@@ -1,4 +1,6 @@
-"""The files of squid/ for one gateway: with its paths, addresses, accounts and commands."""
+"""The files of squid/ for one gateway: with its paths, addresses, accounts and
+commands.
+"""
 
 import re
 import resource
@@ -25,7 +27,9 @@ MARK: Final = "# Written by squidkeeper's install.sh, which replaces it: lines o
 NO_RESOLVER: Final = "none"
 FRAGMENT: Final = "squidkeeper.conf"
 LOGFORMAT: Final = "squidkeeper-logformat.conf"
-_TRANSPARENT: Final = re.compile(r"(?<=^# >>> transparent\n).*?(?=^# <<<\n)", re.MULTILINE | re.DOTALL)
+_TRANSPARENT: Final = re.compile(
+    r"(?<=^# >>> transparent\n).*?(?=^# <<<\n)", re.MULTILINE | re.DOTALL
+)
 _DNS_ADDRESS: Final = "192.168.137.1"  # in dns.conf
 _CERTGEN: Final = "/usr/lib/squid/security_file_certgen"
 _RESOLVER: Final = "127.53.53.53"
@@ -39,15 +43,21 @@ _BALANCERS: Final = "acl sk_balancers src "
 _TAKES_HEADER: Final = "proxy_protocol_access allow "
 _MARK_OF_SECTION: Final = re.compile(r"^ *# (?:>>> \w+|<<<)\n", re.MULTILINE)
 _ARCHIVE_SECONDS: Final = 300  # as in squidkeeper-archive.timer
-_OWN_LOGIN: Final = re.compile(r"^(?:.*\| Processing: )?\s*auth_param\s+basic\s+program\s(?!.* login --)", re.MULTILINE)
-_GATEWAY: Final = re.compile(r'(?<="gateway":")[^"]*(?=")')  # in the formats of the access log
-_IN_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]+(?=\.(?:%|@Squid\{%)tS\b)")  # there, and on pages
+_OWN_LOGIN: Final = re.compile(
+    r"^(?:.*\| Processing: )?\s*auth_param\s+basic\s+program\s(?!.* login --)",
+    re.MULTILINE,
+)
+# in the formats of the access log
+_GATEWAY: Final = re.compile(r'(?<="gateway":")[^"]*(?=")')
+# there, and on pages
+_IN_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]+(?=\.(?:%|@Squid\{%)tS\b)")
 _GATEWAY_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _WORKERS: Final = re.compile(r"^workers ([0-9]+)$", re.MULTILINE)
 _RATE, _BURST = 10, 200  # denials of one client: a second, and at once
 _EXEC_START: Final = re.compile(r"^ExecStart=.*$", re.MULTILINE)
-# A client is one address, and a machine has up to three (IPv4, an IPv6 network, fe80::/64). A connection takes two
-# descriptors of HAProxy, and four with TLS: three sixteenths of all, four times, are three quarters.
+# A client is one address, and a machine has up to three (IPv4, an IPv6 network,
+# fe80::/64). A connection takes two descriptors of HAProxy, and four with TLS: three
+# sixteenths of all, four times, are three quarters.
 CLIENT_SHARE: Final = 16
 _CONNECTIONS: Final = 2048  # of one client, where there are descriptors for it
 _DESCRIPTORS: Final = 66_000  # of HAProxy, as its unit and haproxy.cfg have it
@@ -55,10 +65,14 @@ BINDS: Final = "    bind 0.0.0.0:3129\n    bind [::]:3129 v6only\n"
 
 
 def substitute_once(text: str, replacements: Mapping[str, str]) -> str:
-    """Replace texts by others, each of which a template has exactly once; ValueError where it was changed meanwhile."""
+    """Replace texts by others, each of which a template has exactly once; ValueError
+    where it was changed meanwhile.
+    """
     for replacement in replacements:
         if (found := text.count(replacement)) != 1:
-            raise ValueError(f"a template has {replacement!r} {found} times, expected once: change it there, and here")
+            raise ValueError(
+                f"a template has {replacement!r} {found} times, expected once: change it there, and here"
+            )
     return substitute(text, replacements)
 
 
@@ -73,7 +87,9 @@ def names(conf: str, path: Path) -> bool:
 
 
 def listen_of_haproxy(cfg: str) -> str:
-    """Return the --listen that a haproxy.cfg was rendered for; empty where it is none of ours."""
+    """Return the --listen that a haproxy.cfg was rendered for; empty where it is none
+    of ours.
+    """
     found = re.search(r"^# As given: --listen (\S+)", cfg, re.MULTILINE)
     return found[1] if found else ""
 
@@ -86,11 +102,16 @@ def behind_of(conf: str) -> tuple[str, ...]:
 
 def transparent_of(dns_conf: str) -> tuple[str, ...]:
     """List the addresses that a dns.conf gives every name."""
-    return (*re.findall(r"^ *local-data: .* A(?:AAA)? (\S+)\"$", dns_conf, re.MULTILINE),)
+    return (
+        *re.findall(r"^ *local-data: .* A(?:AAA)? (\S+)\"$", dns_conf, re.MULTILINE),
+    )
 
 
 def binds(listen: str) -> tuple[str, ...]:
-    """List the binds of HAProxy. For Squid both PORT and [::]:PORT mean IPv4 and IPv6."""
+    """List the binds of HAProxy.
+
+    For Squid both PORT and [::]:PORT mean IPv4 and IPv6.
+    """
     host, _, port = listen.rpartition(":")
     four, six = f"0.0.0.0:{port}", f"[::]:{port} v6only"
     if host not in ("", "[::]"):
@@ -105,23 +126,35 @@ def listen_of(conf: str) -> str:
 
 
 def has_own_login(text: str) -> bool:
-    """Whether a configuration, or what Squid has read, has another program for basic authentication."""
+    """Whether a configuration, or what Squid has read, has another program for basic
+    authentication.
+    """
     return _OWN_LOGIN.search(text) is not None
 
 
 def without_login(part: str) -> str:
-    """Leave out the program for logins: Squid knows one, and the operator's own configuration has it."""
-    return re.sub(r"^# >>> program\n.*?^# <<<\n", "", part, flags=re.MULTILINE | re.DOTALL)
+    """Leave out the program for logins: Squid knows one, and the operator's own
+    configuration has it.
+    """
+    return re.sub(
+        r"^# >>> program\n.*?^# <<<\n", "", part, flags=re.MULTILINE | re.DOTALL
+    )
 
 
 def unique_name(root: Path | None, machine: str) -> str:
-    """Make what sets a gateway apart, the same in each run, from its root and the identity of its machine."""
+    """Make what sets a gateway apart, the same in each run, from its root and the
+    identity of its machine.
+    """
     return sha256(f"{machine} {root}".encode()).hexdigest()[:8]
 
 
 def generator_of(conf: str) -> str:
     """Tell whose program makes certificates by a squid.conf of ours."""
-    return SQUID if re.search(r"^#sslcrtd_program \S+ certificate ", conf, re.MULTILINE) else SQUIDKEEPER
+    return (
+        SQUID
+        if re.search(r"^#sslcrtd_program \S+ certificate ", conf, re.MULTILINE)
+        else SQUIDKEEPER
+    )
 
 
 def workers_of(fragment: str) -> int:
@@ -131,29 +164,46 @@ def workers_of(fragment: str) -> int:
 
 
 def is_gateway_name(name: str) -> bool:
-    """Whether a name can stand in a format of the access log: what host names are made of, and `_`."""
+    """Whether a name can stand in a format of the access log: what host names are made
+    of, and `_`.
+    """
     return len(name) <= GATEWAY_LENGTH and _GATEWAY_NAME.fullmatch(name) is not None
 
 
 def usual_gateway_name(host_name: str) -> str:
     """Make the name of a gateway from the machine's, which can hold anything."""
-    return re.sub("[^A-Za-z0-9._-]+", "-", host_name)[:GATEWAY_LENGTH].strip("-._") or "gateway"
+    return (
+        re.sub("[^A-Za-z0-9._-]+", "-", host_name)[:GATEWAY_LENGTH].strip("-._")
+        or "gateway"
+    )
 
 
 def gateway_of(logformat: str) -> str:
-    """Return the name of the gateway that a format of the access log has; empty where it has none."""
+    """Return the name of the gateway that a format of the access log has; empty where
+    it has none.
+    """
     found = _GATEWAY.search(logformat)
     return found[0] if found and found[0] != NONE else ""
 
 
 def status_from_of(unit: str) -> tuple[str, ...]:
-    """List the networks that may see the status page, beside this machine, by a unit of the exporter."""
-    return tuple(address for address in re.findall(r" --status-from (\S+)", unit) if address not in _LOOPBACK)
+    """List the networks that may see the status page, beside this machine, by a unit of
+    the exporter.
+    """
+    return tuple(
+        address
+        for address in re.findall(r" --status-from (\S+)", unit)
+        if address not in _LOOPBACK
+    )
 
 
 def with_gateway(text: str, name: str) -> str:
-    """Write the name of a gateway into the formats of the access log, or into a page."""
-    return _IN_REQUEST_ID.sub(REQUEST_ID[0] if name == NONE else name, _GATEWAY.sub(name, text))
+    """Write the name of a gateway into the formats of the access log, or into
+    a page.
+    """
+    return _IN_REQUEST_ID.sub(
+        REQUEST_ID[0] if name == NONE else name, _GATEWAY.sub(name, text)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,32 +221,49 @@ class Configuration:
     archive_bytes: str = ""
     archive_is_copied: bool = False  # to an object store
     tls: bool = False  # HAProxy takes the clients
-    tls_names: tuple[str, ...] = ()  # as given; else the address it listens on and the host name
-    behind: tuple[str, ...] = ()  # the addresses of load balancers on other machines, which take the clients
-    transparent: tuple[str, ...] = ()  # the addresses of the ports for clients without proxy settings
-    status_from: tuple[str, ...] = ()  # networks that may see the status page, beside this machine
+    tls_names: tuple[
+        str, ...
+    ] = ()  # as given; else the address it listens on and the host name
+    behind: tuple[
+        str, ...
+    ] = ()  # the addresses of load balancers on other machines, which take the clients
+    transparent: tuple[
+        str, ...
+    ] = ()  # the addresses of the ports for clients without proxy settings
+    status_from: tuple[
+        str, ...
+    ] = ()  # networks that may see the status page, beside this machine
     health: str = ""  # where /healthz is served to these
     resolver: str = NO_RESOLVER
     certificates: str = SQUIDKEEPER
-    own_login: bool = False  # the operator's configuration has a program for basic authentication
+    own_login: bool = (
+        False  # the operator's configuration has a program for basic authentication
+    )
     unique_name: str = ""  # what sets it apart from other gateways
     gateway: str = NONE  # its name in records
     workers: int = 1  # Squid's processes that serve
 
     def render(self, name: str, moved: Mapping[str, str] = {}) -> str:
-        """Read a file of squid/ and replace what is documented by what this gateway has; `moved` holds more of it."""
+        """Read a file of squid/ and replace what is documented by what this gateway
+        has; `moved` holds more of it.
+        """
         text = (self.source / "squid" / name).read_text()
         if self.certificates == SQUID:
-            text = re.sub(r"^(#?)(sslcrtd_program )", _other_comment, text, flags=re.MULTILINE)
+            text = re.sub(
+                r"^(#?)(sslcrtd_program )", _other_comment, text, flags=re.MULTILINE
+            )
         if self.transparent:
-            text = _TRANSPARENT.sub(lambda block: re.sub("^#(?! )", "", block[0], flags=re.MULTILINE), text)
+            text = _TRANSPARENT.sub(
+                lambda block: re.sub("^#(?! )", "", block[0], flags=re.MULTILINE), text
+            )
         return substitute(text, {**self._values(), **moved})
 
     def _values(self) -> dict[str, str]:
         values = self.layout.replacements() | {
             _CERTGEN: str(self.machine.certgen),
             "http_port 3129": f"http_port {self._http_port}",
-            '"gateway":"gw-1"': f'"gateway":"{self.gateway}"',  # of the example of Prometheus
+            # of the example of Prometheus
+            '"gateway":"gw-1"': f'"gateway":"{self.gateway}"',
         }
         if self.tls or self.behind or self.transparent:
             values[f"#{_TAKES_HEADER}localhost"] = f"{_TAKES_HEADER}localhost"
@@ -223,18 +290,30 @@ class Configuration:
 
     def squid_conf(self) -> str:
         """Render squid.conf, with the resolver that Squid asks."""
-        text = self.render("squid.conf", {_UNIQUE_NAME: f"{_UNIQUE_NAME}-{self.unique_name}"})
+        text = self.render(
+            "squid.conf", {_UNIQUE_NAME: f"{_UNIQUE_NAME}-{self.unique_name}"}
+        )
         return f"{MARK}\n{text}"
 
-    def templates(self, moved: Mapping[str, str] = {}, *, with_logformat: bool = False) -> dict[str, str]:
-        """Make the templates of this gateway, by the names of their files: what depends on the policy is still open.
+    def templates(
+        self, moved: Mapping[str, str] = {}, *, with_logformat: bool = False
+    ) -> dict[str, str]:
+        """Make the templates of this gateway, by the names of their files: what depends
+        on the policy is still open.
 
-        With `with_logformat`, squidkeeper.conf includes the format of the log, which a squid.conf of yours does not.
+        With `with_logformat`, squidkeeper.conf includes the format of the log, which a
+        squid.conf of yours does not.
         """
-        parts = {part_file(Part(path.stem)): f"parts/{path.name}" for path in (self.source / "squid/parts").iterdir()}
+        parts = {
+            part_file(Part(path.stem)): f"parts/{path.name}"
+            for path in (self.source / "squid/parts").iterdir()
+        }
         sources = {name: name for name in (FRAGMENT, LOGFORMAT)} | parts
         placeholders = self._placeholders()
-        texts = {name: fill(self.render(source, moved), placeholders) for name, source in sources.items()}
+        texts = {
+            name: fill(self.render(source, moved), placeholders)
+            for name, source in sources.items()
+        }
         if with_logformat:
             place = str(self.layout.logformat)
             texts[FRAGMENT] = f"include {moved.get(place, place)}\n{texts[FRAGMENT]}"
@@ -243,9 +322,15 @@ class Configuration:
         return texts
 
     def _placeholders(self) -> dict[str, str]:
-        """Map the placeholders that a gateway fills in. All workers together deny one client as often as one would."""
+        """Map the placeholders that a gateway fills in.
+
+        All workers together deny one client as often as one would.
+        """
         texts = {**placeholders(), **log_formats()}
-        pages = {name: with_commands(with_gateway(text, self.gateway), self.layout) for name, text in texts.items()}
+        pages = {
+            name: with_commands(with_gateway(text, self.gateway), self.layout)
+            for name, text in texts.items()
+        }
         return pages | {
             "WORKERS": f"workers {self.workers}" if self.workers > 1 else "",
             "RATE": f"{_RATE / self.workers:g}",
@@ -255,7 +340,9 @@ class Configuration:
         }
 
     def haproxy(self, moved: Mapping[str, str] = {}) -> str:
-        """Render haproxy.cfg, with HAProxy listening where Squid would listen without it."""
+        """Render haproxy.cfg, with HAProxy listening where Squid would listen without
+        it.
+        """
         values = {
             _BEHIND_HAPROXY: self.layout.behind_haproxy,
             "--listen 3129": f"--listen {self.listen}",
@@ -266,26 +353,50 @@ class Configuration:
 
     @property
     def _descriptors(self) -> int:
-        """How many HAProxy can have: its unit raises the limit, and `supervise` cannot."""
+        """How many HAProxy can have: its unit raises the limit, and
+        `supervise` cannot.
+        """
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        return _DESCRIPTORS if self.machine.systemd or hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+        return (
+            _DESCRIPTORS
+            if self.machine.systemd or hard == resource.RLIM_INFINITY
+            else min(_DESCRIPTORS, hard)
+        )
 
     @property
     def transparent_ports(self) -> tuple[str, ...]:
         """Where clients without proxy settings are taken with TLS."""
-        return tuple(f"[{address}]:443" if ":" in address else f"{address}:443" for address in self.transparent)
+        return tuple(
+            f"[{address}]:443" if ":" in address else f"{address}:443"
+            for address in self.transparent
+        )
 
     def _of_transparent(self) -> dict[str, str]:
         queues, layout = " worker-queues" if self.workers > 1 else "", self.layout
         listens = {"13443": layout.transparent_tls, "13080": layout.transparent_http}
-        return {f"{_RESOLVER}:{port}": f"{listen}{queues}" for port, listen in listens.items()}
+        return {
+            f"{_RESOLVER}:{port}": f"{listen}{queues}"
+            for port, listen in listens.items()
+        }
 
     def dns(self) -> str:
-        """Render the configuration of unbound, which gives every name the address of this gateway."""
-        interface, answer = f"    interface: {_DNS_ADDRESS}\n", f'    local-data: ". 60 IN A {_DNS_ADDRESS}"\n'
-        kinds = [(address, "AAAA" if ":" in address else "A") for address in self.transparent]
-        answers = "".join(answer.replace(f"A {_DNS_ADDRESS}", f"{kind} {address}") for address, kind in kinds)
-        interfaces = "".join(f"    interface: {address}\n" for address in self.transparent)
+        """Render the configuration of unbound, which gives every name the address of
+        this gateway.
+        """
+        interface, answer = (
+            f"    interface: {_DNS_ADDRESS}\n",
+            f'    local-data: ". 60 IN A {_DNS_ADDRESS}"\n',
+        )
+        kinds = [
+            (address, "AAAA" if ":" in address else "A") for address in self.transparent
+        ]
+        answers = "".join(
+            answer.replace(f"A {_DNS_ADDRESS}", f"{kind} {address}")
+            for address, kind in kinds
+        )
+        interfaces = "".join(
+            f"    interface: {address}\n" for address in self.transparent
+        )
         return self.render("dns.conf", {interface: interfaces, answer: answers})
 
     def local_conf(self) -> str:
@@ -293,8 +404,13 @@ class Configuration:
         return with_commands(self.render("local.conf"), self.layout)
 
     def pages(self) -> dict[str, str]:
-        """Render the pages with which Squid answers; their request IDs and commands are for this gateway."""
-        return {name: with_commands(with_gateway(text, self.gateway), self.layout) for name, text in files()}
+        """Render the pages with which Squid answers; their request IDs and commands are
+        for this gateway.
+        """
+        return {
+            name: with_commands(with_gateway(text, self.gateway), self.layout)
+            for name, text in files()
+        }
 
     def unit(self, service: str) -> str:
         """Render the unit of a service."""
@@ -302,7 +418,12 @@ class Configuration:
             "\nUser=proxy\n": f"\nUser={self.machine.account.name}\n",
             "Group=proxy\n": f"Group={self.machine.group}\n",
         }
-        values = self._addresses() | accounts | self._of_bodies() | (self._of_archive() if service == "archive" else {})
+        values = (
+            self._addresses()
+            | accounts
+            | self._of_bodies()
+            | (self._of_archive() if service == "archive" else {})
+        )
         text = self.render(_UNITS[service], values)
         added = "".join(f" {option}" for option in self._options(service))
         return _EXEC_START.sub(lambda found: f"{found[0]}{added}", text)
@@ -322,9 +443,18 @@ class Configuration:
                 yield from [f"--root {self.layout.root}"] if self.layout.root else []
                 yield from [] if self.machine.systemd else ["--follow"]
             case "archive":
-                bounds = {"keep-days": self.archive_days, "keep-bytes": self.archive_bytes}
-                yield from (f"--{name} {value}" for name, value in bounds.items() if value not in ("", "auto"))
-                yield from [] if self.machine.systemd else [f"--every {_ARCHIVE_SECONDS}"]
+                bounds = {
+                    "keep-days": self.archive_days,
+                    "keep-bytes": self.archive_bytes,
+                }
+                yield from (
+                    f"--{name} {value}"
+                    for name, value in bounds.items()
+                    if value not in ("", "auto")
+                )
+                yield from (
+                    [] if self.machine.systemd else [f"--every {_ARCHIVE_SECONDS}"]
+                )
 
     def _maintenance_options(self) -> Iterator[str]:
         if self.log_bytes not in ("", "auto"):
@@ -334,11 +464,17 @@ class Configuration:
         yield from (f"--transparent {address}" for address in self.transparent)
         if self.tls:
             yield f"--tls {self.listen}"
-            yield from [f"--tls-name {','.join(self.tls_names)}"] if self.tls_names else []
+            yield from (
+                [f"--tls-name {','.join(self.tls_names)}"] if self.tls_names else []
+            )
             yield f"--ca {self.layout.signing_cert} --ca-key {self.layout.signing_key}"
 
     def _exporter_options(self) -> Iterator[str]:
-        yield from (f"--status-from {network}" for network in (*_LOOPBACK, *self.status_from) if self.status_from)
+        yield from (
+            f"--status-from {network}"
+            for network in (*_LOOPBACK, *self.status_from)
+            if self.status_from
+        )
         if self.tls:
             yield f"--tls-certificate {self.layout.tls / CERTIFICATE}"
         if self.behind:
@@ -348,15 +484,31 @@ class Configuration:
             yield f"--workers {self.workers}"
 
     def _of_bodies(self) -> dict[str, str]:
-        """Give the address; without systemd, what starts the processes after an edit needs the rights that they get."""
+        """Give the address; without systemd, what starts the processes after an edit
+        needs the rights that they get.
+        """
         rights = "CAP_FOWNER CAP_KILL"
-        given = {} if self.machine.systemd else {f"{rights}\n": f"{rights} CAP_SETPCAP CAP_NET_BIND_SERVICE\n"}
+        given = (
+            {}
+            if self.machine.systemd
+            else {f"{rights}\n": f"{rights} CAP_SETPCAP CAP_NET_BIND_SERVICE\n"}
+        )
         return {_BODIES: f"--listen {self.layout.bodies} "} | given
 
     def _of_archive(self) -> dict[str, str]:
-        """Allow the archive the network that a copy in an object store needs, and without systemd its key."""
-        network = {"PrivateNetwork=yes": "PrivateNetwork=no"} if self.archive_is_copied else {}
-        key = {} if self.machine.systemd else {"${CREDENTIALS_DIRECTORY}/archive.key": str(self.layout.archive_key)}
+        """Allow the archive the network that a copy in an object store needs, and
+        without systemd its key.
+        """
+        network = (
+            {"PrivateNetwork=yes": "PrivateNetwork=no"}
+            if self.archive_is_copied
+            else {}
+        )
+        key = (
+            {}
+            if self.machine.systemd
+            else {"${CREDENTIALS_DIRECTORY}/archive.key": str(self.layout.archive_key)}
+        )
         return network | key
 
     def prometheus(self) -> str:
@@ -366,17 +518,31 @@ class Configuration:
     def alerts(self) -> str:
         """Render the alerts; the commands of the runbooks are for this gateway."""
         layout = self.layout
-        folders = {"/var/log/squid": layout.access_log.parent, "/etc/squid/*.conf": layout.conf.parent / "*.conf"}
-        moved = {usual: str(place) for usual, place in folders.items()} | {_EXPORTER: reachable(self.exporter)}
+        folders = {
+            "/var/log/squid": layout.access_log.parent,
+            "/etc/squid/*.conf": layout.conf.parent / "*.conf",
+        }
+        moved = {usual: str(place) for usual, place in folders.items()} | {
+            _EXPORTER: reachable(self.exporter)
+        }
         return with_commands(self.render("observe/alerts.yaml", moved), layout)
 
     def apparmor(self, program: str) -> str:
         """List what AppArmor must let a program do; it goes by the target of a link."""
         if program == "unbound":
-            return f"{self.layout.state}/resolver/* r,\n" + (f"{self.layout.dns} r,\n" if self.transparent else "")
+            return f"{self.layout.state}/resolver/* r,\n" + (
+                f"{self.layout.dns} r,\n" if self.transparent else ""
+            )
         prefix, root = self.layout.prefix, self.layout.root
-        lines = [f"{prefix}/venv-*/bin/squidkeeper Ux,", "/run/squidkeeper-install.*/** r,"]
-        lines += [f"{root}/{what}," for what in ("etc/** r", "log/* rw", "run/* rwk", "state/** rwk") if root]
+        lines = [
+            f"{prefix}/venv-*/bin/squidkeeper Ux,",
+            "/run/squidkeeper-install.*/** r,",
+        ]
+        lines += [
+            f"{root}/{what},"
+            for what in ("etc/** r", "log/* rw", "run/* rwk", "state/** rwk")
+            if root
+        ]
         return self.render("apparmor") + "".join(f"{line}\n" for line in lines)
 
     def _addresses(self) -> dict[str, str]:
@@ -410,20 +576,26 @@ _UNITS = {
 
 
 def reachable_by_all(listen: str) -> str:
-    """Return PORT as ADDRESS:PORT of every address of the machine; ADDRESS:PORT stays as it is."""
+    """Return PORT as ADDRESS:PORT of every address of the machine; ADDRESS:PORT stays
+    as it is.
+    """
     every = "[::]" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - those that are answered are named
     return listen if ":" in listen else f"{every}:{listen}"
 
 
 def usual_health(layout: Layout, listen: str) -> str:
-    """Return where load balancers are answered unless it is told: on the address of the proxy, beside the exporter."""
+    """Return where load balancers are answered unless it is told: on the address of the
+    proxy, beside the exporter.
+    """
     host, colon, port = listen.rpartition(":")
     own = int(port) + 7000 if layout.root else 9130
     return f"{host}{colon}{own - 12000 if own > 65535 else own}"
 
 
 def usual_exporter(layout: Layout, listen: str) -> str:
-    """Return where the exporter listens unless it is told: gateways beside each other have ports of their own."""
+    """Return where the exporter listens unless it is told: gateways beside each other
+    have ports of their own.
+    """
     port = port_of(listen) + 6000
     if not layout.root:
         port = 9129

@@ -1,4 +1,6 @@
-"""Files, links and folders as values: what is on disk and what should be are compared with `==`."""
+"""Files, links and folders as values: what is on disk and what should be are compared
+with `==`.
+"""
 
 from __future__ import annotations
 
@@ -63,19 +65,28 @@ def read_entry(path: Path) -> Entry | None:
         return Folder({name: entry for name, entry in found if entry}, mode, owner)
     if stat.S_ISREG(about.st_mode):
         return File(read_without_links(path), mode, owner)
-    raise SetupFailed(f"{path} is neither a file nor a folder nor a link", "move it away")
+    raise SetupFailed(
+        f"{path} is neither a file nor a folder nor a link", "move it away"
+    )
 
 
 def read_source(path: Path, keep: int, owner: Owner = ROOT) -> Entry:
-    """Read a file or folder as it is installed: links followed, `keep` masks the modes rw for files, rwx else."""
+    """Read a file or folder as it is installed: links followed, `keep` masks the modes
+    rw for files, rwx else.
+    """
     if path.is_dir():
-        return Folder({child.name: read_source(child, keep, owner) for child in path.iterdir()}, 0o755 & keep, owner)
+        return Folder(
+            {child.name: read_source(child, keep, owner) for child in path.iterdir()},
+            0o755 & keep,
+            owner,
+        )
     runs = path.stat().st_mode & 0o111
     return File(path.read_bytes(), (0o755 if runs else 0o644) & keep, owner)
 
 
 def read_without_links(path: Path, *, end: int | None = None) -> bytes:
-    """Read a file, or the bytes at its end; an OSError where it is a link, a pipe or too long.
+    """Read a file, or the bytes at its end; an OSError where it is a link, a pipe or
+    too long.
 
     Squid's account can put each of these into a folder that it owns.
     """
@@ -89,7 +100,9 @@ def read_without_links(path: Path, *, end: int | None = None) -> bytes:
 
 
 def text_at(path: Path, *, end: int | None = None) -> str:
-    """Read a text, or its end, without the last newline; empty where `read_without_links` cannot read it."""
+    """Read a text, or its end, without the last newline; empty where
+    `read_without_links` cannot read it.
+    """
     try:
         return read_without_links(path, end=end).decode(errors="replace").rstrip("\n")
     except OSError:
@@ -97,7 +110,9 @@ def text_at(path: Path, *, end: int | None = None) -> str:
 
 
 def owner_here(owner: Owner) -> Owner:
-    """Return who owns what this process makes for an owner: an account that is not root gives files to nobody else."""
+    """Return who owns what this process makes for an owner: an account that is not root
+    gives files to nobody else.
+    """
     return owner if os.geteuid() == 0 else (os.geteuid(), os.getegid())
 
 
@@ -109,7 +124,11 @@ def as_owned_here(entry: Entry) -> Entry:
         case File():
             return replace(entry, owner=owner_here(entry.owner))
         case Folder(entries, mode, owner):
-            return Folder({name: as_owned_here(inner) for name, inner in entries.items()}, mode, owner_here(owner))
+            return Folder(
+                {name: as_owned_here(inner) for name, inner in entries.items()},
+                mode,
+                owner_here(owner),
+            )
 
 
 def write_entry(path: Path, entry: Entry) -> None:
@@ -118,7 +137,9 @@ def write_entry(path: Path, entry: Entry) -> None:
         case Link(target):
             path.symlink_to(target)
         case File(content, mode, owner):
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            with open(
+                os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
+            ) as file:
                 file.write(content)
                 os.fchown(file.fileno(), *owner_here(owner))
                 os.fchmod(file.fileno(), mode)
@@ -131,7 +152,9 @@ def write_entry(path: Path, entry: Entry) -> None:
 
 
 def give_folder(path: Path, owner: Owner, mode: int | None = None) -> None:
-    """Change the owner of a folder, and its mode; an OSError where it is a link or something else."""
+    """Change the owner of a folder, and its mode; an OSError where it is a link or
+    something else.
+    """
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         os.fchown(folder, *owner_here(owner))
@@ -142,12 +165,16 @@ def give_folder(path: Path, owner: Owner, mode: int | None = None) -> None:
 
 
 def root_owns_below(folder: Path) -> bool:
-    """Whether root owns a file or folder below a folder of another account, which cannot write there."""
+    """Whether root owns a file or folder below a folder of another account, which
+    cannot write there.
+    """
     return any(True for _ in _of_root(folder))
 
 
 def give_below(folder: Path, owner: Owner) -> None:
-    """Hand to an account what root owns below its folder, folders with the usual mode."""
+    """Hand to an account what root owns below its folder, folders with the
+    usual mode.
+    """
     for descriptor in _of_root(folder):
         os.fchown(descriptor, *owner)
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
@@ -157,15 +184,20 @@ def give_below(folder: Path, owner: Owner) -> None:
 def _of_root(folder: Path) -> Iterator[int]:
     """Open each file and folder of root's below a folder.
 
-    The account can change names there meanwhile, so no link is followed, and no file that has a name elsewhere counts.
+    The account can change names there meanwhile, so no link is followed, and no file
+    that has a name elsewhere counts.
     """
     for _, folders, files, at in os.fwalk(folder) if os.geteuid() == 0 else ():
         for name in (*folders, *files):
             with suppress(OSError):  # a link, a socket, or gone
-                descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at)
+                descriptor = os.open(
+                    name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at
+                )
                 try:
                     about = os.fstat(descriptor)
-                    if about.st_uid == 0 and (stat.S_ISDIR(about.st_mode) or about.st_nlink == 1):
+                    if about.st_uid == 0 and (
+                        stat.S_ISDIR(about.st_mode) or about.st_nlink == 1
+                    ):
                         yield descriptor
                 finally:
                     os.close(descriptor)

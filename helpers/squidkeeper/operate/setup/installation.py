@@ -1,7 +1,9 @@
-"""One run of an installation: prepare and check beside what is installed, plan, and apply.
+"""One run of an installation: prepare and check beside what is installed, plan, and
+apply.
 
-Everything is tried before anything is replaced: the program as Squid's account, the policy by `squidkeeper check`, the
-configuration by `squid -k parse`. A run that fails after that puts back what it replaced.
+Everything is tried before anything is replaced: the program as Squid's account, the
+policy by `squidkeeper check`, the configuration by `squid -k parse`. A run that fails
+after that puts back what it replaced.
 """
 
 import os
@@ -22,7 +24,13 @@ import psutil
 
 from squidkeeper.base.errors import InvalidArchiveKey, PullFailed, SetupFailed
 from squidkeeper.base.gateway_commands import command
-from squidkeeper.base.layout import ACCOUNTS, BODIES, SERVICES, SOCKETS_OF_WORKERS, Layout
+from squidkeeper.base.layout import (
+    ACCOUNTS,
+    BODIES,
+    SERVICES,
+    SOCKETS_OF_WORKERS,
+    Layout,
+)
 from squidkeeper.base.squid_account import call_as
 from squidkeeper.base.squid_version import squid_version
 from squidkeeper.operate.setup import checks, entries, rendering
@@ -81,18 +89,25 @@ from squidkeeper.operate.setup.transaction import Transaction
 from squidkeeper.policy.language.upstreams import DEFAULT
 from squidkeeper.record.chain.keys import ArchiveKey
 from squidkeeper.record.usage.ledger import ledger_file
-from squidkeeper.services.maintenance.own_addresses import own_addresses, prepare_own_addresses, reached_at
+from squidkeeper.services.maintenance.own_addresses import (
+    own_addresses,
+    prepare_own_addresses,
+    reached_at,
+)
 from squidkeeper.services.maintenance.tls import CERTIFICATE, ServerCertificate
 from squidkeeper.services.pulling.settings import CURRENT, read_pull_settings
 from squidkeeper.serving.parts import Part
 from squidkeeper.serving.rendering import Values, render
 from squidkeeper.serving.squid_conf import Macros, read_squid_conf
 
-_MACHINE_ID: Final = Path("/etc/machine-id")  # machine-id(5); text_at reads nothing where it is missing
+# machine-id(5); text_at reads nothing where it is missing
+_MACHINE_ID: Final = Path("/etc/machine-id")
 _DEFAULT_LISTEN: Final = "3129"
-_LONGEST_TLS_FOLDER: Final = 80  # the path of a socket has 107 characters, of which HAProxy needs some for itself
+# the path of a socket has 107 characters, of which HAProxy needs some for itself
+_LONGEST_TLS_FOLDER: Final = 80
 _PARENT_ADVICE: Final = (
-    "store it in that file: one line of printable ASCII, which Squid's account can read (mode 0640, its group)"
+    "store it in that file: one line of printable ASCII, which "
+    "Squid's account can read (mode 0640, its group)"
 )
 _OPEN_ADVICE: Final = (
     "--listen ADDRESS:PORT with the address that the VMs reach, such as 192.168.137.1:3129; or clients in those rules"
@@ -103,7 +118,9 @@ _OPEN_ADVICE: Final = (
 class Installation:
     """The installation of one gateway."""
 
-    def __init__(self, options: SetupOptions, layout: Layout, stage: SetupStage) -> None:
+    def __init__(
+        self, options: SetupOptions, layout: Layout, stage: SetupStage
+    ) -> None:
         self._options = options
         self._layout = layout
         self._stage = stage
@@ -117,11 +134,15 @@ class Installation:
         self._squid = InstalledSquid(layout, self._machine.systemd)
         store = self._work / "store/ssl_db"
         certificate = self._work / "tls" / CERTIFICATE
-        self._transaction = Transaction(layout, self._machine, self._squid, store, say, certificate)
+        self._transaction = Transaction(
+            layout, self._machine, self._squid, store, say, certificate
+        )
         self._fetches = False  # the policy has secrets that are fetched
         self._inspects = False  # the policy has rules with `body`
         self._values = Values()  # of the policy, in Squid's configuration
-        self._gone: tuple[Path, ...] = ()  # files of Squid's configuration that the policy does not need
+        self._gone: tuple[
+            Path, ...
+        ] = ()  # files of Squid's configuration that the policy does not need
         self._exports = b""  # the files of the exports
         self._pulls = layout.pull_settings.exists()  # the policy comes from elsewhere
         self._confined = False  # AppArmor keeps Squid from what is prepared
@@ -167,8 +188,12 @@ class Installation:
         layout = self._layout
         if self._yours and names(self._conf, layout.ca_key):
             what = f"{layout.conf} names {layout.ca_key}, which is no longer for Squid"
-            raise SetupFailed(what, f"name {layout.signing_cert} and {layout.signing_key} there")
-        self._ca = ca_files(self._options, layout, self._machine.owner, datetime.now(UTC))
+            raise SetupFailed(
+                what, f"name {layout.signing_cert} and {layout.signing_key} there"
+            )
+        self._ca = ca_files(
+            self._options, layout, self._machine.owner, datetime.now(UTC)
+        )
         self._files.update(self._ca.read_by_squid)
         for label, text in self._ca.said:
             say(label, text)
@@ -177,13 +202,20 @@ class Installation:
     def _prepare_store(self) -> bool:
         if not self._keeps_store:
             return False
-        # A leaf is signed by what signed then, whose certificate lies in the store: another one may have been put in
-        # place by hand.
-        in_store, signs = entries.read_entry(self._layout.ssl_db / "ca.crt"), self._ca.signing.certificate
+        # A leaf is signed by what signed then, whose certificate lies in the store:
+        # another one may have been put in place by hand.
+        in_store, signs = (
+            entries.read_entry(self._layout.ssl_db / "ca.crt"),
+            self._ca.signing.certificate,
+        )
         if isinstance(in_store, entries.File) and in_store.content == signs:
             return False
         store = self._own_folder("store") / "ssl_db"
-        check(self._machine.run_as_squid(self._machine.certgen, "-c", "-s", store, "-M", "4MB"))
+        check(
+            self._machine.run_as_squid(
+                self._machine.certgen, "-c", "-s", store, "-M", "4MB"
+            )
+        )
         call_as(self._machine.account, lambda: (store / "ca.crt").write_bytes(signs))
         return True
 
@@ -195,12 +227,22 @@ class Installation:
 
     @property
     def _drops_store(self) -> bool:
-        """Whether the store can be deleted. It holds the CA's key, and a squid.conf of yours may still use it."""
-        confs = (entries.text_at(self._layout.former_conf), "" if is_ours(self._conf) else self._conf)
-        return not self._keeps_store and not any(names(conf, self._layout.ssl_db) for conf in confs)
+        """Whether the store can be deleted.
+
+        It holds the CA's key, and a squid.conf of yours may still use it.
+        """
+        confs = (
+            entries.text_at(self._layout.former_conf),
+            "" if is_ours(self._conf) else self._conf,
+        )
+        return not self._keeps_store and not any(
+            names(conf, self._layout.ssl_db) for conf in confs
+        )
 
     def _own_folder(self, name: str) -> Path:
-        entries.write_entry(self._work / name, entries.Folder({}, 0o755, self._machine.owner))
+        entries.write_entry(
+            self._work / name, entries.Folder({}, 0o755, self._machine.owner)
+        )
         return self._work / name
 
     def _prepare_policy(self) -> None:
@@ -209,14 +251,18 @@ class Installation:
         if layout.policy.exists():
             say("policy", f"kept: {layout.policy}")
             if given and _contents(given) != _contents(layout.policy):
-                say("", f"it differs from {given}, and one in place is never overwritten: move it away, or edit it")
+                say(
+                    "",
+                    f"it differs from {given}, and one in place is never overwritten: move it away, or edit it",
+                )
             self._policy = layout.policy
         else:
             say("policy", f"from {source}: {layout.policy}")
             self._files[layout.policy] = self._policy_of(source)
             self._policy = self._work / "policy"
             entries.write_entry(self._policy, self._files[layout.policy])
-        in_place = layout.state.is_dir() and not self._options.dry_run  # check stores compiled lists there
+        # check stores compiled lists there
+        in_place = layout.state.is_dir() and not self._options.dry_run
         state = layout.state if in_place else self._own_folder("compiled")
         self._compiled = state / "lists"
         good, told = checks.check_policy(self._machine, self._policy, state)
@@ -227,17 +273,29 @@ class Installation:
             say("", line)
 
     def _policy_of(self, source: Path) -> entries.Folder:
-        """Read the policy to install: the example without its documents, which an upgrade would leave as they are.
+        """Read the policy to install: the example without its documents, which an
+        upgrade would leave as they are.
 
-        A file that is copied into the folder gets its group, so that Squid's account can read it.
+        A file that is copied into the folder gets its group, so that Squid's account
+        can read it.
         """
         owner = (0, self._machine.account.group)
-        paths = (path for path in source.iterdir() if self._options.policy or path.suffix != ".md")
-        return entries.Folder({path.name: entries.read_source(path, 0o750, owner) for path in paths}, 0o2750, owner)
+        paths = (
+            path
+            for path in source.iterdir()
+            if self._options.policy or path.suffix != ".md"
+        )
+        return entries.Folder(
+            {path.name: entries.read_source(path, 0o750, owner) for path in paths},
+            0o2750,
+            owner,
+        )
 
     @property
     def _has_example(self) -> bool:
-        return _contents(self._layout.policy) == _contents(self._options.source / "policy")
+        return _contents(self._layout.policy) == _contents(
+            self._options.source / "policy"
+        )
 
     @property
     def _policy_source(self) -> Path:
@@ -258,7 +316,9 @@ class Installation:
         if not apparmor_confines(program):
             return
         path = additions_of(program)
-        entry = with_lines(lines_at(path), self._layout.prefix, self._configuration.apparmor(program))
+        entry = with_lines(
+            lines_at(path), self._layout.prefix, self._configuration.apparmor(program)
+        )
         if entries.read_entry(path) == entry:
             return
         self._do(SetupStep(StepKind.OPEN_APPARMOR, path, entry))
@@ -270,24 +330,35 @@ class Installation:
 
     def _configure(self) -> Configuration:
         layout, options = self._layout, self._options
-        haproxy = listen_of_haproxy(
-            entries.text_at(layout.haproxy)
-        )  # where there is none, Squid itself takes the clients
-        before = haproxy or (listen_of(self._conf) if is_ours(self._conf) else _first_word(layout.applied))
+        # where there is none, Squid itself takes the clients
+        haproxy = listen_of_haproxy(entries.text_at(layout.haproxy))
+        before = haproxy or (
+            listen_of(self._conf)
+            if is_ours(self._conf)
+            else _first_word(layout.applied)
+        )
         listen = options.listen or before or _DEFAULT_LISTEN
         told = _first_word(layout.service("exporter").applied)
         tls = not options.no_tls and (options.tls or bool(haproxy))
         self._check_tls(tls=tls)
-        behind = () if options.behind == NOT_BEHIND else options.behind or behind_of(self._conf)
+        behind = (
+            ()
+            if options.behind == NOT_BEHIND
+            else options.behind or behind_of(self._conf)
+        )
         exporter = options.exporter or told or usual_exporter(layout, listen)
         self._check_behind(behind, exporter, tls=tls)
-        transparent = () if options.transparent == NOT_TRANSPARENT else options.transparent
+        transparent = (
+            () if options.transparent == NOT_TRANSPARENT else options.transparent
+        )
         if not options.transparent:
             transparent = transparent_of(entries.text_at(layout.dns))
         self._check_transparent(transparent)
         self._check_status_from(exporter)
         shown_before = status_from_of(entries.text_at(layout.service("exporter").unit))
-        health = options.health_listen or self._started_with("exporter", "health-listen")
+        health = options.health_listen or self._started_with(
+            "exporter", "health-listen"
+        )
         return Configuration(
             source=options.source,
             layout=layout,
@@ -296,21 +367,30 @@ class Installation:
             squid=listen_of(self._conf) if self._yours else listen,
             exporter=exporter,
             certificates=options.certificates or generator_of(self._conf),
-            unique_name=unique_name(layout.root, f"{socket.gethostname()} {entries.text_at(_MACHINE_ID)}"),
+            unique_name=unique_name(
+                layout.root, f"{socket.gethostname()} {entries.text_at(_MACHINE_ID)}"
+            ),
             gateway=options.gateway
             or gateway_of(entries.text_at(layout.logformat))
             or usual_gateway_name(socket.gethostname()),
-            workers=int(options.workers or workers_of(entries.text_at(layout.fragment))),
+            workers=int(
+                options.workers or workers_of(entries.text_at(layout.fragment))
+            ),
             log_bytes=options.log_bytes or self._maintained("log-bytes"),
-            archive_days=options.archive_days or self._started_with("archive", "keep-days"),
-            archive_bytes=options.archive_bytes or self._started_with("archive", "keep-bytes"),
+            archive_days=options.archive_days
+            or self._started_with("archive", "keep-days"),
+            archive_bytes=options.archive_bytes
+            or self._started_with("archive", "keep-bytes"),
             archive_is_copied=layout.archive_store.exists(),
             tls=tls,
             behind=behind,
             transparent=transparent,
-            status_from=() if options.status_from == NOT_SHOWN else options.status_from or shown_before,
+            status_from=()
+            if options.status_from == NOT_SHOWN
+            else options.status_from or shown_before,
             health=health or usual_health(layout, listen),
-            tls_names=options.tls_name or (*filter(None, self._maintained("tls-name").split(",")),),
+            tls_names=options.tls_name
+            or (*filter(None, self._maintained("tls-name").split(",")),),
         )
 
     def _maintained(self, option: str) -> str:
@@ -323,7 +403,11 @@ class Installation:
 
     def _check_status_from(self, exporter: str) -> None:
         shown, host = self._options.status_from, exporter.rpartition(":")[0].strip("[]")
-        if shown and shown != NOT_SHOWN and (exporter == NO_EXPORTER or ip_address(host).is_loopback):
+        if (
+            shown
+            and shown != NOT_SHOWN
+            and (exporter == NO_EXPORTER or ip_address(host).is_loopback)
+        ):
             raise SetupFailed(
                 f"--status-from shows the status page to other machines, and the exporter listens on {exporter}",
                 "add --exporter-listen ADDRESS:9129, with an address that these machines reach",
@@ -331,7 +415,10 @@ class Installation:
 
     def _check_tls(self, *, tls: bool) -> None:
         if self._options.tls_name and not tls:
-            raise SetupFailed("--tls-name is for the certificate of the TLS port, which is off", "add --tls")
+            raise SetupFailed(
+                "--tls-name is for the certificate of the TLS port, which is off",
+                "add --tls",
+            )
         if tls and self._yours:
             raise SetupFailed(
                 f"--tls replaces the http_port of {self._layout.conf}, which is yours",
@@ -350,9 +437,14 @@ class Installation:
                 "--transparent none; squid/squid.conf has the lines that it would add",
             )
 
-    def _check_behind(self, behind: tuple[str, ...], exporter: str, *, tls: bool) -> None:
+    def _check_behind(
+        self, behind: tuple[str, ...], exporter: str, *, tls: bool
+    ) -> None:
         if self._options.health_listen and not behind:
-            raise SetupFailed("--health-listen is for load balancers, and there is none", "add --behind ADDRESS")
+            raise SetupFailed(
+                "--health-listen is for load balancers, and there is none",
+                "add --behind ADDRESS",
+            )
         if not behind:
             return
         if tls:
@@ -374,7 +466,9 @@ class Installation:
     def _prepare_configuration(self) -> None:
         self._stage.name = "configuration"
         layout, ours, files = self._layout, self._configuration, self._files
-        files[layout.errors] = entries.Folder({name: _file(text) for name, text in ours.pages().items()})
+        files[layout.errors] = entries.Folder(
+            {name: _file(text) for name, text in ours.pages().items()}
+        )
         with_logformat = self._yours and not names(self._conf, layout.logformat)
         self._values = self._policy_values()
         if not layout.local.exists():
@@ -386,25 +480,38 @@ class Installation:
             parsed = self._parse()
             whose = "the fragment in our squid.conf" if self._yours else "squid.conf"
             unchecked = "; yours was not checked" if self._yours else ""
-            say("configuration", f"squid -k parse accepts {whose}, listening on {ours.listen}{unchecked}")
+            say(
+                "configuration",
+                f"squid -k parse accepts {whose}, listening on {ours.listen}{unchecked}",
+            )
         self._say_workers()
         for warning in re.findall(r"\| (WARNING: .*)", parsed):
             say("", warning)
         for directive in checks.unsafe_directives(parsed):
-            say("WARNING", f"{directive} takes requests past what closes private addresses: see squid/INSTALL.md")
+            say(
+                "WARNING",
+                f"{directive} takes requests past what closes private addresses: see squid/INSTALL.md",
+            )
         if (version := squid_version()) and version.remark:
             say("WARNING" if version.problem else "", version.remark)
         self._leave_to_operator(parsed)
         self._prepare_parts(with_logformat=with_logformat)
 
     def _prepare_parts(self, *, with_logformat: bool) -> None:
-        """Render Squid's configuration, and keep the templates: an edit of the policy can need other parts."""
+        """Render Squid's configuration, and keep the templates: an edit of the policy
+        can need other parts.
+        """
         layout, files, account = self._layout, self._files, self._machine.account
         templates = self._configuration.templates(with_logformat=with_logformat)
         if self._configuration.own_login:
-            self._values = msgspec.structs.replace(self._values, keys=self._values.keys | {Part.LOGIN})
+            self._values = msgspec.structs.replace(
+                self._values, keys=self._values.keys | {Part.LOGIN}
+            )
         files |= rendering.rendered_files(layout, templates, self._values, account)
-        units = {layout.service(name).unit.name: self._configuration.unit(name) for name in BODIES}
+        units = {
+            layout.service(name).unit.name: self._configuration.unit(name)
+            for name in BODIES
+        }
         files[layout.templates] = rendering.template_folder(templates | units)
         self._inspects = self._values.inspects_bodies
         here = layout.parts.glob("*") if layout.parts.is_dir() else ()
@@ -413,32 +520,55 @@ class Installation:
     def _say_workers(self) -> None:
         workers = self._configuration.workers
         if workers > 1:
-            yours = "; add `worker-queues` to your http_port lines, and restart Squid" if self._yours else ""
+            yours = (
+                "; add `worker-queues` to your http_port lines, and restart Squid"
+                if self._yours
+                else ""
+            )
             say("workers", f"{workers} processes of Squid serve{yours}")
 
     def _leave_to_operator(self, parsed: str) -> None:
-        """Do without our resolver and our logins where the operator's own configuration has them, or what it includes.
+        """Do without our resolver and our logins where the operator's own configuration
+        has them, or what it includes.
 
-        Squid has read local.conf. It has not read a squid.conf of yours, which may not include local.conf.
+        Squid has read local.conf. It has not read a squid.conf of yours, which may not
+        include local.conf.
         """
         layout, resolver = self._layout, self._layout.resolver
         reads_local = not self._yours or names(self._conf, layout.local)
         if reads_local and "| Processing: dns_nameservers " in parsed:
             resolver = NO_RESOLVER
             say("resolver", f"as {layout.local} says, by dns_nameservers")
-        yours = read_squid_conf(layout.conf, Macros(layout.squid_service)).directives if self._yours else ()
-        read = [*([parsed, entries.text_at(layout.local)] if reads_local else []), *(line.text for line in yours)]
+        yours = (
+            read_squid_conf(layout.conf, Macros(layout.squid_service)).directives
+            if self._yours
+            else ()
+        )
+        read = [
+            *([parsed, entries.text_at(layout.local)] if reads_local else []),
+            *(line.text for line in yours),
+        ]
         own_login = any(map(has_own_login, read))
         if own_login:
-            say("login", "by your own auth_param basic program: no client can log in by a token of the policy")
-        self._configuration = replace(self._configuration, resolver=resolver, own_login=own_login)
+            say(
+                "login",
+                "by your own auth_param basic program: no client can log in by a token of the policy",
+            )
+        self._configuration = replace(
+            self._configuration, resolver=resolver, own_login=own_login
+        )
 
     def _policy_values(self) -> Values:
         layout, before = self._layout, rendering.default_upstream(self._layout)
         given = self._options.upstream or before
-        named = rendering.named_values(self._machine.account, self._layout, self._policy, self._compiled)
+        named = rendering.named_values(
+            self._machine.account, self._layout, self._policy, self._compiled
+        )
         if named.problems:
-            raise SetupFailed(f"the password of a parent proxy is unavailable: {named.problems[0]}", _PARENT_ADVICE)
+            raise SetupFailed(
+                f"the password of a parent proxy is unavailable: {named.problems[0]}",
+                _PARENT_ADVICE,
+            )
         self._fetches = named.fetches
         documented = self._options.bump == DOCUMENTED or (
             not self._options.bump and rendering.read_values(layout).documented
@@ -449,28 +579,57 @@ class Installation:
         return values
 
     def _check_parents(self, values: Values) -> None:
-        """Name each parent, and warn about one that does not answer: it may start later."""
-        ours, kept = self._configuration, "" if self._options.upstream else ", as installed before"
+        """Name each parent, and warn about one that does not answer: it may start
+        later.
+        """
+        ours, kept = (
+            self._configuration,
+            "" if self._options.upstream else ", as installed before",
+        )
         listens = set(filter(None, {ours.listen, ours.squid, ours.squid_listen}))
         for peer in (*values.peers, *filter(None, [values.default])):
-            whose = f"by --upstream{kept}" if peer.name == DEFAULT else f"upstream {peer.name} of the policy"
+            whose = (
+                f"by --upstream{kept}"
+                if peer.name == DEFAULT
+                else f"upstream {peer.name} of the policy"
+            )
             say("upstream", f"http://{peer.host}:{peer.port} ({whose})")
-            if problem := checks.check_parent(peer.name, peer.host, peer.port, *listens):
+            if problem := checks.check_parent(
+                peer.name, peer.host, peer.port, *listens
+            ):
                 say(
-                    "WARNING", f"http://{peer.host}:{peer.port}: {problem}; requests that need it fail until it answers"
+                    "WARNING",
+                    f"http://{peer.host}:{peer.port}: {problem}; requests that need it fail until it answers",
                 )
 
     def _parse(self) -> str:
-        layout, folder, own = self._layout, self._work / "parse", self._own_folder("state") / "own-addresses"
+        layout, folder, own = (
+            self._layout,
+            self._work / "parse",
+            self._own_folder("state") / "own-addresses",
+        )
         call_as(self._machine.account, lambda: prepare_own_addresses(own.parent))
-        files = {path: entry for path, entry in self._files.items() if path != layout.policy}
-        entries.write_entry(folder, entries.Folder({path.name: entry for path, entry in files.items()}))
+        files = {
+            path: entry for path, entry in self._files.items() if path != layout.policy
+        }
+        entries.write_entry(
+            folder, entries.Folder({path.name: entry for path, entry in files.items()})
+        )
         (folder / layout.parts.name).mkdir()
         places = (*files, layout.conf, layout.fragment, layout.logformat, layout.parts)
-        prepared = {path: folder / path.name for path in places} | {layout.program: checks.PROGRAM}
-        moved = {name: str(prepared.get(Path(place), place)) for name, place in layout.replacements().items()}
+        prepared = {path: folder / path.name for path in places} | {
+            layout.program: checks.PROGRAM
+        }
+        moved = {
+            name: str(prepared.get(Path(place), place))
+            for name, place in layout.replacements().items()
+        }
         moved["/var/lib/squidkeeper/own-addresses"] = str(own)
-        texts = render(self._configuration.templates(moved), self._values, entries.text_at(layout.local))
+        texts = render(
+            self._configuration.templates(moved),
+            self._values,
+            entries.text_at(layout.local),
+        )
         texts["squid.conf"] = self._configuration.render("squid.conf", moved)
         for name, text in texts.items():
             (folder / name).write_text(text)
@@ -488,7 +647,10 @@ class Installation:
             say("would", f"install the package {name}, its own service disabled")
         else:
             install(self._options.source / "install.sh")
-            say(self._stage.name, f"the package {name} is installed, its own service disabled")
+            say(
+                self._stage.name,
+                f"the package {name} is installed, its own service disabled",
+            )
         return not self._options.dry_run
 
     def _prepare_tls(self) -> None:
@@ -502,9 +664,14 @@ class Installation:
         for path in (layout.signing_cert, layout.signing_key):
             entries.write_entry(folder / path.name, self._files[path])
         call_as(self._machine.account, self._server_certificate_at(folder).issue)
-        say("TLS", f"HAProxy on {ours.listen}, with a certificate for {', '.join(ours.server_names)}")
+        say(
+            "TLS",
+            f"HAProxy on {ours.listen}, with a certificate for {', '.join(ours.server_names)}",
+        )
         if HAPROXY.exists() or self._install_package("haproxy", install_haproxy):
-            (folder / "haproxy.cfg").write_text(ours.haproxy({"/var/lib/squidkeeper/tls": str(folder)}))
+            (folder / "haproxy.cfg").write_text(
+                ours.haproxy({"/var/lib/squidkeeper/tls": str(folder)})
+            )
             quietly(HAPROXY, "-c", "-f", folder / "haproxy.cfg")
 
     def _prepare_transparent(self) -> None:
@@ -512,29 +679,44 @@ class Installation:
         layout, ours = self._layout, self._configuration
         if not ours.transparent:
             if entries.text_at(layout.dns):
-                say("transparent", "taken back: no ports 53, 80 and 443 for clients without proxy settings any more")
+                say(
+                    "transparent",
+                    "taken back: no ports 53, 80 and 443 for clients without proxy settings any more",
+                )
             return
         self._files[layout.dns] = _file(ours.dns())
-        say("transparent", f"ports 53, 80 and 443 of {', '.join(ours.transparent)}, for clients without proxy settings")
+        say(
+            "transparent",
+            f"ports 53, 80 and 443 of {', '.join(ours.transparent)}, for clients without proxy settings",
+        )
         if UNBOUND.exists():
             prepared = self._work / layout.dns.name
             prepared.write_text(ours.dns())
             quietly(f"{UNBOUND}-checkconf", prepared)
 
     def _needs_server_certificate(self) -> bool:
-        # The one in place is in a folder of Squid's account, which could put a pipe there.
+        # The one in place is in a folder of Squid's account, which could put a pipe
+        # there.
         in_place = entries.text_at(self._layout.tls / CERTIFICATE)
         return self._server_certificate_at(self._layout.tls).replaces(in_place.encode())
 
     def _server_certificate_at(self, folder: Path) -> ServerCertificate:
-        prepared, layout, names = self._work / "tls", self._layout, self._configuration.server_names
-        ca, key = (prepared / path.name for path in (layout.signing_cert, layout.signing_key))
+        prepared, layout, names = (
+            self._work / "tls",
+            self._layout,
+            self._configuration.server_names,
+        )
+        ca, key = (
+            prepared / path.name for path in (layout.signing_cert, layout.signing_key)
+        )
         return ServerCertificate(folder / CERTIFICATE, ca, key, lambda: names)
 
     def _prepare_exports(self) -> None:
         self._stage.name = "export"
         folder = self._layout.exports
-        self._exports = b"".join(file.read_bytes() for file in sorted(folder.glob("*.yaml")))
+        self._exports = b"".join(
+            file.read_bytes() for file in sorted(folder.glob("*.yaml"))
+        )
         good, told = checks.check_exports(folder) if self._exports else (True, "")
         if not good:
             raise SetupFailed("an export cannot be started", details=told)
@@ -549,16 +731,28 @@ class Installation:
         try:
             settings = read_pull_settings(layout.pull_settings)
         except PullFailed as error:
-            raise SetupFailed("the policy cannot be pulled", details=str(error)) from None
+            raise SetupFailed(
+                "the policy cannot be pulled", details=str(error)
+            ) from None
         say("pull", f"from {settings.source}")
         if settings.ceiling is None:
-            say("WARNING", f"{layout.pull_settings} names no ceiling: whoever signs may open everything")
+            say(
+                "WARNING",
+                f"{layout.pull_settings} names no ceiling: whoever signs may open everything",
+            )
         if os.path.realpath(layout.policy) != os.path.realpath(layout.pulled / CURRENT):
-            say("", f"{layout.policy} is no link to {layout.pulled / CURRENT} yet: policy/PULL.md says how to make it")
+            say(
+                "",
+                f"{layout.policy} is no link to {layout.pulled / CURRENT} yet: policy/PULL.md says how to make it",
+            )
 
     def _unit(self, name: str) -> str:
         unit = self._configuration.unit(name)
-        return with_quota_store(unit, self._layout, self._values) if name in BODIES else unit
+        return (
+            with_quota_store(unit, self._layout, self._values)
+            if name in BODIES
+            else unit
+        )
 
     def _prepare_files(self) -> None:
         layout, ours = self._layout, self._configuration
@@ -567,57 +761,106 @@ class Installation:
         if not self._yours:
             files[layout.conf] = _file(ours.squid_conf())
         program = self._options.venv / "bin/squidkeeper"
-        files[layout.program] = entries.Link(os.path.relpath(program, layout.program.parent))
+        files[layout.program] = entries.Link(
+            os.path.relpath(program, layout.program.parent)
+        )
         if not self._machine.systemd:
-            files[layout.supervise] = entries.File((source / "supervise").read_bytes(), 0o755)
+            files[layout.supervise] = entries.File(
+                (source / "supervise").read_bytes(), 0o755
+            )
         elif layout.squid_dropin:
             files[layout.squid_dropin] = _file(ours.render("squid.service.conf"))
-        needed = ("maintenance", "render", *(name for name in self._needed if name != "archive"))
+        needed = (
+            "maintenance",
+            "render",
+            *(name for name in self._needed if name != "archive"),
+        )
         files |= {layout.service(name).unit: _file(self._unit(name)) for name in needed}
         self._prepare_archive()
         if accounts := self._accounts():
             files[layout.account] = _file(accounts)
         if ours.exporter != NO_EXPORTER:
-            observe = {"alerts.yaml": ours.alerts(), "prometheus.yaml": ours.prometheus()}
-            observe |= {name: (source / "observe" / name).read_text() for name in ("recording.yaml", "dashboard.json")}
+            observe = {
+                "alerts.yaml": ours.alerts(),
+                "prometheus.yaml": ours.prometheus(),
+            }
+            observe |= {
+                name: (source / "observe" / name).read_text()
+                for name in ("recording.yaml", "dashboard.json")
+            }
             files[layout.service("exporter").unit] = _file(ours.unit("exporter"))
-            files[layout.observe] = entries.Folder({name: _file(text) for name, text in observe.items()})
-        if layout.command and entries.read_entry(layout.command) in (None, entries.Link(str(layout.program))):
+            files[layout.observe] = entries.Folder(
+                {name: _file(text) for name, text in observe.items()}
+            )
+        if layout.command and entries.read_entry(layout.command) in (
+            None,
+            entries.Link(str(layout.program)),
+        ):
             files[layout.command] = entries.Link(str(layout.program))
         elif layout.command:
-            say("command", f"{layout.command} is not squidkeeper's and stays: the program is {layout.program}")
+            say(
+                "command",
+                f"{layout.command} is not squidkeeper's and stays: the program is {layout.program}",
+            )
             return
-        files |= {path: _file(self._options.shell_files[name]) for name, path in layout.shell_files.items()}
+        files |= {
+            path: _file(self._options.shell_files[name])
+            for name, path in layout.shell_files.items()
+        }
 
     def _prepare_archive(self) -> None:
         layout, ours = self._layout, self._configuration
-        owner = entries.ROOT if self._machine.systemd else (layout.user_without_systemd("archive"), 0)
+        owner = (
+            entries.ROOT
+            if self._machine.systemd
+            else (layout.user_without_systemd("archive"), 0)
+        )
         keys = archive_keys(layout, owner)
         self._files.update(keys)
         told = keys[layout.archive_pub].content.decode().rstrip("\n")
         if told != entries.text_at(layout.archive_pub) and not self._options.dry_run:
-            say("archive", f"sealed by a new key. Keep a copy of {layout.archive_pub} elsewhere, to verify it:")
+            say(
+                "archive",
+                f"sealed by a new key. Keep a copy of {layout.archive_pub} elsewhere, to verify it:",
+            )
             show(told)
         self._files[layout.service("archive").unit] = _file(ours.unit("archive"))
         if self._machine.systemd:
-            self._files[layout.render_path] = _file(ours.render("squidkeeper-render.path"))
-            self._files[layout.archive_timer] = _file(ours.render("squidkeeper-archive.timer"))
+            self._files[layout.render_path] = _file(
+                ours.render("squidkeeper-render.path")
+            )
+            self._files[layout.archive_timer] = _file(
+                ours.render("squidkeeper-archive.timer")
+            )
         if layout.logrotate and layout.logrotate.parent.is_dir():
             if checks.leaves_duplicates():
                 self._files[layout.logrotate] = _file(ours.render("logrotate"))
             else:
-                say("WARNING", "logrotate is older than 3.21: its rule for Squid deletes logs, archived or not")
+                say(
+                    "WARNING",
+                    "logrotate is older than 3.21: its rule for Squid deletes logs, archived or not",
+                )
 
     @property
     def _needed(self) -> list[str]:
         """The services with an account of their own."""
-        needed = {"secrets": self._fetches, "archive": True, "export": bool(self._exports), "pull": self._pulls}
-        needed |= dict.fromkeys(("transparent", "dns"), bool(self._configuration.transparent))
+        needed = {
+            "secrets": self._fetches,
+            "archive": True,
+            "export": bool(self._exports),
+            "pull": self._pulls,
+        }
+        needed |= dict.fromkeys(
+            ("transparent", "dns"), bool(self._configuration.transparent)
+        )
         needed |= dict.fromkeys(BODIES, self._inspects)
         return [name for name, is_needed in needed.items() if is_needed]
 
     def _accounts(self) -> str:
-        """List the accounts. What inspects bodies always has one: an edit starts it, and makes no account."""
+        """List the accounts.
+
+        What inspects bodies always has one: an edit starts it, and makes no account.
+        """
         accounts = dict.fromkeys(ACCOUNTS[name] for name in (*self._needed, *BODIES))
         lines = (f'u {name} - "{name.replace("-", " ")}"\n' for name in accounts)
         return "".join(lines) if self._machine.systemd else ""
@@ -630,49 +873,97 @@ class Installation:
 
     def _check_listen(self) -> None:
         self._stage.name = "listen"
-        ours, services, starts = self._configuration, self._services(), not self._options.no_start
+        ours, services, starts = (
+            self._configuration,
+            self._services(),
+            not self._options.no_start,
+        )
         self._transaction.services = services
         for is_checked, listen, option, processes in self._listens():
             if is_checked:
-                checks.check_listener(listen, option, *(process.pid() for process in processes))
+                checks.check_listener(
+                    listen, option, *(process.pid() for process in processes)
+                )
         if starts and ours.resolver != NO_RESOLVER:
-            checks.check_resolver(ours.resolver, services["maintenance"].pid(), self._layout.local)
+            checks.check_resolver(
+                ours.resolver, services["maintenance"].pid(), self._layout.local
+            )
         if starts:
             self._check_transparent_ports()
         for listen in (*([] if ours.behind else [ours.squid]), *ours.transparent_ports):
             if reached := reached_at(listen):
                 self._check_open(listen, ", ".join(map(str, reached)))
 
-    def _listens(self) -> Iterator[tuple[bool, str, str, list[InstalledSquid | InstalledService]]]:
-        """List where processes listen: whether to check it, the option that names it, and whose it may be already."""
-        ours, services, layout, squid = self._configuration, self._transaction.services, self._layout, self._squid
+    def _listens(
+        self,
+    ) -> Iterator[tuple[bool, str, str, list[InstalledSquid | InstalledService]]]:
+        """List where processes listen: whether to check it, the option that names it,
+        and whose it may be already.
+        """
+        ours, services, layout, squid = (
+            self._configuration,
+            self._transaction.services,
+            self._layout,
+            self._squid,
+        )
         starts, exporter = not self._options.no_start, services["exporter"]
         without = "--root, or install without"
         yield self._starts_squid, ours.listen, "--listen", [squid, services["tls"]]
-        yield self._starts_squid and ours.tls, ours.squid_listen, f"{without} --tls", [squid]
-        yield starts and ours.exporter != NO_EXPORTER, ours.exporter, "--exporter-listen", [exporter]
-        yield starts and self._inspects, layout.bodies, "--root", [services[name] for name in BODIES]
+        yield (
+            self._starts_squid and ours.tls,
+            ours.squid_listen,
+            f"{without} --tls",
+            [squid],
+        )
+        yield (
+            starts and ours.exporter != NO_EXPORTER,
+            ours.exporter,
+            "--exporter-listen",
+            [exporter],
+        )
+        yield (
+            starts and self._inspects,
+            layout.bodies,
+            "--root",
+            [services[name] for name in BODIES],
+        )
         yield starts and bool(ours.behind), ours.health, "--health-listen", [exporter]
         for listen in (layout.transparent_tls, layout.transparent_http):
-            yield starts and bool(ours.transparent), listen, f"{without} --transparent", [squid]
+            yield (
+                starts and bool(ours.transparent),
+                listen,
+                f"{without} --transparent",
+                [squid],
+            )
 
     def _check_transparent_ports(self) -> None:
-        shim, dns = (self._transaction.services[name].pid() for name in ("transparent", "dns"))
+        shim, dns = (
+            self._transaction.services[name].pid() for name in ("transparent", "dns")
+        )
         for address in self._configuration.transparent:
             if not checks.check_ports(address, {443: shim, 80: shim, 53: dns}):
-                say("WARNING", f"{address} is not an address of this machine yet: nobody is answered until it is")
+                say(
+                    "WARNING",
+                    f"{address} is not an address of this machine yet: nobody is answered until it is",
+                )
 
     def _check_open(self, listen: str, public: str) -> None:
-        """Refuse a new open proxy, unless it was asked for; one in place goes on with a warning."""
+        """Refuse a new open proxy, unless it was asked for; one in place goes on with a
+        warning.
+        """
         found = checks.open_rules(self._machine, self._policy, self._layout.state)
         rules = [self._as_given(rule) for rule in found]
         if not rules:
             return
-        reached = f"the gateway listens on {listen}, which the internet reaches at {public}"
+        reached = (
+            f"the gateway listens on {listen}, which the internet reaches at {public}"
+        )
         what = f"an open proxy: {reached}, and the policy allows any client"
         asked_for = self._options.open or ":" in self._options.listen
         if not asked_for and not self._layout.fragment.exists() and not self._yours:
-            raise SetupFailed(f"{what} (see the lines above)", _OPEN_ADVICE, "\n".join([*rules, ""]))
+            raise SetupFailed(
+                f"{what} (see the lines above)", _OPEN_ADVICE, "\n".join([*rules, ""])
+            )
         say("WARNING", what)
         for rule in rules:
             say("", rule)
@@ -680,23 +971,39 @@ class Installation:
     # Plan and transaction
 
     def _services(self) -> dict[str, InstalledService]:
-        ours, systemd, owner = self._configuration, self._machine.systemd, self._machine.owner
+        ours, systemd, owner = (
+            self._configuration,
+            self._machine.systemd,
+            self._machine.owner,
+        )
         ports = {
             "maintenance": None if ours.resolver == NO_RESOLVER else 53,
             "tls": port_of(ours.listen),
-            "exporter": None if ours.exporter == NO_EXPORTER else port_of(ours.exporter),
+            "exporter": None
+            if ours.exporter == NO_EXPORTER
+            else port_of(ours.exporter),
         }
-        found = {name: InstalledService(name, self._layout, systemd, owner, port) for name, port in ports.items()}
+        found = {
+            name: InstalledService(name, self._layout, systemd, owner, port)
+            for name, port in ports.items()
+        }
         others = {name: self._user_of(name) for name in ACCOUNTS}
         others["render"] = entries.ROOT
-        listening = dict.fromkeys(BODIES, port_of(self._layout.bodies)) | {"transparent": 443, "dns": 53}
+        listening = dict.fromkeys(BODIES, port_of(self._layout.bodies)) | {
+            "transparent": 443,
+            "dns": 53,
+        }
         return found | {
-            name: InstalledService(name, self._layout, systemd, who, listening.get(name))
+            name: InstalledService(
+                name, self._layout, systemd, who, listening.get(name)
+            )
             for name, who in others.items()
         }
 
     def _user_of(self, service: str) -> entries.Owner:
-        """Return the owner of a service without systemd: Squid's account must not change what runs there."""
+        """Return the owner of a service without systemd: Squid's account must not
+        change what runs there.
+        """
         return self._layout.user_without_systemd(service), self._machine.account.group
 
     def _do(self, step: SetupStep) -> None:
@@ -709,22 +1016,39 @@ class Installation:
     def _apply(self, *, new_store: bool) -> None:
         self._stage.name = "put in place"
         layout, owner, ours = self._layout, self._machine.owner, self._configuration
-        folders = {path: entries.Folder({}, 0o750, owner) for path in (layout.access_log.parent, layout.state)}
-        folders[layout.commands] = folders[layout.exports] = folders[layout.parts] = entries.Folder({})
+        folders = {
+            path: entries.Folder({}, 0o750, owner)
+            for path in (layout.access_log.parent, layout.state)
+        }
+        folders[layout.commands] = folders[layout.exports] = folders[layout.parts] = (
+            entries.Folder({})
+        )
         run = entries.Folder({}, 0o755)
         if not self._machine.systemd:
             run = folders[layout.run] = entries.Folder({}, 0o1775, (0, owner[1]))
-            folders[layout.archive] = entries.Folder({}, 0o750, self._user_of("archive"))
+            folders[layout.archive] = entries.Folder(
+                {}, 0o750, self._user_of("archive")
+            )
             if ours.workers > 1:
                 folders[SOCKETS_OF_WORKERS] = entries.Folder({}, 0o755, owner)
             if self._pulls:
-                folders[layout.pulled] = entries.Folder({}, 0o750, self._user_of("pull"))
+                folders[layout.pulled] = entries.Folder(
+                    {}, 0o750, self._user_of("pull")
+                )
             if self._fetches:
-                folders[layout.secrets] = entries.Folder({}, 0o2750, self._user_of("secrets"))
+                folders[layout.secrets] = entries.Folder(
+                    {}, 0o2750, self._user_of("secrets")
+                )
         wanted = Wanted(
-            files={path: entries.as_owned_here(entry) for path, entry in self._files.items()},
+            files={
+                path: entries.as_owned_here(entry)
+                for path, entry in self._files.items()
+            },
             gone=(*self._ca.gone, *self._gone),
-            folders={path: replace(folder, owner=entries.owner_here(folder.owner)) for path, folder in folders.items()},
+            folders={
+                path: replace(folder, owner=entries.owner_here(folder.owner))
+                for path, folder in folders.items()
+            },
             run=replace(run, owner=entries.owner_here(run.owner)),
             listen=ours.squid_listen,
             exporter=ours.exporter,
@@ -746,14 +1070,23 @@ class Installation:
         for label, text in planned.notes:
             say(label, text)
         if not self._options.dry_run:
-            self._transaction.remove_leftovers(layout.signing_key, layout.ca_key, layout.ssl_db)
+            self._transaction.remove_leftovers(
+                layout.signing_key, layout.ca_key, layout.ssl_db
+            )
         for step in planned.steps:
             self._do(step)
 
     def _present(self, wanted: Wanted) -> Present:
         layout, services = self._layout, self._transaction.services
         units = (layout.service(name).unit for name in SERVICES)
-        paths = {*wanted.files, *wanted.gone, layout.conf, layout.former_conf, layout.observe, layout.supervise}
+        paths = {
+            *wanted.files,
+            *wanted.gone,
+            layout.conf,
+            layout.former_conf,
+            layout.observe,
+            layout.supervise,
+        }
         paths |= {
             layout.local,
             *units,
@@ -761,54 +1094,98 @@ class Installation:
             layout.dns,
             *(layout.service(name).applied for name in ("tls", "render", *ACCOUNTS)),
         }
-        files = {path: entries.read_entry(path) for path in (*paths, layout.own_addresses)}
-        ours = {layout.run, layout.counts, layout.secrets, layout.export_state, layout.tls, layout.ssl_db}
+        files = {
+            path: entries.read_entry(path) for path in (*paths, layout.own_addresses)
+        }
+        ours = {
+            layout.run,
+            layout.counts,
+            layout.secrets,
+            layout.export_state,
+            layout.tls,
+            layout.ssl_db,
+        }
         ours |= {layout.bodies_state, layout.transparent_state}
         for folder in {*wanted.folders, *ours}:
             if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
                 raise SetupFailed(f"{folder} is not a folder", "move it away")
             files[folder] = _without_entries(folder) if folder.exists() else None
-        told = {name: entries.text_at(layout.service(name).applied) for name in SERVICES}
+        told = {
+            name: entries.text_at(layout.service(name).applied) for name in SERVICES
+        }
         return Present(
             files={path: entry for path, entry in files.items() if entry},
             yours=self._yours,
             squid_runs=self._squid.runs() and self._squid.is_supervised(),
             squid_told=entries.text_at(layout.applied),
             changed_since_told=self._changed_since_told(),
-            services_work=frozenset(name for name, service in services.items() if service.works()),
+            services_work=frozenset(
+                name for name, service in services.items() if service.works()
+            ),
             service_told=told,
             was_metered=ledger_file(layout.state).exists(),
-            closed=self._closed(layout.state, *(() if wanted.exporter == NO_EXPORTER else (layout.counts,))),
+            closed=self._closed(
+                layout.state,
+                *(() if wanted.exporter == NO_EXPORTER else (layout.counts,)),
+            ),
         )
 
     def _closed(self, *folders: Path) -> tuple[Path, ...]:
         here = [folder for folder in folders if folder.is_dir()]
-        closed = call_as(self._machine.account, lambda: [str(one) for one in here if not os.access(one, entries.RWX)])
-        return tuple(folder for folder in here if str(folder) in closed or entries.root_owns_below(folder))
+        closed = call_as(
+            self._machine.account,
+            lambda: [str(one) for one in here if not os.access(one, entries.RWX)],
+        )
+        return tuple(
+            folder
+            for folder in here
+            if str(folder) in closed or entries.root_owns_below(folder)
+        )
 
     def _changed_since_told(self) -> bool:
-        """Whether a file was written since Squid was told, which may have been told what it held in between."""
+        """Whether a file was written since Squid was told, which may have been told
+        what it held in between.
+        """
         layout = self._layout
         told = layout.applied.stat().st_mtime if layout.applied.exists() else 0.0
-        paths = (*layout.read_by_squid, *layout.parts.glob("*"), *layout.errors.glob("*"))
+        paths = (
+            *layout.read_by_squid,
+            *layout.parts.glob("*"),
+            *layout.errors.glob("*"),
+        )
         return any(path.lstat().st_ctime > told for path in paths if path.exists())
 
     def _say_whose_certificates(self) -> None:
         whose = f"Squid's own program, which stores them in {self._layout.ssl_db}"
         made = f"made by {whose if self._keeps_store else 'squidkeeper'}"
-        say("certificates", f"made as {self._layout.conf} says, by sslcrtd_program" if self._yours else made)
+        say(
+            "certificates",
+            f"made as {self._layout.conf} says, by sslcrtd_program"
+            if self._yours
+            else made,
+        )
 
     def _explain_how_to_try(self) -> None:
         layout, ours = self._layout, self._configuration
         sudo = "sudo " if "SUDO_USER" in os.environ else ""
         code = r"-sS -o /dev/null -w '%{http_code}\n'"
-        proxy = f"LOAD-BALANCER:{port_of(ours.listen)}" if ours.behind else reachable(ours.squid)
+        proxy = (
+            f"LOAD-BALANCER:{port_of(ours.listen)}"
+            if ours.behind
+            else reachable(ours.squid)
+        )
         curl = f"curl --proxy http://{proxy} --cacert {layout.ca_cert} {code}"
-        on_path = layout.command in self._files and shutil.which("squidkeeper") == str(layout.command)
+        on_path = layout.command in self._files and shutil.which("squidkeeper") == str(
+            layout.command
+        )
         program = "squidkeeper" if on_path else str(layout.program)
         explain, log = (command(name, layout, program) for name in ("explain", "log"))
         example = " (200 and 403 with the example policy)"
-        expected = example if self._has_example else ", with hosts that the policy allows and denies in place of these"
+        expected = (
+            example
+            if self._has_example
+            else ", with hosts that the policy allows and denies in place of these"
+        )
         show(
             f"\nTry it{expected}:\n"
             f"  {curl} https://example.com/\n"
@@ -821,7 +1198,9 @@ class Installation:
         )
         if ours.exporter != NO_EXPORTER:
             status = f"http://{reachable(ours.exporter)}/"
-            show(f"Status: {status}  metrics: /metrics there  alerts, dashboard: {layout.observe}")
+            show(
+                f"Status: {status}  metrics: /metrics there  alerts, dashboard: {layout.observe}"
+            )
 
     def _for_vms_without_proxy(self, program: str) -> str:
         addresses = " and ".join(self._configuration.transparent)
@@ -857,20 +1236,31 @@ def _advices(options: SetupOptions, layout: Layout) -> Mapping[str, str]:
 
 
 def archive_keys(layout: Layout, owner: entries.Owner) -> dict[Path, entries.File]:
-    """Return the key that seals the archive, made once and kept by every later run, and the public one.
+    """Return the key that seals the archive, made once and kept by every later run, and
+    the public one.
 
-    The public file keeps what is ahead: keys that were replaced, which verify what they have signed.
+    The public file keeps what is ahead: keys that were replaced, which verify what they
+    have signed.
     """
     found = entries.read_entry(layout.archive_key)
     try:
-        key = ArchiveKey.parse(found.content) if isinstance(found, entries.File) else ArchiveKey.new()
+        key = (
+            ArchiveKey.parse(found.content)
+            if isinstance(found, entries.File)
+            else ArchiveKey.new()
+        )
     except InvalidArchiveKey as error:
-        raise SetupFailed(f"{layout.archive_key}: {error}", "move it away: a new key is made") from None
+        raise SetupFailed(
+            f"{layout.archive_key}: {error}", "move it away: a new key is made"
+        ) from None
     before = entries.read_entry(layout.archive_pub)
     public = before.content if isinstance(before, entries.File) else b""
     if key.public.pem not in public:
         public += key.public.pem
-    return {layout.archive_key: entries.File(key.pem, 0o600, owner), layout.archive_pub: entries.File(public)}
+    return {
+        layout.archive_key: entries.File(key.pem, 0o600, owner),
+        layout.archive_pub: entries.File(public),
+    }
 
 
 def _file(text: str) -> entries.File:
@@ -887,17 +1277,24 @@ def _without_entries(folder: Path) -> entries.Folder:
 
 
 def _contents(folder: Path) -> dict[Path, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md")
+    files = (
+        path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md"
+    )
     return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 def _remove_old_venvs(prefix: Path, keep: set[Path]) -> None:
     """Remove old environments, but not the former one nor one that a process runs from.
 
-    Squid may not have been told of the new one yet (--no-start, a squid.conf of yours), and its helpers load modules
-    as they need them.
+    Squid may not have been told of the new one yet (--no-start, a squid.conf of yours),
+    and its helpers load modules as they need them.
     """
-    commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    commands = [
+        " ".join(process.info["cmdline"] or ())
+        for process in psutil.process_iter(["cmdline"])
+    ]
     for venv in prefix.glob("venv-*"):
-        if venv not in keep and not any(f"{venv}/bin/" in command for command in commands):
+        if venv not in keep and not any(
+            f"{venv}/bin/" in command for command in commands
+        ):
             entries.remove(venv)

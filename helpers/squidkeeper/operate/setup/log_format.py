@@ -10,7 +10,8 @@ from squidkeeper.policy.language.model import SHORTEST_WATCHED
 from squidkeeper.record.log.record import LENGTHS, NONE, VERSION, Record
 from squidkeeper.serving.error_pages import REQUEST_ID
 
-# How Squid names the fields of a record: http://www.squid-cache.org/Doc/config/logformat/. `#` is percent-encoding.
+# How Squid names the fields of a record:
+# http://www.squid-cache.org/Doc/config/logformat/. `#` is percent-encoding.
 LOG_CODES = {
     "client": "%>a",
     "user": "%{user_}note",
@@ -39,7 +40,8 @@ LOG_CODES = {
     "found": "%#{found_}note",
     "request_bytes": "%>st",
     "client_port": "%>p",
-    "content_type": "@CONTENT_TYPE@",  # of the renderer: what an origin chooses may hold a credential
+    # of the renderer: what an origin chooses may hold a credential
+    "content_type": "@CONTENT_TYPE@",
     "referrer": "%#{Referer}>h",
     "observed": "%#{observed_}note",
     "gateway": NONE,  # install.sh writes the name of the gateway
@@ -47,32 +49,52 @@ LOG_CODES = {
     "page": "%#{page_}note",
     "error_detail": "%#err_detail",
 }
-# What a client or a server can put a value into: none of it is in the line of a request that is withheld. A method is,
-# as far as it is too short for a value.
-WITHHELD = ("url", "fetched", "sni", "tunnel", "tls_error", "cut", "user_agent", "content_type", "referrer")
+# What a client or a server can put a value into: none of it is in the line of a request
+# that is withheld. A method is, as far as it is too short for a value.
+WITHHELD = (
+    "url",
+    "fetched",
+    "sni",
+    "tunnel",
+    "tls_error",
+    "cut",
+    "user_agent",
+    "content_type",
+    "referrer",
+)
 _WITHHELD_LENGTHS = {**LENGTHS, "method": SHORTEST_WATCHED - 1}
 
 _LOG_FORMAT_WIDTH: Final = 116
 
 
 def log_formats() -> dict[str, str]:
-    """Write what the placeholders of squid/squidkeeper-logformat.conf expand to: one JSON object for each request.
+    """Write what the placeholders of squid/squidkeeper-logformat.conf expand to: one
+    JSON object for each request.
 
-    A code cuts its text off at `.N` characters. The format of a withheld request is without what a client sent.
+    A code cuts its text off at `.N` characters. The format of a withheld request is
+    without what a client sent.
     """
     withheld = LOG_CODES | dict.fromkeys(WITHHELD, NONE)
     return {
         "LOG_FORMAT": "\n".join(_log_lines("squidkeeper", LOG_CODES, LENGTHS)),
-        "WITHHELD_LOG_FORMAT": "\n".join(_log_lines("squidkeeper_withheld", withheld, _WITHHELD_LENGTHS)),
+        "WITHHELD_LOG_FORMAT": "\n".join(
+            _log_lines("squidkeeper_withheld", withheld, _WITHHELD_LENGTHS)
+        ),
     }
 
 
-def _log_lines(name: str, codes: Mapping[str, str], lengths: Mapping[str, int]) -> Iterator[str]:
+def _log_lines(
+    name: str, codes: Mapping[str, str], lengths: Mapping[str, int]
+) -> Iterator[str]:
     line = f'logformat {name} %{{{{"v":{VERSION},"time":"%Y-%m-%dT%H:%M:%S}}tg.%03tuZ"'
     for field in msgspec.structs.fields(Record)[2:]:
         length = f".{lengths[field.name]}" if field.name in lengths else ""
         code = re.sub("^(%#?)", rf"\g<1>{length}", codes[field.name])
-        item = f'"{field.name}":"{code}"' if field.type is str else f'"{field.name}":{code}'
+        item = (
+            f'"{field.name}":"{code}"'
+            if field.type is str
+            else f'"{field.name}":{code}'
+        )
         if len(line) + len(item) > _LOG_FORMAT_WIDTH:
             yield f"{line},\\"
             line = item

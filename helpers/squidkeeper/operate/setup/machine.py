@@ -1,6 +1,8 @@
-"""The machine that a gateway is installed on: what Squid was built with, what confines programs, packages beside Squid.
+"""The machine that a gateway is installed on: what Squid was built with, what confines
+programs, packages beside Squid.
 
-Lines of ours stand in the local additions to AppArmor's profiles, between two marks that name the gateway.
+Lines of ours stand in the local additions to AppArmor's profiles, between two marks
+that name the gateway.
 """
 
 import os
@@ -39,40 +41,68 @@ class Machine:
         """The name of the group of Squid's account."""
         return group_name(self.account)
 
-    def run_as_squid(self, *command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    def run_as_squid(
+        self, *command: str | Path, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command as Squid's account; its output is captured."""
         account = self.account
         if is_this(account):
             return run(*command, **options)
         groups = os.getgrouplist(account.name, account.group)
-        return run(*command, user=account.user, group=account.group, extra_groups=groups, **options)
+        return run(
+            *command,
+            user=account.user,
+            group=account.group,
+            extra_groups=groups,
+            **options,
+        )
 
 
 def read_machine(root: Path | None) -> Machine:
-    """Ask the Squid that is installed, and the system; `SetupFailed` where it is not a distribution's."""
+    """Ask the Squid that is installed, and the system; `SetupFailed` where it is not a
+    distribution's.
+    """
     options = dict(reversed(_BUILD_OPTION.findall(run("squid", "-v").stdout)))
     name = options.get("with-default-user", "")
     account = account_of(name)
     if account is None:
-        raise SetupFailed(f"Squid's account '{name}' does not exist", "install the distribution's own Squid")
-    generators = (Path(folder, "security_file_certgen") for folder in _folders(options.get("libexecdir")))
+        raise SetupFailed(
+            f"Squid's account '{name}' does not exist",
+            "install the distribution's own Squid",
+        )
+    generators = (
+        Path(folder, "security_file_certgen")
+        for folder in _folders(options.get("libexecdir"))
+    )
     return Machine(
         account,
         _first_of([*generators]),
         systemd=uses_systemd(root),
-        selinux=root is None and shutil.which("selinuxenabled") is not None and not run("selinuxenabled").returncode,
+        selinux=root is None
+        and shutil.which("selinuxenabled") is not None
+        and not run("selinuxenabled").returncode,
     )
 
 
 def _folders(built: str | None) -> Iterator[str]:
-    yield from (folder for folder in (built, *(f"/usr/{name}/squid" for name in ("lib", "lib64", "libexec"))) if folder)
+    yield from (
+        folder
+        for folder in (
+            built,
+            *(f"/usr/{name}/squid" for name in ("lib", "lib64", "libexec")),
+        )
+        if folder
+    )
 
 
 def _first_of(paths: Sequence[Path]) -> Path:
     for path in paths:
         if path.exists():
             return path
-    raise SetupFailed(f"none of these exists: {' '.join(map(str, paths))}", "install the distribution's own Squid")
+    raise SetupFailed(
+        f"none of these exists: {' '.join(map(str, paths))}",
+        "install the distribution's own Squid",
+    )
 
 
 def uses_systemd(root: Path | None) -> bool:
@@ -81,12 +111,17 @@ def uses_systemd(root: Path | None) -> bool:
 
 
 def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command; its status is for the caller to check. Output and errors are captured together."""
+    """Run a command; its status is for the caller to check.
+
+    Output and errors are captured together.
+    """
     usual: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     if "input" not in options:
         usual["stdin"] = subprocess.DEVNULL
     given = usual | options
-    return subprocess.run(command, text=True, errors="replace", check=False, cwd="/", **given)  # noqa: S603 - no shell
+    return subprocess.run(  # noqa: S603 - no shell
+        command, text=True, errors="replace", check=False, cwd="/", **given
+    )
 
 
 def quietly(*command: str | Path) -> None:
@@ -97,7 +132,10 @@ def quietly(*command: str | Path) -> None:
 def check(done: subprocess.CompletedProcess[str]) -> None:
     """Raise `SetupFailed` with the end of its output for a command that has failed."""
     if done.returncode:
-        raise SetupFailed(f"this failed: {' '.join(map(str, done.args))}", details=last_lines(done.stdout))
+        raise SetupFailed(
+            f"this failed: {' '.join(map(str, done.args))}",
+            details=last_lines(done.stdout),
+        )
 
 
 def last_lines(text: str) -> str:
@@ -111,8 +149,14 @@ _POLICY_RC = Path("/usr/sbin/policy-rc.d")
 
 
 def install_unbound(installer: Path) -> None:
-    """Install unbound. Its own service would take port 53 of 127.0.0.1, and with resolvconf the host's resolv.conf."""
-    _install_disabled(installer, "unbound", "unbound.service", "unbound-resolvconf.service")
+    """Install unbound.
+
+    Its own service would take port 53 of 127.0.0.1, and with resolvconf the host's
+    resolv.conf.
+    """
+    _install_disabled(
+        installer, "unbound", "unbound.service", "unbound-resolvconf.service"
+    )
 
 
 def install_haproxy(installer: Path) -> None:
@@ -121,11 +165,15 @@ def install_haproxy(installer: Path) -> None:
 
 
 def _install_disabled(installer: Path, package: str, *units: str) -> None:
-    """Have install.sh install a package, with its own service disabled: Debian starts and enables what it installs."""
+    """Have install.sh install a package, with its own service disabled: Debian starts
+    and enables what it installs.
+    """
     with _no_starts():
         command = (str(installer), "--install-package", package)
         # not `run`, which kills a package manager that is interrupted
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:  # noqa: S603 - our own
+        with subprocess.Popen(  # noqa: S603 - our own
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
             told, _ = process.communicate()
         check(subprocess.CompletedProcess(command, process.returncode, told))
     if shutil.which("apt-get") and shutil.which("systemctl"):
@@ -147,7 +195,11 @@ def _no_starts() -> Iterator[None]:
         _POLICY_RC.unlink()
 
 
-CONFINED: Final = ("squid", "unbound")  # the programs that Debian's AppArmor confines, and that get lines of ours
+# the programs that Debian's AppArmor confines, and that get lines of ours
+CONFINED: Final = (
+    "squid",
+    "unbound",
+)
 _PROFILES = Path("/etc/apparmor.d")
 _ENABLED = Path("/sys/module/apparmor/parameters/enabled")
 
@@ -177,13 +229,17 @@ def is_additions(path: Path) -> bool:
 def with_lines(text: str, prefix: Path, lines: str) -> File:
     """Return the local additions with the lines of a gateway."""
     mark = f"# squidkeeper {prefix}"
-    return File(f"{without_lines(text, prefix)}{mark} begin\n{lines}{mark} end\n".encode())
+    return File(
+        f"{without_lines(text, prefix)}{mark} begin\n{lines}{mark} end\n".encode()
+    )
 
 
 def without_lines(text: str, prefix: Path) -> str:
     """Return the local additions without the lines of a gateway."""
     mark = re.escape(f"# squidkeeper {prefix}")
-    return re.sub(f"^{mark} begin\n.*?^{mark} end\n", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(
+        f"^{mark} begin\n.*?^{mark} end\n", "", text, flags=re.MULTILINE | re.DOTALL
+    )
 
 
 def reload_apparmor(additions: Path) -> None:
@@ -192,7 +248,9 @@ def reload_apparmor(additions: Path) -> None:
 
 
 def close_apparmor(program: str, prefix: Path) -> None:
-    """Remove the lines of a gateway from the local additions to the profile of a program."""
+    """Remove the lines of a gateway from the local additions to the profile of a
+    program.
+    """
     additions = additions_of(program)
     text = lines_at(additions)
     others = without_lines(text, prefix)

@@ -1,4 +1,6 @@
-"""What the caller of install.sh asked for, whose values install.sh has checked, and what the caller is told."""
+"""What the caller of install.sh asked for, whose values install.sh has checked, and
+what the caller is told.
+"""
 
 import os
 import sys
@@ -11,23 +13,39 @@ from typing import Final
 NO_EXPORTER: Final = "none"
 SQUID: Final = "squid"
 SQUIDKEEPER: Final = "squidkeeper"
-GENERATORS: Final = (SQUIDKEEPER, SQUID)  # whose program makes the certificates of hosts; the first is the default
+# whose program makes the certificates of hosts; the first is the default
+GENERATORS: Final = (
+    SQUIDKEEPER,
+    SQUID,
+)
 NO_UPSTREAM: Final = "none"
 NOT_BEHIND: Final = ("none",)
 NOT_TRANSPARENT: Final = ("none",)
 NOT_SHOWN: Final = ("none",)  # the status page, to no other machine
-SHARED, DOCUMENTED = BUMPS = ("shared", "documented")  # whether tunnels share connections to origins
-MOST_WORKERS: Final = 16  # one exporter reads the log of all, and one process on two cores takes 12,000 lines a second
+# whether tunnels share connections to origins
+SHARED, DOCUMENTED = BUMPS = (
+    "shared",
+    "documented",
+)
+# one exporter reads the log of all, and one process on two cores takes 12,000 lines a
+# second
+MOST_WORKERS: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetupOptions:
-    """The options of one run; an empty text means: as installed before, else the default."""
+    """The options of one run; an empty text means: as installed before, else the
+    default.
+    """
 
     source: Path  # a checkout, with squid/ and policy/
     venv: Path  # the environment that the program's link leads to
-    work: Path  # a folder for what is prepared, which Squid's account can read; it is removed at the end
-    made: tuple[Path, ...] = ()  # what install.sh has made in this run, for a failed run to remove
+    # a folder for what is prepared, which Squid's account can read; it is removed at
+    # the end
+    work: Path
+    made: tuple[
+        Path, ...
+    ] = ()  # what install.sh has made in this run, for a failed run to remove
     root: Path | None = None
     listen: str = ""
     open: bool = False
@@ -47,7 +65,9 @@ class SetupOptions:
     tls_name: tuple[str, ...] = ()
     behind: tuple[str, ...] = ()  # addresses of load balancers, or NOT_BEHIND
     health_listen: str = ""
-    transparent: tuple[str, ...] = ()  # addresses of the ports 53, 80 and 443, or NOT_TRANSPARENT
+    transparent: tuple[
+        str, ...
+    ] = ()  # addresses of the ports 53, 80 and 443, or NOT_TRANSPARENT
     upstream: str = ""
     bump: str = ""  # one of BUMPS
     gateway: str = ""  # its name in records
@@ -55,18 +75,25 @@ class SetupOptions:
     no_start: bool = False
     dry_run: bool = False
     uninstall: bool = False
-    shell_files: Mapping[str, str] = field(default_factory=dict)  # the texts of `Layout.shell_files`
+    # the texts of `Layout.shell_files`
+    shell_files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def exporter(self) -> str:
         """Where the exporter listens, `none`, or empty for as before."""
         if self.no_exporter:
             return NO_EXPORTER
-        return f"127.0.0.1:{self.exporter_listen}" if self.exporter_listen.isdecimal() else self.exporter_listen
+        return (
+            f"127.0.0.1:{self.exporter_listen}"
+            if self.exporter_listen.isdecimal()
+            else self.exporter_listen
+        )
 
 
 def reachable(listen: str) -> str:
-    """Return the ADDRESS:PORT at which this machine reaches what listens on PORT or ADDRESS:PORT."""
+    """Return the ADDRESS:PORT at which this machine reaches what listens on PORT or
+    ADDRESS:PORT.
+    """
     host, _, port = listen.rpartition(":")
     return f"127.0.0.1:{port}" if host in ("", "0.0.0.0", "[::]") else listen  # noqa: S104 - compared, not bound
 
@@ -82,7 +109,10 @@ def say(label: str, text: str) -> None:
 
 
 def show(text: str) -> None:
-    """Print a text. A reader that went away (install.sh | head) is no reason to stop half-way."""
+    """Print a text.
+
+    A reader that went away (install.sh | head) is no reason to stop half-way.
+    """
     try:
         print(text, flush=True)  # noqa: T201 - this is the one place that prints
     except BrokenPipeError:
@@ -96,7 +126,9 @@ def complain(text: str, end: str = "\n") -> None:
 
 
 class SetupStage:
-    """The part of an installation that goes on: what a failure is reported under, and what to do then."""
+    """The part of an installation that goes on: what a failure is reported under, and
+    what to do then.
+    """
 
     def __init__(self) -> None:
         self._name = "start"

@@ -1,6 +1,8 @@
-"""The plan of an installation, pure: from what is and what should be to the steps between them.
+"""The plan of an installation, pure: from what is and what should be to the steps
+between them.
 
-Nothing to do makes no step. A step says what it does, for `--dry-run`, and the stage that it fails in.
+Nothing to do makes no step. A step says what it does, for `--dry-run`, and the stage
+that it fails in.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +19,10 @@ from squidkeeper.operate.setup.options import NO_EXPORTER
 
 
 class StepKind(StrEnum):
-    """What a step does, as a phrase that the path completes. Squid's account acts in the folders that it owns."""
+    """What a step does, as a phrase that the path completes.
+
+    Squid's account acts in the folders that it owns.
+    """
 
     MAKE = "make"
     PUT = "write"
@@ -40,14 +45,18 @@ class StepKind(StrEnum):
     RECONFIGURE_SQUID = "reconfigure Squid, and note it in"
     MAKE_SERVER_CERTIFICATE = "make the certificate of the TLS port in"
     START_TLS = "start HAProxy, and note it in"
-    START_TRANSPARENT = "start the ports for clients without proxy settings, and note them in"
+    START_TRANSPARENT = (
+        "start the ports for clients without proxy settings, and note them in"
+    )
     START_DNS = "start the resolver for clients without proxy settings, and note it in"
     START_EXPORTER = "start the exporter, and note it in"
     START_ARCHIVE = "start the runs of the archive, and note them in"
     MAKE_SHARED = "make, as Squid's account and for its group,"
     START_EXPORT = "start the process that sends records to SIEMs, and note it in"
     START_PULL = "start the process that pulls the policy, and note it in"
-    START_RENDER = "start what renders Squid's configuration after an edit, and note it in"
+    START_RENDER = (
+        "start what renders Squid's configuration after an edit, and note it in"
+    )
 
 
 STARTS: Final = {  # the services
@@ -81,7 +90,9 @@ _STAGES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class SetupStep:
-    """One change: to what is at a path, or to a process, of which the path holds a note about what it has read."""
+    """One change: to what is at a path, or to a process, of which the path holds a note
+    about what it has read.
+    """
 
     action: StepKind
     path: Path
@@ -102,8 +113,13 @@ class Wanted:
 
     files: Mapping[Path, Entry]
     gone: tuple[Path, ...] = ()  # what must not be there
-    folders: Mapping[Path, Folder] = field(default_factory=dict)  # made where they are missing
-    run: Folder | None = None  # how the run folder is where it is there: nobody replaces the folder of secrets in it
+    # made where they are missing
+    folders: Mapping[Path, Folder] = field(default_factory=dict)
+    run: Folder | None = (
+        # how the run folder is where it is there: nobody replaces the folder of secrets
+        # in it
+        None
+    )
     listen: str
     exporter: str
     own_addresses: bytes = b""
@@ -132,13 +148,19 @@ class Present:
     changed_since_told: bool = False  # a file that Squid reads
     services_work: frozenset[str] = frozenset()
     service_told: Mapping[str, str] = field(default_factory=dict)
-    closed: tuple[Path, ...] = ()  # folders of the state that Squid's account cannot write
-    was_metered: bool = False  # there is a ledger of usage, which stays, with the counts of its quotas
+    closed: tuple[
+        Path, ...
+    ] = ()  # folders of the state that Squid's account cannot write
+    was_metered: bool = (
+        False  # there is a ledger of usage, which stays, with the counts of its quotas
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Steps in their order, and notes about what stays as it is, each with its label."""
+    """Steps in their order, and notes about what stays as it is, each with
+    its label.
+    """
 
     steps: tuple[SetupStep, ...]
     notes: tuple[tuple[str, str], ...]
@@ -155,7 +177,11 @@ class _Planner:
         self._wanted = wanted
         self._present = present
         self._here = present.files
-        kept = {path: entry for path, entry in present.files.items() if path not in wanted.gone}
+        kept = {
+            path: entry
+            for path, entry in present.files.items()
+            if path not in wanted.gone
+        }
         self._after = {**kept, **wanted.files}
         self._conf = _text(present.files.get(layout.conf))
         self._notes: list[tuple[str, str]] = []
@@ -168,18 +194,37 @@ class _Planner:
         return Plan(tuple(steps), tuple(self._notes))
 
     def _processes(self) -> Iterator[SetupStep]:
-        """Plan the processes in the order of their start: Squid needs the resolver, the secrets and what reads bodies.
+        """Plan the processes in the order of their start: Squid needs the resolver, the
+        secrets and what reads bodies.
 
-        Maintenance and exporter ask Squid for its counters, behind a load balancer with a PROXY header. A Squid that
-        takes none records it as a client's request, so none is sent before Squid takes it, nor after.
+        Maintenance and exporter ask Squid for its counters, behind a load balancer with
+        a PROXY header. A Squid that takes none records it as a client's request, so
+        none is sent before Squid takes it, nor after.
         """
         ahead, after = ["maintenance"], ["exporter"]
         before, then = self._sends_header(self._here), self._sends_header(self._after)
         if self._present.squid_runs and before != then:
             ahead, after = ([], [*ahead, *after]) if then else ([*ahead, *after], [])
-        others = {"squid": self._squid, "store": self._store, "exporter": self._exporter}
-        needed_by_squid, last = ("secrets", *BODIES), ("archive", "export", "pull", "render")
-        for name in (*ahead, *needed_by_squid, "squid", "store", "tls", "transparent", "dns", *after, *last):
+        others = {
+            "squid": self._squid,
+            "store": self._store,
+            "exporter": self._exporter,
+        }
+        needed_by_squid, last = (
+            ("secrets", *BODIES),
+            ("archive", "export", "pull", "render"),
+        )
+        for name in (
+            *ahead,
+            *needed_by_squid,
+            "squid",
+            "store",
+            "tls",
+            "transparent",
+            "dns",
+            *after,
+            *last,
+        ):
             yield from others[name]() if name in others else self._service(name)
 
     def _sends_header(self, files: Mapping[Path, Entry]) -> bool:
@@ -188,38 +233,71 @@ class _Planner:
 
     def _folders(self) -> Iterator[SetupStep]:
         folders = self._wanted.folders.items()
-        yield from (SetupStep(StepKind.MAKE, path, folder) for path, folder in folders if path not in self._here)
-        for path in (self._layout.archive, self._layout.pulled):  # root's are of no use, such as after a restore
+        yield from (
+            SetupStep(StepKind.MAKE, path, folder)
+            for path, folder in folders
+            if path not in self._here
+        )
+        for path in (
+            self._layout.archive,
+            self._layout.pulled,
+        ):  # root's are of no use, such as after a restore
             folder, here = self._wanted.folders.get(path), self._here.get(path)
-            if folder and isinstance(here, Folder) and here.owner[0] == 0 != folder.owner[0]:
-                self._notes.append(("state", f"given to user {folder.owner[0]}: {path}"))
+            if (
+                folder
+                and isinstance(here, Folder)
+                and here.owner[0] == 0 != folder.owner[0]
+            ):
+                self._notes.append(
+                    ("state", f"given to user {folder.owner[0]}: {path}")
+                )
                 yield SetupStep(StepKind.GIVE_BACK, path, folder)
-        if self._wanted.run and self._here.get(self._layout.run, self._wanted.run) != self._wanted.run:
+        if (
+            self._wanted.run
+            and self._here.get(self._layout.run, self._wanted.run) != self._wanted.run
+        ):
             yield SetupStep(StepKind.GIVE_TO_ROOT, self._layout.run, self._wanted.run)
 
     def _former(self) -> Iterator[SetupStep]:
         conf, former = self._layout.conf, self._layout.former_conf
         if self._present.yours:
-            self._notes.append(("squid.conf", f"yours, which includes {self._layout.fragment}, stays in force"))
+            self._notes.append(
+                (
+                    "squid.conf",
+                    f"yours, which includes {self._layout.fragment}, stays in force",
+                )
+            )
         elif conf in self._here and not is_ours(self._conf):
             if former in self._here and _text(self._here[former]) != self._conf:
                 yield from self._keep(former)
             yield from self._put({former: self._here[conf]})
-            self._notes.append(("squid.conf", f"the one that was there is kept as {former}"))
+            self._notes.append(
+                ("squid.conf", f"the one that was there is kept as {former}")
+            )
         elif self._here.get(conf) != self._wanted.files.get(conf):
             yield from self._keep(conf)
 
     def _keep(self, path: Path) -> Iterator[SetupStep]:
-        return self._put({path.with_name(f"{path.name}.previous"): self._here[path]} if path in self._here else {})
+        return self._put(
+            {path.with_name(f"{path.name}.previous"): self._here[path]}
+            if path in self._here
+            else {}
+        )
 
     def _put(self, entries: Mapping[Path, Entry]) -> Iterator[SetupStep]:
         return (
-            SetupStep(StepKind.PUT, path, entry) for path, entry in entries.items() if self._here.get(path) != entry
+            SetupStep(StepKind.PUT, path, entry)
+            for path, entry in entries.items()
+            if self._here.get(path) != entry
         )
 
     def _files(self) -> Iterator[SetupStep]:
         yield from self._put(self._wanted.files)
-        yield from (SetupStep(StepKind.REMOVE, path) for path in self._wanted.gone if path in self._here)
+        yield from (
+            SetupStep(StepKind.REMOVE, path)
+            for path in self._wanted.gone
+            if path in self._here
+        )
         if self._wanted.store:
             yield SetupStep(StepKind.PUT_STORE, self._layout.ssl_db)
         for service, (is_needed, left) in self._optional.items():
@@ -228,7 +306,9 @@ class _Planner:
 
     @property
     def _optional(self) -> dict[str, tuple[bool, tuple[Path, ...]]]:
-        """Map the services that a gateway can do without: whether this one needs it, and what goes with it."""
+        """Map the services that a gateway can do without: whether this one needs it,
+        and what goes with it.
+        """
         wanted, layout = self._wanted, self._layout
         first, second = BODIES
         counts = () if self._present.was_metered else (layout.bodies_state,)
@@ -245,23 +325,42 @@ class _Planner:
         }
 
     def _without(self, service: str, *others: Path) -> Iterator[SetupStep]:
-        unit, applied = self._layout.service(service).unit, self._layout.service(service).applied
-        noted = () if service == "exporter" else (applied,)  # its note says that there is none
+        unit, applied = (
+            self._layout.service(service).unit,
+            self._layout.service(service).applied,
+        )
+        # its note says that there is none
+        noted = () if service == "exporter" else (applied,)
         if unit in self._here:
             yield SetupStep(StepKind.STOP_SERVICE, unit)
-        yield from (SetupStep(StepKind.REMOVE, path) for path in (unit, *noted, *others) if path in self._here)
+        yield from (
+            SetupStep(StepKind.REMOVE, path)
+            for path in (unit, *noted, *others)
+            if path in self._here
+        )
 
     def _state(self) -> Iterator[SetupStep]:
-        yield from (SetupStep(StepKind.GIVE_TO_SQUID, path) for path in self._present.closed)
-        if self._wanted.exporter != NO_EXPORTER and self._layout.counts not in self._here:
+        yield from (
+            SetupStep(StepKind.GIVE_TO_SQUID, path) for path in self._present.closed
+        )
+        if (
+            self._wanted.exporter != NO_EXPORTER
+            and self._layout.counts not in self._here
+        ):
             yield SetupStep(StepKind.MAKE_AS_SQUID, self._layout.counts)
         if self._wanted.exports and self._layout.export_state not in self._here:
             yield SetupStep(StepKind.MAKE_SHARED, self._layout.export_state)
         if self._wanted.bodies and self._layout.bodies_state not in self._here:
             yield SetupStep(StepKind.MAKE_SHARED, self._layout.bodies_state)
-        if self._wanted.transparent and self._layout.transparent_state not in self._here:
+        if (
+            self._wanted.transparent
+            and self._layout.transparent_state not in self._here
+        ):
             yield SetupStep(StepKind.MAKE_SHARED, self._layout.transparent_state)
-        if _content(self._here.get(self._layout.own_addresses)) != self._wanted.own_addresses:
+        if (
+            _content(self._here.get(self._layout.own_addresses))
+            != self._wanted.own_addresses
+        ):
             yield SetupStep(StepKind.WRITE_OWN_ADDRESSES, self._layout.state)
         if self._wanted.certificate:
             yield SetupStep(StepKind.MAKE_SERVER_CERTIFICATE, self._layout.tls)
@@ -274,9 +373,15 @@ class _Planner:
             yield _noting(_START_OF[name], paths.applied, reads)
 
     def _exporter(self) -> Iterator[SetupStep]:
-        """Start the exporter. The note about it begins with where it listens, which a later run uses again."""
+        """Start the exporter.
+
+        The note about it begins with where it listens, which a later run uses again.
+        """
         note, listen = self._layout.service("exporter").applied, self._wanted.exporter
-        told, reads = self._present.service_told.get("exporter", ""), f"{listen} {self._service_reads('exporter')}"
+        told, reads = (
+            self._present.service_told.get("exporter", ""),
+            f"{listen} {self._service_reads('exporter')}",
+        )
         if listen == NO_EXPORTER:
             self._notes.append(("exporter", "none (--no-exporter)"))
             reads = NO_EXPORTER
@@ -291,7 +396,10 @@ class _Planner:
     def _goes_on(self, service: str, reads: str) -> bool:
         if not self._wanted.start_services:
             self._notes.append((service, "not started (--no-start)"))
-        elif service in self._present.services_work and self._present.service_told.get(service) == reads:
+        elif (
+            service in self._present.services_work
+            and self._present.service_told.get(service) == reads
+        ):
             self._notes.append((service, "runs, unchanged"))
         else:
             return True
@@ -305,25 +413,48 @@ class _Planner:
             case "dns":
                 return self._hash((unit, layout.supervise, layout.dns))
             case "archive":
-                return self._hash((unit, layout.archive_timer, layout.supervise, layout.program, layout.archive_pub))
+                return self._hash(
+                    (
+                        unit,
+                        layout.archive_timer,
+                        layout.supervise,
+                        layout.program,
+                        layout.archive_pub,
+                    )
+                )
             case "render":
-                return self._hash((unit, layout.render_path, layout.supervise, layout.program))
-        return self._hash((unit, layout.supervise, layout.program), self._wanted.exports if name == "export" else b"")
+                return self._hash(
+                    (unit, layout.render_path, layout.supervise, layout.program)
+                )
+        return self._hash(
+            (unit, layout.supervise, layout.program),
+            self._wanted.exports if name == "export" else b"",
+        )
 
     def _squid(self) -> Iterator[SetupStep]:
         told, reads, note = self._told(), self._squid_reads(), self._layout.applied
         if self._present.yours:
             how = "squid -k parse && squid -k reconfigure (or start it)"
-            self._notes.append(("squid", f"not told yet, as its squid.conf is yours: {how}"))
+            self._notes.append(
+                ("squid", f"not told yet, as its squid.conf is yours: {how}")
+            )
         elif not self._wanted.start_squid:
             self._notes.append(("squid", "not started (--no-start)"))
-            if told.split(" ")[0] != self._wanted.listen or told != self._present.squid_told:
-                yield _noting(StepKind.PUT, note, self._wanted.listen)  # for a later run to use
+            if (
+                told.split(" ")[0] != self._wanted.listen
+                or told != self._present.squid_told
+            ):
+                # for a later run to use
+                yield _noting(StepKind.PUT, note, self._wanted.listen)
         elif not self._present.squid_runs:
             yield _noting(StepKind.START_SQUID, note, reads)
         elif told.rpartition(" ")[0] != reads.rpartition(" ")[0]:
             yield _noting(StepKind.RESTART_SQUID, note, reads)
-        elif told != reads or self._present.changed_since_told or self._changes_what_squid_reads():
+        elif (
+            told != reads
+            or self._present.changed_since_told
+            or self._changes_what_squid_reads()
+        ):
             yield _noting(StepKind.RECONFIGURE_SQUID, note, reads)
         else:
             self._notes.append(("squid", "runs, unchanged"))
@@ -334,22 +465,45 @@ class _Planner:
 
     def _changes_what_squid_reads(self) -> bool:
         parts = {*self._parts(self._here), *self._parts(self._after)}
-        return any(self._after.get(path) != self._here.get(path) for path in (*self._layout.read_by_squid, *parts))
+        return any(
+            self._after.get(path) != self._here.get(path)
+            for path in (*self._layout.read_by_squid, *parts)
+        )
 
     def _parts(self, files: Mapping[Path, Entry]) -> list[Path]:
-        return sorted(path for path in files if path.parent == self._layout.parts and path.suffix == ".conf")
+        return sorted(
+            path
+            for path in files
+            if path.parent == self._layout.parts and path.suffix == ".conf"
+        )
 
     def _told(self) -> str:
-        """Return what Squid was told. Where an operator's squid.conf is replaced, only the port is known."""
-        told, foreign = self._present.squid_told, self._layout.conf in self._here and not is_ours(self._conf)
+        """Return what Squid was told.
+
+        Where an operator's squid.conf is replaced, only the port is known.
+        """
+        told, foreign = (
+            self._present.squid_told,
+            self._layout.conf in self._here and not is_ours(self._conf),
+        )
         return told.split(" ")[0] if foreign else told
 
     def _squid_reads(self) -> str:
-        """Return where Squid listens, and two hashes: of what else only a restart changes, and of all it reads."""
+        """Return where Squid listens, and two hashes: of what else only a restart
+        changes, and of all it reads.
+        """
         layout, pages = self._layout, self._after.get(self._layout.errors)
         ours = sorted(pages.entries.items()) if isinstance(pages, Folder) else []
-        texts = b"".join(_content(entry) for name, entry in ours if name.startswith("ERR_"))
-        read = [layout.conf, layout.fragment, *self._parts(self._after), layout.logformat, layout.local]
+        texts = b"".join(
+            _content(entry) for name, entry in ours if name.startswith("ERR_")
+        )
+        read = [
+            layout.conf,
+            layout.fragment,
+            *self._parts(self._after),
+            layout.logformat,
+            layout.local,
+        ]
         read += filter(None, [layout.squid_dropin])
         listen = listen_of(_text(self._after.get(layout.conf)))
         workers = workers_of(_text(self._after.get(layout.fragment)))

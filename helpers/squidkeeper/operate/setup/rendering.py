@@ -1,6 +1,8 @@
-"""Squid's configuration as it is installed: the values of a policy, and the files rendered with them.
+"""Squid's configuration as it is installed: the values of a policy, and the files
+rendered with them.
 
-Squid's account, which root does not trust, reads the policy and names the values. Root checks each of them.
+Squid's account, which root does not trust, reads the policy and names the values. Root
+checks each of them.
 """
 
 import os
@@ -20,7 +22,14 @@ from squidkeeper.policy.policy_store.sources import read_sources
 from squidkeeper.serving.credentials import SecretStore
 from squidkeeper.serving.credentials.fetched_values import FOLDER
 from squidkeeper.serving.parts import Part
-from squidkeeper.serving.rendering import Values, decode_values, encode_values, part_file, render, values_of
+from squidkeeper.serving.rendering import (
+    Values,
+    decode_values,
+    encode_values,
+    part_file,
+    render,
+    values_of,
+)
 
 _HOLDS_PASSWORDS: Final = part_file(Part.UPSTREAMS)
 
@@ -33,10 +42,13 @@ class Named(NamedTuple):
     fetches: bool  # the policy has secrets that are fetched
 
 
-def named_values(account: Account, layout: Layout, policy: Path, compiled: Path) -> Named:
+def named_values(
+    account: Account, layout: Layout, policy: Path, compiled: Path
+) -> Named:
     """Have Squid's account read a policy and name its values.
 
-    OSError where the policy does not load; ValueError where a value is not what it may be.
+    OSError where the policy does not load; ValueError where a value is not what it may
+    be.
     """
     fetched = layout.run / FOLDER
 
@@ -44,7 +56,9 @@ def named_values(account: Account, layout: Layout, policy: Path, compiled: Path)
         try:
             found = build_sources(read_sources(policy), compiled).policy
         except PolicyError as error:
-            raise OSError(f"{policy} does not load: {len(error.faults)} faults") from error
+            raise OSError(
+                f"{policy} does not load: {len(error.faults)} faults"
+            ) from error
         values, problems = values_of(found, SecretStore(found.secrets, {}, fetched))
         return encode_values(values), problems, any(fetched_secrets(found.secrets))
 
@@ -52,14 +66,21 @@ def named_values(account: Account, layout: Layout, policy: Path, compiled: Path)
     return Named(decode_values(text), tuple(map(printable, problems)), fetches)
 
 
-def rendered_files(layout: Layout, templates: Mapping[str, str], values: Values, account: Account) -> dict[Path, File]:
-    """Render templates as files, the parts ahead of the core. Squid's account reads what holds passwords."""
+def rendered_files(
+    layout: Layout, templates: Mapping[str, str], values: Values, account: Account
+) -> dict[Path, File]:
+    """Render templates as files, the parts ahead of the core.
+
+    Squid's account reads what holds passwords.
+    """
     secret, folder = (0, account.group), layout.fragment.parent
     texts = render(templates, values, text_at(layout.local))
     files = {layout.rendered: File(encode_values(values).encode(), 0o640, secret)}
     for name, text in sorted(texts.items(), key=lambda item: "/" not in item[0]):
         holds = name == _HOLDS_PASSWORDS
-        files[folder / name] = File(text.encode(), 0o640 if holds else 0o644, secret if holds else ROOT)
+        files[folder / name] = File(
+            text.encode(), 0o640 if holds else 0o644, secret if holds else ROOT
+        )
     return files
 
 
@@ -71,26 +92,45 @@ def put_rendered(files: Mapping[Path, File]) -> None:
 
 def template_folder(templates: Mapping[str, str]) -> Folder:
     """Make the folder of the templates."""
-    return Folder({name.replace("/", ":"): File(text.encode()) for name, text in templates.items()})
+    return Folder(
+        {
+            name.replace("/", ":"): File(text.encode())
+            for name, text in templates.items()
+        }
+    )
 
 
 def read_templates(layout: Layout) -> dict[str, str]:
-    """Read the templates of Squid's configuration that were installed; units are beside them."""
-    return {path.name.replace(":", "/"): path.read_text() for path in layout.templates.glob("*.conf")}
+    """Read the templates of Squid's configuration that were installed; units are beside
+    them.
+    """
+    return {
+        path.name.replace(":", "/"): path.read_text()
+        for path in layout.templates.glob("*.conf")
+    }
 
 
 def read_values(layout: Layout) -> Values:
-    """Read the values that Squid's configuration was rendered with; none, where it was not."""
+    """Read the values that Squid's configuration was rendered with; none, where it was
+    not.
+    """
     text = text_at(layout.rendered)
     return decode_values(text) if text else Values()
 
 
 def outdated_files(layout: Layout) -> Iterator[tuple[Path, str]]:
-    """List the files that are not as the templates and values in place give them, each with what is wrong."""
+    """List the files that are not as the templates and values in place give them, each
+    with what is wrong.
+    """
     try:
-        texts = render(read_templates(layout), read_values(layout), text_at(layout.local))
+        texts = render(
+            read_templates(layout), read_values(layout), text_at(layout.local)
+        )
     except (OSError, ValueError) as error:
-        yield layout.templates, f"the templates of Squid's configuration are unusable: {error}"
+        yield (
+            layout.templates,
+            f"the templates of Squid's configuration are unusable: {error}",
+        )
         return
     for name, text in texts.items():
         path = layout.fragment.parent / name

@@ -13,7 +13,8 @@ from squidkeeper.operate.setup.options import SetupOptions, SetupStage, complain
 from squidkeeper.operate.setup.uninstall import uninstall
 
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-Finish = Callable[[], None]  # what follows a success, after which nothing is put back any more
+# what follows a success, after which nothing is put back any more
+Finish = Callable[[], None]
 Undo = Callable[[], list[str]]  # puts everything back, and lists what could not be
 
 
@@ -28,7 +29,10 @@ class Interrupted(BaseException):
 
 
 def run_setup(options: SetupOptions) -> int:
-    """Install or uninstall; give the exit status. A failure is told with its stage and what to do."""
+    """Install or uninstall; give the exit status.
+
+    A failure is told with its stage and what to do.
+    """
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
     os.umask(0o022)
@@ -51,7 +55,10 @@ def _run(options: SetupOptions, layout: Layout, stage: SetupStage) -> int:
         return lambda: None
 
     def install(undo: list[Undo]) -> Finish:
-        from squidkeeper.operate.setup.installation import Installation  # an uninstall does without its dependencies
+        # an uninstall does without its dependencies
+        from squidkeeper.operate.setup.installation import (
+            Installation,
+        )
 
         installation = Installation(options, layout, stage)
         undo.append(installation.roll_back)
@@ -62,7 +69,9 @@ def _run(options: SetupOptions, layout: Layout, stage: SetupStage) -> int:
     return _attempt(remove_gateway if options.uninstall else install, options, stage)
 
 
-def _attempt(run: Callable[[list[Undo]], Finish], options: SetupOptions, stage: SetupStage) -> int:
+def _attempt(
+    run: Callable[[list[Undo]], Finish], options: SetupOptions, stage: SetupStage
+) -> int:
     undo: list[Undo] = []
     try:
         finish = run(undo)
@@ -86,15 +95,27 @@ def _roll_back(undo: list[Undo], options: SetupOptions) -> None:
     problems = [problem for roll_back in undo for problem in roll_back()]
     remove_prepared(options.work, options.made)
     if problems:
-        complain("\n".join(["  What was in place before is as it was, but:", *(f"  {one}" for one in problems)]))
+        complain(
+            "\n".join(
+                [
+                    "  What was in place before is as it was, but:",
+                    *(f"  {one}" for one in problems),
+                ]
+            )
+        )
     elif not options.uninstall:
         complain("  What was in place before is as it was.")
 
 
 def _failure(error: BaseException, stage: SetupStage) -> str:
     said = f"install.sh: {error}\n" if str(error) else ""
-    details, advice = getattr(error, "details", ""), getattr(error, "advice", "") or stage.advice
-    return f'{details}{said}\ninstall.sh: step "{stage.name}" failed.\n  to do: {advice}'
+    details, advice = (
+        getattr(error, "details", ""),
+        getattr(error, "advice", "") or stage.advice,
+    )
+    return (
+        f'{details}{said}\ninstall.sh: step "{stage.name}" failed.\n  to do: {advice}'
+    )
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - signal calls it so
@@ -107,4 +128,7 @@ def _ignore_signals() -> None:
 
 
 def _ignore(number: int, frame: object) -> None:
-    """Let a rollback end. Children get the default of the signal, which they would not if it were ignored."""
+    """Let a rollback end.
+
+    Children get the default of the signal, which they would not if it were ignored.
+    """

@@ -1,8 +1,10 @@
-"""The transaction of an installation: applies steps, keeps what they replace, and puts it back.
+"""The transaction of an installation: applies steps, keeps what they replace, and puts
+it back.
 
-What a step replaces lies beside it, as NAME.squidkeeper-old, until the transaction is committed. Nobody else would use
-that name: NAME.old could be what an operator moved away. A rollback stops what was started, puts the files back, newest
-first, and starts what ran before.
+What a step replaces lies beside it, as NAME.squidkeeper-old, until the transaction is
+committed. Nobody else would use that name: NAME.old could be what an operator moved
+away. A rollback stops what was started, puts the files back, newest first, and starts
+what ran before.
 """
 
 import os
@@ -31,7 +33,13 @@ from squidkeeper.operate.setup.entries import (
     text_at,
     write_entry,
 )
-from squidkeeper.operate.setup.machine import Machine, is_additions, last_lines, quietly, reload_apparmor
+from squidkeeper.operate.setup.machine import (
+    Machine,
+    is_additions,
+    last_lines,
+    quietly,
+    reload_apparmor,
+)
 from squidkeeper.operate.setup.options import port_of
 from squidkeeper.operate.setup.plan import STARTS, SetupStep, StepKind
 from squidkeeper.operate.setup.processes import InstalledService, InstalledSquid
@@ -68,12 +76,20 @@ class Transaction:
         self._server_certificate = server_certificate  # as prepared
         self._say = say
         self._touched: dict[Path, bool] = {}  # and whether something was there
-        self._stopped: dict[InstalledSquid | InstalledService, bool] = {}  # and whether it ran
+        self._stopped: dict[
+            InstalledSquid | InstalledService, bool
+        ] = {}  # and whether it ran
 
     def apply(self, step: SetupStep) -> None:
-        """Apply a step; an OSError or `SetupFailed` where it fails, after which the transaction is rolled back."""
+        """Apply a step; an OSError or `SetupFailed` where it fails, after which the
+        transaction is rolled back.
+        """
         match step:
-            case SetupStep(StepKind.MAKE | StepKind.GIVE_TO_ROOT | StepKind.GIVE_BACK, path, Folder() as folder):
+            case SetupStep(
+                StepKind.MAKE | StepKind.GIVE_TO_ROOT | StepKind.GIVE_BACK,
+                path,
+                Folder() as folder,
+            ):
                 self._have_directory(path, folder)
             case SetupStep(StepKind.REMOVE, path):
                 self._set_aside(path)
@@ -90,12 +106,16 @@ class Transaction:
                 self._apply_to_state(action, path)
 
     def _apply_to_state(self, action: StepKind, path: Path) -> None:
-        """Change a folder of Squid's account, which could have put a link there: as that account, which root is not."""
+        """Change a folder of Squid's account, which could have put a link there: as
+        that account, which root is not.
+        """
         machine = self._machine
         match action:
             case StepKind.PUT_STORE:
                 self._set_aside(path)
-                call_as(machine.account, lambda: str(shutil.copytree(self._store, path)))
+                call_as(
+                    machine.account, lambda: str(shutil.copytree(self._store, path))
+                )
             case StepKind.MAKE_AS_SQUID:
                 self._touched[path] = False
                 call_as(machine.account, lambda: path.mkdir(0o750))
@@ -107,13 +127,25 @@ class Transaction:
                 self._say("state", f"given to {machine.account.name}: {path}")
             case StepKind.MAKE_SERVER_CERTIFICATE:
                 self._touched.setdefault(path, path.exists())
-                call_as(machine.account, lambda: put_server_certificate(path, self._server_certificate))
+                call_as(
+                    machine.account,
+                    lambda: put_server_certificate(path, self._server_certificate),
+                )
             case StepKind.WRITE_OWN_ADDRESSES:
                 call_as(machine.account, lambda: prepare_own_addresses(path))
-            case StepKind.LABEL:  # systemd's Squid may write only what is labelled as its own
+            case (
+                StepKind.LABEL
+            ):  # systemd's Squid may write only what is labelled as its own
                 layout = self._layout
                 store = [layout.ssl_db] if layout.ssl_db.exists() else []
-                quietly("restorecon", "-R", layout.prefix, layout.conf.parent, "/etc/squidkeeper", *store)
+                quietly(
+                    "restorecon",
+                    "-R",
+                    layout.prefix,
+                    layout.conf.parent,
+                    "/etc/squidkeeper",
+                    *store,
+                )
                 quietly("chcon", "-R", "-t", "squid_cache_t", path)
 
     def _give_to_squid(self, path: Path) -> None:
@@ -140,7 +172,11 @@ class Transaction:
         for process in reversed(self._stopped):
             with suppress(SetupFailed, OSError):
                 process.stop()
-        problems = [problem for path in reversed(self._touched) for problem in self._restore(path)]
+        problems = [
+            problem
+            for path in reversed(self._touched)
+            for problem in self._restore(path)
+        ]
         with suppress(SetupFailed):
             if self._machine.systemd and self._touched:
                 quietly("systemctl", "daemon-reload")
@@ -162,9 +198,12 @@ class Transaction:
 
     def _check_squid(self) -> list[str]:
         if not self._squid.comes_up(port_of(listen_of(text_at(self._layout.conf)))):
-            return [f"Squid does not start with its files any more: read {self._layout.cache_log}"]
+            return [
+                f"Squid does not start with its files any more: read {self._layout.cache_log}"
+            ]
         if self._layout.applied.exists():
-            os.utime(self._layout.applied)  # Squid has read what was put back: it is no news to the next run
+            # Squid has read what was put back: it is no news to the next run
+            os.utime(self._layout.applied)
         return []
 
     # Files
@@ -218,15 +257,25 @@ class Transaction:
         else:
             self._tell_squid(action, note, entry)
 
-    def _start_service(self, service: InstalledService, note: Path, entry: File) -> None:
+    def _start_service(
+        self, service: InstalledService, note: Path, entry: File
+    ) -> None:
         self._stop(service)
         service.start()
         if not service.comes_up():
-            what = f"does not listen on port {service.port}" if service.port else "does not run"
-            raise SetupFailed(f"the service {service.name} {what}", details=service.log_tail())
+            what = (
+                f"does not listen on port {service.port}"
+                if service.port
+                else "does not run"
+            )
+            raise SetupFailed(
+                f"the service {service.name} {what}", details=service.log_tail()
+            )
         self._put(note, entry)
         listen = entry.content.decode().rpartition(" ")[0]
-        self._say(service.name, f"started, on http://{listen}/" if listen else "started")
+        self._say(
+            service.name, f"started, on http://{listen}/" if listen else "started"
+        )
 
     def _tell_squid(self, action: StepKind, note: Path, entry: File) -> None:
         began, squid, done = time(), self._squid, _TELLS[action]
@@ -240,10 +289,20 @@ class Transaction:
         if not squid.comes_up(port_of(listen)):
             log = self._layout.cache_log
             advice = f"read the lines above, from {log}"
-            raise SetupFailed(f"Squid does not listen on {listen}", advice, last_lines(text_at(log, end=LOG_END)))
+            raise SetupFailed(
+                f"Squid does not listen on {listen}",
+                advice,
+                last_lines(text_at(log, end=LOG_END)),
+            )
         self._put(note, entry)
-        os.utime(note, (began, began))  # what is written from then on is news to the next run
-        self._say("squid", done if action is StepKind.RECONFIGURE_SQUID else f"{done}, process {squid.pid()}")
+        # what is written from then on is news to the next run
+        os.utime(note, (began, began))
+        self._say(
+            "squid",
+            done
+            if action is StepKind.RECONFIGURE_SQUID
+            else f"{done}, process {squid.pid()}",
+        )
 
 
 def _aside(path: Path) -> Path:
@@ -251,13 +310,17 @@ def _aside(path: Path) -> Path:
 
 
 def _move(path: Path, aside: Path) -> None:
-    """Rename what is at a path. A folder of a lower layer of overlayfs, as of an image, is copied: EXDEV."""
+    """Rename what is at a path.
+
+    A folder of a lower layer of overlayfs, as of an image, is copied: EXDEV.
+    """
     try:
         path.rename(aside)
     except OSError as error:
         if error.errno != EXDEV:
             raise
-        copied = aside.with_name(f"{aside.name}-copy")  # so that a copy that fails is never put back
+        # so that a copy that fails is never put back
+        copied = aside.with_name(f"{aside.name}-copy")
         remove(copied)
         quietly("cp", "--archive", "--no-target-directory", path, copied)
         copied.rename(aside)

@@ -1,6 +1,9 @@
-"""The removal of a gateway. The policy, the CA, local.conf, the logs and the packages stay.
+"""The removal of a gateway.
 
-A squid.conf of the operator's, in force or kept, stays, and must be able to do without what goes.
+The policy, the CA, local.conf, the logs and the packages stay.
+
+A squid.conf of the operator's, in force or kept, stays, and must be able to do without
+what goes.
 """
 
 import os
@@ -10,11 +13,22 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.base.errors import SetupFailed
-from squidkeeper.base.layout import ACCOUNTS, BODIES, SERVICES, SOCKETS_OF_WORKERS, Layout
+from squidkeeper.base.layout import (
+    ACCOUNTS,
+    BODIES,
+    SERVICES,
+    SOCKETS_OF_WORKERS,
+    Layout,
+)
 from squidkeeper.operate.setup.checks import faults_of, squid_parses
 from squidkeeper.operate.setup.configuration import is_ours, names
 from squidkeeper.operate.setup.entries import Link, read_entry, remove, text_at
-from squidkeeper.operate.setup.machine import CONFINED, close_apparmor, run, uses_systemd
+from squidkeeper.operate.setup.machine import (
+    CONFINED,
+    close_apparmor,
+    run,
+    uses_systemd,
+)
 from squidkeeper.operate.setup.options import complain, say
 from squidkeeper.operate.setup.processes import InstalledService, InstalledSquid
 from squidkeeper.policy.policy_store.reload_gate import forced_file
@@ -32,7 +46,18 @@ def uninstall(layout: Layout) -> None:
             f"{yours} includes {layout.fragment}, which --uninstall removes",
             "take that line out, tell Squid if it runs with it, and run this again",
         )
-    _stop(layout, "render", "pull", "export", "archive", "exporter", "dns", "transparent", "tls", systemd=systemd)
+    _stop(
+        layout,
+        "render",
+        "pull",
+        "export",
+        "archive",
+        "exporter",
+        "dns",
+        "transparent",
+        "tls",
+        systemd=systemd,
+    )
     if ours:
         squid.stop()
         layout.conf.unlink()
@@ -63,11 +88,18 @@ def uninstall(layout: Layout) -> None:
 def _left(layout: Layout) -> list[Path]:
     folder, conf = layout.policy.parent, layout.conf
     configured = (layout.signing_cert, layout.signing_key, layout.local, conf)
-    kept = [Path(f"{path}{end}") for path in configured for end in ("", ".previous", ".before-squidkeeper")]
+    kept = [
+        Path(f"{path}{end}")
+        for path in configured
+        for end in ("", ".previous", ".before-squidkeeper")
+    ]
     kept += [layout.access_log.parent, layout.archive, layout.pulled]
     inside = sorted(folder.iterdir()) if folder.exists() else []
-    outside = [path for path in kept if os.path.lexists(path) and folder not in path.parents]
-    return [path for path in (*inside, *outside) if path != conf]  # the one that was there before is not ours
+    outside = [
+        path for path in kept if os.path.lexists(path) and folder not in path.parents
+    ]
+    # the one that was there before is not ours
+    return [path for path in (*inside, *outside) if path != conf]
 
 
 def _stop(layout: Layout, *names: str, systemd: bool) -> None:
@@ -78,28 +110,82 @@ def _stop(layout: Layout, *names: str, systemd: bool) -> None:
 
 def _remove_files(layout: Layout) -> None:
     previous = layout.conf.with_name(f"{layout.conf.name}.previous")
-    ours = (previous, layout.fragment, layout.parts, layout.logformat, layout.errors, layout.templates)
-    kept = (layout.state, layout.run, layout.applied, layout.ca_choices, forced_file(layout.policy))
-    services = (path for name in SERVICES for path in (layout.service(name).unit, layout.service(name).applied))
-    others = filter(None, (layout.archive_timer, layout.render_path, layout.logrotate, layout.squid_dropin))
-    for path in (*ours, *kept, *services, *others, layout.haproxy, layout.dns, layout.observe, layout.supervise):
+    ours = (
+        previous,
+        layout.fragment,
+        layout.parts,
+        layout.logformat,
+        layout.errors,
+        layout.templates,
+    )
+    kept = (
+        layout.state,
+        layout.run,
+        layout.applied,
+        layout.ca_choices,
+        forced_file(layout.policy),
+    )
+    services = (
+        path
+        for name in SERVICES
+        for path in (layout.service(name).unit, layout.service(name).applied)
+    )
+    others = filter(
+        None,
+        (
+            layout.archive_timer,
+            layout.render_path,
+            layout.logrotate,
+            layout.squid_dropin,
+        ),
+    )
+    for path in (
+        *ours,
+        *kept,
+        *services,
+        *others,
+        layout.haproxy,
+        layout.dns,
+        layout.observe,
+        layout.supervise,
+    ):
         remove(path)
-    if layout.command is None or read_entry(layout.command) == Link(str(layout.program)):
+    if layout.command is None or read_entry(layout.command) == Link(
+        str(layout.program)
+    ):
         for path in (*layout.shell_files.values(), *filter(None, [layout.command])):
             remove(path)
     remove(layout.program)
-    for venv in layout.prefix.glob("venv-*"):  # this process may run from one of them: it has imported what it needs
+    for venv in layout.prefix.glob(
+        "venv-*"
+    ):  # this process may run from one of them: it has imported what it needs
         remove(venv)
     depth = 3 if layout.root else 1  # up to share/, which is ours below a root alone
-    of_shells = [path.parents[level] for level in range(depth) for path in layout.shell_files.values()]
-    folders = (layout.commands, layout.exports, layout.errors.parent, layout.program.parent, *of_shells, layout.prefix)
-    for folder in (*folders, *([layout.squid_dropin.parent] if layout.squid_dropin else [])):
+    of_shells = [
+        path.parents[level]
+        for level in range(depth)
+        for path in layout.shell_files.values()
+    ]
+    folders = (
+        layout.commands,
+        layout.exports,
+        layout.errors.parent,
+        layout.program.parent,
+        *of_shells,
+        layout.prefix,
+    )
+    for folder in (
+        *folders,
+        *([layout.squid_dropin.parent] if layout.squid_dropin else []),
+    ):
         with suppress(OSError):  # it is not there, or something else is in it
             folder.rmdir()
 
 
 def _remove_shared(layout: Layout) -> None:
-    """Remove sockets and shared memory that a killed Squid leaves, and the sockets' folder where it is empty."""
+    """Remove sockets and shared memory that a killed Squid leaves, and the sockets'
+    folder where it is empty.
+    """
     left = (
         SOCKETS_OF_WORKERS.glob(f"{layout.squid_service}-*.ipc"),
         _SHARED_MEMORY.glob(f"{layout.squid_service}-*.shm"),

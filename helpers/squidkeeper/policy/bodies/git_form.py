@@ -1,4 +1,6 @@
-"""`git:`, the form of a push: which request is one, whether its commands are allowed, and git's report of a denial."""
+"""`git:`, the form of a push: which request is one, whether its commands are allowed,
+and git's report of a denial.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,13 @@ from typing import Final
 
 from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.policy.bodies.git_push import Command, Push, read_push
-from squidkeeper.policy.bodies.sent_request import HOLDS, BodyOutcome, Fit, FormAnswer, SentRequest
+from squidkeeper.policy.bodies.sent_request import (
+    HOLDS,
+    BodyOutcome,
+    Fit,
+    FormAnswer,
+    SentRequest,
+)
 from squidkeeper.policy.language.bodies import GitBody
 from squidkeeper.policy.language.globs import ANYTHING, Matcher, glob_matcher
 from squidkeeper.policy.url import readings, sent
@@ -18,15 +26,18 @@ _FAILS: Final = BodyOutcome(Fit.FAILS)
 
 
 def may_hold(method: str, path: str, query: str | None) -> bool:
-    """Return whether a `git:` can hold for a request, by its method and URL. `path` is in its `sent` reading."""
+    """Return whether a `git:` can hold for a request, by its method and URL. `path` is
+    in its `sent` reading.
+    """
     return _leads_to_push(path) or _asks_for_refs(method, path, query)
 
 
 def examine(body: GitBody, request: SentRequest, *, deny: bool) -> BodyOutcome:
     """Return whether a `git:` holds for a request.
 
-    In an allow it holds for a push whose every command and option is allowed, and for the request ahead of a push. In
-    a deny it holds for a push with a command for one of its refs.
+    In an allow it holds for a push whose every command and option is allowed, and for
+    the request ahead of a push. In a deny it holds for a push with a command for one of
+    its refs.
     """
     judge = _judge_deny if deny else _judge_allow
     try:
@@ -35,7 +46,9 @@ def examine(body: GitBody, request: SentRequest, *, deny: bool) -> BodyOutcome:
         return BodyOutcome(Fit.UNREADABLE, "the path cannot be read")
 
 
-def _judge_allow(body: GitBody, request: SentRequest, path: str, query: str | None) -> BodyOutcome:
+def _judge_allow(
+    body: GitBody, request: SentRequest, path: str, query: str | None
+) -> BodyOutcome:
     if not request.has_body:
         return HOLDS if _asks_for_refs(request.method, path, query) else _FAILS
     if request.method != "POST" or query is not None or not _leads_only_to(path, _PUSH):
@@ -44,18 +57,21 @@ def _judge_allow(body: GitBody, request: SentRequest, path: str, query: str | No
     return _allowed(body, push) if push.outcome is HOLDS else push.outcome
 
 
-def _judge_deny(body: GitBody, request: SentRequest, path: str, _query: str | None) -> BodyOutcome:
+def _judge_deny(
+    body: GitBody, request: SentRequest, path: str, _query: str | None
+) -> BodyOutcome:
     if not request.has_body or not _leads_to_push(path):
         return _FAILS
     push = read_push(request, body.max_bytes)
     return _denied(body, push) if push.outcome is HOLDS else push.outcome
 
 
-# --- which request ----------------------------------------------------------------------------------------------------
+# --- which request --------------------------------------------------------------------
 
 _PUSH: Final = "/git-receive-pack"
 _REFS: Final = "/info/refs"
-_ENDS_PATHS: Final = frozenset("\\#;?")  # where some servers end a path, or a part of it
+# where some servers end a path, or a part of it
+_ENDS_PATHS: Final = frozenset("\\#;?")
 _QUERY_OF_REFS: Final = "service=git-receive-pack"
 
 
@@ -70,7 +86,10 @@ def _leads_to_push(path: str) -> bool:
 
 
 def _asks_for_refs(method: str, path: str, query: str | None) -> bool:
-    """Return whether this is the request ahead of a push. The server answers with its refs."""
+    """Return whether this is the request ahead of a push.
+
+    The server answers with its refs.
+    """
     return method == "GET" and query == _QUERY_OF_REFS and _leads_only_to(path, _REFS)
 
 
@@ -79,19 +98,24 @@ def _leads_only_to(path: str, ending: str) -> bool:
     return all(path.endswith(ending) and _ENDS_PATHS.isdisjoint(path) for path in paths)
 
 
-# --- what is allowed --------------------------------------------------------------------------------------------------
+# --- what is allowed ------------------------------------------------------------------
 
 
 def _allowed(body: GitBody, push: Push) -> BodyOutcome:
     refusals = filter(None, (_refusal(body, command) for command in push.commands))
     refusal = next(refusals, None)
-    if refusal is None and not all(map(_any_of(body.options, in_parts=False), push.options)):
+    if refusal is None and not all(
+        map(_any_of(body.options, in_parts=False), push.options)
+    ):
         refusal = "an option of the push is not allowed"
     return HOLDS if refusal is None else BodyOutcome(Fit.FAILS, refusal)
 
 
 def _refusal(body: GitBody, command: Command) -> str | None:
-    """Say why a command is not allowed. The record keeps this, so the ref is not named."""
+    """Say why a command is not allowed.
+
+    The record keeps this, so the ref is not named.
+    """
     if not _any_of(body.push)(command.ref):
         return "the push is for a ref that the rule does not list"
     if command.deletes and not body.delete:
@@ -100,9 +124,16 @@ def _refusal(body: GitBody, command: Command) -> str | None:
 
 
 def _denied(body: GitBody, push: Push) -> BodyOutcome:
-    """Compare without case. A server whose file system has none changes `main` by `Main`."""
+    """Compare without case.
+
+    A server whose file system has none changes `main` by `Main`.
+    """
     is_ref = _any_of(tuple(glob.casefold() for glob in body.push))
-    return HOLDS if any(is_ref(command.ref.casefold()) for command in push.commands) else _FAILS
+    return (
+        HOLDS
+        if any(is_ref(command.ref.casefold()) for command in push.commands)
+        else _FAILS
+    )
 
 
 _IN_REFS: Final = {"*": "[^/]*", "**": ANYTHING}
@@ -112,13 +143,18 @@ _PART: Final = re.compile(r"\*\*|\*|[^*]+")
 
 @lru_cache(maxsize=1024)
 def _any_of(globs: tuple[str, ...], *, in_parts: bool = True) -> Callable[[str], bool]:
-    """Return whether a text matches one of some globs. A ref has parts; a push option has none."""
+    """Return whether a text matches one of some globs.
+
+    A ref has parts; a push option has none.
+    """
     wildcards = _IN_REFS if in_parts else _IN_OPTIONS
-    matchers: list[Matcher] = [glob_matcher(tuple(_PART.findall(glob)), wildcards) for glob in globs]
+    matchers: list[Matcher] = [
+        glob_matcher(tuple(_PART.findall(glob)), wildcards) for glob in globs
+    ]
     return lambda text: any(matches(text) for matches in matchers)
 
 
-# --- the report of a denial -------------------------------------------------------------------------------------------
+# --- the report of a denial -----------------------------------------------------------
 
 _REPORTS: Final = frozenset({"report-status", "report-status-v2"})
 _RESULT_TYPE: Final = "application/x-git-receive-pack-result"
@@ -127,10 +163,14 @@ _REPORT_BAND, _MESSAGE_BAND = b"\x01", b"\x02"
 _FLUSH: Final = b"0000"
 
 
-def answer(body: GitBody, request: SentRequest, rule: str, reason: str) -> FormAnswer | None:
-    """Return the report of a server that rejects each ref; None where the client does not read a report.
+def answer(
+    body: GitBody, request: SentRequest, rule: str, reason: str
+) -> FormAnswer | None:
+    """Return the report of a server that rejects each ref; None where the client does
+    not read a report.
 
-    git shows the rule beside each ref, and the reason in lines of `remote:`. It ends with 1.
+    git shows the rule beside each ref, and the reason in lines of `remote:`. It ends
+    with 1.
     """
     push = read_push(request, body.max_bytes)
     if not push.capabilities & _REPORTS:
@@ -138,13 +178,19 @@ def answer(body: GitBody, request: SentRequest, rule: str, reason: str) -> FormA
     report = _report(push, f"squidkeeper: rule {_printable(rule)}")
     if "side-band-64k" in push.capabilities:
         message = _message(rule, reason).encode()
-        report = b"".join((*_in_band(_MESSAGE_BAND, message), *_in_band(_REPORT_BAND, report), _FLUSH))
+        report = b"".join(
+            (*_in_band(_MESSAGE_BAND, message), *_in_band(_REPORT_BAND, report), _FLUSH)
+        )
     return FormAnswer(200, _RESULT_TYPE, report)
 
 
 def _report(push: Push, verdict: str) -> bytes:
-    unpacked = "ok" if push.outcome is HOLDS else verdict  # of an unreadable push git does not know every ref
-    lines = (f"unpack {unpacked}\n", *(f"ng {command.ref} {verdict}\n" for command in push.commands))
+    # of an unreadable push git does not know every ref
+    unpacked = "ok" if push.outcome is HOLDS else verdict
+    lines = (
+        f"unpack {unpacked}\n",
+        *(f"ng {command.ref} {verdict}\n" for command in push.commands),
+    )
     return b"".join((*(_packet(line.encode()) for line in lines), _FLUSH))
 
 

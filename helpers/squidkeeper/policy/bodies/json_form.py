@@ -1,6 +1,7 @@
 """`json:`, the form of a JSON document: which places it has, and what may stand there.
 
-Parsers differ in much that RFC 8259 leaves open. A document that two of them could read in two ways is unreadable.
+Parsers differ in much that RFC 8259 leaves open. A document that two of them could read
+in two ways is unreadable.
 """
 
 from __future__ import annotations
@@ -15,20 +16,30 @@ from typing import Final, NamedTuple, NoReturn
 
 from squidkeeper.base.errors import UnreadableBody
 from squidkeeper.policy.bodies.reading import content_type, read_content
-from squidkeeper.policy.bodies.sent_request import HOLDS, NEEDS_MORE, BodyOutcome, Fit, SentRequest
+from squidkeeper.policy.bodies.sent_request import (
+    HOLDS,
+    NEEDS_MORE,
+    BodyOutcome,
+    Fit,
+    SentRequest,
+)
 from squidkeeper.policy.language.bodies import EACH, Allowed, JsonBody, Member
 from squidkeeper.policy.language.globs import ANYTHING, Matcher, glob_matcher
 
 MAX_DEPTH: Final = 64
 MAX_VALUES: Final = 100_000  # of a document; each takes up to 300 bytes of memory
-MAX_EXACT: Final = 2**53  # RFC 7493, 2.2: parsers round what is beyond, let it wrap around, or fail
+# RFC 7493, 2.2: parsers round what is beyond, let it wrap around, or fail
+MAX_EXACT: Final = 2**53
 _TOO_MANY: Final = f"the document has more than {MAX_VALUES:,} values"
 
 Pointer = tuple[str, ...]
 
 
 class ParsedJson(NamedTuple):
-    """A parsed JSON document. `size`: the bytes of the body, or of its content where that is longer."""
+    """A parsed JSON document.
+
+    `size`: the bytes of the body, or of its content where that is longer.
+    """
 
     root: object
     size: int
@@ -46,20 +57,27 @@ def examine(body: JsonBody, request: SentRequest, *, deny: bool) -> BodyOutcome:
         if document is None:
             return NEEDS_MORE
         if deny:
-            return HOLDS if all_match(body.members, document.root) else BodyOutcome(Fit.FAILS)
-        refusal = first_refusal(body.members, document.root) or _refusal_of_others(body.only, document.root)
+            return (
+                HOLDS
+                if all_match(body.members, document.root)
+                else BodyOutcome(Fit.FAILS)
+            )
+        refusal = first_refusal(body.members, document.root) or _refusal_of_others(
+            body.only, document.root
+        )
         return BodyOutcome(Fit.FAILS, refusal) if refusal else HOLDS
     except UnreadableBody as error:
         return BodyOutcome(Fit.UNREADABLE, str(error))
 
 
-# --- a document -------------------------------------------------------------------------------------------------------
+# --- a document -----------------------------------------------------------------------
 
 
 def read_document(request: SentRequest, max_bytes: int) -> ParsedJson | None:
     """Return the document of a request; None where more of the body has to come.
 
-    It is parsed once for all rules. `UnreadableBody` where it is no JSON, or two parsers could differ on it.
+    It is parsed once for all rules. `UnreadableBody` where it is no JSON, or two
+    parsers could differ on it.
     """
     for kept in request.kept.values():
         if isinstance(kept, ParsedJson) and kept.size <= max_bytes:
@@ -70,7 +88,9 @@ def read_document(request: SentRequest, max_bytes: int) -> ParsedJson | None:
             content = read_content(request, max_bytes)
             if content is None:
                 return None
-            request.kept[max_bytes] = ParsedJson(parse(content), max(len(request.body), len(content)))
+            request.kept[max_bytes] = ParsedJson(
+                parse(content), max(len(request.body), len(content))
+            )
         except UnreadableBody as error:
             request.kept[max_bytes] = str(error)
     kept = request.kept[max_bytes]
@@ -86,19 +106,28 @@ _JSON_TYPE: Final = re.compile(
 )
 
 
-_FORMS: Final = ("x-www-form", "form-data", "multipart")  # some servers search the type for these
+# some servers search the type for these
+_FORMS: Final = (
+    "x-www-form",
+    "form-data",
+    "multipart",
+)
 
 
 def check_json_type(request: SentRequest) -> None:
-    """Raise `UnreadableBody` where a server can take the body for another form, or its text for another charset.
+    """Raise `UnreadableBody` where a server can take the body for another form, or its
+    text for another charset.
 
-    Without a type some servers expect a form (`application/x-www-form-urlencoded`), whose fields JSON can hold.
+    Without a type some servers expect a form (`application/x-www-form-urlencoded`),
+    whose fields JSON can hold.
     """
     written = content_type(request)
     match = _JSON_TYPE.fullmatch(written)
     if match is None or any(form in written for form in _FORMS):
         raise UnreadableBody("the Content-Type is not application/json")
-    charsets = [value for name, _, value in _PARAMETERS.findall(match[1]) if name == "charset"]
+    charsets = [
+        value for name, _, value in _PARAMETERS.findall(match[1]) if name == "charset"
+    ]
     if charsets not in ([], ["utf-8"]):
         raise UnreadableBody("the Content-Type names another charset than UTF-8")
 
@@ -141,7 +170,9 @@ def _check_structure(content: bytes) -> None:
 
 
 def _outside_texts(content: bytes) -> bytes:
-    """Return the commas and brackets that are in no text, all brackets as those of arrays."""
+    """Return the commas and brackets that are in no text, all brackets as those of
+    arrays.
+    """
     if b"\\" in content:
         content = content.replace(rb"\\", b"").replace(rb"\"", b"")
     content = content.translate(_BRACKETS, _OTHERS)
@@ -185,9 +216,11 @@ def _constant(name: str) -> NoReturn:
     raise UnreadableBody(f"a number is {name}")
 
 
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_float=_fraction, parse_constant=_constant)
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_object, parse_float=_fraction, parse_constant=_constant
+)
 
-# --- what stands at a pointer -----------------------------------------------------------------------------------------
+# --- what stands at a pointer ---------------------------------------------------------
 
 
 class _Nothing(NamedTuple):
@@ -202,15 +235,22 @@ _BELOW_A_SCALAR: Final = _Nothing(absent=False)  # a text or number has no membe
 
 def all_match(members: Iterable[Member], root: object) -> bool:
     """Return whether each member of a deny matches at one of its places."""
-    return all(any(_matches(member, value) for value in _values(root, member.pointer)) for member in members)
+    return all(
+        any(_matches(member, value) for value in _values(root, member.pointer))
+        for member in members
+    )
 
 
 def first_refusal(members: Iterable[Member], root: object) -> str | None:
-    """Return why a member does not hold at one of its places; None where all hold at each."""
+    """Return why a member does not hold at one of its places; None where all hold at
+    each.
+    """
     for member in members:
         for value in _values(root, member.pointer):
             if not _holds(member, value):
-                state = "is missing" if value is _ABSENT else "is not what the rule lists"
+                state = (
+                    "is missing" if value is _ABSENT else "is not what the rule lists"
+                )
                 return f"{format_pointer(member.pointer)} {state}"
     return None
 
@@ -222,19 +262,26 @@ def format_pointer(pointer: Pointer) -> str:
 
 
 def _values(root: object, pointer: Pointer) -> Sequence[object]:
-    """Return what stands at a pointer: several values where it has `EACH`, and never none."""
+    """Return what stands at a pointer: several values where it has `EACH`, and never
+    none.
+    """
     values: Sequence[object] = (root,)
     for depth, token in enumerate(pointer):
         try:
             is_last = depth == len(pointer) - 1
-            values = [found for value in values for found in _step(value, token, is_last)]
+            values = [
+                found for value in values for found in _step(value, token, is_last)
+            ]
         except UnreadableBody as error:
             raise UnreadableBody(f"{format_pointer(pointer[:depth])} {error}") from None
     return values
 
 
 def _step(value: object, token: str, is_last: bool) -> Sequence[object]:
-    """Go from a value to what stands below it. Some servers take a value that should be an array for its one item."""
+    """Go from a value to what stands below it.
+
+    Some servers take a value that should be an array for its one item.
+    """
     if isinstance(value, dict):
         return (_member(value, token),)
     if isinstance(value, list):
@@ -249,15 +296,25 @@ def _step(value: object, token: str, is_last: bool) -> Sequence[object]:
 def _member(members: dict[str, object], token: str) -> object:
     if token == EACH:
         raise UnreadableBody("is an object, expected an array")
-    names, name, expected = folded("\0".join(members)), folded(token), token in members  # no name has U+0000
+    # no name has U+0000
+    names, name, expected = (
+        folded("\0".join(members)),
+        folded(token),
+        token in members,
+    )
     if names.count(name) != expected and names.split("\0").count(name) != expected:
-        raise UnreadableBody("has a member that some parsers take for another: names differ in case, - or _ alone")
+        raise UnreadableBody(
+            "has a member that some parsers take for another: names differ in case, - or _ alone"
+        )
     return members.get(token, _ABSENT)
 
 
 def folded(name: str) -> str:
-    """Return a name as lenient parsers compare it: in any case as Go and Java do, `maxTokens` for `max_tokens`."""
-    text = name.upper().casefold()  # upper: dotless i is I. casefold: I with a dot is i with U+0307
+    """Return a name as lenient parsers compare it: in any case as Go and Java do,
+    `maxTokens` for `max_tokens`.
+    """
+    # upper: dotless i is I. casefold: I with a dot is i with U+0307
+    text = name.upper().casefold()
     return text.replace("_", "").replace("-", "").replace("\u0307", "")
 
 
@@ -272,7 +329,7 @@ def _items(items: list[object], token: str) -> Sequence[object]:
     return items[int(token) : int(token) + 1] or (_ABSENT,)
 
 
-# --- what may stand there ---------------------------------------------------------------------------------------------
+# --- what may stand there -------------------------------------------------------------
 
 
 def _holds(member: Member, value: object) -> bool:
@@ -280,12 +337,17 @@ def _holds(member: Member, value: object) -> bool:
     if isinstance(value, _Nothing):
         return value.absent and allowed.absent
     if isinstance(value, str):
-        return any(isinstance(text, str) and text_matcher(text)(value) for text in allowed.values or ())
+        return any(
+            isinstance(text, str) and text_matcher(text)(value)
+            for text in allowed.values or ()
+        )
     if value is None or isinstance(value, bool):
         return any(scalar is value for scalar in allowed.values or ())
     if isinstance(value, int | float):
         if abs(value) > MAX_EXACT:
-            raise UnreadableBody(f"{format_pointer(member.pointer)} is beyond 2^53, where parsers differ")
+            raise UnreadableBody(
+                f"{format_pointer(member.pointer)} is beyond 2^53, where parsers differ"
+            )
         return _number_holds(allowed, value)
     return False
 
@@ -293,17 +355,25 @@ def _holds(member: Member, value: object) -> bool:
 def _matches(member: Member, value: object) -> bool:
     """Return whether a value is what a deny lists, or of a type that it does not list.
 
-    Servers convert types: `"6"` and `[6]` can become 6. They also ignore case and spaces.
+    Servers convert types: `"6"` and `[6]` can become 6. They also ignore case and
+    spaces.
     """
     if value is None or isinstance(value, _Nothing):
         return _holds(member, value)
     allowed = member.allowed
-    kinds = {_kind(scalar) for scalar in (*(allowed.values or ()), allowed.least, allowed.most) if scalar is not None}
+    kinds = {
+        _kind(scalar)
+        for scalar in (*(allowed.values or ()), allowed.least, allowed.most)
+        if scalar is not None
+    }
     if _kind(value) not in kinds:
         return True
     if not isinstance(value, str):
         return _holds(member, value)
-    listed = (scalar if isinstance(scalar, str) else json.dumps(scalar) for scalar in allowed.values or ())
+    listed = (
+        scalar if isinstance(scalar, str) else json.dumps(scalar)
+        for scalar in allowed.values or ()
+    )
     return any(text_matcher(_plain(text))(_plain(value)) for text in listed)
 
 
@@ -316,12 +386,16 @@ def _plain(text: str) -> str:
 
 
 def _number_holds(allowed: Allowed, value: float) -> bool:
-    """Return whether a number is allowed. 1 and 1.0 are one number, and `true` is none."""
+    """Return whether a number is allowed. 1 and 1.0 are one number, and
+    `true` is none.
+    """
     if any(scalar == value and _is_number(scalar) for scalar in allowed.values or ()):
         return True
     if allowed.least is None and allowed.most is None:
         return False
-    return (allowed.least is None or value >= allowed.least) and (allowed.most is None or value <= allowed.most)
+    return (allowed.least is None or value >= allowed.least) and (
+        allowed.most is None or value <= allowed.most
+    )
 
 
 def _is_number(scalar: object) -> bool:
@@ -334,7 +408,7 @@ def text_matcher(text: str) -> Matcher:
     return glob_matcher(tuple(re.split(r"(\*)", text)), {"*": ANYTHING})
 
 
-# --- no other members -------------------------------------------------------------------------------------------------
+# --- no other members -----------------------------------------------------------------
 
 
 def _refusal_of_others(only: tuple[Pointer, ...] | None, root: object) -> str | None:
@@ -344,13 +418,18 @@ def _refusal_of_others(only: tuple[Pointer, ...] | None, root: object) -> str | 
 
 
 def _has_only(value: object, pointers: Sequence[Pointer]) -> bool:
-    """Return whether all that is in a value stands at one of the pointers, or below it."""
+    """Return whether all that is in a value stands at one of the pointers, or
+    below it.
+    """
     if () in pointers or value is None:
         return True
     if isinstance(value, dict):
         return all(_is_listed(item, {name}, pointers) for name, item in value.items())
     if isinstance(value, list):
-        return all(_is_listed(item, {EACH, str(index)}, pointers) for index, item in enumerate(value))
+        return all(
+            _is_listed(item, {EACH, str(index)}, pointers)
+            for index, item in enumerate(value)
+        )
     return False
 
 

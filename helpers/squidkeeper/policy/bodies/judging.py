@@ -8,7 +8,9 @@ from squidkeeper.policy.language.bodies import Body, GitBody, JsonBody, McpBody
 
 
 def may_hold(body: Body, method: str, path: str, query: str | None) -> bool:
-    """Return whether a `body:` can hold for a request, by its method and URL. `path` is in its `sent` reading."""
+    """Return whether a `body:` can hold for a request, by its method and URL. `path` is
+    in its `sent` reading.
+    """
     match body:
         case GitBody():
             return git_form.may_hold(method, path, query)
@@ -17,7 +19,10 @@ def may_hold(body: Body, method: str, path: str, query: str | None) -> bool:
 
 
 def examine(body: Body, request: SentRequest, *, deny: bool) -> BodyOutcome:
-    """Return whether a `body:` holds. In a deny it holds where any part of the request matches."""
+    """Return whether a `body:` holds.
+
+    In a deny it holds where any part of the request matches.
+    """
     match body:
         case GitBody():
             return git_form.examine(body, request, deny=deny)
@@ -27,8 +32,12 @@ def examine(body: Body, request: SentRequest, *, deny: bool) -> BodyOutcome:
             return mcp_form.examine(body, request, deny=deny)
 
 
-def answer(body: Body, request: SentRequest, rule: str, reason: str) -> FormAnswer | None:
-    """Return a denial in the words of the form's clients; None where they understand the page."""
+def answer(
+    body: Body, request: SentRequest, rule: str, reason: str
+) -> FormAnswer | None:
+    """Return a denial in the words of the form's clients; None where they understand
+    the page.
+    """
     match body:
         case GitBody():
             return git_form.answer(body, request, rule, reason)

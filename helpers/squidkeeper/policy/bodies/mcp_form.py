@@ -1,4 +1,6 @@
-"""`mcp:`, the form of the Model Context Protocol: what may be called, and a denial that its clients show."""
+"""`mcp:`, the form of the Model Context Protocol: what may be called, and a denial that
+its clients show.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,25 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from squidkeeper.base.errors import UnreadableBody
-from squidkeeper.policy.bodies.json_form import all_match, first_refusal, folded, text_matcher
-from squidkeeper.policy.bodies.mcp_messages import RpcMessage, RpcMessages, read_messages
-from squidkeeper.policy.bodies.sent_request import HOLDS, NEEDS_MORE, BodyOutcome, Fit, FormAnswer, SentRequest
+from squidkeeper.policy.bodies.json_form import (
+    all_match,
+    first_refusal,
+    folded,
+    text_matcher,
+)
+from squidkeeper.policy.bodies.mcp_messages import (
+    RpcMessage,
+    RpcMessages,
+    read_messages,
+)
+from squidkeeper.policy.bodies.sent_request import (
+    HOLDS,
+    NEEDS_MORE,
+    BodyOutcome,
+    Fit,
+    FormAnswer,
+    SentRequest,
+)
 from squidkeeper.policy.language.bodies import McpBody, Member
 
 DENIED: Final = -32010  # of the codes that MCP leaves to implementations
@@ -21,10 +39,15 @@ Matches = Callable[[Iterable[str], str], bool]
 def examine(body: McpBody, request: SentRequest, *, deny: bool) -> BodyOutcome:
     """Return whether a `mcp:` holds.
 
-    In an allow every message of the request must be allowed. In a deny one call that matches is enough.
+    In an allow every message of the request must be allowed. In a deny one call that
+    matches is enough.
     """
     if not request.has_body:
-        return HOLDS if not deny and _is_of_session(request) else _fails("the request has no body")
+        return (
+            HOLDS
+            if not deny and _is_of_session(request)
+            else _fails("the request has no body")
+        )
     if request.method != "POST" and not deny:
         return _fails("messages of MCP come by POST")
     try:
@@ -36,10 +59,13 @@ def examine(body: McpBody, request: SentRequest, *, deny: bool) -> BodyOutcome:
         return BodyOutcome(Fit.UNREADABLE, str(error))
 
 
-def answer(body: McpBody, request: SentRequest, rule: str, reason: str) -> FormAnswer | None:
+def answer(
+    body: McpBody, request: SentRequest, rule: str, reason: str
+) -> FormAnswer | None:
     """Return a denial as an error for each call; None for a request without a body.
 
-    The SDKs end a session at most other answers. Where no id can be repeated the answer is plain text.
+    The SDKs end a session at most other answers. Where no id can be repeated the answer
+    is plain text.
     """
     if not request.has_body:
         return None
@@ -48,11 +74,19 @@ def answer(body: McpBody, request: SentRequest, rule: str, reason: str) -> FormA
     if messages is None:
         return FormAnswer(400, "text/plain; charset=utf-8", f"{text}\n".encode())
     error = {"code": DENIED, "message": text, "data": {"rule": rule, "reason": reason}}
-    errors = [{"jsonrpc": "2.0", "id": message.id, "error": error} for message in messages.all if message.is_request]
+    errors = [
+        {"jsonrpc": "2.0", "id": message.id, "error": error}
+        for message in messages.all
+        if message.is_request
+    ]
     if _accepts_events_alone(request):
         events = (f"event: message\ndata: {json.dumps(error)}\n\n" for error in errors)
         return FormAnswer(200, _EVENTS, "".join(events).encode())
-    return FormAnswer(200, "application/json", json.dumps(errors if messages.is_batch else errors[0]).encode())
+    return FormAnswer(
+        200,
+        "application/json",
+        json.dumps(errors if messages.is_batch else errors[0]).encode(),
+    )
 
 
 def _is_of_session(request: SentRequest) -> bool:
@@ -65,21 +99,33 @@ def _is_of_session(request: SentRequest) -> bool:
 
 
 def _messages_to_answer(body: McpBody, request: SentRequest) -> RpcMessages | None:
-    """Return the messages of a request; None where none of them has an id that an answer can repeat."""
+    """Return the messages of a request; None where none of them has an id that an
+    answer can repeat.
+    """
     try:
         messages = read_messages(request, body.max_bytes)
     except UnreadableBody:
         return None
-    lengths = [len(str(message.id)) for message in messages.all if message.is_request] if messages else []
+    lengths = (
+        [len(str(message.id)) for message in messages.all if message.is_request]
+        if messages
+        else []
+    )
     return messages if lengths and max(lengths) <= _MAX_ID_LENGTH else None
 
 
 def _denied(body: McpBody, messages: RpcMessages) -> BodyOutcome:
-    return HOLDS if any(_is_denied(body, message) for message in messages.all) else _fails("no call matches")
+    return (
+        HOLDS
+        if any(_is_denied(body, message) for message in messages.all)
+        else _fails("no call matches")
+    )
 
 
 def _allowed(body: McpBody, messages: RpcMessages) -> BodyOutcome:
-    refusal = next(filter(None, (_refusal(body, message) for message in messages.all)), None)
+    refusal = next(
+        filter(None, (_refusal(body, message) for message in messages.all)), None
+    )
     return HOLDS if refusal is None else _fails(refusal)
 
 
@@ -89,7 +135,9 @@ def _refusal(body: McpBody, message: RpcMessage) -> str | None:
         return None
     if message.is_tool_call:
         return _tool_refusal(body, message)
-    return None if _matches(body.methods, message.method) else "the method is not listed"
+    return (
+        None if _matches(body.methods, message.method) else "the method is not listed"
+    )
 
 
 def _tool_refusal(body: McpBody, message: RpcMessage) -> str | None:
@@ -104,13 +152,25 @@ def _is_denied(body: McpBody, message: RpcMessage) -> bool:
     if _matches_folded(body.methods, message.method):
         return True
     is_listed = message.is_tool_call and _matches_folded(body.tools, message.tool)
-    return is_listed and all_match(_asked_params(body, message, _matches_folded), message.params)
+    return is_listed and all_match(
+        _asked_params(body, message, _matches_folded), message.params
+    )
 
 
 def _asked_params(body: McpBody, message: RpcMessage, matches: Matches) -> list[Member]:
-    """Return what a rule asks of a call's `params`, by every name and glob that its tool matches."""
-    asked = [members for tool, members in (body.arguments or {}).items() if matches((tool,), message.tool)]
-    return [Member(("arguments", *member.pointer), member.allowed) for members in asked for member in members]
+    """Return what a rule asks of a call's `params`, by every name and glob that its
+    tool matches.
+    """
+    asked = [
+        members
+        for tool, members in (body.arguments or {}).items()
+        if matches((tool,), message.tool)
+    ]
+    return [
+        Member(("arguments", *member.pointer), member.allowed)
+        for members in asked
+        for member in members
+    ]
 
 
 def _matches(globs: Iterable[str], name: str) -> bool:
@@ -125,11 +185,17 @@ def _matches_folded(globs: Iterable[str], name: str) -> bool:
 def _accepts_events_alone(request: SentRequest) -> bool:
     """Return whether a client takes an answer as Server-Sent Events and not as JSON."""
     accepted = _accepted(request)
-    return _EVENTS in accepted and not {"application/json", "application/*", "*/*"} & accepted
+    return (
+        _EVENTS in accepted
+        and not {"application/json", "application/*", "*/*"} & accepted
+    )
 
 
 def _accepted(request: SentRequest) -> set[str]:
-    return {range_.partition(";")[0].strip().lower() for range_ in ",".join(request.values("accept")).split(",")}
+    return {
+        range_.partition(";")[0].strip().lower()
+        for range_ in ",".join(request.values("accept")).split(",")
+    }
 
 
 def _fails(reason: str) -> BodyOutcome:

@@ -1,4 +1,5 @@
-"""The content of a request: its body without its Content-Encoding, as far as every server reads it alike.
+"""The content of a request: its body without its Content-Encoding, as far as every
+server reads it alike.
 
 Squid undoes the Transfer-Encoding before. `UnreadableBody` says why a body is not read.
 """
@@ -17,7 +18,8 @@ _CONTENT_ENCODING: Final = "content-encoding"
 _TRANSFER_ENCODING: Final = "transfer-encoding"
 _NOT_IN_A_NAME: Final = re.compile("[^a-z0-9]")
 _GZIP, _ZLIB = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS
-# RFC 9110, 8.4.1. Some servers take deflate without its zlib wrapper. Such a stream can be plain text at the same time.
+# RFC 9110, 8.4.1. Some servers take deflate without its zlib wrapper. Such a stream can
+# be plain text at the same time.
 _WINDOW_BITS: Final = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": _ZLIB}
 _STORED_BLOCK: Final = 5  # bytes of the header of a stored block (RFC 1951, 3.2.4)
 
@@ -32,7 +34,8 @@ class ContentStart(NamedTuple):
 def read_content(request: SentRequest, max_bytes: int) -> bytes | None:
     """Return all of a content; None where more of the body has to come.
 
-    `max_bytes` bounds the body as it was sent, and its content. `UnreadableBody` where that is exceeded.
+    `max_bytes` bounds the body as it was sent, and its content. `UnreadableBody` where
+    that is exceeded.
     """
     check_headers(request)
     if len(request.body) > max_bytes:
@@ -49,12 +52,16 @@ def read_beginning(request: SentRequest, at_most: int) -> ContentStart:
     """Return as much of a content as has come, `at_most` bytes of it."""
     encoding = _encoding(request)
     if encoding is None:
-        return ContentStart(request.body[:at_most], request.complete and len(request.body) <= at_most)
+        return ContentStart(
+            request.body[:at_most], request.complete and len(request.body) <= at_most
+        )
     return _inflated(request, _WINDOW_BITS[encoding], at_most)
 
 
 def check_headers(request: SentRequest) -> None:
-    """Raise `UnreadableBody` where servers can differ on the type or the encoding of a body."""
+    """Raise `UnreadableBody` where servers can differ on the type or the encoding of a
+    body.
+    """
     content_type(request)
     _encoding(request)
 
@@ -77,7 +84,10 @@ def _encoding(request: SentRequest) -> str | None:
 
 
 def single_value(request: SentRequest, name: str) -> str | None:
-    """Return the one value of a header. A gateway to CGI reads `Content_Encoding` as `Content-Encoding`."""
+    """Return the one value of a header.
+
+    A gateway to CGI reads `Content_Encoding` as `Content-Encoding`.
+    """
     values = []
     word = name.rpartition("-")[2]
     for header, value in request.headers:
@@ -112,8 +122,9 @@ def _inflated(request: SentRequest, window_bits: int, at_most: int) -> ContentSt
 def _is_zlib_alone(request: SentRequest) -> bool:
     """Return False where that cannot be told yet.
 
-    The first byte of a zlib stream, read as deflate without zlib, begins a stored block. Its length follows, and then
-    the complement of its length. A server that expects no zlib fails on any other bytes there.
+    The first byte of a zlib stream, read as deflate without zlib, begins a stored
+    block. Its length follows, and then the complement of its length. A server that
+    expects no zlib fails on any other bytes there.
     """
     head = request.body[:_STORED_BLOCK]
     if len(head) < _STORED_BLOCK:

@@ -1,4 +1,6 @@
-"""A request with its body, as far as it has come, and what a rule's `body:` comes to for it."""
+"""A request with its body, as far as it has come, and what a rule's `body:` comes to
+for it.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +40,12 @@ class FormAnswer(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class SentRequest:
-    """A request with the bytes of its body as they were sent, in their Content-Encoding.
+    """A request with the bytes of its body as they were sent, in their
+    Content-Encoding.
 
-    `target` is path and query. `headers` are in their order, each copy for itself. `complete`: no more bytes come.
-    Without a body (`has_body`) it is complete and empty. `kept` is what was read of it, by `max_bytes`.
+    `target` is path and query. `headers` are in their order, each copy for itself.
+    `complete`: no more bytes come. Without a body (`has_body`) it is complete and
+    empty. `kept` is what was read of it, by `max_bytes`.
     """
 
     method: str
@@ -53,7 +57,9 @@ class SentRequest:
     kept: dict[int, object] = field(default_factory=dict, repr=False)
 
     def release(self) -> None:
-        """Give the memory back of headers, body and what was read of it: up to 25 times as much."""
+        """Give the memory back of headers, body and what was read of it: up to 25 times
+        as much.
+        """
         self.headers, self.body = (), b""
         self.kept.clear()
 

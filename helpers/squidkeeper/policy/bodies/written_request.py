@@ -1,4 +1,6 @@
-"""Requests with a body as tests and `explain` write them: with the headers that the clients of a form send."""
+"""Requests with a body as tests and `explain` write them: with the headers that the
+clients of a form send.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from squidkeeper.policy.language.bodies import WrittenPush
 
 _JSON: Final = "application/json"
 _PUSH: Final = "application/x-git-receive-pack-request"
-_PACKETS: Final = re.compile(rb"0000|[0-9a-f]{4}(?:[0-9a-f]{40} |shallow )")  # how a push begins
+# how a push begins
+_PACKETS: Final = re.compile(rb"0000|[0-9a-f]{4}(?:[0-9a-f]{40} |shallow )")
 _TARGET: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*([^#]*)")
 _NO_OBJECT, _OLD, _NEW = "0" * 40, "1" * 40, "2" * 40
 _FLUSH: Final = b"0000"
@@ -30,20 +33,38 @@ def push_body(push: WrittenPush) -> bytes:
 
 
 def written_request(
-    method: str, url: str, body: bytes | None = None, headers: Iterable[tuple[str, str]] = ()
+    method: str,
+    url: str,
+    body: bytes | None = None,
+    headers: Iterable[tuple[str, str]] = (),
 ) -> SentRequest:
-    """Make a request to an absolute URL, with the headers that clients of its form send. `headers` replace these."""
+    """Make a request to an absolute URL, with the headers that clients of its form
+    send.
+
+    `headers` replace these.
+    """
     match = _TARGET.match(url)
     target = (match[1] if match else "") or "/"
     target = target if target.startswith("/") else f"/{target}"
     given = [*headers]
     names = {name.lower() for name, _ in given}
-    sent = [*given, *((name, value) for name, value in _usual_headers(method, body) if name.lower() not in names)]
-    return SentRequest(method, target, sent, body or b"", complete=True, has_body=body is not None)
+    sent = [
+        *given,
+        *(
+            (name, value)
+            for name, value in _usual_headers(method, body)
+            if name.lower() not in names
+        ),
+    ]
+    return SentRequest(
+        method, target, sent, body or b"", complete=True, has_body=body is not None
+    )
 
 
 def _usual_headers(method: str, body: bytes | None) -> Iterator[tuple[str, str]]:
-    """Yield the type of a body, by how it begins, and what every client of MCP sends."""
+    """Yield the type of a body, by how it begins, and what every client of
+    MCP sends.
+    """
     if body is not None and _PACKETS.match(body):
         yield "Content-Type", _PUSH
         return

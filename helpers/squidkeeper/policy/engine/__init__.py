@@ -1,6 +1,7 @@
 """The decision: pure functions of a policy, a request and a time.
 
-`decide` is the one decision. Helpers, `explain`, a policy's tests and drift all call it.
+`decide` is the one decision. Helpers, `explain`, a policy's tests and drift all call
+it.
 """
 
 from squidkeeper.policy.engine.body_scope import decide_body, listed_rules, listed_text

@@ -12,14 +12,27 @@ from squidkeeper.policy.engine.body_scope import Judged, decide_sent, judge
 from squidkeeper.policy.engine.compiled_policy import CompiledPolicy, HostMatch, injects
 from squidkeeper.policy.engine.decide import Stage, decide
 from squidkeeper.policy.engine.decision import Decision
-from squidkeeper.policy.engine.fields import Entry, UrlFacts, body_may_hold, failing_fields, is_deny
+from squidkeeper.policy.engine.fields import (
+    Entry,
+    UrlFacts,
+    body_may_hold,
+    failing_fields,
+    is_deny,
+)
 from squidkeeper.policy.engine.host_scope import first_rewrite, first_rule
 from squidkeeper.policy.engine.quotas import counting, ticket_quotas, token_quotas
 from squidkeeper.policy.engine.request_scope import decide_reading, facts_of
 from squidkeeper.policy.engine.tunnels import TunnelUse
 from squidkeeper.policy.language.host_index import HostIndex
 from squidkeeper.policy.language.hosts import HostForm
-from squidkeeper.policy.language.model import Action, HostFacts, Match, Rewrite, Route, Rule
+from squidkeeper.policy.language.model import (
+    Action,
+    HostFacts,
+    Match,
+    Rewrite,
+    Route,
+    Rule,
+)
 from squidkeeper.policy.language.quotas import Quota
 from squidkeeper.policy.language.secret_sources import NamedSecret
 from squidkeeper.policy.protocol.request import CONNECT, Malformed, Request
@@ -28,7 +41,9 @@ from squidkeeper.policy.url import ReadPath, Url, parse_url, readings
 
 @dataclass(frozen=True, slots=True)
 class PassedOver:
-    """An entry for the same host that did not apply, and the fields of it that did not hold."""
+    """An entry for the same host that did not apply, and the fields of it that did not
+    hold.
+    """
 
     entry: Entry
     fields: tuple[str, ...]
@@ -36,7 +51,9 @@ class PassedOver:
 
 @dataclass(frozen=True, slots=True)
 class JudgedRule:
-    """A rule that the body decides among, and what its `body` came to; None where it was not judged."""
+    """A rule that the body decides among, and what its `body` came to; None where it
+    was not judged.
+    """
 
     rule: Rule
     judged: Judged | None
@@ -44,7 +61,9 @@ class JudgedRule:
 
 @dataclass(frozen=True, slots=True)
 class WebSocket:
-    """Whether Squid passes a WebSocket; if not, the entry that prevents it, and the fields of a rule that do."""
+    """Whether Squid passes a WebSocket; if not, the entry that prevents it, and the
+    fields of a rule that do.
+    """
 
     passes: bool
     entry: Rule | Rewrite | None = None
@@ -53,7 +72,9 @@ class WebSocket:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A name that Squid resolves after the decision; `private: true` on `opener` would allow a private address."""
+    """A name that Squid resolves after the decision; `private: true` on `opener` would
+    allow a private address.
+    """
 
     host: str
     opener: str
@@ -61,7 +82,9 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What is recorded as observed, and the place of the rule that observes, or of the default."""
+    """What is recorded as observed, and the place of the rule that observes, or of the
+    default.
+    """
 
     verdict: str
     rule: str
@@ -72,8 +95,9 @@ class Observed:
 class Explanation:
     """A decision, and what led to it.
 
-    `by_body` are the rules that the body decides among, as far as they were judged. `undecided` where no body was given
-    to decide by: `decision` is then what was decided before the body.
+    `by_body` are the rules that the body decides among, as far as they were judged.
+    `undecided` where no body was given to decide by: `decision` is then what was
+    decided before the body.
     """
 
     decision: Decision
@@ -85,20 +109,29 @@ class Explanation:
     by_reading: list[tuple[ReadPath, Decision]]
     websocket: WebSocket | None
     resolved: Resolved | None
-    passthrough: bool | None  # of an allowed tunnel, or of a request in it; None: there is no tunnel
-    tunnel: TunnelUse | None  # of an allowed request: which connection to the origin it takes
+    # of an allowed tunnel, or of a request in it; None: there is no tunnel
+    passthrough: bool | None
+    # of an allowed request: which connection to the origin it takes
+    tunnel: TunnelUse | None
     upstream: Route | None
     secrets: tuple[NamedSecret, ...]  # of the credentials
     grant: Rule | None  # that allows
     observed: Observed | None
-    default_observes: Location | None  # of a request that is allowed because the default observes
+    # of a request that is allowed because the default observes
+    default_observes: Location | None
     quotas: tuple[Quota, ...]  # that count it
 
 
 def explain(
-    policy: CompiledPolicy, request: Request | Malformed, at: datetime, sent: SentRequest | None = None
+    policy: CompiledPolicy,
+    request: Request | Malformed,
+    at: datetime,
+    sent: SentRequest | None = None,
 ) -> Explanation:
-    """Decide a request, and explain the decision. `sent` has its body; None where that is not known."""
+    """Decide a request, and explain the decision.
+
+    `sent` has its body; None where that is not known.
+    """
     before = decide(policy, policy.match(request), at)
     decision = decide_sent(policy, before, sent) if before.by_body and sent else before
     passed = passed_over(policy, request, at)
@@ -118,20 +151,35 @@ def explain(
         secrets(policy, decision),
         grant(policy, decision),
         observed(policy, decision),
-        policy.source.observe_default if decision.allowed and decision.rule == "default" else None,
+        policy.source.observe_default
+        if decision.allowed and decision.rule == "default"
+        else None,
         quotas_in(policy, policy.match(request), before, decision),
     )
 
 
 def by_body(before: Decision, sent: SentRequest | None) -> list[JudgedRule]:
-    """List the rules that the body decides among, and what each `body` comes to, down to the one that decides."""
-    judged = {one.rule.name: one for one in judge(before.by_body, sent)} if before.by_body and sent else {}
+    """List the rules that the body decides among, and what each `body` comes to, down
+    to the one that decides.
+    """
+    judged = (
+        {one.rule.name: one for one in judge(before.by_body, sent)}
+        if before.by_body and sent
+        else {}
+    )
     return [JudgedRule(rule, judged.get(rule.name)) for rule in before.by_body]
 
 
 def grant(policy: CompiledPolicy, decision: Decision) -> Rule | None:
     """Find the grant that allows; None where none does."""
-    return next((grant for grant in policy.source.grants if grant.location == decision.location), None)
+    return next(
+        (
+            grant
+            for grant in policy.source.grants
+            if grant.location == decision.location
+        ),
+        None,
+    )
 
 
 def observed(policy: CompiledPolicy, decision: Decision) -> Observed | None:
@@ -139,18 +187,32 @@ def observed(policy: CompiledPolicy, decision: Decision) -> Observed | None:
     if decision.observed is None:
         return None
     verdict, _, name = decision.observed.partition(":")
-    places = (rule.location for rule in policy.source.rules if rule.observe and rule.name == name)
-    return Observed(verdict, name, next(places, policy.source.observe_default or Location("")))
+    places = (
+        rule.location
+        for rule in policy.source.rules
+        if rule.observe and rule.name == name
+    )
+    return Observed(
+        verdict, name, next(places, policy.source.observe_default or Location(""))
+    )
 
 
 def secrets(policy: CompiledPolicy, decision: Decision) -> tuple[NamedSecret, ...]:
-    """List the secrets of the credentials: where their values come from. None is read or fetched."""
-    names = dict.fromkeys(name for credential in decision.credentials for name in credential.form.secrets)
+    """List the secrets of the credentials: where their values come from.
+
+    None is read or fetched.
+    """
+    names = dict.fromkeys(
+        name for credential in decision.credentials for name in credential.form.secrets
+    )
     return tuple(policy.source.secrets[name] for name in names)
 
 
-def passed_over(policy: CompiledPolicy, request: Request | Malformed, at: datetime) -> list[PassedOver]:
-    """List the rules and grants for the host ahead of the one that matches, with the fields that did not hold.
+def passed_over(
+    policy: CompiledPolicy, request: Request | Malformed, at: datetime
+) -> list[PassedOver]:
+    """List the rules and grants for the host ahead of the one that matches, with the
+    fields that did not hold.
 
     The one that matches need not decide: a private address may deny what it allows.
     """
@@ -163,17 +225,26 @@ def passed_over(policy: CompiledPolicy, request: Request | Malformed, at: dateti
     return found
 
 
-def _above(policy: CompiledPolicy, decision: Decision, passed: list[PassedOver]) -> list[PassedOver]:
+def _above(
+    policy: CompiledPolicy, decision: Decision, passed: list[PassedOver]
+) -> list[PassedOver]:
     """Leave out what stands below the rule that has decided by the body."""
-    places = {rule.location: place for place, rule in enumerate(policy.source.rules_and_grants)}
-    decider = places.get(decision.location, len(places)) if decision.location else len(places)
+    places = {
+        rule.location: place
+        for place, rule in enumerate(policy.source.rules_and_grants)
+    }
+    decider = (
+        places.get(decision.location, len(places)) if decision.location else len(places)
+    )
     return [one for one in passed if places[one.entry.location] < decider]
 
 
 def _failing_rules(
     rules: Iterable[Rule], facts: HostFacts, url: UrlFacts | None, at: datetime
 ) -> tuple[list[PassedOver], Rule | None]:
-    """List the rules that did not hold, as far as to the first that ends the search; give that one too."""
+    """List the rules that did not hold, as far as to the first that ends the search;
+    give that one too.
+    """
     found = []
     for rule in rules:
         fields = _failing_rule_fields(rule, facts, url, at)
@@ -184,8 +255,14 @@ def _failing_rules(
     return found, None
 
 
-def not_reached(policy: CompiledPolicy, request: Request | Malformed, decision: Decision, at: datetime) -> list[Rule]:
-    """List the denies below the rule that allows whose fields hold too: each would deny, if it stood first.
+def not_reached(
+    policy: CompiledPolicy,
+    request: Request | Malformed,
+    decision: Decision,
+    at: datetime,
+) -> list[Rule]:
+    """List the denies below the rule that allows whose fields hold too: each would
+    deny, if it stood first.
 
     Denies for every host are left out: the last rule is often one.
     """
@@ -193,7 +270,9 @@ def not_reached(policy: CompiledPolicy, request: Request | Malformed, decision: 
     if match.denial or not decision.allowed:
         return []
     decider = decision.by_body[-1].location if decision.by_body else decision.location
-    below = dropwhile(lambda rule: rule.location != decider, _rules(policy, match.facts))
+    below = dropwhile(
+        lambda rule: rule.location != decider, _rules(policy, match.facts)
+    )
     denies = (
         rule
         for rule in below
@@ -203,47 +282,88 @@ def not_reached(policy: CompiledPolicy, request: Request | Malformed, decision: 
         and rule.body is None
         and not _is_for_every_host(rule.match)
     )
-    return [rule for rule in denies if _holds_for_any(rule, match.facts, _readings(request), at)]
+    return [
+        rule
+        for rule in denies
+        if _holds_for_any(rule, match.facts, _readings(request), at)
+    ]
 
 
-def _holds_for_any(rule: Rule, facts: HostFacts, urls: Sequence[UrlFacts], at: datetime) -> bool:
-    """Whether a rule holds for one of the readings; without a URL, whether it holds for all URLs."""
-    return any(not _failing_rule_fields(rule, facts, url, at) and _ends_search(rule, url) for url in urls or (None,))
+def _holds_for_any(
+    rule: Rule, facts: HostFacts, urls: Sequence[UrlFacts], at: datetime
+) -> bool:
+    """Whether a rule holds for one of the readings; without a URL, whether it holds for
+    all URLs.
+    """
+    return any(
+        not _failing_rule_fields(rule, facts, url, at) and _ends_search(rule, url)
+        for url in urls or (None,)
+    )
 
 
 def _is_for_every_host(match: Match) -> bool:
-    return match.any_host or any(pattern.form is HostForm.ANY for pattern in match.hosts or ())
+    return match.any_host or any(
+        pattern.form is HostForm.ANY for pattern in match.hosts or ()
+    )
 
 
 def _rules(policy: CompiledPolicy, facts: HostFacts) -> Iterator[Rule]:
-    return (policy.source.rules[position] for position in policy.rules.positions(facts.host))
+    return (
+        policy.source.rules[position] for position in policy.rules.positions(facts.host)
+    )
 
 
 def _grants(policy: CompiledPolicy, facts: HostFacts) -> Iterator[Rule]:
-    return (policy.source.grants[position] for position in policy.grants.positions(facts.host))
+    return (
+        policy.source.grants[position]
+        for position in policy.grants.positions(facts.host)
+    )
 
 
-def _failing_rule_fields(rule: Rule, facts: HostFacts, url: UrlFacts | None, at: datetime) -> tuple[str, ...]:
-    timed = {"expires": not rule.lapsed(at), "when": rule.when is None or rule.when.holds(at)}
-    ruled_out = ("body",) if url and facts.method and not body_may_hold(rule, url, facts.method) else ()
-    return (*failing_fields(rule, facts, url), *(name for name, holds in timed.items() if not holds), *ruled_out)
+def _failing_rule_fields(
+    rule: Rule, facts: HostFacts, url: UrlFacts | None, at: datetime
+) -> tuple[str, ...]:
+    timed = {
+        "expires": not rule.lapsed(at),
+        "when": rule.when is None or rule.when.holds(at),
+    }
+    ruled_out = (
+        ("body",)
+        if url and facts.method and not body_may_hold(rule, url, facts.method)
+        else ()
+    )
+    return (
+        *failing_fields(rule, facts, url),
+        *(name for name, holds in timed.items() if not holds),
+        *ruled_out,
+    )
 
 
 def _ends_search(rule: Rule, url: UrlFacts | None) -> bool:
-    """Whether a rule whose fields hold ends the search: for a tunnel, a deny that is not certain does not."""
+    """Whether a rule whose fields hold ends the search: for a tunnel, a deny that is
+    not certain does not.
+    """
     return url is not None or not is_deny(rule) or rule.certain
 
 
-def not_applied(policy: CompiledPolicy, request: Request | Malformed, decision: Decision) -> list[PassedOver]:
-    """List the rewrites and credentials for the host that do not apply, with the fields that did not hold.
+def not_applied(
+    policy: CompiledPolicy, request: Request | Malformed, decision: Decision
+) -> list[PassedOver]:
+    """List the rewrites and credentials for the host that do not apply, with the fields
+    that did not hold.
 
-    Credentials are those for the host that is fetched, after a rewrite. None for a denied request, or without a URL.
+    Credentials are those for the host that is fetched, after a rewrite. None for a
+    denied request, or without a URL.
     """
     match, url = policy.match(request), next(iter(_readings(request)), None)
     if match.denial or url is None or not decision.allowed:
         return []
     rewritten, facts = decision.rewritten, match.facts
-    found = [] if rewritten else list(_failing(policy.source.rewrites, policy.rewrites, facts, url))
+    found = (
+        []
+        if rewritten
+        else list(_failing(policy.source.rewrites, policy.rewrites, facts, url))
+    )
     if decision.redirects:
         return found
     if rewritten:
@@ -255,16 +375,21 @@ def _fetched(facts: HostFacts, url: Url) -> tuple[HostFacts, UrlFacts]:
     return facts_of(facts, url), UrlFacts(readings(url.path)[0], url.query, url.path)
 
 
-def _not_injected(policy: CompiledPolicy, facts: HostFacts, url: UrlFacts) -> Iterator[PassedOver]:
+def _not_injected(
+    policy: CompiledPolicy, facts: HostFacts, url: UrlFacts
+) -> Iterator[PassedOver]:
     if injects(facts):
         yield from _failing(policy.source.credentials, policy.credentials, facts, url)
         return
-    field = "methods" if facts.scheme == "https" else "schemes"  # no credential is for these, whatever its fields
+    # no credential is for these, whatever its fields
+    field = "methods" if facts.scheme == "https" else "schemes"
     for position in policy.credentials.positions(facts.host):
         yield PassedOver(policy.source.credentials[position], (field,))
 
 
-def _failing(entries: Sequence[Entry], index: HostIndex, facts: HostFacts, url: UrlFacts) -> Iterator[PassedOver]:
+def _failing(
+    entries: Sequence[Entry], index: HostIndex, facts: HostFacts, url: UrlFacts
+) -> Iterator[PassedOver]:
     for position in index.positions(facts.host):
         fields = tuple(failing_fields(entries[position], facts, url))
         if fields:
@@ -272,7 +397,10 @@ def _failing(entries: Sequence[Entry], index: HostIndex, facts: HostFacts, url: 
 
 
 def websocket(
-    policy: CompiledPolicy, request: Request | Malformed, decision: Decision, at: datetime
+    policy: CompiledPolicy,
+    request: Request | Malformed,
+    decision: Decision,
+    at: datetime,
 ) -> WebSocket | None:
     """Whether an allowed GET may become a WebSocket; None for other requests.
 
@@ -303,11 +431,14 @@ def _restricting_fields(rule: Rule) -> tuple[str, ...]:
     return tuple(name for name, holds in restricts.items() if holds)
 
 
-def resolved(policy: CompiledPolicy, request: Request | Malformed, decision: Decision) -> Resolved | None:
-    """Name the host that Squid resolves once the request is allowed, where a private address then denies it.
+def resolved(
+    policy: CompiledPolicy, request: Request | Malformed, decision: Decision
+) -> Resolved | None:
+    """Name the host that Squid resolves once the request is allowed, where a private
+    address then denies it.
 
-    None for an address, where private addresses are allowed, and for a tunnel that may be rewritten: Squid resolves
-    the hosts of the requests inside.
+    None for an address, where private addresses are allowed, and for a tunnel that may
+    be rewritten: Squid resolves the hosts of the requests inside.
     """
     match, rewritten = policy.match(request), decision.rewritten
     if match.denial or not decision.allowed or decision.private:
@@ -321,47 +452,82 @@ def resolved(policy: CompiledPolicy, request: Request | Malformed, decision: Dec
     if fetched:
         return Resolved(host.text, f"the rewrite {fetched.rewrite.name}")
     by_rule = decision.location is not None and grant(policy, decision) is None
-    return Resolved(host.text, rule_to_change(decision) if by_rule else "a rule that allows it")
+    return Resolved(
+        host.text, rule_to_change(decision) if by_rule else "a rule that allows it"
+    )
 
 
 def rule_to_change(decision: Decision) -> str:
-    """Name the rule that decides as one that the operator can change: a rule of a preset is not theirs."""
+    """Name the rule that decides as one that the operator can change: a rule of a
+    preset is not theirs.
+    """
     preset = decision.rule.partition("/")[0]
-    if decision.location and decision.location.file == f"preset {preset}":  # as a preset's place is named
+    if (
+        decision.location and decision.location.file == f"preset {preset}"
+    ):  # as a preset's place is named
         return f"an allow of your own above the rule {decision.rule}"
     return f"the rule {decision.rule}"
 
 
 def passes_through(
-    policy: CompiledPolicy, request: Request | Malformed, decision: Decision, at: datetime
+    policy: CompiledPolicy,
+    request: Request | Malformed,
+    decision: Decision,
+    at: datetime,
 ) -> bool | None:
-    """Whether the tunnel of an allowed request passes through; None where the request has no tunnel."""
-    if isinstance(request, Malformed) or request.scheme != "https" or not decision.allowed:
+    """Whether the tunnel of an allowed request passes through; None where the request
+    has no tunnel.
+    """
+    if (
+        isinstance(request, Malformed)
+        or request.scheme != "https"
+        or not decision.allowed
+    ):
         return None
     tunnel = request._replace(method=CONNECT, url=None, spliced=False)
     return decide(policy, policy.match(tunnel), at, Stage.HOST).passthrough
 
 
-def tunnel(policy: CompiledPolicy, request: Request | Malformed, decision: Decision, at: datetime) -> TunnelUse | None:
-    """Tell which connection to the origin an allowed request takes; None for other requests."""
+def tunnel(
+    policy: CompiledPolicy,
+    request: Request | Malformed,
+    decision: Decision,
+    at: datetime,
+) -> TunnelUse | None:
+    """Tell which connection to the origin an allowed request takes; None for other
+    requests.
+    """
     match = policy.match(request)
-    return None if match.denial or not decision.allowed else policy.tunnel_use(match, at)
+    return (
+        None if match.denial or not decision.allowed else policy.tunnel_use(match, at)
+    )
 
 
-def upstream(policy: CompiledPolicy, request: Request | Malformed, decision: Decision) -> Route | None:
-    """Return where an allowed request is forwarded; None for a redirect, and in a policy without upstreams."""
+def upstream(
+    policy: CompiledPolicy, request: Request | Malformed, decision: Decision
+) -> Route | None:
+    """Return where an allowed request is forwarded; None for a redirect, and in a
+    policy without upstreams.
+    """
     match, rewritten = policy.match(request), decision.rewritten
     if match.denial or not decision.allowed or decision.redirects:
         return None
-    return policy.upstream(facts_of(match.facts, rewritten.url) if rewritten else match.facts)
+    return policy.upstream(
+        facts_of(match.facts, rewritten.url) if rewritten else match.facts
+    )
 
 
 def quotas_in(
-    policy: CompiledPolicy, match: HostMatch, decision: Decision, by_body: Decision | None = None
+    policy: CompiledPolicy,
+    match: HostMatch,
+    decision: Decision,
+    by_body: Decision | None = None,
 ) -> tuple[Quota, ...]:
-    """List the quotas that count an allowed request, or the ticket of one that is asked about.
+    """List the quotas that count an allowed request, or the ticket of one that is asked
+    about.
 
-    Tokens are counted for the rule that holds once the body was read: of `by_body`, where that decides.
+    Tokens are counted for the rule that holds once the body was read: of `by_body`,
+    where that decides.
     """
     if match.denial or not (decision.allowed or decision.asks):
         return ()
@@ -369,16 +535,31 @@ def quotas_in(
         return ticket_quotas(policy.source, match.facts.clients, decision.rule)
     is_tunnel = match.facts.method is None
     quotas = match.candidates.quotas
-    counted = counting(quotas, decision.rule, is_tunnel=is_tunnel, passthrough=decision.passthrough)
+    counted = counting(
+        quotas, decision.rule, is_tunnel=is_tunnel, passthrough=decision.passthrough
+    )
     last = by_body or decision
     tokens = last.allowed and last.meter is not None
-    return (*counted, *token_quotas(policy.source, match.facts.clients, last.rule)) if tokens else counted
+    return (
+        (*counted, *token_quotas(policy.source, match.facts.clients, last.rule))
+        if tokens
+        else counted
+    )
 
 
-def by_reading(policy: CompiledPolicy, request: Request | Malformed, at: datetime) -> list[tuple[ReadPath, Decision]]:
+def by_reading(
+    policy: CompiledPolicy, request: Request | Malformed, at: datetime
+) -> list[tuple[ReadPath, Decision]]:
     """Return the decision that each reading of the path would lead to alone."""
     match = policy.match(request)
-    return [] if match.denial else [(url.path, decide_reading(policy, match, url, at)) for url in _readings(request)]
+    return (
+        []
+        if match.denial
+        else [
+            (url.path, decide_reading(policy, match, url, at))
+            for url in _readings(request)
+        ]
+    )
 
 
 def _readings(request: Request | Malformed) -> list[UrlFacts]:

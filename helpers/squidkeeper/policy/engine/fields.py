@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
-from squidkeeper.policy.language.model import FINITE_FIELDS, Action, Credential, HostFacts, Match, Rewrite, Route, Rule
+from squidkeeper.policy.language.model import (
+    FINITE_FIELDS,
+    Action,
+    Credential,
+    HostFacts,
+    Match,
+    Rewrite,
+    Route,
+    Rule,
+)
 from squidkeeper.policy.language.queries import parse_query
 from squidkeeper.policy.url import DEFAULT_PORTS, ReadPath, sent
 
@@ -15,7 +24,9 @@ Entry = Rule | Rewrite | Credential
 
 
 class UrlFacts(NamedTuple):  # cheaper to make than a dataclass, and made for each line
-    """What the fields that need the URL are matched with: the path in one reading, the query, and the path as sent."""
+    """What the fields that need the URL are matched with: the path in one reading, the
+    query, and the path as sent.
+    """
 
     path: ReadPath
     query: str | None
@@ -23,12 +34,16 @@ class UrlFacts(NamedTuple):  # cheaper to make than a dataclass, and made for ea
 
 
 def is_deny(entry: Entry) -> bool:
-    """Whether an entry is a deny: left out, `ports` then holds for more ports than in an allow."""
+    """Whether an entry is a deny: left out, `ports` then holds for more ports than in
+    an allow.
+    """
     return isinstance(entry, Rule) and entry.action is Action.DENY
 
 
 def covers_every_port(entry: Entry | Route) -> bool:
-    """Whether `ports`, left out, holds for every port: no request gets past a parent by its port."""
+    """Whether `ports`, left out, holds for every port: no request gets past a parent by
+    its port.
+    """
     return isinstance(entry, Route) or is_deny(entry)
 
 
@@ -54,7 +69,8 @@ def _ports(match: Match, facts: HostFacts, deny: bool) -> bool:
 def _methods(match: Match, facts: HostFacts, deny: bool) -> bool:
     if match.methods is None or facts.method is None or facts.method in match.methods:
         return True
-    return deny and facts.method.upper() in match.methods  # some servers take `patch` for PATCH
+    # some servers take `patch` for PATCH
+    return deny and facts.method.upper() in match.methods
 
 
 def _paths(match: Match, url: UrlFacts, _deny: bool) -> bool:
@@ -73,7 +89,9 @@ def _query(match: Match, url: UrlFacts, deny: bool) -> bool:
 
 
 def _urls(match: Match, url: UrlFacts, _deny: bool) -> bool:
-    return match.urls is None or any(exact.matches(url.sent, url.query) for exact in match.urls)
+    return match.urls is None or any(
+        exact.matches(url.sent, url.query) for exact in match.urls
+    )
 
 
 HOST_FIELDS: dict[str, Callable[[Match, HostFacts, bool], bool]] = {
@@ -83,7 +101,11 @@ HOST_FIELDS: dict[str, Callable[[Match, HostFacts, bool], bool]] = {
     "methods": _methods,
     **{field.name: field.holds for field in FINITE_FIELDS},
 }
-URL_FIELDS: dict[str, Callable[[Match, UrlFacts, bool], bool]] = {"paths": _paths, "query": _query, "urls": _urls}
+URL_FIELDS: dict[str, Callable[[Match, UrlFacts, bool], bool]] = {
+    "paths": _paths,
+    "query": _query,
+    "urls": _urls,
+}
 
 
 def holds_for_host(entry: Entry | Route, facts: HostFacts) -> bool:
@@ -102,26 +124,47 @@ def holds_for_url(entry: Entry, url: UrlFacts) -> bool:
 
 
 def url_test(url: UrlFacts, method: str | None) -> Callable[[Entry], bool]:
-    """Return the test whether an entry holds for a URL; with `method`, also whether its `body` may hold there."""
-    return partial(holds_for_url, url=url) if method is None else partial(_may_hold, url=url, method=method)
+    """Return the test whether an entry holds for a URL; with `method`, also whether its
+    `body` may hold there.
+    """
+    return (
+        partial(holds_for_url, url=url)
+        if method is None
+        else partial(_may_hold, url=url, method=method)
+    )
 
 
 def _may_hold(entry: Entry, url: UrlFacts, method: str) -> bool:
-    return holds_for_url(entry, url) and (not isinstance(entry, Rule) or body_may_hold(entry, url, method))
+    return holds_for_url(entry, url) and (
+        not isinstance(entry, Rule) or body_may_hold(entry, url, method)
+    )
 
 
 def body_may_hold(rule: Rule, url: UrlFacts, method: str) -> bool:
     """Whether the `body` of a rule may hold for a request, by its method and URL."""
     if rule.body is None:
         return True
-    from squidkeeper.policy.bodies.judging import may_hold  # late: only a rule with `body` needs it
+    # late: only a rule with `body` needs it
+    from squidkeeper.policy.bodies.judging import (
+        may_hold,
+    )
 
     return may_hold(rule.body, method.upper(), sent(url.sent), url.query)
 
 
-def failing_fields(entry: Entry, facts: HostFacts, url: UrlFacts | None) -> Iterator[str]:
+def failing_fields(
+    entry: Entry, facts: HostFacts, url: UrlFacts | None
+) -> Iterator[str]:
     """Name the fields that do not hold."""
     deny = is_deny(entry)
-    yield from (name for name, holds in HOST_FIELDS.items() if not holds(entry.match, facts, deny))
+    yield from (
+        name
+        for name, holds in HOST_FIELDS.items()
+        if not holds(entry.match, facts, deny)
+    )
     if url is not None:
-        yield from (name for name, holds in URL_FIELDS.items() if not holds(entry.match, url, deny))
+        yield from (
+            name
+            for name, holds in URL_FIELDS.items()
+            if not holds(entry.match, url, deny)
+        )

@@ -1,7 +1,8 @@
-"""Requests for the gateway itself: the pages of tickets, under a name that no rule decides about.
+"""Requests for the gateway itself: the pages of tickets, under a name that no rule
+decides about.
 
-Nothing is sent anywhere for such a request: Squid answers with what the helper says. What is not on the list here is
-denied, by the URL as it was sent.
+Nothing is sent anywhere for such a request: Squid answers with what the helper says.
+What is not on the list here is denied, by the URL as it was sent.
 """
 
 import re
@@ -18,15 +19,28 @@ from squidkeeper.policy.url import DEFAULT_PORTS, OWN_HOST, parse_url
 TICKET_PAGE: Final = "ticket-page"
 _PATH: Final = re.compile(r"/tickets/[A-Za-z2-7]{12}")
 _ANSWERS: Final = f"{OWN_HOST} is this gateway. It answers GET http://{OWN_HOST}/tickets/NUMBER alone."
-_NOWHERE: Final = Outlook(mode=TunnelMode.FIRST, mode_reason="the gateway answers itself")
-_TUNNEL: Final = Decision(Action.ALLOW, TICKET_PAGE, outlook=replace(_NOWHERE, may_ask=True))
-_ANY_URL: Final = Decision(Action.ALLOW, TICKET_PAGE, "The URL decides.", outlook=replace(_NOWHERE, needs_url=True))
-_PAGE: Final = Decision(Action.ALLOW, TICKET_PAGE, "The gateway answers this itself.", outlook=_NOWHERE)
+_NOWHERE: Final = Outlook(
+    mode=TunnelMode.FIRST, mode_reason="the gateway answers itself"
+)
+_TUNNEL: Final = Decision(
+    Action.ALLOW, TICKET_PAGE, outlook=replace(_NOWHERE, may_ask=True)
+)
+_ANY_URL: Final = Decision(
+    Action.ALLOW,
+    TICKET_PAGE,
+    "The URL decides.",
+    outlook=replace(_NOWHERE, needs_url=True),
+)
+_PAGE: Final = Decision(
+    Action.ALLOW, TICKET_PAGE, "The gateway answers this itself.", outlook=_NOWHERE
+)
 _NO_PAGE: Final = deny(TICKET_PAGE, _ANSWERS)
 
 
 def decide_own_host(request: Request) -> Decision | None:
-    """Decide a request for the gateway itself, whatever its URL; None for any other host."""
+    """Decide a request for the gateway itself, whatever its URL; None for any other
+    host.
+    """
     if request.host.text != OWN_HOST:
         return None
     if request.port != DEFAULT_PORTS[request.scheme]:
@@ -44,5 +58,7 @@ def with_url(decision: Decision, text: str | None) -> Decision:
         url = parse_url(text)
     except InvalidUrl:
         return _NO_PAGE
-    is_page = url.host.text == OWN_HOST and url.query is None and _PATH.fullmatch(url.path)
+    is_page = (
+        url.host.text == OWN_HOST and url.query is None and _PATH.fullmatch(url.path)
+    )
     return _PAGE if is_page else _NO_PAGE

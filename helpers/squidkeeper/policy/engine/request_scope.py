@@ -23,11 +23,17 @@ from squidkeeper.policy.language.model import HostFacts, Rewrite, Rule
 from squidkeeper.policy.url import ReadPath, Url, format_authority, parse_url, readings
 
 _SHOWN = 200  # characters of a path, on a page
-_UNREWRITTEN = deny("policy-unavailable", "The rewriter has to rewrite this request, and did not.")
+_UNREWRITTEN = deny(
+    "policy-unavailable", "The rewriter has to rewrite this request, and did not."
+)
 
 
 def decide_url(
-    policy: CompiledPolicy, match: HostMatch, text: str, at: datetime, spent: Collection[str] = ()
+    policy: CompiledPolicy,
+    match: HostMatch,
+    text: str,
+    at: datetime,
+    spent: Collection[str] = (),
 ) -> Decision:
     """Decide for one URL of the host; `spent` names grants without uses left."""
     try:
@@ -41,7 +47,13 @@ def decide_url(
         return deny("invalid-request", f"Not a request that can be judged: {error}.")
 
 
-def observe_request(policy: CompiledPolicy, match: HostMatch, decision: Decision, text: str, at: datetime) -> Decision:
+def observe_request(
+    policy: CompiledPolicy,
+    match: HostMatch,
+    decision: Decision,
+    text: str,
+    at: datetime,
+) -> Decision:
     """Add what is observed about a URL to a decision that does not depend on it."""
     try:
         url = parse_url(text)
@@ -56,19 +68,26 @@ def _readings(url: Url) -> list[UrlFacts]:
 
 
 def decide_fetched(
-    policy: CompiledPolicy, match: HostMatch, text: str, final_url: str | None, at: datetime
+    policy: CompiledPolicy,
+    match: HostMatch,
+    text: str,
+    final_url: str | None,
+    at: datetime,
 ) -> Decision:
-    """Decide for one URL, once it is known which one is fetched: the credentials are those for that one.
+    """Decide for one URL, once it is known which one is fetched: the credentials are
+    those for that one.
 
-    `final_url` is what a rewriter answered, perhaps by another revision of the policy; None where none was asked, none
-    answered, or it denies the request.
+    `final_url` is what a rewriter answered, perhaps by another revision of the policy;
+    None where none was asked, none answered, or it denies the request.
     """
     decision = decide_url(policy, match, text, at)
     if not decision.allowed:
         return decision
     if final_url is None:
         return decision if decision.rewritten is None else _UNREWRITTEN
-    if final_url == text and decision.rewritten is None:  # the usual case: the credentials are already those for it
+    if (
+        final_url == text and decision.rewritten is None
+    ):  # the usual case: the credentials are already those for it
         return decision
     if match.candidates.default_observes and decision.rule == "default":
         return decision
@@ -78,15 +97,25 @@ def decide_fetched(
         return deny("invalid-request", f"Not a URL that can be fetched: {error}.")
 
 
-def decide_reading(policy: CompiledPolicy, match: HostMatch, url: UrlFacts, at: datetime) -> Decision:
-    """Decide for one reading of a path alone: what `explain` shows, never what is enforced."""
+def decide_reading(
+    policy: CompiledPolicy, match: HostMatch, url: UrlFacts, at: datetime
+) -> Decision:
+    """Decide for one reading of a path alone: what `explain` shows, never what is
+    enforced.
+    """
     return _decision_of(policy, match, _applied(policy, match, url, at))
 
 
 def _check_origin(url: Url, facts: HostFacts) -> None:
     """Refuse a URL of another scheme, host or port than Squid states."""
-    if url.host.text != facts.host.text or url.port != facts.port or url.scheme != facts.scheme:
-        raise InvalidUrl(f"the URL is not of {facts.scheme}://{format_authority(facts.host, facts.port)}")
+    if (
+        url.host.text != facts.host.text
+        or url.port != facts.port
+        or url.scheme != facts.scheme
+    ):
+        raise InvalidUrl(
+            f"the URL is not of {facts.scheme}://{format_authority(facts.host, facts.port)}"
+        )
 
 
 def _decide_paths(
@@ -97,7 +126,9 @@ def _decide_paths(
     at: datetime,
     spent: Collection[str],
 ) -> Decision:
-    applied = _applied(policy, match, UrlFacts(paths[0], url.query, url.path), at, spent)
+    applied = _applied(
+        policy, match, UrlFacts(paths[0], url.query, url.path), at, spent
+    )
     for path in paths[1:]:
         other = _applied(policy, match, UrlFacts(path, url.query, url.path), at, spent)
         if _consequences(policy, match, other) != _consequences(policy, match, applied):
@@ -113,43 +144,82 @@ def _decide_paths(
 
 
 def _applied(
-    policy: CompiledPolicy, match: HostMatch, url: UrlFacts, at: datetime, spent: Collection[str] = ()
+    policy: CompiledPolicy,
+    match: HostMatch,
+    url: UrlFacts,
+    at: datetime,
+    spent: Collection[str] = (),
 ) -> Applied:
     now = policy.rules_in_force(match.candidates, at)
     if not now.reading:
-        return applied_entries(match.candidates, now.rules, now.unspent(spent), partial(holds_for_url, url=url))
+        return applied_entries(
+            match.candidates,
+            now.rules,
+            now.unspent(spent),
+            partial(holds_for_url, url=url),
+        )
     every = now.rules if now.observing is None else now.observing
     holds = url_test(url, match.facts.method)
-    return applied_where_bodies_are_read(match.candidates, every, now.unspent(spent), holds)
+    return applied_where_bodies_are_read(
+        match.candidates, every, now.unspent(spent), holds
+    )
 
 
 def _consequences(policy: CompiledPolicy, match: HostMatch, applied: Applied) -> object:
-    """Reduce to what must be the same for every reading; another rule with the same consequences may decide."""
+    """Reduce to what must be the same for every reading; another rule with the same
+    consequences may decide.
+    """
     decision = _decision_of(policy, match, applied)
     if not decision.allowed:
         return (decision.action, decision.asks)
     counted = decision.counted and decision.counted.name
     rewrite = applied.rewrite and applied.rewrite.name
     credentials = tuple(credential.name for credential in applied.credentials)
-    forwarded = (decision.websocket, decision.connections, decision.strip, decision.meter)
+    forwarded = (
+        decision.websocket,
+        decision.connections,
+        decision.strip,
+        decision.meter,
+    )
     by_body = tuple(rule.name for rule in decision.by_body)
-    return (decision.action, decision.private, forwarded, counted, rewrite, credentials, by_body)
+    return (
+        decision.action,
+        decision.private,
+        forwarded,
+        counted,
+        rewrite,
+        credentials,
+        by_body,
+    )
 
 
-def _decision_of(policy: CompiledPolicy, match: HostMatch, applied: Applied) -> Decision:
+def _decision_of(
+    policy: CompiledPolicy, match: HostMatch, applied: Applied
+) -> Decision:
     decision = _decision_by(policy, match, applied.rule)
     if not applied.by_body or not decision.allowed:
         return decision
     return decided_by_body(policy, decision, applied.by_body, match.candidates.default)
 
 
-def _decision_by(policy: CompiledPolicy, match: HostMatch, rule: Rule | None) -> Decision:
+def _decision_by(
+    policy: CompiledPolicy, match: HostMatch, rule: Rule | None
+) -> Decision:
     decision = match.candidates.default if rule is None else policy.decision_by(rule)
-    return decision if match.facts.host.address is None else checked_private(decision, match.facts.host)
+    return (
+        decision
+        if match.facts.host.address is None
+        else checked_private(decision, match.facts.host)
+    )
 
 
 def _rewrite(
-    policy: CompiledPolicy, decision: Decision, rewrite: Rewrite, facts: HostFacts, url: Url, path: ReadPath
+    policy: CompiledPolicy,
+    decision: Decision,
+    rewrite: Rewrite,
+    facts: HostFacts,
+    url: Url,
+    path: ReadPath,
 ) -> Decision:
     target = target_url(rewrite, facts.host, path, url.query)
     if target == url:  # a redirect would never end
@@ -162,17 +232,32 @@ def _rewrite(
 
 
 def _add_credentials(
-    policy: CompiledPolicy, decision: Decision, facts: HostFacts, url: Url, rewritten: Rewritten | None = None
+    policy: CompiledPolicy,
+    decision: Decision,
+    facts: HostFacts,
+    url: Url,
+    rewritten: Rewritten | None = None,
 ) -> Decision:
-    """Add the credentials for the URL that is fetched, and the rewrite; a path that servers read differently denies."""
+    """Add the credentials for the URL that is fetched, and the rewrite; a path that
+    servers read differently denies.
+    """
     fetched = facts_of(facts, url)
     candidates = policy.injectable(fetched)
-    chosen = [chosen_credentials(candidates, partial(holds_for_url, url=reading)) for reading in _readings(url)]
+    chosen = [
+        chosen_credentials(candidates, partial(holds_for_url, url=reading))
+        for reading in _readings(url)
+    ]
     if any(credentials != chosen[0] for credentials in chosen):
         return _ambiguous(readings(url.path))
     if rewritten is not None:
         private, upstream = rewritten.rewrite.private, policy.upstream(fetched)
-        return replace(decision, rewritten=rewritten, private=private, credentials=chosen[0], upstream=upstream)
+        return replace(
+            decision,
+            rewritten=rewritten,
+            private=private,
+            credentials=chosen[0],
+            upstream=upstream,
+        )
     return policy.with_credentials(decision, chosen[0])
 
 
@@ -182,7 +267,14 @@ def facts_of(facts: HostFacts, url: Url) -> HostFacts:
 
 
 def _ambiguous(paths: tuple[ReadPath, ...]) -> Decision:
-    first, *others = paths[:4]  # the first has its unreserved escapes decoded, so it may not be what was sent
-    named = [f"normalized {first.path[:_SHOWN]}", *(f"{path.reading} {path.path[:_SHOWN]}" for path in others)]
+    # the first has its unreserved escapes decoded, so it may not be what was sent
+    first, *others = paths[:4]
+    named = [
+        f"normalized {first.path[:_SHOWN]}",
+        *(f"{path.reading} {path.path[:_SHOWN]}" for path in others),
+    ]
     shown = ", ".join(named)
-    return deny("ambiguous-path", f"Servers could read the path in ways that the policy tells apart: {shown}.")
+    return deny(
+        "ambiguous-path",
+        f"Servers could read the path in ways that the policy tells apart: {shown}.",
+    )

@@ -1,4 +1,6 @@
-"""Whether a request may have what a sealed token holds: every guard, for the URL that is fetched."""
+"""Whether a request may have what a sealed token holds: every guard, for the URL that
+is fetched.
+"""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -10,8 +12,11 @@ from squidkeeper.policy.language.sealed_tokens import SealedContent
 from squidkeeper.policy.url import Url, readings
 
 
-def failing_guard(content: SealedContent, facts: HostFacts, url: Url, at: datetime) -> str | None:
-    """Say which guard fails, and nothing of what it allows; None where all hold, in every reading of the path.
+def failing_guard(
+    content: SealedContent, facts: HostFacts, url: Url, at: datetime
+) -> str | None:
+    """Say which guard fails, and nothing of what it allows; None where all hold, in
+    every reading of the path.
 
     `facts` are those of the request that is fetched, with its method as it was sent.
     """
@@ -25,11 +30,21 @@ def failing_guard(content: SealedContent, facts: HostFacts, url: Url, at: dateti
     return None if failing is None else f"it is for {_OTHER[failing]}"
 
 
-def _failing_fields(content: SealedContent, facts: HostFacts, url: Url) -> Iterator[str]:
-    yield from (name for name, holds in HOST_FIELDS.items() if not holds(content.match, facts, False))
+def _failing_fields(
+    content: SealedContent, facts: HostFacts, url: Url
+) -> Iterator[str]:
+    yield from (
+        name
+        for name, holds in HOST_FIELDS.items()
+        if not holds(content.match, facts, False)
+    )
     for path in readings(url.path):
         read = UrlFacts(path, url.query, url.path)
-        yield from (name for name, holds in URL_FIELDS.items() if not holds(content.match, read, False))
+        yield from (
+            name
+            for name, holds in URL_FIELDS.items()
+            if not holds(content.match, read, False)
+        )
 
 
 _OTHER = {

@@ -1,7 +1,8 @@
 """Which connection to the origin a tunnel takes: its mode, and why.
 
-Clients share connections only where no client can send a body on one. An origin that ignores a body takes it for the
-next request on the connection, which is then another client's.
+Clients share connections only where no client can send a body on one. An origin that
+ignores a body takes it for the next request on the connection, which is then another
+client's.
 """
 
 from __future__ import annotations
@@ -16,9 +17,16 @@ from squidkeeper.policy.language.model import DIRECT, Action, HostFacts, Policy,
 from squidkeeper.policy.protocol.request import CONNECT, Malformed, Request, TunnelMode
 
 if TYPE_CHECKING:
-    from squidkeeper.policy.engine.compiled_policy import Candidates, CompiledPolicy, RulesInForce
+    from squidkeeper.policy.engine.compiled_policy import (
+        Candidates,
+        CompiledPolicy,
+        RulesInForce,
+    )
 
-_OUTDATED: Final = deny("tunnel-outdated", "The policy has changed since this connection was opened. Open a new one.")
+_OUTDATED: Final = deny(
+    "tunnel-outdated",
+    "The policy has changed since this connection was opened. Open a new one.",
+)
 
 
 class TunnelUse(NamedTuple):
@@ -29,31 +37,62 @@ class TunnelUse(NamedTuple):
 
 
 def may_share(policy: Policy) -> bool:
-    """Whether a host may be shared: whether a rule allows nothing but methods without a body."""
-    allows = (rule for rule in policy.rules if rule.action is Action.ALLOW and not rule.observe)
-    return any(rule.match.methods is not None and rule.match.methods <= BODILESS for rule in allows)
+    """Whether a host may be shared: whether a rule allows nothing but methods without a
+    body.
+    """
+    allows = (
+        rule
+        for rule in policy.rules
+        if rule.action is Action.ALLOW and not rule.observe
+    )
+    return any(
+        rule.match.methods is not None and rule.match.methods <= BODILESS
+        for rule in allows
+    )
 
 
 def mode_in_force(decision: Decision, *, shares: bool) -> TunnelMode:
-    """Return the mode that a CONNECT gets by the decision about it; `shares` tells whether Squid shares connections."""
-    return TunnelMode.OWN if decision.mode is TunnelMode.SHARED and not shares else decision.mode
+    """Return the mode that a CONNECT gets by the decision about it; `shares` tells
+    whether Squid shares connections.
+    """
+    return (
+        TunnelMode.OWN
+        if decision.mode is TunnelMode.SHARED and not shares
+        else decision.mode
+    )
 
 
-def checked_tunnel(decision: Decision, request: Request | Malformed, *, shares: bool) -> Decision:
-    """Deny an allowed request in a tunnel of another mode than it needs. What may be shared may come in any."""
-    if isinstance(request, Malformed) or request.tunnel is None or request.method == CONNECT or not decision.allowed:
+def checked_tunnel(
+    decision: Decision, request: Request | Malformed, *, shares: bool
+) -> Decision:
+    """Deny an allowed request in a tunnel of another mode than it needs.
+
+    What may be shared may come in any.
+    """
+    if (
+        isinstance(request, Malformed)
+        or request.tunnel is None
+        or request.method == CONNECT
+        or not decision.allowed
+    ):
         return decision
     needed = mode_in_force(decision, shares=shares)
     return decision if needed in (request.tunnel, TunnelMode.SHARED) else _OUTDATED
 
 
-def tunnel_use(policy: CompiledPolicy, facts: HostFacts, candidates: Candidates, now: RulesInForce) -> TunnelUse:
-    """Return the mode of an open tunnel. Over plain http `SHARED` means that the requests to a host share connections.
+def tunnel_use(
+    policy: CompiledPolicy, facts: HostFacts, candidates: Candidates, now: RulesInForce
+) -> TunnelUse:
+    """Return the mode of an open tunnel.
+
+    Over plain http `SHARED` means that the requests to a host share connections.
 
     `facts`, `candidates` and `now` are those of a request whose method is not known.
     """
     if facts.scheme == "https" and candidates.rewrites:
-        return TunnelUse(TunnelMode.FIRST, f"the rewrite {candidates.rewrites[0].name} may apply")
+        return TunnelUse(
+            TunnelMode.FIRST, f"the rewrite {candidates.rewrites[0].name} may apply"
+        )
     asker = _asker(candidates, now)
     if facts.scheme == "https" and asker:
         return TunnelUse(TunnelMode.FIRST, f"{asker} may ask a person")
@@ -72,12 +111,21 @@ def _asker(candidates: Candidates, now: RulesInForce) -> str | None:
     return "the default" if candidates.default.asks else None
 
 
-def _obstacles(policy: CompiledPolicy, facts: HostFacts, candidates: Candidates, now: RulesInForce) -> Iterator[str]:
+def _obstacles(
+    policy: CompiledPolicy, facts: HostFacts, candidates: Candidates, now: RulesInForce
+) -> Iterator[str]:
     """Say what keeps requests off shared connections."""
     yield from (f"the rule {rule.name} reads bodies" for rule in now.reading)
     yield from _obstacles_by_rules(policy, candidates, now)
-    yield from (f"the client {name} has connections: own" for name in facts.clients if name in policy.own_clients)
-    yield from (f"the credential {credential.name} may be injected" for credential in candidates.credentials)
+    yield from (
+        f"the client {name} has connections: own"
+        for name in facts.clients
+        if name in policy.own_clients
+    )
+    yield from (
+        f"the credential {credential.name} may be injected"
+        for credential in candidates.credentials
+    )
     if policy.source.sealing_keys:
         yield "the policy opens sealed tokens"
     if candidates.upstream is not None and candidates.upstream.key != DIRECT:
@@ -85,8 +133,11 @@ def _obstacles(policy: CompiledPolicy, facts: HostFacts, candidates: Candidates,
     yield from _obstacles_by_others(policy, facts)
 
 
-def _obstacles_by_rules(policy: CompiledPolicy, candidates: Candidates, now: RulesInForce) -> Iterator[str]:
-    undecided = list(policy.methods_with_bodies)  # by the rules so far, whatever the URL
+def _obstacles_by_rules(
+    policy: CompiledPolicy, candidates: Candidates, now: RulesInForce
+) -> Iterator[str]:
+    # by the rules so far, whatever the URL
+    undecided = list(policy.methods_with_bodies)
     for rule in now.rules:
         if rule.action is not Action.DENY:
             yield from _obstacles_of(rule, undecided)
@@ -101,7 +152,9 @@ def _obstacles_by_rules(policy: CompiledPolicy, candidates: Candidates, now: Rul
 
 
 def _obstacles_of(rule: Rule, methods: Iterable[str]) -> Iterator[str]:
-    """Say what keeps the requests that a rule allows off shared connections; `methods` are those with a body."""
+    """Say what keeps the requests that a rule allows off shared connections; `methods`
+    are those with a body.
+    """
     if rule.body is not None:
         yield f"the rule {rule.name} reads bodies"
     if any(_names(rule, method) for method in methods):
@@ -112,30 +165,49 @@ def _obstacles_of(rule: Rule, methods: Iterable[str]) -> Iterator[str]:
         "private: true": rule.private,
         f"connections: {rule.connections}": rule.connections in ("own", "single"),
     }
-    yield from (f"the rule {rule.name} has {text}" for text, holds in held.items() if holds)
+    yield from (
+        f"the rule {rule.name} has {text}" for text, holds in held.items() if holds
+    )
 
 
 def _obstacles_by_others(policy: CompiledPolicy, facts: HostFacts) -> Iterator[str]:
-    """Say how any client can send the origin a body, or what is not encrypted, on a connection that Squid keeps.
+    """Say how any client can send the origin a body, or what is not encrypted, on a
+    connection that Squid keeps.
 
-    A tunnel with a connection of its own leaves none. Schedules and the order of rules make no difference: idle
-    connections outlive an edit.
+    A tunnel with a connection of its own leaves none. Schedules and the order of rules
+    make no difference: idle connections outlive an edit.
     """
     if policy.may_be_fetched_for(facts.host):
         yield "a rewrite is for this host, or leads to it"
     source = policy.source
     everyone = facts._replace(clients=tuple(client.name for client in source.clients))
     rules = [source.rules[position] for position in policy.rules.positions(facts.host)]
-    rules += (source.grants[position] for position in policy.grants.positions(facts.host))
-    rules = [rule for rule in rules if rule.action is not Action.DENY and not rule.observe]
+    rules += (
+        source.grants[position] for position in policy.grants.positions(facts.host)
+    )
+    rules = [
+        rule for rule in rules if rule.action is not Action.DENY and not rule.observe
+    ]
     opening = [rule for rule in rules if holds_for_host(rule, everyone)]
-    yield from (f"the rule {rule.name} asks a person" for rule in opening if rule.action is Action.ASK)
+    yield from (
+        f"the rule {rule.name} asks a person"
+        for rule in opening
+        if rule.action is Action.ASK
+    )
     if facts.scheme == "http":
         for rule in opening:
             yield from _obstacles_of(rule, policy.methods_with_bodies)
-    else:  # Squid's pool knows address, port and name, but no scheme: TLS would give way to a connection without it.
-        plain = [rule for rule in rules if holds_for_host(rule, everyone._replace(scheme="http"))]
-        yield from (f"the rule {rule.name} allows plain http on this port" for rule in plain)
+    else:
+        # Squid's pool knows address, port and name, but no scheme: TLS would give way
+        # to a connection without it.
+        plain = [
+            rule
+            for rule in rules
+            if holds_for_host(rule, everyone._replace(scheme="http"))
+        ]
+        yield from (
+            f"the rule {rule.name} allows plain http on this port" for rule in plain
+        )
     if source.default_action is Action.ALLOW or source.ask_default:
         yield "the default allows plain http on this port"
 
@@ -145,4 +217,8 @@ def _names(rule: Rule, method: str) -> bool:
 
 
 def _shown(rule: Rule, methods: Iterable[str]) -> str:
-    return "every method" if rule.match.methods is None else next(method for method in methods if _names(rule, method))
+    return (
+        "every method"
+        if rule.match.methods is None
+        else next(method for method in methods if _names(rule, method))
+    )

@@ -1,1 +1,3 @@
-"""The policy language: YAML with positions, the checked model, the frozen `Policy`, every fault at once."""
+"""The policy language: YAML with positions, the checked model, the frozen `Policy`,
+every fault at once.
+"""

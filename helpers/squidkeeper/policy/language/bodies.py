@@ -13,10 +13,12 @@ EACH: Final = "*"  # in a pointer: every item of an array
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Allowed:
-    """What may stand at a place of a JSON document: one of `values`, or a number from `least` to `most`.
+    """What may stand at a place of a JSON document: one of `values`, or a number from
+    `least` to `most`.
 
-    A text of `values` may have `*` for any characters. `absent`: nothing has to stand there. Without values and bounds
-    anything may stand there; with no values (an empty tuple) nothing may.
+    A text of `values` may have `*` for any characters. `absent`: nothing has to stand
+    there. Without values and bounds anything may stand there; with no values (an empty
+    tuple) nothing may.
     """
 
     values: tuple[Scalar, ...] | None = None
@@ -27,7 +29,11 @@ class Allowed:
     @property
     def typed_values(self) -> tuple[tuple[str, Scalar], ...] | None:
         """The values with their types: in Python `1`, `1.0` and `True` are equal."""
-        return None if self.values is None else tuple((type(value).__name__, value) for value in self.values)
+        return (
+            None
+            if self.values is None
+            else tuple((type(value).__name__, value) for value in self.values)
+        )
 
     def __eq__(self, other: object) -> bool:
         """Compare all fields, and the types of values."""
@@ -46,7 +52,8 @@ class Allowed:
 class Member:
     """A place of a JSON document, and what may stand there.
 
-    `pointer` has the reference tokens of a JSON Pointer (RFC 6901), unescaped. `EACH` stands for each item of an array.
+    `pointer` has the reference tokens of a JSON Pointer (RFC 6901), unescaped. `EACH`
+    stands for each item of an array.
     """
 
     pointer: tuple[str, ...]
@@ -55,7 +62,11 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class JsonBody:
-    """A JSON document. `only` lists all members that it may have, with what is in them. None: it may have any."""
+    """A JSON document.
+
+    `only` lists all members that it may have, with what is in them. None: it may have
+    any.
+    """
 
     members: tuple[Member, ...]
     only: tuple[tuple[str, ...], ...] | None = None
@@ -64,9 +75,13 @@ class JsonBody:
 
 @dataclass(frozen=True, slots=True)
 class GitBody:
-    """The commands of a push. `push` has globs: `*` is any characters but `/`, `**` any. In `options` `*` is any, too.
+    """The commands of a push.
 
-    In a deny `push` names refs alone; the rule holds where a command is for one of them.
+    `push` has globs: `*` is any characters but `/`, `**` any. In `options` `*` is any,
+    too.
+
+    In a deny `push` names refs alone; the rule holds where a command is for one of
+    them.
     """
 
     push: tuple[str, ...]
@@ -78,7 +93,8 @@ class GitBody:
 
 @dataclass(frozen=True, slots=True)
 class McpBody:
-    """Messages of the Model Context Protocol over HTTP. `tools` and `methods` may have `*` for any characters.
+    """Messages of the Model Context Protocol over HTTP. `tools` and `methods` may have
+    `*` for any characters.
 
     `arguments` has what the arguments of a tool must be, by its name or glob.
     """
@@ -91,7 +107,9 @@ class McpBody:
 
 @dataclass(frozen=True, slots=True)
 class WrittenPush:
-    """A push of a test: the refs that it updates, creates and deletes, and its options."""
+    """A push of a test: the refs that it updates, creates and deletes, and
+    its options.
+    """
 
     update: tuple[str, ...] = ()
     create: tuple[str, ...] = ()

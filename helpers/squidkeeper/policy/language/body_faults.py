@@ -1,7 +1,8 @@
 """`body:`: what cannot stand beside it, in a rule and in a policy.
 
-A body is read after everything else has been decided. So the rules that may still decide then have to agree on all that
-was decided before, and nothing may change the request in between.
+A body is read after everything else has been decided. So the rules that may still
+decide then have to agree on all that was decided before, and nothing may change the
+request in between.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from squidkeeper.policy.language.overlaps import HostNeighbours, covers, overlap
 
 _Entry = Mapping[str, Any]
 _Steps = tuple[str | int, ...]
-_Found = Iterator[tuple[_Steps, bool, FaultCode, str]]  # where, whether at its key, and what
+# where, whether at its key, and what
+_Found = Iterator[tuple[_Steps, bool, FaultCode, str]]
 
 _NOT_BESIDE = {
     "websocket": "no frame of a WebSocket is read; expected a rule of its own for it",
@@ -28,20 +30,29 @@ _OTHERS = "other hosts, paths, methods or clients"
 _CLOSED_BELOW = "expected a rule below it that denies them"
 _APART = f"expected {_OTHERS}"
 
-# --- in a rule --------------------------------------------------------------------------------------------------------
+# --- in a rule ------------------------------------------------------------------------
 
 
 def entry_faults(documents: Iterable[Document]) -> Iterator[Fault]:
-    """Find what a rule cannot have beside `body`, what its parts cannot have beside each other, and doubled bodies."""
+    """Find what a rule cannot have beside `body`, what its parts cannot have beside
+    each other, and doubled bodies.
+    """
     for document in documents:
         for section, entry, steps in entries(document, "rules", "tests"):
-            for inner, key, code, message in (_of_rule if section == "rules" else _of_test)(entry):
+            for inner, key, code, message in (
+                _of_rule if section == "rules" else _of_test
+            )(entry):
                 yield Fault(document.locate((*steps, *inner), key=key), code, message)
 
 
 def _of_test(entry: _Entry) -> _Found:
     if {"body", "push"} <= entry.keys():
-        yield ("push",), True, FaultCode.KEY_CHOICE, "'push' beside 'body', expected one of them"
+        yield (
+            ("push",),
+            True,
+            FaultCode.KEY_CHOICE,
+            "'push' beside 'body', expected one of them",
+        )
 
 
 def _of_rule(entry: _Entry) -> _Found:
@@ -60,24 +71,46 @@ def _beside(entry: _Entry) -> _Found:
     for key, why in _NOT_BESIDE.items():
         if entry.get(key) in (True, "shared"):
             yield (key,), True, FaultCode.BODY_CONFLICT, f"{key!r} beside 'body': {why}"
-    for position, header in enumerate(stripped if isinstance(stripped := entry.get("strip"), list) else ()):
-        if isinstance(header, str) and header.lower().replace("_", "-").startswith(_TELLING):
+    for position, header in enumerate(
+        stripped if isinstance(stripped := entry.get("strip"), list) else ()
+    ):
+        if isinstance(header, str) and header.lower().replace("_", "-").startswith(
+            _TELLING
+        ):
             message = (
-                f"{header!r} in 'strip' beside 'body': without it the server may read another body than was judged"
+                f"{header!r} in 'strip' beside 'body': without it the server "
+                f"may read another body than was judged"
             )
-            yield ("strip", position), False, FaultCode.BODY_CONFLICT, f"{message}; expected it left out"
+            yield (
+                ("strip", position),
+                False,
+                FaultCode.BODY_CONFLICT,
+                f"{message}; expected it left out",
+            )
 
 
 def _of_body(body: _Entry, action: object) -> _Found:
     if "only" in body and "json" not in body:
-        yield ("body", "only"), True, FaultCode.KEY_CHOICE, "'only' is for 'json', expected both, or 'only' left out"
+        yield (
+            ("body", "only"),
+            True,
+            FaultCode.KEY_CHOICE,
+            "'only' is for 'json', expected both, or 'only' left out",
+        )
     if "only" in body and action == Action.DENY:
-        yield ("body", "only"), True, FaultCode.ALLOW_ONLY, "'only' in a deny, expected it in an allow only"
+        yield (
+            ("body", "only"),
+            True,
+            FaultCode.ALLOW_ONLY,
+            "'only' in a deny, expected it in an allow only",
+        )
     only, places = body.get("only"), body.get("json")
     if isinstance(only, list) and isinstance(places, dict):
         listed = [pointer for pointer in only if isinstance(pointer, str)]
         for pointer in places:
-            if not any(_within(pointer, wide) or _within(wide, pointer) for wide in listed):
+            if not any(
+                _within(pointer, wide) or _within(wide, pointer) for wide in listed
+            ):
                 message = f"'only' does not allow {pointer}, expected it there too"
                 yield ("body", "json", pointer), True, FaultCode.BODY_CONFLICT, message
 
@@ -93,14 +126,22 @@ def _of_places(body: _Entry, _action: object) -> _Found:
             message = "'values' beside 'min' or 'max', expected one of them"
             yield (*steps, "values"), True, FaultCode.KEY_CHOICE, message
         if isinstance(least, int) and isinstance(most, int) and least > most:
-            yield (*steps, "min"), False, FaultCode.INVALID_BODY, f"'min' is {least}, expected 'max' ({most}) at most"
+            yield (
+                (*steps, "min"),
+                False,
+                FaultCode.INVALID_BODY,
+                f"'min' is {least}, expected 'max' ({most}) at most",
+            )
 
 
 def _places(body: _Entry) -> Iterator[tuple[_Steps, _Entry]]:
     mcp = body.get("mcp")
     arguments = mcp.get("arguments") if isinstance(mcp, dict) else None
     tools = arguments.items() if isinstance(arguments, dict) else ()
-    for steps, places in ((("json",), body.get("json")), *((("mcp", "arguments", name), each) for name, each in tools)):
+    for steps, places in (
+        (("json",), body.get("json")),
+        *((("mcp", "arguments", name), each) for name, each in tools),
+    ):
         for pointer, place in places.items() if isinstance(places, dict) else ():
             if isinstance(place, dict):
                 yield ("body", *steps, pointer), place
@@ -116,21 +157,36 @@ def _of_git(body: _Entry, action: object) -> _Found:
 
 def _of_mcp(body: _Entry, _action: object) -> _Found:
     mcp = body.get("mcp")
-    if not isinstance(mcp, dict) or not isinstance(arguments := mcp.get("arguments"), dict):
+    if not isinstance(mcp, dict) or not isinstance(
+        arguments := mcp.get("arguments"), dict
+    ):
         return
     tools = mcp.get("tools")
-    listed = [tool for tool in tools if isinstance(tool, str)] if isinstance(tools, list) else []
+    listed = (
+        [tool for tool in tools if isinstance(tool, str)]
+        if isinstance(tools, list)
+        else []
+    )
     for name in arguments:
         if not any(_matches(tool, name) for tool in listed):
             message = f"'tools' does not list {name!r}, so nothing asks for its arguments; expected it there too"
-            yield ("body", "mcp", "arguments", name), True, FaultCode.BODY_CONFLICT, message
+            yield (
+                ("body", "mcp", "arguments", name),
+                True,
+                FaultCode.BODY_CONFLICT,
+                message,
+            )
 
 
 def _matches(glob: str, name: str) -> bool:
     first, *rest = glob.split("*")
     if not rest:
         return glob == name
-    if not name.startswith(first) or not name.endswith(rest[-1]) or len(name) < len(first) + len(rest[-1]):
+    if (
+        not name.startswith(first)
+        or not name.endswith(rest[-1])
+        or len(name) < len(first) + len(rest[-1])
+    ):
         return False
     at = len(first)
     for part in rest[:-1]:
@@ -141,23 +197,35 @@ def _matches(glob: str, name: str) -> bool:
     return at <= len(name) - len(rest[-1])
 
 
-# --- in a policy ------------------------------------------------------------------------------------------------------
+# --- in a policy ----------------------------------------------------------------------
 
 
 def conflicts(policy: Policy) -> Iterator[Fault]:
-    """Find what may change a request whose body is read, and rules that may decide by one body and do not agree."""
-    reading = [(position, rule) for position, rule in enumerate(policy.rules) if rule.body is not None]
+    """Find what may change a request whose body is read, and rules that may decide by
+    one body and do not agree.
+    """
+    reading = [
+        (position, rule)
+        for position, rule in enumerate(policy.rules)
+        if rule.body is not None
+    ]
     neighbours = HostNeighbours(policy.rules if reading else ())
     for position, rule in reading:
         yield from _changed(policy, rule)
         if rule.action is Action.ALLOW and not rule.observe:
-            below = (policy.rules[other] for other in neighbours.of(rule) if other > position)
+            below = (
+                policy.rules[other] for other in neighbours.of(rule) if other > position
+            )
             yield from _disagreeing(policy, rule, below)
 
 
 def _changed(policy: Policy, rule: Rule) -> Iterator[Fault]:
-    """Find rewrites and parameters: they come after the body was read, and could deny what was already sent."""
-    credentials = (one for one in policy.credentials if isinstance(one.form, QueryParameters))
+    """Find rewrites and parameters: they come after the body was read, and could deny
+    what was already sent.
+    """
+    credentials = (
+        one for one in policy.credentials if isinstance(one.form, QueryParameters)
+    )
     changing: tuple[tuple[str, Iterable[Rewrite | Credential]], ...] = (
         ("rewrite", policy.rewrites),
         ("credential with parameters", credentials),
@@ -170,16 +238,24 @@ def _changed(policy: Policy, rule: Rule) -> Iterator[Fault]:
 
 
 def _disagreeing(policy: Policy, rule: Rule, below: Iterable[Rule]) -> Iterator[Fault]:
-    """Find the later allows that may decide where this rule's body does not hold, and that decide more otherwise."""
+    """Find the later allows that may decide where this rule's body does not hold, and
+    that decide more otherwise.
+    """
     for other in below:
         if other.observe or not overlap(rule, other, policy.lists):
             continue
-        different = [name for name, value in AGREED.items() if value(rule) != value(other)]
+        different = [
+            name for name, value in AGREED.items() if value(rule) != value(other)
+        ]
         if other.action is Action.ALLOW and different:
             message = (
-                f"rule {rule.name!r} and the rule {other.name!r} ({other.location}) may decide about one body, but"
+                f"rule {rule.name!r} and the rule {other.name!r} "
+                f"({other.location}) may decide about one body, but"
             )
-            yield _fault(rule, f"{message} differ in {', '.join(different)}; expected the same in both, or {_OTHERS}")
+            yield _fault(
+                rule,
+                f"{message} differ in {', '.join(different)}; expected the same in both, or {_OTHERS}",
+            )
         if other.body is None and covers(other, rule):
             return
     yield from _unlike_default(policy, rule)
@@ -192,9 +268,12 @@ def _unlike_default(policy: Policy, rule: Rule) -> Iterator[Fault]:
     if different:
         message = f"rule {rule.name!r} has {', '.join(different)}, and the default allows other bodies without"
         yield _fault(rule, f"{message}; {_CLOSED_BELOW}")
-    if policy.observe_default and any(overlap(rule, one, policy.lists) for one in policy.credentials):
+    if policy.observe_default and any(
+        overlap(rule, one, policy.lists) for one in policy.credentials
+    ):
         message = (
-            f"rule {rule.name!r} is for requests with a credential, and the default, which observes, would send it"
+            f"rule {rule.name!r} is for requests with a credential, and the "
+            f"default, which observes, would send it"
         )
         yield _fault(rule, f"{message} with other bodies; {_CLOSED_BELOW}")
 
@@ -203,7 +282,8 @@ def _fault(rule: Rule, message: str) -> Fault:
     return Fault(rule.location, FaultCode.BODY_CONFLICT, message)
 
 
-# What is decided before the body is read, so that all rules that may still allow have to agree.
+# What is decided before the body is read, so that all rules that may still allow have
+# to agree.
 AGREED: Mapping[str, Callable[[Rule], object]] = {
     "private": lambda rule: rule.private,
     "strip": lambda rule: rule.strip.header_keys if rule.strip else (),

@@ -1,4 +1,6 @@
-"""Texts of `body:`: JSON Pointers, names with `*`, refs of git, and numbers as YAML writes them."""
+"""Texts of `body:`: JSON Pointers, names with `*`, refs of git, and numbers as YAML
+writes them.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,23 @@ _REF_EXPECTED = "expected a full name such as refs/heads/main or refs/heads/agen
 
 
 def parse_pointer(text: str) -> tuple[str, ...]:
-    """Parse a JSON Pointer (RFC 6901) into its tokens; `PatternError` where it is none."""
+    """Parse a JSON Pointer (RFC 6901) into its tokens; `PatternError` where
+    it is none.
+    """
     if not text.startswith("/"):
-        raise PatternError(f"pointer {text!r} does not start with '/', expected one such as /model or /tools/*/type")
+        raise PatternError(
+            f"pointer {text!r} does not start with '/', expected one such as /model or /tools/*/type"
+        )
     if _STRAY_TILDE.search(text):
         message = "has a '~' that is no escape, expected ~0 for '~' and ~1 for '/' in the name of a member"
         raise PatternError(f"pointer {text!r} {message}")
     if len(text) > _LONGEST_TEXT:
-        raise PatternError(f"the pointer has {len(text):,} characters, expected {_LONGEST_TEXT:,} at most")
-    return tuple(token.replace("~1", "/").replace("~0", "~") for token in text[1:].split("/"))
+        raise PatternError(
+            f"the pointer has {len(text):,} characters, expected {_LONGEST_TEXT:,} at most"
+        )
+    return tuple(
+        token.replace("~1", "/").replace("~0", "~") for token in text[1:].split("/")
+    )
 
 
 def checked_pointer(text: str) -> str:
@@ -43,7 +53,9 @@ def parse_ref(text: str) -> str:
     if not text.startswith(("refs/", "**")):
         raise PatternError(f"ref {text!r} does not start with 'refs/', {_REF_EXPECTED}")
     if (found := _IN_NO_REF.search(text)) is not None:
-        raise PatternError(f"ref {text!r} holds {found[0]!r}, which no ref has, {_REF_EXPECTED}")
+        raise PatternError(
+            f"ref {text!r} holds {found[0]!r}, which no ref has, {_REF_EXPECTED}"
+        )
     return _short_enough(text)
 
 
@@ -62,14 +74,20 @@ def parse_name(text: str) -> str:
 
 
 def parse_rpc_method(text: str) -> str:
-    """Parse a method of MCP, or a glob of methods; those that call tools are none of them."""
+    """Parse a method of MCP, or a glob of methods; those that call tools are none of
+    them.
+    """
     if re.fullmatch(re.escape(text).replace(r"\*", ".*"), CALLS_A_TOOL, re.DOTALL):
-        raise PatternError(f"method {text!r} calls any tool, expected the tools themselves, in 'tools'")
+        raise PatternError(
+            f"method {text!r} calls any tool, expected the tools themselves, in 'tools'"
+        )
     return parse_name(text)
 
 
 def number_of(value: object) -> int | float | None:
-    """Return a number as YAML writes it, also with a fraction or a minus; None for anything else."""
+    """Return a number as YAML writes it, also with a fraction or a minus; None for
+    anything else.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if not isinstance(value, Unquoted) or not _NUMBER.fullmatch(value.text):
@@ -78,7 +96,9 @@ def number_of(value: object) -> int | float | None:
 
 
 def scalar_of(value: object) -> Scalar:
-    """Return what may stand in a document: a text, number, true, false or null; `PatternError` for anything else."""
+    """Return what may stand in a document: a text, number, true, false or null;
+    `PatternError` for anything else.
+    """
     if isinstance(value, Unquoted) and value.null:
         return None
     if isinstance(value, str):
@@ -91,12 +111,16 @@ def scalar_of(value: object) -> Scalar:
 
 
 def written_document(value: object) -> bytes:
-    """Write a document of a test as JSON; `PatternError` where it holds what is none."""
+    """Write a document of a test as JSON; `PatternError` where it holds what
+    is none.
+    """
     return json.dumps(document_of(value), ensure_ascii=False).encode()
 
 
 def document_of(value: object) -> object:
-    """Return a JSON document as YAML writes it; `PatternError` where a value is none of JSON's."""
+    """Return a JSON document as YAML writes it; `PatternError` where a value is none of
+    JSON's.
+    """
     if isinstance(value, dict):
         return {name: document_of(member) for name, member in value.items()}
     if isinstance(value, list):
@@ -104,18 +128,24 @@ def document_of(value: object) -> object:
     try:
         return scalar_of(value)
     except PatternError:
-        raise PatternError(f"the body holds {describe(value)}, which is no value of JSON; quote it") from None
+        raise PatternError(
+            f"the body holds {describe(value)}, which is no value of JSON; quote it"
+        ) from None
 
 
 def checked_size(size: int) -> int:
     """Check how long a body may be that is read."""
     if size > LARGEST_BODY:
         largest = byte_size(LARGEST_BODY)
-        raise PatternError(f"{byte_size(size)} are too many for a body, which is in memory, expected {largest} at most")
+        raise PatternError(
+            f"{byte_size(size)} are too many for a body, which is in memory, expected {largest} at most"
+        )
     return size
 
 
 def _short_enough(text: str) -> str:
     if not 0 < len(text) <= _LONGEST_TEXT:
-        raise PatternError(f"a text has {len(text):,} characters, expected 1 to {_LONGEST_TEXT:,}")
+        raise PatternError(
+            f"a text has {len(text):,} characters, expected 1 to {_LONGEST_TEXT:,}"
+        )
     return text

@@ -20,8 +20,20 @@ from squidkeeper.policy.language import (
 )
 from squidkeeper.policy.language.bodies_written import body_of, sent_body
 from squidkeeper.policy.language.contents import PolicyContents
-from squidkeeper.policy.language.document import Document, all_entries, entries, file_entries
-from squidkeeper.policy.language.forms import AwsSigV4, Form, Headers, InjectedValue, QueryParameters, values_of
+from squidkeeper.policy.language.document import (
+    Document,
+    all_entries,
+    entries,
+    file_entries,
+)
+from squidkeeper.policy.language.forms import (
+    AwsSigV4,
+    Form,
+    Headers,
+    InjectedValue,
+    QueryParameters,
+    values_of,
+)
 from squidkeeper.policy.language.headers import INJECTABLE_HEADERS, UNKNOWN_HEADERS
 from squidkeeper.policy.language.host_lists import HostList, ListSummary
 from squidkeeper.policy.language.hosts import parse_host_pattern
@@ -44,7 +56,12 @@ from squidkeeper.policy.language.model import (
 from squidkeeper.policy.language.prices import Metering, Price, Prices
 from squidkeeper.policy.language.queries import QueryPattern
 from squidkeeper.policy.language.quotas import Quota, QuotaUnit
-from squidkeeper.policy.language.schedules import EVERY_DAY, WHOLE_DAY, Schedule, all_days
+from squidkeeper.policy.language.schedules import (
+    EVERY_DAY,
+    WHOLE_DAY,
+    Schedule,
+    all_days,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +73,33 @@ class BuiltPolicy:
 
 
 def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> BuiltPolicy:
-    """Build the policy; `PolicyError` with every fault if there is one. The policy's own tests are not run.
+    """Build the policy; `PolicyError` with every fault if there is one.
+
+    The policy's own tests are not run.
 
     `ended` names the files that ended with `end: true` in the revision before.
     """
     documents = contents.documents
     names = _names(contents)
     checked = [_check(document, contents, names, ended) for document in documents]
-    checked_presets = {name: schema.check_document(preset, names) for name, preset in contents.presets.items()}
+    checked_presets = {
+        name: schema.check_document(preset, names)
+        for name, preset in contents.presets.items()
+    }
     lists, list_faults, list_warnings = _lists(contents)
     secret_faults, secret_warnings = _check_secrets(contents)
     faults = {
         *contents.faults,
-        *(fault for document in (*documents, *contents.presets.values()) for fault in document.faults),
-        *(fault for document in (*checked, *checked_presets.values()) for fault in document.faults),
+        *(
+            fault
+            for document in (*documents, *contents.presets.values())
+            for fault in document.faults
+        ),
+        *(
+            fault
+            for document in (*checked, *checked_presets.values())
+            for fault in document.faults
+        ),
         *_merge_faults((*contents.presets.values(), *documents), contents.local),
         *list_faults,
         *_opened_list_faults(documents, lists),
@@ -101,25 +131,49 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
     return BuiltPolicy(policy, (*warnings, *grants.for_nobody(policy)))
 
 
-def _check(document: Document, contents: PolicyContents, names: schema.Names, ended: frozenset[str]) -> schema.Checked:
-    """Validate one file. What commands grant may outlive its clients: an edit of the policy must load without them."""
+def _check(
+    document: Document,
+    contents: PolicyContents,
+    names: schema.Names,
+    ended: frozenset[str],
+) -> schema.Checked:
+    """Validate one file.
+
+    What commands grant may outlive its clients: an edit of the policy must load without
+    them.
+    """
     if document is not contents.granted:
         return schema.check_document(document, names, ended)
-    return schema.check_document(document, replace(names, clients=names.clients | grants.named_clients(document)))
+    return schema.check_document(
+        document, replace(names, clients=names.clients | grants.named_clients(document))
+    )
 
 
 def _names(contents: PolicyContents) -> schema.Names:
-    """Collect the names that the files define. An entry with faults counts: a reference to it is no second fault."""
+    """Collect the names that the files define.
+
+    An entry with faults counts: a reference to it is no second fault.
+    """
     found: dict[str, set[str]] = {section: set() for section in _NAMED_SECTIONS}
     for document in (*contents.documents, *contents.presets.values()):
         for section, name, _ in _defined(document):
             found[section].add(name)
     known = {section: frozenset(names) for section, names in found.items()}
-    secrets = (entry for document in contents.documents for entry in all_entries(document, "secrets"))
-    hidden = frozenset(str(steps[1]) for _, entry, steps in secrets if not isinstance(entry, dict))
+    secrets = (
+        entry
+        for document in contents.documents
+        for entry in all_entries(document, "secrets")
+    )
+    hidden = frozenset(
+        str(steps[1]) for _, entry, steps in secrets if not isinstance(entry, dict)
+    )
     there_are = contents.preset_names | contents.presets.keys()
     understood = all(map(schema.is_understood, contents.documents))
-    complete = not contents.faults and understood and entry_faults.are_known(contents.documents, there_are)
+    complete = (
+        not contents.faults
+        and understood
+        and entry_faults.are_known(contents.documents, there_are)
+    )
     return schema.Names(**known, presets=there_are, hidden=hidden, complete=complete)
 
 
@@ -132,18 +186,35 @@ def _defined(document: Document) -> Iterator[tuple[str, str, Location]]:
             yield section, entry["name"], document.locate((*steps, "name"))
 
 
-def _merge_faults(documents: Iterable[Document], local: Document | None) -> Iterator[Fault]:
-    """Find names that stand twice in their section over all files, and a second `defaults` beside the local one."""
+def _merge_faults(
+    documents: Iterable[Document], local: Document | None
+) -> Iterator[Fault]:
+    """Find names that stand twice in their section over all files, and a second
+    `defaults` beside the local one.
+    """
     seen: dict[tuple[str, str], Location] = {}
     for document in documents:
         for section, name, location in _defined(document):
-            unique = name.lower() if section == "upstreams" else name  # Squid ignores the case of a parent's name
-            first = seen.setdefault((_NAMED_TOGETHER.get(section, section), unique), location)
+            # Squid ignores the case of a parent's name
+            unique = name.lower() if section == "upstreams" else name
+            first = seen.setdefault(
+                (_NAMED_TOGETHER.get(section, section), unique), location
+            )
             if first is not location:
                 kind = _NAMED_SECTIONS[section]
-                what = f"a {kind} of this name" if section in ("secrets", "canaries") else f"{kind} {name!r}"
-                yield Fault(location, FaultCode.DUPLICATE_NAME, f"{what} is defined twice, first at {first}")
-        for section in _IN_ONE_FILE & document.data.keys() if document is not local else ():
+                what = (
+                    f"a {kind} of this name"
+                    if section in ("secrets", "canaries")
+                    else f"{kind} {name!r}"
+                )
+                yield Fault(
+                    location,
+                    FaultCode.DUPLICATE_NAME,
+                    f"{what} is defined twice, first at {first}",
+                )
+        for section in (
+            _IN_ONE_FILE & document.data.keys() if document is not local else ()
+        ):
             location = document.locate((section,), key=True)
             first = seen.setdefault((section, ""), location)
             if first is not location:
@@ -151,18 +222,28 @@ def _merge_faults(documents: Iterable[Document], local: Document | None) -> Iter
                 yield Fault(location, FaultCode.DUPLICATE_KEY, message)
 
 
-def _lists(contents: PolicyContents) -> tuple[dict[str, HostList], list[Fault], list[Fault]]:
+def _lists(
+    contents: PolicyContents,
+) -> tuple[dict[str, HostList], list[Fault], list[Fault]]:
     lists: dict[str, HostList] = {}
     faults: list[Fault] = []
     warnings: list[Fault] = []
     for document, name, path in file_entries(contents.documents, "lists"):
         found = contents.lists[path]
         if isinstance(found, HostList):
-            lists[name] = replace(found, location=document.locate(("lists", name), key=True))
+            lists[name] = replace(
+                found, location=document.locate(("lists", name), key=True)
+            )
             warnings += _list_warnings(path, found)
         else:
             place = document.locate(("lists", name, "file"))
-            faults.append(Fault(place, found.code, f"list file {str(path)!r} cannot be read: {found}"))
+            faults.append(
+                Fault(
+                    place,
+                    found.code,
+                    f"list file {str(path)!r} cannot be read: {found}",
+                )
+            )
     return lists, faults, warnings
 
 
@@ -171,21 +252,33 @@ def _list_warnings(path: Path, hosts: HostList) -> Iterator[Fault]:
     if summary.strange:
         # No text of a line: an edit can name any file that whoever checks it can read.
         shown = ", ".join(str(line.number) for line in summary.first_strange)
-        count = "1 line was" if summary.strange == 1 else f"{summary.strange:,} lines were"
+        count = (
+            "1 line was" if summary.strange == 1 else f"{summary.strange:,} lines were"
+        )
         place = Location(str(path), summary.first_strange[0].number, 1)
         more = " and so on" if summary.strange > len(summary.first_strange) else ""
         lines = "line" if summary.strange == 1 else "lines"
         message = f"{count} not understood and left out: {lines} {shown}{more}; expected {_LIST_LINES}"
         yield Fault(place, FaultCode.LIST_LINES_IGNORED, message)
     if not summary.patterns:
-        found = "nothing in the list was understood" if summary.strange else "the list holds no host pattern"
-        yield Fault(Location(str(path)), FaultCode.LIST_EMPTY, f"{found}, so an entry that names it matches nothing")
+        found = (
+            "nothing in the list was understood"
+            if summary.strange
+            else "the list holds no host pattern"
+        )
+        yield Fault(
+            Location(str(path)),
+            FaultCode.LIST_EMPTY,
+            f"{found}, so an entry that names it matches nothing",
+        )
 
 
 _LIST_LINES = "host patterns, or lines of hosts(5), Adblock (||host^ alone), dnsmasq or RPZ (CNAME . alone)"
 
 
-def _opened_list_faults(documents: Iterable[Document], lists: Mapping[str, HostList]) -> Iterator[Fault]:
+def _opened_list_faults(
+    documents: Iterable[Document], lists: Mapping[str, HostList]
+) -> Iterator[Fault]:
     for document in documents:
         for section, entry, steps in entries(document, "rules", "credentials"):
             names = entry.get("lists")
@@ -194,7 +287,11 @@ def _opened_list_faults(documents: Iterable[Document], lists: Mapping[str, HostL
             for position, name in enumerate(names):
                 hosts = lists.get(name) if isinstance(name, str) else None
                 for code, why in _forbidden(section, hosts.summary) if hosts else ():
-                    yield Fault(document.locate((*steps, "lists", position)), code, f"list {name!r} {why}")
+                    yield Fault(
+                        document.locate((*steps, "lists", position)),
+                        code,
+                        f"list {name!r} {why}",
+                    )
 
 
 def _opens(section: str, entry: Mapping[str, object]) -> bool:
@@ -205,7 +302,10 @@ def _forbidden(section: str, summary: ListSummary) -> Iterator[tuple[FaultCode, 
     kind = "a credential" if section == "credentials" else "an allow"
     wide = summary.wide or (summary.widest if section == "credentials" else None)
     if wide:
-        yield FaultCode.TOO_WIDE, f"holds too wide a pattern for {kind}: its line {wide.number}"
+        yield (
+            FaultCode.TOO_WIDE,
+            f"holds too wide a pattern for {kind}: its line {wide.number}",
+        )
     if summary.exception:
         message = f"excludes hosts by its line {summary.exception.number}, which is not understood: not safe for {kind}"
         yield FaultCode.LIST_EXCEPTION, message
@@ -215,7 +315,9 @@ def _check_secrets(contents: PolicyContents) -> tuple[list[Fault], list[Fault]]:
     faults: list[Fault] = []
     warnings: list[Fault] = []
     named = (
-        (section, *entry) for section in ("secrets", "canaries") for entry in file_entries(contents.documents, section)
+        (section, *entry)
+        for section in ("secrets", "canaries")
+        for entry in file_entries(contents.documents, section)
     )
     for section, document, name, path in named:
         file = contents.secrets[path]
@@ -226,30 +328,55 @@ def _check_secrets(contents: PolicyContents) -> tuple[list[Fault], list[Fault]]:
             faults.append(Fault(place, FaultCode.SECRET_EXPOSED, message))
         if file.problem:
             warnings.append(
-                Fault(place, file.problem.code, f"{kind} {name!r} is unavailable: its file: {file.problem}")
+                Fault(
+                    place,
+                    file.problem.code,
+                    f"{kind} {name!r} is unavailable: its file: {file.problem}",
+                )
             )
     for document in contents.documents:
         for _, entry, steps in entries(document, "secrets"):
             variable = entry.get("env")
             if isinstance(variable, str) and variable not in contents.environment:
                 message = f"secret {str(steps[1])!r} is unavailable: its environment variable is unset or empty"
-                warnings.append(Fault(document.locate((*steps, "env")), FaultCode.SECRET_UNSET, message))
+                warnings.append(
+                    Fault(
+                        document.locate((*steps, "env")),
+                        FaultCode.SECRET_UNSET,
+                        message,
+                    )
+                )
     return faults, warnings
 
 
 def _upstream_faults(documents: Sequence[Document]) -> Iterator[Fault]:
-    secrets = {str(steps[1]): entry for document in documents for _, entry, steps in entries(document, "secrets")}
+    secrets = {
+        str(steps[1]): entry
+        for document in documents
+        for _, entry, steps in entries(document, "secrets")
+    }
     for document in documents:
         for _, entry, steps in entries(document, "upstreams"):
             for key in {"basic", "resolve"} & entry.keys() if "direct" in entry else ():
-                place, message = document.locate((*steps, key), key=True), f"{key!r} needs a parent (url)"
-                yield Fault(place, FaultCode.INVALID_UPSTREAM, f"{message}, expected no 'direct'")
+                place, message = (
+                    document.locate((*steps, key), key=True),
+                    f"{key!r} needs a parent (url)",
+                )
+                yield Fault(
+                    place,
+                    FaultCode.INVALID_UPSTREAM,
+                    f"{message}, expected no 'direct'",
+                )
             basic = entry.get("basic")
             password = basic.get("password") if isinstance(basic, dict) else None
             if isinstance(password, str) and "env" in secrets.get(password, {}):
                 place = document.locate((*steps, "basic", "password"))
                 message = "the secret is a variable of Squid's environment, which install.sh does not know"
-                yield Fault(place, FaultCode.INVALID_UPSTREAM, f"{message}, expected one with 'file'")
+                yield Fault(
+                    place,
+                    FaultCode.INVALID_UPSTREAM,
+                    f"{message}, expected one with 'file'",
+                )
 
 
 _IN_ONE_FILE = frozenset({"defaults", "sealed_tokens"})
@@ -267,9 +394,10 @@ _NAMED_SECTIONS = {
 }
 
 _MATCHING = frozenset(field.name for field in fields(Match))
-_NAMED_TOGETHER = {"grants": "rules"}  # the record names either as the rule that decided
+# the record names either as the rule that decided
+_NAMED_TOGETHER = {"grants": "rules"}
 
-# --- the checked models as a policy -------------------------------------------------------------------------------
+# --- the checked models as a policy ---------------------------------------------------
 
 
 def _policy(
@@ -278,8 +406,16 @@ def _policy(
     lists: Mapping[str, HostList],
     checked_presets: Mapping[str, schema.Checked],
 ) -> Policy:
-    made = [_Maker(one.document, one.model, one.document is contents.local) for one in checked if one.model]
-    shipped = {name: _Maker(one.document, one.model) for name, one in checked_presets.items() if one.model}
+    made = [
+        _Maker(one.document, one.model, one.document is contents.local)
+        for one in checked
+        if one.model
+    ]
+    shipped = {
+        name: _Maker(one.document, one.model)
+        for name, one in checked_presets.items()
+        if one.model
+    }
     named = tuple(preset for maker in made for preset in maker.presets())
     shared = (maker.model.defaults for maker in made if not maker.is_local)
     defaults = next(filter(None, shared), None) or schema.Defaults()
@@ -288,14 +424,21 @@ def _policy(
         default_action=defaults.action,
         default_reason=defaults.reason,
         ask_default=defaults.ask,
-        observe_default=next((place for maker in made for place in maker.observes_default()), None),
+        observe_default=next(
+            (place for maker in made for place in maker.observes_default()), None
+        ),
         contact=defaults.contact,
         clients=tuple(client for maker in made for client in maker.clients()),
-        rules=(*(rule for maker in made for rule in maker.rules()), *_rules_of(named, shipped)),
+        rules=(
+            *(rule for maker in made for rule in maker.rules()),
+            *_rules_of(named, shipped),
+        ),
         presets=named,
         grants=tuple(grant for maker in made for grant in maker.grants()),
         rewrites=tuple(rewrite for maker in made for rewrite in maker.rewrites()),
-        credentials=tuple(credential for maker in made for credential in maker.credentials()),
+        credentials=tuple(
+            credential for maker in made for credential in maker.credentials()
+        ),
         upstreams=tuple(upstream for maker in made for upstream in maker.upstreams()),
         sealing_keys=tuple(key for maker in made for key in maker.sealing_keys()),
         lists=lists,
@@ -305,7 +448,10 @@ def _policy(
         quotas=tuple(quota for maker in made for quota in maker.quotas()),
         prices=Prices(tuple(price for maker in made for price in maker.prices())),
         tests=tuple(test for maker in made for test in maker.tests()),
-        reload_gate=next((gate for maker in made if (gate := _reload_gate(maker.model.defaults))), None),
+        reload_gate=next(
+            (gate for maker in made if (gate := _reload_gate(maker.model.defaults))),
+            None,
+        ),
     )
 
 
@@ -325,19 +471,49 @@ class _Maker:
     def clients(self) -> Iterator[Client]:
         for name, entry in (self.model.clients or {}).items():
             place = self._key("clients", name)
-            yield Client(name, place, entry.networks, entry.users, _tokens(entry), entry.connections)
+            yield Client(
+                name,
+                place,
+                entry.networks,
+                entry.users,
+                _tokens(entry),
+                entry.connections,
+            )
 
     def rules(self) -> Iterator[Rule]:
         for position, entry in enumerate(self.model.rules or ()):
             place, match = self._place("rules", position), _match(entry)
-            reason, private, expires, owner = entry.reason, entry.private, entry.expires, entry.owner
+            reason, private, expires, owner = (
+                entry.reason,
+                entry.private,
+                entry.expires,
+                entry.owner,
+            )
             if entry.tls is not None:  # plain http has no TLS
                 match = replace(match, schemes=frozenset({"https"}))
-            removed = (*(entry.strip or ()), *([UNKNOWN_HEADERS] if entry.headers else ()))
+            removed = (
+                *(entry.strip or ()),
+                *([UNKNOWN_HEADERS] if entry.headers else ()),
+            )
             strip = Strip.of(removed) if removed else None
-            rest = (reason, private, expires, owner, strip, entry.tls is not None, entry.websocket, entry.connections)
+            rest = (
+                reason,
+                private,
+                expires,
+                owner,
+                strip,
+                entry.tls is not None,
+                entry.websocket,
+                entry.connections,
+            )
             made = Rule(
-                entry.name, place, entry.action, match, *rest, observe=entry.observe, when=_schedule(entry.when)
+                entry.name,
+                place,
+                entry.action,
+                match,
+                *rest,
+                observe=entry.observe,
+                when=_schedule(entry.when),
             )
             meter = Metering(entry.reserve, entry.ask_usage) if entry.meter else None
             yield replace(made, body=body_of(entry.body), meter=meter)
@@ -349,23 +525,39 @@ class _Maker:
     def grants(self) -> Iterator[Rule]:
         for position, entry in enumerate(self.model.grants or ()):
             place, match = self._place("grants", position), _granted(entry)
-            made = Rule(entry.name, place, Action.ALLOW, match, entry.reason, owner=entry.by)
+            made = Rule(
+                entry.name, place, Action.ALLOW, match, entry.reason, owner=entry.by
+            )
             yield replace(made, expires=entry.expires, uses=entry.uses, made=entry.made)
 
     def rewrites(self) -> Iterator[Rewrite]:
         for position, entry in enumerate(self.model.rewrites or ()):
             place = self._place("rewrites", position)
-            yield Rewrite(entry.name, place, _match(entry), entry.to, entry.redirect, entry.private)
+            yield Rewrite(
+                entry.name,
+                place,
+                _match(entry),
+                entry.to,
+                entry.redirect,
+                entry.private,
+            )
 
     def secrets(self) -> Iterator[secret_sources.NamedSecret]:
         for name, entry in (self.model.secrets or {}).items():
-            source, no_host = _source(entry, self.document.path.parent), () if self.is_local else None
-            yield secret_sources.NamedSecret(name, self._key("secrets", name), source, entry.hosts or no_host)
+            source, no_host = (
+                _source(entry, self.document.path.parent),
+                () if self.is_local else None,
+            )
+            yield secret_sources.NamedSecret(
+                name, self._key("secrets", name), source, entry.hosts or no_host
+            )
 
     def canaries(self) -> Iterator[secret_sources.NamedSecret]:
         for name, entry in (self.model.canaries or {}).items():
             yield secret_sources.NamedSecret(
-                name, self._key("canaries", name), secret_sources.FileSource(self.document.path.parent / entry.file)
+                name,
+                self._key("canaries", name),
+                secret_sources.FileSource(self.document.path.parent / entry.file),
             )
 
     def observes_default(self) -> Iterator[Location]:
@@ -390,28 +582,68 @@ class _Maker:
 
     def upstreams(self) -> Iterator[Route]:
         for position, entry in enumerate(self.model.upstreams or ()):
-            place, resolve = self._place("upstreams", position), entry.resolve is not None
-            yield Route.of(entry.name, place, _match(entry), _parent(entry), resolve=resolve)
+            place, resolve = (
+                self._place("upstreams", position),
+                entry.resolve is not None,
+            )
+            yield Route.of(
+                entry.name, place, _match(entry), _parent(entry), resolve=resolve
+            )
 
     def quotas(self) -> Iterator[Quota]:
         for position, entry in enumerate(self.model.quotas or ()):
             place = self._place("quotas", position)
             limits = ((unit, getattr(entry, unit)) for unit in QuotaUnit)
-            unit, limit = next((unit, limit) for unit, limit in limits if limit is not None)
-            yield Quota(entry.name, place, unit, limit, entry.every, entry.per, entry.rules, entry.clients)
+            unit, limit = next(
+                (unit, limit) for unit, limit in limits if limit is not None
+            )
+            yield Quota(
+                entry.name,
+                place,
+                unit,
+                limit,
+                entry.every,
+                entry.per,
+                entry.rules,
+                entry.clients,
+            )
 
     def prices(self) -> Iterator[Price]:
         for position, entry in enumerate(self.model.prices or ()):
             place = self._place("prices", position)
             cached = entry.tokens_in if entry.cached_in is None else entry.cached_in
-            written = entry.tokens_in if entry.cache_write is None else entry.cache_write
-            yield Price(entry.model, entry.tokens_in, entry.tokens_out, cached, written, location=place)
+            written = (
+                entry.tokens_in if entry.cache_write is None else entry.cache_write
+            )
+            yield Price(
+                entry.model,
+                entry.tokens_in,
+                entry.tokens_out,
+                cached,
+                written,
+                location=place,
+            )
 
     def tests(self) -> Iterator[PolicyTest]:
         for position, entry in enumerate(self.model.tests or ()):
             place, (method, url) = self._place("tests", position), entry.request
-            results = (entry.rule, entry.rewrite, entry.credentials, entry.observed, sent_body(entry))
-            yield PolicyTest(place, method, url, entry.expect, entry.client, entry.user, entry.at, *results)
+            results = (
+                entry.rule,
+                entry.rewrite,
+                entry.credentials,
+                entry.observed,
+                sent_body(entry),
+            )
+            yield PolicyTest(
+                place,
+                method,
+                url,
+                entry.expect,
+                entry.client,
+                entry.user,
+                entry.at,
+                *results,
+            )
 
     def _place(self, *steps: str | int) -> Location:
         return self.document.locate(steps)
@@ -423,14 +655,24 @@ class _Maker:
 def _rules_of(named: Iterable[Preset], shipped: Mapping[str, _Maker]) -> Iterator[Rule]:
     for preset in named:
         for rule in shipped[preset.name].rules():
-            yield replace(rule, match=replace(rule.match, clients=preset.clients), preset=preset.name)
+            yield replace(
+                rule,
+                match=replace(rule.match, clients=preset.clients),
+                preset=preset.name,
+            )
 
 
-def _match(entry: schema.MatchFields | schema.UpstreamEntry | schema.GrantEntry) -> Match:
-    """Return the matching fields of an entry: those that it has by the names of `Match`."""
+def _match(
+    entry: schema.MatchFields | schema.UpstreamEntry | schema.GrantEntry,
+) -> Match:
+    """Return the matching fields of an entry: those that it has by the names of
+    `Match`.
+    """
     given = {name: value for name, value in entry if name in _MATCHING}
     if given.get("query"):
-        given["query"] = tuple(QueryPattern(key, pattern) for key, pattern in given["query"].items())
+        given["query"] = tuple(
+            QueryPattern(key, pattern) for key, pattern in given["query"].items()
+        )
     return Match(**given)
 
 
@@ -439,7 +681,10 @@ def _granted(entry: schema.GrantEntry) -> Match:
     if entry.urls is None:
         return match
     first = entry.urls[0].url
-    host, port = (parse_host_pattern(first.host.text),), (range(first.port, first.port + 1),)
+    host, port = (
+        (parse_host_pattern(first.host.text),),
+        (range(first.port, first.port + 1),),
+    )
     return replace(match, hosts=host, schemes=frozenset({first.scheme}), ports=port)
 
 
@@ -460,23 +705,33 @@ def _parent(entry: schema.UpstreamEntry) -> Parent | None:
     if entry.url is None:
         return None
     basic = entry.basic
-    return Parent(*entry.url, basic.username, basic.password) if basic else Parent(*entry.url)
+    return (
+        Parent(*entry.url, basic.username, basic.password)
+        if basic
+        else Parent(*entry.url)
+    )
 
 
 def _source(entry: schema.SecretEntry, folder: Path) -> secret_sources.SecretSource:
     if entry.file is not None:
         return secret_sources.FileSource(folder / entry.file)
     if entry.command:
-        return secret_sources.CommandSource(entry.command.run, entry.command.timeout, entry.command.refresh)
+        return secret_sources.CommandSource(
+            entry.command.run, entry.command.timeout, entry.command.refresh
+        )
     if entry.oauth2:
         fields = entry.oauth2.model_dump(exclude={"ca", "refresh"})
         return secret_sources.OAuth2Source(
-            **fields, ca=_under(folder, entry.oauth2.ca), refresh_seconds=entry.oauth2.refresh
+            **fields,
+            ca=_under(folder, entry.oauth2.ca),
+            refresh_seconds=entry.oauth2.refresh,
         )
     if entry.github_app:
         fields = entry.github_app.model_dump(exclude={"ca", "permissions"})
         permissions = tuple(sorted(entry.github_app.permissions.items()))
-        return secret_sources.GitHubAppSource(**fields, permissions=permissions, ca=_under(folder, entry.github_app.ca))
+        return secret_sources.GitHubAppSource(
+            **fields, permissions=permissions, ca=_under(folder, entry.github_app.ca)
+        )
     return secret_sources.EnvironmentSource(entry.env or "")
 
 
@@ -487,7 +742,13 @@ def _under(folder: Path, file: str | None) -> Path | None:
 def _form(entry: schema.CredentialEntry) -> Form:
     if entry.aws_sigv4 is not None:
         aws = entry.aws_sigv4
-        return AwsSigV4(aws.access_key_id, aws.secret_access_key, aws.session_token, aws.region, aws.service)
+        return AwsSigV4(
+            aws.access_key_id,
+            aws.secret_access_key,
+            aws.session_token,
+            aws.region,
+            aws.service,
+        )
     if entry.headers is not None:
         return Headers(values_of(entry.headers))
     if entry.parameters is not None:
@@ -495,5 +756,19 @@ def _form(entry: schema.CredentialEntry) -> Form:
     header = entry.header or INJECTABLE_HEADERS[0]
     if entry.basic is not None:
         password = entry.basic.password
-        return Headers((InjectedValue(header, f"{{{password}}}", (password,), entry.basic.username),))
-    return Headers(values_of({header: f"Bearer {{{entry.bearer}}}" if entry.value is None else entry.value}))
+        return Headers(
+            (
+                InjectedValue(
+                    header, f"{{{password}}}", (password,), entry.basic.username
+                ),
+            )
+        )
+    return Headers(
+        values_of(
+            {
+                header: f"Bearer {{{entry.bearer}}}"
+                if entry.value is None
+                else entry.value
+            }
+        )
+    )

@@ -22,7 +22,9 @@ class FileProblem:
 
 @dataclass(frozen=True, slots=True)
 class SecretFile:
-    """A secret file, its content unread: whether everyone can read it, or why it is unavailable."""
+    """A secret file, its content unread: whether everyone can read it, or why it is
+    unavailable.
+    """
 
     open_to_others: bool = False
     problem: FileProblem | None = None
@@ -32,10 +34,11 @@ class SecretFile:
 class PolicyContents:
     """The contents of a policy's files, under the name of their revision.
 
-    `lists` and `secrets` have the files that the documents name, `presets` the presets, by name; `preset_names` are all
-    that there are. `environment` has the names of the variables that are set and not empty. `faults` are those of files
-    that cannot be read. `granted` is the document, the last of them, with what commands grant; `local` is the one with
-    the local setup.
+    `lists` and `secrets` have the files that the documents name, `presets` the presets,
+    by name; `preset_names` are all that there are. `environment` has the names of the
+    variables that are set and not empty. `faults` are those of files that cannot be
+    read. `granted` is the document, the last of them, with what commands grant; `local`
+    is the one with the local setup.
     """
 
     revision: str

@@ -1,11 +1,13 @@
-"""YAML with positions: from the bytes of one file to plain data, and the position of each key and value.
+"""YAML with positions: from the bytes of one file to plain data, and the position of
+each key and value.
 
-Only what a policy needs of YAML is let through. What YAML 1.1 reads as something else than it looks like (`no`,
-`22:22`, `010`) stays an `Unquoted`, which no field of the policy takes; tags, merge keys and doubled keys are faults;
-aliases are bounded.
+Only what a policy needs of YAML is let through. What YAML 1.1 reads as something else
+than it looks like (`no`, `22:22`, `010`) stays an `Unquoted`, which no field of the
+policy takes; tags, merge keys and doubled keys are faults; aliases are bounded.
 """
 
-# PyYAML's composer is not used: its depth and its aliases have no bound, and it ends at the first fault.
+# PyYAML's composer is not used: its depth and its aliases have no bound, and it ends at
+# the first fault.
 
 from __future__ import annotations
 
@@ -32,14 +34,18 @@ from yaml.reader import Reader
 
 from squidkeeper.base.faults import Fault, FaultCode, Location
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML was built with libyaml
+# in C where PyYAML was built with libyaml
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DEPTH_AT_MOST = 16  # the language needs six
-_VALUES_AT_MOST = 1_000_000  # with every alias written out: ten thousand rules have about two hundred thousand
+# with every alias written out: ten thousand rules have about two hundred thousand
+_VALUES_AT_MOST = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Unquoted:
-    """A scalar without quotes that YAML does not read as text, and the policy not as a number, true or false."""
+    """A scalar without quotes that YAML does not read as text, and the policy not as a
+    number, true or false.
+    """
 
     text: str
     meaning: str
@@ -50,12 +56,15 @@ class Unquoted:
         return self.meaning == _NULL
 
 
-Place = int  # line and column in one number: a policy of ten thousand rules has some hundred thousand places
+# line and column in one number: a policy of ten thousand rules has some hundred
+# thousand places
+Place = int
 
 
 @dataclass(slots=True)
 class Node:
-    """A value with its place, and the place of its key; `children` by key or by index, None for a scalar.
+    """A value with its place, and the place of its key; `children` by key or by index,
+    None for a scalar.
 
     What is no list stands for a list of itself alone.
     """
@@ -77,9 +86,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One policy file: its values, and what is wrong with it as YAML. `root` is None if it cannot be read.
+    """One policy file: its values, and what is wrong with it as YAML. `root` is None if
+    it cannot be read.
 
-    The key `end` may be given twice: `END_REQUIRED` is the one with the value `required`.
+    The key `end` may be given twice: `END_REQUIRED` is the one with the value
+    `required`.
     """
 
     path: Path
@@ -110,7 +121,9 @@ class Document:
         return node and node.data
 
     def locate(self, steps: Sequence[str | int], *, key: bool = False) -> Location:
-        """Find the position of the value, or of the key, that `steps` lead to, or of the last one that exists."""
+        """Find the position of the value, or of the key, that `steps` lead to, or of
+        the last one that exists.
+        """
         node = self.root
         for step in steps:
             child = node.child(step) if node else None
@@ -125,17 +138,25 @@ def parse_document(path: Path, content: bytes) -> Document:
     """Parse one policy file; the document has its faults."""
     composer = _Composer(str(path))
     root = composer.compose(content)
-    return Document(path, content, root, tuple(composer.faults), tuple(composer.warnings))
+    return Document(
+        path, content, root, tuple(composer.faults), tuple(composer.warnings)
+    )
 
 
-def entries(document: Document, *sections: str) -> Iterator[tuple[str, dict[str, Any], tuple[str, int | str]]]:
-    """Yield the mappings in sections of a file, unchecked: section, entry, and the steps that lead there."""
+def entries(
+    document: Document, *sections: str
+) -> Iterator[tuple[str, dict[str, Any], tuple[str, int | str]]]:
+    """Yield the mappings in sections of a file, unchecked: section, entry, and the
+    steps that lead there.
+    """
     for section, entry, steps in all_entries(document, *sections):
         if isinstance(entry, dict):
             yield section, entry, steps
 
 
-def all_entries(document: Document, *sections: str) -> Iterator[tuple[str, object, tuple[str, int | str]]]:
+def all_entries(
+    document: Document, *sections: str
+) -> Iterator[tuple[str, object, tuple[str, int | str]]]:
     """Yield the values in sections of a file, whether they are mappings or not."""
     for section in sections:
         values = document.data.get(section)
@@ -148,8 +169,12 @@ def all_entries(document: Document, *sections: str) -> Iterator[tuple[str, objec
             yield section, entry, (section, step)
 
 
-def file_entries(documents: Iterable[Document], *sections: str) -> Iterator[tuple[Document, str, Path]]:
-    """Yield the files that sections name: the document, the name of the entry, and the path beside the document."""
+def file_entries(
+    documents: Iterable[Document], *sections: str
+) -> Iterator[tuple[Document, str, Path]]:
+    """Yield the files that sections name: the document, the name of the entry, and the
+    path beside the document.
+    """
     for document in documents:
         for _, entry, steps in entries(document, *sections):
             if _is_file_name(entry.get("file")):
@@ -161,7 +186,9 @@ def _is_file_name(value: object) -> bool:
 
 
 def is_private(steps: Iterable[str | int]) -> bool:
-    """Whether steps lead to where the value of a secret or token may be by mistake: no fault shows that."""
+    """Whether steps lead to where the value of a secret or token may be by mistake: no
+    fault shows that.
+    """
     keys = [step for step in steps if isinstance(step, str)]
     if keys[:1] == ["clients"]:
         return keys[2:3] in ([], ["token_sha256"]) and keys != ["clients"]
@@ -171,8 +198,14 @@ def is_private(steps: Iterable[str | int]) -> bool:
 
 
 def shown_key(key: str, above: Iterable[str | int]) -> str:
-    """Show a key as a fault does: where a secret's value may be by mistake, only a key of the language."""
-    return repr(key) if key in _KEYS_OF_PRIVATE or not is_private(above) else "an entry here"
+    """Show a key as a fault does: where a secret's value may be by mistake, only a key
+    of the language.
+    """
+    return (
+        repr(key)
+        if key in _KEYS_OF_PRIVATE or not is_private(above)
+        else "an entry here"
+    )
 
 
 class _UnreadableError(Exception):
@@ -209,14 +242,18 @@ class _Composer:
         next(self._events)  # the start of the stream
         event = next(self._events)
         if isinstance(event, StreamEndEvent):
-            message = "the file is empty, expected 'version: 1' and the sections of a policy"
+            message = (
+                "the file is empty, expected 'version: 1' and the sections of a policy"
+            )
             raise _UnreadableError(_at(1, 1), FaultCode.EMPTY_VALUE, message)
         root = self._node(next(self._events), 0)
         next(self._events)  # the end of the document
         for event in self._events:
             if isinstance(event, DocumentStartEvent):
                 self._fault_at(
-                    event, FaultCode.UNSUPPORTED_YAML, "a second YAML document starts here, expected one a file"
+                    event,
+                    FaultCode.UNSUPPORTED_YAML,
+                    "a second YAML document starts here, expected one a file",
                 )
                 break
         if not isinstance(root.data, dict):
@@ -228,7 +265,11 @@ class _Composer:
         if isinstance(event, AliasEvent):
             return self._alias(event)
         if depth > _DEPTH_AT_MOST:
-            raise _unreadable(event, FaultCode.TOO_LARGE, f"values are nested more than {_DEPTH_AT_MOST} deep")
+            raise _unreadable(
+                event,
+                FaultCode.TOO_LARGE,
+                f"values are nested more than {_DEPTH_AT_MOST} deep",
+            )
         assert isinstance(event, NodeEvent)  # noqa: S101 - libyaml's grammar: nothing else is possible here
         self._check_tag(event)
         if event.anchor:
@@ -262,31 +303,52 @@ class _Composer:
             node.size += value.size
             if not isinstance(key.data, str):
                 what = kind(key.data) if is_private(self._steps) else describe(key.data)
-                self._fault(key.place, FaultCode.WRONG_TYPE, f"a key is {what}, expected text{quote_it(key.data)}")
-            elif self._takes_key(children, name := self._key_name(key.data, value), key.place):
+                self._fault(
+                    key.place,
+                    FaultCode.WRONG_TYPE,
+                    f"a key is {what}, expected text{quote_it(key.data)}",
+                )
+            elif self._takes_key(
+                children, name := self._key_name(key.data, value), key.place
+            ):
                 name = sys.intern(name)
                 value.key_place = key.place
                 children[name] = value
                 keys = [*self._steps, name]
-                if not (_may_be_empty(keys, value) or _may_be_null(keys, value, in_list=False)):
+                if not (
+                    _may_be_empty(keys, value)
+                    or _may_be_null(keys, value, in_list=False)
+                ):
                     self._check_value(shown_key(name, self._steps), value)
         node.children = children
         node.data = {name: child.data for name, child in children.items()}
         return node
 
     def _key_name(self, key: str, value: Node) -> str:
-        return END_REQUIRED if key == END and value.data == _REQUIRED and not self._steps else key
+        return (
+            END_REQUIRED
+            if key == END and value.data == _REQUIRED and not self._steps
+            else key
+        )
 
     def _check_comment(self, key: str, event: ScalarEvent) -> None:
-        """Warn about a text without quotes that ends at a word such as `#platform`, which YAML reads as a comment."""
+        """Warn about a text without quotes that ends at a word such as `#platform`,
+        which YAML reads as a comment.
+        """
         mark = event.end_mark
-        if event.style not in (None, "") or mark is None or mark.line >= len(self._lines):
+        if (
+            event.style not in (None, "")
+            or mark is None
+            or mark.line >= len(self._lines)
+        ):
             return
         comment = _WORD_AS_COMMENT.match(self._lines[mark.line], mark.column)
         if comment is not None:
             place = _at(mark.line + 1, comment.start(1) + 1)
             message = f"{key!r} ends before {_short(comment[1])!r}, which YAML reads as a comment; {_QUOTE_THE_TEXT}"
-            self.warnings.append(Fault(_location(self.file, place), FaultCode.TEXT_CUT, message))
+            self.warnings.append(
+                Fault(_location(self.file, place), FaultCode.TEXT_CUT, message)
+            )
 
     def _takes_key(self, children: dict[str, Node], key: str, place: Place) -> bool:
         first = children.get(key)
@@ -296,7 +358,9 @@ class _Composer:
             message = f"{what} is given twice, first at {_location(self.file, first.key_place)}"
             self._fault(place, FaultCode.DUPLICATE_KEY, message)
         elif key == "<<":
-            message = "merge keys ('<<') are not understood, expected the keys themselves"
+            message = (
+                "merge keys ('<<') are not understood, expected the keys themselves"
+            )
             self._fault(place, FaultCode.UNSUPPORTED_YAML, message)
         return first is None and key != "<<"
 
@@ -306,16 +370,22 @@ class _Composer:
             value = self._node(event, depth + 1)
             node.size += value.size
             if isinstance(event, AliasEvent) and isinstance(value.data, list):
-                value.place = _start_of(event)  # wrong here, and right where it was written
+                # wrong here, and right where it was written
+                value.place = _start_of(event)
             children.append(value)
-            if not (_may_be_empty(self._steps, value) or _may_be_null(self._steps, value, in_list=True)):
+            if not (
+                _may_be_empty(self._steps, value)
+                or _may_be_null(self._steps, value, in_list=True)
+            ):
                 self._check_value("an entry of a list", value)
         node.children = children
         node.data = [child.data for child in children]
         return node
 
     def _check_value(self, what: str, value: Node) -> None:
-        """Find a key without a value and an empty list: neither means that the key is left out."""
+        """Find a key without a value and an empty list: neither means that the key is
+        left out.
+        """
         if isinstance(value.data, Unquoted) and value.data.null:
             message = f"{what} has no value, expected one (or the key left out)"
             self._fault(value.key_place or value.place, FaultCode.EMPTY_VALUE, message)
@@ -334,7 +404,9 @@ class _Composer:
             raise _unreadable(event, FaultCode.NOT_YAML, message)
         node = self._anchors[name]
         if node is None:
-            raise _unreadable(event, FaultCode.NOT_YAML, f"'*{name}' is inside '&{name}' itself")
+            raise _unreadable(
+                event, FaultCode.NOT_YAML, f"'*{name}' is inside '&{name}' itself"
+            )
         return replace(node)  # the value of another key, at another position
 
     def _check_tag(self, event: NodeEvent) -> None:
@@ -351,7 +423,7 @@ class _Composer:
         self.faults.append(Fault(_location(self.file, place), code, message))
 
 
-# --- text and syntax ----------------------------------------------------------------------------------------------
+# --- text and syntax ------------------------------------------------------------------
 
 
 def _decode(content: bytes) -> str:
@@ -359,7 +431,9 @@ def _decode(content: bytes) -> str:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         place = _place(content[: error.start].decode("utf-8", "replace"))
-        message = f"byte 0x{content[error.start]:02x} is not UTF-8, expected text in UTF-8"
+        message = (
+            f"byte 0x{content[error.start]:02x} is not UTF-8, expected text in UTF-8"
+        )
         raise _UnreadableError(place, FaultCode.NOT_YAML, message) from error
     bad = Reader.NON_PRINTABLE.search(text)
     if bad:
@@ -384,15 +458,21 @@ def _syntax_error(text: str, error: yaml.MarkedYAMLError) -> _UnreadableError:
     if error.context == _IN_QUOTES:  # its problem is at the end of the file
         mark = error.context_mark
     if mark is None:
-        return _UnreadableError(_at(1, 1), FaultCode.NOT_YAML, f"not YAML: {error.problem}")
+        return _UnreadableError(
+            _at(1, 1), FaultCode.NOT_YAML, f"not YAML: {error.problem}"
+        )
     hint = _hint(text, error)
     context = f"{error.context}: " if error.context else ""
     message = f"not YAML: {context}{error.problem}{hint}"
-    return _UnreadableError(_at(mark.line + 1, mark.column + 1), FaultCode.NOT_YAML, message)
+    return _UnreadableError(
+        _at(mark.line + 1, mark.column + 1), FaultCode.NOT_YAML, message
+    )
 
 
 def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
-    """Return how to fix the likely mistake: text without quotes, a tab, a quote or the indentation."""
+    """Return how to fix the likely mistake: text without quotes, a tab, a quote or the
+    indentation.
+    """
     lines = text.splitlines()
     for mark in (error.context_mark, error.problem_mark):
         if mark is None or mark.line >= len(lines):
@@ -405,15 +485,27 @@ def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
     mark = error.problem_mark
     if error.problem in _HINTS or mark is None:
         return _HINTS.get(error.problem or "", "")
-    if error.problem in _OF_KEYS and (number := _line_of_glued_key(lines[: mark.line + 1])):
+    if error.problem in _OF_KEYS and (
+        number := _line_of_glued_key(lines[: mark.line + 1])
+    ):
         return f"; is a space missing after the ':' in line {number}?"
     line = lines[mark.line] if mark.line < len(lines) else ""
-    return _hint_of_indentation(line, mark.column) if error.problem in _OF_INDENTATION else ""
+    return (
+        _hint_of_indentation(line, mark.column)
+        if error.problem in _OF_INDENTATION
+        else ""
+    )
 
 
 def _line_of_glued_key(lines: list[str]) -> int | None:
-    numbers = [number for number, line in enumerate(lines, 1) if line.lstrip(" ")[:1] not in ("", "#")]
-    return next((number for number in numbers[-2:] if _GLUED_KEY.match(lines[number - 1])), None)
+    numbers = [
+        number
+        for number, line in enumerate(lines, 1)
+        if line.lstrip(" ")[:1] not in ("", "#")
+    ]
+    return next(
+        (number for number in numbers[-2:] if _GLUED_KEY.match(lines[number - 1])), None
+    )
 
 
 def _hint_of_indentation(line: str, column: int) -> str:
@@ -440,7 +532,7 @@ def _location(file: str, place: Place) -> Location:
     return Location(file, place >> _COLUMN_BITS, place & _COLUMN_MASK)
 
 
-# --- scalars ------------------------------------------------------------------------------------------------------
+# --- scalars --------------------------------------------------------------------------
 
 
 def _scalar(event: ScalarEvent) -> object:
@@ -463,10 +555,17 @@ def _implicit_tag(text: str) -> str | None:
 
 
 def _may_be_empty(keys: list[str], value: Node) -> bool:
-    """Whether nothing is allowed: a test can expect none, or send it in a document; a client can have no token left."""
+    """Whether nothing is allowed: a test can expect none, or send it in a document; a
+    client can have no token left.
+    """
     if keys[:2] == _TESTED_BODY:
-        return value.data in ([], {}) or (isinstance(value.data, Unquoted) and bool(value.data.text))
-    return value.data == [] and (keys in _EMPTY_IS_NONE or (keys[:1] == ["clients"] and keys[2:] == ["token_sha256"]))
+        return value.data in ([], {}) or (
+            isinstance(value.data, Unquoted) and bool(value.data.text)
+        )
+    return value.data == [] and (
+        keys in _EMPTY_IS_NONE
+        or (keys[:1] == ["clients"] and keys[2:] == ["token_sha256"])
+    )
 
 
 def _may_be_null(keys: list[str], value: Node, *, in_list: bool) -> bool:
@@ -474,7 +573,9 @@ def _may_be_null(keys: list[str], value: Node, *, in_list: bool) -> bool:
     if not isinstance(value.data, Unquoted) or not value.data.text:
         return False
     for above, steps in _DOCUMENTS:
-        if keys[: len(above)] == above and (keys[steps:] == keys[-1:] or (in_list and keys[steps + 1 :] == ["values"])):
+        if keys[: len(above)] == above and (
+            keys[steps:] == keys[-1:] or (in_list and keys[steps + 1 :] == ["values"])
+        ):
             return True
     return False
 
@@ -494,7 +595,11 @@ def describe(value: object) -> str:
 
 def kind(value: object) -> str:
     """Return the kind of a value, and nothing of its content."""
-    return "a plain value" if isinstance(value, str | int) or _has_text(value) else describe(value)
+    return (
+        "a plain value"
+        if isinstance(value, str | int) or _has_text(value)
+        else describe(value)
+    )
 
 
 def _has_text(value: object) -> bool:
@@ -502,12 +607,18 @@ def _has_text(value: object) -> bool:
 
 
 def quote_it(value: object) -> str:
-    """Return how to fix a value that YAML reads as something else than text because it has no quotes."""
+    """Return how to fix a value that YAML reads as something else than text because it
+    has no quotes.
+    """
     if isinstance(value, Unquoted):
         return f" (quote it: without quotes YAML reads it as {value.meaning})"
     if isinstance(value, bool | int):
         return " (quote it)"
-    return " (quote it, if it is one that starts with '{')" if isinstance(value, dict) else ""
+    return (
+        " (quote it, if it is one that starts with '{')"
+        if isinstance(value, dict)
+        else ""
+    )
 
 
 def _short(text: str) -> str:
@@ -534,9 +645,20 @@ _EMPTY_IS_NONE = (
     ["rules", "body", "git", "options"],
 )
 # The keys above what may stand in a JSON document, and at which step its pointer is.
-_DOCUMENTS = ((["rules", "body", "json"], 3), (["rules", "body", "mcp", "arguments"], 5))
+_DOCUMENTS = (
+    (["rules", "body", "json"], 3),
+    (["rules", "body", "mcp", "arguments"], 5),
+)
 _NAME_SECRETS = (["credentials"], ["upstreams"], ["sealed_tokens"])
-_PRIVATE_FIELDS = (["bearer"], ["basic"], ["value"], ["headers"], ["parameters"], ["keys"], ["aws_sigv4"])
+_PRIVATE_FIELDS = (
+    ["bearer"],
+    ["basic"],
+    ["value"],
+    ["headers"],
+    ["parameters"],
+    ["keys"],
+    ["aws_sigv4"],
+)
 _KEYS_OF_PRIVATE = frozenset(
     """
     networks users token_sha256 sha256 expires
@@ -546,14 +668,24 @@ _KEYS_OF_PRIVATE = frozenset(
     github_app app_id installation_id private_key repositories permissions api_url
     """.split()  # noqa: SIM905 - one a line is longer
 )
-_MEANINGS = {"null": _NULL, "bool": "true or false", "int": "a number", "float": "a number", "timestamp": "a time"}
+_MEANINGS = {
+    "null": _NULL,
+    "bool": "true or false",
+    "int": "a number",
+    "float": "a number",
+    "timestamp": "a time",
+}
 _INDICATORS = ("*", "&", "!", "%", "@", "`")
 _OF_INDENTATION = (
     "did not find expected '-' indicator",
     "did not find expected key",
     "mapping values are not allowed in this context",
 )
-_OF_KEYS = (*_OF_INDENTATION, "could not find expected ':'", "did not find expected <document start>")
+_OF_KEYS = (
+    *_OF_INDENTATION,
+    "could not find expected ':'",
+    "did not find expected <document start>",
+)
 _GLUED_KEY = re.compile(r"[ -]*(?:version:\S|[a-z]+:[^\s/:0-9])")  # not localhost:80
 _CLOSING = ("]", "}", "'", '"')
 _IN_QUOTES = "while scanning a quoted scalar"

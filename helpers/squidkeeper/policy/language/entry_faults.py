@@ -1,4 +1,6 @@
-"""Faults of entries that their shape does not show: what stands beside each other, twice, too often or in a cycle."""
+"""Faults of entries that their shape does not show: what stands beside each other,
+twice, too often or in a cycle.
+"""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +15,13 @@ from squidkeeper.policy.language.parameters import plain_parameter
 
 def entry_faults(documents: Iterable[Document]) -> Iterator[Fault]:
     """Find the faults of all files together."""
-    checks = (_observing_faults, _preset_faults, _login_faults, _credential_faults, _secret_faults)
+    checks = (
+        _observing_faults,
+        _preset_faults,
+        _login_faults,
+        _credential_faults,
+        _secret_faults,
+    )
     return chain.from_iterable(check(documents) for check in checks)
 
 
@@ -23,7 +31,7 @@ def conflicts(policy: Policy) -> Iterator[Fault]:
     yield from _too_many_headers(policy)
 
 
-# --- observe: true ----------------------------------------------------------------------------------------------------
+# --- observe: true --------------------------------------------------------------------
 
 _NOT_OBSERVING = {
     "private": "it opens no private address",
@@ -37,15 +45,26 @@ _NOT_OBSERVING = {
 
 
 def _observing_faults(documents: Iterable[Document]) -> Iterator[Fault]:
-    """Find what cannot stand beside `observe: true`: a rule that observes decides nothing."""
+    """Find what cannot stand beside `observe: true`: a rule that observes decides
+    nothing.
+    """
     for document in documents:
         for _, entry, steps in entries(document, "rules"):
-            for key in _NOT_OBSERVING.keys() & entry.keys() if entry.get("observe") is True else ():
+            for key in (
+                _NOT_OBSERVING.keys() & entry.keys()
+                if entry.get("observe") is True
+                else ()
+            ):
                 message = (
-                    f"{key!r} beside observe: true: a rule that observes decides nothing, so {_NOT_OBSERVING[key]};"
+                    f"{key!r} beside observe: true: a rule that observes "
+                    f"decides nothing, so {_NOT_OBSERVING[key]};"
                 )
                 remedy = f"remove {key!r} until the rule decides"
-                yield Fault(document.locate((*steps, key), key=True), FaultCode.OBSERVE_CONFLICT, f"{message} {remedy}")
+                yield Fault(
+                    document.locate((*steps, key), key=True),
+                    FaultCode.OBSERVE_CONFLICT,
+                    f"{message} {remedy}",
+                )
         defaults = document.data.get("defaults")
         if not isinstance(defaults, dict) or defaults.get("observe") is not True:
             continue
@@ -55,13 +74,16 @@ def _observing_faults(documents: Iterable[Document]) -> Iterator[Fault]:
             yield Fault(place, FaultCode.OBSERVE_CONFLICT, message)
         if defaults.get("action") == Action.ALLOW:
             message = (
-                "observe: true beside action: allow, which denies nothing that could be observed; expected action: deny"
+                "observe: true beside action: allow, which denies nothing "
+                "that could be observed; expected action: deny"
             )
             place = document.locate(("defaults", "observe"), key=True)
-            yield Fault(place, FaultCode.OBSERVE_CONFLICT, f"{message} (or 'action' left out)")
+            yield Fault(
+                place, FaultCode.OBSERVE_CONFLICT, f"{message} (or 'action' left out)"
+            )
 
 
-# --- presets ----------------------------------------------------------------------------------------------------------
+# --- presets --------------------------------------------------------------------------
 
 
 def named_presets(documents: Iterable[Document]) -> Iterator[tuple[str, Location]]:
@@ -87,19 +109,23 @@ def _preset_faults(documents: Iterable[Document]) -> Iterator[Fault]:
             yield Fault(location, FaultCode.DUPLICATE_NAME, message)
 
 
-# --- clients with tokens ----------------------------------------------------------------------------------------------
+# --- clients with tokens --------------------------------------------------------------
 
 _LOGIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NAME_EXPECTED = "expected up to 64 letters, digits and . _ - (it is the user in HTTPS_PROXY=http://NAME:TOKEN@…)"
 
 
 def is_login_name(name: str) -> bool:
-    """Whether a client of this name can log in: every program writes the name in a proxy's URL as it is."""
+    """Whether a client of this name can log in: every program writes the name in a
+    proxy's URL as it is.
+    """
     return _LOGIN_NAME.fullmatch(name) is not None
 
 
 def _login_faults(documents: Iterable[Document]) -> Iterator[Fault]:
-    """Find clients with tokens whose name no proxy URL can hold, and those that have users besides."""
+    """Find clients with tokens whose name no proxy URL can hold, and those that have
+    users besides.
+    """
     for document in documents:
         for _, entry, steps in entries(document, "clients"):
             if "token_sha256" not in entry:
@@ -107,10 +133,16 @@ def _login_faults(documents: Iterable[Document]) -> Iterator[Fault]:
             name = str(steps[1])
             if not is_login_name(name):
                 message = f"no program can log in as {name!r}, {NAME_EXPECTED}"
-                yield Fault(document.locate(steps, key=True), FaultCode.INVALID_TOKEN, message)
+                yield Fault(
+                    document.locate(steps, key=True), FaultCode.INVALID_TOKEN, message
+                )
             if "users" in entry:
                 message = "'users' beside 'token_sha256', expected one of them: who logs in by token is the client"
-                yield Fault(document.locate((*steps, "users"), key=True), FaultCode.INVALID_TOKEN, message)
+                yield Fault(
+                    document.locate((*steps, "users"), key=True),
+                    FaultCode.INVALID_TOKEN,
+                    message,
+                )
 
 
 def _shared_tokens(policy: Policy) -> Iterator[Fault]:
@@ -124,13 +156,16 @@ def _shared_tokens(policy: Policy) -> Iterator[Fault]:
                 yield Fault(client.location, FaultCode.INVALID_TOKEN, message)
 
 
-# --- credentials ------------------------------------------------------------------------------------------------------
+# --- credentials ----------------------------------------------------------------------
 
-RENDERED_AT_MOST = 32  # headers; each has up to 32 spellings, and so as many lines in Squid's configuration
+# headers; each has up to 32 spellings, and so as many lines in Squid's configuration
+RENDERED_AT_MOST = 32
 
 
 def _credential_faults(documents: Iterable[Document]) -> Iterator[Fault]:
-    """Find a header beside what has headers of its own, and names and placeholders that stand twice."""
+    """Find a header beside what has headers of its own, and names and placeholders that
+    stand twice.
+    """
     placeholders: dict[str, Location] = {}
     for document in documents:
         for _, entry, steps in entries(document, "credentials"):
@@ -154,33 +189,55 @@ def _too_many_headers(policy: Policy) -> Iterator[Fault]:
         if len(rendered) > RENDERED_AT_MOST:
             message = f"with this one the credentials need {len(rendered)} headers beyond those of squid.conf"
             expected = f"expected {RENDERED_AT_MOST} at most"
-            yield Fault(credential.location, FaultCode.INVALID_HEADER, f"{message}, {expected}")
+            yield Fault(
+                credential.location, FaultCode.INVALID_HEADER, f"{message}, {expected}"
+            )
             return
 
 
 _LEFT_OUT = ", expected it left out, or every header in 'headers'"
-_NO_HEADER_BESIDE = {"headers": _LEFT_OUT, "parameters": _LEFT_OUT, "aws_sigv4": ": a signature has its own headers"}
+_NO_HEADER_BESIDE = {
+    "headers": _LEFT_OUT,
+    "parameters": _LEFT_OUT,
+    "aws_sigv4": ": a signature has its own headers",
+}
 
 
-def _beside_faults(document: Document, entry: Mapping[str, object], steps: tuple[str | int, ...]) -> Iterator[Fault]:
+def _beside_faults(
+    document: Document, entry: Mapping[str, object], steps: tuple[str | int, ...]
+) -> Iterator[Fault]:
     for key, expected in _NO_HEADER_BESIDE.items() if "header" in entry else ():
         if key in entry:
             message = f"'header' is for bearer, basic and value{expected}"
-            yield Fault(document.locate((*steps, "header"), key=True), FaultCode.KEY_CHOICE, message)
+            yield Fault(
+                document.locate((*steps, "header"), key=True),
+                FaultCode.KEY_CHOICE,
+                message,
+            )
 
 
-def _twice_faults(document: Document, names: Iterable[str], steps: tuple[str | int, ...]) -> Iterator[Fault]:
+def _twice_faults(
+    document: Document, names: Iterable[str], steps: tuple[str | int, ...]
+) -> Iterator[Fault]:
     seen: set[str] = set()
     for name in names:
         if plain_parameter(name) in seen:
             message = "this name is also above in another spelling, expected it once"
-            yield Fault(document.locate((*steps, name), key=True), FaultCode.DUPLICATE_NAME, message)
+            yield Fault(
+                document.locate((*steps, name), key=True),
+                FaultCode.DUPLICATE_NAME,
+                message,
+            )
         seen.add(plain_parameter(name))
 
 
-# --- secrets that need others -----------------------------------------------------------------------------------------
+# --- secrets that need others ---------------------------------------------------------
 
-_NEEDING = (("oauth2", "client_secret"), ("oauth2", "refresh_token"), ("github_app", "private_key"))
+_NEEDING = (
+    ("oauth2", "client_secret"),
+    ("oauth2", "refresh_token"),
+    ("github_app", "private_key"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +251,15 @@ class _Reference:
 
 
 def _secret_faults(documents: Iterable[Document]) -> Iterator[Fault]:
-    """Find grants that lack what they need, secrets of a kind that cannot be used there, and cycles."""
+    """Find grants that lack what they need, secrets of a kind that cannot be used
+    there, and cycles.
+    """
     documents = tuple(documents)
-    kinds = {str(steps[1]): entry for document in documents for _, entry, steps in entries(document, "secrets")}
+    kinds = {
+        str(steps[1]): entry
+        for document in documents
+        for _, entry, steps in entries(document, "secrets")
+    }
     references = [*_references(documents)]
     for document in documents:
         yield from _grant_faults(document)
@@ -208,7 +271,11 @@ def _secret_faults(documents: Iterable[Document]) -> Iterator[Fault]:
     for reference in references:
         if reference.secret in _reached(reference.needed, needed):
             message = "the secret needs itself, through this name, expected one with 'file' or 'command'"
-            yield Fault(reference.document.locate(reference.steps), FaultCode.SECRET_CYCLE, message)
+            yield Fault(
+                reference.document.locate(reference.steps),
+                FaultCode.SECRET_CYCLE,
+                message,
+            )
 
 
 def _references(documents: Iterable[Document]) -> Iterator[_Reference]:
@@ -217,16 +284,28 @@ def _references(documents: Iterable[Document]) -> Iterator[_Reference]:
             for kind, key in _NEEDING:
                 source = entry.get(kind)
                 if isinstance(source, dict) and isinstance(source.get(key), str):
-                    yield _Reference(document, str(steps[1]), source[key], (*steps, kind, key))
+                    yield _Reference(
+                        document, str(steps[1]), source[key], (*steps, kind, key)
+                    )
 
 
-def _kind_faults(reference: _Reference, needed: Mapping[str, object]) -> Iterator[Fault]:
+def _kind_faults(
+    reference: _Reference, needed: Mapping[str, object]
+) -> Iterator[Fault]:
     place = reference.document.locate(reference.steps)
     if "env" in needed:
         message = "the secret is a variable of Squid's environment, which 'squidkeeper secrets' does not know"
-        yield Fault(place, FaultCode.INVALID_SOURCE, f"{message}, expected one with 'file' or 'command'")
+        yield Fault(
+            place,
+            FaultCode.INVALID_SOURCE,
+            f"{message}, expected one with 'file' or 'command'",
+        )
     elif needed and reference.steps[-1] == "private_key" and "file" not in needed:
-        yield Fault(place, FaultCode.INVALID_SOURCE, "a private key is read from a file, expected a secret with 'file'")
+        yield Fault(
+            place,
+            FaultCode.INVALID_SOURCE,
+            "a private key is read from a file, expected a secret with 'file'",
+        )
 
 
 def _grant_faults(document: Document) -> Iterator[Fault]:
@@ -237,7 +316,11 @@ def _grant_faults(document: Document) -> Iterator[Fault]:
         lacking = _LACKING.get(str(source.get("grant")))
         if lacking and lacking not in source:
             message = f"key {lacking!r} is missing, which this grant needs"
-            yield Fault(document.locate((*steps, "oauth2"), key=True), FaultCode.MISSING_KEY, message)
+            yield Fault(
+                document.locate((*steps, "oauth2"), key=True),
+                FaultCode.MISSING_KEY,
+                message,
+            )
 
 
 def _reached(name: str, needed: Mapping[str, Iterable[str]]) -> set[str]:

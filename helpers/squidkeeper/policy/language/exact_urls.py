@@ -8,7 +8,10 @@ from squidkeeper.policy.url import Url, parse_url, readings
 
 @dataclass(frozen=True, slots=True)
 class ExactUrl:
-    """One URL with its whole query: nothing in it is a wildcard. Its readings are those of the same path as sent."""
+    """One URL with its whole query: nothing in it is a wildcard.
+
+    Its readings are those of the same path as sent.
+    """
 
     url: Url
 
@@ -23,7 +26,9 @@ class ExactUrl:
         return self.url.scheme, self.url.host.text, self.url.port
 
     def matches(self, sent: str, query: str | None) -> bool:
-        """Whether a path as sent, with a query, is of this URL; the origin is for other fields."""
+        """Whether a path as sent, with a query, is of this URL; the origin is for other
+        fields.
+        """
         return (sent, query) == (self.url.path, self.url.query)
 
 

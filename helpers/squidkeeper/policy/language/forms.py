@@ -1,4 +1,6 @@
-"""The forms of a credential: what it puts into a request, and where; its value as text with {secret} in it."""
+"""The forms of a credential: what it puts into a request, and where; its value as text
+with {secret} in it.
+"""
 
 import re
 from collections.abc import Mapping
@@ -14,12 +16,16 @@ _PRINTABLE = re.compile(r"[\x20-\x7e]*")
 _RENDERED = "(rendered)"  # no header has this name
 
 
-@dataclass(frozen=True, slots=True, eq=False)  # looked up for each request: hashing the fields takes 0.6 us
+@dataclass(
+    frozen=True, slots=True, eq=False
+)  # looked up for each request: hashing the fields takes 0.6 us
 class InjectedValue:
-    """One value under a name: `template` with {secret} in it; with `username`, the whole is a basic credential.
+    """One value under a name: `template` with {secret} in it; with `username`, the
+    whole is a basic credential.
 
-    `bearer: s` is the template `Bearer {s}`; `basic` has `username` and the template of the password; `value` is its
-    own template. Literal braces are doubled, as in Python's str.format. A value is equal to itself alone.
+    `bearer: s` is the template `Bearer {s}`; `basic` has `username` and the template of
+    the password; `value` is its own template. Literal braces are doubled, as in
+    Python's str.format. A value is equal to itself alone.
     """
 
     name: str
@@ -30,9 +36,13 @@ class InjectedValue:
 
 @dataclass(frozen=True, slots=True)
 class Headers:
-    """One header or more. `rendered` are those that squid.conf adds by lines that are rendered from the policy.
+    """One header or more.
 
-    Of two credentials with a common claim a request gets one: they share a header, or both have rendered ones.
+    `rendered` are those that squid.conf adds by lines that are rendered from the
+    policy.
+
+    Of two credentials with a common claim a request gets one: they share a header, or
+    both have rendered ones.
     """
 
     values: tuple[InjectedValue, ...]
@@ -43,7 +53,9 @@ class Headers:
         rendered = tuple(name for name in self.places if name.lower() not in SHIPPED)
         names = [name.lower() for name in self.places]
         object.__setattr__(self, "rendered", rendered)
-        object.__setattr__(self, "claims", frozenset([*names, _RENDERED] if rendered else names))
+        object.__setattr__(
+            self, "claims", frozenset([*names, _RENDERED] if rendered else names)
+        )
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -92,7 +104,11 @@ class QueryParameters:
     claims: frozenset[str] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "claims", frozenset(f"?{plain_parameter(value.name)}" for value in self.values))
+        object.__setattr__(
+            self,
+            "claims",
+            frozenset(f"?{plain_parameter(value.name)}" for value in self.values),
+        )
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -110,13 +126,21 @@ class QueryParameters:
         return ()
 
 
-_SIGNATURE = ("Authorization", "X-Amz-Date", "X-Amz-Content-Sha256", "X-Amz-Security-Token")
+_SIGNATURE = (
+    "Authorization",
+    "X-Amz-Date",
+    "X-Amz-Content-Sha256",
+    "X-Amz-Security-Token",
+)
 _SIGNED = Headers(tuple(InjectedValue(name, "", ()) for name in _SIGNATURE))
 
 
 @dataclass(frozen=True, slots=True)
 class AwsSigV4:
-    """AWS Signature Version 4 of the request that is fetched. The keys are names of secrets."""
+    """AWS Signature Version 4 of the request that is fetched.
+
+    The keys are names of secrets.
+    """
 
     access_key_id: str
     secret_access_key: str
@@ -132,7 +156,11 @@ class AwsSigV4:
     @property
     def secrets(self) -> tuple[str, ...]:
         """The secrets that it needs."""
-        return tuple(filter(None, (self.access_key_id, self.secret_access_key, self.session_token)))
+        return tuple(
+            filter(
+                None, (self.access_key_id, self.secret_access_key, self.session_token)
+            )
+        )
 
     @property
     def claims(self) -> frozenset[str]:
@@ -155,7 +183,10 @@ def signs(form: Form) -> bool:
 
 def values_of(templates: Mapping[str, str]) -> tuple[InjectedValue, ...]:
     """Make the values of templates by name."""
-    return tuple(InjectedValue(name, text, parse_template(text)) for name, text in templates.items())
+    return tuple(
+        InjectedValue(name, text, parse_template(text))
+        for name, text in templates.items()
+    )
 
 
 def _secrets(values: tuple[InjectedValue, ...]) -> tuple[str, ...]:
@@ -163,15 +194,21 @@ def _secrets(values: tuple[InjectedValue, ...]) -> tuple[str, ...]:
 
 
 def parse_template(text: str) -> tuple[str, ...]:
-    """List the secrets that a template names, in order; `PatternError` where it is none.
+    """List the secrets that a template names, in order; `PatternError` where it is
+    none.
 
-    Literal braces are doubled. The rest is sent in a header unchanged, so it must be printable ASCII.
+    Literal braces are doubled. The rest is sent in a header unchanged, so it must be
+    printable ASCII.
     """
     for match in _PART.finditer(text):
         if match[0] in ("{", "}"):
-            raise PatternError(f"the value has a {match[0]!r} alone, expected {{secret}}, or braces doubled")
+            raise PatternError(
+                f"the value has a {match[0]!r} alone, expected {{secret}}, or braces doubled"
+            )
     if not _PRINTABLE.fullmatch(_PART.sub("", text)):
-        raise PatternError("the value holds something else than printable ASCII, which no header can carry")
+        raise PatternError(
+            "the value holds something else than printable ASCII, which no header can carry"
+        )
     return tuple(dict.fromkeys(fields_of(text)))
 
 

@@ -14,20 +14,29 @@ Matcher = Callable[[str], bool]
 def glob_matcher(parts: tuple[str, ...], wildcards: Mapping[str, str]) -> Matcher:
     """Make a matcher for whole texts out of literal parts and wildcards.
 
-    `wildcards` has the RE2 expression of each wildcard; any other part is literal. Matching without RE2, and checking
-    the beginning and end of a text first, is a hundred times as fast on a long text. An RE2 program, made at the first
-    match, costs a policy of ten thousand rules megabytes and half a second.
+    `wildcards` has the RE2 expression of each wildcard; any other part is literal.
+    Matching without RE2, and checking the beginning and end of a text first, is a
+    hundred times as fast on a long text. An RE2 program, made at the first match, costs
+    a policy of ten thousand rules megabytes and half a second.
     """
     if not any(part in wildcards for part in parts):
         return "".join(parts).__eq__
     if all(wildcards.get(part, ANYTHING) == ANYTHING for part in parts):
         return _matcher_of_literals(parts, wildcards)
-    prefix, suffix = ("" if part in wildcards else part for part in (parts[0], parts[-1]))
-    matches = regex_matcher("".join(wildcards.get(part) or re2.escape(part) for part in parts))
-    return lambda text: text.startswith(prefix) and text.endswith(suffix) and matches(text)
+    prefix, suffix = (
+        "" if part in wildcards else part for part in (parts[0], parts[-1])
+    )
+    matches = regex_matcher(
+        "".join(wildcards.get(part) or re2.escape(part) for part in parts)
+    )
+    return lambda text: (
+        text.startswith(prefix) and text.endswith(suffix) and matches(text)
+    )
 
 
-def _matcher_of_literals(parts: tuple[str, ...], wildcards: Mapping[str, str]) -> Matcher:
+def _matcher_of_literals(
+    parts: tuple[str, ...], wildcards: Mapping[str, str]
+) -> Matcher:
     literals = [""]
     for part in parts:
         if part in wildcards:
@@ -53,7 +62,9 @@ def _matcher_of_literals(parts: tuple[str, ...], wildcards: Mapping[str, str]) -
 
 
 def regex_matcher(expression: str) -> Matcher:
-    """Make a matcher for whole texts out of an RE2 expression; it is compiled on first use."""
+    """Make a matcher for whole texts out of an RE2 expression; it is compiled on first
+    use.
+    """
 
     @cache
     def program() -> re2._Regexp:
@@ -63,9 +74,11 @@ def regex_matcher(expression: str) -> Matcher:
 
 
 def compile_regex(expression: str) -> re2._Regexp:
-    """Compile an RE2 expression in which `.` means any character; `re2.error` where it is not one.
+    """Compile an RE2 expression in which `.` means any character; `re2.error` where it
+    is not one.
 
-    Without named groups nothing is captured: RE2 that has to capture takes up to fifty times as long.
+    Without named groups nothing is captured: RE2 that has to capture takes up to fifty
+    times as long.
     """
     regex = re2.compile(expression, _CAPTURING)
     return regex if regex.groupindex else re2.compile(expression, _NOT_CAPTURING)

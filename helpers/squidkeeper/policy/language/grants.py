@@ -8,7 +8,9 @@ from squidkeeper.policy.language.document import Document, entries
 from squidkeeper.policy.language.model import Policy, Rule
 from squidkeeper.policy.url import is_private
 
-FLEET_GRANTS: Final = "fleet-grants.yaml"  # in a policy directory: what commands grant on all gateways
+FLEET_GRANTS: Final = (
+    "fleet-grants.yaml"  # in a policy directory: what commands grant on all gateways
+)
 _CHOICES = (("clients", "any_client"), ("hosts", "urls"))
 _OF_URLS = ("paths", "schemes", "ports")
 _PRIVATE = "is private, and no grant opens a private address, expected a rule with private: true"
@@ -23,7 +25,11 @@ def entry_faults(documents: Iterable[Document]) -> Iterator[Fault]:
             for key in _OF_URLS if "urls" in entry else ():
                 if key in entry:
                     message = f"{key!r} beside 'urls', which have their own, expected one of them"
-                    yield Fault(document.locate((*steps, key), key=True), FaultCode.KEY_CHOICE, message)
+                    yield Fault(
+                        document.locate((*steps, key), key=True),
+                        FaultCode.KEY_CHOICE,
+                        message,
+                    )
 
 
 def _wrong_choices(entry: Mapping[str, object]) -> Iterator[str]:
@@ -38,10 +44,18 @@ def conflicts(policy: Policy) -> Iterator[Fault]:
     """Find grants of private addresses, and those whose URLs are of several origins."""
     for grant in policy.grants:
         for text in _private_hosts(grant):
-            yield Fault(grant.location, FaultCode.INVALID_HOST, f"grant {grant.name!r}: {text} {_PRIVATE}")
+            yield Fault(
+                grant.location,
+                FaultCode.INVALID_HOST,
+                f"grant {grant.name!r}: {text} {_PRIVATE}",
+            )
         if len({url.origin for url in grant.match.urls or ()}) > 1:
-            message = "has URLs of several hosts, schemes or ports, expected a grant for each"
-            yield Fault(grant.location, FaultCode.INVALID_URL, f"grant {grant.name!r} {message}")
+            message = (
+                "has URLs of several hosts, schemes or ports, expected a grant for each"
+            )
+            yield Fault(
+                grant.location, FaultCode.INVALID_URL, f"grant {grant.name!r} {message}"
+            )
 
 
 def named_clients(document: Document) -> frozenset[str]:
@@ -57,7 +71,11 @@ def for_nobody(policy: Policy) -> Iterator[Fault]:
     for grant in policy.grants:
         for name in sorted((grant.match.clients or frozenset()) - known):
             message = f"grant {grant.name!r} is for the client {name!r}, which the policy does not have: remove it"
-            yield Fault(grant.location, FaultCode.GRANT_FOR_NOBODY, f"{message} (squidkeeper grant --revoke)")
+            yield Fault(
+                grant.location,
+                FaultCode.GRANT_FOR_NOBODY,
+                f"{message} (squidkeeper grant --revoke)",
+            )
 
 
 def _private_hosts(grant: Rule) -> Iterator[str]:

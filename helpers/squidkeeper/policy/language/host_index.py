@@ -1,4 +1,6 @@
-"""The entries of a policy by the hosts they match: the cost does not depend on their number."""
+"""The entries of a policy by the hosts they match: the cost does not depend on their
+number.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
@@ -18,9 +20,14 @@ class Matching(Protocol):
 
 
 class HostIndex:
-    """Entries by their position and the hosts they match. A lookup costs the labels of the host, not the entries."""
+    """Entries by their position and the hosts they match.
 
-    def __init__(self, entries: Sequence[Matching], lists: Mapping[str, HostList]) -> None:
+    A lookup costs the labels of the host, not the entries.
+    """
+
+    def __init__(
+        self, entries: Sequence[Matching], lists: Mapping[str, HostList]
+    ) -> None:
         self._by_key: dict[str, list[int]] = {}
         self._by_network: list[tuple[Network, int]] = []
         self._by_list: dict[str, list[int]] = {}
@@ -46,26 +53,39 @@ class HostIndex:
             self._has_wildcards |= self._lists[name].has_wildcards
 
     def positions(self, host: Host) -> tuple[int, ...]:
-        """List, in the policy's order, the positions of the entries whose `hosts` and `lists` hold for a host."""
+        """List, in the policy's order, the positions of the entries whose `hosts` and
+        `lists` hold for a host.
+        """
         if self._is_empty:
             return ()
         keys = host_keys(host, wildcards=self._has_wildcards)
         found = self._with_keys(keys)
         if host.address is not None:
-            found += (position for network, position in self._by_network if host.address in network)
+            found += (
+                position
+                for network, position in self._by_network
+                if host.address in network
+            )
         for name, positions in self._by_list.items():
             if self._lists[name].holds(host, keys):
                 found += positions
-        return tuple(sorted(set(found))) if found else ()  # most hosts have no entry in most sections
+        # most hosts have no entry in most sections
+        return tuple(sorted(set(found))) if found else ()
 
     def covering(self, match: Match) -> list[int]:
-        """List, in the policy's order, the positions of the entries that hold for every host which `match` holds for.
+        """List, in the policy's order, the positions of the entries that hold for every
+        host which `match` holds for.
 
         Of entries that only together cover a host list or two patterns, none is listed.
         """
-        patterns = (HostPattern("*", HostForm.ANY),) if match.any_host else match.hosts or ()
+        patterns = (
+            (HostPattern("*", HostForm.ANY),) if match.any_host else match.hosts or ()
+        )
         groups = [self._covering_pattern(pattern) for pattern in patterns]
-        groups += [{*self._by_list.get(name, ()), *self._with_keys([HostForm.ANY])} for name in match.lists or ()]
+        groups += [
+            {*self._by_list.get(name, ()), *self._with_keys([HostForm.ANY])}
+            for name in match.lists or ()
+        ]
         return sorted(set.intersection(*groups))
 
     def _with_keys(self, keys: Iterable[str]) -> list[int]:
@@ -76,10 +96,16 @@ class HostIndex:
         keys, network = _wider_keys(pattern), pattern.network
         found = set(self._with_keys(keys))
         if network is not None:
-            found.update(position for wider, position in self._by_network if _contains(wider, network))
+            found.update(
+                position
+                for wider, position in self._by_network
+                if _contains(wider, network)
+            )
         for name, positions in self._by_list.items():
             hosts = self._lists[name]
-            if hosts.has_key(keys) or (network is not None and hosts.covers_network(network)):
+            if hosts.has_key(keys) or (
+                network is not None and hosts.covers_network(network)
+            ):
                 found.update(positions)
         return found
 
@@ -89,8 +115,16 @@ def _wider_keys(pattern: HostPattern) -> Sequence[str]:
         return [HostForm.ANY]
     if pattern.form is HostForm.EXACT:
         return host_keys(Host(pattern.name))
-    itself = {HostForm.TREE: (".",), HostForm.LABEL: ("*.", ".", "**."), HostForm.UNDER: (".", "**.")}[pattern.form]
-    above = [key for key in host_keys(Host(pattern.name)) if key.startswith((".", "**.")) and key != f".{pattern.name}"]
+    itself = {
+        HostForm.TREE: (".",),
+        HostForm.LABEL: ("*.", ".", "**."),
+        HostForm.UNDER: (".", "**."),
+    }[pattern.form]
+    above = [
+        key
+        for key in host_keys(Host(pattern.name))
+        if key.startswith((".", "**.")) and key != f".{pattern.name}"
+    ]
     return [*(f"{form}{pattern.name}" for form in itself), *above, HostForm.ANY]
 
 

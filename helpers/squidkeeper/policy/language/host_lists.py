@@ -1,8 +1,9 @@
 """Long host lists, compiled: a set of keys in a trie, which all helpers share.
 
-The keys are those of host patterns (`host_keys`), and one for each network. The keys of a host, and of a host with all
-under it, are stored backwards. All keys that match a host are then prefixes of one text, and one walk down the trie
-finds them, however long the list is.
+The keys are those of host patterns (`host_keys`), and one for each network. The keys of
+a host, and of a host with all under it, are stored backwards. All keys that match a
+host are then prefixes of one text, and one walk down the trie finds them, however long
+the list is.
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,12 +30,16 @@ class ListSummary:
     """What is known of a compiled list."""
 
     patterns: int = 0
-    prefixes: tuple[tuple[int, int], ...] = ()  # version and length of each kind of network in it
+    prefixes: tuple[
+        tuple[int, int], ...
+    ] = ()  # version and length of each kind of network in it
     strange: int = 0  # lines that were not understood
     first_strange: tuple[ListLine, ...] = ()
     widest: ListLine | None = None  # the first '*'
     wide: ListLine | None = None  # the first wildcard over a whole top-level domain
-    exception: ListLine | None = None  # the first line, not understood, that takes hosts out of the list
+    exception: ListLine | None = (
+        None  # the first line, not understood, that takes hosts out of the list
+    )
 
 
 _NOWHERE = Location("")
@@ -47,7 +52,8 @@ class HostList:
     location: Location = _NOWHERE
     summary: ListSummary = field(default_factory=ListSummary)
     trie: Any = field(default_factory=marisa_trie.Trie, repr=False, compare=False)
-    has_wildcards: bool = field(default=True, compare=False)  # whether it can hold `*.x`, `**.x` or `*`
+    # whether it can hold `*.x`, `**.x` or `*`
+    has_wildcards: bool = field(default=True, compare=False)
 
     def __contains__(self, host: Host) -> bool:
         return self.holds(host, host_keys(host))
@@ -55,10 +61,14 @@ class HostList:
     def holds(self, host: Host, keys: Iterable[str]) -> bool:
         """Whether one of its patterns matches a host that has these keys."""
         if host.address is not None:
-            return self.has_key((HostForm.ANY, *_address_keys(host.address, self.summary.prefixes)))
+            return self.has_key(
+                (HostForm.ANY, *_address_keys(host.address, self.summary.prefixes))
+            )
         if self.trie.prefixes(f"{_ALONE}{host.text}"[::-1]):
             return True
-        return self.has_wildcards and self.has_key(key for key in keys if key.startswith(HostForm.ANY))
+        return self.has_wildcards and self.has_key(
+            key for key in keys if key.startswith(HostForm.ANY)
+        )
 
     def has_key(self, keys: Iterable[str]) -> bool:
         """Whether the list holds one of these keys."""
@@ -66,12 +76,16 @@ class HostList:
 
     def covers_network(self, network: Network) -> bool:
         """Whether a network of the list contains all of this one."""
-        wider = tuple(prefix for prefix in self.summary.prefixes if prefix[1] <= network.prefixlen)
+        wider = tuple(
+            prefix for prefix in self.summary.prefixes if prefix[1] <= network.prefixlen
+        )
         return self.has_key(_address_keys(network.network_address, wider))
 
 
 def stored_key(key: str) -> str:
-    """Write a key as a list stores it: those of a host, and of a host with all under it, backwards."""
+    """Write a key as a list stores it: those of a host, and of a host with all under
+    it, backwards.
+    """
     if key.startswith((HostForm.ANY, HostForm.NETWORK)):
         return key
     return (key if key.startswith(HostForm.TREE) else f"{_ALONE}{key}")[::-1]
@@ -82,8 +96,16 @@ def network_key(address: Address, length: int) -> str:
     return f"/{address.version}/{length}/{int(address) >> (address.max_prefixlen - length):x}"
 
 
-def _address_keys(address: Address, prefixes: Iterable[tuple[int, int]]) -> Iterator[str]:
-    return (network_key(address, length) for version, length in prefixes if version == address.version)
+def _address_keys(
+    address: Address, prefixes: Iterable[tuple[int, int]]
+) -> Iterator[str]:
+    return (
+        network_key(address, length)
+        for version, length in prefixes
+        if version == address.version
+    )
 
 
-_ALONE = "=."  # ahead of a name that is listed without those under it; no name holds a =
+_ALONE = (
+    "=."  # ahead of a name that is listed without those under it; no name holds a =
+)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 
 from squidkeeper.base.errors import InvalidUrl, PatternError
 from squidkeeper.policy.language.public_suffixes import is_top_level_domain
@@ -27,7 +34,9 @@ class HostForm(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class HostPattern:
-    """A host pattern: a form and a name, or a network; `name` is empty for a network and for any host."""
+    """A host pattern: a form and a name, or a network; `name` is empty for a network
+    and for any host.
+    """
 
     text: str
     form: HostForm
@@ -36,12 +45,16 @@ class HostPattern:
 
     @property
     def key(self) -> str:
-        """The one spelling of this pattern, as `host_keys` gives it for the hosts it matches (not for networks)."""
+        """The one spelling of this pattern, as `host_keys` gives it for the hosts it
+        matches (not for networks).
+        """
         return f"{self.form}{self.name}"
 
     @property
     def covers_top_level(self) -> bool:
-        """Whether this is a wildcard over a whole top-level domain, such as `*.com`; a zone such as `lan` is none."""
+        """Whether this is a wildcard over a whole top-level domain, such as `*.com`; a
+        zone such as `lan` is none.
+        """
         return self.form in _WILDCARD_FORMS and is_top_level_domain(self.name)
 
     def matches(self, host: Host) -> bool:
@@ -55,21 +68,35 @@ class HostPattern:
         if HostForm.ANY in (self.form, other.form):
             return True
         if self.network is not None and other.network is not None:
-            return self.network.version == other.network.version and self.network.overlaps(other.network)
-        return any(other.matches(host) for host in self._samples()) or any(map(self.matches, other._samples()))
+            return (
+                self.network.version == other.network.version
+                and self.network.overlaps(other.network)
+            )
+        return any(other.matches(host) for host in self._samples()) or any(
+            map(self.matches, other._samples())
+        )
 
     def covers(self, other: HostPattern) -> bool:
         """Whether the pattern matches every host that another one matches."""
         if self.form is HostForm.ANY or other.form is HostForm.ANY:
             return self.form is HostForm.ANY
         if self.network is not None and other.network is not None:
-            return self.network.version == other.network.version and other.network.subnet_of(self.network)  # type: ignore[arg-type] # the versions are the same
+            return (
+                self.network.version == other.network.version
+                and other.network.subnet_of(self.network)  # type: ignore[arg-type] # the versions are the same
+            )
         hosts = [*other._samples(_NO_LABEL)]
         return bool(hosts) and all(map(self.matches, hosts))
 
     def _samples(self, label: str = "x") -> Iterator[Host]:
-        """Return a host of each depth that the pattern tells apart: the name, a label under it, two labels under it."""
-        names = (self.name, f"{label}.{self.name}", f"{label}.{label}.{self.name}") if self.name else ()
+        """Return a host of each depth that the pattern tells apart: the name, a label
+        under it, two labels under it.
+        """
+        names = (
+            (self.name, f"{label}.{self.name}", f"{label}.{label}.{self.name}")
+            if self.name
+            else ()
+        )
         return filter(self.matches, map(Host, names))
 
 
@@ -86,8 +113,12 @@ def parse_host_pattern(text: str) -> HostPattern:
     if host.address is None:
         return HostPattern(text, form, host.text)
     if form is not HostForm.EXACT:
-        raise PatternError(f"host pattern {text!r} can never match: an address has no hosts under it")
-    if _bare_address(text) is None:  # as clients and servers read it: 10.1 is 10.0.0.1, and 010.0.0.1 is 8.0.0.1
+        raise PatternError(
+            f"host pattern {text!r} can never match: an address has no hosts under it"
+        )
+    if (
+        _bare_address(text) is None
+    ):  # as clients and servers read it: 10.1 is 10.0.0.1, and 010.0.0.1 is 8.0.0.1
         raise PatternError(
             f"host pattern {text!r} is a way to write {host.address}, expected the address itself, or a network"
         )
@@ -95,12 +126,18 @@ def parse_host_pattern(text: str) -> HostPattern:
 
 
 def parse_network(text: str) -> Network:
-    """Parse `ADDRESS/BITS`, or an address as the network of itself alone; an IPv4-mapped network is the IPv4 one."""
+    """Parse `ADDRESS/BITS`, or an address as the network of itself alone; an
+    IPv4-mapped network is the IPv4 one.
+    """
     try:
         network = ip_network(text.replace("[", "").replace("]", ""), strict=False)
     except ValueError as error:
-        raise PatternError(f"{text!r} is not an address or a network such as 203.0.113.0/24") from error
-    if str(network.network_address) != str(ip_network(text.split("/")[0].strip("[]")).network_address):
+        raise PatternError(
+            f"{text!r} is not an address or a network such as 203.0.113.0/24"
+        ) from error
+    if str(network.network_address) != str(
+        ip_network(text.split("/")[0].strip("[]")).network_address
+    ):
         raise PatternError(f"network {text!r} has host bits set, expected {network}")
     mapped = getattr(network.network_address, "ipv4_mapped", None)
     if mapped and network.prefixlen >= _MAPPED_BITS:
@@ -109,10 +146,12 @@ def parse_network(text: str) -> Network:
 
 
 def host_keys(host: Host, *, wildcards: bool = True) -> list[str]:
-    """List the keys of every pattern, networks aside, that matches a host: the most specific first, any host last.
+    """List the keys of every pattern, networks aside, that matches a host: the most
+    specific first, any host last.
 
-    A name of n labels has about 3n of them, so that looking a host up costs the same for ten patterns or a million.
-    Without `wildcards`, those of the forms `*.` and `**.` are left out, which are more than half.
+    A name of n labels has about 3n of them, so that looking a host up costs the same
+    for ten patterns or a million. Without `wildcards`, those of the forms `*.` and
+    `**.` are left out, which are more than half.
     """
     if host.address is not None:
         return [HostForm.ANY]
@@ -138,7 +177,9 @@ def _parse_name(text: str, name: str) -> Host:
     try:
         return parse_host(name)
     except InvalidUrl as error:
-        raise PatternError(f"host pattern {text!r} can never match: {error}; expected {_EXPECTED}") from error
+        raise PatternError(
+            f"host pattern {text!r} can never match: {error}; expected {_EXPECTED}"
+        ) from error
 
 
 def sample_host(pattern: HostPattern) -> str | None:
@@ -147,7 +188,11 @@ def sample_host(pattern: HostPattern) -> str | None:
         return bracketed(address_host(pattern.network[0]))
     if pattern.form is HostForm.ANY:
         return None
-    return pattern.name if pattern.form in (HostForm.EXACT, HostForm.TREE) else f"www.{pattern.name}"
+    return (
+        pattern.name
+        if pattern.form in (HostForm.EXACT, HostForm.TREE)
+        else f"www.{pattern.name}"
+    )
 
 
 def _bare_address(text: str) -> IPv4Address | IPv6Address | None:
@@ -164,7 +209,9 @@ def _bare_ipv6(name: str) -> Host | None:
         return None
 
 
-_NO_LABEL = "*"  # of no host and of no name in a pattern: a name that is covered is covered by a wildcard
+# of no host and of no name in a pattern: a name that is covered is covered by a
+# wildcard
+_NO_LABEL = "*"
 _WILDCARD_FORMS = (HostForm.TREE, HostForm.LABEL, HostForm.UNDER)
 _PREFIXED = (HostForm.UNDER, HostForm.LABEL, HostForm.TREE, HostForm.EXACT)
 _MAPPED_BITS = 96

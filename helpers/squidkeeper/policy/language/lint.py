@@ -12,8 +12,19 @@ from squidkeeper.policy.language.body_warnings import narrowing_nothing
 from squidkeeper.policy.language.grants import FLEET_GRANTS
 from squidkeeper.policy.language.host_index import HostIndex
 from squidkeeper.policy.language.hosts import HostForm
-from squidkeeper.policy.language.meter_faults import below_a_reserve, shadowed_prices, uncounted
-from squidkeeper.policy.language.model import FINITE_FIELDS, Action, Match, Policy, Rewrite, Rule
+from squidkeeper.policy.language.meter_faults import (
+    below_a_reserve,
+    shadowed_prices,
+    uncounted,
+)
+from squidkeeper.policy.language.model import (
+    FINITE_FIELDS,
+    Action,
+    Match,
+    Policy,
+    Rewrite,
+    Rule,
+)
 from squidkeeper.policy.language.public_suffixes import is_public_suffix
 from squidkeeper.policy.language.queries import QueryPattern
 from squidkeeper.policy.language.quotas import Counted, never_used
@@ -51,12 +62,23 @@ def lint(policy: Policy, now: datetime) -> tuple[Fault, ...]:
     )
 
 
-def open_to_any_client(policy: Policy, directory: str, now: datetime) -> tuple[Fault, ...]:
-    """List the rules that allow any client, and the default if it does; its location is the policy's directory."""
+def open_to_any_client(
+    policy: Policy, directory: str, now: datetime
+) -> tuple[Fault, ...]:
+    """List the rules that allow any client, and the default if it does; its location is
+    the policy's directory.
+    """
     found = [
-        Fault(rule.location, FaultCode.ANY_CLIENT, f"rule {rule.name!r} allows any client, as it names no clients")
+        Fault(
+            rule.location,
+            FaultCode.ANY_CLIENT,
+            f"rule {rule.name!r} allows any client, as it names no clients",
+        )
         for rule in policy.rules
-        if _opens(rule) and rule.match.clients is None and rule.preset is None and not rule.lapsed(now)
+        if _opens(rule)
+        and rule.match.clients is None
+        and rule.preset is None
+        and not rule.lapsed(now)
     ]
     for preset in policy.presets:
         if preset.clients is None:
@@ -69,7 +91,13 @@ def open_to_any_client(policy: Policy, directory: str, now: datetime) -> tuple[F
     if policy.default_action is Action.ALLOW or policy.observe_default:
         how = "observe: true" if policy.observe_default else "action: allow"
         message = f"the default allows any client (defaults: {{{how}}})"
-        found.append(Fault(policy.observe_default or Location(directory), FaultCode.ANY_CLIENT, message))
+        found.append(
+            Fault(
+                policy.observe_default or Location(directory),
+                FaultCode.ANY_CLIENT,
+                message,
+            )
+        )
     return tuple(found)
 
 
@@ -86,8 +114,12 @@ def _closes(rule: Rule) -> bool:
 def _observing_default(policy: Policy) -> Iterator[Fault]:
     if policy.observe_default is not None:
         message = "what no rule decides is ALLOWED, and recorded as what would be denied (ports 80 and 443, public"
-        remedy = "addresses): remove 'observe' from 'defaults' once the rules are complete"
-        yield Fault(policy.observe_default, FaultCode.OBSERVING_DEFAULT, f"{message} {remedy}")
+        remedy = (
+            "addresses): remove 'observe' from 'defaults' once the rules are complete"
+        )
+        yield Fault(
+            policy.observe_default, FaultCode.OBSERVING_DEFAULT, f"{message} {remedy}"
+        )
 
 
 def _lapsed(policy: Policy, now: datetime) -> Iterator[Fault]:
@@ -97,7 +129,11 @@ def _lapsed(policy: Policy, now: datetime) -> Iterator[Fault]:
             yield Fault(rule.location, FaultCode.RULE_LAPSED, message)
     for grant in policy.grants:
         if grant.expires is not None and grant.lapsed(now):
-            fleet = " --fleet REPOSITORY" if PurePath(grant.location.file).name == FLEET_GRANTS else ""
+            fleet = (
+                " --fleet REPOSITORY"
+                if PurePath(grant.location.file).name == FLEET_GRANTS
+                else ""
+            )
             message = f"grant {grant.name!r} lapsed at {grant.expires.isoformat()} (`squidkeeper grant{fleet} --prune`)"
             yield Fault(grant.location, FaultCode.RULE_LAPSED, message)
 
@@ -114,16 +150,40 @@ def _never_in_force(policy: Policy, now: datetime) -> Iterator[Fault]:
 def _unused(policy: Policy) -> Iterator[Fault]:
     matches = [entry.match for entry in (*policy.entries, *policy.upstreams)]
     secrets = _all(credential.form.secrets for credential in policy.credentials)
-    secrets |= {route.parent.password for route in policy.upstreams if route.parent and route.parent.password}
+    secrets |= {
+        route.parent.password
+        for route in policy.upstreams
+        if route.parent and route.parent.password
+    }
     secrets |= _all(needed_secrets(secret.source) for secret in policy.secrets.values())
     secrets |= {*policy.sealing_keys} | ({*policy.secrets} if policy.watch else set())
-    clients = _all(m.clients for m in matches) | _all(quota.clients for quota in policy.quotas)
-    if any(quota.per is Counted.CLIENT and quota.clients is None for quota in policy.quotas):
-        clients |= {client.name for client in policy.clients if client.users or client.tokens is not None}
+    clients = _all(m.clients for m in matches) | _all(
+        quota.clients for quota in policy.quotas
+    )
+    if any(
+        quota.per is Counted.CLIENT and quota.clients is None for quota in policy.quotas
+    ):
+        clients |= {
+            client.name
+            for client in policy.clients
+            if client.users or client.tokens is not None
+        }
     sections: tuple[tuple[str, Mapping[str, Location], set[str]], ...] = (
-        ("client", {client.name: client.location for client in policy.clients}, clients),
-        ("list", {name: hosts.location for name, hosts in policy.lists.items()}, _all(m.lists for m in matches)),
-        ("secret", {source.name: source.location for source in policy.secrets.values()}, secrets),
+        (
+            "client",
+            {client.name: client.location for client in policy.clients},
+            clients,
+        ),
+        (
+            "list",
+            {name: hosts.location for name, hosts in policy.lists.items()},
+            _all(m.lists for m in matches),
+        ),
+        (
+            "secret",
+            {source.name: source.location for source in policy.secrets.values()},
+            secrets,
+        ),
     )
     for kind, defined, used in sections:
         for name, location in defined.items():
@@ -137,14 +197,21 @@ def _all(groups: Iterable[Iterable[str] | None]) -> set[str]:
 
 def _never(policy: Policy) -> Iterator[Fault]:
     for credential in policy.credentials:
-        if credential.match.schemes is not None and "https" not in credential.match.schemes:
+        if (
+            credential.match.schemes is not None
+            and "https" not in credential.match.schemes
+        ):
             message = f"credential {credential.name!r} is never sent: its schemes leave out https"
             yield Fault(credential.location, FaultCode.NEVER_SENT, message)
 
 
 def _upgrades(policy: Policy) -> Iterator[Fault]:
     for rule in policy.rules:
-        if rule.websocket and rule.match.methods is not None and "GET" not in rule.match.methods:
+        if (
+            rule.websocket
+            and rule.match.methods is not None
+            and "GET" not in rule.match.methods
+        ):
             message = f"rule {rule.name!r} never passes a WebSocket, which begins with a GET: its methods leave out GET"
             yield Fault(rule.location, FaultCode.WEBSOCKET_NEVER, message)
 
@@ -162,19 +229,33 @@ _GRPC_PATH = re.compile(r"/[a-z]\w*(\.\w+)*\.[A-Z]\w*/([A-Z]\w*|\*|\*\*)", re.AS
 
 
 def _git_paths(policy: Policy) -> Iterator[Fault]:
-    """Find the denies of git's own paths without one of the request before them, the only one whose page git shows.
+    """Find the denies of git's own paths without one of the request before them, the
+    only one whose page git shows.
 
-    A deny with a `body` is not one of them: git shows its report, and it does not deny the request before.
+    A deny with a `body` is not one of them: git shows its report, and it does not deny
+    the request before.
     """
-    found = [(rule, service) for rule in policy.rules if _closes(rule) for service in _git_services(rule)]
+    found = [
+        (rule, service)
+        for rule in policy.rules
+        if _closes(rule)
+        for service in _git_services(rule)
+    ]
     for service in dict.fromkeys(service for _, service in found):
         refused = HostIndex((), policy.lists)
-        deniers = [rule for rule in policy.rules if _closes(rule) and _denies_service(rule, service)]
+        deniers = [
+            rule
+            for rule in policy.rules
+            if _closes(rule) and _denies_service(rule, service)
+        ]
         for position, rule in enumerate(deniers):
             refused.add(position, rule.match)
         for rule in (rule for rule, named in found if named == service):
             clients = (None, rule.match.clients)
-            if any(deniers[position].match.clients in clients for position in refused.covering(rule.match)):
+            if any(
+                deniers[position].match.clients in clients
+                for position in refused.covering(rule.match)
+            ):
                 continue
             message = f"rule {rule.name!r}: git shows no page for a denied {service}, only for the request before it"
             remedy = f"expected a deny with query: {{service: {service}}} for the same hosts, too"
@@ -184,14 +265,24 @@ def _git_paths(policy: Policy) -> Iterator[Fault]:
 def _git_services(rule: Rule) -> Iterator[str]:
     if rule.match.query is None and rule.body is None:
         ends = {pattern.text.rpartition("/")[2] for pattern in rule.match.paths or ()}
-        yield from (service for service in _GIT_SERVICES if service in ends and "refs" not in ends)
+        yield from (
+            service
+            for service in _GIT_SERVICES
+            if service in ends and "refs" not in ends
+        )
 
 
 def _denies_service(rule: Rule, service: str) -> bool:
-    """Whether a deny without other conditions refuses the request with which git begins."""
+    """Whether a deny without other conditions refuses the request with which git
+    begins.
+    """
     match = rule.match
     named = [pattern for pattern in match.query or () if pattern.key == "service"]
-    if rule.body is not None or not match.any_path or "GET" not in (match.methods or {"GET"}):
+    if (
+        rule.body is not None
+        or not match.any_path
+        or "GET" not in (match.methods or {"GET"})
+    ):
         return False
     if len(named) != len(match.query or ()):
         return False
@@ -205,18 +296,34 @@ def _upstreams(policy: Policy) -> Iterator[Fault]:
     for upstream in policy.upstreams:
         if upstream.resolve:
             message = "resolves names that the gateway cannot resolve, so no check of private addresses holds for these"
-            yield Fault(upstream.location, FaultCode.RESOLVED_UPSTREAM, f"upstream {upstream.name!r} {message}")
+            yield Fault(
+                upstream.location,
+                FaultCode.RESOLVED_UPSTREAM,
+                f"upstream {upstream.name!r} {message}",
+            )
     yield from _rewrites_through_parents(policy)
 
 
 def _rewrites_through_parents(policy: Policy) -> Iterator[Fault]:
-    """Find the rewrites to one https host that a parent is for, whatever its other fields: Squid denies these."""
+    """Find the rewrites to one https host that a parent is for, whatever its other
+    fields: Squid denies these.
+    """
     index = HostIndex(policy.upstreams, policy.lists)
     for rewrite in policy.rewrites:
         target = rewrite.target
-        if target.scheme != "https" or "{" in target.authority or rewrite.redirect is not None:
+        if (
+            target.scheme != "https"
+            or "{" in target.authority
+            or rewrite.redirect is not None
+        ):
             continue
-        first = next((policy.upstreams[n] for n in index.positions(parse_authority(target.authority)[0])), None)
+        first = next(
+            (
+                policy.upstreams[n]
+                for n in index.positions(parse_authority(target.authority)[0])
+            ),
+            None,
+        )
         if first is not None and first.parent is not None:
             message = (
                 f"rewrite {rewrite.name!r} leads through the upstream {first.name!r}, which denies it: Squid would show"
@@ -226,18 +333,35 @@ def _rewrites_through_parents(policy: Policy) -> Iterator[Fault]:
 
 
 def _every_host(policy: Policy) -> Iterator[Fault]:
-    """Find the allows and rewrites of paths and queries for every host, as they name none; and passthrough of all."""
+    """Find the allows and rewrites of paths and queries for every host, as they name
+    none; and passthrough of all.
+    """
     allows = (rule for rule in policy.rules if rule.action is Action.ALLOW)
-    entries: tuple[tuple[str, Iterable[Rule | Rewrite]], ...] = (("rule", allows), ("rewrite", policy.rewrites))
+    entries: tuple[tuple[str, Iterable[Rule | Rewrite]], ...] = (
+        ("rule", allows),
+        ("rewrite", policy.rewrites),
+    )
     for what, group in entries:
         for entry in group:
             match = entry.match
             if match.any_host and not match.any_url:
                 holds = "holds for every host, as it names none: if that is meant, write hosts: ['*']"
-                yield Fault(entry.location, FaultCode.EVERY_HOST, f"{what} {entry.name!r} {holds}")
-            if isinstance(entry, Rule) and entry.passthrough and _names_every_host(match):
+                yield Fault(
+                    entry.location,
+                    FaultCode.EVERY_HOST,
+                    f"{what} {entry.name!r} {holds}",
+                )
+            if (
+                isinstance(entry, Rule)
+                and entry.passthrough
+                and _names_every_host(match)
+            ):
                 passes = "passes the tunnels to every host through, unseen: expected the hosts that need it"
-                yield Fault(entry.location, FaultCode.EVERY_HOST, f"{what} {entry.name!r} {passes}")
+                yield Fault(
+                    entry.location,
+                    FaultCode.EVERY_HOST,
+                    f"{what} {entry.name!r} {passes}",
+                )
 
 
 def _names_every_host(match: Match) -> bool:
@@ -249,7 +373,9 @@ def _unopened_addresses(policy: Policy) -> Iterator[Fault]:
         if not _opens(rule) or rule.private:
             continue
         for pattern in rule.match.hosts or ():
-            if pattern.network is not None and is_private(pattern.network.network_address):
+            if pattern.network is not None and is_private(
+                pattern.network.network_address
+            ):
                 message = f"rule {rule.name!r}: {pattern.text} is private and stays closed, expected private: true"
                 yield Fault(rule.location, FaultCode.PRIVATE_CLOSED, message)
 
@@ -271,10 +397,18 @@ def _strange_expressions(policy: Policy) -> Iterator[Fault]:
             escape = _LOWER_CASE_ESCAPE.search(_CLASS.sub("", pattern.text))
             if escape is not None and "(?i" not in pattern.text:
                 message = f"holds {escape[0]}, and the escapes of a path are upper-case, expected {escape[0].upper()}"
-                yield Fault(entry.location, FaultCode.UNMATCHABLE_REGEX, f"{entry.name!r}: {pattern.text!r} {message}")
+                yield Fault(
+                    entry.location,
+                    FaultCode.UNMATCHABLE_REGEX,
+                    f"{entry.name!r}: {pattern.text!r} {message}",
+                )
             if "\\?" in pattern.text:
                 message = "asks for a '?', which no path holds (use query: for a query)"
-                yield Fault(entry.location, FaultCode.UNMATCHABLE_REGEX, f"{entry.name!r}: {pattern.text!r} {message}")
+                yield Fault(
+                    entry.location,
+                    FaultCode.UNMATCHABLE_REGEX,
+                    f"{entry.name!r}: {pattern.text!r} {message}",
+                )
 
 
 _LOWER_CASE_ESCAPE = re.compile(r"%(?:[a-f][0-9A-Fa-f]|[0-9A-F][a-f])")
@@ -289,9 +423,19 @@ _METHODS = frozenset(_REGISTERED.split())
 
 
 def _public_suffixes(policy: Policy) -> Iterator[Fault]:
-    rules = [(rule.location, f"rule {rule.name!r}", rule.match) for rule in policy.rules if rule.action is Action.ALLOW]
-    rules += [(grant.location, f"grant {grant.name!r}", grant.match) for grant in policy.grants]
-    rules += [(held.location, f"credential {held.name!r}", held.match) for held in policy.credentials]
+    rules = [
+        (rule.location, f"rule {rule.name!r}", rule.match)
+        for rule in policy.rules
+        if rule.action is Action.ALLOW
+    ]
+    rules += [
+        (grant.location, f"grant {grant.name!r}", grant.match)
+        for grant in policy.grants
+    ]
+    rules += [
+        (held.location, f"credential {held.name!r}", held.match)
+        for held in policy.credentials
+    ]
     wild = [
         (location, what, pattern)
         for location, what, match in rules
@@ -306,11 +450,13 @@ def _public_suffixes(policy: Policy) -> Iterator[Fault]:
 
 _WILDCARDS = (HostForm.TREE, HostForm.LABEL, HostForm.UNDER)
 
-# --- shadowed rules -----------------------------------------------------------------------------------------------
+# --- shadowed rules -------------------------------------------------------------------
 
 
 def _shadowed(policy: Policy, now: datetime) -> Iterator[Fault]:
-    """Find the rules to which an earlier one, for the same requests or more, leaves nothing to decide or to deny."""
+    """Find the rules to which an earlier one, for the same requests or more, leaves
+    nothing to decide or to deny.
+    """
     deciders: dict[_Narrowed, HostIndex] = {}
     unreachable: set[str] = set()  # of presets
     opened = _opened(policy)
@@ -323,12 +469,21 @@ def _shadowed(policy: Policy, now: datetime) -> Iterator[Fault]:
             if narrowed in deciders
             for first in deciders[narrowed].covering(rule.match)
         )
-        covering = (first for first in earlier if _outlasts(first, rule) and _covers(first, rule))
-        found = next(filter(None, (_leaves_nothing(first, rule, opened) for first in covering)), None)
+        covering = (
+            first
+            for first in earlier
+            if _outlasts(first, rule) and _covers(first, rule)
+        )
+        found = next(
+            filter(None, (_leaves_nothing(first, rule, opened) for first in covering)),
+            None,
+        )
         if found is None and (rule.observe or rule.body is not None):
             continue
         if found is None:
-            deciders.setdefault(_narrowed(rule.match), HostIndex((), policy.lists)).add(position, rule.match)
+            deciders.setdefault(_narrowed(rule.match), HostIndex((), policy.lists)).add(
+                position, rule.match
+            )
         elif rule.preset is not None:
             unreachable.add(rule.name)
         else:
@@ -338,21 +493,36 @@ def _shadowed(policy: Policy, now: datetime) -> Iterator[Fault]:
 
 
 def _shadowed_presets(policy: Policy, unreachable: Set[str]) -> Iterator[Fault]:
-    """Find the presets of which no rule can decide. One rule alone is no mistake: an operator may close it above."""
+    """Find the presets of which no rule can decide.
+
+    One rule alone is no mistake: an operator may close it above.
+    """
     for preset in policy.presets:
-        if all(rule.name in unreachable for rule in policy.rules if rule.preset == preset.name):
+        if all(
+            rule.name in unreachable
+            for rule in policy.rules
+            if rule.preset == preset.name
+        ):
             message = f"preset {preset.name!r} can never decide: rules above it decide all it could match"
             yield Fault(preset.location, FaultCode.RULE_UNREACHABLE, message)
 
 
-def _leaves_nothing(first: Rule, rule: Rule, opened: Mapping[str, list[range]]) -> tuple[FaultCode, str] | None:
-    """Tell why an earlier rule, which covers a later one, leaves it nothing; None if it leaves some ports."""
+def _leaves_nothing(
+    first: Rule, rule: Rule, opened: Mapping[str, list[range]]
+) -> tuple[FaultCode, str] | None:
+    """Tell why an earlier rule, which covers a later one, leaves it nothing; None if it
+    leaves some ports.
+    """
     if _reaches(first, rule, _ANY_PORT):
         return (
             FaultCode.RULE_UNREACHABLE,
             f"can never decide: {first.name!r} ({first.location}) decides all it could match",
         )
-    is_late_deny = first.action is not Action.DENY and rule.action is Action.DENY and _touches(rule, opened)
+    is_late_deny = (
+        first.action is not Action.DENY
+        and rule.action is Action.DENY
+        and _touches(rule, opened)
+    )
     if is_late_deny and _reaches(first, rule, opened):
         does = "asks about" if first.action is Action.ASK else "opens"
         message = f"closes nothing: {first.name!r} ({first.location}), above it, {does} all it could close"
@@ -360,50 +530,73 @@ def _leaves_nothing(first: Rule, rule: Rule, opened: Mapping[str, list[range]]) 
     return None
 
 
-# What narrows a rule on its hosts, methods aside: clients, paths and query. None: it is not narrowed.
+# What narrows a rule on its hosts, methods aside: clients, paths and query. None: it is
+# not narrowed.
 _Narrowed = tuple[Set[str] | None, Set[str] | None, tuple[QueryPattern, ...] | None]
 
 
 def _narrowed(match: Match) -> _Narrowed:
-    paths = None if match.any_path else frozenset(pattern.text for pattern in match.paths or ())
+    paths = (
+        None
+        if match.any_path
+        else frozenset(pattern.text for pattern in match.paths or ())
+    )
     return match.clients, paths, match.query
 
 
 def _as_wide(match: Match) -> Iterator[_Narrowed]:
     """List what may narrow a rule that covers this one: the same, or nothing."""
     clients, paths, query = _narrowed(match)
-    return product(dict.fromkeys((None, clients)), dict.fromkeys((None, paths)), dict.fromkeys((None, query)))
+    return product(
+        dict.fromkeys((None, clients)),
+        dict.fromkeys((None, paths)),
+        dict.fromkeys((None, query)),
+    )
 
 
 def _covers(first: Rule, rule: Rule) -> bool:
     """Whether methods, query and declared fields of a rule cover those of a later one.
 
-    A deny matches more than an allow: methods in upper or lower case, a query by any of its values.
+    A deny matches more than an allow: methods in upper or lower case, a query by any of
+    its values.
     """
     wide, narrow = first.match, rule.match
-    if first.action is not Action.DENY and rule.action is Action.DENY and (wide.methods or wide.query) is not None:
+    if (
+        first.action is not Action.DENY
+        and rule.action is Action.DENY
+        and (wide.methods or wide.query) is not None
+    ):
         return False
     if not all(field.covers(wide, narrow) for field in FINITE_FIELDS):
         return False
-    return wide.methods is None or (narrow.methods is not None and narrow.methods <= wide.methods)
+    return wide.methods is None or (
+        narrow.methods is not None and narrow.methods <= wide.methods
+    )
 
 
 def _outlasts(decider: Rule, rule: Rule) -> bool:
     if decider.when is not None and decider.when != rule.when:
         return False
-    return decider.expires is None or (rule.expires is not None and rule.expires <= decider.expires)
+    return decider.expires is None or (
+        rule.expires is not None and rule.expires <= decider.expires
+    )
 
 
 def _reaches(decider: Rule, rule: Rule, among: Mapping[str, list[range]]) -> bool:
     return all(
-        any(ports.start <= asked.start and asked.stop <= ports.stop for ports in _ports(decider, scheme))
+        any(
+            ports.start <= asked.start and asked.stop <= ports.stop
+            for ports in _ports(decider, scheme)
+        )
         for scheme in DEFAULT_PORTS
         for asked in _overlaps(_ports(rule, scheme), among[scheme])
     )
 
 
 def _touches(rule: Rule, among: Mapping[str, list[range]]) -> bool:
-    return any(any(_overlaps(_ports(rule, scheme), among[scheme])) for scheme in DEFAULT_PORTS)
+    return any(
+        any(_overlaps(_ports(rule, scheme), among[scheme])) for scheme in DEFAULT_PORTS
+    )
 
 
 def _overlaps(some: list[range], others: list[range]) -> Iterator[range]:
@@ -415,10 +608,21 @@ def _overlaps(some: list[range], others: list[range]) -> Iterator[range]:
 
 
 def _opened(policy: Policy) -> dict[str, list[range]]:
-    if policy.default_action is Action.ALLOW or policy.observe_default or policy.ask_default:
+    if (
+        policy.default_action is Action.ALLOW
+        or policy.observe_default
+        or policy.ask_default
+    ):
         return _ANY_PORT
-    allows = [rule for rule in policy.rules_and_grants if rule.action is not Action.DENY and not rule.observe]
-    return {scheme: _joined([ports for rule in allows for ports in _ports(rule, scheme)]) for scheme in DEFAULT_PORTS}
+    allows = [
+        rule
+        for rule in policy.rules_and_grants
+        if rule.action is not Action.DENY and not rule.observe
+    ]
+    return {
+        scheme: _joined([ports for rule in allows for ports in _ports(rule, scheme)])
+        for scheme in DEFAULT_PORTS
+    }
 
 
 def _ports(rule: Rule, scheme: str) -> list[range]:
@@ -426,7 +630,11 @@ def _ports(rule: Rule, scheme: str) -> list[range]:
         return []
     if rule.match.ports is None:
         default = DEFAULT_PORTS[scheme]
-        return [range(1, 1 << 16) if rule.action is Action.DENY else range(default, default + 1)]
+        return [
+            range(1, 1 << 16)
+            if rule.action is Action.DENY
+            else range(default, default + 1)
+        ]
     return _joined(rule.match.ports)
 
 

@@ -1,7 +1,8 @@
 """Which requests come from one machine, as far as their addresses and the policy tell.
 
-A machine chooses its addresses within the /64 network of an IPv6 address. It can also have addresses that nothing but
-the policy relates: a client that lists single addresses is one machine, however many it lists.
+A machine chooses its addresses within the /64 network of an IPv6 address. It can also
+have addresses that nothing but the policy relates: a client that lists single addresses
+is one machine, however many it lists.
 """
 
 from collections.abc import Iterable
@@ -22,13 +23,22 @@ class Machines:
         self._names: dict[Network, str] = {}
         for client in clients:
             for network in client.single_addresses:
-                self._names.setdefault(_own_network(network.network_address), f"client {client.name}")
+                self._names.setdefault(
+                    _own_network(network.network_address), f"client {client.name}"
+                )
 
     def of(self, address: Address) -> str:
-        """Name the machine that has an address: its client, the address, or its IPv6 network."""
+        """Name the machine that has an address: its client, the address, or its IPv6
+        network.
+        """
         own = _own_network(address)
-        return self._names.get(own) or (str(own) if isinstance(address, IPv6Address) else str(address))
+        return self._names.get(own) or (
+            str(own) if isinstance(address, IPv6Address) else str(address)
+        )
 
 
 def _own_network(address: Address) -> Network:
-    return ip_network((address, _OWN_NETWORK_BITS) if isinstance(address, IPv6Address) else address, strict=False)
+    return ip_network(
+        (address, _OWN_NETWORK_BITS) if isinstance(address, IPv6Address) else address,
+        strict=False,
+    )

@@ -1,4 +1,6 @@
-"""`meter`, quotas of tokens and prices: what cannot stand beside each other, and what makes a budget of little use."""
+"""`meter`, quotas of tokens and prices: what cannot stand beside each other, and what
+makes a budget of little use.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,24 @@ def entry_faults(documents: Iterable[Document]) -> Iterator[Fault]:
         for _, entry, steps in entries(document, "rules"):
             for key in _OF_METER if "meter" not in entry else ():
                 if key in entry:
-                    message = f"{key!r} is for 'meter', expected both, or {key!r} left out"
-                    yield Fault(document.locate((*steps, key), key=True), FaultCode.KEY_CHOICE, message)
+                    message = (
+                        f"{key!r} is for 'meter', expected both, or {key!r} left out"
+                    )
+                    yield Fault(
+                        document.locate((*steps, key), key=True),
+                        FaultCode.KEY_CHOICE,
+                        message,
+                    )
             if "meter" in entry and entry.get("websocket") is True:
                 message = (
-                    "'websocket' beside 'meter': no frame of a WebSocket is read; expected a rule of its own for it"
+                    "'websocket' beside 'meter': no frame of a WebSocket is "
+                    "read; expected a rule of its own for it"
                 )
-                yield Fault(document.locate((*steps, "websocket"), key=True), FaultCode.METER_CONFLICT, message)
+                yield Fault(
+                    document.locate((*steps, "websocket"), key=True),
+                    FaultCode.METER_CONFLICT,
+                    message,
+                )
 
 
 def conflicts(policy: Policy) -> Iterator[Fault]:
@@ -39,14 +52,23 @@ def conflicts(policy: Policy) -> Iterator[Fault]:
 
 
 def below_a_reserve(policy: Policy) -> Iterator[Fault]:
-    """Warn about budgets that are less than one reserve: each request without a limit of its own is denied."""
+    """Warn about budgets that are less than one reserve: each request without a limit
+    of its own is denied.
+    """
     metered = [(rule, rule.meter) for rule in policy.rules if rule.meter is not None]
     for quota in policy.quotas:
         for rule, meter in metered:
-            if quota.counts(rule.name) and _taken(policy, quota, meter.reserve) > quota.limit:
+            if (
+                quota.counts(rule.name)
+                and _taken(policy, quota, meter.reserve) > quota.limit
+            ):
                 message = f"quota {quota.name!r} is less than the reserve of {rule.name!r} ({meter.reserve:,} tokens)"
                 denied = "each request is denied that names no limit of its own; expected a smaller reserve"
-                yield Fault(quota.location, FaultCode.QUOTA_BELOW_RESERVE, f"{message}, so {denied}")
+                yield Fault(
+                    quota.location,
+                    FaultCode.QUOTA_BELOW_RESERVE,
+                    f"{message}, so {denied}",
+                )
 
 
 def _taken(policy: Policy, quota: Quota, reserve: int) -> int:
@@ -57,47 +79,76 @@ def _taken(policy: Policy, quota: Quota, reserve: int) -> int:
 
 
 def uncounted(policy: Policy) -> Iterator[Fault]:
-    """Warn about allows, and presets, without `meter` that open a host of a rule with `meter` past its budget."""
+    """Warn about allows, and presets, without `meter` that open a host of a rule with
+    `meter` past its budget.
+    """
     metered = [rule for rule in policy.rules if rule.meter is not None]
     if not metered or not any(quota.unit.is_tokens for quota in policy.quotas):
         return
     presets = {preset.name: preset.location for preset in policy.presets}
     neighbours = HostNeighbours(metered)
     for position, rule in enumerate(policy.rules):
-        is_allow = rule.action is Action.ALLOW and rule.meter is None and not rule.observe
+        is_allow = (
+            rule.action is Action.ALLOW and rule.meter is None and not rule.observe
+        )
         near = [metered[other] for other in neighbours.of(rule)] if is_allow else []
         if near and (counted := _beside(policy, rule, near, policy.rules[:position])):
             name = f"preset {rule.preset!r}" if rule.preset else f"rule {rule.name!r}"
             message = f"{name} has no meter, and allows POST to a host of {counted.name!r}: no budget counts that"
             remedy = "expected 'meter', methods without POST, or a deny above"
-            yield Fault(presets.get(rule.preset or "", rule.location), FaultCode.UNCOUNTED, f"{message}; {remedy}")
+            yield Fault(
+                presets.get(rule.preset or "", rule.location),
+                FaultCode.UNCOUNTED,
+                f"{message}; {remedy}",
+            )
 
 
-def _beside(policy: Policy, rule: Rule, metered: Iterable[Rule], above: Iterable[Rule]) -> Rule | None:
-    """Return the rule with `meter` of which another allows a host, unless a rule above decides all its POSTs there."""
+def _beside(
+    policy: Policy, rule: Rule, metered: Iterable[Rule], above: Iterable[Rule]
+) -> Rule | None:
+    """Return the rule with `meter` of which another allows a host, unless a rule above
+    decides all its POSTs there.
+    """
     if "POST" not in (rule.match.methods or {"POST"}):
         return None
     posts = replace(rule, match=replace(rule.match, methods=frozenset({"POST"})))
     anywhere = replace(posts, match=replace(posts.match, paths=None, query=None))
     for other in metered:
         if overlap(anywhere, other, policy.lists):
-            at_host = replace(posts, match=replace(posts.match, hosts=other.match.hosts, lists=other.match.lists))
-            if not any(_closes(first, narrow) for first in above for narrow in (posts, at_host)):
+            at_host = replace(
+                posts,
+                match=replace(
+                    posts.match, hosts=other.match.hosts, lists=other.match.lists
+                ),
+            )
+            if not any(
+                _closes(first, narrow) for first in above for narrow in (posts, at_host)
+            ):
                 return other
     return None
 
 
 def _closes(first: Rule, rule: Rule) -> bool:
     """Whether a rule above denies or counts all requests of another one."""
-    decides = first.body is None and not first.observe and (first.action is not Action.ALLOW or first.meter is not None)
+    decides = (
+        first.body is None
+        and not first.observe
+        and (first.action is not Action.ALLOW or first.meter is not None)
+    )
     return decides and covers(first, rule)
 
 
 def shadowed_prices(policy: Policy) -> Iterator[Fault]:
-    """Warn about prices that never apply. A private character stands for what only a wildcard holds for."""
+    """Warn about prices that never apply.
+
+    A private character stands for what only a wildcard holds for.
+    """
     for position, price in enumerate(policy.prices.entries):
         some = price.model.replace("*", "\ue000")
-        first = next((above for above in policy.prices.entries[:position] if above.is_for(some)), None)
+        first = next(
+            (above for above in policy.prices.entries[:position] if above.is_for(some)),
+            None,
+        )
         if first is not None:
             message = f"the price of {price.model!r} never applies: {first.model!r} above it is for the same models"
             yield Fault(price.location, FaultCode.PRICE_NEVER, message)

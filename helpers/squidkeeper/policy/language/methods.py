@@ -23,5 +23,7 @@ def parse_method(text: str) -> str:
             f"method {text!r} can never match, expected an upper-case name such as GET (or no 'methods' for all)"
         )
     if text != text.upper():
-        raise PatternError(f"method {text!r} is not upper-case, expected {text.upper()!r}")
+        raise PatternError(
+            f"method {text!r} is not upper-case, expected {text.upper()!r}"
+        )
     return text

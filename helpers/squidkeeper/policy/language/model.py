@@ -46,22 +46,31 @@ BUILT_IN_REASONS: Final[Mapping[str, str]] = {
 }
 VERDICT_NAMES = frozenset(BUILT_IN_REASONS)
 
-SHORTEST_WATCHED = 8  # characters of a value that requests are searched for; shorter ones are in many requests
+# characters of a value that requests are searched for; shorter ones are in many
+# requests
+SHORTEST_WATCHED = 8
 _HEADER_KEY_LENGTH = 8
 _KEY_LENGTH = 12  # hexadecimal digits of the key of an upstream
 TOKEN_ID_LENGTH = 12  # hexadecimal digits of the hash
 DIRECT = "direct"  # the key of what goes past every parent
 SEALED_TOKEN = "sealed-token"  # noqa: S105 - as what the credential of a sealed token is counted and logged
 SEALED_REFUSED = "sealed-token-refused"
-OPENS_NONE = "this gateway opens none"  # how the reason begins where the extra is missing
-BY_BODY = "body:"  # in `found` of a record: how it begins where the body decided, with what did not hold
-SEALED = "sealed-token:"  # in `found` of a record: how it begins where one was refused, with the reason
+OPENS_NONE = (
+    "this gateway opens none"  # how the reason begins where the extra is missing
+)
+# in `found` of a record: how it begins where the body decided, with what did not hold
+BY_BODY = "body:"
+# in `found` of a record: how it begins where one was refused, with the reason
+SEALED = "sealed-token:"
 NOT_OBSERVED = ""  # in a test: nothing is observed
 NO_REWRITE = ""  # in a test: no rewrite applies
 
 
 class Action(StrEnum):
-    """What a rule, or the default, does with a request. `ASK` denies it, and a person may grant it later."""
+    """What a rule, or the default, does with a request.
+
+    `ASK` denies it, and a person may grant it later.
+    """
 
     ALLOW = "allow"
     DENY = "deny"
@@ -75,9 +84,12 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token of a client: the SHA-256 of its text, in hexadecimal digits. `id` names it for Squid and for people.
+    """A token of a client: the SHA-256 of its text, in hexadecimal digits.
 
-    The hash needs no salt and no slow function: the text has 128 random bits or more, so nobody can try them all.
+    `id` names it for Squid and for people.
+
+    The hash needs no salt and no slow function: the text has 128 random bits or more,
+    so nobody can try them all.
     """
 
     sha256: str
@@ -100,7 +112,10 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client: networks, users or tokens, or networks and one of these, which must both match. None: left out.
+    """A client: networks, users or tokens, or networks and one of these, which must
+    both match.
+
+    None: left out.
 
     The proxy user of a login by token is the client's name.
     """
@@ -110,7 +125,9 @@ class Client:
     networks: tuple[Network, ...] | None = None
     users: frozenset[str] | None = None
     tokens: tuple[Token, ...] | None = None
-    connections: str | None = None  # "own": no connection to an origin is shared with another client
+    connections: str | None = (
+        None  # "own": no connection to an origin is shared with another client
+    )
 
     @property
     def size(self) -> int:
@@ -121,15 +138,23 @@ class Client:
 
     @property
     def single_addresses(self) -> tuple[Network, ...]:
-        """What it lists, where that is single addresses and nothing else: the addresses of one machine."""
+        """What it lists, where that is single addresses and nothing else: the addresses
+        of one machine.
+        """
         networks = self.networks or ()
-        is_machine = self.users is None and self.tokens is None and all(one.num_addresses == 1 for one in networks)
+        is_machine = (
+            self.users is None
+            and self.tokens is None
+            and all(one.num_addresses == 1 for one in networks)
+        )
         return networks if is_machine else ()
 
     def matches(self, address: Address | None, user: str | None) -> bool:
-        """Whether a request from this address, as this proxy user, belongs to the client.
+        """Whether a request from this address, as this proxy user, belongs to the
+        client.
 
-        That a user who is the name of a client with tokens has shown one of them is for `CompiledPolicy` to check.
+        That a user who is the name of a client with tokens has shown one of them is for
+        `CompiledPolicy` to check.
         """
         if not self.within_networks(address):
             return False
@@ -139,14 +164,17 @@ class Client:
 
     def within_networks(self, address: Address | None) -> bool:
         """Whether a request from this address can belong to the client."""
-        return self.networks is None or any(address in network for network in self.networks if address)
+        return self.networks is None or any(
+            address in network for network in self.networks if address
+        )
 
 
 class HostFacts(NamedTuple):  # cheaper to make than a dataclass, and made for each line
     """What the fields that need no URL are matched with.
 
-    `method` is None for the CONNECT of a tunnel, where any may follow, and empty for one that no entry names;
-    one that differs from a named one only in its case is in lower case.
+    `method` is None for the CONNECT of a tunnel, where any may follow, and empty for
+    one that no entry names; one that differs from a named one only in its case is in
+    lower case.
     """
 
     clients: tuple[str, ...]
@@ -158,7 +186,9 @@ class HostFacts(NamedTuple):  # cheaper to make than a dataclass, and made for e
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The matching fields of an entry; one that is None always holds, but `ports` in an allow (engine/fields.py)."""
+    """The matching fields of an entry; one that is None always holds, but `ports` in an
+    allow (engine/fields.py).
+    """
 
     clients: frozenset[str] | None = None
     hosts: tuple[HostPattern, ...] | None = None
@@ -177,12 +207,16 @@ class Match:
 
     @property
     def any_path(self) -> bool:
-        """Whether every path holds, so that only `query` can still depend on the URL."""
+        """Whether every path holds, so that only `query` can still depend on
+        the URL.
+        """
         return self.paths is None or any(pattern.everything for pattern in self.paths)
 
     @property
     def any_url(self) -> bool:
-        """Whether it holds for every path and query of a host: it can be decided without the URL."""
+        """Whether it holds for every path and query of a host: it can be decided
+        without the URL.
+        """
         return self.any_path and self.query is None and self.urls is None
 
     @property
@@ -192,7 +226,10 @@ class Match:
 
 
 class FiniteField(NamedTuple):
-    """A matching field that lists values. It holds where the value of the request is listed."""
+    """A matching field that lists values.
+
+    It holds where the value of the request is listed.
+    """
 
     name: str  # in `Match` and in `FiniteFields` of schema.py
     value: Callable[[HostFacts], str]  # the request's; known of a tunnel too
@@ -216,37 +253,53 @@ class FiniteField(NamedTuple):
         return listed
 
 
-# The fields that are declared here and nowhere else: engine, lint and all that writes an entry read this table.
+# The fields that are declared here and nowhere else: engine, lint and all that writes
+# an entry read this table.
 FINITE_FIELDS: tuple[FiniteField, ...] = ()
 
 
 def finite_values(facts: HostFacts) -> tuple[str, ...]:
-    """Return what the declared fields depend on: requests with the same values are alike to them."""
+    """Return what the declared fields depend on: requests with the same values are
+    alike to them.
+    """
     return tuple([field.value(facts) for field in FINITE_FIELDS])
 
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """The client's headers that a rule removes, in their order. A key names each header for Squid."""
+    """The client's headers that a rule removes, in their order.
+
+    A key names each header for Squid.
+    """
 
     headers: tuple[str, ...]
     header_keys: tuple[str, ...]
 
     @classmethod
     def of(cls, headers: Iterable[str]) -> Self:
-        """Make the set of these headers, of which a case or an order makes no difference."""
-        kept = sorted({header.lower(): header for header in headers}.values(), key=str.lower)
-        keys = (sha256(header.lower().encode()).hexdigest()[:_HEADER_KEY_LENGTH] for header in kept)
+        """Make the set of these headers, of which a case or an order makes no
+        difference.
+        """
+        kept = sorted(
+            {header.lower(): header for header in headers}.values(), key=str.lower
+        )
+        keys = (
+            sha256(header.lower().encode()).hexdigest()[:_HEADER_KEY_LENGTH]
+            for header in kept
+        )
         return cls(tuple(kept), tuple(keys))
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule: the first that matches decides. `passthrough` is `tls: passthrough`; such a rule is for https alone.
+    """A rule: the first that matches decides.
 
-    With `observe` it decides nothing: what it would have decided is recorded. With `body` it decides only once the body
-    of a request has been read. With `meter`, what its requests use is counted by `squidkeeper bodies`.
-    A grant is an allow that expires. It may have a number of `uses`; `owner` is who made it, at `made`.
+    `passthrough` is `tls: passthrough`; such a rule is for https alone.
+
+    With `observe` it decides nothing: what it would have decided is recorded. With
+    `body` it decides only once the body of a request has been read. With `meter`, what
+    its requests use is counted by `squidkeeper bodies`. A grant is an allow that
+    expires. It may have a number of `uses`; `owner` is who made it, at `made`.
     """
 
     name: str
@@ -260,8 +313,9 @@ class Rule:
     strip: Strip | None = None
     passthrough: bool = False
     websocket: bool = False
-    # "single": a request with a body is the last on its connection to the origin. "own": no connection is shared with
-    # another client. "shared": `check` makes sure that connections are shared.
+    # "single": a request with a body is the last on its connection to the origin.
+    # "own": no connection is shared with another client. "shared": `check` makes sure
+    # that connections are shared.
     connections: str | None = None
     preset: str | None = None  # the preset that it is of
     observe: bool = False
@@ -273,17 +327,23 @@ class Rule:
 
     @property
     def certain(self) -> bool:
-        """Whether it decides a tunnel, and makes a host unrestricted where it allows."""
+        """Whether it decides a tunnel, and makes a host unrestricted where it
+        allows.
+        """
         return self.match.any_request and not self.asks_service
 
     @property
     def any_url(self) -> bool:
-        """Whether it decides every request of its methods to a host, whatever path, query and body."""
+        """Whether it decides every request of its methods to a host, whatever path,
+        query and body.
+        """
         return self.match.any_url and self.body is None
 
     @property
     def asks_service(self) -> bool:
-        """Whether requests that it matches may go to the service of bodies, to be decided or counted there."""
+        """Whether requests that it matches may go to the service of bodies, to be
+        decided or counted there.
+        """
         return self.body is not None or self.meter is not None
 
     @property
@@ -293,21 +353,32 @@ class Rule:
 
     @property
     def needs_url(self) -> bool:
-        """Whether it decides no request without its URL: by its fields or body, for a count, or as a person decides."""
-        return not self.any_url or self.asks_service or self.action is Action.ASK or self.uses is not None
+        """Whether it decides no request without its URL: by its fields or body, for a
+        count, or as a person decides.
+        """
+        return (
+            not self.any_url
+            or self.asks_service
+            or self.action is Action.ASK
+            or self.uses is not None
+        )
 
     def lapsed(self, at: datetime) -> bool:
         """Whether the rule no longer matches."""
         return self.expires is not None and at >= self.expires
 
     def in_force(self, at: datetime) -> bool:
-        """Whether the rule matches at a time: it has not expired, and its schedule holds."""
+        """Whether the rule matches at a time: it has not expired, and its schedule
+        holds.
+        """
         return not self.lapsed(at) and (self.when is None or self.when.holds(at))
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A preset that the policy names; its rules are for these clients alone, or for every client."""
+    """A preset that the policy names; its rules are for these clients alone, or for
+    every client.
+    """
 
     name: str
     location: Location
@@ -316,9 +387,11 @@ class Preset:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a rewrite leads: the parts of `to`, each still with its placeholders ({host}, {path}, {query}, {group}).
+    """Where a rewrite leads: the parts of `to`, each still with its placeholders
+    ({host}, {path}, {query}, {group}).
 
-    `authority` is `HOST` or `HOST:PORT`; `query` starts with `?`, or with `{query}`, or is empty.
+    `authority` is `HOST` or `HOST:PORT`; `query` starts with `?`, or with `{query}`, or
+    is empty.
     """
 
     text: str
@@ -330,7 +403,9 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """A rewrite of an allowed request; with `redirect`, a status that sends the client to the target instead."""
+    """A rewrite of an allowed request; with `redirect`, a status that sends the client
+    to the target instead.
+    """
 
     name: str
     location: Location
@@ -352,10 +427,12 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """An entry of `upstreams`: where an allowed request is forwarded. Without a parent, straight to the origin.
+    """An entry of `upstreams`: where an allowed request is forwarded.
 
-    With `resolve`, names that the gateway cannot resolve are the parent's to resolve. `key` names it for Squid: another
-    parent of the same name has another one.
+    Without a parent, straight to the origin.
+
+    With `resolve`, names that the gateway cannot resolve are the parent's to resolve.
+    `key` names it for Squid: another parent of the same name has another one.
     """
 
     name: str
@@ -366,12 +443,24 @@ class Route:
     resolve: bool = False
 
     @classmethod
-    def of(cls, name: str, location: Location, match: Match, parent: Parent | None, *, resolve: bool) -> Self:
+    def of(
+        cls,
+        name: str,
+        location: Location,
+        match: Match,
+        parent: Parent | None,
+        *,
+        resolve: bool,
+    ) -> Self:
         """Make an entry with its key."""
         if parent is None:
             return cls(name, location, match, DIRECT)
-        digest = sha256(f"{parent.host.text} {parent.port} {parent.username} {parent.password}".encode()).hexdigest()
-        return cls(name, location, match, f"{name}:{digest[:_KEY_LENGTH]}", parent, resolve)
+        digest = sha256(
+            f"{parent.host.text} {parent.port} {parent.username} {parent.password}".encode()
+        ).hexdigest()
+        return cls(
+            name, location, match, f"{name}:{digest[:_KEY_LENGTH]}", parent, resolve
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,8 +478,8 @@ class Credential:
 class PolicyTest:
     """An entry of `tests:`; what is None is not checked.
 
-    `rewrite` is `NO_REWRITE` if none may apply, `observed` is `NOT_OBSERVED` if nothing may be observed. Without `body`
-    the request has none.
+    `rewrite` is `NO_REWRITE` if none may apply, `observed` is `NOT_OBSERVED` if nothing
+    may be observed. Without `body` the request has none.
     """
 
     location: Location
@@ -409,7 +498,9 @@ class PolicyTest:
 
 @dataclass(frozen=True, slots=True)
 class ReloadGate:
-    """How many denials an edit may bring: of distinct (client, rule, host) that were used in the time before it."""
+    """How many denials an edit may bring: of distinct (client, rule, host) that were
+    used in the time before it.
+    """
 
     since_seconds: int
     denials: int
@@ -419,9 +510,10 @@ class ReloadGate:
 class Policy:
     """A policy. `revision` is the hash of the files that it was built from.
 
-    `grants` are asked where the default or an ask rule would decide. `ask_default` has the default ask.
-    `watch` is where it says that requests are searched for its secrets and canaries; None where they are not.
-    `observe_default` is where it says that what no rule decides is allowed, and recorded as what would be denied.
+    `grants` are asked where the default or an ask rule would decide. `ask_default` has
+    the default ask. `watch` is where it says that requests are searched for its secrets
+    and canaries; None where they are not. `observe_default` is where it says that what
+    no rule decides is allowed, and recorded as what would be denied.
     """
 
     revision: str
@@ -437,7 +529,9 @@ class Policy:
     rewrites: tuple[Rewrite, ...] = ()
     credentials: tuple[Credential, ...] = ()
     upstreams: tuple[Route, ...] = ()
-    sealing_keys: tuple[str, ...] = ()  # the names of the secrets that open sealed tokens
+    sealing_keys: tuple[
+        str, ...
+    ] = ()  # the names of the secrets that open sealed tokens
     lists: Mapping[str, HostList] = field(default_factory=dict)
     secrets: Mapping[str, NamedSecret] = field(default_factory=dict)
     canaries: Mapping[str, NamedSecret] = field(default_factory=dict)
@@ -445,12 +539,18 @@ class Policy:
     quotas: tuple[Quota, ...] = ()
     prices: Prices = NO_PRICES
     tests: tuple[PolicyTest, ...] = ()
-    reload_gate: ReloadGate | None = None  # which edits of this policy are refused for what they would deny
+    reload_gate: ReloadGate | None = (
+        None  # which edits of this policy are refused for what they would deny
+    )
 
     @property
     def watches_requests(self) -> bool:
-        """Whether requests are searched: for secrets and canaries, or for placeholders."""
-        return self.watch is not None or any(credential.placeholder for credential in self.credentials)
+        """Whether requests are searched: for secrets and canaries, or for
+        placeholders.
+        """
+        return self.watch is not None or any(
+            credential.placeholder for credential in self.credentials
+        )
 
     @property
     def meters(self) -> bool:
@@ -460,7 +560,10 @@ class Policy:
     @property
     def users(self) -> frozenset[str]:
         """The proxy users that it names: with `users`, or as clients with tokens."""
-        named = (client.users or () if client.tokens is None else (client.name,) for client in self.clients)
+        named = (
+            client.users or () if client.tokens is None else (client.name,)
+            for client in self.clients
+        )
         return frozenset(user for users in named for user in users)
 
     @property

@@ -1,4 +1,6 @@
-"""Parameters that a credential puts into a query: their names, and which of a client's are taken for them."""
+"""Parameters that a credential puts into a query: their names, and which of a client's
+are taken for them.
+"""
 
 import re
 from collections.abc import Mapping
@@ -16,15 +18,19 @@ _AS_UNDERSCORE = str.maketrans(" .-", "___")  # PHP reads the first two so
 def parse_parameter(text: str) -> str:
     """Read the name of a parameter to add; `PatternError` where it is none."""
     if not _NAME.fullmatch(text):
-        raise PatternError("this is no name of a parameter, expected up to 64 letters, digits, '_', '.' and '-'")
+        raise PatternError(
+            "this is no name of a parameter, expected up to 64 letters, digits, '_', '.' and '-'"
+        )
     return text
 
 
 def add_parameters(url: str, values: Mapping[str, str]) -> str:
-    """Put parameters ahead of the query of a URL, and remove each of the client's that a server may take for one.
+    """Put parameters ahead of the query of a URL, and remove each of the client's that
+    a server may take for one.
 
-    Pairs end at `&`, `;` or `?`. A name counts in any case, with `[` after it, and with each of ` `, `.`, `-`, `_` and
-    `[` as the same. One that is encoded more than five times is removed, whatever it is.
+    Pairs end at `&`, `;` or `?`. A name counts in any case, with `[` after it, and with
+    each of ` `, `.`, `-`, `_` and `[` as the same. One that is encoded more than five
+    times is removed, whatever it is.
     """
     before, _, query = url.partition("?")
     names = {plain_parameter(name) for name in values}
@@ -34,7 +40,9 @@ def add_parameters(url: str, values: Mapping[str, str]) -> str:
         for separator, pair in zip(pieces[::2], pieces[1::2], strict=True)
         if not _may_be_one(pair.partition("=")[0], names)
     ).lstrip("&;?")
-    added = "&".join(f"{name}={quote(value, safe='')}" for name, value in values.items())
+    added = "&".join(
+        f"{name}={quote(value, safe='')}" for name, value in values.items()
+    )
     return f"{before}?{added}&{kept}" if kept else f"{before}?{added}"
 
 
@@ -48,7 +56,9 @@ def _may_be_one(name: str, names: set[str]) -> bool:
     if _decoded_once(decoded) != decoded:
         return True
     # PHP reads a[b as a_b, and a[b] as a
-    return plain_parameter(decoded) in names or _plain(decoded.replace("[", "_")) in names
+    return (
+        plain_parameter(decoded) in names or _plain(decoded.replace("[", "_")) in names
+    )
 
 
 def _decoded(name: str) -> str:
@@ -60,7 +70,9 @@ def _decoded(name: str) -> str:
 def _decoded_once(name: str) -> str:
     if "%" not in name and "+" not in name:
         return name
-    return unquote_plus(_UNICODE.sub(lambda match: chr(int(match[1], 16)), name), errors="replace")
+    return unquote_plus(
+        _UNICODE.sub(lambda match: chr(int(match[1], 16)), name), errors="replace"
+    )
 
 
 def _plain(name: str) -> str:

@@ -1,4 +1,6 @@
-"""Path patterns: globs, which are read in the same way as the path, and `regex:` expressions."""
+"""Path patterns: globs, which are read in the same way as the path, and `regex:`
+expressions.
+"""
 
 import re
 import unicodedata
@@ -9,14 +11,25 @@ from typing import NamedTuple
 import re2
 
 from squidkeeper.base.errors import InvalidUrl, PatternError
-from squidkeeper.policy.language.globs import ANYTHING, Matcher, compile_regex, glob_matcher
+from squidkeeper.policy.language.globs import (
+    ANYTHING,
+    Matcher,
+    compile_regex,
+    glob_matcher,
+)
 from squidkeeper.policy.url import Reading, ReadPath, normalize_escapes, read
 
 _REGEX = "regex:"
-IN_SEGMENT, OVER_SEGMENTS = "\x01", "\x02"  # * and ** while a glob is read: no path can hold them
+# * and ** while a glob is read: no path can hold them
+IN_SEGMENT, OVER_SEGMENTS = (
+    "\x01",
+    "\x02",
+)
 FOLDERS = f"{OVER_SEGMENTS}/"  # between two slashes also nothing
 _WILDCARDS = {IN_SEGMENT: "[^/]*", OVER_SEGMENTS: ANYTHING, FOLDERS: "(?:.*/)?"}
-_PART = re.compile(f"(?<=/){FOLDERS}|{OVER_SEGMENTS}|{IN_SEGMENT}|[^{IN_SEGMENT}{OVER_SEGMENTS}]+")
+_PART = re.compile(
+    f"(?<=/){FOLDERS}|{OVER_SEGMENTS}|{IN_SEGMENT}|[^{IN_SEGMENT}{OVER_SEGMENTS}]+"
+)
 _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2}|[0-9A-Fa-f]?\*)")
 _NAMED_GROUP = re.compile(r"\(\?P?<\w+>")
 _EVERYTHING = ("/**", "**")
@@ -31,13 +44,18 @@ class Beginning(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PathPattern:
-    """A path pattern: a glob, or a `regex:` whose named groups can be used in the target of a rewrite."""
+    """A path pattern: a glob, or a `regex:` whose named groups can be used in the
+    target of a rewrite.
+    """
 
     text: str
     groups: tuple[str, ...] = ()
     _regex: re2._Regexp | None = field(default=None, repr=False, compare=False)
-    _ungrouped: re2._Regexp | None = field(default=None, repr=False, compare=False)  # the same without its groups
-    _matchers: dict[str, Matcher] = field(default_factory=dict, repr=False, compare=False)
+    # the same without its groups
+    _ungrouped: re2._Regexp | None = field(default=None, repr=False, compare=False)
+    _matchers: dict[str, Matcher] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @property
     def everything(self) -> bool:
@@ -46,7 +64,9 @@ class PathPattern:
 
     @property
     def beginning(self) -> Beginning | None:
-        """What decides about a path that has one reading; None where more than its beginning does."""
+        """What decides about a path that has one reading; None where more than its
+        beginning does.
+        """
         if self._regex is not None:
             return None
         literal, *rest = self.parts(Reading.SENT)
@@ -60,22 +80,32 @@ class PathPattern:
         return self._regex is None
 
     def parts(self, reading: Reading) -> tuple[str, ...]:
-        """Return a glob's literal texts and wildcards, as they are compared with this reading of a path."""
+        """Return a glob's literal texts and wildcards, as they are compared with this
+        reading of a path.
+        """
         return tuple(_PART.findall(_read_glob(self.text, reading)))
 
     def match(self, path: ReadPath) -> Mapping[str, str] | None:
-        """Match a whole path; gives the named groups, or None where it does not match."""
+        """Match a whole path; gives the named groups, or None where it does
+        not match.
+        """
         if self._regex is None:
             matches = self._matchers.get(path.reading) or self._matcher(path.reading)
             return {} if matches(path.path) else None
         if self._ungrouped is not None and self._ungrouped.fullmatch(path.path) is None:
             return None
         match = self._regex.fullmatch(path.path)
-        return None if match is None else {name: match.group(name) or "" for name in self.groups}
+        return (
+            None
+            if match is None
+            else {name: match.group(name) or "" for name in self.groups}
+        )
 
     def _matcher(self, reading: Reading) -> Matcher:
         glob = _read_glob(self.text, reading)
-        matcher = self._matchers.get(glob) or glob_matcher(tuple(_PART.findall(glob)), _WILDCARDS)
+        matcher = self._matchers.get(glob) or glob_matcher(
+            tuple(_PART.findall(glob)), _WILDCARDS
+        )
         self._matchers[glob] = self._matchers[reading] = matcher
         return matcher
 
@@ -85,14 +115,24 @@ def parse_path_pattern(text: str) -> PathPattern:
     if text.startswith(_REGEX):
         return _parse_regex(text)
     if not text.startswith(("/", "**")):
-        raise PatternError(f"path pattern {text!r} can never match: a path starts with '/'")
+        raise PatternError(
+            f"path pattern {text!r} can never match: a path starts with '/'"
+        )
     if "?" in text or "#" in text:
-        raise PatternError(f"path pattern {text!r} can never match: paths hold no '?' or '#' (use query: for a query)")
+        raise PatternError(
+            f"path pattern {text!r} can never match: paths hold no '?' or '#' (use query: for a query)"
+        )
     if any(unicodedata.category(character) == "Cc" for character in text):
-        raise PatternError(f"path pattern {text!r} can never match: such a control character is always denied")
+        raise PatternError(
+            f"path pattern {text!r} can never match: such a control character is always denied"
+        )
     if _STRAY_PERCENT.search(text):
-        raise PatternError(f"path pattern {text!r} can never match: its '%' is not followed by two hexadecimal digits")
-    for reading in Reading if "%" in text else ():  # nothing but an escape can fail to be read
+        raise PatternError(
+            f"path pattern {text!r} can never match: its '%' is not followed by two hexadecimal digits"
+        )
+    for reading in (
+        Reading if "%" in text else ()
+    ):  # nothing but an escape can fail to be read
         _check_readable(text, reading)
     return PathPattern(text)
 
@@ -101,11 +141,17 @@ def _parse_regex(text: str) -> PathPattern:
     try:
         regex = compile_regex(text.removeprefix(_REGEX))
     except re2.error as error:
-        raise PatternError(f"{text!r} is not an RE2 expression: {_re2_message(error)}") from error
+        raise PatternError(
+            f"{text!r} is not an RE2 expression: {_re2_message(error)}"
+        ) from error
     if not _can_begin(text.removeprefix(_REGEX), "/"):
-        raise PatternError(f"path pattern {text!r} can never match: it is for the whole path, which starts with '/'")
+        raise PatternError(
+            f"path pattern {text!r} can never match: it is for the whole path, which starts with '/'"
+        )
     groups = tuple(regex.groupindex)
-    return PathPattern(text, groups, regex, _without_groups(text.removeprefix(_REGEX), len(groups)))
+    return PathPattern(
+        text, groups, regex, _without_groups(text.removeprefix(_REGEX), len(groups))
+    )
 
 
 def _can_begin(expression: str, first: str) -> bool:
@@ -117,9 +163,11 @@ def _can_begin(expression: str, first: str) -> bool:
 
 
 def _without_groups(expression: str, groups: int) -> re2._Regexp | None:
-    """Compile an expression without its named groups, which matches ten times as fast; None if it has none.
+    """Compile an expression without its named groups, which matches ten times as fast;
+    None if it has none.
 
-    A text that only looks like a group (escaped, or in a class) makes the numbers differ: None then too.
+    A text that only looks like a group (escaped, or in a class) makes the numbers
+    differ: None then too.
     """
     plain, found = _NAMED_GROUP.subn("(?:", expression)
     if not groups or found != groups:
@@ -137,8 +185,13 @@ def sample_path(text: str) -> str | None:
 
 def _re2_message(error: re2.error) -> str:
     message = error.args[0] if error.args else "it does not compile"
-    text = message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message)
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)  # it quotes what it was given
+    text = (
+        message.decode("utf-8", "replace")
+        if isinstance(message, bytes)
+        else str(message)
+    )
+    # it quotes what it was given
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def _check_readable(text: str, reading: Reading) -> None:
@@ -149,5 +202,9 @@ def _check_readable(text: str, reading: Reading) -> None:
 
 
 def _read_glob(text: str, reading: Reading) -> str:
-    rooted = text if text.startswith("/") else f"/{text}"  # every path is: `**/x` means `/**/x`
-    return read(reading, normalize_escapes(rooted.replace("**", OVER_SEGMENTS).replace("*", IN_SEGMENT)))
+    # every path is: `**/x` means `/**/x`
+    rooted = text if text.startswith("/") else f"/{text}"
+    return read(
+        reading,
+        normalize_escapes(rooted.replace("**", OVER_SEGMENTS).replace("*", IN_SEGMENT)),
+    )

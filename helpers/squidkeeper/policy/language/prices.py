@@ -1,4 +1,6 @@
-"""What a rule with `meter` counts, and what tokens cost: by the model that an answer names."""
+"""What a rule with `meter` counts, and what tokens cost: by the model that an answer
+names.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,19 @@ from squidkeeper.base.faults import Location
 from squidkeeper.policy.language.document import Unquoted
 from squidkeeper.policy.language.globs import ANYTHING, glob_matcher
 
-MILLIONTHS: Final = 10**6  # of the currency: costs and prices are whole numbers of these
-RESERVE: Final = 4_096  # tokens of an answer, where neither the request nor the rule names a number
+# of the currency: costs and prices are whole numbers of these
+MILLIONTHS: Final = 10**6
+RESERVE: Final = (
+    4_096  # tokens of an answer, where neither the request nor the rule names a number
+)
 _AMOUNT: Final = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,6}))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Metering:
-    """`meter: tokens` of a rule. `reserve` is how many tokens an answer is taken for until it tells its own number.
+    """`meter: tokens` of a rule.
+
+    `reserve` is how many tokens an answer is taken for until it tells its own number.
 
     `ask_usage` has streams of OpenAI's chat API asked for their usage.
     """
@@ -33,9 +40,12 @@ class Metering:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What a million tokens of some models cost, in millionths of the currency. In `model`, `*` is any characters.
+    """What a million tokens of some models cost, in millionths of the currency.
 
-    `tokens_in` is for the tokens that are neither read from a cache (`cached_in`) nor written to one (`cache_write`).
+    In `model`, `*` is any characters.
+
+    `tokens_in` is for the tokens that are neither read from a cache (`cached_in`) nor
+    written to one (`cache_write`).
     """
 
     model: str
@@ -47,7 +57,9 @@ class Price:
 
     def is_for(self, model: str) -> bool:
         """Whether it is the price of a model."""
-        return glob_matcher(tuple(re.split(r"(\*)", self.model)), {"*": ANYTHING})(model)
+        return glob_matcher(tuple(re.split(r"(\*)", self.model)), {"*": ANYTHING})(
+            model
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +74,17 @@ class Prices:
 
     @property
     def dearest(self) -> Price:
-        """What an unknown model costs: the dearest of each price. Without prices nothing costs anything."""
-        return Price("*", *(self._most(name) for name in ("tokens_in", "tokens_out", "cached_in", "cache_write")))
+        """What an unknown model costs: the dearest of each price.
+
+        Without prices nothing costs anything.
+        """
+        return Price(
+            "*",
+            *(
+                self._most(name)
+                for name in ("tokens_in", "tokens_out", "cached_in", "cache_write")
+            ),
+        )
 
     def _most(self, name: str) -> int:
         return max((getattr(price, name) for price in self.entries), default=0)
@@ -73,8 +94,16 @@ NO_PRICES: Final = Prices()
 
 
 def parse_amount(value: object) -> int:
-    """Parse an amount of the currency, as YAML writes a number, into millionths; `PatternError` where it is none."""
-    text = value.text if isinstance(value, Unquoted) else "" if isinstance(value, bool) else str(value)
+    """Parse an amount of the currency, as YAML writes a number, into millionths;
+    `PatternError` where it is none.
+    """
+    text = (
+        value.text
+        if isinstance(value, Unquoted)
+        else ""
+        if isinstance(value, bool)
+        else str(value)
+    )
     match = _AMOUNT.fullmatch(text) if isinstance(value, int | Unquoted) else None
     if match is None:
         raise PatternError(

@@ -22,15 +22,22 @@ class QueryPattern:
     _matches: Matcher = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        parts = tuple("*" if part.startswith("*") else part for part in _PART.findall(self.pattern))
+        parts = tuple(
+            "*" if part.startswith("*") else part
+            for part in _PART.findall(self.pattern)
+        )
         object.__setattr__(self, "_matches", glob_matcher(parts, {"*": ANYTHING}))
 
     def matches_all(self, values: QueryValues) -> bool:
-        """Whether the query has the key and all its values match: what an allow requires."""
+        """Whether the query has the key and all its values match: what an allow
+        requires.
+        """
         return values.hold(self, all)
 
     def matches_one(self, values: QueryValues) -> bool:
-        """Whether the query has the key and one of its values matches: what a deny requires."""
+        """Whether the query has the key and one of its values matches: what a deny
+        requires.
+        """
         return values.hold(self, any)
 
     def match_each(self, values: Iterable[str]) -> Iterator[bool]:
@@ -41,29 +48,41 @@ class QueryPattern:
 class QueryValues(dict[str, tuple[str, ...]]):
     """The values of each name, each of them once.
 
-    The results are cached, as all readings of a path have the same query: 3 us instead of 165 for 2,000 values.
+    The results are cached, as all readings of a path have the same query: 3 us instead
+    of 165 for 2,000 values.
     """
 
     def __init__(self, values: Mapping[str, tuple[str, ...]]) -> None:
         super().__init__(values)
         self._known: dict[tuple[QueryPattern, Callable[..., bool]], bool] = {}
 
-    def hold(self, pattern: QueryPattern, how_many: Callable[[Iterable[bool]], bool]) -> bool:
-        """Whether the query has the pattern's key and `all` or `any` of its values match."""
+    def hold(
+        self, pattern: QueryPattern, how_many: Callable[[Iterable[bool]], bool]
+    ) -> bool:
+        """Whether the query has the pattern's key and `all` or `any` of its values
+        match.
+        """
         key = (pattern, how_many)
         known = self._known.get(key)
         if known is None:
             values = self.get(pattern.key)
-            known = self._known[key] = values is not None and how_many(pattern.match_each(values))
+            known = self._known[key] = values is not None and how_many(
+                pattern.match_each(values)
+            )
         return known
 
 
-@lru_cache(maxsize=1)  # for all readings of a path and all entries: a query of 8 KB takes 2 ms to parse, 6 us cached
+@lru_cache(
+    maxsize=1
+    # for all readings of a path and all entries: a query of 8 KB takes 2 ms to parse, 6
+    # us cached
+)
 def parse_query(query: str | None) -> QueryValues:
-    """Decode the names and values of a form-encoded query; `+` is a space, a name without `=` has the value ''.
+    """Decode the names and values of a form-encoded query; `+` is a space, a name
+    without `=` has the value ''.
 
-    Some servers also separate pairs by `;`. The values that only they read are added, so that such a value neither
-    hides from a deny nor passes with an allow.
+    Some servers also separate pairs by `;`. The values that only they read are added,
+    so that such a value neither hides from a deny nor passes with an allow.
     """
     values: dict[str, dict[str, None]] = {}
     pairs = (query or "").split("&")

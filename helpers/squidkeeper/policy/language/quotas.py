@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from squidkeeper.policy.language.model import Policy, Rule
 
 DEFAULT_RULE: Final = "default"  # in `rules`: what no rule decides
-UNCOUNTED: Final = "quota-unavailable"  # in `found` of a record: how a quota that could not be counted is named
-LARGEST_COUNT: Final = 999_999_999  # YAML of a policy takes longer numbers as text alone
+# in `found` of a record: how a quota that could not be counted is named
+UNCOUNTED: Final = "quota-unavailable"
+LARGEST_COUNT: Final = (
+    999_999_999  # YAML of a policy takes longer numbers as text alone
+)
 LARGEST_SIZE: Final = 10**15  # bytes; a number in Lua is exact up to nine times that
 _SIZE = re.compile(r"([1-9][0-9]{0,15})(KB|MB|GB|TB)")
 _BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -45,11 +48,17 @@ class QuotaUnit(StrEnum):
 
     @property
     def is_tokens(self) -> bool:
-        """Whether `squidkeeper bodies` counts it, of requests that a rule with `meter` allows.
+        """Whether `squidkeeper bodies` counts it, of requests that a rule with `meter`
+        allows.
 
         A cost is counted in millionths of the currency.
         """
-        return self in (QuotaUnit.TOKENS_IN, QuotaUnit.TOKENS_OUT, QuotaUnit.TOKENS, QuotaUnit.COST)
+        return self in (
+            QuotaUnit.TOKENS_IN,
+            QuotaUnit.TOKENS_OUT,
+            QuotaUnit.TOKENS,
+            QuotaUnit.COST,
+        )
 
 
 class Counted(StrEnum):
@@ -61,7 +70,9 @@ class Counted(StrEnum):
 
 
 class Window(StrEnum):
-    """The time after which a count begins again: by the clock, in UTC. A week begins on a Monday."""
+    """The time after which a count begins again: by the clock, in UTC. A week begins on
+    a Monday.
+    """
 
     MINUTE = "minute"
     HOUR = "hour"
@@ -74,17 +85,27 @@ class Window(StrEnum):
         if self is Window.MONTH:
             day = datetime.fromtimestamp(at, UTC)
             return int(datetime(day.year, day.month, 1, tzinfo=UTC).timestamp())
-        return int((at - _FIRST_MONDAY) // _SECONDS[self]) * _SECONDS[self] + _FIRST_MONDAY
+        return (
+            int((at - _FIRST_MONDAY) // _SECONDS[self]) * _SECONDS[self] + _FIRST_MONDAY
+        )
 
     def end(self, at: float) -> int:
         """Return when the window of a time ends, which is when the next one begins."""
         began = self.begin(at)
-        return self.begin(began + _MORE_THAN_A_MONTH) if self is Window.MONTH else began + _SECONDS[self]
+        return (
+            self.begin(began + _MORE_THAN_A_MONTH)
+            if self is Window.MONTH
+            else began + _SECONDS[self]
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """A quota. `rules` and `clients` name what it is for: the rule that allowed, and who asked. None: all."""
+    """A quota.
+
+    `rules` and `clients` name what it is for: the rule that allowed, and who asked.
+    None: all.
+    """
 
     name: str
     location: Location
@@ -100,7 +121,9 @@ class Quota:
         return self.clients is None or not self.clients.isdisjoint(clients)
 
     def counts(self, rule: str) -> bool:
-        """Whether it is for what a rule allows; rules of no policy of its own are named as they are recorded."""
+        """Whether it is for what a rule allows; rules of no policy of its own are named
+        as they are recorded.
+        """
         return self.rules is None or rule in self.rules
 
     @property
@@ -136,18 +159,28 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     size = int(match[1]) * _BYTES[match[2]] if match else 0
     if not 0 < size <= LARGEST_SIZE:
-        raise PatternError(f"{text!r} is not a size of at most 1000TB, expected one such as 500KB, 20MB or 1GB")
+        raise PatternError(
+            f"{text!r} is not a size of at most 1000TB, expected one such as 500KB, 20MB or 1GB"
+        )
     return size
 
 
 def never_used(policy: Policy) -> Iterator[Fault]:
-    """Warn about quotas that count nothing: what their rules decide is not what they count."""
+    """Warn about quotas that count nothing: what their rules decide is not what they
+    count.
+    """
     rules = {rule.name: rule for rule in policy.rules}
     for quota in policy.quotas:
         of_tokens = quota.unit.is_tokens
-        names = rules if quota.rules is None and of_tokens else sorted(quota.rules or ())
-        if (names or of_tokens) and not any(_counts_some(quota.unit, rules.get(name)) for name in names):
-            message = f"quota {quota.name!r} counts no {quota.unit}: {_NEVER[quota.unit]}"
+        names = (
+            rules if quota.rules is None and of_tokens else sorted(quota.rules or ())
+        )
+        if (names or of_tokens) and not any(
+            _counts_some(quota.unit, rules.get(name)) for name in names
+        ):
+            message = (
+                f"quota {quota.name!r} counts no {quota.unit}: {_NEVER[quota.unit]}"
+            )
             yield Fault(quota.location, FaultCode.QUOTA_NEVER, message)
 
 
@@ -170,11 +203,20 @@ _EVERY = {
     Window.WEEK: "a week",
     Window.MONTH: "a month",
 }
-_SECONDS = {Window.MINUTE: 60, Window.HOUR: 3_600, Window.DAY: 86_400, Window.WEEK: 604_800}
+_SECONDS = {
+    Window.MINUTE: 60,
+    Window.HOUR: 3_600,
+    Window.DAY: 86_400,
+    Window.WEEK: 604_800,
+}
 _FIRST_MONDAY = 4 * 86_400  # 1970-01-05
 _MORE_THAN_A_MONTH = 32 * 86_400
 _DIRECTION = {QuotaUnit.TOKENS_IN: " in", QuotaUnit.TOKENS_OUT: " out"}
-_FOR = {Counted.CLIENT: "for each client", Counted.RULE: "for each rule", Counted.ALL: "for all together"}
+_FOR = {
+    Counted.CLIENT: "for each client",
+    Counted.RULE: "for each rule",
+    Counted.ALL: "for all together",
+}
 _NEVER = {
     QuotaUnit.REQUESTS: "its rules deny, or pass tunnels through, whose requests are not seen",
     QuotaUnit.TUNNELS: "its rules deny",
@@ -182,6 +224,7 @@ _NEVER = {
     QuotaUnit.BYTES_OUT: "its rules deny",
     QuotaUnit.BYTES_IN: "its rules deny",
     **dict.fromkeys(
-        (QuotaUnit.TOKENS_IN, QuotaUnit.TOKENS_OUT, QuotaUnit.TOKENS, QuotaUnit.COST), "no rule of it has meter"
+        (QuotaUnit.TOKENS_IN, QuotaUnit.TOKENS_OUT, QuotaUnit.TOKENS, QuotaUnit.COST),
+        "no rule of it has meter",
     ),
 }

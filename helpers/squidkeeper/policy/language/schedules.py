@@ -1,7 +1,7 @@
 """When a rule holds: days and hours by the clock on the wall of a time zone.
 
-The clock decides, and nothing else. Where it is put forward, the hour that it skips never comes; where it is put back,
-the hour that comes twice counts twice.
+The clock decides, and nothing else. Where it is put forward, the hour that it skips
+never comes; where it is put back, the hour that comes twice counts twice.
 """
 
 import re
@@ -16,9 +16,16 @@ from squidkeeper.base.errors import PatternError
 WEEK_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 DAY_MINUTES = 24 * 60
 EVERY_DAY = frozenset(range(len(WEEK_DAYS)))
-_HOURS = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])-(?:([01][0-9]|2[0-3]):([0-5][0-9])|24:00)")
+_HOURS = re.compile(
+    r"([01][0-9]|2[0-3]):([0-5][0-9])-(?:([01][0-9]|2[0-3]):([0-5][0-9])|24:00)"
+)
 _ZONE = re.compile(r"[A-Za-z][A-Za-z0-9_+-]{0,31}(?:/[A-Za-z0-9_+-]{1,31}){0,2}")
-_OF_A_MACHINE = ("localtime", "posixrules", "Factory")  # in some databases, and of no place
+# in some databases, and of no place
+_OF_A_MACHINE = (
+    "localtime",
+    "posixrules",
+    "Factory",
+)
 _EXPECTED_DAYS = "one of mon, tue, wed, thu, fri, sat, sun, or a range such as mon-fri"
 _EXPECTED_HOURS = 'a range such as "08:00-18:00" or "22:00-06:00", at most until 24:00'
 _EXPECTED_ZONE = "a name such as Europe/Berlin or UTC"
@@ -28,7 +35,9 @@ _LAST_LISTED, _CYCLE = datetime(2088, 1, 1, tzinfo=UTC), timedelta(days=29 * 366
 
 
 class Hours(NamedTuple):
-    """A part of a day, in minutes since midnight; one that ends before it starts ends on the next day."""
+    """A part of a day, in minutes since midnight; one that ends before it starts ends
+    on the next day.
+    """
 
     start: int
     end: int
@@ -47,7 +56,10 @@ class SteadySpan(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The days and hours at which a rule holds. `days` are those on which a part starts; 0 is Monday."""
+    """The days and hours at which a rule holds.
+
+    `days` are those on which a part starts; 0 is Monday.
+    """
 
     zone: tzinfo
     days: frozenset[int] = EVERY_DAY
@@ -55,7 +67,11 @@ class Schedule:
 
     def __str__(self) -> str:
         """Write it as people do: `mon-fri 08:00-18:00 Europe/Berlin`."""
-        parts = [_days_text(self.days), ", ".join(map(_hours_text, self.hours)), str(self.zone)]
+        parts = [
+            _days_text(self.days),
+            ", ".join(map(_hours_text, self.hours)),
+            str(self.zone),
+        ]
         return " ".join(filter(None, parts))
 
     def holds(self, at: datetime) -> bool:
@@ -63,7 +79,9 @@ class Schedule:
         return self._holds(_within_years(at).astimezone(self.zone).replace(tzinfo=None))
 
     def span(self, at: datetime) -> SteadySpan:
-        """Return the span around a time in which no part begins or ends, no day begins, and no clock is set."""
+        """Return the span around a time in which no part begins or ends, no day begins,
+        and no clock is set.
+        """
         if at < _FIRST:
             return SteadySpan(self.holds(at), datetime.min.replace(tzinfo=UTC), _FIRST)
         if at >= _LAST:
@@ -71,7 +89,9 @@ class Schedule:
         at = at.astimezone(UTC)
         wall = at.astimezone(self.zone).replace(tzinfo=None)
         midnight = wall.replace(hour=0, minute=0, second=0, microsecond=0)
-        edges = sorted({0, DAY_MINUTES, *(edge for hours in self.hours for edge in hours)})
+        edges = sorted(
+            {0, DAY_MINUTES, *(edge for hours in self.hours for edge in hours)}
+        )
         place = bisect_right(edges, _minute(wall))
         since = at - (wall - midnight - timedelta(minutes=edges[place - 1]))
         until = at + (midnight + timedelta(minutes=edges[place]) - wall)
@@ -79,7 +99,9 @@ class Schedule:
         return SteadySpan(self._holds(wall), max(since, _FIRST), min(until, _LAST))
 
     def holds_between(self, since: datetime, until: datetime) -> bool:
-        """Whether it holds at some time between two; in two weeks it does, whatever clock is set."""
+        """Whether it holds at some time between two; in two weeks it does, whatever
+        clock is set.
+        """
         at, last = since, min(until, since + _TWO_WEEKS)
         while at < last:
             span = self.span(at)
@@ -100,10 +122,18 @@ class Schedule:
         return minute < part.end and (today - 1) % len(WEEK_DAYS) in self.days
 
     def _last_set(self, since: datetime, at: datetime) -> datetime:
-        return since if self._offset(since) == self._offset(at) else _set_between(self.zone, since, at)
+        return (
+            since
+            if self._offset(since) == self._offset(at)
+            else _set_between(self.zone, since, at)
+        )
 
     def _next_set(self, at: datetime, until: datetime) -> datetime:
-        return until if self._offset(until - _MOMENT) == self._offset(at) else _set_between(self.zone, at, until)
+        return (
+            until
+            if self._offset(until - _MOMENT) == self._offset(at)
+            else _set_between(self.zone, at, until)
+        )
 
     def _offset(self, at: datetime) -> timedelta | None:
         return offset_of(self.zone, at)
@@ -114,7 +144,9 @@ def offset_of(zone: tzinfo, at: datetime) -> timedelta | None:
     return _within_years(at).astimezone(zone).utcoffset()
 
 
-def times_of_setting(zone: tzinfo, since: datetime, until: datetime) -> Iterator[datetime]:
+def times_of_setting(
+    zone: tzinfo, since: datetime, until: datetime
+) -> Iterator[datetime]:
     """Yield when the clock of a zone is set between two times."""
     at, until = _within_years(since), _within_years(until)
     before = offset_of(zone, at)
@@ -129,8 +161,8 @@ def times_of_setting(zone: tzinfo, since: datetime, until: datetime) -> Iterator
 def clocks_are_known_until(at: datetime) -> datetime:
     """Return a time after which clocks are set as they were before, from a time on.
 
-    The IANA database lists years up to 2087 (Ramadan in Morocco). Then rules hold. The days of the week on which they
-    set a clock repeat after 28 years.
+    The IANA database lists years up to 2087 (Ramadan in Morocco). Then rules hold. The
+    days of the week on which they set a clock repeat after 28 years.
     """
     return min(max(at, _LAST_LISTED), _LAST - _CYCLE) + _CYCLE
 
@@ -156,15 +188,31 @@ def _days_text(days: frozenset[int]) -> str:
 
 
 def _range_text(first: int, days: frozenset[int]) -> str:
-    last = next(day for day in range(first, first + len(WEEK_DAYS)) if (day + 1) % len(WEEK_DAYS) not in days)
-    return WEEK_DAYS[first] if last == first else f"{WEEK_DAYS[first]}-{WEEK_DAYS[last % len(WEEK_DAYS)]}"
+    last = next(
+        day
+        for day in range(first, first + len(WEEK_DAYS))
+        if (day + 1) % len(WEEK_DAYS) not in days
+    )
+    return (
+        WEEK_DAYS[first]
+        if last == first
+        else f"{WEEK_DAYS[first]}-{WEEK_DAYS[last % len(WEEK_DAYS)]}"
+    )
 
 
 def _hours_text(part: Hours) -> str:
-    return "" if part == WHOLE_DAY else "-".join(f"{edge // 60:02}:{edge % 60:02}" for edge in part)
+    return (
+        ""
+        if part == WHOLE_DAY
+        else "-".join(f"{edge // 60:02}:{edge % 60:02}" for edge in part)
+    )
 
 
-_MOMENT, _DAY, _TWO_WEEKS = timedelta(microseconds=1), timedelta(days=1), timedelta(weeks=2)
+_MOMENT, _DAY, _TWO_WEEKS = (
+    timedelta(microseconds=1),
+    timedelta(days=1),
+    timedelta(weeks=2),
+)
 
 
 def _minute(wall: datetime) -> int:
@@ -175,16 +223,21 @@ def _within_years(at: datetime) -> datetime:
     return min(max(at, _FIRST), _LAST).astimezone(UTC)
 
 
-# --- text -------------------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------
 
 
 def parse_days(text: str) -> frozenset[int]:
-    """Read a day of the week, or a range of days, which may pass the end of the week."""
+    """Read a day of the week, or a range of days, which may pass the end of
+    the week.
+    """
     first, dash, last = text.partition("-")
     if first not in WEEK_DAYS or (dash and last not in WEEK_DAYS):
         raise PatternError(f"{text!r} is no day of the week, expected {_EXPECTED_DAYS}")
     start, end = WEEK_DAYS.index(first), WEEK_DAYS.index(last or first)
-    return frozenset((start + day) % len(WEEK_DAYS) for day in range((end - start) % len(WEEK_DAYS) + 1))
+    return frozenset(
+        (start + day) % len(WEEK_DAYS)
+        for day in range((end - start) % len(WEEK_DAYS) + 1)
+    )
 
 
 def parse_hours(text: str) -> Hours:
@@ -195,7 +248,9 @@ def parse_hours(text: str) -> Hours:
     start = int(match[1]) * 60 + int(match[2])
     end = DAY_MINUTES if match[3] is None else int(match[3]) * 60 + int(match[4])
     if start == end:
-        raise PatternError(f"{text!r} ends when it starts, expected {_EXPECTED_HOURS} (00:00-24:00 is the whole day)")
+        raise PatternError(
+            f"{text!r} ends when it starts, expected {_EXPECTED_HOURS} (00:00-24:00 is the whole day)"
+        )
     return Hours(start, end)
 
 
@@ -204,11 +259,15 @@ def parse_zone(text: str) -> tzinfo:
     from zoneinfo import ZoneInfo  # late: only a schedule needs it
 
     if not _ZONE.fullmatch(text) or text in _OF_A_MACHINE:
-        raise PatternError(f"{text[:_SHOWN]!r} is no time zone, expected {_EXPECTED_ZONE}")
+        raise PatternError(
+            f"{text[:_SHOWN]!r} is no time zone, expected {_EXPECTED_ZONE}"
+        )
     try:
         return ZoneInfo(text)
     except (KeyError, ValueError, OSError):
-        raise PatternError(f"there is no time zone {text!r}{_meant(text)}, expected {_EXPECTED_ZONE}") from None
+        raise PatternError(
+            f"there is no time zone {text!r}{_meant(text)}, expected {_EXPECTED_ZONE}"
+        ) from None
 
 
 def _meant(text: str) -> str:

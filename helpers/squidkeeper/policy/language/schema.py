@@ -1,7 +1,8 @@
 """The shape of a policy file: pydantic models, and their errors as faults.
 
-Each field parses its text into what it means, so that one validation finds every fault. What a field may say often
-hangs on the fields above it (the hosts of an allow, the target of a rewrite): those come first in the model.
+Each field parses its text into what it means, so that one validation finds every fault.
+What a field may say often hangs on the fields above it (the hosts of an allow, the
+target of a rewrite): those come first in the model.
 """
 
 import re
@@ -41,10 +42,26 @@ from squidkeeper.policy.language.document import (
 )
 from squidkeeper.policy.language.exact_urls import ExactUrl, parse_exact_url
 from squidkeeper.policy.language.forms import parse_template
-from squidkeeper.policy.language.headers import parse_injected_header, parse_stripped_header
-from squidkeeper.policy.language.hosts import HostForm, HostPattern, Network, parse_host_pattern, parse_network
+from squidkeeper.policy.language.headers import (
+    parse_injected_header,
+    parse_stripped_header,
+)
+from squidkeeper.policy.language.hosts import (
+    HostForm,
+    HostPattern,
+    Network,
+    parse_host_pattern,
+    parse_network,
+)
 from squidkeeper.policy.language.methods import parse_method
-from squidkeeper.policy.language.model import NO_REWRITE, NOT_OBSERVED, SHORTEST_WATCHED, VERDICT_NAMES, Action, Target
+from squidkeeper.policy.language.model import (
+    NO_REWRITE,
+    NOT_OBSERVED,
+    SHORTEST_WATCHED,
+    VERDICT_NAMES,
+    Action,
+    Target,
+)
 from squidkeeper.policy.language.parameters import parse_parameter
 from squidkeeper.policy.language.paths import PathPattern, parse_path_pattern
 from squidkeeper.policy.language.prices import RESERVE, parse_amount
@@ -57,9 +74,17 @@ from squidkeeper.policy.language.quotas import (
     Window,
     parse_size,
 )
-from squidkeeper.policy.language.schedules import Hours, parse_days, parse_hours, parse_zone
+from squidkeeper.policy.language.schedules import (
+    Hours,
+    parse_days,
+    parse_hours,
+    parse_zone,
+)
 from squidkeeper.policy.language.targets import check_target, parse_target
-from squidkeeper.policy.language.upstreams import parse_upstream_name, parse_upstream_url
+from squidkeeper.policy.language.upstreams import (
+    parse_upstream_name,
+    parse_upstream_url,
+)
 from squidkeeper.policy.url import Address, Host, parse_address
 
 T = TypeVar("T")
@@ -67,11 +92,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The names that all files together define, by section: a reference is to one of them.
+    """The names that all files together define, by section: a reference is to one of
+    them.
 
-    If the files are not `complete`, as with a misspelt section or a list for a mapping, any name may be defined in the
-    rest. `presets` are all that there are. `hidden` names are in no fault: keys of `secrets` without a mapping, which
-    may be values.
+    If the files are not `complete`, as with a misspelt section or a list for a mapping,
+    any name may be defined in the rest. `presets` are all that there are. `hidden`
+    names are in no fault: keys of `secrets` without a mapping, which may be values.
     """
 
     clients: frozenset[str] = frozenset()
@@ -89,7 +115,7 @@ class Names:
     complete: bool = True
 
 
-# --- what a field may hold ----------------------------------------------------------------------------------------
+# --- what a field may hold ------------------------------------------------------------
 
 
 def _fault(code: FaultCode, message: str) -> PydanticCustomError:
@@ -97,7 +123,9 @@ def _fault(code: FaultCode, message: str) -> PydanticCustomError:
 
 
 def _wrong_type(expected: str) -> PydanticCustomError:
-    return PydanticCustomError("wrong_type", "expected {expected}", {"expected": expected})
+    return PydanticCustomError(
+        "wrong_type", "expected {expected}", {"expected": expected}
+    )
 
 
 def _text(value: object) -> str:
@@ -113,7 +141,9 @@ def _some_text(value: object) -> str:
 
 
 def _parsed(code: FaultCode, parse: Callable[[str], T]) -> Any:
-    """Make the validator of a text field out of a parser that raises `PatternError`, which is a fault of this code."""
+    """Make the validator of a text field out of a parser that raises `PatternError`,
+    which is a fault of this code.
+    """
 
     def validate(value: object) -> T:
         try:
@@ -141,7 +171,10 @@ def _check_known(name: str, kind: str, known: frozenset[str], names: Names) -> s
         shown = known - names.hidden
         expected = suggestion(name, shown) or f", expected {_one_defined(kind, shown)}"
         if kind == "secret":
-            raise _fault(FaultCode.UNKNOWN_NAME, f"there is no secret of this name ({_NO_VALUES}){expected}")
+            raise _fault(
+                FaultCode.UNKNOWN_NAME,
+                f"there is no secret of this name ({_NO_VALUES}){expected}",
+            )
         raise _fault(FaultCode.UNKNOWN_NAME, f"there is no {kind} {name!r}{expected}")
     return name
 
@@ -155,13 +188,17 @@ def _one_defined(kind: str, shown: frozenset[str]) -> str:
 
 def _name(text: str) -> str:
     if len(text) > _NAME_AT_MOST or not text.isprintable():
-        raise PatternError(f"name {text[:_NAME_AT_MOST]!r} is not up to {_NAME_AT_MOST} printable characters")
+        raise PatternError(
+            f"name {text[:_NAME_AT_MOST]!r} is not up to {_NAME_AT_MOST} printable characters"
+        )
     return text
 
 
 def _rule_name(text: str) -> str:
     if text in VERDICT_NAMES:
-        raise PatternError(f"{text!r} is a verdict of squidkeeper's own, expected another name")
+        raise PatternError(
+            f"{text!r} is a verdict of squidkeeper's own, expected another name"
+        )
     return _name(text)
 
 
@@ -171,16 +208,24 @@ def _secret_name(text: str) -> str:
             "the name of the secret holds a character that has a meaning in 'value', expected none of {}[]!:"
         )
     if len(text) > _NAME_AT_MOST or not text.isprintable():
-        raise PatternError(f"the name of the secret is not up to {_NAME_AT_MOST} printable characters")
+        raise PatternError(
+            f"the name of the secret is not up to {_NAME_AT_MOST} printable characters"
+        )
     return text
 
 
 def _prose(text: str) -> str:
-    """Read a text for people; the newline that a YAML block ends with is not part of it."""
+    """Read a text for people; the newline that a YAML block ends with is not part of
+    it.
+    """
     text = text.strip()
     if len(text) > _PROSE_AT_MOST:
-        raise PatternError(f"the text is {len(text):,} characters long, expected {_PROSE_AT_MOST:,} at most")
-    if any(unicodedata.category(character) == "Cc" for character in text.replace("\n", "")):
+        raise PatternError(
+            f"the text is {len(text):,} characters long, expected {_PROSE_AT_MOST:,} at most"
+        )
+    if any(
+        unicodedata.category(character) == "Cc" for character in text.replace("\n", "")
+    ):
         raise PatternError("the text holds a control character, expected none")
     return text
 
@@ -188,7 +233,9 @@ def _prose(text: str) -> str:
 def _contact(text: str) -> str:
     """Read a line for every page, which is the same in plain text, HTML and JSON."""
     if len(text) > _CONTACT_AT_MOST or not text.isprintable():
-        raise PatternError(f"the contact is not up to {_CONTACT_AT_MOST} printable characters")
+        raise PatternError(
+            f"the contact is not up to {_CONTACT_AT_MOST} printable characters"
+        )
     if set(text) & set(_ESCAPED):
         message = f"the contact holds one of {_ESCAPED}, expected text that is the same in plain text, HTML and JSON"
         raise PatternError(f"{message}, such as platform@example.com")
@@ -205,14 +252,18 @@ def _query_value(value: object) -> str:
 
 def _user(text: str) -> str:
     if not text.isprintable():
-        raise PatternError(f"user {text!r} holds a control character, expected the name of a proxy user")
+        raise PatternError(
+            f"user {text!r} holds a control character, expected the name of a proxy user"
+        )
     return text
 
 
 def _sha256(value: object) -> str:
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
         message = "this is no SHA-256 of a token, expected 64 hexadecimal digits, as `squidkeeper client add` writes"
-        raise _fault(FaultCode.INVALID_TOKEN, f"{message} (a value is never shown here)")
+        raise _fault(
+            FaultCode.INVALID_TOKEN, f"{message} (a value is never shown here)"
+        )
     return value.lower()
 
 
@@ -230,13 +281,19 @@ def _stripped(value: object, info: ValidationInfo) -> str:
     except PatternError as error:
         raise _fault(FaultCode.INVALID_HEADER, str(error)) from None
     if info.data.get("action") is Action.DENY:
-        raise _fault(FaultCode.INVALID_HEADER, "a deny forwards no headers, expected 'strip' in an allow")
+        raise _fault(
+            FaultCode.INVALID_HEADER,
+            "a deny forwards no headers, expected 'strip' in an allow",
+        )
     return header
 
 
 def _few_headers(headers: tuple[str, ...]) -> tuple[str, ...]:
     if len(headers) > _STRIPPED_AT_MOST:
-        raise _fault(FaultCode.INVALID_HEADER, f"{len(headers)} headers, expected {_STRIPPED_AT_MOST} at most")
+        raise _fault(
+            FaultCode.INVALID_HEADER,
+            f"{len(headers)} headers, expected {_STRIPPED_AT_MOST} at most",
+        )
     return headers
 
 
@@ -248,7 +305,11 @@ def _few_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _placeholder(text: str) -> str:
-    if len(text) < SHORTEST_WATCHED or len(text) > _PLACEHOLDER_AT_MOST or not (text.isascii() and text.isprintable()):
+    if (
+        len(text) < SHORTEST_WATCHED
+        or len(text) > _PLACEHOLDER_AT_MOST
+        or not (text.isascii() and text.isprintable())
+    ):
         raise PatternError(
             f"the placeholder is not {SHORTEST_WATCHED} to {_PLACEHOLDER_AT_MOST} printable ASCII characters:"
             " shorter ones are in many requests"
@@ -264,7 +325,9 @@ def _aws_name(text: str) -> str:
 
 def _environment_name(text: str) -> str:
     if "=" in text or "\0" in text:
-        raise PatternError(f"this is not the name of an environment variable ({_NO_VALUES})")
+        raise PatternError(
+            f"this is not the name of an environment variable ({_NO_VALUES})"
+        )
     return text
 
 
@@ -275,20 +338,28 @@ def _file(text: str) -> str:
 
 
 def _period(shortest: int, longest: int) -> Any:
-    return _parsed(FaultCode.INVALID_SOURCE, lambda text: secret_sources.parse_period(text, shortest, longest))
+    return _parsed(
+        FaultCode.INVALID_SOURCE,
+        lambda text: secret_sources.parse_period(text, shortest, longest),
+    )
 
 
 def _gate_period(text: str) -> int:
     match = _GATE_PERIOD.fullmatch(text)
     seconds = int(match[1]) * _GATE_UNITS[match[2]] if match else 0
     if not 0 < seconds <= _GATE_SECONDS_AT_MOST:
-        raise PatternError(f"{text!r} is not a period of at most 31d, expected one such as 12h or 1d")
+        raise PatternError(
+            f"{text!r} is not a period of at most 31d, expected one such as 12h or 1d"
+        )
     return seconds
 
 
 def _some_arguments(arguments: tuple[str, ...]) -> tuple[str, ...]:
     if arguments[:1] == ("",):
-        raise _fault(FaultCode.INVALID_SOURCE, "no program is named, expected [PROGRAM, ARGUMENT, …]")
+        raise _fault(
+            FaultCode.INVALID_SOURCE,
+            "no program is named, expected [PROGRAM, ARGUMENT, …]",
+        )
     return arguments
 
 
@@ -325,9 +396,13 @@ def _client_address(text: str) -> Address:
 def _request(text: str) -> tuple[str, str]:
     method, _, url = text.partition(" ")
     if not _TOKEN.fullmatch(method) or not _ABSOLUTE.match(url):
-        raise PatternError(f"request {text!r} is not 'METHOD URL', expected one such as GET https://example.com/")
+        raise PatternError(
+            f"request {text!r} is not 'METHOD URL', expected one such as GET https://example.com/"
+        )
     if method == "CONNECT" or method != method.upper():
-        raise PatternError(f"a test cannot have method {method!r}, expected an upper-case one other than CONNECT")
+        raise PatternError(
+            f"a test cannot have method {method!r}, expected an upper-case one other than CONNECT"
+        )
     return method, url
 
 
@@ -350,7 +425,10 @@ def _port(value: object) -> range:
 
 def _port_range(first: int, last: int, text: str) -> range:
     if not 1 <= first <= last <= _PORT_AT_MOST:
-        raise _fault(FaultCode.INVALID_PORT, f"port {text} can never match, expected {_EXPECTED_PORT}")
+        raise _fault(
+            FaultCode.INVALID_PORT,
+            f"port {text} can never match, expected {_EXPECTED_PORT}",
+        )
     return range(first, last + 1)
 
 
@@ -360,26 +438,38 @@ def _time(value: object) -> datetime:
     if not match:
         raise _wrong_type(_EXPECTED_TIME)
     if not match["zone"]:
-        raise _fault(FaultCode.INVALID_TIME, f"time {text} has no time zone, expected {_EXPECTED_TIME}")
+        raise _fault(
+            FaultCode.INVALID_TIME,
+            f"time {text} has no time zone, expected {_EXPECTED_TIME}",
+        )
     if match["zone"].upper() != "Z" and match["zone"][3:4] != ":":
-        raise _fault(FaultCode.INVALID_TIME, f"time {text} has its zone in another form, expected it as +01:00 or Z")
+        raise _fault(
+            FaultCode.INVALID_TIME,
+            f"time {text} has its zone in another form, expected it as +01:00 or Z",
+        )
     try:
         return datetime.fromisoformat(match[0].upper())
     except ValueError as error:
         raise _fault(
-            FaultCode.INVALID_TIME, f"time {text} does not exist ({error}), expected {_EXPECTED_TIME}"
+            FaultCode.INVALID_TIME,
+            f"time {text} does not exist ({error}), expected {_EXPECTED_TIME}",
         ) from None
 
 
 def _version(value: object) -> int:  # pydantic's Literal[1] takes true
     if value != 1 or not isinstance(value, int) or isinstance(value, bool):
-        raise _wrong_type("the number 1, which is the version of the language that this squidkeeper understands")
+        raise _wrong_type(
+            "the number 1, which is the version of the language that this squidkeeper understands"
+        )
     return value
 
 
 def _rule_host(value: object, info: ValidationInfo) -> HostPattern:
     if isinstance(value, str) and value.startswith("!"):
-        raise _fault(FaultCode.INVALID_HOST, f"host pattern {value!r} cannot exclude hosts, {_RULE_ABOVE}")
+        raise _fault(
+            FaultCode.INVALID_HOST,
+            f"host pattern {value!r} cannot exclude hosts, {_RULE_ABOVE}",
+        )
     pattern = _host(value)
     if info.data.get("action") is Action.ALLOW and pattern.covers_top_level:
         message = f"host pattern {pattern.text!r} in an allow covers a whole top-level domain, {_NARROWER}"
@@ -415,7 +505,10 @@ def _host(value: object) -> HostPattern:
 
 def _default_action(action: Action) -> Action:
     if action is Action.ASK:
-        raise _fault(FaultCode.WRONG_TYPE, "'action' is 'ask', expected allow or deny, or ask: true instead")
+        raise _fault(
+            FaultCode.WRONG_TYPE,
+            "'action' is 'ask', expected allow or deny, or ask: true instead",
+        )
     return action
 
 
@@ -428,7 +521,11 @@ def _ask_default(value: bool, info: ValidationInfo) -> bool:
 
 def _number(at_most: int, hint: str = " (without quotes and commas)") -> Any:
     def validate(value: object) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= at_most:
+        if (
+            not isinstance(value, int)
+            or isinstance(value, bool)
+            or not 1 <= value <= at_most
+        ):
             raise _wrong_type(f"a number from 1 to {at_most:,}{hint}")
         return value
 
@@ -436,7 +533,11 @@ def _number(at_most: int, hint: str = " (without quotes and commas)") -> Any:
 
 
 def _size_at_most(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_SIZE:
+    if (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and 1 <= value <= LARGEST_SIZE
+    ):
         return value
     if not isinstance(value, str):
         raise _wrong_type("a size such as 500KB, 20MB or 1GB, or a number of bytes")
@@ -447,10 +548,14 @@ def _size_at_most(value: object) -> int:
 
 
 def _tokens_at_most(value: object) -> int:
-    """Read a number of tokens, which may be longer than the numbers that YAML of a policy takes."""
+    """Read a number of tokens, which may be longer than the numbers that YAML of a
+    policy takes.
+    """
     number = body_values.number_of(value)
     if not isinstance(number, int) or not 1 <= number <= LARGEST_SIZE:
-        raise _wrong_type(f"a number from 1 to {LARGEST_SIZE:,} (without quotes and commas)")
+        raise _wrong_type(
+            f"a number from 1 to {LARGEST_SIZE:,} (without quotes and commas)"
+        )
     return number
 
 
@@ -476,7 +581,9 @@ def _body_size(value: object) -> int:
 
 
 def _place_fields(value: object) -> object:
-    """Read what may stand at a place of a document: one value, or several, stand for `values`."""
+    """Read what may stand at a place of a document: one value, or several, stand for
+    `values`.
+    """
     return value if isinstance(value, dict) else {"values": _one_or_many(value)}
 
 
@@ -549,7 +656,10 @@ def _value_beside(value: object, info: ValidationInfo) -> str:
 def _several_values(values: dict[str, str]) -> dict[str, str]:
     """Check values by name: there are few, and one of them has a secret."""
     if len(values) > _VALUES_AT_MOST:
-        raise _fault(FaultCode.INVALID_TEMPLATE, f"{len(values)} values, expected {_VALUES_AT_MOST} at most")
+        raise _fault(
+            FaultCode.INVALID_TEMPLATE,
+            f"{len(values)} values, expected {_VALUES_AT_MOST} at most",
+        )
     if values and not any(map(parse_template, values.values())):
         raise _fault(FaultCode.INVALID_TEMPLATE, f"no value {_NAMES_A_SECRET}")
     return values
@@ -557,11 +667,18 @@ def _several_values(values: dict[str, str]) -> dict[str, str]:
 
 def _tested_rule(value: object, info: ValidationInfo) -> str:
     names = _names_of(info)
-    return _check_known(_some_text(value), "rule or verdict", names.rules | names.grants | VERDICT_NAMES, names)
+    return _check_known(
+        _some_text(value),
+        "rule or verdict",
+        names.rules | names.grants | VERDICT_NAMES,
+        names,
+    )
 
 
 def _tested_rewrite(value: object, info: ValidationInfo) -> str:
-    """Read the name of the rewrite that must apply; an empty list, for none, becomes the name that none has."""
+    """Read the name of the rewrite that must apply; an empty list, for none, becomes
+    the name that none has.
+    """
     if value == []:
         return NO_REWRITE
     if isinstance(value, list):
@@ -571,10 +688,14 @@ def _tested_rewrite(value: object, info: ValidationInfo) -> str:
 
 
 def _tested_observed(value: object, info: ValidationInfo) -> str:
-    """Read what must be observed, as it is recorded; an empty list stands for nothing."""
+    """Read what must be observed, as it is recorded; an empty list stands for
+    nothing.
+    """
     if value == []:
         return NOT_OBSERVED
-    verdict, colon, rule = (_some_text(value) if not isinstance(value, list) else "").partition(":")
+    verdict, colon, rule = (
+        _some_text(value) if not isinstance(value, list) else ""
+    ).partition(":")
     if not colon or verdict not in _VERDICTS:
         raise _wrong_type('what is recorded, such as "deny:RULE", or [] for nothing')
     names = _names_of(info)
@@ -629,13 +750,15 @@ _APP_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 _TIME = re.compile(
-    r"\d{4}-\d{2}-\d{2}(?:[Tt ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?(?P<zone>[Zz]| ?[+-]\d{2}(?::?\d{2})?)?)?", re.ASCII
+    r"\d{4}-\d{2}-\d{2}(?:[Tt ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?(?P<zone>[Zz]| ?[+-]\d{2}(?::?\d{2})?)?)?",
+    re.ASCII,
 )
 _EXPECTED_PORT = 'a number from 1 to 65535 (without quotes), or "from-to"'
 _EXPECTED_TIME = "a time with its zone such as 2026-12-01T18:00:00Z"
 _NARROWER = "expected a narrower one"
 _RULE_ABOVE = (
-    "expected a rule above this one for what is excepted (a deny above an allow): the first that matches decides"
+    "expected a rule above this one for what is excepted (a deny above an "
+    "allow): the first that matches decides"
 )
 
 Name = Annotated[str, _parsed(FaultCode.INVALID_NAME, _name)]
@@ -657,11 +780,17 @@ ParameterName = Annotated[str, _parsed(FaultCode.INVALID_QUERY, parse_parameter)
 ValueBeside = Annotated[str, PlainValidator(_value_beside)]
 File = Annotated[str, _parsed(FaultCode.INVALID_TEXT, _file)]
 Argument = Annotated[str, PlainValidator(_argument)]
-Endpoint = Annotated[str, _parsed(FaultCode.INVALID_SOURCE, secret_sources.parse_endpoint)]
-FormText = Annotated[str, _parsed(FaultCode.INVALID_SOURCE, secret_sources.parse_form_text)]
-Repository = Annotated[str, _parsed(FaultCode.INVALID_SOURCE, secret_sources.parse_repository)]
+Endpoint = Annotated[
+    str, _parsed(FaultCode.INVALID_SOURCE, secret_sources.parse_endpoint)
+]
+FormText = Annotated[
+    str, _parsed(FaultCode.INVALID_SOURCE, secret_sources.parse_form_text)
+]
+Repository = Annotated[
+    str, _parsed(FaultCode.INVALID_SOURCE, secret_sources.parse_repository)
+]
 
-# --- the models ---------------------------------------------------------------------------------------------------
+# --- the models -----------------------------------------------------------------------
 
 
 # Strict, pydantic takes no list for these. Neither takes text or a mapping.
@@ -672,7 +801,9 @@ Several = Annotated[frozenset[T], Field(strict=False)]
 class _Model(BaseModel):
     """A mapping of the language: only its own keys."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, defer_build=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, arbitrary_types_allowed=True, defer_build=True
+    )
 
 
 class ReloadGateEntry(_Model):
@@ -704,10 +835,17 @@ class TokenEntry(_Model):
 class ClientEntry(_Model):
     """Who asks."""
 
-    networks: Many[Annotated[Network, _parsed(FaultCode.INVALID_NETWORK, parse_network)]] | None = None
+    networks: (
+        Many[Annotated[Network, _parsed(FaultCode.INVALID_NETWORK, parse_network)]]
+        | None
+    ) = None
     users: Several[Annotated[str, _parsed(FaultCode.INVALID_TEXT, _user)]] | None = None
     token_sha256: (
-        Annotated[Many[Annotated[TokenEntry, BeforeValidator(_token_fields)]], BeforeValidator(_one_or_many)] | None
+        Annotated[
+            Many[Annotated[TokenEntry, BeforeValidator(_token_fields)]],
+            BeforeValidator(_one_or_many),
+        ]
+        | None
     ) = None
     connections: Literal["own"] | None = None
 
@@ -733,7 +871,9 @@ class OAuth2Entry(_Model):
     grant: Annotated[secret_sources.Grant, Field(strict=False)]
     client_id: FormText
     client_secret: KnownSecret | None = None
-    client_auth: Annotated[secret_sources.ClientAuth, Field(strict=False)] = secret_sources.ClientAuth.BASIC
+    client_auth: Annotated[secret_sources.ClientAuth, Field(strict=False)] = (
+        secret_sources.ClientAuth.BASIC
+    )
     refresh_token: KnownSecret | None = None
     scope: FormText | None = None
     audience: FormText | None = None
@@ -757,7 +897,9 @@ class SecretEntry(_Model):
     """Where a value comes from."""
 
     file: File | None = None
-    env: Annotated[str, _parsed(FaultCode.INVALID_TEXT, _environment_name)] | None = None
+    env: Annotated[str, _parsed(FaultCode.INVALID_TEXT, _environment_name)] | None = (
+        None
+    )
     command: CommandEntry | None = None
     oauth2: OAuth2Entry | None = None
     github_app: GitHubAppEntry | None = None
@@ -775,7 +917,9 @@ class FiniteFields(_Model):
 
 
 class TunnelFields(FiniteFields):
-    """The fields by which everything matches that is known of a tunnel too, hosts aside."""
+    """The fields by which everything matches that is known of a tunnel too, hosts
+    aside.
+    """
 
     clients: Several[KnownClient] | None = None
     lists: Many[KnownList] | None = None
@@ -786,8 +930,15 @@ class TunnelFields(FiniteFields):
 class MatchFields(TunnelFields):
     """The fields by which rules, rewrites and credentials match, hosts aside."""
 
-    methods: Several[Annotated[str, _parsed(FaultCode.INVALID_METHOD, parse_method)]] | None = None
-    paths: Many[Annotated[PathPattern, _parsed(FaultCode.INVALID_PATH, parse_path_pattern)]] | None = None
+    methods: (
+        Several[Annotated[str, _parsed(FaultCode.INVALID_METHOD, parse_method)]] | None
+    ) = None
+    paths: (
+        Many[
+            Annotated[PathPattern, _parsed(FaultCode.INVALID_PATH, parse_path_pattern)]
+        ]
+        | None
+    ) = None
     query: dict[str, Annotated[str, PlainValidator(_query_value)]] | None = None
 
 
@@ -829,7 +980,14 @@ class McpEntry(_Model):
 
     tools: Many[NameGlob] | None = None
     arguments: dict[NameGlob, Places] | None = None
-    methods: Many[Annotated[str, _parsed(FaultCode.INVALID_BODY, body_values.parse_rpc_method)]] | None = None
+    methods: (
+        Many[
+            Annotated[
+                str, _parsed(FaultCode.INVALID_BODY, body_values.parse_rpc_method)
+            ]
+        ]
+        | None
+    ) = None
 
 
 class BodyEntry(_Model):
@@ -852,7 +1010,13 @@ class RuleEntry(MatchFields):
     private: bool = False
     expires: Time | None = None
     owner: Prose | None = None
-    strip: Annotated[Many[Annotated[str, PlainValidator(_stripped)]], AfterValidator(_few_headers)] | None = None
+    strip: (
+        Annotated[
+            Many[Annotated[str, PlainValidator(_stripped)]],
+            AfterValidator(_few_headers),
+        ]
+        | None
+    ) = None
     headers: Literal["known"] | None = None
     tls: Literal["passthrough"] | None = None
     websocket: bool = False
@@ -866,24 +1030,38 @@ class RuleEntry(MatchFields):
 
 
 class PresetEntry(_Model):
-    """A preset: rules that are shipped with the program, and the clients that they are for."""
+    """A preset: rules that are shipped with the program, and the clients that they are
+    for.
+    """
 
     preset: Annotated[str, PlainValidator(_preset)]
     clients: Several[KnownClient] | None = None
 
 
 class GrantEntry(FiniteFields):
-    """A grant: an allow for a time, asked where the default or an ask rule would decide."""
+    """A grant: an allow for a time, asked where the default or an ask rule would
+    decide.
+    """
 
     name: RuleName
     clients: Several[KnownClient] | None = None
     any_client: Literal[True] | None = None
     hosts: Many[Annotated[HostPattern, PlainValidator(_granted_host)]] | None = None
-    urls: Many[Annotated[ExactUrl, _parsed(FaultCode.INVALID_URL, parse_exact_url)]] | None = None
+    urls: (
+        Many[Annotated[ExactUrl, _parsed(FaultCode.INVALID_URL, parse_exact_url)]]
+        | None
+    ) = None
     schemes: Several[Literal["http", "https"]] | None = None
     ports: Many[Annotated[range, PlainValidator(_port)]] | None = None
-    methods: Several[Annotated[str, _parsed(FaultCode.INVALID_METHOD, parse_method)]] | None = None
-    paths: Many[Annotated[PathPattern, _parsed(FaultCode.INVALID_PATH, parse_path_pattern)]] | None = None
+    methods: (
+        Several[Annotated[str, _parsed(FaultCode.INVALID_METHOD, parse_method)]] | None
+    ) = None
+    paths: (
+        Many[
+            Annotated[PathPattern, _parsed(FaultCode.INVALID_PATH, parse_path_pattern)]
+        ]
+        | None
+    ) = None
     expires: Time
     uses: Annotated[int, _number(_USES_AT_MOST)] | None = None
     reason: Prose
@@ -895,7 +1073,12 @@ class RewriteEntry(MatchFields):
     """A rewrite."""
 
     name: Name
-    hosts: Many[Annotated[HostPattern, _parsed(FaultCode.INVALID_HOST, parse_host_pattern)]] | None = None
+    hosts: (
+        Many[
+            Annotated[HostPattern, _parsed(FaultCode.INVALID_HOST, parse_host_pattern)]
+        ]
+        | None
+    ) = None
     to: Annotated[Target, PlainValidator(_to)]
     redirect: Literal[301, 302, 303, 307, 308] | None = None
     private: bool = False
@@ -928,17 +1111,34 @@ class CredentialEntry(MatchFields):
     basic: Basic | None = None
     value: Annotated[str, PlainValidator(_value)] | None = None
     aws_sigv4: AwsSigV4Entry | None = None
-    headers: Annotated[dict[HeaderName, ValueBeside], AfterValidator(_several_values)] | None = None
-    parameters: Annotated[dict[ParameterName, ValueBeside], AfterValidator(_several_values)] | None = None
-    placeholder: Annotated[str, _parsed(FaultCode.INVALID_TEXT, _placeholder)] | None = None
+    headers: (
+        Annotated[dict[HeaderName, ValueBeside], AfterValidator(_several_values)] | None
+    ) = None
+    parameters: (
+        Annotated[dict[ParameterName, ValueBeside], AfterValidator(_several_values)]
+        | None
+    ) = None
+    placeholder: (
+        Annotated[str, _parsed(FaultCode.INVALID_TEXT, _placeholder)] | None
+    ) = None
 
 
 class UpstreamEntry(TunnelFields):
     """Where allowed requests are forwarded."""
 
     name: Annotated[str, _parsed(FaultCode.INVALID_NAME, parse_upstream_name)]
-    hosts: Many[Annotated[HostPattern, _parsed(FaultCode.INVALID_HOST, parse_host_pattern)]] | None = None
-    url: Annotated[tuple[Host, int], _parsed(FaultCode.INVALID_UPSTREAM, parse_upstream_url)] | None = None
+    hosts: (
+        Many[
+            Annotated[HostPattern, _parsed(FaultCode.INVALID_HOST, parse_host_pattern)]
+        ]
+        | None
+    ) = None
+    url: (
+        Annotated[
+            tuple[Host, int], _parsed(FaultCode.INVALID_UPSTREAM, parse_upstream_url)
+        ]
+        | None
+    ) = None
     direct: Literal[True] | None = None
     basic: Basic | None = None
     resolve: Literal["upstream"] | None = None
@@ -988,7 +1188,9 @@ class SealedTokensEntry(_Model):
     keys: Annotated[Many[KnownSecret], AfterValidator(_few_keys)]
 
 
-PushedRefs = Many[Annotated[str, _parsed(FaultCode.INVALID_BODY, body_values.parse_pushed_ref)]]
+PushedRefs = Many[
+    Annotated[str, _parsed(FaultCode.INVALID_BODY, body_values.parse_pushed_ref)]
+]
 
 
 class PushEntry(_Model):
@@ -1005,7 +1207,9 @@ class TestEntry(_Model):
 
     request: Annotated[tuple[str, str], _parsed(FaultCode.INVALID_REQUEST, _request)]
     expect: ActionText
-    client: Annotated[Address, _parsed(FaultCode.INVALID_REQUEST, _client_address)] | None = None
+    client: (
+        Annotated[Address, _parsed(FaultCode.INVALID_REQUEST, _client_address)] | None
+    ) = None
     user: Annotated[str, _parsed(FaultCode.INVALID_TEXT, _user)] | None = None
     at: Time | None = None
     rule: Annotated[str, PlainValidator(_tested_rule)] | None = None
@@ -1039,7 +1243,7 @@ class PolicyFile(_Model):
     end: bool | None = None
 
 
-# --- validation and its words -------------------------------------------------------------------------------------
+# --- validation and its words ---------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -1052,20 +1256,31 @@ class Checked:
 
 
 def is_understood(document: Document) -> bool:
-    """Whether a file was read, has known sections only, and those that define names have the right type."""
+    """Whether a file was read, has known sections only, and those that define names
+    have the right type.
+    """
     if document.root is None or not document.data.keys() <= _KEYS_OF_FILE:
         return False
-    return all(isinstance(document.data.get(section, holder()), holder) for section, holder in _DEFINING.items())
+    return all(
+        isinstance(document.data.get(section, holder()), holder)
+        for section, holder in _DEFINING.items()
+    )
 
 
-def check_document(document: Document, names: Names, ended: frozenset[str] = frozenset()) -> Checked:
-    """Validate one file against the language; a file that could not be read has no further faults.
+def check_document(
+    document: Document, names: Names, ended: frozenset[str] = frozenset()
+) -> Checked:
+    """Validate one file against the language; a file that could not be read has no
+    further faults.
 
     `ended` names the files that ended with `end: true` in the revision before.
     """
     if document.root is None:
         return Checked(document)
-    faults = [*_choice_faults(document), *_end_faults(document, document.path.name in ended)]
+    faults = [
+        *_choice_faults(document),
+        *_end_faults(document, document.path.name in ended),
+    ]
     try:
         model = PolicyFile.model_validate(document.data, context=names)
     except ValidationError as error:
@@ -1075,7 +1290,9 @@ def check_document(document: Document, names: Names, ended: frozenset[str] = fro
 
 
 def one_of(choices: Mapping[str, object] | frozenset[str] | tuple[str, ...]) -> str:
-    """List what a value may be, in the words of a fault: all words of the language (a tuple), some of a policy's."""
+    """List what a value may be, in the words of a fault: all words of the language (a
+    tuple), some of a policy's.
+    """
     if isinstance(choices, tuple):
         shown, more = [*choices], 0
     else:
@@ -1094,13 +1311,19 @@ def suggestion(name: str, known: Mapping[str, object] | frozenset[str]) -> str:
 
 
 def _faults(document: Document, details: list[ErrorDetails]) -> list[Fault]:
-    return [fault for detail in details for fault in [_fault_of(document, detail)] if fault]
+    return [
+        fault for detail in details for fault in [_fault_of(document, detail)] if fault
+    ]
 
 
 def _fault_of(document: Document, detail: ErrorDetails) -> Fault | None:
     steps = _as_written(document, [step for step in detail["loc"] if step != "[key]"])
     value = detail["input"]
-    if isinstance(value, Unquoted) and value.null and detail["type"] != "extra_forbidden":
+    if (
+        isinstance(value, Unquoted)
+        and value.null
+        and detail["type"] != "extra_forbidden"
+    ):
         return None  # the document has reported it
     on_key = detail["type"] == "extra_forbidden" or detail["loc"][-1:] == ("[key]",)
     if detail["type"] == "missing" and value == {}:
@@ -1113,10 +1336,16 @@ def _as_written(document: Document, steps: list[int | str]) -> list[int | str]:
     if "values" not in steps:
         return steps
     at = steps.index("values")
-    return steps if isinstance(document.value_at(steps[:at]), dict) else steps[:at] + steps[at + 1 :]
+    return (
+        steps
+        if isinstance(document.value_at(steps[:at]), dict)
+        else steps[:at] + steps[at + 1 :]
+    )
 
 
-def _code_and_message(detail: ErrorDetails, steps: list[int | str]) -> tuple[FaultCode, str]:
+def _code_and_message(
+    detail: ErrorDetails, steps: list[int | str]
+) -> tuple[FaultCode, str]:
     context = detail.get("ctx", {})
     match detail["type"]:
         case "fault":
@@ -1124,17 +1353,32 @@ def _code_and_message(detail: ErrorDetails, steps: list[int | str]) -> tuple[Fau
         case "extra_forbidden":
             return FaultCode.UNKNOWN_KEY, _unknown_key(str(steps[-1]), steps)
         case "missing":
-            return FaultCode.MISSING_KEY, f"key {steps[-1]!r} is missing{_OF.get(str(steps[-1]), '')}"
+            return (
+                FaultCode.MISSING_KEY,
+                f"key {steps[-1]!r} is missing{_OF.get(str(steps[-1]), '')}",
+            )
         case _:
-            expected = _EXPECTED_FOR_KEY.get(steps[-1]) or _EXPECTED.get(detail["type"]) or str(context["expected"])
+            expected = (
+                _EXPECTED_FOR_KEY.get(steps[-1])
+                or _EXPECTED.get(detail["type"])
+                or str(context["expected"])
+            )
             if detail["type"] in ("enum", "literal_error"):  # 'allow' or 'deny'
-                expected = one_of(tuple(_QUOTED.findall(expected))) if "'" in expected else expected
+                expected = (
+                    one_of(tuple(_QUOTED.findall(expected)))
+                    if "'" in expected
+                    else expected
+                )
             return FaultCode.WRONG_TYPE, _type_message(steps, detail["input"], expected)
 
 
 def _unknown_key(key: str, steps: list[int | str]) -> str:
     expected = _expected_key(key, steps)
-    return f"unknown key{expected} ({_NO_VALUES})" if is_private(steps[:-1]) else f"unknown key {key!r}{expected}"
+    return (
+        f"unknown key{expected} ({_NO_VALUES})"
+        if is_private(steps[:-1])
+        else f"unknown key {key!r}{expected}"
+    )
 
 
 def _expected_key(key: str, steps: list[int | str]) -> str:
@@ -1152,11 +1396,15 @@ def _expected_key(key: str, steps: list[int | str]) -> str:
 
 
 def _type_message(steps: list[int | str], value: object, expected: str) -> str:
-    what = f"an entry of {steps[-2]!r}" if isinstance(steps[-1], int) else f"{steps[-1]!r}"
+    what = (
+        f"an entry of {steps[-2]!r}" if isinstance(steps[-1], int) else f"{steps[-1]!r}"
+    )
     hint = quote_it(value) if expected == "text" else ""
     if isinstance(steps[-1], int) and isinstance(value, list):
         hint = "; a list cannot hold another, nor an alias of one"
-    if is_private(steps) or (steps[0] in ("credentials", "upstreams") and len(steps) <= _STEPS_TO_ENTRY):
+    if is_private(steps) or (
+        steps[0] in ("credentials", "upstreams") and len(steps) <= _STEPS_TO_ENTRY
+    ):
         if not isinstance(steps[-1], int):
             what = shown_key(str(steps[-1]), steps[:-1])
         if steps[0] == "canaries" and len(steps) == _STEPS_TO_ENTRY:
@@ -1172,7 +1420,9 @@ def _fields(steps: list[int | str]) -> frozenset[str]:
         return _KEYS_OF_FILE
     above = next(step for step in reversed(steps[:-1]) if isinstance(step, str))
     is_place = above.startswith("/") and "body" in steps
-    return _keys_of(PlaceEntry if is_place else _NESTED.get(above) or _ENTRIES[str(steps[0])])
+    return _keys_of(
+        PlaceEntry if is_place else _NESTED.get(above) or _ENTRIES[str(steps[0])]
+    )
 
 
 def _keys_of(model: type[_Model]) -> frozenset[str]:
@@ -1183,7 +1433,11 @@ def _end_faults(document: Document, ended: bool) -> Iterator[Fault]:
     end = document.data.get(END, False)
     if END in document.data and [*document.data][-1] != END:
         place = document.locate((END,), key=True)
-        yield Fault(place, FaultCode.END_NOT_LAST, "'end' is not the last key of the file, expected nothing below it")
+        yield Fault(
+            place,
+            FaultCode.END_NOT_LAST,
+            "'end' is not the last key of the file, expected nothing below it",
+        )
     if END_REQUIRED in document.data and end is False:
         required = document.locate((END_REQUIRED,), key=True)
         message = f"the file {_DOES_NOT_END}, which {required} requires: is it cut off?"
@@ -1198,7 +1452,9 @@ _HOW_TO_DROP_END = "To do without that line, put a file with 'end: false' as its
 
 
 def _choice_faults(document: Document) -> list[Fault]:
-    """Find the entries that have none, or more than one, of the keys of which they need one."""
+    """Find the entries that have none, or more than one, of the keys of which they need
+    one.
+    """
     found = []
     for choice, entry, steps in _choosing(document):
         keys, several = _CHOICES[choice]
@@ -1208,14 +1464,20 @@ def _choice_faults(document: Document) -> list[Fault]:
             names = ", ".join(keys)
             got = " and ".join(map(repr, given))
             message = (
-                f"{got} given, expected {amount} of {names}" if got else f"none of {names} given, expected {amount}"
+                f"{got} given, expected {amount} of {names}"
+                if got
+                else f"none of {names} given, expected {amount}"
             )
             found.append(Fault(document.locate(steps), FaultCode.KEY_CHOICE, message))
     return found
 
 
-def _choosing(document: Document) -> Iterator[tuple[str, dict[str, Any], tuple[str | int, ...]]]:
-    """Yield the mappings that need one of some keys: the choice, the mapping, and the steps that lead there."""
+def _choosing(
+    document: Document,
+) -> Iterator[tuple[str, dict[str, Any], tuple[str | int, ...]]]:
+    """Yield the mappings that need one of some keys: the choice, the mapping, and the
+    steps that lead there.
+    """
     yield from entries(document, *(_CHOICES.keys() - _CHOOSING_KEYS.keys()))
     for key, section in _CHOOSING_KEYS.items():
         for _, entry, steps in entries(document, section):
@@ -1227,7 +1489,10 @@ _KEYS_OF_FILE = _keys_of(PolicyFile)
 NAMED_BY_KEY = ("clients", "lists", "secrets", "canaries")
 _MATCHING = ("rules", "grants", "rewrites", "credentials", "upstreams")
 _LISTED = (*_MATCHING, "quotas")
-_DEFINING: dict[str, type] = {**dict.fromkeys(NAMED_BY_KEY, dict), **dict.fromkeys(_LISTED, list)}
+_DEFINING: dict[str, type] = {
+    **dict.fromkeys(NAMED_BY_KEY, dict),
+    **dict.fromkeys(_LISTED, list),
+}
 _SHOWN_AT_MOST = 12
 _STEPS_TO_ENTRY = 2
 _STEPS_TO_KEY = 3
@@ -1268,7 +1533,10 @@ _NESTED: dict[str, type[_Model]] = {
 _CHOICES: dict[str, tuple[tuple[str, ...], bool]] = {
     "clients": (("networks", "users", "token_sha256"), True),
     "secrets": (("file", "env", "command", "oauth2", "github_app"), False),
-    "credentials": (("bearer", "basic", "value", "headers", "parameters", "aws_sigv4"), False),
+    "credentials": (
+        ("bearer", "basic", "value", "headers", "parameters", "aws_sigv4"),
+        False,
+    ),
     "upstreams": (("url", "direct"), False),
     "quotas": (tuple(unit.value for unit in QuotaUnit), False),
     "when": (("days", "hours"), True),
@@ -1281,10 +1549,17 @@ _EXPECTED_FOR_KEY: dict[int | str, str] = {
     "any_client": "true, or clients instead",
     "end": "true (or false, once, to do without it from then on)",
 }
-_CHOOSING_KEYS = {"when": "rules", "body": "rules", "push": "tests"}  # of entries: mappings that need one of some keys
+# of entries: mappings that need one of some keys
+_CHOOSING_KEYS = {
+    "when": "rules",
+    "body": "rules",
+    "push": "tests",
+}
 _QUOTED = re.compile("'([^']*)'")
 _EXPECTED = {
-    **dict.fromkeys(("list_type", "tuple_type", "frozen_set_type"), "a list, such as [one, two]"),
+    **dict.fromkeys(
+        ("list_type", "tuple_type", "frozen_set_type"), "a list, such as [one, two]"
+    ),
     "dict_type": "a mapping (key: value)",
     "model_type": "a mapping (key: value)",
     "model_attributes_type": "a mapping (key: value)",

@@ -35,7 +35,10 @@ class EnvironmentSource:
 
 @dataclass(frozen=True, slots=True)
 class CommandSource:
-    """A program in the folder of commands, with its arguments. Its standard output is the value."""
+    """A program in the folder of commands, with its arguments.
+
+    Its standard output is the value.
+    """
 
     run: tuple[str, ...]
     timeout_seconds: int
@@ -53,7 +56,9 @@ class Grant(StrEnum):
 
 
 class ClientAuth(StrEnum):
-    """How a client sends its secret to the token endpoint: in the header Authorization, or in the form."""
+    """How a client sends its secret to the token endpoint: in the header Authorization,
+    or in the form.
+    """
 
     BASIC = "basic"
     FORM = "form"
@@ -80,7 +85,10 @@ class OAuth2Source:
 
 @dataclass(frozen=True, slots=True)
 class GitHubAppSource:
-    """An installation of a GitHub App. `private_key` is the name of a secret; permissions are pairs, sorted."""
+    """An installation of a GitHub App.
+
+    `private_key` is the name of a secret; permissions are pairs, sorted.
+    """
 
     app_id: str
     installation_id: int
@@ -94,13 +102,15 @@ class GitHubAppSource:
         return f"github_app {self.app_id}"
 
 
-FetchedSource = CommandSource | OAuth2Source | GitHubAppSource  # fetched by `squidkeeper secrets`
+# fetched by `squidkeeper secrets`
+FetchedSource = CommandSource | OAuth2Source | GitHubAppSource
 SecretSource = FileSource | EnvironmentSource | FetchedSource
 
 
 @dataclass(frozen=True, slots=True)
 class NamedSecret:
-    """A secret of the policy: its name, where its value comes from, and to which hosts credentials may send it.
+    """A secret of the policy: its name, where its value comes from, and to which hosts
+    credentials may send it.
 
     `hosts` is None where that is any host.
     """
@@ -123,12 +133,18 @@ def needed_secrets(source: SecretSource) -> tuple[str, ...]:
 
 
 def private_keys(secrets: Mapping[str, NamedSecret]) -> frozenset[str]:
-    """List the secrets that are private keys: these have several lines, and cannot stand in a header."""
+    """List the secrets that are private keys: these have several lines, and cannot
+    stand in a header.
+    """
     sources = (secret.source for secret in secrets.values())
-    return frozenset(source.private_key for source in sources if isinstance(source, GitHubAppSource))
+    return frozenset(
+        source.private_key for source in sources if isinstance(source, GitHubAppSource)
+    )
 
 
-def fetched_secrets(secrets: Mapping[str, NamedSecret]) -> Iterator[tuple[str, FetchedSource]]:
+def fetched_secrets(
+    secrets: Mapping[str, NamedSecret],
+) -> Iterator[tuple[str, FetchedSource]]:
     """List the secrets that `squidkeeper secrets` fetches, by name."""
     for name, secret in secrets.items():
         if isinstance(secret.source, FetchedSource):
@@ -136,12 +152,15 @@ def fetched_secrets(secrets: Mapping[str, NamedSecret]) -> Iterator[tuple[str, F
 
 
 def source_key(name: str, secrets: Mapping[str, NamedSecret]) -> str:
-    """Name a source by its whole definition, those of the secrets that it needs included.
+    """Name a source by its whole definition, those of the secrets that it needs
+    included.
 
     A source that was edited has another key, so its former value is never used.
     """
     definitions = "\n".join(_definitions(name, secrets))
-    return sha256(definitions.encode("utf-8", "surrogateescape")).hexdigest()[:_KEY_LENGTH]
+    return sha256(definitions.encode("utf-8", "surrogateescape")).hexdigest()[
+        :_KEY_LENGTH
+    ]
 
 
 def _definitions(name: str, secrets: Mapping[str, NamedSecret]) -> Iterator[str]:
@@ -151,15 +170,19 @@ def _definitions(name: str, secrets: Mapping[str, NamedSecret]) -> Iterator[str]
         yield from _definitions(needed, secrets)
 
 
-# --- what the fields may hold; no message shows a text, which may be a value by mistake ---------------------------
+# --- what the fields may hold; no message shows a text, which may be a value by mistake
 
 
 def parse_period(text: str, shortest: int, longest: int) -> int:
-    """Parse a period such as 30s, 5m or 1h into seconds; `PatternError` with the bounds."""
+    """Parse a period such as 30s, 5m or 1h into seconds; `PatternError` with the
+    bounds.
+    """
     match = _PERIOD.fullmatch(text)
     seconds = int(match[1]) * _UNITS[match[2]] if match else 0
     if not shortest <= seconds <= longest:
-        raise PatternError(f"this is not a time from {shortest}s to {longest}s, expected one such as 30s, 5m or 1h")
+        raise PatternError(
+            f"this is not a time from {shortest}s to {longest}s, expected one such as 30s, 5m or 1h"
+        )
     return seconds
 
 
@@ -171,7 +194,9 @@ def parse_endpoint(text: str) -> str:
     except ValueError:
         good = False
     if not good or "@" in parts.netloc or parts.fragment or not _URL.fullmatch(text):
-        raise PatternError("this is not the URL of a source, expected https://HOST/… without a user and without '#'")
+        raise PatternError(
+            "this is not the URL of a source, expected https://HOST/… without a user and without '#'"
+        )
     return text
 
 
@@ -185,14 +210,18 @@ def parse_argument(text: str) -> str:
 def parse_form_text(text: str) -> str:
     """Parse what is sent to a token endpoint as it is."""
     if not text.isascii() or not text.isprintable():
-        raise PatternError("the text holds something other than printable ASCII, expected it as the source knows it")
+        raise PatternError(
+            "the text holds something other than printable ASCII, expected it as the source knows it"
+        )
     return text
 
 
 def parse_repository(text: str) -> str:
     """Parse the name of a repository of an installation, without its owner."""
     if not _REPOSITORY.fullmatch(text):
-        raise PatternError("this is not the name of a repository, expected it without its owner, such as website")
+        raise PatternError(
+            "this is not the name of a repository, expected it without its owner, such as website"
+        )
     return text
 
 

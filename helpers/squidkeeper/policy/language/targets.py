@@ -16,23 +16,36 @@ _OWN = frozenset({"host", "path", "query"})  # not the names of groups
 
 
 def parse_target(text: str) -> Target:
-    """Parse `to`; `PatternError` where it is not an absolute http or https URL with its placeholders in place."""
+    """Parse `to`; `PatternError` where it is not an absolute http or https URL with its
+    placeholders in place.
+    """
     match = _ABSOLUTE.fullmatch(text)
     if not match:
-        raise PatternError(f"target {text!r} is not absolute, expected a URL such as https://{{host}}{{path}}{{query}}")
-    if "#" in text or any(character.isspace() or not character.isprintable() for character in text):
-        raise PatternError(f"target {text!r} holds a '#', a space or a control character, which cannot be fetched")
+        raise PatternError(
+            f"target {text!r} is not absolute, expected a URL such as https://{{host}}{{path}}{{query}}"
+        )
+    if "#" in text or any(
+        character.isspace() or not character.isprintable() for character in text
+    ):
+        raise PatternError(
+            f"target {text!r} holds a '#', a space or a control character, which cannot be fetched"
+        )
     scheme, rest = match.groups()
     authority, rest = _groups(_AUTHORITY, rest)
     path, query = _groups(_PATH, rest)
-    target = Target(text, scheme, authority, path.replace("/{path}", "{path}"), query)  # {path} has a '/' of its own
+    # {path} has a '/' of its own
+    target = Target(text, scheme, authority, path.replace("/{path}", "{path}"), query)
     _check_authority(target)
     _check_path(target)
     return target
 
 
-def check_target(target: Target, schemes: Iterable[str] | None, paths: Sequence[PathPattern] | None) -> None:
-    """Check a target against its rewrite's fields; `PatternError` where it opens https or names a missing group."""
+def check_target(
+    target: Target, schemes: Iterable[str] | None, paths: Sequence[PathPattern] | None
+) -> None:
+    """Check a target against its rewrite's fields; `PatternError` where it opens https
+    or names a missing group.
+    """
     if target.scheme == "http" and (schemes is None or "https" in schemes):
         raise PatternError(
             f"target {target.text!r} could take an https request to http, expected https (or schemes: [http])"
@@ -42,7 +55,9 @@ def check_target(target: Target, schemes: Iterable[str] | None, paths: Sequence[
             _check_group(name, paths)
     shadowing = _OWN & {group for pattern in paths or () for group in pattern.groups}
     if shadowing:
-        raise PatternError(f"a group of 'paths' is named {min(shadowing)!r}, which has a meaning of its own in 'to'")
+        raise PatternError(
+            f"a group of 'paths' is named {min(shadowing)!r}, which has a meaning of its own in 'to'"
+        )
 
 
 def _groups(pattern: re.Pattern[str], text: str) -> tuple[str, str]:
@@ -70,15 +85,21 @@ def _check_authority(target: Target) -> None:
 
 def _check_path(target: Target) -> None:
     if "{host}" in target.path + target.query:
-        raise PatternError(f"{{host}} is outside the authority of target {target.text!r}, where it is not allowed")
+        raise PatternError(
+            f"{{host}} is outside the authority of target {target.text!r}, where it is not allowed"
+        )
     _check_joints(target)
     path = _PLACEHOLDER.sub("x", target.path.removeprefix("{path}"))
     if set(path + _PLACEHOLDER.sub("", target.query)) & set("{}"):
-        raise PatternError(f"target {target.text!r} has a brace alone, expected {{path}}, {{query}} or a named group")
+        raise PatternError(
+            f"target {target.text!r} has a brace alone, expected {{path}}, {{query}} or a named group"
+        )
     try:
         sent(path if path.startswith("/") else f"/{path}")
     except InvalidUrl as error:
-        raise PatternError(f"target {target.text!r} cannot be fetched: {error}") from error
+        raise PatternError(
+            f"target {target.text!r} cannot be fetched: {error}"
+        ) from error
 
 
 def _check_joints(target: Target) -> None:
@@ -91,10 +112,14 @@ def _check_joints(target: Target) -> None:
 
 
 def _check_group(name: str, paths: Sequence[PathPattern] | None) -> None:
-    without = next((pattern for pattern in paths or () if name not in pattern.groups), None)
+    without = next(
+        (pattern for pattern in paths or () if name not in pattern.groups), None
+    )
     if not paths:
         raise PatternError(
             f"{{{name}}} is not known: expected {{path}}, {{query}} or a named group of a regex: in paths"
         )
     if without:
-        raise PatternError(f"{{{name}}} is not known: path pattern {without.text!r} has no group of that name")
+        raise PatternError(
+            f"{{{name}}} is not known: path pattern {without.text!r} has no group of that name"
+        )

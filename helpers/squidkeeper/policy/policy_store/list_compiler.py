@@ -21,7 +21,13 @@ import marisa_trie
 
 from squidkeeper.base.errors import PatternError
 from squidkeeper.base.untrusted_file import open_untrusted
-from squidkeeper.policy.language.host_lists import HostList, ListLine, ListSummary, network_key, stored_key
+from squidkeeper.policy.language.host_lists import (
+    HostList,
+    ListLine,
+    ListSummary,
+    network_key,
+    stored_key,
+)
 from squidkeeper.policy.language.hosts import HostForm, HostPattern
 from squidkeeper.policy.policy_store.list_lines import LineReader, is_exception
 
@@ -31,7 +37,9 @@ class ListChangedError(Exception):
 
 
 def list_digest(path: Path) -> str:
-    """Hash the content of a list, without holding it in memory; OSError where it cannot be read."""
+    """Hash the content of a list, without holding it in memory; OSError where it cannot
+    be read.
+    """
     with _open_list(path) as file:
         digest = _new_digest()
         while block := file.read(_BLOCK):
@@ -39,12 +47,16 @@ def list_digest(path: Path) -> str:
     return str(digest.hexdigest())
 
 
-def load_list(path: Path, digest: str, cache: Path | None = None, *, writes: bool = True) -> HostList:
-    """Load the list at `path`, whose content has this digest: from the cache, or compiled (into the cache).
+def load_list(
+    path: Path, digest: str, cache: Path | None = None, *, writes: bool = True
+) -> HostList:
+    """Load the list at `path`, whose content has this digest: from the cache, or
+    compiled (into the cache).
 
-    If several processes need the same list, one compiles it. If the cache cannot be written, the list stays in memory.
-    A cached file that is damaged is compiled again. `ListChangedError`: the file has changed since the digest. Where
-    the cache is another account's, it is read alone: not `writes`.
+    If several processes need the same list, one compiles it. If the cache cannot be
+    written, the list stays in memory. A cached file that is damaged is compiled again.
+    `ListChangedError`: the file has changed since the digest. Where the cache is
+    another account's, it is read alone: not `writes`.
     """
     cached = cache / f"{digest}{_SUFFIX}" if cache else None
     found = _read_cached(cached)
@@ -52,28 +64,44 @@ def load_list(path: Path, digest: str, cache: Path | None = None, *, writes: boo
         found = _compile(path, digest, None)
     elif found is None:
         with _lock(cache) as lock:
-            found = _read_cached(cached) or _compile_long(path, digest, cached, lock) or _compile(path, digest, cached)
+            found = (
+                _read_cached(cached)
+                or _compile_long(path, digest, cached, lock)
+                or _compile(path, digest, cached)
+            )
     summary, trie = found
-    return HostList(summary=summary, trie=trie, has_wildcards=any(trie.iterkeys(HostForm.ANY.value)))
+    return HostList(
+        summary=summary, trie=trie, has_wildcards=any(trie.iterkeys(HostForm.ANY.value))
+    )
 
 
 def prune_cache(cache: Path, used: Iterable[str]) -> None:
-    """Delete compiled lists of other digests, except the newest few, and what a crash left half-written."""
+    """Delete compiled lists of other digests, except the newest few, and what a crash
+    left half-written.
+    """
     in_use = {f"{digest}{_SUFFIX}" for digest in used}
     try:
-        spare = [path for path in cache.iterdir() if path.suffix == _SUFFIX and path.name not in in_use]
+        spare = [
+            path
+            for path in cache.iterdir()
+            if path.suffix == _SUFFIX and path.name not in in_use
+        ]
         spare.sort(key=lambda path: path.stat().st_mtime, reverse=True)
         torn = [
-            path for path in cache.glob(f"*{_UNFINISHED}") if path.stat().st_mtime < time.time() - _UNFINISHED_SECONDS
+            path
+            for path in cache.glob(f"*{_UNFINISHED}")
+            if path.stat().st_mtime < time.time() - _UNFINISHED_SECONDS
         ]
     except OSError:
         return  # another process is pruning, or there is no cache
     for path in (*spare[_SPARE_AT_MOST:], *torn):
-        with suppress(OSError):  # `squidkeeper secrets` reads the cache, and cannot change it
+        with suppress(
+            OSError
+        ):  # `squidkeeper secrets` reads the cache, and cannot change it
             path.unlink(missing_ok=True)
 
 
-# --- compiling ----------------------------------------------------------------------------------------------------
+# --- compiling ------------------------------------------------------------------------
 
 
 class _Compiler:
@@ -90,7 +118,9 @@ class _Compiler:
         self.exception: ListLine | None = None
 
     def keys(self, file: BinaryIO) -> Iterator[str]:
-        """Yield the keys of all patterns; a host and all under it, in two lines of an RPZ zone, are one pattern."""
+        """Yield the keys of all patterns; a host and all under it, in two lines of an
+        RPZ zone, are one pattern.
+        """
         held = ""
         for key in self._keys(file):
             if key == f"{HostForm.UNDER}{held}":
@@ -126,18 +156,23 @@ class _Compiler:
     def summary(self) -> ListSummary:
         prefixes = tuple(sorted(self.prefixes))
         noted = (self.widest, self.wide, self.exception)
-        return ListSummary(self.patterns, prefixes, self.strange, tuple(self.first_strange), *noted)
+        return ListSummary(
+            self.patterns, prefixes, self.strange, tuple(self.first_strange), *noted
+        )
 
     def _read_keys(self, reader: LineReader, line: ListLine) -> Iterator[str]:
         try:
             patterns = reader.patterns(line.text)
         except PatternError:
             self._note_strange(
-                ListLine(line.number, line.text[:_SHOWN_LENGTH].strip()), is_exception(line.text.strip())
+                ListLine(line.number, line.text[:_SHOWN_LENGTH].strip()),
+                is_exception(line.text.strip()),
             )
             return
         for pattern in patterns:
-            yield self._key(ListLine(line.number, line.text[:_SHOWN_LENGTH].strip()), pattern)
+            yield self._key(
+                ListLine(line.number, line.text[:_SHOWN_LENGTH].strip()), pattern
+            )
 
     def _note_strange(self, line: ListLine, exception: bool) -> None:
         self.strange += 1
@@ -150,7 +185,9 @@ class _Compiler:
         key = pattern.key
         if pattern.network is not None:
             self.prefixes.add((pattern.network.version, pattern.network.prefixlen))
-            key = network_key(pattern.network.network_address, pattern.network.prefixlen)
+            key = network_key(
+                pattern.network.network_address, pattern.network.prefixlen
+            )
         elif pattern.form is HostForm.ANY:
             self.widest = self.widest or line
         elif pattern.covers_top_level:
@@ -158,18 +195,35 @@ class _Compiler:
         return key
 
 
-def _compile_long(path: Path, digest: str, cached: Path | None, lock: int | None) -> tuple[ListSummary, Any] | None:
-    """Compile a long list in a child process, so that the helper neither grows nor stalls; None if that fails.
+def _compile_long(
+    path: Path, digest: str, cached: Path | None, lock: int | None
+) -> tuple[ListSummary, Any] | None:
+    """Compile a long list in a child process, so that the helper neither grows nor
+    stalls; None if that fails.
 
-    The child holds the lock too: if the helper ends meanwhile, the next one waits and does not compile it again.
+    The child holds the lock too: if the helper ends meanwhile, the next one waits and
+    does not compile it again.
     """
-    if cached is None or lock is None or path.stat().st_size < _LONG_BYTES or not os.access(cached.parent, os.W_OK):
+    if (
+        cached is None
+        or lock is None
+        or path.stat().st_size < _LONG_BYTES
+        or not os.access(cached.parent, os.W_OK)
+    ):
         return None
     command = [sys.executable, "-P", "-m", __name__, str(path), digest, str(cached)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+    }
     with suppress(OSError):
         subprocess.run(  # noqa: S603 - our own module
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=(lock,), check=False
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(lock,),
+            check=False,
         )
     return _read_cached(cached)
 
@@ -193,16 +247,18 @@ def _new_digest() -> Any:
 
 
 def _open_list(path: Path) -> Any:
-    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO cannot hold us
+    # a FIFO cannot hold us
+    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not S_ISREG(os.fstat(opened).st_mode):
         os.close(opened)
         raise OSError(EINVAL, "it is not a regular file", str(path))
     return open(opened, "rb")
 
 
-# --- the cache ----------------------------------------------------------------------------------------------------
-# A cached file is the trie as marisa-trie saves it, the summary as JSON, and a foot: magic, length of the JSON, CRC-32
-# of all before. marisa-trie maps the file and ignores what follows its own end.
+# --- the cache ------------------------------------------------------------------------
+# A cached file is the trie as marisa-trie saves it, the summary as JSON, and a foot:
+# magic, length of the JSON, CRC-32 of all before. marisa-trie maps the file and ignores
+# what follows its own end.
 
 
 def _read_cached(path: Path | None) -> tuple[ListSummary, Any] | None:
@@ -214,7 +270,8 @@ def _read_cached(path: Path | None) -> tuple[ListSummary, Any] | None:
             trie = marisa_trie.Trie()
             trie.mmap(f"/proc/self/fd/{file.fileno()}")
             with suppress(OSError):
-                os.utime(file.fileno())  # the newest are those used last, for prune_cache
+                # the newest are those used last, for prune_cache
+                os.utime(file.fileno())
     except (OSError, ValueError, KeyError, TypeError, struct.error, RuntimeError):
         return None  # missing, torn or foreign: compiled again
     return summary, trie
@@ -231,7 +288,10 @@ def _read_foot(content: bytes) -> ListSummary:
         tuple((version, length) for version, length in raw["prefixes"]),
         raw["strange"],
         tuple(ListLine(**line) for line in raw["first_strange"]),
-        *(ListLine(**raw[name]) if raw[name] else None for name in ("widest", "wide", "exception")),
+        *(
+            ListLine(**raw[name]) if raw[name] else None
+            for name in ("widest", "wide", "exception")
+        ),
     )
 
 
@@ -251,12 +311,17 @@ def _write_cached(path: Path, summary: ListSummary, trie: Any) -> None:
 
 @contextmanager
 def _lock(cache: Path | None) -> Iterator[int | None]:
-    """Let one process at a time compile. None: there is no cache that can be written, so each process compiles."""
+    """Let one process at a time compile.
+
+    None: there is no cache that can be written, so each process compiles.
+    """
     descriptor = None
     if cache:
         with suppress(OSError):
             cache.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(cache / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(
+                cache / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
             fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
         yield descriptor
@@ -277,5 +342,7 @@ _LONG_BYTES = 1 << 18  # some ten thousand lines: compiled in 30 ms
 _SHOWN_LENGTH = 60
 
 if __name__ == "__main__":
-    with suppress(ListChangedError, OSError):  # the parent finds no compiled list, and compiles it itself
+    with suppress(
+        ListChangedError, OSError
+    ):  # the parent finds no compiled list, and compiles it itself
         _compile(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

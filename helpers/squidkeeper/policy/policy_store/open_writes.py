@@ -1,11 +1,13 @@
 """Which files of a policy are being written.
 
-inotify(7) reports a write (IN_MODIFY) and the close of a file that was open for writing (IN_CLOSE_WRITE). Between the
-two, a file is unfinished. Nothing else shows Squid's account what another account has open.
+inotify(7) reports a write (IN_MODIFY) and the close of a file that was open for writing
+(IN_CLOSE_WRITE). Between the two, a file is unfinished. Nothing else shows Squid's
+account what another account has open.
 
-inotify reports no write that began before the watch. A file that is new to this process is therefore unfinished until
-it has not changed for `_QUIET_SECONDS`, and for as long as another process knows that a file is unfinished. A process
-that knows so holds a shared lock on a file that all of them share; the kernel releases it with the process.
+inotify reports no write that began before the watch. A file that is new to this process
+is therefore unfinished until it has not changed for `_QUIET_SECONDS`, and for as long
+as another process knows that a file is unfinished. A process that knows so holds a
+shared lock on a file that all of them share; the kernel releases it with the process.
 """
 
 import ctypes
@@ -22,8 +24,8 @@ from pathlib import Path
 import inotify_simple
 from inotify_simple import Event, INotify, flags
 
-# The C library that the process has loaded. inotify_simple sets this only where it is None, by running ldconfig: 4 to
-# 20 ms at each start of a helper.
+# The C library that the process has loaded. inotify_simple sets this only where it is
+# None, by running ldconfig: 4 to 20 ms at each start of a helper.
 inotify_simple._libc = ctypes.CDLL(None, use_errno=True)
 
 _Inode = tuple[int, int]
@@ -31,7 +33,9 @@ _Inode = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedFile:
-    """A file that is being written, since when (seconds since 1970), and whether that is known or only possible."""
+    """A file that is being written, since when (seconds since 1970), and whether that
+    is known or only possible.
+    """
 
     path: Path
     since: float
@@ -41,7 +45,8 @@ class UnfinishedFile:
 class OpenWrites:
     """The writes to the files of one policy, as one thread sees them.
 
-    `problem` tells why inotify cannot be used, else it is empty. All processes share `lock_file`.
+    `problem` tells why inotify cannot be used, else it is empty. All processes share
+    `lock_file`.
     """
 
     def __init__(self, lock_file: Path | None = None) -> None:
@@ -56,43 +61,68 @@ class OpenWrites:
         self._new: dict[Path, float] = {}
         try:
             self._inotify = INotify(nonblocking=True)
-            weakref.finalize(self, self._inotify.close).atexit = False  # a thread may still use it then
+            weakref.finalize(
+                self, self._inotify.close
+            ).atexit = False  # a thread may still use it then
         except OSError as error:
             self.problem = _reason("inotify cannot be used", error)
 
-    def watch(self, folders: Iterable[Path], files: Iterable[Path], named: Iterable[Path]) -> None:
-        """Watch the policy's files in some folders, those that they name, and the folders of all of them.
+    def watch(
+        self, folders: Iterable[Path], files: Iterable[Path], named: Iterable[Path]
+    ) -> None:
+        """Watch the policy's files in some folders, those that they name, and the
+        folders of all of them.
 
-        Later files of these folders are not new to this process: the watch of the folder reports them.
+        Later files of these folders are not new to this process: the watch of the
+        folder reports them.
         """
         first = not self._watched
         files, named = set(files), set(named)
         now = time.time()
-        self._new.update((path, now) for path in (named | (files if first else set())) - self._files)
+        self._new.update(
+            (path, now) for path in (named | (files if first else set())) - self._files
+        )
         self._files = files | named
-        self._new = {path: since for path, since in self._new.items() if path in self._files}
+        self._new = {
+            path: since for path, since in self._new.items() if path in self._files
+        }
         real = (Path(os.path.realpath(path)).parent for path in self._files)
-        watched = [self._add(path, _FOLDER_EVENTS) for path in dict.fromkeys((*folders, *real))]
+        watched = [
+            self._add(path, _FOLDER_EVENTS) for path in dict.fromkeys((*folders, *real))
+        ]
         watched += [self._add(path, _FILE_EVENTS) for path in self._files]
         self._forget_all_but(set(watched))
 
     def find(self, files: Iterable[Path]) -> UnfinishedFile | None:
-        """Find one of the files, all of which are watched, that is unfinished; a known one first."""
+        """Find one of the files, all of which are watched, that is unfinished; a known
+        one first.
+        """
         self.read()
         states = {path: state for path in self._files if (state := _state(path))}
         inodes = {path: _inode(state) for path, state in states.items()}
-        self._open = {inode: since for inode, since in self._open.items() if inode in inodes.values()}
+        self._open = {
+            inode: since
+            for inode, since in self._open.items()
+            if inode in inodes.values()
+        }
         self._tell_others()
         files = [path for path in files if path in states]
         for path in files:
             if inodes[path] in self._open:
                 return UnfinishedFile(path, self._open[inodes[path]], known=True)
         return next(
-            (UnfinishedFile(path, self._new[path], known=False) for path in files if self._is_new(path, states)), None
+            (
+                UnfinishedFile(path, self._new[path], known=False)
+                for path in files
+                if self._is_new(path, states)
+            ),
+            None,
         )
 
     def take_as_complete(self) -> None:
-        """Treat the files that are new to this process as complete: they are loaded now, and watched from now on."""
+        """Treat the files that are new to this process as complete: they are loaded
+        now, and watched from now on.
+        """
         self._new.clear()
         self._closed.clear()
 
@@ -118,7 +148,9 @@ class OpenWrites:
             self._open.setdefault(inode, time.time())
 
     def _is_new(self, path: Path, states: Mapping[Path, os.stat_result]) -> bool:
-        """Whether a file is new to this process and may be unfinished; a complete one is no longer new."""
+        """Whether a file is new to this process and may be unfinished; a complete one
+        is no longer new.
+        """
         if path not in self._new:
             return False
         if _inode(states[path]) not in self._closed and self._may_be_open(states[path]):
@@ -138,7 +170,9 @@ class OpenWrites:
     # inotify
 
     def _add(self, path: Path, events: int) -> int:
-        """Watch a path; gives its watch descriptor, or one that does not exist if that fails."""
+        """Watch a path; gives its watch descriptor, or one that does not exist if that
+        fails.
+        """
         if self._inotify is None:
             return _NO_WATCH
         try:
@@ -146,7 +180,9 @@ class OpenWrites:
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             return _NO_WATCH  # loading the policy reports it
         except OSError as error:
-            self.problem = self.problem or _reason(f"inotify cannot watch {path}", error)
+            self.problem = self.problem or _reason(
+                f"inotify cannot watch {path}", error
+            )
             return _NO_WATCH
         state = _state(path) if events == _FILE_EVENTS else None
         self._watched[descriptor] = (path, _inode(state) if state else None)
@@ -164,7 +200,8 @@ class OpenWrites:
         if self._open:
             self._lock = self._open_lock_file() if self._lock is None else self._lock
             if self._lock is not None:
-                _takes_lock(self._lock, fcntl.LOCK_SH)  # if another process tries it now, the next call takes it
+                # if another process tries it now, the next call takes it
+                _takes_lock(self._lock, fcntl.LOCK_SH)
         elif self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -182,7 +219,9 @@ class OpenWrites:
         if self._lock_file is None:
             return None
         try:
-            return os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            return os.open(
+                self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640
+            )
         except OSError:
             return None  # no folder yet, or a full disk
 
@@ -196,7 +235,12 @@ def _takes_lock(file: int, kind: int) -> bool:
 
 
 def _is_just_created(event: Event, state: os.stat_result | None) -> bool:
-    return bool(event.mask & flags.CREATE and state and stat.S_ISREG(state.st_mode) and not state.st_size)
+    return bool(
+        event.mask & flags.CREATE
+        and state
+        and stat.S_ISREG(state.st_mode)
+        and not state.st_size
+    )
 
 
 def _state(path: Path) -> os.stat_result | None:
@@ -217,6 +261,9 @@ def _reason(what: str, error: OSError) -> str:
 _LIMITS = "raise the limits under fs.inotify in sysctl, and replace files by rename"
 _QUIET_SECONDS = 2.0
 _NO_WATCH = -1
-# EXCL_UNLINK: a file that was replaced and is still written to is reported under the name of the new one otherwise.
-_FOLDER_EVENTS = flags.CREATE | flags.MODIFY | flags.CLOSE_WRITE | flags.MOVED_TO | flags.EXCL_UNLINK
+# EXCL_UNLINK: a file that was replaced and is still written to is reported under the
+# name of the new one otherwise.
+_FOLDER_EVENTS = (
+    flags.CREATE | flags.MODIFY | flags.CLOSE_WRITE | flags.MOVED_TO | flags.EXCL_UNLINK
+)
 _FILE_EVENTS = flags.MODIFY | flags.CLOSE_WRITE

@@ -1,4 +1,6 @@
-"""The policy in force: watch its files, load them, replace it whole, keep the last good one."""
+"""The policy in force: watch its files, load them, replace it whole, keep the last good
+one.
+"""
 
 import logging
 import threading
@@ -12,11 +14,32 @@ from typing import Generic, TypeVar
 from squidkeeper.base.errors import PolicyError, describe
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.policy.engine import CompiledPolicy
-from squidkeeper.policy.policy_store.loading import LoadedPolicy, load_sources, load_stored_revision
+from squidkeeper.policy.policy_store.loading import (
+    LoadedPolicy,
+    load_sources,
+    load_stored_revision,
+)
 from squidkeeper.policy.policy_store.open_writes import OpenWrites, UnfinishedFile
-from squidkeeper.policy.policy_store.reload_gate import PATIENCE_SECONDS, Edit, EditGate, Passage, gate_faults
-from squidkeeper.policy.policy_store.revisions import InForce, RevisionWriter, marked_in_force, revision_in_force
-from squidkeeper.policy.policy_store.sources import Sources, fingerprint, grants_file, policy_files, read_sources
+from squidkeeper.policy.policy_store.reload_gate import (
+    PATIENCE_SECONDS,
+    Edit,
+    EditGate,
+    Passage,
+    gate_faults,
+)
+from squidkeeper.policy.policy_store.revisions import (
+    InForce,
+    RevisionWriter,
+    marked_in_force,
+    revision_in_force,
+)
+from squidkeeper.policy.policy_store.sources import (
+    Sources,
+    fingerprint,
+    grants_file,
+    policy_files,
+    read_sources,
+)
 
 _FIRST_LOAD_SECONDS = 8
 _CHECK_EVERY_SECONDS = 0.2
@@ -30,9 +53,10 @@ T = TypeVar("T")
 class PolicyState:
     """The state of the policy on disk, at the last check that found it changed.
 
-    `revision` is in force since `loaded` (seconds since 1970); None if no policy has loaded. `ok`: it is the policy on
-    disk; else `faults` tell why not, or `held` is the revision on disk, for which the reload gate has no verdict yet.
-    `warnings` are those of the revision in force.
+    `revision` is in force since `loaded` (seconds since 1970); None if no policy has
+    loaded. `ok`: it is the policy on disk; else `faults` tell why not, or `held` is the
+    revision on disk, for which the reload gate has no verdict yet. `warnings` are those
+    of the revision in force.
     """
 
     revision: str | None = None
@@ -49,12 +73,19 @@ class PolicyState:
 
     @property
     def gated(self) -> bool:
-        """Whether the reload gate refuses the policy on disk; every helper then has the revision in force."""
-        return not self.ok and bool(self.faults) and self.faults[0].code is FaultCode.RELOAD_GATED
+        """Whether the reload gate refuses the policy on disk; every helper then has the
+        revision in force.
+        """
+        return (
+            not self.ok
+            and bool(self.faults)
+            and self.faults[0].code is FaultCode.RELOAD_GATED
+        )
 
 
 class FileWatch:
-    """The files of one policy, as one thread sees them: whether they have changed, and whether they are complete.
+    """The files of one policy, as one thread sees them: whether they have changed, and
+    whether they are complete.
 
     `lock_file` is the one that all processes share; see `OpenWrites`.
     """
@@ -91,17 +122,27 @@ class FileWatch:
         return fingerprint(self._directory, sources.named) == sources.fingerprint
 
     def unfinished(self, *, edited: bool) -> UnfinishedFile | None:
-        """Find a file that is being written: a policy file, or a list that the policy names.
+        """Find a file that is being written: a policy file, or a list that the policy
+        names.
 
-        With `edited`, the policy files may have changed since `read`, and then may name other lists: only they count.
+        With `edited`, the policy files may have changed since `read`, and then may name
+        other lists: only they count.
         """
-        lists = () if edited and fingerprint(self._directory) != self._documents else self._lists
+        lists = (
+            ()
+            if edited and fingerprint(self._directory) != self._documents
+            else self._lists
+        )
         files = policy_files(self._directory)
-        self._writes.watch((self._directory, grants_file(self._directory).parent), files, self._lists)
+        self._writes.watch(
+            (self._directory, grants_file(self._directory).parent), files, self._lists
+        )
         return self._writes.find((*files, *lists))
 
     def take(self, sources: Sources) -> None:
-        """Take the files that were read as complete: only a later change counts as one."""
+        """Take the files that were read as complete: only a later change
+        counts as one.
+        """
         self._writes.take_as_complete()
         self._named, self._taken = sources.named, sources.fingerprint
 
@@ -109,10 +150,11 @@ class FileWatch:
 class PolicyWatcher(Generic[T]):
     """The policy in force, as what `prepare` makes of it; None until one has loaded.
 
-    `current` and `state` are replaced whole: take `current` once for each line, and use that until the line is done.
-    The watching thread stores what was loaded in the folder `revisions`; nobody waits for that.
-    A file that is being written is not loaded. A process that starts meanwhile, or while an edit replaces another,
-    starts with the revision that was in force before, until the files are complete.
+    `current` and `state` are replaced whole: take `current` once for each line, and use
+    that until the line is done. The watching thread stores what was loaded in the
+    folder `revisions`; nobody waits for that. A file that is being written is not
+    loaded. A process that starts meanwhile, or while an edit replaces another, starts
+    with the revision that was in force before, until the files are complete.
     """
 
     def __init__(
@@ -127,16 +169,26 @@ class PolicyWatcher(Generic[T]):
     ) -> None:
         self.current: T | None = None
         self._not_read = PolicyState(
-            faults=(Fault(Location(str(directory)), FaultCode.NOT_READ, "the policy is not read yet"),)
+            faults=(
+                Fault(
+                    Location(str(directory)),
+                    FaultCode.NOT_READ,
+                    "the policy is not read yet",
+                ),
+            )
         )
         self.state = self._not_read
         self._directory = directory
         self._list_cache = list_cache
         self._prepare = prepare
         self._revisions = revisions
-        self._without_policy = without_policy  # what this process does until a policy loads, for its log
+        self._without_policy = (
+            without_policy  # what this process does until a policy loads, for its log
+        )
         self._writer = RevisionWriter(revisions, list_cache)
-        self._gate = EditGate(directory, revisions or follows, follows=revisions is None)
+        self._gate = EditGate(
+            directory, revisions or follows, follows=revisions is None
+        )
         self._files: FileWatch | None = None
         self._watch_problem = self._store_problem = self._gate_problem = ""
         self._refused = ""
@@ -145,14 +197,22 @@ class PolicyWatcher(Generic[T]):
         self._followed: object = None
 
     def start(self) -> None:
-        """Load the policy and watch it, in a thread that ends with the process; wait for the first load, up to 8 s.
+        """Load the policy and watch it, in a thread that ends with the process; wait
+        for the first load, up to 8 s.
 
-        A process without a policy denies. So a directory on a file system that hangs does not hold up its requests.
+        A process without a policy denies. So a directory on a file system that hangs
+        does not hold up its requests.
         """
         checked = threading.Event()
-        threading.Thread(target=self._watch, args=(checked,), name="policy watch", daemon=True).start()
+        threading.Thread(
+            target=self._watch, args=(checked,), name="policy watch", daemon=True
+        ).start()
         if not checked.wait(_FIRST_LOAD_SECONDS):
-            _log.error("%s: not read after %d s; reading goes on", self._directory, _FIRST_LOAD_SECONDS)
+            _log.error(
+                "%s: not read after %d s; reading goes on",
+                self._directory,
+                _FIRST_LOAD_SECONDS,
+            )
 
     def check(self) -> None:
         """Load the policy if it has changed since the last check, and is complete."""
@@ -164,10 +224,21 @@ class PolicyWatcher(Generic[T]):
         except Exception as error:  # noqa: BLE001 - a policy that we fail on must not end the watch, nor the helper
             self._drop_previous()
             message = f"squidkeeper itself failed on it: {describe(error)}"
-            self._refuse((Fault(Location(str(self._directory)), FaultCode.INTERNAL_ERROR, message),))
+            self._refuse(
+                (
+                    Fault(
+                        Location(str(self._directory)),
+                        FaultCode.INTERNAL_ERROR,
+                        message,
+                    ),
+                )
+            )
 
     def store(self) -> None:
-        """Store the revision that was loaded last, if that is still to be done. A failure is logged once."""
+        """Store the revision that was loaded last, if that is still to be done.
+
+        A failure is logged once.
+        """
         problem = ""
         try:
             self._writer.write()
@@ -199,31 +270,41 @@ class PolicyWatcher(Generic[T]):
         sources = files.read()
         loaded = self._load(sources)
         time.sleep(max(0.0, settled - time.monotonic()))
-        if not files.is_current(sources):  # an edit is under way; the next check finds it complete
+        if not files.is_current(
+            sources
+        ):  # an edit is under way; the next check finds it complete
             if self.current is None:
                 self._start_with_previous("being edited")
             return
-        if not self._is_previous(loaded) and self._waits(self._unfinished(files, edited=False)):
+        if not self._is_previous(loaded) and self._waits(
+            self._unfinished(files, edited=False)
+        ):
             return
         files.take(sources)
         if isinstance(loaded, PolicyError):
             self._gate.release()
             self._refused = ""
             raise loaded
-        passage = self._passage(loaded.compiled.revision, sources.revision_without_granted, again=edited)
+        passage = self._passage(
+            loaded.compiled.revision, sources.revision_without_granted, again=edited
+        )
         if passage in (Passage.ACCEPTED, Passage.UNJUDGED):
             self._refused = ""
             self._gate.release()
             self._put_in_force(sources, loaded, unjudged=passage is Passage.UNJUDGED)
 
     def _begin(self) -> FileWatch:
-        self._files = files = FileWatch(self._directory, self._revisions and self._revisions / "being-written.lock")
+        self._files = files = FileWatch(
+            self._directory, self._revisions and self._revisions / "being-written.lock"
+        )
         self._previous = self._marked()
         return files
 
     def _marked(self) -> InForce | None:
         found = revision_in_force(self._revisions) if self._revisions else None
-        return found if found and found.directory == self._directory.absolute() else None
+        return (
+            found if found and found.directory == self._directory.absolute() else None
+        )
 
     def _load(self, sources: Sources) -> LoadedPolicy | PolicyError:
         ended = self._previous.ended if self._previous else frozenset()
@@ -232,14 +313,26 @@ class PolicyWatcher(Generic[T]):
         except PolicyError as error:
             return error
 
-    def _put_in_force(self, sources: Sources, loaded: LoadedPolicy, *, unjudged: bool) -> None:
+    def _put_in_force(
+        self, sources: Sources, loaded: LoadedPolicy, *, unjudged: bool
+    ) -> None:
         compiled, revision = loaded.compiled, loaded.compiled.revision
-        warnings = (*loaded.warnings, self._unjudged(revision)) if unjudged else loaded.warnings
+        warnings = (
+            (*loaded.warnings, self._unjudged(revision))
+            if unjudged
+            else loaded.warnings
+        )
         self.current = self._prepare(compiled)
         self.state = PolicyState(revision, time.time(), ok=True, warnings=warnings)
         self._writer.loaded(sources, revision)
         ungranted = sources.revision_without_granted
-        self._previous = InForce(revision, self._directory.absolute(), sources.ended, sources.gated, ungranted)
+        self._previous = InForce(
+            revision,
+            self._directory.absolute(),
+            sources.ended,
+            sources.gated,
+            ungranted,
+        )
         self._started_with_previous = False
         _log.info("%s: revision %s is in force", self._directory, revision)
         for warning in warnings:
@@ -251,13 +344,19 @@ class PolicyWatcher(Generic[T]):
         if problem == self._refused:
             return
         self._refused = problem
-        effect = self._without_policy if self.current is None else "the last good policy goes on"
+        effect = (
+            self._without_policy
+            if self.current is None
+            else "the last good policy goes on"
+        )
         _log.error("%s does not load, %s:\n%s", self._directory, effect, problem)
 
-    # --- edits that a reload gate holds back ----------------------------------------------------------------------
+    # --- edits that a reload gate holds back ------------------------------------------
 
     def _passage(self, revision: str, ungranted: str, *, again: bool) -> Passage:
-        """Ask the reload gate of the policy in force about the revision on disk; not about what commands grant."""
+        """Ask the reload gate of the policy in force about the revision on disk; not
+        about what commands grant.
+        """
         previous = self._previous
         if previous is None or not previous.gated or previous.revision == revision:
             return Passage.ACCEPTED
@@ -269,11 +368,18 @@ class PolicyWatcher(Generic[T]):
         if self.current is None:
             return Passage.ACCEPTED  # there is nothing that could go on
         self._started_with_previous = False
-        passage = self._ask(Edit(previous.revision, revision), again=again and not is_start)
+        passage = self._ask(
+            Edit(previous.revision, revision), again=again and not is_start
+        )
         if passage is Passage.HELD:
             self.state = replace(self.state, ok=False, faults=(), held=revision)
             limit = f"{PATIENCE_SECONDS:.0f} s"
-            _log.info("%s: the reload gate judges revision %s, for %s at most", self._directory, revision, limit)
+            _log.info(
+                "%s: the reload gate judges revision %s, for %s at most",
+                self._directory,
+                revision,
+                limit,
+            )
         elif passage is Passage.REFUSED:
             self._refuse(self._gated())
         return passage
@@ -285,7 +391,9 @@ class PolicyWatcher(Generic[T]):
         except OSError as error:
             passage, problem = Passage.HELD, error.strerror or str(error)
             if problem != self._gate_problem:
-                _log.warning("%s: the reload gate cannot be asked: %s", self._directory, problem)
+                _log.warning(
+                    "%s: the reload gate cannot be asked: %s", self._directory, problem
+                )
         self._gate_problem = problem
         return passage
 
@@ -308,7 +416,7 @@ class PolicyWatcher(Generic[T]):
         )
         return Fault(Location(str(self._directory)), FaultCode.RELOAD_UNJUDGED, message)
 
-    # --- files that are being written -----------------------------------------------------------------------------
+    # --- files that are being written -------------------------------------------------
 
     def _unfinished(self, files: FileWatch, *, edited: bool) -> UnfinishedFile | None:
         found = files.unfinished(edited=edited)
@@ -333,34 +441,52 @@ class PolicyWatcher(Generic[T]):
         return isinstance(loaded, LoadedPolicy) and loaded.compiled.revision == previous
 
     def _follow(self) -> None:
-        """Take what another process has loaded since, where the files do not load: it saw an edit before this one.
+        """Take what another process has loaded since, where the files do not load: it
+        saw an edit before this one.
 
         Otherwise two helpers would go on with two policies.
         """
-        if self.current is None or self._revisions is None or not self.state.faults or self.state.gated:
+        if (
+            self.current is None
+            or self._revisions is None
+            or not self.state.faults
+            or self.state.gated
+        ):
             return
         marked = marked_in_force(self._revisions)
-        if marked is None or marked == self._followed or marked[1] <= (self.state.loaded or 0) * 1e9:
+        if (
+            marked is None
+            or marked == self._followed
+            or marked[1] <= (self.state.loaded or 0) * 1e9
+        ):
             return
         self._followed = marked
         found = self._marked()
         if found and found.revision != self.state.revision:
             self._previous, faults = found, self.state.faults
-            self._load_previous("does not load, and another process has loaded an edit before it")
+            self._load_previous(
+                "does not load, and another process has loaded an edit before it"
+            )
             self.state = replace(self.state, ok=False, faults=faults)
 
     def _start_with_previous(self, why: str) -> None:
         self._started_with_previous = self._load_previous(why)
 
     def _load_previous(self, why: str) -> bool:
-        """Put the revision in force that another process, or one before this, has loaded; tell whether it loads."""
+        """Put the revision in force that another process, or one before this, has
+        loaded; tell whether it loads.
+        """
         if self._previous is None or self._revisions is None:
             return False
         revision = self._previous.revision
         try:
             compiled = load_stored_revision(self._revisions, revision)
         except (OSError, PolicyError) as error:
-            _log.warning("revision %s, which was in force before, cannot be loaded: %s", revision, error)
+            _log.warning(
+                "revision %s, which was in force before, cannot be loaded: %s",
+                revision,
+                error,
+            )
             return False
         self.current = self._prepare(compiled)
         self.state = PolicyState(revision, time.time(), ok=True)
@@ -368,9 +494,15 @@ class PolicyWatcher(Generic[T]):
         return True
 
     def _drop_previous(self) -> None:
-        """Deny everything if the files are complete and do not load, as in a process that starts then."""
+        """Deny everything if the files are complete and do not load, as in a process
+        that starts then.
+        """
         if self._started_with_previous:
-            self.current, self.state, self._started_with_previous = None, self._not_read, False
+            self.current, self.state, self._started_with_previous = (
+                None,
+                self._not_read,
+                False,
+            )
 
 
 def _still_open(unfinished: UnfinishedFile) -> Fault:

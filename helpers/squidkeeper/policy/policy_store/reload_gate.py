@@ -1,12 +1,16 @@
-"""The reload gate: an edit that would deny too much of what was used is held back, and refused.
+"""The reload gate: an edit that would deny too much of what was used is held back, and
+refused.
 
-One process judges: `squidkeeper maintain`. Every process that loads the policy asks here whether an edit may be put in
-force. In the folder of revisions are two entries: `held`, a symbolic link to `OLD-NEW`, asks for a verdict about the
-edit from one revision to another; `verdict.json` is the last verdict. Without a verdict in 20 seconds the edit loads.
+One process judges: `squidkeeper maintain`. Every process that loads the policy asks
+here whether an edit may be put in force. In the folder of revisions are two entries:
+`held`, a symbolic link to `OLD-NEW`, asks for a verdict about the edit from one
+revision to another; `verdict.json` is the last verdict. Without a verdict in 20 seconds
+the edit loads.
 
-Who has Squid's account can write both. That account already decides every request; a verdict never puts anything in
-force but what the policy's files say. `reload-forced` beside the policy's folder, which
-names the revision that `squidkeeper reload --force` has accepted, is root's.
+Who has Squid's account can write both. That account already decides every request; a
+verdict never puts anything in force but what the policy's files say. `reload-forced`
+beside the policy's folder, which names the revision that `squidkeeper reload --force`
+has accepted, is root's.
 """
 
 import os
@@ -23,7 +27,11 @@ from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.base.formatting import printable, quantity
 from squidkeeper.base.untrusted_file import open_untrusted, read_untrusted
-from squidkeeper.policy.policy_store.revisions import InForce, marked_in_force, replace_link
+from squidkeeper.policy.policy_store.revisions import (
+    InForce,
+    marked_in_force,
+    replace_link,
+)
 from squidkeeper.policy.policy_store.sources import Sources
 
 PATIENCE_SECONDS: Final = 20.0
@@ -32,8 +40,11 @@ FORCED: Final = "reload-forced"
 _HELD: Final = "held"
 _VERDICT: Final = "verdict.json"
 _VERDICT_BYTES: Final = 1 << 20
-_ACCEPTED_SECONDS: Final = 60.0  # by then every process has read it; an edit that is made again is judged again
-_ASKED_SECONDS: Final = 5.0  # within which one request for a verdict serves all processes
+# by then every process has read it; an edit that is made again is judged again
+_ACCEPTED_SECONDS: Final = 60.0
+_ASKED_SECONDS: Final = (
+    5.0  # within which one request for a verdict serves all processes
+)
 _EDIT: Final = re.compile(r"([0-9a-f]{12})-([0-9a-f]{12})")
 _ROOT: Final = 0
 _SHOWN_AT_MOST: Final = 10
@@ -53,9 +64,11 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class GatedDenial:
-    """What an edit would deny to one client at one host by one rule, that was allowed and used before.
+    """What an edit would deny to one client at one host by one rule, that was allowed
+    and used before.
 
-    `count` requests, the last one at `last`; `example` is one of them. All text is as in the access log.
+    `count` requests, the last one at `last`; `example` is one of them. All text is as
+    in the access log.
     """
 
     client: str
@@ -70,8 +83,9 @@ class GatedDenial:
 class GateVerdict:
     """The verdict about an edit.
 
-    `denials` distinct denials were found. `counted` of them count, because those of one client count up to a bound;
-    more than `allowed` refuse the edit. `named` are the most used ones.
+    `denials` distinct denials were found. `counted` of them count, because those of one
+    client count up to a bound; more than `allowed` refuse the edit. `named` are the
+    most used ones.
     """
 
     old: str
@@ -104,10 +118,13 @@ class Passage(StrEnum):
 class EditGate:
     """The gate of one process: `ask` about an edit, then `answer` until it passes.
 
-    `folder` is that of the revisions; None: there is no gate. A process that only `follows` asks for no verdict.
+    `folder` is that of the revisions; None: there is no gate. A process that only
+    `follows` asks for no verdict.
     """
 
-    def __init__(self, directory: Path, folder: Path | None, *, follows: bool = False) -> None:
+    def __init__(
+        self, directory: Path, folder: Path | None, *, follows: bool = False
+    ) -> None:
         self._directory = directory
         self._folder = folder
         self._follows = follows
@@ -117,13 +134,17 @@ class EditGate:
         self.verdict: GateVerdict | None = None
 
     def ask(self, edit: Edit, *, again: bool) -> Passage:
-        """Ask about an edit. OSError if no verdict can be asked for: `answer` is UNJUDGED after 20 seconds.
+        """Ask about an edit.
+
+        OSError if no verdict can be asked for: `answer` is UNJUDGED after 20 seconds.
 
         `again`: one that was refused before is judged again.
         """
         if again or self._held != edit:
             self._held, self._until = edit, time.monotonic() + PATIENCE_SECONDS
-            self._marked_before = marked_in_force(self._folder) if self._folder else None
+            self._marked_before = (
+                marked_in_force(self._folder) if self._folder else None
+            )
         answer = self.answer()
         asks = answer is Passage.HELD or (again and answer is Passage.REFUSED)
         if asks and self._folder and not self._follows:
@@ -131,11 +152,15 @@ class EditGate:
         return answer
 
     def answer(self) -> Passage:
-        """Tell what the gate says about the edit that it holds; nothing held is ACCEPTED."""
+        """Tell what the gate says about the edit that it holds; nothing held is
+        ACCEPTED.
+        """
         if self._held is None or self._folder is None:
             return Passage.ACCEPTED
         self.verdict = verdict = read_verdict(self._folder, self._held)
-        if is_forced(self._directory, self._held.new) or (verdict and _accepts_now(verdict)):
+        if is_forced(self._directory, self._held.new) or (
+            verdict and _accepts_now(verdict)
+        ):
             return Passage.ACCEPTED
         if self._was_accepted(self._folder, self._held.new):
             return Passage.ACCEPTED if verdict and verdict.accepts else Passage.UNJUDGED
@@ -154,7 +179,11 @@ class EditGate:
 
     def _was_accepted(self, folder: Path, revision: str) -> bool:
         marked = marked_in_force(folder)
-        return marked is not None and marked[0] == revision and marked != self._marked_before
+        return (
+            marked is not None
+            and marked[0] == revision
+            and marked != self._marked_before
+        )
 
 
 def _accepts_now(verdict: GateVerdict) -> bool:
@@ -162,7 +191,9 @@ def _accepts_now(verdict: GateVerdict) -> bool:
 
 
 def ask_for_verdict(folder: Path, edit: Edit) -> None:
-    """Ask for a verdict, unless another process has just done so; OSError if that cannot be written."""
+    """Ask for a verdict, unless another process has just done so; OSError if that
+    cannot be written.
+    """
     asked = edit_held(folder)
     if asked and asked[0] == edit and abs(time.time() - asked[1]) < _ASKED_SECONDS:
         return
@@ -171,9 +202,14 @@ def ask_for_verdict(folder: Path, edit: Edit) -> None:
 
 
 def edit_held(folder: Path) -> tuple[Edit, float] | None:
-    """Find the edit that waits for a verdict, and since when (seconds since 1970); it may have its verdict by now."""
+    """Find the edit that waits for a verdict, and since when (seconds since 1970); it
+    may have its verdict by now.
+    """
     try:
-        edit, since = parse_edit(os.readlink(folder / _HELD)), os.lstat(folder / _HELD).st_mtime
+        edit, since = (
+            parse_edit(os.readlink(folder / _HELD)),
+            os.lstat(folder / _HELD).st_mtime,
+        )
     except OSError:
         return None
     return (edit, since) if edit else None
@@ -188,14 +224,20 @@ def parse_edit(text: str) -> Edit | None:
 def read_verdict(folder: Path, edit: Edit) -> GateVerdict | None:
     """Read the verdict about an edit; None if there is none."""
     try:
-        verdict = msgspec.json.decode(read_untrusted(folder / _VERDICT, _VERDICT_BYTES), type=GateVerdict)
+        verdict = msgspec.json.decode(
+            read_untrusted(folder / _VERDICT, _VERDICT_BYTES), type=GateVerdict
+        )
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
     return verdict if verdict.is_of(edit) else None
 
 
-def refusal(folder: Path, directory: Path, in_force: InForce, sources: Sources) -> GateVerdict | None:
-    """Find the verdict that keeps the policy on disk from being in force; None if there is none."""
+def refusal(
+    folder: Path, directory: Path, in_force: InForce, sources: Sources
+) -> GateVerdict | None:
+    """Find the verdict that keeps the policy on disk from being in force; None if there
+    is none.
+    """
     if not in_force.gated or in_force.ungranted == sources.revision_without_granted:
         return None
     if is_forced(directory, sources.revision):
@@ -212,20 +254,30 @@ def write_verdict(folder: Path, verdict: GateVerdict) -> None:
 def gate_faults(directory: Path, verdict: GateVerdict) -> tuple[Fault, ...]:
     """Write why an edit is refused: how much it would deny, and the first of that."""
     place = Location(str(directory))
-    return tuple(Fault(place, FaultCode.RELOAD_GATED, text) for text in verdict_texts(verdict, _SHOWN_AT_MOST))
+    return tuple(
+        Fault(place, FaultCode.RELOAD_GATED, text)
+        for text in verdict_texts(verdict, _SHOWN_AT_MOST)
+    )
 
 
 def verdict_texts(verdict: GateVerdict, shown: int) -> list[str]:
-    """Write a refusal, one text a line: how much would be denied, so many of the denials, how many there are more."""
+    """Write a refusal, one text a line: how much would be denied, so many of the
+    denials, how many there are more.
+    """
     texts = [_summary(verdict), *map(denial_text, verdict.named[:shown])]
     if (more := verdict.denials - len(texts) + 1) > 0:
-        texts.append(f"and {more:,} more" + ": `squidkeeper reload` shows them" * (shown < len(verdict.named)))
+        texts.append(
+            f"and {more:,} more"
+            + ": `squidkeeper reload` shows them" * (shown < len(verdict.named))
+        )
     return texts
 
 
 def _summary(verdict: GateVerdict) -> str:
     found = f"{verdict.denials:,} combinations of client, rule and host that were used"
-    bounded = f" ({verdict.counted:,} count: those of one client up to a bound)" * (verdict.counted != verdict.denials)
+    bounded = f" ({verdict.counted:,} count: those of one client up to a bound)" * (
+        verdict.counted != verdict.denials
+    )
     return (
         f"the reload gate refuses revision {verdict.new}: it would deny {found}{bounded}, expected {verdict.allowed:,}"
         " at most: change the edit, or accept it by `squidkeeper reload --force`"
@@ -243,10 +295,15 @@ def denial_text(denial: GatedDenial) -> str:
 
 
 def is_forced(directory: Path, revision: str) -> bool:
-    """Whether root, or who owns the policy's folder, has accepted exactly this revision."""
+    """Whether root, or who owns the policy's folder, has accepted exactly this
+    revision.
+    """
     try:
         with open_untrusted(forced_file(directory)) as file:
-            is_trusted = os.fstat(file.fileno()).st_uid in (_ROOT, directory.stat().st_uid)
+            is_trusted = os.fstat(file.fileno()).st_uid in (
+                _ROOT,
+                directory.stat().st_uid,
+            )
             return is_trusted and file.read(100).strip() == revision.encode()
     except OSError:
         return False

@@ -1,14 +1,16 @@
 """Stores the revisions that were in force, so that past requests can be decided again.
 
-A revision is a folder with its name: its documents and what was granted, the presets that they name, its compiled
-lists, and `sources.json`, which tells where they came from. So it decides the same under a program that ships other
-presets. A secret is never stored: the documents only name it. Documents and lists that an earlier revision has too are
-hard links. The newest revisions are stored, as many as fit; those that a grant has made are bounded apart, so grants
-take no place of the edits of people. A folder is written under another name and renamed, so that
-several processes can store the same revision at once.
+A revision is a folder with its name: its documents and what was granted, the presets
+that they name, its compiled lists, and `sources.json`, which tells where they came
+from. So it decides the same under a program that ships other presets. A secret is never
+stored: the documents only name it. Documents and lists that an earlier revision has too
+are hard links. The newest revisions are stored, as many as fit; those that a grant has
+made are bounded apart, so grants take no place of the edits of people. A folder is
+written under another name and renamed, so that several processes can store the same
+revision at once.
 
-The symbolic link `in-force` names the revision that was loaded last. A process that starts while a file of the policy
-is being written starts with it.
+The symbolic link `in-force` names the revision that was loaded last. A process that
+starts while a file of the policy is being written starts with it.
 """
 
 import errno
@@ -27,7 +29,13 @@ from squidkeeper.base.untrusted_file import read_untrusted
 from squidkeeper.policy.language.contents import SecretFile
 from squidkeeper.policy.language.document import Document, file_entries, parse_document
 from squidkeeper.policy.policy_store.list_compiler import ListChangedError, load_list
-from squidkeeper.policy.policy_store.sources import ListFile, Sources, digest_of, grants_file, local_file
+from squidkeeper.policy.policy_store.sources import (
+    ListFile,
+    Sources,
+    digest_of,
+    grants_file,
+    local_file,
+)
 from squidkeeper.policy.presets import parse_preset
 
 
@@ -41,9 +49,11 @@ class StoredRevision:
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """The revision that was loaded last, its directory, and which of its files ended with `end: true`.
+    """The revision that was loaded last, its directory, and which of its files ended
+    with `end: true`.
 
-    `gated` tells whether it has a reload gate. `ungranted` is the revision without what commands grant.
+    `gated` tells whether it has a reload gate. `ungranted` is the revision without what
+    commands grant.
     """
 
     revision: str
@@ -67,8 +77,14 @@ class RevisionWriter:
         self._pending = (sources, revision)
 
     def write(self) -> None:
-        """Store what was loaded last, if that is still to be done; after an error, not again for some seconds."""
-        if self._pending is None or self._folder is None or time.monotonic() < self._try_at:
+        """Store what was loaded last, if that is still to be done; after an error, not
+        again for some seconds.
+        """
+        if (
+            self._pending is None
+            or self._folder is None
+            or time.monotonic() < self._try_at
+        ):
             return
         sources, revision = self._pending
         self._try_at = time.monotonic() + _TRY_AGAIN_SECONDS
@@ -78,7 +94,9 @@ class RevisionWriter:
 
 
 def mark_in_force(folder: Path, revision: str) -> None:
-    """Mark a stored revision as the one that was loaded last; OSError if that cannot be written."""
+    """Mark a stored revision as the one that was loaded last; OSError if that cannot be
+    written.
+    """
     replace_link(folder, _IN_FORCE, revision)
 
 
@@ -92,7 +110,9 @@ def replace_link(folder: Path, name: str, target: str) -> None:
 
 
 def marked_in_force(folder: Path) -> tuple[str, int] | None:
-    """Find the revision that was loaded last, whether it is stored or not, and when it was marked, in nanoseconds."""
+    """Find the revision that was loaded last, whether it is stored or not, and when it
+    was marked, in nanoseconds.
+    """
     try:
         return os.readlink(folder / _IN_FORCE), os.lstat(folder / _IN_FORCE).st_mtime_ns
     except OSError:
@@ -100,23 +120,33 @@ def marked_in_force(folder: Path) -> tuple[str, int] | None:
 
 
 def revision_in_force(folder: Path) -> InForce | None:
-    """Find the revision that was loaded last; None if there is none, or it is not stored completely."""
+    """Find the revision that was loaded last; None if there is none, or it is not
+    stored completely.
+    """
     try:
         revision = os.readlink(folder / _IN_FORCE)
         if not _REVISION.fullmatch(revision):
             return None
-        raw = json.loads(read_untrusted(folder / revision / _MANIFEST, _BYTES_OF_A_FILE))
+        raw = json.loads(
+            read_untrusted(folder / revision / _MANIFEST, _BYTES_OF_A_FILE)
+        )
         gated = raw.get("gated", False) is True
-        ended, ungranted = frozenset(raw.get("ended", ())), str(raw.get("ungranted", ""))
+        ended, ungranted = (
+            frozenset(raw.get("ended", ())),
+            str(raw.get("ungranted", "")),
+        )
         return InForce(revision, Path(raw["directory"]), ended, gated, ungranted)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
-def store_revision(sources: Sources, revision: str, folder: Path, list_cache: Path | None = None) -> None:
+def store_revision(
+    sources: Sources, revision: str, folder: Path, list_cache: Path | None = None
+) -> None:
     """Store the files of a revision; OSError if they cannot be written.
 
-    Its lists are linked from the cache of compiled lists, or compiled if they are not in it.
+    Its lists are linked from the cache of compiled lists, or compiled if they are not
+    in it.
     """
     place = folder / revision
     if _is_complete(place, sources):
@@ -135,7 +165,8 @@ def store_revision(sources: Sources, revision: str, folder: Path, list_cache: Pa
 
 
 def read_revision(folder: Path, revision: str) -> Sources:
-    """Read the files of a stored revision; OSError if it is not stored, or not completely.
+    """Read the files of a stored revision; OSError if it is not stored, or not
+    completely.
 
     Whether its secrets were available is not stored: decisions do not depend on it.
     """
@@ -150,18 +181,33 @@ def read_revision(folder: Path, revision: str) -> Sources:
             for name, digest in raw["documents"].items()
         )
         digest = raw.get("granted")
-        granted = None if digest is None else _read_document(place / _GRANTED, grants_file(directory), digest)
+        granted = (
+            None
+            if digest is None
+            else _read_document(place / _GRANTED, grants_file(directory), digest)
+        )
         digest = raw.get("local")
-        local = None if digest is None else _read_document(place / _LOCAL, local_file(directory), digest)
+        local = (
+            None
+            if digest is None
+            else _read_document(place / _LOCAL, local_file(directory), digest)
+        )
         presets = {
             name: parse_preset(name, _read(place / _PRESETS / name, digest))
             for name, digest in raw.get("presets", {}).items()
         }
         lists = {Path(path): ListFile(digest) for path, digest in raw["lists"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise OSError(errno.EIO, "this revision is not stored completely", str(place)) from error
-    read = Sources(directory, documents, lists, {}, presets=presets, granted=granted, local=local)
-    secrets = {path: SecretFile() for *_, path in file_entries(read.with_local, "secrets", "canaries")}
+        raise OSError(
+            errno.EIO, "this revision is not stored completely", str(place)
+        ) from error
+    read = Sources(
+        directory, documents, lists, {}, presets=presets, granted=granted, local=local
+    )
+    secrets = {
+        path: SecretFile()
+        for *_, path in file_entries(read.with_local, "secrets", "canaries")
+    }
     return replace(read, secrets=secrets)
 
 
@@ -196,22 +242,36 @@ def _read(file: Path, digest: str) -> bytes:
     return content
 
 
-# --- storing ------------------------------------------------------------------------------------------------------
+# --- storing --------------------------------------------------------------------------
 
 
 def _is_complete(place: Path, sources: Sources) -> bool:
-    """Whether a revision is stored, and no crash of the machine has left a file of it empty."""
+    """Whether a revision is stored, and no crash of the machine has left a file of it
+    empty.
+    """
     try:
         documents = json.loads((place / _MANIFEST).read_bytes())["documents"]
-        contents = [(place / _DOCUMENTS / document.path.name).read_bytes() for document in sources.documents]
+        contents = [
+            (place / _DOCUMENTS / document.path.name).read_bytes()
+            for document in sources.documents
+        ]
         contents += [(place / _PRESETS / name).read_bytes() for name in sources.presets]
         contents += [(place / name).read_bytes() for name, _ in _beside(sources)]
-        lists = [(place / _LISTS / name).stat().st_size for name in _list_names(sources)]
+        lists = [
+            (place / _LISTS / name).stat().st_size for name in _list_names(sources)
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return False
     beside = (document for _, document in _beside(sources))
-    expected = [document.content for document in (*sources.documents, *sources.presets.values(), *beside)]
-    return documents == _digests(_documents(sources)) and contents == expected and all(lists)
+    expected = [
+        document.content
+        for document in (*sources.documents, *sources.presets.values(), *beside)
+    ]
+    return (
+        documents == _digests(_documents(sources))
+        and contents == expected
+        and all(lists)
+    )
 
 
 def _manifest(sources: Sources) -> str:
@@ -224,7 +284,9 @@ def _manifest(sources: Sources) -> str:
         "presets": _digests(sources.presets),
         "ended": sorted(sources.ended),
         "gated": sources.gated,
-        "lists": {str(path.absolute()): file.digest for path, file in sources.lists.items()},
+        "lists": {
+            str(path.absolute()): file.digest for path, file in sources.lists.items()
+        },
     }
     return json.dumps(raw, indent=2)
 
@@ -246,18 +308,28 @@ def _list_names(sources: Sources) -> set[str]:
     return {f"{file.digest}{_LIST_SUFFIX}" for file in sources.lists.values()}
 
 
-def _write(sources: Sources, place: Path, folder: Path, list_cache: Path | None) -> None:
+def _write(
+    sources: Sources, place: Path, folder: Path, list_cache: Path | None
+) -> None:
     earlier = [folder / revision.revision for revision in stored_revisions(folder)]
     (place / _DOCUMENTS).mkdir(mode=0o750, parents=True)
     (place / _LISTS).mkdir(mode=0o750)
     (place / _PRESETS).mkdir(mode=0o750)
-    for folder_name, documents in ((_DOCUMENTS, _documents(sources)), (_PRESETS, sources.presets)):
+    for folder_name, documents in (
+        (_DOCUMENTS, _documents(sources)),
+        (_PRESETS, sources.presets),
+    ):
         for name, document in documents.items():
             _write_document(document, place / folder_name / name, earlier[:1])
     for name, document in _beside(sources):
         _write_document(document, place / name, [])
     for path, file in sources.lists.items():
-        _write_list(path, file.digest or "", place / _LISTS, [*(before / _LISTS for before in earlier), list_cache])
+        _write_list(
+            path,
+            file.digest or "",
+            place / _LISTS,
+            [*(before / _LISTS for before in earlier), list_cache],
+        )
     (place / _MANIFEST).write_text(_manifest(sources))
 
 
@@ -265,7 +337,10 @@ def _write_document(document: Document, to: Path, earlier: list[Path]) -> None:
     for folder in earlier:
         same = folder / to.parent.name / to.name
         with suppress(OSError):
-            if same.stat().st_size == len(document.content) and same.read_bytes() == document.content:
+            if (
+                same.stat().st_size == len(document.content)
+                and same.read_bytes() == document.content
+            ):
                 return os.link(same, to)
     to.write_bytes(document.content)
     return None
@@ -279,7 +354,9 @@ def _write_list(path: Path, digest: str, to: Path, places: list[Path | None]) ->
     try:
         load_list(path, digest, to)
     except ListChangedError as error:
-        raise OSError(errno.ESTALE, "the list has changed since it was loaded", str(path)) from error
+        raise OSError(
+            errno.ESTALE, "the list has changed since it was loaded", str(path)
+        ) from error
     if not (to / name).exists():
         raise OSError(errno.ENOSPC, "the compiled list cannot be written", str(path))
     return None
@@ -308,7 +385,9 @@ def _prune(folder: Path, newest: str) -> None:
         edits.add(edit)
         places[is_grant] += 1
         room -= _new_bytes(folder / revision.revision, seen)
-        if revision.revision != newest and (places[is_grant] > _REVISIONS_AT_MOST or room < 0):
+        if revision.revision != newest and (
+            places[is_grant] > _REVISIONS_AT_MOST or room < 0
+        ):
             shutil.rmtree(folder / revision.revision, ignore_errors=True)
     for path in folder.glob(f".*{_UNFINISHED}"):
         with suppress(FileNotFoundError):
@@ -319,7 +398,9 @@ def _prune(folder: Path, newest: str) -> None:
 def _edit_of(folder: Path, revision: str) -> str:
     """Name what a revision is without its grants; one that cannot be read is itself."""
     try:
-        raw = json.loads(read_untrusted(folder / revision / _MANIFEST, _BYTES_OF_A_FILE))
+        raw = json.loads(
+            read_untrusted(folder / revision / _MANIFEST, _BYTES_OF_A_FILE)
+        )
         return str(raw["ungranted"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return revision

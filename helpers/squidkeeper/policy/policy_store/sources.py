@@ -32,10 +32,11 @@ class ListFile:
 class Sources:
     """The files of a policy, as they were at one moment.
 
-    `fingerprint` was taken before they were read: while `fingerprint(directory, named)` gives the same, this is what is
-    on disk. A stored revision has none. `presets` has the presets that the documents name, by name. These are not
-    watched: what is shipped never changes. Beside the directory are two documents: `granted` is what commands grant,
-    `local` the local setup.
+    `fingerprint` was taken before they were read: while `fingerprint(directory, named)`
+    gives the same, this is what is on disk. A stored revision has none. `presets` has
+    the presets that the documents name, by name. These are not watched: what is shipped
+    never changes. Beside the directory are two documents: `granted` is what commands
+    grant, `local` the local setup.
     """
 
     directory: Path
@@ -62,17 +63,24 @@ class Sources:
     @property
     def ended(self) -> frozenset[str]:
         """The names of the files that end with `end: true`."""
-        return frozenset(document.path.name for document in self.documents if document.ends)
+        return frozenset(
+            document.path.name for document in self.documents if document.ends
+        )
 
     @property
     def gated(self) -> bool:
         """Whether the policy has a reload gate."""
         defaults = (document.data.get("defaults") for document in self.with_local)
-        return any(isinstance(section, dict) and "reload_gate" in section for section in defaults)
+        return any(
+            isinstance(section, dict) and "reload_gate" in section
+            for section in defaults
+        )
 
     @property
     def revision(self) -> str:
-        """The hash of the names and contents of all files; the contents of secrets are not in it."""
+        """The hash of the names and contents of all files; the contents of secrets are
+        not in it.
+        """
         return self._revision_with(self.granted)
 
     @property
@@ -81,13 +89,28 @@ class Sources:
         return self._revision_with(None)
 
     def _revision_with(self, granted: Document | None) -> str:
-        contents = [(document.path, digest_of(document.content)) for document in self.documents]
-        named = [(os.path.relpath(path, self.directory), content) for path, content in contents]
+        contents = [
+            (document.path, digest_of(document.content)) for document in self.documents
+        ]
+        named = [
+            (os.path.relpath(path, self.directory), content)
+            for path, content in contents
+        ]
         beside = ((_GRANTS_NAME, granted), (_LOCAL_NAME, self.local))
-        named += [(f"../{name}", digest_of(document.content)) for name, document in beside if document]
+        named += [
+            (f"../{name}", digest_of(document.content))
+            for name, document in beside
+            if document
+        ]
         lists = self.lists.items()
-        named += [(os.path.relpath(path, self.directory), file.digest or "") for path, file in lists]
-        named += [(f"preset {name}", digest_of(preset.content)) for name, preset in self.presets.items()]
+        named += [
+            (os.path.relpath(path, self.directory), file.digest or "")
+            for path, file in lists
+        ]
+        named += [
+            (f"preset {name}", digest_of(preset.content))
+            for name, preset in self.presets.items()
+        ]
         digest = hashlib.blake2b(digest_size=_REVISION_DIGITS // 2)
         for name, content in named:
             digest.update(f"{name}\0{content}\0".encode("utf-8", "surrogateescape"))
@@ -100,12 +123,18 @@ def digest_of(content: bytes) -> str:
 
 
 def read_sources(
-    directory: Path, environment: Mapping[str, str] = os.environ, *, beside: Path | None = None
+    directory: Path,
+    environment: Mapping[str, str] = os.environ,
+    *,
+    beside: Path | None = None,
 ) -> Sources:
-    """Read a policy directory and the files that it names. It never fails: a file that cannot be read becomes a fault.
+    """Read a policy directory and the files that it names.
 
-    Of `environment`, only the names of the variables that are not empty are read. What is beside the policy is read
-    from `beside`, where that is given: the folder of a directory that this one is to replace.
+    It never fails: a file that cannot be read becomes a fault.
+
+    Of `environment`, only the names of the variables that are not empty are read. What
+    is beside the policy is read from `beside`, where that is given: the folder of a
+    directory that this one is to replace.
     """
     before = fingerprint(directory)
     around = beside or _around(directory)
@@ -116,12 +145,19 @@ def read_sources(
     presets, preset_faults = _read_presets(documents)
     lists = dict.fromkeys(path for *_, path in file_entries(documents, "lists"))
     with_local = (*documents, *([local] if local else []))
-    secrets = dict.fromkeys(path for *_, path in file_entries(with_local, "secrets", "canaries"))
+    secrets = dict.fromkeys(
+        path for *_, path in file_entries(with_local, "secrets", "canaries")
+    )
     readings = tuple(_readings(dict.fromkeys((*lists, *secrets))))
     return Sources(
         directory=directory,
         documents=documents,
-        lists={path: _OUTSIDE if is_others and not _is_within(path, directory) else _read_list(path) for path in lists},
+        lists={
+            path: _OUTSIDE
+            if is_others and not _is_within(path, directory)
+            else _read_list(path)
+            for path in lists
+        },
         secrets={path: _read_secret(path) for path in secrets},
         environment=frozenset(name for name, value in environment.items() if value),
         faults=(*faults, *granted_faults, *local_faults, *preset_faults),
@@ -139,7 +175,9 @@ def sources_of(documents: tuple[Document, ...]) -> Sources:
 
 
 def fingerprint(directory: Path, named: Iterable[Path] = ()) -> Fingerprint:
-    """Take the state of a policy's files by stat alone: it differs after an edit, a rename or a swapped link."""
+    """Take the state of a policy's files by stat alone: it differs after an edit, a
+    rename or a swapped link.
+    """
     return tuple(_readings((*policy_files(directory), *named)))
 
 
@@ -154,12 +192,23 @@ def _reading(path: Path) -> tuple[int, ...] | None:
     except OSError as error:
         return (error.errno or 0,)
     if abs(time.time_ns() - real.st_ctime_ns) < _HOT_NANOSECONDS:
-        return (time.monotonic_ns(),)  # another write may still fall into the same tick: as good as no reading
-    return (own.st_ino, real.st_dev, real.st_ino, real.st_mode, real.st_size, real.st_mtime_ns, real.st_ctime_ns)
+        # another write may still fall into the same tick: as good as no reading
+        return (time.monotonic_ns(),)
+    return (
+        own.st_ino,
+        real.st_dev,
+        real.st_ino,
+        real.st_mode,
+        real.st_size,
+        real.st_mtime_ns,
+        real.st_ctime_ns,
+    )
 
 
 def policy_files(directory: Path) -> list[Path]:
-    """List the files that a policy is read from, in their order: last the ones beside its directory, if there are."""
+    """List the files that a policy is read from, in their order: last the ones beside
+    its directory, if there are.
+    """
     beside = (grants_file(directory), local_file(directory))
     return [*own_files(directory), *filter(os.path.lexists, beside)]
 
@@ -184,38 +233,63 @@ def own_files(directory: Path) -> list[Path]:
         names = os.listdir(directory)
     except OSError:
         return []
-    return [directory / name for name in sorted(names) if name.endswith((".yaml", ".yml")) and name[0] != "."]
+    return [
+        directory / name
+        for name in sorted(names)
+        if name.endswith((".yaml", ".yml")) and name[0] != "."
+    ]
 
 
-def _read_documents(directory: Path, *, is_others: bool) -> tuple[tuple[Document, ...], tuple[Fault, ...]]:
+def _read_documents(
+    directory: Path, *, is_others: bool
+) -> tuple[tuple[Document, ...], tuple[Fault, ...]]:
     place = Location(str(directory))
     try:
         os.listdir(directory)
     except OSError as error:
         problem = file_problem(error)
-        return (), (Fault(place, problem.code, f"the policy directory cannot be read: {problem}"),)
+        return (), (
+            Fault(
+                place, problem.code, f"the policy directory cannot be read: {problem}"
+            ),
+        )
     paths = own_files(directory)
     if not paths:
-        message = "the policy directory holds no policy, expected *.yaml or *.yml files in it"
+        message = (
+            "the policy directory holds no policy, expected *.yaml or *.yml files in it"
+        )
         return (), (Fault(place, FaultCode.NO_POLICY, message),)
-    read = [_outside(path) if is_others and not _is_within(path, directory) else _read_document(path) for path in paths]
+    read = [
+        _outside(path)
+        if is_others and not _is_within(path, directory)
+        else _read_document(path)
+        for path in paths
+    ]
     documents = tuple(document for document in read if isinstance(document, Document))
     return documents, tuple(fault for fault in read if isinstance(fault, Fault))
 
 
 def _outside(path: Path) -> Fault:
-    return Fault(Location(str(path)), FaultCode.LOCAL_ONLY, f"the policy file cannot be read: {_OUTSIDE_REASON}")
+    return Fault(
+        Location(str(path)),
+        FaultCode.LOCAL_ONLY,
+        f"the policy file cannot be read: {_OUTSIDE_REASON}",
+    )
 
 
 def _is_within(path: Path, directory: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory))
 
 
-def _read_presets(documents: tuple[Document, ...]) -> tuple[dict[str, Document], tuple[Fault, ...]]:
+def _read_presets(
+    documents: tuple[Document, ...],
+) -> tuple[dict[str, Document], tuple[Fault, ...]]:
     names = dict.fromkeys(name for name, _ in named_presets(documents))
     there_are = preset_names() if names else frozenset()
     read = {name: _read_preset(name) for name in names if name in there_are}
-    presets = {name: preset for name, preset in read.items() if isinstance(preset, Document)}
+    presets = {
+        name: preset for name, preset in read.items() if isinstance(preset, Document)
+    }
     return presets, tuple(fault for fault in read.values() if isinstance(fault, Fault))
 
 
@@ -224,7 +298,9 @@ def _read_preset(name: str) -> Document | Fault:
         return read_preset(name)
     except OSError as error:
         problem = file_problem(error)
-        return Fault(preset_location(name), problem.code, f"the preset cannot be read: {problem}")
+        return Fault(
+            preset_location(name), problem.code, f"the preset cannot be read: {problem}"
+        )
 
 
 def _read_beside(path: Path) -> tuple[Document | None, tuple[Fault, ...]]:
@@ -241,7 +317,12 @@ def _read_granted(path: Path) -> tuple[Document | None, tuple[Fault, ...]]:
         return None, unreadable
     others = [key for key in read.data if key not in _KEYS_OF_GRANTS]
     message = "is no section of this file, which holds what commands grant, expected 'grants' alone"
-    faults = (Fault(read.locate((key,), key=True), FaultCode.UNKNOWN_KEY, f"{key!r} {message}") for key in others)
+    faults = (
+        Fault(
+            read.locate((key,), key=True), FaultCode.UNKNOWN_KEY, f"{key!r} {message}"
+        )
+        for key in others
+    )
     return read, tuple(faults)
 
 
@@ -250,19 +331,28 @@ def _read_document(path: Path) -> Document | Fault:
         content = _read_regular(path)
     except OSError as error:
         problem = file_problem(error)
-        return Fault(Location(str(path)), problem.code, f"the policy file cannot be read: {problem}")
+        return Fault(
+            Location(str(path)),
+            problem.code,
+            f"the policy file cannot be read: {problem}",
+        )
     return parse_document(path, content)
 
 
 def _read_regular(path: Path) -> bytes:
-    """Read a regular file of bounded size; anything else is an OSError (and never a wait, as for a FIFO)."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+    """Read a regular file of bounded size; anything else is an OSError (and never a
+    wait, as for a FIFO).
+    """
+    with open(
+        path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+    ) as file:
         state = os.fstat(file.fileno())
         if not stat.S_ISREG(state.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")
         if state.st_size > _POLICY_BYTES_AT_MOST:
             raise OSError(
-                errno.EFBIG, f"it is larger than {_POLICY_BYTES_AT_MOST >> 20} MB (long host lists go to lists)"
+                errno.EFBIG,
+                f"it is larger than {_POLICY_BYTES_AT_MOST >> 20} MB (long host lists go to lists)",
             )
         return file.read()
 
@@ -270,7 +360,9 @@ def _read_regular(path: Path) -> bytes:
 def _read_list(path: Path) -> ListFile:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            return ListFile(None, FileProblem(FaultCode.UNREADABLE, "it is not a regular file"))
+            return ListFile(
+                None, FileProblem(FaultCode.UNREADABLE, "it is not a regular file")
+            )
         return ListFile(list_digest(path))
     except OSError as error:
         return ListFile(None, file_problem(error))
@@ -280,7 +372,9 @@ def _read_secret(path: Path) -> SecretFile:
     try:
         state = os.stat(path)
     except OSError as error:
-        return SecretFile(problem=FileProblem(FaultCode.SECRET_UNREADABLE, _reason(error)))
+        return SecretFile(
+            problem=FileProblem(FaultCode.SECRET_UNREADABLE, _reason(error))
+        )
     return SecretFile(bool(state.st_mode & stat.S_IROTH), _secret_problem(path, state))
 
 
@@ -290,14 +384,18 @@ def _secret_problem(path: Path, state: os.stat_result) -> FileProblem | None:
     if not state.st_size:
         return FileProblem(FaultCode.SECRET_EMPTY, "it is empty")
     if not os.access(path, os.R_OK):
-        return FileProblem(FaultCode.SECRET_UNREADABLE, f"the account {_account()} cannot read it")
+        return FileProblem(
+            FaultCode.SECRET_UNREADABLE, f"the account {_account()} cannot read it"
+        )
     return None
 
 
 def file_problem(error: OSError) -> FileProblem:
     """Tell why a policy file or list file cannot be read."""
     denied = isinstance(error, PermissionError)
-    return FileProblem(FaultCode.PERMISSION_DENIED if denied else FaultCode.UNREADABLE, _reason(error))
+    return FileProblem(
+        FaultCode.PERMISSION_DENIED if denied else FaultCode.UNREADABLE, _reason(error)
+    )
 
 
 def _reason(error: OSError) -> str:
@@ -321,4 +419,6 @@ _GRANTS_NAME = "grants.yaml"
 _LOCAL_NAME = "local.yaml"
 _KEYS_OF_GRANTS = ("version", "grants")
 _REVISION_DIGITS = 12
-_HOT_NANOSECONDS = 20_000_000  # over the 10 ms by which the slowest kernel's file times advance
+_HOT_NANOSECONDS = (
+    20_000_000  # over the 10 ms by which the slowest kernel's file times advance
+)

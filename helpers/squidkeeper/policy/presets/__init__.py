@@ -1,7 +1,8 @@
-"""Rules that are shipped with the program, one file for each preset and version: `npm@1.yaml`.
+"""Rules that are shipped with the program, one file for each preset and version:
+`npm@1.yaml`.
 
-A version never changes once it is shipped: another content is another version. tests/policy/test_presets.py has their
-hashes.
+A version never changes once it is shipped: another content is another version.
+tests/policy/test_presets.py has their hashes.
 """
 
 from pathlib import Path
@@ -29,7 +30,10 @@ def read_preset(name: str) -> Document:
 
 
 def parse_preset(name: str, content: bytes) -> Document:
-    """Parse the content of a preset. Its places name the preset, as its file moves with each release."""
+    """Parse the content of a preset.
+
+    Its places name the preset, as its file moves with each release.
+    """
     return parse_document(Path(preset_location(name).file), content)
 
 

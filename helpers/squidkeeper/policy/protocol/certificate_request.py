@@ -1,9 +1,10 @@
 """Squid's requests for leaves, and the replies: the protocol of `sslcrtd_program`.
 
-A request is `new_certificate LENGTH BODY` and a newline, as Squid composes it (src/ssl/crtd_message.cc). BODY has lines
-`key=value` and then certificates and a key in PEM form. A reply is `OK` or `ERR`, LENGTH and a text, ended by a byte 1.
-A channel-ID comes before both where `sslcrtd_children` has `concurrency=`. The host can be the server name that a
-client gave, which Squid passes on as it came.
+A request is `new_certificate LENGTH BODY` and a newline, as Squid composes it
+(src/ssl/crtd_message.cc). BODY has lines `key=value` and then certificates and a key in
+PEM form. A reply is `OK` or `ERR`, LENGTH and a text, ended by a byte 1. A channel-ID
+comes before both where `sslcrtd_children` has `concurrency=`. The host can be the
+server name that a client gave, which Squid passes on as it came.
 """
 
 import re
@@ -14,7 +15,8 @@ from typing import Final
 from squidkeeper.base.errors import InvalidLine
 from squidkeeper.policy.protocol.lines import LONGEST_CHANNEL, Result
 
-REQUEST_LIMIT: Final = 256 * 1024  # bytes of a body: OpenSSL takes 100 KB of certificates from a server
+# bytes of a body: OpenSSL takes 100 KB of certificates from a server
+REQUEST_LIMIT: Final = 256 * 1024
 _HEADER: Final = re.compile(rb"(?:([0-9]{1,19}) )?new_certificate ([0-9]{1,9}) ")
 _LONGEST_HEADER: Final = len(LONGEST_CHANNEL + b" new_certificate 999999999 ")
 _PEM: Final = rb"-----BEGIN %b-----\n[A-Za-z0-9+/=\n]+-----END %b-----\n"
@@ -22,15 +24,19 @@ _CERTIFICATE: Final = _PEM % ((b"CERTIFICATE",) * 2)
 _KEY: Final = _PEM % ((b"(?:[A-Z]+ )?PRIVATE KEY",) * 2)
 # By its end: only its beginning, the host, is not Squid's own.
 _END: Final = re.compile(
-    rb"\nSign=(\w+)\nSignHash=([\w-]+)\n(%b)(%b)(?: (%b))?\n?\Z" % (_CERTIFICATE, _KEY, _CERTIFICATE)
+    rb"\nSign=(\w+)\nSignHash=([\w-]+)\n(%b)(%b)(?: (%b))?\n?\Z"
+    % (_CERTIFICATE, _KEY, _CERTIFICATE)
 )
 _BEGINNING: Final = re.compile(
-    rb"host=(.*?)(\nsetCommonName=\1)?(\nsetValidAfter=on)?(\nsetValidBefore=on)?", re.DOTALL
+    rb"host=(.*?)(\nsetCommonName=\1)?(\nsetValidAfter=on)?(\nsetValidBefore=on)?",
+    re.DOTALL,
 )
 
 
 class Signing(StrEnum):
-    """How Squid wants a leaf to be signed (`sslproxy_cert_sign`), so that a bad origin looks bad to the client."""
+    """How Squid wants a leaf to be signed (`sslproxy_cert_sign`), so that a bad origin
+    looks bad to the client.
+    """
 
     TRUSTED = "signTrusted"
     UNTRUSTED = "signUntrusted"  # by a CA that Squid has made up
@@ -39,7 +45,11 @@ class Signing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LeafRequest:
-    """One request. `origin` is the certificate to mimic, if any; certificates and the key are in PEM form."""
+    """One request.
+
+    `origin` is the certificate to mimic, if any; certificates and the key are in PEM
+    form.
+    """
 
     host: str
     signing: Signing
@@ -54,7 +64,9 @@ class LeafRequest:
 
 @dataclass(frozen=True, slots=True)
 class LeafReply:
-    """A reply: a certificate and its key in PEM form, or why there is none, and the counters that it adds to."""
+    """A reply: a certificate and its key in PEM form, or why there is none, and the
+    counters that it adds to.
+    """
 
     result: Result
     text: bytes = field(repr=False)
@@ -62,10 +74,11 @@ class LeafReply:
 
 
 class LeafRequestBuffer:
-    """Cuts a stream into requests, by their stated length, and never holds more than one of them.
+    """Cuts a stream into requests, by their stated length, and never holds more than
+    one of them.
 
-    What is no request is cut at its newline. Of that, and of a request over the limit, the beginning is kept: it fails
-    `parse_leaf_request`.
+    What is no request is cut at its newline. Of that, and of a request over the limit,
+    the beginning is kept: it fails `parse_leaf_request`.
     """
 
     def __init__(self) -> None:
@@ -83,7 +96,9 @@ class LeafRequestBuffer:
         return requests
 
     def _next(self) -> bytes | None:
-        """Cut off what comes first: a request, or empty for what is dropped; None where more has to be read."""
+        """Cut off what comes first: a request, or empty for what is dropped; None where
+        more has to be read.
+        """
         if self._skipped:
             return self._drop(min(self._skipped, len(self._held)))
         if self._in_garbage:
@@ -128,13 +143,19 @@ def parse_leaf_request(request: bytes) -> LeafRequest:
     """Parse one request; `InvalidLine` says what it lacks."""
     header = _HEADER.match(request)
     if header is None:
-        raise InvalidLine("not a request for a certificate: expected new_certificate LENGTH BODY")
+        raise InvalidLine(
+            "not a request for a certificate: expected new_certificate LENGTH BODY"
+        )
     body = request[header.end() :]
     if len(body) != int(header[2]):
-        raise InvalidLine(f"a request for a certificate is longer than {REQUEST_LIMIT} bytes")
+        raise InvalidLine(
+            f"a request for a certificate is longer than {REQUEST_LIMIT} bytes"
+        )
     end = _END.search(body)
     if end is None:
-        raise InvalidLine("a request for a certificate does not end with Sign, SignHash, a certificate and its key")
+        raise InvalidLine(
+            "a request for a certificate does not end with Sign, SignHash, a certificate and its key"
+        )
     beginning = _BEGINNING.fullmatch(body, 0, end.start())
     if beginning is None:
         raise InvalidLine("a request for a certificate does not begin with a host")
@@ -142,7 +163,9 @@ def parse_leaf_request(request: bytes) -> LeafRequest:
     signing, hash_name, ca, key, origin = end.groups()
     if signing not in _SIGNINGS:
         raise InvalidLine(f"Sign is none of {', '.join(Signing)}")
-    replaces_names, ignores_end, ignores_start = (adaptation is not None for adaptation in adaptations)
+    replaces_names, ignores_end, ignores_start = (
+        adaptation is not None for adaptation in adaptations
+    )
     return LeafRequest(
         host.decode("utf-8", "replace"),
         Signing(signing.decode()),

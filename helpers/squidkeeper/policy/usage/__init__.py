@@ -1,1 +1,4 @@
-"""What model APIs report of the tokens that a request used. Pure: bytes in, numbers out."""
+"""What model APIs report of the tokens that a request used.
+
+Pure: bytes in, numbers out.
+"""

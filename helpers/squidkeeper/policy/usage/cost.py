@@ -11,7 +11,10 @@ _PRICED: Final = 10**6  # tokens, whose price a policy names
 
 
 def cost_of(usage: Usage, prices: Prices) -> int:
-    """Return the cost of a usage, in millionths of the currency, rounded up. A model of no price has the dearest."""
+    """Return the cost of a usage, in millionths of the currency, rounded up.
+
+    A model of no price has the dearest.
+    """
     price = prices.find(usage.model) or prices.dearest
     uncached = usage.tokens_in - usage.cached_in - usage.cache_write
     cost = (

@@ -12,13 +12,16 @@ from squidkeeper.policy.usage.tokens import Usage
 
 MOST_TOKENS: Final = 10**9  # of a request; more is no plain number of tokens
 _LONGEST_TEXT: Final = 256  # characters of a model's name or an ID
-_INCLUDED: Final = frozenset({"message", "fallback_message"})  # types of usages that the usage around them includes
+# types of usages that the usage around them includes
+_INCLUDED: Final = frozenset({"message", "fallback_message"})
 _OTHER_MODEL: Final = "other model"
 Counts = dict[str, int]
 
 
 def read_counts(form: UsageForm, written: bytes) -> Counts | None:
-    """Return the members of a usage that are there; None where one of them is no number of tokens."""
+    """Return the members of a usage that are there; None where one of them is no number
+    of tokens.
+    """
     usage = read_value(written)
     if not isinstance(usage, dict) or not usage.keys().isdisjoint(form.foreign):
         return None
@@ -33,23 +36,45 @@ def read_counts(form: UsageForm, written: bytes) -> Counts | None:
     return counts
 
 
-def usage_of(form: UsageForm, counts: Counts, model: str, answer_id: str) -> Usage | None:
+def usage_of(
+    form: UsageForm, counts: Counts, model: str, answer_id: str
+) -> Usage | None:
     """Return the usage that its members add up to; None where they are no plain usage.
 
-    Some servers leave tokens out of `tokens_out` that the total has. The total then decides. Where a part is of another
-    model, the usage has none: it then has the dearest price.
+    Some servers leave tokens out of `tokens_out` that the total has. The total then
+    decides. Where a part is of another model, the usage has none: it then has the
+    dearest price.
     """
-    if form.tokens_in[0] not in counts or not {*form.tokens_out[:1], form.total} & counts.keys():
+    if (
+        form.tokens_in[0] not in counts
+        or not {*form.tokens_out[:1], form.total} & counts.keys()
+    ):
         return None
     tokens_in, tokens_out, cached_in, cache_write = (
         sum(counts.get(name, 0) + counts.get(_more(name), 0) for name in names)
-        for names in (form.tokens_in, form.tokens_out, (form.cached_in,), (form.cache_write,))
+        for names in (
+            form.tokens_in,
+            form.tokens_out,
+            (form.cached_in,),
+            (form.cache_write,),
+        )
     )
     tokens_out = max(tokens_out, counts.get(form.total, 0) - tokens_in)
-    if not 0 < tokens_in <= MOST_TOKENS or tokens_out > MOST_TOKENS or cached_in > tokens_in:
+    if (
+        not 0 < tokens_in <= MOST_TOKENS
+        or tokens_out > MOST_TOKENS
+        or cached_in > tokens_in
+    ):
         return None
     model = "" if counts.get(_OTHER_MODEL) else model
-    return Usage(model, tokens_in, tokens_out, cached_in, min(cache_write, tokens_in - cached_in), answer_id)
+    return Usage(
+        model,
+        tokens_in,
+        tokens_out,
+        cached_in,
+        min(cache_write, tokens_in - cached_in),
+        answer_id,
+    )
 
 
 def read_value(written: bytes) -> object:
@@ -82,7 +107,11 @@ def _member(value: object, name: str) -> object:
 
 
 def _tokens(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_TOKENS:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or not 0 <= value <= MOST_TOKENS
+    ):
         raise _NotTokensError
     return value
 

@@ -1,4 +1,5 @@
-"""The forms in which model APIs report tokens: one row for each, by the path of a request.
+"""The forms in which model APIs report tokens: one row for each, by the path of a
+request.
 
 A form is data. What no row describes is unmetered.
 """
@@ -17,11 +18,14 @@ from squidkeeper.policy.usage.members import WantedMembers
 
 @dataclass(frozen=True)
 class UsageForm:
-    """How one API reports tokens. Members are named by their paths, such as `usage.total_tokens`.
+    """How one API reports tokens.
 
-    `request` matches the method and the path; its group `model` is the model's name where the answer has none.
-    `tokens_in` and `tokens_out` are members of the usage that add up. The first of each has to be there, except that
-    of `tokens_out` where there is a `total`. The other members are 0 where they are missing.
+    Members are named by their paths, such as `usage.total_tokens`.
+
+    `request` matches the method and the path; its group `model` is the model's name
+    where the answer has none. `tokens_in` and `tokens_out` are members of the usage
+    that add up. The first of each has to be there, except that of `tokens_out` where
+    there is a `total`. The other members are 0 where they are missing.
     """
 
     name: str
@@ -35,16 +39,27 @@ class UsageForm:
     usage: str = "usage"
     model: str = "model"
     envelope: str = ""  # the member of an event that holds the answer
-    is_cumulative: bool = False  # the usage in the envelope is the first one; each later one replaces what it has
-    added: str = ""  # a member of the usage with a list of more usages, which the others leave out
-    foreign: tuple[str, ...] = ()  # members that the usage of another API has, which counts other tokens by these names
-    is_array: bool = False  # a streamed answer can be an array of objects; the last of them reports the usage
+    # the usage in the envelope is the first one; each later one replaces what it has
+    is_cumulative: bool = False
+    # a member of the usage with a list of more usages, which the others leave out
+    added: str = ""
+    foreign: tuple[
+        str, ...
+        # members that the usage of another API has, which counts other tokens by these
+        # names
+    ] = ()
+    # a streamed answer can be an array of objects; the last of them reports the usage
+    is_array: bool = False
     can_be_read_again: bool = False  # by a GET with its ID
     last_event: tuple[bytes, ...] = ()  # how the event begins that ends a stream
-    limits: tuple[str, ...] = ()  # members of a request that bound the tokens of an answer
+    limits: tuple[
+        str, ...
+    ] = ()  # members of a request that bound the tokens of an answer
     choices: tuple[str, ...] = ()  # members of a request with the number of answers
     query_hides_usage: bool = False  # parameters of the query can leave the usage out
-    asks_usage: bool = False  # a stream reports its usage where `stream_options.include_usage` says so
+    asks_usage: bool = (
+        False  # a stream reports its usage where `stream_options.include_usage` says so
+    )
 
     @property
     def uses_nothing(self) -> bool:
@@ -59,7 +74,13 @@ class UsageForm:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The members of a usage that are read."""
-        names = (*self.tokens_in, *self.tokens_out, self.cached_in, self.cache_write, self.total)
+        names = (
+            *self.tokens_in,
+            *self.tokens_out,
+            self.cached_in,
+            self.cache_write,
+            self.total,
+        )
         return tuple(filter(None, dict.fromkeys(names)))
 
     @cached_property
@@ -76,7 +97,10 @@ class UsageForm:
 
     @cached_property
     def mark(self) -> bytes:
-        """The name that each event with a usage has. A text in an event cannot have it: there, quotes are escaped."""
+        """The name that each event with a usage has.
+
+        A text in an event cannot have it: there, quotes are escaped.
+        """
         return b'"%b"' % self.usage.encode()
 
     @cached_property
@@ -85,7 +109,9 @@ class UsageForm:
         return re.compile(re.escape(self.mark) + rb"[ \t\r\n]*+:[ \t\r\n]*+(?!null)")
 
 
-_NAME: Final = r"\w[\w.@-]*"  # no path that two servers could read in two ways has a form
+_NAME: Final = (
+    r"\w[\w.@-]*"  # no path that two servers could read in two ways has a form
+)
 _PATH: Final = f"(/{_NAME})*"
 _OPENAI: Final = "https://platform.openai.com/docs/api-reference"
 _TOTAL: Final = "total_tokens"
@@ -142,7 +168,11 @@ FORMS: Final = (
         cache_write="input_tokens_details.cache_write_tokens",
         total=_TOTAL,
         envelope="response",
-        foreign=("cache_read_input_tokens", "cache_creation_input_tokens", "iterations"),
+        foreign=(
+            "cache_read_input_tokens",
+            "cache_creation_input_tokens",
+            "iterations",
+        ),
         can_be_read_again=True,
         limits=("max_output_tokens",),
     ),
@@ -150,7 +180,11 @@ FORMS: Final = (
         "anthropic messages",
         "https://docs.anthropic.com/en/api/messages-streaming",
         f"POST {_PATH}(/messages|/publishers/anthropic/models/{_NAME}:(rawPredict|streamRawPredict))",
-        tokens_in=("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"),
+        tokens_in=(
+            "input_tokens",
+            "cache_read_input_tokens",
+            "cache_creation_input_tokens",
+        ),
         tokens_out=("output_tokens",),
         cached_in="cache_read_input_tokens",
         cache_write="cache_creation_input_tokens",
@@ -203,7 +237,9 @@ FORMS: Final = (
 
 
 def form_of(method: str, target: str) -> UsageForm | None:
-    """Return the form of the answer to a request, by its method and its path with query; None where it is unknown."""
+    """Return the form of the answer to a request, by its method and its path with
+    query; None where it is unknown.
+    """
     request = _request(method, target)
     return next((form for form in FORMS if form.pattern.fullmatch(request)), None)
 

@@ -1,4 +1,7 @@
-"""Finds members of JSON objects in bytes that come in pieces. The rest is passed over, and never kept."""
+"""Finds members of JSON objects in bytes that come in pieces.
+
+The rest is passed over, and never kept.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,18 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 KEPT_AT_MOST: Final = 16 * 1024  # bytes of a member
-_UNREAD_AT_MOST: Final = 2048  # bytes that wait for more: a name with its colon has up to 1,091
+_UNREAD_AT_MOST: Final = (
+    2048  # bytes that wait for more: a name with its colon has up to 1,091
+)
 _DEEPEST: Final = 256
 _NAMES_AT_MOST: Final = 4096  # that are read of one object
 Path = tuple[bytes, ...]
 
 
 class FoundMember(NamedTuple):
-    """The value of a member as it is written, empty where it is too long; how many bytes come before it."""
+    """The value of a member as it is written, empty where it is too long; how many
+    bytes come before it.
+    """
 
     value: bytes
     start: int
@@ -31,7 +38,9 @@ class WantedMembers:
 
     def __init__(self, paths: Iterable[str]) -> None:
         self.paths = frozenset(map(path_of, paths))
-        self.containers = frozenset(path[:end] for path in self.paths for end in range(len(path)))
+        self.containers = frozenset(
+            path[:end] for path in self.paths for end in range(len(path))
+        )
 
 
 @lru_cache(maxsize=1024)
@@ -41,11 +50,13 @@ def path_of(name: str) -> Path:
 
 
 class MemberScanner:
-    """Reads a JSON object; with `is_array` several, as the items of an array or one after the other.
+    """Reads a JSON object; with `is_array` several, as the items of an array or one
+    after the other.
 
-    Names are compared without case and `_`, as lenient parsers do. `is_plain` turns false where a wanted name is there
-    twice, where a name beside it is written with an escape, and where the bytes are no JSON. Then nothing more is
-    read. The values that are passed over are not checked.
+    Names are compared without case and `_`, as lenient parsers do. `is_plain` turns
+    false where a wanted name is there twice, where a name beside it is written with an
+    escape, and where the bytes are no JSON. Then nothing more is read. The values that
+    are passed over are not checked.
     """
 
     __slots__ = (
@@ -86,7 +97,9 @@ class MemberScanner:
     @property
     def is_whole(self) -> bool:
         """Whether all that came is plain, and ends after an object."""
-        return self.is_plain and not self._rest and self._state is MemberScanner._between
+        return (
+            self.is_plain and not self._rest and self._state is MemberScanner._between
+        )
 
     def feed(self, data: bytes) -> None:
         """Read the next bytes. Each object that they end is added to `objects`."""
@@ -154,7 +167,9 @@ class MemberScanner:
         return at
 
     def _pass(self, data: bytes, at: int) -> int:
-        """Pass over a part of a value: the rest of a text, or all up to the next bracket or its end."""
+        """Pass over a part of a value: the rest of a text, or all up to the next
+        bracket or its end.
+        """
         end = _matched(_TEXT if self._in_text else _RUNS[self._depth > 0], data, at)
         mark = data[end : end + 1]
         if mark == b'"':
@@ -182,7 +197,9 @@ class MemberScanner:
     def _end_value(self, mark: bytes) -> None:
         self.is_plain = mark != b"]"
         if self._kept is not None:
-            self._found[self._value] = FoundMember(bytes(self._kept).rstrip(), self._start)
+            self._found[self._value] = FoundMember(
+                bytes(self._kept).rstrip(), self._start
+            )
             self._kept = None
         self._state = MemberScanner._name
 
@@ -195,9 +212,14 @@ _NAME: Final = re.compile(rb'"([^"\\]{0,1024}+)"[ \t\r\n]{0,64}+:')
 _TEXT: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _RUN: Final = rb'(?:[^"{}\[\]%b]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"|%b)*+'
 _SHALLOW: Final = (
-    rb"[{\[]" + _RUN % (b"", rb"[{\[]" + _RUN % (b"", rb"[{\[][^\"{}\[\]]*+[}\]]") + rb"[}\]]") + rb"[}\]]"
+    rb"[{\[]"
+    + _RUN % (b"", rb"[{\[]" + _RUN % (b"", rb"[{\[][^\"{}\[\]]*+[}\]]") + rb"[}\]]")
+    + rb"[}\]]"
 )
-_RUNS: Final = tuple(re.compile(_RUN % (ends, _SHALLOW), re.DOTALL) for ends in (b",", b""))  # in a value, and below it
+# in a value, and below it
+_RUNS: Final = tuple(
+    re.compile(_RUN % (ends, _SHALLOW), re.DOTALL) for ends in (b",", b"")
+)
 
 
 def _folded(name: bytes) -> bytes:

@@ -1,7 +1,8 @@
 """Reads the usage from an answer while the answer passes.
 
-A reader keeps the counts that it has found, and what has not come whole: at most 4 KB of an event and 16 KB of a
-usage. So an answer may be of any length. A usage that an API reports too small cannot be told from a true one.
+A reader keeps the counts that it has found, and what has not come whole: at most 4 KB
+of an event and 16 KB of a usage. So an answer may be of any length. A usage that an API
+reports too small cannot be told from a true one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from squidkeeper.policy.usage.members import Found, MemberScanner, path_of
 from squidkeeper.policy.usage.tokens import NOTHING_USED, Unmetered, Usage
 
 _FIRST_ERROR: Final = 400
-_GAVE_UP: Final = frozenset({408, 499, 504, 524})  # somebody on the way: the model may have generated until then
+# somebody on the way: the model may have generated until then
+_GAVE_UP: Final = frozenset({408, 499, 504, 524})
 _LATE: Final = Unmetered("the answer did not come in time")
 _UNKNOWN: Final = Unmetered("no form of answers is known for this path")
 _ENCODED: Final = Unmetered("the answer is encoded")
@@ -33,17 +35,31 @@ _JSON, _EVENTS = "application/json", "text/event-stream"
 class UsageReader:
     """Reads one answer. It raises nothing, whatever the bytes are.
 
-    `model` is the model where the answer names none. `is_read_again`: the answer may have been counted before.
+    `model` is the model where the answer names none. `is_read_again`: the answer may
+    have been counted before.
     """
 
     __slots__ = ("_body", "_report", "_settled")
 
     def __init__(
-        self, form: UsageForm | None, *, is_stream: bool = False, model: str = "", is_read_again: bool = False
+        self,
+        form: UsageForm | None,
+        *,
+        is_stream: bool = False,
+        model: str = "",
+        is_read_again: bool = False,
     ) -> None:
         self._settled: Usage | Unmetered = _UNKNOWN
-        self._report = _ReportedUsage(form, model, is_read_again=is_read_again) if form is not None else None
-        self._body = (_Events if is_stream else _Document)(self._report) if self._report is not None else None
+        self._report = (
+            _ReportedUsage(form, model, is_read_again=is_read_again)
+            if form is not None
+            else None
+        )
+        self._body = (
+            (_Events if is_stream else _Document)(self._report)
+            if self._report is not None
+            else None
+        )
 
     @classmethod
     def settled(cls, outcome: Usage | Unmetered) -> UsageReader:
@@ -65,11 +81,14 @@ class UsageReader:
         return self._report.outcome(whole=whole)
 
 
-def reader_for(method: str, target: str, status: int, headers: Iterable[tuple[str, str]]) -> UsageReader:
-    """Return the reader of an answer, by its request (`target` is path and query), its status and its headers.
+def reader_for(
+    method: str, target: str, status: int, headers: Iterable[tuple[str, str]]
+) -> UsageReader:
+    """Return the reader of an answer, by its request (`target` is path and query), its
+    status and its headers.
 
-    An answer of status 400 or more uses nothing, and its reader ends with a `Usage` of zero. That is not so where
-    somebody gave up waiting for it.
+    An answer of status 400 or more uses nothing, and its reader ends with a `Usage` of
+    zero. That is not so where somebody gave up waiting for it.
     """
     form = form_of(method, target)
     if status in _GAVE_UP:
@@ -79,18 +98,32 @@ def reader_for(method: str, target: str, status: int, headers: Iterable[tuple[st
     fields = [(name.lower(), value.strip().lower()) for name, value in headers]
     if any(value != "identity" for name, value in fields if name == "content-encoding"):
         return UsageReader.settled(_ENCODED)
-    types = [value.partition(";")[0].strip() for name, value in fields if name == "content-type"]
+    types = [
+        value.partition(";")[0].strip()
+        for name, value in fields
+        if name == "content-type"
+    ]
     if form is not None and types not in ([_JSON], [_EVENTS]):
         return UsageReader.settled(_TYPE)
     model = "" if form is None else model_in(form, method, target)
-    return UsageReader(form, is_stream=types == [_EVENTS], model=model, is_read_again=method != "POST")
+    return UsageReader(
+        form, is_stream=types == [_EVENTS], model=model, is_read_again=method != "POST"
+    )
 
 
 class _ReportedUsage:
     """What an answer has reported until now."""
 
     __slots__ = (
-        *("_answer_id", "_counts", "_is_background", "_is_final", "_is_read_again", "_model", "_reason"),
+        *(
+            "_answer_id",
+            "_counts",
+            "_is_background",
+            "_is_final",
+            "_is_read_again",
+            "_model",
+            "_reason",
+        ),
         *("events", "form", "is_finished"),
     )
 
@@ -120,7 +153,9 @@ class _ReportedUsage:
             self._add_usage(written, in_envelope=path_of(self.form.usage) not in found)
 
     def _written(self, found: Found, name: str) -> bytes:
-        member = found.get(path_of(f"{self.form.envelope}.{name}")) or found.get(path_of(name))
+        member = found.get(path_of(f"{self.form.envelope}.{name}")) or found.get(
+            path_of(name)
+        )
         return b"null" if member is None else member.value
 
     def _add_usage(self, written: bytes, *, in_envelope: bool) -> None:
@@ -142,7 +177,9 @@ class _ReportedUsage:
         """Return what the answer reports."""
         is_polled = self._reason == _LATER and not self.events
         if self._is_read_again and (is_polled or not self._is_background):
-            return NOTHING_USED  # an answer counts where it was generated; one in the background when it is done
+            # an answer counts where it was generated; one in the background when it is
+            # done
+            return NOTHING_USED
         answer_id = self._answer_id if self._is_background else ""
         usage = usage_of(self.form, self._counts or {}, self._model, answer_id)
         is_whole = whole or self.is_finished
@@ -150,11 +187,18 @@ class _ReportedUsage:
             return usage
         reason = _NOT_PLAIN if self._counts and usage is None else self._reason
         least = usage or NOTHING_USED
-        return Unmetered(reason if is_whole else _CUT, least.tokens_in, max(self.events, least.tokens_out), answer_id)
+        return Unmetered(
+            reason if is_whole else _CUT,
+            least.tokens_in,
+            max(self.events, least.tokens_out),
+            answer_id,
+        )
 
 
 class _Document:
-    """Reads an answer in JSON: one object, or an array of them where the form streams that."""
+    """Reads an answer in JSON: one object, or an array of them where the form streams
+    that.
+    """
 
     __slots__ = ("_report", "_scanner")
 
@@ -180,9 +224,20 @@ _EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 
 
 class _Events:
-    """Reads a stream of server-sent events (HTML Standard, 9.2). Only events that can have a usage are parsed."""
+    """Reads a stream of server-sent events (HTML Standard, 9.2).
 
-    __slots__ = ("_head", "_is_data", "_is_first", "_last", "_report", "_rest", "_scanner")
+    Only events that can have a usage are parsed.
+    """
+
+    __slots__ = (
+        "_head",
+        "_is_data",
+        "_is_first",
+        "_last",
+        "_report",
+        "_rest",
+        "_scanner",
+    )
 
     def __init__(self, report: _ReportedUsage) -> None:
         self._report = report
@@ -191,7 +246,9 @@ class _Events:
         self._is_first = True
         self._scanner: MemberScanner | None = None  # of the event that is being read
         self._head = b""  # of the line that is being read
-        self._is_data: bool | None = None  # whether it is one of data; None: the head does not tell
+        self._is_data: bool | None = (
+            None  # whether it is one of data; None: the head does not tell
+        )
 
     def feed(self, data: bytes) -> None:
         data = self._without_mark(self._rest + data)
@@ -200,7 +257,8 @@ class _Events:
             self._add(event)
         if self._scanner is None:
             rest = rest.lstrip(b"\r\n")
-        length = len(rest.rstrip(b"\r\n"))  # a line may end here in two bytes, and the event with one more
+        # a line may end here in two bytes, and the event with one more
+        length = len(rest.rstrip(b"\r\n"))
         if self._scanner is not None or length > _HELD_AT_MOST:
             self._read_long(rest[:length])
             rest = rest[length:]

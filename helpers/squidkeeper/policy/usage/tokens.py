@@ -1,4 +1,6 @@
-"""Tokens of one request: what its answer reports, what stays unreported, and what is reserved ahead."""
+"""Tokens of one request: what its answer reports, what stays unreported, and what is
+reserved ahead.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ from dataclasses import dataclass
 class Usage:
     """What an answer reports. `model` is empty where the answer names none.
 
-    `tokens_in` is all of the prompt. `cached_in` and `cache_write` are parts of it. `tokens_out` is all that was
-    generated, with what the client does not see of it.
+    `tokens_in` is all of the prompt. `cached_in` and `cache_write` are parts of it.
+    `tokens_out` is all that was generated, with what the client does not see of it.
 
-    `answer_id` is set where a client can read the same answer again. Count for an ID only what exceeds what was counted
-    for it before.
+    `answer_id` is set where a client can read the same answer again. Count for an ID
+    only what exceeds what was counted for it before.
     """
 
     model: str
@@ -29,10 +31,13 @@ NOTHING_USED = Usage("", 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Unmetered:
-    """Why an answer reports nothing that can be counted. The request then costs its reserve.
+    """Why an answer reports nothing that can be counted.
 
-    `tokens_in` and `tokens_out` are what was used at least, as far as it was seen. They can exceed the reserve.
-    `answer_id` is set where the usage comes later, in another answer with this ID.
+    The request then costs its reserve.
+
+    `tokens_in` and `tokens_out` are what was used at least, as far as it was seen. They
+    can exceed the reserve. `answer_id` is set where the usage comes later, in another
+    answer with this ID.
     """
 
     reason: str
@@ -43,7 +48,10 @@ class Unmetered:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """What a request may use. `model` is the one that it asks for, empty where it names none."""
+    """What a request may use.
+
+    `model` is the one that it asks for, empty where it names none.
+    """
 
     model: str
     tokens_in: int

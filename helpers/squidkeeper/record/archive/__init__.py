@@ -1,4 +1,5 @@
-"""The archive of the access log: rotated logs as Parquet by UTC day, each of them once, whatever happens.
+"""The archive of the access log: rotated logs as Parquet by UTC day, each of them once,
+whatever happens.
 
 `chain/` commits and seals what is written here.
 """

@@ -1,8 +1,11 @@
-"""One run of the archive: each rotated log that is complete and new becomes parts and one entry of the chain.
+"""One run of the archive: each rotated log that is complete and new becomes parts and
+one entry of the chain.
 
-The order makes it safe to kill a run at any step. All parts of a log wait in `incoming` until they are on disk, with a
-list of the names that they get; they exist only once the entry does. What a killed run left is removed by the next one,
-by that list, and it begins with the same log again. A part that no entry names for another reason is never removed.
+The order makes it safe to kill a run at any step. All parts of a log wait in `incoming`
+until they are on disk, with a list of the names that they get; they exist only once the
+entry does. What a killed run left is removed by the next one, by that list, and it
+begins with the same log again. A part that no entry names for another reason is never
+removed.
 """
 
 import os
@@ -19,13 +22,35 @@ from typing import Final
 import msgspec
 
 from squidkeeper.base.atomic_write import replace
-from squidkeeper.base.errors import ArchiveFailed, ExtraMissing, SquidkeeperError, StoreFailed, UnreadableLog, describe
+from squidkeeper.base.errors import (
+    ArchiveFailed,
+    ExtraMissing,
+    SquidkeeperError,
+    StoreFailed,
+    UnreadableLog,
+    describe,
+)
 from squidkeeper.base.formatting import quantity
 from squidkeeper.base.rotated_logs import not_rotated, rotated, written_until
 from squidkeeper.base.squid_counters import SquidSample, read_samples
-from squidkeeper.record.archive.part_writer import NewPart, PartWriter, RotatedContent, open_content
-from squidkeeper.record.archive.retention import ArchiveBounds, remove_over_bounds, remove_tombstoned
-from squidkeeper.record.archive_status import FILE, MOST_FILES, ArchiveStatus, FileOnDisk, read_archive_status
+from squidkeeper.record.archive.part_writer import (
+    NewPart,
+    PartWriter,
+    RotatedContent,
+    open_content,
+)
+from squidkeeper.record.archive.retention import (
+    ArchiveBounds,
+    remove_over_bounds,
+    remove_tombstoned,
+)
+from squidkeeper.record.archive_status import (
+    FILE,
+    MOST_FILES,
+    ArchiveStatus,
+    FileOnDisk,
+    read_archive_status,
+)
 from squidkeeper.record.chain.chain import (
     CHAIN,
     Chain,
@@ -36,7 +61,13 @@ from squidkeeper.record.chain.chain import (
     unknown_parts,
     write_lock,
 )
-from squidkeeper.record.chain.entries import ArchivedPart, ArchivedSource, ChainEntry, EntryKind, Head
+from squidkeeper.record.chain.entries import (
+    ArchivedPart,
+    ArchivedSource,
+    ChainEntry,
+    EntryKind,
+    Head,
+)
 from squidkeeper.record.chain.keys import ArchiveKey
 from squidkeeper.record.chain.line_counts import samples_for
 from squidkeeper.record.chain.places import INCOMING, PLACING, FolderPlace
@@ -44,7 +75,9 @@ from squidkeeper.record.chain.stores import Copied, ObjectStore, copy_archive
 from squidkeeper.record.table.database import open_database
 from squidkeeper.serving.squid_crashes import read_crashes
 
-QUIET_SECONDS: Final = 60.0  # a log is complete when nobody has written to it for so long
+QUIET_SECONDS: Final = (
+    60.0  # a log is complete when nobody has written to it for so long
+)
 _CHUNK_BYTES: Final = 256 * 1024 * 1024  # of lines in a part, at most
 _PIECE_BYTES: Final = 32 * 1024 * 1024  # of lines that are read together
 _MEMORY_LIMIT: Final = "512MB"
@@ -55,7 +88,10 @@ _FOLDER_MODE: Final = 0o750
 
 @dataclass(frozen=True, slots=True)
 class Archived:
-    """What one run has archived from one log. `damage` says what of the log could not be."""
+    """What one run has archived from one log.
+
+    `damage` says what of the log could not be.
+    """
 
     name: str
     lines: int
@@ -65,11 +101,15 @@ class Archived:
 
 @dataclass(slots=True)
 class RunReport:
-    """What one run has done; `failures` has a text for each log that could not be archived, and for the run."""
+    """What one run has done; `failures` has a text for each log that could not be
+    archived, and for the run.
+    """
 
     archived: list[Archived] = field(default_factory=list)
-    waiting: list[str] = field(default_factory=list)  # logs that may still be written to
-    refused: list[str] = field(default_factory=list)  # logs of which nothing can be read: they stay, and no run fails
+    # logs that may still be written to
+    waiting: list[str] = field(default_factory=list)
+    # logs of which nothing can be read: they stay, and no run fails
+    refused: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)  # days
     chain: str = ""  # the SHA-256 of the last entry
@@ -80,7 +120,10 @@ class RunReport:
     @property
     def problems(self) -> list[str]:
         """Everything that failed."""
-        return [*self.failures, *([f"the copy: {self.copy_failure}"] if self.copy_failure else [])]
+        return [
+            *self.failures,
+            *([f"the copy: {self.copy_failure}"] if self.copy_failure else []),
+        ]
 
 
 class Archiver:
@@ -93,7 +136,8 @@ class Archiver:
         key: ArchiveKey | None = None,
         bounds: ArchiveBounds | None = None,
         chunk_bytes: int = _CHUNK_BYTES,
-        state: Path | None = None,  # the state folder, with the samples of Squid's own counter
+        state: Path
+        | None = None,  # the state folder, with the samples of Squid's own counter
         store: ObjectStore | None = None,  # for a copy
     ) -> None:
         self._access_log = access_log
@@ -107,10 +151,14 @@ class Archiver:
     def run(self) -> RunReport:
         """Archive what is complete and new, then remove what is over the bounds.
 
-        `ArchiveInUse` if another run is under way; OSError if the archive cannot be read or written at all.
+        `ArchiveInUse` if another run is under way; OSError if the archive cannot be
+        read or written at all.
         """
         with write_lock(self._folder):
-            report, before = RunReport(), read_archive_status(self._folder) or ArchiveStatus()
+            report, before = (
+                RunReport(),
+                read_archive_status(self._folder) or ArchiveStatus(),
+            )
             done: set[FileOnDisk] = set()
             try:
                 self._archive_logs(report, before, done)
@@ -121,21 +169,30 @@ class Archiver:
                 self._write_status(report, before, done)
             return report
 
-    def _archive_logs(self, report: RunReport, before: ArchiveStatus, done: set[FileOnDisk]) -> None:
+    def _archive_logs(
+        self, report: RunReport, before: ArchiveStatus, done: set[FileOnDisk]
+    ) -> None:
         chain = read_chain(self._folder)
         self._clean(chain)
         remove_tombstoned(self._folder, chain)
         report.failures += [*chain.damaged, *self._unknown_parts(chain)]
         logs = rotated(self._access_log)
-        if chain.continues(before.chain):  # else an older one was put back, which may lack what they hold
+        if chain.continues(
+            before.chain
+        ):  # else an older one was put back, which may lack what they hold
             done.update(before.archived.intersection(map(FileOnDisk.of, logs)))
         for path in logs:
             if FileOnDisk.of(path) not in done:
                 self._archive_log(path, report, done)
         unknown = not_rotated(self._access_log)
-        report.refused += [f"{path.name!r}: not the name of a rotated log, such as {_NAMES}" for path in unknown]
+        report.refused += [
+            f"{path.name!r}: not the name of a rotated log, such as {_NAMES}"
+            for path in unknown
+        ]
         self._append_crashes(chain)
-        report.removed += remove_over_bounds(self._folder, self._bounds, self._key, datetime.now(UTC))
+        report.removed += remove_over_bounds(
+            self._folder, self._bounds, self._key, datetime.now(UTC)
+        )
         report.chain = read_chain(self._folder).digest
         if self._key:
             report.head = seal_head(self._folder, self._key)
@@ -143,10 +200,16 @@ class Archiver:
             self._copy(self._store, report)
 
     def _append_crashes(self, chain: Chain) -> None:
-        known = {entry.reason for entry in chain.entries if entry.kind is EntryKind.CRASH}
+        known = {
+            entry.reason for entry in chain.entries if entry.kind is EntryKind.CRASH
+        }
         for crash in read_crashes(self._state) if self._state else ():
             if crash.unrecorded not in known:
-                append_entry(self._folder, ChainEntry(kind=EntryKind.CRASH, reason=crash.unrecorded), self._key)
+                append_entry(
+                    self._folder,
+                    ChainEntry(kind=EntryKind.CRASH, reason=crash.unrecorded),
+                    self._key,
+                )
 
     def _copy(self, store: ObjectStore, report: RunReport) -> None:
         """Copy what the store lacks; what fails does not make the archive fail."""
@@ -155,7 +218,9 @@ class Archiver:
         except (StoreFailed, ExtraMissing, OSError) as error:
             report.copy_failure = str(error)
 
-    def _archive_log(self, path: Path, report: RunReport, done: set[FileOnDisk]) -> None:
+    def _archive_log(
+        self, path: Path, report: RunReport, done: set[FileOnDisk]
+    ) -> None:
         file = FileOnDisk.of(path)
         if file is None:
             return
@@ -172,7 +237,8 @@ class Archiver:
             return
         if archived:
             report.archived.append(archived)
-        done.add(file)  # as it was before it was read: one that has grown meanwhile is another
+        # as it was before it was read: one that has grown meanwhile is another
+        done.add(file)
 
     def _archive_content(self, path: Path) -> Archived | None:
         """Archive what of a log is not archived yet; None: all of it is."""
@@ -192,16 +258,28 @@ class Archiver:
             squid=self._samples(chain, parts),
         )
         self._place(written)
-        append_entry(self._folder, ChainEntry(kind=EntryKind.PARTS, source=source, parts=parts), self._key)
+        append_entry(
+            self._folder,
+            ChainEntry(kind=EntryKind.PARTS, source=source, parts=parts),
+            self._key,
+        )
         (self._folder / PLACING).unlink()
-        return Archived(path.name, source.lines, sum(part.invalid for part in parts), _lost(content))
+        return Archived(
+            path.name, source.lines, sum(part.invalid for part in parts), _lost(content)
+        )
 
-    def _samples(self, chain: Chain, parts: tuple[ArchivedPart, ...]) -> tuple[SquidSample, ...] | None:
+    def _samples(
+        self, chain: Chain, parts: tuple[ArchivedPart, ...]
+    ) -> tuple[SquidSample, ...] | None:
         if self._state is None:
             return None
-        return samples_for(chain, read_samples(self._state), max(part.last for part in parts))
+        return samples_for(
+            chain, read_samples(self._state), max(part.last for part in parts)
+        )
 
-    def _write_parts(self, content: RotatedContent, path: Path, number: int) -> Iterator[tuple[str, NewPart]]:
+    def _write_parts(
+        self, content: RotatedContent, path: Path, number: int
+    ) -> Iterator[tuple[str, NewPart]]:
         day = datetime.fromtimestamp(written_until(path), UTC).strftime("%Y-%m-%d")
         for chunk in count():
             if content.ended:
@@ -210,26 +288,36 @@ class Archiver:
                 day = part.day
                 yield f"day={part.day}/part-{number:08d}-{part.file.stem}.parquet", part
 
-    def _write_chunk(self, content: RotatedContent, name: str, day: str) -> list[NewPart]:
+    def _write_chunk(
+        self, content: RotatedContent, name: str, day: str
+    ) -> list[NewPart]:
         incoming, expected, start = self._folder / INCOMING, 0, content.bytes
         with open_database(threads=1, memory_limit=_MEMORY_LIMIT) as database:
             writer = PartWriter(database)
             while not content.ended and content.bytes - start < self._chunk_bytes:
                 piece = incoming / f"{name}.log"
-                expected += content.write_lines(piece, min(_PIECE_BYTES, self._chunk_bytes))
+                expected += content.write_lines(
+                    piece, min(_PIECE_BYTES, self._chunk_bytes)
+                )
                 writer.add(piece)
                 piece.unlink()
             parts = list(writer.write(incoming, name, day))
         found = sum(part.rows for part in parts)
         if found != expected:
-            raise ArchiveFailed(f"{found} rows were made of {expected} lines: nothing of it was archived")
+            raise ArchiveFailed(
+                f"{found} rows were made of {expected} lines: nothing of it was archived"
+            )
         return parts
 
     def _place(self, parts: Mapping[str, NewPart]) -> None:
         """Name the parts. They do not exist until an entry names them."""
-        taken = next((name for name in parts if os.path.lexists(self._folder / name)), None)
+        taken = next(
+            (name for name in parts if os.path.lexists(self._folder / name)), None
+        )
         if taken:
-            raise ArchiveFailed(f"{taken} is there already, and no entry of the chain names it: move it away")
+            raise ArchiveFailed(
+                f"{taken} is there already, and no entry of the chain names it: move it away"
+            )
         replace(self._folder / PLACING, "".join(f"{name}\n" for name in parts).encode())
         for name, part in parts.items():
             target = self._folder / name
@@ -240,7 +328,9 @@ class Archiver:
         sync_folder(self._folder)
 
     def _clean(self, chain: Chain) -> None:
-        for name in set(FolderPlace(self._folder).parts_being_placed()) - chain.parts.keys():
+        for name in (
+            set(FolderPlace(self._folder).parts_being_placed()) - chain.parts.keys()
+        ):
             (self._folder / name).unlink(missing_ok=True)
         rmtree(self._folder / INCOMING, ignore_errors=True)
         _have_folder(self._folder / INCOMING)
@@ -253,7 +343,9 @@ class Archiver:
             what = f"{unknown[0]}{others} {'are' if others else 'is'} in no entry of {CHAIN}, which may be an older one"
             yield f"{what}: put the newer one back, or move these parts away"
 
-    def _write_status(self, report: RunReport, before: ArchiveStatus, done: Iterable[FileOnDisk]) -> None:
+    def _write_status(
+        self, report: RunReport, before: ArchiveStatus, done: Iterable[FileOnDisk]
+    ) -> None:
         now = time.time()
         damaged = [f"{log.name}: {log.damage}" for log in report.archived if log.damage]
         newest = sorted(done, key=lambda log: log.written_ns)[-MOST_FILES:]
@@ -266,7 +358,9 @@ class Archiver:
             archived=frozenset(newest),
             chain=report.chain,
         )
-        with suppress(OSError):  # a full disk: the report that is there grows old, which the exporter reports
+        with suppress(OSError):
+            # a full disk: the report that is there grows old, which the exporter
+            # reports
             owner = (os.geteuid(), self._folder.stat().st_gid)
             replace(self._folder / FILE, msgspec.json.encode(status), owner=owner)
 
@@ -283,7 +377,9 @@ def _lost(content: RotatedContent) -> str:
 
 
 def _told(error: BaseException) -> str:
-    """Say in one line why something failed; an error that was not foreseen is named, with its place."""
+    """Say in one line why something failed; an error that was not foreseen is named,
+    with its place.
+    """
     import duckdb
 
     foreseen = isinstance(error, (OSError, SquidkeeperError, duckdb.Error))

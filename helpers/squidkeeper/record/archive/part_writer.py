@@ -1,4 +1,6 @@
-"""From a rotated log, whatever its form, to Parquet: one part for each UTC day, in the order of the log."""
+"""From a rotated log, whatever its form, to Parquet: one part for each UTC day, in the
+order of the log.
+"""
 
 import os
 import shutil
@@ -15,12 +17,18 @@ from typing import IO, Final, Protocol
 from squidkeeper.base.errors import ArchiveFailed, DamagedLog, UnreadableLog
 from squidkeeper.base.untrusted_file import open_untrusted
 from squidkeeper.record.chain.entries import ArchivedPart
-from squidkeeper.record.log.log_files import BLOCK_BYTES, HEAD_BYTES, LogFile, first_line
+from squidkeeper.record.log.log_files import (
+    BLOCK_BYTES,
+    HEAD_BYTES,
+    LogFile,
+    first_line,
+)
 from squidkeeper.record.table.columns import COLUMNS, POSITION
 from squidkeeper.record.table.database import Database
 from squidkeeper.record.table.lines import LineTable, decode_line
 
-_LONGEST_LINE: Final = 8 * BLOCK_BYTES  # more than any block, and a row that DuckDB takes
+# more than any block, and a row that DuckDB takes
+_LONGEST_LINE: Final = 8 * BLOCK_BYTES
 _MODE: Final = 0o640  # Squid's group reads
 _ROWS: Final = "rows_by_day"
 _FORM: Final = "%Y-%m-%dT%H:%M:%S.%gZ"
@@ -36,10 +44,13 @@ class Readable(Protocol):
 
 
 class RotatedContent:
-    """What a rotated log holds. `damage` says why its end is unreadable; what is ahead of that is read.
+    """What a rotated log holds.
 
-    `bytes` counts what was taken from it; `cut_lines` the lines of which only the beginning was written.
-    `first_line_sha256` identifies it, under each name and compression.
+    `damage` says why its end is unreadable; what is ahead of that is read.
+
+    `bytes` counts what was taken from it; `cut_lines` the lines of which only the
+    beginning was written. `first_line_sha256` identifies it, under each name and
+    compression.
     """
 
     def __init__(self, stream: Readable) -> None:
@@ -66,14 +77,19 @@ class RotatedContent:
         return not self._rest
 
     def write_lines(self, file: Path, limit: int) -> int:
-        """Write the next whole lines, about `limit` bytes, to a file; return how many these are.
+        """Write the next whole lines, about `limit` bytes, to a file; return how many
+        these are.
 
         Of a line that is far too long only the beginning is written.
         """
         lines, end, start = 0, b"\n", self.bytes
         with file.open("wb") as written:
             while (taken := self.bytes - start) < limit or end != b"\n":
-                block = self._take(min(BLOCK_BYTES, limit - taken)) if taken < limit else self._take_line_end()
+                block = (
+                    self._take(min(BLOCK_BYTES, limit - taken))
+                    if taken < limit
+                    else self._take_line_end()
+                )
                 if not block:
                     break
                 written.write(self._shortened(block))
@@ -81,12 +97,18 @@ class RotatedContent:
         return lines + (end != b"\n")
 
     def _shortened(self, block: bytes) -> bytes:
-        """Leave out of a block what makes the line that it begins with, or goes on with, far too long."""
+        """Leave out of a block what makes the line that it begins with, or goes on
+        with, far too long.
+        """
         newline = block.find(b"\n")
         first = len(block) if newline < 0 else newline
         room = max(0, _LONGEST_LINE - self._line_bytes)
         self.cut_lines += self._line_bytes <= _LONGEST_LINE < self._line_bytes + first
-        self._line_bytes = self._line_bytes + first if newline < 0 else len(block) - block.rfind(b"\n") - 1
+        self._line_bytes = (
+            self._line_bytes + first
+            if newline < 0
+            else len(block) - block.rfind(b"\n") - 1
+        )
         return block if first <= room else block[:room] + block[first:]
 
     def _take_line_end(self) -> bytes:
@@ -142,11 +164,15 @@ def _with_content(stream: Readable) -> RotatedContent:
 
 
 def _open(path: Path) -> IO[bytes]:
-    """Open a file that Squid's account has put there: no second name of a file that only this account may read."""
+    """Open a file that Squid's account has put there: no second name of a file that
+    only this account may read.
+    """
     try:
         opened = open_untrusted(path)
     except OSError as error:
-        raise UnreadableLog("a symbolic link" if error.errno == ELOOP else str(error.strerror)) from None
+        raise UnreadableLog(
+            "a symbolic link" if error.errno == ELOOP else str(error.strerror)
+        ) from None
     if os.fstat(opened.fileno()).st_nlink > 1:
         opened.close()
         raise UnreadableLog("a file with several names")
@@ -158,7 +184,9 @@ def _unpacked_by_zstd(packed: IO[bytes]) -> Iterator[_ZstdContent]:
     program = shutil.which("zstd")
     if program is None:
         raise ArchiveFailed("the program zstd is missing: install the package zstd")
-    with Popen((program, "-dc"), stdin=packed, stdout=PIPE, stderr=DEVNULL) as unpacking:  # noqa: S603 - no text of others
+    with Popen(  # noqa: S603 - no text of others
+        (program, "-dc"), stdin=packed, stdout=PIPE, stderr=DEVNULL
+    ) as unpacking:
         yield _ZstdContent(unpacking)
 
 
@@ -177,8 +205,18 @@ class NewPart:
         """Describe it under the path that it gets."""
         with self.file.open("rb") as content:
             digest = file_digest(content, "sha256").hexdigest()
-        size, counts = self.file.stat().st_size, {"rows": self.rows, "invalid": self.invalid}
-        return ArchivedPart(path=path, sha256=digest, bytes=size, first=self.first, last=self.last, **counts)
+        size, counts = (
+            self.file.stat().st_size,
+            {"rows": self.rows, "invalid": self.invalid},
+        )
+        return ArchivedPart(
+            path=path,
+            sha256=digest,
+            bytes=size,
+            first=self.first,
+            last=self.last,
+            **counts,
+        )
 
 
 class PartWriter:
@@ -194,32 +232,46 @@ class PartWriter:
             self._add_by_python(file)
 
     def _add_by_duckdb(self, file: Path) -> bool:
-        """Add them at once. DuckDB refuses a file with bytes that are not UTF-8, as a whole."""
+        """Add them at once.
+
+        DuckDB refuses a file with bytes that are not UTF-8, as a whole.
+        """
         import duckdb
 
         try:
             loaded = self._lines.load(file)
         except duckdb.Error:
             return False
-        self._lines.add(decode_line(position, line) for position, line in self._lines.deviating(loaded))
+        self._lines.add(
+            decode_line(position, line)
+            for position, line in self._lines.deviating(loaded)
+        )
         return True
 
     def _add_by_python(self, file: Path) -> None:
         with file.open("rb") as content:
             reserved = self._lines.reserve(sum(1 for _ in content))
             content.seek(0)
-            self._lines.add(decode_line(reserved.first + n, line.removesuffix(b"\n")) for n, line in enumerate(content))
+            self._lines.add(
+                decode_line(reserved.first + n, line.removesuffix(b"\n"))
+                for n, line in enumerate(content)
+            )
 
     def write(self, folder: Path, name: str, day: str) -> Iterator[NewPart]:
-        """Write what was added as parts into a folder. `duckdb.Error` or OSError if that fails.
+        """Write what was added as parts into a folder.
 
-        A line without a time has the day of the line before it. `day` is that of the last line before all of these.
+        `duckdb.Error` or OSError if that fails.
+
+        A line without a time has the day of the line before it. `day` is that of the
+        last line before all of these.
         """
         self._sort(day)
         for number, (found, rows, invalid, first, last) in enumerate(self._days()):
             file = folder / f"{name}-{number}.parquet"
             chosen = f"SELECT {_NAMES} FROM {_ROWS} WHERE day = DATE '{found}' ORDER BY {POSITION}"  # noqa: S608 - our own names
-            self._database.connection.execute(f"COPY ({chosen}) TO '{file}' (FORMAT parquet, COMPRESSION zstd)")
+            self._database.connection.execute(
+                f"COPY ({chosen}) TO '{file}' (FORMAT parquet, COMPRESSION zstd)"
+            )
             self._bring_to_disk(file, rows)
             yield NewPart(file, found, rows, invalid, first, last)
 
@@ -231,10 +283,15 @@ class PartWriter:
         usual = f"DATE '{first or day}'"
         before = f"coalesce(last_value({date} IGNORE NULLS) OVER (ORDER BY {POSITION}), {usual})"
         kind, found = ("VIEW", usual) if least == most else ("TABLE", before)
-        self._database.connection.execute(f"CREATE {kind} {_ROWS} AS SELECT *, {found} AS day FROM ({relation})")  # noqa: S608 - our own names
+        self._database.connection.execute(
+            f"CREATE {kind} {_ROWS} AS SELECT *, {found} AS day FROM ({relation})"  # noqa: S608 - our own names
+        )
 
     def _days(self) -> list[tuple[str, int, int, str, str]]:
-        times = (f"coalesce(strftime({which}(time), '{_FORM}'), '')" for which in ("min", "max"))
+        times = (
+            f"coalesce(strftime({which}(time), '{_FORM}'), '')"
+            for which in ("min", "max")
+        )
         return self._database.connection.execute(
             f"SELECT CAST(day AS VARCHAR), count(*), count(*) - count(time), {', '.join(times)}"  # noqa: S608 - our own names
             f" FROM {_ROWS} GROUP BY day ORDER BY min({POSITION})"
@@ -244,7 +301,9 @@ class PartWriter:
         metadata = "SELECT sum(num_rows) FROM parquet_file_metadata(?)"
         [(found,)] = self._database.connection.execute(metadata, [str(file)]).fetchall()
         if found != rows:
-            raise ArchiveFailed(f"DuckDB wrote {found} rows, expected {rows}: nothing of it was archived")
+            raise ArchiveFailed(
+                f"DuckDB wrote {found} rows, expected {rows}: nothing of it was archived"
+            )
         opened = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fchmod(opened, _MODE)  # whatever the umask is
@@ -254,5 +313,8 @@ class PartWriter:
 
 
 def _has_carriage_return(file: Path) -> bool:
-    with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as mapped:
+    with (
+        file.open("rb") as content,
+        mmap(content.fileno(), 0, access=ACCESS_READ) as mapped,
+    ):
         return mapped.find(b"\r") >= 0

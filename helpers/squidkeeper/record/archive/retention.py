@@ -1,4 +1,6 @@
-"""How long an archive is kept: whole days go, the oldest first, each with a tombstone in the chain."""
+"""How long an archive is kept: whole days go, the oldest first, each with a tombstone
+in the chain.
+"""
 
 import shutil
 from collections.abc import Collection, Iterator
@@ -14,12 +16,16 @@ from squidkeeper.record.chain.chain import Chain, append_entry, read_chain
 from squidkeeper.record.chain.entries import ArchivedPart, ChainEntry, EntryKind
 from squidkeeper.record.chain.keys import ArchiveKey
 
-SHARE: Final = 4  # without --keep-bytes the archive may have this part of its file system
+SHARE: Final = (
+    4  # without --keep-bytes the archive may have this part of its file system
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ArchiveBounds:
-    """How much an archive keeps: days, today left out, and bytes; None: a quarter of its file system."""
+    """How much an archive keeps: days, today left out, and bytes; None: a quarter of
+    its file system.
+    """
 
     days: int = KEEP_DAYS
     bytes: int | None = None
@@ -50,7 +56,12 @@ class ArchivedDay:
     @property
     def figures(self) -> dict[str, str | int]:
         """The day as JSON has it."""
-        counts = {"lines": self.lines, "invalid": self.invalid, "bytes": self.bytes, "parts": len(self.parts)}
+        counts = {
+            "lines": self.lines,
+            "invalid": self.invalid,
+            "bytes": self.bytes,
+            "parts": len(self.parts),
+        }
         return {"day": self.day, **counts}
 
 
@@ -62,17 +73,25 @@ def days_of(chain: Chain) -> list[ArchivedDay]:
     return [ArchivedDay(day, tuple(found[day])) for day in sorted(found)]
 
 
-def remove_over_bounds(folder: Path, bounds: ArchiveBounds, key: ArchiveKey | None, now: datetime) -> list[str]:
+def remove_over_bounds(
+    folder: Path, bounds: ArchiveBounds, key: ArchiveKey | None, now: datetime
+) -> list[str]:
     """Remove the days that are over the bounds, and list them."""
     over = list(_over(folder, days_of(read_chain(folder)), bounds, now))
     for day, reason in over:
-        append_entry(folder, ChainEntry(kind=EntryKind.TOMBSTONE, parts=day.parts, reason=reason), key)
+        append_entry(
+            folder,
+            ChainEntry(kind=EntryKind.TOMBSTONE, parts=day.parts, reason=reason),
+            key,
+        )
         _remove(folder, day.parts)
     return [f"{day.day}: {reason}" for day, reason in over]
 
 
 def remove_tombstoned(folder: Path, chain: Chain) -> None:
-    """Remove the parts whose tombstone was written by a run that was killed before it removed them."""
+    """Remove the parts whose tombstone was written by a run that was killed before it
+    removed them.
+    """
     _remove(folder, chain.removed.values())
 
 
@@ -80,7 +99,11 @@ def _over(
     folder: Path, days: list[ArchivedDay], bounds: ArchiveBounds, now: datetime
 ) -> Iterator[tuple[ArchivedDay, str]]:
     first = (now - timedelta(days=bounds.days)).strftime("%Y-%m-%d")
-    limit = shutil.disk_usage(folder).total // SHARE if bounds.bytes is None else bounds.bytes
+    limit = (
+        shutil.disk_usage(folder).total // SHARE
+        if bounds.bytes is None
+        else bounds.bytes
+    )
     total = sum(day.bytes for day in days)
     for day in days:
         if day.day < first:

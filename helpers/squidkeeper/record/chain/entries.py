@@ -1,8 +1,10 @@
-"""The entries of a chain: one JSON object a line, which ends in a signature where the archive is sealed.
+"""The entries of a chain: one JSON object a line, which ends in a signature where the
+archive is sealed.
 
     {"number":2,"previous":"9f86d0…","kind":"parts","time":"…","source":{…},"parts":[{…}],"reason":"","signature":"…"}
 
-`previous` is the SHA-256 of the line before, with its signature. The signature is over the line without it.
+`previous` is the SHA-256 of the line before, with its signature. The signature is over
+the line without it.
 """
 
 import re
@@ -19,7 +21,10 @@ from squidkeeper.base.squid_counters import SquidSample
 from squidkeeper.record.chain.keys import ArchiveKey, signed, split_signature
 
 FIRST_PREVIOUS: Final = "0" * 64
-_PATH = re.compile(r"day=(\d{4}-\d{2}-\d{2})/part-(\d{8,12})(?:[.-][A-Za-z0-9._-]{0,100})?\.parquet", re.ASCII)
+_PATH = re.compile(
+    r"day=(\d{4}-\d{2}-\d{2})/part-(\d{8,12})(?:[.-][A-Za-z0-9._-]{0,100})?\.parquet",
+    re.ASCII,
+)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -29,23 +34,33 @@ class EntryKind(StrEnum):
 
     PARTS = "parts"  # a rotated log, and the parts that hold its lines
     TOMBSTONE = "tombstone"  # parts that retention has removed
-    CRASH = "crash"  # requests without a line, as Squid crashed: the reason says how many
+    CRASH = (
+        "crash"  # requests without a line, as Squid crashed: the reason says how many
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchivedSource:
-    """A rotated log that is archived. It is known again by its first line; `bytes` of its content are archived."""
+    """A rotated log that is archived.
+
+    It is known again by its first line; `bytes` of its content are archived.
+    """
 
     name: str
     first_line_sha256: str
     bytes: _Count
     lines: _Count
-    squid: tuple[SquidSample, ...] | None = None  # Squid's own counter until its last line
+    squid: tuple[SquidSample, ...] | None = (
+        None  # Squid's own counter until its last line
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchivedPart:
-    """A file of an archive. `path` is relative to the archive; `first` and `last` are times of its records."""
+    """A file of an archive.
+
+    `path` is relative to the archive; `first` and `last` are times of its records.
+    """
 
     path: str
     sha256: str
@@ -61,8 +76,13 @@ class ArchivedPart:
         return self.path[4:14]
 
     def is_of(self, since: str, until: str) -> bool:
-        """Whether it can have records of a period; empty text: no bound. One without times can."""
-        return not (since and self.last and self.last < since) and not (until and self.first and self.first >= until)
+        """Whether it can have records of a period; empty text: no bound.
+
+        One without times can.
+        """
+        return not (since and self.last and self.last < since) and not (
+            until and self.first and self.first >= until
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,13 +100,18 @@ class ChainEntry:
 
 
 def number_of(path: str) -> int:
-    """Return the number of the entry that a part was written for; 0 where the path is no part's."""
+    """Return the number of the entry that a part was written for; 0 where the path is
+    no part's.
+    """
     found = _PATH.fullmatch(path)
     return int(found[2]) if found else 0
 
 
 def parse_entry(line: bytes) -> ChainEntry:
-    """Parse a line without its newline; `InvalidEntry` if it is no entry. Its signature is not checked."""
+    """Parse a line without its newline; `InvalidEntry` if it is no entry.
+
+    Its signature is not checked.
+    """
     text, _ = split_signature(line)
     try:
         entry = msgspec.json.decode(text, type=ChainEntry)
@@ -94,7 +119,9 @@ def parse_entry(line: bytes) -> ChainEntry:
         raise InvalidEntry(f"this is no entry of a chain: {error}") from None
     wrong = [part.path for part in entry.parts if not _PATH.fullmatch(part.path)]
     if wrong:  # a path of an archive never leads out of it
-        raise InvalidEntry(f"this is no part's path, expected day=YYYY-MM-DD/part-NNNNNNNN.parquet: {wrong[0]!r}")
+        raise InvalidEntry(
+            f"this is no part's path, expected day=YYYY-MM-DD/part-NNNNNNNN.parquet: {wrong[0]!r}"
+        )
     if entry.number < 1 or not _DIGEST.fullmatch(entry.previous):
         raise InvalidEntry("its number or the SHA-256 of the line before is missing")
     return entry
@@ -116,14 +143,18 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-# The head of a chain: its last number and digest, signed. A head that is kept elsewhere dates an archive.
+# The head of a chain: its last number and digest, signed. A head that is kept elsewhere
+# dates an archive.
 #
-# The number rises with each entry. Whoever puts back an old archive, whole and well signed, puts back an old number.
+# The number rises with each entry. Whoever puts back an old archive, whole and well
+# signed, puts back an old number.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """The last entry's number, the SHA-256 of its line, and when and on which gateway that was signed."""
+    """The last entry's number, the SHA-256 of its line, and when and on which gateway
+    that was signed.
+    """
 
     kind: Literal["head"] = "head"  # so that no entry is taken for a head
     number: int
@@ -142,7 +173,10 @@ def format_head(head: Head, key: ArchiveKey) -> bytes:
 
 
 def parse_head(content: bytes) -> tuple[Head, bytes, bytes | None]:
-    """Parse a head: itself, what is signed, and the signature, which is not checked. `InvalidEntry` if it is none."""
+    """Parse a head: itself, what is signed, and the signature, which is not checked.
+
+    `InvalidEntry` if it is none.
+    """
     text, signature = split_signature(content.strip())
     try:
         head = msgspec.json.decode(text, type=Head)

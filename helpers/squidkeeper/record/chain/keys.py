@@ -1,6 +1,7 @@
 """The keys that an archive is sealed with: Ed25519, in PEM form, as OpenSSL reads them.
 
-A signed object is a JSON object whose last member is the signature, in base64, of the object without it.
+A signed object is a JSON object whose last member is the signature, in base64, of the
+object without it.
 """
 
 import os
@@ -14,13 +15,18 @@ from typing import Final, Self
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
 
 from squidkeeper.base.errors import InvalidArchiveKey
 
 _SIGNATURE: Final = b',"signature":"'
 _END: Final = b'"}'
-_CONTEXT: Final = b"squidkeeper archive 1\n"  # so that a signature is valid for nothing else
+_CONTEXT: Final = (
+    b"squidkeeper archive 1\n"  # so that a signature is valid for nothing else
+)
 _PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", re.DOTALL)
 _LONGEST: Final = 64 * 1024  # bytes of a file with keys
 
@@ -40,12 +46,16 @@ class ArchivePublicKey:
     def pem(self) -> bytes:
         """The key in PEM form."""
         form = serialization.PublicFormat.SubjectPublicKeyInfo
-        return Ed25519PublicKey.from_public_bytes(self.raw).public_bytes(serialization.Encoding.PEM, form)
+        return Ed25519PublicKey.from_public_bytes(self.raw).public_bytes(
+            serialization.Encoding.PEM, form
+        )
 
     def verifies(self, signature: bytes, content: bytes) -> bool:
         """Whether a signature is this key's."""
         try:
-            Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, _CONTEXT + content)
+            Ed25519PublicKey.from_public_bytes(self.raw).verify(
+                signature, _CONTEXT + content
+            )
         except InvalidSignature:
             return False
         return True
@@ -65,24 +75,33 @@ class ArchiveKey:
 
     @classmethod
     def parse(cls, pem: bytes) -> Self:
-        """Parse a private key in PEM form; `InvalidArchiveKey`, which shows nothing of it, if it is none."""
+        """Parse a private key in PEM form; `InvalidArchiveKey`, which shows nothing of
+        it, if it is none.
+        """
         try:
             key = serialization.load_pem_private_key(pem, None)
         except (ValueError, TypeError, UnsupportedAlgorithm):
             key = None
         if not isinstance(key, Ed25519PrivateKey):
-            raise InvalidArchiveKey("this is not an Ed25519 private key in PEM form without a passphrase")
+            raise InvalidArchiveKey(
+                "this is not an Ed25519 private key in PEM form without a passphrase"
+            )
         return cls._of(key)
 
     @classmethod
     def _of(cls, key: Ed25519PrivateKey) -> Self:
-        raw = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+        raw = key.public_key().public_bytes(
+            serialization.Encoding.Raw, serialization.PublicFormat.Raw
+        )
         return cls(ArchivePublicKey(raw), key)
 
     @property
     def pem(self) -> bytes:
         """The key in PEM form: for the file that keeps it, and for nothing else."""
-        form, encryption = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        form, encryption = (
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
         return self._key.private_bytes(serialization.Encoding.PEM, form, encryption)
 
     def sign(self, content: bytes) -> bytes:
@@ -99,7 +118,9 @@ def read_archive_key(file: Path) -> ArchiveKey:
 
 
 def read_public_keys(file: Path) -> tuple[ArchivePublicKey, ...]:
-    """Read the public keys of a file in PEM form, more than one after a key was replaced; `InvalidArchiveKey`."""
+    """Read the public keys of a file in PEM form, more than one after a key was
+    replaced; `InvalidArchiveKey`.
+    """
     found = tuple(_parse_public(pem, file) for pem in _PEM.findall(_read(file)))
     if not found:
         raise InvalidArchiveKey(
@@ -114,7 +135,9 @@ def signed(text: bytes, key: ArchiveKey) -> bytes:
 
 
 def split_signature(line: bytes) -> tuple[bytes, bytes | None]:
-    """Split a signed object into what is signed and its signature; None: it has none."""
+    """Split a signed object into what is signed and its signature; None: it
+    has none.
+    """
     text, separator, rest = line.rpartition(_SIGNATURE)
     if not separator or not rest.endswith(_END):
         return line, None
@@ -130,8 +153,12 @@ def _parse_public(pem: bytes, file: Path) -> ArchivePublicKey:
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
-        raise InvalidArchiveKey(f"{file}: a key in it is not an Ed25519 public key in PEM form")
-    return ArchivePublicKey(key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw))
+        raise InvalidArchiveKey(
+            f"{file}: a key in it is not an Ed25519 public key in PEM form"
+        )
+    return ArchivePublicKey(
+        key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    )
 
 
 def _read(file: Path) -> bytes:

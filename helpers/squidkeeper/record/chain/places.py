@@ -14,9 +14,13 @@ from typing import BinaryIO, Final, Protocol
 from squidkeeper.base.untrusted_file import open_untrusted
 from squidkeeper.record.chain.entries import ArchivedPart
 
-INCOMING: Final = "incoming"  # what is not committed; on the same file system, for rename
-PLACING: Final = f"{INCOMING}/placing"  # the names that parts get before their entry is written, one a line
-FETCHED: Final = "fetched-since"  # in a mirror of a store: parts without later records were not fetched
+INCOMING: Final = (
+    "incoming"  # what is not committed; on the same file system, for rename
+)
+# the names that parts get before their entry is written, one a line
+PLACING: Final = f"{INCOMING}/placing"
+# in a mirror of a store: parts without later records were not fetched
+FETCHED: Final = "fetched-since"
 _BLOCK_BYTES: Final = 1024 * 1024
 _GATEWAY = re.compile(r"gateway=([A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?)")
 
@@ -26,7 +30,9 @@ class ArchivePlace(Protocol):
 
     @property
     def gateway(self) -> str:
-        """The gateway whose archive it is, as the name of the place tells; empty where that tells none."""
+        """The gateway whose archive it is, as the name of the place tells; empty where
+        that tells none.
+        """
         ...
 
     def read(self, name: str) -> bytes:
@@ -34,9 +40,11 @@ class ArchivePlace(Protocol):
         ...
 
     def open(self, part: ArchivedPart) -> BinaryIO:
-        """Open a part; FileNotFoundError where there is none, another OSError where it is no file.
+        """Open a part; FileNotFoundError where there is none, another OSError where it
+        is no file.
 
-        Of one that is longer than its entry says, it may have one byte more than that alone.
+        Of one that is longer than its entry says, it may have one byte more than that
+        alone.
         """
         ...
 
@@ -45,20 +53,29 @@ class ArchivePlace(Protocol):
         ...
 
     def parts_being_placed(self) -> tuple[str, ...]:
-        """List parts that may be there ahead of their entry: a run is placing them, or was when it was interrupted."""
+        """List parts that may be there ahead of their entry: a run is placing them, or
+        was when it was interrupted.
+        """
         ...
 
 
 def gateway_of(folder: str) -> str:
-    """Return the gateway whose archive a folder of this name holds; empty where its name tells none."""
+    """Return the gateway whose archive a folder of this name holds; empty where its
+    name tells none.
+    """
     found = _GATEWAY.fullmatch(folder)
     return found[1] if found else ""
 
 
 def archives_in(folder: Path) -> tuple[Path, ...]:
-    """List the archives of gateways in a folder; the folder itself where there is none. Links are not followed."""
+    """List the archives of gateways in a folder; the folder itself where there is none.
+
+    Links are not followed.
+    """
     try:
-        found = sorted(path for path in folder.iterdir() if gateway_of(path.name) and path.is_dir())
+        found = sorted(
+            path for path in folder.iterdir() if gateway_of(path.name) and path.is_dir()
+        )
     except FileNotFoundError:
         return (folder,)
     return tuple(path for path in found if not path.is_symlink()) or (folder,)
@@ -74,7 +91,10 @@ def digest_of(file: BinaryIO) -> str:
 
 @dataclass(frozen=True, slots=True)
 class FolderPlace:
-    """An archive in a folder. Links are not followed: they could lead to what somebody changes later."""
+    """An archive in a folder.
+
+    Links are not followed: they could lead to what somebody changes later.
+    """
 
     folder: Path
 
@@ -83,7 +103,9 @@ class FolderPlace:
 
     @property
     def gateway(self) -> str:
-        """The gateway whose archive it is, as the folder's name tells; empty where that tells none."""
+        """The gateway whose archive it is, as the folder's name tells; empty where that
+        tells none.
+        """
         return gateway_of(self.folder.absolute().name)
 
     def read(self, name: str) -> bytes:
@@ -95,16 +117,23 @@ class FolderPlace:
             return b""
 
     def open(self, part: ArchivedPart) -> BinaryIO:
-        """Open a part; FileNotFoundError where there is none, another OSError where it is no file."""
+        """Open a part; FileNotFoundError where there is none, another OSError where it
+        is no file.
+        """
         path = Path(part.path)
-        day = os.open(self.folder / path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        day = os.open(
+            self.folder / path.parent,
+            os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
+        )
         try:
             return open_untrusted(Path(path.name), folder=day)
         finally:
             os.close(day)
 
     def part_paths(self) -> Iterator[str]:
-        """List every file in the folders of days, and what is named as one and is none."""
+        """List every file in the folders of days, and what is named as one
+        and is none.
+        """
         for day in sorted(self.folder.glob("day=*")):
             if day.is_dir() and not day.is_symlink():
                 yield from (f"{day.name}/{name}" for name in sorted(os.listdir(day)))
@@ -112,9 +141,13 @@ class FolderPlace:
                 yield day.name
 
     def parts_being_placed(self) -> tuple[str, ...]:
-        """List parts that may be there ahead of their entry, as the run has noted them."""
+        """List parts that may be there ahead of their entry, as the run has
+        noted them.
+        """
         return tuple(self.read(PLACING).decode(errors="replace").splitlines())
 
     def fetched_since(self) -> str:
-        """Return from which time on the parts of a mirror were fetched; empty: all, or it is no mirror."""
+        """Return from which time on the parts of a mirror were fetched; empty: all, or
+        it is no mirror.
+        """
         return self.read(FETCHED).decode(errors="replace").strip()

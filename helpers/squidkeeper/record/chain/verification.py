@@ -1,6 +1,8 @@
-"""Verifying an archive: each part, line of the chain, number and head that is not as it was signed.
+"""Verifying an archive: each part, line of the chain, number and head that is not as it
+was signed.
 
-Nothing of the archive is trusted, only the public key that the caller brings and the heads that he kept elsewhere.
+Nothing of the archive is trusted, only the public key that the caller brings and the
+heads that he kept elsewhere.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -57,7 +59,8 @@ class ArchiveFault:
     text: str
 
     def __str__(self) -> str:
-        return printable(f"{self.place}: {self.text}")  # whoever changed the archive chose the names in it
+        # whoever changed the archive chose the names in it
+        return printable(f"{self.place}: {self.text}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,10 @@ class KeptHead:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was verified, and every fault. `notes`: what explains itself, such as a part of a run under way."""
+    """What was verified, and every fault.
+
+    `notes`: what explains itself, such as a part of a run under way.
+    """
 
     entries: tuple[ChainEntry, ...]
     parts: int
@@ -81,9 +87,14 @@ class Verification:
 
 
 def verify(
-    place: ArchivePlace, keys: Iterable[ArchivePublicKey], kept: Iterable[KeptHead] = (), since: str = ""
+    place: ArchivePlace,
+    keys: Iterable[ArchivePublicKey],
+    kept: Iterable[KeptHead] = (),
+    since: str = "",
 ) -> Verification:
-    """Verify a whole archive, or its chain and its parts from a time on; OSError if its chain cannot be read."""
+    """Verify a whole archive, or its chain and its parts from a time on; OSError if its
+    chain cannot be read.
+    """
     return _Verifier(place, keys, since).verify(tuple(kept))
 
 
@@ -93,11 +104,14 @@ class _Line:
 
     place: str
     content: bytes
-    entry: ChainEntry | None  # None: it is no entry, or none that a key of the caller's has signed
+    # None: it is no entry, or none that a key of the caller's has signed
+    entry: ChainEntry | None
 
 
 class _Verifier:
-    def __init__(self, place: ArchivePlace, keys: Iterable[ArchivePublicKey], since: str) -> None:
+    def __init__(
+        self, place: ArchivePlace, keys: Iterable[ArchivePublicKey], since: str
+    ) -> None:
         self._place = place
         self._keys = {key.id: key for key in keys}
         self._faults: list[ArchiveFault] = []
@@ -105,22 +119,28 @@ class _Verifier:
         self._since = since
 
     def verify(self, kept: tuple[KeptHead, ...]) -> Verification:
-        # A run may add parts meanwhile. It first notes their names, and removes the note when the chain has them.
+        # A run may add parts meanwhile. It first notes their names, and removes the
+        # note when the chain has them.
         paths = self._paths()
         placed = self._being_placed()
-        head_content = self._read(HEAD, ArchiveFaultCode.HEAD_MISSING)  # ahead of the chain, which only grows
+        # ahead of the chain, which only grows
+        head_content = self._read(HEAD, ArchiveFaultCode.HEAD_MISSING)
         lines = tuple(self._lines(self._read(CHAIN, ArchiveFaultCode.LINE_DAMAGED)))
         self._verify_order(lines)
         head = self._verify_head(head_content, lines)
         for archived in kept:
             self._verify_kept(archived, lines)
         entries = tuple(line.entry for line in lines if line.entry)
-        self._notes += [entry.reason for entry in entries if entry.kind is EntryKind.CRASH]
+        self._notes += [
+            entry.reason for entry in entries if entry.kind is EntryKind.CRASH
+        ]
         chain = Chain(entries)
         parts = self._verify_parts(chain)
         self._verify_others(paths - chain.parts.keys(), placed, chain)
         size = sum(part.bytes for part in parts.values())
-        return Verification(entries, len(parts), size, head, tuple(self._faults), tuple(self._notes))
+        return Verification(
+            entries, len(parts), size, head, tuple(self._faults), tuple(self._notes)
+        )
 
     def _paths(self) -> set[str]:
         try:
@@ -138,7 +158,9 @@ class _Verifier:
             return ()
 
     def _read(self, name: str, code: ArchiveFaultCode) -> bytes:
-        """Read a file; one that is none, such as a folder, is a fault, and hides no other."""
+        """Read a file; one that is none, such as a folder, is a fault, and hides no
+        other.
+        """
         try:
             return self._place.read(name)
         except PermissionError:
@@ -158,7 +180,9 @@ class _Verifier:
             place = f"{CHAIN}:{number}"
             yield _Line(place, line, self._verified_entry(place, line))
         if torn:
-            self._notes.append(f"{CHAIN}: {len(torn):,} bytes of an entry are at its end: a run was interrupted")
+            self._notes.append(
+                f"{CHAIN}: {len(torn):,} bytes of an entry are at its end: a run was interrupted"
+            )
 
     def _verified_entry(self, place: str, line: bytes) -> ChainEntry | None:
         try:
@@ -168,7 +192,11 @@ class _Verifier:
             return None
         text, signature = split_signature(line)
         if signature is None:
-            self._fault(ArchiveFaultCode.LINE_UNSIGNED, place, "this line of the chain is not signed")
+            self._fault(
+                ArchiveFaultCode.LINE_UNSIGNED,
+                place,
+                "this line of the chain is not signed",
+            )
             return None
         return entry if self._is_signed(place, entry.key, text, signature) else None
 
@@ -178,7 +206,11 @@ class _Verifier:
             which = f"it is signed by another key ({name or '-'}), expected {' or '.join(self._keys)}"
             self._fault(ArchiveFaultCode.OTHER_KEY, place, which)
         elif not key.verifies(signature, text):
-            self._fault(ArchiveFaultCode.LINE_CHANGED, place, "it was changed after it was signed, or is forged")
+            self._fault(
+                ArchiveFaultCode.LINE_CHANGED,
+                place,
+                "it was changed after it was signed, or is forged",
+            )
         else:
             return True
         return False
@@ -195,7 +227,11 @@ class _Verifier:
         numbers = [0, *sorted({line.entry.number for line in lines if line.entry})]
         for one, other in pairwise(numbers):
             if other > one + 1:
-                which = f"entry {one + 1} is" if other == one + 2 else f"entries {one + 1} to {other - 1} are"
+                which = (
+                    f"entry {one + 1} is"
+                    if other == one + 2
+                    else f"entries {one + 1} to {other - 1} are"
+                )
                 self._fault(ArchiveFaultCode.NUMBERS_MISSING, CHAIN, f"{which} missing")
 
     # Heads
@@ -230,7 +266,11 @@ class _Verifier:
         if kept.number > last:
             text = f"it ends at entry {last}, and a head of number {kept.number} was kept: an old archive was put back"
             self._fault(ArchiveFaultCode.OLD_HEAD, CHAIN, text)
-        elif line is not None and kept.digest is not None and digest(line.content) != kept.digest:
+        elif (
+            line is not None
+            and kept.digest is not None
+            and digest(line.content) != kept.digest
+        ):
             text = f"entry {kept.number} is another than the one of the head that was kept: the archive was replaced"
             self._fault(ArchiveFaultCode.OLD_HEAD, CHAIN, text)
         elif kept.digest is None:
@@ -240,30 +280,49 @@ class _Verifier:
     # Parts
 
     def _verify_parts(self, chain: Chain) -> dict[str, ArchivedPart]:
-        parts, owners = chain.parts, {part.sha256: part.path for part in chain.named.values()}
-        wanted = {path: part for path, part in parts.items() if part.is_of(self._since, "")}
+        parts, owners = (
+            chain.parts,
+            {part.sha256: part.path for part in chain.named.values()},
+        )
+        wanted = {
+            path: part for path, part in parts.items() if part.is_of(self._since, "")
+        }
         if left := len(parts) - len(wanted):
-            self._notes.append(f"{CHAIN}: {left:,} of its parts are of before --since, and were not verified")
+            self._notes.append(
+                f"{CHAIN}: {left:,} of its parts are of before --since, and were not verified"
+            )
         for part in wanted.values():
             self._verify_part(part, owners)
         return wanted
 
-    def _verify_others(self, paths: Collection[str], placed: Collection[str], chain: Chain) -> None:
+    def _verify_others(
+        self, paths: Collection[str], placed: Collection[str], chain: Chain
+    ) -> None:
         removed = chain.removed
         for path in sorted(paths):
             if path in removed:
-                self._notes.append(f"{path}: a tombstone names it, and it is still there")
+                self._notes.append(
+                    f"{path}: a tombstone names it, and it is still there"
+                )
             elif path in placed:
-                self._notes.append(f"{path}: of a run that is under way, or was interrupted")
+                self._notes.append(
+                    f"{path}: of a run that is under way, or was interrupted"
+                )
             else:
-                self._fault(ArchiveFaultCode.PART_UNKNOWN, path, "it is not in the chain")
+                self._fault(
+                    ArchiveFaultCode.PART_UNKNOWN, path, "it is not in the chain"
+                )
 
     def _verify_part(self, part: ArchivedPart, owners: dict[str, str]) -> None:
         try:
             with self._place.open(part) as file:
                 found, size = digest_of(file), file.tell()
         except FileNotFoundError:
-            self._fault(ArchiveFaultCode.PART_MISSING, part.path, f"it is missing, with {part.rows:,} lines")
+            self._fault(
+                ArchiveFaultCode.PART_MISSING,
+                part.path,
+                f"it is missing, with {part.rows:,} lines",
+            )
             return
         except (OSError, ObjectTooLarge) as error:
             text = f"it cannot be read ({_reason(error)}), with {part.rows:,} lines"
@@ -277,11 +336,23 @@ def _what_changed(
     part: ArchivedPart, found: str, size: int, owners: dict[str, str]
 ) -> tuple[ArchiveFaultCode, str, str]:
     if (owner := owners.get(found, part.path)) != part.path:
-        return ArchiveFaultCode.PART_SWAPPED, part.path, f"it holds the content of {owner}"
+        return (
+            ArchiveFaultCode.PART_SWAPPED,
+            part.path,
+            f"it holds the content of {owner}",
+        )
     if size < part.bytes:
-        return ArchiveFaultCode.PART_CUT, part.path, f"it has {size:,} bytes, expected {part.bytes:,}"
+        return (
+            ArchiveFaultCode.PART_CUT,
+            part.path,
+            f"it has {size:,} bytes, expected {part.bytes:,}",
+        )
     if size > part.bytes:  # an object of a store was not read to its end
-        return ArchiveFaultCode.PART_CHANGED, part.path, f"it was changed: more than its {part.bytes:,} bytes"
+        return (
+            ArchiveFaultCode.PART_CHANGED,
+            part.path,
+            f"it was changed: more than its {part.bytes:,} bytes",
+        )
     text = f"it was changed: SHA-256 {found[:16]}…, expected {part.sha256[:16]}…, with {part.rows:,} lines"
     return ArchiveFaultCode.PART_CHANGED, part.path, text
 
@@ -291,7 +362,9 @@ def _reason(error: Exception) -> str:
 
 
 def _line_of(number: int, lines: tuple[_Line, ...]) -> _Line | None:
-    return next((line for line in lines if line.entry and line.entry.number == number), None)
+    return next(
+        (line for line in lines if line.entry and line.entry.number == number), None
+    )
 
 
 def _last_number(lines: tuple[_Line, ...]) -> int:

@@ -1,1 +1,3 @@
-"""Records to a SIEM: in its format, at least once, and with a record of what was lost."""
+"""Records to a SIEM: in its format, at least once, and with a record of what
+was lost.
+"""

@@ -1,7 +1,9 @@
-r"""The format `cef`: ArcSight's Common Event Format, with the keys of its dictionary alone.
+r"""The format `cef`: ArcSight's Common Event Format, with the keys of its dictionary
+alone.
 
-A message is a head, whose parts end in `|`, and `key=value` pairs. In the head `|` and `\` are escaped by a backslash,
-in a value `=` and `\`. Line ends are in percent-encoding already.
+A message is a head, whose parts end in `|`, and `key=value` pairs. In the head `|` and
+`\` are escaped by a backslash, in a value `=` and `\`. Line ends are in
+percent-encoding already.
 """
 
 from collections.abc import Iterator, Mapping
@@ -73,7 +75,9 @@ OTHER: Final = (
     "error_detail",
 )
 _OUTBOUND: Final = 1
-_KINDS: Final[Mapping[str, tuple[MessageKind | str, str, int]]] = {  # signature, name, severity from 0 to 10
+_KINDS: Final[
+    Mapping[str, tuple[MessageKind | str, str, int]]
+] = {  # signature, name, severity from 0 to 10
     ALLOWED: (MessageKind.ALLOWED, "Request allowed", 1),
     DENIED: (MessageKind.DENIED, "Request denied", 5),
 }
@@ -90,9 +94,16 @@ def of_record(record: Record, options: ExportOptions) -> bytes:
     """Write a record."""
     facts = facts_of(record, options)
     signature, name, severity = (
-        _FOUND if holds_what_it_must_not(facts) else _KINDS.get(str(facts.get("action")), _UNDECIDED)
+        _FOUND
+        if holds_what_it_must_not(facts)
+        else _KINDS.get(str(facts.get("action")), _UNDECIDED)
     )
-    pairs = [*mapped(ROWS, facts).items(), *_addresses(facts), *_labelled(facts), ("deviceDirection", _OUTBOUND)]
+    pairs = [
+        *mapped(ROWS, facts).items(),
+        *_addresses(facts),
+        *_labelled(facts),
+        ("deviceDirection", _OUTBOUND),
+    ]
     return _message(options, signature, name, severity, dict(pairs))
 
 
@@ -131,10 +142,26 @@ def _together(values: Mapping[str, Fact]) -> str:
     return " ".join(f"{name}={_text(value)}" for name, value in values.items())
 
 
-def _message(options: ExportOptions, signature: str, name: str, severity: int, pairs: Mapping[str, Fact]) -> bytes:
-    head = ("CEF:0", "squidkeeper", "squidkeeper", options.version, signature, name, str(severity))
+def _message(
+    options: ExportOptions,
+    signature: str,
+    name: str,
+    severity: int,
+    pairs: Mapping[str, Fact],
+) -> bytes:
+    head = (
+        "CEF:0",
+        "squidkeeper",
+        "squidkeeper",
+        options.version,
+        signature,
+        name,
+        str(severity),
+    )
     escaped = "|".join(part.replace("\\", "\\\\").replace("|", "\\|") for part in head)
-    extension = " ".join(f"{key}={_escaped(_text(value))}" for key, value in pairs.items())
+    extension = " ".join(
+        f"{key}={_escaped(_text(value))}" for key, value in pairs.items()
+    )
     return f"{escaped}|{extension}".encode()
 
 

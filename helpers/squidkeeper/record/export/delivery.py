@@ -1,8 +1,10 @@
-"""The delivery of one export: from the access log and the ledger of usage to its receiver, each line at least once.
+"""The delivery of one export: from the access log and the ledger of usage to its
+receiver, each line at least once.
 
-The position on disk is moved on only after the receiver has taken the records. Before records leave, the file says how
-many: whoever continues after a crash knows how many may arrive twice. After a failure everything since the position is
-read from the log again, so that no more than one batch is in memory, however long a receiver is away.
+The position on disk is moved on only after the receiver has taken the records. Before
+records leave, the file says how many: whoever continues after a crash knows how many
+may arrive twice. After a failure everything since the position is read from the log
+again, so that no more than one batch is in memory, however long a receiver is away.
 """
 
 import logging
@@ -17,24 +19,41 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from squidkeeper.base.errors import DeliveryFailed, InvalidEntry, InvalidRecord, MessagesRefused
+from squidkeeper.base.errors import (
+    DeliveryFailed,
+    InvalidEntry,
+    InvalidRecord,
+    MessagesRefused,
+)
 from squidkeeper.base.formatting import quantity
 from squidkeeper.base.rotated_logs import rotated
 from squidkeeper.record.chain.entries import Head
 from squidkeeper.record.export.facts import ACTIONS
 from squidkeeper.record.export.formats import MessageEncoder
-from squidkeeper.record.export.messages import ArchiveHead, Backoff, Gap, Message, MessageKind, Sender, count_records
+from squidkeeper.record.export.messages import (
+    ArchiveHead,
+    Backoff,
+    Gap,
+    Message,
+    MessageKind,
+    Sender,
+    count_records,
+)
 from squidkeeper.record.export_status import UNREADABLE, ExportState, ExportStore
 from squidkeeper.record.log.follower import Follower, Position, beginning
 from squidkeeper.record.log.record import Record, parse_timed_record
 from squidkeeper.record.usage.ledger import UsageEntry, parse_entry
 
-BATCH_BYTES: Final = 256 * 1024  # of the log: a bound for the memory of an export, and for what a receiver gets at once
+# of the log: a bound for the memory of an export, and for what a receiver gets at once
+BATCH_BYTES: Final = 256 * 1024
 _DELETED: Final = "a part of the access log was deleted before it was sent"
 _UNREADABLE: Final = (
-    "the position on disk could not be read: what was not sent may be missing, other records come twice"
+    "the position on disk could not be read: what was not sent may "
+    "be missing, other records come twice"
 )
-_DAMAGED: Final = "a part of the access log cannot be read: a file is damaged, or compressed by zstd"
+_DAMAGED: Final = (
+    "a part of the access log cannot be read: a file is damaged, or compressed by zstd"
+)
 _INVALID: Final = "lines of the access log are no records of this version"
 _PAUSE_SECONDS: Final = 0.5  # what comes in that time leaves together
 _UNREADABLE_SECONDS: Final = 10.0
@@ -45,8 +64,8 @@ _log = logging.getLogger(__name__)
 class Batch:
     """Messages that are sent together, and what is true once the receiver has them.
 
-    `end` and `usage_end` are the positions after them, in the log and in the ledger of usage. `until` is the time of
-    their newest record. `full`: there is more.
+    `end` and `usage_end` are the positions after them, in the log and in the ledger of
+    usage. `until` is the time of their newest record. `full`: there is more.
     """
 
     messages: tuple[Message, ...]
@@ -65,7 +84,9 @@ class Batch:
 
 
 def first_position(log: Path) -> Position:
-    """Tell where an export begins: at the start of the newest file that has a line; empty if there is none yet."""
+    """Tell where an export begins: at the start of the newest file that has a line;
+    empty if there is none yet.
+    """
     starts = map(beginning, [log, *reversed(rotated(log))])
     return next((start for start in starts if start.first_line_digest), Position())
 
@@ -74,7 +95,12 @@ class LogBatches:
     """Reads the access log, and the ledger of usage, from where an export stands."""
 
     def __init__(
-        self, log: Path, ledger: Path, state: ExportState, encoder: MessageEncoder, head: Callable[[], Head | None]
+        self,
+        log: Path,
+        ledger: Path,
+        state: ExportState,
+        encoder: MessageEncoder,
+        head: Callable[[], Head | None],
     ) -> None:
         self._encoder = encoder
         self._follower = Follower(log, state.position)
@@ -96,13 +122,18 @@ class LogBatches:
         return self._follower.readable
 
     def read(self) -> Batch | None:
-        """Return the next batch; None if there is nothing to send. OSError if the log cannot be read."""
+        """Return the next batch; None if there is nothing to send.
+
+        OSError if the log cannot be read.
+        """
         lines = self._follower.read(BATCH_BYTES)
         records = [*map(_parsed, lines)]
         valid = [record for record in records if record]
         gaps = [*self._gaps(valid, len(records) - len(valid))]
         usage = self._usage.read(BATCH_BYTES)
-        used = (entry for line in usage if (entry := _parsed_usage(line)) and entry.settled)
+        used = (
+            entry for line in usage if (entry := _parsed_usage(line)) and entry.settled
+        )
         notices = (*map(self._of_usage, used), *self._of_head())
         messages = (*map(self.of_gap, gaps), *map(self._of_record, valid), *notices)
         if not messages:
@@ -151,12 +182,16 @@ class LogBatches:
         return Message(MessageKind.USAGE, entry.time, self._encoder.usage(entry))
 
     def _of_head(self) -> Iterator[Message]:
-        """Tell about the head of the archive when it has changed: whoever puts back an old one is found by it."""
+        """Tell about the head of the archive when it has changed: whoever puts back an
+        old one is found by it.
+        """
         head = self._head()
         if head and head.number != self._archive_head:
             self._archive_head = head.number
             notice = ArchiveHead(head.time, head.number, head.digest)
-            yield Message(MessageKind.ARCHIVE_HEAD, head.time, self._encoder.archive_head(notice))
+            yield Message(
+                MessageKind.ARCHIVE_HEAD, head.time, self._encoder.archive_head(notice)
+            )
 
 
 def _parsed(line: bytes) -> Record | None:
@@ -175,14 +210,18 @@ def _parsed_usage(line: bytes) -> UsageEntry | None:
 
 @dataclass(slots=True)
 class _Attempt:
-    """What has been sent since the position on disk, and how much of the batch that is under way."""
+    """What has been sent since the position on disk, and how much of the batch that is
+    under way.
+    """
 
     last: Batch | None = None
     messages: int = 0  # of whole batches
     records: int = 0  # among them, without those that were given up
     gaps: int = 0
     lost: int = 0
-    under_way: int = 0  # messages of a batch, from its announcement until the receiver has it
+    under_way: int = (
+        0  # messages of a batch, from its announcement until the receiver has it
+    )
     taken: int = 0  # of them
 
     @property
@@ -192,7 +231,9 @@ class _Attempt:
 
 
 class Delivery:
-    """Sends what the access log holds, and what is written to it, until `ending` is set."""
+    """Sends what the access log holds, and what is written to it, until `ending` is
+    set.
+    """
 
     def __init__(
         self,
@@ -217,7 +258,9 @@ class Delivery:
         self._batches = self._from_position()
 
     def run(self) -> None:
-        """Deliver until the end; what has left is confirmed by then, if the receiver answers."""
+        """Deliver until the end; what has left is confirmed by then, if the receiver
+        answers.
+        """
         before = self._store.state
         self._note(doubled=before.doubled + before.unconfirmed, unconfirmed=0)
         while not self._ending.is_set():
@@ -232,7 +275,9 @@ class Delivery:
         except DeliveryFailed as error:
             self._fall_back(error)
         except OSError as error:  # of the log, or of the file of this export
-            self._fall_back(DeliveryFailed(f"{error.filename}: {error.strerror or error}"))
+            self._fall_back(
+                DeliveryFailed(f"{error.filename}: {error.strerror or error}")
+            )
 
     def _advance(self) -> None:
         if not self._store.state.position.first_line_digest:
@@ -248,7 +293,9 @@ class Delivery:
             self._ending.wait(_PAUSE_SECONDS)
 
     def _check_readable(self) -> None:
-        """Fail if the log cannot be read for a while; between a rename and Squid's new file there is none."""
+        """Fail if the log cannot be read for a while; between a rename and Squid's new
+        file there is none.
+        """
         now = time.monotonic()
         if self._batches.readable:
             self._readable_at = now
@@ -256,7 +303,9 @@ class Delivery:
             raise DeliveryFailed(f"{self._log_file}: cannot be read, or is not there")
 
     def _begin(self) -> None:
-        """Write down where to begin, before anything is sent or fails: the log may be rotated until then."""
+        """Write down where to begin, before anything is sent or fails: the log may be
+        rotated until then.
+        """
         self._write(position=first_position(self._log_file))
         self._batches.close()
         self._batches = self._from_position()
@@ -267,7 +316,11 @@ class Delivery:
         attempt = self._attempt
         attempt.under_way, attempt.taken = len(batch.messages), 0
         waiting = self._store.state.waiting_since or time.time()
-        self._write(unconfirmed=attempt.left, waiting_since=waiting, backlog_bytes=self._batches.backlog_bytes)
+        self._write(
+            unconfirmed=attempt.left,
+            waiting_since=waiting,
+            backlog_bytes=self._batches.backlog_bytes,
+        )
         self._hand_over(batch.messages)
         attempt.messages, attempt.under_way = attempt.left, 0
         attempt.records += batch.records
@@ -276,7 +329,10 @@ class Delivery:
         attempt.last = batch
 
     def _hand_over(self, messages: Sequence[Message]) -> None:
-        """Send messages. Where the receiver refuses some, find them, and send a notice instead of each."""
+        """Send messages.
+
+        Where the receiver refuses some, find them, and send a notice instead of each.
+        """
         if not messages:
             return
         try:
@@ -290,20 +346,35 @@ class Delivery:
                 self._hand_over(messages[middle:])
             return
         if rejected:
-            self._send_gap(messages, rejected, f"the receiver has rejected {rejected} of {len(messages)} messages")
+            self._send_gap(
+                messages,
+                rejected,
+                f"the receiver has rejected {rejected} of {len(messages)} messages",
+            )
         self._attempt.taken += len(messages)
 
     def _send_gap(self, messages: Sequence[Message], number: int, reason: str) -> None:
-        """Skip messages, but only if the receiver takes the notice. Otherwise it refuses everything, which may end."""
+        """Skip messages, but only if the receiver takes the notice.
+
+        Otherwise it refuses everything, which may end.
+        """
         records = min(number, count_records(messages))
-        notice = self._batches.of_gap(Gap(messages[0].time, messages[-1].time, records, reason))
+        notice = self._batches.of_gap(
+            Gap(messages[0].time, messages[-1].time, records, reason)
+        )
         try:
             rejected = self._sender.send([notice])
         except MessagesRefused as refusal:
-            raise DeliveryFailed(f"{refusal}; it takes not even a notice about that") from refusal
+            raise DeliveryFailed(
+                f"{refusal}; it takes not even a notice about that"
+            ) from refusal
         if rejected:
-            raise DeliveryFailed(f"{reason}; it takes not even a notice about that", uncertain=True)
-        _log.warning("%s: %s given up: %s", self._store.name, quantity(records, "record"), reason)
+            raise DeliveryFailed(
+                f"{reason}; it takes not even a notice about that", uncertain=True
+            )
+        _log.warning(
+            "%s: %s given up: %s", self._store.name, quantity(records, "record"), reason
+        )
         self._attempt.records -= records
         self._attempt.gaps += 1
         self._attempt.lost += records
@@ -339,19 +410,30 @@ class Delivery:
         if str(error) != state.failure:
             _log.error("%s: %s: trying again", self._store.name, error)
         waiting = state.waiting_since or time.time()
-        self._note(doubled=state.doubled + again, unconfirmed=0, waiting_since=waiting, failure=str(error))
+        self._note(
+            doubled=state.doubled + again,
+            unconfirmed=0,
+            waiting_since=waiting,
+            failure=str(error),
+        )
         end = time.monotonic() + self._backoff.seconds(error.retry_seconds)
-        while time.monotonic() < end and not self._ending.wait(min(1.0, max(0.0, end - time.monotonic()))):
+        while time.monotonic() < end and not self._ending.wait(
+            min(1.0, max(0.0, end - time.monotonic()))
+        ):
             self._store.beat()
 
     def _from_position(self) -> LogBatches:
-        return LogBatches(self._log_file, self._ledger, self._store.state, self._encoder, self._head)
+        return LogBatches(
+            self._log_file, self._ledger, self._store.state, self._encoder, self._head
+        )
 
     def _write(self, **changes: object) -> None:
         self._store.write(replace(self._store.state, **changes))
 
     def _note(self, **changes: object) -> None:
-        """Write it down, if it can be written; else what is written next holds it: nothing leaves before that."""
+        """Write it down, if it can be written; else what is written next holds it:
+        nothing leaves before that.
+        """
         self._store.state = replace(self._store.state, **changes)
         with suppress(OSError):
             self._write()

@@ -1,11 +1,21 @@
-"""The format `ecs`: the Elastic Common Schema, version 8. What it has no field for is below `squidkeeper`."""
+"""The format `ecs`: the Elastic Common Schema, version 8.
+
+What it has no field for is below `squidkeeper`.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
 
-from squidkeeper.record.export.facts import FAILURE, ExportOptions, Facts, facts_of, mapped, nested
+from squidkeeper.record.export.facts import (
+    FAILURE,
+    ExportOptions,
+    Facts,
+    facts_of,
+    mapped,
+    nested,
+)
 from squidkeeper.record.export.messages import MessageKind, Notice
 from squidkeeper.record.log.record import Record
 
@@ -53,13 +63,27 @@ ROWS: Final = {
     **{
         f"squidkeeper.{name}": name
         for name in (
-            *("verdict", "credential", "fetched", "tunnel", "upstream_ms", "squid", "connection", "tls_error", "cut"),
+            *(
+                "verdict",
+                "credential",
+                "fetched",
+                "tunnel",
+                "upstream_ms",
+                "squid",
+                "connection",
+                "tls_error",
+                "cut",
+            ),
             *("hidden", "found", "observed", "worker", "page", "error_detail"),
             "content_type",  # ECS: http.response.mime_type is never from the header
         )
     },
 }
-RELATED: Final = {"related.ip": ("client", "upstream"), "related.hosts": ("url_host",), "related.user": ("user",)}
+RELATED: Final = {
+    "related.ip": ("client", "upstream"),
+    "related.hosts": ("url_host",),
+    "related.user": ("user",),
+}
 _COMMON: Final = {
     "ecs.version": SCHEMA_VERSION,
     "event.module": "squidkeeper",
@@ -77,8 +101,16 @@ _REQUEST: Final = {
 }
 _NOTICES: Final[Mapping[MessageKind, Mapping[str, Any]]] = {
     MessageKind.GAP: {"event.kind": "pipeline_error"},
-    MessageKind.ARCHIVE_HEAD: {"event.kind": "event", "event.category": ["configuration"], "event.type": ["info"]},
-    MessageKind.USAGE: {"event.kind": "event", "event.category": ["web"], "event.type": ["info"]},
+    MessageKind.ARCHIVE_HEAD: {
+        "event.kind": "event",
+        "event.category": ["configuration"],
+        "event.type": ["info"],
+    },
+    MessageKind.USAGE: {
+        "event.kind": "event",
+        "event.category": ["web"],
+        "event.type": ["info"],
+    },
 }
 _encoder = msgspec.json.Encoder()
 
@@ -86,7 +118,12 @@ _encoder = msgspec.json.Encoder()
 def of_record(record: Record, options: ExportOptions) -> bytes:
     """Write a record."""
     facts = facts_of(record, options)
-    values = {**_REQUEST, **mapped(ROWS, facts), "event.type": _types(facts), **_related(facts)}
+    values = {
+        **_REQUEST,
+        **mapped(ROWS, facts),
+        "event.type": _types(facts),
+        **_related(facts),
+    }
     return _encoder.encode(nested(values))
 
 
@@ -108,9 +145,14 @@ def of_notice(notice: Notice, options: ExportOptions) -> bytes:
 
 def _types(facts: Facts) -> list[str]:
     types = ["access", *([str(facts["action"])] if "action" in facts else [])]
-    return [*types, "error"] if facts["outcome"] == FAILURE and "error" in facts else types
+    return (
+        [*types, "error"] if facts["outcome"] == FAILURE and "error" in facts else types
+    )
 
 
 def _related(facts: Facts) -> dict[str, Any]:
-    found = {name: sorted({str(facts[fact]) for fact in of if fact in facts}) for name, of in RELATED.items()}
+    found = {
+        name: sorted({str(facts[fact]) for fact in of if fact in facts})
+        for name, of in RELATED.items()
+    }
     return {name: values for name, values in found.items() if values}

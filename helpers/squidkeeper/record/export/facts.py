@@ -1,7 +1,8 @@
 """The facts of a record that leave the gateway, decoded and typed.
 
-Every format maps these names to its own. A fact that the record does not have is absent. Text is decoded from
-percent-encoding; what is not printable in it (a client may send any bytes) is in percent-encoding again.
+Every format maps these names to its own. A fact that the record does not have is
+absent. Text is decoded from percent-encoding; what is not printable in it (a client may
+send any bytes) is in percent-encoding again.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,15 @@ from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.policy.language.model import BY_BODY, SEALED
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.policy.url import parse_authority
-from squidkeeper.record.log.record import NONE, Record, authority_of, decode_field, format_time, host_of, parse_time
+from squidkeeper.record.log.record import (
+    NONE,
+    Record,
+    authority_of,
+    decode_field,
+    format_time,
+    host_of,
+    parse_time,
+)
 
 Fact = str | int | list[str]
 Facts = Mapping[str, Fact]
@@ -27,17 +36,23 @@ ACTIONS: Final = {"allow": ALLOWED, "deny": DENIED}  # by the verdict
 SUCCESS: Final = "success"  # values of `outcome`
 FAILURE: Final = "failure"
 
-_EPOCH: Final = datetime.fromtimestamp(0, UTC)  # the time of a record whose own time is none
+# the time of a record whose own time is none
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
 _PORTS: Final[Mapping[str, int]] = {"http": 80, "https": 443, "ftp": 21}
 _PRINTABLE: Final = "".join(chr(code) for code in range(0x21, 0x7F))
 _LARGEST: Final = 2**61  # receivers keep sums of numbers in 64 bits with a sign
-_LONGEST_MS: Final = 10**12  # of a duration, which is also told in nanoseconds: thirty years
-Rows = Mapping[str, str]  # the name in a format, and the name of the fact that stands there
+# of a duration, which is also told in nanoseconds: thirty years
+_LONGEST_MS: Final = 10**12
+# the name in a format, and the name of the fact that stands there
+Rows = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """How records leave. `gateway` names it in notices, and in records that do not name it themselves."""
+    """How records leave.
+
+    `gateway` names it in notices, and in records that do not name it themselves.
+    """
 
     version: str  # of squidkeeper
     gateway: str
@@ -47,24 +62,52 @@ class ExportOptions:
 
 def facts_of(record: Record, options: ExportOptions) -> Facts:
     """List the facts of a record that is `leaving`, by name."""
-    facts: dict[str, Fact | None] = {**_times(record), **_numbers(record), **_address_facts(record)}
+    facts: dict[str, Fact | None] = {
+        **_times(record),
+        **_numbers(record),
+        **_address_facts(record),
+    }
     facts |= {name: clean(decode_field(getattr(record, name))) for name in _TEXTS}
     facts |= {name: _names(getattr(record, name)) for name in _LISTS}
     facts |= _url_facts(record)
-    facts |= {"gateway": facts["gateway"] or options.gateway, "product_version": options.version}
-    facts |= {"action": ACTIONS.get(record.verdict), "outcome": _outcome(record), "message": _message(facts)}
+    facts |= {
+        "gateway": facts["gateway"] or options.gateway,
+        "product_version": options.version,
+    }
+    facts |= {
+        "action": ACTIONS.get(record.verdict),
+        "outcome": _outcome(record),
+        "message": _message(facts),
+    }
     return {name: value for name, value in facts.items() if value not in (None, "", [])}
 
 
 def clean(text: str | None) -> str | None:
-    """Write what is not printable in percent-encoding: line ends, other control characters, invisible ones."""
+    """Write what is not printable in percent-encoding: line ends, other control
+    characters, invisible ones.
+    """
     if text is None or text.isprintable():
         return text
-    return "".join(character if character.isprintable() else quote(character, errors="replace") for character in text)
+    return "".join(
+        character if character.isprintable() else quote(character, errors="replace")
+        for character in text
+    )
 
 
 _TEXTS: Final = (
-    *("user", "method", "verdict", "rule", "revision", "sni", "tunnel", "error", "user_agent", "squid", "connection"),
+    *(
+        "user",
+        "method",
+        "verdict",
+        "rule",
+        "revision",
+        "sni",
+        "tunnel",
+        "error",
+        "user_agent",
+        "squid",
+        "connection",
+    ),
     *(
         "tls_error",
         "cut",
@@ -82,11 +125,16 @@ _LISTS: Final = ("credential", "found")
 
 
 def holds_what_it_must_not(facts: Mapping[str, Fact | None]) -> bool:
-    """Whether a request held a secret, a canary or a placeholder: `found` has denying quotas and bodies too."""
+    """Whether a request held a secret, a canary or a placeholder: `found` has denying
+    quotas and bodies too.
+    """
     found = facts.get("found")
     names = found if isinstance(found, list | tuple) else [found] if found else []
-    is_by_body = bool(names) and str(names[0]).startswith(BY_BODY)  # its text may have commas
-    return not is_by_body and any(not str(name).startswith(("quota", SEALED)) for name in names)
+    # its text may have commas
+    is_by_body = bool(names) and str(names[0]).startswith(BY_BODY)
+    return not is_by_body and any(
+        not str(name).startswith(("quota", SEALED)) for name in names
+    )
 
 
 def _times(record: Record) -> dict[str, Fact | None]:
@@ -142,12 +190,15 @@ def _address(text: str) -> str | None:
 
 
 def _names(field: str) -> list[str]:
-    return [clean(name) or "" for name in (decode_field(field) or "").split(",") if name]
+    return [
+        clean(name) or "" for name in (decode_field(field) or "").split(",") if name
+    ]
 
 
 def _url_facts(record: Record) -> dict[str, Fact | None]:
     facts: dict[str, Fact | None] = {
-        name: _ascii(decode_field(getattr(record, name))) for name in ("fetched", "referrer")
+        name: _ascii(decode_field(getattr(record, name)))
+        for name in ("fetched", "referrer")
     }
     if record.url == NONE:
         return facts
@@ -170,12 +221,16 @@ def _path_facts(url: str) -> dict[str, Fact | None]:
 
 def _port(url: str, scheme: str) -> int | None:
     with suppress(InvalidUrl):
-        return parse_authority(authority_of(url).rpartition("@")[2])[1] or _PORTS.get(scheme)
+        return parse_authority(authority_of(url).rpartition("@")[2])[1] or _PORTS.get(
+            scheme
+        )
     return None
 
 
 def _ascii(url: str | None) -> str:
-    """Write a URL in printable ASCII: no receiver takes a part of it for something else."""
+    """Write a URL in printable ASCII: no receiver takes a part of it for something
+    else.
+    """
     return quote(url or "", safe=_PRINTABLE, errors="replace")
 
 
@@ -191,7 +246,9 @@ def _message(facts: Mapping[str, Fact | None]) -> str:
 
 
 def mapped(rows: Rows, facts: Facts) -> dict[str, Fact]:
-    """Name the facts of a record as a format does; a fact that the record lacks is left out."""
+    """Name the facts of a record as a format does; a fact that the record lacks is left
+    out.
+    """
     return {name: facts[fact] for name, fact in rows.items() if fact in facts}
 
 

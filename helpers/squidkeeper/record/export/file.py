@@ -1,4 +1,7 @@
-"""A file that an agent on this machine reads, such as Vector. It is complete on disk before it counts."""
+"""A file that an agent on this machine reads, such as Vector.
+
+It is complete on disk before it counts.
+"""
 
 import os
 import stat
@@ -10,14 +13,20 @@ from squidkeeper.record.export.messages import Message
 
 
 class FileSender:
-    """Appends a line for each message. A file that is renamed, as logrotate does, is followed by a new one."""
+    """Appends a line for each message.
+
+    A file that is renamed, as logrotate does, is followed by a new one.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: int | None = None
 
     def open(self) -> None:
-        """Open the file, or the new one if it was renamed. A torn last line, of a crash, gets an end."""
+        """Open the file, or the new one if it was renamed.
+
+        A torn last line, of a crash, gets an end.
+        """
         try:
             if self._file is not None and not self._is_at_path(self._file):
                 self.close()
@@ -35,7 +44,9 @@ class FileSender:
             while content:
                 content = content[os.write(self._file, content) :]
         except OSError as error:
-            raise DeliveryFailed(f"{self._path}: {error.strerror or error}", uncertain=True) from None
+            raise DeliveryFailed(
+                f"{self._path}: {error.strerror or error}", uncertain=True
+            ) from None
         return 0
 
     def is_due(self, now: float) -> bool:  # noqa: ARG002 - as every sender has it
@@ -48,7 +59,9 @@ class FileSender:
         try:
             os.fdatasync(self._file)
         except OSError as error:
-            raise DeliveryFailed(f"{self._path}: {error.strerror or error}", uncertain=True) from None
+            raise DeliveryFailed(
+                f"{self._path}: {error.strerror or error}", uncertain=True
+            ) from None
 
     def close(self) -> None:
         """Close the file."""
@@ -63,7 +76,11 @@ class FileSender:
             return False
 
     def _opened(self) -> int:
-        file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
+        file = os.open(
+            self._path,
+            os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK,
+            0o640,
+        )
         about = os.fstat(file)
         if not stat.S_ISREG(about.st_mode):
             os.close(file)

@@ -1,4 +1,6 @@
-"""Batches over https: verified, no redirects, no proxy; an answer has a bound in bytes and in time."""
+"""Batches over https: verified, no redirects, no proxy; an answer has a bound in bytes
+and in time.
+"""
 
 import ssl
 import time
@@ -18,13 +20,23 @@ from squidkeeper.record.export.messages import Message
 
 _SECONDS: Final = 30.0  # to connect, and for a request with its whole answer
 _ANSWER_BYTES: Final = 64 * 1024
-_IDLE_SECONDS: Final = 2.0  # a connection that was unused for longer may have been closed by the receiver
-_REFUSALS: Final = (400, 413, 422)  # of what a message holds; other statuses are about the receiver or its set-up
+_IDLE_SECONDS: Final = (
+    2.0  # a connection that was unused for longer may have been closed by the receiver
+)
+# of what a message holds; other statuses are about the receiver or its set-up
+_REFUSALS: Final = (
+    400,
+    413,
+    422,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """How a format makes a body of many messages. `rejected` counts, in a good answer, the messages not taken."""
+    """How a format makes a body of many messages.
+
+    `rejected` counts, in a good answer, the messages not taken.
+    """
 
     content_type: str
     of: Callable[[Sequence[bytes]], bytes]
@@ -32,15 +44,26 @@ class Body:
 
 
 class HttpsSender:
-    """One receiver over https; `context` None: over http, to this machine. No text shows `headers`."""
+    """One receiver over https; `context` None: over http, to this machine.
+
+    No text shows `headers`.
+    """
 
     def __init__(
-        self, destination: Destination, context: ssl.SSLContext | None, body: Body, headers: Mapping[str, str]
+        self,
+        destination: Destination,
+        context: ssl.SSLContext | None,
+        body: Body,
+        headers: Mapping[str, str],
     ) -> None:
         self._destination = destination
         self._context = context
         self._body = body
-        self._headers = {"User-Agent": "squidkeeper", "Content-Type": body.content_type, **headers}
+        self._headers = {
+            "User-Agent": "squidkeeper",
+            "Content-Type": body.content_type,
+            **headers,
+        }
         self._connection: HTTPConnection | None = None
         self._used_at = 0.0
 
@@ -53,7 +76,9 @@ class HttpsSender:
             self._used_at = time.monotonic()
 
     def send(self, messages: Sequence[Message]) -> int:
-        """Post the messages in one request; the answer is the receiver's confirmation."""
+        """Post the messages in one request; the answer is the receiver's
+        confirmation.
+        """
         body = self._body.of([message.payload for message in messages])
         self.open()  # a receiver may end the connection after each answer
         status, retry_seconds, answer = self._exchanged(body)
@@ -61,8 +86,14 @@ class HttpsSender:
             return min(len(messages), self._body.rejected(answer))
         if status in _REFUSALS:
             raise MessagesRefused(f"{self._destination}: status {status}")
-        advice = ": redirects are not followed, name the URL itself" if 300 <= status < 400 else ""
-        raise DeliveryFailed(f"{self._destination}: status {status}{advice}", retry_seconds=retry_seconds)
+        advice = (
+            ": redirects are not followed, name the URL itself"
+            if 300 <= status < 400
+            else ""
+        )
+        raise DeliveryFailed(
+            f"{self._destination}: status {status}{advice}", retry_seconds=retry_seconds
+        )
 
     def is_due(self, now: float) -> bool:  # noqa: ARG002 - as every sender has it
         """Tell that each batch is confirmed at once."""
@@ -82,20 +113,28 @@ class HttpsSender:
         if self._context is None:
             connection = HTTPConnection(host, port, timeout=_SECONDS)
         else:
-            connection = HTTPSConnection(host, port, timeout=_SECONDS, context=self._context)
+            connection = HTTPSConnection(
+                host, port, timeout=_SECONDS, context=self._context
+            )
         try:
             connection.connect()
         except ssl.SSLCertVerificationError as error:
-            raise DeliveryFailed(f"{self._destination}: its certificate is not valid: {error.verify_message}") from None
+            raise DeliveryFailed(
+                f"{self._destination}: its certificate is not valid: {error.verify_message}"
+            ) from None
         except OSError as error:
-            raise DeliveryFailed(f"{self._destination}: no connection: {error.strerror or error}") from None
+            raise DeliveryFailed(
+                f"{self._destination}: no connection: {error.strerror or error}"
+            ) from None
         return connection
 
     def _exchanged(self, body: bytes) -> tuple[int, float | None, bytes]:
         assert self._connection is not None  # noqa: S101 - `open` was called
         try:
             with whole_exchange(_SECONDS, partial(shut, self._connection.sock)):
-                self._connection.request("POST", self._destination.target, body, self._headers)
+                self._connection.request(
+                    "POST", self._destination.target, body, self._headers
+                )
                 with self._connection.getresponse() as response:
                     answer = response.read(_ANSWER_BYTES)
                     if response.read(1) or response.will_close:
@@ -105,7 +144,9 @@ class HttpsSender:
         except (OSError, HTTPException) as error:
             self.close()
             what = getattr(error, "strerror", None) or type(error).__name__
-            raise DeliveryFailed(f"{self._destination}: no answer: {what}", uncertain=True) from None
+            raise DeliveryFailed(
+                f"{self._destination}: no answer: {what}", uncertain=True
+            ) from None
 
 
 def _retry_seconds(response: HTTPResponse) -> float | None:
@@ -119,9 +160,17 @@ def _retry_seconds(response: HTTPResponse) -> float | None:
 
 
 def tls_context(ca: Path | None) -> ssl.SSLContext:
-    """Make a context that verifies the receiver's certificate and name; raise `InvalidExport` for a faulty file."""
+    """Make a context that verifies the receiver's certificate and name; raise
+    `InvalidExport` for a faulty file.
+    """
     try:
         return verified_tls(ca)
     except OSError as error:
-        reason = "it holds no certificate" if isinstance(error, ssl.SSLError) else error.strerror
-        raise InvalidExport(f"{ca}: cannot be used to verify the receiver ({reason}): name a PEM file") from error
+        reason = (
+            "it holds no certificate"
+            if isinstance(error, ssl.SSLError)
+            else error.strerror
+        )
+        raise InvalidExport(
+            f"{ca}: cannot be used to verify the receiver ({reason}): name a PEM file"
+        ) from error

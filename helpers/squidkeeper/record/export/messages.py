@@ -1,4 +1,6 @@
-"""What leaves the gateway: messages and notices, the transport that sends them, and its waits for a receiver."""
+"""What leaves the gateway: messages and notices, the transport that sends them, and its
+waits for a receiver.
+"""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -13,7 +15,9 @@ from squidkeeper.record.usage.ledger import UsageEntry
 
 FIRST_SECONDS: Final = 1.0
 LAST_SECONDS: Final = 60.0
-_ASKED_SECONDS: Final = 600.0  # a receiver that asks for more is tried again after this time
+_ASKED_SECONDS: Final = (
+    600.0  # a receiver that asks for more is tried again after this time
+)
 
 
 class MessageKind(StrEnum):
@@ -29,7 +33,10 @@ class MessageKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One record or notice in the format of the receiver, without a line end. `time` is as in the access log."""
+    """One record or notice in the format of the receiver, without a line end.
+
+    `time` is as in the access log.
+    """
 
     kind: MessageKind
     time: str
@@ -38,7 +45,11 @@ class Message:
     @property
     def is_record(self) -> bool:
         """Whether this is a record, and no notice."""
-        return self.kind in (MessageKind.ALLOWED, MessageKind.DENIED, MessageKind.UNDECIDED)
+        return self.kind in (
+            MessageKind.ALLOWED,
+            MessageKind.DENIED,
+            MessageKind.UNDECIDED,
+        )
 
 
 def count_records(messages: Sequence[Message]) -> int:
@@ -47,15 +58,22 @@ def count_records(messages: Sequence[Message]) -> int:
 
 
 class Sender(Protocol):
-    """A transport to one receiver. Its methods raise `DeliveryFailed` where a later attempt may succeed."""
+    """A transport to one receiver.
+
+    Its methods raise `DeliveryFailed` where a later attempt may succeed.
+    """
 
     def open(self) -> None:
-        """Connect, unless it is connected. Nothing of a message leaves before this has returned."""
+        """Connect, unless it is connected.
+
+        Nothing of a message leaves before this has returned.
+        """
 
     def send(self, messages: Sequence[Message]) -> int:
         """Send messages; return how many of them the receiver has rejected for good.
 
-        Raise `MessagesRefused` if it refuses them for what they hold: without one of them it may take the others.
+        Raise `MessagesRefused` if it refuses them for what they hold: without one of
+        them it may take the others.
         """
 
     def is_due(self, now: float) -> bool:
@@ -73,10 +91,12 @@ class Sender(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Records that the receiver does not get, and why. Times are as in the access log; empty: unknown.
+    """Records that the receiver does not get, and why.
 
-    `start` is the time of the newest record before the gap, `end` that of the first one after it. `records` is how
-    many there are; None: unknown.
+    Times are as in the access log; empty: unknown.
+
+    `start` is the time of the newest record before the gap, `end` that of the first one
+    after it. `records` is how many there are; None: unknown.
     """
 
     start: str
@@ -87,7 +107,9 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveHead:
-    """The head of the archive's chain at a time: its number, and the digest of the chain's last line."""
+    """The head of the archive's chain at a time: its number, and the digest of the
+    chain's last line.
+    """
 
     time: str
     number: int
@@ -96,7 +118,9 @@ class ArchiveHead:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A notice as every format writes it; `time` is as in the access log, and `details` have names of ours."""
+    """A notice as every format writes it; `time` is as in the access log, and `details`
+    have names of ours.
+    """
 
     kind: MessageKind
     time: str
@@ -113,36 +137,69 @@ def gap_notice(gap: Gap) -> Notice:
     """Write a gap for people, and in details without what is unknown."""
     number = "unknown" if gap.records is None else str(gap.records)
     message = f"records missing: {number}, from {gap.start or 'the beginning'} to {gap.end or 'now'}: {gap.reason}"
-    known = {"from": gap.start, "to": gap.end, "records": gap.records, "reason": gap.reason}
+    known = {
+        "from": gap.start,
+        "to": gap.end,
+        "records": gap.records,
+        "reason": gap.reason,
+    }
     details = {name: value for name, value in known.items() if value not in ("", None)}
-    return Notice(MessageKind.GAP, gap.end or gap.start or format_time(datetime.now(UTC)), message, details)
+    return Notice(
+        MessageKind.GAP,
+        gap.end or gap.start or format_time(datetime.now(UTC)),
+        message,
+        details,
+    )
 
 
 def archive_head_notice(head: ArchiveHead) -> Notice:
     """Write the head of the archive."""
     message = f"the archive's chain has {head.number} entries"
-    return Notice(MessageKind.ARCHIVE_HEAD, head.time, message, {"number": head.number, "digest": head.digest})
+    return Notice(
+        MessageKind.ARCHIVE_HEAD,
+        head.time,
+        message,
+        {"number": head.number, "digest": head.digest},
+    )
 
 
 def usage_notice(entry: UsageEntry) -> Notice:
-    """Write what a metered request used. Its texts are decoded; what is not printable in them is encoded again."""
+    """Write what a metered request used.
+
+    Its texts are decoded; what is not printable in them is encoded again.
+    """
     details = {name: getattr(entry, name) for name in _OF_USAGE}
-    details = {name: clean(decode_field(value)) if isinstance(value, str) else value for name, value in details.items()}
+    details = {
+        name: clean(decode_field(value)) if isinstance(value, str) else value
+        for name, value in details.items()
+    }
     told = {name: value for name, value in details.items() if value not in (None, "")}
     message = (
-        f"{entry.state}: {entry.tokens_in} tokens in and {entry.tokens_out} out of {told.get('model', 'no model')}"
+        f"{entry.state}: {entry.tokens_in} tokens in and {entry.tokens_out} "
+        f"out of {told.get('model', 'no model')}"
     )
     return Notice(MessageKind.USAGE, entry.time, message, told)
 
 
 _OF_USAGE: Final = (
-    *("request_id", "client", "user", "host", "rule", "revision", "model", "state", "reason"),
+    *(
+        "request_id",
+        "client",
+        "user",
+        "host",
+        "rule",
+        "revision",
+        "model",
+        "state",
+        "reason",
+    ),
     *("tokens_in", "cached_in", "cache_write", "tokens_out", "cost"),
 )
 
 
 class Backoff:
-    """The times between attempts: doubled from one second to a minute, and random in part.
+    """The times between attempts: doubled from one second to a minute, and random in
+    part.
 
     So many gateways do not try again at the same moment.
     """

@@ -1,4 +1,5 @@
-"""The format `ocsf`: OCSF 1.8, class HTTP Activity (4002), as a security control and a proxy tell it.
+"""The format `ocsf`: OCSF 1.8, class HTTP Activity (4002), as a security control and a
+proxy tell it.
 
 A notice is a Base Event: it tells about the export, not about a request.
 """
@@ -23,7 +24,12 @@ from squidkeeper.record.export.messages import MessageKind, Notice
 from squidkeeper.record.log.record import Record
 
 SCHEMA_VERSION: Final = "1.8.0"
-PROFILES: Final = ("host", "network_proxy", "security_control")  # an actor is of the first
+# an actor is of the first
+PROFILES: Final = (
+    "host",
+    "network_proxy",
+    "security_control",
+)
 ROWS: Final = {
     "time": "time_ms",
     "start_time": "start_ms",
@@ -65,7 +71,18 @@ ROWS: Final = {
     **{
         f"unmapped.{name}": name
         for name in (
-            *("method", "verdict", "credential", "fetched", "sni", "tunnel", "squid", "tls_error", "cut", "hidden"),
+            *(
+                "method",
+                "verdict",
+                "credential",
+                "fetched",
+                "sni",
+                "tunnel",
+                "squid",
+                "tls_error",
+                "cut",
+                "hidden",
+            ),
             *("found", "observed", "worker", "page", "error_detail"),
         )
     },
@@ -88,11 +105,29 @@ _INFORMATIONAL: Final = {"severity_id": 1, "severity": "Informational"}
 _LOW: Final = {"severity_id": 2, "severity": "Low"}
 _HIGH: Final = {"severity_id": 4, "severity": "High"}
 _DISPOSITIONS: Final[Mapping[str, Mapping[str, Any]]] = {
-    ALLOWED: {"action_id": 1, "action": "Allowed", "disposition_id": 1, "disposition": "Allowed"},
-    DENIED: {"action_id": 2, "action": "Denied", "disposition_id": 2, "disposition": "Blocked"},
+    ALLOWED: {
+        "action_id": 1,
+        "action": "Allowed",
+        "disposition_id": 1,
+        "disposition": "Allowed",
+    },
+    DENIED: {
+        "action_id": 2,
+        "action": "Denied",
+        "disposition_id": 2,
+        "disposition": "Blocked",
+    },
 }
-_UNDECIDED: Final = {"action_id": 0, "action": "Unknown", "disposition_id": 0, "disposition": "Unknown"}
-_STATUSES: Final = {SUCCESS: {"status_id": 1, "status": "Success"}, "unknown": {"status_id": 0, "status": "Unknown"}}
+_UNDECIDED: Final = {
+    "action_id": 0,
+    "action": "Unknown",
+    "disposition_id": 0,
+    "disposition": "Unknown",
+}
+_STATUSES: Final = {
+    SUCCESS: {"status_id": 1, "status": "Success"},
+    "unknown": {"status_id": 0, "status": "Unknown"},
+}
 _FAILED: Final = {"status_id": 2, "status": "Failure"}
 _encoder = msgspec.json.Encoder()
 
@@ -115,8 +150,15 @@ def of_notice(notice: Notice, options: ExportOptions) -> bytes:
         **(_HIGH if notice.kind is MessageKind.GAP else _INFORMATIONAL),
         "time": notice.time_ms,
         "message": notice.message,
-        "metadata": {"version": SCHEMA_VERSION, "product": {**_PRODUCT, "version": options.version}},
-        "unmapped": {"notice": notice.kind, "gateway": options.gateway, **notice.details},
+        "metadata": {
+            "version": SCHEMA_VERSION,
+            "product": {**_PRODUCT, "version": options.version},
+        },
+        "unmapped": {
+            "notice": notice.kind,
+            "gateway": options.gateway,
+            **notice.details,
+        },
     }
     return _encoder.encode(event)
 
@@ -131,7 +173,9 @@ def _classification(facts: Facts) -> dict[str, Any]:
         "class_uid": _CLASS,
         "class_name": "HTTP Activity",
         "activity_id": activity,
-        "activity_name": method.capitalize() if method in _METHODS else method or "Unknown",
+        "activity_name": method.capitalize()
+        if method in _METHODS
+        else method or "Unknown",
         "type_uid": _CLASS * 100 + activity,
         **names,
     }
@@ -139,7 +183,13 @@ def _classification(facts: Facts) -> dict[str, Any]:
 
 def _judgement(facts: Facts) -> dict[str, Any]:
     action = str(facts.get("action", ""))
-    severity = _HIGH if holds_what_it_must_not(facts) else _LOW if action == DENIED else _INFORMATIONAL
+    severity = (
+        _HIGH
+        if holds_what_it_must_not(facts)
+        else _LOW
+        if action == DENIED
+        else _INFORMATIONAL
+    )
     return {
         **severity,
         **_DISPOSITIONS.get(action, _UNDECIDED),
@@ -149,7 +199,11 @@ def _judgement(facts: Facts) -> dict[str, Any]:
 
 
 def _complete(event: dict[str, Any], facts: Facts) -> dict[str, Any]:
-    event["metadata"] |= {"version": SCHEMA_VERSION, "profiles": PROFILES, "log_name": "access.log"}
+    event["metadata"] |= {
+        "version": SCHEMA_VERSION,
+        "profiles": PROFILES,
+        "log_name": "access.log",
+    }
     event["metadata"]["product"] |= _PRODUCT
     event["connection_info"] = event.get("connection_info", {}) | {
         "direction_id": _OUTBOUND,

@@ -1,7 +1,8 @@
 """The format `otlp`: log records of OpenTelemetry, in protobuf; for https alone.
 
-Attributes have the names of OpenTelemetry's semantic conventions, those that it has none for begin with `squidkeeper`.
-The protobufs are imported on the first use: no other format needs them.
+Attributes have the names of OpenTelemetry's semantic conventions, those that it has
+none for begin with `squidkeeper`. The protobufs are imported on the first use: no other
+format needs them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from squidkeeper.record.export.facts import DENIED, ExportOptions, Fact, Facts, facts_of, holds_what_it_must_not, mapped
+from squidkeeper.record.export.facts import (
+    DENIED,
+    ExportOptions,
+    Fact,
+    Facts,
+    facts_of,
+    holds_what_it_must_not,
+    mapped,
+)
 from squidkeeper.record.export.messages import MessageKind, Notice
 from squidkeeper.record.log.record import Record
 
@@ -38,8 +47,28 @@ ROWS: Final = {
     **{
         f"squidkeeper.{name}": name
         for name in (
-            *("url", "verdict", "rule", "revision", "credential", "fetched", "sni", "tunnel", "duration_ms"),
-            *("upstream_ms", "squid", "connection", "tls_error", "cut", "hidden", "request_id", "found", "observed"),
+            *(
+                "url",
+                "verdict",
+                "rule",
+                "revision",
+                "credential",
+                "fetched",
+                "sni",
+                "tunnel",
+                "duration_ms",
+            ),
+            *(
+                "upstream_ms",
+                "squid",
+                "connection",
+                "tls_error",
+                "cut",
+                "hidden",
+                "request_id",
+                "found",
+                "observed",
+            ),
             *("gateway", "worker", "page", "error_detail"),
         )
     },
@@ -55,17 +84,49 @@ _OF_USAGE: Final = {
     "tokens_out": "gen_ai.usage.output_tokens",
 }
 CONTENT_TYPE: Final = "application/x-protobuf"
-_METHODS: Final = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE", "QUERY")
-_LISTS: Final = ("http.request.header.referer", "http.response.header.content-type")  # a header may stand twice
-_INFO, _WARN, _ERROR = (9, "INFO"), (13, "WARN"), (17, "ERROR")  # numbers of severities, as the protocol has them
+_METHODS: Final = (
+    "CONNECT",
+    "DELETE",
+    "GET",
+    "HEAD",
+    "OPTIONS",
+    "PATCH",
+    "POST",
+    "PUT",
+    "TRACE",
+    "QUERY",
+)
+# a header may stand twice
+_LISTS: Final = (
+    "http.request.header.referer",
+    "http.response.header.content-type",
+)
+# numbers of severities, as the protocol has them
+_INFO, _WARN, _ERROR = (
+    (9, "INFO"),
+    (13, "WARN"),
+    (17, "ERROR"),
+)
 _NANOSECONDS: Final = 1_000_000  # of a millisecond
 
 
 def of_record(record: Record, options: ExportOptions) -> bytes:
     """Write a record as one serialized LogRecord."""
     facts = facts_of(record, options)
-    severity = _ERROR if holds_what_it_must_not(facts) else _WARN if facts.get("action") == DENIED else _INFO
-    return _log_record("request", int(str(facts["time_ms"])), severity, str(facts["message"]), _attributes(facts))
+    severity = (
+        _ERROR
+        if holds_what_it_must_not(facts)
+        else _WARN
+        if facts.get("action") == DENIED
+        else _INFO
+    )
+    return _log_record(
+        "request",
+        int(str(facts["time_ms"])),
+        severity,
+        str(facts["message"]),
+        _attributes(facts),
+    )
 
 
 def of_notice(notice: Notice, options: ExportOptions) -> bytes:
@@ -73,13 +134,19 @@ def of_notice(notice: Notice, options: ExportOptions) -> bytes:
     severity = _ERROR if notice.kind is MessageKind.GAP else _INFO
     details = {"gateway": options.gateway, **notice.details}
     names = _OF_USAGE if notice.kind is MessageKind.USAGE else {}
-    attributes: dict[str, Fact] = {names.get(name, f"squidkeeper.{name}"): value for name, value in details.items()}
-    return _log_record(notice.kind, notice.time_ms, severity, notice.message, attributes)
+    attributes: dict[str, Fact] = {
+        names.get(name, f"squidkeeper.{name}"): value for name, value in details.items()
+    }
+    return _log_record(
+        notice.kind, notice.time_ms, severity, notice.message, attributes
+    )
 
 
 def body(messages: Sequence[bytes], options: ExportOptions) -> bytes:
     """Write log records as the body of one request: an ExportLogsServiceRequest."""
-    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
+        ExportLogsServiceRequest,
+    )
     from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
     from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
     from opentelemetry.proto.resource.v1.resource_pb2 import Resource
@@ -93,18 +160,28 @@ def body(messages: Sequence[bytes], options: ExportOptions) -> bytes:
         scope=InstrumentationScope(name="squidkeeper", version=options.version),
         log_records=map(LogRecord.FromString, messages),
     )
-    resource = ResourceLogs(resource=Resource(attributes=_key_values(about)), scope_logs=[scope])
-    request: bytes = ExportLogsServiceRequest(resource_logs=[resource]).SerializeToString()
+    resource = ResourceLogs(
+        resource=Resource(attributes=_key_values(about)), scope_logs=[scope]
+    )
+    request: bytes = ExportLogsServiceRequest(
+        resource_logs=[resource]
+    ).SerializeToString()
     return request
 
 
 def rejected(answer: bytes) -> int:
-    """Count the log records that a receiver has rejected for good: the partial success of a good answer."""
+    """Count the log records that a receiver has rejected for good: the partial success
+    of a good answer.
+    """
     from google.protobuf.message import DecodeError
-    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
+        ExportLogsServiceResponse,
+    )
 
     try:
-        number: int = ExportLogsServiceResponse.FromString(answer).partial_success.rejected_log_records
+        number: int = ExportLogsServiceResponse.FromString(
+            answer
+        ).partial_success.rejected_log_records
     except DecodeError:
         return 0  # a good status is enough
     return max(0, number)
@@ -116,11 +193,17 @@ def _attributes(facts: Facts) -> dict[str, Fact]:
         is_known = method in _METHODS
         attributes |= {"http.request.method": method if is_known else "_OTHER"}
         attributes |= {} if is_known else {"http.request.method_original": method}
-    return attributes | {name: [str(attributes[name])] for name in _LISTS if name in attributes}
+    return attributes | {
+        name: [str(attributes[name])] for name in _LISTS if name in attributes
+    }
 
 
 def _log_record(
-    event: str, at_milliseconds: int, severity: tuple[int, str], text: str, attributes: Mapping[str, Fact]
+    event: str,
+    at_milliseconds: int,
+    severity: tuple[int, str],
+    text: str,
+    attributes: Mapping[str, Fact],
 ) -> bytes:
     from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, SeverityNumber
 
@@ -148,4 +231,8 @@ def _any(value: Fact) -> AnyValue:
 
     if isinstance(value, list):
         return AnyValue(array_value=ArrayValue(values=map(_any, value)))
-    return AnyValue(int_value=value) if isinstance(value, int) else AnyValue(string_value=value)
+    return (
+        AnyValue(int_value=value)
+        if isinstance(value, int)
+        else AnyValue(string_value=value)
+    )

@@ -37,7 +37,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ExportProcess:
-    """What all exports of a process share: the log, the state folder, the archive, and the name of the gateway."""
+    """What all exports of a process share: the log, the state folder, the archive, and
+    the name of the gateway.
+    """
 
     access_log: Path
     state: Path
@@ -46,30 +48,42 @@ class ExportProcess:
 
 
 def run_exports(targets: Sequence[ExportTarget], process: ExportProcess) -> None:
-    """Run until SIGTERM or SIGINT; `StateInUse`, `InvalidExport` or an OSError if it cannot start."""
+    """Run until SIGTERM or SIGINT; `StateInUse`, `InvalidExport` or an OSError if it
+    cannot start.
+    """
     if refused := refused_to_root(process.state):
         raise InvalidExport(refused)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would hold headers with tokens
+    # it would hold headers with tokens
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError):
         os.nice(_NICENESS)
     ending = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
     with ExitStack() as stack:
-        stores = [stack.enter_context(ExportStore(process.state, target.name)) for target in targets]
+        stores = [
+            stack.enter_context(ExportStore(process.state, target.name))
+            for target in targets
+        ]
         threads = [
-            _started(delivery_of(target, store, process, ending)) for target, store in zip(targets, stores, strict=True)
+            _started(delivery_of(target, store, process, ending))
+            for target, store in zip(targets, stores, strict=True)
         ]
         ending.wait()
         for thread in threads:
             thread.join(_END_SECONDS)
 
 
-def delivery_of(target: ExportTarget, store: ExportStore, process: ExportProcess, ending: Event) -> Delivery:
+def delivery_of(
+    target: ExportTarget, store: ExportStore, process: ExportProcess, ending: Event
+) -> Delivery:
     """Make the delivery of an export; `InvalidExport` if its CA cannot be used."""
     longest = PAYLOAD_BYTES if target.destination.transport in _SYSLOG else None
     options = ExportOptions(
-        version=version("squidkeeper"), gateway=process.gateway, full_urls=target.full_urls, longest=longest
+        version=version("squidkeeper"),
+        gateway=process.gateway,
+        full_urls=target.full_urls,
+        longest=longest,
     )
     encoder = MessageEncoder(target.format, options)
     sender = _sender(target, encoder, process.gateway)
@@ -85,7 +99,10 @@ def delivery_of(target: ExportTarget, store: ExportStore, process: ExportProcess
 
 
 def _sender(target: ExportTarget, encoder: MessageEncoder, gateway: str) -> Sender:
-    destination, body = target.destination, Body(encoder.content_type, encoder.body, encoder.rejected)
+    destination, body = (
+        target.destination,
+        Body(encoder.content_type, encoder.body, encoder.rejected),
+    )
     match destination.transport:
         case Transport.FILE:
             return FileSender(Path(destination.target))
@@ -96,11 +113,15 @@ def _sender(target: ExportTarget, encoder: MessageEncoder, gateway: str) -> Send
         case Transport.HTTP:
             return HttpsSender(destination, None, body, target.headers)
         case Transport.HTTPS:
-            return HttpsSender(destination, tls_context(target.ca), body, target.headers)
+            return HttpsSender(
+                destination, tls_context(target.ca), body, target.headers
+            )
 
 
 def read_head(archive: Path) -> Head | None:
-    """Read the head of the archive, its signature unchecked; None if there is none, or its time is no time."""
+    """Read the head of the archive, its signature unchecked; None if there is none, or
+    its time is no time.
+    """
     try:
         head = parse_head((archive / HEAD).read_bytes())[0]
         datetime.fromisoformat(head.time).timestamp()
@@ -116,7 +137,10 @@ def _started(delivery: Delivery) -> Thread:
 
 
 def _run(work: Callable[[], None]) -> None:
-    """Run to the end. A bug ends the process, so that it restarts instead of sending nothing."""
+    """Run to the end.
+
+    A bug ends the process, so that it restarts instead of sending nothing.
+    """
     try:
         work()
     except BaseException as error:  # noqa: BLE001 - whatever it is

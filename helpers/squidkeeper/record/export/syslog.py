@@ -1,9 +1,12 @@
-"""Syslog over TCP and TLS: messages by RFC 5424, framed by the octet counting of RFC 6587.
+"""Syslog over TCP and TLS: messages by RFC 5424, framed by the octet counting of RFC
+6587.
 
-Syslog has no acknowledgement, and a `write` that succeeds says only that the kernel has the bytes. But TCP tells if a
-receiver has read everything: one that closes after it has read the end of the stream sends FIN, one that ends with
-bytes unread sends RST. So a connection is ended in order every ten seconds, or after 4 MB, and what it carried counts
-as taken once the receiver has closed its side, with every byte acknowledged and no error (`confirm`).
+Syslog has no acknowledgement, and a `write` that succeeds says only that the kernel has
+the bytes. But TCP tells if a receiver has read everything: one that closes after it has
+read the end of the stream sends FIN, one that ends with bytes unread sends RST. So a
+connection is ended in order every ten seconds, or after 4 MB, and what it carried
+counts as taken once the receiver has closed its side, with every byte acknowledged and
+no error (`confirm`).
 """
 
 import fcntl
@@ -22,9 +25,13 @@ from squidkeeper.base.errors import DeliveryFailed
 from squidkeeper.policy.destination import Destination
 from squidkeeper.record.export.messages import Message, MessageKind
 
-MESSAGE_BYTES: Final = 8000  # rsyslog cuts a message at 8,096 bytes, and takes the rest for new ones
-PAYLOAD_BYTES: Final = MESSAGE_BYTES - 400  # without the header: RFC 5424 limits the name of the host to 255 characters
-_SECONDS: Final = 30.0  # to connect, and to send a batch; a receiver that is busy does not read for a while
+MESSAGE_BYTES: Final = (
+    8000  # rsyslog cuts a message at 8,096 bytes, and takes the rest for new ones
+)
+# without the header: RFC 5424 limits the name of the host to 255 characters
+PAYLOAD_BYTES: Final = MESSAGE_BYTES - 400
+# to connect, and to send a batch; a receiver that is busy does not read for a while
+_SECONDS: Final = 30.0
 _CONFIRM_SECONDS: Final = 60.0
 _HOLD_SECONDS: Final = 10.0
 _HOLD_BYTES: Final = 4_000_000
@@ -41,9 +48,14 @@ _NOT_PRINTABLE: Final = re.compile(r"[^!-~]")
 
 
 class SyslogSender:
-    """One receiver of syslog; `context` None: over TCP alone. `host` is the gateway's name."""
+    """One receiver of syslog; `context` None: over TCP alone.
 
-    def __init__(self, destination: Destination, context: ssl.SSLContext | None, host: str) -> None:
+    `host` is the gateway's name.
+    """
+
+    def __init__(
+        self, destination: Destination, context: ssl.SSLContext | None, host: str
+    ) -> None:
         self._destination = destination
         self._context = context
         self._host = _NOT_PRINTABLE.sub("-", host)[:255] or "-"
@@ -62,10 +74,12 @@ class SyslogSender:
         content = b"".join(map(self._framed, messages))
         assert self._connection is not None  # noqa: S101 - `open` was called
         try:
-            self._connection.sendall(content)  # its timeout is for all of it, by TLS too
+            # its timeout is for all of it, by TLS too
+            self._connection.sendall(content)
         except OSError as error:  # ssl.SSLError too
             raise DeliveryFailed(
-                f"{self._destination}: the connection broke: {_reason(error)}", uncertain=True
+                f"{self._destination}: the connection broke: {_reason(error)}",
+                uncertain=True,
             ) from None
         self._since = self._since or time.monotonic()
         self._bytes += len(content)
@@ -76,18 +90,27 @@ class SyslogSender:
         return self._bytes >= _HOLD_BYTES or now >= self._since + _HOLD_SECONDS
 
     def confirm(self) -> None:
-        """End the connection in order, and wait until the receiver has done the same."""
+        """End the connection in order, and wait until the receiver has done
+        the same.
+        """
         connection = self._connection
         assert connection is not None  # noqa: S101 - something was sent
         try:
             connection.settimeout(_CONFIRM_SECONDS)
             with whole_exchange(_CONFIRM_SECONDS, partial(shut, connection)):
                 _end(connection)
-            unread = _unacknowledged(connection) or connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            unread = _unacknowledged(connection) or connection.getsockopt(
+                socket.SOL_SOCKET, socket.SO_ERROR
+            )
         except OSError as error:
-            raise DeliveryFailed(f"{self._destination}: {_not_taken(error)}", uncertain=True) from None
+            raise DeliveryFailed(
+                f"{self._destination}: {_not_taken(error)}", uncertain=True
+            ) from None
         if unread:
-            raise DeliveryFailed(f"{self._destination}: it ended before it had read everything", uncertain=True)
+            raise DeliveryFailed(
+                f"{self._destination}: it ended before it had read everything",
+                uncertain=True,
+            )
         self.close()
 
     def close(self) -> None:
@@ -99,16 +122,24 @@ class SyslogSender:
     def _connected(self) -> socket.socket:
         destination = self._destination
         try:
-            plain = socket.create_connection((destination.host, destination.port), _SECONDS)
+            plain = socket.create_connection(
+                (destination.host, destination.port), _SECONDS
+            )
         except OSError as error:
-            raise DeliveryFailed(f"{destination}: no connection: {_reason(error)}") from None
+            raise DeliveryFailed(
+                f"{destination}: no connection: {_reason(error)}"
+            ) from None
         if self._context is None:
             return plain
         try:
-            return self._context.wrap_socket(plain, server_hostname=destination.host, suppress_ragged_eofs=False)
+            return self._context.wrap_socket(
+                plain, server_hostname=destination.host, suppress_ragged_eofs=False
+            )
         except OSError as error:
             plain.close()
-            raise DeliveryFailed(f"{destination}: TLS failed: {_reason(error)}") from None
+            raise DeliveryFailed(
+                f"{destination}: TLS failed: {_reason(error)}"
+            ) from None
 
     def _framed(self, message: Message) -> bytes:
         priority = 8 * _FACILITY + _SEVERITIES[message.kind]
@@ -119,20 +150,31 @@ class SyslogSender:
 
 
 def _end(connection: socket.socket) -> None:
-    """Send the end of the stream, and read to the receiver's end. OSError if it is torn, TimeoutError if none comes."""
+    """Send the end of the stream, and read to the receiver's end.
+
+    OSError if it is torn, TimeoutError if none comes.
+    """
     if isinstance(connection, ssl.SSLSocket):
         try:
             connection.unwrap()
         except ssl.SSLEOFError:
-            return  # the receiver closed without a close_notify of its own, as rsyslog does with GnuTLS
+            # the receiver closed without a close_notify of its own, as rsyslog does
+            # with GnuTLS
+            return
     connection.shutdown(socket.SHUT_WR)
     while connection.recv(4096):
         pass
 
 
 def _unacknowledged(connection: socket.socket) -> int:
-    """Count the bytes that the receiver's kernel has not acknowledged: SIOCOUTQ of tcp(7)."""
-    return int(struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
+    """Count the bytes that the receiver's kernel has not acknowledged: SIOCOUTQ of
+    tcp(7).
+    """
+    return int(
+        struct.unpack(
+            "i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+        )[0]
+    )
 
 
 def _not_taken(error: OSError) -> str:

@@ -1,7 +1,7 @@
 """Filters of records: one for each option of `squidkeeper log`; all must hold.
 
-A filter is written once, for one record as `--follow` reads it and for the table, which asks `MatchFilter` about each
-distinct combination of its fields instead of each record.
+A filter is written once, for one record as `--follow` reads it and for the table, which
+asks `MatchFilter` about each distinct combination of its fields instead of each record.
 """
 
 import re
@@ -28,15 +28,19 @@ from squidkeeper.record.log.record import (
 )
 
 SERVER_ERROR: Final = 500
-REFUSED_STATUSES: Final = frozenset({*range(400, 500), 501, 505})  # no valid HTTP, no login, a deny in local.conf
+# no valid HTTP, no login, a deny in local.conf
+REFUSED_STATUSES: Final = frozenset({*range(400, 500), 501, 505})
 _CACHED: Final = 65_536
 _DURATION = re.compile(r"(\d{1,6})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_STATUS = re.compile(r"(000|[1-9][0-9]{2})|([1-5])xx")  # 000: Squid had no answer to log
+# 000: Squid had no answer to log
+_STATUS = re.compile(r"(000|[1-9][0-9]{2})|([1-5])xx")
 
 
 def parse_time_option(given: str, now: datetime) -> datetime:
-    """Parse a time before now (`15m`, `2h`, `3d`) or an ISO time, UTC by default; raise ValueError."""
+    """Parse a time before now (`15m`, `2h`, `3d`) or an ISO time, UTC by default; raise
+    ValueError.
+    """
     back = _DURATION.fullmatch(given)
     try:
         if back:
@@ -44,12 +48,16 @@ def parse_time_option(given: str, now: datetime) -> datetime:
         moment = datetime.fromisoformat(given)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{given!r} is not a time, expected 15m, 2h, 3d or one like {format_time(now)}") from error
+        raise ValueError(
+            f"{given!r} is not a time, expected 15m, 2h, 3d or one like {format_time(now)}"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class PeriodFilter:
-    """Holds for requests that ended at `since` or later, and before `until`; both in whole milliseconds."""
+    """Holds for requests that ended at `since` or later, and before `until`; both in
+    whole milliseconds.
+    """
 
     since: datetime | None = None
     until: datetime | None = None
@@ -57,7 +65,9 @@ class PeriodFilter:
     def holds(self, record: Record) -> bool:
         """Whether a record is of this period."""
         at = parse_time(record)
-        return (self.since is None or at >= self.since) and (self.until is None or at < self.until)
+        return (self.since is None or at >= self.since) and (
+            self.until is None or at < self.until
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +84,9 @@ class ValueFilter:
 
 @dataclass(frozen=True, slots=True)
 class MatchFilter:
-    """Holds where `matches` does for the values of these fields, which many records share; `host` is the URL's."""
+    """Holds where `matches` does for the values of these fields, which many records
+    share; `host` is the URL's.
+    """
 
     fields: tuple[str, ...]
     matches: Callable[..., bool]
@@ -90,20 +102,33 @@ Filter = PeriodFilter | Selecting
 
 def of_period(since: datetime | None, until: datetime | None) -> PeriodFilter:
     """Hold for requests that ended at `since` or later, and before `until`."""
-    return PeriodFilter(since and _whole_milliseconds(since), until and _whole_milliseconds(until))
+    return PeriodFilter(
+        since and _whole_milliseconds(since), until and _whole_milliseconds(until)
+    )
 
 
 def of_client(given: Iterable[str], clients: Iterable[Client] = ()) -> MatchFilter:
-    """Hold for one of these: an address, a network, a client of the policy, or a proxy user."""
-    predicates = [_of_client(text, [client for client in clients if client.name == text]) for text in given]
-    matches = lru_cache(_CACHED)(lambda address, user: any(predicate(address, user) for predicate in predicates))
+    """Hold for one of these: an address, a network, a client of the policy, or a proxy
+    user.
+    """
+    predicates = [
+        _of_client(text, [client for client in clients if client.name == text])
+        for text in given
+    ]
+    matches = lru_cache(_CACHED)(
+        lambda address, user: any(predicate(address, user) for predicate in predicates)
+    )
     return MatchFilter(("client", "user"), matches)
 
 
 def of_host(given: Iterable[str]) -> MatchFilter:
-    """Hold for hosts that one of these patterns of a policy matches; raise `PatternError`."""
+    """Hold for hosts that one of these patterns of a policy matches; raise
+    `PatternError`.
+    """
     patterns = [parse_host_pattern(text) for text in given]
-    matches = lru_cache(_CACHED)(lambda host: any(pattern.matches(_host(host)) for pattern in patterns))
+    matches = lru_cache(_CACHED)(
+        lambda host: any(pattern.matches(_host(host)) for pattern in patterns)
+    )
     return MatchFilter(("host",), matches)
 
 
@@ -118,21 +143,30 @@ def of_verdict(verdict: str) -> ValueFilter:
 
 
 def of_observed(given: Iterable[str]) -> MatchFilter:
-    """Hold for what was observed, as it is recorded (`deny:RULE`), or for a verdict alone; raise ValueError."""
+    """Hold for what was observed, as it is recorded (`deny:RULE`), or for a verdict
+    alone; raise ValueError.
+    """
     wanted = frozenset(map(_observed, given))
-    return MatchFilter(("observed",), lambda value: not wanted.isdisjoint((unquote(value), value.partition(":")[0])))
+    return MatchFilter(
+        ("observed",),
+        lambda value: not wanted.isdisjoint((unquote(value), value.partition(":")[0])),
+    )
 
 
 def _observed(given: str) -> str:
     verdict, colon, rule = given.partition(":")
     if verdict not in ("allow", "deny") or (colon and not rule):
-        raise ValueError(f"{given!r} is not observed, expected allow, deny, allow:RULE or deny:RULE")
+        raise ValueError(
+            f"{given!r} is not observed, expected allow, deny, allow:RULE or deny:RULE"
+        )
     return given
 
 
 def of_status(given: Iterable[str]) -> ValueFilter:
     """Hold for one of these statuses (`403`) or classes (`4xx`); raise ValueError."""
-    return ValueFilter("status", frozenset(status for text in given for status in _statuses(text)))
+    return ValueFilter(
+        "status", frozenset(status for text in given for status in _statuses(text))
+    )
 
 
 def of_request_id(given: Iterable[str]) -> ValueFilter:
@@ -150,12 +184,20 @@ def failed() -> MatchFilter:
     return MatchFilter(("method", "verdict", "status", "error", "upstream"), has_failed)
 
 
-def has_failed(method: str, verdict: str, status: int, error: str, upstream: str) -> bool:
-    """Whether a request was not denied and ended in 5xx or an error of Squid that its client did not cause.
+def has_failed(
+    method: str, verdict: str, status: int, error: str, upstream: str
+) -> bool:
+    """Whether a request was not denied and ended in 5xx or an error of Squid that its
+    client did not cause.
 
-    A connection on which no request came is none, and what Squid refuses before a rule is asked is the client's fault.
+    A connection on which no request came is none, and what Squid refuses before a rule
+    is asked is the client's fault.
     """
-    if verdict == "deny" or error in CLIENT_ERRORS or is_refused(verdict, status, error, upstream):
+    if (
+        verdict == "deny"
+        or error in CLIENT_ERRORS
+        or is_refused(verdict, status, error, upstream)
+    ):
         return False
     came = method != NONE or verdict != NONE
     return came and (status >= SERVER_ERROR or error not in (NONE, TICKET_ANSWERED))
@@ -163,7 +205,12 @@ def has_failed(method: str, verdict: str, status: int, error: str, upstream: str
 
 def is_refused(verdict: str, status: int, error: str, upstream: str) -> bool:
     """Whether Squid refused a request before a rule was asked."""
-    return verdict == NONE and upstream == NONE and error != NONE and status in REFUSED_STATUSES
+    return (
+        verdict == NONE
+        and upstream == NONE
+        and error != NONE
+        and status in REFUSED_STATUSES
+    )
 
 
 def network_of(given: str) -> Network | None:
@@ -178,9 +225,12 @@ def _of_client(given: str, named: Sequence[Client]) -> Callable[[str, str], bool
     network = network_of(given)
     if network is None:
         return lambda address, user: (
-            (name := decode_field(user)) == given or any(client.matches(_address(address), name) for client in named)
+            (name := decode_field(user)) == given
+            or any(client.matches(_address(address), name) for client in named)
         )
-    return lambda address, _: (found := _address(address)) is not None and found in network
+    return lambda address, _: (
+        (found := _address(address)) is not None and found in network
+    )
 
 
 def _address(logged: str) -> Address | None:
@@ -193,8 +243,14 @@ def _address(logged: str) -> Address | None:
 def _statuses(given: str) -> Iterable[int]:
     match = _STATUS.fullmatch(given)
     if match is None:
-        raise ValueError(f"{given!r} is not a status, expected one such as 403, or a class such as 4xx")
-    return [int(match[1])] if match[1] else range(int(match[2]) * 100, int(match[2]) * 100 + 100)
+        raise ValueError(
+            f"{given!r} is not a status, expected one such as 403, or a class such as 4xx"
+        )
+    return (
+        [int(match[1])]
+        if match[1]
+        else range(int(match[2]) * 100, int(match[2]) * 100 + 100)
+    )
 
 
 def _value(record: Record, name: str) -> object:

@@ -27,11 +27,13 @@ _TIME = re.compile(rb'\{"v":[0-9]+,"time":"([0-9TZ:.-]{1,40})"')  # how a record
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a log has been read: `offset` uncompressed bytes of the file whose first line has this digest.
+    """How far a log has been read: `offset` uncompressed bytes of the file whose first
+    line has this digest.
 
-    The digest is empty if nothing has been read. A file keeps its first line when it is renamed, copied or compressed,
-    so the position is found again after any rotation. Where the file is gone, the time of its first line tells which
-    files are newer; it is empty if that line is no record.
+    The digest is empty if nothing has been read. A file keeps its first line when it is
+    renamed, copied or compressed, so the position is found again after any rotation.
+    Where the file is gone, the time of its first line tells which files are newer; it
+    is empty if that line is no record.
     """
 
     first_line_digest: str = ""
@@ -40,20 +42,25 @@ class Position:
 
 
 def beginning(path: Path) -> Position:
-    """Return the position at the beginning of a file; a follower continues from there through all newer files."""
+    """Return the position at the beginning of a file; a follower continues from there
+    through all newer files.
+    """
     return _start_of(path) or Position()
 
 
 class Follower:
-    """Reads a log while Squid writes it, through every kind of rotation: rename, copy and truncate, compression.
+    """Reads a log while Squid writes it, through every kind of rotation: rename, copy
+    and truncate, compression.
 
-    `deleted` counts the stretches that were gone before they were read, `damaged` those that are, or may be, in files
-    that cannot be read. `readable` is False while the log cannot be opened
-    or its name does not exist: it was deleted, or renamed without a signal to Squid. No call blocks, and files may
-    appear and vanish at any time.
+    `deleted` counts the stretches that were gone before they were read, `damaged` those
+    that are, or may be, in files that cannot be read. `readable` is False while the log
+    cannot be opened or its name does not exist: it was deleted, or renamed without a
+    signal to Squid. No call blocks, and files may appear and vanish at any time.
     """
 
-    def __init__(self, path: Path, position: Position | None = None, *, at_end: bool = False) -> None:
+    def __init__(
+        self, path: Path, position: Position | None = None, *, at_end: bool = False
+    ) -> None:
         self.deleted = 0
         self.damaged = 0
         self.readable = False
@@ -74,13 +81,19 @@ class Follower:
 
     @property
     def backlog_bytes(self) -> int:
-        """Bytes on disk that have not been returned; a compressed file counts as 0 while it is read."""
+        """Bytes on disk that have not been returned; a compressed file counts as 0
+        while it is read.
+        """
         if self._tail is None:
             return _size(self.path)
-        return self._tail.unread_bytes + sum(_size(path) for path in self._newer_than(self._tail))
+        return self._tail.unread_bytes + sum(
+            _size(path) for path in self._newer_than(self._tail)
+        )
 
     def read(self, limit_bytes: int = BLOCK_BYTES) -> list[bytes]:
-        """Return the next complete lines, of at most `limit_bytes` per read; empty if there are none."""
+        """Return the next complete lines, of at most `limit_bytes` per read; empty if
+        there are none.
+        """
         while tail := self._ready():
             lines = tail.read(limit_bytes)
             if lines is None:
@@ -104,7 +117,8 @@ class Follower:
         if self._tail is None:
             self._tail = self._find()
             self._at_end = False
-        self.readable = self._tail is not None and os.path.exists(self.path)  # Path.exists raises in a closed folder
+        # Path.exists raises in a closed folder
+        self.readable = self._tail is not None and os.path.exists(self.path)
         return self._tail
 
     def _find(self) -> _Tail | None:
@@ -112,24 +126,33 @@ class Follower:
         if not wanted:
             return _tail(self.path, _last_line_end(self.path) if self._at_end else 0)
         starts = [(path, _start_of(path)) for path in (*rotated(self.path), self.path)]
-        same = [path for path, start in starts if start and start.first_line_digest == wanted]
+        same = [
+            path
+            for path, start in starts
+            if start and start.first_line_digest == wanted
+        ]
         for path in reversed(same):
             if tail := _tail(path, self._start.offset):
                 return tail
         for path in self._begun_after(self._start):
             if tail := _tail(path, 0):
-                unreadable = bool(same) or any(start is None for _, start in starts[:-1])
+                unreadable = bool(same) or any(
+                    start is None for _, start in starts[:-1]
+                )
                 self.damaged += unreadable
                 self.deleted += not unreadable
                 return tail
         return None
 
     def _read_next_file(self, tail: _Tail, limit_bytes: int) -> list[bytes] | None:
-        """Change from a file that ended to the next newer one; None while there is none."""
+        """Change from a file that ended to the next newer one; None while there is
+        none.
+        """
         path, unreadable = self._next(tail)
         if path is None:
             return None
-        lines = tail.read(limit_bytes)  # Squid closes a file before it writes the next one, so this is the end
+        # Squid closes a file before it writes the next one, so this is the end
+        lines = tail.read(limit_bytes)
         if lines is not None:
             return lines
         newer = _tail(path, 0)
@@ -154,12 +177,20 @@ class Follower:
         if tail.is_at(self.path):
             return []
         files = [*rotated(self.path), self.path]
-        ours = [position for position, path in enumerate(files) if tail.is_at(path) or tail.is_copied_to(path)]
+        ours = [
+            position
+            for position, path in enumerate(files)
+            if tail.is_at(path) or tail.is_copied_to(path)
+        ]
         return files[ours[-1] + 1 :] if ours else self._begun_after(tail.position)
 
     def _begun_after(self, gone: Position) -> list[Path]:
         files = rotated(self.path)
-        newer = (number for number, path in enumerate(files) if _is_newer(_start_of(path), gone))
+        newer = (
+            number
+            for number, path in enumerate(files)
+            if _is_newer(_start_of(path), gone)
+        )
         return [*files[next(newer, len(files)) :], self.path]
 
 
@@ -178,7 +209,9 @@ class _Tail:
 
     @property
     def unread_bytes(self) -> int:
-        return max(0, self._state().st_size - self._returned_to) if self._log.plain else 0
+        return (
+            max(0, self._state().st_size - self._returned_to) if self._log.plain else 0
+        )
 
     def read(self, limit: int) -> list[bytes] | None:
         """Return the lines that are complete now; None at the end of the file."""
@@ -204,7 +237,9 @@ class _Tail:
         if not self._log.plain:
             return False
         known = self._known_start()
-        return self._state().st_size < self._read_to or (bool(known.first_line_digest) and known != self._start_now())
+        return self._state().st_size < self._read_to or (
+            bool(known.first_line_digest) and known != self._start_now()
+        )
 
     def is_at(self, path: Path) -> bool:
         """Whether a path still names this file."""
@@ -229,7 +264,9 @@ class _Tail:
             short = sum(len(self._log.read(size)) for size in _pieces(offset)) < offset
         if short:
             self.close()
-            raise UnreadableLog(f"{path}: shorter than the {offset} bytes that were already read")
+            raise UnreadableLog(
+                f"{path}: shorter than the {offset} bytes that were already read"
+            )
 
     def _known_start(self) -> Position:
         if not self._start.first_line_digest:
@@ -251,11 +288,15 @@ def _tail(path: Path, offset: int) -> _Tail | None:
 
 
 def _start(first_line: bytes) -> Position:
-    """Make the position at the beginning of a file with this first line; that of no file while there is none."""
+    """Make the position at the beginning of a file with this first line; that of no
+    file while there is none.
+    """
     if not first_line:
         return Position()
     time = _TIME.match(first_line)
-    return Position(hashlib.sha256(first_line).hexdigest()[:32], 0, time[1].decode() if time else "")
+    return Position(
+        hashlib.sha256(first_line).hexdigest()[:32], 0, time[1].decode() if time else ""
+    )
 
 
 def _start_of(path: Path) -> Position | None:
@@ -271,8 +312,14 @@ def _digest_of(path: Path) -> str | None:
 
 
 def _is_newer(start: Position | None, gone: Position) -> bool:
-    """Whether a file is known to have begun after another, which may have begun in the same millisecond."""
-    if start is None or not gone.first_line_time or start.first_line_digest == gone.first_line_digest:
+    """Whether a file is known to have begun after another, which may have begun in the
+    same millisecond.
+    """
+    if (
+        start is None
+        or not gone.first_line_time
+        or start.first_line_digest == gone.first_line_digest
+    ):
         return False
     return start.first_line_time >= gone.first_line_time
 

@@ -1,4 +1,6 @@
-"""What a policy holds for a host of the access log, whatever the URL: what judges records asks this first."""
+"""What a policy holds for a host of the access log, whatever the URL: what judges
+records asks this first.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +12,14 @@ import msgspec
 from cachetools import LRUCache
 
 from squidkeeper.base.errors import InvalidUrl
-from squidkeeper.policy.engine import CompiledPolicy, Decision, HostMatch, Stage, asks_url, decide
+from squidkeeper.policy.engine import (
+    CompiledPolicy,
+    Decision,
+    HostMatch,
+    Stage,
+    asks_url,
+    decide,
+)
 from squidkeeper.policy.engine.fields import URL_FIELDS
 from squidkeeper.policy.language.paths import Beginning
 from squidkeeper.policy.url import Host, address_host, parse_address
@@ -19,7 +28,9 @@ from squidkeeper.record.log.requests import asks_splice, request_of, token
 
 ANY_TIME: Final = datetime.max.replace(tzinfo=UTC)
 _CACHE_BYTES: Final = 32 * 1024 * 1024  # some 20,000 hosts
-_HOST_BYTES: Final = 1_700  # of Python objects, beside the key and a reference to each entry
+_HOST_BYTES: Final = (
+    1_700  # of Python objects, beside the key and a reference to each entry
+)
 _LONGEST_KEY: Final = 1_000  # characters
 _BESIDE_THE_PATH: Final = URL_FIELDS.keys() - {"paths"}
 _Key = tuple[str, ...]
@@ -35,10 +46,11 @@ class SameFor(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RecordedHost:
-    """What a policy holds for a client, method and host of the access log; never the policy, which may be replaced.
+    """What a policy holds for a client, method and host of the access log; never the
+    policy, which may be replaced.
 
-    `decision` is without the URL, and meaningless where the time matters. `settled` tells that it is the decision of
-    every usual URL, at any time.
+    `decision` is without the URL, and meaningless where the time matters. `settled`
+    tells that it is the decision of every usual URL, at any time.
     """
 
     match: HostMatch
@@ -48,7 +60,9 @@ class RecordedHost:
 
     @property
     def is_recorded_alike(self) -> bool:
-        """Whether the record of every usual URL is the same: what is observed does not depend on it either."""
+        """Whether the record of every usual URL is the same: what is observed does not
+        depend on it either.
+        """
         return self.settled and not self.decision.observes_url
 
     @property
@@ -58,22 +72,39 @@ class RecordedHost:
 
     def at(self, policy: CompiledPolicy, at: datetime) -> Decision:
         """Return the decision without the URL at a time."""
-        return decide(policy, self.match, at, Stage.HOST) if self.match.depends_on_time else self.decision
+        return (
+            decide(policy, self.match, at, Stage.HOST)
+            if self.match.depends_on_time
+            else self.decision
+        )
 
 
 class RecordedHosts:
     """Looks up what a policy holds for the host of a record, and keeps it."""
 
     def __init__(self) -> None:
-        self._hosts: LRUCache[_Key, RecordedHost] = LRUCache(_CACHE_BYTES, getsizeof=lambda host: host.held_bytes)
+        self._hosts: LRUCache[_Key, RecordedHost] = LRUCache(
+            _CACHE_BYTES, getsizeof=lambda host: host.held_bytes
+        )
 
     def of(self, policy: CompiledPolicy, record: Record) -> RecordedHost:
-        """Return what a policy holds for the client, method, host and tunnel of a record."""
+        """Return what a policy holds for the client, method, host and tunnel of a
+        record.
+        """
         scheme, slashes, _ = record.url.partition("://")
         origin = f"{scheme}://{authority_of(record.url)}/" if slashes else record.url
         splice = str(asks_splice(record))
         asker = asker_of(policy, record)
-        key = (policy.revision, asker, record.method, origin, record.sni, record.tunnel, splice, record.hidden)
+        key = (
+            policy.revision,
+            asker,
+            record.method,
+            origin,
+            record.sni,
+            record.tunnel,
+            splice,
+            record.hidden,
+        )
         known = self._hosts.get(key)
         if known is None:
             length = sum(map(len, key))
@@ -84,17 +115,25 @@ class RecordedHosts:
 
 
 def beginnings_of(hosts: Iterable[RecordedHost]) -> frozenset[Beginning] | None:
-    """Return what decides about a usual URL whose path has one reading; None where more of the URL does."""
+    """Return what decides about a usual URL whose path has one reading; None where more
+    of the URL does.
+    """
     found: set[Beginning] = set()
     for host in hosts:
         candidates = host.match.candidates
         rules = (*(candidates.observing or candidates.rules), *candidates.grants)
         matches = [rule.match for rule in rules]
-        by_more = any(getattr(match, field) is not None for match in matches for field in _BESIDE_THE_PATH)
+        by_more = any(
+            getattr(match, field) is not None
+            for match in matches
+            for field in _BESIDE_THE_PATH
+        )
         by_more = by_more or any(rule.body is not None for rule in rules)
         if candidates.rewrites or candidates.credentials or by_more:
             return None
-        for begins in (path.beginning for match in matches for path in match.paths or ()):
+        for begins in (
+            path.beginning for match in matches for path in match.paths or ()
+        ):
             if begins is None:
                 return None
             found.add(begins)
@@ -107,18 +146,24 @@ def clients_of(policy: CompiledPolicy, record: Record) -> tuple[str, ...]:
 
 
 def asker_of(policy: CompiledPolicy, record: Record) -> str:
-    """Write what decides of client and user: many addresses are of few clients of the policy."""
+    """Write what decides of client and user: many addresses are of few clients of the
+    policy.
+    """
     address, user = _address_of(record), token(record.user)
     login = record.user if policy.names_login(user) else ""
     unknown = "" if address else record.client  # the reason of its denial names it
     return "\0".join((login, unknown, *policy.clients_of(address, user)))
 
 
-def _recorded_host(policy: CompiledPolicy, record: Record, origin: str, key_length: int) -> RecordedHost:
+def _recorded_host(
+    policy: CompiledPolicy, record: Record, origin: str, key_length: int
+) -> RecordedHost:
     match = policy.match(request_of(msgspec.structs.replace(record, url=origin)))
     decision = decide(policy, match, ANY_TIME, Stage.HOST)
     settled = not match.depends_on_time and not asks_url(decision, match, "")
-    return RecordedHost(match, decision, settled, _HOST_BYTES + key_length + match.candidates.held_bytes)
+    return RecordedHost(
+        match, decision, settled, _HOST_BYTES + key_length + match.candidates.held_bytes
+    )
 
 
 def _address_of(record: Record) -> Host | None:

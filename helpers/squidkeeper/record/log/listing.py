@@ -1,7 +1,9 @@
-"""Requests as text: a table, the lines as logged, or drift. The output is safe for a terminal.
+"""Requests as text: a table, the lines as logged, or drift.
 
-Values are shown as they are logged, percent-encoded. Other characters that are not printable are escaped, because the
-log may come from anywhere.
+The output is safe for a terminal.
+
+Values are shown as they are logged, percent-encoded. Other characters that are not
+printable are escaped, because the log may come from anywhere.
 """
 
 import json
@@ -12,14 +14,22 @@ from urllib.parse import quote
 from squidkeeper.policy.url import RECORDED_URL_LENGTH
 from squidkeeper.record.log.record import NONE, Record, client_name
 
-_COLOURS: Final = {"allow": "\x1b[32mallow\x1b[0m", "deny": "\x1b[31mdeny\x1b[0m", NONE: "\x1b[33m-\x1b[0m"}
+_COLOURS: Final = {
+    "allow": "\x1b[32mallow\x1b[0m",
+    "deny": "\x1b[31mdeny\x1b[0m",
+    NONE: "\x1b[33m-\x1b[0m",
+}
 _FINDING: Final = "{:<24}  {:<15}  {:<10}  {:<18}  {:>6}  {:<7}  {}\n"
 _FINDING_TITLES: Final = ("TIME", "CLIENT", "DRIFT", "RULE", "STATUS", "METHOD", "URL")
-_WIDEST: Final = 40  # of a column whose width the first rows set; a longer value shifts its row
+_WIDEST: Final = (
+    40  # of a column whose width the first rows set; a longer value shifts its row
+)
 
 
 class RequestRow(NamedTuple):
-    """What a table shows of a request; `client` is `user@address` where there is a proxy user."""
+    """What a table shows of a request; `client` is `user@address` where there is a
+    proxy user.
+    """
 
     time: str
     client: str
@@ -47,17 +57,36 @@ class FindingRow(NamedTuple):
 def request_row(record: Record) -> RequestRow:
     """Make the row of a record."""
     client, error = client_name(record), record.error
-    shown = (record.verdict, record.rule, record.status, record.method, record.duration_ms, error, record.url)
+    shown = (
+        record.verdict,
+        record.rule,
+        record.status,
+        record.method,
+        record.duration_ms,
+        error,
+        record.url,
+    )
     return RequestRow(record.time, client, *shown)
 
 
 def finding_row(record: Record, kind: str, rule: str) -> FindingRow:
     """Make the row of a finding."""
-    return FindingRow(record.time, client_name(record), kind, rule, record.status, record.method, record.url)
+    return FindingRow(
+        record.time,
+        client_name(record),
+        kind,
+        rule,
+        record.status,
+        record.method,
+        record.url,
+    )
 
 
 class RequestTable:
-    """A line for each request, under a header; the first rows set the widths. The URL is last and complete."""
+    """A line for each request, under a header; the first rows set the widths.
+
+    The URL is last and complete.
+    """
 
     def __init__(self, *, coloured: bool, with_error: bool) -> None:
         self._coloured = coloured
@@ -73,20 +102,34 @@ class RequestTable:
     def _header(self, rows: list[RequestRow]) -> str:
         client = _width("CLIENT", (row.client for row in rows))
         rule = _width("RULE", (row.rule for row in rows))
-        error = f"  {{:<{_width('ERROR', (row.error for row in rows))}}}" if self._with_error else ""
+        error = (
+            f"  {{:<{_width('ERROR', (row.error for row in rows))}}}"
+            if self._with_error
+            else ""
+        )
         self._row = f"{{:<24}}  {{:<{client}}}  {{:<7}}  {{:<{rule}}}  {{:>6}}  {{:<7}}  {{:>6}}{error}  {{}}\n"
         titles = ("TIME", "CLIENT", "VERDICT", "RULE", "STATUS", "METHOD", "MS")
-        return self._row.format(*titles, *(("ERROR",) if self._with_error else ()), "URL")
+        return self._row.format(
+            *titles, *(("ERROR",) if self._with_error else ()), "URL"
+        )
 
     def _line(self, shown: RequestRow) -> str:
-        values = (*shown[:-2], shown.error, _url(shown.url)) if self._with_error else (*shown[:-2], _url(shown.url))
+        values = (
+            (*shown[:-2], shown.error, _url(shown.url))
+            if self._with_error
+            else (*shown[:-2], _url(shown.url))
+        )
         row = self._row.format(*values)
         row = row if row[:-1].isprintable() else f"{printable(row[:-1])}\n"
         return self._colour(row, shown.verdict) if self._coloured else row
 
     def _colour(self, row: str, verdict: str) -> str:
         before, found, after = row.partition(f"  {verdict} ")
-        return f"{before}  {_COLOURS[verdict]} {after}" if found and verdict in _COLOURS else row
+        return (
+            f"{before}  {_COLOURS[verdict]} {after}"
+            if found and verdict in _COLOURS
+            else row
+        )
 
 
 class FindingTable:
@@ -97,7 +140,10 @@ class FindingTable:
 
     def lines(self, rows: Iterable[FindingRow]) -> str:
         """Write rows."""
-        written = "".join(f"{printable(_FINDING.format(*row[:-1], _url(row.url))[:-1])}\n" for row in rows)
+        written = "".join(
+            f"{printable(_FINDING.format(*row[:-1], _url(row.url))[:-1])}\n"
+            for row in rows
+        )
         header, self._header = (self._header, "") if written else ("", self._header)
         return header + written
 
@@ -115,7 +161,10 @@ def json_line(line: bytes) -> str:
 
 def printable(value: str) -> str:
     """Escape characters that are not printable."""
-    return "".join(character if character.isprintable() else quote(character, errors="replace") for character in value)
+    return "".join(
+        character if character.isprintable() else quote(character, errors="replace")
+        for character in value
+    )
 
 
 def _url(url: str) -> str:

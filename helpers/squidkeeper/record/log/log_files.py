@@ -1,4 +1,6 @@
-"""The files of the access log: which there are, their order, their lines, and how a compressed one is unpacked."""
+"""The files of the access log: which there are, their order, their lines, and how a
+compressed one is unpacked.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +22,36 @@ from squidkeeper.policy.protocol.lines import LineBuffer
 from squidkeeper.record.log.record import parse_record
 
 STDIN: Final = Path("-")
-LINE_LIMIT: Final = 256 * 1024  # bytes; ten times Squid's longest line. Longer lines are truncated
+# bytes; ten times Squid's longest line. Longer lines are truncated
+LINE_LIMIT: Final = 256 * 1024
 BLOCK_BYTES: Final = 1024 * 1024
 HEAD_BYTES: Final = 4096  # bytes of the first line that identify a file
 _PACKED_BYTES: Final = 64 * 1024  # that are unpacked together
 _CONTENT_BYTES: Final = 256 * 1024  # of content from one call, to bound memory
 _PADDING: Final = b"\0"  # may follow the end of a file
-_FAILURES: Final = (zlib.error, lzma.LZMAError, OSError, ValueError)  # OSError: how bz2 names damage
+# OSError: how bz2 names damage
+_FAILURES: Final = (
+    zlib.error,
+    lzma.LZMAError,
+    OSError,
+    ValueError,
+)
 
 
 class LogFile:
-    """An open log file. `content` is uncompressed; `plain` means that the file on disk is not compressed."""
+    """An open log file.
+
+    `content` is uncompressed; `plain` means that the file on disk is not compressed.
+    """
 
     def __init__(self, path: Path, raw: IO[bytes]) -> None:
         self._raw = raw
         unpacker = UNPACKERS.get(path.suffix)
-        self.content = raw if unpacker is None else cast("IO[bytes]", UnpackedContent(raw, unpacker))
+        self.content = (
+            raw
+            if unpacker is None
+            else cast("IO[bytes]", UnpackedContent(raw, unpacker))
+        )
         self.plain = unpacker is None
 
     def __enter__(self) -> LogFile:
@@ -56,20 +72,31 @@ class LogFile:
         return not count
 
     def read(self, limit: int) -> bytes:
-        """Read at most `limit` bytes of content; from a pipe what is there, without waiting for more.
+        """Read at most `limit` bytes of content; from a pipe what is there, without
+        waiting for more.
 
-        `DamagedLog` where a compressed file is damaged, once all that is ahead of that was read.
+        `DamagedLog` where a compressed file is damaged, once all that is ahead of that
+        was read.
         """
         content = self.content
-        return content.read1(limit) if isinstance(content, io.BufferedReader) else content.read(limit)
+        return (
+            content.read1(limit)
+            if isinstance(content, io.BufferedReader)
+            else content.read(limit)
+        )
 
 
 def open_log(path: Path, *, regular: bool = False) -> LogFile:
-    """Open a log; raise OSError or `UnreadableLog`. `regular` refuses FIFOs and devices, which could block."""
+    """Open a log; raise OSError or `UnreadableLog`.
+
+    `regular` refuses FIFOs and devices, which could block.
+    """
     if path == STDIN:
         return LogFile(path, os.fdopen(os.dup(sys.stdin.fileno()), "rb"))
     if path.suffix == ".zst":
-        raise UnreadableLog(f"{path}: Python cannot read zstd: unpack it (zstd -d {path})")
+        raise UnreadableLog(
+            f"{path}: Python cannot read zstd: unpack it (zstd -d {path})"
+        )
     raw = open(path, "rb", opener=open_nonblocking if regular else None)  # noqa: SIM115 - Log closes it
     if regular and not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
         raw.close()
@@ -83,7 +110,9 @@ def open_nonblocking(path: str, flags: int) -> int:
 
 
 def first_line_of(path: Path) -> bytes:
-    """Read the first line of a log, at most `HEAD_BYTES` of it; empty while it is incomplete."""
+    """Read the first line of a log, at most `HEAD_BYTES` of it; empty while it is
+    incomplete.
+    """
     try:
         with open_log(path, regular=True) as log:
             return first_line(log.content.read(HEAD_BYTES))
@@ -92,7 +121,9 @@ def first_line_of(path: Path) -> bytes:
 
 
 def first_line(start: bytes) -> bytes:
-    """Return the first line of the first `HEAD_BYTES` of a log; empty while it is incomplete."""
+    """Return the first line of the first `HEAD_BYTES` of a log; empty while it is
+    incomplete.
+    """
     line, newline, _ = start.partition(b"\n")
     return line if newline or len(start) == HEAD_BYTES else b""
 
@@ -111,7 +142,9 @@ def read_log_lines(paths: Iterable[Path]) -> Iterator[bytes]:
 
 
 def line_blocks(log: LogFile) -> Iterator[tuple[list[bytes], bool]]:
-    """Yield lines that were read together, without their newlines; False with a last line that has not ended."""
+    """Yield lines that were read together, without their newlines; False with a last
+    line that has not ended.
+    """
     buffer = LineBuffer(LINE_LIMIT)
     ended = True
     while data := log.read(BLOCK_BYTES):
@@ -124,15 +157,22 @@ def line_blocks(log: LogFile) -> Iterator[tuple[list[bytes], bool]]:
 def read_failure(error: OSError) -> str:
     """Tell why a file cannot be read."""
     if isinstance(error, PermissionError):
-        return "permission denied: only root and Squid's account can read the access log"
+        return (
+            "permission denied: only root and Squid's account can read the access log"
+        )
     return (error.strerror or str(error)).lower()
 
 
 def files_since(path: Path, since: datetime | None) -> list[Path]:
-    """List, in order, the files with records since a time: those rotated later, and the log itself."""
+    """List, in order, the files with records since a time: those rotated later, and the
+    log itself.
+    """
     if since is None:
         return [path]
-    return [*(log for log in rotated(path) if written_until(log) >= since.timestamp()), path]
+    return [
+        *(log for log in rotated(path) if written_until(log) >= since.timestamp()),
+        path,
+    ]
 
 
 def sorted_by_time(paths: Iterable[Path]) -> list[Path]:
@@ -149,9 +189,11 @@ def _begins(path: Path) -> str:
         return datetime.fromtimestamp(written_until(path), UTC).isoformat()
 
 
-# Unpacking a log that is compressed: all that is ahead of damage comes first, and then the damage.
+# Unpacking a log that is compressed: all that is ahead of damage comes first, and then
+# the damage.
 #
-# The files of `gzip`, `bz2` and `lzma` raise as soon as they meet it, and what they had unpacked by then is lost.
+# The files of `gzip`, `bz2` and `lzma` raise as soon as they meet it, and what they had
+# unpacked by then is lost.
 
 
 class _GzipUnpacker:
@@ -196,7 +238,9 @@ class UnpackedContent:
         self._damage: DamagedLog | None = None
 
     def read(self, limit: int) -> bytes:
-        """Read so many bytes, fewer only at the end; `DamagedLog` once all that is ahead of the damage was read."""
+        """Read so many bytes, fewer only at the end; `DamagedLog` once all that is
+        ahead of the damage was read.
+        """
         while len(self._rest) < limit and not self._damage:
             try:
                 block = next(self._blocks)
@@ -231,7 +275,8 @@ def _unpacked(packed: IO[bytes], begin: Callable[[], Unpacker]) -> Iterator[byte
             raise
     else:
         return
-    # The piece with the damage gave nothing: once more, to where it was, and from there byte by byte.
+    # The piece with the damage gave nothing: once more, to where it was, and from there
+    # byte by byte.
     damaged_from = (packed.tell() - 1) // _PACKED_BYTES * _PACKED_BYTES
     packed.seek(0)
     for block in _members(_pieces(packed, damaged_from), begin):

@@ -1,7 +1,9 @@
-"""A record: one line of the access log, as the `logformat` of squid/squidkeeper-logformat.conf writes it.
+"""A record: one line of the access log, as the `logformat` of
+squid/squidkeeper-logformat.conf writes it.
 
-The fields here, the logformat and the table in the documentation have the same order; tests compare them. Squid writes
-numbers as numbers and everything else as a percent-encoded string; `-` means none.
+The fields here, the logformat and the table in the documentation have the same order;
+tests compare them. Squid writes numbers as numbers and everything else as a
+percent-encoded string; `-` means none.
 """
 
 import re
@@ -17,12 +19,22 @@ import msgspec
 
 from squidkeeper.base.errors import InvalidRecord, InvalidUrl
 from squidkeeper.policy.protocol.lines import USER_LENGTH
-from squidkeeper.policy.url import DEFAULT_PORTS, RECORDED_URL_LENGTH, Host, parse_authority, unrecorded_url
+from squidkeeper.policy.url import (
+    DEFAULT_PORTS,
+    RECORDED_URL_LENGTH,
+    Host,
+    parse_authority,
+    unrecorded_url,
+)
 
 VERSION: Final = 1
 NONE: Final = "-"
-TICKET_ANSWERED: Final = "200:ERR_SQUIDKEEPER_TICKET"  # the page with the state of a ticket: no failure
-CLIENT_ERRORS: Final[Mapping[str, str]] = {  # errors of Squid that the client causes: no origin has failed
+TICKET_ANSWERED: Final = (
+    "200:ERR_SQUIDKEEPER_TICKET"  # the page with the state of a ticket: no failure
+)
+CLIENT_ERRORS: Final[
+    Mapping[str, str]
+] = {  # errors of Squid that the client causes: no origin has failed
     "ERR_SECURE_ACCEPT_FAIL": "TLS with the client failed: it does not trust the gateway's CA, or it disconnected",
     "ERR_PROTOCOL_UNKNOWN": "the client sent no TLS inside a tunnel",
     "ERR_CLIENT_GONE": "the client disconnected before it had the whole response",
@@ -37,7 +49,9 @@ _USERINFO = re.compile(r"^([a-z][a-z0-9+.-]*://)?[^/?#]*@", re.IGNORECASE)
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """A request that has ended, as Squid wrote it: text is percent-encoded, `-` means none."""
+    """A request that has ended, as Squid wrote it: text is percent-encoded, `-` means
+    none.
+    """
 
     v: int
     time: str
@@ -77,7 +91,8 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     error_detail: str = NONE
 
 
-# Characters of each field that a client or server chooses: `logformat squidkeeper` truncates longer ones.
+# Characters of each field that a client or server chooses: `logformat squidkeeper`
+# truncates longer ones.
 LENGTHS: Final = {
     "user": USER_LENGTH,
     "method": 96,
@@ -101,8 +116,12 @@ LENGTHS: Final = {
     "page": 32,
     "error_detail": 256,
 }
-GATEWAY_LENGTH: Final = 64  # characters of the name that install.sh writes into the logformat
-LINE_LENGTH: Final = 19_700  # bytes of a line at most: all of these, and the fields that Squid chooses
+GATEWAY_LENGTH: Final = (
+    64  # characters of the name that install.sh writes into the logformat
+)
+LINE_LENGTH: Final = (
+    19_700  # bytes of a line at most: all of these, and the fields that Squid chooses
+)
 _DECISIVE: Final = ("url", "user", "method", "sni", "tunnel", "fetched", "credential")
 
 
@@ -112,7 +131,8 @@ _decoder = msgspec.json.Decoder(Record)
 
 
 def parse_record(line: bytes) -> Record:
-    """Parse a line without its newline; raise `InvalidRecord` if it is no record of this version.
+    """Parse a line without its newline; raise `InvalidRecord` if it is no record of
+    this version.
 
     A byte order mark ahead of it is ignored: DuckDB drops that of a file.
     """
@@ -121,22 +141,30 @@ def parse_record(line: bytes) -> Record:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRecord(f"not a squidkeeper record: {error}") from error
     if record.v != VERSION:
-        raise InvalidRecord(f"version {record.v} of the record format, expected {VERSION}: another release wrote it")
+        raise InvalidRecord(
+            f"version {record.v} of the record format, expected {VERSION}: another release wrote it"
+        )
     return record
 
 
 def parse_timed_record(line: bytes) -> Record:
-    """Parse a line as `parse_record` does; also raise `InvalidRecord` if its time is no time."""
+    """Parse a line as `parse_record` does; also raise `InvalidRecord` if its time is no
+    time.
+    """
     record = parse_record(line)
     try:
         parse_time(record)
     except ValueError as error:
-        raise InvalidRecord("not a squidkeeper record: its time is not a valid time") from error
+        raise InvalidRecord(
+            "not a squidkeeper record: its time is not a valid time"
+        ) from error
     return record
 
 
 def parse_time(record: Record) -> datetime:
-    """Return the time of a record; raise ValueError if it has no zone or leaves the range of datetime."""
+    """Return the time of a record; raise ValueError if it has no zone or leaves the
+    range of datetime.
+    """
     at = datetime.fromisoformat(record.time)
     if at.tzinfo is None or not MINYEAR < at.year < MAXYEAR:
         raise ValueError(f"{record.time} is not a valid time of a request")
@@ -149,12 +177,16 @@ def format_time(at: datetime) -> str:
 
 
 def is_spliced(record: Record) -> bool:
-    """Whether a record is of a tunnel that passed through, in which Squid saw the TLS server name alone."""
+    """Whether a record is of a tunnel that passed through, in which Squid saw the TLS
+    server name alone.
+    """
     return record.method == "CONNECT" and is_unseen(record)
 
 
 def is_unseen(record: Record) -> bool:
-    """Whether Squid passed bytes on without reading them: a tunnel that passed through, or a WebSocket."""
+    """Whether Squid passed bytes on without reading them: a tunnel that passed through,
+    or a WebSocket.
+    """
     return record.squid.startswith("TCP_TUNNEL")
 
 
@@ -164,10 +196,14 @@ def decode_field(value: str) -> str | None:
 
 
 def truncated_fields(record: Record) -> tuple[str, ...]:
-    """Name the fields that decide a request and that Squid truncated: they have the full length of their column."""
+    """Name the fields that decide a request and that Squid truncated: they have the
+    full length of their column.
+    """
     if not any(map(eq, map(len, _decisive(record)), _DECISIVE_LENGTHS)):
         return ()
-    return tuple(name for name in _DECISIVE if len(getattr(record, name)) == LENGTHS[name])
+    return tuple(
+        name for name in _DECISIVE if len(getattr(record, name)) == LENGTHS[name]
+    )
 
 
 def client_name(record: Record) -> str:
@@ -176,28 +212,40 @@ def client_name(record: Record) -> str:
 
 
 def host_of(url: str) -> Host:
-    """Return the host of a record's URL, or of a CONNECT's `host:port`; `-` if it has none."""
+    """Return the host of a record's URL, or of a CONNECT's `host:port`; `-` if it has
+    none.
+    """
     authority = authority_of(url)
     return _host(authority) if len(authority) <= _LONGEST else _NO_HOST
 
 
 def authority_of(url: str) -> str:
-    """Return `host` or `host:port` of a record's URL, as Squid read it; the whole text if it is no URL."""
+    """Return `host` or `host:port` of a record's URL, as Squid read it; the whole text
+    if it is no URL.
+    """
     _, slashes, rest = url.partition("://")
     authority = rest.partition("/")[0].partition("?")[0] if slashes else url
     return unrecorded_url(authority) if "%" in authority else authority
 
 
 def endpoint_of(url: str) -> str:
-    """Return `host:port` of a record's URL or CONNECT, without a user; the port is its scheme's where it names none."""
+    """Return `host:port` of a record's URL or CONNECT, without a user; the port is its
+    scheme's where it names none.
+    """
     scheme, slashes, _ = url.partition("://")
     authority = authority_of(url).rpartition("@")[2]
     has_port = authority.rpartition(":")[2].isdecimal()
-    return authority if has_port or not slashes else f"{authority}:{DEFAULT_PORTS.get(scheme, DEFAULT_PORTS['https'])}"
+    return (
+        authority
+        if has_port or not slashes
+        else f"{authority}:{DEFAULT_PORTS.get(scheme, DEFAULT_PORTS['https'])}"
+    )
 
 
 def redacted_url(url: str) -> str:
-    """Remove query, fragment and password from a URL; encode everything but printable ASCII."""
+    """Remove query, fragment and password from a URL; encode everything but printable
+    ASCII.
+    """
     bare = url.partition("?")[0].partition("#")[0]
     if "@" in bare:
         bare = _USERINFO.sub(r"\1***@", bare)

@@ -1,7 +1,8 @@
 """The frame of the pages, the filters of their templates, and pieces of SVG.
 
-Hostile code chose much of what the access log contains. Jinja escapes it for HTML. The filters also make it readable:
-invisible characters and those that change the direction of text are shown as escapes.
+Hostile code chose much of what the access log contains. Jinja escapes it for HTML. The
+filters also make it readable: invisible characters and those that change the direction
+of text are shown as escapes.
 """
 
 import hashlib
@@ -14,26 +15,53 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from squidkeeper.base.formatting import ago, byte_size, duration, milliseconds, percent, quantity, thousands, timestamp
+from squidkeeper.base.formatting import (
+    ago,
+    byte_size,
+    duration,
+    milliseconds,
+    percent,
+    quantity,
+    thousands,
+    timestamp,
+)
 
-_INVISIBLE = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})  # controls, bidi marks, unassigned, line ends
-_WRITERS = (ago, byte_size, duration, milliseconds, percent, quantity, thousands, timestamp)
+# controls, bidi marks, unassigned, line ends
+_INVISIBLE = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
+_WRITERS = (
+    ago,
+    byte_size,
+    duration,
+    milliseconds,
+    percent,
+    quantity,
+    thousands,
+    timestamp,
+)
 _BAR_WIDTH, _BAR_HEIGHT = 140, 9
 
 
 def visible(value: object) -> str:
-    r"""Escape invisible characters and those that change the direction of text: `\u202e`."""
+    r"""Escape invisible characters and those that change the direction of text:
+    `\u202e`.
+    """
     return "".join(_escape(character) for character in str(value))
 
 
 def _escape(character: str) -> str:
     if unicodedata.category(character) not in _INVISIBLE:
         return character
-    return f"\\u{ord(character):04x}" if ord(character) <= 0xFFFF else f"\\U{ord(character):08x}"
+    return (
+        f"\\u{ord(character):04x}"
+        if ord(character) <= 0xFFFF
+        else f"\\U{ord(character):08x}"
+    )
 
 
 def breakable(words: str) -> Markup:
-    """Allow line breaks in a host or an address after dots and colons only; escape invisible characters."""
+    """Allow line breaks in a host or an address after dots and colons only; escape
+    invisible characters.
+    """
     return Markup("<wbr>").join(re.findall(r"[^.:]*[.:]+|[^.:]+", visible(words)))
 
 
@@ -41,17 +69,26 @@ def with_code(words: str) -> Markup:
     """Format text between backticks as code."""
     code, plain = Markup("<code>{}</code>"), Markup("{}")
     parts = words.split("`")
-    return Markup("").join((code if place % 2 else plain).format(part) for place, part in enumerate(parts))
+    return Markup("").join(
+        (code if place % 2 else plain).format(part) for place, part in enumerate(parts)
+    )
 
 
 def render(template: str, values: Mapping[str, object]) -> str:
-    """Render a template with the style of all pages and a content security policy that allows nothing else."""
-    return _environment.get_template(template).render(values, style=Markup(_STYLE), security=_SECURITY)  # noqa: S704 - our own file
+    """Render a template with the style of all pages and a content security policy that
+    allows nothing else.
+    """
+    return _environment.get_template(template).render(
+        values,
+        style=Markup(_STYLE),  # noqa: S704 - our own file
+        security=_SECURITY,
+    )
 
 
 _STYLE = resources.files(__package__).joinpath("templates/style.css").read_text("utf-8")
 _DIGEST = b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-# No script, image, font or connection, and only the style with this digest, even if escaping should fail.
+# No script, image, font or connection, and only the style with this digest, even if
+# escaping should fail.
 _SECURITY = f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none'; form-action 'none'"
 
 
@@ -76,7 +113,9 @@ _environment = _made()
 
 
 def split_bar(allowed: int, denied: int, most: int) -> Markup:
-    """Draw one row's allowed and denied requests as a bar, on the scale of the row with the most."""
+    """Draw one row's allowed and denied requests as a bar, on the scale of the row with
+    the most.
+    """
     if not allowed + denied:
         return Markup("")
     first, second = (share(count, most, _BAR_WIDTH) for count in (allowed, denied))
@@ -84,15 +123,26 @@ def split_bar(allowed: int, denied: int, most: int) -> Markup:
         _BAR_WIDTH,
         _BAR_HEIGHT,
         f"{allowed:,} allowed, {denied:,} denied",
-        [rect("allow", 0, 0, first, _BAR_HEIGHT), rect("deny", first, 0, second, _BAR_HEIGHT)],
+        [
+            rect("allow", 0, 0, first, _BAR_HEIGHT),
+            rect("deny", first, 0, second, _BAR_HEIGHT),
+        ],
     )
 
 
-def picture(width: float, height: float, words: str, drawn: Iterable[Markup], title: str = "") -> Markup:
+def picture(
+    width: float, height: float, words: str, drawn: Iterable[Markup], title: str = ""
+) -> Markup:
     """Put shapes into a picture; `words` describe it for screen readers."""
-    named = Markup("<title>{}</title><desc>{}</desc>").format(title, words) if title else _hint(words)
+    named = (
+        Markup("<title>{}</title><desc>{}</desc>").format(title, words)
+        if title
+        else _hint(words)
+    )
     summary = f"{title}: {words}" if title else words
-    size = Markup('width="{0:.0f}" height="{1:.0f}" viewBox="0 0 {0:.0f} {1:.0f}"').format(width, height)
+    size = Markup(
+        'width="{0:.0f}" height="{1:.0f}" viewBox="0 0 {0:.0f} {1:.0f}"'
+    ).format(width, height)
     frame = Markup('<svg {} role="img" aria-label="{}">{}{}</svg>')
     return frame.format(size, summary, named, Markup("").join(drawn))
 
@@ -101,9 +151,13 @@ def _hint(words: str) -> Markup:
     return Markup("<title>{}</title>").format(words)
 
 
-def rect(kind: str, x: float, y: float, width: float, height: float, words: str = "") -> Markup:
+def rect(
+    kind: str, x: float, y: float, width: float, height: float, words: str = ""
+) -> Markup:
     """Draw a rectangle, which shows its words when the pointer rests on it."""
-    shape = Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">{}</rect>')
+    shape = Markup(
+        '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">{}</rect>'
+    )
     return shape.format(kind, x, y, width, height, _hint(words) if words else "")
 
 
@@ -115,9 +169,13 @@ def line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
 
 def label(x: float, y: float, words: str, anchor: str) -> Markup:
     """Write words; `anchor` is the part of them at x: start, middle or end."""
-    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, words)
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
+        x, y, anchor, words
+    )
 
 
 def share(count: int, most: int, whole: float) -> float:
-    """Return the length of a count on the scale of the most; at least 1 unless the count is 0."""
+    """Return the length of a count on the scale of the most; at least 1 unless the
+    count is 0.
+    """
     return max(1.0, whole * count / most) if count else 0.0

@@ -1,4 +1,7 @@
-"""Builds the report and its drift from the table of records. A section has its SQL beside its figures."""
+"""Builds the report and its drift from the table of records.
+
+A section has its SQL beside its figures.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,20 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 COLUMNS: Final = (  # of the table, that the report reads
-    *("time", "client", "user", "host", "method", "url", "status", "bytes", "duration_ms", "verdict", "rule", "error"),
+    *(
+        "time",
+        "client",
+        "user",
+        "host",
+        "method",
+        "url",
+        "status",
+        "bytes",
+        "duration_ms",
+        "verdict",
+        "rule",
+        "error",
+    ),
     *("credential", "fetched", "upstream", "upstream_ms", "squid", "observed", "page"),
 )
 _FIRST_AND_LAST: Final = "SELECT min(first), max(last) FROM pairs"
@@ -50,8 +66,9 @@ def build_report(
 ) -> figures.Report:
     """Build the report of a period from the views `requests` and `records`.
 
-    Records from before the period show which hosts are new. `reasons` are those of rules, `invalid` the lines that
-    are no records, `damaged` the files that were read in part. `with_usage`: there is a table `usage`.
+    Records from before the period show which hosts are new. `reasons` are those of
+    rules, `invalid` the lines that are no records, `damaged` the files that were read
+    in part. `with_usage`: there is a table `usage`.
     """
     records = period.count_records(connection)
     period.load(connection)
@@ -79,15 +96,22 @@ def build_report(
         usage=usage(connection, steps) if with_usage else None,
         drift=drift,
         left_out=tuple(
-            sorted(_left_out(connection, records, sums.requests, invalid), key=lambda one: (-one.count, one.name))
+            sorted(
+                _left_out(connection, records, sums.requests, invalid),
+                key=lambda one: (-one.count, one.name),
+            )
         ),
         damaged=tuple(damaged),
     )
 
 
-def _period(connection: DuckDBPyConnection, given: Period) -> tuple[datetime | None, datetime | None]:
+def _period(
+    connection: DuckDBPyConnection, given: Period
+) -> tuple[datetime | None, datetime | None]:
     ((first, last),) = connection.execute(_FIRST_AND_LAST).fetchall()
-    return given.since or (utc(first) if first else None), given.until or (utc(last) if last else None)
+    return given.since or (utc(first) if first else None), given.until or (
+        utc(last) if last else None
+    )
 
 
 def _left_out(
@@ -107,9 +131,14 @@ def _left_out(
 
 
 def drift(
-    connection: DuckDBPyConnection, period: Period, checker: DriftChecker, effective: Iterable[Effective]
+    connection: DuckDBPyConnection,
+    period: Period,
+    checker: DriftChecker,
+    effective: Iterable[Effective],
 ) -> figures.DriftFigures:
-    """Compare the records of a period with the policies that were in force; `effective` are these policies."""
+    """Compare the records of a period with the policies that were in force; `effective`
+    are these policies.
+    """
     connection.execute(_RECORDS.format(within=period.within))
     DriftTable(connection, "checked", checker, effective)
     kinds = tuple(figures.Count(*row) for row in connection.execute(_KINDS).fetchall())
@@ -125,4 +154,6 @@ def drift(
 def _finding(row: tuple[datetime, str, str, str, str, str, str]) -> figures.DriftRow:
     time, client, method, logged, rule, reason, kind = row
     url, cut = truncate(redacted_url(logged), URL_SHOWN)
-    return figures.DriftRow(utc(time), client, decode_field(method) or NONE, url, cut, rule, reason, kind)
+    return figures.DriftRow(
+        utc(time), client, decode_field(method) or NONE, url, cut, rule, reason, kind
+    )

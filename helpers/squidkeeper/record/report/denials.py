@@ -53,9 +53,13 @@ _RETRIES: Final = f"""
 
 
 def denials(
-    connection: DuckDBPyConnection, reasons: Mapping[str, str | None], over_time: Mapping[str, tuple[int, ...]]
+    connection: DuckDBPyConnection,
+    reasons: Mapping[str, str | None],
+    over_time: Mapping[str, tuple[int, ...]],
 ) -> figures.DenialFigures:
-    """Return what was denied; `reasons` are those of the rules, `over_time` the denials of each rule as logged."""
+    """Return what was denied; `reasons` are those of the rules, `over_time` the denials
+    of each rule as logged.
+    """
     connection.execute(_DENIED)
     connection.execute(_REQUESTS)
     hosts = _hosts(connection)
@@ -87,10 +91,14 @@ def _rule(
 ) -> figures.RuleDenials:
     rule = decode_field(logged) or NONE
     others = denied - sum(host.count for host in hosts)
-    return figures.RuleDenials(rule, reasons.get(rule), denied, retried, tuple(hosts), others, over_time)
+    return figures.RuleDenials(
+        rule, reasons.get(rule), denied, retried, tuple(hosts), others, over_time
+    )
 
 
-def _retried(row: tuple[str, str, str, str, str, int, datetime, datetime]) -> figures.Retried:
+def _retried(
+    row: tuple[str, str, str, str, str, int, datetime, datetime],
+) -> figures.Retried:
     client, user, method, url, rule, denied, first, last = row
     shown, cut = truncate(redacted_url(url), URL_SHOWN)
     return figures.Retried(

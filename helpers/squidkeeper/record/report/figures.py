@@ -1,7 +1,8 @@
 """The figures of a report: what went through the gateway in a period.
 
-`builder.py` builds a `Report` from the access log; `page.py` writes it as a page, `as_json` as JSON with the names here
-as keys. Times are in UTC; None (null) means unknown. URLs are without query, fragment and password.
+`builder.py` builds a `Report` from the access log; `page.py` writes it as a page,
+`as_json` as JSON with the names here as keys. Times are in UTC; None (null) means
+unknown. URLs are without query, fragment and password.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,12 @@ FORMAT: Final = 2
 NO_REQUEST: Final = "connections that ended without a request"
 REFUSED: Final = "requests that Squid refused before a rule was asked"
 CLIENT_LEFT: Final = "requests whose client disconnected before a decision"
-UNDECIDED: Final = (NO_REQUEST, REFUSED, CLIENT_LEFT)  # what no rule has decided is in no figure
+# what no rule has decided is in no figure
+UNDECIDED: Final = (
+    NO_REQUEST,
+    REFUSED,
+    CLIENT_LEFT,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +28,19 @@ class SummaryFigures:
     """All requests of the period."""
 
     requests: int
-    """Allowed and denied events: an opened tunnel is none, a denied CONNECT and the request inside it are one."""
+    """Allowed and denied events: an opened tunnel is none, a denied CONNECT and the
+    request inside it are one.
+    """
     allowed: int
     denied: int
     tunnels: int
-    """CONNECTs that the policy allowed: of those whose tunnel failed before a request came, each is also a request."""
+    """CONNECTs that the policy allowed: of those whose tunnel failed before a request
+    came, each is also a request.
+    """
     failed: int
-    """Allowed requests that ended in 5xx, or in an error of Squid that the client did not cause."""
+    """Allowed requests that ended in 5xx, or in an error of Squid that the client did
+    not cause.
+    """
     response_bytes: int
     """Sent to clients for these, headers included."""
     clients: int
@@ -37,8 +49,9 @@ class SummaryFigures:
     hosts_allowed: int
     """Those with at least one allowed request."""
     median_ms: int | None
-    """Of allowed requests, from the first byte of the request to the last byte of the response: the smallest duration
-    that at least half of them do not exceed."""
+    """Of allowed requests, from the first byte of the request to the last byte of the
+    response: the smallest duration that at least half of them do not exceed.
+    """
     p95_ms: int | None
 
 
@@ -79,7 +92,9 @@ class HostFigures:
     denied: int
     response_bytes: int
     by_client: tuple[Visits, ...]
-    """In the order of `traffic.clients`; the last is the sum of the clients not listed there."""
+    """In the order of `traffic.clients`; the last is the sum of the clients not listed
+    there.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +106,9 @@ class TrafficFigures:
     hosts: tuple[HostFigures, ...]
     other_hosts: int
     rest: HostFigures | None
-    """The hosts that are not listed, as one; `host` is empty. None where all are listed."""
+    """The hosts that are not listed, as one; `host` is empty. None where all are
+    listed.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +128,9 @@ class RuleDenials:
     """As in the policy; None if the rule has none, or the policy did not load."""
     denied: int
     retried: int
-    """Retries: the same client, method and URL (without query) had been denied before."""
+    """Retries: the same client, method and URL (without query) had been
+    denied before.
+    """
     hosts: tuple[Count, ...]
     """The hosts most denied."""
     other_hosts: int
@@ -148,7 +167,9 @@ class DenialFigures:
 
 @dataclass(frozen=True, slots=True)
 class ObservedRow:
-    """Requests about which a rule with `observe: true`, or the default, would have decided the same."""
+    """Requests about which a rule with `observe: true`, or the default, would have
+    decided the same.
+    """
 
     observed: str
     """`allow:RULE` or `deny:RULE`; `deny:default` where the default observes."""
@@ -190,7 +211,9 @@ class CredentialFigures:
     other_uses: int
     """Requests of pairs of credential and host that are not listed."""
     unavailable: tuple[Count, ...]
-    """Requests that were denied because the value of a credential was unavailable, by host."""
+    """Requests that were denied because the value of a credential was unavailable, by
+    host.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +233,9 @@ class FirstSeen:
     """Hosts that had not been requested before."""
 
     compared: int
-    """Records from before the period to compare with; 0: new means first seen in the period."""
+    """Records from before the period to compare with; 0: new means first seen in the
+    period.
+    """
     compared_since: datetime | None
     """Time of the oldest of these."""
     total: int
@@ -249,7 +274,9 @@ class UpstreamFigures:
 
 @dataclass(frozen=True, slots=True)
 class ClientError:
-    """Requests and tunnels that a client ended: no host failed, and nothing was denied."""
+    """Requests and tunnels that a client ended: no host failed, and nothing
+    was denied.
+    """
 
     client: str
     error: str
@@ -367,8 +394,12 @@ class Report:
 
     @property
     def queried(self) -> int:
-        """What `squidkeeper query` counts of the period: also the requests that are in no figure."""
-        return self.summary.requests + sum(left_out.count for left_out in self.left_out if left_out.name in UNDECIDED)
+        """What `squidkeeper query` counts of the period: also the requests that are in
+        no figure.
+        """
+        return self.summary.requests + sum(
+            left_out.count for left_out in self.left_out if left_out.name in UNDECIDED
+        )
 
 
 def as_json(report: Report) -> str:

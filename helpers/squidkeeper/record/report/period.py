@@ -1,8 +1,10 @@
-"""The requests of a period: what the sections of the report read, and what is in no figure.
+"""The requests of a period: what the sections of the report read, and what is in no
+figure.
 
 `Period.load` makes these in the database, text as logged and `-` where there is none:
 
-- `reported`, a view of the requests of the period that are in the figures. Each query of it reads its columns alone.
+- `reported`, a view of the requests of the period that are in the figures. Each query
+  of it reads its columns alone.
 - `left_out`, a table of the others, each with its `reason`.
 - `pairs`, a table of the sums for each client and host of `reported`.
 """
@@ -36,16 +38,20 @@ _REASONS: Final = {
     REFUSED: IS_REFUSED,
     CLIENT_LEFT: "status = 0 AND ended_by_client",
 }
-_REASON = " ".join(f"WHEN {condition} THEN '{reason}'" for reason, condition in _REASONS.items())
+_REASON = " ".join(
+    f"WHEN {condition} THEN '{reason}'" for reason, condition in _REASONS.items()
+)
 _TEXTS = ", ".join(
-    f'coalesce("{name}", \'{NONE}\') AS "{name}"' for name in ("client", "user", "method", "rule", "url")
+    f'coalesce("{name}", \'{NONE}\') AS "{name}"'
+    for name in ("client", "user", "method", "rule", "url")
 )
 _COLUMNS: Final = f"""
     time, {_TEXTS}, coalesce(host, '{NO_HOST}') AS host, status, bytes, duration_ms, error, credential, fetched,
     upstream, upstream_ms, observed, page, coalesce(starts_with(squid, 'TCP_TUNNEL'), false) AS unseen
 """
 
-# A row without a verdict is rare, and only its reason needs its URL, which is most of a row.
+# A row without a verdict is rare, and only its reason needs its URL, which is most of a
+# row.
 _UNJUDGED: Final = f"""
     CREATE TEMP TABLE unjudged AS
     SELECT
@@ -80,7 +86,9 @@ _RECORDS: Final = f"""
 
 
 class RecordCounts(NamedTuple):
-    """How many records there are before, after and in the period; of its `tunnels`, `opened` are no requests."""
+    """How many records there are before, after and in the period; of its `tunnels`,
+    `opened` are no requests.
+    """
 
     before: int
     oldest: datetime | None
@@ -138,12 +146,14 @@ def utc(at: datetime) -> datetime:
 
 # Exact quantiles: the smallest value that at least a share of all does not exceed.
 #
-# DuckDB's `quantile_disc` has the same definition and keeps every value in memory. Values with their numbers take less,
-# and sorting them spills.
+# DuckDB's `quantile_disc` has the same definition and keeps every value in memory.
+# Values with their numbers take less, and sorting them spills.
 
 
 def ranked(counted: str, by: str = "") -> str:
-    """Write the query that adds to rows of `value` and `number` how many values are in them and in smaller ones."""
+    """Write the query that adds to rows of `value` and `number` how many values are in
+    them and in smaller ones.
+    """
     partition = f"PARTITION BY {by}" if by else ""
     return f"""
         SELECT *, sum(number) OVER ({partition} ORDER BY value) AS seen, sum(number) OVER ({partition}) AS total

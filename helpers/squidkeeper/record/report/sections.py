@@ -8,7 +8,16 @@ from urllib.parse import unquote
 from squidkeeper.record.log.record import CLIENT_ERRORS, NONE, decode_field, host_of
 from squidkeeper.record.report import figures
 from squidkeeper.record.report.figures import CLIENT_LEFT
-from squidkeeper.record.report.period import NO_HOST, Period, RecordCounts, client_label, median, p95, ranked, utc
+from squidkeeper.record.report.period import (
+    NO_HOST,
+    Period,
+    RecordCounts,
+    client_label,
+    median,
+    p95,
+    ranked,
+    utc,
+)
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -27,7 +36,9 @@ _USES: Final = """
         FROM answered WHERE credential <> '' AND NOT denied
     ) GROUP BY ALL
 """
-_SHOWN_USES: Final = f"FROM credential_uses ORDER BY requests DESC, name, host LIMIT {_SHOWN}"
+_SHOWN_USES: Final = (
+    f"FROM credential_uses ORDER BY requests DESC, name, host LIMIT {_SHOWN}"
+)
 _UNAVAILABLE: Final = f"""
     SELECT host, count(*) AS number FROM denied WHERE rule = 'credential-unavailable'
     GROUP BY host ORDER BY number DESC, host LIMIT {_SHOWN}
@@ -37,7 +48,9 @@ _UNAVAILABLE: Final = f"""
 def credentials(connection: DuckDBPyConnection) -> figures.CredentialFigures:
     """Return what became of the requests that a credential was put into."""
     connection.execute(_USES)
-    ((total,),) = connection.execute("SELECT coalesce(sum(requests), 0)::BIGINT FROM credential_uses").fetchall()
+    ((total,),) = connection.execute(
+        "SELECT coalesce(sum(requests), 0)::BIGINT FROM credential_uses"
+    ).fetchall()
     uses = [
         figures.CredentialUse(decode_field(name) or NONE, *counts)
         for name, *counts in connection.execute(_SHOWN_USES).fetchall()
@@ -45,7 +58,9 @@ def credentials(connection: DuckDBPyConnection) -> figures.CredentialFigures:
     return figures.CredentialFigures(
         uses=tuple(sorted(uses, key=lambda use: (use.credential, -use.requests))),
         other_uses=total - sum(use.requests for use in uses),
-        unavailable=tuple(figures.Count(*row) for row in connection.execute(_UNAVAILABLE).fetchall()),
+        unavailable=tuple(
+            figures.Count(*row) for row in connection.execute(_UNAVAILABLE).fetchall()
+        ),
     )
 
 
@@ -61,13 +76,18 @@ _OBSERVED: Final = f"""
 
 
 def observed(connection: DuckDBPyConnection) -> figures.ObservedFigures:
-    """Return what rules that observe would have decided, what the default would deny first."""
+    """Return what rules that observe would have decided, what the default would deny
+    first.
+    """
     ((total, asked),) = connection.execute(_OBSERVED_SUMS).fetchall()
     rows = connection.execute(_OBSERVED).fetchall() if total else []
     return figures.ObservedFigures(
         total=total,
         asked=asked,
-        rows=tuple(figures.ObservedRow(decode_field(name) or NONE, *counts) for name, *counts in rows),
+        rows=tuple(
+            figures.ObservedRow(decode_field(name) or NONE, *counts)
+            for name, *counts in rows
+        ),
     )
 
 
@@ -89,11 +109,15 @@ _NEW_HOST_SUMS: Final = "SELECT count(*), count(*) FILTER (allowed > 0) FROM new
 
 
 def load_new_hosts(connection: DuckDBPyConnection, period: Period) -> None:
-    """Make the table `new_hosts`: the hosts of the period that no record before it has."""
+    """Make the table `new_hosts`: the hosts of the period that no record
+    before it has.
+    """
     connection.execute(_NEW_HOSTS.format(before=period.before))
 
 
-def first_seen(connection: DuckDBPyConnection, records: RecordCounts) -> figures.FirstSeen:
+def first_seen(
+    connection: DuckDBPyConnection, records: RecordCounts
+) -> figures.FirstSeen:
     """Return the new hosts."""
     ((total, allowed),) = connection.execute(_NEW_HOST_SUMS).fetchall()
     return figures.FirstSeen(
@@ -102,8 +126,12 @@ def first_seen(connection: DuckDBPyConnection, records: RecordCounts) -> figures
         total=total,
         allowed=allowed,
         hosts=tuple(
-            figures.NewHost(host, utc(first), client_label(client, user), allowed, denied)
-            for host, first, client, user, allowed, denied in connection.execute(_SHOWN_HOSTS).fetchall()
+            figures.NewHost(
+                host, utc(first), client_label(client, user), allowed, denied
+            )
+            for host, first, client, user, allowed, denied in connection.execute(
+                _SHOWN_HOSTS
+            ).fetchall()
         ),
     )
 
@@ -128,12 +156,23 @@ _SHOWN_ERRORS: Final = f"""
 def client_errors(connection: DuckDBPyConnection) -> figures.ClientErrorFigures:
     """Return the clients that ended requests, by error."""
     connection.execute(_ERRORS)
-    ((total,),) = connection.execute("SELECT coalesce(sum(requests), 0)::BIGINT FROM client_errors").fetchall()
+    ((total,),) = connection.execute(
+        "SELECT coalesce(sum(requests), 0)::BIGINT FROM client_errors"
+    ).fetchall()
     return figures.ClientErrorFigures(
         total=total,
         rows=tuple(
-            figures.ClientError(client_label(client, user), error, CLIENT_ERRORS[error], requests, utc(last), host)
-            for client, user, error, requests, last, host in connection.execute(_SHOWN_ERRORS).fetchall()
+            figures.ClientError(
+                client_label(client, user),
+                error,
+                CLIENT_ERRORS[error],
+                requests,
+                utc(last),
+                host,
+            )
+            for client, user, error, requests, last, host in connection.execute(
+                _SHOWN_ERRORS
+            ).fetchall()
         ),
     )
 
@@ -156,9 +195,13 @@ _DURATIONS: Final = """
 _QUANTILES: Final = f"SELECT {median()}, {p95()} FROM ({ranked(_DURATIONS)})"
 
 
-def summary(connection: DuckDBPyConnection, records: RecordCounts) -> figures.SummaryFigures:
+def summary(
+    connection: DuckDBPyConnection, records: RecordCounts
+) -> figures.SummaryFigures:
     """Return the sums."""
-    ((allowed, denied, response_bytes, failed, *different),) = connection.execute(_SUMS).fetchall()
+    ((allowed, denied, response_bytes, failed, *different),) = connection.execute(
+        _SUMS
+    ).fetchall()
     ((median_ms, p95_ms),) = connection.execute(_QUANTILES).fetchall()
     clients, hosts, hosts_allowed = different
     return figures.SummaryFigures(
@@ -176,7 +219,8 @@ def summary(connection: DuckDBPyConnection, records: RecordCounts) -> figures.Su
     )
 
 
-# A plain `fetched` up to the end of its authority, which decides its host; any other one as a whole.
+# A plain `fetched` up to the end of its authority, which decides its host; any other
+# one as a whole.
 _ORIGIN: Final = r"""
     coalesce(nullif(regexp_extract(fetched, '^https?%3A%2F%2F[A-Za-z0-9._-]+(?:%3A[0-9]+)?%2F'), ''), fetched)
 """
@@ -193,8 +237,12 @@ _ANSWERED: Final = f"""
 
 
 def load_answered(connection: DuckDBPyConnection) -> None:
-    """Make the view `answered`: `reported` with the host that the request was sent to as `upstream_host`."""
+    """Make the view `answered`: `reported` with the host that the request was sent to
+    as `upstream_host`.
+    """
     origins = [origin for (origin,) in connection.execute(_ORIGINS).fetchall()]
     hosts = [host_of(unquote(origin)).text for origin in origins]
-    connection.execute(_FETCHED_HOSTS, [origins, [NO_HOST if host == NONE else host for host in hosts]])
+    connection.execute(
+        _FETCHED_HOSTS, [origins, [NO_HOST if host == NONE else host for host in hosts]]
+    )
     connection.execute(_ANSWERED)

@@ -1,4 +1,7 @@
-"""The report as text. Clients chose hosts, URLs and user names, which `as_table` makes printable."""
+"""The report as text.
+
+Clients chose hosts, URLs and user names, which `as_table` makes printable.
+"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -6,7 +9,13 @@ from dataclasses import astuple
 from itertools import chain
 from typing import Final
 
-from squidkeeper.base.formatting import byte_size, milliseconds, quantity, thousands, timestamp
+from squidkeeper.base.formatting import (
+    byte_size,
+    milliseconds,
+    quantity,
+    thousands,
+    timestamp,
+)
 from squidkeeper.policy.language.quotas import shown_cost
 from squidkeeper.record.report.figures import Count, Report
 from squidkeeper.record.table.rows import as_table
@@ -16,7 +25,9 @@ Rows = Sequence[Sequence[object]]
 
 
 def text(report: Report) -> str:
-    """Write the report as text: the sums, then a table for each section that holds something."""
+    """Write the report as text: the sums, then a table for each section that holds
+    something.
+    """
     tables = (_table(*section) for section in _sections(report))
     return "".join([*_head(report), *chain.from_iterable(tables), *_left_out(report)])
 
@@ -37,22 +48,34 @@ def _sections(report: Report) -> Iterator[tuple[str, Sequence[str], Rows]]:
     yield (
         "hosts, the most requested first",
         ("host", "allowed", "denied", "sent"),
-        [(host.host, host.allowed, host.denied, byte_size(host.response_bytes)) for host in report.traffic.hosts],
+        [
+            (host.host, host.allowed, host.denied, byte_size(host.response_bytes))
+            for host in report.traffic.hosts
+        ],
     )
     yield (
         "clients",
         ("client", "allowed", "denied"),
-        [(client.client, client.allowed, client.denied) for client in report.traffic.clients],
+        [
+            (client.client, client.allowed, client.denied)
+            for client in report.traffic.clients
+        ],
     )
     yield (
         "denied, by rule",
         ("rule", "denied", "retried", "reason"),
-        [(rule.rule, rule.denied, rule.retried, rule.reason) for rule in report.denials.rules],
+        [
+            (rule.rule, rule.denied, rule.retried, rule.reason)
+            for rule in report.denials.rules
+        ],
     )
     yield (
         "denied again and again",
         ("client", "method", "rule", "denied", "url"),
-        [(retry.client, retry.method, retry.rule, retry.denied, retry.url) for retry in report.denials.retries],
+        [
+            (retry.client, retry.method, retry.rule, retry.denied, retry.url)
+            for retry in report.denials.retries
+        ],
     )
     yield (
         "observed",
@@ -62,35 +85,68 @@ def _sections(report: Report) -> Iterator[tuple[str, Sequence[str], Rows]]:
     yield (
         "hosts first seen",
         ("host", "first", "client", "allowed", "denied"),
-        [(one.host, timestamp(one.first), one.client, one.allowed, one.denied) for one in report.first_seen.hosts],
+        [
+            (one.host, timestamp(one.first), one.client, one.allowed, one.denied)
+            for one in report.first_seen.hosts
+        ],
     )
     yield (
         "failing upstreams",
         ("host", "requests", "5xx", "errors"),
-        [(host.host, host.requests, host.server_errors, _names(host.errors)) for host in report.upstreams.failing],
+        [
+            (host.host, host.requests, host.server_errors, _names(host.errors))
+            for host in report.upstreams.failing
+        ],
     )
     yield (
         "ended by the client",
         ("client", "error", "requests", "host"),
-        [(row.client, row.error, row.requests, row.host) for row in report.client_errors.rows],
+        [
+            (row.client, row.error, row.requests, row.host)
+            for row in report.client_errors.rows
+        ],
     )
     yield (
         "credentials",
         ("credential", "host", "requests", "refused", "failed"),
-        [(use.credential, use.host, use.requests, use.refused, use.failed) for use in report.credentials.uses],
+        [
+            (use.credential, use.host, use.requests, use.refused, use.failed)
+            for use in report.credentials.uses
+        ],
     )
-    used = (("models", report.usage.models), ("clients of models", report.usage.clients)) if report.usage else ()
+    used = (
+        (("models", report.usage.models), ("clients of models", report.usage.clients))
+        if report.usage
+        else ()
+    )
     for title, rows in used:
         yield (
             f"{title}, the dearest first",
-            ("name", "requests", "reserved", "tokens_in", "cached", "tokens_out", "cost"),
+            (
+                "name",
+                "requests",
+                "reserved",
+                "tokens_in",
+                "cached",
+                "tokens_out",
+                "cost",
+            ),
             [(*astuple(row)[:-1], shown_cost(row.cost)) for row in rows],
         )
     drift = report.drift.latest if report.drift else ()
     yield (
         "drift",
         ("time", "client", "method", "rule", "url"),
-        [(timestamp(finding.time), finding.client, finding.method, finding.rule, finding.url) for finding in drift],
+        [
+            (
+                timestamp(finding.time),
+                finding.client,
+                finding.method,
+                finding.rule,
+                finding.url,
+            )
+            for finding in drift
+        ],
     )
 
 
@@ -107,13 +163,20 @@ def _table(title: str, names: Sequence[str], rows: Rows) -> Iterator[str]:
 
 
 def _counted(left: Count) -> str:
-    return re.sub(r"^(connection|request|record|invalid line)s\b", r"\1", left.name) if left.count == 1 else left.name
+    return (
+        re.sub(r"^(connection|request|record|invalid line)s\b", r"\1", left.name)
+        if left.count == 1
+        else left.name
+    )
 
 
 def _left_out(report: Report) -> Iterator[str]:
     if report.left_out:
         yield "\nnot in these figures\n"
-        yield from (f"{thousands(left_out.count)} {_counted(left_out)}\n" for left_out in report.left_out)
+        yield from (
+            f"{thousands(left_out.count)} {_counted(left_out)}\n"
+            for left_out in report.left_out
+        )
     if report.queried != report.summary.requests:
         yield f"With those that no rule decided, `squidkeeper query` counts {quantity(report.queried, 'request')}.\n"
     yield from (f"read in part: {file}\n" for file in report.damaged)

@@ -1,4 +1,6 @@
-"""Who went where, and when: requests by host and client, and in steps of time that grow with the period."""
+"""Who went where, and when: requests by host and client, and in steps of time that grow
+with the period.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ _REQUESTS: Final = """
     SELECT (epoch_ms(time) - ?) // ?, CASE WHEN denied THEN rule END, count(*)
     FROM reported GROUP BY ALL
 """
-_NEW_HOSTS: Final = "SELECT (epoch_ms(first) - ?) // ?, count(*) FROM new_hosts GROUP BY ALL"
+_NEW_HOSTS: Final = (
+    "SELECT (epoch_ms(first) - ?) // ?, count(*) FROM new_hosts GROUP BY ALL"
+)
 
 
 class RequestTotals(NamedTuple):
@@ -60,19 +64,34 @@ class RequestTotals(NamedTuple):
     def minus(self, others: Iterable[RequestTotals]) -> RequestTotals:
         """Subtract others."""
         taken = [sum(values) for values in zip(*others, strict=True)] or [0, 0, 0]
-        return RequestTotals(*(value - less for value, less in zip(self, taken, strict=True)))
+        return RequestTotals(
+            *(value - less for value, less in zip(self, taken, strict=True))
+        )
 
 
 def traffic(connection: DuckDBPyConnection) -> figures.TrafficFigures:
     """Return the busiest clients and hosts, and the sum of the rest."""
     connection.execute(_TOP_CLIENTS)
     connection.execute(_TOP_HOSTS)
-    clients = {(row[0], row[1]): RequestTotals(*row[2:]) for row in connection.execute("FROM top_clients").fetchall()}
-    hosts = {row[0]: RequestTotals(*row[1:]) for row in connection.execute("FROM top_hosts").fetchall()}
+    clients = {
+        (row[0], row[1]): RequestTotals(*row[2:])
+        for row in connection.execute("FROM top_clients").fetchall()
+    }
+    hosts = {
+        row[0]: RequestTotals(*row[1:])
+        for row in connection.execute("FROM top_hosts").fetchall()
+    }
     found = connection.execute(_TOP_PAIRS).fetchall()
-    pairs = {((client, user), host): RequestTotals(*totals) for client, user, host, *totals in found}
-    ((allowed, denied, response_bytes, all_clients, all_hosts),) = connection.execute(_ALL).fetchall()
-    rest = RequestTotals(allowed or 0, denied or 0, response_bytes or 0).minus(hosts.values())
+    pairs = {
+        ((client, user), host): RequestTotals(*totals)
+        for client, user, host, *totals in found
+    }
+    ((allowed, denied, response_bytes, all_clients, all_hosts),) = connection.execute(
+        _ALL
+    ).fetchall()
+    rest = RequestTotals(allowed or 0, denied or 0, response_bytes or 0).minus(
+        hosts.values()
+    )
     return figures.TrafficFigures(
         clients=tuple(
             figures.ClientFigures(client_label(*client), totals.allowed, totals.denied)
@@ -80,11 +99,17 @@ def traffic(connection: DuckDBPyConnection) -> figures.TrafficFigures:
         ),
         other_clients=all_clients - len(clients),
         hosts=tuple(
-            _row(host, totals, [pairs.get((client, host), RequestTotals()) for client in clients])
+            _row(
+                host,
+                totals,
+                [pairs.get((client, host), RequestTotals()) for client in clients],
+            )
             for host, totals in hosts.items()
         ),
         other_hosts=all_hosts - len(hosts),
-        rest=_rest(rest, clients, hosts, pairs) if rest.allowed or rest.denied else None,
+        rest=_rest(rest, clients, hosts, pairs)
+        if rest.allowed or rest.denied
+        else None,
     )
 
 
@@ -101,7 +126,9 @@ def _rest(
     return _row("", rest, elsewhere)
 
 
-def _row(host: str, totals: RequestTotals, of_clients: list[RequestTotals]) -> figures.HostFigures:
+def _row(
+    host: str, totals: RequestTotals, of_clients: list[RequestTotals]
+) -> figures.HostFigures:
     by_client = [*of_clients, totals.minus(of_clients)]
     visits = tuple(figures.Visits(visit.allowed, visit.denied) for visit in by_client)
     return figures.HostFigures(host, *totals, visits)
@@ -109,7 +136,9 @@ def _row(host: str, totals: RequestTotals, of_clients: list[RequestTotals]) -> f
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Steps of equal length; `first` is the start of the first one, in seconds since 1970."""
+    """Steps of equal length; `first` is the start of the first one, in seconds since
+    1970.
+    """
 
     seconds: int
     first: int
@@ -117,11 +146,16 @@ class Steps:
 
     @classmethod
     def of(cls, since: datetime | None, until: datetime | None) -> Steps:
-        """Choose the shortest steps of which a period has 96 at most; no steps for a period that is open."""
+        """Choose the shortest steps of which a period has 96 at most; no steps for a
+        period that is open.
+        """
         if since is None or until is None:
             return cls(STEPS_SECONDS[0], 0, 0)
         start, end = since.timestamp(), until.timestamp()
-        seconds = next((step for step in STEPS_SECONDS if (end - start) / step <= _STEPS_SHOWN), STEPS_SECONDS[-1])
+        seconds = next(
+            (step for step in STEPS_SECONDS if (end - start) / step <= _STEPS_SHOWN),
+            STEPS_SECONDS[-1],
+        )
         first = int(start // seconds) * seconds
         return cls(seconds, first, max(0, int(end - first) // seconds + 1))
 
@@ -131,7 +165,9 @@ class Steps:
             yield datetime.fromtimestamp(self.first + place * self.seconds, UTC)
 
     def counts(self, found: Iterable[tuple[int, int]]) -> tuple[int, ...]:
-        """Put counts, each with the place of its step, into the order of the steps; of one place, add them."""
+        """Put counts, each with the place of its step, into the order of the steps; of
+        one place, add them.
+        """
         counts = [0] * self.number
         for place, count in found:
             counts[place] += count
@@ -146,12 +182,18 @@ def timeline(
         return figures.TimelineFigures(steps.seconds, ()), {}
     parameters = [steps.first * 1000, steps.seconds * 1000]
     found = connection.execute(_REQUESTS, parameters).fetchall()
-    allowed = steps.counts((place, count) for place, rule, count in found if rule is None)
-    denied = steps.counts((place, count) for place, rule, count in found if rule is not None)
+    allowed = steps.counts(
+        (place, count) for place, rule, count in found if rule is None
+    )
+    denied = steps.counts(
+        (place, count) for place, rule, count in found if rule is not None
+    )
     new = steps.counts(connection.execute(_NEW_HOSTS, parameters).fetchall())
     rows = zip(steps.starts(), allowed, denied, new, strict=True)
     of_rules = {
         rule: steps.counts((place, count) for place, of, count in found if of == rule)
         for rule in {rule for _, rule, _ in found if rule is not None}
     }
-    return figures.TimelineFigures(steps.seconds, tuple(figures.TimelineStep(*row) for row in rows)), of_rules
+    return figures.TimelineFigures(
+        steps.seconds, tuple(figures.TimelineStep(*row) for row in rows)
+    ), of_rules

@@ -66,9 +66,13 @@ def upstreams(connection: DuckDBPyConnection) -> figures.UpstreamFigures:
     """Return the slowest and the failing hosts."""
     connection.execute(_ANSWERS)
     connection.execute(_UPSTREAMS)
-    slowest, failing = (connection.execute(query).fetchall() for query in (_SLOWEST, _FAILING))
+    slowest, failing = (
+        connection.execute(query).fetchall() for query in (_SLOWEST, _FAILING)
+    )
     errors: defaultdict[str, list[figures.Count]] = defaultdict(list)
-    for host, name, number in connection.execute(_ERRORS, [[row[0] for row in (*slowest, *failing)]]).fetchall():
+    for host, name, number in connection.execute(
+        _ERRORS, [[row[0] for row in (*slowest, *failing)]]
+    ).fetchall():
         errors[host].append(figures.Count(name, number))
     return figures.UpstreamFigures(
         slowest=tuple(_upstream(row, errors) for row in slowest),
@@ -78,7 +82,16 @@ def upstreams(connection: DuckDBPyConnection) -> figures.UpstreamFigures:
 
 
 def _upstream(
-    row: tuple[str, int, int | None, int | None, int, int], errors: Mapping[str, list[figures.Count]]
+    row: tuple[str, int, int | None, int | None, int, int],
+    errors: Mapping[str, list[figures.Count]],
 ) -> figures.Upstream:
     host, requests, median_ms, p95_ms, longest_ms, server_errors = row
-    return figures.Upstream(host, requests, median_ms, p95_ms, longest_ms, server_errors, tuple(errors[host]))
+    return figures.Upstream(
+        host,
+        requests,
+        median_ms,
+        p95_ms,
+        longest_ms,
+        server_errors,
+        tuple(errors[host]),
+    )

@@ -21,7 +21,8 @@ _SUMS: Final = (
     " coalesce(sum(tokens_out), 0)::BIGINT, coalesce(sum(cost), 0)::BIGINT"
 )
 _WITHIN: Final = (
-    f"CREATE TEMP TABLE used AS FROM {USAGE} WHERE epoch_ms(time) >= {{start}} AND epoch_ms(time) < {{end}}"
+    f"CREATE TEMP TABLE used AS FROM {USAGE} WHERE epoch_ms(time) >= "
+    f"{{start}} AND epoch_ms(time) < {{end}}"
 )
 _ALL: Final = f"SELECT {_SUMS} FROM used"
 _BY: Final = (
@@ -32,18 +33,28 @@ _TOKENS: Final = "SELECT (epoch_ms(time) - ?) // ?, sum(tokens_in + tokens_out):
 
 
 def usage(connection: DuckDBPyConnection, steps: Steps) -> figures.UsageFigures | None:
-    """Return what was used in these steps, by the table `usage`; None where nothing was metered."""
+    """Return what was used in these steps, by the table `usage`; None where nothing was
+    metered.
+    """
     start, each = steps.first * 1000, steps.seconds * 1000
     connection.execute(_WITHIN.format(start=start, end=start + each * steps.number))
     (total,) = connection.execute(_ALL).fetchall()
     if not total[0]:
         return None
     models = connection.execute(_BY.format(key="coalesce(model, '-')")).fetchall()
-    clients = connection.execute(_BY.format(key="client, coalesce(\"user\", '-')")).fetchall()
+    clients = connection.execute(
+        _BY.format(key="client, coalesce(\"user\", '-')")
+    ).fetchall()
     found = connection.execute(_TOKENS, [start, each]).fetchall()
     return figures.UsageFigures(
         total=figures.UsageSums("", *total),
-        models=tuple(figures.UsageSums(decode_field(model) or "unknown", *sums) for model, *sums in models),
-        clients=tuple(figures.UsageSums(client_label(client, user), *sums) for client, user, *sums in clients),
+        models=tuple(
+            figures.UsageSums(decode_field(model) or "unknown", *sums)
+            for model, *sums in models
+        ),
+        clients=tuple(
+            figures.UsageSums(client_label(client, user), *sums)
+            for client, user, *sums in clients
+        ),
         over_time=steps.counts(found),
     )

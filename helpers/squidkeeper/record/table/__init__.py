@@ -1,1 +1,3 @@
-"""The record as a table: archived parts and logs, typed, for SQL. DuckDB is imported by calls alone."""
+"""The record as a table: archived parts and logs, typed, for SQL. DuckDB is imported by
+calls alone.
+"""

@@ -1,6 +1,7 @@
 """The columns of `records` and `requests`, and what rows are, in SQL.
 
-The columns are made from the fields of `Record`, in their order: one that is added is a column without a change here.
+The columns are made from the fields of `Record`, in their order: one that is added is a
+column without a change here.
 """
 
 from collections.abc import Collection
@@ -11,7 +12,12 @@ from typing import Final
 import msgspec
 
 from squidkeeper.record.log.filters import REFUSED_STATUSES, SERVER_ERROR
-from squidkeeper.record.log.record import CLIENT_ERRORS, TICKET_ANSWERED, Record, format_time
+from squidkeeper.record.log.record import (
+    CLIENT_ERRORS,
+    TICKET_ANSWERED,
+    Record,
+    format_time,
+)
 from squidkeeper.record.log.requests import CLIENT_GONE, SUCCESSES
 
 _CLIENT_ERRORS: Final = ", ".join(f"'{error}'" for error in CLIENT_ERRORS)
@@ -19,12 +25,16 @@ IS_TUNNEL: Final = (  # `tunnels.is_tunnel`
     "(coalesce(method = 'CONNECT' AND verdict = 'allow', false)"
     " AND NOT coalesce(starts_with(squid, 'TCP_TUNNEL'), false))"
 )
-IS_SERVED: Final = "(verdict IS NOT NULL AND verdict = 'allow' AND error IS NULL)"  # `tunnels.is_served`
-IS_REQUEST_IF_SERVED: Final = (  # an OR ends at the first condition that holds, most often that of the method
+# `tunnels.is_served`
+IS_SERVED: Final = "(verdict IS NOT NULL AND verdict = 'allow' AND error IS NULL)"
+# an OR ends at the first condition that holds, most often that of the method
+IS_REQUEST_IF_SERVED: Final = (
     "(method IS DISTINCT FROM 'CONNECT' OR status IS DISTINCT FROM 200"
     " OR coalesce(contains(squid, '_ABORTED/') OR starts_with(squid, 'TCP_TUNNEL'), false))"
 )
-IS_OPENED_TUNNEL: Final = f"({IS_SERVED} AND NOT {IS_REQUEST_IF_SERVED})"  # `tunnels.is_opened_tunnel`
+IS_OPENED_TUNNEL: Final = (
+    f"({IS_SERVED} AND NOT {IS_REQUEST_IF_SERVED})"  # `tunnels.is_opened_tunnel`
+)
 ENDED_BY_CLIENT: Final = f"coalesce(error IN ({_CLIENT_ERRORS}), false)"
 IS_ANSWERED_INSIDE: Final = (  # `tunnels.is_answered_inside`
     f"(coalesce(method = 'CONNECT' AND status = 200, false) AND NOT {ENDED_BY_CLIENT}"
@@ -34,7 +44,8 @@ IS_REFUSED: Final = (  # `filters.is_refused`
     "(verdict IS NULL AND upstream IS NULL AND error IS NOT NULL"
     f" AND status IN ({', '.join(map(str, sorted(REFUSED_STATUSES)))}))"
 )
-HAS_FAILED: Final = (  # `filters.has_failed` for requests that `is_refused` does not hold for
+# `filters.has_failed` for requests that `is_refused` does not hold for
+HAS_FAILED: Final = (
     f"(verdict IS DISTINCT FROM 'deny' AND NOT {ENDED_BY_CLIENT}"
     f" AND (status >= {SERVER_ERROR} OR coalesce(error <> '{TICKET_ANSWERED}', false)))"
 )
@@ -51,7 +62,10 @@ WAS_USED: Final = (  # `requests.was_used`
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: its name and its SQL type. `optional` fields lack in lines of earlier releases."""
+    """A column: its name and its SQL type.
+
+    `optional` fields lack in lines of earlier releases.
+    """
 
     name: str
     sql_type: str
@@ -85,10 +99,37 @@ COLUMNS: Final = (
     Column(RAW, "BLOB"),  # the line as logged, where the columns cannot reproduce it
 )
 NAMES: Final = tuple(column.name for column in COLUMNS)
-KIND: Final = (TIME, "method", "status", "verdict", "error", "squid")  # what tells tunnels and requests apart
-FOLDED: Final = (*KIND, "client", "url", "connection", "worker", "gateway")  # what folding needs
+# what tells tunnels and requests apart
+KIND: Final = (
+    TIME,
+    "method",
+    "status",
+    "verdict",
+    "error",
+    "squid",
+)
+# what folding needs
+FOLDED: Final = (
+    *KIND,
+    "client",
+    "url",
+    "connection",
+    "worker",
+    "gateway",
+)
 JUDGED: Final = (  # what the policy judges a record by, beside its time
-    *("client", "user", "method", "url", "status", "duration_ms", "verdict", "rule", "revision", "credential"),
+    *(
+        "client",
+        "user",
+        "method",
+        "url",
+        "status",
+        "duration_ms",
+        "verdict",
+        "rule",
+        "revision",
+        "credential",
+    ),
     *("fetched", "sni", "tunnel", "error", "squid", "hidden"),
 )
 
@@ -100,13 +141,17 @@ def selected(names: Collection[str] | None) -> tuple[Column, ...]:
     return tuple(column for column in COLUMNS if column.name in names)
 
 
-# What rows are, in SQL: the conditions that Python has in `record/` as functions of a record.
+# What rows are, in SQL: the conditions that Python has in `record/` as functions of a
+# record.
 #
-# A test compares each with its function. Columns have NULL where a record has `-`; no condition is NULL itself.
+# A test compares each with its function. Columns have NULL where a record has `-`; no
+# condition is NULL itself.
 
 
 def time_literal(at: datetime) -> str:
-    """Write a time, in milliseconds as records have it: the filters of `squidkeeper log` compare these."""
+    """Write a time, in milliseconds as records have it: the filters of `squidkeeper
+    log` compare these.
+    """
     return f"TIMESTAMP '{format_time(at)[:-1]}'"
 
 

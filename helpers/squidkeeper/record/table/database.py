@@ -1,4 +1,6 @@
-"""DuckDB, opened for one command: its memory, spill folder, extensions and cores, and how its process ends."""
+"""DuckDB, opened for one command: its memory, spill folder, extensions and cores, and
+how its process ends.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +30,21 @@ if TYPE_CHECKING:
     import duckdb
 
 MEMORY_LIMIT: Final = "1GB"
-_NICENESS: Final = 10  # 19 would wait for seconds on a busy machine; Squid has ten times the weight at 10
+# 19 would wait for seconds on a busy machine; Squid has ten times the weight at 10
+_NICENESS: Final = 10
 _BATCH: Final = 20_000  # rows that are inserted at once
 _ROW_BYTES: Final = 16 * 1024 * 1024
 QUERY_BYTES: Final = 2 * 1024**3  # DuckDB's own limit does not count long values
 _THREAD_BYTES: Final = 16 * 1024**2  # a stack, and what malloc keeps for it
 _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
-_INTERRUPTED: Final = "Query interrupted"  # what DuckDB makes of a signal's exception; it has no class of its own
-_KILLED: Final = 128  # exit status of a process that a signal has ended: as shells have it
-QUERY_ACCOUNT: Final = "nobody"  # runs the queries of root; not Squid's account, which writes the log
+# what DuckDB makes of a signal's exception; it has no class of its own
+_INTERRUPTED: Final = "Query interrupted"
+_KILLED: Final = (
+    128  # exit status of a process that a signal has ended: as shells have it
+)
+QUERY_ACCOUNT: Final = (
+    "nobody"  # runs the queries of root; not Squid's account, which writes the log
+)
 _PARENT: Final = "/var/tmp"  # noqa: S108 - on a disk, where /tmp can be memory; mkdtemp makes a folder 0700 in it
 _PREFIX: Final = "squidkeeper-table-"
 
@@ -47,14 +55,18 @@ def quoted(text: str | Path) -> str:
 
 
 def quoted_literally(path: Path) -> str:
-    """Write the name of one file, whatever its characters are: for DuckDB, `*`, `?` and `[` are a pattern."""
+    """Write the name of one file, whatever its characters are: for DuckDB, `*`, `?` and
+    `[` are a pattern.
+    """
     return quoted(Path(re.sub(r"([*?[])", r"[\1]", str(path))))
 
 
 def csv_lines(file: Path, compression: str) -> str:
-    """Return the table of a file's lines, with the column `line`; an empty line is NULL.
+    """Return the table of a file's lines, with the column `line`; an empty line is
+    NULL.
 
-    It takes a lone carriage return for the end of a line, and refuses a file that is not UTF-8.
+    It takes a lone carriage return for the end of a line, and refuses a file that is
+    not UTF-8.
     """
     name = quoted_literally(file)
     return (
@@ -65,13 +77,21 @@ def csv_lines(file: Path, compression: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """An open connection, and the folder for what does not fit into memory. It is removed at the end."""
+    """An open connection, and the folder for what does not fit into memory.
+
+    It is removed at the end.
+    """
 
     connection: duckdb.DuckDBPyConnection
     spill: Path
 
-    def insert(self, table: str, types: Mapping[str, str], rows: Iterable[Mapping[str, object]]) -> None:
-        """Insert rows; BLOBs are given in base64. DuckDB reads them from a file, as parameters are far slower."""
+    def insert(
+        self, table: str, types: Mapping[str, str], rows: Iterable[Mapping[str, object]]
+    ) -> None:
+        """Insert rows; BLOBs are given in base64.
+
+        DuckDB reads them from a file, as parameters are far slower.
+        """
         batch: list[bytes] = []
         for row in rows:
             batch.append(msgspec.json.encode(row))
@@ -84,8 +104,14 @@ class Database:
     def _insert(self, table: str, types: Mapping[str, str], rows: list[bytes]) -> None:
         file = self.spill / "rows.jsonl"
         file.write_bytes(b"\n".join(rows))
-        read = ", ".join(f"{name}: '{'VARCHAR' if kind == 'BLOB' else kind}'" for name, kind in types.items())
-        chosen = (f"from_base64({name}) AS {name}" if kind == "BLOB" else name for name, kind in types.items())
+        read = ", ".join(
+            f"{name}: '{'VARCHAR' if kind == 'BLOB' else kind}'"
+            for name, kind in types.items()
+        )
+        chosen = (
+            f"from_base64({name}) AS {name}" if kind == "BLOB" else name
+            for name, kind in types.items()
+        )
         self.connection.execute(
             f"INSERT INTO {table} BY NAME SELECT {', '.join(chosen)} FROM read_json({quoted_literally(file)},"
             f" format='newline_delimited', columns={{{read}}}, maximum_object_size={_ROW_BYTES})"
@@ -94,13 +120,19 @@ class Database:
 
 
 @contextmanager
-def open_database(threads: int | None = None, memory_limit: str = MEMORY_LIMIT) -> Iterator[Database]:
-    """Open an empty database in memory; what exceeds the limit goes to the spill folder, at most half of its disk."""
+def open_database(
+    threads: int | None = None, memory_limit: str = MEMORY_LIMIT
+) -> Iterator[Database]:
+    """Open an empty database in memory; what exceeds the limit goes to the spill
+    folder, at most half of its disk.
+    """
     import duckdb
 
     with ending_by_exit(), spill_folder() as spill:
         try:
-            with duckdb.connect(config=_settings(spill, threads or spare_threads(), memory_limit)) as connection:
+            with duckdb.connect(
+                config=_settings(spill, threads or spare_threads(), memory_limit)
+            ) as connection:
                 connection.execute("SET enable_progress_bar = false")
                 yield Database(connection, spill)
         except (duckdb.OutOfMemoryException, MemoryError) as error:
@@ -119,7 +151,9 @@ def yield_to_squid() -> None:
     os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
 
 
-def _settings(spill: Path, threads: int, memory_limit: str) -> dict[str, str | bool | int | float | list[str]]:
+def _settings(
+    spill: Path, threads: int, memory_limit: str
+) -> dict[str, str | bool | int | float | list[str]]:
     return {
         "threads": threads,
         "memory_limit": memory_limit,
@@ -134,7 +168,9 @@ def _settings(spill: Path, threads: int, memory_limit: str) -> dict[str, str | b
 
 @contextmanager
 def ending_by_exit() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block by `SystemExit`, so that it is cleaned up after, as after Ctrl-C."""
+    """Let SIGTERM and SIGHUP end the block by `SystemExit`, so that it is cleaned up
+    after, as after Ctrl-C.
+    """
     received: list[int] = []
 
     def end(number: int, _frame: object) -> NoReturn:
@@ -142,7 +178,11 @@ def ending_by_exit() -> Iterator[None]:
         raise SystemExit(_KILLED + number)
 
     is_main = threading.current_thread() is threading.main_thread()
-    replaced = [ending for ending in _ENDING if is_main and signal.getsignal(ending) is signal.SIG_DFL]
+    replaced = [
+        ending
+        for ending in _ENDING
+        if is_main and signal.getsignal(ending) is signal.SIG_DFL
+    ]
     for number in replaced:
         signal.signal(number, end)
     try:
@@ -150,23 +190,30 @@ def ending_by_exit() -> Iterator[None]:
     except RuntimeError as error:
         if str(error) != _INTERRUPTED:
             raise
-        raise (SystemExit(_KILLED + received[0]) if received else KeyboardInterrupt) from None
+        raise (
+            SystemExit(_KILLED + received[0]) if received else KeyboardInterrupt
+        ) from None
     finally:
         for number in replaced:
             signal.signal(number, signal.SIG_DFL)
 
 
 def bound_memory(threads: int, most: int = QUERY_BYTES) -> None:
-    """Bound what this process can allocate, for good; DuckDB then refuses a query that needs more."""
+    """Bound what this process can allocate, for good; DuckDB then refuses a query that
+    needs more.
+    """
     size = most + threads * _THREAD_BYTES
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
 def continue_as_child(undo: Callable[[], None]) -> None:
-    """Return in a child process. This process ends with its exit status, and calls `undo` where it fails.
+    """Return in a child process.
 
-    What ends this process ends the child at once, whatever it does. This process keeps the rights that the child drops,
-    and removes the spill folder with them. `QueryRefused` if a signal has ended the child.
+    This process ends with its exit status, and calls `undo` where it fails.
+
+    What ends this process ends the child at once, whatever it does. This process keeps
+    the rights that the child drops, and removes the spill folder with them.
+    `QueryRefused` if a signal has ended the child.
     """
     sys.stdout.flush()
     life, held = os.pipe()  # the child ends when nobody holds it any more
@@ -192,7 +239,9 @@ def _end_as(child: int, undo: Callable[[], None]) -> NoReturn:
         if status != 0:
             undo()
     if status < 0:
-        raise QueryRefused(f"its process was ended by signal {-status}, which can be for want of memory")
+        raise QueryRefused(
+            f"its process was ended by signal {-status}, which can be for want of memory"
+        )
     raise SystemExit(status)
 
 
@@ -201,9 +250,11 @@ def _end_with(life: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-# The folder for what does not fit into memory: private, and removed also after a process that was killed.
+# The folder for what does not fit into memory: private, and removed also after a
+# process that was killed.
 #
-# A lock on the folder tells whether its process lives. Its next user removes those of dead ones.
+# A lock on the folder tells whether its process lives. Its next user removes those of
+# dead ones.
 
 
 @contextmanager
@@ -219,9 +270,13 @@ def spill_folder() -> Iterator[Path]:
 
 
 def remove_abandoned() -> None:
-    """Remove the folders whose process is dead: of this account, and for root those of queries."""
+    """Remove the folders whose process is dead: of this account, and for root those of
+    queries.
+    """
     for folder in _parent().glob(f"{_PREFIX}*"):
-        with suppress(OSError):  # another process removes it, or it belongs to another account
+        with suppress(
+            OSError
+        ):  # another process removes it, or it belongs to another account
             _remove_if_abandoned(folder)
 
 

@@ -1,4 +1,5 @@
-"""Drift of many records: each distinct question is judged once, and its answer joined back.
+"""Drift of many records: each distinct question is judged once, and its answer joined
+back.
 
 `DriftChecker` is the one judge; `judging.py` asks it.
 """
@@ -12,17 +13,43 @@ from squidkeeper.record.log.drift import DriftChecker, Effective, Finding, was_s
 from squidkeeper.record.log.record import NONE
 from squidkeeper.record.log.requests import asks_splice
 from squidkeeper.record.table.columns import JUDGED
-from squidkeeper.record.table.judging import AT, Decisive, each, insert, judge_rows, numbered, record_from, same
+from squidkeeper.record.table.judging import (
+    AT,
+    Decisive,
+    each,
+    insert,
+    judge_rows,
+    numbered,
+    record_from,
+    same,
+)
 
 if TYPE_CHECKING:
     import duckdb
 
-_KIND: Final = ("squid", "method", "status", "verdict", "error")  # decide whether a record was served
+# decide whether a record was served
+_KIND: Final = (
+    "squid",
+    "method",
+    "status",
+    "verdict",
+    "error",
+)
 _OF_POLICIES: Final = ("revision", "newer")
 _DECISIVE: Final = Decisive(
     asker=(*_OF_POLICIES, "without_start", "client", "user"),
     host=(
-        *("asker", *_OF_POLICIES, "without_start", "method", "origin", "sni", "tunnel", "hidden", "splice"),
+        *(
+            "asker",
+            *_OF_POLICIES,
+            "without_start",
+            "method",
+            "origin",
+            "sni",
+            "tunnel",
+            "hidden",
+            "splice",
+        ),
         *("denied_by", "unasked"),
     ),
     record=JUDGED,
@@ -38,10 +65,12 @@ _WITHOUT_START: Final = (  # as `datetime` has no such time
 
 
 class DriftTable:
-    """The findings among the rows of a table or view with the columns of `records`, as the view `drift`.
+    """The findings among the rows of a table or view with the columns of `records`, as
+    the view `drift`.
 
-    The view has these columns, and `kind`, `finding_rule` and `reason`. `checker` counts the records that could not be
-    checked. `effective` are the revisions of its `replacing`.
+    The view has these columns, and `kind`, `finding_rule` and `reason`. `checker`
+    counts the records that could not be checked. `effective` are the revisions of its
+    `replacing`.
     """
 
     def __init__(
@@ -58,11 +87,25 @@ class DriftTable:
         self._judge()
 
     def _choose_served(self, rows: str) -> None:
-        self._run(numbered("drift_kinds", _KIND, f"SELECT DISTINCT {', '.join(_KIND)} FROM {rows}"))
+        self._run(
+            numbered(
+                "drift_kinds", _KIND, f"SELECT DISTINCT {', '.join(_KIND)} FROM {rows}"
+            )
+        )
         found = each(self._connection, "drift_kinds")
-        kinds = [(number, record_from(zip(_KIND, kind, strict=True))) for number, *kind in found]
-        served = [(number, asks_splice(kind)) for number, kind in kinds if was_served(kind)]
-        insert(self._connection, "drift_served_kinds", "number BIGINT, splice BOOLEAN", served)
+        kinds = [
+            (number, record_from(zip(_KIND, kind, strict=True)))
+            for number, *kind in found
+        ]
+        served = [
+            (number, asks_splice(kind)) for number, kind in kinds if was_served(kind)
+        ]
+        insert(
+            self._connection,
+            "drift_served_kinds",
+            "number BIGINT, splice BOOLEAN",
+            served,
+        )
         self._run(
             f"CREATE OR REPLACE VIEW drift_served AS SELECT r.*, s.splice, {_WITHOUT_START} AS without_start,"
             f" CASE WHEN r.verdict = 'deny' THEN coalesce(rule, '{NONE}') END AS denied_by,"
@@ -71,8 +114,16 @@ class DriftTable:
         )
 
     def _add_newer(self, effective: tuple[Effective, ...]) -> None:
-        rows = [(kept.revision, kept.since.replace(tzinfo=None), place) for place, kept in enumerate(effective)]
-        insert(self._connection, "drift_effective", "revision VARCHAR, since TIMESTAMP, place INTEGER", rows)
+        rows = [
+            (kept.revision, kept.since.replace(tzinfo=None), place)
+            for place, kept in enumerate(effective)
+        ]
+        insert(
+            self._connection,
+            "drift_effective",
+            "revision VARCHAR, since TIMESTAMP, place INTEGER",
+            rows,
+        )
         start = "CASE WHEN s.without_start THEN s.time ELSE s.time - to_milliseconds(s.duration_ms) END"
         self._run(
             "CREATE OR REPLACE VIEW drift_dated AS SELECT s.*, CASE WHEN n.place > o.place THEN n.revision END AS newer"
@@ -83,7 +134,9 @@ class DriftTable:
         )
 
     def _judge(self) -> None:
-        judged = judge_rows(self._connection, "drift", "drift_dated", self._checker, _DECISIVE)
+        judged = judge_rows(
+            self._connection, "drift", "drift_dated", self._checker, _DECISIVE
+        )
         for answer, rows in judged.counts.items():
             self._checker.count(answer, rows)
         findings = [

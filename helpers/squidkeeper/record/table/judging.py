@@ -1,7 +1,8 @@
 """Rows judged by policies: each distinct question once, and its answer joined back.
 
-The judge is asked first what is the same for all rows of the same clients of a policy, a method, a host and a tunnel.
-That settles most of them. The others are judged by URL, and by time where a rule lapses.
+The judge is asked first what is the same for all rows of the same clients of a policy,
+a method, a host and a tunnel. That settles most of them. The others are judged by URL,
+and by time where a rule lapses.
 """
 
 from __future__ import annotations
@@ -30,13 +31,18 @@ AnswerT = TypeVar("AnswerT", bound=Hashable)
 AnswerT_co = TypeVar("AnswerT_co", bound=Hashable, covariant=True)
 
 _BATCH: Final = 5000
-# A path that has one reading, and a usual query; fewer than there are. In both, no escapes.
+# A path that has one reading, and a usual query; fewer than there are. In both, no
+# escapes.
 _PLAIN: Final = r"((/[A-Za-z0-9_~-]+([.][A-Za-z0-9_~-]+)*)+/?|/)([?][A-Za-z0-9._~!$&()*+,;=:@/?-]*)?"
 _BEGINNINGS_AT_MOST: Final = 64  # of paths that are compared with each URL
 _HOST_ANSWERS: Final = (
-    "number BIGINT, silent BOOLEAN, every_url BOOLEAN, usual_urls BOOLEAN, timed BOOLEAN, begins BOOLEAN"
+    "number BIGINT, silent BOOLEAN, every_url BOOLEAN, "
+    "usual_urls BOOLEAN, timed BOOLEAN, begins BOOLEAN"
 )
-_NOTHING: Final = {field.name: 0 if field.type is int else NONE for field in msgspec.structs.fields(Record)}
+_NOTHING: Final = {
+    field.name: 0 if field.type is int else NONE
+    for field in msgspec.structs.fields(Record)
+}
 _ORIGIN: Final = "CASE WHEN contains(url, '://') THEN regexp_extract(url, '(?s)^.*?://[^/?]*') ELSE url END"
 # As `is_unusual`, or wider: an escape may hide any character. Such a URL is judged.
 _UNUSUAL: Final = f"(length(a.url) >= {LONG_URL} OR regexp_matches(a.url, '{UNUSUAL_CHARACTER.pattern}|%'))"
@@ -60,7 +66,9 @@ class AskedOfHost(Protocol[AnswerT_co]):
 
     @property
     def beginnings(self) -> frozenset[Beginning] | None:
-        """What decides about a usual URL whose path has one reading; None where more of the URL does."""
+        """What decides about a usual URL whose path has one reading; None where more of
+        the URL does.
+        """
 
     def judge(self, record: Record) -> AnswerT_co:
         """Answer for one of these rows."""
@@ -70,19 +78,24 @@ class Judge(Protocol[AnswerT_co]):
     """Judges records: first what is the same for many."""
 
     def askers(self, record: Record) -> tuple[str, ...]:
-        """Return what the answers depend on of client and user: few values for many of them."""
+        """Return what the answers depend on of client and user: few values for many of
+        them.
+        """
 
     def question(self, record: Record) -> AskedOfHost[AnswerT_co]:
-        """Return what to ask about all records of the same asker, method, host and tunnel."""
+        """Return what to ask about all records of the same asker, method, host and
+        tunnel.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Decisive:
-    """The columns that decide: which clients of a policy ask, what is asked about all URLs of a host, and the rest.
+    """The columns that decide: which clients of a policy ask, what is asked about all
+    URLs of a host, and the rest.
 
-    `record` are those that a record is made of. `url` decide beside the URL. `policies` tell which policies are asked.
-    `time` are fields of a record, with their SQL, where the time matters. `special` is a condition of rows of which
-    each URL is judged.
+    `record` are those that a record is made of. `url` decide beside the URL. `policies`
+    tell which policies are asked. `time` are fields of a record, with their SQL, where
+    the time matters. `special` is a condition of rows of which each URL is judged.
     """
 
     asker: tuple[str, ...]
@@ -90,7 +103,9 @@ class Decisive:
     record: tuple[str, ...]
     url: tuple[str, ...] = ()
     policies: tuple[str, ...] = ()
-    time: Mapping[str, str] = field(default_factory=lambda: {"time": AT.format(name="time")})
+    time: Mapping[str, str] = field(
+        default_factory=lambda: {"time": AT.format(name="time")}
+    )
     special: str = "false"
 
 
@@ -103,11 +118,17 @@ class Judgements(Generic[AnswerT]):
 
 
 def judge_rows(
-    connection: duckdb.DuckDBPyConnection, name: str, rows: str, judge: Judge[AnswerT], decisive: Decisive
+    connection: duckdb.DuckDBPyConnection,
+    name: str,
+    rows: str,
+    judge: Judge[AnswerT],
+    decisive: Decisive,
 ) -> Judgements[AnswerT]:
-    """Judge the rows of a table or view; leave the view NAME_judged: the rows with the number of their answer.
+    """Judge the rows of a table or view; leave the view NAME_judged: the rows with the
+    number of their answer.
 
-    Rows whose answer is None are left out of it. The tables NAME_… hold how the answers were found.
+    Rows whose answer is None are left out of it. The tables NAME_… hold how the answers
+    were found.
     """
     judging = _Judging(connection, name, judge, decisive)
     judging.add_askers(rows)
@@ -124,17 +145,34 @@ class _Judging(Generic[AnswerT]):
 
     @property
     def _first(self) -> str:
-        columns = ", ".join(f"{column} := {column}" for column in dict.fromkeys(("time", *self._decisive.record)))
+        columns = ", ".join(
+            f"{column} := {column}"
+            for column in dict.fromkeys(("time", *self._decisive.record))
+        )
         return f"first(struct_pack({columns})) AS one"
 
     def add_askers(self, rows: str) -> None:
         """Assign a number to each combination of clients of the policies."""
         name, key = self._name, self._decisive.asker
-        self._run(numbered(f"{name}_askers", key, f"SELECT {_names(key)}, {self._first} FROM {rows}", grouped=True))
+        self._run(
+            numbered(
+                f"{name}_askers",
+                key,
+                f"SELECT {_names(key)}, {self._first} FROM {rows}",
+                grouped=True,
+            )
+        )
         places: dict[tuple[str, ...], int] = {}
         askers = [
-            (number, places.setdefault(self._judge.askers(record_from(row.items())), len(places)))
-            for number, row in self._each(f"{name}_askers", "number, one", self._in_order(key))
+            (
+                number,
+                places.setdefault(
+                    self._judge.askers(record_from(row.items())), len(places)
+                ),
+            )
+            for number, row in self._each(
+                f"{name}_askers", "number, one", self._in_order(key)
+            )
         ]
         self._insert(f"{name}_asker_numbers", "number BIGINT, asker BIGINT", askers)
         self._run(
@@ -148,13 +186,32 @@ class _Judging(Generic[AnswerT]):
         hosts: list[tuple[object, ...]] = []
         found: set[Beginning] = set()
         self._run(
-            numbered(f"{name}_hosts", key, f"SELECT {_names(key)}, {self._first} FROM {name}_asked", grouped=True)
+            numbered(
+                f"{name}_hosts",
+                key,
+                f"SELECT {_names(key)}, {self._first} FROM {name}_asked",
+                grouped=True,
+            )
         )
-        for number, row in self._each(f"{name}_hosts", "number, one", self._in_order(key)):
+        for number, row in self._each(
+            f"{name}_hosts", "number, one", self._in_order(key)
+        ):
             asked = self._judge.question(record_from(row.items()))
-            every, usual = (asked.same_for is same_for for same_for in (SameFor.EVERY_URL, SameFor.USUAL_URLS))
+            every, usual = (
+                asked.same_for is same_for
+                for same_for in (SameFor.EVERY_URL, SameFor.USUAL_URLS)
+            )
             begins = None if every or usual else asked.beginnings
-            hosts.append((number, asked.silent, every, usual, asked.depends_on_time, begins is not None))
+            hosts.append(
+                (
+                    number,
+                    asked.silent,
+                    every,
+                    usual,
+                    asked.depends_on_time,
+                    begins is not None,
+                )
+            )
             found |= begins or set()
         self._insert(f"{name}_host_answers", _HOST_ANSWERS, hosts)
         joined = f"SELECT * FROM {name}_hosts JOIN {name}_host_answers USING (number)"
@@ -169,7 +226,10 @@ class _Judging(Generic[AnswerT]):
     def judge_urls(self) -> Judgements[AnswerT]:
         """Judge what is left, each question once."""
         name, decisive = self._name, self._decisive
-        key = ("host_number", *(f"q_{column}" for column in ("url", *decisive.url, *decisive.time)))
+        key = (
+            "host_number",
+            *(f"q_{column}" for column in ("url", *decisive.url, *decisive.time)),
+        )
         grouped = f"SELECT {_names(key)}, count(*) AS rows, first(url) AS one_url FROM {name}_open"
         self._run(numbered(f"{name}_questions", key, grouped, grouped=True))
         places: dict[AnswerT, int] = {}
@@ -188,24 +248,49 @@ class _Judging(Generic[AnswerT]):
 
     def _answers(self, key: tuple[str, ...]) -> Iterator[tuple[int, int, AnswerT]]:
         name, texts, times = self._name, self._decisive.url, self._decisive.time
-        asked = self._each(f"{name}_questions", f"host_number, number, rows, one_url, {_names(key[2:])}")
-        firsts = self._each(f"{name}_hosts WHERE number IN (SELECT host_number FROM {name}_questions)", "number, one")
-        for (_, row), (_, rows) in zip(firsts, groupby(asked, itemgetter(0)), strict=True):
+        asked = self._each(
+            f"{name}_questions",
+            f"host_number, number, rows, one_url, {_names(key[2:])}",
+        )
+        firsts = self._each(
+            f"{name}_hosts WHERE number IN (SELECT host_number FROM {name}_questions)",
+            "number, one",
+        )
+        for (_, row), (_, rows) in zip(
+            firsts, groupby(asked, itemgetter(0)), strict=True
+        ):
             first = record_from(row.items())
             question = self._judge.question(first)
             for _, number, count, url, *values in rows:
-                changes = {column: value or NONE for column, value in zip(texts, values, strict=False)}
+                changes = {
+                    column: value or NONE
+                    for column, value in zip(texts, values, strict=False)
+                }
                 given = zip(times, values[len(texts) :], strict=True)
-                changes |= {column: value for column, value in given if value is not None}
-                yield number, count, question.judge(msgspec.structs.replace(first, url=url or first.url, **changes))
+                changes |= {
+                    column: value for column, value in given if value is not None
+                }
+                yield (
+                    number,
+                    count,
+                    question.judge(
+                        msgspec.structs.replace(first, url=url or first.url, **changes)
+                    ),
+                )
 
     def _open(self, begins: Collection[Beginning]) -> str:
         decisive = self._decisive
         values = [
             f"CASE WHEN h.every_url THEN NULL WHEN h.usual_urls THEN CASE WHEN {self._unusual()} THEN a.url END"
             f" ELSE {_decisive_part(begins, decisive.special)} END AS q_url",
-            *(f"CASE WHEN NOT h.every_url THEN a.{column} END AS q_{column}" for column in decisive.url),
-            *(f"CASE WHEN h.timed THEN {value} END AS q_{column}" for column, value in decisive.time.items()),
+            *(
+                f"CASE WHEN NOT h.every_url THEN a.{column} END AS q_{column}"
+                for column in decisive.url
+            ),
+            *(
+                f"CASE WHEN h.timed THEN {value} END AS q_{column}"
+                for column, value in decisive.time.items()
+            ),
         ]
         return (
             f"SELECT a.*, h.number AS host_number, {', '.join(values)} FROM {self._name}_asked a"
@@ -217,7 +302,10 @@ class _Judging(Generic[AnswerT]):
 
     def _in_order(self, key: tuple[str, ...]) -> str:
         """Sort by policy, as few of them are in memory at a time."""
-        return _names(column for column in self._decisive.policies if column in key) or "number"
+        return (
+            _names(column for column in self._decisive.policies if column in key)
+            or "number"
+        )
 
     def _run(self, statement: str) -> None:
         self._connection.execute(statement)
@@ -229,7 +317,12 @@ class _Judging(Generic[AnswerT]):
         insert(self._connection, table, columns, rows)
 
 
-def each(connection: duckdb.DuckDBPyConnection, table: str, columns: str = "*", order: str = "1") -> Iterator[Any]:
+def each(
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    columns: str = "*",
+    order: str = "1",
+) -> Iterator[Any]:
     """Yield the rows of a table of our own, read while other statements run."""
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT {columns} FROM {table} ORDER BY {order}")
@@ -237,35 +330,57 @@ def each(connection: duckdb.DuckDBPyConnection, table: str, columns: str = "*", 
             yield from rows
 
 
-def insert(connection: duckdb.DuckDBPyConnection, table: str, columns: str, rows: list[tuple[Any, ...]]) -> None:
-    """Create a table and fill it, a column at a time: rows one by one take a tenth of a millisecond each."""
+def insert(
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    columns: str,
+    rows: list[tuple[Any, ...]],
+) -> None:
+    """Create a table and fill it, a column at a time: rows one by one take a tenth of a
+    millisecond each.
+    """
     connection.execute(f"CREATE OR REPLACE TABLE {table} ({columns})")
     if rows:
         kinds = [f"unnest(?::{column.split()[1]}[])" for column in columns.split(", ")]
         connection.execute(
-            f"INSERT INTO {table} SELECT {', '.join(kinds)}", [list(values) for values in zip(*rows, strict=True)]
+            f"INSERT INTO {table} SELECT {', '.join(kinds)}",
+            [list(values) for values in zip(*rows, strict=True)],
         )
 
 
-def numbered(table: str, key: Iterable[str], query: str, *, grouped: bool = False) -> str:
-    """Write a statement that creates a table of the distinct rows of a query, with a number."""
+def numbered(
+    table: str, key: Iterable[str], query: str, *, grouped: bool = False
+) -> str:
+    """Write a statement that creates a table of the distinct rows of a query, with a
+    number.
+    """
     group = f" GROUP BY {_names(key)}" if grouped else ""
     return f"CREATE OR REPLACE TABLE {table} AS SELECT row_number() OVER () AS number, * FROM ({query}{group})"
 
 
 def same(one: str, other: str, names: Iterable[str]) -> str:
     """Write the condition that two rows have the same values; NULL is one."""
-    return " AND ".join(f"{one}.{name} IS NOT DISTINCT FROM {other}.{name}" for name in names)
+    return " AND ".join(
+        f"{one}.{name} IS NOT DISTINCT FROM {other}.{name}" for name in names
+    )
 
 
 def record_from(fields: Iterable[tuple[str, Any]]) -> Record:
-    """Make a record of some of its fields; NULL is none, and what is no field is left out."""
-    values = {name: _text(value) for name, value in fields if value is not None and name in _NOTHING}
+    """Make a record of some of its fields; NULL is none, and what is no field is left
+    out.
+    """
+    values = {
+        name: _text(value)
+        for name, value in fields
+        if value is not None and name in _NOTHING
+    }
     return Record(**{**_NOTHING, **values})
 
 
 def _text(value: Any) -> Any:
-    return format_time(value.replace(tzinfo=UTC)) if isinstance(value, datetime) else value
+    return (
+        format_time(value.replace(tzinfo=UTC)) if isinstance(value, datetime) else value
+    )
 
 
 def _names(names: Iterable[str]) -> str:
@@ -273,7 +388,9 @@ def _names(names: Iterable[str]) -> str:
 
 
 def _decisive_part(begins: Collection[Beginning], special: str) -> str:
-    """Write what decides of a URL: which beginnings its path has, where that is all; else the URL."""
+    """Write what decides of a URL: which beginnings its path has, where that is all;
+    else the URL.
+    """
     if not begins or len(begins) > _BEGINNINGS_AT_MOST:
         return "a.url"
     rest = "a.url[length(a.origin) + 1:]"

@@ -1,8 +1,9 @@
 """Lines of the access log to typed rows, for tables in memory and for archived parts.
 
-DuckDB parses each line, writes it again from its fields, and compares: a line that is the same byte for byte is a
-record. Every other line is decoded in Python, by `parse_record`, which alone tells what a record is. So the rows are
-those of a plain Python reading, at the speed of DuckDB: Squid writes all lines in the one form.
+DuckDB parses each line, writes it again from its fields, and compares: a line that is
+the same byte for byte is a record. Every other line is decoded in Python, by
+`parse_record`, which alone tells what a record is. So the rows are those of a plain
+Python reading, at the speed of DuckDB: Squid writes all lines in the one form.
 """
 
 from __future__ import annotations
@@ -18,15 +19,33 @@ import msgspec
 
 from squidkeeper.base.errors import InvalidRecord
 from squidkeeper.record.log.log_files import LINE_LIMIT
-from squidkeeper.record.log.record import NONE, VERSION, Record, format_time, host_of, parse_time, parse_timed_record
-from squidkeeper.record.table.columns import COLUMNS, FIELDS, HOST, POSITION, RAW, TIME, Column
+from squidkeeper.record.log.record import (
+    NONE,
+    VERSION,
+    Record,
+    format_time,
+    host_of,
+    parse_time,
+    parse_timed_record,
+)
+from squidkeeper.record.table.columns import (
+    COLUMNS,
+    FIELDS,
+    HOST,
+    POSITION,
+    RAW,
+    TIME,
+    Column,
+)
 from squidkeeper.record.table.database import csv_lines, quoted_literally
 
 if TYPE_CHECKING:
     from squidkeeper.record.table.database import Database
 
-_LOADED: Final = "loaded_lines"  # a row a line, in the order of the log; `time` is NULL where Python decodes the line
-_DECODED: Final = "decoded_lines"  # those lines, by `position`; `time` is NULL where the line is no record
+# a row a line, in the order of the log; `time` is NULL where Python decodes the line
+_LOADED: Final = "loaded_lines"
+# those lines, by `position`; `time` is NULL where the line is no record
+_DECODED: Final = "decoded_lines"
 _HASH: Final = "line_hash"
 _JSON_COMPRESSIONS: Final = {"none": "uncompressed", "gzip": "gzip", "zstd": "zstd"}
 _BATCH: Final = 20_000  # lines that Python decodes at once
@@ -39,13 +58,16 @@ _PLAIN_LENGTH: Final = 253
 _TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%S.%gZ"
 _TIME_LIKE: Final = "____-__-__T__:__:__.___Z"
 _HEAD: Final = f'{{"v":{VERSION},"time":"'  # of each line in the one form
-_TIME_BYTES: Final = len("2026-11-26T00:00:00.000Z")  # years of five digits are no records
+# years of five digits are no records
+_TIME_BYTES: Final = len("2026-11-26T00:00:00.000Z")
 _FIRST_YEAR, _LAST_YEAR = "0002", "9999"
 
 
 @dataclass(slots=True)
 class Skipped:
-    """Lines that are no records, and files that are damaged: what could be read of them is used."""
+    """Lines that are no records, and files that are damaged: what could be read of them
+    is used.
+    """
 
     count: int = 0
     first: str = ""  # file, line number and reason
@@ -62,12 +84,16 @@ class Bounds:
     @classmethod
     def of(cls, since: datetime | None, until: datetime | None) -> Bounds:
         """Make the bounds of a period."""
-        return cls(format_time(since) if since else "", format_time(until) if until else "")
+        return cls(
+            format_time(since) if since else "", format_time(until) if until else ""
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What one call has loaded: the positions of its lines, from `first` to before `end`."""
+    """What one call has loaded: the positions of its lines, from `first` to before
+    `end`.
+    """
 
     first: int
     end: int
@@ -76,19 +102,35 @@ class Loaded:
 class LineTable:
     """Loads lines into tables of a database; `relation` reads them.
 
-    With `columns` it holds these only; without, all, and in `raw` each line that the columns cannot reproduce.
+    With `columns` it holds these only; without, all, and in `raw` each line that the
+    columns cannot reproduce.
     """
 
-    def __init__(self, database: Database, columns: Sequence[Column] = COLUMNS, bounds: Bounds | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        columns: Sequence[Column] = COLUMNS,
+        bounds: Bounds | None = None,
+    ) -> None:
         self._database = database
         self._connection = database.connection
         self._columns = columns
         self._bounds = bounds or Bounds()
-        self._types = {column.name: column.sql_type for column in columns} | {RAW: "BLOB"}
-        self._values = {column.name: _value(column) for column in columns if column.name != RAW}
-        typed = ", ".join(f"{name} {sql_type}" for name, sql_type in self._types.items())
-        self._connection.execute(f"CREATE OR REPLACE TABLE {_LOADED} ({typed}, {_HASH} UBIGINT)")
-        self._connection.execute(f"CREATE OR REPLACE TABLE {_DECODED} ({POSITION} BIGINT, {typed})")
+        self._types = {column.name: column.sql_type for column in columns} | {
+            RAW: "BLOB"
+        }
+        self._values = {
+            column.name: _value(column) for column in columns if column.name != RAW
+        }
+        typed = ", ".join(
+            f"{name} {sql_type}" for name, sql_type in self._types.items()
+        )
+        self._connection.execute(
+            f"CREATE OR REPLACE TABLE {_LOADED} ({typed}, {_HASH} UBIGINT)"
+        )
+        self._connection.execute(
+            f"CREATE OR REPLACE TABLE {_DECODED} ({POSITION} BIGINT, {typed})"
+        )
 
     @property
     def is_bounded(self) -> bool:
@@ -96,7 +138,9 @@ class LineTable:
         return bool(self._bounds.since or self._bounds.until)
 
     def load(self, file: Path, compression: str = "none") -> Loaded:
-        """Load a file by DuckDB; `duckdb.Error` where it cannot, and nothing of it is loaded then."""
+        """Load a file by DuckDB; `duckdb.Error` where it cannot, and nothing of it is
+        loaded then.
+        """
         import duckdb
 
         first = self._size()
@@ -109,9 +153,11 @@ class LineTable:
         return Loaded(first, self._size())
 
     def _load_clean(self, file: Path, compression: str) -> bool:
-        """Load a file whose lines are all in the one form, in half the time: the sums of their hashes are compared.
+        """Load a file whose lines are all in the one form, in half the time: the sums
+        of their hashes are compared.
 
-        False, and nothing is loaded, if one is not, or the file grew between the two readings.
+        False, and nothing is loaded, if one is not, or the file grew between the two
+        readings.
         """
         import duckdb
 
@@ -119,9 +165,13 @@ class LineTable:
         try:
             first = self._size()
             self._connection.execute(self._clean_insertion(file, compression))
-            sums = f"SELECT count(*), sum({_HASH}) FROM {_LOADED} WHERE rowid >= {first}"
+            sums = (
+                f"SELECT count(*), sum({_HASH}) FROM {_LOADED} WHERE rowid >= {first}"
+            )
             found = self._connection.execute(sums).fetchall()
-            lines = f"SELECT count(*), sum(hash(line)) FROM {csv_lines(file, compression)}"
+            lines = (
+                f"SELECT count(*), sum(hash(line)) FROM {csv_lines(file, compression)}"
+            )
             if found == self._connection.execute(lines).fetchall():
                 self._connection.execute("COMMIT")
                 return True
@@ -147,11 +197,15 @@ class LineTable:
     def reserve(self, lines: int) -> Loaded:
         """Take the places of lines that Python decodes."""
         first = self._size()
-        self._connection.execute(f"INSERT INTO {_LOADED} ({RAW}) SELECT NULL FROM range({lines})")
+        self._connection.execute(
+            f"INSERT INTO {_LOADED} ({RAW}) SELECT NULL FROM range({lines})"
+        )
         return Loaded(first, first + lines)
 
     def deviating(self, loaded: Loaded) -> Iterator[tuple[int, bytes]]:
-        """Yield the lines, with their positions, that are not in the one form: for `add`."""
+        """Yield the lines, with their positions, that are not in the one form: for
+        `add`.
+        """
         start = loaded.first
         while True:
             rows = self._connection.execute(
@@ -165,10 +219,16 @@ class LineTable:
 
     def add(self, rows: Iterable[DecodedLine]) -> None:
         """Add lines that Python has decoded."""
-        self._database.insert(_DECODED, {POSITION: "BIGINT"} | self._types, (row.values for row in rows))
+        self._database.insert(
+            _DECODED, {POSITION: "BIGINT"} | self._types, (row.values for row in rows)
+        )
 
-    def relation(self, names: Iterable[str] | None = None, *, records_only: bool = True) -> str:
-        """Return a SELECT of the rows, with `position`; without `records_only` with the lines that are no records."""
+    def relation(
+        self, names: Iterable[str] | None = None, *, records_only: bool = True
+    ) -> str:
+        """Return a SELECT of the rows, with `position`; without `records_only` with the
+        lines that are no records.
+        """
         chosen = ", ".join(names or [column.name for column in self._columns])
         records = f" WHERE {TIME} IS NOT NULL"
         return (
@@ -177,10 +237,15 @@ class LineTable:
         )
 
     def _size(self) -> int:
-        return int(self._connection.execute(f"SELECT count(*) FROM {_LOADED}").fetchall()[0][0])
+        return int(
+            self._connection.execute(f"SELECT count(*) FROM {_LOADED}").fetchall()[0][0]
+        )
 
     def _insertion(self, file: Path, compression: str, parsing: str) -> str:
-        """Write the statement: lines → fields → rows. Each step is a subquery, so that DuckDB does it once a line."""
+        """Write the statement: lines → fields → rows.
+
+        Each step is a subquery, so that DuckDB does it once a line.
+        """
         lines = csv_lines(file, compression)
         parsed = f"SELECT line, {parsing} AS f FROM {lines}{self._in_bounds()}"
         is_exact = " AND ".join([f"line = {_written_again()}", *self._tests()])
@@ -198,17 +263,26 @@ class LineTable:
         return f"SELECT {columns}, try_cast(f.time AS TIMESTAMP) AS ended{host} FROM {fields}"
 
     def _whole(self) -> list[str]:
-        """Write the test whether the columns hold all of a line; a line of an earlier release has fewer fields."""
+        """Write the test whether the columns hold all of a line; a line of an earlier
+        release has fewer fields.
+        """
         return [f"{_LAST_FIELD} IS NOT NULL"] if self._columns[-1].name == RAW else []
 
     def _in_bounds(self) -> str:
-        """Leave out lines in the one form before they are parsed; the others have to be decoded for their time."""
+        """Leave out lines in the one form before they are parsed; the others have to be
+        decoded for their time.
+        """
         start = len(_HEAD) + 1
         time = f"substr(line, {start}, {len(_TIME_LIKE)})"
         tests = [f"{time} >= '{self._bounds.since}'"] if self._bounds.since else []
         tests += [f"{time} < '{self._bounds.until}'"] if self._bounds.until else []
-        in_one_form = f"starts_with(line, '{_HEAD}') AND {time} LIKE '{_TIME_LIKE}'"  # others do not sort as text
-        return f" WHERE NOT coalesce({in_one_form}, false) OR ({' AND '.join(tests)})" if tests else ""
+        # others do not sort as text
+        in_one_form = f"starts_with(line, '{_HEAD}') AND {time} LIKE '{_TIME_LIKE}'"
+        return (
+            f" WHERE NOT coalesce({in_one_form}, false) OR ({' AND '.join(tests)})"
+            if tests
+            else ""
+        )
 
     def _tests(self) -> list[str]:
         tests = [
@@ -227,14 +301,19 @@ class LineTable:
 
 @dataclass(frozen=True, slots=True)
 class DecodedLine:
-    """A line that Python has decoded: the values of a row. `fault` tells why it is no record."""
+    """A line that Python has decoded: the values of a row.
+
+    `fault` tells why it is no record.
+    """
 
     values: dict[str, object]
     fault: str = ""
 
 
 def decode_line(position: int, line: bytes) -> DecodedLine:
-    """Decode a line as a plain Python reading does; it is no record either if its time is none."""
+    """Decode a line as a plain Python reading does; it is no record either if its time
+    is none.
+    """
     kept: dict[str, object] = {POSITION: position, RAW: b64encode(line).decode()}
     try:
         record = parse_timed_record(line[: LINE_LIMIT + 1])
@@ -247,9 +326,14 @@ def decode_line(position: int, line: bytes) -> DecodedLine:
 
 
 def record_of(row: Sequence[object], names: Sequence[str]) -> Record:
-    """Make the record of a row of columns with these names; fields without a column have their usual value."""
+    """Make the record of a row of columns with these names; fields without a column
+    have their usual value.
+    """
     found = dict(zip(names, row, strict=True))
-    values = {one.name: _field(one, found[one.name]) if one.name in found else _absent(one) for one in FIELDS}
+    values = {
+        one.name: _field(one, found[one.name]) if one.name in found else _absent(one)
+        for one in FIELDS
+    }
     return Record(**values)  # type: ignore[arg-type] # each value has the type of its field
 
 
@@ -276,7 +360,11 @@ def _value(column: Column) -> str:
     if column.name == HOST:
         return f"nullif(nullif(host, ''), '{NONE}')"
     if column.is_number:
-        return f"coalesce(f.{column.name}, {_default(column)})" if column.optional else f"f.{column.name}"
+        return (
+            f"coalesce(f.{column.name}, {_default(column)})"
+            if column.optional
+            else f"f.{column.name}"
+        )
     return f"nullif(f.{column.name}, '{NONE}')"
 
 
@@ -285,13 +373,18 @@ def _logged_type(column: Column) -> str:
 
 
 def _default(column: Column) -> object:
-    return next(field.default for field in msgspec.structs.fields(Record) if field.name == column.name)
+    return next(
+        field.default
+        for field in msgspec.structs.fields(Record)
+        if field.name == column.name
+    )
 
 
-# --- SQL --------------------------------------------------------------------------------------------------------------
+# --- SQL ------------------------------------------------------------------------------
 
 _LAST_FIELD: Final = f"f.{FIELDS[-1].name}"
-_NAMED: Final = "([a-z0-9_.-]+)(?::[0-9]{1,4})?"  # simple enough for RE2 to extract it at once: a tenth of the time
+# simple enough for RE2 to extract it at once: a tenth of the time
+_NAMED: Final = "([a-z0-9_.-]+)(?::[0-9]{1,4})?"
 _HOST: Final = (
     f"CASE WHEN contains(f.url, '://') THEN regexp_extract(f.url, '^[a-z]+://{_NAMED}(?:[/?]|$)', 1)"
     f" ELSE regexp_extract(f.url, '^{_NAMED}$', 1) END"
@@ -305,7 +398,9 @@ def _structure() -> str:
 
 
 def _written_again() -> str:
-    """Write a line from its fields: up to the last one that is there, as a release ends where the next one goes on."""
+    """Write a line from its fields: up to the last one that is there, as a release ends
+    where the next one goes on.
+    """
     required = sum(not column.optional for column in FIELDS)
     last = (
         f"WHEN f.{FIELDS[n].name} IS NOT NULL THEN {_written(FIELDS[: n + 1])}"
@@ -324,7 +419,10 @@ def _written(fields: Sequence[Column]) -> str:
     return f"concat({', '.join(pieces)}, '{text[:-1]}}}')"
 
 
+# half lines are common
 _PARSED: Final = (
-    f"CASE WHEN ends_with(line, '\"}}') THEN from_json(line, '{_structure()}') END"  # half lines are common
+    f"CASE WHEN ends_with(line, '\"}}') THEN from_json(line, '{_structure()}') END"
 )
-_TRIED: Final = f"try(from_json(line, '{_structure()}'))"  # costs a fifth of the parsing
+_TRIED: Final = (
+    f"try(from_json(line, '{_structure()}'))"  # costs a fifth of the parsing
+)

@@ -1,4 +1,6 @@
-"""Open logs into a `LineTable`: by DuckDB where it reads as Python does, else through Python, in pieces."""
+"""Open logs into a `LineTable`: by DuckDB where it reads as Python does, else through
+Python, in pieces.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ from typing import Final
 from squidkeeper.base.errors import DamagedLog, SquidkeeperError, UnreadableLog
 from squidkeeper.record.log.log_files import BLOCK_BYTES, line_blocks, read_failure
 from squidkeeper.record.table.database import Database
-from squidkeeper.record.table.lines import DecodedLine, LineTable, Loaded, Skipped, decode_line
+from squidkeeper.record.table.lines import (
+    DecodedLine,
+    LineTable,
+    Loaded,
+    Skipped,
+    decode_line,
+)
 from squidkeeper.record.table.sources import OpenLog
 
 _PIECE_BYTES: Final = 32 * 1024 * 1024
@@ -31,7 +39,10 @@ class LogChanged(SquidkeeperError):
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Lines of a file; `number` is the line number of the first. `ended`: the last one ends in a newline."""
+    """Lines of a file; `number` is the line number of the first.
+
+    `ended`: the last one ends in a newline.
+    """
 
     number: int
     lines: list[bytes]
@@ -47,7 +58,9 @@ class LogLoader:
         self._skipped = skipped
 
     def load(self, log: OpenLog) -> None:
-        """Load a log; `LogChanged` if it was cut meanwhile, `UnreadableLog` if it cannot be read at all."""
+        """Load a log; `LogChanged` if it was cut meanwhile, `UnreadableLog` if it
+        cannot be read at all.
+        """
         in_pieces = not log.compression or log.archived or _has_carriage_return(log)
         if in_pieces or not self._load_directly(log):
             self._load_in_pieces(log)
@@ -76,7 +89,9 @@ class LogLoader:
             loaded = self._load_piece(piece)
             if loaded is None:
                 loaded = self._lines.reserve(len(piece.lines))
-                faults = self._decode(zip(count(loaded.first), piece.lines, strict=False))
+                faults = self._decode(
+                    zip(count(loaded.first), piece.lines, strict=False)
+                )
             else:
                 faults = self._decode(self._lines.deviating(loaded))
             if faults and faults[-1].position == loaded.end - 1 and not piece.ended:
@@ -87,7 +102,9 @@ class LogLoader:
                 number = piece.number + piece.lines.index(faults[0].line)
                 self._skip(log, faults, number)
             elif faults:
-                self._skip(log, faults, faults[0].position - loaded.first + piece.number)
+                self._skip(
+                    log, faults, faults[0].position - loaded.first + piece.number
+                )
 
     def _load_piece(self, piece: _Piece) -> Loaded | None:
         if any(b"\r" in line for line in piece.lines):
@@ -103,8 +120,13 @@ class LogLoader:
 
         try:
             return self._lines.load(file, compression)
-        except (duckdb.InvalidInputException, duckdb.IOException, duckdb.ConversionException):
-            return None  # bytes that are not UTF-8, a line that is too long, a damaged file
+        except (
+            duckdb.InvalidInputException,
+            duckdb.IOException,
+            duckdb.ConversionException,
+        ):
+            # bytes that are not UTF-8, a line that is too long, a damaged file
+            return None
 
     def _decode(self, rows: Iterable[tuple[int, bytes]]) -> list[LineFault]:
         faults: list[LineFault] = []
@@ -117,7 +139,10 @@ class LogLoader:
         self._skipped.first = self._skipped.first or f"{place}: {faults[0].reason}"
 
     def _blocks(self, log: OpenLog) -> Iterator[tuple[list[bytes], bool]]:
-        """Yield lines, and whether the last one has ended. What is readable of a damaged file is used."""
+        """Yield lines, and whether the last one has ended.
+
+        What is readable of a damaged file is used.
+        """
         if log.compression == ZSTD:  # Python has no zstd before 3.14
             reason = "damaged, or has bytes that are not UTF-8; nothing of it was used: zstdcat FILE | squidkeeper … -"
             self._skipped.damaged.append(f"{log.path}: {reason}")
@@ -141,7 +166,9 @@ class LineFault:
     reason: str
 
 
-def _noting_faults(rows: Iterable[tuple[int, bytes]], faults: list[LineFault]) -> Iterator[DecodedLine]:
+def _noting_faults(
+    rows: Iterable[tuple[int, bytes]], faults: list[LineFault]
+) -> Iterator[DecodedLine]:
     for position, line in rows:
         decoded = decode_line(position, line)
         if decoded.fault:
@@ -162,22 +189,32 @@ def _pieces(blocks: Iterable[tuple[list[bytes], bool]]) -> Iterator[_Piece]:
 
 
 def _has_carriage_return(log: OpenLog) -> bool:
-    """Whether DuckDB would take a line for two. Of a compressed file it is not known: only root writes them."""
+    """Whether DuckDB would take a line for two.
+
+    Of a compressed file it is not known: only root writes them.
+    """
     if log.compression != "none" or log.raw is None:
         return False
     file = log.raw.fileno()
-    return any(b"\r" in os.pread(file, _SCAN_BYTES, start) for start in range(0, log.size, _SCAN_BYTES))
+    return any(
+        b"\r" in os.pread(file, _SCAN_BYTES, start)
+        for start in range(0, log.size, _SCAN_BYTES)
+    )
 
 
 def _end_of(log: OpenLog) -> tuple[str, bool]:
-    """Tell what is damaged, and whether the last line is complete; unknown, it is taken for one that is being written.
+    """Tell what is damaged, and whether the last line is complete; unknown, it is taken
+    for one that is being written.
 
-    DuckDB does not compare the checksum of gzip: the file is read again for it, in a tenth of the time.
+    DuckDB does not compare the checksum of gzip: the file is read again for it, in a
+    tenth of the time.
     """
     if log.grew or not log.raw:
         return "", False
     if log.compression == ZSTD:
-        return "" if is_whole(log.raw.fileno(), log.size) else "it ends within a frame", False
+        return "" if is_whole(
+            log.raw.fileno(), log.size
+        ) else "it ends within a frame", False
     if log.compression == "none":
         return "", os.pread(log.raw.fileno(), 1, max(log.size - 1, 0)) == b"\n"
     last = b""
@@ -196,12 +233,15 @@ def _line_number(log: OpenLog, wanted: bytes) -> int:
     try:
         with log.open_content() as content:
             lines = chain.from_iterable(lines for lines, _ in line_blocks(content))
-            return next((number for number, line in enumerate(lines, 1) if line == wanted), 0)
+            return next(
+                (number for number, line in enumerate(lines, 1) if line == wanted), 0
+            )
     except DamagedLog:
         return 0
 
 
-# Whether a zstd file is whole: DuckDB reads a truncated one to its end and reports nothing.
+# Whether a zstd file is whole: DuckDB reads a truncated one to its end and reports
+# nothing.
 #
 # Frames and blocks tell their sizes (RFC 8878, 3.1), so nothing is unpacked.
 

@@ -1,10 +1,12 @@
 """The distinct questions of a period: what clients asked for, each once, and how often.
 
-A question is what the policy decides by: client, user, method, URL as it was logged, TLS server name and tunnel. The
-view `asked` has a row for each request that can be asked about again; all that judges a record by another policy reads
-it. A CONNECT of an opened tunnel is none: each request in it is one. A request inside a tunnel that was denied is
-asked about as if the tunnel had been opened: another policy may open it, and one that allows a request opens its
-tunnel. What cannot be asked about again is counted by its reason.
+A question is what the policy decides by: client, user, method, URL as it was logged,
+TLS server name and tunnel. The view `asked` has a row for each request that can be
+asked about again; all that judges a record by another policy reads it. A CONNECT of an
+opened tunnel is none: each request in it is one. A request inside a tunnel that was
+denied is asked about as if the tunnel had been opened: another policy may open it, and
+one that allows a request opens its tunnel. What cannot be asked about again is counted
+by its reason.
 """
 
 from __future__ import annotations
@@ -23,7 +25,13 @@ from squidkeeper.record.table.lines import record_of
 if TYPE_CHECKING:
     import duckdb
 
-_CUT, _WITHHELD, _PRIVATE_NAME, _CERTIFICATE, _UNASKED = "cut", "withheld", "private-name", "certificate", "unasked"
+_CUT, _WITHHELD, _PRIVATE_NAME, _CERTIFICATE, _UNASKED = (
+    "cut",
+    "withheld",
+    "private-name",
+    "certificate",
+    "unasked",
+)
 SET_APART: Final[Mapping[str, str]] = {  # why a request cannot be asked about again
     _UNASKED: NOT_BY_THE_POLICY[NONE],
     _PRIVATE_NAME: "a name had a private address, which only Squid knew",
@@ -32,21 +40,53 @@ SET_APART: Final[Mapping[str, str]] = {  # why a request cannot be asked about a
     _CUT: "the record holds only the beginning of what decides",
     **{rule: reason for rule, reason in NOT_BY_THE_POLICY.items() if rule != NONE},
 }
-KEY: Final = ("client", "user", "method", "url", "sni", "tunnel", "hidden")  # tells questions apart
+# tells questions apart
+KEY: Final = (
+    "client",
+    "user",
+    "method",
+    "url",
+    "sni",
+    "tunnel",
+    "hidden",
+)
 COLUMNS: Final = (
-    *(*FOLDED, *KEY, "host", "rule", "revision", "duration_ms", "credential", "fetched", "request_bytes", "request_id"),
+    *(
+        *FOLDED,
+        *KEY,
+        "host",
+        "rule",
+        "revision",
+        "duration_ms",
+        "credential",
+        "fetched",
+        "request_bytes",
+        "request_id",
+    ),
     "observed",
 )
-_DECISIVE: Final = ("url", "user", "method", "sni", "tunnel")  # and not what a policy decided: fetched, credential
+# and not what a policy decided: fetched, credential
+_DECISIVE: Final = (
+    "url",
+    "user",
+    "method",
+    "sni",
+    "tunnel",
+)
 _BATCH: Final = 5000
-_ADDRESS: Final = "coalesce(contains(host, ':') OR regexp_full_match(host, '[0-9.]+'), false)"
-# The reply to a CONNECT names its tunnel in the record; what Squid asks once more has a tunnel around it.
+_ADDRESS: Final = (
+    "coalesce(contains(host, ':') OR regexp_full_match(host, '[0-9.]+'), false)"
+)
+# The reply to a CONNECT names its tunnel in the record; what Squid asks once more has a
+# tunnel around it.
 _OWN_NAME: Final = f"(coalesce(method = 'CONNECT', false) AND NOT {ASKS_SPLICE} AND revision IS NOT NULL)"
 _REPLACED: Final = {
     "sni": f"CASE WHEN NOT {_OWN_NAME} THEN sni END",
     "tunnel": f"CASE WHEN NOT {_OWN_NAME} THEN regexp_replace(tunnel, '(?s)%20.*$', '') END",
 }
-_NAMED_RULES: Final = ", ".join(f"'{rule}'" for rule in NOT_BY_THE_POLICY if rule != NONE)
+_NAMED_RULES: Final = ", ".join(
+    f"'{rule}'" for rule in NOT_BY_THE_POLICY if rule != NONE
+)
 _REASON: Final = (
     f"CASE WHEN rule IS NULL THEN '{_UNASKED}' WHEN rule IN ({_NAMED_RULES}) THEN rule"
     f" WHEN rule = 'private-address' AND NOT {_ADDRESS} THEN '{_PRIVATE_NAME}'"
@@ -64,10 +104,12 @@ _KEYS: Final = f"""
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What was asked, as a record has it, percent-encoded, `-` for none; and how often in the period.
+    """What was asked, as a record has it, percent-encoded, `-` for none; and how often
+    in the period.
 
-    `allowed` counts what was allowed, `used` what was also answered with a status of 1xx to 3xx. `rule`, `observed` and
-    `request_id` are of the newest of these requests; for `observed`, of the newest that has one.
+    `allowed` counts what was allowed, `used` what was also answered with a status of
+    1xx to 3xx. `rule`, `observed` and `request_id` are of the newest of these requests;
+    for `observed`, of the newest that has one.
     """
 
     client: str
@@ -91,18 +133,26 @@ class Question:
     request_id: str
 
     def record(self) -> Record:
-        """Return what `record/log/requests.py` makes a request of, at the time of the newest."""
-        return record_of([self.last.replace(tzinfo=None), *(getattr(self, name) for name in KEY)], ("time", *KEY))
+        """Return what `record/log/requests.py` makes a request of, at the time of the
+        newest.
+        """
+        return record_of(
+            [self.last.replace(tzinfo=None), *(getattr(self, name) for name in KEY)],
+            ("time", *KEY),
+        )
 
 
 class QuestionTable:
-    """The questions among the rows of a table or view with the columns of `requests`, as the view `asked`.
+    """The questions among the rows of a table or view with the columns of `requests`,
+    as the view `asked`.
 
-    The view has the columns of the rows, of which `sni` and `tunnel` are those of the question, and `used`. `COLUMNS`
-    are what the rows have to have.
+    The view has the columns of the rows, of which `sni` and `tunnel` are those of the
+    question, and `used`. `COLUMNS` are what the rows have to have.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, rows: str = "requests") -> None:
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, rows: str = "requests"
+    ) -> None:
         self._connection = connection
         self._rows = rows
         replaced = ", ".join(f"{value} AS {name}" for name, value in _REPLACED.items())
@@ -113,13 +163,19 @@ class QuestionTable:
 
     @cached_property
     def set_apart(self) -> Mapping[str, int]:
-        """Count the requests that cannot be asked about again, by reason; `SET_APART` explains each."""
+        """Count the requests that cannot be asked about again, by reason; `SET_APART`
+        explains each.
+        """
         counts = f"SELECT {_REASON} AS reason, count(*) FROM {self._rows} GROUP BY reason HAVING reason IS NOT NULL"
         return dict(self._connection.execute(f"{counts} ORDER BY 2 DESC, 1").fetchall())
 
     def each(self, condition: str = "true") -> Iterator[Question]:
-        """Yield the questions of the rows that a condition in SQL holds for, in the order of their first request."""
-        with self._connection.cursor() as cursor:  # others may use the connection meanwhile
+        """Yield the questions of the rows that a condition in SQL holds for, in the
+        order of their first request.
+        """
+        with (
+            self._connection.cursor() as cursor
+        ):  # others may use the connection meanwhile
             cursor.execute(_KEYS.format(condition=condition))
             while rows := cursor.fetchmany(_BATCH):
                 for row in rows:

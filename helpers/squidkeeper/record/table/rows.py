@@ -16,11 +16,24 @@ from squidkeeper.record.log.record import NONE, format_time
 
 Row = Sequence[object]
 ROWS_SHOWN: Final = 1_000  # of a table; the other forms have all
-_FORMULAS: Final = ("=", "+", "-", "@", "\t", "\r", "\n")  # how a cell begins that a spreadsheet may run
+# how a cell begins that a spreadsheet may run
+_FORMULAS: Final = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+    "\n",
+)
 _WIDEST: Final = 60  # of a column that is not the last
 _INFINITE: Final = {  # as DuckDB gives them to Python
-    **dict.fromkeys((datetime.max, datetime.max.replace(tzinfo=UTC), date.max), "infinity"),
-    **dict.fromkeys((datetime.min, datetime.min.replace(tzinfo=UTC), date.min), "-infinity"),
+    **dict.fromkeys(
+        (datetime.max, datetime.max.replace(tzinfo=UTC), date.max), "infinity"
+    ),
+    **dict.fromkeys(
+        (datetime.min, datetime.min.replace(tzinfo=UTC), date.min), "-infinity"
+    ),
 }
 
 
@@ -34,11 +47,16 @@ class QueryFormat(StrEnum):
 
 
 def as_table(names: Sequence[str], rows: Iterable[Row]) -> Iterator[str]:
-    """Write aligned columns under a header; numbers to the right. The rows are few: `ROWS_SHOWN`."""
+    """Write aligned columns under a header; numbers to the right.
+
+    The rows are few: `ROWS_SHOWN`.
+    """
     kept = list(rows)
     texts = ([name.upper() for name in names], *(map(_shown, row) for row in kept))
     cells = [[printable(text) for text in row] for row in texts]
-    widths = [min(_WIDEST, max(map(len, column))) for column in zip(*cells, strict=True)]
+    widths = [
+        min(_WIDEST, max(map(len, column))) for column in zip(*cells, strict=True)
+    ]
     right = [any(_is_number(row[place]) for row in kept) for place in range(len(names))]
     for row in cells:
         aligned = (
@@ -49,13 +67,17 @@ def as_table(names: Sequence[str], rows: Iterable[Row]) -> Iterator[str]:
 
 
 def as_csv(names: Sequence[str], rows: Iterable[Row]) -> Iterator[str]:
-    """Write RFC 4180, except that a line ends in a newline; NULL is empty, and no text is a formula."""
+    """Write RFC 4180, except that a line ends in a newline; NULL is empty, and no text
+    is a formula.
+    """
     for row in chain([names], rows):
         yield _csv_line([_csv_cell(value) for value in row])
 
 
 def as_json(names: Sequence[str], rows: Iterable[Row]) -> Iterator[str]:
-    """Write an object a line, in ASCII; a name that is there already gets a number, as in Parquet."""
+    """Write an object a line, in ASCII; a name that is there already gets a number, as
+    in Parquet.
+    """
     keys = _distinct(names)
     for row in rows:
         yield json.dumps(dict(zip(keys, map(_plain, row), strict=True))) + "\n"
@@ -65,11 +87,17 @@ def _distinct(names: Sequence[str]) -> list[str]:
     keys: list[str] = []
     for name in names:
         numbered = (f"{name}_{number}" for number in count(1))
-        keys.append(name if name not in keys else next(key for key in numbered if key not in (*keys, *names)))
+        keys.append(
+            name
+            if name not in keys
+            else next(key for key in numbered if key not in (*keys, *names))
+        )
     return keys
 
 
-WRITERS: Final[dict[QueryFormat, Callable[[Sequence[str], Iterable[Row]], Iterator[str]]]] = {
+WRITERS: Final[
+    dict[QueryFormat, Callable[[Sequence[str], Iterable[Row]], Iterator[str]]]
+] = {
     QueryFormat.TABLE: as_table,
     QueryFormat.CSV: as_csv,
     QueryFormat.JSON: as_json,
@@ -84,7 +112,9 @@ def _csv_line(row: Row) -> str:
 
 def _csv_cell(value: object) -> str:
     text = "" if value is None else _shown(value)
-    is_formula = isinstance(value, str | bytes) and text.startswith(_FORMULAS) and text != NONE
+    is_formula = (
+        isinstance(value, str | bytes) and text.startswith(_FORMULAS) and text != NONE
+    )
     return f"'{text}" if is_formula else text
 
 
@@ -109,11 +139,16 @@ def _plain(value: object) -> object:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, float):
-        return value if isfinite(value) else str(value)  # JSON has no NaN and no infinity
+        # JSON has no NaN and no infinity
+        return value if isfinite(value) else str(value)
     if value is None or isinstance(value, str | int):
         return value
     return str(value)
 
 
 def _plain_date(value: date) -> str:
-    return format_time(value.replace(tzinfo=value.tzinfo or UTC)) if isinstance(value, datetime) else value.isoformat()
+    return (
+        format_time(value.replace(tzinfo=value.tzinfo or UTC))
+        if isinstance(value, datetime)
+        else value.isoformat()
+    )

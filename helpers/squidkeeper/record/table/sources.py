@@ -1,7 +1,8 @@
-"""What a table is made of: archived parts, rotated logs that are not archived yet, the log, or named files.
+"""What a table is made of: archived parts, rotated logs that are not archived yet, the
+log, or named files.
 
-Files are opened before DuckDB reads them, through `/proc/self/fd`: a log that is rotated meanwhile stays the one that
-it was.
+Files are opened before DuckDB reads them, through `/proc/self/fd`: a log that is
+rotated meanwhile stays the one that it was.
 """
 
 from __future__ import annotations
@@ -55,9 +56,11 @@ _SSH: Final = (
 
 @dataclass(frozen=True, slots=True)
 class TableSources:
-    """What to read: the files that a user names, or else a log and its rotated files; an archive; or a fleet.
+    """What to read: the files that a user names, or else a log and its rotated files;
+    an archive; or a fleet.
 
-    Of these, the records of `gateways`; where none is named, all. `missing`: what could not be fetched.
+    Of these, the records of `gateways`; where none is named, all. `missing`: what could
+    not be fetched.
     """
 
     files: tuple[Path, ...] = ()
@@ -70,7 +73,9 @@ class TableSources:
 
 @dataclass(frozen=True, slots=True)
 class OpenLog:
-    """An open log. `compression` is DuckDB's name of it; empty where only Python can read the file.
+    """An open log.
+
+    `compression` is DuckDB's name of it; empty where only Python can read the file.
 
     `archived` bytes of its content are in the archive: it has grown since.
     """
@@ -95,22 +100,32 @@ class OpenLog:
 
     @property
     def was_cut(self) -> bool:
-        """Whether it was truncated since it was opened, as `copytruncate` of logrotate does, and perhaps grew again."""
+        """Whether it was truncated since it was opened, as `copytruncate` of logrotate
+        does, and perhaps grew again.
+        """
         if self.raw is None or not self.compression:
             return False
         file = self.raw.fileno()
-        return os.fstat(file).st_size < self.size or os.pread(file, len(self.head), 0) != self.head
+        return (
+            os.fstat(file).st_size < self.size
+            or os.pread(file, len(self.head), 0) != self.head
+        )
 
     def open_content(self) -> LogFile:
         """Open its content for Python, from the start."""
         if self.raw is None or not self.compression:
-            return LogFile(self.path, os.fdopen(os.dup(self.raw.fileno() if self.raw else 0), "rb"))
+            return LogFile(
+                self.path, os.fdopen(os.dup(self.raw.fileno() if self.raw else 0), "rb")
+            )
         return LogFile(self.path, self.descriptor.open("rb"))
 
 
 @dataclass(frozen=True, slots=True)
 class OpenSources:
-    """What was found: archived parts, oldest first, then open logs, oldest first. `damaged`: what cannot be used."""
+    """What was found: archived parts, oldest first, then open logs, oldest first.
+
+    `damaged`: what cannot be used.
+    """
 
     parts: tuple[Path, ...]
     logs: tuple[OpenLog, ...]
@@ -124,14 +139,20 @@ class OpenSources:
 
 @contextmanager
 def with_local_archive(
-    sources: TableSources, spill: Path, since: datetime | None = None, until: datetime | None = None
+    sources: TableSources,
+    spill: Path,
+    since: datetime | None = None,
+    until: datetime | None = None,
 ) -> Iterator[TableSources]:
-    """Fetch what a period needs of a store, or of running gateways, for the block; `UnreadableLog` if that fails.
+    """Fetch what a period needs of a store, or of running gateways, for the block;
+    `UnreadableLog` if that fails.
 
     It goes into the spill folder, so that `drop_rights` gives it away too.
     """
     if isinstance(sources.archive, LiveGateways):
-        files, missing = fetched_lines(sources.archive.of(sources.gateways), spill, since, until)
+        files, missing = fetched_lines(
+            sources.archive.of(sources.gateways), spill, since, until
+        )
         yield replace(sources, files=files, archive=None, missing=missing)
         return
     if not isinstance(sources.archive, StoreSettings):
@@ -153,9 +174,11 @@ def open_sources(
 ) -> Iterator[OpenSources]:
     """Find and open everything; `UnreadableLog` if a file cannot be read.
 
-    A log that is rotated between the listing and the opening changes the list: it is made again.
+    A log that is rotated between the listing and the opening changes the list: it is
+    made again.
     """
-    archive = sources.archive if isinstance(sources.archive, Path) else None  # `with_local_archive` fetches the others
+    # `with_local_archive` fetches the others
+    archive = sources.archive if isinstance(sources.archive, Path) else None
     for _ in range(_ATTEMPTS):
         with ExitStack() as files:
             archives = _archives(archive, sources.gateways)
@@ -165,20 +188,29 @@ def open_sources(
                 logs = list(_opened_logs(sources, paths, archives.values(), files))
             except FileNotFoundError as error:
                 if sources.files or not os.path.exists(sources.log or ""):
-                    raise UnreadableLog(f"{error.filename}: {read_failure(error)}") from error
+                    raise UnreadableLog(
+                        f"{error.filename}: {read_failure(error)}"
+                    ) from error
                 continue  # rotated meanwhile
             if sources.files or before == _listing(_paths(sources, since)):
                 named = [path for path in paths if path.suffix == PARQUET]
                 _check_readable(named)
-                found = [_parts(folder, chain, since, until) for folder, chain in archives.items()]
+                found = [
+                    _parts(folder, chain, since, until)
+                    for folder, chain in archives.items()
+                ]
                 parts = tuple(part for parts, _ in found for part in parts)
                 damaged = tuple(text for _, faults in found for text in faults)
-                yield OpenSources((*parts, *named), tuple(logs), (*sources.missing, *damaged))
+                yield OpenSources(
+                    (*parts, *named), tuple(logs), (*sources.missing, *damaged)
+                )
                 return
-    raise UnreadableLog(f"{sources.log}: its rotated files change all the time: try again")
+    raise UnreadableLog(
+        f"{sources.log}: its rotated files change all the time: try again"
+    )
 
 
-# --- logs -------------------------------------------------------------------------------------------------------------
+# --- logs -----------------------------------------------------------------------------
 
 
 def _paths(sources: TableSources, since: datetime | None) -> list[Path]:
@@ -186,11 +218,18 @@ def _paths(sources: TableSources, since: datetime | None) -> list[Path]:
         return sorted_by_time(sources.files)
     if not sources.with_rotated:
         return [sources.log]
-    return [*rotated(sources.log), sources.log] if since is None else files_since(sources.log, since)
+    return (
+        [*rotated(sources.log), sources.log]
+        if since is None
+        else files_since(sources.log, since)
+    )
 
 
 def _opened_logs(
-    sources: TableSources, paths: list[Path], chains: Collection[Chain], files: ExitStack
+    sources: TableSources,
+    paths: list[Path],
+    chains: Collection[Chain],
+    files: ExitStack,
 ) -> Iterator[OpenLog]:
     for path in paths:
         if path.suffix == PARQUET:
@@ -212,7 +251,9 @@ def _archived_bytes(path: Path, chains: Collection[Chain]) -> int:
 
 
 def _ends_at(path: Path, size: int) -> bool:
-    if path.suffix == ".zst":  # Python has no zstd before 3.14. What is new is archived by the next run
+    if (
+        path.suffix == ".zst"
+    ):  # Python has no zstd before 3.14. What is new is archived by the next run
         return True
     try:
         with path.open("rb") as file:
@@ -234,7 +275,9 @@ def _first_line(path: Path) -> bytes:
 
     try:
         with duckdb.connect() as connection:
-            rows = connection.execute(f"SELECT encode(line) FROM {csv_lines(path, 'zstd')} LIMIT 1").fetchall()
+            rows = connection.execute(
+                f"SELECT encode(line) FROM {csv_lines(path, 'zstd')} LIMIT 1"
+            ).fetchall()
     except duckdb.Error as error:
         raise UnreadableLog(f"{path}: {error}") from error
     return bytes(rows[0][0])[:HEAD_BYTES] if rows and rows[0][0] else b""
@@ -259,12 +302,18 @@ def _opened(path: Path) -> Iterator[OpenLog]:
             yield OpenLog(path, raw)
             return
         compression = _COMPRESSIONS.get(path.suffix, "none")
-        yield OpenLog(path, raw, compression, state.st_size, os.pread(raw.fileno(), HEAD_BYTES, 0))
+        yield OpenLog(
+            path, raw, compression, state.st_size, os.pread(raw.fileno(), HEAD_BYTES, 0)
+        )
 
 
 def _listing(paths: list[Path]) -> _Listing:
     try:
-        return [(path, state.st_dev, state.st_ino) for path in paths if (state := path.stat())]
+        return [
+            (path, state.st_dev, state.st_ino)
+            for path in paths
+            if (state := path.stat())
+        ]
     except OSError:
         return []
 
@@ -277,13 +326,17 @@ def _check_readable(files: list[Path]) -> None:
             raise UnreadableLog(f"{path}: {read_failure(error)}") from error
 
 
-# --- the archive ------------------------------------------------------------------------------------------------------
+# --- the archive ----------------------------------------------------------------------
 
 
 def _archives(folder: Path | None, gateways: Collection[str]) -> dict[Path, Chain]:
     try:
         found = archives_in(folder) if folder else ()
-        chosen = (archive for archive in found if not gateways or gateway_of(archive.name) in ("", *gateways))
+        chosen = (
+            archive
+            for archive in found
+            if not gateways or gateway_of(archive.name) in ("", *gateways)
+        )
         return {archive: read_chain(archive) for archive in chosen}
     except OSError as error:
         raise UnreadableLog(f"{folder}: {read_failure(error)}") from error
@@ -296,8 +349,14 @@ def _parts(
     wanted = [part for part in chain.parts.values() if part.is_of(start, end)]
     begin = FolderPlace(archive).fetched_since()
     fetched = [part for part in wanted if part.is_of(begin, "")]
-    left = (f"{archive}: parts of before {begin} were not fetched",) if fetched != wanted else ()
-    faults = {archive / part.path: _fault(archive / part.path, part.bytes) for part in fetched}
+    left = (
+        (f"{archive}: parts of before {begin} were not fetched",)
+        if fetched != wanted
+        else ()
+    )
+    faults = {
+        archive / part.path: _fault(archive / part.path, part.bytes) for part in fetched
+    }
     return [path for path, fault in faults.items() if not fault], (
         *left,
         *chain.damaged,
@@ -311,13 +370,19 @@ def _fault(path: Path, size: int) -> str:
             found = os.fstat(file.fileno()).st_size
     except OSError as error:
         return f"{path}: {read_failure(error)}"
-    return "" if found == size else f"{path}: {found} bytes, expected {size}: squidkeeper archive verify tells more"
+    return (
+        ""
+        if found == size
+        else f"{path}: {found} bytes, expected {size}: squidkeeper archive verify tells more"
+    )
 
 
-# Running gateways, asked over ssh: for the lines of a period, or for what a command tells there.
+# Running gateways, asked over ssh: for the lines of a period, or for what a command
+# tells there.
 #
-# ssh is that of the person who asks: with the account, key and known hosts of ssh_config. A gateway that was taken over
-# can send anything, for any time: each output goes into a file of bounded size, and has one deadline for the whole.
+# ssh is that of the person who asks: with the account, key and known hosts of
+# ssh_config. A gateway that was taken over can send anything, for any time: each output
+# goes into a file of bounded size, and has one deadline for the whole.
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,15 +392,28 @@ class LiveGateways:
     addresses: Mapping[str, str]
 
     def of(self, names: Collection[str]) -> LiveGateways:
-        """Choose those with these names; all without one. `UnreadableLog` where the fleet lacks one."""
+        """Choose those with these names; all without one.
+
+        `UnreadableLog` where the fleet lacks one.
+        """
         if unknown := sorted(set(names) - self.addresses.keys()):
-            raise UnreadableLog(f"the fleet has no gateway {unknown[0]!r}: it has {', '.join(self.addresses)}")
-        return LiveGateways({name: at for name, at in self.addresses.items() if not names or name in names})
+            raise UnreadableLog(
+                f"the fleet has no gateway {unknown[0]!r}: it has {', '.join(self.addresses)}"
+            )
+        return LiveGateways(
+            {
+                name: at
+                for name, at in self.addresses.items()
+                if not names or name in names
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a command has printed on a gateway, its exit status, and why there is nothing of it."""
+    """What a command has printed on a gateway, its exit status, and why there is
+    nothing of it.
+    """
 
     gateway: str
     output: Path
@@ -344,41 +422,72 @@ class Answer:
 
 
 def ask(gateways: LiveGateways, words: Sequence[str], folder: Path) -> Iterator[Answer]:
-    """Run a command of squidkeeper on all gateways at once; what each prints goes into a file in the folder."""
+    """Run a command of squidkeeper on all gateways at once; what each prints goes into
+    a file in the folder.
+    """
     most_bytes = disk_usage(folder).free // 2 // len(gateways.addresses)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         asked = gateways.addresses.items()
-        yield from pool.map(lambda gateway: _ask(gateway[0], gateway[1], words, folder, most_bytes), asked)
+        yield from pool.map(
+            lambda gateway: _ask(gateway[0], gateway[1], words, folder, most_bytes),
+            asked,
+        )
 
 
-def _ask(gateway: str, address: str, words: Sequence[str], folder: Path, most_bytes: int) -> Answer:
+def _ask(
+    gateway: str, address: str, words: Sequence[str], folder: Path, most_bytes: int
+) -> Answer:
     there = shlex.join(("sudo", "-n", "squidkeeper", *words))
     command = ("prlimit", f"--fsize={most_bytes}", *_SSH, "--", address, there)
     output, errors = folder / f"{gateway}.out", folder / f"{gateway}.err"
     with output.open("wb") as out, errors.open("wb") as told:
         try:
             status = subprocess.run(  # noqa: S603 - the person's own ssh
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=told, timeout=_SECONDS, check=False
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=told,
+                timeout=_SECONDS,
+                check=False,
             ).returncode
         except subprocess.TimeoutExpired:
-            return Answer(gateway, output, -1, f"{gateway}: no whole answer within {_SECONDS} seconds")
+            return Answer(
+                gateway,
+                output,
+                -1,
+                f"{gateway}: no whole answer within {_SECONDS} seconds",
+            )
     if status == 0 or output.stat().st_size:
         return Answer(gateway, output, status)
     with errors.open("rb") as found:
-        why = " ".join(found.read(_TOLD_BYTES).decode("utf-8", "replace").split()) or f"status {status}"
+        why = (
+            " ".join(found.read(_TOLD_BYTES).decode("utf-8", "replace").split())
+            or f"status {status}"
+        )
     return Answer(gateway, output, status, f"{gateway} ({address}): {why}")
 
 
 def fetched_lines(
     gateways: LiveGateways, folder: Path, since: datetime | None, until: datetime | None
 ) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """Fetch the lines of a period; give the files, and what is missing. `UnreadableLog` if no gateway has answered."""
+    """Fetch the lines of a period; give the files, and what is missing.
+
+    `UnreadableLog` if no gateway has answered.
+    """
     if since is None:
-        raise UnreadableLog("--fleet needs --since, such as --since 1h: each gateway sends its lines of that time")
-    times = ["--since", format_time(since), *(["--until", format_time(until)] if until else [])]
+        raise UnreadableLog(
+            "--fleet needs --since, such as --since 1h: each gateway sends its lines of that time"
+        )
+    times = [
+        "--since",
+        format_time(since),
+        *(["--until", format_time(until)] if until else []),
+    ]
     answers = [*ask(gateways, ("log", "--json", "--connects", *times), folder)]
     missing = [
-        one.problem or f"{one.gateway}: status {one.status}, so lines may be missing" for one in answers if one.status
+        one.problem or f"{one.gateway}: status {one.status}, so lines may be missing"
+        for one in answers
+        if one.status
     ]
     if all(answer.problem for answer in answers):
         raise UnreadableLog("no gateway has answered: " + "; ".join(missing))

@@ -1,4 +1,6 @@
-"""The table: `records`, one row a line, and `requests`, one row a request, over everything there is."""
+"""The table: `records`, one row a line, and `requests`, one row a request, over
+everything there is.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,22 @@ from squidkeeper.record.table.columns import (
     in_period,
     selected,
 )
-from squidkeeper.record.table.database import MEMORY_LIMIT, Database, open_database, quoted, quoted_literally
+from squidkeeper.record.table.database import (
+    MEMORY_LIMIT,
+    Database,
+    open_database,
+    quoted,
+    quoted_literally,
+)
 from squidkeeper.record.table.lines import Bounds, LineTable, Skipped
 from squidkeeper.record.table.log_loader import LogChanged, LogLoader
-from squidkeeper.record.table.sources import PARQUET, OpenSources, TableSources, open_sources, with_local_archive
+from squidkeeper.record.table.sources import (
+    PARQUET,
+    OpenSources,
+    TableSources,
+    open_sources,
+    with_local_archive,
+)
 
 if TYPE_CHECKING:
     import duckdb
@@ -38,7 +52,13 @@ if TYPE_CHECKING:
 _ATTEMPTS: Final = 3
 _GATEWAY: Final = "gateway"
 _EVERY: Final = "every_record"  # also those of the margin
-_ESSENTIAL: Final = (TIME, "client", "method", "status")  # columns of parts of every release
+# columns of parts of every release
+_ESSENTIAL: Final = (
+    TIME,
+    "client",
+    "method",
+    "status",
+)
 _LOGS_FROM: Final = 2**60  # positions of lines of logs; archived parts are older
 _PART_ROWS: Final = 2**40
 # DuckDB's own functions end the whole query at bytes of a client that are not UTF-8.
@@ -46,7 +66,9 @@ _DECODERS: Final = (
     "CREATE MACRO url_decode(text) AS coalesce(TRY(system.main.url_decode(text)), text)",
     "CREATE MACRO decode(bytes) AS coalesce(TRY(system.main.decode(bytes)), bytes::VARCHAR)",
 )
-_LEFT_OUT: Final = "left_out_records"  # by position, with that of the record that stands for it
+_LEFT_OUT: Final = (
+    "left_out_records"  # by position, with that of the record that stands for it
+)
 _NAMES_TUNNEL: Final = f"starts_with(i.url, 'https://' || regexp_replace(c.url, '{HTTPS_PORT}$', '') || '/')"
 _KEY: Final = ("client", "connection", "worker", "gateway")
 # Most of a log is served, and is read in place. From constants DuckDB derives others.
@@ -56,7 +78,9 @@ _NOT_SERVED: Final = "records_not_served"
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The views `records` and `requests`, and what could not be read. `paths` are what was read, `parts` Parquet files.
+    """The views `records` and `requests`, and what could not be read.
+
+    `paths` are what was read, `parts` Parquet files.
 
     A part is read by each query, a log once, into memory.
     """
@@ -85,11 +109,16 @@ def open_table(
 ) -> Iterator[Table]:
     """Read the sources; `UnreadableLog` if one cannot be read.
 
-    The views hold `columns` (None: all) and those that folding needs. Without `folds`, there is no view `requests`.
+    The views hold `columns` (None: all) and those that folding needs. Without `folds`,
+    there is no view `requests`.
     """
     needed = (*(FOLDED if folds else KIND), *([_GATEWAY] if sources.gateways else []))
     chosen = selected(None if columns is None else {*columns, *needed})
-    around = (_moved(since, -WAIT), _moved(until, WAIT))  # a CONNECT, or its request, can be outside of the period
+    # a CONNECT, or its request, can be outside of the period
+    around = (
+        _moved(since, -WAIT),
+        _moved(until, WAIT),
+    )
     with (
         open_database(threads, memory_limit) as database,
         with_local_archive(sources, database.spill, *around) as local,
@@ -98,10 +127,14 @@ def open_table(
         period = in_period(since, until)
         for macro in _DECODERS:
             database.connection.execute(macro)
-        database.connection.execute(f"CREATE VIEW records AS SELECT * FROM {_EVERY}{period}")
+        database.connection.execute(
+            f"CREATE VIEW records AS SELECT * FROM {_EVERY}{period}"
+        )
         if folds:
             requests = fold(database, _EVERY, chosen)
-            database.connection.execute(f"CREATE VIEW requests AS SELECT * FROM ({requests}){period}")
+            database.connection.execute(
+                f"CREATE VIEW requests AS SELECT * FROM ({requests}){period}"
+            )
         yield table
 
 
@@ -125,7 +158,9 @@ def _read(
             rows = f"SELECT * FROM ({_everything(database, found, lines, columns)}){_of_gateways(sources.gateways)}"
             database.connection.execute(f"CREATE VIEW {_EVERY} AS {rows}")
             return Table(database, skipped, tuple(found.paths), found.parts)
-    raise UnreadableLog(f"{sources.log or sources.files[0]}: was cut each time while it was read: try again")
+    raise UnreadableLog(
+        f"{sources.log or sources.files[0]}: was cut each time while it was read: try again"
+    )
 
 
 def _moved(at: datetime | None, by: timedelta) -> datetime | None:
@@ -135,7 +170,12 @@ def _moved(at: datetime | None, by: timedelta) -> datetime | None:
         return at
 
 
-def _everything(database: Database, found: OpenSources, lines: LineTable, columns: tuple[Column, ...]) -> str:
+def _everything(
+    database: Database,
+    found: OpenSources,
+    lines: LineTable,
+    columns: tuple[Column, ...],
+) -> str:
     names = ", ".join(column.name for column in columns)
     logs = f"SELECT {names}, ({POSITION} + {_LOGS_FROM})::BIGINT AS {POSITION} FROM ({lines.relation()})"
     if not found.parts:
@@ -143,11 +183,21 @@ def _everything(database: Database, found: OpenSources, lines: LineTable, column
     return f"{_archived(database, found.parts, columns)} UNION ALL {logs}"
 
 
-def _archived(database: Database, parts: tuple[Path, ...], columns: tuple[Column, ...]) -> str:
-    """Read parts in place. A part of an earlier release lacks columns; lines that are no records have no time."""
+def _archived(
+    database: Database, parts: tuple[Path, ...], columns: tuple[Column, ...]
+) -> str:
+    """Read parts in place.
+
+    A part of an earlier release lacks columns; lines that are no records have no time.
+    """
     files = ", ".join(map(quoted_literally, parts))
     read = f"read_parquet([{files}], union_by_name=true, hive_partitioning=false)"
-    there = {row[0] for row in database.connection.execute(f"DESCRIBE SELECT * FROM {read}").fetchall()}
+    there = {
+        row[0]
+        for row in database.connection.execute(
+            f"DESCRIBE SELECT * FROM {read}"
+        ).fetchall()
+    }
     values = ", ".join(
         f"{_gateways(parts, there)} AS {_GATEWAY}"
         if column.name == _GATEWAY
@@ -161,10 +211,14 @@ def _archived(database: Database, parts: tuple[Path, ...], columns: tuple[Column
 
 
 def _gateways(parts: Iterable[Path], there: Container[str]) -> str:
-    """Tell the gateway of each row: the one in whose archive it is, whatever it says itself; else what it says."""
+    """Tell the gateway of each row: the one in whose archive it is, whatever it says
+    itself; else what it says.
+    """
     said = _GATEWAY if _GATEWAY in there else "NULL"
     cases, end = "", 0
-    for gateway, group in groupby(gateway_of(part.parent.parent.name) for part in parts):
+    for gateway, group in groupby(
+        gateway_of(part.parent.parent.name) for part in parts
+    ):
         end += sum(1 for _ in group)
         value = f"'{gateway}'" if gateway else said
         cases += f" WHEN file_index < {end} THEN {value}"
@@ -185,7 +239,9 @@ def _check_named(database: Database, files: Iterable[Path]) -> None:
         missing = [column for column in _ESSENTIAL if column not in there]
         if missing:
             what = f"its columns are not those of an archived part: there is no {', no '.join(missing)}"
-            raise UnreadableLog(f"{file}: {what}: name a file of an archive, or the result of SELECT * FROM records")
+            raise UnreadableLog(
+                f"{file}: {what}: name a file of an archive, or the result of SELECT * FROM records"
+            )
 
 
 def _absent(column: Column) -> str:
@@ -193,17 +249,24 @@ def _absent(column: Column) -> str:
 
 
 def _of_gateways(names: Collection[str]) -> str:
-    return f" WHERE coalesce({_GATEWAY}, '{NONE}') IN ({', '.join(map(quoted, names))})" if names else ""
+    return (
+        f" WHERE coalesce({_GATEWAY}, '{NONE}') IN ({', '.join(map(quoted, names))})"
+        if names
+        else ""
+    )
 
 
-# Records to requests, in SQL: without CONNECTs that opened a tunnel, and without what counts twice.
+# Records to requests, in SQL: without CONNECTs that opened a tunnel, and without what
+# counts twice.
 #
-# `record/log/requests.py` tells why. Connections are told apart by client, number, worker and gateway. Each worker of
-# Squid numbers its connections from 1.
+# `record/log/requests.py` tells why. Connections are told apart by client, number,
+# worker and gateway. Each worker of Squid numbers its connections from 1.
 
 
 def fold(database: Database, records: str, columns: tuple[Column, ...]) -> str:
-    """Find what is left out of a relation's records; return a SELECT of the requests."""
+    """Find what is left out of a relation's records; return a SELECT of the
+    requests.
+    """
     connection = database.connection
     added = f"hash({', '.join(_KEY)}) AS connection_hash, {IS_ANSWERED_INSIDE} AS waits"
     connection.execute(
@@ -211,7 +274,10 @@ def fold(database: Database, records: str, columns: tuple[Column, ...]) -> str:
     )
     connection.execute(f"CREATE OR REPLACE TABLE {_LEFT_OUT} AS {_left_out()}")
     names = ", ".join(column.name for column in columns)
-    served = ", ".join(f"{_SERVED_VALUES.get(column.name, column.name)} AS {column.name}" for column in columns)
+    served = ", ".join(
+        f"{_SERVED_VALUES.get(column.name, column.name)} AS {column.name}"
+        for column in columns
+    )
     return (
         f"SELECT {served}, {POSITION} FROM {records} WHERE {IS_SERVED} AND {IS_REQUEST_IF_SERVED} UNION ALL"
         f" SELECT {names}, {POSITION} FROM {_NOT_SERVED} ANTI JOIN {_LEFT_OUT} USING ({POSITION})"
@@ -219,7 +285,9 @@ def fold(database: Database, records: str, columns: tuple[Column, ...]) -> str:
 
 
 def standing(connection: DuckDBPyConnection, ids: Iterable[str]) -> dict[str, str]:
-    """Return the request IDs of the records that stand for left-out ones, by the IDs of these."""
+    """Return the request IDs of the records that stand for left-out ones, by the IDs of
+    these.
+    """
     found = connection.execute(
         f"SELECT o.request_id, s.request_id FROM {_LEFT_OUT} AS l JOIN {_NOT_SERVED} AS o USING ({POSITION})"
         f" JOIN {_NOT_SERVED} AS s ON s.{POSITION} = l.stands WHERE list_contains(?, o.request_id)",
@@ -229,7 +297,9 @@ def standing(connection: DuckDBPyConnection, ids: Iterable[str]) -> dict[str, st
 
 
 def _left_out() -> str:
-    """Pair each CONNECT that Squid answered inside with what came inside: decided requests stand, else the CONNECT."""
+    """Pair each CONNECT that Squid answered inside with what came inside: decided
+    requests stand, else the CONNECT.
+    """
     same = " AND ".join(f"c.{name} IS NOT DISTINCT FROM i.{name}" for name in _KEY)
     pairs = (
         f"SELECT c.{POSITION} AS connect, i.{POSITION} AS inside, i.verdict IS NULL AS undecided"

@@ -20,20 +20,32 @@ if TYPE_CHECKING:
 
 USAGE: Final = "usage"
 _LINES: Final = "usage_lines"
-_TYPES: Final = {bool: "BOOLEAN", str: "VARCHAR", UsageState: "VARCHAR"}  # others are numbers
+# others are numbers
+_TYPES: Final = {
+    bool: "BOOLEAN",
+    str: "VARCHAR",
+    UsageState: "VARCHAR",
+}
 COLUMNS: Final = {
-    field.name: "TIMESTAMP" if field.name == "time" else _TYPES.get(field.type, "BIGINT")
+    field.name: "TIMESTAMP"
+    if field.name == "time"
+    else _TYPES.get(field.type, "BIGINT")
     for field in msgspec.structs.fields(UsageEntry)
     if field.name != "v"
 }
 
 
 def create_usage(
-    database: Database, files: Sequence[Path], since: datetime | None = None, until: datetime | None = None
+    database: Database,
+    files: Sequence[Path],
+    since: datetime | None = None,
+    until: datetime | None = None,
 ) -> bool:
-    """Create the table, of what counts in a period, from files of the ledger; returns whether it has rows.
+    """Create the table, of what counts in a period, from files of the ledger; returns
+    whether it has rows.
 
-    `UnreadableLog` where one cannot be read. Where none was written, the table is empty.
+    `UnreadableLog` where one cannot be read. Where none was written, the table is
+    empty.
     """
     connection = database.connection
     typed = ", ".join(f"{name} {sql_type}" for name, sql_type in COLUMNS.items())
@@ -44,7 +56,9 @@ def create_usage(
         raise UnreadableLog(f"{files[-1]}: {read_failure(error)}") from error
     newest = "row_number() OVER (PARTITION BY request_id ORDER BY settled DESC, time DESC) = 1"
     counting = f"SELECT * FROM {_LINES} QUALIFY {newest}"
-    connection.execute(f"CREATE TABLE {USAGE} AS SELECT * FROM ({counting}){in_period(since, until)} ORDER BY time")
+    connection.execute(
+        f"CREATE TABLE {USAGE} AS SELECT * FROM ({counting}){in_period(since, until)} ORDER BY time"
+    )
     return bool(connection.execute(f"SELECT 1 FROM {USAGE} LIMIT 1").fetchall())
 
 

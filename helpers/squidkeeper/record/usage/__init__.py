@@ -1,1 +1,3 @@
-"""What metered requests have used: tokens and cost, in the ledger that `squidkeeper bodies` writes."""
+"""What metered requests have used: tokens and cost, in the ledger that `squidkeeper
+bodies` writes.
+"""

@@ -1,14 +1,17 @@
-"""The ledger of usage: JSON lines, two for each metered request, in `bodies/usage/` of the state folder.
+"""The ledger of usage: JSON lines, two for each metered request, in `bodies/usage/` of
+the state folder.
 
-The first line is written when the reserve is taken, the second when the answer has ended. The second states the whole
-of what the request counts for, and what it had reserved. So these three are equal:
+The first line is written when the reserve is taken, the second when the answer has
+ended. The second states the whole of what the request counts for, and what it had
+reserved. So these three are equal:
 
 - the sum over all lines of what is used, less what had been reserved,
-- the sum over requests of what the last line of each states (`settled`), in any order of the lines,
+- the sum over requests of what the last line of each states (`settled`), in any order
+  of the lines,
 - what the quotas have counted.
 
-A request whose second line is missing counts for its reserve. Text is percent-encoded as in the access log, `-` means
-none. Times are in UTC.
+A request whose second line is missing counts for its reserve. Text is percent-encoded
+as in the access log, `-` means none. Times are in UTC.
 """
 
 from __future__ import annotations
@@ -40,7 +43,9 @@ FILE_BYTES: Final = 64 << 20  # of one file; it is also rotated at midnight
 LEDGER_BYTES: Final = 1 << 30  # of the rotated files together
 _KEEP_SECONDS: Final = 90 * 86400  # as long as the archive keeps the access log
 _SLACK_SECONDS: Final = 60
-_UNESCAPED: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%<>\\')
+_UNESCAPED: Final = "".join(
+    chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%<>\\'
+)
 _encoder = msgspec.json.Encoder()
 
 Amount = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
@@ -50,15 +55,19 @@ class UsageState(StrEnum):
     """What a request counts for."""
 
     METERED = "metered"  # what the API reported
-    RESERVED = "reserved"  # its reserve, or what was seen beyond: the answer is under way, or did not come whole
-    UNMETERED = "unmetered"  # the same: the answer came whole, and nothing could be read from it
+    # its reserve, or what was seen beyond: the answer is under way, or did not come
+    # whole
+    RESERVED = "reserved"
+    # the same: the answer came whole, and nothing could be read from it
+    UNMETERED = "unmetered"
 
 
 class UsageEntry(msgspec.Struct, frozen=True, gc=False):
     """A line of the ledger. `cost` is in millionths of the currency.
 
-    `tokens_in` holds the cached and the written tokens of the prompt. `model` is the one of the answer; the one of the
-    request where no answer names one. `reserved_*` is 0 in the first line.
+    `tokens_in` holds the cached and the written tokens of the prompt. `model` is the
+    one of the answer; the one of the request where no answer names one. `reserved_*` is
+    0 in the first line.
     """
 
     v: int
@@ -85,7 +94,8 @@ class UsageEntry(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class MeteredRequest:
-    """What both lines of a request share, as the access log has it: encoded, `-` for none.
+    """What both lines of a request share, as the access log has it: encoded, `-` for
+    none.
 
     `worker` is Squid's. Two workers can give the same request ID at the same moment.
     """
@@ -124,42 +134,75 @@ def usage_entry(
     state: UsageState = UsageState.RESERVED,
     reason: str = "",
 ) -> UsageEntry:
-    """Make the first line of a request, with what was reserved as `used`, or the second, with its `reserve` again.
+    """Make the first line of a request, with what was reserved as `used`, or the
+    second, with its `reserve` again.
 
-    In a second line that is not metered, `used` is the reserve, or more where more was seen.
+    In a second line that is not metered, `used` is the reserve, or more where more was
+    seen.
     """
-    told = (request.request_id, request.client, request.user, request.rule, request.revision)
+    told = (
+        request.request_id,
+        request.client,
+        request.user,
+        request.rule,
+        request.revision,
+    )
     settled, reserve = reserve is not None, reserve or Amounts()
-    amounts = (used.tokens_in, used.cached_in, used.cache_write, used.tokens_out, used.cost)
+    amounts = (
+        used.tokens_in,
+        used.cached_in,
+        used.cache_write,
+        used.tokens_out,
+        used.cost,
+    )
     return UsageEntry(
-        *(VERSION, format_time(at), *told, request.host, recorded_text(model), state, settled, recorded_text(reason)),
+        *(
+            VERSION,
+            format_time(at),
+            *told,
+            request.host,
+            recorded_text(model),
+            state,
+            settled,
+            recorded_text(reason),
+        ),
         *map(_bounded, (*amounts, reserve.tokens_in, reserve.tokens_out, reserve.cost)),
     )
 
 
 def recorded_text(text: str | None) -> str:
-    """Write a text that others choose, such as the name of a model: cut, and encoded as the access log does it."""
+    """Write a text that others choose, such as the name of a model: cut, and encoded as
+    the access log does it.
+    """
     cut = (text or "")[:MODEL_LENGTH]
-    return "%2D" if cut == NONE else quote(cut, safe=_UNESCAPED, errors="surrogatepass") or NONE
+    return (
+        "%2D"
+        if cut == NONE
+        else quote(cut, safe=_UNESCAPED, errors="surrogatepass") or NONE
+    )
 
 
 def _bounded(amount: int) -> int:
     return min(max(amount, 0), LARGEST)
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------
 
 
 def ledger_file(state: Path) -> Path:
-    """Name the file that is written now; rotated ones are beside it, named as those of the access log."""
+    """Name the file that is written now; rotated ones are beside it, named as those of
+    the access log.
+    """
     return state / BODIES_FOLDER / "usage" / "usage.jsonl"
 
 
 def append_entry(file: Path, entry: UsageEntry) -> None:
-    """Append a line; OSError where it is not written whole. Processes wait for each other, for a write at a time.
+    """Append a line; OSError where it is not written whole.
 
-    A killed process leaves a whole line or none. A full disk can leave a part of one; the next line begins after it.
-    A crash of the machine can lose the newest lines.
+    Processes wait for each other, for a write at a time.
+
+    A killed process leaves a whole line or none. A full disk can leave a part of one;
+    the next line begins after it. A crash of the machine can lose the newest lines.
     """
     file.parent.mkdir(mode=0o750, exist_ok=True)
     folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -185,7 +228,9 @@ def _append(file: Path, line: bytes) -> None:
 
 
 def _rotate(file: Path, entry: UsageEntry) -> None:
-    """Rename the file when its day is over or it is full; then remove the rotated files over the bounds."""
+    """Rename the file when its day is over or it is full; then remove the rotated files
+    over the bounds.
+    """
     try:
         state = file.stat()
     except FileNotFoundError:
@@ -205,18 +250,27 @@ def _remove_over_bounds(files: list[Path]) -> None:
             file.unlink()
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------
 
 
 def parse_entry(line: bytes) -> UsageEntry:
-    """Parse a line without its newline; `InvalidEntry` where it is none of this version."""
+    """Parse a line without its newline; `InvalidEntry` where it is none of this
+    version.
+    """
     try:
         entry = _decoder.decode(line)
         datetime.fromisoformat(entry.time)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except (
+        msgspec.DecodeError,
+        UnicodeDecodeError,
+        RecursionError,
+        ValueError,
+    ) as error:
         raise InvalidEntry(f"not a line of the ledger of usage: {error}") from error
     if entry.v != VERSION:
-        raise InvalidEntry(f"version {entry.v} of the ledger of usage, expected {VERSION}: another release wrote it")
+        raise InvalidEntry(
+            f"version {entry.v} of the ledger of usage, expected {VERSION}: another release wrote it"
+        )
     return entry
 
 
@@ -224,14 +278,19 @@ _decoder = msgspec.json.Decoder(UsageEntry)
 
 
 def ledger_files(state: Path, since: datetime | None = None) -> list[Path]:
-    """List, oldest first, the files with what the access log has since a time: a request can end here a bit earlier."""
+    """List, oldest first, the files with what the access log has since a time: a
+    request can end here a bit earlier.
+    """
     file = ledger_file(state)
     begin = since.timestamp() - _SLACK_SECONDS if since else 0
     return [*(path for path in rotated(file) if written_until(path) >= begin), file]
 
 
 def read_entries(files: Iterable[Path]) -> Iterator[UsageEntry]:
-    """Read files of the ledger. Lines that are no entries are left out, and files that are gone; OSError for others."""
+    """Read files of the ledger.
+
+    Lines that are no entries are left out, and files that are gone; OSError for others.
+    """
     for path in files:
         try:
             log = LogFile(path, open_untrusted(path))
@@ -251,7 +310,9 @@ def _entries(log: LogFile) -> Iterator[UsageEntry]:
 
 
 def latest(entries: Iterable[UsageEntry]) -> dict[str, UsageEntry]:
-    """Return the line that counts of each request, by its ID, in whichever order the lines come."""
+    """Return the line that counts of each request, by its ID, in whichever order the
+    lines come.
+    """
     found: dict[str, UsageEntry] = {}
     for entry in entries:
         known = found.get(entry.request_id)
@@ -260,13 +321,22 @@ def latest(entries: Iterable[UsageEntry]) -> dict[str, UsageEntry]:
     return found
 
 
-def usage_of(state: Path, ids: Collection[str], since: datetime | None) -> list[UsageEntry]:
-    """Return the lines that count of some requests. Of a ledger that this account cannot read: none."""
+def usage_of(
+    state: Path, ids: Collection[str], since: datetime | None
+) -> list[UsageEntry]:
+    """Return the lines that count of some requests.
+
+    Of a ledger that this account cannot read: none.
+    """
     if not ids:
         return []
     try:
         return [
-            *latest(entry for entry in read_entries(ledger_files(state, since)) if entry.request_id in ids).values()
+            *latest(
+                entry
+                for entry in read_entries(ledger_files(state, since))
+                if entry.request_id in ids
+            ).values()
         ]
     except OSError:
         return []

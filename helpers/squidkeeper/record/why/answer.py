@@ -1,4 +1,6 @@
-"""Groups of failures as text and as JSON. Both are safe for a terminal, and hold no query of a URL."""
+"""Groups of failures as text and as JSON. Both are safe for a terminal, and hold no
+query of a URL.
+"""
 
 import json
 from collections import Counter
@@ -13,19 +15,32 @@ from squidkeeper.record.log.listing import printable
 from squidkeeper.record.log.record import NONE, Record, decode_field, format_time
 from squidkeeper.record.usage.ledger import UsageEntry, UsageState
 from squidkeeper.record.why.cache_log import CacheLine, CacheLog
-from squidkeeper.record.why.causes import BY_CODE, SHOWN_OF_MESSAGE, KnownCause, shown, shown_url
+from squidkeeper.record.why.causes import (
+    BY_CODE,
+    SHOWN_OF_MESSAGE,
+    KnownCause,
+    shown,
+    shown_url,
+)
 from squidkeeper.record.why.details import Detail
 from squidkeeper.record.why.search import FailureGroup
 from squidkeeper.serving.squid_crashes import SquidCrash
 
 _CLIENTS_SHOWN: Final = 3
 _WITHOUT_RECORD: Final = ("no-descriptors", "squid-ended")
-_EVIDENCE: Final = ("no-helper", "no-policy", "parent-failed")  # causes whose newest line of cache.log is shown
+# causes whose newest line of cache.log is shown
+_EVIDENCE: Final = (
+    "no-helper",
+    "no-policy",
+    "parent-failed",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """A group of failures with one cause: its sentence, what to do, and the newest requests."""
+    """A group of failures with one cause: its sentence, what to do, and the newest
+    requests.
+    """
 
     cause: KnownCause
     sentence: str
@@ -45,7 +60,11 @@ class Explained:
         times = "once" if self.count == 1 else f"{thousands(self.count)} times"
         clients = ", ".join(map(shown, self.clients[:_CLIENTS_SHOWN]))
         more = len(self.clients) - _CLIENTS_SHOWN
-        by = f", by {clients}" + (f" and {quantity(more, 'other')}" if more > 0 else "") if clients else ""
+        by = (
+            f", by {clients}" + (f" and {quantity(more, 'other')}" if more > 0 else "")
+            if clients
+            else ""
+        )
         return f"{self.cause.code}{' (likely)' if self.likely else ''}: {times}, last {self.last}{by}"
 
 
@@ -54,7 +73,11 @@ def explained(group: FailureGroup, detail: Detail, log: CacheLog) -> Explained:
     cause, newest = group.cause, group.newest[0].record
     known = {**group.facts, **detail.facts}
     sentence = cause.say(known)
-    if newest.method == "CONNECT" and cause.code != "ca-not-trusted" and (alert := log.alert(newest)):
+    if (
+        newest.method == "CONNECT"
+        and cause.code != "ca-not-trusted"
+        and (alert := log.alert(newest))
+    ):
         sentence += f" The client did not see that: it does not trust the gateway's CA (alert `{alert}`)."
     return Explained(
         cause,
@@ -77,9 +100,21 @@ def without_record(log: CacheLog, since: str) -> Iterator[Explained]:
         lines = [line for line in log.of(code) if format_time(line.at) >= since]
         if lines:
             newest, cause = lines[0], BY_CODE[code]
-            facts = {name: shown(value).rstrip(".") for name, value in newest.parts.items() if value}
+            facts = {
+                name: shown(value).rstrip(".")
+                for name, value in newest.parts.items()
+                if value
+            }
             times = format_time(lines[-1].at), format_time(newest.at)
-            yield Explained(cause, cause.say(facts), cause.advise(facts), False, len(lines), *times, cache_line=newest)
+            yield Explained(
+                cause,
+                cause.say(facts),
+                cause.advise(facts),
+                False,
+                len(lines),
+                *times,
+                cache_line=newest,
+            )
 
 
 def crashes(known: Iterable[SquidCrash], since: str) -> Iterator[Explained]:
@@ -88,9 +123,21 @@ def crashes(known: Iterable[SquidCrash], since: str) -> Iterator[Explained]:
     for crash in known:
         at = format_time(datetime.fromtimestamp(crash.at, UTC))
         if at >= since:
-            names = {"origins": ", ".join(crash.origins) or "unknown", "clients": ", ".join(crash.clients) or "unknown"}
+            names = {
+                "origins": ", ".join(crash.origins) or "unknown",
+                "clients": ", ".join(crash.clients) or "unknown",
+            }
             facts = {"told": crash.told, **names}
-            yield Explained(cause, cause.say(facts), cause.advise(facts), False, 1, at, at, crash.clients)
+            yield Explained(
+                cause,
+                cause.say(facts),
+                cause.advise(facts),
+                False,
+                1,
+                at,
+                at,
+                crash.clients,
+            )
 
 
 def about_usage(entry: UsageEntry) -> str:
@@ -98,11 +145,14 @@ def about_usage(entry: UsageEntry) -> str:
     cached = f" ({thousands(entry.cached_in)} cached)" if entry.cached_in else ""
     tokens = f"{quantity(entry.tokens_in, 'token')} in{cached} and {thousands(entry.tokens_out)} out"
     used = (
-        f"{tokens} of {shown(decode_field(entry.model) or 'an unknown model')}, at a cost of {shown_cost(entry.cost)}"
+        f"{tokens} of {shown(decode_field(entry.model) or 'an unknown model')}, "
+        f"at a cost of {shown_cost(entry.cost)}"
     )
     if entry.state is UsageState.METERED:
         return f"{entry.request_id} used {used}, as its API reported."
-    reason = decode_field(entry.reason) or ("not read" if entry.settled else "the answer has not ended")
+    reason = decode_field(entry.reason) or (
+        "not read" if entry.settled else "the answer has not ended"
+    )
     return f"{entry.request_id} counts for its reserve, {used}: {shown(reason)}."
 
 
@@ -116,22 +166,30 @@ def totals(groups: Iterable[FailureGroup | Explained]) -> str:
     counts: Counter[str] = Counter()
     for group in groups:
         counts[group.cause.code] += group.count
-    return ", ".join(f"{code} {thousands(count)}" for code, count in counts.most_common())
+    return ", ".join(
+        f"{code} {thousands(count)}" for code, count in counts.most_common()
+    )
 
 
 def as_text(groups: Iterable[Explained], *, with_gateways: bool = False) -> str:
-    """Write groups, each with its newest requests; of many gateways, name that of each request."""
+    """Write groups, each with its newest requests; of many gateways, name that of each
+    request.
+    """
     return "\n".join(_text(group, with_gateways=with_gateways) for group in groups)
 
 
 def as_json(groups: Iterable[Explained], more: Mapping[str, object]) -> str:
     """Write groups as one JSON object in ASCII."""
-    return json.dumps({**more, "causes": [_object(group) for group in groups]}, indent=2)
+    return json.dumps(
+        {**more, "causes": [_object(group) for group in groups]}, indent=2
+    )
 
 
 def _text(answer: Explained, *, with_gateways: bool) -> str:
     lines = [answer.heading, f"  {answer.sentence}", f"  To do: {answer.remedy}"]
-    lines += [f"  {_row(record, with_gateway=with_gateways)}" for record in answer.newest]
+    lines += [
+        f"  {_row(record, with_gateway=with_gateways)}" for record in answer.newest
+    ]
     if answer.cache_line:
         lines.append(f"  cache.log: {shown(answer.cache_line.text, SHOWN_OF_MESSAGE)}")
     return "".join(f"{printable(line)}\n" for line in lines)
@@ -155,7 +213,9 @@ def _object(answer: Explained) -> dict[str, object]:
         "last": answer.last,
         "clients": list(answer.clients),
         "details": dict(answer.values or {}),
-        "cache_log": shown(answer.cache_line.text, SHOWN_OF_MESSAGE) if answer.cache_line else None,
+        "cache_log": shown(answer.cache_line.text, SHOWN_OF_MESSAGE)
+        if answer.cache_line
+        else None,
         "newest": [_request(record) for record in answer.newest],
     }
 

@@ -1,10 +1,12 @@
 """The causes of failed requests, in one table.
 
-A cause is found in the record of a request. The first row that holds is the cause: what Squid or the gateway decided
-before the policy stands above the rules, and these stand above what failed after an allow. Causes without `holds` leave
-no record; cache.log has them. Lines of former releases name a page of their own for each failure.
+A cause is found in the record of a request. The first row that holds is the cause: what
+Squid or the gateway decided before the policy stands above the rules, and these stand
+above what failed after an allow. Causes without `holds` leave no record; cache.log has
+them. Lines of former releases name a page of their own for each failure.
 
-A record tells what Squid saw. Where it can mean something else too, the row is `likely`.
+A record tells what Squid saw. Where it can mean something else too, the row is
+`likely`.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +15,14 @@ from typing import Final
 
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.engine.decide import Stage, decide
-from squidkeeper.policy.language.model import BY_BODY, OPENS_NONE, SEALED, SEALED_REFUSED, Action, Policy
+from squidkeeper.policy.language.model import (
+    BY_BODY,
+    OPENS_NONE,
+    SEALED,
+    SEALED_REFUSED,
+    Action,
+    Policy,
+)
 from squidkeeper.policy.language.quotas import UNCOUNTED
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.policy.url import gives_credentials, is_private
@@ -36,7 +45,9 @@ BODY_CAUSE: Final = "body"
 SPEAKS_TLS: Final = "speaks TLS to the proxy, which has none on this port"
 SHOWN: Final = 120  # characters of a value that a client or server chose
 SHOWN_OF_MESSAGE: Final = 500  # characters of a message of the gateway's own
-SERVER_ERROR: Final = 500  # the first status of those with which a server tells that it failed
+SERVER_ERROR: Final = (
+    500  # the first status of those with which a server tells that it failed
+)
 NO_REQUEST: Final = "error:"  # how the URL of a record without a request begins
 
 # Texts that stand elsewhere too: in the table of conditions, and on the status page.
@@ -51,8 +62,12 @@ CRASHED_REMEDY: Final = (
     " Squid, and see `squidkeeper quota` for uploads that stay counted. It is told for a day."
 )
 _LOG_IN: Final = "Give the client `HTTPS_PROXY=http://NAME:TOKEN@…` with a token of `squidkeeper client add`."
-_TRY_AGAIN: Final = "Try again. It may have carried out the request, so read its log first."
-_FROM_HERE: Final = "Try it from the gateway: `curl -v`, or `openssl s_client -connect {authority}`."
+_TRY_AGAIN: Final = (
+    "Try again. It may have carried out the request, so read its log first."
+)
+_FROM_HERE: Final = (
+    "Try it from the gateway: `curl -v`, or `openssl s_client -connect {authority}`."
+)
 
 OPENS_THE_MACHINE: Final = (
     "The address is one at which a cloud machine gets its credentials: a client that reaches it can act as the"
@@ -101,11 +116,19 @@ _NO_ISSUER: Final = (
     " the gateway trust it: `tls_outgoing_options cafile=` in local.conf",
 )
 _TRUST_IT: Final = "Where this is meant, let the gateway trust it: `tls_outgoing_options cafile=` in local.conf"
-_FAULTS: Final[Mapping[str, tuple[str, str]]] = {  # of a certificate, as Squid names them: what is wrong, what to do
+_FAULTS: Final[
+    Mapping[str, tuple[str, str]]
+] = {  # of a certificate, as Squid names them: what is wrong, what to do
     "X509_V_ERR_CERT_HAS_EXPIRED": ("has expired", f"Renew it at the origin. {_CLOCK}"),
-    "X509_V_ERR_CERT_NOT_YET_VALID": ("is not valid yet", f"Replace it at the origin. {_CLOCK}"),
+    "X509_V_ERR_CERT_NOT_YET_VALID": (
+        "is not valid yet",
+        f"Replace it at the origin. {_CLOCK}",
+    ),
     "X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT": ("is self-signed", _TRUST_IT),
-    "X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN": ("is of an unknown CA, which is self-signed", _TRUST_IT),
+    "X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN": (
+        "is of an unknown CA, which is self-signed",
+        _TRUST_IT,
+    ),
     "SQUID_X509_V_ERR_DOMAIN_MISMATCH": _OTHER_NAME,
     "X509_V_ERR_HOSTNAME_MISMATCH": _OTHER_NAME,
     "X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY": _NO_ISSUER,
@@ -123,8 +146,9 @@ Holds = Callable[[Record], bool]
 class KnownCause:
     """A row of the table.
 
-    `sentence` and `remedy` name facts in braces; `facts_of` gives those of a record. `how` tells how it is recognised.
-    `holds` is None for a cause that leaves no record. `likely`: the record can have another cause too.
+    `sentence` and `remedy` name facts in braces; `facts_of` gives those of a record.
+    `how` tells how it is recognised. `holds` is None for a cause that leaves no record.
+    `likely`: the record can have another cause too.
     """
 
     code: str
@@ -145,11 +169,17 @@ class KnownCause:
 
 def judge(record: Record) -> KnownCause | None:
     """Find the cause of a failure; None where the request did not fail, or was none."""
-    if record.error == NONE and record.verdict != "deny" and record.status < SERVER_ERROR:
+    if (
+        record.error == NONE
+        and record.verdict != "deny"
+        and record.status < SERVER_ERROR
+    ):
         return None
     if record.method == NONE and error_of(record) == "ERR_CLIENT_GONE":
         return None  # a connection that ended without a request
-    return next((cause for cause in CAUSES if cause.holds and cause.holds(record)), None)
+    return next(
+        (cause for cause in CAUSES if cause.holds and cause.holds(record)), None
+    )
 
 
 def error_of(record: Record) -> str:
@@ -178,7 +208,9 @@ def facts_of(record: Record) -> dict[str, str]:
     facts |= _certificate_facts(_fault_of(record))
     if facts["found"].startswith(SEALED):
         why = shown(_found(record), SHOWN_OF_MESSAGE).removeprefix(SEALED)
-        facts |= {"sealed": why} | ({"token": _KEEP_IT} if why.startswith(OPENS_NONE) else {})
+        facts |= {"sealed": why} | (
+            {"token": _KEEP_IT} if why.startswith(OPENS_NONE) else {}
+        )
     if host.address is not None and is_private(host.address):
         facts["private"] = "is a private address"
     if record.rule == _INVALID:
@@ -204,7 +236,11 @@ def _found(record: Record) -> str:
 
 
 def _authority(record: Record) -> str:
-    return NONE if record.url == NONE or record.url.startswith(NO_REQUEST) else endpoint_of(record.url)
+    return (
+        NONE
+        if record.url == NONE or record.url.startswith(NO_REQUEST)
+        else endpoint_of(record.url)
+    )
 
 
 def _certificate_facts(name: str) -> dict[str, str]:
@@ -215,17 +251,25 @@ def _certificate_facts(name: str) -> dict[str, str]:
 
 
 def _invalid_facts(record: Record) -> dict[str, str]:
-    """Say why no policy can allow a request: what a policy that allows everything says to it."""
+    """Say why no policy can allow a request: what a policy that allows everything says
+    to it.
+    """
     if truncated_fields(record):
         return {}
-    policy, request, at = CompiledPolicy(Policy("", Action.ALLOW)), request_of(record), parse_time(record)
+    policy, request, at = (
+        CompiledPolicy(Policy("", Action.ALLOW)),
+        request_of(record),
+        parse_time(record),
+    )
     stages = (Stage.ALL,) if request.url is None else (Stage.ALL, Stage.URL)
     decisions = (decide(policy, policy.match(request), at, stage) for stage in stages)
-    reason = next((decision.reason for decision in decisions if decision.rule == _INVALID), None)
+    reason = next(
+        (decision.reason for decision in decisions if decision.rule == _INVALID), None
+    )
     return {"invalid": shown(reason, SHOWN_OF_MESSAGE).rstrip(".")} if reason else {}
 
 
-# --- how causes are recognised ----------------------------------------------------------------------------------------
+# --- how causes are recognised --------------------------------------------------------
 
 
 def _of_rule(*rules: str) -> Holds:
@@ -242,11 +286,15 @@ def _of_error(*errors: str) -> Holds:
 
 def _of_page(page: str, *errors: str) -> Holds:
     """Recognise an error of Squid, or the page that a former release sent for it."""
-    return lambda record: record.page == page or (record.page == NONE and error_of(record) in errors)
+    return lambda record: (
+        record.page == page or (record.page == NONE and error_of(record) in errors)
+    )
 
 
 def _is_login(verdict: str) -> Holds:
-    return lambda record: error_of(record) == "ERR_CACHE_ACCESS_DENIED" and record.verdict == verdict
+    return lambda record: (
+        error_of(record) == "ERR_CACHE_ACCESS_DENIED" and record.verdict == verdict
+    )
 
 
 def _is_of_no_client(record: Record) -> bool:
@@ -263,12 +311,16 @@ def _is_machine_address(record: Record) -> bool:
 
 
 def _has_no_helper(record: Record) -> bool:
-    is_noted = record.rule == "policy-unavailable" and error_of(record) == "ERR_ACCESS_DENIED"
+    is_noted = (
+        record.rule == "policy-unavailable" and error_of(record) == "ERR_ACCESS_DENIED"
+    )
     return is_noted or error_of(record) == "ERR_SQUIDKEEPER_UNAVAILABLE"
 
 
 def _is_uninspected(record: Record) -> bool:
-    return _of_rule("policy-unavailable")(record) and error_of(record) == _REFUSED_ANSWER
+    return (
+        _of_rule("policy-unavailable")(record) and error_of(record) == _REFUSED_ANSWER
+    )
 
 
 def _is_asked(record: Record) -> bool:
@@ -292,17 +344,28 @@ def _has_bad_certificate(record: Record) -> bool:
 
 
 def _fault_of(record: Record) -> str:
-    checked, detail = ((decode_field(value) or NONE) for value in (record.tls_error, record.error_detail))
-    return checked.partition("@")[0] if checked != NONE or "X509_" not in detail else detail.partition("+")[0]
+    checked, detail = (
+        (decode_field(value) or NONE)
+        for value in (record.tls_error, record.error_detail)
+    )
+    return (
+        checked.partition("@")[0]
+        if checked != NONE or "X509_" not in detail
+        else detail.partition("+")[0]
+    )
 
 
 def _is_of_parent(record: Record) -> bool:
-    return (_PARENT in record.squid and error_of(record) in _PARENT_ERRORS) or record.page == "parent-failed"
+    return (
+        _PARENT in record.squid and error_of(record) in _PARENT_ERRORS
+    ) or record.page == "parent-failed"
 
 
 def _is_refused_by_parent(record: Record) -> bool:
     is_refused = _PARENT in record.squid and error_of(record) == _REFUSED_ANSWER
-    return is_refused or _of_page("parent-refused", "ERR_RELAY_REMOTE", "ERR_SQUIDKEEPER_PARENT_REFUSED")(record)
+    return is_refused or _of_page(
+        "parent-refused", "ERR_RELAY_REMOTE", "ERR_SQUIDKEEPER_PARENT_REFUSED"
+    )(record)
 
 
 def _is_not_forwarded(record: Record) -> bool:
@@ -325,7 +388,12 @@ def _is_of_origin(record: Record) -> bool:
 _REFUSED_ANSWER = "ERR_ICAP_FAILURE"
 _PARENT = "_PARENT"
 _INVALID = "invalid-request"
-_PARENT_ERRORS = ("ERR_CONNECT_FAIL", "ERR_CANNOT_FORWARD", "ERR_READ_ERROR", "ERR_ZERO_SIZE_OBJECT")
+_PARENT_ERRORS = (
+    "ERR_CONNECT_FAIL",
+    "ERR_CANNOT_FORWARD",
+    "ERR_READ_ERROR",
+    "ERR_ZERO_SIZE_OBJECT",
+)
 
 CAUSES: Final = (
     # Before the policy
@@ -536,7 +604,9 @@ CAUSES: Final = (
         "error `ERR_ACCESS_DENIED` or `ERR_FORWARDING_DENIED`",
         "A line of squid.conf outside the policy denies it, or Squid was reading its configuration.",
         "Try again. Then read local.conf for an `http_access deny`.",
-        _of_error("ERR_ACCESS_DENIED", "ERR_FORWARDING_DENIED", "ERR_CACHE_MGR_ACCESS_DENIED"),
+        _of_error(
+            "ERR_ACCESS_DENIED", "ERR_FORWARDING_DENIED", "ERR_CACHE_MGR_ACCESS_DENIED"
+        ),
         likely=True,
     ),
     # Allowed, and failed
@@ -586,7 +656,8 @@ CAUSES: Final = (
         "origin-silent",
         "error `ERR_CONNECT_FAIL`, with `TIMEDOUT` in `squid`",
         "{authority}{address} did not answer the connection in time.",
-        "Check host and port, and whether a packet filter drops the connection. " + _FROM_HERE,
+        "Check host and port, and whether a packet filter drops the connection. "
+        + _FROM_HERE,
         _is_silent,
     ),
     KnownCause(
@@ -625,7 +696,12 @@ CAUSES: Final = (
         "{authority}{address} sent an answer that the gateway does not take: its head is malformed or too large, or it"
         " is a part (206) beyond a petabyte. Or an ICAP service of local.conf failed.",
         _FROM_HERE,
-        _of_page("invalid-answer", "ERR_INVALID_RESP", _REFUSED_ANSWER, "ERR_SQUIDKEEPER_INVALID_ANSWER"),
+        _of_page(
+            "invalid-answer",
+            "ERR_INVALID_RESP",
+            _REFUSED_ANSWER,
+            "ERR_SQUIDKEEPER_INVALID_ANSWER",
+        ),
     ),
     # The client
     KnownCause(
@@ -674,8 +750,19 @@ CAUSES: Final = (
         "Squid does not understand the request ({error}): its method, URL, HTTP version or a header is not valid.",
         "Let the client send valid HTTP/1.1, with an absolute URL to the proxy port.",
         _of_page(
-            *("not-http", "ERR_INVALID_URL", "ERR_INVALID_REQ", "ERR_UNSUP_REQ", "ERR_UNSUP_HTTPVERSION"),
-            *("ERR_CONFLICT_HOST", "ERR_PROTOCOL_UNKNOWN", "ERR_PRECONDITION_FAILED", "ERR_URN_RESOLVE"),
+            *(
+                "not-http",
+                "ERR_INVALID_URL",
+                "ERR_INVALID_REQ",
+                "ERR_UNSUP_REQ",
+                "ERR_UNSUP_HTTPVERSION",
+            ),
+            *(
+                "ERR_CONFLICT_HOST",
+                "ERR_PROTOCOL_UNKNOWN",
+                "ERR_PRECONDITION_FAILED",
+                "ERR_URN_RESOLVE",
+            ),
         ),
     ),
     KnownCause(

@@ -17,7 +17,14 @@ from squidkeeper.policy.language.model import Credential, Rule
 from squidkeeper.policy.language.quotas import Counted
 from squidkeeper.policy.protocol.request import Malformed
 from squidkeeper.policy.url import Address, gives_credentials, is_private
-from squidkeeper.record.log.record import NONE, Record, decode_field, host_of, parse_time, truncated_fields
+from squidkeeper.record.log.record import (
+    NONE,
+    Record,
+    decode_field,
+    host_of,
+    parse_time,
+    truncated_fields,
+)
 from squidkeeper.record.log.requests import request_of
 from squidkeeper.record.why.cache_log import CacheLog
 from squidkeeper.record.why.causes import OPENS_THE_MACHINE, SHOWN_OF_MESSAGE, shown
@@ -35,7 +42,9 @@ _SAME_SECOND: Final = timedelta(seconds=1)  # cache.log has no fractions
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """Facts for the sentence and the remedy, values for programs, and whether the cause is certain now."""
+    """Facts for the sentence and the remedy, values for programs, and whether the cause
+    is certain now.
+    """
 
     facts: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, object] = field(default_factory=dict)
@@ -46,10 +55,12 @@ class Detail:
 class Surroundings:
     """Where details come from.
 
-    `policy_of` gives the policy of a revision, `current` the one on disk; either is None where there is none.
-    `addresses_of` resolves a name now. `secret_problem` tells why a secret is unavailable now. `ticket_of` finds the
-    ticket of a request as it is now; None where there is none, or it cannot be read. `counts_are_shared` tells whether
-    other gateways count quotas with this one. `in_force` is the revision that helpers have; empty where it is unknown.
+    `policy_of` gives the policy of a revision, `current` the one on disk; either is
+    None where there is none. `addresses_of` resolves a name now. `secret_problem` tells
+    why a secret is unavailable now. `ticket_of` finds the ticket of a request as it is
+    now; None where there is none, or it cannot be read. `counts_are_shared` tells
+    whether other gateways count quotas with this one. `in_force` is the revision that
+    helpers have; empty where it is unknown.
     """
 
     policy_of: Callable[[str], CompiledPolicy | None]
@@ -75,7 +86,11 @@ def location_facts(rule: Rule) -> dict[str, str]:
 
 
 def _stated(reason: str | None) -> str:
-    return f": {shown(' '.join(reason.split()), SHOWN_OF_MESSAGE).rstrip('.')}" if reason else ""
+    return (
+        f": {shown(' '.join(reason.split()), SHOWN_OF_MESSAGE).rstrip('.')}"
+        if reason
+        else ""
+    )
 
 
 def place(location: Location) -> str:
@@ -83,7 +98,7 @@ def place(location: Location) -> str:
     return f"{location.file}:{location.line}"
 
 
-# --- the policy -------------------------------------------------------------------------------------------------------
+# --- the policy -----------------------------------------------------------------------
 
 
 def _policy(record: Record, known: Surroundings) -> CompiledPolicy | None:
@@ -103,9 +118,18 @@ def _denied_by_rule(record: Record, known: Surroundings) -> Detail:
     if policy is None or rule is None:
         return Detail(values={"rule": decode_field(record.rule)})
     opened = _opening(record, policy, f"add above {shown(rule.name)}", known)
-    values = {"rule": rule.name, "location": place(rule.location), "reason": rule.reason, **opened.values}
+    values = {
+        "rule": rule.name,
+        "location": place(rule.location),
+        "reason": rule.reason,
+        **opened.values,
+    }
     return Detail(
-        {**location_facts(rule), "at": f" ({place(rule.location)}{_of_revision(policy, known)})", **opened.facts},
+        {
+            **location_facts(rule),
+            "at": f" ({place(rule.location)}{_of_revision(policy, known)})",
+            **opened.facts,
+        },
         values,
     )
 
@@ -114,12 +138,21 @@ def _located(record: Record, known: Surroundings) -> Detail:
     rule = _rule_that_denied(record, _policy(record, known))
     if rule is None:
         return Detail(values={"rule": decode_field(record.rule)})
-    return Detail({"at": f" ({place(rule.location)})"}, {"rule": rule.name, "location": place(rule.location)})
+    return Detail(
+        {"at": f" ({place(rule.location)})"},
+        {"rule": rule.name, "location": place(rule.location)},
+    )
 
 
 def _rule_that_denied(record: Record, policy: CompiledPolicy | None) -> Rule | None:
     name = decode_field(record.rule)
-    return next((rule for rule in policy.source.rules_and_grants if rule.name == name), None) if policy else None
+    return (
+        next(
+            (rule for rule in policy.source.rules_and_grants if rule.name == name), None
+        )
+        if policy
+        else None
+    )
 
 
 def _without_rule(record: Record, known: Surroundings) -> Detail:
@@ -131,22 +164,45 @@ def _without_rule(record: Record, known: Surroundings) -> Detail:
     passed = found.passed_over if found else []
     opened = _opening(record, policy, "add this rule", known)
     facts = {"nearest": _nearest(passed), "reason": _stated(reason), **opened.facts}
-    nearest = [{"rule": one.entry.name, "location": place(one.entry.location), "fields": one.fields} for one in passed]
-    return Detail(facts, {"rule": "default", "location": None, "passed_over": nearest, **opened.values})
+    nearest = [
+        {
+            "rule": one.entry.name,
+            "location": place(one.entry.location),
+            "fields": one.fields,
+        }
+        for one in passed
+    ]
+    return Detail(
+        facts,
+        {"rule": "default", "location": None, "passed_over": nearest, **opened.values},
+    )
 
 
 def _denied_by_body(record: Record, known: Surroundings) -> Detail:
-    """Name the rules whose `body` decided: another rule would open the request for every body."""
+    """Name the rules whose `body` decided: another rule would open the request for
+    every body.
+    """
     policy = _policy(record, known)
     if policy is None:
         return Detail(values={"rule": decode_field(record.rule)})
     rule, found = _rule_that_denied(record, policy), _explanation(record, policy)
-    judged = [one.rule for one in (found.by_body if found else ()) if one.rule.body and not one.rule.observe]
-    facts = location_facts(rule) if rule else {"reason": _stated(policy.source.default_reason)}
+    judged = [
+        one.rule
+        for one in (found.by_body if found else ())
+        if one.rule.body and not one.rule.observe
+    ]
+    facts = (
+        location_facts(rule)
+        if rule
+        else {"reason": _stated(policy.source.default_reason)}
+    )
     if _is_allowed_now(record, known):
         facts["judged"] = _opening(record, policy, "", known).facts["opens"]
     elif judged:
-        named = ", ".join(f"{shown(one.name)} ({place(one.location)})" for one in judged[:_RULES_SHOWN])
+        named = ", ".join(
+            f"{shown(one.name)} ({place(one.location)})"
+            for one in judged[:_RULES_SHOWN]
+        )
         facts["judged"] = f"change the `body` of {named}, or what the client sends"
     places = [{"rule": one.name, "location": place(one.location)} for one in judged]
     return Detail(facts, {"rule": decode_field(record.rule), "judged": places})
@@ -155,7 +211,11 @@ def _denied_by_body(record: Record, known: Surroundings) -> Detail:
 def _of_revision(policy: CompiledPolicy, known: Surroundings) -> str:
     current = known.current()
     is_edited = current is not None and current.revision != policy.revision
-    return f" of revision {policy.revision}; the policy was edited since" if is_edited else ""
+    return (
+        f" of revision {policy.revision}; the policy was edited since"
+        if is_edited
+        else ""
+    )
 
 
 def _is_allowed_now(record: Record, known: Surroundings) -> bool:
@@ -175,19 +235,31 @@ _NOT_IN_FORCE: Final = (
 )
 
 
-def _opening(record: Record, policy: CompiledPolicy, how: str, known: Surroundings) -> Detail:
-    """Tell what opens a request: an edit since, a rule that was tried, or why no rule does."""
+def _opening(
+    record: Record, policy: CompiledPolicy, how: str, known: Surroundings
+) -> Detail:
+    """Tell what opens a request: an edit since, a rule that was tried, or why no rule
+    does.
+    """
     if _is_allowed_now(record, known):
         if _is_not_in_force(known):
             return Detail({"opens": _NOT_IN_FORCE}, {"opens": None})
-        return Detail({"opens": "do nothing: the policy was edited since, and allows it now"}, {"opens": None})
+        return Detail(
+            {"opens": "do nothing: the policy was edited since, and allows it now"},
+            {"opens": None},
+        )
     proposal = propose(record, policy)
     if proposal is None:
         return Detail(values={"opens": None})
     if proposal.line is None:
         why = shown(proposal.obstacle, SHOWN_OF_MESSAGE).rstrip(".")
-        return Detail({"opens": f"a new rule is not enough: {why}"}, {"opens": None, "obstacle": why})
-    private = ", which opens a private address: the client reaches the gateway's own networks"
+        return Detail(
+            {"opens": f"a new rule is not enough: {why}"},
+            {"opens": None, "obstacle": why},
+        )
+    private = (
+        ", which opens a private address: the client reaches the gateway's own networks"
+    )
     opens = f"{how}: `{proposal.line}`{private * proposal.private}"
     return Detail({"opens": opens}, {"opens": proposal.line})
 
@@ -197,31 +269,53 @@ def _nearest(passed: Iterable[PassedOver]) -> str:
     if last is None:
         return ""
     return (
-        f" The rule {shown(last.entry.name)} ({place(last.entry.location)}) does not match: {', '.join(last.fields)}."
+        f" The rule {shown(last.entry.name)} ({place(last.entry.location)}) does "
+        f"not match: {', '.join(last.fields)}."
     )
 
 
 def _asked(record: Record, known: Surroundings) -> Detail:
     policy = _policy(record, known)
     rule = _rule_that_denied(record, policy)
-    facts = location_facts(rule) if rule else {"reason": _stated(policy.source.default_reason if policy else "")}
-    values = {"rule": decode_field(record.rule), "location": place(rule.location) if rule else None}
+    facts = (
+        location_facts(rule)
+        if rule
+        else {"reason": _stated(policy.source.default_reason if policy else "")}
+    )
+    values = {
+        "rule": decode_field(record.rule),
+        "location": place(rule.location) if rule else None,
+    }
     ticket = _ticket(record, known)
     if ticket is None:
         return Detail(facts, {**values, "ticket": None})
     why = _stated(ticket.reason) if ticket.state is TicketState.DENIED else ""
-    facts |= {"number": ticket.number, "ticket": f" Its ticket {ticket.number} is {ticket.state} now{why}."}
-    return Detail(facts, {**values, "ticket": ticket.number, "ticket_state": ticket.state})
+    facts |= {
+        "number": ticket.number,
+        "ticket": f" Its ticket {ticket.number} is {ticket.state} now{why}.",
+    }
+    return Detail(
+        facts, {**values, "ticket": ticket.number, "ticket_state": ticket.state}
+    )
 
 
 def _ticket(record: Record, known: Surroundings) -> Ticket | None:
     request = None if truncated_fields(record) else request_of(record)
-    if request is None or isinstance(request, Malformed) or request.client is None or request.url is None:
+    if (
+        request is None
+        or isinstance(request, Malformed)
+        or request.client is None
+        or request.url is None
+    ):
         return None
-    return known.ticket_of(AskedRequest(request.client.text, request.user or "", request.method, request.url))
+    return known.ticket_of(
+        AskedRequest(
+            request.client.text, request.user or "", request.method, request.url
+        )
+    )
 
 
-# --- others -----------------------------------------------------------------------------------------------------------
+# --- others ---------------------------------------------------------------------------
 
 
 def _private_address(record: Record, known: Surroundings) -> Detail:
@@ -230,12 +324,21 @@ def _private_address(record: Record, known: Surroundings) -> Detail:
     facts: dict[str, str] = {}
     values: dict[str, object] = {}
     if found and found.grant:
-        facts |= {"opener": "a grant", "opened": "add a rule that allows it with `private: true`: grants have none"}
+        facts |= {
+            "opener": "a grant",
+            "opened": "add a rule that allows it with `private: true`: grants have none",
+        }
     elif policy and found and found.resolved:
-        name = found.resolved.opener.removeprefix("the rule ").removeprefix("the rewrite ")
+        name = found.resolved.opener.removeprefix("the rule ").removeprefix(
+            "the rewrite "
+        )
         entries: tuple[Entry, ...] = (*policy.source.rules, *policy.source.rewrites)
-        location = next((place(entry.location) for entry in entries if entry.name == name), None)
-        facts["opener"] = shown(found.resolved.opener) + (f" ({location})" if location else "")
+        location = next(
+            (place(entry.location) for entry in entries if entry.name == name), None
+        )
+        facts["opener"] = shown(found.resolved.opener) + (
+            f" ({location})" if location else ""
+        )
         facts["opened"] = f"set `private: true` on {facts['opener']}"
         values |= {"rule": name, "location": location}
     host = host_of(record.url)
@@ -250,41 +353,57 @@ def _private_address(record: Record, known: Surroundings) -> Detail:
 
 def _about_addresses(addresses: tuple[Address, ...]) -> str:
     private = [str(address) for address in addresses if is_private(address)]
-    shown_ones = ", ".join((private or [str(address) for address in addresses])[:_ADDRESSES_SHOWN])
+    shown_ones = ", ".join(
+        (private or [str(address) for address in addresses])[:_ADDRESSES_SHOWN]
+    )
     if private:
         return f"has a private address (DNS gives {shown_ones} now)"
     return f"had a private address, or one of the gateway's own (DNS gives {shown_ones} now)"
 
 
 def _credential(record: Record, known: Surroundings) -> Detail:
-    """Say which credential is unavailable: why, as the helper told cache.log, or else why now."""
+    """Say which credential is unavailable: why, as the helper told cache.log, or else
+    why now.
+    """
     policy = _policy(record, known)
     found = _explanation(record, policy) if policy else None
     credentials = found.decision.credentials if found else ()
     if policy is None or not credentials:
         return Detail()
-    return _told_then(record, credentials, known) or _unavailable_now(policy, credentials, known)
+    return _told_then(record, credentials, known) or _unavailable_now(
+        policy, credentials, known
+    )
 
 
-def _told_then(record: Record, credentials: Iterable[Credential], known: Surroundings) -> Detail | None:
-    told = ", ".join(credential.name for credential in credentials)  # as the helper writes them
+def _told_then(
+    record: Record, credentials: Iterable[Credential], known: Surroundings
+) -> Detail | None:
+    # as the helper writes them
+    told = ", ".join(credential.name for credential in credentials)
     ended = parse_time(record) + _SAME_SECOND
     for line in known.cache_log.of("credential-unavailable"):
         if line.at <= ended and line.parts["told"].startswith(f"{told}: "):
             why = shown(line.parts["told"].removeprefix(f"{told}: "), SHOWN_OF_MESSAGE)
-            facts = {"credential": f"The credential {shown(told)} is unavailable: {why.rstrip('.')}"}
+            facts = {
+                "credential": f"The credential {shown(told)} is unavailable: {why.rstrip('.')}"
+            }
             return Detail(facts, {"credential": told, "why": why})
     return None
 
 
-def _unavailable_now(policy: CompiledPolicy, credentials: Iterable[Credential], known: Surroundings) -> Detail:
+def _unavailable_now(
+    policy: CompiledPolicy, credentials: Iterable[Credential], known: Surroundings
+) -> Detail:
     for credential in credentials:
         for secret in credential.form.secrets:
             problem = known.secret_problem(policy, secret)
             if problem:
                 now = shown(problem, SHOWN_OF_MESSAGE).rstrip(".")
                 told = f"The credential {shown(credential.name)} is unavailable. Now: {now}"
-                return Detail({"credential": told}, {"credential": credential.name, "why": problem})
+                return Detail(
+                    {"credential": told},
+                    {"credential": credential.name, "why": problem},
+                )
     names = [credential.name for credential in credentials]
     told = f"The credential {', '.join(map(shown, names))} was unavailable, and is available now"
     return Detail({"credential": told}, {"credential": names})
@@ -307,7 +426,10 @@ def _no_policy(_record: Record, known: Surroundings) -> Detail:
     if known.current() is None:
         return Detail()
     again = "If it happens again, run `squidkeeper check` as Squid's account, then `./install.sh`"
-    return Detail({"repair": f"Nothing: the policy on disk loads by now. {again}"}, {"loads_now": True})
+    return Detail(
+        {"repair": f"Nothing: the policy on disk loads by now. {again}"},
+        {"loads_now": True},
+    )
 
 
 def _request(record: Record, _known: Surroundings) -> Detail:
@@ -315,27 +437,46 @@ def _request(record: Record, _known: Surroundings) -> Detail:
 
 
 def _quota(record: Record, known: Surroundings) -> Detail:
-    """Name the limit, whose count it is, when it begins again, and who can list the counts: of shared ones, no gateway.
+    """Name the limit, whose count it is, when it begins again, and who can list the
+    counts: of shared ones, no gateway.
 
-    The record does not have the rule that allowed the request, whose name a count for each rule has.
+    The record does not have the rule that allowed the request, whose name a count for
+    each rule has.
     """
     facts: dict[str, str] = {}
     values: dict[str, object] = {}
     policy = _policy(record, known)
     name = (decode_field(record.found) or "").removeprefix("quota:")
-    quota = next((quota for quota in policy.source.quotas if quota.name == name), None) if policy else None
+    quota = (
+        next((quota for quota in policy.source.quotas if quota.name == name), None)
+        if policy
+        else None
+    )
     if quota is not None:
-        ends = datetime.fromtimestamp(quota.window.end(parse_time(record).timestamp()), UTC)
+        ends = datetime.fromtimestamp(
+            quota.window.end(parse_time(record).timestamp()), UTC
+        )
         user = None if record.user == NONE else record.user
-        whose = "HOLDER" if quota.per is Counted.RULE else holder(quota, record.client, user, "")
+        whose = (
+            "HOLDER"
+            if quota.per is Counted.RULE
+            else holder(quota, record.client, user, "")
+        )
         facts = {
             "limit": f" ({quota.text})",
             "its_reset": f"its reset at {ends:%Y-%m-%dT%H:%M:%SZ}",
             "reset": f"{quote(shown(name))} --holder {quote(shown(whose))}",
         }
-        values = {"quota": name, "limit": quota.limit, "unit": str(quota.unit), "holder": whose}
+        values = {
+            "quota": name,
+            "limit": quota.limit,
+            "unit": str(quota.unit),
+            "holder": whose,
+        }
     if known.counts_are_shared:
-        facts["quota_uses"] = "`squidkeeper quota --store FILE`, with the settings of Valkey's user operator,"
+        facts["quota_uses"] = (
+            "`squidkeeper quota --store FILE`, with the settings of Valkey's user operator,"
+        )
         facts["reset"] = f"{facts.get('reset', 'NAME --holder HOLDER')} --store FILE"
     return Detail(facts, values)
 

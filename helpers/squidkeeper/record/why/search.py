@@ -1,4 +1,6 @@
-"""The failures among records, grouped by cause, and which are asked about: by ID, client, user, host, URL and time."""
+"""The failures among records, grouped by cause, and which are asked about: by ID,
+client, user, host, URL and time.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -7,10 +9,20 @@ from typing import Final, NamedTuple
 
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.record.log.filters import Filter
-from squidkeeper.record.log.record import NONE, Record, decode_field, endpoint_of, host_of, parse_time, redacted_url
+from squidkeeper.record.log.record import (
+    NONE,
+    Record,
+    decode_field,
+    endpoint_of,
+    host_of,
+    parse_time,
+    redacted_url,
+)
 from squidkeeper.record.why.causes import KnownCause, facts_of, judge
 
-GROUPS_LIMIT: Final = 10_000  # that are counted; what comes after is counted in one number
+GROUPS_LIMIT: Final = (
+    10_000  # that are counted; what comes after is counted in one number
+)
 NEWEST_LIMIT: Final = 3  # requests of a group that are kept
 _CLIENTS_LIMIT: Final = 100
 _LOGIN_REFUSED: Final = "login-refused"
@@ -51,12 +63,18 @@ def failures_among(records: Iterable[Record]) -> Iterator[Failure]:
 
 
 def group(failures: Iterable[Failure]) -> tuple[list[FailureGroup], int]:
-    """Group failures by cause, sentence and host, the newest group first; count those of groups beyond the limit."""
+    """Group failures by cause, sentence and host, the newest group first; count those
+    of groups beyond the limit.
+    """
     groups: dict[tuple[str, str, str], FailureGroup] = {}
     beyond = 0
     for failure in failures:
         facts = facts_of(failure.record)
-        key = (failure.cause.code, failure.cause.say(facts), host_of(failure.record.url).text)
+        key = (
+            failure.cause.code,
+            failure.cause.say(facts),
+            host_of(failure.record.url).text,
+        )
         found = groups.get(key)
         if found is None and len(groups) >= GROUPS_LIMIT:
             beyond += 1
@@ -71,8 +89,9 @@ def group(failures: Iterable[Failure]) -> tuple[list[FailureGroup], int]:
 class Inquiry:
     """What is asked: all of these hold. Empty ones hold for everything.
 
-    `filters` are of the client and the host. A URL without a query stands for each query. A refused login is asked
-    about with every user: the access log does not tell whose it was.
+    `filters` are of the client and the host. A URL without a query stands for each
+    query. A refused login is asked about with every user: the access log does not tell
+    whose it was.
     """
 
     ids: frozenset[str] = frozenset()
@@ -86,7 +105,10 @@ class Inquiry:
         return (
             (not self.ids or record.request_id in self.ids)
             and all(chosen.holds(record) for chosen in self.filters)
-            and (self._has_user(record) or (bool(self.users) and failure.cause.code == _LOGIN_REFUSED))
+            and (
+                self._has_user(record)
+                or (bool(self.users) and failure.cause.code == _LOGIN_REFUSED)
+            )
             and self._has_url(record)
         )
 
@@ -105,7 +127,8 @@ class Inquiry:
 class Search:
     """The failures that are asked about, as far as they were read.
 
-    `others` are the requests with an ID that did not fail, `unknown_ids` the IDs that no request has.
+    `others` are the requests with an ID that did not fail, `unknown_ids` the IDs that
+    no request has.
     """
 
     question: Inquiry
@@ -115,12 +138,17 @@ class Search:
     others: dict[str, Record] = field(default_factory=dict)
     unknown_ids: frozenset[str] = frozenset()
 
-    def groups(self, records: Iterable[Record], standing: Mapping[str, str] = {}) -> list[FailureGroup]:
+    def groups(
+        self, records: Iterable[Record], standing: Mapping[str, str] = {}
+    ) -> list[FailureGroup]:
         """Group the failures among records, which come in the order of time.
 
         `standing` are the IDs of records that stand for others that are asked about.
         """
-        self.question = replace(self.question, ids=frozenset(standing.get(one, one) for one in self.question.ids))
+        self.question = replace(
+            self.question,
+            ids=frozenset(standing.get(one, one) for one in self.question.ids),
+        )
         self.unknown_ids = self.question.ids
         groups, self.beyond = group(self._asked(records))
         return groups
@@ -132,7 +160,11 @@ class Search:
             yield failure
 
     def _is_asked(self, failure: Failure) -> bool:
-        is_late = self.since is None or self.question.ids or parse_time(failure.record) >= self.since
+        is_late = (
+            self.since is None
+            or self.question.ids
+            or parse_time(failure.record) >= self.since
+        )
         return bool(is_late) and self.question.is_about(failure)
 
     def _noted(self, records: Iterable[Record]) -> Iterator[Record]:

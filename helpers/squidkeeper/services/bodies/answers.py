@@ -1,7 +1,8 @@
-"""One connection of Squid's about answers to metered requests: each passes on as it comes, while its usage is read.
+"""One connection of Squid's about answers to metered requests: each passes on as it
+comes, while its usage is read.
 
-Squid sends the heads of request and answer, then the answer's body in chunks (RESPMOD). With any preview but an empty
-one Squid would hold a stream until its end.
+Squid sends the heads of request and answer, then the answer's body in chunks (RESPMOD).
+With any preview but an empty one Squid would hold a stream until its end.
 """
 
 from __future__ import annotations
@@ -33,9 +34,15 @@ from squidkeeper.services.bodies.judge import BodyJudge, SquidConnection
 from squidkeeper.services.bodies.settling import Metered
 
 _METERED: Final = "x-sk-metered"
-_ALIVE_SECONDS: Final = 20.0  # Squid ends an answer of which nothing comes for icap_io_timeout
-_ENCAPSULATED: Final = re.compile(r"req-hdr=0, res-hdr=(\d{1,6}), (res|null)-body=(\d{1,6})", re.ASCII)
-_STATUS: Final = re.compile(rb"HTTP/\d\.\d (\d{3})(?: [^\r\n]*)?\r\n((?:[^\r\n]+\r\n)*)\r\n")
+_ALIVE_SECONDS: Final = (
+    20.0  # Squid ends an answer of which nothing comes for icap_io_timeout
+)
+_ENCAPSULATED: Final = re.compile(
+    r"req-hdr=0, res-hdr=(\d{1,6}), (res|null)-body=(\d{1,6})", re.ASCII
+)
+_STATUS: Final = re.compile(
+    rb"HTTP/\d\.\d (\d{3})(?: [^\r\n]*)?\r\n((?:[^\r\n]+\r\n)*)\r\n"
+)
 _HEADER: Final = re.compile(rb"([^\x00-\x20\x7f:]+):([^\r\n]*)")
 _LONGEST_HTTP: Final = 256 * 1024
 
@@ -51,10 +58,13 @@ class PassingAnswer:
         if found is None:
             raise InvalidIcap("the head of an answer is not valid")
         headers = [
-            (one[1].decode("latin-1").lower(), one[2].strip().decode("latin-1")) for one in _HEADER.finditer(found[2])
+            (one[1].decode("latin-1").lower(), one[2].strip().decode("latin-1"))
+            for one in _HEADER.finditer(found[2])
         ]
         self.metered = Metered.parse(unquote(request.headers.get(_METERED, "")))
-        self.reader: UsageReader = reader_for(sent.method, sent.target, int(found[1]), headers)
+        self.reader: UsageReader = reader_for(
+            sent.method, sent.target, int(found[1]), headers
+        )
         self.may_skip = request.may_skip
         self.has_body = request.has_body
         self._lengths = {value for name, value in headers if name == "content-length"}
@@ -67,7 +77,10 @@ class PassingAnswer:
 
     @property
     def is_whole(self) -> bool:
-        """Whether as much has come as the origin has announced. Squid ends a broken answer as it ends any."""
+        """Whether as much has come as the origin has announced.
+
+        Squid ends a broken answer as it ends any.
+        """
         return not self.has_body or self._lengths <= {str(self._came)}
 
 
@@ -84,7 +97,7 @@ class AnswerConnection(SquidConnection):
         self._held = 0  # bytes that the room counts for the client
         self._client = ""
 
-    # --- what asyncio calls ---------------------------------------------------------------------------------------
+    # --- what asyncio calls -----------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
@@ -92,7 +105,9 @@ class AnswerConnection(SquidConnection):
         self._judge.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Settle an answer that did not end: the client has left, or Squid was killed."""
+        """Settle an answer that did not end: the client has left, or Squid
+        was killed.
+        """
         self._judge.connections.discard(self)
         self._transport = None
         self._hold(0)
@@ -102,14 +117,19 @@ class AnswerConnection(SquidConnection):
         """Take bytes of Squid's."""
         self._parser.receive(data)
         try:
-            while self._transport is not None and (event := self._parser.next_event()) is not None:
+            while (
+                self._transport is not None
+                and (event := self._parser.next_event()) is not None
+            ):
                 self._take(event)
         except InvalidIcap:
             self._write(format_malformed())
             self._close()
 
     def pause_writing(self) -> None:
-        """Read no more than Squid takes back, and have what it does not take counted for the client."""
+        """Read no more than Squid takes back, and have what it does not take counted
+        for the client.
+        """
         if self._transport is not None:
             self._transport.pause_reading()
             self._hold(self._transport.get_write_buffer_size())
@@ -127,10 +147,12 @@ class AnswerConnection(SquidConnection):
         if more:
             self._judge.room.take(self._client, more)
 
-    # --- what the process calls -----------------------------------------------------------------------------------
+    # --- what the process calls -------------------------------------------------------
 
     def check(self, now: float) -> None:
-        """Keep Squid from giving up a silent answer: a zero ahead of the length of the next chunk changes nothing."""
+        """Keep Squid from giving up a silent answer: a zero ahead of the length of the
+        next chunk changes nothing.
+        """
         if self._passes and now - self._wrote > _ALIVE_SECONDS:
             self._write(b"0")
 
@@ -139,7 +161,7 @@ class AnswerConnection(SquidConnection):
         if self._answer is None and self._parser.is_idle:
             self._close()
 
-    # --- events ---------------------------------------------------------------------------------------------------
+    # --- events -----------------------------------------------------------------------
 
     def _take(self, event: Event) -> None:
         if isinstance(event, bytes):
@@ -162,7 +184,11 @@ class AnswerConnection(SquidConnection):
     def _pass_on(self) -> None:
         if self._answer is not None:
             self._passes = True
-            self._write(format_response(self._answer.head, self._headers(), has_body=self._answer.has_body))
+            self._write(
+                format_response(
+                    self._answer.head, self._headers(), has_body=self._answer.has_body
+                )
+            )
 
     def _take_body(self, data: bytes) -> None:
         if self._answer is not None and self._transport is not None:
@@ -187,12 +213,14 @@ class AnswerConnection(SquidConnection):
         answer, self._answer, self._passes = self._answer, None, False
         if answer is not None:
             whole = whole and answer.is_whole
-            self._judge.settler.settle(answer.metered, answer.reader.end(whole=whole), whole=whole)
+            self._judge.settler.settle(
+                answer.metered, answer.reader.end(whole=whole), whole=whole
+            )
 
     def _headers(self) -> dict[str, str]:
         return {"Connection": "close"} if self._judge.drains else {}
 
-    # --- the transport --------------------------------------------------------------------------------------------
+    # --- the transport ----------------------------------------------------------------
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None:
@@ -205,13 +233,23 @@ class AnswerConnection(SquidConnection):
 
 
 def _parse_head(head: bytes) -> tuple[IcapRequest, int]:
-    """Parse the head of ICAP; returns the request without its HTTP heads, and their length."""
+    """Parse the head of ICAP; returns the request without its HTTP heads, and their
+    length.
+    """
     method, headers = parse_fields(head)
     if method == "OPTIONS":
-        return IcapRequest(method, headers, b"", has_body=False, has_preview=False, may_skip=False), 0
+        return IcapRequest(
+            method, headers, b"", has_body=False, has_preview=False, may_skip=False
+        ), 0
     holds = _ENCAPSULATED.fullmatch(headers.get("encapsulated", ""))
-    if method != "RESPMOD" or holds is None or not 0 < int(holds[1]) < int(holds[3]) <= _LONGEST_HTTP:
+    if (
+        method != "RESPMOD"
+        or holds is None
+        or not 0 < int(holds[1]) < int(holds[3]) <= _LONGEST_HTTP
+    ):
         raise InvalidIcap("Encapsulated is not valid, or its heads are too long")
     has_preview = "preview" in headers
     may_skip = has_preview or "204" in headers.get("allow", "")
-    return IcapRequest(method, headers, b"", holds[2] == "res", has_preview, may_skip), int(holds[3])
+    return IcapRequest(
+        method, headers, b"", holds[2] == "res", has_preview, may_skip
+    ), int(holds[3])

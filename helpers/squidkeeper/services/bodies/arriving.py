@@ -1,4 +1,6 @@
-"""A new connection of Squid's: its first line names the service, which answers on it from then on."""
+"""A new connection of Squid's: its first line names the service, which answers on it
+from then on.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ _LONGEST_LINE: Final = 1024
 
 
 class Arriving(asyncio.Protocol):
-    """A connection whose first line has not come. Squid keeps connections for each service."""
+    """A connection whose first line has not come.
+
+    Squid keeps connections for each service.
+    """
 
     def __init__(self, judge: BodyJudge) -> None:
         self._judge = judge
@@ -27,7 +32,9 @@ class Arriving(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Hand the connection on once its first line is there."""
         self._data += data
-        if self._transport is None or not (b"\n" in self._data or len(self._data) > _LONGEST_LINE):
+        if self._transport is None or not (
+            b"\n" in self._data or len(self._data) > _LONGEST_LINE
+        ):
             return
         protocol = self._answering()
         self._transport.set_protocol(protocol)
@@ -37,6 +44,9 @@ class Arriving(asyncio.Protocol):
     def _answering(self) -> asyncio.Protocol:
         if not self._data.partition(b"\n")[0].endswith(_USAGE[:-1]):
             return IcapConnection(self._judge)
-        from squidkeeper.services.bodies.answers import AnswerConnection  # late: only metered requests need it
+        # late: only metered requests need it
+        from squidkeeper.services.bodies.answers import (
+            AnswerConnection,
+        )
 
         return AnswerConnection(self._judge)

@@ -1,4 +1,6 @@
-"""What Squid asks about one request: the request, and what `http_access` has decided about it."""
+"""What Squid asks about one request: the request, and what `http_access` has decided
+about it.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,12 @@ _TOKENS: Final = 5
 
 @dataclass(slots=True)
 class AskedBody:
-    """A request, as far as it has come, and the revision and the rules that may still decide it.
+    """A request, as far as it has come, and the revision and the rules that may still
+    decide it.
 
-    `observed` is what a rule ahead of these has observed. `request_id` and `user` are those of the access log.
-    `most_bytes` is as much of the body as one of the rules may need. It is known once the request was judged.
+    `observed` is what a rule ahead of these has observed. `request_id` and `user` are
+    those of the access log. `most_bytes` is as much of the body as one of the rules may
+    need. It is known once the request was judged.
     """
 
     sent: SentRequest
@@ -38,12 +42,33 @@ class AskedBody:
 
 
 def asked_by(request: IcapRequest) -> AskedBody:
-    """Read a request of ICAP; `InvalidIcap` where it lacks what bodies.conf adds to each."""
+    """Read a request of ICAP; `InvalidIcap` where it lacks what bodies.conf adds to
+    each.
+    """
     revision, listed, observed, client, number = _noted(request.headers)
     http = parse_http(request.http)
-    body = SentRequest(http.method, http.target, http.headers, complete=not request.has_body, has_body=request.has_body)
-    user, worker = unquote(request.headers.get(_USER, "-")), request.headers.get(_WORKER, "-")
-    return AskedBody(body, http.url, revision, listed, client, number, _told(observed), _told(user), worker)
+    body = SentRequest(
+        http.method,
+        http.target,
+        http.headers,
+        complete=not request.has_body,
+        has_body=request.has_body,
+    )
+    user, worker = (
+        unquote(request.headers.get(_USER, "-")),
+        request.headers.get(_WORKER, "-"),
+    )
+    return AskedBody(
+        body,
+        http.url,
+        revision,
+        listed,
+        client,
+        number,
+        _told(observed),
+        _told(user),
+        worker,
+    )
 
 
 def _told(text: str) -> str | None:

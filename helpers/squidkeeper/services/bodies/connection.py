@@ -1,10 +1,14 @@
-"""One connection of Squid's: it reads requests one after another, has each judged, and answers.
+"""One connection of Squid's: it reads requests one after another, has each judged, and
+answers.
 
 A request is answered in one of three ways:
 
-- 204, within the preview: Squid sends the request on with the body that it has kept, and this process reads no more.
-- An echo, where more than the preview had to be read: all of the body passes through this process.
-- A denial. The client is still sending: the rest is read first, because a client that is sending reads no answer.
+- 204, within the preview: Squid sends the request on with the body that it has kept,
+  and this process reads no more.
+- An echo, where more than the preview had to be read: all of the body passes through
+  this process.
+- A denial. The client is still sending: the rest is read first, because a client that
+  is sending reads no answer.
 """
 
 from __future__ import annotations
@@ -69,7 +73,8 @@ class IcapConnection(SquidConnection):
         self._parser = IcapParser()
         self._transport: asyncio.Transport | None = None
         self._stage = _Stage.IDLE
-        self._waits = False  # for a judgement, or for the turn of a denial: no event is taken meanwhile
+        # for a judgement, or for the turn of a denial: no event is taken meanwhile
+        self._waits = False
         self._full = False  # Squid reads more slowly than we write
         self._task: asyncio.Task[None] | None = None
         self._heard = time.monotonic()
@@ -81,7 +86,8 @@ class IcapConnection(SquidConnection):
         self._request: IcapRequest | None = None
         self._asked: AskedBody | None = None
         self._head_size = 0  # bytes of memory
-        self._body = bytearray()  # as far as it has come, and is not with `_asked` to be judged
+        # as far as it has come, and is not with `_asked` to be judged
+        self._body = bytearray()
         self._judgement: Judgement | None = None
         self._judge_again_at = 0  # so many bytes of the body
         self._at_preview_end = self._continued = False
@@ -89,7 +95,7 @@ class IcapConnection(SquidConnection):
         self._came = 0.0
         self._deadline: float | None = None
 
-    # --- what asyncio calls ---------------------------------------------------------------------------------------
+    # --- what asyncio calls -----------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
@@ -97,7 +103,10 @@ class IcapConnection(SquidConnection):
         self._judge.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Drop what is held. A denial that waits for its turn still refers to this connection."""
+        """Drop what is held.
+
+        A denial that waits for its turn still refers to this connection.
+        """
         self._judge.connections.discard(self)
         self._transport = None
         self._release()
@@ -124,11 +133,13 @@ class IcapConnection(SquidConnection):
         self._hold_written()
         self._regulate()
 
-    # --- deadlines ------------------------------------------------------------------------------------------------
+    # --- deadlines --------------------------------------------------------------------
 
     def check(self, now: float) -> None:
         """End what takes too long; called once a second."""
-        is_waiting = self._waits or (self._stage is _Stage.IDLE and self._parser.is_idle)
+        is_waiting = self._waits or (
+            self._stage is _Stage.IDLE and self._parser.is_idle
+        )
         if not is_waiting and now - self._heard > SILENT_SECONDS:
             self._abort()
         elif self._deadline is None or now < self._deadline or self._waits:
@@ -142,10 +153,14 @@ class IcapConnection(SquidConnection):
 
     def drain(self) -> None:
         """Close the connection, after the answer to a request that is under way."""
-        if self._transport is not None and self._stage is _Stage.IDLE and self._parser.is_idle:
+        if (
+            self._transport is not None
+            and self._stage is _Stage.IDLE
+            and self._parser.is_idle
+        ):
             self._transport.close()
 
-    # --- events ---------------------------------------------------------------------------------------------------
+    # --- events -----------------------------------------------------------------------
 
     def _advance(self) -> None:
         try:
@@ -179,7 +194,9 @@ class IcapConnection(SquidConnection):
             self._stage, self._asked = _Stage.READING, asked_by(request)
             self._hold(0)
             self._client = self._asked.client
-            self._head_size = 2 * len(request.http) + _HEADER_BYTES * len(self._asked.sent.headers)
+            self._head_size = 2 * len(request.http) + _HEADER_BYTES * len(
+                self._asked.sent.headers
+            )
             self._judge_again_at = PREVIEW if request.has_preview else JUDGED_AT_ONCE
             self._came = time.monotonic()
             self._deadline = self._came + DECIDE_SECONDS
@@ -215,10 +232,12 @@ class IcapConnection(SquidConnection):
             self._write(format_options())
             self._end()
 
-    # --- the judgement --------------------------------------------------------------------------------------------
+    # --- the judgement ----------------------------------------------------------------
 
     def _consider(self) -> None:
-        """Have what has come of the body judged: at once, or by a thread where that may take long."""
+        """Have what has come of the body judged: at once, or by a thread where that may
+        take long.
+        """
         asked = self._asked
         if asked is None:
             return
@@ -266,18 +285,25 @@ class IcapConnection(SquidConnection):
             self._deny(judgement, self._asked)
 
     async def _take_reserve(self, judgement: Judgement, asked: AskedBody) -> None:
-        """Have the reserve of a metered request taken; its body may be another one then."""
+        """Have the reserve of a metered request taken; its body may be another one
+        then.
+        """
         judgement, body = await self._judge.settler.reserve(judgement, asked)
         self._waits, self._task = False, None
         if body is not None and self._request is not None:
-            self._request = self._request._replace(http=with_length(self._request.http, len(body)), may_skip=False)
+            self._request = self._request._replace(
+                http=with_length(self._request.http, len(body)), may_skip=False
+            )
             asked.sent.body = body
         self._decide(judgement)
         self._advance()
 
     def _is_outdated(self, asked: AskedBody) -> bool:
         """Return whether a body has come so late that an edit applies to it."""
-        return time.monotonic() - self._came > EDITED_SECONDS and not self._judge.policies.is_in_force(asked.revision)
+        return (
+            time.monotonic() - self._came > EDITED_SECONDS
+            and not self._judge.policies.is_in_force(asked.revision)
+        )
 
     def _refuse(self, decision: Decision) -> None:
         if self._asked is not None:
@@ -286,7 +312,9 @@ class IcapConnection(SquidConnection):
     def _may_read_on(self, asked: AskedBody) -> bool:
         """Whether there is more that a rule may need; notes when it is judged again."""
         held = len(asked.sent.body)
-        self._judge_again_at = min(2 * max(held, PREVIEW), max(held, asked.most_bytes) + 1)
+        self._judge_again_at = min(
+            2 * max(held, PREVIEW), max(held, asked.most_bytes) + 1
+        )
         return not asked.sent.complete and held <= asked.most_bytes + PREVIEW
 
     def _read_on(self) -> None:
@@ -295,21 +323,32 @@ class IcapConnection(SquidConnection):
             self._write(CONTINUE)
             self._parser.resume()
 
-    # --- answers --------------------------------------------------------------------------------------------------
+    # --- answers ----------------------------------------------------------------------
 
     def _pass_on(self, judgement: Judgement) -> None:
-        """Let a request pass: by 204 where Squid has kept all that it has sent, else by an echo."""
+        """Let a request pass: by 204 where Squid has kept all that it has sent, else by
+        an echo.
+        """
         if self._request is None or self._asked is None or self._transport is None:
             return
         headers, is_whole = self._headers(judgement), self._asked.sent.complete
-        if self._request.may_skip and not self._continued and (is_whole or self._at_preview_end):
+        if (
+            self._request.may_skip
+            and not self._continued
+            and (is_whole or self._at_preview_end)
+        ):
             self._write(format_unchanged(headers))
             if not is_whole:
                 self._parser.finish()
             self._end()
             return
         self._stage, self._deadline = _Stage.ECHOING, None
-        self._transport.writelines([format_echo(self._request.http, headers), *chunk_parts(self._asked.sent.body)])
+        self._transport.writelines(
+            [
+                format_echo(self._request.http, headers),
+                *chunk_parts(self._asked.sent.body),
+            ]
+        )
         self._release()
         self._hold_written()
         if is_whole:
@@ -318,9 +357,14 @@ class IcapConnection(SquidConnection):
             self._read_on()
 
     def _deny(self, judgement: Judgement, asked: AskedBody) -> None:
-        """Keep the denial, and nothing of the request. It is sent once the client has sent the rest."""
+        """Keep the denial, and nothing of the request.
+
+        It is sent once the client has sent the rest.
+        """
         self._judgement = judgement
-        if not self._hold(judgement.size):  # the answer of a form may be as long as its body
+        if not self._hold(
+            judgement.size
+        ):  # the answer of a form may be as long as its body
             self._judgement = self._judge.refused(judgement.decision, asked)
             self._hold(self._judgement.size)
         self._release()
@@ -334,12 +378,22 @@ class IcapConnection(SquidConnection):
         """Send a denial, at its client's turn."""
         if self._asked is not None:
             self._waits = True
-            self._judge.turns.wait(self._asked.client, time.monotonic(), self._write_denial)
+            self._judge.turns.wait(
+                self._asked.client, time.monotonic(), self._write_denial
+            )
 
     def _write_denial(self) -> None:
-        """Send a denial. What Squid sends after it is read too: closing now could lose the denial."""
+        """Send a denial.
+
+        What Squid sends after it is read too: closing now could lose the denial.
+        """
         judgement, asked = self._judgement, self._asked
-        if self._transport is None or asked is None or judgement is None or judgement.answer is None:
+        if (
+            self._transport is None
+            or asked is None
+            or judgement is None
+            or judgement.answer is None
+        ):
             return
         self._write(format_answer(*judgement.answer, self._headers(judgement)))
         self._judgement = None
@@ -351,7 +405,9 @@ class IcapConnection(SquidConnection):
         self._advance()
 
     def _headers(self, judgement: Judgement) -> dict[str, str]:
-        return judgement.headers | ({"Connection": "close"} if self._judge.drains else {})
+        return judgement.headers | (
+            {"Connection": "close"} if self._judge.drains else {}
+        )
 
     def _end(self) -> None:
         self._stage = _Stage.IDLE
@@ -368,15 +424,21 @@ class IcapConnection(SquidConnection):
             self._asked.sent.release()
 
     def _hold(self, size: int) -> bool:
-        """Have the bytes counted that are held now for the client; returns whether there is room for them."""
+        """Have the bytes counted that are held now for the client; returns whether
+        there is room for them.
+        """
         more, self._held = size - self._held, size
         return self._judge.room.take(self._client, more)
 
     def _hold_written(self) -> None:
         """Have the bytes counted that Squid does not take yet, and nothing else."""
-        self._hold(self._transport.get_write_buffer_size() if self._transport is not None and self._full else 0)
+        self._hold(
+            self._transport.get_write_buffer_size()
+            if self._transport is not None and self._full
+            else 0
+        )
 
-    # --- the transport --------------------------------------------------------------------------------------------
+    # --- the transport ----------------------------------------------------------------
 
     def _regulate(self) -> None:
         """Read from Squid while something can be done with it."""

@@ -1,4 +1,6 @@
-"""How a request is denied: in the words of its form, or by the page; and when, as the throttle has it."""
+"""How a request is denied: in the words of its form, or by the page; and when, as the
+throttle has it.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ from squidkeeper.serving.quotas.counts import client_network
 _WEIGHT: Final = r"\s*($|,|;\s*([^q]|q=(1|0\.0*[1-9])))"
 WANTS: Final[Mapping[Form, re.Pattern[str]]] = {
     Form.HTML: re.compile(rf"(^|[,\s])text/html{_WEIGHT}", re.IGNORECASE | re.ASCII),
-    Form.JSON: re.compile(rf"(^|[,\s])application/(problem\+)?json{_WEIGHT}", re.IGNORECASE | re.ASCII),
+    Form.JSON: re.compile(
+        rf"(^|[,\s])application/(problem\+)?json{_WEIGHT}", re.IGNORECASE | re.ASCII
+    ),
 }
 _TYPES: Final[Mapping[Form, str]] = {
     Form.TEXT: "text/plain; charset=utf-8",
@@ -44,7 +48,12 @@ _TYPES: Final[Mapping[Form, str]] = {
     Form.HTML: "text/html; charset=utf-8",
 }
 _SAFE_IN_URL: Final = "%!$&()*+,-./:;=?@_"  # as Squid writes a URL on a page
-_PASSING: Final = ("not-rendered", "tunnel-outdated", "policy-unavailable")  # as pages.conf has them
+# as pages.conf has them
+_PASSING: Final = (
+    "not-rendered",
+    "tunnel-outdated",
+    "policy-unavailable",
+)
 _PAGES: Final = {page.name: page for page in DENIALS}
 QUOTA: Final = "quota"  # the rule
 _NEVER: Final = replace(
@@ -57,22 +66,38 @@ _NEVER: Final = replace(
 
 
 class Pages:
-    """The page of a denial, in the form that the client accepts. Its commands are for the gateway of `layout`."""
+    """The page of a denial, in the form that the client accepts.
+
+    Its commands are for the gateway of `layout`.
+    """
 
     def __init__(self, layout: Layout) -> None:
         texts = dict(files())
-        self._texts = {form: with_commands(texts[template(form)], layout) for form in Form}
-        self._by_body = {form: with_commands(explained_with_body(texts[template(form)]), layout) for form in Form}
+        self._texts = {
+            form: with_commands(texts[template(form)], layout) for form in Form
+        }
+        self._by_body = {
+            form: with_commands(explained_with_body(texts[template(form)]), layout)
+            for form in Form
+        }
 
     def write(
-        self, decision: Decision, asked: AskedBody, contact: str | None, resets: tuple[str, int] | None = None
+        self,
+        decision: Decision,
+        asked: AskedBody,
+        contact: str | None,
+        resets: tuple[str, int] | None = None,
     ) -> FormAnswer:
-        """Write the page of a denial. `resets`, of one by a quota: when it begins again, and in how many seconds.
+        """Write the page of a denial.
+
+        `resets`, of one by a quota: when it begins again, and in how many seconds.
 
         Without it, that quota never has enough.
         """
         form = form_of(asked.sent.values("accept"))
-        page = _PAGES[QUOTA if resets else "passing" if decision.rule in _PASSING else "denied"]
+        page = _PAGES[
+            QUOTA if resets else "passing" if decision.rule in _PASSING else "denied"
+        ]
         if decision.rule == QUOTA and resets is None:
             page = _NEVER
         values = {
@@ -86,19 +111,29 @@ class Pages:
         }
         if resets is not None:
             values |= {"resets_": resets[0], "resets_in_": str(resets[1])}
-        texts = self._by_body if decision.found and decision.rule != QUOTA else self._texts
-        text = fill_denial(explained_with_user(texts[form], asked.user), page, values, asked.request_id)
+        texts = (
+            self._by_body if decision.found and decision.rule != QUOTA else self._texts
+        )
+        text = fill_denial(
+            explained_with_user(texts[form], asked.user), page, values, asked.request_id
+        )
         return FormAnswer(HTTPStatus.FORBIDDEN, _TYPES[form], text.encode())
 
 
 def form_of(accept: Iterable[str]) -> Form:
     """Choose the form of a page by the values of Accept."""
     accepted = ", ".join(accept)
-    return next((form for form, pattern in WANTS.items() if pattern.search(accepted)), Form.TEXT)
+    return next(
+        (form for form, pattern in WANTS.items() if pattern.search(accepted)), Form.TEXT
+    )
 
 
-def form_answer(decision: Decision, rules: Iterable[Rule], asked: AskedBody) -> FormAnswer | None:
-    """Write a denial in the words of the first form that has its own; None: clients understand the page."""
+def form_answer(
+    decision: Decision, rules: Iterable[Rule], asked: AskedBody
+) -> FormAnswer | None:
+    """Write a denial in the words of the first form that has its own; None: clients
+    understand the page.
+    """
     reason = decision.reason or "The policy does not allow it."
     bodies = (rule.body for rule in rules if rule.body is not None)
     answers = (answer(body, asked.sent, decision.rule, reason) for body in bodies)
@@ -108,19 +143,26 @@ def form_answer(decision: Decision, rules: Iterable[Rule], asked: AskedBody) -> 
 def http_head(denial: FormAnswer) -> bytes:
     """Write the head of the response."""
     phrase = HTTPStatus(denial.status).phrase
-    lines = {"Content-Type": denial.content_type, "Content-Length": len(denial.body), "Cache-Control": "no-store"}
+    lines = {
+        "Content-Type": denial.content_type,
+        "Content-Length": len(denial.body),
+        "Cache-Control": "no-store",
+    }
     fields = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
     return f"HTTP/1.1 {denial.status} {phrase}\r\n{fields}\r\n".encode("latin-1")
 
 
 class DenialTurns:
-    """Calls back when the denial of a client is due: at most so many of one client a second, as for other denials.
+    """Calls back when the denial of a client is due: at most so many of one client a
+    second, as for other denials.
 
-    What has to wait longer is surplus: one queue of all clients, as at `squidkeeper throttle`. If too many wait there,
-    each new one releases the oldest.
+    What has to wait longer is surplus: one queue of all clients, as at `squidkeeper
+    throttle`. If too many wait there, each new one releases the oldest.
     """
 
-    def __init__(self, limits: Limits, at: Callable[[float, Callable[[], None]], object]) -> None:
+    def __init__(
+        self, limits: Limits, at: Callable[[float, Callable[[], None]], object]
+    ) -> None:
         self._clients = Clients(limits)
         self._at = at
         self._waiting: deque[tuple[float, Callable[[], None]]] = deque()

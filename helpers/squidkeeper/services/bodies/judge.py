@@ -1,4 +1,6 @@
-"""What the connections of this process share: policies, pages, the turns of denials, and bounds on what is held."""
+"""What the connections of this process share: policies, pages, the turns of denials,
+and bounds on what is held.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,22 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 from squidkeeper.base.errors import PatternError
-from squidkeeper.policy.engine import CompiledPolicy, Decision, decide_body, deny, listed_rules
+from squidkeeper.policy.engine import (
+    CompiledPolicy,
+    Decision,
+    decide_body,
+    deny,
+    listed_rules,
+)
 from squidkeeper.policy.language.model import BY_BODY, Rule
 from squidkeeper.services.bodies.asked import AskedBody
-from squidkeeper.services.bodies.denials import QUOTA, DenialTurns, Pages, form_answer, http_head
+from squidkeeper.services.bodies.denials import (
+    QUOTA,
+    DenialTurns,
+    Pages,
+    form_answer,
+    http_head,
+)
 from squidkeeper.services.bodies.policies import Policies
 from squidkeeper.serving.counters.layout import Key
 from squidkeeper.serving.quotas.counts import client_network
@@ -26,23 +40,35 @@ from squidkeeper.serving.replies import body_count
 if TYPE_CHECKING:
     from squidkeeper.services.bodies.settling import Settler
 
-JUDGED_AT_ONCE: Final = 64 * 1024  # bytes of a body. A thread judges a longer one, so that others do not wait
+# bytes of a body. A thread judges a longer one, so that others do not wait
+JUDGED_AT_ONCE: Final = 64 * 1024
 _AT_ONCE_FOR_ALL_RULES: Final = 2 * JUDGED_AT_ONCE  # each rule may read the body
 _BYTES_OF_A_VALUE: Final = 64  # a value takes about as long as so many bytes of text
-_LARGE: Final = 4 << 20  # bytes of a content. It is parsed alone: that can take ten times as much memory
+# bytes of a content. It is parsed alone: that can take ten times as much memory
+_LARGE: Final = 4 << 20
 BYTES_AT_MOST: Final = 192 << 20  # of requests and their answers, in this process
-_SHARE: Final = 3  # a client has a third of it at most, which is the largest body and more
+_SHARE: Final = (
+    3  # a client has a third of it at most, which is the largest body and more
+)
 METERED_BYTES: Final = 32 << 20  # of the body of a metered request, which is read whole
 _UNAVAILABLE: Final = "policy-unavailable"
 _FOUND_LENGTH: Final = 200  # characters
 _UNKNOWN: Final = deny(
-    _UNAVAILABLE, "The policy that allowed this request is no longer stored, so its body cannot be judged. Repeat it."
+    _UNAVAILABLE,
+    "The policy that allowed this request is no longer stored, so its body cannot be judged. Repeat it.",
 )
-_UNREAD: Final = deny(_UNAVAILABLE, "The rules of the policy for this body are none that this gateway can read.")
-EDITED_SECONDS: Final = 5.0  # from the head of a request, after which an edit of the policy reaches its body too
-EDITED: Final = deny(_UNAVAILABLE, "The policy has changed since this request began. Repeat it.")
+_UNREAD: Final = deny(
+    _UNAVAILABLE,
+    "The rules of the policy for this body are none that this gateway can read.",
+)
+# from the head of a request, after which an edit of the policy reaches its body too
+EDITED_SECONDS: Final = 5.0
+EDITED: Final = deny(
+    _UNAVAILABLE, "The policy has changed since this request began. Repeat it."
+)
 TOO_MUCH: Final = deny(
-    _UNAVAILABLE, "The gateway cannot hold as much of a body as the policy needs to see. Repeat the request later."
+    _UNAVAILABLE,
+    "The gateway cannot hold as much of a body as the policy needs to see. Repeat the request later.",
 )
 DECIDE_SECONDS: Final = 300.0  # in which a body has to come, as far as it is read
 LATE: Final = deny(
@@ -54,10 +80,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A decision by the body. `answer` is that to a denied request: the head of the response, and its body.
+    """A decision by the body.
 
-    `meter` is the rule with `meter` that allows. Its reserve is taken before the request passes; `metered` is then what
-    Squid keeps of it.
+    `answer` is that to a denied request: the head of the response, and its body.
+
+    `meter` is the rule with `meter` that allows. Its reserve is taken before the
+    request passes; `metered` is then what Squid keeps of it.
     """
 
     decision: Decision
@@ -78,7 +106,10 @@ class Judgement:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What Squid notes for the access log: `-` for what is absent. Each header takes it some microseconds."""
+        """What Squid notes for the access log: `-` for what is absent.
+
+        Each header takes it some microseconds.
+        """
         decision = self.decision
         by = "" if decision.rule == QUOTA else BY_BODY
         found = f"{by}{decision.found}"[:_FOUND_LENGTH] if decision.found else ""
@@ -111,7 +142,8 @@ class Room:
         self.held = 0
 
     def take(self, client: str, size: int) -> bool:
-        """Count bytes that are held now, or no longer where `size` is negative; returns whether there is room.
+        """Count bytes that are held now, or no longer where `size` is negative; returns
+        whether there is room.
 
         They count in any case.
         """
@@ -120,11 +152,16 @@ class Room:
         self._held[network] += size
         if self._held[network] <= 0:
             del self._held[network]
-        return self.held <= self._at_most and self._held[network] <= self._at_most // _SHARE
+        return (
+            self.held <= self._at_most
+            and self._held[network] <= self._at_most // _SHARE
+        )
 
 
 class BodyJudge:
-    """Judges requests for all connections. `count` counts a decision and its seconds. `drains`: no connection stays.
+    """Judges requests for all connections.
+
+    `count` counts a decision and its seconds. `drains`: no connection stays.
 
     `new_settler` makes what counts for metered requests, when the first one comes.
     """
@@ -168,25 +205,31 @@ class BodyJudge:
         return self._settler
 
     def at_once(self, asked: AskedBody) -> CompiledPolicy | None:
-        """Return the policy of a request that takes so little time that no other request has to wait for it."""
+        """Return the policy of a request that takes so little time that no other
+        request has to wait for it.
+        """
         body = asked.sent.body
         if len(body) > JUDGED_AT_ONCE or is_encoded(asked):
             return None
-        values = sum(map(body.count, (b",", b"[", b"{"))) if asked.sent.complete else 0  # a part is not parsed
+        # a part is not parsed
+        values = sum(map(body.count, (b",", b"[", b"{"))) if asked.sent.complete else 0
         rules = max(asked.listed.count(","), 1)  # the last has no body
         if (len(body) + _BYTES_OF_A_VALUE * values) * rules > _AT_ONCE_FOR_ALL_RULES:
             return None
         return self.policies.at_hand(asked.revision)
 
     def decide(self, policy: CompiledPolicy, asked: AskedBody) -> Judgement | None:
-        """Judge a request by as much of its body as has come; None where that does not decide."""
+        """Judge a request by as much of its body as has come; None where that does not
+        decide.
+        """
         began = time.monotonic()
         return self._counted(began, self._judge(policy, asked))
 
     async def decide_later(self, asked: AskedBody) -> Judgement | None:
         """Judge a request in a thread, by a policy that may have to be loaded.
 
-        A client has one thread at a time, and keeps it where its connection is lost meanwhile.
+        A client has one thread at a time, and keeps it where its connection is lost
+        meanwhile.
         """
         policy = await self.policies.find(asked.revision)
         if policy is None:
@@ -196,11 +239,15 @@ class BodyJudge:
         task.add_done_callback(self._under_way.discard)
         return await asyncio.shield(task)
 
-    async def _decide_in_thread(self, policy: CompiledPolicy, asked: AskedBody) -> Judgement | None:
+    async def _decide_in_thread(
+        self, policy: CompiledPolicy, asked: AskedBody
+    ) -> Judgement | None:
         lock = self._locks.setdefault(client_network(asked.client), asyncio.Lock())
         async with lock, self._large if _may_be_large(policy, asked) else nullcontext():
             began = time.monotonic()
-            judgement = await asyncio.get_running_loop().run_in_executor(self._pool, self._judge, policy, asked)
+            judgement = await asyncio.get_running_loop().run_in_executor(
+                self._pool, self._judge, policy, asked
+            )
         return self._counted(began, judgement)
 
     def _counted(self, began: float, judgement: Judgement | None) -> Judgement | None:
@@ -217,14 +264,31 @@ class BodyJudge:
         if decision is None:
             return None
         for rule in rules:
-            if rule.meter is not None and decision.allowed and decision.rule == rule.name:
+            if (
+                rule.meter is not None
+                and decision.allowed
+                and decision.rule == rule.name
+            ):
                 observed = asked.observed or decision.observed
-                return Judgement(decision, observed, meter=(policy, rule)) if asked.sent.complete else None
-        if not decision.allowed and (denial := form_answer(decision, rules, asked)) is not None:
-            return Judgement(decision, asked.observed or decision.observed, (http_head(denial), denial.body))
+                return (
+                    Judgement(decision, observed, meter=(policy, rule))
+                    if asked.sent.complete
+                    else None
+                )
+        if (
+            not decision.allowed
+            and (denial := form_answer(decision, rules, asked)) is not None
+        ):
+            return Judgement(
+                decision,
+                asked.observed or decision.observed,
+                (http_head(denial), denial.body),
+            )
         return self.refused(decision, asked, policy.source.contact)
 
-    def refused(self, decision: Decision, asked: AskedBody, contact: str | None = None) -> Judgement:
+    def refused(
+        self, decision: Decision, asked: AskedBody, contact: str | None = None
+    ) -> Judgement:
         """Return the judgement of a decision, with the page of a denial."""
         observed = asked.observed or decision.observed
         if decision.allowed:
@@ -233,11 +297,15 @@ class BodyJudge:
         return Judgement(decision, observed, (http_head(page), page.body))
 
     def report(self, error: BaseException) -> None:
-        """Log an error of ours once, by its type and place: its text may hold what a body says."""
+        """Log an error of ours once, by its type and place: its text may hold what a
+        body says.
+        """
         where = describe_place(error)
         if where not in self._reported:
             self._reported.add(where)
-            _log.error("a request was denied, because squidkeeper itself failed: %s", where)
+            _log.error(
+                "a request was denied, because squidkeeper itself failed: %s", where
+            )
 
 
 def describe_place(error: BaseException) -> str:
@@ -245,12 +313,18 @@ def describe_place(error: BaseException) -> str:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    place = f" in {trace.tb_frame.f_code.co_qualname}, line {trace.tb_lineno}" if trace else ""
+    place = (
+        f" in {trace.tb_frame.f_code.co_qualname}, line {trace.tb_lineno}"
+        if trace
+        else ""
+    )
     return f"{type(error).__name__}{place}"
 
 
 def _rules(policy: CompiledPolicy, asked: AskedBody) -> tuple[Rule, ...]:
-    """Return the rules that Squid has passed on; none where the policy does not have them."""
+    """Return the rules that Squid has passed on; none where the policy does not have
+    them.
+    """
     try:
         return listed_rules(policy, asked.listed)
     except PatternError:
@@ -258,7 +332,13 @@ def _rules(policy: CompiledPolicy, asked: AskedBody) -> tuple[Rule, ...]:
 
 
 def _most_bytes(rule: Rule) -> int:
-    return METERED_BYTES if rule.meter is not None else rule.body.max_bytes if rule.body is not None else 0
+    return (
+        METERED_BYTES
+        if rule.meter is not None
+        else rule.body.max_bytes
+        if rule.body is not None
+        else 0
+    )
 
 
 def is_encoded(asked: AskedBody) -> bool:
@@ -267,14 +347,24 @@ def is_encoded(asked: AskedBody) -> bool:
 
 
 def _may_be_large(policy: CompiledPolicy, asked: AskedBody) -> bool:
-    """Return whether the content of a body may be large. Its rules bound what 1 KB can inflate to."""
+    """Return whether the content of a body may be large.
+
+    Its rules bound what 1 KB can inflate to.
+    """
     if not is_encoded(asked):
         return len(asked.sent.body) > _LARGE
-    return any(rule.body is not None and rule.body.max_bytes > _LARGE for rule in _rules(policy, asked))
+    return any(
+        rule.body is not None and rule.body.max_bytes > _LARGE
+        for rule in _rules(policy, asked)
+    )
 
 
 def _header_value(text: str) -> str:
     """Write a text as UTF-8, on one line; the names of rules have such texts."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(character for character in text if character.isprintable()).encode().decode("latin-1")
+    return (
+        "".join(character for character in text if character.isprintable())
+        .encode()
+        .decode("latin-1")
+    )

@@ -1,4 +1,6 @@
-"""The policies that requests are judged by: the revision in force, and those that other requests still name."""
+"""The policies that requests are judged by: the revision in force, and those that other
+requests still name.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,25 @@ from squidkeeper.base.errors import PolicyError
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.policy_store.loading import load_stored_revision
 
-_KEPT: Final = 4  # of large policies each takes tens of MB. After an edit, requests name the revision before it
+# of large policies each takes tens of MB. After an edit, requests name the revision
+# before it
+_KEPT: Final = 4
 _TRIES: Final = 15  # a helper stores a revision after it has begun to decide by it
 _TRY_EVERY_SECONDS: Final = 0.2
 
 
 class Policies:
-    """Finds the policy of a revision. `in_force` returns the policy in force, None while none has loaded."""
+    """Finds the policy of a revision.
 
-    def __init__(self, in_force: Callable[[], CompiledPolicy | None], revisions: Path, pool: Executor) -> None:
+    `in_force` returns the policy in force, None while none has loaded.
+    """
+
+    def __init__(
+        self,
+        in_force: Callable[[], CompiledPolicy | None],
+        revisions: Path,
+        pool: Executor,
+    ) -> None:
         self._in_force = in_force
         self._revisions = revisions
         self._pool = pool
@@ -38,12 +50,16 @@ class Policies:
         return self._kept.get(revision)
 
     def is_in_force(self, revision: str) -> bool:
-        """Return whether requests are still decided by a revision; True while no policy has loaded."""
+        """Return whether requests are still decided by a revision; True while no policy
+        has loaded.
+        """
         current = self._in_force()
         return current is None or current.revision == revision
 
     async def find(self, revision: str) -> CompiledPolicy | None:
-        """Return the policy of a revision, if need be from the stored ones; None if there is none for three seconds."""
+        """Return the policy of a revision, if need be from the stored ones; None if
+        there is none for three seconds.
+        """
         if found := self.at_hand(revision):
             return found
         task = self._loading.get(revision)
@@ -58,7 +74,9 @@ class Policies:
             if found := self.at_hand(revision):
                 return found
             try:
-                loaded = await loop.run_in_executor(self._pool, load_stored_revision, self._revisions, revision)
+                loaded = await loop.run_in_executor(
+                    self._pool, load_stored_revision, self._revisions, revision
+                )
             except OSError:
                 await asyncio.sleep(_TRY_EVERY_SECONDS)
                 continue

@@ -1,4 +1,7 @@
-"""The process: it answers Squid until SIGTERM, by the policy in force. It logs nothing of a request."""
+"""The process: it answers Squid until SIGTERM, by the policy in force.
+
+It logs nothing of a request.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +48,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BodiesOptions:
-    """The options of the command. `layout` is that of the gateway whose commands a page names.
+    """The options of the command.
 
-    `rate` and `burst` bound the denials of one client. Two processes share the port, and each counts for itself: their
-    defaults are half of the numbers of squidkeeper.conf.
+    `layout` is that of the gateway whose commands a page names.
+
+    `rate` and `burst` bound the denials of one client. Two processes share the port,
+    and each counts for itself: their defaults are half of the numbers of
+    squidkeeper.conf.
     """
 
     listen: tuple[str, int]
@@ -60,17 +66,25 @@ class BodiesOptions:
 
 
 def run_bodies(options: BodiesOptions) -> None:
-    """Answer Squid until SIGTERM or SIGINT; `ListenFailed` where the address cannot be used."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would hold bodies, and headers of clients
+    """Answer Squid until SIGTERM or SIGINT; `ListenFailed` where the address cannot be
+    used.
+    """
+    # it would hold bodies, and headers of clients
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     answer_while_loading()
     give_large_blocks_back()
     revisions = options.state / "revisions"
     watcher: PolicyWatcher[CompiledPolicy] = PolicyWatcher(
-        options.directory, options.state / "lists", lambda compiled: compiled, follows=revisions
+        options.directory,
+        options.state / "lists",
+        lambda compiled: compiled,
+        follows=revisions,
     )
-    counting = HelperCounters(BODIES, options.state / BODIES_FOLDER, lambda: watcher.state)
+    counting = HelperCounters(
+        BODIES, options.state / BODIES_FOLDER, lambda: watcher.state
+    )
     counting.start()
     watcher.start()
     counting.ready()
@@ -78,22 +92,31 @@ def run_bodies(options: BodiesOptions) -> None:
 
 
 def give_large_blocks_back() -> None:
-    """Have the memory of a long body go when it is freed. By default glibc keeps freed blocks of up to 32 MB."""
+    """Have the memory of a long body go when it is freed.
+
+    By default glibc keeps freed blocks of up to 32 MB.
+    """
     with suppress(AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 async def _run(
-    options: BodiesOptions, watcher: PolicyWatcher[CompiledPolicy], counting: HelperCounters, revisions: Path
+    options: BodiesOptions,
+    watcher: PolicyWatcher[CompiledPolicy],
+    counting: HelperCounters,
+    revisions: Path,
 ) -> None:
     loop, end = asyncio.get_running_loop(), asyncio.Event()
     loop.set_exception_handler(_report)
     judge = _new_judge(loop, options, watcher, counting, revisions)
     if watcher.current is not None and watcher.current.source.meters:
-        judge.settler.tick()  # it writes what a killed process has counted and not written
+        # it writes what a killed process has counted and not written
+        judge.settler.tick()
     host, port = options.listen
     try:
-        server = await loop.create_server(lambda: Arriving(judge), host, port, reuse_port=True, backlog=_BACKLOG)
+        server = await loop.create_server(
+            lambda: Arriving(judge), host, port, reuse_port=True, backlog=_BACKLOG
+        )
     except OSError as error:
         raise ListenFailed(f"{host}:{port}: {error.strerror or error}") from error
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -108,7 +131,8 @@ async def _run(
     if judge.counting is not None:
         await judge.counting.finish()
     logging.shutdown()
-    os._exit(0)  # at once: a thread may wait for a disk, and Python would wait for the thread
+    # at once: a thread may wait for a disk, and Python would wait for the thread
+    os._exit(0)
 
 
 def _new_judge(
@@ -118,9 +142,13 @@ def _new_judge(
     counting: HelperCounters,
     revisions: Path,
 ) -> BodyJudge:
-    policies = Policies(lambda: watcher.current, revisions, ThreadPoolExecutor(1, "policies"))
+    policies = Policies(
+        lambda: watcher.current, revisions, ThreadPoolExecutor(1, "policies")
+    )
     limits = Limits(options.rate, options.burst, _LONGEST_SECONDS)
-    turns = DenialTurns(limits, lambda due, then: loop.call_later(due - time.monotonic(), then))
+    turns = DenialTurns(
+        limits, lambda due, then: loop.call_later(due - time.monotonic(), then)
+    )
     pages, pool = Pages(options.layout), ThreadPoolExecutor(_THREADS, "judge")
 
     def new_settler() -> Settler:
@@ -128,7 +156,13 @@ def _new_judge(
         from squidkeeper.services.bodies.settling import Settler
         from squidkeeper.services.bodies.unsent import listen_for_unsent
 
-        settler = Settler(options.directory, options.state, policies, pages, lambda keys: counting.add(0, 0.0, keys))
+        settler = Settler(
+            options.directory,
+            options.state,
+            policies,
+            pages,
+            lambda keys: counting.add(0, 0.0, keys),
+        )
         listen_for_unsent(loop, options.listen, settler)
         return settler
 
@@ -139,7 +173,9 @@ def _new_judge(
 
 
 async def _drain(server: asyncio.Server, judge: BodyJudge) -> None:
-    """Take no connection any more, and answer what is under way; another process takes the next requests."""
+    """Take no connection any more, and answer what is under way; another process takes
+    the next requests.
+    """
     server.close()
     judge.drains = True
     until = time.monotonic() + _DRAIN_SECONDS
@@ -159,9 +195,16 @@ def _check(judge: BodyJudge) -> None:
 
 
 def _report(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log an error without its text, which may hold what a body says; asyncio then closes the connection."""
-    from squidkeeper.services.bodies.judge import describe_place  # late: there is hardly ever one
+    """Log an error without its text, which may hold what a body says; asyncio then
+    closes the connection.
+    """
+    # late: there is hardly ever one
+    from squidkeeper.services.bodies.judge import (
+        describe_place,
+    )
 
     error = context.get("exception")
     if not isinstance(error, (ConnectionError, TimeoutError)):
-        _log.error("%s", describe_place(error) if error else context.get("message", "an error"))
+        _log.error(
+            "%s", describe_place(error) if error else context.get("message", "an error")
+        )

@@ -1,7 +1,9 @@
-"""What metered requests use: their reserve is taken when they begin, and settled when their answers have ended.
+"""What metered requests use: their reserve is taken when they begin, and settled when
+their answers have ended.
 
-One process takes the reserve, and any other may settle it. All that settling needs is in `Metered`, which Squid keeps.
-One thread counts, and writes the ledger: neither a disk nor a store of all gateways holds up other requests.
+One process takes the reserve, and any other may settle it. All that settling needs is
+in `Metered`, which Squid keeps. One thread counts, and writes the ledger: neither a
+disk nor a store of all gateways holds up other requests.
 """
 
 from __future__ import annotations
@@ -22,7 +24,12 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from squidkeeper.base.errors import CountsUnavailable, InvalidIcap, InvalidUrl, UnreadableBody
+from squidkeeper.base.errors import (
+    CountsUnavailable,
+    InvalidIcap,
+    InvalidUrl,
+    UnreadableBody,
+)
 from squidkeeper.base.layout import BODIES_FOLDER
 from squidkeeper.base.metrics import QUOTA_DENIALS
 from squidkeeper.policy.engine import CompiledPolicy, Decision, deny
@@ -60,9 +67,15 @@ from squidkeeper.serving.quotas.meter import Refusal
 from squidkeeper.serving.quotas.reserves import CountedAnswer, Reserves, Used
 from squidkeeper.serving.replies import body_count
 
-_AGAIN_SECONDS: Final = (0.05, 0.2)  # an answer that has just ended is settled within a moment
+# an answer that has just ended is settled within a moment
+_AGAIN_SECONDS: Final = (
+    0.05,
+    0.2,
+)
 _AWAY_SECONDS: Final = 5.0
-_WAITING_AT_MOST: Final = 50_000  # settlements, while nothing can be counted. Others stay reserved
+_WAITING_AT_MOST: Final = (
+    50_000  # settlements, while nothing can be counted. Others stay reserved
+)
 _encode = msgspec.json.encode
 _log = logging.getLogger(__name__)
 
@@ -78,7 +91,9 @@ class Metered:
     def format(self) -> str:
         """Write it as Squid keeps it."""
         reserve = (self.reserve.tokens_in, self.reserve.tokens_out, self.reserve.cost)
-        return " ".join([*astuple(self.request), recorded_text(self.model), *map(str, reserve)])
+        return " ".join(
+            [*astuple(self.request), recorded_text(self.model), *map(str, reserve)]
+        )
 
     @classmethod
     def parse(cls, text: str) -> Metered:
@@ -86,16 +101,25 @@ class Metered:
         try:
             *told, model, tokens_in, tokens_out, cost = text.split(" ")
             reserve = Amounts(int(tokens_in), int(tokens_out), int(cost))
-            return cls(MeteredRequest(*told), "" if model == NONE else unquote(model), reserve)
+            return cls(
+                MeteredRequest(*told), "" if model == NONE else unquote(model), reserve
+            )
         except (ValueError, TypeError):
-            raise InvalidIcap("an answer comes without what is known of its request") from None
+            raise InvalidIcap(
+                "an answer comes without what is known of its request"
+            ) from None
 
 
 class Settler:
     """Takes reserves, and settles them. `count` counts a denial by a quota."""
 
     def __init__(
-        self, directory: Path, state: Path, policies: Policies, pages: Pages, count: Callable[[list[Key]], None]
+        self,
+        directory: Path,
+        state: Path,
+        policies: Policies,
+        pages: Pages,
+        count: Callable[[list[Key]], None],
     ) -> None:
         self._policies = policies
         self._pages = pages
@@ -104,30 +128,46 @@ class Settler:
         self._ledger = ledger_file(state)
         self._reserves = Reserves(directory, state / BODIES_FOLDER)
         self._thread = ThreadPoolExecutor(1, "counts")
-        self._waiting: deque[Callable[[], None]] = deque()  # work of the thread, to be done again
+        # work of the thread, to be done again
+        self._waiting: deque[Callable[[], None]] = deque()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # a client has a thread at a time
+        # a client has a thread at a time
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._problem = ""
         self._thread.submit(self._recover)
 
-    # --- the reserve ----------------------------------------------------------------------------------------------
+    # --- the reserve ------------------------------------------------------------------
 
-    async def reserve(self, judgement: Judgement, asked: AskedBody) -> tuple[Judgement, bytes | None]:
-        """Take the reserve of a request that is allowed, or deny it; also return its new body, None for its own."""
+    async def reserve(
+        self, judgement: Judgement, asked: AskedBody
+    ) -> tuple[Judgement, bytes | None]:
+        """Take the reserve of a request that is allowed, or deny it; also return its
+        new body, None for its own.
+        """
         if judgement.meter is None:
             return judgement, None
         policy, rule = judgement.meter
         try:
             metered, body = await self._read(policy, rule, asked)
         except UnreadableBody as error:
-            decision = deny("invalid-request", f"The gateway cannot tell what this request may use: {error}.")
-            return self._denied(replace(decision, found=str(error)), judgement.meter, asked), None
+            decision = deny(
+                "invalid-request",
+                f"The gateway cannot tell what this request may use: {error}.",
+            )
+            return self._denied(
+                replace(decision, found=str(error)), judgement.meter, asked
+            ), None
         if refusal := await self._hold(policy, rule, metered):
             return self._refused(refusal, metered, judgement.meter, asked), None
         return replace(judgement, metered=metered.format()), body
 
-    async def _read(self, policy: CompiledPolicy, rule: Rule, asked: AskedBody) -> tuple[Metered, bytes | None]:
-        """Read what a request may use. One that may take long has a thread: others would wait."""
+    async def _read(
+        self, policy: CompiledPolicy, rule: Rule, asked: AskedBody
+    ) -> tuple[Metered, bytes | None]:
+        """Read what a request may use.
+
+        One that may take long has a thread: others would wait.
+        """
         if len(asked.sent.body) <= JUDGED_AT_ONCE and not is_encoded(asked):
             return _metered(policy, rule, asked)
         task = asyncio.create_task(self._read_in_thread(policy, rule, asked))
@@ -141,21 +181,34 @@ class Settler:
         async with self._locks.setdefault(client_network(asked.client), asyncio.Lock()):
             return await asyncio.to_thread(_metered, policy, rule, asked)
 
-    async def _hold(self, policy: CompiledPolicy, rule: Rule, metered: Metered) -> Refusal | None:
+    async def _hold(
+        self, policy: CompiledPolicy, rule: Rule, metered: Metered
+    ) -> Refusal | None:
         quotas = _quotas(policy, metered.request, rule.name)
-        entry = usage_entry(metered.request, datetime.now(UTC), metered.model, metered.reserve)
+        entry = usage_entry(
+            metered.request, datetime.now(UTC), metered.model, metered.reserve
+        )
         loop = asyncio.get_running_loop()
         for seconds in (*_AGAIN_SECONDS, None):
-            refusal = await loop.run_in_executor(self._thread, self._take, quotas, metered, entry)
+            refusal = await loop.run_in_executor(
+                self._thread, self._take, quotas, metered, entry
+            )
             if refusal is None or not refusal.held or seconds is None:
                 return refusal
             await asyncio.sleep(seconds)
         return None
 
-    def _take(self, quotas: list[tuple[Quota, str]], metered: Metered, entry: UsageEntry) -> Refusal | None:
+    def _take(
+        self, quotas: list[tuple[Quota, str]], metered: Metered, entry: UsageEntry
+    ) -> Refusal | None:
         if quotas:
             try:
-                held = self._reserves.hold(metered.request.held_as, quotas, _used(metered.reserve), _encode(entry))
+                held = self._reserves.hold(
+                    metered.request.held_as,
+                    quotas,
+                    _used(metered.reserve),
+                    _encode(entry),
+                )
             except CountsUnavailable as error:
                 self._report(str(error))
                 return Refusal(quotas[0][0], _AWAY_SECONDS, unavailable=str(error))
@@ -165,7 +218,11 @@ class Settler:
         return None
 
     def _refused(
-        self, refusal: Refusal, metered: Metered, by: tuple[CompiledPolicy, Rule], asked: AskedBody
+        self,
+        refusal: Refusal,
+        metered: Metered,
+        by: tuple[CompiledPolicy, Rule],
+        asked: AskedBody,
     ) -> Judgement:
         name = refusal.quota.name
         found = f"{UNCOUNTED if refusal.unavailable else 'quota'}:{name}"
@@ -173,8 +230,11 @@ class Settler:
         self._count([counter_key(QUOTA_DENIALS, name)])
         if not refusal.unavailable and _never_fits(refusal.quota, metered.reserve):
             return self._denied(decision, by, asked)
-        at = datetime.now(UTC) + timedelta(seconds=refusal.ends_in + 0.5)  # rounded, as it is cut to the second
-        return self._denied(decision, by, asked, (f"{at:%Y-%m-%dT%H:%M:%SZ}", ceil(refusal.ends_in)))
+        # rounded, as it is cut to the second
+        at = datetime.now(UTC) + timedelta(seconds=refusal.ends_in + 0.5)
+        return self._denied(
+            decision, by, asked, (f"{at:%Y-%m-%dT%H:%M:%SZ}", ceil(refusal.ends_in))
+        )
 
     def _denied(
         self,
@@ -190,10 +250,15 @@ class Settler:
         )
         return Judgement(decision, asked.observed, (http_head(page), page.body))
 
-    # --- the settlement -------------------------------------------------------------------------------------------
+    # --- the settlement ---------------------------------------------------------------
 
-    def settle(self, metered: Metered, outcome: Usage | Unmetered, *, whole: bool) -> None:
-        """Count what an answer has reported, or the reserve where it has not. `whole`: all of the answer has come."""
+    def settle(
+        self, metered: Metered, outcome: Usage | Unmetered, *, whole: bool
+    ) -> None:
+        """Count what an answer has reported, or the reserve where it has not.
+
+        `whole`: all of the answer has come.
+        """
         policy = self._policies.at_hand(metered.request.revision)
         if policy is not None:
             self._settle(metered, outcome, policy, whole=whole)
@@ -202,34 +267,66 @@ class Settler:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _settle_later(self, metered: Metered, outcome: Usage | Unmetered, *, whole: bool) -> None:
+    async def _settle_later(
+        self, metered: Metered, outcome: Usage | Unmetered, *, whole: bool
+    ) -> None:
         policy = await self._policies.find(metered.request.revision)
         self._settle(metered, outcome, policy, whole=whole)
 
     def _settle(
-        self, metered: Metered, outcome: Usage | Unmetered, policy: CompiledPolicy | None, *, whole: bool
+        self,
+        metered: Metered,
+        outcome: Usage | Unmetered,
+        policy: CompiledPolicy | None,
+        *,
+        whole: bool,
     ) -> None:
         if policy is None:
-            outcome = Unmetered("its policy is no longer stored", outcome.tokens_in, outcome.tokens_out)
-        settlement = _settlement(metered, outcome, policy.source.prices if policy else NO_PRICES, whole=whole)
+            outcome = Unmetered(
+                "its policy is no longer stored", outcome.tokens_in, outcome.tokens_out
+            )
+        settlement = _settlement(
+            metered, outcome, policy.source.prices if policy else NO_PRICES, whole=whole
+        )
         beyond = _beyond(policy, metered, _used(settlement.used)) if policy else {}
-        self._thread.submit(self._do, lambda: self._count_used(metered, settlement, beyond))
+        self._thread.submit(
+            self._do, lambda: self._count_used(metered, settlement, beyond)
+        )
 
-    def _count_used(self, metered: Metered, settlement: _Settlement, beyond: Mapping[QuotaCount, int]) -> None:
+    def _count_used(
+        self,
+        metered: Metered,
+        settlement: _Settlement,
+        beyond: Mapping[QuotaCount, int],
+    ) -> None:
         used, answer = settlement.used, None
         if settlement.answer_id:
             answer_id = f"{metered.request.host} {settlement.answer_id}"
             # What has a prompt counts in full: some APIs let a client choose the ID.
-            counted = None if metered.reserve.tokens_in else self._reserves.counted(answer_id)
-            before = msgspec.json.decode(counted, type=Amounts) if counted else Amounts()
+            counted = (
+                None if metered.reserve.tokens_in else self._reserves.counted(answer_id)
+            )
+            before = (
+                msgspec.json.decode(counted, type=Amounts) if counted else Amounts()
+            )
             used = _each(lambda new, old: max(new - old, 0), used, before)
-            answer = CountedAnswer(answer_id, _encode(_each(max, settlement.used, before)))
-        told = (settlement.model, used, metered.reserve, settlement.state, settlement.reason)
+            answer = CountedAnswer(
+                answer_id, _encode(_each(max, settlement.used, before))
+            )
+        told = (
+            settlement.model,
+            used,
+            metered.reserve,
+            settlement.state,
+            settlement.reason,
+        )
         entry = usage_entry(metered.request, datetime.now(UTC), *told)
-        self._reserves.settle(metered.request.held_as, _used(used), _encode(entry), answer, beyond)
+        self._reserves.settle(
+            metered.request.held_as, _used(used), _encode(entry), answer, beyond
+        )
         self._write(entry)
 
-    # --- the thread -----------------------------------------------------------------------------------------------
+    # --- the thread -------------------------------------------------------------------
 
     def tick(self) -> None:
         """Try again what could not be counted; called once a second."""
@@ -239,7 +336,9 @@ class Settler:
     async def finish(self) -> None:
         """Wait until all is counted that was submitted, for a moment."""
         with suppress(TimeoutError):
-            done = asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)
+            done = asyncio.get_running_loop().run_in_executor(
+                self._thread, lambda: None
+            )
             await asyncio.wait_for(done, _AWAY_SECONDS)
 
     def _do(self, work: Callable[[], None]) -> None:
@@ -268,11 +367,15 @@ class Settler:
 
     def _recover(self) -> None:
         """Write what killed processes have counted and not written."""
-        self._do(lambda: self._reserves.take_last_lines(self._is_written, self._write_line))
+        self._do(
+            lambda: self._reserves.take_last_lines(self._is_written, self._write_line)
+        )
 
     def _is_written(self, line: bytes) -> bool:
         since = datetime.fromisoformat(parse_entry(line).time)
-        return any(line in file.read_bytes() for file in ledger_files(self._state, since))
+        return any(
+            line in file.read_bytes() for file in ledger_files(self._state, since)
+        )
 
     def _write_line(self, line: bytes) -> None:
         append_entry(self._ledger, parse_entry(line))
@@ -284,40 +387,69 @@ class Settler:
         self._problem = problem
 
 
-def _metered(policy: CompiledPolicy, rule: Rule, asked: AskedBody) -> tuple[Metered, bytes | None]:
+def _metered(
+    policy: CompiledPolicy, rule: Rule, asked: AskedBody
+) -> tuple[Metered, bytes | None]:
     """Read what a request may use; also its body where that has to ask for usage."""
     sent, meter = asked.sent, rule.meter or Metering()
     form = form_of(sent.method, sent.target)
     if meter.ask_usage and form is not None and form.asks_usage and is_encoded(asked):
-        raise UnreadableBody(f"the body is compressed, and the rule {rule.name} has ask_usage: send it plain")
+        raise UnreadableBody(
+            f"the body is compressed, and the rule {rule.name} has ask_usage: send it plain"
+        )
     reserve = reserve_of(sent, meter.reserve, form)
-    told = (asked.request_id, asked.client, asked.user or NONE, recorded_text(rule.name), asked.revision)
-    request = MeteredRequest(*told, recorded_text(_host(asked.url)), recorded_text(asked.worker))
-    metered = Metered(request, reserve.model, _amounts(reserve.usage, policy.source.prices))
+    told = (
+        asked.request_id,
+        asked.client,
+        asked.user or NONE,
+        recorded_text(rule.name),
+        asked.revision,
+    )
+    request = MeteredRequest(
+        *told, recorded_text(_host(asked.url)), recorded_text(asked.worker)
+    )
+    metered = Metered(
+        request, reserve.model, _amounts(reserve.usage, policy.source.prices)
+    )
     return metered, with_usage_asked(sent.body, form) if meter.ask_usage else None
 
 
-def _quotas(policy: CompiledPolicy, request: MeteredRequest, rule: str) -> list[tuple[Quota, str]]:
-    """List the quotas that count the tokens of a request, each with whose count it is."""
+def _quotas(
+    policy: CompiledPolicy, request: MeteredRequest, rule: str
+) -> list[tuple[Quota, str]]:
+    """List the quotas that count the tokens of a request, each with whose
+    count it is.
+    """
     address = None
     with suppress(InvalidUrl):
         address = address_host(parse_address(request.client))
-    quotas = token_quotas(policy.source, policy.clients_of(address, token(request.user)), rule)
+    quotas = token_quotas(
+        policy.source, policy.clients_of(address, token(request.user)), rule
+    )
     user = None if request.user == NONE else request.user
     return [(quota, holder(quota, request.client, user, rule)) for quota in quotas]
 
 
-def _beyond(policy: CompiledPolicy, metered: Metered, used: Used) -> dict[QuotaCount, int]:
+def _beyond(
+    policy: CompiledPolicy, metered: Metered, used: Used
+) -> dict[QuotaCount, int]:
     """Return how much of each count a request has used beyond its reserve."""
-    more = {unit: used[unit] - reserved for unit, reserved in _used(metered.reserve).items()}
+    more = {
+        unit: used[unit] - reserved for unit, reserved in _used(metered.reserve).items()
+    }
     if max(more.values()) <= 0:
         return {}
-    counts = (QuotaCount.of(*one) for one in _quotas(policy, metered.request, unquote(metered.request.rule)))
+    counts = (
+        QuotaCount.of(*one)
+        for one in _quotas(policy, metered.request, unquote(metered.request.rule))
+    )
     return {count: max(more[count.unit], 0) for count in counts}
 
 
 class _Settlement(NamedTuple):
-    """What a request has used, as what, of which model, why it is its reserve, and the ID of its answer."""
+    """What a request has used, as what, of which model, why it is its reserve, and the
+    ID of its answer.
+    """
 
     used: Amounts
     state: UsageState
@@ -326,15 +458,30 @@ class _Settlement(NamedTuple):
     answer_id: str
 
 
-def _settlement(metered: Metered, outcome: Usage | Unmetered, prices: Prices, *, whole: bool) -> _Settlement:
+def _settlement(
+    metered: Metered, outcome: Usage | Unmetered, prices: Prices, *, whole: bool
+) -> _Settlement:
     if isinstance(outcome, Usage):
         model = outcome.model or metered.model
-        return _Settlement(_amounts(outcome, prices), UsageState.METERED, model, "", outcome.answer_id)
+        return _Settlement(
+            _amounts(outcome, prices), UsageState.METERED, model, "", outcome.answer_id
+        )
     reserve = metered.reserve
     state = UsageState.UNMETERED if whole else UsageState.RESERVED
-    tokens_in, tokens_out = max(reserve.tokens_in, outcome.tokens_in), max(reserve.tokens_out, outcome.tokens_out)
-    cost = max(reserve.cost, cost_of(Usage(metered.model, tokens_in, tokens_out), prices))
-    return _Settlement(Amounts(tokens_in, tokens_out, cost), state, metered.model, outcome.reason, outcome.answer_id)
+    tokens_in, tokens_out = (
+        max(reserve.tokens_in, outcome.tokens_in),
+        max(reserve.tokens_out, outcome.tokens_out),
+    )
+    cost = max(
+        reserve.cost, cost_of(Usage(metered.model, tokens_in, tokens_out), prices)
+    )
+    return _Settlement(
+        Amounts(tokens_in, tokens_out, cost),
+        state,
+        metered.model,
+        outcome.reason,
+        outcome.answer_id,
+    )
 
 
 def _each(choose: Callable[[int, int], int], new: Amounts, old: Amounts) -> Amounts:
@@ -343,7 +490,9 @@ def _each(choose: Callable[[int, int], int], new: Amounts, old: Amounts) -> Amou
 
 def _amounts(usage: Usage, prices: Prices) -> Amounts:
     cost = cost_of(usage, prices)
-    return Amounts(usage.tokens_in, usage.tokens_out, cost, usage.cached_in, usage.cache_write)
+    return Amounts(
+        usage.tokens_in, usage.tokens_out, cost, usage.cached_in, usage.cache_write
+    )
 
 
 def _used(amounts: Amounts) -> Used:
@@ -363,7 +512,9 @@ def _host(url: str) -> str:
 
 
 def _never_fits(quota: Quota, reserve: Amounts) -> bool:
-    """Whether a request may use more than the whole limit of a quota: no reset helps it."""
+    """Whether a request may use more than the whole limit of a quota: no reset helps
+    it.
+    """
     return _used(reserve)[quota.unit] > quota.limit
 
 
@@ -379,7 +530,10 @@ def _reason(refusal: Refusal, reserve: Amounts) -> str:
     if refusal.held:
         return f"Of the quota {quota.name} ({quota.text}), requests that have not ended hold what this request may use."
     if refusal.left and not refusal.unavailable:
-        may, left = (shown_amount(quota.unit, amount) for amount in (_used(reserve)[quota.unit], refusal.left))
+        may, left = (
+            shown_amount(quota.unit, amount)
+            for amount in (_used(reserve)[quota.unit], refusal.left)
+        )
         return (
             f"This request may use {may}, and the quota {quota.name} ({quota.text}) has {left} left. Ask for fewer"
             " tokens of answer (max_tokens), or send fewer."

@@ -1,4 +1,5 @@
-"""Metered requests that reached no origin: Squid tells them in datagrams, as lines of a log (meter.conf).
+"""Metered requests that reached no origin: Squid tells them in datagrams, as lines of a
+log (meter.conf).
 
 No answer comes to such a request. One whose datagram is lost counts for its reserve.
 """
@@ -23,8 +24,12 @@ _LONGEST: Final = 65_536  # bytes of a datagram
 _log = logging.getLogger(__name__)
 
 
-def listen_for_unsent(loop: asyncio.AbstractEventLoop, address: tuple[str, int], settler: Settler) -> None:
-    """Give back the reserves of requests that Squid has not sent; several processes share the address."""
+def listen_for_unsent(
+    loop: asyncio.AbstractEventLoop, address: tuple[str, int], settler: Settler
+) -> None:
+    """Give back the reserves of requests that Squid has not sent; several processes
+    share the address.
+    """
     datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
@@ -32,7 +37,11 @@ def listen_for_unsent(loop: asyncio.AbstractEventLoop, address: tuple[str, int],
         loop.add_reader(datagrams, _read, datagrams, settler)
     except OSError as error:
         datagrams.close()
-        _log.error("reserves of requests that reached no origin stay: %s:%s: %s", *address, error.strerror)
+        _log.error(
+            "reserves of requests that reached no origin stay: %s:%s: %s",
+            *address,
+            error.strerror,
+        )
 
 
 def _read(datagrams: socket.socket, settler: Settler) -> None:

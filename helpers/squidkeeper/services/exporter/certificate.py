@@ -1,4 +1,6 @@
-"""The certificates that clients depend on: of what signs for all hosts, the TLS port, the quota store."""
+"""The certificates that clients depend on: of what signs for all hosts, the TLS port,
+the quota store.
+"""
 
 import ssl
 import time
@@ -24,7 +26,10 @@ _CONNECT_SECONDS: Final = 5  # for the connection, and for the handshake
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """The certificate that signs for all hosts, or that of the TLS port. Of a chain, the one that expires first."""
+    """The certificate that signs for all hosts, or that of the TLS port.
+
+    Of a chain, the one that expires first.
+    """
 
     file: Path
     subject: str | None = None
@@ -37,22 +42,36 @@ class Certificate:
 
 
 def read_certificate(file: Path) -> Certificate:
-    """Read a PEM file; never fails. Of a chain, the issuer counts where both expire together."""
+    """Read a PEM file; never fails.
+
+    Of a chain, the issuer counts where both expire together.
+    """
     try:
         found = x509.load_pem_x509_certificates(read_regular(file, _FILE_BYTES))
     except OSError as error:
         return Certificate(file, problem=(error.strerror or str(error)).lower())
     except ValueError as error:
         return Certificate(file, problem=f"it is not a certificate in PEM: {error}")
-    first = min(reversed(found), key=lambda certificate: certificate.not_valid_after_utc)
+    first = min(
+        reversed(found), key=lambda certificate: certificate.not_valid_after_utc
+    )
     root = found[-1].fingerprint(SHA256()).hex()
-    return Certificate(file, first.subject.rfc4514_string(), first.not_valid_after_utc, root_sha256=root)
+    return Certificate(
+        file,
+        first.subject.rfc4514_string(),
+        first.not_valid_after_utc,
+        root_sha256=root,
+    )
 
 
 class StoreCertificate(Thread):
-    """When the certificate of the quota store expires, which a person renews: asked every hour."""
+    """When the certificate of the quota store expires, which a person renews: asked
+    every hour.
+    """
 
-    not_after: datetime | None = None  # None: there is no such store, or it has not answered yet
+    not_after: datetime | None = (
+        None  # None: there is no such store, or it has not answered yet
+    )
 
     def __init__(self, directory: Path) -> None:
         super().__init__(name="store-certificate", daemon=True)
@@ -79,4 +98,6 @@ class StoreCertificate(Thread):
                 shown = store.getpeercert() or {}
         except (OSError, CountsUnavailable):
             return
-        self.not_after = datetime.fromtimestamp(ssl.cert_time_to_seconds(str(shown["notAfter"])), UTC)
+        self.not_after = datetime.fromtimestamp(
+            ssl.cert_time_to_seconds(str(shown["notAfter"])), UTC
+        )

@@ -1,4 +1,5 @@
-"""The checkpoint of the exporter: its counts and their position in the access log, in one file on disk.
+"""The checkpoint of the exporter: its counts and their position in the access log, in
+one file on disk.
 
 The file is replaced whole, so that counts and position match even after a crash.
 """
@@ -23,10 +24,11 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """The counts since a time, their position in the log, and the newest denials and findings.
+    """The counts since a time, their position in the log, and the newest denials and
+    findings.
 
-    `counter_files` holds the last values read from each counter file, by its identity. `usage` is counted in the ledger
-    of usage.
+    `counter_files` holds the last values read from each counter file, by its identity.
+    `usage` is counted in the ledger of usage.
     """
 
     since: str
@@ -34,13 +36,17 @@ class Checkpoint(msgspec.Struct, frozen=True):
     counts: RequestCounts = RequestCounts()
     denials: tuple[Denial, ...] = ()
     drift: tuple[DriftSeen, ...] = ()
-    counter_files: dict[str, list[tuple[Key, float]]] = msgspec.field(name="slots", default_factory=dict)
+    counter_files: dict[str, list[tuple[Key, float]]] = msgspec.field(
+        name="slots", default_factory=dict
+    )
     version: int = _VERSION
     usage: UsageCounts = UsageCounts()
 
 
 class CheckpointStore:
-    """The folder with the checkpoint of one exporter. `writable`: whether the last write succeeded.
+    """The folder with the checkpoint of one exporter.
+
+    `writable`: whether the last write succeeded.
 
     If the disk cannot be written, the exporter works without a checkpoint.
     """
@@ -65,16 +71,25 @@ class CheckpointStore:
             self._lock = None
 
     def read(self) -> Checkpoint | None:
-        """Read the last checkpoint; None if there is none that this release can read."""
+        """Read the last checkpoint; None if there is none that this release
+        can read.
+        """
         try:
             checkpoint = msgspec.json.decode(self._file.read_bytes(), type=Checkpoint)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError) as error:
-            _log.error("%s: cannot be read (%s): counts start at zero", self._file, error)
+            _log.error(
+                "%s: cannot be read (%s): counts start at zero", self._file, error
+            )
             return None
         if checkpoint.version != _VERSION:
-            _log.error("%s: of version %d, expected %d: counts start at zero", self._file, checkpoint.version, _VERSION)
+            _log.error(
+                "%s: of version %d, expected %d: counts start at zero",
+                self._file,
+                checkpoint.version,
+                _VERSION,
+            )
             return None
         return checkpoint
 
@@ -96,10 +111,14 @@ class CheckpointStore:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(folder)
-            raise StateInUse(f"{self._folder}: another exporter uses this folder") from error
+            raise StateInUse(
+                f"{self._folder}: another exporter uses this folder"
+            ) from error
         self._lock = folder
 
     def _fail(self, error: Exception) -> None:
         if self.writable:
-            _log.error("%s: counts cannot be saved for a restart: %s", self._folder, error)
+            _log.error(
+                "%s: counts cannot be saved for a restart: %s", self._folder, error
+            )
         self.writable = False

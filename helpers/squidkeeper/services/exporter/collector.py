@@ -1,7 +1,8 @@
 """Prometheus's metrics of a snapshot: one family for each entry of metrics.py.
 
-Series for what the policy names exist from the start, with 0, so that an alert sees the first event as an increase.
-Squid's own counters have the names of the widely used squid-exporter, so that its dashboards work.
+Series for what the policy names exist from the start, with 0, so that an alert sees the
+first event as an increase. Squid's own counters have the names of the widely used
+squid-exporter, so that its dashboards work.
 """
 
 from collections import Counter as Multiset
@@ -10,7 +11,11 @@ from datetime import datetime
 from itertools import accumulate
 from typing import Final, TypeVar
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -23,9 +28,15 @@ from squidkeeper.policy.language.prices import MILLIONTHS
 from squidkeeper.services.exporter.conditions import CONDITIONS, active_conditions
 from squidkeeper.services.exporter.counts import SERIES_LIMIT, RequestCounts
 from squidkeeper.services.exporter.snapshot import Snapshot
-from squidkeeper.serving.counters.layout import INFINITY, Key, histogram_keys, key_labels
+from squidkeeper.serving.counters.layout import (
+    INFINITY,
+    Key,
+    histogram_keys,
+    key_labels,
+)
 
-_EXPECTED_LIMIT: Final = SERIES_LIMIT // 2  # series of one metric that exist before they count anything
+# series of one metric that exist before they count anything
+_EXPECTED_LIMIT: Final = SERIES_LIMIT // 2
 LabelsT = TypeVar("LabelsT", bound=tuple[str, ...])
 _STATUS_CLASSES = {"allow": "2xx", "deny": "4xx"}
 
@@ -43,14 +54,28 @@ class GatewayCollector(Collector):
     def collect(self) -> Iterator[Family]:
         """Collect a snapshot, and make families of it."""
         view = self._collect()
-        of_gateway = (_log_families, _helper_families, _policy_families, _exporter_families, _archive_families)
-        for families in (*of_gateway, _usage_families, _pull_families, _fetching_families, _export_families):
+        of_gateway = (
+            _log_families,
+            _helper_families,
+            _policy_families,
+            _exporter_families,
+            _archive_families,
+        )
+        for families in (
+            *of_gateway,
+            _usage_families,
+            _pull_families,
+            _fetching_families,
+            _export_families,
+        ):
             yield from families(view)
         yield from squid_families(view.squid)
 
 
 def observed_series(policy: Policy | None) -> list[tuple[str, str]]:
-    """List what is observed by a policy, as its rule and verdict: such a series begins at 0."""
+    """List what is observed by a policy, as its rule and verdict: such a series begins
+    at 0.
+    """
     if policy is None:
         return []
     rules = [
@@ -58,25 +83,40 @@ def observed_series(policy: Policy | None) -> list[tuple[str, str]]:
         for rule in policy.rules
         if rule.observe
     ]
-    return [*rules, *([("default", str(Action.DENY))] if policy.observe_default else [])]
+    return [
+        *rules,
+        *([("default", str(Action.DENY))] if policy.observe_default else []),
+    ]
 
 
 def _log_families(view: Snapshot) -> Iterator[Family]:
     counts, expected = view.checkpoint.counts, expected_series(view.policy)
-    requests = [(client, rule, verdict, "read", _STATUS_CLASSES[verdict]) for client, rule, verdict in expected]
+    requests = [
+        (client, rule, verdict, "read", _STATUS_CLASSES[verdict])
+        for client, rule, verdict in expected
+    ]
     yield _family(metrics.REQUESTS, dict.fromkeys(requests, 0) | dict(counts.requests))
-    tunnels = [(client, rule) for client, rule, verdict in expected if verdict == "allow"]
+    tunnels = [
+        (client, rule) for client, rule, verdict in expected if verdict == "allow"
+    ]
     yield _family(metrics.TUNNELS, dict.fromkeys(tunnels, 0) | dict(counts.tunnels))
-    yield _family(metrics.OBSERVED, dict.fromkeys(observed_series(view.policy), 0) | dict(counts.observed))
+    yield _family(
+        metrics.OBSERVED,
+        dict.fromkeys(observed_series(view.policy), 0) | dict(counts.observed),
+    )
     yield _family(metrics.UNNAMED_DENIALS, dict(counts.unnamed_denials))
-    yield _family(metrics.RESPONSE_BYTES, dict.fromkeys(expected, 0) | dict(counts.response_bytes))
+    yield _family(
+        metrics.RESPONSE_BYTES, dict.fromkeys(expected, 0) | dict(counts.response_bytes)
+    )
     yield _durations(counts)
     drift = [(client, rule) for client, rule, _ in expected]
     yield _family(metrics.DRIFT, dict.fromkeys(drift, 0) | dict(counts.drift))
     yield _single(metrics.DRIFT_UNCHECKED, counts.drift_unchecked)
     yield _single(metrics.DRIFT_CUT, counts.drift_cut)
     rules = view.policy.rules_and_grants if view.policy else ()
-    matched = {(rule.name,): _seconds(counts.last_matched.get(rule.name, "")) for rule in rules}
+    matched = {
+        (rule.name,): _seconds(counts.last_matched.get(rule.name, "")) for rule in rules
+    }
     yield _family(metrics.RULE_LAST_MATCHED, matched)
     yield _single(metrics.RECORD_READABLE, view.log_readable)
     yield _single(metrics.RECORD_BACKLOG, view.backlog_bytes)
@@ -86,16 +126,26 @@ def _log_families(view: Snapshot) -> Iterator[Family]:
 
 
 def expected_series(policy: Policy | None) -> list[tuple[str, str, str]]:
-    """List each (client, rule, verdict) that the policy makes likely, a bounded number."""
+    """List each (client, rule, verdict) that the policy makes likely, a
+    bounded number.
+    """
     if policy is None:
         return []
     everybody = (*(client.name for client in policy.clients), NONE)
     rules = policy.rules_and_grants
-    found = [(client, rule.name, str(rule.verdict)) for rule in rules for client in rule.match.clients or everybody]
+    found = [
+        (client, rule.name, str(rule.verdict))
+        for rule in rules
+        for client in rule.match.clients or everybody
+    ]
     for name in sorted(VERDICT_NAMES):
         action = policy.default if name == "default" else Action.DENY
         found += [(client, name, str(action.verdict)) for client in everybody]
-    return found if len(found) <= _EXPECTED_LIMIT else [one for one in found if one[0] == NONE][:_EXPECTED_LIMIT]
+    return (
+        found
+        if len(found) <= _EXPECTED_LIMIT
+        else [one for one in found if one[0] == NONE][:_EXPECTED_LIMIT]
+    )
 
 
 def _helper_families(view: Snapshot) -> Iterator[Family]:
@@ -112,9 +162,16 @@ def _helper_families(view: Snapshot) -> Iterator[Family]:
         metrics.CREDENTIAL_FAILURES,
         metrics.QUOTA_DENIALS,
     ):
-        yield _family(metric, _expected(metric, view.policy) | _by_labels(metric, view.totals))
-    connections = _by_labels(metrics.TRANSPARENT_CONNECTIONS, view.totals)  # none without these ports
-    results = dict.fromkeys([(result,) for result in metrics.TransparentResult], 0.0) if connections else {}
+        yield _family(
+            metric, _expected(metric, view.policy) | _by_labels(metric, view.totals)
+        )
+    # none without these ports
+    connections = _by_labels(metrics.TRANSPARENT_CONNECTIONS, view.totals)
+    results = (
+        dict.fromkeys([(result,) for result in metrics.TransparentResult], 0.0)
+        if connections
+        else {}
+    )
     yield _family(metrics.TRANSPARENT_CONNECTIONS, results | connections)
     yield _decision_durations(view.totals)
     yield _per_helper(metrics.HELPER_PROCESSES, [status.helper for status in helpers])
@@ -131,8 +188,12 @@ def _policy_families(view: Snapshot) -> Iterator[Family]:
     yield _single(metrics.POLICY_RELOAD_GATED, view.policy_state.gated)
     yield _single(metrics.POLICY_LAST_RELOAD_SUCCESS, view.policy_state.loaded or 0)
     yield _single(metrics.POLICY_RULES, len(policy.rules) if policy else 0)
-    rules = policy.rules if policy else ()  # grants are made to lapse, which is nothing to be warned about
-    yield _family(metrics.RULE_EXPIRY, {(rule.name,): rule.expires.timestamp() for rule in rules if rule.expires})
+    # grants are made to lapse, which is nothing to be warned about
+    rules = policy.rules if policy else ()
+    yield _family(
+        metrics.RULE_EXPIRY,
+        {(rule.name,): rule.expires.timestamp() for rule in rules if rule.expires},
+    )
 
 
 def _exporter_families(view: Snapshot) -> Iterator[Family]:
@@ -143,36 +204,58 @@ def _exporter_families(view: Snapshot) -> Iterator[Family]:
     yield _family(metrics.TLS_EXPIRY, {(): tls.timestamp()} if tls else {})
     yield _family(metrics.CA_EXPIRY, {(): end.timestamp()} if end else {})
     yield _single(metrics.STATE_WRITABLE, view.state_writable)
-    yield _family(metrics.FILESYSTEM_AVAILABLE, {(disk.folder,): disk.available_bytes for disk in view.disks})
-    yield _family(metrics.FILESYSTEM_SIZE, {(disk.folder,): disk.size_bytes for disk in view.disks})
+    yield _family(
+        metrics.FILESYSTEM_AVAILABLE,
+        {(disk.folder,): disk.available_bytes for disk in view.disks},
+    )
+    yield _family(
+        metrics.FILESYSTEM_SIZE,
+        {(disk.folder,): disk.size_bytes for disk in view.disks},
+    )
     active = {condition.condition.code for condition in active_conditions(view)}
     seen_here = [condition for condition in CONDITIONS if condition.find]
-    states = {(condition.code, condition.severity): condition.code in active for condition in seen_here}
+    states = {
+        (condition.code, condition.severity): condition.code in active
+        for condition in seen_here
+    }
     yield _family(metrics.CONDITION, states)
     yield _single(metrics.MAINTENANCE_UP, view.maintenance.runs)
     failures = view.maintenance.failures
-    yield _family(metrics.MAINTENANCE_TASK_SUCCESS, {(task,): not failure for task, failure in failures.items()})
+    yield _family(
+        metrics.MAINTENANCE_TASK_SUCCESS,
+        {(task,): not failure for task, failure in failures.items()},
+    )
 
 
 def _archive_families(view: Snapshot) -> Iterator[Family]:
     archive, since = view.archive, view.unarchived_since
-    yield _family(metrics.ARCHIVE_LAST_SUCCESS, {(): archive.succeeded or 0} if archive else {})
+    yield _family(
+        metrics.ARCHIVE_LAST_SUCCESS, {(): archive.succeeded or 0} if archive else {}
+    )
     yield _family(metrics.ARCHIVE_UNARCHIVED, {(): since} if since is not None else {})
     yield _single(metrics.ARCHIVE_DELETED, view.deleted_logs.files)
     waiting, problem = view.questions_waiting, view.quota_store_problem
     yield _family(metrics.QUESTIONS_WAITING, {} if waiting is None else {(): waiting})
     ends = view.quota_store_not_after
-    yield _family(metrics.QUOTA_STORE_CERTIFICATE_EXPIRY, {(): ends.timestamp()} if ends else {})
-    yield _family(metrics.QUOTA_STORE_UP, {} if problem is None else {(): 0 if problem else 1})
+    yield _family(
+        metrics.QUOTA_STORE_CERTIFICATE_EXPIRY, {(): ends.timestamp()} if ends else {}
+    )
+    yield _family(
+        metrics.QUOTA_STORE_UP, {} if problem is None else {(): 0 if problem else 1}
+    )
 
 
 def _usage_families(view: Snapshot) -> Iterator[Family]:
     used = view.checkpoint.usage.used
-    yield _family(metrics.METERED_REQUESTS, {labels: requests for labels, (requests, *_) in used})
+    yield _family(
+        metrics.METERED_REQUESTS, {labels: requests for labels, (requests, *_) in used}
+    )
     tokens = {(*labels, "in"): tokens_in for labels, (_, tokens_in, _, _) in used}
     tokens |= {(*labels, "out"): tokens_out for labels, (_, _, tokens_out, _) in used}
     yield _family(metrics.TOKENS, tokens)
-    yield _family(metrics.COST, {labels: cost / MILLIONTHS for labels, (*_, cost) in used})
+    yield _family(
+        metrics.COST, {labels: cost / MILLIONTHS for labels, (*_, cost) in used}
+    )
     quotas = view.policy.quotas if view.policy else ()
     ratios = {(quota.name,): 0.0 for quota in quotas if quota.unit.is_tokens}
     for use in view.token_uses:
@@ -182,7 +265,9 @@ def _usage_families(view: Snapshot) -> Iterator[Family]:
 
 def _pull_families(view: Snapshot) -> Iterator[Family]:
     pull = view.pull
-    yield _family(metrics.PULL_INFO, {(pull.version,): 1} if pull and pull.version else {})
+    yield _family(
+        metrics.PULL_INFO, {(pull.version,): 1} if pull and pull.version else {}
+    )
     yield _family(metrics.PULL_LAST_SUCCESS, {(): pull.succeeded or 0} if pull else {})
     yield _family(metrics.PULL_INTERVAL, {(): pull.every_seconds} if pull else {})
     yield _family(metrics.PULL_REFUSED, {(): bool(pull.refused)} if pull else {})
@@ -195,20 +280,45 @@ def _fetching_families(view: Snapshot) -> Iterator[Family]:
     results = {(name, "success"): secret.fetches for name, secret in reported.items()}
     results |= {(name, "failure"): secret.failed for name, secret in reported.items()}
     yield _family(metrics.SECRET_FETCHES, results)
-    yield _family(metrics.SECRET_FETCH_FAILURES, {(name,): secret.failures for name, secret in reported.items()})
-    ends = {(name,): secret.expires_at for name, secret in reported.items() if secret.expires_at is not None}
+    yield _family(
+        metrics.SECRET_FETCH_FAILURES,
+        {(name,): secret.failures for name, secret in reported.items()},
+    )
+    ends = {
+        (name,): secret.expires_at
+        for name, secret in reported.items()
+        if secret.expires_at is not None
+    }
     yield _family(metrics.SECRET_EXPIRY, ends)
 
 
 def _export_families(view: Snapshot) -> Iterator[Family]:
     states = {name: status.state for name, status in view.exports.items()}
-    yield _family(metrics.EXPORT_UP, {(name,): status.runs for name, status in view.exports.items()})
-    yield _family(metrics.EXPORT_RECORDS, {(name,): state.sent for name, state in states.items()})
-    yield _family(metrics.EXPORT_DOUBLED, {(name,): state.doubled for name, state in states.items()})
-    yield _family(metrics.EXPORT_GAPS, {(name,): state.gaps for name, state in states.items()})
-    yield _family(metrics.EXPORT_LOST, {(name,): state.lost for name, state in states.items()})
-    yield _family(metrics.EXPORT_BACKLOG, {(name,): state.backlog_bytes for name, state in states.items()})
-    waiting = {(name,): status.waiting_seconds(view.now) for name, status in view.exports.items()}
+    yield _family(
+        metrics.EXPORT_UP,
+        {(name,): status.runs for name, status in view.exports.items()},
+    )
+    yield _family(
+        metrics.EXPORT_RECORDS, {(name,): state.sent for name, state in states.items()}
+    )
+    yield _family(
+        metrics.EXPORT_DOUBLED,
+        {(name,): state.doubled for name, state in states.items()},
+    )
+    yield _family(
+        metrics.EXPORT_GAPS, {(name,): state.gaps for name, state in states.items()}
+    )
+    yield _family(
+        metrics.EXPORT_LOST, {(name,): state.lost for name, state in states.items()}
+    )
+    yield _family(
+        metrics.EXPORT_BACKLOG,
+        {(name,): state.backlog_bytes for name, state in states.items()},
+    )
+    waiting = {
+        (name,): status.waiting_seconds(view.now)
+        for name, status in view.exports.items()
+    }
     yield _family(metrics.EXPORT_WAITING, waiting)
 
 
@@ -217,7 +327,11 @@ def _single(metric: Metric, value: float) -> Family:
 
 
 def _family(metric: Metric, values: Mapping[LabelsT, float]) -> Family:
-    kind = CounterMetricFamily if metric.kind is metrics.MetricKind.COUNTER else GaugeMetricFamily
+    kind = (
+        CounterMetricFamily
+        if metric.kind is metrics.MetricKind.COUNTER
+        else GaugeMetricFamily
+    )
     family = kind(metric.name, metric.help, labels=metric.labels)
     for labels, value in values.items():
         family.add_metric(labels, value)
@@ -233,23 +347,41 @@ def _durations(counts: RequestCounts) -> Family:
 
 
 def _buckets(metric: Metric, cells: Sequence[float]) -> list[tuple[str, float]]:
-    return list(zip((*map(floatToGoString, metric.buckets), INFINITY), accumulate(cells), strict=True))
+    return list(
+        zip(
+            (*map(floatToGoString, metric.buckets), INFINITY),
+            accumulate(cells),
+            strict=True,
+        )
+    )
 
 
 def _expected(metric: Metric, policy: Policy | None) -> dict[tuple[str, ...], float]:
-    """Make the series that exist with 0: one for each credential, helper, wait or result."""
+    """Make the series that exist with 0: one for each credential, helper, wait or
+    result.
+    """
     values: dict[str, Iterable[str]] = {
         "helper": HELPERS,
         "wait": metrics.WAITS,
-        "result": metrics.LOGIN_RESULTS if metric is metrics.LOGINS else metrics.CERTIFICATE_RESULTS,
-        "credential": [credential.name for credential in policy.credentials] if policy else (),
+        "result": metrics.LOGIN_RESULTS
+        if metric is metrics.LOGINS
+        else metrics.CERTIFICATE_RESULTS,
+        "credential": [credential.name for credential in policy.credentials]
+        if policy
+        else (),
         "quota": [quota.name for quota in policy.quotas] if policy else (),
     }
     [*labels] = metric.labels
-    return {(value,): 0.0 for value in values.get(labels[0], ())} if len(labels) == 1 else {}
+    return (
+        {(value,): 0.0 for value in values.get(labels[0], ())}
+        if len(labels) == 1
+        else {}
+    )
 
 
-def _by_labels(metric: Metric, totals: Mapping[Key, float]) -> dict[tuple[str, ...], float]:
+def _by_labels(
+    metric: Metric, totals: Mapping[Key, float]
+) -> dict[tuple[str, ...], float]:
     found: dict[tuple[str, ...], float] = {}
     for key, value in totals.items():
         labels = key_labels(key)
@@ -262,14 +394,20 @@ def _decision_durations(totals: Mapping[Key, float]) -> Family:
     metric = metrics.DECISION_DURATION
     family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
     for helper in HELPERS:
-        *buckets, total = histogram_keys(metric.name, {"helper": helper}, metric.buckets)
+        *buckets, total = histogram_keys(
+            metric.name, {"helper": helper}, metric.buckets
+        )
         cells = [totals.get(key, 0.0) for key in buckets]
         family.add_metric((helper,), _buckets(metric, cells), totals.get(total, 0.0))
     return family
 
 
 def _per_helper(metric: Metric, helpers: Iterable[str]) -> Family:
-    return _family(metric, dict.fromkeys([(helper,) for helper in HELPERS], 0) | Multiset((one,) for one in helpers))
+    return _family(
+        metric,
+        dict.fromkeys([(helper,) for helper in HELPERS], 0)
+        | Multiset((one,) for one in helpers),
+    )
 
 
 def _seconds(time: str) -> float:
@@ -282,24 +420,44 @@ _TRAFFIC = (
     ("kbytes_in", "kbytes_in_kbytes_total", "kilobytes received"),
     ("kbytes_out", "kbytes_out_kbytes_total", "kilobytes sent"),
 )
-_SERVERS = (("all", "all protocols"), ("http", "HTTP"), ("ftp", "FTP"), ("other", "other protocols"))
+_SERVERS = (
+    ("all", "all protocols"),
+    ("http", "HTTP"),
+    ("ftp", "FTP"),
+    ("other", "other protocols"),
+)
 # Squid's own name of a counter, its metric, its meaning.
 COUNTERS: Final = (
-    *((f"client_http.{key}", f"squid_client_http_{name}", f"Clients: {what}.") for key, name, what in _TRAFFIC),
-    ("client_http.hits", "squid_client_http_hits_total", "Clients: requests answered from the cache."),
+    *(
+        (f"client_http.{key}", f"squid_client_http_{name}", f"Clients: {what}.")
+        for key, name, what in _TRAFFIC
+    ),
+    (
+        "client_http.hits",
+        "squid_client_http_hits_total",
+        "Clients: requests answered from the cache.",
+    ),
     (
         "client_http.hit_kbytes_out",
         "squid_client_http_hit_kbytes_out_bytes_total",
         "Clients: kilobytes sent from the cache. Dashboards know it by this name.",
     ),
     *(
-        (f"server.{server}.{key}", f"squid_server_{server}_{name}", f"Origins, {protocol}: {what}.")
+        (
+            f"server.{server}.{key}",
+            f"squid_server_{server}_{name}",
+            f"Origins, {protocol}: {what}.",
+        )
         for server, protocol in _SERVERS
         for key, name, what in _TRAFFIC
     ),
     ("swap.ins", "squid_swap_ins_total", "Objects read from the cache on disk."),
     ("swap.outs", "squid_swap_outs_total", "Objects written to the cache on disk."),
-    ("swap.files_cleaned", "squid_swap_files_cleaned_total", "Files of the cache on disk that were cleaned up."),
+    (
+        "swap.files_cleaned",
+        "squid_swap_files_cleaned_total",
+        "Files of the cache on disk that were cleaned up.",
+    ),
 )
 
 

@@ -1,7 +1,8 @@
 """Everything that can be wrong with the gateway, in one table.
 
-Its codes stand in /healthz, on the status page, in `squidkeeper_condition` and in squid/observe/alerts.yaml.
-A finder is a pure function of a snapshot, except that `secret-unavailable` reads the files of secrets.
+Its codes stand in /healthz, on the status page, in `squidkeeper_condition` and in
+squid/observe/alerts.yaml. A finder is a pure function of a snapshot, except that
+`secret-unavailable` reads the files of secrets.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +16,14 @@ from typing import Final
 from cachetools import LRUCache, cached
 
 from squidkeeper.base.faults import SECRET_UNAVAILABLE, Fault, FaultCode
-from squidkeeper.base.formatting import ago, byte_size, duration, printable, quantity, timestamp
+from squidkeeper.base.formatting import (
+    ago,
+    byte_size,
+    duration,
+    printable,
+    quantity,
+    timestamp,
+)
 from squidkeeper.base.gateway_commands import RESTART_BODIES
 from squidkeeper.base.metrics import BODIES, JUDGES, LOADS_POLICY, THROTTLE
 from squidkeeper.base.squid_counters import COUNTER
@@ -23,8 +31,17 @@ from squidkeeper.policy.extras import missing_extras
 from squidkeeper.policy.language.lint import lint
 from squidkeeper.policy.language.model import Policy
 from squidkeeper.record.log.record import NONE, format_time
-from squidkeeper.record.why.causes import CRASHED_REMEDY, NO_HELPER_REMEDY, STORE_ONE_LINE
-from squidkeeper.services.exporter.snapshot import HELPER_PATIENCE_SECONDS, LAST_MINUTES, Disk, Snapshot
+from squidkeeper.record.why.causes import (
+    CRASHED_REMEDY,
+    NO_HELPER_REMEDY,
+    STORE_ONE_LINE,
+)
+from squidkeeper.services.exporter.snapshot import (
+    HELPER_PATIENCE_SECONDS,
+    LAST_MINUTES,
+    Disk,
+    Snapshot,
+)
 from squidkeeper.services.exporter.status_rows import logged_time, secret_rows
 from squidkeeper.services.pulling.settings import patience_seconds
 from squidkeeper.serving.counters.layout import HelperStatus
@@ -41,10 +58,14 @@ _ARCHIVE_FAILING_SECONDS: Final = 3600.0
 _DETAILS_SHOWN: Final = 5
 _FEW_ANSWERS: Final = 10
 _BACKLOG_BYTES: Final = 10_000_000
-_EXPORT_PATIENCE_SECONDS: Final = 90.0  # syslog confirms after ten seconds, and may take a minute for that
+_EXPORT_PATIENCE_SECONDS: Final = (
+    90.0  # syslog confirms after ten seconds, and may take a minute for that
+)
 _START_SECONDS: Final = 5.0  # within which Squid has started a helper that it needs
 # Without the throttle.
-_DENIED_BY_SQUID: Final = frozenset({"policy-unavailable", "not-rendered", "authority-mismatch"})
+_DENIED_BY_SQUID: Final = frozenset(
+    {"policy-unavailable", "not-rendered", "authority-mismatch"}
+)
 
 Finder = Callable[[Snapshot], Iterator[str]]
 
@@ -61,12 +82,14 @@ class Severity(StrEnum):
 class Condition:
     """A row of the table.
 
-    `after` is how long the alert waits, as Prometheus writes it; None: no alert. `find` yields a detail for each case,
-    and nothing where all is well; None: only Prometheus can see it, over time. `unhealthy`: /healthz answers 503.
-    `remedy` names commands as for the gateway of the system.
+    `after` is how long the alert waits, as Prometheus writes it; None: no alert. `find`
+    yields a detail for each case, and nothing where all is well; None: only Prometheus
+    can see it, over time. `unhealthy`: /healthz answers 503. `remedy` names commands as
+    for the gateway of the system.
 
-    Three columns are for `squidkeeper doctor`. `only_exporter`: doctor cannot tell, or a check of its own tells better.
-    `running`: only where the gateway is meant to run. `past`: told for a day, although the gateway may serve again.
+    Three columns are for `squidkeeper doctor`. `only_exporter`: doctor cannot tell, or
+    a check of its own tells better. `running`: only where the gateway is meant to run.
+    `past`: told for a day, although the gateway may serve again.
     """
 
     code: str
@@ -98,17 +121,29 @@ class ActiveCondition:
     @property
     def text(self) -> str:
         """What is wrong, as a sentence."""
-        return f"{self.condition.summary}: {self.detail}." if self.detail else f"{self.condition.summary}."
+        return (
+            f"{self.condition.summary}: {self.detail}."
+            if self.detail
+            else f"{self.condition.summary}."
+        )
 
 
-def active_conditions(view: Snapshot, *, unhealthy_only: bool = False) -> tuple[ActiveCondition, ...]:
+def active_conditions(
+    view: Snapshot, *, unhealthy_only: bool = False
+) -> tuple[ActiveCondition, ...]:
     """List the conditions that hold, the most severe first."""
     found = [
         ActiveCondition(condition, details)
         for condition in CONDITIONS
-        if condition.find and (condition.unhealthy or not unhealthy_only) and (details := tuple(condition.find(view)))
+        if condition.find
+        and (condition.unhealthy or not unhealthy_only)
+        and (details := tuple(condition.find(view)))
     ]
-    return tuple(sorted(found, key=lambda active: list(Severity).index(active.condition.severity)))
+    return tuple(
+        sorted(
+            found, key=lambda active: list(Severity).index(active.condition.severity)
+        )
+    )
 
 
 def policy_faults(view: Snapshot) -> tuple[Fault, ...]:
@@ -126,25 +161,39 @@ _MAKE_ROOM: Final = (
     "Make room: `du -xh FOLDER | sort -h | tail`. Without room for its log Squid ends; without room for the state no"
     " certificate for a new host is made."
 )
-_MAINTENANCE_LOG: Final = "Read `journalctl -u squidkeeper-maintenance`, or maintenance.log beside access.log"
+_MAINTENANCE_LOG: Final = (
+    "Read `journalctl -u squidkeeper-maintenance`, or maintenance.log beside access.log"
+)
 _PULL_LOG: Final = "Read `journalctl -u squidkeeper-pull`, or pull.log in its folder"
-_ARCHIVE_LOG: Final = "Read `journalctl -u squidkeeper-archive`, or archive.log in the run folder"
+_ARCHIVE_LOG: Final = (
+    "Read `journalctl -u squidkeeper-archive`, or archive.log in the run folder"
+)
 _BODIES_LOG: Final = "Read `journalctl -u squidkeeper-bodies-1`"
-_SECRETS_LOG: Final = "Read `journalctl -u squidkeeper-secrets`, or secrets/secrets.log in the run folder"
+_SECRETS_LOG: Final = (
+    "Read `journalctl -u squidkeeper-secrets`, or secrets/secrets.log in the run folder"
+)
 CONDITIONS: Final[list[Condition]] = []
 
 
 def _condition(
-    severity: Severity, code: str, after: str | None, summary: str, remedy: str = "", **columns: bool
+    severity: Severity,
+    code: str,
+    after: str | None,
+    summary: str,
+    remedy: str = "",
+    **columns: bool,
 ) -> Callable[[Finder | None], Finder | None]:
     def add(find: Finder | None) -> Finder | None:
-        CONDITIONS.append(Condition(code, severity, after, summary, remedy, find, **columns))
+        CONDITIONS.append(
+            Condition(code, severity, after, summary, remedy, find, **columns)
+        )
         return find
 
     return add
 
 
-# Each adds a row to the table, in the order of the file: with the finder below it, or with None.
+# Each adds a row to the table, in the order of the file: with the finder below it, or
+# with None.
 _critical, _warning, _info = (partial(_condition, severity) for severity in Severity)
 
 
@@ -178,7 +227,11 @@ def _squid_down(view: Snapshot) -> Iterator[str]:
 
 @_critical("squid-crashed", "0m", "Squid has crashed", CRASHED_REMEDY, past=True)
 def _squid_crashed(view: Snapshot) -> Iterator[str]:
-    recent = [crash for crash in view.crashes if view.now - crash.at < _IS_NEWS.total_seconds()]
+    recent = [
+        crash
+        for crash in view.crashes
+        if view.now - crash.at < _IS_NEWS.total_seconds()
+    ]
     for crash in reversed(recent):
         yield f"{ago(datetime.fromtimestamp(crash.at, UTC), view.at)}, {crash.told}; {crash.served}"
 
@@ -256,7 +309,9 @@ def _policy_not_loaded(view: Snapshot) -> Iterator[str]:
 )
 def _reload_gated(view: Snapshot) -> Iterator[str]:
     if view.policy_state.gated:
-        yield policy_faults(view)[0].message  # how much would be denied; the others say what
+        yield policy_faults(view)[
+            0
+        ].message  # how much would be denied; the others say what
         yield f"revision {view.policy_state.revision} stays in force"
 
 
@@ -291,14 +346,29 @@ def _observing(view: Snapshot) -> Iterator[str]:
     "Fix them, or leave them if they are meant: `squidkeeper check` lists all.",
 )
 def _policy_warnings(view: Snapshot) -> Iterator[str]:
-    """List the warnings of `check`, without those that another condition reports: about secrets, and `observing`."""
-    yield from (str(fault) for fault in view.policy_state.warnings if fault.code not in SECRET_UNAVAILABLE)
+    """List the warnings of `check`, without those that another condition reports: about
+    secrets, and `observing`.
+    """
+    yield from (
+        str(fault)
+        for fault in view.policy_state.warnings
+        if fault.code not in SECRET_UNAVAILABLE
+    )
     if view.policy:
-        yield from (str(fault) for fault in _lint(view.policy, view.at) if fault.code != FaultCode.OBSERVING_DEFAULT)
+        yield from (
+            str(fault)
+            for fault in _lint(view.policy, view.at)
+            if fault.code != FaultCode.OBSERVING_DEFAULT
+        )
 
 
-# Of 3,000 rules it takes 160 ms, and each scrape asks for it. A rule that expires shows within a minute.
-@cached(LRUCache(maxsize=1), key=lambda policy, at: (policy.revision, at.replace(second=0, microsecond=0)), lock=Lock())
+# Of 3,000 rules it takes 160 ms, and each scrape asks for it. A rule that expires shows
+# within a minute.
+@cached(
+    LRUCache(maxsize=1),
+    key=lambda policy, at: (policy.revision, at.replace(second=0, microsecond=0)),
+    lock=Lock(),
+)
 def _lint(policy: Policy, at: datetime) -> tuple[Fault, ...]:
     return lint(policy, at)
 
@@ -314,7 +384,9 @@ def _lint(policy: Policy, at: datetime) -> tuple[Fault, ...]:
 def _not_rendered(view: Snapshot) -> Iterator[str]:
     if view.policy and view.fragment:
         place = str(view.fragment_file or "squidkeeper.conf")
-        yield from map(str, not_in_force(view.policy, read_in_force(view.fragment), place))
+        yield from map(
+            str, not_in_force(view.policy, read_in_force(view.fragment), place)
+        )
 
 
 _info("rule-expires-soon", "0m", "A rule expires soon")(None)
@@ -338,13 +410,25 @@ def _decides(view: Snapshot) -> bool:
 
 def _last_unavailable(view: Snapshot) -> datetime | None:
     at = logged_time(view.checkpoint.counts.last_matched.get("policy-unavailable", ""))
-    return at if at and view.policy_state.revision and view.at - at < LAST_MINUTES else None
+    return (
+        at
+        if at and view.policy_state.revision and view.at - at < LAST_MINUTES
+        else None
+    )
 
 
-@_critical("no-helper", None, "No helper that decides runs", NO_HELPER_REMEDY, unhealthy=True)
+@_critical(
+    "no-helper", None, "No helper that decides runs", NO_HELPER_REMEDY, unhealthy=True
+)
 def _no_helper(view: Snapshot) -> Iterator[str]:
-    was_asked = view.squid.values.get(COUNTER, 1)  # since it started: until then, it needs no helper
-    if view.squid.answers and was_asked and not _decides(view) and (at := _last_unavailable(view)):
+    # since it started: until then, it needs no helper
+    was_asked = view.squid.values.get(COUNTER, 1)
+    if (
+        view.squid.answers
+        and was_asked
+        and not _decides(view)
+        and (at := _last_unavailable(view))
+    ):
         yield f"requests were denied {ago(at, view.at)}, as policy-unavailable"
 
 
@@ -382,7 +466,9 @@ def _helper_outdated(view: Snapshot) -> Iterator[str]:
         return
     for helper in view.helpers:
         in_force = (
-            f"revision {helper.revision} is in force there" if helper.revision else "that helper denies everything"
+            f"revision {helper.revision} is in force there"
+            if helper.revision
+            else "that helper denies everything"
         )
         if view.is_stuck(helper):
             continue
@@ -408,7 +494,11 @@ def _helper_uncounted(view: Snapshot) -> Iterator[str]:
 _warning("helper-restarts", "0m", "A helper restarts again and again")(None)
 
 
-_warning("certificate-refused", "0m", "The certificate helper refuses an origin's certificate")(None)
+_warning(
+    "certificate-refused",
+    "0m",
+    "The certificate helper refuses an origin's certificate",
+)(None)
 
 
 _warning("protocol-errors", "0m", "A helper does not understand Squid")(None)
@@ -424,22 +514,31 @@ _warning("protocol-errors", "0m", "A helper does not understand Squid")(None)
 def _throttle_not_running(view: Snapshot) -> Iterator[str]:
     """Find a denial that asked for the throttle although none runs.
 
-    Squid starts the throttle at the first denial after a start or reconfigure. So only denials count that a helper
-    which still runs can have decided. Squid itself denies with policy-unavailable. A denial without a page of Squid's
-    asked for nothing: `squidkeeper bodies` answered, or a tunnel leads nowhere.
+    Squid starts the throttle at the first denial after a start or reconfigure. So only
+    denials count that a helper which still runs can have decided. Squid itself denies
+    with policy-unavailable. A denial without a page of Squid's asked for nothing:
+    `squidkeeper bodies` answered, or a tunnel leads nowhere.
     """
     started = [helper.started for helper in view.helpers if helper.helper in JUDGES]
     if not started or any(helper.helper == THROTTLE for helper in view.helpers):
         return
-    since = datetime.fromtimestamp(max(view.now - LAST_MINUTES.total_seconds(), min(started) + _START_SECONDS), UTC)
+    since = datetime.fromtimestamp(
+        max(view.now - LAST_MINUTES.total_seconds(), min(started) + _START_SECONDS), UTC
+    )
     until = datetime.fromtimestamp(view.now - _START_SECONDS, UTC)
-    denials = (denial for denial in view.checkpoint.denials if denial.rule not in _DENIED_BY_SQUID)
+    denials = (
+        denial
+        for denial in view.checkpoint.denials
+        if denial.rule not in _DENIED_BY_SQUID
+    )
     times = (denial.time for denial in denials if denial.facts.get("error") != NONE)
     if at := max((time for time in times if since < time < until), default=None):
         yield f"a denial asked for it {ago(at, view.at)}"
 
 
-_warning("transparent-refusing", "0m", "The transparent ports refuse many connections")(None)
+_warning("transparent-refusing", "0m", "The transparent ports refuse many connections")(
+    None
+)
 
 
 @_critical(
@@ -492,7 +591,11 @@ def _quota_store_certificate_expiring(view: Snapshot) -> Iterator[str]:
 
 def _ends(view: Snapshot, end: datetime | None, within: timedelta) -> Iterator[str]:
     if end and end - view.at <= within:
-        yield f"{duration((end - view.at).total_seconds())} left" if end > view.at else timestamp(end)
+        yield (
+            f"{duration((end - view.at).total_seconds())} left"
+            if end > view.at
+            else timestamp(end)
+        )
 
 
 @_warning(
@@ -519,8 +622,16 @@ def _quota_nearly_used(view: Snapshot) -> Iterator[str]:
 def _model_without_price(view: Snapshot) -> Iterator[str]:
     if view.policy and view.policy.prices.entries:
         since = format_time(view.at - _IS_NEWS)
-        models = (model for model, last in view.checkpoint.usage.models.items() if last >= since)
-        yield from (printable(model) for model in models if view.policy.prices.find(model) is None)
+        models = (
+            model
+            for model, last in view.checkpoint.usage.models.items()
+            if last >= since
+        )
+        yield from (
+            printable(model)
+            for model in models
+            if view.policy.prices.find(model) is None
+        )
 
 
 @_critical(
@@ -549,7 +660,11 @@ def _secret_fetch_failing(view: Snapshot) -> Iterator[str]:
 
 
 def _failing(view: Snapshot) -> Iterator[tuple[str, SecretStatus]]:
-    return ((name, status) for name, status in view.fetched_secrets.items() if status and status.failures)
+    return (
+        (name, status)
+        for name, status in view.fetched_secrets.items()
+        if status and status.failures
+    )
 
 
 @_critical(
@@ -560,7 +675,11 @@ def _failing(view: Snapshot) -> Iterator[tuple[str, SecretStatus]]:
 )
 def _secret_expiring(view: Snapshot) -> Iterator[str]:
     for name, status in _failing(view):
-        end = datetime.fromtimestamp(status.expires_at, UTC) if status.expires_at is not None else None
+        end = (
+            datetime.fromtimestamp(status.expires_at, UTC)
+            if status.expires_at is not None
+            else None
+        )
         if end and end - view.at < _SECRET_EXPIRES_SOON:
             yield f"{name} {'expires' if end > view.at else 'expired'} {ago(end, view.at)}"
 
@@ -572,7 +691,11 @@ def _secret_expiring(view: Snapshot) -> Iterator[str]:
     "Run `squidkeeper log --drift`, and compare squid.conf with the installed one.",
 )
 def _drift(view: Snapshot) -> Iterator[str]:
-    times = [finding.time for finding in view.checkpoint.drift if view.at - finding.time < _IS_NEWS]
+    times = [
+        finding.time
+        for finding in view.checkpoint.drift
+        if view.at - finding.time < _IS_NEWS
+    ]
     if times:
         yield f"last {ago(times[0], view.at)}"
 
@@ -580,7 +703,11 @@ def _drift(view: Snapshot) -> Iterator[str]:
 _info("drift-unchecked", "0m", "Served requests could not be checked for drift")(None)
 
 
-_critical("secret-leaving", "0m", "A request held a secret, a canary or a misdirected placeholder")(None)
+_critical(
+    "secret-leaving",
+    "0m",
+    "A request held a secret, a canary or a misdirected placeholder",
+)(None)
 
 
 _warning("denial-surge", "0m", "A client is denied far more often than usual")(None)
@@ -608,7 +735,9 @@ def _ca_unreadable(view: Snapshot) -> Iterator[str]:
         yield f"{view.certificate.file} ({view.certificate.problem})"
 
 
-def _ca_expires(view: Snapshot, more_than: timedelta, within: timedelta) -> Iterator[str]:
+def _ca_expires(
+    view: Snapshot, more_than: timedelta, within: timedelta
+) -> Iterator[str]:
     end = view.certificate.not_after
     if end and more_than < end - view.at <= within:
         yield f"{duration((end - view.at).total_seconds())} left for {view.certificate.subject}"
@@ -619,13 +748,20 @@ _warning("ca-expiring", "0m", "The CA, or its intermediate, expires soon", _CA_R
 )
 
 
-_critical("ca-expires-now", "0m", "The CA, or its intermediate, expires within days", _CA_REMEDY)(
-    partial(_ca_expires, more_than=timedelta(), within=_CA_CRITICAL)
-)
+_critical(
+    "ca-expires-now",
+    "0m",
+    "The CA, or its intermediate, expires within days",
+    _CA_REMEDY,
+)(partial(_ca_expires, more_than=timedelta(), within=_CA_CRITICAL))
 
 
 @_critical(
-    "ca-expired", None, "The CA, or its intermediate, has expired, and no https passes", _CA_REMEDY, unhealthy=True
+    "ca-expired",
+    None,
+    "The CA, or its intermediate, has expired, and no https passes",
+    _CA_REMEDY,
+    unhealthy=True,
 )
 def _ca_expired(view: Snapshot) -> Iterator[str]:
     end = view.certificate.not_after
@@ -643,7 +779,11 @@ _warning("ca-differs", "5m", "Gateways of one job have different CAs")(None)
     f"The maintenance process renews it 30 days before, unless the CA expires too. {_MAINTENANCE_LOG}.",
 )
 def _tls_certificate_expiring(view: Snapshot) -> Iterator[str]:
-    yield from _ends(view, view.tls_certificate.not_after if view.tls_certificate else None, _CA_CRITICAL)
+    yield from _ends(
+        view,
+        view.tls_certificate.not_after if view.tls_certificate else None,
+        _CA_CRITICAL,
+    )
 
 
 _critical("exporter-down", "2m", "The exporter cannot be scraped")(None)
@@ -674,13 +814,19 @@ def _access_log_behind(view: Snapshot) -> Iterator[str]:
         yield f"{byte_size(view.backlog_bytes)} are not counted yet"
 
 
-_critical("access-log-silent", "5m", "The access log does not grow while Squid answers requests")(None)
+_critical(
+    "access-log-silent",
+    "5m",
+    "The access log does not grow while Squid answers requests",
+)(None)
 
 
 _warning("access-log-invalid-lines", "0m", "The access log has unreadable lines")(None)
 
 
-_warning("access-log-lost", "0m", "A part of the access log was lost before it was counted")(None)
+_warning(
+    "access-log-lost", "0m", "A part of the access log was lost before it was counted"
+)(None)
 
 
 @_warning(
@@ -735,7 +881,11 @@ def _pull_failing(view: Snapshot) -> Iterator[str]:
     pull = view.pull
     if pull is None or view.now - (pull.succeeded or 0) <= patience_seconds(pull):
         return
-    last = f"last read {ago(datetime.fromtimestamp(pull.succeeded, UTC), view.at)}" if pull.succeeded else "never read"
+    last = (
+        f"last read {ago(datetime.fromtimestamp(pull.succeeded, UTC), view.at)}"
+        if pull.succeeded
+        else "never read"
+    )
     yield "; ".join(filter(None, (last, pull.failure)))
 
 
@@ -748,7 +898,11 @@ def _pull_failing(view: Snapshot) -> Iterator[str]:
 )
 def _pull_refused(view: Snapshot) -> Iterator[str]:
     if view.pull and view.pull.refused:
-        in_place = f"{view.pull.version} stays in place" if view.pull.version else "nothing is in place"
+        in_place = (
+            f"{view.pull.version} stays in place"
+            if view.pull.version
+            else "nothing is in place"
+        )
         yield f"{view.pull.refused}, {in_place}: {view.pull.reason}"
 
 
@@ -764,7 +918,11 @@ def _pull_altered(view: Snapshot) -> Iterator[str]:
         yield f"{view.pull.version}, from {view.pull.source}"
 
 
-_warning("pull-differs", "1m", "Another version of the pulled policy than elsewhere is in place")(None)
+_warning(
+    "pull-differs",
+    "1m",
+    "Another version of the pulled policy than elsewhere is in place",
+)(None)
 
 
 @_warning(
@@ -776,7 +934,10 @@ _warning("pull-differs", "1m", "Another version of the pulled policy than elsewh
 )
 def _archive_failing(view: Snapshot) -> Iterator[str]:
     archive = view.archive
-    if archive is None or view.now - (archive.succeeded or 0) <= _ARCHIVE_FAILING_SECONDS:
+    if (
+        archive is None
+        or view.now - (archive.succeeded or 0) <= _ARCHIVE_FAILING_SECONDS
+    ):
         return
     if archive.ended is None:
         yield "it has not run yet"
@@ -797,7 +958,12 @@ def _archive_behind(view: Snapshot) -> Iterator[str]:
     since = view.unarchived_since
     if since is not None and view.now - since > _ARCHIVE_BEHIND_SECONDS:
         refused = view.archive.refused if view.archive else ()
-        yield "; ".join([f"a rotated log ended {ago(datetime.fromtimestamp(since, UTC), view.at)}", *refused])
+        yield "; ".join(
+            [
+                f"a rotated log ended {ago(datetime.fromtimestamp(since, UTC), view.at)}",
+                *refused,
+            ]
+        )
 
 
 @_critical(
@@ -835,10 +1001,14 @@ def _task_failing(view: Snapshot, task: str) -> Iterator[str]:
         yield failure
 
 
-# What to do where a task of the maintenance process fails, and whether requests fail with it.
+# What to do where a task of the maintenance process fails, and whether requests fail
+# with it.
 _TASKS: Final = {
     "resolver": (f"Squid's lookups of names may fail. {_MAINTENANCE_LOG}.", True),
-    "own-addresses": (f"New addresses of the gateway stay open to clients. {_MAINTENANCE_LOG}.", True),
+    "own-addresses": (
+        f"New addresses of the gateway stay open to clients. {_MAINTENANCE_LOG}.",
+        True,
+    ),
     "rotation": (f"Squid's logs grow without limit. {_MAINTENANCE_LOG}.", False),
     "reload-gate": (
         "Edits come in force 20 seconds late, without a verdict of the reload gate. If its `since` covers more"
@@ -865,6 +1035,10 @@ _TASKS: Final = {
 }
 for _task, (_remedy, _stops_requests) in _TASKS.items():
     _add = _critical(
-        f"{_task}-failing", "1m", f"The maintenance task {_task} fails", _remedy, unhealthy=_stops_requests
+        f"{_task}-failing",
+        "1m",
+        f"The maintenance task {_task} fails",
+        _remedy,
+        unhealthy=_stops_requests,
     )
     _add(partial(_task_failing, task=_task))

@@ -1,7 +1,8 @@
 """What is counted in the access log: plain numbers, which a checkpoint saves.
 
-`RequestCounts` are the numbers at one moment; a `RequestCounter` continues from them. A metric has at most
-`SERIES_LIMIT` series, whatever clients send: new ones are then counted under the label `other`.
+`RequestCounts` are the numbers at one moment; a `RequestCounter` continues from them. A
+metric has at most `SERIES_LIMIT` series, whatever clients send: new ones are then
+counted under the label `other`.
 """
 
 from bisect import bisect_left
@@ -15,18 +16,26 @@ import msgspec
 from squidkeeper.base import metrics
 from squidkeeper.record.log import record as records
 from squidkeeper.record.log.record import Record, is_unseen
-from squidkeeper.record.log.requests import ConnectionKey, connection_key, is_denied_tunnel, is_tunnel
+from squidkeeper.record.log.requests import (
+    ConnectionKey,
+    connection_key,
+    is_denied_tunnel,
+    is_tunnel,
+)
 
 SERIES_LIMIT: Final = 4000  # of one metric
 NETWORKS_LIMIT: Final = 64  # networks of clients without a name; more are `other`
 RULES_LIMIT: Final = 2000  # rules owners last match is remembered
-_BOUNDS_MS: Final = tuple(round(bound * 1000) for bound in metrics.REQUEST_DURATION.buckets)
+_BOUNDS_MS: Final = tuple(
+    round(bound * 1000) for bound in metrics.REQUEST_DURATION.buckets
+)
 _VERDICTS = frozenset({"allow", "deny"})
 _DURATION_CELLS = len(_BOUNDS_MS) + 2
 _DENIED_TUNNELS_LIMIT = 10_000
 _CELLS_LIMIT = 20_000  # when full, all are dropped, and found again by their series
 
-RequestLabels = tuple[str, str, str, str, str]  # client, rule, verdict, method_class, status_class
+# client, rule, verdict, method_class, status_class
+RequestLabels = tuple[str, str, str, str, str]
 BytesLabels = tuple[str, str, str]  # client, rule, verdict
 DurationLabels = tuple[str, str]  # verdict, method_class
 DriftLabels = tuple[str, str]  # client, rule
@@ -39,8 +48,8 @@ LabelsT = TypeVar("LabelsT", bound=tuple[str, ...])
 class RequestCounts(msgspec.Struct, frozen=True):
     """Everything that is counted in the access log, at one moment.
 
-    `durations` holds the number of requests in each bucket alone (the last has no bound), then the sum in
-    milliseconds. Times are as in the access log; empty: never.
+    `durations` holds the number of requests in each bucket alone (the last has no
+    bound), then the sum in milliseconds. Times are as in the access log; empty: never.
     """
 
     requests: list[tuple[RequestLabels, int]] = []
@@ -56,11 +65,16 @@ class RequestCounts(msgspec.Struct, frozen=True):
     invalid_lines: int = 0
     lost: int = 0
     last_line: str = ""
-    denied_tunnels: list[ConnectionKey] = []  # in which no request has come yet, the oldest first
+    denied_tunnels: list[
+        ConnectionKey
+    ] = []  # in which no request has come yet, the oldest first
 
 
 class _Cells(NamedTuple):
-    """The four cells that count requests with the same labels. For tunnels, `requests` is a cell of `tunnels`."""
+    """The four cells that count requests with the same labels.
+
+    For tunnels, `requests` is a cell of `tunnels`.
+    """
 
     requests: list[int]
     response_bytes: list[int]
@@ -77,8 +91,14 @@ class RequestCounter:
         self._observed = {labels: [number] for labels, number in counts.observed}
         self._unnamed = {labels: [number] for labels, number in counts.unnamed_denials}
         self._bytes = {labels: [number] for labels, number in counts.response_bytes}
-        self._durations = {labels: list(cells) for labels, cells in counts.durations if len(cells) == _DURATION_CELLS}
-        self._last_matched = {rule: [time] for rule, time in counts.last_matched.items()}
+        self._durations = {
+            labels: list(cells)
+            for labels, cells in counts.durations
+            if len(cells) == _DURATION_CELLS
+        }
+        self._last_matched = {
+            rule: [time] for rule, time in counts.last_matched.items()
+        }
         self._drift = {labels: [number] for labels, number in counts.drift}
         self._denied_tunnels = dict.fromkeys(counts.denied_tunnels)
         self._cells: dict[tuple[str, str, str, str, int], _Cells] = {}
@@ -89,11 +109,18 @@ class RequestCounter:
         self.last_line = counts.last_line
 
     def count(self, record: Record, client: str) -> None:
-        """Count a request by a client of the policy, or `none`. Allowed tunnels are counted separately.
+        """Count a request by a client of the policy, or `none`.
 
-        The first request inside a denied tunnel counts with its CONNECT, even if it has no decision of its own.
+        Allowed tunnels are counted separately.
+
+        The first request inside a denied tunnel counts with its CONNECT, even if it has
+        no decision of its own.
         """
-        method = metrics.unseen_class(record.method) if is_unseen(record) else metrics.method_class(record.method)
+        method = (
+            metrics.unseen_class(record.method)
+            if is_unseen(record)
+            else metrics.method_class(record.method)
+        )
         kind = (client, record.rule, record.verdict, method, record.status // 100)
         cells = self._cells.get(kind) or self._open(kind)
         duration, time = record.duration_ms, record.time
@@ -134,13 +161,19 @@ class RequestCounter:
     def _count_observed(self, observed: str) -> None:
         verdict, _, rule = unquote(observed).partition(":")
         verdict = verdict if verdict in _VERDICTS else metrics.NONE
-        labels = _fitting(self._observed, len(self._observed), [(rule, verdict), (metrics.OTHER, verdict)])
+        labels = _fitting(
+            self._observed,
+            len(self._observed),
+            [(rule, verdict), (metrics.OTHER, verdict)],
+        )
         self._observed.setdefault(labels, [0])[0] += 1
 
     def count_drift(self, client: str, rule: str) -> None:
         """Count a finding of drift; `rule` is the one that decides by the policy."""
         labels = _fitting(
-            self._drift, len(self._drift), [(client, rule), (client, metrics.OTHER), (metrics.OTHER, metrics.OTHER)]
+            self._drift,
+            len(self._drift),
+            [(client, rule), (client, metrics.OTHER), (metrics.OTHER, metrics.OTHER)],
         )
         self._drift.setdefault(labels, [0])[0] += 1
 
@@ -150,9 +183,13 @@ class RequestCounter:
             requests=[(labels, cell[0]) for labels, cell in self._requests.items()],
             tunnels=[(labels, cell[0]) for labels, cell in self._tunnels.items()],
             observed=[(labels, cell[0]) for labels, cell in self._observed.items()],
-            unnamed_denials=[(labels, cell[0]) for labels, cell in self._unnamed.items()],
+            unnamed_denials=[
+                (labels, cell[0]) for labels, cell in self._unnamed.items()
+            ],
             response_bytes=[(labels, cell[0]) for labels, cell in self._bytes.items()],
-            durations=[(labels, list(cells)) for labels, cells in self._durations.items()],
+            durations=[
+                (labels, list(cells)) for labels, cells in self._durations.items()
+            ],
             last_matched={rule: cell[0] for rule, cell in self._last_matched.items()},
             drift=[(labels, cell[0]) for labels, cell in self._drift.items()],
             drift_unchecked=self.drift_unchecked,
@@ -167,13 +204,21 @@ class RequestCounter:
         client, rule, verdict, method, hundreds = kind
         rule = metrics.NONE if rule == records.NONE else unquote(rule)
         verdict = verdict if verdict in _VERDICTS else metrics.NONE
-        owners = ((client, rule), (client, metrics.OTHER), (metrics.OTHER, metrics.OTHER))
+        owners = (
+            (client, rule),
+            (client, metrics.OTHER),
+            (metrics.OTHER, metrics.OTHER),
+        )
         is_tunnel = method == metrics.CONNECT_CLASS and verdict == "allow"
-        by_size = _fitting(self._bytes, len(self._bytes), [(*owner, verdict) for owner in owners])
+        by_size = _fitting(
+            self._bytes, len(self._bytes), [(*owner, verdict) for owner in owners]
+        )
         cells = _Cells(
             self._tunnel(owners)
             if is_tunnel
-            else self._request(owners, (verdict, method, metrics.status_class(hundreds * 100))),
+            else self._request(
+                owners, (verdict, method, metrics.status_class(hundreds * 100))
+            ),
             self._bytes.setdefault(by_size, [0]),
             self._durations.setdefault((verdict, method), [0] * _DURATION_CELLS),
             [""] if is_tunnel else self._match(rule),
@@ -183,28 +228,45 @@ class RequestCounter:
         self._cells[kind] = cells
         return cells
 
-    def _request(self, owners: Sequence[tuple[str, str]], how: tuple[str, str, str]) -> list[int]:
-        labels = _fitting(self._requests, len(self._requests), [(*owner, *how) for owner in owners])
+    def _request(
+        self, owners: Sequence[tuple[str, str]], how: tuple[str, str, str]
+    ) -> list[int]:
+        labels = _fitting(
+            self._requests, len(self._requests), [(*owner, *how) for owner in owners]
+        )
         return self._requests.setdefault(labels, [0])
 
     def _tunnel(self, owners: Sequence[TunnelLabels]) -> list[int]:
-        return self._tunnels.setdefault(_fitting(self._tunnels, len(self._tunnels), owners), [0])
+        return self._tunnels.setdefault(
+            _fitting(self._tunnels, len(self._tunnels), owners), [0]
+        )
 
     def _match(self, rule: str) -> list[str]:
-        matched = rule if rule in self._last_matched or len(self._last_matched) < RULES_LIMIT else metrics.OTHER
+        matched = (
+            rule
+            if rule in self._last_matched or len(self._last_matched) < RULES_LIMIT
+            else metrics.OTHER
+        )
         return self._last_matched.setdefault(matched, [""])
 
 
 def client_block(address: str) -> str:
     """Name the network of a client that is none of the policy: /24, or /64 of IPv6."""
     try:
-        return str(ip_network((address.partition("%")[0], 64 if ":" in address else 24), strict=False))
+        return str(
+            ip_network(
+                (address.partition("%")[0], 64 if ":" in address else 24), strict=False
+            )
+        )
     except ValueError:
         return metrics.OTHER
 
 
-def _fitting(series: Container[LabelsT], size: int, choices: Sequence[LabelsT]) -> LabelsT:
-    """Choose the labels to count under: the first choice that exists already or fits into the bound.
+def _fitting(
+    series: Container[LabelsT], size: int, choices: Sequence[LabelsT]
+) -> LabelsT:
+    """Choose the labels to count under: the first choice that exists already or fits
+    into the bound.
 
     The last choice always fits: it has few possible values.
     """

@@ -1,7 +1,9 @@
-"""What a load balancer asks: /healthz on a port of its own, which answers the balancers' addresses alone.
+"""What a load balancer asks: /healthz on a port of its own, which answers the
+balancers' addresses alone.
 
-It says less than the exporter's /healthz: whether to send clients here. A policy on disk that does not load, for
-example, is no reason to send them elsewhere, as every gateway has the same.
+It says less than the exporter's /healthz: whether to send clients here. A policy on
+disk that does not load, for example, is no reason to send them elsewhere, as every
+gateway has the same.
 """
 
 import json
@@ -23,9 +25,17 @@ _SQUID_AT_MOST_EVERY_SECONDS: Final = 1.0
 
 
 class Health:
-    """Whether clients should come here. Squid is asked at most once a second, however many balancers ask."""
+    """Whether clients should come here.
 
-    def __init__(self, squid_answers: Callable[[], bool], has_policy: Callable[[], bool], run: Path) -> None:
+    Squid is asked at most once a second, however many balancers ask.
+    """
+
+    def __init__(
+        self,
+        squid_answers: Callable[[], bool],
+        has_policy: Callable[[], bool],
+        run: Path,
+    ) -> None:
         self._ask_squid = squid_answers
         self._has_policy = has_policy
         self._run = run
@@ -51,28 +61,40 @@ class Health:
 
 
 class HealthServer(ThreadingHTTPServer):
-    """Serves /healthz on a bound socket. A connection from another address is closed before anything of it is read."""
+    """Serves /healthz on a bound socket.
+
+    A connection from another address is closed before anything of it is read.
+    """
 
     daemon_threads = True
     request_queue_size = 128  # connections that are closed at once stand in it too
 
-    def __init__(self, bound: socket.socket, balancers: tuple[Network, ...], health: Health) -> None:
+    def __init__(
+        self, bound: socket.socket, balancers: tuple[Network, ...], health: Health
+    ) -> None:
         super().__init__(bound.getsockname()[:2], _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = bound
         self.health = health
         self._balancers = balancers
         self._free = BoundedSemaphore(_CONNECTIONS)
-        # Connections that have just ended keep the port from the next exporter, unless they were taken with this.
+        # Connections that have just ended keep the port from the next exporter, unless
+        # they were taken with this.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.server_activate()
 
     def verify_request(self, request: object, client_address: object) -> bool:  # noqa: ARG002 - socketserver's
         """Whether to answer: a balancer, and not too many of its connections."""
         host = client_address[0] if isinstance(client_address, tuple) else ""
-        return is_among(str(host), self._balancers) and self._free.acquire(blocking=False)
+        return is_among(str(host), self._balancers) and self._free.acquire(
+            blocking=False
+        )
 
-    def process_request_thread(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override] # its stub is wider
+    def process_request_thread(
+        self,
+        request: socket.socket,  # type: ignore[override] # its stub is wider
+        client_address: object,
+    ) -> None:
         """Answer, and make room for another connection."""
         try:
             super().process_request_thread(request, client_address)
@@ -98,7 +120,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, b"The page is /healthz.\n")
             return
         problems = self.server.health.problems()
-        body = json.dumps({"healthy": not problems, "conditions": problems}).encode() + b"\n"
+        body = (
+            json.dumps({"healthy": not problems, "conditions": problems}).encode()
+            + b"\n"
+        )
         self._answer(503 if problems else 200, body)
 
     def do_HEAD(self) -> None:
@@ -106,7 +131,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, body: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json" if status != 404 else "text/plain; charset=utf-8")
+        self.send_header(
+            "Content-Type",
+            "application/json" if status != 404 else "text/plain; charset=utf-8",
+        )
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         self.end_headers()

@@ -1,7 +1,8 @@
-"""Counting the access log as Squid writes it: one thread reads, counts, and saves checkpoints.
+"""Counting the access log as Squid writes it: one thread reads, counts, and saves
+checkpoints.
 
-Counts are saved before they are served. So a number that Prometheus has seen never goes back, even if the exporter is
-killed and the log is gone when it starts again.
+Counts are saved before they are served. So a number that Prometheus has seen never goes
+back, even if the exporter is killed and the log is gone when it starts again.
 """
 
 import logging
@@ -21,7 +22,12 @@ from squidkeeper.record.log.follower import Follower
 from squidkeeper.record.log.record import Record, parse_record, parse_time
 from squidkeeper.services.exporter.checkpoint import Checkpoint, CheckpointStore
 from squidkeeper.services.exporter.counts import RequestCounter
-from squidkeeper.services.exporter.recent import DriftSeen, RecentAnswer, RecentAnswers, RecentDenials
+from squidkeeper.services.exporter.recent import (
+    DriftSeen,
+    RecentAnswer,
+    RecentAnswers,
+    RecentDenials,
+)
 from squidkeeper.services.exporter.usage_counts import UsageCounter, UsageCounts
 from squidkeeper.services.exporter.used_bytes import UsedBytes
 from squidkeeper.serving.counters.layout import Key
@@ -29,7 +35,8 @@ from squidkeeper.serving.counters.reader import CounterFile, Totals
 
 SAVE_EVERY_SECONDS: Final = 5.0
 _READ_EVERY_SECONDS = 0.25
-_BATCH_BYTES = 128 * 1024  # counted in a few milliseconds, which a scrape may have to wait
+# counted in a few milliseconds, which a scrape may have to wait
+_BATCH_BYTES = 128 * 1024
 _FINDINGS_LIMIT = 20
 _log = logging.getLogger(__name__)
 
@@ -45,7 +52,9 @@ class LogCounter:
         used_bytes: UsedBytes | None = None,
         usage: Callable[[UsageCounts], UsageCounter] | None = None,
     ) -> None:
-        last = store.read() or Checkpoint(since=datetime.now(UTC).isoformat(timespec="milliseconds"))
+        last = store.read() or Checkpoint(
+            since=datetime.now(UTC).isoformat(timespec="milliseconds")
+        )
         self.denials = RecentDenials(last.denials)
         self._answers = RecentAnswers()
         self._store = store
@@ -57,13 +66,19 @@ class LogCounter:
         self._counter = RequestCounter(last.counts)
         self._usage = usage(last.usage) if usage else None
         self._findings = deque(last.drift, _FINDINGS_LIMIT)
-        self._totals = Totals({name: dict(values) for name, values in last.counter_files.items()})
-        self._saved: Checkpoint | None = None  # None: the first is always written, which tests the disk
+        self._totals = Totals(
+            {name: dict(values) for name, values in last.counter_files.items()}
+        )
+        self._saved: Checkpoint | None = (
+            None  # None: the first is always written, which tests the disk
+        )
         self._counting = threading.Lock()  # position and counts belong together
         self._saving = threading.Lock()  # checkpoints are written in their order
         self._ending = threading.Event()
         self._problem = ""
-        self._thread = threading.Thread(target=self._run, name="log-counter", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name="log-counter", daemon=True
+        )
 
     @property
     def readable(self) -> bool:
@@ -87,7 +102,10 @@ class LogCounter:
         end = time.monotonic() + seconds
         while self._count_batch():
             if time.monotonic() > end:
-                _log.warning("%d bytes of the log are not counted yet: counting continues", self.backlog_bytes)
+                _log.warning(
+                    "%d bytes of the log are not counted yet: counting continues",
+                    self.backlog_bytes,
+                )
                 break
         self.save()
         self._thread.start()
@@ -103,7 +121,9 @@ class LogCounter:
             self._usage.close()
 
     def save(self) -> Checkpoint:
-        """Save the counts as they are now, and return them, also if the disk cannot be written."""
+        """Save the counts as they are now, and return them, also if the disk cannot be
+        written.
+        """
         with self._saving:
             now = self._checkpoint()
             if now != self._saved or not self._store.writable:
@@ -112,7 +132,9 @@ class LogCounter:
             return now
 
     def checkpoint(self) -> Checkpoint:
-        """Return the counts as they are now, without a write: for who serves none of them."""
+        """Return the counts as they are now, without a write: for who serves none of
+        them.
+        """
         with self._saving:
             return self._checkpoint()
 
@@ -122,17 +144,27 @@ class LogCounter:
             return self._totals.add_up(counter_files)
 
     def _run(self) -> None:
-        """Count until the end. A bug ends the process, so that it restarts instead of serving old counts."""
+        """Count until the end.
+
+        A bug ends the process, so that it restarts instead of serving old counts.
+        """
         try:
             self._count_until_end()
         except BaseException as error:  # noqa: BLE001 - whatever it is
-            _log.critical("the access log cannot be counted, the exporter exits: %s", describe(error))
+            _log.critical(
+                "the access log cannot be counted, the exporter exits: %s",
+                describe(error),
+            )
             os._exit(1)
 
     def _count_until_end(self) -> None:
         saved = time.monotonic()
         while not self._ending.wait(_READ_EVERY_SECONDS):
-            while self._count_batch() and not self._ending.is_set() and time.monotonic() < saved + SAVE_EVERY_SECONDS:
+            while (
+                self._count_batch()
+                and not self._ending.is_set()
+                and time.monotonic() < saved + SAVE_EVERY_SECONDS
+            ):
                 pass
             if time.monotonic() >= saved + SAVE_EVERY_SECONDS:
                 self.save()
@@ -181,11 +213,21 @@ class LogCounter:
         if finding is not None:
             self._counter.count_drift(client, finding.rule)
             self._findings.appendleft(
-                DriftSeen(at, record.client, record.method, record.url, finding.rule, finding.kind)
+                DriftSeen(
+                    at,
+                    record.client,
+                    record.method,
+                    record.url,
+                    finding.rule,
+                    finding.kind,
+                )
             )
 
     def _check(self, record: Record) -> tuple[str, Finding | None]:
-        """Return the client's name, and a finding of drift. A record that raises counts as unchecked."""
+        """Return the client's name, and a finding of drift.
+
+        A record that raises counts as unchecked.
+        """
         try:
             return self._drift.client_name(record), self._drift.check(record)
         except Exception as error:  # noqa: BLE001 - it would end the count here, and again after every restart
@@ -196,7 +238,9 @@ class LogCounter:
     def _checkpoint(self) -> Checkpoint:
         with self._counting:
             self._counter.lost = self._before.lost + self._follower.lost
-            self._counter.drift_unchecked = self._before.drift_unchecked + self._drift.unchecked
+            self._counter.drift_unchecked = (
+                self._before.drift_unchecked + self._drift.unchecked
+            )
             self._counter.drift_cut = self._before.drift_cut + self._drift.cut
             return Checkpoint(
                 self._since,
@@ -204,6 +248,9 @@ class LogCounter:
                 self._counter.counts(),
                 self.denials.newest(),
                 tuple(self._findings),
-                {name: list(values.items()) for name, values in self._totals.known.items()},
+                {
+                    name: list(values.items())
+                    for name, values in self._totals.known.items()
+                },
                 usage=self._usage.counts() if self._usage else UsageCounts(),
             )

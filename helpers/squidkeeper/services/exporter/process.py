@@ -1,4 +1,6 @@
-"""The exporter process: it counts the access log, and serves metrics, /healthz and the status page."""
+"""The exporter process: it counts the access log, and serves metrics, /healthz and the
+status page.
+"""
 
 import logging
 import os
@@ -40,7 +42,10 @@ from squidkeeper.services.exporter.log_counter import LogCounter
 from squidkeeper.services.exporter.server import Application, serve
 from squidkeeper.services.exporter.snapshot import Snapshot, read_disks
 from squidkeeper.services.exporter.status_page import page
-from squidkeeper.services.exporter.stopped_watchdog import StoppedWatchdog, uncounted_helpers
+from squidkeeper.services.exporter.stopped_watchdog import (
+    StoppedWatchdog,
+    uncounted_helpers,
+)
 from squidkeeper.services.exporter.usage_counts import UsageCounter
 from squidkeeper.services.exporter.used_bytes import UsedBytes
 from squidkeeper.services.maintenance.process import read_maintenance_status
@@ -62,16 +67,23 @@ _PAUSE_SECONDS: Final = 600.0  # what depends on the time is judged again after 
 
 
 class WaitingQuestions:
-    """The questions of one gateway. Each count judges some of them, until all are judged by the policy in force."""
+    """The questions of one gateway.
+
+    Each count judges some of them, until all are judged by the policy in force.
+    """
 
     def __init__(self, state: Path) -> None:
         self._state = state
         self._uses = GrantUses(state)
         self._begun = ("", 0.0)  # by which revision, and when
-        self._after: str | None = None  # the last question that was judged; None: all are
+        self._after: str | None = (
+            None  # the last question that was judged; None: all are
+        )
 
     def count(self, policy: CompiledPolicy | None, now: float) -> int | None:
-        """Count those that wait; None where no client has ever asked, or that cannot be read."""
+        """Count those that wait; None where no client has ever asked, or that cannot be
+        read.
+        """
         store = TicketStore(self._state)
         try:
             if not store.exists:
@@ -92,7 +104,9 @@ class WaitingQuestions:
         if self._after is None:
             return
         some = store.pending_after(self._after, _AT_ONCE)
-        settle(store, policy, self._uses.is_spent, some, datetime.fromtimestamp(now, UTC))
+        settle(
+            store, policy, self._uses.is_spent, some, datetime.fromtimestamp(now, UTC)
+        )
         self._after = some[-1].number if len(some) == _AT_ONCE else None
 
 
@@ -104,7 +118,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ExporterOptions:
-    """The options of the command. `squid` is the address and port of Squid's proxy port."""
+    """The options of the command.
+
+    `squid` is the address and port of Squid's proxy port.
+    """
 
     listen: tuple[str, int]
     directory: Path
@@ -128,7 +145,8 @@ def run_exporter(options: ExporterOptions) -> None:
     """Run until SIGTERM; `StateInUse` or `ListenFailed` if it cannot start."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it reads secrets, to tell whether they are available
+    # it reads secrets, to tell whether they are available
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError):
         os.nice(_NICENESS)
     Exporter(options).run()
@@ -144,7 +162,10 @@ class Exporter:
         self._store_certificate = StoreCertificate(options.directory)
         self._counts = GatewayCounts(options.directory, options.state)
         self._watcher: PolicyWatcher[CompiledPolicy] = PolicyWatcher(
-            options.directory, options.state / "lists", lambda compiled: compiled, options.state / "revisions"
+            options.directory,
+            options.state / "lists",
+            lambda compiled: compiled,
+            options.state / "revisions",
         )
 
     def run(self) -> None:
@@ -158,32 +179,55 @@ class Exporter:
             past = PastPolicies(self._options.state / "revisions", self._current)
             drift = DriftChecker(past, self._current, past.replacing)
             options = self._options
-            used_bytes = UsedBytes(options.state, self._current, GatewayCounts(options.directory, options.state))
-            usage = partial(UsageCounter, ledger_file(options.state), current=self._current)
-            self._log_counter = LogCounter(options.access_log, self._store, drift, used_bytes, usage)
+            used_bytes = UsedBytes(
+                options.state,
+                self._current,
+                GatewayCounts(options.directory, options.state),
+            )
+            usage = partial(
+                UsageCounter, ledger_file(options.state), current=self._current
+            )
+            self._log_counter = LogCounter(
+                options.access_log, self._store, drift, used_bytes, usage
+            )
             try:
                 self._log_counter.start(CATCH_UP_SECONDS)
                 server = serve(self._application(self._options.listen[0]), listener)
                 self._start_on_loopback()
-                _log.info("metrics, health and status page are on %s:%d", *listener.getsockname()[:2])
+                _log.info(
+                    "metrics, health and status page are on %s:%d",
+                    *listener.getsockname()[:2],
+                )
                 server.run()
             finally:
                 self._log_counter.stop()
                 self._store.close()
 
     def _start_health(self) -> None:
-        """Answer load balancers, where there are any, ahead of the count of the log, which can take a minute."""
+        """Answer load balancers, where there are any, ahead of the count of the log,
+        which can take a minute.
+        """
         options = self._options
         if options.health_listen is None:
             return
-        from squidkeeper.services.exporter.health import Health, HealthServer  # other gateways do without it
+        # other gateways do without it
+        from squidkeeper.services.exporter.health import (
+            Health,
+            HealthServer,
+        )
 
-        health = Health(lambda: self._squid().answers, lambda: self._watcher.current is not None, options.run)
+        health = Health(
+            lambda: self._squid().answers,
+            lambda: self._watcher.current is not None,
+            options.run,
+        )
         HealthServer(_bound(options.health_listen), options.health_from, health).start()
         _log.info("load balancers ask for /healthz on %s:%d", *options.health_listen)
 
     def _start_on_loopback(self) -> None:
-        """Answer this machine too, where the exporter listens on another address, unless something has the port."""
+        """Answer this machine too, where the exporter listens on another address,
+        unless something has the port.
+        """
         host, port = ip_address(self._options.listen[0]), self._options.listen[1]
         if host.is_loopback or host.is_unspecified:
             return
@@ -192,21 +236,32 @@ class Exporter:
         except ListenFailed as error:
             _log.warning("%s", error)
             return
-        Thread(target=serve(self._application(_LOOPBACK), listener).run, daemon=True).start()
+        Thread(
+            target=serve(self._application(_LOOPBACK), listener).run, daemon=True
+        ).start()
 
     def _squid(self) -> SquidCounters:
-        return read_counters(*self._options.squid, proxy_header=self._options.proxy_header)
+        return read_counters(
+            *self._options.squid, proxy_header=self._options.proxy_header
+        )
 
     def _application(self, host: str) -> Application:
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         registry.register(GatewayCollector(self.collect))
         return Application(
-            registry, self.health, self.page, self._options.status_from, on_loopback=ip_address(host).is_loopback
+            registry,
+            self.health,
+            self.page,
+            self._options.status_from,
+            on_loopback=ip_address(host).is_loopback,
         )
 
     def collect(self, *, save: bool = True) -> Snapshot:
-        """Collect everything that is served. A count is saved before it is served, or a restart could lower it."""
+        """Collect everything that is served.
+
+        A count is saved before it is served, or a restart could lower it.
+        """
         options, log = self._options, self._log_counter
         counter_files = self._read_counter_files()
         totals = log.add_up(counter_files)
@@ -233,7 +288,9 @@ class Exporter:
             squid=self._squid(),
             answers=log.answers,
             disks=tuple(read_disks(self._folders())),
-            tls_certificate=read_certificate(options.tls_certificate) if options.tls_certificate else None,
+            tls_certificate=read_certificate(options.tls_certificate)
+            if options.tls_certificate
+            else None,
             maintenance=read_maintenance_status(options.state, now),
             exports=read_exports(options.state, now),
             fetched=options.run / FETCHED,
@@ -242,16 +299,26 @@ class Exporter:
             fragment=_text_of(options.fragment),
             fragment_file=options.fragment,
             archive=archive,
-            unarchived_since=oldest_write(archive.unarchived(rotated(options.access_log))) if archive else None,
+            unarchived_since=oldest_write(
+                archive.unarchived(rotated(options.access_log))
+            )
+            if archive
+            else None,
             deleted_logs=read_deleted_logs(options.state),
             pull=read_pull_status(options.pulled) if options.pulled else None,
             drained_since=drained_since(options.run),
             quota_store_problem=self._quota_store_problem(now),
             quota_store_not_after=self._store_certificate.not_after,
-            uncounted_helpers=uncounted_helpers(options.state, os.geteuid(), counter_files, now),
+            uncounted_helpers=uncounted_helpers(
+                options.state, os.geteuid(), counter_files, now
+            ),
             crashes=read_crashes(options.state),
             questions_waiting=self._questions.count(self._watcher.current, now),
-            token_uses=tuple(token_uses(compiled.source.quotas, options.state, self._counts)) if compiled else (),
+            token_uses=tuple(
+                token_uses(compiled.source.quotas, options.state, self._counts)
+            )
+            if compiled
+            else (),
         )
 
     def _folders(self) -> dict[str, Path]:
@@ -265,7 +332,9 @@ class Exporter:
 
     def page(self) -> str:
         """Make the status page."""
-        return page(self.collect(), program_called(sys.argv[0], shutil.which("squidkeeper")))
+        return page(
+            self.collect(), program_called(sys.argv[0], shutil.which("squidkeeper"))
+        )
 
     def _current(self) -> CompiledPolicy | None:
         return self._watcher.current
@@ -274,7 +343,9 @@ class Exporter:
         if not quota_store_file(self._options.directory).exists():
             return None
         state = self._options.state
-        return read_store_problem(state, now) or read_store_problem(state / BODIES_FOLDER, now)
+        return read_store_problem(state, now) or read_store_problem(
+            state / BODIES_FOLDER, now
+        )
 
     def _read_counter_files(self) -> tuple[CounterFile, ...]:
         try:
@@ -285,9 +356,13 @@ class Exporter:
 
 
 def program_called(started: str, on_path: str | None) -> str:
-    """Tell how an operator calls this program: by its name if PATH finds it, else by its path."""
+    """Tell how an operator calls this program: by its name if PATH finds it, else by
+    its path.
+    """
     path = Path(started)
-    if path.name != "squidkeeper" or (on_path and path.exists() and path.samefile(on_path)):
+    if path.name != "squidkeeper" or (
+        on_path and path.exists() and path.samefile(on_path)
+    ):
         return "squidkeeper"
     return started
 
@@ -300,15 +375,21 @@ def _text_of(file: Path) -> str:
 
 
 def _bound(listen: tuple[str, int]) -> socket.socket:
-    """Bind the port now, so that a mistake shows at once. The server listens after the log is counted."""
+    """Bind the port now, so that a mistake shows at once.
+
+    The server listens after the log is counted.
+    """
     host, port = listen
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
-        # While it is set, anybody can take the port until the server listens, which sets it again.
+        # While it is set, anybody can take the port until the server listens, which
+        # sets it again.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     except OSError as error:
         bound.close()
-        raise ListenFailed(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+        raise ListenFailed(
+            f"cannot listen on {host} port {port}: {error.strerror or error}"
+        ) from error
     return bound

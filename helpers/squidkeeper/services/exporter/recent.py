@@ -1,4 +1,7 @@
-"""The newest denials, findings and answers, for the status page. A checkpoint saves denials and findings."""
+"""The newest denials, findings and answers, for the status page.
+
+A checkpoint saves denials and findings.
+"""
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
@@ -8,8 +11,19 @@ from threading import Lock
 from typing import Final, NamedTuple
 
 from squidkeeper.policy.protocol.request import CONNECT
-from squidkeeper.record.log.record import NONE, Record, decode_field, redacted_url, truncate
-from squidkeeper.record.log.requests import ConnectionKey, connection_key, is_denied_tunnel, names_tunnel
+from squidkeeper.record.log.record import (
+    NONE,
+    Record,
+    decode_field,
+    redacted_url,
+    truncate,
+)
+from squidkeeper.record.log.requests import (
+    ConnectionKey,
+    connection_key,
+    is_denied_tunnel,
+    names_tunnel,
+)
 from squidkeeper.record.why import facts_of, judge
 from squidkeeper.record.why.causes import SERVER_ERROR
 
@@ -21,7 +35,9 @@ _CONNECTS_LIMIT: Final = 1_000  # that wait for the request inside
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """Denied requests with the same client, user, method, URL without query, and rule."""
+    """Denied requests with the same client, user, method, URL without query,
+    and rule.
+    """
 
     time: datetime
     """When it was last denied."""
@@ -29,14 +45,18 @@ class Denial:
     user: str | None
     method: str
     url: str
-    """Without query, fragment and password, printable ASCII, at most `urls.URL_LIMIT` characters."""
+    """Without query, fragment and password, printable ASCII, at most `urls.URL_LIMIT`
+    characters.
+    """
     cut: int
     """Characters cut off at the URL's end."""
     rule: str
     times: int = 1
     """How often it was denied while it was in the list."""
     cause: str = ""
-    """The code of its cause in `record/why/causes.py`; empty: an earlier release kept it."""
+    """The code of its cause in `record/why/causes.py`; empty: an earlier release kept
+    it.
+    """
     facts: dict[str, str] = field(default_factory=dict)
     """What the sentence of the cause names."""
 
@@ -72,9 +92,13 @@ class RecentAnswers:
         self._answers: deque[RecentAnswer] = deque(maxlen=ANSWERS_LIMIT)
 
     def add(self, record: Record) -> None:
-        """Add the record of any request, except an opened tunnel: the requests in it have their own answers."""
+        """Add the record of any request, except an opened tunnel: the requests in it
+        have their own answers.
+        """
         failed = record.status >= SERVER_ERROR
-        if failed or (record.verdict != "deny" and record.method != CONNECT and record.status > 0):
+        if failed or (
+            record.verdict != "deny" and record.method != CONNECT and record.status > 0
+        ):
             self._answers.append(RecentAnswer(record.time, failed))
 
     def newest(self) -> tuple[RecentAnswer, ...]:
@@ -85,16 +109,21 @@ class RecentAnswers:
 class RecentDenials:
     """The last denials, a bounded number; a repeated one counts up. Thread-safe.
 
-    The CONNECT of a denied tunnel is dropped when a request inside is denied, as in `record/log/requests.py`.
-    When the list is full, the oldest denial of the client with the most is dropped. `saved` is an earlier `newest()`.
+    The CONNECT of a denied tunnel is dropped when a request inside is denied, as in
+    `record/log/requests.py`. When the list is full, the oldest denial of the client
+    with the most is dropped. `saved` is an earlier `newest()`.
     """
 
-    def __init__(self, saved: Iterable[Denial] = (), limit: int = DENIALS_LIMIT) -> None:
+    def __init__(
+        self, saved: Iterable[Denial] = (), limit: int = DENIALS_LIMIT
+    ) -> None:
         self._limit = limit
         self._lock = Lock()
         self._rows: OrderedDict[_DenialKey, Denial] = OrderedDict()
         self._connects: OrderedDict[ConnectionKey, Record] = OrderedDict()
-        self._unjudged: dict[_DenialKey, Record] = {}  # of rows: a flood of denials leaves few that are shown
+        self._unjudged: dict[
+            _DenialKey, Record
+        ] = {}  # of rows: a flood of denials leaves few that are shown
         for denial in reversed(tuple(saved)):
             self._put(denial)
 
@@ -124,15 +153,21 @@ class RecentDenials:
     def _put(self, denial: Denial) -> None:
         key = _key(denial)
         before = self._rows.pop(key, None)
-        self._rows[key] = replace(denial, times=denial.times + before.times) if before else denial
+        self._rows[key] = (
+            replace(denial, times=denial.times + before.times) if before else denial
+        )
         if len(self._rows) > self._limit:
             self._drop_one()
 
     def _drop_one(self) -> None:
-        """Drop the oldest of the client with the most, so that no client pushes out another's denials."""
+        """Drop the oldest of the client with the most, so that no client pushes out
+        another's denials.
+        """
         clients = Counter(denial.client for denial in self._rows.values())
         (busiest, _), *_ = clients.most_common(1)
-        key = next(key for key, denial in self._rows.items() if denial.client == busiest)
+        key = next(
+            key for key, denial in self._rows.items() if denial.client == busiest
+        )
         del self._rows[key]
         self._unjudged.pop(key, None)
 
@@ -152,7 +187,9 @@ class RecentDenials:
 
 def _judged(denial: Denial, record: Record) -> Denial:
     cause = judge(record)
-    return replace(denial, cause=cause.code, facts=facts_of(record)) if cause else denial
+    return (
+        replace(denial, cause=cause.code, facts=facts_of(record)) if cause else denial
+    )
 
 
 def _key(denial: Denial) -> _DenialKey:

@@ -1,4 +1,6 @@
-"""The exporter over HTTP: /metrics, /healthz and, to `status_from` alone, the status page."""
+"""The exporter over HTTP: /metrics, /healthz and, to `status_from` alone, the status
+page.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ _SECURITY: Final = (
 
 
 def is_among(peer: str, networks: Iterable[Network]) -> bool:
-    """Whether the address of a peer, with its zone if it has one, is in one of the networks."""
+    """Whether the address of a peer, with its zone if it has one, is in one of the
+    networks.
+    """
     address = canonical_address(ip_address(peer.partition("%")[0]))
     return any(address in network for network in networks)
 
@@ -59,10 +63,13 @@ class Response(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """The WSGI application. Everybody who reaches the port gets metrics and health; `status_from` gets the page.
+    """The WSGI application.
 
-    The page, and everything on a port `on_loopback`, needs an address or `localhost` in the Host header. This stops
-    a web site that points its own name here (DNS rebinding).
+    Everybody who reaches the port gets metrics and health; `status_from` gets the page.
+
+    The page, and everything on a port `on_loopback`, needs an address or `localhost` in
+    the Host header. This stops a web site that points its own name here (DNS
+    rebinding).
     """
 
     registry: CollectorRegistry
@@ -71,21 +78,43 @@ class Application:
     status_from: tuple[Network, ...]
     on_loopback: bool = True
 
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    def __call__(
+        self, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
         """Answer a request (PEP 3333)."""
         response = self._answer(environ)
-        fixed = (("Content-Type", response.content_type), ("Content-Length", str(len(response.body))))
+        fixed = (
+            ("Content-Type", response.content_type),
+            ("Content-Length", str(len(response.body))),
+        )
         start_response(response.status, [*fixed, *_SECURITY, *response.headers])
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [response.body]
 
     def _answer(self, environ: WSGIEnvironment) -> Response:
-        page = {"/metrics": self._metrics, "/healthz": self._healthz, "/": self._status}.get(environ["PATH_INFO"])
+        page = {
+            "/metrics": self._metrics,
+            "/healthz": self._healthz,
+            "/": self._status,
+        }.get(environ["PATH_INFO"])
         if page is None:
-            return Response("404 Not Found", _TEXT, b"The pages are /metrics, /healthz and / (the status page).\n")
+            return Response(
+                "404 Not Found",
+                _TEXT,
+                b"The pages are /metrics, /healthz and / (the status page).\n",
+            )
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return Response("405 Method Not Allowed", _TEXT, b"GET or HEAD.\n", (("Allow", "GET, HEAD"),))
-        if (self.on_loopback or page == self._status) and not _is_address_or_localhost(environ.get("HTTP_HOST", "")):
-            return _forbidden("Ask for an address or localhost: a page under another name could belong to anybody.")
+            return Response(
+                "405 Method Not Allowed",
+                _TEXT,
+                b"GET or HEAD.\n",
+                (("Allow", "GET, HEAD"),),
+            )
+        if (self.on_loopback or page == self._status) and not _is_address_or_localhost(
+            environ.get("HTTP_HOST", "")
+        ):
+            return _forbidden(
+                "Ask for an address or localhost: a page under another name could belong to anybody."
+            )
         return page(environ)
 
     def _metrics(self, environ: WSGIEnvironment) -> Response:
@@ -98,19 +127,33 @@ class Application:
     def _healthz(self, _: WSGIEnvironment) -> Response:
         active = self.health()
         rows = [
-            {"code": condition.condition.code, "severity": condition.condition.severity, "detail": condition.text}
+            {
+                "code": condition.condition.code,
+                "severity": condition.condition.severity,
+                "detail": condition.text,
+            }
             for condition in active
         ]
         body = json.dumps({"healthy": not active, "conditions": rows}, indent=2) + "\n"
-        return Response("503 Service Unavailable" if active else "200 OK", "application/json", body.encode())
+        return Response(
+            "503 Service Unavailable" if active else "200 OK",
+            "application/json",
+            body.encode(),
+        )
 
     def _status(self, environ: WSGIEnvironment) -> Response:
         if not is_among(environ.get("REMOTE_ADDR", ""), self.status_from):
             shown_to = ", ".join(map(str, self.status_from))
-            return _forbidden(f"The status page is for {shown_to} only. --status-from NETWORK opens it to others.")
+            return _forbidden(
+                f"The status page is for {shown_to} only. --status-from NETWORK opens it to others."
+            )
         if any(header in environ for header in _PROXY_HEADERS):
-            return _forbidden("The status page is not shown through a proxy, which hides the client.")
-        return Response("200 OK", "text/html; charset=utf-8", self.page().encode("utf-8", "replace"))
+            return _forbidden(
+                "The status page is not shown through a proxy, which hides the client."
+            )
+        return Response(
+            "200 OK", "text/html; charset=utf-8", self.page().encode("utf-8", "replace")
+        )
 
 
 def _forbidden(why: str) -> Response:
@@ -118,7 +161,10 @@ def _forbidden(why: str) -> Response:
 
 
 class Connection(HTTPChannel):
-    """A client's connection. Its timeout runs until a request is whole: single bytes do not extend it."""
+    """A client's connection.
+
+    Its timeout runs until a request is whole: single bytes do not extend it.
+    """
 
     def handle_read(self) -> None:
         """Read from the socket."""
@@ -129,7 +175,10 @@ class Connection(HTTPChannel):
 
 
 def serve(application: Application, bound: socket.socket) -> BaseWSGIServer:
-    """Make a server for a bound socket. Its `run` answers until `SystemExit` is raised in its thread."""
+    """Make a server for a bound socket.
+
+    Its `run` answers until `SystemExit` is raised in its thread.
+    """
     made = create_server(
         application,
         sockets=[bound],

@@ -34,7 +34,10 @@ _LOW_BYTES: Final = 10e9  # a tenth of a large disk is plenty
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """The file system of a folder. `folder` is `log`, `state` or `archive`; `available_bytes`: for Squid's account."""
+    """The file system of a folder.
+
+    `folder` is `log`, `state` or `archive`; `available_bytes`: for Squid's account.
+    """
 
     folder: str
     path: Path
@@ -43,12 +46,18 @@ class Disk:
 
     @property
     def is_low(self) -> bool:
-        """Whether the free space is low. The alert SquidkeeperDiskSpaceLow has the same bounds."""
+        """Whether the free space is low.
+
+        The alert SquidkeeperDiskSpaceLow has the same bounds.
+        """
         return self.available_bytes < min(_LOW_RATIO * self.size_bytes, _LOW_BYTES)
 
     @property
     def is_full(self) -> bool:
-        """Whether Squid cannot write to it any more, although it has to. The archive can wait."""
+        """Whether Squid cannot write to it any more, although it has to.
+
+        The archive can wait.
+        """
         return self.folder != "archive" and self.available_bytes < _FULL_BYTES
 
 
@@ -64,15 +73,21 @@ def read_disks(folders: Mapping[str, Path]) -> Iterator[Disk]:
 
 NOTHING_FETCHED: Final = FetchStatus(runs=False)
 NOTHING_DELETED: Final = DeletedLogs()
-HELPER_PATIENCE_SECONDS: Final = 10.0  # for a heartbeat, for a reply, and for an edit to reach every helper
+HELPER_PATIENCE_SECONDS: Final = (
+    10.0  # for a heartbeat, for a reply, and for an edit to reach every helper
+)
 LAST_MINUTES: Final = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The gateway at one moment. `now` is in seconds since 1970; the paths and the address are the exporter's options.
+    """The gateway at one moment.
 
-    `policy` and `policy_state` are those of the exporter, which reads the same directory as the helpers.
+    `now` is in seconds since 1970; the paths and the address are the exporter's
+    options.
+
+    `policy` and `policy_state` are those of the exporter, which reads the same
+    directory as the helpers.
     """
 
     now: float
@@ -102,15 +117,25 @@ class Snapshot:
     fragment: str = ""  # squidkeeper.conf, which names the parts in force
     fragment_file: Path | None = None  # where it is
     archive: ArchiveStatus | None = None  # None: there is no archive
-    unarchived_since: float | None = None  # when the oldest rotated log that is not archived was last written to
+    unarchived_since: float | None = (
+        None  # when the oldest rotated log that is not archived was last written to
+    )
     deleted_logs: DeletedLogs = NOTHING_DELETED
-    pull: PullStatus | None = None  # None: the policy is not pulled, or has not been yet
+    pull: PullStatus | None = (
+        None  # None: the policy is not pulled, or has not been yet
+    )
     drained_since: float | None = None  # None: clients may come
-    quota_store_problem: str | None = None  # None: no store is shared with other gateways
-    quota_store_not_after: datetime | None = None  # when its certificate expires; None: unknown, or there is none
+    quota_store_problem: str | None = (
+        None  # None: no store is shared with other gateways
+    )
+    quota_store_not_after: datetime | None = (
+        None  # when its certificate expires; None: unknown, or there is none
+    )
     uncounted_helpers: tuple[int, ...] = ()  # processes that write no counter file
     crashes: tuple[SquidCrash, ...] = ()
-    questions_waiting: int | None = None  # None: no client has ever asked, or that cannot be read
+    questions_waiting: int | None = (
+        None  # None: no client has ever asked, or that cannot be read
+    )
     token_uses: tuple[TokenUse, ...] = ()
 
     @property
@@ -121,19 +146,35 @@ class Snapshot:
     @property
     def helpers(self) -> tuple[HelperStatus, ...]:
         """The status of each helper process that runs."""
-        return tuple(file.status for file in self.counter_files if file.running and file.status)
+        return tuple(
+            file.status for file in self.counter_files if file.running and file.status
+        )
 
     @property
     def fetched_secrets(self) -> Mapping[str, SecretStatus | None]:
-        """The secrets of the policy that are fetched, with what the process that fetches them reports."""
+        """The secrets of the policy that are fetched, with what the process that
+        fetches them reports.
+        """
         secrets = self.policy.secrets if self.policy else {}
-        return {name: self.fetching.secrets.get(name) for name, _ in fetched_secrets(secrets)}
+        return {
+            name: self.fetching.secrets.get(name)
+            for name, _ in fetched_secrets(secrets)
+        }
 
     def is_outdated(self, helper: HelperStatus) -> bool:
         """Whether a helper decides by another revision than the exporter has."""
-        return helper.helper in LOADS_POLICY and helper.revision != self.policy_state.revision
+        return (
+            helper.helper in LOADS_POLICY
+            and helper.revision != self.policy_state.revision
+        )
 
     def is_stuck(self, helper: HelperStatus) -> bool:
-        """Whether a helper gives no heartbeat, or has not answered the same lines for too long."""
-        since = helper.beat if helper.busy_since is None else min(helper.beat, helper.busy_since)
+        """Whether a helper gives no heartbeat, or has not answered the same lines for
+        too long.
+        """
+        since = (
+            helper.beat
+            if helper.busy_since is None
+            else min(helper.beat, helper.busy_since)
+        )
         return self.now - since > HELPER_PATIENCE_SECONDS

@@ -18,7 +18,12 @@ from squidkeeper.record.log.requests import NOT_BY_THE_POLICY
 from squidkeeper.record.pages.page import render, split_bar
 from squidkeeper.record.why.causes import BODY_CAUSE, BY_CODE
 from squidkeeper.record.why.details import location_facts
-from squidkeeper.services.exporter.conditions import ActiveCondition, Severity, active_conditions, policy_faults
+from squidkeeper.services.exporter.conditions import (
+    ActiveCondition,
+    Severity,
+    active_conditions,
+    policy_faults,
+)
 from squidkeeper.services.exporter.recent import Denial
 from squidkeeper.services.exporter.snapshot import Snapshot
 from squidkeeper.services.exporter.status_rows import (
@@ -39,10 +44,17 @@ _SHORT_URL = 240  # characters that a row shows; its command has the rest
 
 
 def page(view: Snapshot, program: str) -> str:
-    """Make the page: one HTML document without links to others. Its commands call `program`."""
+    """Make the page: one HTML document without links to others.
+
+    Its commands call `program`.
+    """
     active = active_conditions(view)
     rules = tuple(rule_rows(view))
-    shown, faults, counts = _rules_shown(rules), policy_faults(view), view.checkpoint.counts
+    shown, faults, counts = (
+        _rules_shown(rules),
+        policy_faults(view),
+        view.checkpoint.counts,
+    )
     layout = _layout(view)
     write = partial(with_commands, layout=layout, program=program)
     return render(
@@ -51,7 +63,8 @@ def page(view: Snapshot, program: str) -> str:
             "view": view,
             "version": version("squidkeeper"),
             "conditions": [
-                (condition, write(condition.text), write(condition.condition.remedy)) for condition in active
+                (condition, write(condition.text), write(condition.condition.remedy))
+                for condition in active
             ],
             "severity": active[0].condition.severity if active else "",
             "headline": _headline(active),
@@ -61,16 +74,24 @@ def page(view: Snapshot, program: str) -> str:
             "parts": named_parts(read_in_force(view.fragment)),
             "default_action": view.policy.default if view.policy else Action.DENY,
             "default_observes": bool(view.policy and view.policy.observe_default),
-            "commands": {name: command(name, layout, program) for name in ("check", "log")},
+            "commands": {
+                name: command(name, layout, program) for name in ("check", "log")
+            },
             "counts": counts,
             "last_line": logged_time(counts.last_line),
             "counted_since": logged_time(view.checkpoint.since),
             "drift_total": sum(number for _, number in counts.drift),
             "denials": [
-                (denial, _why(denial, view, write), explain_command(denial, layout, program))
+                (
+                    denial,
+                    _why(denial, view, write),
+                    explain_command(denial, layout, program),
+                )
                 for denial in view.checkpoint.denials
             ],
-            "not_explained": {rule: write(text) for rule, text in _NOT_EXPLAINED.items()},
+            "not_explained": {
+                rule: write(text) for rule, text in _NOT_EXPLAINED.items()
+            },
             "rules": shown,
             "rules_total": sum(not rule.built_in for rule in rules),
             "rules_left_out": len(rules) - len(shown),
@@ -96,29 +117,44 @@ def _moment(seconds: float | None) -> datetime | None:
 
 
 def _rules_shown(rules: tuple[RuleRow, ...]) -> list[tuple[int, RuleRow]]:
-    """Return the rules with their numbers; of very many, keep those that matched or expire."""
+    """Return the rules with their numbers; of very many, keep those that matched or
+    expire.
+    """
     numbered = list(enumerate(rules, 1))
     if len(numbered) > _RULES_SHOWN:
-        numbered = [(number, rule) for number, rule in numbered if rule.seen or rule.expires]
+        numbered = [
+            (number, rule) for number, rule in numbered if rule.seen or rule.expires
+        ]
     return numbered[:_RULES_SHOWN]
 
 
 def _headline(active: tuple[ActiveCondition, ...]) -> str:
-    critical = sum(condition.condition.severity is Severity.CRITICAL for condition in active)
+    critical = sum(
+        condition.condition.severity is Severity.CRITICAL for condition in active
+    )
     if not active:
         return "All is well: nothing to do."
     if len(active) == 1:
         return f"1 {active[0].condition.severity} condition."
-    return f"{len(active)} conditions, {critical} of them critical." if critical else f"{len(active)} conditions."
+    return (
+        f"{len(active)} conditions, {critical} of them critical."
+        if critical
+        else f"{len(active)} conditions."
+    )
 
 
 def _layout(view: Snapshot) -> Layout:
     others = {"fragment": view.fragment_file} if view.fragment_file else {}
-    return Layout.around(view.directory, view.state, access_log=view.access_log, **others)
+    return Layout.around(
+        view.directory, view.state, access_log=view.access_log, **others
+    )
 
 
-def _why(denial: Denial, view: Snapshot, write: Callable[[str], str]) -> tuple[str, str]:
-    """Say why a request was denied, and what to do, as `squidkeeper why` does; empty if it is not known.
+def _why(
+    denial: Denial, view: Snapshot, write: Callable[[str], str]
+) -> tuple[str, str]:
+    """Say why a request was denied, and what to do, as `squidkeeper why` does; empty if
+    it is not known.
 
     The place of a rule is the one in the policy in force.
     """
@@ -131,7 +167,9 @@ def _why(denial: Denial, view: Snapshot, write: Callable[[str], str]) -> tuple[s
     return cause.say(facts), write(cause.advise(facts))
 
 
-_NO_COMMAND = "No command: the denial depends on more than policy, client, method and URL."
+_NO_COMMAND = (
+    "No command: the denial depends on more than policy, client, method and URL."
+)
 _NOT_EXPLAINED = {
     "authority-mismatch": f"{_NO_COMMAND} "
     "`squidkeeper log --json --rule authority-mismatch | tail -n 1 | squidkeeper explain --record -` shows what does"
@@ -149,10 +187,12 @@ _TARGET = re.compile(r"https?://[!-~]+|[^/]+:[0-9]{1,5}")
 
 
 def explain_command(denial: Denial, layout: Layout, program: str) -> str | None:
-    """Write the command that explains a denial; None if no command for this request is safe to paste.
+    """Write the command that explains a denial; None if no command for this request is
+    safe to paste.
 
-    Every word is printable ASCII of bounded length and quoted for the shell; after `--` no word is read as an option.
-    A backslash, which fish interprets inside quotes, is percent-encoded, as Squid does it.
+    Every word is printable ASCII of bounded length and quoted for the shell; after `--`
+    no word is read as an option. A backslash, which fish interprets inside quotes, is
+    percent-encoded, as Squid does it.
     """
     url = denial.url.replace("\\", "%5C")
     if (

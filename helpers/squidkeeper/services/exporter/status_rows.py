@@ -1,4 +1,7 @@
-"""The rows of the status page's tables. No field can hold the value of a secret. Times are in UTC."""
+"""The rows of the status page's tables.
+
+No field can hold the value of a secret. Times are in UTC.
+"""
 
 import os
 from collections import Counter as Multiset
@@ -8,7 +11,12 @@ from datetime import UTC, datetime
 from typing import Final
 
 from squidkeeper.base.formatting import ago
-from squidkeeper.base.metrics import DECISIONS, LOADS_POLICY, PROTOCOL_ERRORS, TRANSPARENT_CONNECTIONS
+from squidkeeper.base.metrics import (
+    DECISIONS,
+    LOADS_POLICY,
+    PROTOCOL_ERRORS,
+    TRANSPARENT_CONNECTIONS,
+)
 from squidkeeper.policy.language.model import VERDICT_NAMES, Action
 from squidkeeper.policy.language.secret_sources import EnvironmentSource, needed_secrets
 from squidkeeper.record.usage.ledger import UsageState
@@ -28,7 +36,9 @@ class RuleRow:
 
     name: str
     action: str
-    """`allow`, `deny` or `ask`; for `default` what the policy's default does, for other built-in rules `deny`."""
+    """`allow`, `deny` or `ask`; for `default` what the policy's default does, for other
+    built-in rules `deny`.
+    """
     allowed: int = 0
     denied: int = 0
     last_matched: datetime | None = None
@@ -89,16 +99,23 @@ class SecretRow:
     used_by: tuple[str, ...] = ()
     """The credentials, parents and secrets that need it."""
     fetched: str | None = None
-    """When it was fetched, is fetched again and expires, and why the last fetch failed; None: it is not fetched."""
+    """When it was fetched, is fetched again and expires, and why the last fetch failed;
+    None: it is not fetched.
+    """
 
     @property
     def checked(self) -> bool:
-        """Whether it was read. A variable is not: it is set for Squid, not for the exporter."""
+        """Whether it was read.
+
+        A variable is not: it is set for Squid, not for the exporter.
+        """
         return self.problem is not None or not self.source.startswith("env ")
 
 
 def rule_rows(view: Snapshot) -> Iterator[RuleRow]:
-    """List the rules and grants of the policy, then the built-in rules that decided a request."""
+    """List the rules and grants of the policy, then the built-in rules that decided a
+    request.
+    """
     policy, counts = view.policy, view.checkpoint.counts
     hits: Multiset[tuple[str, str]] = Multiset()
     for (_, name, verdict, _, _), number in counts.requests:
@@ -109,7 +126,14 @@ def rule_rows(view: Snapshot) -> Iterator[RuleRow]:
     for (name, _), number in counts.observed:
         observed[name] += number
     for rule in policy.rules_and_grants if policy else ():
-        row = _rule_row(rule.name, rule.action, hits, counts.last_matched, expires=rule.expires, owner=rule.owner)
+        row = _rule_row(
+            rule.name,
+            rule.action,
+            hits,
+            counts.last_matched,
+            expires=rule.expires,
+            owner=rule.owner,
+        )
         yield replace(row, observed=observed[rule.name]) if rule.observe else row
     for name in sorted(VERDICT_NAMES & {name for name, _ in hits}):
         action = policy.default if policy and name == "default" else Action.DENY
@@ -140,9 +164,16 @@ def _rule_row(
 
 
 def usage_rows(view: Snapshot) -> list[UsageRow]:
-    """List the models that have answered metered requests, the dearest first, with the reserves of the others."""
+    """List the models that have answered metered requests, the dearest first, with the
+    reserves of the others.
+    """
     rows: dict[str, UsageRow] = {}
-    for (_, _, model, state), (requests, tokens_in, tokens_out, cost) in view.checkpoint.usage.used:
+    for (_, _, model, state), (
+        requests,
+        tokens_in,
+        tokens_out,
+        cost,
+    ) in view.checkpoint.usage.used:
         name = model if state == UsageState.METERED else RESERVES
         row = rows.get(name, UsageRow(name))
         used = (row.tokens_in + tokens_in, row.tokens_out + tokens_out, row.cost + cost)
@@ -151,9 +182,15 @@ def usage_rows(view: Snapshot) -> list[UsageRow]:
 
 
 def transparent_rows(view: Snapshot) -> dict[str, int]:
-    """Count the connections to the transparent ports by what became of them; empty without these ports."""
+    """Count the connections to the transparent ports by what became of them; empty
+    without these ports.
+    """
     name, label = TRANSPARENT_CONNECTIONS.name, TRANSPARENT_CONNECTIONS.labels[0]
-    return {key_labels(key)[label]: round(number) for key, number in view.totals.items() if key[0] == name}
+    return {
+        key_labels(key)[label]: round(number)
+        for key, number in view.totals.items()
+        if key[0] == name
+    }
 
 
 def helper_rows(view: Snapshot) -> Iterator[HelperRow]:
@@ -169,7 +206,9 @@ def helper_rows(view: Snapshot) -> Iterator[HelperRow]:
                 outdated=view.is_outdated(status),
                 stuck=view.is_stuck(status),
                 last_beat=datetime.fromtimestamp(status.beat, UTC),
-                answered=round(sum(value for name, _, value in file.samples if name in _REPLIES)),
+                answered=round(
+                    sum(value for name, _, value in file.samples if name in _REPLIES)
+                ),
                 has_policy=status.helper in LOADS_POLICY,
             )
 
@@ -179,22 +218,55 @@ def secret_rows(view: Snapshot) -> Iterator[SecretRow]:
     policy = view.policy
     if policy is None:
         return
-    store, fetched = SecretStore(policy.secrets, os.environ, view.fetched), view.fetched_secrets
+    store, fetched = (
+        SecretStore(policy.secrets, os.environ, view.fetched),
+        view.fetched_secrets,
+    )
     for name, secret in policy.secrets.items():
-        users = tuple(credential.name for credential in policy.credentials if name in credential.form.secrets)
-        users += tuple(route.name for route in policy.upstreams if route.parent and route.parent.password == name)
+        users = tuple(
+            credential.name
+            for credential in policy.credentials
+            if name in credential.form.secrets
+        )
+        users += tuple(
+            route.name
+            for route in policy.upstreams
+            if route.parent and route.parent.password == name
+        )
         users += ("sealed_tokens",) if name in policy.sealing_keys else ()
-        users += tuple(other for other, named in policy.secrets.items() if name in needed_secrets(named.source))
-        problem = None if isinstance(secret.source, EnvironmentSource) else store.problem(name)
+        users += tuple(
+            other
+            for other, named in policy.secrets.items()
+            if name in needed_secrets(named.source)
+        )
+        problem = (
+            None
+            if isinstance(secret.source, EnvironmentSource)
+            else store.problem(name)
+        )
         about = _about_fetching(fetched[name], view.at) if name in fetched else None
-        yield SecretRow(name, str(secret.source), None if problem is None else str(problem), users, about)
+        yield SecretRow(
+            name,
+            str(secret.source),
+            None if problem is None else str(problem),
+            users,
+            about,
+        )
 
 
 def _about_fetching(status: SecretStatus | None, now: datetime) -> str:
     if status is None:
         return "not fetched yet"
-    times = (("fetched", status.last_success), ("next fetch", status.next_fetch), ("expires", status.expires_at))
-    said = [f"{what} {ago(datetime.fromtimestamp(at, UTC), now)}" for what, at in times if at is not None]
+    times = (
+        ("fetched", status.last_success),
+        ("next fetch", status.next_fetch),
+        ("expires", status.expires_at),
+    )
+    said = [
+        f"{what} {ago(datetime.fromtimestamp(at, UTC), now)}"
+        for what, at in times
+        if at is not None
+    ]
     said += [f"the last fetch failed: {status.failure}"] if status.failure else []
     return ", ".join(said) or "not fetched yet"
 

@@ -1,8 +1,9 @@
 """Finds the helper processes, and kills those that are stopped as a whole.
 
-A helper that is stuck exits (helpers/stuck_watchdog.py). A helper that is stopped (SIGSTOP) or frozen cannot, and Squid
-waits for its replies forever. The exporter runs as the same account, so it can kill them. It finds them by their
-command lines: a helper that cannot write to the state folder is ended too.
+A helper that is stuck exits (helpers/stuck_watchdog.py). A helper that is stopped
+(SIGSTOP) or frozen cannot, and Squid waits for its replies forever. The exporter runs
+as the same account, so it can kill them. It finds them by their command lines: a helper
+that cannot write to the state folder is ended too.
 """
 
 import logging
@@ -32,16 +33,28 @@ HelperTurns = tuple[int, int]  # a process, and the context switches of all its 
 
 
 def helper_processes(state: Path, user: int) -> Iterator[int]:
-    """Yield the helper processes of an account that have this state folder, whether they can write there or not."""
+    """Yield the helper processes of an account that have this state folder, whether
+    they can write there or not.
+    """
     for name in filter(str.isdecimal, os.listdir("/proc")):
         if _is_helper(Path("/proc", name), os.fsencode(state), user):
             yield int(name)
 
 
-def uncounted_helpers(state: Path, user: int, counter_files: Iterable[CounterFile], now: float) -> tuple[int, ...]:
-    """List the helper processes that write no heartbeat, although they have had the time to start."""
-    counted = {file.status.pid for file in counter_files if file.running and file.status}
-    return tuple(pid for pid in helper_processes(state, user) if pid not in counted and _has_started(pid, now))
+def uncounted_helpers(
+    state: Path, user: int, counter_files: Iterable[CounterFile], now: float
+) -> tuple[int, ...]:
+    """List the helper processes that write no heartbeat, although they have had the
+    time to start.
+    """
+    counted = {
+        file.status.pid for file in counter_files if file.running and file.status
+    }
+    return tuple(
+        pid
+        for pid in helper_processes(state, user)
+        if pid not in counted and _has_started(pid, now)
+    )
 
 
 def _has_started(pid: int, now: float) -> bool:
@@ -58,15 +71,20 @@ def _is_helper(process: Path, state: bytes, user: int) -> bool:
         pairs = {*pairwise((process / "cmdline").read_bytes().split(b"\0"))}
     except OSError:  # it has ended
         return False
-    runs = any(Path(os.fsdecode(program)).name == "squidkeeper" and name in _COMMANDS for program, name in pairs)
+    runs = any(
+        Path(os.fsdecode(program)).name == "squidkeeper" and name in _COMMANDS
+        for program, name in pairs
+    )
     return runs and (b"--state", state) in pairs
 
 
 class StoppedWatchdog:
-    """Checks each helper once a second, and kills one whose threads did not run at all for twelve checks.
+    """Checks each helper once a second, and kills one whose threads did not run at all
+    for twelve checks.
 
-    A helper's threads wake every second. The watchdog counts context switches and checks, not time: a changed clock, a
-    full disk or a suspended machine does not make a helper look stopped.
+    A helper's threads wake every second. The watchdog counts context switches and
+    checks, not time: a changed clock, a full disk or a suspended machine does not make
+    a helper look stopped.
     """
 
     def __init__(self, state: Path, every_seconds: float = 1.0) -> None:
@@ -80,7 +98,9 @@ class StoppedWatchdog:
 
     def check(self) -> None:
         """Check once."""
-        self._unchanged = {seen: self._unchanged.get(seen, 0) + 1 for seen in self._helpers()}
+        self._unchanged = {
+            seen: self._unchanged.get(seen, 0) + 1 for seen in self._helpers()
+        }
         for seen, checks in self._unchanged.items():
             if checks > STOPPED_CHECKS:
                 self._kill(seen)
@@ -92,14 +112,20 @@ class StoppedWatchdog:
                 yield pid, turns
 
     def _kill(self, seen: HelperTurns) -> None:
-        """Kill this process. Check it again first: another process can have its number by now."""
+        """Kill this process.
+
+        Check it again first: another process can have its number by now.
+        """
         pid, _ = seen
         with suppress(ProcessLookupError):
             process = os.pidfd_open(pid)
             try:
                 if seen in self._helpers():
                     signal.pidfd_send_signal(process, signal.SIGKILL)
-                    _log.error("helper process %d was stopped: killed it, and Squid starts another", pid)
+                    _log.error(
+                        "helper process %d was stopped: killed it, and Squid starts another",
+                        pid,
+                    )
             finally:
                 os.close(process)
 
@@ -114,7 +140,10 @@ class StoppedWatchdog:
 
 def _turns(pid: int) -> int | None:
     try:
-        texts = [(task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+        texts = [
+            (task / "status").read_text()
+            for task in Path(f"/proc/{pid}/task").iterdir()
+        ]
     except OSError:
         return None
     return sum(int(count) for text in texts for count in _SWITCHES.findall(text))

@@ -1,4 +1,5 @@
-"""What metered requests have used, as the ledger of usage grows: plain numbers, which a checkpoint saves.
+"""What metered requests have used, as the ledger of usage grows: plain numbers, which a
+checkpoint saves.
 
 The number of series has a bound, whatever models clients and APIs name.
 """
@@ -36,16 +37,27 @@ class UsageCounts(msgspec.Struct, frozen=True):
 
 
 class UsageCounter:
-    """Counts the requests of a ledger whose answers have ended, starting at `counts`. Not thread-safe."""
+    """Counts the requests of a ledger whose answers have ended, starting at `counts`.
 
-    def __init__(self, ledger: Path, counts: UsageCounts, current: Callable[[], CompiledPolicy | None]) -> None:
+    Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        ledger: Path,
+        counts: UsageCounts,
+        current: Callable[[], CompiledPolicy | None],
+    ) -> None:
         self._follower = Follower(ledger, counts.position)
         self._current = current
         self._used = dict(counts.used)
         self._models = dict(counts.models)
 
     def count_batch(self) -> bool:
-        """Count the next lines; False where there are none. OSError where the ledger cannot be read."""
+        """Count the next lines; False where there are none.
+
+        OSError where the ledger cannot be read.
+        """
         lines = self._follower.read()
         for line in lines:
             try:
@@ -58,18 +70,29 @@ class UsageCounter:
 
     def counts(self) -> UsageCounts:
         """Return the numbers as they are now."""
-        return UsageCounts(self._follower.position, list(self._used.items()), dict(self._models))
+        return UsageCounts(
+            self._follower.position, list(self._used.items()), dict(self._models)
+        )
 
     def close(self) -> None:
         """Close the ledger."""
         self._follower.close()
 
     def _count(self, entry: UsageEntry) -> None:
-        labels = (self._client(entry), decode_field(entry.rule) or NONE, self._model(entry), str(entry.state))
+        labels = (
+            self._client(entry),
+            decode_field(entry.rule) or NONE,
+            self._model(entry),
+            str(entry.state),
+        )
         if labels not in self._used and len(self._used) >= CELLS_LIMIT:
             labels = (OTHER, OTHER, OTHER, str(entry.state))
         requests, tokens_in, tokens_out, cost = self._used.get(labels, (0, 0, 0, 0))
-        more = (tokens_in + entry.tokens_in, tokens_out + entry.tokens_out, cost + entry.cost)
+        more = (
+            tokens_in + entry.tokens_in,
+            tokens_out + entry.tokens_out,
+            cost + entry.cost,
+        )
         self._used[labels] = (requests + 1, *more)
 
     def _client(self, entry: UsageEntry) -> str:
@@ -78,10 +101,17 @@ class UsageCounter:
             address = address_host(parse_address(entry.client))
         except InvalidUrl:
             address = None
-        return next(iter(policy.clients_of(address, token(entry.user))), NONE) if policy else NONE
+        return (
+            next(iter(policy.clients_of(address, token(entry.user))), NONE)
+            if policy
+            else NONE
+        )
 
     def _model(self, entry: UsageEntry) -> str:
-        """Name a model that has answered. A client alone chooses the model of a request, so that one is not named."""
+        """Name a model that has answered.
+
+        A client alone chooses the model of a request, so that one is not named.
+        """
         model = decode_field(entry.model)
         if entry.state is not UsageState.METERED or model is None:
             return NONE

@@ -1,10 +1,12 @@
 """The bytes of quotas: counted at the end of a request, as the access log tells them.
 
-What the meter has held for the request is released then, also where a client left so early that the meter was asked
-about the request, or answered again, after its line. A request without a line, after a crash of Squid, stays held.
+What the meter has held for the request is released then, also where a client left so
+early that the meter was asked about the request, or answered again, after its line. A
+request without a line, after a crash of Squid, stays held.
 
-They are added before the exporter saves its position in the log, so an exporter that is killed counts the last seconds
-twice, and none never. Where gateways share their counts, what the store has not got yet is kept in memory.
+They are added before the exporter saves its position in the log, so an exporter that is
+killed counts the last seconds twice, and none never. Where gateways share their counts,
+what the store has not got yet is kept in memory.
 """
 
 import logging
@@ -26,14 +28,21 @@ from squidkeeper.serving.quotas.opening import GatewayCounts
 
 _WAITING_AT_MOST = 50_000  # counts
 _ENDED_AT_MOST = 50_000  # requests
-_ENDED_SECONDS = 300.0  # the meter answers later than the request's line is read by less
+_ENDED_SECONDS = (
+    300.0  # the meter answers later than the request's line is read by less
+)
 _log = logging.getLogger(__name__)
 
 
 class UsedBytes:
     """Adds what requests have used to the counts of the quotas in force."""
 
-    def __init__(self, state: Path, current: Callable[[], CompiledPolicy | None], shared: GatewayCounts) -> None:
+    def __init__(
+        self,
+        state: Path,
+        current: Callable[[], CompiledPolicy | None],
+        shared: GatewayCounts,
+    ) -> None:
         self._counts = LocalCounts(state)
         self._shared = shared
         self._heartbeat = LogHeartbeat(state)
@@ -46,7 +55,10 @@ class UsedBytes:
         self._problem = ""
 
     def count(self, record: Record) -> None:
-        """Count the bytes of one request that the policy allowed. Of tunnels, those that passed through have some."""
+        """Count the bytes of one request that the policy allowed.
+
+        Of tunnels, those that passed through have some.
+        """
         policy = self._current()
         if policy is None or not _counts_bytes(policy):
             return
@@ -80,16 +92,27 @@ class UsedBytes:
             self._report("")
 
     def _note_end(self, request: str) -> None:
-        if len(self._ended) >= _ENDED_AT_MOST or time.monotonic() - self._ended_since >= _ENDED_SECONDS:
-            self._ended_before, self._ended, self._ended_since = self._ended, set(), time.monotonic()
-        self._ended.add(".".join(request.rsplit(".", 4)[-4:]))  # without the gateway's name
+        if (
+            len(self._ended) >= _ENDED_AT_MOST
+            or time.monotonic() - self._ended_since >= _ENDED_SECONDS
+        ):
+            self._ended_before, self._ended, self._ended_since = (
+                self._ended,
+                set(),
+                time.monotonic(),
+            )
+        # without the gateway's name
+        self._ended.add(".".join(request.rsplit(".", 4)[-4:]))
 
     def _release(self) -> None:
         if held := self._counts.holding():
             self._counts.release(held & self._ended | held & self._ended_before)
 
     def _keep_unsent(self) -> None:
-        """Keep for the store of all gateways what is counted here. While that is away, this gateway goes by its own."""
+        """Keep for the store of all gateways what is counted here.
+
+        While that is away, this gateway goes by its own.
+        """
         if self._shared.are_local:
             return
         for count, amount in self._waiting.items():
@@ -102,15 +125,21 @@ class UsedBytes:
             del self._unsent[count]
 
     def _add(self, quota: Quota, record: Record, rule: str) -> None:
-        amount = record.request_bytes if quota.unit is QuotaUnit.BYTES_OUT else record.bytes
+        amount = (
+            record.request_bytes if quota.unit is QuotaUnit.BYTES_OUT else record.bytes
+        )
         user = None if record.user == NONE else record.user
         count = QuotaCount.of(quota, holder(quota, record.client, user, rule))
-        if amount > 0 and (count in self._waiting or len(self._waiting) < _WAITING_AT_MOST):
+        if amount > 0 and (
+            count in self._waiting or len(self._waiting) < _WAITING_AT_MOST
+        ):
             self._waiting[count] = self._waiting.get(count, 0) + amount
 
     def _report(self, problem: str) -> None:
         if problem and problem != self._problem:
-            _log.error("the bytes of quotas cannot be counted, trying again: %s", problem)
+            _log.error(
+                "the bytes of quotas cannot be counted, trying again: %s", problem
+            )
         self._problem = problem
 
 

@@ -1,4 +1,6 @@
-"""The process: it follows the policy in force, and has one task for each secret that is fetched."""
+"""The process: it follows the policy in force, and has one task for each secret that is
+fetched.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,29 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.base.atomic_write import HeartbeatFile
-from squidkeeper.policy.language.secret_sources import NamedSecret, fetched_secrets, source_key
+from squidkeeper.policy.language.secret_sources import (
+    NamedSecret,
+    fetched_secrets,
+    source_key,
+)
 from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
 from squidkeeper.services.fetching.renewal import SUFFIX, FetchedSecret, Renewal
 from squidkeeper.serving.credentials import SecretStore
 from squidkeeper.serving.credentials.fetch_status import FILE, format_fetch_report
-from squidkeeper.serving.credentials.fetched_values import FOLDER, VALUE_SUFFIX, value_file
+from squidkeeper.serving.credentials.fetched_values import (
+    FOLDER,
+    VALUE_SUFFIX,
+    value_file,
+)
 
 _CHECK_EVERY_SECONDS: Final = 0.2
 _REPORT_EVERY_SECONDS: Final = 1.0
-_REMOVE_AFTER_SECONDS: Final = 5.0  # by then every helper has loaded the policy that no longer needs a value
-_THREADS: Final = 64  # for names that are resolved slowly: one source must not wait for another
+_REMOVE_AFTER_SECONDS: Final = (
+    5.0  # by then every helper has loaded the policy that no longer needs a value
+)
+_THREADS: Final = (
+    64  # for names that are resolved slowly: one source must not wait for another
+)
 _log = logging.getLogger(__name__)
 
 Secrets = Mapping[str, NamedSecret]
@@ -58,7 +72,9 @@ def run_fetching(options: FetchingOptions) -> None:
 
 
 async def _run(fetching: Fetching, watcher: PolicyWatcher[Secrets]) -> None:
-    """Follow the policy until a signal ends the process; programs that run are killed then."""
+    """Follow the policy until a signal ends the process; programs that run are killed
+    then.
+    """
     loop, end = asyncio.get_running_loop(), asyncio.Event()
     loop.set_default_executor(ThreadPoolExecutor(_THREADS))
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -71,11 +87,15 @@ async def _run(fetching: Fetching, watcher: PolicyWatcher[Secrets]) -> None:
             continue
     await fetching.stop()
     logging.shutdown()
-    os._exit(0)  # at once: a thread may wait for a name or for a disk, and Python would wait for the thread
+    # at once: a thread may wait for a name or for a disk, and Python would wait for the
+    # thread
+    os._exit(0)
 
 
 class Fetching:
-    """The secrets that are fetched, each with its task; `check` is called a few times a second."""
+    """The secrets that are fetched, each with its task; `check` is called a few times a
+    second.
+    """
 
     def __init__(self, folder: Path, commands: Path) -> None:
         self._folder = folder
@@ -86,7 +106,9 @@ class Fetching:
         self._names: dict[str, str] = {}  # of the policy in force: the key by the name
         self._renewals: dict[str, tuple[Renewal, asyncio.Task[None]]] = {}  # by key
         self._remove_at = 0.0
-        self._problems: dict[Callable[[], None], str] = {}  # of the folder, by the step that failed
+        self._problems: dict[
+            Callable[[], None], str
+        ] = {}  # of the folder, by the step that failed
 
     def check(self, secrets: Secrets | None) -> None:
         """Follow the policy, remove values that nothing needs any more, and report."""
@@ -112,13 +134,19 @@ class Fetching:
 
     def _follow(self, secrets: Secrets) -> None:
         store = SecretStore(secrets, {}, self._folder)
-        self._names = {name: source_key(name, secrets) for name, _ in fetched_secrets(secrets)}
+        self._names = {
+            name: source_key(name, secrets) for name, _ in fetched_secrets(secrets)
+        }
         for key in self._renewals.keys() - self._names.values():
             self._renewals.pop(key)[1].cancel()
         for name, source in fetched_secrets(secrets):
             key = self._names[name]
             if key not in self._renewals:
-                renewal = Renewal(FetchedSecret(name, key, source, store), self._folder, self._commands)
+                renewal = Renewal(
+                    FetchedSecret(name, key, source, store),
+                    self._folder,
+                    self._commands,
+                )
                 self._renewals[key] = (renewal, asyncio.create_task(renewal.run()))
 
     def _run_again(self) -> None:
@@ -130,14 +158,18 @@ class Fetching:
     def _remove_unneeded(self) -> None:
         needed = {f"{key}{SUFFIX}" for key in self._names.values()}
         needed |= {value_file(self._folder, key).name for key in self._names.values()}
-        for file in self._folder.iterdir():  # the report and the files of `supervise` stay
+        for (
+            file
+        ) in self._folder.iterdir():  # the report and the files of `supervise` stay
             name = file.name.removesuffix(".new")
             if name.endswith((SUFFIX, VALUE_SUFFIX)) and name not in needed:
                 file.unlink(missing_ok=True)
 
     def _write_report(self) -> None:
         problem = "; ".join(dict.fromkeys(self._problems.values()))
-        statuses = {name: self._renewals[key][0].status for name, key in self._names.items()}
+        statuses = {
+            name: self._renewals[key][0].status for name, key in self._names.items()
+        }
         self._report.write(format_fetch_report(statuses, problem))
 
     def _attempt(self, step: Callable[[], None]) -> None:

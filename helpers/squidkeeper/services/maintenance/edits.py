@@ -1,8 +1,10 @@
-"""What an edit of the policy needs beside the helpers: the verdict of a reload gate, and lines for Squid.
+"""What an edit of the policy needs beside the helpers: the verdict of a reload gate,
+and lines for Squid.
 
-`squidkeeper reload --judge` judges an edit that is held back, in a process: it reads the record with DuckDB, so it
-needs more memory than this one. It ends by itself in time. Root is asked for lines by a file that is there, and takes
-nothing from it: `squidkeeper render` reads the policy itself, with the rights of Squid's account.
+`squidkeeper reload --judge` judges an edit that is held back, in a process: it reads
+the record with DuckDB, so it needs more memory than this one. It ends by itself in
+time. Root is asked for lines by a file that is there, and takes nothing from it:
+`squidkeeper render` reads the policy itself, with the rights of Squid's account.
 """
 
 import os
@@ -14,7 +16,12 @@ from typing import Final
 
 import msgspec
 
-from squidkeeper.policy.policy_store.reload_gate import PATIENCE_SECONDS, Edit, edit_held, read_verdict
+from squidkeeper.policy.policy_store.reload_gate import (
+    PATIENCE_SECONDS,
+    Edit,
+    edit_held,
+    read_verdict,
+)
 from squidkeeper.policy.policy_store.sources import fingerprint
 from squidkeeper.serving.quotas.store_settings import quota_store_file
 
@@ -22,19 +29,28 @@ _NO_STATUS: Final = None  # it runs
 
 
 class ReloadJudge:
-    """Has each edit judged that waits for a verdict; `command` is what judges one. `revisions` is their folder."""
+    """Has each edit judged that waits for a verdict; `command` is what judges one.
+
+    `revisions` is their folder.
+    """
 
     name = "reload-gate"
 
-    def __init__(self, revisions: Path, command: Callable[[Edit], Sequence[str]]) -> None:
+    def __init__(
+        self, revisions: Path, command: Callable[[Edit], Sequence[str]]
+    ) -> None:
         self._revisions = revisions
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
-        self._asked: tuple[Edit, float] | None = None  # what the process judges, or has judged
+        self._asked: tuple[Edit, float] | None = (
+            None  # what the process judges, or has judged
+        )
         self._failure = ""
 
     def check(self) -> None:
-        """Start a judge when an edit waits, and again if it was killed; OSError while the last one has failed."""
+        """Start a judge when an edit waits, and again if it was killed; OSError while
+        the last one has failed.
+        """
         asked = edit_held(self._revisions)
         if self._process and asked != self._asked:
             self.stop()
@@ -52,7 +68,9 @@ class ReloadJudge:
             raise OSError(self._failure)
 
     def _is_due(self, edit: Edit, since: float) -> bool:
-        if abs(time.time() - since) > PATIENCE_SECONDS or (self._asked == (edit, since) and not self._failure):
+        if abs(time.time() - since) > PATIENCE_SECONDS or (
+            self._asked == (edit, since) and not self._failure
+        ):
             return False
         verdict = read_verdict(self._revisions, edit)
         return verdict is None or verdict.judged < since
@@ -70,7 +88,8 @@ class _Named(msgspec.Struct):
 
 
 class RenderRequest:
-    """Makes the file when a file of the policy has changed, of a parent's password or of the quota store.
+    """Makes the file when a file of the policy has changed, of a parent's password or
+    of the quota store.
 
     It also makes the file once at its start.
 
@@ -87,9 +106,14 @@ class RenderRequest:
 
     def check(self) -> None:
         """Ask where something has changed; OSError if the file cannot be made."""
-        seen = fingerprint(self._directory, (quota_store_file(self._directory), *self._password_files()))
+        seen = fingerprint(
+            self._directory,
+            (quota_store_file(self._directory), *self._password_files()),
+        )
         if seen != self._seen:
-            os.close(os.open(self._request, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o640))
+            os.close(
+                os.open(self._request, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o640)
+            )
             self._seen = seen
 
     def _password_files(self) -> Iterator[Path]:

@@ -25,7 +25,9 @@ PATIENCE_SECONDS: Final = 10.0  # it checks its tasks once a second
 
 @dataclass(frozen=True, slots=True)
 class MaintenanceStatus:
-    """Whether the maintenance process runs, and the failure of each task; an empty text: it works."""
+    """Whether the maintenance process runs, and the failure of each task; an empty
+    text: it works.
+    """
 
     runs: bool
     failures: Mapping[str, str] = field(default_factory=dict)
@@ -40,7 +42,10 @@ NOT_RUNNING: Final = MaintenanceStatus(runs=False)
 
 
 def read_maintenance_status(state: Path, now: float) -> MaintenanceStatus:
-    """Read the file; without one, the process does not run. `now` is in seconds since 1970."""
+    """Read the file; without one, the process does not run.
+
+    `now` is in seconds since 1970.
+    """
     file = state / FILE
     try:
         beat = file.stat().st_mtime
@@ -75,7 +80,10 @@ def run(tasks: Sequence[Task], state: Path) -> NoReturn:
 
 
 class TaskRunner:
-    """The tasks, and the failure of each; an empty text: it works. The heartbeat is in the folder `state`."""
+    """The tasks, and the failure of each; an empty text: it works.
+
+    The heartbeat is in the folder `state`.
+    """
 
     def __init__(self, tasks: Sequence[Task], state: Path) -> None:
         self._tasks = tasks
@@ -84,15 +92,23 @@ class TaskRunner:
         self._heartbeat_failure = ""
 
     def check(self) -> None:
-        """Check each task once, then write the heartbeat. A task that fails does not stop the others."""
+        """Check each task once, then write the heartbeat.
+
+        A task that fails does not stop the others.
+        """
         for task in self._tasks:
-            self._failures[task.name] = _checked(task.name, task.check, self._failures[task.name])
+            self._failures[task.name] = _checked(
+                task.name, task.check, self._failures[task.name]
+            )
         report = partial(self._heartbeat.write, msgspec.json.encode(self._failures))
         self._heartbeat_failure = _checked("heartbeat", report, self._heartbeat_failure)
 
 
 def _checked(name: str, check: Callable[[], None], before: str) -> str:
-    """Run a check and return its failure. Log a failure when it begins, changes or ends, not each time."""
+    """Run a check and return its failure.
+
+    Log a failure when it begins, changes or ends, not each time.
+    """
     failure = _failure_of(check)
     if failure and failure != before:
         _log.error("%s: %s", name, failure)

@@ -1,6 +1,8 @@
-"""Limiting Squid's logs in bytes: rotate by size, delete what is archived and old, or over the limit.
+"""Limiting Squid's logs in bytes: rotate by size, delete what is archived and old, or
+over the limit.
 
-logrotate can rotate the same logs by time. The names differ, and its files count here too.
+logrotate can rotate the same logs by time. The names differ, and its files count here
+too.
 """
 
 import logging
@@ -20,14 +22,19 @@ import msgspec
 
 from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.rotated_logs import next_name, rotated, written_until
-from squidkeeper.record.archive_status import DELETED, read_archive_status, read_deleted_logs
+from squidkeeper.record.archive_status import (
+    DELETED,
+    read_archive_status,
+    read_deleted_logs,
+)
 from squidkeeper.services.maintenance.squid_process import RateLimit, SquidProcess
 
 _ACCESS_LOG_BYTES: Final = 8 * 2**30
 _CACHE_LOG_SHARE = 16  # the limit of cache.log is this part of that of the access log
 _ROTATIONS = 32  # a log is rotated at this part of its limit
 _ROTATE_AT_MOST = (60.0, 1)
-_KEEP_SECONDS: Final = 2 * 86_400.0  # a rotated log that may go stays so long, as with Debian's logrotate
+# a rotated log that may go stays so long, as with Debian's logrotate
+_KEEP_SECONDS: Final = 2 * 86_400.0
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +53,10 @@ class LogLimit:
 
 @dataclass(frozen=True, slots=True)
 class RotatedLog:
-    """A rotated file of a log. `expendable`: it may go, because it is archived or no record."""
+    """A rotated file of a log.
+
+    `expendable`: it may go, because it is archived or no record.
+    """
 
     file: Path
     size: int
@@ -59,11 +69,13 @@ class RotatedLog:
 
 
 class Rotation:
-    """Renames a long log and lets Squid open a new one; deletes old files, and the oldest of a log over its limit.
+    """Renames a long log and lets Squid open a new one; deletes old files, and the
+    oldest of a log over its limit.
 
-    Each log has its own limit, so that one does not push out the other. The limit of the access log is `limit_bytes`,
-    by default 8 GiB and at most half of its file system. Where there is an archive, the files that are archived go
-    first; those that are not go only over the limit, and `state` gets a note.
+    Each log has its own limit, so that one does not push out the other. The limit of
+    the access log is `limit_bytes`, by default 8 GiB and at most half of its file
+    system. Where there is an archive, the files that are archived go first; those that
+    are not go only over the limit, and `state` gets a note.
     """
 
     name = "rotation"
@@ -87,10 +99,13 @@ class Rotation:
         self._pace = pace or RateLimit(_ROTATE_AT_MOST)
         self._not_renamed: list[OSError] = []
         # The process before this one can have ended between rename and signal.
-        self._renamed = any(rotated(log) and not log.exists() for log in (access_log, cache_log))
+        self._renamed = any(
+            rotated(log) and not log.exists() for log in (access_log, cache_log)
+        )
 
     def check(self) -> None:
-        """Rotate logs that are too long, within the rate limit; delete what is old and may go, or is over a limit.
+        """Rotate logs that are too long, within the rate limit; delete what is old and
+        may go, or is over a limit.
 
         OSError if a file cannot be renamed or deleted, after all others are done.
         """
@@ -98,18 +113,27 @@ class Rotation:
         due = [limit.log for limit in limits if _size(limit.log) > limit.rotate_bytes]
         if due and self._pace.allows() and self._squid.runs():
             self._pace.count()
-            self._not_renamed = [error for log in due for error in _attempt(partial(self._rename, log))]
+            self._not_renamed = [
+                error for log in due for error in _attempt(partial(self._rename, log))
+            ]
         if self._renamed:
             self._renamed = not self._squid.signal(SIGUSR1)
-        failures = [*self._not_renamed, *(error for limit in limits for error in self._delete_oldest(limit))]
+        failures = [
+            *self._not_renamed,
+            *(error for limit in limits for error in self._delete_oldest(limit)),
+        ]
         if failures:
             raise failures[0]
 
     def _limits(self) -> tuple[LogLimit, LogLimit]:
         limit = self._limit_bytes
         if limit is None:
-            limit = min(_ACCESS_LOG_BYTES, shutil.disk_usage(self._access_log.parent).total // 2)
-        return LogLimit(self._access_log, limit), LogLimit(self._cache_log, limit // _CACHE_LOG_SHARE)
+            limit = min(
+                _ACCESS_LOG_BYTES, shutil.disk_usage(self._access_log.parent).total // 2
+            )
+        return LogLimit(self._access_log, limit), LogLimit(
+            self._cache_log, limit // _CACHE_LOG_SHARE
+        )
 
     def _rename(self, log: Path) -> None:
         name = next_name(log, datetime.now().astimezone())
@@ -136,18 +160,30 @@ class Rotation:
         if files and log == self._access_log:
             status = read_archive_status(self._archive) if self._archive else None
             kept = set(status.unarchived(files) if status else files)
-        return [RotatedLog(file, size, file not in kept) for file in files if (size := _size(file))]
+        return [
+            RotatedLog(file, size, file not in kept)
+            for file in files
+            if (size := _size(file))
+        ]
 
     def _delete(self, log: RotatedLog, limit: LogLimit, *, over: bool) -> None:
         log.file.unlink(missing_ok=True)
         if not over:
-            _log.info("deleted %s (%d bytes): older than two days, and no record is lost", log.file, log.size)
+            _log.info(
+                "deleted %s (%d bytes): older than two days, and no record is lost",
+                log.file,
+                log.size,
+            )
             return
         what = f"deleted {log.file} ({log.size} bytes)"
-        _log.warning("%s: the limit for %s is %d bytes", what, limit.log, limit.limit_bytes)
+        _log.warning(
+            "%s: the limit for %s is %d bytes", what, limit.log, limit.limit_bytes
+        )
         if not log.expendable and self._archive and self._state:
             _log.error("%s before it was archived: its records are lost", what)
-            total = read_deleted_logs(self._state).plus(log.file.name, log.size, time.time())
+            total = read_deleted_logs(self._state).plus(
+                log.file.name, log.size, time.time()
+            )
             replace(self._state / DELETED, msgspec.json.encode(total))
 
 

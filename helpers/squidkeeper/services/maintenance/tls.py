@@ -1,7 +1,9 @@
-"""The TLS port: the certificate that HAProxy shows to clients, and whether HAProxy answers.
+"""The TLS port: the certificate that HAProxy shows to clients, and whether HAProxy
+answers.
 
-HAProxy takes clients in front of Squid where install.sh was given --tls. Its own service runs it; this task keeps its
-certificate, and hands it a new one at its runtime API, which drops no connection.
+HAProxy takes clients in front of Squid where install.sh was given --tls. Its own
+service runs it; this task keeps its certificate, and hands it a new one at its runtime
+API, which drops no connection.
 """
 
 import logging
@@ -26,7 +28,8 @@ CERTIFICATE: Final = "server.pem"  # with its chain and key; squid/haproxy.cfg n
 _SOCKET: Final = "haproxy.sock"
 _ANSWER_SECONDS: Final = 1.0
 _MOST_NAMES: Final = 64
-# A client can make the machine take IPv6 addresses, if the gateway accepts router advertisements.
+# A client can make the machine take IPv6 addresses, if the gateway accepts router
+# advertisements.
 _RENEW_AT_MOST = ((10.0, 2), (600.0, 10))
 _log = logging.getLogger(__name__)
 
@@ -34,26 +37,42 @@ _log = logging.getLogger(__name__)
 class ServerCertificate:
     """The certificate of the TLS port: a file that Squid's account alone can read."""
 
-    def __init__(self, file: Path, ca: Path, ca_key: Path, names: Callable[[], tuple[str, ...]]) -> None:
+    def __init__(
+        self, file: Path, ca: Path, ca_key: Path, names: Callable[[], tuple[str, ...]]
+    ) -> None:
         self.file = file
         self._ca = ca
         self._ca_key = ca_key
         self._names = names
 
     def is_due(self) -> bool:
-        """Whether it has to be issued; an OSError or ValueError if the CA cannot be read."""
+        """Whether it has to be issued; an OSError or ValueError if the CA cannot be
+        read.
+        """
         return self.replaces(self.file.read_bytes() if self.file.exists() else b"")
 
     def replaces(self, pem: bytes) -> bool:
-        """Whether another one is due for this one, in PEM form; an OSError or ValueError as above."""
-        return is_server_certificate_due(pem, self._ca.read_bytes(), self._names(), _now())
+        """Whether another one is due for this one, in PEM form; an OSError or
+        ValueError as above.
+        """
+        return is_server_certificate_due(
+            pem, self._ca.read_bytes(), self._names(), _now()
+        )
 
     def issue(self) -> None:
-        """Issue it and replace the file; OSError, `LeafRefused` or `TlsPortFailed` if that fails."""
-        ca, names, now = CertificateAuthority(self._ca.read_bytes(), self._ca_key.read_bytes()), self._names(), _now()
+        """Issue it and replace the file; OSError, `LeafRefused` or `TlsPortFailed` if
+        that fails.
+        """
+        ca, names, now = (
+            CertificateAuthority(self._ca.read_bytes(), self._ca_key.read_bytes()),
+            self._names(),
+            _now(),
+        )
         pem = issue_server_certificate(ca, names, now)
         if is_server_certificate_due(pem, ca.certificate, names, now):
-            raise TlsPortFailed(f"{self._ca_key} is not the key of {self._ca}: the TLS port keeps its certificate")
+            raise TlsPortFailed(
+                f"{self._ca_key} is not the key of {self._ca}: the TLS port keeps its certificate"
+            )
         _put(self.file, pem)
         _log.info("the TLS port has a new certificate, for %s", ", ".join(names))
 
@@ -63,7 +82,9 @@ def _now() -> datetime:
 
 
 def put_server_certificate(folder: Path, prepared: Path) -> None:
-    """Put a certificate that was issued elsewhere in place, before HAProxy starts; an OSError if that fails."""
+    """Put a certificate that was issued elsewhere in place, before HAProxy starts; an
+    OSError if that fails.
+    """
     _put(folder / CERTIFICATE, prepared.read_bytes())
 
 
@@ -73,17 +94,23 @@ def _put(file: Path, pem: bytes) -> None:
 
 
 class TlsPort:
-    """Renews the certificate when it is due, and gives it to HAProxy, which has to answer."""
+    """Renews the certificate when it is due, and gives it to HAProxy, which has to
+    answer.
+    """
 
     name = "tls"
 
-    def __init__(self, certificate: ServerCertificate, pace: RateLimit | None = None) -> None:
+    def __init__(
+        self, certificate: ServerCertificate, pace: RateLimit | None = None
+    ) -> None:
         self._certificate = certificate
         self._pace = pace or RateLimit(*_RENEW_AT_MOST)
         self._given = b""  # the certificate that HAProxy was given last
 
     def check(self) -> None:
-        """Renew the certificate if it is due; an error if that fails, or if HAProxy does not answer."""
+        """Renew the certificate if it is due; an error if that fails, or if HAProxy
+        does not answer.
+        """
         try:
             self._renew()
         finally:
@@ -101,40 +128,63 @@ class TlsPort:
         self._pace.count()
 
     def _give(self) -> None:
-        """Send HAProxy a certificate that is new to it; without one, only ask it for a sign of life."""
+        """Send HAProxy a certificate that is new to it; without one, only ask it for a
+        sign of life.
+        """
         file = self._certificate.file
         pem = file.read_bytes()
         if pem == self._given:
             _ask(file.with_name(_SOCKET), "show version\n")
             return
-        # One that was started meanwhile has read the file already; to be given it again changes nothing.
-        _ask(file.with_name(_SOCKET), f"set ssl cert {file} <<\n{pem.decode()}\n", "Transaction ")
+        # One that was started meanwhile has read the file already; to be given it again
+        # changes nothing.
+        _ask(
+            file.with_name(_SOCKET),
+            f"set ssl cert {file} <<\n{pem.decode()}\n",
+            "Transaction ",
+        )
         _ask(file.with_name(_SOCKET), f"commit ssl cert {file}\n", "Success!")
         self._given = pem
 
 
 def _ask(path: Path, command: str, expected: str = "") -> None:
-    """Send a command to HAProxy's runtime API; `TlsPortFailed` without an answer, or with an unexpected one."""
+    """Send a command to HAProxy's runtime API; `TlsPortFailed` without an answer, or
+    with an unexpected one.
+    """
     try:
         with socket.socket(socket.AF_UNIX) as api:
             api.settimeout(_ANSWER_SECONDS)
             api.connect(str(path))
             api.sendall(command.encode())
-            answer = b"".join(iter(lambda: api.recv(4096), b"")).decode(errors="replace").strip()
+            answer = (
+                b"".join(iter(lambda: api.recv(4096), b""))
+                .decode(errors="replace")
+                .strip()
+            )
     except OSError as error:
-        raise TlsPortFailed(f"HAProxy does not answer at {path} ({error}): no client gets through") from error
+        raise TlsPortFailed(
+            f"HAProxy does not answer at {path} ({error}): no client gets through"
+        ) from error
     if not answer or expected not in answer:
-        raise TlsPortFailed(f"HAProxy did not take {path.with_name(CERTIFICATE)}, and uses the one before: {answer}")
+        raise TlsPortFailed(
+            f"HAProxy did not take {path.with_name(CERTIFICATE)}, and uses the one before: {answer}"
+        )
 
 
 def parse_server_names(text: str) -> tuple[str, ...]:
-    """Parse names and addresses, separated by commas; `InvalidUrl` says which one is neither."""
-    hosts = [parse_host(f"[{name}]" if ":" in name else name) for name in text.strip().split(",")]
+    """Parse names and addresses, separated by commas; `InvalidUrl` says which one is
+    neither.
+    """
+    hosts = [
+        parse_host(f"[{name}]" if ":" in name else name)
+        for name in text.strip().split(",")
+    ]
     return tuple(dict.fromkeys(host.text for host in hosts))
 
 
 def server_names(listen: str) -> tuple[str, ...]:
-    """Name what clients can call a proxy that listens on PORT, ADDRESS:PORT or [ADDRESS]:PORT.
+    """Name what clients can call a proxy that listens on PORT, ADDRESS:PORT or
+    [ADDRESS]:PORT.
 
     The address, or every address of this machine, and its host name.
     """
@@ -144,8 +194,11 @@ def server_names(listen: str) -> tuple[str, ...]:
 
 
 def _addresses() -> list[str]:
-    addresses = sorted(interface_addresses(), key=lambda address: (address.version, int(address)))
-    return [str(address) for address in addresses if not address.is_link_local]  # those need a zone
+    addresses = sorted(
+        interface_addresses(), key=lambda address: (address.version, int(address))
+    )
+    # those need a zone
+    return [str(address) for address in addresses if not address.is_link_local]
 
 
 def _host_name() -> tuple[str, ...]:

@@ -1,4 +1,5 @@
-"""Whether clients without proxy settings get through: their resolver, the process behind it, and the address of both.
+"""Whether clients without proxy settings get through: their resolver, the process
+behind it, and the address of both.
 
 Their own services run them, where install.sh was given --transparent. This task asks.
 """
@@ -18,16 +19,21 @@ from squidkeeper.serving.counters.layout import FOLDER
 from squidkeeper.serving.counters.reader import read_counter_files
 
 _START_SECONDS: Final = 10.0  # this process starts ahead of the other
-# RFC 1035: squidkeeper.example, type A or AAAA, class IN. Nobody has this name, so no other resolver gives an address.
+# RFC 1035: squidkeeper.example, type A or AAAA, class IN. Nobody has this name, so no
+# other resolver gives an address.
 _NAME: Final = b"\x0bsquidkeeper\x07example\0"
 _QUESTIONS: Final = {
-    version: bytes.fromhex("5354 0100 0001 0000 0000 0000") + _NAME + bytes((0, kind, 0, 1))
+    version: bytes.fromhex("5354 0100 0001 0000 0000 0000")
+    + _NAME
+    + bytes((0, kind, 0, 1))
     for version, kind in ((4, 1), (6, 28))
 }
 
 
 class TransparentPorts:
-    """Asks the resolver on each address, and looks for the heartbeat of `squidkeeper transparent`."""
+    """Asks the resolver on each address, and looks for the heartbeat of `squidkeeper
+    transparent`.
+    """
 
     name = "transparent"
 
@@ -38,7 +44,9 @@ class TransparentPorts:
         self._started = time.monotonic()
 
     def check(self) -> None:
-        """Send a question to each address; `TransparentFailed` says what does not work."""
+        """Send a question to each address; `TransparentFailed` says what does
+        not work.
+        """
         if problems := "; ".join(self._problems()):
             raise TransparentFailed(problems)
 
@@ -64,13 +72,21 @@ class TransparentPorts:
 
     def _resolver_problem(self, address: str) -> Iterator[str]:
         if address not in self._probes:
-            self._probes[address] = Probe(address, _QUESTIONS[ip_address(address).version])
+            self._probes[address] = Probe(
+                address, _QUESTIONS[ip_address(address).version]
+            )
         try:
             self._probes[address].check()
         except ResolverFailed as error:
             yield str(error)
 
     def _takes_connections(self) -> bool:
-        statuses = (file.status for file in read_counter_files(self._counters) if file.running and file.status)
-        beats = any(abs(time.time() - status.beat) <= PATIENCE_SECONDS for status in statuses)
+        statuses = (
+            file.status
+            for file in read_counter_files(self._counters)
+            if file.running and file.status
+        )
+        beats = any(
+            abs(time.time() - status.beat) <= PATIENCE_SECONDS for status in statuses
+        )
         return beats or time.monotonic() - self._started < _START_SECONDS

@@ -1,1 +1,3 @@
-"""One policy for many gateways: pulled from git or as a signed bundle, judged, and put in place."""
+"""One policy for many gateways: pulled from git or as a signed bundle, judged, and put
+in place.
+"""

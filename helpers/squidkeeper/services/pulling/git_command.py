@@ -1,7 +1,9 @@
-"""How git is called: no hook, filter, attribute or configuration of a machine or a repository counts.
+"""How git is called: no hook, filter, attribute or configuration of a machine or a
+repository counts.
 
-Git finds no program of its own but itself and the one for https. So it has no `http-fetch`, by which it would fetch
-packs from any URI that a server names (`packfile-uris`), with the token.
+Git finds no program of its own but itself and the one for https. So it has no
+`http-fetch`, by which it would fetch packs from any URI that a server names
+(`packfile-uris`), with the token.
 """
 
 import base64
@@ -16,7 +18,8 @@ from squidkeeper.base.formatting import printable
 from squidkeeper.services.pulling.programs import Ended, run_bounded
 from squidkeeper.services.pulling.settings import GitSource, read_token
 
-# Whatever a system, an account or a repository has set. A URL of another protocol is refused, also in a redirect.
+# Whatever a system, an account or a repository has set. A URL of another protocol is
+# refused, also in a redirect.
 _CONFIGURATION: Final = {
     "core.hooksPath": "/dev/null",
     "core.fsmonitor": "false",
@@ -54,7 +57,9 @@ _ENVIRONMENT: Final = {
     "GIT_ASKPASS": "true",
     "SSH_ASKPASS": "true",
 }
-_PROGRAMS: Final = "programs"  # the folder of the programs that git finds, in the repository
+_PROGRAMS: Final = (
+    "programs"  # the folder of the programs that git finds, in the repository
+)
 _FOR_HTTPS: Final = "git-remote-https"
 _TOLD: Final = 2
 _MEANINGS: Final = {
@@ -69,8 +74,12 @@ _TELLS_NOTHING: Final = re.compile(
 
 
 def what_git_told(messages: str) -> str:
-    """Return the last lines of what git and ssh have written that say what is wrong, as one."""
-    if meaning := next((meaning for part, meaning in _MEANINGS.items() if part in messages), ""):
+    """Return the last lines of what git and ssh have written that say what is wrong, as
+    one.
+    """
+    if meaning := next(
+        (meaning for part, meaning in _MEANINGS.items() if part in messages), ""
+    ):
         return meaning
     lines = [line.strip() for line in messages.splitlines()]
     telling = [line for line in lines if not _TELLS_NOTHING.fullmatch(line)]
@@ -87,7 +96,10 @@ class GitCommand:
     @property
     def is_ready(self) -> bool:
         """Whether there is a repository that git can be run in."""
-        return all((self._folder / name).exists() for name in ("HEAD", f"{_PROGRAMS}/{_FOR_HTTPS}"))
+        return all(
+            (self._folder / name).exists()
+            for name in ("HEAD", f"{_PROGRAMS}/{_FOR_HTTPS}")
+        )
 
     def init(self) -> None:
         """Make the repository."""
@@ -101,19 +113,40 @@ class GitCommand:
         ended = self.run(*arguments, given=given)
         if ended.status != 0:
             told = printable(what_git_told(ended.messages))
-            raise PullFailed(f"git {arguments[0]} failed: {told or f'status {ended.status}'}")
+            raise PullFailed(
+                f"git {arguments[0]} failed: {told or f'status {ended.status}'}"
+            )
         return ended.output
 
     def run(self, *arguments: str, given: bytes = b"") -> Ended:
-        """Run git to its end; `PullFailed` if it cannot be started, or takes too long."""
-        return run_bounded(("git", "--git-dir", str(self._folder), *arguments), self._environment(), given=given)
+        """Run git to its end; `PullFailed` if it cannot be started, or takes
+        too long.
+        """
+        return run_bounded(
+            ("git", "--git-dir", str(self._folder), *arguments),
+            self._environment(),
+            given=given,
+        )
 
     def _environment(self) -> dict[str, str]:
         settings = {**_CONFIGURATION, **self._access()}
-        numbered = {f"GIT_CONFIG_KEY_{number}": key for number, key in enumerate(settings)}
-        numbered |= {f"GIT_CONFIG_VALUE_{number}": value for number, value in enumerate(settings.values())}
-        programs = {"GIT_EXEC_PATH": str(self._folder / _PROGRAMS), "GIT_SSH_COMMAND": self._ssh()}
-        return {**_ENVIRONMENT, **programs, "GIT_CONFIG_COUNT": str(len(settings)), **numbered}
+        numbered = {
+            f"GIT_CONFIG_KEY_{number}": key for number, key in enumerate(settings)
+        }
+        numbered |= {
+            f"GIT_CONFIG_VALUE_{number}": value
+            for number, value in enumerate(settings.values())
+        }
+        programs = {
+            "GIT_EXEC_PATH": str(self._folder / _PROGRAMS),
+            "GIT_SSH_COMMAND": self._ssh(),
+        }
+        return {
+            **_ENVIRONMENT,
+            **programs,
+            "GIT_CONFIG_COUNT": str(len(settings)),
+            **numbered,
+        }
 
     def _access(self) -> Mapping[str, str]:
         """Return what https needs; a token stands in no command line."""
@@ -121,14 +154,29 @@ class GitCommand:
         if source.ca:
             access["http.sslCAInfo"] = str(source.ca)
         if source.token_file:
-            access["http.extraHeader"] = f"Authorization: Basic {_basic(source.token_file)}"
+            access["http.extraHeader"] = (
+                f"Authorization: Basic {_basic(source.token_file)}"
+            )
         return access
 
     def _ssh(self) -> str:
-        options = ["BatchMode=yes", "StrictHostKeyChecking=yes", "ForwardAgent=no", "ConnectTimeout=20"]
-        options += [f"UserKnownHostsFile={self._source.known_hosts or '/dev/null'}", "GlobalKnownHostsFile=/dev/null"]
+        options = [
+            "BatchMode=yes",
+            "StrictHostKeyChecking=yes",
+            "ForwardAgent=no",
+            "ConnectTimeout=20",
+        ]
+        options += [
+            f"UserKnownHostsFile={self._source.known_hosts or '/dev/null'}",
+            "GlobalKnownHostsFile=/dev/null",
+        ]
         options += ["IdentitiesOnly=yes", "PermitLocalCommand=no", "ProxyCommand=none"]
-        words = ["ssh", "-F", "/dev/null", *(word for option in options for word in ("-o", option))]
+        words = [
+            "ssh",
+            "-F",
+            "/dev/null",
+            *(word for option in options for word in ("-o", option)),
+        ]
         words += ["-i", str(self._source.key)] if self._source.key else []
         return shlex.join(words)
 

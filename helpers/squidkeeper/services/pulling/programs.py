@@ -1,4 +1,6 @@
-"""Children that read what strangers sent: git, ssh-keygen and our own, bounded in time, memory and disk."""
+"""Children that read what strangers sent: git, ssh-keygen and our own, bounded in time,
+memory and disk.
+"""
 
 import os
 import pwd
@@ -12,7 +14,8 @@ from typing import Final
 
 from squidkeeper.base.errors import PullFailed
 
-_FILE_BYTES: Final = 64 << 20  # the largest file that a child writes: what it has fetched, and its output
+# the largest file that a child writes: what it has fetched, and its output
+_FILE_BYTES: Final = 64 << 20
 _ADDRESS_BYTES: Final = 2 << 30  # files that are mapped into memory count too
 _MESSAGE_BYTES: Final = 2000
 
@@ -27,15 +30,27 @@ class ChildBounds:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """What a child is started with. The limits are soft ones, so that it can give its own children others."""
-        size = (f"--fsize={_FILE_BYTES}:", f"--as={_ADDRESS_BYTES}:", f"--data={self.memory_bytes}:")
+        """What a child is started with.
+
+        The limits are soft ones, so that it can give its own children others.
+        """
+        size = (
+            f"--fsize={_FILE_BYTES}:",
+            f"--as={_ADDRESS_BYTES}:",
+            f"--data={self.memory_bytes}:",
+        )
         return ("prlimit", *size, f"--cpu={self.cpu_seconds}:", "--core=0", "--")
 
 
-# ssh and ssh-keygen end where their user ID has no account, as without systemd. In a user namespace of its own a
-# process has root's name, and no right that it did not have.
+# ssh and ssh-keygen end where their user ID has no account, as without systemd. In a
+# user namespace of its own a process has root's name, and no right that it did not
+# have.
 _NAMED: Final = ("unshare", "--user", "--map-root-user", "--")
-UNNAMED: Final = ("unshare:", "No user exists")  # how messages begin where that is not allowed
+# how messages begin where that is not allowed
+UNNAMED: Final = (
+    "unshare:",
+    "No user exists",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +73,15 @@ def run_bounded(
     bounds: ChildBounds = _USUAL,
     needs_account: bool = True,
 ) -> Ended:
-    """Run a program to its end; `PullFailed` if it cannot be started, or takes too long."""
+    """Run a program to its end; `PullFailed` if it cannot be started, or takes too
+    long.
+    """
     named = _NAMED if needs_account and not _has_account() else ()
-    with TemporaryFile() as output, TemporaryFile() as messages, TemporaryFile() as read:
+    with (
+        TemporaryFile() as output,
+        TemporaryFile() as messages,
+        TemporaryFile() as read,
+    ):
         read.write(given)
         read.seek(0)
         try:
@@ -73,18 +94,24 @@ def run_bounded(
                 start_new_session=True,
             )
         except OSError as error:
-            raise PullFailed(f"{bounds.command[0]} cannot be started: {error.strerror}") from error
+            raise PullFailed(
+                f"{bounds.command[0]} cannot be started: {error.strerror}"
+            ) from error
         try:
             status = child.wait(bounds.seconds)
         except subprocess.TimeoutExpired:
-            raise PullFailed(f"{command[0]} has not ended within {bounds.seconds:.0f} s") from None
+            raise PullFailed(
+                f"{command[0]} has not ended within {bounds.seconds:.0f} s"
+            ) from None
         finally:
             with suppress(ProcessLookupError):  # what it has started too, such as ssh
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
         output.seek(0)
         messages.seek(max(0, messages.seek(0, os.SEEK_END) - _MESSAGE_BYTES))
-        return Ended(status, output.read(), messages.read().decode("utf-8", "replace").strip())
+        return Ended(
+            status, output.read(), messages.read().decode("utf-8", "replace").strip()
+        )
 
 
 def _has_account() -> bool:

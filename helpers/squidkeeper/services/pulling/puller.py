@@ -41,17 +41,31 @@ _KEPT_SECONDS: Final = 3600
 
 @dataclass(frozen=True, slots=True)
 class WhatCounts:
-    """What the verdict about a version depends on: the version before it, and files of the gateway."""
+    """What the verdict about a version depends on: the version before it, and files of
+    the gateway.
+    """
 
     tip: str
     before: str
     files: Fingerprint
 
 
-def what_counts(tip: str, before: str, settings: PullSettings, settings_file: Path, policy: Path) -> WhatCounts:
-    """Return what counts now: also local setup and grants, which are beside the policy, and all below the ceiling."""
-    ceiling = [settings.ceiling, *sorted(settings.ceiling.rglob("*"))] if settings.ceiling else []
-    return WhatCounts(tip, before, fingerprint(policy, (settings_file, settings.allowed_signers, *ceiling)))
+def what_counts(
+    tip: str, before: str, settings: PullSettings, settings_file: Path, policy: Path
+) -> WhatCounts:
+    """Return what counts now: also local setup and grants, which are beside the policy,
+    and all below the ceiling.
+    """
+    ceiling = (
+        [settings.ceiling, *sorted(settings.ceiling.rglob("*"))]
+        if settings.ceiling
+        else []
+    )
+    return WhatCounts(
+        tip,
+        before,
+        fingerprint(policy, (settings_file, settings.allowed_signers, *ceiling)),
+    )
 
 
 class Refusals:
@@ -81,7 +95,10 @@ _log = logging.getLogger(__name__)
 
 
 class Puller:
-    """Pulls the policy of one gateway. `policy` is what the gateway reads, `folder` is where versions are."""
+    """Pulls the policy of one gateway.
+
+    `policy` is what the gateway reads, `folder` is where versions are.
+    """
 
     def __init__(self, settings_file: Path, folder: Path, policy: Path) -> None:
         self._settings_file = settings_file
@@ -93,7 +110,8 @@ class Puller:
     def pull(self, accepted: str = "") -> PullStatus:
         """Pull once, and leave the report; OSError if not even that can be written.
 
-        `accepted` is a tip that need not come after what is in place, as a person has said.
+        `accepted` is a tip that need not come after what is in place, as a person has
+        said.
         """
         with _locked(self._folder):
             status = self._pulled(accepted)
@@ -111,7 +129,8 @@ class Puller:
             source=str(settings.source),
             every_seconds=settings.every_seconds,
             has_ceiling=settings.ceiling is not None,
-            altered=bool(before.version) and not self._versions.is_as_read(str(settings.source)),
+            altered=bool(before.version)
+            and not self._versions.is_as_read(str(settings.source)),
         )
         source, tip = source_of(settings, self._folder), ""
         try:
@@ -121,41 +140,70 @@ class Puller:
         except PullFailed as error:
             return replace(status, failure=reason(error))
         except OSError as error:
-            return replace(status, failure=f"{self._folder} cannot be written: {error.strerror}")
+            return replace(
+                status, failure=f"{self._folder} cannot be written: {error.strerror}"
+            )
         except PullRefused as error:
             return replace(status, refused=tip, reason=reason(error))
         except Exception as error:  # noqa: BLE001 - a version that we fail on must not end the process
             return replace(status, refused=tip, reason=failed_on_it(error))
 
     def _before(self) -> PullStatus:
-        last, in_place = read_pull_status(self._folder) or PullStatus(), self._versions.in_place
+        last, in_place = (
+            read_pull_status(self._folder) or PullStatus(),
+            self._versions.in_place,
+        )
         if last.version != in_place:
             last = replace(last, version=in_place, signer="", placed=None)
         return replace(last, ended=time.time(), refused="", reason="", failure="")
 
     def _taken(
-        self, source: Source, settings: PullSettings, status: PullStatus, tip: str, *, rewound: bool
+        self,
+        source: Source,
+        settings: PullSettings,
+        status: PullStatus,
+        tip: str,
+        *,
+        rewound: bool,
     ) -> PullStatus:
-        is_in_place = bool(status.version) and status.version.endswith(tip)  # a bundle's tip is the end of its name
+        # a bundle's tip is the end of its name
+        is_in_place = bool(status.version) and status.version.endswith(tip)
         if is_in_place and not status.altered:
             return status
         signer = source.signer(tip)
         try:
-            name = self._read(tip, settings, status.version, rewound=rewound or is_in_place)
+            name = self._read(
+                tip, settings, status.version, rewound=rewound or is_in_place
+            )
             self._versions.put(name)
         finally:
             self._versions.discard()
         if status.altered:
-            _log.warning("%s had other files than the source has: they were edited, or pull.yaml was", status.version)
-        return replace(status, version=name, signer=signer, placed=time.time(), altered=False)
+            _log.warning(
+                "%s had other files than the source has: they were edited, or pull.yaml was",
+                status.version,
+            )
+        return replace(
+            status, version=name, signer=signer, placed=time.time(), altered=False
+        )
 
-    def _read(self, tip: str, settings: PullSettings, before: str, *, rewound: bool) -> str:
-        """Read and judge a version, unless it was refused and is judged by the same again."""
-        judged_by = what_counts(tip, before, settings, self._settings_file, self._policy)
+    def _read(
+        self, tip: str, settings: PullSettings, before: str, *, rewound: bool
+    ) -> str:
+        """Read and judge a version, unless it was refused and is judged by the same
+        again.
+        """
+        judged_by = what_counts(
+            tip, before, settings, self._settings_file, self._policy
+        )
         self._refusals.check(judged_by)
-        settings_file, folder, policy = map(str, (self._settings_file, self._folder, self._policy))
+        settings_file, folder, policy = map(
+            str, (self._settings_file, self._folder, self._policy)
+        )
         try:
-            return read_version_apart(VersionToRead(settings_file, folder, policy, tip, before, rewound))
+            return read_version_apart(
+                VersionToRead(settings_file, folder, policy, tip, before, rewound)
+            )
         except PullRefused as error:
             self._refusals.keep(judged_by, error)
             raise
@@ -180,7 +228,9 @@ _SPREAD = 0.2  # of the interval: gateways that start together do not ask togeth
 
 
 def run_pulling(puller: Puller) -> None:
-    """Pull until SIGTERM. What changes is logged: a version that is put in place, a refusal, a failure."""
+    """Pull until SIGTERM. What changes is logged: a version that is put in place, a
+    refusal, a failure.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     told = ""
@@ -201,7 +251,11 @@ def outcome(status: PullStatus, *, is_in_force: bool = True) -> str:
     """Tell in one line what a pull has come to."""
     altered = ", with other files than the source has" if status.altered else ""
     not_in_force = "" if is_in_force else ", not in force"
-    in_place = f"{status.version} is in place{not_in_force}{altered}" if status.version else "nothing is in place"
+    in_place = (
+        f"{status.version} is in place{not_in_force}{altered}"
+        if status.version
+        else "nothing is in place"
+    )
     if status.failure:
         return f"the source cannot be pulled from, {in_place}: {status.failure}"
     if status.refused:

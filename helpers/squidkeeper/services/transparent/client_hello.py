@@ -1,6 +1,7 @@
 """The ClientHello of a TLS client (RFC 8446, 4.1.2): which server does it ask for?
 
-Unknown cipher suites, extensions and versions (GREASE, RFC 8701) are skipped. A hello can come in several records.
+Unknown cipher suites, extensions and versions (GREASE, RFC 8701) are skipped. A hello
+can come in several records.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ _VERSION_AND_RANDOM: Final = 2 + 32
 def server_name(data: bytes) -> str:
     """Return the name that a hello asks for, in its one spelling.
 
-    The name is that of the extension `server_name` (RFC 6066, 3). Bytes behind the hello do not count. `HelloRefused`
-    tells that no name can come; `HelloIncomplete`, that more bytes are needed.
+    The name is that of the extension `server_name` (RFC 6066, 3). Bytes behind the
+    hello do not count. `HelloRefused` tells that no name can come; `HelloIncomplete`,
+    that more bytes are needed.
     """
     fields = _Fields(_hello(data))
     fields.take(_VERSION_AND_RANDOM)
@@ -34,7 +36,9 @@ def server_name(data: bytes) -> str:
     extensions = _Fields(b"" if fields.ended else fields.vector(2))
     if not fields.ended:
         raise HelloRefused(TransparentResult.NOT_TLS)
-    lists = [content for kind, content in _extensions(extensions) if kind == _SERVER_NAME]
+    lists = [
+        content for kind, content in _extensions(extensions) if kind == _SERVER_NAME
+    ]
     if len(lists) != 1:
         raise HelloRefused(TransparentResult.NO_SERVER_NAME)
     return _host(_only_name(_Fields(lists[0])))

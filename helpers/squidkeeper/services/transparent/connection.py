@@ -7,15 +7,18 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
-_ALERT: Final = bytes((21, 3, 3, 0, 2, 2))  # a fatal one (RFC 8446, 6); its description follows
+# a fatal one (RFC 8446, 6); its description follows
+_ALERT: Final = bytes((21, 3, 3, 0, 2, 2))
 UNRECOGNIZED_NAME: Final = _ALERT + bytes((112,))
 ACCESS_DENIED: Final = _ALERT + bytes((49,))
 INTERNAL_ERROR: Final = _ALERT + bytes((80,))
 UNAVAILABLE: Final = (
-    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\nThe gateway's Squid does not answer.\n"
+    b"HTTP/1.1 503 Service Unavailable\r\nConnection: "
+    b"close\r\n\r\nThe gateway's Squid does not answer.\n"
 )
-# By the kernel, in each of its four queues, twice with what it adds (socket(7)): without a bound, some MB. With half of
-# it, loopback's packets of 64 KB pass at a hundredth of the speed.
+# By the kernel, in each of its four queues, twice with what it adds (socket(7)):
+# without a bound, some MB. With half of it, loopback's packets of 64 KB pass at a
+# hundredth of the speed.
 KEPT_BYTES: Final = 64 << 10
 _TCP: Final = socket.IPPROTO_TCP
 _OPTIONS: Final = (
@@ -33,7 +36,8 @@ _OPTIONS: Final = (
 class Step(Enum):
     """How far a connection has come."""
 
-    FIRST_BYTES = auto()  # the client has not sent its ClientHello, or its first byte of HTTP
+    # the client has not sent its ClientHello, or its first byte of HTTP
+    FIRST_BYTES = auto()
     QUEUED = auto()  # as many of the client's connections as may wait for Squid do
     CONNECTING = auto()  # to Squid
     ASKING = auto()  # Squid has not answered the CONNECT
@@ -57,7 +61,8 @@ class Port:
 class End:
     """One of the two ends of a connection.
 
-    `is_full`: it takes no more bytes now. `is_ending`: its last bytes have come. `ended`: they have been passed on.
+    `is_full`: it takes no more bytes now. `is_ending`: its last bytes have come.
+    `ended`: they have been passed on.
     """
 
     __slots__ = ("connection", "ended", "is_ending", "is_full", "other", "socket")
@@ -71,7 +76,9 @@ class End:
 
 @dataclass(eq=False, slots=True)
 class Caller:
-    """How many connections one client has, how many of them wait for Squid, and which wait for their turn."""
+    """How many connections one client has, how many of them wait for Squid, and which
+    wait for their turn.
+    """
 
     network: str
     connections: int = 0
@@ -80,11 +87,25 @@ class Caller:
 
 
 class ClientConnection:
-    """A client's connection. `until` is its deadline by the monotonic clock; 0: none."""
+    """A client's connection.
 
-    __slots__ = ("client", "connect_until", "head", "owner", "port", "squid", "step", "until")
+    `until` is its deadline by the monotonic clock; 0: none.
+    """
 
-    def __init__(self, accepted: socket.socket, owner: Caller, port: Port, until: float) -> None:
+    __slots__ = (
+        "client",
+        "connect_until",
+        "head",
+        "owner",
+        "port",
+        "squid",
+        "step",
+        "until",
+    )
+
+    def __init__(
+        self, accepted: socket.socket, owner: Caller, port: Port, until: float
+    ) -> None:
         self.client = End(self, accepted)
         self.squid: End | None = None
         self.owner = owner
@@ -96,14 +117,19 @@ class ClientConnection:
 
     def name_client(self) -> bytes:
         """Return the header of the PROXY protocol, which tells Squid who calls."""
-        source, target = self.client.socket.getpeername(), self.client.socket.getsockname()
+        source, target = (
+            self.client.socket.getpeername(),
+            self.client.socket.getsockname(),
+        )
         family = "TCP6" if self.client.socket.family == socket.AF_INET6 else "TCP4"
         hosts = " ".join(host.partition("%")[0] for host in (source[0], target[0]))
         return f"PROXY {family} {hosts} {source[1]} {target[1]}\r\n".encode()
 
 
 def tune(tuned: socket.socket) -> None:
-    """Have each write sent at once, bound what the kernel keeps, and find a client that has vanished in two minutes."""
+    """Have each write sent at once, bound what the kernel keeps, and find a client that
+    has vanished in two minutes.
+    """
     tuned.setblocking(False)
     for level, option, value in _OPTIONS:
         tuned.setsockopt(level, option, value)

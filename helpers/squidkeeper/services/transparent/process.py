@@ -1,4 +1,7 @@
-"""The process of the transparent ports. It knows no policy, no secret and no key: Squid decides."""
+"""The process of the transparent ports.
+
+It knows no policy, no secret and no key: Squid decides.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,11 @@ from typing import Final
 
 from squidkeeper.base.errors import ListenFailed
 from squidkeeper.base.layout import TRANSPARENT_FOLDER
-from squidkeeper.base.metrics import TRANSPARENT, TRANSPARENT_CONNECTIONS, TransparentResult
+from squidkeeper.base.metrics import (
+    TRANSPARENT,
+    TRANSPARENT_CONNECTIONS,
+    TransparentResult,
+)
 from squidkeeper.base.service_notify import ALIVE, READY, notify
 from squidkeeper.services.transparent.connection import Port
 from squidkeeper.services.transparent.relay import TransparentRelay
@@ -25,32 +32,48 @@ from squidkeeper.serving.counters.layout import FOLDER, HelperStatus, counter_ke
 from squidkeeper.serving.counters.writer import CounterWriter
 
 _BACKLOG: Final = 1024
-_FREEBIND: Final = {socket.AF_INET: (socket.IPPROTO_IP, 15), socket.AF_INET6: (socket.IPPROTO_IPV6, 78)}  # ip(7)
+# ip(7)
+_FREEBIND: Final = {
+    socket.AF_INET: (socket.IPPROTO_IP, 15),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 78),
+}
 _OWN_DESCRIPTORS: Final = 64
 _MOST_OF_ONE: Final = 2048  # connections, as in haproxy.cfg
 _WRITE_EVERY_SECONDS: Final = 1.0
 _LOG_EVERY_SECONDS: Final = 10.0
 _LOGGED_AT_ONCE: Final = 10
 _NAMED_CLIENTS: Final = 1000
-_QUIET: Final = (TransparentResult.OPENED, TransparentResult.ENDED, TransparentResult.GONE)
-_EXPLAINED: Final[Mapping[str, str]] = {TransparentResult.NO_SERVER_NAME: " (no host name as TLS server name)"}
+_QUIET: Final = (
+    TransparentResult.OPENED,
+    TransparentResult.ENDED,
+    TransparentResult.GONE,
+)
+_EXPLAINED: Final[Mapping[str, str]] = {
+    TransparentResult.NO_SERVER_NAME: " (no host name as TLS server name)"
+}
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class TransparentOptions:
-    """The options of the command: where clients and Squid are, each an address and a port."""
+    """The options of the command: where clients and Squid are, each an address and a
+    port.
+    """
 
     listen: tuple[tuple[Port, tuple[str, int]], ...]
     state: Path
 
 
 def run_transparent(options: TransparentOptions) -> None:
-    """Take clients until SIGTERM or SIGINT; `ListenFailed` where an address cannot be used."""
+    """Take clients until SIGTERM or SIGINT; `ListenFailed` where an address cannot be
+    used.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    with suppress(OSError):  # as CPUSchedulingPolicy= of the unit, where that forbids it here
+    with suppress(
+        OSError
+    ):  # as CPUSchedulingPolicy= of the unit, where that forbids it here
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     connections = (most - _OWN_DESCRIPTORS) // 2
     tally = Tally(options.state)
@@ -77,12 +100,16 @@ def _listener(address: tuple[str, int]) -> socket.socket:
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        raise ListenFailed(f"{address[0]} port {address[1]}: {error.strerror or error}") from error
+        raise ListenFailed(
+            f"{address[0]} port {address[1]}: {error.strerror or error}"
+        ) from error
     return listener
 
 
 class Tally:
-    """Counts what became of connections, in a counter file, and logs refusals: some lines every ten seconds."""
+    """Counts what became of connections, in a counter file, and logs refusals: some
+    lines every ten seconds.
+    """
 
     def __init__(self, state: Path) -> None:
         self._started = time.time()
@@ -96,7 +123,9 @@ class Tally:
         """Count what became of a client's connection."""
         self._counts[result] += 1
         if result not in _QUIET:
-            known = (client, result) in self._refused or len(self._refused) < _NAMED_CLIENTS
+            known = (client, result) in self._refused or len(
+                self._refused
+            ) < _NAMED_CLIENTS
             self._refused[client if known else "other clients", result] += 1
 
     def end(self) -> None:
@@ -118,10 +147,17 @@ class Tally:
     def write(self) -> None:
         """Write the counts and a heartbeat."""
         self._writer.add(
-            {counter_key(TRANSPARENT_CONNECTIONS, result): number for result, number in self._counts.items()}
+            {
+                counter_key(TRANSPARENT_CONNECTIONS, result): number
+                for result, number in self._counts.items()
+            }
         )
         self._counts.clear()
-        self._writer.beat(HelperStatus(TRANSPARENT, os.getpid(), self._started, time.time(), reload_ok=True))
+        self._writer.beat(
+            HelperStatus(
+                TRANSPARENT, os.getpid(), self._started, time.time(), reload_ok=True
+            )
+        )
 
     def _log_refusals(self) -> None:
         told = self._refused.most_common(_LOGGED_AT_ONCE)

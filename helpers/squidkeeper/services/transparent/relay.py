@@ -1,9 +1,11 @@
 """The loop that takes clients, tells Squid about them, and passes bytes.
 
-Nothing of what passes is kept here. Bytes are taken from one end when the other end has taken them, so a slow reader
-slows down whoever sends to it (back-pressure), and costs no memory of this process.
+Nothing of what passes is kept here. Bytes are taken from one end when the other end has
+taken them, so a slow reader slows down whoever sends to it (back-pressure), and costs
+no memory of this process.
 
-epoll(7) tells each change once (edge-triggered). So an end is read until it has no more bytes, or the other is full.
+epoll(7) tells each change once (edge-triggered). So an end is read until it has no more
+bytes, or the other is full.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ FIRST_BYTE_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 5.0  # while Squid restarts, a client waits so long
 ANSWER_SECONDS: Final = 30.0
 HALF_CLOSED_SECONDS: Final = 60.0  # without a byte, after Squid has ended its half
-ASKING_OF_ONE: Final = 32  # connections of a client that wait for Squid's answer; the others wait here
+ASKING_OF_ONE: Final = (
+    32  # connections of a client that wait for Squid's answer; the others wait here
+)
 CHECK_EVERY_SECONDS: Final = 0.25
 _AT_ONCE: Final = HELLO_BYTES
 _SHARE: Final = 4  # of the room that is left, a client has one part at most
@@ -50,7 +54,8 @@ _EVENTS_AT_ONCE: Final = 256
 _ANSWER_BYTES: Final = 8 << 10
 _BOTH: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _ENDING: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER, socket(7): what Squid has not taken is dropped
+# SO_LINGER, socket(7): what Squid has not taken is dropped
+_RESET: Final = struct.pack("ii", 1, 0)
 _TOLD: Final = {
     ("https", TransparentResult.NO_SERVER_NAME): UNRECOGNIZED_NAME,
     ("https", TransparentResult.SQUID_REFUSED): ACCESS_DENIED,
@@ -63,7 +68,12 @@ _log = logging.getLogger(__name__)
 class TransparentRelay:
     """All connections. `count` gets what became of each, and its client."""
 
-    def __init__(self, count: Callable[[TransparentResult, str], None], most: int, most_of_one: int) -> None:
+    def __init__(
+        self,
+        count: Callable[[TransparentResult, str], None],
+        most: int,
+        most_of_one: int,
+    ) -> None:
         self._count = count
         self._most, self._most_of_one = most, most_of_one
         self._poll = select.epoll()
@@ -85,7 +95,9 @@ class TransparentRelay:
         self._poll.register(listener, select.EPOLLIN)
 
     def run(self, tick: Callable[[], bool]) -> None:
-        """Pass bytes, and call `tick` some times a second, until it returns False; then close all."""
+        """Pass bytes, and call `tick` some times a second, until it returns False; then
+        close all.
+        """
         check_at = 0.0
         while True:
             now = time.monotonic()
@@ -96,7 +108,9 @@ class TransparentRelay:
                 self._check(now)
                 check_at = now + CHECK_EVERY_SECONDS
             more, self._more = self._more, []
-            for descriptor, events in self._poll.poll(0 if more else CHECK_EVERY_SECONDS, _EVENTS_AT_ONCE):
+            for descriptor, events in self._poll.poll(
+                0 if more else CHECK_EVERY_SECONDS, _EVENTS_AT_ONCE
+            ):
                 if (end := self._ends.get(descriptor)) is not None:
                     self._take(end, events)
                 elif descriptor in self._listeners:
@@ -105,7 +119,7 @@ class TransparentRelay:
                 self._take(end, select.EPOLLIN)
             self._close()
 
-    # --- clients --------------------------------------------------------------------------------------------------
+    # --- clients ----------------------------------------------------------------------
 
     def _accept(self, listener: socket.socket, port: Port) -> None:
         for _ in range(_ACCEPTED_AT_ONCE):
@@ -117,7 +131,8 @@ class TransparentRelay:
 
     def _begin(self, client: socket.socket, address: str, port: Port) -> None:
         network = client_network(address)
-        # The more connections there are, the fewer one client may have: there is always room for another client.
+        # The more connections there are, the fewer one client may have: there is always
+        # room for another client.
         room = min(self._most_of_one, (self._most - self._connections) // _SHARE)
         owner = self._clients.get(network) or Caller(network)
         if owner.connections >= room:
@@ -169,25 +184,39 @@ class TransparentRelay:
         self._last_failure = failure
 
     def _read_first(self, connection: ClientConnection) -> None:
-        """Connect to Squid once the client has said where to. What it has sent stays with the kernel until then."""
+        """Connect to Squid once the client has said where to.
+
+        What it has sent stays with the kernel until then.
+        """
         got = connection.client.socket.recv_into(self._room, 0, socket.MSG_PEEK)
-        request = _connect_request(connection.client.socket, self._view[:got]) if connection.port.is_tls else b""
+        request = (
+            _connect_request(connection.client.socket, self._view[:got])
+            if connection.port.is_tls
+            else b""
+        )
         if connection.client.is_ending:  # a client that is gone costs Squid nothing
             self._end(connection, TransparentResult.GONE)
         elif request is not None:
-            connection.head, connection.step = connection.name_client() + request, Step.QUEUED
+            connection.head, connection.step = (
+                connection.name_client() + request,
+                Step.QUEUED,
+            )
             connection.until = time.monotonic() + ANSWER_SECONDS
             connection.owner.queue[connection] = None
             self._next(connection.owner)
 
     def _next(self, client: Caller) -> None:
-        """Connect those of a client's connections whose turn it is: no client's wait for Squid is long for another."""
+        """Connect those of a client's connections whose turn it is: no client's wait
+        for Squid is long for another.
+        """
         while client.queue and client.asking < ASKING_OF_ONE:
             connection = next(iter(client.queue))
             del client.queue[connection]
             client.asking += 1
             connection.step = Step.CONNECTING
-            connection.until = connection.connect_until = time.monotonic() + CONNECT_SECONDS
+            connection.until = connection.connect_until = (
+                time.monotonic() + CONNECT_SECONDS
+            )
             with suppress(OSError):  # `_check` connects again
                 self._connect(connection)
 
@@ -199,7 +228,7 @@ class TransparentRelay:
             connection.owner.asking -= 1
             self._next(connection.owner)
 
-    # --- Squid ----------------------------------------------------------------------------------------------------
+    # --- Squid ------------------------------------------------------------------------
 
     def _connect(self, connection: ClientConnection) -> None:
         family = socket.AF_INET6 if ":" in connection.port.to[0] else socket.AF_INET
@@ -209,13 +238,19 @@ class TransparentRelay:
             squid.close()  # `_check` connects again
             return
         connection.squid = End(connection, squid)
-        connection.squid.other, connection.client.other = connection.client, connection.squid
+        connection.squid.other, connection.client.other = (
+            connection.client,
+            connection.squid,
+        )
         self._register(connection.squid)
 
     def _ask(self, connection: ClientConnection, squid: End) -> None:
-        """Tell Squid who calls and, for TLS, where to; then read its answer. Connect again if it has none.
+        """Tell Squid who calls and, for TLS, where to; then read its answer.
 
-        Squid never reads a ClientHello that has come with the CONNECT, so the hello waits for the answer.
+        Connect again if it has none.
+
+        Squid never reads a ClientHello that has come with the CONNECT, so the hello
+        waits for the answer.
         """
         try:
             if connection.step is Step.CONNECTING:
@@ -226,14 +261,21 @@ class TransparentRelay:
             pass
         except OSError:
             self._forget(squid)
-            connection.squid, connection.step, connection.until = None, Step.CONNECTING, connection.connect_until
+            connection.squid, connection.step, connection.until = (
+                None,
+                Step.CONNECTING,
+                connection.connect_until,
+            )
 
     def _tell(self, connection: ClientConnection, squid: socket.socket) -> None:
         if error := squid.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             raise OSError(error, os.strerror(error))
         squid.send(connection.head)  # less than the buffer of a new connection
         if connection.port.is_tls:
-            connection.step, connection.until = Step.ASKING, time.monotonic() + ANSWER_SECONDS
+            connection.step, connection.until = (
+                Step.ASKING,
+                time.monotonic() + ANSWER_SECONDS,
+            )
         else:
             self._open(connection)
 
@@ -256,7 +298,7 @@ class TransparentRelay:
         self._count(TransparentResult.OPENED, connection.owner.network)
         self._more += connection.client, connection.client.other
 
-    # --- bytes ----------------------------------------------------------------------------------------------------
+    # --- bytes ------------------------------------------------------------------------
 
     def _pass(self, end: End, events: int) -> None:
         connection = end.connection
@@ -293,7 +335,7 @@ class TransparentRelay:
         else:
             source.other.socket.shutdown(socket.SHUT_WR)
 
-    # --- ends -----------------------------------------------------------------------------------------------------
+    # --- ends -------------------------------------------------------------------------
 
     def _check(self, now: float) -> None:
         """End what takes too long, and connect again where Squid did not listen."""
@@ -319,7 +361,9 @@ class TransparentRelay:
         if connection.step is Step.ENDED:
             return
         if result is TransparentResult.GONE and connection.squid is not None:
-            connection.squid.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            connection.squid.socket.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, _RESET
+            )
         if connection.step is Step.OPEN:
             result = TransparentResult.ENDED
         self._leave(connection, Step.ENDED)
@@ -327,7 +371,8 @@ class TransparentRelay:
         if told := _TOLD.get((connection.port.name, result)):
             with suppress(OSError):
                 connection.client.socket.send(told)
-                connection.client.socket.recv_into(self._room, 0, socket.MSG_TRUNC)  # unread bytes would reset it
+                # unread bytes would reset it
+                connection.client.socket.recv_into(self._room, 0, socket.MSG_TRUNC)
         for end in filter(None, (connection.client, connection.squid)):
             self._forget(end)
         self._timed.discard(connection)
@@ -358,8 +403,8 @@ class TransparentRelay:
 def _connect_request(client: socket.socket, data: memoryview) -> bytes | None:
     """Ask Squid for the server that a hello names; None while it is not whole.
 
-    An event tells of more bytes when there are as many as are needed: all are read again, which at each byte would
-    cost a processor.
+    An event tells of more bytes when there are as many as are needed: all are read
+    again, which at each byte would cost a processor.
     """
     try:
         name = server_name(bytes(data))

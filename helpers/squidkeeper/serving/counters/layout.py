@@ -13,9 +13,12 @@ from squidkeeper.base.layout import BODIES_FOLDER, TRANSPARENT_FOLDER
 from squidkeeper.base.metrics import Metric
 
 Key = tuple[str, ...]  # a metric's name, then its labels: name, value, name, value, …
-Sample = tuple[str, dict[str, str], float]  # a metric's name, its labels by name, the value
+# a metric's name, its labels by name, the value
+Sample = tuple[str, dict[str, str], float]
 FOLDER = "helpers"  # of the state folder
-COUNTER_FILES = 800  # 25 helpers at most of each of 16 workers, twice while Squid is reconfigured
+COUNTER_FILES = (
+    800  # 25 helpers at most of each of 16 workers, twice while Squid is reconfigured
+)
 INFINITY = "+Inf"
 
 # The parts of a counter file: offset and size in bytes.
@@ -41,9 +44,10 @@ _BLOCK = 16 << 10
 class HelperStatus:
     """The heartbeat of a helper process. Times are seconds since 1970.
 
-    `beat` is when this was written, once a second. `revision` is the one in force; None: no policy has loaded.
-    `reload_ok` tells whether the policy on disk loads, `faults` counts its faults, `reloaded` is when one last loaded.
-    `busy_since` is when the lines that are being answered were read; None: it waits for lines.
+    `beat` is when this was written, once a second. `revision` is the one in force;
+    None: no policy has loaded. `reload_ok` tells whether the policy on disk loads,
+    `faults` counts its faults, `reloaded` is when one last loaded. `busy_since` is when
+    the lines that are being answered were read; None: it waits for lines.
     """
 
     helper: str
@@ -58,8 +62,14 @@ class HelperStatus:
 
 
 def counter_folders(state: Path) -> tuple[Path, ...]:
-    """List the folders of counter files: the helpers', and those of services that have another account."""
-    return state / FOLDER, state / BODIES_FOLDER / FOLDER, state / TRANSPARENT_FOLDER / FOLDER
+    """List the folders of counter files: the helpers', and those of services that have
+    another account.
+    """
+    return (
+        state / FOLDER,
+        state / BODIES_FOLDER / FOLDER,
+        state / TRANSPARENT_FOLDER / FOLDER,
+    )
 
 
 def file_name(number: int) -> str:
@@ -82,14 +92,23 @@ def key_labels(key: Key) -> dict[str, str]:
     return dict(zip(key[1::2], key[2::2], strict=True))
 
 
-def histogram_keys(metric: str, labels: Mapping[str, str], bounds: Sequence[float]) -> tuple[Key, ...]:
-    """Make the keys of a histogram: one for each bucket (`le`; not cumulative), then one for the sum."""
-    buckets = (make_key(f"{metric}_bucket", {**labels, "le": bound}) for bound in (*map(str, bounds), INFINITY))
+def histogram_keys(
+    metric: str, labels: Mapping[str, str], bounds: Sequence[float]
+) -> tuple[Key, ...]:
+    """Make the keys of a histogram: one for each bucket (`le`; not cumulative), then
+    one for the sum.
+    """
+    buckets = (
+        make_key(f"{metric}_bucket", {**labels, "le": bound})
+        for bound in (*map(str, bounds), INFINITY)
+    )
     return (*buckets, make_key(f"{metric}_sum", labels))
 
 
 def read_identity(descriptor: int) -> str | None:
-    """Read the identity of a counter file; None if the file is not whole, or has another format."""
+    """Read the identity of a counter file; None if the file is not whole, or has
+    another format.
+    """
     content = os.pread(descriptor, HEADER.size, 0)
     if len(content) < HEADER.size or os.fstat(descriptor).st_size < FILE_BYTES:
         return None
@@ -98,18 +117,25 @@ def read_identity(descriptor: int) -> str | None:
 
 
 def read_values(descriptor: int) -> list[float]:
-    """Read the values until two reads agree, so no value is torn. A value that cannot be a count is 0."""
+    """Read the values until two reads agree, so no value is torn.
+
+    A value that cannot be a count is 0.
+    """
     content = b""
     for _ in range(TRIES):
         again = os.pread(descriptor, VALUES_BYTES, VALUES_AT)
         if again == content:
             break
         content = again
-    return [value if 0 <= value < math.inf else 0.0 for value in _VALUES.unpack(content)]
+    return [
+        value if 0 <= value < math.inf else 0.0 for value in _VALUES.unpack(content)
+    ]
 
 
 def read_keys(descriptor: int) -> tuple[list[Key], int]:
-    """Read the keys up to the first that is torn or invalid, and their length in bytes."""
+    """Read the keys up to the first that is torn or invalid, and their length
+    in bytes.
+    """
     keys: list[Key] = []
     length = 0
     for line in _key_lines(descriptor):
@@ -135,7 +161,8 @@ def _parse_key(line: bytes) -> Key | None:
     try:
         metric, labels = json.loads(line)
         found = make_key(metric, labels)
-        return found if all(text.encode() or True for text in found) else None  # a lone surrogate is invalid
+        # a lone surrogate is invalid
+        return found if all(text.encode() or True for text in found) else None
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 

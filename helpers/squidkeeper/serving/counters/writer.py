@@ -16,16 +16,22 @@ from pathlib import Path
 from squidkeeper.serving.counters import layout
 
 _log = logging.getLogger(__name__)
-_RESERVED = 128  # keys without a label from the policy: some twenty for each helper, and each `other`
+# keys without a label from the policy: some twenty for each helper, and each `other`
+_RESERVED = 128
 _RESERVED_BYTES = 128
-_ERRORS_OF_ONE_FILE = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENXIO})
+_ERRORS_OF_ONE_FILE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENXIO}
+)
 
 
 class CounterWriter:
-    """The counter file of this process: `beat` takes one and holds it, `add` counts. Thread-safe; neither fails.
+    """The counter file of this process: `beat` takes one and holds it, `add` counts.
 
-    Without a file, or while the disk cannot be written, the counts stay in memory and are written later.
-    `overflow` bounds the keys: when the file is almost full, a new key gets these values for these labels.
+    Thread-safe; neither fails.
+
+    Without a file, or while the disk cannot be written, the counts stay in memory and
+    are written later. `overflow` bounds the keys: when the file is almost full, a new
+    key gets these values for these labels.
     """
 
     def __init__(self, folder: Path, overflow: Mapping[str, str]) -> None:
@@ -38,7 +44,9 @@ class CounterWriter:
         self._problem = ""
         self._reset()
 
-    def add(self, amounts: Mapping[layout.Key, float], ones: Iterable[layout.Key] = ()) -> None:
+    def add(
+        self, amounts: Mapping[layout.Key, float], ones: Iterable[layout.Key] = ()
+    ) -> None:
         """Add amounts, and one for each of `ones`; write the counts to the file."""
         with self._lock:
             values, indices = self._values, self._indices
@@ -55,9 +63,11 @@ class CounterWriter:
                     self._log_problem(error)
 
     def beat(self, status: layout.HelperStatus | None) -> None:
-        """Write the heartbeat and all unwritten counts; take a counter file if there is none.
+        """Write the heartbeat and all unwritten counts; take a counter file if there is
+        none.
 
-        None: there is no status yet. Readers then do not see the status of the process before.
+        None: there is no status yet. Readers then do not see the status of the process
+        before.
         """
         with self._lock:
             try:
@@ -74,7 +84,11 @@ class CounterWriter:
     def _log_problem(self, error: OSError) -> None:
         problem = error.strerror or str(error)
         if problem != self._problem:
-            _log.warning("%s: the metrics of this helper cannot be written: %s", self._folder, problem)
+            _log.warning(
+                "%s: the metrics of this helper cannot be written: %s",
+                self._folder,
+                problem,
+            )
         self._problem = problem
 
     # The counts
@@ -85,7 +99,8 @@ class CounterWriter:
         self._lines_bytes = 0
         self._lines_written = 0
         self._lines_end = layout.KEYS_AT
-        self._values = array("d", bytes(layout.VALUES_BYTES + 8))  # one more, for keys without room
+        # one more, for keys without room
+        self._values = array("d", bytes(layout.VALUES_BYTES + 8))
         self._in_use = memoryview(self._values).cast("B")[:0]
 
     def _index(self, key: layout.Key) -> int:
@@ -96,7 +111,11 @@ class CounterWriter:
         bounded = self._bounded(key)
         reserved = _RESERVED if bounded != key else 0
         full = len(self._lines) >= layout.KEYS_AT_MOST - reserved
-        if full or self._lines_bytes + len(line) > layout.KEYS_BYTES - reserved * _RESERVED_BYTES:
+        if (
+            full
+            or self._lines_bytes + len(line)
+            > layout.KEYS_BYTES - reserved * _RESERVED_BYTES
+        ):
             return self._index(bounded) if bounded != key else layout.KEYS_AT_MOST
         self._lines.append(line)
         self._lines_bytes += len(line)
@@ -104,7 +123,10 @@ class CounterWriter:
         return len(self._lines) - 1
 
     def _bounded(self, key: layout.Key) -> layout.Key:
-        labels = {label: self._overflow.get(label, value) for label, value in layout.key_labels(key).items()}
+        labels = {
+            label: self._overflow.get(label, value)
+            for label, value in layout.key_labels(key).items()
+        }
         return layout.make_key(key[0], labels)
 
     def _flush(self) -> None:
@@ -153,7 +175,9 @@ class CounterWriter:
         for key, amount in unwritten.items():
             self._values[self._index(key)] += amount
 
-    def _continue(self, keys: list[layout.Key], length: int, values: list[float]) -> None:
+    def _continue(
+        self, keys: list[layout.Key], length: int, values: list[float]
+    ) -> None:
         self._lines = [layout.key_line(key) for key in keys]
         self._lines_bytes = length
         self._lines_written = len(keys)
@@ -166,7 +190,11 @@ class CounterWriter:
     def _write_status(self, status: layout.HelperStatus | None) -> None:
         text = json.dumps(asdict(status)).encode() if status else b""
         if len(text) <= layout.STATUS_BYTES:
-            _pwrite(self._descriptor, layout.STATUS_HEAD.pack(len(text), zlib.crc32(text)) + text, layout.STATUS_AT)
+            _pwrite(
+                self._descriptor,
+                layout.STATUS_HEAD.pack(len(text), zlib.crc32(text)) + text,
+                layout.STATUS_AT,
+            )
 
 
 def _take_free(folder: Path) -> tuple[Path, int]:
@@ -183,7 +211,9 @@ def _take_free(folder: Path) -> tuple[Path, int]:
             continue
         if descriptor is not None:
             return path, descriptor
-    raise refused or OSError(errno.EBUSY, f"all {layout.COUNTER_FILES} counter files are taken")
+    raise refused or OSError(
+        errno.EBUSY, f"all {layout.COUNTER_FILES} counter files are taken"
+    )
 
 
 def _open_locked(path: Path) -> int | None:
@@ -208,7 +238,10 @@ def _lock(descriptor: int) -> bool:
 
 def _is_found(descriptor: int, path: Path) -> bool:
     own, found = os.fstat(descriptor), os.stat(path)
-    return stat.S_ISREG(own.st_mode) and (own.st_dev, own.st_ino) == (found.st_dev, found.st_ino)
+    return stat.S_ISREG(own.st_mode) and (own.st_dev, own.st_ino) == (
+        found.st_dev,
+        found.st_ino,
+    )
 
 
 def _create(descriptor: int) -> str:
@@ -223,7 +256,11 @@ def _wipe_torn(descriptor: int, keys: int, length: int) -> None:
     """Wipe what follows the last whole key: a key that was not finished, or garbage."""
     if os.pread(descriptor, 1, layout.KEYS_AT + length).strip(b"\0"):
         _pwrite(descriptor, bytes(layout.KEYS_BYTES - length), layout.KEYS_AT + length)
-        _pwrite(descriptor, bytes(8 * (layout.KEYS_AT_MOST - keys)), layout.VALUES_AT + 8 * keys)
+        _pwrite(
+            descriptor,
+            bytes(8 * (layout.KEYS_AT_MOST - keys)),
+            layout.VALUES_AT + 8 * keys,
+        )
 
 
 def _pwrite(descriptor: int, data: bytes | memoryview, offset: int) -> None:

@@ -16,14 +16,18 @@ PATIENCE_SECONDS: Final = 10.0  # it is written once a second
 
 @dataclass(frozen=True, slots=True)
 class SecretStatus:
-    """One secret that is fetched; times are in seconds since 1970, None: never, or not known.
+    """One secret that is fetched; times are in seconds since 1970, None: never, or not
+    known.
 
-    `failure` says why the last fetch failed, or why its refresh token cannot be stored, without a word of the source's
-    answer; an empty text: neither, or none has ended yet. `failures` counts those in a row, `fetches` the values that
-    this process has fetched, and `failed` the fetches that gave none.
+    `failure` says why the last fetch failed, or why its refresh token cannot be stored,
+    without a word of the source's answer; an empty text: neither, or none has ended
+    yet. `failures` counts those in a row, `fetches` the values that this process has
+    fetched, and `failed` the fetches that gave none.
     """
 
-    source: str  # the kind and the address, such as `oauth2 https://login.example/token`
+    source: (
+        str  # the kind and the address, such as `oauth2 https://login.example/token`
+    )
     last_success: float | None = None
     next_fetch: float | None = None
     expires_at: float | None = None
@@ -35,7 +39,10 @@ class SecretStatus:
 
 @dataclass(frozen=True, slots=True)
 class FetchStatus:
-    """Whether the process runs, and its secrets by name. `problem` is what concerns all of them, such as the folder."""
+    """Whether the process runs, and its secrets by name.
+
+    `problem` is what concerns all of them, such as the folder.
+    """
 
     runs: bool
     secrets: Mapping[str, SecretStatus] = field(default_factory=dict)
@@ -44,7 +51,10 @@ class FetchStatus:
     @property
     def has_tried(self) -> bool:
         """Whether it runs and has fetched each secret, or failed to."""
-        tried = (secret.last_success is not None or secret.failures for secret in self.secrets.values())
+        tried = (
+            secret.last_success is not None or secret.failures
+            for secret in self.secrets.values()
+        )
         return self.runs and (bool(self.problem) or (bool(self.secrets) and all(tried)))
 
 
@@ -62,11 +72,15 @@ def format_fetch_report(secrets: Mapping[str, SecretStatus], problem: str) -> by
 
 
 def read_fetch_status(folder: Path, now: float) -> FetchStatus:
-    """Read the file in the folder `secrets` of the run folder; without one, the process does not run."""
+    """Read the file in the folder `secrets` of the run folder; without one, the process
+    does not run.
+    """
     file = folder / FILE
     try:
         beat = file.stat().st_mtime
         report = msgspec.json.decode(file.read_bytes(), type=_Report)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return FetchStatus(runs=False)
-    return FetchStatus(abs(now - beat) <= PATIENCE_SECONDS, report.secrets, report.problem)
+    return FetchStatus(
+        abs(now - beat) <= PATIENCE_SECONDS, report.secrets, report.problem
+    )

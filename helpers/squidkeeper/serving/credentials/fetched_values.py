@@ -1,7 +1,9 @@
-"""The values that `squidkeeper secrets` fetches: a file each, in the folder `secrets` of the run folder.
+"""The values that `squidkeeper secrets` fetches: a file each, in the folder `secrets`
+of the run folder.
 
-The folder is on a tmpfs, and its group is Squid's: its account reads the files, and cannot change them. A file is named
-by the definition of its source, so the value of an edited source is never used.
+The folder is on a tmpfs, and its group is Squid's: its account reads the files, and
+cannot change them. A file is named by the definition of its source, so the value of an
+edited source is never used.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +18,9 @@ VALUE_SUFFIX: Final = ".value"
 
 @dataclass(frozen=True, slots=True)
 class FetchedValue:
-    """A value, and when it expires, in seconds since 1970; None: its source does not say."""
+    """A value, and when it expires, in seconds since 1970; None: its source does not
+    say.
+    """
 
     value: str = field(repr=False)
     expires_at: float | None = None

@@ -1,8 +1,9 @@
 """Sealed tokens as text: the keys of a gateway, sealing, and opening.
 
-A token is `sks1.KEY-ID.TEXT`: TEXT is a sealed box of libsodium (X25519, XSalsa20-Poly1305) in base64url without `=`.
-Whoever has the public key can seal; only the gateway's private key opens. PyNaCl, of the extra `sealed`, is imported
-where a key is used.
+A token is `sks1.KEY-ID.TEXT`: TEXT is a sealed box of libsodium (X25519,
+XSalsa20-Poly1305) in base64url without `=`. Whoever has the public key can seal; only
+the gateway's private key opens. PyNaCl, of the extra `sealed`, is imported where a key
+is used.
 """
 
 import re
@@ -16,11 +17,18 @@ from typing import Self
 from squidkeeper.base.errors import PatternError, SealedTokenRefused
 from squidkeeper.policy.extras import require
 
-TOKEN_PREFIX, PUBLIC_PREFIX, PRIVATE_PREFIX = "sks1.", "skp1.", "skk1."  # the digit is the version of the format
+# the digit is the version of the format
+TOKEN_PREFIX, PUBLIC_PREFIX, PRIVATE_PREFIX = (
+    "sks1.",
+    "skp1.",
+    "skk1.",
+)
 LONGEST_TOKEN = 6_000  # characters: a secret of 4 KB, and its guards
 _KEY_BYTES = 32
 _ID_LENGTH = 8  # hexadecimal digits
-_TOKEN = re.compile(rf"sks1\.(?P<key>[0-9a-f]{{{_ID_LENGTH}}})\.(?P<box>[A-Za-z0-9_-]+)")
+_TOKEN = re.compile(
+    rf"sks1\.(?P<key>[0-9a-f]{{{_ID_LENGTH}}})\.(?P<box>[A-Za-z0-9_-]+)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +41,11 @@ class SealingPublicKey:
     def parse(cls, text: str) -> Self:
         """Parse the text of a public key; `PatternError` if it is none."""
         return cls(
-            _parse_key(text, PUBLIC_PREFIX, "the public key of a gateway, as squidkeeper seal --public-key prints it")
+            _parse_key(
+                text,
+                PUBLIC_PREFIX,
+                "the public key of a gateway, as squidkeeper seal --public-key prints it",
+            )
         )
 
     @property
@@ -54,9 +66,15 @@ class SealingPrivateKey:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse the text of a private key; `PatternError`, which shows nothing of it, if it is none."""
+        """Parse the text of a private key; `PatternError`, which shows nothing of it,
+        if it is none.
+        """
         return cls.of(
-            _parse_key(text, PRIVATE_PREFIX, "the private key of a gateway, as squidkeeper seal --new-key makes it")
+            _parse_key(
+                text,
+                PRIVATE_PREFIX,
+                "the private key of a gateway, as squidkeeper seal --new-key makes it",
+            )
         )
 
     @classmethod
@@ -81,7 +99,9 @@ class SealingPrivateKey:
 
 
 def seal_bytes(content: bytes, key: SealingPublicKey) -> str:
-    """Seal a content for the owner of a key; `PatternError` if the token would be too long."""
+    """Seal a content for the owner of a key; `PatternError` if the token would be too
+    long.
+    """
     require("sealed")
     from nacl.public import PublicKey, SealedBox
 
@@ -89,12 +109,16 @@ def seal_bytes(content: bytes, key: SealingPublicKey) -> str:
     token = f"{TOKEN_PREFIX}{key.id}.{_encode(box)}"
     if len(token) > LONGEST_TOKEN:
         message = f"the token has {len(token):,} characters, expected {LONGEST_TOKEN:,} at most"
-        raise PatternError(f"{message}: seal a shorter secret, or fewer hosts and paths")
+        raise PatternError(
+            f"{message}: seal a shorter secret, or fewer hosts and paths"
+        )
     return token
 
 
 def open_bytes(token: str, keys: Iterable[SealingPrivateKey]) -> bytes:
-    """Return the content of a token; `SealedTokenRefused` if none of the keys opens it."""
+    """Return the content of a token; `SealedTokenRefused` if none of the keys
+    opens it.
+    """
     if len(token) > LONGEST_TOKEN:
         raise SealedTokenRefused(f"it is longer than {LONGEST_TOKEN:,} characters")
     match = _TOKEN.fullmatch(token)
@@ -102,7 +126,9 @@ def open_bytes(token: str, keys: Iterable[SealingPrivateKey]) -> bytes:
         raise SealedTokenRefused("it is incomplete, or has been altered")
     key = next((key for key in keys if key.public.id == match["key"]), None)
     if key is None:
-        raise SealedTokenRefused("it is sealed to a key that is not in force on this gateway")
+        raise SealedTokenRefused(
+            "it is sealed to a key that is not in force on this gateway"
+        )
     require("sealed")
     from nacl.exceptions import CryptoError
     from nacl.public import PrivateKey, SealedBox
@@ -121,7 +147,9 @@ def _parse_key(text: str, prefix: str, expected: str) -> bytes:
     except PatternError:
         raw = b""
     if len(raw) != _KEY_BYTES:
-        raise PatternError(f"this is not a key of sealed tokens, expected {prefix}… ({expected})")
+        raise PatternError(
+            f"this is not a key of sealed tokens, expected {prefix}… ({expected})"
+        )
     return raw
 
 

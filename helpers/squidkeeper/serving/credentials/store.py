@@ -1,4 +1,6 @@
-"""Reading the values of secrets, which never print themselves, and making headers of them."""
+"""Reading the values of secrets, which never print themselves, and making headers of
+them.
+"""
 
 import os
 import string
@@ -15,12 +17,19 @@ from squidkeeper.base.errors import SecretUnavailable
 from squidkeeper.base.faults import FaultCode
 from squidkeeper.policy.language import secret_sources
 from squidkeeper.policy.language.forms import InjectedValue
-from squidkeeper.serving.credentials.fetched_values import FetchedValue, parse_value, value_file
+from squidkeeper.serving.credentials.fetched_values import (
+    FetchedValue,
+    parse_value,
+    value_file,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A secret value. Only `reveal` gives it, and only the reply to Squid may call that."""
+    """A secret value.
+
+    Only `reveal` gives it, and only the reply to Squid may call that.
+    """
 
     name: str
     _value: str = field(repr=False)
@@ -33,11 +42,14 @@ class Secret:
 def checked_secret(name: str, source: str, value: bytes) -> Secret:
     """Make a secret of bytes that were read; one trailing newline is not part of it.
 
-    `SecretUnavailable` if it is empty or holds more than printable ASCII: a CR or LF would split the header.
+    `SecretUnavailable` if it is empty or holds more than printable ASCII: a CR or LF
+    would split the header.
     """
     value = value.removesuffix(b"\n").removesuffix(b"\r")
     if not value:
-        raise SecretUnavailable(FaultCode.SECRET_EMPTY, f"secret {name}: {source} is empty")
+        raise SecretUnavailable(
+            FaultCode.SECRET_EMPTY, f"secret {name}: {source} is empty"
+        )
     if not all(0x20 <= byte <= 0x7E for byte in value):
         message = f"secret {name}: {source} holds characters other than printable ASCII"
         raise SecretUnavailable(FaultCode.SECRET_INVALID, message)
@@ -49,10 +61,13 @@ _State = tuple[int, ...]
 
 
 class SecretStore:
-    """The secrets of one policy. A file is read again when it has changed, so a rotated secret is used at once.
+    """The secrets of one policy.
 
-    `fetched` is the folder of the values that `squidkeeper secrets` fetches. Without it, those are unavailable. With
-    `trust_seconds`, a file is taken for unchanged for that long: looking costs each injected request 2.5 us.
+    A file is read again when it has changed, so a rotated secret is used at once.
+
+    `fetched` is the folder of the values that `squidkeeper secrets` fetches. Without
+    it, those are unavailable. With `trust_seconds`, a file is taken for unchanged for
+    that long: looking costs each injected request 2.5 us.
     """
 
     def __init__(
@@ -70,18 +85,26 @@ class SecretStore:
             if fetched
         }
         self._private_keys = secret_sources.private_keys(secrets)
-        self._readers = {name: self._reader(name, secret.source) for name, secret in secrets.items()}
+        self._readers = {
+            name: self._reader(name, secret.source) for name, secret in secrets.items()
+        }
         self._read: dict[str, tuple[_State, Secret]] = {}  # files
         self._trust_seconds = trust_seconds
         self._trusted_until: dict[str, float] = {}
-        self._values: dict[str, tuple[_State, FetchedValue, Secret]] = {}  # what was fetched
-        self._made: dict[InjectedValue, tuple[list[Secret], str]] = {}  # with the secrets that it was made of
+        self._values: dict[
+            str, tuple[_State, FetchedValue, Secret]
+        ] = {}  # what was fetched
+        self._made: dict[
+            InjectedValue, tuple[list[Secret], str]
+        ] = {}  # with the secrets that it was made of
 
     def get(self, name: str) -> Secret:
         """Get a secret by its name; `SecretUnavailable` if it has no usable value."""
         return self._readers[name]()
 
-    def _reader(self, name: str, source: secret_sources.SecretSource) -> Callable[[], Secret]:
+    def _reader(
+        self, name: str, source: secret_sources.SecretSource
+    ) -> Callable[[], Secret]:
         """Choose what reads a secret, once: it is read for each request."""
         match source:
             case secret_sources.EnvironmentSource(variable):
@@ -92,15 +115,24 @@ class SecretStore:
                 return partial(self._from_fetched, name, source)
 
     def private_key(self, name: str) -> bytes:
-        """Read the file of a private key, which has several lines; `SecretUnavailable` if it cannot be read."""
+        """Read the file of a private key, which has several lines; `SecretUnavailable`
+        if it cannot be read.
+        """
         source = self._secrets[name].source
         if not isinstance(source, secret_sources.FileSource):  # the builder refuses it
-            raise SecretUnavailable(FaultCode.SECRET_INVALID, f"secret {name}: a private key is read from a file")
+            raise SecretUnavailable(
+                FaultCode.SECRET_INVALID,
+                f"secret {name}: a private key is read from a file",
+            )
         return _read_file(name, source.path, f"the file {source.path}")[1]
 
     def watched_length(self, name: str) -> int:
-        """Return the length of a value that can be read; that of a private key, which is never sent, has no bound."""
-        return sys.maxsize if name in self._private_keys else len(self.get(name).reveal())
+        """Return the length of a value that can be read; that of a private key, which
+        is never sent, has no bound.
+        """
+        return (
+            sys.maxsize if name in self._private_keys else len(self.get(name).reveal())
+        )
 
     def problem(self, name: str) -> SecretUnavailable | None:
         """Tell why a secret is unavailable, if it is."""
@@ -114,7 +146,9 @@ class SecretStore:
         return None
 
     def fill(self, value: InjectedValue) -> str:
-        """Fill in the secrets of a value; `SecretUnavailable` if one of them is unavailable."""
+        """Fill in the secrets of a value; `SecretUnavailable` if one of them is
+        unavailable.
+        """
         secrets = [self.get(name) for name in value.secrets]
         known = self._made.get(value)
         if known is None or known[0] != secrets:
@@ -126,7 +160,9 @@ class SecretStore:
         if value is None:
             message = f"secret {name}: the environment variable {variable} is not set for Squid"
             raise SecretUnavailable(FaultCode.SECRET_UNSET, message)
-        return checked_secret(name, f"the environment variable {variable}", os.fsencode(value))
+        return checked_secret(
+            name, f"the environment variable {variable}", os.fsencode(value)
+        )
 
     def _from_file(self, name: str, path: str) -> Secret:
         known, now = self._read.get(name), time.monotonic()
@@ -153,7 +189,9 @@ class SecretStore:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
             message = f"secret {name}: no value has been fetched from {source}: see the status page for the reason"
-            raise SecretUnavailable(error.code, message, pending=known is None) from error
+            raise SecretUnavailable(
+                error.code, message, pending=known is None
+            ) from error
         if known is None or known[0] != state:
             state, content = _read_file(name, path, where)
             self._made.clear()
@@ -198,7 +236,9 @@ def _unreadable(name: str, where: str, error: OSError) -> SecretUnavailable:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open without waiting for the other end of a FIFO, or for the holder of a lease."""
+    """Open without waiting for the other end of a FIFO, or for the holder of
+    a lease.
+    """
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -207,11 +247,21 @@ def _state(stat: os.stat_result) -> _State:
 
 
 def filled(value: InjectedValue, secrets: list[Secret]) -> str:
-    """Fill secrets into a value. Nothing is kept of it: whoever seals a token makes up its template."""
+    """Fill secrets into a value.
+
+    Nothing is kept of it: whoever seals a token makes up its template.
+    """
     values = {secret.name: secret.reveal() for secret in secrets}
     text = "".join(_fill(value.template, values))
-    return text if value.username is None else f"Basic {b64encode(f'{value.username}:{text}'.encode()).decode()}"
+    return (
+        text
+        if value.username is None
+        else f"Basic {b64encode(f'{value.username}:{text}'.encode()).decode()}"
+    )
 
 
 def _fill(template: str, values: Mapping[str, str]) -> list[str]:
-    return [text + (values[name] if name else "") for text, name, _, _ in string.Formatter().parse(template)]
+    return [
+        text + (values[name] if name else "")
+        for text, name, _, _ in string.Formatter().parse(template)
+    ]

@@ -1,7 +1,9 @@
-"""Tickets of denied requests, and the pages on which clients see what has become of them.
+"""Tickets of denied requests, and the pages on which clients see what has become of
+them.
 
-A request that a person can still approve is denied at once, and a ticket changes nothing about that. Where none can be
-kept, the denial has none, and its reason says why.
+A request that a person can still approve is denied at once, and a ticket changes
+nothing about that. Where none can be kept, the denial has none, and its reason says
+why.
 """
 
 import json
@@ -31,10 +33,18 @@ from squidkeeper.serving.replies import (
     with_ticket,
 )
 from squidkeeper.serving.tickets.judgement import decide_again, opening_ends, settle
-from squidkeeper.serving.tickets.store import GRACE_SECONDS, NoTicket, Ticket, TicketState, TicketStore
+from squidkeeper.serving.tickets.store import (
+    GRACE_SECONDS,
+    NoTicket,
+    Ticket,
+    TicketState,
+    TicketStore,
+)
 from squidkeeper.serving.tickets.ticket import PLACES, AskedRequest, Holder, holder_of
 
-_LAPSED: Final = "lapsed"  # or used up, or revoked; or the policy did decide it for a time
+_LAPSED: Final = (
+    "lapsed"  # or used up, or revoked; or the policy did decide it for a time
+)
 _MACHINES_AT_MOST: Final = 2 * PLACES
 _LONGEST_REASON: Final = 200  # bytes as JSON: a reply has room for 996
 _log = logging.getLogger(__name__)
@@ -48,15 +58,23 @@ class Asking:
         self._store = TicketStore(state)
         self._uses = GrantUses(state)
         self._failure = ""
-        self._settled: dict[str, str] = {}  # by which revision the questions of a machine were settled
+        self._settled: dict[
+            str, str
+        ] = {}  # by which revision the questions of a machine were settled
 
-    def deny(self, denial: Reply, tokens: bytes, url: str, rule: str, policy: CompiledPolicy) -> Reply:
-        """Add a ticket to a denial, by the first nine tokens of the request as they came; or why it has none."""
+    def deny(
+        self, denial: Reply, tokens: bytes, url: str, rule: str, policy: CompiledPolicy
+    ) -> Reply:
+        """Add a ticket to a denial, by the first nine tokens of the request as they
+        came; or why it has none.
+        """
         asked = _asked(tokens, url)
         if asked is None:
             return denial
         refused: list[Quota] = []
-        number = self._ask(asked, rule, policy, lambda: self._admits(asked, rule, policy, refused))
+        number = self._ask(
+            asked, rule, policy, lambda: self._admits(asked, rule, policy, refused)
+        )
         if isinstance(number, NoTicket):
             return no_ticket(denial, number, [quota.name for quota in refused])
         ticket = self._find(number)
@@ -64,29 +82,51 @@ class Asking:
             return denied_ticket(denial, number, _cut(ticket.reason))
         return with_ticket(denial, number)
 
-    def show(self, page: Reply, tokens: bytes, url: str, policy: CompiledPolicy) -> Reply:
-        """Answer for the page of a ticket, by what the policy says now; only the client that has asked sees one."""
+    def show(
+        self, page: Reply, tokens: bytes, url: str, policy: CompiledPolicy
+    ) -> Reply:
+        """Answer for the page of a ticket, by what the policy says now; only the client
+        that has asked sees one.
+        """
         asked = _asked(tokens, url)
         ticket = self._find(url.rpartition("/")[2].lower()) if asked else None
-        if asked is None or ticket is None or (ticket.client, ticket.user) != (asked.client, asked.user):
+        if (
+            asked is None
+            or ticket is None
+            or (ticket.client, ticket.user) != (asked.client, asked.user)
+        ):
             return no_ticket_page(page)
         at = datetime.now(UTC)
         decision = decide_again(policy, self._uses.is_spent, ticket.asked, at)
         until = opening_ends(policy, decision) if decision.allowed else None
         return ticket_page(page, ticket_state(ticket, decision, until, at.timestamp()))
 
-    def _admits(self, asked: AskedRequest, rule: str, policy: CompiledPolicy, refused: list[Quota]) -> bool:
+    def _admits(
+        self,
+        asked: AskedRequest,
+        rule: str,
+        policy: CompiledPolicy,
+        refused: list[Quota],
+    ) -> bool:
         if not policy.source.quotas:
             return True
-        clients = policy.clients_of(address_host(parse_address(asked.client)), asked.user or None)
+        clients = policy.clients_of(
+            address_host(parse_address(asked.client)), asked.user or None
+        )
         user = recorded_user(asked.user) if asked.user else None
         quotas = ticket_quotas(policy.source, clients, rule)
-        refusal = self._meter.take([(quota, holder(quota, asked.client, user, rule)) for quota in quotas])
+        refusal = self._meter.take(
+            [(quota, holder(quota, asked.client, user, rule)) for quota in quotas]
+        )
         refused += [refusal.quota] if refusal else []
         return refusal is None
 
     def _ask(
-        self, asked: AskedRequest, rule: str, policy: CompiledPolicy, admits: Callable[[], bool]
+        self,
+        asked: AskedRequest,
+        rule: str,
+        policy: CompiledPolicy,
+        admits: Callable[[], bool],
     ) -> str | NoTicket:
         who = holder_of(policy, asked)
         try:
@@ -100,13 +140,21 @@ class Asking:
         return given
 
     def _settle(self, holder: Holder, policy: CompiledPolicy) -> bool:
-        """Settle the questions of a machine that the policy decides; once for each revision: clients can ask a lot."""
+        """Settle the questions of a machine that the policy decides; once for each
+        revision: clients can ask a lot.
+        """
         if self._settled.get(holder.machine) == policy.revision:
             return False
         if len(self._settled) >= _MACHINES_AT_MOST:
             self._settled.clear()
         self._settled[holder.machine] = policy.revision
-        settle(self._store, policy, self._uses.is_spent, self._store.pending_of(holder), datetime.now(UTC))
+        settle(
+            self._store,
+            policy,
+            self._uses.is_spent,
+            self._store.pending_of(holder),
+            datetime.now(UTC),
+        )
         return True
 
     def _find(self, number: str) -> Ticket | None:
@@ -119,16 +167,26 @@ class Asking:
     def _report(self, failure: str) -> None:
         """Log a failure when it begins or changes, not for each request."""
         if failure and failure != self._failure:
-            _log.error("no ticket can be kept, and requests are denied without one: %s", failure)
+            _log.error(
+                "no ticket can be kept, and requests are denied without one: %s",
+                failure,
+            )
         self._failure = failure
 
 
-def ticket_state(ticket: Ticket, decision: Decision, until: datetime | None, now: float) -> str:
-    """Write what has become of a question, as JSON for its client: by the decision about it now, if that is final."""
+def ticket_state(
+    ticket: Ticket, decision: Decision, until: datetime | None, now: float
+) -> str:
+    """Write what has become of a question, as JSON for its client: by the decision
+    about it now, if that is final.
+    """
     if decision.allowed:
         state, reason = str(TicketState.APPROVED), ""
     elif not decision.asks:
-        state, reason = str(TicketState.DENIED), decision.reason or f"The rule {decision.rule} denies it."
+        state, reason = (
+            str(TicketState.DENIED),
+            decision.reason or f"The rule {decision.rule} denies it.",
+        )
     else:
         state, reason = _answered(ticket, now), ticket.reason
     shown = {
@@ -145,7 +203,8 @@ def _answered(ticket: Ticket, now: float) -> str:
         return _LAPSED
     if ticket.state is not TicketState.APPROVED:
         return ticket.state
-    return _LAPSED if now - ticket.decided > GRACE_SECONDS else TicketState.PENDING  # this policy has no grant yet
+    # this policy has no grant yet
+    return _LAPSED if now - ticket.decided > GRACE_SECONDS else TicketState.PENDING
 
 
 def _cut(reason: str) -> str:

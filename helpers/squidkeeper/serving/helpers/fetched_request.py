@@ -1,4 +1,6 @@
-"""A request that is about to be fetched, with the headers that its client sends: signed for AWS, its token unsealed."""
+"""A request that is about to be fetched, with the headers that its client sends: signed
+for AWS, its token unsealed.
+"""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +14,13 @@ from squidkeeper.policy.engine import Decision, HostMatch, deny
 from squidkeeper.policy.engine.request_scope import facts_of
 from squidkeeper.policy.engine.sealed_guards import failing_guard
 from squidkeeper.policy.language.forms import AwsSigV4, InjectedValue, SealedHeader
-from squidkeeper.policy.language.model import SEALED_REFUSED, SEALED_TOKEN, Credential, HostFacts, Match
+from squidkeeper.policy.language.model import (
+    SEALED_REFUSED,
+    SEALED_TOKEN,
+    Credential,
+    HostFacts,
+    Match,
+)
 from squidkeeper.policy.language.parameters import plain_parameter
 from squidkeeper.policy.language.sealed_tokens import SECRET, SealedContent
 from squidkeeper.policy.protocol.lines import decode_token
@@ -31,7 +39,9 @@ _METHOD = 2  # the place of its token
 
 
 class FetchedRequest(NamedTuple):
-    """`asked` is the URL that the client asked for, `fetched` the one that Squid forwards, after any rewrite."""
+    """`asked` is the URL that the client asked for, `fetched` the one that Squid
+    forwards, after any rewrite.
+    """
 
     match: HostMatch
     method: str
@@ -40,18 +50,29 @@ class FetchedRequest(NamedTuple):
     headers: RequestHeaders
 
     @classmethod
-    def of(cls, match: HostMatch, tokens: bytes, asked: bytes, fetched: bytes, headers: RequestHeaders) -> Self:
+    def of(
+        cls,
+        match: HostMatch,
+        tokens: bytes,
+        asked: bytes,
+        fetched: bytes,
+        headers: RequestHeaders,
+    ) -> Self:
         """Make it of a line's tokens, as they came; of a request that is allowed."""
         url = decode_token(asked)
         final_url = url if fetched == b"-" else decode_token(fetched)
-        return cls(match, decode_token(tokens.split(b" ")[_METHOD]), url, final_url, headers)
+        return cls(
+            match, decode_token(tokens.split(b" ")[_METHOD]), url, final_url, headers
+        )
 
     def url(self) -> Url:
         """Parse the URL that is fetched."""
         return parse_url(self.fetched)
 
     def facts(self, url: Url) -> HostFacts:
-        """Return the facts of the request that is fetched, with its method as it was sent."""
+        """Return the facts of the request that is fetched, with its method as it was
+        sent.
+        """
         return facts_of(self.match.facts, url)._replace(method=self.method)
 
 
@@ -70,8 +91,14 @@ def signature_headers(
         raise SigningRefused(
             "the query has a parameter X-Amz-…, which servers take for a header or another signature: send headers"
         )
-    session = None if form.session_token is None else secrets.get(form.session_token).reveal()
-    keys = AwsKeys(secrets.get(form.access_key_id).reveal(), secrets.get(form.secret_access_key).reveal(), session)
+    session = (
+        None if form.session_token is None else secrets.get(form.session_token).reveal()
+    )
+    keys = AwsKeys(
+        secrets.get(form.access_key_id).reveal(),
+        secrets.get(form.secret_access_key).reveal(),
+        session,
+    )
     scope = AwsScope(form.region, form.service)
     return sign(keys, scope, request.method, url, request.headers, datetime.now(UTC))
 
@@ -81,9 +108,17 @@ def _is_of_aws(pair: str) -> bool:
 
 
 class Unsealer:
-    """The sealed tokens of one policy; with `default_observes`, what its default allows gets nothing of them."""
+    """The sealed tokens of one policy; with `default_observes`, what its default allows
+    gets nothing of them.
+    """
 
-    def __init__(self, secrets: SecretStore, keys: tuple[str, ...], *, default_observes: bool = False) -> None:
+    def __init__(
+        self,
+        secrets: SecretStore,
+        keys: tuple[str, ...],
+        *,
+        default_observes: bool = False,
+    ) -> None:
         self._tokens = SealedTokens(secrets, keys)
         self._default_observes = default_observes
 
@@ -92,28 +127,40 @@ class Unsealer:
         """Why keys cannot be used."""
         return tuple(self._tokens.problems.values())
 
-    def unseal(self, decision: Decision, request: FetchedRequest, at: datetime) -> Decision:
+    def unseal(
+        self, decision: Decision, request: FetchedRequest, at: datetime
+    ) -> Decision:
         """Add what the request's sealed token holds to the decision, or deny."""
         try:
             token = presented_token(request.headers, request.asked)
             if token is None:
                 return decision
             if self._default_observes and decision.rule == "default":
-                raise SealedTokenRefused("no rule allows this request, and the default only observes")
+                raise SealedTokenRefused(
+                    "no rule allows this request, and the default only observes"
+                )
             content = self._tokens.open(token)
             _check(content, decision, request, at)
         except SealedTokenRefused as error:
             return deny(SEALED_REFUSED, _REFUSED.format(error))
-        template = InjectedValue(content.header, content.template, (SECRET,), content.username)
-        form = SealedHeader(content.header, filled(template, [Secret(SECRET, content.secret)]))
+        template = InjectedValue(
+            content.header, content.template, (SECRET,), content.username
+        )
+        form = SealedHeader(
+            content.header, filled(template, [Secret(SECRET, content.secret)])
+        )
         credential = Credential(SEALED_TOKEN, Location(""), Match(), form)
         return replace(decision, credentials=(*decision.credentials, credential))
 
 
-def _check(content: SealedContent, decision: Decision, request: FetchedRequest, at: datetime) -> None:
+def _check(
+    content: SealedContent, decision: Decision, request: FetchedRequest, at: datetime
+) -> None:
     url = request.url()
     problem = failing_guard(content, request.facts(url), url, at)
     if problem is not None:
         raise SealedTokenRefused(problem)
-    if decision.credentials:  # in whatever place: a server may let the key of either decide who asks
+    if (
+        decision.credentials
+    ):  # in whatever place: a server may let the key of either decide who asks
         raise SealedTokenRefused("the policy has a credential for this request")

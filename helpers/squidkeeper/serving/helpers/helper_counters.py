@@ -1,6 +1,8 @@
-"""What a helper process counts, its heartbeat, and the watchdog that ends one that is stuck.
+"""What a helper process counts, its heartbeat, and the watchdog that ends one that is
+stuck.
 
-Squid waits for an answer forever, and its client waits too. Squid denies the lookups of a helper that ends.
+Squid waits for an answer forever, and its client waits too. Squid denies the lookups of
+a helper that ends.
 """
 
 import faulthandler
@@ -16,7 +18,13 @@ from typing import Final, NoReturn
 
 from squidkeeper.base.metrics import DECISION_DURATION, HELPER_STARTS, OTHER
 from squidkeeper.policy.policy_store.policy_watcher import PolicyState
-from squidkeeper.serving.counters.layout import FOLDER, HelperStatus, Key, counter_key, histogram_keys
+from squidkeeper.serving.counters.layout import (
+    FOLDER,
+    HelperStatus,
+    Key,
+    counter_key,
+    histogram_keys,
+)
 from squidkeeper.serving.counters.writer import CounterWriter
 
 _OVERFLOW = {"rule": OTHER, "credential": OTHER, "quota": OTHER}
@@ -24,9 +32,13 @@ _BEAT_EVERY_SECONDS = 1.0
 
 
 class HelperCounters:
-    """Counts what a helper does in a counter file, and writes its heartbeat there once a second."""
+    """Counts what a helper does in a counter file, and writes its heartbeat there once
+    a second.
+    """
 
-    def __init__(self, helper: str, state: Path, policy_state: Callable[[], PolicyState]) -> None:
+    def __init__(
+        self, helper: str, state: Path, policy_state: Callable[[], PolicyState]
+    ) -> None:
         self.helper = helper
         self._policy_state = policy_state
         self._started = time.time()
@@ -39,7 +51,9 @@ class HelperCounters:
         self._writer.add({counter_key(HELPER_STARTS, helper): 1.0})
 
     def start(self) -> None:
-        """Count the start, and write heartbeats from now on, in a thread that ends with the process."""
+        """Count the start, and write heartbeats from now on, in a thread that ends with
+        the process.
+        """
         self._writer.beat(None)
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
 
@@ -60,22 +74,33 @@ class HelperCounters:
                 reload_ok=state.ok,
                 reloaded=state.loaded,
                 faults=len(state.faults),
-                busy_since=None if busy_since is None else now - (time.monotonic() - busy_since),
+                busy_since=None
+                if busy_since is None
+                else now - (time.monotonic() - busy_since),
             )
         )
 
     @property
     def at(self) -> tuple[float, int] | None:
-        """The line that is being answered: when it was read, and its number among those read with it; None: no line."""
-        return None if self.busy_since is None else (self.busy_since, len(self._answered))
+        """The line that is being answered: when it was read, and its number among those
+        read with it; None: no line.
+        """
+        return (
+            None if self.busy_since is None else (self.busy_since, len(self._answered))
+        )
 
     def begin(self, answered: Sequence[bytes] = ()) -> None:
-        """Note that lines were read: `busy_since` is the time, until `end`. `answered` grows with each answer."""
+        """Note that lines were read: `busy_since` is the time, until `end`.
+
+        `answered` grows with each answer.
+        """
         self._answered = answered
         self.busy_since = time.monotonic()
 
     def end(self, lines: int, counted: list[Key]) -> None:
-        """Count the lines of a batch, and what their replies add; each line took as long as the whole batch."""
+        """Count the lines of a batch, and what their replies add; each line took as
+        long as the whole batch.
+        """
         if lines and self.busy_since is not None:
             self.add(lines, time.monotonic() - self.busy_since, counted)
         self.busy_since = None  # not before: the heartbeat shows a disk that hangs
@@ -91,24 +116,30 @@ class HelperCounters:
             self._write_heartbeat(self.busy_since)
 
 
-# Ten thousand path patterns for one host and the most hostile path take three at first: a loop that is at one line for
-# longer than this is stuck.
+# Ten thousand path patterns for one host and the most hostile path take three at first:
+# a loop that is at one line for longer than this is stuck.
 STUCK_SECONDS: Final = 10
 _SILENT_SECONDS = 15  # in which no thread of the interpreter runs
 _log = logging.getLogger(__name__)
 
 
 class StuckWatchdog:
-    """Checks once a second whether the loop is still at the same line, and ends the process after ten such checks.
+    """Checks once a second whether the loop is still at the same line, and ends the
+    process after ten such checks.
 
-    `at` returns the line that the loop is at; None: it waits for one. Checks are counted, not the time: a process that
-    was stopped, or that gets no processor, is not stuck. Nothing here waits for a disk. If no thread can run (one is in
-    C and does not let others run), this one cannot either: then the interpreter's own timer, which needs no thread of
-    the interpreter, writes the stack of each thread and ends the process.
+    `at` returns the line that the loop is at; None: it waits for one. Checks are
+    counted, not the time: a process that was stopped, or that gets no processor, is not
+    stuck. Nothing here waits for a disk. If no thread can run (one is in C and does not
+    let others run), this one cannot either: then the interpreter's own timer, which
+    needs no thread of the interpreter, writes the stack of each thread and ends the
+    process.
     """
 
     def __init__(
-        self, at: Callable[[], object], every_seconds: float = 1.0, silent_seconds: float = _SILENT_SECONDS
+        self,
+        at: Callable[[], object],
+        every_seconds: float = 1.0,
+        silent_seconds: float = _SILENT_SECONDS,
     ) -> None:
         self._at = at
         self._every_seconds = every_seconds
@@ -131,6 +162,8 @@ class StuckWatchdog:
 
 
 def _end() -> NoReturn:
-    _log.error("stuck for %d s; exiting so that Squid starts another. Stacks:", STUCK_SECONDS)
+    _log.error(
+        "stuck for %d s; exiting so that Squid starts another. Stacks:", STUCK_SECONDS
+    )
     faulthandler.dump_traceback()
     os._exit(1)

@@ -10,11 +10,14 @@ from squidkeeper.policy.protocol.request import REQUEST_TOKENS, parse_request
 
 _CACHE_BYTES = 8 * 1024 * 1024
 _ANY_TIME: Final = datetime.min.replace(tzinfo=UTC)
-_MATCH_BYTES = 1_500  # of Python objects, beside the tokens and a reference to each entry
+_MATCH_BYTES = (
+    1_500  # of Python objects, beside the tokens and a reference to each entry
+)
 
 
 class HostMatches:
-    """The matches of one policy by the tokens beside the URL, as they came: a new URL takes 7 us instead of 14.
+    """The matches of one policy by the tokens beside the URL, as they came: a new URL
+    takes 7 us instead of 14.
 
     A match does not depend on the time.
     """
@@ -27,12 +30,17 @@ class HostMatches:
         """Match the request that nine tokens state, as they came."""
         known = self._known.get(tokens)
         if known is None:
-            known = self.policy.match(parse_request(parse_tokens(tokens, (REQUEST_TOKENS,))))
+            known = self.policy.match(
+                parse_request(parse_tokens(tokens, (REQUEST_TOKENS,)))
+            )
             size = _MATCH_BYTES + 3 * len(tokens) + known.candidates.held_bytes
-            self._known.add(tokens, known, size)  # the tokens as they came, decoded and parsed
+            # the tokens as they came, decoded and parsed
+            self._known.add(tokens, known, size)
         return known
 
 
 def decision_time(policy: CompiledPolicy) -> datetime:
-    """Return the time to decide by: now, or any time where the time makes no difference, as the clock costs 0.3 us."""
+    """Return the time to decide by: now, or any time where the time makes no
+    difference, as the clock costs 0.3 us.
+    """
     return datetime.now(UTC) if policy.depends_on_time else _ANY_TIME

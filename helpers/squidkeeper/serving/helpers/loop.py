@@ -20,7 +20,13 @@ from squidkeeper.base.errors import InvalidLine, describe
 from squidkeeper.base.metrics import PROTOCOL_ERRORS
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
-from squidkeeper.policy.protocol.lines import LineBuffer, Reply, format_reply, reply_limit, split_channel
+from squidkeeper.policy.protocol.lines import (
+    LineBuffer,
+    Reply,
+    format_reply,
+    reply_limit,
+    split_channel,
+)
 from squidkeeper.serving.counters.layout import Key, counter_key
 from squidkeeper.serving.helpers.cache_log import write_to_cache_log
 from squidkeeper.serving.helpers.client_shares import LOOK_UP_SECONDS, ClientShares
@@ -35,7 +41,8 @@ _READ_BYTES = 64 * 1024
 _SWITCH_SECONDS = 0.0005
 _AGAIN_SECONDS = 0.05  # a held line is answered again
 _LATE_NICENESS = 10  # the late lane leaves the processor to Squid and to the first lane
-_FULL_COLLECTION_AFTER = 100_000  # collections of the middle generation: some thousand loads of a large policy
+# collections of the middle generation: some thousand loads of a large policy
+_FULL_COLLECTION_AFTER = 100_000
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +50,8 @@ class Lane(StrEnum):
     """Which lines of its helper a process gets."""
 
     ONLY = "only"  # all
-    FIRST = "first"  # all; those of a client that has used up its share are left to the late lane
+    # all; those of a client that has used up its share are left to the late lane
+    FIRST = "first"
     LATE = "late"
 
 
@@ -56,7 +64,8 @@ def run(
     concurrency: int,
     lane: Lane = Lane.ONLY,
 ) -> None:
-    """Run a helper: `answer` gets what `prepare` makes of the policy in force, None while none has loaded, and a line.
+    """Run a helper: `answer` gets what `prepare` makes of the policy in force, None
+    while none has loaded, and a line.
 
     The start has the same deadline as a line, because Squid has asked already.
     """
@@ -75,16 +84,33 @@ def run(
     counting.ready()
     if lane is Lane.LATE:
         os.nice(_LATE_NICENESS)
-        serve(lambda request: judged_late(answer(live.current, request)), output, concurrency, counting)
+        serve(
+            lambda request: judged_late(answer(live.current, request)),
+            output,
+            concurrency,
+            counting,
+        )
     else:
         shares = ClientShares() if lane is Lane.FIRST else None
-        serve(lambda request: answer(live.current, request), output, concurrency, counting, shares)
+        serve(
+            lambda request: answer(live.current, request),
+            output,
+            concurrency,
+            counting,
+            shares,
+        )
 
 
 def serve(
-    answer: Answer, output: int, concurrency: int, counting: HelperCounters, shares: ClientShares | None = None
+    answer: Answer,
+    output: int,
+    concurrency: int,
+    counting: HelperCounters,
+    shares: ClientShares | None = None,
 ) -> None:
-    """Answer every line of standard input until its end; `output` is a file descriptor."""
+    """Answer every line of standard input until its end; `output` is a file
+    descriptor.
+    """
     lines = _LineAnswering(answer, concurrency, counting.helper, shares)
     serve_requests(LineBuffer().feed, lines.reply, output, counting, lines.held)
 
@@ -98,10 +124,12 @@ def serve_requests(
 ) -> None:
     """Answer every request of standard input until its end.
 
-    `cut` gives the requests that are complete with what was read, `reply` answers one and notes what it counts. Those
-    that are read together are answered by one write of whole replies, and counted after it. The loop also ends when
-    nobody reads the answers any more. In `held` are requests that are to be answered again: `reply` has added them, and
-    given no bytes. At the end of input they get the answer of that moment.
+    `cut` gives the requests that are complete with what was read, `reply` answers one
+    and notes what it counts. Those that are read together are answered by one write of
+    whole replies, and counted after it. The loop also ends when nobody reads the
+    answers any more. In `held` are requests that are to be answered again: `reply` has
+    added them, and given no bytes. At the end of input they get the answer of that
+    moment.
     """
     source, room = sys.stdin.fileno(), memoryview(bytearray(_READ_BYTES))
     held = HeldLines(0) if held is None else held
@@ -124,7 +152,8 @@ def serve_requests(
 
 
 def take_output() -> int:
-    """Reserve standard output for Squid, as a private file descriptor, and point fd 1 at stderr.
+    """Reserve standard output for Squid, as a private file descriptor, and point fd 1
+    at stderr.
 
     One stray line on Squid's descriptor would end Squid.
     """
@@ -136,8 +165,9 @@ def take_output() -> int:
 def restrict_process() -> None:
     """Forbid core dumps, which would hold secrets, and be scheduled as a batch process.
 
-    A batch process does not take the processor from Squid at each line that Squid writes (sched(7)). It reads more
-    lines at a time, which gives a tenth more requests per second on two busy cores.
+    A batch process does not take the processor from Squid at each line that Squid
+    writes (sched(7)). It reads more lines at a time, which gives a tenth more requests
+    per second on two busy cores.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError):  # a container may forbid it
@@ -147,10 +177,11 @@ def restrict_process() -> None:
 def answer_while_loading() -> None:
     """Keep the thread that loads a policy from delaying the thread that answers.
 
-    It releases the interpreter ten times as often. Full garbage collections, which stop all threads (0.3 s with 10,000
-    rules), are put off: each load would cause one, and it would find nothing, because a load leaves no cycles. Young
-    cycles are still collected. A lower priority of the loading thread would be worse: the answering thread would wait
-    for a thread that has the interpreter and gets no processor.
+    It releases the interpreter ten times as often. Full garbage collections, which stop
+    all threads (0.3 s with 10,000 rules), are put off: each load would cause one, and
+    it would find nothing, because a load leaves no cycles. Young cycles are still
+    collected. A lower priority of the loading thread would be worse: the answering
+    thread would wait for a thread that has the interpreter and gets no processor.
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
     young, middle, _ = gc.get_threshold()
@@ -166,10 +197,15 @@ class CountingReply(Protocol):
 
 
 class Answering(Generic[R]):
-    """Answers single requests: `write` formats a reply for a channel-ID, `broken` makes one that says what failed."""
+    """Answers single requests: `write` formats a reply for a channel-ID, `broken` makes
+    one that says what failed.
+    """
 
     def __init__(
-        self, answer: Callable[[bytes], R], write: Callable[[R, bytes], bytes], broken: Callable[[str], R]
+        self,
+        answer: Callable[[bytes], R],
+        write: Callable[[R, bytes], bytes],
+        broken: Callable[[str], R],
     ) -> None:
         self._answer = answer
         self._write = write
@@ -208,14 +244,18 @@ class HeldLines:
         return len(self._lines)
 
     def hold(self, line: bytes, until: float) -> bool:
-        """Hold a line, unless it has waited long enough or too many wait; True if it is held."""
+        """Hold a line, unless it has waited long enough or too many wait; True if it is
+        held.
+        """
         held = len(self._lines) < self._most and time.monotonic() < until
         if held:
             self._lines.append(line)
         return held
 
     def take(self, *, last: bool) -> list[bytes]:
-        """Return the lines, to be answered again; the last time, none is held any more."""
+        """Return the lines, to be answered again; the last time, none is held
+        any more.
+        """
         self._most = 0 if last else self._most
         lines, self._lines = self._lines, []
         return lines
@@ -224,7 +264,9 @@ class HeldLines:
 class _LineAnswering:
     """Answers single lines."""
 
-    def __init__(self, answer: Answer, concurrency: int, helper: str, shares: ClientShares | None) -> None:
+    def __init__(
+        self, answer: Answer, concurrency: int, helper: str, shares: ClientShares | None
+    ) -> None:
         write = partial(format_reply, limit=reply_limit(concurrency))
         self._shares = shares
         self._answering = Answering(answer, write, partial(broken_reply, helper=helper))
@@ -233,7 +275,9 @@ class _LineAnswering:
         self.held = HeldLines(concurrency // 2)  # half of the slots that Squid fills
 
     def reply(self, line: bytes, counts: list[Key]) -> bytes:
-        """Answer one line, unless its channel-ID is missing: Squid could not find the lookup."""
+        """Answer one line, unless its channel-ID is missing: Squid could not find the
+        lookup.
+        """
         if not self._concurrency:
             return self._answering.reply(line, b"", counts)
         split = split_channel(line)
@@ -248,12 +292,18 @@ class _LineAnswering:
             return format_reply(JUDGED_LATER, channel)
         begun, processor_begun = time.monotonic(), time.thread_time()
         written = self._answer(line, channel, request, counts)
-        took = time.monotonic() - begun  # others have waited for so long, however little the processor was for this
-        if took > LOOK_UP_SECONDS and time.thread_time() - processor_begun > LOOK_UP_SECONDS:
+        # others have waited for so long, however little the processor was for this
+        took = time.monotonic() - begun
+        if (
+            took > LOOK_UP_SECONDS
+            and time.thread_time() - processor_begun > LOOK_UP_SECONDS
+        ):
             self._shares.charge(client, took)
         return written
 
-    def _answer(self, line: bytes, channel: bytes, request: bytes, counts: list[Key]) -> bytes:
+    def _answer(
+        self, line: bytes, channel: bytes, request: bytes, counts: list[Key]
+    ) -> bytes:
         reply, written = self._answering.answer(request, channel)
         if reply.hold_until and self.held.hold(line, reply.hold_until):
             return b""

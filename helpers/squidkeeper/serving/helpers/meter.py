@@ -1,7 +1,8 @@
 """`squidkeeper meter`: is something left of the quotas on this request?
 
-Squid asks it about each request that a quota may count, once the policy has allowed it. An answer is not kept. A line
-counts once: what cannot be counted is denied with ERR, because Squid asks again after BH.
+Squid asks it about each request that a quota may count, once the policy has allowed it.
+An answer is not kept. A line counts once: what cannot be counted is denied with ERR,
+because Squid asks again after BH.
 """
 
 import logging
@@ -16,8 +17,19 @@ from squidkeeper.base.metrics import METER
 from squidkeeper.policy.engine import CompiledPolicy, HostMatch, Stage, decide, deny
 from squidkeeper.policy.engine.quotas import counting
 from squidkeeper.policy.language.quotas import UNCOUNTED, Quota
-from squidkeeper.policy.protocol.lines import Reply, decode_token, parse_tokens, split_tokens
-from squidkeeper.policy.protocol.request import CONNECT, REQUEST_TOKENS, Malformed, Request, parse_request
+from squidkeeper.policy.protocol.lines import (
+    Reply,
+    decode_token,
+    parse_tokens,
+    split_tokens,
+)
+from squidkeeper.policy.protocol.request import (
+    CONNECT,
+    REQUEST_TOKENS,
+    Malformed,
+    Request,
+    parse_request,
+)
 from squidkeeper.serving.helpers.host_matches import HostMatches, decision_time
 from squidkeeper.serving.quotas.counts import holder
 from squidkeeper.serving.quotas.meter import Announced, Meter, Refusal
@@ -29,8 +41,13 @@ from squidkeeper.serving.replies import (
     within_quota_reply,
 )
 
-_MORE: Final = 6  # the rule, Content-Length, Transfer-Encoding, and the three parts of the request's ID
-_TOKENS: Final = (REQUEST_TOKENS + _MORE, REQUEST_TOKENS + _MORE + 1)  # Squid's trailing `-`
+# the rule, Content-Length, Transfer-Encoding, and the three parts of the request's ID
+_MORE: Final = 6
+# Squid's trailing `-`
+_TOKENS: Final = (
+    REQUEST_TOKENS + _MORE,
+    REQUEST_TOKENS + _MORE + 1,
+)
 _WAIT_SECONDS: Final = 2.0
 _NO_TOKEN: Final = b"-"
 _CONNECT: Final = CONNECT.encode()
@@ -39,7 +56,9 @@ _log = logging.getLogger(__name__)
 
 
 class QuotaScope:
-    """One policy, with the units that this process has taken, which outlive the policy."""
+    """One policy, with the units that this process has taken, which outlive
+    the policy.
+    """
 
     def __init__(self, policy: CompiledPolicy, meter: Meter) -> None:
         self.policy = policy
@@ -49,7 +68,9 @@ class QuotaScope:
 
     def answer(self, line: bytes) -> Reply:
         """Answer a line."""
-        stated, rule_token, length, encoding, *rest = split_tokens(line, REQUEST_TOKENS, _TOKENS)
+        stated, rule_token, length, encoding, *rest = split_tokens(
+            line, REQUEST_TOKENS, _TOKENS
+        )
         tokens, rule = _before_its_tunnel(stated), decode_token(rule_token)
         request = parse_request(parse_tokens(tokens, (REQUEST_TOKENS,)))
         if isinstance(request, Malformed):  # which the policy has denied
@@ -63,46 +84,71 @@ class QuotaScope:
         if refusal is None:
             return within_quota_reply(rule)
         refused = self._refuse(refusal, request)
-        return replace(refused, hold_until=_wait_from(rest[0])) if refusal.held else refused
+        return (
+            replace(refused, hold_until=_wait_from(rest[0]))
+            if refusal.held
+            else refused
+        )
 
     def _quotas(self, match: HostMatch, rule: str) -> tuple[Quota, ...]:
         is_tunnel = match.facts.method is None
-        passthrough = is_tunnel and decide(self.policy, match, decision_time(self.policy), Stage.HOST).passthrough
-        return counting(match.candidates.quotas, rule, is_tunnel=is_tunnel, passthrough=passthrough)
+        passthrough = (
+            is_tunnel
+            and decide(
+                self.policy, match, decision_time(self.policy), Stage.HOST
+            ).passthrough
+        )
+        return counting(
+            match.candidates.quotas, rule, is_tunnel=is_tunnel, passthrough=passthrough
+        )
 
     def _refuse(self, refusal: Refusal, request: Request) -> Reply:
         seconds = ceil(refusal.ends_in)
-        resets = datetime.now(UTC) + timedelta(seconds=refusal.ends_in + 0.5)  # rounded, as it is cut to the second
+        # rounded, as it is cut to the second
+        resets = datetime.now(UTC) + timedelta(seconds=refusal.ends_in + 0.5)
         decision = deny("quota", refusal_reason(refusal))
         found = f"{UNCOUNTED if refusal.unavailable else 'quota'}:{refusal.quota.name}"
         at = f"{resets:%Y-%m-%dT%H:%M:%SZ}"
-        return over_quota_reply(decision, self.policy, request, refusal.quota.name, found, (at, seconds))
+        return over_quota_reply(
+            decision, self.policy, request, refusal.quota.name, found, (at, seconds)
+        )
 
     def _report(self, problem: str) -> None:
         """Log a failure when it begins or changes, not for each request."""
         if problem and problem != self._problem:
-            _log.error("quotas cannot be counted, so requests under quota are denied: %s", problem)
+            _log.error(
+                "quotas cannot be counted, so requests under quota are denied: %s",
+                problem,
+            )
         self._problem = problem
 
 
 def _body(length: bytes, encoding: bytes, rest: list[bytes]) -> Announced | None:
-    """Read what a request is about to send; None where it has no body. Squid reads more lengths than plain digits."""
+    """Read what a request is about to send; None where it has no body.
+
+    Squid reads more lengths than plain digits.
+    """
     is_plain = encoding == _NO_TOKEN and _LENGTH.fullmatch(length)
     size = int(length) if is_plain else None
     if size == 0 or length == encoding == _NO_TOKEN:
         return None
-    request = b".".join(rest[:3]).decode("ascii", "replace")  # as at the end of REQUEST_ID in setup/error_pages.py
+    # as at the end of REQUEST_ID in setup/error_pages.py
+    request = b".".join(rest[:3]).decode("ascii", "replace")
     return Announced(request, size)
 
 
 def _wait_from(began: bytes) -> float:
-    """Return how long a request waits for an upload that has just ended: the exporter counts it within a moment."""
+    """Return how long a request waits for an upload that has just ended: the exporter
+    counts it within a moment.
+    """
     since = abs(time.time() - float(began))  # a clock that is set back ends the wait
     return time.monotonic() + _WAIT_SECONDS - since
 
 
 def _before_its_tunnel(tokens: bytes) -> bytes:
-    """State a CONNECT as it was before the answer about its host, which has named the tunnel."""
+    """State a CONNECT as it was before the answer about its host, which has named the
+    tunnel.
+    """
     client, user, method, *rest, sni, tunnel, token = tokens.split(b" ")
     if method == _CONNECT:
         sni = tunnel = b"-"
@@ -126,7 +172,9 @@ def refusal_reason(refusal: Refusal) -> str:
 
 
 def answer(scope: QuotaScope | None, line: bytes) -> Reply:
-    """Answer one line: the nine tokens, the rule that has allowed the request, what tells its size, and its ID."""
+    """Answer one line: the nine tokens, the rule that has allowed the request, what
+    tells its size, and its ID.
+    """
     if scope is None:
         return no_policy_reply(METER, parse_request(parse_tokens(line, _TOKENS)))
     return scope.answer(line)

@@ -1,8 +1,10 @@
 """`squidkeeper throttle`: when does a client get its denial?
 
-Squid asks after it has denied a request. The answer changes the time at which the client gets its page, and nothing
-else. It bounds the lines of the access log that a client causes. A denial that would wait too long is surplus: it waits
-at a second `external_acl_type`, in Squid's queue, and takes none of the lookups (`concurrency=`) in which others wait.
+Squid asks after it has denied a request. The answer changes the time at which the
+client gets its page, and nothing else. It bounds the lines of the access log that a
+client causes. A denial that would wait too long is surplus: it waits at a second
+`external_acl_type`, in Squid's queue, and takes none of the lookups (`concurrency=`) in
+which others wait.
 """
 
 from collections import deque
@@ -18,17 +20,22 @@ from squidkeeper.serving.helpers.delayed_replies import DelayedReply
 from squidkeeper.serving.quotas.counts import client_network
 
 TOKENS: Final = (1, 2)
-SPARE_LOOKUPS: Final = 50  # never held, so that a client below its rate is answered at once
+SPARE_LOOKUPS: Final = (
+    50  # never held, so that a client below its rate is answered at once
+)
 SURPLUS_SECONDS: Final = 60.0
-# More than one machine can have open: three times client_ip_max_connections. A client that has gone leaves its lookup
-# behind, and Squid holds the request for it, 11 KB of memory or more.
+# More than one machine can have open: three times client_ip_max_connections. A client
+# that has gone leaves its lookup behind, and Squid holds the request for it, 11 KB of
+# memory or more.
 SURPLUS_AT_MOST: Final = 8192
 CLIENTS_AT_MOST: Final = 50_000
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of one client: denials per second, the burst before that, and the longest wait for a turn."""
+    """The limits of one client: denials per second, the burst before that, and the
+    longest wait for a turn.
+    """
 
     per_second: float
     burst: int
@@ -36,17 +43,23 @@ class Limits:
 
 
 class Clients:
-    """The next turn of each client, by the generic cell rate algorithm (ITU-T I.371), with a bound on their number."""
+    """The next turn of each client, by the generic cell rate algorithm (ITU-T I.371),
+    with a bound on their number.
+    """
 
     def __init__(self, limits: Limits, at_most: int = CLIENTS_AT_MOST) -> None:
         self._interval = 1 / limits.per_second
         self._tolerance = (limits.burst - 1) * self._interval
         self._longest = limits.longest_seconds
         self._at_most = at_most
-        self._full_at: dict[str, float] = {}  # when the client has its whole burst again
+        self._full_at: dict[
+            str, float
+        ] = {}  # when the client has its whole burst again
 
     def due(self, client: str, now: float, *, may_wait: bool = True) -> float | None:
-        """Return the client its next turn; None, and no turn, if that is too far away."""
+        """Return the client its next turn; None, and no turn, if that is too
+        far away.
+        """
         full_at = max(now, self._full_at.get(client, now))
         due = max(now, full_at - self._tolerance)
         if due - now > (self._longest if may_wait else 0):
@@ -57,17 +70,30 @@ class Clients:
         return due
 
     def _forget(self) -> None:
-        """Forget the half that has used least: they have their whole burst again soonest."""
-        self._full_at = dict(nlargest(self._at_most // 2, self._full_at.items(), key=lambda item: item[1]))
+        """Forget the half that has used least: they have their whole burst again
+        soonest.
+        """
+        self._full_at = dict(
+            nlargest(
+                self._at_most // 2, self._full_at.items(), key=lambda item: item[1]
+            )
+        )
 
 
 class Surplus:
-    """The turns of the surplus of all clients: one queue, each turn later than the one before.
+    """The turns of the surplus of all clients: one queue, each turn later than the one
+    before.
 
-    If too many wait, each new one releases the oldest: `release` gets the time until which all are due now.
+    If too many wait, each new one releases the oldest: `release` gets the time until
+    which all are due now.
     """
 
-    def __init__(self, per_second: float, release: Callable[[float], None], at_most: int = SURPLUS_AT_MOST) -> None:
+    def __init__(
+        self,
+        per_second: float,
+        release: Callable[[float], None],
+        at_most: int = SURPLUS_AT_MOST,
+    ) -> None:
         self._interval = 1 / per_second
         self._release = release
         self._at_most = at_most
@@ -86,9 +112,13 @@ class Surplus:
 
 
 class Throttle:
-    """Answers at client scope: OK at the client's turn, or ERR at once with the time for the surplus queue."""
+    """Answers at client scope: OK at the client's turn, or ERR at once with the time
+    for the surplus queue.
+    """
 
-    def __init__(self, limits: Limits, concurrency: int, release: Callable[[float], None]) -> None:
+    def __init__(
+        self, limits: Limits, concurrency: int, release: Callable[[float], None]
+    ) -> None:
         self._clients = Clients(limits)
         self._surplus = Surplus(limits.per_second, release)
         self._lookups_to_hold = concurrency - SPARE_LOOKUPS
@@ -96,21 +126,32 @@ class Throttle:
     def answer(self, request: bytes, now: float, held: int) -> DelayedReply:
         """Answer one line; `held` is the number of lines that wait already."""
         client, *_ = parse_tokens(request, TOKENS)
-        due = self._clients.due(client_network(client or ""), now, may_wait=held < self._lookups_to_hold)
+        due = self._clients.due(
+            client_network(client or ""), now, may_wait=held < self._lookups_to_hold
+        )
         if due is not None:
             return DelayedReply(due, _AT_ONCE if due <= now else _HELD)
         until = f"{self._surplus.due(now):.2f}"
-        return DelayedReply(now, Reply(Result.ERR, (("held_until_", until),), counts=_SURPLUS))
+        return DelayedReply(
+            now, Reply(Result.ERR, (("held_until_", until),), counts=_SURPLUS)
+        )
 
 
 def answer_surplus(request: bytes, now: float, held: int) -> DelayedReply:  # noqa: ARG001 - as at client scope
-    """Answer at surplus scope: at the time that the first answer named, or at once if it named none."""
+    """Answer at surplus scope: at the time that the first answer named, or at once if
+    it named none.
+    """
     until, *_ = parse_tokens(request, TOKENS)
     try:
         due = float(until or "")
     except ValueError:
         due = now
-    return DelayedReply(min(due, now + SURPLUS_SECONDS), _OK) if due > now else DelayedReply(now, _OK)  # also for NaN
+    # also for NaN
+    return (
+        DelayedReply(min(due, now + SURPLUS_SECONDS), _OK)
+        if due > now
+        else DelayedReply(now, _OK)
+    )
 
 
 _OK = Reply(Result.OK)

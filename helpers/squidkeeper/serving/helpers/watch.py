@@ -1,8 +1,9 @@
 """`squidkeeper watch`: does this request hold what must not leave?
 
-Squid asks it about every request of a policy that watches, denied ones included: what is found is not in the log. It
-searches what Squid states of a request, its URL and the headers that helpers read, for secrets and canaries of the
-policy, and for placeholders of credentials that the request does not get.
+Squid asks it about every request of a policy that watches, denied ones included: what
+is found is not in the log. It searches what Squid states of a request, its URL and the
+headers that helpers read, for secrets and canaries of the policy, and for placeholders
+of credentials that the request does not get.
 """
 
 import os
@@ -14,19 +15,33 @@ from squidkeeper.base.errors import SecretUnavailable
 from squidkeeper.base.metrics import WATCH
 from squidkeeper.policy.engine import CompiledPolicy, Stage, decide, deny
 from squidkeeper.policy.language.secret_sources import NamedSecret
-from squidkeeper.policy.protocol.lines import LINE_LIMIT, Reply, decode_token, parse_tokens, split_tokens
+from squidkeeper.policy.protocol.lines import (
+    LINE_LIMIT,
+    Reply,
+    decode_token,
+    parse_tokens,
+    split_tokens,
+)
 from squidkeeper.policy.protocol.request import REQUEST_TOKENS, parse_request
 from squidkeeper.policy.protocol.request_headers import READ_HEADERS
 from squidkeeper.serving.credentials import SecretStore
 from squidkeeper.serving.credentials.watched_values import WatchedValues
 from squidkeeper.serving.helpers.host_matches import HostMatches, decision_time
-from squidkeeper.serving.replies import HEADER_TOO_LONG, found_reply, no_policy_reply, nothing_found_reply
+from squidkeeper.serving.replies import (
+    HEADER_TOO_LONG,
+    found_reply,
+    no_policy_reply,
+    nothing_found_reply,
+)
 
 _TOKENS = tuple(REQUEST_TOKENS + 1 + len(READ_HEADERS) + more for more in (0, 1))
 _READ_EVERY_SECONDS = 1.0
 _SECRET, _CANARY, _PLACEHOLDER = "secret:", "canary:", "placeholder:"
 
-_LEAVING = deny("secret-leaving", 'The URL or a header holds a "secret" that this gateway keeps for itself.')
+_LEAVING = deny(
+    "secret-leaving",
+    'The URL or a header holds a "secret" that this gateway keeps for itself.',
+)
 _MISDIRECTED = deny(
     "placeholder-misdirected",
     'The request holds a "placeholder" of a credential that is not for it: the gateway puts the value in elsewhere.',
@@ -34,12 +49,17 @@ _MISDIRECTED = deny(
 
 
 class Watch:
-    """One policy, and digests of what it watches for. The values are read again every second, and not kept.
+    """One policy, and digests of what it watches for.
 
-    `values` outlives the policy, so that the former value of a secret is known after its file was replaced.
+    The values are read again every second, and not kept.
+
+    `values` outlives the policy, so that the former value of a secret is known after
+    its file was replaced.
     """
 
-    def __init__(self, policy: CompiledPolicy, values: WatchedValues, fetched: Path | None = None) -> None:
+    def __init__(
+        self, policy: CompiledPolicy, values: WatchedValues, fetched: Path | None = None
+    ) -> None:
         self.policy = policy
         self._fetched = fetched
         self._matches = HostMatches(policy)
@@ -57,8 +77,17 @@ class Watch:
         leaving = [name for name in found if not name.startswith(_PLACEHOLDER)]
         if leaving:
             in_user = bool(self._values.find(tokens.split(b" ", 2)[1]))
-            return found_reply(_LEAVING, self.policy, _stated(tokens), leaving, withheld=True, hide_user=in_user)
-        misdirected = found - self._placeholders(tokens, decode_token(url)) if found else found
+            return found_reply(
+                _LEAVING,
+                self.policy,
+                _stated(tokens),
+                leaving,
+                withheld=True,
+                hide_user=in_user,
+            )
+        misdirected = (
+            found - self._placeholders(tokens, decode_token(url)) if found else found
+        )
         if misdirected:
             return found_reply(_MISDIRECTED, self.policy, _stated(tokens), misdirected)
         return nothing_found_reply()
@@ -68,7 +97,9 @@ class Watch:
         if match.facts.method is None:  # a CONNECT: any request in the tunnel
             credentials = match.candidates.credentials
         else:
-            credentials = decide(self.policy, match, decision_time(self.policy), Stage.URL, url).credentials
+            credentials = decide(
+                self.policy, match, decision_time(self.policy), Stage.URL, url
+            ).credentials
         return frozenset(_PLACEHOLDER + credential.name for credential in credentials)
 
     def _read(self) -> None:
@@ -77,16 +108,26 @@ class Watch:
             return
         self._read_next = now + _READ_EVERY_SECONDS
         source = self.policy.source
-        values = {_PLACEHOLDER + held.name: held.placeholder for held in source.credentials if held.placeholder}
+        values = {
+            _PLACEHOLDER + held.name: held.placeholder
+            for held in source.credentials
+            if held.placeholder
+        }
         names = {*values}
         if source.watch is not None:
-            for prefix, named in ((_SECRET, source.secrets), (_CANARY, source.canaries)):
+            for prefix, named in (
+                (_SECRET, source.secrets),
+                (_CANARY, source.canaries),
+            ):
                 values |= self._values_of(named, prefix)
                 names |= {prefix + name for name in named}
         self._values.update(names, values)
 
-    def _values_of(self, named: Mapping[str, NamedSecret], prefix: str) -> dict[str, str]:
-        store = SecretStore(named, os.environ, self._fetched)  # of this moment alone, as it keeps what it reads
+    def _values_of(
+        self, named: Mapping[str, NamedSecret], prefix: str
+    ) -> dict[str, str]:
+        # of this moment alone, as it keeps what it reads
+        store = SecretStore(named, os.environ, self._fetched)
         values: dict[str, str] = {}
         for name in named:
             try:
@@ -107,4 +148,6 @@ def answer(watch: Watch | None, line: bytes) -> Reply:
 
 
 def _stated(line: bytes) -> list[str | None]:
-    return parse_tokens(b" ".join(line.split(b" ", REQUEST_TOKENS)[:REQUEST_TOKENS]), (REQUEST_TOKENS,))
+    return parse_tokens(
+        b" ".join(line.split(b" ", REQUEST_TOKENS)[:REQUEST_TOKENS]), (REQUEST_TOKENS,)
+    )

@@ -1,4 +1,6 @@
-"""The counts of quotas: whose count a request belongs to, in the helpers and in the log; what every store does."""
+"""The counts of quotas: whose count a request belongs to, in the helpers and in the
+log; what every store does.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,19 @@ from typing import Final, Protocol, Self
 
 from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
 
-SHARE = 16  # a lease is at most this part of what is left, so that the last units are given one by one
+# a lease is at most this part of what is left, so that the last units are given one by
+# one
+SHARE = 16
 LEASE_AT_MOST = 32
 LARGEST: Final = 2**53  # a count goes no higher: a number in Lua is exact up to here
 
 
 @dataclass(frozen=True, slots=True)
 class QuotaCount:
-    """One count: of a quota, for one holder. Another unit or window of the quota has another count."""
+    """One count: of a quota, for one holder.
+
+    Another unit or window of the quota has another count.
+    """
 
     quota: str
     unit: QuotaUnit
@@ -30,16 +37,19 @@ class QuotaCount:
 
     @classmethod
     def parse(cls, quota: str, unit: str, every: str, holder: str) -> Self:
-        """Read a count as a store keeps it; ValueError for a unit or a window that is unknown."""
+        """Read a count as a store keeps it; ValueError for a unit or a window that is
+        unknown.
+        """
         return cls(quota, QuotaUnit(unit), Window(every), holder)
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What a store has given of a count, what is used of it and left, that included, and when the window ends.
+    """What a store has given of a count, what is used of it and left, that included,
+    and when the window ends.
 
-    `left` goes by the limit that held: this gateway's part where the store of all gateways is away. `ends_in` is in
-    seconds.
+    `left` goes by the limit that held: this gateway's part where the store of all
+    gateways is away. `ends_in` is in seconds.
     """
 
     given: int
@@ -58,10 +68,17 @@ class QuotaUse:
 
 
 class CountStore(Protocol):
-    """Keeps counts. Every method raises `CountsUnavailable` where it cannot, within a quarter of a second or so."""
+    """Keeps counts.
+
+    Every method raises `CountsUnavailable` where it cannot, within a quarter of a
+    second or so.
+    """
 
     def take(self, count: QuotaCount, limit: int, asked: int) -> Taken:
-        """Hand out up to so many units of what is left, in one step for all who ask. None asked: say what is used."""
+        """Hand out up to so many units of what is left, in one step for all who ask.
+
+        None asked: say what is used.
+        """
 
     def add(self, count: QuotaCount, amount: int) -> None:
         """Add what was used already."""
@@ -70,15 +87,22 @@ class CountStore(Protocol):
 class HoldingStore(CountStore, Protocol):
     """Holds what requests are about to send, on this gateway."""
 
-    def hold(self, request: str, count: QuotaCount, limit: int, size: int | None) -> Taken:
-        """Hold a size, or all that is left, until the request has ended. None given: it is more than is left."""
+    def hold(
+        self, request: str, count: QuotaCount, limit: int, size: int | None
+    ) -> Taken:
+        """Hold a size, or all that is left, until the request has ended.
+
+        None given: it is more than is left.
+        """
 
     def release(self, requests: Iterable[str]) -> None:
         """Hold nothing any more for these requests."""
 
 
 def share(limit: int, used: int, asked: int) -> int:
-    """Return how many units somebody gets: what was asked, less where little is left, and never more than is left."""
+    """Return how many units somebody gets: what was asked, less where little is left,
+    and never more than is left.
+    """
     left = limit - used
     return min(asked, max(1, left // SHARE)) if left > 0 else 0
 
@@ -100,8 +124,8 @@ def client_network(client: str) -> str:
 def holder(quota: Quota, address: str, user: str | None, rule: str) -> str:
     """Name whose count of a quota a request belongs to.
 
-    `user` is the proxy user as the access log has it, in percent-encoding: who logs in has one count, from whichever
-    address. None without a login.
+    `user` is the proxy user as the access log has it, in percent-encoding: who logs in
+    has one count, from whichever address. None without a login.
     """
     match quota.per:
         case Counted.CLIENT:

@@ -1,7 +1,8 @@
-"""Counts on one gateway: one SQLite file in the state folder, which every helper writes.
+"""Counts on one gateway: one SQLite file in the state folder, which every helper
+writes.
 
-It survives restarts. A count never goes back with the clock: a window that
-has begun goes on until the clock has reached its end, unless it is more than one window away.
+It survives restarts. A count never goes back with the clock: a window that has begun
+goes on until the clock has reached its end, unless it is more than one window away.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from squidkeeper.base.errors import CountsUnavailable
 from squidkeeper.base.shared_database import SharedDatabase
-from squidkeeper.serving.quotas.counts import LARGEST, QuotaCount, QuotaUse, Taken, share
+from squidkeeper.serving.quotas.counts import (
+    LARGEST,
+    QuotaCount,
+    QuotaUse,
+    Taken,
+    share,
+)
 
 if TYPE_CHECKING:
     import sqlite3
@@ -50,7 +57,8 @@ _WRITE: Final = "INSERT OR REPLACE INTO counts VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
 class Offer(NamedTuple):
-    """What is used of a count, held by requests under way, and may be used at most; now, and the end of the window.
+    """What is used of a count, held by requests under way, and may be used at most;
+    now, and the end of the window.
 
     `rows` is by how many requests it is held.
     """
@@ -69,14 +77,23 @@ class Offer(NamedTuple):
 
     def taken(self, given: int) -> Taken:
         """Say what was given of it."""
-        return Taken(given, self.used, max(0, self.limit - self.used), self.ends - self.now)
+        return Taken(
+            given, self.used, max(0, self.limit - self.used), self.ends - self.now
+        )
 
 
 class LocalCounts:
     """The counts below a state folder, for the processes of Squid's account."""
 
-    def __init__(self, state: Path, clock: Callable[[], float] = time.time, more: str = "") -> None:
-        self._database = SharedDatabase(state / FOLDER / "counts.db", _SCHEMA + more, 0o750, failure=CountsUnavailable)
+    def __init__(
+        self, state: Path, clock: Callable[[], float] = time.time, more: str = ""
+    ) -> None:
+        self._database = SharedDatabase(
+            state / FOLDER / "counts.db",
+            _SCHEMA + more,
+            0o750,
+            failure=CountsUnavailable,
+        )
         self._clock = clock
         self._tidied = 0.0
 
@@ -86,7 +103,9 @@ class LocalCounts:
             with self._database.opened() as database:
                 now = self._clock()
                 began, used = _current(database, count, now)
-                return Taken(0, used, max(0, limit - used), count.window.end(began) - now)
+                return Taken(
+                    0, used, max(0, limit - used), count.window.end(began) - now
+                )
         with self._database.transaction() as database:
             now = self._clock()
             began, used = _current(database, count, now)
@@ -97,11 +116,21 @@ class LocalCounts:
         used += given
         return Taken(given, used, max(0, limit - used), count.window.end(began) - now)
 
-    def hold(self, request: str, count: QuotaCount, limit: int, size: int | None, used: int | None = None) -> Taken:
-        """Hold what a request is about to send, until `release`: a size, or all that is left. None given: too little.
+    def hold(
+        self,
+        request: str,
+        count: QuotaCount,
+        limit: int,
+        size: int | None,
+        used: int | None = None,
+    ) -> Taken:
+        """Hold what a request is about to send, until `release`: a size, or all that is
+        left.
 
-        `used` is what the store of all gateways has; else what is counted here. `left` leaves out what is held. Held
-        units count until the window ends.
+        None given: too little.
+
+        `used` is what the store of all gateways has; else what is counted here. `left`
+        leaves out what is held. Held units count until the window ends.
         """
         with self._database.transaction() as database:
             offer = self._offer(database, count, limit, used)
@@ -115,14 +144,20 @@ class LocalCounts:
         """Hold nothing any more for these requests."""
         if self._database.exists:
             with self._database.transaction() as database:
-                database.executemany("DELETE FROM held WHERE request = ?", ((request,) for request in requests))
+                database.executemany(
+                    "DELETE FROM held WHERE request = ?",
+                    ((request,) for request in requests),
+                )
 
     def holding(self) -> set[str]:
         """List the requests for which something is held."""
         if not self._database.exists:
             return set()
         with self._database.opened() as database:
-            return {request for (request,) in database.execute("SELECT DISTINCT request FROM held")}
+            return {
+                request
+                for (request,) in database.execute("SELECT DISTINCT request FROM held")
+            }
 
     def add(self, count: QuotaCount, amount: int) -> None:
         """Add what was used already."""
@@ -158,16 +193,38 @@ class LocalCounts:
         """Close the file."""
         self._database.close()
 
-    def _offer(self, database: sqlite3.Connection, count: QuotaCount, limit: int, used: int | None) -> Offer:
+    def _offer(
+        self,
+        database: sqlite3.Connection,
+        count: QuotaCount,
+        limit: int,
+        used: int | None,
+    ) -> Offer:
         now = self._clock()
         began, here = _current(database, count, now)
         held, rows = database.execute(_HELD, (now, *key_of(count))).fetchone()
-        return Offer(here if used is None else used, held, rows, limit, now, count.window.end(began))
+        return Offer(
+            here if used is None else used,
+            held,
+            rows,
+            limit,
+            now,
+            count.window.end(began),
+        )
 
-    def _keep(self, database: sqlite3.Connection, request: str, count: QuotaCount, size: int, ends: int) -> None:
+    def _keep(
+        self,
+        database: sqlite3.Connection,
+        request: str,
+        count: QuotaCount,
+        size: int,
+        ends: int,
+    ) -> None:
         database.execute(_HOLD, (request, *key_of(count), size, ends))
 
-    def _add(self, database: sqlite3.Connection, amounts: dict[QuotaCount, int]) -> None:
+    def _add(
+        self, database: sqlite3.Connection, amounts: dict[QuotaCount, int]
+    ) -> None:
         now = self._clock()
         for count, amount in amounts.items():
             began, used = _current(database, count, now)
@@ -178,10 +235,15 @@ class LocalCounts:
         if abs(now - self._tidied) >= _TIDY_EVERY_SECONDS:
             self._tidied = now
             for table in ("counts", "held"):
-                database.execute(f"DELETE FROM {table} WHERE ends < ?", (now - _KEPT_SECONDS,))  # noqa: S608 - ours
+                database.execute(
+                    f"DELETE FROM {table} WHERE ends < ?",  # noqa: S608 - ours
+                    (now - _KEPT_SECONDS,),
+                )
 
 
-def _current(database: sqlite3.Connection, count: QuotaCount, now: float) -> tuple[int, int]:
+def _current(
+    database: sqlite3.Connection, count: QuotaCount, now: float
+) -> tuple[int, int]:
     began = count.window.begin(now)
     row = database.execute(_FIND, key_of(count)).fetchone()
     if row is None or not began <= row[0] <= count.window.end(began):
@@ -189,7 +251,9 @@ def _current(database: sqlite3.Connection, count: QuotaCount, now: float) -> tup
     return row[0], row[1]
 
 
-def _write(database: sqlite3.Connection, count: QuotaCount, began: int, used: int) -> None:
+def _write(
+    database: sqlite3.Connection, count: QuotaCount, began: int, used: int
+) -> None:
     ends = count.window.end(began)
     database.execute(_WRITE, (*key_of(count), began, ends, min(used, LARGEST)))
 

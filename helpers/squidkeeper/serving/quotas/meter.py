@@ -1,8 +1,11 @@
-"""Takes units of quotas for requests, a few ahead of their use, and holds the bytes that they announce.
+"""Takes units of quotas for requests, a few ahead of their use, and holds the bytes
+that they announce.
 
-A lease is what the store has given to this process and nobody else, so what all processes and gateways together let
-pass is never over the limit. Leases grow while they are used up, and shrink to one unit where little is left. A process
-that ends takes its leases with it: `LEASE_AT_MOST` units of a count at most, and at most a `SHARE`th of the limit.
+A lease is what the store has given to this process and nobody else, so what all
+processes and gateways together let pass is never over the limit. Leases grow while they
+are used up, and shrink to one unit where little is left. A process that ends takes its
+leases with it: `LEASE_AT_MOST` units of a count at most, and at most a `SHARE`th of the
+limit.
 """
 
 import time
@@ -13,17 +16,29 @@ from typing import Final
 
 from squidkeeper.base.errors import CountsUnavailable
 from squidkeeper.policy.language.quotas import Quota, QuotaUnit
-from squidkeeper.serving.quotas.counts import LEASE_AT_MOST, HoldingStore, QuotaCount, Taken
+from squidkeeper.serving.quotas.counts import (
+    LEASE_AT_MOST,
+    HoldingStore,
+    QuotaCount,
+    Taken,
+)
 
-_COUNTS_AT_MOST: Final = 50_000  # in memory; leases that are dropped are units that nobody gets
-_ASK_AGAIN_SECONDS: Final = 1.0  # about a count that is used up: somebody may have reset it
+_COUNTS_AT_MOST: Final = (
+    50_000  # in memory; leases that are dropped are units that nobody gets
+)
+_ASK_AGAIN_SECONDS: Final = (
+    1.0  # about a count that is used up: somebody may have reset it
+)
 _SIZE_KNOWN_SECONDS: Final = 0.25  # as often as the exporter reads the access log
 _AWAY_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """What a request is about to send: the request's ID, and its size. None: it sends chunks."""
+    """What a request is about to send: the request's ID, and its size.
+
+    None: it sends chunks.
+    """
 
     request: str
     size: int | None
@@ -33,8 +48,9 @@ class Announced:
 class Refusal:
     """A quota that refuses a request, and in how many seconds its count begins again.
 
-    `unavailable` says why the count cannot be read, where that is why. `left` is how much is left, where a request is
-    larger than that. `held`: it would be enough, if requests that have not ended did not hold it.
+    `unavailable` says why the count cannot be read, where that is why. `left` is how
+    much is left, where a request is larger than that. `held`: it would be enough, if
+    requests that have not ended did not hold it.
     """
 
     quota: Quota
@@ -46,7 +62,10 @@ class Refusal:
 
 @dataclass(slots=True)
 class _Lease:
-    """Units that this process has, until a time of the monotonic clock. Of sizes: how much is left, and `size` is 0."""
+    """Units that this process has, until a time of the monotonic clock.
+
+    Of sizes: how much is left, and `size` is 0.
+    """
 
     left: int
     until: float
@@ -55,7 +74,10 @@ class _Lease:
 
 
 class Meter:
-    """Takes units for one process. `counts_bytes` tells whether those of requests that have ended are counted."""
+    """Takes units for one process.
+
+    `counts_bytes` tells whether those of requests that have ended are counted.
+    """
 
     def __init__(
         self,
@@ -68,8 +90,12 @@ class Meter:
         self._clock = clock
         self._leases: dict[QuotaCount, _Lease] = {}
 
-    def take(self, counts: Iterable[tuple[Quota, str]], body: Announced | None = None) -> Refusal | None:
-        """Take a unit of each of these quotas for a holder each, and hold the bytes of a body; or do nothing."""
+    def take(
+        self, counts: Iterable[tuple[Quota, str]], body: Announced | None = None
+    ) -> Refusal | None:
+        """Take a unit of each of these quotas for a holder each, and hold the bytes of
+        a body; or do nothing.
+        """
         now = self._clock()
         used: list[_Lease] = []
         for quota, holder in counts:
@@ -95,23 +121,39 @@ class Meter:
             lease = self._lease(quota, holder, now)
         except CountsUnavailable as error:
             return None, Refusal(quota, _AWAY_SECONDS, unavailable=str(error))
-        return (lease, None) if lease.left else (None, Refusal(quota, lease.ends_at - now))
+        return (
+            (lease, None) if lease.left else (None, Refusal(quota, lease.ends_at - now))
+        )
 
     def _lease(self, quota: Quota, holder: str, now: float) -> _Lease:
         count = QuotaCount.of(quota, holder)
         lease = self._leases.get(count)
         if lease is not None and now < lease.until and (lease.left or not lease.size):
             return lease
-        asked = min(2 * lease.size, LEASE_AT_MOST) if lease is not None and now < lease.ends_at else 1
+        asked = (
+            min(2 * lease.size, LEASE_AT_MOST)
+            if lease is not None and now < lease.ends_at
+            else 1
+        )
         taken = self._store.take(count, quota.limit, max(1, asked))
-        until = now + (taken.ends_in if taken.given else min(taken.ends_in, _ASK_AGAIN_SECONDS))
-        return self._keep(count, _Lease(taken.given, until, taken.given, now + taken.ends_in))
+        until = now + (
+            taken.ends_in if taken.given else min(taken.ends_in, _ASK_AGAIN_SECONDS)
+        )
+        return self._keep(
+            count, _Lease(taken.given, until, taken.given, now + taken.ends_in)
+        )
 
     def _hold(self, quota: Quota, holder: str, body: Announced) -> Refusal | None:
         self._check_counting()
-        taken = self._store.hold(body.request, QuotaCount.of(quota, holder), quota.limit, body.size)
+        taken = self._store.hold(
+            body.request, QuotaCount.of(quota, holder), quota.limit, body.size
+        )
         held = taken.left >= (body.size or 1)
-        return None if taken.given else Refusal(quota, taken.ends_in, left=taken.left, held=held)
+        return (
+            None
+            if taken.given
+            else Refusal(quota, taken.ends_in, left=taken.left, held=held)
+        )
 
     def _release(self, body: Announced | None) -> None:
         if body:
@@ -120,7 +162,9 @@ class Meter:
 
     def _check_counting(self) -> None:
         if not self._counts_bytes():
-            raise CountsUnavailable("the exporter, which counts bytes, does not read the access log")
+            raise CountsUnavailable(
+                "the exporter, which counts bytes, does not read the access log"
+            )
 
     def _check_size(self, quota: Quota, holder: str, now: float) -> Refusal | None:
         count = QuotaCount.of(quota, holder)
@@ -135,7 +179,11 @@ class Meter:
     def _keep(self, count: QuotaCount, lease: _Lease) -> _Lease:
         if len(self._leases) >= _COUNTS_AT_MOST:
             now = self._clock()
-            self._leases = {count: kept for count, kept in self._leases.items() if now < kept.ends_at}
+            self._leases = {
+                count: kept
+                for count, kept in self._leases.items()
+                if now < kept.ends_at
+            }
             if len(self._leases) >= _COUNTS_AT_MOST:
                 self._leases.clear()
         self._leases[count] = lease

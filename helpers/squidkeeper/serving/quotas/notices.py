@@ -1,6 +1,8 @@
-"""What one process leaves for the others, in the state folder: that bytes are counted, and that the store is away.
+"""What one process leaves for the others, in the state folder: that bytes are counted,
+and that the store is away.
 
-The exporter counts the bytes, which it reads from the access log. The helpers ask the store of all gateways.
+The exporter counts the bytes, which it reads from the access log. The helpers ask the
+store of all gateways.
 """
 
 import os
@@ -15,7 +17,9 @@ from squidkeeper.serving.quotas.local_counts import FOLDER
 _COUNTED: Final = "bytes-counted"
 _AWAY: Final = "store-away"
 _EVERY_SECONDS: Final = 1.0
-_LATEST_SECONDS: Final = 30.0  # the store is asked every five seconds while requests need it
+_LATEST_SECONDS: Final = (
+    30.0  # the store is asked every five seconds while requests need it
+)
 _LONGEST: Final = 500  # bytes
 
 
@@ -33,14 +37,23 @@ class LogHeartbeat:
             return
         self._next = now + _EVERY_SECONDS
         self._file.parent.mkdir(mode=0o750, exist_ok=True)
-        os.close(os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640))
+        os.close(
+            os.open(
+                self._file,
+                os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
+                0o640,
+            )
+        )
         os.utime(self._file, follow_symlinks=False)
 
 
 def are_bytes_counted(state: Path) -> bool:
     """Whether an exporter has read the access log not long ago."""
     try:
-        return abs(time.time() - os.lstat(state / FOLDER / _COUNTED).st_mtime) < _LATEST_SECONDS
+        return (
+            abs(time.time() - os.lstat(state / FOLDER / _COUNTED).st_mtime)
+            < _LATEST_SECONDS
+        )
     except OSError:
         return False
 
@@ -53,7 +66,10 @@ class StoreProblem:
         self._problem = ""
 
     def note(self, problem: str) -> None:
-        """Note what is wrong; an empty text: nothing. A disk that cannot be written changes no decision."""
+        """Note what is wrong; an empty text: nothing.
+
+        A disk that cannot be written changes no decision.
+        """
         with suppress(OSError):
             if problem:
                 self._write(problem.encode("utf-8", "replace")[:_LONGEST])
@@ -64,13 +80,18 @@ class StoreProblem:
     def _write(self, content: bytes) -> None:
         self._file.parent.mkdir(mode=0o750, exist_ok=True)
         new = self._file.with_name(f"{_AWAY}.{os.getpid()}")
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o640), "wb") as opened:
+        with open(
+            os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o640),
+            "wb",
+        ) as opened:
             opened.write(content)
         new.rename(self._file)
 
 
 def read_store_problem(state: Path, now: float) -> str:
-    """Tell what a process has found wrong with the store not long ago; empty: nothing."""
+    """Tell what a process has found wrong with the store not long ago; empty:
+    nothing.
+    """
     try:
         with open_untrusted(state / FOLDER / _AWAY) as file:
             if abs(now - os.fstat(file.fileno()).st_mtime) > _LATEST_SECONDS:

@@ -1,4 +1,6 @@
-"""Which counts a gateway uses: its own, or those of all gateways, and what stands in while their store is away."""
+"""Which counts a gateway uses: its own, or those of all gateways, and what stands in
+while their store is away.
+"""
 
 import logging
 import time
@@ -10,7 +12,12 @@ from typing import Final
 
 from squidkeeper.base.errors import CountsUnavailable
 from squidkeeper.policy.language.quotas import QuotaUnit, Window
-from squidkeeper.serving.quotas.counts import CountStore, HoldingStore, QuotaCount, Taken
+from squidkeeper.serving.quotas.counts import (
+    CountStore,
+    HoldingStore,
+    QuotaCount,
+    Taken,
+)
 from squidkeeper.serving.quotas.local_counts import LocalCounts
 from squidkeeper.serving.quotas.meter import Meter
 from squidkeeper.serving.quotas.notices import StoreProblem, are_bytes_counted
@@ -22,14 +29,18 @@ from squidkeeper.serving.quotas.store_settings import (
 )
 from squidkeeper.serving.quotas.valkey_counts import ValkeyCounts
 
-AWAY_SECONDS: Final = 5.0  # until a store that fails again and again is asked the next time; after a first failure, 1
+# until a store that fails again and again is asked the next time; after a first
+# failure, 1
+AWAY_SECONDS: Final = 5.0
 _log = logging.getLogger(__name__)
 
 
 class SharedCounts:
-    """Asks the store of all gateways; while that is away, counts here up to this gateway's part, or not at all.
+    """Asks the store of all gateways; while that is away, counts here up to this
+    gateway's part, or not at all.
 
-    `report` is called with what is wrong, or with an empty text: each time that the store was asked.
+    `report` is called with what is wrong, or with an empty text: each time that the
+    store was asked.
     """
 
     def __init__(
@@ -66,10 +77,14 @@ class SharedCounts:
             raise CountsUnavailable(self._problem)
         return self._local.take(count, limit // self._settings.gateways, asked)
 
-    def hold(self, request: str, count: QuotaCount, limit: int, size: int | None) -> Taken:
+    def hold(
+        self, request: str, count: QuotaCount, limit: int, size: int | None
+    ) -> Taken:
         """Hold what a request is about to send. Other gateways see it at its end."""
         taken = self.take(count, limit, 0)
-        return self._local.hold(request, count, taken.used + taken.left, size, taken.used)
+        return self._local.hold(
+            request, count, taken.used + taken.left, size, taken.used
+        )
 
     def release(self, requests: Iterable[str]) -> None:
         """Hold nothing any more for these requests."""
@@ -86,10 +101,20 @@ class SharedCounts:
             raise
 
     def _log(self, problem: str) -> None:
-        """Log a failure when it begins or changes. Where requests are denied for it, whoever asked logs that."""
-        if problem != self._problem and self._settings.on_unavailable is OnUnavailable.LOCAL:
+        """Log a failure when it begins or changes.
+
+        Where requests are denied for it, whoever asked logs that.
+        """
+        if (
+            problem != self._problem
+            and self._settings.on_unavailable is OnUnavailable.LOCAL
+        ):
             gateways = self._settings.gateways
-            _log.error("quotas are counted on this gateway alone, up to 1/%d of each limit: %s", gateways, problem)
+            _log.error(
+                "quotas are counted on this gateway alone, up to 1/%d of each limit: %s",
+                gateways,
+                problem,
+            )
 
     def _leave(self, problem: str) -> None:
         self._pause = min(2 * self._pause or 1.0, AWAY_SECONDS)
@@ -103,10 +128,12 @@ _ASKED: Final = QuotaCount("doctor", QuotaUnit.REQUESTS, Window.DAY, "doctor")
 
 
 class GatewayCounts:
-    """The counts of a gateway with its policy in one folder and its state in another, as quota-store.yaml says now.
+    """The counts of a gateway with its policy in one folder and its state in another,
+    as quota-store.yaml says now.
 
-    The file is read again at most once a second, when a count is needed. One that cannot be used leaves the last good
-    one in force. Without a good one no count is available: else each gateway would give the whole limit.
+    The file is read again at most once a second, when a count is needed. One that
+    cannot be used leaves the last good one in force. Without a good one no count is
+    available: else each gateway would give the whole limit.
     """
 
     def __init__(
@@ -139,7 +166,9 @@ class GatewayCounts:
         """Add what was used already."""
         self._current().add(count, amount)
 
-    def hold(self, request: str, count: QuotaCount, limit: int, size: int | None) -> Taken:
+    def hold(
+        self, request: str, count: QuotaCount, limit: int, size: int | None
+    ) -> Taken:
         """Hold what a request is about to send."""
         return self._current().hold(request, count, limit, size)
 
@@ -148,7 +177,9 @@ class GatewayCounts:
         self._local.release(requests)
 
     def close(self) -> None:
-        """Close this gateway's own counts, and the connection to the store of all gateways."""
+        """Close this gateway's own counts, and the connection to the store of all
+        gateways.
+        """
         self._local.close()
         self._leave()
 
@@ -177,7 +208,10 @@ class GatewayCounts:
 
     def _use(self, settings: QuotaStoreSettings | None) -> None:
         self._leave()
-        self._settings, self._store = settings, ValkeyCounts(settings) if settings else None
+        self._settings, self._store = (
+            settings,
+            ValkeyCounts(settings) if settings else None,
+        )
         self._note("")
         if settings is None or self._store is None:
             self._counts = self._local
@@ -190,11 +224,15 @@ class GatewayCounts:
 
 def open_meter(directory: Path, state: Path) -> Meter:
     """Make the meter of a helper."""
-    return Meter(GatewayCounts(directory, state), counts_bytes=partial(are_bytes_counted, state))
+    return Meter(
+        GatewayCounts(directory, state), counts_bytes=partial(are_bytes_counted, state)
+    )
 
 
 def try_quota_store(settings: QuotaStoreSettings | None) -> None:
-    """Ask the store of all gateways for a count, and use nothing of it; `CountsUnavailable` says what is wrong."""
+    """Ask the store of all gateways for a count, and use nothing of it;
+    `CountsUnavailable` says what is wrong.
+    """
     if settings is not None:
         with closing(ValkeyCounts(settings)) as counts:
             counts.take(_ASKED, limit=1, asked=0)

@@ -1,4 +1,5 @@
-"""Where several gateways keep their counts together: quota-store.yaml, a file of the gateway's own set-up.
+"""Where several gateways keep their counts together: quota-store.yaml, a file of the
+gateway's own set-up.
 
 It is no part of the policy: whoever may edit the policy cannot choose who counts.
 """
@@ -28,7 +29,10 @@ class OnUnavailable(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class QuotaStoreSettings:
-    """A Valkey server, and what holds without it. Without a CA there is no TLS, to this machine alone."""
+    """A Valkey server, and what holds without it.
+
+    Without a CA there is no TLS, to this machine alone.
+    """
 
     address: Address
     port: int
@@ -45,34 +49,50 @@ def quota_store_file(directory: Path) -> Path:
 
 
 def read_quota_store(file: Path) -> QuotaStoreSettings | None:
-    """Read the file; None where there is none. `CountsUnavailable` says what is wrong, and shows no password."""
+    """Read the file; None where there is none.
+
+    `CountsUnavailable` says what is wrong, and shows no password.
+    """
     try:
         told = msgspec.yaml.decode(file.read_bytes(), type=_QuotaStoreFile)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise CountsUnavailable(f"{file}: {error.strerror}: Squid's account has to read it") from None
+        raise CountsUnavailable(
+            f"{file}: {error.strerror}: Squid's account has to read it"
+        ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CountsUnavailable(f"{file}: {error}: {_EXPECTED}") from None
     address, port = _place(file, told.address)
     if told.tls_ca is None and not address.is_loopback:
-        raise CountsUnavailable(f"{file}: tls_ca is missing: without TLS the store must be on this machine")
+        raise CountsUnavailable(
+            f"{file}: tls_ca is missing: without TLS the store must be on this machine"
+        )
     if not 1 <= told.gateways <= _GATEWAYS_AT_MOST:
-        raise CountsUnavailable(f"{file}: gateways is {told.gateways}, expected the number of gateways that share it")
+        raise CountsUnavailable(
+            f"{file}: gateways is {told.gateways}, expected the number of gateways that share it"
+        )
     ca = None if told.tls_ca is None else Path(told.tls_ca)
     password = _password(file, Path(told.password_file))
-    return QuotaStoreSettings(address, port, told.user, password, ca, told.on_unavailable, told.gateways)
+    return QuotaStoreSettings(
+        address, port, told.user, password, ca, told.on_unavailable, told.gateways
+    )
 
 
 def _place(file: Path, text: str) -> tuple[Address, int]:
-    """Read the address. It is no name: nothing waits for a name server while a request waits."""
+    """Read the address.
+
+    It is no name: nothing waits for a name server while a request waits.
+    """
     try:
         host, port = parse_authority(text)
         if host.address is not None and port is not None:
             return parse_address(host.text.strip("[]")), port
     except InvalidUrl:
         pass
-    raise CountsUnavailable(f"{file}: address {text!r} is not ADDRESS:PORT, expected one such as 10.0.0.5:6379")
+    raise CountsUnavailable(
+        f"{file}: address {text!r} is not ADDRESS:PORT, expected one such as 10.0.0.5:6379"
+    )
 
 
 def _password(file: Path, password_file: Path) -> str:
@@ -80,9 +100,13 @@ def _password(file: Path, password_file: Path) -> str:
         text = read_regular(password_file).decode().strip()
         is_closed = not password_file.stat().st_mode & _OTHERS
     except (OSError, UnicodeDecodeError) as error:
-        raise CountsUnavailable(f"{file}: password_file {password_file} cannot be read: {error}") from None
+        raise CountsUnavailable(
+            f"{file}: password_file {password_file} cannot be read: {error}"
+        ) from None
     if not text or not is_closed:
-        expected = "expected one line that only its owner and group can read: chmod 0640"
+        expected = (
+            "expected one line that only its owner and group can read: chmod 0640"
+        )
         raise CountsUnavailable(f"{file}: password_file {password_file}: {expected}")
     return text
 

@@ -1,7 +1,9 @@
-"""Renders Squid's configuration: templates, a gateway's own values, and the lines that placeholders expand to.
+"""Renders Squid's configuration: templates, a gateway's own values, and the lines that
+placeholders expand to.
 
-`@NAME@` is a placeholder. One that stands alone on a line goes with its line where it expands to nothing. The core
-includes the parts by name; the line of a part that is not in force is left out.
+`@NAME@` is a placeholder. One that stands alone on a line goes with its line where it
+expands to nothing. The core includes the parts by name; the line of a part that is not
+in force is left out.
 """
 
 import re
@@ -27,26 +29,47 @@ from squidkeeper.serving.rendering.values import Peer, Values
 from squidkeeper.serving.replies import header_annotation
 
 _WIDTH: Final = 110
-_KEYS_A_LINE: Final = 40  # a line of Squid's configuration ends at 8 KB, and a key has up to 100 characters
-# What a client has sent with its CONNECT would go to the parent with ours. It could take that for the gateway's.
+# a line of Squid's configuration ends at 8 KB, and a key has up to 100 characters
+_KEYS_A_LINE: Final = 40
+# What a client has sent with its CONNECT would go to the parent with ours. It could
+# take that for the gateway's.
 _PASSED_IN_CONNECT: Final = ("Host", "Proxy-Authorization", "Via")
-# Squid's own, or of no use to whoever wants to send a text. Beside these, only what helpers read passes.
-_UNREAD: Final = ("Host", "Content-Length", "Transfer-Encoding", "Connection", "Expect", "Max-Forwards")
-# No query of any kind: a peer is used where it is chosen. Squid gives up a connection to one after three seconds.
+# Squid's own, or of no use to whoever wants to send a text. Beside these, only what
+# helpers read passes.
+_UNREAD: Final = (
+    "Host",
+    "Content-Length",
+    "Transfer-Encoding",
+    "Connection",
+    "Expect",
+    "Max-Forwards",
+)
+# No query of any kind: a peer is used where it is chosen. Squid gives up a connection
+# to one after three seconds.
 _PEER_OPTIONS: Final = "no-query no-digest no-netdb-exchange connect-timeout=3"
 
 
 def _in_force(values: Values) -> str:
     keys = values.in_force
-    lines = (",".join(keys[start : start + _KEYS_A_LINE]) for start in range(0, len(keys), _KEYS_A_LINE))
+    lines = (
+        ",".join(keys[start : start + _KEYS_A_LINE])
+        for start in range(0, len(keys), _KEYS_A_LINE)
+    )
     return " \\\n    --in-force ".join(lines)
 
 
 def _private_networks(_: Values) -> Iterator[str]:
-    ipv4 = sorted(network for network in PRIVATE_NETWORKS if isinstance(network, IPv4Network))
-    ipv6 = sorted(network for network in PRIVATE_NETWORKS if isinstance(network, IPv6Network))
+    ipv4 = sorted(
+        network for network in PRIVATE_NETWORKS if isinstance(network, IPv4Network)
+    )
+    ipv6 = sorted(
+        network for network in PRIVATE_NETWORKS if isinstance(network, IPv6Network)
+    )
     for networks in (ipv4, ipv6):
-        yield from (f"acl sk_private dst {line}" for line in wrap(" ".join(map(str, networks)), _WIDTH - 19))
+        yield from (
+            f"acl sk_private dst {line}"
+            for line in wrap(" ".join(map(str, networks)), _WIDTH - 19)
+        )
 
 
 def _read_headers(_: Values) -> str:
@@ -71,17 +94,29 @@ def _inject(values: Values) -> Iterator[str]:
 def _signatures(values: Values) -> Iterator[str]:
     """Let no header pass beside a signature that no helper reads.
 
-    Servers take more names than X-Amz-Copy-Source for it, such as X_Amz_Copy_Source. `Other` are the headers that
-    Squid does not know and that have no line of their own.
+    Servers take more names than X-Amz-Copy-Source for it, such as X_Amz_Copy_Source.
+    `Other` are the headers that Squid does not know and that have no line of their own.
     """
     if not values.signs:
         return
     yield f"acl sk_signs note {header_annotation('X-Amz-Date')}"
     yield "request_header_access Other deny sk_signs"
     yield "request_header_access Other deny CONNECT"
-    yield from (f"request_header_access {one} deny CONNECT" for one in sorted({*READ_HEADERS} - {*_PASSED_IN_CONNECT}))
-    removed = {name for header in values.strips if header != _UNKNOWN for name in spellings(header)}
-    yield from (f"request_header_access {name} deny sk_signs" for name in sorted(removed) if name not in _READ)
+    yield from (
+        f"request_header_access {one} deny CONNECT"
+        for one in sorted({*READ_HEADERS} - {*_PASSED_IN_CONNECT})
+    )
+    removed = {
+        name
+        for header in values.strips
+        if header != _UNKNOWN
+        for name in spellings(header)
+    }
+    yield from (
+        f"request_header_access {name} deny sk_signs"
+        for name in sorted(removed)
+        if name not in _READ
+    )
 
 
 def _watched_headers(values: Values) -> Iterator[str]:
@@ -92,17 +127,28 @@ def _watched_headers(values: Values) -> Iterator[str]:
 def _only_read_headers(values: Values, acl: str) -> Iterator[str]:
     """Remove each header that no helper reads from the requests of an ACL.
 
-    `All` are the headers without lines of their own, `Other` those of them that Squid does not know.
+    `All` are the headers without lines of their own, `Other` those of them that Squid
+    does not know.
     """
     yield f"request_header_access All deny {acl}"
     yield f"request_header_access Other deny {acl}"
     for name in _PASSED_IN_CONNECT:
         yield f"request_header_access {name} allow all"
     passing = {*READ_HEADERS, *_UNREAD} - {*_PASSED_IN_CONNECT}
-    yield from (f"request_header_access {name} deny CONNECT" for name in sorted(passing))
-    others = {name for header in {*INJECTABLE_HEADERS, *values.strips, *values.injects} for name in spellings(header)}
+    yield from (
+        f"request_header_access {name} deny CONNECT" for name in sorted(passing)
+    )
+    others = {
+        name
+        for header in {*INJECTABLE_HEADERS, *values.strips, *values.injects}
+        for name in spellings(header)
+    }
     known = {name.lower() for name in passing} | {_UNKNOWN}
-    yield from (f"request_header_access {other} deny {acl}" for other in sorted(others) if other.lower() not in known)
+    yield from (
+        f"request_header_access {other} deny {acl}"
+        for other in sorted(others)
+        if other.lower() not in known
+    )
 
 
 def _first_copies(values: Values) -> Iterator[str]:
@@ -127,7 +173,9 @@ def _first_copies(values: Values) -> Iterator[str]:
 
 
 def _strip(values: Values) -> Iterator[str]:
-    """Write one ACL for each header, by its own key: a request that is under way loses what it has to."""
+    """Write one ACL for each header, by its own key: a request that is under way loses
+    what it has to.
+    """
     for number, (header, key) in enumerate(sorted(values.strips.items())):
         if header == _UNKNOWN:
             yield f"acl sk_keeps_known note strip_header_ {key}"
@@ -140,13 +188,18 @@ def _strip(values: Values) -> Iterator[str]:
 
 
 def _body_bound(values: Values) -> Iterator[str]:
-    """Bound the body of one request where a quota counts the bytes that leave: they are counted when it ends."""
+    """Bound the body of one request where a quota counts the bytes that leave: they are
+    counted when it ends.
+    """
     if values.bytes_out:
         yield f"{BODY_BOUND} {values.bytes_out} bytes"
 
 
 def _continued_uploads(values: Values) -> Iterator[str]:
-    """Have uploads to the hosts of the service go on. Squid takes no name beside one that covers it."""
+    """Have uploads to the hosts of the service go on.
+
+    Squid takes no name beside one that covers it.
+    """
     if values.asked_hosts is None:
         yield "force_request_body_continuation allow !CONNECT"
         return
@@ -165,12 +218,19 @@ def _trees_over(name: str) -> Iterator[str]:
 
 
 def _content_type(values: Values) -> str:
-    """Write how the record tells the media type of an answer: the part of the credentials decides whether it may."""
+    """Write how the record tells the media type of an answer: the part of the
+    credentials decides whether it may.
+    """
     return "%.128{type_}note" if Part.CREDENTIALS in values.parts else "%#.128mt"
 
 
 def _upstreams(values: Values) -> Iterator[str]:
-    yield " ".join(["acl sk_upstream_rendered note upstream_ default direct", *(peer.key for peer in values.peers)])
+    yield " ".join(
+        [
+            "acl sk_upstream_rendered note upstream_ default direct",
+            *(peer.key for peer in values.peers),
+        ]
+    )
     # A client can hold a tunnel back until its parent is there no more.
     yield "never_direct allow sk_chooses_upstream !sk_upstream_rendered"
     if Part.CREDENTIALS in values.parts:
@@ -186,18 +246,26 @@ def _upstreams(values: Values) -> Iterator[str]:
 
 
 def _peer_lines(name: str, peer: Peer) -> Iterator[str]:
-    """Write a peer for the requests of one ACL; what may not be fetched directly may not be fetched by it either."""
+    """Write a peer for the requests of one ACL; what may not be fetched directly may
+    not be fetched by it either.
+    """
     options = f"{_PEER_OPTIONS} login={peer.login}" if peer.login else _PEER_OPTIONS
     yield f"cache_peer {peer.host} parent {peer.port} 0 name=sk_{name} {options}"
     yield f"cache_peer_access sk_{name} allow sk_to_{name} !sk_closed !sk_bumped_first"
     yield f"cache_peer_access sk_{name} deny all"
     yield f"never_direct allow sk_to_{name}"
-    denied = f"sk_own_connection sk_to_{name} sk_through_parent sk_page_denied sk_answer"
+    denied = (
+        f"sk_own_connection sk_to_{name} sk_through_parent sk_page_denied sk_answer"
+    )
     yield f"adapted_http_access deny !CONNECT sk_is_https {denied}"
 
 
 def _removed(headers: Iterable[str], acl: str) -> Iterator[str]:
-    return (f"request_header_access {name} deny {acl}" for header in headers for name in spellings(header))
+    return (
+        f"request_header_access {name} deny {acl}"
+        for header in headers
+        for name in spellings(header)
+    )
 
 
 def _continued(lines: Iterable[str]) -> str:
@@ -207,8 +275,8 @@ def _continued(lines: Iterable[str]) -> str:
 _UNKNOWN: Final = UNKNOWN_HEADERS.lower()
 _READ: Final = {name.lower() for name in READ_HEADERS}
 BODY_BOUND: Final = "request_body_max_size"
-# What each placeholder of squid/squidkeeper.conf and squid/parts/ expands to; setup/configuration.py has those of a
-# gateway.
+# What each placeholder of squid/squidkeeper.conf and squid/parts/ expands to;
+# setup/configuration.py has those of a gateway.
 PLACEHOLDERS: Final[Mapping[str, Callable[[Values], str | Iterator[str]]]] = {
     "IN_FORCE": _in_force,
     "PRIVATE_NETWORKS": _private_networks,
@@ -230,10 +298,14 @@ PLACEHOLDERS: Final[Mapping[str, Callable[[Values], str | Iterator[str]]]] = {
 
 _PLACEHOLDER: Final = re.compile(r"@([A-Za-z_]+)@")
 _ALONE: Final = re.compile(r"^@([A-Za-z_]+)@\n", re.MULTILINE)
-_INCLUDE: Final = re.compile(r"^include \S+/squidkeeper\.d/([a-z-]+)\.conf\n", re.MULTILINE)
+_INCLUDE: Final = re.compile(
+    r"^include \S+/squidkeeper\.d/([a-z-]+)\.conf\n", re.MULTILINE
+)
 _BODIES_LAST: Final = "BODIES_LAST"  # in the core
 # A line of adapted_http_access about requests, with its continuations.
-_DENIED_AFTER: Final = re.compile(r"^adapted_http_access deny (?!CONNECT )((?:.*\\\n)*.*)$", re.MULTILINE)
+_DENIED_AFTER: Final = re.compile(
+    r"^adapted_http_access deny (?!CONNECT )((?:.*\\\n)*.*)$", re.MULTILINE
+)
 _OWN_BODY_BOUND: Final = re.compile(rf"^\s*{BODY_BOUND}\s", re.MULTILINE)
 
 
@@ -248,33 +320,53 @@ def fill(text: str, values: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), text)
 
 
-def render(templates: Mapping[str, str], values: Values, own: str = "") -> dict[str, str]:
-    """Render templates, by their file names, with values. KeyError for a placeholder that is unknown.
+def render(
+    templates: Mapping[str, str], values: Values, own: str = ""
+) -> dict[str, str]:
+    """Render templates, by their file names, with values.
 
-    `own` are lines of the operator's. Where they bound the body of a request, ours do not: the last line would count.
+    KeyError for a placeholder that is unknown.
+
+    `own` are lines of the operator's. Where they bound the body of a request, ours do
+    not: the last line would count.
     """
-    bounded = msgspec.structs.replace(values, bytes_out=None) if _OWN_BODY_BOUND.search(own) else values
+    bounded = (
+        msgspec.structs.replace(values, bytes_out=None)
+        if _OWN_BODY_BOUND.search(own)
+        else values
+    )
     parts = {part_file(part): part for part in Part}
     wanted = {part_file(part) for part in values.parts}
-    texts = {name: text for name, text in templates.items() if name in wanted or name not in parts}
+    texts = {
+        name: text
+        for name, text in templates.items()
+        if name in wanted or name not in parts
+    }
     included = {parts[name] for name in texts if name in parts}
-    rendered = {name: _rendered(text, included, bounded) for name, text in texts.items()}
-    others = (rendered[name] for name in sorted(rendered) if name != part_file(Part.BODIES))
+    rendered = {
+        name: _rendered(text, included, bounded) for name, text in texts.items()
+    }
+    others = (
+        rendered[name] for name in sorted(rendered) if name != part_file(Part.BODIES)
+    )
     last = "\n".join(_asked_before_bodies(others, included))
     return {name: fill(text, {_BODIES_LAST: last}) for name, text in rendered.items()}
 
 
 def _rendered(template: str, included: set[Part], values: Values) -> str:
-    text = _INCLUDE.sub(lambda found: found[0] if found[1] in included else "", template)
+    text = _INCLUDE.sub(
+        lambda found: found[0] if found[1] in included else "", template
+    )
     names = {found[1] for found in _PLACEHOLDER.finditer(text)} - {_BODIES_LAST}
     return fill(text, {name: _expanded(name, values) for name in names})
 
 
 def _asked_before_bodies(texts: Iterable[str], included: set[Part]) -> Iterator[str]:
-    """Ask ahead of the service of bodies what the other texts deny after it, for the requests that it judges.
+    """Ask ahead of the service of bodies what the other texts deny after it, for the
+    requests that it judges.
 
-    At last the notes are set that hold without an answer of the service. One line tests the annotation, as each test of
-    one is dear.
+    At last the notes are set that hold without an answer of the service. One line tests
+    the annotation, as each test of one is dear.
     """
     if Part.BODIES not in included:
         return

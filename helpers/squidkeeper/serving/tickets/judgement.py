@@ -1,6 +1,8 @@
-"""What a policy says about a question now: it may have been opened, closed or used up since it was asked.
+"""What a policy says about a question now: it may have been opened, closed or used up
+since it was asked.
 
-Also what a row of the tickets must be: whoever can write the state folder can write rows of any kind.
+Also what a row of the tickets must be: whoever can write the state folder can write
+rows of any kind.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +22,9 @@ from squidkeeper.serving.tickets.ticket import NUMBER, AskedRequest, ticket_numb
 
 
 def sound_ticket(row: Mapping[str, object], key: bytes) -> Ticket | None:
-    """Return the ticket of a row; None where no helper writes such a row, or its number is another question's."""
+    """Return the ticket of a row; None where no helper writes such a row, or its number
+    is another question's.
+    """
     try:
         ticket = msgspec.convert(row, Ticket)
         parse_address(ticket.client)
@@ -28,30 +32,55 @@ def sound_ticket(row: Mapping[str, object], key: bytes) -> Ticket | None:
         parse_url(ticket.url)
         for at in (ticket.first, ticket.last, ticket.decided, ticket.until):
             datetime.fromtimestamp(at, UTC)
-    except (msgspec.ValidationError, InvalidUrl, PatternError, ValueError, OverflowError, OSError):
+    except (
+        msgspec.ValidationError,
+        InvalidUrl,
+        PatternError,
+        ValueError,
+        OverflowError,
+        OSError,
+    ):
         return None
-    is_own = NUMBER.fullmatch(ticket.number) and ticket.number == ticket_number(key, ticket.asked)
+    is_own = NUMBER.fullmatch(ticket.number) and ticket.number == ticket_number(
+        key, ticket.asked
+    )
     return ticket if is_own else None
 
 
 def decide_again(
-    policy: CompiledPolicy, is_spent: Callable[[Rule], bool], asked: AskedRequest, at: datetime
+    policy: CompiledPolicy,
+    is_spent: Callable[[Rule], bool],
+    asked: AskedRequest,
+    at: datetime,
 ) -> Decision:
-    """Decide a request as if it was sent now, and use no grant. A grant without uses left opens nothing."""
-    match = policy.match(request_to(asked.method, asked.url, asked.client, asked.user or None))
+    """Decide a request as if it was sent now, and use no grant.
+
+    A grant without uses left opens nothing.
+    """
+    match = policy.match(
+        request_to(asked.method, asked.url, asked.client, asked.user or None)
+    )
     decisions = decide_until_spent(policy, match, at)
-    return next(decision for decision in decisions if decision.counted is None or not is_spent(decision.counted))
+    return next(
+        decision
+        for decision in decisions
+        if decision.counted is None or not is_spent(decision.counted)
+    )
 
 
 def waits(decision: Decision) -> bool:
-    """Whether a person can still answer a question about which this is decided: also one that no rule decides."""
+    """Whether a person can still answer a question about which this is decided: also
+    one that no rule decides.
+    """
     return not decision.allowed and (decision.asks or decision.location is None)
 
 
 def opening_ends(policy: CompiledPolicy, decision: Decision) -> datetime | None:
     """Tell when the rule or grant that decided lapses; None if it does not."""
     rules = policy.source.rules_and_grants
-    return next((rule.expires for rule in rules if rule.location == decision.location), None)
+    return next(
+        (rule.expires for rule in rules if rule.location == decision.location), None
+    )
 
 
 def settle(
@@ -61,9 +90,17 @@ def settle(
     tickets: Iterable[Ticket],
     at: datetime,
 ) -> None:
-    """Settle those of these questions that the policy opens or denies; OSError where that cannot be written."""
+    """Settle those of these questions that the policy opens or denies; OSError where
+    that cannot be written.
+    """
     key = store.key
-    sound = (ticket for waiting in tickets if (ticket := sound_ticket(asdict(waiting), key)))
-    numbers = [ticket.number for ticket in sound if not waits(decide_again(policy, is_spent, ticket.asked, at))]
+    sound = (
+        ticket for waiting in tickets if (ticket := sound_ticket(asdict(waiting), key))
+    )
+    numbers = [
+        ticket.number
+        for ticket in sound
+        if not waits(decide_again(policy, is_spent, ticket.asked, at))
+    ]
     if numbers:
         store.settle(numbers, at.timestamp())

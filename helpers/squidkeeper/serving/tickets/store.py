@@ -1,8 +1,10 @@
-"""The tickets of a gateway: one SQLite file in the state folder, which every helper writes.
+"""The tickets of a gateway: one SQLite file in the state folder, which every helper
+writes.
 
-Each holder (a machine, see holders.py) has a bound of its own, so no client takes another one's place; the number of
-holders and the size of the file are bounded too. A holder that has reached its bound gets no new ticket, and keeps all
-that it has: a question that people have not decided leaves when nobody has asked it for `KEPT_DAYS`.
+Each holder (a machine, see holders.py) has a bound of its own, so no client takes
+another one's place; the number of holders and the size of the file are bounded too. A
+holder that has reached its bound gets no new ticket, and keeps all that it has: a
+question that people have not decided leaves when nobody has asked it for `KEPT_DAYS`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,12 @@ from typing import TYPE_CHECKING, Any, Final
 from squidkeeper.base.errors import PatternError
 from squidkeeper.base.shared_database import WAIT_SECONDS, SharedDatabase
 from squidkeeper.policy.language.methods import parse_method
-from squidkeeper.serving.tickets.ticket import AskedRequest, Holder, ticket_key, ticket_number
+from squidkeeper.serving.tickets.ticket import (
+    AskedRequest,
+    Holder,
+    ticket_key,
+    ticket_number,
+)
 
 if TYPE_CHECKING:
     import sqlite3
@@ -25,7 +32,9 @@ FOLDER: Final = "tickets"  # of the state folder
 PENDING_AT_MOST: Final = 200  # questions of a holder that wait
 LONGEST_URL: Final = 2_048  # characters of a URL that gets a ticket
 KEPT_DAYS: Final = 7
-GRACE_SECONDS: Final = 10  # an approved question that is asked meanwhile stays approved: the edit is not in force yet
+# an approved question that is asked meanwhile stays approved: the edit is not in force
+# yet
+GRACE_SECONDS: Final = 10
 _URL_CHARACTERS: Final = 100_000  # of all questions of a holder that wait
 _DECIDED_AT_MOST: Final = 200  # of a holder: the oldest ones leave
 _DAY: Final = 86_400
@@ -74,7 +83,10 @@ class NoTicket(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A question as it is kept. Times are seconds since 1970; `until` is the end of what was approved, or 0."""
+    """A question as it is kept.
+
+    Times are seconds since 1970; `until` is the end of what was approved, or 0.
+    """
 
     number: str
     client: str
@@ -100,14 +112,19 @@ class Ticket:
 class TicketStore:
     """The tickets below a state folder, for the processes of Squid's account.
 
-    Every method raises OSError where the file cannot be used, and then nothing has changed.
+    Every method raises OSError where the file cannot be used, and then nothing has
+    changed.
     """
 
     def __init__(self, state: Path, wait_seconds: float = WAIT_SECONDS) -> None:
         self._folder = state / FOLDER
         self._key = b""
         self._database = SharedDatabase(
-            self._folder / "tickets.db", _SCHEMA, 0o700, wait_seconds=wait_seconds, prepare=self._read_key
+            self._folder / "tickets.db",
+            _SCHEMA,
+            0o700,
+            wait_seconds=wait_seconds,
+            prepare=self._read_key,
         )
 
     @property
@@ -122,9 +139,15 @@ class TicketStore:
             return self._key
 
     def ask(
-        self, asked: AskedRequest, holder: Holder, rule: str, at: float, admits: Callable[[], bool] = lambda: True
+        self,
+        asked: AskedRequest,
+        holder: Holder,
+        rule: str,
+        at: float,
+        admits: Callable[[], bool] = lambda: True,
     ) -> str | NoTicket:
-        """Note that a question was asked; give the number of its ticket, or why it has none.
+        """Note that a question was asked; give the number of its ticket, or why it has
+        none.
 
         `admits` tells whether a quota gives it a new one.
         """
@@ -144,7 +167,9 @@ class TicketStore:
             if not admits():
                 return NoTicket.OVER_QUOTA
             with self._database.transaction():
-                if full := _what_is_full(database, holder, len(asked.url), at):  # of two processes, one was faster
+                if full := _what_is_full(
+                    database, holder, len(asked.url), at
+                ):  # of two processes, one was faster
                     return full
                 _tidy(database, holder, at)
                 _add(database, number, holder, asked, rule, at)
@@ -163,15 +188,24 @@ class TicketStore:
     def pending(self, at: float) -> list[Ticket]:
         """List the questions that wait, the one that waits longest first."""
         since = at - KEPT_DAYS * _DAY
-        return self._select("state = ? AND last >= ? ORDER BY first, number", TicketState.PENDING, since)
+        return self._select(
+            "state = ? AND last >= ? ORDER BY first, number", TicketState.PENDING, since
+        )
 
     def pending_after(self, number: str, at_most: int) -> list[Ticket]:
         """List some questions that wait, by their numbers: those after one."""
-        return self._select("number > ? AND state = ? ORDER BY number LIMIT ?", number, TicketState.PENDING, at_most)
+        return self._select(
+            "number > ? AND state = ? ORDER BY number LIMIT ?",
+            number,
+            TicketState.PENDING,
+            at_most,
+        )
 
     def pending_of(self, holder: Holder) -> list[Ticket]:
         """List the questions of a machine that wait."""
-        return self._select("holder = ? AND state = ?", holder.machine, TicketState.PENDING)
+        return self._select(
+            "holder = ? AND state = ?", holder.machine, TicketState.PENDING
+        )
 
     def count_pending(self, at: float) -> int:
         """Count the questions that wait."""
@@ -180,9 +214,13 @@ class TicketStore:
         with self._database.opened() as database:
             since = at - KEPT_DAYS * _DAY
             query = "SELECT count(*) FROM tickets WHERE state = ? AND last >= ?"
-            return int(database.execute(query, (TicketState.PENDING, since)).fetchone()[0])
+            return int(
+                database.execute(query, (TicketState.PENDING, since)).fetchone()[0]
+            )
 
-    def decide(self, number: str, state: TicketState, at: float, until: float, reason: str) -> None:
+    def decide(
+        self, number: str, state: TicketState, at: float, until: float, reason: str
+    ) -> None:
         """Note what people have decided about a question."""
         with self._database.opened() as database:
             change = "UPDATE tickets SET state = ?, decided = ?, until = ?, reason = ? WHERE number = ?"
@@ -192,7 +230,10 @@ class TicketStore:
         """Note that the policy decides these questions, so that they wait no longer."""
         with self._database.transaction() as database:
             change = "UPDATE tickets SET state = ?, decided = ?, until = 0, reason = '' WHERE number = ? AND state = ?"
-            rows = [(TicketState.SETTLED, at, number, TicketState.PENDING) for number in numbers]
+            rows = [
+                (TicketState.SETTLED, at, number, TicketState.PENDING)
+                for number in numbers
+            ]
             database.executemany(change, rows)
 
     def tell(self, numbers: list[str]) -> None:
@@ -217,25 +258,44 @@ class TicketStore:
 
 
 def _is_asked_again(database: sqlite3.Connection, number: str, at: float) -> bool:
-    """Count a question that has a ticket. One that is no longer approved, or was denied long ago, waits again.
+    """Count a question that has a ticket.
 
-    Only such a question waits for what other processes write: a client can ask new ones faster than a disk writes.
+    One that is no longer approved, or was denied long ago, waits again.
+
+    Only such a question waits for what other processes write: a client can ask new ones
+    faster than a disk writes.
     """
-    if database.execute("SELECT 1 FROM tickets WHERE number = ?", (number,)).fetchone() is None:
+    if (
+        database.execute("SELECT 1 FROM tickets WHERE number = ?", (number,)).fetchone()
+        is None
+    ):
         return False
     change = f"""UPDATE tickets SET times = times + 1, last = :at, told = told AND NOT ({_REOPENED}),
         state = CASE WHEN {_REOPENED} THEN :pending ELSE state END WHERE number = :number"""  # noqa: S608 - no values
     limits = {"grace": at - GRACE_SECONDS, "expired": at - KEPT_DAYS * _DAY}
     states = {str(state): str(state) for state in TicketState}
-    return database.execute(change, {"at": at, "number": number, **limits, **states}).rowcount > 0
+    return (
+        database.execute(
+            change, {"at": at, "number": number, **limits, **states}
+        ).rowcount
+        > 0
+    )
 
 
-def _what_is_full(database: sqlite3.Connection, holder: Holder, length: int, at: float) -> NoTicket | None:
+def _what_is_full(
+    database: sqlite3.Connection, holder: Holder, length: int, at: float
+) -> NoTicket | None:
     since = at - KEPT_DAYS * _DAY
     query = "SELECT count(*), total(length(url)) FROM tickets WHERE holder = ? AND state = ? AND last >= ?"
-    count, characters = database.execute(query, (holder.machine, TicketState.PENDING, since)).fetchone()
+    count, characters = database.execute(
+        query, (holder.machine, TicketState.PENDING, since)
+    ).fetchone()
     if count:
-        return None if count < PENDING_AT_MOST and characters + length <= _URL_CHARACTERS else NoTicket.TOO_MANY
+        return (
+            None
+            if count < PENDING_AT_MOST and characters + length <= _URL_CHARACTERS
+            else NoTicket.TOO_MANY
+        )
     taken = [place for (place,) in database.execute(_TAKEN, (since,))]
     return None if holder.has_room(taken) else NoTicket.NO_PLACE
 
@@ -244,19 +304,51 @@ def _tidy(database: sqlite3.Connection, holder: Holder, at: float) -> None:
     database.execute("DELETE FROM tickets WHERE last < ?", (at - KEPT_DAYS * _DAY,))
     database.execute(
         "DELETE FROM tickets WHERE number IN (SELECT number FROM tickets WHERE holder = ? AND state != ?"
-        " ORDER BY state = ?, decided DESC LIMIT -1 OFFSET ?)",  # what people have decided stays longest
+        # what people have decided stays longest
+        " ORDER BY state = ?, decided DESC LIMIT -1 OFFSET ?)",
         (holder.machine, TicketState.PENDING, TicketState.SETTLED, _DECIDED_AT_MOST),
     )
 
 
-def _add(database: sqlite3.Connection, number: str, holder: Holder, asked: AskedRequest, rule: str, at: float) -> None:
-    question = (asked.client, asked.user, asked.method, asked.url, _text(rule), 1, at, at)
-    values = (number, holder.machine, _text(holder.place), *question, TicketState.PENDING, 0.0, 0.0, "", 0)
-    database.execute(f"INSERT INTO tickets VALUES ({', '.join('?' * len(values))})", values)  # noqa: S608 - no values
+def _add(
+    database: sqlite3.Connection,
+    number: str,
+    holder: Holder,
+    asked: AskedRequest,
+    rule: str,
+    at: float,
+) -> None:
+    question = (
+        asked.client,
+        asked.user,
+        asked.method,
+        asked.url,
+        _text(rule),
+        1,
+        at,
+        at,
+    )
+    values = (
+        number,
+        holder.machine,
+        _text(holder.place),
+        *question,
+        TicketState.PENDING,
+        0.0,
+        0.0,
+        "",
+        0,
+    )
+    database.execute(
+        f"INSERT INTO tickets VALUES ({', '.join('?' * len(values))})",  # noqa: S608 - no values
+        values,
+    )
 
 
 def _as_stored(asked: AskedRequest) -> AskedRequest:
-    return AskedRequest(*map(_text, (asked.client, asked.user, asked.method, asked.url)))
+    return AskedRequest(
+        *map(_text, (asked.client, asked.user, asked.method, asked.url))
+    )
 
 
 def _text(text: str) -> str:

@@ -1,12 +1,14 @@
 """A question: its number, and who asks it.
 
-The number is an HMAC of the question, so that every helper gives a question the same one.
-Nobody can compute the number of another client's question without the key, which lies in the state folder.
+The number is an HMAC of the question, so that every helper gives a question the same
+one. Nobody can compute the number of another client's question without the key, which
+lies in the state folder.
 
-Machines have tickets, and share places with their network. A network has at most as many places as are free. So one
-takes half of all, the next one half of the rest: however many addresses an attacker has in one network, clients of
-others get tickets. Clients that the policy names are one network each, and what they have is apart from what all others
-have.
+Machines have tickets, and share places with their network. A network has at most as
+many places as are free. So one takes half of all, the next one half of the rest:
+however many addresses an attacker has in one network, clients of others get tickets.
+Clients that the policy names are one network each, and what they have is apart from
+what all others have.
 """
 
 import os
@@ -29,13 +31,18 @@ _NAMED: Final = "client "
 _END: Final = "\n"  # no name of a client has it
 _BITS_OF_IPV4, _BITS_OF_IPV6 = 24, 48
 NUMBER: Final = re.compile(r"[a-z2-7]{12}")
-_NUMBER_LENGTH: Final = 12  # characters of 5 bits: short enough to type, and one in 10^18 to guess
+_NUMBER_LENGTH: Final = (
+    12  # characters of 5 bits: short enough to type, and one in 10^18 to guess
+)
 _KEY_BYTES: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
 class AskedRequest:
-    """What is asked about: one client, method and whole URL, as Squid states them. `user` is empty without a login."""
+    """What is asked about: one client, method and whole URL, as Squid states them.
+
+    `user` is empty without a login.
+    """
 
     client: str
     user: str
@@ -52,7 +59,10 @@ def ticket_number(key: bytes, asked: AskedRequest) -> str:
 
 
 def ticket_key(file: Path) -> bytes:
-    """Read the key of the gateway, or make it: the first process to do so decides. OSError if that fails."""
+    """Read the key of the gateway, or make it: the first process to do so decides.
+
+    OSError if that fails.
+    """
     try:
         return _read(file)
     except FileNotFoundError:
@@ -69,7 +79,9 @@ def _read(file: Path) -> bytes:
 
 def _make(file: Path) -> None:
     new = file.with_name(f"{file.name}.{os.getpid()}")
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as opened:
+    with open(
+        os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb"
+    ) as opened:
         opened.write(os.urandom(_KEY_BYTES))
     try:
         os.link(new, file)  # never replaces the key of another process
@@ -93,22 +105,38 @@ class Holder:
 
     def has_room(self, taken: Iterable[str]) -> bool:
         """Whether it has a place among those that are taken, or may take one."""
-        alike = [place for place in taken if place.startswith(_NAMED) is self.place.startswith(_NAMED)]
+        alike = [
+            place
+            for place in taken
+            if place.startswith(_NAMED) is self.place.startswith(_NAMED)
+        ]
         own = sum(place.startswith(self.network + _END) for place in alike)
         return self.place in alike or own < PLACES - len(alike)
 
 
 def holder_of(policy: CompiledPolicy, asked: AskedRequest) -> Holder:
-    """Tell who asks. Where several clients of the policy match, it is the one with the fewest addresses."""
+    """Tell who asks.
+
+    Where several clients of the policy match, it is the one with the fewest addresses.
+    """
     address = parse_address(asked.client)
     clients = clients_by_size(policy, address, asked.user)
-    return Holder(f"{_NAMED}{clients[0]}" if clients else _network(address), policy.machines.of(address))
+    return Holder(
+        f"{_NAMED}{clients[0]}" if clients else _network(address),
+        policy.machines.of(address),
+    )
 
 
-def clients_by_size(policy: CompiledPolicy, address: Address, user: str) -> tuple[str, ...]:
-    """Name the clients of the policy that a request belongs to, the one with the fewest addresses first."""
+def clients_by_size(
+    policy: CompiledPolicy, address: Address, user: str
+) -> tuple[str, ...]:
+    """Name the clients of the policy that a request belongs to, the one with the fewest
+    addresses first.
+    """
     names = policy.clients_of(address_host(address), user or None)
-    sizes = {client.name: client.size for client in policy.source.clients} if names else {}
+    sizes = (
+        {client.name: client.size for client in policy.source.clients} if names else {}
+    )
     return tuple(sorted(names, key=lambda name: (sizes[name], name)))
 
 
