@@ -12,14 +12,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
-from squidkeeper.base.metrics import (
-    METRICS,
-    OTHER,
-    Metric,
-    MetricKind,
-    method_class,
-    status_class,
-)
+from squidkeeper.base.helper_metrics import OTHER, Metric, MetricKind
+from squidkeeper.base.metrics import METRICS, method_class, status_class
 from squidkeeper.services.exporter.collector import COUNTERS
 
 LABELS = {

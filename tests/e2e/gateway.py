@@ -20,8 +20,8 @@ from urllib.parse import quote, unquote
 from msgspec.structs import replace
 
 from squidkeeper.base.errors import PolicyError
+from squidkeeper.base.helper_metrics import LOADS_POLICY
 from squidkeeper.base.layout import Layout
-from squidkeeper.base.metrics import LOADS_POLICY
 from squidkeeper.base.squid_account import Account
 from squidkeeper.operate.setup.configuration import has_own_login, without_login
 from squidkeeper.operate.setup.entries import File

@@ -24,8 +24,8 @@ import msgspec
 import pytest
 import yaml
 
+from squidkeeper.base.helper_metrics import TRANSPARENT_CONNECTIONS, TransparentResult
 from squidkeeper.base.layout import TRANSPARENT_FOLDER
-from squidkeeper.base.metrics import TRANSPARENT_CONNECTIONS, TransparentResult
 from squidkeeper.record.archive_status import ArchiveStatus, DeletedLogs
 from squidkeeper.record.export_status import ExportState, ExportStore
 from squidkeeper.serving.certificates.authority import (

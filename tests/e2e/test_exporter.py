@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from squidkeeper.base.metrics import METRICS, MetricKind
+from squidkeeper.base.helper_metrics import MetricKind
+from squidkeeper.base.metrics import METRICS
 from squidkeeper.services.exporter.collector import COUNTERS as COUNTERS_OF_SQUID
 from tests.waiting import wait_for
 

@@ -16,7 +16,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 from websockets.sync.server import Server
 
-from squidkeeper.base.metrics import HOST
+from squidkeeper.base.helper_metrics import HOST
 from squidkeeper.policy.engine.explain import explain
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.record.log.drift import PastPolicies

@@ -17,7 +17,7 @@ from statistics import median
 
 import pytest
 
-from squidkeeper.base.metrics import THROTTLED
+from squidkeeper.base.helper_metrics import THROTTLED
 from squidkeeper.serving.counters.reader import read_counter_files
 from tests.ports import free_port
 from tests.waiting import pause, wait_for

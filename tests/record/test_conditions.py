@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.base.metrics import NONE as NONE_OF_POLICY
+from squidkeeper.base.helper_metrics import NONE as NONE_OF_POLICY
 from squidkeeper.record.log import filters
 from squidkeeper.record.log.record import CLIENT_ERRORS, NONE, Record
 from squidkeeper.record.log.requests import (

@@ -30,12 +30,12 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from squidkeeper.base.errors import ListenFailed
-from squidkeeper.base.metrics import (
+from squidkeeper.base.helper_metrics import (
     DECISION_DURATION,
-    METRICS,
     TRANSPARENT_CONNECTIONS,
     TransparentResult,
 )
+from squidkeeper.base.metrics import METRICS
 from squidkeeper.base.squid_counters import SquidCounters, parse_counters, read_counters
 from squidkeeper.cli import main
 from squidkeeper.policy.policy_store.loading import load

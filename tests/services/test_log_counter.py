@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.base.errors import StateInUse
-from squidkeeper.base.metrics import OTHER, REQUEST_DURATION
+from squidkeeper.base.helper_metrics import OTHER
+from squidkeeper.base.metrics import REQUEST_DURATION
 from squidkeeper.record.log.drift import DriftChecker
 from squidkeeper.record.log.follower import Follower
 from squidkeeper.record.log.record import Record, parse_record

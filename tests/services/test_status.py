@@ -16,8 +16,8 @@ import msgspec
 import pytest
 
 from squidkeeper.base.faults import Fault, FaultCode, Location
+from squidkeeper.base.helper_metrics import TRANSPARENT_CONNECTIONS
 from squidkeeper.base.layout import Layout
-from squidkeeper.base.metrics import TRANSPARENT_CONNECTIONS
 from squidkeeper.base.squid_counters import COUNTER, SquidCounters
 from squidkeeper.base.squid_version import SquidVersion
 from squidkeeper.policy.language.model import Action, Match, Policy, Rule, Strip

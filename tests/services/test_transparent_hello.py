@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from squidkeeper.base.errors import HelloIncomplete, HelloRefused
-from squidkeeper.base.metrics import TransparentResult
+from squidkeeper.base.helper_metrics import TransparentResult
 from squidkeeper.services.transparent.client_hello import HELLO_BYTES, server_name
 from tests.client_hellos import (
     GREASE,

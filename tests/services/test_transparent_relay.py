@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from squidkeeper.base.metrics import TransparentResult
+from squidkeeper.base.helper_metrics import TransparentResult
 from squidkeeper.services.transparent import relay as relay_module
 from squidkeeper.services.transparent.client_hello import HELLO_BYTES, server_name
 from squidkeeper.services.transparent.connection import KEPT_BYTES, UNAVAILABLE, Port

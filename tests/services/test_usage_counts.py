@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from squidkeeper.base.errors import CountsUnavailable
+from squidkeeper.base.helper_metrics import NONE, OTHER
 from squidkeeper.base.layout import BODIES_FOLDER
-from squidkeeper.base.metrics import NONE, OTHER
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.quotas import QuotaUnit, Window
 from squidkeeper.record.log.drift import DriftChecker

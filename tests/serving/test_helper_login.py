@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from squidkeeper.base.metrics import LOGIN_RESULTS
+from squidkeeper.base.helper_metrics import LOGIN_RESULTS
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.model import Token
 from squidkeeper.policy.protocol.lines import Result

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from squidkeeper.base.atomic_write import replace as replace_file
 from squidkeeper.base.errors import InvalidLine
-from squidkeeper.base.metrics import DECISION_DURATION, DECISIONS
+from squidkeeper.base.helper_metrics import DECISION_DURATION, DECISIONS
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.secret_sources import source_key
 from squidkeeper.policy.policy_store.loading import load

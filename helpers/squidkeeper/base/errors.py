@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from squidkeeper.base.faults import Fault, FaultCode
-    from squidkeeper.base.metrics import TransparentResult
+    from squidkeeper.base.helper_metrics import TransparentResult
 
 
 class SquidkeeperError(Exception):

@@ -32,7 +32,7 @@ def acl(
     """
     from functools import partial
 
-    from squidkeeper.base.metrics import HOST
+    from squidkeeper.base.helper_metrics import HOST
     from squidkeeper.policy.grant_uses import GrantUses
     from squidkeeper.serving.helpers.acl import (
         HostScope,

@@ -47,7 +47,7 @@ def credential(
     line with headers, which hold secrets. Never run it by hand: `squidkeeper explain`
     names the credentials.
     """
-    from squidkeeper.base.metrics import CREDENTIAL
+    from squidkeeper.base.helper_metrics import CREDENTIAL
     from squidkeeper.serving.credentials.fetched_values import FOLDER
     from squidkeeper.serving.helpers.credential import Injector, answer
     from squidkeeper.serving.helpers.loop import run as run_helper

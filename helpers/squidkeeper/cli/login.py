@@ -16,7 +16,7 @@ def login(directory: Path, state: Path, concurrency: int) -> None:
     ID, or ERR. Its input holds tokens. Never run it by hand: `squidkeeper client list`
     shows who has which token.
     """
-    from squidkeeper.base.metrics import LOGIN
+    from squidkeeper.base.helper_metrics import LOGIN
     from squidkeeper.serving.helpers.login import Logins, answer
     from squidkeeper.serving.helpers.loop import run
 

@@ -17,7 +17,7 @@ def meter(directory: Path, state: Path, concurrency: int) -> None:
     """
     from functools import partial
 
-    from squidkeeper.base.metrics import METER
+    from squidkeeper.base.helper_metrics import METER
     from squidkeeper.serving.helpers.loop import run
     from squidkeeper.serving.helpers.meter import QuotaScope, answer
     from squidkeeper.serving.quotas.opening import open_meter

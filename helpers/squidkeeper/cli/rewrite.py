@@ -17,7 +17,7 @@ def rewrite(directory: Path, state: Path, run: Path, concurrency: int) -> None:
     Squid starts this helper (url_rewrite_program). It answers each line with the URL to
     fetch, which can hold secrets. Never run it by hand: use `squidkeeper explain`.
     """
-    from squidkeeper.base.metrics import REWRITE
+    from squidkeeper.base.helper_metrics import REWRITE
     from squidkeeper.serving.credentials.fetched_values import FOLDER
     from squidkeeper.serving.helpers.loop import run as run_helper
     from squidkeeper.serving.helpers.rewrite import Rewriter, answer

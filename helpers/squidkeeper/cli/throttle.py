@@ -50,7 +50,7 @@ def throttle(
 
     Squid starts this helper (external_acl_type). It answers each line when it is due.
     """
-    from squidkeeper.base.metrics import THROTTLE
+    from squidkeeper.base.helper_metrics import THROTTLE
     from squidkeeper.serving.helpers.delayed_replies import ReleaseChannel, run
     from squidkeeper.serving.helpers.throttle import Limits, Throttle, answer_surplus
 

@@ -18,7 +18,7 @@ def watch(lane: str, directory: Path, state: Path, concurrency: int, run: Path) 
     Squid starts this helper (external_acl_type). It answers each line with OK, or with
     ERR, the rule and the reason.
     """
-    from squidkeeper.base.metrics import WATCH
+    from squidkeeper.base.helper_metrics import WATCH
     from squidkeeper.serving.credentials.fetched_values import FOLDER
     from squidkeeper.serving.credentials.watched_values import WatchedValues
     from squidkeeper.serving.helpers import loop

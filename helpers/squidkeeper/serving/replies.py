@@ -9,7 +9,7 @@ from sys import getsizeof
 from urllib.parse import quote
 
 from squidkeeper.base.bounded_cache import BoundedCache
-from squidkeeper.base.metrics import (
+from squidkeeper.base.helper_metrics import (
     BODIES,
     CREDENTIAL,
     CREDENTIAL_FAILURES,

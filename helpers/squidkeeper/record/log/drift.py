@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 from cachetools import LRUCache, TTLCache
 
-from squidkeeper.base import metrics
+from squidkeeper.base import helper_metrics
 from squidkeeper.base.errors import PolicyError
 from squidkeeper.policy.engine import CompiledPolicy, Decision, Stage, asks_url, decide
 from squidkeeper.policy.language.model import SEALED_TOKEN
@@ -80,7 +80,7 @@ def _allowed(rule: str, reason: str) -> Finding:
 
 _UNASKED: Final = Finding(
     DriftKind.UNASKED,
-    metrics.NONE,
+    helper_metrics.NONE,
     "No helper was asked: does an http_access line allow it?",
 )
 
@@ -219,9 +219,9 @@ class DriftChecker:
             self._policy_of(record.revision) if record.revision != NONE else None
         ) or self._current()
         return (
-            next(iter(judging.clients_of(policy, record)), metrics.NONE)
+            next(iter(judging.clients_of(policy, record)), helper_metrics.NONE)
             if policy
-            else metrics.NONE
+            else helper_metrics.NONE
         )
 
     def _newer(self, record: Record) -> tuple[CompiledPolicy | None, Unjudged | None]:

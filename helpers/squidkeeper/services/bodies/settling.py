@@ -30,8 +30,8 @@ from squidkeeper.base.errors import (
     InvalidUrl,
     UnreadableBody,
 )
+from squidkeeper.base.helper_metrics import QUOTA_DENIALS
 from squidkeeper.base.layout import BODIES_FOLDER
-from squidkeeper.base.metrics import QUOTA_DENIALS
 from squidkeeper.policy.engine import CompiledPolicy, Decision, deny
 from squidkeeper.policy.engine.quotas import token_quotas
 from squidkeeper.policy.language.model import Rule

@@ -20,8 +20,8 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from squidkeeper.base import metrics
-from squidkeeper.base.metrics import HELPERS, NONE, Metric
+from squidkeeper.base import helper_metrics, metrics
+from squidkeeper.base.helper_metrics import HELPERS, NONE, Metric
 from squidkeeper.base.squid_counters import SquidCounters
 from squidkeeper.policy.language.model import VERDICT_NAMES, Action, Policy
 from squidkeeper.policy.language.prices import MILLIONTHS
@@ -150,35 +150,37 @@ def expected_series(policy: Policy | None) -> list[tuple[str, str, str]]:
 
 def _helper_families(view: Snapshot) -> Iterator[Family]:
     helpers = view.helpers
-    yield _single(metrics.WORKERS, view.workers)
+    yield _single(helper_metrics.WORKERS, view.workers)
     for metric in (
-        metrics.DECISIONS,
-        metrics.PROTOCOL_ERRORS,
-        metrics.HELPER_STARTS,
-        metrics.THROTTLED,
-        metrics.CERTIFICATES,
-        metrics.LOGINS,
-        metrics.CREDENTIAL_INJECTIONS,
-        metrics.CREDENTIAL_FAILURES,
-        metrics.QUOTA_DENIALS,
+        helper_metrics.DECISIONS,
+        helper_metrics.PROTOCOL_ERRORS,
+        helper_metrics.HELPER_STARTS,
+        helper_metrics.THROTTLED,
+        helper_metrics.CERTIFICATES,
+        helper_metrics.LOGINS,
+        helper_metrics.CREDENTIAL_INJECTIONS,
+        helper_metrics.CREDENTIAL_FAILURES,
+        helper_metrics.QUOTA_DENIALS,
     ):
         yield _family(
             metric, _expected(metric, view.policy) | _by_labels(metric, view.totals)
         )
     # none without these ports
-    connections = _by_labels(metrics.TRANSPARENT_CONNECTIONS, view.totals)
+    connections = _by_labels(helper_metrics.TRANSPARENT_CONNECTIONS, view.totals)
     results = (
-        dict.fromkeys([(result,) for result in metrics.TransparentResult], 0.0)
+        dict.fromkeys([(result,) for result in helper_metrics.TransparentResult], 0.0)
         if connections
         else {}
     )
-    yield _family(metrics.TRANSPARENT_CONNECTIONS, results | connections)
+    yield _family(helper_metrics.TRANSPARENT_CONNECTIONS, results | connections)
     yield _decision_durations(view.totals)
-    yield _per_helper(metrics.HELPER_PROCESSES, [status.helper for status in helpers])
+    yield _per_helper(
+        helper_metrics.HELPER_PROCESSES, [status.helper for status in helpers]
+    )
     outdated = [status.helper for status in helpers if view.is_outdated(status)]
-    yield _per_helper(metrics.HELPER_PROCESSES_OUTDATED, outdated)
+    yield _per_helper(helper_metrics.HELPER_PROCESSES_OUTDATED, outdated)
     stuck = [status.helper for status in helpers if view.is_stuck(status)]
-    yield _per_helper(metrics.HELPER_PROCESSES_STUCK, stuck)
+    yield _per_helper(helper_metrics.HELPER_PROCESSES_STUCK, stuck)
 
 
 def _policy_families(view: Snapshot) -> Iterator[Family]:
@@ -329,7 +331,7 @@ def _single(metric: Metric, value: float) -> Family:
 def _family(metric: Metric, values: Mapping[LabelsT, float]) -> Family:
     kind = (
         CounterMetricFamily
-        if metric.kind is metrics.MetricKind.COUNTER
+        if metric.kind is helper_metrics.MetricKind.COUNTER
         else GaugeMetricFamily
     )
     family = kind(metric.name, metric.help, labels=metric.labels)
@@ -362,10 +364,10 @@ def _expected(metric: Metric, policy: Policy | None) -> dict[tuple[str, ...], fl
     """
     values: dict[str, Iterable[str]] = {
         "helper": HELPERS,
-        "wait": metrics.WAITS,
-        "result": metrics.LOGIN_RESULTS
-        if metric is metrics.LOGINS
-        else metrics.CERTIFICATE_RESULTS,
+        "wait": helper_metrics.WAITS,
+        "result": helper_metrics.LOGIN_RESULTS
+        if metric is helper_metrics.LOGINS
+        else helper_metrics.CERTIFICATE_RESULTS,
         "credential": [credential.name for credential in policy.credentials]
         if policy
         else (),
@@ -391,7 +393,7 @@ def _by_labels(
 
 
 def _decision_durations(totals: Mapping[Key, float]) -> Family:
-    metric = metrics.DECISION_DURATION
+    metric = helper_metrics.DECISION_DURATION
     family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
     for helper in HELPERS:
         *buckets, total = histogram_keys(

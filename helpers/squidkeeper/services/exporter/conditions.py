@@ -25,7 +25,7 @@ from squidkeeper.base.formatting import (
     timestamp,
 )
 from squidkeeper.base.gateway_commands import RESTART_BODIES
-from squidkeeper.base.metrics import BODIES, JUDGES, LOADS_POLICY, THROTTLE
+from squidkeeper.base.helper_metrics import BODIES, JUDGES, LOADS_POLICY, THROTTLE
 from squidkeeper.base.squid_counters import COUNTER
 from squidkeeper.policy.extras import missing_extras
 from squidkeeper.policy.language.lint import lint

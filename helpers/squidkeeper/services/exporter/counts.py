@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from squidkeeper.base import metrics
+from squidkeeper.base import helper_metrics, metrics
 from squidkeeper.record.log import record as records
 from squidkeeper.record.log.record import Record, is_unseen
 from squidkeeper.record.log.requests import (
@@ -136,7 +136,7 @@ class RequestCounter:
             cells.last_matched[0] = time
         if time > self.last_line:
             self.last_line = time
-        if client == metrics.NONE and is_denied and not is_counted:
+        if client == helper_metrics.NONE and is_denied and not is_counted:
             self._count_unnamed(record)
         if record.observed != records.NONE and not is_counted and not is_tunnel(record):
             self._count_observed(record.observed)
@@ -155,16 +155,16 @@ class RequestCounter:
     def _count_unnamed(self, record: Record) -> None:
         labels = (client_block(record.client), record.verdict)
         if labels not in self._unnamed and len(self._unnamed) >= NETWORKS_LIMIT:
-            labels = (metrics.OTHER, record.verdict)
+            labels = (helper_metrics.OTHER, record.verdict)
         self._unnamed.setdefault(labels, [0])[0] += 1
 
     def _count_observed(self, observed: str) -> None:
         verdict, _, rule = unquote(observed).partition(":")
-        verdict = verdict if verdict in _VERDICTS else metrics.NONE
+        verdict = verdict if verdict in _VERDICTS else helper_metrics.NONE
         labels = _fitting(
             self._observed,
             len(self._observed),
-            [(rule, verdict), (metrics.OTHER, verdict)],
+            [(rule, verdict), (helper_metrics.OTHER, verdict)],
         )
         self._observed.setdefault(labels, [0])[0] += 1
 
@@ -173,7 +173,11 @@ class RequestCounter:
         labels = _fitting(
             self._drift,
             len(self._drift),
-            [(client, rule), (client, metrics.OTHER), (metrics.OTHER, metrics.OTHER)],
+            [
+                (client, rule),
+                (client, helper_metrics.OTHER),
+                (helper_metrics.OTHER, helper_metrics.OTHER),
+            ],
         )
         self._drift.setdefault(labels, [0])[0] += 1
 
@@ -202,12 +206,12 @@ class RequestCounter:
 
     def _open(self, kind: tuple[str, str, str, str, int]) -> _Cells:
         client, rule, verdict, method, hundreds = kind
-        rule = metrics.NONE if rule == records.NONE else unquote(rule)
-        verdict = verdict if verdict in _VERDICTS else metrics.NONE
+        rule = helper_metrics.NONE if rule == records.NONE else unquote(rule)
+        verdict = verdict if verdict in _VERDICTS else helper_metrics.NONE
         owners = (
             (client, rule),
-            (client, metrics.OTHER),
-            (metrics.OTHER, metrics.OTHER),
+            (client, helper_metrics.OTHER),
+            (helper_metrics.OTHER, helper_metrics.OTHER),
         )
         is_tunnel = method == metrics.CONNECT_CLASS and verdict == "allow"
         by_size = _fitting(
@@ -245,7 +249,7 @@ class RequestCounter:
         matched = (
             rule
             if rule in self._last_matched or len(self._last_matched) < RULES_LIMIT
-            else metrics.OTHER
+            else helper_metrics.OTHER
         )
         return self._last_matched.setdefault(matched, [""])
 
@@ -259,7 +263,7 @@ def client_block(address: str) -> str:
             )
         )
     except ValueError:
-        return metrics.OTHER
+        return helper_metrics.OTHER
 
 
 def _fitting(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.base.errors import InvalidRecord, describe
-from squidkeeper.base.metrics import NONE
+from squidkeeper.base.helper_metrics import NONE
 from squidkeeper.record.log.drift import DriftChecker, Finding
 from squidkeeper.record.log.follower import Follower
 from squidkeeper.record.log.record import Record, parse_record, parse_time

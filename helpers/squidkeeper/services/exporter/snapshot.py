@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from squidkeeper.base.metrics import LOADS_POLICY
+from squidkeeper.base.helper_metrics import LOADS_POLICY
 from squidkeeper.base.squid_counters import SquidCounters
 from squidkeeper.base.squid_version import SquidVersion
 from squidkeeper.policy.language.model import Policy

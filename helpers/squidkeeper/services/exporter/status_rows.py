@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from squidkeeper.base.formatting import ago
-from squidkeeper.base.metrics import (
+from squidkeeper.base.helper_metrics import (
     DECISIONS,
     LOADS_POLICY,
     PROTOCOL_ERRORS,

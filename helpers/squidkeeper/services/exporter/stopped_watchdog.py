@@ -20,7 +20,7 @@ from typing import Final
 
 import psutil
 
-from squidkeeper.base.metrics import HELPERS
+from squidkeeper.base.helper_metrics import HELPERS
 from squidkeeper.serving.counters.reader import CounterFile
 
 STOPPED_CHECKS: Final = 12

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from squidkeeper.base.errors import InvalidEntry, InvalidUrl
-from squidkeeper.base.metrics import NONE, OTHER
+from squidkeeper.base.helper_metrics import NONE, OTHER
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.url import address_host, parse_address
 from squidkeeper.record.log.follower import Follower, Position

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from squidkeeper.base.errors import HelloIncomplete, HelloRefused, InvalidUrl
-from squidkeeper.base.metrics import TransparentResult
+from squidkeeper.base.helper_metrics import TransparentResult
 from squidkeeper.policy.url import parse_host
 
 HELLO_BYTES: Final = 64 << 10  # at most, with the headers of its records

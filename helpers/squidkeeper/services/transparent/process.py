@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.base.errors import ListenFailed
-from squidkeeper.base.layout import TRANSPARENT_FOLDER
-from squidkeeper.base.metrics import (
+from squidkeeper.base.helper_metrics import (
     TRANSPARENT,
     TRANSPARENT_CONNECTIONS,
     TransparentResult,
 )
+from squidkeeper.base.layout import TRANSPARENT_FOLDER
 from squidkeeper.base.service_notify import ALIVE, READY, notify
 from squidkeeper.services.transparent.connection import Port
 from squidkeeper.services.transparent.relay import TransparentRelay

@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import Final
 
 from squidkeeper.base.errors import HelloIncomplete, HelloRefused, describe
-from squidkeeper.base.metrics import TransparentResult
+from squidkeeper.base.helper_metrics import TransparentResult
 from squidkeeper.services.transparent.client_hello import HELLO_BYTES, server_name
 from squidkeeper.services.transparent.connection import (
     ACCESS_DENIED,

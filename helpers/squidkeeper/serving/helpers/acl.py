@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Final
 
 from squidkeeper.base.bounded_cache import BoundedCache
-from squidkeeper.base.metrics import HOST, REQUEST
+from squidkeeper.base.helper_metrics import HOST, REQUEST
 from squidkeeper.policy.engine import (
     CompiledPolicy,
     Decision,

@@ -21,7 +21,7 @@ from squidkeeper.base.errors import (
     SigningRefused,
     SquidkeeperError,
 )
-from squidkeeper.base.metrics import CREDENTIAL
+from squidkeeper.base.helper_metrics import CREDENTIAL
 from squidkeeper.policy.engine import CompiledPolicy, Decision, Stage, decide
 from squidkeeper.policy.extras import extra_problem
 from squidkeeper.policy.language.forms import (

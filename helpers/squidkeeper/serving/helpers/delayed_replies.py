@@ -22,7 +22,7 @@ from itertools import count
 from pathlib import Path
 
 from squidkeeper.base.errors import InvalidLine
-from squidkeeper.base.metrics import PROTOCOL_ERRORS
+from squidkeeper.base.helper_metrics import PROTOCOL_ERRORS
 from squidkeeper.policy.policy_store.policy_watcher import PolicyState
 from squidkeeper.policy.protocol.lines import (
     LineBuffer,

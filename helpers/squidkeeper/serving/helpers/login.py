@@ -14,7 +14,7 @@ from hmac import compare_digest
 from typing import Final
 
 from squidkeeper.base.errors import InvalidUrl
-from squidkeeper.base.metrics import LOGIN_RESULTS, LOGINS
+from squidkeeper.base.helper_metrics import LOGIN_RESULTS, LOGINS
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.model import Token
 from squidkeeper.policy.protocol.lines import Reply, Result, parse_tokens

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from squidkeeper.base.errors import InvalidLine, describe
-from squidkeeper.base.metrics import PROTOCOL_ERRORS
+from squidkeeper.base.helper_metrics import PROTOCOL_ERRORS
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
 from squidkeeper.policy.protocol.lines import (

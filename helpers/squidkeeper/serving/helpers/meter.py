@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from math import ceil
 from typing import Final
 
-from squidkeeper.base.metrics import METER
+from squidkeeper.base.helper_metrics import METER
 from squidkeeper.policy.engine import CompiledPolicy, HostMatch, Stage, decide, deny
 from squidkeeper.policy.engine.quotas import counting
 from squidkeeper.policy.language.quotas import UNCOUNTED, Quota

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from heapq import nlargest
 from typing import Final
 
-from squidkeeper.base.metrics import THROTTLED
+from squidkeeper.base.helper_metrics import THROTTLED
 from squidkeeper.policy.protocol.lines import Reply, Result, parse_tokens
 from squidkeeper.serving.counters.layout import counter_key
 from squidkeeper.serving.helpers.delayed_replies import DelayedReply

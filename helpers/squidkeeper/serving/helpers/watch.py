@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from squidkeeper.base.errors import SecretUnavailable
-from squidkeeper.base.metrics import WATCH
+from squidkeeper.base.helper_metrics import WATCH
 from squidkeeper.policy.engine import CompiledPolicy, Stage, decide, deny
 from squidkeeper.policy.language.secret_sources import NamedSecret
 from squidkeeper.policy.protocol.lines import (
