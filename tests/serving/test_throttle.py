@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from squidkeeper.base.client_network import client_network
 from squidkeeper.policy.protocol.lines import Result, format_reply, reply_limit
 from squidkeeper.serving.counters.reader import read_counter_files
 from squidkeeper.serving.helpers.throttle import (
@@ -26,7 +27,6 @@ from squidkeeper.serving.helpers.throttle import (
     Throttle,
     answer_surplus,
 )
-from squidkeeper.serving.quotas.counts import client_network
 from tests.waiting import pause
 
 from .conftest import Program

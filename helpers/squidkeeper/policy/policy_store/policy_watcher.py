@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -20,6 +20,7 @@ from squidkeeper.policy.policy_store.loading import (
     load_stored_revision,
 )
 from squidkeeper.policy.policy_store.open_writes import OpenWrites, UnfinishedFile
+from squidkeeper.policy.policy_store.policy_state import PolicyState
 from squidkeeper.policy.policy_store.reload_gate import (
     PATIENCE_SECONDS,
     Edit,
@@ -47,40 +48,6 @@ _SETTLE_SECONDS = 0.05
 _WRITE_SECONDS = 5.0  # a file that is open for writing for longer is reported
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyState:
-    """The state of the policy on disk, at the last check that found it changed.
-
-    `revision` is in force since `loaded` (seconds since 1970); None if no policy has
-    loaded. `ok`: it is the policy on disk; else `faults` tell why not, or `held` is the
-    revision on disk, for which the reload gate has no verdict yet. `warnings` are those
-    of the revision in force.
-    """
-
-    revision: str | None = None
-    loaded: float | None = None
-    ok: bool = False
-    faults: tuple[Fault, ...] = ()
-    warnings: tuple[Fault, ...] = ()
-    held: str | None = None
-
-    @property
-    def problem(self) -> str:
-        """The faults as text, one a line."""
-        return "\n".join(map(str, self.faults))
-
-    @property
-    def gated(self) -> bool:
-        """Whether the reload gate refuses the policy on disk; every helper then has the
-        revision in force.
-        """
-        return (
-            not self.ok
-            and bool(self.faults)
-            and self.faults[0].code is FaultCode.RELOAD_GATED
-        )
 
 
 class FileWatch:

@@ -14,6 +14,7 @@ from time import gmtime, strftime
 from typing import Final
 from urllib.parse import quote
 
+from squidkeeper.base.client_network import client_network
 from squidkeeper.base.gateway_commands import with_commands
 from squidkeeper.base.layout import Layout
 from squidkeeper.policy.bodies.judging import answer
@@ -32,7 +33,6 @@ from squidkeeper.serving.error_pages import (
     template,
 )
 from squidkeeper.serving.helpers.throttle import Clients, Limits, Surplus
-from squidkeeper.serving.quotas.counts import client_network
 
 # As pages.conf has them: HTML or JSON where Accept names it, and q is not 0.
 _WEIGHT: Final = r"\s*($|,|;\s*([^q]|q=(1|0\.0*[1-9])))"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
+from squidkeeper.base.client_network import client_network
 from squidkeeper.base.errors import PatternError
 from squidkeeper.policy.engine import (
     CompiledPolicy,
@@ -34,7 +35,6 @@ from squidkeeper.services.bodies.denials import (
 )
 from squidkeeper.services.bodies.policies import Policies
 from squidkeeper.serving.counters.layout import Key
-from squidkeeper.serving.quotas.counts import client_network
 from squidkeeper.serving.replies import body_count
 
 if TYPE_CHECKING:

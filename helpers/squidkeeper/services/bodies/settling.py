@@ -24,6 +24,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
+from squidkeeper.base.client_network import client_network
 from squidkeeper.base.errors import (
     CountsUnavailable,
     InvalidIcap,
@@ -62,7 +63,7 @@ from squidkeeper.services.bodies.judge import JUDGED_AT_ONCE, Judgement, is_enco
 from squidkeeper.services.bodies.policies import Policies
 from squidkeeper.serving.counters.layout import Key, counter_key
 from squidkeeper.serving.helpers.meter import refusal_reason
-from squidkeeper.serving.quotas.counts import QuotaCount, client_network, holder
+from squidkeeper.serving.quotas.counts import QuotaCount, holder
 from squidkeeper.serving.quotas.meter import Refusal
 from squidkeeper.serving.quotas.reserves import CountedAnswer, Reserves, Used
 from squidkeeper.serving.replies import body_count

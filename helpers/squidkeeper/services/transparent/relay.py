@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from squidkeeper.base.client_network import client_network
 from squidkeeper.base.errors import HelloIncomplete, HelloRefused, describe
 from squidkeeper.base.helper_metrics import TransparentResult
 from squidkeeper.services.transparent.client_hello import HELLO_BYTES, server_name
@@ -36,7 +37,6 @@ from squidkeeper.services.transparent.connection import (
     Step,
     tune,
 )
-from squidkeeper.serving.quotas.counts import client_network
 
 HELLO_SECONDS: Final = 5.0
 FIRST_BYTE_SECONDS: Final = 30.0

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from squidkeeper.base.bounded_cache import BoundedCache
 from squidkeeper.base.errors import LeafRefused
 from squidkeeper.base.helper_metrics import CERTIFICATE, CERTIFICATES, PROTOCOL_ERRORS
-from squidkeeper.policy.policy_store.policy_watcher import PolicyState
+from squidkeeper.policy.policy_store.policy_state import PolicyState
 from squidkeeper.policy.protocol.certificate_request import (
     LeafReply,
     LeafRequest,

@@ -3,8 +3,8 @@
 import time
 from typing import Final
 
+from squidkeeper.base.client_network import client_network
 from squidkeeper.policy.protocol.lines import decode_token
-from squidkeeper.serving.quotas.counts import client_network
 
 SHARE: Final = 0.25
 BURST_SECONDS: Final = 0.1

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from squidkeeper.base.errors import InvalidLine
 from squidkeeper.base.helper_metrics import PROTOCOL_ERRORS
-from squidkeeper.policy.policy_store.policy_watcher import PolicyState
+from squidkeeper.policy.policy_store.policy_state import PolicyState
 from squidkeeper.policy.protocol.lines import (
     LineBuffer,
     Reply,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from squidkeeper.base.helper_metrics import DECISION_DURATION, HELPER_STARTS, OTHER
-from squidkeeper.policy.policy_store.policy_watcher import PolicyState
+from squidkeeper.policy.policy_store.policy_state import PolicyState
 from squidkeeper.serving.counters.layout import (
     FOLDER,
     HelperStatus,

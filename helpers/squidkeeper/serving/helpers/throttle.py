@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from heapq import nlargest
 from typing import Final
 
+from squidkeeper.base.client_network import client_network
 from squidkeeper.base.helper_metrics import THROTTLED
 from squidkeeper.policy.protocol.lines import Reply, Result, parse_tokens
 from squidkeeper.serving.counters.layout import counter_key
 from squidkeeper.serving.helpers.delayed_replies import DelayedReply
-from squidkeeper.serving.quotas.counts import client_network
 
 TOKENS: Final = (1, 2)
 SPARE_LOOKUPS: Final = (

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import ip_network
 from typing import Final, Protocol, Self
 
+from squidkeeper.base.client_network import client_network
 from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
 
 # a lease is at most this part of what is left, so that the last units are given one by
@@ -107,18 +107,7 @@ def share(limit: int, used: int, asked: int) -> int:
     return min(asked, max(1, left // SHARE)) if left > 0 else 0
 
 
-_IPV6_PREFIX: Final = 64  # one network's; a client can use every address in it
 _EVERYONE: Final = "all"
-
-
-def client_network(client: str) -> str:
-    """Name one client: an IPv4 address, or the /64 network of an IPv6 address."""
-    if ":" not in client:
-        return client
-    try:
-        return str(ip_network((client.partition("%")[0], _IPV6_PREFIX), strict=False))
-    except ValueError:
-        return client
 
 
 def holder(quota: Quota, address: str, user: str | None, rule: str) -> str:
