@@ -25,9 +25,10 @@ import os, re, signal, sys, threading
 from pathlib import Path
 from squidkeeper.serving.helpers.helper_counters import HelperCounters
 from squidkeeper.serving.helpers.cache_log import write_to_cache_log
-from squidkeeper.serving.helpers.loop import serve, take_output
+from squidkeeper.serving.helpers.loop import take_output
+from squidkeeper.serving.helpers.policy_helper import serve
 from squidkeeper.serving.helpers.helper_counters import StuckWatchdog
-from squidkeeper.policy.policy_store.policy_watcher import PolicyState
+from squidkeeper.policy.policy_store.policy_state import PolicyState
 from squidkeeper.policy.protocol.lines import Reply, Result
 
 def answer(request):

@@ -12,7 +12,7 @@ import pytest
 from squidkeeper.policy.protocol.lines import Reply, Result
 from squidkeeper.serving.helpers import client_shares
 from squidkeeper.serving.helpers.client_shares import BURST_SECONDS, SHARE, ClientShares
-from squidkeeper.serving.helpers.loop import _LineAnswering
+from squidkeeper.serving.helpers.policy_helper import _LineAnswering
 
 POLICY = "version: 1\nrules:\n" + "".join(
     f'  - {{name: path-{number}, action: allow, hosts: [open.example], paths: ["/**/{number}/*.js"]}}\n'

@@ -41,7 +41,7 @@ def acl(
         answer_url,
     )
     from squidkeeper.serving.helpers.asking import Asking
-    from squidkeeper.serving.helpers.loop import Lane, run
+    from squidkeeper.serving.helpers.policy_helper import Lane, run
     from squidkeeper.serving.parts import Part
     from squidkeeper.serving.quotas.opening import open_meter
     from squidkeeper.serving.squid_crashes import LastAsked

@@ -50,7 +50,7 @@ def credential(
     from squidkeeper.base.helper_metrics import CREDENTIAL
     from squidkeeper.serving.credentials.fetched_values import FOLDER
     from squidkeeper.serving.helpers.credential import Injector, answer
-    from squidkeeper.serving.helpers.loop import run as run_helper
+    from squidkeeper.serving.helpers.policy_helper import run as run_helper
 
     answers = partial(answer, concurrency=concurrency, with_headers=with_headers)
     prepare = partial(

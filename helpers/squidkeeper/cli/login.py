@@ -18,6 +18,6 @@ def login(directory: Path, state: Path, concurrency: int) -> None:
     """
     from squidkeeper.base.helper_metrics import LOGIN
     from squidkeeper.serving.helpers.login import Logins, answer
-    from squidkeeper.serving.helpers.loop import run
+    from squidkeeper.serving.helpers.policy_helper import run
 
     run(LOGIN, Logins, answer, directory, state, concurrency)

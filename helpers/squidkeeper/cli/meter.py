@@ -18,8 +18,8 @@ def meter(directory: Path, state: Path, concurrency: int) -> None:
     from functools import partial
 
     from squidkeeper.base.helper_metrics import METER
-    from squidkeeper.serving.helpers.loop import run
     from squidkeeper.serving.helpers.meter import QuotaScope, answer
+    from squidkeeper.serving.helpers.policy_helper import run
     from squidkeeper.serving.quotas.opening import open_meter
 
     prepare = partial(QuotaScope, meter=open_meter(directory, state))

@@ -19,7 +19,7 @@ def rewrite(directory: Path, state: Path, run: Path, concurrency: int) -> None:
     """
     from squidkeeper.base.helper_metrics import REWRITE
     from squidkeeper.serving.credentials.fetched_values import FOLDER
-    from squidkeeper.serving.helpers.loop import run as run_helper
+    from squidkeeper.serving.helpers.policy_helper import run as run_helper
     from squidkeeper.serving.helpers.rewrite import Rewriter, answer
 
     run_helper(

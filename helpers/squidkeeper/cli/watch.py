@@ -21,8 +21,16 @@ def watch(lane: str, directory: Path, state: Path, concurrency: int, run: Path) 
     from squidkeeper.base.helper_metrics import WATCH
     from squidkeeper.serving.credentials.fetched_values import FOLDER
     from squidkeeper.serving.credentials.watched_values import WatchedValues
-    from squidkeeper.serving.helpers import loop
+    from squidkeeper.serving.helpers import policy_helper
     from squidkeeper.serving.helpers.watch import Watch, answer
 
     prepare = partial(Watch, values=WatchedValues(), fetched=run / FOLDER)
-    loop.run(WATCH, prepare, answer, directory, state, concurrency, loop.Lane(lane))
+    policy_helper.run(
+        WATCH,
+        prepare,
+        answer,
+        directory,
+        state,
+        concurrency,
+        policy_helper.Lane(lane),
+    )

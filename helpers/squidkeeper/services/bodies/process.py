@@ -30,7 +30,7 @@ from squidkeeper.services.bodies.judge import BodyJudge
 from squidkeeper.services.bodies.policies import Policies
 from squidkeeper.serving.counters.layout import Key
 from squidkeeper.serving.helpers.helper_counters import HelperCounters
-from squidkeeper.serving.helpers.loop import answer_while_loading
+from squidkeeper.serving.helpers.policy_helper import answer_while_loading
 from squidkeeper.serving.helpers.throttle import Limits
 
 if TYPE_CHECKING:

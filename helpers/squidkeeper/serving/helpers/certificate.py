@@ -19,7 +19,6 @@ from typing import Final, NamedTuple
 from squidkeeper.base.bounded_cache import BoundedCache
 from squidkeeper.base.errors import LeafRefused
 from squidkeeper.base.helper_metrics import CERTIFICATE, CERTIFICATES, PROTOCOL_ERRORS
-from squidkeeper.policy.policy_store.policy_state import PolicyState
 from squidkeeper.policy.protocol.certificate_request import (
     LeafReply,
     LeafRequest,
@@ -157,7 +156,7 @@ def run(state: Path) -> None:
     restrict_process()
     output = take_output()
     once = write_to_cache_log()
-    counting = HelperCounters(CERTIFICATE, state, lambda: PolicyState(ok=True))
+    counting = HelperCounters(CERTIFICATE, state)
     StuckWatchdog(lambda: counting.at).start()
     counting.start()
     once.open(state)

@@ -23,7 +23,6 @@ from pathlib import Path
 
 from squidkeeper.base.errors import InvalidLine
 from squidkeeper.base.helper_metrics import PROTOCOL_ERRORS
-from squidkeeper.policy.policy_store.policy_state import PolicyState
 from squidkeeper.policy.protocol.lines import (
     LineBuffer,
     Reply,
@@ -65,7 +64,7 @@ def run(
     """
     restrict_process()
     output = take_output()
-    counting = HelperCounters(helper, state, lambda: PolicyState(ok=True))
+    counting = HelperCounters(helper, state)
     StuckWatchdog(lambda: counting.at).start()
     counting.start()
     counting.ready()

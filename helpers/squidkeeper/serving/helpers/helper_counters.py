@@ -5,6 +5,8 @@ Squid waits for an answer forever, and its client waits too. Squid denies the lo
 a helper that ends.
 """
 
+from __future__ import annotations
+
 import faulthandler
 import logging
 import os
@@ -14,10 +16,9 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from squidkeeper.base.helper_metrics import DECISION_DURATION, HELPER_STARTS, OTHER
-from squidkeeper.policy.policy_store.policy_state import PolicyState
 from squidkeeper.serving.counters.layout import (
     FOLDER,
     HelperStatus,
@@ -27,6 +28,9 @@ from squidkeeper.serving.counters.layout import (
 )
 from squidkeeper.serving.counters.writer import CounterWriter
 
+if TYPE_CHECKING:
+    from squidkeeper.policy.policy_store.policy_state import PolicyState
+
 _OVERFLOW = {"rule": OTHER, "credential": OTHER, "quota": OTHER}
 _BEAT_EVERY_SECONDS = 1.0
 
@@ -34,10 +38,15 @@ _BEAT_EVERY_SECONDS = 1.0
 class HelperCounters:
     """Counts what a helper does in a counter file, and writes its heartbeat there once
     a second.
+
+    Without `policy_state` the helper needs no policy.
     """
 
     def __init__(
-        self, helper: str, state: Path, policy_state: Callable[[], PolicyState]
+        self,
+        helper: str,
+        state: Path,
+        policy_state: Callable[[], PolicyState] | None = None,
     ) -> None:
         self.helper = helper
         self._policy_state = policy_state
@@ -63,17 +72,18 @@ class HelperCounters:
         self.busy_since = None
 
     def _write_heartbeat(self, busy_since: float | None) -> None:
-        now, state = time.time(), self._policy_state()
+        now = time.time()
+        state = self._policy_state() if self._policy_state else None
         self._writer.beat(
             HelperStatus(
                 helper=self.helper,
                 pid=os.getpid(),
                 started=self._started,
                 beat=now,
-                revision=state.revision,
-                reload_ok=state.ok,
-                reloaded=state.loaded,
-                faults=len(state.faults),
+                revision=state.revision if state else None,
+                reload_ok=state.ok if state else True,
+                reloaded=state.loaded if state else None,
+                faults=len(state.faults) if state else 0,
                 busy_since=None
                 if busy_since is None
                 else now - (time.monotonic() - busy_since),
