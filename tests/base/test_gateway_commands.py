@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+from squidkeeper.base import places
 from squidkeeper.base.gateway_commands import (
     FILES,
     OPTIONS,
@@ -18,8 +19,8 @@ from squidkeeper.base.gateway_commands import (
     with_commands,
 )
 from squidkeeper.base.layout import Layout
+from squidkeeper.base.places import own_root
 from squidkeeper.cli import main
-from squidkeeper.cli.options import own_root
 from squidkeeper.serving.error_pages import files
 
 REPOSITORY = Path(__file__).parents[2]
@@ -133,5 +134,5 @@ def test_a_program_knows_the_root_that_it_was_installed_in(
     (tmp_path / place / "bin").mkdir(parents=True)
     (tmp_path / place / "bin/squidkeeper").symlink_to(f"{target}/bin/squidkeeper")
     if place == "opt":
-        monkeypatch.setattr(Layout, "prefix", tmp_path / "opt")
+        monkeypatch.setattr(places, "PREFIX", tmp_path / "opt")
     assert own_root() == (root and tmp_path / root)

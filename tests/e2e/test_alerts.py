@@ -25,7 +25,7 @@ import pytest
 import yaml
 
 from squidkeeper.base.helper_metrics import TRANSPARENT_CONNECTIONS, TransparentResult
-from squidkeeper.base.layout import TRANSPARENT_FOLDER
+from squidkeeper.base.places import TRANSPARENT_FOLDER
 from squidkeeper.record.archive_status import ArchiveStatus, DeletedLogs
 from squidkeeper.record.export_status import ExportState, ExportStore
 from squidkeeper.serving.certificates.authority import (

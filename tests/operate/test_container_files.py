@@ -24,8 +24,8 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from squidkeeper.base.places import ROOT_VARIABLE
 from squidkeeper.cli import main
-from squidkeeper.cli.options import ROOT_VARIABLE
 
 REPOSITORY = Path(__file__).parents[2]
 KUBERNETES = REPOSITORY / "squid/kubernetes"

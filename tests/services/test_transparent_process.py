@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from squidkeeper.base.helper_metrics import TransparentResult
-from squidkeeper.base.layout import TRANSPARENT_FOLDER
+from squidkeeper.base.places import TRANSPARENT_FOLDER
 from squidkeeper.cli import main
 from squidkeeper.services.transparent import process
 from squidkeeper.services.transparent.connection import KEPT_BYTES

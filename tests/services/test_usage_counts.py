@@ -14,7 +14,7 @@ import pytest
 
 from squidkeeper.base.errors import CountsUnavailable
 from squidkeeper.base.helper_metrics import NONE, OTHER
-from squidkeeper.base.layout import BODIES_FOLDER
+from squidkeeper.base.places import BODIES_FOLDER
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.quotas import QuotaUnit, Window
 from squidkeeper.record.log.drift import DriftChecker

@@ -21,7 +21,7 @@ import pytest
 
 from squidkeeper.base.errors import WebhookFailed
 from squidkeeper.base.faults import Location
-from squidkeeper.base.layout import BODIES_FOLDER
+from squidkeeper.base.places import BODIES_FOLDER
 from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision

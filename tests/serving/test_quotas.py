@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from squidkeeper.base.errors import CountsUnavailable, PatternError
 from squidkeeper.base.faults import FaultCode, Location
-from squidkeeper.base.layout import BODIES_FOLDER
+from squidkeeper.base.places import BODIES_FOLDER
 from squidkeeper.base.squid_account import Account, call_as, call_as_owner
 from squidkeeper.change.approvals.decisions import who_decides
 from squidkeeper.cli import main

@@ -7,6 +7,15 @@ from pathlib import Path
 from typing import Annotated, Final, Self, get_type_hints
 
 from squidkeeper.base.errors import NotInstalled
+from squidkeeper.base.places import (
+    BODIES_FOLDER,
+    POLICY,
+    PREFIX,
+    RUN,
+    STATE,
+    TRANSPARENT_FOLDER,
+    placed,
+)
 
 # What runs beside Squid, in the order of its start.
 # two processes on one port: while one starts, the other answers
@@ -38,8 +47,6 @@ ACCOUNTS: Final = {
     ),  # one user for both: else they could not share a port
     **{name: f"squidkeeper-{name}" for name in ("transparent", "dns")},
 }
-BODIES_FOLDER: Final = "bodies"  # of the state folder
-TRANSPARENT_FOLDER: Final = "transparent"  # likewise
 # built into Squid; with systemd its unit makes the folder
 SOCKETS_OF_WORKERS: Final = Path("/run/squid")
 # systemd keeps these for DynamicUser=, so that no account has one
@@ -80,7 +87,7 @@ class Layout:
     ca_cert: Annotated[Path, "/etc/squidkeeper/ca/ca.crt", "etc/ca/ca.crt"]
     # root's alone, where it is here at all
     ca_key: Annotated[Path, "/etc/squidkeeper/ca/ca.key", "etc/ca/ca.key"]
-    policy: Annotated[Path, "/etc/squidkeeper/policy", "etc/policy"]
+    policy: Annotated[Path, *POLICY]
     # root's programs that print secrets
     commands: Annotated[Path, "/etc/squidkeeper/commands", "etc/commands"]
     # a file for each export
@@ -94,7 +101,7 @@ class Layout:
     ssl_db: Annotated[Path, "/var/spool/squid/ssl_db", "state/ssl_db"]
     access_log: Annotated[Path, "/var/log/squid/access.log", "log/access.log"]
     cache_log: Annotated[Path, "/var/log/squid/cache.log", "log/cache.log"]
-    state: Annotated[Path, "/var/lib/squidkeeper", "state"]
+    state: Annotated[Path, *STATE]
     archive: Annotated[Path, "/var/lib/squidkeeper-archive", "archive"]
     # signs it; root's, or its writer's
     archive_key: Annotated[Path, "/etc/squidkeeper/archive.key", "etc/archive.key"]
@@ -116,7 +123,7 @@ class Layout:
     archive_store: Annotated[
         Path, "/etc/squidkeeper/archive-store.yaml", "etc/archive-store.yaml"
     ]
-    run: Annotated[Path, "/run/squidkeeper", "run"]
+    run: Annotated[Path, *RUN]
     pid_file: Annotated[Path, "/run/squid.pid", "run/squid.pid"]
 
     @classmethod
@@ -124,10 +131,7 @@ class Layout:
         """Lay out the gateway of the system, or the one below a root."""
         return cls(
             root,
-            **{
-                name: root / place if root else Path(usual)
-                for name, (usual, place) in _paths().items()
-            },
+            **{name: placed(place, root) for name, place in _paths().items()},
         )
 
     @classmethod
@@ -178,7 +182,7 @@ class Layout:
     @property
     def prefix(self) -> Path:
         """The folder of the program and of what was applied."""
-        return self.root or Path("/opt/squidkeeper")
+        return self.root or PREFIX
 
     @property
     def applied(self) -> Path:

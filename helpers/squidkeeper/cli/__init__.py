@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from squidkeeper.cli.output import told_failures
+from squidkeeper.cli.failures import told_failures
 
 GROUPS = {  # what people do, with a line for each command that fits beside its name
     "Policy": {

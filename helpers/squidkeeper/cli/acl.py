@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.options import helper_options, in_force_option, lane_option
+from squidkeeper.cli.helper_options import helper_options, in_force_option, lane_option
 
 
 @click.command()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from squidkeeper.base.formatting import byte_size, printable, quantity
-from squidkeeper.cli import options
+from squidkeeper.cli import helper_options, options
 from squidkeeper.cli.archive_verify import failure, verify
 from squidkeeper.cli.maintain import Size
 from squidkeeper.cli.output import progress, show_json
@@ -35,12 +35,12 @@ def archive() -> None:
 @archive.command()
 @options.file_option("--access-log", options.DEFAULT_LOG, "Squid's access log.")
 @options.archive_option("The archive.")
-@options.path_option(
+@helper_options.path_option(
     "--key",
     metavar="FILE",
     help="The private key that seals the archive. [default: the gateway's, for its own archive]",
 )
-@options.shown_option(
+@helper_options.shown_option(
     "--keep-days",
     metavar="N",
     type=click.IntRange(1, 36_500),
@@ -53,7 +53,7 @@ def archive() -> None:
     type=Size(),
     help="Limit the archive, such as 100G. [default: a quarter of its file system]",
 )
-@options.state_option()
+@helper_options.state_option()
 @click.option(
     "--copy-to",
     metavar="s3://…|FILE.yaml",

@@ -17,6 +17,7 @@ import click
 
 from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.formatting import printable
+from squidkeeper.cli.failures import UnusableInput
 from squidkeeper.cli.options import (
     archive_read_option,
     gateway_option,
@@ -25,7 +26,7 @@ from squidkeeper.cli.options import (
     threads_option,
     until_option,
 )
-from squidkeeper.cli.output import UnusableInput, report_skipped
+from squidkeeper.cli.output import report_skipped
 
 if TYPE_CHECKING:
     from squidkeeper.policy.engine import CompiledPolicy

@@ -13,7 +13,7 @@ import click
 
 from squidkeeper.base.errors import InvalidUrl, PolicyError, UnreadableLog
 from squidkeeper.base.formatting import ago, printable, quantity, utc_seconds
-from squidkeeper.cli import options
+from squidkeeper.cli import helper_options, options
 from squidkeeper.cli.output import show_json
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _SCOPES: Final = ("url", "path", "host")
 _DAY: Final = timedelta(days=1)
 _INDENT: Final = " " * 14
-_state_option = options.state_option()
+_state_option = helper_options.state_option()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def _place_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="The start of what is read of it. [default: a day ago]",
     )(options.packed("place", _Place)(command))
     text = "The access log; its rotated files are read too."
-    return options.policy_option(
+    return helper_options.policy_option(
         _state_option(
             options.file_option("--access-log", options.DEFAULT_LOG, text)(with_since)
         )
@@ -185,7 +185,7 @@ def ask(context: click.Context, as_json: bool, place: _Place) -> None:
 @click.option(
     "--uses", type=click.IntRange(1), metavar="N", help="Allow at most N requests."
 )
-@options.shown_option(
+@helper_options.shown_option(
     "--scope",
     type=click.Choice(_SCOPES),
     default=_SCOPES[0],
@@ -270,7 +270,7 @@ def _granted_object(ticket: Ticket, granted: Granted) -> dict[str, object]:
 @click.option(
     "--reason", required=True, metavar="TEXT", help="Why; the client reads it."
 )
-@options.policy_option
+@helper_options.policy_option
 @_state_option
 def deny(number: str, reason: str, directory: Path, state: Path) -> None:
     """Deny a question: its client reads the reason, and the request stays denied."""

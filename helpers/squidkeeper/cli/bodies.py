@@ -8,12 +8,8 @@ import click
 
 from squidkeeper.base.errors import ListenFailed
 from squidkeeper.cli.exporter import Address
-from squidkeeper.cli.options import (
-    DEFAULT_LAYOUT,
-    policy_option,
-    shown_option,
-    state_option,
-)
+from squidkeeper.cli.helper_options import policy_option, shown_option, state_option
+from squidkeeper.cli.options import DEFAULT_LAYOUT
 
 
 @click.command()

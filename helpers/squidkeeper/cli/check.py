@@ -24,13 +24,8 @@ from squidkeeper.base.squid_account import (
     squid_account,
     unreadable_for,
 )
-from squidkeeper.cli.options import (
-    DEFAULT_POLICY,
-    fragment_option,
-    json_option,
-    policy_option,
-    state_option,
-)
+from squidkeeper.cli.helper_options import DEFAULT_POLICY, policy_option, state_option
+from squidkeeper.cli.options import fragment_option, json_option
 from squidkeeper.cli.output import progress, show_json, show_text
 from squidkeeper.policy.language.model import SHORTEST_WATCHED
 from squidkeeper.policy.language.secret_sources import (

@@ -13,7 +13,8 @@ from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.formatting import ago
 from squidkeeper.base.gateway_commands import command
 from squidkeeper.base.layout import Layout
-from squidkeeper.cli.options import Duration, json_option, policy_option
+from squidkeeper.cli.helper_options import policy_option
+from squidkeeper.cli.options import Duration, json_option
 from squidkeeper.cli.output import show_json
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ import click
 
 from squidkeeper.base.errors import InvalidSetting, PolicyError
 from squidkeeper.base.layout import Layout
-from squidkeeper.cli.options import combined, path_option, root_option, shown_option
+from squidkeeper.cli.helper_options import path_option, shown_option
+from squidkeeper.cli.options import combined, root_option
 
 if TYPE_CHECKING:
     from squidkeeper.operate.client_kit.client import KitClient

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.options import (
+from squidkeeper.cli.helper_options import (
     helper_options,
     in_force_option,
     run_option,

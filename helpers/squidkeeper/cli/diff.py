@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from squidkeeper.cli.arguments import policy_in_force, policy_named
-from squidkeeper.cli.options import json_option, state_option
+from squidkeeper.cli.helper_options import state_option
+from squidkeeper.cli.options import json_option
 from squidkeeper.cli.output import progress, show_text
 
 if TYPE_CHECKING:

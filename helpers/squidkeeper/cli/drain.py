@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.cli.options import Duration, root_option, shown_option
-from squidkeeper.cli.output import UnusableInput
+from squidkeeper.cli.failures import UnusableInput
+from squidkeeper.cli.helper_options import shown_option
+from squidkeeper.cli.options import Duration, root_option
 
 if TYPE_CHECKING:
     from squidkeeper.base.layout import Layout

@@ -12,7 +12,7 @@ from squidkeeper.cli.client_options import (
     read_token,
     setting_options,
 )
-from squidkeeper.cli.options import path_option
+from squidkeeper.cli.helper_options import path_option
 from squidkeeper.operate.client_kit.formats import (
     ClientEnvironment,
     EnvironmentForm,

@@ -13,13 +13,13 @@ import click
 from squidkeeper.base.errors import InvalidRecord, InvalidUrl, PatternError, PolicyError
 from squidkeeper.base.faults import Location
 from squidkeeper.base.formatting import quantity
+from squidkeeper.cli.helper_options import policy_option
 from squidkeeper.cli.options import (
     ABSOLUTE_URL,
     HOST_AND_PORT,
     Moment,
     fragment_option,
     json_option,
-    policy_option,
 )
 from squidkeeper.cli.output import show_json, show_text
 

@@ -12,13 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from squidkeeper.base.errors import InvalidExport
-from squidkeeper.cli.options import (
-    DEFAULT_LOG,
-    archive_option,
-    file_option,
-    path_option,
-    state_option,
-)
+from squidkeeper.cli.helper_options import path_option, state_option
+from squidkeeper.cli.options import DEFAULT_LOG, archive_option, file_option
 
 if TYPE_CHECKING:
     from squidkeeper.record.export.targets import ExportTarget

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from squidkeeper.base.errors import InvalidUrl, ListenFailed, PatternError, StateInUse
+from squidkeeper.cli.helper_options import (
+    path_option,
+    policy_option,
+    run_option,
+    shown_option,
+    written_state_option,
+)
 from squidkeeper.cli.options import (
     DEFAULT_LAYOUT,
     archive_option,
     file_option,
     fragment_option,
-    path_option,
-    policy_option,
     proxy_header_option,
-    run_option,
-    shown_option,
-    written_state_option,
 )
 
 if TYPE_CHECKING:

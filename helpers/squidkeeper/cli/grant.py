@@ -22,13 +22,8 @@ from squidkeeper.cli.grant_fleet import (
     pruned,
     revoked,
 )
-from squidkeeper.cli.options import (
-    Duration,
-    json_option,
-    packed,
-    policy_option,
-    state_option,
-)
+from squidkeeper.cli.helper_options import policy_option, state_option
+from squidkeeper.cli.options import Duration, json_option, packed
 from squidkeeper.cli.output import show_json
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import click
 
 from squidkeeper.base.errors import EditRefused
 from squidkeeper.base.formatting import printable, quantity
-from squidkeeper.cli import options
+from squidkeeper.cli import helper_options, options
 from squidkeeper.cli.output import show_json
 
 if TYPE_CHECKING:
@@ -45,8 +45,10 @@ fleet_options = options.combined(  # of `FleetOptions`
         metavar="REPOSITORY",
         help="Change the grants of all gateways that pull from this git repository.",
     ),
-    options.shown_option("--branch", default="main", help="With --fleet: the branch."),
-    options.shown_option(
+    helper_options.shown_option(
+        "--branch", default="main", help="With --fleet: the branch."
+    ),
+    helper_options.shown_option(
         "--path",
         "folder",
         metavar="FOLDER",

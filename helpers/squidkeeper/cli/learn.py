@@ -14,13 +14,10 @@ import click
 
 from squidkeeper.base.formatting import quantity
 from squidkeeper.cli.arguments import table_options
-from squidkeeper.cli.options import json_option, path_option, policy_option
-from squidkeeper.cli.output import (
-    UnusableInput,
-    check_new_file,
-    open_new_file,
-    progress,
-)
+from squidkeeper.cli.failures import UnusableInput
+from squidkeeper.cli.helper_options import path_option, policy_option
+from squidkeeper.cli.options import json_option
+from squidkeeper.cli.output import check_new_file, open_new_file, progress
 
 if TYPE_CHECKING:
     from squidkeeper.change.learning.askers import Askers

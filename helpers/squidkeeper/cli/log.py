@@ -16,7 +16,7 @@ import click
 
 from squidkeeper.base.errors import PatternError
 from squidkeeper.base.formatting import quantity
-from squidkeeper.cli import options
+from squidkeeper.cli import helper_options, options
 from squidkeeper.cli.output import progress
 
 if TYPE_CHECKING:
@@ -137,8 +137,8 @@ class WantedRequests:
     is_flag=True,
     help="Show requests that were served although the policy denied them.",
 )
-@options.policy_option
-@options.state_option()
+@helper_options.policy_option
+@helper_options.state_option()
 @options.archive_option("An archive to read, or a fleet to ask over ssh.", store=True)
 def log(
     files: tuple[Path, ...],

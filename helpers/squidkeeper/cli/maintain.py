@@ -15,13 +15,12 @@ import click
 from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.base.layout import Layout
 from squidkeeper.cli.exporter import Address
+from squidkeeper.cli.helper_options import path_option, written_state_option
 from squidkeeper.cli.options import (
     DEFAULT_LAYOUT,
     archive_option,
     file_option,
-    path_option,
     proxy_header_option,
-    written_state_option,
 )
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.options import helper_options
+from squidkeeper.cli.helper_options import helper_options
 
 
 @click.command()

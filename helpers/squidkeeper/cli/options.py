@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from squidkeeper.base.layout import Layout
+from squidkeeper.base.places import ROOT_VARIABLE, default_root
+from squidkeeper.cli.helper_options import path_option, shown_option
 
 if TYPE_CHECKING:
     from squidkeeper.record.chain.store_settings import StoreSettings
@@ -23,28 +23,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def own_root() -> Path | None:
-    """Return the root of the gateway whose program this is; None for the system's, and
-    for no gateway's.
-    """
-    for program in (
-        Path(os.path.abspath(sys.argv[0])),
-        Path(sys.prefix).parent / "bin/squidkeeper",
-    ):
-        if os.path.islink(program) and os.readlink(program).startswith(
-            "../venv-"
-        ):  # as install.sh links it
-            root = program.parents[1]
-            return None if root == Layout.of(None).prefix else root
-    return None
-
-
-# the root of the gateway that commands are about, as in a container
-ROOT_VARIABLE = "SQUIDKEEPER_ROOT"
-_root = os.environ.get(ROOT_VARIABLE)
-DEFAULT_LAYOUT = Layout.of(Path(_root) if _root else own_root())
-DEFAULT_POLICY = DEFAULT_LAYOUT.policy
-DEFAULT_STATE = DEFAULT_LAYOUT.state
+DEFAULT_LAYOUT = Layout.of(default_root())
 DEFAULT_LOG = DEFAULT_LAYOUT.access_log
 DEFAULT_ARCHIVE_KEY = DEFAULT_LAYOUT.archive_key
 DEFAULT_ARCHIVE = DEFAULT_LAYOUT.archive
@@ -131,16 +110,6 @@ def combined(*options: Callable[[F], F]) -> Callable[[F], F]:
     return add
 
 
-# its default stands in the help
-shown_option = partial(click.option, show_default=True)
-# readable=False: a folder that cannot be read becomes a denial or a metric, never the
-# end of the program.
-path_option = partial(
-    shown_option, metavar="DIR", type=click.Path(path_type=Path, readable=False)
-)
-policy_option = path_option(
-    "--policy", "directory", default=DEFAULT_POLICY, help="The policy's folder."
-)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object."
 )
@@ -182,36 +151,6 @@ root_option = path_option(
     envvar=ROOT_VARIABLE,
     default=DEFAULT_LAYOUT.root,
     help="A gateway that `install.sh --root DIR` installed.",
-)
-
-
-def state_option(
-    text: str = "The state folder.", default: Path | None = DEFAULT_STATE
-) -> Callable[[F], F]:
-    """Add the option of the state folder; `text` is its help."""
-    return path_option("--state", default=default, help=text)
-
-
-def _not_as_root(
-    _context: click.Context, _option: click.Parameter, state: Path
-) -> Path:
-    if os.geteuid() == 0:
-        # a helper starts faster without it
-        from squidkeeper.base.squid_account import (
-            refused_to_root,
-        )
-
-        if refused := refused_to_root(state):
-            raise click.BadParameter(refused)
-    return state
-
-
-# Of a process that writes there: root is refused where the folder is another account's.
-written_state_option = path_option(
-    "--state", default=DEFAULT_STATE, help="The state folder.", callback=_not_as_root
-)
-run_option = path_option(
-    "--run", default=DEFAULT_LAYOUT.run, help="The run folder, with fetched secrets."
 )
 
 
@@ -365,47 +304,4 @@ fragment_option = file_option(
     "--fragment",
     DEFAULT_LAYOUT.fragment,
     "The installed squidkeeper.conf, which names the parts in force.",
-)
-
-
-def _keys(
-    _: click.Context, __: click.Parameter, value: tuple[str, ...]
-) -> frozenset[str]:
-    from squidkeeper.serving.parts import parse_in_force
-
-    return parse_in_force(value)
-
-
-in_force_option = click.option(
-    "--in-force",
-    metavar="KEYS",
-    multiple=True,
-    callback=_keys,
-    help="The parts of Squid's configuration, and lines in them.",
-)
-
-
-def helper_options(concurrency: int) -> Callable[[F], F]:
-    """Add the options of a helper that Squid starts; `concurrency` is the value in
-    squid/squidkeeper.conf.
-    """
-
-    def add(command: F) -> F:
-        command = shown_option(
-            "--concurrency",
-            metavar="N",
-            type=click.IntRange(0, 300),
-            default=concurrency,
-            help="concurrency= of squid.conf. 0: lines have no channel-ID.",
-        )(command)
-        return policy_option(written_state_option(command))
-
-    return add
-
-
-lane_option = shown_option(
-    "--lane",
-    type=click.Choice(["only", "first", "late"]),
-    default="only",
-    help="first: leave clients over their share to the late lane.",
 )

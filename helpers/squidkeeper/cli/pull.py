@@ -18,13 +18,8 @@ import click
 from squidkeeper.base.errors import PullRefused
 from squidkeeper.base.formatting import ago, printable
 from squidkeeper.base.gateway_commands import with_commands
-from squidkeeper.cli.options import (
-    DEFAULT_LAYOUT,
-    DEFAULT_POLICY,
-    json_option,
-    path_option,
-    state_option,
-)
+from squidkeeper.cli.helper_options import DEFAULT_POLICY, path_option, state_option
+from squidkeeper.cli.options import DEFAULT_LAYOUT, json_option
 from squidkeeper.cli.output import progress, show_json
 
 if TYPE_CHECKING:
@@ -202,7 +197,7 @@ def _in_force(policy: Path, state: Path) -> tuple[bool | None, str]:
     """Return whether the version in place is in force or loading, and a text; None: the
     state does not say.
     """
-    from squidkeeper.cli.output import UnusableInput
+    from squidkeeper.cli.failures import UnusableInput
     from squidkeeper.cli.reload import WAITS_OR_FAILS, how_it_stands
 
     try:

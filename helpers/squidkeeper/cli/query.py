@@ -16,7 +16,7 @@ import click
 
 from squidkeeper.base.errors import QueryRefused
 from squidkeeper.cli.arguments import table_options
-from squidkeeper.cli.options import path_option, state_option
+from squidkeeper.cli.helper_options import path_option, state_option
 from squidkeeper.cli.output import end_progress, open_new_file, progress, report_skipped
 
 if TYPE_CHECKING:

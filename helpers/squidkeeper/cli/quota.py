@@ -11,7 +11,8 @@ import click
 
 from squidkeeper.base.errors import CountsUnavailable, PolicyError
 from squidkeeper.base.formatting import duration, printable, quantity
-from squidkeeper.cli.options import json_option, policy_option, state_option
+from squidkeeper.cli.helper_options import policy_option, state_option
+from squidkeeper.cli.options import json_option
 from squidkeeper.cli.output import show_json
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def _of_all_gateways(store: Path, reset: Reset | None) -> list[Row]:
 
 
 def _of_this_gateway(directory: Path, state: Path, reset: Reset | None) -> list[Row]:
-    from squidkeeper.base.layout import BODIES_FOLDER
+    from squidkeeper.base.places import BODIES_FOLDER
     from squidkeeper.base.squid_account import call_as_owner
     from squidkeeper.serving.quotas.local_counts import FOLDER
     from squidkeeper.serving.quotas.store_settings import quota_store_file

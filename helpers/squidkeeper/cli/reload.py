@@ -15,8 +15,9 @@ import click
 
 from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.faults import Fault
-from squidkeeper.cli import options
-from squidkeeper.cli.output import UnusableInput, show_json, show_text
+from squidkeeper.cli import helper_options, options
+from squidkeeper.cli.failures import UnusableInput
+from squidkeeper.cli.output import show_json, show_text
 
 if TYPE_CHECKING:
     from squidkeeper.policy.policy_store.reload_gate import GateVerdict
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@options.policy_option
-@options.state_option()
+@helper_options.policy_option
+@helper_options.state_option()
 @click.option(
     "--force",
     "forces",
@@ -39,10 +40,10 @@ if TYPE_CHECKING:
     hidden=True,
     help="Judge an edit, as `squidkeeper maintain` has it done.",
 )
-@options.path_option(
+@helper_options.path_option(
     "--access-log", default=options.DEFAULT_LOG, hidden=True
 )  # of --judge
-@options.path_option("--archive", hidden=True)  # as above
+@helper_options.path_option("--archive", hidden=True)  # as above
 def reload(
     directory: Path,
     state: Path,

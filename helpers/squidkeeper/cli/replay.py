@@ -13,12 +13,8 @@ from squidkeeper.cli.arguments import (
     policy_named,
     table_options,
 )
-from squidkeeper.cli.options import (
-    DEFAULT_POLICY,
-    json_option,
-    shown_option,
-    state_option,
-)
+from squidkeeper.cli.helper_options import DEFAULT_POLICY, shown_option, state_option
+from squidkeeper.cli.options import json_option
 from squidkeeper.cli.output import progress, show_json, write
 
 if TYPE_CHECKING:

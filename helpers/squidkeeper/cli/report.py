@@ -13,13 +13,13 @@ import click
 
 from squidkeeper.base.errors import PolicyError
 from squidkeeper.cli.arguments import table_options
-from squidkeeper.cli.options import (
+from squidkeeper.cli.helper_options import (
     DEFAULT_STATE,
-    json_option,
     path_option,
     policy_option,
     state_option,
 )
+from squidkeeper.cli.options import json_option
 from squidkeeper.cli.output import progress, report_skipped
 
 if TYPE_CHECKING:

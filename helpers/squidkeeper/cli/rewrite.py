@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.options import helper_options, run_option
+from squidkeeper.cli.helper_options import helper_options, run_option
 
 
 @click.command()

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.options import (
-    DEFAULT_LAYOUT,
+from squidkeeper.cli.helper_options import (
     path_option,
     policy_option,
     run_option,
     state_option,
 )
+from squidkeeper.cli.options import DEFAULT_LAYOUT
 
 
 @click.command()

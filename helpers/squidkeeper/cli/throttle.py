@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.options import shown_option, written_state_option
+from squidkeeper.cli.helper_options import shown_option, written_state_option
 
 
 @click.command()

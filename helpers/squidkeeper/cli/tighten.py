@@ -16,9 +16,10 @@ from squidkeeper.cli.arguments import (
     policy_named,
     table_options,
 )
-from squidkeeper.cli.options import json_option, path_option, shown_option, state_option
+from squidkeeper.cli.failures import UnusableInput
+from squidkeeper.cli.helper_options import path_option, shown_option, state_option
+from squidkeeper.cli.options import json_option
 from squidkeeper.cli.output import (
-    UnusableInput,
     check_new_file,
     open_new_file,
     progress,

@@ -9,7 +9,8 @@ import click
 
 from squidkeeper.base.errors import ListenFailed
 from squidkeeper.cli.exporter import Address
-from squidkeeper.cli.options import DEFAULT_LAYOUT, shown_option, written_state_option
+from squidkeeper.cli.helper_options import shown_option, written_state_option
+from squidkeeper.cli.options import DEFAULT_LAYOUT
 
 
 class BareAddress(click.ParamType):  # type: ignore[type-arg] # generic in newer releases of click alone

@@ -19,6 +19,13 @@ from squidkeeper.base.errors import EditRefused, InvalidUrl, PatternError
 from squidkeeper.base.formatting import quantity
 from squidkeeper.base.gateway_commands import with_commands
 from squidkeeper.base.layout import Layout
+from squidkeeper.cli.helper_options import (
+    path_option,
+    policy_option,
+    run_option,
+    shown_option,
+    state_option,
+)
 from squidkeeper.cli.options import (
     ABSOLUTE_URL,
     HOST_AND_PORT,
@@ -27,11 +34,6 @@ from squidkeeper.cli.options import (
     gateway_option,
     is_missing,
     json_option,
-    path_option,
-    policy_option,
-    run_option,
-    shown_option,
-    state_option,
     table_sources,
 )
 from squidkeeper.cli.output import progress, show_text

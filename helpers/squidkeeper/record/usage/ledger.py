@@ -30,7 +30,7 @@ from urllib.parse import quote
 import msgspec
 
 from squidkeeper.base.errors import InvalidEntry
-from squidkeeper.base.layout import BODIES_FOLDER
+from squidkeeper.base.places import BODIES_FOLDER
 from squidkeeper.base.rotated_logs import next_name, rotated, written_until
 from squidkeeper.base.untrusted_file import open_untrusted
 from squidkeeper.record.log.log_files import LogFile, line_blocks

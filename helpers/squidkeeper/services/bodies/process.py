@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from squidkeeper.base.errors import ListenFailed
 from squidkeeper.base.helper_metrics import BODIES
-from squidkeeper.base.layout import BODIES_FOLDER, Layout
+from squidkeeper.base.layout import Layout
+from squidkeeper.base.places import BODIES_FOLDER
 from squidkeeper.base.service_notify import ALIVE, READY, notify
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher

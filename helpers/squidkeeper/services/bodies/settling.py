@@ -32,7 +32,7 @@ from squidkeeper.base.errors import (
     UnreadableBody,
 )
 from squidkeeper.base.helper_metrics import QUOTA_DENIALS
-from squidkeeper.base.layout import BODIES_FOLDER
+from squidkeeper.base.places import BODIES_FOLDER
 from squidkeeper.policy.engine import CompiledPolicy, Decision, deny
 from squidkeeper.policy.engine.quotas import token_quotas
 from squidkeeper.policy.language.model import Rule

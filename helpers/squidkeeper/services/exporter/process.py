@@ -22,7 +22,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from squidkeeper.base.errors import ListenFailed
-from squidkeeper.base.layout import BODIES_FOLDER
+from squidkeeper.base.places import BODIES_FOLDER
 from squidkeeper.base.rotated_logs import oldest_write, rotated
 from squidkeeper.base.squid_counters import SquidCounters, read_counters
 from squidkeeper.base.squid_version import squid_version

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.base.errors import ResolverFailed, TransparentFailed
-from squidkeeper.base.layout import TRANSPARENT_FOLDER
+from squidkeeper.base.places import TRANSPARENT_FOLDER
 from squidkeeper.services.maintenance.own_addresses import interface_addresses
 from squidkeeper.services.maintenance.process import PATIENCE_SECONDS
 from squidkeeper.services.maintenance.resolver import Probe

@@ -24,7 +24,7 @@ from squidkeeper.base.helper_metrics import (
     TRANSPARENT_CONNECTIONS,
     TransparentResult,
 )
-from squidkeeper.base.layout import TRANSPARENT_FOLDER
+from squidkeeper.base.places import TRANSPARENT_FOLDER
 from squidkeeper.base.service_notify import ALIVE, READY, notify
 from squidkeeper.services.transparent.connection import Port
 from squidkeeper.services.transparent.relay import TransparentRelay

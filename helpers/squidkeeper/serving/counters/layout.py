@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from squidkeeper.base.helper_metrics import Metric
-from squidkeeper.base.layout import BODIES_FOLDER, TRANSPARENT_FOLDER
+from squidkeeper.base.places import BODIES_FOLDER, TRANSPARENT_FOLDER
 
 Key = tuple[str, ...]  # a metric's name, then its labels: name, value, name, value, …
 # a metric's name, its labels by name, the value

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.base.errors import CountsUnavailable, PolicyError
-from squidkeeper.base.layout import BODIES_FOLDER
+from squidkeeper.base.places import BODIES_FOLDER
 from squidkeeper.policy.language.quotas import Quota, shown_amount
 from squidkeeper.policy.policy_store.loading import load_stored_revision
 from squidkeeper.policy.policy_store.revisions import revision_in_force
