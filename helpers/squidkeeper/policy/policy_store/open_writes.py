@@ -8,6 +8,9 @@ inotify reports no write that began before the watch. A file that is new to this
 is therefore unfinished until it has not changed for `_QUIET_SECONDS`, and for as long
 as another process knows that a file is unfinished. A process that knows so holds a
 shared lock on a file that all of them share; the kernel releases it with the process.
+
+Any report also means that a file may have changed. Without one, the files need not be
+read each time.
 """
 
 import ctypes
@@ -29,6 +32,7 @@ from inotify_simple import Event, INotify, flags
 inotify_simple._libc = ctypes.CDLL(None, use_errno=True)
 
 _Inode = tuple[int, int]
+_Name = str | Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +50,21 @@ class OpenWrites:
     """The writes to the files of one policy, as one thread sees them.
 
     `problem` tells why inotify cannot be used, else it is empty. All processes share
-    `lock_file`.
+    `lock_file`. `reported`: there was a report since the owner has set it to false.
     """
 
     def __init__(self, lock_file: Path | None = None) -> None:
         self.problem = ""
+        self.reported = True
         self._lock_file = lock_file
         self._lock: int | None = None
         self._inotify: INotify | None = None
-        self._watched: dict[int, tuple[Path, _Inode | None]] = {}
+        self._watched: dict[int, tuple[str, _Inode | None]] = {}
+        self._descriptors: dict[str, int] = {}  # of the files
         self._open: dict[_Inode, float] = {}
         self._closed: set[_Inode] = set()
-        self._files: set[Path] = set()
-        self._new: dict[Path, float] = {}
+        self._files: set[str] = set()
+        self._new: dict[str, float] = {}
         try:
             self._inotify = INotify(nonblocking=True)
             weakref.finalize(
@@ -68,7 +74,7 @@ class OpenWrites:
             self.problem = _reason("inotify cannot be used", error)
 
     def watch(
-        self, folders: Iterable[Path], files: Iterable[Path], named: Iterable[Path]
+        self, folders: Iterable[_Name], files: Iterable[_Name], named: Iterable[_Name]
     ) -> None:
         """Watch the policy's files in some folders, those that they name, and the
         folders of all of them.
@@ -76,44 +82,43 @@ class OpenWrites:
         Later files of these folders are not new to this process: the watch of the
         folder reports them.
         """
+        self.read()  # the kernel reports each watch that it has removed
         first = not self._watched
-        files, named = set(files), set(named)
+        of_policy, of_lists = set(map(str, files)), set(map(str, named))
         now = time.time()
-        self._new.update(
-            (path, now) for path in (named | (files if first else set())) - self._files
-        )
-        self._files = files | named
+        unknown = (of_lists | (of_policy if first else set())) - self._files
+        self._new.update((path, now) for path in unknown)
+        self._files = of_policy | of_lists
         self._new = {
             path: since for path, since in self._new.items() if path in self._files
         }
-        real = (Path(os.path.realpath(path)).parent for path in self._files)
-        watched = [
-            self._add(path, _FOLDER_EVENTS) for path in dict.fromkeys((*folders, *real))
-        ]
-        watched += [self._add(path, _FILE_EVENTS) for path in self._files]
-        self._forget_all_but(set(watched))
+        watched = {
+            self._add(folder, _FOLDER_EVENTS)
+            for folder in {*map(str, folders), *_real_folders(self._files)}
+        }
+        self._descriptors = {path: self._watch_file(path) for path in self._files}
+        self._forget_all_but(watched | set(self._descriptors.values()))
 
-    def find(self, files: Iterable[Path]) -> UnfinishedFile | None:
+    def find(self, files: Iterable[_Name]) -> UnfinishedFile | None:
         """Find one of the files, all of which are watched, that is unfinished; a known
         one first.
         """
         self.read()
         states = {path: state for path in self._files if (state := _state(path))}
         inodes = {path: _inode(state) for path, state in states.items()}
+        of_files = set(inodes.values())
         self._open = {
-            inode: since
-            for inode, since in self._open.items()
-            if inode in inodes.values()
+            inode: since for inode, since in self._open.items() if inode in of_files
         }
         self._tell_others()
-        files = [path for path in files if path in states]
-        for path in files:
+        paths = [path for path in map(str, files) if path in states]
+        for path in paths:
             if inodes[path] in self._open:
-                return UnfinishedFile(path, self._open[inodes[path]], known=True)
+                return UnfinishedFile(Path(path), self._open[inodes[path]], known=True)
         return next(
             (
-                UnfinishedFile(path, self._new[path], known=False)
-                for path in files
+                UnfinishedFile(Path(path), self._new[path], known=False)
+                for path in paths
                 if self._is_new(path, states)
             ),
             None,
@@ -129,14 +134,24 @@ class OpenWrites:
     def read(self) -> None:
         """Read the reports of inotify."""
         for event in self._inotify.read(0) if self._inotify else ():
+            self.reported = self.reported or self._may_change(event)
             if event.mask & flags.Q_OVERFLOW:
                 self._start_over()
+            elif event.mask & flags.IGNORED:  # the file is gone
+                self._watched.pop(event.wd, None)
             else:
                 self._note(event)
 
+    def _may_change(self, event: Event) -> bool:
+        """Whether a report may be of a file of the policy; another file of a folder,
+        such as a log, is not watched itself.
+        """
+        is_of_folder = event.name and not event.mask & _NAMES_CHANGE
+        return not is_of_folder or bool(self.problem)
+
     def _note(self, event: Event) -> None:
         path, inode = self._watched.get(event.wd, (None, None))
-        state = _state(path / event.name) if path and event.name else None
+        state = _state(os.path.join(path, event.name)) if path and event.name else None
         inode = _inode(state) if state else inode
         if inode is None:
             return
@@ -147,7 +162,7 @@ class OpenWrites:
         elif event.mask & flags.MODIFY or _is_just_created(event, state):
             self._open.setdefault(inode, time.time())
 
-    def _is_new(self, path: Path, states: Mapping[Path, os.stat_result]) -> bool:
+    def _is_new(self, path: str, states: Mapping[str, os.stat_result]) -> bool:
         """Whether a file is new to this process and may be unfinished; a complete one
         is no longer new.
         """
@@ -169,7 +184,17 @@ class OpenWrites:
 
     # inotify
 
-    def _add(self, path: Path, events: int) -> int:
+    def _watch_file(self, path: str) -> int:
+        """Watch a file; one that is watched is not added again, unless it was
+        replaced.
+        """
+        descriptor = self._descriptors.get(path, _NO_WATCH)
+        state = _state(path)
+        if state and self._watched.get(descriptor) == (path, _inode(state)):
+            return descriptor
+        return self._add(path, _FILE_EVENTS)
+
+    def _add(self, path: str, events: int) -> int:
         """Watch a path; gives its watch descriptor, or one that does not exist if that
         fails.
         """
@@ -243,7 +268,15 @@ def _is_just_created(event: Event, state: os.stat_result | None) -> bool:
     )
 
 
-def _state(path: Path) -> os.stat_result | None:
+def _real_folders(paths: set[str]) -> set[str]:
+    """Find the folders that files are really in; most files share one."""
+    links = {path for path in paths if os.path.islink(path)}
+    folders = {os.path.dirname(path) for path in paths - links}
+    of_links = {os.path.dirname(os.path.realpath(link)) for link in links}
+    return {*map(os.path.realpath, folders), *of_links}
+
+
+def _state(path: str) -> os.stat_result | None:
     try:
         return os.stat(path)
     except OSError:
@@ -263,7 +296,6 @@ _QUIET_SECONDS = 2.0
 _NO_WATCH = -1
 # EXCL_UNLINK: a file that was replaced and is still written to is reported under the
 # name of the new one otherwise.
-_FOLDER_EVENTS = (
-    flags.CREATE | flags.MODIFY | flags.CLOSE_WRITE | flags.MOVED_TO | flags.EXCL_UNLINK
-)
-_FILE_EVENTS = flags.MODIFY | flags.CLOSE_WRITE
+_NAMES_CHANGE = flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO
+_FILE_EVENTS = flags.MODIFY | flags.CLOSE_WRITE | flags.ATTRIB
+_FOLDER_EVENTS = _NAMES_CHANGE | _FILE_EVENTS | flags.MOVE_SELF | flags.EXCL_UNLINK

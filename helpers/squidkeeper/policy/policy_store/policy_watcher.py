@@ -37,14 +37,17 @@ from squidkeeper.policy.policy_store.revisions import (
 from squidkeeper.policy.policy_store.sources import (
     Sources,
     fingerprint,
+    fingerprint_of_folders,
+    folders_of,
     grants_file,
-    policy_files,
+    policy_file_names,
     read_sources,
 )
 
 _FIRST_LOAD_SECONDS = 8
 _CHECK_EVERY_SECONDS = 0.2
 _SETTLE_SECONDS = 0.05
+_LOOKING_SHARE = 1 / 400  # of a core, in each process
 _WRITE_SECONDS = 5.0  # a file that is open for writing for longer is reported
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -53,6 +56,11 @@ T = TypeVar("T")
 class FileWatch:
     """The files of one policy, as one thread sees them: whether they have changed, and
     whether they are complete.
+
+    The state of each file is read when inotify reports something, or a folder is not
+    as it was. On a file system of a network nothing reports an edit in place. So the
+    files are also read without a report, as often as `_LOOKING_SHARE` allows: a small
+    policy at each check, one of 2,000 files every few seconds.
 
     `lock_file` is the one that all processes share; see `OpenWrites`.
     """
@@ -64,6 +72,9 @@ class FileWatch:
         self._documents: object = None  # their fingerprint
         self._named: tuple[Path, ...] = ()
         self._taken: object = None
+        self._folders: frozenset[str] = frozenset()
+        self._folders_taken: object = None
+        self._look_at = 0.0  # by the monotonic clock
 
     @property
     def problem(self) -> str:
@@ -72,16 +83,26 @@ class FileWatch:
 
     def changed(self) -> bool:
         """Whether a file has changed since `take`."""
-        if fingerprint(self._directory, self._named) != self._taken:
-            return True
         self._writes.read()
+        folders = fingerprint_of_folders(self._folders)
+        is_due = time.monotonic() >= self._look_at
+        if folders == self._folders_taken and not self._writes.reported and not is_due:
+            return False
+        self._writes.reported = False  # what is reported from here on counts again
+        began = time.thread_time()
+        if fingerprint(self._directory, self._named) != self._taken:
+            self._writes.reported = True
+            return True
+        cost = time.thread_time() - began
+        self._look_at = time.monotonic() + cost / _LOOKING_SHARE
+        self._folders_taken = folders
         return False
 
     def read(self) -> Sources:
         """Read the files."""
-        documents = fingerprint(self._directory)
         sources = read_sources(self._directory)
-        self._lists, self._documents = tuple(sources.lists), documents
+        self._lists = tuple(sources.lists)
+        self._documents = sources.fingerprint_of_documents
         return sources
 
     def is_current(self, sources: Sources) -> bool:
@@ -95,12 +116,10 @@ class FileWatch:
         With `edited`, the policy files may have changed since `read`, and then may name
         other lists: only they count.
         """
-        lists = (
-            ()
-            if edited and fingerprint(self._directory) != self._documents
-            else self._lists
-        )
-        files = policy_files(self._directory)
+        lists = self._lists
+        if lists and edited and fingerprint(self._directory) != self._documents:
+            lists = ()
+        files = policy_file_names(self._directory)
         self._writes.watch(
             (self._directory, grants_file(self._directory).parent), files, self._lists
         )
@@ -112,6 +131,8 @@ class FileWatch:
         """
         self._writes.take_as_complete()
         self._named, self._taken = sources.named, sources.fingerprint
+        self._folders = folders_of(self._directory, sources.fingerprint)
+        self._folders_taken = None  # the next check reads the files once more
 
 
 class PolicyWatcher(Generic[T]):

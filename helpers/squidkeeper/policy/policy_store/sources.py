@@ -61,6 +61,11 @@ class Sources:
         return tuple(dict.fromkeys((*self.lists, *self.secrets)))
 
     @property
+    def fingerprint_of_documents(self) -> Fingerprint:
+        """The part of the fingerprint that is of the policy's own files."""
+        return self.fingerprint[: len(self.fingerprint) - len(self.named)]
+
+    @property
     def ended(self) -> frozenset[str]:
         """The names of the files that end with `end: true`."""
         return frozenset(
@@ -92,10 +97,7 @@ class Sources:
         contents = [
             (document.path, digest_of(document.content)) for document in self.documents
         ]
-        named = [
-            (os.path.relpath(path, self.directory), content)
-            for path, content in contents
-        ]
+        named = [(self._relative(path), content) for path, content in contents]
         beside = ((_GRANTS_NAME, granted), (_LOCAL_NAME, self.local))
         named += [
             (f"../{name}", digest_of(document.content))
@@ -103,10 +105,7 @@ class Sources:
             if document
         ]
         lists = self.lists.items()
-        named += [
-            (os.path.relpath(path, self.directory), file.digest or "")
-            for path, file in lists
-        ]
+        named += [(self._relative(path), file.digest or "") for path, file in lists]
         named += [
             (f"preset {name}", digest_of(preset.content))
             for name, preset in self.presets.items()
@@ -115,6 +114,11 @@ class Sources:
         for name, content in named:
             digest.update(f"{name}\0{content}\0".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
+
+    def _relative(self, path: Path) -> str:
+        if path.parent == self.directory:
+            return path.name
+        return os.path.relpath(path, self.directory)
 
 
 def digest_of(content: bytes) -> str:
@@ -148,7 +152,7 @@ def read_sources(
     secrets = dict.fromkeys(
         path for *_, path in file_entries(with_local, "secrets", "canaries")
     )
-    readings = tuple(_readings(dict.fromkeys((*lists, *secrets))))
+    readings = tuple(_readings(map(str, dict.fromkeys((*lists, *secrets)))))
     return Sources(
         directory=directory,
         documents=documents,
@@ -178,14 +182,35 @@ def fingerprint(directory: Path, named: Iterable[Path] = ()) -> Fingerprint:
     """Take the state of a policy's files by stat alone: it differs after an edit, a
     rename or a swapped link.
     """
-    return tuple(_readings((*policy_files(directory), *named)))
+    return tuple(_readings((*policy_file_names(directory), *map(str, named))))
 
 
-def _readings(paths: Iterable[Path]) -> Iterator[tuple[str, tuple[int, ...] | None]]:
-    return ((str(path), _reading(path)) for path in paths)
+def folders_of(directory: Path, files: Fingerprint) -> frozenset[str]:
+    """Find the folders in which a policy's files are made, removed and replaced."""
+    folders = {os.path.dirname(name) for name, _ in files}
+    return frozenset({str(directory), str(_around(directory)), *folders})
 
 
-def _reading(path: Path) -> tuple[int, ...] | None:
+def fingerprint_of_folders(folders: Iterable[str]) -> Fingerprint:
+    """Take the state of some folders: it differs once a file in them is made, removed
+    or replaced, also on a file system of a network.
+    """
+    return tuple((folder, _folder_reading(folder)) for folder in folders)
+
+
+def _folder_reading(folder: str) -> tuple[int, ...]:
+    try:
+        real = os.stat(folder or ".")
+    except OSError as error:
+        return (error.errno or 0,)
+    return real.st_dev, real.st_ino, real.st_mode, real.st_mtime_ns, real.st_ctime_ns
+
+
+def _readings(paths: Iterable[str]) -> Iterator[tuple[str, tuple[int, ...] | None]]:
+    return ((path, _reading(path)) for path in paths)
+
+
+def _reading(path: str) -> tuple[int, ...] | None:
     try:
         own = os.lstat(path)
         real = os.stat(path) if stat.S_ISLNK(own.st_mode) else own
@@ -206,11 +231,18 @@ def _reading(path: Path) -> tuple[int, ...] | None:
 
 
 def policy_files(directory: Path) -> list[Path]:
+    """List the files that a policy is read from, as `policy_file_names`."""
+    return [Path(name) for name in policy_file_names(directory)]
+
+
+def policy_file_names(directory: Path) -> list[str]:
     """List the files that a policy is read from, in their order: last the ones beside
     its directory, if there are.
+
+    They are texts: a `Path` for each of 2,000 files costs more than to read its state.
     """
-    beside = (grants_file(directory), local_file(directory))
-    return [*own_files(directory), *filter(os.path.lexists, beside)]
+    beside = (str(grants_file(directory)), str(local_file(directory)))
+    return [*_own_file_names(directory), *filter(os.path.lexists, beside)]
 
 
 def grants_file(directory: Path) -> Path:
@@ -229,12 +261,16 @@ def _around(directory: Path) -> Path:
 
 def own_files(directory: Path) -> list[Path]:
     """List the policy's files in its directory, in their order."""
+    return [Path(name) for name in _own_file_names(directory)]
+
+
+def _own_file_names(directory: Path) -> list[str]:
     try:
         names = os.listdir(directory)
     except OSError:
         return []
     return [
-        directory / name
+        os.path.join(directory, name)
         for name in sorted(names)
         if name.endswith((".yaml", ".yml")) and name[0] != "."
     ]
