@@ -100,10 +100,10 @@ def asked(
         )
 
 
-def run(directory: Path, state: Path, *words: str) -> Result:
+def run(directory: Path, state: Path, *words: str, answer: str = "") -> Result:
     places = ["--policy", str(directory), "--state", str(state)]
     log = [] if "deny" in words else ["--access-log", str(state / "none")]
-    return CliRunner().invoke(main, ["ask", *words, *places, *log])
+    return CliRunner().invoke(main, ["ask", *words, *places, *log], input=answer)
 
 
 def decisions(directory: Path) -> list[dict[str, Any]]:
@@ -751,6 +751,31 @@ def test_approving_what_something_else_has_opened_ends_its_wait(
     )
 
 
+@pytest.mark.parametrize("as_json", [(), ("--json",)], ids=["text", "json"])
+@pytest.mark.parametrize(
+    ("answer", "status", "told"),
+    [
+        ("", 2, "nobody answered, because standard input is no terminal: --yes"),
+        ("n\n", 1, "Aborted!"),
+        ("y\n", 0, "grant-a-example"),
+    ],
+)
+def test_an_approval_without_a_terminal_names_the_option_that_answers(
+    directory: Path,
+    state: Path,
+    as_json: tuple[str, ...],
+    answer: str,
+    status: int,
+    told: str,
+) -> None:
+    number = asked(state)
+    command = ("approve", number, "--for", "1h", *as_json)
+    done = run(directory, state, *command, answer=answer)
+    assert (done.exit_code, told in done.output) == (status, True)
+    assert ("nobody answered" in done.output) == (not answer)
+    assert bool(waiting_tickets(state).tickets) == (status != 0)
+
+
 def test_questions_are_listed_and_denied_while_the_policy_does_not_load(
     directory: Path, state: Path
 ) -> None:
@@ -792,7 +817,11 @@ def test_the_list_has_only_what_the_policy_still_asks_about(
     assert told.endswith(
         "1 question waiting. The policy opens or denies 1 more by now.\n"
     )
-    assert json.loads(run(directory, state, "--json").output)["decided_by_policy"] == 1
+    listed = json.loads(run(directory, state, "--json").output)
+    assert listed["decided_by_policy"] == 1
+    [ticket] = listed["waiting"]
+    [shown] = waiting_tickets(state).tickets[1:]
+    assert (ticket["ticket"], "number" in ticket) == (shown.number, False)
 
 
 def test_the_client_reads_what_the_policy_says_now(

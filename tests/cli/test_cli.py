@@ -149,7 +149,7 @@ def test_check_prints_every_fault_and_warning_with_its_place(policy: Path) -> No
 
 
 @pytest.mark.system
-def test_check_warns_about_rules_that_allow_any_client_where_it_is_asked_to(
+def test_check_finds_rules_that_allow_any_client_where_it_is_asked_to(
     tmp_path: Path,
 ) -> None:
     directory = write_policy(
@@ -168,8 +168,16 @@ rules:
     status, out = run("check", "--policy", directory, "--require-clients")
     assert status == 1
     assert [line for line in out.splitlines() if "any client" in line] == [
-        f"{directory}/policy.yaml:8:5: warning: rule 'everyones' allows any client, as it names no clients [any-client]"
+        f"{directory}/policy.yaml:8:5: fault: rule 'everyones' allows any client, as it names no clients [any-client]"
     ]
+    assert out.endswith(" 4 rules, 1 fault, 1 warning\n")
+    loaded = json.loads(
+        run("check", "--policy", directory, "--require-clients", "--json")[1]
+    )
+    assert (loaded["loads"], [fault["code"] for fault in loaded["faults"]]) == (
+        True,
+        ["any-client"],
+    )
     write_policy(directory, "defaults: {action: allow}", "b.yaml")
     (directory / "policy.yaml").unlink()
     status, out = run("check", "--policy", directory, "--require-clients")
@@ -246,7 +254,7 @@ def close_by_acl(policy: Path) -> Path:
 
 @pytest.mark.system
 @pytest.mark.parametrize("close", [close_secret, close_folder, close_by_acl])
-def test_check_as_root_warns_of_a_secret_that_squids_account_cannot_read(
+def test_check_as_root_finds_a_secret_that_squids_account_cannot_read(
     policy: Path, close: Callable[[Path], Path]
 ) -> None:
     closed = close(policy)
@@ -256,10 +264,11 @@ def test_check_as_root_warns_of_a_secret_that_squids_account_cannot_read(
     status, out = run("check", "--policy", policy)
     assert status == 1
     assert out.splitlines()[0] == (
-        f"{policy}/policy.yaml:10:25: warning: secret 'token' cannot be read by Squid's account proxy ({why}), "
+        f"{policy}/policy.yaml:10:25: fault: secret 'token' cannot be read by Squid's account proxy ({why}), "
         f"so requests that need it are denied: give it access ({how}) [closed-to-squid]"
     )
-    assert out.endswith(", 0 faults, 1 warning\n")
+    assert out.endswith(" rules, 1 fault, 0 warnings\n")
+    assert out.splitlines()[-1].startswith(f"{policy} loads: revision ")
 
 
 @pytest.mark.system
@@ -1042,6 +1051,20 @@ def test_a_command_that_was_meant_is_named(written: str, meant: str) -> None:
         bool(meant),
         bool(meant),
     )
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("status", "squidkeeper doctor examines the gateway. "),
+        ("help", "squidkeeper --help lists the commands, "),
+        ("version", "squidkeeper --version prints the version."),
+    ],
+)
+def test_a_command_of_other_programs_leads_to_ours(written: str, said: str) -> None:
+    status, out = run(written, "more")
+    assert status == 2
+    assert f"No such command '{written}'. {said}" in out
 
 
 def test_the_help_has_a_line_for_each_command_that_fits() -> None:

@@ -67,7 +67,19 @@ GROUPS = {  # what people do, with a line for each command that fits beside its 
         "certificate": "Make the certificates of hosts",
     },
 }
+_MEANT = {  # what people type, and this program names otherwise
+    "help": "squidkeeper --help lists the commands, squidkeeper COMMAND --help explains one.",
+    "status": "squidkeeper doctor examines the gateway. The exporter serves the status page.",
+    "version": "squidkeeper --version prints the version.",
+}
 _COMMANDS = tuple(name for commands in GROUPS.values() for name in commands)
+
+
+def _meant(written: str) -> str:
+    from difflib import get_close_matches  # late: only a mistake needs it
+
+    near = get_close_matches(written, _COMMANDS, 1)
+    return _MEANT.get(written) or (f"Did you mean {near[0]!r}?" if near else "")
 
 
 class LateGroup(click.Group):
@@ -101,14 +113,8 @@ class LateGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find a command; name the one that was meant."""
-        from difflib import get_close_matches  # late: only a mistake needs it
-
-        if args[0] not in _COMMANDS and (
-            near := get_close_matches(args[0], _COMMANDS, 1)
-        ):
-            raise click.UsageError(
-                f"No such command {args[0]!r}. Did you mean {near[0]!r}?", ctx
-            )
+        if args[0] not in _COMMANDS and (meant := _meant(args[0])):
+            raise click.UsageError(f"No such command {args[0]!r}. {meant}", ctx)
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -14,7 +14,7 @@ import click
 from squidkeeper.base.errors import InvalidUrl, PolicyError, UnreadableLog
 from squidkeeper.base.formatting import ago, printable, quantity, utc_seconds
 from squidkeeper.cli import helper_options, options
-from squidkeeper.cli.output import show_json
+from squidkeeper.cli.output import confirm, show_json
 
 if TYPE_CHECKING:
     from squidkeeper.change.approvals import Granted
@@ -237,7 +237,7 @@ def approve(
         if not as_json:
             found = place.reach(policy, [ticket]).get(ticket.number)
             _show_planned(ticket, planned, _more(found, terms.scope), now)
-        click.confirm("Approve this?", abort=True, err=as_json)
+        confirm("Approve this?", yes="--yes approves it", err=as_json)
     granted = approve_ticket(
         place.directory, place.state, policy, ticket, approval, now
     )
@@ -314,7 +314,7 @@ class _Shown:
 
     def as_object(self) -> dict[str, Any]:
         """Write it for a program."""
-        kept = ("number", "client", "user", "method", "url", "rule", "times")
+        kept = ("client", "user", "method", "url", "rule", "times")
         fields = {
             name: value for name, value in asdict(self.ticket).items() if name in kept
         }
@@ -327,7 +327,14 @@ class _Shown:
             "first": utc_seconds(self.ticket.first),
             "last": utc_seconds(self.ticket.last),
         }
-        return {**fields, **times, "clients": [*self.clients], "also_opens": more}
+        number = {"ticket": self.ticket.number}
+        return {
+            **number,
+            **fields,
+            **times,
+            "clients": [*self.clients],
+            "also_opens": more,
+        }
 
 
 def _clients(policy: CompiledPolicy, ticket: Ticket) -> tuple[str, ...]:

@@ -93,27 +93,26 @@ def check(
         show_json(_as_object(report))
     else:
         show_text(_text(report))
-    raise SystemExit(
-        1 if report.faults or report.open_entries or access.warnings else 0
-    )
+    raise SystemExit(1 if report.faults else 0)
 
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
     """What `check` found; `revision` is None where the policy does not load.
 
-    `open_entries` are those of the warnings for which --require-clients fails.
+    A policy can load with `faults`: the helpers miss a secret of it, or
+    --require-clients found a rule that allows any client.
     """
 
     directory: Path
     access: Access
+    loads: bool = False
     revision: str | None = None
     rules: int = 0
     grants: int = 0
     faults: tuple[Fault, ...] = ()
     warnings: tuple[Fault, ...] = ()
     lists: tuple[ListReport, ...] = ()
-    open_entries: tuple[Fault, ...] = ()
     gate: ReloadGate | None = None
     install: tuple[str, ...] = ()  # for what install.sh has to be run
     parts: tuple[str, ...] | None = (
@@ -126,13 +125,19 @@ class Access:
     """What an account, Squid's if it is known, cannot read of a policy; or why that was
     not checked.
 
-    `faults` are of files without which its helpers keep the policy that they have.
+    `required` are faults of files without which its helpers keep the policy that they
+    have, `others` those of secrets and canaries.
     """
 
     account: str | None
     not_checked: str = ""
-    faults: tuple[Fault, ...] = ()
-    warnings: tuple[Fault, ...] = ()
+    required: tuple[Fault, ...] = ()
+    others: tuple[Fault, ...] = ()
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """All faults of files."""
+        return (*self.required, *self.others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +175,7 @@ def _report(
             directory,
             access,
             faults=faults,
-            warnings=(*error.warnings, *access.warnings),
+            warnings=error.warnings,
         )
     policy = loaded.compiled.source
     in_force = _rendered(fragment)
@@ -181,7 +186,6 @@ def _report(
         *(not_in_force(policy, in_force, str(fragment)) if in_force else ()),
         *missing_extras(policy),
         *_without_ceiling(policy, directory),
-        *access.warnings,
     )
     open_entries = (
         open_to_any_client(policy, str(directory), now) if require_clients else ()
@@ -189,13 +193,13 @@ def _report(
     return CheckReport(
         directory,
         access,
-        policy.revision,
-        len(policy.rules),
-        len(policy.grants),
-        faults=access.faults,
-        warnings=(*found, *open_entries),
+        loads=not access.required,
+        revision=policy.revision,
+        rules=len(policy.rules),
+        grants=len(policy.grants),
+        faults=(*access.faults, *open_entries),
+        warnings=found,
         lists=tuple(_list_reports(sources, policy.lists, now)),
-        open_entries=open_entries,
         gate=policy.reload_gate,
         install=_to_install(policy, directory, state),
         parts=named_parts(in_force) if in_force else None,
@@ -261,11 +265,11 @@ def _access(sources: Sources, name: str | None, *, is_draft: bool) -> Access:
         closed = tuple(_unreadable(sources, account))
     except PermissionError as error:
         return Access(account.name, str(error))
-    faults, warnings = (
+    required, others = (
         tuple(text for fault, text in closed if fault is wanted)
         for wanted in (True, False)
     )
-    return Access(account.name, faults=faults, warnings=warnings)
+    return Access(account.name, required=required, others=others)
 
 
 def _unreadable(sources: Sources, account: Account) -> Iterator[tuple[bool, Fault]]:
@@ -421,7 +425,7 @@ def _text(report: CheckReport) -> str:
             f"run install.sh: nothing does yet what the policy says about {', '.join(report.install)}"
         )
     found = f"{quantity(len(report.faults), 'fault')}, {quantity(len(report.warnings), 'warning')}"
-    if report.faults:
+    if not report.loads:
         return "\n".join([*lines, f"{report.directory} does not load: {found}"])
     grants = f", {quantity(report.grants, 'grant')}" if report.grants else ""
     rules = f"{quantity(report.rules, 'rule')}{grants}"
@@ -449,7 +453,7 @@ def _list_text(report: ListReport) -> str:
 
 def _as_object(report: CheckReport) -> dict[str, object]:
     return {
-        "loads": not report.faults,
+        "loads": report.loads,
         "revision": report.revision,
         "rules": report.rules,
         "reload_gate": asdict(report.gate) if report.gate else None,

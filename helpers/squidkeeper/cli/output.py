@@ -56,6 +56,24 @@ def _wrapped(line: str, width: int) -> list[str]:
     ) or [""]
 
 
+def confirm(question: str, *, yes: str, err: bool) -> None:
+    """Ask a question, and abort unless the answer is yes.
+
+    `yes` says what to do where nobody can answer.
+    """
+    try:
+        agreed = click.confirm(question, err=err)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        click.echo(err=True)
+        raise click.UsageError(
+            f"nobody answered, because standard input is no terminal: {yes}"
+        ) from None
+    if not agreed:
+        raise click.Abort
+
+
 def write(text: str) -> None:
     """Write to stdout at once; `BrokenPipeError` where its reader has gone."""
     if text:

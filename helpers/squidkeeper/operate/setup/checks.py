@@ -126,12 +126,10 @@ def open_rules(machine: Machine, policy: Path, state: Path) -> list[str]:
     )
     found = json.loads(
         machine.run_as_squid(*command, stderr=subprocess.DEVNULL).stdout
-    )["warnings"]
+    )["faults"]
     line = "{file}:{line}:{column}: {message}"
     return [
-        line.format(**warning)
-        for warning in found
-        if warning["code"] == FaultCode.ANY_CLIENT
+        line.format(**fault) for fault in found if fault["code"] == FaultCode.ANY_CLIENT
     ]
 
 
