@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,12 @@ from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.policy_store.revisions import store_revision
 from squidkeeper.policy.policy_store.sources import read_sources
 from squidkeeper.record.log import filters
+from squidkeeper.record.log.listing import (
+    FindingRow,
+    FindingTable,
+    RequestRow,
+    RequestTable,
+)
 from squidkeeper.record.log.record import parse_record
 from squidkeeper.record.table import listing
 from squidkeeper.record.table.listing import select_rows
@@ -544,6 +551,20 @@ def test_a_client_that_the_policy_does_not_have_is_said(
     )
 
 
+@pytest.mark.parametrize("options", [(), ("--json",), ("--by", "host")], ids=str)
+def test_a_rule_that_neither_policy_nor_record_has_is_said(
+    path: Path, policy: Path, options: tuple[str, ...]
+) -> None:
+    wanted = [f"--rule={name}" for name in ("opne", "closed", "default", "nosuch")]
+    said = run(*options, "--policy", policy, *wanted, path)
+    unknown = f"no rule of the policy in {policy} has this name, and none that was read"
+    assert [line for line in said.err.splitlines() if "--rule" in line] == [
+        f"--rule opne: {unknown}, did you mean 'open'?",
+        f"--rule nosuch: {unknown}",
+    ]
+    assert said.lines
+
+
 @pytest.mark.parametrize(
     ("span", "seconds"),
     [("90s", 90), ("15m", 900), ("2h", 7200), ("3d", 259_200), ("1w", 604_800)],
@@ -771,6 +792,50 @@ def test_the_verdict_is_coloured_on_a_terminal_alone(path: Path) -> None:
     assert "\x1b[31mdeny\x1b[0m" in drawn
     assert "\x1b[" not in terminal(path, stdout_too=True, NO_COLOR="1")[0]
     assert "\x1b[" not in run(path).out
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("columns", [60, 80, 132])
+@pytest.mark.parametrize("options", [(), ("--by", "path")], ids=str)
+def test_a_line_fits_the_terminal_and_a_pipe_has_all_of_it(
+    path: Path, policy: Path, options: tuple[str, ...], columns: int
+) -> None:
+    url = f"https://open.example/{'long/' * 30}end?key=value"
+    fields = {"rule": f"rule-{'x' * 40}", "client": "2001:db8:1111:2222:3333:4444:5:6"}
+    path.write_text("\n".join([line(url=url, **fields), *LINES]) + "\n")
+    command = (*options, "--policy", policy, "--state", path.parent / "state", path)
+    drawn, _ = terminal(*command, stdout_too=True, NO_COLOR="1", COLUMNS=str(columns))
+    shown = [row for row in drawn.splitlines() if re.search(r"\d\d:\d\d", row)]
+    assert shown
+    assert [row for row in shown if len(row) > columns] == []
+    piped = run(*command)
+    assert options or (url in piped.out and fields["rule"] in piped.out)
+
+
+@pytest.mark.parametrize("columns", range(60, 200, 7))
+def test_each_width_of_a_terminal_holds_the_time_the_verdict_and_the_host(
+    columns: int,
+) -> None:
+    row = RequestRow(
+        "2026-11-26T10:00:00.123Z",
+        "someone@192.168.137.10",
+        "deny",
+        "a-rule-of-a-long-name",
+        403,
+        "OPTIONS",
+        12_345,
+        "503:ERR_SQUIDKEEPER_NO_ADDRESS",
+        f"https://open.example/{'long/' * 30}end",
+    )
+    table = RequestTable(coloured=False, with_error=True, terminal=columns)
+    header, shown = table.lines([row]).splitlines()
+    assert max(len(header), len(shown)) <= columns
+    assert ("10:00:00" in shown, "  deny  " in shown, "open.e" in shown) == (True,) * 3
+    assert shown.endswith("nd")
+    found = FindingRow(*row[:2], "allowed", *row[3:6], row.url)
+    lines = FindingTable(columns).lines([found]).splitlines()
+    assert max(map(len, lines)) <= columns
+    assert ("10:00:00" in lines[1], "allowed" in lines[1]) == (True, True)
 
 
 @pytest.mark.system

@@ -1148,6 +1148,21 @@ def run(*arguments: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+def test_the_brief_names_the_placeholder_that_a_client_sends(policy: Path) -> None:
+    write_policy(
+        policy,
+        POLICY.replace(
+            "header: X-Api-Key,", "header: X-Api-Key, placeholder: sk-`placeholder`,"
+        ),
+    )
+    status, text = run("brief", "--policy", policy, "--client", "agents")
+    assert status == 0
+    assert "takes the placeholder that is named here. The gateway replaces it." in text
+    assert "1. `X-Api-Key`: `api.example`; placeholder `` sk-`placeholder` ``\n" in text
+    others = run("brief", "--policy", policy, "--client", "ci")[1]
+    assert "placeholder" not in others
+
+
 def test_the_brief_shows_what_is_this_clients_and_nothing_else_in_the_order_in_which_rules_decide(
     policy: Path,
 ) -> None:
@@ -1157,6 +1172,7 @@ def test_the_brief_shows_what_is_this_clients_and_nothing_else_in_the_order_in_w
         "adds these headers. Send none of your own: it is removed.\n\n1. `X-Api-Key`: `api.example`"
         in text
     )
+    assert "placeholder" not in text
     assert (
         "**Allowed** (rule `hotfix`), until 2036-12-01 18:00 UTC: `deploy.example`; methods `POST`"
         in text

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from squidkeeper.base.errors import PatternError
-from squidkeeper.base.formatting import quantity
+from squidkeeper.base.formatting import printable, quantity
 from squidkeeper.cli import helper_options, options
-from squidkeeper.cli.output import progress
+from squidkeeper.cli.output import progress, terminal_width
 
 if TYPE_CHECKING:
     from squidkeeper.record.chain.store_settings import StoreSettings
@@ -62,6 +63,8 @@ class WantedRequests:
     connects: bool
     drift: bool
     coloured: bool
+    terminal: int | None  # its columns
+    rules: tuple[str, ...]  # that --rule names
 
 
 @click.command()
@@ -192,20 +195,24 @@ def log(
         connects=connects,
         drift=drift,
         coloured=sys.stdout.isatty() and not os.environ.get("NO_COLOR"),
+        terminal=terminal_width(),
+        rules=given["rule"],
     )
     try:
         if follow:
+            _report_unknown_rules(wanted.rules, directory, ())
             found = _follow(
                 wanted, files[0] if files else options.DEFAULT_LOG, policies
             )
         else:
-            found = _read(
+            found, recorded = _read(
                 wanted,
                 _sources(wanted, files, archive, given["gateway"]),
                 policies,
                 past,
                 state,
             )
+            _report_unknown_rules(wanted.rules, directory, recorded)
     except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
@@ -264,7 +271,10 @@ def _read(
     checker: DriftChecker,
     past: PastPolicies,
     state: Path,
-) -> int:
+) -> tuple[int, set[str]]:
+    """Show what files hold; return the number of findings, and the rules of --rule that
+    decided a request there.
+    """
     from squidkeeper.cli.log_table import TableLog
     from squidkeeper.record.log.log_files import files_since, sorted_by_time
 
@@ -276,7 +286,7 @@ def _read(
     table = TableLog(wanted, sources, files, checker, state)
     with progress("reading the access log"):
         table.show(past.effective())
-    return table.found
+    return table.found, table.recorded_rules
 
 
 def _follow(wanted: WantedRequests, path: Path, checker: DriftChecker) -> int:
@@ -314,6 +324,32 @@ def _end_drift(checker: DriftChecker, folder: Path, found: int) -> None:
         )
     if found:
         raise SystemExit(1)
+
+
+def _report_unknown_rules(
+    given: tuple[str, ...], directory: Path, recorded: Collection[str]
+) -> None:
+    """Report on stderr the names of --rule that neither the policy nor the record
+    has.
+    """
+    from squidkeeper.cli.arguments import policy_on_disk
+    from squidkeeper.policy.language.model import VERDICT_NAMES
+    from squidkeeper.policy.language.schema import suggestion
+
+    unknown = [name for name in given if name not in recorded]
+    compiled = policy_on_disk(directory) if unknown else None
+    if compiled is None:
+        return
+    policy = compiled.source
+    entries = (*policy.rules, *policy.grants)
+    known = VERDICT_NAMES | {entry.name for entry in entries}
+    for name in unknown:
+        if name not in known:
+            what = f"--rule {name}: no rule of the policy in {directory} has this name"
+            click.echo(
+                printable(f"{what}, and none that was read{suggestion(name, known)}"),
+                err=True,
+            )
 
 
 # --- filters --------------------------------------------------------------------------

@@ -40,8 +40,10 @@ class FollowedLog:
         self._checker = checker
         self._reader = RecordReader()
         self._shows_tunnels = wanted.connects or wanted.drift
-        self._requests = listing.RequestTable(coloured=wanted.coloured, with_error=True)
-        self._findings = listing.FindingTable()
+        self._requests = listing.RequestTable(
+            coloured=wanted.coloured, with_error=True, terminal=wanted.terminal
+        )
+        self._findings = listing.FindingTable(wanted.terminal)
         self._text = _TEXTS[wanted.drift, wanted.as_json]
 
     def follow(self, follower: Follower) -> None:

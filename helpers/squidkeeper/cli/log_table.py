@@ -25,6 +25,7 @@ from squidkeeper.record.log.listing import (
     json_finding,
     json_line,
     printable,
+    shortened,
 )
 from squidkeeper.record.table import listing
 from squidkeeper.record.table.columns import JUDGED
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from squidkeeper.record.log.drift import DriftChecker, Effective
     from squidkeeper.record.table.sources import TableSources
 
+_SHORTEST_KEY = 10
+
 
 class TableLog:
     """One call of the command.
@@ -66,6 +69,7 @@ class TableLog:
         state: Path,
     ) -> None:
         self.found = 0  # findings of --drift
+        self.recorded_rules: set[str] = set()  # of --rule, which decided a record
         self._wanted = wanted
         self._sources = sources
         self._files = files
@@ -147,7 +151,11 @@ class TableLog:
         with_error = in_periods or listing.has_error(
             table.connection, view, self._wanted.newest
         )
-        return RequestTable(coloured=self._wanted.coloured, with_error=with_error)
+        return RequestTable(
+            coloured=self._wanted.coloured,
+            with_error=with_error,
+            terminal=self._wanted.terminal,
+        )
 
     def _show_groups(self, table: Table, by: str) -> None:
         view, records = (
@@ -162,7 +170,7 @@ class TableLog:
                 numbers = {name: getattr(group, name) for name in groups.shown}
                 write(f"{json.dumps({by: group.key, **numbers, 'last': group.last})}\n")
         else:
-            _write_groups(groups, by)
+            _write_groups(groups, by, self._wanted.terminal)
         self._shown = listing.count_rows(table.connection, view)
         self._add_counts(table)
 
@@ -173,7 +181,7 @@ class TableLog:
                 self.found += len(found)
                 write("".join(json_finding(*finding) for finding in found))
         else:
-            findings = FindingTable()
+            findings = FindingTable(self._wanted.terminal)
             for rows in listing.finding_rows(table.connection, self._wanted.newest):
                 self.found += len(rows)
                 write(findings.lines(rows))
@@ -192,6 +200,9 @@ class TableLog:
             self._sources, *period, columns=self._columns(), folds=folds
         ) as table:
             yield table
+            if wanted.rules:
+                found = listing.recorded_rules(table.connection, wanted.rules)
+                self.recorded_rules |= found
 
     def _has_usage(self, table: Table, view: str, by: str) -> bool:
         """Read what the requests of a view have used; whether anything is known."""
@@ -259,17 +270,24 @@ class TableLog:
         report_skipped(self._skipped)
 
 
-def _write_groups(groups: Groups, by: str) -> None:
+def _write_groups(groups: Groups, by: str, terminal: int | None) -> None:
     widths = {
         name: max(len(name), len(_number(name, most)))
         for name, most in groups.largest().items()
     }
-    row = "  ".join([*(f"{{:>{width}}}" for width in widths.values()), "{:<24}", "{}"])
+    last = 24 if terminal is None else len("2026-12-02T09:15")
+    row = "  ".join(
+        [*(f"{{:>{width}}}" for width in widths.values()), f"{{:<{last}.{last}}}", "{}"]
+    )
+    taken = sum(widths.values()) + 2 * (len(widths) + 1) + last
     if widths:
         write(f"{row.format(*map(str.upper, widths), 'LAST', by.upper())}\n")
     for group in groups.most_first():
         numbers = (_number(name, getattr(group, name)) for name in widths)
-        write(f"{printable(row.format(*numbers, group.last, group.key))}\n")
+        key = group.key
+        if terminal is not None:
+            key = shortened(key, max(_SHORTEST_KEY, terminal - taken))
+        write(f"{printable(row.format(*numbers, group.last, key))}\n")
 
 
 def _number(name: str, value: int) -> str:

@@ -36,12 +36,18 @@ def show_text(text: str, *, nl: bool = True) -> None:
     """Print a text for people. On a terminal, a long line goes on below its last
     column.
     """
-    if sys.stdout.isatty():
-        width = max(_NARROWEST, get_terminal_size().columns)
+    if width := terminal_width():
         text = "\n".join(
             part for line in text.split("\n") for part in _wrapped(line, width)
         )
     click.echo(text, nl=nl)
+
+
+def terminal_width() -> int | None:
+    """Return how many columns the terminal has; None where stdout is none."""
+    if not sys.stdout.isatty():
+        return None
+    return max(_NARROWEST, get_terminal_size().columns)
 
 
 def _wrapped(line: str, width: int) -> list[str]:

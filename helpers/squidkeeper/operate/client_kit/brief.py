@@ -48,6 +48,13 @@ _TRANSPARENT = """\
 All network traffic of this machine goes through a gateway that enforces a policy. Programs need no proxy settings:
 every name has the gateway's address here. There is no other way out: connections to other addresses fail."""
 _IN_QUERY = ", and parameters such as `?name=` to the query"
+_SEND_NONE = "Send none of your own: it is removed.\n\n"
+_SEND_PLACEHOLDERS = """\
+Send none of your own: it is removed. A program
+that does not start without a key takes the placeholder that is named here. The gateway replaces it. Anywhere else a
+request with a placeholder is denied.
+
+"""
 _RULES = """\
 ## What you may reach
 
@@ -339,13 +346,19 @@ def _credentials(credentials: Sequence[Credential], policy: Policy) -> Iterable[
         isinstance(credential.form, QueryParameters) for credential in credentials
     )
     yield f"## Credentials\n\nThe gateway adds these headers{_IN_QUERY if in_query else ''}. "
-    yield "Send none of your own: it is removed.\n\n"
+    has_placeholder = any(credential.placeholder for credential in credentials)
+    yield _SEND_PLACEHOLDERS if has_placeholder else _SEND_NONE
     yield from _bounded(
         credentials,
         "credential",
-        lambda held: f"{_places(held)}: {_match(held.match, policy)}",
+        lambda held: f"{_places(held)}: {_match(held.match, policy)}{_sent(held)}",
     )
     yield "\n"
+
+
+def _sent(credential: Credential) -> str:
+    shown = credential.placeholder
+    return f"; placeholder {code(shown)}" if shown else ""
 
 
 def _places(credential: Credential) -> str:

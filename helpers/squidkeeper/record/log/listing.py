@@ -7,7 +7,7 @@ printable are escaped, because the log may come from anywhere.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
@@ -19,8 +19,44 @@ _COLOURS: Final = {
     "deny": "\x1b[31mdeny\x1b[0m",
     NONE: "\x1b[33m-\x1b[0m",
 }
-_FINDING: Final = "{:<24}  {:<15}  {:<10}  {:<18}  {:>6}  {:<7}  {}\n"
+_REQUEST_TITLES: Final = (
+    "TIME",
+    "CLIENT",
+    "VERDICT",
+    "RULE",
+    "STATUS",
+    "METHOD",
+    "MS",
+    "ERROR",
+    "URL",
+)
 _FINDING_TITLES: Final = ("TIME", "CLIENT", "DRIFT", "RULE", "STATUS", "METHOD", "URL")
+_FINDING_WIDTHS: Final = {
+    "TIME": 24,
+    "CLIENT": 15,
+    "DRIFT": 10,
+    "RULE": 18,
+    "STATUS": 6,
+    "METHOD": 7,
+}
+_NUMBERS: Final = ("STATUS", "MS")
+# Columns to shorten, or to leave out (0), in this order, until the rest has room.
+_SHORTER: Final = (
+    ("TIME", 19),
+    ("MS", 0),
+    ("CLIENT", 15),
+    ("RULE", 18),
+    ("METHOD", 0),
+    ("TIME", 8),
+    ("RULE", 12),
+    ("ERROR", 0),
+    ("STATUS", 0),
+    ("CLIENT", 12),
+    ("RULE", 10),
+)
+_GAP: Final = "  "
+_LEAST_URL: Final = 20
+_TIME_OF_DAY: Final = slice(11, 19)
 _WIDEST: Final = (
     40  # of a column whose width the first rows set; a longer value shifts its row
 )
@@ -82,45 +118,112 @@ def finding_row(record: Record, kind: str, rule: str) -> FindingRow:
     )
 
 
+class _Columns:
+    """The format of a row. Without `terminal`, the columns of a terminal, no value is
+    cut.
+    """
+
+    def __init__(
+        self, titles: tuple[str, ...], widths: Mapping[str, int], terminal: int | None
+    ) -> None:
+        self._titles = titles
+        self._widths = widths if terminal is None else _fitting(widths, terminal)
+        taken = sum(self._widths.values()) + len(_GAP) * len(self._widths)
+        self._left = None if terminal is None else terminal - taken
+        fields = [
+            f"{{{number}:{'>' if title in _NUMBERS else '<'}{self._widths[title]}}}"
+            for number, title in enumerate(titles)
+            if title in self._widths
+        ]
+        self._row = _GAP.join((*fields, f"{{{len(titles) - 1}}}\n"))
+
+    @property
+    def header(self) -> str:
+        """The line of the titles."""
+        return self._row.format(*self._titles)
+
+    def line(self, values: Sequence[object]) -> str:
+        """Write a row; `values` has one for each title."""
+        if self._left is not None:
+            values = [*map(self._cut, self._titles, map(str, values))]
+        row = self._row.format(*values)
+        return row if row[:-1].isprintable() else f"{printable(row[:-1])}\n"
+
+    def _cut(self, title: str, value: str) -> str:
+        width = self._widths.get(title)
+        if width is None:
+            return shortened(value, self._left or 0)
+        if title == "TIME":
+            return value[_TIME_OF_DAY if width < len("2026-12-02") else slice(width)]
+        return shortened(value, width)
+
+
+def shortened(value: str, width: int) -> str:
+    """Leave out the middle of a longer value, which may be a URL; its host comes
+    first.
+    """
+    value = printable(value)
+    value = value.removeprefix("https://") if len(value) > width else value
+    if len(value) <= width:
+        return value
+    end = max(0, width - 1) // 3
+    return f"{value[: max(0, width - 1 - end)]}…{value[len(value) - end :]}"
+
+
+def _fitting(widths: Mapping[str, int], terminal: int) -> dict[str, int]:
+    fitting = dict(widths)
+    for title, width in _SHORTER:
+        taken = sum(fitting.values()) + len(_GAP) * len(fitting)
+        if taken + _LEAST_URL <= terminal:
+            break
+        if title in fitting:
+            fitting[title] = min(fitting[title], width)
+        if not width:
+            fitting.pop(title, None)
+    return fitting
+
+
 class RequestTable:
     """A line for each request, under a header; the first rows set the widths.
 
-    The URL is last and complete.
+    The URL is last, and complete unless a terminal has no room for it.
     """
 
-    def __init__(self, *, coloured: bool, with_error: bool) -> None:
+    def __init__(
+        self, *, coloured: bool, with_error: bool, terminal: int | None = None
+    ) -> None:
         self._coloured = coloured
         self._with_error = with_error
-        self._row = ""
+        self._terminal = terminal
+        self._columns: _Columns | None = None
 
     def lines(self, rows: Iterable[RequestRow]) -> str:
         """Write rows."""
         rows = list(rows)
-        header = "" if self._row or not rows else self._header(rows)
-        return header + "".join(map(self._line, rows))
+        if not rows:
+            return ""
+        header, columns = "", self._columns
+        if columns is None:
+            self._columns = columns = self._measured(rows)
+            header = columns.header
+        return header + "".join(self._line(columns, row) for row in rows)
 
-    def _header(self, rows: list[RequestRow]) -> str:
-        client = _width("CLIENT", (row.client for row in rows))
-        rule = _width("RULE", (row.rule for row in rows))
-        error = (
-            f"  {{:<{_width('ERROR', (row.error for row in rows))}}}"
-            if self._with_error
-            else ""
-        )
-        self._row = f"{{:<24}}  {{:<{client}}}  {{:<7}}  {{:<{rule}}}  {{:>6}}  {{:<7}}  {{:>6}}{error}  {{}}\n"
-        titles = ("TIME", "CLIENT", "VERDICT", "RULE", "STATUS", "METHOD", "MS")
-        return self._row.format(
-            *titles, *(("ERROR",) if self._with_error else ()), "URL"
-        )
+    def _measured(self, rows: list[RequestRow]) -> _Columns:
+        widths = {
+            "TIME": 24,
+            "CLIENT": _width("CLIENT", (row.client for row in rows)),
+            "VERDICT": 7,
+            "RULE": _width("RULE", (row.rule for row in rows)),
+            "STATUS": 6,
+            "METHOD": 7,
+            "MS": 6,
+        }
+        if self._with_error:
+            widths["ERROR"] = _width("ERROR", (row.error for row in rows))
+        return _Columns(_REQUEST_TITLES, widths, self._terminal)
 
-    def _line(self, shown: RequestRow) -> str:
-        values = (
-            (*shown[:-2], shown.error, _url(shown.url))
-            if self._with_error
-            else (*shown[:-2], _url(shown.url))
-        )
-        row = self._row.format(*values)
-        row = row if row[:-1].isprintable() else f"{printable(row[:-1])}\n"
+    def _line(self, columns: _Columns, shown: RequestRow) -> str:
+        row = columns.line((*shown[:-1], _url(shown.url)))
         return self._colour(row, shown.verdict) if self._coloured else row
 
     def _colour(self, row: str, verdict: str) -> str:
@@ -135,14 +238,14 @@ class RequestTable:
 class FindingTable:
     """A line for each finding, under a header."""
 
-    def __init__(self) -> None:
-        self._header = _FINDING.format(*_FINDING_TITLES)
+    def __init__(self, terminal: int | None = None) -> None:
+        self._columns = _Columns(_FINDING_TITLES, _FINDING_WIDTHS, terminal)
+        self._header = self._columns.header
 
     def lines(self, rows: Iterable[FindingRow]) -> str:
         """Write rows."""
         written = "".join(
-            f"{printable(_FINDING.format(*row[:-1], _url(row.url))[:-1])}\n"
-            for row in rows
+            self._columns.line((*row[:-1], _url(row.url))) for row in rows
         )
         header, self._header = (self._header, "") if written else ("", self._header)
         return header + written

@@ -90,6 +90,17 @@ def select_rows(
     return f"selected_{rows}"
 
 
+def recorded_rules(
+    connection: duckdb.DuckDBPyConnection, names: Iterable[str]
+) -> set[str]:
+    """Find which of some rules have decided a record."""
+    wanted = list(names)
+    found = connection.execute(
+        "SELECT DISTINCT rule FROM records WHERE rule = ANY(?)", [wanted]
+    )
+    return {rule for (rule,) in found.fetchall()}
+
+
 def fields_of(filters: Iterable[Selecting]) -> set[str]:
     """Name the columns that filters read."""
     return {
