@@ -805,7 +805,7 @@ def test_a_line_fits_the_terminal_and_a_pipe_has_all_of_it(
     path.write_text("\n".join([line(url=url, **fields), *LINES]) + "\n")
     command = (*options, "--policy", policy, "--state", path.parent / "state", path)
     drawn, _ = terminal(*command, stdout_too=True, NO_COLOR="1", COLUMNS=str(columns))
-    shown = [row for row in drawn.splitlines() if re.search(r"\d\d:\d\d", row)]
+    shown = [row for row in drawn.splitlines() if re.search(r"2026-11-|\d\d:\d\d", row)]
     assert shown
     assert [row for row in shown if len(row) > columns] == []
     piped = run(*command)

@@ -13,9 +13,11 @@ import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -45,7 +47,11 @@ from squidkeeper.operate.client_kit.formats import (
     write_environment,
 )
 from squidkeeper.operate.client_kit.probe import ClientProbe, ProbeForm, write_probe
-from squidkeeper.operate.client_kit.probe_table import PROGRAMS
+from squidkeeper.operate.client_kit.probe_table import (
+    PROGRAMS,
+    PROXY_VARIABLES,
+    ProbedProgram,
+)
 from squidkeeper.policy.language.model import Token
 from squidkeeper.serving.certificates.authority import make_ca
 
@@ -745,6 +751,66 @@ def test_the_probe_reads_what_programs_print(
                 )
             )
             (tools / program).unlink()
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("form", ProbeForm)
+def test_the_probe_names_the_url_that_a_program_asks_for(
+    form: ProbeForm, tmp_path: Path, tools: Path
+) -> None:
+    fake_program(tools, "npm", 1, "npm error code E403")
+    fake_program(tools, "curl", 0, "status=200")
+    status, shown = run_probe(form, tmp_path, tools)
+    assert re.search(
+        r"^npm +denied +https://ok\.example/\S*squidkeeper-probe  \(",
+        shown,
+        re.MULTILINE,
+    )
+    assert re.search(
+        r"^curl +allowed +https://ok\.example/\S*  \(", shown, re.MULTILINE
+    )
+    assert "squidkeeper-probe  (status 200)" not in shown
+    assert "npm: " not in shown
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(
+    "program",
+    [program for program in PROGRAMS if program.asks_below],
+    ids=lambda program: program.name,
+)
+def test_a_program_asks_first_for_what_the_table_says(
+    program: ProbedProgram, tmp_path: Path
+) -> None:
+    if shutil.which(program.program) is None:
+        pytest.skip(f"{program.program} is not installed")
+    asked: list[str] = []
+
+    class Origin(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(403)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Origin) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        subprocess.run(
+            ["sh", "-c", program.command],
+            env={
+                **dict.fromkeys(PROXY_VARIABLES, ""),
+                "PATH": os.environ["PATH"],
+                "HOME": str(tmp_path),
+                "URL": f"http://127.0.0.1:{server.server_port}/one/two",
+                "TMP": str(tmp_path),
+            },
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        server.shutdown()
+    assert asked[:1] == [f"/one/two{program.asks_below}"]
 
 
 # what a program printed, though its variables are right → what to fix

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from squidkeeper.record.log.drift import DriftChecker, Effective
     from squidkeeper.record.table.sources import TableSources
 
-_SHORTEST_KEY = 10
+_SHORT_KEY = 20  # columns of a terminal
 
 
 class TableLog:
@@ -275,18 +275,20 @@ def _write_groups(groups: Groups, by: str, terminal: int | None) -> None:
         name: max(len(name), len(_number(name, most)))
         for name, most in groups.largest().items()
     }
+    numbers_take = sum(widths.values()) + 2 * (len(widths) + 1)
     last = 24 if terminal is None else len("2026-12-02T09:15")
+    if terminal is not None and numbers_take + last + _SHORT_KEY > terminal:
+        last = len("2026-12-02")
     row = "  ".join(
         [*(f"{{:>{width}}}" for width in widths.values()), f"{{:<{last}.{last}}}", "{}"]
     )
-    taken = sum(widths.values()) + 2 * (len(widths) + 1) + last
     if widths:
         write(f"{row.format(*map(str.upper, widths), 'LAST', by.upper())}\n")
     for group in groups.most_first():
         numbers = (_number(name, getattr(group, name)) for name in widths)
         key = group.key
         if terminal is not None:
-            key = shortened(key, max(_SHORTEST_KEY, terminal - taken))
+            key = shortened(key, max(_SHORT_KEY // 2, terminal - numbers_take - last))
         write(f"{printable(row.format(*numbers, group.last, key))}\n")
 
 

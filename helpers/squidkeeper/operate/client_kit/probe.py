@@ -209,10 +209,10 @@ def _sh(probe: ClientProbe) -> str:
                     "try",
                     tool.name,
                     tool.program,
-                    _yes_or_no(tool.asks_below),
                     *map(
                         quote,
                         (
+                            tool.asks_below,
                             *_words(probe.set_roots(tool)),
                             *_words(probe.set_proxy(tool)),
                             tool.command,

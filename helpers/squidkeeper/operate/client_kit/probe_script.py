@@ -67,7 +67,7 @@ def main() -> None:
     ]
     with ThreadPoolExecutor(4) as pool:
         for (program, url, _), outcome in zip(tries, pool.map(try_program, tries)):  # noqa: B905 - for Python 3.8
-            show(program["name"], url, outcome)
+            show(program["name"], asked_url(program, url), outcome)
             fixes.append(outcome.fix)
     needed = list(dict.fromkeys(filter(None, fixes)))
     say(
@@ -274,8 +274,8 @@ def configured_resolvers() -> List[str]:  # noqa: UP006
 
 
 def try_program(work: Tuple[Dict[str, Any], str, str]) -> Outcome:  # noqa: UP006
-    """Run a program for a URL, and compare the result with the one that it
-    has to have.
+    """Run a program for a URL, and compare the result with the one that it has to have,
+    unless it asks for another URL.
     """
     program, url, wanted = work
     if not shutil.which(program["program"]):
@@ -290,6 +290,12 @@ def try_program(work: Tuple[Dict[str, Any], str, str]) -> Outcome:  # noqa: UP00
     return outcome._replace(
         fix=f"{url} is {outcome.result}, expected {wanted}: ask the operator for squidkeeper explain"
     )
+
+
+def asked_url(program: Dict[str, Any], url: str) -> str:  # noqa: UP006
+    """Name the URL that a program asks for first."""
+    below = program["asks_below"]
+    return url.rstrip("/") + below if below else url
 
 
 def run(command: str, url: str) -> Tuple[int, str]:  # noqa: UP006

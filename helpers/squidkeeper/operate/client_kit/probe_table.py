@@ -33,9 +33,8 @@ class ProbedProgram:
     proxy: tuple[str, ...] = PROXY_VARIABLES
     if_roots_are_set: str = _ROOTS_ARE_SET
     if_proxy_is_set: str = PROXY_IS_SET
-    # it asks for a path of its own below the URL, which the policy may decide
-    # differently
-    asks_below: bool = False
+    # what it asks for below the URL: the policy may decide that differently
+    asks_below: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +135,7 @@ PROGRAMS = (
         "git",
         'GIT_TERMINAL_PROMPT=0 git ls-remote "$URL"',
         ("GIT_SSL_CAINFO",),
-        asks_below=True,
+        asks_below="/info/refs?service=git-upload-pack",
     ),
     ProbedProgram(
         "pip",
@@ -144,14 +143,14 @@ PROGRAMS = (
         "pip3 -vv download --no-deps --no-cache-dir --disable-pip-version-check --retries 0 --timeout 20 "
         '--dest "$TMP" --index-url "$URL" squidkeeper-probe',
         ("PIP_CERT", "REQUESTS_CA_BUNDLE"),
-        asks_below=True,
+        asks_below="/squidkeeper-probe/",
     ),
     ProbedProgram(
         "npm",
         "npm",
         'npm view squidkeeper-probe --registry "$URL" --fetch-retries=0 --fetch-timeout=20000 --cache "$TMP"',
         ("NODE_EXTRA_CA_CERTS", "npm_config_cafile"),
-        asks_below=True,
+        asks_below="/squidkeeper-probe",
     ),
     ProbedProgram(
         "uv",
@@ -160,7 +159,7 @@ PROGRAMS = (
         "uv pip compile --no-cache --no-config "
         '--default-index "$URL" "$TMP/in"',
         ("SSL_CERT_FILE", "UV_SYSTEM_CERTS"),
-        asks_below=True,
+        asks_below="/squidkeeper-probe/",
     ),
     ProbedProgram(
         "go",
@@ -168,7 +167,7 @@ PROGRAMS = (
         'cd "$TMP" && GO111MODULE=on GOTOOLCHAIN=local GOFLAGS=-modcacherw GONOSUMDB=* GOPATH="$TMP/go" GOPROXY="$URL" '
         "go mod download example.com/squidkeeper-probe@v1.0.0",
         ("SSL_CERT_FILE",),
-        asks_below=True,
+        asks_below="/example.com/squidkeeper-probe/@v/v1.0.0.info",
     ),
     ProbedProgram(
         "java",
@@ -180,7 +179,7 @@ PROGRAMS = (
         "-noprompt -keystore {java_store_path} -storepass changeit -alias squidkeeper -file {ca_path}",
         if_proxy_is_set="look for a proxy or nonProxyHosts in the program: JAVA_TOOL_OPTIONS is right already",
     ),
-    ProbedProgram("apt", "apt-get", _APT, (), asks_below=True),
+    ProbedProgram("apt", "apt-get", _APT, (), asks_below="/./InRelease"),
 )
 
 # The status that a program printed: the first three digits of the first match. curl

@@ -128,7 +128,7 @@ check_name() {
 
 # --- programs ----------------------------------------------------------------------------------------------------------
 
-say() { printf '%-9s %-8s %s%s\n' "$program" "$1" "$url" "${2:+  ($2)}"; }
+say() { printf '%-9s %-8s %s%s\n' "$program" "$1" "$asked" "${2:+  ($2)}"; }
 
 # symptom PATTERN MEANING FIX OF_GATEWAY: succeeds where the program has printed it
 symptom() {
@@ -205,12 +205,13 @@ try() {
     for wanted in allowed denied; do
         [ "$wanted" = allowed ] && urls=$ALLOWED || urls=$DENIED
         for url in $urls; do
+            [ -n "$asks_below" ] && asked=${url%/}$asks_below || asked=$url
             mkdir "$WORK/tmp"
             URL=$url TMP=$WORK/tmp $LIMIT sh -c "$1" </dev/null >"$WORK/output" 2>&1
             read_output "$?"
             rm -rf "$WORK/tmp"
             case "$asks_below$result" in
-                noallowed | nodenied)
+                allowed | denied) # another URL may be decided differently
                     [ "$result" = "$wanted" ] ||
                         fix "$url is $result, expected $wanted: ask the operator for squidkeeper explain"
                     ;;
