@@ -801,9 +801,12 @@ def test_a_line_fits_the_terminal_and_a_pipe_has_all_of_it(
     path: Path, policy: Path, options: tuple[str, ...], columns: int
 ) -> None:
     url = f"https://open.example/{'long/' * 30}end?key=value"
-    fields = {"rule": f"rule-{'x' * 40}", "client": "2001:db8:1111:2222:3333:4444:5:6"}
+    fields: dict[str, Any] = {
+        "rule": f"rule-{'x' * 40}",
+        "client": "2001:db8:1111:2222:3333:4444:5:6",
+    }
     path.write_text("\n".join([line(url=url, **fields), *LINES]) + "\n")
-    command = (*options, "--policy", policy, "--state", path.parent / "state", path)
+    command: list[str | Path] = [*options, "--policy", policy, path]
     drawn, _ = terminal(*command, stdout_too=True, NO_COLOR="1", COLUMNS=str(columns))
     shown = [row for row in drawn.splitlines() if re.search(r"2026-11-|\d\d:\d\d", row)]
     assert shown
@@ -832,7 +835,9 @@ def test_each_width_of_a_terminal_holds_the_time_the_verdict_and_the_host(
     assert max(len(header), len(shown)) <= columns
     assert ("10:00:00" in shown, "  deny  " in shown, "open.e" in shown) == (True,) * 3
     assert shown.endswith("nd")
-    found = FindingRow(*row[:2], "allowed", *row[3:6], row.url)
+    found = FindingRow(
+        row.time, row.client, "allowed", row.rule, row.status, row.method, row.url
+    )
     lines = FindingTable(columns).lines([found]).splitlines()
     assert max(map(len, lines)) <= columns
     assert ("10:00:00" in lines[1], "allowed" in lines[1]) == (True, True)

@@ -760,7 +760,7 @@ def test_the_probe_names_the_url_that_a_program_asks_for(
 ) -> None:
     fake_program(tools, "npm", 1, "npm error code E403")
     fake_program(tools, "curl", 0, "status=200")
-    status, shown = run_probe(form, tmp_path, tools)
+    _, shown = run_probe(form, tmp_path, tools)
     assert re.search(
         r"^npm +denied +https://ok\.example/\S*squidkeeper-probe  \(",
         shown,
@@ -779,7 +779,7 @@ def test_the_probe_names_the_url_that_a_program_asks_for(
     [program for program in PROGRAMS if program.asks_below],
     ids=lambda program: program.name,
 )
-def test_a_program_asks_first_for_what_the_table_says(
+def test_a_program_asks_for_what_the_table_says(
     program: ProbedProgram, tmp_path: Path
 ) -> None:
     if shutil.which(program.program) is None:
@@ -810,7 +810,7 @@ def test_a_program_asks_first_for_what_the_table_says(
             check=False,
         )
         server.shutdown()
-    assert asked[:1] == [f"/one/two{program.asks_below}"]
+    assert f"/one/two{program.asks_below}" in asked
 
 
 # what a program printed, though its variables are right → what to fix
