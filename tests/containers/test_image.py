@@ -863,6 +863,9 @@ def test_the_list_of_parts_is_what_is_installed(podman: Podman) -> None:
         "CycloneDX",
         "1.6",
     )
+    assert [one["name"] for one in listed["components"] if "licenses" not in one] == []
+    told = inside("squidkeeper", "--version").strip()
+    assert told == f"squidkeeper, version {listed['metadata']['component']['version']}"
     parts = {
         (one["purl"].partition("/")[0], one["name"], one["version"])
         for one in listed["components"]

@@ -190,6 +190,11 @@ class Layout:
         return self.prefix / "applied"
 
     @property
+    def revision(self) -> Path:
+        """The revision of the sources that were installed, where it is known."""
+        return self.prefix / "revision"
+
+    @property
     def read_by_squid(self) -> tuple[Path, ...]:
         """What Squid reads when it is reconfigured or started, beside the parts."""
         ours = (self.conf, self.fragment, self.logformat)

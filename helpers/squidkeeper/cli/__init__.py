@@ -123,8 +123,23 @@ class LateGroup(click.Group):
             return super().invoke(ctx)
 
 
+def _show_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        from squidkeeper.base.release import release
+
+        click.echo(f"squidkeeper, version {release()}")
+        context.exit()
+
+
 @click.group(cls=LateGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="squidkeeper")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 def main() -> None:
     """Turn Squid with SSL-bump into the egress gateway of AI agents.
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any, Final
 
 from squidkeeper.base.errors import SetupFailed
@@ -141,6 +142,15 @@ def check(done: subprocess.CompletedProcess[str]) -> None:
 def last_lines(text: str) -> str:
     """Return the end of an output or a log."""
     return "".join(f"{line}\n" for line in text.splitlines()[-20:])
+
+
+def revision_of(source: Path) -> str:
+    """Name the revision of a clone, of whatever account; empty: git knows none."""
+    clone = ("git", "-c", f"safe.directory={source}", "-C", source)
+    if not (source / ".git").exists() or not shutil.which("git"):
+        return ""
+    done = run(*clone, "describe", "--always", "--dirty", "--abbrev=12", stderr=DEVNULL)
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 UNBOUND: Final = Path("/usr/sbin/unbound")

@@ -5,11 +5,11 @@ import shlex
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 
 from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.base.gateway_commands import command, with_commands
 from squidkeeper.base.layout import Layout
+from squidkeeper.base.release import release
 from squidkeeper.policy.language.model import Action
 from squidkeeper.policy.language.quotas import shown_cost
 from squidkeeper.policy.url import parse_address
@@ -61,7 +61,7 @@ def page(view: Snapshot, program: str) -> str:
         "status.html",
         {
             "view": view,
-            "version": version("squidkeeper"),
+            "version": release(),
             "conditions": [
                 (condition, write(condition.text), write(condition.condition.remedy))
                 for condition in active
