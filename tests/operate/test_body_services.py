@@ -1,12 +1,16 @@
-"""The units of what inspects bodies: whom their processes can reach."""
+"""The units of what inspects bodies: whom their processes can reach. The pause between
+edits that add parts.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from squidkeeper.base.layout import Layout
+from squidkeeper.operate.setup.addition import pause_after
 from squidkeeper.operate.setup.body_services import with_quota_store
 from squidkeeper.serving.parts import TOKENS_COUNTED, Part
 from squidkeeper.serving.rendering import Values
@@ -55,3 +59,19 @@ def test_the_process_reaches_another_host_only_to_count_tokens_there(
         *lines
     } - {*UNIT.splitlines(True)}
     assert "IPAddressDeny=any\n" in unit
+
+
+@pytest.mark.parametrize(
+    ("rendered", "installed", "seconds"),
+    [(100.0, 50.0, 7.0), (100.0, 101.0, 0.0), (90.0, 50.0, 0.0), (300.0, 50.0, 0.0)],
+    ids=["after an edit", "after install.sh", "long after an edit", "a clock set back"],
+)
+def test_an_edit_waits_after_another_edit_alone(
+    tmp_path: Path, rendered: float, installed: float, seconds: float
+) -> None:
+    layout = Layout.of(tmp_path)
+    layout.parts.mkdir(parents=True)
+    for path, time in ((layout.rendered, rendered), (layout.applied, installed)):
+        path.touch()
+        os.utime(path, (time, time))
+    assert pause_after(layout, now=103.0) == seconds

@@ -28,10 +28,11 @@ from unittest.mock import Mock
 import pytest
 from click.testing import CliRunner
 
-from squidkeeper.base.layout import BODIES, Layout
+from squidkeeper.base.layout import ACCOUNTS, BODIES, Layout
 from squidkeeper.base.squid_account import Account, squid_account
+from squidkeeper.base.squid_version import SquidVersion
 from squidkeeper.cli import main
-from squidkeeper.operate.doctor import bodies, machine
+from squidkeeper.operate.doctor import bodies, machine, rendering
 from squidkeeper.operate.doctor import transparent as doctor_transparent
 from squidkeeper.operate.doctor.examination import ALL_CHECKS, as_text, examine
 from squidkeeper.operate.doctor.inspection import CHECKS, Found, Inspection, inspect
@@ -119,7 +120,8 @@ def install(root: Path, ca: CertificateAuthority = CA, **options: Any) -> Layout
     (layout.policy / "secret").chmod(0o600)
     layout.webhook.write_text("url: https://hooks.example/secret\nformat: slack\n")
     layout.webhook.chmod(0o640)
-    write_entry(layout.templates, template_folder(ours.templates()))
+    units = {layout.service(name).unit.name: ours.unit(name) for name in BODIES}
+    write_entry(layout.templates, template_folder(ours.templates() | units))
     layout.parts.mkdir()
     keys = frozenset(Part) | needed_keys(
         build_sources(read_sources(layout.policy)).policy
@@ -1265,6 +1267,37 @@ def test_a_client_that_can_have_nearly_all_connections_is_found(
         few.detail
         == "HAProxy lets a client have 2048 connections, and has 20000 descriptors"
     )
+
+
+def test_what_an_edit_needs_first_is_found_missing(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, seen = "edit-not-renderable", inspect(layout)
+    assert found(code, seen) == []
+    with_systemd = replace(seen, squid=replace(seen.squid, systemd=True))
+    monkeypatch.setattr(rendering, "_opened", lambda: (layout.root,))
+    monkeypatch.setattr(rendering, "written_folders", lambda _: (layout.state,))
+    missing = f"there is no account {ACCOUNTS['bodies-1']}"
+    assert found(code, with_systemd) == [Found(missing, str(layout.account))]
+    monkeypatch.setattr(rendering, "account_of", lambda _: ACCOUNT)
+    assert found(code, with_systemd) == []
+    monkeypatch.setattr(rendering, "_opened", lambda: (layout.run,))
+    unnamed = "ReadWritePaths of squidkeeper-render does not name it"
+    assert found(code, with_systemd) == [Found(unnamed, str(layout.state))]
+    (layout.templates / "squidkeeper-bodies-2.service").unlink()
+    layout.state.rename(layout.state.with_name("moved"))
+    assert [one.detail for one in found(code, seen)] == [
+        "it is missing",
+        "it cannot be written, or is not there",
+    ]
+
+
+def test_a_squid_of_another_distribution_is_told(layout: Layout) -> None:
+    seen, version = inspect(layout), SquidVersion("squid-openssl 6.14-1ubuntu1", None)
+    told = replace(seen, view=replace(seen.view, squid_version=version))
+    assert found("squid-version-unclear", told) == [Found(version.remark)]
+    fixed = replace(seen.view, squid_version=replace(version, fixed=True))
+    assert found("squid-version-unclear", replace(seen, view=fixed)) == []
 
 
 def test_a_service_that_does_not_run_is_found(layout: Layout) -> None:

@@ -360,6 +360,20 @@ def test_a_process_goes_with_the_last_that_needs_it(
     ]
 
 
+def test_accounts_that_are_missing_are_made_ahead_of_what_needs_them() -> None:
+    """Of a file that is there too: one that an older release wrote, or a backup."""
+    wanted = with_files(account=File(b"u squidkeeper-bodies\n"))
+    lacking = replace(
+        here(account=File(b"u squidkeeper-bodies\n")), lacks_accounts=True
+    )
+    made = (StepKind.MAKE_ACCOUNTS, LAYOUT.account)
+    assert summary(plan(LAYOUT, wanted, lacking)) == [made]
+    fresh = summary(plan(LAYOUT, wanted, Present(lacks_accounts=True)))
+    first = fresh.index((StepKind.START_MAINTENANCE, MAINTENANCE.applied))
+    written = fresh.index((StepKind.PUT, LAYOUT.account))
+    assert written < fresh.index(made) < first
+
+
 def test_an_edited_file_of_an_export_restarts_the_process() -> None:
     [started] = [
         step

@@ -16,7 +16,14 @@ from squidkeeper.base.errors import PatternError
 from squidkeeper.base.formatting import quantity
 from squidkeeper.base.gateway_commands import with_commands
 from squidkeeper.base.layout import Layout
-from squidkeeper.operate.doctor import bodies, configuration, machine, transparent  # noqa: F401 - their checks are in CHECKS by then
+from squidkeeper.base.release import release
+from squidkeeper.operate.doctor import (  # noqa: F401 - their checks are in CHECKS by then
+    bodies,
+    configuration,
+    machine,
+    rendering,
+    transparent,
+)
 from squidkeeper.operate.doctor.inspection import (
     CHECKS,
     FINDERS,
@@ -250,6 +257,7 @@ def as_json(diagnosis: Diagnosis) -> str:
     not_made = {"not_checked": diagnosis.not_checked, "not_read": diagnosis.not_read}
     return json.dumps(
         {
+            "version": release(),
             "checks": diagnosis.made,
             "directives": diagnosis.directives,
             "parts": diagnosis.parts,
@@ -271,7 +279,8 @@ def _summary(diagnosis: Diagnosis) -> str:
         f"{number} in {where}" for where, number in diagnosis.directives.items()
     )
     checked = f"{quantity(diagnosis.made, 'check')} of {diagnosis.layout.conf} ({directives}: {by_file})"
-    return f"{', '.join(_counts(diagnosis)) or 'No findings'}: {checked}, its policy, processes and machine."
+    found = ", ".join(_counts(diagnosis)) or "No findings"
+    return f"{found}: {checked}, its policy, processes and machine. squidkeeper {release()}."
 
 
 def _counts(diagnosis: Diagnosis) -> Iterator[str]:

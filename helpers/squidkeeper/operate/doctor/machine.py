@@ -333,6 +333,17 @@ def _clock_off(seen: Inspection) -> Iterator[Found]:
             yield Found(f"it was written at {written:%Y-%m-%d %H:%M} UTC", str(path))
 
 
+@info(
+    "squid-version-unclear",
+    "The version of Squid does not tell whether a known flaw is fixed",
+    "Ask your distribution whether it is. If so, accept the finding: see squid/DOCTOR.md.",
+)
+def _squid_version_unclear(seen: Inspection) -> Iterator[Found]:
+    version = seen.view.squid_version
+    if version and version.fixed is None:
+        yield Found(version.remark)
+
+
 # --- logrotate ------------------------------------------------------------------------
 
 

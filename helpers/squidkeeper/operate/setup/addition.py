@@ -16,7 +16,7 @@ from typing import Final
 
 from squidkeeper.base.errors import SetupFailed
 from squidkeeper.base.formatting import substitute
-from squidkeeper.base.layout import Layout
+from squidkeeper.base.layout import BODIES, Layout
 from squidkeeper.base.squid_account import Account
 from squidkeeper.operate.setup import checks
 from squidkeeper.operate.setup.body_services import (
@@ -53,6 +53,12 @@ _SCRATCH: Final = Path("/run")  # AppArmor lets Squid read squidkeeper-install.*
 _log = logging.getLogger(__name__)
 
 
+def written_folders(layout: Layout) -> tuple[Path, ...]:
+    """List the folders that an edit can need written."""
+    units = layout.service(BODIES[0]).unit.parent
+    return (layout.fragment.parent, layout.parts, layout.state, units, _scratch(layout))
+
+
 def add_parts(layout: Layout, account: Account) -> bool:
     """Add what the policy needs; tell whether Squid was reconfigured.
 
@@ -61,8 +67,7 @@ def add_parts(layout: Layout, account: Account) -> bool:
     remove(layout.render_request)  # an edit that comes now makes it again
     former = read_values(layout)
     values = _needed(layout, account, former)
-    pause = layout.rendered.stat().st_mtime + PAUSE_SECONDS - time.time()
-    if values != former and 0 < pause <= PAUSE_SECONDS:
+    if values != former and (pause := pause_after(layout, time.time())):
         time.sleep(pause)
         values = _needed(layout, account, former)  # of the policy as it is then
     if values == former:
@@ -76,6 +81,17 @@ def add_parts(layout: Layout, account: Account) -> bool:
         ", ".join(sorted({*values.in_force} - {*former.in_force})) or "other values",
     )
     return True
+
+
+def pause_after(layout: Layout, now: float) -> float:
+    """Return how long to wait after the last edit that added something.
+
+    The first edit after a run of install.sh waits for nothing.
+    """
+    rendered = layout.rendered.stat().st_mtime
+    installed = layout.applied.stat().st_mtime if layout.applied.exists() else 0.0
+    pause = rendered + PAUSE_SECONDS - now
+    return pause if rendered > installed and 0 < pause <= PAUSE_SECONDS else 0.0
 
 
 def _needed(layout: Layout, account: Account, former: Values) -> Values:
@@ -109,8 +125,9 @@ def _put(layout: Layout, values: Values, account: Account) -> None:
 
 
 def _parse(layout: Layout, files: Mapping[Path, File]) -> None:
-    scratch = _SCRATCH if os.access(_SCRATCH, os.W_OK) else layout.run
-    with TemporaryDirectory(prefix="squidkeeper-install.", dir=scratch) as name:
+    with TemporaryDirectory(
+        prefix="squidkeeper-install.", dir=_scratch(layout)
+    ) as name:
         folder = Path(name)
         (folder / layout.parts.name).mkdir()
         moved = {
@@ -125,6 +142,10 @@ def _parse(layout: Layout, files: Mapping[Path, File]) -> None:
                 substitute(text, moved)
             )
         checks.check_prepared(layout.squid_service, folder / layout.conf.name)
+
+
+def _scratch(layout: Layout) -> Path:
+    return _SCRATCH if os.access(_SCRATCH, os.W_OK) else layout.run
 
 
 def _reconfigure(layout: Layout) -> None:

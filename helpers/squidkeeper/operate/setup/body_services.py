@@ -9,8 +9,8 @@ from typing import Final
 
 from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.errors import CountsUnavailable, SetupFailed
-from squidkeeper.base.layout import BODIES, Layout
-from squidkeeper.base.squid_account import Account, call_as
+from squidkeeper.base.layout import ACCOUNTS, BODIES, Layout
+from squidkeeper.base.squid_account import Account, account_of, call_as
 from squidkeeper.operate.setup.entries import ROOT, owner_here
 from squidkeeper.operate.setup.machine import uses_systemd
 from squidkeeper.operate.setup.options import port_of
@@ -40,6 +40,11 @@ def start_body_services(layout: Layout, account: Account, values: Values) -> Non
         (layout.user_without_systemd(BODIES[0]), account.group),
         uses_systemd(layout.root),
     )
+    if systemd and account_of(ACCOUNTS[BODIES[0]]) is None:
+        raise SetupFailed(
+            f"there is no account {ACCOUNTS[BODIES[0]]}",
+            f"run {layout.install_command}, which makes it",
+        )
     services = [InstalledService(name, layout, systemd, owner) for name in BODIES]
     for service in services:
         unit = service.paths.unit

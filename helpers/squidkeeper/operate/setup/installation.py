@@ -31,7 +31,7 @@ from squidkeeper.base.layout import (
     SOCKETS_OF_WORKERS,
     Layout,
 )
-from squidkeeper.base.squid_account import call_as
+from squidkeeper.base.squid_account import account_of, call_as
 from squidkeeper.base.squid_version import squid_version
 from squidkeeper.operate.setup import checks, entries, rendering
 from squidkeeper.operate.setup.body_services import with_quota_store
@@ -66,6 +66,7 @@ from squidkeeper.operate.setup.machine import (
     lines_at,
     quietly,
     read_machine,
+    revision_of,
     with_lines,
 )
 from squidkeeper.operate.setup.options import (
@@ -777,8 +778,12 @@ class Installation:
         )
         files |= {layout.service(name).unit: _file(self._unit(name)) for name in needed}
         self._prepare_archive()
-        if accounts := self._accounts():
-            files[layout.account] = _file(accounts)
+        self._prepare_revision()
+        if self._machine.systemd:
+            lines = (
+                f'u {name} - "{name.replace("-", " ")}"\n' for name in self._accounts
+            )
+            files[layout.account] = _file("".join(lines))
         if ours.exporter != NO_EXPORTER:
             observe = {
                 "alerts.yaml": ours.alerts(),
@@ -807,6 +812,12 @@ class Installation:
             path: _file(self._options.shell_files[name])
             for name, path in layout.shell_files.items()
         }
+
+    def _prepare_revision(self) -> None:
+        if revision := revision_of(self._options.source):
+            self._files[self._layout.revision] = _file(f"{revision}\n")
+        else:
+            self._gone += (self._layout.revision,)
 
     def _prepare_archive(self) -> None:
         layout, ours = self._layout, self._configuration
@@ -856,14 +867,14 @@ class Installation:
         needed |= dict.fromkeys(BODIES, self._inspects)
         return [name for name, is_needed in needed.items() if is_needed]
 
-    def _accounts(self) -> str:
-        """List the accounts.
+    @property
+    def _accounts(self) -> tuple[str, ...]:
+        """The accounts of services.
 
         What inspects bodies always has one: an edit starts it, and makes no account.
         """
-        accounts = dict.fromkeys(ACCOUNTS[name] for name in (*self._needed, *BODIES))
-        lines = (f'u {name} - "{name.replace("-", " ")}"\n' for name in accounts)
-        return "".join(lines) if self._machine.systemd else ""
+        names = (ACCOUNTS[name] for name in (*self._needed, *BODIES))
+        return tuple(dict.fromkeys(names))
 
     # Where things listen
 
@@ -1124,6 +1135,8 @@ class Installation:
             ),
             service_told=told,
             was_metered=ledger_file(layout.state).exists(),
+            lacks_accounts=layout.account in wanted.files
+            and not all(map(account_of, self._accounts)),
             closed=self._closed(
                 layout.state,
                 *(() if wanted.exporter == NO_EXPORTER else (layout.counts,)),

@@ -28,6 +28,7 @@ class StepKind(StrEnum):
     PUT = "write"
     REMOVE = "remove"
     OPEN_APPARMOR = "load the AppArmor profile with"
+    MAKE_ACCOUNTS = "make the accounts of"
     MAKE_AS_SQUID = "make, as Squid's account,"
     GIVE_TO_ROOT = "give to root, as the way to secrets that are fetched,"
     GIVE_TO_SQUID = "give to Squid's account"
@@ -148,6 +149,7 @@ class Present:
     changed_since_told: bool = False  # a file that Squid reads
     services_work: frozenset[str] = frozenset()
     service_told: Mapping[str, str] = field(default_factory=dict)
+    lacks_accounts: bool = False  # one of the accounts in sysusers.d is missing
     closed: tuple[
         Path, ...
     ] = ()  # folders of the state that Squid's account cannot write
@@ -340,6 +342,9 @@ class _Planner:
         )
 
     def _state(self) -> Iterator[SetupStep]:
+        # All of them: what renders an edit starts services, and can make no account.
+        if self._present.lacks_accounts:
+            yield SetupStep(StepKind.MAKE_ACCOUNTS, self._layout.account)
         yield from (
             SetupStep(StepKind.GIVE_TO_SQUID, path) for path in self._present.closed
         )

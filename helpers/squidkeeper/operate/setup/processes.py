@@ -18,8 +18,7 @@ from typing import Final
 import psutil
 
 from squidkeeper.base.errors import SetupFailed
-from squidkeeper.base.layout import ACCOUNTS, Layout, ServicePaths
-from squidkeeper.base.squid_account import account_of
+from squidkeeper.base.layout import Layout, ServicePaths
 from squidkeeper.operate.setup.entries import LOG_END, ROOT, Owner, text_at
 from squidkeeper.operate.setup.machine import last_lines, quietly, run
 from squidkeeper.operate.setup.sockets import has_ended, process_listens, wait_until
@@ -212,8 +211,6 @@ class InstalledService:
     def start(self) -> None:
         """Start it."""
         if self.systemd:
-            if self.name in ACCOUNTS and account_of(ACCOUNTS[self.name]) is None:
-                quietly("systemd-sysusers", self.layout.account)
             quietly("systemctl", "daemon-reload")
             quietly("systemctl", "enable", "--quiet", self._unit)
             quietly("systemctl", "restart", self._unit)

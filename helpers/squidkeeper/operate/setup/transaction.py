@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from errno import EXDEV
+from functools import partial
 from pathlib import Path
 from time import time
 from typing import Final
@@ -106,8 +107,8 @@ class Transaction:
                 self._apply_to_state(action, path)
 
     def _apply_to_state(self, action: StepKind, path: Path) -> None:
-        """Change a folder of Squid's account, which could have put a link there: as
-        that account, which root is not.
+        """Make accounts, or change a folder of Squid's account, which could have put a
+        link there: as that account, which root is not.
         """
         machine = self._machine
         match action:
@@ -116,12 +117,13 @@ class Transaction:
                 call_as(
                     machine.account, lambda: str(shutil.copytree(self._store, path))
                 )
-            case StepKind.MAKE_AS_SQUID:
+            case StepKind.MAKE_ACCOUNTS:
+                quietly("systemd-sysusers", path)
+            case StepKind.MAKE_AS_SQUID | StepKind.MAKE_SHARED:
                 self._touched[path] = False
-                call_as(machine.account, lambda: path.mkdir(0o750))
-            case StepKind.MAKE_SHARED:
-                self._touched[path] = False
-                call_as(machine.account, lambda: make_shared(path))
+                is_shared = action is StepKind.MAKE_SHARED
+                make = make_shared if is_shared else partial(Path.mkdir, mode=0o750)
+                call_as(machine.account, lambda: make(path))
             case StepKind.GIVE_TO_SQUID:
                 self._give_to_squid(path)
                 self._say("state", f"given to {machine.account.name}: {path}")
