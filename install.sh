@@ -23,7 +23,6 @@ die() {
 
 bad_usage() { printf 'install.sh: %s\n            ./install.sh --help explains the options.\n' "$1" >&2 && exit 2; }
 
-# Run a command whose output matters only when it fails.
 quietly() {
     local output
     output=$("$@" 2>&1 9<&-) || { tail -n 20 <<<"$output" >&2 && die "this failed: $*"; }
@@ -41,7 +40,6 @@ on_exit() {
 }
 
 # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────────────────
-# Sets ARGUMENTS, for `squidkeeper setup`.
 read_arguments() {
     local value check
     ROOT="" WHEELS="" EXTRAS="" DRY_RUN="" ACTION=install ARGUMENTS=()
@@ -125,7 +123,6 @@ install_packages() {
     say packages "${missing[*]:-there}"
 }
 
-# Packages for what does not work yet, by this distribution's names.
 missing_parts() {
     local version
     { version=$(squid -v 2>/dev/null) && [[ $version == *--with-openssl* && $version == *ssl-crtd* ]]; } || printf '%s ' "$1"
@@ -177,7 +174,9 @@ prepare_program() {
     else
         build=$(mktemp -d /var/tmp/squidkeeper-install.XXXXXX) && MADE+=("$build") && chmod 755 "$build"
         build+=/${VENV##*/}
-        build_venv "$build"
+        # A dry run asks no package index: it borrows the packages of the environment in use, or tells the outline.
+        [ -z "$DRY_RUN" ] || "$PYTHON" -I -B "$SOURCE/helpers/squidkeeper/operate/setup/borrowed.py" "${former%/bin/*}" "$build" "$VENV" "$ROOT" "$WHEELS" || exit 0
+        [ -e "$build/complete" ] || build_venv "$build"
     fi
     ADVICE="see the lines above; with $VENV moved away, it is built again"
     RUN=("$build/bin/python" -I -m squidkeeper)
