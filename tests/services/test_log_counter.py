@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from squidkeeper.base.errors import StateInUse
 from squidkeeper.base.helper_metrics import OTHER
@@ -323,6 +324,21 @@ def test_drift_is_counted_by_the_rule_that_the_policy_names_and_the_newest_are_k
     assert dict(world.counted(counter).drift) == {("lab", "closed"): 30}
     urls = [finding.url for finding in counter.save().drift]
     assert urls == [f"http://closed.example/{number}" for number in range(29, 9, -1)]
+
+
+def test_drift_that_another_release_has_found_is_left_out(world: World) -> None:
+    """It does not know the policy and the log of this one: as after a downgrade."""
+    world.write(*(line(url=f"http://closed.example/{number}") for number in range(3)))
+    kept = world.log_counter()
+    assert dict(world.counted(kept).drift) == {("lab", "closed"): 3}
+    world.die()
+    again = world.log_counter()
+    assert dict(world.counted(again).drift) == {("lab", "closed"): 3}
+    world.store.write(replace(again.save(), release="0.0.9"))
+    world.die()
+    upgraded = world.log_counter()
+    counts = world.counted(upgraded)
+    assert (counts.drift, upgraded.save().drift, requests(counts)) == ([], (), 3)
 
 
 def test_denials_are_kept_for_the_status_page(world: World) -> None:

@@ -8,11 +8,14 @@ import fcntl
 import logging
 import os
 from pathlib import Path
+from typing import Self
 
 import msgspec
+from msgspec.structs import replace as replaced
 
 from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.errors import StateInUse
+from squidkeeper.base.release import release
 from squidkeeper.record.log.follower import Position
 from squidkeeper.services.exporter.counts import RequestCounts
 from squidkeeper.services.exporter.recent import Denial, DriftSeen
@@ -28,7 +31,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
     findings.
 
     `counter_files` holds the last values read from each counter file, by its identity.
-    `usage` is counted in the ledger of usage.
+    `usage` is counted in the ledger of usage. `release` has found the drift.
     """
 
     since: str
@@ -41,6 +44,12 @@ class Checkpoint(msgspec.Struct, frozen=True):
     )
     version: int = _VERSION
     usage: UsageCounts = UsageCounts()
+    release: str = ""
+
+    def without_drift(self) -> Self:
+        """Leave out what was found of drift."""
+        counts = replaced(self.counts, drift=[], drift_unchecked=0, drift_cut=0)
+        return replaced(self, counts=counts, drift=())
 
 
 class CheckpointStore:
@@ -73,6 +82,9 @@ class CheckpointStore:
     def read(self) -> Checkpoint | None:
         """Read the last checkpoint; None if there is none that this release
         can read.
+
+        Drift that another release has found is left out: it can know neither the
+        policy nor the access log of this one, and `log --drift` judges by this one.
         """
         try:
             checkpoint = msgspec.json.decode(self._file.read_bytes(), type=Checkpoint)
@@ -91,6 +103,10 @@ class CheckpointStore:
                 _VERSION,
             )
             return None
+        if checkpoint.release != release():
+            found = sum(number for _, number in checkpoint.counts.drift)
+            _log.info("%d findings of drift by another release are left out", found)
+            return checkpoint.without_drift()
         return checkpoint
 
     def write(self, checkpoint: Checkpoint) -> None:

@@ -17,6 +17,7 @@ from typing import Final
 
 from squidkeeper.base.errors import InvalidRecord, describe
 from squidkeeper.base.helper_metrics import NONE
+from squidkeeper.base.release import release
 from squidkeeper.record.log.drift import DriftChecker, Finding
 from squidkeeper.record.log.follower import Follower
 from squidkeeper.record.log.record import Record, parse_record, parse_time
@@ -61,6 +62,7 @@ class LogCounter:
         self._drift = drift
         self._used_bytes = used_bytes
         self._since = last.since
+        self._release = release()
         self._follower = Follower(log, last.position)
         self._before = last.counts
         self._counter = RequestCounter(last.counts)
@@ -253,4 +255,5 @@ class LogCounter:
                     for name, values in self._totals.known.items()
                 },
                 usage=self._usage.counts() if self._usage else UsageCounts(),
+                release=self._release,
             )
