@@ -1,8 +1,6 @@
 """A machine that boots: systemd as process 1 of a container, with a network of its own.
 
-It has the kernel of the host, which has neither AppArmor nor SELinux here, and no
-memory controller for systemd: that a helper killed for memory ends nothing else
-(`OOMPolicy`) is a property of the unit, and not tried.
+It has the kernel of the host. CONTRIBUTING.md lists what cannot be tried so.
 """
 
 from __future__ import annotations

@@ -436,7 +436,7 @@ def test_everything_has_its_fixed_place(gateway: Gateway) -> None:
         *("etc/ca/ca.crt", "etc/ca/ca.key", "etc/ca/signing.crt", "etc/ca/signing.key"),
     ):
         assert gateway.place(place).exists(), place
-    assert dict(files()).keys() == {
+    assert {*dict(files()), "error-details.txt"} == {
         path.name for path in gateway.place("etc/errors").iterdir()
     }
     assert not gateway.place("state/ssl_db").exists()
@@ -450,6 +450,7 @@ def test_the_gateway_runs_and_denies_with_a_certificate_of_its_ca(
 ) -> None:
     assert gateway.answers() == "403"
     assert '"rule":"no-wikipedia"' in gateway.place("log/access.log").read_text()
+    assert "ERROR: loading file" not in gateway.place("log/cache.log").read_text()
 
 
 def test_squids_account_reads_the_key_of_the_intermediate_and_not_that_of_the_ca(
@@ -602,14 +603,62 @@ def test_a_dry_run_tells_the_steps_and_changes_nothing(gateway: Gateway) -> None
 
 
 @pytest.mark.long
-def test_a_dry_run_on_an_empty_root_leaves_nothing(base: Path, source: Path) -> None:
+def test_a_dry_run_on_an_empty_root_leaves_nothing(
+    base: Path, source: Path, wheels: Path
+) -> None:
     root = base / "dry/gateway"
-    done = install(
-        source, "--root", str(root), "--dry-run", "--listen", str(free_port())
-    )
+    options = ("--root", str(root), "--dry-run", "--listen", str(free_port()))
+    done = install(source, *options, "--wheels", str(wheels))
     assert done.returncode == 0, done.stderr
     assert f"would         write {root}/etc/squid.conf\n" in done.stdout
+    assert f"restart Squid, and note it in {root}/applied" not in done.stdout
     assert not root.parent.exists()
+
+
+def test_a_dry_run_asks_no_package_index(
+    gateway: Gateway, changed: Path, base: Path
+) -> None:
+    """Of new sources it plans with the packages that are installed, where there are
+    some; without any it tells an outline.
+    """
+    before, root = gateway.snapshot(), base / "dry/outline"
+    with (changed / "helpers/squidkeeper/base/release.py").open("a") as program:
+        program.write("# a newer release\n")
+    with index() as asked:
+        done = gateway.install("--dry-run")
+        outlined = install(changed, "--root", str(root), "--dry-run")
+    assert (done.returncode, outlined.returncode, asked) == (0, 0, []), done.stderr
+    steps = re.findall(r"^would +(.*)$", done.stdout, re.MULTILINE)
+    assert re.fullmatch(f"build the program in {gateway.root}/venv-[0-9a-f]+", steps[0])
+    assert f"write {gateway.place('bin/squidkeeper')}" in steps
+    assert f"reconfigure Squid, and note it in {gateway.place('applied')}" in steps
+    assert gateway.snapshot() == before
+    assert f"would         write {root}/etc/squid.conf\n" in outlined.stdout
+    assert outlined.stdout.endswith(
+        "nothing was changed. With --wheels DIR each step is told\n"
+    )
+    assert not root.parent.exists()
+
+
+def test_the_version_names_the_revision_of_a_clone(
+    gateway: Gateway, changed: Path
+) -> None:
+    """The clone can belong to another account."""
+    clone = ("git", "-C", str(changed), "-c", "user.name=me", "-c", "user.email=me@x")
+    commands = (("init", "--quiet"), ("add", "."), ("commit", "--quiet", "-m", "All"))
+    for words in commands:
+        subprocess.run([*clone, *words], check=True)
+    read = [*clone, "rev-parse", "--short=12", "HEAD"]
+    commit = subprocess.run(read, capture_output=True, text=True, check=True).stdout
+    shutil.chown(changed / ".git", "nobody")
+    assert gateway.install().returncode == 0
+    told = run_program(gateway, "--version")
+    assert re.fullmatch(rf"squidkeeper, version [0-9.]+ \({commit.strip()}\)\n", told)
+    version = told.removeprefix("squidkeeper, version ").strip()
+    assert f"squidkeeper {version}." in run_program(gateway, "doctor")
+    shutil.rmtree(changed / ".git")
+    assert gateway.install().returncode == 0
+    assert "(" not in run_program(gateway, "--version")
 
 
 def test_the_last_lines_tell_how_to_try(gateway: Gateway, second_run: str) -> None:

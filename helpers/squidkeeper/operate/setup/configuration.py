@@ -24,6 +24,7 @@ from squidkeeper.serving.parts import Part
 from squidkeeper.serving.rendering import fill, part_file
 
 MARK: Final = "# Written by squidkeeper's install.sh, which replaces it: lines of your own go into local.conf."
+_DETAILS: Final = Path("/usr/share/squid/errors/templates/error-details.txt")
 NO_RESOLVER: Final = "none"
 FRAGMENT: Final = "squidkeeper.conf"
 LOGFORMAT: Final = "squidkeeper-logformat.conf"
@@ -406,11 +407,16 @@ class Configuration:
     def pages(self) -> dict[str, str]:
         """Render the pages with which Squid answers; their request IDs and commands are
         for this gateway.
+
+        Squid reads its texts about errors of TLS (`%D`) from the folder of pages too,
+        and complains where there are none.
         """
-        return {
+        ours = {
             name: with_commands(with_gateway(text, self.gateway), self.layout)
             for name, text in files()
         }
+        details = _DETAILS.read_text() if _DETAILS.exists() else ""
+        return ours | {_DETAILS.name: details}
 
     def unit(self, service: str) -> str:
         """Render the unit of a service."""
