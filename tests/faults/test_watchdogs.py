@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -140,16 +141,16 @@ def test_a_helper_that_was_stopped_for_longer_than_the_deadline_goes_on(
 # --- the exporter's -------------------------------------------------------------------
 
 
-@pytest.fixture
-def helper(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
+@contextmanager
+def started(folder: Path, *by: str | Path) -> Iterator["subprocess.Popen[bytes]"]:
     """A helper whose state folder cannot be written: it is a file."""
-    (tmp_path / "state").touch()
-    program = tmp_path / "squidkeeper"
+    (folder / "state").touch()
+    program = folder / "squidkeeper"
     program.write_text(
         f"#!{sys.executable}\nfrom squidkeeper.cli import main\nmain()\n"
     )
     program.chmod(0o755)
-    command = [str(program), "certificate", "--state", str(tmp_path / "state")]
+    command = [*by, program, "certificate", "--state", folder / "state"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
     ) as process:
@@ -159,6 +160,12 @@ def helper(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
         assert process.stdout.read(3) == b"ERR"
         yield process
         process.kill()
+
+
+@pytest.fixture
+def helper(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    with started(tmp_path) as process:
+        yield process
 
 
 def look(watchdog: StoppedWatchdog, times: int) -> None:
@@ -218,6 +225,36 @@ def test_a_process_that_is_no_helper_of_this_state_folder_is_not_ended(
         look(StoppedWatchdog(other), 2 * STOPPED_CHECKS)
     assert helper.poll() is None
     assert [*helper_processes(tmp_path / "state", 12345)] == []
+
+
+ELSEWHERE = {
+    "mount": (
+        "--mount",
+        "sh",
+        "-c",
+        'mount --bind "$1/another" "$1/$0" && shift && exec "$@"',
+    ),
+    "PID": ("--pid", "--fork", "--kill-child", "sh", "-c", 'shift; "$@"'),
+}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize(
+    ("kind", "at"), [("mount", "state"), ("mount", "squidkeeper"), ("PID", "")]
+)
+def test_a_helper_in_another_namespace_is_another_gateways(
+    tmp_path: Path, kind: str, at: str
+) -> None:
+    """Its command line and account are the same."""
+    state, user = tmp_path / "state", os.geteuid()
+    (tmp_path / "another").write_text(
+        f"#!{sys.executable}\nfrom squidkeeper.cli import main\nmain()\n"
+    )
+    (tmp_path / "another").chmod(0o755)
+    with started(tmp_path, "unshare", *ELSEWHERE[kind], at, tmp_path) as process:
+        assert [*helper_processes(state, user)] == []
+        assert uncounted_helpers(state, user, (), time.time() + 60) == ()
+        assert process.poll() is None
 
 
 def test_a_helper_that_cannot_count_is_told_once_it_has_had_the_time_to_start(

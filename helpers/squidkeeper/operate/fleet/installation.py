@@ -24,6 +24,7 @@ import psutil
 from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.errors import SetupFailed
 from squidkeeper.base.formatting import timestamp
+from squidkeeper.base.own_processes import is_own
 from squidkeeper.operate.fleet.fleet_file import Fleet
 from squidkeeper.operate.setup import configuration
 from squidkeeper.operate.setup.configuration import BINDS, binds, substitute_once
@@ -260,7 +261,7 @@ def _worker(paths: BalancerPaths) -> str:
 def _master(pid_file: Path) -> int | None:
     with suppress(ValueError, OverflowError, psutil.Error):
         process = psutil.Process(int(text_at(pid_file)))
-        if process.name() == "haproxy":
+        if process.name() == "haproxy" and is_own(process.pid, pid_file):
             return process.pid
     return None
 

@@ -31,6 +31,7 @@ from squidkeeper.base.layout import (
     SOCKETS_OF_WORKERS,
     Layout,
 )
+from squidkeeper.base.own_processes import is_own
 from squidkeeper.base.squid_account import account_of, call_as
 from squidkeeper.base.squid_version import squid_version
 from squidkeeper.operate.setup import checks, entries, rendering
@@ -1303,11 +1304,12 @@ def _remove_old_venvs(prefix: Path, keep: set[Path]) -> None:
     and its helpers load modules as they need them.
     """
     commands = [
-        " ".join(process.info["cmdline"] or ())
+        (process.pid, " ".join(process.info["cmdline"] or ()))
         for process in psutil.process_iter(["cmdline"])
     ]
     for venv in prefix.glob("venv-*"):
         if venv not in keep and not any(
-            f"{venv}/bin/" in command for command in commands
+            f"{venv}/bin/" in command and is_own(pid, venv, if_hidden=True)
+            for pid, command in commands
         ):
             entries.remove(venv)

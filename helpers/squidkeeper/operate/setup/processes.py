@@ -19,6 +19,7 @@ import psutil
 
 from squidkeeper.base.errors import SetupFailed
 from squidkeeper.base.layout import Layout, ServicePaths
+from squidkeeper.base.own_processes import is_own
 from squidkeeper.operate.setup.entries import LOG_END, ROOT, Owner, text_at
 from squidkeeper.operate.setup.machine import last_lines, quietly, run
 from squidkeeper.operate.setup.sockets import has_ended, process_listens, wait_until
@@ -39,17 +40,19 @@ class InstalledSquid:
     def pid(self) -> int | None:
         """Find the process of Squid's master.
 
-        Under a root Squid's account could name another gateway's.
+        Its file can name another gateway's: a number is given out again, and under a
+        root Squid's account could write it.
         """
         try:
             process = psutil.Process(int(text_at(self.layout.pid_file)))
-            if process.name() != "squid" or (
-                self.layout.root and not self._is_started_with_conf(process)
-            ):
-                return None
+            is_ours = process.name() == "squid" and is_own(
+                process.pid, self.layout.conf, if_hidden=True
+            )
+            if self.layout.root and is_ours:
+                is_ours = self._is_started_with_conf(process)
         except (ValueError, OverflowError, psutil.Error):
             return None
-        return process.pid
+        return process.pid if is_ours else None
 
     def _is_started_with_conf(self, process: psutil.Process) -> bool:
         return any(
@@ -316,7 +319,8 @@ def _supervisor(layout: Layout, pid_file: Path, what: Path) -> int | None:
         command = psutil.Process(pid).cmdline()
     except (ValueError, OverflowError, psutil.Error):
         return None
-    return pid if {str(layout.supervise), str(what)} <= {*command} else None
+    is_named = {str(layout.supervise), str(what)} <= {*command}
+    return pid if is_named and is_own(pid, pid_file, if_hidden=True) else None
 
 
 def _groups(user: int) -> str:

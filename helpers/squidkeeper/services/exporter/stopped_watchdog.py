@@ -3,7 +3,8 @@
 A helper that is stuck exits (helpers/stuck_watchdog.py). A helper that is stopped
 (SIGSTOP) or frozen cannot, and Squid waits for its replies forever. The exporter runs
 as the same account, so it can kill them. It finds them by their command lines: a helper
-that cannot write to the state folder is ended too.
+that cannot write to the state folder is ended too. Helpers of another gateway can have
+the same command lines, so state folder and program must also be this gateway's.
 """
 
 import logging
@@ -21,6 +22,7 @@ from typing import Final
 import psutil
 
 from squidkeeper.base.helper_metrics import HELPERS
+from squidkeeper.base.own_processes import is_own
 from squidkeeper.serving.counters.reader import CounterFile
 
 STOPPED_CHECKS: Final = 12
@@ -36,9 +38,10 @@ def helper_processes(state: Path, user: int) -> Iterator[int]:
     """Yield the helper processes of an account that have this state folder, whether
     they can write there or not.
     """
-    for name in filter(str.isdecimal, os.listdir("/proc")):
-        if _is_helper(Path("/proc", name), os.fsencode(state), user):
-            yield int(name)
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+        program = _program(Path("/proc", str(pid)), os.fsencode(state), user)
+        if program and is_own(pid, state, program):
+            yield pid
 
 
 def uncounted_helpers(
@@ -64,18 +67,23 @@ def _has_started(pid: int, now: float) -> bool:
         return False
 
 
-def _is_helper(process: Path, state: bytes, user: int) -> bool:
+def _program(process: Path, state: bytes, user: int) -> Path | None:
+    """Return what a process runs, by its command line; None: no helper with this state
+    folder.
+    """
     try:
         if process.stat().st_uid != user:
-            return False
-        pairs = {*pairwise((process / "cmdline").read_bytes().split(b"\0"))}
+            return None
+        pairs = [*pairwise((process / "cmdline").read_bytes().split(b"\0"))]
     except OSError:  # it has ended
-        return False
-    runs = any(
-        Path(os.fsdecode(program)).name == "squidkeeper" and name in _COMMANDS
-        for program, name in pairs
+        return None
+    if (b"--state", state) not in pairs:
+        return None
+    # The interpreter stands ahead of it. Whatever else starts a helper is none.
+    programs = (
+        Path(os.fsdecode(path)) for path, name in pairs[:2] if name in _COMMANDS
     )
-    return runs and (b"--state", state) in pairs
+    return next((path for path in programs if path.name == "squidkeeper"), None)
 
 
 class StoppedWatchdog:

@@ -19,6 +19,8 @@ from typing import Final
 
 import psutil
 
+from squidkeeper.base.own_processes import is_own
+
 _NAME: Final = "squid"
 _CHECKS_ALONE: Final = 3
 _TOGETHER_SECONDS: Final = 5.0  # the master starts its kids one after the other
@@ -133,14 +135,15 @@ class SquidProcess:
     def master(self) -> psutil.Process | None:
         """Find the master; None where Squid has ended, also where another process has
         its number.
+
+        The master is root, so Squid's account sees its PID namespace alone.
         """
         try:
             master = psutil.Process(int(self._pid_file.read_text()))
-            return (
-                master
-                if master.name() == _NAME and master.status() != psutil.STATUS_ZOMBIE
-                else None
-            )
+            serves = (
+                master.name() == _NAME and master.status() != psutil.STATUS_ZOMBIE
+            ) and is_own(master.pid, self._pid_file, if_hidden=True)
+            return master if serves else None
         except (OSError, ValueError, psutil.Error):
             return None
 
