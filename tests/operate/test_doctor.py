@@ -34,7 +34,7 @@ from squidkeeper.base.squid_version import SquidVersion
 from squidkeeper.cli import main
 from squidkeeper.operate.doctor import bodies, machine, rendering
 from squidkeeper.operate.doctor import transparent as doctor_transparent
-from squidkeeper.operate.doctor.examination import ALL_CHECKS, as_text, examine
+from squidkeeper.operate.doctor.examination import ALL_CHECKS, as_json, as_text, examine
 from squidkeeper.operate.doctor.inspection import CHECKS, Found, Inspection, inspect
 from squidkeeper.operate.setup.configuration import Configuration
 from squidkeeper.operate.setup.entries import write_entry
@@ -88,6 +88,7 @@ rules:
 credentials:
   - {name: api, hosts: [api.example], header: Authorization, value: "Bearer {token}", clients: [vm]}
 """
+DEEP = {check.code for check in ALL_CHECKS if check.deep}
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
@@ -1182,7 +1183,7 @@ def test_each_helper_answers_and_one_that_does_not_is_found(
 def test_a_helper_that_hangs_is_found(
     layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(machine, "_IDLE_SECONDS", 0.2)
     hanging = tmp_path / "squidkeeper"
     hanging.write_text("#!/bin/sh\nexec sleep 60\n")
     hanging.chmod(0o755)
@@ -1191,7 +1192,27 @@ def test_a_helper_that_hangs_is_found(
     inspection = replace(inspect(layout), account=None)
     assert {
         case.detail.rpartition(": ")[2] for case in found("helper-silent", inspection)
-    } == {"no answer within 0 s"}
+    } == {"it neither answers nor works for 0 s"}
+
+
+def test_a_helper_that_works_for_long_before_it_answers_is_not_found(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one with a large policy on a busy machine: it works for longer than a helper
+    may be idle.
+    """
+    monkeypatch.setattr(machine, "_IDLE_SECONDS", 1.0)
+    monkeypatch.setattr(machine, "_WORK_SECONDS", 0.01)
+    busy = tmp_path / "squidkeeper"
+    busy.write_text(
+        f"#!{sys.executable}\nimport time\n"
+        "while time.process_time() < 2.5: pass\nprint('OK')\n"
+    )
+    busy.chmod(0o755)
+    edit(layout.conf, f"{layout.program}", f"{busy}")
+    inspection = replace(inspect(layout), account=None)
+    [asked, *_] = [*machine._helpers(inspection)]
+    assert machine._problem(asked, str(tmp_path), None) == ""
 
 
 @pytest.mark.parametrize("ends", [True, False])
@@ -1213,6 +1234,54 @@ def test_doctor_stops_a_helper_and_sees_whether_the_exporter_ends_it(
         [] if ends else ["nothing ended a process that was stopped for 0 s"]
     )
     assert [*layout.state.iterdir()] == [layout.own_addresses]  # it has counted nothing
+
+
+def test_helpers_are_tried_where_it_is_asked_for_and_the_result_is_shown_later(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(
+        part("rewrites")(layout),
+        f"{layout.program} rewrite",
+        "/nowhere/squidkeeper rewrite",
+    )
+    seen = replace(inspect(layout), account=None)
+    before = examine(seen)
+    assert not {check.code for check, _ in before.found} & DEEP
+    assert "Helpers were not tried" in as_text(before)
+
+    deep = examine(seen, deep=True)
+    assert "Helpers were" not in as_text(deep)
+    later = examine(replace(inspect(layout), account=None))
+    for diagnosis, is_past in ((deep, False), (later, True)):
+        [(check, [case])] = [
+            (check, cases) for check, cases in diagnosis.found if check.code in DEEP
+        ]
+        assert (check.code, diagnosis.failed()) == ("helper-silent", True)
+        assert case.detail.startswith("squidkeeper rewrite --concurrency 0: it cannot")
+        assert ("(tried " in case.detail) is is_past
+    assert "Helpers were tried" in as_text(later)
+    assert json.loads(as_json(later))["deep_at"] is not None
+    assert not any(
+        check.code in DEEP for check, _ in examine(seen, running=False).found
+    )
+
+    layout.deep_result.write_text('{"at": "yesterday"}')
+    assert examine(seen).last_deep is None
+
+
+@as_root
+def test_squids_account_tries_the_helpers_alone(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As which the maintenance process runs: what only root can see is not checked."""
+    seen = inspect(layout)
+    assert all(map(seen.can_make, ALL_CHECKS))
+    assert seen.account is not None
+    user = seen.account.user
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    made = {check.code for check in ALL_CHECKS if seen.can_make(check)}
+    assert made > DEEP
+    assert "secret-file-open" not in made
 
 
 @as_root

@@ -231,6 +231,11 @@ class Layout:
         return self.state / "render"
 
     @property
+    def deep_result(self) -> Path:
+        """What the last `squidkeeper doctor --deep` found."""
+        return self.state / "doctor.json"
+
+    @property
     def former_conf(self) -> Path:
         """The operator's squid.conf that ours replaced."""
         return self.conf.with_name(f"{self.conf.name}.before-squidkeeper")

@@ -14,12 +14,15 @@ from squidkeeper.cli.output import show_text
 @click.command()
 @root_option
 @click.option("--strict", is_flag=True, help="Exit with 1 for a warning too.")
+@click.option(
+    "--deep", is_flag=True, help="Also try each helper: some 20 seconds more."
+)
 @json_option
-def doctor(root: Path | None, strict: bool, as_json: bool) -> None:
+def doctor(root: Path | None, strict: bool, deep: bool, as_json: bool) -> None:
     """Examine an installed gateway: configuration, policy, processes and machine.
 
-    Run it as root. It takes some 20 seconds. It changes nothing, and shows no secret.
-    squid/DOCTOR.md lists the findings.
+    Run it as root. It changes nothing, and shows no secret. squid/DOCTOR.md lists the
+    findings. The maintenance process runs it with --deep each day.
 
     \b
     Example:
@@ -48,7 +51,7 @@ def doctor(root: Path | None, strict: bool, as_json: bool) -> None:
         as_root = "" if os.geteuid() == 0 else ", or run this as root"
         click.echo(f"squidkeeper doctor: {reason}{as_root}", err=True)
         raise SystemExit(2) from error
-    diagnosis = examine(inspection)
+    diagnosis = examine(inspection, deep=deep)
     if as_json:
         click.echo(json_of(diagnosis))
     else:

@@ -164,6 +164,7 @@ def maintain(
       follow the machine's own addresses
       limit the logs
       judge edits of the policy
+      try the helpers, once a day (`squidkeeper doctor --deep`)
       renew HAProxy's certificate
       ask what serves clients without proxy settings
       tell people about waiting questions (webhook.yaml)
@@ -172,6 +173,7 @@ def maintain(
     every second. The exporter reports failed tasks, and whether this process runs.
     """
     from squidkeeper.services.maintenance.edits import ReloadJudge, RenderRequest
+    from squidkeeper.services.maintenance.examination import DailyExamination
     from squidkeeper.services.maintenance.own_addresses import OwnAddresses
     from squidkeeper.services.maintenance.process import run
     from squidkeeper.services.maintenance.resolver import Resolver
@@ -228,6 +230,10 @@ def maintain(
                 judge,
                 RenderRequest(directory, layout.render_request, layout.rendered),
             ]
+            if layout == Layout.of(layout.root):  # `doctor` knows these paths
+                daily = DailyExamination(examining(layout), layout.deep_result)
+                at_the_end.callback(daily.stop)
+                tasks.append(daily)
         if transparent:
             # others do without it
             from squidkeeper.services.maintenance.transparent import (
@@ -267,3 +273,9 @@ def judging(
         *places,
         *kept,
     ]
+
+
+def examining(layout: Layout) -> list[str]:
+    """Return the command that tries the helpers of a gateway."""
+    root = ("--root", str(layout.root)) if layout.root else ()
+    return [sys.executable, "-m", "squidkeeper", "doctor", "--deep", *root]

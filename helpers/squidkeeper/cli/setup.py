@@ -334,7 +334,9 @@ def _examine(options: SetupOptions) -> None:
         )
     try:
         diagnosis = examine(
-            inspect(layout), running=not options.no_start, in_setup=True
+            inspect(layout),
+            running=not options.no_start,
+            deep=not options.no_start,
         )
     except Exception as error:  # noqa: BLE001 - the installation is good, whatever fails here
         say(

@@ -106,7 +106,6 @@ def _at(directive: Directive, detail: str = "") -> Found:
     "Squid does not accept its configuration",
     "Run `squid -k parse`, and fix the line that it names. Squid does not start with it.",
     as_root=True,
-    in_setup=True,
 )
 def _rejected(seen: Inspection) -> Iterator[Found]:
     """Ask Squid itself, whose words are cut off where a value could begin."""

@@ -3,9 +3,12 @@ conditions, as text and as JSON.
 """
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +16,7 @@ import msgspec
 import psutil
 
 from squidkeeper.base.errors import PatternError
-from squidkeeper.base.formatting import quantity
+from squidkeeper.base.formatting import ago, printable, quantity
 from squidkeeper.base.gateway_commands import with_commands
 from squidkeeper.base.layout import Layout
 from squidkeeper.base.release import release
@@ -23,6 +26,12 @@ from squidkeeper.operate.doctor import (  # noqa: F401 - their checks are in CHE
     machine,
     rendering,
     transparent,
+)
+from squidkeeper.operate.doctor.deep_result import (
+    DeepFinding,
+    DeepResult,
+    keep_deep_result,
+    read_deep_result,
 )
 from squidkeeper.operate.doctor.inspection import (
     CHECKS,
@@ -110,7 +119,8 @@ class Diagnosis:
     `directives`: how many there are in squidkeeper.conf, in its parts, and in
     squid.conf with its other files. `accepted`: codes that the operator accepts, each
     with the reason. `not_checked`: codes of checks that only root can make. `not_read`:
-    files of Squid's configuration that this process may not read.
+    files of Squid's configuration that this process may not read. `asks_helpers`:
+    whether helpers are tried here, now or by the last deep examination.
     """
 
     layout: Layout
@@ -121,6 +131,8 @@ class Diagnosis:
     not_checked: tuple[str, ...] = ()
     not_read: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()  # of squidkeeper.conf, in force
+    asks_helpers: bool = True
+    last_deep: DeepResult | None = None  # None: there was none, or this is one
 
     def failed(self, *, strict: bool = False) -> bool:
         """Whether anything critical was found that is not accepted; `strict`: a warning
@@ -135,19 +147,24 @@ class Diagnosis:
         )
 
 
-def examine(
-    seen: Inspection, *, running: bool = True, in_setup: bool = False
-) -> Diagnosis:
-    """Make each check; without `running` none that concerns processes, and in a setup
-    none that it has made itself.
+def examine(seen: Inspection, *, running: bool = True, deep: bool = False) -> Diagnosis:
+    """Make each check; without `running` none that concerns processes.
+
+    `deep`: also those that start helpers, and keep what they find. Else the result of
+    the last such examination counts.
     """
     wanted = [
         check
         for check in ALL_CHECKS
-        if (running or not check.running) and not (in_setup and check.in_setup)
+        if (running or not check.running) and (deep or not check.deep)
     ]
-    made = [check for check in wanted if seen.reads_everything or not check.as_root]
+    made = [check for check in wanted if seen.can_make(check)]
     found = [(check, found) for check in made if (found := _made(check, seen))]
+    last = read_deep_result(seen.layout) if running and not deep else None
+    if last:
+        found += _found_before(last, seen.view.at)
+    if deep and any(check.deep for check in made):
+        _keep(seen, found)
     accepted = _accepted(seen)
     severities = [*Severity]
     return Diagnosis(
@@ -173,7 +190,34 @@ def examine(
         named_parts(
             path.stem for path in seen.conf.files if path.parent == seen.layout.parts
         ),
+        asks_helpers=running and not deep,
+        last_deep=last,
     )
+
+
+def _keep(seen: Inspection, found: list[tuple[Check, tuple[Found, ...]]]) -> None:
+    findings = tuple(
+        DeepFinding(check.code, one.detail, one.place)
+        for check, cases in found
+        if check.deep
+        for one in cases
+    )
+    with suppress(OSError):  # `disk-full` and others tell why
+        keep_deep_result(seen.layout, DeepResult(time.time(), findings))
+
+
+def _found_before(
+    last: DeepResult, now: datetime
+) -> Iterator[tuple[Check, tuple[Found, ...]]]:
+    at = ago(datetime.fromtimestamp(last.at, UTC), now)
+    for check in ALL_CHECKS:
+        found = tuple(
+            Found(f"{printable(one.detail)} (tried {at})", printable(one.place))
+            for one in last.findings
+            if check.deep and one.code == check.code
+        )
+        if found:
+            yield check, found
 
 
 def _directives(seen: Inspection) -> dict[str, int]:
@@ -231,12 +275,23 @@ def as_text(diagnosis: Diagnosis) -> str:
         _summary(diagnosis),
         f"Parts in force: {', '.join(diagnosis.parts) or 'none'}.",
     ]
+    if diagnosis.asks_helpers:
+        lines.append(with_commands(_last_deep(diagnosis.last_deep), diagnosis.layout))
     lines += [f"Not read: {text}." for text in diagnosis.not_read]
     if diagnosis.not_checked:
         lines.append(
             f"Not checked, as only root can: {', '.join(diagnosis.not_checked)}."
         )
     return "\n".join(lines)
+
+
+def _last_deep(last: DeepResult | None) -> str:
+    if last is None:
+        return (
+            "Helpers were not tried: `squidkeeper doctor --deep` takes some 20 seconds."
+        )
+    at = datetime.fromtimestamp(last.at, UTC)
+    return f"Helpers were tried {ago(at, datetime.now(UTC))}, by `squidkeeper doctor --deep`."
 
 
 def as_json(diagnosis: Diagnosis) -> str:
@@ -261,6 +316,7 @@ def as_json(diagnosis: Diagnosis) -> str:
             "checks": diagnosis.made,
             "directives": diagnosis.directives,
             "parts": diagnosis.parts,
+            "deep_at": diagnosis.last_deep.at if diagnosis.last_deep else None,
             "findings": findings,
             **not_made,
         }

@@ -136,6 +136,13 @@ class Inspection:
         """Whether this process can take the rights of another account."""
         return os.geteuid() == 0
 
+    def can_make(self, check: "Check") -> bool:
+        """Whether this process has the rights that a check needs: Squid's account can
+        start what Squid starts.
+        """
+        as_squid = self.account is not None and self.account.user == os.geteuid()
+        return not check.as_root or self.reads_everything or (check.deep and as_squid)
+
     @property
     def reads_everything(self) -> bool:
         """Whether this process can read everything: it is root, or the account that
@@ -363,8 +370,7 @@ class Check:
     """A row of the table. `summary` says what is wrong, `remedy` what to do.
 
     `as_root`: only root can tell. `running`: only where the gateway is meant to run.
-    `in_setup`: not at the end of an installation, which has just tried it itself, or
-    which would wait for it.
+    `deep`: it starts helpers and waits for them, so only where somebody asks for it.
     """
 
     code: str
@@ -374,7 +380,7 @@ class Check:
     find: FindFaults
     as_root: bool = False
     running: bool = False
-    in_setup: bool = False
+    deep: bool = False
 
 
 CHECKS: Final[list[Check]] = []  # in the order of their finders

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -58,7 +59,12 @@ from squidkeeper.serving.credentials.fetched_values import VALUE_SUFFIX
 from squidkeeper.serving.quotas.opening import try_quota_store
 from squidkeeper.serving.quotas.store_settings import quota_store_file, read_quota_store
 
-_ANSWER_SECONDS: Final = 20.0  # on a busy machine
+# A helper loads the policy first, which can take minutes on a busy machine. So one is
+# silent that neither answers nor works.
+_IDLE_SECONDS: Final = 20.0
+_WORK_SECONDS: Final = 0.2  # of the processor, while it is idle for less than that
+_LOOK_SECONDS: Final = 0.5
+_LONGEST_SECONDS: Final = 600.0
 # the exporter ends a stopped helper within 15, on a very busy machine within 30
 _STOPPED_SECONDS: Final = 60.0
 _CLOCK_SECONDS: Final = 60.0
@@ -610,7 +616,7 @@ class AskedHelper:
     "Run its command as Squid's account, and read what it says. Where the program is damaged, run `./install.sh`.",
     as_root=True,
     running=True,
-    in_setup=True,
+    deep=True,
 )
 def _silent_helpers(seen: Inspection) -> Iterator[Found]:
     helpers = [*_helpers(seen)]
@@ -635,7 +641,7 @@ def _silent_helpers(seen: Inspection) -> Iterator[Found]:
     " says why it does not.",
     as_root=True,
     running=True,
-    in_setup=True,
+    deep=True,
 )
 def _stopped_helper_stays(seen: Inspection) -> Iterator[Found]:
     helper = next(
@@ -699,24 +705,52 @@ def _problem(helper: AskedHelper, folder: str, account: Account | None) -> str:
     The end of its input ends it, once it has answered.
     """
     pairs = zip(("", *helper.command), helper.command, strict=False)
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     try:
-        done = subprocess.run(  # noqa: S603 - the command that Squid runs
+        process = subprocess.Popen(  # noqa: S603 - the command that Squid runs
             [folder if before == "--state" else word for before, word in pairs],
-            input=helper.question.encode(),
-            stdout=subprocess.PIPE,
-            timeout=_ANSWER_SECONDS,
-            check=False,
+            **pipes,
             **_started_as(account),
         )
-    except subprocess.TimeoutExpired:
-        return f"no answer within {_ANSWER_SECONDS:.0f} s"
     except OSError as error:
         return f"it cannot be started ({error.strerror})"
+    with process:
+        try:
+            answer = _answer(process, helper.question.encode())
+        except subprocess.TimeoutExpired:
+            return f"it neither answers nor works for {_IDLE_SECONDS:.0f} s"
+        finally:
+            process.kill()
     return (
         ""
-        if done.stdout.strip()
-        else f"it ends without an answer, with status {done.returncode}"
+        if answer.strip()
+        else f"it ends without an answer, with status {process.returncode}"
     )
+
+
+def _answer(process: "subprocess.Popen[bytes]", question: bytes | None) -> bytes:
+    """Return what a helper answers; `TimeoutExpired` when it does not work any more."""
+    began = since = time.monotonic()
+    worked = 0.0
+    while True:
+        try:
+            return process.communicate(question, _LOOK_SECONDS)[0]
+        except subprocess.TimeoutExpired:
+            question = None  # it has been given
+            now, work = time.monotonic(), _processor_seconds(process.pid)
+            if work - worked > _WORK_SECONDS:
+                worked, since = work, now
+            if now - since > _IDLE_SECONDS or now - began > _LONGEST_SECONDS:
+                raise
+
+
+def _processor_seconds(pid: int) -> float:
+    seconds = 0.0
+    with suppress(psutil.NoSuchProcess):
+        for process in _with_children(pid):
+            used = process.cpu_times()
+            seconds += used.user + used.system
+    return seconds
 
 
 def _started_as(account: Account | None) -> dict[str, Any]:
