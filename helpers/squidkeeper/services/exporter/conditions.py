@@ -555,7 +555,7 @@ def _bodies_down(view: Snapshot) -> Iterator[str]:
         yield "squidkeeper-bodies-1 and squidkeeper-bodies-2 do not run"
 
 
-@_warning(
+@_critical(
     "secret-unavailable",
     "0m",
     "A secret is unavailable",
