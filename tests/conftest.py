@@ -22,6 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import SearchStrategy
 
+from squidkeeper.base import gateway_commands
 from squidkeeper.policy.engine import CompiledPolicy, Decision, decide
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.protocol.request import Malformed, Request, request_to
@@ -246,6 +247,12 @@ def _fail_unit_test(event: str, arguments: tuple[Any, ...]) -> None:
 
 _guard = {"on": False}
 sys.addaudithook(_fail_unit_test)
+
+
+@pytest.fixture(autouse=True)
+def _systemd_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts name the commands of a machine with systemd, whatever this one has."""
+    monkeypatch.setattr(gateway_commands, "uses_systemd", lambda root: root is None)
 
 
 @pytest.fixture(scope="session")

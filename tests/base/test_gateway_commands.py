@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from squidkeeper.base import places
+from squidkeeper.base import gateway_commands, places
 from squidkeeper.base.gateway_commands import (
     FILES,
     OPTIONS,
@@ -68,11 +68,13 @@ def test_texts_are_for_the_gateway_of_the_system() -> None:
         ("`squidkeeper pull --once`", "`/srv/gw/bin/squidkeeper pull --once`"),
         ("`./install.sh --log-bytes SIZE`", "`./install.sh --root /srv/gw --log-bytes SIZE`"),
         ("`squid -k reconfigure`", f"`{SQUID} -k reconfigure`"),
-        ("`systemctl status squid`", '`ps -fp "$(cat /srv/gw/run/squid.pid)"`'),
+        ("`systemctl status squid`", "`pgrep -af /srv/gw/etc/squid.conf`"),
+        ("`systemctl start squid`", "`./install.sh --root /srv/gw`"),
+        ("`dig @127.53.53.53 NAME`", f"`dig @{ROOT.resolver} NAME`"),
         ("`systemctl stop squid`", '`kill "$(cat /srv/gw/squid-supervisor.pid)"`'),
         ("`systemctl restart squid`", "`./install.sh --root /srv/gw`"),
-        ("`systemctl status squidkeeper-export`", '`ps -fp "$(cat /srv/gw/state/export/export.pid)"`'),
-        ("`systemctl restart squidkeeper-tls`", '`pkill -P "$(cat /srv/gw/run/tls.pid)"`'),
+        ("`systemctl status squidkeeper-export`", "`pgrep -af /srv/gw/etc/squidkeeper-export.service`"),
+        ("systemctl restart squidkeeper-tls", 'pkill -P "$(cat /srv/gw/run/tls.pid)" || ./install.sh --root /srv/gw'),
         ("`systemctl restart 'squidkeeper-bodies-*'`", "`./install.sh --root /srv/gw`"),
         ("`journalctl -u squidkeeper-bodies-1`", "`cat /srv/gw/state/bodies/bodies-1.log`"),
         ("`journalctl -u squidkeeper-maintenance -n 50`", "`tail -n 50 /srv/gw/log/maintenance.log`"),
@@ -85,6 +87,17 @@ def test_texts_are_for_the_gateway_of_the_system() -> None:
 )  # fmt: skip
 def test_below_a_root_each_command_is_of_its_program(text: str, written: str) -> None:
     assert with_commands(text, ROOT) == written
+
+
+def test_without_systemd_the_systems_gateway_has_commands_of_its_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gateway_commands, "uses_systemd", lambda _: False)
+    text = "`systemctl status squid`, `systemctl start squid`, `squid -k parse`"
+    assert (
+        with_commands(text, USUAL)
+        == "`pgrep -af /etc/squid/squid.conf`, `./install.sh`, `squid -k parse`"
+    )
 
 
 def test_options_for_usual_places_are_left_out() -> None:

@@ -201,6 +201,21 @@ def test_a_killed_unbound_is_started_again(
     assert fetched(gateway, "after-unbound.example") == 200
 
 
+def test_an_unbound_that_hangs_is_replaced(
+    gateway: Gateway, maintenance: Maintenance
+) -> None:
+    hanging = maintenance.unbound
+    os.kill(hanging, signal.SIGSTOP)
+    wait_for(lambda: maintenance.unbound not in (0, hanging), "another unbound")
+    said = log_of(gateway)
+    assert f"resolver: unbound, process {hanging}, does not answer on" in said
+    assert f"unbound, process {hanging}, hangs: killed it" in said
+    wait_for(
+        lambda: fetched(gateway, f"after-{time.monotonic_ns()}.example") == 200,
+        "an answer",
+    )
+
+
 def test_a_killed_maintenance_process_takes_unbound_with_it_and_the_next_starts_another(
     gateway: Gateway, maintenance: Maintenance
 ) -> None:

@@ -28,6 +28,7 @@ from unittest.mock import Mock
 import pytest
 from click.testing import CliRunner
 
+from squidkeeper.base.gateway_commands import with_commands
 from squidkeeper.base.layout import ACCOUNTS, BODIES, Layout
 from squidkeeper.base.squid_account import Account, squid_account
 from squidkeeper.base.squid_version import SquidVersion
@@ -1234,6 +1235,46 @@ def test_doctor_stops_a_helper_and_sees_whether_the_exporter_ends_it(
         [] if ends else ["nothing ended a process that was stopped for 0 s"]
     )
     assert [*layout.state.iterdir()] == [layout.own_addresses]  # it has counted nothing
+
+
+@as_root
+def test_a_resolver_that_hangs_is_found_with_its_process(layout: Layout) -> None:
+    """Before the maintenance process has waited long enough to report it."""
+    add(layout, f"dns_nameservers {layout.resolver}\n")
+    seen = inspect(layout)
+    assert found("resolver-failing", seen) == []  # it does not run
+
+    running = replace(seen.view, maintenance=MaintenanceStatus(runs=True))
+    seen = replace(seen, view=running)
+    [alone] = found("resolver-failing", seen)
+    assert alone.detail.endswith("port 53: nothing listens there")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind((layout.resolver, 53))
+        [hanging] = found("resolver-failing", seen)
+    assert f"process {os.getpid()} (" in hanging.detail
+
+    fails = MaintenanceStatus(runs=True, failures={"resolver": "it hangs"})
+    [reported] = found(
+        "resolver-failing", replace(seen, view=replace(running, maintenance=fails))
+    )
+    assert reported == Found("it hangs")
+
+
+@as_root
+def test_what_tells_whether_squid_runs_works_when_it_is_down(layout: Layout) -> None:
+    """The advice of `squid-down`, on a machine without systemd."""
+    told = with_commands("systemctl status squid", layout)
+    assert (
+        subprocess.run(told.split(), capture_output=True, text=True, check=False).stdout
+        == ""
+    )
+    with subprocess.Popen(
+        ["sh", "-c", "read x", str(layout.conf)], stdin=subprocess.PIPE
+    ):
+        done = subprocess.run(told.split(), capture_output=True, text=True, check=True)
+    assert str(layout.conf) in done.stdout
+    remedy = next(one.remedy for one in ALL_CHECKS if one.code == "squid-down")
+    assert layout.install_command in with_commands(remedy, layout)
 
 
 def test_helpers_are_tried_where_it_is_asked_for_and_the_result_is_shown_later(

@@ -35,7 +35,7 @@ from squidkeeper.operate.setup.body_services import options_problem
 from squidkeeper.operate.setup.sockets import is_free, process_listens
 from squidkeeper.serving.error_pages import files
 from tests.pull_servers import Repository, allowed_signer, make_key, serving
-from tests.waiting import wait_for
+from tests.waiting import pause, wait_for
 
 pytestmark = pytest.mark.system
 
@@ -1409,6 +1409,34 @@ def test_supervise_ends_also_where_its_service_is_stopped(tmp_path: Path) -> Non
             os.kill(
                 int(pid.read_text()), signal.SIGKILL
             ) if supervisor.poll() is None else supervisor.kill()
+
+
+def test_supervise_starts_a_service_again_that_is_stopped_for_its_watchdog_time(
+    tmp_path: Path,
+) -> None:
+    """And leaves one alone that runs, however little."""
+    service, unit, pids = (tmp_path / name for name in ("run", "x.service", "pids"))
+    service.write_text(f"#!/bin/sh\necho $$ >>{pids}\nwhile :; do sleep 1; done\n")
+    service.chmod(0o755)
+    unit.write_text(f"ExecStart={service}\nWatchdogSec=10\n")
+    log = tmp_path / "log"
+    with subprocess.Popen(
+        [REPOSITORY / "squid/supervise", unit, tmp_path / "pid", log]
+    ) as supervisor:
+        try:
+            wait_for(pids.exists, "the service")
+            pause(12, "more than the time, while it runs")
+            [first] = pids.read_text().split()
+            os.kill(int(first), signal.SIGSTOP)
+            wait_for(lambda: len(pids.read_text().split()) == 2, "another")
+            assert not Path(f"/proc/{first}").exists()
+            assert (
+                "supervise: x.service was stopped for 10 s: killed it"
+                in log.read_text()
+            )
+        finally:
+            supervisor.terminate()
+    assert not (tmp_path / "pid").exists()
 
 
 # ── The exporter ──────────────────────────────────────────────────────────────────────

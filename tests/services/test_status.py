@@ -672,7 +672,10 @@ def test_what_to_do_is_written_for_the_gateway_of_the_page() -> None:
     text = text_of(below_root)
     assert "/gw/bin/squidkeeper pull --once --accept b" in text
     assert "/gw/bin/squidkeeper drain --cancel lets clients come again." in text
-    assert 'Read ps -fp "$(cat /gw/run/squid.pid)" and the end of cache.log.' in text
+    assert (
+        "Read pgrep -af /gw/etc/squid.conf and the end of cache.log, and fix what it says."
+        in text
+    )
     assert "systemctl" not in text
 
 

@@ -2,17 +2,16 @@
 
 Texts name commands as they are for the gateway of the system: `squidkeeper check`,
 `./install.sh`, `squid -k rotate`, `systemctl status squid`. A gateway below a root has
-a program of its own, which knows that root, and no systemd. For a gateway in other
-places, options name them.
+a program of its own, which knows that root, and no systemd; nor has a container. For a
+gateway in other places, options name them.
 """
 
 import re
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
-from squidkeeper.base.layout import SERVICES, Layout
+from squidkeeper.base.layout import SERVICES, Layout, uses_systemd
 
 PLACES: Final[
     Mapping[str, str]
@@ -48,6 +47,7 @@ _COMMANDS: Final = "|".join(sorted(OPTIONS, key=len, reverse=True))
 _NAMED: Final = re.compile(
     rf"(?<![\w/.-])(?:squidkeeper (?P<name>{_COMMANDS})(?![\w-])"
     r"|(?P<squid>squid) -k(?= )"
+    r"|(?P<resolver>@127\.53\.53\.53)"
     rf"|(?P<install>\./install\.sh(?![\w-])|{re.escape(_BODIES)})"
     rf"|systemctl (?P<verb>[a-z]+) (?P<unit>squid|squidkeeper-(?:{'|'.join(SERVICES)}))(?![\w.-])"
     rf"|journalctl -u squidkeeper-(?P<logged>{'|'.join(SERVICES)})(?: -n (?P<lines>[0-9]+))?"
@@ -69,7 +69,9 @@ def with_commands(text: str, layout: Layout, program: str = "squidkeeper") -> st
                 program,
                 with_log=not _NAMES_A_FILE.match(text, found.end()),
             )
-        return _without_systemd(found, layout) if layout.root else found[0]
+        if uses_systemd(layout.root):
+            return found[0]
+        return _without_systemd(found, layout)
 
     return _NAMED.sub(written, text)
 
@@ -99,6 +101,8 @@ def command(
 def _without_systemd(found: re.Match[str], layout: Layout) -> str:
     if found["squid"]:
         return f"{layout.squid_command} -k"
+    if found["resolver"]:
+        return f"@{layout.resolver}"
     if found["install"]:
         return layout.install_command
     if logged := found["logged"]:
@@ -109,17 +113,15 @@ def _without_systemd(found: re.Match[str], layout: Layout) -> str:
 
 
 def _of_process(verb: str, unit: str, layout: Layout) -> str:
-    pid_file = layout.pid_file if unit == "squid" else _pid_file(unit, layout)
-    if verb == "status":
-        return f'ps -fp "$(cat {pid_file})"'
-    if unit != "squid":
-        return f'pkill -P "$(cat {pid_file})"'  # what supervises it starts it again
+    """Write a command that works whether the process runs or not."""
+    service = None if unit == "squid" else unit.removeprefix("squidkeeper-")
+    if verb == "status":  # what starts a service names its unit
+        return f"pgrep -af {layout.service(service).unit if service else layout.conf}"
+    if service:  # what supervises it starts it again
+        pid_file = layout.service(service).pid_file
+        return f'pkill -P "$(cat {pid_file})" || {layout.install_command}'
     return (
         f'kill "$(cat {layout.squid_supervisor})"'
         if verb == "stop"
         else layout.install_command
     )
-
-
-def _pid_file(unit: str, layout: Layout) -> Path:
-    return layout.service(unit.removeprefix("squidkeeper-")).pid_file

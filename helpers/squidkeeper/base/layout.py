@@ -56,6 +56,11 @@ _DYNAMIC_USERS: Final = (
 )
 
 
+def uses_systemd(root: Path | None) -> bool:
+    """Whether systemd runs the gateway; never one under a root."""
+    return root is None and Path("/run/systemd/system").is_dir()
+
+
 @dataclass(frozen=True, slots=True)
 class ServicePaths:
     """The files of one service beside Squid."""

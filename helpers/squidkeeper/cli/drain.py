@@ -14,7 +14,7 @@ from squidkeeper.cli.helper_options import shown_option
 from squidkeeper.cli.options import Duration, root_option
 
 if TYPE_CHECKING:
-    from squidkeeper.base.layout import Layout
+    from squidkeeper.base.layout import Layout, uses_systemd
 
 
 @click.command()
@@ -72,7 +72,6 @@ def drain(patience: timedelta, stop: bool, cancel: bool, root: Path | None) -> N
 
 
 def _cancel(layout: Layout) -> None:
-    from squidkeeper.operate.setup.machine import uses_systemd
     from squidkeeper.operate.setup.processes import InstalledSquid
     from squidkeeper.serving.drained import undrain
 
@@ -96,7 +95,6 @@ def _cancel(layout: Layout) -> None:
 def _drain(layout: Layout, patience: int, *, stop: bool) -> int:
     from squidkeeper.base.formatting import duration, quantity
     from squidkeeper.operate.setup.configuration import listen_of
-    from squidkeeper.operate.setup.machine import uses_systemd
     from squidkeeper.operate.setup.processes import InstalledSquid
     from squidkeeper.operate.setup.sockets import wait_until_idle
     from squidkeeper.serving.drained import drain, drained_since

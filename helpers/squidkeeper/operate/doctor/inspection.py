@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.base.errors import PolicyError
-from squidkeeper.base.layout import Layout
+from squidkeeper.base.layout import Layout, uses_systemd
 from squidkeeper.base.rotated_logs import oldest_write, rotated
 from squidkeeper.base.squid_account import Account, squid_account
 from squidkeeper.base.squid_counters import SquidCounters, read_counters
 from squidkeeper.base.squid_version import squid_version
 from squidkeeper.operate.setup.configuration import listen_of_haproxy, transparent_of
 from squidkeeper.operate.setup.entries import text_at
-from squidkeeper.operate.setup.machine import uses_systemd
 from squidkeeper.operate.setup.options import port_of, reachable
 from squidkeeper.operate.setup.processes import InstalledSquid
 from squidkeeper.policy.language.headers import INJECTABLE_HEADERS

@@ -43,6 +43,7 @@ from squidkeeper.operate.doctor.inspection import (
     info,
     warning,
 )
+from squidkeeper.operate.doctor.listening import foreign_listeners
 from squidkeeper.operate.setup.configuration import CLIENT_SHARE
 from squidkeeper.operate.setup.entries import text_at
 from squidkeeper.operate.setup.options import NO_EXPORTER, port_of
@@ -53,6 +54,7 @@ from squidkeeper.policy.language.lint import open_to_any_client
 from squidkeeper.record.export.https import tls_context
 from squidkeeper.services.exporter.status_rows import secret_rows
 from squidkeeper.services.maintenance.own_addresses import reached_at
+from squidkeeper.services.maintenance.resolver import answers
 from squidkeeper.services.pulling.settings import read_pull_settings
 from squidkeeper.services.webhook import read_webhook_settings
 from squidkeeper.serving.credentials.fetched_values import VALUE_SUFFIX
@@ -178,6 +180,26 @@ def _quota_store_unavailable(seen: Inspection) -> Iterator[Found]:
             lambda file: try_quota_store(read_quota_store(file)),
             seen,
             seen.account,
+        )
+
+
+@finds("resolver-failing")
+def _resolver_failing(seen: Inspection) -> Iterator[Found]:
+    """Find what the maintenance process reports. Else ask its resolver, where Squid
+    asks it: the maintenance process waits for some seconds.
+    """
+    maintenance, address = seen.view.maintenance, seen.layout.resolver
+    servers = seen.last("dns_nameservers")
+    if not maintenance.runs:
+        return
+    if reported := maintenance.failures.get("resolver"):
+        yield Found(reported)
+    elif servers and address in servers.words and not answers(address):
+        asked = [*foreign_listeners(f"{address}:53", (), "udp")]
+        named = ", ".join(f"process {one.pid} ({one.name()}) hangs" for one in asked)
+        yield Found(
+            f"no answer on {address} port 53: {named or 'nothing listens there'}",
+            servers.place,
         )
 
 

@@ -24,12 +24,13 @@ import psutil
 from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.errors import SetupFailed
 from squidkeeper.base.formatting import timestamp
+from squidkeeper.base.layout import uses_systemd
 from squidkeeper.base.own_processes import is_own
 from squidkeeper.operate.fleet.fleet_file import Fleet
 from squidkeeper.operate.setup import configuration
 from squidkeeper.operate.setup.configuration import BINDS, binds, substitute_once
 from squidkeeper.operate.setup.entries import text_at
-from squidkeeper.operate.setup.machine import HAPROXY, check, quietly, run, uses_systemd
+from squidkeeper.operate.setup.machine import HAPROXY, check, quietly, run
 from squidkeeper.operate.setup.options import say, show
 from squidkeeper.operate.setup.sockets import wait_until
 from squidkeeper.services.exporter.certificate import read_certificate

@@ -16,7 +16,7 @@ from typing import Final
 
 from squidkeeper.base.errors import SetupFailed
 from squidkeeper.base.formatting import substitute
-from squidkeeper.base.layout import BODIES, Layout
+from squidkeeper.base.layout import BODIES, Layout, uses_systemd
 from squidkeeper.base.squid_account import Account
 from squidkeeper.operate.setup import checks
 from squidkeeper.operate.setup.body_services import (
@@ -31,7 +31,6 @@ from squidkeeper.operate.setup.entries import (
     text_at,
     write_entry,
 )
-from squidkeeper.operate.setup.machine import uses_systemd
 from squidkeeper.operate.setup.options import port_of
 from squidkeeper.operate.setup.processes import InstalledSquid
 from squidkeeper.operate.setup.rendering import (

@@ -9,10 +9,9 @@ from typing import Final
 
 from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.errors import CountsUnavailable, SetupFailed
-from squidkeeper.base.layout import ACCOUNTS, BODIES, Layout
+from squidkeeper.base.layout import ACCOUNTS, BODIES, Layout, uses_systemd
 from squidkeeper.base.squid_account import Account, account_of, call_as
 from squidkeeper.operate.setup.entries import ROOT, owner_here
-from squidkeeper.operate.setup.machine import uses_systemd
 from squidkeeper.operate.setup.options import port_of
 from squidkeeper.operate.setup.processes import InstalledService, starts_services
 from squidkeeper.operate.setup.sockets import listeners, wait_until

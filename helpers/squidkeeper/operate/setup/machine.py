@@ -17,6 +17,7 @@ from subprocess import DEVNULL
 from typing import Any, Final
 
 from squidkeeper.base.errors import SetupFailed
+from squidkeeper.base.layout import uses_systemd
 from squidkeeper.base.squid_account import Account, account_of, group_name, is_this
 from squidkeeper.operate.setup.entries import File, Owner, text_at, write_entry
 
@@ -104,11 +105,6 @@ def _first_of(paths: Sequence[Path]) -> Path:
         f"none of these exists: {' '.join(map(str, paths))}",
         "install the distribution's own Squid",
     )
-
-
-def uses_systemd(root: Path | None) -> bool:
-    """Whether systemd runs the gateway; never one under a root."""
-    return root is None and Path("/run/systemd/system").is_dir()
 
 
 def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -19,6 +19,7 @@ from squidkeeper.base.layout import (
     SERVICES,
     SOCKETS_OF_WORKERS,
     Layout,
+    uses_systemd,
 )
 from squidkeeper.operate.setup.checks import faults_of, squid_parses
 from squidkeeper.operate.setup.configuration import is_ours, names
@@ -27,7 +28,6 @@ from squidkeeper.operate.setup.machine import (
     CONFINED,
     close_apparmor,
     run,
-    uses_systemd,
 )
 from squidkeeper.operate.setup.options import complain, say
 from squidkeeper.operate.setup.processes import InstalledService, InstalledSquid

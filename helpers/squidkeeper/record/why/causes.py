@@ -317,7 +317,8 @@ def _has_no_helper(record: Record) -> bool:
     return is_noted or error_of(record) == "ERR_SQUIDKEEPER_UNAVAILABLE"
 
 
-def _is_uninspected(record: Record) -> bool:
+def is_uninspected(record: Record) -> bool:
+    """Return whether a request was denied because nothing inspected its body."""
     return (
         _of_rule("policy-unavailable")(record) and error_of(record) == _REFUSED_ANSWER
     )
@@ -430,9 +431,9 @@ CAUSES: Final = (
         "bodies-unanswered",
         "rule `policy-unavailable`, and error `ERR_ICAP_FAILURE`",
         "Nothing inspected the body of the request, so it was denied: `squidkeeper bodies` did not answer, or ended.",
-        "Wait: its processes are started again. If it repeats, run `squidkeeper doctor`, and read `journalctl -u"
-        " squidkeeper-bodies-1`.",
-        _is_uninspected,
+        "Wait for half a minute: its processes are started again, also those that hang. If not, run `systemctl restart"
+        " 'squidkeeper-bodies-*'`, and read `journalctl -u squidkeeper-bodies-1`.",
+        is_uninspected,
     ),
     KnownCause(
         "no-policy",
@@ -614,7 +615,8 @@ CAUSES: Final = (
         "name-unresolved",
         "error `ERR_DNS_FAIL`",
         "The name {host} does not resolve: it does not exist, or the gateway's name server does not answer.",
-        "Try `getent hosts NAME` on the gateway, then read `journalctl -u squidkeeper-maintenance`, or maintenance.log."
+        "Run `squidkeeper doctor`, which asks the gateway's resolver and names its process, and"
+        " `dig @127.53.53.53 NAME`. Then read `journalctl -u squidkeeper-maintenance`, or maintenance.log."
         " A name that only a parent proxy can resolve needs `resolve: upstream`.",
         _of_error("ERR_SQUIDKEEPER_NO_ADDRESS", "ERR_DNS_FAIL"),
     ),

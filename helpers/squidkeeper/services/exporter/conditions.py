@@ -216,7 +216,8 @@ def _free(disk: Disk) -> str:
     "squid-down",
     "1m",
     "Squid does not answer",
-    "Read `systemctl status squid` and the end of cache.log.",
+    "Read `systemctl status squid` and the end of cache.log, and fix what it says. Then start Squid: `systemctl start"
+    " squid`.",
     unhealthy=True,
     running=True,
 )
@@ -717,7 +718,7 @@ _warning("denial-surge", "0m", "A client is denied far more often than usual")(N
     "requests-failing",
     "5m",
     "Most requests that are allowed fail",
-    "Run `squidkeeper why --last 5m`, which tells the causes. Do the gateway's DNS (`getent hosts NAME`)"
+    "Run `squidkeeper why --last 5m`, which tells the causes. Do the gateway's DNS (`dig @127.53.53.53 NAME`)"
     " and the parent proxies answer? squidkeeper.d/upstreams.conf has those of `upstreams` and of `install.sh"
     " --upstream`.",
     only_exporter=True,
@@ -1004,7 +1005,11 @@ def _task_failing(view: Snapshot, task: str) -> Iterator[str]:
 # What to do where a task of the maintenance process fails, and whether requests fail
 # with it.
 _TASKS: Final = {
-    "resolver": (f"Squid's lookups of names may fail. {_MAINTENANCE_LOG}.", True),
+    "resolver": (
+        "Squid's lookups of names fail. An unbound that hangs is ended after ten seconds, and another starts. If one"
+        f" stays, end it by `kill -9` and its process number. {_MAINTENANCE_LOG}.",
+        True,
+    ),
     "own-addresses": (
         f"New addresses of the gateway stay open to clients. {_MAINTENANCE_LOG}.",
         True,

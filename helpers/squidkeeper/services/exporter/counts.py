@@ -22,6 +22,7 @@ from squidkeeper.record.log.requests import (
     is_denied_tunnel,
     is_tunnel,
 )
+from squidkeeper.record.why.causes import is_uninspected
 
 SERIES_LIMIT: Final = 4000  # of one metric
 NETWORKS_LIMIT: Final = 64  # networks of clients without a name; more are `other`
@@ -132,7 +133,8 @@ class RequestCounter:
         cells.duration[bisect_left(_BOUNDS_MS, duration)] += 1
         if duration > 0:  # negative if the clock was set back meanwhile
             cells.duration[-1] += duration
-        if time > cells.last_matched[0]:
+        # `bodies-down` and `helper-stuck` tell about these
+        if time > cells.last_matched[0] and not (is_denied and is_uninspected(record)):
             cells.last_matched[0] = time
         if time > self.last_line:
             self.last_line = time

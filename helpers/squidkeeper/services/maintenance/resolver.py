@@ -29,7 +29,10 @@ _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _RETRY_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 5.0
 _SILENCE_SECONDS: Final = 5.0  # without an answer for so long, the resolver has failed
+_HANGS_SECONDS: Final = 10.0  # and after this it is ended
 _ANSWER_BYTES: Final = 512
+_ANSWER_SECONDS: Final = 1.0  # and so often: one can be lost
+_QUESTIONS: Final = 3
 _ANSWERS_AT: Final = slice(6, 8)  # RFC 1035: the number of answers
 # RFC 1035: a header with one question and RD set, then localhost, type A, class IN.
 # unbound knows the answer.
@@ -93,7 +96,8 @@ _SERVER_IF_KNOWN: Final = (("discard-timeout", "0"),)
 class Resolver:
     """unbound on one loopback address.
 
-    It follows resolv.conf, and is restarted when it ends.
+    It follows resolv.conf, and is started again when it ends. One that does not answer
+    is ended.
     """
 
     name = "resolver"
@@ -115,7 +119,7 @@ class Resolver:
         finally:
             if self._file.exists():
                 self._keep_running()
-                self._probe.check()
+                self._check_answer()
 
     def stop(self) -> None:
         """End unbound."""
@@ -123,6 +127,20 @@ class Resolver:
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_STOP_SECONDS)
+
+    def _check_answer(self) -> None:
+        try:
+            self._probe.check()
+        except ResolverFailed as error:
+            process = self._process
+            if process is None or process.poll() is not None:
+                raise
+            if self._probe.silent_seconds > _HANGS_SECONDS:
+                process.kill()  # one that is stopped (SIGSTOP) ends only so
+                _log.error("unbound, process %d, hangs: killed it", process.pid)
+            raise ResolverFailed(
+                f"unbound, process {process.pid}, does not answer on {self._address} port 53"
+            ) from error
 
     def _update_configuration(self) -> None:
         # Only addresses matter: a comment in another encoding is harmless.
@@ -162,6 +180,7 @@ class Resolver:
         if ended is not None:
             _log.warning("unbound ended with status %d: starting it again", ended)
         self._started = time.monotonic()
+        self._probe.begin()
         command = [PROGRAM, "-d", "-c", str(self._file)]
         self._process = subprocess.Popen(  # noqa: S603 - no shell, nothing of a client's
             command, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent
@@ -179,7 +198,16 @@ class Probe:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.connect((address, 53))
+        self.begin()
+
+    def begin(self) -> None:
+        """Give a process that starts the time to answer."""
         self._answered = time.monotonic()
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long there was no answer."""
+        return time.monotonic() - self._answered
 
     def check(self) -> None:
         """Send a query; `ResolverFailed` after some seconds without an answer."""
@@ -189,7 +217,7 @@ class Probe:
                     self._answered = time.monotonic()
         with suppress(OSError):
             self._socket.send(self._question)
-        if time.monotonic() - self._answered > _SILENCE_SECONDS:
+        if self.silent_seconds > _SILENCE_SECONDS:
             raise ResolverFailed(
                 f"unbound does not answer on {self._address} port 53 (its process: ss -lunp src {self._address})"
             )
@@ -197,6 +225,21 @@ class Probe:
     def close(self) -> None:
         """Ask no more."""
         self._socket.close()
+
+
+def answers(address: str) -> bool:
+    """Ask the resolver there for `localhost`, three times at most; return whether it
+    answers.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        asked.settimeout(_ANSWER_SECONDS)
+        asked.connect((address, 53))
+        for _ in range(_QUESTIONS):
+            with suppress(OSError):
+                asked.send(_QUESTION)
+                if any(asked.recv(_ANSWER_BYTES)[_ANSWERS_AT]):
+                    return True
+    return False
 
 
 def _end_with_parent() -> None:
