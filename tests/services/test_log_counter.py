@@ -649,3 +649,16 @@ def test_a_fault_of_ours_ends_the_process_that_would_be_blind(
     assert caplog.messages[-1].startswith(
         "the access log cannot be counted, the exporter exits: IndexError in <lambda>"
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "counts"), [("ERR_ICAP_FAILURE", False), ("ERR_ACCESS_DENIED", True)]
+)
+def test_a_body_that_nothing_inspected_is_no_sign_of_helpers_without_a_policy(
+    error: str, counts: bool
+) -> None:
+    counter = RequestCounter(RequestCounts())
+    denied = record(rule="policy-unavailable", verdict="deny", error=error)
+    counter.count(denied, "none")
+    last = counter.counts().last_matched["policy-unavailable"]
+    assert last == (denied.time if counts else "")
