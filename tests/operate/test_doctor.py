@@ -955,11 +955,11 @@ def test_secrets_that_nothing_fetches_are_found_where_it_is_meant_to_run(
     edit(layout.policy / "policy.yaml", "token: {file: secret}", source)
     codes = ("secrets-not-fetched", "secret-unavailable")
     for running, expected in ((False, codes[1:]), (True, codes)):
-        made = {
-            check.code: cases
-            for check, cases in examine(inspect(layout), running=running).found
-        }
+        diagnosis = examine(inspect(layout), running=running)
+        made = {check.code: cases for check, cases in diagnosis.found}
         assert tuple(code for code in codes if code in made) == expected
+        alone = [pair for pair in diagnosis.found if pair[0].code == codes[1]]
+        assert replace(diagnosis, found=tuple(alone)).failed()
         assert [
             case.detail.count("give-token") for case in made["secret-unavailable"]
         ] == [0]
