@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from http.client import HTTPConnection
@@ -176,9 +176,19 @@ class Process:
         except OSError:
             return False
 
-    def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
-        with closing(HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
-            connection.request(method, path, headers=headers)
+    def get(
+        self,
+        path: str,
+        method: str = "GET",
+        *,
+        source: str = "127.0.0.1",
+        patience_seconds: float = 60,
+    ) -> Answer:
+        asked = HTTPConnection(
+            "127.0.0.1", self.port, patience_seconds, source_address=(source, 0)
+        )
+        with closing(asked) as connection:
+            connection.request(method, path)
             response = connection.getresponse()
             return Answer(
                 response.status, dict(response.getheaders()), response.read().decode()
@@ -416,24 +426,49 @@ def test_an_address_of_the_network_leaves_the_one_of_this_machine(
 
 
 @pytest.mark.system
-def test_connections_that_say_nothing_keep_nobody_out(served: Process) -> None:
-    idle = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(50)]
-    for connection in idle[::2]:
-        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n")
-    try:
-        assert served.get("/metrics").status == 200
-        assert (
-            int(
-                Path(f"/proc/{served.process.pid}/status")
-                .read_text()
-                .split("Threads:")[1]
-                .split()[0]
+@pytest.mark.parametrize("addresses", [1, 8])
+def test_half_sent_requests_keep_nobody_out(served: Process, addresses: int) -> None:
+    half_sent = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n"
+    with ExitStack() as stack:
+        for number in range(300):
+            source = (f"127.0.0.{10 + number % addresses}", 0)
+            idle = socket.create_connection(
+                ("127.0.0.1", served.port), source_address=source
             )
-            < 12
+            stack.callback(idle.close)
+            if number % 2:
+                idle.sendall(half_sent)
+        other = served.get("/metrics", source="127.0.0.9", patience_seconds=10)
+        same = served.get("/metrics", source="127.0.0.10", patience_seconds=10)
+        assert (other.status, same.status) == (200, 200)
+        status = Path(f"/proc/{served.process.pid}/status").read_text()
+        assert int(status.split("Threads:")[1].split()[0]) < 12
+
+
+@pytest.mark.system
+def test_answers_that_nobody_reads_keep_nobody_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "_CONNECTIONS", 4)
+    page = "x" * 12_000_000  # more than the sockets hold
+    networks = (ip_network("127.0.0.0/8"),)
+    bound = socket.create_server(("127.0.0.1", 0))
+    application = Application(CollectorRegistry(), lambda: (), lambda: page, networks)
+    serving = server.serve(application, bound)
+    threading.Thread(target=serving.run, daemon=True).start()
+    with ExitStack() as stack:
+        for _ in range(4):
+            client = stack.enter_context(
+                socket.create_connection(bound.getsockname(), timeout=60)
+            )
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.recv(1)
+        last = stack.enter_context(
+            closing(HTTPConnection("127.0.0.1", bound.getsockname()[1], timeout=10))
         )
-    finally:
-        for connection in idle:
-            connection.close()
+        last.request("GET", "/healthz")
+        assert last.getresponse().status == 200
+    serving.close()
 
 
 @pytest.mark.system
