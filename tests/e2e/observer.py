@@ -145,6 +145,17 @@ class Exporter:
         assert answer.json["healthy"] is (found == {})
         return answer.status, found
 
+    def conditions(self) -> set[str]:
+        """The codes of all conditions that hold, whether or not they make the gateway
+        unhealthy.
+        """
+        served = fetch(self.port, "/metrics").text
+        return set(
+            re.findall(
+                r'^squidkeeper_condition\{code="([a-z-]+)".*\} 1\.0$', served, re.M
+            )
+        )
+
 
 class Maintenance:
     """`squidkeeper maintain` of one gateway, as its unit starts it, with a resolv.conf

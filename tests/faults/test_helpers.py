@@ -180,7 +180,10 @@ def test_helpers_without_a_descriptor_to_spare_keep_the_last_good_policy(
                 lambda: "too many open files" in gateway.cache_log().lower(),
                 "the fault in cache.log",
             )
-            wait_for(lambda: exporter.health()[0] == 503, "the operator to be told")
+            wait_for(
+                lambda: "helper-outdated" in exporter.conditions(),
+                "the operator to be told",
+            )
             load.at_least(30)
         finally:
             limit(pids, "--nofile=1024:")

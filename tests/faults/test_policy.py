@@ -89,11 +89,18 @@ def test_a_policy_that_is_unavailable_leaves_the_last_good_one_in_force(
     with under_load(gateway, origins, fault) as load:
         with broken(gateway.policy_folder, break_it):
             wait_for(
-                lambda: "policy-not-loaded" in exporter.health()[1],
+                lambda: "policy-not-loaded" in exporter.conditions(),
                 "the operator to be told",
             )
             load.at_least(30)
-        wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
+            assert exporter.health() == (200, {}), "the last good policy serves"
+            exporter.end()
+            exporter.start()
+            assert exporter.health() == (200, {}), "an exporter without a policy"
+            assert "policy-not-loaded" in exporter.conditions()
+        wait_for(
+            lambda: "policy-not-loaded" not in exporter.conditions(), "the good policy"
+        )
 
 
 @pytest.mark.long
@@ -150,11 +157,12 @@ def test_helpers_that_start_while_the_policy_is_bad_deny_everything(
     ) as load:
         gateway.write("policy.yaml", "version: 1\nrules: [\n")
         wait_for(
-            lambda: "policy-not-loaded" in exporter.health()[1],
+            lambda: "policy-not-loaded" in exporter.conditions(),
             "the operator to be told",
         )
         gateway.kill_helpers()
         answers(gateway, "http://open.example/none", "policy-unavailable")
+        wait_for(lambda: "no-helper" in exporter.health()[1], "nothing that serves")
         load.at_least(30)
         gateway.write("policy.yaml", POLICY)
         answers(gateway, "http://open.example/some", 200)
@@ -176,7 +184,7 @@ def test_a_rewriter_that_starts_while_the_policy_is_bad_passes_nothing_unrewritt
     with under_load(gateway, origins, fault) as load:
         gateway.write("policy.yaml", "version: 1\nrules: [\n")
         wait_for(
-            lambda: "policy-not-loaded" in exporter.health()[1],
+            lambda: "policy-not-loaded" in exporter.conditions(),
             "the operator to be told",
         )
         gateway.kill_helpers("rewrite")

@@ -30,6 +30,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from squidkeeper.base.errors import ListenFailed
+from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.base.helper_metrics import (
     DECISION_DURATION,
     TRANSPARENT_CONNECTIONS,
@@ -239,8 +240,6 @@ def test_it_starts_with_nothing_there_and_takes_up_what_comes(tmp_path: Path) ->
     with running(tmp_path) as exporter:
         assert exporter.unhealthy() == {
             "no-policy",
-            "policy-not-loaded",
-            "access-log-unreadable",
             *ALWAYS,
         }
         assert [
@@ -463,12 +462,20 @@ def test_answers_that_nobody_reads_keep_nobody_out(
             )
             client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert client.recv(1)
-        last = stack.enter_context(
-            closing(HTTPConnection("127.0.0.1", bound.getsockname()[1], timeout=10))
-        )
-        last.request("GET", "/healthz")
-        assert last.getresponse().status == 200
+        wait_for(lambda: is_healthy(bound.getsockname()[1]), "an answer")
+    wait_for(lambda: not serving.active_channels, "the end of the connections")
     serving.close()
+
+
+def is_healthy(port: int) -> bool:
+    """Whether /healthz answers; a connection is closed while all others are served."""
+    with (
+        closing(HTTPConnection("127.0.0.1", port, timeout=10)) as connection,
+        suppress(ConnectionError),
+    ):
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == 200
+    return False
 
 
 @pytest.mark.system
@@ -722,7 +729,8 @@ def seen(
 def wrong(about: Snapshot) -> dict[str, str]:
     return {
         condition.condition.code: condition.detail
-        for condition in active_conditions(about, unhealthy_only=True)
+        for condition in active_conditions(about)
+        if condition.condition.code != "ca-unreadable"
     }
 
 
@@ -753,27 +761,51 @@ def test_health_gives_each_condition_with_its_code() -> None:
     }
 
 
-def test_health_is_bad_for_what_stops_requests_and_for_nothing_else() -> None:
+def test_health_is_bad_where_the_gateway_does_not_serve_and_nowhere_else() -> None:
     assert {condition.code for condition in CONDITIONS if condition.unhealthy} == {
         "disk-full",
         "squid-down",
         "drained",
         "no-policy",
-        "policy-not-loaded",
-        "policy-lines-outdated",
         "no-helper",
         "helper-stuck",
-        "helper-outdated",
-        "helper-uncounted",
         "bodies-down",
         "ca-expired",
-        "access-log-unreadable",
         "maintenance-not-running",
         "resolver-failing",
-        "own-addresses-failing",
         "tls-failing",
         "transparent-failing",
     }
+
+
+BAD = Fault(Location("policy.yaml", 3, 1), FaultCode.UNKNOWN_KEY, "unknown key 'x'")
+UNAVAILABLE = Checkpoint(
+    since="2026-11-25T12:00:00.000+00:00",
+    counts=RequestCounts(
+        last_matched={
+            "policy-unavailable": format_time(datetime.fromtimestamp(NOW, UTC))
+        }
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("helper", "revision", "unhealthy"),
+    [
+        (HELPER, "aaaa", set()),
+        (HELPER, None, set()),  # the exporter was started again
+        (replace(HELPER, revision=None), "aaaa", {"no-helper"}),
+        (replace(HELPER, revision=None), None, {"no-policy"}),
+    ],
+)
+def test_a_typo_in_the_policy_is_unhealthy_where_no_helper_has_the_last_good_one(
+    helper: HelperStatus, revision: str | None, unhealthy: set[str]
+) -> None:
+    bad = replace(GOOD, revision=revision, ok=False, faults=(BAD,))
+    about = replace(seen(bad, helper), checkpoint=UNAVAILABLE)
+    found = active_conditions(about, unhealthy_only=True)
+    assert {condition.condition.code for condition in found} == unhealthy
+    assert "policy-not-loaded" in wrong(about)
 
 
 def test_a_helper_that_needs_no_policy_is_not_asked_for_its_revision() -> None:

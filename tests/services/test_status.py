@@ -214,6 +214,8 @@ def codes(view: Snapshot) -> list[str]:
 def test_a_gateway_that_is_well_has_nothing_to_do() -> None:
     assert active_conditions(WELL) == ()
     assert "All is well: nothing to do." in text_of(WELL)
+    assert "0 to 0" not in text_of(WELL)
+    assert "The policy has none." in text_of(WELL)
 
 
 PULLED = PullStatus(
@@ -305,7 +307,7 @@ WRONG = {
     ),
     "no-helper": (
         matched("policy-unavailable", NOW - timedelta(minutes=3)),
-        "No helper that decides runs: requests were denied 3 min ago, as policy-unavailable.",
+        "No helper with a policy runs: requests were denied 3 min ago, as policy-unavailable.",
     ),
     "requests-failing": (
         answered(*[True] * 6, *[False] * 4),
@@ -329,8 +331,7 @@ WRONG = {
     ),
     "helper-outdated": (
         with_helpers(replace(HELPER, revision="other"), replace(HELPER, revision=None)),
-        "revision other is in force there; revision 9f31c2a7b04e is the last good one; helper host, process 4117: "
-        "that helper denies everything",
+        "process 4117: revision other is in force there; revision 9f31c2a7b04e is the last good one",
     ),
     "ca-unreadable": (
         replace(WELL, certificate=Certificate(Path("/ca.crt"), problem="no such file")),
@@ -706,6 +707,32 @@ def test_the_most_severe_stands_first() -> None:
     assert "2 conditions." in text_of(
         replace(view, log_readable=True, state_writable=False)
     )
+
+
+def test_what_is_over_stands_below_what_is_now() -> None:
+    crashed = replace(WRONG["squid-crashed"][0], state_writable=False)
+    assert codes(crashed) == ["state-not-writable", "squid-crashed"]
+    lost = replace(
+        crashed, deleted_logs=DeletedLogs(3, 7, "access.log.7", WELL.now - 60)
+    )
+    assert codes(lost) == ["state-not-writable", "archive-incomplete", "squid-crashed"]
+    assert "3 conditions, 1 of them critical." in text_of(lost)
+    shown = page(lost, PROGRAM)
+    assert '<section class="health critical"' in shown
+    assert shown.count('<li class="over">') == 2
+
+
+def test_a_condition_with_many_cases_shows_one_and_folds_the_others() -> None:
+    texts = [f"fault number {number}" for number in range(7)]
+    place = Location("policy.yaml", 41, 11)
+    warnings = tuple(Fault(place, FaultCode.INVALID_HOST, text) for text in texts)
+    shown = page(
+        replace(WELL, policy_state=replace(POLICY, warnings=warnings)), PROGRAM
+    )
+    [folded] = re.findall(r"<details>.*?</details>", shown, re.DOTALL)
+    assert "<summary>6 more</summary>" in folded
+    assert [text in folded for text in texts] == [False] + [True] * 6
+    assert texts[0] in shown
 
 
 def test_drift_of_days_ago_and_helpers_during_a_reload_are_nothing_to_do() -> None:

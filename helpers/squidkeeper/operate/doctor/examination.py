@@ -53,12 +53,10 @@ def _of_condition(condition: Condition) -> Check:
     def find(inspection: Inspection) -> Iterator[Found]:
         yield from map(Found, condition.find(inspection.view) if condition.find else ())
 
-    # A condition about the past must not keep a gateway drained that serves again.
-    severity = Severity.WARNING if condition.past else condition.severity
     finder = FINDERS.get(condition.code, find)
     return Check(
         condition.code,
-        severity,
+        condition.severity,
         condition.summary,
         condition.remedy,
         finder,

@@ -5,8 +5,8 @@ squid/observe/alerts.yaml. A finder is a pure function of a snapshot, except tha
 `secret-unavailable` reads the files of secrets.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
@@ -84,12 +84,14 @@ class Condition:
 
     `after` is how long the alert waits, as Prometheus writes it; None: no alert. `find`
     yields a detail for each case, and nothing where all is well; None: only Prometheus
-    can see it, over time. `unhealthy`: /healthz answers 503. `remedy` names commands as
-    for the gateway of the system.
+    can see it, over time. `remedy` names commands as for the gateway of the system.
 
-    Three columns are for `squidkeeper doctor`. `only_exporter`: doctor cannot tell, or
-    a check of its own tells better. `running`: only where the gateway is meant to run.
-    `past`: told for a day, although the gateway may serve again.
+    `unhealthy`: /healthz answers 503, because this gateway does not serve what the
+    policy allows. A fault of the policy is none: it would close every gateway. `past`:
+    told for a day, although it is over.
+
+    Two columns are for `squidkeeper doctor`. `only_exporter`: doctor cannot tell, or a
+    check of its own tells better. `running`: only where the gateway is meant to run.
     """
 
     code: str
@@ -112,6 +114,11 @@ class ActiveCondition:
     details: tuple[str, ...]
 
     @property
+    def first(self) -> "ActiveCondition":
+        """The same with its first detail alone."""
+        return replace(self, details=self.details[:1])
+
+    @property
     def detail(self) -> str:
         """The first details as one text, without a full stop."""
         more = len(self.details) - _DETAILS_SHOWN
@@ -131,7 +138,7 @@ class ActiveCondition:
 def active_conditions(
     view: Snapshot, *, unhealthy_only: bool = False
 ) -> tuple[ActiveCondition, ...]:
-    """List the conditions that hold, the most severe first."""
+    """List the conditions that hold, the most severe first, and what is over last."""
     found = [
         ActiveCondition(condition, details)
         for condition in CONDITIONS
@@ -139,11 +146,17 @@ def active_conditions(
         and (condition.unhealthy or not unhealthy_only)
         and (details := tuple(condition.find(view)))
     ]
-    return tuple(
-        sorted(
-            found, key=lambda active: list(Severity).index(active.condition.severity)
-        )
-    )
+    return tuple(sorted(found, key=_rank))
+
+
+def _rank(active: ActiveCondition) -> tuple[bool, int]:
+    return active.condition.past, list(Severity).index(active.condition.severity)
+
+
+def worst(active: Iterable[ActiveCondition]) -> Severity | None:
+    """Return the highest severity; None where nothing is wrong."""
+    found = {condition.condition.severity for condition in active}
+    return next((severity for severity in Severity if severity in found), None)
 
 
 def policy_faults(view: Snapshot) -> tuple[Fault, ...]:
@@ -226,7 +239,7 @@ def _squid_down(view: Snapshot) -> Iterator[str]:
         yield f"{view.squid_address} ({view.squid.problem})"
 
 
-@_critical("squid-crashed", "0m", "Squid has crashed", CRASHED_REMEDY, past=True)
+@_warning("squid-crashed", "0m", "Squid has crashed", CRASHED_REMEDY, past=True)
 def _squid_crashed(view: Snapshot) -> Iterator[str]:
     recent = [
         crash
@@ -280,7 +293,7 @@ def _squid_outdated(view: Snapshot) -> Iterator[str]:
     unhealthy=True,
 )
 def _no_policy(view: Snapshot) -> Iterator[str]:
-    if view.policy_state.revision is None:
+    if view.policy_state.revision is None and not view.decides:
         yield "everything is denied"
 
 
@@ -289,16 +302,15 @@ def _no_policy(view: Snapshot) -> Iterator[str]:
     "1m",
     "The policy on disk does not load",
     "Fix it, then run `squidkeeper check`. If it finds nothing as root, run it as Squid's account.",
-    unhealthy=True,
 )
 def _policy_not_loaded(view: Snapshot) -> Iterator[str]:
     faults, revision = policy_faults(view), view.policy_state.revision
     if not faults or view.policy_state.gated:
         return
-    yield quantity(len(faults), "fault")
-    yield str(faults[0])
+    told = f"{quantity(len(faults), 'fault')}; {faults[0]}"
     if revision:
-        yield f"revision {revision} stays in force in helpers that run; one that starts now has none"
+        told += f"; revision {revision} stays in force in helpers that run; one that starts now has none"
+    yield told
 
 
 @_warning(
@@ -310,10 +322,9 @@ def _policy_not_loaded(view: Snapshot) -> Iterator[str]:
 )
 def _reload_gated(view: Snapshot) -> Iterator[str]:
     if view.policy_state.gated:
-        yield policy_faults(view)[
-            0
-        ].message  # how much would be denied; the others say what
-        yield f"revision {view.policy_state.revision} stays in force"
+        # how much would be denied; the others say what
+        refused = policy_faults(view)[0].message
+        yield f"{refused}; revision {view.policy_state.revision} stays in force"
 
 
 @_info(
@@ -335,9 +346,9 @@ def _reload_held(view: Snapshot) -> Iterator[str]:
 )
 def _observing(view: Snapshot) -> Iterator[str]:
     if view.policy and view.policy.observe_default:
-        yield str(view.policy.observe_default)
         observed = dict(view.checkpoint.counts.observed).get(("default", "deny"), 0)
-        yield f"{quantity(observed, 'request')} passed that would have been denied"
+        passed = quantity(observed, "request")
+        yield f"{view.policy.observe_default}; {passed} passed that would have been denied"
 
 
 @_info(
@@ -380,7 +391,6 @@ def _lint(policy: Policy, at: datetime) -> tuple[Fault, ...]:
     "The policy needs parts of Squid's configuration that are not in force",
     "They come within seconds. If not, read `journalctl -u squidkeeper-render`, and run `./install.sh`. Until then"
     " the requests that need them are denied.",
-    unhealthy=True,
 )
 def _not_rendered(view: Snapshot) -> Iterator[str]:
     if view.policy and view.fragment:
@@ -401,12 +411,8 @@ _info("rule-expires-soon", "0m", "A rule expires soon")(None)
     " by itself.",
 )
 def _policy_unavailable(view: Snapshot) -> Iterator[str]:
-    if _decides(view) and (at := _last_unavailable(view)):
+    if view.decides and (at := _last_unavailable(view)):
         yield f"last {ago(at, view.at)}"
-
-
-def _decides(view: Snapshot) -> bool:
-    return any(helper.helper in JUDGES for helper in view.helpers)
 
 
 def _last_unavailable(view: Snapshot) -> datetime | None:
@@ -419,7 +425,11 @@ def _last_unavailable(view: Snapshot) -> datetime | None:
 
 
 @_critical(
-    "no-helper", None, "No helper that decides runs", NO_HELPER_REMEDY, unhealthy=True
+    "no-helper",
+    None,
+    "No helper with a policy runs",
+    f"Run `squidkeeper check`: a helper that starts while the policy does not load has none. {NO_HELPER_REMEDY}",
+    unhealthy=True,
 )
 def _no_helper(view: Snapshot) -> Iterator[str]:
     # since it started: until then, it needs no helper
@@ -427,7 +437,7 @@ def _no_helper(view: Snapshot) -> Iterator[str]:
     if (
         view.squid.answers
         and was_asked
-        and not _decides(view)
+        and not view.decides
         and (at := _last_unavailable(view))
     ):
         yield f"requests were denied {ago(at, view.at)}, as policy-unavailable"
@@ -459,7 +469,6 @@ def _named(helper: HelperStatus) -> str:
     "A helper decides by an outdated policy",
     "Run `squidkeeper check`: once the policy loads, helpers load it. If it does, read cache.log for the cause;"
     " `squid -k reconfigure` starts new helpers.",
-    unhealthy=True,
 )
 def _helper_outdated(view: Snapshot) -> Iterator[str]:
     state = view.policy_state
@@ -485,7 +494,6 @@ def _helper_outdated(view: Snapshot) -> Iterator[str]:
     "A helper cannot write to the state folder",
     "What it counts is missing, and whether it is stuck or outdated is not seen. cache.log says why it cannot"
     " write. Run `./install.sh`, which gives the folders there to Squid's account.",
-    unhealthy=True,
 )
 def _helper_uncounted(view: Snapshot) -> Iterator[str]:
     if view.uncounted_helpers:
@@ -795,7 +803,6 @@ _critical("exporter-down", "2m", "The exporter cannot be scraped")(None)
     "2m",
     "The access log cannot be read",
     "Let Squid's account read the file. If it was deleted or renamed, run `squid -k rotate`.",
-    unhealthy=True,
     running=True,
 )
 def _access_log_unreadable(view: Snapshot) -> Iterator[str]:
@@ -973,6 +980,7 @@ def _archive_behind(view: Snapshot) -> Iterator[str]:
     "Rotated logs were deleted before they were archived, and their records are lost",
     "Raise the limit of the logs, `./install.sh --log-bytes SIZE`, and find out why the archive was late."
     f" {_ARCHIVE_LOG}. The condition ends a day after the last such file.",
+    past=True,
 )
 def _deleted_unarchived(view: Snapshot) -> Iterator[str]:
     gone = view.deleted_logs
@@ -1012,7 +1020,7 @@ _TASKS: Final = {
     ),
     "own-addresses": (
         f"New addresses of the gateway stay open to clients. {_MAINTENANCE_LOG}.",
-        True,
+        False,
     ),
     "rotation": (f"Squid's logs grow without limit. {_MAINTENANCE_LOG}.", False),
     "reload-gate": (

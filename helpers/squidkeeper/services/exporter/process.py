@@ -40,7 +40,7 @@ from squidkeeper.services.exporter.collector import GatewayCollector
 from squidkeeper.services.exporter.conditions import ActiveCondition, active_conditions
 from squidkeeper.services.exporter.log_counter import LogCounter
 from squidkeeper.services.exporter.server import Application, serve
-from squidkeeper.services.exporter.snapshot import Snapshot, read_disks
+from squidkeeper.services.exporter.snapshot import Snapshot, decides, read_disks
 from squidkeeper.services.exporter.status_page import page
 from squidkeeper.services.exporter.stopped_watchdog import (
     StoppedWatchdog,
@@ -218,7 +218,7 @@ class Exporter:
 
         health = Health(
             lambda: self._squid().answers,
-            lambda: self._watcher.current is not None,
+            self._has_policy,
             options.run,
         )
         HealthServer(_bound(options.health_listen), options.health_from, health).start()
@@ -239,6 +239,9 @@ class Exporter:
         Thread(
             target=serve(self._application(_LOOPBACK), listener).run, daemon=True
         ).start()
+
+    def _has_policy(self) -> bool:
+        return self._watcher.current is not None or decides(self._read_counter_files())
 
     def _squid(self) -> SquidCounters:
         return read_counters(

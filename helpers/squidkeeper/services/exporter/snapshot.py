@@ -1,14 +1,14 @@
 """The gateway at one moment, for metrics, conditions and the status page."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from squidkeeper.base.helper_metrics import LOADS_POLICY
+from squidkeeper.base.helper_metrics import HOST, LOADS_POLICY
 from squidkeeper.base.squid_counters import SquidCounters
 from squidkeeper.base.squid_version import SquidVersion
 from squidkeeper.policy.language.model import Policy
@@ -77,6 +77,21 @@ HELPER_PATIENCE_SECONDS: Final = (
     10.0  # for a heartbeat, for a reply, and for an edit to reach every helper
 )
 LAST_MINUTES: Final = timedelta(minutes=5)
+
+
+def decides(files: Iterable[CounterFile]) -> bool:
+    """Whether a helper that runs decides about hosts, and has a policy for that.
+
+    It can have one although the exporter has none: an exporter that starts while the
+    policy on disk is bad loads nothing, and the helpers go on.
+    """
+    return any(
+        file.running
+        and file.status
+        and file.status.helper == HOST
+        and file.status.revision
+        for file in files
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +175,11 @@ class Snapshot:
             name: self.fetching.secrets.get(name)
             for name, _ in fetched_secrets(secrets)
         }
+
+    @property
+    def decides(self) -> bool:
+        """Whether a helper with a policy decides about hosts."""
+        return decides(self.counter_files)
 
     def is_outdated(self, helper: HelperStatus) -> bool:
         """Whether a helper decides by another revision than the exporter has."""
