@@ -318,13 +318,33 @@ def test_metrics_have_tokens_and_cost(used: Path, policy: CompiledPolicy) -> Non
 def test_the_status_page_shows_tokens_where_there_are_some(
     used: Path, policy: CompiledPolicy
 ) -> None:
-    assert 'id="usage"' not in page(WELL, "squidkeeper")
+    nothing = page(WELL, "squidkeeper")
+    assert not any(f'id="{part}"' in nothing for part in ("usage", "budgets"))
     html = page(view_of(used, policy, COUNTS), "squidkeeper")
     assert 'id="usage"' in html
     shown = Page(html)
     rows = "<b> 1 5 6 9.00 reserves, where no answer said what it used 1 1,000 4,096 0.0412 gpt-4o 3 800 120 0.0032"
     assert rows.replace(" ", "") in re.sub(r"\s", "", shown.text)
-    assert (
-        "192.0.2.8 has used 16.00 of cost, which is 80%; it begins again in"
-        in shown.text
+    assert "Spent 9.0444" in " ".join(shown.text.split())
+
+
+def test_the_status_page_shows_budgets_above_the_denials(
+    used: Path, policy: CompiledPolicy
+) -> None:
+    html = page(view_of(used, policy), "squidkeeper")
+    assert html.index('id="budgets"') < html.index('id="denials"')
+    assert 'id="usage"' not in html
+    text = " ".join(Page(html).text.split())
+    assert "Budgets 3" in text
+    fullest = (
+        "budget 192.0.2.8 80 % 80% used 16.00 of 20.00 of cost a month for each client"
+    )
+    assert text.index(fullest) < text.index("budget 192.0.2.7 80 %")
+    assert text.index("budget 192.0.2.7") < text.index("tokens all 25 %")
+    assert html.count('<rect class="deny"') == 1
+    many = replace(
+        view_of(used, policy), token_uses=view_of(used, policy).token_uses * 8
+    )
+    assert "4 more: squidkeeper quota shows all." in " ".join(
+        Page(page(many, "squidkeeper")).text.split()
     )

@@ -130,6 +130,25 @@ def split_bar(allowed: int, denied: int, most: int) -> Markup:
     )
 
 
+def used_bar(used: int, limit: int, *, is_marked: bool) -> Markup:
+    """Draw which part of a limit is used; more than all of it fills the bar."""
+    return picture(
+        _BAR_WIDTH,
+        _BAR_HEIGHT,
+        f"{used / limit:.0%} used",
+        [
+            rect("track", 0, 0, _BAR_WIDTH, _BAR_HEIGHT),
+            rect(
+                "deny" if is_marked else "allow",
+                0,
+                0,
+                share(min(used, limit), limit, _BAR_WIDTH),
+                _BAR_HEIGHT,
+            ),
+        ],
+    )
+
+
 def picture(
     width: float, height: float, words: str, drawn: Iterable[Markup], title: str = ""
 ) -> Markup:

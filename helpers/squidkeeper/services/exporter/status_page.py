@@ -15,7 +15,7 @@ from squidkeeper.policy.language.quotas import shown_cost
 from squidkeeper.policy.url import parse_address
 from squidkeeper.record.log.record import redacted_url, truncate
 from squidkeeper.record.log.requests import NOT_BY_THE_POLICY
-from squidkeeper.record.pages.page import render, split_bar
+from squidkeeper.record.pages.page import render, split_bar, used_bar
 from squidkeeper.record.why.causes import BODY_CAUSE, BY_CODE
 from squidkeeper.record.why.details import location_facts
 from squidkeeper.services.exporter.conditions import (
@@ -23,11 +23,13 @@ from squidkeeper.services.exporter.conditions import (
     Severity,
     active_conditions,
     policy_faults,
+    worst,
 )
 from squidkeeper.services.exporter.recent import Denial
 from squidkeeper.services.exporter.snapshot import Snapshot
 from squidkeeper.services.exporter.status_rows import (
     RuleRow,
+    UsageRow,
     helper_rows,
     logged_time,
     rule_rows,
@@ -36,6 +38,7 @@ from squidkeeper.services.exporter.status_rows import (
     usage_rows,
 )
 from squidkeeper.serving.parts import named_parts, read_in_force
+from squidkeeper.serving.quotas.token_uses import NEARLY
 
 _RULES_SHOWN = 500
 _FAULTS_SHOWN = 50
@@ -55,7 +58,7 @@ def page(view: Snapshot, program: str) -> str:
         policy_faults(view),
         view.checkpoint.counts,
     )
-    layout = _layout(view)
+    usage, layout = usage_rows(view), _layout(view)
     write = partial(with_commands, layout=layout, program=program)
     return render(
         "status.html",
@@ -63,10 +66,15 @@ def page(view: Snapshot, program: str) -> str:
             "view": view,
             "version": release(),
             "conditions": [
-                (condition, write(condition.text), write(condition.condition.remedy))
+                (
+                    condition.condition,
+                    write(condition.first.text),
+                    write(condition.condition.remedy),
+                    [write(detail) for detail in condition.details[1:]],
+                )
                 for condition in active
             ],
-            "severity": active[0].condition.severity if active else "",
+            "severity": worst(active) or "",
             "headline": _headline(active),
             "loaded": _moment(view.policy_state.loaded),
             "pull_placed": _moment(view.pull.placed) if view.pull else None,
@@ -75,7 +83,8 @@ def page(view: Snapshot, program: str) -> str:
             "default_action": view.policy.default if view.policy else Action.DENY,
             "default_observes": bool(view.policy and view.policy.observe_default),
             "commands": {
-                name: command(name, layout, program) for name in ("check", "log")
+                name: command(name, layout, program)
+                for name in ("check", "log", "quota")
             },
             "counts": counts,
             "last_line": logged_time(counts.last_line),
@@ -98,9 +107,15 @@ def page(view: Snapshot, program: str) -> str:
             "helpers": tuple(helper_rows(view)),
             "transparent": transparent_rows(view),
             "secrets": tuple(secret_rows(view)),
-            "usage": usage_rows(view),
-            "uses": sorted(view.token_uses, key=lambda use: -use.ratio)[:_USES_SHOWN],
+            "usage": usage,
+            "spent": UsageRow.total(usage),
+            "budgets": sorted(view.token_uses, key=lambda use: -use.ratio)[
+                :_USES_SHOWN
+            ],
+            "budgets_total": len(view.token_uses),
+            "nearly": NEARLY,
             "shown_cost": shown_cost,
+            "used_bar": used_bar,
             "faults": faults[:_FAULTS_SHOWN],
             "faults_total": len(faults),
             "most_hits": max((rule.allowed + rule.denied for rule in rules), default=0),

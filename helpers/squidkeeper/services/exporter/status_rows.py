@@ -5,7 +5,7 @@ No field can hold the value of a secret. Times are in UTC.
 
 import os
 from collections import Counter as Multiset
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -85,6 +85,12 @@ class UsageRow:
     tokens_in: int = 0
     tokens_out: int = 0
     cost: int = 0
+
+    @classmethod
+    def total(cls, rows: Iterable["UsageRow"]) -> "UsageRow":
+        """Add up rows of different models."""
+        sums = ((row.requests, row.tokens_in, row.tokens_out, row.cost) for row in rows)
+        return cls("", *map(sum, zip(*sums, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
