@@ -483,6 +483,14 @@ def test_two_gateways_share_a_count_and_go_on_or_deny_without_its_store(
     # no client reaches it
     refused = curl(gateways[0], f"https://127.0.0.1:{store.port}/", client="127.0.0.2")
     assert (refused.status, refused.rule) == (403, "default")
+    places = (
+        "--policy",
+        gateways[1].policy_folder,
+        "--state",
+        gateways[1].root / "state",
+    )
+    done = gateways[1].command("quota", *places, "--holder", "127.0.0.2")
+    assert "127.0.0.2  8 requests" in done.stdout
     settings = (gateways[1].root / "etc/quota-store.yaml").read_text()
     operator = gateways[1].root / "operator.yaml"
     operator.write_text(settings.replace(GATEWAYS[1], OPERATOR))

@@ -5,6 +5,7 @@ and everything that can fail.
 from __future__ import annotations
 
 import calendar
+import json
 import os
 import re
 import signal
@@ -24,6 +25,7 @@ from valkey.exceptions import NoPermissionError, ResponseError
 
 from squidkeeper.base.errors import CountsUnavailable
 from squidkeeper.base.faults import Location
+from squidkeeper.base.places import BODIES_FOLDER
 from squidkeeper.cli import main
 from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
 from squidkeeper.services.exporter.certificate import StoreCertificate
@@ -494,11 +496,12 @@ def test_the_command_lists_and_resets_with_the_operators_settings(
         places = ("--policy", str(folder / "policy"), "--state", str(folder))
         return CliRunner().invoke(main, ["quota", *places, *options]).output
 
-    refused = f"Error: {folder}/quota-store.yaml: all gateways share the counts, and this one may not list them: "
+    refused = f"Error: {folder}/quota-store.yaml: all gateways share the counts, and this one may not reset them: "
     assert (
-        quota()
-        == f"{refused}list them by --store FILE, with the settings of the operator's user (squid/FLEET.md)\n"
+        quota("--reset", "per-vm")
+        == f"{refused}add --store FILE, with the settings of the operator's user (squid/FLEET.md)\n"
     )
+    assert not (folder / "decisions.jsonl").exists()
     shown = quota(
         "--store", str(gateway(tmp_path / "operator", server, user=OPERATOR) / FILE)
     )
@@ -515,6 +518,78 @@ def test_the_command_lists_and_resets_with_the_operators_settings(
     assert "nothing is used" in reset
     assert "User gw-1 has no permissions to run the 'scan' command" in quota(
         "--store", str(folder / FILE)
+    )
+
+
+SHARED = """
+version: 1
+clients:
+  vm: {networks: [192.0.2.7, "2001:db8::1"]}
+  agent: {token_sha256: HASH}
+  net: {networks: [198.51.100.0/24]}
+rules:
+  - {name: all, action: allow, hosts: [.example]}
+  - {name: llm, action: allow, hosts: [llm.example], meter: tokens, reserve: 100}
+quotas:
+  - {name: per-vm, per: client, requests: 50, every: day}
+  - {name: of-rule, per: rule, requests: 50, every: day}
+  - {name: tokens, per: client, tokens: 1000, every: day}
+""".replace("HASH", "a" * 64)
+
+
+def test_a_gateway_shows_what_all_have_used_and_finds_the_store_by_itself(
+    server: ValkeyServer, counts: ValkeyCounts, counts_of: CountsOf, tmp_path: Path
+) -> None:
+    def count(
+        quota: str, holder: str, unit: QuotaUnit = QuotaUnit.REQUESTS
+    ) -> QuotaCount:
+        return QuotaCount(quota, unit, Window.DAY, holder)
+
+    other = counts_of(server, GATEWAYS[1])
+    for holder in ("192.0.2.7", "2001:db8::/64", "user:agent", "198.51.100.9"):
+        counts.add(count("per-vm", holder), 5)
+        other.add(count("per-vm", holder), 6)
+    other.add(count("of-rule", "rule:llm"), 7)
+    other.add(count("tokens", "192.0.2.7", QuotaUnit.TOKENS), 250)
+    folder = gateway(tmp_path / "gateway", server)
+    (folder / BODIES_FOLDER).mkdir()
+    with closing(LocalCounts(folder / BODIES_FOLDER)) as local:
+        reserved = count("tokens", "198.51.100.9", QuotaUnit.TOKENS)
+        local.hold("request", reserved, 1000, 100)
+    (folder / "policy").mkdir()
+    (folder / "policy/policy.yaml").write_text(SHARED)
+
+    def quota(*options: str) -> tuple[int, dict[str, dict[str, int]], str]:
+        places = ("--policy", str(folder / "policy"), "--state", str(folder))
+        done = CliRunner().invoke(main, ["quota", *places, *options, "--json"])
+        shown = json.loads(done.stdout or "[]")
+        used = {
+            one["quota"]: {use["holder"]: use["used"] for use in one["used"]}
+            for one in shown
+        }
+        return done.exit_code, used, done.stderr + done.output
+
+    status, used, said = quota()
+    assert (status, used) == (
+        0,
+        {
+            "per-vm": {"192.0.2.7": 11, "2001:db8::/64": 11, "user:agent": 11},
+            "of-rule": {"rule:llm": 7},
+            "tokens": {"192.0.2.7": 250, "198.51.100.9": 100},
+        },
+    )
+    assert "--holder HOLDER asks for another one" in said
+    assert quota("--holder", "198.51.100.9")[1] == {
+        "per-vm": {"198.51.100.9": 11},
+        "of-rule": {},
+        "tokens": {"198.51.100.9": 100},
+    }
+    server.signal(signal.SIGSTOP)
+    status, _, said = quota()
+    server.signal(signal.SIGCONT)
+    assert (status, "the counts cannot be read: Valkey on 127.0.0.1" in said) == (
+        1,
+        True,
     )
 
 

@@ -787,10 +787,12 @@ def test_tokens_are_listed_and_reset_in_the_counts_of_their_own_account(
         "Reset budget of user:bob: 1.00 of cost to zero.",
         "         nothing is used",
     ]
-    refused = CliRunner().invoke(
-        main, ["quota", "--policy", str(policy), "--holder", "alice"]
-    )
-    assert "--holder: it goes with --reset NAME" in refused.output
+    assert said("--holder", "all")[2:] == [
+        "tokens: 1,000 tokens a week for all together",
+        "   25 %  all  250 tokens",
+        "calls: 10 requests a day for all together",
+        "   40 %  all  4 requests",
+    ]
     uncounted = [
         "   25 %  all  250 tokens",
         "calls: 10 requests a day for all together",

@@ -16,6 +16,7 @@ from squidkeeper.cli.options import json_option
 from squidkeeper.cli.output import show_json
 
 if TYPE_CHECKING:
+    from squidkeeper.policy.language.model import Policy
     from squidkeeper.policy.language.quotas import Quota
     from squidkeeper.serving.quotas.counts import QuotaCount
     from squidkeeper.serving.quotas.local_counts import LocalCounts
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 _SHOWN: Final = 10
+_NAMED: Final = (
+    "The sums of all gateways, of the holders that this one can name. --holder HOLDER asks for another one, such as an"
+    " address. --store FILE with the operator's user lists all: squid/FLEET.md"
+)
+_ONLY_OPERATOR: Final = (
+    "{file}: all gateways share the counts, and this one may not reset them: add --store FILE, with the settings of"
+    " the operator's user (squid/FLEET.md)"
+)
 
 
 class Reset(NamedTuple):
@@ -54,7 +63,9 @@ class Reset(NamedTuple):
     help="Set this quota's counts to zero: for everybody, or for --holder.",
 )
 @click.option(
-    "--holder", metavar="HOLDER", help="Whom --reset is for, as the table shows it."
+    "--holder",
+    metavar="HOLDER",
+    help="Show or reset the counts of this holder alone, named as the table shows it.",
 )
 @json_option
 @policy_option
@@ -80,6 +91,10 @@ def quota(
     announced size of a request, or the tokens that it may use, count from its start.
     What it did not use is given back at its end.
 
+    A gateway that shares its counts with others shows the sums of all, of the holders
+    that it can name: from the policy, from what it reserves, or --holder. The
+    operator's settings, --store, list every holder, and reset.
+
     decisions.jsonl beside the policy directory keeps who reset a count. If that cannot
     be kept, nothing is reset.
 
@@ -87,46 +102,62 @@ def quota(
     Example:
       sudo squidkeeper quota --reset uploads --holder user:agent
     """
-    quotas = _quotas(directory)
-    if reset is not None and reset not in {quota.name for quota in quotas}:
-        raise click.BadParameter(
-            f"the policy has no quota {reset!r}", param_hint="--reset"
-        )
-    if holder is not None and reset is None:
-        raise click.BadParameter("it goes with --reset NAME", param_hint="--holder")
-    asked = Reset(reset, holder) if reset is not None else None
+    policy = _policy(directory)
+    quotas = policy.quotas
+    asked = _asked(reset, holder, quotas)
+    shared = _shared(directory) if store is None else None
     if asked:
-        _keep(directory, asked)
-    rows = (
-        _of_all_gateways(store, asked)
-        if store
-        else _of_this_gateway(directory, state, asked)
-    )
-    shown = [
-        (quota, _of(quota, [row for row in rows if not row["was_reset"]]))
-        for quota in quotas
-    ]
+        _keep(directory, shared, asked)
+    if shared:
+        rows = _as_this_gateway(shared, state, policy, holder)
+    elif store:
+        rows = _of_all_gateways(store, asked)
+    else:
+        rows = _of_this_gateway(state, asked)
+    left = [row for row in rows if not row["was_reset"]]
     if asked:
-        _say_reset(
-            asked,
-            [
-                (quota, _of(quota, [row for row in rows if row["was_reset"]]))
-                for quota in quotas
-            ],
-            top,
-        )
+        was = [row for row in rows if row["was_reset"]]
+        _say_reset(asked, [(quota, _of(quota, was)) for quota in quotas], top)
+    elif holder is not None:
+        left = [row for row in left if row["holder"] == holder]
+    shown = [(quota, _of(quota, left)) for quota in quotas]
     if as_json:
         show_json([_as_object(count, used, top) for count, used in shown])
-        return
+    else:
+        _show(shown, top)
+
+
+def _show(shown: Sequence[tuple[Quota, Sequence[Row]]], top: int) -> None:
     for counted, used in shown:
         click.echo("\n".join(_lines(counted, used, top)))
-    if not quotas:
+    if not shown:
         click.echo("The policy has no quotas.")
 
 
-def _keep(directory: Path, asked: Reset) -> None:
+def _asked(
+    reset: str | None, holder: str | None, quotas: Sequence[Quota]
+) -> Reset | None:
+    if reset is None:
+        return None
+    if reset not in {quota.name for quota in quotas}:
+        raise click.BadParameter(
+            f"the policy has no quota {reset!r}", param_hint="--reset"
+        )
+    return Reset(reset, holder)
+
+
+def _shared(directory: Path) -> Path | None:
+    from squidkeeper.serving.quotas.store_settings import quota_store_file
+
+    file = quota_store_file(directory)
+    return file if file.exists() else None
+
+
+def _keep(directory: Path, shared: Path | None, asked: Reset) -> None:
     from squidkeeper.change.approvals.decisions import keep_reset
 
+    if shared:
+        raise click.ClickException(_ONLY_OPERATOR.format(file=shared))
     keep_reset(directory, asked.quota, asked.holder)
 
 
@@ -160,12 +191,12 @@ def _say_reset(
             )
 
 
-def _quotas(directory: Path) -> Sequence[Quota]:
+def _policy(directory: Path) -> Policy:
     from squidkeeper.policy.policy_store.loading import build_sources
     from squidkeeper.policy.policy_store.sources import read_sources
 
     try:
-        return build_sources(read_sources(directory)).policy.quotas
+        return build_sources(read_sources(directory)).policy
     except PolicyError as error:
         remedy = "fix it, or name another policy by --policy DIR"
         raise click.ClickException(
@@ -186,17 +217,43 @@ def _of_all_gateways(store: Path, reset: Reset | None) -> list[Row]:
         ) from error
 
 
-def _of_this_gateway(directory: Path, state: Path, reset: Reset | None) -> list[Row]:
+def _as_this_gateway(
+    file: Path, state: Path, policy: Policy, holder: str | None
+) -> list[Row]:
+    """Ask the store of all gateways as this one, whose user cannot list holders."""
+    from squidkeeper.serving.quotas.counts import QuotaCount
+    from squidkeeper.serving.quotas.named_holders import named_holders
+    from squidkeeper.serving.quotas.store_settings import read_quota_store
+    from squidkeeper.serving.quotas.valkey_counts import ValkeyCounts
+
+    click.echo(_NAMED, err=True)
+    here = _of_this_gateway(state, None)
+    rows: list[Row] = []
+    try:
+        settings = read_quota_store(file)
+        if settings is None:
+            return here
+        with closing(ValkeyCounts(settings)) as counts:
+            for quota in policy.quotas:
+                own = {row["holder"]: row["used"] for row in _of(quota, here)}
+                for name in {*own, *named_holders(quota, policy), holder} - {None}:
+                    count = QuotaCount.of(quota, name)
+                    taken = counts.take(count, quota.limit, 0)
+                    # the store does not see what is reserved here
+                    reserved = own.get(name, 0) if quota.unit.is_tokens else 0
+                    rows.append(_row(count, max(taken.used, reserved), taken.ends_in))
+    except CountsUnavailable as error:
+        raise click.ClickException(
+            f"the counts cannot be read: {printable(str(error))}"
+        ) from error
+    return [row for row in rows if row["used"]]
+
+
+def _of_this_gateway(state: Path, reset: Reset | None) -> list[Row]:
     from squidkeeper.base.places import BODIES_FOLDER
     from squidkeeper.base.squid_account import call_as_owner
     from squidkeeper.serving.quotas.local_counts import FOLDER
-    from squidkeeper.serving.quotas.store_settings import quota_store_file
 
-    if (file := quota_store_file(directory)).exists():
-        expected = "list them by --store FILE, with the settings of the operator's user (squid/FLEET.md)"
-        raise click.ClickException(
-            f"{file}: all gateways share the counts, and this one may not list them: {expected}"
-        )
     bodies = state / BODIES_FOLDER
     try:
         rows: list[Row] = call_as_owner(state, lambda: _local_rows(state, reset))
@@ -227,17 +284,25 @@ def _rows(counts: LocalCounts | ValkeyCounts, reset: Reset | None) -> list[Row]:
         if reset is not None:
             counts.forget(reset.quota, reset.holder)
         return [
-            {
-                "quota": use.count.quota,
-                "unit": str(use.count.unit),
-                "every": str(use.count.window),
-                "holder": use.count.holder,
-                "used": use.used,
-                "resets_in_seconds": max(0, round(use.ends_in)),
-                "was_reset": reset is not None and reset.holds_for(use.count),
-            }
+            _row(use.count, use.used, use.ends_in, was_reset=reset.holds_for(use.count))
+            if reset
+            else _row(use.count, use.used, use.ends_in)
             for use in uses
         ]
+
+
+def _row(
+    count: QuotaCount, used: int, ends_in: float, *, was_reset: bool = False
+) -> Row:
+    return {
+        "quota": count.quota,
+        "unit": str(count.unit),
+        "every": str(count.window),
+        "holder": count.holder,
+        "used": used,
+        "resets_in_seconds": max(0, round(ends_in)),
+        "was_reset": was_reset,
+    }
 
 
 def _of(quota: Quota, rows: Sequence[Row]) -> list[Row]:

@@ -98,7 +98,6 @@ _DEFAULTS: Final[Mapping[str, str]] = {  # what a sentence says where a fact is 
     "repair": "Run `squidkeeper check`, and fix what it lists. If it finds nothing, run `./install.sh`",
     "opened": "set `private: true` on the rule that allows it",
     "limit": "",
-    "quota_uses": "`squidkeeper quota`",
     "its_reset": "its reset",
     "reset": "NAME --holder HOLDER",
     "judged": "change the `body` of the rule that `found` names, or what the client sends",
@@ -490,8 +489,8 @@ CAUSES: Final = (
         "quota",
         "rule `quota`",
         "A quota denied a request of {user}: {found}{limit}.",
-        "{quota_uses} shows what is used, and by whom. Let the client wait for {its_reset}, or ask for less. Else raise"
-        " the limit, or begin this count again: `squidkeeper quota --reset {reset}`.",
+        "`squidkeeper quota` shows what is used, and by whom. Let the client wait for {its_reset}, or ask for less."
+        " Else raise the limit, or begin this count again: `squidkeeper quota --reset {reset}`.",
         _of_rule("quota"),
     ),
     KnownCause(

@@ -474,9 +474,6 @@ def _quota(record: Record, known: Surroundings) -> Detail:
             "holder": whose,
         }
     if known.counts_are_shared:
-        facts["quota_uses"] = (
-            "`squidkeeper quota --store FILE`, with the settings of Valkey's user operator,"
-        )
         facts["reset"] = f"{facts.get('reset', 'NAME --holder HOLDER')} --store FILE"
     return Detail(facts, values)
 
