@@ -56,7 +56,7 @@ TAGS = _words(
 ATTRIBUTES = _words(
     """
     lang charset http-equiv content name class id datetime scope role title aria-label
-    width height viewbox x y x1 y1 x2 y2 cx cy r d text-anchor
+    width height viewbox x y x1 y1 x2 y2 cx cy data-of r d text-anchor
     """
 )
 

@@ -34,6 +34,8 @@ _PROBE = """<!doctype html>
       width: frame.width,
       overflow: root.scrollWidth - root.clientWidth,
       outside: outside.map((one) => one.outerHTML.slice(0, 200)),
+      scrolled: [...page.querySelectorAll(".scroll")].filter((one) => one.scrollWidth > one.clientWidth + 1)
+        .map((one) => one.closest("section").id),
       squeezed: boxes.filter(squeezed).map((one) => one.outerHTML.slice(0, 200)),
       background: getComputedStyle(page.body).backgroundColor,
       rows: [...page.querySelectorAll("tr")].filter(shown).map((row) => flat(row.innerText)),
@@ -66,6 +68,8 @@ class View:
     # elements that reach beyond the window, those that scroll in a box of their own
     # left out
     outside: list[str]
+    # IDs of the sections with a box that is wider than the window and scrolls
+    scrolled: list[str]
     # elements whose words stand below each other in a column that is too narrow
     squeezed: list[str]
     background: str

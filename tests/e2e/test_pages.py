@@ -17,6 +17,7 @@ from .origin import Origins
 from .raw import Raw
 
 NARROW, WIDE = 380, 1400
+CLIENTS = 9  # more than the report names
 POLICY = """
 version: 1
 clients:
@@ -59,6 +60,8 @@ def gateway(new_gateway: NewGateway, all_origins: Origins, names: Names) -> Gate
         curl(gateway, url)
     for _ in range(3):
         curl(gateway, "https://en.wikipedia.org/wiki/Squid?q=QUERY")
+    for number in range(CLIENTS):
+        curl(gateway, "http://many.example/", client=f"127.0.0.{2 + number}")
     for text in HOSTILE:
         curl(gateway, f"http://evil.example/{text}?q=QUERY", "--globoff")
     with pytest.raises(CurlFailed):
@@ -77,7 +80,9 @@ def gateway(new_gateway: NewGateway, all_origins: Origins, names: Names) -> Gate
         )
         raw.answer()
     wait_for(
-        lambda: len(gateway.log()) >= 3 + 2 * 3 + 3 + len(HOSTILE) + 1 + 2 + 1,
+        lambda: (
+            len(gateway.log()) >= 3 + 2 * 3 + 3 + CLIENTS + len(HOSTILE) + 1 + 2 + 1
+        ),
         "the record of them",
     )
     return gateway
@@ -227,6 +232,14 @@ def test_nothing_is_wider_than_the_window_or_squeezed(
     assert view.squeezed == []
     assert view.outside == []
     assert view.overflow == 0
+
+
+def test_a_phone_shows_who_went_where_without_scrolling_sideways(light: Visit) -> None:
+    view = light.views["report", NARROW]
+    assert "traffic" not in view.scrolled
+    row = next(row for row in view.rows if row.startswith("many.example"))
+    assert row.count("⊘") == 8, row
+    assert "traffic" not in light.views["report", WIDE].scrolled
 
 
 def test_an_empty_span_is_a_page_that_says_so(light: Visit) -> None:

@@ -193,6 +193,36 @@ def test_who_went_where_names_the_busiest_and_sums_up_the_rest() -> None:
     assert sum(host.allowed for host in traffic.hosts) + traffic.rest.allowed == 600
 
 
+def test_hosts_with_few_requests_count_as_their_domain() -> None:
+    often = [line(n, url="https://www.example.org/") for n in range(300)]
+    names = [f"n{n}.t.example.co.uk" for n in range(250)]
+    names += [f"n{n}.example.org" for n in range(5)]
+    names += [
+        "one.github.io",
+        "two.github.io",
+        "192.0.2.1",
+        "192.0.2.2",
+        "alone.example.net",
+    ]
+    seldom = [line(400 + n, url=f"https://{name}/") for n, name in enumerate(names)]
+    report = report_of(*often, *seldom)
+    found = [(host.host, host.hosts, host.allowed) for host in report.traffic.hosts]
+    assert found == [
+        ("www.example.org", 1, 300),
+        ("*.example.co.uk", 250, 250),
+        ("*.example.org", 5, 5),
+        ("alone.example.net", 1, 1),
+        ("one.github.io", 1, 1),
+        ("two.github.io", 1, 1),
+        ("192.0.2.1", 1, 1),
+        ("192.0.2.2", 1, 1),
+    ]
+    assert (report.traffic.other_hosts, report.traffic.rest) == (0, None)
+    assert "*.example.co.uk (250)" in text_of(report)
+    shown = " ".join(Page(page(report)).text.split())
+    assert "*.example.co.uk 250 hosts 250" in shown
+
+
 def test_denials_are_by_rule_with_its_reason_and_how_often_they_were_asked_again() -> (
     None
 ):

@@ -85,9 +85,10 @@ class Visits:
 
 @dataclass(frozen=True, slots=True)
 class HostFigures:
-    """A host that was requested."""
+    """A host that was requested, or the hosts of a domain."""
 
     host: str
+    """`*.example.org`: of this domain, the hosts with few requests each."""
     allowed: int
     denied: int
     response_bytes: int
@@ -95,6 +96,8 @@ class HostFigures:
     """In the order of `traffic.clients`; the last is the sum of the clients not listed
     there.
     """
+    hosts: int
+    """How many hosts it stands for."""
 
 
 @dataclass(frozen=True, slots=True)

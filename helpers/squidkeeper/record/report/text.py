@@ -17,7 +17,7 @@ from squidkeeper.base.formatting import (
     timestamp,
 )
 from squidkeeper.policy.language.quotas import shown_cost
-from squidkeeper.record.report.figures import Count, Report
+from squidkeeper.record.report.figures import Count, HostFigures, Report
 from squidkeeper.record.table.rows import as_table
 
 _ROWS_SHOWN: Final = 20  # of each section; JSON has all, and the page more
@@ -44,12 +44,16 @@ def _head(report: Report) -> Iterator[str]:
         yield f"95 % up to {milliseconds(sums.p95_ms)}.\n"
 
 
+def _named(host: HostFigures) -> str:
+    return f"{host.host} ({thousands(host.hosts)})" if host.hosts > 1 else host.host
+
+
 def _sections(report: Report) -> Iterator[tuple[str, Sequence[str], Rows]]:
     yield (
         "hosts, the most requested first",
         ("host", "allowed", "denied", "sent"),
         [
-            (host.host, host.allowed, host.denied, byte_size(host.response_bytes))
+            (_named(host), host.allowed, host.denied, byte_size(host.response_bytes))
             for host in report.traffic.hosts
         ],
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from squidkeeper.policy.language.public_suffixes import registrable_domain
 from squidkeeper.record.report import figures
 from squidkeeper.record.report.period import client_label
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 _CLIENTS_SHOWN = 8
 _HOSTS_SHOWN = 25
+_LEAST_SHARE = 0.01  # of all requests: a host with less counts with its domain
+_AT_ONCE = 10_000  # hosts
 
 _SUMS = "sum(allowed)::BIGINT, sum(denied)::BIGINT, sum(response_bytes)::BIGINT"
 _TOP_CLIENTS: Final = f"""
@@ -24,14 +27,31 @@ _TOP_CLIENTS: Final = f"""
     SELECT client, "user", {_SUMS} FROM pairs GROUP BY ALL
     ORDER BY sum(allowed + denied) DESC, client, "user" LIMIT {_CLIENTS_SHOWN}
 """
-_TOP_HOSTS: Final = f"""
-    CREATE TEMP TABLE top_hosts AS
-    SELECT host, {_SUMS} FROM pairs GROUP BY ALL
-    ORDER BY sum(allowed + denied) DESC, host LIMIT {_HOSTS_SHOWN}
+_DOMAINS: Final = "CREATE TEMP TABLE domains (host VARCHAR, domain VARCHAR)"
+_SELDOM: Final = f"""
+    SELECT host FROM pairs WHERE host > ? GROUP BY host
+    HAVING sum(allowed + denied) < {_LEAST_SHARE} * (SELECT sum(allowed + denied) FROM pairs)
+    ORDER BY host LIMIT {_AT_ONCE}
 """
-_TOP_PAIRS: Final = """
-    SELECT client, "user", host, allowed, denied, response_bytes
-    FROM pairs SEMI JOIN top_clients USING (client, "user") SEMI JOIN top_hosts USING (host)
+_ADD_DOMAINS: Final = (
+    "INSERT INTO domains SELECT unnest(?::VARCHAR[]), unnest(?::VARCHAR[])"
+)
+_VISITS: Final = """
+    CREATE TEMP VIEW visits AS
+    SELECT * EXCLUDE domain, coalesce('*.' || domain, host) AS site
+    FROM pairs LEFT JOIN domains USING (host)
+"""
+_TOP_SITES: Final = f"""
+    CREATE TEMP TABLE top_sites AS
+    SELECT
+        site, CASE WHEN count(DISTINCT host) = 1 THEN min(host) ELSE site END AS name,
+        count(DISTINCT host) AS hosts, {_SUMS}
+    FROM visits GROUP BY site ORDER BY sum(allowed + denied) DESC, site LIMIT {_HOSTS_SHOWN}
+"""
+_TOP_PAIRS: Final = f"""
+    SELECT client, "user", site, {_SUMS}
+    FROM visits SEMI JOIN top_clients USING (client, "user") SEMI JOIN top_sites USING (site)
+    GROUP BY ALL
 """
 _ALL: Final = f"""
     SELECT {_SUMS}, (SELECT count(*) FROM (SELECT DISTINCT client, "user" FROM pairs)), count(DISTINCT host) FROM pairs
@@ -70,27 +90,35 @@ class RequestTotals(NamedTuple):
 
 
 def traffic(connection: DuckDBPyConnection) -> figures.TrafficFigures:
-    """Return the busiest clients and hosts, and the sum of the rest."""
+    """Return the busiest clients and hosts, and the sum of the rest.
+
+    Hosts with few requests count as their registrable domain. A client that asks for a
+    thousand names of one domain is one row.
+    """
     connection.execute(_TOP_CLIENTS)
-    connection.execute(_TOP_HOSTS)
+    _find_domains(connection)
+    connection.execute(_VISITS)
+    connection.execute(_TOP_SITES)
     clients = {
         (row[0], row[1]): RequestTotals(*row[2:])
         for row in connection.execute("FROM top_clients").fetchall()
     }
-    hosts = {
-        row[0]: RequestTotals(*row[1:])
-        for row in connection.execute("FROM top_hosts").fetchall()
+    sites = {
+        site: _Site(name, number, RequestTotals(*totals))
+        for site, name, number, *totals in connection.execute(
+            "FROM top_sites"
+        ).fetchall()
     }
     found = connection.execute(_TOP_PAIRS).fetchall()
     pairs = {
-        ((client, user), host): RequestTotals(*totals)
-        for client, user, host, *totals in found
+        ((client, user), site): RequestTotals(*totals)
+        for client, user, site, *totals in found
     }
     ((allowed, denied, response_bytes, all_clients, all_hosts),) = connection.execute(
         _ALL
     ).fetchall()
     rest = RequestTotals(allowed or 0, denied or 0, response_bytes or 0).minus(
-        hosts.values()
+        site.totals for site in sites.values()
     )
     return figures.TrafficFigures(
         clients=tuple(
@@ -100,38 +128,61 @@ def traffic(connection: DuckDBPyConnection) -> figures.TrafficFigures:
         other_clients=all_clients - len(clients),
         hosts=tuple(
             _row(
-                host,
-                totals,
-                [pairs.get((client, host), RequestTotals()) for client in clients],
+                site, [pairs.get((client, key), RequestTotals()) for client in clients]
             )
-            for host, totals in hosts.items()
+            for key, site in sites.items()
         ),
-        other_hosts=all_hosts - len(hosts),
-        rest=_rest(rest, clients, hosts, pairs)
+        other_hosts=(others := all_hosts - sum(site.hosts for site in sites.values())),
+        rest=_rest(_Site("", others, rest), clients, sites, pairs)
         if rest.allowed or rest.denied
         else None,
     )
 
 
+def _find_domains(connection: DuckDBPyConnection) -> None:
+    """Note the domain of each host with few requests."""
+    connection.execute(_DOMAINS)
+    last = ""
+    while found := connection.execute(_SELDOM, [last]).fetchall():
+        hosts = [host for (host,) in found]
+        domains = [_domain(host) for host in hosts]
+        connection.execute(_ADD_DOMAINS, [hosts, domains])
+        last = hosts[-1]
+
+
+def _domain(host: str) -> str | None:
+    """Return the registrable domain of a host; None for an address, and a name that
+    has none.
+    """
+    is_address = ":" in host or host.rpartition(".")[2].isdigit()
+    return None if is_address else registrable_domain(host)
+
+
+class _Site(NamedTuple):
+    """A host, or the hosts of a domain."""
+
+    name: str
+    hosts: int
+    totals: RequestTotals
+
+
 def _rest(
-    rest: RequestTotals,
+    rest: _Site,
     clients: dict[_Client, RequestTotals],
-    hosts: Iterable[str],
+    sites: Iterable[str],
     pairs: dict[tuple[_Client, str], RequestTotals],
 ) -> figures.HostFigures:
     elsewhere = [
-        totals.minus(pairs[client, host] for host in hosts if (client, host) in pairs)
+        totals.minus(pairs[client, site] for site in sites if (client, site) in pairs)
         for client, totals in clients.items()
     ]
-    return _row("", rest, elsewhere)
+    return _row(rest, elsewhere)
 
 
-def _row(
-    host: str, totals: RequestTotals, of_clients: list[RequestTotals]
-) -> figures.HostFigures:
-    by_client = [*of_clients, totals.minus(of_clients)]
+def _row(site: _Site, of_clients: list[RequestTotals]) -> figures.HostFigures:
+    by_client = [*of_clients, site.totals.minus(of_clients)]
     visits = tuple(figures.Visits(visit.allowed, visit.denied) for visit in by_client)
-    return figures.HostFigures(host, *totals, visits)
+    return figures.HostFigures(site.name, *site.totals, visits, site.hosts)
 
 
 @dataclass(frozen=True, slots=True)
