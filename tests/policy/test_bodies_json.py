@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
+import threading
+import time
 import tracemalloc
 import zlib
 from collections.abc import Callable, Sequence
@@ -16,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from squidkeeper.base.errors import UnreadableBody
+from squidkeeper.policy.bodies import json_form
 from squidkeeper.policy.bodies.json_form import MAX_DEPTH, MAX_VALUES, ParsedJson, parse
 from squidkeeper.policy.bodies.judging import answer, examine, may_hold
 from squidkeeper.policy.bodies.sent_request import BodyOutcome, Fit, SentRequest
@@ -120,7 +124,8 @@ PARSERS_DIFFER: dict[str, bytes | str] = {
     "Infinity": "{" + M + ',"a":-Infinity}',
     "too large": "{" + M + ',"a":1e400}',
     "too small": "{" + M + ',"a":-0.1e-400}',
-    "integer of thousands of digits": "{" + M + ',"a":' + "1" * 4301 + "}",
+    "integer larger than a double": "{" + M + ',"a":' + "1" * 309 + "}",
+    "fraction of thousands of digits": "{" + M + ',"a":0.' + "1" * 4301 + "}",
     "leading zero": "{" + M + ',"a":010}',
     "plus": "{" + M + ',"a":+1}',
     "hexadecimal": "{" + M + ',"a":0x10}',
@@ -758,6 +763,60 @@ def depth_of(value: object) -> int:
         else None
     )
     return 0 if inner is None else 1 + max(map(depth_of, inner), default=0)
+
+
+@given(
+    st.lists(st.sampled_from(["a", "\\\\", '\\"', "\\u0061", "[", '", "', "é"])),
+    st.integers(1, 20),
+)
+def test_a_document_is_read_in_pieces_as_it_is_at_once(
+    parts: list[str], piece: int
+) -> None:
+    """Where it is cut changes nothing: neither a text nor an escape is torn."""
+    text = "".join(parts)
+    content = f'{{"a": ["{text}"]}}'
+    commas = len(json.loads(content)["a"]) - 1
+    marks = b"[[" + b"," * commas + b"]]"
+    with mock.patch.object(json_form, "_PIECE", piece):
+        assert b"".join(json_form.outside_texts(content.encode())) == marks
+        assert parse(content.encode()) == json.loads(content)
+        for refused in ("\\u0000", "\\ud800"):
+            torn = content.replace('"]', f'{refused}"]')
+            with pytest.raises(UnreadableBody):
+                parse(torn.encode())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a": "%b"}' % (rb"\ud83d\ude00" * (1 << 20)),
+        b'{"a": "%b"}' % (rb"\\" * (4 << 20)),
+        b'{"%b": 1}' % ("\u0130".encode() * (4 << 20)),
+        b'{"a": [%b1]}' % (b"%b, " % (b"1" * 308) * 30_000),
+    ],
+    ids=["surrogates", "backslashes", "a long name", "long integers"],
+)
+def test_other_threads_run_while_a_long_document_is_read(body: bytes) -> None:
+    """One call that reads all of it would hold the interpreter's lock."""
+    turns, ended = 0, threading.Event()
+
+    def take_turns() -> None:
+        nonlocal turns
+        while not ended.is_set():
+            turns += 1
+            time.sleep(0)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    thread = threading.Thread(target=take_turns)
+    try:
+        thread.start()
+        judged(body, body_of({"/b": Allowed(absent=True)}, max_bytes=len(body)))
+    finally:
+        ended.set()
+        sys.setswitchinterval(before)
+        thread.join()
+    assert turns > 100
 
 
 TOKENS = (

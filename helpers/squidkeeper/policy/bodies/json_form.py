@@ -10,9 +10,11 @@ import codecs
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple, NoReturn
+
+import msgspec
 
 from squidkeeper.base.errors import UnreadableBody
 from squidkeeper.policy.bodies.reading import content_type, read_content
@@ -138,59 +140,83 @@ def parse(content: bytes) -> object:
         raise UnreadableBody("the body begins with a byte order mark")
     _check_structure(content)
     try:
-        text = content.decode()
-        _check_escapes(text)
-        return _DECODER.decode(text)
+        document = _DECODER.decode(content.decode())
     except UnicodeDecodeError:
         reason = "the body is not UTF-8"
     except json.JSONDecodeError as error:
         reason = f"the body is not JSON, at character {error.pos}"
-    except ValueError:
-        reason = "a number has thousands of digits"  # sys.get_int_max_str_digits
+    else:
+        _check_escapes(content)
+        return document
     raise UnreadableBody(reason)  # out here, because those errors have the body
 
 
+_PIECE: Final = 64 << 10  # bytes: no other thread runs while a piece is read
+_LONGEST_ESCAPE: Final = len(r"\u0000")
 _BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
 _OTHERS: Final = bytes(set(range(256)) - set(b',[]{}"'))
 
 
 def _check_structure(content: bytes) -> None:
     """Bound how deep a document is, and how many values it has, before it is parsed."""
-    brackets = content.count(b"[") + content.count(b"{")
-    if brackets <= MAX_DEPTH and brackets + content.count(b",") <= MAX_VALUES:
-        return
-    marks = _outside_texts(content)
-    if marks.count(b"[") + marks.count(b",") > MAX_VALUES:
-        raise UnreadableBody(_TOO_MANY)
-    marks = marks.replace(b",", b"")
+    marks, values = bytearray(), 0
+    for piece in outside_texts(content):
+        brackets = piece.replace(b",", b"")
+        marks += brackets
+        values += len(piece) - brackets.count(b"]")
+        if values > MAX_VALUES or len(marks) > 2 * MAX_VALUES:
+            raise UnreadableBody(_TOO_MANY)
     for _ in range(MAX_DEPTH):  # each round takes off what is innermost
         marks = marks.replace(b"[]", b"")
     if marks:
         raise UnreadableBody(f"the document is deeper than {MAX_DEPTH}")
 
 
-def _outside_texts(content: bytes) -> bytes:
-    """Return the commas and brackets that are in no text, all brackets as those of
+def outside_texts(content: bytes) -> Iterator[bytes]:
+    """Yield the commas and brackets that are in no text, all brackets as those of
     arrays.
     """
-    if b"\\" in content:
-        content = content.replace(rb"\\", b"").replace(rb"\"", b"")
-    content = content.translate(_BRACKETS, _OTHERS)
-    if content.count(b'"') > 4 * MAX_VALUES:  # two for a name, and two for a text
-        raise UnreadableBody(_TOO_MANY)
-    return b"".join(content.split(b'"')[::2])
+    in_text = False
+    for piece in _pieces(content):
+        marks = piece.replace(rb"\"", b"").translate(_BRACKETS, _OTHERS)
+        parts = marks.split(b'"')
+        yield b"".join(parts[in_text::2])
+        in_text ^= len(parts) % 2 == 0
 
 
-_HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F]"
-_LONE: Final = re.compile(rf"{_HIGH}(?!{_LOW})|(?<!{_HIGH}){_LOW}")
+def _pieces(content: bytes) -> Iterator[bytes]:
+    """Cut a document between escapes, without those of a backslash."""
+    rest = b""
+    for start in range(0, len(content), _PIECE):
+        piece = (rest + content[start : start + _PIECE]).replace(rb"\\", b"//")
+        escape = piece.rfind(b"\\", -_LONGEST_ESCAPE)
+        end = len(piece) if escape < 0 else escape
+        rest = piece[end:]
+        yield piece[:end]
+    yield rest
 
 
-def _check_escapes(text: str) -> None:
-    escapes = text.replace(r"\\", "//")
-    if r"\u0000" in escapes:
-        raise UnreadableBody("a text has U+0000")
-    if (r"\ud" in escapes or r"\uD" in escapes) and _LONE.search(escapes):
+def _check_escapes(content: bytes) -> None:
+    """Refuse what texts of some languages cannot hold."""
+    has_halves = False
+    for piece in _pieces(content):
+        if rb"\u0000" in piece:
+            raise UnreadableBody("a text has U+0000")
+        has_halves = has_halves or rb"\ud" in piece or rb"\uD" in piece
+    if has_halves and not _has_whole_characters(content):
         raise UnreadableBody("a text has half of a character (a lone surrogate)")
+
+
+def _has_whole_characters(content: bytes) -> bool:
+    """Return whether the surrogates of a JSON document are pairs.
+
+    msgspec takes any document but one with a half, and keeps nothing of it here.
+    """
+    try:
+        msgspec.json.decode(content, type=msgspec.Raw)
+    except msgspec.DecodeError:
+        return False
+    return True
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -203,13 +229,24 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 _NOT_ZERO: Final = re.compile("[-0.]*[1-9]")
+_LONGEST_NUMBER: Final = 308  # characters; whole numbers of more are too large
+
+
+def _whole(text: str) -> int:
+    return int(_bounded(text))
 
 
 def _fraction(text: str) -> float:
-    value = float(text)
+    value = float(_bounded(text))
     if math.isinf(value) or (value == 0 and _NOT_ZERO.match(text)):
         raise UnreadableBody("a number is too large or too small for a double")
     return value
+
+
+def _bounded(number: str) -> str:
+    if len(number) > _LONGEST_NUMBER:
+        raise UnreadableBody(f"a number has more than {_LONGEST_NUMBER} characters")
+    return number
 
 
 def _constant(name: str) -> NoReturn:
@@ -217,7 +254,10 @@ def _constant(name: str) -> NoReturn:
 
 
 _DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_object, parse_float=_fraction, parse_constant=_constant
+    object_pairs_hook=_object,
+    parse_int=_whole,
+    parse_float=_fraction,
+    parse_constant=_constant,
 )
 
 # --- what stands at a pointer ---------------------------------------------------------
@@ -313,9 +353,21 @@ def folded(name: str) -> str:
     """Return a name as lenient parsers compare it: in any case as Go and Java do,
     `maxTokens` for `max_tokens`.
     """
+    return _in_pieces(_fold, name)
+
+
+def _fold(name: str) -> str:
     # upper: dotless i is I. casefold: I with a dot is i with U+0307
     text = name.upper().casefold()
     return text.replace("_", "").replace("-", "").replace("\u0307", "")
+
+
+def _in_pieces(change: Callable[[str], str], text: str) -> str:
+    """Change a text by what changes each character alone."""
+    if len(text) <= _PIECE:
+        return change(text)
+    pieces = range(0, len(text), _PIECE)
+    return "".join(change(text[start : start + _PIECE]) for start in pieces)
 
 
 _INDEX: Final = re.compile("0|[1-9][0-9]{0,9}")
@@ -374,7 +426,8 @@ def _matches(member: Member, value: object) -> bool:
         scalar if isinstance(scalar, str) else json.dumps(scalar)
         for scalar in allowed.values or ()
     )
-    return any(text_matcher(_plain(text))(_plain(value)) for text in listed)
+    plain = _plain(value)
+    return any(text_matcher(_plain(text))(plain) for text in listed)
 
 
 def _kind(value: object) -> type:
@@ -382,7 +435,7 @@ def _kind(value: object) -> type:
 
 
 def _plain(text: str) -> str:
-    return text.strip().casefold()
+    return _in_pieces(str.casefold, text.strip())
 
 
 def _number_holds(allowed: Allowed, value: float) -> bool:
