@@ -83,6 +83,6 @@ TABLE = (
     Sample(
         "converse.json",
         "/model/anthropic.claude-v2%3A1/converse",
-        Usage("anthropic.claude-v2%3A1", 225, 60, 100),
+        Usage("", 225, 60, 100),  # the path names its model
     ),
 )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from squidkeeper.base.errors import UnreadableBody
 from squidkeeper.policy.bodies.sent_request import SentRequest
 from squidkeeper.policy.language.prices import Price, Prices
-from squidkeeper.policy.usage.cost import cost_of
+from squidkeeper.policy.usage.cost import cost_of, dearest_of
 from squidkeeper.policy.usage.forms import form_of
 from squidkeeper.policy.usage.members import (
     KEPT_AT_MOST,
@@ -55,6 +55,11 @@ OUT: tuple[tuple[str, str, int], ...] = (  # target, body, tokens of the answer
     (CHAT, f'{{{M}"max_tokens": {10**12}, "n": 9}}', 10**9),
     ("/v1/completions", f'{{{M}"max_tokens": 10, "n": 2, "best_of": 8}}', 80),
     ("/v1/embeddings", f'{{{M}"input": "a"}}', 0),
+    ("/v1/completions", '{"prompt": "a, [b", "max_tokens": 10}', 10),
+    ("/v1/completions", '{"prompt": ["a,b", "\\"[", "c"], "max_tokens": 10}', 30),
+    ("/v1/completions", '{"prompt": [[1, 2], [3]], "max_tokens": 10, "n": 2}', 40),
+    ("/v1/completions", '{"prompt": [1, 2, 3], "max_tokens": 10}', 10),
+    ("/v1/completions", f'{{"prompt": {["a"] * 9000!r}}}'.replace("'", '"'), 36864000),
     (RESPONSES, f'{{{M}"max_output_tokens": 64}}', 64),
     (MESSAGES, f'{{{M}"max_tokens": 64}}', 64),
     (GEMINI, '{"generationConfig": {"maxOutputTokens": 64, "candidateCount": 2}}', 128),
@@ -70,11 +75,15 @@ OUT: tuple[tuple[str, str, int], ...] = (  # target, body, tokens of the answer
         64,
     ),
     ("/model/m/converse", '{"inferenceConfig": {"maxTokens": 64}}', 64),
+    # the limit of another API makes an answer longer only
+    (CHAT, f'{{{M}"max_output_tokens": 1}}', OF_RULE),
+    (CHAT, f'{{{M}"max_tokens": 1, "max_output_tokens": 9000}}', 9000),
+    (CHAT, f'{{{M}"max_tokens": 1, "n_predict": 9000}}', 9000),
+    (CHAT, f'{{{M}"max_tokens": 1, "best_of": 8}}', 8),
     # what is no limit
     (CHAT, f'{{{M}"max_tokens": 0}}', OF_RULE),
     (CHAT, f'{{{M}"max_tokens": -1}}', OF_RULE),
     (CHAT, f'{{{M}"max_tokens": null}}', OF_RULE),
-    (CHAT, f'{{{M}"max_output_tokens": 1}}', OF_RULE),  # of another API
     (CHAT, f'{{{M}"metadata": {{"max_tokens": 1}}}}', OF_RULE),
     (CHAT, f'{{{M}"text": "\\"max_tokens\\": 1"}}', OF_RULE),
     (RESPONSES, f'{{{M}"max_tokens": 1}}', OF_RULE),
@@ -99,6 +108,24 @@ UNREADABLE: tuple[
             f'{{{M}"max_tokens": 1, "max_tokens": 100000}}',
             f'{{{M}"max_tokens": 1, "Max_Tokens": 100000}}',
             f'{{{M}"max_tokens": 1, "maxTokens": 100000}}',
+            f'{{{M}"max_tokens": 1, "max-tokens": 100000}}',
+            f'{{{M}"max_tokens": 1, "max_to\u212aens": 100000}}',
+            f'{{{M}"max_tokens": 1, "max_token\u017f": 100000}}',
+            f'{{{M}"max_tokens": 1, "MAX_TO\u212aEN\u017f": 100000}}',
+            f'{{{M}"max_tokens": 1, "max_tok\u0117ns": 100000}}',
+            f'{{{M}"max_tokens": 1, "max_tokens\0": 100000}}',
+            # a server that compares names as they are reads no limit here
+            f'{{{M}"Max_Tokens": 1}}',
+            f'{{{M}"maxTokens": 1}}',
+            '{"Model": "cheap", "max_tokens": 1}',
+            # what lenient parsers read, and others do not
+            '{"a": 1 /*, "max_tokens": 1, "b": */, "c": 2}',
+            """{"a": 'x, "max_tokens": 1, "b": ', "c": 2}""",
+            '{"a": NaN, "max_tokens": 1}',
+            '{"max_tokens": 1,}',
+            '{"a": 1 "max_tokens": 1}',
+            '{"a": "\\ud800", "max_tokens": 1}',
+            b'{"a": "\xe3", "max_tokens": 1}',
             f'{{{M}"max_tokens": 1, "max_token\\u0073": 100000}}',
             f'{{{M}"max_tokens": 100000{" " * KEPT_AT_MOST}}}',
             f'{{"model": "{"x" * 2**20}"}}',
@@ -148,21 +175,42 @@ def test_a_request_reserves_the_answer_that_it_allows(
     assert reserve.tokens_in == (len(body) + 3) // 4
 
 
-@pytest.mark.parametrize(
-    ("target", "body", "model"),
-    [
-        (CHAT, f"{{{M}}}", "m"),
-        ("/v1/other", f"{{{M}}}", "m"),
-        (GEMINI, "{}", "gemini-2.5-flash"),
-        (CHAT, "{}", ""),
-        (CHAT, '{"model": 7}', ""),
-        (GEMINI, '{"model": "cheap"}', "gemini-2.5-flash"),
-    ],
+MODELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    (CHAT, "{}", ("",)),
+    (CHAT, '{"model": "m"}', ("m",)),
+    (CHAT, '{"model": 7}', ("",)),
+    ("/v1/other", '{"model": "m"}', ("m",)),
+    (GEMINI, "{}", ("gemini-2.5-flash",)),
+    *(
+        (target, '{"model": "cheap"}', (*named, "cheap"))
+        for target, *named in (
+            (GEMINI, "gemini-2.5-flash"),
+            ("/openai/deployments/dear/chat/completions?api-version=1", "dear"),
+            ("/openai/deployments/dear/embeddings", "dear"),
+            ("/openai/deployments/dear/extensions/chat/completions", "dear"),
+            ("/v1/engines/dear/completions", "dear"),
+            ("/v1/p/publishers/anthropic/models/dear@1:streamRawPredict", "dear@1"),
+            ("/v1/p/endpoints/7/chat/completions", "7"),
+            ("/v1/p/endpoints/openapi/chat/completions",),
+            ("/model/dear/invoke", "dear"),
+            ("/model/dear%3A0/invoke-with-response-stream", "dear:0"),
+            ("/model/dear:0/converse", "dear:0"),
+            ("/endpoints/dear/invocations", "dear"),
+            ("/v1/models/dear:predict", "dear"),
+            # in each reading of a path
+            ("/OpenAI/%64eployments//dear/chat/completions", "", "dear"),
+            ("/deployments/a/../dear/chat/completions", "a", "dear"),
+            ("/deployments/%zz/chat/completions", ""),
+        )
+    ),
 )
-def test_a_reserve_is_for_the_model_that_is_asked(
-    target: str, body: str, model: str
+
+
+@pytest.mark.parametrize(("target", "body", "models"), MODELS)
+def test_a_reserve_is_for_each_model_that_may_answer(
+    target: str, body: str, models: tuple[str, ...]
 ) -> None:
-    assert reserved(body, target).model == model
+    assert reserved(body, target).models == models
 
 
 def test_answers_of_gemini_are_asked_for_whole() -> None:
@@ -180,16 +228,16 @@ def test_a_body_counts_by_its_content() -> None:
         gzip.compress(body), CHAT, ("Content-Encoding", "gzip")
     ) == reserved(body)
     assert reserved(b"x" * 100, "/v1/other", ("Content-Encoding", "br")) == Reserve(
-        "", 25, OF_RULE
+        ("",), 25, OF_RULE
     )
     with pytest.raises(UnreadableBody, match="neither gzip nor deflate"):
         reserved(b"x" * 100, CHAT, ("Content-Encoding", "br"))
 
 
 def test_what_generates_nothing_reserves_nothing() -> None:
-    assert reserved("{}", "/v1/messages/count_tokens") == Reserve("", 0, 0)
-    assert reserved("", "/v1/responses/resp_1", method="GET") == Reserve("", 0, 0)
-    assert reserved("", "/v1/other", method="GET") == Reserve("", 0, OF_RULE)
+    assert reserved("{}", "/v1/messages/count_tokens") == Reserve(("",), 0, 0)
+    assert reserved("", "/v1/responses/resp_1", method="GET") == Reserve(("",), 0, 0)
+    assert reserved("", "/v1/other", method="GET") == Reserve(("",), 0, OF_RULE)
 
 
 # --- streams that are to report their usage -------------------------------------------
@@ -208,10 +256,6 @@ ASKS: tuple[tuple[str, str | None], ...] = (
         '{"stream_options":{"include_usage": true, "include_obfuscation": false}, "stream": true, "a": {}}',
     ),
     ('{"stream": true, "stream_options": {"include_usage": true}}', None),
-    ('{"stream": true, "stream_options": []}', None),
-    ('{"stream": true, "stream_options": {"a": NaN}}', None),
-    ('{"stream": true, "stream_options": [1]}', None),
-    (f'{{"stream": true, "stream_options": {{"a": "{"x" * 20_000}"}}}}', None),
     ('{"stream": false}', None),
     *(
         (f'{{"stream": {value}}}', f'{ASKED}"stream": {value}}}')
@@ -219,9 +263,6 @@ ASKS: tuple[tuple[str, str | None], ...] = (
     ),
     ('{"stream": null}', None),
     ('{"messages": [{"stream": true}]}', None),
-    ('{"stream": true, "stream": false}', None),
-    ('{"stream": true', None),
-    ('[{"stream": true}]', None),
     ("{}", None),
     ("", None),
 )
@@ -234,6 +275,37 @@ def test_a_stream_is_asked_for_its_usage_and_else_stays_as_it_is(
     assert with_usage_asked(body.encode(), form_of("POST", CHAT)) == (
         None if asked is None else asked.encode()
     )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(
+            f'{{"stream": true, "stream_options": {options}}}'
+            for options in (
+                "[]",
+                "[1]",
+                "true",
+                '{"a": NaN}',
+                f'{{"a": "{"x" * 20_000}"}}',
+                '{"include_usage": true, "include_usage": false}',
+                '{"include_usage": true, "Include_Usage": false}',
+                '{"include_usage": true, "includeu\u017fage": false}',
+            )
+        ),
+        '{"stream": true, "stream": false}',
+        '{"stream": true, "STREAM": 1}',
+        '{"stream": true, "\u017ftream": 1}',
+        '{"STREAM": true}',
+        '{"stream": true, "stream_options": null, "Stream_Options": 0}',
+        '{"stream": true, "streamOptions": {"include_usage": true}}',
+        '{"stream": true',
+        '[{"stream": true}]',
+    ],
+)
+def test_a_stream_that_an_api_could_read_in_another_way_is_not_asked(body: str) -> None:
+    with pytest.raises(UnreadableBody, match="plain"):
+        with_usage_asked(body.encode(), form_of("POST", CHAT))
 
 
 def test_only_apis_that_know_the_option_are_asked() -> None:
@@ -267,12 +339,18 @@ PRICES = Prices(
         (Usage("gpt-4o", 0, 0), 0),
         (Usage("unknown", 1_000_000, 1_000_000), 77_500_000),
         (Usage("", 0, 1), 75),
-        (Reserve("dear", 0, 1_000).usage, 75_000),
+        (Usage("dear", 0, 1_000), 75_000),
     ],
 )
 def test_tokens_cost_what_the_prices_say(usage: Usage, cost: float) -> None:
     assert cost_of(usage, PRICES) == cost
     assert cost_of(usage, Prices()) == 0
+
+
+def test_the_dearest_model_that_may_answer_has_the_reserve() -> None:
+    reserve = Reserve(("gpt-4o", "dear", "gpt-4o-mini"), 100, 1_000)
+    assert dearest_of(reserve.usages(), PRICES) == Usage("dear", 100, 1_000)
+    assert dearest_of(reserve.usages(), Prices()).model == "gpt-4o"
 
 
 # --- members --------------------------------------------------------------------------
@@ -347,7 +425,7 @@ def test_a_member_tells_its_place_and_a_long_one_is_empty() -> None:
     assert scanner.is_whole
     assert scanner.objects == [
         {
-            path_of("usage"): FoundMember(b"[1]", 11),
-            path_of("model"): FoundMember(b"", 26),
+            path_of("usage"): FoundMember(b"[1]", 11, 15),
+            path_of("model"): FoundMember(b"", 26, 26 + len(long)),
         }
     ]

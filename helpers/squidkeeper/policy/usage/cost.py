@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from squidkeeper.policy.language.prices import Prices
@@ -24,3 +25,8 @@ def cost_of(usage: Usage, prices: Prices) -> int:
         + usage.tokens_out * price.tokens_out
     )
     return -(-cost // _PRICED)
+
+
+def dearest_of(usages: Iterable[Usage], prices: Prices) -> Usage:
+    """Return the usage that costs most; the first of equal ones."""
+    return max(usages, key=lambda usage: cost_of(usage, prices))

@@ -22,10 +22,10 @@ class UsageForm:
 
     Members are named by their paths, such as `usage.total_tokens`.
 
-    `request` matches the method and the path; its group `model` is the model's name
-    where the answer has none. `tokens_in` and `tokens_out` are members of the usage
-    that add up. The first of each has to be there, except that of `tokens_out` where
-    there is a `total`. The other members are 0 where they are missing.
+    `request` matches the method and the path. `tokens_in` and `tokens_out` are members
+    of the usage that add up. The first of each has to be there, except that of
+    `tokens_out` where there is a `total`. The other members are 0 where they are
+    missing.
     """
 
     name: str
@@ -55,7 +55,6 @@ class UsageForm:
     limits: tuple[
         str, ...
     ] = ()  # members of a request that bound the tokens of an answer
-    choices: tuple[str, ...] = ()  # members of a request with the number of answers
     query_hides_usage: bool = False  # parameters of the query can leave the usage out
     asks_usage: bool = (
         False  # a stream reports its usage where `stream_options.include_usage` says so
@@ -89,11 +88,6 @@ class UsageForm:
         names = (self.usage, self.model, "id", "status", "background")
         inside = (f"{self.envelope}.{name}" for name in names if self.envelope)
         return WantedMembers((*names, *inside))
-
-    @cached_property
-    def asked(self) -> WantedMembers:
-        """The members of a request that are read."""
-        return WantedMembers(("model", *self.limits, *self.choices))
 
     @cached_property
     def mark(self) -> bytes:
@@ -135,7 +129,6 @@ FORMS: Final = (
         total=_TOTAL,
         last_event=_DONE,
         limits=("max_tokens", "max_completion_tokens"),
-        choices=("n",),
         asks_usage=True,
     ),
     UsageForm(
@@ -148,7 +141,6 @@ FORMS: Final = (
         total=_TOTAL,
         last_event=_DONE,
         limits=("max_tokens",),
-        choices=("n", "best_of"),
         asks_usage=True,
     ),
     UsageForm(
@@ -198,7 +190,7 @@ FORMS: Final = (
     UsageForm(
         "gemini",
         "https://ai.google.dev/api/generate-content#UsageMetadata",
-        f"POST {_PATH}/models/(?P<model>{_NAME}):(generateContent|streamGenerateContent)",
+        f"POST {_PATH}/models/{_NAME}:(generateContent|streamGenerateContent)",
         tokens_in=("promptTokenCount", "toolUsePromptTokenCount"),
         tokens_out=("candidatesTokenCount", "thoughtsTokenCount"),
         cached_in="cachedContentTokenCount",
@@ -207,8 +199,11 @@ FORMS: Final = (
         model="modelVersion",
         is_array=True,
         query_hides_usage=True,
-        limits=("generationConfig.maxOutputTokens",),
-        choices=("generationConfig.candidateCount",),
+        # protocol buffers have two spellings in JSON
+        limits=(
+            "generationConfig.maxOutputTokens",
+            "generation_config.max_output_tokens",
+        ),
     ),
     UsageForm(
         "gemini interactions",
@@ -225,7 +220,7 @@ FORMS: Final = (
     UsageForm(
         "bedrock converse",
         "https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_TokenUsage.html",
-        f"POST {_PATH}/model/(?P<model>{_NAME}((:|%3A){_NAME})?)/converse",
+        f"POST {_PATH}/model/{_NAME}((:|%3A){_NAME})?/converse",
         tokens_in=("inputTokens", "cacheReadInputTokens", "cacheWriteInputTokens"),
         tokens_out=("outputTokens",),
         cached_in="cacheReadInputTokens",
@@ -242,12 +237,6 @@ def form_of(method: str, target: str) -> UsageForm | None:
     """
     request = _request(method, target)
     return next((form for form in FORMS if form.pattern.fullmatch(request)), None)
-
-
-def model_in(form: UsageForm, method: str, target: str) -> str:
-    """Return the model that a path names; empty where it names none."""
-    match = form.pattern.fullmatch(_request(method, target))
-    return (match and match.groupdict().get("model")) or ""
 
 
 def _request(method: str, target: str) -> str:

@@ -10,53 +10,70 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from squidkeeper.policy.bodies.json_form import folded
+
 KEPT_AT_MOST: Final = 16 * 1024  # bytes of a member
 _UNREAD_AT_MOST: Final = (
     2048  # bytes that wait for more: a name with its colon has up to 1,091
 )
 _DEEPEST: Final = 256
 _NAMES_AT_MOST: Final = 4096  # that are read of one object
-Path = tuple[bytes, ...]
+Path = tuple[str, ...]
 
 
 class FoundMember(NamedTuple):
     """The value of a member as it is written, empty where it is too long; how many
-    bytes come before it.
+    bytes come before it and before what follows it.
     """
 
     value: bytes
     start: int
+    end: int
 
 
 Found = dict[Path, FoundMember]
 
 
 class WantedMembers:
-    """The paths of members that are to be found, such as `usage.total_tokens`."""
+    """The members that are to be found, by paths such as `usage.total_tokens`.
 
-    __slots__ = ("containers", "paths")
+    `spelled` has each name as it is written, at its place.
+    """
+
+    __slots__ = ("containers", "paths", "spelled")
 
     def __init__(self, paths: Iterable[str]) -> None:
-        self.paths = frozenset(map(path_of, paths))
+        written = [tuple(path.split(".")) for path in paths]
+        self.paths = frozenset(_folded(path) for path in written)
         self.containers = frozenset(
             path[:end] for path in self.paths for end in range(len(path))
+        )
+        self.spelled = frozenset(
+            (*_folded(path[:end]), path[end])
+            for path in written
+            for end in range(len(path))
         )
 
 
 @lru_cache(maxsize=1024)
 def path_of(name: str) -> Path:
     """Return the path that a name such as `usage.total_tokens` stands for."""
-    return tuple(map(_folded, name.encode().split(b".")))
+    return _folded(tuple(name.split(".")))
+
+
+def _folded(path: Path) -> Path:
+    return tuple(map(folded, path))
 
 
 class MemberScanner:
     """Reads a JSON object; with `is_array` several, as the items of an array or one
     after the other.
 
-    Names are compared without case and `_`, as lenient parsers do. `is_plain` turns
-    false where a wanted name is there twice, where a name beside it is written with an
-    escape, and where the bytes are no JSON. Then nothing more is read. The values that
-    are passed over are not checked.
+    `is_plain` turns false where a parser could take another member for a wanted one: a
+    wanted name is there twice, or in a spelling that only lenient parsers take for it
+    (`folded`); a name beside it is not ASCII, or has an escape. It also turns false
+    where the bytes are no JSON. Then nothing more is read. The values that are passed
+    over are not checked.
     """
 
     __slots__ = (
@@ -67,6 +84,7 @@ class MemberScanner:
             "_in_text",
             "_is_after_one",
             "_is_array",
+            "_is_long",
             "_kept",
             "_names",
             "_path",
@@ -90,7 +108,7 @@ class MemberScanner:
         self._seen: set[Path] = set()
         self._kept: bytearray | None = None
         self._start = self._depth = self._names = 0
-        self._in_text = self._is_after_one = False
+        self._in_text = self._is_long = self._is_after_one = False
         self.objects: list[Found] = []
         self.is_plain = True
 
@@ -137,9 +155,13 @@ class MemberScanner:
             return at
         self._names += 1
         self.is_plain = self._names <= _NAMES_AT_MOST
-        self._value = (*self._path, _folded(match[1]))
+        name = match[1].decode()
+        self._value = (*self._path, folded(name))
         if self._value in self._wanted.containers or self._value in self._wanted.paths:
-            self.is_plain = self._value not in self._seen
+            self.is_plain = (
+                self._value not in self._seen
+                and (*self._path, name) in self._wanted.spelled
+            )
             self._seen.add(self._value)
         self._state = MemberScanner._first_byte
         return match.end()
@@ -161,7 +183,8 @@ class MemberScanner:
             self._path = self._value
             self._state = MemberScanner._name
             return at + 1
-        self._start, self._depth, self._in_text = self._at + at, 0, False
+        self._start, self._depth = self._at + at, 0
+        self._in_text = self._is_long = False
         self._kept = bytearray() if self._value in self._wanted.paths else None
         self._state = MemberScanner._pass
         return at
@@ -179,7 +202,7 @@ class MemberScanner:
             self.is_plain = self._depth <= _DEEPEST
         elif mark and mark != b"\\" and self._depth == 0:
             self._keep(data[at:end])
-            self._end_value(mark)
+            self._end_value(mark, self._at + end)
             return end
         elif mark in (b"}", b"]"):
             self._depth -= 1
@@ -188,17 +211,17 @@ class MemberScanner:
         return end
 
     def _keep(self, data: bytes) -> None:
-        if self._kept is not None:
+        if self._kept is not None and not self._is_long:
             self._kept += data
             if len(self._kept) > KEPT_AT_MOST:
-                self._kept = None
-                self._found[self._value] = FoundMember(b"", self._start)
+                self._kept = bytearray()
+                self._is_long = True
 
-    def _end_value(self, mark: bytes) -> None:
+    def _end_value(self, mark: bytes, end: int) -> None:
         self.is_plain = mark != b"]"
         if self._kept is not None:
             self._found[self._value] = FoundMember(
-                bytes(self._kept).rstrip(), self._start
+                bytes(self._kept).rstrip(), self._start, end
             )
             self._kept = None
         self._state = MemberScanner._name
@@ -208,7 +231,7 @@ _State = Callable[[MemberScanner, bytes, int], int]
 _BETWEEN: Final = re.compile(rb"[ \t\r\n,\[\]]*+")
 _SPACES: Final = re.compile(rb"[ \t\r\n]*+")
 _GAP: Final = re.compile(rb"[ \t\r\n,]*+")
-_NAME: Final = re.compile(rb'"([^"\\]{0,1024}+)"[ \t\r\n]{0,64}+:')
+_NAME: Final = re.compile(rb'"([ !#-\[\]-~]{0,1024}+)"[ \t\r\n]{0,64}+:')
 _TEXT: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _RUN: Final = rb'(?:[^"{}\[\]%b]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"|%b)*+'
 _SHALLOW: Final = (
@@ -220,10 +243,6 @@ _SHALLOW: Final = (
 _RUNS: Final = tuple(
     re.compile(_RUN % (ends, _SHALLOW), re.DOTALL) for ends in (b",", b"")
 )
-
-
-def _folded(name: bytes) -> bytes:
-    return name.lower().replace(b"_", b"")
 
 
 def _matched(pattern: re.Pattern[bytes], data: bytes, at: int) -> int:

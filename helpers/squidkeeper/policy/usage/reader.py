@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from squidkeeper.policy.usage.counting import Counts, read_counts, read_text, usage_of
-from squidkeeper.policy.usage.forms import UsageForm, form_of, model_in
+from squidkeeper.policy.usage.forms import UsageForm, form_of
 from squidkeeper.policy.usage.members import Found, MemberScanner, path_of
 from squidkeeper.policy.usage.tokens import NOTHING_USED, Unmetered, Usage
 
@@ -35,8 +35,7 @@ _JSON, _EVENTS = "application/json", "text/event-stream"
 class UsageReader:
     """Reads one answer. It raises nothing, whatever the bytes are.
 
-    `model` is the model where the answer names none. `is_read_again`: the answer may
-    have been counted before.
+    `is_read_again`: the answer may have been counted before.
     """
 
     __slots__ = ("_body", "_report", "_settled")
@@ -46,12 +45,11 @@ class UsageReader:
         form: UsageForm | None,
         *,
         is_stream: bool = False,
-        model: str = "",
         is_read_again: bool = False,
     ) -> None:
         self._settled: Usage | Unmetered = _UNKNOWN
         self._report = (
-            _ReportedUsage(form, model, is_read_again=is_read_again)
+            _ReportedUsage(form, is_read_again=is_read_again)
             if form is not None
             else None
         )
@@ -105,9 +103,8 @@ def reader_for(
     ]
     if form is not None and types not in ([_JSON], [_EVENTS]):
         return UsageReader.settled(_TYPE)
-    model = "" if form is None else model_in(form, method, target)
     return UsageReader(
-        form, is_stream=types == [_EVENTS], model=model, is_read_again=method != "POST"
+        form, is_stream=types == [_EVENTS], is_read_again=method != "POST"
     )
 
 
@@ -127,11 +124,11 @@ class _ReportedUsage:
         *("events", "form", "is_finished"),
     )
 
-    def __init__(self, form: UsageForm, model: str, *, is_read_again: bool) -> None:
+    def __init__(self, form: UsageForm, *, is_read_again: bool) -> None:
         self.form = form
         self.events = 0
         self.is_finished = False  # nothing follows that could report another usage
-        self._model = model
+        self._model = ""
         self._answer_id = ""
         self._counts: Counts | None = {}
         self._is_final = False  # the usage is that of the whole answer

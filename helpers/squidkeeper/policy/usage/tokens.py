@@ -4,6 +4,7 @@ reserved ahead.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -50,14 +51,14 @@ class Unmetered:
 class Reserve:
     """What a request may use.
 
-    `model` is the one that it asks for, empty where it names none.
+    `models` are those that may answer; an empty name stands for any.
     """
 
-    model: str
+    models: tuple[str, ...]
     tokens_in: int
     tokens_out: int
 
-    @property
-    def usage(self) -> Usage:
-        """The reserve, as if an answer had reported it."""
-        return Usage(self.model, self.tokens_in, self.tokens_out)
+    def usages(self) -> Iterator[Usage]:
+        """Yield the reserve as if an answer of each model had reported it."""
+        for model in self.models:
+            yield Usage(model, self.tokens_in, self.tokens_out)

@@ -39,7 +39,7 @@ from squidkeeper.policy.language.model import Rule
 from squidkeeper.policy.language.prices import NO_PRICES, Metering, Prices
 from squidkeeper.policy.language.quotas import UNCOUNTED, Quota, QuotaUnit, shown_amount
 from squidkeeper.policy.url import address_host, parse_address
-from squidkeeper.policy.usage.cost import cost_of
+from squidkeeper.policy.usage.cost import cost_of, dearest_of
 from squidkeeper.policy.usage.forms import form_of
 from squidkeeper.policy.usage.reserve import reserve_of, with_usage_asked
 from squidkeeper.policy.usage.tokens import Unmetered, Usage
@@ -409,9 +409,9 @@ def _metered(
     request = MeteredRequest(
         *told, recorded_text(_host(asked.url)), recorded_text(asked.worker)
     )
-    metered = Metered(
-        request, reserve.model, _amounts(reserve.usage, policy.source.prices)
-    )
+    prices = policy.source.prices
+    usage = dearest_of(reserve.usages(), prices)
+    metered = Metered(request, usage.model, _amounts(usage, prices))
     return metered, with_usage_asked(sent.body, form) if meter.ask_usage else None
 
 
