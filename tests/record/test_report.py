@@ -907,7 +907,7 @@ def test_what_metered_requests_used_is_a_section_with_a_chart(tmp_path: Path) ->
     ledger = ledger_file(tmp_path)
     ledger.parent.mkdir(parents=True)
     reserve, used = Amounts(1000, 4096, 41_200), Amounts(800, 120, 3_200, cached_in=512)
-    for number, model in enumerate(["gpt-4o", "<b>", "gpt-4o"]):
+    for number, model in enumerate(["gpt-4o", "<b>\n", "gpt-4o"]):
         about = MeteredRequest(
             f"1.2.3.{number}", "192.0.2.1", "ci", "models", "-", "a.example"
         )
@@ -940,7 +940,7 @@ def test_what_metered_requests_used_is_a_section_with_a_chart(tmp_path: Path) ->
     assert report["usage"] == {
         "total": row("", 3, 1, 2600, 1024, 4336, 47_600),
         "models": [
-            row("<b>", 1, 1, 1000, 0, 4096, 41_200),
+            row("<b>%0A", 1, 1, 1000, 0, 4096, 41_200),
             row("gpt-4o", 2, 0, 1600, 1024, 240, 6_400),
         ],
         "clients": [row("192.0.2.1 ci", 3, 1, 2600, 1024, 4336, 47_600)],

@@ -119,6 +119,12 @@ def test_a_request_counts_once_when_it_has_ended(
     assert counts.models == {"gpt-4o": "2026-11-24T12:00:00.000Z"}
 
 
+def test_the_name_of_a_model_is_printable(file: Path, policy: CompiledPolicy) -> None:
+    write(file, 1, USED, RESERVE, UsageState.METERED, model="gpt\n\x1b\u202e\u2066é")
+    (((_, _, model, _), _),) = counted(file, policy).used
+    assert model == "gpt%0A%1B%E2%80%AE%E2%81%A6é"
+
+
 def test_counting_goes_on_over_restarts_and_rotations(
     file: Path, policy: CompiledPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

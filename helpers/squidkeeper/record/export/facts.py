@@ -17,6 +17,7 @@ from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.policy.language.model import BY_BODY, SEALED
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.policy.url import parse_authority
+from squidkeeper.record.log.listing import printable, shown_field
 from squidkeeper.record.log.record import (
     NONE,
     Record,
@@ -67,7 +68,7 @@ def facts_of(record: Record, options: ExportOptions) -> Facts:
         **_numbers(record),
         **_address_facts(record),
     }
-    facts |= {name: clean(decode_field(getattr(record, name))) for name in _TEXTS}
+    facts |= {name: shown_field(getattr(record, name)) for name in _TEXTS}
     facts |= {name: _names(getattr(record, name)) for name in _LISTS}
     facts |= _url_facts(record)
     facts |= {
@@ -86,12 +87,7 @@ def clean(text: str | None) -> str | None:
     """Write what is not printable in percent-encoding: line ends, other control
     characters, invisible ones.
     """
-    if text is None or text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else quote(character, errors="replace")
-        for character in text
-    )
+    return None if text is None else printable(text)
 
 
 _TEXTS: Final = (

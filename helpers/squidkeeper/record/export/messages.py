@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, Protocol
 
-from squidkeeper.record.export.facts import clean
-from squidkeeper.record.log.record import decode_field, format_time
+from squidkeeper.record.log.listing import shown_field
+from squidkeeper.record.log.record import format_time
 from squidkeeper.record.usage.ledger import UsageEntry
 
 FIRST_SECONDS: Final = 1.0
@@ -170,7 +170,7 @@ def usage_notice(entry: UsageEntry) -> Notice:
     """
     details = {name: getattr(entry, name) for name in _OF_USAGE}
     details = {
-        name: clean(decode_field(value)) if isinstance(value, str) else value
+        name: shown_field(value) if isinstance(value, str) else value
         for name, value in details.items()
     }
     told = {name: value for name, value in details.items() if value not in (None, "")}

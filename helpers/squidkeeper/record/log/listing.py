@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from urllib.parse import quote
 
 from squidkeeper.policy.url import RECORDED_URL_LENGTH
-from squidkeeper.record.log.record import NONE, Record, client_name
+from squidkeeper.record.log.record import NONE, Record, client_name, decode_field
 
 _COLOURS: Final = {
     "allow": "\x1b[32mallow\x1b[0m",
@@ -268,6 +268,14 @@ def printable(value: str) -> str:
         character if character.isprintable() else quote(character, errors="replace")
         for character in value
     )
+
+
+def shown_field(value: str) -> str | None:
+    """Decode a field for a page, a label or a message: what is not printable in it
+    stays encoded.
+    """
+    decoded = decode_field(value)
+    return None if decoded is None else printable(decoded)
 
 
 def _url(url: str) -> str:

@@ -10,7 +10,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from squidkeeper.record.log.drift import DriftChecker, Effective
-from squidkeeper.record.log.record import NONE, decode_field, redacted_url, truncate
+from squidkeeper.record.log.listing import shown_field
+from squidkeeper.record.log.record import NONE, redacted_url, truncate
 from squidkeeper.record.report import figures, sections
 from squidkeeper.record.report.denials import URL_SHOWN, denials
 from squidkeeper.record.report.period import Period, RecordCounts, utc
@@ -155,5 +156,5 @@ def _finding(row: tuple[datetime, str, str, str, str, str, str]) -> figures.Drif
     time, client, method, logged, rule, reason, kind = row
     url, cut = truncate(redacted_url(logged), URL_SHOWN)
     return figures.DriftRow(
-        utc(time), client, decode_field(method) or NONE, url, cut, rule, reason, kind
+        utc(time), client, shown_field(method) or NONE, url, cut, rule, reason, kind
     )

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from squidkeeper.record.log.record import NONE, decode_field, redacted_url, truncate
+from squidkeeper.record.log.listing import shown_field
+from squidkeeper.record.log.record import NONE, redacted_url, truncate
 from squidkeeper.record.report import figures
 from squidkeeper.record.report.period import client_label, utc
 
@@ -89,7 +90,7 @@ def _rule(
     reasons: Mapping[str, str | None],
     over_time: tuple[int, ...],
 ) -> figures.RuleDenials:
-    rule = decode_field(logged) or NONE
+    rule = shown_field(logged) or NONE
     others = denied - sum(host.count for host in hosts)
     return figures.RuleDenials(
         rule, reasons.get(rule), denied, retried, tuple(hosts), others, over_time
@@ -103,10 +104,10 @@ def _retried(
     shown, cut = truncate(redacted_url(url), URL_SHOWN)
     return figures.Retried(
         client=client_label(client, user),
-        method=(decode_field(method) or NONE)[:_METHOD_SHOWN],
+        method=(shown_field(method) or NONE)[:_METHOD_SHOWN],
         url=shown,
         cut=cut,
-        rule=decode_field(rule) or NONE,
+        rule=shown_field(rule) or NONE,
         denied=denied,
         first=utc(first),
         last=utc(last),

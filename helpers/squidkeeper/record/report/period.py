@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from squidkeeper.record.log.record import NONE, decode_field
+from squidkeeper.record.log.listing import shown_field
+from squidkeeper.record.log.record import NONE
 from squidkeeper.record.report.figures import CLIENT_LEFT, NO_REQUEST, REFUSED
 from squidkeeper.record.table.columns import (
     ENDED_BY_CLIENT,
@@ -135,7 +136,7 @@ class Period:
 
 def client_label(client: str, user: str) -> str:
     """Name a client: its address, and the proxy user if there is one."""
-    name = decode_field(user)
+    name = shown_field(user)
     return client if name is None else f"{client} {name[:_USER_SHOWN]}"
 
 

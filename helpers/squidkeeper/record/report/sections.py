@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from squidkeeper.record.log.record import CLIENT_ERRORS, NONE, decode_field, host_of
+from squidkeeper.record.log.listing import shown_field
+from squidkeeper.record.log.record import CLIENT_ERRORS, NONE, host_of
 from squidkeeper.record.report import figures
 from squidkeeper.record.report.figures import CLIENT_LEFT
 from squidkeeper.record.report.period import (
@@ -52,7 +53,7 @@ def credentials(connection: DuckDBPyConnection) -> figures.CredentialFigures:
         "SELECT coalesce(sum(requests), 0)::BIGINT FROM credential_uses"
     ).fetchall()
     uses = [
-        figures.CredentialUse(decode_field(name) or NONE, *counts)
+        figures.CredentialUse(shown_field(name) or NONE, *counts)
         for name, *counts in connection.execute(_SHOWN_USES).fetchall()
     ]
     return figures.CredentialFigures(
@@ -85,7 +86,7 @@ def observed(connection: DuckDBPyConnection) -> figures.ObservedFigures:
         total=total,
         asked=asked,
         rows=tuple(
-            figures.ObservedRow(decode_field(name) or NONE, *counts)
+            figures.ObservedRow(shown_field(name) or NONE, *counts)
             for name, *counts in rows
         ),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from squidkeeper.record.log.record import decode_field
+from squidkeeper.record.log.listing import shown_field
 from squidkeeper.record.report import figures
 from squidkeeper.record.report.period import client_label
 from squidkeeper.record.report.traffic import Steps
@@ -49,7 +49,7 @@ def usage(connection: DuckDBPyConnection, steps: Steps) -> figures.UsageFigures 
     return figures.UsageFigures(
         total=figures.UsageSums("", *total),
         models=tuple(
-            figures.UsageSums(decode_field(model) or "unknown", *sums)
+            figures.UsageSums(shown_field(model) or "unknown", *sums)
             for model, *sums in models
         ),
         clients=tuple(

@@ -15,7 +15,7 @@ from squidkeeper.base.helper_metrics import NONE, OTHER
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.url import address_host, parse_address
 from squidkeeper.record.log.follower import Follower, Position
-from squidkeeper.record.log.record import decode_field
+from squidkeeper.record.log.listing import shown_field
 from squidkeeper.record.log.requests import token
 from squidkeeper.record.usage.ledger import UsageEntry, UsageState, parse_entry
 
@@ -81,7 +81,7 @@ class UsageCounter:
     def _count(self, entry: UsageEntry) -> None:
         labels = (
             self._client(entry),
-            decode_field(entry.rule) or NONE,
+            shown_field(entry.rule) or NONE,
             self._model(entry),
             str(entry.state),
         )
@@ -112,7 +112,7 @@ class UsageCounter:
 
         A client alone chooses the model of a request, so that one is not named.
         """
-        model = decode_field(entry.model)
+        model = shown_field(entry.model)
         if entry.state is not UsageState.METERED or model is None:
             return NONE
         if model not in self._models and len(self._models) >= MODELS_LIMIT:
