@@ -20,13 +20,23 @@ from squidkeeper.policy.bodies import git_push, json_form
 from squidkeeper.policy.language import document
 from squidkeeper.policy.protocol import lines as helper_lines
 from squidkeeper.policy.url import Reading
-from squidkeeper.policy.usage import members
+from squidkeeper.policy.usage import members, reserve
 from squidkeeper.policy.usage import reader as usage_reader
 from squidkeeper.policy.usage.tokens import Usage
 from squidkeeper.record.log import follower, log_files
 from squidkeeper.services.transparent import client_hello
 
-from . import answers, documents, hellos, lines, policies, pushes, records, urls
+from . import (
+    answers,
+    budgets,
+    documents,
+    hellos,
+    lines,
+    policies,
+    pushes,
+    records,
+    urls,
+)
 from .target import Target
 
 TARGETS = {
@@ -37,6 +47,7 @@ TARGETS = {
     "pushes": pushes.TARGET,
     "documents": documents.TARGET,
     "answers": answers.TARGET,
+    "budgets": budgets.TARGET,
     "hellos": hellos.TARGET,
 }
 
@@ -72,8 +83,14 @@ def changed_body(data: st.DataObject, target: Target) -> bytes:
 
 @pytest.mark.parametrize(
     "target",
-    [pushes.TARGET, documents.TARGET, answers.TARGET, hellos.TARGET],
-    ids=["pushes", "documents", "answers", "hellos"],
+    [
+        pushes.TARGET,
+        documents.TARGET,
+        answers.TARGET,
+        budgets.TARGET,
+        hellos.TARGET,
+    ],
+    ids=["pushes", "documents", "answers", "budgets", "hellos"],
 )
 @settings(deadline=None)
 @given(st.data())
@@ -212,6 +229,15 @@ BROKEN: dict[str, tuple[Target, object, str, object]] = {
         json.JSONDecoder(),
     ),
     "an object is an empty array": (documents.TARGET, json_form, "EACH", ""),
+    "a limit is compared by its case": (budgets.TARGET, members, "folded", str),
+    "a limit has any characters": (
+        budgets.TARGET,
+        members,
+        "_NAME",
+        re.compile(rb'"([^"\\]{0,1024}+)"[ \t\r\n]{0,64}+:'),
+    ),
+    "an option is compared by its case": (budgets.TARGET, reserve, "folded", str),
+    "any text is JSON": (budgets.TARGET, reserve, "_is_json", bool),
     "a usage is made up": (
         answers.TARGET,
         usage_reader,
