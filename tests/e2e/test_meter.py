@@ -57,8 +57,10 @@ quotas:
   - {name: all, rules: [models], tokens: 900000000, per: client, every: day}
   - {name: money, rules: [models], cost: 900, per: all, every: week}
   - {name: tight, rules: [tight, down], tokens: 1000, per: client, every: day}
+  - {name: dear, rules: [azure], cost: 9000, per: client, every: day}
 prices:
   - {model: "gpt-*", in: 2.5, out: 10}
+  - {model: dear, in: 1000, out: 3000}
   - {model: "*", in: 1, out: 5}
 rules:
   - {name: models, action: allow, hosts: [llm.example], meter: tokens, reserve: 70}
@@ -66,6 +68,7 @@ rules:
   - {name: down, action: allow, hosts: [down.example], ports: [4, 80], meter: tokens}
   - {name: refused, action: allow, hosts: [refused.example], meter: tokens}
   - {name: asking, action: allow, hosts: [asking.example], meter: tokens, ask_usage: true}
+  - {name: azure, action: allow, hosts: [azure.example], meter: tokens}
   - {name: free, action: allow, hosts: [plain.example]}
 """
 TOKEN = "sqk_token-of-alice-0123456789"
@@ -445,6 +448,54 @@ def test_the_record_says_why_a_request_cannot_be_counted(gateway: Gateway) -> No
     )
     line = gateway.logged(f"https://tight.example{CHAT}", len(gateway.log()) - 1)
     assert unquote(str(line["found"])) == "body:the body is not plain JSON"
+
+
+@pytest.mark.parametrize(
+    ("host", "body", "found"),
+    [
+        ("tight", '"max_tokens": 1, "max_to\u212aens": 15000', "plain JSON"),
+        ("tight", '"max_tokens": 1, "max_token\u017f": 15000', "plain JSON"),
+        ("tight", '"Max_Tokens": 1', "plain JSON"),
+        ("asking", '"stream": true, "STREAM": 1', "plain JSON"),
+        ("asking", '"stream": true, "Stream_Options": 0', "plain JSON"),
+    ],
+)
+def test_what_servers_could_read_in_two_ways_reaches_none(
+    gateway: Gateway, origins: Origins, host: str, body: str, found: str
+) -> None:
+    seen = len(origins.seen)
+    sent = (
+        "-d",
+        f'{{"model": "gpt-x", {body}}}',
+        "-H",
+        "Content-Type: application/json",
+    )
+    reply = curl(gateway, f"https://{host}.example{CHAT}", *sent, client="127.0.0.26")
+    assert (reply.status, reply.rule) == (403, "invalid-request")
+    assert found in reply.body.decode()
+    assert len(origins.seen) == seen
+
+
+@pytest.mark.parametrize(
+    "path", ["/openai/deployments/dear/chat/completions", "/model/dear/invoke"]
+)
+def test_the_dearest_of_the_models_in_path_and_body_counts(
+    gateway: Gateway, origins: Origins, path: str
+) -> None:
+    origins.fallback = BrokenOff()
+    for body in ("gpt-x", "dear"):
+        with suppress(CurlFailed):
+            curl(
+                gateway,
+                f"https://azure.example{path}",
+                "-d",
+                json.dumps({"model": body, "max_tokens": 1000}),
+            )
+        last = wait_for(
+            lambda: entries(gateway, "azure.example"), "the reserve to be written"
+        )[-1]
+        cost = last.tokens_in * 1_000 + last.tokens_out * 3_000
+        assert (last.model, last.cost) == ("dear", cost)
 
 
 def test_a_request_without_a_connection_gives_its_reserve_back_and_one_without_an_answer_does_not(

@@ -118,6 +118,7 @@ def seeds() -> Iterable[bytes]:
         '"\u017ftream": false',
         '"STREAM": true',
         '"stream_options": {"include_usage": true, "Include_Usage": false}',
+        '"stream_options": {"in\u212aclude_usage": false}',
         '"Stream_Options": null',
     ):
         yield b'{"model": "m", "max_tokens": 5, "stream": true, %b}' % written.encode()

@@ -291,6 +291,7 @@ def test_a_stream_is_asked_for_its_usage_and_else_stays_as_it_is(
                 '{"include_usage": true, "include_usage": false}',
                 '{"include_usage": true, "Include_Usage": false}',
                 '{"include_usage": true, "includeu\u017fage": false}',
+                '{"include_u\u00e9sage": false}',
             )
         ),
         '{"stream": true, "stream": false}',

@@ -236,8 +236,10 @@ def with_usage_asked(body: bytes, form: UsageForm | None) -> bytes | None:
 
 def _options(written: bytes) -> dict[str, object]:
     options = {} if written == b"null" else read_value(written)
-    if not isinstance(options, dict) or any(
-        name != _INCLUDE and folded(name) == folded(_INCLUDE) for name in options
-    ):
-        raise UnreadableBody(f"{_OPTIONS} is not plain")
-    return options
+    if isinstance(options, dict) and all(map(_is_plain_option, options)):
+        return options
+    raise UnreadableBody(f"{_OPTIONS} is not plain")
+
+
+def _is_plain_option(name: str) -> bool:
+    return name == _INCLUDE or (name.isascii() and folded(name) != folded(_INCLUDE))
