@@ -11,10 +11,10 @@ from threading import Lock
 from typing import Final, NamedTuple
 
 from squidkeeper.policy.protocol.request import CONNECT
-from squidkeeper.record.log.listing import shown_field
 from squidkeeper.record.log.record import (
     NONE,
     Record,
+    decode_field,
     redacted_url,
     truncate,
 )
@@ -201,9 +201,9 @@ def _denial(record: Record) -> Denial:
     return Denial(
         time=datetime.fromisoformat(record.time),
         client=record.client,
-        user=shown_field(record.user),
-        method=truncate(shown_field(record.method) or NONE, 40)[0],
+        user=decode_field(record.user),
+        method=truncate(decode_field(record.method) or NONE, 40)[0],
         url=url,
         cut=missing,
-        rule=shown_field(record.rule) or NONE,
+        rule=decode_field(record.rule) or NONE,
     )
