@@ -140,14 +140,22 @@ def test_a_fleet_is_read_as_one_table(run: Run) -> None:
         "gw-1",
         "gw-2",
     }, shown.stderr
-    assert "Damaged: gone (127.77.0.3): " in shown.stderr
+    assert "Missing: gone (127.77.0.3): " in shown.stderr
+    assert shown.returncode == 2, "a part is not the whole"
     sql = "SELECT gateway, count(*) AS n FROM requests GROUP BY ALL ORDER BY ALL"
     counted = run("query", sql, "--since", "1h", "--format", "csv")
     assert counted.stdout.split() == ["gateway,n", "gw-1,3", "gw-2,3"], counted.stderr
+    assert counted.returncode == 2, counted.stderr
+    part = run("report", "--json", "--since", "1h")
+    assert (part.returncode, json.loads(part.stdout)["summary"]["requests"]) == (2, 6)
     report = run("report", "--json", "--since", "1h", "--gateway", "gw-2")
     assert report.returncode == 0, report.stderr
     assert json.loads(report.stdout)["summary"]["requests"] == 3, report.stderr
     assert "gone" not in report.stderr
+    drift = run("log", "--drift", "--since", "1h")
+    assert drift.returncode == 2, "a missing gateway stands above a finding"
+    alone = run("log", "--since", "1h", "--gateway", "gw-1")
+    assert alone.returncode == 0, alone.stderr
 
 
 def test_why_asks_the_gateway_that_the_request_id_begins_with(

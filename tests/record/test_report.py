@@ -27,7 +27,7 @@ from squidkeeper.policy.policy_store.sources import read_sources
 from squidkeeper.record.log.drift import DriftChecker, PastPolicies
 from squidkeeper.record.log.record import parse_record
 from squidkeeper.record.report import figures
-from squidkeeper.record.report.builder import COLUMNS, build_report
+from squidkeeper.record.report.builder import COLUMNS, OF_DENIALS, build_report
 from squidkeeper.record.report.page import page
 from squidkeeper.record.report.period import Period
 from squidkeeper.record.report.text import text as text_of
@@ -88,13 +88,15 @@ def report_of(
     with NamedTemporaryFile() as log:
         log.writelines(b"%b\n" % line for line in lines)
         log.flush()
-        with open_table(TableSources((Path(log.name),)), columns=COLUMNS) as table:
+        with open_table(
+            TableSources((Path(log.name),)), columns=COLUMNS, partial=OF_DENIALS
+        ) as table:
             return build_report(
                 table.connection,
                 Period(since, until),
                 files=["access.log"],
                 now=NOON,
-                reasons={"no": "Because."},
+                reasons=lambda rule, _: {"no": "Because."}.get(rule),
                 invalid=table.skipped.count,
             )
 
@@ -676,6 +678,21 @@ def test_the_command_reads_the_policys_reasons(log: Path, tmp_path: Path) -> Non
     code, output = run(log, "--json", "--policy", tmp_path)
     assert code == 0, output
     assert json.loads(output)["denials"]["rules"][0]["reason"] == "Not here."
+
+
+def test_a_denial_has_the_reason_that_the_policy_gave_then(tmp_path: Path) -> None:
+    policy, state, log = (tmp_path / name for name in ("policy", "state", "access.log"))
+    revisions = []
+    for reason in ("Then.", "Now."):
+        write_policy(policy, f"defaults: {{action: deny, reason: {reason}}}\n")
+        sources = read_sources(policy)
+        revisions.append(load_sources(sources, NOON).compiled.revision)
+        store_revision(sources, revisions[-1], state / "revisions")
+    for revision, reason in zip(revisions, ("Then.", "Now."), strict=True):
+        log.write_bytes(denied(1, rule="default", revision=revision) + b"\n")
+        _, output = run(log, "--json", "--policy", policy, "--state", state)
+        [rule] = json.loads(output)["denials"]["rules"]
+        assert rule["reason"] == reason
 
 
 def test_the_command_holds_what_was_served_against_the_revisions_that_are_kept(

@@ -19,7 +19,7 @@ from typing import Any
 
 from squidkeeper.record.log.record import NONE
 from squidkeeper.record.report import figures
-from squidkeeper.record.report.builder import COLUMNS, build_report
+from squidkeeper.record.report.builder import COLUMNS, OF_DENIALS, build_report
 from squidkeeper.record.report.period import Period
 from squidkeeper.record.table.sources import TableSources
 from squidkeeper.record.table.table import open_table
@@ -142,13 +142,15 @@ def reports() -> Iterator[dict[str, Any]]:
                 None if after is None else NOON + timedelta(seconds=after)
                 for after in period
             )
-            with open_table(TableSources((Path(log.name),)), columns=COLUMNS) as table:
+            with open_table(
+                TableSources((Path(log.name),)), columns=COLUMNS, partial=OF_DENIALS
+            ) as table:
                 report = build_report(
                     table.connection,
                     Period(since, until),
                     files=(),
                     now=NOON,
-                    reasons={"no": "Because.", "default": None},
+                    reasons=lambda rule, _: {"no": "Because."}.get(rule),
                     invalid=table.skipped.count,
                 )
             yield json.loads(figures.as_json(report))

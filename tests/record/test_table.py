@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import msgspec
@@ -26,7 +28,8 @@ from hypothesis import strategies as st
 from squidkeeper.base.errors import UnreadableLog
 from squidkeeper.record.log.log_files import LINE_LIMIT
 from squidkeeper.record.log.record import NONE, Record, format_time, host_of
-from squidkeeper.record.table.columns import COLUMNS, FIELDS
+from squidkeeper.record.table import database
+from squidkeeper.record.table.columns import COLUMNS, FIELDS, Partial
 from squidkeeper.record.table.database import open_database
 from squidkeeper.record.table.lines import LineTable, Loaded, record_of
 from squidkeeper.record.table.sources import TableSources
@@ -418,13 +421,77 @@ def test_a_denied_tunnel_counts_with_its_requests_and_a_failed_one_stands_for_it
             "SELECT request_id FROM requests ORDER BY time, position"
         ).fetchall()
         assert standing(
-            table.connection, ["0", "0.0", "1", "1.0", "2.0", "3.0", "4"]
+            table.database, ["0", "0.0", "1", "1.0", "2.0", "3.0", "4"]
         ) == {
             "0": "0.0",
             "2.0": "2",
             "3.0": "3",
         }
     assert [version for (version,) in rows] == ["0.0", "0.1", "1", "1.0", "2", "3"]
+
+
+def test_rows_that_were_served_lack_the_columns_that_only_others_need(
+    tmp_path: Path,
+) -> None:
+    served = {"verdict": "allow", "error": NONE, "url": "https://a.example/"}
+    lines = [
+        record_line(**served, status=200),
+        record_line(**served, status=503),
+        record_line(**{**served, "verdict": "deny", "status": 403}),
+    ]
+    odd = lines[0].replace(b'"v":1', b'"v": 1')  # Python decodes it
+    some = Partial(frozenset({"url"}), "status >= 500")
+    for text in (lines, [*lines, odd]):
+        with open_table(
+            TableSources((written(tmp_path, text),)),
+            threads=1,
+            columns=("status",),
+            partial=some,
+        ) as table:
+            rows = table.connection.execute(
+                "SELECT status, url FROM requests ORDER BY position LIMIT 3"
+            ).fetchall()
+        assert rows == [
+            (200, None),
+            (503, "https://a.example/"),
+            (403, "https://a.example/"),
+        ]
+
+
+def test_tables_of_large_logs_are_on_disk_and_hold_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path, [record_line(status=number) for number in range(200, 300)])
+    rows = []
+    for most in (database.MEMORY_LOGS, 0):
+        monkeypatch.setattr(database, "MEMORY_LOGS", most)
+        with open_table(TableSources((file,)), threads=1) as table:
+            assert table.database.on_disk == (most == 0)
+            folder = table.database.spill
+            assert folder.stat().st_mode & 0o777 == 0o700
+            found = table.connection.execute("FROM requests ORDER BY position")
+            rows.append(found.fetchall())
+        assert not folder.exists()
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 100
+
+
+def test_a_disk_without_room_is_told_and_not_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = record_line(url="https://a.example/@")
+    lines = (line.replace(b"@", token_hex(100).encode()) for _ in range(130_000))
+    file = written(tmp_path, lines)
+    monkeypatch.setattr(database, "MEMORY_LOGS", 0)
+    monkeypatch.setattr(database, "room", lambda _: 12 * 10**6)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    told = pytest.raises(UnreadableLog, match=r"of the free space of .*--since")
+    with told, open_table(TableSources((file,)), threads=1):
+        pass
+    assert resource.getrlimit(resource.RLIMIT_FSIZE) == limit
+    monkeypatch.setattr(database, "room", lambda _: 0)
+    with open_table(TableSources((file,)), threads=1) as table:
+        assert not table.database.on_disk, "what fits into memory needs no disk"
 
 
 # --- files ----------------------------------------------------------------------------

@@ -26,11 +26,13 @@ from squidkeeper.policy.url import parse_address
 from squidkeeper.record.log.record import NONE, Record, endpoint_of
 from squidkeeper.record.log.requests import request_of
 from squidkeeper.record.why import CAUSES, facts_of, judge
+from squidkeeper.record.why.answer import crashes
 from squidkeeper.record.why.cache_log import CacheLog, parse_lines
 from squidkeeper.record.why.details import Surroundings, detail_of
 from squidkeeper.record.why.proposal import Proposal, propose
 from squidkeeper.record.why.search import Failure, failures_among, group
 from squidkeeper.serving.error_pages import FAILURES
+from squidkeeper.serving.squid_crashes import SquidCrash
 from squidkeeper.serving.tickets.store import TicketState, TicketStore
 from squidkeeper.serving.tickets.ticket import AskedRequest, Holder
 
@@ -392,12 +394,13 @@ def test_failures_are_grouped_by_cause_sentence_and_host_newest_first() -> None:
             for n in range(3, 8)
         ),
     ]
-    groups, beyond = group(failures_among(records))
+    groups, beyond = group(failures_among(reversed(records)), 1)
     assert [(group.count, group.first, group.last) for group in groups] == [
         (6, after_noon(0), after_noon(7)),
         (1, after_noon(1), after_noon(1)),
     ]
     assert [request.record.url[-1] for request in groups[0].newest] == ["7", "6", "5"]
+    assert groups[1].newest == [], "only what is shown is kept"
     assert beyond == 0
 
 
@@ -437,7 +440,7 @@ def test_a_denial_by_the_body_tells_what_did_not_hold_and_what_to_change(
         "tools: the tool is not allowed",
     ):
         add(log, **OF_BODY, rule="rest", found=f"body:{quote(found)}")
-    chat, tools = json.loads(why(log, "--json").output)["causes"]
+    tools, chat = json.loads(why(log, "--json").output)["causes"]
     place = f"{log.parent}/policy/policy.yaml"
     assert chat["sentence"] == (
         f"The rule rest ({place}:5) denies it: Ask for it. Its body decided: chat: /model is not what the rule lists."
@@ -1406,7 +1409,8 @@ def test_of_very_many_the_newest_failures_are_read(
         "h2",
         "h3",
     ]
-    assert "Older failures were not read: choose a shorter time." in result.output
+    left = "1 older request that may have failed not read: choose a shorter time.\n"
+    assert left in result.output
     assert "3 requests read, 2 failed." in result.output
 
 
@@ -1414,6 +1418,37 @@ def test_without_a_policy_the_rule_is_named_all_the_same(log: Path) -> None:
     (log.parent / "policy/policy.yaml").unlink()
     add(log, **DENIED, rule="closed")
     assert "The rule closed denies it." in why(log).output
+
+
+def test_an_unknown_client_is_made_known_and_no_host_is_opened_to_everybody(
+    log: Path,
+) -> None:
+    write_policy(
+        log.parent / "policy",
+        "clients:\n  vms: {networks: [10.0.0.0/8]}\n"
+        "rules: [{name: closed, action: deny, hosts: [closed.example]}]\n",
+    )
+    for rule, host in (("default", "new.example"), ("closed", "closed.example")):
+        of_rule = {**DENIED, "rule": rule, "revision": NONE, "tunnel": NONE}
+        add(log, **of_rule, url=f"http://{host}/")
+    for found in json.loads(why(log, "--json").output)["causes"]:
+        assert "make the client known: 192.168.137.2 is no client" in found["remedy"]
+        assert "squidkeeper client add" in found["remedy"]
+        assert "action: allow" not in found["remedy"]
+        assert found["details"]["opens"] is None
+
+
+def test_crashes_of_which_squid_said_the_same_are_one_cause() -> None:
+    known = [
+        SquidCrash(at=at, told=told, in_flight=1, origins=(f"o{at}.example",))
+        for at, told in ((10, "assertion a"), (30, "assertion a"), (20, "signal 11"))
+    ]
+    found = list(crashes(known, ""))
+    assert [(one.count, one.first[17:23], one.last[17:23]) for one in found] == [
+        (2, "10.000", "30.000"),
+        (1, "20.000", "20.000"),
+    ]
+    assert "Newest origins: o30.example, o10.example." in found[0].sentence
 
 
 # --- the document ---------------------------------------------------------------------

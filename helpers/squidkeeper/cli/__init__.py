@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from squidkeeper.cli.failures import told_failures
+from squidkeeper.cli.failures import told_failures, told_missing
 
 GROUPS = {  # what people do, with a line for each command that fits beside its name
     "Policy": {
@@ -119,7 +119,7 @@ class LateGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
-        with told_failures():
+        with told_failures(), told_missing(ctx):
             return super().invoke(ctx)
 
 

@@ -18,6 +18,7 @@ from squidkeeper.base.errors import (
     UnreadableLog,
 )
 
+MISSING: Final = "squidkeeper.missing"  # in the meta of the context
 _OF_WRITING: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 )
@@ -71,3 +72,17 @@ def told_failures() -> Iterator[None]:
         raise Failed(
             f"{os.fsdecode(error.filename)}: {(error.strerror or str(error)).lower()}"
         ) from error
+
+
+@contextmanager
+def told_missing(ctx: click.Context) -> Iterator[None]:
+    """End with 2 where a gateway is missing, whatever else the command tells: a script
+    must not take a part for the whole.
+    """
+    try:
+        yield
+    except SystemExit:
+        if MISSING not in ctx.meta:
+            raise
+    if MISSING in ctx.meta:
+        raise SystemExit(UnusableInput.exit_code)

@@ -177,7 +177,7 @@ def log(
     \b
     Exit status:
       1  --drift found a request.
-      2  A log cannot be read.
+      2  A log cannot be read, or a gateway of --fleet is missing.
     """
     from squidkeeper.cli.arguments import past_policies
     from squidkeeper.record.log.drift import DriftChecker

@@ -18,6 +18,8 @@ from typing import IO, TYPE_CHECKING, Final
 
 import click
 
+from squidkeeper.cli.failures import MISSING
+
 if TYPE_CHECKING:
     from squidkeeper.record.table.lines import Skipped
 
@@ -127,9 +129,12 @@ def report_skipped(skipped: Skipped) -> None:
     from squidkeeper.base.formatting import printable
 
     report_invalid(skipped.count, skipped.first)
-    for damage in skipped.damaged:
-        end_progress()
-        click.echo(f"Damaged: {printable(damage)}", err=True)
+    for what, names in (("Missing", skipped.missing), ("Damaged", skipped.damaged)):
+        for name in names:
+            end_progress()
+            click.echo(f"{what}: {printable(name)}", err=True)
+    if skipped.missing:
+        click.get_current_context().meta[MISSING] = True
 
 
 def report_invalid(count: int, first: str) -> None:

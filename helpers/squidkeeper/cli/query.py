@@ -64,7 +64,8 @@ def query(
     \b
     Exit status:
       1  The SELECT was refused or failed.
-      2  A log cannot be read, or memory is too short.
+      2  A log cannot be read, memory is too short, or a gateway of --fleet is missing:
+         then there is no file of --output.
     """
     from squidkeeper.record.table.database import (
         bound_memory,
@@ -95,6 +96,7 @@ def _remove(output: Path | None) -> None:
 def _run(
     sql: str, read: TableOptions, form: QueryFormat, file: IO[bytes], state: Path
 ) -> None:
+    from squidkeeper.record.table.database import QUERY_MEMORY
     from squidkeeper.record.table.statement import drop_rights, lock, parse_select
     from squidkeeper.record.table.table import open_table
     from squidkeeper.record.table.usage import USAGE, create_usage
@@ -102,7 +104,11 @@ def _run(
 
     statement = parse_select(sql)
     with open_table(
-        read.sources, *read.period, read.threads, statement.columns
+        read.sources,
+        *read.period,
+        read.threads,
+        statement.columns,
+        memory_limit=QUERY_MEMORY,
     ) as table:
         if USAGE in statement.tables:
             create_usage(table.database, ledger_files(state, read.since), *read.period)

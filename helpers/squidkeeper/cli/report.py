@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_IMODE
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.base.errors import PolicyError
 from squidkeeper.cli.arguments import table_options
 from squidkeeper.cli.helper_options import (
     DEFAULT_STATE,
@@ -25,6 +23,7 @@ from squidkeeper.cli.output import progress, report_skipped
 if TYPE_CHECKING:
     from squidkeeper.cli.arguments import TableOptions
     from squidkeeper.record.log.drift import PastPolicies
+    from squidkeeper.record.report.denials import Reasons
     from squidkeeper.record.report.figures import Report
     from squidkeeper.record.report.period import Period
     from squidkeeper.record.table.sources import TableSources
@@ -64,14 +63,15 @@ def report(
 
     \b
     Exit status:
-      2  A log cannot be read.
+      2  A log cannot be read, or a gateway of --fleet is missing.
     """
     from squidkeeper.record.report.period import Period
 
     if html is not None and as_json:
         raise click.UsageError("give one of --html PAGE and --json")
     _check_page(html, read.files)
-    past, reasons = _past_policies(state), _reasons(directory)
+    past = _past_policies(state)
+    reasons = _reasons(directory, state or DEFAULT_STATE)
     ledger = state or (DEFAULT_STATE if read.sources.log else None)
     with progress("reading the access log"):
         found = _build(
@@ -105,11 +105,16 @@ def _build(
     period: Period,
     threads: int | None,
     past: PastPolicies | None,
-    reasons: Mapping[str, str | None],
+    reasons: Reasons,
     ledger: Path | None,
 ) -> Report:
     from squidkeeper.record.log.drift import DriftChecker
-    from squidkeeper.record.report.builder import COLUMNS, build_report, drift
+    from squidkeeper.record.report.builder import (
+        COLUMNS,
+        OF_DENIALS,
+        build_report,
+        drift,
+    )
     from squidkeeper.record.table.columns import JUDGED
     from squidkeeper.record.table.database import yield_to_squid
     from squidkeeper.record.table.sources import LiveGateways
@@ -120,7 +125,9 @@ def _build(
     since = period.since if isinstance(sources.archive, LiveGateways) else None
     checker = DriftChecker(past, replacing=past.replacing) if past else None
     columns = {*COLUMNS, *JUDGED} if checker else COLUMNS
-    with open_table(sources, since, threads=threads, columns=columns) as table:
+    with open_table(
+        sources, since, threads=threads, columns=columns, partial=OF_DENIALS
+    ) as table:
         report_skipped(table.skipped)
         return build_report(
             table.connection,
@@ -129,7 +136,7 @@ def _build(
             now=datetime.now(UTC),
             reasons=reasons,
             invalid=table.skipped.count,
-            damaged=table.skipped.damaged,
+            damaged=[*table.skipped.missing, *table.skipped.damaged],
             with_usage=_has_usage(table, ledger, period),
             drift=drift(table.connection, period, checker, past.effective())
             if checker and past
@@ -162,24 +169,29 @@ def _past_policies(state: Path | None) -> PastPolicies | None:
     return PastPolicies(folder)
 
 
-def _reasons(directory: Path) -> Mapping[str, str | None]:
+def _reasons(directory: Path, state: Path) -> Reasons:
+    """Tell the reason of a rule by the revision that a denial names; where it is not
+    stored, by the policy on disk.
+    """
+    from squidkeeper.cli.arguments import past_policies, policy_on_disk
     from squidkeeper.policy.language.model import BUILT_IN_REASONS
-    from squidkeeper.policy.policy_store.loading import load
 
-    try:
-        policy = load(directory, datetime.now(UTC)).compiled.source
-    except PolicyError:
-        click.echo(
-            f"{directory} does not load: the reasons of its rules are left out",
-            err=True,
-        )
-        return BUILT_IN_REASONS
-    default = {"default": policy.default_reason} if policy.default_reason else {}
-    return {
-        **BUILT_IN_REASONS,
-        **default,
-        **{rule.name: rule.reason for rule in policy.rules_and_grants},
-    }
+    past, current = past_policies(directory, state), policy_on_disk(directory)
+    if current is None:
+        text = f"{directory} does not load: reasons of rules may be missing"
+        click.echo(text, err=True)
+
+    def reason(rule: str, revision: str) -> str | None:
+        policy = past(revision) or current
+        if policy is None:
+            return BUILT_IN_REASONS.get(rule)
+        default = policy.source.default_reason
+        if rule == "default" and default:
+            return default
+        named = {each.name: each.reason for each in policy.source.rules_and_grants}
+        return {**BUILT_IN_REASONS, **named}.get(rule)
+
+    return reason
 
 
 def _write(found: Report, html: Path | None, *, as_json: bool) -> None:

@@ -39,7 +39,7 @@ from squidkeeper.cli.options import (
 from squidkeeper.cli.output import progress, show_text
 
 if TYPE_CHECKING:
-    from squidkeeper.cli.why_table import ReadRecords
+    from squidkeeper.cli.why_table import ReadFailures
     from squidkeeper.policy.engine import CompiledPolicy
     from squidkeeper.policy.url import Address
     from squidkeeper.record.chain.store_settings import StoreSettings
@@ -213,7 +213,10 @@ def why(
     with progress("looking for failures"):
         known = _surroundings(policies, run, cache_log or _beside(sources), search)
         answer = _Answer(
-            search, _read(search, sources), known, usage_of(state, ids, search.since)
+            search,
+            _read(search, sources, number),
+            known,
+            usage_of(state, ids, search.since),
         )
         layout = Layout.around(directory, state, run=run)
         newest = answer.newest(number, layout)
@@ -312,15 +315,15 @@ class _Policies:
         )
 
 
-def _read(search: Search, sources: TableSources) -> ReadRecords:
-    from squidkeeper.cli.why_table import read_records
+def _read(search: Search, sources: TableSources, shown: int) -> ReadFailures:
+    from squidkeeper.cli.why_table import read_failures
 
     end = (
         search.since + _LONGEST_REQUEST
         if search.since and search.question.ids
         else None
     )
-    return read_records(sources, search.since, end, search.question.ids)
+    return read_failures(sources, search, end, shown)
 
 
 def _beside(sources: TableSources) -> Path | None:
@@ -358,7 +361,7 @@ class _Answer:
     def __init__(
         self,
         search: Search,
-        read: ReadRecords,
+        read: ReadFailures,
         known: Surroundings,
         usage: list[UsageEntry],
     ) -> None:
@@ -370,7 +373,7 @@ class _Answer:
         self._known = known
         self._usage = usage
         self._since = format_time(search.since) if search.since else ""
-        self._groups = search.groups(read.records, read.standing)
+        self._groups = read.groups
         unrecorded = (
             *crashes(known.crashes, self._since),
             *without_record(known.cache_log, self._since),
@@ -449,8 +452,8 @@ class _Answer:
         skipped, problem = self._read.skipped, self._known.cache_log.problem
         if problem:
             yield f"cache.log was not read: {problem}"
-        if self._read.is_cut:
-            yield "Older failures were not read: choose a shorter time."
+        if older := self._read.older:
+            yield f"{quantity(older, 'older request')} that may have failed not read: choose a shorter time."
         yield from (f"damaged: {file}" for file in skipped.damaged)
         if skipped.count:
             yield f"{quantity(skipped.count, 'invalid line')} skipped; the first: {skipped.first}"
@@ -479,7 +482,8 @@ class _Answer:
                 ],
                 "usage": [to_builtins(entry) for entry in self._usage],
                 "unknown_ids": sorted(search.unknown_ids),
-                "older_not_read": self._read.is_cut,
+                "older_not_read": bool(self._read.older),
+                "requests_not_read": self._read.older,
                 "invalid_lines": self._read.skipped.count,
                 "damaged": self._read.skipped.damaged,
                 "cache_log_problem": self._known.cache_log.problem or None,

@@ -26,7 +26,7 @@ FILE: Final = "squid-crashes.json"
 _ASKED: Final = "last-asked.jsonl"
 _ASKED_KEPT: Final = 64  # questions of each helper
 _SERVED_SECONDS: Final = 60.0  # before a crash
-_NAMED: Final = 10  # origins, and clients
+NAMED: Final = 10  # origins, and clients
 _KEPT: Final = 100  # crashes
 _LONGEST: Final = 1024 * 1024  # bytes of a file
 _CLIENT, _HOST, _PORT = 0, 4, 5  # tokens of a question about a host
@@ -83,8 +83,8 @@ def note_crash(state: Path, at: float, told: str, in_flight: int) -> SquidCrash:
     OSError where it cannot be written.
     """
     asked = sorted(_read_asked(state, at - _SERVED_SECONDS), reverse=True)
-    origins = tuple(dict.fromkeys(origin for _, _, origin in asked))[:_NAMED]
-    clients = tuple(dict.fromkeys(client for _, client, _ in asked))[:_NAMED]
+    origins = tuple(dict.fromkeys(origin for _, _, origin in asked))[:NAMED]
+    clients = tuple(dict.fromkeys(client for _, client, _ in asked))[:NAMED]
     crash = SquidCrash(
         at=at, told=told, in_flight=in_flight, origins=origins, clients=clients
     )

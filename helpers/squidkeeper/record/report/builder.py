@@ -5,7 +5,7 @@ A section has its SQL beside its figures.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -13,11 +13,12 @@ from squidkeeper.record.log.drift import DriftChecker, Effective
 from squidkeeper.record.log.listing import shown_field
 from squidkeeper.record.log.record import NONE, redacted_url, truncate
 from squidkeeper.record.report import figures, sections
-from squidkeeper.record.report.denials import URL_SHOWN, denials
+from squidkeeper.record.report.denials import URL_SHOWN, Reasons, denials
 from squidkeeper.record.report.period import Period, RecordCounts, utc
 from squidkeeper.record.report.traffic import Steps, timeline, traffic
 from squidkeeper.record.report.upstreams import upstreams
 from squidkeeper.record.report.usage import usage
+from squidkeeper.record.table.columns import Partial
 from squidkeeper.record.table.drift import DriftTable
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ COLUMNS: Final = (  # of the table, that the report reads
         "user",
         "host",
         "method",
-        "url",
         "status",
         "bytes",
         "duration_ms",
@@ -40,6 +40,7 @@ COLUMNS: Final = (  # of the table, that the report reads
     ),
     *("credential", "fetched", "upstream", "upstream_ms", "squid", "observed", "page"),
 )
+OF_DENIALS: Final = Partial(frozenset({"url", "revision"}))
 _FIRST_AND_LAST: Final = "SELECT min(first), max(last) FROM pairs"
 _LEFT_OUT: Final = "SELECT reason, count(*) FROM left_out GROUP BY ALL"
 _SHOWN = 50
@@ -59,7 +60,7 @@ def build_report(
     *,
     files: Iterable[str],
     now: datetime,
-    reasons: Mapping[str, str | None],
+    reasons: Reasons,
     invalid: int = 0,
     damaged: Iterable[str] = (),
     drift: figures.DriftFigures | None = None,
@@ -67,8 +68,8 @@ def build_report(
 ) -> figures.Report:
     """Build the report of a period from the views `requests` and `records`.
 
-    Records from before the period show which hosts are new. `reasons` are those of
-    rules, `invalid` the lines that are no records, `damaged` the files that were read
+    Records from before the period show which hosts are new. `reasons` tells that of a
+    rule, `invalid` the lines that are no records, `damaged` the files that were read
     in part. `with_usage`: there is a table `usage`.
     """
     records = period.count_records(connection)

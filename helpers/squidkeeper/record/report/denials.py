@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -16,29 +16,43 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 URL_SHOWN: Final = 400  # characters
+Reasons = Callable[[str, str], str | None]  # of a rule, in a revision
 _HOSTS_SHOWN = 5
 _RETRIES_SHOWN = 20
 _METHOD_SHOWN = 40
 
 _DENIED: Final = r"""
-    CREATE TEMP TABLE denied AS
+    CREATE TEMP VIEW denied AS
     SELECT
-        time, client, "user", method, host, rule,
+        time, client, "user", method, host, rule, revision,
         regexp_replace(regexp_extract(url, '^[^?#]*'), '^((?i:[a-z][a-z0-9+.-]*)://)?[^/?#]*@', '\1***@') AS url
     FROM reported WHERE denied
 """
-# A retry is of the same client, method, and URL without query, fragment and password.
-_REQUESTS: Final = """
-    CREATE TEMP TABLE denied_requests AS
-    SELECT
-        client, "user", method, url, count(*) AS denied,
-        min({'time': time, 'rule': rule}) AS first, max({'time': time, 'rule': rule}) AS last
-    FROM denied GROUP BY ALL
+_DENYING: Final = """
+    CREATE TEMP TABLE denying AS
+    SELECT rule, row_number() OVER (ORDER BY rule) AS number FROM (SELECT DISTINCT rule FROM denied)
 """
-_RULES: Final = """
-    SELECT rule, denied, denied - coalesce(requests, 0)
-    FROM (SELECT rule, count(*) AS denied FROM denied GROUP BY ALL)
-    LEFT JOIN (SELECT first.rule AS rule, count(*) AS requests FROM denied_requests GROUP BY ALL) USING (rule)
+# A retry is of the same client, method, and URL without query, fragment and password:
+# of the same hash. Each can be another one, so a group has numbers alone. Texts in its
+# state could not be spilled. A moment is a time and the number of a rule.
+_SAME: Final = """md5_number(concat_ws(' ', client, "user", method, url))"""
+_RULES_AT_MOST: Final = 2**20
+_MOMENT: Final = f"(epoch_us(time)::HUGEINT * {_RULES_AT_MOST} + number)"
+_TIME: Final = f"make_timestamp(({{moment}} // {_RULES_AT_MOST})::BIGINT)"
+_NUMBER: Final = f"{{moment}} % {_RULES_AT_MOST}"
+_REQUESTS: Final = f"""
+    CREATE TEMP TABLE denied_requests AS
+    SELECT {_SAME} AS same, count(*) AS denied, min({_MOMENT}) AS first, max({_MOMENT}) AS last
+    FROM denied JOIN denying USING (rule) GROUP BY ALL
+"""
+_RULES: Final = f"""
+    SELECT rule, denied, denied - coalesce(requests, 0), revision
+    FROM (
+        SELECT rule, count(*) AS denied, max_by(revision, time) AS revision FROM denied GROUP BY ALL
+    ) JOIN denying USING (rule)
+    LEFT JOIN (
+        SELECT {_NUMBER.format(moment="first")} AS number, count(*) AS requests FROM denied_requests GROUP BY ALL
+    ) USING (number)
     ORDER BY denied DESC, rule
 """
 _HOSTS: Final = f"""
@@ -46,31 +60,45 @@ _HOSTS: Final = f"""
     QUALIFY row_number() OVER (PARTITION BY rule ORDER BY number DESC, host) <= {_HOSTS_SHOWN}
     ORDER BY number DESC, host
 """
+_RETRIED: Final = f"""
+    CREATE TEMP TABLE retried AS
+    FROM denied_requests WHERE denied > 1 ORDER BY denied DESC, last DESC, same LIMIT {_RETRIES_SHOWN}
+"""
 _RETRIES: Final = f"""
-    SELECT client, "user", method, url, last.rule, denied, first.time, last.time
-    FROM denied_requests WHERE denied > 1
-    ORDER BY denied DESC, client, "user", method, url LIMIT {_RETRIES_SHOWN}
+    SELECT
+        client, "user", method, url, denying.rule, retried.denied,
+        {_TIME.format(moment="first")}, {_TIME.format(moment="last")}
+    FROM (SELECT DISTINCT client, "user", method, url, {_SAME} AS same FROM denied SEMI JOIN retried ON same = {_SAME})
+    JOIN retried USING (same) JOIN denying ON number = {_NUMBER.format(moment="last")}
+    ORDER BY retried.denied DESC, client, "user", method, url
 """
 
 
 def denials(
     connection: DuckDBPyConnection,
-    reasons: Mapping[str, str | None],
+    reasons: Reasons,
     over_time: Mapping[str, tuple[int, ...]],
 ) -> figures.DenialFigures:
-    """Return what was denied; `reasons` are those of the rules, `over_time` the denials
-    of each rule as logged.
+    """Return what was denied; `reasons` tells that of a rule, `over_time` has the
+    denials of each rule as logged.
     """
-    connection.execute(_DENIED)
-    connection.execute(_REQUESTS)
+    for statement in (_DENIED, _DENYING, _REQUESTS, _RETRIED):
+        connection.execute(statement)
     hosts = _hosts(connection)
     rules = connection.execute(_RULES).fetchall()
     return figures.DenialFigures(
         rules=tuple(
-            _rule(rule, denied, retried, hosts[rule], reasons, over_time.get(rule, ()))
-            for rule, denied, retried in rules
+            _rule(
+                rule,
+                denied,
+                retried,
+                hosts[rule],
+                reasons(decode_field(rule) or NONE, revision),
+                over_time.get(rule, ()),
+            )
+            for rule, denied, retried, revision in rules
         ),
-        retried=sum(retried for _, _, retried in rules),
+        retried=sum(retried for _, _, retried, _ in rules),
         retries=tuple(_retried(row) for row in connection.execute(_RETRIES).fetchall()),
     )
 
@@ -87,13 +115,13 @@ def _rule(
     denied: int,
     retried: int,
     hosts: list[figures.Count],
-    reasons: Mapping[str, str | None],
+    reason: str | None,
     over_time: tuple[int, ...],
 ) -> figures.RuleDenials:
     rule = shown_field(logged) or NONE
     others = denied - sum(host.count for host in hosts)
     return figures.RuleDenials(
-        rule, reasons.get(rule), denied, retried, tuple(hosts), others, over_time
+        rule, reason, denied, retried, tuple(hosts), others, over_time
     )
 
 

@@ -128,7 +128,7 @@ class RuleDenials:
 
     rule: str
     reason: str | None
-    """As in the policy; None if the rule has none, or the policy did not load."""
+    """As the policy had it at its newest denial; None if the rule had none."""
     denied: int
     retried: int
     """Retries: the same client, method and URL (without query) had been

@@ -44,7 +44,7 @@ _REASON = " ".join(
 )
 _TEXTS = ", ".join(
     f'coalesce("{name}", \'{NONE}\') AS "{name}"'
-    for name in ("client", "user", "method", "rule", "url")
+    for name in ("client", "user", "method", "rule", "revision", "url")
 )
 _COLUMNS: Final = f"""
     time, {_TEXTS}, coalesce(host, '{NO_HOST}') AS host, status, bytes, duration_ms, error, credential, fetched,

@@ -95,16 +95,18 @@ def observed(connection: DuckDBPyConnection) -> figures.ObservedFigures:
 _NEW_HOSTS: Final = f"""
     CREATE TEMP TABLE new_hosts AS
     SELECT
-        host, min(first) AS first, min(struct_pack(first := first, client := client, "user" := "user")) AS request,
-        sum(allowed)::BIGINT AS allowed, sum(denied)::BIGINT AS denied
+        host, min(first) AS first, sum(allowed)::BIGINT AS allowed, sum(denied)::BIGINT AS denied
     FROM pairs ANTI JOIN (
         SELECT DISTINCT coalesce(host, '{NO_HOST}') AS host FROM records WHERE {{before}}
     ) USING (host)
     GROUP BY host
 """
 _SHOWN_HOSTS: Final = f"""
-    SELECT host, first, request.client, request."user", allowed, denied FROM new_hosts
-    ORDER BY allowed > 0 DESC, first DESC, host LIMIT {_SHOWN}
+    SELECT host, first, pairs.client, pairs."user", shown.allowed, shown.denied
+    FROM (FROM new_hosts ORDER BY allowed > 0 DESC, first DESC, host LIMIT {_SHOWN}) AS shown
+    JOIN pairs USING (host, first)
+    QUALIFY row_number() OVER (PARTITION BY host ORDER BY pairs.client, pairs."user") = 1
+    ORDER BY shown.allowed > 0 DESC, first DESC, host
 """
 _NEW_HOST_SUMS: Final = "SELECT count(*), count(*) FILTER (allowed > 0) FROM new_hosts"
 

@@ -134,6 +134,26 @@ JUDGED: Final = (  # what the policy judges a record by, beside its time
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """Columns that only some rows of logs need: those that were not served, and those
+    for which `where` holds.
+
+    Most rows were served: in these the columns are NULL, which takes little memory.
+    """
+
+    names: frozenset[str] = frozenset()
+    where: str = "false"
+
+    @property
+    def condition(self) -> str:
+        """The condition in SQL for rows that have the columns."""
+        return f"(NOT {IS_SERVED} OR {self.where})"
+
+
+EVERY_ROW: Final = Partial()  # has all columns
+
+
 def selected(names: Collection[str] | None) -> tuple[Column, ...]:
     """Return the columns with these names, in their order; all for None."""
     if names is None:

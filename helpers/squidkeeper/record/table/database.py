@@ -4,6 +4,7 @@ how its process ends.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -16,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -29,9 +30,17 @@ from squidkeeper.record.log.log_files import LINE_LIMIT
 if TYPE_CHECKING:
     import duckdb
 
-MEMORY_LIMIT: Final = "1GB"
+MEMORY_LIMIT: Final = "300MB"
+QUERY_MEMORY: Final = "1GB"  # a SELECT of a user's can need more
 # 19 would wait for seconds on a busy machine; Squid has ten times the weight at 10
 _NICENESS: Final = 10
+# Logs up to this size are read into memory. Of larger ones the tables are on disk, in a
+# tenth of the size and with a tenth more time.
+MEMORY_LOGS: Final = 768 * 1024**2
+_PACKED: Final = 10
+_DISK: Final = "disk"
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NOT_WRITTEN: Final = "Could not write"  # a full disk has no class of its own
 _BATCH: Final = 20_000  # rows that are inserted at once
 _ROW_BYTES: Final = 16 * 1024 * 1024
 QUERY_BYTES: Final = 2 * 1024**3  # DuckDB's own limit does not count long values
@@ -79,11 +88,42 @@ def csv_lines(file: Path, compression: str) -> str:
 class Database:
     """An open connection, and the folder for what does not fit into memory.
 
-    It is removed at the end.
+    It is removed at the end. `on_disk`: large tables are in a file there, compressed.
     """
 
     connection: duckdb.DuckDBPyConnection
     spill: Path
+    on_disk: bool = False
+
+    def place(self, table: str) -> str:
+        """Name a large table: where it is."""
+        return f"{_DISK}.{table}" if self.on_disk else table
+
+    def with_disk(self, log_bytes: int) -> Database:
+        """Put large tables of logs of this size on the disk: the same database.
+
+        Tables stay in memory while they fit there, or where the disk lacks room.
+        """
+        if log_bytes <= MEMORY_LOGS or log_bytes // _PACKED > room(self.spill):
+            return self
+        file = quoted(self.spill / "tables.duckdb")
+        self.connection.execute(
+            f"ATTACH IF NOT EXISTS {file} AS {_DISK} (RECOVERY_MODE no_wal_writes)"
+        )
+        return replace(self, on_disk=True)
+
+    @contextmanager
+    def bounded(self) -> Iterator[None]:
+        """Let no file of the block take more than its share of the disk's free
+        space.
+        """
+        before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if self.on_disk:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room(self.spill), most))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
 
     def insert(
         self, table: str, types: Mapping[str, str], rows: Iterable[Mapping[str, object]]
@@ -135,10 +175,30 @@ def open_database(
             ) as connection:
                 connection.execute("SET enable_progress_bar = false")
                 yield Database(connection, spill)
-        except (duckdb.OutOfMemoryException, MemoryError) as error:
+        except (duckdb.Error, MemoryError, OSError) as error:
+            if not is_short_of_room(error):
+                raise
             bounds = f"DuckDB has {memory_limit}, and half of the free space of {spill.parent}"
             ways = "choose a shorter period (--since, --until), fewer or shorter values, or another folder ($TMPDIR)"
             raise UnreadableLog(f"out of memory: {bounds}: {ways}") from error
+
+
+def is_short_of_room(error: BaseException) -> bool:
+    """Whether memory or the disk did not suffice."""
+    import duckdb
+
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    if isinstance(error, duckdb.IOException):
+        return _NOT_WRITTEN in str(error)
+    return isinstance(error, duckdb.OutOfMemoryException | MemoryError)
+
+
+def room(spill: Path) -> int:
+    """Return how much one of two files may take: together half of the disk's free
+    space.
+    """
+    return shutil.disk_usage(spill).free // 4
 
 
 def spare_threads() -> int:
@@ -158,7 +218,7 @@ def _settings(
         "threads": threads,
         "memory_limit": memory_limit,
         "temp_directory": str(spill),
-        "max_temp_directory_size": f"{shutil.disk_usage(spill).free // 2 // 1024 // 1024} MiB",
+        "max_temp_directory_size": f"{room(spill) // 1024**2} MiB",
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
         "allow_community_extensions": False,

@@ -30,14 +30,20 @@ from squidkeeper.record.log.record import (
 )
 from squidkeeper.record.table.columns import (
     COLUMNS,
+    EVERY_ROW,
     FIELDS,
     HOST,
     POSITION,
     RAW,
     TIME,
     Column,
+    Partial,
 )
-from squidkeeper.record.table.database import csv_lines, quoted_literally
+from squidkeeper.record.table.database import (
+    csv_lines,
+    is_short_of_room,
+    quoted_literally,
+)
 
 if TYPE_CHECKING:
     from squidkeeper.record.table.database import Database
@@ -65,13 +71,14 @@ _FIRST_YEAR, _LAST_YEAR = "0002", "9999"
 
 @dataclass(slots=True)
 class Skipped:
-    """Lines that are no records, and files that are damaged: what could be read of them
-    is used.
+    """Lines that are no records, files that are damaged, and gateways that did not
+    answer: what could be read is used.
     """
 
     count: int = 0
     first: str = ""  # file, line number and reason
     damaged: list[str] = field(default_factory=list)
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +110,7 @@ class LineTable:
     """Loads lines into tables of a database; `relation` reads them.
 
     With `columns` it holds these only; without, all, and in `raw` each line that the
-    columns cannot reproduce.
+    columns cannot reproduce. `partial` are columns that not every row has.
     """
 
     def __init__(
@@ -111,10 +118,14 @@ class LineTable:
         database: Database,
         columns: Sequence[Column] = COLUMNS,
         bounds: Bounds | None = None,
+        partial: Partial = EVERY_ROW,
     ) -> None:
         self._database = database
         self._connection = database.connection
+        self._loaded = database.place(_LOADED)
+        self._decoded = database.place(_DECODED)
         self._columns = columns
+        self._partial = partial
         self._bounds = bounds or Bounds()
         self._types = {column.name: column.sql_type for column in columns} | {
             RAW: "BLOB"
@@ -126,10 +137,10 @@ class LineTable:
             f"{name} {sql_type}" for name, sql_type in self._types.items()
         )
         self._connection.execute(
-            f"CREATE OR REPLACE TABLE {_LOADED} ({typed}, {_HASH} UBIGINT)"
+            f"CREATE OR REPLACE TABLE {self._loaded} ({typed}, {_HASH} UBIGINT)"
         )
         self._connection.execute(
-            f"CREATE OR REPLACE TABLE {_DECODED} ({POSITION} BIGINT, {typed})"
+            f"CREATE OR REPLACE TABLE {self._decoded} ({POSITION} BIGINT, {typed})"
         )
 
     @property
@@ -165,9 +176,7 @@ class LineTable:
         try:
             first = self._size()
             self._connection.execute(self._clean_insertion(file, compression))
-            sums = (
-                f"SELECT count(*), sum({_HASH}) FROM {_LOADED} WHERE rowid >= {first}"
-            )
+            sums = f"SELECT count(*), sum({_HASH}) FROM {self._loaded} WHERE rowid >= {first}"
             found = self._connection.execute(sums).fetchall()
             lines = (
                 f"SELECT count(*), sum(hash(line)) FROM {csv_lines(file, compression)}"
@@ -175,8 +184,10 @@ class LineTable:
             if found == self._connection.execute(lines).fetchall():
                 self._connection.execute("COMMIT")
                 return True
-        except duckdb.Error:  # a line is no JSON, or not UTF-8
-            pass
+        except duckdb.Error as error:
+            if is_short_of_room(error):
+                raise
+            # a line is no JSON, or not UTF-8
         self._connection.execute("ROLLBACK")
         return False
 
@@ -190,15 +201,15 @@ class LineTable:
         again = f"SELECT *, {_written_again()} AS line FROM ({self._timed('f.*', f'{read} AS f')}) AS f"
         exact = " AND ".join([*self._tests(), *self._whole()])
         return (
-            f"INSERT INTO {_LOADED} ({', '.join(self._values)}, {_HASH})"
-            f" SELECT {', '.join(self._values.values())}, CASE WHEN {exact} THEN hash(line) END FROM ({again}) AS f"
+            f"INSERT INTO {self._loaded} ({', '.join(self._values)}, {_HASH})"
+            f" {self._rows(_HASH, f'CASE WHEN {exact} THEN hash(line) END', f'({again}) AS f')}"
         )
 
     def reserve(self, lines: int) -> Loaded:
         """Take the places of lines that Python decodes."""
         first = self._size()
         self._connection.execute(
-            f"INSERT INTO {_LOADED} ({RAW}) SELECT NULL FROM range({lines})"
+            f"INSERT INTO {self._loaded} ({RAW}) SELECT NULL FROM range({lines})"
         )
         return Loaded(first, first + lines)
 
@@ -209,7 +220,7 @@ class LineTable:
         start = loaded.first
         while True:
             rows = self._connection.execute(
-                f"SELECT rowid, coalesce({RAW}, ''::BLOB) FROM {_LOADED}"
+                f"SELECT rowid, coalesce({RAW}, ''::BLOB) FROM {self._loaded}"
                 f" WHERE {TIME} IS NULL AND rowid >= {start} AND rowid < {loaded.end} ORDER BY rowid LIMIT {_BATCH}"
             ).fetchall()
             yield from rows
@@ -220,7 +231,9 @@ class LineTable:
     def add(self, rows: Iterable[DecodedLine]) -> None:
         """Add lines that Python has decoded."""
         self._database.insert(
-            _DECODED, {POSITION: "BIGINT"} | self._types, (row.values for row in rows)
+            self._decoded,
+            {POSITION: "BIGINT"} | self._types,
+            (row.values for row in rows),
         )
 
     def relation(
@@ -232,13 +245,15 @@ class LineTable:
         chosen = ", ".join(names or [column.name for column in self._columns])
         records = f" WHERE {TIME} IS NOT NULL"
         return (
-            f"SELECT {chosen}, rowid AS {POSITION} FROM {_LOADED}{records}"
-            f" UNION ALL SELECT {chosen}, {POSITION} FROM {_DECODED}{records if records_only else ''}"
+            f"SELECT {chosen}, rowid AS {POSITION} FROM {self._loaded}{records}"
+            f" UNION ALL SELECT {chosen}, {POSITION} FROM {self._decoded}{records if records_only else ''}"
         )
 
     def _size(self) -> int:
         return int(
-            self._connection.execute(f"SELECT count(*) FROM {_LOADED}").fetchall()[0][0]
+            self._connection.execute(f"SELECT count(*) FROM {self._loaded}").fetchall()[
+                0
+            ][0]
         )
 
     def _insertion(self, file: Path, compression: str, parsing: str) -> str:
@@ -253,10 +268,21 @@ class LineTable:
         checked = f"SELECT * REPLACE (CASE WHEN {is_exact} THEN ended END AS ended) FROM ({timed})"
         whole = " AND ".join(["ended IS NOT NULL", *self._whole()])
         return (
-            f"INSERT INTO {_LOADED} ({', '.join(self._values)}, {RAW})"
-            f" SELECT {', '.join(self._values.values())}, CASE WHEN {whole} THEN NULL ELSE encode(line) END"
-            f" FROM ({checked})"
+            f"INSERT INTO {self._loaded} ({', '.join(self._values)}, {RAW})"
+            f" {self._rows(RAW, f'CASE WHEN {whole} THEN NULL ELSE encode(line) END', f'({checked})')}"
         )
+
+    def _rows(self, more: str, value: str, fields: str) -> str:
+        """Write the SELECT of the rows of lines, with one more column."""
+        values = {**self._values, more: value}
+        named = ", ".join(f"{value} AS {name}" for name, value in values.items())
+        chosen = ", ".join(map(self._kept, values))
+        return f"SELECT {chosen} FROM (SELECT {named} FROM {fields})"
+
+    def _kept(self, name: str) -> str:
+        if name not in self._partial.names:
+            return name
+        return f"CASE WHEN {self._partial.condition} THEN {name} END"
 
     def _timed(self, columns: str, fields: str) -> str:
         host = f", {_HOST} AS host" if HOST in self._types else ""

@@ -13,7 +13,7 @@ from typing import Final
 
 from squidkeeper.base.errors import DamagedLog, SquidkeeperError, UnreadableLog
 from squidkeeper.record.log.log_files import BLOCK_BYTES, line_blocks, read_failure
-from squidkeeper.record.table.database import Database
+from squidkeeper.record.table.database import Database, is_short_of_room
 from squidkeeper.record.table.lines import (
     DecodedLine,
     LineTable,
@@ -124,7 +124,9 @@ class LogLoader:
             duckdb.InvalidInputException,
             duckdb.IOException,
             duckdb.ConversionException,
-        ):
+        ) as error:
+            if is_short_of_room(error):
+                raise
             # bytes that are not UTF-8, a line that is too long, a damaged file
             return None
 

@@ -42,6 +42,8 @@ from squidkeeper.record.table.database import csv_lines
 PARQUET: Final = ".parquet"
 # As DuckDB names them; empty: Python reads.
 _COMPRESSIONS: Final = {".gz": "gzip", ".zst": "zstd", ".bz2": "", ".xz": ""}
+_COMPRESSED: Final = 12  # to one
+_STREAM_BYTES: Final = 2**31
 _ATTEMPTS: Final = 5
 _GZIP_SIZES: Final = 2**32  # gzip holds the size modulo this
 _Listing = list[tuple[Path, int, int]]  # each with its device and inode
@@ -94,6 +96,13 @@ class OpenLog:
         return Path(f"/proc/self/fd/{self.raw.fileno()}")
 
     @property
+    def line_bytes(self) -> int:
+        """The size of its lines, roughly; that of a stream is taken for a large one."""
+        if self.raw is None or not self.size:
+            return _STREAM_BYTES
+        return self.size * (1 if self.compression == "none" else _COMPRESSED)
+
+    @property
     def grew(self) -> bool:
         """Whether it was written to since it was opened."""
         return self.raw is not None and os.fstat(self.raw.fileno()).st_size > self.size
@@ -124,12 +133,18 @@ class OpenLog:
 class OpenSources:
     """What was found: archived parts, oldest first, then open logs, oldest first.
 
-    `damaged`: what cannot be used.
+    `damaged`: what cannot be used. `missing`: gateways that did not answer.
     """
 
     parts: tuple[Path, ...]
     logs: tuple[OpenLog, ...]
     damaged: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def log_bytes(self) -> int:
+        """The size of the logs' lines, roughly."""
+        return sum(log.line_bytes for log in self.logs)
 
     @property
     def paths(self) -> list[Path]:
@@ -202,7 +217,7 @@ def open_sources(
                 parts = tuple(part for parts, _ in found for part in parts)
                 damaged = tuple(text for _, faults in found for text in faults)
                 yield OpenSources(
-                    (*parts, *named), tuple(logs), (*sources.missing, *damaged)
+                    (*parts, *named), tuple(logs), damaged, sources.missing
                 )
                 return
     raise UnreadableLog(

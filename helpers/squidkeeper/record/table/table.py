@@ -17,6 +17,7 @@ from squidkeeper.record.chain.places import gateway_of
 from squidkeeper.record.log.record import NONE
 from squidkeeper.record.log.requests import HTTPS_PORT, WAIT
 from squidkeeper.record.table.columns import (
+    EVERY_ROW,
     FOLDED,
     IS_ANSWERED_INSIDE,
     IS_REQUEST_IF_SERVED,
@@ -25,6 +26,7 @@ from squidkeeper.record.table.columns import (
     POSITION,
     TIME,
     Column,
+    Partial,
     in_period,
     selected,
 )
@@ -47,7 +49,6 @@ from squidkeeper.record.table.sources import (
 
 if TYPE_CHECKING:
     import duckdb
-    from duckdb import DuckDBPyConnection
 
 _ATTEMPTS: Final = 3
 _GATEWAY: Final = "gateway"
@@ -104,16 +105,16 @@ def open_table(
     threads: int | None = None,
     columns: Collection[str] | None = None,
     *,
+    partial: Partial = EVERY_ROW,
     folds: bool = True,
     memory_limit: str = MEMORY_LIMIT,
 ) -> Iterator[Table]:
     """Read the sources; `UnreadableLog` if one cannot be read.
 
-    The views hold `columns` (None: all) and those that folding needs. Without `folds`,
-    there is no view `requests`.
+    The views hold `columns` (None: all), those that folding needs, and `partial` ones.
+    Without `folds`, there is no view `requests`.
     """
-    needed = (*(FOLDED if folds else KIND), *([_GATEWAY] if sources.gateways else []))
-    chosen = selected(None if columns is None else {*columns, *needed})
+    asked, some = _columns(sources, columns, partial, folds=folds)
     # a CONNECT, or its request, can be outside of the period
     around = (
         _moved(since, -WAIT),
@@ -123,7 +124,7 @@ def open_table(
         open_database(threads, memory_limit) as database,
         with_local_archive(sources, database.spill, *around) as local,
     ):
-        table = _read(database, local, around, chosen)
+        table = _read(database, local, around, asked, some)
         period = in_period(since, until)
         for macro in _DECODERS:
             database.connection.execute(macro)
@@ -131,11 +132,29 @@ def open_table(
             f"CREATE VIEW records AS SELECT * FROM {_EVERY}{period}"
         )
         if folds:
-            requests = fold(database, _EVERY, chosen)
+            with table.database.bounded():
+                requests = fold(table.database, _EVERY, asked)
             database.connection.execute(
                 f"CREATE VIEW requests AS SELECT * FROM ({requests}){period}"
             )
         yield table
+
+
+def _columns(
+    sources: TableSources,
+    columns: Collection[str] | None,
+    partial: Partial,
+    *,
+    folds: bool,
+) -> tuple[tuple[Column, ...], Partial]:
+    """Return the columns to read, and which of them not every row needs: folding needs
+    most of its columns only of what was not served.
+    """
+    if columns is None:
+        return selected(None), EVERY_ROW
+    every = {*columns, *KIND, *([_GATEWAY] if sources.gateways else [])}
+    some = {*partial.names, *(FOLDED if folds else ())} - every
+    return selected(every | some), Partial(frozenset(some), partial.where)
 
 
 def _read(
@@ -143,15 +162,18 @@ def _read(
     sources: TableSources,
     period: tuple[datetime | None, datetime | None],
     columns: tuple[Column, ...],
+    partial: Partial,
 ) -> Table:
     for _ in range(_ATTEMPTS):
         with open_sources(sources, *period) as found:
-            skipped = Skipped(damaged=list(found.damaged))
-            lines = LineTable(database, columns, Bounds.of(*period))
+            skipped = Skipped(damaged=list(found.damaged), missing=found.missing)
+            database = database.with_disk(found.log_bytes)
+            lines = LineTable(database, columns, Bounds.of(*period), partial)
             loader = LogLoader(database, lines, skipped)
             try:
-                for log in found.logs:
-                    loader.load(log)
+                with database.bounded():
+                    for log in found.logs:
+                        loader.load(log)
             except LogChanged:
                 continue
             _check_named(database, sources.files)
@@ -268,11 +290,12 @@ def fold(database: Database, records: str, columns: tuple[Column, ...]) -> str:
     requests.
     """
     connection = database.connection
+    not_served, left_out = database.place(_NOT_SERVED), database.place(_LEFT_OUT)
     added = f"hash({', '.join(_KEY)}) AS connection_hash, {IS_ANSWERED_INSIDE} AS waits"
     connection.execute(
-        f"CREATE OR REPLACE TABLE {_NOT_SERVED} AS SELECT *, {added} FROM {records} WHERE NOT {IS_SERVED}"
+        f"CREATE OR REPLACE TABLE {not_served} AS SELECT *, {added} FROM {records} WHERE NOT {IS_SERVED}"
     )
-    connection.execute(f"CREATE OR REPLACE TABLE {_LEFT_OUT} AS {_left_out()}")
+    connection.execute(f"CREATE OR REPLACE TABLE {left_out} AS {_left_out(not_served)}")
     names = ", ".join(column.name for column in columns)
     served = ", ".join(
         f"{_SERVED_VALUES.get(column.name, column.name)} AS {column.name}"
@@ -280,30 +303,31 @@ def fold(database: Database, records: str, columns: tuple[Column, ...]) -> str:
     )
     return (
         f"SELECT {served}, {POSITION} FROM {records} WHERE {IS_SERVED} AND {IS_REQUEST_IF_SERVED} UNION ALL"
-        f" SELECT {names}, {POSITION} FROM {_NOT_SERVED} ANTI JOIN {_LEFT_OUT} USING ({POSITION})"
+        f" SELECT {names}, {POSITION} FROM {not_served} ANTI JOIN {left_out} USING ({POSITION})"
     )
 
 
-def standing(connection: DuckDBPyConnection, ids: Iterable[str]) -> dict[str, str]:
+def standing(database: Database, ids: Iterable[str]) -> dict[str, str]:
     """Return the request IDs of the records that stand for left-out ones, by the IDs of
     these.
     """
-    found = connection.execute(
-        f"SELECT o.request_id, s.request_id FROM {_LEFT_OUT} AS l JOIN {_NOT_SERVED} AS o USING ({POSITION})"
-        f" JOIN {_NOT_SERVED} AS s ON s.{POSITION} = l.stands WHERE list_contains(?, o.request_id)",
+    not_served, left_out = database.place(_NOT_SERVED), database.place(_LEFT_OUT)
+    found = database.connection.execute(
+        f"SELECT o.request_id, s.request_id FROM {left_out} AS l JOIN {not_served} AS o USING ({POSITION})"
+        f" JOIN {not_served} AS s ON s.{POSITION} = l.stands WHERE list_contains(?, o.request_id)",
         [[*ids]],
     )
     return dict(found.fetchall())
 
 
-def _left_out() -> str:
+def _left_out(not_served: str) -> str:
     """Pair each CONNECT that Squid answered inside with what came inside: decided
     requests stand, else the CONNECT.
     """
     same = " AND ".join(f"c.{name} IS NOT DISTINCT FROM i.{name}" for name in _KEY)
     pairs = (
         f"SELECT c.{POSITION} AS connect, i.{POSITION} AS inside, i.verdict IS NULL AS undecided"
-        f" FROM {_NOT_SERVED} AS c JOIN {_NOT_SERVED} AS i"
+        f" FROM {not_served} AS c JOIN {not_served} AS i"
         f" ON c.connection_hash = i.connection_hash AND {same} AND c.waits AND i.method IS DISTINCT FROM 'CONNECT'"
         f" AND (i.verdict IS NULL OR {_NAMES_TUNNEL}) AND (i.time, i.{POSITION}) > (c.time, c.{POSITION})"
         f" AND i.time <= c.time + to_milliseconds({WAIT // timedelta(milliseconds=1)})"

@@ -24,7 +24,7 @@ from squidkeeper.record.why.causes import (
 )
 from squidkeeper.record.why.details import Detail
 from squidkeeper.record.why.search import FailureGroup
-from squidkeeper.serving.squid_crashes import SquidCrash
+from squidkeeper.serving.squid_crashes import NAMED, SquidCrash
 
 _CLIENTS_SHOWN: Final = 3
 _WITHOUT_RECORD: Final = ("no-descriptors", "squid-ended")
@@ -71,7 +71,7 @@ class Explained:
 def explained(group: FailureGroup, detail: Detail, log: CacheLog) -> Explained:
     """Explain a group by its newest failure."""
     cause, newest = group.cause, group.newest[0].record
-    known = {**group.facts, **detail.facts}
+    known = {**(group.facts or {}), **detail.facts}
     sentence = cause.say(known)
     if (
         newest.method == "CONNECT"
@@ -118,26 +118,36 @@ def without_record(log: CacheLog, since: str) -> Iterator[Explained]:
 
 
 def crashes(known: Iterable[SquidCrash], since: str) -> Iterator[Explained]:
-    """Explain the crashes of Squid from a time on, the newest first."""
+    """Explain the crashes of Squid from a time on: those of which it said the same, as
+    one. The newest come first.
+    """
     cause = BY_CODE["squid-crashed"]
-    for crash in known:
-        at = format_time(datetime.fromtimestamp(crash.at, UTC))
-        if at >= since:
-            names = {
-                "origins": ", ".join(crash.origins) or "unknown",
-                "clients": ", ".join(crash.clients) or "unknown",
-            }
-            facts = {"told": crash.told, **names}
-            yield Explained(
-                cause,
-                cause.say(facts),
-                cause.advise(facts),
-                False,
-                1,
-                at,
-                at,
-                crash.clients,
-            )
+    groups: dict[str, list[SquidCrash]] = {}
+    for crash in sorted(known, key=lambda crash: crash.at, reverse=True):
+        if _time_of(crash) >= since:
+            groups.setdefault(crash.told, []).append(crash)
+    for told, group in groups.items():
+        origins = dict.fromkeys(name for crash in group for name in crash.origins)
+        clients = dict.fromkeys(name for crash in group for name in crash.clients)
+        facts = {
+            "told": told,
+            "origins": ", ".join([*origins][:NAMED]) or "unknown",
+            "clients": ", ".join([*clients][:NAMED]) or "unknown",
+        }
+        yield Explained(
+            cause,
+            cause.say(facts),
+            cause.advise(facts),
+            False,
+            len(group),
+            _time_of(group[-1]),
+            _time_of(group[0]),
+            tuple(clients),
+        )
+
+
+def _time_of(crash: SquidCrash) -> str:
+    return format_time(datetime.fromtimestamp(crash.at, UTC))
 
 
 def about_usage(entry: UsageEntry) -> str:

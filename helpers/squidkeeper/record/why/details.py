@@ -20,6 +20,7 @@ from squidkeeper.policy.url import Address, gives_credentials, is_private
 from squidkeeper.record.log.record import (
     NONE,
     Record,
+    client_name,
     decode_field,
     host_of,
     parse_time,
@@ -251,6 +252,8 @@ def _opening(
     proposal = propose(record, policy)
     if proposal is None:
         return Detail(values={"opens": None})
+    if proposal.unknown_client:
+        return _unknown_client(record)
     if proposal.line is None:
         why = shown(proposal.obstacle, SHOWN_OF_MESSAGE).rstrip(".")
         return Detail(
@@ -262,6 +265,15 @@ def _opening(
     )
     opens = f"{how}: `{proposal.line}`{private * proposal.private}"
     return Detail({"opens": opens}, {"opens": proposal.line})
+
+
+def _unknown_client(record: Record) -> Detail:
+    client = shown(client_name(record))
+    opens = (
+        f"make the client known: {client} is no client of the policy. `squidkeeper client add NAME` gives it a token to"
+        " log in with; else add its address to the `networks` of a client. The rules for this client then decide"
+    )
+    return Detail({"opens": opens}, {"opens": None, "unknown_client": client})
 
 
 def _nearest(passed: Iterable[PassedOver]) -> str:

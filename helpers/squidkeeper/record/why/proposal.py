@@ -46,11 +46,15 @@ _NOT_LISTED: Final = frozenset({CONNECT, "TRACE", "TRACK"})
 class Proposal:
     """A rule as a line of YAML, and whether it is `private: true`; or why no rule opens
     the request.
+
+    `unknown_client`: the policy has clients, and this is none of them. A rule without
+    `clients` would open the host to everybody.
     """
 
     line: str | None
     private: bool = False
     obstacle: str = ""
+    unknown_client: bool = False
 
 
 def propose(record: Record, policy: CompiledPolicy) -> Proposal | None:
@@ -71,7 +75,17 @@ def propose(record: Record, policy: CompiledPolicy) -> Proposal | None:
             None,
             obstacle=f"its body is judged by {names}, and such a rule would open it for every body",
         )
-    fields = dict(_fields(asked, request, policy))
+    clients = clients_of(policy, asked)
+    if policy.source.clients and not clients:
+        return Proposal(None, unknown_client=True)
+    return _tried(
+        dict(_fields(asked, request, policy, clients)), record, request, policy
+    )
+
+
+def _tried(
+    fields: dict[str, str], record: Record, request: Request, policy: CompiledPolicy
+) -> Proposal | None:
     if _is_private_below(policy, record, request):
         fields["private"] = "true"
     try:
@@ -94,12 +108,14 @@ def _in_an_open_tunnel(record: Record) -> Record:
 
 
 def _fields(
-    record: Record, request: Request, policy: CompiledPolicy
+    record: Record,
+    request: Request,
+    policy: CompiledPolicy,
+    clients: tuple[str, ...],
 ) -> Iterator[tuple[str, str]]:
     host = request.host.text
     yield "name", _new_name(host, policy)
     yield "action", "allow"
-    clients = clients_of(policy, record)
     if clients:
         yield "clients", f"[{_yaml(clients[0])}]"
     yield "hosts", f"[{_yaml(host)}]"

@@ -37,10 +37,13 @@ class Failure(NamedTuple):
 
 @dataclass(slots=True)
 class FailureGroup:
-    """Failures with one cause, one sentence and one host."""
+    """Failures with one cause, one sentence and one host.
+
+    `facts`, `newest` and `clients` are of the groups that are shown.
+    """
 
     cause: KnownCause
-    facts: dict[str, str]
+    facts: dict[str, str] | None
     count: int = 0
     first: str = ""
     last: str = ""
@@ -48,11 +51,14 @@ class FailureGroup:
     clients: dict[str, None] = field(default_factory=dict)
 
     def add(self, failure: Failure) -> None:
-        """Count a failure; they come in the order of time."""
+        """Count a failure; the newest comes first."""
         self.count += 1
-        self.first = self.first or failure.record.time
-        self.last = failure.record.time
-        self.newest = [failure, *self.newest[: NEWEST_LIMIT - 1]]
+        self.first = failure.record.time
+        self.last = self.last or failure.record.time
+        if self.facts is None:
+            return
+        if len(self.newest) < NEWEST_LIMIT:
+            self.newest.append(failure)
         if len(self.clients) < _CLIENTS_LIMIT:
             self.clients[failure.record.client] = None
 
@@ -62,9 +68,11 @@ def failures_among(records: Iterable[Record]) -> Iterator[Failure]:
     return (Failure(record, cause) for record in records if (cause := judge(record)))
 
 
-def group(failures: Iterable[Failure]) -> tuple[list[FailureGroup], int]:
-    """Group failures by cause, sentence and host, the newest group first; count those
-    of groups beyond the limit.
+def group(failures: Iterable[Failure], shown: int) -> tuple[list[FailureGroup], int]:
+    """Group failures, the newest first, by cause, sentence and host; count those of
+    groups beyond the limit.
+
+    The newest group comes first. The first `shown` keep their newest failures.
     """
     groups: dict[tuple[str, str, str], FailureGroup] = {}
     beyond = 0
@@ -80,9 +88,10 @@ def group(failures: Iterable[Failure]) -> tuple[list[FailureGroup], int]:
             beyond += 1
             continue
         if found is None:
-            found = groups[key] = FailureGroup(failure.cause, facts)
+            kept = facts if len(groups) < shown else None
+            found = groups[key] = FailureGroup(failure.cause, kept)
         found.add(failure)
-    return sorted(groups.values(), key=lambda group: group.last, reverse=True), beyond
+    return list(groups.values()), beyond
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,26 +147,27 @@ class Search:
     others: dict[str, Record] = field(default_factory=dict)
     unknown_ids: frozenset[str] = frozenset()
 
-    def groups(
-        self, records: Iterable[Record], standing: Mapping[str, str] = {}
-    ) -> list[FailureGroup]:
-        """Group the failures among records, which come in the order of time.
-
-        `standing` are the IDs of records that stand for others that are asked about.
+    def ask_for(self, standing: Mapping[str, str]) -> None:
+        """Ask about the records that stand for others which are asked about, by the IDs
+        of these.
         """
-        self.question = replace(
-            self.question,
-            ids=frozenset(standing.get(one, one) for one in self.question.ids),
-        )
+        ids = (standing.get(one, one) for one in self.question.ids)
+        self.question = replace(self.question, ids=frozenset(ids))
+
+    def groups(self, records: Iterable[Record], shown: int) -> list[FailureGroup]:
+        """Group the failures among records, of which the newest comes first."""
         self.unknown_ids = self.question.ids
-        groups, self.beyond = group(self._asked(records))
+        groups, self.beyond = group(self._asked(records), shown)
         return groups
 
     def _asked(self, records: Iterable[Record]) -> Iterator[Failure]:
+        failed: set[str] = set()
         for failure in filter(self._is_asked, failures_among(self._noted(records))):
             self.failed += 1
-            self.others.pop(failure.record.request_id, None)
+            failed |= {failure.record.request_id} & self.question.ids
             yield failure
+        for one in failed:
+            self.others.pop(one, None)
 
     def _is_asked(self, failure: Failure) -> bool:
         is_late = (
@@ -170,7 +180,7 @@ class Search:
     def _noted(self, records: Iterable[Record]) -> Iterator[Record]:
         for record in records:
             if record.request_id in self.question.ids:
-                self.others[record.request_id] = record
+                self.others.setdefault(record.request_id, record)
                 self.unknown_ids -= {record.request_id}
             yield record
 

@@ -568,7 +568,7 @@ def _bodies_down(view: Snapshot) -> Iterator[str]:
     "secret-unavailable",
     "0m",
     "A secret is unavailable",
-    f"Requests that need it are denied. {STORE_ONE_LINE} {_SECRETS_LOG}.",
+    f"Requests that need it are denied. {STORE_ONE_LINE} For a fetched one: {_SECRETS_LOG}.",
 )
 def _secret_unavailable(view: Snapshot) -> Iterator[str]:
     yield from (row.problem for row in secret_rows(view) if row.problem)
