@@ -122,6 +122,10 @@ class Database:
             resource.setrlimit(resource.RLIMIT_FSIZE, (room(self.spill), most))
         try:
             yield
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise MemoryError from error  # rows of our own, which Python writes
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
 
@@ -175,7 +179,7 @@ def open_database(
             ) as connection:
                 connection.execute("SET enable_progress_bar = false")
                 yield Database(connection, spill)
-        except (duckdb.Error, MemoryError, OSError) as error:
+        except (duckdb.Error, MemoryError) as error:
             if not is_short_of_room(error):
                 raise
             bounds = f"DuckDB has {memory_limit}, and half of the free space of {spill.parent}"
@@ -187,8 +191,6 @@ def is_short_of_room(error: BaseException) -> bool:
     """Whether memory or the disk did not suffice."""
     import duckdb
 
-    if isinstance(error, OSError):
-        return error.errno in _FULL
     if isinstance(error, duckdb.IOException):
         return _NOT_WRITTEN in str(error)
     return isinstance(error, duckdb.OutOfMemoryException | MemoryError)
