@@ -32,7 +32,7 @@ def test_a_long_log_is_read_within_500_megabytes(tmp_path: Path) -> None:
             [sys.executable, "-c", PEAK, command, str(log), "--policy", str(tmp_path)],
             capture_output=True,
             text=True,
-            check=True,
+            check=False,  # `why` exits with 1 where something failed
             env={**os.environ, "TMPDIR": str(tmp_path)},
         )
         assert run.stdout

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from squidkeeper.record.log.listing import shown_field
-from squidkeeper.record.log.record import NONE, redacted_url, truncate
+from squidkeeper.record.log.record import NONE, decode_field, redacted_url, truncate
 from squidkeeper.record.report import figures
 from squidkeeper.record.report.period import client_label, utc
 
