@@ -23,6 +23,7 @@ except SystemExit:
 """
 
 
+@pytest.mark.system
 @pytest.mark.long
 def test_a_long_log_is_read_within_500_megabytes(tmp_path: Path) -> None:
     log = tmp_path / "access.log"

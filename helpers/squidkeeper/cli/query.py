@@ -64,8 +64,8 @@ def query(
     \b
     Exit status:
       1  The SELECT was refused or failed.
-      2  A log cannot be read, memory is too short, or a gateway of --fleet is missing:
-         then there is no file of --output.
+      2  A log cannot be read, memory is too short, or a gateway of --fleet is
+         missing: then there is no file of --output.
     """
     from squidkeeper.record.table.database import (
         bound_memory,
